@@ -1,0 +1,2 @@
+"""Breakeven."""
+__version__ = "0.1.0"

@@ -1,0 +1,23 @@
+"""The errors a person can meet. Their text says what to do next; the command line prints it as one line."""
+
+from __future__ import annotations
+
+
+class BreakevenError(Exception):
+    """Something went wrong here (exit status 1)."""
+
+    exit_status = 1
+
+
+class UserError(BreakevenError):
+    """What the user gave cannot be used (exit status 2)."""
+
+    exit_status = 2
+
+
+class EngineError(BreakevenError):
+    """An engine failed, died or answered nonsense; the text carries its last log lines."""
+
+
+class NotSupportedError(UserError):
+    """This build, machine or model cannot do what was asked; the text says what can."""
