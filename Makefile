@@ -1,0 +1,29 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`. Each sets up .venv by itself, once.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.ready
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)
+	$(BIN)/breakeven compare --demo --out results/demo
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Every dependency comes from constraints.txt and is checked against its hash. The package itself cannot carry a
+# hash, so it is installed apart, with the pinned build back end.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --no-input --disable-pip-version-check --require-hashes -r constraints.txt
+	$(BIN)/pip install --quiet --no-input --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf .venv results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,128 @@
+"""The command line's root: finds the verb, loads only that verb's module, and turns errors into one line each.
+
+It parses nothing but its own two options, so that `breakeven --help` costs no more than starting Python.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NamedTuple
+
+from breakeven import __version__
+from breakeven.errors import BreakevenError, UserError
+
+INTERRUPTED = 130
+
+
+class Verb(NamedTuple):
+    """A verb's module (which exports `app: typer.Typer`) and its line in the help."""
+
+    module: str
+    help: str
+
+
+VERBS: dict[str, Verb] = {
+    "compare": Verb("breakeven.cli.compare", "Measure two or more models side by side and say which wins here."),
+    "models": Verb("breakeven.cli.models", "List the catalogue, or show one model: counts, bytes, KV, experts."),
+    "machine": Verb("breakeven.cli.machine", "Describe this machine as an engine sees it."),
+    "synth": Verb("breakeven.cli.synth", "Write a weight file of a model's exact shapes, without its weights."),
+    "cache": Verb("breakeven.cli.cache", "List or prune the weight files written so far."),
+    "experts": Verb("breakeven.cli.experts", "Turn a dense weight file into a Mixture-of-Experts one."),
+    "trace": Verb("breakeven.cli.trace", "Show which experts a text is routed to."),
+    "profile": Verb("breakeven.cli.profile", "Show where a model's time goes, by kind of node."),
+}
+
+
+def help_text() -> str:
+    """The root's help."""
+    lines = [f"  {name:<9} {verb.help}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "Usage: breakeven VERB [OPTIONS] [ARGS]...",
+            "",
+            "Mixture-of-Experts or dense: which language model should run here, and at what load does the answer flip?",
+            "",
+            "Verbs:",
+            *lines,
+            "",
+            "Options:",
+            "  --version  Print the version.",
+            "  --help     Print this; `breakeven VERB --help` explains a verb.",
+            "",
+        ]
+    )
+
+
+def run_verb(name: str, args: list[str]) -> int:
+    """Load the verb `name` and run it; returns its exit status. Raises UserError when there is no such verb."""
+    if name not in VERBS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, VERBS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the verbs are {', '.join(VERBS)}."
+        what = "option" if name.startswith("-") else "verb"
+        raise UserError(f"no such {what}: {name}; {hint}")
+    from importlib import import_module
+
+    from typer.main import get_command
+
+    command = get_command(import_module(VERBS[name].module).app)
+    status = command.main(args, prog_name=f"breakeven {name}", standalone_mode=False)
+    # Outside standalone mode the command's own return value comes back; only an integer is a status.
+    return status if isinstance(status, int) else 0
+
+
+def dispatch(args: list[str]) -> int:
+    """Run one command line (without the program's name); returns the exit status."""
+    if not args or args[0] in ("--help", "-h", "help"):
+        sys.stdout.write(help_text())
+        return 0 if args else UserError.exit_status
+    if args[0] == "--version":
+        sys.stdout.write(f"breakeven {__version__}\n")
+        return 0
+    return run_verb(args[0], args[1:])
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks, for standard error."""
+    return " ".join(text.split())
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"breakeven: {one_line(text)}\n")
+
+
+def _run(args: list[str]) -> int:
+    try:
+        status = dispatch(args)
+        sys.stdout.flush()
+    except BreakevenError as error:
+        _complain(str(error))
+        return error.exit_status
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) left: nothing more to say, and Python's flush at exit must not say it either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        # typer is imported by now if it is what raised; importing it at the top would cost --help 0.1 s.
+        from typer import Abort
+        from typer.exceptions import TyperException
+
+        if isinstance(error, Abort):
+            status = INTERRUPTED
+        elif isinstance(error, TyperException):
+            _complain(f"{error.format_message()} Try: breakeven {args[0]} --help")
+            return error.exit_code
+        else:
+            raise
+    if status == INTERRUPTED:
+        _complain("interrupted.")
+    return status
+
+
+def main() -> None:
+    """Entry point of the `breakeven` command."""
+    sys.exit(_run(sys.argv[1:]))
