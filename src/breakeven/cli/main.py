@@ -13,6 +13,7 @@ from breakeven import __version__
 from breakeven.errors import BreakevenError, UserError
 
 INTERRUPTED = 130
+COMPLETION_OPTIONS = ("install_completion", "show_completion")
 
 
 class Verb(NamedTuple):
@@ -68,6 +69,8 @@ def run_verb(name: str, args: list[str]) -> int:
     from typer.main import get_command
 
     command = get_command(import_module(VERBS[name].module).app)
+    # typer gives every app its own completion options, which would complete `breakeven`, not one verb of it.
+    command.params = [param for param in command.params if param.name not in COMPLETION_OPTIONS]
     status = command.main(args, prog_name=f"breakeven {name}", standalone_mode=False)
     # Outside standalone mode the command's own return value comes back; only an integer is a status.
     return status if isinstance(status, int) else 0
@@ -114,7 +117,9 @@ def _run(args: list[str]) -> int:
         if isinstance(error, Abort):
             status = INTERRUPTED
         elif isinstance(error, TyperException):
-            _complain(f"{error.format_message()} Try: breakeven {args[0]} --help")
+            # A verb called without anything has printed its help already and has no message.
+            if text := error.format_message().rstrip("."):
+                _complain(f"{text}. Try: breakeven {args[0]} --help")
             return error.exit_code
         else:
             raise
