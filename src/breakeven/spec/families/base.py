@@ -1,0 +1,30 @@
+"""What Breakeven knows about one model family: how to read its configuration and how to write its GGUF metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from breakeven.spec.model import ModelSpec
+
+GgufValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
+"""A metadata value; a whole number is written as uint32, a list as an array of its elements' type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family, all of it data and two functions.
+
+    `model_types`: the `model_type` values of Hugging Face configurations it reads.
+    `gguf_architecture`: llama.cpp's name; None when Breakeven can count the family but not write files of it yet.
+    `from_config(config, name, source)`: the text model of a configuration; raises UserError naming a missing fact.
+    `gguf_metadata(spec)`: architecture keys without the tokenizer's, e.g. `olmoe.block_count`.
+    `tensor_names`: tensors that llama.cpp keeps under another stem in this family.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    gguf_architecture: str | None
+    from_config: Callable[[Mapping[str, object], str, str], ModelSpec]
+    gguf_metadata: Callable[[ModelSpec], dict[str, GgufValue]]
+    tensor_names: Mapping[str, str] = field(default_factory=dict)
