@@ -1,0 +1,129 @@
+"""A backend: an engine with a model loaded, reachable at a URL.
+
+What is measured only ever sees this value; how the engine was started, and by whom, stays with whoever started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from dataclasses import dataclass
+from http.client import HTTPResponse
+from pathlib import Path
+
+LLAMA_CPP = "llama.cpp"
+KEY_VARIABLES = ("BREAKEVEN_API_KEY", "OPENAI_API_KEY")
+"""Environment variables a key may come from, the first that is set wins."""
+
+_TAKES_TOKEN_IDS = frozenset({LLAMA_CPP, "vllm"})
+_TOKENIZE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Memory of one process in bytes. `peak_rss_bytes` is its high-water mark, the other two are as of now.
+
+    Anonymous pages are what the engine allocated (KV cache, compute buffers, repacked copies of weights); file
+    pages are the mapped weight file.
+    """
+
+    peak_rss_bytes: int
+    anonymous_bytes: int
+    file_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Where to send requests for one model, and what is known of the engine behind it.
+
+    `url` ends before `/v1`. `api_key_env` is the *name* of the environment variable that holds the key, never the
+    key. `settings` repeats the run: engine, build and flags as strings. `pid` and `load_s` are None for an engine
+    we did not start.
+    """
+
+    url: str
+    model: str
+    api_key_env: str | None
+    settings: dict[str, str]
+    pid: int | None
+    load_s: float | None
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine, "unknown" when it does not tell."""
+        return self.settings.get("engine", "unknown")
+
+    @property
+    def takes_token_ids(self) -> bool:
+        """True when `/v1/completions` accepts a list of token ids as its prompt."""
+        return self.engine in _TAKES_TOKEN_IDS
+
+    @property
+    def takes_extra_fields(self) -> bool:
+        """True when fields beyond OpenAI's, such as `ignore_eos`, do not make it refuse a request."""
+        return self.settings.get("extra_fields") != "refused"
+
+    def headers(self) -> dict[str, str]:
+        """HTTP headers every request needs; the key is read from the environment here and kept nowhere."""
+        key = os.environ.get(self.api_key_env, "") if self.api_key_env else ""
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def memory(self) -> MemoryUse | None:
+        """Memory of the engine's process, None when it is not ours, has ended, or the system does not tell."""
+        return process_memory(self.pid) if self.pid is not None else None
+
+    def peak_rss_bytes(self) -> int | None:
+        """Largest resident set the engine's process has had so far, in bytes; None as for `memory`."""
+        memory = self.memory()
+        return memory.peak_rss_bytes if memory else None
+
+    def tokenize(self, text: str) -> list[int] | None:
+        """Token ids of `text` without special tokens, None when this engine has no way to ask."""
+        if self.engine != LLAMA_CPP:
+            return None
+        body = json.dumps({"content": text, "add_special": False}).encode()
+        headers = {"Content-Type": "application/json", **self.headers()}
+        request = urllib.request.Request(f"{self.url}/tokenize", data=body, headers=headers)
+        try:
+            with open_url(request, timeout_s=_TOKENIZE_TIMEOUT_S) as response:
+                tokens = json.load(response).get("tokens")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return tokens if isinstance(tokens, list) and all(isinstance(token, int) for token in tokens) else None
+
+
+def process_memory(pid: int) -> MemoryUse | None:
+    """Memory of process `pid`, from `/proc/PID/status` (VmHWM, RssAnon, RssFile); None when it cannot be read."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = {}
+    for line in lines:
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if len(words) == 2 and words[1] == "kB":
+            sizes[name] = int(words[0]) * 1024
+    if "VmHWM" not in sizes:  # a zombie has no memory lines left
+        return None
+    return MemoryUse(sizes["VmHWM"], sizes.get("RssAnon", 0), sizes.get("RssFile", 0))
+
+
+def open_url(request: urllib.request.Request | str, *, timeout_s: float) -> HTTPResponse:
+    """Open a URL without any proxy, as the load client does. Raises OSError (HTTPError for a status of 400 or more)."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+    response: HTTPResponse = opener.open(request, timeout=timeout_s)
+    return response
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: following one could carry a key to another host."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def key_variable() -> str | None:
+    """Name of the environment variable that holds an API key, None when none does."""
+    return next((name for name in KEY_VARIABLES if os.environ.get(name)), None)

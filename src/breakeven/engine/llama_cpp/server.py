@@ -1,0 +1,216 @@
+"""A llama.cpp server as a resource: it is up inside the `with` block and gone after it, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal
+
+import msgspec
+
+from breakeven.engine.backend import LLAMA_CPP, Backend, MemoryUse, open_url, process_memory
+from breakeven.engine.llama_cpp.settings import KvType, ServerReady, ServerSettings, available_threads
+from breakeven.errors import EngineError, UserError
+
+_POLL_S = 0.02
+_LOG_LINES = 6
+_LOG_TAIL_BYTES = 16_384
+_TIMESTAMP = re.compile(r"^\d+(\.\d+)+ [A-Z] ")
+
+
+class LlamaCppServer:
+    """Context manager: starts llama.cpp on one GGUF in a child process and gives its `Backend`.
+
+    Enter it from a thread that outlives it (the main thread): on Linux the child is killed when the thread that
+    started it ends. `wait_policy` "passive" lets idle engine threads sleep, which costs a few per cent on a quiet
+    machine and saves the run on a shared one; None leaves the engine's default.
+
+    Raises UserError for settings that cannot be, EngineError (with the last log lines) when the model does not load.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        context: int,
+        slots: int,
+        log: Path,
+        threads: int | None = None,
+        batch: int = 2048,
+        flash_attention: bool | None = None,
+        kv_type: KvType = "f16",
+        gpu_layers: int = 0,
+        repack: bool = True,
+        wait_policy: Literal["active", "passive"] | None = None,
+        name: str | None = None,
+        ready_timeout_s: float = 1800.0,
+    ) -> None:
+        threads = available_threads() if threads is None else threads
+        for what, number in {"threads": threads, "context": context, "slots": slots, "batch": batch}.items():
+            if number < 1:
+                raise UserError(f"{what} is {number}; give 1 or more")
+        self.settings = ServerSettings(
+            model=str(model),
+            threads=threads,
+            context=context,
+            slots=slots,
+            batch=batch,
+            flash_attention=flash_attention,
+            kv_type=kv_type,
+            gpu_layers=gpu_layers,
+            repack=repack,
+        )
+        self.log = log
+        self._name = name or model.stem
+        self._wait_policy = wait_policy
+        self._ready_timeout_s = ready_timeout_s
+        self._child: subprocess.Popen[bytes] | None = None
+        self._last_memory: MemoryUse | None = None
+
+    def __enter__(self) -> Backend:
+        model = Path(self.settings.model)
+        if not model.is_file():
+            raise UserError(f"{model} does not exist or is not a file; give the path of a GGUF file")
+        started = time.monotonic()
+        try:
+            ready = self._spawn(started)
+            self._wait_healthy(ready.url, started)
+        except BaseException:
+            self._stop()
+            raise
+        load_s = time.monotonic() - started
+        assert self._child is not None
+        settings = {
+            "engine": LLAMA_CPP,
+            "build": f"xllamacpp {ready.engine_version}",
+            "ggml": f"{ready.ggml_version} ({ready.ggml_commit})",
+            "kernels": ready.kernels,
+            **self.settings.as_strings(),
+            "wait_policy": self._wait_policy or "default",
+        }
+        return Backend(ready.url, self._name, None, settings, self._child.pid, load_s)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def memory(self) -> MemoryUse | None:
+        """Memory of the child now, or as it was when it was stopped; None before the start."""
+        if self._child is not None:
+            self._last_memory = process_memory(self._child.pid) or self._last_memory
+        return self._last_memory
+
+    def check_alive(self) -> None:
+        """Raise EngineError, with the engine's last words, when the child has ended by itself."""
+        if self._child is None or self._child.poll() is None:
+            return
+        raise EngineError(f"llama.cpp ended while running {self._name} ({self._how_it_ended()}){self._last_words()}")
+
+    def _spawn(self, started: float) -> ServerReady:
+        """Start the child and wait for its one message."""
+        settings = msgspec.structs.replace(self.settings, parent_pid=os.getpid())
+        environment = dict(os.environ)
+        if self._wait_policy:
+            environment["OMP_WAIT_POLICY"] = self._wait_policy.upper()
+        read_fd, write_fd = os.pipe()
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with self.log.open("wb") as log:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-m", "breakeven.engine.llama_cpp.child", str(write_fd)],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(write_fd,),
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C is for us to handle; we then stop the child
+                )
+        except OSError as error:
+            os.close(read_fd)
+            raise EngineError(f"llama.cpp could not be started: {error}") from error
+        finally:
+            os.close(write_fd)
+        assert self._child.stdin is not None
+        with os.fdopen(read_fd, "rb", buffering=0) as pipe:
+            try:
+                # Left open: its end tells the child that we are gone.
+                self._child.stdin.write(msgspec.json.encode(settings) + b"\n")
+                self._child.stdin.flush()
+            except BrokenPipeError:
+                raise self._load_error() from None
+            message = self._read_all(pipe, started)
+        try:
+            return msgspec.json.decode(message, type=ServerReady)
+        except msgspec.DecodeError:
+            raise self._load_error() from None
+
+    def _read_all(self, pipe: IO[bytes], started: float) -> bytes:
+        message = b""
+        while True:
+            left = self._ready_timeout_s - (time.monotonic() - started)
+            if left <= 0 or not select.select([pipe], [], [], left)[0]:
+                waited = f"within {self._ready_timeout_s:.0f} s"
+                raise EngineError(f"llama.cpp did not load {self.settings.model} {waited}{self._last_words()}")
+            part = pipe.read(4096)
+            if not part:
+                return message
+            message += part
+
+    def _wait_healthy(self, url: str, started: float) -> None:
+        while True:
+            try:
+                with open_url(f"{url}/health", timeout_s=10.0):
+                    return
+            except (OSError, ValueError):
+                self.check_alive()
+            if time.monotonic() - started > self._ready_timeout_s:
+                raise EngineError(f"llama.cpp loaded the model but does not answer at {url}{self._last_words()}")
+            time.sleep(_POLL_S)
+
+    def _load_error(self) -> EngineError:
+        if self._child is not None:
+            try:
+                self._child.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+        return EngineError(f"llama.cpp could not load {self.settings.model}{self._last_words()}")
+
+    def _how_it_ended(self) -> str:
+        code = self._child.returncode if self._child else None
+        return f"killed by signal {-code}" if code is not None and code < 0 else f"exit status {code}"
+
+    def _last_words(self) -> str:
+        """The last log lines that matter, as the tail of an error's one line."""
+        lines = log_tail(self.log)
+        return f"; its log {self.log} ends: {' | '.join(lines)}" if lines else f"; its log {self.log} is empty"
+
+    def _stop(self) -> None:
+        child = self._child
+        if child is None:
+            return
+        self.memory()
+        # It holds nothing worth a slow goodbye.
+        child.kill()
+        child.wait()
+        if child.stdin:
+            child.stdin.close()
+
+
+def log_tail(log: Path, lines: int = _LOG_LINES) -> list[str]:
+    """The last `lines` lines of an engine's log, those that llama.cpp marks as errors when there are any."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in found if " E " in line[:16] or line.startswith(("GGML_ASSERT", "terminate called"))]
+    return [_TIMESTAMP.sub("", line) for line in (errors or found)[-lines:]]

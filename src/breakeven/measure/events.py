@@ -1,0 +1,223 @@
+"""The event log: what happened, in the order it happened, one JSON object a line.
+
+It is the truth every statistic is computed from, so it only grows, each event is on its way to the disk when `append`
+returns, and a run that was killed is resumed from it. All times ending in `_ns` are of one monotonic clock and mean
+something only relative to each other within one run of the process.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, TypeAlias
+
+import msgspec
+
+from breakeven.errors import BreakevenError
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
+    pass
+
+
+class StudyStarted(_Event, frozen=True, tag="study_started"):
+    """A run begins, or resumes. `fingerprint` identifies its configuration; only equal ones may share a log."""
+
+    fingerprint: str
+    version: str
+    started_at: str
+    """ISO 8601, UTC."""
+    command: str
+    seed: int
+    resumed: bool = False
+
+
+class BackendReady(_Event, frozen=True, tag="backend_ready"):
+    """A candidate answers. `settings` repeats how it was started."""
+
+    model: str
+    settings: dict[str, str]
+    load_s: float | None = None
+    peak_rss_bytes: int | None = None
+
+
+class BlockStarted(_Event, frozen=True, tag="block_started"):
+    """A group of requests, issued together, is about to start. `round` counts the pairings it belongs to."""
+
+    block: str
+    model: str
+    streams: int
+    prompt_tokens: int
+    output_tokens: int
+    at_ns: int
+    round: int = 0
+    attempt: int = 1
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the server says it counted, in tokens. `cached_tokens`: prompt tokens it did not have to process."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int | None = None
+
+
+class ServerTimings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """llama.cpp's own account of one request: tokens processed (`_n`) and milliseconds (`_ms`) per phase.
+
+    `predicted_ms` runs from the first token to the last, so it covers `predicted_n - 1` decode steps
+    (llama.cpp, tools/server, server_slot_stats).
+    """
+
+    prompt_n: int
+    prompt_ms: float
+    predicted_n: int
+    predicted_ms: float
+    cache_n: int = 0
+
+
+class RequestDone(_Event, frozen=True, tag="request_done"):
+    """One request, from its due time to its end.
+
+    `due_ns` when the schedule wanted it sent, `sent_ns` when it was, `headers_ns` when the response began, `first_ns`
+    and `last_ns` when the first and last output arrived, `done_ns` when all was over; None: it never came to that.
+    `chunk_ns[i]` is when the i-th piece of output arrived and `chunk_tokens[i]` how many tokens it carried, which only
+    some engines tell (None: not told). `error` is a kind from `breakeven.measure.client.ERROR_KINDS` or
+    `http_<status>`; `detail` says it in words. `anomalies` are oddities of a stream that was still usable.
+    """
+
+    block: str
+    model: str
+    stream: int
+    prompt_tokens: int
+    output_tokens: int
+    due_ns: int
+    sent_ns: int
+    done_ns: int
+    headers_ns: int | None = None
+    first_ns: int | None = None
+    last_ns: int | None = None
+    chunk_ns: list[int] = []
+    chunk_tokens: list[int] | None = None
+    usage: Usage | None = None
+    server_timings: ServerTimings | None = None
+    error: str | None = None
+    detail: str | None = None
+    anomalies: list[str] = []
+
+
+class NoiseSample(_Event, frozen=True, tag="noise_sample"):
+    """How quiet the machine was during one block. None: this machine does not tell."""
+
+    block: str
+    at_ns: int
+    other_cpu_share: float | None = None
+    steal_share: float | None = None
+    swap_bytes: int | None = None
+    clock_mhz_low: float | None = None
+    clock_mhz_high: float | None = None
+    temperature_c_high: float | None = None
+
+
+class BlockDone(_Event, frozen=True, tag="block_done"):
+    """A block is over. Only blocks with this event count; `ok` False or `flagged` reasons keep it out of statistics."""
+
+    block: str
+    ok: bool
+    at_ns: int
+    flagged: list[str] = []
+
+
+class StudyStopped(_Event, frozen=True, tag="study_stopped"):
+    """The run ends. `because`: precision, budget, interrupted or failed."""
+
+    because: str
+    measured_s: float
+    detail: str | None = None
+
+
+Event: TypeAlias = StudyStarted | BackendReady | BlockStarted | RequestDone | NoiseSample | BlockDone | StudyStopped
+
+_decoder = msgspec.json.Decoder(Event)
+
+
+class EventWriter:
+    """Appends events to a log, after cutting off the torn last line a killed run may have left.
+
+    `append` hands the event to the system at once and, for the end of a block, waits until the disk has it.
+    Raises BreakevenError when the log cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = path.open("a+b", buffering=0)
+            _cut_torn_line(self._file)
+        except OSError as error:
+            raise BreakevenError(f"cannot write {path}: {error.strerror}; give another output directory") from error
+
+    def __enter__(self) -> EventWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def append(self, event: Event) -> None:
+        """Add one event. A BlockDone, and the end of the study, are on the disk when this returns."""
+        line = msgspec.json.encode(event) + b"\n"
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+            if isinstance(event, BlockDone | StudyStopped):
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"{error.strerror}"
+            raise BreakevenError(
+                f"{why}: could not write {self.path}; every block finished before this one is kept there, "
+                "make room and run the same command with --resume"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file. Appending afterwards is an error."""
+        self._file.close()
+
+
+def read_events(path: Path) -> list[Event]:
+    """All events of a log in order. A last line without an end, left by a killed run, is skipped.
+
+    Raises BreakevenError naming file and line for any other line that is not an event.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise BreakevenError(f"cannot read {path}: {error.strerror}") from error
+    events: list[Event] = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            events.append(_decoder.decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BreakevenError(
+                f"{path}, line {number}: not an event ({error}); remove that line or start in another directory"
+            ) from error
+    return events
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    """Shorten `file` to end after its last newline, so that what is appended starts on a line of its own."""
+    size = file.seek(0, os.SEEK_END)
+    end = size
+    while end > 0:
+        start = max(0, end - 65_536)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        file.truncate(end)

@@ -1,0 +1,75 @@
+"""One request to an engine: what is asked, and the bytes that ask it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from breakeven.engine.backend import Backend
+
+STALL_TIMEOUT_S = 600.0
+"""No byte for this long ends a request. Generous: a long prompt on a slow CPU is silent for minutes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One completion to ask for.
+
+    `prompt` is token ids where the backend takes them (no tokenising on the hot path), else text; `prompt_tokens` is
+    its length. `chat` sends the text as one user message. `ignore_eos` asks for exactly `max_tokens` tokens, and
+    fewer is then an error. `due_ns` None: due when it is issued. `total_timeout_s` bounds the whole request.
+    """
+
+    block: str
+    stream: int
+    prompt: str | list[int]
+    prompt_tokens: int
+    max_tokens: int
+    chat: bool = False
+    ignore_eos: bool = True
+    temperature: float = 0.0
+    seed: int | None = None
+    top_k: int | None = None
+    due_ns: int | None = None
+    stall_timeout_s: float = STALL_TIMEOUT_S
+    total_timeout_s: float | None = None
+
+    def path(self) -> str:
+        """Where it goes, below the backend's URL."""
+        return "/v1/chat/completions" if self.chat else "/v1/completions"
+
+    def body(self, backend: Backend) -> bytes:
+        """JSON in the dialect of the backend's engine. Raises ValueError for token ids it does not take."""
+        fields: dict[str, Any] = {
+            "model": backend.model,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "stream": True,
+        }
+        options: dict[str, bool] = {"include_usage": True}
+        if isinstance(self.prompt, str):
+            if self.chat:
+                fields["messages"] = [{"role": "user", "content": self.prompt}]
+            else:
+                fields["prompt"] = self.prompt
+        elif self.chat or not backend.takes_token_ids:
+            raise ValueError(f"{backend.engine} at {backend.url} takes text, not token ids")
+        else:
+            fields["prompt"] = self.prompt
+        if self.seed is not None:
+            fields["seed"] = self.seed
+        if backend.takes_extra_fields:
+            if self.ignore_eos:
+                fields["ignore_eos"] = True
+            if self.top_k is not None:
+                fields["top_k"] = self.top_k
+        # Both make each piece of the stream say how many tokens came so far: a chunk is not a token.
+        if backend.engine == "llama.cpp":
+            fields["timings_per_token"] = True
+            fields["cache_prompt"] = False
+        elif backend.engine == "vllm":
+            options["continuous_usage_stats"] = True
+        fields["stream_options"] = options
+        return msgspec.json.encode(fields)

@@ -1,0 +1,44 @@
+"""Server-sent events from bytes, as they come: cut anywhere, ended by LF, CR or CRLF, several in one piece.
+
+Grammar: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation. Only `data`
+fields matter here; comments and other fields are dropped.
+"""
+
+from __future__ import annotations
+
+MAX_EVENT_BYTES = 1 << 20
+"""More than this without an end is not an event stream."""
+
+
+class SseParser:
+    """Feed bytes, get the data of every event they complete."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """Data of the events completed by `piece`. Raises ValueError for an event longer than MAX_EVENT_BYTES."""
+        events: list[bytes] = []
+        text = self._rest + piece
+        # A CR at the very end may be half of a CRLF: it waits for what follows.
+        held = b"\r" if text.endswith(b"\r") else b""
+        text = text[: len(text) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *lines, rest = text.split(b"\n")
+        self._rest = rest + held
+        for line in lines:
+            if not line:
+                if self._data:
+                    events.append(b"\n".join(self._data))
+                    self._data = []
+            elif line.startswith(b"data:"):
+                value = line[5:]
+                self._data.append(value[1:] if value.startswith(b" ") else value)
+        if len(self._rest) + sum(map(len, self._data)) > MAX_EVENT_BYTES:
+            raise ValueError(f"no end of event within {MAX_EVENT_BYTES} bytes")
+        return events
+
+    @property
+    def unfinished(self) -> bool:
+        """True when bytes of an event that never ended are left over."""
+        return bool(self._data) or bool(self._rest.strip())
