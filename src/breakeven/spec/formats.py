@@ -18,68 +18,23 @@ from enum import StrEnum
 
 from breakeven.errors import UserError
 from breakeven.spec.families import family_of
+from breakeven.spec.ggml import BLOCKS, FALLBACKS, GgmlType, block_bytes, block_size
 from breakeven.spec.model import Gqa, Mla, ModelSpec, MoeFfn, ShortConv
 from breakeven.spec.tensors import Tensor, tensors
 
-
-class GgmlType(StrEnum):
-    """How ggml stores the elements of one tensor; the value is ggml's own name."""
-
-    F32 = "F32"
-    F16 = "F16"
-    BF16 = "BF16"
-    Q4_0 = "Q4_0"
-    Q4_1 = "Q4_1"
-    Q5_0 = "Q5_0"
-    Q5_1 = "Q5_1"
-    Q8_0 = "Q8_0"
-    Q2_K = "Q2_K"
-    Q3_K = "Q3_K"
-    Q4_K = "Q4_K"
-    Q5_K = "Q5_K"
-    Q6_K = "Q6_K"
-    IQ2_XXS = "IQ2_XXS"
-    IQ2_XS = "IQ2_XS"
-    IQ4_NL = "IQ4_NL"
-    IQ4_XS = "IQ4_XS"
-    MXFP4 = "MXFP4"
-
+__all__ = [
+    "FORMATS",
+    "Format",
+    "GgmlType",
+    "block_bytes",
+    "block_size",
+    "category",
+    "format_named",
+    "tensor_bytes",
+    "tensor_types",
+]
 
 T = GgmlType
-
-BLOCKS: dict[GgmlType, tuple[int, int]] = {
-    T.F32: (1, 4),
-    T.F16: (1, 2),
-    T.BF16: (1, 2),
-    T.Q4_0: (32, 18),
-    T.Q4_1: (32, 20),
-    T.Q5_0: (32, 22),
-    T.Q5_1: (32, 24),
-    T.Q8_0: (32, 34),
-    T.IQ4_NL: (32, 18),
-    T.MXFP4: (32, 17),
-    T.Q2_K: (256, 84),
-    T.Q3_K: (256, 110),
-    T.Q4_K: (256, 144),
-    T.Q5_K: (256, 176),
-    T.Q6_K: (256, 210),
-    T.IQ2_XXS: (256, 66),
-    T.IQ2_XS: (256, 74),
-    T.IQ4_XS: (256, 136),
-}
-"""Elements and bytes of one block (ggml/src/ggml-common.h)."""
-
-FALLBACKS: dict[GgmlType, GgmlType] = {
-    T.Q2_K: T.Q4_0,
-    T.Q3_K: T.Q4_0,
-    T.Q4_K: T.Q5_0,
-    T.Q5_K: T.Q5_1,
-    T.Q6_K: T.Q8_0,
-    T.IQ2_XXS: T.IQ4_NL,
-    T.IQ2_XS: T.IQ4_NL,
-    T.IQ4_XS: T.IQ4_NL,
-}
-"""What a tensor gets when its rows are not whole 256-element blocks (`tensor_type_fallback`)."""
 
 
 class Category(StrEnum):
@@ -294,16 +249,6 @@ FORMATS: dict[str, Format] = {
 _DEPTH_OF_70B = {"llama": 80, "qwen2": 80}
 
 _KEPT_F32 = ("ffn_gate_inp.weight", "ssm_conv1d", "shortconv.conv.weight", "_norm.weight")
-
-
-def block_size(kind: GgmlType) -> int:
-    """Elements in one block of this type."""
-    return BLOCKS[kind][0]
-
-
-def block_bytes(kind: GgmlType) -> int:
-    """Bytes of one block of this type."""
-    return BLOCKS[kind][1]
 
 
 def format_named(name: str) -> Format:
