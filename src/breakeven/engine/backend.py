@@ -9,7 +9,7 @@ import json
 import os
 import urllib.request
 from dataclasses import dataclass
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 LLAMA_CPP = "llama.cpp"
@@ -88,7 +88,7 @@ class Backend:
         try:
             with open_url(request, timeout_s=_TOKENIZE_TIMEOUT_S) as response:
                 tokens = json.load(response).get("tokens")
-        except (OSError, ValueError, AttributeError):
+        except (OSError, HTTPException, ValueError, AttributeError):
             return None
         return tokens if isinstance(tokens, list) and all(isinstance(token, int) for token in tokens) else None
 
