@@ -1,0 +1,151 @@
+"""The root command as people meet it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import typer
+
+from breakeven import __version__
+from breakeven.cli import main as root
+from breakeven.errors import BreakevenError, EngineError, UserError
+
+CPU_LIMIT_S = 0.3
+
+
+def breakeven(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "breakeven.cli", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def verb(monkeypatch: pytest.MonkeyPatch, raises: BaseException | None = None) -> None:
+    """Register the verb `try`, which raises the given exception."""
+    app = typer.Typer()
+
+    @app.command()
+    def run(number: int = 0) -> None:
+        print(f"ran {number}")
+        if raises is not None:
+            raise raises
+
+    module = types.ModuleType("verb_for_tests")
+    module.app = app  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "verb_for_tests", module)
+    monkeypatch.setitem(root.VERBS, "try", root.Verb("verb_for_tests", "Only for tests."))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["breakeven", *args])
+    with pytest.raises(SystemExit) as stop:
+        root.main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_help_lists_every_verb() -> None:
+    done = breakeven("--help")
+    assert done.returncode == 0
+    for name, entry in root.VERBS.items():
+        assert f"  {name} " in done.stdout
+        assert entry.help in done.stdout
+
+
+def test_help_and_version_are_cheap() -> None:
+    for option, expected in (("--version", f"breakeven {__version__}\n"), ("--help", root.help_text())):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert breakeven(option).stdout == expected
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # CPU time, not wall time: a busy machine does not change it.
+        assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < CPU_LIMIT_S
+
+
+def test_help_loads_no_library() -> None:
+    code = (
+        "import sys; from breakeven.cli.main import dispatch; dispatch(['--help']); import breakeven;"
+        "sys.exit(' '.join({'typer', 'rich', 'numpy', 'pydantic', 'xllamacpp', 'altair'} & sys.modules.keys()) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_verb_help_is_shown_as_misuse() -> None:
+    done = breakeven()
+    assert done.returncode == 2
+    assert "Verbs:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (("compair",), "breakeven: no such verb: compair; did you mean compare?\n"),
+        (("qqq",), f"breakeven: no such verb: qqq; the verbs are {', '.join(root.VERBS)}.\n"),
+        (("--verbose",), "breakeven: no such option: --verbose"),
+        (("machine", "--nope"), "breakeven: No such option: --nope. Try: breakeven machine --help\n"),
+    ],
+)
+def test_misuse_is_one_line_and_status_2(args: tuple[str, ...], line: str) -> None:
+    done = breakeven(*args)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(UserError("no\nsuch  thing"), 2), (EngineError("it died"), 1), (BreakevenError("odd"), 1)]
+)
+def test_our_errors_are_one_line_with_their_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BreakevenError, status: int
+) -> None:
+    verb(monkeypatch, error)
+    assert run(monkeypatch, "try") == status
+    assert capsys.readouterr().err == f"breakeven: {' '.join(str(error).split())}\n"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), typer.Abort(), typer.Exit(130)])
+def test_an_interrupt_is_one_line_and_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    verb(monkeypatch, error)
+    assert run(monkeypatch, "try") == 130
+    assert capsys.readouterr().err == "breakeven: interrupted.\n"
+
+
+def test_status_and_arguments_reach_the_verb(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb(monkeypatch)
+    assert run(monkeypatch, "try", "--number", "7") == 0
+    assert capsys.readouterr().out == "ran 7\n"
+    assert run(monkeypatch, "try", "--number", "seven") == 2
+    verb(monkeypatch, typer.Exit(3))
+    assert run(monkeypatch, "try") == 3
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    verb(monkeypatch, ZeroDivisionError("bug"))
+    monkeypatch.setattr(sys, "argv", ["breakeven", "try"])
+    with pytest.raises(ZeroDivisionError):
+        root.main()
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    errors = tmp_path / "errors"
+    script = f"'{sys.executable}' -m breakeven.cli machine 2>'{errors}' | true"
+    assert subprocess.run(["bash", "-c", script], timeout=60, check=False).returncode == 0
+    assert errors.read_text() == ""
+
+
+def test_machine_speaks_json() -> None:
+    done = breakeven("machine", "--json")
+    assert done.returncode == 0
+    told = json.loads(done.stdout)
+    assert told["schema"] == "breakeven.machine/1"
+    assert told["logical_cores"] >= 1
+    assert f"{told['cpu']}" in breakeven("machine").stdout
