@@ -15,17 +15,19 @@ class SseParser:
 
     def __init__(self) -> None:
         self._rest = b""
+        self._after_cr = False
         self._data: list[bytes] = []
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Data of the events completed by `piece`. Raises ValueError for an event longer than MAX_EVENT_BYTES."""
         events: list[bytes] = []
-        text = self._rest + piece
-        # A CR at the very end may be half of a CRLF: it waits for what follows.
-        held = b"\r" if text.endswith(b"\r") else b""
-        text = text[: len(text) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *lines, rest = text.split(b"\n")
-        self._rest = rest + held
+        if self._after_cr and piece:
+            # A CR ended a line at once, so that no event waits for bytes to come; this may be its other half.
+            piece = piece.removeprefix(b"\n")
+            self._after_cr = False
+        self._after_cr = self._after_cr or piece.endswith(b"\r")
+        text = self._rest + piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *lines, self._rest = text.split(b"\n")
         for line in lines:
             if not line:
                 if self._data:

@@ -1,0 +1,150 @@
+"""Scripted arrival times give exactly the arithmetic."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from breakeven.measure.events import RequestDone, ServerTimings
+from breakeven.measure.metrics import (
+    block_metrics,
+    decode_tokens_per_s,
+    decode_window_ns,
+    prefill_tokens_per_s,
+    server_decode_tokens_per_s,
+    server_prefill_tokens_per_s,
+    token_gaps_s,
+)
+
+S = 1_000_000_000
+
+
+def request(
+    times: list[int], tokens: list[int] | None = None, output: int | None = None, **changes: Any
+) -> RequestDone:
+    """A finished request whose pieces arrived at `times`, each with one token unless told."""
+    counts = [1] * len(times) if tokens is None else tokens
+    fields: dict[str, Any] = {
+        "block": "b",
+        "model": "m",
+        "stream": 0,
+        "prompt_tokens": 100,
+        "output_tokens": sum(counts) if output is None else output,
+        "due_ns": 0,
+        "sent_ns": 0,
+        "headers_ns": 0,
+        "first_ns": times[0] if times else None,
+        "last_ns": times[-1] if times else None,
+        "done_ns": times[-1] if times else 0,
+        "chunk_ns": times,
+        "chunk_tokens": counts,
+    }
+    return RequestDone(**{**fields, **changes})
+
+
+increasing = st.lists(st.integers(1, 10**10), min_size=2, max_size=40).map(
+    lambda gaps: [sum(gaps[: i + 1]) for i in range(len(gaps))]
+)
+
+
+@given(increasing)
+def test_one_stream_is_tokens_less_one_over_the_time_between_first_and_last(times: list[int]) -> None:
+    expected = Fraction((len(times) - 1) * S, times[-1] - times[0])
+    rate = decode_tokens_per_s([request(times)])
+    assert rate == pytest.approx(float(expected), rel=1e-12)
+    gaps = token_gaps_s(request(times))
+    assert len(gaps) == len(times) - 1
+    assert sum(gaps) == pytest.approx((times[-1] - times[0]) / S, rel=1e-9)
+
+
+@given(increasing, st.integers(2, 8), st.integers(1, 1000))
+def test_streams_in_step_make_n_times_the_rate_wherever_they_stand_in_the_step(
+    times: list[int], streams: int, jitter: int
+) -> None:
+    """The order of delivery within a step must not gain or lose a token."""
+    spread = [[1_000_000 * t + i * jitter for t in times] for i in range(streams)]
+    one = decode_tokens_per_s([request(spread[0])])
+    assert one is not None
+    for order in (spread, spread[::-1]):
+        assert decode_tokens_per_s([request(t) for t in order]) == pytest.approx(streams * one, rel=0.01)
+
+
+@given(st.integers(1, 50), st.integers(1, 10**9), st.integers(0, 10**12), st.integers(2, 8))
+def test_equal_streams_give_exactly_the_sum(steps: int, itl_ns: int, start: int, streams: int) -> None:
+    times = [start + i * itl_ns for i in range(steps + 1)]
+    rate = decode_tokens_per_s([request(times) for _ in range(streams)])
+    assert rate == pytest.approx(float(Fraction(streams * S, itl_ns)), rel=1e-12)
+
+
+def test_only_the_time_in_which_all_decode_counts() -> None:
+    # The first stream decodes alone at 10 tokens/s, then both at 4 each, then the second alone at 10.
+    early = [0, S // 10, 2 * S // 10, *[2 * S // 10 + (i + 1) * S // 4 for i in range(8)]]
+    late = [2 * S // 10 + i * S // 4 for i in range(9)]
+    late += [late[-1] + (i + 1) * S // 10 for i in range(5)]
+    assert decode_window_ns([request(early), request(late)]) == (2 * S // 10, 2 * S // 10 + 2 * S)
+    assert decode_tokens_per_s([request(early), request(late)]) == pytest.approx(8.0)
+
+
+def test_streams_that_never_decode_together_have_no_rate() -> None:
+    block = [request([1, 2, 3]), request([4, 5, 6])]
+    assert decode_window_ns(block) is None
+    assert decode_tokens_per_s(block) is None
+    assert block_metrics(block).decode_tokens_per_s is None
+
+
+def test_a_single_token_has_no_decode_rate() -> None:
+    metrics = block_metrics([request([S])])
+    assert (metrics.decode_tokens_per_s, metrics.itl_s, metrics.window_s) == (None, None, None)
+    assert metrics.ttft_s == 1.0
+
+
+def test_tokens_of_a_piece_count_and_share_its_gap() -> None:
+    done = request([0, 1 * S, 3 * S, 4 * S], tokens=[1, 2, 0, 3])
+    assert token_gaps_s(done) == [0.5, 0.5, 1.0, 1.0, 1.0]
+    assert decode_tokens_per_s([done]) == pytest.approx(5 / 4)
+    # Tokens that come with the first piece took no time that was seen.
+    assert decode_tokens_per_s([request([0, S], tokens=[3, 1])]) == pytest.approx(1.0)
+
+
+def test_untold_tokens_are_shared_evenly_and_said_to_be_inexact() -> None:
+    done = request([0, S, 2 * S], output=6, chunk_tokens=None)
+    metrics = block_metrics([done])
+    assert metrics.decode_tokens_per_s == pytest.approx(2.0)
+    assert not metrics.exact
+    assert block_metrics([request([0, S])]).exact
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(1, 10**9), st.integers(1, 4096)), min_size=1, max_size=8))
+def test_prefill_is_all_prompts_over_first_sent_to_last_first_token(streams: list[tuple[int, int, int]]) -> None:
+    block = [request([sent + ttft], sent_ns=sent, due_ns=sent, prompt_tokens=prompt) for sent, ttft, prompt in streams]
+    span = max(sent + ttft for sent, ttft, _ in streams) - min(sent for sent, _, _ in streams)
+    expected = Fraction(sum(prompt for _, _, prompt in streams) * S, span)
+    assert prefill_tokens_per_s(block) == pytest.approx(float(expected), rel=1e-12)
+    mean = Fraction(sum(ttft for _, ttft, _ in streams), len(streams) * S)
+    assert block_metrics(block).ttft_s == pytest.approx(float(mean), rel=1e-12)
+
+
+def test_ttft_starts_when_it_was_due_and_service_ttft_when_it_was_sent() -> None:
+    metrics = block_metrics([request([3 * S], due_ns=0, sent_ns=1 * S)])
+    assert (metrics.ttft_s, metrics.service_ttft_s) == (3.0, 2.0)
+
+
+def test_the_engines_own_account_counts_steps() -> None:
+    timings = ServerTimings(prompt_n=100, prompt_ms=500.0, predicted_n=5, predicted_ms=200.0)
+    done = request([0, 1], server_timings=timings)
+    assert server_decode_tokens_per_s(done) == pytest.approx(20.0)
+    assert server_prefill_tokens_per_s(done) == pytest.approx(200.0)
+    assert block_metrics([done, done]).server_decode_tokens_per_s == pytest.approx(40.0)
+    assert server_decode_tokens_per_s(request([0, 1])) is None
+    assert block_metrics([done, request([0, 1])]).server_decode_tokens_per_s is None
+
+
+def test_failed_or_missing_requests_have_no_metrics() -> None:
+    with pytest.raises(ValueError, match="without requests"):
+        block_metrics([])
+    with pytest.raises(ValueError, match="reset"):
+        block_metrics([request([0, 1]), request([0, 1], error="reset")])
