@@ -20,6 +20,9 @@ class Family:
     `from_config(config, name, source)`: the text model of a configuration; raises UserError naming a missing fact.
     `gguf_metadata(spec)`: architecture keys without the tokenizer's, e.g. `olmoe.block_count`.
     `tensor_names`: tensors that llama.cpp keeps under another stem in this family.
+    `window_period`, `window_default`: where a file does not say which layers slide, all but the last of each period
+    do, over this many positions; None: the family has no sliding layers whatever a file says.
+    `routed_as`, `dense_as`: the family that has this layout with experts, or without; None: there is none.
     """
 
     name: str
@@ -28,3 +31,7 @@ class Family:
     from_config: Callable[[Mapping[str, object], str, str], ModelSpec]
     gguf_metadata: Callable[[ModelSpec], dict[str, GgufValue]]
     tensor_names: Mapping[str, str] = field(default_factory=dict)
+    window_period: int | None = None
+    window_default: int | None = None
+    routed_as: str | None = None
+    dense_as: str | None = None

@@ -68,6 +68,16 @@ def _metadata(arch: str, spec: ModelSpec) -> dict[str, GgufValue]:
     return metadata(arch, spec) | window_pattern(arch, spec)
 
 
-GEMMA2 = Family("gemma2", ("gemma2",), "gemma2", gemma2_from_config, partial(_metadata, "gemma2"))
-GEMMA3 = Family("gemma3", ("gemma3", "gemma3_text"), "gemma3", gemma3_from_config, partial(_metadata, "gemma3"))
+GEMMA2 = Family(
+    "gemma2",
+    ("gemma2",),
+    "gemma2",
+    gemma2_from_config,
+    partial(_metadata, "gemma2"),
+    window_period=2,
+    window_default=4096,
+)
+GEMMA3 = Family(
+    "gemma3", ("gemma3", "gemma3_text"), "gemma3", gemma3_from_config, partial(_metadata, "gemma3"), window_period=6
+)
 GEMMA4 = Family("gemma4", ("gemma4", "gemma4_text"), None, gemma4_from_config, none_yet)

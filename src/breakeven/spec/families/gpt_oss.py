@@ -42,4 +42,5 @@ FAMILY = Family(
     from_config,
     gguf_metadata,
     tensor_names={"ffn_norm": "post_attention_norm"},
+    window_period=2,
 )

@@ -61,7 +61,12 @@ def _granitemoe_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
     return _metadata("granitemoe", spec)
 
 
-GRANITE = Family("granite", ("granite",), "granite", granite_from_config, _granite_metadata)
+GRANITE = Family("granite", ("granite",), "granite", granite_from_config, _granite_metadata, routed_as="granitemoe")
 GRANITEMOE = Family(
-    "granitemoe", ("granitemoe", "granitemoeshared"), "granitemoe", granitemoe_from_config, _granitemoe_metadata
+    "granitemoe",
+    ("granitemoe", "granitemoeshared"),
+    "granitemoe",
+    granitemoe_from_config,
+    _granitemoe_metadata,
+    dense_as="granite",
 )

@@ -34,4 +34,6 @@ FAMILY = Family(
     gguf_architecture="llama",
     from_config=from_config,
     gguf_metadata=gguf_metadata,
+    routed_as="llama",
+    dense_as="llama",
 )

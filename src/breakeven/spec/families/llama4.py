@@ -49,4 +49,6 @@ def gguf_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
     return metadata("llama4", spec) | window_pattern("llama4", spec) | {"llama4.interleave_moe_layer_step": first + 1}
 
 
-FAMILY = Family("llama4", ("llama4", "llama4_text"), "llama4", from_config, gguf_metadata)
+FAMILY = Family(
+    "llama4", ("llama4", "llama4_text"), "llama4", from_config, gguf_metadata, window_period=4, window_default=_CHUNK
+)

@@ -42,5 +42,7 @@ def qwen3moe_from_config(config: Mapping[str, object], name: str, source: str) -
 
 
 QWEN2 = Family("qwen2", ("qwen2",), "qwen2", qwen2_from_config, partial(metadata, "qwen2"))
-QWEN3 = Family("qwen3", ("qwen3",), "qwen3", qwen3_from_config, partial(metadata, "qwen3"))
-QWEN3MOE = Family("qwen3moe", ("qwen3_moe",), "qwen3moe", qwen3moe_from_config, partial(metadata, "qwen3moe"))
+QWEN3 = Family("qwen3", ("qwen3",), "qwen3", qwen3_from_config, partial(metadata, "qwen3"), routed_as="qwen3moe")
+QWEN3MOE = Family(
+    "qwen3moe", ("qwen3_moe",), "qwen3moe", qwen3moe_from_config, partial(metadata, "qwen3moe"), dense_as="qwen3"
+)
