@@ -1,0 +1,43 @@
+"""`breakeven cache`: the synthetic weight files kept on this machine."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Annotated
+
+import msgspec
+import typer
+
+app = typer.Typer(help="List or delete the synthetic weight files Breakeven keeps.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_files(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False) -> None:
+    """List the cached weight files, most recently used first."""
+    from breakeven.engine import cache
+
+    found = cache.entries()
+    if as_json:
+        files = [
+            {"path": str(e.path), "size_bytes": e.size_bytes, "used_at": _stamp(e.used_at_s)} for e in found
+        ]
+        typer.echo(msgspec.json.encode({"schema": "breakeven.cache/1", "files": files}).decode())
+        return
+    for entry in found:
+        typer.echo(f"{entry.size_bytes / 1e9:8.2f} GB  {_stamp(entry.used_at_s)}  {entry.path.name}")
+    typer.echo(f"{sum(e.size_bytes for e in found) / 1e9:8.2f} GB in {len(found)} files under {cache.cache_directory()}")
+
+
+@app.command()
+def prune(
+    unused_days: Annotated[float, typer.Option(min=0, help="Delete only files not used for so many days.")] = 0,
+) -> None:
+    """Delete cached weight files; they are written again when needed."""
+    from breakeven.engine import cache
+
+    gone = cache.prune(unused_days * 86400)
+    typer.echo(f"deleted {len(gone)} files, {sum(e.size_bytes for e in gone) / 1e9:.2f} GB")
+
+
+def _stamp(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%MZ")

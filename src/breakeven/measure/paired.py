@@ -1,0 +1,185 @@
+"""Run the paired comparison: rounds of interleaved blocks, judged for noise, logged as they happen."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from breakeven.engine.backend import Backend
+from breakeven.errors import EngineError, UserError
+from breakeven.measure import events, noise, prompts
+from breakeven.measure.blocks import Block, blocks_of, load_states, pair_rows
+from breakeven.measure.client import run_block
+from breakeven.measure.energy import EnergyCounter
+from breakeven.measure.plan import Plan, Stop, next_load, order
+from breakeven.measure.progress import RatioRow
+from breakeven.measure.request import Request
+
+MAX_ATTEMPTS = 3
+"""A noisy block is run again at most this often; the last attempt counts, and is flagged."""
+WARM_UP_OUTPUT = 8
+TEMPERATURE, TOP_K = 1.0, 40
+"""Sampling that visits many tokens: greedy decoding of random weights soon repeats one, and one token's experts."""
+CHARS_PER_TOKEN_TRIED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A backend under test. `alive` raises EngineError when its process has ended."""
+
+    backend: Backend
+    alive: Callable[[], None]
+
+    @property
+    def name(self) -> str:
+        """The name it has in every table."""
+        return self.backend.model
+
+
+@dataclass(slots=True)
+class PromptMaker:
+    """Prompts for one candidate, made and counted before a block starts."""
+
+    backend: Backend
+    chars_per_token: float | None = None
+
+    def make(self, name: str, n_tokens: int, seed: int) -> str | list[int]:
+        """Token ids where the engine takes them, else text of about that length (the reply tells the true count)."""
+        if not self.backend.takes_token_ids:
+            ratio = self.chars_per_token or CHARS_PER_TOKEN_TRIED
+            return prompts.prompt_text(seed, name, int(n_tokens * ratio))[: max(1, int(n_tokens * ratio))]
+        n_chars = n_tokens * 2
+        while True:
+            ids = self.backend.tokenize(prompts.prompt_text(seed, name, n_chars))
+            if ids is None:
+                raise EngineError(f"{self.backend.model}: the engine at {self.backend.url} stopped tokenising")
+            if len(ids) >= n_tokens:
+                return prompts.cut(ids, n_tokens)
+            n_chars *= 2
+
+
+@dataclass(slots=True)
+class PairedRun:
+    """One study on running backends. Create it, then `run`; the log afterwards holds everything that happened."""
+
+    plan: Plan
+    candidates: Sequence[Candidate]
+    log: events.EventWriter
+    history: list[events.Event]
+    on_progress: Callable[[float, list[RatioRow]], None]
+    energy: EnergyCounter | None = None
+    strict_noise: bool = True
+
+    def run(self) -> str:
+        """Measure until precise enough or out of time; return which. Raises EngineError when a candidate fails."""
+        makers = [PromptMaker(candidate.backend) for candidate in self.candidates]
+        for candidate, maker in zip(self.candidates, makers, strict=True):
+            self._warm_up(candidate, maker)
+        before_s = sum(block.seconds for block in blocks_of(self.history))
+        started = time.monotonic()
+        while True:
+            elapsed = before_s + time.monotonic() - started
+            blocks = blocks_of(self.history)
+            states = load_states(blocks, self.plan, [c.name for c in self.candidates])
+            self.on_progress(elapsed, pair_rows(blocks, [c.name for c in self.candidates]))
+            choice = next_load(self.plan, states, elapsed)
+            if isinstance(choice, Stop):
+                return choice.because
+            rounds = next(state.rounds for state in states if state.streams == choice)
+            self._round(choice, rounds, makers)
+
+    def _round(self, streams: int, number: int, makers: Sequence[PromptMaker]) -> None:
+        done = {(b.model, b.round) for b in blocks_of(self.history) if b.streams == streams}
+        for index in order(number, len(self.candidates)):
+            candidate = self.candidates[index]
+            if (candidate.name, number) in done:  # a resumed run had finished this half of the round
+                continue
+            for attempt in range(1, MAX_ATTEMPTS + 1):
+                if not self._block(candidate, makers[index], streams, number, attempt):
+                    break
+
+    def _block(self, candidate: Candidate, maker: PromptMaker, streams: int, number: int, attempt: int) -> list[str]:
+        """Run one block; return why it must be repeated (empty: it need not)."""
+        name = f"{candidate.name}/{streams}/{number}/{attempt}"
+        requests = self._requests(candidate, maker, name, streams, f"{streams}/{number}", self.plan.output_tokens)
+        pids = [c.backend.pid for c in self.candidates if c.backend.pid is not None]
+        before = noise.sample(pids)
+        joules = self.energy.joules() if self.energy else None
+        self._append(
+            events.BlockStarted(
+                block=name,
+                model=candidate.name,
+                streams=streams,
+                prompt_tokens=self.plan.prompt_tokens,
+                output_tokens=self.plan.output_tokens,
+                at_ns=time.monotonic_ns(),
+                round=number,
+                attempt=attempt,
+            )
+        )
+        results = asyncio.run(run_block(candidate.backend, requests))
+        after = noise.sample(pids)
+        spent = self.energy.joules() - joules if self.energy and joules is not None else None
+        candidate.alive()
+        for result in results:
+            self._append(result)
+        self._append(noise.event_of(name, before, after))
+        failed = [result for result in results if result.error]
+        reasons = noise.judge(before, after) if candidate.backend.pid is not None else []
+        repeat = bool(reasons) and attempt < MAX_ATTEMPTS and self.strict_noise
+        self._append(
+            events.BlockDone(
+                block=name, ok=not failed and not repeat, at_ns=time.monotonic_ns(), flagged=reasons, joules=spent
+            )
+        )
+        if failed:
+            raise _request_error(candidate, failed[0])
+        return reasons if repeat else []
+
+    def _requests(
+        self, candidate: Candidate, maker: PromptMaker, block: str, streams: int, text: str, output_tokens: int
+    ) -> list[Request]:
+        made = [maker.make(f"{text}/{i}", self.plan.prompt_tokens, self.plan.seed) for i in range(streams)]
+        return [
+            Request(
+                block=block,
+                stream=i,
+                prompt=prompt,
+                prompt_tokens=self.plan.prompt_tokens,
+                max_tokens=output_tokens,
+                ignore_eos=candidate.backend.pid is not None or candidate.backend.takes_token_ids,
+                temperature=TEMPERATURE,
+                top_k=TOP_K,
+                seed=int(prompts.rng(self.plan.seed, "sampling", text, i).integers(1 << 31)),
+            )
+            for i, prompt in enumerate(made)
+        ]
+
+    def _warm_up(self, candidate: Candidate, maker: PromptMaker) -> None:
+        """One short request with text of its own, never counted; it also tells how long a text's token is."""
+        requests = self._requests(candidate, maker, "warm-up", 1, "warm-up", min(WARM_UP_OUTPUT, self.plan.output_tokens))
+        (result,) = asyncio.run(run_block(candidate.backend, requests))
+        candidate.alive()
+        if result.error:
+            raise _request_error(candidate, result)
+        sent = requests[0].prompt
+        if isinstance(sent, str) and result.usage and result.usage.prompt_tokens:
+            maker.chars_per_token = len(sent) / result.usage.prompt_tokens
+
+    def _append(self, event: events.Event) -> None:
+        self.log.append(event)
+        self.history.append(event)
+
+
+def _request_error(candidate: Candidate, result: events.RequestDone) -> EngineError | UserError:
+    what = f"{candidate.name} at {candidate.backend.url}: request failed ({result.error}: {result.detail})"
+    if result.error in ("http_401", "http_403"):
+        return UserError(f"{what}; set BREAKEVEN_API_KEY to a key this endpoint accepts")
+    return EngineError(f"{what}; finished blocks are kept, run again with --resume")
+
+
+def measured(history: Sequence[events.Event]) -> list[Block]:
+    """Every block of a log that counts."""
+    return blocks_of(history)

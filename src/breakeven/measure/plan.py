@@ -1,0 +1,84 @@
+"""What to measure next, as a pure function of what has been measured: rounds of interleaved blocks.
+
+A round is one block of each candidate at one load, back to back. Even rounds go forward, odd rounds backward
+(A B, B A, ...), so slow drift hits both sides of a ratio alike. Loads take turns, so that a run stopped at any moment
+has spread its time over all of them. A run ends by precision or by budget, never because a difference showed up:
+stopping at the first interval that excludes 1 would find differences where there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MIN_ROUNDS = 3
+"""Pairs below which there is no interval."""
+SETTLED_ROUNDS = 4
+"""Rounds before a narrow interval is believed: three values agree by accident too often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The question: which loads, how long the requests, how precisely, and for how long at most."""
+
+    streams: tuple[int, ...] = (1, 2, 4, 8)
+    prompt_tokens: int = 128
+    output_tokens: int = 64
+    precision: float = 0.02
+    """Relative half-width of the 95 % interval on every pair's decode ratio."""
+    budget_s: float = 360.0
+    """Time spent measuring; writing and loading weights are not in it."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadState:
+    """How far one load is: rounds finished, the widest pair's relative half-width, seconds a round takes (None: unknown)."""
+
+    streams: int
+    rounds: int
+    half_width: float
+    round_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The run is over. `because`: precision or budget."""
+
+    because: str
+
+
+def next_load(plan: Plan, loads: Sequence[LoadState], elapsed_s: float) -> int | Stop:
+    """The number of streams of the next round, or why there is none.
+
+    Loads without an interval come first, cheapest first, for they may be all the budget buys; then whichever has the
+    fewest rounds. A load whose next round would pass the budget is left out, except that the very first round always runs.
+    """
+    open_loads = [x for x in loads if x.rounds < SETTLED_ROUNDS or x.half_width > plan.precision]
+    if not open_loads:
+        return Stop("precision")
+    if not any(x.rounds for x in loads):
+        return min(x.streams for x in open_loads)
+    left = plan.budget_s - elapsed_s
+    affordable = [x for x in open_loads if _expected_s(x, loads) <= left]
+    if not affordable:
+        return Stop("budget")
+    unsettled = [x for x in affordable if x.rounds < MIN_ROUNDS]
+    if unsettled:
+        return min(unsettled, key=lambda x: x.streams).streams
+    return min(affordable, key=lambda x: (x.rounds, x.streams)).streams
+
+
+def _expected_s(load: LoadState, loads: Sequence[LoadState]) -> float:
+    """Seconds its next round will take: as its last one, else scaled from the nearest smaller load."""
+    if load.round_s is not None:
+        return load.round_s
+    known = [x for x in loads if x.round_s is not None]
+    nearest = max(known, key=lambda x: x.streams)
+    return (nearest.round_s or 0.0) * load.streams / nearest.streams
+
+
+def order(round_number: int, n_candidates: int) -> list[int]:
+    """Indices of the candidates in the order their blocks run in this round."""
+    forward = list(range(n_candidates))
+    return forward if round_number % 2 == 0 else forward[::-1]

@@ -1,0 +1,22 @@
+"""From what a user types to a model: catalogue name, hub id, config, YAML or GGUF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from breakeven.spec.catalogue import lookup
+from breakeven.spec.model import ModelSpec
+
+
+def resolve_spec(text: str) -> ModelSpec:
+    """The architecture `text` names. Raises UserError when nothing of that name is found or it cannot be read."""
+    from breakeven.spec.readers import gguf, hf, yaml
+
+    path = Path(text).expanduser()
+    if path.suffix == ".gguf":
+        return gguf.read_spec(path)
+    if path.suffix in (".yaml", ".yml"):
+        return yaml.read_spec(path, resolve_spec)
+    if path.suffix == ".json" or path.is_dir():
+        return hf.read_spec(text)
+    return lookup(text)

@@ -1,0 +1,51 @@
+"""Intervals must hold what they promise, at the sample sizes a three-minute run gives."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from breakeven.measure import statistics
+
+
+@pytest.mark.parametrize("n", [4, 6, 10, 20])
+def test_interval_covers_the_truth_95_percent_of_the_time(n: int) -> None:
+    rng = np.random.default_rng(n)
+    runs = 600
+    hits = 0
+    for i in range(runs):
+        _, low, high = statistics.mean_interval(rng.normal(0.1, 0.02, n).tolist(), seed=i)
+        hits += low <= 0.1 <= high
+    assert 0.92 <= hits / runs <= 0.985
+
+
+@given(st.lists(st.floats(0.5, 2.0), min_size=3, max_size=20))
+def test_ratio_of_swapped_candidates_is_the_reciprocal(ratios: list[float]) -> None:
+    forward = statistics.ratio(ratios, seed=1)
+    backward = statistics.ratio([1 / r for r in ratios], seed=1)
+    assert math.isclose(forward.value, 1 / backward.value, rel_tol=1e-9)
+    assert forward.low is not None
+    assert forward.high is not None
+    assert forward.low <= forward.value <= forward.high
+
+
+@given(st.lists(st.floats(0.5, 2.0), min_size=3, max_size=20), st.floats(0.001, 0.1))
+def test_a_floor_only_widens(ratios: list[float], floor: float) -> None:
+    plain, widened = statistics.ratio(ratios), statistics.ratio(ratios, floor=floor)
+    assert widened.value == plain.value
+    assert statistics.relative_half_width(widened) >= statistics.relative_half_width(plain)
+
+
+def test_too_few_pairs_give_no_interval() -> None:
+    estimate = statistics.ratio([1.1, 1.2])
+    assert (estimate.low, estimate.high, estimate.n) == (None, None, 2)
+    assert not statistics.excludes_one(estimate)
+    assert statistics.relative_half_width(estimate) == math.inf
+
+
+def test_same_sample_and_seed_give_the_same_interval() -> None:
+    assert statistics.ratio([1.0, 1.1, 0.9, 1.05]) == statistics.ratio([1.0, 1.1, 0.9, 1.05])
