@@ -59,6 +59,7 @@ def _start(settings: ServerSettings) -> tuple[Any, ServerReady]:
 
     params = engine.CommonParams()
     params.model.path = settings.model
+    params.model_alias = {settings.name}  # not its path, which is nobody's business
     params.n_ctx = settings.context * settings.slots
     params.n_parallel = settings.slots
     params.n_batch = settings.batch

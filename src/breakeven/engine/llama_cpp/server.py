@@ -57,6 +57,7 @@ class LlamaCppServer:
                 raise UserError(f"{what} is {number}; give 1 or more")
         self.settings = ServerSettings(
             model=str(model),
+            name=name or model.stem,
             threads=threads,
             context=context,
             slots=slots,
@@ -67,7 +68,6 @@ class LlamaCppServer:
             repack=repack,
         )
         self.log = log
-        self._name = name or model.stem
         self._wait_policy = wait_policy
         self._ready_timeout_s = ready_timeout_s
         self._child: subprocess.Popen[bytes] | None = None
@@ -94,7 +94,7 @@ class LlamaCppServer:
             **self.settings.as_strings(),
             "wait_policy": self._wait_policy or "default",
         }
-        return Backend(ready.url, self._name, None, settings, self._child.pid, load_s)
+        return Backend(ready.url, self.settings.name, None, settings, self._child.pid, load_s)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -111,7 +111,9 @@ class LlamaCppServer:
         """Raise EngineError, with the engine's last words, when the child has ended by itself."""
         if self._child is None or self._child.poll() is None:
             return
-        raise EngineError(f"llama.cpp ended while running {self._name} ({self._how_it_ended()}){self._last_words()}")
+        raise EngineError(
+            f"llama.cpp ended while running {self.settings.name} ({self._how_it_ended()}){self._last_words()}"
+        )
 
     def _spawn(self, started: float) -> ServerReady:
         """Start the child and wait for its one message."""

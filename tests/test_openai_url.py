@@ -1,0 +1,106 @@
+"""A URL as a candidate: what is wrong with it is said in one line, and the key never is."""
+
+from __future__ import annotations
+
+import pytest
+from golden_server import Script, golden_server
+
+from breakeven.engine.backend import KEY_VARIABLES
+from breakeven.engine.openai_url import connect, is_url, parse_url
+from breakeven.errors import UserError
+from breakeven.measure.client import run_block
+from breakeven.measure.request import Request
+
+SECRET = "sk-very-secret"
+
+
+@pytest.fixture(autouse=True)
+def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KEY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "model"),
+    [
+        ("http://host/v1#m", "http://host", "m"),
+        ("https://host:8443/v1/#org/model-7B", "https://host:8443", "org/model-7B"),
+        ("HTTP://10.0.0.1:80/base/v1#a%20b", "http://10.0.0.1:80/base", "a b"),
+        ("http://[::1]:8000/v1#m", "http://[::1]:8000", "m"),
+    ],
+)
+def test_the_parts_of_a_url(text: str, url: str, model: str) -> None:
+    backend = parse_url(text)
+    assert is_url(text)
+    assert (backend.url, backend.model, backend.pid, backend.load_s) == (url, model, None, None)
+    assert backend.api_key_env is None
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("http://host/v1", "names no model"),
+        ("http://host/v2#m", "does not end in /v1"),
+        ("http:///v1#m", "is not a URL"),
+        ("ftp://host/v1#m", "is not a URL"),
+        ("http://host:port/v1#m", "not valid"),
+        ("http://host/v1?key=1#m", "query part"),
+        (f"http://user:{SECRET}@host/v1#m", "user or password"),
+        (f"http://{SECRET}@host/v1#m", "user or password"),
+    ],
+)
+def test_what_is_wrong_with_a_url_is_said(text: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint) as caught:
+        parse_url(text)
+    assert SECRET not in str(caught.value)
+    assert caught.value.exit_status == 2
+
+
+def test_a_good_server_is_ready_to_be_measured() -> None:
+    with golden_server(owned_by="vllm") as server:
+        backend = connect(f"{server.url}/v1#other")
+    assert (backend.engine, backend.model, backend.takes_token_ids) == ("vllm", "other", True)
+    assert backend.settings["url"] == f"{server.url}/v1"
+    assert backend.memory() is None
+    assert backend.peak_rss_bytes() is None
+    assert backend.tokenize("text") is None
+
+
+async def test_a_server_that_takes_only_openai_fields_is_found_out_and_still_measured() -> None:
+    with golden_server(Script(), refuse_extra_fields=True) as server:
+        backend = connect(f"{server.url}/v1#golden")
+        request = Request(block="b", stream=0, prompt="hi", prompt_tokens=1, max_tokens=4)
+        (done,) = await run_block(backend, [request])
+    assert backend.settings["extra_fields"] == "refused"
+    assert done.error is None
+
+
+def test_nobody_there() -> None:
+    with golden_server() as server:
+        url = server.url
+    with pytest.raises(UserError, match="cannot be reached"):
+        connect(f"{url}/v1#golden")
+
+
+def test_a_wrong_path_and_something_that_is_no_such_server() -> None:
+    with golden_server() as server, pytest.raises(UserError, match=r"does not exist \(404\)"):
+        connect(f"{server.url}/nowhere/v1#golden")
+
+
+def test_a_wrong_model_name_brings_the_list() -> None:
+    with golden_server() as server, pytest.raises(UserError, match=r"has no model goldne; it has golden"):
+        connect(f"{server.url}/v1#goldne")
+
+
+def test_a_missing_key_and_a_wrong_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    with golden_server(key=SECRET) as server:
+        with pytest.raises(UserError, match=r"wants a key \(401\).*BREAKEVEN_API_KEY"):
+            connect(f"{server.url}/v1#golden")
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-secret")
+        with pytest.raises(UserError, match="does not accept the key in OPENAI_API_KEY") as caught:
+            connect(f"{server.url}/v1#golden")
+        assert "secret" not in str(caught.value)
+        monkeypatch.setenv("BREAKEVEN_API_KEY", SECRET)
+        backend = connect(f"{server.url}/v1#golden")
+    assert backend.api_key_env == "BREAKEVEN_API_KEY"
+    assert SECRET not in repr(backend)
