@@ -13,8 +13,9 @@ KvType = Literal["f16", "bf16", "f32", "q8_0", "q4_0"]
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that decides how the engine runs; nothing is left to a default that could differ by machine.
 
-    `context` is in tokens per slot; `slots` is how many sequences decode at once. `batch` and `micro_batch` are in
-    tokens. `name` is what `/v1/models` calls the model. `flash_attention` None lets llama.cpp decide. `gpu_layers` -1 offloads every layer.
+    `name` is what `/v1/models` calls the model. `context` is in tokens per slot; `slots` is how many sequences decode
+    at once. `batch` and `micro_batch` are in tokens. `flash_attention` None lets llama.cpp decide. `gpu_layers` -1
+    offloads every layer.
     """
 
     model: str
