@@ -1,2 +1,3 @@
 """Breakeven."""
+
 __version__ = "0.1.0"
