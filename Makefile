@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
-PIP := $(BIN)/pip install --quiet --no-input --disable-pip-version-check --no-deps
+PIP := $(BIN)/pip install -qq --no-input --disable-pip-version-check --no-deps
 
 .PHONY: demo test lint clean
 
