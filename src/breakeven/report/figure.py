@@ -1,0 +1,105 @@
+"""What a figure is, and the look that all of them share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from breakeven.report.svg import FONT, INK, LEVEL, MUTED, RULE, SERIES, SHAPES, Role
+from breakeven.spec.study import Comparison
+
+if TYPE_CHECKING:
+    import altair as alt
+
+# Widths in CSS pixels of the whole drawing: a column of text, and a phone of 360 less its margins.
+WIDE, NARROW = 640, 326
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with everything that must stand beside it.
+
+    `alt` says in words what the picture shows. `narrow` is drawn for a phone; None when the wide one can shrink.
+    """
+
+    name: str
+    """File name without suffix."""
+    title: str
+    alt: str
+    caption: str
+    wide: alt.TopLevelMixin
+    narrow: alt.TopLevelMixin | None
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A figure that was left out, and the sentence that says why."""
+
+    title: str
+    why: str
+
+
+def series_of(result: Comparison) -> dict[str, Role]:
+    """The colour of each model, the same in every figure of a page."""
+    names = dict.fromkeys(model.name for model in result.models)
+    return {name: SERIES[index % len(SERIES)] for index, name in enumerate(names)}
+
+
+def shapes_of(result: Comparison) -> dict[str, str]:
+    """The mark of each model, for print and for those who do not see the colour."""
+    names = dict.fromkeys(model.name for model in result.models)
+    return {name: SHAPES[index % len(SHAPES)] for index, name in enumerate(names)}
+
+
+def legend(narrow: bool, columns: int = 0) -> alt.Legend:
+    """A legend above the plot, without title. `columns` 0: one row (one column when narrow)."""
+    import altair as alt
+
+    return alt.Legend(
+        title=None,
+        orient="top",
+        direction="vertical" if narrow and not columns else "horizontal",
+        columns=columns or (1 if narrow else 0),
+        labelLimit=NARROW - 40 if narrow else 260,
+        symbolStrokeWidth=0,
+        symbolSize=90,
+        offset=6,
+        padding=0,
+    )
+
+
+def data_of(rows: list[dict[str, Any]]) -> alt.InlineData:
+    """Rows as data that Altair does not touch."""
+    import altair as alt
+
+    return alt.InlineData(values=rows)
+
+
+def styled(chart: alt.LayerChart | alt.Chart | alt.FacetChart | alt.VConcatChart, narrow: bool) -> alt.TopLevelMixin:
+    """Apply the common look: system font, quiet axes, no frame, transparent ground."""
+    size = 11 if narrow else 12
+    axis = {
+        "labelFont": FONT,
+        "titleFont": FONT,
+        "labelFontSize": size,
+        "titleFontSize": size,
+        "titleFontWeight": "normal",
+        "labelColor": MUTED.sentinel,
+        "titleColor": MUTED.sentinel,
+        "gridColor": RULE.sentinel,
+        "domainColor": LEVEL.sentinel,
+        "tickColor": LEVEL.sentinel,
+    }
+    words = {"labelFont": FONT, "labelFontSize": size, "labelColor": INK.sentinel}
+    return chart.configure(
+        background="transparent",
+        font=FONT,
+        padding={"left": 2, "right": 2, "top": 4, "bottom": 4},
+        axis=axis,
+        legend=words,
+        header={**words, "labelFontWeight": 600, "labelPadding": 4},
+        text={"font": FONT, "fontSize": size, "color": INK.sentinel},
+        view={"stroke": None},
+        facet={"spacing": 14},
+        aria=False,
+    )

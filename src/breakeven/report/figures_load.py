@@ -1,0 +1,140 @@
+"""Throughput against streams: what a machine gives as more requests run side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from breakeven.report.figure import (
+    NARROW,
+    WIDE,
+    Figure,
+    Missing,
+    data_of,
+    legend,
+    series_of,
+    shapes_of,
+    styled,
+)
+from breakeven.report.words import Metric, metric_of, streams_text, with_interval
+from breakeven.spec.estimate import Estimate, Point
+from breakeven.spec.study import Comparison
+
+if TYPE_CHECKING:
+    import altair as alt
+
+HEIGHT = 260
+LABEL_ROOM = 150
+LABEL_GAP = 15
+
+
+def throughput(result: Comparison, key: str) -> list[Figure | Missing]:
+    """Figures of metric `key` against streams, one for each pair of prompt and output lengths."""
+    metric = metric_of(key)
+    title = f"{metric.title} throughput"
+    lengths = sorted({(point.prompt_tokens, point.output_tokens) for point in result.points})
+    made: list[Figure | Missing] = []
+    for prompt, output in lengths:
+        points = [point for point in result.points if (point.prompt_tokens, point.output_tokens) == (prompt, output)]
+        rows = [row for point in points if (row := _row(point, key)) is not None]
+        if not rows:
+            continue
+        suffix = f"-{prompt}-{output}" if len(lengths) > 1 else ""
+        made.append(
+            Figure(
+                name=f"{metric.title.lower()}-throughput{suffix}",
+                title=title,
+                alt=_alt(title, points, key),
+                caption=f"{prompt} prompt and {output} output tokens, all streams together. "
+                "Bands and bars are 95 % intervals; a point without one rests on too few blocks.",
+                wide=_chart(result, rows, metric, narrow=False),
+                narrow=_chart(result, rows, metric, narrow=True),
+            )
+        )
+    return made or [Missing(title, f"No {metric.title.lower()} rate is available for any model.")]
+
+
+def _row(point: Point, key: str) -> dict[str, Any] | None:
+    estimate: Estimate | None = getattr(point, key)
+    if estimate is None:
+        return None
+    row = {"model": point.model, "streams": point.streams, "value": estimate.value}
+    if estimate.low is not None and estimate.high is not None:
+        row |= {"low": estimate.low, "high": estimate.high}
+    return row
+
+
+def _chart(result: Comparison, rows: list[dict[str, Any]], metric: Metric, narrow: bool) -> alt.TopLevelMixin:
+    import altair as alt
+
+    streams = sorted({row["streams"] for row in rows})
+    top = 1.06 * max(row.get("high", row["value"]) for row in rows)
+    names = [name for name in series_of(result) if any(row["model"] == name for row in rows)]
+    colours = alt.Scale(domain=names, range=[series_of(result)[name].sentinel for name in names])
+    shapes = alt.Scale(domain=names, range=[shapes_of(result)[name] for name in names])
+    key = legend(narrow) if narrow else None
+    x = alt.X(
+        "streams:Q",
+        scale=alt.Scale(type="log", base=2, domain=[streams[0] / 1.15, streams[-1] * 1.15], nice=False),
+        axis=alt.Axis(title="streams", values=streams, format="d", grid=False),
+    )
+    y = alt.Y(
+        "value:Q",
+        scale=alt.Scale(domain=[0, top], nice=False),
+        axis=alt.Axis(
+            title=f"{metric.title.lower()} {metric.unit}",
+            titleAngle=0,
+            titleAlign="left",
+            titleAnchor="end",
+            titleX=0,
+            titleY=-8,
+            domain=False,
+            ticks=False,
+            tickCount=5,
+        ),
+    )
+    base = alt.Chart(data_of(rows)).encode(x=x, color=alt.Color("model:N", scale=colours, legend=key))
+    sure = alt.Chart(data_of([row for row in rows if "low" in row])).encode(
+        x=x, color=alt.Color("model:N", scale=colours, legend=key)
+    )
+    ends = {"y": alt.Y("low:Q"), "y2": alt.Y2("high:Q")}
+    layers: list[alt.Chart] = []
+    if any("low" in row for row in rows):
+        layers += [sure.mark_area(opacity=0.18).encode(**ends), sure.mark_rule(strokeWidth=1.5).encode(**ends)]
+    layers.append(base.mark_line(strokeWidth=2).encode(y=y))
+    layers.append(
+        base.mark_point(filled=True, size=55, opacity=1).encode(
+            y=y, shape=alt.Shape("model:N", scale=shapes, legend=key)
+        )
+    )
+    if not narrow:
+        layers.append(
+            _end_labels(rows, top, streams[-1]).encode(x=x, color=alt.Color("model:N", scale=colours, legend=None))
+        )
+    width = NARROW - 50 if narrow else WIDE - 50 - LABEL_ROOM
+    return styled(alt.layer(*layers).properties(width=width, height=HEIGHT), narrow)
+
+
+def _end_labels(rows: list[dict[str, Any]], top: float, last: int) -> alt.Chart:
+    """Names at the right end of the lines, pushed apart so that none covers another."""
+    import altair as alt
+
+    ends = sorted((row for row in rows if row["streams"] == last), key=lambda row: float(row["value"]))
+    gap = LABEL_GAP / HEIGHT * top
+    placed: list[dict[str, Any]] = []
+    for row in ends:
+        floor = placed[-1]["at"] + gap if placed else 0.0
+        placed.append({"model": row["model"], "streams": last, "at": max(row["value"], floor)})
+    return (
+        alt.Chart(data_of(placed))
+        .mark_text(align="left", dx=10, fontWeight=600, limit=LABEL_ROOM - 12)
+        .encode(y=alt.Y("at:Q"), text="model:N")
+    )
+
+
+def _alt(title: str, points: list[Point], key: str) -> str:
+    said = [
+        f"{point.model} at {streams_text(point.streams)}: {with_interval(getattr(point, key))}"
+        for point in points
+        if getattr(point, key) is not None
+    ]
+    return f"{title} in {metric_of(key).unit}. " + "; ".join(said) + "."

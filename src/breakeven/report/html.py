@@ -1,0 +1,98 @@
+"""The page: one file that needs no network, no script and no second file, for screen, phone and paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from breakeven.report import svg, words
+from breakeven.report.charts import figures_of
+from breakeven.report.figure import Figure, Missing
+from breakeven.report.json_file import write_whole
+from breakeven.report.terminal import stopped_text
+from breakeven.spec.estimate import Estimate
+from breakeven.spec.study import Comparison
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A figure ready for the page. `narrow` is empty where the wide drawing serves phones too."""
+
+    title: str
+    caption: str
+    wide: str
+    narrow: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A number in a table: the value, and its interval beneath it."""
+
+    value: str
+    interval: str
+
+
+def write_report(result: Comparison, path: Path) -> Path:
+    """Write the page of `result` to `path`. Raises `UserError` when it cannot be written."""
+    return write_whole(path, render_report(result).encode())
+
+
+def render_report(result: Comparison) -> str:
+    """The page of `result` as HTML. Every text that came from outside is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("breakeven.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        bytes=words.bytes_text,
+        count=words.count_text,
+        seconds=words.seconds_text,
+        percent=words.percent_text,
+        streams=words.streams_text,
+        known=lambda found: words.NOT_AVAILABLE if found is None or found == "" else found,
+    )
+    environment.globals.update(kind=words.kind_text, winner=words.winner_text, metric=words.metric_of, cell=cell)
+
+    def drawn(figures: list[Figure | Missing]) -> list[Drawn | Missing]:
+        # Our own SVG, whose text Vega has escaped: the only markup that enters the page as it is.
+        return [
+            figure
+            if isinstance(figure, Missing)
+            else Drawn(
+                title=figure.title,
+                caption=figure.caption,
+                wide=Markup(svg.inline(svg.draw(figure.wide), figure.alt)),  # noqa: S704
+                narrow=Markup(svg.inline(svg.draw(figure.narrow), figure.alt)) if figure.narrow else "",  # noqa: S704
+            )
+            for figure in figures
+        ]
+
+    figures = figures_of(result)
+    return environment.get_template("report.html.jinja").render(
+        result=result,
+        roles=svg.ROLES,
+        caveats=words.caveats_of(result),
+        noise=words.noise_text(result.noise),
+        stopped=stopped_text(result),
+        energy=any(point.joules_per_token for point in result.points),
+        metrics=list(words.METRICS.values()),
+        ratios=drawn(figures.ratios),
+        load=drawn([*figures.decode, *figures.prefill]),
+        time=drawn(figures.time),
+        memory=drawn(figures.memory),
+        routing=drawn(figures.routing),
+    )
+
+
+def cell(estimate: Estimate | None, scale: float = 1.0) -> Cell:
+    """`estimate` as a table shows it."""
+    if estimate is None:
+        return Cell(words.NOT_AVAILABLE, "")
+    interval = words.interval(estimate, scale)
+    return Cell(words.value(estimate, scale), "no interval" if interval is None else interval.replace("-", "–"))

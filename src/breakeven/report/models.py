@@ -1,0 +1,123 @@
+"""The catalogue and its models in a terminal; readable from 40 columns on, because columns give way by importance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from breakeven.report.words import bytes_text, count_text, number
+from breakeven.spec.summary import LISTED_FORMAT, Detail, Experts, Summary
+from breakeven.spec.tensors import Group
+
+LIST_COLUMNS = (
+    ("Model", "left", 0),
+    ("Kind", "left", 46),
+    ("Total", "right", 0),
+    ("Active", "right", 58),
+    (LISTED_FORMAT, "right", 68),
+    ("KV/token", "right", 80),
+)
+"""Heading, alignment, and the terminal width from which the column is shown."""
+
+FORMAT_COLUMNS = (
+    ("Format", "left", 0),
+    ("Weights", "right", 0),
+    ("Read/token", "right", 0),
+    ("Experts", "right", 46),
+    ("Shared", "right", 68),
+    ("Embedding", "right", 78),
+    ("Head", "right", 56),
+)
+
+
+def print_list(models: Sequence[Summary], console: Console) -> None:
+    """Print one line a model."""
+    console.print(_table(LIST_COLUMNS, [_list_row(model) for model in models], console.width))
+    console.print(
+        "`breakeven models NAME` shows one. Counts and sizes are computed from shapes; no weights are loaded."
+    )
+
+
+def print_detail(model: Detail, console: Console) -> None:
+    """Print everything about one model."""
+    for index, line in enumerate(_head(model)):
+        console.print(line, style="bold" if index == 0 else None, highlight=False, markup=False)
+    console.print()
+    rows = [_format_row(model, index) for index in range(len(model.formats))]
+    console.print(_table(FORMAT_COLUMNS, rows, console.width))
+    console.print("Read/token: weight bytes one decode step of one sequence touches.", highlight=False)
+    console.print()
+    for at in model.contexts:
+        console.print(
+            f"KV at {at.context:>7,} tokens: {bytes_text(at.kv_bytes)}; "
+            f"{number(at.decode_flops / 1e9)} GFLOP a decoded token, {number(at.prefill_flops / 1e9)} a prompt token",
+            highlight=False,
+        )
+    if model.state_bytes:
+        console.print(f"State of a sequence, at any length: {bytes_text(model.state_bytes)}", highlight=False)
+    console.print(f"Source: {model.summary.source}", highlight=False, markup=False)
+
+
+def _table(columns: Sequence[tuple[str, str, int]], rows: Sequence[Sequence[str]], width: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shown = [i for i, (_, _, least) in enumerate(columns) if width >= least]
+    for i in shown:
+        heading, side, _ = columns[i]
+        table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[i] for i in shown))
+    return table
+
+
+def _list_row(model: Summary) -> list[str]:
+    return [
+        model.name,
+        model.kind if model.experts is None else f"{model.kind} {_of(model.experts)}",
+        count_text(model.total_params),
+        count_text(model.active_params),
+        bytes_text(model.listed_bytes),
+        bytes_text(model.kv_bytes_per_token),
+    ]
+
+
+def _of(experts: Experts) -> str:
+    return f"{experts.n_experts_per_token}/{experts.n_experts}"
+
+
+def _head(model: Detail) -> list[str]:
+    known = model.summary
+    published = known.published_total_params
+    checked = "" if published is None else f" (published {count_text(published)})"
+    lines = [
+        known.name if known.name == known.hub_id else f"{known.name} ({known.hub_id})",
+        f"{known.kind}, {count_text(known.total_params)} total{checked}, {count_text(known.active_params)} active",
+        f"Context {known.context:,} tokens, {known.n_layers} layers:",
+        *(f"  {kind.layers} x {kind.attention}; {kind.ffn}" for kind in model.layer_kinds),
+    ]
+    if known.experts is not None:
+        half, ninety = number(known.experts.batch_half), number(known.experts.batch_ninety)
+        lines.append(f"Uniform routing touches 50 % of the experts at a batch of {half}, 90 % at {ninety}")
+    if known.llama_cpp is None:
+        lines.append("llama.cpp: counted only, no file of this family can be written yet")
+    else:
+        lines.append(f"llama.cpp: {known.llama_cpp}")
+    return lines
+
+
+def _format_row(model: Detail, index: int) -> list[str]:
+    stored = model.formats[index]
+
+    def of(group: Group) -> str:
+        return bytes_text(stored.by_group[group]) if group in stored.by_group else "-"
+
+    return [
+        stored.format,
+        bytes_text(stored.total_bytes),
+        bytes_text(stored.decode_bytes),
+        of(Group.ROUTED_EXPERTS),
+        of(Group.SHARED_EXPERTS),
+        of(Group.EMBEDDING),
+        of(Group.OUTPUT_HEAD) if Group.OUTPUT_HEAD in stored.by_group else "tied",
+    ]
