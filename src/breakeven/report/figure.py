@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 # Widths in CSS pixels of the whole drawing: a column of text, and a phone of 360 less its margins.
 WIDE, NARROW = 640, 326
+WIDE_TEXT, NARROW_TEXT = 12, 11
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ def legend(narrow: bool, columns: int = 0) -> alt.Legend:
         columns=columns or (1 if narrow else 0),
         labelLimit=NARROW - 40 if narrow else 260,
         symbolStrokeWidth=0,
+        symbolOpacity=1,
+        columnPadding=30,
         symbolSize=90,
         offset=6,
         padding=0,
@@ -75,9 +79,16 @@ def data_of(rows: list[dict[str, Any]]) -> alt.InlineData:
     return alt.InlineData(values=rows)
 
 
-def styled(chart: alt.LayerChart | alt.Chart | alt.FacetChart | alt.VConcatChart, narrow: bool) -> alt.TopLevelMixin:
-    """Apply the common look: system font, quiet axes, no frame, transparent ground."""
-    size = 11 if narrow else 12
+def slack(words: Iterable[str], narrow: bool) -> float:
+    """Pixels to add at the right of labels: the reader's font may be wider than the one they were measured in."""
+    return 0.17 * (NARROW_TEXT if narrow else WIDE_TEXT) * max((len(word) for word in words), default=0)
+
+
+def styled(
+    chart: alt.LayerChart | alt.Chart | alt.FacetChart | alt.VConcatChart, narrow: bool, right: float = 2
+) -> alt.TopLevelMixin:
+    """Apply the common look: system font, quiet axes, no frame, transparent ground. `right`: padding in pixels."""
+    size = NARROW_TEXT if narrow else WIDE_TEXT
     axis = {
         "labelFont": FONT,
         "titleFont": FONT,
@@ -94,10 +105,10 @@ def styled(chart: alt.LayerChart | alt.Chart | alt.FacetChart | alt.VConcatChart
     return chart.configure(
         background="transparent",
         font=FONT,
-        padding={"left": 2, "right": 2, "top": 4, "bottom": 4},
+        padding={"left": 2, "right": right, "top": 4, "bottom": 4},
         axis=axis,
         legend=words,
-        header={**words, "labelFontWeight": 600, "labelPadding": 4},
+        header={**words, "labelFontWeight": 600, "labelPadding": -8},
         text={"font": FONT, "fontSize": size, "color": INK.sentinel},
         view={"stroke": None},
         facet={"spacing": 14},

@@ -13,6 +13,7 @@ from breakeven.report.figure import (
     legend,
     series_of,
     shapes_of,
+    slack,
     styled,
 )
 from breakeven.report.words import Metric, metric_of, streams_text, with_interval
@@ -30,7 +31,7 @@ LABEL_GAP = 15
 def throughput(result: Comparison, key: str) -> list[Figure | Missing]:
     """Figures of metric `key` against streams, one for each pair of prompt and output lengths."""
     metric = metric_of(key)
-    title = f"{metric.title} throughput"
+    title = f"{metric.title} throughput, {metric.unit}"
     lengths = sorted({(point.prompt_tokens, point.output_tokens) for point in result.points})
     made: list[Figure | Missing] = []
     for prompt, output in lengths:
@@ -81,12 +82,7 @@ def _chart(result: Comparison, rows: list[dict[str, Any]], metric: Metric, narro
         "value:Q",
         scale=alt.Scale(domain=[0, top], nice=False),
         axis=alt.Axis(
-            title=f"{metric.title.lower()} {metric.unit}",
-            titleAngle=0,
-            titleAlign="left",
-            titleAnchor="end",
-            titleX=0,
-            titleY=-8,
+            title=None,
             domain=False,
             ticks=False,
             tickCount=5,
@@ -111,7 +107,8 @@ def _chart(result: Comparison, rows: list[dict[str, Any]], metric: Metric, narro
             _end_labels(rows, top, streams[-1]).encode(x=x, color=alt.Color("model:N", scale=colours, legend=None))
         )
     width = NARROW - 50 if narrow else WIDE - 50 - LABEL_ROOM
-    return styled(alt.layer(*layers).properties(width=width, height=HEIGHT), narrow)
+    room = 8.0 if narrow else slack(names, narrow)
+    return styled(alt.layer(*layers).properties(width=width, height=HEIGHT), narrow, room)
 
 
 def _end_labels(rows: list[dict[str, Any]], top: float, last: int) -> alt.Chart:
@@ -137,4 +134,4 @@ def _alt(title: str, points: list[Point], key: str) -> str:
         for point in points
         if getattr(point, key) is not None
     ]
-    return f"{title} in {metric_of(key).unit}. " + "; ".join(said) + "."
+    return f"{title}. " + "; ".join(said) + "."

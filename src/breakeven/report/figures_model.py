@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from breakeven.report.figure import NARROW, WIDE, Figure, Missing, data_of, legend, series_of, styled
+from breakeven.report.figure import NARROW, WIDE, Figure, Missing, data_of, legend, series_of, slack, styled
 from breakeven.report.svg import INK, PAPER, PARTS, SERIES
 from breakeven.report.words import bytes_text, number, percent_text, seconds_text
 from breakeven.spec.study import Comparison, Profile, Routing
@@ -30,7 +30,7 @@ def memory(result: Comparison) -> Figure | Missing:
     said = "; ".join(f"{row['model']} {row['what']}: {row['words']}" for row in rows)
     return Figure(
         name="memory",
-        title="Memory",
+        title="File and peak resident memory",
         alt=f"Memory. {said}.",
         caption="Weight file, and the most memory the engine's process held resident. This machine has "
         f"{bytes_text(result.machine.memory_bytes)}.",
@@ -43,14 +43,18 @@ def _memory_chart(result: Comparison, rows: list[dict[str, Any]], narrow: bool) 
     import altair as alt
 
     series = series_of(result)
-    width = NARROW - 160 if narrow else WIDE - 200
+    width = NARROW - 172 if narrow else WIDE - 190
     names = list(dict.fromkeys(row["model"] for row in rows))
     colour = alt.Color(
         "model:N", scale=alt.Scale(domain=names, range=[series[name].sentinel for name in names]), legend=None
     )
     base = alt.Chart().encode(
         x=alt.X("gigabytes:Q", axis=None, scale=alt.Scale(domainMin=0)),
-        y=alt.Y("what:N", sort=None, axis=alt.Axis(title=None, domain=False, ticks=False, labelPadding=8)),
+        y=alt.Y(
+            "what:N",
+            sort=None,
+            axis=alt.Axis(title=None, domain=False, ticks=False, labelPadding=8, minExtent=88 if narrow else 96),
+        ),
     )
     drawn = (
         alt.layer(
@@ -63,7 +67,7 @@ def _memory_chart(result: Comparison, rows: list[dict[str, Any]], narrow: bool) 
         .facet(row=_rows("model", names), data=data_of(rows))
         .resolve_scale(y="independent")
     )
-    return styled(drawn, narrow)
+    return styled(drawn, narrow, slack((row["words"] for row in rows), narrow))
 
 
 def _rows(field: str, order: list[str]) -> alt.Row:
@@ -113,41 +117,42 @@ def _node_chart(profiles: list[Profile], narrow: bool) -> alt.TopLevelMixin:
     found = {node.kind for profile in profiles for node in profile.nodes}
     kinds = [kind for kind in KINDS if kind in found] + sorted(found - set(KINDS))
     colours = [PARTS[_part(kind)].sentinel for kind in kinds]
+    colour = alt.Color(
+        "kind:N",
+        scale=alt.Scale(domain=kinds, range=colours),
+        legend=legend(narrow, columns=2 if narrow else 4),
+    )
+    # A prefill step takes many times a decode step, so each phase has an axis of its own, which its models share.
+    phases = [
+        _phase_chart([profile for profile in profiles if profile.phase == phase], kinds, colour, narrow)
+        for phase in dict.fromkeys(profile.phase for profile in profiles)
+    ]
+    return styled(alt.vconcat(*phases, spacing=18).resolve_scale(x="independent"), narrow, right=12)
+
+
+def _phase_chart(profiles: list[Profile], kinds: list[str], colour: alt.Color, narrow: bool) -> alt.FacetChart:
+    import altair as alt
+
     rows = [
         {
-            "bar": f"{profile.model}, {profile.phase} of {profile.tokens} tokens"
-            if profile.phase == "prefill"
-            else f"{profile.model}, {profile.phase}",
+            "bar": f"{profile.model}, {profile.phase}, {profile.tokens} tokens"
+            if profile.phase != "decode"
+            else f"{profile.model}, decode",
             "kind": node.kind,
             "ms": node.seconds * 1e3,
             "order": kinds.index(node.kind),
         }
-        for profile in sorted(profiles, key=lambda profile: profile.phase)
+        for profile in profiles
         for node in profile.nodes
     ]
-    width = NARROW - 24 if narrow else WIDE - 24
-    drawn = (
+    axis = alt.Axis(title=None, grid=False, tickCount=3 if narrow else 6, labelExpr="datum.label + ' ms'")
+    return (
         alt.Chart()
         .mark_bar(height=22, stroke=PAPER.sentinel, strokeWidth=1)
-        .encode(
-            x=alt.X(
-                "sum(ms):Q",
-                stack="zero",
-                axis=alt.Axis(title=None, grid=False, tickCount=5, labelExpr="datum.label + ' ms'"),
-            ),
-            color=alt.Color(
-                "kind:N",
-                scale=alt.Scale(domain=kinds, range=colours),
-                legend=legend(narrow, columns=2 if narrow else 4),
-            ),
-            order="order:Q",
-        )
-        .properties(width=width, height=24)
+        .encode(x=alt.X("sum(ms):Q", stack="zero", axis=axis), color=colour, order="order:Q")
+        .properties(width=(NARROW if narrow else WIDE) - 24, height=24)
         .facet(row=_rows("bar", list(dict.fromkeys(str(row["bar"]) for row in rows))), data=data_of(rows))
-        # A prefill step takes many times a decode step: on one axis the latter would vanish.
-        .resolve_scale(x="independent")
     )
-    return styled(drawn, narrow)
 
 
 def _part(kind: str) -> int:
@@ -178,7 +183,7 @@ def _routing(routing: Routing, colour: str, index: int) -> Figure:
     scale = f"Even routing would give {percent_text(uniform)}; the darkest cell is {percent_text(top)}"
     return Figure(
         name=f"routing-{index + 1}",
-        title=f"Routing of {routing.model}",
+        title=f"{routing.model}: experts chosen, by layer",
         alt=f"How often each of {routing.n_experts} experts was chosen, in {len(routing.layers)} layers of "
         f"{routing.model}. "
         f"{scale}. {never} of {len(rows)} were never chosen.",

@@ -6,7 +6,7 @@ import math
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from breakeven.report.figure import NARROW, WIDE, Figure, Missing, data_of, legend, series_of, styled
+from breakeven.report.figure import NARROW, WIDE, Figure, Missing, data_of, legend, series_of, slack, styled
 from breakeven.report.svg import INK, LEVEL
 from breakeven.report.words import METRICS, interval, metric_of, streams_text, value, winner_text, with_interval
 from breakeven.spec.study import Comparison, Pair
@@ -45,7 +45,7 @@ def _forest(result: Comparison, pairs: list[Pair], index: int) -> Figure:
         title=f"{a} over {b}",
         alt=f"Ratios of {a} over {b}. " + "; ".join(said) + ".",
         caption=f"Ratio of {a} over {b} with its 95 % interval, log axis. An interval that reaches 1 is no difference. "
-        "The colour says who wins.",
+        "The colour says who wins. Rows are streams: requests running side by side.",
         wide=_chart(result, pairs, narrow=False),
         narrow=_chart(result, pairs, narrow=True),
     )
@@ -54,12 +54,18 @@ def _forest(result: Comparison, pairs: list[Pair], index: int) -> Figure:
 def _chart(result: Comparison, pairs: list[Pair], narrow: bool) -> alt.TopLevelMixin:
     import altair as alt
 
-    width = NARROW - 176 if narrow else WIDE - 240
-    rows = [_row(pair) for pair in pairs]
+    width = NARROW - 172 if narrow else WIDE - 232
+    rows = [_row(pair, narrow) for pair in pairs]
     domain = _domain(rows)
     scale = alt.Scale(type="log", domain=domain, nice=False)
     axis = alt.Axis(title="ratio", values=_ticks(domain, width), format="~g", gridOpacity=0.7, domain=False)
-    y = alt.Y("load:N", sort=None, axis=alt.Axis(title=None, domain=False, ticks=False, grid=False, labelPadding=8))
+    y = alt.Y(
+        "load:N",
+        sort=None,
+        axis=alt.Axis(
+            title=None, domain=False, ticks=False, grid=False, labelPadding=8, minExtent=12 if narrow else 74
+        ),
+    )
     colour = _colour(result, pairs, narrow)
     base = alt.Chart().encode(y=y)
     layers = [
@@ -89,17 +95,17 @@ def _chart(result: Comparison, pairs: list[Pair], narrow: bool) -> alt.TopLevelM
         )
         .resolve_scale(y="independent")
     )
-    return styled(drawn, narrow)
+    return styled(drawn, narrow, slack((row["words"] for row in rows), narrow))
 
 
-def _row(pair: Pair) -> dict[str, Any]:
+def _row(pair: Pair, narrow: bool) -> dict[str, Any]:
     metric = metric_of(pair.metric)
     words = value(pair.ratio)
     if pair.ratio.low is not None:
         words += f" ({interval(pair.ratio)})"
     row: dict[str, Any] = {
         "metric": f"{metric.title}, {metric.direction}",
-        "load": streams_text(pair.streams),
+        "load": str(pair.streams) if narrow else streams_text(pair.streams),
         "ratio": pair.ratio.value,
         "outcome": LEVEL_NAME if pair.winner is None else f"{pair.winner} wins",
         "words": words,

@@ -11,7 +11,7 @@ from breakeven.report.figure import Figure, Missing
 from breakeven.report.json_file import write_whole
 from breakeven.report.terminal import stopped_text
 from breakeven.spec.estimate import Estimate
-from breakeven.spec.study import Comparison
+from breakeven.spec.study import Comparison, Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ def render_report(result: Comparison) -> str:
             else Drawn(
                 title=figure.title,
                 caption=figure.caption,
-                wide=Markup(svg.inline(svg.draw(figure.wide), figure.alt)),  # noqa: S704
-                narrow=Markup(svg.inline(svg.draw(figure.narrow), figure.alt)) if figure.narrow else "",  # noqa: S704
+                wide=Markup(svg.inline(svg.draw(figure.wide), figure.alt)),
+                narrow=Markup(svg.inline(svg.draw(figure.narrow), figure.alt)) if figure.narrow else "",
             )
             for figure in figures
         ]
@@ -78,8 +78,9 @@ def render_report(result: Comparison) -> str:
         result=result,
         roles=svg.ROLES,
         caveats=words.caveats_of(result),
-        noise=words.noise_text(result.noise),
         stopped=stopped_text(result),
+        lengths=sorted({(point.prompt_tokens, point.output_tokens) for point in result.points}),
+        pairs=_by_models(result.pairs),
         energy=any(point.joules_per_token for point in result.points),
         metrics=list(words.METRICS.values()),
         ratios=drawn(figures.ratios),
@@ -88,6 +89,14 @@ def render_report(result: Comparison) -> str:
         memory=drawn(figures.memory),
         routing=drawn(figures.routing),
     )
+
+
+def _by_models(pairs: list[Pair]) -> dict[tuple[str, str], list[Pair]]:
+    """Ratios under the two models they compare, in the study's order."""
+    return {
+        names: [pair for pair in pairs if (pair.a, pair.b) == names]
+        for names in dict.fromkeys((pair.a, pair.b) for pair in pairs)
+    }
 
 
 def cell(estimate: Estimate | None, scale: float = 1.0) -> Cell:

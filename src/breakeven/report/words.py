@@ -130,11 +130,11 @@ def seconds_text(seconds: float | None) -> str:
 
 
 def percent_text(share: float | None) -> str:
-    """A share as a percentage to two significant digits: 0.034 is 3.4 %."""
+    """A share as a percentage to one place: 0.034 is 3.4 %, 0.02 is 2 %."""
     if share is None:
         return NOT_AVAILABLE
     shown = share * 100
-    return f"{shown:.{0 if abs(shown) >= 10 or shown == 0 else 1}f} %"
+    return f"{shown:.1f}".removesuffix(".0") + " %" if shown == 0 or abs(shown) >= 0.05 else "under 0.1 %"
 
 
 def streams_text(streams: int) -> str:
