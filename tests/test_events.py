@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from breakeven.errors import BreakevenError
 from breakeven.measure.events import (
     BackendReady,
+    BackendStopped,
     BlockDone,
     BlockStarted,
     Event,
@@ -53,6 +54,7 @@ EVENTS: list[Event] = [
     ),
     NoiseSample(block="1", at_ns=9, steal_share=0.0),
     BlockDone(block="1", ok=False, at_ns=10, flagged=["busy"]),
+    BackendStopped(model="a", peak_rss_bytes=11),
     StudyStopped(because="budget", measured_s=3.0),
 ]
 

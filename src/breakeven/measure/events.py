@@ -43,6 +43,13 @@ class BackendReady(_Event, frozen=True, tag="backend_ready"):
     peak_rss_bytes: int | None = None
 
 
+class BackendStopped(_Event, frozen=True, tag="backend_stopped"):
+    """A candidate was stopped. `peak_rss_bytes`: the largest resident set its process ever had."""
+
+    model: str
+    peak_rss_bytes: int | None = None
+
+
 class BlockStarted(_Event, frozen=True, tag="block_started"):
     """A group of requests, issued together, is about to start. `round` counts the pairings it belongs to."""
 
@@ -122,12 +129,16 @@ class NoiseSample(_Event, frozen=True, tag="noise_sample"):
 
 
 class BlockDone(_Event, frozen=True, tag="block_done"):
-    """A block is over. Only blocks with this event count; `ok` False or `flagged` reasons keep it out of statistics."""
+    """A block is over. Only blocks with this event and `ok` count. `flagged`: why the machine was not quiet meanwhile.
+
+    `joules`: energy the machine's counter rose by during the block, None where there is no counter.
+    """
 
     block: str
     ok: bool
     at_ns: int
     flagged: list[str] = []
+    joules: float | None = None
 
 
 class StudyStopped(_Event, frozen=True, tag="study_stopped"):
@@ -138,7 +149,9 @@ class StudyStopped(_Event, frozen=True, tag="study_stopped"):
     detail: str | None = None
 
 
-Event: TypeAlias = StudyStarted | BackendReady | BlockStarted | RequestDone | NoiseSample | BlockDone | StudyStopped
+Event: TypeAlias = (
+    StudyStarted | BackendReady | BackendStopped | BlockStarted | RequestDone | NoiseSample | BlockDone | StudyStopped
+)
 
 _decoder = msgspec.json.Decoder(Event)
 

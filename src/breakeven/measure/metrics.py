@@ -26,7 +26,8 @@ class BlockMetrics:
     token, so it contains one sampling of a token and the HTTP way. `ttft_s` is the mean over streams from the due
     time, `service_ttft_s` from the time sent. `itl_s` and `itl_median_s` are over all gaps between consecutive tokens
     of a stream; tokens that arrived in one piece share the gap before it equally. `server_decode_tokens_per_s` is the
-    engine's own account, the sum over streams. `exact`: tokens of every piece were told by the engine.
+    engine's own account, the sum over streams; with several it is lower than ours, because the engine counts the time
+    a stream waits for the prompts of others. `exact`: tokens of every piece were told by the engine.
     """
 
     streams: int

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal
@@ -19,6 +22,8 @@ from breakeven.engine.llama_cpp.settings import KvType, ServerReady, ServerSetti
 from breakeven.errors import EngineError, UserError
 
 _POLL_S = 0.02
+_HEALTH_TIMEOUT_S = 10.0
+_END_TIMEOUT_S = 2.0
 _LOG_LINES = 6
 _LOG_TAIL_BYTES = 16_384
 _TIMESTAMP = re.compile(r"^\d+(\.\d+)+ [A-Z] ")
@@ -71,6 +76,7 @@ class LlamaCppServer:
         self._wait_policy = wait_policy
         self._ready_timeout_s = ready_timeout_s
         self._child: subprocess.Popen[bytes] | None = None
+        self._url: str | None = None
         self._last_memory: MemoryUse | None = None
 
     def __enter__(self) -> Backend:
@@ -85,6 +91,7 @@ class LlamaCppServer:
             self._stop()
             raise
         load_s = time.monotonic() - started
+        self._url = ready.url
         assert self._child is not None
         settings = {
             "engine": LLAMA_CPP,
@@ -108,12 +115,31 @@ class LlamaCppServer:
         return self._last_memory
 
     def check_alive(self) -> None:
-        """Raise EngineError, with the engine's last words, when the child has ended by itself."""
-        if self._child is None or self._child.poll() is None:
+        """Raise EngineError, with the engine's last words, when the child has ended or no longer answers.
+
+        Asks it (about a millisecond on loopback), because a connection breaks a moment before its process is gone.
+        """
+        self._raise_if_ended()
+        if self._url is None:
             return
-        raise EngineError(
-            f"llama.cpp ended while running {self.settings.name} ({self._how_it_ended()}){self._last_words()}"
-        )
+        try:
+            with open_url(f"{self._url}/health", timeout_s=_HEALTH_TIMEOUT_S):
+                return
+        except (OSError, HTTPException, ValueError):
+            self._await_end()
+            self._raise_if_ended()
+            raise EngineError(f"llama.cpp no longer answers for {self.settings.name}{self._last_words()}") from None
+
+    def _raise_if_ended(self) -> None:
+        if self._child is not None and self._child.poll() is not None:
+            name, how = self.settings.name, self._how_it_ended()
+            raise EngineError(f"llama.cpp ended while running {name} ({how}){self._last_words()}")
+
+    def _await_end(self) -> None:
+        """Give a child that is ending the time to do so."""
+        if self._child is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(timeout=_END_TIMEOUT_S)
 
     def _spawn(self, started: float) -> ServerReady:
         """Start the child and wait for its one message."""
@@ -168,25 +194,27 @@ class LlamaCppServer:
     def _wait_healthy(self, url: str, started: float) -> None:
         while True:
             try:
-                with open_url(f"{url}/health", timeout_s=10.0):
+                with open_url(f"{url}/health", timeout_s=_HEALTH_TIMEOUT_S):
                     return
-            except (OSError, ValueError):
-                self.check_alive()
+            except (OSError, HTTPException, ValueError):
+                self._raise_if_ended()
             if time.monotonic() - started > self._ready_timeout_s:
                 raise EngineError(f"llama.cpp loaded the model but does not answer at {url}{self._last_words()}")
             time.sleep(_POLL_S)
 
     def _load_error(self) -> EngineError:
-        if self._child is not None:
-            try:
-                self._child.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self._child.kill()
-        return EngineError(f"llama.cpp could not load {self.settings.model}{self._last_words()}")
+        self._await_end()
+        code = self._child.returncode if self._child else None
+        # An exit status only says that Python stopped on llama.cpp's refusal, which the log explains.
+        how = f" ({self._how_it_ended()})" if code is not None and code < 0 else ""
+        return EngineError(f"llama.cpp could not load {self.settings.model}{how}{self._last_words()}")
 
     def _how_it_ended(self) -> str:
         code = self._child.returncode if self._child else None
-        return f"killed by signal {-code}" if code is not None and code < 0 else f"exit status {code}"
+        if code is None or code >= 0:
+            return f"exit status {code}"
+        hint = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+        return f"killed by signal {-code}{hint}"
 
     def _last_words(self) -> str:
         """The last log lines that matter, as the tail of an error's one line."""
