@@ -76,7 +76,9 @@ def kept(row: dict[str, object]) -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("facts", type=Path)
-    rows = json.loads(parser.parse_args().facts.read_text())["models"] + EXTRA
+    parser.add_argument("--out", type=Path, default=TARGET)
+    given = parser.parse_args()
+    rows = json.loads(given.facts.read_text())["models"] + EXTRA
     models: dict[str, dict[str, object]] = {}
     for row in rows:
         if why := kept(row):
@@ -87,8 +89,8 @@ def main() -> None:
             sys.exit(f"{row['name']} and {models[short]['name']} are both {short}")
         models[short] = {key: value for key, value in row.items() if key not in DERIVED}
     text = json.dumps({"about": ABOUT, "models": dict(sorted(models.items()))}, indent=1, ensure_ascii=False)
-    TARGET.write_text(text + "\n")
-    print(f"{len(models)} models in {TARGET}")
+    given.out.write_text(text + "\n")
+    print(f"{len(models)} models in {given.out}")
 
 
 if __name__ == "__main__":

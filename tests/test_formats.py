@@ -1,0 +1,179 @@
+"""Weight formats against llama.cpp's own type tables, published files and a real GGUF."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+
+from breakeven.errors import UserError
+from breakeven.spec.arithmetic import bytes_by_group, file_bytes
+from breakeven.spec.catalogue import entries, lookup
+from breakeven.spec.formats import (
+    FORMATS,
+    GgmlType,
+    block_bytes,
+    block_size,
+    format_named,
+    tensor_bytes,
+    tensor_types,
+)
+from breakeven.spec.model import DenseFfn, Gqa, Layer, ModelSpec, MoeFfn
+from breakeven.spec.tensors import Group, Tensor, tensors
+
+TABLES: dict[str, dict[str, dict[str, dict[str, str]]]] = json.loads(
+    (Path(__file__).parent / "data" / "llama_cpp_types.json").read_text()
+)["models"]
+
+
+def _listed(table: dict[str, dict[str, str]]) -> dict[str, str]:
+    """Tensor name to type, from `{type: {tensor: layers}}`."""
+    found = {}
+    for kind, by_tensor in table.items():
+        for tensor, layers in by_tensor.items():
+            for part in layers.split(","):
+                first, _, last = part.partition("-")
+                if not first:
+                    found[tensor] = kind
+                    continue
+                for layer in range(int(first), int(last or first) + 1):
+                    found[f"blk.{layer}.{tensor}"] = kind
+    return found
+
+
+def _cases() -> Iterator[Any]:
+    for model, by_format in TABLES.items():
+        for name in by_format:
+            yield pytest.param(model, name, id=f"{model}-{name}")
+
+
+def _always_f32(tensor: Tensor) -> bool:
+    kept = ("ffn_gate_inp.weight", "ssm_conv1d.weight")
+    return len(tensor.shape) == 1 or not tensor.name.endswith(".weight") or tensor.name.endswith(kept)
+
+
+@pytest.mark.parametrize(("model", "name"), list(_cases()))
+def test_types_are_those_of_llama_cpp(model: str, name: str) -> None:
+    listed = _listed(TABLES[model][name])
+    spec = lookup(model)
+    if "output.weight" in listed:  # the tables read some tied models off files that store the head apart
+        spec = replace(spec, tied_embeddings=False)
+    everything = tensors(spec)
+    if spec.family == "qwen35":  # counted with one projection where the file keeps its two halves, in one type
+        listed = {name.replace("ssm_alpha", "ssm_ba").replace("ssm_beta", "ssm_ba"): k for name, k in listed.items()}
+    # A type other than the default for a tensor that we do not have would hide a missing tensor.
+    assert {tensor.name for tensor in everything} >= listed.keys()
+    # llama.cpp's table takes MXFP4 as that format's default and lists all that is not a stack of experts.
+    default = FORMATS[name].stacked or FORMATS[name].default
+    expected = {t.name: GgmlType.F32 if _always_f32(t) else GgmlType(listed.get(t.name, default)) for t in everything}
+    assert tensor_types(spec, name) == expected
+
+
+def test_real_file_has_the_types_we_assign(smollm2_gguf: Path) -> None:
+    reader = gguf.GGUFReader(smollm2_gguf)
+    real = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert tensor_types(lookup("smollm2-135m"), "Q4_1") == real
+    assert file_bytes(lookup("smollm2-135m"), "Q4_1") == sum(int(tensor.n_bytes) for tensor in reader.tensors)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("llama-3.1-8b", "Q4_K_M"), ("gpt-oss-20b", "MXFP4"), ("gpt-oss-120b", "MXFP4")]
+)
+def test_bytes_of_published_files(model: str, name: str) -> None:
+    facts = next(entry.facts for entry in entries() if entry.name == model)
+    published = facts["gguf_bytes"]
+    assert isinstance(published, dict)
+    assert published["quant"] == name
+    counted = bytes_by_group(lookup(model), name)
+    assert file_bytes(lookup(model), name) == pytest.approx(published["total"], rel=1e-4)
+    assert counted[Group.OUTPUT_HEAD] == published["output_head"]
+    assert counted[Group.EMBEDDING] == published["token_embd"]
+    assert counted.get(Group.ROUTED_EXPERTS, 0) == published.get("expert_weights", 0)
+    rest = sum(
+        nbytes
+        for group, nbytes in counted.items()
+        if group not in (Group.OUTPUT_HEAD, Group.EMBEDDING, Group.ROUTED_EXPERTS)
+    )
+    assert rest == pytest.approx(published["dense_block_weights"] + published["global_weights"], rel=1e-4)
+
+
+def test_blocks_are_those_of_ggml() -> None:
+    for kind in GgmlType:
+        assert (block_size(kind), block_bytes(kind)) == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+
+
+def test_file_types_are_those_of_gguf() -> None:
+    for chosen in FORMATS.values():
+        suffix = "MXFP4_MOE" if chosen.name == "MXFP4" else chosen.name
+        assert chosen.file_type == gguf.LlamaFileType[f"MOSTLY_{suffix}"]
+
+
+def _eight_experts(layers: int = 32) -> ModelSpec:
+    layer = Layer(Gqa(32, 8, 128), MoeFfn(8, 2, 14336))
+    return ModelSpec("m", "llama", 4096, 32000, 32768, False, (layer,) * layers, "test")
+
+
+def test_models_of_eight_experts_keep_more_bits_in_attention() -> None:
+    kinds = tensor_types(_eight_experts(), "Q4_K_M")
+    assert kinds["blk.5.attn_v.weight"] == "Q8_0"
+    assert kinds["blk.5.attn_k.weight"] == "Q8_0"
+    assert kinds["blk.5.attn_output.weight"] == "Q5_K"
+    assert kinds["blk.5.attn_q.weight"] == "Q4_K"
+    assert kinds["blk.4.ffn_down_exps.weight"] == "Q4_K"
+    assert kinds["blk.6.ffn_down_exps.weight"] == "Q6_K"
+    assert kinds["blk.0.ffn_gate_inp.weight"] == "F32"
+
+
+def _narrow(hidden: int) -> ModelSpec:
+    layer = Layer(Gqa(4, 2, 16), DenseFfn(96))
+    return ModelSpec("n", "llama", hidden, 320, 512, False, (layer,) * 2, "test")
+
+
+@pytest.mark.parametrize(
+    ("hidden", "name", "kind", "head"),
+    [
+        (288, "Q4_K_M", "Q5_0", "Q8_0"),
+        (288, "Q5_K_S", "Q5_1", "Q8_0"),
+        (288, "Q6_K", "Q8_0", "Q8_0"),
+        (288, "Q2_K", "Q4_0", "Q8_0"),
+        (288, "IQ4_XS", "IQ4_NL", "Q8_0"),
+        (288, "Q4_0", "Q4_0", "Q8_0"),
+        (40, "Q4_0", "F16", "F16"),
+        (40, "Q4_K_M", "F16", "F16"),
+        (40, "BF16", "BF16", "BF16"),
+    ],
+)
+def test_rows_that_are_not_whole_blocks_fall_back(hidden: int, name: str, kind: str, head: str) -> None:
+    kinds = tensor_types(_narrow(hidden), name)
+    assert kinds["blk.1.attn_q.weight"] == kind
+    assert kinds["output.weight"] == head
+    assert all(tensor_bytes(t, kinds[t.name]) > 0 for t in tensors(_narrow(hidden)))
+
+
+def test_tied_embedding_is_stored_as_the_head() -> None:
+    tied = replace(_narrow(512), tied_embeddings=True)
+    assert tensor_types(tied, "Q4_0")["token_embd.weight"] == "Q6_K"
+    assert tensor_types(_narrow(512), "Q4_0")["token_embd.weight"] == "Q4_0"
+
+
+def test_rows_must_be_whole_blocks() -> None:
+    with pytest.raises(ValueError, match="rows of 40 elements are not whole Q4_0 blocks of 32"):
+        tensor_bytes(Tensor("x.weight", (8, 40), Group.ATTENTION, 0), GgmlType.Q4_0)
+
+
+def test_every_format_stores_every_catalogued_model_of_two_kinds() -> None:
+    for model in ("olmoe-1b-7b", "gemma-3-1b"):
+        spec = lookup(model)
+        sizes = {name: file_bytes(spec, name) for name in FORMATS}
+        assert sizes["F16"] > sizes["Q8_0"] > sizes["Q6_K"] > sizes["Q4_K_M"] > sizes["Q4_K_S"] > sizes["Q2_K"]
+
+
+def test_formats_are_found_in_any_case_and_near_names_are_offered() -> None:
+    assert format_named("q4_k_m") is FORMATS["Q4_K_M"]
+    with pytest.raises(UserError, match=r"no weight format is called 'Q4_KM'; try .*Q4_K_M"):
+        format_named("Q4_KM")
