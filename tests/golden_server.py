@@ -61,6 +61,7 @@ class GoldenServer:
     owned_by: str = "golden"
     key: str | None = None
     refuse_extra_fields: bool = False
+    chat_only: bool = False
     models: list[str] = field(default_factory=lambda: ["golden", "other"])
     bodies: list[dict[str, object]] = field(default_factory=list)
     received_ns: list[int] = field(default_factory=list)
@@ -69,7 +70,8 @@ class GoldenServer:
     def application(self) -> web.Application:
         app = web.Application()
         app.router.add_get("/v1/models", self._models)
-        app.router.add_post("/v1/completions", self._complete)
+        if not self.chat_only:
+            app.router.add_post("/v1/completions", self._complete)
         app.router.add_post("/v1/chat/completions", self._complete)
         return app
 

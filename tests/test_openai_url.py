@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from golden_server import Script, golden_server
 
@@ -73,6 +75,24 @@ async def test_a_server_that_takes_only_openai_fields_is_found_out_and_still_mea
         (done,) = await run_block(backend, [request])
     assert backend.settings["extra_fields"] == "refused"
     assert done.error is None
+
+
+async def test_a_server_with_nothing_but_chat_is_talked_to() -> None:
+    with golden_server(Script(), chat_only=True, owned_by="vllm", refuse_extra_fields=True) as server:
+        backend = connect(f"{server.url}/v1#golden")
+        request = Request(block="b", stream=0, prompt="hi", prompt_tokens=1, max_tokens=4)
+        (done,) = await run_block(backend, [request])
+    assert (backend.chat_only, backend.takes_token_ids, backend.takes_extra_fields) == (True, False, False)
+    assert done.error is None
+    assert server.bodies[-1]["messages"] == [{"role": "user", "content": "hi"}]
+
+
+async def test_a_study_may_call_the_model_something_else() -> None:
+    with golden_server(Script()) as server:
+        backend = replace(connect(f"{server.url}/v1#golden"), model="golden (2)")
+        (done,) = await run_block(backend, [Request(block="b", stream=0, prompt="a", prompt_tokens=1, max_tokens=2)])
+    assert (done.error, done.model) == (None, "golden (2)")
+    assert server.bodies[-1]["model"] == "golden"
 
 
 def test_nobody_there() -> None:

@@ -37,7 +37,7 @@ class MemoryUse:
 class Backend:
     """Where to send requests for one model, and what is known of the engine behind it.
 
-    `url` ends before `/v1`. `api_key_env` is the *name* of the environment variable that holds the key, never the
+    `url` ends before `/v1`. `model` is what the study calls it. `api_key_env` is the *name* of the environment variable that holds the key, never the
     key. `settings` repeats the run: engine, build and flags as strings. `pid` and `load_s` are None for an engine
     we did not start.
     """
@@ -55,14 +55,24 @@ class Backend:
         return self.settings.get("engine", "unknown")
 
     @property
+    def served_model(self) -> str:
+        """The name the server knows the model by, where a study calls it otherwise."""
+        return self.settings.get("served_model", self.model)
+
+    @property
     def takes_token_ids(self) -> bool:
         """True when `/v1/completions` accepts a list of token ids as its prompt."""
-        return self.engine in _TAKES_TOKEN_IDS
+        return self.engine in _TAKES_TOKEN_IDS and not self.chat_only
 
     @property
     def takes_extra_fields(self) -> bool:
         """True when fields beyond OpenAI's, such as `ignore_eos`, do not make it refuse a request."""
         return self.settings.get("extra_fields") != "refused"
+
+    @property
+    def chat_only(self) -> bool:
+        """True when it has no `/v1/completions`, so that every prompt goes out as a chat message."""
+        return self.settings.get("route") == "chat"
 
     def headers(self) -> dict[str, str]:
         """HTTP headers every request needs; the key is read from the environment here and kept nowhere."""

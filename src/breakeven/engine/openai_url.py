@@ -57,7 +57,7 @@ def parse_url(text: str) -> Backend:
 def connect(text: str) -> Backend:
     """The backend that `text` names, after it has answered: it is there, lets us in, has the model, and completes.
 
-    One request of one token finds out whether fields beyond OpenAI's are accepted. Raises UserError otherwise.
+    Requests of one token find out what it accepts. Raises UserError otherwise.
     """
     backend = parse_url(text)
     listing = _ask(backend, "/v1/models", None, _TIMEOUT_S)
@@ -66,16 +66,34 @@ def connect(text: str) -> Backend:
     if models and found is None:
         raise UserError(f"{backend.url} has no model {backend.model}; {_offer(backend.model, models)}")
     engine = _ENGINES.get(str((found or {}).get("owned_by", "")).lower(), "unknown")
-    settings = {"engine": engine, "url": f"{backend.url}/v1"}
-    body = {"model": backend.model, "prompt": "Hello", "max_tokens": 1}
-    try:
-        _ask(backend, "/v1/completions", {**body, "ignore_eos": True}, _PROBE_TIMEOUT_S)
-    except _RefusedError as error:
-        if error.status not in (400, 422):
-            raise
-        _ask(backend, "/v1/completions", body, _PROBE_TIMEOUT_S)
-        settings["extra_fields"] = "refused"
+    settings = {"engine": engine, "url": f"{backend.url}/v1", "served_model": backend.model, **_probe(backend)}
     return Backend(backend.url, backend.model, backend.api_key_env, settings, None, None)
+
+
+def _probe(backend: Backend) -> dict[str, str]:
+    """Settings that one-token requests reveal: no `/v1/completions`, no fields beyond OpenAI's. Raises UserError."""
+    body: dict[str, Any] = {"model": backend.model, "max_tokens": 1}
+    routes: dict[str, dict[str, Any]] = {
+        "/v1/completions": {"prompt": "Hello"},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
+    }
+    found: dict[str, str] = {}
+    for path, prompt in routes.items():
+        try:
+            try:
+                _ask(backend, path, {**body, **prompt, "ignore_eos": True}, _PROBE_TIMEOUT_S)
+            except _RefusedError as error:
+                if error.status not in (400, 422):
+                    raise
+                _ask(backend, path, {**body, **prompt}, _PROBE_TIMEOUT_S)
+                found["extra_fields"] = "refused"
+        except _RefusedError as error:
+            if error.status not in (404, 405) or "route" in found:
+                raise
+            found["route"] = "chat"
+        else:
+            break
+    return found
 
 
 class _RefusedError(UserError):

@@ -113,7 +113,7 @@ async def stream_completion(
     sent_ns = time.monotonic_ns()
     try:
         async with session.post(
-            backend.url + request.path(), data=body, headers=headers, timeout=timeout, allow_redirects=False
+            backend.url + request.path(backend), data=body, headers=headers, timeout=timeout, allow_redirects=False
         ) as response:
             headers_ns = time.monotonic_ns()
             if response.status == 200:

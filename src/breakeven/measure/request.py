@@ -18,8 +18,9 @@ class Request:
     """One completion to ask for.
 
     `prompt` is token ids where the backend takes them (no tokenising on the hot path), else text; `prompt_tokens` is
-    its length. `chat` sends the text as one user message. `ignore_eos` asks for exactly `max_tokens` tokens, and
-    fewer is then an error. `due_ns` None: due when it is issued. `total_timeout_s` bounds the whole request.
+    its length. `chat` sends the text as one user message, as is done anyway where a backend knows only chat.
+    `ignore_eos` asks for exactly `max_tokens` tokens, and fewer is then an error. `due_ns` None: due when it is
+    issued. `total_timeout_s` bounds the whole request.
     """
 
     block: str
@@ -36,21 +37,21 @@ class Request:
     stall_timeout_s: float = STALL_TIMEOUT_S
     total_timeout_s: float | None = None
 
-    def path(self) -> str:
+    def path(self, backend: Backend) -> str:
         """Where it goes, below the backend's URL."""
-        return "/v1/chat/completions" if self.chat else "/v1/completions"
+        return "/v1/chat/completions" if self.chat or backend.chat_only else "/v1/completions"
 
     def body(self, backend: Backend) -> bytes:
         """JSON in the dialect of the backend's engine. Raises ValueError for token ids it does not take."""
         fields: dict[str, Any] = {
-            "model": backend.model,
+            "model": backend.served_model,
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "stream": True,
         }
         options: dict[str, bool] = {"include_usage": True}
         if isinstance(self.prompt, str):
-            if self.chat:
+            if self.chat or backend.chat_only:
                 fields["messages"] = [{"role": "user", "content": self.prompt}]
             else:
                 fields["prompt"] = self.prompt
