@@ -1,0 +1,103 @@
+"""`breakeven models`, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from breakeven.spec.arithmetic import active_params, decode_bytes, file_bytes, kv_bytes
+from breakeven.spec.catalogue import lookup, names
+from breakeven.spec.formats import FORMATS
+
+
+def run(*args: str, columns: int = 100) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "breakeven.cli", "models", *args],
+        env={**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def shown(*args: str) -> Any:
+    done = run(*args, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_list_has_a_line_for_every_model() -> None:
+    done = run()
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["Model", "Kind", "Total", "Active", "Q4_K_M", "KV/token"]
+    assert [line.split()[0] for line in lines[1 : len(names()) + 1]] == names()
+    olmoe = next(line for line in lines if line.startswith("olmoe-1b-7b"))
+    assert olmoe.split() == ["olmoe-1b-7b", "MoE", "8/64", "6.92", "B", "1.18", "B", "4.21", "GB", "131", "kB"]
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+@pytest.mark.parametrize("args", [(), ("olmoe-1b-7b",)])
+def test_narrow_terminals_lose_columns_not_names(columns: int, args: tuple[str, ...]) -> None:
+    done = run(*args, columns=columns)
+    assert done.returncode == 0, done.stderr
+    assert max(len(line) for line in done.stdout.splitlines()) <= columns
+    assert "…" not in done.stdout
+    assert all(name in done.stdout for name in (args or names()))
+
+
+def test_list_as_json() -> None:
+    listed = shown()
+    assert listed["schema"] == "breakeven.models/1"
+    assert [model["name"] for model in listed["models"]] == names()
+    by_name = {model["name"]: model for model in listed["models"]}
+    assert by_name["qwen3-30b-a3b"]["experts"]["n_experts_per_token"] == 8
+    assert by_name["llama-3.2-1b"]["experts"] is None
+    assert by_name["llama-3.2-1b"]["kind"] == "dense"
+    assert all(model["source"] for model in listed["models"])
+
+
+def test_one_model_as_json() -> None:
+    answer = shown("allenai/olmoe-1b-7b-0125-instruct")
+    assert answer["schema"] == "breakeven.models/1"
+    model, spec = answer["model"], lookup("olmoe-1b-7b")
+    assert model["summary"]["name"] == "olmoe-1b-7b"
+    assert model["summary"]["active_params"] == active_params(spec)
+    assert [stored["format"] for stored in model["formats"]] == list(FORMATS)
+    for stored in model["formats"]:
+        assert stored["total_bytes"] == sum(stored["by_group"].values()) == file_bytes(spec, stored["format"])
+        assert stored["decode_bytes"] == decode_bytes(spec, stored["format"], 1)
+    assert [at["context"] for at in model["contexts"]] == [1024, 4096]
+    assert model["contexts"][-1]["kv_bytes"] == kv_bytes(spec, 4096)
+    assert sum(kind["layers"] for kind in model["layer_kinds"]) == 16
+    assert sum(model["params_by_group"].values()) == model["summary"]["total_params"]
+
+
+def test_one_model_in_words() -> None:
+    text = run("olmoe-1b-7b").stdout
+    assert text.startswith("olmoe-1b-7b (allenai/OLMoE-1B-7B-0125-Instruct)\n")
+    assert "MoE, 6.92 B total (published 6.90 B), 1.18 B active" in text
+    assert "16 x attention, 16 heads on 16 of 128; 8 of 64 experts of 1024" in text
+    assert "50 % of the experts at a batch of 5.19, 90 % at 17.2" in text
+    assert "Source: " in text
+
+
+def test_a_file_of_weights_is_shown_under_its_own_name(smollm2_gguf: Path) -> None:
+    model = shown(str(smollm2_gguf))["model"]
+    assert model["summary"]["total_params"] == shown("smollm2-135m")["model"]["summary"]["total_params"]
+    assert model["summary"]["name"] not in names()
+
+
+def test_unknown_name_is_one_line_and_status_2() -> None:
+    done = run("lama-3.2-1b")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "llama-3.2-1b" in done.stderr
