@@ -12,6 +12,8 @@ from breakeven.spec.study import Comparison
 if TYPE_CHECKING:
     import altair as alt
 
+    Drawing = alt.Chart | alt.LayerChart | alt.FacetChart | alt.VConcatChart
+
 # Widths in CSS pixels of the whole drawing: a column of text, and a phone of 360 less its margins.
 WIDE, NARROW = 640, 326
 WIDE_TEXT, NARROW_TEXT = 12, 11
@@ -29,8 +31,8 @@ class Figure:
     title: str
     alt: str
     caption: str
-    wide: alt.TopLevelMixin
-    narrow: alt.TopLevelMixin | None
+    wide: Drawing
+    narrow: Drawing | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def legend(narrow: bool, columns: int = 0) -> alt.Legend:
         symbolOpacity=1,
         columnPadding=30,
         symbolSize=90,
-        offset=6,
+        offset=14,
         padding=0,
     )
 
@@ -84,9 +86,7 @@ def slack(words: Iterable[str], narrow: bool) -> float:
     return 0.17 * (NARROW_TEXT if narrow else WIDE_TEXT) * max((len(word) for word in words), default=0)
 
 
-def styled(
-    chart: alt.LayerChart | alt.Chart | alt.FacetChart | alt.VConcatChart, narrow: bool, right: float = 2
-) -> alt.TopLevelMixin:
+def styled(chart: Drawing, narrow: bool, right: float = 2) -> Drawing:
     """Apply the common look: system font, quiet axes, no frame, transparent ground. `right`: padding in pixels."""
     size = NARROW_TEXT if narrow else WIDE_TEXT
     axis = {
@@ -102,7 +102,7 @@ def styled(
         "tickColor": LEVEL.sentinel,
     }
     words = {"labelFont": FONT, "labelFontSize": size, "labelColor": INK.sentinel}
-    return chart.configure(
+    configured: Drawing = chart.configure(
         background="transparent",
         font=FONT,
         padding={"left": 2, "right": right, "top": 4, "bottom": 4},
@@ -114,3 +114,4 @@ def styled(
         facet={"spacing": 14},
         aria=False,
     )
+    return configured

@@ -23,8 +23,10 @@ from breakeven.spec.study import Comparison
 if TYPE_CHECKING:
     import altair as alt
 
+    from breakeven.report.figure import Drawing
+
 HEIGHT = 260
-LABEL_ROOM = 150
+WIDEST_LABEL = 150
 LABEL_GAP = 15
 
 
@@ -64,7 +66,7 @@ def _row(point: Point, key: str) -> dict[str, Any] | None:
     return row
 
 
-def _chart(result: Comparison, rows: list[dict[str, Any]], metric: Metric, narrow: bool) -> alt.TopLevelMixin:
+def _chart(result: Comparison, rows: list[dict[str, Any]], metric: Metric, narrow: bool) -> Drawing:
     import altair as alt
 
     streams = sorted({row["streams"] for row in rows})
@@ -106,7 +108,8 @@ def _chart(result: Comparison, rows: list[dict[str, Any]], metric: Metric, narro
         layers.append(
             _end_labels(rows, top, streams[-1]).encode(x=x, color=alt.Color("model:N", scale=colours, legend=None))
         )
-    width = NARROW - 50 if narrow else WIDE - 50 - LABEL_ROOM
+    beside = min(WIDEST_LABEL, 22 + 8 * max(len(name) for name in names))
+    width = NARROW - 50 if narrow else WIDE - 50 - beside
     room = 8.0 if narrow else slack(names, narrow)
     return styled(alt.layer(*layers).properties(width=width, height=HEIGHT), narrow, room)
 
@@ -121,11 +124,12 @@ def _end_labels(rows: list[dict[str, Any]], top: float, last: int) -> alt.Chart:
     for row in ends:
         floor = placed[-1]["at"] + gap if placed else 0.0
         placed.append({"model": row["model"], "streams": last, "at": max(row["value"], floor)})
-    return (
+    labels: alt.Chart = (
         alt.Chart(data_of(placed))
-        .mark_text(align="left", dx=10, fontWeight=600, limit=LABEL_ROOM - 12)
+        .mark_text(align="left", dx=10, fontWeight=600, limit=WIDEST_LABEL - 12)
         .encode(y=alt.Y("at:Q"), text="model:N")
     )
+    return labels
 
 
 def _alt(title: str, points: list[Point], key: str) -> str:

@@ -12,6 +12,8 @@ from breakeven.spec.study import Comparison, Profile, Routing
 if TYPE_CHECKING:
     import altair as alt
 
+    from breakeven.report.figure import Drawing
+
 KINDS = ("attention", "router", "expert products", "combination", "dense feed-forward", "head", "rest")
 # Above this many cells a second drawing for phones costs more bytes than it is worth: the wide one shrinks.
 CELLS_DRAWN_TWICE = 2048
@@ -39,7 +41,7 @@ def memory(result: Comparison) -> Figure | Missing:
     )
 
 
-def _memory_chart(result: Comparison, rows: list[dict[str, Any]], narrow: bool) -> alt.TopLevelMixin:
+def _memory_chart(result: Comparison, rows: list[dict[str, Any]], narrow: bool) -> Drawing:
     import altair as alt
 
     series = series_of(result)
@@ -87,23 +89,28 @@ def node_times(result: Comparison) -> Figure | Missing:
     if not profiles:
         return Missing("Time by node", "No model was profiled in this run, so where the time goes is not shown.")
     title = "Where the time goes"
+    models = dict.fromkeys(profile.model for profile in profiles)
     return Figure(
         name="time-by-node",
         title=title,
         alt=f"{title}. " + " ".join(_profile_alt(profile) for profile in profiles),
         caption="Time of one step by kind of node of the compute graph, while observed. "
-        + " ".join(_overhead(profile) for profile in profiles),
+        + " ".join(_overhead(model, [each for each in profiles if each.model == model]) for model in models),
         wide=_node_chart(profiles, narrow=False),
         narrow=_node_chart(profiles, narrow=True),
     )
 
 
-def _overhead(profile: Profile) -> str:
-    router = ""
-    if profile.router_share_of_moe_block is not None:
-        router = f"; the router takes {percent_text(profile.router_share_of_moe_block)} of its MoE blocks' time"
-    slower = percent_text(profile.observing_overhead)
-    return f"Observing slowed {profile.model} in {profile.phase} by {slower}{router}."
+def _overhead(model: str, profiles: list[Profile]) -> str:
+    """What observing cost a model, and its router's share, by phase."""
+    said = " and ".join(f"{percent_text(profile.observing_overhead)} in {profile.phase}" for profile in profiles)
+    routers = [
+        f"{percent_text(profile.router_share_of_moe_block)} in {profile.phase}"
+        for profile in profiles
+        if profile.router_share_of_moe_block is not None
+    ]
+    router = f"; its router takes {' and '.join(routers)} of the MoE blocks' time" if routers else ""
+    return f"Observing slowed {model} by {said}{router}."
 
 
 def _profile_alt(profile: Profile) -> str:
@@ -111,7 +118,7 @@ def _profile_alt(profile: Profile) -> str:
     return f"{profile.model}, {profile.phase}: {parts}."
 
 
-def _node_chart(profiles: list[Profile], narrow: bool) -> alt.TopLevelMixin:
+def _node_chart(profiles: list[Profile], narrow: bool) -> Drawing:
     import altair as alt
 
     found = {node.kind for profile in profiles for node in profile.nodes}
@@ -146,13 +153,14 @@ def _phase_chart(profiles: list[Profile], kinds: list[str], colour: alt.Color, n
         for node in profile.nodes
     ]
     axis = alt.Axis(title=None, grid=False, tickCount=3 if narrow else 6, labelExpr="datum.label + ' ms'")
-    return (
+    drawn: alt.FacetChart = (
         alt.Chart()
         .mark_bar(height=22, stroke=PAPER.sentinel, strokeWidth=1)
         .encode(x=alt.X("sum(ms):Q", stack="zero", axis=axis), color=colour, order="order:Q")
         .properties(width=(NARROW if narrow else WIDE) - 24, height=24)
         .facet(row=_rows("bar", list(dict.fromkeys(str(row["bar"]) for row in rows))), data=data_of(rows))
     )
+    return drawn
 
 
 def _part(kind: str) -> int:
@@ -195,7 +203,7 @@ def _routing(routing: Routing, colour: str, index: int) -> Figure:
     )
 
 
-def _heat(rows: list[dict[str, Any]], routing: Routing, top: float, colour: str, narrow: bool) -> alt.TopLevelMixin:
+def _heat(rows: list[dict[str, Any]], routing: Routing, top: float, colour: str, narrow: bool) -> Drawing:
     import altair as alt
 
     # One colour whose opacity carries the share: the paper shows through, whatever the theme.

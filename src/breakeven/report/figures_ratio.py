@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from breakeven.report.figure import NARROW, WIDE, Figure, Missing, data_of, legend, series_of, slack, styled
 from breakeven.report.svg import INK, LEVEL
-from breakeven.report.words import METRICS, interval, metric_of, streams_text, value, winner_text, with_interval
+from breakeven.report.words import (
+    METRICS,
+    RATIO_PLACES,
+    interval,
+    metric_of,
+    streams_text,
+    value,
+    winner_text,
+    with_interval,
+)
 from breakeven.spec.study import Comparison, Pair
 
 if TYPE_CHECKING:
     import altair as alt
+
+    from breakeven.report.figure import Drawing
 
 TICKS = (0.05, 0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
 TICK_ROOM = 34
@@ -37,7 +48,7 @@ def _forest(result: Comparison, pairs: list[Pair], index: int) -> Figure:
     a, b = pairs[0].a, pairs[0].b
     said = [
         f"{metric_of(pair.metric).title} at {streams_text(pair.streams)}: "
-        f"{with_interval(pair.ratio)}, {winner_text(pair)}"
+        f"{with_interval(pair.ratio, places=RATIO_PLACES)}, {winner_text(pair)}"
         for pair in pairs
     ]
     return Figure(
@@ -51,7 +62,7 @@ def _forest(result: Comparison, pairs: list[Pair], index: int) -> Figure:
     )
 
 
-def _chart(result: Comparison, pairs: list[Pair], narrow: bool) -> alt.TopLevelMixin:
+def _chart(result: Comparison, pairs: list[Pair], narrow: bool) -> Drawing:
     import altair as alt
 
     width = NARROW - 172 if narrow else WIDE - 232
@@ -100,9 +111,9 @@ def _chart(result: Comparison, pairs: list[Pair], narrow: bool) -> alt.TopLevelM
 
 def _row(pair: Pair, narrow: bool) -> dict[str, Any]:
     metric = metric_of(pair.metric)
-    words = value(pair.ratio)
+    words = value(pair.ratio, places=RATIO_PLACES)
     if pair.ratio.low is not None:
-        words += f" ({interval(pair.ratio)})"
+        words += f" ({interval(pair.ratio, places=RATIO_PLACES)})"
     row: dict[str, Any] = {
         "metric": f"{metric.title}, {metric.direction}",
         "load": str(pair.streams) if narrow else streams_text(pair.streams),

@@ -81,6 +81,7 @@ def render_report(result: Comparison) -> str:
         stopped=stopped_text(result),
         lengths=sorted({(point.prompt_tokens, point.output_tokens) for point in result.points}),
         pairs=_by_models(result.pairs),
+        ratio_places=words.RATIO_PLACES,
         energy=any(point.joules_per_token for point in result.points),
         metrics=list(words.METRICS.values()),
         ratios=drawn(figures.ratios),
@@ -99,9 +100,9 @@ def _by_models(pairs: list[Pair]) -> dict[tuple[str, str], list[Pair]]:
     }
 
 
-def cell(estimate: Estimate | None, scale: float = 1.0) -> Cell:
+def cell(estimate: Estimate | None, scale: float = 1.0, places: int | None = None) -> Cell:
     """`estimate` as a table shows it."""
     if estimate is None:
         return Cell(words.NOT_AVAILABLE, "")
-    interval = words.interval(estimate, scale)
-    return Cell(words.value(estimate, scale), "no interval" if interval is None else interval.replace("-", "–"))
+    interval = words.interval(estimate, scale, places)
+    return Cell(words.value(estimate, scale, places), "no interval" if interval is None else interval.replace("-", "–"))

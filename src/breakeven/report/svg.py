@@ -13,7 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import altair as alt
+    from breakeven.report.figure import Drawing
 
 # No quotes in here: it stands inside an SVG attribute as it is.
 FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, Liberation Sans, Arial, sans-serif"
@@ -66,7 +66,7 @@ _LONG = re.compile(r"(?<=[\d])\.(\d{2})\d+")
 _OPENING = re.compile(r"^<svg[^>]*?width=\"([\d.]+)\" height=\"([\d.]+)\"[^>]*>")
 
 
-def draw(chart: alt.TopLevelMixin) -> str:
+def draw(chart: Drawing) -> str:
     """Render `chart` to SVG in sentinel colours. Needs no network and no browser."""
     import vl_convert
 

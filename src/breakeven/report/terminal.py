@@ -15,6 +15,7 @@ from rich.text import Text
 from breakeven.report.words import (
     METRICS,
     NOT_AVAILABLE,
+    RATIO_PLACES,
     bytes_text,
     caveats_of,
     describe,
@@ -125,7 +126,12 @@ def _ratios(result: Comparison, say: Say) -> None:
         say()
         say(f"{metric.title}: {a} over {b} ({metric.direction})", "bold")
         rows = [
-            [streams_text(pair.streams), value(pair.ratio), interval(pair.ratio) or "no interval", winner_text(pair)]
+            [
+                streams_text(pair.streams),
+                value(pair.ratio, places=RATIO_PLACES),
+                interval(pair.ratio, places=RATIO_PLACES) or "no interval",
+                winner_text(pair),
+            ]
             for pair in group
         ]
         for line in _columns([["", "ratio", "95 % interval", "winner"], *rows], text_columns=(3,)):

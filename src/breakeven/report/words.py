@@ -12,7 +12,8 @@ from breakeven.spec.estimate import Estimate
 from breakeven.spec.study import Comparison, ModelResult, NoiseRecord, Pair
 
 NOT_AVAILABLE = "not available"
-NO_INTERVAL = "too few blocks for an interval"
+# Ratios live near 1, where two places would show an interval that misses 1 as one that touches it.
+RATIO_PLACES = 3
 NO_DIFFERENCE = "no difference"
 SYNTHETIC_CAVEAT = "synthetic weights: speed and memory only"
 
@@ -66,25 +67,25 @@ def decimals_of(value: float, half_width: float | None = None) -> int:
     return min(6, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
 
 
-def interval(estimate: Estimate, scale: float = 1.0) -> str | None:
+def interval(estimate: Estimate, scale: float = 1.0, places: int | None = None) -> str | None:
     """The interval alone, as "33.2-33.6", with as many places as `value` gives; None when there is none."""
     if estimate.low is None or estimate.high is None:
         return None
-    places = _places(estimate, scale)
+    places = _places(estimate, scale) if places is None else places
     return f"{number(estimate.low * scale, places)}-{number(estimate.high * scale, places)}"
 
 
-def value(estimate: Estimate, scale: float = 1.0) -> str:
+def value(estimate: Estimate, scale: float = 1.0, places: int | None = None) -> str:
     """The value alone, with places that suit its interval; says so when it was not measured."""
-    shown = number(estimate.value * scale, _places(estimate, scale))
+    shown = number(estimate.value * scale, _places(estimate, scale) if places is None else places)
     return shown if estimate.provenance == "measured" else f"{shown} {estimate.provenance}"
 
 
-def with_interval(estimate: Estimate | None, scale: float = 1.0) -> str:
+def with_interval(estimate: Estimate | None, scale: float = 1.0, places: int | None = None) -> str:
     """Value and interval in one: "33.4 (33.2-33.6)"; without an interval "33.4 (no interval)"."""
     if estimate is None:
         return NOT_AVAILABLE
-    return f"{value(estimate, scale)} ({interval(estimate, scale) or 'no interval'})"
+    return f"{value(estimate, scale, places)} ({interval(estimate, scale, places) or 'no interval'})"
 
 
 def _places(estimate: Estimate, scale: float) -> int:
@@ -118,8 +119,6 @@ def seconds_text(seconds: float | None) -> str:
     """A duration: 850 ms, 12.5 s, 3 min 20 s, 1 h 5 min."""
     if seconds is None:
         return NOT_AVAILABLE
-    if seconds == 0 or (seconds < 100 and seconds >= 1 and isinstance(seconds, int)):
-        return f"{seconds:.0f} s"
     if seconds < 1:
         return f"{number(seconds * 1e3)} ms"
     if seconds < 100:
