@@ -29,7 +29,7 @@ def synth(
 
     spec = resolve_spec(model)
     started = time.monotonic()
-    synthesise(spec, format_named(format_name), out, routing=parse_routing(routing), seed=seed)
+    synthesise(spec, format_named(format_name).name, out, routing=parse_routing(routing), seed=seed)
     size = out.stat().st_size
     typer.echo(
         f"{out}: {spec.name}, {format_name}, {size / 1e9:.2f} GB in {time.monotonic() - started:.1f} s; "

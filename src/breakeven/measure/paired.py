@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from breakeven.engine.backend import Backend
 from breakeven.errors import EngineError, UserError
 from breakeven.measure import events, noise, prompts
-from breakeven.measure.blocks import Block, blocks_of, load_states, pair_rows
+from breakeven.measure.blocks import blocks_of, load_states, pair_rows
 from breakeven.measure.client import run_block
 from breakeven.measure.energy import EnergyCounter
 from breakeven.measure.plan import Plan, Stop, next_load, order
@@ -23,19 +23,16 @@ WARM_UP_OUTPUT = 8
 TEMPERATURE, TOP_K = 1.0, 40
 """Sampling that visits many tokens: greedy decoding of random weights soon repeats one, and one token's experts."""
 CHARS_PER_TOKEN_TRIED = 4
+WATCH_PERIOD_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A backend under test. `alive` raises EngineError when its process has ended."""
+    """A backend under test, by the name it has in every table. `alive` raises EngineError when its process has ended."""
 
+    name: str
     backend: Backend
     alive: Callable[[], None]
-
-    @property
-    def name(self) -> str:
-        """The name it has in every table."""
-        return self.backend.model
 
 
 @dataclass(slots=True)
@@ -106,7 +103,7 @@ class PairedRun:
         requests = self._requests(candidate, maker, name, streams, f"{streams}/{number}", self.plan.output_tokens)
         pids = [c.backend.pid for c in self.candidates if c.backend.pid is not None]
         before = noise.sample(pids)
-        joules = self.energy.joules() if self.energy else None
+        joules = self.energy.read_joules() if self.energy else None
         self._append(
             events.BlockStarted(
                 block=name,
@@ -119,15 +116,17 @@ class PairedRun:
                 attempt=attempt,
             )
         )
-        results = asyncio.run(run_block(candidate.backend, requests))
+        results, during = asyncio.run(_run_watched(candidate.backend, requests))
         after = noise.sample(pids)
-        spent = self.energy.joules() - joules if self.energy and joules is not None else None
+        spent = self.energy.read_joules() - joules if self.energy and joules is not None else None
         candidate.alive()
         for result in results:
             self._append(result)
-        self._append(noise.event_of(name, before, after))
+        heard = noise.assess(before, after, during)
+        fields = {field: getattr(heard, field) for field in heard.__struct_fields__ if field != "reasons"}
+        self._append(events.NoiseSample(block=name, at_ns=after.at_ns, **fields))
         failed = [result for result in results if result.error]
-        reasons = noise.judge(before, after) if candidate.backend.pid is not None else []
+        reasons = heard.reasons if candidate.backend.pid is not None else []
         repeat = bool(reasons) and attempt < MAX_ATTEMPTS and self.strict_noise
         self._append(
             events.BlockDone(
@@ -173,13 +172,26 @@ class PairedRun:
         self.history.append(event)
 
 
+async def _run_watched(
+    backend: Backend, requests: Sequence[Request]
+) -> tuple[list[events.RequestDone], list[noise.Reading]]:
+    """Run a block and read the clock and temperature while it runs."""
+    during: list[noise.Reading] = []
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(WATCH_PERIOD_S)
+            during.append(noise.sample())
+
+    watcher = asyncio.create_task(watch())
+    try:
+        return await run_block(backend, requests), during
+    finally:
+        watcher.cancel()
+
+
 def _request_error(candidate: Candidate, result: events.RequestDone) -> EngineError | UserError:
     what = f"{candidate.name} at {candidate.backend.url}: request failed ({result.error}: {result.detail})"
     if result.error in ("http_401", "http_403"):
         return UserError(f"{what}; set BREAKEVEN_API_KEY to a key this endpoint accepts")
     return EngineError(f"{what}; finished blocks are kept, run again with --resume")
-
-
-def measured(history: Sequence[events.Event]) -> list[Block]:
-    """Every block of a log that counts."""
-    return blocks_of(history)

@@ -14,9 +14,9 @@ def resolve_spec(text: str) -> ModelSpec:
 
     path = Path(text).expanduser()
     if path.suffix == ".gguf":
-        return gguf.read_spec(path)
+        return gguf.read_gguf(path)
     if path.suffix in (".yaml", ".yml"):
-        return yaml.read_spec(path, resolve_spec)
+        return yaml.read_yaml(path, resolve_spec)
     if path.suffix == ".json" or path.is_dir():
-        return hf.read_spec(text)
+        return hf.read_hf(text)
     return lookup(text)

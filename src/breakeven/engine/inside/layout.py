@@ -2,8 +2,8 @@
 
 llama.cpp passes its parameters by value and changes their order between builds. A layout is believed only when the
 running library's own defaults, read through it, are the known ones; a wrong one would crash far from the cause.
-Source: `include/llama.h`, `ggml/include/ggml.h` and the `*_default_params` functions of llama.cpp, read at build 11434 and
-checked against the running build 11549, which is the one written down here.
+Source: `include/llama.h`, `ggml/include/ggml.h` and the `*_default_params` functions of llama.cpp, read at build 11434
+and checked against the running build 11549, which is the one written down here.
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ def biases_for(frequencies: Doubles, k: int, rng: np.random.Generator) -> Double
         threshold = np.partition(logits, n_experts - k, axis=1)[:, n_experts - k, None]
         seen = (logits >= threshold).mean(axis=0)
         biases += (np.log(np.maximum(frequencies, 1e-4)) - np.log(np.maximum(seen, 1e-4))) * (0.5 / (1 + step / 60))
-    return biases - biases.mean()
+    centred: Doubles = biases - biases.mean()
+    return centred
 
 
 def router_rows(

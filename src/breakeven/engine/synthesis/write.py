@@ -188,7 +188,7 @@ def _write_tensors(
             kind, values, rng = types[tensor.name], values_of(spec, tensor), _stream(seed, tensor.name)
             if values.fill is Fill.ROUTER:
                 rows = _router(spec, tensor, routing, first, skews, rng)
-                pieces = iter([rows.astype(np.float32).reshape(-1).view(np.uint8)])
+                pieces: Iterator[Bytes] = iter([rows.astype(np.float32).reshape(-1).view(np.uint8)])
             elif kind is GGMLQuantizationType.F32:
                 pieces = iter([_plain(tensor, values, rng).view(np.uint8)])
             else:
@@ -202,7 +202,7 @@ def _write_tensors(
 
 
 def _write_all(fd: int, piece: Bytes) -> int:
-    view = memoryview(np.ascontiguousarray(piece)).cast("B") if piece.size else memoryview(b"")
+    view = np.ascontiguousarray(piece).reshape(-1).data
     written = 0
     while written < len(view):
         written += os.write(fd, view[written:])

@@ -1,0 +1,171 @@
+"""The comparison from start to end: models in, `Comparison` out, with everything that happened in a directory."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from breakeven import __version__
+from breakeven.decide import result
+from breakeven.decide.directory import LOG, fingerprint, open_directory
+from breakeven.engine.memory import check_memory
+from breakeven.engine.source import Source, parse_sources
+from breakeven.engine.start import Running, start, weights_of
+from breakeven.engine.synthesis.write import check_routable
+from breakeven.engine.synthesis.routing import Routing
+from breakeven.errors import BreakevenError, UserError
+from breakeven.measure.blocks import blocks_of
+from breakeven.measure.energy import open_counter
+from breakeven.measure.events import BackendReady, Event, EventWriter, StudyStarted, StudyStopped
+from breakeven.measure.paired import Candidate, PairedRun
+from breakeven.measure.plan import Plan
+from breakeven.measure.progress import ProgressState, RatioRow
+from breakeven.spec.formats import format_named
+from breakeven.spec.machine_reader import read_machine
+from breakeven.spec.study import Comparison
+
+CONTEXT_STEP = 256
+"""llama.cpp rounds a slot's context up to this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a comparison may be told beside its models; the fields are those of `breakeven compare`."""
+
+    plan: Plan = field(default_factory=Plan)
+    format_name: str = "Q4_K_M"
+    out: Path | None = None
+    resume: bool = False
+    threads: int | None = None
+    look_inside: bool = True
+    command: str = "breakeven.compare"
+
+    def check(self) -> None:
+        """Raise UserError for numbers that mean nothing."""
+        plan = self.plan
+        if not plan.streams or min(plan.streams) < 1:
+            raise UserError("--streams must be one or more whole numbers above zero, such as 1,2,4")
+        if len(set(plan.streams)) < len(plan.streams):
+            raise UserError("--streams names a load twice")
+        for name, value, least in (("--prompt", plan.prompt_tokens, 1), ("--output", plan.output_tokens, 2)):
+            if value < least:
+                raise UserError(f"{name} is {value}; give {least} or more")
+        if not 0 < plan.precision < 1:
+            raise UserError("--precision must lie between 0 and 100 %, such as 2%")
+        if plan.budget_s <= 0:
+            raise UserError("--budget must be above zero, such as 3m")
+        if self.threads is not None and self.threads < 1:
+            raise UserError("--threads must be 1 or more")
+
+
+def compare(
+    models: Sequence[str],
+    options: Options | None = None,
+    on_progress: Callable[[ProgressState], None] = lambda state: None,
+) -> tuple[Comparison, Path]:
+    """Measure `models` against each other on this machine; return the result and the directory that holds its log.
+
+    Raises UserError for what cannot be compared, EngineError when an engine fails (finished blocks are kept), and
+    KeyboardInterrupt, after saving what was measured, when interrupted.
+    """
+    options = options or Options()
+    options.check()
+    sources = parse_sources(list(models))
+    plan = options.plan
+    context = -(-(plan.prompt_tokens + plan.output_tokens + 8) // CONTEXT_STEP) * CONTEXT_STEP
+    slots = max(plan.streams)
+    format_name = format_named(options.format_name).name
+    for source in sources:
+        if source.synthetic and source.spec is not None:
+            check_routable(source.spec, Routing())
+    machine = read_machine()
+    check_memory(sources, format_name, context, slots, machine.available_memory_bytes)
+    question = (
+        [(s.text, str(s.spec)) for s in sources], format_name, plan.streams, plan.prompt_tokens, plan.output_tokens, plan.seed,
+        options.threads, __version__,
+    )  # fmt: skip
+    default = Path("results") / "-vs-".join(_slug(s.name) for s in sources)
+    mark = fingerprint(question)
+    directory, history = open_directory(options.out, default, mark, options.resume)
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    show = _Show(on_progress, plan)
+    paths = [weights_of(s, format_name, plan.seed, show.writing(s)) for s in sources]
+    with EventWriter(directory / LOG) as log:
+        opening = StudyStarted(
+            fingerprint=mark,
+            version=__version__,
+            started_at=began,
+            command=options.command,
+            seed=plan.seed,
+            resumed=bool(history),
+        )
+        log.append(opening)
+        history.append(opening)
+        running: list[Running] = []
+        finish = result.Finish(options.plan, format_name, machine, began, options.command, directory)
+        try:
+            with ExitStack() as stack:
+                for source, path in zip(sources, paths, strict=True):
+                    show.phase("loading", source.name)
+                    logfile = directory / f"{_slug(source.name)}.log"
+                    up = start(stack, source, path, context=context, slots=slots, log=logfile, threads=options.threads)
+                    running.append(up)
+                    ready = BackendReady(model=source.name, settings=up.backend.settings, load_s=up.backend.load_s)
+                    log.append(ready)
+                    history.append(ready)
+                candidates = [Candidate(r.source.name, r.backend, r.alive) for r in running]
+                run = PairedRun(plan, candidates, log, history, show.measuring, open_counter())
+                because = run.run()
+                peaks = [r.backend.peak_rss_bytes() for r in running]
+        except KeyboardInterrupt:
+            log.append(StudyStopped(because="interrupted", measured_s=_measured_s(history)))
+            finish.partial(history, running, sources)
+            raise
+        except BreakevenError as error:
+            log.append(StudyStopped(because="failed", measured_s=_measured_s(history), detail=str(error)))
+            finish.partial(history, running, sources)
+            raise
+        log.append(StudyStopped(because=because, measured_s=_measured_s(history)))
+    inside = result.look_inside(running, plan, options.threads, show.phase) if options.look_inside else result.Inside()
+    return finish.whole(history, running, peaks, because, inside), directory
+
+
+def _measured_s(history: Sequence[Event]) -> float:
+    return sum(block.seconds for block in blocks_of(history))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-").lower()[:60] or "model"
+
+
+class _Show:
+    """Turns what happens into progress states."""
+
+    def __init__(self, sink: Callable[[ProgressState], None], plan: Plan) -> None:
+        self._sink = sink
+        self._plan = plan
+        self._began = time.monotonic()
+
+    def phase(self, text: str, subject: str) -> None:
+        self._sink(ProgressState(text, time.monotonic() - self._began, subject=subject))
+
+    def writing(self, source: Source) -> Callable[[int, int], None]:
+        def report(done: int, total: int) -> None:
+            state = ProgressState(
+                "writing weights",
+                time.monotonic() - self._began,
+                done_bytes=done,
+                total_bytes=total,
+                subject=source.name,
+            )
+            self._sink(state)
+
+        return report
+
+    def measuring(self, elapsed_s: float, rows: list[RatioRow]) -> None:
+        self._sink(ProgressState("measuring", elapsed_s, self._plan.budget_s, rows=tuple(rows)))

@@ -1,0 +1,174 @@
+"""Put the result together: what the log says, what the models are, and what a look inside them shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from breakeven import __version__
+from breakeven.decide.verdict import decide
+from breakeven.engine.source import Source
+from breakeven.engine.start import Running
+from breakeven.errors import BreakevenError
+from breakeven.measure import events, noise, prompts
+from breakeven.measure.blocks import blocks_of, pairs, points
+from breakeven.measure.plan import Plan
+from breakeven.spec.arithmetic import active_params, decode_bytes, total_params
+from breakeven.spec.machine import MachineSpec
+from breakeven.spec.study import Comparison, ModelResult, NoiseRecord, Profile, Routing
+
+SYNTHETIC = "synthetic weights: speed and memory only"
+DECODE_STEPS, PREFILL_STEPS = 16, 2
+TRACE_TOKENS = 1024
+RESULT = "result.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What looking inside the candidates showed; empty where it could not, with the reason as a caveat."""
+
+    profiles: list[Profile] = field(default_factory=list)
+    routings: list[Routing] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
+
+
+def look_inside(
+    running: Sequence[Running], plan: Plan, threads: int | None, show: Callable[[str, str], None]
+) -> Inside:
+    """Profile every candidate that has a weight file, and trace the routing of those that route."""
+    from breakeven.engine.inside import profile, trace
+
+    found = Inside()
+    for candidate in running:
+        name, path = candidate.source.name, candidate.path
+        if path is None:
+            continue
+        show("looking inside", name)
+        try:
+            for phase in ("decode", "prefill"):
+                steps = DECODE_STEPS if phase == "decode" else PREFILL_STEPS
+                found.profiles.append(
+                    profile(
+                        path, phase=phase, prompt_tokens=plan.prompt_tokens, steps=steps, threads=threads, name=name
+                    )
+                )
+            if candidate.source.spec is not None and candidate.source.spec.is_moe:
+                text = _trace_text(candidate, plan)
+                found.routings.append(trace(path, {"trace": text}, threads=threads, name=name).routing())
+        except BreakevenError as error:
+            found.caveats.append(f"{name} could not be looked into: {error}")
+    return found
+
+
+def _trace_text(candidate: Running, plan: Plan) -> str | list[int]:
+    """Text for real weights. Synthetic ones know only bytes, so they get tokens from all over their vocabulary."""
+    spec = candidate.source.spec
+    if candidate.source.synthetic and spec is not None:
+        draw = prompts.rng(plan.seed, "trace")
+        return [int(token) for token in draw.integers(0, spec.vocab, TRACE_TOKENS)]
+    return prompts.prompt_text(plan.seed, "trace", 4 * TRACE_TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Everything about a study that does not change while it runs."""
+
+    plan: Plan
+    format_name: str
+    machine: MachineSpec
+    started_at: str
+    command: str
+    directory: Path
+
+    def whole(
+        self,
+        history: Sequence[events.Event],
+        running: Sequence[Running],
+        peaks: Sequence[int | None],
+        because: str,
+        inside: Inside,
+    ) -> Comparison:
+        """The result of a study from its log."""
+        blocks = blocks_of(history)
+        models = [self._model(r, peak) for r, peak in zip(running, peaks, strict=True)]
+        names = [m.name for m in models]
+        found_points, found_pairs = points(blocks, self.plan, names), pairs(blocks, self.plan, names)
+        return Comparison(
+            breakeven_version=__version__,
+            started_at=self.started_at,
+            measured_s=sum(block.seconds for block in blocks),
+            stopped_because=because,
+            precision=self.plan.precision,
+            seed=self.plan.seed,
+            command=self.command,
+            machine=self.machine,
+            models=models,
+            points=found_points,
+            pairs=found_pairs,
+            noise=noise_record(history),
+            verdict=decide(models, found_points, found_pairs, inside.profiles),
+            profiles=inside.profiles,
+            routings=inside.routings,
+            caveats=[*_caveats(running, models), *inside.caveats],
+        )
+
+    def partial(
+        self, history: Sequence[events.Event], running: Sequence[Running], sources: Sequence[Source]
+    ) -> None:
+        """Save what an interrupted study has, if every candidate has something."""
+        measured = {block.model for block in blocks_of(history)}
+        if len(running) == len(sources) and measured >= {s.name for s in sources}:
+            peaks: list[int | None] = [None] * len(running)
+            result = self.whole(history, running, peaks, "interrupted", Inside())
+            (self.directory / RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+
+    def _model(self, running: Running, peak: int | None) -> ModelResult:
+        source, spec = running.source, running.source.spec
+        return ModelResult(
+            name=source.name,
+            source=spec.source if spec else source.text.partition("#")[0],
+            synthetic=source.synthetic,
+            format=self.format_name if source.synthetic else None,
+            moe=spec.is_moe if spec else None,
+            total_params=total_params(spec) if spec else None,
+            active_params=active_params(spec) if spec else None,
+            file_bytes=running.path.stat().st_size if running.path else None,
+            peak_rss_bytes=peak,
+            load_s=running.backend.load_s,
+            decode_bytes_per_token=round(decode_bytes(spec, self.format_name, 1)) if spec and source.synthetic else None,
+            settings=running.backend.settings,
+        )
+
+
+def noise_record(history: Sequence[events.Event]) -> NoiseRecord:
+    """The noise of every block, with those that were repeated."""
+    ended = {e.block: e for e in history if isinstance(e, events.BlockDone)}
+    heard = [
+        noise.BlockNoise(
+            other_cpu_share=e.other_cpu_share,
+            steal_share=e.steal_share,
+            swap_bytes=e.swap_bytes,
+            clock_mhz_low=e.clock_mhz_low,
+            clock_mhz_high=e.clock_mhz_high,
+            temperature_c_high=e.temperature_c_high,
+            reasons=ended[e.block].flagged,
+        )
+        for e in history
+        if isinstance(e, events.NoiseSample) and e.block in ended and ended[e.block].ok
+    ]
+    return noise.summarise(heard, repeated=sum(not e.ok for e in ended.values()))
+
+
+def _caveats(running: Sequence[Running], models: Sequence[ModelResult]) -> list[str]:
+    found = []
+    names = [m.name for m in models if m.synthetic]
+    if names:
+        found.append(SYNTHETIC)
+    if len({r.source.text for r in running}) < len(running):
+        found.append("A/A run: a model against itself; any difference found here is an error of the measurement.")
+    if any(r.source.url for r in running):
+        found.append("An engine behind a URL may share its machine with others; its noise cannot be seen from here.")
+    return found

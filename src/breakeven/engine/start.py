@@ -1,0 +1,56 @@
+"""Bring candidates up: write or find their weights, start their servers, or connect to the one they name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from breakeven.engine import cache, openai_url
+from breakeven.engine.backend import Backend
+from breakeven.engine.llama_cpp import LlamaCppServer
+from breakeven.engine.source import Source
+from breakeven.errors import EngineError
+from breakeven.spec.formats import tensor_types
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A candidate that answers. `path` is its weight file, None behind a URL."""
+
+    source: Source
+    backend: Backend
+    path: Path | None
+    alive: Callable[[], None]
+
+
+def weights_of(source: Source, format_name: str, seed: int, progress: Callable[[int, int], None] | None) -> Path | None:
+    """The weight file of a candidate, synthesised into the cache if need be; None for a URL."""
+    if source.path is not None or source.url is not None:
+        return source.path
+    assert source.spec is not None
+    tensor_types(source.spec, format_name)  # an unknown format is refused before anything is written
+    return cache.provide(source.spec, format_name, seed=seed, progress=progress)
+
+
+def start(
+    stack: ExitStack, source: Source, path: Path | None, *, context: int, slots: int, log: Path, threads: int | None
+) -> Running:
+    """Start or connect to a candidate; the engine stops when `stack` closes."""
+    if source.url is not None:
+        return Running(source, openai_url.connect(source.url), None, lambda: None)
+    assert path is not None
+    server = LlamaCppServer(path, context=context, slots=slots, log=log, name=source.name, threads=threads)
+    backend = stack.enter_context(server)
+    return Running(source, backend, path, lambda: _check(server))
+
+
+def _check(server: LlamaCppServer) -> None:
+    """A request can fail a moment before the process is seen to have ended."""
+    server.check_alive()
+    if server.memory() is None:
+        time.sleep(0.2)
+        server.check_alive()
+        raise EngineError("llama.cpp stopped answering; run again with --resume")
