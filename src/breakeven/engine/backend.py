@@ -37,9 +37,9 @@ class MemoryUse:
 class Backend:
     """Where to send requests for one model, and what is known of the engine behind it.
 
-    `url` ends before `/v1`. `model` is what the study calls it. `api_key_env` is the *name* of the environment variable that holds the key, never the
-    key. `settings` repeats the run: engine, build and flags as strings. `pid` and `load_s` are None for an engine
-    we did not start.
+    `url` ends before `/v1`. `model` is what the study calls it. `api_key_env` is the *name* of the environment
+    variable that holds the key, never the key. `settings` repeats the run: engine, build and flags as strings. `pid`
+    and `load_s` are None for an engine we did not start.
     """
 
     url: str
