@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from breakeven.errors import UserError
 from breakeven.spec.catalogue import lookup
 from breakeven.spec.model import ModelSpec
 
@@ -19,4 +20,9 @@ def resolve_spec(text: str) -> ModelSpec:
         return yaml.read_yaml(path, resolve_spec)
     if path.suffix == ".json" or path.is_dir():
         return hf.read_hf(text)
-    return lookup(text)
+    try:
+        return lookup(text)
+    except UserError:
+        if text.count("/") != 1:
+            raise
+        return hf.read_hf(text)

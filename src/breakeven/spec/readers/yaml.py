@@ -53,10 +53,19 @@ def read_yaml(path: Path, resolve: Callable[[str], ModelSpec]) -> ModelSpec:
     form = read_form(path)
     if form.family is not None and form.family not in FAMILIES:
         raise UserError(f"{path}: family: found {form.family!r}, it must be one of {', '.join(sorted(FAMILIES))}")
-    spec = _alone(path, form) if form.base is None else _changed(path, form, resolve(form.base))
+    spec = _alone(path, form) if form.base is None else _changed(path, form, _base(path, form.base, resolve))
     _check(path, spec)
     check_count(spec, spec.published_total_params)
     return spec
+
+
+def _base(path: Path, name: str, resolve: Callable[[str], ModelSpec]) -> ModelSpec:
+    try:
+        return resolve(name)
+    except RecursionError:
+        raise UserError(
+            f"{path}: from: found {name!r}, which leads back to this file; name a model that does not"
+        ) from None
 
 
 def _alone(path: Path, form: ModelFile) -> ModelSpec:
