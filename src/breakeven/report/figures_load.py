@@ -47,13 +47,17 @@ def throughput(result: Comparison, key: str) -> list[Figure | Missing]:
                 name=f"{metric.title.lower()}-throughput{suffix}",
                 title=title,
                 alt=_alt(title, points, key),
-                caption=f"{prompt} prompt and {output} output tokens, all streams together. "
+                caption=f"{prompt} prompt and {output} output tokens{_together(key)}. "
                 "Bands and bars are 95 % intervals; a point without one rests on too few blocks.",
                 wide=_chart(result, rows, metric, narrow=False),
                 narrow=_chart(result, rows, metric, narrow=True),
             )
         )
     return made or [Missing(title, f"No {metric.title.lower()} rate is available for any model.")]
+
+
+def _together(key: str) -> str:
+    return ", all streams together" if key == "decode_tokens_per_s" else ""
 
 
 def _row(point: Point, key: str) -> dict[str, Any] | None:
