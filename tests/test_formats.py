@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -102,6 +103,29 @@ def test_bytes_of_published_files(model: str, name: str) -> None:
     assert rest == pytest.approx(published["dense_block_weights"] + published["global_weights"], rel=1e-4)
 
 
+# Sizes in gigabytes that hub pages show for files people downloaded: mradermacher/Mixtral-8x7B-v0.1-GGUF,
+# gobean/Mixtral-8x7B-Instruct-v0.1-GGUF (Q4_0, Q6_K) and bartowski/OLMoE-1B-7B-0924-Instruct-GGUF.
+@pytest.mark.parametrize(
+    ("model", "name", "gigabytes"),
+    [
+        ("mixtral-8x7b", "Q2_K", 17.3),
+        ("mixtral-8x7b", "Q3_K_M", 22.5),
+        ("mixtral-8x7b", "IQ4_XS", 25.4),
+        ("mixtral-8x7b", "Q4_0", 26.4),
+        ("mixtral-8x7b", "Q4_K_S", 26.7),
+        ("mixtral-8x7b", "Q4_K_M", 28.4),
+        ("mixtral-8x7b", "Q5_K_M", 33.2),
+        ("mixtral-8x7b", "Q6_K", 38.4),
+        ("olmoe-1b-7b", "Q2_K", 2.56),
+        ("olmoe-1b-7b", "Q4_K_M", 4.21),
+        ("olmoe-1b-7b", "Q5_K_S", 4.78),
+        ("olmoe-1b-7b", "Q5_K_M", 4.93),
+    ],
+)
+def test_sizes_of_downloaded_files(model: str, name: str, gigabytes: float) -> None:
+    assert file_bytes(lookup(model), name) / 1e9 == pytest.approx(gigabytes, rel=3e-3)
+
+
 def test_blocks_are_those_of_ggml() -> None:
     for kind in GgmlType:
         assert (block_size(kind), block_bytes(kind)) == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
@@ -177,3 +201,20 @@ def test_formats_are_found_in_any_case_and_near_names_are_offered() -> None:
     assert format_named("q4_k_m") is FORMATS["Q4_K_M"]
     with pytest.raises(UserError, match=r"no weight format is called 'Q4_KM'; try .*Q4_K_M"):
         format_named("Q4_KM")
+
+
+def test_the_pages_tell_the_truth() -> None:
+    for page in ("formats.md", "models.md"):
+        found = doctest.testfile(str(Path(__file__).parent.parent / "docs" / page), module_relative=False)
+        assert found.attempted > 2
+        assert found.failed == 0
+
+
+def test_the_page_lists_every_format() -> None:
+    rows = [
+        line.split("|")[1]
+        for line in (Path(__file__).parent.parent / "docs" / "formats.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
+    listed = {name.strip() for row in rows for name in row.split(",")}
+    assert FORMATS.keys() <= listed

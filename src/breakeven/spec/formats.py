@@ -277,7 +277,7 @@ def tensor_types(spec: ModelSpec, format_name: str) -> dict[str, GgmlType]:
     everything = tensors(spec)
     tied = not any(tensor.name == "output.weight" for tensor in everything)
     experts = max((layer.ffn.n_experts for layer in spec.layers if isinstance(layer.ffn, MoeFfn)), default=0)
-    gqa = _gqa(spec)
+    gqa, is_70b = _gqa(spec), _is_70b(spec)
     roles = {tensor.name: category(tensor.name) for tensor in everything if _is_matrix(tensor)}
     n_values = sum(1 for role in roles.values() if role is V)
     seen = dict.fromkeys(Category, 0)
@@ -294,7 +294,7 @@ def tensor_types(spec: ModelSpec, format_name: str) -> dict[str, GgmlType]:
         index = tensor.layer if by_layer and tensor.layer is not None else running
         count = n_values if role is V else len(spec.layers)
         place = Place(role, index, count, running, gqa, experts)
-        kinds[tensor.name] = _kind(chosen, tensor, place, tied=tied, is_70b=_is_70b(spec))
+        kinds[tensor.name] = _kind(chosen, tensor, place, tied=tied, is_70b=is_70b)
     return {tensor.name: kinds[tensor.name] for tensor in everything}
 
 
