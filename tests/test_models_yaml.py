@@ -71,6 +71,11 @@ def test_layers_are_cut_and_lengthened_only_when_alike(tmp_path: Path) -> None:
         _read(tmp_path, "from: gemma2\nn_layers: 9\n")
 
 
+def test_a_new_window_is_for_the_layers_that_slide(tmp_path: Path) -> None:
+    layers = _read(tmp_path, "from: gemma2\nwindow: 64\n").layers
+    assert [layer.attention.window for layer in layers if isinstance(layer.attention, Gqa)] == [64, None, 64, None]
+
+
 def test_keys_of_a_run_come_before_those_at_the_top(tmp_path: Path) -> None:
     hybrid = _read(tmp_path, next(text for text in EXAMPLES if "name: hybrid" in text))
     kinds = [type(layer.attention) for layer in hybrid.layers]

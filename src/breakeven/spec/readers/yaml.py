@@ -157,10 +157,11 @@ def _changed(path: Path, form: ModelFile, base: ModelSpec) -> ModelSpec:
         layers = tuple(replace(layer, ffn=_experts(str(path), given)) for layer in layers)
         family = form.family or FAMILIES[base.family].routed_as or "custom"
     for key, value in given.items():
-        changed = tuple(_set(layer, key, value) for layer in layers)
         if not any(_takes(layer, key) for layer in layers):
             raise UserError(f"{path}: {key}: {base.name} has no layer with it, so it changes nothing; drop it")
-        layers = changed
+        # Where some layers slide, a new window is theirs; the others stay full.
+        spare = key == "window" and any(_slides(layer) for layer in layers)
+        layers = tuple(layer if spare and not _slides(layer) else _set(layer, key, value) for layer in layers)
     return _with_rest(
         form,
         replace(
@@ -183,6 +184,10 @@ def _cut(path: Path, form: ModelFile, base: ModelSpec) -> tuple[Layer, ...]:
             "ones are not known; describe the layers whole"
         )
     return (base.layers + base.layers[-1:] * (wanted - len(base.layers)))[:wanted]
+
+
+def _slides(layer: Layer) -> bool:
+    return isinstance(layer.attention, Gqa) and layer.attention.window is not None
 
 
 def _takes(layer: Layer, key: str) -> bool:
