@@ -18,14 +18,14 @@ def list_files(as_json: Annotated[bool, typer.Option("--json", help="Machine-rea
 
     found = cache.entries()
     if as_json:
-        files = [
-            {"path": str(e.path), "size_bytes": e.size_bytes, "used_at": _stamp(e.used_at_s)} for e in found
-        ]
+        files = [{"path": str(e.path), "size_bytes": e.size_bytes, "used_at": _stamp(e.used_at_s)} for e in found]
         typer.echo(msgspec.json.encode({"schema": "breakeven.cache/1", "files": files}).decode())
         return
     for entry in found:
         typer.echo(f"{entry.size_bytes / 1e9:8.2f} GB  {_stamp(entry.used_at_s)}  {entry.path.name}")
-    typer.echo(f"{sum(e.size_bytes for e in found) / 1e9:8.2f} GB in {len(found)} files under {cache.cache_directory()}")
+    typer.echo(
+        f"{sum(e.size_bytes for e in found) / 1e9:8.2f} GB in {len(found)} files under {cache.cache_directory()}"
+    )
 
 
 @app.command()

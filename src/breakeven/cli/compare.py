@@ -44,5 +44,7 @@ def compare(
 ) -> None:
     from breakeven.cli import compare_run
 
-    words = compare_run.Words(format_name, streams, prompt, output, precision, budget, out, resume, seed, threads, inside)
+    words = compare_run.Words(
+        format_name, streams, prompt, output, precision, budget, out, resume, seed, threads, inside
+    )
     compare_run.run(models or [], words, charts=charts, quiet=quiet, as_json=as_json, demo=demo)

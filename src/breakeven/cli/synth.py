@@ -13,7 +13,9 @@ app = typer.Typer()
 
 @app.command()
 def synth(
-    model: Annotated[str, typer.Argument(help="Catalogue name, hub id, config.json, YAML or .gguf whose shapes to take.")],
+    model: Annotated[
+        str, typer.Argument(help="Catalogue name, hub id, config.json, YAML or .gguf whose shapes to take.")
+    ],
     out: Annotated[Path, typer.Option(help="File to write.")],
     format_name: Annotated[str, typer.Option("--format", help="Weight format.")] = "Q4_K_M",
     routing: Annotated[str, typer.Option(help="uniform, or zipf:S for a skew with exponent S.")] = "uniform",

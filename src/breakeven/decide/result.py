@@ -115,9 +115,7 @@ class Finish:
             caveats=[*_caveats(running, models), *inside.caveats],
         )
 
-    def partial(
-        self, history: Sequence[events.Event], running: Sequence[Running], sources: Sequence[Source]
-    ) -> None:
+    def partial(self, history: Sequence[events.Event], running: Sequence[Running], sources: Sequence[Source]) -> None:
         """Save what an interrupted study has, if every candidate has something."""
         measured = {block.model for block in blocks_of(history)}
         if len(running) == len(sources) and measured >= {s.name for s in sources}:
@@ -138,7 +136,9 @@ class Finish:
             file_bytes=running.path.stat().st_size if running.path else None,
             peak_rss_bytes=peak,
             load_s=running.backend.load_s,
-            decode_bytes_per_token=round(decode_bytes(spec, self.format_name, 1)) if spec and source.synthetic else None,
+            decode_bytes_per_token=round(decode_bytes(spec, self.format_name, 1))
+            if spec and source.synthetic
+            else None,
             settings=running.backend.settings,
         )
 

@@ -42,7 +42,12 @@ def cached_path(spec: ModelSpec, format_name: str, routing: Routing, seed: int) 
 
 
 def provide(
-    spec: ModelSpec, format_name: str, *, routing: Routing | None = None, seed: int = 0, progress: Progress | None = None
+    spec: ModelSpec,
+    format_name: str,
+    *,
+    routing: Routing | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Path:
     """The synthetic file of `spec`, written first if it is not there. Raises what `synthesise` raises."""
     routing = routing or Routing()

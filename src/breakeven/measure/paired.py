@@ -158,7 +158,9 @@ class PairedRun:
 
     def _warm_up(self, candidate: Candidate, maker: PromptMaker) -> None:
         """One short request with text of its own, never counted; it also tells how long a text's token is."""
-        requests = self._requests(candidate, maker, "warm-up", 1, "warm-up", min(WARM_UP_OUTPUT, self.plan.output_tokens))
+        requests = self._requests(
+            candidate, maker, "warm-up", 1, "warm-up", min(WARM_UP_OUTPUT, self.plan.output_tokens)
+        )
         (result,) = asyncio.run(run_block(candidate.backend, requests))
         candidate.alive()
         if result.error:

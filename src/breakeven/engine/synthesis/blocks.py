@@ -51,7 +51,9 @@ LAYOUTS: dict[GGMLQuantizationType, Layout] = {
     GGMLQuantizationType.Q5_K: Layout(
         0, 2, 15.5, ((4, b"\x01" * 8 + b"\x11" * 4),), ((48, 0xF0, 0x0F), (16, 0xFE, 0x01))
     ),
-    GGMLQuantizationType.Q6_K: Layout(208, fixed=((192, b"\x01" * 16),), first_code=((0, 0xF0, 0x0F), (128, 0xFC, 0x03))),
+    GGMLQuantizationType.Q6_K: Layout(
+        208, fixed=((192, b"\x01" * 16),), first_code=((0, 0xF0, 0x0F), (128, 0xFC, 0x03))
+    ),
 }
 
 FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)

@@ -51,7 +51,9 @@ def parse_routing(text: str) -> Routing:
         return Routing()
     match = re.fullmatch(r"zipf:(\d+(?:\.\d+)?)", text)
     if not match or not 0 < float(match[1]) <= 4:
-        raise UserError(f"routing {text!r} is not known: use uniform, or zipf:S with S between 0 and 4, such as zipf:1.2")
+        raise UserError(
+            f"routing {text!r} is not known: use uniform, or zipf:S with S between 0 and 4, such as zipf:1.2"
+        )
     return Routing(float(match[1]))
 
 
@@ -74,9 +76,7 @@ def biases_for(frequencies: Doubles, k: int, rng: np.random.Generator) -> Double
     return centred
 
 
-def router_rows(
-    n_experts: int, hidden: int, biases: Doubles, first_element: float, rng: np.random.Generator
-) -> Floats:
+def router_rows(n_experts: int, hidden: int, biases: Doubles, first_element: float, rng: np.random.Generator) -> Floats:
     """Router weights (n_experts, hidden).
 
     `first_element` is what the normalised hidden state holds in its first place for every token (0: no bias possible);

@@ -61,7 +61,7 @@ def values_of(spec: ModelSpec, tensor: Tensor) -> Values:
         return Values(Fill.ROUTER)
     if short.endswith("bias") or "sinks" in short or "exp_probs_b" in short:
         return Values(Fill.ZEROS)
-    if tensor.name == "output_norm.weight":
+    if tensor.layer is None and tensor.name.endswith("norm.weight"):
         return Values(Fill.SIGNS)
     if len(tensor.shape) == 1:
         post = tensor.layer is not None and spec.layers[tensor.layer].post_norms and short.startswith("post_")
@@ -71,7 +71,7 @@ def values_of(spec: ModelSpec, tensor: Tensor) -> Values:
     unit = float(tensor.shape[-1] ** -0.5)
     if tensor.group is Group.OUTPUT_HEAD:
         return Values(Fill.RANDOM, LOGIT_STD * unit)
-    if short in RESIDUAL_WRITERS:
+    if short.endswith(RESIDUAL_WRITERS):
         return Values(Fill.RESIDUAL, RESIDUAL * size * unit)
     if short.startswith("ffn_down"):
         return Values(Fill.RESIDUAL, RESIDUAL * size * unit * GATED_LOSS)

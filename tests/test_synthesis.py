@@ -1,0 +1,199 @@
+"""Synthetic files must load, generate, repeat by seed, and route as asked: in the real engine, not on paper."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+from hypothesis import given
+from hypothesis import strategies as st
+
+from breakeven.engine import cache
+from breakeven.engine.inside import trace
+from breakeven.engine.llama_cpp import LlamaCppServer
+from breakeven.engine.synthesis import Routing, parse_routing, synthesise, synthesised_bytes
+from breakeven.errors import NotSupportedError, UserError
+from breakeven.spec.families import FAMILIES
+from breakeven.spec.readers.gguf import read_gguf
+from breakeven.spec.tensors import tensors
+from tests.small_models import CONFIGS, MOE, small
+
+FORMATS = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q6_K", "Q2_K")
+TOKENS = 1024
+
+
+def ask(url: str, path: str, **body: Any) -> Any:
+    headers = {"Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(url + path, json.dumps(body).encode(), headers)) as response:
+        return json.load(response)
+
+
+def generate(path: Path, tmp_path: Path) -> Any:
+    """Sixteen tokens with the probabilities of the best few, from a server of its own."""
+    with LlamaCppServer(path, context=256, slots=1, threads=1, log=tmp_path / "log") as backend:
+        return ask(
+            backend.url,
+            "/completion",
+            prompt="Héllo 世界",
+            n_predict=16,
+            ignore_eos=True,
+            temperature=1,
+            seed=7,
+            n_probs=3,
+        )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_loads_and_generates_finite_numbers(name: str, tmp_path: Path) -> None:
+    path = synthesise(small(name), "Q4_K_M", tmp_path / "m.gguf")
+    answer = generate(path, tmp_path)
+    assert answer["timings"]["predicted_n"] == 16
+    assert answer["timings"]["prompt_n"] == len("Héllo 世界".encode())
+    chances = [step["logprob"] for step in answer["completion_probabilities"]]
+    assert all(math.isfinite(chance) and chance < 0 for chance in chances)
+    assert len({step["id"] for step in answer["completion_probabilities"]}) > 4, "it repeats itself"
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_every_format_loads_and_generates(format_name: str, tmp_path: Path) -> None:
+    path = synthesise(small("olmoe"), format_name, tmp_path / "m.gguf")
+    answer = generate(path, tmp_path)
+    assert all(math.isfinite(step["logprob"]) for step in answer["completion_probabilities"])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_file_holds_exactly_the_tensors_of_the_model(name: str, tmp_path: Path) -> None:
+    spec = small(name)
+    path = synthesise(spec, "Q4_K_M", tmp_path / "m.gguf")
+    held = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in GGUFReader(path).tensors}
+    assert held == {t.name: t.shape for t in tensors(spec)}
+    again = read_gguf(path)
+    assert {t.name: t.shape for t in tensors(again)} == held
+    assert 0 <= path.stat().st_size - synthesised_bytes(spec, "Q4_K_M") < 100_000
+
+
+@pytest.mark.parametrize("name", MOE)
+@pytest.mark.parametrize("zipf", [0.0, 1.2])
+def test_real_routing_is_the_routing_asked_for(name: str, zipf: float, tmp_path: Path) -> None:
+    routing = Routing(zipf)
+    path = synthesise(small(name), "Q4_K_M", tmp_path / "m.gguf", routing=routing)
+    ids = np.random.default_rng(0).integers(0, 1024, TOKENS).tolist()
+    traced = trace(path, {"tokens": ids}, threads=1).routing()
+    wanted = routing.frequencies(traced.n_experts, traced.n_experts_per_token)
+    seen = np.sort(np.array(traced.frequencies), axis=1)[:, ::-1]
+    # Sorting draws the extremes apart: sampling alone gives 4.5 standard errors on the worst of 32 values.
+    error = 4.5 * np.sqrt(wanted * (1 - wanted) / TOKENS) + 0.01
+    assert np.all(np.abs(seen - wanted) <= error), np.abs(seen - wanted).max()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    spec = small("olmoe")
+    one, two, other = (
+        synthesise(spec, "Q4_K_M", tmp_path / f"{i}.gguf", seed=seed).read_bytes() for i, seed in enumerate((3, 3, 4))
+    )
+    assert one == two
+    assert one != other
+    assert len(one) == len(other)
+
+
+@given(st.integers(2, 300), st.data())
+def test_frequencies_add_up_and_fall_with_rank(n_experts: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, n_experts))
+    zipf = data.draw(st.sampled_from([0.0, 0.5, 1.2, 3.0]))
+    shares = Routing(zipf).frequencies(n_experts, k)
+    assert math.isclose(shares.sum(), k, rel_tol=1e-9)
+    assert np.all(np.diff(shares) <= 1e-12)
+    assert shares.max() <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("text", ["zipf", "zipf:", "zipf:-1", "zipf:9", "random", "zipf:x"])
+def test_a_routing_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="uniform"):
+        parse_routing(text)
+    assert str(parse_routing("zipf:1.2")) == "zipf:1.2"
+
+
+def test_what_cannot_be_promised_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="dense"):
+        synthesise(small("llama"), "Q4_0", tmp_path / "m.gguf", routing=Routing(1.2))
+    with pytest.raises(UserError, match="vocabulary"):
+        synthesise(small("llama", vocab_size=100), "Q4_0", tmp_path / "m.gguf")
+    counted_only = next(name for name, family in FAMILIES.items() if family.gguf_architecture is None)
+    import dataclasses
+
+    with pytest.raises(NotSupportedError, match="cannot write weights"):
+        synthesise(dataclasses.replace(small("llama"), family=counted_only), "Q4_0", tmp_path / "m.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(UserError, match="GB free"):
+        synthesise(small("llama"), "Q4_0", tmp_path / "m.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+from breakeven.engine.synthesis import synthesise
+from tests.small_models import small
+synthesise(small("llama"), "Q4_0", Path(sys.argv[1]))
+"""
+
+
+def test_a_write_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "m.gguf")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "cannot write" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_stays_small_for_a_file_much_larger(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from breakeven.engine.synthesis import synthesise\n"
+        "from breakeven.spec.catalogue import lookup\n"
+        "synthesise(lookup('llama-3.2-1b'), 'Q4_K_M', Path(sys.argv[1]))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    out = tmp_path / "m.gguf"
+    run = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True)
+    assert out.stat().st_size > 750e6
+    assert int(run.stdout) * 1024 < 300e6
+    out.unlink()
+
+
+def test_the_cache_writes_once_lists_and_prunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    spec = small("llama")
+    path = cache.provide(spec, "Q4_0")
+    written = path.stat().st_ino
+    assert cache.provide(spec, "Q4_0").stat().st_ino == written
+    other = cache.provide(spec, "Q4_0", seed=1)
+    assert {entry.path for entry in cache.entries()} == {path, other}
+    assert cache.prune(unused_for_s=3600) == []
+    left_behind = path.with_name(".x.gguf.999999999.partial")
+    left_behind.touch()
+    assert {entry.path for entry in cache.prune()} == {path, other}
+    assert list(cache.cache_directory().iterdir()) == []
