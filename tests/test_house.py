@@ -105,6 +105,12 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert dead == []
 
 
+def test_every_page_can_be_found_from_the_first() -> None:
+    listed = (ROOT / "docs/index.md").read_text()
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")} - {"index.md"}
+    assert sorted(page for page in pages if f"({page})" not in listed) == []
+
+
 def test_files_stay_readable() -> None:
     long = []
     for path in (ROOT / "src").rglob("*.py"):
