@@ -105,6 +105,17 @@ def test_order_is_verdict_table_ratio_why_memory_change_noise() -> None:
     assert places == sorted(places)
 
 
+def test_points_and_ratios_are_gathered_however_they_are_listed() -> None:
+    result = made.two_models()
+    shuffled = msgspec.structs.replace(
+        result,
+        points=sorted(result.points, key=lambda point: point.streams),
+        pairs=sorted(result.pairs, key=lambda pair: pair.streams),
+    )
+    assert printed(shuffled) == printed(result)
+    assert render_report(shuffled) == render_report(result)
+
+
 def test_synthetic_caveat_cannot_be_forgotten_nor_said_twice() -> None:
     assert words.caveats_of(made.two_models()) == ["Synthetic weights: speed and memory only"]
     said = msgspec.structs.replace(made.two_models(), caveats=["Synthetic weights: speed and memory only (both)."])
@@ -270,7 +281,7 @@ def test_charts_are_files_of_their_own(tmp_path: Path) -> None:
 
 def test_charts_say_who_is_shown(tmp_path: Path) -> None:
     ratio, decode, *_ = (file.read_text() for file in export_charts(made.two_models(), tmp_path))
-    assert "0.943 (0.932-0.954)" in ratio
+    assert "0.943 (0.932–0.954)" in ratio
     assert "llama-3.2-1b wins" in ratio
     assert ">olmoe-1b-7b</text>" in decode
 

@@ -74,7 +74,7 @@ def _chart(result: Comparison, rows: list[dict[str, Any]], metric: Metric, narro
     import altair as alt
 
     streams = sorted({row["streams"] for row in rows})
-    top = 1.06 * max(row.get("high", row["value"]) for row in rows)
+    top = 1.06 * max(row.get("high", row["value"]) for row in rows) or 1.0
     names = [name for name in series_of(result) if any(row["model"] == name for row in rows)]
     colours = alt.Scale(domain=names, range=[series_of(result)[name].sentinel for name in names])
     shapes = alt.Scale(domain=names, range=[shapes_of(result)[name] for name in names])

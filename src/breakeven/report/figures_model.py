@@ -35,7 +35,7 @@ def memory(result: Comparison) -> Figure | Missing:
         title="File and peak resident memory",
         alt=f"Memory. {said}.",
         caption="Weight file, and the most memory the engine's process held resident. This machine has "
-        f"{bytes_text(result.machine.memory_bytes)}.",
+        f"{bytes_text(result.machine.memory_bytes)}.".replace(" ", "\u00a0"),
         wide=_memory_chart(result, rows, narrow=False),
         narrow=_memory_chart(result, rows, narrow=True),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from breakeven.report.figure import NARROW, WIDE, Figure, Missing, data_of, legend, series_of, slack, styled
@@ -11,6 +10,7 @@ from breakeven.report.svg import INK, LEVEL
 from breakeven.report.words import (
     METRICS,
     RATIO_PLACES,
+    grouped,
     interval,
     metric_of,
     streams_text,
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from breakeven.report.figure import Drawing
 
-TICKS = (0.05, 0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
+UNDER_1 = (0.01, 0.02, 0.05, 0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 0.95)
+TICKS = (*UNDER_1, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 TICK_ROOM = 34
 NARROWEST_SPAN = math.log(1.06)
 LEVEL_NAME = "no difference"
@@ -37,11 +38,11 @@ def forests(result: Comparison) -> list[Figure | Missing]:
     if not result.pairs:
         return [Missing("Ratios", "No two models were measured at the same load, so there is no ratio to show.")]
     order = {key: index for index, key in enumerate(METRICS)}
-    by_pair = sorted(result.pairs, key=lambda pair: (pair.a, pair.b, order.get(pair.metric, 99), pair.streams))
-    groups = {names: list(group) for names, group in groupby(by_pair, key=lambda pair: (pair.a, pair.b))}
-    # Sorting was for grouping; pages show pairs as the study lists them.
-    in_study_order = dict.fromkeys((pair.a, pair.b) for pair in result.pairs)
-    return [_forest(result, groups[names], index) for index, names in enumerate(in_study_order)]
+    groups = grouped(result.pairs, lambda pair: (pair.a, pair.b)).values()
+    return [
+        _forest(result, sorted(group, key=lambda pair: (order.get(pair.metric, len(order)), pair.streams)), index)
+        for index, group in enumerate(groups)
+    ]
 
 
 def _forest(result: Comparison, pairs: list[Pair], index: int) -> Figure:
@@ -113,7 +114,7 @@ def _row(pair: Pair, narrow: bool) -> dict[str, Any]:
     metric = metric_of(pair.metric)
     words = value(pair.ratio, places=RATIO_PLACES)
     if pair.ratio.low is not None:
-        words += f" ({interval(pair.ratio, places=RATIO_PLACES)})"
+        words += f" ({interval(pair.ratio, places=RATIO_PLACES)})".replace("-", "–")
     row: dict[str, Any] = {
         "metric": f"{metric.title}, {metric.direction}",
         "load": str(pair.streams) if narrow else streams_text(pair.streams),

@@ -80,6 +80,7 @@ def render_report(result: Comparison) -> str:
         caveats=words.caveats_of(result),
         stopped=stopped_text(result),
         lengths=sorted({(point.prompt_tokens, point.output_tokens) for point in result.points}),
+        points=[point for group in words.grouped(result.points, lambda each: each.model).values() for point in group],
         pairs=_by_models(result.pairs),
         ratio_places=words.RATIO_PLACES,
         energy=any(point.joules_per_token for point in result.points),
@@ -94,10 +95,11 @@ def render_report(result: Comparison) -> str:
 
 def _by_models(pairs: list[Pair]) -> dict[tuple[str, str], list[Pair]]:
     """Ratios under the two models they compare, in the study's order."""
-    return {
-        names: [pair for pair in pairs if (pair.a, pair.b) == names]
-        for names in dict.fromkeys((pair.a, pair.b) for pair in pairs)
-    }
+    order = {key: index for index, key in enumerate(words.METRICS)}
+    # Sorting is stable, so a metric's loads stay as the study lists them.
+    by_metric = sorted(pairs, key=lambda pair: order.get(pair.metric, len(order)))
+    found = words.grouped(by_metric, lambda pair: (pair.a, pair.b))
+    return {names: found[names] for names in dict.fromkeys((pair.a, pair.b) for pair in pairs)}
 
 
 def cell(estimate: Estimate | None, scale: float = 1.0, places: int | None = None) -> Cell:

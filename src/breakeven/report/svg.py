@@ -70,7 +70,7 @@ def draw(chart: Drawing) -> str:
     """Render `chart` to SVG in sentinel colours. Needs no network and no browser."""
     import vl_convert
 
-    return str(vl_convert.vegalite_to_svg(chart.to_dict()))
+    return str(vl_convert.vegalite_to_svg(chart.to_dict(validate=False)))
 
 
 def inline(svg: str, label: str) -> str:

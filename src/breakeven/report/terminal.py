@@ -6,7 +6,6 @@ No boxes and no markup: lines read the same in a log, and a name such as "[red]"
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +18,7 @@ from breakeven.report.words import (
     bytes_text,
     caveats_of,
     describe,
+    grouped,
     interval,
     metric_of,
     noise_text,
@@ -88,7 +88,7 @@ def _points(result: Comparison, say: Say) -> None:
     lengths = {(point.prompt_tokens, point.output_tokens) for point in result.points}
     known = {model.name: describe(model) for model in result.models}
     energy = any(point.joules_per_token for point in result.points)
-    for name, group in groupby(result.points, key=lambda point: point.model):
+    for name, group in grouped(result.points, lambda point: point.model).items():
         say()
         say(f"{name} ({known[name]})" if name in known else name, "bold")
         head = ["streams", "decode tok/s", "prefill", "TTFT"] + (["J/token"] if energy else [])
@@ -121,7 +121,7 @@ def _ratios(result: Comparison, say: Say) -> None:
     def heading(pair: Pair) -> tuple[str, str, str]:
         return pair.metric, pair.a, pair.b
 
-    for (key, a, b), group in groupby(_headline_pairs(result), key=heading):
+    for (key, a, b), group in grouped(_headline_pairs(result), heading).items():
         metric = metric_of(key)
         say()
         say(f"{metric.title}: {a} over {b} ({metric.direction})", "bold")

@@ -6,10 +6,15 @@ Intervals are written "low-high" in plain text. What is not known reads "not ava
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from breakeven.spec.estimate import Estimate
 from breakeven.spec.study import Comparison, ModelResult, NoiseRecord, Pair
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 NOT_AVAILABLE = "not available"
 # Ratios live near 1, where two places would show an interval that misses 1 as one that touches it.
@@ -43,6 +48,14 @@ METRICS = {
         Metric("itl_s", "ITL", "ms", 1e3, False),
     )
 }
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """`items` under their keys, in the order in which each key first appears."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def metric_of(key: str) -> Metric:
