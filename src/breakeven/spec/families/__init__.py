@@ -18,6 +18,7 @@ from breakeven.spec.families import (
     olmoe,
     phimoe,
     qwen,
+    writable,
 )
 from breakeven.spec.families.base import Family, GgufValue
 from breakeven.spec.families.config import HELP
@@ -67,6 +68,11 @@ def family_of(spec: ModelSpec) -> Family:
         ) from None
 
 
+def why_not_written(spec: ModelSpec) -> str | None:
+    """Why a file of this spec would not load in llama.cpp, None when nothing known stands against it."""
+    return writable.why_not_written(spec, family_of(spec))
+
+
 def family_of_architecture(architecture: str) -> Family | None:
     """The family that llama.cpp calls `architecture`, None when Breakeven does not know it."""
     return _BY_ARCHITECTURE.get(architecture)
@@ -88,4 +94,12 @@ def spec_from_config(config: Mapping[str, object], name: str, source: str) -> Mo
     raise UserError(f"{source}: {name}: the tensor layout of model_type {inner or outer!r} is not known here; {HELP}")
 
 
-__all__ = ["FAMILIES", "Family", "GgufValue", "family_of", "family_of_architecture", "spec_from_config"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "GgufValue",
+    "family_of",
+    "family_of_architecture",
+    "spec_from_config",
+    "why_not_written",
+]

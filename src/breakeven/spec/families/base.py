@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from breakeven.spec.model import ModelSpec
+from breakeven.spec.model import Attention, Gqa, ModelSpec
 
 GgufValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
 """A metadata value; a whole number is written as uint32, a list as an array of its elements' type."""
+
+
+class FfnOrder(StrEnum):
+    """Which layers llama.cpp expects to route in a family; the text completes "it has ..."."""
+
+    DENSE = "no experts"
+    ROUTED = "experts in every layer"
+    ALIKE = "experts in all layers or in none"
+    LEADING_DENSE = "dense layers before those with experts, and at least one of these"
+    EVERY_STEP = "experts in every n-th layer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +33,7 @@ class Family:
     `tensor_names`: tensors that llama.cpp keeps under another stem in this family.
     `window_period`, `window_default`: where a file does not say which layers slide, all but the last of each period
     do, over this many positions; None: the family has no sliding layers whatever a file says.
+    `ffn_order`, `attention`: what llama.cpp expects of the layers; nothing when there is no architecture.
     `routed_as`, `dense_as`: the family that has this layout with experts, or without; None: there is none.
     """
 
@@ -33,5 +45,7 @@ class Family:
     tensor_names: Mapping[str, str] = field(default_factory=dict)
     window_period: int | None = None
     window_default: int | None = None
+    ffn_order: FfnOrder = FfnOrder.DENSE
+    attention: tuple[type[Attention], ...] = (Gqa,)
     routed_as: str | None = None
     dense_as: str | None = None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from breakeven.spec.families.base import Family, GgufValue
+from breakeven.spec.families.base import Family, FfnOrder, GgufValue
 from breakeven.spec.families.build import dense, mla, model, moe, n_layers
 from breakeven.spec.families.config import EXPERT_WIDTH, EXPERTS, Config
 from breakeven.spec.families.metadata import leading_dense, metadata, none_yet
-from breakeven.spec.model import Gating, Layer, ModelSpec, MoeFfn
+from breakeven.spec.model import Gating, Layer, Mla, ModelSpec, MoeFfn
 
 _V2_TYPES = ("deepseek_v2",)
 _V3_TYPES = ("deepseek_v3", "kimi_k2", "kimi_k25")
@@ -47,7 +47,15 @@ def gguf_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
     return metadata("deepseek2", spec) | leading_dense("deepseek2", spec)
 
 
-DEEPSEEK2 = Family("deepseek2", (*_V2_TYPES, *_V3_TYPES), "deepseek2", partial(from_config, "deepseek2"), gguf_metadata)
+DEEPSEEK2 = Family(
+    "deepseek2",
+    (*_V2_TYPES, *_V3_TYPES),
+    "deepseek2",
+    partial(from_config, "deepseek2"),
+    gguf_metadata,
+    ffn_order=FfnOrder.LEADING_DENSE,
+    attention=(Mla,),
+)
 # V3.2 and GLM-5 add a small indexer that picks positions; its weights, under 1 % of the total, are not counted.
 DEEPSEEK32 = Family("deepseek32", ("deepseek_v32",), None, partial(from_config, "deepseek32"), none_yet)
 GLM_DSA = Family("glm-dsa", ("glm_moe_dsa",), None, partial(from_config, "glm-dsa"), none_yet)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from breakeven.spec.families.base import Family, GgufValue
+from breakeven.spec.families.base import Family, FfnOrder, GgufValue
 from breakeven.spec.families.build import gqa, model, moe, n_layers
 from breakeven.spec.families.config import Config
 from breakeven.spec.families.metadata import metadata, window_pattern
@@ -43,4 +43,5 @@ FAMILY = Family(
     gguf_metadata,
     tensor_names={"ffn_norm": "post_attention_norm"},
     window_period=2,
+    ffn_order=FfnOrder.ROUTED,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from breakeven.spec.families.base import Family, GgufValue
+from breakeven.spec.families.base import Family, FfnOrder, GgufValue
 from breakeven.spec.families.build import dense, gqa, model, moe, n_layers
 from breakeven.spec.families.config import Config
 from breakeven.spec.families.metadata import metadata
@@ -61,12 +61,21 @@ def _granitemoe_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
     return _metadata("granitemoe", spec)
 
 
-GRANITE = Family("granite", ("granite",), "granite", granite_from_config, _granite_metadata, routed_as="granitemoe")
+GRANITE = Family(
+    "granite",
+    ("granite",),
+    "granite",
+    granite_from_config,
+    _granite_metadata,
+    ffn_order=FfnOrder.ALIKE,
+    routed_as="granitemoe",
+)
 GRANITEMOE = Family(
     "granitemoe",
     ("granitemoe", "granitemoeshared"),
     "granitemoe",
     granitemoe_from_config,
     _granitemoe_metadata,
+    ffn_order=FfnOrder.ALIKE,
     dense_as="granite",
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from breakeven.errors import UserError
-from breakeven.spec.families.base import Family, GgufValue
+from breakeven.spec.families.base import Family, FfnOrder, GgufValue
 from breakeven.spec.families.build import dense, gqa, model, moe, n_layers
 from breakeven.spec.families.config import HELP, Config
 from breakeven.spec.families.metadata import leading_dense, metadata
-from breakeven.spec.model import Gating, Layer, ModelSpec, QkNorm, ShortConv
+from breakeven.spec.model import Gating, Gqa, Layer, ModelSpec, QkNorm, ShortConv
 
 
 def from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
@@ -42,5 +42,7 @@ FAMILY = Family(
     "lfm2moe",
     from_config,
     gguf_metadata,
+    ffn_order=FfnOrder.LEADING_DENSE,
+    attention=(Gqa, ShortConv),
     tensor_names={"output_norm": "token_embd_norm"},
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from breakeven.spec.families.base import Family, GgufValue
+from breakeven.spec.families.base import Family, FfnOrder, GgufValue
 from breakeven.spec.families.build import dense, gqa, model, moe, n_layers
 from breakeven.spec.families.config import EXPERTS, Config
 from breakeven.spec.families.metadata import metadata
@@ -34,6 +34,7 @@ FAMILY = Family(
     gguf_architecture="llama",
     from_config=from_config,
     gguf_metadata=gguf_metadata,
+    ffn_order=FfnOrder.ALIKE,
     routed_as="llama",
     dense_as="llama",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from breakeven.spec.families.base import Family, GgufValue
+from breakeven.spec.families.base import Family, FfnOrder, GgufValue
 from breakeven.spec.families.build import dense, gqa, model, moe, n_layers
 from breakeven.spec.families.config import Config
 from breakeven.spec.families.metadata import metadata, window_pattern
@@ -50,5 +50,12 @@ def gguf_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
 
 
 FAMILY = Family(
-    "llama4", ("llama4", "llama4_text"), "llama4", from_config, gguf_metadata, window_period=4, window_default=_CHUNK
+    "llama4",
+    ("llama4", "llama4_text"),
+    "llama4",
+    from_config,
+    gguf_metadata,
+    window_period=4,
+    window_default=_CHUNK,
+    ffn_order=FfnOrder.EVERY_STEP,
 )

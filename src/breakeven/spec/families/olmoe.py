@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from breakeven.spec.families.base import Family
+from breakeven.spec.families.base import Family, FfnOrder
 from breakeven.spec.families.build import gqa, model, moe, n_layers
 from breakeven.spec.families.config import Config
 from breakeven.spec.families.metadata import metadata
@@ -19,4 +19,4 @@ def from_config(config: Mapping[str, object], name: str, source: str) -> ModelSp
     return model(c, "olmoe", [layer] * n_layers(c))
 
 
-FAMILY = Family("olmoe", ("olmoe",), "olmoe", from_config, partial(metadata, "olmoe"))
+FAMILY = Family("olmoe", ("olmoe",), "olmoe", from_config, partial(metadata, "olmoe"), ffn_order=FfnOrder.ROUTED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from breakeven.spec.families.base import Family
+from breakeven.spec.families.base import Family, FfnOrder
 from breakeven.spec.families.build import gqa, model, moe, n_layers
 from breakeven.spec.families.config import Config
 from breakeven.spec.families.metadata import metadata
@@ -23,4 +23,4 @@ def from_config(config: Mapping[str, object], name: str, source: str) -> ModelSp
     return model(c, "phimoe", [layer] * n_layers(c), layer_norm=True, output_bias=c.flag_or(True, "lm_head_bias"))
 
 
-FAMILY = Family("phimoe", ("phimoe",), "phimoe", from_config, partial(metadata, "phimoe"))
+FAMILY = Family("phimoe", ("phimoe",), "phimoe", from_config, partial(metadata, "phimoe"), ffn_order=FfnOrder.ROUTED)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from breakeven.errors import UserError
-from breakeven.spec.families.base import Family
+from breakeven.spec.families.base import Family, FfnOrder
 from breakeven.spec.families.build import dense, gqa, model, moe, n_layers
 from breakeven.spec.families.config import Config
 from breakeven.spec.families.metadata import metadata
@@ -44,5 +44,11 @@ def qwen3moe_from_config(config: Mapping[str, object], name: str, source: str) -
 QWEN2 = Family("qwen2", ("qwen2",), "qwen2", qwen2_from_config, partial(metadata, "qwen2"))
 QWEN3 = Family("qwen3", ("qwen3",), "qwen3", qwen3_from_config, partial(metadata, "qwen3"), routed_as="qwen3moe")
 QWEN3MOE = Family(
-    "qwen3moe", ("qwen3_moe",), "qwen3moe", qwen3moe_from_config, partial(metadata, "qwen3moe"), dense_as="qwen3"
+    "qwen3moe",
+    ("qwen3_moe",),
+    "qwen3moe",
+    qwen3moe_from_config,
+    partial(metadata, "qwen3moe"),
+    ffn_order=FfnOrder.ROUTED,
+    dense_as="qwen3",
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from breakeven.errors import UserError
-from breakeven.spec.families import FAMILIES
+from breakeven.spec.families import FAMILIES, why_not_written
 from breakeven.spec.model import (
     Attention,
     DenseFfn,
@@ -229,14 +229,14 @@ def _with_rest(form: ModelFile, spec: ModelSpec) -> ModelSpec:
 
 def _check(path: Path, spec: ModelSpec) -> None:
     """What no single key can say: raises UserError for numbers that cannot stand together."""
-    family = FAMILIES[spec.family]
+    reason = why_not_written(spec) if FAMILIES[spec.family].gguf_architecture else None
+    if reason is not None:
+        raise UserError(
+            f"{path}: family: found {spec.family!r}, but {reason}; change the layers, or say `family: custom` to "
+            "count without running"
+        )
     for i, layer in enumerate(spec.layers):
         a, f = layer.attention, layer.ffn
-        if isinstance(a, Gqa) and a.window and family.gguf_architecture and family.window_period is None:
-            raise UserError(
-                f"{path}: window: found {a.window}, but llama.cpp has no sliding layers in family {spec.family}; "
-                "drop it, or say `family: custom` to count without running"
-            )
         if isinstance(a, Gqa) and a.heads % a.kv_heads:
             raise UserError(f"{path}: kv_heads: found {a.kv_heads}, it must divide heads, {a.heads} (layer {i})")
         if isinstance(f, MoeFfn) and not 0 < f.n_experts_per_token <= f.n_experts:
