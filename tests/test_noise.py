@@ -99,7 +99,16 @@ def test_the_record_keeps_the_worst_and_counts_the_noisy() -> None:
     assert record.other_cpu_share == pytest.approx(0.1)
     assert record.steal_share == pytest.approx(0.05)
     assert record.swap_bytes == 0
-    assert record.reasons == ["other processes used 10% of the CPU", "the hypervisor took 5% of the CPU"]
+    assert record.reasons == [
+        "other processes used 10% of the CPU at worst, in 2 blocks",
+        "the hypervisor took 5% of the CPU",
+    ]
+    worse = summarise([*blocks, assess(QUIET, later(own_s=60.0)), assess(QUIET, later(throttled=2))])
+    assert worse.reasons == [
+        "other processes used 50% of the CPU at worst, in 3 blocks",
+        "the hypervisor took 5% of the CPU",
+        "the CPU was throttled",
+    ]
     empty = summarise([])
     assert (empty.blocks, empty.other_cpu_share, empty.swap_bytes) == (0, None, None)
 

@@ -9,6 +9,7 @@ What it refuses to know: how much slower the noise made the block. It says why a
 from __future__ import annotations
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -214,7 +215,6 @@ def judge(before: Reading, after: Reading, limits: Limits = LIMITS, during: Sequ
 
 def summarise(blocks: Sequence[BlockNoise], repeated: int = 0) -> NoiseRecord:
     """One record over all blocks that count. `repeated`: noisy blocks that were run again. Pure."""
-    reasons = dict.fromkeys(reason for block in blocks for reason in block.reasons)
     swapped = [block.swap_bytes for block in blocks if block.swap_bytes is not None]
     return NoiseRecord(
         blocks=len(blocks),
@@ -226,8 +226,20 @@ def summarise(blocks: Sequence[BlockNoise], repeated: int = 0) -> NoiseRecord:
         clock_mhz_low=min((b.clock_mhz_low for b in blocks if b.clock_mhz_low is not None), default=None),
         clock_mhz_high=_largest(block.clock_mhz_high for block in blocks),
         temperature_c_high=_largest(block.temperature_c_high for block in blocks),
-        reasons=list(reasons),
+        reasons=_merged([reason for block in blocks for reason in block.reasons]),
     )
+
+
+def _merged(reasons: Sequence[str]) -> list[str]:
+    """One line a kind of reason, with its largest figure and how many blocks gave it: a long run has hundreds."""
+    kinds: dict[str, list[str]] = {}
+    for reason in reasons:
+        kinds.setdefault(re.sub(r"\d+", "#", reason), []).append(reason)
+    lines = []
+    for alike in kinds.values():
+        worst = max(alike, key=lambda reason: [int(figure) for figure in re.findall(r"\d+", reason)])
+        lines.append(worst if len(alike) == 1 else f"{worst} at worst, in {len(alike)} blocks")
+    return lines
 
 
 def _largest(values: Iterable[float | None]) -> float | None:
