@@ -16,7 +16,7 @@ from breakeven.report.figure import (
     slack,
     styled,
 )
-from breakeven.report.words import Metric, metric_of, streams_text, with_interval
+from breakeven.report.words import Metric, grouped, metric_of, streams_text, with_interval
 from breakeven.spec.estimate import Estimate, Point
 from breakeven.spec.study import Comparison
 
@@ -37,7 +37,12 @@ def throughput(result: Comparison, key: str) -> list[Figure | Missing]:
     lengths = sorted({(point.prompt_tokens, point.output_tokens) for point in result.points})
     made: list[Figure | Missing] = []
     for prompt, output in lengths:
-        points = [point for point in result.points if (point.prompt_tokens, point.output_tokens) == (prompt, output)]
+        points = [
+            point
+            for group in grouped(result.points, lambda each: each.model).values()
+            for point in sorted(group, key=lambda each: each.streams)
+            if (point.prompt_tokens, point.output_tokens) == (prompt, output)
+        ]
         rows = [row for point in points if (row := _row(point, key)) is not None]
         if not rows:
             continue
