@@ -28,7 +28,7 @@ def show_trace(summary: TraceSummary, console: Console) -> None:
     parts.append(
         Text(
             f"An expert's share is known to about ±{summary.sampling_error:.3f} from {summary.tokens} tokens. "
-            f"Watching cost {summary.observing_overhead:.0%} of speed.",
+            + _cost("Watching", summary.observing_overhead),
             style="dim",
         )
     )
@@ -42,11 +42,16 @@ def show_profile(summary: ProfileSummary, console: Console) -> None:
         console.print(_times(profile))
         console.print(
             Text(
-                f"Timing the parts made a step {profile.observing_overhead:.0%} slower than it is unwatched; "
-                "times are of the watched step.",
+                _cost("Timing the parts", profile.observing_overhead) + " Times are of the watched step.",
                 style="dim",
             )
         )
+
+
+def _cost(what: str, overhead: float) -> str:
+    if overhead <= 0:
+        return f"{what} cost less than this run could measure."
+    return f"{what} made a step {overhead:.0%} slower than it is unwatched."
 
 
 def _loads(summary: TraceSummary) -> Table:

@@ -74,6 +74,8 @@ def kind_of(name: str, operation: str, sources: Sequence[str], previous: str) ->
         return None
     if operation in _PRODUCTS:
         for source in sources:
+            if not source.endswith((".weight", ".bias")):
+                continue
             for pattern, kind in _WEIGHTS:
                 if pattern.match(source):
                     return kind
@@ -86,5 +88,6 @@ def kind_of(name: str, operation: str, sources: Sequence[str], previous: str) ->
         return OPERATIONS[operation]
     for pattern, kind in _NAMES:
         if pattern.match(base):
-            return kind
+            # Shared experts are built like a dense feed-forward and name their activations so.
+            return EXPERTS if kind == DENSE and previous == EXPERTS else kind
     return previous
