@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from breakeven import __version__
 from breakeven.decide import result
@@ -19,6 +20,7 @@ from breakeven.engine.start import Running, start, weights_of
 from breakeven.engine.synthesis.write import check_routable
 from breakeven.engine.synthesis.routing import Routing
 from breakeven.errors import BreakevenError, UserError
+from breakeven.measure import noise
 from breakeven.measure.blocks import blocks_of
 from breakeven.measure.energy import open_counter
 from breakeven.measure.events import BackendReady, Event, EventWriter, StudyStarted, StudyStopped
@@ -31,6 +33,9 @@ from breakeven.spec.study import Comparison
 
 CONTEXT_STEP = 256
 """llama.cpp rounds a slot's context up to this."""
+QUIET_CHECK_S = 0.5
+"""How long to listen before the engines start. Their threads spin at barriers, which other work turns from a gain of
+4 % into a loss of 80 % (30 to 4 tok/s beside one busy process on two cores), so on a busy machine they sleep instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +115,20 @@ def compare(
         finish = result.Finish(options.plan, format_name, machine, began, options.command, directory)
         try:
             with ExitStack() as stack:
+                wait: Literal["passive"] | None = "passive" if noise.busy(QUIET_CHECK_S) else None
                 for source, path in zip(sources, paths, strict=True):
                     show.phase("loading", source.name)
                     logfile = directory / f"{_slug(source.name)}.log"
-                    up = start(stack, source, path, context=context, slots=slots, log=logfile, threads=options.threads)
+                    up = start(
+                        stack,
+                        source,
+                        path,
+                        context=context,
+                        slots=slots,
+                        log=logfile,
+                        threads=options.threads,
+                        wait_policy=wait,
+                    )
                     running.append(up)
                     ready = BackendReady(model=source.name, settings=up.backend.settings, load_s=up.backend.load_s)
                     log.append(ready)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from breakeven.engine import cache, openai_url
 from breakeven.engine.backend import Backend
@@ -36,13 +37,26 @@ def weights_of(source: Source, format_name: str, seed: int, progress: Callable[[
 
 
 def start(
-    stack: ExitStack, source: Source, path: Path | None, *, context: int, slots: int, log: Path, threads: int | None
+    stack: ExitStack,
+    source: Source,
+    path: Path | None,
+    *,
+    context: int,
+    slots: int,
+    log: Path,
+    threads: int | None,
+    wait_policy: Literal["passive"] | None = None,
 ) -> Running:
-    """Start or connect to a candidate; the engine stops when `stack` closes."""
+    """Start or connect to a candidate; the engine stops when `stack` closes.
+
+    `wait_policy` "passive" lets the engine's threads sleep at barriers, for a machine that has other work.
+    """
     if source.url is not None:
         return Running(source, openai_url.connect(source.url), None, lambda: None)
     assert path is not None
-    server = LlamaCppServer(path, context=context, slots=slots, log=log, name=source.name, threads=threads)
+    server = LlamaCppServer(
+        path, context=context, slots=slots, log=log, name=source.name, threads=threads, wait_policy=wait_policy
+    )
     backend = stack.enter_context(server)
     return Running(source, backend, path, lambda: _check(server))
 

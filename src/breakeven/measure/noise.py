@@ -26,6 +26,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     other_cpu_share: float = 0.05
     """Of all cores. An idle desktop stays below; one busy thread on 16 cores is 6 %."""
+    counted_s: float = 0.05
+    """CPU seconds of others, or stolen, below which a share means nothing: counters tick in 10 ms."""
     steal_share: float = 0.02
     """Of all cores. Steal hits whichever thread holds up the barrier, so it costs more than its share."""
     swap_bytes: int = 1 << 20
@@ -183,9 +185,9 @@ def assess(before: Reading, after: Reading, during: Sequence[Reading] = (), limi
     )
 
     reasons = []
-    if other is not None and other > limits.other_cpu_share:
+    if other is not None and other > limits.other_cpu_share and other * total_s > limits.counted_s:
         reasons.append(f"other processes used {other:.0%} of the CPU")
-    if steal is not None and steal > limits.steal_share:
+    if steal is not None and steal > limits.steal_share and steal * total_s > limits.counted_s:
         reasons.append(f"the hypervisor took {steal:.0%} of the CPU")
     if swapped is not None and swapped > limits.swap_bytes:
         reasons.append(f"{swapped / 1e6:.0f} MB were swapped")
@@ -244,3 +246,11 @@ def _merged(reasons: Sequence[str]) -> list[str]:
 
 def _largest(values: Iterable[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)
+
+
+def busy(listen_s: float, limits: Limits = LIMITS) -> bool:
+    """True when other processes use more of the CPU than a quiet machine allows, over the next `listen_s` seconds."""
+    before = sample()
+    time.sleep(listen_s)
+    share = assess(before, sample(), limits=limits).other_cpu_share
+    return share is not None and share > limits.other_cpu_share

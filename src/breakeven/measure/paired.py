@@ -148,6 +148,7 @@ class PairedRun:
                 prompt=prompt,
                 prompt_tokens=self.plan.prompt_tokens,
                 max_tokens=output_tokens,
+                chat=candidate.backend.chat_only,
                 ignore_eos=candidate.backend.pid is not None or candidate.backend.takes_token_ids,
                 temperature=TEMPERATURE,
                 top_k=TOP_K,
