@@ -1,0 +1,106 @@
+"""The verdict's words must follow from the intervals, whoever is named first."""
+
+from __future__ import annotations
+
+import pytest
+
+from breakeven.decide.verdict import decide
+from breakeven.measure.blocks import winner_of
+from breakeven.spec.estimate import Estimate
+from breakeven.spec.study import ModelResult, Pair, Verdict
+
+
+def model(name: str, moe: bool, decode_bytes: int | None = 700_000_000) -> ModelResult:
+    return ModelResult(
+        name=name,
+        source="a test",
+        synthetic=True,
+        format="Q4_0",
+        moe=moe,
+        total_params=7_000_000_000,
+        active_params=1_200_000_000,
+        file_bytes=4_000_000_000,
+        peak_rss_bytes=9_000_000_000 if moe else 1_500_000_000,
+        load_s=2.0,
+        decode_bytes_per_token=decode_bytes,
+    )
+
+
+def pair(value: float, streams: int = 1, half: float = 0.02, metric: str = "decode_tokens_per_s") -> Pair:
+    estimate = Estimate(value, value * (1 - half), value * (1 + half), 5)
+    return Pair(
+        a="moe", b="dense", metric=metric, streams=streams, ratio=estimate, winner=winner_of("moe", "dense", metric, estimate)
+    )
+
+
+def verdict(*pairs: Pair) -> Verdict:
+    return decide([model("moe", True), model("dense", False)], [], list(pairs), [])
+
+
+def test_a_clear_winner_is_named_with_factor_and_interval() -> None:
+    found = verdict(pair(1.2), pair(1.5, streams=4))
+    assert found.winner == "moe"
+    assert "1.20 times (1.18 to 1.22) as fast as dense with one stream" in found.headline
+    assert "1.20 to 1.50 times over 1 and 4 streams" in found.headline
+
+
+def test_the_loser_named_first_turns_the_ratio_round() -> None:
+    found = verdict(pair(0.8))
+    assert found.winner == "dense"
+    assert "1.25 times (1.23 to 1.28) as fast as moe" in found.headline
+
+
+def test_an_interval_that_holds_one_is_no_difference() -> None:
+    found = verdict(pair(1.01), pair(0.99, streams=2))
+    assert found.winner is None
+    assert found.headline.startswith("No difference found")
+    assert any("larger --budget" in line for line in found.would_change)
+
+
+def test_a_flip_names_both_sides_of_the_line() -> None:
+    found = verdict(pair(1.2), pair(1.0, streams=2), pair(0.8, streams=4))
+    assert found.winner is None
+    assert "moe with one stream, dense with 4 streams" in found.headline
+    assert "no difference with 2 streams" in found.headline
+
+
+def test_too_few_pairs_name_nobody() -> None:
+    few = Pair(
+        a="moe", b="dense", metric="decode_tokens_per_s", streams=1, ratio=Estimate(2.0, None, None, 2), winner=None
+    )
+    found = verdict(few)
+    assert found.winner is None
+    assert "Too few pairs" in found.headline
+    assert decide([model("moe", True), model("dense", False)], [], [], []).winner is None
+
+
+def test_slow_prefill_of_a_winner_is_said_in_the_same_breath() -> None:
+    found = verdict(pair(1.2), pair(0.66, metric="prefill_tokens_per_s"))
+    assert "reads prompts at 0.66 times" in found.headline
+    assert any("thin" in reason for reason in found.reasons)
+
+
+def test_bytes_explain_a_ratio_only_when_they_do() -> None:
+    models = [model("moe", True, 700_000_000), model("dense", False, 770_000_000)]
+    explained = decide(models, [], [pair(1.08)], []).reasons[0]
+    assert "by bytes alone the ratio would be 1.10, measured 1.08." in explained
+    assert "something else costs" in decide(models, [], [pair(0.7)], []).reasons[0]
+
+
+def test_times_are_better_when_smaller() -> None:
+    assert pair(0.5, metric="ttft_s").winner == "moe"
+    assert pair(2.0, metric="itl_s").winner == "dense"
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_three_models_have_a_winner_only_if_it_beats_both(swap: bool) -> None:
+    def of(a: str, b: str, value: float) -> Pair:
+        estimate = Estimate(value, value * 0.98, value * 1.02, 5)
+        winner = winner_of(a, b, "decode_tokens_per_s", estimate)
+        return Pair(a=a, b=b, metric="decode_tokens_per_s", streams=1, ratio=estimate, winner=winner)
+
+    models = [model("x", True), model("y", False), model("z", False)]
+    clear = [of("x", "y", 1.3), of("x", "z", 1.4), of("y", "z", 1.0)]
+    assert decide(models, [], clear, []).winner == "x"
+    beaten = [of("x", "y", 1.3), of("x", "z", 0.7), of("y", "z", 1.0)]
+    assert decide(models, [], beaten[::-1] if swap else beaten, []).winner is None
