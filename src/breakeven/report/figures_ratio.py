@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 UNDER_1 = (0.01, 0.02, 0.05, 0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 0.95)
 TICKS = (*UNDER_1, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 TICK_ROOM = 34
-NARROWEST_SPAN = math.log(1.06)
+# An A/A run must not look like a gap, so an axis never spans less than about 8 % either side.
+NARROWEST_SPAN = math.log(1.16)
 LEVEL_NAME = "no difference"
 ROW = 21
 
