@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, ReaderTensor
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter, ReaderTensor
 from gguf.quants import dequantize, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,7 +65,7 @@ def test_a_split_of_quantized_weights_differs_no_more_than_the_dense_model_does_
 
 
 def test_metadata_and_tokenizer_are_kept_and_every_weight_is_found_again(smollm2_gguf: Path, split_gguf: Path) -> None:
-    before, after = open_gguf(smollm2_gguf), open_gguf(split_gguf)
+    before, after = GGUFReader(smollm2_gguf), GGUFReader(split_gguf)
     for key, field in before.fields.items():
         if not key.startswith("GGUF.") and key != "llama.feed_forward_length":
             mine = after.fields[key]

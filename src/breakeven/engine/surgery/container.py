@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from breakeven.errors import BreakevenError, UserError
+from breakeven.spec.readers.gguf_header import GgufHeader, read_header
 
 _MAGIC = b"GGUF"
 _VERSION = 3
 _UINT32 = 4
-_OWN_FIELDS = "GGUF."
+_DEFAULT_ALIGNMENT = 32
+
+Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,40 +39,64 @@ class OutTensor:
     dims: tuple[int, ...]
     kind: GGMLQuantizationType
     n_bytes: int
-    pieces: Callable[[], Iterator[NDArray[np.uint8]]]
+    pieces: Callable[[], Iterator[Bytes]]
 
 
-def open_gguf(path: Path) -> GGUFReader:
-    """The parsed file, mapped. Raises UserError for one that is missing, not GGUF, truncated or big-endian."""
-    try:
-        reader = GGUFReader(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a .gguf file") from None
-    except (ValueError, IndexError, KeyError) as error:
-        raise UserError(f"{path} is not a whole GGUF file ({error}); download it again or give another") from None
-    if reader.byte_order != "I":
-        raise UserError(f"{path} is big-endian, which llama.cpp cannot load here; give a little-endian file")
-    end = max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors), default=0)
-    if end > path.stat().st_size:
-        raise UserError(f"{path} is truncated: {path.stat().st_size} bytes where its header promises {end}")
-    return reader
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """One tensor of the source; `data` is its bytes, flat, in the mapped file."""
+
+    name: str
+    dims: tuple[int, ...]
+    kind: GGMLQuantizationType
+    data: Bytes
 
 
-def rewrite(reader: GGUFReader, out: Path, numbers: Mapping[str, int], tensors: list[OutTensor]) -> int:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A GGUF whose bytes are mapped, not read."""
+
+    header: GgufHeader
+    data: Bytes
+    tensors: tuple[SourceTensor, ...]
+
+    @property
+    def alignment(self) -> int:
+        """To how many bytes each tensor's data is padded."""
+        value = self.header.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        assert isinstance(value, int), "the header's reader checks it"
+        return value
+
+
+def open_gguf(path: Path) -> Source:
+    """The file, mapped. Raises UserError for one that is missing, not GGUF or truncated, or of an unknown type."""
+    header = read_header(path)
+    data: Bytes = np.memmap(path, np.uint8, "r")
+    tensors = []
+    for tensor in header.tensors:
+        if tensor.n_bytes is None:
+            raise UserError(f"{path}: {tensor.name} is of an unknown {tensor.type_name}; update the gguf package")
+        begin = header.data_offset_bytes + tensor.offset_bytes
+        kind = GGMLQuantizationType[tensor.type_name]
+        tensors.append(SourceTensor(tensor.name, tensor.shape[::-1], kind, data[begin : begin + tensor.n_bytes]))
+    return Source(header, data, tuple(tensors))
+
+
+def rewrite(source: Source, out: Path, numbers: Mapping[str, int], tensors: list[OutTensor]) -> int:
     """Write `out`, whole or not at all: the source's metadata with `numbers` set (uint32), then `tensors`.
 
     Returns its size in bytes. Raises UserError when the place has no room or cannot be written, BreakevenError when
     the disk fills meanwhile.
     """
-    head = _head(reader, numbers, tensors)
-    total = len(head) + sum(_padded(tensor.n_bytes, reader.alignment) for tensor in tensors)
+    head = _head(source, numbers, tensors)
+    total = len(head) + sum(_padded(tensor.n_bytes, source.alignment) for tensor in tensors)
     _check_room(out, total)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
             file.write(head)
             for tensor in tensors:
-                _write_tensor(file, tensor, reader.alignment)
+                _write_tensor(file, tensor, source.alignment)
         partial.replace(out)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -81,22 +108,18 @@ def rewrite(reader: GGUFReader, out: Path, numbers: Mapping[str, int], tensors: 
     return total
 
 
-def _head(reader: GGUFReader, numbers: Mapping[str, int], tensors: list[OutTensor]) -> bytes:
-    kept = [
-        reader.data[field.offset : field.offset + sum(part.nbytes for part in field.parts)].tobytes()
-        for key, field in reader.fields.items()
-        if not key.startswith(_OWN_FIELDS) and key not in numbers
-    ]
+def _head(source: Source, numbers: Mapping[str, int], tensors: list[OutTensor]) -> bytes:
+    kept = [source.data[a:b].tobytes() for key, (a, b) in source.header.spans.items() if key not in numbers]
     added = [_string(key) + struct.pack("<II", _UINT32, value) for key, value in numbers.items()]
     infos = []
     offset = 0
     for tensor in tensors:
         dims = struct.pack(f"<I{len(tensor.dims)}Q", len(tensor.dims), *tensor.dims)
         infos.append(_string(tensor.name) + dims + struct.pack("<IQ", int(tensor.kind), offset))
-        offset += _padded(tensor.n_bytes, reader.alignment)
+        offset += _padded(tensor.n_bytes, source.alignment)
     counts = struct.pack("<IQQ", _VERSION, len(tensors), len(kept) + len(added))
     head = b"".join([_MAGIC, counts, *kept, *added, *infos])
-    return head + bytes(_padded(len(head), reader.alignment) - len(head))
+    return head + bytes(_padded(len(head), source.alignment) - len(head))
 
 
 def _string(text: str) -> bytes:

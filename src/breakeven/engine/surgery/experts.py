@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, ReaderTensor
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from breakeven.engine.surgery.container import OutTensor, open_gguf, rewrite
+from breakeven.engine.surgery.container import OutTensor, Source, SourceTensor, open_gguf, rewrite
 from breakeven.engine.surgery.scaling import Bytes, check_scalable, scaled
 from breakeven.errors import NotSupportedError, UserError
 
@@ -56,11 +56,11 @@ def split(source: Path, out: Path, experts: int, used: int | None = None, *, see
     k = _checked_used(experts, experts if used is None else used)
     downs = [tensor for tensor in reader.tensors if _part(tensor) == "down"]
     for tensor in downs:
-        check_scalable(tensor.tensor_type, tensor.name)
-    _check_divisible(width, experts, max(GGML_QUANT_SIZES[tensor.tensor_type][0] for tensor in downs))
+        check_scalable(tensor.kind, tensor.name)
+    _check_divisible(width, experts, max(GGML_QUANT_SIZES[tensor.kind][0] for tensor in downs))
     errors = [0.0]
 
-    def pieces(tensor: ReaderTensor) -> Pieces:
+    def pieces(tensor: SourceTensor) -> Pieces:
         if _part(tensor) == "down":
             return lambda: _columns_by_expert(tensor, experts, k, errors)
         # Rows of gate and up are in expert order already: the stack is the same bytes under other dimensions.
@@ -83,11 +83,10 @@ def copy(source: Path, out: Path, experts: int, used: int | None = None, *, seed
     return Surgery(out, experts, k, width, n_bytes, True, 0.0)
 
 
-def _dense_llama(source: Path) -> tuple[GGUFReader, int]:
+def _dense_llama(source: Path) -> tuple[Source, int]:
     """The source and the width of its feed-forward, if this can be done to it."""
     reader = open_gguf(source)
-    field = reader.fields.get("general.architecture")
-    architecture = field.contents() if field else "unknown"
+    architecture = reader.header.architecture
     if architecture != "llama":
         raise NotSupportedError(
             f"{source.name} is of architecture {architecture}; only llama's dense form (Llama, Mistral, SmolLM, ...) "
@@ -98,7 +97,7 @@ def _dense_llama(source: Path) -> tuple[GGUFReader, int]:
     bias = next((t.name for t in reader.tensors if ".ffn_" in t.name and t.name.endswith(".bias")), None)
     if bias:
         raise NotSupportedError(f"{source.name} has feed-forward biases ({bias}), which cannot be cut into experts")
-    widths = {int(tensor.shape[0]) for tensor in reader.tensors if _part(tensor) == "down"}
+    widths = {tensor.dims[0] for tensor in reader.tensors if _part(tensor) == "down"}
     gates = sum(_part(tensor) == "gate" for tensor in reader.tensors)
     downs = sum(_part(tensor) == "down" for tensor in reader.tensors)
     if len(widths) != 1 or gates != downs:
@@ -127,7 +126,7 @@ def _check_divisible(width: int, experts: int, block: int) -> None:
     )
 
 
-def _part(tensor: ReaderTensor) -> str | None:
+def _part(tensor: SourceTensor) -> str | None:
     """gate, up or down for a dense feed-forward's weight."""
     pieces = tensor.name.split(".")
     if len(pieces) == 4 and pieces[0] == "blk" and pieces[3] == "weight" and pieces[2].startswith("ffn_"):
@@ -137,28 +136,28 @@ def _part(tensor: ReaderTensor) -> str | None:
 
 
 def _write(
-    reader: GGUFReader,
+    source: Source,
     out: Path,
     experts: int,
     used: int,
     width: int,
-    pieces: Callable[[ReaderTensor], Pieces],
+    pieces: Callable[[SourceTensor], Pieces],
     router_seed: int | None,
 ) -> int:
     """Write the result; `width` of one expert, `router_seed` None for a router of zeros. Returns its bytes."""
     tensors: list[OutTensor] = []
-    for tensor in reader.tensors:
-        dims = tuple(int(n) for n in tensor.shape)
+    for tensor in source.tensors:
+        dims = tensor.dims
         part = _part(tensor)
         if part is None:
-            tensors.append(OutTensor(tensor.name, dims, tensor.tensor_type, int(tensor.n_bytes), _kept(tensor)))
+            tensors.append(OutTensor(tensor.name, dims, tensor.kind, tensor.data.nbytes, _kept(tensor)))
             continue
         hidden = dims[1] if part == "down" else dims[0]
         inner = (width, hidden) if part == "down" else (hidden, width)
-        block, block_bytes = GGML_QUANT_SIZES[tensor.tensor_type]
+        block, block_bytes = GGML_QUANT_SIZES[tensor.kind]
         n_bytes = width * hidden * experts // block * block_bytes
         name = tensor.name.replace(f"ffn_{part}.", f"ffn_{part}_exps.")
-        tensors.append(OutTensor(name, (*inner, experts), tensor.tensor_type, n_bytes, pieces(tensor)))
+        tensors.append(OutTensor(name, (*inner, experts), tensor.kind, n_bytes, pieces(tensor)))
         if part == "gate":
             name = tensor.name.replace("ffn_gate.", "ffn_gate_inp.")
             router = _router(name, hidden, experts, router_seed)
@@ -168,7 +167,7 @@ def _write(
         "llama.expert_count": experts,
         "llama.expert_used_count": used,
     }
-    return rewrite(reader, out, numbers, tensors)
+    return rewrite(source, out, numbers, tensors)
 
 
 def _router(name: str, hidden: int, experts: int, seed: int | None) -> Bytes:
@@ -184,26 +183,25 @@ def _once(data: Bytes) -> Pieces:
     return lambda: iter((data,))
 
 
-def _kept(tensor: ReaderTensor) -> Pieces:
+def _kept(tensor: SourceTensor) -> Pieces:
     return lambda: _whole(tensor, 1)
 
 
-def _whole(tensor: ReaderTensor, times: int) -> Iterator[Bytes]:
+def _whole(tensor: SourceTensor, times: int) -> Iterator[Bytes]:
     """The tensor's bytes, `times` over."""
-    flat = tensor.data.reshape(-1).view(np.uint8)
     for _ in range(times):
-        for start in range(0, flat.size, _PIECE_BYTES):
-            yield flat[start : start + _PIECE_BYTES]
+        for start in range(0, tensor.data.size, _PIECE_BYTES):
+            yield tensor.data[start : start + _PIECE_BYTES]
 
 
-def _columns_by_expert(tensor: ReaderTensor, experts: int, k: int, errors: list[float]) -> Iterator[Bytes]:
+def _columns_by_expert(tensor: SourceTensor, experts: int, k: int, errors: list[float]) -> Iterator[Bytes]:
     """Each expert's columns of a down projection, all rows, times k; rounding errors are added to `errors`."""
-    rows = tensor.data.reshape(int(tensor.shape[1]), -1).view(np.uint8)
+    rows = tensor.data.reshape(tensor.dims[1], -1)
     row_bytes = rows.shape[1] // experts
     step = max(1, _PIECE_BYTES // row_bytes)
     for expert in range(experts):
         columns = slice(expert * row_bytes, (expert + 1) * row_bytes)
         for start in range(0, rows.shape[0], step):
-            result = scaled(np.ascontiguousarray(rows[start : start + step, columns]), tensor.tensor_type, float(k))
+            result = scaled(np.ascontiguousarray(rows[start : start + step, columns]), tensor.kind, float(k))
             errors.append(result.relative_error)
             yield result.data

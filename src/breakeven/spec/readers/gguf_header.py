@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,6 +51,8 @@ class GgufHeader:
     tensors: tuple[GgufTensor, ...]
     data_offset_bytes: int
     file_bytes: int
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Where each key's entry (name, type, value) begins and ends in the file, for copying it as it is."""
 
     @property
     def architecture(self) -> str:
@@ -88,9 +90,12 @@ def _parse(path: Path, file: BinaryIO, file_bytes: int) -> GgufHeader:
     if n_keys * 13 + n_tensors * 32 > file_bytes:
         raise reader.truncated(n_keys * 13 + n_tensors * 32)
     metadata: dict[str, MetadataValue] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for _ in range(n_keys):
+        begin = reader.position
         key = reader.string()
         metadata[key] = reader.value(int(reader.scalar("<I")))
+        spans[key] = (begin, reader.position)
     tensors = tuple(_tensor(reader) for _ in range(n_tensors))
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
@@ -99,7 +104,7 @@ def _parse(path: Path, file: BinaryIO, file_bytes: int) -> GgufHeader:
     promised = start + max((t.offset_bytes + (t.n_bytes or 0) for t in tensors), default=0)
     if promised > file_bytes:
         raise reader.truncated(promised)
-    return GgufHeader(path, metadata, tensors, start, file_bytes)
+    return GgufHeader(path, metadata, tensors, start, file_bytes, spans)
 
 
 def _tensor(reader: _Reader) -> GgufTensor:
