@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install -qq --no-input --disable-pip-version-check --no-deps
 .PHONY: demo test lint clean
 
 demo: $(STAMP)
-	$(BIN)/breakeven compare --demo --out results/demo
+	$(BIN)/breakeven compare --demo
 
 test: lint
 	$(BIN)/pytest

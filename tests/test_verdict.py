@@ -29,7 +29,12 @@ def model(name: str, moe: bool, decode_bytes: int | None = 700_000_000) -> Model
 def pair(value: float, streams: int = 1, half: float = 0.02, metric: str = "decode_tokens_per_s") -> Pair:
     estimate = Estimate(value, value * (1 - half), value * (1 + half), 5)
     return Pair(
-        a="moe", b="dense", metric=metric, streams=streams, ratio=estimate, winner=winner_of("moe", "dense", metric, estimate)
+        a="moe",
+        b="dense",
+        metric=metric,
+        streams=streams,
+        ratio=estimate,
+        winner=winner_of("moe", "dense", metric, estimate),
     )
 
 

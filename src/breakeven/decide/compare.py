@@ -14,11 +14,12 @@ from typing import Literal
 from breakeven import __version__
 from breakeven.decide import result
 from breakeven.decide.directory import LOG, fingerprint, open_directory
+from breakeven.engine import openai_url
 from breakeven.engine.memory import check_memory
 from breakeven.engine.source import Source, parse_sources
 from breakeven.engine.start import Running, start, weights_of
-from breakeven.engine.synthesis.write import check_routable
 from breakeven.engine.synthesis.routing import Routing
+from breakeven.engine.synthesis.write import check_routable
 from breakeven.errors import BreakevenError, UserError
 from breakeven.measure import noise
 from breakeven.measure.blocks import blocks_of
@@ -35,7 +36,7 @@ CONTEXT_STEP = 256
 """llama.cpp rounds a slot's context up to this."""
 QUIET_CHECK_S = 0.5
 """How long to listen before the engines start. Their threads spin at barriers, which other work turns from a gain of
-4 % into a loss of 80 % (30 to 4 tok/s beside one busy process on two cores), so on a busy machine they sleep instead."""
+4 % into a loss of 80 % (30 to 4 tok/s beside one busy process on two cores), so on a busy machine they sleep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +89,17 @@ def compare(
     for source in sources:
         if source.synthetic and source.spec is not None:
             check_routable(source.spec, Routing())
+        elif source.url is not None:
+            openai_url.connect(source.url)  # refused now rather than after gigabytes were written
     machine = read_machine()
     check_memory(sources, format_name, context, slots, machine.available_memory_bytes)
     question = (
-        [(s.text, str(s.spec)) for s in sources], format_name, plan.streams, plan.prompt_tokens, plan.output_tokens, plan.seed,
-        options.threads, __version__,
-    )  # fmt: skip
+        [(s.text, str(s.spec)) for s in sources],
+        format_name,
+        (plan.streams, plan.prompt_tokens, plan.output_tokens, plan.seed),
+        options.threads,
+        __version__,
+    )
     default = Path("results") / "-vs-".join(_slug(s.name) for s in sources)
     mark = fingerprint(question)
     directory, history = open_directory(options.out, default, mark, options.resume)

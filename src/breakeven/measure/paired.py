@@ -28,7 +28,7 @@ WATCH_PERIOD_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A backend under test, by the name it has in every table. `alive` raises EngineError when its process has ended."""
+    """A backend under test and its name in every table. `alive` raises EngineError when its process has ended."""
 
     name: str
     backend: Backend

@@ -33,7 +33,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class LoadState:
-    """How far one load is: rounds finished, the widest pair's relative half-width, seconds a round takes (None: unknown)."""
+    """How far one load is: rounds finished, the widest pair's relative half-width, seconds a round takes, if known."""
 
     streams: int
     rounds: int
@@ -52,7 +52,7 @@ def next_load(plan: Plan, loads: Sequence[LoadState], elapsed_s: float) -> int |
     """The number of streams of the next round, or why there is none.
 
     Loads without an interval come first, cheapest first, for they may be all the budget buys; then whichever has the
-    fewest rounds. A load whose next round would pass the budget is left out, except that the very first round always runs.
+    fewest rounds. A load whose next round would pass the budget is left out, but the very first round always runs.
     """
     open_loads = [x for x in loads if x.rounds < SETTLED_ROUNDS or x.half_width > plan.precision]
     if not open_loads:

@@ -18,7 +18,10 @@ RESAMPLES = 4000
 MIN_PAIRS = 3
 """Fewer pairs give a value without an interval."""
 
-T_975 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 12: 2.179, 15: 2.131, 20: 2.086, 30: 2.042, 60: 2.000}  # fmt: skip
+# fmt: off
+T_975 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 12: 2.179,
+         15: 2.131, 20: 2.086, 30: 2.042, 60: 2.000}
+# fmt: on
 """Student's t, two-sided 95 %, by degrees of freedom."""
 Z_975 = 1.960
 
@@ -34,7 +37,7 @@ def small_sample_stretch(n: int) -> float:
 
 
 def mean_interval(values: Sequence[float], seed: int = 0, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
-    """Mean, low and high of `values` (n >= MIN_PAIRS) by the stretched percentile bootstrap; deterministic by `seed`."""
+    """Mean, low and high of `values` (n >= MIN_PAIRS) by the stretched percentile bootstrap, deterministic."""
     sample = np.asarray(values, dtype=np.float64)
     centre = float(sample.mean())
     draws = np.random.default_rng(seed).integers(0, len(sample), (RESAMPLES, len(sample)))

@@ -113,7 +113,7 @@ class BlockPool:
             self._set_scale(std / self._spread)
 
     def take(self, n_blocks: int, rng: np.random.Generator) -> Iterator[Bytes]:
-        """Yield (m, block_bytes) slices of the pool, `n_blocks` in all, each from a random place. Do not write to them."""
+        """Yield (m, block_bytes) slices of the pool, `n_blocks` in all, each from a random place; read-only."""
         while n_blocks > 0:
             start = int(rng.integers(len(self._blocks)))
             piece = self._blocks[start : start + n_blocks]

@@ -19,7 +19,7 @@ from breakeven.engine.synthesis.blocks import BlockPool, Bytes
 from breakeven.engine.synthesis.routing import Doubles, Routing, biases_for, router_rows
 from breakeven.engine.synthesis.values import Fill, Values, embedding_std, values_of
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
-from breakeven.spec.families import FAMILIES
+from breakeven.spec.families import FAMILIES, why_not_written
 from breakeven.spec.formats import tensor_types
 from breakeven.spec.model import ModelSpec, MoeFfn
 from breakeven.spec.tensors import Tensor, tensors
@@ -94,6 +94,8 @@ def check_routable(spec: ModelSpec, routing: Routing) -> None:
         raise NotSupportedError(
             f"{spec.name}: Breakeven counts the family {spec.family} but cannot write weights for it; it can for {able}"
         )
+    if reason := why_not_written(spec):
+        raise NotSupportedError(f"{spec.name}: llama.cpp would not load a file of it: {reason}")
     if not routing.zipf:
         return
     moe = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeFfn)]
