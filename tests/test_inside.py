@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inside_fixtures import CODE, PROSE
+from small_models import small
 from typer.testing import CliRunner
 
 from breakeven.cli.profile import app as profile_app
@@ -36,7 +37,9 @@ from breakeven.engine.inside.nodes import (
 from breakeven.engine.inside.observe import run_ends
 from breakeven.engine.inside.profiling import router_share
 from breakeven.engine.surgery import split
+from breakeven.engine.synthesis import synthesise
 from breakeven.errors import EngineError, NotSupportedError, UserError
+from breakeven.spec.model import MoeFfn
 
 runner = CliRunner()
 
@@ -263,3 +266,23 @@ def test_a_text_that_is_not_text_is_refused(moe_gguf: Path, tmp_path: Path) -> N
     (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
     done = runner.invoke(trace_app, [str(moe_gguf), "--text", str(tmp_path / "x")])
     assert isinstance(done.exception, UserError)
+
+
+@pytest.mark.parametrize(
+    ("family", "absent"),
+    [
+        ("gemma2", {ROUTER, EXPERTS, COMBINATION}),
+        ("phimoe", {DENSE}),
+        ("gpt-oss", {DENSE}),
+        ("deepseek2", set()),
+        ("lfm2moe", set()),
+    ],
+)
+def test_every_family_shows_its_parts(family: str, absent: set[str], tmp_path: Path) -> None:
+    spec = small(family)
+    path = synthesise(spec, "F16", tmp_path / "small.gguf")
+    kinds = {node.kind for node in profile(path, prompt_tokens=8, steps=1).nodes}
+    assert kinds == set(KINDS) - absent
+    routing_layers = tuple(i for i, layer in enumerate(spec.layers) if isinstance(layer.ffn, MoeFfn))
+    if routing_layers:
+        assert trace(path, {"prose": PROSE}).layers == routing_layers
