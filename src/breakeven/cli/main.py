@@ -9,8 +9,8 @@ import os
 import sys
 from typing import NamedTuple
 
-from breakeven import __version__
 from breakeven.errors import BreakevenError, UserError
+from breakeven.version import __version__
 
 INTERRUPTED = 130
 COMPLETION_OPTIONS = ("install_completion", "show_completion")

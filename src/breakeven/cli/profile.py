@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ app = typer.Typer()
 
 @app.command()
 def profile(
-    model: Annotated[Path, typer.Argument(help="A .gguf file, dense or Mixture-of-Experts.")],
+    model: Annotated[str, typer.Argument(help="A .gguf file, or a model to synthesise in Q4_K_M.")],
     prompt: Annotated[int, typer.Option(min=1, help="Prompt length in tokens.")] = 128,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps to time; 32 decode and 4 prefill unless given.")
@@ -29,11 +28,13 @@ def profile(
 
     from breakeven.engine.inside import profile as run
     from breakeven.engine.inside.summary import ProfileSummary
+    from breakeven.engine.start import gguf_of
     from breakeven.report.inside import show_profile
 
+    path = gguf_of(model)
     summary = ProfileSummary(
         profiles=[
-            run(model, phase=phase, prompt_tokens=prompt, steps=steps, threads=threads)
+            run(path, phase=phase, prompt_tokens=prompt, steps=steps, threads=threads)
             for phase in ("decode", "prefill")
         ]
     )

@@ -12,7 +12,7 @@ app = typer.Typer()
 
 @app.command()
 def trace(
-    model: Annotated[Path, typer.Argument(help="A Mixture-of-Experts .gguf file.")],
+    model: Annotated[str, typer.Argument(help="A .gguf file, or a model to synthesise in Q4_K_M.")],
     text: Annotated[list[Path], typer.Option("--text", help="A text file; repeat it to compare texts.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="Cut each text here.")] = 2048,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all cores unless given.")] = None,
@@ -27,9 +27,11 @@ def trace(
 
     from breakeven.engine.inside import trace as run
     from breakeven.engine.inside.summary import summarise
+    from breakeven.engine.start import gguf_of
     from breakeven.report.inside import show_trace
 
-    summary = summarise(run(model, _texts(text), threads=threads, max_tokens=max_tokens))
+    path = gguf_of(model)
+    summary = summarise(run(path, _texts(text), threads=threads, max_tokens=max_tokens))
     if json:
         typer.echo(msgspec.json.encode(summary).decode())
     else:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from breakeven import __version__
 from breakeven.decide import result
 from breakeven.decide.directory import LOG, fingerprint, open_directory
 from breakeven.engine import openai_url
@@ -31,6 +30,7 @@ from breakeven.measure.progress import ProgressState, RatioRow
 from breakeven.spec.formats import format_named
 from breakeven.spec.machine_reader import read_machine
 from breakeven.spec.study import Comparison
+from breakeven.version import __version__
 
 CONTEXT_STEP = 256
 """llama.cpp rounds a slot's context up to this."""
@@ -139,7 +139,10 @@ def compare(
                     ready = BackendReady(model=source.name, settings=up.backend.settings, load_s=up.backend.load_s)
                     log.append(ready)
                     history.append(ready)
-                candidates = [Candidate(r.source.name, r.backend, r.alive) for r in running]
+                candidates = [
+                    Candidate(r.source.name, r.backend, r.alive, r.source.spec is not None and r.source.spec.is_moe)
+                    for r in running
+                ]
                 run = PairedRun(plan, candidates, log, history, show.measuring, open_counter())
                 because = run.run()
                 peaks = [r.backend.peak_rss_bytes() for r in running]

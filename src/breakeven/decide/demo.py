@@ -25,9 +25,9 @@ class Demo:
 
 
 DEMOS = (
-    Demo(("olmoe-1b-7b", "llama-3.2-1b"), Plan((1, 4), 64, 48, 0.02, 175.0)),  # the pair of arXiv 2606.21428
-    Demo(("granite-3.1-3b-a800m", "llama-3.2-1b"), Plan((1, 4), 64, 48, 0.02, 175.0)),
-    Demo(("granite-3.1-1b-a400m", "smollm2-360m"), Plan((1, 4), 64, 48, 0.02, 120.0)),
+    Demo(("olmoe-1b-7b", "llama-3.2-1b"), Plan((1, 4), 32, 32, 0.02, 175.0)),  # the pair of arXiv 2606.21428
+    Demo(("granite-3.1-3b-a800m", "llama-3.2-1b"), Plan((1, 4), 32, 32, 0.02, 175.0)),
+    Demo(("granite-3.1-1b-a400m", "smollm2-360m"), Plan((1, 4), 32, 32, 0.02, 120.0)),
 )
 
 

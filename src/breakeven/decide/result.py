@@ -8,17 +8,17 @@ from pathlib import Path
 
 import msgspec
 
-from breakeven import __version__
 from breakeven.decide.verdict import decide
 from breakeven.engine.source import Source
 from breakeven.engine.start import Running
 from breakeven.errors import BreakevenError
 from breakeven.measure import events, noise, prompts
-from breakeven.measure.blocks import blocks_of, pairs, points
+from breakeven.measure.blocks import blocks_of, pairs, points, self_checks
 from breakeven.measure.plan import Plan
 from breakeven.spec.arithmetic import active_params, decode_bytes, total_params
 from breakeven.spec.machine import MachineSpec
 from breakeven.spec.study import Comparison, ModelResult, NoiseRecord, Profile, Routing
+from breakeven.version import __version__
 
 SYNTHETIC = "synthetic weights: speed and memory only"
 DECODE_STEPS, PREFILL_STEPS = 16, 2
@@ -95,6 +95,7 @@ class Finish:
         blocks = blocks_of(history)
         models = [self._model(r, peak) for r, peak in zip(running, peaks, strict=True)]
         names = [m.name for m in models]
+        checks = self_checks(history, self.plan.seed)
         found_points, found_pairs = points(blocks, self.plan, names), pairs(blocks, self.plan, names)
         return Comparison(
             breakeven_version=__version__,
@@ -109,9 +110,10 @@ class Finish:
             points=found_points,
             pairs=found_pairs,
             noise=noise_record(history),
-            verdict=decide(models, found_points, found_pairs, inside.profiles),
+            verdict=decide(models, found_points, found_pairs, inside.profiles, checks),
             profiles=inside.profiles,
             routings=inside.routings,
+            self_checks=checks,
             caveats=[*_caveats(running, models), *inside.caveats],
         )
 

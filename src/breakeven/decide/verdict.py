@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from breakeven.spec.estimate import Estimate, Point
-from breakeven.spec.study import ModelResult, Pair, Profile, Verdict
+from breakeven.spec.study import ModelResult, Pair, Profile, SelfCheck, Verdict
 
 DECODE, PREFILL = "decode_tokens_per_s", "prefill_tokens_per_s"
 EXPLAINED = 0.10
@@ -13,7 +13,11 @@ EXPLAINED = 0.10
 
 
 def decide(
-    models: Sequence[ModelResult], points: Sequence[Point], pairs: Sequence[Pair], profiles: Sequence[Profile]
+    models: Sequence[ModelResult],
+    points: Sequence[Point],
+    pairs: Sequence[Pair],
+    profiles: Sequence[Profile],
+    checks: Sequence[SelfCheck] = (),
 ) -> Verdict:
     """The verdict on a study. The winner is whoever decodes faster at every load where a difference was found."""
     names = [m.name for m in models]
@@ -22,7 +26,7 @@ def decide(
     return Verdict(
         headline=_headline(names, decode, pairs, winner),
         winner=winner,
-        reasons=_reasons(models, pairs, profiles),
+        reasons=[*_reasons(models, pairs, profiles), *map(_checked, checks)],
         memory=_memory(models),
         would_change=_would_change(models, decode, points),
     )
@@ -155,6 +159,12 @@ def _reasons(models: Sequence[ModelResult], pairs: Sequence[Pair], profiles: Seq
             text += f"; the router is {_percent(profile.router_share_of_moe_block)} of the MoE blocks"
         found.append(text + ".")
     return found
+
+
+def _checked(check: SelfCheck) -> str:
+    e = check.same_over_distinct
+    what = f"one prompt in all {check.streams} streams would show {check.model} decoding {_times(e)} as fast"
+    return f"Self-check: {what} as distinct prompts do; distinct ones were used."
 
 
 def _thin(slow: ModelResult, fast: ModelResult) -> bool:

@@ -12,8 +12,8 @@ from typing import Literal
 from breakeven.engine import cache, openai_url
 from breakeven.engine.backend import Backend
 from breakeven.engine.llama_cpp import LlamaCppServer
-from breakeven.engine.source import Source
-from breakeven.errors import EngineError
+from breakeven.engine.source import Source, parse_source
+from breakeven.errors import EngineError, UserError
 from breakeven.spec.formats import tensor_types
 
 
@@ -34,6 +34,15 @@ def weights_of(source: Source, format_name: str, seed: int, progress: Callable[[
     assert source.spec is not None
     tensor_types(source.spec, format_name)  # an unknown format is refused before anything is written
     return cache.provide(source.spec, format_name, seed=seed, progress=progress)
+
+
+def gguf_of(text: str, format_name: str = "Q4_K_M") -> Path:
+    """The weight file that MODEL means: itself, or synthetic weights of its shape. Raises UserError for a URL."""
+    source = parse_source(text)
+    path = weights_of(source, format_name, 0, None)
+    if path is None:
+        raise UserError(f"{text}: what runs behind a URL cannot be looked into; give a .gguf file or a model's name")
+    return path
 
 
 def start(

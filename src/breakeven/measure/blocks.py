@@ -11,7 +11,7 @@ from breakeven.measure.metrics import BlockMetrics, block_metrics
 from breakeven.measure.plan import LoadState, Plan
 from breakeven.measure.progress import RatioRow
 from breakeven.spec.estimate import Estimate, Point
-from breakeven.spec.study import Pair
+from breakeven.spec.study import Pair, SelfCheck
 
 METRICS = ("decode_tokens_per_s", "prefill_tokens_per_s", "ttft_s", "itl_s")
 LOWER_IS_BETTER = frozenset({"ttft_s", "itl_s"})
@@ -55,7 +55,7 @@ def blocks_of(log: Sequence[events.Event]) -> list[Block]:
     found: dict[tuple[str, int, int], Block] = {}
     for event in log:
         match event:
-            case events.BlockStarted():
+            case events.BlockStarted(check=None):
                 started[event.block] = event
                 requests[event.block] = []
             case events.RequestDone() if event.block in requests:
@@ -72,6 +72,26 @@ def blocks_of(log: Sequence[events.Event]) -> list[Block]:
                     event.joules,
                 )
     return list(found.values())
+
+
+def self_checks(log: Sequence[events.Event], seed: int) -> list[SelfCheck]:
+    """Decode with one prompt in all streams over decode with distinct ones, for every model that was checked."""
+    started = {e.block: e for e in log if isinstance(e, events.BlockStarted) and e.check}
+    rates: dict[str, dict[tuple[int, str], float]] = {}
+    for event in log:
+        if isinstance(event, events.BlockDone) and event.ok and event.block in started:
+            start = started[event.block]
+            requests = [e for e in log if isinstance(e, events.RequestDone) and e.block == event.block]
+            if rate := block_metrics(requests).decode_tokens_per_s:
+                rates.setdefault(start.model, {})[start.round, start.check or ""] = rate
+    streams = {e.model: e.streams for e in started.values()}
+    found = []
+    for model, mine in rates.items():
+        rounds = sorted(r for r, kind in mine if kind == "same" and (r, "distinct") in mine)
+        if rounds:
+            estimate = statistics.ratio([mine[r, "same"] / mine[r, "distinct"] for r in rounds], seed)
+            found.append(SelfCheck(model=model, streams=streams[model], same_over_distinct=estimate))
+    return found
 
 
 def ratios(blocks: Sequence[Block], a: str, b: str, metric: str, streams: int) -> list[float]:

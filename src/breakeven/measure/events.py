@@ -61,6 +61,8 @@ class BlockStarted(_Event, frozen=True, tag="block_started"):
     at_ns: int
     round: int = 0
     attempt: int = 1
+    check: str | None = None
+    """Not part of the comparison but of the self-check: "same" (every stream one prompt) or "distinct"."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

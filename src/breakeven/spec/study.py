@@ -75,6 +75,18 @@ class Routing(msgspec.Struct, frozen=True, kw_only=True):
     frequencies: list[list[float]]
 
 
+class SelfCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """Decode rate with one prompt in every stream over the rate with distinct prompts.
+
+    Above 1 for a Mixture-of-Experts model: streams that say the same touch the same experts. That is how a benchmark
+    with repeated prompts flatters it; here every stream has a prompt of its own. A dense model must come out at 1.
+    """
+
+    model: str
+    streams: int
+    same_over_distinct: Estimate
+
+
 class NoiseRecord(msgspec.Struct, frozen=True, kw_only=True):
     """How quiet the machine was. None: this machine does not tell."""
 
@@ -123,5 +135,6 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     profiles: list[Profile] = []
     routings: list[Routing] = []
+    self_checks: list[SelfCheck] = []
     caveats: list[str] = []
     """Sentences that must stand beside the verdict, such as "synthetic weights: speed and memory only"."""
