@@ -225,6 +225,10 @@ WRONG = [
     (["llama-3.2-1b"], "at least two"),
     (["llama-3.2-1b", "missing.gguf"], "no such file"),
     (["llama-3.2-1b", "text.gguf"], "not a GGUF"),
+    (["llama-3.2-1b", "cut.gguf"], "truncated"),
+    (["llama-3.2-1b", "wrong-count"], "3 %"),
+    (["llama-3.2-1b", "unknown-family"], "docs/models-yaml.md"),
+    (["llama-3.2-1b", "olmoe-1b-7b", "--out", "/proc/nothing"], "cannot make"),
     (["llama-3.2-1b", "olmoe-1b-7b", "--streams", "0"], "--streams"),
     (["llama-3.2-1b", "olmoe-1b-7b", "--streams", "1,x"], "--streams"),
     (["llama-3.2-1b", "olmoe-1b-7b", "--prompt", "-5"], "--prompt"),
@@ -244,6 +248,11 @@ WRONG = [
 @pytest.mark.parametrize(("arguments", "says"), WRONG, ids=lambda x: " ".join(x) if isinstance(x, list) else x)
 def test_bad_input_is_one_clear_line_and_exit_2(arguments: list[str], says: str, tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("this is no model")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\0\0\0\x05\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0")
+    wrong = Path(write_config(tmp_path, "qwen2")).rename(tmp_path / "wrong-count")
+    (wrong / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 99000000}, "weight_map": {}}')
+    unknown = Path(write_config(tmp_path, "llama", model_type="never_heard_of"))
+    unknown.rename(tmp_path / "unknown-family")
     done = run("compare", *arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -22,6 +22,7 @@ from breakeven.engine.inside import trace
 from breakeven.engine.llama_cpp import LlamaCppServer
 from breakeven.engine.synthesis import Routing, parse_routing, synthesise, synthesised_bytes
 from breakeven.errors import NotSupportedError, UserError
+from breakeven.spec.catalogue import lookup
 from breakeven.spec.families import FAMILIES
 from breakeven.spec.readers.gguf import read_gguf
 from breakeven.spec.tensors import tensors
@@ -61,6 +62,15 @@ def test_every_family_loads_and_generates_finite_numbers(name: str, tmp_path: Pa
     chances = [step["logprob"] for step in answer["completion_probabilities"]]
     assert all(math.isfinite(chance) and chance < 0 for chance in chances)
     assert len({step["id"] for step in answer["completion_probabilities"]}) > 4, "it repeats itself"
+
+
+@pytest.mark.parametrize("name", ["olmoe-1b-7b", "llama-3.2-1b", "qwen2.5-1.5b", "gemma-2-2b"])
+def test_the_four_models_of_arxiv_2606_21428_run_at_full_size(name: str, tmp_path: Path) -> None:
+    path = synthesise(lookup(name), "Q4_0", tmp_path / "m.gguf")
+    answer = generate(path, tmp_path)
+    path.unlink()
+    assert answer["timings"]["predicted_n"] == 16
+    assert all(math.isfinite(step["logprob"]) for step in answer["completion_probabilities"])
 
 
 @pytest.mark.parametrize("format_name", FORMATS)

@@ -1,7 +1,8 @@
 """Intervals on ratios of paired blocks.
 
 The unit is a pair of neighbouring blocks, one of each candidate, so slow drift of the machine cancels. Ratios live on
-the log scale. The interval is the percentile bootstrap of the mean log ratio, stretched for small samples.
+the log scale. The interval is the percentile bootstrap of the mean log ratio, stretched for small samples, and never
+narrower than Student's t interval of the same pairs.
 """
 
 from __future__ import annotations
@@ -32,20 +33,25 @@ def small_sample_stretch(n: int) -> float:
     The percentile bootstrap is narrow by sqrt((n-1)/n) and uses normal where t is due (Hesterberg 2015,
     "What teachers should know about the bootstrap", section 4.3).
     """
-    freedom = max(d for d in T_975 if d <= n - 1)
-    return T_975[freedom] / Z_975 * math.sqrt(n / (n - 1))
+    return _t(n) / Z_975 * math.sqrt(n / (n - 1))
 
 
-def mean_interval(values: Sequence[float], seed: int = 0, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+def _t(n: int) -> float:
+    """Student's t for a mean of n values; of the next smaller sample in the table, to be on the safe side."""
+    return T_975[max(freedom for freedom in T_975 if freedom <= n - 1)]
+
+
+def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """Mean, low and high of `values` (n >= MIN_PAIRS) by the stretched percentile bootstrap, deterministic."""
     sample = np.asarray(values, dtype=np.float64)
     centre = float(sample.mean())
     draws = np.random.default_rng(seed).integers(0, len(sample), (RESAMPLES, len(sample)))
     means = sample[draws].mean(axis=1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     stretch = small_sample_stretch(len(sample))
-    return centre, centre + stretch * (float(low) - centre), centre + stretch * (float(high) - centre)
+    least = _t(len(sample)) * float(sample.std(ddof=1)) / math.sqrt(len(sample))
+    below, above = stretch * (centre - float(low)), stretch * (float(high) - centre)
+    return centre, centre - max(below, least), centre + max(above, least)
 
 
 def ratio(a_over_b: Sequence[float], seed: int = 0, floor: float = 0.0) -> Estimate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import select
@@ -80,6 +81,8 @@ class LlamaCppServer:
         self._last_memory: MemoryUse | None = None
 
     def __enter__(self) -> Backend:
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise UserError("the package xllamacpp (llama.cpp) is missing; install it with: pip install xllamacpp")
         model = Path(self.settings.model)
         if not model.is_file():
             raise UserError(f"{model} does not exist or is not a file; give the path of a GGUF file")
