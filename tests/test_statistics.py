@@ -40,10 +40,23 @@ def test_a_floor_only_widens(ratios: list[float], floor: float) -> None:
     assert statistics.relative_half_width(widened) >= statistics.relative_half_width(plain)
 
 
+@pytest.mark.parametrize("n", [4, 8])
+def test_a_winner_is_named_by_chance_one_time_in_a_hundred(n: int) -> None:
+    rng = np.random.default_rng(n)
+    wrong = sum(statistics.differs(np.exp(rng.normal(0, 0.03, n)).tolist()) for _ in range(2000))
+    assert wrong <= 36  # 20 expected; more than 36 happens once in 3,000 times
+
+
+def test_a_difference_far_beyond_the_spread_is_named() -> None:
+    assert statistics.differs([1.10, 1.12, 1.09, 1.11])
+    assert not statistics.differs([1.10, 0.95, 1.2, 1.02])
+    assert not statistics.differs([1.001, 1.0011, 1.0009], floor=0.005)
+
+
 def test_too_few_pairs_give_no_interval() -> None:
     estimate = statistics.ratio([1.1, 1.2])
     assert (estimate.low, estimate.high, estimate.n) == (None, None, 2)
-    assert not statistics.excludes_one(estimate)
+    assert not statistics.differs([1.1, 1.2])
     assert statistics.relative_half_width(estimate) == math.inf
 
 

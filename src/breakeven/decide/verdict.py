@@ -189,7 +189,7 @@ def _would_change(models: Sequence[ModelResult], decode: Sequence[Pair], points:
     open_pairs = [p for p in decode if p.winner is None and p.ratio.low is not None]
     if open_pairs:
         loads = _loads(sorted({p.streams for p in open_pairs}))
-        lines.append(f"With {loads} the interval still contains 1: a larger --budget would narrow it.")
+        lines.append(f"With {loads} no winner is sure: a larger --budget would narrow the interval.")
     sizes = [m for m in models if m.peak_rss_bytes]
     if len(sizes) > 1:
         small, large = (f(sizes, key=lambda m: m.peak_rss_bytes or 0) for f in (min, max))

@@ -152,15 +152,13 @@ def pairs(blocks: Sequence[Block], plan: Plan, names: Sequence[str]) -> list[Pai
             values = ratios(blocks, a, b, metric, streams)
             if values:
                 estimate = statistics.ratio(values, plan.seed, PROCESS_FLOOR)
-                winner = winner_of(a, b, metric, estimate)
+                winner = winner_of(a, b, metric, estimate) if statistics.differs(values, PROCESS_FLOOR) else None
                 found.append(Pair(a=a, b=b, metric=metric, streams=streams, ratio=estimate, winner=winner))
     return found
 
 
-def winner_of(a: str, b: str, metric: str, estimate: Estimate) -> str | None:
-    """Who is better by the interval; None when it contains 1, or there is none."""
-    if not statistics.excludes_one(estimate):
-        return None
+def winner_of(a: str, b: str, metric: str, estimate: Estimate) -> str:
+    """Who is better, given that the ratio is not 1."""
     return a if (estimate.value > 1) != (metric in LOWER_IS_BETTER) else b
 
 
