@@ -55,6 +55,12 @@ def test_a_clear_winner_is_named_with_factor_and_interval() -> None:
     assert "1.20 to 1.50 times over 1 and 4 streams" in found.headline
 
 
+def test_a_winner_at_one_load_does_not_hide_a_tie_at_another() -> None:
+    found = verdict(pair(1.0), pair(0.75, streams=4))
+    assert found.winner == "dense"
+    assert "with 4 streams; no difference found with one stream" in found.headline
+
+
 def test_the_loser_named_first_turns_the_ratio_round() -> None:
     found = verdict(pair(0.8))
     assert found.winner == "dense"

@@ -22,7 +22,7 @@ from breakeven.version import __version__
 
 SYNTHETIC = "synthetic weights: speed and memory only"
 DECODE_STEPS, PREFILL_STEPS = 16, 2
-TRACE_TOKENS = 1024
+TRACE_TOKENS = 256
 RESULT = "result.json"
 
 

@@ -69,6 +69,8 @@ def _headline(names: Sequence[str], decode: Sequence[Pair], pairs: Sequence[Pair
     if len(widest) > 1:
         best, worst = (f(_over(p, winner).value for p in widest) for f in (max, min))
         text += f", {worst:.2f} to {best:.2f} times over {at}"
+    if unsure := [p.streams for p in decode if p.winner is None]:
+        text += f"; no difference found with {_loads(unsure)}"
     prefill = next((p for p in pairs if p.metric == PREFILL and p.streams == first.streams), None)
     if prefill and prefill.winner and prefill.winner != winner:
         text += f"; but it reads prompts at {_times(_over(prefill, winner))} the speed"
