@@ -52,7 +52,7 @@ def run(models: list[str], words: Words, *, charts: bool, quiet: bool, as_json: 
         with Progress(Console(stderr=True, highlight=False), quiet=quiet or as_json) as progress:
             result, directory = compare(models, options, progress.update)
     except KeyboardInterrupt:
-        print("\ninterrupted; finished blocks are kept, run the same command with --resume to go on", file=sys.stderr)
+        print("\nfinished blocks are kept; run the same command with --resume to go on", file=sys.stderr)
         raise
     write_result(result, directory / "result.json")
     page = directory / "report.html"

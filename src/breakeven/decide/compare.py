@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,57 +106,60 @@ def compare(
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     show = _Show(on_progress, plan)
     paths = [weights_of(s, format_name, plan.seed, show.writing(s)) for s in sources]
+    finish = result.Finish(plan, format_name, machine, began, options.command, directory)
+    opening = StudyStarted(
+        fingerprint=mark,
+        version=__version__,
+        started_at=began,
+        command=options.command,
+        seed=plan.seed,
+        resumed=bool(history),
+    )
     with EventWriter(directory / LOG) as log:
-        opening = StudyStarted(
-            fingerprint=mark,
-            version=__version__,
-            started_at=began,
-            command=options.command,
-            seed=plan.seed,
-            resumed=bool(history),
-        )
-        log.append(opening)
-        history.append(opening)
+        _add(log, history, opening)
         running: list[Running] = []
-        finish = result.Finish(options.plan, format_name, machine, began, options.command, directory)
         try:
             with ExitStack() as stack:
-                wait: Literal["passive"] | None = "passive" if noise.busy(QUIET_CHECK_S) else None
-                for source, path in zip(sources, paths, strict=True):
-                    show.phase("loading", source.name)
-                    logfile = directory / f"{_slug(source.name)}.log"
-                    up = start(
-                        stack,
-                        source,
-                        path,
-                        context=context,
-                        slots=slots,
-                        log=logfile,
-                        threads=options.threads,
-                        wait_policy=wait,
-                    )
+                for up in _start_all(stack, sources, paths, context, slots, options, directory, show):
                     running.append(up)
-                    ready = BackendReady(model=source.name, settings=up.backend.settings, load_s=up.backend.load_s)
-                    log.append(ready)
-                    history.append(ready)
-                candidates = [
-                    Candidate(r.source.name, r.backend, r.alive, r.source.spec is not None and r.source.spec.is_moe)
-                    for r in running
-                ]
-                run = PairedRun(plan, candidates, log, history, show.measuring, open_counter())
-                because = run.run()
+                    settings = up.backend.settings
+                    _add(log, history, BackendReady(model=up.name, settings=settings, load_s=up.backend.load_s))
+                candidates = [Candidate(r.name, r.backend, r.alive, r.source.is_moe) for r in running]
+                because = PairedRun(plan, candidates, log, history, show.measuring, open_counter()).run()
                 peaks = [r.backend.peak_rss_bytes() for r in running]
-        except KeyboardInterrupt:
-            log.append(StudyStopped(because="interrupted", measured_s=_measured_s(history)))
-            finish.partial(history, running, sources)
-            raise
-        except BreakevenError as error:
-            log.append(StudyStopped(because="failed", measured_s=_measured_s(history), detail=str(error)))
+        except (KeyboardInterrupt, BreakevenError) as error:
+            because = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            log.append(StudyStopped(because=because, measured_s=_measured_s(history), detail=str(error) or None))
             finish.partial(history, running, sources)
             raise
         log.append(StudyStopped(because=because, measured_s=_measured_s(history)))
     inside = result.look_inside(running, plan, options.threads, show.phase) if options.look_inside else result.Inside()
     return finish.whole(history, running, peaks, because, inside), directory
+
+
+def _start_all(
+    stack: ExitStack,
+    sources: Sequence[Source],
+    paths: Sequence[Path | None],
+    context: int,
+    slots: int,
+    options: Options,
+    directory: Path,
+    show: _Show,
+) -> Iterator[Running]:
+    """Bring the candidates up one after the other; on a busy machine their threads sleep rather than spin."""
+    wait: Literal["passive"] | None = "passive" if noise.busy(QUIET_CHECK_S) else None
+    for source, path in zip(sources, paths, strict=True):
+        show.phase("loading", source.name)
+        log = directory / f"{_slug(source.name)}.log"
+        yield start(
+            stack, source, path, context=context, slots=slots, log=log, threads=options.threads, wait_policy=wait
+        )
+
+
+def _add(log: EventWriter, history: list[Event], event: Event) -> None:
+    log.append(event)
+    history.append(event)
 
 
 def _measured_s(history: Sequence[Event]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,7 @@ def look_inside(
                         path, phase=phase, prompt_tokens=plan.prompt_tokens, steps=steps, threads=threads, name=name
                     )
                 )
-            if candidate.source.spec is not None and candidate.source.spec.is_moe:
+            if candidate.source.is_moe:
                 text = _trace_text(candidate, plan)
                 found.routings.append(trace(path, {"trace": text}, threads=threads, name=name).routing())
         except BreakevenError as error:
@@ -123,7 +124,10 @@ class Finish:
         if len(running) == len(sources) and measured >= {s.name for s in sources}:
             peaks: list[int | None] = [None] * len(running)
             result = self.whole(history, running, peaks, "interrupted", Inside())
-            (self.directory / RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+            with contextlib.suppress(OSError):  # the log has it all; a full disk must not hide why the run ended
+                (self.directory / RESULT).write_bytes(
+                    msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n"
+                )
 
     def _model(self, running: Running, peak: int | None) -> ModelResult:
         source, spec = running.source, running.source.spec

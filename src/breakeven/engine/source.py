@@ -24,6 +24,11 @@ class Source:
     url: str | None = None
 
     @property
+    def is_moe(self) -> bool:
+        """True when it is known to route tokens to experts."""
+        return self.spec is not None and self.spec.is_moe
+
+    @property
     def synthetic(self) -> bool:
         """True when its weights are written by Breakeven."""
         return self.path is None and self.url is None

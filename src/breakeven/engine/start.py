@@ -26,6 +26,11 @@ class Running:
     path: Path | None
     alive: Callable[[], None]
 
+    @property
+    def name(self) -> str:
+        """The candidate's name in every table."""
+        return self.source.name
+
 
 def weights_of(source: Source, format_name: str, seed: int, progress: Callable[[int, int], None] | None) -> Path | None:
     """The weight file of a candidate, synthesised into the cache if need be; None for a URL."""
