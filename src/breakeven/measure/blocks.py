@@ -20,7 +20,7 @@ HEADLINE = "decode_tokens_per_s"
 PROCESS_FLOOR = 0.005
 """Relative difference that two processes running one and the same file can show on a quiet machine, as one half-width.
 
-Blocks of one pair of processes share whatever memory layout those processes got, so their spread cannot show it. This is
+Blocks of one pair of processes share whatever memory layout those processes got, so their spread cannot show it. It is
 a judgement, not a measurement: runs of one file repeat within 1 % on a quiet machine, and on the noisy one of
 docs/benchmarks.md nothing so small could be told apart."""
 
