@@ -7,7 +7,7 @@ import pytest
 from breakeven.decide.verdict import decide
 from breakeven.measure.blocks import winner_of
 from breakeven.spec.estimate import Estimate
-from breakeven.spec.study import ModelResult, Pair, Verdict
+from breakeven.spec.study import ModelResult, Pair, SelfCheck, Verdict
 
 
 def named(a: str, b: str, metric: str, e: Estimate) -> str | None:
@@ -102,6 +102,14 @@ def test_bytes_explain_a_ratio_only_when_they_do() -> None:
     explained = decide(models, [], [pair(1.08)], []).reasons[0]
     assert "by bytes alone the ratio would be 1.10, measured 1.08." in explained
     assert "something else costs" in decide(models, [], [pair(0.7)], []).reasons[0]
+
+
+def test_a_self_check_claims_only_what_it_could_tell() -> None:
+    models = [model("moe", True), model("dense", False)]
+    clear = SelfCheck(model="moe", streams=4, same_over_distinct=Estimate(1.2, 1.1, 1.3, 3))
+    unclear = SelfCheck(model="moe", streams=4, same_over_distinct=Estimate(1.2, 0.5, 3.4, 3))
+    assert "1.20 times (1.10 to 1.30)" in decide(models, [], [pair(1.2)], [], [clear]).reasons[-1]
+    assert "could not tell" in decide(models, [], [pair(1.2)], [], [unclear]).reasons[-1]
 
 
 def test_times_are_better_when_smaller() -> None:

@@ -165,6 +165,8 @@ def _reasons(models: Sequence[ModelResult], pairs: Sequence[Pair], profiles: Seq
 
 def _checked(check: SelfCheck) -> str:
     e = check.same_over_distinct
+    if e.low is None or e.high is None or e.low <= 1 <= e.high:
+        return f"Self-check of {check.model}: {e.n} short pairs could not tell repeated from distinct prompts."
     what = f"one prompt in all {check.streams} streams would show {check.model} decoding {_times(e)} as fast"
     return f"Self-check: {what} as distinct prompts do; distinct ones were used."
 
