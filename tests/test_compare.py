@@ -140,7 +140,7 @@ def test_killed_in_the_middle_it_resumes_and_keeps_what_was_finished(pair: list[
 def test_ctrl_c_saves_what_there_is_and_says_how_to_go_on(pair: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "breakeven.cli", "compare", *pair, *SLOW, "--quiet", "--out", str(out)]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c) as process:
         wait_for_blocks(out, 4)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
@@ -169,6 +169,11 @@ def test_an_engine_that_dies_is_reported_and_its_blocks_are_kept(pair: list[str]
     assert isinstance(log[-1], StudyStopped)
     assert log[-1].because == "failed"
     assert len(blocks_of(log)) >= 4
+
+
+def hear_ctrl_c() -> None:
+    """A suite that runs in the background of a shell has Ctrl-C switched off, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_blocks(out: Path, n: int) -> None:

@@ -201,6 +201,8 @@ def test_it_never_outlives_its_parent(ending: signal.Signals, smollm2_gguf: Path
         [sys.executable, "-c", _PARENT, str(smollm2_gguf), str(tmp_path / "log")],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        # A suite that runs in the background of a shell has Ctrl-C switched off, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert parent.stdout is not None
     engine = psutil.Process(int(parent.stdout.readline()))

@@ -14,6 +14,7 @@ import psutil
 
 from breakeven.engine.synthesis.routing import Routing
 from breakeven.engine.synthesis.write import RECIPE, Progress, synthesise
+from breakeven.errors import UserError
 from breakeven.spec.model import ModelSpec
 
 
@@ -55,6 +56,12 @@ def provide(
     if path.exists():
         os.utime(path)
         return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make {path.parent}: {error.strerror}; set XDG_CACHE_HOME to a writable place"
+        ) from error
     return synthesise(spec, format_name, path, routing=routing, seed=seed, progress=progress)
 
 

@@ -58,7 +58,8 @@ def _forest(result: Comparison, pairs: list[Pair], index: int) -> Figure:
         title=f"{a} over {b}",
         alt=f"Ratios of {a} over {b}. " + "; ".join(said) + ".",
         caption=f"Ratio of {a} over {b} with its 95 % interval, log axis. "
-        "No difference: not surely different from 1, at 99 %. The colour says who wins. Rows are streams: requests running side by side.",
+        "No difference: not surely different from 1, at 99 %. The colour says who wins. "
+        "Rows are streams: requests running side by side.",
         wide=_chart(result, pairs, narrow=False),
         narrow=_chart(result, pairs, narrow=True),
     )

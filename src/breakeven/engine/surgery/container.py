@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from breakeven.engine.room import check_room
 from breakeven.errors import BreakevenError, UserError
 from breakeven.spec.readers.gguf_header import GgufHeader, read_header
 
@@ -90,7 +90,7 @@ def rewrite(source: Source, out: Path, numbers: Mapping[str, int], tensors: list
     """
     head = _head(source, numbers, tensors)
     total = len(head) + sum(_padded(tensor.n_bytes, source.alignment) for tensor in tensors)
-    _check_room(out, total)
+    check_room(out, total, "free some space or choose another place with --out")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -137,16 +137,3 @@ def _write_tensor(file: BinaryIO, tensor: OutTensor, alignment: int) -> None:
         written += file.write(np.ascontiguousarray(piece).data)
     assert written == tensor.n_bytes, f"{tensor.name}: {written} bytes written where {tensor.n_bytes} were announced"
     file.write(bytes(_padded(written, alignment) - written))
-
-
-def _check_room(out: Path, needed: int) -> None:
-    if not out.parent.is_dir():
-        raise UserError(f"{out.parent} is not a directory; make it or choose another place with --out")
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"{out.parent} is read-only; choose another place with --out")
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise UserError(
-            f"{out.name} needs {needed / 1e9:.2f} GB and {out.parent} has {free / 1e9:.2f} GB free; "
-            "free some or choose another place with --out"
-        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize
 
+from breakeven.engine.room import check_room
 from breakeven.engine.synthesis import tokenizer
 from breakeven.engine.synthesis.blocks import BlockPool, Bytes
 from breakeven.engine.synthesis.routing import Doubles, Routing, biases_for, router_rows
@@ -27,6 +27,8 @@ from breakeven.spec.tensors import Tensor, tensors
 ALIGNMENT = 32
 RECIPE = 1
 """Changes whenever the same request would give other bytes; part of the key of a cached file."""
+
+ADVICE = "choose another place, a smaller --format, or prune with `breakeven cache prune`"
 
 Progress = Callable[[int, int], None]
 """Called with bytes written and bytes in all."""
@@ -66,7 +68,7 @@ def synthesise(
     check_routable(spec, routing)
     writer = _header(spec, format_name, routing, seed)
     needed = synthesised_bytes(spec, format_name) + 64 * spec.vocab
-    check_room(out, needed)
+    check_room(out, needed, ADVICE)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         writer.write_header_to_file(partial)
@@ -103,22 +105,6 @@ def check_routable(spec: ModelSpec, routing: Routing) -> None:
         raise UserError(f"{spec.name} is dense: it has no routing to set, leave --routing out")
     if any(ffn.n_groups > 1 for ffn in moe):
         raise NotSupportedError(f"{spec.name} routes to groups of experts first; only --routing uniform is possible")
-
-
-def check_room(out: Path, needed: int) -> None:
-    """Raise UserError unless `out`'s directory can be made and has `needed` bytes free."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the directory {out.parent}: {error.strerror}") from error
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"{out.parent} is read-only; choose another place, or set XDG_CACHE_HOME to a writable one")
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise UserError(
-            f"{out.name} needs {needed / 1e9:.2f} GB and {out.parent} has {free / 1e9:.2f} GB free;"
-            " free some (`breakeven cache prune`), choose a smaller --format, or another disk by XDG_CACHE_HOME"
-        )
 
 
 def _stream(seed: int, name: str) -> np.random.Generator:
