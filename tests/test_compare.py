@@ -41,12 +41,17 @@ def cached(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "breakeven.cli", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+        [sys.executable, "-m", "breakeven.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+        timeout=240,
     )
 
 
 SLOW = ("--streams", "1", "--prompt", "16", "--output", "64", "--budget", "60s", "--precision", "0.1%")
-QUICK = ("--streams", "1,2", "--prompt", "16", "--output", "8", "--budget", "4s", "--precision", "50%")
+QUICK = ("--streams", "1,2", "--prompt", "16", "--output", "24", "--budget", "60s", "--precision", "99%")
 
 
 @pytest.mark.usefixtures("cached")
@@ -66,7 +71,7 @@ def test_two_small_models_get_a_verdict_a_log_and_a_page(pair: list[str], tmp_pa
     assert {(p.model, p.streams) for p in result.points} == {(m.name, s) for m in result.models for s in (1, 2)}
     for point in result.points:
         assert point.prompt_tokens == 16
-        assert point.output_tokens == 8
+        assert point.output_tokens == 24
         assert point.decode_tokens_per_s is not None
         assert point.decode_tokens_per_s.n >= 3
         assert point.decode_tokens_per_s.value > 0
@@ -231,7 +236,7 @@ WRONG = [
     (["llama-3.2-1b", "missing.gguf"], "no such file"),
     (["llama-3.2-1b", "text.gguf"], "not a GGUF"),
     (["llama-3.2-1b", "cut.gguf"], "truncated"),
-    (["llama-3.2-1b", "wrong-count"], "3 %"),
+    (["llama-3.2-1b", "wrong-count"], "counts 2,625,792 parameters, 49,500,000 were published"),
     (["llama-3.2-1b", "unknown-family"], "docs/models-yaml.md"),
     (["llama-3.2-1b", "olmoe-1b-7b", "--out", "/proc/nothing"], "cannot make"),
     (["llama-3.2-1b", "olmoe-1b-7b", "--streams", "0"], "--streams"),
@@ -254,7 +259,7 @@ WRONG = [
 def test_bad_input_is_one_clear_line_and_exit_2(arguments: list[str], says: str, tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("this is no model")
     (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\0\0\0\x05\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0")
-    wrong = Path(write_config(tmp_path, "qwen2")).rename(tmp_path / "wrong-count")
+    wrong = Path(write_config(tmp_path, "qwen2", torch_dtype="bfloat16")).rename(tmp_path / "wrong-count")
     (wrong / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 99000000}, "weight_map": {}}')
     unknown = Path(write_config(tmp_path, "llama", model_type="never_heard_of"))
     unknown.rename(tmp_path / "unknown-family")

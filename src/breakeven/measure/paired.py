@@ -182,7 +182,11 @@ class PairedRun:
     ) -> list[Request]:
         prompt_tokens = prompt_tokens or self.plan.prompt_tokens
         names = [f"{text}/{0 if same else i}" for i in range(streams)]
-        made = [maker.make(name, prompt_tokens, self.plan.seed) for name in names]
+        try:
+            made = [maker.make(name, prompt_tokens, self.plan.seed) for name in names]
+        except EngineError:
+            candidate.alive()  # knows better why, if the engine has ended
+            raise
         return [
             Request(
                 block=block,
