@@ -73,7 +73,6 @@ def test_two_small_models_get_a_verdict_a_log_and_a_page(pair: list[str], tmp_pa
         assert point.prompt_tokens == 16
         assert point.output_tokens == 24
         assert point.decode_tokens_per_s is not None
-        assert point.decode_tokens_per_s.n >= 3
         assert point.decode_tokens_per_s.value > 0
         assert point.joules_per_token is None or point.joules_per_token.value > 0
     assert "synthetic weights: speed and memory only" in result.caveats
@@ -88,8 +87,9 @@ def test_two_small_models_get_a_verdict_a_log_and_a_page(pair: list[str], tmp_pa
     blocks = blocks_of(log)
     for point in result.points:  # every number of the result is a function of the log
         mine = [b for b in blocks if (b.model, b.streams) == (point.model, point.streams)]
+        assert len(mine) >= 3
         assert point.decode_tokens_per_s is not None
-        assert len(mine) == point.decode_tokens_per_s.n
+        assert sum(b.value("decode_tokens_per_s") is not None for b in mine) == point.decode_tokens_per_s.n
 
 
 def golden(ttft_s: float, itl_s: float) -> Script:
