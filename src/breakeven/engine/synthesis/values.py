@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from breakeven.spec.families import family_of
 from breakeven.spec.model import ModelSpec
 from breakeven.spec.tensors import Group, Tensor
 
@@ -56,7 +57,7 @@ def embedding_std(spec: ModelSpec) -> float:
 def values_of(spec: ModelSpec, tensor: Tensor) -> Values:
     """What to write into `tensor` of `spec`."""
     short = tensor.name.split(".", 2)[-1] if tensor.layer is not None else tensor.name
-    size = embedding_std(spec) * (spec.hidden**0.5 if spec.family.startswith("gemma") else 1.0)
+    size = embedding_std(spec) * (spec.hidden**0.5 if family_of(spec).scales_embeddings else 1.0)
     if tensor.group is Group.ROUTER and len(tensor.shape) == 2 and tensor.shape[0] > 1:
         return Values(Fill.ROUTER)
     if short.endswith("bias") or "sinks" in short or "exp_probs_b" in short:

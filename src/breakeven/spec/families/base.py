@@ -34,6 +34,7 @@ class Family:
     `window_period`, `window_default`: where a file does not say which layers slide, all but the last of each period
     do, over this many positions; None: the family has no sliding layers whatever a file says.
     `ffn_order`, `attention`: what llama.cpp expects of the layers; nothing when there is no architecture.
+    `scales_embeddings`: the engine multiplies embeddings by sqrt(hidden) (Gemma).
     `routed_as`, `dense_as`: the family that has this layout with experts, or without; None: there is none.
     """
 
@@ -49,3 +50,4 @@ class Family:
     attention: tuple[type[Attention], ...] = (Gqa,)
     routed_as: str | None = None
     dense_as: str | None = None
+    scales_embeddings: bool = False

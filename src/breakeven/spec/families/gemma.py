@@ -76,8 +76,15 @@ GEMMA2 = Family(
     partial(_metadata, "gemma2"),
     window_period=2,
     window_default=4096,
+    scales_embeddings=True,
 )
 GEMMA3 = Family(
-    "gemma3", ("gemma3", "gemma3_text"), "gemma3", gemma3_from_config, partial(_metadata, "gemma3"), window_period=6
+    "gemma3",
+    ("gemma3", "gemma3_text"),
+    "gemma3",
+    gemma3_from_config,
+    partial(_metadata, "gemma3"),
+    window_period=6,
+    scales_embeddings=True,
 )
 GEMMA4 = Family("gemma4", ("gemma4", "gemma4_text"), None, gemma4_from_config, none_yet)
