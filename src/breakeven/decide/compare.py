@@ -23,7 +23,7 @@ from breakeven.errors import BreakevenError, UserError
 from breakeven.measure import noise
 from breakeven.measure.blocks import blocks_of
 from breakeven.measure.energy import open_counter
-from breakeven.measure.events import BackendReady, Event, EventWriter, StudyStarted, StudyStopped
+from breakeven.measure.events import BackendReady, BackendStopped, Event, EventWriter, StudyStarted, StudyStopped
 from breakeven.measure.paired import Candidate, PairedRun
 from breakeven.measure.plan import Plan
 from breakeven.measure.progress import ProgressState, RatioRow
@@ -127,6 +127,8 @@ def compare(
                 candidates = [Candidate(r.name, r.backend, r.alive, r.source.is_moe) for r in running]
                 because = PairedRun(plan, candidates, log, history, show.measuring, open_counter()).run()
                 peaks = [r.backend.peak_rss_bytes() for r in running]
+                for up, peak in zip(running, peaks, strict=True):
+                    _add(log, history, BackendStopped(model=up.name, peak_rss_bytes=peak))
         except (KeyboardInterrupt, BreakevenError) as error:
             because = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             log.append(StudyStopped(because=because, measured_s=_measured_s(history), detail=str(error) or None))

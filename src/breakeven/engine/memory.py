@@ -12,8 +12,7 @@ from breakeven.spec.formats import FORMATS
 from breakeven.spec.model import ModelSpec
 
 COMPUTE_BYTES = 600_000_000
-"""Engine, compute buffers and logits of one llama.cpp server, seen with batches of 512 tokens and a vocabulary of
-128,256."""
+"""Engine, compute buffers and logits of one llama.cpp server: a cautious allowance, not a measurement."""
 REPACKED_SHARE = 1.1
 """Anonymous memory over file size: on CPUs llama.cpp keeps a re-ordered copy beside the mapped file, whose own pages
 the system may drop again."""

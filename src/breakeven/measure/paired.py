@@ -71,7 +71,6 @@ class PairedRun:
     history: list[events.Event]
     on_progress: Callable[[float, list[RatioRow]], None]
     energy: EnergyCounter | None = None
-    strict_noise: bool = True
 
     def run(self) -> str:
         """Measure until precise enough or out of time; return which. Raises EngineError when a candidate fails."""
@@ -158,7 +157,7 @@ class PairedRun:
         self._append(events.NoiseSample(block=name, at_ns=after.at_ns, **fields))
         failed = [result for result in results if result.error]
         reasons = heard.reasons if candidate.backend.pid is not None else []
-        repeat = bool(reasons) and attempt < MAX_ATTEMPTS and self.strict_noise
+        repeat = bool(reasons) and attempt < MAX_ATTEMPTS
         self._append(
             events.BlockDone(
                 block=name, ok=not failed and not repeat, at_ns=time.monotonic_ns(), flagged=reasons, joules=spent
