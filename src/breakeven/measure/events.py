@@ -16,6 +16,9 @@ from typing import BinaryIO, TypeAlias
 import msgspec
 
 from breakeven.errors import BreakevenError
+from breakeven.spec.load import LoadModel
+from breakeven.spec.machine import MachineSpec
+from breakeven.spec.workload import Slo, Workload
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
@@ -115,6 +118,18 @@ class RequestDone(_Event, frozen=True, tag="request_done"):
     error: str | None = None
     detail: str | None = None
     anomalies: list[str] = []
+    issued_ns: int | None = None
+    """When the client took it up, before it had a connection; `sent_ns` is when its bytes were handed to the system."""
+    asked_prompt_tokens: int | None = None
+    asked_output_tokens: int | None = None
+    """What the schedule wanted, under load; `prompt_tokens` and `output_tokens` are what the engine counted."""
+    warm: bool = False
+    """Part of the warm-up: never counted."""
+    session: int | None = None
+    turn: int = 0
+    worker: int = 0
+    retry_after_s: float | None = None
+    """What a 429 or 503 asked us to wait. We do not: the schedule is fixed."""
 
 
 class NoiseSample(_Event, frozen=True, tag="noise_sample"):
@@ -143,6 +158,91 @@ class BlockDone(_Event, frozen=True, tag="block_done"):
     joules: float | None = None
 
 
+class LoadStudyStarted(_Event, frozen=True, tag="load_study_started"):
+    """A study under load begins: everything a report needs that requests do not tell. `kind`: bench, compare, capacity.
+
+    `target_share` and `confidence` belong to a capacity search.
+    """
+
+    kind: str
+    fingerprint: str
+    version: str
+    started_at: str
+    command: str
+    seed: int
+    machine: MachineSpec
+    models: list[LoadModel]
+    workload: Workload
+    slo: Slo | None = None
+    target_share: float | None = None
+    confidence: float | None = None
+    caveats: list[str] = []
+    resumed: bool = False
+
+
+class ClientCeiling(_Event, frozen=True, tag="client_ceiling"):
+    """What the client can drive here, from the self-test before a run."""
+
+    requests_per_s: float
+    stream_events_per_s: float
+    processes: int
+
+
+class LoadStarted(_Event, frozen=True, tag="load_started"):
+    """One candidate starts on one schedule. Requests name `block`; due times count from `at_ns`.
+
+    `load` names the load ("2 req/s"), `round` counts its repetitions; equal `load` and `round` of two candidates mean
+    the same schedule. `schedule`: its file beside the log. `measure_from_ns`: end of the warm-up.
+    """
+
+    block: str
+    model: str
+    load: str
+    workload: Workload
+    schedule: str
+    at_ns: int
+    measure_from_ns: int
+    round: int = 0
+    processes: int = 1
+    shares_cores: bool = False
+
+
+class EngineSample(_Event, frozen=True, tag="engine_sample"):
+    """What the engine's `/metrics` said at one moment; the last two are totals since it started. None: not told."""
+
+    block: str
+    at_ns: int
+    running: float | None = None
+    waiting: float | None = None
+    kv_share: float | None = None
+    preemptions: float | None = None
+    cached_prompt_tokens: float | None = None
+
+
+class EnergySample(_Event, frozen=True, tag="energy_sample"):
+    """The machine's energy counter at one moment, joules since it was opened."""
+
+    block: str
+    at_ns: int
+    joules: float
+
+
+class LoadDone(_Event, frozen=True, tag="load_done"):
+    """A candidate's turn on a schedule is over. Only those with `ok` count.
+
+    `arrivals_end_ns`: when the last request was due. `because`: finished, interrupted or failed. `wall_step_s`: how
+    far the wall clock was moved against the monotonic one meanwhile; no time in this log is from the wall clock.
+    """
+
+    block: str
+    ok: bool
+    at_ns: int
+    arrivals_end_ns: int
+    because: str = "finished"
+    flagged: list[str] = []
+    wall_step_s: float | None = None
+
+
 class StudyStopped(_Event, frozen=True, tag="study_stopped"):
     """The run ends. `because`: precision, budget, interrupted or failed."""
 
@@ -152,7 +252,20 @@ class StudyStopped(_Event, frozen=True, tag="study_stopped"):
 
 
 Event: TypeAlias = (
-    StudyStarted | BackendReady | BackendStopped | BlockStarted | RequestDone | NoiseSample | BlockDone | StudyStopped
+    StudyStarted
+    | BackendReady
+    | BackendStopped
+    | BlockStarted
+    | RequestDone
+    | NoiseSample
+    | BlockDone
+    | LoadStudyStarted
+    | ClientCeiling
+    | LoadStarted
+    | EngineSample
+    | EnergySample
+    | LoadDone
+    | StudyStopped
 )
 
 _decoder = msgspec.json.Decoder(Event)
@@ -188,7 +301,7 @@ class EventWriter:
         try:
             while line:
                 line = line[self._file.write(line) :]
-            if isinstance(event, BlockDone | StudyStopped):
+            if isinstance(event, BlockDone | LoadDone | StudyStopped):
                 os.fsync(self._file.fileno())
         except OSError as error:
             why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"{error.strerror}"

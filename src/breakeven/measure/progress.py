@@ -34,3 +34,31 @@ class ProgressState:
     rows: tuple[RatioRow, ...] = ()
     subject: str = ""
     """The model that the phase is about, if it is about one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadState:
+    """One moment of a run under load, requests due so far. None: nothing to tell yet, or not told by this engine.
+
+    Delays are in seconds, over the answered requests of the last half minute. `headroom` is the share of the client's
+    own ceiling that is in use.
+    """
+
+    model: str
+    load: str
+    elapsed_s: float
+    of_s: float | None
+    offered_per_s: float | None
+    achieved_per_s: float | None
+    issued: int
+    answered: int
+    in_flight: int
+    errors: dict[str, int]
+    ttft_p50_s: float | None
+    ttft_p99_s: float | None
+    tpot_p50_s: float | None
+    tpot_p99_s: float | None
+    lag_p99_s: float | None
+    headroom: float | None
+    engine_running: float | None
+    engine_waiting: float | None

@@ -1,0 +1,1 @@
+"""Schedules: how they are drawn, read from traces, saved and cut."""
