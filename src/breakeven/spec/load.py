@@ -156,7 +156,7 @@ class LoadDifference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Crossing(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the curves of two candidates cross, on the axis of load. `rate_per_s` None: they do not within the range."""
+    """Where the curves of two candidates cross, on the axis of load. `rate_per_s` None: not within the range."""
 
     a: str
     b: str

@@ -1,4 +1,4 @@
-"""What traffic is: arrivals, lengths, sessions and the service level asked for. Data only; `measure/schedule` draws it."""
+"""What traffic is: arrivals, lengths, sessions and the service level asked for. `measure/schedule` draws it."""
 
 from __future__ import annotations
 
