@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
+TEST_STAMP := .venv/.ready-test
 PIP := $(BIN)/pip install -qq --no-input --disable-pip-version-check --no-deps
 
 .PHONY: demo test lint clean
@@ -9,7 +10,7 @@ PIP := $(BIN)/pip install -qq --no-input --disable-pip-version-check --no-deps
 demo: $(STAMP)
 	$(BIN)/breakeven compare --demo
 
-test: lint
+test: lint $(TEST_STAMP)
 	$(BIN)/pytest
 
 lint: $(STAMP)
@@ -25,6 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv
 	$(PIP) --no-compile --require-hashes -r constraints.txt
 	$(PIP) --no-build-isolation -e .
+	touch $@
+
+# Ray is 200 MB that only the tests of load from several machines need.
+$(TEST_STAMP): $(STAMP) constraints-scale.txt
+	$(PIP) --no-compile --require-hashes -r constraints-scale.txt
 	touch $@
 
 clean:
