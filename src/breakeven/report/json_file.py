@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import msgspec
 
 from breakeven.errors import BreakevenError, UserError
 from breakeven.spec.study import SCHEMA, Comparison
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[T]):
+    """A kind of result: its type, the schema that names it in the file, and what people call it."""
+
+    type: type[T]
+    schema: str
+    noun: str
+
+
+COMPARISON = Kind(Comparison, SCHEMA, "comparison")
 
 
 class _Head(msgspec.Struct):
@@ -18,7 +34,7 @@ class _Head(msgspec.Struct):
     schema: str | None = None
 
 
-def encode_result(result: Comparison) -> bytes:
+def encode(result: msgspec.Struct) -> bytes:
     """`result` as indented UTF-8 JSON.
 
     Raises `BreakevenError` when it holds a number JSON cannot carry (infinite or not a number): such a file could be
@@ -26,7 +42,7 @@ def encode_result(result: Comparison) -> bytes:
     """
     encoded = msgspec.json.encode(result)
     try:
-        msgspec.json.decode(encoded, type=Comparison)
+        msgspec.json.decode(encoded, type=type(result))
     except msgspec.ValidationError as error:
         raise BreakevenError(
             f"The result holds a number that is not finite, so it was not written: {error}."
@@ -34,9 +50,14 @@ def encode_result(result: Comparison) -> bytes:
     return msgspec.json.format(encoded, indent=2) + b"\n"
 
 
+def encode_result(result: Comparison) -> bytes:
+    """`result` as `encode` gives it."""
+    return encode(result)
+
+
 def write_result(result: Comparison, path: Path) -> Path:
     """Write `result` to `path`, whole or not at all. Raises `UserError` when the place cannot be written."""
-    return write_whole(path, encode_result(result))
+    return write_whole(path, encode(result))
 
 
 def write_whole(path: Path, content: bytes) -> Path:
@@ -61,22 +82,42 @@ def read_result(path: Path) -> Comparison:
 
     Raises `UserError` when the file is missing, not JSON, of another schema, or lacks a field.
     """
+    return read_kind(path, COMPARISON)
+
+
+def read_kind(path: Path, kind: Kind[T]) -> T:
+    """Read a result of `kind`, with the errors of `read_result`."""
+    content, found = read_head(path, kind.noun)
+    if found != kind.schema:
+        raise UserError(
+            f'{path} has {schema_text(found)}, this version reads "{kind.schema}". Run the {kind.noun} again or update.'
+        )
+    return decode(content, kind, path)
+
+
+def read_head(path: Path, noun: str) -> tuple[bytes, str | None]:
+    """The content of `path` and the schema it names. `noun`: what was expected, for the errors."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"Cannot read {path}: {error.strerror}. Give the result.json of a finished comparison."
-        ) from error
+        raise UserError(f"Cannot read {path}: {error.strerror}. Give the result.json of a finished {noun}.") from error
     try:
         head = msgspec.json.decode(content, type=_Head)
     except msgspec.ValidationError as error:
-        raise UserError(f"{path} is not the result of a comparison: {error}.") from error
-    except msgspec.DecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}. Give the result.json of a finished comparison.") from error
-    if head.schema != SCHEMA:
-        found = "no schema" if head.schema is None else f'schema "{head.schema}"'
-        raise UserError(f'{path} has {found}, this version reads "{SCHEMA}". Run the comparison again or update.')
+        raise UserError(f"{path} is not the result of a {noun}: {error}.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}. Give the result.json of a finished {noun}.") from error
+    return content, head.schema
+
+
+def schema_text(found: str | None) -> str:
+    """The schema of a file as an error names it."""
+    return "no schema" if found is None else f'schema "{found}"'
+
+
+def decode(content: bytes, kind: Kind[T], path: Path) -> T:
+    """`content` as `kind`. Raises `UserError` naming `path` when a field is missing or wrong."""
     try:
-        return msgspec.json.decode(content, type=Comparison)
+        return msgspec.json.decode(content, type=kind.type)
     except msgspec.ValidationError as error:
-        raise UserError(f"{path} is not a whole result: {error}. Run the comparison again.") from error
+        raise UserError(f"{path} is not a whole result: {error}. Run the {kind.noun} again.") from error

@@ -41,16 +41,16 @@ def print_comparison(result: Comparison, console: Console, report_path: Path | N
     """
 
     def say(text: str = "", style: str = "", indent: int = 0) -> None:
-        _wrapped(console, text, style, indent)
+        wrapped(console, text, style, indent)
 
     say(result.verdict.headline, "bold")
     for caveat in caveats_of(result):
         say(caveat, "yellow")
     _points(result, say)
     _ratios(result, say)
-    _listed("Why", result.verdict.reasons, say)
-    _listed("Memory", result.verdict.memory or _memory(result), say)
-    _listed("What would change it", result.verdict.would_change, say)
+    listed("Why", result.verdict.reasons, say)
+    listed("Memory", result.verdict.memory or _memory(result), say)
+    listed("What would change it", result.verdict.would_change, say)
     say()
     say(f"Noise: {noise_text(result.noise)}.", "dim")
     for reason in result.noise.reasons:
@@ -70,7 +70,7 @@ def stopped_text(result: Comparison) -> str:
     }.get(result.stopped_because, f"stopped: {result.stopped_because}")
 
 
-def _wrapped(console: Console, text: str, style: str, indent: int) -> None:
+def wrapped(console: Console, text: str, style: str, indent: int) -> None:
     """Print by words within the console's width; continuation lines stand under the first one's text."""
     # A name is free text: an escape sequence in it must not reach the terminal.
     text = "".join(char if char.isprintable() else "?" for char in text)
@@ -93,7 +93,7 @@ def _points(result: Comparison, say: Say) -> None:
         say(f"{name} ({known[name]})" if name in known else name, "bold")
         head = ["streams", "decode tok/s", "prefill", "TTFT"] + (["J/token"] if energy else [])
         rows = [_point_row(point, energy, len(lengths) > 1) for point in group]
-        for line in _columns([head, *rows]):
+        for line in columns([head, *rows]):
             say(line, indent=2)
     if len(lengths) == 1:
         ((prompt, output),) = lengths
@@ -134,7 +134,7 @@ def _ratios(result: Comparison, say: Say) -> None:
             ]
             for pair in group
         ]
-        for line in _columns([["", "ratio", "95 % interval", "winner"], *rows], text_columns=(3,)):
+        for line in columns([["", "ratio", "95 % interval", "winner"], *rows], text_columns=(3,)):
             say(line, indent=2)
     shown = {pair.metric for pair in _headline_pairs(result)}
     left_out = sorted({metric_of(pair.metric).title for pair in result.pairs if pair.metric not in shown}, reverse=True)
@@ -151,7 +151,7 @@ def _headline_pairs(result: Comparison) -> list[Pair]:
     return headline or result.pairs
 
 
-def _columns(rows: Sequence[Sequence[str]], text_columns: Iterable[int] = ()) -> list[str]:
+def columns(rows: Sequence[Sequence[str]], text_columns: Iterable[int] = ()) -> list[str]:
     """Pad cells into columns two spaces apart; numbers to the right, `text_columns` and the first to the left."""
     left = {0, *text_columns}
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -171,7 +171,7 @@ def _memory(result: Comparison) -> list[str]:
     ]
 
 
-def _listed(title: str, lines: list[str], say: Say) -> None:
+def listed(title: str, lines: list[str], say: Say) -> None:
     if not lines:
         return
     say()
