@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeAlias
@@ -315,24 +316,30 @@ class EventWriter:
         self._file.close()
 
 
-def read_events(path: Path) -> list[Event]:
-    """All events of a log in order. A last line without an end, left by a killed run, is skipped.
+def iter_events(path: Path) -> Iterator[Event]:
+    """The events of a log in order, one at a time. A last line without an end, left by a killed run, is skipped.
 
     Raises BreakevenError naming file and line for any other line that is not an event.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    event = _decoder.decode(line)
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    raise BreakevenError(
+                        f"{path}, line {number}: not an event ({error}); remove that line or start in another directory"
+                    ) from error
+                yield event
     except OSError as error:
         raise BreakevenError(f"cannot read {path}: {error.strerror}") from error
-    events: list[Event] = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            events.append(_decoder.decode(line))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BreakevenError(
-                f"{path}, line {number}: not an event ({error}); remove that line or start in another directory"
-            ) from error
-    return events
+
+
+def read_events(path: Path) -> list[Event]:
+    """All events of a log in order, as `iter_events` gives them."""
+    return list(iter_events(path))
 
 
 def _cut_torn_line(file: BinaryIO) -> None:

@@ -149,10 +149,12 @@ class LoadDifference(msgspec.Struct, frozen=True, kw_only=True):
     a: str
     b: str
     metric: str
-    """ttft_s, tpot_s, e2e_s, output_tokens_per_s, goodput_per_s (all as ratio a over b)."""
+    """ttft_s, service_ttft_s, tpot_s, e2e_s, output_tokens_per_s, goodput_per_s (all as ratio a over b)."""
     load: str
     ratio: Estimate
     winner: str | None
+    dropped_pairs: int = 0
+    """Pairs left out of a ratio of delays because one of the two failed; they count in goodput."""
 
 
 class Crossing(msgspec.Struct, frozen=True, kw_only=True):
