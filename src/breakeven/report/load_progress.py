@@ -1,0 +1,170 @@
+"""A run under load as it happens: traffic, delays so far, failures, how much room the client has left, and the queue.
+
+On a terminal one block of lines is redrawn in place; anywhere else one plain line appears, seconds apart, so that a
+log stays short.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from breakeven.measure.progress import LoadState
+from breakeven.report.load_words import counts_text, unit_of
+from breakeven.report.progress import PLAIN_EVERY_S, filled_bar
+from breakeven.report.words import number, percent_text, seconds_text
+
+NOTHING_YET = "-"
+# A bar shorter than this tells nothing that its number does not.
+SHORTEST_BAR, LONGEST_BAR = 6, 20
+
+
+class LoadProgress:
+    """Shows each `LoadState` it is given. Use as a context manager; silent when `quiet`.
+
+    `clock` gives seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        quiet: bool = False,
+        plain_every_s: float = PLAIN_EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._every_s = plain_every_s
+        self._clock = clock
+        self._live: Live | None = None
+        self._last_said: tuple[float, str, str] | None = None
+
+    def __enter__(self) -> LoadProgress:
+        if not self._quiet and self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def update(self, state: LoadState) -> None:
+        """Show `state`. Cheap enough to call several times a second."""
+        if self._quiet:
+            return
+        if self._live is not None:
+            lines = live_lines(state, self._console.width)
+            self._live.update(Text("\n".join(lines), no_wrap=True, overflow="crop"), refresh=True)
+            return
+        now = self._clock()
+        if self._last_said is not None:
+            said_at, model, load = self._last_said
+            if (model, load) == (state.model, state.load) and now - said_at < self._every_s:
+                return
+        self._last_said = (now, state.model, state.load)
+        self._console.print(Text(plain_line(state)), soft_wrap=True)
+
+
+def plain_line(state: LoadState) -> str:
+    """`state` as one line for a log."""
+    parts = [
+        f"{_head(state)}: {_rates(state)}",
+        f"{state.answered} of {state.issued} answered",
+        f"{state.in_flight} in flight",
+        f"TTFT {_delays(state.ttft_p50_s, state.ttft_p99_s)}",
+        f"TPOT {_delays(state.tpot_p50_s, state.tpot_p99_s)}",
+    ]
+    if any(state.errors.values()):
+        parts.append(f"failed: {counts_text(state.errors)}")
+    if state.headroom is not None:
+        parts.append(f"client at {percent_text(state.headroom)} of its ceiling")
+    if (queue := _queue(state)) is not None:
+        parts.append(f"engine {queue}")
+    return _printable("; ".join(parts))
+
+
+def live_lines(state: LoadState, width: int) -> list[str]:
+    """`state` as lines for a terminal of `width` columns; none is wider."""
+    rows = [
+        ("requests", f"{_rates(state)}, {state.in_flight} in flight, {state.answered} of {state.issued} answered"),
+        ("TTFT", _delays(state.ttft_p50_s, state.ttft_p99_s)),
+        ("TPOT", _delays(state.tpot_p50_s, state.tpot_p99_s)),
+        ("failed", counts_text(state.errors)),
+        ("client", _client(state, width)),
+        ("engine", _queue(state) or "does not tell its queue"),
+    ]
+    lines = [_with_bar(_head(state), _share(state), width)]
+    lines += [f"  {name:<8}  {text}" for name, text in rows]
+    return [_fitted(_printable(line), width) for line in lines]
+
+
+def _head(state: LoadState) -> str:
+    spent = _elapsed(state.elapsed_s)
+    if state.of_s is not None:
+        spent += f" of {_elapsed(state.of_s)}"
+    return f"{state.model}, {state.load}, {spent}"
+
+
+def _elapsed(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else seconds_text(seconds)
+
+
+def _share(state: LoadState) -> float | None:
+    return state.elapsed_s / state.of_s if state.of_s else None
+
+
+def _rates(state: LoadState) -> str:
+    achieved = NOTHING_YET if state.achieved_per_s is None else number(state.achieved_per_s)
+    if state.offered_per_s is None:
+        return f"{achieved} req/s"
+    return f"{achieved} of {number(state.offered_per_s)} req/s"
+
+
+def _delays(median_s: float | None, p99_s: float | None) -> str:
+    unit = unit_of((median_s, p99_s))
+    median, p99 = (NOTHING_YET if s is None else number(s * unit.scale) for s in (median_s, p99_s))
+    return f"p50 {median}, p99 {p99} {unit.name}"
+
+
+def _client(state: LoadState, width: int) -> str:
+    lag = "" if state.lag_p99_s is None else f", {seconds_text(state.lag_p99_s)} late at p99"
+    if state.headroom is None:
+        return f"ceiling not measured{lag}"
+    return _with_bar(f"{percent_text(state.headroom)} of its ceiling{lag}", state.headroom, width - 12)
+
+
+def _queue(state: LoadState) -> str | None:
+    parts = []
+    if state.engine_running is not None:
+        parts.append(f"{number(state.engine_running, 0)} running")
+    if state.engine_waiting is not None:
+        parts.append(f"{number(state.engine_waiting, 0)} waiting")
+    return ", ".join(parts) or None
+
+
+def _with_bar(text: str, share: float | None, width: int) -> str:
+    """`text`, and behind it a bar as long as `width` leaves room for; none where that is too short."""
+    room = min(LONGEST_BAR, width - len(text) - 4)
+    if share is None or room < SHORTEST_BAR:
+        return text
+    return f"{text}  {filled_bar(share, room)}"
+
+
+def _fitted(line: str, width: int) -> str:
+    """`line`, cut to `width` cells; a wide character takes two."""
+    return line if cell_len(line) <= width else set_cell_size(line, max(0, width - 2)) + ".."[: max(0, width)]
+
+
+def _printable(text: str) -> str:
+    # A name is free text: an escape sequence in it must not reach the terminal.
+    return "".join(char if char.isprintable() else "?" for char in text)
