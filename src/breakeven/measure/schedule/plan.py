@@ -17,9 +17,10 @@ DEPENDS = -1
 class Planned(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request to make, one line of a schedule file.
 
-    `due_ns` counts from the start of the run (warm-up included); None: `think_ns` after the answer of the turn before,
-    or when a stream of the closed loop is free. `blocks`: ids of `Schedule.block_tokens` tokens of prompt each;
-    equal ids are equal text.
+    `prompt` counts the new tokens of this turn's message; the history before it is what the earlier turns of the
+    session planned, messages and answers alike (`Schedule.context_tokens`). `due_ns` counts from the start of the run
+    (warm-up included); None: `think_ns` after the answer of the turn before, or when a stream of the closed loop is
+    free. `blocks`: ids of `Schedule.block_tokens` tokens of prompt each; equal ids are equal text.
     """
 
     i: int
@@ -56,6 +57,12 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.due_ns_N)
+
+    def context_tokens(self, i: int) -> int:
+        """Prompt tokens of request `i` as the engine sees it: the whole history of its session and the new message."""
+        k = i % len(self)
+        first = k - int(self.turn_N[k])
+        return int(self.prompt_N[first : k + 1].sum()) + int(self.output_N[first:k].sum())
 
     def row(self, i: int) -> Planned:
         """Request `i`; beyond the last row the lengths repeat and nothing else does."""
