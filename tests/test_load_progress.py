@@ -101,7 +101,7 @@ def test_a_block_is_never_wider_than_the_terminal(
     )
     lines = live_lines(state, width)
     assert max(cell_len(line) for line in lines) <= width
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert "\n" not in "".join(lines)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from breakeven.report.svg import FONT, INK, LEVEL, MUTED, RULE, SERIES, SHAPES, Role
-from breakeven.spec.study import Comparison
 
 if TYPE_CHECKING:
     import altair as alt
@@ -43,13 +42,29 @@ class Missing:
     why: str
 
 
-def series_of(result: Comparison) -> dict[str, Role]:
+class Named(Protocol):
+    """Anything with a name, such as a model."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the study."""
+
+
+class Study(Protocol):
+    """Any result that is about models: a comparison, or a run under load."""
+
+    @property
+    def models(self) -> Sequence[Named]:
+        """The candidates, in the order given."""
+
+
+def series_of(result: Study) -> dict[str, Role]:
     """The colour of each model, the same in every figure of a page."""
     names = dict.fromkeys(model.name for model in result.models)
     return {name: SERIES[index % len(SERIES)] for index, name in enumerate(names)}
 
 
-def shapes_of(result: Comparison) -> dict[str, str]:
+def shapes_of(result: Study) -> dict[str, str]:
     """The mark of each model, for print and for those who do not see the colour."""
     names = dict.fromkeys(model.name for model in result.models)
     return {name: SHAPES[index % len(SHAPES)] for index, name in enumerate(names)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from breakeven.report import svg, words
 from breakeven.report.charts import figures_of
@@ -12,6 +13,9 @@ from breakeven.report.json_file import write_whole
 from breakeven.report.terminal import stopped_text
 from breakeven.spec.estimate import Estimate
 from breakeven.spec.study import Comparison, Pair
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,34 @@ def write_report(result: Comparison, path: Path) -> Path:
 
 def render_report(result: Comparison) -> str:
     """The page of `result` as HTML. Every text that came from outside is escaped."""
+    figures = figures_of(result)
+    return (
+        environment_of_pages()
+        .get_template("report.html.jinja")
+        .render(
+            result=result,
+            caveats=words.caveats_of(result),
+            stopped=stopped_text(result),
+            lengths=sorted({(point.prompt_tokens, point.output_tokens) for point in result.points}),
+            points=[
+                point for group in words.grouped(result.points, lambda each: each.model).values() for point in group
+            ],
+            pairs=_by_models(result.pairs),
+            ratio_places=words.RATIO_PLACES,
+            energy=any(point.joules_per_token for point in result.points),
+            metrics=list(words.METRICS.values()),
+            ratios=drawn(figures.ratios),
+            load=drawn([*figures.decode, *figures.prefill]),
+            time=drawn(figures.time),
+            memory=drawn(figures.memory),
+            routing=drawn(figures.routing),
+        )
+    )
+
+
+def environment_of_pages() -> Environment:
+    """Jinja with the filters that every page uses. Escapes all text; an unknown name in a template is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("breakeven.report"),
@@ -57,40 +87,27 @@ def render_report(result: Comparison) -> str:
         streams=words.streams_text,
         known=lambda found: words.NOT_AVAILABLE if found is None or found == "" else found,
     )
-    environment.globals.update(kind=words.kind_text, winner=words.winner_text, metric=words.metric_of, cell=cell)
-
-    def drawn(figures: list[Figure | Missing]) -> list[Drawn | Missing]:
-        # Our own SVG, whose text Vega has escaped: the only markup that enters the page as it is.
-        return [
-            figure
-            if isinstance(figure, Missing)
-            else Drawn(
-                title=figure.title,
-                caption=figure.caption,
-                wide=Markup(svg.inline(svg.draw(figure.wide), figure.alt)),
-                narrow=Markup(svg.inline(svg.draw(figure.narrow), figure.alt)) if figure.narrow else "",
-            )
-            for figure in figures
-        ]
-
-    figures = figures_of(result)
-    return environment.get_template("report.html.jinja").render(
-        result=result,
-        roles=svg.ROLES,
-        caveats=words.caveats_of(result),
-        stopped=stopped_text(result),
-        lengths=sorted({(point.prompt_tokens, point.output_tokens) for point in result.points}),
-        points=[point for group in words.grouped(result.points, lambda each: each.model).values() for point in group],
-        pairs=_by_models(result.pairs),
-        ratio_places=words.RATIO_PLACES,
-        energy=any(point.joules_per_token for point in result.points),
-        metrics=list(words.METRICS.values()),
-        ratios=drawn(figures.ratios),
-        load=drawn([*figures.decode, *figures.prefill]),
-        time=drawn(figures.time),
-        memory=drawn(figures.memory),
-        routing=drawn(figures.routing),
+    environment.globals.update(
+        kind=words.kind_text, winner=words.winner_text, metric=words.metric_of, cell=cell, roles=svg.ROLES
     )
+    return environment
+
+
+def drawn(figures: list[Figure | Missing]) -> list[Drawn | Missing]:
+    """`figures` ready for a page: our own SVG, whose text Vega has escaped, is all markup that enters as it is."""
+    from markupsafe import Markup
+
+    return [
+        figure
+        if isinstance(figure, Missing)
+        else Drawn(
+            title=figure.title,
+            caption=figure.caption,
+            wide=Markup(svg.inline(svg.draw(figure.wide), figure.alt)),
+            narrow=Markup(svg.inline(svg.draw(figure.narrow), figure.alt)) if figure.narrow else "",
+        )
+        for figure in figures
+    ]
 
 
 def _by_models(pairs: list[Pair]) -> dict[tuple[str, str], list[Pair]]:

@@ -23,6 +23,7 @@ from breakeven.report.words import number, percent_text, seconds_text
 NOTHING_YET = "-"
 # A bar shorter than this tells nothing that its number does not.
 SHORTEST_BAR, LONGEST_BAR = 6, 20
+INDENT = 12
 
 
 class LoadProgress:
@@ -96,7 +97,8 @@ def plain_line(state: LoadState) -> str:
 def live_lines(state: LoadState, width: int) -> list[str]:
     """`state` as lines for a terminal of `width` columns; none is wider."""
     rows = [
-        ("requests", f"{_rates(state)}, {state.in_flight} in flight, {state.answered} of {state.issued} answered"),
+        ("rate", _rates(state)),
+        ("answered", f"{state.answered} of {state.issued}, {state.in_flight} in flight"),
         ("TTFT", _delays(state.ttft_p50_s, state.ttft_p99_s)),
         ("TPOT", _delays(state.tpot_p50_s, state.tpot_p99_s)),
         ("failed", counts_text(state.errors)),
@@ -140,7 +142,9 @@ def _client(state: LoadState, width: int) -> str:
     lag = "" if state.lag_p99_s is None else f", {seconds_text(state.lag_p99_s)} late at p99"
     if state.headroom is None:
         return f"ceiling not measured{lag}"
-    return _with_bar(f"{percent_text(state.headroom)} of its ceiling{lag}", state.headroom, width - 12)
+    used = f"{percent_text(state.headroom)} of its ceiling"
+    room = min(LONGEST_BAR, width - len(used + lag) - INDENT - 4)
+    return used + lag if room < SHORTEST_BAR else f"{filled_bar(state.headroom, room)}  {used}{lag}"
 
 
 def _queue(state: LoadState) -> str | None:
