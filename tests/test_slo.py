@@ -89,8 +89,17 @@ def test_lengths(text: str, length: Length) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "0", "-5", "12.5", "fixed", "uniform:512-64", "uniform:0-5", "uniform:5", "normal:5", "normal:,3"]
-    + [
+    [
+        "",
+        "0",
+        "-5",
+        "12.5",
+        "fixed",
+        "uniform:512-64",
+        "uniform:0-5",
+        "uniform:5",
+        "normal:5",
+        "normal:,3",
         "lognormal:1,nan",
         "normal:5,2[",
         "normal:5,2[1-",
