@@ -1,0 +1,288 @@
+"""Delays and goodput against load, one line a candidate, with intervals and the crossing of two lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from breakeven.report.figure import (
+    NARROW,
+    WIDE,
+    Figure,
+    Missing,
+    data_of,
+    legend,
+    series_of,
+    shapes_of,
+    slack,
+    styled,
+)
+from breakeven.report.load_axes import Axis, Scale, apart, scale_of
+from breakeven.report.load_words import (
+    Unit,
+    delay_interval,
+    delay_text,
+    latency_of,
+    load_metric,
+    percentile_of,
+    unit_of,
+)
+from breakeven.report.svg import LEVEL, MUTED
+from breakeven.report.words import number
+from breakeven.spec.load import Crossing, LoadPoint, LoadStudy
+
+if TYPE_CHECKING:
+    import altair as alt
+
+    from breakeven.report.figure import Drawing
+
+HEIGHT = 280
+Side = Literal["left", "center", "right"]
+WIDEST_LABEL = 170
+LABEL_GAP = 15
+LINE = 15
+# Percentiles that are drawn, and how: the median solid, the tail dashed.
+DRAWN = ((50.0, "p50"), (99.0, "p99"))
+MEAN = "mean"
+OFFERED = "offered"
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What one figure draws. `rows` hold model, what (p50, p99, mean), x, value and, where known, low and high."""
+
+    rows: list[dict[str, Any]]
+    axis: Axis
+    y: Scale
+    crossings: list[Crossing]
+    offered: bool = False
+    """Draw the line on which every request offered is good."""
+
+
+def delay_curve(study: LoadStudy, metric: str, axis: Axis, points: Sequence[LoadPoint]) -> Figure | Missing:
+    """`metric` of `points` against `axis`: median and p99, or the mean where no sample supports a percentile."""
+    title = load_metric(metric).title
+    rows, unit = _delay_rows(points, metric, axis)
+    if not rows:
+        return Missing(title, f"{title}: no load had enough answers to draw a curve.")
+    crossings = [found for found in study.crossings if found.metric == metric] if axis.key == "rate" else []
+    reach = [row[key] for row in rows for key in ("value", "low", "high") if key in row]
+    curve = Curve(rows, axis, scale_of(reach, from_zero=True), crossings)
+    drawn = {row["what"] for row in rows}
+    lines = "Lines are means over answered requests" if MEAN in drawn else "Solid: median"
+    lines += ", dashed: 99th percentile" if "p99" in drawn else ""
+    tail = "; a p99 is left out where too few requests support it" if MEAN not in drawn else ""
+    return Figure(
+        name=f"{title.lower()}-{axis.key}",
+        title=f"{title} against load, {unit.name}",
+        alt=_alt(f"{title} against {axis.title}, {unit.name}", points, metric, unit, drawn),
+        caption=f"{lines}{tail}. Bands are 95 % intervals{_crossing_words(crossings)}.{_log_words(curve)}",
+        wide=_chart(study, curve, narrow=False),
+        narrow=_chart(study, curve, narrow=True),
+    )
+
+
+def goodput_curve(study: LoadStudy, axis: Axis, points: Sequence[LoadPoint]) -> Figure | Missing:
+    """Good requests per second against `axis`, with the line on which every request would be good."""
+    title = "Goodput against load, req/s"
+    rows = [_goodput_row(point, axis) for point in points if point.good is not None and point.goodput_per_s is not None]
+    if not rows:
+        return Missing(title, "No service level was asked for, so there is no goodput to draw.")
+    crossings = [found for found in study.crossings if found.metric == "goodput_per_s"] if axis.key == "rate" else []
+    offered = axis.key == "rate"
+    reach = [row[key] for row in rows for key in ("value", "low", "high")] + ([max(axis.values)] if offered else [])
+    curve = Curve(rows, axis, Scale(log=False, low=0.0, high=1.05 * max(reach) or 1.0), crossings, offered)
+    said = "; ".join(f"{point.model} at {point.load}: {number(point.goodput_per_s or 0.0)}" for point in points)
+    grey = " Grey dashes: every request offered is good." if offered else ""
+    return Figure(
+        name=f"goodput-{axis.key}",
+        title=title,
+        alt=f"Goodput against {axis.title}, req/s. {said}.",
+        caption=f"Requests a second that met every term of the service level, with 95 % intervals.{grey}"
+        + (f" Bands{_crossing_words(crossings)}." if crossings else ""),
+        wide=_chart(study, curve, narrow=False),
+        narrow=_chart(study, curve, narrow=True),
+    )
+
+
+def _delay_rows(points: Sequence[LoadPoint], metric: str, axis: Axis) -> tuple[list[dict[str, Any]], Unit]:
+    found = [
+        (point, what, percentile)
+        for point in points
+        for p, what in DRAWN
+        if (percentile := percentile_of(point, metric, p)) is not None and percentile.value is not None
+    ]
+    if any(what == "p50" for _, what, _ in found):
+        unit = unit_of(percentile.value for _, _, percentile in found)
+        return [
+            _row(point, what, axis, unit, percentile.value or 0.0, percentile.low, percentile.high)
+            for point, what, percentile in found
+        ], unit
+    means = [
+        (point, latency.mean)
+        for point in points
+        if (latency := latency_of(point, metric)) is not None and latency.mean is not None
+    ]
+    unit = unit_of(mean.value for _, mean in means)
+    return [_row(point, MEAN, axis, unit, mean.value, mean.low, mean.high) for point, mean in means], unit
+
+
+def _row(
+    point: LoadPoint, what: str, axis: Axis, unit: Unit, value: float, low: float | None, high: float | None
+) -> dict[str, Any]:
+    row = {"model": point.model, "what": what, "x": axis.of(point), "value": value * unit.scale}
+    if low is not None and high is not None:
+        row |= {"low": low * unit.scale, "high": high * unit.scale}
+    return row
+
+
+def _goodput_row(point: LoadPoint, axis: Axis) -> dict[str, Any]:
+    assert point.good is not None
+    assert point.goodput_per_s is not None
+    # The interval of the share, in the unit of the rate that it is a share of.
+    per_s = point.good.n / point.measured_s if point.measured_s else 0.0
+    ends = {"low": point.good.low * per_s, "high": point.good.high * per_s}
+    return {"model": point.model, "what": "p50", "x": axis.of(point), "value": point.goodput_per_s, **ends}
+
+
+def _chart(study: LoadStudy, curve: Curve, narrow: bool) -> Drawing:
+    import altair as alt
+
+    names = [name for name in series_of(study) if any(row["model"] == name for row in curve.rows)]
+    labels = [] if narrow else _labels(curve)
+    words = [str(label["words"]) for label in labels]
+    beside = min(WIDEST_LABEL, 20 + 7.5 * max((len(text) for text in words), default=0))
+    width = NARROW - 52 if narrow else WIDE - 56 - beside
+    colours = alt.Scale(domain=names, range=[series_of(study)[name].sentinel for name in names])
+    shapes = alt.Scale(domain=names, range=[shapes_of(study)[name] for name in names])
+    key = legend(narrow) if narrow and len(names) > 1 else None
+    crossings = [found for found in curve.crossings if found.rate_per_s is not None]
+    if key is not None:
+        key.offset = 14 + LINE * len(crossings)
+    x = curve.axis.x(width)
+    y = alt.Y(
+        "value:Q",
+        scale=curve.y.scale(),
+        axis=alt.Axis(title=None, domain=False, ticks=False, values=curve.y.ticks(HEIGHT, 30), format="~g"),
+    )
+    colour = alt.Color("model:N", scale=colours, legend=key)
+    base = alt.Chart(data_of(curve.rows)).encode(x=x, color=colour, detail="what:N")
+    sure = [row for row in curve.rows if "low" in row]
+    layers: list[alt.Chart] = [*_crossed(crossings, curve.axis, width)]
+    if curve.offered:
+        layers.append(_offered_line(curve, x))
+    if sure:
+        ends = {"y": alt.Y("low:Q"), "y2": alt.Y2("high:Q")}
+        known = alt.Chart(data_of(sure)).encode(x=x, color=colour, detail="what:N")
+        layers.append(known.mark_area(opacity=0.16).encode(**ends))
+        layers.append(known.mark_rule(strokeWidth=1.5, opacity=0.7).encode(**ends))
+    dash = alt.StrokeDash("what:N", scale=alt.Scale(domain=["p50", "p99", MEAN], range=[[1, 0], [5, 4], [1, 0]]))
+    layers.append(base.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash.legend(None)))
+    layers.append(
+        base.mark_point(filled=True, size=50, opacity=1).encode(
+            y=y, shape=alt.Shape("model:N", scale=shapes, legend=key)
+        )
+    )
+    if labels:
+        layers.append(_label_layer(labels).encode(x=alt.value(width), color=colour))
+    drawn = alt.layer(*layers).properties(width=width, height=HEIGHT)
+    return styled(drawn, narrow, 8.0 if narrow else slack(words, narrow))
+
+
+def _labels(curve: Curve) -> list[dict[str, Any]]:
+    """Names at the right of the lines' ends, in pixels from the top, pushed apart so that none covers another."""
+    ends: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in curve.rows:
+        line = (row["model"], row["what"])
+        if line not in ends or row["x"] > ends[line]["x"]:
+            ends[line] = row
+    several = len({what for _, what in ends}) > 1
+    wanted = [
+        {"model": model, "words": f"{what} {model}" if several else model, "at": curve.y.pixel(row["value"], HEIGHT)}
+        for (model, what), row in ends.items()
+    ]
+    return apart(wanted, LABEL_GAP, HEIGHT)
+
+
+def _label_layer(labels: list[dict[str, Any]]) -> alt.Chart:
+    import altair as alt
+
+    made: alt.Chart = (
+        alt.Chart(data_of(labels))
+        .mark_text(align="left", dx=10, fontWeight=600, limit=WIDEST_LABEL - 12)
+        .encode(y=alt.Y("at:Q", scale=None), text="words:N")
+    )
+    return made
+
+
+def _offered_line(curve: Curve, x: alt.X) -> alt.Chart:
+    """The rate offered, over itself. Many points, since a straight line is bent where the axis is logarithmic."""
+    import altair as alt
+
+    low, high = min(curve.axis.values), max(curve.axis.values)
+    rows = [{"x": at, "value": at} for at in (low + (high - low) * step / 40 for step in range(41))]
+    made: alt.Chart = (
+        alt.Chart(data_of(rows))
+        .mark_line(strokeWidth=1, strokeDash=[3, 3], color=LEVEL.sentinel)
+        .encode(x=x, y=alt.Y("value:Q"))
+    )
+    return made
+
+
+def _crossed(crossings: list[Crossing], axis: Axis, width: float) -> list[alt.Chart]:
+    """Where lines cross: the band of the estimate, its middle, and its words above the plot."""
+    import altair as alt
+
+    layers: list[alt.Chart] = []
+    for position, found in enumerate(crossings):
+        middle = axis.scale.pixel(found.rate_per_s or 0.0, width)
+        if found.low is not None and found.high is not None:
+            left, right = axis.scale.pixel(found.low, width), axis.scale.pixel(found.high, width)
+            layers.append(
+                alt.Chart(data_of([{"left": left, "right": right}]))
+                .mark_rect(color=LEVEL.sentinel, opacity=0.2)
+                .encode(x=alt.X("left:Q", scale=None), x2="right:Q", y=alt.value(0), y2=alt.value(HEIGHT))
+            )
+        row = {"middle": middle, "words": _crossing_label(found)}
+        side: Side = "left" if middle < width * 0.3 else "right" if middle > width * 0.7 else "center"
+        at = alt.Chart(data_of([row])).encode(x=alt.X("middle:Q", scale=None))
+        layers.append(at.mark_rule(color=MUTED.sentinel, strokeWidth=1.2).encode(y=alt.value(-4), y2=alt.value(HEIGHT)))
+        layers.append(
+            at.mark_text(align=side, baseline="bottom", color=MUTED.sentinel).encode(
+                y=alt.value(-6 - LINE * position), text="words:N"
+            )
+        )
+    return layers
+
+
+def _crossing_label(found: Crossing) -> str:
+    band = f" ({number(found.low)}–{number(found.high)})" if found.low is not None and found.high is not None else ""
+    return f"cross at {number(found.rate_per_s or 0.0)}{band} req/s"
+
+
+def _crossing_words(crossings: list[Crossing]) -> str:
+    if any(found.rate_per_s is not None and found.low is not None for found in crossings):
+        return "; the grey one is that of the crossing"
+    return ""
+
+
+def _log_words(curve: Curve) -> str:
+    axes = [name for name, log in (("load", curve.axis.scale.log), ("delay", curve.y.log)) if log]
+    return f" Log ax{'es' if len(axes) > 1 else 'is'}: {' and '.join(axes)}." if axes else ""
+
+
+def _alt(title: str, points: Sequence[LoadPoint], metric: str, unit: Unit, drawn: set[str]) -> str:
+    said = []
+    for point in points:
+        texts = []
+        for p, what in DRAWN:
+            if what in drawn:
+                found = percentile_of(point, metric, p)
+                interval = delay_interval(found, unit)
+                texts.append(f"{what} {delay_text(found, unit)}" + (f" ({interval})" if interval else ""))
+        latency = latency_of(point, metric)
+        if MEAN in drawn and latency is not None and latency.mean is not None:
+            texts.append(f"mean {number(latency.mean.value * unit.scale)}")
+        said.append(f"{point.model} at {point.load}: {', '.join(texts)}")
+    return f"{title}. " + "; ".join(said) + "."

@@ -1,0 +1,131 @@
+"""The percentiles of every delay under one load, one row each: what is drawn where there is no curve to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from breakeven.report.figure import NARROW, WIDE, Figure, Missing, data_of, legend, series_of, shapes_of, slack, styled
+from breakeven.report.load_axes import Scale
+from breakeven.report.load_words import delay_interval, delay_text, load_metric, percentile_of, unit_of
+from breakeven.report.words import grouped
+from breakeven.spec.load import LoadPoint, LoadStudy, Percentile
+
+if TYPE_CHECKING:
+
+    from breakeven.report.figure import Drawing
+
+METRICS = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
+PERCENTILES = (50.0, 90.0, 99.0)
+ROW = 19
+LABELS = "datum.value < 1 ? format(datum.value * 1000, '~g') + ' ms' : format(datum.value, '~g') + ' s'"
+
+
+def dot_plots(study: LoadStudy, points: Sequence[LoadPoint]) -> list[Figure | Missing]:
+    """One figure for each load among `points`."""
+    groups = grouped(points, lambda point: point.load)
+    return [_dots(study, load, group, index, len(groups) > 1) for index, (load, group) in enumerate(groups.items())]
+
+
+def _dots(study: LoadStudy, load: str, points: list[LoadPoint], index: int, several: bool) -> Figure | Missing:
+    title = f"Delays at {load}"
+    rows = _rows(study, points)
+    if not any("value" in row for row in rows):
+        return Missing(title, f"No delay at {load} could be measured, so there is none to draw.")
+    said = "; ".join(f"{row['metric']} {row['p']} of {row['model']}: {row['words']}" for row in rows)
+    return Figure(
+        name=f"delays-{index + 1}" if several else "delays",
+        title=title,
+        alt=f"{title}. {said}.",
+        caption="Dots are percentiles over the requests of this load, lines their 95 % intervals; log axis. "
+        "TTFT and E2E count from when a request was due.",
+        wide=_chart(study, rows, narrow=False),
+        narrow=_chart(study, rows, narrow=True),
+    )
+
+
+def _rows(study: LoadStudy, points: list[LoadPoint]) -> list[dict[str, Any]]:
+    order = {name: index for index, name in enumerate(series_of(study))}
+    points = sorted(points, key=lambda point: order.get(point.model, len(order)))
+    return [
+        _row(point, position, metric, p, found)
+        for metric in METRICS
+        for p in PERCENTILES
+        for position, point in enumerate(points)
+        if (found := percentile_of(point, metric, p)) is not None
+    ]
+
+
+def _row(point: LoadPoint, position: int, metric: str, p: float, found: Percentile) -> dict[str, Any]:
+    unit = unit_of([found.value])
+    words = delay_text(found, unit)
+    interval = delay_interval(found, unit).replace("-", "–")
+    row: dict[str, Any] = {
+        "metric": load_metric(metric).title,
+        "p": f"p{p:g}",
+        # The axis needs a name for each row and shows it for the first of a percentile only.
+        "row": f"p{p:g}#{position}",
+        "model": point.model,
+        "words": words if found.value is None else f"{words} {unit.name}" + (f" ({interval})" if interval else ""),
+        "short": words if found.value is None else f"{words} {unit.name}",
+    }
+    if found.value is not None and found.value > 0:
+        row["value"] = found.value
+        if found.low is not None and found.high is not None and found.low > 0:
+            row |= {"low": found.low, "high": found.high}
+    return row
+
+
+def _chart(study: LoadStudy, rows: list[dict[str, Any]], narrow: bool) -> Drawing:
+    import altair as alt
+
+    width = NARROW - 124 if narrow else WIDE - 244
+    field = "short" if narrow else "words"
+    names = [name for name in series_of(study) if any(row["model"] == name for row in rows)]
+    colours = alt.Scale(domain=names, range=[series_of(study)[name].sentinel for name in names])
+    shapes = alt.Scale(domain=names, range=[shapes_of(study)[name] for name in names])
+    key = legend(narrow) if len(names) > 1 else None
+    ends = [row[end] for row in rows for end in ("value", "low", "high") if end in row]
+    scale = Scale(log=True, low=min(ends) / 1.3, high=max(ends) * 1.3)
+    axis = alt.Axis(
+        title=None, values=scale.ticks(width, 52), labelExpr=LABELS, domain=False, ticks=False, gridOpacity=0.7
+    )
+    y = alt.Y(
+        "row:N",
+        sort=None,
+        axis=alt.Axis(
+            title=None,
+            domain=False,
+            ticks=False,
+            grid=False,
+            labelPadding=8,
+            labelExpr="split(datum.label, '#')[1] == '0' ? split(datum.label, '#')[0] : ''",
+        ),
+    )
+    x = alt.X("value:Q", scale=scale.scale(), axis=axis)
+    colour = alt.Color("model:N", scale=colours, legend=key)
+    base = alt.Chart().encode(y=y)
+    layers = [
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(strokeWidth=2.5, opacity=0.8)
+        .encode(x=alt.X("low:Q", scale=scale.scale(), axis=axis), x2="high:Q", color=colour),
+        base.transform_filter("isValid(datum.value)")
+        .mark_point(filled=True, size=60, opacity=1)
+        .encode(x=x, color=colour, shape=alt.Shape("model:N", scale=shapes, legend=key)),
+        base.mark_text(align="left").encode(x=alt.value(width + 10), text=f"{field}:N"),
+    ]
+    drawn = (
+        alt.layer(*layers)
+        .properties(width=width, height=alt.Step(ROW))
+        .facet(
+            row=alt.Row(
+                "metric:N",
+                sort=list(dict.fromkeys(row["metric"] for row in rows)),
+                title=None,
+                header=alt.Header(labelOrient="top", labelAnchor="start", labelAngle=0, labelAlign="left"),
+            ),
+            data=data_of(rows),
+        )
+        .resolve_scale(y="independent")
+    )
+    return styled(drawn, narrow, slack((row[field] for row in rows), narrow))
