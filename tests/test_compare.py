@@ -15,7 +15,7 @@ import pytest
 
 import breakeven
 from breakeven.measure.blocks import blocks_of
-from breakeven.measure.events import BlockDone, RequestDone, StudyStopped, read_events
+from breakeven.measure.events import RequestDone, StudyStopped, read_events
 from breakeven.report.json_file import read_result
 from breakeven.spec.study import Comparison
 from tests.golden_server import Script, golden_server
@@ -185,7 +185,7 @@ def wait_for_blocks(out: Path, n: int) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         log = out / "events.jsonl"
-        if log.exists() and sum(isinstance(e, BlockDone) for e in read_events(log)) >= n:
+        if log.exists() and len(blocks_of(read_events(log))) >= n:
             return
         time.sleep(0.05)
     raise AssertionError("no blocks were measured")

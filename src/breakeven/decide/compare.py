@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 import time
@@ -106,7 +107,6 @@ def compare(
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     show = _Show(on_progress, plan)
     paths = [weights_of(s, format_name, plan.seed, show.writing(s)) for s in sources]
-    finish = result.Finish(plan, format_name, machine, began, options.command, directory)
     opening = StudyStarted(
         fingerprint=mark,
         version=__version__,
@@ -118,6 +118,7 @@ def compare(
     with EventWriter(directory / LOG) as log:
         _add(log, history, opening)
         running: list[Running] = []
+        peaks: list[int | None] = []
         try:
             with ExitStack() as stack:
                 for up in _start_all(stack, sources, paths, context, slots, options, directory, show):
@@ -131,12 +132,24 @@ def compare(
                     _add(log, history, BackendStopped(model=up.name, peak_rss_bytes=peak))
         except (KeyboardInterrupt, BreakevenError) as error:
             because = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            log.append(StudyStopped(because=because, measured_s=_measured_s(history), detail=str(error) or None))
-            finish.partial(history, running, sources)
+            whole = {block.model for block in blocks_of(history)} >= {s.name for s in sources}
+            if whole:
+                nothing_seen = [None] * len(running)
+                told = result.facts(plan, format_name, machine, running, nothing_seen, result.Inside())
+                history.append(told)
+                with contextlib.suppress(BreakevenError):  # a full disk must not hide why the run ended
+                    log.append(told)
+            stopped = StudyStopped(because=because, measured_s=_measured_s(history), detail=str(error) or None)
+            _add(log, history, stopped)
+            if whole:
+                result.save_partial(result.comparison_of(history), directory)
             raise
-        log.append(StudyStopped(because=because, measured_s=_measured_s(history)))
-    inside = result.look_inside(running, plan, options.threads, show.phase) if options.look_inside else result.Inside()
-    return finish.whole(history, running, peaks, because, inside), directory
+        inside = result.Inside()
+        if options.look_inside:
+            inside = result.look_inside(running, plan, options.threads, show.phase)
+        _add(log, history, result.facts(plan, format_name, machine, running, peaks, inside))
+        _add(log, history, StudyStopped(because=because, measured_s=_measured_s(history)))
+    return result.comparison_of(history), directory
 
 
 def _start_all(

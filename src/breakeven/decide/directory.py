@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from breakeven.errors import UserError
-from breakeven.measure.events import Event, StudyStarted, read_events
+from breakeven.measure.events import Event, LoadStudyStarted, StudyStarted, iter_events, read_events
 
 LOG = "events.jsonl"
 
@@ -48,8 +48,9 @@ def study_of(directory: Path) -> str | None:
     """Fingerprint of the study a directory holds; None when it holds none."""
     if not (directory / LOG).is_file():
         return None
-    started = [event for event in read_events(directory / LOG) if isinstance(event, StudyStarted)]
-    return started[0].fingerprint if started else "unknown"
+    opening = (event for event in iter_events(directory / LOG) if isinstance(event, StudyStarted | LoadStudyStarted))
+    first = next(opening, None)
+    return first.fingerprint if first else "unknown"
 
 
 def _make_writable(directory: Path) -> None:

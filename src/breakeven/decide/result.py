@@ -10,16 +10,14 @@ from pathlib import Path
 import msgspec
 
 from breakeven.decide.verdict import decide
-from breakeven.engine.source import Source
 from breakeven.engine.start import Running
-from breakeven.errors import BreakevenError
+from breakeven.errors import BreakevenError, UserError
 from breakeven.measure import events, noise, prompts
 from breakeven.measure.blocks import blocks_of, pairs, points, self_checks
 from breakeven.measure.plan import Plan
 from breakeven.spec.arithmetic import active_params, decode_bytes, total_params
 from breakeven.spec.machine import MachineSpec
 from breakeven.spec.study import Comparison, ModelResult, NoiseRecord, Profile, Routing
-from breakeven.version import __version__
 
 SYNTHETIC = "synthetic weights: speed and memory only"
 DECODE_STEPS, PREFILL_STEPS = 16, 2
@@ -73,80 +71,87 @@ def _trace_text(candidate: Running, plan: Plan) -> str | list[int]:
     return prompts.prompt_text(plan.seed, "trace", 4 * TRACE_TOKENS)
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Everything about a study that does not change while it runs."""
+def facts(
+    plan: Plan,
+    format_name: str,
+    machine: MachineSpec,
+    running: Sequence[Running],
+    peaks: Sequence[int | None],
+    inside: Inside,
+) -> events.StudyFacts:
+    """What the log must also hold, so that the whole result can be computed from it."""
+    models = [_model(r, format_name, peak) for r, peak in zip(running, peaks, strict=True)]
+    return events.StudyFacts(
+        streams=list(plan.streams),
+        prompt_tokens=plan.prompt_tokens,
+        output_tokens=plan.output_tokens,
+        precision=plan.precision,
+        machine=machine,
+        models=models,
+        profiles=inside.profiles,
+        routings=inside.routings,
+        caveats=[*_caveats(running, models), *inside.caveats],
+    )
 
-    plan: Plan
-    format_name: str
-    machine: MachineSpec
-    started_at: str
-    command: str
-    directory: Path
 
-    def whole(
-        self,
-        history: Sequence[events.Event],
-        running: Sequence[Running],
-        peaks: Sequence[int | None],
-        because: str,
-        inside: Inside,
-    ) -> Comparison:
-        """The result of a study from its log."""
-        blocks = blocks_of(history)
-        models = [self._model(r, peak) for r, peak in zip(running, peaks, strict=True)]
-        names = [m.name for m in models]
-        checks = self_checks(history, self.plan.seed)
-        found_points, found_pairs = points(blocks, self.plan, names), pairs(blocks, self.plan, names)
-        return Comparison(
-            breakeven_version=__version__,
-            started_at=self.started_at,
-            measured_s=sum(block.seconds for block in blocks),
-            stopped_because=because,
-            precision=self.plan.precision,
-            seed=self.plan.seed,
-            command=self.command,
-            machine=self.machine,
-            models=models,
-            points=found_points,
-            pairs=found_pairs,
-            noise=noise_record(history),
-            verdict=decide(models, found_points, found_pairs, inside.profiles, checks),
-            profiles=inside.profiles,
-            routings=inside.routings,
-            self_checks=checks,
-            caveats=[*_caveats(running, models), *inside.caveats],
-        )
+def comparison_of(history: Sequence[events.Event]) -> Comparison:
+    """The result of a study from its log, which is all it reads. Raises UserError when the study was not finished."""
+    opening = next((event for event in history if isinstance(event, events.StudyStarted)), None)
+    known = [event for event in history if isinstance(event, events.StudyFacts)]
+    if opening is None or not known:
+        raise UserError("this log holds no finished comparison; run the same command with --resume first")
+    told = known[-1]
+    blocks = blocks_of(history)
+    because = [event.because for event in history if isinstance(event, events.StudyStopped)]
+    names = [model.name for model in told.models]
+    plan = Plan(
+        tuple(told.streams), told.prompt_tokens, told.output_tokens, precision=told.precision, seed=opening.seed
+    )
+    checks = self_checks(history, opening.seed)
+    found_points, found_pairs = points(blocks, plan, names), pairs(blocks, plan, names)
+    return Comparison(
+        breakeven_version=opening.version,
+        started_at=opening.started_at,
+        measured_s=sum(block.seconds for block in blocks),
+        stopped_because=because[-1] if because else "interrupted",
+        precision=told.precision,
+        seed=opening.seed,
+        command=opening.command,
+        machine=told.machine,
+        models=told.models,
+        points=found_points,
+        pairs=found_pairs,
+        noise=noise_record(history),
+        verdict=decide(told.models, found_points, found_pairs, told.profiles, checks),
+        profiles=told.profiles,
+        routings=told.routings,
+        self_checks=checks,
+        caveats=told.caveats,
+    )
 
-    def partial(self, history: Sequence[events.Event], running: Sequence[Running], sources: Sequence[Source]) -> None:
-        """Save what an interrupted study has, if every candidate has something."""
-        measured = {block.model for block in blocks_of(history)}
-        if len(running) == len(sources) and measured >= {s.name for s in sources}:
-            peaks: list[int | None] = [None] * len(running)
-            result = self.whole(history, running, peaks, "interrupted", Inside())
-            with contextlib.suppress(OSError):  # the log has it all; a full disk must not hide why the run ended
-                (self.directory / RESULT).write_bytes(
-                    msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n"
-                )
 
-    def _model(self, running: Running, peak: int | None) -> ModelResult:
-        source, spec = running.source, running.source.spec
-        return ModelResult(
-            name=source.name,
-            source=spec.source if spec else source.text.partition("#")[0],
-            synthetic=source.synthetic,
-            format=self.format_name if source.synthetic else None,
-            moe=spec.is_moe if spec else None,
-            total_params=total_params(spec) if spec else None,
-            active_params=active_params(spec) if spec else None,
-            file_bytes=running.path.stat().st_size if running.path else None,
-            peak_rss_bytes=peak,
-            load_s=running.backend.load_s,
-            decode_bytes_per_token=round(decode_bytes(spec, self.format_name, 1))
-            if spec and source.synthetic
-            else None,
-            settings=running.backend.settings,
-        )
+def save_partial(result: Comparison, directory: Path) -> None:
+    """Save what an interrupted study has."""
+    with contextlib.suppress(OSError):  # the log has it all; a full disk must not hide why the run ended
+        (directory / RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+
+
+def _model(running: Running, format_name: str, peak: int | None) -> ModelResult:
+    source, spec = running.source, running.source.spec
+    return ModelResult(
+        name=source.name,
+        source=spec.source if spec else source.text.partition("#")[0],
+        synthetic=source.synthetic,
+        format=format_name if source.synthetic else None,
+        moe=spec.is_moe if spec else None,
+        total_params=total_params(spec) if spec else None,
+        active_params=active_params(spec) if spec else None,
+        file_bytes=running.path.stat().st_size if running.path else None,
+        peak_rss_bytes=peak,
+        load_s=running.backend.load_s,
+        decode_bytes_per_token=round(decode_bytes(spec, format_name, 1)) if spec and source.synthetic else None,
+        settings=running.backend.settings,
+    )
 
 
 def noise_record(history: Sequence[events.Event]) -> NoiseRecord:

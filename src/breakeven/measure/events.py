@@ -7,6 +7,7 @@ something only relative to each other within one run of the process.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import msgspec
 from breakeven.errors import BreakevenError
 from breakeven.spec.load import LoadModel
 from breakeven.spec.machine import MachineSpec
+from breakeven.spec.study import ModelResult, Profile, Routing
 from breakeven.spec.workload import Slo, Workload
 
 
@@ -208,6 +210,19 @@ class LoadStarted(_Event, frozen=True, tag="load_started"):
     shares_cores: bool = False
 
 
+class LoadWorker(_Event, frozen=True, tag="load_worker"):
+    """One of several processes that play a schedule. Its clock plus `offset_ns` is the log's, to +- `uncertainty_ns`.
+
+    Every time in the log has been put onto the log's clock already. Both are 0 on one machine, whose clock is shared.
+    """
+
+    block: str
+    worker: int
+    host: str
+    offset_ns: int = 0
+    uncertainty_ns: int = 0
+
+
 class EngineSample(_Event, frozen=True, tag="engine_sample"):
     """What the engine's `/metrics` said at one moment; the last two are totals since it started. None: not told."""
 
@@ -244,6 +259,20 @@ class LoadDone(_Event, frozen=True, tag="load_done"):
     wall_step_s: float | None = None
 
 
+class StudyFacts(_Event, frozen=True, tag="study_facts"):
+    """What a finished comparison knows that its blocks do not tell: what was asked, and what the candidates are."""
+
+    streams: list[int]
+    prompt_tokens: int
+    output_tokens: int
+    precision: float
+    machine: MachineSpec
+    models: list[ModelResult]
+    profiles: list[Profile] = []
+    routings: list[Routing] = []
+    caveats: list[str] = []
+
+
 class StudyStopped(_Event, frozen=True, tag="study_stopped"):
     """The run ends. `because`: precision, budget, interrupted or failed."""
 
@@ -263,9 +292,11 @@ Event: TypeAlias = (
     | LoadStudyStarted
     | ClientCeiling
     | LoadStarted
+    | LoadWorker
     | EngineSample
     | EnergySample
     | LoadDone
+    | StudyFacts
     | StudyStopped
 )
 
@@ -298,13 +329,21 @@ class EventWriter:
 
     def append(self, event: Event) -> None:
         """Add one event. A BlockDone, and the end of the study, are on the disk when this returns."""
-        line = msgspec.json.encode(event) + b"\n"
+        self.append_encoded(
+            msgspec.json.encode(event) + b"\n", sync=isinstance(event, BlockDone | LoadDone | StudyStopped)
+        )
+
+    def append_encoded(self, lines: bytes, *, sync: bool = False) -> None:
+        """Add whole lines that are events already; with `sync` they are on the disk when this returns."""
+        left = memoryview(lines)
         try:
-            while line:
-                line = line[self._file.write(line) :]
-            if isinstance(event, BlockDone | LoadDone | StudyStopped):
+            while left:
+                left = left[self._file.write(left) :]
+            if sync:
                 os.fsync(self._file.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):  # half a line would spoil whatever is appended after it
+                _cut_torn_line(self._file)
             why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"{error.strerror}"
             raise BreakevenError(
                 f"{why}: could not write {self.path}; every block finished before this one is kept there, "
