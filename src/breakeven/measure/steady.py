@@ -1,0 +1,94 @@
+"""The part of a run in which delays had settled, or "none found".
+
+The measured part is cut into equal blocks of time. Two series are looked at: mean TPOT of the requests due in a block,
+and requests in flight. From each the ramp is dropped by MSER (White 1997, "An effective truncation heuristic for bias
+reduction in simulation output"): cut where the squared standard error of what is left is smallest. A cut past the half
+of the run means that it never settled. What is left must not drift: a trend by Mann and Kendall's test at 99 % that
+amounts to more than `DRIFT` of the mean means the queue kept growing, or that the load itself was not steady.
+
+Shapes: B blocks of time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEAST_BLOCKS = 10
+DRIFT = 0.2
+"""A trend of less than this share of the mean, over what is left, is not worth calling unsettled."""
+_TREND_Z = 2.576
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """`start`: index of the first block that had settled; None: none found. `reason` in words."""
+
+    start: int | None
+    reason: str
+
+
+def settled(tpot_B: Floats, in_flight_B: Floats) -> Settled:
+    """Where a run settled, from its mean TPOT (NaN: no answer in that block) and requests in flight by block."""
+    n = len(in_flight_B)
+    if n < LEAST_BLOCKS:
+        return Settled(None, f"too few requests to tell: {n} blocks of time, {LEAST_BLOCKS} needed")
+    series = {"requests in flight": in_flight_B}
+    told = np.isfinite(tpot_B)
+    if told.sum() >= 0.75 * n:
+        # A block without an answer says nothing; the neighbours stand in for it.
+        series["TPOT"] = np.interp(np.arange(n), np.flatnonzero(told), tpot_B[told])
+    start = 0
+    for name, values in series.items():
+        found = mser(values)
+        if found >= n // 2:
+            return Settled(None, f"{name} had not settled by the middle of the run{_direction(values)}")
+        start = max(start, found)
+    for name, values in series.items():
+        drift = trend(values[start:])
+        if abs(drift) > DRIFT:
+            how = "grew" if drift > 0 else "fell"
+            return Settled(None, f"{name} {how} by {abs(drift):.0%} to the end of the run")
+    if start == 0:
+        return Settled(0, "settled from the start")
+    return Settled(start, f"the first {start} of {n} blocks of time were still changing")
+
+
+def mser(values_B: Floats) -> int:
+    """How many leading values to drop, at most half of them, so that the rest has the least squared standard error."""
+    n = len(values_B)
+    errors = [float(values_B[d:].var()) / (n - d) for d in range(n // 2 + 1)]
+    least = min(errors)
+    # The first that is as good: constants end in rounding noise, and longer is better.
+    scale = float(np.abs(values_B).max()) ** 2
+    return next(d for d, error in enumerate(errors) if error <= least + 1e-18 * scale)
+
+
+def trend(values_B: Floats) -> float:
+    """Change from the first value to the last as a share of the mean, by Sen's slope; 0 where it may be chance.
+
+    Mann 1945 and Kendall 1975 for the test, Sen 1968 for the slope.
+    """
+    n = len(values_B)
+    mean = float(np.abs(values_B).mean()) if n else 0.0
+    if n < 4 or mean == 0:
+        return 0.0
+    i, j = np.triu_indices(n, 1)
+    rises = np.sign(values_B[j] - values_B[i])
+    score = float(rises.sum())
+    sd = math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    if (abs(score) - 1) / sd < _TREND_Z:
+        return 0.0
+    return float(np.median((values_B[j] - values_B[i]) / (j - i))) * (n - 1) / mean
+
+
+def _direction(values_B: Floats) -> str:
+    drift = trend(values_B)
+    if drift == 0:
+        return ""
+    return ", it kept growing" if drift > 0 else ", it kept falling"
