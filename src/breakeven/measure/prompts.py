@@ -1,7 +1,7 @@
 """Prompts: distinct, realistic text of an exact length, the same for every candidate.
 
 Experts are chosen by the text, so streams that repeat one prompt flatter a Mixture-of-Experts model; every prompt here
-is a different shuffle of prose, mail, code and data in nine languages, with a salt in front that defeats prefix caches.
+is a different shuffle of prose, mail, code and data in ten languages, with a salt in front that defeats prefix caches.
 """
 
 from __future__ import annotations
@@ -13,12 +13,28 @@ from importlib import resources
 
 import numpy as np
 
+from breakeven.errors import UserError
+
+LANGUAGES = ("en", "de", "fr", "es", "it", "ja", "zh", "ru", "ar", "hi", "code")
+"""What the built-in passages are written in; "code" is source text and markup."""
+
 
 @cache
-def passages() -> tuple[str, ...]:
-    """The built-in passages, written for this purpose."""
+def passages(languages: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The built-in passages, written for this purpose; those in `languages` only, where given.
+
+    Raises UserError for a language there is none in.
+    """
+    unknown = [language for language in languages if language not in LANGUAGES]
+    if unknown:
+        raise UserError(f"no built-in text in {', '.join(unknown)}; there is {', '.join(LANGUAGES)}")
     text = resources.files("breakeven.measure").joinpath("data/passages.txt").read_text("utf-8")
-    return tuple(line for line in text.splitlines() if line.strip())
+    tagged = (line.split("\t", 1) for line in text.splitlines())
+    return tuple(
+        passage.replace("\\n", "\n").replace("\\t", "\t")
+        for language, passage in tagged
+        if not languages or language in languages
+    )
 
 
 def rng(seed: int, *name: object) -> np.random.Generator:
