@@ -18,7 +18,7 @@ from breakeven.report.figure import (
     slack,
     styled,
 )
-from breakeven.report.load_axes import Axis, Scale, apart, scale_of
+from breakeven.report.load_axes import TICK_FORMAT, Axis, Scale, apart, scale_of
 from breakeven.report.load_words import (
     Unit,
     delay_interval,
@@ -28,7 +28,7 @@ from breakeven.report.load_words import (
     percentile_of,
     unit_of,
 )
-from breakeven.report.svg import LEVEL, MUTED
+from breakeven.report.svg import LEVEL, MUTED, PAPER
 from breakeven.report.words import number
 from breakeven.spec.load import Crossing, LoadPoint, LoadStudy
 
@@ -71,7 +71,7 @@ def delay_curve(study: LoadStudy, metric: str, axis: Axis, points: Sequence[Load
     curve = Curve(rows, axis, scale_of(reach, from_zero=True), crossings)
     drawn = {row["what"] for row in rows}
     lines = "Lines are means over answered requests" if MEAN in drawn else "Solid: median"
-    lines += ", dashed: 99th percentile" if "p99" in drawn else ""
+    lines += ", dashed and hollow: 99th percentile" if "p99" in drawn else ""
     tail = "; a p99 is left out where too few requests support it" if MEAN not in drawn else ""
     return Figure(
         name=f"{title.lower()}-{axis.key}",
@@ -164,7 +164,7 @@ def _chart(study: LoadStudy, curve: Curve, narrow: bool) -> Drawing:
     y = alt.Y(
         "value:Q",
         scale=curve.y.scale(),
-        axis=alt.Axis(title=None, domain=False, ticks=False, values=curve.y.ticks(HEIGHT, 30), format="~g"),
+        axis=alt.Axis(title=None, domain=False, ticks=False, values=curve.y.ticks(HEIGHT, 30), format=TICK_FORMAT),
     )
     colour = alt.Color("model:N", scale=colours, legend=key)
     base = alt.Chart(data_of(curve.rows)).encode(x=x, color=colour, detail="what:N")
@@ -179,10 +179,17 @@ def _chart(study: LoadStudy, curve: Curve, narrow: bool) -> Drawing:
         layers.append(known.mark_rule(strokeWidth=1.5, opacity=0.7).encode(**ends))
     dash = alt.StrokeDash("what:N", scale=alt.Scale(domain=["p50", "p99", MEAN], range=[[1, 0], [5, 4], [1, 0]]))
     layers.append(base.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash.legend(None)))
+    shape = alt.Shape("model:N", scale=shapes, legend=key)
+    # Hollow for p99, so that a point on its own still tells which line it belongs to.
     layers.append(
-        base.mark_point(filled=True, size=50, opacity=1).encode(
-            y=y, shape=alt.Shape("model:N", scale=shapes, legend=key)
-        )
+        base.transform_filter("datum.what != 'p99'")
+        .mark_point(filled=True, size=50, opacity=1)
+        .encode(y=y, shape=shape)
+    )
+    layers.append(
+        base.transform_filter("datum.what == 'p99'")
+        .mark_point(filled=False, fill=PAPER.sentinel, size=42, strokeWidth=1.8, opacity=1)
+        .encode(y=y, shape=shape)
     )
     if labels:
         layers.append(_label_layer(labels).encode(x=alt.value(width), color=colour))
@@ -217,14 +224,13 @@ def _label_layer(labels: list[dict[str, Any]]) -> alt.Chart:
 
 
 def _offered_line(curve: Curve, x: alt.X) -> alt.Chart:
-    """The rate offered, over itself. Many points, since a straight line is bent where the axis is logarithmic."""
+    """The rate offered, over itself, from load to load as the lines of the candidates go."""
     import altair as alt
 
-    low, high = min(curve.axis.values), max(curve.axis.values)
-    rows = [{"x": at, "value": at} for at in (low + (high - low) * step / 40 for step in range(41))]
+    rows = [{"x": at, "value": at} for at in curve.axis.values]
     made: alt.Chart = (
         alt.Chart(data_of(rows))
-        .mark_line(strokeWidth=1, strokeDash=[3, 3], color=LEVEL.sentinel)
+        .mark_line(strokeWidth=1.2, strokeDash=[3, 3], color=LEVEL.sentinel)
         .encode(x=x, y=alt.Y("value:Q"))
     )
     return made

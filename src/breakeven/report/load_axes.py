@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 LOG_LOAD_FROM = 5.0
 LOG_DELAY_FROM = 20.0
 TICK_ROOM = 30.0
+# Fixed point without trailing zeros: never 1e+2.
+TICK_FORMAT = ",~f"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class Axis:
         import altair as alt
 
         ticks = self.scale.thinned(sorted(self.values, reverse=True), width)
-        axis = alt.Axis(title=self.title, values=ticks, format="~g", grid=False)
+        axis = alt.Axis(title=self.title, values=ticks, format=TICK_FORMAT, grid=False)
         return alt.X("x:Q", scale=self.scale.scale(), axis=axis)
 
 

@@ -12,13 +12,12 @@ from breakeven.report.words import grouped
 from breakeven.spec.load import LoadPoint, LoadStudy, Percentile
 
 if TYPE_CHECKING:
-
     from breakeven.report.figure import Drawing
 
 METRICS = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
 PERCENTILES = (50.0, 90.0, 99.0)
 ROW = 19
-LABELS = "datum.value < 1 ? format(datum.value * 1000, '~g') + ' ms' : format(datum.value, '~g') + ' s'"
+LABELS = "datum.value < 1 ? format(datum.value * 1000, ',~f') + ' ms' : format(datum.value, ',~f') + ' s'"
 
 
 def dot_plots(study: LoadStudy, points: Sequence[LoadPoint]) -> list[Figure | Missing]:

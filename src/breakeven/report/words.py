@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from breakeven.spec.estimate import Estimate
-from breakeven.spec.study import Comparison, ModelResult, NoiseRecord, Pair
+from breakeven.spec.study import Comparison, ModelResult, NoiseRecord
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -154,7 +154,23 @@ def streams_text(streams: int) -> str:
     return f"{streams} stream{'' if streams == 1 else 's'}"
 
 
-def kind_text(model: ModelResult) -> str:
+class _Routed(Protocol):
+    """Anything that may route tokens to experts."""
+
+    @property
+    def moe(self) -> bool | None:
+        """None: not told."""
+
+
+class _Compared(Protocol):
+    """Anything that may have a winner."""
+
+    @property
+    def winner(self) -> str | None:
+        """None: no difference found."""
+
+
+def kind_text(model: _Routed) -> str:
     """MoE, dense, or not available."""
     return NOT_AVAILABLE if model.moe is None else "MoE" if model.moe else "dense"
 
@@ -166,7 +182,7 @@ def describe(model: ModelResult) -> str:
     return ", ".join(part for part in parts if part) or model.source
 
 
-def winner_text(pair: Pair) -> str:
+def winner_text(pair: _Compared) -> str:
     """Who wins a pair, or that no difference was found."""
     return NO_DIFFERENCE if pair.winner is None else pair.winner
 
