@@ -20,6 +20,12 @@ breakeven compare olmoe-1b-7b llama-3.2-1b qwen2.5-1.5b --streams 1,4 --budget 1
 breakeven compare my-model.gguf llama-3.2-1b --format Q4_0 --precision 1%
 breakeven compare http://localhost:8000/v1#qwen3 http://localhost:8001/v1#mixtral
 breakeven compare olmoe-1b-7b olmoe-1b-7b      (a model against itself: should find no difference)
+
+Under real traffic, with latency-load curves and where they cross:
+
+\b
+breakeven compare a.gguf b.gguf --rate 2,5,10 --slo ttft=1s,tpot=80ms
+breakeven compare a.gguf b.gguf --trace conv.csv --speed 0.2 --window 0s-10m
 """
 
 
@@ -28,8 +34,18 @@ def compare(
     models: Annotated[list[str] | None, typer.Argument(metavar="MODEL MODEL [MODEL...]", show_default=False)] = None,
     format_name: Annotated[str, typer.Option("--format", help="Weight format of synthetic models.")] = "Q4_K_M",
     streams: Annotated[str, typer.Option(help="Loads: requests at once, comma-separated.")] = "1,2,4,8",
-    prompt: Annotated[int, typer.Option(help="Prompt length in tokens.")] = 128,
-    output: Annotated[int, typer.Option(help="Tokens to generate per request.")] = 64,
+    rate: Annotated[str | None, typer.Option(help="Open loop instead: requests/s, comma-separated.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Replay a trace instead (see `breakeven bench`).")] = None,
+    arrivals: Annotated[str, typer.Option(help="With --rate: constant, poisson, gamma:CV.")] = "poisson",
+    speed: Annotated[float, typer.Option(help="Of the trace: 0.5 stretches its gaps to twice the time.")] = 1.0,
+    window: Annotated[str | None, typer.Option(help="Part of the trace, in its own time: 0s-10m.")] = None,
+    duration: Annotated[str | None, typer.Option(help="With --rate: measured time a turn.", show_default="60s")] = None,
+    rounds: Annotated[int, typer.Option(help="With --rate: turns a candidate gets at each.")] = 2,
+    slo: Annotated[str | None, typer.Option(help="Under load, what a good request keeps: ttft=1s,tpot=80ms.")] = None,
+    engine: Annotated[str, typer.Option(help="Starts the models under load: llama.cpp or vllm.")] = "llama.cpp",
+    slots: Annotated[int | None, typer.Option(help="Under load: requests an engine works on at once.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt length in tokens.", show_default="128")] = None,
+    output: Annotated[str | None, typer.Option(help="Tokens to generate per request.", show_default="64")] = None,
     precision: Annotated[str, typer.Option(help="Stop when every decode ratio is known this well.")] = "2%",
     budget: Annotated[str, typer.Option(help="Stop measuring after this long: 90s, 3m, 1h.")] = "6m",
     out: Annotated[Path | None, typer.Option(help="Directory for result, log and page.", show_default=False)] = None,
@@ -42,6 +58,12 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of the summary.")] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Compare the largest prepared pair that fits here.")] = False,
 ) -> None:
+    given = locals()
+    if rate is not None or trace is not None:
+        from breakeven.cli import load_run
+
+        load_run.compare(models or [], load_run.traffic(given), load_run.options(given), given)
+        return
     from breakeven.cli import compare_run
 
     words = compare_run.Words(

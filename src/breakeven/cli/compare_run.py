@@ -20,6 +20,7 @@ from breakeven.report.json_file import encode_result, write_result
 from breakeven.report.progress import Progress
 from breakeven.report.terminal import print_comparison
 
+DEFAULTS = Plan()
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
@@ -29,8 +30,8 @@ class Words:
 
     format_name: str
     streams: str
-    prompt: int
-    output: int
+    prompt: str | None
+    output: str | None
     precision: str
     budget: str
     out: Path | None
@@ -73,14 +74,23 @@ def options_of(words: Words) -> Options:
         raise UserError(f"--seed {words.seed}: give 0 or more")
     plan = Plan(
         streams=tuple(int(part) for part in words.streams.split(",")),
-        prompt_tokens=words.prompt,
-        output_tokens=words.output,
+        prompt_tokens=tokens("--prompt", words.prompt, DEFAULTS.prompt_tokens),
+        output_tokens=tokens("--output", words.output, DEFAULTS.output_tokens),
         precision=percent(words.precision),
         budget_s=duration(words.budget),
         seed=words.seed,
     )
     options = Options(plan, words.format_name, words.out, words.resume, words.threads, words.inside)
     return replace(options, command="breakeven " + shlex.join(sys.argv[1:]))
+
+
+def tokens(option: str, text: str | None, default: int) -> int:
+    """A fixed number of tokens; distributions belong to loads. Raises UserError."""
+    if text is None:
+        return default
+    if not re.fullmatch(r"-?\d+", text.strip()):
+        raise UserError(f"{option} {text!r}: give a whole number; distributions go with --rate")
+    return int(text)
 
 
 def percent(text: str) -> float:

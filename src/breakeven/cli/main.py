@@ -25,6 +25,8 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "compare": Verb("breakeven.cli.compare", "Measure two or more models side by side and say which wins here."),
+    "bench": Verb("breakeven.cli.bench", "Measure one endpoint under load: arrivals, traces, goodput."),
+    "report": Verb("breakeven.cli.report", "Compute a study again from its event log, and write its page."),
     "models": Verb("breakeven.cli.models", "List the catalogue, or show one model: counts, bytes, KV, experts."),
     "machine": Verb("breakeven.cli.machine", "Describe this machine as an engine sees it."),
     "synth": Verb("breakeven.cli.synth", "Write a weight file of a model's exact shapes, without its weights."),

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from breakeven.decide.directory import LOG, fingerprint, open_directory
 from breakeven.engine import openai_url
 from breakeven.engine.memory import check_memory
@@ -299,7 +301,14 @@ class Session:
 
 def context_of(schedules: Sequence[Schedule]) -> int:
     """Tokens the longest request of all schedules needs, history and answer included."""
-    return max(int((s.context_tokens_N() + s.output_N).max()) for s in schedules)
+    most = 0
+    for schedule in schedules:
+        # Turns of a session stand together, so a session's history is a difference of running sums.
+        sums_N = np.cumsum(schedule.prompt_N.astype(np.int64) + schedule.output_N)
+        first_N = np.arange(len(schedule)) - schedule.turn_N
+        before_N = np.where(first_N > 0, sums_N[first_N - 1], 0)
+        most = max(most, int((sums_N - before_N).max()))
+    return most
 
 
 def slug(name: str) -> str:

@@ -38,6 +38,11 @@ class TraceRows:
     def __len__(self) -> int:
         return len(self.at_ns)
 
+    @property
+    def span_s(self) -> float:
+        """Seconds from the first request to just after the last."""
+        return float(self.at_ns[-1] + 1) / 1e9
+
 
 def trace_rows(
     name: str,
