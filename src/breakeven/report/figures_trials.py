@@ -30,7 +30,8 @@ def trials_plot(limit: Limit, title: str, noun: str, target: float) -> Figure | 
         name="trials-users" if noun == "at once" else "trials-rate",
         title="Share of requests within the service level",
         alt=f"Share of good requests against {noun}. {said}.",
-        caption=f"The line is the share asked for, {percent_text(target)}. Bars are 95 % intervals. The vertical axis does not start at 0.",
+        caption=f"The line is the share asked for, {percent_text(target)}. Bars are 95 % intervals. "
+        "The vertical axis starts where the worst trial needs it.",
         wide=_chart(limit, noun, target, narrow=False),
         narrow=_chart(limit, noun, target, narrow=True),
     )
@@ -63,23 +64,23 @@ def _chart(limit: Limit, noun: str, target: float, narrow: bool) -> Drawing:
     shape = alt.Shape("outcome:N", scale=alt.Scale(domain=names, range=[MARKS[each] for each in seen]), legend=key)
     y = alt.Y(
         "value:Q",
-        scale=alt.Scale(domain=[0, 100], nice=False),
+        scale=scale.scale(),
         axis=alt.Axis(
-            title=None, domain=False, ticks=False, values=[0, 25, 50, 75, 100], labelExpr="datum.label + ' %'"
+            title=None, domain=False, ticks=False, values=scale.ticks(HEIGHT), labelExpr="datum.label + ' %'"
         ),
     )
     x = axis.x(width)
     base = alt.Chart(data_of(rows)).encode(x=x, color=colour)
     aim = alt.Chart(data_of([{"value": target * 100, "words": label}]))
     layers = [
-        aim.mark_rule(color=INK.sentinel, strokeWidth=1).encode(y=alt.Y("value:Q")),
-        base.mark_rule(strokeWidth=2.5, opacity=0.8).encode(y=alt.Y("low:Q"), y2="high:Q"),
+        aim.mark_rule(color=INK.sentinel, strokeWidth=1).encode(y=alt.Y("value:Q", scale=scale.scale())),
+        base.mark_rule(strokeWidth=2.5, opacity=0.8).encode(y=alt.Y("low:Q", scale=scale.scale()), y2="high:Q"),
         base.mark_point(filled=True, size=60, opacity=1).encode(y=y, shape=shape),
     ]
     if not narrow:
         layers.append(
             aim.mark_text(align="left", dx=8, color=INK.sentinel).encode(
-                x=alt.value(width), y=alt.Y("value:Q"), text="words:N"
+                x=alt.value(width), y=alt.Y("value:Q", scale=scale.scale()), text="words:N"
             )
         )
     drawn = alt.layer(*layers).properties(width=width, height=HEIGHT)

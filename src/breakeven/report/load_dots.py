@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from breakeven.report.figure import NARROW, WIDE, Figure, Missing, data_of, legend, series_of, shapes_of, slack, styled
 from breakeven.report.load_axes import Scale
-from breakeven.report.load_words import delay_interval, delay_text, load_metric, percentile_of, unit_of
+from breakeven.report.load_words import MILLISECONDS, SECONDS, delay_interval, delay_text, load_metric, percentile_of
 from breakeven.report.words import grouped
 from breakeven.spec.load import LoadPoint, LoadStudy, Percentile
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 METRICS = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
 PERCENTILES = (50.0, 90.0, 99.0)
 ROW = 19
+LEGEND_LETTERS = 60
 LABELS = "datum.value < 1 ? format(datum.value * 1000, ',~f') + ' ms' : format(datum.value, ',~f') + ' s'"
 
 
@@ -56,7 +57,7 @@ def _rows(study: LoadStudy, points: list[LoadPoint]) -> list[dict[str, Any]]:
 
 
 def _row(point: LoadPoint, position: int, metric: str, p: float, found: Percentile) -> dict[str, Any]:
-    unit = unit_of([found.value])
+    unit = MILLISECONDS if found.value is not None and found.value < 1 else SECONDS
     words = delay_text(found, unit)
     interval = delay_interval(found, unit).replace("-", "–")
     row: dict[str, Any] = {
@@ -83,7 +84,9 @@ def _chart(study: LoadStudy, rows: list[dict[str, Any]], narrow: bool) -> Drawin
     names = [name for name in series_of(study) if any(row["model"] == name for row in rows)]
     colours = alt.Scale(domain=names, range=[series_of(study)[name].sentinel for name in names])
     shapes = alt.Scale(domain=names, range=[shapes_of(study)[name] for name in names])
-    key = legend(narrow) if len(names) > 1 else None
+    # Long names would run into each other in one row.
+    stacked = narrow or sum(len(name) for name in names) > LEGEND_LETTERS
+    key = legend(narrow, columns=1 if stacked else 0) if len(names) > 1 else None
     ends = [row[end] for row in rows for end in ("value", "low", "high") if end in row]
     scale = Scale(log=True, low=min(ends) / 1.3, high=max(ends) * 1.3)
     axis = alt.Axis(

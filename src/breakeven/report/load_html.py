@@ -34,12 +34,13 @@ from breakeven.report.load_words import (
     rate_text,
     share_interval,
     slo_words,
+    steady_short,
     steady_text,
     units_of,
     warnings_of,
     workload_rows,
 )
-from breakeven.spec.load import CapacityStudy, LoadDifference, LoadPoint, LoadStudy, Share
+from breakeven.spec.load import CapacityStudy, EngineState, LoadDifference, LoadPoint, LoadStudy, Share
 
 # Delays that every reader wants; all others stand in the details of a load.
 SHOWN = (
@@ -103,8 +104,9 @@ def render_load(study: LoadStudy) -> str:
         counts=counts_text,
         about=about,
         used=ceiling_share,
-        steady=steady_text,
-        engine=engine_text,
+        steady=steady_short,
+        tells=any(point.engine is not None and point.engine.samples for point in study.points),
+        queue=queue_cells,
         differences=_by_models(study.differences),
         ratio_places=words.RATIO_PLACES,
         rows=workload_rows(study.workload, study.slo, study.points),
@@ -151,6 +153,19 @@ def good_cell(good: Share | None) -> Cell:
     if good is None:
         return Cell(words.NOT_AVAILABLE, "")
     return Cell(words.percent_text(good.share), share_interval(good).replace("-", "–"))
+
+
+def queue_cells(engine: EngineState | None) -> list[Cell]:
+    """Requests running, requests waiting and share of the KV cache in use: means, and the most beneath."""
+    if engine is None:
+        return [Cell(words.NOT_AVAILABLE, "")] * 3
+    counts = ((engine.running_mean, engine.running_max), (engine.waiting_mean, engine.waiting_max))
+    cells = [
+        Cell(rate_text(mean), "" if most is None else words.number(most, 0 if most == int(most) else None))
+        for mean, most in counts
+    ]
+    most = "" if engine.kv_share_max is None else words.percent_text(engine.kv_share_max)
+    return [*cells, Cell(words.percent_text(engine.kv_share_mean), most)]
 
 
 def about(point: LoadPoint) -> list[tuple[str, str]]:

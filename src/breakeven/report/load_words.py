@@ -156,11 +156,15 @@ def counts_text(counts: dict[str, int]) -> str:
 
 
 def steady_text(steady: Steady) -> str:
+    """Where delays had settled, or that they did not and what the numbers are then of."""
+    return steady_short(steady) if steady.found else f"{steady_short(steady)}: the numbers are of the whole run"
+
+
+def steady_short(steady: Steady) -> str:
     """Where delays had settled: "from 12 s to 60 s", or "none found" and why."""
     if steady.found:
         return f"from {_moment(steady.start_s)} to {_moment(steady.end_s)}"
-    reason = f" ({steady.reason})" if steady.reason else ""
-    return f"none found{reason}: the numbers are of the whole run"
+    return f"none found ({steady.reason})" if steady.reason else "none found"
 
 
 def _moment(seconds: float) -> str:
