@@ -1,0 +1,159 @@
+"""What is looked at while a schedule is played: engine, energy, noise, clocks, and whoever watches the screen.
+
+Nothing here may delay a request: whatever reads files or draws runs in a thread, what asks the engine has a connection
+of its own, and a look that takes too long only delays the next look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from breakeven.measure import noise
+from breakeven.measure.energy import EnergyCounter
+from breakeven.measure.events import EnergySample, EngineSample, Event
+from breakeven.measure.progress import LoadState
+
+TICK_S = 0.1
+STATE_S = 0.5
+SAMPLE_S = 1.0
+NOISE_S = 2.0
+SMALLEST_STEP_S = 0.05
+"""A wall clock is always slewed a little; less than this is not called a step."""
+_BRACKET_NS = 1_000_000
+_BRACKET_TRIES = 5
+
+
+class WallClock:
+    """How far the wall clock was moved against the monotonic one. No interval is ever taken from it."""
+
+    def __init__(self) -> None:
+        self._first_ns = self._last_ns = _wall_minus_monotonic_ns()
+        self._step_ns = 0
+
+    def look(self) -> None:
+        """Compare the two clocks again; once a second tells a step from a slow slew."""
+        now_ns = _wall_minus_monotonic_ns()
+        steps = (self._step_ns, now_ns - self._last_ns, now_ns - self._first_ns)
+        self._step_ns = max(steps, key=abs)
+        self._last_ns = now_ns
+
+    @property
+    def step_s(self) -> float | None:
+        """The largest step so far, forward positive; None for none worth the name."""
+        step_s = self._step_ns / 1e9
+        return step_s if abs(step_s) > SMALLEST_STEP_S else None
+
+
+def _wall_minus_monotonic_ns() -> int:
+    """Wall minus monotonic clock, read so close together that being scheduled out in between is noticed."""
+    best: tuple[int, int] | None = None
+    for _ in range(_BRACKET_TRIES):
+        before_ns = time.monotonic_ns()
+        wall_ns = time.time_ns()
+        apart_ns = time.monotonic_ns() - before_ns
+        if best is None or apart_ns < best[0]:
+            best = apart_ns, wall_ns - before_ns - apart_ns // 2
+        if apart_ns < _BRACKET_NS:
+            break
+    assert best is not None
+    return best[1]
+
+
+class AsksEngine(Protocol):
+    """What `EngineWatch` offers."""
+
+    async def sample(self, block: str) -> EngineSample | None:
+        """The engine's state now; None when it does not tell."""
+
+    async def close(self) -> None:
+        """Ask no more."""
+
+
+class Watch:
+    """Looks around until cancelled, told to stop, or the engine is found dead."""
+
+    def __init__(
+        self,
+        block: str,
+        append: Callable[[Event], None],
+        *,
+        engine: AsksEngine | None,
+        energy: EnergyCounter | None,
+        pids: Sequence[int],
+        alive: Callable[[], None],
+        state: Callable[[], LoadState],
+        on_state: Callable[[LoadState], None],
+        stop: threading.Event | None,
+    ) -> None:
+        self._block, self._append, self._engine, self._energy = block, append, engine, energy
+        self._alive, self._state, self._on_state, self._stop = alive, state, on_state, stop
+        self._pids = list(pids)
+        self._wall = WallClock()
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="watch")
+        self._before = noise.sample(self._pids)
+        self._during: list[noise.Reading] = []
+        self.engine_state: EngineSample | None = None
+        """The latest word of the engine."""
+
+    async def run(self) -> None:
+        """Look around; returns when told to stop. Raises what `alive` and `on_state` raise."""
+        loop = asyncio.get_running_loop()
+        asking: asyncio.Task[None] | None = None
+        tick = 0
+        try:
+            while self._stop is None or not self._stop.is_set():
+                if tick % round(SAMPLE_S / TICK_S) == 0:
+                    if self._engine is not None and (asking is None or asking.done()):
+                        asking = asyncio.ensure_future(self._ask_engine())
+                    await loop.run_in_executor(self._threads, self._each_second)
+                if tick % round(NOISE_S / TICK_S) == 0:
+                    self._during.append(await loop.run_in_executor(self._threads, noise.sample))
+                    # The clock is judged by its extremes: a long run needs no more readings than tell them.
+                    del self._during[1:-600]
+                if tick % round(STATE_S / TICK_S) == 0:
+                    await loop.run_in_executor(self._threads, self._on_state, self._state())
+                tick += 1
+                await asyncio.sleep(TICK_S)
+        finally:
+            if asking is not None:
+                asking.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asking
+            if self._engine is not None:
+                await self._engine.close()
+
+    def finish(self) -> tuple[noise.BlockNoise, float | None]:
+        """Look a last time; how noisy it was, and the largest step of the wall clock, seconds."""
+        self._wall.look()
+        self._read_energy()
+        self._threads.shutdown(wait=True)
+        after = noise.sample(self._pids)
+        return noise.assess(self._before, after, self._during), self._wall.step_s
+
+    def _each_second(self) -> None:
+        self._wall.look()
+        self._read_energy()
+        self._alive()
+
+    def _read_energy(self) -> None:
+        if self._energy is None:
+            return
+        try:
+            joules = self._energy.read_joules()
+        except OSError:  # the counter has gone; what it told so far stands
+            self._energy = None
+            return
+        self._append(EnergySample(block=self._block, at_ns=time.monotonic_ns(), joules=joules))
+
+    async def _ask_engine(self) -> None:
+        assert self._engine is not None
+        found = await self._engine.sample(self._block)
+        if found is not None:
+            self.engine_state = found
+            self._append(found)
