@@ -1,0 +1,131 @@
+"""Breakeven's own client in a process of its own, as a rival is: reads a job, plays it, leaves a log and figures.
+
+    python bench/ours.py JOB.json
+
+The job's prompts come from a file, as every rival's do, so that all send the same text. Not meant to be run by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from breakeven.engine.backend import Backend
+from breakeven.measure.events import EventWriter, RequestDone, iter_events
+from breakeven.measure.load_metrics import load_points
+from breakeven.measure.load_run import run_load
+from breakeven.measure.schedule import draw, save_schedule
+from breakeven.spec.load import LoadPoint
+from breakeven.spec.workload import Arrivals, Length, Workload
+
+
+@dataclass(frozen=True)
+class FileBodies:
+    """Request bodies from prompts in a file, with the methods a run asks for. One prompt serves all where `shared`."""
+
+    prompts: list[str]
+    tokens: int
+    stream: bool
+    model: str
+    path: str = "/v1/completions"
+    exact: bool = False
+    ignore_eos: bool = True
+
+    def body(self, i: int) -> bytes:
+        """The JSON to send as request `i`."""
+        asked: dict[str, object] = {
+            "model": self.model,
+            "prompt": self.prompts[i % len(self.prompts)],
+            "max_tokens": self.tokens,
+            "ignore_eos": True,
+            "stream": self.stream,
+        }
+        if self.stream:
+            asked["stream_options"] = {"include_usage": True}
+        return json.dumps(asked, separators=(",", ":")).encode()
+
+    def max_tokens(self, i: int) -> int:
+        """Tokens asked for."""
+        return self.tokens
+
+    def prompt_tokens(self, i: int) -> int:
+        """Words of the prompt: what the mock's tokenizer counts."""
+        return self.prompts[i % len(self.prompts)].count(" ") + 1
+
+
+def workload_of(job: dict[str, Any]) -> Workload:
+    """The traffic a job asks for."""
+    arrivals = (
+        Arrivals(process="poisson", rate_per_s=job["rate"])
+        if job["rate"]
+        else Arrivals(process="closed", concurrency=job["concurrency"])
+    )
+    return Workload(
+        arrivals=arrivals,
+        prompt=Length(mean=16),
+        output=Length(mean=job["tokens"]),
+        requests=job["requests"],
+        stream=job["stream"],
+        seed=job["seed"],
+    )
+
+
+def figures_of(point: LoadPoint) -> dict[str, float]:
+    """What Breakeven says of a run, by the names the rivals' figures have."""
+    found = {"requests_per_s": point.requests_per_s, "output_tokens_per_s": point.output_tokens_per_s}
+    found["answered"] = float(point.answered)
+    for latency in point.latencies:
+        if latency.mean is not None:
+            found[latency.metric] = latency.mean.value
+        for percentile in latency.percentiles:
+            if percentile.value is not None:
+                found[f"{latency.metric}_p{percentile.p:g}"] = percentile.value
+    return found
+
+
+def main() -> None:
+    """Play the job named on the command line."""
+    job = json.loads(Path(sys.argv[1]).read_text())
+    work = Path(sys.argv[1]).parent
+    backend = Backend(
+        url=job["url"], model=job["model"], api_key_env=None, settings={"engine": job["engine"]}, pid=None, load_s=None
+    )
+    prompts = Path(job["prompts"]).read_text().splitlines()
+    bodies = FileBodies(prompts=prompts, tokens=job["tokens"], stream=job["stream"], model=job["model"])
+    schedule = draw(workload_of(job))
+    save_schedule(schedule, work / "schedule.jsonl")
+    log_path = work / "events.jsonl"
+    with EventWriter(log_path) as log:
+        done = run_load(
+            backend, schedule, cast(Any, bodies), log, block="1", model=job["model"], load="bench",
+            schedule_file="schedule.jsonl", processes=job["processes"], ray_address=job["ray"],
+        )  # fmt: skip
+    peak = _peak_bytes()
+    result: dict[str, object] = {"ok": done.ok, "flagged": done.flagged, "peak_run_bytes": peak}
+    if job["figures"]:
+        began = time.monotonic()
+        result["figures"] = figures_of(load_points(iter_events(log_path), None)[0])
+        result["analysis_s"] = time.monotonic() - began
+    if job["chunks"]:
+        result["chunks"] = [
+            (event.stream, event.sent_ns, event.chunk_ns)
+            for event in iter_events(log_path)
+            if isinstance(event, RequestDone) and event.error is None
+        ]
+    (work / "result.json").write_text(json.dumps(result))
+
+
+def _peak_bytes() -> int:
+    """Largest resident set of this process so far, from the kernel."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+if __name__ == "__main__":
+    main()
