@@ -36,7 +36,7 @@ def client_health(parts: list[Part]) -> ClientHealth:
     if ceiling is not None:
         busiest = [_busy(part) for part in parts]
         if ceiling.requests_per_s > 0:
-            requests_share = max(requests for requests, _ in busiest) / ceiling.requests_per_s
+            requests_share = float(max(requests for requests, _ in busiest)) / ceiling.requests_per_s
         if ceiling.stream_events_per_s > 0:
             events_share = max(pieces for _, pieces in busiest) / ceiling.stream_events_per_s
     shares_cores = any(part.run.shares_cores for part in parts)

@@ -59,6 +59,16 @@ class LoadProgress:
             self._live.stop()
             self._live = None
 
+    def phase(self, what: str, subject: str) -> None:
+        """Say what happens between loads, such as "loading" and the model's name."""
+        if self._quiet:
+            return
+        text = f"{what} {subject}".rstrip()
+        if self._live is not None:
+            self._live.update(Text(_fitted(_printable(text), self._console.width), no_wrap=True), refresh=True)
+        else:
+            self._console.print(Text(_printable(text)), soft_wrap=True)
+
     def update(self, state: LoadState) -> None:
         """Show `state`. Cheap enough to call several times a second."""
         if self._quiet:
