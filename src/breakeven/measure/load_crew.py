@@ -17,6 +17,8 @@ from breakeven.measure.wire import Pool
 class Crew(Protocol):
     """One run's players. `ready`, then `play`, then `finished`; `close` in any case."""
 
+    lead_s: float
+    """From the order to start to the start itself."""
     pids: list[int]
     """Processes of ours on this machine beside this one."""
     flags: list[str]
@@ -42,6 +44,7 @@ class LocalCrew:
     """Plays on this process's own loop."""
 
     def __init__(self, job: Job, take: Callable[[Batch], None]) -> None:
+        self.lead_s = 0.02
         self.pids: list[int] = []
         self.flags: list[str] = []
         self._job, self._take = job, take

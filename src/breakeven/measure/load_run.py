@@ -40,8 +40,6 @@ from breakeven.measure.wire import new_loop
 if TYPE_CHECKING:
     from breakeven.measure.bodies import Bodies
 
-LEAD_S = 0.05
-"""From the decision to start to the start itself: time to make the first bodies and tell every worker."""
 SWITCH_S = 0.0005
 """Longest a drawing or writing thread may keep the interpreter from the loop. Python's own 5 ms would be seen."""
 END_GRACE_S = 15.0
@@ -88,6 +86,7 @@ def run_load(
         settings = {**backend.settings, "served_model": backend.served_model}
         backend = dataclasses.replace(backend, model=model, settings=settings)
     job = Job(backend=backend, schedule=schedule, bodies=bodies, block=block, drain_s=drain_s)
+    processes = min(processes, job.most_workers())
     tally = Tally(model, load, schedule, ceiling)
     started = LoadStarted(
         block=block,
@@ -102,7 +101,7 @@ def run_load(
         shares_cores=_is_here(backend),
     )
     run = _Run(job, log, tally, started, on_state, alive, pids, energy, stop)
-    with quiet_gc(), _quick_switches(), asyncio.Runner(loop_factory=new_loop) as runner:
+    with quiet_gc(), quick_switches(), asyncio.Runner(loop_factory=new_loop) as runner:
         done = runner.run(run.play(_crew(job, processes, ray_address, run.take)))
     with contextlib.suppress(BreakevenError) if run.error is not None else contextlib.nullcontext():
         log.append(done)
@@ -114,15 +113,14 @@ def run_load(
 
 
 def _crew(job: Job, processes: int, ray_address: str | None, take: Callable[[Batch], None]) -> Crew:
-    most = job.most_workers()
     if ray_address is not None:
         from breakeven.measure.ray_workers import RayCrew
 
-        return RayCrew(job, min(processes, most), ray_address, take)
-    if min(processes, most) > 1:
+        return RayCrew(job, processes, ray_address, take)
+    if processes > 1:
         from breakeven.measure.workers import ProcessCrew
 
-        return ProcessCrew(job, min(processes, most), take)
+        return ProcessCrew(job, processes, take)
     return LocalCrew(job, take)
 
 
@@ -169,7 +167,7 @@ class _Run:
         assert self._log is not None
         job, workload = self._job, self._job.schedule.workload
         workers = await crew.ready()
-        start_ns = time.monotonic_ns() + round(LEAD_S * 1e9)
+        start_ns = time.monotonic_ns() + round(crew.lead_s * 1e9)
         self._tally.start_ns = start_ns
         measure_from_ns = start_ns + round(workload.warm_up_s * 1e9)
         self._log.append(msgspec.structs.replace(self._started, at_ns=start_ns, measure_from_ns=measure_from_ns))
@@ -256,7 +254,8 @@ def _is_here(backend: Backend) -> bool:
 
 
 @contextlib.contextmanager
-def _quick_switches() -> Iterator[None]:
+def quick_switches() -> Iterator[None]:
+    """Let no other thread of this process keep the interpreter for long."""
     before_s = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_S)
     try:
