@@ -18,7 +18,7 @@ from breakeven.report.figure import (
     slack,
     styled,
 )
-from breakeven.report.load_axes import TICK_FORMAT, Axis, Scale, apart, scale_of
+from breakeven.report.load_axes import TICK_FORMAT, Axis, Scale, apart, axes_of, scale_of
 from breakeven.report.load_words import (
     Unit,
     delay_interval,
@@ -63,24 +63,31 @@ class Curve:
 def delay_curve(study: LoadStudy, metric: str, axis: Axis, points: Sequence[LoadPoint]) -> Figure | Missing:
     """`metric` of `points` against `axis`: median and p99, or the mean where no sample supports a percentile."""
     title = load_metric(metric).title
-    rows, unit = _delay_rows(points, metric, axis)
+    rows, unit = _delay_rows(points, metric, axis, means=len(study.models) > 1)
     if not rows:
         return Missing(title, f"{title}: no load had enough answers to draw a curve.")
-    crossings = [found for found in study.crossings if found.metric == metric] if axis.key == "rate" else []
+    crossings = _crossings_of(study, metric)
     reach = [row[key] for row in rows for key in ("value", "low", "high") if key in row]
     curve = Curve(rows, axis, scale_of(reach, from_zero=True), crossings)
     drawn = {row["what"] for row in rows}
-    lines = "Lines are means over answered requests" if MEAN in drawn else "Solid: median"
+    lines = "Solid: mean over answered requests, as in the ratios" if MEAN in drawn else "Solid: median"
     lines += ", dashed and hollow: 99th percentile" if "p99" in drawn else ""
-    tail = "; a p99 is left out where too few requests support it" if MEAN not in drawn else ""
     return Figure(
         name=f"{title.lower()}-{axis.key}",
         title=f"{title} against load, {unit.name}",
         alt=_alt(f"{title} against {axis.title}, {unit.name}", points, metric, unit, drawn),
-        caption=f"{lines}{tail}. Bands are 95 % intervals{_crossing_words(crossings)}.{_log_words(curve)}",
+        caption=f"{lines}; a p99 is left out where the requests do not support it. "
+        f"Bands are 95 % intervals{_crossing_words(crossings)}.{_log_words(curve)}",
         wide=_chart(study, curve, narrow=False),
         narrow=_chart(study, curve, narrow=True),
     )
+
+
+def _crossings_of(study: LoadStudy, metric: str) -> list[Crossing]:
+    """Crossings to mark. None where there are two axes, since a crossing does not say on which one it lies."""
+    if len(axes_of(study)) > 1:
+        return []
+    return [found for found in study.crossings if found.metric == metric and found.rate_per_s is not None]
 
 
 def goodput_curve(study: LoadStudy, axis: Axis, points: Sequence[LoadPoint]) -> Figure | Missing:
@@ -89,7 +96,7 @@ def goodput_curve(study: LoadStudy, axis: Axis, points: Sequence[LoadPoint]) -> 
     rows = [_goodput_row(point, axis) for point in points if point.good is not None and point.goodput_per_s is not None]
     if not rows:
         return Missing(title, "No service level was asked for, so there is no goodput to draw.")
-    crossings = [found for found in study.crossings if found.metric == "goodput_per_s"] if axis.key == "rate" else []
+    crossings = _crossings_of(study, "goodput_per_s")
     offered = axis.key == "rate"
     reach = [row[key] for row in rows for key in ("value", "low", "high")] + ([max(axis.values)] if offered else [])
     curve = Curve(rows, axis, Scale(log=False, low=0.0, high=1.05 * max(reach) or 1.0), crossings, offered)
@@ -106,26 +113,22 @@ def goodput_curve(study: LoadStudy, axis: Axis, points: Sequence[LoadPoint]) -> 
     )
 
 
-def _delay_rows(points: Sequence[LoadPoint], metric: str, axis: Axis) -> tuple[list[dict[str, Any]], Unit]:
-    found = [
-        (point, what, percentile)
-        for point in points
+def _delay_rows(points: Sequence[LoadPoint], metric: str, axis: Axis, means: bool) -> tuple[list[dict[str, Any]], Unit]:
+    """Rows of one delay: p99, and the mean or else the median (the mean too where there is no median)."""
+    found = {
+        (index, what): (each.value, each.low, each.high)
+        for index, point in enumerate(points)
         for p, what in DRAWN
-        if (percentile := percentile_of(point, metric, p)) is not None and percentile.value is not None
-    ]
-    if any(what == "p50" for _, what, _ in found):
-        unit = unit_of(percentile.value for _, _, percentile in found)
-        return [
-            _row(point, what, axis, unit, percentile.value or 0.0, percentile.low, percentile.high)
-            for point, what, percentile in found
-        ], unit
-    means = [
-        (point, latency.mean)
-        for point in points
-        if (latency := latency_of(point, metric)) is not None and latency.mean is not None
-    ]
-    unit = unit_of(mean.value for _, mean in means)
-    return [_row(point, MEAN, axis, unit, mean.value, mean.low, mean.high) for point, mean in means], unit
+        if (each := percentile_of(point, metric, p)) is not None and each.value is not None
+    }
+    if means or not any(what == "p50" for _, what in found):
+        found = {key: each for key, each in found.items() if key[1] == "p99"}
+        for index, point in enumerate(points):
+            latency = latency_of(point, metric)
+            if latency is not None and latency.mean is not None:
+                found[index, MEAN] = (latency.mean.value, latency.mean.low, latency.mean.high)
+    unit = unit_of(value for value, _, _ in found.values())
+    return [_row(points[index], what, axis, unit, *each) for (index, what), each in sorted(found.items())], unit
 
 
 def _row(
@@ -157,7 +160,7 @@ def _chart(study: LoadStudy, curve: Curve, narrow: bool) -> Drawing:
     colours = alt.Scale(domain=names, range=[series_of(study)[name].sentinel for name in names])
     shapes = alt.Scale(domain=names, range=[shapes_of(study)[name] for name in names])
     key = legend(narrow) if narrow and len(names) > 1 else None
-    crossings = [found for found in curve.crossings if found.rate_per_s is not None]
+    crossings = curve.crossings
     if key is not None:
         key.offset = 14 + LINE * len(crossings)
     x = curve.axis.x(width)
@@ -243,14 +246,16 @@ def _crossed(crossings: list[Crossing], axis: Axis, width: float) -> list[alt.Ch
     layers: list[alt.Chart] = []
     for position, found in enumerate(crossings):
         middle = axis.scale.pixel(found.rate_per_s or 0.0, width)
-        if found.low is not None and found.high is not None:
-            left, right = axis.scale.pixel(found.low, width), axis.scale.pixel(found.high, width)
+        if found.low is not None or found.high is not None:
+            # An end that lies beyond the loads measured is drawn as far as the axis goes.
+            left = 0.0 if found.low is None else axis.scale.pixel(found.low, width)
+            right = width if found.high is None else axis.scale.pixel(found.high, width)
             layers.append(
                 alt.Chart(data_of([{"left": left, "right": right}]))
                 .mark_rect(color=LEVEL.sentinel, opacity=0.2)
                 .encode(x=alt.X("left:Q", scale=None), x2="right:Q", y=alt.value(0), y2=alt.value(HEIGHT))
             )
-        row = {"middle": middle, "words": _crossing_label(found)}
+        row = {"middle": middle, "words": _crossing_label(found, axis)}
         side: Side = "left" if middle < width * 0.3 else "right" if middle > width * 0.7 else "center"
         at = alt.Chart(data_of([row])).encode(x=alt.X("middle:Q", scale=None))
         layers.append(at.mark_rule(color=MUTED.sentinel, strokeWidth=1.2).encode(y=alt.value(-4), y2=alt.value(HEIGHT)))
@@ -262,13 +267,15 @@ def _crossed(crossings: list[Crossing], axis: Axis, width: float) -> list[alt.Ch
     return layers
 
 
-def _crossing_label(found: Crossing) -> str:
-    band = f" ({number(found.low)}–{number(found.high)})" if found.low is not None and found.high is not None else ""
-    return f"cross at {number(found.rate_per_s or 0.0)}{band} req/s"
+def _crossing_label(found: Crossing, axis: Axis) -> str:
+    low, high = (None if end is None else number(end) for end in (found.low, found.high))
+    band = f"{low}–{high}" if low and high else f"{low} or more" if low else f"at most {high}" if high else ""
+    unit = "req/s" if axis.key == "rate" else "at once"
+    return f"cross at {number(found.rate_per_s or 0.0)}" + (f" ({band})" if band else "") + f" {unit}"
 
 
 def _crossing_words(crossings: list[Crossing]) -> str:
-    if any(found.rate_per_s is not None and found.low is not None for found in crossings):
+    if any(found.low is not None or found.high is not None for found in crossings):
         return "; the grey one is that of the crossing"
     return ""
 

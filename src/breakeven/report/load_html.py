@@ -23,6 +23,7 @@ from breakeven.report.load_words import (
     counts_text,
     delay_interval,
     delay_text,
+    ended,
     ended_text,
     energy_text,
     engine_text,
@@ -88,6 +89,7 @@ def render_load(study: LoadStudy) -> str:
         ended=ended_text(study.stopped_because),
         slo=slo_words(study.slo),
         figures=drawn(figures_of_load(study)),
+        sentence=ended,
         shown=[
             (metric, p, f"{load_metric(metric).title} p{p:g}, {units[metric].name}")
             for metric, wanted in SHOWN
@@ -145,6 +147,8 @@ def render_capacity(study: CapacityStudy) -> str:
 def delay_cell(point: LoadPoint, metric: str, p: float, unit: Unit) -> Cell:
     """One percentile as a table shows it."""
     found = percentile_of(point, metric, p)
+    if found is not None and found.value is None:
+        return Cell("–", found.why or words.NOT_AVAILABLE)
     return Cell(delay_text(found, unit), delay_interval(found, unit).replace("-", "–"))
 
 

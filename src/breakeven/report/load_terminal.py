@@ -20,9 +20,11 @@ from breakeven.report.load_words import (
     counts_text,
     delay_text,
     describe_model,
+    ended,
     ended_text,
     energy_text,
     engine_text,
+    latency_of,
     load_caveats,
     load_metric,
     offered_text,
@@ -46,10 +48,12 @@ from breakeven.report.words import (
     percent_text,
     value,
 )
-from breakeven.spec.load import CapacityStudy, Check, Limit, LoadPoint, LoadStudy, Trial
+from breakeven.spec.load import CapacityStudy, Check, Limit, LoadPoint, LoadStudy, Percentile, Trial
 
 Say = Callable[..., None]
 LONGEST_NAME = 24
+LONGEST_REASON = 12
+NO_NUMBER = "-"
 SHOWN_DELAYS = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
 VERDICT_WORDS = {"worse": "worse", "better": "better", "same": NO_DIFFERENCE}
 
@@ -75,7 +79,7 @@ def print_load(study: LoadStudy, console: Console, page: Path | None) -> None:
         say("No load was finished, so there is nothing to show.")
     _points(study, console.width, say)
     _differences(study, say)
-    listed("Where the curves cross", [crossing.sentence for crossing in study.crossings], say)
+    listed("Where the curves cross", [ended(crossing.sentence) for crossing in study.crossings], say)
     _rest(study, say)
     say()
     for name, text in workload_rows(study.workload, study.slo, study.points):
@@ -150,6 +154,8 @@ def _points(study: LoadStudy, width: int, say: Say) -> None:
                 say()
             for line in lines:
                 say(line, indent=2)
+        for reason in _reasons(points):
+            say(reason, "dim", 2)
     if study.points:
         named = ", ".join(f"{load_metric(key).title} in {units[key].name}" for key in SHOWN_DELAYS)
         say(f"{named}. TTFT and E2E count from when a request was due. Brackets hold 95 % intervals.", "dim")
@@ -162,7 +168,7 @@ def _groups(study: LoadStudy, units: dict[str, Unit]) -> list[Group]:
         title, unit = load_metric(metric).title, units[metric]
         return Group(
             heads=tuple(f"{title} p{p:g}" if p == wanted[0] else f"p{p:g}" for p in wanted),
-            cells=lambda point: tuple(delay_text(percentile_of(point, metric, p), unit) for p in wanted),
+            cells=lambda point: tuple(_cell(percentile_of(point, metric, p), unit) for p in wanted),
         )
 
     groups = [
@@ -183,6 +189,24 @@ def _groups(study: LoadStudy, units: dict[str, Unit]) -> list[Group]:
         Group(("failed",), lambda point: (f"{point.requests - point.answered} of {point.requests}",)),
     ]
     return groups
+
+
+def _cell(found: Percentile | None, unit: Unit) -> str:
+    """A percentile; a long reason for there being none is said beneath the tables instead."""
+    text = delay_text(found, unit)
+    return NO_NUMBER if found is not None and found.value is None and len(text) > LONGEST_REASON else text
+
+
+def _reasons(points: Sequence[LoadPoint]) -> list[str]:
+    """Why cells hold no number, each reason once, with the loads it concerns."""
+    found: dict[str, list[str]] = {}
+    for point in points:
+        for metric in SHOWN_DELAYS:
+            latency = latency_of(point, metric)
+            for each in latency.percentiles if latency else []:
+                if each.value is None and each.why is not None and len(each.why) > LONGEST_REASON:
+                    found.setdefault(each.why, []).append(_shortened(point.load))
+    return [f'"{NO_NUMBER}": {why} ({", ".join(dict.fromkeys(loads))}).' for why, loads in found.items()]
 
 
 def _filled(group: Group, points: Sequence[LoadPoint]) -> list[list[str]]:
@@ -238,6 +262,8 @@ def _differences(study: LoadStudy, say: Say) -> None:
         ]
         for line in columns([["", "ratio", "95 % interval", "winner"], *rows], text_columns=(3,)):
             say(line, indent=2)
+        if dropped := sum(each.dropped_pairs for each in group):
+            say(f"{dropped} pairs left out because one of the two failed; goodput counts them.", "dim", 2)
 
 
 def _rest(study: LoadStudy, say: Say) -> None:

@@ -105,15 +105,14 @@ def delay_text(found: Percentile | None, unit: Unit) -> str:
 
 
 def delay_interval(found: Percentile | None, unit: Unit) -> str:
-    """The interval of a percentile, as "398-430"; "over 398" when its upper end lies beyond all that was measured."""
+    """The interval of a percentile, as "398-430"; "over 398" when its upper end lies beyond all measured."""
     if found is None or found.value is None:
         return ""
     places = _places(found, unit)
     if found.low is None and found.high is None:
         return "no interval"
-    if found.high is None:
-        return f"over {number((found.low or 0.0) * unit.scale, places)}"
-    return f"{number((found.low or 0.0) * unit.scale, places)}-{number(found.high * unit.scale, places)}"
+    low, high = (None if end is None else number(end * unit.scale, places) for end in (found.low, found.high))
+    return f"over {low}" if high is None else f"under {high}" if low is None else f"{low}-{high}"
 
 
 def _places(found: Percentile, unit: Unit) -> int:
@@ -282,8 +281,13 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def ended(text: str) -> str:
+    """`text` with a full stop, unless it has one."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 def _sentence(text: str) -> str:
-    return capital(text) if text.endswith((".", "!", "?")) else capital(text) + "."
+    return ended(capital(text))
 
 
 def describe_model(model: LoadModel) -> str:
