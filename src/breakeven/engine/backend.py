@@ -8,21 +8,31 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 LLAMA_CPP = "llama.cpp"
+VLLM = "vllm"
 KEY_VARIABLES = ("BREAKEVEN_API_KEY", "OPENAI_API_KEY")
 """Environment variables a key may come from, the first that is set wins."""
 
-_TAKES_TOKEN_IDS = frozenset({LLAMA_CPP, "vllm"})
+_TAKES_TOKEN_IDS = frozenset({LLAMA_CPP, VLLM})
 _TOKENIZE_TIMEOUT_S = 30.0
+_TOKENIZE: Mapping[str, Callable[[str, str], dict[str, object]]] = {
+    LLAMA_CPP: lambda _, text: {"content": text, "add_special": False},
+    VLLM: lambda model, text: {"model": model, "prompt": text, "add_special_tokens": False},
+}
+"""Engines that answer POST /tokenize with `tokens`, and what they want to be asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Memory of one process in bytes. `peak_rss_bytes` is its high-water mark, the other two are as of now.
+    """Memory of one process, or of several added up, in bytes.
+
+    `peak_rss_bytes` is its high-water mark, the other two are as of now. Marks of several processes need not have
+    been reached at one time, and pages they share count once for each: their sum is an upper bound.
 
     Anonymous pages are what the engine allocated (KV cache, compute buffers, repacked copies of weights); file
     pages are the mapped weight file.
@@ -80,19 +90,20 @@ class Backend:
         return {"Authorization": f"Bearer {key}"} if key else {}
 
     def memory(self) -> MemoryUse | None:
-        """Memory of the engine's process, None when it is not ours, has ended, or the system does not tell."""
-        return process_memory(self.pid) if self.pid is not None else None
+        """Memory of the engine's processes, None when it is not ours, has ended, or the system does not tell."""
+        return tree_memory(self.pid) if self.pid is not None else None
 
     def peak_rss_bytes(self) -> int | None:
-        """Largest resident set the engine's process has had so far, in bytes; None as for `memory`."""
+        """Largest resident set the engine's processes have had so far, in bytes; None as for `memory`."""
         memory = self.memory()
         return memory.peak_rss_bytes if memory else None
 
     def tokenize(self, text: str) -> list[int] | None:
         """Token ids of `text` without special tokens, None when this engine has no way to ask."""
-        if self.engine != LLAMA_CPP:
+        fields = _TOKENIZE.get(self.engine)
+        if fields is None:
             return None
-        body = json.dumps({"content": text, "add_special": False}).encode()
+        body = json.dumps(fields(self.served_model, text)).encode()
         headers = {"Content-Type": "application/json", **self.headers()}
         request = urllib.request.Request(f"{self.url}/tokenize", data=body, headers=headers)
         try:
@@ -118,6 +129,37 @@ def process_memory(pid: int) -> MemoryUse | None:
     if "VmHWM" not in sizes:  # a zombie has no memory lines left
         return None
     return MemoryUse(sizes["VmHWM"], sizes.get("RssAnon", 0), sizes.get("RssFile", 0))
+
+
+def tree_memory(pid: int) -> MemoryUse | None:
+    """Memory of process `pid` and all its descendants, added up; None when `pid` itself cannot be read."""
+    own = process_memory(pid)
+    if own is None:
+        return None
+    uses = [own, *(use for child in _descendants(pid) if (use := process_memory(child)))]
+    return MemoryUse(
+        sum(use.peak_rss_bytes for use in uses),
+        sum(use.anonymous_bytes for use in uses),
+        sum(use.file_bytes for use in uses),
+    )
+
+
+def _descendants(pid: int) -> list[int]:
+    """Processes below `pid` in the system's table, which is read once."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The name, in parentheses, may hold anything; the parent is the second word after it.
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):  # it has ended meanwhile
+            continue
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    found, waiting = [], [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
 
 
 def open_url(request: urllib.request.Request | str, *, timeout_s: float) -> HTTPResponse:

@@ -14,12 +14,12 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from breakeven.engine.backend import KEY_VARIABLES, LLAMA_CPP, Backend, key_variable, open_url
+from breakeven.engine.backend import KEY_VARIABLES, LLAMA_CPP, VLLM, Backend, key_variable, open_url
 from breakeven.errors import UserError
 
 _TIMEOUT_S = 15.0
 _PROBE_TIMEOUT_S = 120.0
-_ENGINES = {"llamacpp": LLAMA_CPP, "vllm": "vllm", "sglang": "sglang"}
+_ENGINES = {"llamacpp": LLAMA_CPP, "vllm": VLLM, "sglang": "sglang"}
 """What `owned_by` in `/v1/models` says, and the engine it tells of."""
 _NAMES_SHOWN = 8
 

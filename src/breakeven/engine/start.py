@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from types import TracebackType
+from typing import Literal, Protocol
 
-from breakeven.engine import cache, openai_url
-from breakeven.engine.backend import Backend
+from breakeven.engine import cache, openai_url, vllm
+from breakeven.engine.backend import LLAMA_CPP, VLLM, Backend, MemoryUse
 from breakeven.engine.llama_cpp import LlamaCppServer
 from breakeven.engine.source import Source, parse_source
 from breakeven.errors import EngineError, UserError
+from breakeven.spec.arithmetic import kv_bytes
 from breakeven.spec.formats import tensor_types
+
+Progress = Callable[[int, int], None]
+WaitPolicy = Literal["passive"] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A candidate that answers. `path` is its weight file, None behind a URL."""
+    """A candidate that answers. `path` is its weight file, None behind a URL or where weights are a directory."""
 
     source: Source
     backend: Backend
@@ -32,13 +39,54 @@ class Running:
         return self.source.name
 
 
-def weights_of(source: Source, format_name: str, seed: int, progress: Callable[[int, int], None] | None) -> Path | None:
-    """The weight file of a candidate, synthesised into the cache if need be; None for a URL."""
-    if source.path is not None or source.url is not None:
-        return source.path
-    assert source.spec is not None
-    tensor_types(source.spec, format_name)  # an unknown format is refused before anything is written
-    return cache.provide(source.spec, format_name, seed=seed, progress=progress)
+class Server(Protocol):
+    """What every engine's server offers beside its `Backend`."""
+
+    def __enter__(self) -> Backend: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+    def memory(self) -> MemoryUse | None: ...
+
+    def check_alive(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine Breakeven can start. `formats` are the weight formats it can be given, None for all.
+
+    `weights` finds or writes what the server loads; `server` is that server, not yet started.
+    """
+
+    name: str
+    default_format: str
+    formats: tuple[str, ...] | None
+    weights: Callable[[Source, str, int, Progress | None], Path]
+    server: Callable[[Source, Path, Serving], Server]
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How a candidate is served: tokens a sequence, sequences at once, the engine's log, its threads."""
+
+    context: int
+    slots: int
+    log: Path
+    threads: int | None
+    wait_policy: WaitPolicy
+
+
+def weights_of(
+    source: Source, format_name: str, seed: int, progress: Progress | None, *, engine: str = LLAMA_CPP
+) -> Path | None:
+    """What `engine` loads for a candidate, written into the cache if need be; None for a URL.
+
+    A GGUF for llama.cpp, the directory of a Hugging Face model for vLLM. Raises UserError for a format or a family
+    that the engine cannot be given.
+    """
+    return None if source.url is not None else engine_named(engine).weights(source, format_name, seed, progress)
 
 
 def gguf_of(text: str, format_name: str = "Q4_K_M") -> Path:
@@ -59,26 +107,92 @@ def start(
     slots: int,
     log: Path,
     threads: int | None,
-    wait_policy: Literal["passive"] | None = None,
+    wait_policy: WaitPolicy = None,
+    engine: str = LLAMA_CPP,
 ) -> Running:
     """Start or connect to a candidate; the engine stops when `stack` closes.
 
-    `wait_policy` "passive" lets the engine's threads sleep at barriers, for a machine that has other work.
+    `path` is what `weights_of` gave for this `engine`. `wait_policy` "passive" lets the engine's threads sleep at
+    barriers, for a machine that has other work.
     """
     if source.url is not None:
         return Running(source, openai_url.connect(source.url), None, lambda: None)
     assert path is not None
-    server = LlamaCppServer(
-        path, context=context, slots=slots, log=log, name=source.name, threads=threads, wait_policy=wait_policy
-    )
+    kind = engine_named(engine)
+    server = kind.server(source, path, Serving(context, slots, log, threads, wait_policy))
     backend = stack.enter_context(server)
-    return Running(source, backend, path, lambda: _check(server))
+    return Running(source, backend, path if path.is_file() else None, lambda: _check(kind.name, server))
 
 
-def _check(server: LlamaCppServer) -> None:
+def engine_named(name: str) -> Engine:
+    """The engine of this name. Raises UserError that lists those there are."""
+    try:
+        return ENGINES[name]
+    except KeyError:
+        near = difflib.get_close_matches(name.lower(), ENGINES, n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"no engine is called {name!r}{hint} (there are: {', '.join(ENGINES)})") from None
+
+
+def _check(engine: str, server: Server) -> None:
     """A request can fail a moment before the process is seen to have ended."""
     server.check_alive()
     if server.memory() is None:
         time.sleep(0.2)
         server.check_alive()
-        raise EngineError("llama.cpp stopped answering; run again with --resume")
+        raise EngineError(f"{engine} stopped answering; run again with --resume")
+
+
+def _gguf(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
+    if source.path is not None:
+        return source.path
+    assert source.spec is not None
+    tensor_types(source.spec, format_name)  # an unknown format is refused before anything is written
+    return cache.provide(source.spec, format_name, seed=seed, progress=progress)
+
+
+def _llama_cpp(source: Source, path: Path, serving: Serving) -> Server:
+    return LlamaCppServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        threads=serving.threads,
+        wait_policy=serving.wait_policy,
+    )
+
+
+def _directory(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
+    """vLLM draws dummy weights itself, always the same, so `seed` has no part in them."""
+    return vllm.provide(source.text, source.spec, format_name)
+
+
+def _vllm(source: Source, path: Path, serving: Serving) -> Server:
+    real = vllm.has_weights(path)
+    dtype = "auto" if real else vllm.dtype_of(path)
+    element_bytes = 4 if dtype == "float32" else 2
+    cache_bytes = kv_bytes(source.spec, serving.context, element_bytes) * serving.slots if source.spec else 0
+    return vllm.VllmServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        threads=serving.threads,
+        wait_policy=serving.wait_policy,
+        dtype=dtype,
+        load_format="auto" if real else "dummy",
+        # Half as much again, because vLLM hands out its cache in blocks.
+        kv_cache_gib=max(1, math.ceil(1.5 * cache_bytes / 2**30)),
+    )
+
+
+ENGINES: dict[str, Engine] = {
+    engine.name: engine
+    for engine in (
+        Engine(LLAMA_CPP, "Q4_K_M", None, _gguf, _llama_cpp),
+        Engine(VLLM, "BF16", tuple(vllm.FORMATS), _directory, _vllm),
+    )
+}
+"""The engines that `--engine` may name."""

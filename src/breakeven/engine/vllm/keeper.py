@@ -1,0 +1,100 @@
+"""The process between us and vLLM: `python keeper.py PID_FD COMMAND...`.
+
+vLLM is a family of processes: an API server, an engine core, a worker for each device. The keeper adopts those whose
+parent dies and ends them all when vLLM ends, when it is told to (SIGTERM), or when standard input ends, which means
+that whoever started it is gone. Runs on the standard library alone, because it lives as long as vLLM does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_PR_SET_CHILD_SUBREAPER = 36
+_POLL_S = 0.5
+_GRACE_S = 5.0
+
+
+def main() -> None:
+    """Run the command until it ends or we are told to end it; exit as it did."""
+    pid_fd, command = int(sys.argv[1]), sys.argv[2:]
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    if sys.platform == "linux":
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    with os.fdopen(pid_fd, "w") as pipe:
+        pipe.write(str(child.pid))
+    while child.poll() is None and not _told_to_end(wake_read):
+        pass
+    _end_all(child)
+    code = child.returncode
+    sys.exit(code if code >= 0 else 128 - code)
+
+
+def _told_to_end(wake_fd: int) -> bool:
+    """Sleep until something happens; True when it is a reason to end."""
+    ready, _, _ = select.select([wake_fd, 0], [], [], _POLL_S if sys.platform != "linux" else None)
+    if 0 in ready and not os.read(0, 4096):
+        return True
+    return wake_fd in ready and any(number != signal.SIGCHLD for number in os.read(wake_fd, 4096))
+
+
+def _end_all(child: subprocess.Popen[bytes]) -> None:
+    """End vLLM and whatever it left: first kindly, so that it frees its shared memory, then not."""
+    if child.poll() is None:
+        child.terminate()
+    deadline = time.monotonic() + _GRACE_S
+    while (left := _children()) and time.monotonic() < deadline:
+        if child.poll() is not None:
+            _signal(left, signal.SIGTERM)
+        _reap(child)
+        time.sleep(0.05)
+    while left := _children():
+        _signal(left, signal.SIGKILL)
+        _reap(child)
+        time.sleep(0.01)
+    child.wait()
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _reap(child: subprocess.Popen[bytes]) -> None:
+    """Collect the adopted that have ended; vLLM's own status is for `child` to collect."""
+    child.poll()
+    for pid in _children():
+        if pid != child.pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def _children() -> list[int]:
+    """Processes whose parent we are, zombies included. Only vLLM itself where there is no /proc."""
+    me, found = os.getpid(), []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # The name, in parentheses, may hold anything; the parent is the second word after it.
+            if int(entry.read_text().rpartition(")")[2].split()[1]) == me:
+                found.append(int(entry.parent.name))
+    return found
+
+
+if __name__ == "__main__":
+    main()
