@@ -68,7 +68,12 @@ def _together(kind: Kind, urls: list[str], seconds: float) -> list[_Count]:
     with contextlib.ExitStack() as stack:
         started = [
             stack.enter_context(
-                subprocess.Popen([*base, url, str(seconds)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                subprocess.Popen(
+                    [*base, url, str(seconds)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                )
             )
             for url in urls
         ]
