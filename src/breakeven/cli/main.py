@@ -26,6 +26,10 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "compare": Verb("breakeven.cli.compare", "Measure two or more models side by side and say which wins here."),
     "bench": Verb("breakeven.cli.bench", "Measure one endpoint under load: arrivals, traces, goodput."),
+    "capacity": Verb(
+        "breakeven.cli.capacity", "Find how many requests a second, and how many people at once, it carries."
+    ),
+    "check": Verb("breakeven.cli.check", "Compare a run with a saved one; exit status 1 when it got worse."),
     "report": Verb("breakeven.cli.report", "Compute a study again from its event log, and write its page."),
     "models": Verb("breakeven.cli.models", "List the catalogue, or show one model: counts, bytes, KV, experts."),
     "machine": Verb("breakeven.cli.machine", "Describe this machine as an engine sees it."),

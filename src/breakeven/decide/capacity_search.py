@@ -55,8 +55,8 @@ class SearchPlan:
             raise UserError("--share must lie between 0 and 100 %, such as 90%: of all requests none can be promised")
         if not 0.5 <= self.confidence < 1:
             raise UserError("--confidence must lie between 50 and 100 %, such as 95%")
-        if not 0 < self.precision <= 1:
-            raise UserError("--precision must lie between 0 and 100 %, such as 10%")
+        if not 0.01 <= self.precision <= 1:
+            raise UserError("--precision must lie between 1 and 100 %, such as 10%")
         if not 0 < self.lowest <= self.highest:
             raise UserError("the highest load to try is below the lowest")
 
@@ -130,7 +130,8 @@ def next_trial(search: Search) -> Wanted | Finished:
         return Wanted(_clip(plan, plan.start), 1, 0, plan.requests)
     last = tried[-1]
     if last.meets is None and last.looks < plan.looks:
-        return Wanted(last.load, last.attempt, last.looks, plan.requests)
+        # As many again each time: what is near the limit takes far more to decide than what is not.
+        return Wanted(last.load, last.attempt, last.looks, plan.requests * 2 ** (last.looks - 1))
     if len(tried) >= plan.max_trials:
         return Finished("trials")
     if (contradiction := _contradiction(search)) is not None:
@@ -183,7 +184,8 @@ def _next_load(search: Search) -> float | None:
         if low is None:  # the first trials could not tell
             return _below(plan, known[0].load)
         top = known[-1].load
-        return _clip(plan, max(top * plan.step, top + 1 if plan.whole else 0)) if top < plan.highest else None
+        more = _clip(plan, max(top * plan.step, top + 1 if plan.whole else 0))
+        return more if more > top else None
     if low is None:
         return _below(plan, known[0].load)
     undecided = [t.load for t in known if t.meets is None and low < t.load < high]
@@ -203,13 +205,19 @@ def _wide(plan: SearchPlan, a: float, b: float) -> bool:
 def _middle(plan: SearchPlan, a: float, b: float) -> float:
     """Halfway on the log scale; a whole number strictly between when `whole`."""
     middle = math.sqrt(a * b)
-    return float(min(max(round(middle), a + 1), b - 1)) if plan.whole else middle
+    return float(min(max(round(middle), a + 1), b - 1)) if plan.whole else _four_digits(middle)
 
 
 def _below(plan: SearchPlan, load: float) -> float | None:
-    return _clip(plan, load / plan.step) if load > plan.lowest else None
+    less = _clip(plan, load / plan.step)
+    return less if less < load else None
 
 
 def _clip(plan: SearchPlan, load: float) -> float:
     load = min(max(load, plan.lowest), plan.highest)
-    return float(math.floor(load)) if plan.whole else load
+    return float(math.floor(load)) if plan.whole else _four_digits(load)
+
+
+def _four_digits(load: float) -> float:
+    """Loads have names, and a name must say all of its load."""
+    return float(f"{load:.4g}")
