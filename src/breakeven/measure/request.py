@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
 from breakeven.engine.backend import Backend
+from breakeven.measure.dialect import completion_fields
 
 STALL_TIMEOUT_S = 600.0
 """No byte for this long ends a request. Generous: a long prompt on a slow CPU is silent for minutes."""
@@ -43,13 +43,14 @@ class Request:
 
     def body(self, backend: Backend) -> bytes:
         """JSON in the dialect of the backend's engine. Raises ValueError for token ids it does not take."""
-        fields: dict[str, Any] = {
-            "model": backend.served_model,
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "stream": True,
-        }
-        options: dict[str, bool] = {"include_usage": True}
+        fields = completion_fields(
+            backend,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            ignore_eos=self.ignore_eos,
+            top_k=self.top_k,
+            seed=self.seed,
+        )
         if isinstance(self.prompt, str):
             if self.chat or backend.chat_only:
                 fields["messages"] = [{"role": "user", "content": self.prompt}]
@@ -59,18 +60,4 @@ class Request:
             raise ValueError(f"{backend.engine} at {backend.url} takes text, not token ids")
         else:
             fields["prompt"] = self.prompt
-        if self.seed is not None:
-            fields["seed"] = self.seed
-        if backend.takes_extra_fields:
-            if self.ignore_eos:
-                fields["ignore_eos"] = True
-            if self.top_k is not None:
-                fields["top_k"] = self.top_k
-        # Both make each piece of the stream say how many tokens came so far: a chunk is not a token.
-        if backend.engine == "llama.cpp":
-            fields["timings_per_token"] = True
-            fields["cache_prompt"] = False
-        elif backend.engine == "vllm":
-            options["continuous_usage_stats"] = True
-        fields["stream_options"] = options
         return msgspec.json.encode(fields)
