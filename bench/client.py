@@ -5,9 +5,9 @@
 
 rates: how much each can drive in a closed loop, in requests/s (64 streams, whole answers of 2 kB) and in stream
 events/s (64 streams of 256 chunks, each written for itself, as fast as they are taken). Compared is what the *server*
-saw between the first and the last request to arrive, for all alike, so start-up, analysis and what only lay in
-buffers count for nobody; each tool's own figure stands beside. delays: what each adds to the delays a server scripted, with 200 streams. stall: a server that stops
-for a second, against the arithmetic. Prints tables in Markdown.
+saw between the first and the last request to arrive, for all alike, so start-up, analysis and what only lay in buffers
+count for nobody; each tool's own figure stands beside. delays: what each adds to the delays a server scripted, with
+200 streams. stall: a server that stops for a second, against the arithmetic. Prints tables in Markdown.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+from file_bodies import FileBodies
 
 from breakeven.engine.backend import Backend
 from breakeven.measure.events import EventWriter, RequestDone, iter_events
@@ -21,40 +22,6 @@ from breakeven.measure.load_run import run_load
 from breakeven.measure.schedule import draw, save_schedule
 from breakeven.spec.load import LoadPoint
 from breakeven.spec.workload import Arrivals, Length, Workload
-
-
-@dataclass(frozen=True)
-class FileBodies:
-    """Request bodies from prompts in a file, with the methods a run asks for. One prompt serves all where `shared`."""
-
-    prompts: list[str]
-    tokens: int
-    stream: bool
-    model: str
-    path: str = "/v1/completions"
-    exact: bool = False
-    ignore_eos: bool = True
-
-    def body(self, i: int) -> bytes:
-        """The JSON to send as request `i`."""
-        asked: dict[str, object] = {
-            "model": self.model,
-            "prompt": self.prompts[i % len(self.prompts)],
-            "max_tokens": self.tokens,
-            "ignore_eos": True,
-            "stream": self.stream,
-        }
-        if self.stream:
-            asked["stream_options"] = {"include_usage": True}
-        return json.dumps(asked, separators=(",", ":")).encode()
-
-    def max_tokens(self, i: int) -> int:
-        """Tokens asked for."""
-        return self.tokens
-
-    def prompt_tokens(self, i: int) -> int:
-        """Words of the prompt: what the mock's tokenizer counts."""
-        return self.prompts[i % len(self.prompts)].count(" ") + 1
 
 
 def workload_of(job: dict[str, Any]) -> Workload:
