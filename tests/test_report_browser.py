@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import load_report_fixtures as made_load
 import pytest
 import report_fixtures as made
 
 from breakeven.report.html import write_report
+from breakeven.report.load_html import write_capacity_report, write_load_report
+from breakeven.spec.load import CapacityStudy
 from breakeven.spec.study import Comparison
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -140,6 +143,21 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return page
 
 
+@pytest.fixture(scope="module")
+def load_pages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Pages of the made-up runs under load by name, each written once."""
+    folder = tmp_path_factory.mktemp("load-pages")
+
+    def page(name: str) -> Path:
+        file = folder / f"{name}.html"
+        if not file.exists():
+            study = getattr(made_load, name)()
+            (write_capacity_report if isinstance(study, CapacityStudy) else write_load_report)(study, file)
+        return file
+
+    return page
+
+
 def visit(profile: Path, act: Callable[[Page], Awaitable[None]]) -> None:
     async def run() -> None:
         async with browser(profile) as page:
@@ -207,5 +225,62 @@ def test_prints_on_paper(pages: Callable[[str], Path], tmp_path: Path) -> None:
         assert max(await page.evaluate(overflow)) <= 0
         await page.print(tmp_path / "page.pdf")
         assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+
+    visit(tmp_path, act)
+
+
+LOAD_PAGES = ("crossing", "one_endpoint", "one_point", "trace", "none_answered", "hostile", "capacity")
+SHOWN = "[...document.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().width > 0)"
+RIGHTS = f"{SHOWN}.flatMap(s => [...s.querySelectorAll('text')].map(t => t.getBoundingClientRect().right))"
+# Boxes of all texts of a drawing that reach into each other by more than a hair.
+OVERLAPS = f"""{SHOWN}.flatMap(drawing => {{
+  const boxes = [...drawing.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
+  return boxes.flatMap(([one, a], i) => boxes.slice(i + 1).filter(([_, b]) =>
+    Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 &&
+    Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4).map(([other, _]) => one + ' / ' + other));
+}})"""
+
+
+def test_load_pages_fit_every_window_and_their_charts_are_whole(
+    load_pages: Callable[[str], Path], tmp_path: Path
+) -> None:
+    async def act(page: Page) -> None:
+        for name in LOAD_PAGES:
+            headline = getattr(made_load, name)().headline
+            for width, kind in ((360, "narrow"), (1200, "wide")):
+                await page.open(load_pages(name), width)
+                await page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+                assert await page.evaluate("document.querySelector('h1').textContent") == headline
+                assert await page.evaluate("document.documentElement.scrollWidth") <= width
+                figures = await page.evaluate("document.querySelectorAll('figure').length")
+                assert await page.evaluate(f"{SHOWN}.length") == figures
+                assert await page.evaluate(f"{SHOWN}.every(s => s.parentElement.classList.contains('{kind}'))")
+                # No letter is cut off at the window's edge, covered by another, or shrunk.
+                rights = (
+                    f"{SHOWN}.flatMap(s => [...s.querySelectorAll('text')].map(t => t.getBoundingClientRect().right))"
+                )
+                assert await page.evaluate(f"Math.max(0, ...{rights})") <= width
+                assert await page.evaluate(OVERLAPS) == [], f"{name} at {width}"
+                scale = f"{SHOWN}.map(s => s.getBoundingClientRect().width / s.viewBox.baseVal.width)"
+                assert await page.evaluate(f"Math.min(1, ...{scale})") > 0.9
+        assert {request.split(":")[0] for request in page.requests} == {"file"}
+        assert page.complaints == []
+
+    visit(tmp_path, act)
+
+
+def test_load_pages_follow_the_theme_and_print_whole(load_pages: Callable[[str], Path], tmp_path: Path) -> None:
+    fill = "getComputedStyle(document.querySelector('figure svg text')).fill"
+    overflow = "[...document.querySelectorAll('.scroll')].map(s => s.firstElementChild.scrollWidth - s.clientWidth)"
+
+    async def act(page: Page) -> None:
+        for name in ("crossing", "capacity"):
+            await page.open(load_pages(name), dark=False)
+            light = await page.evaluate(fill)
+            await page.open(load_pages(name), dark=True)
+            assert await page.evaluate(fill) != light
+            await page.open(load_pages(name), width=680, dark=True, paper=True)
+            assert await page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 27, 26)"
+            assert max(await page.evaluate(overflow)) <= 0
 
     visit(tmp_path, act)
