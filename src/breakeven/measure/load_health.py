@@ -43,11 +43,11 @@ def client_health(parts: list[Part]) -> ClientHealth:
     flags = []
     for share, what in ((requests_share, "requests"), (events_share, "stream events")):
         if share is not None and share > HALF:
-            flags.append(f"the client ran at {share:.0%} of its own ceiling in {what}")
+            flags.append(f"the client ran at {share * 100:.0f} % of its own ceiling in {what}")
     if lag_p99 is not None and len(ttft) and lag_p99 > LAG_SHARE * float(np.median(ttft)) / NS:
         flags.append(f"1 % of the requests left {lag_p99 * 1e3:.1f} ms late or more, above a tenth of the median TTFT")
     if achieved is not None and abs(achieved - 1) > RATE_MISS:
-        flags.append(f"requests were sent at {achieved:.1%} of the offered rate")
+        flags.append(f"requests were sent at {achieved * 100:.1f} % of the offered rate")
     if shares_cores:
         flags.append("client and engine share cores")
     return ClientHealth(
@@ -108,7 +108,7 @@ def joules(parts: list[Part]) -> tuple[float | None, float, float]:
         start, end = inside[0].at_ns, inside[-1].at_ns
         spent = (spent or 0.0) + inside[-1].joules - inside[0].joules
         tokens += arrived(rows, rows.output_N, np.ones(len(rows), dtype=np.bool_), start, end)
-        requests += np.count_nonzero(rows.answered & (rows.done_N >= start) & (rows.done_N <= end))
+        requests += np.count_nonzero(rows.answered & (rows.done_N >= start) & (rows.done_N < end))
     return spent, tokens, requests
 
 
@@ -133,7 +133,7 @@ def _busy(part: Part) -> tuple[float, float]:
     requests = part.run.requests
     start, end = rate_span_ns(part)
     seconds = (end - start) / NS
-    sent = np.count_nonzero((requests.sent_N >= start) & (requests.sent_N <= end))
+    sent = np.count_nonzero((requests.sent_N >= start) & (requests.sent_N < end))
     everything = np.ones(len(requests), dtype=np.bool_)
     return sent / seconds, arrived(requests, requests.pieces_N, everything, start, end) / seconds
 

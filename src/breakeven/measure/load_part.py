@@ -23,7 +23,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Part of one run: its requests are those due from `start_ns` on, its rates those between `start_ns` and `end_ns`.
+    """Part of one run: its requests are those due from `start_ns` on, its rates those from `start_ns` up to, not including, `end_ns`.
 
     `counted_N`: those requests, warm-up excluded.
     """
@@ -59,9 +59,9 @@ def measured_part(run: LoadRun) -> Part:
     answered = counted & requests.answered
     end = run.to_ns
     if answered.any() and np.count_nonzero(requests.done_N[answered] <= end) * 2 < np.count_nonzero(answered):
-        end = int(requests.done_N[answered].max())
+        end = int(requests.done_N[answered].max()) + 1
     elif end <= run.from_ns and counted.any():
-        end = int(requests.done_N[counted].max())
+        end = int(requests.done_N[counted].max()) + 1
     return Part(run, run.from_ns, max(end, run.from_ns + 1), counted)
 
 

@@ -2,9 +2,10 @@
 
 The measured part is cut into equal blocks of time. Two series are looked at: mean TPOT of the requests due in a block,
 and requests in flight. From each the ramp is dropped by MSER (White 1997, "An effective truncation heuristic for bias
-reduction in simulation output"): cut where the squared standard error of what is left is smallest. A cut past the half
-of the run means that it never settled. What is left must not drift: a trend by Mann and Kendall's test at 99 % that
-amounts to more than `DRIFT` of the mean means the queue kept growing, or that the load itself was not steady.
+reduction in simulation output"): at the first cut that leaves a squared standard error within `NEARLY` of the least.
+Where the part before the cut differs from the rest by no more than chance would make it, nothing is dropped. A cut past
+the half of the run means that it never settled. What is left must not drift: a trend by Mann and Kendall's test at 99 %
+that amounts to more than `DRIFT` of the mean says that the queue kept growing, or that the load itself was not steady.
 
 Shapes: B blocks of time.
 """
@@ -20,7 +21,12 @@ from numpy.typing import NDArray
 LEAST_BLOCKS = 10
 DRIFT = 0.2
 """A trend of less than this share of the mean, over what is left, is not worth calling unsettled."""
+NEARLY = 1.5
+"""The first cut whose squared standard error is within this factor of the least: the least itself wanders in noise."""
 _TREND_Z = 2.576
+_RAMP_ERRORS = 3.0
+"""Standard errors by which a ramp must differ from what follows: more than for a cut fixed beforehand, since MSER
+picks it where they differ most."""
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +52,8 @@ def settled(tpot_B: Floats, in_flight_B: Floats) -> Settled:
     start = 0
     for name, values in series.items():
         found = mser(values)
+        if not _is_ramp(values, found):
+            continue
         if found >= n // 2:
             return Settled(None, f"{name} had not settled by the middle of the run{_direction(values)}")
         start = max(start, found)
@@ -53,20 +61,29 @@ def settled(tpot_B: Floats, in_flight_B: Floats) -> Settled:
         drift = trend(values[start:])
         if abs(drift) > DRIFT:
             how = "grew" if drift > 0 else "fell"
-            return Settled(None, f"{name} {how} by {abs(drift):.0%} to the end of the run")
+            return Settled(None, f"{name} {how} by {abs(drift) * 100:.0f} % to the end of the run")
     if start == 0:
         return Settled(0, "settled from the start")
     return Settled(start, f"the first {start} of {n} blocks of time were still changing")
 
 
 def mser(values_B: Floats) -> int:
-    """How many leading values to drop, at most half of them, so that the rest has the least squared standard error."""
+    """How many leading values to drop, at most half of them, so that the rest has nearly the least squared error."""
     n = len(values_B)
     errors = [float(values_B[d:].var()) / (n - d) for d in range(n // 2 + 1)]
     least = min(errors)
-    # The first that is as good: constants end in rounding noise, and longer is better.
+    # Constants end in rounding noise, which is not worth dropping anything for.
     scale = float(np.abs(values_B).max()) ** 2
-    return next(d for d, error in enumerate(errors) if error <= least + 1e-18 * scale)
+    return next(d for d, error in enumerate(errors) if error <= NEARLY * least + 1e-18 * scale)
+
+
+def _is_ramp(values_B: Floats, cut: int) -> bool:
+    """Whether what MSER would drop differs from the rest by more than chance: in noise it always finds some cut."""
+    if cut == 0:
+        return False
+    ramp, rest = values_B[:cut], values_B[cut:]
+    error = float(rest.std(ddof=1)) * math.sqrt(1 / len(ramp) + 1 / len(rest))
+    return abs(float(ramp.mean() - rest.mean())) > _RAMP_ERRORS * error
 
 
 def trend(values_B: Floats) -> float:
