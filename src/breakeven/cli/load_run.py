@@ -66,7 +66,14 @@ def compare(models: list[str], traffic: Traffic, options: LoadOptions, words: Ma
     as_json = words["as_json"]
     with _progress(words["quiet"] or as_json) as shown:
         study, directory = compare_under_load(
-            models, loads, traffic.slo, options, trace=traffic.trace, on_state=shown.update, on_phase=shown.phase
+            models,
+            loads,
+            traffic.slo,
+            options,
+            asked=traffic.workloads[0],
+            trace=traffic.trace,
+            on_state=shown.update,
+            on_phase=shown.phase,
         )
     finish(study, directory, as_json)
 

@@ -75,11 +75,15 @@ def play(
     slo: Slo | None,
     options: LoadOptions,
     *,
+    asked: Workload | None = None,
     trace: TraceRows | None,
     on_state: Callable[[LoadState], None],
     on_phase: Callable[[str, str], None],
 ) -> tuple[LoadStudy, Path]:
-    """Every target under every load, taking turns: forward in even rounds, backward in odd ones."""
+    """Every target under every load, taking turns: forward in even rounds, backward in odd ones.
+
+    `asked`: the workload the loads are parts of, the first load's where they are not.
+    """
     sources = parse_sources(list(targets)) if len(targets) > 1 else [parse_source(targets[0])]
     schedules = [draw(load.workload, trace) for load in loads]
     if any(len(schedule) == 0 for schedule in schedules):
@@ -90,7 +94,7 @@ def play(
     session = Session(
         kind,
         sources,
-        loads[0].workload,
+        asked or loads[0].workload,
         slo,
         options,
         context_tokens=context,

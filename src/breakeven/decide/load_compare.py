@@ -59,16 +59,26 @@ def compare_under_load(
     slo: Slo | None = None,
     options: LoadOptions | None = None,
     *,
+    asked: Workload | None = None,
     trace: TraceRows | None = None,
     on_state: Callable[[LoadState], None] = lambda state: None,
     on_phase: Callable[[str, str], None] = lambda phase, subject: None,
 ) -> tuple[LoadStudy, Path]:
     """Measure two or more candidates under the same traffic; result with differences and crossings, and its directory.
 
-    Raises as `breakeven.decide.bench.bench` does.
+    `asked`: what the loads are parts of, where they are turns on one trace. Raises as `breakeven.decide.bench.bench`
+    does.
     """
     if len(models) < 2:
         raise UserError("give at least two models to compare; `breakeven bench` measures one")
     return play(
-        "compare", models, loads, slo, options or LoadOptions(), trace=trace, on_state=on_state, on_phase=on_phase
+        "compare",
+        models,
+        loads,
+        slo,
+        options or LoadOptions(),
+        asked=asked,
+        trace=trace,
+        on_state=on_state,
+        on_phase=on_phase,
     )

@@ -1,0 +1,138 @@
+"""From words to traffic, and from traffic to the loads of a study."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from breakeven.decide.bench import name_of, rounds
+from breakeven.decide.load import context_of
+from breakeven.decide.load_compare import MIN_TURNS, TURN_WARM_UP_S, rate_loads, trace_turns
+from breakeven.decide.traffic import Words, traffic_of
+from breakeven.errors import UserError
+from breakeven.measure.schedule import draw
+from breakeven.measure.traces import read_trace
+from breakeven.spec.workload import Arrivals, Length, Slo, Workload
+
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
+    f"2023-11-16 18:{k // 60:02d}:{k % 60:02d}.0000000,{10 + k % 7},{3 + k % 5}\n" for k in range(0, 1200, 2)
+)
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "conv.csv"
+    path.write_text(AZURE)
+    return path
+
+
+def test_rates_become_one_open_loop_each() -> None:
+    traffic = traffic_of(Words(rate="2,5", arrivals="gamma:3", duration="30s", prompt="64", output="8", slo="ttft=1s"))
+    assert [w.arrivals for w in traffic.workloads] == [
+        Arrivals(process="gamma", rate_per_s=2.0, cv=3.0),
+        Arrivals(process="gamma", rate_per_s=5.0, cv=3.0),
+    ]
+    assert traffic.workloads[0].prompt == Length(mean=64)
+    assert traffic.workloads[0].duration_s == 30
+    assert 0 < traffic.workloads[0].warm_up_s <= 10
+    assert traffic.slo == Slo(ttft_s=1.0)
+    assert [name_of(w) for w in traffic.workloads] == ["2 req/s", "5 req/s"]
+
+
+def test_streams_think_between_requests_and_conversations_between_turns() -> None:
+    alone = traffic_of(Words(concurrency="1,8", think="2s")).workloads
+    assert [w.arrivals.concurrency for w in alone] == [1, 8]
+    assert all(w.arrivals.think_s == 2 for w in alone)
+    (talking,) = traffic_of(Words(concurrency="3", think="2s", turns=4)).workloads
+    assert (talking.turns, talking.turn_think_s, talking.arrivals.think_s) == (4, 2.0, 0.0)
+    assert [name_of(w) for w in alone] == ["1 stream", "8 streams"]
+
+
+def test_a_trace_brings_lengths_and_its_end(trace: Path) -> None:
+    traffic = traffic_of(Words(trace=trace, speed=0.5, window="10s-1m"))
+    (workload,) = traffic.workloads
+    assert workload.prompt is None
+    assert workload.duration_s is None
+    assert workload.warm_up_s == 0
+    assert (workload.arrivals.start_s, workload.arrivals.end_s, workload.arrivals.rate_scale) == (10, 60, 0.5)
+    assert name_of(workload) == "conv.csv x0.5"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (Words(rate="2", concurrency="3"), "--rate and --concurrency"),
+        (Words(rate="fast"), "'fast'"),
+        (Words(concurrency="0"), "--concurrency"),
+        (Words(concurrency="2,2"), "twice"),
+        (Words(rate="1", window="0-10s"), "--trace"),
+        (Words(rate="1", speed=2.0), "--trace"),
+        (Words(rate="1", duration="soon"), "--duration"),
+        (Words(rate="1", requests=0), "--requests"),
+        (Words(rate="1", turns=0), "--turns"),
+        (Words(rate="1", seed=-1), "--seed"),
+        (Words(rate="1", slo="ttft=1s,speed=3"), "column 9"),
+        (Words(rate="1", prompt="long"), "'long'"),
+        (Words(trace=Path("nowhere.csv")), "nowhere.csv"),
+    ],
+)
+def test_words_that_make_no_sense_are_named(words: Words, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        traffic_of(words)
+
+
+@pytest.mark.parametrize("window", ["10s", "1m-10s", "0s-later"])
+def test_windows_need_an_end_after_their_start(trace: Path, window: str) -> None:
+    with pytest.raises(UserError):
+        traffic_of(Words(trace=trace, window=window))
+
+
+def test_rounds_repeat_a_load_with_other_arrivals() -> None:
+    workload = traffic_of(Words(rate="5", duration="10s")).workloads[0]
+    first, second = rounds(workload, 2)
+    assert first.name == second.name
+    assert draw(first.workload).due_ns_N.tolist() != draw(second.workload).due_ns_N.tolist()
+
+
+def test_rates_are_spread_over_the_whole_run() -> None:
+    workloads = traffic_of(Words(rate="1,2", duration="10s")).workloads
+    assert [(load.name, load.round) for load in rate_loads(workloads, 2)] == [
+        ("1 req/s", 0),
+        ("2 req/s", 0),
+        ("1 req/s", 1),
+        ("2 req/s", 1),
+    ]
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.0, 4.0])
+def test_turns_on_a_trace_count_every_request_once(trace: Path, speed: float) -> None:
+    traffic = traffic_of(Words(trace=trace, speed=speed, window="0s-10m"))
+    rows = read_trace(trace)
+    turns = trace_turns(traffic.workloads[0], rows)
+    assert len(turns) >= MIN_TURNS
+    counted = []
+    for turn in turns:
+        schedule = draw(turn.workload, rows)
+        assert turn.workload.warm_up_s == (0 if turn.round == 0 else TURN_WARM_UP_S)
+        counted += schedule.prompt_N[~schedule.warm_N].tolist()
+    assert counted == rows.prompt[rows.at_ns < 600e9].tolist()
+
+
+def test_an_empty_window_is_refused(trace: Path) -> None:
+    traffic = traffic_of(Words(trace=trace, window="2h-"))
+    with pytest.raises(UserError, match="empty"):
+        trace_turns(traffic.workloads[0], read_trace(trace))
+
+
+def test_the_context_holds_the_longest_conversation() -> None:
+    workload = Workload(
+        arrivals=Arrivals(process="poisson", rate_per_s=2.0),
+        prompt=Length(kind="uniform", low=5, high=50),
+        output=Length(kind="uniform", low=1, high=20),
+        duration_s=20.0,
+        turns=3,
+    )
+    for each in (workload, msgspec.structs.replace(workload, turns=1)):
+        schedule = draw(each)
+        longest = max(schedule.context_tokens(i) + int(schedule.output_N[i]) for i in range(len(schedule)))
+        assert context_of([schedule]) == longest
