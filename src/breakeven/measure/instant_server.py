@@ -2,8 +2,9 @@
 
 `python -m breakeven.measure.instant_server` prints its port and serves on loopback until its standard input ends, so
 that it never outlives whoever started it. It knows just enough HTTP for our own client, and all that it sends is made
-beforehand. Streams are served in turns, one event each and each its own write, as an engine's batch does it; a client
-that is slower than the server then finds several events in one read.
+beforehand. Streams are served in turns, one event each and each its own write, as an engine's batch does it. A client
+that is slower than the server then finds several events in one read, which is cheaper for it than life: a request with
+`"paced": true` gets its events PACE_S apart, so that each comes in a read of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from breakeven.measure.wire import new_loop
 ANSWER_BYTES = 2_000
 """Length of the body of an answer in one piece."""
 PROMPT_TOKENS = 16
+PACE_S = 0.005
+"""Between two events of a paced stream."""
 _START_TIMEOUT_S = 30.0
 _EVENT = (
     '{"id":"cmpl-7f9c0a4be21d","object":"text_completion","created":1760000000,"model":"instant",'
@@ -33,6 +36,7 @@ _EVENT = (
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _MAX_TOKENS = re.compile(rb'"max_tokens": *(\d+)')
 _STREAM = re.compile(rb'"stream": *true')
+_PACED = re.compile(rb'"paced": *true')
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -60,15 +64,15 @@ def _whole(tokens: int) -> bytes:
 
 
 class _Turns:
-    """Streams under way: each gets one event a turn of the loop."""
+    """Streams under way: each gets one event a turn, and turns follow each other after `gap_s` seconds."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, gap_s: float) -> None:
+        self._loop, self._gap_s = loop, gap_s
         self._left: dict[_Session, int] = {}
 
     def add(self, session: _Session, tokens: int) -> None:
         if not self._left:
-            self._loop.call_soon(self._turn)
+            self._plan()
         self._left[session] = tokens
 
     def drop(self, session: _Session) -> None:
@@ -87,12 +91,18 @@ class _Turns:
                 del left[session]
                 session.write(session.ending)
         if left:
+            self._plan()
+
+    def _plan(self) -> None:
+        if self._gap_s:
+            self._loop.call_later(self._gap_s, self._turn)
+        else:
             self._loop.call_soon(self._turn)
 
 
 class _Session(asyncio.Protocol):
-    def __init__(self, turns: _Turns) -> None:
-        self._turns = turns
+    def __init__(self, flood: _Turns, paced: _Turns) -> None:
+        self._flood, self._paced = flood, paced
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
         self.ending = b""
@@ -102,7 +112,8 @@ class _Session(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._turns.drop(self)
+        self._flood.drop(self)
+        self._paced.drop(self)
         self._transport = None
 
     def pause_writing(self) -> None:
@@ -125,7 +136,7 @@ class _Session(asyncio.Protocol):
         if _STREAM.search(body):
             self.ending = _ending(tokens)
             self.write(_STREAM_HEAD)
-            self._turns.add(self, tokens)
+            (self._paced if _PACED.search(body) else self._flood).add(self, tokens)
         else:
             self.write(_whole(tokens))
 
@@ -136,8 +147,8 @@ class _Session(asyncio.Protocol):
 
 async def _serve() -> None:
     loop = asyncio.get_running_loop()
-    turns = _Turns(loop)
-    server = await loop.create_server(lambda: _Session(turns), "127.0.0.1", 0, backlog=1024)
+    flood, paced = _Turns(loop, 0.0), _Turns(loop, PACE_S)
+    server = await loop.create_server(lambda: _Session(flood, paced), "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
