@@ -67,9 +67,9 @@ def _by_session(
     key_N = session_N.copy()
     key_N[alone_N] = session_N.max(initial=0) + 1 + np.arange(int(alone_N.sum()))
     _, unit_N = np.unique(key_N, return_inverse=True)
-    starts_U = np.full(int(unit_N.max()) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(starts_U, unit_N, at_ns_N)
-    order_N = np.lexsort((at_ns_N, turn_N, unit_N, starts_U[unit_N]))
+    order_N = np.lexsort((at_ns_N, turn_N, unit_N))
+    starts_ns_U = at_ns_N[order_N][np.flatnonzero(np.diff(unit_N[order_N], prepend=-1))]
+    order_N = order_N[np.argsort(starts_ns_U[unit_N[order_N]], kind="stable")]
     sorted_N = unit_N[order_N]
     first_N = np.flatnonzero(np.diff(sorted_N, prepend=-1))
     counts_N = np.diff(np.append(first_N, len(sorted_N)))

@@ -17,9 +17,9 @@ class TraceRows:
 
     `at_ns` int64, nanoseconds since the first request. `prompt`, `output` int32 tokens; in a session `prompt` counts
     the new tokens of that turn. `session` int64 (-1: none) and `turn` int32 are None where the trace has no sessions;
-    `think_ns` int64 is the pause between the answer before and this turn (-1: not recorded). `blocks[i]` are ids of
-    `block_tokens` tokens of prompt i each. `out_of_order` rows came later in the file than their time; `skipped` rows
-    hold no request that could be replayed.
+    turns of a session follow each other by `turn`, then by time. `think_ns` int64 is the pause between the answer
+    before and this turn (-1: not recorded). `blocks[i]` are ids of `block_tokens` tokens of prompt i each.
+    `out_of_order` rows came later in the file than their time; `skipped` rows hold no request that could be replayed.
     """
 
     name: str

@@ -31,7 +31,6 @@ def read(path: Path) -> TraceRows:
     sessions: list[object] = []
     turn: list[int] = []
     think_ns: list[int] = []
-    seen: dict[object, int] = {}
     for number, row in rows:
         unknown = [name for name in row if name not in COLUMNS + OPTIONAL]
         if unknown:
@@ -49,9 +48,7 @@ def read(path: Path) -> TraceRows:
             )
         sessions.append(None if session is None else str(session))
         given = row.get("turn")
-        counted = seen[session] + 1 if session in seen else 0
-        turn.append(counted if given in (None, "") else whole(path, number, "turn", given))
-        seen[session] = turn[-1]
+        turn.append(0 if given in (None, "") else whole(path, number, "turn", given))
         pause = row.get("think_s")
         think_ns.append(-1 if pause in (None, "") else seconds_ns(path, number, "think_s", pause))
         if think_ns[-1] < -1:

@@ -1,0 +1,320 @@
+"""Traces: every format is read exactly, told apart, and refused with file, line and column when it is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from breakeven.errors import UserError
+from breakeven.measure.schedule import DEPENDS, Schedule, draw
+from breakeven.measure.traces import TRACES, TraceRows, read_trace
+from breakeven.spec.workload import Arrivals, Length, Workload
+
+DATA = Path(__file__).parent / "data" / "traces"
+PUBLISHED = Path(__file__).parents[2] / "shared" / "traces"
+"""Traces as they were published, where somebody put them beside the checkout."""
+
+
+def replay(trace: TraceRows, **more: Any) -> Schedule:
+    return draw(Workload(arrivals=Arrivals(process="trace", trace=trace.name, **more)), trace)
+
+
+# --- each format ---------------------------------------------------------------------------------------------------
+
+
+def test_azure() -> None:
+    trace = read_trace(DATA / "azure.csv")
+    assert trace.format == "azure"
+    assert trace.at_ns.tolist() == [0, 4_314_579_000, 4_541_877_100, 4_541_877_100]
+    assert trace.prompt.tolist() == [374, 396, 879, 91]
+    assert trace.output.tolist() == [44, 109, 55, 16]
+    assert trace.session is None
+
+
+def test_azure_as_published_in_2024(tmp_path: Path) -> None:
+    path = tmp_path / "week.csv"
+    path.write_text(
+        "\ufeffTIMESTAMP,ContextTokens,GeneratedTokens\r\n"
+        "2024-05-12 23:59:59.999999+00:00,10,2\r\n2024-05-13 00:00:00+00:00,11,3\r\n"
+    )
+    assert read_trace(path).at_ns.tolist() == [0, 1_000]
+
+
+def test_mooncake() -> None:
+    trace = read_trace(DATA / "mooncake.jsonl")
+    assert trace.format == "mooncake"
+    assert trace.at_ns.tolist() == [0, 3_000_000_000, 3_000_000_000]
+    assert trace.blocks == ((0, 1, 2), (0, 1, 3), (9,))
+    assert trace.block_tokens == 512
+
+
+def test_simple_csv_with_conversations() -> None:
+    trace = read_trace(DATA / "simple.csv")
+    assert trace.format == "simple"
+    assert trace.at_ns.tolist() == [0, 500_000_000, 2_000_000_001, 2_250_000_000, 9_000_000_000]
+    assert trace.out_of_order == 1
+    assert trace.session is not None
+    assert trace.session.tolist() == [0, -1, 1, 0, 0]
+    drawn = replay(trace)
+    assert drawn.prompt_N.tolist() == [120, 30, 25, 300, 90]
+    assert drawn.turn_N.tolist() == [0, 1, 2, 0, 0]
+    assert drawn.due_ns_N.tolist() == [0, DEPENDS, DEPENDS, 500_000_000, 2_000_000_001]
+    # Recorded where it was, else the gap between the turns.
+    assert drawn.think_ns_N.tolist() == [0, 1_500_000_000, 6_750_000_000, 0, 0]
+    assert drawn.context_tokens(2) == 120 + 40 + 30 + 50 + 25
+
+
+def test_simple_json_lines() -> None:
+    trace = read_trace(DATA / "simple.jsonl")
+    assert trace.format == "simple"
+    assert trace.at_ns.tolist() == [0, 850_000_000]
+    assert trace.session is None
+
+
+def test_guidellm() -> None:
+    trace = read_trace(DATA / "guidellm.json")
+    assert trace.format == "guidellm"
+    assert trace.prompt.tolist() == [16] * 4
+    assert trace.output.tolist() == [8] * 4
+    rows = json.loads((DATA / "guidellm.json").read_text())["benchmarks"][0]["requests"]["successful"]
+    starts = sorted(row["info"]["timings"]["targeted_start"] for row in rows)
+    assert (trace.at_ns / 1e9).tolist() == pytest.approx([start - starts[0] for start in starts], abs=1e-6)
+    assert trace.session is None
+
+
+def test_guidellm_conversations_and_several_benchmarks(tmp_path: Path) -> None:
+    report = json.loads((DATA / "guidellm.json").read_text())
+    rows = report["benchmarks"][0]["requests"]["successful"]
+    for k, row in enumerate(rows[:3]):
+        row["info"].update(conversation_id="one", turn_index=k, history_len=2 * k)
+        row["info"]["timings"].update(targeted_start=100.0 + 10 * k, predecessor_completed=98.0 + 10 * k if k else None)
+        row.update(prompt_tokens=20 + 30 * k)
+    rows[3]["output_tokens"] = None
+    rows[3]["output_metrics"]["text_tokens"] = None
+    report["benchmarks"].append({"requests": {"successful": [], "errored": [], "incomplete": [], "total": None}})
+    path = tmp_path / "benchmarks.json"
+    path.write_text(json.dumps(report, indent=2))
+    with pytest.raises(UserError, match="2 benchmarks; say which"):
+        read_trace(path)
+    with pytest.raises(UserError, match="no benchmark 3"):
+        read_trace(path, "guidellm:3")
+    with pytest.raises(UserError, match="no request"):
+        read_trace(path, "guidellm:2")
+    trace = read_trace(path, "guidellm:1")
+    assert trace.skipped == 1
+    # What is new in each turn: 50 - 20 - 8, 80 - 50 - 8.
+    assert trace.prompt.tolist() == [20, 22, 22]
+    drawn = replay(trace)
+    assert drawn.context_tokens(2) == 80
+    assert drawn.think_ns_N.tolist() == [0, 2_000_000_000, 2_000_000_000]
+
+
+def test_aiperf(tmp_path: Path) -> None:
+    trace = read_trace(DATA / "aiperf.jsonl")
+    assert trace.format == "aiperf"
+    assert trace.prompt.tolist() == [16] * 4
+    assert trace.output.tolist() == [8] * 4
+    records = [json.loads(line) for line in (DATA / "aiperf.jsonl").read_text().splitlines()]
+    issued = sorted(record["metadata"]["credit_issued_ns"] for record in records)
+    assert trace.at_ns.tolist() == [at - issued[0] for at in issued]
+
+    for k, record in enumerate(records):
+        meta = record["metadata"]
+        meta.update(
+            x_correlation_id="one" if k < 2 else None, conversation_id=None, turn_index=min(k, 1) if k < 2 else 0
+        )
+        meta.update(credit_issued_ns=k * 10**9, request_end_ns=k * 10**9 + 4 * 10**8)
+    records[1]["metrics"]["input_sequence_length"]["value"] = 50
+    records[2]["metadata"]["benchmark_phase"] = "warmup"
+    del records[3]["metrics"]["output_sequence_length"]
+    path = tmp_path / "profile_export.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    trace = read_trace(path)
+    assert trace.skipped == 1
+    assert trace.prompt.tolist() == [16, 50 - 16 - 8]
+    assert replay(trace).think_ns_N.tolist() == [0, 600_000_000]
+
+
+# --- windows, scaling ------------------------------------------------------------------------------------------------
+
+
+def test_window_then_scale() -> None:
+    trace = read_trace(DATA / "azure.csv")
+    drawn = replay(trace, start_s=4.0, end_s=4.5, rate_scale=0.5)
+    assert drawn.due_ns_N.tolist() == [round((4_314_579_000 - 4_000_000_000) / 0.5)]
+    assert replay(trace, rate_scale=2.0).due_ns_N.tolist() == [0, 2_157_289_500, 2_270_938_550, 2_270_938_550]
+    with pytest.raises(UserError, match=r"spans 0 s to 4\.5 s"):
+        replay(trace, start_s=100.0)
+    with pytest.raises(UserError, match="factor above 0"):
+        replay(trace, rate_scale=0.0)
+
+
+def test_a_window_may_begin_inside_a_conversation() -> None:
+    drawn = replay(read_trace(DATA / "simple.csv"), start_s=2.0)
+    assert drawn.turn_N.tolist() == [0, 0, 1]
+    assert drawn.due_ns_N.tolist() == [1, 250_000_000, DEPENDS]
+
+
+def test_a_trace_obeys_the_rest_of_the_workload() -> None:
+    trace = read_trace(DATA / "mooncake.jsonl")
+    arrivals = Arrivals(process="trace")
+    assert len(draw(Workload(arrivals=arrivals, requests=2), trace)) == 2
+    assert len(draw(Workload(arrivals=arrivals, duration_s=2.0), trace)) == 1
+    warm = draw(Workload(arrivals=arrivals, warm_up_s=1.0), trace)
+    assert warm.warm_N.tolist() == [True, False, False]
+    assert warm.blocks == trace.blocks
+    own = draw(Workload(arrivals=arrivals, prompt=Length(mean=7)), trace)
+    assert own.prompt_N.tolist() == [7, 7, 7]
+    assert own.blocks == ()
+    with pytest.raises(UserError, match="own conversations"):
+        draw(Workload(arrivals=arrivals, turns=2), trace)
+    with pytest.raises(UserError, match="own arrivals"):
+        draw(Workload(arrivals=Arrivals(process="poisson", rate_per_s=1.0)), trace)
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 10**12), st.integers(1, 10**6), st.integers(1, 10**5), st.integers(0, 3)), min_size=1
+    ),
+    as_csv=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_is_written_is_read(
+    rows: list[tuple[int, int, int, int]], as_csv: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("simple") / "trace"
+    sessions = [None if session == 0 else f"s{session}" for *_, session in rows]
+    if as_csv:
+        lines = ["session,at_s,output_tokens,prompt_tokens"]
+        lines += [
+            f"{session or ''},{at // 10**9}.{at % 10**9:09d},{output},{prompt}"
+            for (at, prompt, output, _), session in zip(rows, sessions, strict=True)
+        ]
+    else:
+        lines = [
+            json.dumps({"at_s": at / 10**9, "prompt_tokens": prompt, "output_tokens": output, "session": session})
+            for (at, prompt, output, _), session in zip(rows, sessions, strict=True)
+        ]
+    path.write_text("\n".join(lines) + "\n\n")
+    trace = read_trace(path)
+    expected = sorted(range(len(rows)), key=lambda k: rows[k][0])
+    first = rows[expected[0]][0]
+    assert trace.at_ns.tolist() == [rows[k][0] - first for k in expected]
+    assert trace.prompt.tolist() == [rows[k][1] for k in expected]
+    assert trace.output.tolist() == [rows[k][2] for k in expected]
+    drawn = draw(Workload(arrivals=Arrivals(process="trace")), trace)
+    assert sorted(drawn.prompt_N.tolist()) == sorted(row[1] for row in rows)
+    starts = drawn.due_ns_N[drawn.due_ns_N != DEPENDS]
+    assert (np.diff(starts) >= 0).all()
+    for k in range(len(drawn)):
+        if drawn.turn_N[k]:
+            assert drawn.session_N[k] == drawn.session_N[k - 1]
+            assert drawn.turn_N[k] == drawn.turn_N[k - 1] + 1
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------------------
+
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n"
+MOONCAKE = '{"timestamp": 0, "input_length": 10, "output_length": 2, "hash_ids": [0]}\n'
+SIMPLE = "at_s,prompt_tokens,output_tokens\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", ["is empty"]),
+        ("\n \n", ["is empty"]),
+        ("when,what\n1,2\n", ["line 1", "no trace format", "at_s,prompt_tokens,output_tokens"]),
+        ("TIMESTAMP,ContextTokens\n", ["line 1", "lacks GeneratedTokens"]),
+        (AZURE.splitlines()[0], ["no request"]),
+        (AZURE + "2023-11-16 18:15:47,-3,44\n", ["line 3", "column ContextTokens", "'-3'"]),
+        (AZURE + "2023-11-16 18:15:47,3,4.5\n", ["line 3", "column GeneratedTokens", "'4.5'"]),
+        (AZURE + "2023-11-16 18:15:47,3,\n", ["line 3", "column GeneratedTokens", "found nothing"]),
+        (AZURE + "2023-13-16 18:15:47,3,4\n", ["line 3", "column TIMESTAMP"]),
+        (AZURE + "2023-11-16 18:15", ["line 3", "column 2", "cut off"]),
+        (AZURE + "2023-11-16 18:15:47,3,99999999999\n", ["line 3", "100,000,000"]),
+        (MOONCAKE + '{"timestamp": 0, "input_le', ["line 2", "not a JSON object"]),
+        (MOONCAKE + '{"timestamp": 0, "output_length": 2}\n', ["line 2", "column input_length", "nothing"]),
+        (MOONCAKE + '{"timestamp": "x", "input_length": 1, "output_length": 2}\n', ["line 2", "column timestamp"]),
+        (MOONCAKE + '{"timestamp": 1, "input_length": true, "output_length": 2}\n', ["line 2", "input_length", "True"]),
+        (MOONCAKE.replace("[0]", "[-1]"), ["line 1", "column hash_ids"]),
+        (MOONCAKE.replace("[0]", "7"), ["line 1", "column hash_ids", "a list"]),
+        (SIMPLE + "nan,1,2\n", ["line 2", "column at_s", "'nan'"]),
+        (SIMPLE + "1e30,1,2\n", ["line 2", "column at_s"]),
+        ("at_s,prompt_tokens\n1,2\n", ["line 1", "lacks output_tokens"]),
+        ("at_s,prompt_tokens,output_tokens,user\n1,2,3,4\n", ["line 2", "'user' is not known", "session"]),
+        ("at_s,prompt_tokens,output_tokens,session,turn\n1,2,3,a,x\n", ["line 2", "column turn"]),
+        ("at_s,prompt_tokens,output_tokens,think_s\n1,2,3,-4\n", ["line 2", "column think_s"]),
+        ('{"metadata": {"request_start_ns": 1}}\n', ["line 1", "profile_export.jsonl"]),
+        ('{"metadata": {"guidellm_version": "0.8.1"}, "benchmarks": [', ["not a GuideLLM result"]),
+        ('{"metadata": {"guidellm_version": "0.8.1"}, "benchmarks": []}', ["holds 0 benchmarks"]),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, text: str, says: list[str]) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_trace(path)
+    for part in (*says, "trace.txt"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_bytes(AZURE.encode() + b"2023-11-16 18:15:47,3,\xff\n")
+    with pytest.raises(UserError, match=r"line 3, column 23: is not UTF-8"):
+        read_trace(path)
+    path.write_bytes(b"\x1f\x8b\x08\x00abc")
+    with pytest.raises(UserError, match="unpack it first"):
+        read_trace(path)
+    with pytest.raises(UserError, match="cannot read"):
+        read_trace(tmp_path / "none.csv")
+    with pytest.raises(UserError, match="azure, mooncake, guidellm, aiperf, simple"):
+        read_trace(DATA / "azure.csv", "parquet")
+    with pytest.raises(UserError, match="lacks TIMESTAMP"):
+        read_trace(DATA / "simple.csv", "azure")
+
+
+def test_every_format_knows_its_own_files_only() -> None:
+    for name in TRACES:
+        [path] = DATA.glob(f"{name}.csv" if name == "azure" else f"{name}.json*")
+        head = path.read_text()
+        assert [other for other, known in TRACES.items() if known.sniff(head)] == [name]
+
+
+# --- as published ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "rows", "minutes", "prompt", "output"),
+    [
+        ("azure_llm_2023/AzureLLMInferenceTrace_conv.csv", 19_366, 58, 1_155, 211),
+        ("azure_llm_2023/AzureLLMInferenceTrace_code.csv", 8_819, 57, 2_048, 28),
+        ("mooncake_fast25/conversation_trace.jsonl", 12_031, 59, 12_035, 343),
+        ("mooncake_fast25/synthetic_trace.jsonl", 3_993, 17, 15_325, 149),
+    ],
+)
+def test_published_traces(file: str, rows: int, minutes: int, prompt: int, output: int) -> None:
+    if not (PUBLISHED / file).is_file():
+        pytest.skip("the published traces do not lie beside this checkout")
+    trace = read_trace(PUBLISHED / file)
+    assert len(trace) == rows
+    assert abs(trace.at_ns[-1] / 60e9 - minutes) < 1
+    assert round(trace.prompt.mean()) == prompt
+    assert round(trace.output.mean()) == output
+    drawn = replay(trace, end_s=600.0, rate_scale=0.5)
+    assert drawn.due_ns_N[-1] <= 1_200_000_000_000
+    inside = trace.at_ns < 600_000_000_000
+    assert np.array_equal(drawn.due_ns_N, trace.at_ns[inside] * 2)
+    if trace.blocks:
+        assert all(
+            len(blocks) == -(-n // trace.block_tokens)
+            for blocks, n in zip(trace.blocks, trace.prompt.tolist(), strict=True)
+        )
