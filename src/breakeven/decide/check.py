@@ -1,9 +1,9 @@
 """Is a run worse than a saved one? Pure: two results, or better their two logs, in; a `Check` out.
 
-Both runs are cut into blocks of time, each run on its own, and every metric becomes the log of a ratio of sums with a
-standard error from its blocks (`measure.block_values`). New over old is the difference of the logs, with Welch's t
-interval. The runs are not paired request by request: a server that is slower by queueing shifts which request waits
-for which, and blocks drawn from each run alone give the wider, safer interval.
+Both runs are cut into blocks of time, and every metric becomes the log of a ratio of sums, with one value a block
+(`measure.block_values`). Where the same requests were due in the same blocks, as when a saved schedule was played
+again, the blocks are paired, so that what bursts of arrivals do to both runs cancels; otherwise the runs are taken as
+independent. New over old is the difference of the logs with Student's (Welch's) t interval.
 
 A metric is worse only when its interval lies wholly beyond the tolerance, at 99 % shared out over all metrics and
 loads looked at (Bonferroni): of a hundred checks of an unchanged server one at most may cry wolf, not one metric in
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from breakeven.measure.events import Event
 from breakeven.measure.load_columns import LoadRun, collect
 from breakeven.measure.load_metrics import output_tokens, rate_spans, values_s
 from breakeven.measure.load_part import Part, measured_part, meets, sums_by_block
+from breakeven.measure.percentiles import wilson
 from breakeven.spec.estimate import Estimate
 from breakeven.spec.load import Check, CheckedMetric, LoadPoint, LoadStudy
 from breakeven.spec.workload import Slo
@@ -49,17 +51,25 @@ WORDS = {
     GOODPUT: "requests served within the SLO",
     ERRORS: "share of failed requests",
 }
-Key = tuple[str, str]
+_Column: TypeAlias = NDArray[np.float64]
+_Blocks: TypeAlias = tuple[list[_Column], list[int]]
+Key: TypeAlias = tuple[str, str]
 """(load, metric)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One metric of one run: its log, the variance of that, and the degrees of freedom; None without an interval."""
+    """One metric of one run: its log, the variance of that, and the degrees of freedom; None without an interval.
+
+    `n`: blocks or requests it rests on. `blocks`: its values by block, one array a run, and how many requests were due
+    in each block; None where it does not come from blocks.
+    """
 
     log: float
     variance: float | None
     freedom: float | None
+    n: int = 0
+    blocks: _Blocks | None = None
 
 
 def check(
@@ -92,7 +102,7 @@ def check(
             f"the runs have no load in common: saved are {_listed(loads)}, new are {_listed(sorted(there))}; "
             "run bench again with the options of the saved run"
         )
-    keys = [key for key in old_levels if key in new_levels]
+    keys = [key for key in old_levels if key in new_levels and not _nothing_failed(key, old_levels, new_levels)]
     tested = [k for k in keys if old_levels[k].variance is not None and new_levels[k].variance is not None]
     error = (1 - CONFIDENCE) / max(1, len(tested))
     metrics = [_compared(key, old_levels[key], new_levels[key], error, tolerance) for key in keys]
@@ -157,7 +167,7 @@ def _delay(metric: str, parts: Sequence[Part]) -> Level | None:
         weights = np.where(np.isfinite(values), requests.gaps_N, np.nan)
         return sums_by_block(part, values * weights, blocks)[0], sums_by_block(part, weights, blocks)[0]
 
-    return _of_blocks([sums(part) for part in parts])
+    return _of_blocks(parts, [sums(part) for part in parts])
 
 
 def _tokens(parts: Sequence[Part]) -> Level | None:
@@ -166,7 +176,7 @@ def _tokens(parts: Sequence[Part]) -> Level | None:
         edges = np.linspace(*span, _blocks(part, len(parts)) + 1)
         tokens = [output_tokens(part, (float(a), float(b))) for a, b in pairwise(edges)]
         blocked.append((np.array(tokens), np.diff(edges) / 1e9))
-    return _of_blocks(blocked)
+    return _of_blocks(parts, blocked)
 
 
 def _goodput(parts: Sequence[Part], slo: Slo, n: int) -> Level | None:
@@ -179,70 +189,96 @@ def _goodput(parts: Sequence[Part], slo: Slo, n: int) -> Level | None:
         good_B, all_B = sums_by_block(part, good.astype(np.float64), blocks)
         seconds_B = np.diff(part.edges_ns(blocks)) / 1e9
         blocked.append((good_B, seconds_B if closed else all_B))
-    level = _of_blocks(blocked)
-    return level if closed or (level is not None and level.variance is not None) else _share(hits, n)
+    level = _of_blocks(parts, blocked)
+    # With every request good no block differs from another, which does not mean that none ever would.
+    return level if closed or (level is not None and level.variance) else _share(hits, n)
 
 
 def _blocks(part: Part, runs: int) -> int:
     return block_values.cut(int(np.count_nonzero(part.counted_N)), runs)
 
 
-def _of_blocks(blocked: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> Level | None:
+def _of_blocks(parts: Sequence[Part], blocked: Sequence[tuple[_Column, _Column]]) -> Level | None:
     """The level of sum over / sum under, given by block, one pair of columns a run; None where it is not positive."""
     over_B, under_B = (np.concatenate(column) for column in zip(*blocked, strict=True))
     if over_B.sum() <= 0 or under_B.sum() <= 0:
         return None
     centre = math.log(over_B.sum() / under_B.sum())
-    values = block_values.log_ratio_values(over_B, under_B)
-    if values is None or len(values) < block_values.MIN_BLOCKS:
-        return Level(centre, None, None)
-    if len(values) == len(over_B):
-        series = np.split(values, np.cumsum([len(over) for over, _ in blocked])[:-1])
-        values = block_values.spread(values, block_values.correlation(series))
-    return Level(centre, float(values.var(ddof=1)) / len(values), len(values) - 1)
+    values_B = block_values.log_ratio_values(over_B, under_B)
+    if values_B is None or len(values_B) < block_values.MIN_BLOCKS:
+        return Level(centre, None, None, len(over_B))
+    if len(values_B) != len(over_B):  # some block says nothing, so no block has a certain neighbour or partner
+        return Level(centre, _variance([values_B]), len(values_B) - 1, len(values_B))
+    sizes = [len(over) for over, _ in blocked]
+    series = np.split(values_B, np.cumsum(sizes)[:-1])
+    due: list[int] = []
+    for part, blocks in zip(parts, sizes, strict=True):
+        due += np.bincount(part.block_of_due(blocks)[part.counted_N], minlength=blocks).tolist()
+    return Level(centre, _variance(series), len(values_B) - 1, len(values_B), (series, due))
+
+
+def _variance(series: Sequence[_Column]) -> float:
+    """Of the mean of all values; wider where neighbouring blocks move together."""
+    values_B = np.concatenate(list(series))
+    if len(series) > 1 or len(values_B) > block_values.MIN_BLOCKS:
+        values_B = block_values.spread(values_B, block_values.correlation(list(series)))
+    return float(values_B.var(ddof=1)) / len(values_B)
 
 
 def _share(hits: int, n: int) -> Level:
-    """Log of a share, half an event added so that none at all is still a number (Walter 1975)."""
+    """Log of a share, half an event added so that none at all is still a number (Walter 1975).
+
+    Near 1 that says nothing of how sure the share is; there the lower end of its Wilson interval does.
+    """
     share = (hits + 0.5) / (n + 0.5)
-    return Level(math.log(share), max(1 / (hits + 0.5) - 1 / (n + 0.5), 0.0), math.inf)
+    variance = 1 / (hits + 0.5) - 1 / (n + 0.5)
+    if 2 * hits > n:
+        variance = max(variance, (math.log(share / wilson(hits, n).low) / t_quantile(SHOWN, math.inf)) ** 2)
+    return Level(math.log(share), variance, math.inf, n)
 
 
 def _of_estimate(estimate: Estimate) -> Level:
     """Back from a 95 % interval of n values to the variance it came from."""
     centre = math.log(estimate.value)
     if estimate.low is None or estimate.high is None or estimate.low <= 0 or estimate.n < 2:
-        return Level(centre, None, None)
+        return Level(centre, None, None, estimate.n)
     half = max(math.log(estimate.high) - centre, centre - math.log(estimate.low))
-    return Level(centre, (half / t_quantile(SHOWN, estimate.n - 1)) ** 2, estimate.n - 1)
+    return Level(centre, (half / t_quantile(SHOWN, estimate.n - 1)) ** 2, estimate.n - 1, estimate.n)
 
 
 def _compared(key: Key, old: Level, new: Level, error: float, tolerance: float) -> CheckedMetric:
     load, metric = key
-    difference = new.log - old.log
-    value = math.exp(difference)
-    if old.variance is None or new.variance is None or old.freedom is None or new.freedom is None:
-        return CheckedMetric(metric=metric, load=load, new_over_old=Estimate(value, None, None, 0), verdict="same")
-    deviation = math.sqrt(old.variance + new.variance)
-    freedom = _welch(old, new)
+    difference, n = new.log - old.log, min(old.n, new.n)
+    spread = _spread(old, new)
+    if spread is None:
+        estimate = Estimate(math.exp(difference), None, None, n)
+        return CheckedMetric(metric=metric, load=load, new_over_old=estimate, verdict="same")
+    deviation, freedom = spread
     shown, sure = (t_quantile(level, freedom) * deviation for level in (SHOWN, 1 - error))
     limit = math.log1p(tolerance)
     up, down = difference - sure > limit, difference + sure < -limit
-    good, bad = (up, down) if metric in HIGHER_IS_BETTER else (down, up)
-    n = round(freedom) + 1 if math.isfinite(freedom) else 0
-    estimate = Estimate(value, math.exp(difference - shown), math.exp(difference + shown), n)
-    verdict = "worse" if bad else "better" if good else "same"
+    better, worse = (up, down) if metric in HIGHER_IS_BETTER else (down, up)
+    estimate = Estimate(math.exp(difference), math.exp(difference - shown), math.exp(difference + shown), n)
+    verdict = "worse" if worse else "better" if better else "same"
     return CheckedMetric(metric=metric, load=load, new_over_old=estimate, verdict=verdict)
 
 
-def _welch(old: Level, new: Level) -> float:
-    """Degrees of freedom of a difference (Welch 1947, Satterthwaite 1946)."""
-    assert old.variance is not None
-    assert new.variance is not None
-    assert old.freedom is not None
-    assert new.freedom is not None
+def _spread(old: Level, new: Level) -> tuple[float, float] | None:
+    """Standard error of new - old, and its degrees of freedom; None where one of them has none."""
+    if old.blocks is not None and new.blocks is not None and _cut_alike(old.blocks, new.blocks):
+        pairs = [b - a for a, b in zip(old.blocks[0], new.blocks[0], strict=True)]
+        return math.sqrt(_variance(pairs)), sum(map(len, pairs)) - 1
+    if old.variance is None or new.variance is None or old.freedom is None or new.freedom is None:
+        return None
+    # Welch 1947, Satterthwaite 1946.
     below = old.variance**2 / old.freedom + new.variance**2 / new.freedom
-    return (old.variance + new.variance) ** 2 / below if below > 0 else math.inf
+    both = old.variance + new.variance
+    return math.sqrt(both), both**2 / below if below > 0 else math.inf
+
+
+def _cut_alike(old: _Blocks, new: _Blocks) -> bool:
+    """True when as many requests were due in each block of both, as on one schedule."""
+    return old[1] == new[1] and [len(run) for run in old[0]] == [len(run) for run in new[0]]
 
 
 def t_quantile(level: float, freedom: float) -> float:
@@ -256,6 +292,11 @@ def t_quantile(level: float, freedom: float) -> float:
     density = np.cos(angle) ** (freedom - 1)
     area = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2)))
     return math.sqrt(freedom) * math.tan(float(np.interp(level * area[-1], area, angle)))
+
+
+def _nothing_failed(key: Key, old: Mapping[Key, Level], new: Mapping[Key, Level]) -> bool:
+    """True for the share of failures where there were none in either run, which leaves nothing to compare."""
+    return key[1] == ERRORS and all(math.exp(each[key].log) * (each[key].n + 0.5) < 1 for each in (old, new))
 
 
 def _headline(metrics: Sequence[CheckedMetric], tested: int, tolerance: float) -> str:
