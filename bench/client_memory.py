@@ -62,9 +62,7 @@ def main() -> None:
     if told["answered"] != asked.requests:
         sys.exit(f"only {told['answered']:,} of {asked.requests:,} requests were answered")
     run_bytes = done.figures["peak_run_bytes"]
-    print(
-        f"| {told['requests']:,} requests of {asked.chunks} chunks, {told['answered']:,} answered | peak memory | took |"
-    )
+    print(f"| {told['requests']:,} requests of {asked.chunks} chunks | peak memory | took |")
     print("|---|---|---|")
     print(f"| the run, a log of {size / 1e9:.2f} GB on disk | {run_bytes / 1e6:.0f} MB | {run_s:.0f} s |")
     print(f"| the analysis of the log | {told['peak_bytes'] / 1e6:.0f} MB | {analysis_s:.0f} s |")

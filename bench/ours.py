@@ -27,7 +27,7 @@ from breakeven.spec.workload import Arrivals, Length, Workload
 def workload_of(job: dict[str, Any]) -> Workload:
     """The traffic a job asks for."""
     arrivals = (
-        Arrivals(process="poisson", rate_per_s=job["rate"])
+        Arrivals(process=job["arrivals"], rate_per_s=job["rate"])
         if job["rate"]
         else Arrivals(process="closed", concurrency=job["concurrency"])
     )

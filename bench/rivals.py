@@ -139,7 +139,7 @@ def _vllm(python: str, job: Job, work: Path) -> tuple[list[str], dict[str, str]]
     if job.concurrency:
         command += ["--max-concurrency", str(job.concurrency)]
     if job.rate:
-        command += ["--request-rate", str(job.rate)]
+        command += ["--request-rate", str(job.rate), *(["--burstiness", "inf"] if job.arrivals == "constant" else [])]
     return command, OFFLINE
 
 
@@ -179,7 +179,7 @@ def _guidellm(python: str, job: Job, work: Path) -> tuple[list[str], dict[str, s
     backend = {"kind": "openai_http", "target": job.url, "model": job.model, "request_format": "/v1/completions",
                "stream": job.stream}  # fmt: skip
     profile: dict[str, object] = (
-        {"kind": "poisson", "rate": job.rate} if job.rate else {"kind": "concurrent", "streams": job.concurrency}
+        {"kind": job.arrivals, "rate": job.rate} if job.rate else {"kind": "concurrent", "streams": job.concurrency}
     )
     command = [
         python, "-m", "guidellm", "run", "--backend", json.dumps(backend), "--profile", json.dumps(profile),
@@ -234,7 +234,7 @@ def _aiperf(python: str, job: Job, work: Path) -> tuple[list[str], dict[str, str
     if job.concurrency:
         command += ["--concurrency", str(job.concurrency)]
     if job.rate:
-        command += ["--request-rate", str(job.rate), "--arrival-pattern", "poisson"]
+        command += ["--request-rate", str(job.rate), "--arrival-pattern", job.arrivals]
     if job.core is not None:
         command += ["--workers-max", "1", "--record-processors", "1"]
     return command, {}  # told to stay offline it takes a directory for the name of a repository
