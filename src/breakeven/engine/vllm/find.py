@@ -23,7 +23,7 @@ def find_vllm() -> list[str]:
     PATH. Raises UserError when there is none.
     """
     if named := os.environ.get(VARIABLE):
-        found = shutil.which(Path(named).expanduser())
+        found = shutil.which(str(Path(named).expanduser()))
         if found is None:
             raise UserError(f"{VARIABLE} is {named}, which is no executable; name a Python interpreter or a vllm")
         return [found, *_MODULE] if Path(named).name.startswith("python") else [found]

@@ -21,6 +21,7 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.5
 _GRACE_S = 5.0
+_GRACE_OF_THE_LEFT_S = 1.0
 
 
 def main() -> None:
@@ -57,12 +58,13 @@ def _end_all(child: subprocess.Popen[bytes]) -> None:
     """End vLLM and whatever it left: first kindly, so that it frees its shared memory, then not."""
     if child.poll() is None:
         child.terminate()
-    deadline = time.monotonic() + _GRACE_S
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_GRACE_S)
+    _signal([pid for pid in _children() if pid != child.pid], signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE_OF_THE_LEFT_S
     while (left := _children()) and time.monotonic() < deadline:
-        if child.poll() is not None:
-            _signal(left, signal.SIGTERM)
         _reap(child)
-        time.sleep(0.05)
+        time.sleep(0.02)
     while left := _children():
         _signal(left, signal.SIGKILL)
         _reap(child)
