@@ -39,11 +39,12 @@ METRICS = {
 
 def whole_run(log: Path) -> dict[str, float]:
     """Means over every answered request of the log, from sent; rates from the first sent to the last output."""
-    events = [e for e in iter_events(log) if isinstance(e, RequestDone) and e.error is None and e.last_ns is not None]
+    events = [event for event in iter_events(log) if isinstance(event, RequestDone) and event.error is None]
     ttft, tpot, gaps, e2e = [], [], [], []
     tokens = 0
     for event in events:
-        assert event.first_ns is not None and event.last_ns is not None
+        if event.first_ns is None or event.last_ns is None:
+            continue
         ttft.append((event.first_ns - event.sent_ns) / 1e9)
         e2e.append((event.last_ns - event.sent_ns) / 1e9)
         tokens += event.output_tokens
@@ -114,9 +115,8 @@ def table(found: dict[str, list[dict[str, float]]], load: str) -> str:
             cells.append("not kept" if ratio is None else f"{ratio:.3f} ({_spread(got):.1%})")
         rows.append(f"| {TITLES[tool]} (its runs differed by) | " + " | ".join(cells) + " |")
     if mine:
-        rows.append(
-            "| our runs differed by | " + " | ".join(f"{_spread([f[key] for f in mine]):.1%}" for key in METRICS) + " |"
-        )
+        spreads = [_spread([figures[key] for figures in mine]) for key in METRICS]
+        rows.append("| our runs differed by | " + " | ".join(f"{spread:.1%}" for spread in spreads) + " |")
     return "\n".join(rows)
 
 

@@ -15,7 +15,7 @@ QUIET = {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONWARNINGS": "ign
 
 @dataclass(frozen=True)
 class Job:
-    """One load. Closed loop with `concurrency`, or arrivals (poisson or constant) at `rate`; `tokens` asked of every request.
+    """One load. Closed loop with `concurrency`, or `arrivals` (poisson, constant) at `rate`; `tokens` of every request.
 
     `prompts` has at least `requests` lines. `chunks`: the stamp of every chunk is wanted back. `core`: pin to it.
     """
