@@ -1,0 +1,215 @@
+"""The capacity search from end to end, against a server whose capacity is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from capacity_fixtures import queue_server
+from load_log_fixtures import request, run
+
+from breakeven.cli.main import dispatch
+from breakeven.decide.capacity import RESULT, CapacityOptions, capacity, run_s
+from breakeven.decide.capacity_search import Search, SearchPlan, Tried
+from breakeven.decide.capacity_study import (
+    RATE,
+    USERS,
+    capacity_study,
+    name_of,
+    outcomes,
+    rate_sentence,
+    users_sentence,
+)
+from breakeven.decide.load import LoadOptions
+from breakeven.errors import UserError
+from breakeven.measure.events import Event, iter_events
+from breakeven.spec.workload import Length, Slo
+
+SHORT = {"prompt": Length(mean=8), "output": Length(mean=4)}
+
+
+def test_users_who_wait_for_slots_are_counted(tmp_path: Path) -> None:
+    """Two slots of 0.1 s, 0.2 s of thought: six users keep both slots busy, each one more waits 0.05 s longer.
+
+    The first token comes 0.025 s after a slot is free; within 0.2 s that leaves 0.175 s to wait, so 9 users meet it and
+    10 do not. The server's own sleeps run late, which costs a user or two and never gives one.
+    """
+    with queue_server(slots=2, service_s=0.1) as server:
+        study, directory = capacity(
+            server.url,
+            Slo(ttft_s=0.2),
+            CapacityOptions(think_s=0.2, precision=0.2, target_share=0.7, axes=(USERS,), budget_s=200, **SHORT),  # type: ignore[arg-type]
+            LoadOptions(out=tmp_path / "out", processes=1),
+        )
+    limit = study.users
+    assert study.stopped_because == "finished"
+    assert study.rate is None
+    assert limit is not None
+    assert limit.low is not None
+    assert limit.high is not None
+    assert 5 <= limit.low <= 9
+    assert limit.low < limit.high <= 12
+    assert limit.monotone
+    assert study.headline == limit.sentence
+    assert "people can talk to this at once" in limit.sentence
+    # Every number can be had again from the log alone.
+    assert capacity_study(directory / "events.jsonl") == study
+    assert json.loads((directory / RESULT).read_text())["users"]["value"] == limit.value
+
+
+def test_a_rate_is_found_below_what_the_slots_can_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--slo",
+        "ttft=400ms",
+        "--only",
+        "rate",
+        "--prompt",
+        "8",
+        "--output",
+        "4",
+        "--precision",
+        "40%",
+        "--share",
+        "70%",
+    ]
+    out = tmp_path / "out"
+    with queue_server(slots=2, service_s=0.05) as server:
+        assert dispatch(["capacity", server.url, *words, "--out", str(out), "--processes", "1", "--json"]) == 0
+    study = json.loads(capsys.readouterr().out)
+    assert study["schema"] == "breakeven.capacity/1"
+    assert study["users"] is None
+    rate = study["rate"]
+    assert 10 < rate["low"] <= 40  # 2 / 0.05 s
+    assert rate["high"] is None or rate["high"] > rate["low"]
+    assert rate["sentence"] in study["headline"]
+    assert {t["meets"] for t in rate["trials"]} >= {True, False}
+
+
+def test_a_server_that_is_too_slow_for_anyone_is_not_searched(tmp_path: Path) -> None:
+    with queue_server(slots=2, service_s=0.2) as server:
+        study, _ = capacity(
+            server.url,
+            Slo(ttft_s=0.01),
+            CapacityOptions(**SHORT),
+            LoadOptions(out=tmp_path / "o", processes=1),  # type: ignore[arg-type]
+        )
+        assert server.answered < 25
+    assert study.rate is not None
+    assert study.rate.value is None
+    assert study.rate.high is not None
+    assert study.headline.startswith("Not even one request at a time")
+
+
+def test_the_budget_ends_the_search_with_what_there_is(tmp_path: Path) -> None:
+    with queue_server(slots=2, service_s=0.05) as server:
+        study, _ = capacity(
+            server.url,
+            Slo(ttft_s=1.0),
+            CapacityOptions(axes=(RATE,), budget_s=3.0, **SHORT),  # type: ignore[arg-type]
+            LoadOptions(out=tmp_path / "o", processes=1),
+        )
+    assert study.stopped_because == "budget"
+    assert study.rate is not None
+    assert len(study.rate.trials) == 1
+
+
+def test_an_interrupted_search_is_saved_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    out, seen = tmp_path / "o", []
+    options = CapacityOptions(axes=(USERS,), think_s=0.1, most_users=4, **SHORT)  # type: ignore[arg-type]
+
+    def stop(state: object) -> None:
+        seen.append(state)
+        if getattr(state, "load", "").endswith("users"):
+            raise KeyboardInterrupt
+
+    with queue_server(slots=8, service_s=0.02) as server:
+        with pytest.raises(KeyboardInterrupt):
+            capacity(server.url, Slo(ttft_s=5.0), options, LoadOptions(out=out, processes=1), on_state=stop)
+        saved = json.loads((out / RESULT).read_text())
+        assert saved["stopped_because"] == "interrupted"
+        study, _ = capacity(server.url, Slo(ttft_s=5.0), options, LoadOptions(out=out, processes=1, resume=True))
+    assert study.users is not None
+    assert study.users.low == 4
+    assert study.users.high is None
+    assert study.headline.startswith("At least 4 people")
+    probes = [e for e in iter_events(out / "events.jsonl") if getattr(e, "load", "") == "one at a time"]
+    assert len(probes) == 1  # not played again
+
+
+def search_of(*tried: tuple[float, bool | None]) -> Search:
+    plan = SearchPlan(start=1, lowest=1, highest=100, whole=True)
+    return Search(plan, tuple(Tried(load=load, looks=1, requests=100, good=90, meets=meets) for load, meets in tried))
+
+
+@pytest.mark.parametrize(
+    ("tried", "says"),
+    [
+        ([(24, True), (25, False)], "24 people can talk to this at once; the 25th makes everyone wait."),
+        ([(1, True), (2, False)], "1 person can talk to this at once; the 2nd makes both wait."),
+        ([(22, True), (25, False)], "22 people can talk to this at once; with 25 everyone waits."),
+        ([(10, True), (11, False)], "10 people can talk to this at once; the 11th makes everyone wait."),
+        ([(64, True)], "At least 64 people can talk to this at once; more were not tried or not decided."),
+        ([(1, False)], "Not even one person can talk to this: alone, they already wait too long."),
+        ([(8, False)], "Fewer than 8 people can talk to this at once; how many was not decided."),
+        ([(8, None)], "How many people can talk to this at once was not decided."),
+    ],
+)
+def test_users_in_plain_words(tried: list[tuple[float, bool | None]], says: str) -> None:
+    assert users_sentence(search_of(*tried), "x") == says
+
+
+def test_a_limit_that_means_little_says_so() -> None:
+    assert users_sentence(search_of((4, True), (5, False), (8, True)), "x").endswith(
+        "But 8 met it again, so this limit means little."
+    )
+    assert rate_sentence(search_of((4, True), (5, False)), "T") == "Up to 4 requests/s, T; at 5 no longer."
+    assert rate_sentence(search_of((4, False)), "T") == "Not even at 4 requests/s is it so that T."
+
+
+def test_the_log_says_what_came_of_every_load() -> None:
+    def runs(load: str, bad: int, round: int) -> list[Event]:
+        rows = [request(i, due_s=i / 10, ttft_s=2.0 if i < bad else 0.1, block=f"{load}{round}") for i in range(100)]
+        return run(rows, to_s=10, load=load, round=round, block=f"{load}{round}")
+
+    log = [*runs("2 req/s", 0, 0), *runs("4 req/s", 50, 0), *runs("4 req/s", 0, 1)]
+    first, second = outcomes(log, Slo(ttft_s=1.0))
+    assert (first.name, first.requests, first.good, first.spread) == ("2 req/s", 100, 100, 1.0)
+    assert (second.name, second.requests, second.good) == ("4 req/s", 200, 150)
+    assert second.spread > 3  # the bad ones stand together
+    assert first.seconds == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("axis", "load", "attempt"), [(RATE, 4.204, 1), (RATE, 1234.0, 2), (USERS, 1, 1), (USERS, 24, 2)]
+)
+def test_the_name_of_a_trial_says_all_of_it(axis: str, load: float, attempt: int) -> None:
+    from breakeven.decide.capacity_study import _NAME
+
+    match = _NAME.fullmatch(name_of(axis, load, attempt))
+    assert match is not None
+    assert float(match["load"]) == load
+    assert bool(match["again"]) == (attempt == 2)
+
+
+def test_a_run_outlasts_the_growth_of_a_queue() -> None:
+    assert run_s(Slo(ttft_s=1.0), 0.1, 600) == pytest.approx(20)
+    assert run_s(Slo(ttft_s=1.0, e2e_s=0.5), 0.1, 600) == pytest.approx(10)
+    assert run_s(Slo(e2e_s=30.0), 0.1, 600) == pytest.approx(60)  # a tenth of the budget
+    assert run_s(Slo(tpot_s=0.1), 0.1, 600) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--slo", "ttft=1s", "--only", "both"], "--only"),
+        (["--slo", "ttft=1s", "--share", "100%"], "--share"),
+        (["--slo", "ttft=1s", "--precision", "0%"], "--precision"),
+        (["--slo", "ttft=1s", "--budget", "soon"], "--budget"),
+        (["--slo", "ttft=soon"], "ttft"),
+        (["--slo", "ttft=1s", "--max-users", "0"], "--max-users"),
+    ],
+)
+def test_what_cannot_be_used_is_told_in_a_line(words: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        dispatch(["capacity", "http://127.0.0.1:1/v1#m", *words])
