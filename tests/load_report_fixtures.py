@@ -228,6 +228,38 @@ def crossing() -> LoadStudy:
     )
 
 
+def level() -> LoadStudy:
+    """The same model twice, in a closed loop: the lines lie on each other, nobody wins, and nothing crosses."""
+    twins = [dense("llama-3.2-1b #1"), dense("llama-3.2-1b #2")]
+    points = [
+        point(model.name, rate, 10.4, rate_per_s=None, concurrency=int(rate), load=f"{rate:g} streams")
+        for model in twins
+        for rate in RATES
+    ]
+    same = Estimate(1.002, 0.991, 1.013, 24)
+    return study(
+        twins,
+        points,
+        workload=msgspec.structs.replace(WORKLOAD, arrivals=Arrivals(process="closed", concurrency=1)),
+        differences=[
+            LoadDifference(a=twins[0].name, b=twins[1].name, metric="ttft_s", load=each.load, ratio=same, winner=None)
+            for each in points[:4]
+        ],
+        crossings=[
+            Crossing(
+                a=twins[0].name,
+                b=twins[1].name,
+                metric="ttft_s",
+                rate_per_s=None,
+                low=None,
+                high=None,
+                sentence="no difference found in TTFT at any load measured (1 to 10 streams)",
+            )
+        ],
+        headline="No difference found between the candidates at any load measured.",
+    )
+
+
 def one_endpoint() -> LoadStudy:
     """A bench of one URL over three rates: errors, no steady state, a busy client, no engine metrics."""
     model = served("mistral")

@@ -44,7 +44,7 @@ from breakeven.spec import load, workload
 from breakeven.spec.load import LATENCIES, CapacityStudy, LoadStudy, Percentile
 from breakeven.spec.workload import Arrivals, Length
 
-STUDIES = ("crossing", "one_endpoint", "one_point", "trace", "none_answered", "hostile")
+STUDIES = ("crossing", "level", "one_endpoint", "one_point", "trace", "none_answered", "hostile")
 CAPACITIES = ("capacity", "capacity_not_monotone")
 PAGE = Path("out/report.html")
 ROOT = Path(__file__).parent.parent
@@ -355,6 +355,16 @@ def test_what_cannot_be_drawn_says_why() -> None:
         if isinstance(f, Missing)
     ]
     assert whys == ["No service level was asked for, so there is no goodput to draw."]
+
+
+def test_a_closed_loop_has_its_own_axis_and_names_every_number_of_streams() -> None:
+    study = made.level()
+    assert list(curves(study)) == ["ttft-streams", "tpot-streams", "goodput-streams"]
+    assert "requests at once" in draw(curves(study)["ttft-streams"].wide)
+    assert dict(words.workload_rows(study.workload, study.slo, study.points))["Arrivals"] == (
+        "closed loop: 1, 2, 5 and 10 at once"
+    )
+    assert "no difference found in TTFT at any load measured (1 to 10 streams)." in render_load(study)
 
 
 def test_open_and_closed_loops_get_an_axis_each() -> None:

@@ -229,7 +229,7 @@ def test_prints_on_paper(pages: Callable[[str], Path], tmp_path: Path) -> None:
     visit(tmp_path, act)
 
 
-LOAD_PAGES = ("crossing", "one_endpoint", "one_point", "trace", "none_answered", "hostile", "capacity")
+LOAD_PAGES = ("crossing", "level", "one_endpoint", "one_point", "trace", "none_answered", "hostile", "capacity")
 SHOWN = "[...document.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().width > 0)"
 RIGHTS = f"{SHOWN}.flatMap(s => [...s.querySelectorAll('text')].map(t => t.getBoundingClientRect().right))"
 # Boxes of all texts of a drawing that reach into each other by more than a hair.
