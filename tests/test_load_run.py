@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import signal
@@ -24,9 +25,10 @@ from breakeven.measure.events import (
     RequestDone,
     read_events,
 )
+from breakeven.measure.load_run import run_load
 from breakeven.measure.progress import LoadState
 from breakeven.spec.workload import Arrivals, Workload
-from tests.load_fixtures import MS, Played, closed_schedule, plain_server, play, schedule_of
+from tests.load_fixtures import MS, PlainBodies, Played, backend_at, closed_schedule, plain_server, play, schedule_of
 
 
 def test_every_request_is_sent_once_and_keeps_its_due_time(tmp_path: Path) -> None:
@@ -321,3 +323,65 @@ def test_a_log_that_cannot_be_written_leaves_the_writer_usable(tmp_path: Path) -
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         log.append(done)
     assert read_events(path) == [done, done]
+
+
+def test_streams_of_a_closed_loop_hold_whole_conversations(tmp_path: Path) -> None:
+    workload = Workload(arrivals=Arrivals(process="closed", concurrency=2), requests=14)
+    schedule = schedule_of([None] * 6, session=[0, 0, 0, 1, 1, 1], turn=[0, 1, 2] * 2, workload=workload)
+    with plain_server(wait_s=0.01) as thread:
+        played = play(thread.server.url, schedule, tmp_path / "events.jsonl")
+        assert thread.server.most_in_flight == 2
+    requests = played.by_index()
+    assert len(requests) == 14
+    conversations: dict[int, list[RequestDone]] = {}
+    for request in requests.values():
+        assert request.session is not None
+        conversations.setdefault(request.session, []).append(request)
+    # The shapes repeat beyond the last row; the conversations do not.
+    assert len(conversations) > 2
+    for turns in conversations.values():
+        turns.sort(key=lambda r: r.turn)
+        assert [r.turn for r in turns] == list(range(len(turns)))
+        assert all(b.due_ns == a.done_ns for a, b in itertools.pairwise(turns))
+
+
+def test_a_name_of_the_study_s_own_does_not_reach_the_server(tmp_path: Path) -> None:
+    schedule = schedule_of([0.0])
+    with plain_server() as thread, EventWriter(tmp_path / "events.jsonl") as log:
+        run_load(
+            backend_at(thread.server.url),
+            schedule,
+            PlainBodies(schedule),  # type: ignore[arg-type]
+            log,
+            block="b",
+            model="my name for it",
+            load="test",
+            schedule_file="schedule.jsonl",
+        )
+    models = {e.model for e in read_events(tmp_path / "events.jsonl") if isinstance(e, LoadStarted | RequestDone)}
+    assert models == {"my name for it"}
+
+
+@pytest.mark.parametrize("where", ["body", "state"])
+def test_a_fault_of_our_own_ends_the_run_and_what_was_in_flight_is_in_the_log(tmp_path: Path, where: str) -> None:
+    class Bodies(PlainBodies):
+        def body(self, i: int) -> bytes:
+            if i == 30 and where == "body":
+                raise ValueError("no such prompt")
+            return super().body(i)
+
+    def on_state(state: LoadState) -> None:
+        if state.issued > 10 and where == "state":
+            raise ValueError("no such screen")
+
+    schedule = schedule_of([i * 0.02 for i in range(300)])
+    path = tmp_path / "events.jsonl"
+    with plain_server(wait_s=0.3) as thread, pytest.raises(ValueError, match="no such"):
+        play(thread.server.url, schedule, path, bodies=Bodies(schedule), on_state=on_state)
+    events = read_events(path)
+    done = events[-1]
+    assert isinstance(done, LoadDone)
+    assert (done.ok, done.because) == (False, "failed")
+    requests = Played(done, events).by_index()
+    assert sorted(requests) == list(range(len(requests)))
+    assert {(r.error, r.detail) for r in requests.values() if r.error} == {("cancelled", "the run failed")}

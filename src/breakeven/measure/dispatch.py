@@ -33,6 +33,7 @@ CANCEL_GRACE_S = 5.0
 
 UNFINISHED = "unfinished when the run ended"
 INTERRUPTED = "the run was interrupted"
+FAILED = "the run failed"
 BROKEN_OFF = "not sent: an earlier turn of its conversation failed"
 
 
@@ -92,6 +93,10 @@ class Player:
             await self._over
         finally:
             self._alarm.close()
+            self._detail = self._detail or FAILED
+            for exchange in list(self._open.values()):  # empty but after a failure of ours
+                if exchange is not None:
+                    exchange.cancel()
             self._recorder.flush()
 
     def cancel(self, detail: str) -> None:

@@ -22,7 +22,7 @@ import msgspec
 from breakeven.engine.backend import Backend
 from breakeven.errors import BreakevenError, UserError
 from breakeven.measure.client import quiet_gc
-from breakeven.measure.dispatch import INTERRUPTED
+from breakeven.measure.dispatch import FAILED, INTERRUPTED
 from breakeven.measure.dispatch_job import Job
 from breakeven.measure.energy import EnergyCounter
 from breakeven.measure.engine_watch import EngineWatch
@@ -213,7 +213,7 @@ class _Run:
             because = "interrupted"
         detail = INTERRUPTED
         if looking.done() and not looking.cancelled() and (error := looking.exception()) is not None:
-            because, detail, self.error = "failed", "the run failed", _as_exception(error)
+            because, detail, self.error = "failed", FAILED, _as_exception(error)
         elif full.done():
             because, detail = "failed", "the log could not be written"
         if because != "finished":

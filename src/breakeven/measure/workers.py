@@ -60,8 +60,7 @@ class ProcessCrew:
     def play(self, start_ns: int) -> None:
         """Tell them all to start at this moment."""
         for worker in self._workers:
-            worker.start_ns = start_ns
-            worker.tell(Start(start_ns))
+            worker.play(start_ns)
 
     def cancel(self, detail: str) -> None:
         """End everything in flight."""
@@ -85,7 +84,7 @@ class _Worker(asyncio.Protocol):
     """One process and the pipes to it."""
 
     def __init__(self, job: Job, take: Callable[[Batch], None], flags: list[str]) -> None:
-        self.job, self.start_ns, self.pid = job, 0, 0
+        self.job, self._start_ns, self.pid = job, 0, 0
         self._take, self._flags = take, flags
         self._process: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.ReadTransport | None = None
@@ -116,6 +115,14 @@ class _Worker(asyncio.Protocol):
             pickle.dump(self.job, self._process.stdin, protocol=5)
             self._process.stdin.flush()
 
+    def play(self, start_ns: int) -> None:
+        """Tell it to start, or record what it owes if it has died meanwhile."""
+        self._start_ns = start_ns
+        if self.over.done():
+            self._record_lost()
+        else:
+            self.tell(Start(start_ns))
+
     def tell(self, order: ToWorker) -> None:
         """Send an order; one that is gone needs none."""
         if self._process is not None and self._process.stdin is not None:
@@ -144,11 +151,14 @@ class _Worker(asyncio.Protocol):
             self.is_ready.exception()  # whoever waits still gets it; nobody waiting is no matter of its own
         if self.over.done():
             return
-        if self.start_ns:
-            recorder = Recorder(self._take, worker=self.job.worker)
-            count = self._outstanding.record(recorder, self.start_ns, time.monotonic_ns())
-            self._flags.append(f"worker {self.job.worker} {self._why}; {count} requests were lost with it")
+        if self._start_ns:
+            self._record_lost()
         self.over.set_result(False)
+
+    def _record_lost(self) -> None:
+        recorder = Recorder(self._take, worker=self.job.worker)
+        count = self._outstanding.record(recorder, self._start_ns, time.monotonic_ns())
+        self._flags.append(f"worker {self.job.worker} {self._why}; {count} requests were lost with it")
 
     def close(self) -> None:
         """Let it end: it does when its orders end."""
