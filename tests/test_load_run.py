@@ -68,7 +68,7 @@ def test_a_stall_of_the_server_is_in_the_delays_from_the_due_time(tmp_path: Path
 
 def test_late_requests_are_sent_at_once_and_none_is_left_out(tmp_path: Path) -> None:
     schedule = schedule_of([0.0] * 300, output=1)
-    with plain_server(wait_s=0.05) as thread:
+    with plain_server(wait_s=1.0) as thread:
         played = play(thread.server.url, schedule, tmp_path / "events.jsonl")
         assert thread.server.most_in_flight > 100
     assert {r.due_ns for r in played.requests} == {played.started.at_ns}
@@ -142,18 +142,22 @@ def test_the_warm_up_is_marked_and_the_rest_is_not(tmp_path: Path) -> None:
 
 
 def test_an_endpoint_that_dies_and_comes_back_is_counted_and_the_run_goes_on(tmp_path: Path) -> None:
-    schedule = schedule_of([i * 0.01 for i in range(150)])
+    schedule = schedule_of([i * 0.01 for i in range(250)])
     with plain_server(wait_s=0.005) as thread:
-        threading.Timer(0.5, thread.down).start()
-        threading.Timer(0.9, thread.up).start()
-        played = play(thread.server.url, schedule, tmp_path / "events.jsonl")
+        todo = [(80, thread.up), (30, thread.down)]
+
+        def on_state(state: LoadState) -> None:
+            if todo and state.issued > todo[-1][0]:
+                todo.pop()[1]()
+
+        played = play(thread.server.url, schedule, tmp_path / "events.jsonl", on_state=on_state)
     requests = played.by_index()
-    assert sorted(requests) == list(range(150))
+    assert sorted(requests) == list(range(250))
     errors = {r.error for r in requests.values()} - {None}
     assert "unreachable" in errors
     assert errors <= {"unreachable", "reset"}
     assert requests[0].error is None
-    assert requests[149].error is None
+    assert requests[249].error is None
     assert played.done.ok
 
 
@@ -180,8 +184,7 @@ def _stopped(tmp_path: Path, **options: object) -> Played:
 
 def test_stop_cancels_what_is_in_flight_and_brings_the_log_to_an_end(tmp_path: Path) -> None:
     stop = threading.Event()
-    threading.Timer(1.0, stop.set).start()
-    played = _stopped(tmp_path, stop=stop)
+    played = _stopped(tmp_path, stop=stop, on_state=lambda state: stop.set() if state.issued > 20 else None)
     assert (played.done.ok, played.done.because) == (False, "interrupted")
     requests = played.by_index()
     assert sorted(requests) == list(range(len(requests)))
@@ -192,10 +195,15 @@ def test_stop_cancels_what_is_in_flight_and_brings_the_log_to_an_end(tmp_path: P
 
 
 def test_ctrl_c_does_the_same(tmp_path: Path) -> None:
+    presses = [signal.SIGINT]
+
+    def on_state(state: LoadState) -> None:
+        if presses and state.issued > 20:
+            os.kill(os.getpid(), presses.pop())
+
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-        played = _stopped(tmp_path)
+        played = _stopped(tmp_path, on_state=on_state)
     finally:
         signal.signal(signal.SIGINT, before)
     assert (played.done.ok, played.done.because) == (False, "interrupted")
@@ -239,11 +247,16 @@ def test_a_disk_that_fills_up_ends_the_run_and_leaves_whole_lines(tmp_path: Path
 
 
 def test_a_moved_wall_clock_is_reported_and_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    true_ns, begun = time.time_ns, time.monotonic()
-    monkeypatch.setattr(time, "time_ns", lambda: true_ns() + (3600 * 10**9 if time.monotonic() > begun + 0.7 else 0))
+    true_ns, moved = time.time_ns, threading.Event()
+    monkeypatch.setattr(time, "time_ns", lambda: true_ns() + (3600 * 10**9 if moved.is_set() else 0))
     schedule = schedule_of([i * 0.1 for i in range(20)])
     with plain_server() as thread:
-        played = play(thread.server.url, schedule, tmp_path / "events.jsonl")
+        played = play(
+            thread.server.url,
+            schedule,
+            tmp_path / "events.jsonl",
+            on_state=lambda state: moved.set() if state.issued > 5 else None,
+        )
     assert played.done.wall_step_s == pytest.approx(3600, abs=1)
     for request in played.requests:
         assert request.due_ns <= request.sent_ns <= (request.first_ns or 0) <= request.done_ns
