@@ -35,6 +35,7 @@ METRICS = {
     "output_tokens_per_s": "output tokens/s",
     "requests_per_s": "requests/s",
 }
+RECOUNTED = "vllm, recounted"
 
 
 def whole_run(log: Path) -> dict[str, float]:
@@ -71,9 +72,26 @@ class Texts:
         return [" ".join(prompt_text(0, str(first + i), self._chars).split())[: self._chars] for i in range(number)]
 
 
+def recounted(done: Run, tokens: int) -> dict[str, float]:
+    """vLLM's own stamps, with the number of tokens asked for and without the empty event that ends a stream.
+
+    llama.cpp sends its usage in that last event, beside a choice, where `vllm bench serve` does not look: it counts
+    the tokens of the text with its tokenizer instead, and takes the empty event for one more of them.
+    """
+    streams = [(start, stamps[:-1]) for _, start, stamps in done.chunks if len(stamps) > 2]
+    return done.figures | {
+        "tpot_s": statistics.fmean((stamps[-1] - stamps[0]) / 1e9 / (tokens - 1) for _, stamps in streams),
+        "itl_s": statistics.fmean(
+            (b - a) / 1e9 for _, stamps in streams for a, b in zip(stamps, stamps[1:], strict=False)
+        ),
+        "e2e_s": statistics.fmean((stamps[-1] - start) / 1e9 for start, stamps in streams),
+        "output_tokens_per_s": done.figures["requests_per_s"] * tokens,
+    }
+
+
 def measure(tool: str, python: str, job: Job, work: Path) -> Run:
     """One run of one tool; ours with the figures of the whole run."""
-    done = run(tool, python, job, work)
+    done = run(tool, python, replace(job, chunks=tool == "vllm"), work)
     if tool == "ours" and done.error is None:
         done.figures = whole_run(work / "events.jsonl")
     if done.error is None and done.figures.get("answered") != job.requests:
@@ -94,6 +112,8 @@ def compare(
                 print(f"{load}, {TITLES[tool]}: {done.error}", flush=True)
                 continue
             found[tool].append(done.figures)
+            if tool == "vllm":
+                found.setdefault(RECOUNTED, []).append(recounted(done, job.tokens))
             told = ", ".join(f"{name} {done.figures[key]:.4g}" for key, name in METRICS.items() if key in done.figures)
             print(f"{load}, run {turn + 1}, {TITLES[tool]}: {told}", flush=True)
     return found
@@ -103,17 +123,20 @@ def table(found: dict[str, list[dict[str, float]]], load: str) -> str:
     """Ours over each rival, by metric: ratio of the means over runs, and the spread of one tool's runs beside."""
     rows = [f"| {load}: ours over | " + " | ".join(METRICS.values()) + " |", "|---" * (len(METRICS) + 1) + "|"]
     mine = found["ours"]
-    for tool in NAMES:
+    titles = TITLES | {RECOUNTED: "the same, with the server's token count"}
+    for tool in (NAMES[0], RECOUNTED, *NAMES[1:]):
+        if tool == RECOUNTED and tool not in found:
+            continue
         theirs = found.get(tool)
         if not theirs or not mine:
-            rows.append(f"| {TITLES[tool]} | not available" + " |" * len(METRICS))
+            rows.append(f"| {titles[tool]} | not available" + " |" * len(METRICS))
             continue
         cells = []
         for key in METRICS:
             got = [figures[key] for figures in theirs if key in figures]
             ratio = statistics.fmean(f[key] for f in mine) / statistics.fmean(got) if got else None
             cells.append("not kept" if ratio is None else f"{ratio:.3f} ({_spread(got):.1%})")
-        rows.append(f"| {TITLES[tool]} (its runs differed by) | " + " | ".join(cells) + " |")
+        rows.append(f"| {titles[tool]} (its runs differed by) | " + " | ".join(cells) + " |")
     if mine:
         spreads = [_spread([figures[key] for figures in mine]) for key in METRICS]
         rows.append("| our runs differed by | " + " | ".join(f"{spread:.1%}" for spread in spreads) + " |")
