@@ -40,6 +40,7 @@ def compare(
     speed: Annotated[float, typer.Option(help="Of the trace: 0.5 stretches its gaps to twice the time.")] = 1.0,
     window: Annotated[str | None, typer.Option(help="Part of the trace, in its own time: 0s-10m.")] = None,
     duration: Annotated[str | None, typer.Option(help="With --rate: measured time a turn.", show_default="60s")] = None,
+    warm_up: Annotated[str | None, typer.Option(help="With --rate: same traffic before a turn, not counted.")] = None,
     rounds: Annotated[int, typer.Option(help="With --rate: turns a candidate gets at each.")] = 2,
     slo: Annotated[str | None, typer.Option(help="Under load, what a good request keeps: ttft=1s,tpot=80ms.")] = None,
     engine: Annotated[str, typer.Option(help="Starts the models under load: llama.cpp or vllm.")] = "llama.cpp",
