@@ -172,8 +172,9 @@ def test_start_takes_the_engine_by_name(tmp_path: Path, fake_vllm: Path, monkeyp
     path = weights_of(source, "F32", 0, None, engine="vllm")
     with ExitStack() as stack:
         log = tmp_path / "log"
-        up = start(stack, source, path, context=64, slots=2, log=log, threads=None, engine="vllm")
+        up = start(stack, source, path, context=64, slots=2, log=log, threads=None, engine="vllm", share_prefixes=True)
         up.alive()
+        assert "--enable-prefix-caching" in up.backend.settings["flags"].split()
         assert up.path is None
         assert "--dtype float32 --load-format dummy" in up.backend.settings["flags"]
         backend = openai_url.connect(f"{up.backend.url}/v1#{source.name}")
@@ -181,6 +182,12 @@ def test_start_takes_the_engine_by_name(tmp_path: Path, fake_vllm: Path, monkeyp
         assert backend.tokenize("ab") == [97, 98]
         assert backend.pid is None
     assert gone(up.backend.pid or 0)
+
+
+def test_llama_cpp_is_not_started_where_prefixes_are_to_be_shared(tmp_path: Path) -> None:
+    source = parse_source("smollm2-135m")
+    with ExitStack() as stack, pytest.raises(NotSupportedError, match="use --engine vllm"):
+        start(stack, source, tmp_path, context=64, slots=1, log=tmp_path / "log", threads=None, share_prefixes=True)
 
 
 def test_an_unknown_engine_is_refused_with_those_there_are() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from breakeven.engine import openai_url
 from breakeven.engine.backend import Backend
+from breakeven.engine.metric_names import EngineNumbers, engine_numbers, metric_names, parse_metrics
 from breakeven.engine.source import parse_source
 from breakeven.engine.start import Running, start, weights_of
 from breakeven.engine.vllm import VllmServer
@@ -27,19 +28,6 @@ __all__ = ["real_vllm"]
 pytestmark = pytest.mark.vllm
 
 CONTEXT = 256
-METRICS = (
-    "vllm:num_requests_running",
-    "vllm:num_requests_waiting",
-    "vllm:kv_cache_usage_perc",
-    "vllm:num_preemptions_total",
-    "vllm:prompt_tokens_total",
-    "vllm:generation_tokens_total",
-    "vllm:prefix_cache_hits_total",
-    "vllm:time_to_first_token_seconds_bucket",
-    "vllm:inter_token_latency_seconds_bucket",
-    "vllm:e2e_request_latency_seconds_bucket",
-)
-"""Names a run under load reads or may read."""
 
 
 @dataclass
@@ -139,10 +127,15 @@ def test_a_stream_counts_aloud(up: Up, path: str) -> None:
 
 
 def test_its_metrics_have_the_names_that_are_read(up: Up) -> None:
+    post(up.backend, "/v1/completions", prompt=[1, 2, 3], max_tokens=2)
     with urllib.request.urlopen(f"{up.backend.url}/metrics", timeout=60) as response:
         text = response.read().decode()
-    served = {line.partition("{")[0] for line in text.splitlines() if line.startswith("vllm:")}
-    assert set(METRICS) <= served
+    samples = parse_metrics(text)
+    for field, known in metric_names()["vllm"].items():
+        assert [name for name in known if name in samples], f"{field}: none of {known} is served"
+    assert engine_numbers(text) == EngineNumbers(
+        running=0, waiting=0, kv_share=0, preemptions=0, cached_prompt_tokens=0
+    )
 
 
 def test_what_vllm_refuses_is_told_with_its_reason(real_vllm: None, tmp_path: Path) -> None:

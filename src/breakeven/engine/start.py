@@ -16,7 +16,7 @@ from breakeven.engine import cache, openai_url, vllm
 from breakeven.engine.backend import LLAMA_CPP, VLLM, Backend, MemoryUse
 from breakeven.engine.llama_cpp import LlamaCppServer
 from breakeven.engine.source import Source, parse_source
-from breakeven.errors import EngineError, UserError
+from breakeven.errors import EngineError, NotSupportedError, UserError
 from breakeven.spec.arithmetic import kv_bytes
 from breakeven.spec.formats import tensor_types
 
@@ -69,13 +69,14 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How a candidate is served: tokens a sequence, sequences at once, the engine's log, its threads."""
+    """How a candidate is served: tokens a sequence, sequences at once, the engine's log, its threads, its caches."""
 
     context: int
     slots: int
     log: Path
     threads: int | None
     wait_policy: WaitPolicy
+    share_prefixes: bool
 
 
 def weights_of(
@@ -109,17 +110,19 @@ def start(
     threads: int | None,
     wait_policy: WaitPolicy = None,
     engine: str = LLAMA_CPP,
+    share_prefixes: bool = False,
 ) -> Running:
     """Start or connect to a candidate; the engine stops when `stack` closes.
 
     `path` is what `weights_of` gave for this `engine`. `wait_policy` "passive" lets the engine's threads sleep at
-    barriers, for a machine that has other work.
+    barriers, for a machine that has other work. `share_prefixes` keeps the keys and values of earlier prompts; without,
+    every request starts cold. Raises NotSupportedError for an engine that cannot share them.
     """
     if source.url is not None:
         return Running(source, openai_url.connect(source.url), None, lambda: None)
     assert path is not None
     kind = engine_named(engine)
-    server = kind.server(source, path, Serving(context, slots, log, threads, wait_policy))
+    server = kind.server(source, path, Serving(context, slots, log, threads, wait_policy, share_prefixes))
     backend = stack.enter_context(server)
     return Running(source, backend, path if path.is_file() else None, lambda: _check(kind.name, server))
 
@@ -152,6 +155,8 @@ def _gguf(source: Source, format_name: str, seed: int, progress: Progress | None
 
 
 def _llama_cpp(source: Source, path: Path, serving: Serving) -> Server:
+    if serving.share_prefixes:
+        raise NotSupportedError("llama.cpp is started with its prompt caches off; to share prefixes use --engine vllm")
     return LlamaCppServer(
         path,
         context=serving.context,
@@ -182,6 +187,7 @@ def _vllm(source: Source, path: Path, serving: Serving) -> Server:
         threads=serving.threads,
         wait_policy=serving.wait_policy,
         dtype=dtype,
+        prefix_caching=serving.share_prefixes,
         load_format="auto" if real else "dummy",
         # Half as much again, because vLLM hands out its cache in blocks.
         kv_cache_gib=max(1, math.ceil(1.5 * cache_bytes / 2**30)),
