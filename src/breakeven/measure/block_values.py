@@ -4,7 +4,8 @@ Requests that are near in time share a queue and a batch, so single requests are
 nearly are. Every statistic here is the log of a ratio of sums over blocks. The jackknife turns it into one value a
 block whose mean is the statistic and whose spread is its standard error (Efron 1982, The Jackknife, the Bootstrap and
 Other Resampling Plans, chapter 3), so that `measure.statistics` gives interval and verdict as for any paired values.
-Where neighbouring blocks still move together, the values are spread by what that costs a first-order autoregression.
+Where neighbouring blocks move together they are made longer, and what correlation is left spreads the values by what it
+costs a first-order autoregression.
 
 Shapes: B blocks.
 """
@@ -24,6 +25,9 @@ BLOCKS = 20
 """Blocks of time a run is cut into, for intervals and for the steady state, where it has requests enough."""
 LEAST_REQUESTS = 5
 """A block with fewer requests says little of its own."""
+TOGETHER = 0.25
+"""Correlation of neighbouring blocks above which they are too short to count as independent."""
+LEAST_BLOCKS = 5
 _MOST_CORRELATION = 0.7
 
 Floats = NDArray[np.float64]
@@ -77,19 +81,40 @@ def correlation(series: list[Floats]) -> float:
     return products / neighbours / (squares / n) + 1 / n
 
 
-def ratio_estimate(over_B: Floats, under_B: Floats, lengths: list[int] | None = None) -> Estimate | None:
-    """sum over / sum under with its 95 % interval, in blocks; `lengths`: blocks of each run, one run without it.
+def values_of_runs(over: list[Floats], under: list[Floats]) -> Floats | None:
+    """`log_ratio_values` of blocks in several runs, made safe for blocks that follow each other.
+
+    While neighbours move together, two become one block, down to `LEAST_BLOCKS`; what correlation is left spreads the
+    values.
+    """
+    while True:
+        lengths = [len(blocks) for blocks in over]
+        values = log_ratio_values(np.concatenate(over), np.concatenate(under))
+        if values is None or len(values) != sum(lengths):
+            return values
+        follow = correlation(np.split(values, np.cumsum(lengths)[:-1]))
+        if follow <= TOGETHER or sum(length // 2 for length in lengths) < LEAST_BLOCKS:
+            return spread(values, follow)
+        over, under = [_merged(blocks) for blocks in over], [_merged(blocks) for blocks in under]
+
+
+def _merged(values_B: Floats) -> Floats:
+    """Every two neighbours added up; an odd one at the end joins the last two."""
+    pairs = max(1, len(values_B) // 2)
+    return np.bincount(np.minimum(np.arange(len(values_B)) // 2, pairs - 1), weights=values_B).astype(np.float64)
+
+
+def ratio_estimate(over: list[Floats], under: list[Floats]) -> Estimate | None:
+    """sum over / sum under with its 95 % interval, from the blocks of each run.
 
     Without an interval for fewer than `MIN_BLOCKS` blocks; None where the ratio is not a positive number.
     """
+    over_B, under_B = np.concatenate(over), np.concatenate(under)
     if over_B.sum() <= 0 or under_B.sum() <= 0:
         return None
-    plain = float(over_B.sum() / under_B.sum())
-    values = log_ratio_values(over_B, under_B)
+    values = values_of_runs(over, under)
     if values is None:
-        return Estimate(plain, None, None, int(np.count_nonzero(under_B)))
-    if lengths is not None and sum(lengths) == len(values):
-        values = spread(values, correlation(np.split(values, np.cumsum(lengths)[:-1])))
+        return Estimate(float(over_B.sum() / under_B.sum()), None, None, int(np.count_nonzero(under_B)))
     return statistics.ratio(np.exp(values).tolist())
 
 

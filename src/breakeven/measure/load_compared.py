@@ -123,16 +123,13 @@ def _metrics(a: str, b: str, load: str, rounds: list[tuple[Part, Part]], slo: Sl
 
 
 def _values(over: list[Floats], under: list[Floats], is_count: bool) -> Floats | None:
-    lengths = [len(blocks) for blocks in over]
-    over_B, under_B = np.concatenate(over), np.concatenate(under)
-    values = block_values.log_ratio_values(over_B, under_B)
-    if values is None and is_count and over_B.sum() + under_B.sum() > 0:
+    values = block_values.values_of_runs(over, under)
+    total = sum(float(blocks.sum()) for blocks in (*over, *under))
+    if values is None and is_count and total > 0:
         # One of them met the SLO never, or in one block only: half a request more for each, or the ratio has no log.
-        half = 0.5 / len(over_B)
-        values = block_values.log_ratio_values(over_B + half, under_B + half)
-    if values is None or sum(lengths) != len(values):
-        return values
-    return block_values.spread(values, block_values.correlation(np.split(values, np.cumsum(lengths)[:-1])))
+        half = 0.5 / sum(map(len, over))
+        values = block_values.values_of_runs([blocks + half for blocks in over], [blocks + half for blocks in under])
+    return values
 
 
 def _pairs(one: Part, two: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

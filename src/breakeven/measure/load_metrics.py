@@ -195,7 +195,7 @@ def _gap_percentiles(parts: list[Part], chosen: list[Bools]) -> tuple[int, list[
 
 def _mean(metric: str, parts: list[Part]) -> Estimate | None:
     """Mean over requests (ITL: over gaps) of the answered, with its interval from blocks of time."""
-    over, under, lengths = [], [], []
+    over, under = [], []
     for part in parts:
         requests = part.run.requests
         values = values_s(metric, requests)
@@ -207,8 +207,7 @@ def _mean(metric: str, parts: list[Part]) -> Estimate | None:
             sums, counts = sums_by_block(part, values, blocks)
         over.append(sums)
         under.append(counts)
-        lengths.append(blocks)
-    return block_values.ratio_estimate(np.concatenate(over), np.concatenate(under), lengths)
+    return block_values.ratio_estimate(over, under)
 
 
 def _offered(run: LoadRun, counted: int, offered_s: float) -> float | None:

@@ -23,7 +23,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Part of one run: its requests are those due from `start_ns` on, its rates those from `start_ns` up to, not including, `end_ns`.
+    """Part of one run: its requests are those due from `start_ns` on, its rates those from there to before `end_ns`.
 
     `counted_N`: those requests, warm-up excluded.
     """
