@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +29,6 @@ from mock_control import Mock, Stats, mock_server, prompts
 from numpy.typing import NDArray
 from rivals import NAMES, TITLES, add_options, given, make_tokenizer, run
 
-CLIENT_CORE, SERVER_CORE = 0, 1
 STREAMS = 64
 CHUNKS = 256
 REQUESTS = {"ours": 40_000, "vllm": 6_000, "guidellm": 3_000, "aiperf": 4_000}
@@ -83,7 +84,7 @@ def compare_rates(
     found: dict[str, list[Rate]] = {tool: [] for tool in tools}
     for turn in range(runs):
         for tool in tools if turn % 2 == 0 else reversed(tools):
-            asked = replace(job, requests=requests[tool], stream=chunks > 0, tokens=chunks or 1)
+            asked = replace(job, requests=requests[tool], stream=chunks > 0, tokens=chunks or 1, cpu=True)
             rate = measure_rate(mock, tool, tools[tool], asked, work / f"{tool}-{chunks}-{turn}", chunks)
             if isinstance(rate, str):
                 print(f"{TITLES[tool]}: {rate}", flush=True)
@@ -133,16 +134,19 @@ def main() -> None:
     add_options(parser)
     asked = parser.parse_args()
     only = set(asked.only.split(","))
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        sys.exit("client and server need a core each; this process may use one only")
     runs, share = (1, 0.1) if asked.quick else (asked.runs, 1.0)
-    tools = {"ours": _this_python()} | given(asked)
+    tools = {"ours": sys.executable} | given(asked)
     result: dict[str, object] = {"runs": runs, "tools": {tool: TITLES[tool] for tool in tools}}
-    with tempfile.TemporaryDirectory() as directory, mock_server(SERVER_CORE) as mock:
+    with tempfile.TemporaryDirectory() as directory, mock_server(cores[1]) as mock:
         work = asked.keep or Path(directory)
         whole = {tool: max(8 * STREAMS, round(number * share)) for tool, number in REQUESTS.items()}
         streamed = {tool: max(4 * STREAMS, round(number * share)) for tool, number in STREAMED.items()}
         job = Job(
             url=mock.url, requests=0, prompts=prompts(max(whole.values())), tokens=1,
-            tokenizer=make_tokenizer(work / "tokenizer"), concurrency=STREAMS, core=CLIENT_CORE,
+            tokenizer=make_tokenizer(work / "tokenizer"), concurrency=STREAMS, core=cores[0],
         )  # fmt: skip
         tables = []
         if "rates" in only:
@@ -157,12 +161,6 @@ def main() -> None:
     print("\n" + "\n\n".join(tables))
     if asked.json:
         asked.json.write_text(json.dumps(result, indent=1))
-
-
-def _this_python() -> str:
-    import sys
-
-    return sys.executable
 
 
 if __name__ == "__main__":

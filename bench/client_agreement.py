@@ -13,6 +13,7 @@ left of a difference is judged against the spread between runs of one tool.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -51,7 +52,7 @@ def whole_run(log: Path) -> dict[str, float]:
         tokens += event.output_tokens
         if event.output_tokens > 1:
             tpot.append((event.last_ns - event.first_ns) / 1e9 / (event.output_tokens - 1))
-        gaps += [(b - a) / 1e9 for a, b in zip(event.chunk_ns, event.chunk_ns[1:], strict=False)]
+        gaps += [(b - a) / 1e9 for a, b in itertools.pairwise(event.chunk_ns)]
     span = (max(e.last_ns or 0 for e in events) - min(e.sent_ns for e in events)) / 1e9
     return {
         "ttft_s": statistics.fmean(ttft), "tpot_s": statistics.fmean(tpot), "itl_s": statistics.fmean(gaps),
@@ -81,9 +82,7 @@ def recounted(done: Run, tokens: int) -> dict[str, float]:
     streams = [(start, stamps[:-1]) for _, start, stamps in done.chunks if len(stamps) > 2]
     return done.figures | {
         "tpot_s": statistics.fmean((stamps[-1] - stamps[0]) / 1e9 / (tokens - 1) for _, stamps in streams),
-        "itl_s": statistics.fmean(
-            (b - a) / 1e9 for _, stamps in streams for a, b in zip(stamps, stamps[1:], strict=False)
-        ),
+        "itl_s": statistics.fmean((b - a) / 1e9 for _, stamps in streams for a, b in itertools.pairwise(stamps)),
         "e2e_s": statistics.fmean((stamps[-1] - start) / 1e9 for start, stamps in streams),
         "output_tokens_per_s": done.figures["requests_per_s"] * tokens,
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -39,12 +40,13 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, help="where the log goes")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=asked.dir) as directory, mock_server(1) as mock:
+    cores = sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(dir=asked.dir) as directory, mock_server(cores[-1]) as mock:
         work = Path(directory)
         mock.script(chunks=asked.chunks)
         job = Job(
             url=mock.url, requests=asked.requests, prompts=prompts(1_000), tokens=asked.chunks, tokenizer=work,
-            concurrency=asked.streams, core=0, figures=False, timeout_s=1800,
+            concurrency=asked.streams, core=cores[0], figures=False, timeout_s=1800,
         )  # fmt: skip
         began = time.monotonic()
         done = run("ours", sys.executable, job, work / "run")

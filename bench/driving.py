@@ -17,7 +17,8 @@ QUIET = {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONWARNINGS": "ign
 class Job:
     """One load. Closed loop with `concurrency`, or `arrivals` (poisson, constant) at `rate`; `tokens` of every request.
 
-    `prompts` has at least `requests` lines. `chunks`: the stamp of every chunk is wanted back. `core`: pin to it.
+    `prompts` has at least `requests` lines. `chunks`: the stamp of every chunk is wanted back, `cpu`: CPU time
+    as it goes, which disturbs delays a little. `core`: pin to it.
     """
 
     url: str
@@ -31,6 +32,7 @@ class Job:
     stream: bool = True
     model: str = "mock"
     chunks: bool = False
+    cpu: bool = False
     core: int | None = None
     timeout_s: float = 300.0
     seed: int = 0
@@ -87,7 +89,8 @@ def watch(command: list[str], environment: dict[str, str], job: Job, work: Path,
         )  # fmt: skip
         stop = threading.Event()
         sampler = threading.Thread(target=_sample_cpu, args=(process.pid, done, stop))
-        sampler.start()
+        if job.cpu:
+            sampler.start()
         try:
             status = process.wait(job.timeout_s)
             if status:
@@ -96,7 +99,8 @@ def watch(command: list[str], environment: dict[str, str], job: Job, work: Path,
             done.error = f"not done after {job.timeout_s:.0f} s"
         finally:
             stop.set()
-            sampler.join()
+            if job.cpu:
+                sampler.join()
             _end_group(process)
 
 
