@@ -184,12 +184,6 @@ def test_start_takes_the_engine_by_name(tmp_path: Path, fake_vllm: Path, monkeyp
     assert gone(up.backend.pid or 0)
 
 
-def test_llama_cpp_is_not_started_where_prefixes_are_to_be_shared(tmp_path: Path) -> None:
-    source = parse_source("smollm2-135m")
-    with ExitStack() as stack, pytest.raises(NotSupportedError, match="use --engine vllm"):
-        start(stack, source, tmp_path, context=64, slots=1, log=tmp_path / "log", threads=None, share_prefixes=True)
-
-
 def test_an_unknown_engine_is_refused_with_those_there_are() -> None:
     with pytest.raises(
         UserError, match=r"no engine is called 'vlm'; did you mean vllm\? \(there are: llama.cpp, vllm\)"

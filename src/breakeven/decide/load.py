@@ -218,12 +218,14 @@ class Session:
                 start(
                     self._stack,
                     source,
-                    weights_of(source, format_name, self._workload.seed, None),
+                    weights_of(source, format_name, self._workload.seed, None, engine=options.engine),
                     context=self._context,
                     slots=self._slots,
                     log=self.directory / f"{slug(source.name)}.log",
                     threads=options.threads,
                     wait_policy="passive" if wait or len(sources) > 1 else None,
+                    engine=options.engine,
+                    share_prefixes=self._workload.sharing,
                 )
             )
         self._energy = open_counter()

@@ -16,7 +16,7 @@ from breakeven.engine import cache, openai_url, vllm
 from breakeven.engine.backend import LLAMA_CPP, VLLM, Backend, MemoryUse
 from breakeven.engine.llama_cpp import LlamaCppServer
 from breakeven.engine.source import Source, parse_source
-from breakeven.errors import EngineError, NotSupportedError, UserError
+from breakeven.errors import EngineError, UserError
 from breakeven.spec.arithmetic import kv_bytes
 from breakeven.spec.formats import tensor_types
 
@@ -116,7 +116,7 @@ def start(
 
     `path` is what `weights_of` gave for this `engine`. `wait_policy` "passive" lets the engine's threads sleep at
     barriers, for a machine that has other work. `share_prefixes` keeps the keys and values of earlier prompts; without,
-    every request starts cold. Raises NotSupportedError for an engine that cannot share them.
+    every request starts cold. It is for engines that are told when they start; llama.cpp is told in each request.
     """
     if source.url is not None:
         return Running(source, openai_url.connect(source.url), None, lambda: None)
@@ -155,8 +155,7 @@ def _gguf(source: Source, format_name: str, seed: int, progress: Progress | None
 
 
 def _llama_cpp(source: Source, path: Path, serving: Serving) -> Server:
-    if serving.share_prefixes:
-        raise NotSupportedError("llama.cpp is started with its prompt caches off; to share prefixes use --engine vllm")
+    # Whether prefixes are shared is asked of llama.cpp request by request.
     return LlamaCppServer(
         path,
         context=serving.context,
