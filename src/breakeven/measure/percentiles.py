@@ -37,26 +37,24 @@ def minimum_n(p: float) -> int:
     return n
 
 
-def percentiles(values_N: NDArray[np.float64], failed: int = 0, *, n_needed: bool = True) -> list[Percentile]:
+def percentiles(values_N: NDArray[np.float64], failed: int = 0) -> list[Percentile]:
     """Percentiles of `values_N` and of `failed` more that never came, each later than every value."""
     ordered = np.sort(values_N)
-    return percentiles_of_ranks(lambda rank: float(ordered[rank - 1]), len(ordered), failed, n_needed=n_needed)
+    return percentiles_of_ranks(lambda rank: float(ordered[rank - 1]), len(ordered), failed)
 
 
-def percentiles_of_ranks(
-    value: Callable[[int], float], n: int, failed: int = 0, *, n_needed: bool = True
-) -> list[Percentile]:
+def percentiles_of_ranks(value: Callable[[int], float], n: int, failed: int = 0) -> list[Percentile]:
     """The same where `value(k)` gives the k-th smallest of `n` values, k from 1."""
-    return list(_percentiles(value, n, failed, n_needed))
+    return list(_percentiles(value, n, failed))
 
 
-def _percentiles(value: Callable[[int], float], n: int, failed: int, n_needed: bool) -> Iterator[Percentile]:
+def _percentiles(value: Callable[[int], float], n: int, failed: int) -> Iterator[Percentile]:
     total = n + failed
     for p in PERCENTILES:
         if total == 0:
             yield Percentile(p=p, value=None, why="nothing was measured")
             continue
-        if n_needed and total < minimum_n(p):
+        if total < minimum_n(p):
             yield Percentile(p=p, value=None, why="n too small")
             continue
         rank = nearest_rank(p, total)
