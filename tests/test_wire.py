@@ -187,14 +187,19 @@ async def test_on_first_comes_once_and_before_the_end() -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("pid", "engine", "connections"), [(None, "vllm", 1), (None, "unknown", 1), (1, "vllm", 4), (None, "llama.cpp", 4)]
+)
 @on_both_loops
-async def test_connections_are_kept_unless_the_engine_is_ours(stream: bool) -> None:
-    for pid, connections in ((None, 1), (1, 4)):
-        with golden_server() as server:
-            async with pool_of(server, pid) as pool:
-                for i in range(4):
-                    assert (await send(pool, call_of(i, stream=stream))).error is None
-            assert len(set(server.connections)) == connections
+async def test_connections_are_kept_unless_the_engine_is_ours_or_closes_them(
+    stream: bool, pid: int | None, engine: str, connections: int
+) -> None:
+    with golden_server() as server:
+        pool = Pool(Backend(server.url, "golden", None, {"engine": engine}, pid, None))
+        for i in range(4):
+            assert (await send(pool, call_of(i, stream=stream))).error is None
+        await pool.close()
+    assert len(set(server.connections)) == connections
 
 
 @on_both_loops

@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from breakeven.engine.backend import Backend
+from breakeven.engine.backend import LLAMA_CPP, Backend
 from breakeven.errors import UserError
 from breakeven.measure.events import RequestDone
 from breakeven.measure.request import STALL_TIMEOUT_S
 from breakeven.measure.wire_connection import Connection
 from breakeven.measure.wire_exchange import Call, Exchange
+from breakeven.version import __version__
 
 __all__ = ["Call", "Exchange", "Pool", "new_loop"]
 
@@ -30,6 +31,7 @@ _SWEEP_S = 1.0
 """Longest time between two looks at who is late. Shorter where a timeout is: a tenth of it, at least `_SWEEP_MIN_S`."""
 _SWEEP_MIN_S = 0.02
 _S = 1_000_000_000
+_CLOSE_NS = _S
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -45,7 +47,8 @@ class Pool:
     """Keep-alive connections to one backend.
 
     An engine of ours gets a new connection a request: it costs a fraction of a millisecond on loopback, and no
-    request can meet a connection that the engine closed while the other candidate was being measured.
+    request can meet a connection that the engine closed while the other candidate was being measured. So does any
+    llama.cpp: its server promises to keep a connection and closes it right after a stream.
 
     `stall_timeout_s`: no byte for this long ends a request; `total_timeout_s` bounds a request from `start` on. Both
     are looked at by a sweep every tenth of the shortest of them, at most every second.
@@ -64,7 +67,7 @@ class Pool:
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._keep = backend.pid is None
+        self._keep = backend.pid is None and backend.engine != LLAMA_CPP
         self._base = parts.path
         self._netloc = parts.netloc
         self._headers = _header_lines(backend)
@@ -110,7 +113,8 @@ class Pool:
         await asyncio.gather(*tasks, return_exceptions=True)
         for connection in list(self._open):
             connection.close()
-        while self._open:  # each leaves in the loop's next rounds
+        give_up_ns = time.monotonic_ns() + _CLOSE_NS
+        while self._open and time.monotonic_ns() < give_up_ns:  # each leaves in one of the loop's next rounds
             await asyncio.sleep(0)
 
     def tidy(self, detail: str) -> str:
@@ -166,6 +170,7 @@ class Pool:
         lines = [
             f"POST {self._base}{call.path} HTTP/1.1",
             f"Host: {self._netloc}",
+            f"User-Agent: breakeven/{__version__}",  # some gateways refuse requests without one
             "Content-Type: application/json",
             f"Accept: {'text/event-stream' if call.stream else 'application/json'}",
             *self._headers,
