@@ -225,6 +225,17 @@ def test_usage_alone_gives_about_the_right_length(tokens_a_piece: int) -> None:
     assert sum(counts) / len(counts) == pytest.approx(400, rel=0.15)
 
 
+def test_a_tokenizer_of_single_bytes_is_exact_too() -> None:
+    def split(text: str) -> list[str]:
+        return [f"{byte}" for byte in text.encode()]
+
+    with toy(split, engine="llama.cpp", route="chat") as (backend, _):
+        plan = schedule(turns=2)
+        bodies = prepare_bodies(backend, plan)
+    assert bodies.exact
+    assert all_exact(bodies, plan, split)
+
+
 def test_an_engine_that_counts_nothing() -> None:
     with toy(usage=False, engine="llama.cpp", route="chat") as (backend, _):
         assert not prepare_bodies(backend, schedule()).exact
@@ -388,7 +399,7 @@ def test_a_corpus_may_be_shorter_than_a_prompt() -> None:
         make_corpus([b",1"], None, [b",1"])
 
 
-# --- llama.cpp itself ------------------------------------------------------------------------------------------------
+# --- llama.cpp itself ------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -318,3 +319,18 @@ def test_published_traces(file: str, rows: int, minutes: int, prompt: int, outpu
             len(blocks) == -(-n // trace.block_tokens)
             for blocks, n in zip(trace.blocks, trace.prompt.tolist(), strict=True)
         )
+
+
+# --- what the page says ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(TRACES))
+def test_the_page_shows_every_format(name: str, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "traffic.md").read_text()
+    found = re.search(rf"^### {name}\n.*?```\n(.*?)```", page, flags=re.DOTALL | re.MULTILINE)
+    assert found is not None, f"docs/traffic.md shows no {name} trace"
+    path = tmp_path / "example"
+    path.write_text(found[1])
+    trace = read_trace(path)
+    assert trace.format == name
+    assert len(replay(trace)) == len(trace)

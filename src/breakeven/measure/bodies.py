@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.engine.backend import Backend
-from breakeven.measure.bodies_corpus import Corpus, mix
+from breakeven.measure.bodies_corpus import Corpus, bare, mix
 from breakeven.measure.bodies_words import (
     asked_usage,
     encoder,
@@ -80,10 +80,10 @@ class Bodies:
         texts = self._texts(i)
         if self.path == CHAT:
             roles = (b"user", b"assistant")
-            messages = [b'{"role":"%b","content":"%b"}' % (roles[j % 2], text[1:]) for j, text in enumerate(texts)]
+            messages = [b'{"role":"%b","content":"%b"}' % (roles[j % 2], bare(text)) for j, text in enumerate(texts)]
             prompt = b'"messages":[%b]' % b",".join(messages)
         else:
-            prompt = (b'"prompt":"%b"' if self.as_text else b'"prompt":[%b]') % b"".join(texts)[1:]
+            prompt = (b'"prompt":"%b"' if self.as_text else b'"prompt":[%b]') % bare(b"".join(texts))
         seed = mix(i * 4 + _SEED, self.seed) & 0x7FFFFFFF
         return b'{%b,"max_tokens":%d,"seed":%d,%b' % (prompt, self.max_tokens(i), seed, self.tail)
 

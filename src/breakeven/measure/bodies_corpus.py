@@ -1,7 +1,7 @@
 """Text of an exact number of tokens, cut from a long one whose tokens were counted before.
 
 A corpus is a chain of pieces, each led by one separator byte: ",123" where a backend takes token ids, " word", already
-escaped for JSON, where it takes text. A stretch of pieces without its first byte is then ready to be sent.
+escaped for JSON, where it takes text. A stretch of pieces without its first separator is then ready to be sent.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ def mix(key: int, seed: int = 0) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
     return z ^ (z >> 31)
+
+
+def bare(pieces: bytes) -> bytes:
+    """Pieces without the separator in front of the first, which those of a tokenizer of single bytes do not have."""
+    return pieces[1:] if pieces[:1] in (b" ", b",") else pieces
 
 
 @dataclass(frozen=True, slots=True)

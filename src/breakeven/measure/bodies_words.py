@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from pathlib import Path
+from string import ascii_lowercase
 
 from breakeven.engine.backend import Backend, open_url
 from breakeven.errors import EngineError, UserError
-from breakeven.measure.bodies_corpus import Corpus, make_corpus, mix
+from breakeven.measure.bodies_corpus import Corpus, bare, make_corpus, mix
 from breakeven.measure.prompts import passages, rng
 
 Encode = Callable[[str], list[int] | None]
@@ -22,7 +23,7 @@ SHUFFLES = 32
 ENGLISH_TOKENS_PER_BYTE = 0.25
 """About four characters a token: the first guess where nothing counts tokens, and marked as one."""
 _ANCHOR = "the"
-_CLAUSE_WORDS = 4
+_CLAUSE_BYTES = 28
 """Fewer counts to ask for than one a word, and still at most a few words of filling at the end of a prompt."""
 _CANDIDATES = 240
 _PROBES = (3, 17, 60, 150, 311, 700)
@@ -75,13 +76,16 @@ def word_corpus(encode: Encode, languages: tuple[str, ...], seed: int) -> tuple[
         counts = dict(zip(every, added, strict=True))
         ones = [word for word in plain if counts[word] == 1]
         alone = threads.map(lambda word: len(_ids(encode, word)) == 1, ones)
-        singles = [word for word, one in zip(ones, alone, strict=True) if one]
+        singles = [_led(word) for word, one in zip(ones, alone, strict=True) if one]
+    if len(singles) < 2:  # a tokenizer of single bytes, as synthetic models have, counts the space as well
+        singles = [letter.encode() for letter in ascii_lowercase if len(_ids(encode, _ANCHOR + letter)) == anchor + 1]
     if len(singles) < 2:
-        return guessed_corpus(languages, seed), False
+        text = " ".join(every)
+        return guessed_corpus(languages, seed, len(_ids(encode, text)) / len(text.encode())), False
     corpus = _from_words(texts, counts, singles, seed)
     if _adds_up(encode, corpus):
         return corpus, True
-    corpus = _from_words([singles], counts, singles, seed)
+    corpus = make_corpus(singles, [1] * len(singles), singles)
     return corpus, _adds_up(encode, corpus)
 
 
@@ -92,12 +96,12 @@ def guessed_corpus(languages: tuple[str, ...], seed: int, tokens_per_byte: float
     singles = sorted(
         {word for passage in passages(("en",)) for word in passage.split() if re.fullmatch("[a-z]{3,5}", word)}
     )
-    return _from_words(texts, counts, singles, seed)
+    return _from_words(texts, counts, [_led(word) for word in singles], seed)
 
 
 def plain_text(pieces: bytes) -> str:
     """The text that pieces of words stand for."""
-    text: str = json.loads(b'"' + pieces[1:] + b'"')
+    text: str = json.loads(b'"' + bare(pieces) + b'"')
     return text
 
 
@@ -131,8 +135,13 @@ def _ids(encode: Encode, text: str) -> list[int]:
 
 def _clauses(passage: str) -> list[str]:
     """A text in stretches of a few words; scripts without spaces are cut after punctuation."""
-    words = _BREAK_AFTER.sub(" ", passage).split()
-    return [" ".join(words[k : k + _CLAUSE_WORDS]) for k in range(0, len(words), _CLAUSE_WORDS)]
+    clauses: list[str] = []
+    for word in _BREAK_AFTER.sub(" ", passage).split():
+        if clauses and len(f"{clauses[-1]} {word}".encode()) <= _CLAUSE_BYTES:
+            clauses[-1] += f" {word}"
+        else:
+            clauses.append(word)
+    return clauses
 
 
 def _orders(n: int, seed: int) -> list[int]:
@@ -140,13 +149,13 @@ def _orders(n: int, seed: int) -> list[int]:
     return [k for _ in range(SHUFFLES) for k in draw.permutation(n).tolist()]
 
 
-def _from_words(texts: Sequence[Sequence[str]], counts: dict[str, int], singles: Sequence[str], seed: int) -> Corpus:
+def _from_words(texts: Sequence[Sequence[str]], counts: dict[str, int], singles: Sequence[bytes], seed: int) -> Corpus:
     order = _orders(len(texts), seed)
     led = {word: _led(word) for text in texts for word in text}
     return make_corpus(
         [led[word] for k in order for word in texts[k]],
         [counts[word] for k in order for word in texts[k]],
-        [_led(word) for word in singles],
+        singles,
     )
 
 
