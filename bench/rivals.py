@@ -164,8 +164,9 @@ def _read_vllm(job: Job, work: Path, done: Run) -> None:
 
 
 def _serial(text: str) -> int:
-    """Number of the request, from the text the mock sends first: `r17 `."""
-    return int(text.partition(" ")[0].removeprefix("r")) if text.startswith("r") else -1
+    """Number of the request, from the text the mock sends first: `r17 `; -1 for the text of another server."""
+    digits = text.partition(" ")[0].removeprefix("r")
+    return int(digits) if text.startswith("r") and digits.isdigit() else -1
 
 
 # --- GuideLLM -----------------------------------------------------------------------------------------------------
