@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,15 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'breakeven\[scale\]'"):
         play("http://127.0.0.1:9", schedule_of([0.0]), tmp_path / "events.jsonl", ray_address="local")
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"no Ray cluster at '{address}'.*ray start --head"):
+            play("http://127.0.0.1:9", schedule_of([0.0]), tmp_path / "events.jsonl", ray_address=address)
 
 
 @pytest.fixture(scope="module")

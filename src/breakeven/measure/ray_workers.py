@@ -27,6 +27,7 @@ from breakeven.measure.load_lost import Outstanding, parts
 from breakeven.measure.ray_clock import MOST_UNCERTAIN_NS, Offset, measure_offset
 
 READY_S = 120.0
+KNOCK_S = 5.0
 LEAD_S = 0.5
 TAKE_S = 0.5
 """How long a worker with nothing to tell keeps a question for news waiting."""
@@ -256,12 +257,21 @@ def _connect(address: str, workers: int) -> tuple[Any, bool]:
         if address == "local":
             ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
         else:
+            _knock(address)
             ray.init(address=address, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises a bare one when a node does not start in time
+        what = "Ray did not start here" if address == "local" else f"no Ray cluster at {address!r}"
         raise UserError(
-            f"no Ray cluster at {address!r} ({_first_line(error)}); start one with `ray start --head`, or give local"
+            f"{what} ({_first_line(error)}); start one with `ray start --head` and give --ray auto"
         ) from error
     return ray, True
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens: Ray itself would try for a minute and then end the whole process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
 
 
 def _first_line(error: BaseException) -> str:
