@@ -66,7 +66,7 @@ def run_verb(name: str, args: list[str]) -> int:
     if name not in VERBS:
         from difflib import get_close_matches
 
-        near = get_close_matches(name, VERBS, n=3, cutoff=0.5)
+        near = get_close_matches(name, VERBS, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}?" if near else f"the verbs are {', '.join(VERBS)}."
         what = "option" if name.startswith("-") else "verb"
         raise UserError(f"no such {what}: {name}; {hint}")
