@@ -61,14 +61,14 @@ def _end_all(child: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(_GRACE_S)
     _signal([pid for pid in _children() if pid != child.pid], signal.SIGTERM)
-    deadline = time.monotonic() + _GRACE_OF_THE_LEFT_S
-    while (left := _children()) and time.monotonic() < deadline:
+    started = time.monotonic()
+    while left := _children():
+        waited = time.monotonic() - started
+        if waited > _GRACE_OF_THE_LEFT_S:
+            # Python's resource tracker removes the shared memory of those that were killed, and then ends by itself.
+            _signal([pid for pid in left if waited > _GRACE_S or not _is_tracker(pid)], signal.SIGKILL)
         _reap(child)
         time.sleep(0.02)
-    while left := _children():
-        _signal(left, signal.SIGKILL)
-        _reap(child)
-        time.sleep(0.01)
     child.wait()
 
 
@@ -76,6 +76,13 @@ def _signal(pids: list[int], number: signal.Signals) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _reap(child: subprocess.Popen[bytes]) -> None:
