@@ -17,7 +17,7 @@ from breakeven.engine.backend import Backend
 from breakeven.errors import BreakevenError
 from breakeven.measure import ceiling
 from breakeven.measure.client import run_block
-from breakeven.measure.instant_server import ANSWER_BYTES, PACE_S, instant_server
+from breakeven.measure.instant_server import ANSWER_BYTES, instant_server
 from breakeven.measure.request import Request
 
 
@@ -55,8 +55,6 @@ def test_only_what_came_while_counting_counts(kind: ceiling.Kind) -> None:
     assert abs(found.events - found.requests * ceiling.STREAM_TOKENS) < under_way
     assert found.seconds >= 0.3
     assert 0 < found.cpu_s < found.seconds * 1.05
-    if kind == "paced":
-        assert found.events <= ceiling.STREAMS * (found.seconds / PACE_S + 2), "no faster than told"
 
 
 def test_a_server_that_is_not_there_is_an_error() -> None:
