@@ -5,15 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from breakeven.decide.bench import bench as run_bench
+from breakeven.decide.bench import rounds as repeated
+from breakeven.decide.capacity import CapacityOptions
+from breakeven.decide.capacity import capacity as run_capacity
 from breakeven.decide.compare import Options
 from breakeven.decide.compare import compare as run_comparison
+from breakeven.decide.load import LoadOptions
+from breakeven.decide.load_compare import compare_under_load as run_under_load
+from breakeven.decide.load_compare import rate_loads, trace_turns
+from breakeven.decide.recompute import Study
+from breakeven.decide.recompute import recompute as compute_again
+from breakeven.decide.traffic import Words, traffic_of
 from breakeven.measure.plan import Plan
-from breakeven.measure.progress import ProgressState
-from breakeven.report.html import write_report
-from breakeven.report.json_file import write_result
+from breakeven.measure.progress import LoadState, ProgressState
+from breakeven.report.studies import save
+from breakeven.spec.load import CapacityStudy, LoadStudy
+from breakeven.spec.slo import parse_slo
 from breakeven.spec.study import Comparison
 
 DEFAULTS = Plan()
+FOUR_STREAMS = Words()
 
 
 def compare(
@@ -41,6 +53,67 @@ def compare(
     plan = Plan(tuple(streams), prompt_tokens, output_tokens, precision, budget_s, seed)
     options = Options(plan, format, Path(out) if out is not None else None, resume, threads, look_inside)
     result, directory = run_comparison(models, options, on_progress)
-    write_result(result, directory / "result.json")
-    write_report(result, directory / "report.html")
+    save(result, directory)
     return result
+
+
+def bench(
+    target: str,
+    traffic: Words = FOUR_STREAMS,
+    *,
+    rounds: int = 1,
+    options: LoadOptions | None = None,
+    on_state: Callable[[LoadState], None] = lambda state: None,
+) -> LoadStudy:
+    """Measure one server (`http://host:port/v1#model`) or model under load, as `breakeven bench` does.
+
+    `traffic` holds the words of the command line: `Traffic(rate="2,5", slo="ttft=1s")`. Writes result, log and page to
+    `options.out` (default: a new directory under `results`). Raises UserError for what cannot be asked and EngineError
+    when an engine fails.
+    """
+    asked = traffic_of(traffic)
+    loads = [load for workload in asked.workloads for load in repeated(workload, rounds)]
+    study, directory = run_bench(target, loads, asked.slo, options, trace=asked.trace, on_state=on_state)
+    save(study, directory)
+    return study
+
+
+def compare_under_load(
+    models: Sequence[str],
+    traffic: Words,
+    *,
+    rounds: int = 2,
+    options: LoadOptions | None = None,
+    on_state: Callable[[LoadState], None] = lambda state: None,
+) -> LoadStudy:
+    """Measure candidates under the same traffic, as `breakeven compare --rate` or `--trace` does; see `bench`."""
+    asked = traffic_of(traffic)
+    whole = asked.workloads[0]
+    loads = rate_loads(asked.workloads, rounds) if asked.trace is None else trace_turns(whole, asked.trace)
+    study, directory = run_under_load(
+        models, loads, asked.slo, options, asked=whole, trace=asked.trace, on_state=on_state
+    )
+    save(study, directory)
+    return study
+
+
+def capacity(
+    target: str,
+    slo: str,
+    search: CapacityOptions | None = None,
+    *,
+    options: LoadOptions | None = None,
+    on_state: Callable[[LoadState], None] = lambda state: None,
+) -> CapacityStudy:
+    """Find how much traffic `target` carries within `slo` ("ttft=1s,tpot=80ms"), as `breakeven capacity` does."""
+    study, directory = run_capacity(target, parse_slo(slo), search, options, on_state=on_state)
+    save(study, directory)
+    return study
+
+
+def recompute(directory: Path | str) -> Study:
+    """The result of a study again, from the event log in its directory alone, as `breakeven report` shows it.
+
+    Raises UserError when the directory holds no study.
+    """
+    return compute_again(Path(directory))

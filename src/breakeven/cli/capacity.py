@@ -51,7 +51,7 @@ def capacity(
     out: Annotated[Path | None, typer.Option(help="Directory for result and log.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted search.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print capacity.json instead of the summary.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of the summary.")] = False,
 ) -> None:
     from breakeven.cli import capacity_run, load_run
 

@@ -13,9 +13,8 @@ from breakeven.decide.capacity import RESULT, CapacityOptions, capacity
 from breakeven.decide.capacity_study import RATE, USERS
 from breakeven.decide.load import LoadOptions
 from breakeven.errors import UserError
-from breakeven.report.load_json import encode_capacity, write_capacity
 from breakeven.report.load_progress import LoadProgress
-from breakeven.report.load_terminal import print_capacity
+from breakeven.report.studies import save, show
 from breakeven.spec.slo import parse_slo
 from breakeven.spec.traffic_words import parse_duration, parse_length
 
@@ -50,16 +49,15 @@ def run(target: str, slo: str, search: CapacityOptions, options: LoadOptions, *,
     shown = LoadProgress(Console(stderr=True, highlight=False), quiet=quiet or as_json)
     try:
         with shown:
-            study, directory = capacity(target, wanted, search, options, on_state=shown.update)
+            study, directory = capacity(target, wanted, search, options, on_state=shown.update, on_phase=shown.phase)
     except KeyboardInterrupt:
         print(f"\nwhat was found is in {RESULT}; run the same command with --resume to go on", file=sys.stderr)
         raise
-    write_capacity(study, directory / RESULT)
+    encoded = save(study, directory)
     if as_json:
-        sys.stdout.write(encode_capacity(study).decode().rstrip("\n") + "\n")
+        sys.stdout.write(encoded.decode().rstrip() + "\n")
     else:
-        print_capacity(study, Console(highlight=False), None)
-        print(f"Log and result: {directory}")
+        show(study, directory)
 
 
 def percent(option: str, text: str) -> float:

@@ -40,7 +40,7 @@ def run(
     if new is None:
         shown = LoadProgress(Console(stderr=True, highlight=False), quiet=quiet or as_json)
         with shown:
-            study, new = replay(baseline, target, options, on_state=shown.update)
+            study, new = replay(baseline, target, options, on_state=shown.update, on_phase=shown.phase)
         write_load(study, new / RESULT)
     else:
         study = read(new)

@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 
-from breakeven.cli.report_run import save, show
 from breakeven.decide.bench import bench as run_bench
 from breakeven.decide.bench import rounds
 from breakeven.decide.load import LoadOptions
@@ -19,6 +18,7 @@ from breakeven.decide.load_compare import compare_under_load, rate_loads, trace_
 from breakeven.decide.traffic import Traffic, Words, traffic_of
 from breakeven.errors import UserError
 from breakeven.report.load_progress import LoadProgress
+from breakeven.report.studies import save, show
 from breakeven.spec.load import LoadStudy
 
 
@@ -84,7 +84,7 @@ def finish(study: LoadStudy, directory: Path, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(encoded.decode().rstrip() + "\n")
     else:
-        show(study, directory / "report.html")
+        show(study, directory)
 
 
 def _progress(quiet: bool) -> LoadProgress:

@@ -29,7 +29,7 @@ from breakeven.measure.sequential import decide
 from breakeven.spec.load import CapacityStudy
 from breakeven.spec.workload import Arrivals, Length, Slo, Workload
 
-RESULT = "capacity.json"
+RESULT = "result.json"
 PROBE_REQUESTS = 12
 """One at a time. Enough to tell a hopeless case (3 bad of 3 do at 90 %) and to know the mean time within some 10 %."""
 LOWEST = 1 / 16
@@ -141,13 +141,13 @@ def capacity(
     )
     with session:
         try:
-            because = _Run(session, slo, search).all(alone)
+            session.because = _Run(session, slo, search).all(alone)
         except (KeyboardInterrupt, BreakevenError) as error:
             because = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with contextlib.suppress(OSError, BreakevenError):  # a full disk must not hide why the run ended
                 _save(capacity_study(session.log_path, because), session.directory)
             raise
-    study = capacity_study(session.log_path, because)
+    study = capacity_study(session.log_path)
     _save(study, session.directory)
     return study, session.directory
 

@@ -120,6 +120,8 @@ class Session:
         self._prepared: dict[tuple[int, str], Bodies] = {}
         self._finished: set[tuple[str, str, int]] = set()
         self._attempts: dict[tuple[str, str, int], int] = {}
+        self.because = "finished"
+        """Why the study ends when nothing goes wrong; a search that runs out of time says "budget"."""
         self.running: list[Running] = []
         self.ceiling: events.ClientCeiling | None = None
 
@@ -134,7 +136,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        because = "finished" if error is None else "interrupted" if kind is KeyboardInterrupt else "failed"
+        because = self.because if error is None else "interrupted" if kind is KeyboardInterrupt else "failed"
         try:
             # The log has everything before this line; a full disk must not hide why the run ended.
             with contextlib.suppress(Exception):
@@ -152,7 +154,9 @@ class Session:
         schedule, file = self._schedule(workload, load, round)
         ceiling = self._tested_client(schedule)
         self._on_phase("preparing prompts", up.name)
-        bodies = prepare_bodies(up.backend, schedule, tokenizer=self._options.tokenizer, salt=f"{load}/{round}")
+        bodies = prepare_bodies(
+            up.backend, schedule, tokenizer=self._options.tokenizer, salt=f"{self._salt}/{load}/{round}"
+        )
         attempt = self._attempts[key] = self._attempts.get(key, 0) + 1
         try:
             run_load(
@@ -229,13 +233,18 @@ class Session:
                 )
             )
         self._energy = open_counter()
+        began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        # Alike for every candidate of a study, and other than in any study before: a server that kept its prefix cache
+        # must not recognise a prompt.
+        self._salt = f"{mark}/{began}"
         self._log = self._stack.enter_context(EventWriter(self.log_path))
         self._log.append(
             events.LoadStudyStarted(
                 kind=self._kind,
                 fingerprint=mark,
                 version=__version__,
-                started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                started_at=began,
+                salt=self._salt,
                 command=options.command,
                 seed=self._workload.seed,
                 machine=machine,

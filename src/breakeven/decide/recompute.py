@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeAlias
 
-from breakeven.decide.capacity import capacity_study
+from breakeven.decide.capacity_study import capacity_study
 from breakeven.decide.directory import LOG
 from breakeven.decide.load_study import load_study
 from breakeven.decide.result import comparison_of

@@ -181,6 +181,8 @@ class LoadStudyStarted(_Event, frozen=True, tag="load_study_started"):
     confidence: float | None = None
     caveats: list[str] = []
     resumed: bool = False
+    salt: str = ""
+    """What the front of every prompt is drawn from, with the seed: the same for all candidates, new in every study."""
 
 
 class ClientCeiling(_Event, frozen=True, tag="client_ceiling"):

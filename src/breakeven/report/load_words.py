@@ -43,6 +43,7 @@ LOAD_METRICS = {
         Metric("service_e2e_s", "E2E from sent", "s", 1.0, False),
         Metric("output_tokens_per_s", "Output", "tok/s", 1.0, True),
         Metric("goodput_per_s", "Goodput", "req/s", 1.0, True),
+        Metric("error_share", "Failed", "", 1.0, False),
     )
 }
 
