@@ -169,14 +169,14 @@ def test_a_death_in_mid_run_is_noticed(tmp_path: Path, fake_vllm: Path, monkeypa
 def test_start_takes_the_engine_by_name(tmp_path: Path, fake_vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = parse_source(str(model_directory(tmp_path)))
-    path = weights_of(source, "F32", 0, None, engine="vllm")
+    path = weights_of(source, "BF16", 0, None, engine="vllm")
     with ExitStack() as stack:
         log = tmp_path / "log"
         up = start(stack, source, path, context=64, slots=2, log=log, threads=None, engine="vllm", share_prefixes=True)
         up.alive()
         assert "--enable-prefix-caching" in up.backend.settings["flags"].split()
         assert up.path is None
-        assert "--dtype float32 --load-format dummy" in up.backend.settings["flags"]
+        assert "--dtype bfloat16 --load-format dummy" in up.backend.settings["flags"]
         backend = openai_url.connect(f"{up.backend.url}/v1#{source.name}")
         assert backend.engine == "vllm"
         assert backend.tokenize("ab") == [97, 98]
@@ -234,26 +234,26 @@ class TestDirectories:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         odd = {**MOE, "dtype": "bfloat16", "something_new": [1, 2]}
         given = write_config(tmp_path / "odd", odd)
-        written = json.loads((provide(str(given), None, "F32") / "config.json").read_text())
+        written = json.loads((provide(str(given), None, "BF16") / "config.json").read_text())
         special = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
-        assert written == {**{k: v for k, v in odd.items() if k != "dtype"}, "torch_dtype": "float32", **special}
+        assert written == {**{k: v for k, v in odd.items() if k != "dtype"}, "torch_dtype": "bfloat16", **special}
 
     def test_the_same_model_is_written_once_and_another_dtype_apart(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         given = str(model_directory(tmp_path))
-        first = provide(given, None, "F32")
-        assert provide(given, None, "F32") == first
-        assert provide(given, None, "BF16") != first
-        assert {path.name for path in first.parent.iterdir()} == {first.name, provide(given, None, "BF16").name}
+        first = provide(given, None, "BF16")
+        assert provide(given, None, "BF16") == first
+        assert provide(given, None, "F16") != first
+        assert {path.name for path in first.parent.iterdir()} == {first.name, provide(given, None, "F16").name}
 
     def test_the_byte_tokenizer_encodes_as_synthetic_files_do(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         tokenizers = pytest.importorskip("tokenizers")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        file = provide(str(model_directory(tmp_path)), None, "F32") / "tokenizer.json"
+        file = provide(str(model_directory(tmp_path)), None, "BF16") / "tokenizer.json"
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
         text = "Grüße, w5 世界\n"
         assert tokenizer.encode(text, add_special_tokens=False).ids == list(text.encode())
@@ -266,7 +266,7 @@ class TestDirectories:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         given = model_directory(tmp_path)
         (given / "tokenizer.json").write_text('{"mine": 1}')
-        assert (provide(str(given), None, "F32") / "tokenizer.json").read_text() == '{"mine": 1}'
+        assert (provide(str(given), None, "BF16") / "tokenizer.json").read_text() == '{"mine": 1}'
 
     def test_a_directory_with_weights_is_itself_in_any_format(self, tmp_path: Path) -> None:
         given = model_directory(tmp_path)
@@ -278,7 +278,7 @@ class TestDirectories:
             provide("some.gguf", None, "BF16")
 
     def test_a_format_of_another_engine_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(NotSupportedError, match=r"Q4_K_M is a format of llama\.cpp.*BF16, F16, F32"):
+        with pytest.raises(NotSupportedError, match=r"Q4_K_M is a format of llama\.cpp.*BF16, F16$"):
             provide(str(model_directory(tmp_path)), None, "Q4_K_M")
 
 

@@ -48,7 +48,7 @@ def up(request: pytest.FixtureRequest, real_vllm: None, tmp_path_factory: pytest
     folder = tmp_path_factory.mktemp("vllm")
     config = {"dense": DENSE, "moe": MOE}[request.param]
     source = parse_source(str(write_config(folder / request.param, config)))
-    path = weights_of(source, "F32", 0, None, engine="vllm")
+    path = weights_of(source, "BF16", 0, None, engine="vllm")
     with ExitStack() as stack:
         log = folder / f"{request.param}.log"
         running = start(stack, source, path, context=CONTEXT, slots=4, log=log, threads=None, engine="vllm")

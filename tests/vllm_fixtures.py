@@ -145,7 +145,7 @@ def real_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
             patch.setenv("PYTHONPATH", str(metadata), prepend=os.pathsep)
         # Small models need no compiler, and every processor runs float32.
-        patch.setenv("BREAKEVEN_VLLM_ARGS", "--enforce-eager")
+        patch.setenv("BREAKEVEN_VLLM_ARGS", "--enforce-eager --dtype float32")
         # Starting it is mostly importing: keep what was compiled.
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         yield

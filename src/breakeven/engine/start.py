@@ -175,8 +175,8 @@ def _directory(source: Source, format_name: str, seed: int, progress: Progress |
 def _vllm(source: Source, path: Path, serving: Serving) -> Server:
     real = vllm.has_weights(path)
     dtype = "auto" if real else vllm.dtype_of(path)
-    element_bytes = 4 if dtype == "float32" else 2
-    cache_bytes = kv_bytes(source.spec, serving.context, element_bytes) * serving.slots if source.spec else 0
+    # Four bytes an element is the most that a flag of the user's can make of it.
+    cache_bytes = kv_bytes(source.spec, serving.context, 4) * serving.slots if source.spec else 0
     return vllm.VllmServer(
         path,
         context=serving.context,
@@ -188,8 +188,8 @@ def _vllm(source: Source, path: Path, serving: Serving) -> Server:
         dtype=dtype,
         prefix_caching=serving.share_prefixes,
         load_format="auto" if real else "dummy",
-        # Half as much again, because vLLM hands out its cache in blocks.
-        kv_cache_gib=max(1, math.ceil(1.5 * cache_bytes / 2**30)),
+        # A quarter more, because vLLM hands out its cache in blocks.
+        kv_cache_gib=max(1, math.ceil(1.25 * cache_bytes / 2**30)),
     )
 
 

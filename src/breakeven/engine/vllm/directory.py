@@ -18,7 +18,7 @@ from breakeven.engine.vllm.config import config_of
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.spec.model import ModelSpec
 
-FORMATS: Mapping[str, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+FORMATS: Mapping[str, str] = {"BF16": "bfloat16", "F16": "float16"}
 """Weight formats a model without weights can have in vLLM, and vLLM's names for them."""
 
 _RECIPE = 1
@@ -47,8 +47,8 @@ def provide(text: str, spec: ModelSpec | None, format_name: str) -> Path:
     dtype = FORMATS.get(format_name)
     if dtype is None:
         raise NotSupportedError(
-            f"{format_name} is a format of llama.cpp; with vLLM give --format {', '.join(FORMATS)}, "
-            "or a directory with quantized weights"
+            f"{format_name} is a format of llama.cpp; give a directory with quantized weights, "
+            f"or with vLLM one of --format {', '.join(FORMATS)}"
         )
     given = path / _CONFIG if path.is_dir() else path
     if given.suffix == ".json" and given.is_file():
