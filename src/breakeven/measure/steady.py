@@ -3,8 +3,9 @@
 The measured part is cut into equal blocks of time. Two series are looked at: mean TPOT of the requests due in a block,
 and requests in flight. From each the ramp is dropped by MSER (White 1997, "An effective truncation heuristic for bias
 reduction in simulation output"): at the first cut that leaves a squared standard error within `NEARLY` of the least.
-Where the part before the cut differs from the rest by no more than chance would make it, nothing is dropped. A cut past
-the half of the run means that it never settled. What is left must not drift: a trend by Mann and Kendall's test at 99 %
+Where the part before the cut differs from the rest by no more than chance would make it, nothing is dropped, and nothing
+is where a part of it looks like the rest: a ramp leads up to the rest, while a stall stands alone and must stay in the
+numbers. A cut past the half of the run means that it never settled. What is left must not drift: a trend by Mann and Kendall's test at 99 %
 that amounts to more than `DRIFT` of the mean says that the queue kept growing, or that the load itself was not steady.
 
 Shapes: B blocks of time.
@@ -24,6 +25,11 @@ DRIFT = 0.2
 NEARLY = 1.5
 """The first cut whose squared standard error is within this factor of the least: the least itself wanders in noise."""
 _TREND_Z = 2.576
+_EVENT_SPREADS = 5.0
+"""Blocks further than this many spreads from the second half's median are drawn in before a ramp is looked for."""
+_MAD_TO_SD = 1.4826
+LEAST_RAMP = 2
+"""Blocks of a ramp; a single odd one is an event."""
 _RAMP_ERRORS = 3.0
 """Standard errors by which a ramp must differ from what follows: more than for a cut fixed beforehand, since MSER
 picks it where they differ most."""
@@ -51,8 +57,9 @@ def settled(tpot_B: Floats, in_flight_B: Floats) -> Settled:
         series["TPOT"] = np.interp(np.arange(n), np.flatnonzero(told), tpot_B[told])
     start = 0
     for name, values in series.items():
-        found = mser(values)
-        if not _is_ramp(values, found):
+        calm = _clipped(values)
+        found = mser(calm)
+        if not _is_ramp(calm, found):
             continue
         if found >= n // 2:
             return Settled(None, f"{name} had not settled by the middle of the run{_direction(values)}")
@@ -79,11 +86,26 @@ def mser(values_B: Floats) -> int:
 
 def _is_ramp(values_B: Floats, cut: int) -> bool:
     """Whether what MSER would drop differs from the rest by more than chance: in noise it always finds some cut."""
-    if cut == 0:
+    if cut < LEAST_RAMP:
         return False
     ramp, rest = values_B[:cut], values_B[cut:]
-    error = float(rest.std(ddof=1)) * math.sqrt(1 / len(ramp) + 1 / len(rest))
-    return abs(float(ramp.mean() - rest.mean())) > _RAMP_ERRORS * error
+    spread = float(rest.std(ddof=1))
+    away = ramp - rest.mean()
+    # A ramp is furthest off where it begins, and most of it is off. Anything else holds an event, not a ramp.
+    if abs(float(away[0])) < _RAMP_ERRORS * spread or abs(float(np.median(away))) < spread:
+        return False
+    error = spread * math.sqrt(1 / len(ramp) + 1 / len(rest))
+    return abs(float(away.mean())) > _RAMP_ERRORS * error
+
+
+def _clipped(values_B: Floats) -> Floats:
+    """`values_B` with blocks far from the second half's median drawn in, so that one stall does not look like a ramp."""
+    later = values_B[len(values_B) // 2 :]
+    centre = float(np.median(later))
+    spread = _MAD_TO_SD * float(np.median(np.abs(later - centre)))
+    if spread == 0:
+        return values_B
+    return np.clip(values_B, centre - _EVENT_SPREADS * spread, centre + _EVENT_SPREADS * spread)
 
 
 def trend(values_B: Floats) -> float:
