@@ -14,9 +14,9 @@ from pathlib import Path
 from breakeven.engine import cache
 from breakeven.engine.inside import bare_decode_rate
 from breakeven.engine.llama_cpp import LlamaCppServer
-from breakeven.measure.client import run_block
-from breakeven.measure.metrics import block_metrics
-from breakeven.measure.request import Request
+from breakeven.measure.client.block import run_block
+from breakeven.measure.client.request import Request
+from breakeven.measure.paired.metrics import block_metrics
 from breakeven.spec.catalogue import lookup
 
 PROMPT, OUTPUT = 64, 64

@@ -26,7 +26,7 @@ from rivals import NAMES, TITLES, add_options, given, make_tokenizer, run
 
 from breakeven.engine.llama_cpp import LlamaCppServer
 from breakeven.measure.events import RequestDone, iter_events
-from breakeven.measure.prompts import prompt_text
+from breakeven.measure.prompts.text import prompt_text
 
 METRICS = {
     "ttft_s": "TTFT",

@@ -17,8 +17,8 @@ from file_bodies import FileBodies
 
 from breakeven.engine.backend import Backend
 from breakeven.measure.events import EventWriter, RequestDone, iter_events
-from breakeven.measure.load_metrics import load_points
-from breakeven.measure.load_run import run_load
+from breakeven.measure.metrics.points import load_points
+from breakeven.measure.player.run import run_load
 from breakeven.measure.schedule import draw, save_schedule
 from breakeven.spec.load import LoadPoint
 from breakeven.spec.workload import Arrivals, Length, Workload

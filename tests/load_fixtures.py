@@ -16,7 +16,7 @@ import numpy as np
 
 from breakeven.engine.backend import Backend
 from breakeven.measure.events import Event, EventWriter, LoadDone, LoadStarted, RequestDone, read_events
-from breakeven.measure.load_run import run_load
+from breakeven.measure.player.run import run_load
 from breakeven.measure.schedule.plan import DEPENDS, Schedule
 from breakeven.spec.workload import Arrivals, Workload
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from breakeven.engine.backend import Backend
 from breakeven.engine.llama_cpp import LlamaCppServer
 from breakeven.errors import EngineError, UserError
-from breakeven.measure.bodies import Bodies, prepare_bodies
-from breakeven.measure.bodies_corpus import make_corpus
-from breakeven.measure.prompts import LANGUAGES, passages
+from breakeven.measure.prompts.bodies import Bodies, prepare_bodies
+from breakeven.measure.prompts.corpus import make_corpus
+from breakeven.measure.prompts.text import LANGUAGES, passages
 from breakeven.measure.schedule import Schedule, draw
 from breakeven.measure.traces import read_trace
 from breakeven.spec.workload import Arrivals, Length, Workload

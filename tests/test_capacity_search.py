@@ -21,7 +21,7 @@ from breakeven.decide.capacity_search import (
     told,
 )
 from breakeven.errors import UserError
-from breakeven.measure import sequential
+from breakeven.measure.metrics import sequential
 
 Curve = Callable[[float], float]
 """From a load to the share of requests that are good."""

@@ -15,10 +15,10 @@ import pytest
 
 from breakeven.engine.backend import Backend
 from breakeven.errors import BreakevenError
-from breakeven.measure import ceiling
-from breakeven.measure.client import run_block
-from breakeven.measure.instant_server import ANSWER_BYTES, instant_server
-from breakeven.measure.request import Request
+from breakeven.measure.client import ceiling
+from breakeven.measure.client.block import run_block
+from breakeven.measure.client.instant_server import ANSWER_BYTES, instant_server
+from breakeven.measure.client.request import Request
 
 
 def test_the_instant_server_speaks_the_protocol() -> None:
@@ -68,7 +68,7 @@ def test_a_server_that_is_not_there_is_an_error() -> None:
 
 def test_the_server_does_not_outlive_whoever_started_it() -> None:
     code = (
-        "import os; from breakeven.measure.instant_server import instant_server\n"
+        "import os; from breakeven.measure.client.instant_server import instant_server\n"
         "import psutil\n"
         "with instant_server(): print(psutil.Process().children()[0].pid, flush=True); os._exit(1)\n"
     )

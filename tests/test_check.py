@@ -15,7 +15,7 @@ from breakeven.cli.main import dispatch
 from breakeven.decide.check import ERRORS, GOODPUT, TOKENS, check, t_quantile
 from breakeven.errors import UserError
 from breakeven.measure.events import Event
-from breakeven.measure.load_metrics import load_points
+from breakeven.measure.metrics.points import load_points
 from breakeven.spec.load import Check, CheckedMetric, LoadModel, LoadStudy
 from breakeven.spec.machine_reader import read_machine
 from breakeven.spec.workload import Arrivals, Slo, Workload

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.engine.backend import Backend
-from breakeven.measure.client import ERROR_KINDS, quiet_gc, run_block
+from breakeven.measure.client.block import ERROR_KINDS, quiet_gc, run_block
+from breakeven.measure.client.request import Request
+from breakeven.measure.client.sse import MAX_EVENT_BYTES, SseParser
 from breakeven.measure.events import RequestDone
-from breakeven.measure.metrics import block_metrics
-from breakeven.measure.request import Request
-from breakeven.measure.sse import MAX_EVENT_BYTES, SseParser
+from breakeven.measure.paired.metrics import block_metrics
 
 MS = 1_000_000
 

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 import breakeven
-from breakeven.measure.blocks import blocks_of
 from breakeven.measure.events import RequestDone, StudyStopped, read_events
+from breakeven.measure.paired.blocks import blocks_of
 from breakeven.report.json_file import read_result
 from breakeven.spec.study import Comparison
 from tests.golden_server import Script, golden_server

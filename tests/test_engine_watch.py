@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from breakeven.engine.backend import Backend
 from breakeven.engine.llama_cpp import LlamaCppServer
 from breakeven.engine.metric_names import FIELDS, EngineNumbers, engine_numbers, metric_names, parse_metrics
-from breakeven.measure.engine_watch import FAILURES, EngineWatch
+from breakeven.measure.player.engine_watch import FAILURES, EngineWatch
 
 VLLM = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.

@@ -20,9 +20,9 @@ from breakeven.engine.llama_cpp import LlamaCppServer, available_threads
 from breakeven.engine.llama_cpp.server import log_tail
 from breakeven.engine.openai_url import connect
 from breakeven.errors import EngineError, UserError
-from breakeven.measure.client import run_block
-from breakeven.measure.metrics import block_metrics, server_prefill_tokens_per_s
-from breakeven.measure.request import Request
+from breakeven.measure.client.block import run_block
+from breakeven.measure.client.request import Request
+from breakeven.measure.paired.metrics import block_metrics, server_prefill_tokens_per_s
 
 PROMPT, OUTPUT = 64, 32
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from breakeven.measure import events
-from breakeven.measure.block_values import correlation, log_ratio_values, spread
-from breakeven.measure.load_crossing import crossings
-from breakeven.measure.load_differences import differences
+from breakeven.measure.metrics.block_values import correlation, log_ratio_values, spread
+from breakeven.measure.metrics.crossing import crossings
+from breakeven.measure.metrics.differences import differences
 from breakeven.spec.load import Crossing, LoadDifference
 from breakeven.spec.workload import Arrivals, Slo, Workload
 from tests.load_log_fixtures import CLOSED, noisy_run, request, run

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from breakeven.measure import events
 from breakeven.measure.events import EventWriter, iter_events
-from breakeven.measure.load_columns import GAP_ERROR, collect, gap_code, gap_histogram, gap_of_code_ns
-from breakeven.measure.load_metrics import load_points
-from breakeven.measure.load_part import meets, tpot_ns
-from breakeven.measure.metrics import token_gaps_s
+from breakeven.measure.metrics.columns import GAP_ERROR, collect, gap_code, gap_histogram, gap_of_code_ns
+from breakeven.measure.metrics.part import meets, tpot_ns
+from breakeven.measure.metrics.points import load_points
+from breakeven.measure.paired.metrics import token_gaps_s
 from breakeven.spec.load import LATENCIES, Latency, LoadPoint
 from breakeven.spec.workload import Arrivals, Slo, Workload
 from tests.load_log_fixtures import CLOSED, S, noisy_run, request, run, seconds
@@ -367,7 +367,7 @@ def test_a_long_log_fits_into_little_memory(tmp_path: Path) -> None:
     program = (
         "import sys, json; from pathlib import Path\n"
         "from breakeven.measure.events import iter_events\n"
-        "from breakeven.measure.load_metrics import load_points\n"
+        "from breakeven.measure.metrics.points import load_points\n"
         "from breakeven.engine.backend import process_memory; import os\n"
         "load_points([], None); before = process_memory(os.getpid())\n"
         "(point,) = load_points(iter_events(Path(sys.argv[1])), None)\n"

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from breakeven.errors import BreakevenError, EngineError, UserError
-from breakeven.measure import load_watch
 from breakeven.measure.events import (
     ClientCeiling,
     EnergySample,
@@ -25,7 +24,8 @@ from breakeven.measure.events import (
     RequestDone,
     read_events,
 )
-from breakeven.measure.load_run import run_load
+from breakeven.measure.player import watch as load_watch
+from breakeven.measure.player.run import run_load
 from breakeven.measure.progress import LoadState
 from breakeven.spec.workload import Arrivals, Workload
 from tests.load_fixtures import MS, PlainBodies, Played, backend_at, closed_schedule, plain_server, play, schedule_of

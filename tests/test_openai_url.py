@@ -10,8 +10,8 @@ from golden_server import Script, golden_server
 from breakeven.engine.backend import KEY_VARIABLES
 from breakeven.engine.openai_url import connect, is_url, parse_url
 from breakeven.errors import UserError
-from breakeven.measure.client import run_block
-from breakeven.measure.request import Request
+from breakeven.measure.client.block import run_block
+from breakeven.measure.client.request import Request
 
 SECRET = "sk-very-secret"
 

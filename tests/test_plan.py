@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.measure.plan import SETTLED_ROUNDS, LoadState, Plan, Stop, next_load, order
+from breakeven.measure.paired.plan import SETTLED_ROUNDS, LoadState, Plan, Stop, next_load, order
 
 
 def fresh(streams: tuple[int, ...] = (1, 2, 4)) -> list[LoadState]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from breakeven.decide.verdict import decide
-from breakeven.measure.blocks import winner_of
+from breakeven.measure.paired.blocks import winner_of
 from breakeven.spec.estimate import Estimate
 from breakeven.spec.study import ModelResult, Pair, SelfCheck, Verdict
 

@@ -15,10 +15,10 @@ from wire_fixtures import DONE, backend_of, call_of, on_both_loops, pool_of, raw
 
 from breakeven.engine.backend import Backend
 from breakeven.errors import UserError
+from breakeven.measure.client.connection import Connection
+from breakeven.measure.client.exchange import Exchange
+from breakeven.measure.client.wire import Pool
 from breakeven.measure.events import RequestDone
-from breakeven.measure.wire import Pool
-from breakeven.measure.wire_connection import Connection
-from breakeven.measure.wire_exchange import Exchange
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])

@@ -13,8 +13,8 @@ import pytest
 
 from breakeven.errors import BreakevenError
 from breakeven.measure.events import LoadDone, LoadWorker, RequestDone, read_events
-from breakeven.measure.load_batch import Batch
-from breakeven.measure.load_worker import News, frame
+from breakeven.measure.player.batch import Batch
+from breakeven.measure.player.worker import News, frame
 from breakeven.measure.progress import LoadState
 from tests.load_fixtures import closed_schedule, plain_server, play, schedule_of
 
@@ -23,7 +23,7 @@ def worker_processes() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
         try:
-            if "breakeven.measure.load_worker" in " ".join(child.cmdline()):
+            if "breakeven.measure.player.worker" in " ".join(child.cmdline()):
                 found.append(child)
         except psutil.Error:
             continue

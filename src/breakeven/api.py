@@ -17,7 +17,7 @@ from breakeven.decide.load_compare import rate_loads, trace_turns
 from breakeven.decide.recompute import Study
 from breakeven.decide.recompute import recompute as compute_again
 from breakeven.decide.traffic import Words, traffic_of
-from breakeven.measure.plan import Plan
+from breakeven.measure.paired.plan import Plan
 from breakeven.measure.progress import LoadState, ProgressState
 from breakeven.report.studies import save
 from breakeven.spec.load import CapacityStudy, LoadStudy

@@ -13,7 +13,7 @@ from rich.console import Console
 from breakeven.decide.compare import Options, compare
 from breakeven.decide.demo import demo_pair
 from breakeven.errors import UserError
-from breakeven.measure.plan import Plan
+from breakeven.measure.paired.plan import Plan
 from breakeven.report.charts import export_charts
 from breakeven.report.html import write_report
 from breakeven.report.json_file import encode_result, write_result

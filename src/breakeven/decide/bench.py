@@ -12,7 +12,7 @@ from breakeven.decide.load import DEFAULT_SLOTS, LoadOptions, Session, context_o
 from breakeven.decide.load_study import load_study
 from breakeven.engine.source import parse_source, parse_sources
 from breakeven.errors import UserError
-from breakeven.measure.plan import order
+from breakeven.measure.paired.plan import order
 from breakeven.measure.progress import LoadState
 from breakeven.measure.schedule import draw
 from breakeven.measure.traces import TraceRows

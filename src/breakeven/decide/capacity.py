@@ -23,9 +23,9 @@ from breakeven.decide.load import DEFAULT_SLOTS, USEFUL_SHARE, LoadOptions, Sess
 from breakeven.engine.source import parse_source
 from breakeven.errors import BreakevenError, UserError
 from breakeven.measure.events import ClientCeiling, iter_events
+from breakeven.measure.metrics.sequential import decide
 from breakeven.measure.progress import LoadState
 from breakeven.measure.schedule import draw
-from breakeven.measure.sequential import decide
 from breakeven.spec.load import CapacityStudy
 from breakeven.spec.workload import Arrivals, Length, Slo, Workload
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from breakeven.errors import UserError
-from breakeven.measure.percentiles import wilson
-from breakeven.measure.sequential import decide, least_requests
+from breakeven.measure.metrics.percentiles import wilson
+from breakeven.measure.metrics.sequential import decide, least_requests
 from breakeven.spec.load import Limit, Trial
 
 SLACK = 1.25

@@ -11,9 +11,9 @@ from pathlib import Path
 from breakeven.decide.capacity_search import Search, SearchPlan, Tried, bracket, is_monotone, limit_of
 from breakeven.errors import UserError
 from breakeven.measure.events import Event, LoadStudyStarted, StudyStopped, iter_events
-from breakeven.measure.load_columns import LoadRun, collect
-from breakeven.measure.load_part import measured_part, meets
-from breakeven.measure.sequential import decide, spread
+from breakeven.measure.metrics.columns import LoadRun, collect
+from breakeven.measure.metrics.part import measured_part, meets
+from breakeven.measure.metrics.sequential import decide, spread
 from breakeven.spec.load import CapacityStudy, Limit
 from breakeven.spec.slo import slo_text
 from breakeven.spec.workload import Slo

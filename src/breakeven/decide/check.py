@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.errors import UserError
-from breakeven.measure import block_values
 from breakeven.measure.events import Event
-from breakeven.measure.load_columns import LoadRun, collect
-from breakeven.measure.load_metrics import output_tokens, rate_spans, values_s
-from breakeven.measure.load_part import Part, measured_part, meets, sums_by_block
-from breakeven.measure.percentiles import wilson
+from breakeven.measure.metrics import block_values
+from breakeven.measure.metrics.columns import LoadRun, collect
+from breakeven.measure.metrics.part import Part, measured_part, meets, sums_by_block
+from breakeven.measure.metrics.percentiles import wilson
+from breakeven.measure.metrics.points import output_tokens, rate_spans, values_s
 from breakeven.spec.estimate import Estimate
 from breakeven.spec.load import Check, CheckedMetric, LoadPoint, LoadStudy
 from breakeven.spec.workload import Slo

@@ -22,11 +22,11 @@ from breakeven.engine.synthesis.routing import Routing
 from breakeven.engine.synthesis.write import check_routable
 from breakeven.errors import BreakevenError, UserError
 from breakeven.measure import noise
-from breakeven.measure.blocks import blocks_of
 from breakeven.measure.energy import open_counter
 from breakeven.measure.events import BackendReady, BackendStopped, Event, EventWriter, StudyStarted, StudyStopped
-from breakeven.measure.paired import Candidate, PairedRun
-from breakeven.measure.plan import Plan
+from breakeven.measure.paired.blocks import blocks_of
+from breakeven.measure.paired.plan import Plan
+from breakeven.measure.paired.run import Candidate, PairedRun
 from breakeven.measure.progress import ProgressState, RatioRow
 from breakeven.spec.formats import format_named
 from breakeven.spec.machine_reader import read_machine

@@ -10,7 +10,7 @@ from breakeven.decide.compare import Options
 from breakeven.engine.cache import cache_directory
 from breakeven.engine.memory import RESERVE, needed_bytes
 from breakeven.errors import UserError
-from breakeven.measure.plan import Plan
+from breakeven.measure.paired.plan import Plan
 from breakeven.spec.arithmetic import file_bytes
 from breakeven.spec.catalogue import lookup
 from breakeven.spec.machine_reader import read_machine

@@ -24,13 +24,13 @@ from breakeven.engine.source import Source
 from breakeven.engine.start import Running, start, weights_of
 from breakeven.errors import UserError
 from breakeven.measure import events, noise
-from breakeven.measure.bodies import Bodies, prepare_bodies
-from breakeven.measure.ceiling import measure_ceiling
+from breakeven.measure.client.ceiling import measure_ceiling
 from breakeven.measure.energy import open_counter
 from breakeven.measure.events import EventWriter, iter_events
-from breakeven.measure.load_metrics import load_points
-from breakeven.measure.load_run import run_load
+from breakeven.measure.metrics.points import load_points
+from breakeven.measure.player.run import run_load
 from breakeven.measure.progress import LoadState
+from breakeven.measure.prompts.bodies import Bodies, prepare_bodies
 from breakeven.measure.schedule import Schedule, draw, save_schedule
 from breakeven.measure.traces import TraceRows
 from breakeven.spec.formats import format_named

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from breakeven.errors import UserError
 from breakeven.measure.events import Event, LoadDone, LoadStarted, LoadStudyStarted, StudyStopped, iter_events
-from breakeven.measure.load_crossing import crossings
-from breakeven.measure.load_differences import differences
-from breakeven.measure.load_metrics import load_points
+from breakeven.measure.metrics.crossing import crossings
+from breakeven.measure.metrics.differences import differences
+from breakeven.measure.metrics.points import load_points
 from breakeven.spec.load import Crossing, LoadDifference, LoadPoint, LoadStudy
 from breakeven.spec.slo import slo_text
 from breakeven.spec.workload import Slo

@@ -12,9 +12,10 @@ import msgspec
 from breakeven.decide.verdict import decide
 from breakeven.engine.start import Running
 from breakeven.errors import BreakevenError, UserError
-from breakeven.measure import events, noise, prompts
-from breakeven.measure.blocks import blocks_of, pairs, points, self_checks
-from breakeven.measure.plan import Plan
+from breakeven.measure import events, noise
+from breakeven.measure.paired.blocks import blocks_of, pairs, points, self_checks
+from breakeven.measure.paired.plan import Plan
+from breakeven.measure.prompts import text as prompts
 from breakeven.spec.arithmetic import active_params, decode_bytes, total_params
 from breakeven.spec.machine import MachineSpec
 from breakeven.spec.study import Comparison, ModelResult, NoiseRecord, Profile, Routing

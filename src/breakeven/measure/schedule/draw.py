@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.errors import UserError
-from breakeven.measure.prompts import rng
+from breakeven.measure.prompts.text import rng
 from breakeven.measure.schedule.closed import closed
 from breakeven.measure.schedule.constant import constant
 from breakeven.measure.schedule.gamma import gamma

@@ -1,0 +1,1 @@
+"""From the log of a run under load to its numbers. Pure functions over events."""

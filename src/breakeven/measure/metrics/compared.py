@@ -1,0 +1,191 @@
+"""Two candidates on the same requests: what each block of a run says about their ratio. Pure functions over runs.
+
+Delays are compared pair by pair: the same request of the same schedule, answered by both. Rates are compared over the
+same stretch of both runs. Blocks are of neighbouring requests, or of time, so that a block holds what moves together.
+
+Shapes: P pairs, B blocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from breakeven.measure.metrics import block_values
+from breakeven.measure.metrics.columns import LoadRun
+from breakeven.measure.metrics.part import Floats, Part, measured_part, meets, part_from, steady_parts
+from breakeven.measure.metrics.points import output_tokens, values_s
+from breakeven.spec.workload import Slo, Workload
+
+DELAYS = ("ttft_s", "service_ttft_s", "tpot_s", "e2e_s")
+RATES = ("output_tokens_per_s", "goodput_per_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One metric of `a` over that of `b` under one load.
+
+    `values_B` have the log of the ratio as their mean and its uncertainty as their spread; with fewer than
+    `block_values.MIN_BLOCKS` of them there is none to tell.
+    """
+
+    a: str
+    b: str
+    metric: str
+    load: str
+    workload: Workload
+    values_B: Floats
+    pairs: int
+    dropped_pairs: int
+
+
+def compared(runs: list[LoadRun], slo: Slo | None) -> Iterator[Compared]:
+    """Every two candidates at every load they share, metric by metric, in order of first appearance.
+
+    A metric that one of them does not have (one token has no TPOT, no SLO no goodput) is left out.
+    """
+    loads = list(dict.fromkeys(run.load for run in runs))
+    parts = {
+        key: _best_parts(list(same)) for key, same in itertools.groupby(runs, key=lambda run: (run.model, run.load))
+    }
+    models = list(dict.fromkeys(run.model for run in runs))
+    for load in loads:
+        for a, b in itertools.combinations([m for m in models if (m, load) in parts], 2):
+            rounds = _shared_rounds(parts[a, load], parts[b, load])
+            if rounds:
+                yield from _metrics(a, b, load, rounds, slo)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    steady: dict[int, Part]
+    """By round; empty when no steady part was found."""
+    measured: dict[int, Part]
+
+
+def _best_parts(runs: list[LoadRun]) -> _Parts:
+    measured = [part for part in map(measured_part, runs) if part.counted_N.any()]
+    if not measured:
+        return _Parts({}, {})
+    steady, parts = steady_parts(measured)
+    by_round = {part.run.round: part for part in measured}
+    return _Parts({part.run.round: part for part in parts} if steady.found else {}, by_round)
+
+
+def _shared_rounds(a: _Parts, b: _Parts) -> list[tuple[Part, Part]]:
+    """The same stretch of the same rounds of both: the time both had settled in, else all that was measured of both."""
+    for mine, other in ((a.steady, b.steady), (a.measured, b.measured)):
+        found = []
+        for number in sorted(mine.keys() & other.keys()):
+            one, two = mine[number], other[number]
+            start, end = max(one.start_ns, two.start_ns), min(one.end_ns, two.end_ns)
+            if start < end:
+                found.append((part_from(one, start, end), part_from(two, start, end)))
+        if found:
+            return found
+    return []
+
+
+def _metrics(a: str, b: str, load: str, rounds: list[tuple[Part, Part]], slo: Slo | None) -> Iterator[Compared]:
+    workload = rounds[0][0].run.workload
+    paired = [_pairs(one, two) for one, two in rounds]
+    failed = sum(int(np.count_nonzero(~both)) for _, _, both in paired)
+    n_pairs = sum(len(both) for _, _, both in paired)
+    for metric in (*DELAYS, *RATES):
+        if metric in DELAYS:
+            if metric.endswith("ttft_s") and not workload.stream:
+                continue
+            blocks = [
+                _delay_blocks(metric, one, two, rows, len(rounds))
+                for (one, two), rows in zip(rounds, paired, strict=True)
+            ]
+        elif metric == "goodput_per_s":
+            if slo is None:
+                continue
+            blocks = [_goodput_blocks(one, two, slo, len(rounds)) for one, two in rounds]
+        else:
+            blocks = [_token_blocks(one, two, len(rounds)) for one, two in rounds]
+        values = _values([over for over, _ in blocks], [under for _, under in blocks], metric == "goodput_per_s")
+        if values is not None:
+            yield Compared(
+                a=a,
+                b=b,
+                metric=metric,
+                load=load,
+                workload=workload,
+                values_B=values,
+                pairs=n_pairs,
+                dropped_pairs=failed if metric in DELAYS else 0,
+            )
+
+
+def _values(over: list[Floats], under: list[Floats], is_count: bool) -> Floats | None:
+    values = block_values.values_of_runs(over, under)
+    total = sum(float(blocks.sum()) for blocks in (*over, *under))
+    if values is None and is_count and total > 0:
+        # One of them met the SLO never, or in one block only: half a request more for each, or the ratio has no log.
+        half = 0.5 / sum(map(len, over))
+        values = block_values.values_of_runs([blocks + half for blocks in over], [blocks + half for blocks in under])
+    return values
+
+
+def _pairs(one: Part, two: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the requests that count on both sides, in the order of the schedule, and whether both were answered."""
+    mine, other = np.flatnonzero(one.counted_N), np.flatnonzero(two.counted_N)
+    left, right = one.run.requests, two.run.requests
+    _, at, to = np.intersect1d(left.index_N[mine], right.index_N[other], return_indices=True)
+    rows, others = mine[at], other[to]
+    return rows, others, left.answered[rows] & right.answered[others]
+
+
+def _delay_blocks(
+    metric: str, one: Part, two: Part, paired: tuple[np.ndarray, np.ndarray, np.ndarray], runs: int
+) -> tuple[Floats, Floats]:
+    """Sums of one delay over the pairs that have it on both sides, by block of neighbouring requests."""
+    rows, others, both = paired
+    mine, other = values_s(metric, one.run.requests)[rows], values_s(metric, two.run.requests)[others]
+    there = both & np.isfinite(mine) & np.isfinite(other)
+    n = int(np.count_nonzero(there))
+    blocks = block_values.cut(n, runs)
+    block = np.arange(n) * blocks // max(n, 1)
+    return (
+        np.bincount(block, weights=mine[there], minlength=blocks).astype(np.float64),
+        np.bincount(block, weights=other[there], minlength=blocks).astype(np.float64),
+    )
+
+
+def _blocks_of_time(one: Part, two: Part, runs: int) -> int:
+    return block_values.cut(min(int(np.count_nonzero(part.counted_N)) for part in (one, two)), runs)
+
+
+def _token_blocks(one: Part, two: Part, runs: int) -> tuple[Floats, Floats]:
+    """Output tokens that arrived in each of the same blocks of time."""
+    blocks = _blocks_of_time(one, two, runs)
+    found = [
+        np.array([output_tokens(part, span) for span in itertools.pairwise(part.edges_ns(blocks).tolist())])
+        for part in (one, two)
+    ]
+    return found[0], found[1]
+
+
+def _goodput_blocks(one: Part, two: Part, slo: Slo, runs: int) -> tuple[Floats, Floats]:
+    """Good requests due in each of the same blocks of time."""
+    blocks = _blocks_of_time(one, two, runs)
+    found = []
+    for part in (one, two):
+        good = part.counted_N & meets(part.run.requests, slo) & (part.run.requests.due_N <= part.end_ns)
+        found.append(np.bincount(part.block_of_due(blocks)[good], minlength=blocks).astype(np.float64))
+    return found[0], found[1]
+
+
+def axis_value(workload: Workload) -> tuple[str, float] | None:
+    """Where a load stands on an axis: ("req/s", rate) or ("streams", number); None for traffic without one number."""
+    arrivals = workload.arrivals
+    if arrivals.is_closed:
+        return ("streams", float(arrivals.concurrency)) if arrivals.concurrency else None
+    if arrivals.process in ("constant", "poisson", "gamma") and arrivals.rate_per_s:
+        return "req/s", arrivals.rate_per_s
+    return None

@@ -1,0 +1,1 @@
+"""The comparison without load: rounds of interleaved blocks, and what each block says."""

@@ -1,0 +1,1 @@
+"""Plays a schedule: one process, several, or Ray workers; everything that happens goes into one log."""

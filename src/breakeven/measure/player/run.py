@@ -1,0 +1,264 @@
+"""Plays one schedule against one backend and writes down what happens: the heart of every run under load.
+
+The schedule was drawn before and is played as it stands. Every request becomes one line of the log, in whatever state
+it ends; nothing is kept in memory but the last half minute of delays, so a run may be of any length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import ipaddress
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import msgspec
+
+from breakeven.engine.backend import Backend
+from breakeven.errors import BreakevenError, UserError
+from breakeven.measure.client.block import quiet_gc
+from breakeven.measure.client.wire import new_loop
+from breakeven.measure.energy import EnergyCounter
+from breakeven.measure.events import ClientCeiling, EventWriter, LoadDone, LoadStarted, NoiseSample
+from breakeven.measure.player.batch import Batch
+from breakeven.measure.player.crew import Crew, LocalCrew
+from breakeven.measure.player.dispatch import FAILED, INTERRUPTED
+from breakeven.measure.player.engine_watch import EngineWatch
+from breakeven.measure.player.job import Job
+from breakeven.measure.player.limits import refuse_more_than
+from breakeven.measure.player.log import BackgroundLog
+from breakeven.measure.player.tally import Tally
+from breakeven.measure.player.watch import Watch
+from breakeven.measure.progress import LoadState
+from breakeven.measure.schedule.plan import Schedule
+
+if TYPE_CHECKING:
+    from breakeven.measure.prompts.bodies import Bodies
+
+SWITCH_S = 0.0005
+"""Longest a drawing or writing thread may keep the interpreter from the loop. Python's own 5 ms would be seen."""
+END_GRACE_S = 15.0
+"""Longest a player may take to end what it was told to cancel."""
+
+
+def run_load(
+    backend: Backend,
+    schedule: Schedule,
+    bodies: Bodies,
+    log: EventWriter,
+    *,
+    block: str,
+    model: str,
+    load: str,
+    round: int = 0,
+    schedule_file: str,
+    processes: int = 1,
+    ray_address: str | None = None,
+    drain_s: float = 60.0,
+    ceiling: ClientCeiling | None = None,
+    on_state: Callable[[LoadState], None] = lambda state: None,
+    alive: Callable[[], None] = lambda: None,
+    pids: Sequence[int] = (),
+    energy: EnergyCounter | None = None,
+    stop: threading.Event | None = None,
+) -> LoadDone:
+    """Play `schedule` once; the log afterwards holds all of it, from LoadStarted to LoadDone, which is returned.
+
+    What the server does wrong is counted and the run goes on. `processes` > 1 play it together, on this machine or,
+    with `ray_address` ("auto", "local" or an address), as Ray workers. `drain_s` after the last request was due,
+    whatever is unfinished is cancelled. `ceiling`: what the client can drive here; more is refused before anything
+    is sent. `on_state` is called about twice a second, from a thread, as is `alive` every second, which raises when
+    our own engine has died. `pids`: processes of ours whose use of the CPU is no noise. `stop`: ends the run when set.
+
+    Raises UserError for a rate beyond the ceiling; KeyboardInterrupt after Ctrl-C or `stop`; what `alive` raised; and
+    BreakevenError when the log cannot be written. In each of these cases the log was brought to an end first.
+    """
+    if ceiling is not None:
+        refuse_more_than(ceiling, schedule)
+    if len(schedule) == 0:
+        raise UserError("the schedule is empty; give a longer duration or a higher rate")
+    if backend.model != model:
+        settings = {**backend.settings, "served_model": backend.served_model}
+        backend = dataclasses.replace(backend, model=model, settings=settings)
+    job = Job(backend=backend, schedule=schedule, bodies=bodies, block=block, drain_s=drain_s)
+    processes = min(processes, job.most_workers())
+    tally = Tally(model, load, schedule, ceiling)
+    started = LoadStarted(
+        block=block,
+        model=model,
+        load=load,
+        workload=schedule.workload,
+        schedule=schedule_file,
+        at_ns=0,
+        measure_from_ns=0,
+        round=round,
+        processes=processes,
+        shares_cores=_is_here(backend),
+    )
+    run = _Run(job, log, tally, started, on_state, alive, pids, energy, stop)
+    with quiet_gc(), quick_switches(), asyncio.Runner(loop_factory=new_loop) as runner:
+        done = runner.run(run.play(_crew(job, processes, ray_address, run.take)))
+    with contextlib.suppress(BreakevenError) if run.error is not None else contextlib.nullcontext():
+        log.append(done)
+    if run.error is not None:
+        raise run.error
+    if done.because == "interrupted":
+        raise KeyboardInterrupt
+    return done
+
+
+def _crew(job: Job, processes: int, ray_address: str | None, take: Callable[[Batch], None]) -> Crew:
+    if ray_address is not None:
+        from breakeven.measure.player.ray_workers import RayCrew
+
+        return RayCrew(job, processes, ray_address, take)
+    if processes > 1:
+        from breakeven.measure.player.workers import ProcessCrew
+
+        return ProcessCrew(job, processes, take)
+    return LocalCrew(job, take)
+
+
+class _Run:
+    """One run and what it holds: the log's thread, the watch, and why it ended."""
+
+    def __init__(
+        self,
+        job: Job,
+        log: EventWriter,
+        tally: Tally,
+        started: LoadStarted,
+        on_state: Callable[[LoadState], None],
+        alive: Callable[[], None],
+        pids: Sequence[int],
+        energy: EnergyCounter | None,
+        stop: threading.Event | None,
+    ) -> None:
+        self._job, self._events, self._tally, self._started = job, log, tally, started
+        self._on_state, self._alive, self._pids, self._energy, self._stop = on_state, alive, pids, energy, stop
+        self._log: BackgroundLog | None = None
+        self.error: Exception | None = None
+        """What must be raised once the log is whole."""
+
+    def take(self, batch: Batch) -> None:
+        """News from a player."""
+        self._tally.add(batch)
+        if self._log is not None:
+            self._log.append_encoded(batch.lines)
+
+    async def play(self, crew: Crew) -> LoadDone:
+        """Everything from LoadStarted up to LoadDone, which is returned and not yet written."""
+        loop = asyncio.get_running_loop()
+        disk_full = asyncio.Event()
+        with BackgroundLog(self._events, lambda: _tell(loop, disk_full)) as self._log:
+            try:
+                done = await self._play(crew, disk_full)
+            finally:
+                await crew.close()
+        self.error = self.error or self._log.error
+        return done if self.error is None else msgspec.structs.replace(done, ok=False, because="failed")
+
+    async def _play(self, crew: Crew, disk_full: asyncio.Event) -> LoadDone:
+        assert self._log is not None
+        job, workload = self._job, self._job.schedule.workload
+        workers = await crew.ready()
+        start_ns = time.monotonic_ns() + round(crew.lead_s * 1e9)
+        self._tally.start_ns = start_ns
+        measure_from_ns = start_ns + round(workload.warm_up_s * 1e9)
+        self._log.append(msgspec.structs.replace(self._started, at_ns=start_ns, measure_from_ns=measure_from_ns))
+        for worker in workers:
+            self._log.append(worker)
+        watch = Watch(
+            job.block,
+            self._log.append,
+            engine=EngineWatch(job.backend),
+            energy=self._energy,
+            pids=[*self._pids, *crew.pids],
+            alive=self._alive,
+            state=lambda: self._tally.state(watch.engine_state),
+            on_state=self._on_state,
+            stop=self._stop,
+        )
+        crew.play(start_ns)
+        because = await self._until_over(crew, watch, disk_full)
+        await crew.close()
+        heard, wall_step_s = watch.finish()
+        fields = {field: getattr(heard, field) for field in heard.__struct_fields__ if field != "reasons"}
+        self._log.append(NoiseSample(block=job.block, at_ns=time.monotonic_ns(), **fields))
+        return LoadDone(
+            block=job.block,
+            ok=because == "finished",
+            at_ns=time.monotonic_ns(),
+            arrivals_end_ns=max(start_ns, self._tally.last_due_ns),
+            because=because,
+            # As in the comparison: beside an engine of somebody else's, the others may well be that engine.
+            flagged=[*(heard.reasons if job.backend.pid is not None else []), *crew.flags],
+            wall_step_s=wall_step_s,
+        )
+
+    async def _until_over(self, crew: Crew, watch: Watch, disk_full: asyncio.Event) -> str:
+        """Wait for the end, whatever it is; end what is still in flight. Why it ended; `error` is set if it failed."""
+        playing = asyncio.ensure_future(crew.finished())
+        looking = asyncio.ensure_future(watch.run())
+        full = asyncio.ensure_future(disk_full.wait())
+        try:
+            await asyncio.wait({playing, looking, full}, return_when=asyncio.FIRST_COMPLETED)
+            because = "finished" if playing.done() else "interrupted"
+        except asyncio.CancelledError:  # Ctrl-C
+            because = "interrupted"
+        detail = INTERRUPTED
+        if looking.done() and not looking.cancelled() and (error := looking.exception()) is not None:
+            because, detail, self.error = "failed", FAILED, _as_exception(error)
+        elif full.done():
+            because, detail = "failed", "the log could not be written"
+        if because != "finished":
+            crew.cancel(detail)
+        try:
+            await asyncio.wait_for(playing, END_GRACE_S)
+        except TimeoutError:
+            crew.flags.append(f"a player did not end within {END_GRACE_S:g} s of being told to")
+        except Exception as error:
+            because, self.error = "failed", self.error or error
+        for task in (looking, full):
+            task.cancel()
+        await asyncio.gather(looking, full, return_exceptions=True)
+        if because == "finished":
+            try:
+                self._alive()
+            except Exception as error:
+                because, self.error = "failed", error
+        return because
+
+
+def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    loop.call_soon_threadsafe(event.set)
+
+
+def _as_exception(error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+
+
+def _is_here(backend: Backend) -> bool:
+    """Whether client and engine share this machine's cores."""
+    if backend.pid is not None:
+        return True
+    host = urlsplit(backend.url).hostname or ""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+@contextlib.contextmanager
+def quick_switches() -> Iterator[None]:
+    """Let no other thread of this process keep the interpreter for long."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before_s)

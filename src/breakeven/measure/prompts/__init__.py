@@ -1,0 +1,1 @@
+"""What is asked: text, its exact length in tokens, and the bytes of every request."""
