@@ -1,6 +1,7 @@
 """The load client: sends requests, stamps what comes back, and calls every failure by its name.
 
-It knows nothing of statistics. How bytes travel and are stamped is in `wire`; here are whole blocks of requests, for the paired comparison and whoever wants a few answers.
+It knows nothing of statistics. How bytes travel and are stamped is in `wire`; here are whole blocks of requests,
+for the paired comparison and whoever wants a few answers.
 """
 
 from __future__ import annotations
