@@ -1,10 +1,10 @@
 """A server that answers every completion at once, to find out how much the client itself can carry.
 
 `python -m breakeven.measure.client.instant_server` prints its port and serves on loopback until its standard input
-ends, so that it never outlives whoever started it. It knows just enough HTTP for our own client, and all that it sends
-is made beforehand. Streams are served in turns, one event each and each its own write, as an engine's batch does it. A
-client that is slower than the server then finds several events in one read, which is cheaper for it than life: a request with
-`"paced": true` gets its events PACE_S apart, so that each comes in a read of its own.
+ends, so that it never outlives whoever started it. It knows just enough HTTP for our own client, and all that it
+sends is made beforehand. Streams are served in turns, one event each and each its own write, as an engine's batch
+does it. A client that is slower than the server then finds several events in one read, which is cheaper for it than
+life: a request with `"paced": true` gets its events PACE_S apart, so that each comes in a read of its own.
 """
 
 from __future__ import annotations
