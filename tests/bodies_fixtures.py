@@ -27,6 +27,12 @@ def across_words(text: str) -> list[str]:
     return re.findall(r".{1,7}", text, flags=re.DOTALL)
 
 
+class Server(ThreadingHTTPServer):
+    """Takes many connections at once: the default of five waiting drops some, and each costs a second."""
+
+    request_queue_size = 128
+
+
 @contextmanager
 def toy(
     split: Split = in_words, *, engine: str = "unknown", usage: bool = True, status: int = 200, **extra: str
@@ -51,7 +57,7 @@ def toy(
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
