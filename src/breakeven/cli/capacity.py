@@ -43,7 +43,10 @@ def capacity(
     processes: Annotated[int | None, typer.Option(help="Client processes.", show_default="as needed")] = None,
     ray: Annotated[str | None, typer.Option("--ray", help="Make the load on a Ray cluster: its address.")] = None,
     engine: Annotated[str, typer.Option(help="Starts TARGET where it is a model: llama.cpp or vllm.")] = "llama.cpp",
-    format_name: Annotated[str, typer.Option("--format", help="Weight format of a synthetic model.")] = "Q4_K_M",
+    format_name: Annotated[
+        str | None,
+        typer.Option("--format", help="Weight format of a synthetic model.", show_default="Q4_K_M, BF16"),
+    ] = None,
     slots: Annotated[int | None, typer.Option(help="Requests an engine started here works on at once.")] = None,
     threads: Annotated[int | None, typer.Option(help="Engine threads.", show_default="all CPUs")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, where the server cannot be asked.")] = None,

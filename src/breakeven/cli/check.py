@@ -31,7 +31,10 @@ def check(
     tolerance: Annotated[str, typer.Option(help="Differences up to this are never worse.")] = "5%",
     processes: Annotated[int | None, typer.Option(help="Client processes.", show_default="as needed")] = None,
     engine: Annotated[str, typer.Option(help="Of a model started here: llama.cpp or vllm.")] = "llama.cpp",
-    format_name: Annotated[str, typer.Option("--format", help="Weight format of a synthetic model.")] = "Q4_K_M",
+    format_name: Annotated[
+        str | None,
+        typer.Option("--format", help="Weight format of a synthetic model.", show_default="Q4_K_M, BF16"),
+    ] = None,
     slots: Annotated[int | None, typer.Option(help="Requests an engine started here works on at once.")] = None,
     threads: Annotated[int | None, typer.Option(help="Engine threads.", show_default="all CPUs")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, where the server cannot be asked.")] = None,

@@ -32,7 +32,10 @@ breakeven compare a.gguf b.gguf --trace conv.csv --speed 0.2 --window 0s-10m
 @app.command(help=EXAMPLES)
 def compare(
     models: Annotated[list[str] | None, typer.Argument(metavar="MODEL MODEL [MODEL...]", show_default=False)] = None,
-    format_name: Annotated[str, typer.Option("--format", help="Weight format of synthetic models.")] = "Q4_K_M",
+    format_name: Annotated[
+        str | None,
+        typer.Option("--format", help="Weight format of synthetic models.", show_default="Q4_K_M, BF16"),
+    ] = None,
     streams: Annotated[str, typer.Option(help="Loads: requests at once, comma-separated.")] = "1,2,4,8",
     rate: Annotated[str | None, typer.Option(help="Open loop instead: requests/s, comma-separated.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Replay a trace instead (see `breakeven bench`).")] = None,
@@ -68,6 +71,6 @@ def compare(
     from breakeven.cli import compare_run
 
     words = compare_run.Words(
-        format_name, streams, prompt, output, precision, budget, out, resume, seed, threads, inside
+        format_name or "Q4_K_M", streams, prompt, output, precision, budget, out, resume, seed, threads, inside
     )
     compare_run.run(models or [], words, charts=charts, quiet=quiet, as_json=as_json, demo=demo)

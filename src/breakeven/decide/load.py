@@ -19,9 +19,8 @@ import numpy as np
 
 from breakeven.decide.directory import LOG, fingerprint, open_directory
 from breakeven.engine import openai_url
-from breakeven.engine.memory import check_memory
 from breakeven.engine.source import Source
-from breakeven.engine.start import Running, start, weights_of
+from breakeven.engine.start import Running, engine_named, start, weights_of
 from breakeven.errors import UserError
 from breakeven.measure import events, noise
 from breakeven.measure.client.ceiling import measure_ceiling
@@ -53,14 +52,17 @@ SYNTHETIC = "synthetic weights: speed and memory only"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """What a study under load may be told beside its targets and traffic. `processes` None: as many as it takes."""
+    """What a study under load may be told beside its targets and traffic.
+
+    `processes` None: as many as it takes; `format_name` None: the engine's own default.
+    """
 
     out: Path | None = None
     resume: bool = False
     processes: int | None = None
     ray_address: str | None = None
     engine: str = "llama.cpp"
-    format_name: str = "Q4_K_M"
+    format_name: str | None = None
     threads: int | None = None
     slots: int | None = None
     tokenizer: Path | None = None
@@ -208,9 +210,10 @@ class Session:
             if source.url is not None:
                 openai_url.connect(source.url)  # refused now rather than after gigabytes were written
         self.machine = machine = read_machine()
-        format_name = format_named(options.format_name).name
-        if options.engine == "llama.cpp":
-            check_memory(sources, format_name, self._context, self._slots, machine.available_memory_bytes)
+        engine = engine_named(options.engine)
+        format_name = format_named(options.format_name or engine.default_format).name
+        if engine.check_memory is not None:
+            engine.check_memory(sources, format_name, self._context, self._slots, machine.available_memory_bytes)
         mark = fingerprint(self._question)
         default = Path("results") / ("-vs-".join(slug(s.name) for s in sources) + f"-{self._kind}")
         self.directory, history = open_directory(options.out, default, mark, options.resume)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from breakeven.engine import cache, openai_url, vllm
 from breakeven.engine.backend import LLAMA_CPP, VLLM, Backend, MemoryUse
 from breakeven.engine.llama_cpp import LlamaCppServer
+from breakeven.engine.memory import check_memory
 from breakeven.engine.source import Source, parse_source
 from breakeven.errors import EngineError, UserError
 from breakeven.spec.arithmetic import kv_bytes
@@ -57,12 +58,14 @@ class Server(Protocol):
 class Engine:
     """An engine Breakeven can start. `formats` are the weight formats it can be given, None for all.
 
+    `check_memory` refuses candidates that do not fit together; None where only the engine knows its device.
     `weights` finds or writes what the server loads; `server` is that server, not yet started.
     """
 
     name: str
     default_format: str
     formats: tuple[str, ...] | None
+    check_memory: Callable[[Sequence[Source], str, int, int, int], None] | None
     weights: Callable[[Source, str, int, Progress | None], Path]
     server: Callable[[Source, Path, Serving], Server]
 
@@ -196,8 +199,8 @@ def _vllm(source: Source, path: Path, serving: Serving) -> Server:
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
-        Engine(LLAMA_CPP, "Q4_K_M", None, _gguf, _llama_cpp),
-        Engine(VLLM, "BF16", tuple(vllm.FORMATS), _directory, _vllm),
+        Engine(LLAMA_CPP, "Q4_K_M", None, check_memory, _gguf, _llama_cpp),
+        Engine(VLLM, "BF16", tuple(vllm.FORMATS), None, _directory, _vllm),
     )
 }
 """The engines that `--engine` may name."""
