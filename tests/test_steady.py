@@ -95,15 +95,13 @@ def test_trend_is_the_change_over_the_mean(sign: float) -> None:
     assert trend(np.arange(3.0)) == 0
 
 
-@pytest.mark.parametrize("at", range(20))
+@pytest.mark.parametrize("at", range(1, 20))
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_a_stall_is_no_ramp_wherever_it_falls(at: int, blocks: int) -> None:
-    """A server that stops for a moment belongs in the numbers; only where a run begins with it may it pass for one."""
+    """A server that stops for a moment belongs in the numbers, unless the run begins with it."""
     for seed in range(10):
         noise = np.random.default_rng([seed, at])
         tpot, in_flight = 0.01 * noise.lognormal(0, 0.05, 20), 4.0 * noise.lognormal(0, 0.1, 20)
         in_flight[at : at + blocks] += 60.0
         tpot[at : at + blocks] *= 8
-        if at == 0 and blocks > 1:
-            continue
         assert settled(tpot, in_flight).start == 0

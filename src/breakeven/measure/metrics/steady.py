@@ -28,8 +28,6 @@ _TREND_Z = 2.576
 _EVENT_SPREADS = 5.0
 """Blocks further than this many spreads from the second half's median are drawn in before a ramp is looked for."""
 _MAD_TO_SD = 1.4826
-LEAST_RAMP = 2
-"""Blocks of a ramp; a single odd one is an event."""
 _RAMP_ERRORS = 3.0
 """Standard errors by which a ramp must differ from what follows: more than for a cut fixed beforehand, since MSER
 picks it where they differ most."""
@@ -57,10 +55,11 @@ def settled(tpot_B: Floats, in_flight_B: Floats) -> Settled:
         series["TPOT"] = np.interp(np.arange(n), np.flatnonzero(told), tpot_B[told])
     start = 0
     for name, values in series.items():
-        calm = _clipped(values)
-        found = mser(calm)
-        if not _is_ramp(calm, found):
+        # Drawn in, a stall after the ramp is not dropped with it; as they are, a short ramp is found better.
+        cuts = [cut for each in (values, _clipped(values)) if _is_ramp(each, cut := mser(each))]
+        if not cuts:
             continue
+        found = min(cuts)
         if found >= n // 2:
             return Settled(None, f"{name} had not settled by the middle of the run{_direction(values)}")
         start = max(start, found)
@@ -86,7 +85,7 @@ def mser(values_B: Floats) -> int:
 
 def _is_ramp(values_B: Floats, cut: int) -> bool:
     """Whether what MSER would drop differs from the rest by more than chance: in noise it always finds some cut."""
-    if cut < LEAST_RAMP:
+    if cut == 0:
         return False
     ramp, rest = values_B[:cut], values_B[cut:]
     spread = float(rest.std(ddof=1))
