@@ -30,7 +30,7 @@ from breakeven.measure.metrics.points import load_points
 from breakeven.measure.player.run import run_load
 from breakeven.measure.progress import LoadState
 from breakeven.measure.prompts.bodies import Bodies, prepare_bodies
-from breakeven.measure.schedule import Schedule, draw, save_schedule
+from breakeven.measure.schedule import Schedule, draw, load_schedule, save_schedule
 from breakeven.measure.traces import TraceRows
 from breakeven.spec.formats import format_named
 from breakeven.spec.load import LoadModel, LoadPoint
@@ -271,11 +271,13 @@ class Session:
                 self._finished.add(started[event.block])
 
     def _schedule(self, workload: Workload, load: str, round: int) -> tuple[Schedule, str]:
+        """The saved schedule of this load and round; drawn and saved the first time."""
         file = f"schedule-{slug(load)}-{round}.jsonl"
-        schedule = draw(workload, self._trace)
         path = self.directory / file
-        if not path.exists():
-            save_schedule(schedule, path)
+        if path.exists():
+            return load_schedule(path), file
+        schedule = draw(workload, self._trace)
+        save_schedule(schedule, path)
         return schedule, file
 
     def _tested_client(self, schedule: Schedule) -> events.ClientCeiling:

@@ -14,13 +14,14 @@ from breakeven.spec.load import Crossing, LoadDifference, LoadPoint, LoadStudy
 from breakeven.spec.slo import slo_text
 from breakeven.spec.workload import Slo
 
-HEADLINE_METRICS = ("goodput_per_s", "tpot_s", "ttft_s")
+HEADLINE_METRICS = ("capacity_per_s", "goodput_per_s", "tpot_s", "ttft_s")
 """What a verdict under load rests on, the first that tells the candidates apart."""
 WORDS = {
     "ttft_s": "time to first token",
     "tpot_s": "time per output token",
     "e2e_s": "time to the whole answer",
-    "goodput_per_s": "requests served within the SLO",
+    "goodput_per_s": "goodput",
+    "capacity_per_s": "traffic within the service level",
     "output_tokens_per_s": "output tokens per second",
 }
 CLOCK_STEP = "The wall clock was moved by {step:.3g} s during the run; no time here is taken from it."
@@ -115,12 +116,14 @@ def _several(points: Sequence[LoadPoint], slo: Slo | None) -> str:
 def _won(difference: LoadDifference, loads: set[str], won: set[str]) -> str:
     ratio, winner = difference.ratio, difference.winner
     loser = difference.b if winner == difference.a else difference.a
-    value = ratio.value if winner == difference.a else 1 / ratio.value
-    ends = [ratio.low, ratio.high] if winner == difference.a else [ratio.high, ratio.low]
-    low, high = (None if end is None else end if winner == difference.a else 1 / end for end in ends)
-    interval = "" if low is None or high is None else f" ({low:.3g}-{high:.3g})"
-    where = f"at {difference.load}" if len(loads) > 1 or len(won) == 1 else "at every load measured"
-    return f"{winner} over {loser}, {WORDS.get(difference.metric, difference.metric)} {where}: {value:.3g}{interval}."
+    ends = (ratio.value, ratio.low, ratio.high)
+    if winner != difference.a:
+        ends = (1 / ratio.value, 1 / ratio.high if ratio.high else None, 1 / ratio.low if ratio.low else None)
+    value, low, high = ends
+    interval = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
+    where = "at every load measured" if len(loads) == len(won) > 1 else f"at {difference.load}"
+    what = WORDS.get(difference.metric, difference.metric)
+    return f"{winner} has {value:.3g} times{interval} the {what} of {loser} {where}."
 
 
 def _typical(point: LoadPoint, metric: str) -> float | None:

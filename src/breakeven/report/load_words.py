@@ -44,6 +44,7 @@ LOAD_METRICS = {
         Metric("output_tokens_per_s", "Output", "tok/s", 1.0, True),
         Metric("goodput_per_s", "Goodput", "req/s", 1.0, True),
         Metric("error_share", "Failed", "", 1.0, False),
+        Metric("capacity_per_s", "Capacity", "req/s", 1.0, True),
     )
 }
 

@@ -149,7 +149,8 @@ class LoadDifference(msgspec.Struct, frozen=True, kw_only=True):
     a: str
     b: str
     metric: str
-    """ttft_s, service_ttft_s, tpot_s, e2e_s, output_tokens_per_s, goodput_per_s (all as ratio a over b)."""
+    """ttft_s, service_ttft_s, tpot_s, e2e_s, output_tokens_per_s, goodput_per_s (all as ratio a over b), and, over all
+    rates together, capacity_per_s: the rate that keeps 90 % of the requests good."""
     load: str
     ratio: Estimate
     winner: str | None

@@ -47,6 +47,12 @@ def compared(runs: list[LoadRun], slo: Slo | None) -> Iterator[Compared]:
 
     A metric that one of them does not have (one token has no TPOT, no SLO no goodput) is left out.
     """
+    for a, b, load, rounds in shared_parts(runs):
+        yield from _metrics(a, b, load, rounds, slo)
+
+
+def shared_parts(runs: list[LoadRun]) -> Iterator[tuple[str, str, str, list[tuple[Part, Part]]]]:
+    """Every two candidates at every load they share, with the same stretch of every round of both."""
     loads = list(dict.fromkeys(run.load for run in runs))
     parts = {
         key: _best_parts(list(same)) for key, same in itertools.groupby(runs, key=lambda run: (run.model, run.load))
@@ -56,7 +62,7 @@ def compared(runs: list[LoadRun], slo: Slo | None) -> Iterator[Compared]:
         for a, b in itertools.combinations([m for m in models if (m, load) in parts], 2):
             rounds = _shared_rounds(parts[a, load], parts[b, load])
             if rounds:
-                yield from _metrics(a, b, load, rounds, slo)
+                yield a, b, load, rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +163,14 @@ def _delay_blocks(
     )
 
 
-def _blocks_of_time(one: Part, two: Part, runs: int) -> int:
+def blocks_of_time(one: Part, two: Part, runs: int) -> int:
+    """Into how many blocks one of `runs` rounds is cut, so that each has requests enough on both sides."""
     return block_values.cut(min(int(np.count_nonzero(part.counted_N)) for part in (one, two)), runs)
 
 
 def _token_blocks(one: Part, two: Part, runs: int) -> tuple[Floats, Floats]:
     """Output tokens that arrived in each of the same blocks of time."""
-    blocks = _blocks_of_time(one, two, runs)
+    blocks = blocks_of_time(one, two, runs)
     found = [
         np.array([output_tokens(part, span) for span in itertools.pairwise(part.edges_ns(blocks).tolist())])
         for part in (one, two)
@@ -173,7 +180,7 @@ def _token_blocks(one: Part, two: Part, runs: int) -> tuple[Floats, Floats]:
 
 def _goodput_blocks(one: Part, two: Part, slo: Slo, runs: int) -> tuple[Floats, Floats]:
     """Good requests due in each of the same blocks of time."""
-    blocks = _blocks_of_time(one, two, runs)
+    blocks = blocks_of_time(one, two, runs)
     found = []
     for part in (one, two):
         good = part.counted_N & meets(part.run.requests, slo) & (part.run.requests.due_N <= part.end_ns)

@@ -8,6 +8,7 @@ import numpy as np
 
 from breakeven.measure import statistics
 from breakeven.measure.events import Event
+from breakeven.measure.metrics.capacity_ratio import capacity_differences
 from breakeven.measure.metrics.columns import LoadRun, collect
 from breakeven.measure.metrics.compared import DELAYS, Compared, compared
 from breakeven.measure.paired.blocks import PROCESS_FLOOR
@@ -26,7 +27,7 @@ def differences(log: Iterable[Event], slo: Slo | None) -> list[LoadDifference]:
 
 def differences_of(runs: list[LoadRun], slo: Slo | None) -> list[LoadDifference]:
     """The differences of collected runs."""
-    return [_difference(one) for one in compared(runs, slo)]
+    return [*(_difference(one) for one in compared(runs, slo)), *capacity_differences(runs, slo)]
 
 
 def _difference(one: Compared) -> LoadDifference:
