@@ -83,13 +83,14 @@ def headline(
     if len({point.model for point in points}) == 1:
         return _one(points[-1], slo) if len(points) == 1 else _several(points, slo)
     for metric in HEADLINE_METRICS:
-        for crossing in crossed:
-            if crossing.metric == metric and crossing.rate_per_s is not None:
-                return crossing.sentence
-    for metric in HEADLINE_METRICS:
-        won = [d for d in found if d.metric == metric and d.winner]
-        if won:
-            return _won(won[-1], {d.load for d in found if d.metric == metric}, {d.load for d in won})
+        mine = [difference for difference in found if difference.metric == metric]
+        won = [difference for difference in mine if difference.winner]
+        if not won:
+            continue
+        crossing = next((one for one in crossed if one.metric == metric), None)
+        if crossing is not None and (crossing.rate_per_s is not None or len({one.winner for one in won}) > 1):
+            return f"{crossing.sentence}."
+        return _won(won[-1], everywhere=len(won) == len(mine) > 1)
     return "No difference found between the candidates at any load measured."
 
 
@@ -113,7 +114,7 @@ def _several(points: Sequence[LoadPoint], slo: Slo | None) -> str:
     return f"{best.model} gave most at {best.load}: {rate:.3g} {what}."
 
 
-def _won(difference: LoadDifference, loads: set[str], won: set[str]) -> str:
+def _won(difference: LoadDifference, *, everywhere: bool) -> str:
     ratio, winner = difference.ratio, difference.winner
     loser = difference.b if winner == difference.a else difference.a
     ends = (ratio.value, ratio.low, ratio.high)
@@ -121,9 +122,9 @@ def _won(difference: LoadDifference, loads: set[str], won: set[str]) -> str:
         ends = (1 / ratio.value, 1 / ratio.high if ratio.high else None, 1 / ratio.low if ratio.low else None)
     value, low, high = ends
     interval = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
-    where = "at every load measured" if len(loads) == len(won) > 1 else f"at {difference.load}"
     what = WORDS.get(difference.metric, difference.metric)
-    return f"{winner} has {value:.3g} times{interval} the {what} of {loser} {where}."
+    also = ", and is ahead at every load measured" if everywhere else ""
+    return f"{winner} has {value:.3g} times{interval} the {what} of {loser} at {difference.load}{also}."
 
 
 def _typical(point: LoadPoint, metric: str) -> float | None:

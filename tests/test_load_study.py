@@ -1,0 +1,62 @@
+"""The headline of a study under load: plain words that follow from its numbers."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from breakeven.decide.load_study import headline
+from breakeven.spec.estimate import Estimate
+from breakeven.spec.load import Crossing, LoadDifference
+from breakeven.spec.workload import Slo
+from tests.load_report_fixtures import point
+
+
+def difference(metric: str, load: str, value: float, winner: str | None) -> LoadDifference:
+    ratio = Estimate(value, value * 0.9, value * 1.1, 20)
+    return LoadDifference(a="moe", b="dense", metric=metric, load=load, ratio=ratio, winner=winner)
+
+
+def crossing(metric: str, at: float | None) -> Crossing:
+    text = "dense below, moe above"
+    return Crossing(a="moe", b="dense", metric=metric, rate_per_s=at, low=None, high=None, sentence=text)
+
+
+POINTS = [point(name, rate, 20.0) for rate in (2.0, 5.0) for name in ("moe", "dense")]
+
+
+def test_nothing_measured_is_said() -> None:
+    assert "No load" in headline([], [], [], None)
+
+
+def test_the_winner_is_named_with_its_interval_whichever_side_of_the_ratio_it_is_on() -> None:
+    won = headline(POINTS, [difference("tpot_s", "2 req/s", 0.5, "moe")], [], None)
+    assert won == "moe has 0.5 times (0.45 to 0.55) the time per output token of dense at 2 req/s."
+    turned = headline(POINTS, [difference("tpot_s", "2 req/s", 2.0, "dense")], [], None)
+    assert turned == "dense has 0.5 times (0.455 to 0.556) the time per output token of moe at 2 req/s."
+
+
+def test_goodput_speaks_before_delays_and_a_lead_everywhere_is_said() -> None:
+    found = [difference(m, load, 1.5, "moe") for m in ("goodput_per_s", "tpot_s") for load in ("2 req/s", "5 req/s")]
+    text = headline(POINTS, found, [crossing("goodput_per_s", None)], Slo(ttft_s=1.0))
+    assert "goodput" in text
+    assert text.endswith("at 5 req/s, and is ahead at every load measured.")
+
+
+def test_a_crossing_is_the_headline() -> None:
+    found = [difference("tpot_s", "2 req/s", 1.5, "dense"), difference("tpot_s", "5 req/s", 0.5, "moe")]
+    for at in (3.0, None):
+        assert headline(POINTS, found, [crossing("tpot_s", at)], None) == "dense below, moe above."
+
+
+def test_no_difference_is_an_answer() -> None:
+    text = headline(POINTS, [difference("tpot_s", "2 req/s", 1.01, None)], [], None)
+    assert text == "No difference found between the candidates at any load measured."
+
+
+@pytest.mark.parametrize("answered", [0, 50])
+def test_one_candidate_is_described(answered: int) -> None:
+    alone = msgspec.structs.replace(POINTS[0], answered=answered)
+    text = headline([alone], [], [], Slo(ttft_s=1.0))
+    assert text.startswith("moe at 2 req/s: ")
+    assert ("no request was answered" in text) == (answered == 0)
