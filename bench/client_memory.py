@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, help="where the log goes")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
+    if asked.dir is not None:
+        asked.dir.mkdir(parents=True, exist_ok=True)
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(dir=asked.dir) as directory, mock_server(cores[-1]) as mock:
         work = Path(directory)
