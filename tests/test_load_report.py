@@ -40,6 +40,7 @@ from breakeven.report.load_json import (
     write_load,
 )
 from breakeven.report.load_terminal import print_capacity, print_check, print_load
+from breakeven.report.load_warnings import warnings_of
 from breakeven.report.svg import draw
 from breakeven.spec import load, workload
 from breakeven.spec.load import LATENCIES, CapacityStudy, LoadStudy, Percentile
@@ -128,13 +129,13 @@ def test_several_rates_of_one_study_are_all_named() -> None:
 
 
 def test_a_flag_is_said_once_with_the_loads_it_concerns() -> None:
-    assert words.warnings_of(made.one_endpoint().points) == [
+    assert warnings_of(made.one_endpoint().points) == [
         "The client ran above half of its own ceiling (16 req/s).",
         "93 % of the rate offered was achieved (16 req/s).",
         "Another process used 21 % of the cores (16 req/s).",
     ]
     everywhere = [msgspec.structs.replace(each, flagged=["hot"]) for each in made.crossing().points]
-    assert words.warnings_of(everywhere) == ["Hot."]
+    assert warnings_of(everywhere) == ["Hot."]
 
 
 # --- terminal --------------------------------------------------------------------------------------------------------
@@ -453,7 +454,7 @@ def test_the_page_holds_every_point_and_what_it_takes_to_run_again() -> None:
 
 def test_flags_stand_at_the_top_of_the_page() -> None:
     page = rendered("one_endpoint")
-    for flag in words.warnings_of(made.one_endpoint().points):
+    for flag in warnings_of(made.one_endpoint().points):
         assert page.index(flag) < page.index("<h2>")
     assert "The engine does not tell its queue." in page
     assert "none found (TTFT kept rising)" in page
@@ -471,3 +472,13 @@ def test_the_capacity_page_leads_with_the_sentence() -> None:
     assert "the limit means little" not in page
     assert "the limit means little" in rendered("capacity_not_monotone")
     assert "95 % of requests within the service level" in page
+
+
+def test_flags_that_differ_by_numbers_alone_are_said_once_with_the_worst() -> None:
+    points = [
+        msgspec.structs.replace(point, flagged=[f"other processes used {share}% of the CPU"])
+        for point, share in zip(made.one_endpoint().points, (9, 61, 54), strict=False)
+    ]
+    found = [text for text in warnings_of(points) if text.startswith("Other processes")]
+    assert len(found) == 1
+    assert found[0].startswith("Other processes used 61% of the CPU (the worst of ")

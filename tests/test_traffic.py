@@ -55,7 +55,7 @@ def test_a_trace_brings_lengths_and_its_end(trace: Path) -> None:
     assert workload.duration_s is None
     assert workload.warm_up_s == 0
     assert (workload.arrivals.start_s, workload.arrivals.end_s, workload.arrivals.rate_scale) == (10, 60, 0.5)
-    assert name_of(workload) == "conv.csv x0.5"
+    assert name_of(workload) == "conv x0.5"
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def name_of(workload: Workload) -> str:
     if arrivals.is_closed:
         return f"{arrivals.concurrency} stream{'' if arrivals.concurrency == 1 else 's'}"
     if arrivals.process == "trace":
-        return f"{arrivals.trace} x{arrivals.rate_scale:g}"
+        return f"{Path(arrivals.trace or 'trace').stem} x{arrivals.rate_scale:g}"
     if arrivals.process == "steps":
         return "steps " + ", ".join(f"{rate:g} req/s {seconds:g} s" for rate, seconds in arrivals.steps)
     if arrivals.to_rate_per_s is not None:

@@ -8,6 +8,7 @@ What it refuses to know: how much slower the noise made the block. It says why a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -74,13 +75,24 @@ class BlockNoise(msgspec.Struct, frozen=True, kw_only=True):
     reasons: list[str]
 
 
+def _below(pids: Iterable[int]) -> set[int]:
+    """Descendants of `pids` that run."""
+    found: set[int] = set()
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            found.update(child.pid for child in psutil.Process(pid).children(recursive=True))
+    return found
+
+
 def _own_seconds(pids: Iterable[int]) -> float:
-    """CPU seconds of this process with its finished children, and of `pids`; a process that ended counts no more.
+    """CPU seconds of this process with its finished children, and of `pids` with all theirs.
+
+    An engine may keep its work in processes below the one we started. A process that ended counts no more.
 
     A child that was named before and has been waited for since is counted by its parent, so the sum never drops.
     """
     total = 0.0
-    for pid in {os.getpid(), *pids}:
+    for pid in {os.getpid(), *pids, *_below(pids)}:
         try:
             used = psutil.Process(pid).cpu_times()
         except psutil.Error:

@@ -13,6 +13,7 @@ from breakeven.report.json_file import write_whole
 from breakeven.report.load_axes import axes_of
 from breakeven.report.load_dots import dot_plots
 from breakeven.report.load_terminal import met_text, number_of
+from breakeven.report.load_warnings import warnings_of
 from breakeven.report.load_words import (
     LOAD_METRICS,
     Unit,
@@ -38,7 +39,6 @@ from breakeven.report.load_words import (
     steady_short,
     steady_text,
     units_of,
-    warnings_of,
     workload_rows,
 )
 from breakeven.spec.load import CapacityStudy, EngineState, LoadDifference, LoadPoint, LoadStudy, Share

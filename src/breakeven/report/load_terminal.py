@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from breakeven.report.load_warnings import warnings_of
 from breakeven.report.load_words import (
     Unit,
     capital,
@@ -35,7 +36,6 @@ from breakeven.report.load_words import (
     slo_words,
     steady_text,
     units_of,
-    warnings_of,
     workload_rows,
 )
 from breakeven.report.terminal import columns, listed, wrapped

@@ -250,21 +250,6 @@ def conversation_text(point: LoadPoint) -> str | None:
     return f"{number(point.tokens_per_conversation)} tokens{time} a conversation"
 
 
-def warnings_of(points: Sequence[LoadPoint]) -> list[str]:
-    """Flags of client and machine, each once, with the loads it concerns."""
-    found: dict[str, list[str]] = {}
-    several_models = len({point.model for point in points}) > 1
-    for point in points:
-        where = f"{point.model} at {point.load}" if several_models else point.load
-        for flag in [*point.client.flags, *point.flagged]:
-            found.setdefault(flag, []).append(where)
-    everywhere = len(points)
-    return [
-        _sentence(flag) if len(where) == everywhere else f"{_sentence(flag).rstrip('.')} ({', '.join(where)})."
-        for flag, where in found.items()
-    ]
-
-
 def load_caveats(study: LoadStudy | CapacityStudy) -> list[str]:
     """Sentences that must stand beside the headline; the one on synthetic weights is never left out."""
     models = study.models if isinstance(study, LoadStudy) else [study.model]
@@ -286,10 +271,6 @@ def capital(text: str) -> str:
 def ended(text: str) -> str:
     """`text` with a full stop, unless it has one."""
     return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-def _sentence(text: str) -> str:
-    return ended(capital(text))
 
 
 def describe_model(model: LoadModel) -> str:
