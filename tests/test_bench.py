@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import yaml
 
+import breakeven
 from breakeven.measure.events import LoadDone, LoadStarted, RequestDone, StudyStopped, iter_events
 from breakeven.spec.load import Latency, LoadPoint, LoadStudy
 from tests.golden_server import Script, golden_server
@@ -151,6 +152,17 @@ def test_two_models_replay_a_trace_and_every_number_comes_from_the_log(tmp_path:
     for event in counted:
         prompts[event.model].append(event.asked_prompt_tokens)
     assert all(sorted(each) == sorted(asked) for each in prompts.values())
+
+
+def test_python_gives_the_same_result_as_the_log(tmp_path: Path) -> None:
+    traffic = breakeven.Traffic(concurrency="2", requests=20, prompt="16", output="4", warm_up="0s")
+    with golden_server(FAST) as server:
+        study = breakeven.bench(
+            f"{server.url}/v1#golden", traffic, options=breakeven.LoadOptions(out=tmp_path / "out", processes=1)
+        )
+    assert [point.answered for point in study.points] == [20]
+    assert breakeven.recompute(tmp_path / "out") == study
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(
