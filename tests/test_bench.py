@@ -17,7 +17,7 @@ from breakeven.spec.load import Latency, LoadPoint, LoadStudy
 from tests.golden_server import Script, golden_server
 
 FAST, SLOW = Script(ttft_s=0.02, itl_s=0.002), Script(ttft_s=0.02, itl_s=0.008)
-SHORT = ("--duration", "5s", "--warm-up", "1s", "--prompt", "32", "--output", "12", "--quiet")
+SHORT = ("--duration", "4s", "--warm-up", "0.5s", "--prompt", "32", "--output", "12", "--quiet")
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -97,14 +97,14 @@ def test_of_two_servers_the_faster_wins_under_the_same_schedule(tmp_path: Path) 
     with golden_server(SLOW) as slow, golden_server(FAST) as fast:
         urls = (f"{slow.url}/v1#golden", f"{fast.url}/v1#golden")
         done = run(
-            "compare", *urls, "--rate", "4,8", *SHORT, "--slo", "tpot=6ms", "--json", "--out", "out", cwd=tmp_path
+            "compare", *urls, "--rate", "8,16", *SHORT, "--slo", "tpot=6ms", "--json", "--out", "out", cwd=tmp_path
         )
         shown = run("report", "out", cwd=tmp_path)
     study = study_of(done)
     slower, faster = (model.name for model in study.models)
     assert slower != faster
     tpot = [found for found in study.differences if found.metric == "tpot_s"]
-    assert {found.load for found in tpot} == {"4 req/s", "8 req/s"}
+    assert {found.load for found in tpot} == {"8 req/s", "16 req/s"}
     for found in tpot:
         assert found.winner == faster
         assert found.ratio.low is not None
