@@ -99,12 +99,16 @@ def _one(point: LoadPoint, slo: Slo | None) -> str:
     text = f"{point.model} at {point.load}: "
     text += "no request was answered" if not point.answered else f"{point.requests_per_s:.3g} requests/s answered"
     if ttft is not None:
-        text += f", first token after {ttft * 1e3:.3g} ms"
+        text += f", first token after {_delay(ttft)}"
     if tpot is not None:
-        text += f", then {tpot * 1e3:.3g} ms a token (means)"
+        text += f", then {_delay(tpot)} a token (means)"
     if point.good is not None and slo is not None:
         text += f"; {point.good.share:.0%} of requests met {slo_text(slo)}"
     return text + "."
+
+
+def _delay(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _several(points: Sequence[LoadPoint], slo: Slo | None) -> str:
