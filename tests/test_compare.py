@@ -90,6 +90,9 @@ def test_two_small_models_get_a_verdict_a_log_and_a_page(pair: list[str], tmp_pa
         assert len(mine) >= 3
         assert point.decode_tokens_per_s is not None
         assert sum(b.value("decode_tokens_per_s") is not None for b in mine) == point.decode_tokens_per_s.n
+    again = run("report", str(out), "--out", "again", "--json", cwd=tmp_path)
+    assert msgspec.json.decode(again.stdout.encode(), type=Comparison) == result
+    assert (tmp_path / "again" / "report.html").read_text() == page
 
 
 def golden(ttft_s: float, itl_s: float) -> Script:
