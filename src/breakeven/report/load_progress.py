@@ -6,18 +6,12 @@ log stays short.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from types import TracebackType
-
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from breakeven.measure.progress import LoadState
 from breakeven.report.load_words import counts_text, unit_of
-from breakeven.report.progress import PLAIN_EVERY_S, filled_bar
+from breakeven.report.progress import filled_bar
+from breakeven.report.screen import Screen
 from breakeven.report.words import number, percent_text, seconds_text
 
 NOTHING_YET = "-"
@@ -26,64 +20,23 @@ SHORTEST_BAR, LONGEST_BAR = 6, 20
 INDENT = 12
 
 
-class LoadProgress:
-    """Shows each `LoadState` it is given. Use as a context manager; silent when `quiet`.
-
-    `clock` gives seconds, monotonic.
-    """
-
-    def __init__(
-        self,
-        console: Console,
-        quiet: bool = False,
-        plain_every_s: float = PLAIN_EVERY_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._console = console
-        self._quiet = quiet
-        self._every_s = plain_every_s
-        self._clock = clock
-        self._live: Live | None = None
-        self._last_said: tuple[float, str, str] | None = None
-
-    def __enter__(self) -> LoadProgress:
-        if not self._quiet and self._console.is_terminal:
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+class LoadProgress(Screen):
+    """Shows each `LoadState` it is given, and what happens between loads."""
 
     def phase(self, what: str, subject: str) -> None:
         """Say what happens between loads, such as "loading" and the model's name."""
         if self._quiet:
             return
-        text = f"{what} {subject}".rstrip()
-        if self._live is not None:
-            self._live.update(Text(_fitted(_printable(text), self._console.width), no_wrap=True), refresh=True)
-        else:
-            self._console.print(Text(_printable(text)), soft_wrap=True)
+        text = _printable(f"{what} {subject}".rstrip())
+        if not self._redrawn(lambda: [_fitted(text, self._console.width)]):
+            self._say([text])
 
     def update(self, state: LoadState) -> None:
         """Show `state`. Cheap enough to call several times a second."""
         if self._quiet:
             return
-        if self._live is not None:
-            lines = live_lines(state, self._console.width)
-            self._live.update(Text("\n".join(lines), no_wrap=True, overflow="crop"), refresh=True)
-            return
-        now = self._clock()
-        if self._last_said is not None:
-            said_at, model, load = self._last_said
-            if (model, load) == (state.model, state.load) and now - said_at < self._every_s:
-                return
-        self._last_said = (now, state.model, state.load)
-        self._console.print(Text(plain_line(state)), soft_wrap=True)
+        if not self._redrawn(lambda: live_lines(state, self._console.width)) and self._may_say(state.model, state.load):
+            self._say([plain_line(state)])
 
 
 def plain_line(state: LoadState) -> str:

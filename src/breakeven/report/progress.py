@@ -7,76 +7,29 @@ stays short.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
-from types import TracebackType
-
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from breakeven.measure.progress import ProgressState, RatioRow
+from breakeven.report.screen import Screen
 from breakeven.report.words import bytes_text, number, seconds_text, streams_text
 
-PLAIN_EVERY_S = 5.0
 BAR_WIDTH = 25
 # The scale never spans less than a ratio of 1.1 either side, so that noise on an A/A run does not look like a gap, nor
 # more than 4, so that one early outlier does not flatten all that follows.
 SCALE_LOW, SCALE_HIGH = math.log(1.1), math.log(4.0)
 
 
-class Progress:
-    """Shows each `ProgressState` it is given. Use as a context manager; silent when `quiet`.
+class Progress(Screen):
+    """Shows each `ProgressState` it is given."""
 
-    `clock` gives seconds, monotonic.
-    """
-
-    def __init__(
-        self,
-        console: Console,
-        quiet: bool = False,
-        plain_every_s: float = PLAIN_EVERY_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._console = console
-        self._quiet = quiet
-        self._every_s = plain_every_s
-        self._clock = clock
-        self._live: Live | None = None
-        self._last_said: tuple[float, str, str] | None = None
-        self._scale = SCALE_LOW
-
-    def __enter__(self) -> Progress:
-        if not self._quiet and self._console.is_terminal:
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+    _scale = SCALE_LOW
 
     def update(self, state: ProgressState) -> None:
         """Show `state`. Cheap enough to call for every block or megabyte."""
         if self._quiet:
             return
         self._scale = min(SCALE_HIGH, max(self._scale, widest(state.rows)))
-        if self._live is not None:
-            self._live.update(
-                Text("\n".join(live_lines(state, self._scale)), no_wrap=True, overflow="crop"), refresh=True
-            )
-            return
-        now = self._clock()
-        if self._last_said is not None:
-            said_at, phase, subject = self._last_said
-            if (phase, subject) == (state.phase, state.subject) and now - said_at < self._every_s:
-                return
-        self._last_said = (now, state.phase, state.subject)
-        for line in plain_lines(state):
-            self._console.print(Text(line), soft_wrap=True)
+        if not self._redrawn(lambda: live_lines(state, self._scale)) and self._may_say(state.phase, state.subject):
+            self._say(plain_lines(state))
 
 
 def widest(rows: tuple[RatioRow, ...]) -> float:
