@@ -53,7 +53,7 @@ def test_only_what_came_while_counting_counts(kind: ceiling.Kind) -> None:
     # Streams that began before, or had not ended by the end, are counted by their events alone.
     under_way = 2 * ceiling.STREAMS * ceiling.STREAM_TOKENS
     assert abs(found.events - found.requests * ceiling.STREAM_TOKENS) < under_way
-    assert found.seconds >= 0.3
+    assert found.seconds > 0.29  # uvloop's timers count from a clock of whole milliseconds, up to one tick early
     assert 0 < found.cpu_s < found.seconds * 1.05
 
 
