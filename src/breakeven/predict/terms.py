@@ -1,0 +1,128 @@
+"""What a model asks of a machine in one step, reduced to the few numbers the step model multiplies.
+
+The legend of the arrays: nothing here depends on batch or context; `step` combines these with both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from breakeven.spec.arithmetic import (
+    KV_ELEMENT_BYTES,
+    _attention_flops,
+    _kv_elements,
+    active_params,
+    file_bytes,
+    state_bytes,
+)
+from breakeven.spec.formats import tensor_bytes, tensor_types
+from breakeven.spec.model import Gqa, Mla, ModelSpec, MoeFfn
+from breakeven.spec.tensors import Group, tensors
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertGroup:
+    """Layers whose experts are alike, all of them together.
+
+    `frequencies`: measured share of tokens by expert (sums to `per_token`), averaged over the layers; None: uniform.
+    """
+
+    n_experts: int
+    per_token: int
+    layers: int
+    types: tuple[tuple[str, float], ...]
+    """Bytes by number type."""
+    frequencies: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGroup:
+    """Layers that attend alike: `kv_bytes` a token and `flops` a position attended to, of all of them together."""
+
+    window: int | None
+    kv_bytes: float
+    flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """A model in a weight format, for the step model. Bytes and operations of the whole model on one device."""
+
+    name: str
+    moe: bool
+    format: str
+    hidden: int
+    layers: int
+    moe_layers: int
+    fixed: tuple[tuple[str, float], ...]
+    """W_f, bytes by number type: read in every step, whatever the batch."""
+    head_bytes: float
+    """The part of `fixed` that is the output head."""
+    total_bytes: float
+    state_bytes: float
+    """A sequence's constant state (linear attention, convolutions), read and written in a step."""
+    token_flops: float
+    """Matrix products of one token, its attention excluded, the output head included."""
+    head_flops: float
+    experts: tuple[ExpertGroup, ...]
+    attention: tuple[AttentionGroup, ...]
+    latent_kv: bool
+    """Keys and values are one latent shared by all heads (MLA), which tensor parallelism copies to every device."""
+
+    def kv_bytes(self, context: float) -> float:
+        """Keys and values of one sequence of `context` tokens."""
+        return sum(g.kv_bytes * (context if g.window is None else min(context, g.window)) for g in self.attention)
+
+
+@lru_cache(maxsize=256)
+def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELEMENT_BYTES) -> Terms:
+    """The terms of `spec` in a weight format. Raises UserError for an unknown format."""
+    kinds = tensor_types(spec, format_name)
+    head = Group.EMBEDDING if spec.tied_embeddings else Group.OUTPUT_HEAD
+    fixed: dict[str, float] = {}
+    routed: dict[tuple[int, int, int], dict[str, float]] = {}
+    head_bytes = 0.0
+    for tensor in tensors(spec):
+        kind, nbytes = kinds[tensor.name], float(tensor_bytes(tensor, kinds[tensor.name]))
+        ffn = spec.layers[tensor.layer].ffn if tensor.layer is not None else None
+        if tensor.group is Group.ROUTED_EXPERTS and isinstance(ffn, MoeFfn):
+            found = routed.setdefault((ffn.n_experts, ffn.n_experts_per_token, ffn.expert_width), {})
+            found[kind.value] = found.get(kind.value, 0.0) + nbytes
+        elif tensor.group is not Group.EMBEDDING or spec.tied_embeddings:
+            fixed[kind.value] = fixed.get(kind.value, 0.0) + nbytes
+        if tensor.group is head:
+            head_bytes += nbytes
+    widths = [
+        (layer.ffn.n_experts, layer.ffn.n_experts_per_token, layer.ffn.expert_width)
+        for layer in spec.layers
+        if isinstance(layer.ffn, MoeFfn)
+    ]
+    experts = tuple(
+        ExpertGroup(key[0], key[1], widths.count(key), tuple(found.items())) for key, found in routed.items()
+    )
+    attention: dict[int | None, list[float]] = {}
+    for layer in spec.layers:
+        window = layer.attention.window if isinstance(layer.attention, Gqa) else None
+        mine = attention.setdefault(window, [0.0, 0.0])
+        mine[0] += kv_element_bytes * _kv_elements(layer)
+        mine[1] += _attention_flops(layer, 1.0) if isinstance(layer.attention, Gqa | Mla) else 0.0
+    constant = sum(_attention_flops(layer, 1.0) for layer in spec.layers if not isinstance(layer.attention, Gqa | Mla))
+    head_params = spec.hidden * spec.vocab
+    return Terms(
+        name=spec.name,
+        moe=spec.is_moe,
+        format=format_name,
+        hidden=spec.hidden,
+        layers=len(spec.layers),
+        moe_layers=len(widths),
+        fixed=tuple(fixed.items()),
+        head_bytes=head_bytes,
+        total_bytes=float(file_bytes(spec, format_name)),
+        state_bytes=2.0 * state_bytes(spec),
+        token_flops=2.0 * active_params(spec) + constant,
+        head_flops=2.0 * head_params,
+        experts=experts,
+        attention=tuple(AttentionGroup(window, *mine) for window, mine in attention.items()),
+        latent_kv=any(isinstance(layer.attention, Mla) for layer in spec.layers),
+    )
