@@ -48,7 +48,7 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     link_s: float = 0.0
     """Latency of one collective between devices."""
     type_cost: dict[str, float] = {}
-    """By number type (q4_K, q8_0, bf16, ...): seconds of reading and unpacking a byte, over those of the type that
+    """By number type (Q4_K, Q8_0, BF16, ...): seconds of reading and unpacking a byte, over those of the type that
     `weight_bytes_per_s` was fitted on; 1 where none is given. A format is a mixture of types."""
 
 
