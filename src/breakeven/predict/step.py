@@ -8,6 +8,7 @@ each on average. n = D + P tokens pass through the weights. With occupancy u (sh
     t_flops = F_D / decode_flops_per_s + F_P / prefill_flops_per_s
     t = max(t_mem, t_flops) + (1 - overlap) min(t_mem, t_flops)
         + step_s + layer_s L + moe_layer_s L_moe + expert_s (experts touched) + sequence_s D + prefill_token_s P
+        + (weight bytes in host memory) / host_bytes_per_s + (weight bytes on disk) / disk_bytes_per_s
 
 The form, with u(B) = 1 - (1 - k/E)^B, is the roofline model of decode (Pope et al., arXiv 2211.05102) with uniform
 routing's expected occupancy; the costs in seconds are what bytes and operations do not explain.
@@ -15,12 +16,14 @@ routing's expected occupancy; the costs in seconds are what bytes and operations
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from breakeven.predict.terms import Terms
+from breakeven.predict.residency import DISK_BYTES_PER_S, HOST_BYTES_PER_S, ON_DEVICE, Residency
+from breakeven.predict.terms import ExpertGroup, Terms
 from breakeven.spec.profile import Constants
 
 Floats = NDArray[np.float64]
@@ -37,18 +40,23 @@ class Parts:
     total_s: Floats
     weight_bytes: Floats
     kv_bytes: Floats
+    host_s: Floats
+    disk_s: Floats
+    link_s: Floats
+    """Between devices; filled in by `StepModel`."""
 
 
 def occupancies(terms: Terms, tokens: ArrayLike, alpha: float = 1.0) -> list[Floats]:
     """Share of experts touched by `tokens` tokens in a step, for each of the model's expert groups."""
-    n = np.asarray(tokens, dtype=np.float64) ** alpha
-    found = []
+    n = np.asarray(tokens, dtype=np.float64)
+    if alpha != 1.0:
+        n = n**alpha
+    found: list[Floats] = []
     for group in terms.experts:
-        if group.frequencies is None:
-            found.append(1.0 - (1.0 - group.per_token / group.n_experts) ** n)
-        else:
-            p = np.asarray(group.frequencies)
-            found.append(np.mean(1.0 - (1.0 - p) ** n[..., None], axis=-1))
+        p = group.frequencies or (group.per_token / group.n_experts,)
+        # A sum over few levels keeps arrays as long as `tokens`; expm1 and log1p are faster than a power, and exact.
+        shares = [-np.expm1(n * math.log1p(-x)) if x < 1.0 else np.minimum(n, 1.0) for x in p]
+        found.append(sum(shares[1:], start=shares[0]) / len(shares))
     return found
 
 
@@ -59,34 +67,44 @@ def step_parts(
     decode_context: ArrayLike,
     prefill_tokens: ArrayLike = 0.0,
     prefill_context: ArrayLike = 0.0,
+    where: Residency = ON_DEVICE,
 ) -> Parts:
     """Times of steps. All arguments broadcast.
 
     `decoding`: sequences that get a token (D). `decode_context`: mean context of one of them, in tokens.
     `prefill_tokens`: prompt tokens in the step (P). `prefill_context`: tokens each attends to, on average.
+    `where`: where the weights lie.
     """
     d, c, p, pc = (np.asarray(x, dtype=np.float64) for x in (decoding, decode_context, prefill_tokens, prefill_context))
-    n = d + p
     shape = np.broadcast(d, c, p, pc).shape
-    weight_bytes = np.full(shape, sum(nbytes for _, nbytes in terms.fixed))
-    weights_s = np.full(shape, _read_s(terms.fixed, constants))
-    touched = np.zeros(shape)
+    zeros = np.zeros(shape)
+    n = d + p
+    fixed_bytes = sum(nbytes for _, nbytes in terms.fixed)
+    expert_bytes, weights_s, touched = zeros, zeros + _fixed_s(terms, constants, where), zeros
     for group, share in zip(terms.experts, occupancies(terms, n, constants.routing_alpha), strict=True):
-        weight_bytes = weight_bytes + sum(nbytes for _, nbytes in group.types) * share
-        weights_s = weights_s + _read_s(group.types, constants) * share
+        expert_bytes = expert_bytes + sum(nbytes for _, nbytes in group.types) * share
+        here = 1.0 - where.experts_host - where.experts_disk
+        weights_s = weights_s + experts_s(group, constants) * here * share
         touched = touched + group.layers * group.n_experts * share
-    kv, attention_d, attention_p = terms.state_bytes * d, np.zeros_like(d * c), np.zeros_like(p * pc)
+    host_s, disk_s = zeros, zeros
+    if not where.whole:
+        host_bytes = fixed_bytes * where.fixed_host + expert_bytes * where.experts_host
+        disk_bytes = fixed_bytes * where.fixed_disk + expert_bytes * where.experts_disk
+        host_s = zeros + host_bytes / (constants.host_bytes_per_s or HOST_BYTES_PER_S)
+        disk_s = zeros + disk_bytes / (constants.disk_bytes_per_s or DISK_BYTES_PER_S)
+    kv_token, attention_d, attention_p = zeros, zeros, zeros
     for attends in terms.attention:
         span = c if attends.window is None else np.minimum(c, attends.window)
         prompt_span = pc if attends.window is None else np.minimum(pc, attends.window)
-        kv = kv + attends.kv_bytes * d * span
-        attention_d = attention_d + attends.flops * d * span
-        attention_p = attention_p + attends.flops * p * prompt_span
+        kv_token = kv_token + attends.kv_bytes * span
+        attention_d = attention_d + attends.flops * span
+        attention_p = attention_p + attends.flops * prompt_span
+    kv = d * (terms.state_bytes + kv_token)
     kv_s = kv / constants.kv_bytes_per_s
     # A prompt needs the output head for its last token alone, which is nothing beside the prompt.
-    compute_s = (terms.token_flops * d + attention_d) / constants.decode_flops_per_s + (
-        (terms.token_flops - terms.head_flops) * p + attention_p
-    ) / constants.prefill_flops_per_s
+    compute_s = d * (terms.token_flops + attention_d) / constants.decode_flops_per_s + p * (
+        terms.token_flops - terms.head_flops + attention_p
+    ) * (1.0 / constants.prefill_flops_per_s)
     overhead_s = (
         constants.step_s
         + constants.layer_s * terms.layers
@@ -96,8 +114,21 @@ def step_parts(
         + constants.prefill_token_s * p
     )
     memory_s = weights_s + kv_s
-    total = np.maximum(memory_s, compute_s) + (1.0 - constants.overlap) * np.minimum(memory_s, compute_s) + overhead_s
-    return Parts(weights_s, kv_s, compute_s, overhead_s, total, weight_bytes, kv)
+    total = np.maximum(memory_s, compute_s) + overhead_s + host_s + disk_s
+    if constants.overlap != 1.0:
+        total = total + (1.0 - constants.overlap) * np.minimum(memory_s, compute_s)
+    return Parts(
+        weights_s=weights_s,
+        kv_s=kv_s,
+        compute_s=compute_s,
+        overhead_s=overhead_s,
+        total_s=total,
+        weight_bytes=fixed_bytes + expert_bytes,
+        kv_bytes=kv,
+        host_s=host_s,
+        disk_s=disk_s,
+        link_s=zeros,
+    )
 
 
 def step_s(
@@ -110,6 +141,15 @@ def step_s(
 ) -> Floats:
     """`step_parts`' total alone, in seconds."""
     return step_parts(terms, constants, decoding, decode_context, prefill_tokens, prefill_context).total_s
+
+
+def experts_s(group: ExpertGroup, constants: Constants) -> float:
+    """Seconds of reading all experts of a group once."""
+    return _read_s(group.types, constants)
+
+
+def _fixed_s(terms: Terms, constants: Constants, where: Residency) -> float:
+    return _read_s(terms.fixed, constants) * (1.0 - where.fixed_host - where.fixed_disk)
 
 
 def _read_s(types: tuple[tuple[str, float], ...], constants: Constants) -> float:

@@ -1,6 +1,6 @@
 """What a model asks of a machine in one step, reduced to the few numbers the step model multiplies.
 
-The legend of the arrays: nothing here depends on batch or context; `step` combines these with both.
+Nothing here depends on batch or context; `step` combines these with both.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from functools import lru_cache
 
 from breakeven.spec.arithmetic import (
     KV_ELEMENT_BYTES,
-    _attention_flops,
-    _kv_elements,
     active_params,
+    attention_flops,
     file_bytes,
+    kv_elements,
     state_bytes,
 )
 from breakeven.spec.formats import tensor_bytes, tensor_types
@@ -25,7 +25,8 @@ from breakeven.spec.tensors import Group, tensors
 class ExpertGroup:
     """Layers whose experts are alike, all of them together.
 
-    `frequencies`: measured share of tokens by expert (sums to `per_token`), averaged over the layers; None: uniform.
+    `frequencies`: probabilities that a token uses an expert, each standing for equally many of the layers' experts
+    (`breakeven.predict.routing` makes them); their mean is per_token / n_experts. None: uniform.
     """
 
     n_experts: int
@@ -38,11 +39,16 @@ class ExpertGroup:
 
 @dataclass(frozen=True, slots=True)
 class AttentionGroup:
-    """Layers that attend alike: `kv_bytes` a token and `flops` a position attended to, of all of them together."""
+    """Layers that attend alike: `kv_bytes` a token and `flops` a position attended to, of all of them together.
+
+    `kv_heads`: heads that can be parted among devices; 1 for a latent shared by all heads (MLA), which every device
+    keeps whole.
+    """
 
     window: int | None
     kv_bytes: float
     flops: float
+    kv_heads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,7 @@ class Terms:
     head_bytes: float
     """The part of `fixed` that is the output head."""
     total_bytes: float
+    """All weights, the embedding table included: what must fit."""
     state_bytes: float
     """A sequence's constant state (linear attention, convolutions), read and written in a step."""
     token_flops: float
@@ -73,6 +80,11 @@ class Terms:
     def kv_bytes(self, context: float) -> float:
         """Keys and values of one sequence of `context` tokens."""
         return sum(g.kv_bytes * (context if g.window is None else min(context, g.window)) for g in self.attention)
+
+    @property
+    def vocab(self) -> int:
+        """Rows of the output head."""
+        return round(self.head_flops / (2 * self.hidden))
 
 
 @lru_cache(maxsize=256)
@@ -99,15 +111,18 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
         if isinstance(layer.ffn, MoeFfn)
     ]
     experts = tuple(
-        ExpertGroup(key[0], key[1], widths.count(key), tuple(found.items())) for key, found in routed.items()
+        ExpertGroup(shape[0], shape[1], widths.count(shape), tuple(found.items())) for shape, found in routed.items()
     )
-    attention: dict[int | None, list[float]] = {}
+    attention: dict[tuple[int | None, int], list[float]] = {}
     for layer in spec.layers:
-        window = layer.attention.window if isinstance(layer.attention, Gqa) else None
-        mine = attention.setdefault(window, [0.0, 0.0])
-        mine[0] += kv_element_bytes * _kv_elements(layer)
-        mine[1] += _attention_flops(layer, 1.0) if isinstance(layer.attention, Gqa | Mla) else 0.0
-    constant = sum(_attention_flops(layer, 1.0) for layer in spec.layers if not isinstance(layer.attention, Gqa | Mla))
+        if not isinstance(layer.attention, Gqa | Mla):
+            continue
+        gqa = layer.attention if isinstance(layer.attention, Gqa) else None
+        key = (gqa.window, gqa.kv_heads) if gqa else (None, 1)
+        mine = attention.setdefault(key, [0.0, 0.0])
+        mine[0] += kv_element_bytes * kv_elements(layer)
+        mine[1] += attention_flops(layer, 1.0)
+    constant = sum(attention_flops(layer, 1.0) for layer in spec.layers if not isinstance(layer.attention, Gqa | Mla))
     head_params = spec.hidden * spec.vocab
     return Terms(
         name=spec.name,
@@ -123,6 +138,6 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
         token_flops=2.0 * active_params(spec) + constant,
         head_flops=2.0 * head_params,
         experts=experts,
-        attention=tuple(AttentionGroup(window, *mine) for window, mine in attention.items()),
+        attention=tuple(AttentionGroup(window, mine[0], mine[1], heads) for (window, heads), mine in attention.items()),
         latent_kv=any(isinstance(layer.attention, Mla) for layer in spec.layers),
     )

@@ -111,7 +111,7 @@ def kv_bytes(spec: ModelSpec, context: int, element_bytes: float = KV_ELEMENT_BY
     GQA keeps kv_heads * (key + value width) elements a token and layer, MLA kv_lora_rank + rope_dim (DeepSeek-V2,
     arXiv 2405.04434), linear and convolution layers none: see `state_bytes`.
     """
-    return element_bytes * sum(_kv_elements(layer) * _span(layer, context) for layer in spec.layers)
+    return element_bytes * sum(kv_elements(layer) * _span(layer, context) for layer in spec.layers)
 
 
 def kv_bytes_per_token(spec: ModelSpec, context: int = 0, element_bytes: float = KV_ELEMENT_BYTES) -> float:
@@ -128,14 +128,42 @@ def flops_per_token(spec: ModelSpec, context: int, phase: Phase) -> float:
     """Floating-point operations of one token: 2 for each active weight, and attention over what came before.
 
     Decode: the token at position `context` (itself included). Prefill: the mean over a prompt of `context` tokens,
-    where the output head is computed for the last one alone. Attention costs 2 heads (key + value width) operations a
-    position (Kaplan et al., arXiv 2001.08361); MLA, computed on the latent, 2 heads (2 kv_lora_rank + rope_dim).
+    where the output head is computed for the last one alone. Attention: `attention_flops`.
     """
     prefill = phase is Phase.PREFILL
     head = sum(t.params for t in _tensors(spec) if t.group is _head_group(spec))
     weights = active_params(spec) - head + head / (max(context, 1) if prefill else 1)
     spans = _mean_span if prefill else _span
-    return 2.0 * weights + sum(_attention_flops(layer, spans(layer, context)) for layer in spec.layers)
+    return 2.0 * weights + sum(attention_flops(layer, spans(layer, context)) for layer in spec.layers)
+
+
+def kv_elements(layer: Layer) -> int:
+    """Elements of keys and values that a layer keeps of one token; 0 for layers with a constant state."""
+    match layer.attention:
+        case Gqa() as a:
+            return a.kv_heads * (a.head_dim + _value_dim(a))
+        case Mla() as a:
+            return a.kv_lora_rank + a.rope_dim
+        case LinearAttention() | ShortConv():
+            return 0
+
+
+def attention_flops(layer: Layer, span: float) -> float:
+    """Operations of one token that attends to `span` positions, in one layer; `span` plays no part in linear attention.
+
+    2 heads (key + value width) a position (Kaplan et al., arXiv 2001.08361); MLA, on the latent,
+    2 heads (2 kv_lora_rank + rope_dim).
+    """
+    match layer.attention:
+        case Gqa() as a:
+            return 2.0 * a.heads * (a.head_dim + _value_dim(a)) * span
+        case Mla() as a:
+            return 2.0 * a.heads * (2 * a.kv_lora_rank + a.rope_dim) * span
+        case LinearAttention() as a:
+            # Decay, read, write and query of one state matrix a head: 1 + 2 + 2 + 2 (Gated DeltaNet, arXiv 2412.06464).
+            return 7.0 * a.value_heads * a.key_dim * a.value_dim
+        case ShortConv():
+            return 0.0  # its taps are weights, counted with the others
 
 
 @lru_cache(maxsize=32)
@@ -185,16 +213,6 @@ def _value_dim(attention: Gqa) -> int:
     return attention.head_dim if attention.value_head_dim is None else attention.value_head_dim
 
 
-def _kv_elements(layer: Layer) -> int:
-    match layer.attention:
-        case Gqa() as a:
-            return a.kv_heads * (a.head_dim + _value_dim(a))
-        case Mla() as a:
-            return a.kv_lora_rank + a.rope_dim
-        case LinearAttention() | ShortConv():
-            return 0
-
-
 def _state_elements(spec: ModelSpec, layer: Layer) -> int:
     match layer.attention:
         case LinearAttention() as a:
@@ -218,16 +236,3 @@ def _mean_span(layer: Layer, context: int) -> float:
         return 0.0
     full = int(_span(layer, context))
     return (full * (full + 1) / 2 + (context - full) * full) / context
-
-
-def _attention_flops(layer: Layer, span: float) -> float:
-    match layer.attention:
-        case Gqa() as a:
-            return 2.0 * a.heads * (a.head_dim + _value_dim(a)) * span
-        case Mla() as a:
-            return 2.0 * a.heads * (2 * a.kv_lora_rank + a.rope_dim) * span
-        case LinearAttention() as a:
-            # Decay, read, write and query of one state matrix a head: 1 + 2 + 2 + 2 (Gated DeltaNet, arXiv 2412.06464).
-            return 7.0 * a.value_heads * a.key_dim * a.value_dim
-        case ShortConv():
-            return 0.0  # its taps are weights, counted with the others

@@ -51,6 +51,20 @@ class PredictedPoint(msgspec.Struct, frozen=True, kw_only=True):
     """Extrapolations, approximations and what does not fit, in words."""
 
 
+class PredictedRatio(msgspec.Struct, frozen=True, kw_only=True):
+    """Decode speed of `model` over that of `over`, on one machine at one batch and context: above 1 `model` is faster.
+
+    Surer than either speed: errors that both share cancel.
+    """
+
+    model: str
+    over: str
+    machine: str
+    batch: int
+    context: int
+    decode: Span
+
+
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """`breakeven predict --json`."""
 
@@ -59,3 +73,5 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     points: list[PredictedPoint]
     profiles: dict[str, str]
     """By machine: how its constants came about, in words."""
+    ratios: list[PredictedRatio] = []
+    """Every other model against the first one named."""

@@ -13,7 +13,7 @@ import msgspec
 from breakeven.spec.chip import Chip
 from breakeven.spec.machine import MachineSpec
 
-PROFILE_SCHEMA = "breakeven.profile/1"
+PROFILE_SCHEMA = "breakeven.calibration/1"
 
 
 class Constants(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,106 @@
+"""One model on several devices of one machine: a first approximation, and every prediction that uses it says so.
+
+Tensor parallel (vLLM): every device holds 1/N of each matrix and of the key heads; two all-reduces a layer, each moving
+2 (N - 1) / N of the activations over the link (the bound of a ring; Patarasuk & Yuan, JPDC 2009). A latent cache (MLA)
+is copied to every device, and so are key heads when there are fewer of them than devices.
+Expert parallel: every device holds E/N whole experts; two all-to-alls a layer that routes replace its second
+all-reduce, each moving a device's share of the tokens k times; the device with the most experts touched is waited for.
+By layers (llama.cpp): devices work one after the other, which adds memory and no speed.
+
+Not in it: overlap of communication with arithmetic, several machines, attention replicated by request.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from breakeven.predict.step import Floats, experts_s, occupancies
+from breakeven.predict.terms import AttentionGroup, Terms
+from breakeven.spec.profile import Constants
+
+Split = Literal["none", "tensor", "experts", "layers"]
+
+LINK_BYTES_PER_S = 25e9
+"""One direction between two devices on PCIe 4.0 x16, where neither profile nor chip says. A judgement."""
+LINK_S = 10e-6
+"""Latency of one collective, where a profile does not say. A judgement."""
+ACTIVATION_BYTES = 2.0
+
+
+def split_of(engine: str, devices: int, expert_parallel: bool = False) -> Split:
+    """How an engine spreads a model over devices by default."""
+    if devices == 1:
+        return "none"
+    if engine == "llama.cpp":
+        return "layers"
+    return "experts" if expert_parallel else "tensor"
+
+
+def shard(terms: Terms, devices: int, split: Split) -> Terms:
+    """What one device does of `terms`, in bytes and operations."""
+    if split in ("none", "layers"):
+        return terms
+    return replace(
+        terms,
+        fixed=tuple((kind, nbytes / devices) for kind, nbytes in terms.fixed),
+        head_bytes=terms.head_bytes / devices,
+        total_bytes=terms.total_bytes / devices,
+        state_bytes=terms.state_bytes / devices,
+        token_flops=terms.token_flops / devices,
+        head_flops=terms.head_flops / devices,
+        experts=tuple(
+            replace(group, types=tuple((kind, nbytes / devices) for kind, nbytes in group.types))
+            for group in terms.experts
+        ),
+        attention=tuple(
+            replace(group, kv_bytes=group.kv_bytes / kv_ways(group, devices), flops=group.flops / devices)
+            for group in terms.attention
+        ),
+    )
+
+
+def kv_ways(group: AttentionGroup, devices: int) -> int:
+    """Devices that a group's keys and values are parted among; the others keep copies."""
+    return min(devices, group.kv_heads)
+
+
+def collectives_s(
+    terms: Terms, constants: Constants, tokens: ArrayLike, devices: int, split: Split, link: float | None
+) -> Floats:
+    """Seconds that a step of `tokens` spends between devices. `link`: the chip's bytes/s in one direction, if known."""
+    n = np.asarray(tokens, dtype=np.float64)
+    if split == "none":
+        return np.zeros_like(n)
+    rate = constants.link_bytes_per_s or link or LINK_BYTES_PER_S
+    latency = constants.link_s or LINK_S
+    moved_s = n * terms.hidden * ACTIVATION_BYTES / rate
+    if split == "layers":
+        return (devices - 1) * (moved_s + latency)
+    reduce_s = 2.0 * (devices - 1) / devices * moved_s + latency
+    if split == "tensor":
+        return 2.0 * terms.layers * reduce_s
+    total = (2 * terms.layers - terms.moe_layers) * reduce_s
+    for group in terms.experts:
+        sent_s = group.per_token / devices * (1.0 - 1.0 / devices) * moved_s
+        total = total + 2.0 * group.layers * (sent_s + latency)
+    return total
+
+
+def waiting_s(sharded: Terms, constants: Constants, tokens: ArrayLike, devices: int) -> Floats:
+    """Seconds of an expert-parallel step in which devices wait for the one that reads the most experts.
+
+    Experts touched on a device are about binomial with mean m = E u / N and variance m (1 - u); the largest of N such
+    lies about sqrt(2 ln N) standard deviations up.
+    """
+    total = np.zeros_like(np.asarray(tokens, dtype=np.float64))
+    for group, share in zip(sharded.experts, occupancies(sharded, tokens, constants.routing_alpha), strict=True):
+        mean = np.maximum(group.n_experts / devices * share, 1e-9)
+        excess = math.sqrt(2.0 * math.log(devices)) * np.sqrt((1.0 - share) / mean)
+        most = np.minimum(excess, 1.0 / np.maximum(share, 1e-9) - 1.0)  # no device touches more than all it has
+        total = total + experts_s(group, constants) * share * most
+    return total
