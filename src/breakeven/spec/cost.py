@@ -58,6 +58,13 @@ class CostPoint(msgspec.Struct, frozen=True, kw_only=True):
     usd_per_mtok_output_share: float | None = None
     usd_per_conversation: Span | None = None
     usd_per_solved: Span | None = None
+    """Of one task solved; None where no share of solved tasks is known."""
+    solved_per_usd: Span | None = None
+    """Intelligence per dollar: tasks solved for one dollar."""
+    solved_share_per_w: Span | None = None
+    """Intelligence per watt: share of tasks solved over the mean power of all replicas."""
+    power_w: Span | None = None
+    """Mean power of all replicas, the building's overhead included."""
     joules_per_output_token: Span | None = None
     energy_usd_per_hour: Span | None = None
 
@@ -71,6 +78,26 @@ class BreakEven(msgspec.Struct, frozen=True, kw_only=True):
     meaning: str
 
 
+class WhatIf(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate changed in one thing, the others as they are."""
+
+    candidate: str
+    change: str
+    """precision, devices, speculation or price."""
+    label: str
+    """To what: FP8, 2 devices, 4 drafted tokens, $1.20/h."""
+    capacity_per_s: Span | None
+    capacity_ratio: float | None
+    """Capacity after over before; None where the price alone changes."""
+    rate_per_s: float
+    """Load at which the two costs below are."""
+    usd_per_request_before: float | None
+    usd_per_request: float | None
+    break_even: list[BreakEven]
+    """Against every other candidate, after the change."""
+    meaning: str
+
+
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """`breakeven cost --json`: candidates in order, each over the same loads, and every flip between them."""
 
@@ -80,3 +107,8 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     pricing: dict[str, Pricing]
     capacity_per_s: dict[str, Span | None]
     break_even: list[BreakEven]
+    idle_usd_per_hour: dict[str, float] = {}
+    """What no load costs: one replica that waits."""
+    what_if: list[WhatIf] = []
+    notes: list[str] = []
+    """What the numbers rest on, in words: where capacities, prices and quality come from."""

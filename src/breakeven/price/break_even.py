@@ -1,0 +1,193 @@
+"""Break-even load: where the cheaper of two candidates changes, every flip over a range, each with its band.
+
+Below both capacities the cheaper standing bill wins whatever the architecture. The first flip is usually where the
+cheaper replica is full; after it the two staircases can overtake each other many times.
+
+The band of a flip comes from the capacities' intervals: each capacity is moved to its low and its high end alone, and
+the shifts of the flip, as logarithms, are added as independent errors: sqrt(shift_a^2 + shift_b^2). A caller who knows
+that part of the error is common to both gives the narrower intervals that remain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from breakeven.price.pricing import Power
+from breakeven.price.staircase import Staircase, capacity_ends, staircase
+from breakeven.price.traffic import PricedTraffic
+from breakeven.price.winners import Stretch, winners
+from breakeven.spec.cost import Api, BreakEven, Pricing
+from breakeven.spec.prediction import Span
+
+TIE = 0.01
+"""Costs that differ by no more are the same to anyone who pays them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """One candidate with its price. `capacity_per_s`: of one replica under the service level; None for an API."""
+
+    name: str
+    pricing: Pricing
+    capacity_per_s: Span | None
+    traffic: PricedTraffic
+    power: Power | None = None
+
+    @property
+    def serves(self) -> bool:
+        """False for a machine that carries no load under the service level."""
+        return isinstance(self.pricing, Api) or (self.capacity_per_s is not None and self.capacity_per_s.value > 0)
+
+    def stairs(self) -> tuple[Staircase, Staircase, Staircase]:
+        """Cost at the capacity's value, its low and its high end."""
+        value, low, high = capacity_ends(self.capacity_per_s)
+        return (
+            staircase(self.pricing, value, self.traffic, self.power),
+            staircase(self.pricing, low, self.traffic, self.power),
+            staircase(self.pricing, high, self.traffic, self.power),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Flip:
+    """`to` (0 or 1) is cheaper from `at` up to `until`; `tied_from`: where the tie before it began, None: no tie."""
+
+    to: int
+    at: float
+    until: float
+    tied_from: float | None
+
+
+def break_evens(
+    a: Offer, b: Offer, low_per_s: float, high_per_s: float, *, tie: float = TIE, prefer: str | None = None
+) -> list[BreakEven]:
+    """Every load between `low_per_s` and `high_per_s` at which the cheaper of two candidates changes, in order.
+
+    Costs within `tie` (a share) keep the winner before them; with `prefer` a tie goes to the candidate of that name.
+    One entry with `rate_per_s` None when the winner never changes. Raises UserError for prices below 0.
+    """
+    offers = (a, b)
+    if not a.serves or not b.serves:
+        return [_unserved(offers)]
+    stairs_a, stairs_b = a.stairs(), b.stairs()
+    favourite = None if prefer is None else [a.name, b.name].index(prefer)
+
+    def stretches(i: int, j: int) -> tuple[list[Stretch], list[Stretch]]:
+        pair = [stairs_a[i], stairs_b[j]]
+        found = _settled(winners(pair, low_per_s, high_per_s, tie), favourite)
+        return found, winners(pair, low_per_s, high_per_s)
+
+    middle = stretches(0, 0)
+    found = _flips(*middle)
+    if not found:
+        return [_never(offers, middle[0], low_per_s, high_per_s)]
+    ends = [(stretches(1, 0), stretches(2, 0)), (stretches(0, 1), stretches(0, 2))]
+    result = []
+    for number, flip in enumerate(found):
+        order = sum(1 for other in found[:number] if other.to == flip.to)
+        downs, ups = [], []
+        for pair in ends:
+            shifts = [math.log(_matching(*shifted, flip, order, low_per_s, high_per_s) / flip.at) for shifted in pair]
+            downs.append(min(0.0, *shifts))
+            ups.append(max(0.0, *shifts))
+        low = max(flip.at * math.exp(-math.hypot(*downs)), low_per_s)
+        high = min(flip.at * math.exp(math.hypot(*ups)), high_per_s)
+        last = number + 1 == len(found)
+        result.append(_entry(offers, flip, Span(value=flip.at, low=low, high=high), last, (low_per_s, high_per_s)))
+    return result
+
+
+def break_evens_of(
+    offers: Sequence[Offer], low_per_s: float, high_per_s: float, *, tie: float = TIE
+) -> list[BreakEven]:
+    """`break_evens` of every pair, in the order of `offers`."""
+    return [
+        found
+        for i, a in enumerate(offers)
+        for b in offers[i + 1 :]
+        for found in break_evens(a, b, low_per_s, high_per_s, tie=tie)
+    ]
+
+
+def _settled(stretches: list[Stretch], favourite: int | None) -> list[Stretch]:
+    """Ties given to `favourite`, where there is one."""
+    if favourite is None:
+        return stretches
+    return [Stretch(s.low, s.high, favourite if s.winner is None else s.winner) for s in stretches]
+
+
+def _flips(stretches: list[Stretch], exact: list[Stretch]) -> list[_Flip]:
+    """Changes of winner. Where two lines cross, costs are within the tie on both sides: `exact` has the place."""
+    found: list[_Flip] = []
+    standing: int | None = None
+    for number, stretch in enumerate(stretches):
+        if stretch.winner is None or stretch.winner == standing:
+            continue
+        before = stretches[number - 1] if number else None
+        tied = before.low if before is not None and before.winner is None else None
+        at = stretch.low
+        if tied is not None and standing is not None:
+            start = next(s.low for s in exact if s.winner == stretch.winner and s.high > stretch.low)
+            at = min(max(start, tied), at)
+        # A winner from the first load on has overtaken nobody; one that comes out of a tie at the start has.
+        if before is not None:
+            found.append(_Flip(stretch.winner, at, stretch.high, tied if at == stretch.low else None))
+        standing = stretch.winner
+    until = [*(flip.at for flip in found[1:]), stretches[-1].high][: len(found)]
+    return [_Flip(flip.to, flip.at, end, flip.tied_from) for flip, end in zip(found, until, strict=True)]
+
+
+def _matching(
+    stretches: list[Stretch], exact: list[Stretch], flip: _Flip, order: int, low: float, high: float
+) -> float:
+    """Where `flip`, the `order`-th of its direction, happens with a capacity shifted; an end of the range if not."""
+    same = [other.at for other in _flips(stretches, exact) if other.to == flip.to]
+    if same:
+        return same[min(order, len(same) - 1)]
+    here = next((s.winner for s in stretches if s.low < flip.at <= s.high), stretches[-1].winner)
+    # The range may begin at 0, which has no logarithm.
+    return max(low, 1e-3 * flip.at) if here == flip.to else high
+
+
+def _entry(offers: tuple[Offer, Offer], flip: _Flip, rate: Span, last: bool, ends: tuple[float, float]) -> BreakEven:
+    to, other = offers[flip.to].name, offers[1 - flip.to].name
+    until = f"up to the end of the range, {_rate(ends[1])}" if last else f"up to {_rate(flip.until)}"
+    tied = "" if flip.tied_from is None else f"; from {_rate(flip.tied_from)} to there they cost the same"
+    meaning = (
+        f"Above {_rate(rate.value)} ({rate.low:.3g} to {rate.high:.3g}) {to} is cheaper than {other}, {until}{tied}."
+    )
+    return BreakEven(from_=other, to=to, rate_per_s=rate, meaning=meaning)
+
+
+def _never(offers: tuple[Offer, Offer], stretches: list[Stretch], low: float, high: float) -> BreakEven:
+    winner = next((s.winner for s in stretches if s.winner is not None), None)
+    between = f"from {_rate(low)} to {_rate(high)}"
+    if winner is None:
+        return BreakEven(
+            from_=offers[0].name,
+            to=offers[1].name,
+            rate_per_s=None,
+            meaning=f"{offers[0].name} and {offers[1].name} cost the same at every load {between}.",
+        )
+    name, other = offers[winner].name, offers[1 - winner].name
+    return BreakEven(
+        from_=name, to=other, rate_per_s=None, meaning=f"{other} is cheaper than {name} at no load {between}."
+    )
+
+
+def _unserved(offers: tuple[Offer, Offer]) -> BreakEven:
+    a, b = offers
+    silent = [offer.name for offer in offers if not offer.serves]
+    from_, to = (b.name, a.name) if a.name in silent else (a.name, b.name)
+    return BreakEven(
+        from_=from_,
+        to=to,
+        rate_per_s=None,
+        meaning=f"{' and '.join(silent)} cannot keep the service level at any load, so there is nothing to compare.",
+    )
+
+
+def _rate(rate_per_s: float) -> str:
+    return f"{rate_per_s:.3g} requests/s"

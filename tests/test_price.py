@@ -1,0 +1,370 @@
+"""Bills, staircases and the loads at which the cheaper candidate changes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from breakeven.errors import UserError
+from breakeven.price.break_even import Offer, break_evens, break_evens_of
+from breakeven.price.pricing import (
+    HOURS_PER_YEAR,
+    Power,
+    check_pricing,
+    idle_usd_per_hour,
+    power_of,
+    standing_usd_per_hour,
+    usd_per_added_request,
+)
+from breakeven.price.solved import per_solved
+from breakeven.price.staircase import LEAST_CAPACITY, cost_points, staircase
+from breakeven.price.traffic import PricedTraffic
+from breakeven.price.winners import winners
+from breakeven.spec.cost import Api, Own, Pricing, Rented
+from breakeven.spec.decision import QualityScore
+from breakeven.spec.prediction import Span
+
+TRAFFIC = PricedTraffic(prompt_tokens=512, output_tokens=256)
+HOME = Own(usd=2000, life_years=4, usd_per_kwh=0.30, idle_w=60, busy_w=300)
+
+
+def span(value: float, factor: float = 1.0) -> Span:
+    return Span(value=value, low=value / factor, high=value * factor)
+
+
+def offer(name: str, pricing: Pricing, capacity: Span | None, power: Power | None = None) -> Offer:
+    return Offer(name=name, pricing=pricing, capacity_per_s=capacity, traffic=TRAFFIC, power=power)
+
+
+def rented(name: str, usd: float, capacity: float, factor: float = 1.0) -> Offer:
+    return offer(name, Rented(usd_per_hour=usd), span(capacity, factor))
+
+
+def at(offers: tuple[Offer, Offer], low: float, high: float) -> list[tuple[str, float | None]]:
+    return [
+        (flip.to, None if flip.rate_per_s is None else flip.rate_per_s.value)
+        for flip in break_evens(*offers, low, high)
+    ]
+
+
+# --- bills -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bought_machine_costs_its_purchase_over_its_life_and_its_power() -> None:
+    power = power_of(HOME)
+    assert power == Power(idle_w=60, busy_w=300)
+    assert standing_usd_per_hour(HOME, power) == pytest.approx(500 / 8766 + 0.060 * 0.30)
+    # At 2 requests/s one request takes (300 - 60) W / 2 above idle: 120 J, a 30,000th of a kWh.
+    assert usd_per_added_request(HOME, TRAFFIC, 2.0, power) == pytest.approx(0.30 / 30_000)
+    assert HOURS_PER_YEAR == 8766
+
+
+def test_power_of_the_building_and_of_a_machine_that_says_nothing() -> None:
+    assert power_of(Own(usd=1, life_years=1, usd_per_kwh=1, power_overhead=1.5), 100, 200) == Power(
+        idle_w=150, busy_w=300
+    )
+    assert power_of(Rented(usd_per_hour=1), 100, 200) == Power(idle_w=100, busy_w=200)
+    assert power_of(Rented(usd_per_hour=1)) is None
+    assert power_of(Api(usd_per_mtok_input=1, usd_per_mtok_output=1), 100, 200) is None
+
+
+def test_an_api_bills_tokens_and_cached_ones_less() -> None:
+    api = Api(usd_per_mtok_input=1.0, usd_per_mtok_output=4.0, usd_per_mtok_cached_input=0.25)
+    half = PricedTraffic(prompt_tokens=1000, output_tokens=100, cached_share=0.5)
+    assert usd_per_added_request(api, half, math.inf) == pytest.approx((500 * 1.0 + 500 * 0.25 + 100 * 4.0) / 1e6)
+    assert idle_usd_per_hour(api) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("pricing", "told"),
+    [
+        (Rented(usd_per_hour=-1), "usd_per_hour -1"),
+        (Rented(usd_per_hour=math.nan), "usd_per_hour nan"),
+        (Own(usd=1, life_years=0, usd_per_kwh=0), "life_years"),
+        (Own(usd=1, life_years=1, usd_per_kwh=0, power_overhead=0.9), "power_overhead"),
+        (Own(usd=1, life_years=1, usd_per_kwh=0, idle_w=9, busy_w=3), "below idle_w"),
+        (Api(usd_per_mtok_input=1, usd_per_mtok_output=-2), "usd_per_mtok_output -2"),
+    ],
+)
+def test_prices_that_mean_nothing_are_refused(pricing: Pricing, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        check_pricing(pricing)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompt_tokens": 0, "output_tokens": 1},
+        {"prompt_tokens": 1, "output_tokens": math.nan},
+        {"prompt_tokens": 1, "output_tokens": 1, "cached_share": 1.5},
+        {"prompt_tokens": 1, "output_tokens": 1, "turns": 0.5},
+    ],
+)
+def test_traffic_that_means_nothing_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError):
+        PricedTraffic(**wrong)
+
+
+# --- staircases ------------------------------------------------------------------------------------------------------
+
+
+def test_replicas_are_whole_machines() -> None:
+    stairs = staircase(Rented(usd_per_hour=2.0), 10.0, TRAFFIC)
+    rates = np.array([0.0, 0.1, 10.0, 10.001, 20.0, 35.0])
+    assert stairs.replicas(rates).tolist() == [1, 1, 1, 2, 2, 4]
+    assert stairs.usd_per_hour(rates).tolist() == [2, 2, 2, 4, 4, 8]
+    # 3 * 0.1 is a little more than 0.3 in binary.
+    assert staircase(Rented(usd_per_hour=1.0), 0.1, TRAFFIC).replicas(0.1 + 0.2) == 3
+
+
+def test_the_cost_of_a_token_falls_with_utilisation() -> None:
+    one, full = cost_points(Rented(usd_per_hour=6.98), span(50.0), TRAFFIC, [1.0, 50.0])
+    # One request a second of 256 tokens: 921,600 tokens an hour for $6.98.
+    assert one.usd_per_mtok_output.value == pytest.approx(6.98 / 0.9216)
+    assert one.utilisation == pytest.approx(0.02)
+    assert full.utilisation == pytest.approx(1.0)
+    assert one.usd_per_mtok_output.value / full.usd_per_mtok_output.value == pytest.approx(50)
+
+
+def test_the_bill_splits_into_what_came_in_and_what_went_out() -> None:
+    (point,) = cost_points(Rented(usd_per_hour=1.0), span(5.0), TRAFFIC, [2.0], prefill_share=0.25)
+    assert point.usd_per_mtok_input_share is not None
+    assert point.usd_per_mtok_output_share is not None
+    parts = 512 * point.usd_per_mtok_input_share + 256 * point.usd_per_mtok_output_share
+    assert parts / 1e6 == pytest.approx(point.usd_per_request.value)
+    api = Api(usd_per_mtok_input=0.1, usd_per_mtok_output=0.4)
+    (point,) = cost_points(api, None, TRAFFIC, [2.0])
+    assert point.usd_per_mtok_input_share == pytest.approx(0.1)
+    assert point.usd_per_mtok_output_share == pytest.approx(0.4)
+    assert (point.replicas, point.utilisation, point.power_w) == (None, None, None)
+
+
+def test_energy_is_idle_power_and_what_the_load_adds() -> None:
+    power = power_of(HOME)
+    (point,) = cost_points(HOME, span(4.0), TRAFFIC, [6.0], power=power)
+    assert point.power_w is not None
+    assert point.joules_per_output_token is not None
+    assert point.energy_usd_per_hour is not None
+    # Two replicas, together busy for one and a half.
+    assert point.power_w.value == pytest.approx(2 * 60 + 1.5 * 240)
+    assert point.joules_per_output_token.value == pytest.approx(480 / (6 * 256))
+    assert point.energy_usd_per_hour.value == pytest.approx(0.48 * 0.30)
+    assert point.usd_per_hour.value == pytest.approx(2 * 500 / 8766 + 0.48 * 0.30)
+
+
+def test_a_capacity_that_may_be_nothing_has_a_bounded_bill() -> None:
+    capacity = Span(value=10.0, low=0.0, high=12.0)
+    (point,) = cost_points(Rented(usd_per_hour=1.0), capacity, TRAFFIC, [10.0])
+    assert point.usd_per_hour.high == pytest.approx(1 / LEAST_CAPACITY)
+
+
+def test_a_machine_that_serves_nothing_has_no_points() -> None:
+    assert cost_points(Rented(usd_per_hour=1.0), Span(value=0.0, low=0.0, high=0.0), TRAFFIC, [1.0]) == []
+    assert cost_points(Rented(usd_per_hour=1.0), None, TRAFFIC, [1.0]) == []
+    with pytest.raises(UserError, match="no price"):
+        staircase(Rented(usd_per_hour=1.0), None, TRAFFIC)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.inf, math.nan])
+def test_rates_without_a_cost_a_request_are_refused(rate: float) -> None:
+    with pytest.raises(UserError, match="above 0"):
+        cost_points(Rented(usd_per_hour=1.0), span(1.0), TRAFFIC, [rate])
+
+
+money = st.floats(0.01, 100)
+capacities = st.floats(0.05, 200)
+factors = st.floats(1.0, 3.0)
+pricings = st.one_of(
+    st.builds(Rented, usd_per_hour=money),
+    st.builds(
+        Own,
+        usd=st.floats(10, 1e5),
+        life_years=st.floats(0.5, 10),
+        usd_per_kwh=st.floats(0, 1),
+        idle_w=st.floats(0, 100),
+        busy_w=st.floats(100, 1000),
+    ),
+    st.builds(Api, usd_per_mtok_input=st.floats(0.001, 10), usd_per_mtok_output=st.floats(0.001, 50)),
+)
+
+
+@given(pricings, capacities, factors, st.lists(st.floats(0.01, 1000), min_size=2, max_size=6, unique=True))
+def test_more_load_never_costs_less_and_the_interval_holds_its_value(
+    pricing: Pricing, capacity: float, factor: float, rates: list[float]
+) -> None:
+    points = cost_points(pricing, span(capacity, factor), TRAFFIC, sorted(rates), power=power_of(pricing))
+    bills = [point.usd_per_hour.value for point in points]
+    assert all(a <= b * (1 + 1e-12) for a, b in itertools.pairwise(bills))
+    for point in points:
+        assert point.usd_per_hour.low <= point.usd_per_hour.value <= point.usd_per_hour.high
+        assert point.usd_per_request.value == pytest.approx(point.usd_per_hour.value / 3600 / point.rate_per_s)
+        assert point.utilisation is None or 0 < point.utilisation <= 1 + 1e-8
+
+
+@given(money, capacities, st.floats(1.0, 5.0), st.floats(0.01, 1000))
+def test_a_larger_machine_at_the_same_price_never_costs_more(
+    usd: float, capacity: float, factor: float, rate: float
+) -> None:
+    small, large = (staircase(Rented(usd_per_hour=usd), c, TRAFFIC) for c in (capacity, factor * capacity))
+    assert large.usd_per_hour(rate) <= small.usd_per_hour(rate)
+
+
+# --- flips -----------------------------------------------------------------------------------------------------------
+
+
+def test_with_one_price_the_flip_is_where_the_first_replica_is_full() -> None:
+    (flip,) = break_evens(rented("dense", 2.0, 10.0, 1.2), rented("moe", 2.0, 25.0, 1.1), 0.1, 20.0)
+    assert (flip.from_, flip.to) == ("dense", "moe")
+    assert flip.rate_per_s is not None
+    assert flip.rate_per_s.value == pytest.approx(10.0)
+    # Only the capacity of the one that fills up matters here.
+    assert flip.rate_per_s.low == pytest.approx(10 / 1.2)
+    assert flip.rate_per_s.high == pytest.approx(12.0)
+    assert "cost the same" in flip.meaning
+
+
+def test_two_staircases_overtake_each_other_more_than_once() -> None:
+    # $1 for 10, $2 for 25: one against two machines, two against one (a tie), three against one, three against two.
+    pair = rented("small", 1.0, 10.0), rented("large", 2.0, 25.0)
+    assert at(pair, 0.1, 45.0) == [
+        ("large", pytest.approx(20.0)),
+        ("small", pytest.approx(25.0)),
+        ("large", pytest.approx(40.0)),
+    ]
+
+
+def test_an_api_is_left_where_its_line_crosses_the_standing_bill() -> None:
+    api = offer("api", Api(usd_per_mtok_input=0.1, usd_per_mtok_output=0.4), None)
+    (flip,) = break_evens(api, rented("own", 1.0, 25.0, 1.3), 0.01, 20.0)
+    per_request = (512 * 0.1 + 256 * 0.4) / 1e6
+    assert flip.to == "own"
+    assert flip.rate_per_s is not None
+    assert flip.rate_per_s.value == pytest.approx(1 / 3600 / per_request)
+    assert flip.rate_per_s.low == pytest.approx(flip.rate_per_s.value)
+
+
+def test_never_is_an_answer() -> None:
+    (flip,) = break_evens(rented("dense", 1.0, 50.0), rented("moe", 2.0, 40.0), 0.1, 500.0)
+    assert (flip.from_, flip.to, flip.rate_per_s) == ("dense", "moe", None)
+    assert "at no load" in flip.meaning
+    (flip,) = break_evens(rented("a", 1.0, 50.0), rented("b", 1.0, 50.0), 0.1, 500.0)
+    assert flip.rate_per_s is None
+    assert "cost the same" in flip.meaning
+
+
+def test_who_serves_nothing_is_not_compared() -> None:
+    silent = offer("silent", Rented(usd_per_hour=1.0), Span(value=0.0, low=0.0, high=0.0))
+    for pair in ((silent, rented("b", 1.0, 5.0)), (rented("b", 1.0, 5.0), silent)):
+        (flip,) = break_evens(*pair, 0.1, 10.0)
+        assert (flip.from_, flip.to, flip.rate_per_s) == ("b", "silent", None)
+        assert "silent cannot keep" in flip.meaning
+
+
+def test_a_tie_can_go_to_the_faster() -> None:
+    pair = rented("slow", 1.0, 10.0), rented("fast", 1.0, 25.0)
+    (flip,) = break_evens(*pair, 0.1, 20.0, prefer="fast")
+    assert (flip.from_, flip.rate_per_s) == ("fast", None)
+    flips = break_evens(*pair, 0.1, 20.0, prefer="slow")
+    assert [(flip.to, flip.rate_per_s and flip.rate_per_s.value) for flip in flips] == [("fast", pytest.approx(10.0))]
+
+
+def test_a_flip_that_an_end_of_the_interval_does_not_have_reaches_the_end_of_the_range() -> None:
+    (flip,) = break_evens(rented("dense", 1.0, 10.0, 3.0), rented("moe", 1.5, 50.0), 0.1, 20.0)
+    assert flip.rate_per_s is not None
+    assert flip.rate_per_s.value == pytest.approx(10.0)
+    assert flip.rate_per_s.high == pytest.approx(20.0)
+
+
+def test_every_pair_is_compared() -> None:
+    offers = [rented("a", 1.0, 10.0), rented("b", 2.0, 30.0), rented("c", 0.5, 2.0)]
+    pairs = {frozenset((flip.from_, flip.to)) for flip in break_evens_of(offers, 0.1, 50.0)}
+    assert len(pairs) == 3
+
+
+offers_ = st.builds(
+    lambda name, pricing, capacity, factor: offer(name, pricing, span(capacity, factor), power_of(pricing)),
+    st.just("x"),
+    pricings,
+    capacities,
+    factors,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(offers_, offers_, st.floats(0.01, 1.0), st.floats(2.0, 100.0))
+def test_flips_agree_with_costs_computed_one_by_one(a: Offer, b: Offer, low: float, high: float) -> None:
+    stairs = a.stairs()[0], b.stairs()[0]
+    stretches = winners(stairs, low, high, 0.01)
+    assert stretches[0].low == pytest.approx(low)
+    assert all(left.high == right.low for left, right in itertools.pairwise(stretches))
+    assert all(left.winner != right.winner for left, right in itertools.pairwise(stretches))
+    generator = np.random.default_rng(7)
+    for rate in generator.uniform(stretches[0].low, stretches[-1].high, 40):
+        here = next(s for s in stretches if s.low < rate <= s.high)
+        if min(rate - here.low, here.high - rate) < 1e-6 * rate:
+            continue
+        first, second = (float(s.usd_per_hour(rate)) for s in stairs)
+        if here.winner == 0:
+            assert first < second
+        elif here.winner == 1:
+            assert second < first
+        else:
+            assert max(first, second) <= 1.0100001 * min(first, second)
+
+
+@settings(max_examples=60, deadline=None)
+@given(offers_, offers_, st.floats(0.01, 1.0), st.floats(2.0, 100.0))
+def test_bands_hold_their_value_and_flips_alternate(a: Offer, b: Offer, low: float, high: float) -> None:
+    from dataclasses import replace
+
+    flips = break_evens(a, replace(b, name="y"), low, high)
+    for flip in flips:
+        if flip.rate_per_s is not None:
+            assert low <= flip.rate_per_s.low <= flip.rate_per_s.value <= flip.rate_per_s.high <= high
+    if flips[0].rate_per_s is not None:
+        assert all(one.to == other.from_ for one, other in itertools.pairwise(flips))
+        rates = [flip.rate_per_s.value for flip in flips if flip.rate_per_s is not None]
+        assert rates == sorted(rates)
+
+
+@settings(max_examples=40, deadline=None)
+@given(offers_, offers_, st.floats(0.01, 1.0), st.floats(2.0, 100.0))
+def test_the_order_of_the_candidates_does_not_matter(a: Offer, b: Offer, low: float, high: float) -> None:
+    from dataclasses import replace
+
+    b = replace(b, name="y")
+    one, other = break_evens(a, b, low, high), break_evens(b, a, low, high)
+    assert [(f.to, f.rate_per_s) for f in one if f.rate_per_s] == [(f.to, f.rate_per_s) for f in other if f.rate_per_s]
+
+
+# --- solved tasks ----------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_task_costs_as_much_as_a_solved_one() -> None:
+    quality = QualityScore(how="own", value=0.5, low=0.4, high=0.6)
+    (point,) = cost_points(Rented(usd_per_hour=3.6), span(10.0), TRAFFIC, [1.0], quality=quality)
+    assert point.usd_per_request.value == pytest.approx(1e-3)
+    assert point.usd_per_solved is not None
+    assert point.solved_per_usd is not None
+    assert point.usd_per_solved.value == pytest.approx(2e-3)
+    assert point.usd_per_solved.low == pytest.approx(1e-3 / 0.6)
+    assert point.usd_per_solved.high == pytest.approx(1e-3 / 0.4)
+    assert point.solved_per_usd.value == pytest.approx(500)
+
+
+def test_a_guess_from_size_solves_no_tasks() -> None:
+    guess = QualityScore(how="size", value=3e9, low=2e9, high=5e9)
+    for quality in (None, guess, QualityScore(how="none"), QualityScore(how="own", value=0.0)):
+        assert per_solved(quality, span(1e-3)).usd_per_solved is None
+
+
+def test_intelligence_per_watt() -> None:
+    found = per_solved(QualityScore(how="published", value=0.6), span(1e-3), span(300.0, 1.5))
+    assert found.solved_share_per_w is not None
+    assert found.solved_share_per_w.value == pytest.approx(0.002)
+    assert found.solved_share_per_w.high == pytest.approx(0.003)
