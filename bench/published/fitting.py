@@ -1,0 +1,204 @@
+"""Class efficiencies from published observations: a robust fit in which classes with little data lean on the others.
+
+Every knob has a typical value with a spread (a judgement, stated here), and a deviation for each class of machine with
+its own, smaller spread. Both are penalised as in a hierarchical model, so a class with three records moves a little and
+one with a hundred moves freely. Residuals are ln(predicted / published) under Huber's loss; the many records of one
+model on one chip weigh like few.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.published.predicting import groups_of, predict
+from bench.published.records import Observation
+from breakeven.predict.prior import Efficiency, Entry
+
+Floats = NDArray[np.float64]
+
+MOST_SHARE = 0.98
+HUBER = 1.345
+"""In standard deviations: 95 % as efficient as least squares on normal errors (Huber 1964)."""
+NOISE = {"local": 0.12, "serving": 0.12}
+"""What is left of a record once the model is right: builds, clocks, settings. In log units."""
+ROUNDS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One constant. `spread`: of the typical value; `between`: of a class's deviation from it, None: one for all.
+
+    Both in log units; in logits for a `share`, which cannot pass `MOST_SHARE`.
+    """
+
+    name: str
+    start: float
+    spread: float
+    between: float | None = None
+    share: bool = False
+
+    def value(self, x: float) -> float:
+        """The constant at `x` spreads from its start."""
+        if not self.share:
+            return self.start * float(np.exp(x))
+        p = self.start / MOST_SHARE
+        return MOST_SHARE / (1.0 + float(np.exp(-(np.log(p / (1.0 - p)) + x))))
+
+
+LOCAL = (
+    Knob("weight_share", 0.8, 0.5, 0.5, share=True),
+    Knob("kv_over_weights", 0.7, 0.3),
+    Knob("layer_s", 5e-5, 0.7, 0.7),
+    Knob("moe_layer_s", 8e-5, 0.7, 0.5),
+    Knob("quantized_cost", 1.1, 0.15, 0.15),
+    Knob("prefill_flops_share", 0.3, 0.6, 0.6, share=True),
+    Knob("prefill_token_s", 2e-5, 0.7, 0.5),
+    Knob("overheads old", 1.5, 0.4),
+    Knob("overheads mlx", 1.0, 0.4),
+)
+SERVING = (
+    Knob("weight_share", 0.75, 0.4, 0.3, share=True),
+    Knob("kv_over_weights", 0.8, 0.3),
+    Knob("decode_flops_share", 0.5, 0.4, share=True),
+    Knob("prefill_flops_share", 0.45, 0.5, 0.3, share=True),
+    Knob("step_s", 1e-3, 0.7, 0.4),
+    Knob("layer_s", 2e-5, 0.7, 0.4),
+    Knob("moe_layer_s", 3e-5, 0.7, 0.4),
+    Knob("sequence_s", 1e-5, 0.7),
+    Knob("prefill_token_s", 5e-6, 0.7),
+    Knob("link_s", 1e-5, 0.5),
+    Knob("link_share", 0.6, 0.5, share=True),
+    Knob("fp8_cost", 1.1, 0.15),
+    Knob("four_bit_cost", 1.2, 0.2),
+    Knob("overheads sglang", 1.0, 0.3),
+    Knob("overheads trtllm", 0.7, 0.3),
+)
+KNOBS = {"local": LOCAL, "serving": SERVING}
+OVERHEADS = ("step_s", "layer_s", "moe_layer_s", "sequence_s")
+QUANTIZED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_XS", "IQ4_NL", "MXFP4")
+FOUR_BIT = ("NVFP4", "MXFP4", "INT4")
+EIGHT_BIT = ("FP8", "INT8")
+
+
+def dialect(o: Observation) -> str:
+    """The kind of engine, where it differs from the one we predict."""
+    name = o.engine.lower()
+    for known in ("sglang", "trtllm", "mlx"):
+        if known in name:
+            return known
+    return "old" if o.old and o.family == "local" else ""
+
+
+class Fit:
+    """Knobs of one family and where a fit left them. `theta`: typical values first, then deviations by class."""
+
+    def __init__(self, family: str, classes: Sequence[str], judged: dict[str, Entry]) -> None:
+        self.family, self.classes, self.judged = family, list(classes), judged
+        self.knobs = KNOBS[family]
+        self.slots = [(k.name, "") for k in self.knobs]
+        self.slots += [(k.name, c) for k in self.knobs if k.between is not None for c in self.classes]
+        by_name = {k.name: k for k in self.knobs}
+        self.spreads = np.array(
+            [by_name[name].spread if not c else by_name[name].between or 1.0 for name, c in self.slots]
+        )
+        self.theta: Floats = np.zeros(len(self.slots))
+
+    def values(self, chip_class: str, theta: Floats | None = None) -> dict[str, float]:
+        """The constants of a class; one that the fit has not seen gets the typical values."""
+        x = dict(zip(self.slots, self.theta if theta is None else theta, strict=True))
+        return {k.name: k.value(x[k.name, ""] + x.get((k.name, chip_class), 0.0)) for k in self.knobs}
+
+    def efficiency(self, chip_class: str, spoken: str = "", theta: Floats | None = None) -> Efficiency:
+        """The constants as an `Efficiency`; what no knob sets is as judged."""
+        v = self.values(chip_class, theta)
+        own = self.judged[chip_class].efficiency
+        factor = v.get(f"overheads {spoken}", 1.0)
+        made = {name: getattr(own, name) for name in Efficiency.__struct_fields__}
+        made |= {name: value for name, value in v.items() if name in made}
+        made |= {name: made[name] * factor for name in OVERHEADS}
+        made["kv_share"] = made["weight_share"] * v["kv_over_weights"]
+        costs = dict.fromkeys(QUANTIZED, v["quantized_cost"]) if self.family == "local" else {}
+        if self.family == "serving":
+            costs = dict.fromkeys(EIGHT_BIT, v["fp8_cost"]) | dict.fromkeys(FOUR_BIT, v["four_bit_cost"])
+        made["type_cost"] = costs
+        return Efficiency(**made)
+
+    def entry(self, chip_class: str, spoken: str = "", theta: Floats | None = None) -> Entry:
+        """The same with the judged entry's errors and words."""
+        own = self.judged[chip_class]
+        return Entry(
+            engine=own.engine, chip_class=chip_class, errors=own.errors, basis=own.basis,
+            efficiency=self.efficiency(chip_class, spoken, theta),
+        )  # fmt: skip
+
+    def predict(
+        self, observations: Sequence[Observation], theta: Floats | None = None, groups: list[list[int]] | None = None
+    ) -> Floats:
+        """Seconds of every observation."""
+        made: dict[tuple[str, str], Entry] = {}
+
+        def entry_for(o: Observation) -> Entry:
+            key = (o.chip.chip_class, dialect(o))
+            if key not in made:
+                made[key] = self.entry(*key, theta=theta)
+            return made[key]
+
+        return predict(observations, entry_for, groups)
+
+
+def fitted(
+    observations: Sequence[Observation], judged: dict[str, Entry], start: Fit | None = None, rounds: int = ROUNDS
+) -> Fit:
+    """The fit of one family's observations."""
+    family = observations[0].family
+    fit = Fit(family, sorted({o.chip.chip_class for o in observations}), judged)
+    if start is not None:
+        known = dict(zip(start.slots, start.theta, strict=True))
+        fit.theta = np.array([known.get(slot, 0.0) for slot in fit.slots])
+    truth = np.log([o.seconds for o in observations])
+    groups = groups_of(observations)
+    cells = Counter((o.model_group, o.chip.slug, o.phase) for o in observations)
+    # n records of one model on one chip count as sqrt(n): they share its error.
+    weight = np.array([cells[o.model_group, o.chip.slug, o.phase] ** -0.25 for o in observations]) / NOISE[family]
+
+    def residuals(theta: Floats) -> Floats:
+        return weight * (np.log(fit.predict(observations, theta, groups)) - truth)
+
+    theta, damping = fit.theta.copy(), 1e-2
+    here = residuals(theta)
+    for _ in range(rounds):
+        jacobian = np.empty((len(here), len(theta)))
+        for j in range(len(theta)):
+            step = np.zeros_like(theta)
+            step[j] = 1e-3
+            jacobian[:, j] = (residuals(theta + step) - here) / 1e-3
+        trust = np.minimum(1.0, HUBER / np.maximum(np.abs(here), 1e-12))
+        normal = jacobian.T @ (trust[:, None] * jacobian) + np.diag(self_weight := 1.0 / fit.spreads**2)
+        slope = jacobian.T @ (trust * here) + theta * self_weight
+        moved = False
+        for _ in range(6):
+            trial = theta - np.linalg.solve(normal + damping * np.diag(np.diag(normal)), slope)
+            there = residuals(trial)
+            if _loss(there, trial, fit.spreads) < _loss(here, theta, fit.spreads):
+                moved, damping = True, damping / 5
+                break
+            damping *= 5
+        if not moved:
+            break
+        close = np.max(np.abs(trial - theta)) < 3e-3
+        theta, here = trial, there
+        if close:
+            break
+    fit.theta = theta
+    return fit
+
+
+def _loss(r: Floats, theta: Floats, spreads: Floats) -> float:
+    size = np.abs(r)
+    huber = np.where(size <= HUBER, 0.5 * size**2, HUBER * (size - 0.5 * HUBER))
+    return float(huber.sum() + 0.5 * np.sum((theta / spreads) ** 2))

@@ -1,0 +1,201 @@
+"""Public measurements as observations the step model can be held against: one decode step time each, or one prompt.
+
+Reads the JSON files of published records (values as published, every record with its source). What cannot be said
+with certainty is left out and counted by reason: an unknown chip, model or format; attention replicated over devices;
+more than eight devices (several machines); a graphics card on a board computer's bus; weights split with the host.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from breakeven.spec.chip import Chip
+from breakeven.spec.model import ModelSpec
+
+from bench.published.names import chip_of, format_of, model_of
+
+Phase = Literal["decode", "prefill"]
+MOST_DEVICES = 8
+FILES = (
+    "local_edge_hardware.json",
+    "inferencex_silicon_sample.json",
+    "cost_meter_h100_vllm.json",
+    "llmservingsim_vllm_rtx.json",
+)
+STEADY_RATES = (1.0, 5.0, 10.0)
+"""Requests a second of the H100 sweep that its 500 requests hold long enough to call a steady state."""
+SMALL_HOSTS = re.compile(r"^(pi |raspberry|radxa|minisforum ms-r1|hifive|system76 thelio astra)", re.I)
+"""Arm and RISC-V boards with a graphics card attached: the host, not the card, sets much of their speed."""
+BRIEF_PROMPT = 64
+"""Tokens taken for a prompt whose length was not published; a short question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One published figure. `concurrency`: closed-loop streams, or `rate` open-loop requests a second.
+
+    `seconds` is the time of a decode step (or between tokens of a request), or of reading the whole prompt.
+    """
+
+    source: str
+    family: Literal["local", "serving"]
+    engine: str
+    old: bool
+    spec: ModelSpec
+    format: str
+    chip: Chip
+    devices: int
+    experts_apart: bool
+    concurrency: float
+    rate: float | None
+    prompt: float
+    output: float
+    phase: Phase
+    seconds: float
+
+    @property
+    def kind(self) -> str:
+        """dense or moe."""
+        return "moe" if self.spec.is_moe else "dense"
+
+    @property
+    def model_group(self) -> str:
+        """Models of one shape, whatever their training: left out together."""
+        return re.sub(r"-(instruct|thinking|coder|base|it|chat|2507).*$", "", self.spec.name.lower())
+
+    @property
+    def chip_group(self) -> str:
+        """Machines left out together: one chip, whatever its number of devices."""
+        return self.chip.slug
+
+
+def read(directory: Path) -> tuple[list[Observation], Counter[str]]:
+    """All usable observations of a directory of published records, and how many were left out, by reason."""
+    found: list[Observation] = []
+    skipped: Counter[str] = Counter()
+    for name in FILES:
+        for record in json.loads((directory / name).read_text())["records"]:
+            made = _observation(name, record)
+            if isinstance(made, str):
+                skipped[made] += 1
+            else:
+                found.append(made)
+    return _without_repeats(found), skipped
+
+
+def _without_repeats(observations: list[Observation]) -> list[Observation]:
+    """One observation a configuration: the same run is often listed twice."""
+    kept: dict[tuple[object, ...], Observation] = {}
+    for o in observations:
+        key = (
+            o.source, o.engine.split()[0], o.model_group, o.format, o.chip.slug, o.devices, o.experts_apart,
+            o.concurrency, o.rate, o.prompt, o.output, o.phase, o.seconds,
+        )  # fmt: skip
+        kept.setdefault(key, o)
+    return list(kept.values())
+
+
+def _observation(file: str, r: dict[str, Any]) -> Observation | str:
+    spec = model_of(r["model"])
+    if spec is None:
+        return f"model not known: {r['model']}"
+    if "speculative" in str(r.get("engine")) or "MTP on" in str(r.get("engine")):
+        return "speculative decoding"
+    if SMALL_HOSTS.match(r["hardware"]) and r["hw_class"] not in ("cpu", "sbc_cpu"):
+        return "graphics card on a board computer"
+    if r["hw_class"] == "mixed":
+        return "weights split between card and host"
+    chip = chip_of(r["hardware"])
+    if chip is None:
+        return f"chip not known: {r['hardware']}"
+    name = format_of(r.get("quant"), r["model"])
+    if name is None:
+        return f"format not known: {r.get('quant')}"
+    base = Observation(
+        source=f"{file}:{r['source']}",
+        family="local",
+        engine=str(r["engine"]).strip(),
+        old="2024" in str(r["engine"]),
+        spec=spec,
+        format=name,
+        chip=chip,
+        devices=int(r.get("n_dev") or 1),
+        experts_apart=False,
+        concurrency=1.0,
+        rate=None,
+        prompt=float(r.get("prompt_len") or BRIEF_PROMPT),
+        output=float(r.get("gen_len") or 128),
+        phase="decode",
+        seconds=0.0,
+    )
+    if file.startswith("local"):
+        return _local(base, r)
+    return _inferencex(base, r) if file.startswith("inferencex") else _loaded(base, r)
+
+
+def _local(base: Observation, r: dict[str, Any]) -> Observation | str:
+    metric = r["metric"]
+    if metric not in ("decode", "prefill", "tpot"):
+        return f"metric not used: {metric}"
+    if re.search(r"cluster|\bx ?\d|\d+ nodes", r["hardware"], re.I) or "distributed" in base.engine:
+        return "several machines"
+    streams = float(r.get("concurrency") or r.get("batch") or 1)
+    depth = float(r.get("context_depth") or 0)
+    if metric == "prefill":
+        length = float(r.get("prompt_len") or 0)
+        if not length or depth or streams > 1:
+            return "prompt's length not published, or read behind a context"
+        return replace(base, phase="prefill", prompt=length, seconds=length / r["value"], concurrency=1.0)
+    family: Literal["local", "serving"] = "serving" if base.engine.lower().startswith("vllm") else "local"
+    # llama-bench generates from an empty cache: its prompt test is a separate run.
+    prompt = 0.0 if base.old else depth if "context_depth" in r else float(r.get("prompt_len") or BRIEF_PROMPT)
+    seconds = r["value"] / 1e3 if metric == "tpot" else streams / r["value"]
+    return replace(base, family=family, concurrency=streams, prompt=prompt, seconds=seconds)
+
+
+def _inferencex(base: Observation, r: dict[str, Any]) -> Observation | str:
+    if r["metric"] != "tpot":
+        return "TTFT of a served model"
+    if str(r.get("attention_dp") or "1") not in ("0", "1"):
+        return "attention replicated over devices"
+    told = re.search(r"_tp(\d+)_", r["id"])
+    devices = int(told.group(1)) if told else max(1, int(r["tp"]))
+    moe_tp, moe_ep = (int(r.get(key) or 1) for key in ("moe_tp", "moe_ep"))
+    if not told and base.spec.is_moe and moe_tp * moe_ep > 0:
+        devices = moe_tp * moe_ep
+    if devices > MOST_DEVICES:
+        return "more than eight devices"
+    if r.get("concurrency") is None:
+        return "concurrency not published"
+    apart = base.spec.is_moe and moe_ep > 1
+    if base.chip.slug.startswith("gb200") and r["concurrency"] > r["batch"]:
+        return "several replicas"
+    return replace(
+        base,
+        family="serving",
+        devices=devices,
+        experts_apart=apart,
+        concurrency=float(r["concurrency"]),
+        seconds=r["value"] / 1e3,
+    )
+
+
+def _loaded(base: Observation, r: dict[str, Any]) -> Observation | str:
+    if r["metric"] == "tpot_p50":
+        if r["rps"] not in STEADY_RATES:
+            return "load that never settles"
+        devices = 2 if r["config"] in ("C5",) else 1
+        return replace(
+            base, family="serving", rate=float(r["rps"]), devices=devices, seconds=r["value"] / 1e3, concurrency=0.0
+        )
+    if r["metric"] == "tpot_mean" and "PRO 6000" in r["hardware"]:
+        # 300 requests at 10/s soon fill the 128 places that this engine was given.
+        return replace(
+            base, family="serving", concurrency=float(r["max_num_seqs"]), seconds=r["value"] / 1e3
+        )
+    return f"metric not used: {r['metric']}"

@@ -1,0 +1,97 @@
+"""The chips Breakeven knows by name: package data, each with the source of its figures."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+
+from breakeven.errors import UserError
+from breakeven.spec.chip import Chip
+
+HOW_TO_DESCRIBE = "or describe yours in a YAML file (`breakeven machines --help`) and name that"
+
+
+class _Catalogue(msgspec.Struct, frozen=True, kw_only=True):
+    """The data file. `aliases`: other names people use, to the slug that is meant."""
+
+    about: str
+    chips: list[Chip]
+    aliases: dict[str, str]
+
+
+def chips() -> tuple[Chip, ...]:
+    """All chips of the catalogue, in the order of its file: by class, then by vendor."""
+    return tuple(_catalogue().chips)
+
+
+def chip_named(name: str) -> Chip:
+    """The chip of this slug, full name or common alias, in any case and spelling ("RTX 4090", "nvidia_h100_sxm").
+
+    Raises UserError that offers the nearest names and says how to describe a chip that is not here.
+    """
+    known = _by_key()
+    asked = slug_of(name)
+    for key in (asked, _bare(asked)):
+        if key in known:
+            return known[key]
+    raise UserError(
+        f"no chip is called {name!r}; nearest: {', '.join(_nearest(asked))} (`breakeven machines` lists all), "
+        + HOW_TO_DESCRIBE
+    )
+
+
+def read_chip(path: Path) -> Chip:
+    """The chip a user described in a YAML or JSON file.
+
+    Raises UserError that names the file, the key, what was found and what would be right.
+    """
+    from breakeven.spec.readers.chip_form import read  # pydantic, which the catalogue does not need
+
+    return read(path)
+
+
+_VENDORS = {"nvidia", "amd", "intel", "geforce", "radeon", "rx", "quadro", "tesla", "tm", "r", "cpu", "gpu", "chip"}
+"""Words that people add or leave out; no two chips differ by them alone."""
+
+
+def slug_of(name: str) -> str:
+    """`name` as a slug: lower case, words joined by hyphens."""
+    return "-".join(_words(name))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9.+]+", name.lower().replace("‑", "-"))
+
+
+def _bare(slug: str) -> str:
+    return "-".join(word for word in slug.split("-") if word not in _VENDORS)
+
+
+@lru_cache(maxsize=1)
+def _catalogue() -> _Catalogue:
+    data = resources.files("breakeven.spec").joinpath("data", "chips.json").read_bytes()
+    return msgspec.json.decode(data, type=_Catalogue)
+
+
+@lru_cache(maxsize=1)
+def _by_key() -> Mapping[str, Chip]:
+    """Chips by slug, alias and full name. A slug is never taken by another chip's alias."""
+    catalogue = _catalogue()
+    by_slug = {chip.slug: chip for chip in catalogue.chips}
+    named: dict[str, Chip] = {alias: by_slug[slug] for alias, slug in catalogue.aliases.items()}
+    for chip in catalogue.chips:
+        named.setdefault(slug_of(chip.name), chip)
+        named.setdefault(_bare(slug_of(chip.name)), chip)
+    return {**{_bare(slug): chip for slug, chip in by_slug.items()}, **named, **by_slug}
+
+
+def _nearest(asked: str) -> list[str]:
+    known = _by_key()
+    found = difflib.get_close_matches(_bare(asked), known, n=6, cutoff=0.4) or sorted(known)
+    return list(dict.fromkeys(known[key].slug for key in found))[:3]
