@@ -1,0 +1,178 @@
+"""The simulation: arrivals in order of time, replicas moved on to each of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from heapq import heappop, heappush
+from math import inf
+from random import Random
+
+import numpy as np
+
+from breakeven.errors import UserError
+from breakeven.predict.model import StepModel
+from breakeven.predict.simulate.engine import Replica
+from breakeven.predict.simulate.fleet import BALANCING, Fleet, Scaler
+from breakeven.predict.simulate.jobs import Jobs
+from breakeven.predict.simulate.policy import Policy, policy_named
+from breakeven.predict.simulate.requests import NOBODY, Requests
+from breakeven.predict.simulate.results import Simulation, simulation_of
+from breakeven.predict.simulate.table import table_of
+
+_LEAST_CONTEXT = 8192
+
+
+def simulate(
+    requests: Requests, model: StepModel, policy: Policy | None = None, fleet: Fleet | None = None
+) -> Simulation:
+    """Serve `requests` with replicas of `model`; the same arguments give the same result, to the last bit.
+
+    `policy` None: that of the engine the profile is of, with the keys and values that fit beside the weights.
+    Raises UserError for an engine without a known policy.
+    """
+    if policy is None:
+        lengths_N = requests.prompt_tokens_N + requests.output_tokens_N
+        policy = policy_of(model, float(lengths_N.mean()) if len(requests) else None)
+    return _Run(requests, model, policy, fleet or Fleet()).result()
+
+
+def policy_of(model: StepModel, context: float | None = None) -> Policy:
+    """The policy of the engine that `model`'s profile is of, with the keys and values that fit beside the weights.
+
+    `context`: usual length of a sequence in tokens, where sliding windows save memory. Raises UserError for an engine
+    without a known policy, and for a model that leaves no room.
+    """
+    policy = policy_named(model.profile.engine)
+    room = model.kv_tokens(context)
+    if room is not None and room < 1:
+        raise UserError(
+            f"{model.terms.name} in {model.terms.format} leaves no room for keys and values on {model.profile.name}; "
+            "give a smaller format, more devices or another machine"
+        )
+    return replace(policy, kv_tokens=room)
+
+
+class _Run:
+    """One simulation in progress."""
+
+    def __init__(self, requests: Requests, model: StepModel, policy: Policy, fleet: Fleet) -> None:
+        self.requests, self.policy = requests, policy
+        self.jobs = Jobs(requests)
+        longest = int((requests.prompt_tokens_N + requests.output_tokens_N).max()) if len(requests) else 1
+        sequences = min(policy.max_sequences, max(1, len(requests)))
+        tokens = policy.micro_batch or policy.max_step_tokens
+        table = table_of(model, sequences, tokens, 1 << max(_LEAST_CONTEXT, longest).bit_length())
+        self.replicas = [Replica(k, table, policy, self.jobs, requests.prefix_tokens) for k in range(fleet.most)]
+        self.scaler = Scaler(fleet)
+        self.pick = BALANCING[fleet.balancing]
+        self.rng = Random(fleet.seed)  # noqa: S311
+        self.arrival_s: list[float] = requests.arrival_s_N.tolist()
+        self.sent = 0
+        fixed_N = np.flatnonzero(np.isfinite(requests.arrival_s_N))
+        self.fixed: list[int] = fixed_N[np.argsort(requests.arrival_s_N[fixed_N], kind="stable")].tolist()
+        self.due: list[tuple[float, int]] = []
+        self._dependants(requests)
+
+    def _dependants(self, requests: Requests) -> None:
+        """Who waits for whom, and the first requests of a closed loop."""
+        n = len(requests)
+        self.next_turn = [NOBODY] * n
+        self.think_s = [0.0] * n if requests.think_s_N is None else requests.think_s_N.tolist()
+        if requests.after_N is not None:
+            for i, before in enumerate(requests.after_N.tolist()):
+                if before != NOBODY:
+                    self.next_turn[before] = i
+        self.closed: deque[int] = deque()
+        if requests.streams is not None:
+            self.closed.extend(np.flatnonzero(requests.heads_N & np.isnan(requests.arrival_s_N)).tolist())
+            for _ in range(min(requests.streams, len(self.closed))):
+                heappush(self.due, (0.0, self.closed.popleft()))
+        self.watched: frozenset[int] | range = frozenset()
+        if requests.streams is not None:
+            self.watched = range(n)
+        elif requests.after_N is not None:
+            self.watched = frozenset(requests.after_N[requests.after_N != NOBODY].tolist())
+
+    def result(self) -> Simulation:
+        """Play to the end."""
+        move = self._move_together if self.watched else self._move_alone
+        at = 0
+        while True:
+            fixed_s = self.arrival_s[self.fixed[at]] if at < len(self.fixed) else inf
+            due_s = self.due[0][0] if self.due else inf
+            now_s = min(fixed_s, due_s)
+            if not move(now_s + self.policy.front_s):
+                continue
+            if now_s == inf:
+                break
+            if due_s < fixed_s:
+                _, i = heappop(self.due)
+                self.arrival_s[i] = now_s
+            else:
+                i = self.fixed[at]
+                at += 1
+            self._arrive(i, now_s)
+        end_s = max((r.clock for r in self.replicas), default=0.0)
+        return simulation_of(self.requests, self.jobs, self.arrival_s, self.replicas, self.policy, self.scaler, end_s)
+
+    def _move_alone(self, until_s: float) -> bool:
+        """No request waits for another: replicas do not meet between arrivals."""
+        for replica in self.replicas:
+            if replica.clock < until_s and replica.busy:
+                replica.advance(until_s)
+        return True
+
+    def _move_together(self, until_s: float) -> bool:
+        """Move the replica that is furthest behind, no further than where another may end something first.
+
+        False when a request became due, which may be before `until_s`.
+        """
+        while True:
+            behind = [r for r in self.replicas if r.busy and r.clock < until_s]
+            if not behind:
+                return True
+            first = min(behind, key=lambda r: r.clock)
+            limit_s = min((r.next_end_s() for r in self.replicas if r.busy and r is not first), default=inf)
+            seen = len(first.ended)
+            first.advance(min(until_s, limit_s), self.watched)
+            if self._answered(first, seen):
+                return False
+
+    def _answered(self, replica: Replica, seen: int) -> bool:
+        """Requests that wait for those `replica` ended since `seen` become due; whether there are any."""
+        found = False
+        for i in replica.ended[seen:]:
+            found |= self._follows(i, replica.clock)
+        return found
+
+    def _follows(self, i: int, now_s: float) -> bool:
+        """What waits for request `i`, which ended now, becomes due."""
+        follower = self.next_turn[i]
+        if follower == NOBODY:
+            if not self.closed:
+                return False
+            follower = self.closed.popleft()
+            now_s += self.think_s[i]
+        else:
+            now_s += self.think_s[follower]
+        if now_s > self.requests.closes_s:
+            return False
+        heappush(self.due, (now_s, follower))
+        return True
+
+    def _arrive(self, i: int, now_s: float) -> None:
+        present = self.replicas
+        if present[0].refuses(i):
+            self.jobs.refused[i] = True
+            self._follows(i, now_s)
+            return
+        at_s = now_s + self.policy.front_s
+        if len(present) == 1:
+            present[0].enqueue(i, at_s)
+            return
+        loads = [replica.load(at_s) for replica in present]
+        takers = self.scaler.decide(now_s, sum(loads) + 1, lambda k: present[k].clock)
+        k = takers[self.pick([loads[k] for k in takers], self.sent, self.rng)]
+        self.sent += 1
+        present[k].enqueue(i, at_s)
