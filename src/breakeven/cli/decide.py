@@ -1,0 +1,56 @@
+"""`breakeven decide`: which of these to run, and at what load, context or precision the answer flips."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def decide(
+    study: Annotated[
+        Path | None, typer.Argument(help="A study file; examples/ holds seven.", show_default=False)
+    ] = None,
+    init: Annotated[bool, typer.Option("--init", help="Write a commented study by asking six questions.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Directory for result and page.", show_default=False)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Decide between candidates for a workload, from measurements, predictions and prices.
+
+    \b
+    breakeven decide examples/bursty-small-business.yaml
+    breakeven decide --init          (asks, and writes study.yaml)
+    """
+    from breakeven.decide.decide import decide as run
+    from breakeven.decide.study.load import read_study
+    from breakeven.errors import UserError
+    from breakeven.report.decision_files import save_decision, summary
+    from breakeven.report.decision_json import encode
+
+    if init:
+        from breakeven.decide.study.init import ask
+
+        path = ask(study or Path("study.yaml"))
+        typer.echo(f"Wrote {path}. Read it, then run: breakeven decide {path}")
+        return
+    if study is None:
+        raise UserError("give a study file, such as examples/bursty-small-business.yaml, or --init to write one")
+    plan = read_study(study)
+    shown = sys.stderr.isatty() and not quiet
+
+    def on_phase(phase: str, subject: str) -> None:
+        if shown:
+            sys.stderr.write(f"\r\x1b[K{phase} {subject}")
+            sys.stderr.flush()
+
+    result = run(plan, on_phase)
+    if shown:
+        sys.stderr.write("\r\x1b[K")
+    directory = save_decision(result, out or Path("results") / plan.path.stem)
+    typer.echo(encode(result).decode() if json else summary(result, directory))

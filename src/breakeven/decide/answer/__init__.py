@@ -1,0 +1,1 @@
+"""From evaluated candidates to an answer: who wins over which loads, how surely, and what would change it."""

@@ -1,0 +1,115 @@
+"""The study asked again at other context lengths and in other weight formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from breakeven.decide.answer.draws import Floats
+from breakeven.decide.answer.evaluate import Evaluated, evaluate, kinds_of
+from breakeven.decide.answer.flips import along, precision_flips
+from breakeven.decide.answer.maps import map_of, shown_rates
+from breakeven.decide.answer.variants import FACTORS, with_prompt
+from breakeven.decide.answer.worlds import Contender, Worlds, worlds_of
+from breakeven.decide.study.model import StudyPlan
+from breakeven.errors import UserError
+from breakeven.measure.traces import TraceRows
+from breakeven.price.traffic import PricedTraffic
+from breakeven.spec.decision import DecisionMap, Flip
+
+FORMATS = {"vllm": ("BF16", "FP8", "INT4"), "llama.cpp": ("Q8_0", "Q6_K", "Q4_K_M")}
+"""Formats of the precision map where the study names none, from wide to narrow."""
+
+
+def along_context(
+    plan: StudyPlan, able: Sequence[Evaluated], trace: TraceRows | None, traffic: PricedTraffic
+) -> tuple[list[Flip], DecisionMap | None]:
+    """Flips and map along the length of prompts, outputs as they are."""
+    prompt, output = able[0].typical
+    contexts = plan.contexts or tuple(round(prompt * factor + output) for factor in FACTORS)
+    rows: list[tuple[float | str, Worlds]] = []
+    rates = _with_load(plan)
+    for context in contexts:
+        factor = max(context - output, 1.0) / prompt
+        workload = with_prompt(plan.workload, trace, factor, plan.load_per_s)
+        longer = replace(traffic, prompt_tokens=max(context - output, 1.0))
+        typical = (max(context - output, 1.0), output)
+        found = [evaluate(plan, e.plan, None, workload=workload, latency=False, typical=typical) for e in able]
+        if worlds := _worlds(able, found, longer, rates, plan.seed):
+            rows.append((float(context), worlds))
+    return _flips_and_map("context", plan, able, rows)
+
+
+def along_precision(
+    plan: StudyPlan, able: Sequence[Evaluated], trace: TraceRows | None, traffic: PricedTraffic
+) -> tuple[list[Flip], DecisionMap | None]:
+    """Flips and map along the weight format of all local candidates; hosted ones stay as they are."""
+    engines = {e.model.profile.engine for e in able if e.model is not None}
+    if len(engines) != 1 and not plan.formats:
+        return [], None  # formats of one engine mean nothing to another
+    formats = plan.formats or FORMATS.get(next(iter(engines)), ())
+    rows: list[tuple[float | str, Worlds]] = []
+    for name in formats:
+        try:
+            found = [
+                evaluate(plan, e.plan, trace, format_name=name, latency=False, typical=e.typical)
+                if e.model is not None
+                else e
+                for e in able
+            ]
+        except UserError:
+            continue  # an engine that cannot hold this format
+        if worlds := _worlds(able, found, traffic, _with_load(plan), plan.seed):
+            rows.append((name, worlds))
+    return _flips_and_map("precision", plan, able, rows)
+
+
+def _flips_and_map(
+    y: str, plan: StudyPlan, able: Sequence[Evaluated], rows: Sequence[tuple[float | str, Worlds]]
+) -> tuple[list[Flip], DecisionMap | None]:
+    if len(rows) < 2:
+        return [], None
+    at_load = [_at(worlds, plan.load_per_s) for _, worlds in rows]
+    kinds = kinds_of(able)
+    if y == "context":
+        flips = along(y, "tokens", [float(value) for value, _ in rows], at_load, kinds)
+    else:
+        flips = precision_flips([str(value) for value, _ in rows], at_load, kinds)
+    rates = shown_rates(plan.low_per_s, plan.high_per_s)
+    return flips, map_of(y, rows, [(e.plan.name, e.kind) for e in able], rates)
+
+
+def _worlds(
+    able: Sequence[Evaluated], found: Sequence[Evaluated], traffic: PricedTraffic, rates: Floats, seed: int
+) -> Worlds | None:
+    """Worlds of the same contenders in the same order, those that cannot serve this included; None if nobody can.
+
+    Ties are broken by the speeds the study itself found, for no delays are simulated here.
+    """
+    contenders: list[Contender] = []
+    for was, now in zip(able, found, strict=True):
+        contender = was.contender()
+        if contender is not None:
+            contenders.append(replace(contender, capacity=now.capacity if now.capacity is not None else None))
+            if now.model is not None and now.capacity is None:  # does not fit any more
+                contenders[-1] = replace(contenders[-1], max_replicas=0)
+    return worlds_of(contenders, traffic, rates, seed) if contenders else None
+
+
+def _with_load(plan: StudyPlan) -> Floats:
+    return np.unique([*shown_rates(plan.low_per_s, plan.high_per_s), plan.load_per_s])
+
+
+def _at(worlds: Worlds, rate_per_s: float) -> Worlds:
+    """The same worlds at one load alone."""
+    at = int(np.abs(np.log(worlds.rates_R / rate_per_s)).argmin())
+    here = slice(at, at + 1)
+    return replace(
+        worlds,
+        rates_R=worlds.rates_R[here],
+        usd_per_hour_CDR=worlds.usd_per_hour_CDR[..., here],
+        e2e_s_CDR=worlds.e2e_s_CDR[..., here],
+        winners_DR=worlds.winners_DR[:, here],
+    )

@@ -1,0 +1,128 @@
+"""Loads over which one candidate is the best choice, how surely, and where one hands over to the next."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from breakeven.decide.answer.draws import Floats, span_of
+from breakeven.decide.answer.worlds import COST_TIE, SPEED_TIE, Worlds
+from breakeven.spec.decision import Region
+from breakeven.spec.prediction import Span
+
+SURE = 0.9
+"""A winner is certain where it wins in this share of the worlds."""
+SAME_COST = 0.02
+"""Costs closer than this, with answers as fast, are no difference worth anyone's time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """From `low` on, `to` is the better choice instead of `from_`."""
+
+    from_: str
+    to: str
+    rate_per_s: Span
+    clipped: bool
+    """An end of the band lies beyond the loads looked at."""
+
+
+def regions_of(worlds: Worlds) -> list[Region]:
+    """Runs of loads with one winner, ascending. A load nobody can serve belongs to no region."""
+    winners_DR = worlds.winners_DR
+    share_CR = np.stack([(winners_DR == c).mean(axis=0) for c in range(len(worlds.names))])
+    best_R = np.where((winners_DR >= 0).mean(axis=0) >= 0.5, share_CR.argmax(axis=0), -1)
+    found = []
+    for start, end in _runs(best_R):
+        winner = int(best_R[start])
+        if winner < 0:
+            continue
+        middle = (start + end) // 2
+        runner_up, margin = _runner_up(worlds, winner, middle)
+        last = end == len(best_R) - 1
+        found.append(
+            Region(
+                low_per_s=float(worlds.rates_R[start]),
+                high_per_s=None if last else float(worlds.rates_R[end + 1]),
+                winner=None if _no_difference(worlds, winner, runner_up, margin, middle) else worlds.names[winner],
+                runner_up=runner_up,
+                margin=margin,
+                certain=bool(share_CR[winner, start : end + 1].mean() >= SURE),
+            )
+        )
+    return found
+
+
+def handovers_of(worlds: Worlds) -> list[Handover]:
+    """Every change of winner along the loads, with the band in which it lies."""
+    winners_DR = worlds.winners_DR
+    share_CR = np.stack([(winners_DR == c).mean(axis=0) for c in range(len(worlds.names))])
+    best_R = share_CR.argmax(axis=0)
+    runs = _runs(best_R)
+    found = []
+    for (start, _), (after, end) in itertools.pairwise(runs):
+        left, right = int(best_R[start]), int(best_R[after])
+        here = slice(start, end + 1)
+        at_D = _thresholds(winners_DR[:, here] == left, winners_DR[:, here] == right, worlds.rates_R[here])
+        span = span_of(at_D)
+        at = float(np.sqrt(worlds.rates_R[after - 1] * worlds.rates_R[after]))
+        span = Span(value=at, low=min(span.low, at), high=max(span.high, at))
+        edge = start == 0 and span.low <= worlds.rates_R[0], end == len(best_R) - 1 and span.high >= worlds.rates_R[-1]
+        found.append(Handover(worlds.names[left], worlds.names[right], span, any(edge)))
+    return found
+
+
+def winner_at(worlds: Worlds, rate_per_s: float) -> tuple[int, float]:
+    """Index of the winner at the load nearest to `rate_per_s` (-1: nobody) and the share of worlds it wins in."""
+    at = int(np.abs(np.log(worlds.rates_R / rate_per_s)).argmin())
+    winners_D = worlds.winners_DR[:, at]
+    names, counts = np.unique(winners_D, return_counts=True)
+    best = int(counts.argmax())
+    return int(names[best]), float(counts[best] / len(winners_D))
+
+
+def _thresholds(left_DR: Floats, right_DR: Floats, rates_R: Floats) -> Floats:
+    """In each draw the load that best parts `left`'s wins, below, from `right`'s, above.
+
+    Staircases let two candidates take turns around their crossing; one threshold that errs least is what a reader
+    means by it. Ties go to the middle.
+    """
+    ones = np.ones((left_DR.shape[0], 1))
+    below = np.cumsum(np.hstack([0 * ones, left_DR]), axis=1)
+    above = np.cumsum(np.hstack([right_DR, 0 * ones])[:, ::-1], axis=1)[:, ::-1]
+    score = below + above
+    best = score >= score.max(axis=1, keepdims=True)
+    position = (best.argmax(axis=1) + score.shape[1] - 1 - best[:, ::-1].argmax(axis=1)) / 2
+    steps = np.arange(len(rates_R))
+    # Position i lies between loads i - 1 and i.
+    return np.asarray(np.exp(np.interp(position - 0.5, steps, np.log(rates_R))))
+
+
+def _runner_up(worlds: Worlds, winner: int, at: int) -> tuple[str | None, Span | None]:
+    """The next best at one load, and its cost over the winner's."""
+    costs = worlds.usd_per_hour_CDR[:, 0, at].copy()
+    costs[winner] = np.inf
+    other = int(costs.argmin())
+    if not np.isfinite(costs[other]):
+        return None, None
+    ratio_D = worlds.usd_per_hour_CDR[other, :, at] / worlds.usd_per_hour_CDR[winner, :, at]
+    ratio_D = ratio_D[np.isfinite(ratio_D)]
+    return worlds.names[other], span_of(ratio_D) if len(ratio_D) else None
+
+
+def _no_difference(worlds: Worlds, winner: int, runner_up: str | None, margin: Span | None, at: int) -> bool:
+    """Same bill and same speed in the predicted world."""
+    if runner_up is None or margin is None or abs(margin.value - 1.0) > max(SAME_COST, COST_TIE):
+        return False
+    speeds = worlds.e2e_s_CDR[:, 0, at]
+    mine, other = speeds[winner], speeds[worlds.names.index(runner_up)]
+    return bool(np.isfinite(mine) and np.isfinite(other) and abs(np.log(other / mine)) < SPEED_TIE)
+
+
+def _runs(values: np.ndarray) -> list[tuple[int, int]]:
+    """First and last index of each run of equal values."""
+    edges = np.flatnonzero(np.diff(values)) + 1
+    starts = [0, *edges.tolist()]
+    return list(zip(starts, [*(e - 1 for e in edges.tolist()), len(values) - 1], strict=True))
