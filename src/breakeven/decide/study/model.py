@@ -16,7 +16,7 @@ QualitySource = Literal["own", "published", "size"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyPlan:
-    """What the user sets of the engine's scheduler; None: the engine's default. Names as in `predict.simulate.Policy`."""
+    """What the user sets of the engine's scheduler; None: its default. Names as in `predict.simulate.Policy`."""
 
     max_sequences: int | None = None
     max_step_tokens: int | None = None
