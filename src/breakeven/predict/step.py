@@ -6,6 +6,7 @@ each on average. n = D + P tokens pass through the weights. With occupancy u (sh
     bytes   = W_f + W_r u(n)                         weights
     t_mem   = sum over number types (bytes * type_cost) / weight_bytes_per_s + KV(D, C_D) / kv_bytes_per_s
     t_flops = F_D / decode_flops_per_s + F_P / prefill_flops_per_s
+              F by number type and place, each at its cost (type_compute, tile_cost, expert_compute)
     t = max(t_mem, t_flops) + (1 - overlap) min(t_mem, t_flops)
         + step_s + layer_s L + moe_layer_s L_moe + expert_s (experts touched) + sequence_s D + prefill_token_s P
         + (weight bytes in host memory) / host_bytes_per_s + (weight bytes on disk) / disk_bytes_per_s
@@ -101,9 +102,13 @@ def step_parts(
         attention_p = attention_p + attends.flops * prompt_span
     kv = d * (terms.state_bytes + kv_token)
     kv_s = kv / constants.kv_bytes_per_s
+    single, tiled, routed, head = _work(terms, constants)
+    flops_d = terms.token_flops * (tiled + routed) * d
+    if constants.tile > 1:
+        flops_d = flops_d + terms.token_flops * (single - tiled) * np.mod(d, constants.tile)
     # A prompt needs the output head for its last token alone, which is nothing beside the prompt.
-    compute_s = d * (terms.token_flops + attention_d) / constants.decode_flops_per_s + p * (
-        terms.token_flops - terms.head_flops + attention_p
+    compute_s = (flops_d + d * attention_d) / constants.decode_flops_per_s + p * (
+        terms.token_flops * (tiled + routed) - terms.head_flops * head + attention_p
     ) * (1.0 / constants.prefill_flops_per_s)
     overhead_s = (
         constants.step_s
@@ -155,3 +160,17 @@ def _fixed_s(terms: Terms, constants: Constants, where: Residency) -> float:
 def _read_s(types: tuple[tuple[str, float], ...], constants: Constants) -> float:
     """Seconds of reading these bytes once."""
     return sum(nbytes * constants.type_cost.get(kind, 1.0) for kind, nbytes in types) / constants.weight_bytes_per_s
+
+
+def _work(terms: Terms, constants: Constants) -> tuple[float, float, float, float]:
+    """What one token's matrix products cost in operations of the base type, over `token_flops`.
+
+    Outside routed experts one by one and in full tiles, in routed experts; last the output head's, over its own.
+    """
+    cost, in_tile = constants.type_compute, constants.tile_cost
+    if not cost and not in_tile and constants.expert_compute == 1.0:
+        return 1.0, 1.0, 0.0, 1.0
+    single = sum(share * cost.get(kind, 1.0) for kind, share in terms.work)
+    tiled = sum(share * cost.get(kind, 1.0) * in_tile.get(kind, 1.0) for kind, share in terms.work)
+    routed = constants.expert_compute * sum(share * cost.get(kind, 1.0) for kind, share in terms.expert_work)
+    return single, tiled, routed, cost.get(terms.head_type, 1.0) * in_tile.get(terms.head_type, 1.0)

@@ -5,6 +5,7 @@ Nothing here depends on batch or context; `step` combines these with both.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -76,6 +77,11 @@ class Terms:
     attention: tuple[AttentionGroup, ...]
     latent_kv: bool
     """Keys and values are one latent shared by all heads (MLA), which tensor parallelism copies to every device."""
+    work: tuple[tuple[str, float], ...] = ()
+    """Shares of `token_flops` by number type of the weights, routed experts apart."""
+    expert_work: tuple[tuple[str, float], ...] = ()
+    """The same of routed experts. Both together are 1."""
+    head_type: str = ""
 
     def kv_bytes(self, context: float) -> float:
         """Keys and values of one sequence of `context` tokens."""
@@ -94,17 +100,22 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
     head = Group.EMBEDDING if spec.tied_embeddings else Group.OUTPUT_HEAD
     fixed: dict[str, float] = {}
     routed: dict[tuple[int, int, int], dict[str, float]] = {}
-    head_bytes = 0.0
+    head_bytes, head_type = 0.0, ""
+    work: dict[str, float] = {}
+    expert_work: dict[str, float] = {}
     for tensor in tensors(spec):
         kind, nbytes = kinds[tensor.name], float(tensor_bytes(tensor, kinds[tensor.name]))
         ffn = spec.layers[tensor.layer].ffn if tensor.layer is not None else None
         if tensor.group is Group.ROUTED_EXPERTS and isinstance(ffn, MoeFfn):
             found = routed.setdefault((ffn.n_experts, ffn.n_experts_per_token, ffn.expert_width), {})
             found[kind.value] = found.get(kind.value, 0.0) + nbytes
+            used = tensor.params * ffn.n_experts_per_token / ffn.n_experts
+            expert_work[kind.value] = expert_work.get(kind.value, 0.0) + used
         elif tensor.group is not Group.EMBEDDING or spec.tied_embeddings:
             fixed[kind.value] = fixed.get(kind.value, 0.0) + nbytes
+            work[kind.value] = work.get(kind.value, 0.0) + tensor.params
         if tensor.group is head:
-            head_bytes += nbytes
+            head_bytes, head_type = head_bytes + nbytes, kind.value
     widths = [
         (layer.ffn.n_experts, layer.ffn.n_experts_per_token, layer.ffn.expert_width)
         for layer in spec.layers
@@ -124,6 +135,7 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
         mine[1] += attention_flops(layer, 1.0)
     constant = sum(attention_flops(layer, 1.0) for layer in spec.layers if not isinstance(layer.attention, Gqa | Mla))
     head_params = spec.hidden * spec.vocab
+    worked = math.fsum((*work.values(), *expert_work.values()))
     return Terms(
         name=spec.name,
         moe=spec.is_moe,
@@ -140,4 +152,7 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
         experts=experts,
         attention=tuple(AttentionGroup(window, mine[0], mine[1], heads) for (window, heads), mine in attention.items()),
         latent_kv=any(isinstance(layer.attention, Mla) for layer in spec.layers),
+        work=tuple((kind, n / worked) for kind, n in work.items()),
+        expert_work=tuple((kind, n / worked) for kind, n in expert_work.items()),
+        head_type=head_type,
     )

@@ -50,6 +50,16 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     type_cost: dict[str, float] = {}
     """By number type (Q4_K, Q8_0, BF16, ...): seconds of reading and unpacking a byte, over those of the type that
     `weight_bytes_per_s` was fitted on; 1 where none is given. A format is a mixture of types."""
+    type_compute: dict[str, float] = {}
+    """By number type: seconds of an operation on weights of it, over those of the type the rates were fitted on; 1
+    where none is given. A CPU unpacks as it multiplies, and some types it multiplies faster than others."""
+    expert_compute: float = 1.0
+    """Seconds of an operation in routed experts over those of one elsewhere: few tokens a matrix are slow to multiply."""
+    tile: int = 1
+    """Sequences that a decode step's matrix products take at once. What is left over goes one by one."""
+    tile_cost: dict[str, float] = {}
+    """By number type: seconds of an operation in a full tile, over those of one left over; 1 where none is given.
+    Routed experts are not tiled."""
 
 
 class Error(msgspec.Struct, frozen=True, kw_only=True):
