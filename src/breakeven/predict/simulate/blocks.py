@@ -43,11 +43,8 @@ class Blocks:
 
     def held(self, ids: Sequence[int], most: int) -> int:
         """How many of the first `most` ids the cache holds without a gap."""
-        n = 0
-        for n, chunk in enumerate(ids[:most]):  # noqa: B007
-            if chunk not in self.users:
-                return n
-        return min(len(ids), most)
+        ids = ids[:most]
+        return next((n for n, chunk in enumerate(ids) if chunk not in self.users), len(ids))
 
     def idle_among(self, ids: Sequence[int]) -> int:
         """Of these cached chunks, those nobody uses: using them takes room from what is available."""
@@ -69,7 +66,7 @@ class Blocks:
             self.idle.pop(chunk, None)
 
     def publish(self, ids: Sequence[int]) -> list[int]:
-        """Turn own blocks into cached chunks, used once; returns those that were not cached yet. The others stay own."""
+        """Turn own blocks into cached chunks, used once; returns those not cached yet, the others stay."""
         fresh = [chunk for chunk in dict.fromkeys(ids) if chunk not in self.users]
         self.own -= len(fresh) * self.chunk
         for chunk in fresh:

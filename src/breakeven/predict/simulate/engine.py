@@ -99,7 +99,7 @@ class Replica:
         m = max(1, self._heap[0][0] - self._step)
         return self.clock + m * self._table.decode_s(d, self._context / d)
 
-    def advance(self, until_s: float, stop_at: frozenset[int] | set[int] = frozenset()) -> None:
+    def advance(self, until_s: float, stop_at: frozenset[int] = frozenset()) -> None:
         """Take every step that starts before `until_s`; stop after one in which a request of `stop_at` ended.
 
         Takes one step at least when there is anything to do.

@@ -55,7 +55,7 @@ class Requests:
                 raise UserError("a request waits for an earlier one; put turns of a conversation in order")
             if np.isfinite(self.arrival_s_N[waits_N]).any():
                 raise UserError("a request that waits for another has no arrival of its own; give NaN")
-        if self.streams is None and np.isnan(self.arrival_s_N[self.heads_N]).any():
+        if self.streams is None and np.isnan(self.arrival_s_N[self.heads]).any():
             raise UserError("a request without an arrival waits for another or for a stream; give one of them")
         if self.streams is not None and self.streams < 1:
             raise UserError(f"a closed loop has 1 stream or more; found {self.streams}")
@@ -64,22 +64,21 @@ class Requests:
         return len(self.arrival_s_N)
 
     @property
-    def heads_N(self) -> NDArray[np.bool_]:
+    def heads(self) -> NDArray[np.bool_]:
         """True where a request waits for no other one."""
         return np.ones(len(self), np.bool_) if self.after_N is None else self.after_N == NOBODY
 
     @property
     def depends(self) -> bool:
         """True when answers decide some arrivals."""
-        return self.streams is not None or not bool(self.heads_N.all())
+        return self.streams is not None or not bool(self.heads.all())
 
 
 def requests_of(arrival_s: Floats, prompt_tokens: Ints, output_tokens: Ints) -> Requests:
     """Independent requests, nothing shared between them, in order of arrival."""
     order_N = np.argsort(arrival_s, kind="stable")
-    columns = (
-        np.asarray(arrival_s, np.float64),
-        np.asarray(prompt_tokens, np.int64),
-        np.asarray(output_tokens, np.int64),
+    return Requests(
+        np.asarray(arrival_s, np.float64)[order_N],
+        np.asarray(prompt_tokens, np.int64)[order_N],
+        np.asarray(output_tokens, np.int64)[order_N],
     )
-    return Requests(*(column[order_N] for column in columns))

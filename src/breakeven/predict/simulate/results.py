@@ -75,22 +75,22 @@ class Simulation:
         return len(self.arrival_s_N)
 
     @property
-    def served_N(self) -> Bools:
+    def served(self) -> Bools:
         """True for requests that were answered to the end."""
         return np.isfinite(self.end_s_N)
 
     @property
-    def ttft_s_N(self) -> Floats:
+    def ttft_s(self) -> Floats:
         """From arrival to first token."""
         return self.first_s_N - self.arrival_s_N
 
     @property
-    def e2e_s_N(self) -> Floats:
+    def e2e_s(self) -> Floats:
         """From arrival to last token."""
         return self.end_s_N - self.arrival_s_N
 
     @property
-    def tpot_s_N(self) -> Floats:
+    def tpot_s(self) -> Floats:
         """Mean time a token after the first; NaN for answers of one token."""
         after_first_N = np.where(self.output_tokens_N > 1, self.output_tokens_N - 1, np.nan)
         return (self.end_s_N - self.first_s_N) / after_first_N
@@ -113,14 +113,14 @@ class Simulation:
     @property
     def requests_per_s(self) -> float:
         """Requests answered over the same time."""
-        return self._per_s(float(self.served_N.sum()))
+        return self._per_s(float(self.served.sum()))
 
     def percentiles(self, metric: str, p: ArrayLike, counted_N: Bools | None = None) -> Floats:
         """Percentiles of "ttft", "tpot", "e2e" or "gap", in seconds; refused requests count as infinitely late.
 
         Nearest rank, as the measured ones. `counted_N`: which requests count; None: all that were issued.
         """
-        values_N = {"ttft": self.ttft_s_N, "tpot": self.tpot_s_N, "e2e": self.e2e_s_N, "gap": self.gap_s_N}[metric]
+        values_N = {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2e": self.e2e_s, "gap": self.gap_s_N}[metric]
         kept_N = self.issued_N if counted_N is None else counted_N & self.issued_N
         late_N = np.where(self.refused_N, np.inf, values_N)[kept_N]
         values = np.sort(late_N[~np.isnan(late_N)])
@@ -140,15 +140,15 @@ class Simulation:
         ranks = np.maximum(np.ceil(np.asarray(p, np.float64) / 100.0 * below_M[-1]), 1)
         return np.asarray(gaps_M[order_M][np.searchsorted(below_M, ranks)], np.float64)
 
-    def good_N(self, slo: Slo) -> Bools:
+    def good(self, slo: Slo) -> Bools:
         """Requests that keep every term of `slo`; a term on gaps counts for answers of more than one token."""
-        found_N = self.served_N.copy()
+        found_N = self.served.copy()
         several_N = self.output_tokens_N > 1
         for limit, values_N, applies_N in (
-            (slo.ttft_s, self.ttft_s_N, True),
-            (slo.tpot_s, self.tpot_s_N, several_N),
+            (slo.ttft_s, self.ttft_s, True),
+            (slo.tpot_s, self.tpot_s, several_N),
             (slo.itl_s, self.gap_s_N, several_N),
-            (slo.e2e_s, self.e2e_s_N, True),
+            (slo.e2e_s, self.e2e_s, True),
         ):
             if limit is not None:
                 with np.errstate(invalid="ignore"):
@@ -158,11 +158,11 @@ class Simulation:
     def good_share(self, slo: Slo, counted_N: Bools | None = None) -> float:
         """Share of issued requests that keep `slo`; NaN without any."""
         kept_N = self.issued_N if counted_N is None else counted_N & self.issued_N
-        return float(self.good_N(slo)[kept_N].mean()) if kept_N.any() else float("nan")
+        return float(self.good(slo)[kept_N].mean()) if kept_N.any() else float("nan")
 
     def goodput_per_s(self, slo: Slo) -> float:
         """Good requests over the time from first arrival to last token."""
-        return self._per_s(float(self.good_N(slo).sum()))
+        return self._per_s(float(self.good(slo).sum()))
 
     def over_time(self, bins: int = 120) -> dict[str, Floats]:
         """Means over `bins` equal spans of time: "time_s" (middle), "decoding", "waiting", "kv_tokens", "busy" share.
@@ -188,7 +188,7 @@ class Simulation:
 
     def _per_s(self, count: float) -> float:
         first_s = float(np.nanmin(self.arrival_s_N)) if self.issued_N.any() else 0.0
-        last_s = float(np.nanmax(self.end_s_N)) if self.served_N.any() else first_s
+        last_s = float(np.nanmax(self.end_s_N)) if self.served.any() else first_s
         return count / (last_s - first_s) if last_s > first_s else 0.0
 
 

@@ -66,7 +66,7 @@ class _Run:
         self.replicas = [Replica(k, table, policy, self.jobs, requests.prefix_tokens) for k in range(fleet.most)]
         self.scaler = Scaler(fleet)
         self.pick = BALANCING[fleet.balancing]
-        self.rng = Random(fleet.seed)  # noqa: S311
+        self.rng = Random(fleet.seed)
         self.arrival_s: list[float] = requests.arrival_s_N.tolist()
         self.sent = 0
         fixed_N = np.flatnonzero(np.isfinite(requests.arrival_s_N))
@@ -85,12 +85,12 @@ class _Run:
                     self.next_turn[before] = i
         self.closed: deque[int] = deque()
         if requests.streams is not None:
-            self.closed.extend(np.flatnonzero(requests.heads_N & np.isnan(requests.arrival_s_N)).tolist())
+            self.closed.extend(np.flatnonzero(requests.heads & np.isnan(requests.arrival_s_N)).tolist())
             for _ in range(min(requests.streams, len(self.closed))):
                 heappush(self.due, (0.0, self.closed.popleft()))
-        self.watched: frozenset[int] | range = frozenset()
+        self.watched: frozenset[int] = frozenset()
         if requests.streams is not None:
-            self.watched = range(n)
+            self.watched = frozenset(range(n))
         elif requests.after_N is not None:
             self.watched = frozenset(requests.after_N[requests.after_N != NOBODY].tolist())
 
