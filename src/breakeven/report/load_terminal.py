@@ -38,6 +38,7 @@ from breakeven.report.load_words import (
     units_of,
     workload_rows,
 )
+from breakeven.report.tables import packed, shortened
 from breakeven.report.terminal import columns, listed, wrapped
 from breakeven.report.words import (
     NO_DIFFERENCE,
@@ -51,7 +52,6 @@ from breakeven.report.words import (
 from breakeven.spec.load import CapacityStudy, Check, Limit, LoadPoint, LoadStudy, Percentile, Trial
 
 Say = Callable[..., None]
-LONGEST_NAME = 24
 LONGEST_REASON = 12
 NO_NUMBER = "-"
 SHOWN_DELAYS = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
@@ -147,8 +147,8 @@ def _points(study: LoadStudy, width: int, say: Say) -> None:
     for name, points in grouped(study.points, lambda point: point.model).items():
         say()
         say(f"{name} ({known[name]})" if known.get(name) else name, "bold")
-        first = ["load", *(_shortened(point.load) for point in points)]
-        tables = _packed(first, [_filled(group, points) for group in groups], width - 2)
+        first = ["load", *(shortened(point.load) for point in points)]
+        tables = packed(first, [_filled(group, points) for group in groups], width - 2)
         for position, lines in enumerate(tables):
             if position:
                 say()
@@ -205,7 +205,7 @@ def _reasons(points: Sequence[LoadPoint]) -> list[str]:
             latency = latency_of(point, metric)
             for each in latency.percentiles if latency else []:
                 if each.value is None and each.why is not None and len(each.why) > LONGEST_REASON:
-                    found.setdefault(each.why, []).append(_shortened(point.load))
+                    found.setdefault(each.why, []).append(shortened(point.load))
     return [f'"{NO_NUMBER}": {why} ({", ".join(dict.fromkeys(loads))}).' for why, loads in found.items()]
 
 
@@ -215,37 +215,6 @@ def _filled(group: Group, points: Sequence[LoadPoint]) -> list[list[str]]:
     return [[row[column] for row in rows] for column in range(len(group.heads))]
 
 
-def _packed(first: list[str], groups: list[list[list[str]]], width: int) -> list[list[str]]:
-    """Tables of lines, each with the column `first` and as many groups as `width` holds, whole where they fit."""
-    tables: list[list[list[str]]] = []
-    fitting = [part for group in groups for part in ([group] if _wide([first, *group]) <= width else _apart(group))]
-    for group in fitting:
-        if tables and _wide([first, *tables[-1], *group]) <= width:
-            tables[-1] += group
-        else:
-            tables.append(list(group))
-    return [columns(list(zip(first, *table, strict=True))) for table in tables]
-
-
-def _apart(group: list[list[str]]) -> list[list[list[str]]]:
-    """Each column of a group on its own, headed by what the first of them is about."""
-    title = group[0][0].rpartition(" p")[0]
-    heads = [f"{title} {column[0]}" if column[0].startswith("p") and title else column[0] for column in group]
-    return [[[head, *column[1:]]] for head, column in zip(heads, group, strict=True)]
-
-
-def _wide(table: list[list[str]]) -> int:
-    return sum(max(len(cell) for cell in column) for column in table) + 2 * (len(table) - 1)
-
-
-def _shortened(name: str) -> str:
-    """`name` with its middle left out where it would take the room of the numbers."""
-    if len(name) <= LONGEST_NAME:
-        return name
-    half = (LONGEST_NAME - 2) // 2
-    return f"{name[:half]}..{name[-half:]}"
-
-
 def _differences(study: LoadStudy, say: Say) -> None:
     for (key, a, b), group in grouped(study.differences, lambda each: (each.metric, each.a, each.b)).items():
         metric = load_metric(key)
@@ -253,7 +222,7 @@ def _differences(study: LoadStudy, say: Say) -> None:
         say(f"{metric.title}: {a} over {b} ({metric.direction})", "bold")
         rows = [
             [
-                _shortened(each.load),
+                shortened(each.load),
                 value(each.ratio, places=RATIO_PLACES),
                 interval(each.ratio, places=RATIO_PLACES) or "no interval",
                 NO_DIFFERENCE if each.winner is None else each.winner,
@@ -290,7 +259,7 @@ def _rest(study: LoadStudy, say: Say) -> None:
         elif texts:
             say(f"{title}:")
             for point, text in zip(study.points, texts, strict=True):
-                say(f"- {point.model + ' at ' if several else ''}{_shortened(point.load)}: {text}", indent=2)
+                say(f"- {point.model + ' at ' if several else ''}{shortened(point.load)}: {text}", indent=2)
 
 
 def _limit(limit: Limit, noun: str, headline: str, say: Say) -> None:

@@ -1,0 +1,139 @@
+"""What the charts of a decision share: one axis of load, the candidates' colours, and names at the ends of lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from breakeven.report.decision_words import load_text
+from breakeven.report.figure import NARROW, WIDE, data_of, legend, series_of, shapes_of
+from breakeven.report.load_axes import LOG_LOAD_FROM, TICK_FORMAT, Scale, apart
+from breakeven.report.svg import MUTED
+from breakeven.spec.decision import CandidateResult, Decision
+
+if TYPE_CHECKING:
+    import altair as alt
+
+Side = Literal["left", "center", "right"]
+HEIGHT = 280
+LINE = 15
+LABEL_GAP = 15
+WIDEST_LABEL = 170
+LETTER = 7.5
+"""Pixels a letter of a name takes at most, nearly always."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The candidates in the order of the study: everyone keeps colour and mark through the whole page."""
+
+    models: Sequence[CandidateResult]
+
+    def colours(self, names: Sequence[str]) -> alt.Scale:
+        """The colours of `names` for Altair."""
+        import altair as alt
+
+        return alt.Scale(domain=list(names), range=[series_of(self)[name].sentinel for name in names])
+
+    def marks(self, names: Sequence[str]) -> alt.Scale:
+        """The marks of `names` for Altair."""
+        import altair as alt
+
+        return alt.Scale(domain=list(names), range=[shapes_of(self)[name] for name in names])
+
+    def known(self, names: Iterable[str]) -> list[str]:
+        """Those of the candidates that stand among `names`, in the study's order."""
+        wanted = set(names)
+        return [name for name in series_of(self) if name in wanted]
+
+
+def cast_of(decision: Decision) -> Cast:
+    """The candidates of `decision`."""
+    return Cast(decision.candidates)
+
+
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """The axis of load in requests per second; `title` says of what."""
+
+    scale: Scale
+    title: str
+
+    def x(self, width: float) -> alt.X:
+        """This axis for Altair, `width` pixels long, for a field called x."""
+        import altair as alt
+
+        axis = alt.Axis(title=self.title, values=self.scale.ticks(width), format=TICK_FORMAT, grid=False)
+        return alt.X("x:Q", scale=self.scale.scale(), axis=axis)
+
+
+def loads_of(rates: Sequence[float], title: str) -> Loads:
+    """An axis that holds `rates`, logarithmic where they span much."""
+    low, high = min(rates), max(rates)
+    if low > 0 and high / low >= LOG_LOAD_FROM:
+        return Loads(Scale(log=True, low=low, high=high), title)
+    margin = 0.06 * (high - low) or 0.5
+    return Loads(Scale(log=False, low=max(0.0, low - margin), high=high + margin), title)
+
+
+def plot_width(words: Sequence[str], narrow: bool) -> float:
+    """Pixels of the plot beside which `words` stand; on a phone names stand above it."""
+    if narrow:
+        return NARROW - 56
+    return WIDE - 64 - beside(words)
+
+
+def beside(words: Sequence[str]) -> float:
+    """Pixels to leave for names at the right of a plot."""
+    return min(WIDEST_LABEL, 20 + LETTER * max((len(text) for text in words), default=0))
+
+
+def end_labels(ends: list[dict[str, Any]], y: Scale, width: float, colour: alt.Color) -> alt.Chart:
+    """Names at the right of lines. `ends`: model, words and value of each line's last point; none covers another."""
+    import altair as alt
+
+    placed = apart([{**end, "at": y.pixel(end["value"], HEIGHT)} for end in ends], LABEL_GAP, HEIGHT)
+    made: alt.Chart = (
+        alt.Chart(data_of(placed))
+        .mark_text(align="left", dx=10, fontWeight=600, limit=WIDEST_LABEL - 12)
+        .encode(x=alt.value(width), y=alt.Y("at:Q", scale=None), text="words:N", color=colour)
+    )
+    return made
+
+
+def key_of(narrow: bool, names: Sequence[str], lines_above: int = 0) -> alt.Legend | None:
+    """A legend for a phone, above `lines_above` lines of words; elsewhere names stand at the lines."""
+    if not narrow or len(names) < 2:
+        return None
+    key = legend(narrow)
+    key.offset = 14 + LINE * lines_above
+    return key
+
+
+def moment(loads: Loads, at: float, words: str, width: float, position: int) -> list[alt.Chart]:
+    """A rule at the load `at` with its words above the plot, `position` lines up."""
+    import altair as alt
+
+    middle = loads.scale.pixel(at, width)
+    side: Side = "left" if middle < width * 0.3 else "right" if middle > width * 0.7 else "center"
+    base = alt.Chart(data_of([{"middle": middle, "words": words}])).encode(x=alt.X("middle:Q", scale=None))
+    return [
+        base.mark_rule(color=MUTED.sentinel, strokeWidth=1.2, strokeDash=[2, 2] if position == 0 else [1, 0]).encode(
+            y=alt.value(-4), y2=alt.value(HEIGHT)
+        ),
+        base.mark_text(align=side, baseline="bottom", color=MUTED.sentinel).encode(
+            y=alt.value(-6 - LINE * position), text="words:N"
+        ),
+    ]
+
+
+def now_words(decision: Decision) -> str:
+    """The study's load as a mark on an axis names it."""
+    return f"now {load_text(decision.load_per_s)} req/s"
+
+
+def log_words(x: Scale, y: Scale, of_y: str) -> str:
+    """Which axes are logarithmic, as a sentence of a caption; empty where none is."""
+    names = [name for name, log in (("load", x.log), (of_y, y.log)) if log]
+    return f" Log ax{'es' if len(names) > 1 else 'is'}: {' and '.join(names)}." if names else ""
