@@ -11,13 +11,15 @@ from breakeven.spec.model import ModelSpec
 Specs = Mapping[str, ModelSpec | None]
 """Architectures by candidate name; None where it is not known."""
 
-_UNCALIBRATED = {"bf16", "f16", "fp16", "f32", "q8_0", "mxfp4"}
-"""Formats that need no data to be made, or in which the publisher ships the weights."""
+_CALIBRATED = ("int4", "int8", "nvfp4", "iq", "q2", "q3", "q4")
+"""How formats begin that are often made with the help of calibration data."""
 
 
 def advice_for(plan: StudyPlan, specs: Specs) -> list[Advice]:
     """Everything of `ADVICE` that concerns this study, in order of how much it can cost to ignore it."""
-    moe = [each for each in plan.candidates if (spec := specs.get(each.name)) is not None and spec.is_moe]
+    # What somebody else serves, they adapt, quantize and watch.
+    served = (each for each in plan.candidates if not each.is_api)
+    moe = [each for each in served if (spec := specs.get(each.name)) is not None and spec.is_moe]
     return [advice for rule in ADVICE if (advice := rule(plan, moe)) is not None]
 
 
@@ -93,7 +95,7 @@ def _monitoring(plan: StudyPlan, moe: list[CandidatePlan]) -> Advice | None:
 
 
 def _quantization(plan: StudyPlan, moe: list[CandidatePlan]) -> Advice | None:
-    small = [each for each in moe if each.format is not None and each.format.lower() not in _UNCALIBRATED]
+    small = [each for each in moe if each.format is not None and each.format.lower().startswith(_CALIBRATED)]
     if not small:
         return None
     return Advice(
