@@ -1,0 +1,276 @@
+"""`predict` as people meet it: profiles by name, points, notes, the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from breakeven.errors import UserError
+from breakeven.predict.model import step_model
+from breakeven.predict.profiles import (
+    default_engine,
+    load_profile,
+    profile_directory,
+    profile_named,
+    profiles_here,
+    save_profile,
+)
+from breakeven.predict.ratio import speed_ratio
+from breakeven.predict.routing import read_routing
+from breakeven.predict.run import predict
+from breakeven.report.prediction import print_prediction
+from breakeven.spec.catalogue import lookup
+from breakeven.spec.chips import chip_named
+from breakeven.spec.machine_reader import read_machine
+from breakeven.spec.model import MoeFfn
+from breakeven.spec.prediction import Prediction
+from breakeven.spec.profile import Range
+from tests.predict_fixtures import MACHINE, profile
+
+
+@pytest.fixture(autouse=True)
+def data_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def run(*args: str, columns: int = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "breakeven.cli", "predict", *args],
+        env={**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+# --- profiles --------------------------------------------------------------------------------------------------------
+
+
+def test_a_profile_comes_back_from_its_file(tmp_path: Path) -> None:
+    assert load_profile(save_profile(profile(), tmp_path / "here" / "mine.json")) == profile()
+
+
+def test_profiles_are_kept_in_the_users_data_directory(data_home: Path) -> None:
+    path = save_profile(profile())
+    assert path.parent == profile_directory() == data_home / "breakeven" / "profiles"
+    assert profiles_here(MACHINE) == [profile()]
+
+
+def test_other_machines_do_not_count() -> None:
+    save_profile(profile(machine=msgspec.structs.replace(MACHINE, logical_cores=2)))
+    save_profile(profile(machine=None))
+    (profile_directory() / "broken.json").write_text("{")
+    assert profiles_here(MACHINE) == []
+
+
+def test_this_is_the_newest_profile_of_the_format() -> None:
+    here = read_machine()
+    for date, format_name in (("2026-01-01", "Q4_K_M"), ("2026-03-01", "Q8_0"), ("2026-02-01", "Q4_K_M")):
+        save_profile(profile(machine=here, date=date, format_name=format_name))
+    save_profile(profile(machine=here, date="2026-01-15", engine="vllm", format_name="BF16"))
+    assert profile_named("this").origin.date == "2026-03-01"
+    assert profile_named("this", "llama.cpp", None, "q4_k_m").origin.date == "2026-02-01"
+    assert profile_named("this", "vllm").origin.date == "2026-01-15"
+    with pytest.raises(UserError, match="on 2 devices"):
+        profile_named("this", None, 2)
+
+
+def test_without_calibration_the_way_out_is_named() -> None:
+    with pytest.raises(UserError, match=r"breakeven calibrate.*breakeven machines"):
+        profile_named("this")
+
+
+def test_a_path_is_a_profile_or_a_chip(tmp_path: Path) -> None:
+    path = save_profile(profile(), tmp_path / "mine.json")
+    assert profile_named(str(path)) == profile()
+    with pytest.raises(UserError, match="leave --engine out"):
+        profile_named(str(path), "vllm")
+    chip = tmp_path / "board.yaml"
+    chip.write_text("name: My board\nclass: sbc\nbandwidth_gb_per_s: 20\nmemory_gb: 8\nsource: data sheet\n")
+    found = profile_named(str(chip))
+    assert (found.engine, found.origin.how) == ("llama.cpp", "datasheet")
+    assert found.chip is not None
+    assert found.chip.name == "My board"
+
+
+@pytest.mark.parametrize("content", ["{", '{"schema": "breakeven.calibration/9", "constants": {}}', "[]"])
+def test_what_is_no_profile_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(UserError):
+        profile_named(str(path))
+    with pytest.raises(UserError, match=r"bad\.json"):
+        load_profile(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gone"):
+        profile_named(str(tmp_path / "gone.json"))
+
+
+@pytest.mark.parametrize(
+    ("chip", "engine"),
+    [("h100-sxm", "vllm"), ("l40s", "vllm"), ("apple-m2-pro", "llama.cpp"), ("rtx-4090", "llama.cpp")],
+)
+def test_every_class_of_machine_has_its_engine(chip: str, engine: str) -> None:
+    assert default_engine(chip_named(chip)) == engine
+    assert profile_named(chip).engine == engine
+
+
+def test_an_unknown_chip_offers_the_nearest() -> None:
+    with pytest.raises(UserError, match="apple-m2-pro"):
+        profile_named("apple-m2-prop")
+
+
+# --- points ----------------------------------------------------------------------------------------------------------
+
+
+def saved(tmp_path: Path, **changes: object) -> str:
+    return str(save_profile(profile(**changes), tmp_path / "mine.json"))  # type: ignore[arg-type]
+
+
+def test_points_come_by_machine_model_context_and_batch(tmp_path: Path) -> None:
+    here = saved(tmp_path)
+    found = predict(["olmoe-1b-7b", "llama-3.2-1b"], [here, "rtx-4090"], batches=(1, 8), contexts=(512, 1024))
+    order = [(p.machine, p.model, p.context, p.batch) for p in found.points]
+    assert order[:5] == [
+        (here, "olmoe-1b-7b", 512, 1),
+        (here, "olmoe-1b-7b", 512, 8),
+        (here, "olmoe-1b-7b", 1024, 1),
+        (here, "olmoe-1b-7b", 1024, 8),
+        (here, "llama-3.2-1b", 512, 1),
+    ]
+    assert len(order) == 16
+    assert set(found.profiles) == {here, "rtx-4090"}
+    assert "calibrated on 2026-01-01" in found.profiles[here]
+    assert "data sheet" in found.profiles["rtx-4090"]
+    for point in found.points:
+        assert point.step_s.low < point.step_s.value < point.step_s.high
+        assert point.decode_tokens_per_s == pytest.approx(point.batch / point.step_s.value)
+        assert point.prefill_tokens_per_s == pytest.approx(point.context / point.prefill_s.value)
+        assert point.bound == max(point.parts_s, key=lambda part: point.parts_s[part])
+    assert {p.kind for p in found.points if p.model == "olmoe-1b-7b"} == {"moe"}
+
+
+def test_the_format_is_the_probed_one_then_the_engines(tmp_path: Path) -> None:
+    assert predict(["llama-3.2-1b"], [saved(tmp_path, format_name="Q8_0")]).points[0].format == "Q8_0"
+    assert predict(["llama-3.2-1b"], ["h100-sxm"]).points[0].format == "BF16"
+    assert predict(["llama-3.2-1b"], ["rtx-4090"]).points[0].format == "Q4_K_M"
+    assert predict(["llama-3.2-1b"], ["rtx-4090"], format_name="q4_0").points[0].format == "Q4_0"
+
+
+def test_a_ratio_is_surer_than_its_speeds(tmp_path: Path) -> None:
+    found = predict(["llama-3.2-1b", "llama-3.2-3b"], [saved(tmp_path)])
+    one, three = found.points
+    (ratio,) = found.ratios
+    assert ratio.decode.value == pytest.approx(one.step_s.value / three.step_s.value)
+    assert ratio.decode.high / ratio.decode.low < (one.step_s.high * three.step_s.high) / (
+        one.step_s.low * three.step_s.low
+    )
+    back = speed_ratio(*(step_model(lookup(m), profile(), "Q4_K_M") for m in ("llama-3.2-1b", "llama-3.2-3b")), 1, 512)
+    assert back.low == pytest.approx(1 / ratio.decode.high)
+
+
+def test_extrapolation_is_named(tmp_path: Path) -> None:
+    ranges = [
+        Range(quantity="batch", low=1, high=8),
+        Range(quantity="context", low=100, high=1000),
+        Range(quantity="active_params", low=1e6, high=1e8),
+    ]
+    inside, beyond = predict(["llama-3.2-1b"], [saved(tmp_path, ranges=ranges)], batches=(8, 16)).points
+    assert [note.split(":")[0] for note in inside.notes] == ["extrapolated"]
+    assert "active parameters" in inside.notes[0]
+    assert "a batch of 16 lies outside the 1 to 8" in beyond.notes[0]
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    small = saved(tmp_path, memory_bytes=3 * 10**9)
+    (point,) = predict(["olmoe-1b-7b"], [small]).points
+    assert not point.fits
+    assert point.bound == "disk"
+    assert any("read from disk" in note for note in point.notes)
+    (served,) = predict(["llama-3.1-70b"], ["h100-sxm"]).points
+    assert not served.fits
+    assert any(note.startswith("does not fit") for note in served.notes)
+
+
+def test_several_devices_are_marked_as_an_approximation() -> None:
+    (point,) = predict(["llama-3.1-70b"], ["h100-sxm"], devices=4).points
+    assert point.fits
+    assert point.devices == 4
+    assert point.parts_s["link"] > 0
+    assert any("first approximation" in note for note in point.notes)
+
+
+def test_longer_than_the_models_own_context_is_named(tmp_path: Path) -> None:
+    (point,) = predict(["olmoe-1b-7b"], [saved(tmp_path)], contexts=(8192,)).points
+    assert any("own limit" in note for note in point.notes)
+
+
+def test_traced_routing_reads_fewer_bytes(tmp_path: Path) -> None:
+    layers = [layer.ffn for layer in lookup("olmoe-1b-7b").layers if isinstance(layer.ffn, MoeFfn)]
+    rows = [[0.9] * 4 + [(8 - 3.6) / 60] * 60 for _ in layers]
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps({"schema": "breakeven.trace/1", "layers": [{"frequencies": row} for row in rows]}))
+    here = saved(tmp_path)
+    (even,) = predict(["olmoe-1b-7b"], [here], batches=(8,)).points
+    (traced,) = predict(["olmoe-1b-7b"], [here], batches=(8,), frequencies={"olmoe-1b-7b": read_routing(path)}).points
+    assert traced.bytes_read < even.bytes_read
+    assert any("routing taken as even" in note for note in even.notes)
+    assert not any("routing" in note for note in traced.notes)
+    path.write_text("{}")
+    with pytest.raises(UserError, match="breakeven trace --json"):
+        read_routing(path)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_json_is_the_result(tmp_path: Path) -> None:
+    here = saved(tmp_path)
+    done = run("olmoe-1b-7b", "llama-3.2-1b", "--machine", here, "--batch", "1,8", "--json")
+    assert done.returncode == 0, done.stderr
+    found = msgspec.json.decode(done.stdout, type=Prediction)
+    assert found == predict(["olmoe-1b-7b", "llama-3.2-1b"], [here], batches=(1, 8))
+    assert found.schema == "breakeven.predict/1"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_the_table_fits_the_terminal(columns: int, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    found = predict(["olmoe-1b-7b", "llama-3.2-1b"], ["apple-m2-pro"], batches=(1, 8))
+    print_prediction(found, Console(width=columns))
+    text = capsys.readouterr().out
+    assert max(len(line) for line in text.splitlines()) <= columns
+    assert "predicted, not measured" in " ".join(text.split())
+    assert "llama-3.2-1b over olmoe-1b-7b" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["olmoe-1b-7b", "--machine", "h10-sxm"], "h100-sxm"),
+        (["olmoe-1b-7c", "--machine", "h100-sxm"], "olmoe-1b-7b"),
+        (["olmoe-1b-7b", "--machine", "h100-sxm", "--batch", "0"], "--batch 0"),
+        (["olmoe-1b-7b", "--machine", "h100-sxm", "--context", "1k"], "--context 1k"),
+        (["olmoe-1b-7b", "--machine", "h100-sxm", "--format", "q9"], "no weight format"),
+        (["olmoe-1b-7b", "--machine", "h100-sxm", "--engine", "ollama"], "ollama"),
+        (["olmoe-1b-7b", "--machine", "h100-sxm", "--routing", "x=y"], "MODEL=FILE"),
+        (["olmoe-1b-7b"], "breakeven calibrate"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(args: list[str], says: str) -> None:
+    done = run(*args)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert says in done.stderr
