@@ -19,7 +19,7 @@ from breakeven.engine.memory import check_memory
 from breakeven.engine.source import Source, parse_source
 from breakeven.errors import EngineError, UserError
 from breakeven.spec.arithmetic import kv_bytes
-from breakeven.spec.formats import tensor_types
+from breakeven.spec.formats import gguf_types
 
 Progress = Callable[[int, int], None]
 WaitPolicy = Literal["passive"] | None
@@ -153,7 +153,7 @@ def _gguf(source: Source, format_name: str, seed: int, progress: Progress | None
     if source.path is not None:
         return source.path
     assert source.spec is not None
-    tensor_types(source.spec, format_name)  # an unknown format is refused before anything is written
+    gguf_types(source.spec, format_name)  # what llama.cpp cannot read is refused before anything is written
     return cache.provide(source.spec, format_name, seed=seed, progress=progress)
 
 

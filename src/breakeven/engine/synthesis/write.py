@@ -20,7 +20,7 @@ from breakeven.engine.synthesis.routing import Doubles, Routing, biases_for, rou
 from breakeven.engine.synthesis.values import Fill, Values, embedding_std, values_of
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
 from breakeven.spec.families import FAMILIES, why_not_written
-from breakeven.spec.formats import tensor_types
+from breakeven.spec.formats import gguf_types
 from breakeven.spec.model import ModelSpec, MoeFfn
 from breakeven.spec.tensors import Tensor, tensors
 
@@ -41,7 +41,7 @@ def tensor_bytes(tensor: Tensor, kind: GGMLQuantizationType) -> int:
 
 
 def _types(spec: ModelSpec, format_name: str) -> dict[str, GGMLQuantizationType]:
-    return {name: GGMLQuantizationType[str(kind)] for name, kind in tensor_types(spec, format_name).items()}
+    return {name: GGMLQuantizationType[str(kind)] for name, kind in gguf_types(spec, format_name).items()}
 
 
 def synthesised_bytes(spec: ModelSpec, format_name: str) -> int:
