@@ -1,7 +1,7 @@
 """Step times looked up: the step model on a grid once, interpolated many thousand times.
 
 The step model is piecewise smooth and rises along every axis, so linear interpolation between points at most a quarter
-of an octave apart (half, along contexts) keeps its order and stays within a few per mille, two per cent at a kink.
+of an octave apart (half of one along contexts) keeps its order and stays within a few per mille, two per cent at a kink.
 
 Axes: D decoding sequences, C their mean context, P prompt tokens, Q mean context of a prompt token.
 """
@@ -31,12 +31,11 @@ class StepTable:
         d_D = _grid(0, sequences, 4)
         p_P = _grid(1, tokens, 4)
         self._c = _grid(_FEWEST_CONTEXT, context, 2).tolist()
-        self._q = _grid(_FEWEST_CONTEXT, context, 1).tolist()
+        self._q = _grid(_FEWEST_CONTEXT, context, 2).tolist()
         self._n_c, self._n_p, self._n_q = len(self._c), len(p_P), len(self._q)
         self._decode: list[list[float]] = model.step_s(
             np.arange(sequences + 1, dtype=np.float64)[:, None], np.asarray(self._c)[None, :]
         ).tolist()
-        # Contexts are coarser here: a step with a prompt in it is bound by arithmetic more than by keys and values.
         self._mixed: list[float] = (
             model.step_s(
                 d_D[:, None, None, None],
