@@ -301,7 +301,9 @@ def checked(where: str, found: dict[Any, Any]) -> StudyForm:
 
 def _first(error: ValidationError) -> str:
     """The first complaint, as one line; a wrong key gets the nearest right one."""
-    detail = error.errors(include_url=False)[0]
+    details = error.errors(include_url=False)
+    # A key that is missing is often there, misspelt.
+    detail = next((each for each in details if each["type"] == "extra_forbidden"), details[0])
     parts = [str(part) for part in detail["loc"]]
     key = ".".join(parts)
     if detail["type"] == "extra_forbidden":
