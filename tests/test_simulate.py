@@ -342,7 +342,7 @@ def test_the_table_is_near_the_step_model(d: int, c: float, p: int, q: float) ->
     for which in (DENSE, MOE):
         table = table_of(which, 64, 2048, 65_536)
         assert table.decode_s(max(d, 1), c) == pytest.approx(float(which.step_s(max(d, 1), c)), rel=0.005)
-        assert table.mixed_s(d, c, p, q) == pytest.approx(float(which.step_s(d, c, p, q)), rel=0.03)
+        assert table.mixed_s(d, c, p, q) == pytest.approx(float(which.step_s(d, c, p, q)), rel=0.05)
 
 
 @pytest.mark.parametrize(
