@@ -52,10 +52,10 @@ class Knob:
 
 LOCAL = (
     Knob("weight_share", 0.8, 0.5, 0.5, share=True),
-    Knob("kv_over_weights", 0.7, 0.3),
-    Knob("layer_s", 5e-5, 0.7, 0.7),
+    Knob("kv_share", 0.65, 0.5, 0.3, share=True),
+    Knob("layer_s", 5e-5, 0.6, 0.5),
     Knob("moe_layer_s", 8e-5, 0.7, 0.5),
-    Knob("quantized_cost", 1.1, 0.15, 0.15),
+    Knob("quantized_cost", 1.15, 0.2, 0.3),
     Knob("prefill_flops_share", 0.3, 0.6, 0.6, share=True),
     Knob("prefill_token_s", 2e-5, 0.7, 0.5),
     Knob("overheads old", 1.5, 0.4),
@@ -63,7 +63,7 @@ LOCAL = (
 )
 SERVING = (
     Knob("weight_share", 0.75, 0.4, 0.3, share=True),
-    Knob("kv_over_weights", 0.8, 0.3),
+    Knob("kv_share", 0.7, 0.5, share=True),
     Knob("decode_flops_share", 0.5, 0.4, share=True),
     Knob("prefill_flops_share", 0.45, 0.5, 0.3, share=True),
     Knob("step_s", 1e-3, 0.7, 0.4),
@@ -74,14 +74,15 @@ SERVING = (
     Knob("link_s", 1e-5, 0.5),
     Knob("link_share", 0.6, 0.5, share=True),
     Knob("fp8_cost", 1.1, 0.15),
-    Knob("four_bit_cost", 1.2, 0.2),
+    Knob("fp4_cost", 1.1, 0.15),
+    Knob("int4_cost", 1.3, 0.2),
     Knob("overheads sglang", 1.0, 0.3),
     Knob("overheads trtllm", 0.7, 0.3),
 )
 KNOBS = {"local": LOCAL, "serving": SERVING}
 OVERHEADS = ("step_s", "layer_s", "moe_layer_s", "sequence_s")
 QUANTIZED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_XS", "IQ4_NL", "MXFP4")
-FOUR_BIT = ("NVFP4", "MXFP4", "INT4")
+FLOAT4 = ("NVFP4", "MXFP4")
 EIGHT_BIT = ("FP8", "INT8")
 
 
@@ -121,10 +122,10 @@ class Fit:
         made = {name: getattr(own, name) for name in Efficiency.__struct_fields__}
         made |= {name: value for name, value in v.items() if name in made}
         made |= {name: made[name] * factor for name in OVERHEADS}
-        made["kv_share"] = made["weight_share"] * v["kv_over_weights"]
         costs = dict.fromkeys(QUANTIZED, v["quantized_cost"]) if self.family == "local" else {}
         if self.family == "serving":
-            costs = dict.fromkeys(EIGHT_BIT, v["fp8_cost"]) | dict.fromkeys(FOUR_BIT, v["four_bit_cost"])
+            costs = dict.fromkeys(EIGHT_BIT, v["fp8_cost"]) | dict.fromkeys(FLOAT4, v["fp4_cost"])
+            costs["INT4"] = v["int4_cost"]
         made["type_cost"] = costs
         return Efficiency(**made)
 
@@ -162,6 +163,11 @@ def fitted(
         fit.theta = np.array([known.get(slot, 0.0) for slot in fit.slots])
     truth = np.log([o.seconds for o in observations])
     groups = groups_of(observations)
+    # A deviation moves the observations of its class alone.
+    parts = {}
+    for chip_class in ["", *fit.classes]:
+        rows = [i for i, o in enumerate(observations) if chip_class in ("", o.chip.chip_class)]
+        parts[chip_class] = (rows, groups_of([observations[i] for i in rows]))
     cells = Counter((o.model_group, o.chip.slug, o.phase) for o in observations)
     # n records of one model on one chip count as sqrt(n): they share its error.
     weight = np.array([cells[o.model_group, o.chip.slug, o.phase] ** -0.25 for o in observations]) / NOISE[family]
@@ -172,11 +178,13 @@ def fitted(
     theta, damping = fit.theta.copy(), 1e-2
     here = residuals(theta)
     for _ in range(rounds):
-        jacobian = np.empty((len(here), len(theta)))
-        for j in range(len(theta)):
+        jacobian = np.zeros((len(here), len(theta)))
+        for j, (_, chip_class) in enumerate(fit.slots):
             step = np.zeros_like(theta)
             step[j] = 1e-3
-            jacobian[:, j] = (residuals(theta + step) - here) / 1e-3
+            rows, mine = parts[chip_class]
+            moved_to = np.log(fit.predict([observations[i] for i in rows], theta + step, mine)) - truth[rows]
+            jacobian[rows, j] = (weight[rows] * moved_to - here[rows]) / 1e-3
         trust = np.minimum(1.0, HUBER / np.maximum(np.abs(here), 1e-12))
         normal = jacobian.T @ (trust[:, None] * jacobian) + np.diag(self_weight := 1.0 / fit.spreads**2)
         slope = jacobian.T @ (trust * here) + theta * self_weight

@@ -7,21 +7,21 @@ with a handful of array operations, so that a fit of a few hundred evaluations t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.published.records import Observation
-from breakeven.predict.model import StepModel, step_model
+from breakeven.predict.model import StepModel
 from breakeven.predict.prior import Entry, profile_with
-from breakeven.predict.residency import ON_DEVICE
 from breakeven.predict.serving import steady_state
+from breakeven.predict.terms import terms_of
+from breakeven.spec.formats import format_named
 
 Floats = NDArray[np.float64]
 EntryFor = Callable[[Observation], Entry]
 
-RATE_ROUNDS = 15
+RATE_ROUNDS = 8
 
 
 def groups_of(observations: Sequence[Observation]) -> list[list[int]]:
@@ -36,8 +36,8 @@ def groups_of(observations: Sequence[Observation]) -> list[list[int]]:
 def model_of(o: Observation, entry: Entry) -> StepModel:
     """The step model of an observation, all weights on the device."""
     profile = profile_with(o.chip, entry, o.devices, o.format, "", [])
-    model = step_model(o.spec, profile, o.format, o.devices, expert_parallel=o.experts_apart)
-    return replace(model, residency=ON_DEVICE)
+    terms = terms_of(o.spec, format_named(o.format).name)
+    return StepModel(o.spec, terms, profile, o.devices, expert_parallel=o.experts_apart)
 
 
 def on_device(o: Observation, entry: Entry) -> bool:

@@ -150,10 +150,13 @@ def _local(base: Observation, r: dict[str, Any]) -> Observation | str:
         length = float(r.get("prompt_len") or 0)
         if not length or depth or streams > 1:
             return "prompt's length not published, or read behind a context"
+        if base.devices > 1:
+            return "prompt pipelined over several cards"
         return replace(base, phase="prefill", prompt=length, seconds=length / r["value"], concurrency=1.0)
     family: Literal["local", "serving"] = "serving" if base.engine.lower().startswith("vllm") else "local"
     # llama-bench generates from an empty cache: its prompt test is a separate run.
-    prompt = 0.0 if base.old else depth if "context_depth" in r else float(r.get("prompt_len") or BRIEF_PROMPT)
+    told = 0.0 if base.old else float(r.get("prompt_len") or 0)
+    prompt = depth or told or (0.0 if base.old or "context_depth" in r else BRIEF_PROMPT)
     seconds = r["value"] / 1e3 if metric == "tpot" else streams / r["value"]
     return replace(base, family=family, concurrency=streams, prompt=prompt, seconds=seconds)
 
@@ -189,10 +192,7 @@ def _loaded(base: Observation, r: dict[str, Any]) -> Observation | str:
     if r["metric"] == "tpot_p50":
         if r["rps"] not in STEADY_RATES:
             return "load that never settles"
-        devices = 2 if r["config"] in ("C5",) else 1
-        return replace(
-            base, family="serving", rate=float(r["rps"]), devices=devices, seconds=r["value"] / 1e3, concurrency=0.0
-        )
+        return replace(base, family="serving", rate=float(r["rps"]), seconds=r["value"] / 1e3, concurrency=0.0)
     if r["metric"] == "tpot_mean" and "PRO 6000" in r["hardware"]:
         # 300 requests at 10/s soon fill the 128 places that this engine was given.
         return replace(
