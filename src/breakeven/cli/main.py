@@ -29,9 +29,12 @@ VERBS: dict[str, Verb] = {
     "capacity": Verb(
         "breakeven.cli.capacity", "Find how many requests a second, and how many people at once, it carries."
     ),
+    "predict": Verb("breakeven.cli.predict", "Predict speed and memory on this machine or another, without a run."),
+    "calibrate": Verb("breakeven.cli.calibrate", "Measure this machine with small probes, so that predict knows it."),
     "check": Verb("breakeven.cli.check", "Compare a run with a saved one; exit status 1 when it got worse."),
     "report": Verb("breakeven.cli.report", "Compute a study again from its event log, and write its page."),
     "models": Verb("breakeven.cli.models", "List the catalogue, or show one model: counts, bytes, KV, experts."),
+    "machines": Verb("breakeven.cli.machines", "List chips known by name, or show one: bandwidth, peaks, prices."),
     "machine": Verb("breakeven.cli.machine", "Describe this machine as an engine sees it."),
     "synth": Verb("breakeven.cli.synth", "Write a weight file of a model's exact shapes, without its weights."),
     "cache": Verb("breakeven.cli.cache", "List or prune the weight files written so far."),

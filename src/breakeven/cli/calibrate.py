@@ -1,0 +1,60 @@
+"""`breakeven calibrate`: measure this machine once, so that any model can be predicted on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+EXAMPLES = """Run a few small synthetic models here and fit what `breakeven predict --machine this` needs.
+
+It takes about ten minutes, writes a profile, and tells how far off predictions are on probes the fit had not seen.
+
+\b
+breakeven calibrate
+breakeven calibrate --format Q8_0 --budget 5m
+breakeven calibrate --engine vllm --out here.json
+breakeven calibrate --list
+"""
+
+
+@app.command(help=EXAMPLES)
+def calibrate(
+    engine: Annotated[str, typer.Option(help="llama.cpp or vllm.")] = "llama.cpp",
+    format_name: Annotated[
+        str | None, typer.Option("--format", help="Weight format of the probes.", show_default="Q4_K_M, BF16")
+    ] = None,
+    budget: Annotated[str, typer.Option(help="Time to spend; the first four probes run whatever it is.")] = "10m",
+    out: Annotated[
+        Path | None, typer.Option(help="File of the profile.", show_default="where --machine this finds it")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the engine.", show_default="one a core")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (breakeven.calibrate/1).")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="Show the probes and loads, and run nothing.")] = False,
+) -> None:
+    import sys
+
+    from rich.console import Console
+
+    from breakeven.cli.compare_run import duration
+    from breakeven.decide.calibrate import CalibrateOptions
+    from breakeven.decide.calibrate import calibrate as run
+    from breakeven.report.calibration import calibration_json, calibration_lines, plan_lines
+    from breakeven.report.progress import Progress
+
+    options = CalibrateOptions(engine, format_name, duration(budget), out, resume, threads)
+    if list_only:
+        typer.echo("\n".join(plan_lines(options)))
+        return
+    try:
+        with Progress(Console(stderr=True, highlight=False), quiet=quiet or as_json) as progress:
+            found = run(options, progress.update)
+    except KeyboardInterrupt:
+        print("\nfinished blocks are kept; run the same command with --resume to go on", file=sys.stderr)
+        raise
+    typer.echo(calibration_json(found).decode() if as_json else "\n".join(calibration_lines(found)))
