@@ -1,0 +1,90 @@
+"""`breakeven cost`: what models on machines, and hosted ones, cost at a load, and where the cheaper one changes.
+
+Every capacity is that of a simulated replica under predicted step times, so a cost has the step model's interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from breakeven.decide.cost_changes import changed
+from breakeven.decide.cost_served import CostOptions, hosted, served_as
+from breakeven.errors import UserError
+from breakeven.price.break_even import Offer, break_evens_of
+from breakeven.price.pricing import idle_usd_per_hour
+from breakeven.price.staircase import cost_points
+from breakeven.spec.cost import Cost
+from breakeven.spec.decision import QualityScore
+from breakeven.spec.slo import slo_text
+from breakeven.version import __version__
+
+DEFAULT_RATES = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""Loads shown where nobody names any, over the largest capacity of one replica."""
+AROUND = 10.0
+"""Flips are looked for from the lowest load shown over this to the highest times this."""
+
+
+def cost(models: Sequence[str], options: CostOptions) -> Cost:
+    """Costs of `models` and of the APIs in `options`, over its rates, and every flip between any two of them.
+
+    Raises UserError for what is unknown, wrong or without a price.
+    """
+    names = [*models, *options.apis]
+    if not names:
+        raise UserError("there is nothing to price; name a model, or a hosted one with --api NAME=IN,OUT")
+    if len(set(names)) < len(names):
+        raise UserError("two candidates have the same name; leave one out, or give the API another name")
+    for given in (options.scores, options.answers):
+        if strangers := [name for name in given if name not in names]:
+            raise UserError(f"{strangers[0]!r} is no candidate here; there are {', '.join(names)}")
+    served = [served_as(name, options) for name in models]
+    served += [hosted(name, api, options) for name, api in options.apis.items()]
+    offers = [one.offer for one in served]
+    rates = options.rates or _rates(offers)
+    ends = min(rates) / AROUND, max(rates) * AROUND
+    return Cost(
+        version=__version__,
+        candidates={
+            one.offer.name: cost_points(
+                one.offer.pricing,
+                one.offer.capacity_per_s,
+                one.offer.traffic,
+                rates,
+                power=one.offer.power,
+                prefill_share=one.share,
+                quality=_quality(one.offer.name, options),
+            )
+            for one in served
+        },
+        pricing={offer.name: offer.pricing for offer in offers},
+        capacity_per_s={offer.name: offer.capacity_per_s for offer in offers},
+        break_even=break_evens_of(offers, *ends),
+        idle_usd_per_hour={offer.name: idle_usd_per_hour(offer.pricing, offer.power) for offer in offers},
+        what_if=changed(served, options, float(np.sqrt(min(rates) * max(rates))), ends) if options.changes else [],
+        notes=[_level(options), *(f"{one.offer.name}: {note}" for one in served for note in one.notes)],
+    )
+
+
+def _quality(name: str, options: CostOptions) -> QualityScore | None:
+    score = options.scores.get(name)
+    if score is None:
+        return None
+    if not 0 < score <= 1:
+        raise UserError(f"score {name}={score:g}: give the share of tasks solved, above 0 and up to 1")
+    return QualityScore(how="own", value=score, source="given by the user")
+
+
+def _rates(offers: Sequence[Offer]) -> tuple[float, ...]:
+    capacities = [offer.capacity_per_s.value for offer in offers if offer.serves and offer.capacity_per_s is not None]
+    if not capacities:
+        return (0.1, 1.0, 10.0, 100.0)
+    return tuple(float(f"{share * max(capacities):.2g}") for share in DEFAULT_RATES)
+
+
+def _level(options: CostOptions) -> str:
+    text = slo_text(options.slo)
+    if not text:
+        return "Capacity is what a replica does when it always has another request; give --slo to hold it to delays."
+    return f"Capacity is the highest rate at which {options.good_share:.0%} of requests keep {text}."

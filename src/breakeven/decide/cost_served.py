@@ -1,0 +1,135 @@
+"""One candidate of `breakeven cost`: a model on a machine, predicted, simulated and priced, or a hosted one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from breakeven.decide.cost_prices import replica_price
+from breakeven.decide.serving import Replica, capacity_of, prefill_share, replica_of, unit_requests
+from breakeven.errors import UserError
+from breakeven.measure.traces import TraceRows
+from breakeven.predict.model import StepModel, step_model
+from breakeven.predict.profiles import profile_named
+from breakeven.predict.run import default_format
+from breakeven.predict.simulate import policy_named
+from breakeven.price.break_even import Offer
+from breakeven.price.pricing import power_of
+from breakeven.price.traffic import PricedTraffic
+from breakeven.spec.cost import Api, Own, Rented
+from breakeven.spec.resolve import resolve_spec
+from breakeven.spec.workload import Length, Slo, Workload
+
+SAMPLE = 2000
+"""Requests drawn for the mean lengths of the traffic."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostOptions:
+    """What costs are asked for. None: as the machine's class does it, or as its catalogue says.
+
+    `machine`: of models that name none themselves (`MODEL@MACHINE`). `pricing`: of one replica. `apis`: hosted models
+    by name. `rates`: loads in requests/s. `scores`: share of tasks solved, and `answers`: mean output tokens, both by
+    model as it was given. `slo` without terms: capacity is the saturation rate. `changes`: also look at what would
+    change the costs.
+    """
+
+    workload: Workload
+    trace: TraceRows | None = None
+    machine: str = "this"
+    engine: str | None = None
+    devices: int | None = None
+    format_name: str | None = None
+    pricing: Own | Rented | None = None
+    apis: Mapping[str, Api] = field(default_factory=dict)
+    rates: tuple[float, ...] | None = None
+    slo: Slo = field(default_factory=Slo)
+    good_share: float = 0.9
+    cached_share: float = 0.0
+    scores: Mapping[str, float] = field(default_factory=dict)
+    answers: Mapping[str, float] = field(default_factory=dict)
+    changes: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """One candidate: its offer, and for a model on a machine how it is served. `share`: of its time, for prompts."""
+
+    offer: Offer
+    model: StepModel | None = None
+    replica: Replica | None = None
+    share: float | None = None
+    notes: Sequence[str] = ()
+
+
+def served_as(
+    name: str,
+    options: CostOptions,
+    *,
+    format_name: str | None = None,
+    devices: int | None = None,
+) -> Served:
+    """A model on a machine: predicted, simulated and priced, perhaps in another format or on other devices."""
+    text, _, place = name.partition("@")
+    spec = resolve_spec(text)
+    asked = devices or options.devices
+    profile = profile_named(place or options.machine, options.engine, asked, format_name or options.format_name)
+    weights = format_name or options.format_name or default_format(profile)
+    model = step_model(spec, profile, weights, asked)
+    policy = policy_named(profile.engine)
+    workload = _workload(name, options)
+    pricing, note = replica_price(profile, options.pricing, model.devices)
+    traffic = _traffic(workload, options)
+    capacity = capacity_of(model, policy, workload, options.slo, options.good_share, options.trace)
+    replica = replica_of(model, policy, workload, options.trace)
+    origin = "probes of this machine" if profile.origin.how == "probes" else "its data sheet"
+    notes = [f"{model.terms.format} on {profile.name} with {profile.engine}, predicted from {origin}; {note}"]
+    if replica is None:
+        notes.append("the weights and one request do not fit the device's memory")
+    elif not capacity.value > 0:
+        notes.append("keeps the service level at no load, not even alone")
+    power = power_of(pricing, _times(profile.idle_w, model.devices), _times(profile.busy_w, model.devices))
+    return Served(
+        offer=Offer(name=name, pricing=pricing, capacity_per_s=capacity, traffic=traffic, power=power),
+        model=model,
+        replica=replica,
+        share=prefill_share(replica, capacity.value) if replica is not None and capacity.value > 0 else None,
+        notes=notes,
+    )
+
+
+def hosted(name: str, api: Api, options: CostOptions) -> Served:
+    traffic = _traffic(_workload(name, options), options)
+    return Served(offer=Offer(name=name, pricing=api, capacity_per_s=None, traffic=traffic))
+
+
+def _traffic(workload: Workload, options: CostOptions) -> PricedTraffic:
+    requests = unit_requests(workload, options.trace, SAMPLE)
+    turns = len(requests) / max(1, int(np.sum(requests.heads)))
+    return PricedTraffic(
+        prompt_tokens=float(np.mean(requests.prompt_tokens_N)),
+        output_tokens=float(np.mean(requests.output_tokens_N)),
+        cached_share=options.cached_share,
+        turns=turns,
+    )
+
+
+def _workload(name: str, options: CostOptions) -> Workload:
+    """The workload with the answers this candidate is said to give."""
+    tokens = options.answers.get(name)
+    if tokens is None:
+        return options.workload
+    if not tokens >= 1:
+        raise UserError(f"answers of {tokens:g} tokens: give 1 or more")
+    asked = options.workload.output
+    output = Length(mean=round(tokens))
+    if asked is not None and asked.kind in ("normal", "lognormal"):
+        output = msgspec.structs.replace(asked, mean=tokens, sd=asked.sd * tokens / asked.mean, high=None)
+    return msgspec.structs.replace(options.workload, output=output)
+
+
+def _times(watts: float | None, devices: int) -> float | None:
+    return None if watts is None else watts * devices
