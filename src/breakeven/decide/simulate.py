@@ -30,6 +30,9 @@ SESSION_CHUNK_TOKENS = 64
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 LEAST_BEYOND = 5
 """A percentile needs as many requests beyond it, or it is one request's luck."""
+GROWN = 1.5
+"""A queue so many times as long as it was before keeps growing; in balance it varies about one length."""
+_BINS = 400
 _METRICS = {"ttft_s": "ttft", "tpot_s": "tpot", "e2e_s": "e2e", "gap_s": "gap"}
 _RATED = frozenset({"constant", "poisson", "gamma"})
 
@@ -105,9 +108,17 @@ def simulate_schedule(schedule: Schedule, model: StepModel, policy: Policy, flee
 
 def _again(schedule: Schedule, times: int) -> Schedule:
     """The rows `times` times over."""
-    columns = ("due_ns_N", "prompt_N", "output_N", "warm_N", "session_N", "turn_N", "think_ns_N")
-    repeated = {name: np.tile(getattr(schedule, name), times) for name in columns}
-    return replace(schedule, **repeated, blocks=schedule.blocks * times)
+    return replace(
+        schedule,
+        due_ns_N=np.tile(schedule.due_ns_N, times),
+        prompt_N=np.tile(schedule.prompt_N, times),
+        output_N=np.tile(schedule.output_N, times),
+        warm_N=np.tile(schedule.warm_N, times),
+        session_N=np.tile(schedule.session_N, times),
+        turn_N=np.tile(schedule.turn_N, times),
+        think_ns_N=np.tile(schedule.think_ns_N, times),
+        blocks=schedule.blocks * times,
+    )
 
 
 def simulate_traffic(
@@ -140,8 +151,8 @@ def simulate_schedules(
 ) -> SimulationStudy:
     """Every schedule served by `fleet`, and again at both ends of the step model's interval.
 
-    `policy` None: that of the engine the profile is of. `machine`: its name for the reader. Raises UserError for a model
-    that leaves no room for keys and values.
+    `policy` None: that of the engine the profile is of. `machine`: its name for the reader. Raises UserError for a
+    model that leaves no room for keys and values.
     """
     fleet = fleet or Fleet()
     if policy is None:
@@ -199,8 +210,22 @@ def _point(
         steps=run.steps.total,
         preemptions=run.preemptions,
         cached_prompt_share=float(run.cached_tokens_N.sum() / asked) if asked else 0.0,
+        queue_grows=queue_grows(run),
         over_time=_over_time(run) if over_time else None,
     )
+
+
+def queue_grows(run: Simulation) -> bool:
+    """True when more is coming in than goes out: who waits in the last quarter of arrivals against the second one."""
+    if run.requests.streams is not None or not run.issued_N.any():
+        return False
+    last_s = float(np.nanmax(run.arrival_s_N))
+    series = run.over_time(_BINS)
+    time_s, waiting = series["time_s"], series["waiting"]
+    early, late = ((time_s >= low * last_s) & (time_s < high * last_s) for low, high in ((0.25, 0.5), (0.75, 1.0)))
+    if not (early.any() and late.any()):
+        return False
+    return float(waiting[late].mean()) > GROWN * float(waiting[early].mean()) + 1.0
 
 
 def load_name(schedule: Schedule) -> str:
@@ -255,9 +280,11 @@ def _notes(model: StepModel, points: Sequence[SimulatedPoint]) -> list[str]:
     refused = sum(point.refused for point in points)
     if refused:
         notes.append(f"{refused} requests are longer than one replica's keys and values and were refused")
-    late = [point.load for point in points if point.utilisation > 0.99 and point.rate_per_s is not None]
+    late = [point.load for point in points if point.queue_grows]
     if late:
-        notes.append(f"at {', '.join(late)} the replicas computed without a pause; delays depend on the run's length")
+        notes.append(
+            f"at {', '.join(late)} the queue grows as long as requests come: delays depend on the run's length"
+        )
     n = min(model.error(phase).n for phase in ("decode", "prefill"))
     if n == 0:
         notes.append("the step model's error is a judgement here, nothing was left out to check it")

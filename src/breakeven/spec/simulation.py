@@ -69,6 +69,8 @@ class SimulatedPoint(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int
     cached_prompt_share: float
     """Of all prompt tokens, those that a prefix cache saved."""
+    queue_grows: bool
+    """More comes in than goes out."""
     over_time: OverTime | None
 
 

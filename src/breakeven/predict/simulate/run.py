@@ -15,12 +15,14 @@ from breakeven.predict.model import StepModel
 from breakeven.predict.simulate.engine import Replica
 from breakeven.predict.simulate.fleet import BALANCING, Fleet, Scaler
 from breakeven.predict.simulate.jobs import Jobs
-from breakeven.predict.simulate.policy import Policy, policy_named
+from breakeven.predict.simulate.policy import POLICIES, Policy, policy_named
 from breakeven.predict.simulate.requests import NOBODY, Requests
 from breakeven.predict.simulate.results import Simulation, simulation_of
 from breakeven.predict.simulate.table import table_of
 
 _LEAST_CONTEXT = 8192
+LARGE_DEVICE_BYTES = 70 * 2**30
+"""From here on vLLM takes larger steps by default (`EngineArgs.get_batch_defaults`)."""
 
 
 def simulate(
@@ -44,6 +46,9 @@ def policy_of(model: StepModel, context: float | None = None) -> Policy:
     without a known policy, and for a model that leaves no room.
     """
     policy = policy_named(model.profile.engine)
+    small = POLICIES.get(f"{policy.name}-small")
+    if small is not None and (model.profile.memory_bytes or 0) < LARGE_DEVICE_BYTES:
+        policy = small
     room = model.kv_tokens(context)
     if room is not None and room < 1:
         raise UserError(

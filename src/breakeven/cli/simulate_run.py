@@ -1,0 +1,81 @@
+"""What `breakeven simulate` does with the words it was given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+import msgspec
+import typer
+from rich.console import Console
+
+from breakeven.decide.simulate import simulate_schedules
+from breakeven.decide.traffic import Words, traffic_of
+from breakeven.errors import UserError
+from breakeven.measure.schedule import Schedule, draw, load_schedule
+from breakeven.predict.model import StepModel, step_model
+from breakeven.predict.profiles import profile_named
+from breakeven.predict.run import default_format
+from breakeven.predict.simulate import Autoscale, Fleet, Policy, policy_of
+from breakeven.report.simulation import print_simulation
+from breakeven.spec.resolve import resolve_spec
+from breakeven.spec.slo import parse_slo
+from breakeven.spec.traffic_words import parse_duration
+from breakeven.spec.workload import Slo
+
+DEFAULT_DURATION_S = 600.0
+
+
+def run(model_text: str, words: Mapping[str, Any], *, as_json: bool) -> None:
+    """Simulate and print."""
+    schedules, slo = _traffic(words)
+    profile = profile_named(words["machine"], words["engine"], words["devices"], words["format_name"])
+    format_name = words["format_name"] or default_format(profile)
+    model = step_model(resolve_spec(model_text), profile, format_name, words["devices"])
+    study = simulate_schedules(
+        model,
+        schedules,
+        slo=slo,
+        policy=_policy(model, schedules, words),
+        fleet=_fleet(words),
+        machine=words["machine"],
+    )
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(study), indent=2).decode())
+    else:
+        print_simulation(study, Console())
+
+
+def _traffic(words: Mapping[str, Any]) -> tuple[list[Schedule], Slo | None]:
+    if words["schedule"] is None:
+        known = {field.name: words[field.name] for field in fields(Words) if field.name in words}
+        traffic = traffic_of(Words(**known), DEFAULT_DURATION_S)
+        return [draw(workload, traffic.trace) for workload in traffic.workloads], traffic.slo
+    for other in ("rate", "concurrency", "trace"):
+        if words[other] is not None:
+            raise UserError(f"--schedule and --{other} are different kinds of load; give one of them")
+    return [load_schedule(words["schedule"])], parse_slo(words["slo"]) if words["slo"] else None
+
+
+def _policy(model: StepModel, schedules: list[Schedule], words: Mapping[str, Any]) -> Policy:
+    lengths = [float((s.prompt_N + s.output_N).mean()) for s in schedules]
+    policy = policy_of(model, max(lengths))
+    given = {"max_sequences": words["slots"], "max_step_tokens": words["step_tokens"], "kv_tokens": words["kv_tokens"]}
+    return replace(policy, **{name: value for name, value in given.items() if value is not None})
+
+
+def _fleet(words: Mapping[str, Any]) -> Fleet:
+    if words["autoscale"] is None:
+        return Fleet(replicas=words["replicas"], balancing=words["balancing"], seed=words["seed"])
+    match = re.fullmatch(r"(\d+)-(\d+)", words["autoscale"].strip())
+    if match is None:
+        raise UserError(f"--autoscale {words['autoscale']!r}: give the fewest and the most replicas, such as 1-4")
+    scale = Autoscale(
+        least=int(match[1]),
+        most=int(match[2]),
+        per_replica=words["per_replica"],
+        start_s=parse_duration(words["start_up"]),
+    )
+    return Fleet(balancing=words["balancing"], autoscale=scale, seed=words["seed"])
