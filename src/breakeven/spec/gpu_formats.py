@@ -43,7 +43,7 @@ _LAYOUT: dict[GpuType, tuple[float, int | None, float]] = {
 _ROUTED = frozenset({Group.ROUTED_EXPERTS})
 _FEED_FORWARD = _ROUTED | {Group.SHARED_EXPERTS, Group.DENSE_FFN}
 _LINEAR = _FEED_FORWARD | {Group.ATTENTION}
-_KEPT = ("conv", "ssm_ba", "ffn_gate_inp", "attn_sinks")
+_KEPT = ("ssm_conv1d", "shortconv.conv", "ssm_ba", "ffn_gate_inp", "attn_sinks")
 
 
 @dataclass(frozen=True, slots=True)
