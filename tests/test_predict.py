@@ -125,6 +125,31 @@ def test_every_class_of_machine_has_its_engine(chip: str, engine: str) -> None:
     assert profile_named(chip).engine == engine
 
 
+@pytest.mark.parametrize(
+    ("chip", "format_name", "engine"),
+    [
+        ("h100-sxm", "q4_k_m", "llama.cpp"),
+        ("h100-sxm", "mxfp4", "vllm"),
+        ("rtx-4090", "fp8", "vllm"),
+        ("rtx-4090", "bf16", "llama.cpp"),
+        ("apple-m2-pro", "int4", "llama.cpp"),
+    ],
+)
+def test_a_format_that_one_engine_reads_decides(chip: str, format_name: str, engine: str) -> None:
+    assert profile_named(chip, None, None, format_name).engine == engine
+
+
+def test_a_format_the_engine_cannot_read_is_named() -> None:
+    (point,) = predict(["llama-3.2-1b"], ["apple-m2-pro"], format_name="int4").points
+    assert any("llama.cpp does not read INT4" in note for note in point.notes)
+
+
+def test_mxfp4_is_what_the_engine_means_by_it() -> None:
+    served, local = (predict(["gpt-oss-20b"], [m], format_name="mxfp4").points[0] for m in ("h100-sxm", "rtx-4090"))
+    assert {served.format, local.format} == {"MXFP4"}
+    assert served.bytes_read > local.bytes_read  # attention and head in BF16, not Q8_0
+
+
 def test_an_unknown_chip_offers_the_nearest() -> None:
     with pytest.raises(UserError, match="apple-m2-pro"):
         profile_named("apple-m2-prop")

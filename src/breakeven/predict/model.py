@@ -14,7 +14,7 @@ from breakeven.predict.residency import ON_DEVICE, Residency, residency
 from breakeven.predict.routing import Routing, routing_known, skewed, with_frequencies
 from breakeven.predict.step import Floats, Parts, step_parts
 from breakeven.predict.terms import Terms, terms_of
-from breakeven.spec.formats import format_named
+from breakeven.spec.formats import format_for, format_named
 from breakeven.spec.model import ModelSpec
 from breakeven.spec.profile import Error, Profile
 
@@ -38,6 +38,8 @@ class StepModel:
     scale: float = 1.0
     expert_parallel: bool = False
     residency: Residency = ON_DEVICE
+    format: str = "BF16"
+    """The weight format by the name people use; `terms.format` names what the engine means by it."""
 
     @property
     def split(self) -> Split:
@@ -126,8 +128,12 @@ class StepModel:
 
     def usable_bytes(self) -> float | None:
         """Memory of all devices that a model may take; None: the profile does not say."""
-        per_device = self.profile.memory_bytes
-        return None if per_device is None else USABLE * per_device * self.devices
+        profile = self.profile
+        if profile.memory_bytes is None:
+            return None
+        # Of a chip that shares its memory with the system, the data-sheet profile has taken the system's part off.
+        shared = profile.chip is not None and profile.chip.chip_class not in SEPARATE_MEMORY
+        return (1.0 if shared else USABLE) * profile.memory_bytes * self.devices
 
     def fits(self, batch: float, context: float) -> bool:
         """Whether the devices hold the model and this batch; True where their memory is not known."""
@@ -180,8 +186,12 @@ def step_model(
 
     `frequencies`: measured routing, a row of shares for each layer that routes; None: taken as even.
     """
-    terms = terms_of(spec, format_named(format_name).name)
+    chosen = format_named(format_name).name
+    # To GPU engines MXFP4 is another mixture than to llama.cpp.
+    stored = chosen if profile.engine == "llama.cpp" else format_for(profile.engine, chosen).name
+    terms = terms_of(spec, stored)
     if frequencies is not None:
         terms = with_frequencies(terms, spec, frequencies)
-    model = StepModel(spec, terms, profile, devices or profile.devices, expert_parallel=expert_parallel)
+    devices = devices or profile.devices
+    model = StepModel(spec, terms, profile, devices, expert_parallel=expert_parallel, format=chosen)
     return model.placed(1, min(spec.context, 4096))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from breakeven.predict.model import StepModel
 from breakeven.predict.routing import routing_known
+from breakeven.spec.formats import format_named
+from breakeven.spec.gpu_formats import GpuFormat
 from breakeven.spec.profile import Profile, Range
 
 QUANTITIES = {
@@ -86,6 +88,8 @@ def _beyond(known: Range, value: float) -> str:
 
 def _approximations(model: StepModel, batch: int) -> list[str]:
     notes = []
+    if model.profile.engine == "llama.cpp" and isinstance(format_named(model.format), GpuFormat):
+        notes.append(f"llama.cpp does not read {model.format}: these are the times of as many bytes")
     if model.split == "layers":
         notes.append(f"{model.devices} devices work one after the other on their layers: more memory, no more speed")
     elif model.split != "none":

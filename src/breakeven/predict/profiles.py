@@ -11,6 +11,8 @@ import msgspec
 
 from breakeven.errors import UserError
 from breakeven.spec.chip import Chip, ChipClass
+from breakeven.spec.formats import format_named
+from breakeven.spec.gpu_formats import GpuFormat
 from breakeven.spec.machine import MachineSpec
 from breakeven.spec.machine_reader import read_machine
 from breakeven.spec.profile import PROFILE_SCHEMA, Profile
@@ -18,6 +20,8 @@ from breakeven.spec.profile import PROFILE_SCHEMA, Profile
 THIS = "this"
 SERVING_CLASSES: tuple[ChipClass, ...] = ("datacenter", "workstation")
 """Chips on which models are served with vLLM by default; on all others llama.cpp runs them."""
+BOTH_CLASSES: tuple[ChipClass, ...] = (*SERVING_CLASSES, "consumer")
+"""Chips that both engines run on."""
 SAME_MEMORY = 0.02
 """Machines whose memory differs by less are the same: the kernel's own share changes from boot to boot."""
 
@@ -90,9 +94,18 @@ def profile_named(
     return _from_chip(chip_named(machine), engine, devices, format_name)
 
 
-def default_engine(chip: Chip) -> str:
-    """The engine that machines with this chip run unless told otherwise."""
-    return "vllm" if chip.chip_class in SERVING_CLASSES else "llama.cpp"
+def default_engine(chip: Chip, format_name: str | None = None) -> str:
+    """The engine that machines with this chip run unless told otherwise.
+
+    A format that only one of the engines reads decides, where the class of machine runs both.
+    """
+    usual = "vllm" if chip.chip_class in SERVING_CLASSES else "llama.cpp"
+    if format_name is None or chip.chip_class not in BOTH_CLASSES:
+        return usual
+    chosen = format_named(format_name)
+    if isinstance(chosen, GpuFormat):
+        return "vllm"
+    return "llama.cpp" if chosen.quantized and chosen.name != "MXFP4" else usual
 
 
 def _this(engine: str | None, devices: int | None, format_name: str | None) -> Profile:
@@ -126,7 +139,7 @@ def _from_file(path: Path, engine: str | None, devices: int | None, format_name:
 def _from_chip(chip: Chip, engine: str | None, devices: int | None, format_name: str | None) -> Profile:
     from breakeven.predict.prior import profile_of_chip
 
-    return profile_of_chip(chip, engine or default_engine(chip), devices or 1, format_name)
+    return profile_of_chip(chip, engine or default_engine(chip, format_name), devices or 1, format_name)
 
 
 def _is_profile(path: Path) -> bool:

@@ -118,7 +118,7 @@ def _point(model: StepModel, name: str, machine: str, batch: int, context: int) 
         devices=model.devices,
         batch=batch,
         context=context,
-        format=model.terms.format,
+        format=model.format,
         kind="moe" if model.terms.moe else "dense",
         step_s=step,
         decode_tokens_per_s=batch / step.value,
