@@ -26,6 +26,9 @@ MAX_ATTEMPTS = 2
 WARM_UP_STREAMS, WARM_UP_PROMPT, WARM_UP_OUTPUT = 2, 16, 8
 ENOUGH_GAPS = 4
 """Gaps from which a median is worth more than the mean rate."""
+BUNCHED = 0.2
+"""Gaps below this share of the mean are of tokens that waited together for us to read them. Where a tenth are, a median
+says nothing: the machine was busy, and the mean rate is what is left."""
 
 
 @dataclass(slots=True)
@@ -127,7 +130,8 @@ class ProbeRun:
 def step_s(requests: Sequence[events.RequestDone]) -> float | None:
     """Seconds of one decode step of a block: the median gap between tokens while every stream decodes.
 
-    The median, because one descheduled step would move the mean of a short block. None when they never all decode.
+    The median, because one descheduled step would move the mean of a short block; but see `BUNCHED`. None when they
+    never all decode.
     """
     window = decode_window_ns(requests)
     if window is None:
@@ -141,7 +145,7 @@ def step_s(requests: Sequence[events.RequestDone]) -> float | None:
         # A stream's own token a moment before the window opens belongs to the step that opened it.
         if before >= start and after <= end
     ]
-    if len(gaps) >= ENOUGH_GAPS:
+    if len(gaps) >= ENOUGH_GAPS and sum(gap < BUNCHED * statistics.fmean(gaps) for gap in gaps) < len(gaps) / 10:
         return statistics.median(gaps) / 1e9
     rate = decode_tokens_per_s(requests)
     return len(requests) / rate if rate else None
