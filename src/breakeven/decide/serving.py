@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from breakeven.decide.simulate import requests_of_schedule
 from breakeven.measure.schedule import draw
 from breakeven.measure.traces import TraceRows
 from breakeven.predict.model import StepModel
@@ -251,8 +252,6 @@ def _span(value_and_ends: Sequence[float]) -> Span:
 
 def unit_requests(workload: Workload, trace: TraceRows | None, n: int) -> Requests:
     """About `n` requests of `workload`, their arrivals stretched to one a second on average."""
-    from breakeven.decide.simulate import requests_of_schedule
-
     arrivals = workload.arrivals
     if arrivals.is_closed:
         # A capacity is a rate, and a closed loop has none of its own.
