@@ -46,7 +46,7 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
     found = []
     for candidate in plan.candidates:
         on_phase("simulating", candidate.name)
-        found.append(evaluate(plan, candidate, trace, typical=(prompt, output)))
+        found.append(evaluate(plan, candidate, trace, (prompt, output)))
     scores = scores_of(plan, found)
     ruled = {e.plan.name: why_not(plan, e, scores[e.plan.name], traffic) for e in found}
     able = [e for e in found if not ruled[e.plan.name].ever and not ruled[e.plan.name].quality]
@@ -126,7 +126,7 @@ def _other_flips(
     plan: StudyPlan, able: Sequence[Evaluated], worlds: Worlds, winner: str | None, handovers: Sequence[Handover]
 ) -> list[Flip]:
     """Batch, price and growth."""
-    found = []
+    found: list[Flip | None] = []
     cost_at = int(np.abs(np.log(worlds.rates_R / plan.load_per_s)).argmin())
     order = [worlds.names[i] for i in np.argsort(worlds.usd_per_hour_CDR[:, 0, cost_at])]
     first = {
@@ -141,8 +141,8 @@ def _other_flips(
         other = next((n for n in order if n != winner), None)
         if other is not None and np.isfinite(worlds.usd_per_hour_CDR[worlds.names.index(other), 0, cost_at]):
             found.append(find.price_flip(worlds, winner, other, cost_at))
-    growth = find.growth_flip(handovers, plan.load_per_s, plan.growth_per_year)
-    return [*found, growth] if growth is not None else found
+    found.append(find.growth_flip(handovers, plan.load_per_s, plan.growth_per_year))
+    return [flip for flip in found if flip is not None]
 
 
 def _measurements(

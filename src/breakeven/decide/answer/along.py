@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from breakeven.decide.answer.draws import Floats
-from breakeven.decide.answer.evaluate import Evaluated, evaluate, kinds_of
+from breakeven.decide.answer.evaluate import Evaluated, elsewhere, kinds_of
 from breakeven.decide.answer.flips import along, precision_flips
 from breakeven.decide.answer.maps import map_of, shown_rates
 from breakeven.decide.answer.variants import FACTORS, with_prompt
@@ -27,6 +27,9 @@ def along_context(
     plan: StudyPlan, able: Sequence[Evaluated], trace: TraceRows | None, traffic: PricedTraffic
 ) -> tuple[list[Flip], DecisionMap | None]:
     """Flips and map along the length of prompts, outputs as they are."""
+    able = [e for e in able if e.model is not None or e.plan.is_api]  # of the others only this workload is known
+    if not able:
+        return [], None
     prompt, output = able[0].typical
     contexts = plan.contexts or tuple(round(prompt * factor + output) for factor in FACTORS)
     rows: list[tuple[float | str, Worlds]] = []
@@ -36,7 +39,7 @@ def along_context(
         workload = with_prompt(plan.workload, trace, factor, plan.load_per_s)
         longer = replace(traffic, prompt_tokens=max(context - output, 1.0))
         typical = (max(context - output, 1.0), output)
-        found = [evaluate(plan, e.plan, None, workload=workload, latency=False, typical=typical) for e in able]
+        found = [elsewhere(plan, e, None, typical, workload=workload) for e in able]
         if worlds := _worlds(able, found, longer, rates, plan.seed):
             rows.append((float(context), worlds))
     return _flips_and_map("context", plan, able, rows)
@@ -53,12 +56,7 @@ def along_precision(
     rows: list[tuple[float | str, Worlds]] = []
     for name in formats:
         try:
-            found = [
-                evaluate(plan, e.plan, trace, format_name=name, latency=False, typical=e.typical)
-                if e.model is not None
-                else e
-                for e in able
-            ]
+            found = [elsewhere(plan, e, trace, e.typical, format_name=name) for e in able]
         except UserError:
             continue  # an engine that cannot hold this format
         if worlds := _worlds(able, found, traffic, _with_load(plan), plan.seed):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import numpy as np
 
 from breakeven.decide.answer.draws import Doubt, doubt_of
+from breakeven.decide.answer.measured import capacity_measured, latency_measured, read_measured
 from breakeven.decide.answer.worlds import Contender
-from breakeven.decide.serving import capacity_of, latency_points
+from breakeven.decide.serving import capacity_of, capacity_per_s, latency_points, replica_of
 from breakeven.decide.study.model import CandidatePlan, StudyPlan
 from breakeven.errors import UserError
 from breakeven.measure.traces import TraceRows
@@ -28,6 +30,8 @@ from breakeven.spec.workload import Workload
 BUSY_SHARE, IDLE_SHARE = 0.6, 0.2
 """Power of a device that nobody measured, as shares of its rated power: serving H100s drew 0.36-0.6 of 700 W, idle
 ones about a fifth (the public load sweep of docs/accuracy.md). A judgement, named among the assumptions."""
+QUICK_REQUESTS, QUICK_PRECISION = 400, 0.05
+"""For maps: a third of the requests, and a coarser search."""
 LATENCY_LOADS = (0.1, 0.3, 0.5, 0.7, 0.85, 0.95, 1.0)
 """Loads of the latency curve, over one replica's capacity."""
 
@@ -81,25 +85,17 @@ class Evaluated:
         )
 
 
-def model_of(plan: CandidatePlan, format_name: str | None = None) -> StepModel | None:
-    """The step model of a candidate; None for an API. Raises UserError for what is unknown or missing."""
-    if plan.is_api or plan.model is None:
-        return None
-    if plan.machine is None:
+def model_of(plan: CandidatePlan, format_name: str | None = None) -> StepModel:
+    """The step model of a candidate with a model and a machine. Raises UserError for what is unknown or missing."""
+    if plan.model is None or plan.machine is None:
         raise UserError(
             f"candidate {plan.name}: say its machine (`breakeven machines` lists them), or give an API price"
         )
     fmt = format_name or plan.format
     spec = resolve_spec(plan.model)
     profile = profile_named(plan.machine, plan.engine, plan.devices, fmt)
-    changed = {
-        name: value
-        for name, value in (("memory_bytes", plan.memory_bytes), ("host_memory_bytes", plan.host_memory_bytes))
-        if value is not None
-    }
-    if changed:
-        import msgspec
-
+    said = {"memory_bytes": plan.memory_bytes, "host_memory_bytes": plan.host_memory_bytes}
+    if changed := {name: value for name, value in said.items() if value is not None}:
         profile = msgspec.structs.replace(profile, **changed)
     return step_model(spec, profile, fmt or profile.origin.format or "BF16", plan.devices)
 
@@ -111,56 +107,112 @@ def policy_of(plan: CandidatePlan, engine: str) -> Policy:
     return replace(policy_named(engine), **{name: value for name, value in said.items() if value is not None})
 
 
-def evaluate(
-    study: StudyPlan,
-    plan: CandidatePlan,
-    trace: TraceRows | None,
-    *,
-    workload: Workload | None = None,
-    format_name: str | None = None,
-    latency: bool = True,
-    typical: tuple[float, float],
-) -> Evaluated:
-    """Evaluate one candidate under the study's workload, or another one, or in another format.
+def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None, typical: tuple[float, float]) -> Evaluated:
+    """Evaluate one candidate under the study's workload.
 
     `typical`: mean prompt and output tokens of a request, which must fit. Raises UserError for what cannot be resolved.
     """
-    if plan.is_api:
-        spec = resolve_spec(plan.model) if plan.model else None
-        return Evaluated(
-            plan, spec, None, None, None, _api_latency(study, plan), plan.pricing, None, None, "published", None, None
-        )
-    model = model_of(plan, format_name)
-    if model is None:
-        raise UserError(f"candidate {plan.name}: give a model and a machine, or an API price")
-    engine = model.profile.engine
-    policy = policy_of(plan, engine)
+    if plan.model is None or plan.is_api or (plan.measured is not None and plan.machine is None):
+        return _without_model(study, plan, typical)
+    model = model_of(plan)
+    policy = policy_of(plan, model.profile.engine)
     pricing, notes = _pricing(plan, model)
-    needed = model.memory_bytes(1, round(sum(typical)))
-    available = _available(model)
-    doubt = doubt_of(plan.name, model.profile.name, model.error("decode"))
-    capacity, points = None, []
-    if available is None or needed <= available:
-        capacity = capacity_of(model, policy, workload or study.workload, study.slo, study.good_share, trace)
-        if latency and capacity.value > 0:
-            rates = [share * capacity.value for share in LATENCY_LOADS]
-            points = latency_points(model, policy, workload or study.workload, study.slo, rates, trace)
-    return Evaluated(
-        plan,
-        model.spec,
-        model,
-        policy,
-        capacity,
-        points,
-        pricing,
-        _power(pricing, model),
-        doubt,
-        "predicted",
-        needed,
-        available,
-        typical,
-        notes,
+    found = Evaluated(
+        plan=plan,
+        spec=model.spec,
+        model=model,
+        policy=policy,
+        capacity=None,
+        latency=[],
+        pricing=pricing,
+        power=_power(pricing, model),
+        doubt=doubt_of(plan.name, model.profile.name, model.error("decode")),
+        provenance="predicted",
+        needed_bytes=model.memory_bytes(1, round(sum(typical))),
+        available_bytes=_available(model),
+        typical=typical,
+        notes=notes,
     )
+    if not found.fits and plan.measured is None:
+        return found
+    capacity = capacity_of(model, policy, study.workload, study.slo, study.good_share, trace)
+    if plan.measured is not None:
+        seen = read_measured(plan.measured)
+        told = capacity_measured(seen, plan.model, study.good_share)
+        # Away from what was measured the step model says how much changes, and the measurement where it starts.
+        if told.value > 0 and capacity.value > 0:
+            model = model.scaled(capacity.value / told.value)
+        delays = latency_measured(seen, plan.model, told)
+        doubt = _doubt_of(plan.name, told)
+        return replace(found, model=model, capacity=told, latency=delays, doubt=doubt, provenance="measured")
+    rates = [share * capacity.value for share in LATENCY_LOADS]
+    delays = latency_points(model, policy, study.workload, study.slo, rates, trace) if capacity.value > 0 else []
+    return replace(found, capacity=capacity, latency=delays)
+
+
+def elsewhere(
+    study: StudyPlan,
+    found: Evaluated,
+    trace: TraceRows | None,
+    typical: tuple[float, float],
+    *,
+    workload: Workload | None = None,
+    format_name: str | None = None,
+) -> Evaluated:
+    """The same candidate under another workload or in another format: its capacity alone, from a short simulation.
+
+    The interval keeps the relative width that the study itself found. An API stays as it is. Raises UserError for a
+    format the engine does not have.
+    """
+    if found.model is None or found.policy is None:
+        return found
+    model = found.model
+    if format_name is not None and format_name.upper() != model.terms.format.upper():
+        model = model_of(found.plan, format_name).scaled(found.model.scale)
+    needed = model.memory_bytes(1, round(sum(typical)))
+    there = replace(found, model=model, capacity=None, needed_bytes=needed, typical=typical)
+    if not there.fits:
+        return there
+    replica = replica_of(model, found.policy, workload or study.workload, trace, QUICK_REQUESTS)
+    value = 0.0
+    if replica is not None:
+        value = capacity_per_s(replica, study.slo, study.good_share, precision=QUICK_PRECISION)
+    was = found.capacity
+    low, high = (was.low / was.value, was.high / was.value) if was is not None and was.value > 0 else (1.0, 1.0)
+    return replace(there, capacity=Span(value=value, low=value * low, high=value * high))
+
+
+def _without_model(study: StudyPlan, plan: CandidatePlan, typical: tuple[float, float]) -> Evaluated:
+    """An API, or a candidate of which only the measurement is known: nothing but this workload can be said of it."""
+    spec = resolve_spec(plan.model) if plan.model else None
+    told, delays, doubt, provenance = None, _api_latency(study, plan, typical[1]), None, "published"
+    if not plan.is_api:
+        if plan.measured is None:
+            raise UserError(f"candidate {plan.name}: give a model and a machine, a measured result, or an API price")
+        seen = read_measured(plan.measured)
+        told = capacity_measured(seen, plan.model, study.good_share)
+        delays, doubt, provenance = latency_measured(seen, plan.model, told), _doubt_of(plan.name, told), "measured"
+    return Evaluated(
+        plan=plan,
+        spec=spec,
+        model=None,
+        policy=None,
+        capacity=told,
+        latency=delays,
+        pricing=plan.pricing,
+        power=power_of(plan.pricing) if plan.pricing is not None else None,
+        doubt=doubt,
+        provenance="measured" if provenance == "measured" else "published",
+        needed_bytes=None,
+        available_bytes=None,
+        typical=typical,
+    )
+
+
+def _doubt_of(name: str, capacity: Span) -> Doubt:
+    """Doubt of a measured capacity: nothing shared with other candidates."""
+    low = max(capacity.low, 0.5 * capacity.value)
+    return Doubt(name, name, 0.0, float(np.log(max(capacity.high, capacity.value) / low)) / 2 if low > 0 else 0.0)
 
 
 def _pricing(plan: CandidatePlan, model: StepModel) -> tuple[Pricing | None, list[str]]:
@@ -197,12 +249,11 @@ def _available(model: StepModel) -> float | None:
     return float(profile.memory_bytes * model.devices + (host or 0))
 
 
-def _api_latency(study: StudyPlan, plan: CandidatePlan) -> list[LatencyPoint]:
+def _api_latency(study: StudyPlan, plan: CandidatePlan, output: float) -> list[LatencyPoint]:
     """A hosted model's speed as somebody told it, the same at every load."""
     speed = plan.api_speed
     if speed is None:
         return []
-    output = study.workload.output.mean if study.workload.output is not None else 256.0
     ttft, tpot = speed.ttft_s, 1.0 / speed.tokens_per_s
     e2e = ttft + tpot * max(output - 1.0, 0.0)
     good = 1.0

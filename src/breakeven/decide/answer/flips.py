@@ -14,7 +14,7 @@ import numpy as np
 from breakeven.decide.answer.draws import Floats, factors, span_of
 from breakeven.decide.answer.evaluate import Evaluated
 from breakeven.decide.answer.regions import Handover
-from breakeven.decide.answer.worlds import Worlds
+from breakeven.decide.answer.worlds import COST_TIE, Worlds
 from breakeven.spec.decision import Flip
 from breakeven.spec.prediction import Span
 
@@ -95,7 +95,7 @@ def along(
                 to=names[right],
                 at=span,
                 unit=unit,
-                meaning=f"beyond a {quantity} of about {at:.3g} {unit} {names[right]} ({kinds[names[right]]}) is the "
+                meaning=f"beyond a {quantity} of about {at:,.0f} {unit} {names[right]} ({kinds[names[right]]}) is the "
                 f"better choice instead of {names[left]}",
             )
         )
@@ -122,10 +122,12 @@ def precision_flips(formats: Sequence[str], worlds: Sequence[Worlds], kinds: Map
     ]
 
 
-def price_flip(worlds: Worlds, winner: str, runner_up: str, at: int) -> Flip:
-    """How much dearer the winner may become before the runner-up takes its place."""
+def price_flip(worlds: Worlds, winner: str, runner_up: str, at: int) -> Flip | None:
+    """How much dearer the winner may become before the runner-up takes its place; None when they cost the same."""
     mine, other = (worlds.usd_per_hour_CDR[worlds.names.index(name), :, at] for name in (winner, runner_up))
     ratio = span_of((other / mine)[np.isfinite(other / mine)])
+    if ratio.value <= 1.0 + COST_TIE:
+        return None
     return Flip(
         quantity="price",
         from_=winner,

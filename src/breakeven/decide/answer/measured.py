@@ -12,7 +12,6 @@ from breakeven.errors import UserError
 from breakeven.spec.decision import LatencyPoint
 from breakeven.spec.load import CAPACITY_SCHEMA, LOAD_SCHEMA, CapacityStudy, LoadPoint, LoadStudy
 from breakeven.spec.prediction import Span
-from breakeven.spec.workload import Slo
 
 RESULT = "result.json"
 
@@ -65,11 +64,8 @@ def capacity_measured(study: LoadStudy | CapacityStudy, model: str | None, good_
     return Span(value=value, low=low, high=high)
 
 
-def latency_measured(
-    study: LoadStudy | CapacityStudy, model: str | None, slo: Slo, capacity: Span
-) -> list[LatencyPoint]:
+def latency_measured(study: LoadStudy | CapacityStudy, model: str | None, capacity: Span) -> list[LatencyPoint]:
     """Delays at every rate the study ran; empty for a capacity study, which keeps none."""
-    del slo
     if isinstance(study, CapacityStudy):
         return []
     found = []

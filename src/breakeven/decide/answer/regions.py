@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from breakeven.decide.answer.draws import Floats, span_of
@@ -14,6 +15,8 @@ from breakeven.spec.prediction import Span
 
 SURE = 0.9
 """A winner is certain where it wins in this share of the worlds."""
+SLIVER = 1.15
+"""A range of loads narrower than this ratio is not worth a line of its own."""
 SAME_COST = 0.02
 """Costs closer than this, with answers as fast, are no difference worth anyone's time."""
 
@@ -34,8 +37,9 @@ def regions_of(worlds: Worlds) -> list[Region]:
     winners_DR = worlds.winners_DR
     share_CR = np.stack([(winners_DR == c).mean(axis=0) for c in range(len(worlds.names))])
     best_R = np.where((winners_DR >= 0).mean(axis=0) >= 0.5, share_CR.argmax(axis=0), -1)
+    sure_R = share_CR.max(axis=0) >= SURE
     found = []
-    for start, end in _runs(best_R):
+    for start, end in _runs(2 * best_R + sure_R):
         winner = int(best_R[start])
         if winner < 0:
             continue
@@ -49,9 +53,22 @@ def regions_of(worlds: Worlds) -> list[Region]:
                 winner=None if _no_difference(worlds, winner, runner_up, margin, middle) else worlds.names[winner],
                 runner_up=runner_up,
                 margin=margin,
-                certain=bool(share_CR[winner, start : end + 1].mean() >= SURE),
+                certain=bool(sure_R[start]),
             )
         )
+    return _merged(found)
+
+
+def _merged(regions: list[Region]) -> list[Region]:
+    """Neighbours with one winner and one certainty are one region, and so is a sliver of doubt inside one."""
+    found: list[Region] = []
+    for region in regions:
+        was = found[-1] if found else None
+        sliver = region.high_per_s is not None and region.high_per_s < SLIVER * region.low_per_s
+        if was is not None and was.winner == region.winner and (was.certain == region.certain or sliver):
+            found[-1] = msgspec.structs.replace(was, high_per_s=region.high_per_s)
+        else:
+            found.append(region)
     return found
 
 
@@ -101,15 +118,21 @@ def _thresholds(left_DR: Floats, right_DR: Floats, rates_R: Floats) -> Floats:
 
 
 def _runner_up(worlds: Worlds, winner: int, at: int) -> tuple[str | None, Span | None]:
-    """The next best at one load, and its cost over the winner's."""
-    costs = worlds.usd_per_hour_CDR[:, 0, at].copy()
+    """The next best at one load, and its cost over the winner's: the medians of all worlds.
+
+    One world alone may stand on the edge of a stair there, and say twice or half.
+    """
+    costs = np.median(worlds.usd_per_hour_CDR[:, :, at], axis=1)
     costs[winner] = np.inf
     other = int(costs.argmin())
     if not np.isfinite(costs[other]):
         return None, None
     ratio_D = worlds.usd_per_hour_CDR[other, :, at] / worlds.usd_per_hour_CDR[winner, :, at]
     ratio_D = ratio_D[np.isfinite(ratio_D)]
-    return worlds.names[other], span_of(ratio_D) if len(ratio_D) else None
+    if not len(ratio_D):
+        return worlds.names[other], None
+    low, middle, high = np.quantile(ratio_D, [0.025, 0.5, 0.975]).tolist()
+    return worlds.names[other], Span(value=middle, low=low, high=high)
 
 
 def _no_difference(worlds: Worlds, winner: int, runner_up: str | None, margin: Span | None, at: int) -> bool:

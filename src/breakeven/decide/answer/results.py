@@ -27,7 +27,8 @@ SHOWN_LOADS = 61
 def scores_of(plan: StudyPlan, found: Sequence[Evaluated]) -> Mapping[str, QualityScore]:
     """Quality by candidate, from the best source that covers them all."""
     specs = {e.plan.name: e.spec for e in found if e.spec is not None}
-    scores = quality_of(specs, plan.quality.source, plan.quality.scores, plan.quality.benchmark)
+    asked = plan.quality
+    scores = quality_of(specs, asked.source, asked.scores, asked.benchmark)
     return {e.plan.name: scores.get(e.plan.name, NO_QUALITY) for e in found}
 
 

@@ -1,0 +1,222 @@
+"""The verdict's arithmetic: worlds, regions, handovers, mixes, and what would narrow the answer."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from breakeven.decide.answer.bills import bills
+from breakeven.decide.answer.draws import Doubt, capacities, factors, span_of
+from breakeven.decide.answer.flips import along, growth_flip
+from breakeven.decide.answer.mixes import Part, best_mix
+from breakeven.decide.answer.next import calibration_of, narrowest
+from breakeven.decide.answer.regions import handovers_of, regions_of, winner_at
+from breakeven.decide.answer.worlds import Contender, worlds_of
+from breakeven.price.pricing import Power
+from breakeven.price.staircase import staircase
+from breakeven.price.traffic import PricedTraffic
+from breakeven.spec.cost import Api, Own, Pricing, Rented
+from breakeven.spec.decision import Kind, LatencyPoint
+from breakeven.spec.prediction import Span
+
+TRAFFIC = PricedTraffic(prompt_tokens=500, output_tokens=200)
+RATES = np.geomspace(0.1, 1000, 401)
+
+
+def exact(value: float) -> Span:
+    return Span(value=value, low=value, high=value)
+
+
+def around(value: float, half_width: float) -> Span:
+    return Span(value=value, low=value * math.exp(-half_width), high=value * math.exp(half_width))
+
+
+def delays(e2e_s: float) -> list[LatencyPoint]:
+    flat = exact(e2e_s)
+    return [
+        LatencyPoint(
+            rate_per_s=rate,
+            ttft_p50_s=flat,
+            ttft_p99_s=flat,
+            tpot_p50_s=flat,
+            tpot_p99_s=flat,
+            e2e_p50_s=flat,
+            e2e_p99_s=flat,
+            good_share=exact(1.0),
+            utilisation=0.5,
+            tokens_per_s=1.0,
+        )
+        for rate in (0.01, 1000.0)
+    ]
+
+
+def contender(
+    name: str,
+    kind: Kind,
+    usd: float,
+    capacity: Span,
+    *,
+    e2e_s: float = 1.0,
+    doubt: Doubt | None = None,
+    max_replicas: int | None = None,
+) -> Contender:
+    return Contender(
+        name,
+        kind,
+        Rented(usd_per_hour=usd),
+        capacity,
+        doubt or Doubt(name, name, 0.0, 0.0),
+        delays(e2e_s),
+        max_replicas=max_replicas,
+    )
+
+
+DENSE = contender("dense", "dense", 2.0, exact(10.0), e2e_s=1.0)
+MOE = contender("moe", "moe", 2.0, exact(25.0), e2e_s=2.0)
+
+
+def test_at_one_bill_the_faster_wins_until_its_machine_is_full() -> None:
+    worlds = worlds_of([DENSE, MOE], TRAFFIC, RATES, 0)
+    first, *rest = regions_of(worlds)
+    assert (first.winner, first.certain) == ("dense", True)
+    assert first.high_per_s == pytest.approx(10.0, rel=0.03)
+    assert rest[0].winner == "moe"
+    handover = handovers_of(worlds)[0]
+    assert (handover.from_, handover.to) == ("dense", "moe")
+    assert handover.rate_per_s.low <= handover.rate_per_s.value <= handover.rate_per_s.high
+
+
+def test_a_certain_flip_has_a_narrow_band_and_an_uncertain_one_a_wide_band_around_it() -> None:
+    doubt = [Doubt(name, "gpu", 0.0, 0.3) for name in ("dense", "moe")]
+    unsure = [
+        contender("dense", "dense", 2.0, around(10.0, 0.3), doubt=doubt[0]),
+        contender("moe", "moe", 2.0, around(25.0, 0.3), e2e_s=2.0, doubt=doubt[1]),
+    ]
+    near = RATES[RATES < 20]
+    sharp = handovers_of(worlds_of([DENSE, MOE], TRAFFIC, near, 0))[0].rate_per_s
+    wide = handovers_of(worlds_of(unsure, TRAFFIC, near, 0))[0].rate_per_s
+    assert sharp.high / sharp.low < 1.1
+    assert wide.low < 9 < 11 < wide.high
+    assert wide.value == pytest.approx(10.0, rel=0.1)
+
+
+def test_what_both_share_moves_both_and_leaves_the_winner() -> None:
+    shared = [Doubt("dense", "gpu", 0.5, 0.0), Doubt("moe", "gpu", 0.5, 0.0)]
+    drawn = factors(shared, 3)
+    assert np.array_equal(drawn[:, 0], drawn[:, 1])
+    apart = factors([Doubt("dense", "a", 0.5, 0.0), Doubt("moe", "b", 0.5, 0.0)], 3)
+    assert abs(np.corrcoef(apart[1:].T)[0, 1]) < 0.2
+
+
+def test_leaving_a_candidate_out_changes_nobody_elses_draws() -> None:
+    three = [Doubt(name, "gpu", 0.2, 0.1) for name in "abc"]
+    assert np.array_equal(factors(three, 1)[:, [0, 2]], factors([three[0], three[2]], 1))
+
+
+def test_no_difference_is_an_answer() -> None:
+    twin = contender("twin", "moe", 2.0, exact(10.0), e2e_s=1.02)
+    assert [region.winner for region in regions_of(worlds_of([DENSE, twin], TRAFFIC, RATES[:100], 0))] == [None]
+
+
+def test_a_load_nobody_can_serve_has_no_winner() -> None:
+    alone = contender("dense", "dense", 2.0, exact(10.0), max_replicas=1)
+    worlds = worlds_of([alone], TRAFFIC, RATES, 0)
+    assert winner_at(worlds, 5.0) == (0, 1.0)
+    assert winner_at(worlds, 500.0)[0] == -1
+    assert regions_of(worlds)[-1].high_per_s == pytest.approx(10.0, rel=0.03)
+
+
+def test_a_base_of_our_own_and_the_rest_by_the_token() -> None:
+    own = contender("own", "dense", 2.0, exact(10.0), max_replicas=1)
+    # 12 requests/s: one machine is full, two are not allowed; by the token all of it costs 12 * 3600 * $0.0005 = $21.6.
+    api = Contender("api", "moe", Api(usd_per_mtok_input=0.6, usd_per_mtok_output=1.0), None, None, [])
+    mix = best_mix([own, api], [], TRAFFIC, 12.0, 0)
+    assert mix is not None
+    assert [(share.candidate, round(share.share, 3)) for share in mix.shares] == [("own", 0.833), ("api", 0.167)]
+    assert mix.usd_per_hour.value == pytest.approx(2.0 + 2 * 3600 * 0.0005)
+    assert mix.single == "api"
+    assert mix.single_over_mix is not None
+    assert mix.single_over_mix.value == pytest.approx(21.6 / 5.6)
+
+
+def test_parts_go_to_whom_may_serve_them() -> None:
+    small = contender("small", "dense", 0.1, exact(100.0))
+    large = contender("large", "moe", 4.0, exact(5.0))
+    parts = [Part("easy", 0.8, frozenset(["small", "large"])), Part("hard", 0.2, frozenset(["large"]))]
+    mix = best_mix([small, large], parts, TRAFFIC, 20.0, 0)
+    assert mix is not None
+    assert {share.candidate: share.share for share in mix.shares} == {"small": 0.8, "large": pytest.approx(0.2)}
+    assert mix.single == "large"
+    assert mix.usd_per_hour.value == pytest.approx(4.1)
+
+
+def test_one_candidate_that_is_cheapest_alone_needs_no_mix() -> None:
+    assert best_mix([DENSE, MOE], [], TRAFFIC, 5.0, 0) is None
+
+
+def test_calibrating_the_shared_machine_is_worth_naming_when_it_narrows() -> None:
+    unsure = [
+        contender("dense", "dense", 2.0, around(10.0, 0.5), doubt=Doubt("dense", "gpu", 0.4, 0.3)),
+        contender("moe", "moe", 2.0, around(25.0, 0.5), e2e_s=2.0, doubt=Doubt("moe", "gpu", 0.4, 0.3)),
+    ]
+    option = calibration_of("gpu", "vllm", ["dense", "moe"])
+    found = narrowest(unsure, [option], TRAFFIC, RATES[RATES < 20], 5.0, 0)
+    assert [n.command for n in found] == [option.command]
+    assert found[0].band_after < found[0].band_before
+
+
+def test_growth_reaches_the_next_flip() -> None:
+    handovers = handovers_of(worlds_of([DENSE, MOE], TRAFFIC, RATES[RATES < 20], 0))
+    flip = growth_flip(handovers, 5.0, 1.0)
+    assert flip is not None
+    assert flip.at is not None
+    assert flip.at.value == pytest.approx(1.0, abs=0.1)
+    assert growth_flip(handovers, 15.0, 1.0) is None
+    assert growth_flip(handovers, 5.0, 0.0) is None
+
+
+def test_a_flip_along_context() -> None:
+    contexts = [1000.0, 2000.0, 4000.0]
+    worlds = []
+    for capacity in (30.0, 8.0, 2.0):  # the MoE model's capacity falls with context, the dense one's does not
+        long = contender("moe", "moe", 2.0, exact(capacity), e2e_s=0.5)
+        worlds.append(worlds_of([DENSE, long], TRAFFIC, np.array([9.0]), 0))
+    (flip,) = along("context", "tokens", contexts, worlds, {"dense": "dense", "moe": "MoE"})
+    assert (flip.from_, flip.to) == ("moe", "dense")
+    assert flip.at is not None
+    assert 1000 < flip.at.value < 2000
+
+
+prices = st.one_of(
+    st.builds(Rented, usd_per_hour=st.floats(0.01, 100)),
+    st.builds(Own, usd=st.floats(100, 1e5), life_years=st.floats(1, 8), usd_per_kwh=st.floats(0, 1)),
+    st.builds(Api, usd_per_mtok_input=st.floats(0, 10), usd_per_mtok_output=st.floats(0, 50)),
+)
+
+
+@given(prices, st.floats(0.001, 1e4), st.floats(0.01, 1e3), st.booleans())
+def test_drawn_bills_are_the_staircase(pricing: Pricing, rate: float, capacity: float, powered: bool) -> None:
+    power = Power(idle_w=50, busy_w=400) if powered else None
+    drawn = bills(pricing, [rate], [capacity], TRAFFIC, power)
+    assert drawn[0] == pytest.approx(float(staircase(pricing, capacity, TRAFFIC, power).usd_per_hour(rate)))
+
+
+@given(st.floats(0.01, 1e4), st.floats(0.01, 0.99), st.floats(0.01, 1.0), st.lists(st.floats(-3, 3), min_size=2))
+def test_drawn_capacities_pass_through_the_interval_and_never_rise_with_step_time(
+    value: float, low_share: float, half_width: float, drawn: list[float]
+) -> None:
+    span = Span(value=value, low=value * low_share, high=value / low_share)
+    at = capacities(span, half_width, np.array([half_width, 0.0, -half_width]))
+    assert at == pytest.approx([span.low, span.value, span.high])
+    ordered = capacities(span, half_width, np.sort(np.array(drawn)))
+    assert (np.diff(ordered) <= 1e-9 * value).all()
+    assert (ordered >= 0).all()
+
+
+def test_the_first_draw_is_the_prediction() -> None:
+    assert factors([Doubt("a", "gpu", 0.3, 0.2)], 0)[0, 0] == 0.0
+    assert span_of(np.array([2.0, 1.0, 3.0])).value == 2.0
