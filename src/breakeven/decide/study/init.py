@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,20 @@ class Question:
     text: str
     default: str
     check: Callable[[str], object]
+
+
+def ask(path: Path) -> Path:
+    """Write a study to `path` by asking on the terminal. Where nobody is at one, every default is taken."""
+    if not sys.stdin.isatty():
+        return init_study(path)
+    return init_study(path, _on_terminal, lambda text: print(f"  {text}", file=sys.stderr))
+
+
+def _on_terminal(question: str, default: str) -> str:
+    try:
+        return input(f"{question}\n  [{default}] ")
+    except EOFError:
+        raise KeyboardInterrupt from None
 
 
 def init_study(path: Path, ask: Ask | None = None, tell: Tell = lambda _: None) -> Path:
