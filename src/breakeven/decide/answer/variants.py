@@ -21,7 +21,7 @@ def lengths_of(workload: Workload, trace: TraceRows | None) -> tuple[Length, Len
             continue
         if trace is None:
             raise ValueError(f"a workload without {column} lengths needs a trace")
-        values = np.asarray(getattr(trace, f"{column}_N"), dtype=np.float64)
+        values = np.asarray(trace.prompt if column == "prompt" else trace.output, dtype=np.float64)
         found.append(Length(kind="lognormal", mean=float(values.mean()), sd=float(values.std()), low=1))
     return found[0], found[1]
 
