@@ -1,0 +1,263 @@
+"""The fit of a calibration: known constants come back from noisy steps, and what the data do not tell is named."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from breakeven.errors import BreakevenError
+from breakeven.predict.calibration.fit import fit
+from breakeven.predict.calibration.leave_out import LeftOut, errors_of, half_width, leave_models_out, ranges_of
+from breakeven.predict.calibration.observe import Observation, arguments, table
+from breakeven.predict.calibration.parameters import COSTS, Parameter, parameters, suggested, with_values
+from breakeven.predict.calibration.probes import SETS, SMALL, dense, loads_for, moe, probes_for, slots_and_context
+from breakeven.predict.step import step_parts, step_s
+from breakeven.predict.terms import terms_of
+from breakeven.spec.arithmetic import file_bytes
+from breakeven.spec.model import ModelSpec
+from breakeven.spec.profile import Constants
+
+FORMAT = "Q4_K_M"
+TRUTH = Constants(
+    weight_bytes_per_s=2e10,
+    kv_bytes_per_s=4e9,
+    decode_flops_per_s=8e10,
+    prefill_flops_per_s=1.2e11,
+    overlap=0.6,
+    step_s=2e-4,
+    layer_s=6e-5,
+    moe_layer_s=5e-5,
+    expert_s=4e-6,
+    sequence_s=3e-4,
+    prefill_token_s=2e-5,
+    type_cost={"Q6_K": 0.7},
+    type_compute={"Q6_K": 1.5},
+    expert_compute=1.3,
+    tile=4,
+    tile_cost={"Q4_K": 0.5},
+)
+UNSEEN = (
+    dense("unseen-d", 1280, 16, 3584, 20, 5),
+    dense("unseen-d-wide", 2560, 4, 7168, 20, 4, 128, vocab=32768),
+    moe("unseen-m", 1280, 8, (32, 8, 512), 20, 4),
+    moe("unseen-m-few", 1536, 6, (8, 1, 2048), 12, 4),
+)
+
+
+def steps(specs: tuple[ModelSpec, ...], truth: Constants, noise: float = 0.0, seed: int = 0) -> list[Observation]:
+    """What probing `specs` on a machine of constants `truth` would give, with log-normal noise."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for spec in specs:
+        terms = terms_of(spec, FORMAT)
+        for load in loads_for(gpu=False):
+            context = load.prompt_tokens + load.output_tokens / 2
+            asked = [("decode", load.streams, context)] if load.output_tokens > 2 else []
+            asked += [("prefill", 1, float(load.prompt_tokens))] if load.streams == 1 else []
+            for phase, streams, tokens in asked:
+                blank = Observation(spec.name, terms, phase, streams, tokens, 1.0)  # type: ignore[arg-type]
+                seconds = float(step_s(terms, truth, *arguments(blank))) * math.exp(noise * rng.standard_normal())
+                found.append(Observation(spec.name, terms, blank.phase, streams, tokens, seconds))
+    return found
+
+
+def errors(constants: Constants, found: list[Observation]) -> np.ndarray:
+    """|predicted / measured - 1| of every step."""
+    data = table(found)
+    return np.abs(np.expm1(data.log_predicted(constants) - data.log_seconds))
+
+
+def test_shapes_not_seen_are_predicted_from_noisy_probes() -> None:
+    fitted = fit(steps(SMALL, TRUTH, noise=0.04), tile=4)
+    off = errors(fitted.constants, steps(UNSEEN, TRUTH))
+    assert np.median(off) < 0.03
+    assert np.quantile(off, 0.9) < 0.10
+    assert fitted.noise == pytest.approx(0.04, rel=0.5)
+
+
+def test_rates_come_back() -> None:
+    constants = fit(steps(SMALL, TRUTH, noise=0.02), tile=4).constants
+    assert constants.prefill_flops_per_s == pytest.approx(TRUTH.prefill_flops_per_s, rel=0.15)
+    assert constants.decode_flops_per_s == pytest.approx(TRUTH.decode_flops_per_s, rel=0.3)
+    assert constants.weight_bytes_per_s == pytest.approx(TRUTH.weight_bytes_per_s, rel=0.3)
+    assert constants.kv_bytes_per_s == pytest.approx(TRUTH.kv_bytes_per_s, rel=0.3)
+    assert constants.type_compute["Q6_K"] == pytest.approx(1.5, rel=0.2)
+    assert constants.tile_cost["Q4_K"] == pytest.approx(0.5, rel=0.2)
+
+
+def test_disturbed_blocks_do_not_bend_the_fit() -> None:
+    found = steps(SMALL, TRUTH, noise=0.03)
+    rng = np.random.default_rng(1)
+    disturbed = [retimed(seen, seen.seconds * 3.0) if rng.random() < 0.08 else seen for seen in found]
+    off = errors(fit(disturbed, tile=4).constants, steps(UNSEEN, TRUTH))
+    assert np.median(off) < 0.05
+
+
+def retimed(seen: Observation, seconds: float) -> Observation:
+    """The same step with another time."""
+    return Observation(seen.model, seen.terms, seen.phase, seen.sequences, seen.tokens, seconds, seen.n)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    bandwidth=st.floats(9.0, 12.0),
+    kv=st.floats(-1.0, 0.0),
+    compute=st.floats(0.3, 1.5),
+    overlap=st.floats(0.1, 0.9),
+    layer=st.floats(-6.0, -4.0),
+    sequence=st.floats(-5.0, -3.0),
+)
+def test_any_machine_is_predicted_from_exact_probes(
+    bandwidth: float, kv: float, compute: float, overlap: float, layer: float, sequence: float
+) -> None:
+    truth = Constants(
+        weight_bytes_per_s=10**bandwidth,
+        kv_bytes_per_s=10 ** (bandwidth + kv),
+        decode_flops_per_s=10 ** (bandwidth + compute),
+        prefill_flops_per_s=2 * 10 ** (bandwidth + compute),
+        overlap=overlap,
+        step_s=1e-4,
+        layer_s=10**layer,
+        sequence_s=10**sequence,
+    )
+    off = errors(fit(steps(SMALL, truth)).constants, steps(UNSEEN, truth))
+    assert np.median(off) < 0.05
+
+
+def test_what_the_data_cannot_tell_is_named_and_left_at_its_prior() -> None:
+    short = [seen for seen in steps(SMALL, TRUTH, noise=0.02) if seen.phase == "decode" and seen.tokens < 50]
+    bare = [Observation(s.model, s.terms, s.phase, s.sequences, 1.0, s.seconds, s.n) for s in short]
+    fitted = fit(bare, tile=4)
+    assert "kv_bytes_per_s" in fitted.at_prior
+    assert fitted.constants.kv_bytes_per_s == pytest.approx(suggested(bare).kv_bytes_per_s)
+    assert "routing_alpha" in fitted.at_prior
+    assert "weight_bytes_per_s" not in fitted.at_prior
+
+
+def test_dense_probes_alone_fit_nothing_of_experts() -> None:
+    found = steps(tuple(s for s in SMALL if not s.is_moe), TRUTH)
+    names = {p.name for p in parameters(found, suggested(found))}
+    assert not names & {"moe_layer_s", "expert_s", "expert_compute"}
+
+
+def test_too_few_steps_are_refused() -> None:
+    with pytest.raises(BreakevenError, match="--budget"):
+        fit(steps(SMALL[:1], TRUTH))
+
+
+@given(st.floats(1e-12, 1e12), st.sampled_from(sorted(COSTS)))
+def test_a_parameter_keeps_within_its_bounds_and_comes_back(value: float, name: str) -> None:
+    prior, low, high = COSTS[name]
+    parameter = Parameter(name, prior, 1.0, low, high)
+    back = parameter.from_scale(parameter.to_scale(value))
+    assert low <= back <= high
+    if low <= value <= high:
+        assert back == pytest.approx(value)
+
+
+def test_values_reach_fields_and_keys() -> None:
+    chosen = [Parameter("step_s", 1e-4, 1, 0, 1), Parameter("type_cost", 1, 1, 0.1, 5, key="Q6_K")]
+    constants = with_values(TRUTH, chosen, [5e-4, 2.0])
+    assert (constants.step_s, constants.type_cost) == (5e-4, {"Q6_K": 2.0})
+
+
+def test_a_model_left_out_has_no_part_in_its_prediction() -> None:
+    found = steps(SMALL, TRUTH, noise=0.02)
+    name = SMALL[2].name
+    wrong = [retimed(s, s.seconds * 4.0) if s.model == name else s for s in found]
+    fitted = fit(found, tile=4)
+    clean = {id(x.seen): x for x in leave_models_out(found, fitted)}
+    spoilt = leave_models_out(wrong, fitted)
+    for before, after in zip(found, spoilt, strict=True):
+        if before.model == name:
+            assert after.log_error == pytest.approx(clean[id(before)].log_error - math.log(4.0), abs=1e-9)
+
+
+def test_errors_are_of_what_was_left_out() -> None:
+    found = steps(SMALL, TRUTH, noise=0.05)
+    left_out = leave_models_out(found, fit(found, tile=4))
+    by_name = {(e.phase, e.kind): e for e in errors_of(left_out)}
+    assert len(by_name) == 4
+    decode = by_name["decode", "dense"]
+    assert decode.n == sum(not s.is_moe for s in SMALL)
+    mine = [abs(x.log_error) for x in left_out if (x.seen.phase, x.seen.kind) == ("decode", "dense")]
+    assert np.mean(np.array(mine) <= decode.log_half_width) >= 0.9
+    assert decode.median == pytest.approx(float(np.median(np.abs(np.expm1([-e for e in mine])))), rel=0.2)
+
+
+def test_a_kind_never_probed_gets_a_wider_interval() -> None:
+    found = steps(tuple(s for s in SMALL if not s.is_moe), TRUTH, noise=0.05)
+    by_name = {(e.phase, e.kind): e for e in errors_of(leave_models_out(found, fit(found, tile=4)))}
+    assert by_name["decode", "moe"].n == 0
+    assert by_name["decode", "moe"].log_half_width > by_name["decode", "dense"].log_half_width
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=200), st.integers(2, 20))
+def test_the_half_width_holds_nine_of_ten(values: list[float], models: int) -> None:
+    width = half_width(values, models)
+    assert np.mean(np.abs(values) <= width) >= 0.9
+    assert width <= max(abs(v) for v in values) * math.sqrt(1.5)
+
+
+def test_ranges_span_the_probes() -> None:
+    spans = {r.quantity: (r.low, r.high) for r in ranges_of(steps(SMALL, TRUTH))}
+    assert spans["batch"] == (1.0, 8.0)
+    assert spans["context"][1] == 522.0
+    assert spans["active_params"][0] < 2e7 < 3e8 < spans["active_params"][1]
+
+
+def test_left_out_rows_are_in_order() -> None:
+    found = steps(SMALL[:4], TRUTH)
+    left_out = leave_models_out(found, fit(found, tile=4))
+    assert all(isinstance(x, LeftOut) for x in left_out)
+    assert [x.seen for x in left_out] == found
+
+
+def test_arithmetic_costs_are_neutral_by_default_and_count_where_given() -> None:
+    terms = terms_of(UNSEEN[0], FORMAT)
+    plain = Constants(
+        weight_bytes_per_s=1e30, kv_bytes_per_s=1e30, decode_flops_per_s=1e9, prefill_flops_per_s=1e9, overlap=1.0
+    )
+    assert float(step_parts(terms, plain, 1.0, 0.0).compute_s) == pytest.approx(terms.token_flops / 1e9)
+    doubled = msgspec.structs.replace(plain, type_compute={kind: 2.0 for kind, _ in terms.work})
+    assert float(step_parts(terms, doubled, 1.0, 0.0).compute_s) == pytest.approx(2 * terms.token_flops / 1e9)
+    tiled = msgspec.structs.replace(plain, tile=4, tile_cost={kind: 0.5 for kind, _ in terms.work})
+    one, four, five = (float(step_parts(terms, tiled, b, 0.0).compute_s) for b in (1.0, 4.0, 5.0))
+    assert four == pytest.approx(2 * one)
+    assert five == pytest.approx(four + one)
+
+
+def test_experts_are_not_tiled() -> None:
+    terms = terms_of(UNSEEN[2], FORMAT)
+    constants = Constants(
+        weight_bytes_per_s=1e30,
+        kv_bytes_per_s=1e30,
+        decode_flops_per_s=1e9,
+        prefill_flops_per_s=1e9,
+        tile=4,
+        tile_cost={kind: 0.5 for kind, _ in (*terms.work, *terms.expert_work)},
+    )
+    routed = sum(share for _, share in terms.expert_work)
+    assert routed + sum(share for _, share in terms.work) == pytest.approx(1.0)
+    four = float(step_parts(terms, constants, 4.0, 0.0).compute_s)
+    assert four == pytest.approx(4 * terms.token_flops / 1e9 * (routed + 0.5 * (1 - routed)))
+
+
+def test_probes_fit_the_memory_they_are_given() -> None:
+    for gpu, name in ((False, "small"), (True, "large")):
+        everything = SETS[name]
+        assert probes_for("BF16", gpu=gpu, memory_bytes=1e15) == everything
+        half = sorted(file_bytes(s, "BF16") for s in everything)[len(everything) // 2]
+        chosen = probes_for("BF16", gpu=gpu, memory_bytes=3 * half)
+        assert chosen
+        assert max(file_bytes(s, "BF16") for s in chosen) <= half
+        kinds = {s.is_moe for s in everything[:2]}
+        assert kinds == {True, False}
+    slots, context = slots_and_context(loads_for(gpu=False))
+    assert slots == 8
+    assert context == 768
