@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
+from breakeven.spec.chip import Chip
 from breakeven.spec.chips import chip_named, chips, read_chip, slug_of
 
 SLUGS = [chip.slug for chip in chips()]
@@ -164,3 +165,18 @@ def test_narrow_terminals_lose_columns_not_names(columns: int) -> None:
     lines = run(columns=columns).stdout.splitlines()
     assert max(len(line) for line in lines) <= columns
     assert [line.split()[0] for line in lines[1 : len(SLUGS) + 1]] == SLUGS
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "machines.md"
+
+
+def test_the_page_shows_a_description_that_can_be_read(tmp_path: Path) -> None:
+    shown = re.search(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert shown is not None
+    chip = read_chip(written(tmp_path, shown[1]))
+    assert (chip.name, chip.tdp_w, chip.link_bytes_per_s) == ("My board", 12, 1.2e9)
+
+
+def test_the_page_names_every_field() -> None:
+    listed = set(re.findall(r"`(\w+)`", PAGE.read_text()))
+    assert set(Chip.__struct_fields__) <= listed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -85,3 +86,12 @@ def test_every_score_shipped_names_a_source_that_may_be_shipped() -> None:
     assert all(source.licence and source.via for source in sources().values())
     assert all(0 <= share <= 1 for row in published() for share in row.scores.values())
     assert "mmlu_pro" in benchmarks()
+
+
+def test_the_page_says_how_many_models_each_source_has() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "quality.md").read_text()
+    for name in sources():
+        rows = sum(row.source == name for row in published())
+        line = next(line for line in page.splitlines() if sources()[name].name.split(",")[0] in line)
+        assert f"| {rows}" in line
+    assert all(f"`{name}`" in page for name in benchmarks())
