@@ -14,6 +14,7 @@ import numpy as np
 from breakeven.decide.answer.draws import Floats, factors, span_of
 from breakeven.decide.answer.evaluate import Evaluated
 from breakeven.decide.answer.regions import Handover
+from breakeven.decide.answer.texts import rate_text
 from breakeven.decide.answer.worlds import COST_TIE, Worlds
 from breakeven.spec.decision import Flip
 from breakeven.spec.prediction import Span
@@ -31,7 +32,7 @@ def load_flips(handovers: Sequence[Handover]) -> list[Flip]:
             to=h.to,
             at=h.rate_per_s,
             unit="requests/s",
-            meaning=f"above {h.rate_per_s.value:.3g} requests/s {h.to} is the better choice, below it {h.from_}"
+            meaning=f"above {rate_text(h.rate_per_s.value)} {h.to} is the better choice, below it {h.from_}"
             + ("; the band reaches beyond the loads looked at" if h.clipped else ""),
         )
         for h in handovers
@@ -125,7 +126,9 @@ def precision_flips(formats: Sequence[str], worlds: Sequence[Worlds], kinds: Map
 def price_flip(worlds: Worlds, winner: str, runner_up: str, at: int) -> Flip | None:
     """How much dearer the winner may become before the runner-up takes its place; None when they cost the same."""
     mine, other = (worlds.usd_per_hour_CDR[worlds.names.index(name), :, at] for name in (winner, runner_up))
-    ratio = span_of((other / mine)[np.isfinite(other / mine)])
+    both = np.isfinite(mine) & np.isfinite(other)
+    low, middle, high = np.quantile(other[both] / mine[both], [0.025, 0.5, 0.975]).tolist() if both.any() else (1, 1, 1)
+    ratio = Span(value=middle, low=low, high=high)
     if ratio.value <= 1.0 + COST_TIE:
         return None
     return Flip(

@@ -65,7 +65,8 @@ def _merged(regions: list[Region]) -> list[Region]:
     for region in regions:
         was = found[-1] if found else None
         sliver = region.high_per_s is not None and region.high_per_s < SLIVER * region.low_per_s
-        if was is not None and was.winner == region.winner and (was.certain == region.certain or sliver):
+        alike = was is not None and (was.winner == region.winner or (region.winner is None and sliver))
+        if was is not None and alike and (was.certain == region.certain or sliver):
             found[-1] = msgspec.structs.replace(was, high_per_s=region.high_per_s)
         else:
             found.append(region)
@@ -127,8 +128,9 @@ def _runner_up(worlds: Worlds, winner: int, at: int) -> tuple[str | None, Span |
     other = int(costs.argmin())
     if not np.isfinite(costs[other]):
         return None, None
-    ratio_D = worlds.usd_per_hour_CDR[other, :, at] / worlds.usd_per_hour_CDR[winner, :, at]
-    ratio_D = ratio_D[np.isfinite(ratio_D)]
+    mine_D, other_D = worlds.usd_per_hour_CDR[winner, :, at], worlds.usd_per_hour_CDR[other, :, at]
+    both_D = np.isfinite(mine_D) & np.isfinite(other_D)
+    ratio_D = other_D[both_D] / mine_D[both_D]
     if not len(ratio_D):
         return worlds.names[other], None
     low, middle, high = np.quantile(ratio_D, [0.025, 0.5, 0.975]).tolist()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from breakeven.decide.answer.mixes import Mix
+from breakeven.decide.answer.texts import rate_text, span_text, usd_text
 from breakeven.spec.decision import CandidateResult, Flip, Outcome, Region, Verdict
-from breakeven.spec.prediction import Span
 
 PROBABLE = 0.9
 
@@ -44,17 +44,19 @@ def verdict_of(
     because += [f"{c.name} is ruled out: {c.ruled_out[0]}" for c in ruled]
     if here is not None and here.winner is None and here.runner_up is not None:
         sentence = (
-            f"No difference worth your time at {_rate(load_per_s)}: {winner} and {here.runner_up} cost the same and "
+            f"No difference worth your time at {rate_text(load_per_s)}: {winner} and {here.runner_up} cost the same and "
             "answer as fast."
         )
         return Verdict(outcome="no_difference", winner=None, sentence=sentence, because=because)
     outcome: Outcome = "api" if best.capacity_per_s is None else "moe" if best.kind == "moe" else "dense"
     kind = {"moe": "MoE", "dense": "dense", "unknown": "hosted"}[best.kind]
     cost = next((p for p in best.cost if abs(p.rate_per_s - load_per_s) <= 1e-6 * load_per_s), None)
-    bill = f": {_usd(cost.usd_per_hour)} an hour" if cost is not None else ""
+    bill = f": {usd_text(cost.usd_per_hour)} an hour" if cost is not None else ""
     probably = "" if sure >= PROBABLE else "Probably "
     verb = "run" if best.capacity_per_s is not None else "use"
-    sentence = f"{probably}{verb if probably else verb.capitalize()} {winner} ({kind}) at {_rate(load_per_s)}{bill}."
+    sentence = (
+        f"{probably}{verb if probably else verb.capitalize()} {winner} ({kind}) at {rate_text(load_per_s)}{bill}."
+    )
     return Verdict(outcome=outcome, winner=winner, sentence=sentence, because=because)
 
 
@@ -63,11 +65,11 @@ def _both(mix: Mix, kinds: Mapping[str, str]) -> Verdict:
     parts = "; ".join(
         f"{s.share:.0%} ({s.traffic}) to {s.candidate}{words.get(kinds[s.candidate], '')}" for s in mix.shares
     )
-    because = [f"Together they cost {_usd(mix.usd_per_hour)} an hour."]
+    because = [f"Together they cost {usd_text(mix.usd_per_hour)} an hour."]
     if mix.single is not None and mix.single_over_mix is not None:
         saved = 1.0 - 1.0 / mix.single_over_mix.value
         because.append(
-            f"The best that can serve all of it alone, {mix.single}, costs {_span(mix.single_over_mix)} times as much; "
+            f"The best that can serve all of it alone, {mix.single}, costs {span_text(mix.single_over_mix)} times as much; "
             f"the pair saves {saved:.0%}."
         )
     else:
@@ -82,7 +84,7 @@ def _capacity(best: CandidateResult, load_per_s: float) -> str:
     n = next((p for p in best.cost if abs(p.rate_per_s - load_per_s) <= 1e-6 * load_per_s), None)
     replicas = f"; this load takes {n.replicas.value:.0f} of them" if n is not None and n.replicas is not None else ""
     used = f", {n.utilisation:.0%} used" if n is not None and n.utilisation is not None else ""
-    carries = f"One replica of {best.name} carries {_span(span)} requests/s within the SLO ({best.provenance})"
+    carries = f"One replica of {best.name} carries {span_text(span)} requests/s within the SLO ({best.provenance})"
     return f"{carries}{replicas}{used}."
 
 
@@ -91,23 +93,4 @@ def _margin(region: Region) -> str:
     assert margin is not None
     if abs(margin.value - 1.0) < 0.01:
         return f"{region.runner_up} costs the same here, and answers slower."
-    return f"The next best, {region.runner_up}, costs {_span(margin)} times as much."
-
-
-def _span(span: Span) -> str:
-    return f"{span.value:.3g} ({span.low:.3g} to {span.high:.3g})"
-
-
-def _usd(span: Span) -> str:
-    digits = 2 if span.value >= 1 else 4
-    if span.high - span.low < 10**-digits:
-        return f"${span.value:.{digits}f}"
-    return f"${span.value:.{digits}f} (${span.low:.{digits}f} to ${span.high:.{digits}f})"
-
-
-def _rate(per_s: float) -> str:
-    if per_s >= 0.1:
-        return f"{per_s:.3g} requests/s"
-    if per_s * 60 >= 0.1:
-        return f"{per_s * 60:.3g} requests a minute"
-    return f"{per_s * 3600:.3g} requests an hour"
+    return f"The next best, {region.runner_up}, costs {span_text(margin)} times as much."
