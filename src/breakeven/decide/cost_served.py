@@ -92,8 +92,17 @@ def served_as(
     elif not capacity.value > 0:
         notes.append("keeps the service level at no load, not even alone")
     power = power_of(pricing, _times(profile.idle_w, model.devices), _times(profile.busy_w, model.devices))
+    error = model.error("decode")
     return Served(
-        offer=Offer(name=name, pricing=pricing, capacity_per_s=capacity, traffic=traffic, power=power),
+        offer=Offer(
+            name=name,
+            pricing=pricing,
+            capacity_per_s=capacity,
+            traffic=traffic,
+            power=power,
+            machine=f"{profile.engine} on {profile.name}",
+            own_share=min(1.0, error.between_models / error.log_half_width) if error.log_half_width > 0 else 1.0,
+        ),
         model=model,
         replica=replica,
         share=prefill_share(replica, capacity.value) if replica is not None and capacity.value > 0 else None,

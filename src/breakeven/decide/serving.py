@@ -161,7 +161,7 @@ def highest_that_meets(
     meets: Callable[[float], bool], highest: float, precision: float, guess: float | None = None
 ) -> float:
     """The rate up to `highest` below which `meets` holds, within `precision`; 0 below `LOWEST` of it."""
-    low, high = 0.0, highest
+    low, high, growth = 0.0, highest, 1.15
     rate = min(0.7 * highest if guess is None else guess, highest / (1 + precision))
     for _ in range(MOST_TRIALS):
         if meets(rate):
@@ -176,7 +176,7 @@ def highest_that_meets(
             break
         elif guess is not None and high == highest:
             # The guess was good: the answer is near it, not in the middle of everything.
-            rate = min(1.15 * low, math.sqrt(low * high))
+            rate, growth = min(growth * low, math.sqrt(low * high)), growth**2
         else:
             rate = math.sqrt(low * high)
     return math.sqrt(low * high)

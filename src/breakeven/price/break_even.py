@@ -3,9 +3,9 @@
 Below both capacities the cheaper standing bill wins whatever the architecture. The first flip is usually where the
 cheaper replica is full; after it the two staircases can overtake each other many times.
 
-The band of a flip comes from the capacities' intervals: each capacity is moved to its low and its high end alone, and
-the shifts of the flip, as logarithms, are added as independent errors: sqrt(shift_a^2 + shift_b^2). A caller who knows
-that part of the error is common to both gives the narrower intervals that remain.
+The band of a flip comes from the capacities' intervals. Each capacity is moved to its low and its high end alone, and
+the shifts of the flip, as logarithms, are added as independent errors: sqrt(shift_a^2 + shift_b^2). Two models on one
+machine are wrong together in part: that part moves both capacities at once, as a third error, and the rest each alone.
 """
 
 from __future__ import annotations
@@ -27,27 +27,31 @@ TIE = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """One candidate with its price. `capacity_per_s`: of one replica under the service level; None for an API."""
+    """One candidate with its price. `capacity_per_s`: of one replica under the service level; None for an API.
+
+    `machine`: name of what its step times come from; offers of one machine share what of their error is not their own.
+    `own_share`: half-width of a candidate's own error over that of its whole one, as logarithms.
+    """
 
     name: str
     pricing: Pricing
     capacity_per_s: Span | None
     traffic: PricedTraffic
     power: Power | None = None
+    machine: str | None = None
+    own_share: float = 1.0
 
     @property
     def serves(self) -> bool:
         """False for a machine that carries no load under the service level."""
         return isinstance(self.pricing, Api) or (self.capacity_per_s is not None and self.capacity_per_s.value > 0)
 
-    def stairs(self) -> tuple[Staircase, Staircase, Staircase]:
-        """Cost at the capacity's value, its low and its high end."""
+    def stairs(self, at: float = 0.0) -> Staircase:
+        """Its cost with a capacity `at` of the way to its high end, as logarithms (-1: at its low end)."""
         value, low, high = capacity_ends(self.capacity_per_s)
-        return (
-            staircase(self.pricing, value, self.traffic, self.power),
-            staircase(self.pricing, low, self.traffic, self.power),
-            staircase(self.pricing, high, self.traffic, self.power),
-        )
+        if value is not None and low is not None and high is not None:
+            value *= ((high if at > 0 else low) / value) ** abs(at)
+        return staircase(self.pricing, value, self.traffic, self.power)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +75,18 @@ def break_evens(
     offers = (a, b)
     if not a.serves or not b.serves:
         return [_unserved(offers)]
-    stairs_a, stairs_b = a.stairs(), b.stairs()
     favourite = None if prefer is None else [a.name, b.name].index(prefer)
 
-    def stretches(i: int, j: int) -> tuple[list[Stretch], list[Stretch]]:
-        pair = [stairs_a[i], stairs_b[j]]
+    def stretches(at_a: float, at_b: float) -> tuple[list[Stretch], list[Stretch]]:
+        pair = [a.stairs(at_a), b.stairs(at_b)]
         found = _settled(winners(pair, low_per_s, high_per_s, tie), favourite)
         return found, winners(pair, low_per_s, high_per_s)
 
-    middle = stretches(0, 0)
+    middle = stretches(0.0, 0.0)
     found = _flips(*middle)
     if not found:
         return [_never(offers, middle[0], low_per_s, high_per_s)]
-    ends = [(stretches(1, 0), stretches(2, 0)), (stretches(0, 1), stretches(0, 2))]
+    ends = [(stretches(-at_a, -at_b), stretches(at_a, at_b)) for at_a, at_b in _errors(a, b)]
     result = []
     for number, flip in enumerate(found):
         order = sum(1 for other in found[:number] if other.to == flip.to)
@@ -109,6 +112,14 @@ def break_evens_of(
         for b in offers[i + 1 :]
         for found in break_evens(a, b, low_per_s, high_per_s, tie=tie)
     ]
+
+
+def _errors(a: Offer, b: Offer) -> list[tuple[float, float]]:
+    """Independent errors of two capacities: how far along its interval each of them moves the one and the other."""
+    if a.machine is None or a.machine != b.machine:
+        return [(1.0, 0.0), (0.0, 1.0)]
+    common = tuple(math.sqrt(1.0 - min(1.0, offer.own_share) ** 2) for offer in (a, b))
+    return [(min(1.0, a.own_share), 0.0), (0.0, min(1.0, b.own_share)), (common[0], common[1])]
 
 
 def _settled(stretches: list[Stretch], favourite: int | None) -> list[Stretch]:
@@ -155,9 +166,8 @@ def _entry(offers: tuple[Offer, Offer], flip: _Flip, rate: Span, last: bool, end
     to, other = offers[flip.to].name, offers[1 - flip.to].name
     until = f"up to the end of the range, {_rate(ends[1])}" if last else f"up to {_rate(flip.until)}"
     tied = "" if flip.tied_from is None else f"; from {_rate(flip.tied_from)} to there they cost the same"
-    meaning = (
-        f"Above {_rate(rate.value)} ({rate.low:.3g} to {rate.high:.3g}) {to} is cheaper than {other}, {until}{tied}."
-    )
+    where = f"Above {_rate(rate.value)} ({_number(rate.low)} to {_number(rate.high)})"
+    meaning = f"{where} {to} is cheaper than {other}, {until}{tied}."
     return BreakEven(from_=other, to=to, rate_per_s=rate, meaning=meaning)
 
 
@@ -189,5 +199,9 @@ def _unserved(offers: tuple[Offer, Offer]) -> BreakEven:
     )
 
 
+def _number(rate_per_s: float) -> str:
+    return f"{rate_per_s:,.0f}" if rate_per_s >= 1000 else f"{rate_per_s:.3g}"
+
+
 def _rate(rate_per_s: float) -> str:
-    return f"{rate_per_s:.3g} requests/s"
+    return f"{_number(rate_per_s)} requests/s"

@@ -111,13 +111,13 @@ def parity_usd_per_hour(offer: Offer, other: Offer, rate_per_s: float) -> Span |
     """
     if isinstance(offer.pricing, Api) or not offer.serves or not other.serves:
         return None
-    mine, theirs = offer.stairs(), other.stairs()
 
-    def rent(i: int, j: int) -> float:
-        return float(theirs[j].usd_per_hour(rate_per_s)) / float(mine[i].replicas(rate_per_s))
+    def rent(at: float, other_at: float) -> float:
+        mine, theirs = offer.stairs(at), other.stairs(other_at)
+        return float(theirs.usd_per_hour(rate_per_s)) / float(mine.replicas(rate_per_s))
 
-    value = rent(0, 0)
-    found = [rent(i, j) for i in range(3) for j in range(3)]
+    value = rent(0.0, 0.0)
+    found = [rent(at, other_at) for at in (-1.0, 0.0, 1.0) for other_at in (-1.0, 0.0, 1.0)]
     return Span(value=value, low=min(found), high=max(found)) if value > 0 else None
 
 
