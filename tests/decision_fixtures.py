@@ -177,7 +177,10 @@ def cells(xs: tuple[float, ...], ys: tuple[float | str, ...], first: str, second
             tie = 0.97 < ratio < 1.03
             winner = None if tie else second if ratio > 1 else first
             kind: Any = None if tie else "moe" if ratio > 1 else "dense"
-            made.append(MapCell(x=x, y=y, winner=winner, kind=kind, ratio=ratio, certain=sure))
+            if x > 60 and row == len(ys) - 1:
+                made.append(MapCell(x=x, y=y, winner=None, kind=None, ratio=None, certain=True))
+            else:
+                made.append(MapCell(x=x, y=y, winner=winner, kind=kind, ratio=ratio, certain=sure))
     return made
 
 
@@ -216,33 +219,82 @@ def full() -> Decision:
     return decision(
         [dense(), moe(), hosted(), board()],
         regions=[
-            Region(low_per_s=0.1, high_per_s=1.4, winner="hosted-moe", runner_up="llama-3.1-8b", margin=span(3.4, 0.1), certain=True),
+            Region(
+                low_per_s=0.1,
+                high_per_s=1.4,
+                winner="hosted-moe",
+                runner_up="llama-3.1-8b",
+                margin=span(3.4, 0.1),
+                certain=True,
+            ),
             Region(low_per_s=1.4, high_per_s=1.6, winner=None, runner_up=None, margin=None, certain=False),
-            Region(low_per_s=1.6, high_per_s=9.0, winner="llama-3.1-8b", runner_up="hosted-moe", margin=span(1.3, 0.2), certain=False),
-            Region(low_per_s=9.0, high_per_s=None, winner="qwen3-30b-a3b", runner_up="llama-3.1-8b", margin=span(1.9), certain=True),
+            Region(
+                low_per_s=1.6,
+                high_per_s=9.0,
+                winner="llama-3.1-8b",
+                runner_up="hosted-moe",
+                margin=span(1.3, 0.2),
+                certain=False,
+            ),
+            Region(
+                low_per_s=9.0,
+                high_per_s=None,
+                winner="qwen3-30b-a3b",
+                runner_up="llama-3.1-8b",
+                margin=span(1.9),
+                certain=True,
+            ),
         ],
         flips=[
             load_flip(1.5, "hosted-moe", "llama-3.1-8b"),
             load_flip(27.0, "llama-3.1-8b", "qwen3-30b-a3b", 0.3),
-            Flip(quantity="context", from_="hosted-moe", to=None, at=None, unit="tokens", meaning="hosted-moe stays the cheapest at every context seen"),
-            Flip(quantity="precision", from_="llama-3.1-8b", to="qwen3-30b-a3b", at=None, at_label="bf16 to fp8", unit="", meaning="in FP8 the MoE fits one device"),
+            Flip(
+                quantity="context",
+                from_="hosted-moe",
+                to=None,
+                at=None,
+                unit="tokens",
+                meaning="hosted-moe stays the cheapest at every context seen",
+            ),
+            Flip(
+                quantity="precision",
+                from_="llama-3.1-8b",
+                to="qwen3-30b-a3b",
+                at=None,
+                at_label="bf16 to fp8",
+                unit="",
+                meaning="in FP8 the MoE fits one device",
+            ),
         ],
         maps=[
             DecisionMap(x="load", y="context", cells=cells(RATES[::2], CONTEXTS, "llama-3.1-8b", "qwen3-30b-a3b")),
             DecisionMap(x="load", y="precision", cells=cells(RATES[::3], FORMATS, "hosted-moe", "qwen3-30b-a3b")),
         ],
         advice=[
-            Advice(topic="Fine-tuning", text="Routers of MoE models collapse more easily under small learning sets", source="Shen et al., 2023, arXiv:2305.14705"),
-            Advice(topic="Tail latency", text="Measure the 99th percentile with bursts of your own traffic", source="physics of batching; see docs/simulate.md"),
+            Advice(
+                topic="Fine-tuning",
+                text="Routers of MoE models collapse more easily under small learning sets",
+                source="Shen et al., 2023, arXiv:2305.14705",
+            ),
+            Advice(
+                topic="Tail latency",
+                text="Measure the 99th percentile with bursts of your own traffic",
+                source="physics of batching; see docs/simulate.md",
+            ),
         ],
         next_measurements=[
-            NextMeasurement(command="breakeven calibrate --engine vllm --format fp8 --out l40s.json", why="the break-even hangs on llama-3.1-8b's capacity", band_before=1.69, band_after=1.14),
+            NextMeasurement(
+                command="breakeven calibrate --engine vllm --format fp8 --out l40s.json",
+                why="the break-even hangs on llama-3.1-8b's capacity",
+                band_before=1.69,
+                band_after=1.14,
+            ),
         ],
         assumptions=[
             Assumption(what="Price of l40s", value="$0.86 an hour", source="list price of one provider, 2026-02"),
             Assumption(what="Routing of qwen3-30b-a3b", value="uniform to skewed, as a band", source="no trace given"),
         ],
-    )  # fmt: skip
+    )
 
 
 def no_difference() -> Decision:
@@ -279,13 +331,29 @@ def both() -> Decision:
             sentence="Both: short requests to llama-3.2-1b on the device, the rest to qwen3-30b-a3b.",
             because=["Seven in ten requests are under 512 tokens"],
             shares=[
-                Share(candidate="llama-3.2-1b on the device", traffic="prompts under 512 tokens", share=0.7, usd_per_hour=span(0.02)),
+                Share(
+                    candidate="llama-3.2-1b on the device",
+                    traffic="prompts under 512 tokens",
+                    share=0.7,
+                    usd_per_hour=span(0.02),
+                ),
                 Share(candidate="qwen3-30b-a3b", traffic="all others", share=0.3, usd_per_hour=exact(2.99)),
             ],
         ),
-        flips=[load_flip(at, "llama-3.2-1b on the device", "qwen3-30b-a3b", 0.05) for at in (9.0, 18.0, 27.0, 36.0, 45.0)],
-        regions=[Region(low_per_s=0.1, high_per_s=None, winner="qwen3-30b-a3b", runner_up="llama-3.2-1b on the device", margin=None, certain=False)],
-    )  # fmt: skip
+        flips=[
+            load_flip(at, "llama-3.2-1b on the device", "qwen3-30b-a3b", 0.05) for at in (9.0, 18.0, 27.0, 36.0, 45.0)
+        ],
+        regions=[
+            Region(
+                low_per_s=0.1,
+                high_per_s=None,
+                winner="qwen3-30b-a3b",
+                runner_up="llama-3.2-1b on the device",
+                margin=None,
+                certain=False,
+            )
+        ],
+    )
 
 
 def many() -> Decision:
@@ -299,9 +367,13 @@ def many() -> Decision:
         found,
         load_per_s=100.0,
         slo=Slo(e2e_s=30.0),
-        regions=[Region(low_per_s=0.1, high_per_s=None, winner=names[0], runner_up=names[1], margin=exact(1.01), certain=False)],
+        regions=[
+            Region(
+                low_per_s=0.1, high_per_s=None, winner=names[0], runner_up=names[1], margin=exact(1.01), certain=False
+            )
+        ],
         maps=[DecisionMap(x="load", y="context", cells=cells(RATES[::6], CONTEXTS, names[0], names[5]))],
-    )  # fmt: skip
+    )
 
 
 def one_load() -> Decision:
@@ -325,10 +397,14 @@ def hostile() -> Decision:
             because=[HOSTILE],
             shares=[Share(candidate=HOSTILE, traffic=HOSTILE, share=1.0)],
         ),
-        regions=[Region(low_per_s=0.1, high_per_s=None, winner=HOSTILE, runner_up=HOSTILE, margin=span(2.0), certain=False)],
+        regions=[
+            Region(low_per_s=0.1, high_per_s=None, winner=HOSTILE, runner_up=HOSTILE, margin=span(2.0), certain=False)
+        ],
         flips=[load_flip(9.0, HOSTILE, HOSTILE)],
-        maps=[DecisionMap(x="load", y="precision", cells=cells(RATES[::5], (HOSTILE, "fp8"), HOSTILE, "qwen3-30b-a3b"))],
+        maps=[
+            DecisionMap(x="load", y="precision", cells=cells(RATES[::5], (HOSTILE, "fp8"), HOSTILE, "qwen3-30b-a3b"))
+        ],
         advice=[Advice(topic=HOSTILE, text=HOSTILE, source=HOSTILE)],
         next_measurements=[NextMeasurement(command=HOSTILE, why=HOSTILE, band_before=2.0, band_after=1.1)],
         assumptions=[Assumption(what=HOSTILE, value=HOSTILE, source=HOSTILE)],
-    )  # fmt: skip
+    )

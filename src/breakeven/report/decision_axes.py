@@ -20,6 +20,11 @@ HEIGHT = 280
 LINE = 15
 LABEL_GAP = 15
 WIDEST_LABEL = 170
+# Longer ones would be cut off in what WIDEST_LABEL leaves, and stand in a legend instead.
+LONGEST_LABEL = 21
+LETTERS_IN_ONE_ROW, LONGEST_NAME = 60, 24
+MOST_BANDS = 4
+"""Bands of more candidates than this would hide each other."""
 LETTER = 7.5
 """Pixels a letter of a name takes at most, nearly always."""
 
@@ -77,16 +82,15 @@ def loads_of(rates: Sequence[float], title: str) -> Loads:
     return Loads(Scale(log=False, low=max(0.0, low - margin), high=high + margin), title)
 
 
+def fit_beside(words: Sequence[str], narrow: bool) -> list[str]:
+    """`words` where they may stand at the right of a plot; none on a phone or when one would have to be cut."""
+    return [] if narrow or any(len(text) > LONGEST_LABEL for text in words) else list(words)
+
+
 def plot_width(words: Sequence[str], narrow: bool) -> float:
-    """Pixels of the plot beside which `words` stand; on a phone names stand above it."""
-    if narrow:
-        return NARROW - 56
-    return WIDE - 64 - beside(words)
-
-
-def beside(words: Sequence[str]) -> float:
-    """Pixels to leave for names at the right of a plot."""
-    return min(WIDEST_LABEL, 20 + LETTER * max((len(text) for text in words), default=0))
+    """Pixels of a plot beside which `words` stand."""
+    beside = 20 + LETTER * max((len(text) for text in words), default=0)
+    return NARROW - 56 if narrow else WIDE - 64 - (min(WIDEST_LABEL, beside) if words else 8)
 
 
 def end_labels(ends: list[dict[str, Any]], y: Scale, width: float, colour: alt.Color) -> alt.Chart:
@@ -102,13 +106,25 @@ def end_labels(ends: list[dict[str, Any]], y: Scale, width: float, colour: alt.C
     return made
 
 
-def key_of(narrow: bool, names: Sequence[str], lines_above: int = 0) -> alt.Legend | None:
-    """A legend for a phone, above `lines_above` lines of words; elsewhere names stand at the lines."""
-    if not narrow or len(names) < 2:
+def key_of(narrow: bool, names: Sequence[str], words: Sequence[str], lines_above: int = 0) -> alt.Legend | None:
+    """A legend above `lines_above` lines of words, where there is something to tell and no `words` tell it."""
+    if words or len(names) < 2:
         return None
-    key = legend(narrow)
+    return legend_of(narrow, names, lines_above)
+
+
+def legend_of(narrow: bool, names: Sequence[str], lines_above: int = 0) -> alt.Legend:
+    """A legend in one row, or in one column where long names would run into each other."""
+    stacked = narrow or sum(len(name) for name in names) > LETTERS_IN_ONE_ROW or len(max(names, key=len)) > LONGEST_NAME
+    key = legend(narrow, columns=1 if stacked else 0)
     key.offset = 14 + LINE * lines_above
+    key.labelLimit = 260 if narrow else 500
     return key
+
+
+def y_ticks(scale: Scale) -> list[float]:
+    """Ticks of a vertical axis; a linear one needs them closer to have more than two."""
+    return scale.ticks(HEIGHT, 30 if scale.log else 20)
 
 
 def moment(loads: Loads, at: float, words: str, width: float, position: int) -> list[alt.Chart]:

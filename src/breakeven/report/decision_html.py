@@ -25,11 +25,12 @@ def write_decision_report(decision: Decision, path: Path) -> Path:
 def render_decision(decision: Decision) -> str:
     """The page of `decision` as HTML. Every text that came from outside is escaped."""
     figures = figures_of_decision(decision)
+    names = tuple(candidate.name for candidate in decision.candidates)
     environment = environment_of_pages()
     environment.globals.update(kind=say.kind_words)
     return environment.get_template("decision.html.jinja").render(
         result=decision,
-        sentence=lambda text: capital(ended(text)),
+        sentence=lambda text: sentence(text, names),
         rests_on=say.rests_on(decision.candidates),
         shares=[say.share_line(share) for share in decision.verdict.shares],
         regions=drawn(figures.regions),
@@ -52,6 +53,11 @@ def render_decision(decision: Decision) -> str:
         no_winner=say.NO_WINNER,
         month_hours=f"{say.MONTH_HOURS:g}",
     )
+
+
+def sentence(text: str, names: tuple[str, ...]) -> str:
+    """`text` as a sentence; a candidate's name at its front stays as it is written."""
+    return ended(text) if text.startswith(names) else capital(ended(text))
 
 
 def span_cell(span: Span | None, scale: float = 1.0) -> Cell:

@@ -50,8 +50,10 @@ def span_text(span: Span | None, scale: float = 1.0) -> str:
 
 
 def _places(span: Span, scale: float) -> int:
+    if all(end * scale == round(end * scale) for end in (span.value, span.low, span.high)):
+        return 0
     if span.low == span.high:
-        return 0 if span.value * scale == round(span.value * scale) else decimals_of(span.value * scale)
+        return decimals_of(span.value * scale)
     return decimals_of(span.value * scale, (span.high - span.low) / 2 * abs(scale))
 
 
@@ -77,10 +79,12 @@ def usd_interval(span: Span, scale: float = 1.0) -> str:
 
 
 def _dollars(amount: float, places: int) -> str:
-    # Cents where three digits would cut them, none where there are none, no zeros after a fraction of a cent.
-    places = max(places, 2) if 0.1 <= abs(amount) < 100 else places
+    # Whole cents are written as prices are, fractions of a cent without zeros after them.
+    if 0.1 <= abs(amount) < 100:
+        whole_cents = abs(amount * 100 - round(amount * 100)) < 1e-6
+        return f"${amount:.{2 if whole_cents else max(places, 2)}f}".removesuffix(".00")
     text = f"{amount:,.{places}f}"
-    return "$" + (text.removesuffix(".00") if abs(amount) >= 0.1 else text.rstrip("0").rstrip("."))
+    return "$" + (text.rstrip("0").rstrip(".") if "." in text else text)
 
 
 def load_text(rate_per_s: float) -> str:
@@ -206,12 +210,19 @@ def cost_at(candidate: CandidateResult, rate_per_s: float) -> CostPoint | None:
 
 
 def latency_at(candidate: CandidateResult, rate_per_s: float) -> LatencyPoint | None:
-    """Delays when `rate_per_s` is spread over the replicas it needs, at the load nearest to each one's part."""
+    """Delays when `rate_per_s` is spread over the replicas it needs.
+
+    Of the loads looked at, the nearest that is not below each replica's part, so that no delay is flattered; None where
+    all are well below.
+    """
     cost = cost_at(candidate, rate_per_s)
     replicas = 1.0 if cost is None or cost.replicas is None else max(1.0, cost.replicas.value)
     part = rate_per_s / replicas
-    near = min(candidate.latency, key=lambda point: _apart(point.rate_per_s, part), default=None)
-    return near if near is not None and _apart(near.rate_per_s, part) <= SAME_LOAD else None
+    points = sorted(candidate.latency, key=lambda point: point.rate_per_s)
+    above = next((point for point in points if point.rate_per_s >= part * (1 - 1e-6)), None)
+    if above is None and points and _apart(points[-1].rate_per_s, part) <= SAME_LOAD:
+        return points[-1]
+    return above
 
 
 def _apart(a: float, b: float) -> float:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from breakeven.report.decision_axes import (
     HEIGHT,
+    MOST_BANDS,
     Loads,
     cast_of,
     end_labels,
+    fit_beside,
     key_of,
     loads_of,
     log_words,
     moment,
     now_words,
     plot_width,
+    y_ticks,
 )
 from breakeven.report.decision_words import MONTH_HOURS, flip_at, interval_of, usd_span, value_of
 from breakeven.report.figure import Figure, Missing, data_of, slack, styled
 from breakeven.report.load_axes import Scale, scale_of
 from breakeven.report.svg import LEVEL
 from breakeven.report.words import number
+from breakeven.spec.cost import CostPoint
 from breakeven.spec.decision import CandidateResult, Decision, Flip
 
 if TYPE_CHECKING:
@@ -33,6 +39,8 @@ TITLE = "What a month costs against load, USD"
 # More words above a plot than these would push it off a phone.
 MOST_FLIPS_NAMED = 3
 SAID_IN_ALT = 6
+# Lines are drawn in the order of their loads, so the two ends of a step may not share one.
+STEP_WIDTH = 1.0001
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ def cost_curve(decision: Decision) -> Figure | Missing:
     said = "; ".join(_said(candidate) for candidate in priced)
     flipped = "; ".join(f"flips at {flip_at(flip)} to {flip.to or 'no difference'}" for flip in flips)
     out = " Dashed lines: candidates that a constraint rules out." if any(row["out"] for row in rows) else ""
+    bands = " Bands come from the capacity's interval." if len(priced) <= MOST_BANDS else ""
     unnamed = len(flips) - MOST_FLIPS_NAMED
     more = f" {unnamed} more flip{'s are' if unnamed > 1 else ' is'} drawn without words." if unnamed > 0 else ""
     grey = " Grey: where the answer flips, with its band." + more if flips else ""
@@ -70,25 +79,33 @@ def cost_curve(decision: Decision) -> Figure | Missing:
         name="cost",
         title=TITLE,
         alt=f"Monthly cost against load. {said}." + (f" The answer {flipped}." if flips else ""),
-        caption=f"{number(MONTH_HOURS)} hours of steady load. Machines are whole, so their bills are stairs; bands "
-        f"come from the capacity's interval.{grey}{out}{log_words(loads.scale, bills.y, 'cost')}",
+        caption=f"{number(MONTH_HOURS)} hours of steady load. Machines are whole, so their bills are "
+        f"stairs.{bands}{grey}{out}{log_words(loads.scale, bills.y, 'cost')}",
         wide=_chart(decision, bills, narrow=False),
         narrow=_chart(decision, bills, narrow=True),
     )
 
 
 def _rows(candidate: CandidateResult) -> list[dict[str, Any]]:
-    return [
-        {
-            "model": candidate.name,
-            "out": bool(candidate.ruled_out),
-            "x": point.rate_per_s,
-            "value": point.usd_per_hour.value * MONTH_HOURS,
-            "low": point.usd_per_hour.low * MONTH_HOURS,
-            "high": point.usd_per_hour.high * MONTH_HOURS,
-        }
-        for point in candidate.cost
-    ]
+    """Points of a line; where a machine is added between two loads, the step is drawn halfway between them."""
+    points = sorted(candidate.cost, key=lambda point: point.rate_per_s)
+    rows = [_at(candidate, point, point.rate_per_s) for point in points]
+    for before, after in itertools.pairwise(points):
+        if before.replicas != after.replicas and before.rate_per_s > 0:
+            halfway = math.sqrt(before.rate_per_s * after.rate_per_s)
+            rows += [_at(candidate, before, halfway), _at(candidate, after, halfway * STEP_WIDTH)]
+    return sorted(rows, key=lambda row: float(row["x"]))
+
+
+def _at(candidate: CandidateResult, point: CostPoint, rate_per_s: float) -> dict[str, Any]:
+    return {
+        "model": candidate.name,
+        "out": bool(candidate.ruled_out),
+        "x": rate_per_s,
+        "value": point.usd_per_hour.value * MONTH_HOURS,
+        "low": point.usd_per_hour.low * MONTH_HOURS,
+        "high": point.usd_per_hour.high * MONTH_HOURS,
+    }
 
 
 def _said(candidate: CandidateResult) -> str:
@@ -104,10 +121,10 @@ def _chart(decision: Decision, bills: Bills, narrow: bool) -> Drawing:
 
     cast = cast_of(decision)
     names = cast.known(row["model"] for row in bills.rows)
-    words = [] if narrow else names
+    words = fit_beside(names, narrow)
     width = plot_width(words, narrow)
     named = bills.flips[:MOST_FLIPS_NAMED]
-    key = key_of(narrow, names, 1 + len(named))
+    key = key_of(narrow, names, words, 1 + len(named))
     x, y = bills.loads.x(width), _money(bills.y)
     colour = alt.Color("model:N", scale=cast.colours(names), legend=key)
     base = alt.Chart(data_of(bills.rows)).encode(x=x, color=colour)
@@ -117,7 +134,8 @@ def _chart(decision: Decision, bills: Bills, narrow: bool) -> Drawing:
     for position, flip in enumerate(bills.flips):
         said = _flip_words(flip) if flip in named else ""
         layers += moment(bills.loads, flip.at.value if flip.at else 0.0, said, width, min(position, len(named)) + 1)
-    layers.append(base.mark_area(opacity=0.16).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"), detail="out:N"))
+    if len(names) <= MOST_BANDS:
+        layers.append(base.mark_area(opacity=0.16).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"), detail="out:N"))
     layers.append(
         base.mark_line(strokeWidth=2.2).encode(
             y=y,
@@ -152,7 +170,7 @@ def _money(scale: Scale) -> alt.Y:
         "datum.value >= 1e6 ? '$' + format(datum.value / 1e6, ',~f') + ' M' : "
         "datum.value >= 1e4 ? '$' + format(datum.value / 1e3, ',~f') + ' k' : '$' + format(datum.value, ',~f')"
     )
-    axis = alt.Axis(title=None, domain=False, ticks=False, values=scale.ticks(HEIGHT, 30), labelExpr=label)
+    axis = alt.Axis(title=None, domain=False, ticks=False, values=y_ticks(scale), labelExpr=label)
     return alt.Y("value:Q", scale=scale.scale(), axis=axis)
 
 

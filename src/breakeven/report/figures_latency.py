@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 from breakeven.report.decision_axes import (
     HEIGHT,
     LINE,
+    MOST_BANDS,
     Loads,
     cast_of,
     end_labels,
+    fit_beside,
     key_of,
     loads_of,
     log_words,
     plot_width,
+    y_ticks,
 )
 from breakeven.report.decision_words import delay_span
 from breakeven.report.figure import Figure, Missing, data_of, slack, styled
@@ -45,6 +48,12 @@ class Delays:
     y: Scale
     asked: float | None
     """The bound of the service level, in `unit`."""
+
+    @property
+    def asked_text(self) -> str:
+        """The bound as people type it."""
+        seconds = (self.asked or 0.0) / self.unit.scale
+        return f"{seconds * 1e3:.6g} ms" if seconds < 1 else f"{seconds:.6g} s"
 
 
 def latency_curves(decision: Decision) -> list[Figure | Missing]:
@@ -89,13 +98,13 @@ def _curve(decision: Decision, metric: str, bound: float | None) -> Figure | Mis
     loads = loads_of(sorted({row["x"] for row in rows}), "requests/s on one replica")
     drawn = Delays(rows, unit, loads, scale_of([*reach, *([] if asked is None else [asked])], from_zero=True), asked)
     lines = "Solid: median, dashed and hollow: 99th percentile." if P50 in shown else "99th percentiles."
+    bands = " Bands are the prediction's or measurement's intervals." if len(told) <= MOST_BANDS else ""
     line = "" if asked is None else " The thin line is what the service level asks for."
     return Figure(
         name=f"{name.lower()}-load",
         title=f"{title}, {unit.name}",
         alt=f"{title}. " + "; ".join(_said(candidate, metric, shown) for candidate in told) + ".",
-        caption=f"{lines} Bands are the prediction's or measurement's intervals.{line}"
-        f"{log_words(loads.scale, drawn.y, 'delay')}",
+        caption=f"{lines}{bands}{line}{log_words(loads.scale, drawn.y, 'delay')}",
         wide=_chart(decision, drawn, narrow=False),
         narrow=_chart(decision, drawn, narrow=True),
     )
@@ -117,11 +126,11 @@ def _chart(decision: Decision, delays: Delays, narrow: bool) -> Drawing:
     cast = cast_of(decision)
     names = cast.known(row["model"] for row in delays.rows)
     ends = _ends(delays.rows)
-    words = [] if narrow else [end["words"] for end in ends]
+    words = fit_beside([end["words"] for end in ends], narrow)
     width = plot_width(words, narrow)
-    key = key_of(narrow, names)
+    key = key_of(narrow, names, words)
     x = delays.loads.x(width)
-    ticks = delays.y.ticks(HEIGHT, 30)
+    ticks = y_ticks(delays.y)
     y = alt.Y(
         "value:Q",
         scale=delays.y.scale(),
@@ -137,11 +146,12 @@ def _chart(decision: Decision, delays: Delays, narrow: bool) -> Drawing:
         # Near the top of the plot the words go beneath their line.
         high = delays.y.pixel(delays.asked, HEIGHT) > HEIGHT - LINE
         layers.append(
-            alt.Chart(data_of([{"value": delays.asked, "words": f"asked for: {delays.asked:g} {delays.unit.name}"}]))
+            alt.Chart(data_of([{"value": delays.asked, "words": f"asked for: {delays.asked_text}"}]))
             .mark_text(align="left", dx=4, dy=10 if high else -7)
             .encode(x=alt.value(0), y=y, text="words:N")
         )
-    layers.append(base.mark_area(opacity=0.13).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")))
+    if len(names) <= MOST_BANDS:
+        layers.append(base.mark_area(opacity=0.13).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")))
     dash = alt.StrokeDash("what:N", scale=alt.Scale(domain=[P50, P99], range=[[1, 0], [5, 4]])).legend(None)
     layers.append(base.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash))
     layers.append(

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from breakeven.report.decision_axes import LETTER, Cast, Side, cast_of, loads_of, now_words
+from breakeven.report.decision_axes import LETTER, Cast, Side, cast_of, legend_of, loads_of, now_words
 from breakeven.report.decision_words import kind_words, region_line
-from breakeven.report.figure import NARROW, WIDE, Figure, Missing, data_of, legend, series_of, shapes_of, styled
+from breakeven.report.figure import NARROW, WIDE, Figure, Missing, data_of, series_of, shapes_of, styled
 from breakeven.report.hatching import Box, hatch
-from breakeven.report.svg import LEVEL, MUTED, PAPER
+from breakeven.report.svg import INK, LEVEL, MUTED, PAPER, RULE
 from breakeven.report.words import NO_DIFFERENCE, grouped, number
 from breakeven.spec.decision import Decision, DecisionMap, MapCell, Region
 
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
     from breakeven.report.figure import Drawing
 
+NOBODY = "nobody can serve it"
+OTHERS = {NO_DIFFERENCE: LEVEL, NOBODY: RULE}
+"""Answers that are no candidate, and their colours."""
+WIDEST_ROW_LABEL = 110
 STRIP, TALLEST_CELL, TALLEST_MAP = 30, 34, 320
 STRIP_TITLE = "Who is best at which load"
 HATCHED = "Hatched: not sure, the intervals allow another answer."
-AXES = {"load": "requests/s", "context": "context, tokens", "precision": "weight format", "batch": "batch"}
-LETTERS_IN_ONE_ROW = 60
+AXES = {"load": "requests/s", "context": "context, tokens", "batch": "sequences at once"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class Grid:
     columns: list[float]
     rows: list[float | str]
     cells: dict[tuple[int, int], MapCell]
+    unit: str
+    """Of the rows; empty for formats."""
 
     @property
     def x_labels(self) -> list[str]:
@@ -48,7 +53,7 @@ class Grid:
     @property
     def y_labels(self) -> list[str]:
         """One a row, top first."""
-        return [value if isinstance(value, str) else f"{value:,.0f}" for value in self.rows]
+        return [value if isinstance(value, str) else f"{value:,.0f} {self.unit}".rstrip() for value in self.rows]
 
 
 def region_strip(decision: Decision) -> Figure | Missing:
@@ -90,7 +95,7 @@ def _strip(decision: Decision, rates: Sequence[float], narrow: bool) -> Drawing:
         }
         for region in decision.regions
     ]
-    names = _winners(cast, [region.winner for region in decision.regions])
+    names = _answers(cast, [region.winner or NO_DIFFERENCE for region in decision.regions])
     colour = _colour(cast, names, narrow, above=1)
     boxes: list[Box] = [
         (row["left"], 0.0, row["right"], float(STRIP))
@@ -122,11 +127,9 @@ def _map(decision: Decision, found: DecisionMap, index: int) -> Figure | Missing
         return Missing(title, f"{title}: no place of the map could be computed.")
     grid = _grid(found)
     told = [found_cell for found_cell in found.cells if found_cell.certain]
-    caption = ["White marks are those of the candidate."]
+    caption = ["The small marks tell candidates apart without colour."]
     if len(told) < len(found.cells):
         caption.append(HATCHED)
-    if any(each.winner is None for each in found.cells):
-        caption.append("Grey: no difference worth your time, or nobody can serve it.")
     return Figure(
         name=f"map-{index + 1}-{found.x}-{found.y}",
         title=title,
@@ -142,13 +145,13 @@ def _said(found: DecisionMap) -> str:
     rows = []
     for y, cells in grouped(found.cells, lambda cell: cell.y).items():
         runs: list[str] = []
-        last: tuple[str | None, bool] | None = None
+        last: tuple[str, bool] | None = None
         for cell in sorted(cells, key=lambda each: each.x):
-            if (cell.winner, cell.certain) != last:
+            if (_answer(cell), cell.certain) != last:
                 kind = f" ({kind_words(cell.kind)})" if cell.kind else ""
                 sure = "" if cell.certain else ", not sure"
-                runs.append(f"from {number(cell.x)} {cell.winner or 'no winner'}{kind}{sure}")
-                last = cell.winner, cell.certain
+                runs.append(f"from {number(cell.x)} {_answer(cell)}{kind}{sure}")
+                last = _answer(cell), cell.certain
         rows.append(f"{found.y} {y if isinstance(y, str) else number(y)}: {'; '.join(runs)}.")
     return " ".join(rows)
 
@@ -160,7 +163,7 @@ def _grid(found: DecisionMap) -> Grid:
     texts = list(dict.fromkeys(cell.y for cell in found.cells if isinstance(cell.y, str)))
     rows: list[float | str] = [*numbers, *texts]
     places = {(columns.index(cell.x), rows.index(_row(cell))): cell for cell in found.cells}
-    return Grid(columns, rows, places)
+    return Grid(columns, rows, places, "tokens" if found.y == "context" else "")
 
 
 def _row(cell: MapCell) -> float | str:
@@ -172,18 +175,18 @@ def _map_chart(decision: Decision, found: DecisionMap, grid: Grid, narrow: bool)
 
     cast = cast_of(decision)
     widest = max(len(label) for label in grid.y_labels)
-    left = 34 + LETTER * widest
+    left = 14 + min(WIDEST_ROW_LABEL, LETTER * widest)
     width = math.floor(((NARROW if narrow else WIDE) - left - 12) / len(grid.columns)) * len(grid.columns)
     tall = min(TALLEST_CELL, TALLEST_MAP // len(grid.rows))
     height = tall * len(grid.rows)
     wide = width / len(grid.columns)
-    names = _winners(cast, [cell.winner for cell in grid.cells.values()])
+    names = _answers(cast, [_answer(cell) for cell in grid.cells.values()])
     above = 1 if found.x == "load" else 0
     rows = [
         {
             "x": grid.x_labels[column],
             "y": grid.y_labels[row],
-            "winner": cell.winner or NO_DIFFERENCE,
+            "winner": _answer(cell),
             "certain": cell.certain and cell.winner is not None,
         }
         for (column, row), cell in grid.cells.items()
@@ -195,7 +198,7 @@ def _map_chart(decision: Decision, found: DecisionMap, grid: Grid, narrow: bool)
     ]
     room = 1 + math.floor((9 + LETTER * max(len(label) for label in grid.x_labels)) / wide)
     x_axis = alt.Axis(title=AXES.get(found.x, found.x), values=grid.x_labels[::room], labelAngle=0, ticks=False)
-    y_axis = alt.Axis(title=AXES.get(found.y, found.y), ticks=False, domain=False, labelLimit=160)
+    y_axis = alt.Axis(title=None, ticks=False, domain=False, labelLimit=WIDEST_ROW_LABEL)
     plain = alt.Scale(paddingInner=0, paddingOuter=0)
     base = alt.Chart(data_of(rows)).encode(
         x=alt.X("x:O", sort=grid.x_labels, axis=x_axis, scale=plain),
@@ -226,25 +229,27 @@ def _place(columns: Sequence[float], value: float) -> float | None:
     return None
 
 
-def _winners(cast: Cast, winners: Sequence[str | None]) -> list[str]:
-    names = cast.known(name for name in winners if name is not None)
-    return [*names, NO_DIFFERENCE] if None in winners else names
+def _answer(cell: MapCell) -> str:
+    """Who wins a cell. Without a winner, costs that could be compared were the same; else nobody can serve it."""
+    return cell.winner or (NOBODY if cell.ratio is None else NO_DIFFERENCE)
+
+
+def _answers(cast: Cast, answers: Sequence[str]) -> list[str]:
+    """All answers once: candidates in the study's order, then what is not a candidate."""
+    return [*cast.known(answers), *(name for name in OTHERS if name in answers)]
 
 
 def _colour(cast: Cast, names: Sequence[str], narrow: bool, above: int) -> alt.Color:
     """Candidates in their colours, no winner in grey; the legend always there, for a field holds no names."""
     import altair as alt
 
-    colours = [LEVEL.sentinel if name == NO_DIFFERENCE else series_of(cast)[name].sentinel for name in names]
-    stacked = narrow or sum(len(name) for name in names) > LETTERS_IN_ONE_ROW
-    key = legend(narrow, columns=1 if stacked else 0)
-    key.offset = 14 + 15 * above
-    key.symbolType = "square"
+    colours = [(OTHERS[name] if name in OTHERS else series_of(cast)[name]).sentinel for name in names]
+    key = legend_of(narrow, names, above)
     return alt.Color("winner:N", scale=alt.Scale(domain=list(names), range=colours), legend=key)
 
 
 def _mark(cast: Cast, name: str) -> str:
-    return "circle" if name == NO_DIFFERENCE else shapes_of(cast)[name]
+    return "circle" if name in OTHERS else shapes_of(cast)[name]
 
 
 def _now(at: float, words: str, width: float, height: float) -> list[alt.Chart]:
@@ -255,7 +260,7 @@ def _now(at: float, words: str, width: float, height: float) -> list[alt.Chart]:
     row: dict[str, Any] = {"at": at, "words": words}
     base = alt.Chart(data_of([row])).encode(x=alt.X("at:Q", scale=None))
     return [
-        base.mark_rule(color=MUTED.sentinel, strokeWidth=1.4, strokeDash=[2, 2]).encode(
+        base.mark_rule(color=INK.sentinel, strokeWidth=1.4, strokeDash=[2, 2]).encode(
             y=alt.value(-5), y2=alt.value(height)
         ),
         base.mark_text(align=side, baseline="bottom", color=MUTED.sentinel).encode(y=alt.value(-7), text="words:N"),
