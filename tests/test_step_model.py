@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -304,3 +305,25 @@ def test_a_long_prompt_is_read_in_the_engines_steps() -> None:
     model = step_model(lookup("llama-3.2-1b"), profile(), "BF16")
     assert model.prefill_s(512) == pytest.approx(model.step_s(0, 0, 512, 256.5))
     assert model.prefill_s(1024) == pytest.approx(2 * model.step_s(0, 0, 512, 512.5))
+
+
+def test_number_types_cost_arithmetic() -> None:
+    found = terms("olmoe-1b-7b")
+    plain = step_parts(found, CONSTANTS, 8, 1).compute_s
+    assert sum(share for _, share in (*found.work, *found.expert_work)) == pytest.approx(1)
+    kinds = {kind for kind, _ in (*found.work, *found.expert_work)}
+    twice = msgspec.structs.replace(CONSTANTS, type_compute=dict.fromkeys(kinds, 2.0))
+    attention = step_parts(found, twice, 8, 1).compute_s - plain
+    assert attention == pytest.approx(8 * found.token_flops / CONSTANTS.decode_flops_per_s)
+    routed = sum(share for _, share in found.expert_work)
+    slow = msgspec.structs.replace(CONSTANTS, expert_compute=3.0)
+    more = step_parts(found, slow, 8, 1).compute_s - plain
+    assert more == pytest.approx(8 * 2 * routed * found.token_flops / CONSTANTS.decode_flops_per_s)
+
+
+def test_sequences_left_over_from_a_tile_cost_as_single_ones() -> None:
+    found = terms("llama-3.2-1b")
+    kinds = {kind for kind, _ in found.work}
+    tiled = msgspec.structs.replace(CONSTANTS, tile=4, tile_cost=dict.fromkeys(kinds, 0.5))
+    times = [float(step_parts(found, tiled, n, 0).compute_s) for n in (1, 3, 4, 5, 8)]
+    assert np.array(times) / times[0] == pytest.approx([1, 3, 2, 3, 4])

@@ -11,7 +11,10 @@ USABLE = 0.9
 """Share of a device's memory that weights, keys, values and buffers may take: vLLM's gpu_memory_utilization default.
 The tenth left over stands for the system, the display and fragmentation on other machines too."""
 LLAMA_CPP_BUFFER_TOKENS = 512
-"""llama.cpp reserves a step of n_ubatch tokens, with the logits of every one (src/llama-context.cpp: graph_reserve)."""
+"""llama.cpp reserves a step of n_ubatch tokens (src/llama-context.cpp: graph_reserve)."""
+LLAMA_CPP_BUFFER_WIDTHS = 16
+"""Activations of one token that live at once, in hidden widths of 4 bytes. Build 11549 reserves 13 for SmolLM2-135M and
+17 for granite-3.1-1b-a400m, after the mask of its context."""
 VLLM_BUFFER_TOKENS = 8192
 """vLLM's max_num_batched_tokens on large devices."""
 VLLM_BUFFER_WIDTHS = 18
@@ -26,7 +29,7 @@ def buffer_bytes(terms: Terms, engine: str, devices: int = 1) -> float:
     if engine == "vllm":
         activations = VLLM_BUFFER_TOKENS * VLLM_BUFFER_WIDTHS * 2.0 * terms.hidden
         return devices * (activations + VLLM_RUNTIME_BYTES)
-    return devices * LLAMA_CPP_BUFFER_TOKENS * 4.0 * (terms.vocab + terms.hidden)
+    return devices * LLAMA_CPP_BUFFER_TOKENS * 4.0 * LLAMA_CPP_BUFFER_WIDTHS * terms.hidden
 
 
 def cache_bytes(terms: Terms, batch: float, context: float, devices: int, split: Split) -> float:

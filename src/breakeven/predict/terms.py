@@ -87,11 +87,6 @@ class Terms:
         """Keys and values of one sequence of `context` tokens."""
         return sum(g.kv_bytes * (context if g.window is None else min(context, g.window)) for g in self.attention)
 
-    @property
-    def vocab(self) -> int:
-        """Rows of the output head."""
-        return round(self.head_flops / (2 * self.hidden))
-
 
 @lru_cache(maxsize=256)
 def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELEMENT_BYTES) -> Terms:
