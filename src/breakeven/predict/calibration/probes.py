@@ -91,6 +91,8 @@ SMALL: tuple[ModelSpec, ...] = (
     moe("probe-m1024x16-e8k2", 1024, 16, (8, 2, 1024), 16, 16),
     dense("probe-d1536x12", 1536, 12, 4096, 16, 16),
     moe("probe-m1536x6-e64k8", 1536, 6, (64, 8, 768), 24, 4, vocab=32768),
+    dense("probe-d1024x10-h128", 1024, 10, 3072, 16, 8, 128, vocab=32768),
+    moe("probe-m1024x6-e16k4-h128", 1024, 6, (16, 4, 768), 16, 4, 128),
     dense("probe-d512x4", 512, 4, 1536, 8, 2),
 )
 """For CPUs and boards: 10 to 900 MB in 4 bits. Dense and MoE take turns, so that a short budget has both. One
