@@ -80,9 +80,7 @@ def configs_of(directory: Path) -> list[Config]:
     """The sweep by configuration."""
     found: dict[str, Config] = {}
     for r in json.loads((directory / SWEEP).read_text())["records"]:
-        config = found.setdefault(
-            r["config"], Config(r["config"], r["model"], r["quant"], int(r["n_dev"]), {})
-        )
+        config = found.setdefault(r["config"], Config(r["config"], r["model"], r["quant"], int(r["n_dev"]), {}))
         if r["metric"] in METRICS:
             scale = 1e-3 if r["unit"] == "ms" else 1.0
             config.measured[r["rps"], r["metric"]] = r["value"] * scale
@@ -265,7 +263,8 @@ def winners(
         for rate in RATES:
             truth = _winner(dense.measured, moe.measured, rate)
             told = _winner(predicted[dense.name], predicted[moe.name], rate)
-            print(f"  {rate:5g}/s  {truth[0]:7.3f} {truth[1]:7.3f} {truth[2]:5} | {told[0]:7.3f} {told[1]:7.3f} {told[2]:5}")
+            shown = " | ".join(f"{costs[0]:7.3f} {costs[1]:7.3f} {costs[2]:5}" for costs in (truth, told))
+            print(f"  {rate:5g}/s  {shown}")
             found[precision].append({"rate": rate, "measured": truth[2], "predicted": told[2]})
     return found
 

@@ -1,0 +1,151 @@
+"""From schedules and command lines to simulations."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from simulate_fixtures import TINY_POLICY, model, profile
+
+from breakeven.cli.main import dispatch
+from breakeven.decide.simulate import requests_of_schedule, simulate_schedule, simulate_traffic
+from breakeven.errors import UserError
+from breakeven.measure.schedule import DEPENDS, draw, save_schedule
+from breakeven.measure.traces import read_trace
+from breakeven.predict.simulate import Fleet, policy_of
+from breakeven.spec.simulation import SimulationStudy
+from breakeven.spec.workload import Arrivals, Length, Slo, Workload
+
+DENSE = model("llama-3.2-1b")
+PROMPT, OUTPUT = Length(mean=200), Length(mean=50)
+
+
+def workload(**changes: object) -> Workload:
+    base = Workload(arrivals=Arrivals(process="poisson", rate_per_s=4.0), prompt=PROMPT, output=OUTPUT, duration_s=20.0)
+    return msgspec.structs.replace(base, **changes)
+
+
+def test_turns_carry_their_history() -> None:
+    requests = requests_of_schedule(draw(workload(turns=3, turn_think_s=1.5)))
+    assert requests.prompt_tokens_N[:4].tolist() == [200, 450, 700, 200]
+    assert requests.after_N is not None
+    assert requests.after_N[:4].tolist() == [-1, 0, 1, -1]
+    # The next turn's text begins with this one's, answer included, and with nobody else's.
+    assert requests.prefix[1][: len(requests.prefix[0])] == requests.prefix[0]
+    assert not set(requests.prefix[2]) & set(requests.prefix[3])
+
+
+def test_conversations_read_only_what_is_new() -> None:
+    study = simulate_traffic(
+        DENSE, [workload(turns=4, turn_think_s=0.5)], policy=replace(TINY_POLICY, prefix_caching=True)
+    )
+    plain = simulate_traffic(DENSE, [workload(turns=4, turn_think_s=0.5)], policy=TINY_POLICY)
+    assert study.points[0].cached_prompt_share > 0.4
+    assert plain.points[0].cached_prompt_share == 0.0
+
+
+def test_a_closed_loop_keeps_its_streams_busy_until_the_time_is_over() -> None:
+    asked = workload(arrivals=Arrivals(process="closed", concurrency=5), duration_s=30.0, warm_up_s=5.0)
+    schedule = draw(asked)
+    assert (schedule.due_ns_N == DEPENDS).all()
+    run, counted = simulate_schedule(schedule, DENSE, TINY_POLICY, Fleet())
+    assert run.arrival_s_N[run.issued_N].max() <= 35.0 < run.end_s + 5.0
+    assert run.arrival_s_N[counted].min() >= 5.0
+    assert float(run.over_time()["decoding"][5:-5].max()) == pytest.approx(5.0)
+
+
+def test_a_closed_loop_starts_over_when_its_rows_are_used_up() -> None:
+    asked = workload(
+        arrivals=Arrivals(process="closed", concurrency=8),
+        prompt=Length(mean=1),
+        output=Length(mean=1),
+        duration_s=60.0,
+    )
+    run, _ = simulate_schedule(draw(asked), DENSE, TINY_POLICY, Fleet())
+    assert run.issued_N.sum() > 4096
+    assert np.nanmax(run.arrival_s_N) > 59.0
+
+
+def test_a_trace_shares_prefixes_only_where_asked(tmp_path: Path) -> None:
+    rows = [
+        {"timestamp": 4000 * i, "input_length": 1100, "output_length": 5, "hash_ids": [1, 2, 10 + i]} for i in range(6)
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trace = read_trace(tmp_path / "m.jsonl")
+    asked = Workload(arrivals=Arrivals(process="trace", trace="m.jsonl"))
+    policy = replace(policy_of(DENSE), prefix_caching=True)
+    shares = [
+        simulate_traffic(DENSE, [msgspec.structs.replace(asked, sharing=s)], trace=trace, policy=policy).points[0]
+        for s in (True, False)
+    ]
+    assert shares[0].cached_prompt_share == pytest.approx(5 * 1024 / (6 * 1100))
+    assert shares[1].cached_prompt_share == 0.0
+
+
+def test_intervals_hold_the_value_and_widen_with_load() -> None:
+    slo = Slo(ttft_s=0.5, tpot_s=0.05)
+    loads = [workload(arrivals=Arrivals(process="poisson", rate_per_s=rate), requests=600) for rate in (1.0, 12.0)]
+    study = simulate_traffic(DENSE, [msgspec.structs.replace(w, duration_s=None) for w in loads], slo=slo)
+    widths = []
+    for point in study.points:
+        for latency in point.latencies:
+            for entry in latency.percentiles:
+                if entry.seconds is not None:
+                    assert entry.seconds.low <= entry.seconds.value <= entry.seconds.high
+        assert point.good_share is not None
+        e2e = next(latency for latency in point.latencies if latency.metric == "e2e_s").percentiles[0].seconds
+        assert e2e is not None
+        widths.append(e2e.high / e2e.low)
+    assert widths[1] > widths[0]
+    assert msgspec.json.decode(msgspec.json.encode(study), type=SimulationStudy) == study
+
+
+def test_a_growing_queue_is_named() -> None:
+    calm, flooded = (
+        simulate_traffic(DENSE, [workload(arrivals=Arrivals(process="constant", rate_per_s=rate))], policy=TINY_POLICY)
+        for rate in (1.0, 200.0)
+    )
+    assert not calm.points[0].queue_grows
+    assert flooded.points[0].queue_grows
+    assert any("queue grows" in note for note in flooded.notes)
+
+
+def test_percentiles_of_few_requests_are_not_given() -> None:
+    study = simulate_traffic(DENSE, [workload()])
+    entries = {entry.p: entry.seconds for entry in study.points[0].latencies[0].percentiles}
+    assert entries[50.0] is not None
+    assert entries[99.9] is None
+
+
+def test_a_model_that_leaves_no_room_is_refused() -> None:
+    with pytest.raises(UserError, match="leaves no room"):
+        policy_of(replace(DENSE, profile=msgspec.structs.replace(profile(), memory_bytes=3 * 10**9)))
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["simulate", "llama-3.1-8b", "--machine", "h100-sxm", "--requests", "80", "--slo", "ttft=1s"]
+    assert dispatch([*words, "--rate", "2,40"]) == 0
+    text = capsys.readouterr().out
+    assert "simulated, not measured" in " ".join(text.split())
+    assert "40 req/s" in text
+    assert dispatch([*words, "--rate", "2", "--replicas", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "breakeven.simulate/1"
+    assert found["points"][0]["requests"] == 80
+    assert found["replicas"] == "3 replicas, least loaded"
+    save_schedule(draw(workload(requests=40)), tmp_path / "schedule.jsonl")
+    from_file = ["simulate", "llama-3.1-8b", "--machine", "h100-sxm", "--schedule", str(tmp_path / "schedule.jsonl")]
+    assert dispatch([*from_file, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["points"][0]["requests"] == 40
+    for wrong, says in (
+        ([*from_file, "--rate", "3"], "different kinds of load"),
+        ([*words, "--rate", "2", "--autoscale", "few"], "such as 1-4"),
+        ([*words, "--rate", "2", "--balancing", "best"], "round_robin"),
+        (["simulate", "llama-3.1-405b", "--machine", "l4", "--rate", "1"], "leaves no room"),
+    ):
+        with pytest.raises(UserError, match=says):
+            dispatch(wrong)
