@@ -225,7 +225,7 @@ load:
   prompt: {prompt}  # tokens; or lognormal:1155,900[16-8192]
   output: {output}
   # turns: 4                   # each arrival starts a conversation of so many turns
-  # cached: 60%                # share of prompt tokens the engine or the API has seen just before
+  # cached: 60%                # share of prompt tokens that an API bills as cached
   # low: 0.1/s                 # loads between which flips are looked for
   # high: 30/s
   # growth_per_year: 40%

@@ -41,7 +41,9 @@ def read_study(path: Path) -> StudyPlan:
 
 def plan_of(form: StudyForm, path: Path, where: str) -> StudyPlan:
     """`form`, read from `path` and called `where` in errors, as a plan."""
-    candidates = tuple(_candidate(where, i, each, path.parent) for i, each in enumerate(form.candidates))
+    candidates = tuple(
+        _candidate(where, i, each, path.parent, form.load.turns > 1) for i, each in enumerate(form.candidates)
+    )
     names = [each.name for each in candidates]
     for i, name in enumerate(names):
         if name in names[:i]:
@@ -74,7 +76,7 @@ def plan_of(form: StudyForm, path: Path, where: str) -> StudyPlan:
             requests=load.requests or (None if trace is not None else DEFAULT_REQUESTS),
             turns=load.turns,
             turn_think_s=load.think,
-            sharing=load.turns > 1 or load.cached > 0,
+            sharing=load.turns > 1 or trace is not None,
             languages=tuple(form.languages),
             seed=form.seed,
         ),
@@ -144,7 +146,7 @@ def _range(where: str, load: LoadForm, load_per_s: float) -> tuple[float, float]
     return low, high
 
 
-def _candidate(where: str, i: int, form: CandidateForm, directory: Path) -> CandidatePlan:
+def _candidate(where: str, i: int, form: CandidateForm, directory: Path, converses: bool) -> CandidatePlan:
     place = f"{where}: candidates.{i}"
     model = None if form.model is None else _model(f"{place}.model", form.model, directory)
     machine = None if form.machine is None else _machine(f"{place}.machine", form.machine, directory)
@@ -174,7 +176,8 @@ def _candidate(where: str, i: int, form: CandidateForm, directory: Path) -> Cand
             max_sequences=form.policy.max_sequences,
             max_step_tokens=form.policy.max_step_tokens,
             kv_tokens=form.policy.kv_tokens,
-            prefix_caching=form.policy.prefix_caching,
+            # Servers keep a conversation's keys and values unless told not to.
+            prefix_caching=True if form.policy.prefix_caching is None and converses else form.policy.prefix_caching,
         ),
         api_speed=None
         if form.speed is None

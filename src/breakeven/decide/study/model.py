@@ -132,7 +132,7 @@ class StudyPlan:
     high_per_s: float
     parts: tuple[TrafficPart, ...] = ()
     cached_share: float = 0.0
-    """Share of prompt tokens that an API bills as cached and an engine may reuse."""
+    """Share of prompt tokens that an API bills as cached."""
     budget_usd_per_month: float | None = None
     constraints: Constraints = field(default_factory=Constraints)
     quality: QualityPlan = field(default_factory=QualityPlan)
