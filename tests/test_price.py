@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,7 +29,7 @@ from breakeven.price.solved import per_solved
 from breakeven.price.staircase import LEAST_CAPACITY, cost_points, staircase
 from breakeven.price.traffic import PricedTraffic
 from breakeven.price.winners import winners
-from breakeven.spec.cost import Api, Own, Pricing, Rented
+from breakeven.spec.cost import Api, BreakEven, Cost, CostPoint, Own, Pricing, Rented, WhatIf
 from breakeven.spec.decision import QualityScore
 from breakeven.spec.prediction import Span
 
@@ -377,3 +380,14 @@ def test_intelligence_per_watt() -> None:
     assert found.solved_share_per_w is not None
     assert found.solved_share_per_w.value == pytest.approx(0.002)
     assert found.solved_share_per_w.high == pytest.approx(0.003)
+
+
+# --- the contract ----------------------------------------------------------------------------------------------------
+
+
+def test_every_field_is_documented() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
+    sections = dict(re.findall(r"^## `(\w+)`.*?\n(.*?)(?=^## |\Z)", page, re.M | re.S))
+    for found in (Cost, CostPoint, BreakEven, WhatIf, Own, Rented, Api):
+        for field in msgspec.structs.fields(found):
+            assert f"| `{field.encode_name}` |" in sections.get(found.__name__, ""), f"{found.__name__}.{field.name}"

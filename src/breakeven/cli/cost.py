@@ -51,6 +51,9 @@ def cost(
     think: Annotated[str, typer.Option(help="Between an answer and the next turn.")] = "0s",
     cached: Annotated[str, typer.Option(help="Share of prompts an API bills as cached.")] = "0%",
     score: Annotated[list[str] | None, typer.Option(help="MODEL=0.62: share of tasks it solves.")] = None,
+    benchmark: Annotated[
+        str | None, typer.Option(help="Published scores to take without --score.", show_default="first that covers all")
+    ] = None,
     answer: Annotated[list[str] | None, typer.Option(help="MODEL=400: mean tokens of its answers.")] = None,
     what_if: Annotated[bool, typer.Option("--what-if", help="Precision, devices, speculation, price.")] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same traffic.")] = 0,

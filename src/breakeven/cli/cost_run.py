@@ -65,6 +65,7 @@ def options_of(words: Mapping[str, Any]) -> CostOptions:
         good_share=_share("--share", words["share"]),
         cached_share=_share("--cached", words["cached"]),
         scores=_by_name("--score", words["score"] or ()),
+        benchmark=words["benchmark"],
         answers=_by_name("--answer", words["answer"] or ()),
         changes=words["what_if"],
     )

@@ -5,18 +5,19 @@ Every capacity is that of a simulated replica under predicted step times, so a c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from breakeven.decide.cost_changes import changed
-from breakeven.decide.cost_served import CostOptions, hosted, served_as
+from breakeven.decide.cost_served import CostOptions, Served, hosted, served_as
 from breakeven.errors import UserError
 from breakeven.price.break_even import Offer, break_evens_of
 from breakeven.price.pricing import idle_usd_per_hour
 from breakeven.price.staircase import cost_points
 from breakeven.spec.cost import Cost
 from breakeven.spec.decision import QualityScore
+from breakeven.spec.quality import quality_of
 from breakeven.spec.slo import slo_text
 from breakeven.version import __version__
 
@@ -42,6 +43,7 @@ def cost(models: Sequence[str], options: CostOptions) -> Cost:
     served = [served_as(name, options) for name in models]
     served += [hosted(name, api, options) for name, api in options.apis.items()]
     offers = [one.offer for one in served]
+    quality = _quality(served, options)
     rates = options.rates or _rates(offers)
     ends = min(rates) / AROUND, max(rates) * AROUND
     return Cost(
@@ -54,7 +56,7 @@ def cost(models: Sequence[str], options: CostOptions) -> Cost:
                 rates,
                 power=one.offer.power,
                 prefill_share=one.share,
-                quality=_quality(one.offer.name, options),
+                quality=quality.get(one.offer.name),
             )
             for one in served
         },
@@ -63,17 +65,39 @@ def cost(models: Sequence[str], options: CostOptions) -> Cost:
         break_even=break_evens_of(offers, *ends),
         idle_usd_per_hour={offer.name: idle_usd_per_hour(offer.pricing, offer.power) for offer in offers},
         what_if=changed(served, options, float(np.sqrt(min(rates) * max(rates))), ends) if options.changes else [],
-        notes=[_level(options), *(f"{one.offer.name}: {note}" for one in served for note in one.notes)],
+        notes=[
+            _level(options),
+            *_solved(quality),
+            *(f"{one.offer.name}: {note}" for one in served for note in one.notes),
+        ],
     )
 
 
-def _quality(name: str, options: CostOptions) -> QualityScore | None:
-    score = options.scores.get(name)
-    if score is None:
-        return None
-    if not 0 < score <= 1:
-        raise UserError(f"score {name}={score:g}: give the share of tasks solved, above 0 and up to 1")
-    return QualityScore(how="own", value=score, source="given by the user")
+def _quality(served: Sequence[Served], options: CostOptions) -> dict[str, QualityScore]:
+    """Shares of tasks solved: the user's, where any is given, else published ones that cover every model."""
+    for name, score in options.scores.items():
+        if not 0 < score <= 1:
+            raise UserError(f"score {name}={score:g}: give the share of tasks solved, above 0 and up to 1")
+    if options.scores:
+        return {
+            name: QualityScore(how="own", value=score, source="your evaluation")
+            for name, score in options.scores.items()
+        }
+    specs = {one.offer.name: one.model.spec for one in served if one.model is not None}
+    found = quality_of(specs, benchmark=options.benchmark) if specs else {}
+    return {name: score for name, score in found.items() if score.how == "published"}
+
+
+def _solved(quality: Mapping[str, QualityScore]) -> list[str]:
+    """What a solved task is, in words; nothing where nobody knows."""
+    if not quality:
+        return []
+    score = next(iter(quality.values()))
+    what = f"{score.benchmark}, {score.source}" if score.how == "published" else score.source
+    shares = ", ".join(
+        f"{name} {100 * score.value:.3g} %" for name, score in quality.items() if score.value is not None
+    )
+    return [f"Solved: {shares} ({what})."]
 
 
 def _rates(offers: Sequence[Offer]) -> tuple[float, ...]:

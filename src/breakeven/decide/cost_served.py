@@ -32,9 +32,9 @@ class CostOptions:
     """What costs are asked for. None: as the machine's class does it, or as its catalogue says.
 
     `machine`: of models that name none themselves (`MODEL@MACHINE`). `pricing`: of one replica. `apis`: hosted models
-    by name. `rates`: loads in requests/s. `scores`: share of tasks solved, and `answers`: mean output tokens, both by
-    model as it was given. `slo` without terms: capacity is the saturation rate. `changes`: also look at what would
-    change the costs.
+    by name. `rates`: loads in requests/s. `slo` without terms: capacity is the saturation rate. `scores`: share of
+    tasks solved, and `answers`: mean output tokens, both by model as it was given; without scores, published ones of
+    `benchmark` (None: the first that covers all). `changes`: also look at what would change the costs.
     """
 
     workload: Workload
@@ -50,6 +50,7 @@ class CostOptions:
     good_share: float = 0.9
     cached_share: float = 0.0
     scores: Mapping[str, float] = field(default_factory=dict)
+    benchmark: str | None = None
     answers: Mapping[str, float] = field(default_factory=dict)
     changes: bool = False
 
