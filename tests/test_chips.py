@@ -66,6 +66,16 @@ def test_narrower_number_types_are_never_slower() -> None:
         ("AMD Radeon RX 7900 XTX", "rx-7900-xtx"),
         ("GB10", "dgx-spark"),
         ("Raspberry Pi 5", "raspberry-pi-5"),
+        # As drivers spell them.
+        ("NVIDIA H100 80GB HBM3", "h100-sxm"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb-sxm"),
+        ("NVIDIA A100-PCIE-40GB", "a100-40gb-pcie"),
+        ("NVIDIA A100 80GB PCIe", "a100-80gb-pcie"),
+        ("Tesla V100-SXM2-16GB", "v100-16gb-sxm"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA GeForce RTX 3060 Laptop GPU", "rtx-3060-laptop"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "rtx-pro-6000-blackwell"),
     ],
 )
 def test_common_names_find_their_chip(text: str, slug: str) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from breakeven.errors import UserError
 from breakeven.spec.chip import Chip
-from breakeven.spec.formats import Format, format_named
+from breakeven.spec.formats import format_named
 from breakeven.spec.profile import Constants, Error, Origin, Profile, Range
 from breakeven.version import __version__
 
@@ -170,5 +170,4 @@ def peak_flops(chip: Chip, found: Efficiency, *, engine: str, format_name: str |
 
 
 def _plain(format_name: str) -> str:
-    found: Format = format_named(format_name)
-    return found.name.lower()
+    return format_named(format_name).name.lower()

@@ -16,6 +16,7 @@ from breakeven.engine.cache import cache_directory
 from breakeven.engine.synthesis.tokenizer import BOS, CHAT_TEMPLATE, EOS, N_SPECIAL, PAD, tokens_of
 from breakeven.engine.vllm.config import config_of
 from breakeven.errors import NotSupportedError, UserError
+from breakeven.spec.gpu_formats import GPU_FORMATS
 from breakeven.spec.model import ModelSpec
 
 FORMATS: Mapping[str, str] = {"BF16": "bfloat16", "F16": "float16"}
@@ -47,7 +48,7 @@ def provide(text: str, spec: ModelSpec | None, format_name: str) -> Path:
     dtype = FORMATS.get(format_name)
     if dtype is None:
         raise NotSupportedError(
-            f"{format_name} is a format of llama.cpp; give a directory with quantized weights, "
+            f"{format_name} {_not_drawn(format_name)}; give a directory with quantized weights, "
             f"or with vLLM one of --format {', '.join(FORMATS)}"
         )
     given = path / _CONFIG if path.is_dir() else path
@@ -56,6 +57,10 @@ def provide(text: str, spec: ModelSpec | None, format_name: str) -> Path:
         return _write(name, json.loads(given.read_text(encoding="utf-8")), dtype, given.parent)
     assert spec is not None  # only a GGUF can be without
     return _write(spec.name, config_of(spec), dtype, None)
+
+
+def _not_drawn(format_name: str) -> str:
+    return "cannot be drawn as dummy weights" if format_name in GPU_FORMATS else "is a format of llama.cpp"
 
 
 def dtype_of(directory: Path) -> str:
