@@ -277,7 +277,7 @@ def test_the_table_fits_the_terminal(columns: int, capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     assert max(len(line) for line in text.splitlines()) <= columns
     assert "predicted, not measured" in " ".join(text.split())
-    assert "llama-3.2-1b over olmoe-1b-7b" in " ".join(text.split())
+    assert "llama-3.2-1b against olmoe-1b-7b" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(

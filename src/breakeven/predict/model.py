@@ -38,8 +38,12 @@ class StepModel:
     scale: float = 1.0
     expert_parallel: bool = False
     residency: Residency = ON_DEVICE
-    format: str = "BF16"
-    """The weight format by the name people use; `terms.format` names what the engine means by it."""
+    asked_format: str | None = None
+
+    @property
+    def format(self) -> str:
+        """The weight format by the name people use; `terms.format` names what the engine means by it."""
+        return self.asked_format or self.terms.format
 
     @property
     def split(self) -> Split:
@@ -193,5 +197,5 @@ def step_model(
     if frequencies is not None:
         terms = with_frequencies(terms, spec, frequencies)
     devices = devices or profile.devices
-    model = StepModel(spec, terms, profile, devices, expert_parallel=expert_parallel, format=chosen)
+    model = StepModel(spec, terms, profile, devices, expert_parallel=expert_parallel, asked_format=chosen)
     return model.placed(1, min(spec.context, 4096))

@@ -1,4 +1,4 @@
-"""Predicted speeds in a terminal: the fastest first to see, what each rests on right below."""
+"""Predicted speeds in a terminal: the numbers, who is faster, and what both rest on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from breakeven.report.words import bytes_text, grouped, number
 from breakeven.spec.prediction import PredictedPoint, PredictedRatio, Prediction, Span
 
 BOUNDS = {"weights": "weights", "kv": "KV", "compute": "compute", "overhead": "overheads"}
-NAME = ["Model", "Batch", "Context"]
 
 
 def print_prediction(result: Prediction, console: Console) -> None:
@@ -20,13 +19,13 @@ def print_prediction(result: Prediction, console: Console) -> None:
         first = points[0]
         devices = f"{first.devices} x " if first.devices > 1 else ""
         _say(console, f"{devices}{machine}, {first.engine}, {first.format}: predicted, not measured", style="bold")
-        for index, table in enumerate(_tables(points, console.width)):
+        ratios = [ratio for ratio in result.ratios if ratio.machine == machine]
+        for index, table in enumerate(_tables(points, ratios, console.width)):
             console.print() if index else None
             for line in table:
                 _say(console, line)
-        for ratio in result.ratios:
-            if ratio.machine == machine:
-                _say(console, _ratio_line(ratio))
+        for pair in grouped(ratios, lambda ratio: ratio.model).values():
+            _say(console, _verdict(pair))
         for note, named in grouped(((n, p) for p in points for n in p.notes), lambda pair: pair[0]).items():
             _say(console, f"{_where([point for _, point in named], points)}{note}", style="dim")
         _say(console, f"Constants: {result.profiles[machine]}.", style="dim")
@@ -37,12 +36,13 @@ def _say(console: Console, line: str, style: str | None = None) -> None:
     console.print(line, style=style, highlight=False, markup=False)
 
 
-def _tables(points: Sequence[PredictedPoint], width: int) -> list[list[str]]:
+def _tables(points: Sequence[PredictedPoint], ratios: Sequence[PredictedRatio], width: int) -> list[list[str]]:
     several = len({(point.batch, point.context) for point in points}) > 1
     label = [("B=" + str(point.batch) + f" {point.context:,} " if several else "") for point in points]
     names = ["Model", *(f"{at}{shortened(point.model)}" for at, point in zip(label, points, strict=True))]
     groups = [
         [["Decode tok/s", *(_speed(point) for point in points)]],
+        *([[[f"over {shortened(ratios[0].over)}", *(_over(point, ratios) for point in points)]]] if ratios else []),
         [["Step ms", *(number(point.step_s.value * 1e3) for point in points)]],
         [["Prefill tok/s", *(number(point.prefill_tokens_per_s) for point in points)]],
         [["Memory", *(_memory(point) for point in points)]],
@@ -56,27 +56,39 @@ def _speed(point: PredictedPoint) -> str:
     return f"{number(point.decode_tokens_per_s)} ({number(low)}-{number(high)})"
 
 
+def _over(point: PredictedPoint, ratios: Sequence[PredictedRatio]) -> str:
+    at = (point.model, point.batch, point.context)
+    return next((_ratio(r.decode) for r in ratios if (r.model, r.batch, r.context) == at), "")
+
+
 def _memory(point: PredictedPoint) -> str:
     return bytes_text(point.memory_bytes) + ("" if point.fits else " does not fit")
-
-
-def _ratio_line(ratio: PredictedRatio) -> str:
-    return (
-        f"{ratio.model} over {ratio.over}, decode at batch {ratio.batch}, context {ratio.context:,}: "
-        f"{_ratio(ratio.decode)}{_verdict(ratio)}"
-    )
 
 
 def _ratio(span: Span) -> str:
     return f"{span.value:.2f} ({span.low:.2f}-{span.high:.2f})"
 
 
-def _verdict(ratio: PredictedRatio) -> str:
+def _verdict(pair: Sequence[PredictedRatio]) -> str:
+    """What the intervals of two models' ratio say, over all batches and contexts."""
+    said = [
+        winner if len(some) == len(pair) else f"{winner} at {_loads(some, pair)}"
+        for winner, some in grouped(pair, _winner).items()
+    ]
+    return f"Decode, {pair[0].model} against {pair[0].over}: {'; '.join(said)}."
+
+
+def _winner(ratio: PredictedRatio) -> str:
     if ratio.decode.low > 1:
-        return f", {ratio.model} is faster"
-    if ratio.decode.high < 1:
-        return f", {ratio.over} is faster"
-    return ", too close to call"
+        return f"{ratio.model} is faster"
+    return f"{ratio.over} is faster" if ratio.decode.high < 1 else "too close to call"
+
+
+def _loads(some: Sequence[PredictedRatio], pair: Sequence[PredictedRatio]) -> str:
+    one_context = len({ratio.context for ratio in pair}) == 1
+    if one_context:
+        return "batch " + ", ".join(str(ratio.batch) for ratio in some)
+    return ", ".join(f"batch {ratio.batch} of {ratio.context:,} tokens" for ratio in some)
 
 
 def _where(named: Sequence[PredictedPoint], points: Sequence[PredictedPoint]) -> str:
