@@ -278,10 +278,11 @@ class TestDirectories:
             provide("some.gguf", None, "BF16")
 
     def test_a_format_of_another_engine_is_refused(self, tmp_path: Path) -> None:
+        given = str(model_directory(tmp_path))
         with pytest.raises(NotSupportedError, match=r"Q4_K_M is a format of llama\.cpp.*BF16, F16$"):
-            provide(str(model_directory(tmp_path)), None, "Q4_K_M")
+            provide(given, None, "Q4_K_M")
         with pytest.raises(NotSupportedError, match=r"FP8 cannot be drawn as dummy weights.*BF16, F16$"):
-            provide(str(model_directory(tmp_path)), None, "FP8")
+            provide(given, None, "FP8")
 
 
 class TestConfigurations:
