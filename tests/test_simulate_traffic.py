@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from breakeven.errors import UserError
 from breakeven.measure.schedule import DEPENDS, draw, save_schedule
 from breakeven.measure.traces import read_trace
 from breakeven.predict.simulate import Fleet, policy_of
+from breakeven.spec import simulation
 from breakeven.spec.simulation import SimulationStudy
 from breakeven.spec.workload import Arrivals, Length, Slo, Workload
 
@@ -149,3 +151,15 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ):
         with pytest.raises(UserError, match=says):
             dispatch(wrong)
+
+
+def test_every_field_is_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "json.md").read_text()
+    sections = dict(re.findall(r"^## `(\w+)`.*?\n(.*?)(?=^## |^# |\Z)", page, re.M | re.S))
+    structs = [
+        each for each in vars(simulation).values() if isinstance(each, type) and each.__module__ == simulation.__name__
+    ]
+    assert len(structs) == 5
+    for each in structs:
+        for field in msgspec.structs.fields(each):
+            assert f"| `{field.encode_name}` |" in sections.get(each.__name__, ""), f"{each.__name__}.{field.name}"
