@@ -185,6 +185,18 @@ def test_turns_of_a_conversation_count_one_by_one() -> None:
     assert requests.prompt_tokens_N[3] == 4 * 200 + 3 * 50
 
 
+def test_a_conversation_is_read_once_where_prefixes_are_kept() -> None:
+    talk = msgspec.structs.replace(WORKLOAD, turns=6, turn_think_s=0.5, prompt=Length(mean=400))
+    kept, forgotten = (
+        replica_of(model(), replace(BATCHED, prefix_caching=keeps, kv_tokens=200_000), talk) for keeps in (True, False)
+    )
+    assert kept is not None
+    assert forgotten is not None
+    assert saturation_per_s(kept) > 1.3 * saturation_per_s(forgotten)
+    level = Slo(ttft_s=1.0)
+    assert capacity_per_s(kept, level, 0.9) > 1.2 * capacity_per_s(forgotten, level, 0.9)
+
+
 # --- latency ---------------------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,8 @@ from breakeven.spec.workload import Arrivals, Slo, Workload
 
 PRECISION = 0.03
 """A capacity is found to within this share: less than any step model knows."""
-LEAST_REQUESTS, MOST_REQUESTS = 1200, 8000
+LEAST_REQUESTS, LEAST_TRACED, MOST_REQUESTS = 1200, 3000, 8000
+"""Drawn from distributions, and taken from a trace, whose bursts must be in them; the most that is worth its time."""
 TIMES_IN_FLIGHT = 6
 """A run has this many times the requests that are in flight when the replica is full, or it would never fill."""
 WARM_SHARE = 1 / 3
@@ -72,7 +73,8 @@ def replica_of(
 
     `requests`: how many are drawn; None: as many as fill it several times. A trace that has fewer gives what it has.
     """
-    few = unit_requests(workload, trace, LEAST_REQUESTS if requests is None else requests)
+    least = LEAST_REQUESTS if trace is None else LEAST_TRACED
+    few = unit_requests(workload, trace, least if requests is None else requests)
     mean = float(np.mean(few.prompt_tokens_N + few.output_tokens_N))
     kv_tokens = model.kv_tokens(mean) if policy.kv_tokens is None else policy.kv_tokens
     if kv_tokens is not None and kv_tokens < mean:
@@ -86,21 +88,19 @@ def replica_of(
 
 
 def saturation_per_s(replica: Replica) -> float:
-    """Requests a second of a replica that always has another one waiting."""
+    """Requests a second of a replica that always has another one waiting; in conversations, without any thinking."""
     asked = replica.requests
     n = len(asked)
     mean = float(np.mean(asked.prompt_tokens_N + asked.output_tokens_N))
     kv_tokens = replica.policy.kv_tokens
-    streams = replica.policy.max_sequences if kv_tokens is None else math.ceil(kv_tokens / mean) + 1
-    # Twice as many as it holds would only wait; fewer than a third of all leaves a steady part to look at.
-    streams = max(1, min(streams, replica.policy.max_sequences + 1, n // 3))
-    loop = Requests(
+    most = replica.policy.max_sequences + 1
+    # One more than it holds keeps it full; a third of all leaves a steady part to look at.
+    streams = most if kv_tokens is None else min(most, math.ceil(kv_tokens / mean) + 1)
+    loop = replace(
+        asked,
         arrival_s_N=np.full(n, np.nan),
-        prompt_tokens_N=asked.prompt_tokens_N,
-        output_tokens_N=asked.output_tokens_N,
-        prefix=asked.prefix,
-        prefix_tokens=asked.prefix_tokens,
-        streams=streams,
+        think_s_N=None if asked.think_s_N is None else np.zeros(n),
+        streams=max(1, min(streams, int(np.sum(asked.heads)) // 3)),
     )
     run = simulate(loop, replica.model, replica.policy)
     ends_s = np.sort(run.end_s_N[run.served])
