@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 MOST_SHARE = 0.98
 HUBER = 1.345
 """In standard deviations: 95 % as efficient as least squares on normal errors (Huber 1964)."""
-NOISE = {"local": 0.12, "serving": 0.12}
+NOISE = 0.12
 """What is left of a record once the model is right: builds, clocks, settings. In log units."""
 ROUNDS = 12
 
@@ -76,8 +76,6 @@ SERVING = (
     Knob("fp8_cost", 1.1, 0.15),
     Knob("fp4_cost", 1.1, 0.15),
     Knob("int4_cost", 1.3, 0.2),
-    Knob("overheads sglang", 1.0, 0.3),
-    Knob("overheads trtllm", 0.7, 0.3),
 )
 KNOBS = {"local": LOCAL, "serving": SERVING}
 OVERHEADS = ("step_s", "layer_s", "moe_layer_s", "sequence_s")
@@ -89,9 +87,8 @@ EIGHT_BIT = ("FP8", "INT8")
 def dialect(o: Observation) -> str:
     """The kind of engine, where it differs from the one we predict."""
     name = o.engine.lower()
-    for known in ("sglang", "trtllm", "mlx"):
-        if known in name:
-            return known
+    if "mlx" in name:
+        return "mlx"
     return "old" if o.old and o.family == "local" else ""
 
 
@@ -152,58 +149,84 @@ class Fit:
         return predict(observations, entry_for, groups)
 
 
-def fitted(
-    observations: Sequence[Observation], judged: dict[str, Entry], start: Fit | None = None, rounds: int = ROUNDS
-) -> Fit:
-    """The fit of one family's observations."""
-    family = observations[0].family
-    fit = Fit(family, sorted({o.chip.chip_class for o in observations}), judged)
-    if start is not None:
-        known = dict(zip(start.slots, start.theta, strict=True))
-        fit.theta = np.array([known.get(slot, 0.0) for slot in fit.slots])
-    truth = np.log([o.seconds for o in observations])
-    groups = groups_of(observations)
-    # A deviation moves the observations of its class alone.
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One family's observations, ready to be fitted: ln of the truth, weights, and which rows each class moves."""
+
+    observations: Sequence[Observation]
+    truth: Floats
+    weight: Floats
+    groups: list[list[int]]
+    parts: dict[str, tuple[list[int], list[list[int]]]]
+
+    def residuals(self, fit: Fit, theta: Floats) -> Floats:
+        """Weighted ln(predicted / published)."""
+        return self.weight * (np.log(fit.predict(self.observations, theta, self.groups)) - self.truth)
+
+    def jacobian(self, fit: Fit, theta: Floats, here: Floats) -> Floats:
+        """Of the residuals, by forward differences; a class's deviation moves the rows of its class alone."""
+        found = np.zeros((len(here), len(theta)))
+        for j, (_, chip_class) in enumerate(fit.slots):
+            step = np.zeros_like(theta)
+            step[j] = 1e-3
+            rows, mine = self.parts[chip_class]
+            there = np.log(fit.predict([self.observations[i] for i in rows], theta + step, mine)) - self.truth[rows]
+            found[rows, j] = (self.weight[rows] * there - here[rows]) / 1e-3
+        return found
+
+
+def problem(observations: Sequence[Observation]) -> Problem:
+    """The fitting problem of one family's observations."""
     parts = {}
-    for chip_class in ["", *fit.classes]:
+    for chip_class in ["", *sorted({o.chip.chip_class for o in observations})]:
         rows = [i for i, o in enumerate(observations) if chip_class in ("", o.chip.chip_class)]
         parts[chip_class] = (rows, groups_of([observations[i] for i in rows]))
     cells = Counter((o.model_group, o.chip.slug, o.phase) for o in observations)
     # n records of one model on one chip count as sqrt(n): they share its error.
-    weight = np.array([cells[o.model_group, o.chip.slug, o.phase] ** -0.25 for o in observations]) / NOISE[family]
+    count = np.array([cells[o.model_group, o.chip.slug, o.phase] for o in observations])
+    truth = np.log([o.seconds for o in observations])
+    return Problem(observations, truth, count**-0.25 / NOISE, groups_of(observations), parts)
 
-    def residuals(theta: Floats) -> Floats:
-        return weight * (np.log(fit.predict(observations, theta, groups)) - truth)
 
+def fitted(asked: Problem, judged: dict[str, Entry], start: Fit | None = None, rounds: int = ROUNDS) -> Fit:
+    """The fit of one family's observations: damped Gauss-Newton steps on Huber's loss and the knobs' spreads."""
+    observations = asked.observations
+    fit = Fit(observations[0].family, sorted({o.chip.chip_class for o in observations}), judged)
+    if start is not None:
+        fit.theta = start.theta.copy()
     theta, damping = fit.theta.copy(), 1e-2
-    here = residuals(theta)
+    here = asked.residuals(fit, theta)
     for _ in range(rounds):
-        jacobian = np.zeros((len(here), len(theta)))
-        for j, (_, chip_class) in enumerate(fit.slots):
-            step = np.zeros_like(theta)
-            step[j] = 1e-3
-            rows, mine = parts[chip_class]
-            moved_to = np.log(fit.predict([observations[i] for i in rows], theta + step, mine)) - truth[rows]
-            jacobian[rows, j] = (weight[rows] * moved_to - here[rows]) / 1e-3
+        jacobian = asked.jacobian(fit, theta, here)
         trust = np.minimum(1.0, HUBER / np.maximum(np.abs(here), 1e-12))
-        normal = jacobian.T @ (trust[:, None] * jacobian) + np.diag(self_weight := 1.0 / fit.spreads**2)
-        slope = jacobian.T @ (trust * here) + theta * self_weight
-        moved = False
+        normal = jacobian.T @ (trust[:, None] * jacobian) + np.diag(1.0 / fit.spreads**2)
+        slope = jacobian.T @ (trust * here) + theta / fit.spreads**2
+        loss, move = _loss(here, theta, fit.spreads), np.zeros_like(theta)
         for _ in range(6):
-            trial = theta - np.linalg.solve(normal + damping * np.diag(np.diag(normal)), slope)
-            there = residuals(trial)
-            if _loss(there, trial, fit.spreads) < _loss(here, theta, fit.spreads):
-                moved, damping = True, damping / 5
+            move = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), slope)
+            there = asked.residuals(fit, theta - move)
+            if _loss(there, theta - move, fit.spreads) < loss:
+                damping /= 5
                 break
             damping *= 5
-        if not moved:
+        else:
             break
-        close = np.max(np.abs(trial - theta)) < 3e-3
-        theta, here = trial, there
-        if close:
+        theta, here = theta - move, there
+        if loss - _loss(here, theta, fit.spreads) < 1e-3 * loss:
             break
     fit.theta = theta
     return fit
+
+
+def refitted(theta: Floats, here: Floats, jacobian: Floats, spreads: Floats, rows: NDArray[np.bool_]) -> Floats:
+    """The fit to some `rows` alone, with the model linear around the fit `theta` to all: a few solves, no predictions."""
+    r, j, moved = here[rows], jacobian[rows], np.zeros_like(theta)
+    for _ in range(30):
+        now = r + j @ moved
+        trust = np.minimum(1.0, HUBER / np.maximum(np.abs(now), 1e-12))
+        normal = j.T @ (trust[:, None] * j) + np.diag(1.0 / spreads**2)
+        moved = np.linalg.solve(normal, -(j.T @ (trust * r)) - theta / spreads**2)
+    return theta + moved
 
 
 def _loss(r: Floats, theta: Floats, spreads: Floats) -> float:

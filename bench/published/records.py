@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.published.names import chip_of, format_of, model_of
 from breakeven.spec.chip import Chip
 from breakeven.spec.model import ModelSpec
-
-from bench.published.names import chip_of, format_of, model_of
 
 Phase = Literal["decode", "prefill"]
 MOST_DEVICES = 8
@@ -110,6 +109,10 @@ def _observation(file: str, r: dict[str, Any]) -> Observation | str:
         return "graphics card on a board computer"
     if r["hw_class"] == "mixed":
         return "weights split between card and host"
+    if re.search("trtllm|sglang", str(r["engine"]).lower()):
+        return "another engine"
+    if re.search("RISC-V", r["hardware"]):
+        return "a processor without vector kernels in llama.cpp"
     chip = chip_of(r["hardware"])
     if chip is None:
         return f"chip not known: {r['hardware']}"
@@ -195,7 +198,5 @@ def _loaded(base: Observation, r: dict[str, Any]) -> Observation | str:
         return replace(base, family="serving", rate=float(r["rps"]), seconds=r["value"] / 1e3, concurrency=0.0)
     if r["metric"] == "tpot_mean" and "PRO 6000" in r["hardware"]:
         # 300 requests at 10/s soon fill the 128 places that this engine was given.
-        return replace(
-            base, family="serving", concurrency=float(r["max_num_seqs"]), seconds=r["value"] / 1e3
-        )
+        return replace(base, family="serving", concurrency=float(r["max_num_seqs"]), seconds=r["value"] / 1e3)
     return f"metric not used: {r['metric']}"

@@ -15,7 +15,6 @@ Percentiles and anything that arrives unevenly need the simulator.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
