@@ -3,11 +3,12 @@
 Tensor parallel (vLLM): every device holds 1/N of each matrix and of the key heads; two all-reduces a layer, each moving
 2 (N - 1) / N of the activations over the link (the bound of a ring; Patarasuk & Yuan, JPDC 2009). A latent cache (MLA)
 is copied to every device, and so are key heads when there are fewer of them than devices.
-Expert parallel: every device holds E/N whole experts; two all-to-alls a layer that routes replace its second
-all-reduce, each moving a device's share of the tokens k times; the device with the most experts touched is waited for.
+Expert parallel (vLLM, attention still parted): every device holds E/N whole experts, runs all tokens through those of
+them that are chosen, and the same all-reduce adds up; the device with the most experts touched is waited for.
 By layers (llama.cpp): devices work one after the other, which adds memory and no speed.
 
-Not in it: overlap of communication with arithmetic, several machines, attention replicated by request.
+Not in it: overlap of communication with arithmetic, several machines, attention replicated by request and the
+all-to-alls that come with it.
 """
 
 from __future__ import annotations
@@ -81,14 +82,7 @@ def collectives_s(
     moved_s = n * terms.hidden * ACTIVATION_BYTES / rate
     if split == "layers":
         return (devices - 1) * (moved_s + latency)
-    reduce_s = 2.0 * (devices - 1) / devices * moved_s + latency
-    if split == "tensor":
-        return 2.0 * terms.layers * reduce_s
-    total = (2 * terms.layers - terms.moe_layers) * reduce_s
-    for group in terms.experts:
-        sent_s = group.per_token / devices * (1.0 - 1.0 / devices) * moved_s
-        total = total + 2.0 * group.layers * (sent_s + latency)
-    return total
+    return 2.0 * terms.layers * (2.0 * (devices - 1) / devices * moved_s + latency)
 
 
 def waiting_s(sharded: Terms, constants: Constants, tokens: ArrayLike, devices: int) -> Floats:
