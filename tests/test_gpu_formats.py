@@ -26,6 +26,7 @@ from breakeven.spec.tensors import Group, Tensor, tensors
         ("llama-3.1-8b", "fp8", 9.08),  # RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8
         ("llama-3.1-8b", "int4", 5.73),  # hugging-quants/Meta-Llama-3.1-8B-Instruct-AWQ-INT4
         ("llama-3.1-8b", "bf16", 16.06),
+        ("kimi-k2", "int4", 594),  # moonshotai/Kimi-K2-Thinking, of the same shapes
     ],
 )
 def test_sizes_are_those_of_published_checkpoints(model: str, chosen: str, published_gb: float) -> None:
@@ -44,7 +45,7 @@ def test_only_linear_layers_are_quantized(model: str, chosen: str) -> None:
             assert kinds[tensor.name] == "BF16", tensor.name
     linear = next(t for t in tensors(spec) if t.name.endswith(("ffn_gate_exps.weight", "blk.5.ffn_gate.weight")))
     if linear.group is Group.ROUTED_EXPERTS or chosen != "MXFP4_BF16":
-        assert kinds[linear.name] == GPU_FORMATS[chosen].linear
+        assert kinds[linear.name] in (GPU_FORMATS[chosen].linear, GPU_FORMATS[chosen].latent_linear)
 
 
 def test_latent_attention_keeps_its_bits_in_four_bit_formats() -> None:
@@ -66,8 +67,9 @@ def test_experts_alone_are_quantized_in_mxfp4() -> None:
 @given(st.sampled_from(sorted(GpuType)), st.integers(1, 64), st.integers(1, 4096))
 def test_bytes_of_a_matrix_hold_its_weights_and_scales(kind: GpuType, rows: int, row: int) -> None:
     size = gpu_tensor_bytes(Tensor("x.weight", (rows, row), Group.ATTENTION, 0), kind)
-    bits = {GpuType.FP8: 8, GpuType.INT8: 8, GpuType.INT4: 4, GpuType.NVFP4: 4}[kind]
-    groups = {GpuType.FP8: 1, GpuType.INT8: 1, GpuType.INT4: -(-row // 128), GpuType.NVFP4: -(-row // 16)}[kind]
+    bits = 8 if kind in (GpuType.FP8, GpuType.INT8) else 4
+    shared_by = {GpuType.INT4: 128, GpuType.INT4_G32: 32, GpuType.NVFP4: 16}.get(kind, row)
+    groups = -(-row // shared_by)
     weights = rows * row * bits / 8
     assert weights < size <= weights + 4 * rows * groups + 1
 

@@ -5,8 +5,8 @@ shared. The embedding, the output head, routers, norms, biases and convolutions 
 and ModelOpt: targets Linear, ignore lm_head and the gates; vLLM's documentation, "Quantization").
 
 Models with latent attention are published in 4 bits with that attention left as it is: DeepSeek in NVFP4 (card of
-nvidia/DeepSeek-R1-FP4), Kimi in INT4, which quantizes its routed experts alone (card of moonshotai/Kimi-K2-Thinking).
-gpt-oss quantizes its experts alone, too (arXiv 2508.10925).
+nvidia/DeepSeek-R1-FP4), Kimi in INT4, of its routed experts alone and in groups of 32 (moonshotai/Kimi-K2-Thinking,
+config.json). gpt-oss quantizes its experts alone, too (arXiv 2508.10925).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class GpuType(StrEnum):
     NVFP4 = "NVFP4"
     INT8 = "INT8"
     INT4 = "INT4"
+    INT4_G32 = "INT4_G32"
 
 
 NumberType = GgmlType | GpuType
@@ -35,6 +36,7 @@ _LAYOUT: dict[GpuType, tuple[float, int | None, float]] = {
     GpuType.FP8: (8, None, 4),  # one scale a row (compressed-tensors, strategy channel)
     GpuType.INT8: (8, None, 4),
     GpuType.INT4: (4, 128, 2),  # one 16-bit scale for 128 weights (GPTQ, AWQ, W4A16); AWQ's zeros add 4 bits
+    GpuType.INT4_G32: (4, 32, 2),
     GpuType.NVFP4: (4, 16, 1),  # one FP8 scale for 16 weights, and one a tensor (ModelOpt, group_size 16)
 }
 """Bits a weight, weights that share a scale (None: a row), bytes of a scale."""
@@ -50,7 +52,7 @@ _KEPT = ("ssm_conv1d", "shortconv.conv", "ssm_ba", "ffn_gate_inp", "attn_sinks")
 class GpuFormat:
     """A weight format of GPU engines: matrices of `groups` are stored as `linear`, everything else as BF16.
 
-    `latent_groups` replaces `groups` in Mixture-of-Experts models with latent attention.
+    `latent_groups` and `latent_linear` replace them in Mixture-of-Experts models with latent attention.
     """
 
     name: str
@@ -58,6 +60,7 @@ class GpuFormat:
     summary: str
     groups: frozenset[Group] = _LINEAR
     latent_groups: frozenset[Group] = _LINEAR
+    latent_linear: NumberType | None = None
 
 
 GPU_FORMATS: dict[str, GpuFormat] = {
@@ -65,7 +68,13 @@ GPU_FORMATS: dict[str, GpuFormat] = {
     for f in (
         GpuFormat("FP8", GpuType.FP8, "linear layers in 8-bit floats"),
         GpuFormat("INT8", GpuType.INT8, "linear layers in 8-bit integers (W8A8)"),
-        GpuFormat("INT4", GpuType.INT4, "linear layers in 4-bit integers (GPTQ, AWQ, W4A16)", latent_groups=_ROUTED),
+        GpuFormat(
+            "INT4",
+            GpuType.INT4,
+            "linear layers in 4-bit integers (GPTQ, AWQ, W4A16)",
+            latent_groups=_ROUTED,
+            latent_linear=GpuType.INT4_G32,
+        ),
         GpuFormat("NVFP4", GpuType.NVFP4, "linear layers in NVIDIA's 4-bit floats", latent_groups=_FEED_FORWARD),
         GpuFormat(
             "MXFP4_BF16",
@@ -89,11 +98,11 @@ def gpu_tensor_bytes(tensor: Tensor, kind: GpuType) -> int:
 
 def gpu_tensor_types(spec: ModelSpec, chosen: GpuFormat) -> dict[str, NumberType]:
     """The type of every tensor of a model, by name, in a format of GPU engines."""
-    latent = any(isinstance(layer.attention, Mla) for layer in spec.layers)
-    groups = chosen.latent_groups if latent and spec.is_moe else chosen.groups
+    latent = spec.is_moe and any(isinstance(layer.attention, Mla) for layer in spec.layers)
+    groups = chosen.latent_groups if latent else chosen.groups
+    linear = (chosen.latent_linear if latent else None) or chosen.linear
     return {
-        tensor.name: chosen.linear if tensor.group in groups and _linear(tensor) else GgmlType.BF16
-        for tensor in tensors(spec)
+        tensor.name: linear if tensor.group in groups and _linear(tensor) else GgmlType.BF16 for tensor in tensors(spec)
     }
 
 
