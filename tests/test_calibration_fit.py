@@ -35,6 +35,7 @@ TRUTH = Constants(
     expert_s=4e-6,
     sequence_s=3e-4,
     prefill_token_s=2e-5,
+    element_s=2e-9,
     type_cost={"Q6_K": 0.7},
     type_compute={"Q6_K": 1.5},
     expert_compute=1.3,
@@ -103,7 +104,7 @@ def retimed(seen: Observation, seconds: float) -> Observation:
     return Observation(seen.model, seen.terms, seen.phase, seen.sequences, seen.tokens, seconds, seen.n)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     bandwidth=st.floats(9.0, 12.0),
     kv=st.floats(-1.0, 0.0),

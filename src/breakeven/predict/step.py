@@ -9,6 +9,7 @@ each on average. n = D + P tokens pass through the weights. With occupancy u (sh
               F by number type and place, each at its cost (type_compute, tile_cost, expert_compute)
     t = max(t_mem, t_flops) + (1 - overlap) min(t_mem, t_flops)
         + step_s + layer_s L + moe_layer_s L_moe + expert_s (experts touched) + sequence_s D + prefill_token_s P
+        + element_s L hidden n
         + (weight bytes in host memory) / host_bytes_per_s + (weight bytes on disk) / disk_bytes_per_s
 
 The form, with u(B) = 1 - (1 - k/E)^B, is the roofline model of decode (Pope et al., arXiv 2211.05102) with uniform
@@ -117,6 +118,7 @@ def step_parts(
         + constants.expert_s * touched
         + constants.sequence_s * d
         + constants.prefill_token_s * p
+        + constants.element_s * terms.layers * terms.hidden * n
     )
     memory_s = weights_s + kv_s
     total = np.maximum(memory_s, compute_s) + overhead_s + host_s + disk_s

@@ -28,6 +28,7 @@ RATES = {
     "expert_s": ("costs an expert touched", 1e-6, "us"),
     "sequence_s": ("costs a sequence", 1e-6, "us"),
     "prefill_token_s": ("costs a prompt token", 1e-6, "us"),
+    "element_s": ("costs an element of a layer", 1e-9, "ns"),
 }
 
 

@@ -38,6 +38,8 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     """Of each expert that a layer touches in a step."""
     sequence_s: float = 0.0
     prefill_token_s: float = 0.0
+    element_s: float = 0.0
+    """Of each element of a token's hidden state in each layer: norms, sums and conversions, no matrix products."""
     routing_alpha: float = 1.0
     """Tokens of one request are routed alike: B sequences touch the experts that B^alpha independent ones would."""
     host_bytes_per_s: float | None = None

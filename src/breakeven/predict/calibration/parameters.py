@@ -51,6 +51,7 @@ COSTS = {
     "expert_s": (2e-6, 1e-10, 1e-3),
     "sequence_s": (1e-4, 1e-9, 1e-1),
     "prefill_token_s": (1e-6, 1e-10, 1e-2),
+    "element_s": (1e-9, 1e-13, 1e-6),
 }
 """Prior, least and most of the costs in seconds. The priors are what kernel launches (microseconds) and a token's
 sampling and sending (0.1 ms) take, as orders of magnitude; the spread of a factor e^2 makes them say no more."""
