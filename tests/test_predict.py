@@ -31,7 +31,7 @@ from breakeven.spec.machine_reader import read_machine
 from breakeven.spec.model import MoeFfn
 from breakeven.spec.prediction import Prediction
 from breakeven.spec.profile import Range
-from tests.predict_fixtures import MACHINE, profile
+from tests.predict_fixtures import CONSTANTS, MACHINE, profile
 
 
 @pytest.fixture(autouse=True)
@@ -210,10 +210,22 @@ def test_extrapolation_is_named(tmp_path: Path) -> None:
         Range(quantity="context", low=100, high=1000),
         Range(quantity="active_params", low=1e6, high=1e8),
     ]
-    inside, beyond = predict(["llama-3.2-1b"], [saved(tmp_path, ranges=ranges)], batches=(8, 16)).points
+    costs = msgspec.structs.replace(CONSTANTS, type_cost={"Q6_K": 1.1})
+    here = saved(tmp_path, ranges=ranges, constants=costs)
+    inside, beyond = predict(["llama-3.2-1b"], [here], batches=(8, 16)).points
     assert [note.split(":")[0] for note in inside.notes] == ["extrapolated"]
     assert "active parameters" in inside.notes[0]
     assert "a batch of 16 lies outside the 1 to 8" in beyond.notes[0]
+
+
+def test_number_types_that_were_not_probed_are_named(tmp_path: Path) -> None:
+    costs = msgspec.structs.replace(CONSTANTS, type_cost={"Q6_K": 1.1})
+    (probed,), (other,) = (
+        predict(["llama-3.2-1b"], [saved(tmp_path, constants=costs)], format_name=name).points
+        for name in ("Q4_K_M", "Q8_0")
+    )
+    assert probed.notes == []
+    assert any("Q8_0 weights, probed with Q4_K_M" in note for note in other.notes)
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

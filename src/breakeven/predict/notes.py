@@ -14,6 +14,8 @@ QUANTITIES = {
     "bytes_read": "{value:.3g} bytes read in a step",
     "active_params": "{value:.3g} active parameters",
 }
+MINOR = 0.05
+"""Number types with less of a model's bytes go unmentioned."""
 SLACK = 1.02
 """A quantity this close to the range's end is in it: counts of bytes depend on what is counted."""
 
@@ -40,6 +42,7 @@ def notes_of(model: StepModel, batch: int, context: int) -> list[str]:
     return [
         *_room(model, batch, context),
         *_extrapolations(model, batch, context),
+        *_types(model),
         *_approximations(model, batch),
     ]
 
@@ -74,6 +77,22 @@ def _extrapolations(model: StepModel, batch: int, context: int) -> list[str]:
         "active_params": model.terms.token_flops / 2.0,
     }
     return [_beyond(known, values[known.quantity]) for known in model.profile.ranges if _outside(known, values)]
+
+
+def _types(model: StepModel) -> list[str]:
+    """A calibration knows what unpacking costs for the number types of its probes alone."""
+    profile = model.profile
+    if profile.origin.how != "probes" or profile.origin.format is None:
+        return []
+    probed = format_named(profile.origin.format)
+    base = probed.linear if isinstance(probed, GpuFormat) else probed.default
+    seen = {base.value, "F32", *profile.constants.type_cost, *profile.constants.type_compute}
+    kinds = [*model.terms.fixed, *(kind for group in model.terms.experts for kind in group.types)]
+    total = sum(nbytes for _, nbytes in kinds)
+    new = {kind for kind, _ in kinds if sum(n for k, n in kinds if k == kind) > MINOR * total} - seen
+    if not new:
+        return []
+    return [f"extrapolated: {', '.join(sorted(new))} weights, probed with {probed.name}; unpacking may cost otherwise"]
 
 
 def _outside(known: Range, values: dict[str, float]) -> bool:
