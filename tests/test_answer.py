@@ -69,6 +69,7 @@ def contender(
         kind,
         Rented(usd_per_hour=usd),
         capacity,
+        TRAFFIC,
         doubt or Doubt(name, name, 0.0, 0.0),
         delays(e2e_s),
         max_replicas=max_replicas,
@@ -80,7 +81,7 @@ MOE = contender("moe", "moe", 2.0, exact(25.0), e2e_s=2.0)
 
 
 def test_at_one_bill_the_faster_wins_until_its_machine_is_full() -> None:
-    worlds = worlds_of([DENSE, MOE], TRAFFIC, RATES, 0)
+    worlds = worlds_of([DENSE, MOE], RATES, 0)
     first, *rest = regions_of(worlds)
     assert (first.winner, first.certain) == ("dense", True)
     assert first.high_per_s == pytest.approx(10.0, rel=0.03)
@@ -97,8 +98,8 @@ def test_a_certain_flip_has_a_narrow_band_and_an_uncertain_one_a_wide_band_aroun
         contender("moe", "moe", 2.0, around(25.0, 0.3), e2e_s=2.0, doubt=doubt[1]),
     ]
     near = RATES[RATES < 20]
-    sharp = handovers_of(worlds_of([DENSE, MOE], TRAFFIC, near, 0))[0].rate_per_s
-    wide = handovers_of(worlds_of(unsure, TRAFFIC, near, 0))[0].rate_per_s
+    sharp = handovers_of(worlds_of([DENSE, MOE], near, 0))[0].rate_per_s
+    wide = handovers_of(worlds_of(unsure, near, 0))[0].rate_per_s
     assert sharp.high / sharp.low < 1.1
     assert wide.low < 9 < 11 < wide.high
     assert wide.value == pytest.approx(10.0, rel=0.1)
@@ -119,12 +120,12 @@ def test_leaving_a_candidate_out_changes_nobody_elses_draws() -> None:
 
 def test_no_difference_is_an_answer() -> None:
     twin = contender("twin", "moe", 2.0, exact(10.0), e2e_s=1.02)
-    assert [region.winner for region in regions_of(worlds_of([DENSE, twin], TRAFFIC, RATES[:100], 0))] == [None]
+    assert [region.winner for region in regions_of(worlds_of([DENSE, twin], RATES[:100], 0))] == [None]
 
 
 def test_a_load_nobody_can_serve_has_no_winner() -> None:
     alone = contender("dense", "dense", 2.0, exact(10.0), max_replicas=1)
-    worlds = worlds_of([alone], TRAFFIC, RATES, 0)
+    worlds = worlds_of([alone], RATES, 0)
     assert winner_at(worlds, 5.0) == (0, 1.0)
     assert winner_at(worlds, 500.0)[0] == -1
     assert regions_of(worlds)[-1].high_per_s == pytest.approx(10.0, rel=0.03)
@@ -133,8 +134,8 @@ def test_a_load_nobody_can_serve_has_no_winner() -> None:
 def test_a_base_of_our_own_and_the_rest_by_the_token() -> None:
     own = contender("own", "dense", 2.0, exact(10.0), max_replicas=1)
     # 12 requests/s: one machine is full, two are not allowed; by the token all of it costs 12 * 3600 * $0.0005 = $21.6.
-    api = Contender("api", "moe", Api(usd_per_mtok_input=0.6, usd_per_mtok_output=1.0), None, None, [])
-    mix = best_mix([own, api], [], TRAFFIC, 12.0, 0)
+    api = Contender("api", "moe", Api(usd_per_mtok_input=0.6, usd_per_mtok_output=1.0), None, TRAFFIC, None, [])
+    mix = best_mix([own, api], [], 12.0, 0)
     assert mix is not None
     assert [(share.candidate, round(share.share, 3)) for share in mix.shares] == [("own", 0.833), ("api", 0.167)]
     assert mix.usd_per_hour.value == pytest.approx(2.0 + 2 * 3600 * 0.0005)
@@ -147,7 +148,7 @@ def test_parts_go_to_whom_may_serve_them() -> None:
     small = contender("small", "dense", 0.1, exact(100.0))
     large = contender("large", "moe", 4.0, exact(5.0))
     parts = [Part("easy", 0.8, frozenset(["small", "large"])), Part("hard", 0.2, frozenset(["large"]))]
-    mix = best_mix([small, large], parts, TRAFFIC, 20.0, 0)
+    mix = best_mix([small, large], parts, 20.0, 0)
     assert mix is not None
     assert {share.candidate: share.share for share in mix.shares} == {"small": 0.8, "large": pytest.approx(0.2)}
     assert mix.single == "large"
@@ -155,7 +156,7 @@ def test_parts_go_to_whom_may_serve_them() -> None:
 
 
 def test_one_candidate_that_is_cheapest_alone_needs_no_mix() -> None:
-    assert best_mix([DENSE, MOE], [], TRAFFIC, 5.0, 0) is None
+    assert best_mix([DENSE, MOE], [], 5.0, 0) is None
 
 
 def test_calibrating_the_shared_machine_is_worth_naming_when_it_narrows() -> None:
@@ -164,13 +165,13 @@ def test_calibrating_the_shared_machine_is_worth_naming_when_it_narrows() -> Non
         contender("moe", "moe", 2.0, around(25.0, 0.5), e2e_s=2.0, doubt=Doubt("moe", "gpu", 0.4, 0.3)),
     ]
     option = calibration_of("gpu", "vllm", ["dense", "moe"])
-    found = narrowest(unsure, [option], TRAFFIC, RATES[RATES < 20], 5.0, 0)
+    found = narrowest(unsure, [option], RATES[RATES < 20], 5.0, 0)
     assert [n.command for n in found] == [option.command]
     assert found[0].band_after < found[0].band_before
 
 
 def test_growth_reaches_the_next_flip() -> None:
-    handovers = handovers_of(worlds_of([DENSE, MOE], TRAFFIC, RATES[RATES < 20], 0))
+    handovers = handovers_of(worlds_of([DENSE, MOE], RATES[RATES < 20], 0))
     flip = growth_flip(handovers, 5.0, 1.0)
     assert flip is not None
     assert flip.at is not None
@@ -184,7 +185,7 @@ def test_a_flip_along_context() -> None:
     worlds = []
     for capacity in (30.0, 8.0, 2.0):  # the MoE model's capacity falls with context, the dense one's does not
         long = contender("moe", "moe", 2.0, exact(capacity), e2e_s=0.5)
-        worlds.append(worlds_of([DENSE, long], TRAFFIC, np.array([9.0]), 0))
+        worlds.append(worlds_of([DENSE, long], np.array([9.0]), 0))
     (flip,) = along("context", "tokens", contexts, worlds, {"dense": "dense", "moe": "MoE"})
     assert (flip.from_, flip.to) == ("moe", "dense")
     assert flip.at is not None

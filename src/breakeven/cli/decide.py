@@ -31,7 +31,7 @@ def decide(
     from breakeven.decide.study.load import read_study
     from breakeven.errors import UserError
     from breakeven.report.decision_files import save_decision, summary
-    from breakeven.report.decision_json import encode
+    from breakeven.report.decision_json import encode_decision
 
     if init:
         from breakeven.decide.study.init import ask
@@ -53,4 +53,4 @@ def decide(
     if shown:
         sys.stderr.write("\r\x1b[K")
     directory = save_decision(result, out or Path("results") / plan.path.stem)
-    typer.echo(encode(result).decode() if json else summary(result, directory))
+    typer.echo(encode_decision(result).decode().rstrip() if json else summary(result, directory))

@@ -17,12 +17,10 @@ from breakeven.decide.answer.evaluate import Evaluated, evaluate
 from breakeven.decide.answer.mixes import Mix, Part, best_mix
 from breakeven.decide.answer.regions import Handover, handovers_of, regions_of, winner_at
 from breakeven.decide.answer.results import Reasons, needed, result_of, scores_of, why_not
-from breakeven.decide.answer.variants import lengths_of
 from breakeven.decide.answer.words import verdict_of
 from breakeven.decide.answer.worlds import Worlds, worlds_of
 from breakeven.decide.study.model import StudyPlan
 from breakeven.measure.traces import read_trace
-from breakeven.price.traffic import PricedTraffic
 from breakeven.spec.decision import Decision, Flip, NextMeasurement, QualityScore, Region
 from breakeven.spec.slo import slo_text
 from breakeven.version import __version__
@@ -39,25 +37,21 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
     Raises UserError for candidates that cannot be resolved. The same plan gives the same decision.
     """
     trace = read_trace(plan.trace) if plan.trace is not None else None
-    prompt, output = (length.mean for length in lengths_of(plan.workload, trace))
-    traffic = PricedTraffic(
-        prompt_tokens=prompt, output_tokens=output, cached_share=plan.cached_share, turns=plan.workload.turns
-    )
     found = []
     for candidate in plan.candidates:
         on_phase("simulating", candidate.name)
-        found.append(evaluate(plan, candidate, trace, (prompt, output)))
+        found.append(evaluate(plan, candidate, trace))
     scores = scores_of(plan, found)
-    ruled = {e.plan.name: why_not(plan, e, scores[e.plan.name], traffic) for e in found}
+    ruled = {e.plan.name: why_not(plan, e, scores[e.plan.name]) for e in found}
     able = [e for e in found if not ruled[e.plan.name].ever and not ruled[e.plan.name].quality]
     rates = np.unique([*np.geomspace(plan.low_per_s, plan.high_per_s, LOADS), plan.load_per_s])
-    mix = _mix(plan, found, scores, ruled, traffic)
+    mix = _mix(plan, found, scores, ruled)
     regions: list[Region] = []
     flips: list[Flip] = []
     maps, measurements = [], []
     winner, sure = None, 0.0
     if able:
-        worlds = worlds_of([c for e in able if (c := e.contender())], traffic, rates, plan.seed)
+        worlds = worlds_of([c for e in able if (c := e.contender())], rates, plan.seed)
         regions, handovers = regions_of(worlds), handovers_of(worlds)
         index, sure = winner_at(worlds, plan.load_per_s)
         # The winner is the cheapest: if even that one cannot be had at this load, or is beyond the budget, nobody can.
@@ -65,13 +59,13 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
         flips = find.load_flips(handovers)
         for what, ask in (("context", along_context), ("precision", along_precision)):
             on_phase("mapping", f"load and {what}")
-            more, drawn = ask(plan, able, trace, traffic)
+            more, drawn = ask(plan, able, trace)
             flips += more
             maps += [drawn] if drawn is not None else []
         flips += _other_flips(plan, able, worlds, winner, handovers)
         on_phase("looking for", "what would narrow the answer")
-        measurements = _measurements(plan, able, traffic, rates)
-    results = [result_of(e, ruled[e.plan.name].all, scores[e.plan.name], traffic, rates, plan) for e in found]
+        measurements = _measurements(plan, able, rates)
+    results = [result_of(e, ruled[e.plan.name].all, scores[e.plan.name], rates, plan) for e in found]
     return Decision(
         version=__version__,
         name=plan.name,
@@ -97,7 +91,6 @@ def _mix(
     found: Sequence[Evaluated],
     scores: Mapping[str, QualityScore],
     ruled: Mapping[str, Reasons],
-    traffic: PricedTraffic,
 ) -> Mix | None:
     """The cheapest combination; a part with a floor of its own lets in candidates the study's floor keeps out."""
     lower = any(part.floor is not None for part in plan.parts)
@@ -114,7 +107,7 @@ def _mix(
     ]
     if parts and any(not part.allowed for part in parts):
         return None
-    return best_mix(contenders, parts, traffic, plan.load_per_s, plan.seed)
+    return best_mix(contenders, parts, plan.load_per_s, plan.seed)
 
 
 def _may_serve(only: Sequence[str], floor: float | None, name: str, scores: Mapping[str, QualityScore]) -> bool:
@@ -135,7 +128,7 @@ def _other_flips(
     }
     dense, moe = first["dense"], first["moe"]
     if dense is not None and moe is not None and dense.model and moe.model and dense.doubt and moe.doubt:
-        context = round(dense.typical[0] + dense.typical[1] / 2)
+        context = round(dense.traffic.prompt_tokens + dense.traffic.output_tokens / 2)
         found.append(find.batch_flip(dense, moe, context, plan.seed))
     if winner is not None:
         other = next((n for n in order if n != winner), None)
@@ -145,9 +138,7 @@ def _other_flips(
     return [flip for flip in found if flip is not None]
 
 
-def _measurements(
-    plan: StudyPlan, able: Sequence[Evaluated], traffic: PricedTraffic, rates: Floats
-) -> list[NextMeasurement]:
+def _measurements(plan: StudyPlan, able: Sequence[Evaluated], rates: Floats) -> list[NextMeasurement]:
     """Calibrating each machine that is known from its data sheet, and measuring each candidate that is predicted."""
     local = [e for e in able if e.model is not None and e.provenance == "predicted"]
     options = []
@@ -162,7 +153,7 @@ def _measurements(
         if e.model is not None
     ]
     contenders = [c for e in able if (c := e.contender()) is not None]
-    return narrow.narrowest(contenders, options, traffic, rates, plan.load_per_s, plan.seed)
+    return narrow.narrowest(contenders, options, rates, plan.load_per_s, plan.seed)
 
 
 def _profile(found: Evaluated) -> str:

@@ -16,7 +16,6 @@ from breakeven.decide.answer.worlds import Contender, Worlds, worlds_of
 from breakeven.decide.study.model import StudyPlan
 from breakeven.errors import UserError
 from breakeven.measure.traces import TraceRows
-from breakeven.price.traffic import PricedTraffic
 from breakeven.spec.decision import DecisionMap, Flip
 
 FORMATS = {"vllm": ("BF16", "FP8", "INT4"), "llama.cpp": ("Q8_0", "Q6_K", "Q4_K_M")}
@@ -24,29 +23,30 @@ FORMATS = {"vllm": ("BF16", "FP8", "INT4"), "llama.cpp": ("Q8_0", "Q6_K", "Q4_K_
 
 
 def along_context(
-    plan: StudyPlan, able: Sequence[Evaluated], trace: TraceRows | None, traffic: PricedTraffic
+    plan: StudyPlan, able: Sequence[Evaluated], trace: TraceRows | None
 ) -> tuple[list[Flip], DecisionMap | None]:
     """Flips and map along the length of prompts, outputs as they are."""
     able = [e for e in able if e.model is not None or e.plan.is_api]  # of the others only this workload is known
     if not able:
         return [], None
-    prompt, output = able[0].typical
+    prompt, output = able[0].traffic.prompt_tokens, able[0].traffic.output_tokens
     contexts = plan.contexts or tuple(round(prompt * factor + output) for factor in FACTORS)
     rows: list[tuple[float | str, Worlds]] = []
     rates = _with_load(plan)
     for context in contexts:
         factor = max(context - output, 1.0) / prompt
         workload = with_prompt(plan.workload, trace, factor, plan.load_per_s)
-        longer = replace(traffic, prompt_tokens=max(context - output, 1.0))
-        typical = (max(context - output, 1.0), output)
-        found = [elsewhere(plan, e, None, typical, workload=workload) for e in able]
-        if worlds := _worlds(able, found, longer, rates, plan.seed):
+        found = [
+            elsewhere(plan, e, None, workload=workload, traffic=replace(e.traffic, prompt_tokens=factor * prompt))
+            for e in able
+        ]
+        if worlds := _worlds(able, found, rates, plan.seed):
             rows.append((float(context), worlds))
     return _flips_and_map("context", plan, able, rows)
 
 
 def along_precision(
-    plan: StudyPlan, able: Sequence[Evaluated], trace: TraceRows | None, traffic: PricedTraffic
+    plan: StudyPlan, able: Sequence[Evaluated], trace: TraceRows | None
 ) -> tuple[list[Flip], DecisionMap | None]:
     """Flips and map along the weight format of all local candidates; hosted ones stay as they are."""
     engines = {e.model.profile.engine for e in able if e.model is not None}
@@ -56,10 +56,10 @@ def along_precision(
     rows: list[tuple[float | str, Worlds]] = []
     for name in formats:
         try:
-            found = [elsewhere(plan, e, trace, e.typical, format_name=name) for e in able]
+            found = [elsewhere(plan, e, trace, format_name=name) for e in able]
         except UserError:
             continue  # an engine that cannot hold this format
-        if worlds := _worlds(able, found, traffic, _with_load(plan), plan.seed):
+        if worlds := _worlds(able, found, _with_load(plan), plan.seed):
             rows.append((name, worlds))
     return _flips_and_map("precision", plan, able, rows)
 
@@ -79,9 +79,7 @@ def _flips_and_map(
     return flips, map_of(y, rows, [(e.plan.name, e.kind) for e in able], rates)
 
 
-def _worlds(
-    able: Sequence[Evaluated], found: Sequence[Evaluated], traffic: PricedTraffic, rates: Floats, seed: int
-) -> Worlds | None:
+def _worlds(able: Sequence[Evaluated], found: Sequence[Evaluated], rates: Floats, seed: int) -> Worlds | None:
     """Worlds of the same contenders in the same order, those that cannot serve this included; None if nobody can.
 
     Ties are broken by the speeds the study itself found, for no delays are simulated here.
@@ -90,10 +88,10 @@ def _worlds(
     for was, now in zip(able, found, strict=True):
         contender = was.contender()
         if contender is not None:
-            contenders.append(replace(contender, capacity=now.capacity if now.capacity is not None else None))
+            contenders.append(replace(contender, capacity=now.capacity, traffic=now.traffic))
             if now.model is not None and now.capacity is None:  # does not fit any more
                 contenders[-1] = replace(contenders[-1], max_replicas=0)
-    return worlds_of(contenders, traffic, rates, seed) if contenders else None
+    return worlds_of(contenders, rates, seed) if contenders else None
 
 
 def _with_load(plan: StudyPlan) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from breakeven.decide.answer.evaluate import BUSY_SHARE, IDLE_SHARE, Evaluated
+from breakeven.decide.priced import priced_traffic
 from breakeven.decide.study.model import StudyPlan
 from breakeven.measure.traces import TraceRows
 from breakeven.spec.cost import Api, Own, Pricing, Rented
@@ -16,7 +17,8 @@ from breakeven.spec.slo import slo_text
 def assumptions_of(plan: StudyPlan, trace: TraceRows | None, found: Sequence[Evaluated]) -> list[Assumption]:
     """Traffic, service level, prices, machines and their errors, in the order a reader doubts them."""
     study = plan.path.name
-    prompt, output = found[0].typical
+    traffic = priced_traffic(plan.workload, trace)
+    prompt, output = traffic.prompt_tokens, traffic.output_tokens
     rows = [
         Assumption(what="load", value=f"{plan.load_per_s:.4g} requests/s", source=study),
         Assumption(

@@ -11,6 +11,7 @@ import numpy as np
 from breakeven.decide.answer.draws import Doubt, doubt_of
 from breakeven.decide.answer.measured import capacity_measured, latency_measured, read_measured
 from breakeven.decide.answer.worlds import Contender
+from breakeven.decide.priced import priced_traffic, with_answers
 from breakeven.decide.serving import capacity_of, capacity_per_s, latency_points, replica_of
 from breakeven.decide.study.model import CandidatePlan, StudyPlan
 from breakeven.errors import UserError
@@ -19,6 +20,7 @@ from breakeven.predict.model import StepModel, step_model
 from breakeven.predict.profiles import profile_named
 from breakeven.predict.simulate.policy import Policy, policy_named
 from breakeven.price.pricing import Power, power_of
+from breakeven.price.traffic import PricedTraffic
 from breakeven.spec.cost import Api, Pricing, Rented
 from breakeven.spec.decision import Kind, LatencyPoint
 from breakeven.spec.estimate import Provenance
@@ -32,7 +34,7 @@ BUSY_SHARE, IDLE_SHARE = 0.6, 0.2
 ones about a fifth (the public load sweep of docs/accuracy.md). A judgement, named among the assumptions."""
 QUICK_REQUESTS, QUICK_PRECISION = 400, 0.05
 """For maps: a third of the requests, and a coarser search."""
-LATENCY_LOADS = (0.1, 0.3, 0.5, 0.7, 0.85, 0.95, 1.0)
+LATENCY_LOADS = (0.2, 0.5, 0.8, 0.95, 1.0)
 """Loads of the latency curve, over one replica's capacity."""
 
 
@@ -41,6 +43,7 @@ class Evaluated:
     """A candidate with everything known of it. None where it does not apply or could not be found out."""
 
     plan: CandidatePlan
+    traffic: PricedTraffic
     spec: ModelSpec | None
     model: StepModel | None
     policy: Policy | None
@@ -52,8 +55,6 @@ class Evaluated:
     provenance: Provenance
     needed_bytes: float | None
     available_bytes: float | None
-    typical: tuple[float, float] = (0.0, 0.0)
-    """Mean prompt and output tokens of a request."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -62,6 +63,11 @@ class Evaluated:
         if self.spec is None:
             return "unknown"
         return "moe" if self.spec.is_moe else "dense"
+
+    @property
+    def typical_tokens(self) -> int:
+        """Prompt and answer of a request on average."""
+        return round(self.traffic.prompt_tokens + self.traffic.output_tokens)
 
     @property
     def fits(self) -> bool:
@@ -77,6 +83,7 @@ class Evaluated:
             kind=self.kind,
             pricing=self.pricing,
             capacity=None if isinstance(self.pricing, Api) else self.capacity,
+            traffic=self.traffic,
             doubt=self.doubt,
             latency=self.latency,
             power=self.power,
@@ -107,18 +114,21 @@ def policy_of(plan: CandidatePlan, engine: str) -> Policy:
     return replace(policy_named(engine), **{name: value for name, value in said.items() if value is not None})
 
 
-def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None, typical: tuple[float, float]) -> Evaluated:
-    """Evaluate one candidate under the study's workload.
+def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> Evaluated:
+    """Evaluate one candidate under the study's workload, with answers as long as it gives them.
 
-    `typical`: mean prompt and output tokens of a request, which must fit. Raises UserError for what cannot be resolved.
+    Raises UserError for what cannot be resolved.
     """
+    workload, trace = with_answers(study.workload, trace, study.quality.answer_tokens.get(plan.name))
+    traffic = priced_traffic(workload, trace, study.cached_share)
     if plan.model is None or plan.is_api or (plan.measured is not None and plan.machine is None):
-        return _without_model(study, plan, typical)
+        return _without_model(study, plan, traffic)
     model = model_of(plan)
     policy = policy_of(plan, model.profile.engine)
     pricing, notes = _pricing(plan, model)
     found = Evaluated(
         plan=plan,
+        traffic=traffic,
         spec=model.spec,
         model=model,
         policy=policy,
@@ -128,14 +138,13 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None, typ
         power=_power(pricing, model),
         doubt=doubt_of(plan.name, model.profile.name, model.error("decode")),
         provenance="predicted",
-        needed_bytes=model.memory_bytes(1, round(sum(typical))),
+        needed_bytes=model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens)),
         available_bytes=_available(model),
-        typical=typical,
         notes=notes,
     )
     if not found.fits and plan.measured is None:
         return found
-    capacity = capacity_of(model, policy, study.workload, study.slo, study.good_share, trace)
+    capacity = capacity_of(model, policy, workload, study.slo, study.good_share, trace)
     if plan.measured is not None:
         seen = read_measured(plan.measured)
         told = capacity_measured(seen, plan.model, study.good_share)
@@ -146,7 +155,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None, typ
         doubt = _doubt_of(plan.name, told)
         return replace(found, model=model, capacity=told, latency=delays, doubt=doubt, provenance="measured")
     rates = [share * capacity.value for share in LATENCY_LOADS]
-    delays = latency_points(model, policy, study.workload, study.slo, rates, trace) if capacity.value > 0 else []
+    delays = latency_points(model, policy, workload, study.slo, rates, trace) if capacity.value > 0 else []
     return replace(found, capacity=capacity, latency=delays)
 
 
@@ -154,8 +163,8 @@ def elsewhere(
     study: StudyPlan,
     found: Evaluated,
     trace: TraceRows | None,
-    typical: tuple[float, float],
     *,
+    traffic: PricedTraffic | None = None,
     workload: Workload | None = None,
     format_name: str | None = None,
 ) -> Evaluated:
@@ -165,15 +174,17 @@ def elsewhere(
     format the engine does not have.
     """
     if found.model is None or found.policy is None:
-        return found
+        return replace(found, traffic=traffic or found.traffic)
+    traffic = traffic or found.traffic
     model = found.model
     if format_name is not None and format_name.upper() != model.terms.format.upper():
         model = model_of(found.plan, format_name).scaled(found.model.scale)
-    needed = model.memory_bytes(1, round(sum(typical)))
-    there = replace(found, model=model, capacity=None, needed_bytes=needed, typical=typical)
+    needed = model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens))
+    there = replace(found, model=model, capacity=None, needed_bytes=needed, traffic=traffic)
     if not there.fits:
         return there
-    replica = replica_of(model, found.policy, workload or study.workload, trace, QUICK_REQUESTS)
+    asked, trace = with_answers(workload or study.workload, trace, study.quality.answer_tokens.get(found.plan.name))
+    replica = replica_of(model, found.policy, asked, trace, QUICK_REQUESTS)
     value = 0.0
     if replica is not None:
         value = capacity_per_s(replica, study.slo, study.good_share, precision=QUICK_PRECISION)
@@ -182,10 +193,10 @@ def elsewhere(
     return replace(there, capacity=Span(value=value, low=value * low, high=value * high))
 
 
-def _without_model(study: StudyPlan, plan: CandidatePlan, typical: tuple[float, float]) -> Evaluated:
+def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic) -> Evaluated:
     """An API, or a candidate of which only the measurement is known: nothing but this workload can be said of it."""
     spec = resolve_spec(plan.model) if plan.model else None
-    told, delays, doubt, provenance = None, _api_latency(study, plan, typical[1]), None, "published"
+    told, delays, doubt, provenance = None, _api_latency(study, plan, traffic.output_tokens), None, "published"
     if not plan.is_api:
         if plan.measured is None:
             raise UserError(f"candidate {plan.name}: give a model and a machine, a measured result, or an API price")
@@ -194,6 +205,7 @@ def _without_model(study: StudyPlan, plan: CandidatePlan, typical: tuple[float, 
         delays, doubt, provenance = latency_measured(seen, plan.model, told), _doubt_of(plan.name, told), "measured"
     return Evaluated(
         plan=plan,
+        traffic=traffic,
         spec=spec,
         model=None,
         policy=None,
@@ -205,7 +217,6 @@ def _without_model(study: StudyPlan, plan: CandidatePlan, typical: tuple[float, 
         provenance="measured" if provenance == "measured" else "published",
         needed_bytes=None,
         available_bytes=None,
-        typical=typical,
     )
 
 

@@ -62,6 +62,15 @@ def batch_flip(dense: Evaluated, moe: Evaluated, context: int, seed: int) -> Fli
         )
     at_D = np.where(crossed_DB.any(axis=1), BATCHES[crossed_DB.argmax(axis=1)], BATCHES[-1])
     at = span_of(at_D)
+    if at.low <= BATCHES[0] and at.high >= BATCHES[-1]:
+        return Flip(
+            quantity="batch",
+            from_=names[0],
+            to=None,
+            at=None,
+            unit="sequences",
+            meaning=f"which of {names[0]} and {names[1]} takes a decode step faster is too close to call at any batch",
+        )
     return Flip(
         quantity="batch",
         from_=names[0],

@@ -14,7 +14,6 @@ import numpy as np
 from breakeven.decide.answer.bills import bills
 from breakeven.decide.answer.draws import DRAWS, Doubt, Floats, capacities, factors, span_of
 from breakeven.decide.answer.worlds import Contender
-from breakeven.price.traffic import PricedTraffic
 from breakeven.spec.cost import Api
 from breakeven.spec.decision import Share
 from breakeven.spec.prediction import Span
@@ -45,17 +44,15 @@ class Mix:
     by_parts: bool
 
 
-def best_mix(
-    contenders: Sequence[Contender], parts: Sequence[Part], traffic: PricedTraffic, rate_per_s: float, seed: int
-) -> Mix | None:
+def best_mix(contenders: Sequence[Contender], parts: Sequence[Part], rate_per_s: float, seed: int) -> Mix | None:
     """The cheapest mix that saves WORTH_IT over any single candidate in the predicted world; None when none does."""
     # Who may serve every part may serve all of it; nobody else may take the rest in a split by amount.
     whole = [c for c in contenders if all(c.name in part.allowed for part in parts)]
     mixes = [
-        *_base_and_rest(whole, traffic, rate_per_s, seed),
-        *_by_parts(contenders, parts, traffic, rate_per_s, seed),
+        *_base_and_rest(whole, rate_per_s, seed),
+        *_by_parts(contenders, parts, rate_per_s, seed),
     ]
-    alone = {c.name: _bill(c, traffic, rate_per_s, seed) for c in whole}
+    alone = {c.name: _bill(c, rate_per_s, seed) for c in whole}
     single = min(alone, key=lambda name: float(alone[name][0]), default=None)
     if single is not None and not np.isfinite(alone[single][0]):
         single = None
@@ -72,7 +69,7 @@ def best_mix(
 
 
 def _by_parts(
-    contenders: Sequence[Contender], parts: Sequence[Part], traffic: PricedTraffic, rate_per_s: float, seed: int
+    contenders: Sequence[Contender], parts: Sequence[Part], rate_per_s: float, seed: int
 ) -> list[tuple[list[Share], Floats, bool]]:
     """Every assignment of parts to two or more contenders; parts with the same contender share its machines."""
     if len(parts) < 2:
@@ -86,7 +83,7 @@ def _by_parts(
         for name in dict.fromkeys(choice):
             mine = [part for part, chosen in zip(parts, choice, strict=True) if chosen == name]
             share = sum(part.share for part in mine)
-            bill_D = _bill(by_name[name], traffic, share * rate_per_s, seed)
+            bill_D = _bill(by_name[name], share * rate_per_s, seed)
             bills.append(bill_D)
             what = " and ".join(part.name for part in mine)
             shares.append(_share(name, what, share, bill_D))
@@ -95,7 +92,7 @@ def _by_parts(
 
 
 def _base_and_rest(
-    contenders: Sequence[Contender], traffic: PricedTraffic, rate_per_s: float, seed: int
+    contenders: Sequence[Contender], rate_per_s: float, seed: int
 ) -> list[tuple[list[Share], Floats, bool]]:
     """For every ordered pair: n full machines of the first take what they can, the second takes the rest."""
     found = []
@@ -113,8 +110,8 @@ def _base_and_rest(
             # The base is filled as predicted; where it holds less, the rest gets what it cannot take.
             left_D = rate_per_s - np.minimum(n * capacity_D, taken)
             full_D = np.full_like(left_D, taken)
-            base_D = bills(base.pricing, full_D, base.capacity.value, traffic, base.power, base.max_replicas)
-            rest_D = bills(rest.pricing, left_D, _capacity(rest, seed), traffic, rest.power, rest.max_replicas)
+            base_D = bills(base.pricing, full_D, base.capacity.value, base.traffic, base.power, base.max_replicas)
+            rest_D = bills(rest.pricing, left_D, _capacity(rest, seed), rest.traffic, rest.power, rest.max_replicas)
             share = taken / rate_per_s
             shares = [
                 _share(base.name, f"up to {n * base.capacity.value:.3g} requests/s", share, base_D),
@@ -132,11 +129,11 @@ def _capacity(contender: Contender, seed: int) -> Floats | None:
     return capacities(contender.capacity, doubt.total, factors([doubt], seed)[:, 0])
 
 
-def _bill(contender: Contender, traffic: PricedTraffic, rate_per_s: float, seed: int) -> Floats:
+def _bill(contender: Contender, rate_per_s: float, seed: int) -> Floats:
     """Dollars an hour for this load alone, in every draw."""
     rate_D = np.full(DRAWS, rate_per_s)
     capacity_D = _capacity(contender, seed)
-    return bills(contender.pricing, rate_D, capacity_D, traffic, contender.power, contender.max_replicas)
+    return bills(contender.pricing, rate_D, capacity_D, contender.traffic, contender.power, contender.max_replicas)
 
 
 def _share(name: str, traffic: str, share: float, bill_D: Floats) -> Share:

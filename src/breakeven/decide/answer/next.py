@@ -10,8 +10,7 @@ import numpy as np
 
 from breakeven.decide.answer.draws import Doubt
 from breakeven.decide.answer.regions import handovers_of
-from breakeven.decide.answer.worlds import Contender, worlds_of
-from breakeven.price.traffic import PricedTraffic
+from breakeven.decide.answer.worlds import COST_TIE, Contender, worlds_of
 from breakeven.spec.decision import NextMeasurement
 from breakeven.spec.prediction import Span
 
@@ -60,17 +59,16 @@ def capacity_of(candidate: str, model: str, machine: str, engine: str, slo: str)
 def narrowest(
     contenders: Sequence[Contender],
     options: Sequence[Option],
-    traffic: PricedTraffic,
     rates: np.ndarray,
     rate_per_s: float,
     seed: int,
 ) -> list[NextMeasurement]:
     """The options that narrow the answer most, best first, at most MOST of them."""
-    before = _band(contenders, traffic, rates, rate_per_s, seed)
+    before = _band(contenders, rates, rate_per_s, seed)
     found = []
     for option in options:
         known = [_with(c, option) for c in contenders]
-        after = _band(known, traffic, rates, rate_per_s, seed)
+        after = _band(known, rates, rate_per_s, seed)
         if before is not None and after is not None and before / after >= LEAST_GAIN:
             found.append(NextMeasurement(command=option.command, why=option.why, band_before=before, band_after=after))
     return sorted(found, key=lambda n: n.band_after)[:MOST]
@@ -87,11 +85,12 @@ def _with(contender: Contender, option: Option) -> Contender:
     return replace(contender, doubt=less, capacity=capacity)
 
 
-def _band(
-    contenders: Sequence[Contender], traffic: PricedTraffic, rates: np.ndarray, rate_per_s: float, seed: int
-) -> float | None:
-    """high / low of the flip nearest to the load; where there is none, of the cost ratio of the best two there."""
-    worlds = worlds_of(contenders, traffic, rates, seed)
+def _band(contenders: Sequence[Contender], rates: np.ndarray, rate_per_s: float, seed: int) -> float | None:
+    """high / low of the flip nearest to the load; where there is none, of the ratio that decides between the best two.
+
+    That is their costs, or, where these are the same, their speeds.
+    """
+    worlds = worlds_of(contenders, rates, seed)
     handovers = handovers_of(worlds)
     if handovers:
         near = min(handovers, key=lambda h: abs(math.log(h.rate_per_s.value / rate_per_s)))
@@ -100,6 +99,11 @@ def _band(
     order = np.argsort(worlds.usd_per_hour_CDR[:, 0, at])
     if len(order) < 2 or not np.isfinite(worlds.usd_per_hour_CDR[order[1], 0, at]):
         return None
-    ratio_D = worlds.usd_per_hour_CDR[order[1], :, at] / worlds.usd_per_hour_CDR[order[0], :, at]
+    first, second = int(order[0]), int(order[1])
+    ratio_D = worlds.usd_per_hour_CDR[second, :, at] / worlds.usd_per_hour_CDR[first, :, at]
+    if ratio_D[0] <= 1.0 + COST_TIE:
+        ratio_D = worlds.e2e_s_CDR[second, :, at] / worlds.e2e_s_CDR[first, :, at]
+    if not np.isfinite(ratio_D).any():
+        return None
     low, high = np.quantile(ratio_D[np.isfinite(ratio_D)], [0.025, 0.975])
     return float(high / max(low, 1e-12))

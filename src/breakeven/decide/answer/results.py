@@ -12,7 +12,6 @@ from breakeven.decide.answer.evaluate import Evaluated
 from breakeven.decide.constraints import Facts, ruled_out
 from breakeven.decide.study.model import StudyPlan
 from breakeven.price.staircase import cost_points, scaled
-from breakeven.price.traffic import PricedTraffic
 from breakeven.spec.cost import Api, CostPoint
 from breakeven.spec.decision import CandidateResult, QualityScore
 from breakeven.spec.quality import quality_of
@@ -47,7 +46,7 @@ class Reasons:
         return [*self.ever, *self.quality, *self.now]
 
 
-def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore, traffic: PricedTraffic) -> Reasons:
+def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore) -> Reasons:
     """Everything that keeps a candidate from being chosen."""
     busy = found.power.busy_w if found.power is not None else None
     lasting = Facts(memory_bytes=found.needed_bytes, memory_available_bytes=found.available_bytes, busy_w=busy)
@@ -58,7 +57,7 @@ def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore, traffic: P
         ever.append("has no price: give usd_per_hour, a purchase, or a price per token")
     if ever:
         return Reasons(ever, [], [])
-    points = _costs(found, traffic, [plan.load_per_s], None)
+    points = _costs(found, [plan.load_per_s], None)
     monthly = scaled(points[0].usd_per_hour, HOURS_PER_MONTH) if points else None
     here = Facts(capacity_per_s=found.capacity, usd_per_month=monthly)
     return Reasons([], ruled_out(plan, found.plan, Facts(quality=quality)), ruled_out(plan, found.plan, here))
@@ -68,14 +67,13 @@ def result_of(
     found: Evaluated,
     reasons: Sequence[str],
     quality: QualityScore,
-    traffic: PricedTraffic,
     rates: Floats,
     plan: StudyPlan,
 ) -> CandidateResult:
     """The candidate's row, with cost curves over `rates` where it has a price and serves anything."""
     shown = sorted({*rates[np.linspace(0, len(rates) - 1, SHOWN_LOADS).astype(int)].tolist(), plan.load_per_s})
     solved = quality if quality.how in ("own", "published") else None
-    cost = _costs(found, traffic, shown, solved)
+    cost = _costs(found, shown, solved)
     model = found.model
     top = max((p.tokens_per_s for p in found.latency), default=None) if model is not None else None
     return CandidateResult(
@@ -106,18 +104,16 @@ def needed(found: Sequence[Evaluated], reasons: Mapping[str, Reasons]) -> list[s
     return [f"{e.plan.name} {reasons[e.plan.name].all[0]}." for e in found if reasons[e.plan.name].all]
 
 
-def _costs(
-    found: Evaluated, traffic: PricedTraffic, rates: Sequence[float], quality: QualityScore | None
-) -> list[CostPoint]:
+def _costs(found: Evaluated, rates: Sequence[float], quality: QualityScore | None) -> list[CostPoint]:
     if found.pricing is None or not (isinstance(found.pricing, Api) or found.capacity is not None):
         return []
-    return cost_points(found.pricing, found.capacity, traffic, rates, power=found.power, quality=quality)
+    return cost_points(found.pricing, found.capacity, found.traffic, rates, power=found.power, quality=quality)
 
 
 def _too_slow(slo: Slo, found: Evaluated) -> str:
     """Which term of the SLO a single request breaks, and how much faster the machine would have to be."""
     assert found.model is not None
-    prompt, output = found.typical
+    prompt, output = found.traffic.prompt_tokens, found.traffic.output_tokens
     ttft = float(found.model.step_s(0, 0, prompt, prompt / 2))
     tpot = float(found.model.step_s(1, prompt + output / 2))
     e2e = ttft + tpot * max(output - 1, 0)

@@ -10,7 +10,7 @@ def span_text(span: Span) -> str:
 
 
 def usd_text(span: Span) -> str:
-    digits = 2 if span.value >= 1 else 4
+    digits = 2 if span.value >= 0.1 else 4
     if span.high - span.low < 10**-digits:
         return f"${span.value:.{digits}f}"
     return f"${span.value:.{digits}f} (${span.low:.{digits}f} to ${span.high:.{digits}f})"

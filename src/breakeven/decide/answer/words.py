@@ -24,7 +24,7 @@ def verdict_of(
     """The answer. `winner` None: nobody can serve this, and `needed` says what it would take."""
     by_name = {c.name: c for c in candidates}
     kinds = {c.name: c.kind for c in candidates}
-    if mix is not None and (winner is None or mix.single_over_mix is not None):
+    if mix is not None:
         return _both(mix, kinds)
     if winner is None:
         sentence = "None of these candidates can serve this workload."
@@ -43,10 +43,8 @@ def verdict_of(
     ruled = [c for c in candidates if c.ruled_out]
     because += [f"{c.name} is ruled out: {c.ruled_out[0]}" for c in ruled]
     if here is not None and here.winner is None and here.runner_up is not None:
-        sentence = (
-            f"No difference worth your time at {rate_text(load_per_s)}: {winner} and {here.runner_up} cost the same and "
-            "answer as fast."
-        )
+        both = f"{winner} and {here.runner_up}"
+        sentence = f"No difference worth your time at {rate_text(load_per_s)}: {both} cost the same and answer as fast."
         return Verdict(outcome="no_difference", winner=None, sentence=sentence, because=because)
     outcome: Outcome = "api" if best.capacity_per_s is None else "moe" if best.kind == "moe" else "dense"
     kind = {"moe": "MoE", "dense": "dense", "unknown": "hosted"}[best.kind]
@@ -69,8 +67,8 @@ def _both(mix: Mix, kinds: Mapping[str, str]) -> Verdict:
     if mix.single is not None and mix.single_over_mix is not None:
         saved = 1.0 - 1.0 / mix.single_over_mix.value
         because.append(
-            f"The best that can serve all of it alone, {mix.single}, costs {span_text(mix.single_over_mix)} times as much; "
-            f"the pair saves {saved:.0%}."
+            f"The best that can serve all of it alone, {mix.single}, costs {span_text(mix.single_over_mix)} times as "
+            f"much; the pair saves {saved:.0%}."
         )
     else:
         because.append("No candidate can serve all of it alone.")

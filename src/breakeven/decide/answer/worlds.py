@@ -37,6 +37,7 @@ class Contender:
     kind: Kind
     pricing: Pricing
     capacity: Span | None
+    traffic: PricedTraffic
     doubt: Doubt | None
     latency: Sequence[LatencyPoint]
     power: Power | None = None
@@ -70,7 +71,7 @@ def winners(usd_per_hour_CDR: Floats, e2e_s_CDR: Floats) -> Indices:
     return np.where(np.isfinite(cheapest_DR), speed_CDR.argmin(axis=0), -1)
 
 
-def worlds_of(contenders: Sequence[Contender], traffic: PricedTraffic, rates_R: Floats, seed: int) -> Worlds:
+def worlds_of(contenders: Sequence[Contender], rates_R: Floats, seed: int) -> Worlds:
     """Draw the worlds. `rates_R` in requests/s, ascending, above zero."""
     doubts = [c.doubt or Doubt(c.name, c.name, 0.0, 0.0) for c in contenders]
     factors_DC = factors(doubts, seed)
@@ -83,7 +84,7 @@ def worlds_of(contenders: Sequence[Contender], traffic: PricedTraffic, rates_R: 
             with np.errstate(divide="ignore"):
                 replicas_DR = np.maximum(np.ceil(rates_R[None, :] / capacity_D1), 1.0)
         hourly = bills(
-            contender.pricing, rates_R[None, :], capacity_D1, traffic, contender.power, contender.max_replicas
+            contender.pricing, rates_R[None, :], capacity_D1, contender.traffic, contender.power, contender.max_replicas
         )
         hourly_DR = np.broadcast_to(hourly, replicas_DR.shape)
         costs.append(hourly_DR / contender.solved_share)

@@ -1,0 +1,174 @@
+"""`decide` from a study file to a verdict: real profiles, real simulations, short ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from breakeven.cli.main import _run
+from breakeven.decide.decide import decide
+from breakeven.decide.study.load import read_study
+from breakeven.errors import UserError
+from breakeven.spec.decision import Decision
+from breakeven.spec.estimate import Estimate
+from breakeven.spec.load import CapacityStudy, Limit, LoadModel, Share, Trial
+from breakeven.spec.machine import MachineSpec
+from breakeven.spec.workload import Arrivals, Slo, Workload
+
+HEAD = """
+name: a pair
+question: dense or MoE on one card
+load: {rate: 0.2/s, prompt: 200, output: 50, low: 0.02/s, high: 20/s, requests: 300}
+slo: {ttft: 3s, tpot: 100ms, share: 95%}
+contexts: [250, 1000]
+formats: [Q4_K_M, Q8_0]
+"""
+PAIR = """
+candidates:
+  - {name: dense, model: llama-3.2-1b, machine: rtx-4090, format: Q4_K_M, price: {rented: {usd_per_hour: 0.6}}}
+  - {name: moe, model: olmoe-1b-7b, machine: rtx-4090, format: Q4_K_M, price: {rented: {usd_per_hour: 0.6}}}
+"""
+HUGE = PAIR.splitlines()[2].replace("dense", "huge").replace("llama-3.2-1b", "llama-3.1-405b") + "\n"
+HOSTED = """
+  - name: hosted
+    model: llama-3.1-8b
+    price: {api: {input: 0.05, output: 0.08}}
+    speed: {ttft: 0.3s, tokens_per_s: 200, source: a guess}
+"""
+
+
+def study(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Decision:
+    return decide(read_study(study(tmp_path_factory.mktemp("pair"), HEAD + PAIR)))
+
+
+def test_a_pair_gets_an_answer_with_everything_behind_it(pair: Decision) -> None:
+    assert pair.verdict.outcome in ("dense", "moe", "no_difference")
+    assert [c.provenance for c in pair.candidates] == ["predicted", "predicted"]
+    for candidate in pair.candidates:
+        assert candidate.capacity_per_s is not None
+        assert candidate.capacity_per_s.low <= candidate.capacity_per_s.value <= candidate.capacity_per_s.high
+        assert any(point.rate_per_s == 0.2 for point in candidate.cost)
+        assert candidate.latency[-1].rate_per_s == pytest.approx(candidate.capacity_per_s.value)
+    assert pair.regions[0].low_per_s == pytest.approx(0.02)
+    for before, after in zip(pair.regions, pair.regions[1:], strict=False):
+        assert before.high_per_s == after.low_per_s
+    assert {"context", "precision"} == {drawn.y for drawn in pair.maps}
+    assert any(flip.quantity == "batch" for flip in pair.flips)
+    assert {a.what for a in pair.assumptions} >= {"load", "SLO", "price of dense", "routing of moe"}
+    assert pair.next_measurements
+
+
+def test_the_same_study_gives_the_same_decision(pair: Decision, tmp_path: Path) -> None:
+    again = decide(read_study(study(tmp_path, HEAD + PAIR)))
+    assert msgspec.json.encode(again) == msgspec.json.encode(pair)
+
+
+def test_a_workload_nobody_can_serve_says_what_it_would_take(tmp_path: Path) -> None:
+    text = HEAD.replace("tpot: 100ms", "tpot: 0.1ms") + PAIR
+    result = decide(read_study(study(tmp_path, text)))
+    assert result.verdict.outcome == "none"
+    assert result.verdict.winner is None
+    assert "times as fast" in " ".join(result.verdict.because)
+    assert all(c.ruled_out for c in result.candidates)
+
+
+def test_what_does_not_fit_is_ruled_out_and_the_rest_decided(tmp_path: Path) -> None:
+    text = HEAD + PAIR + HUGE
+    result = decide(read_study(study(tmp_path, text)))
+    huge = next(c for c in result.candidates if c.name == "huge")
+    assert "GB" in huge.ruled_out[0]
+    assert result.verdict.winner != "huge"
+    assert any("huge" in reason for reason in result.verdict.because)
+
+
+def test_an_api_costs_nothing_when_nobody_asks(tmp_path: Path) -> None:
+    text = HEAD + PAIR + HOSTED
+    result = decide(read_study(study(tmp_path, text)))
+    assert result.verdict.outcome == "api"
+    assert result.verdict.winner == "hosted"
+    assert result.regions[0].winner == "hosted"
+
+
+def test_beyond_the_budget_nobody_wins(tmp_path: Path) -> None:
+    result = decide(read_study(study(tmp_path, HEAD + "budget_usd_per_month: 5\n" + PAIR)))
+    assert result.verdict.outcome == "none"
+    assert "budget" in result.verdict.because[0]
+
+
+def test_a_measured_capacity_stands_in_for_the_prediction(tmp_path: Path) -> None:
+    machine = MachineSpec(
+        cpu="x",
+        physical_cores=1,
+        logical_cores=1,
+        instruction_sets=[],
+        cache_bytes={},
+        memory_bytes=1,
+        available_memory_bytes=1,
+        os="x",
+        virtualised=None,
+        gpus=[],
+    )
+    share = Share(share=0.97, low=0.95, high=0.98, hits=97, n=100)
+    trials = [Trial(load=7.0, requests=100, good=share, meets=True)]
+    saved = CapacityStudy(
+        breakeven_version="0",
+        started_at="2026-11-22T00:00:00",
+        command="x",
+        seed=0,
+        stopped_because="finished",
+        machine=machine,
+        model=LoadModel(name="dense", source="x", synthetic=True, moe=False),
+        workload=Workload(arrivals=Arrivals(process="poisson", rate_per_s=1.0)),
+        slo=Slo(ttft_s=3.0),
+        target_share=0.95,
+        confidence=0.95,
+        rate=Limit(value=7.0, low=6.5, high=7.5, trials=trials, monotone=True, sentence="x"),
+        users=None,
+        headline="x",
+    )
+    (tmp_path / "seen").mkdir()
+    (tmp_path / "seen" / "result.json").write_bytes(msgspec.json.encode(saved))
+    text = HEAD + PAIR.replace("{name: dense,", "{name: dense, measured: seen,")
+    result = decide(read_study(study(tmp_path, text)))
+    dense = result.candidates[0]
+    assert dense.provenance == "measured"
+    assert dense.capacity_per_s is not None
+    assert (dense.capacity_per_s.low, dense.capacity_per_s.value, dense.capacity_per_s.high) == (6.5, 7.0, 7.5)
+
+
+def test_the_command_writes_result_and_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = study(tmp_path, HEAD + PAIR)
+    assert _run(["decide", str(path), "--out", "out", "--json", "--quiet"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["schema"] == "breakeven.decision/1"
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == told
+    assert "<html" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_no_study_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["decide"]) == 2
+    assert "--init" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("estimate", [Estimate(1.0, None, None, 1)])
+def test_a_result_of_another_kind_is_refused(tmp_path: Path, estimate: Estimate) -> None:
+    (tmp_path / "seen").mkdir()
+    (tmp_path / "seen" / "result.json").write_bytes(
+        msgspec.json.encode({"schema": "breakeven.compare/1", "x": estimate})
+    )
+    text = HEAD + PAIR.replace("{name: dense,", "{name: dense, measured: seen,")
+    with pytest.raises(UserError, match=r"breakeven\.compare/1"):
+        decide(read_study(study(tmp_path, text)))
