@@ -18,8 +18,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from breakeven.errors import BreakevenError, UserError
-from breakeven.report import decision_words as words
-from breakeven.report.decision_files import save_decision
+from breakeven.report.decision_files import save_decision, summary
 from breakeven.report.decision_html import render_decision
 from breakeven.report.decision_json import encode_decision, read_decision, write_decision
 from breakeven.report.decision_terminal import print_decision
@@ -28,9 +27,7 @@ from breakeven.report.figures_decision import figures_of_decision
 from breakeven.report.hatching import STEP, strokes
 from breakeven.report.svg import draw
 from breakeven.spec import decision as spec
-from breakeven.spec.cost import Own
-from breakeven.spec.decision import Decision, Flip, QualityScore, Region
-from breakeven.spec.prediction import Span
+from breakeven.spec.decision import Decision, Region
 
 DECISIONS = ("full", "no_difference", "nobody", "both", "many", "one_load", "hostile")
 PAGE = Path("out/report.html")
@@ -65,118 +62,6 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shown", "meant"),
-    [
-        (words.span_text(Span(value=9.0, low=8.04, high=10.08)), "9.00 (8.04-10.08)"),
-        (words.span_text(made.exact(3.0)), "3"),
-        (words.span_text(Span(value=3.0, low=2.0, high=4.0)), "3 (2-4)"),
-        (words.span_text(made.exact(0.25)), "0.250"),
-        (words.span_text(None), "not available"),
-        (words.usd(6.98), "$6.98"),
-        (words.usd(7.0), "$7"),
-        (words.usd(0.5), "$0.50"),
-        (words.usd(12300.4), "$12,300"),
-        (words.usd(0.000412), "$0.000412"),
-        (words.usd(0.025), "$0.025"),
-        (words.usd(0.0), "$0"),
-        (words.usd(None), "not available"),
-        (words.usd_span(Span(value=2183.0, low=2000.0, high=2400.0)), "$2,183 (2,000-2,400)"),
-        (words.usd_span(made.exact(2.99), words.MONTH_HOURS), "$2,183"),
-        (words.load_text(0.1), "0.1"),
-        (words.load_text(1234.5), "1,230"),
-        (words.load_text(12.49), "12.5"),
-        (words.kind_words("moe"), "MoE"),
-        (words.kind_words("unknown"), "not known"),
-        (words.kind_words(None), "not known"),
-        (words.pricing_text(None), "no price given"),
-        (
-            words.pricing_text(made.hosted().pricing),
-            "$0.10 in, $0.025 cached and $0.40 out per million tokens (2026-02)",
-        ),
-        (words.pricing_text(made.moe().pricing), "$2.99 an hour (2026-02)"),
-        (
-            words.pricing_text(
-                Own(
-                    usd=2400.0,
-                    life_years=1.0,
-                    usd_per_kwh=0.31,
-                    busy_w=420.0,
-                    power_overhead=1.2,
-                    yearly_upkeep_usd=90.0,
-                )
-            ),
-            "bought for $2,400, used 1 year, 420 W busy at $0.31/kWh, building adds 20 %, upkeep $90 a year",
-        ),
-        (words.quality_text(QualityScore(how="none")), "quality not known"),
-        (words.quality_text(made.dense().quality), "69.4 % on MMLU, published: one harness, 2025-07"),
-        (words.quality_text(made.moe().quality), "78 % (74.0-82.0) on our tickets, own evaluation"),
-        (words.quality_text(made.board().quality), "by size like a dense model of 4.60 B (3.30 B to 7.40 B)"),
-        (words.runs_on(made.moe(devices=2)), "2 x h100-sxm, vllm, fp8, cloud"),
-        (words.runs_on(made.hosted()), "hosted, paid by the token"),
-        (words.memory_text(made.moe()), "34.1 GB of 80.0 GB"),
-        (words.memory_text(made.hosted()), "not available"),
-        (words.rests_on(made.full().candidates), "3 predicted, 1 published"),
-        (words.delay_span(Span(value=0.298, low=0.229, high=0.387)), "298 ms (229-387)"),
-        (words.delay_span(made.exact(12.0)), "12 s"),
-        (words.delay_span(None), "not available"),
-    ],
-)
-def test_numbers_and_names_read_as_people_say_them(shown: str, meant: str) -> None:
-    assert shown == meant
-
-
-def test_flips_say_where_in_numbers_in_a_name_or_not_at_all() -> None:
-    load, _, context, precision = made.full().flips
-    assert words.flip_line(load) == (
-        "load, 1.50 (1.25-1.80) req/s: above this load llama-3.1-8b costs less than hosted-moe."
-    )
-    assert words.flip_at(context) == "not in the range seen"
-    assert words.flip_at(precision) == "bf16 to fp8"
-    ratio = Flip(quantity="price", from_="a", to="b", at=made.exact(1.25), unit="", meaning="dearer")
-    assert words.flip_at(ratio) == "1.25"
-
-
-def test_regions_say_by_how_much_and_whether_that_is_sure() -> None:
-    first, tie, unsure, last = map(words.region_line, made.full().regions)
-    assert first == "0.1 to 1.4 req/s: hosted-moe; llama-3.1-8b costs 3.40 (3.09-3.74) times as much"
-    assert tie == "1.4 to 1.6 req/s: no difference worth your time"
-    assert unsure.endswith("; not sure")
-    assert last.startswith("above 9 req/s: qwen3-30b-a3b")
-
-
-def test_a_number_of_another_load_does_not_stand_for_this_one() -> None:
-    only = made.one_load().candidates[0]
-    assert words.cost_at(only, 4.0) is only.cost[0]
-    assert words.cost_at(only, 4.0 * 1.3) is None
-    assert words.latency_at(only, 4.0) is None, "the one load that was looked at is well below"
-    assert words.latency_at(only, 2.5) is only.latency[0]
-
-
-def test_delays_are_those_of_one_replica_with_its_part() -> None:
-    eight = made.dense()
-    # 60 requests/s over 8 replicas are 7.5 each; looked at were 6.3 and 7.65.
-    found = words.latency_at(eight, 60.0)
-    assert found is not None
-    assert found.rate_per_s == pytest.approx(7.65)
-    # Between two loads the higher one is shown, never the flattering one.
-    between = words.latency_at(eight, 3.0)
-    assert between is not None
-    assert between.rate_per_s == pytest.approx(4.5)
-
-
-@given(st.floats(1e-9, 1e9), st.floats(1.0, 3.0), st.floats(1.0, 3.0))
-def test_an_interval_as_shown_never_excludes_its_value(value: float, below: float, above: float) -> None:
-    span = Span(value=value, low=value / below, high=value * above)
-    shown = words.interval_of(span)
-    if shown and "-0" not in words.value_of(span):
-        low, high = (float(end.replace(",", "")) for end in re.fullmatch(r"([\d.,]+)-([\d.,]+)", shown).groups())  # type: ignore[union-attr]
-        assert low <= float(words.value_of(span).replace(",", "")) <= high
-
-
 # --- terminal --------------------------------------------------------------------------------------------------------
 
 
@@ -201,7 +86,7 @@ def test_narrow_and_wide_terminals_tell_the_same() -> None:
 
 def test_order_is_verdict_reasons_candidates_flips_and_what_it_rests_on() -> None:
     text = printed(made.full(), 100)
-    marks = ["Pay by the token", "Why", "At 4 req/s (3 predicted, 1 published)", "Best by load"]
+    marks = ["Pay by the token", "Why", "At 4 req/s: 3 predicted, 1 published", "Best by load"]
     marks += ["Where the answer changes", "Ruled out", "What would narrow", "What arithmetic cannot settle"]
     marks += ["Load now: 4 req/s.", "Share to keep it: at least 95 % of requests.", "Page: out/report.html"]
     places = [text.index(mark) for mark in marks]
@@ -246,10 +131,15 @@ def test_json_round_trip(name: str, tmp_path: Path) -> None:
     assert all("from" in flip and "from_" not in flip for flip in raw["flips"])
 
 
-def test_saving_writes_the_data_and_the_page(tmp_path: Path) -> None:
-    encoded = save_decision(made.no_difference(), tmp_path / "out")
-    assert (tmp_path / "out" / "result.json").read_bytes() == encoded
-    assert (tmp_path / "out" / "report.html").read_text().startswith("<!DOCTYPE html>")
+def test_saving_writes_the_data_and_the_page_and_the_summary_points_to_it(tmp_path: Path) -> None:
+    decision = made.no_difference()
+    directory = save_decision(decision, tmp_path / "out")
+    assert directory == tmp_path / "out"
+    assert (directory / "result.json").read_bytes() == encode_decision(decision)
+    assert (directory / "report.html").read_text().startswith("<!DOCTYPE html>")
+    said = summary(decision, directory)
+    assert said.startswith("No difference worth your time.")
+    assert "report.html" in said
 
 
 def test_what_is_not_finite_is_not_written() -> None:

@@ -39,7 +39,7 @@ def render_decision(decision: Decision) -> str:
         maps=drawn(figures.maps),
         memory=drawn(figures.memory),
         ruled_out=[each for each in decision.candidates if each.ruled_out],
-        now=say.load_text(decision.load_per_s),
+        now=say.load_words(decision.load_per_s),
         now_cells=lambda each: now_cells(each, decision.load_per_s),
         cost_cells=cost_cells,
         latency_cells=latency_cells,
@@ -79,7 +79,7 @@ def delay_cell(span: Span | None) -> Cell:
     """A delay in the unit that suits it, its interval beneath."""
     if span is None:
         return Cell("–", "")
-    unit = unit_of([span.value])
+    unit = unit_of([span.value, span.high])
     found = span_cell(span, unit.scale)
     return Cell(f"{found.value} {unit.name}", found.interval)
 
@@ -95,18 +95,24 @@ def share_cell(share: Span | None) -> Cell:
 def now_cells(candidate: CandidateResult, load_per_s: float) -> list[Cell]:
     """A candidate at the study's load: bill, price of tokens, replicas, use, tails, share within the service level."""
     cost, delays = say.cost_at(candidate, load_per_s), say.latency_at(candidate, load_per_s)
-    bill = [Cell("–", "")] * 4
+    bill = [Cell("–", "")] * 3
     if cost is not None:
         bill = [
             usd_cell(cost.usd_per_hour, say.MONTH_HOURS),
             usd_cell(cost.usd_per_mtok_output),
-            span_cell(cost.replicas),
-            Cell("–" if cost.utilisation is None else words.percent_text(cost.utilisation), ""),
+            _fleet_cell(cost),
         ]
     waits = [Cell("–", "")] * 3
     if delays is not None:
         waits = [delay_cell(delays.ttft_p99_s), delay_cell(delays.tpot_p99_s), share_cell(delays.good_share)]
     return [*bill, *waits, span_cell(candidate.capacity_per_s)]
+
+
+def _fleet_cell(cost: CostPoint) -> Cell:
+    """Replicas, and beneath how far their number is sure and how much of them is in use."""
+    found = span_cell(cost.replicas)
+    used = "" if cost.utilisation is None else f"{words.percent_text(cost.utilisation)} used"
+    return Cell(found.value, ", ".join(part for part in (found.interval, used) if part))
 
 
 def cost_cells(candidate: CandidateResult) -> tuple[list[str], list[list[Cell]]]:

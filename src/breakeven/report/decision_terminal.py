@@ -15,7 +15,7 @@ from breakeven.report.decision_words import (
     flip_line,
     kind_words,
     latency_at,
-    load_text,
+    load_words,
     memory_text,
     pricing_text,
     quality_text,
@@ -29,12 +29,14 @@ from breakeven.report.decision_words import (
     value_of,
 )
 from breakeven.report.load_words import ended
-from breakeven.report.tables import packed, shortened
+from breakeven.report.tables import LONGEST_NAME, packed, shortened
 from breakeven.report.terminal import listed, wrapped
 from breakeven.report.words import number, percent_text
 from breakeven.spec.decision import CandidateResult, Decision
 
 NOTHING = "-"
+# Columns of kind, bill, machines and use; a name has what they leave.
+ROOM_FOR_NUMBERS = 46
 Say = Callable[..., None]
 
 
@@ -48,7 +50,7 @@ def print_decision(decision: Decision, console: Console, page: Path | None) -> N
         wrapped(console, text, style, indent)
 
     say(decision.verdict.sentence, "bold")
-    listed("Why", decision.verdict.because, say)
+    listed("Why", [ended(text) for text in decision.verdict.because], say)
     listed("Who gets what", [share_line(share) for share in decision.verdict.shares], say)
     _candidates(decision, console.width, say)
     listed("Best by load", [region_line(region) for region in decision.regions], say)
@@ -81,13 +83,14 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
     if not decision.candidates:
         return
     say()
-    say(f"At {load_text(decision.load_per_s)} req/s ({rests_on(decision.candidates)})", "bold")
+    say(f"At {load_words(decision.load_per_s)}: {rests_on(decision.candidates)}", "bold")
     heads = ("kind", "a month", "machines", "used")
     columns = [[head] for head in heads]
     for each in decision.candidates:
         for column, cell in zip(columns, (kind_words(each.kind), *_bill(each, decision)), strict=True):
             column.append(cell)
-    first = ["", *(shortened(each.name) + (" *" if each.ruled_out else "") for each in decision.candidates)]
+    longest = max(LONGEST_NAME, width - ROOM_FOR_NUMBERS)
+    first = ["", *(shortened(each.name, longest) + (" *" if each.ruled_out else "") for each in decision.candidates)]
     for position, lines in enumerate(packed(first, [[column] for column in columns], width - 2)):
         if position:
             say()

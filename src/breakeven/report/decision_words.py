@@ -24,6 +24,7 @@ from breakeven.spec.prediction import Span
 
 MONTH_HOURS = 730.0
 """A twelfth of a year: bills are read by the month."""
+FEW_PER_S = 0.1
 NO_WINNER = "no difference worth your time"
 NOT_SEEN = "not in the range seen"
 # Two loads this far apart are not the same load, and the numbers of one do not stand for the other.
@@ -40,7 +41,8 @@ def interval_of(span: Span | None, scale: float = 1.0) -> str:
     if span is None or span.low == span.high:
         return ""
     places = _places(span, scale)
-    return f"{number(span.low * scale, places)}-{number(span.high * scale, places)}"
+    low, high = number(span.low * scale, places), number(span.high * scale, places)
+    return "" if low == high else f"{low}-{high}"
 
 
 def span_text(span: Span | None, scale: float = 1.0) -> str:
@@ -92,6 +94,12 @@ def load_text(rate_per_s: float) -> str:
     return f"{float(f'{rate_per_s:.3g}'):,g}"
 
 
+def load_words(rate_per_s: float) -> str:
+    """A load with its unit, and by the day where nobody thinks of it by the second: "0.0139 req/s (1,200 a day)"."""
+    day = f" ({load_text(rate_per_s * 86_400)} a day)" if rate_per_s < FEW_PER_S else ""
+    return f"{load_text(rate_per_s)} req/s{day}"
+
+
 def kind_words(kind: Kind | None) -> str:
     """MoE, dense, or not known."""
     return {"moe": "MoE", "dense": "dense"}.get(kind or "", "not known")
@@ -136,6 +144,7 @@ def quality_text(score: QualityScore) -> str:
         return "quality not known"
     if score.how == "size":
         band = f" ({count_text(score.low)} to {count_text(score.high)})" if score.low and score.high else ""
+        band = "" if score.low == score.high else band
         return f"by size like a dense model of {count_text(score.value)}{band}"
     band = ""
     if score.low is not None and score.high is not None:
@@ -236,7 +245,7 @@ def delay_span(span: Span | None) -> str:
     """A delay with its interval in the unit that suits it: "412 ms (380-455)"."""
     if span is None:
         return NOT_AVAILABLE
-    unit = unit_of([span.value])
+    unit = unit_of([span.value, span.high])
     interval = interval_of(span, unit.scale)
     return f"{value_of(span, unit.scale)} {unit.name}" + (f" ({interval})" if interval else "")
 
@@ -246,4 +255,4 @@ def traffic_rows(decision: Decision) -> list[tuple[str, str]]:
     rows = workload_rows(decision.workload, decision.slo)
     keep = ("Share to keep it", f"at least {percent_text(decision.good_share)} of requests")
     at = next((index for index, (name, _) in enumerate(rows) if name == "Service level"), len(rows) - 1)
-    return [("Load now", f"{load_text(decision.load_per_s)} req/s"), *rows[: at + 1], keep, *rows[at + 1 :]]
+    return [("Load now", load_words(decision.load_per_s)), *rows[: at + 1], keep, *rows[at + 1 :]]

@@ -139,6 +139,7 @@ def _chart(decision: Decision, delays: Delays, narrow: bool) -> Drawing:
     colour = alt.Color("model:N", scale=cast.colours(names), legend=key)
     shape = alt.Shape("model:N", scale=cast.marks(names), legend=key)
     base = alt.Chart(data_of(delays.rows)).encode(x=x, color=colour, detail="what:N")
+    both = any(row["what"] == P50 for row in delays.rows)
     layers: list[alt.Chart] = []
     if delays.asked is not None:
         bound = alt.Chart(data_of([{"value": delays.asked}]))
@@ -152,19 +153,22 @@ def _chart(decision: Decision, delays: Delays, narrow: bool) -> Drawing:
         )
     if len(names) <= MOST_BANDS:
         layers.append(base.mark_area(opacity=0.13).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")))
-    dash = alt.StrokeDash("what:N", scale=alt.Scale(domain=[P50, P99], range=[[1, 0], [5, 4]])).legend(None)
+    dash = alt.StrokeDash(
+        "what:N", scale=alt.Scale(domain=[P50, P99], range=[[1, 0], [5, 4] if both else [1, 0]])
+    ).legend(None)
     layers.append(base.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash))
     layers.append(
-        base.transform_filter(f"datum.what == '{P50}'")
+        base.transform_filter(f"datum.what == '{P50 if both else P99}'")
         .mark_point(filled=True, size=46, opacity=1)
         .encode(y=y, shape=shape)
     )
-    # Hollow for the tail; a fill of paper makes the mark cover the line beneath it.
-    layers.append(
-        base.transform_filter(f"datum.what == '{P99}'")
-        .mark_point(filled=False, fill=PAPER.sentinel, size=40, strokeWidth=1.8, opacity=1)
-        .encode(y=y, shape=shape)
-    )
+    if both:
+        # Hollow for the tail; a fill of paper makes the mark cover the line beneath it.
+        layers.append(
+            base.transform_filter(f"datum.what == '{P99}'")
+            .mark_point(filled=False, fill=PAPER.sentinel, size=40, strokeWidth=1.8, opacity=1)
+            .encode(y=y, shape=shape)
+        )
     if words:
         layers.append(end_labels(ends, delays.y, width, colour))
     drawn = alt.layer(*layers).properties(width=width, height=HEIGHT)

@@ -22,11 +22,11 @@ def packed(first: list[str], groups: list[list[list[str]]], width: int) -> list[
     return [columns(list(zip(first, *table, strict=True))) for table in tables]
 
 
-def shortened(name: str) -> str:
+def shortened(name: str, longest: int = LONGEST_NAME) -> str:
     """`name` with its middle left out where it would take the room of the numbers."""
-    if len(name) <= LONGEST_NAME:
+    if len(name) <= longest:
         return name
-    half = (LONGEST_NAME - 2) // 2
+    half = (longest - 2) // 2
     return f"{name[:half]}..{name[-half:]}"
 
 
