@@ -13,7 +13,7 @@ import pytest
 
 from breakeven.spec.arithmetic import active_params, decode_bytes, file_bytes, kv_bytes
 from breakeven.spec.catalogue import lookup, names
-from breakeven.spec.formats import FORMATS
+from breakeven.spec.formats import FORMATS, GPU_FORMATS
 
 
 def run(*args: str, columns: int = 100) -> subprocess.CompletedProcess[str]:
@@ -70,7 +70,7 @@ def test_one_model_as_json() -> None:
     model, spec = answer["model"], lookup("olmoe-1b-7b")
     assert model["summary"]["name"] == "olmoe-1b-7b"
     assert model["summary"]["active_params"] == active_params(spec)
-    assert [stored["format"] for stored in model["formats"]] == list(FORMATS)
+    assert [stored["format"] for stored in model["formats"]] == [*FORMATS, *GPU_FORMATS]
     for stored in model["formats"]:
         assert stored["total_bytes"] == sum(stored["by_group"].values()) == file_bytes(spec, stored["format"])
         assert stored["decode_bytes"] == decode_bytes(spec, stored["format"], 1)

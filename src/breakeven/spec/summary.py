@@ -19,7 +19,7 @@ from breakeven.spec.arithmetic import (
     total_params,
 )
 from breakeven.spec.families import family_of
-from breakeven.spec.formats import FORMATS
+from breakeven.spec.formats import FORMATS, GPU_FORMATS
 from breakeven.spec.model import Attention, DenseFfn, FeedForward, Gqa, LinearAttention, Mla, ModelSpec, MoeFfn
 from breakeven.spec.tensors import Group
 
@@ -130,7 +130,7 @@ def detail(name: str, spec: ModelSpec) -> Detail:
     return Detail(
         summary=summarise(name, spec),
         params_by_group=params_by_group(spec),
-        formats=tuple(_stored(spec, name) for name in FORMATS),
+        formats=tuple(_stored(spec, name) for name in (*FORMATS, *GPU_FORMATS)),
         contexts=tuple(_cached(spec, context) for context in contexts),
         state_bytes=state_bytes(spec),
         layer_kinds=tuple(_layer_kinds(spec)),
