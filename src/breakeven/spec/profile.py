@@ -102,6 +102,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """Of Breakeven."""
     format: str | None = None
     points: int = 0
+    """Measured steps that were fitted."""
     seconds: float | None = None
     at_prior: list[str] = []
     """Constants that the data could not identify and that stand at their prior."""

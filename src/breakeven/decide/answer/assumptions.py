@@ -93,6 +93,6 @@ def _error(profile: Profile) -> str:
 
 def _origin(profile: Profile) -> str:
     if profile.origin.how == "probes":
-        return f"{profile.origin.points} probes of {profile.engine}, {profile.origin.date}"
+        return f"{profile.origin.points} probed steps of {profile.engine}, {profile.origin.date}"
     chip = f"; {profile.chip.source}" if profile.chip is not None else ""
     return f"data sheet and the efficiencies of its class (docs/accuracy.md){chip}"
