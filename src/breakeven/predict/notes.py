@@ -26,7 +26,7 @@ def origin_text(profile: Profile) -> str:
     version = f" {origin.engine_version}" if origin.engine_version else ""
     if origin.how == "probes":
         spent = f" in {origin.seconds / 60:.0f} minutes" if origin.seconds else ""
-        text = f"calibrated on {origin.date} with {origin.engine}{version}: {origin.points} steps of small probes{spent}"
+        text = f"calibrated on {origin.date} with {origin.engine}{version}: {origin.points} probed steps{spent}"
     else:
         name = profile.chip.name if profile.chip else profile.name
         text = f"data sheet of {name} and what its class of machine reaches with {origin.engine}{version}"

@@ -56,7 +56,7 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     """By number type: seconds of an operation on weights of it, over those of the type the rates were fitted on; 1
     where none is given. A CPU unpacks as it multiplies, and some types it multiplies faster than others."""
     expert_compute: float = 1.0
-    """Seconds of an operation in routed experts over those of one elsewhere: few tokens a matrix are slow to multiply."""
+    """Seconds of an operation in routed experts over those of one elsewhere: few tokens each multiply slowly."""
     tile: int = 1
     """Sequences that a decode step's matrix products take at once. What is left over goes one by one."""
     tile_cost: dict[str, float] = {}
