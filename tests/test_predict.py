@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +31,7 @@ from breakeven.spec.catalogue import lookup
 from breakeven.spec.chips import chip_named
 from breakeven.spec.machine_reader import read_machine
 from breakeven.spec.model import MoeFfn
-from breakeven.spec.prediction import Prediction
+from breakeven.spec.prediction import PredictedPoint, PredictedRatio, Prediction, Span
 from breakeven.spec.profile import Range
 from tests.predict_fixtures import CONSTANTS, MACHINE, profile
 
@@ -266,6 +268,20 @@ def test_traced_routing_reads_fewer_bytes(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(UserError, match="breakeven trace --json"):
         read_routing(path)
+
+
+def test_code_in_the_page_runs() -> None:
+    found = doctest.testfile(str(Path(__file__).parent.parent / "docs" / "predict.md"), module_relative=False)
+    assert found.attempted >= 3
+    assert found.failed == 0
+
+
+def test_every_field_is_documented() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
+    sections = dict(re.findall(r"^## `(\w+)`.*?\n(.*?)(?=^## |\Z)", page, re.M | re.S))
+    for struct in (Prediction, PredictedPoint, PredictedRatio, Span):
+        for field in msgspec.structs.fields(struct):
+            assert f"| `{field.encode_name}` |" in sections[struct.__name__], f"{struct.__name__}.{field.name}"
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
