@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from breakeven.decide.study import form
 from breakeven.decide.study.init import QUESTIONS, init_study, interview, study_text
 from breakeven.decide.study.load import read_study
+from breakeven.decide.study.trace import read_study_trace
 from breakeven.decide.study.values import parse_bytes, parse_rate
 from breakeven.errors import UserError
 from breakeven.measure.schedule.draw import draw
@@ -178,6 +179,23 @@ def test_a_trace_is_scaled_to_the_rate_and_draws_at_it(tmp_path: Path) -> None:
     schedule = draw(plan.workload, read_trace(plan.trace))
     assert schedule.prompt_N.tolist() == [10, 20, 30, 40]
     assert schedule.due_ns_N[-1] / 1e9 == pytest.approx(3 / 6, rel=1e-6)
+
+
+def test_a_trace_beyond_memory_is_represented_by_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    rows = "".join(f"{i},{10 + i},2\n" for i in range(500))
+    path.write_text(f"at_s,prompt_tokens,output_tokens\n{rows}")
+    assert len(read_study_trace(path)) == 500
+    head = read_study_trace(path, whole_bytes=1000, head_lines=101)
+    assert head.prompt.tolist() == list(range(10, 110))
+    assert head.name == "long.csv"
+
+
+def test_a_long_document_has_no_beginning_to_read(tmp_path: Path) -> None:
+    path = tmp_path / "benchmarks.json"
+    path.write_text("{\n" + " " * 2000 + '"benchmarks": []}')
+    with pytest.raises(UserError, match="one request a line"):
+        read_study_trace(path, whole_bytes=1000)
 
 
 def test_paths_count_from_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,10 +122,10 @@ def _arrivals(where: str, load: LoadForm, directory: Path) -> tuple[Path | None,
         rate = load.rate if load.rate is not None else (load.users or 0) * (load.requests_per_user or 0.0)
         shape = load.arrivals or Arrivals(process="poisson")
         return None, Arrivals(process=shape.process, rate_per_s=rate, cv=shape.cv), rate
-    from breakeven.measure.traces import read_trace
+    from breakeven.decide.study.trace import read_study_trace
 
     path = _existing(f"{where}: load.trace", directory, load.trace)
-    rows = read_trace(path)
+    rows = read_study_trace(path)
     if len(rows) < 2 or rows.span_s <= 0:
         raise UserError(f"{where}: load.trace: {path.name} holds {len(rows)} requests at one time; give at least two")
     recorded = len(rows) / rows.span_s
