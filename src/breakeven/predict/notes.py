@@ -16,8 +16,8 @@ QUANTITIES = {
 }
 MINOR = 0.05
 """Number types with less of a model's bytes go unmentioned."""
-SLACK = 1.02
-"""A quantity this close to the range's end is in it: counts of bytes depend on what is counted."""
+SLACK = 1.25
+"""Beyond the range by less than this factor is no extrapolation worth a line."""
 
 
 def origin_text(profile: Profile) -> str:
@@ -102,7 +102,9 @@ def _outside(known: Range, values: dict[str, float]) -> bool:
 
 def _beyond(known: Range, value: float) -> str:
     what = QUANTITIES[known.quantity].format(value=value)
-    return f"extrapolated: {what} lies outside the {known.low:.3g} to {known.high:.3g} that was fitted"
+    low, high = (f"{end:,.0f}" if end < 1e6 else f"{end:.3g}" for end in (known.low, known.high))
+    span = low if known.low == known.high else f"{low} to {high}"
+    return f"extrapolated: {what} lies outside the {span} that was fitted"
 
 
 def _approximations(model: StepModel, batch: int) -> list[str]:
