@@ -88,6 +88,17 @@ def test_a_slug_is_found_however_it_is_typed(slug: str, typed: object) -> None:
     assert chip_named(typed(slug)).slug == slug
 
 
+def test_a_size_may_follow_where_memory_is_sold_in_sizes() -> None:
+    assert chip_named("RTX 4090 24GB") is chip_named("rtx-4090")
+    half = chip_named("Apple M2 Max 32GB")
+    assert (half.memory_bytes, half.bandwidth_bytes_per_s) == (32 * 2**30, 400e9)
+    assert chip_named(half.slug) == half
+    assert chip_named("Apple M4 Max 36 GB").bandwidth_bytes_per_s == 410e9  # sold with the smaller GPU alone
+    for wrong in ("rtx-4090-48gb", "apple-m2-max-512gb", "apple-m2-max-0gb"):
+        with pytest.raises(UserError, match="no chip is called"):
+            chip_named(wrong)
+
+
 def test_an_unknown_chip_is_answered_with_the_nearest_and_a_way_out() -> None:
     with pytest.raises(UserError, match=r"'rtx-4095'; nearest: rtx-4090.*describe yours in a YAML file"):
         chip_named("rtx-4095")

@@ -33,6 +33,7 @@ def chips() -> tuple[Chip, ...]:
 def chip_named(name: str) -> Chip:
     """The chip of this slug, full name or common alias, in any case and spelling ("RTX 4090", "nvidia_h100_sxm").
 
+    A size may follow ("apple-m2-max-64gb"): where memory is sold in several sizes it becomes the chip's.
     Raises UserError that offers the nearest names and says how to describe a chip that is not here.
     """
     known = _by_key()
@@ -40,6 +41,8 @@ def chip_named(name: str) -> Chip:
     for key in (asked, _bare(asked)):
         if key in known:
             return known[key]
+    if sized := _of_size(asked):
+        return sized
     raise UserError(
         f"no chip is called {name!r}; nearest: {', '.join(_nearest(asked))} (`breakeven machines` lists all), "
         + HOW_TO_DESCRIBE
@@ -54,6 +57,24 @@ def read_chip(path: Path) -> Chip:
     from breakeven.spec.readers.chip_form import read  # pydantic, which the catalogue does not need
 
     return read(path)
+
+
+_SOLD_IN_SIZES = {"apple", "unified", "sbc", "integrated"}
+"""Classes whose chips come with more or less memory beside them, at the same bandwidth."""
+
+
+def _of_size(asked: str) -> Chip | None:
+    """The chip of a name that ends in its memory, None where it has no such size."""
+    found = re.fullmatch(r"(.+?)-(\d+)-?gb", asked)
+    chip = (_by_key().get(found[1]) or _by_key().get(_bare(found[1]))) if found else None
+    if found is None or chip is None or chip.memory_bytes is None:
+        return None
+    size = int(found[2]) * 2**30
+    if size == chip.memory_bytes:
+        return chip
+    if chip.chip_class not in _SOLD_IN_SIZES or not 0 < size < chip.memory_bytes:
+        return None
+    return msgspec.structs.replace(chip, slug=f"{chip.slug}-{found[2]}gb", memory_bytes=size)
 
 
 _VENDORS = {"nvidia", "amd", "intel", "geforce", "radeon", "rx", "quadro", "tesla", "tm", "r", "cpu", "gpu", "chip"}
