@@ -130,6 +130,23 @@ def test_any_machine_is_predicted_from_exact_probes(
     assert np.median(off) < 0.05
 
 
+def test_a_batch_far_beyond_the_probes_is_not_predicted_absurdly_slow() -> None:
+    """Decoding that memory limits at every batch probed hides its arithmetic; prompts show about what it is."""
+    gpu = Constants(
+        weight_bytes_per_s=1e11,
+        kv_bytes_per_s=1e11,
+        decode_flops_per_s=3e13,
+        prefill_flops_per_s=4e13,
+        overlap=0.95,
+        step_s=1e-4,
+        layer_s=1e-5,
+        sequence_s=1e-6,
+    )
+    fitted = fit(steps(SMALL, gpu, noise=0.02)).constants
+    terms = terms_of(UNSEEN[1], FORMAT)
+    assert float(step_s(terms, fitted, 256.0, 64.0) / step_s(terms, gpu, 256.0, 64.0)) == pytest.approx(1.0, abs=0.5)
+
+
 def test_what_the_data_cannot_tell_is_named_and_left_at_its_prior() -> None:
     short = [seen for seen in steps(SMALL, TRUTH, noise=0.02) if seen.phase == "decode" and seen.tokens < 50]
     bare = [Observation(s.model, s.terms, s.phase, s.sequences, 1.0, s.seconds, s.n) for s in short]

@@ -64,6 +64,9 @@ TILE_PRIOR = 0.8
 CPU_TILE = 4
 """llama.cpp multiplies four tokens at once by weights it has repacked, and the rest one by one (ggml-cpu, repack.cpp:
 forward_mul_mat_one_chunk); experts go one by one always (forward_mul_mat_id). On x86 it repacks Q4_0, Q4_K, IQ4_NL."""
+DECODE_SHARE = 0.7
+"""Of the prompts' rate of arithmetic, what decoding reaches when nothing else limits it: the units are the same, the
+matrices narrower. A judgement; where memory hides arithmetic at every batch probed, it keeps large batches sane."""
 BYTES_PER_S = (1e7, 2e13)
 FLOPS_PER_S = (1e8, 1e16)
 
@@ -113,7 +116,7 @@ def suggested(observations: Sequence[Observation], tile: int = 1) -> Constants:
             kv.append(seen.terms.kv_bytes(seen.tokens) * seen.sequences / seen.seconds)
     most = [float(np.quantile(found, 0.9)) if found else None for found in (weights, decode, prefill, kv)]
     by_weights = most[0] or 1e10
-    decode_flops = most[1] or most[2] or 1e11
+    decode_flops = max(most[1] or 0.0, DECODE_SHARE * (most[2] or 0.0)) or 1e11
     return Constants(
         weight_bytes_per_s=by_weights,
         kv_bytes_per_s=max(most[3] or 0.0, 0.3 * by_weights),

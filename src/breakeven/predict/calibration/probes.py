@@ -40,7 +40,7 @@ DECODE_LOADS = (
 """Batches where weights, arithmetic and costs a sequence take turns; two contexts to tell keys and values from weights.
 The prompts of the single streams are the prefill probes, too."""
 PREFILL_LOADS = (ProbeLoad(1, 128, 2),)
-WIDE_LOADS = (ProbeLoad(32, 32, 16), ProbeLoad(1, 2048, 16), ProbeLoad(8, 1024, 16))
+WIDE_LOADS = (ProbeLoad(32, 32, 16), ProbeLoad(128, 32, 16), ProbeLoad(1, 2048, 16), ProbeLoad(8, 1024, 16))
 """For machines fast enough that small batches tell little."""
 
 
