@@ -32,7 +32,7 @@ ENGINE = {"local": "llama.cpp", "serving": "vllm"}
 COVER = 0.9
 LEAN = 8
 """A class with this many model-machine pairs counts as much in its own width as the whole family does."""
-UNSEEN = 1.5
+UNSEEN = 1.25
 """How much wider than the family's an interval is in a class that nobody measured. A judgement."""
 SOURCES = {
     "local": ["published single-stream speeds (llama.cpp, Ollama, MLX), each record with its source"],
@@ -53,9 +53,9 @@ def usable(data: Path, family: str) -> list[Observation]:
 
 
 def width(observations: Sequence[Observation], errors: Floats) -> float:
-    """The |error| that covers `COVER` of what was left out, every pair of model and machine counting once."""
+    """The |error| that covers `COVER` of what was left out; n records of one model on one chip count as sqrt(n)."""
     pairs = [(o.model_group, o.chip.slug) for o in observations]
-    weight = np.array([1.0 / pairs.count(p) for p in pairs])
+    weight = np.array([pairs.count(p) ** -0.5 for p in pairs])
     order = np.argsort(np.abs(errors))
     reached = np.cumsum(weight[order]) / (weight.sum() + 1.0)  # the one more that has not been seen (conformal)
     return float(np.abs(errors)[order][min(int(np.searchsorted(reached, COVER)), len(errors) - 1)])

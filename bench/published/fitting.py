@@ -219,7 +219,7 @@ def fitted(asked: Problem, judged: dict[str, Entry], start: Fit | None = None, r
 
 
 def refitted(theta: Floats, here: Floats, jacobian: Floats, spreads: Floats, rows: NDArray[np.bool_]) -> Floats:
-    """The fit to some `rows` alone, with the model linear around the fit `theta` to all: a few solves, no predictions."""
+    """The fit to some `rows` alone, with the model linear around the fit `theta` to all: no new predictions."""
     r, j, moved = here[rows], jacobian[rows], np.zeros_like(theta)
     for _ in range(30):
         now = r + j @ moved

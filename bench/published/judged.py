@@ -6,7 +6,7 @@ from breakeven.predict.prior import Efficiency, Entry
 
 LOCAL_CLASSES: dict[str, dict[str, float | None]] = {
     # usable_memory: share of memory an engine may take before the tenth that every prediction spares. Apple lets a GPU
-    # wire about three quarters of memory; 5.2 of a Jetson Orin Nano's 8 GB were usable; others keep what the system has.
+    # wire about three quarters of memory; 5.2 of a Jetson Orin Nano's 8 GB were usable; others keep the system's part.
     # flops_per_byte: 16-bit operations per byte of bandwidth of the chips of the class that publish both.
     "datacenter": {"decode_flops_share": 0.1, "flops_per_byte": 250, "usable_memory": 1.0, "host_bytes_per_s": 50e9},
     "workstation": {"decode_flops_share": 0.1, "flops_per_byte": 200, "usable_memory": 1.0, "host_bytes_per_s": 50e9},
