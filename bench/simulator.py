@@ -1,11 +1,11 @@
 """The simulator held against published load sweeps, and timed on a production trace.
 
-    python -m bench.simulator [--data DIRECTORY] [--trace FILE] [--only speed|sweep] [--json FILE]
+    python -m bench.simulator [--data DIRECTORY] [--trace FILE] [--only speed|sweep] [--protocol P] [--json FILE]
 
 Sweep: three models in two precisions on H100 under vLLM 0.19, 500 requests of 512 in and 256 out at 1 to 200 a second
 (`vllm bench serve`: Poisson gaps, scaled so that the last request comes at 500 / rate). The constants of that machine
-are fitted to the other two models through the simulator, every model is judged by constants that never saw it, and the
-answer to "dense or MoE" at each rate comes from those predictions. Which chip it was follows from what ran: the price
+are fitted through the simulator, every figure is judged by constants that never saw it or its model, and the answer to
+"dense or MoE" at each rate comes from those predictions. Which chip it was follows from what ran: the price
 of $6.98 an hour and Qwen3-30B in FP16 with 200,000 tokens beside it both mean the 94 GB one.
 
 Speed: one hour of the Azure conversation trace on one core; the target is a second.
@@ -36,10 +36,12 @@ Floats = NDArray[np.float64]
 SWEEP = "cost_meter_h100_vllm.json"
 FORMATS = {"float16": "F16", "fp8": "FP8"}
 RATES = (1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0)
+LIGHT, HEAVY = RATES[:3], RATES[3:]
 FITTED_RATES = (1.0, 10.0, 25.0, 50.0, 100.0)
 REQUESTS, PROMPT, OUTPUT = 500, 512, 256
 SEEDS = (0, 1, 2)
 USD_PER_HOUR = 6.98
+PROTOCOLS = ("models", "loads")
 TIE = 0.01
 """Costs this near to each other are alike; the faster answer wins."""
 METRICS = ("output_throughput", "tpot_p50", "ttft_p50", "ttft_p99", "e2e_p99")
@@ -58,8 +60,11 @@ KNOBS = (
     ("moe_layer_s", 3.0e-5, 1.0),
     ("sequence_s", 1.5e-5, 1.0),
     ("prefill_token_s", 5.0e-6, 1.0),
+    ("expert_compute", 1.3, 0.25),
+    ("fp8_cost", 1.1, 0.15),
+    ("serial", 0.3, 0.5),
     ("front_s", 1.0e-2, 0.7),
-    ("link_s", 1.0e-5, 0.7),
+    ("link_share", 0.5, 0.7),
 )
 START = {name: start for name, start, _ in KNOBS}
 SPREAD = np.array([spread for _, _, spread in KNOBS])
@@ -109,14 +114,16 @@ def model_under(config: Config, knobs: dict[str, float]) -> StepModel:
             kv_bytes_per_s=bandwidth * min(0.98, knobs["kv_share"]),
             decode_flops_per_s=flops,
             prefill_flops_per_s=flops,
-            overlap=0.5,
+            overlap=1.0 - min(1.0, knobs["serial"]),
             step_s=knobs["step_s"],
             layer_s=knobs["layer_s"],
             moe_layer_s=knobs["moe_layer_s"],
             sequence_s=knobs["sequence_s"],
             prefill_token_s=knobs["prefill_token_s"],
-            link_bytes_per_s=0.7 * link if link else None,
-            link_s=knobs["link_s"],
+            expert_compute=knobs["expert_compute"],
+            type_cost={"FP8": knobs["fp8_cost"]},
+            link_bytes_per_s=knobs["link_share"] * link if link else None,
+            link_s=1e-5,
         ),
         errors=[],
         ranges=[],
@@ -161,7 +168,7 @@ def policy_for(model: StepModel, knobs: dict[str, float]) -> Policy:
     return replace(policy_named("vllm"), kv_tokens=kv_tokens, front_s=knobs["front_s"], prefix_caching=False)
 
 
-def fit(configs: Sequence[Config], rounds: int = 7) -> dict[str, float]:
+def fit(configs: Sequence[Config], rates: Sequence[float] = FITTED_RATES, rounds: int = 6) -> dict[str, float]:
     """Constants that explain these configurations: damped least squares on log residuals with Huber weights."""
     x = np.zeros(len(KNOBS))
 
@@ -171,7 +178,7 @@ def fit(configs: Sequence[Config], rounds: int = 7) -> dict[str, float]:
     def residuals(x: Floats) -> Floats:
         found = []
         for config in configs:
-            model = simulated(config, knobs_at(x), FITTED_RATES, SEEDS[:1])
+            model = simulated(config, knobs_at(x), rates, SEEDS[:1])
             for (rate, metric), value in model.items():
                 found.append(np.log(value / config.measured[rate, metric]) / NOISE[metric])
         return np.asarray(found)
@@ -202,37 +209,45 @@ def fit(configs: Sequence[Config], rounds: int = 7) -> dict[str, float]:
     return knobs_at(x)
 
 
-def sweep(directory: Path) -> dict[str, object]:
-    """Every model judged by constants fitted to the others; errors, and who wins where."""
+def sweep(directory: Path, protocol: str) -> dict[str, object]:
+    """Every figure judged by constants that never saw it; errors, and who wins where.
+
+    `protocol` "models": a model is judged by constants fitted to the other two. "loads": heavy loads of all models are
+    judged by constants fitted to light ones, as when a machine has been measured and the future is asked for.
+    """
     configs = configs_of(directory)
     predicted: dict[str, dict[tuple[float, str], float]] = {}
     constants = {}
-    for model in dict.fromkeys(config.model for config in configs):
-        knobs = fit([config for config in configs if config.model != model])
+    judged = RATES if protocol == "models" else HEAVY
+    for model in dict.fromkeys(config.model for config in configs) if protocol == "models" else ("heavy loads",):
+        knobs = fit([c for c in configs if c.model != model], FITTED_RATES if protocol == "models" else LIGHT)
         constants[model] = knobs
         print(f"without {model}: " + ", ".join(f"{k} {v:.3g}" for k, v in knobs.items()), flush=True)
         for config in configs:
-            if config.model == model:
-                predicted[config.name] = simulated(config, knobs, RATES, SEEDS)
-    errors = report(configs, predicted)
-    return {"constants": constants, "errors": errors, "winners": winners(configs, predicted)}
+            if protocol == "loads" or config.model == model:
+                predicted[config.name] = simulated(config, knobs, judged, SEEDS)
+    errors = report(configs, predicted, judged)
+    return {"constants": constants, "errors": errors, "winners": winners(configs, predicted, judged)}
 
 
 def report(
-    configs: Sequence[Config], predicted: dict[str, dict[tuple[float, str], float]]
+    configs: Sequence[Config], predicted: dict[str, dict[tuple[float, str], float]], judged: Sequence[float]
 ) -> dict[str, dict[str, float]]:
     """Print and return median |predicted / measured - 1| by metric, by kind of load and of model."""
     rows: dict[str, dict[str, float]] = {}
     for config in configs:
         print(f"\n{config.name} {config.model.split('/')[-1]} {config.precision} x{config.devices}")
-        for rate in RATES:
+        for rate in judged:
             line = [f"{rate:5g}/s"]
             for metric in METRICS:
                 ours, theirs = predicted[config.name][rate, metric], config.measured[rate, metric]
                 line.append(f"{metric} {ours:8.4g} / {theirs:8.4g} ({ours / theirs - 1:+.0%})")
             print("  " + "  ".join(line))
     print("\nmedian error of models left out of the fit")
-    for label, rates in (("1-25 req/s", RATES[:4]), ("50-200 req/s", RATES[4:]), ("all", RATES)):
+    parts = {"1-10 req/s": LIGHT, "25-200 req/s": HEAVY, "all": RATES}
+    for label, rates in parts.items():
+        if not set(rates) <= set(judged):
+            continue
         for kind in ("dense", "moe", "all"):
             row = {}
             for metric in METRICS:
@@ -249,7 +264,7 @@ def report(
 
 
 def winners(
-    configs: Sequence[Config], predicted: dict[str, dict[tuple[float, str], float]]
+    configs: Sequence[Config], predicted: dict[str, dict[tuple[float, str], float]], judged: Sequence[float]
 ) -> dict[str, list[dict[str, object]]]:
     """Llama-3.1-8B against Qwen3-30B-A3B by precision and rate, measured and predicted."""
     by_key = {(config.model, config.precision): config for config in configs}
@@ -260,7 +275,7 @@ def winners(
         dense, moe = by_key[dense_name, precision], by_key[moe_name, precision]
         print(f"\n{precision}: $/Mtok dense, MoE, winner; measured | predicted")
         found[precision] = []
-        for rate in RATES:
+        for rate in judged:
             truth = _winner(dense.measured, moe.measured, rate)
             told = _winner(predicted[dense.name], predicted[moe.name], rate)
             shown = " | ".join(f"{costs[0]:7.3f} {costs[1]:7.3f} {costs[2]:5}" for costs in (truth, told))
@@ -311,13 +326,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="directory of published records")
     parser.add_argument("--trace", type=Path, help="AzureLLMInferenceTrace_conv.csv")
     parser.add_argument("--only", choices=("speed", "sweep"))
+    parser.add_argument("--protocol", choices=PROTOCOLS, help="what is left out of the fit; both unless given")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     found: dict[str, object] = {}
     if given.only != "sweep" and given.trace is not None:
         found["speed"] = speed(given.trace)
     if given.only != "speed" and given.data is not None:
-        found["sweep"] = sweep(given.data)
+        for protocol in PROTOCOLS if given.protocol is None else (given.protocol,):
+            found[protocol] = sweep(given.data, protocol)
     if not found:
         parser.error("nothing to do: give --trace for speed, --data for the sweep")
     if given.json is not None:

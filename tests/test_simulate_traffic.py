@@ -14,6 +14,7 @@ from simulate_fixtures import TINY_POLICY, model, profile
 
 from breakeven.cli.main import dispatch
 from breakeven.decide.simulate import requests_of_schedule, simulate_schedule, simulate_traffic
+from breakeven.decide.simulate_long import simulate_long_trace
 from breakeven.errors import UserError
 from breakeven.measure.schedule import DEPENDS, draw, save_schedule
 from breakeven.measure.traces import read_trace
@@ -163,3 +164,36 @@ def test_every_field_is_documented() -> None:
     for each in structs:
         for field in msgspec.structs.fields(each):
             assert f"| `{field.encode_name}` |" in sections.get(each.__name__, ""), f"{each.__name__}.{field.name}"
+
+
+def test_a_long_trace_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    at = np.cumsum(rng.exponential(0.2, 900))
+    lengths = rng.integers(1, 400, (900, 2))
+    lines = [f"{t:.6f},{p},{o}\n" for t, (p, o) in zip(at, lengths.tolist(), strict=True)]
+    path = tmp_path / "long.csv"
+    path.write_text("at_s,prompt_tokens,output_tokens\n" + "".join(lines))
+    slo = Slo(ttft_s=0.3)
+    whole = simulate_traffic(
+        DENSE,
+        [Workload(arrivals=Arrivals(process="trace", trace="long.csv"))],
+        trace=read_trace(path),
+        slo=slo,
+        policy=TINY_POLICY,
+        fleet=Fleet(replicas=2),
+    ).points[0]
+    parts = simulate_long_trace(DENSE, path, slo=slo, policy=TINY_POLICY, fleet=Fleet(replicas=2), rows=70).points[0]
+    assert parts.requests == whole.requests
+    assert parts.steps == whole.steps
+    assert parts.good_share == whole.good_share
+    assert parts.output_tokens_per_s.value == pytest.approx(whole.output_tokens_per_s.value)
+    for ours, theirs in zip(parts.latencies, whole.latencies, strict=True):
+        for a, b in zip(ours.percentiles, theirs.percentiles, strict=True):
+            if a.seconds is not None and b.seconds is not None:
+                assert a.seconds.value == pytest.approx(b.seconds.value, rel=0.006)
+    monkeypatch.setattr("breakeven.cli.simulate_run.WHOLE_BYTES", 1000)
+    with pytest.raises(UserError, match="leave out --window"):
+        dispatch(["simulate", "llama-3.2-1b", "--machine", "l4", "--trace", str(path), "--window", "0s-1m"])
+    path.write_text("at_s,prompt_tokens,output_tokens\n" + "".join(reversed(lines)))
+    with pytest.raises(UserError, match="in order of time"):
+        simulate_long_trace(DENSE, path, policy=TINY_POLICY)

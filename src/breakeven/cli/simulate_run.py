@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from breakeven.decide.simulate import simulate_schedules
+from breakeven.decide.simulate_long import WHOLE_BYTES, simulate_long_trace
 from breakeven.decide.traffic import Words, traffic_of
 from breakeven.errors import UserError
 from breakeven.measure.schedule import Schedule, draw, load_schedule
@@ -21,6 +22,7 @@ from breakeven.predict.run import default_format
 from breakeven.predict.simulate import Autoscale, Fleet, Policy, policy_of
 from breakeven.report.simulation import print_simulation
 from breakeven.spec.resolve import resolve_spec
+from breakeven.spec.simulation import SimulationStudy
 from breakeven.spec.slo import parse_slo
 from breakeven.spec.traffic_words import parse_duration
 from breakeven.spec.workload import Slo
@@ -30,22 +32,43 @@ DEFAULT_DURATION_S = 600.0
 
 def run(model_text: str, words: Mapping[str, Any], *, as_json: bool) -> None:
     """Simulate and print."""
-    schedules, slo = _traffic(words)
     profile = profile_named(words["machine"], words["engine"], words["devices"], words["format_name"])
     format_name = words["format_name"] or default_format(profile)
     model = step_model(resolve_spec(model_text), profile, format_name, words["devices"])
-    study = simulate_schedules(
-        model,
-        schedules,
-        slo=slo,
-        policy=_policy(model, schedules, words),
-        fleet=_fleet(words),
-        machine=words["machine"],
-    )
+    study = _long(model, words) or _whole(model, words)
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(study), indent=2).decode())
     else:
         print_simulation(study, Console())
+
+
+def _whole(model: StepModel, words: Mapping[str, Any]) -> SimulationStudy:
+    schedules, slo = _traffic(words)
+    lengths = [float((s.prompt_N + s.output_N).mean()) for s in schedules]
+    policy = _policy(model, max(lengths), words)
+    return simulate_schedules(model, schedules, slo=slo, policy=policy, fleet=_fleet(words), machine=words["machine"])
+
+
+def _long(model: StepModel, words: Mapping[str, Any]) -> SimulationStudy | None:
+    """A trace longer than fits in memory, part by part; None for any other load."""
+    path = words["trace"]
+    if path is None or not path.is_file() or path.stat().st_size <= WHOLE_BYTES:
+        return None
+    for option in ("rate", "concurrency", "schedule", "window", "duration", "requests", "prompt", "output", "warm_up"):
+        if words[option] is not None:
+            raise UserError(
+                f"{path} is too long to be read whole: leave out --{option.replace('_', '-')}, or cut the file"
+            )
+    return simulate_long_trace(
+        model,
+        path,
+        speed=words["speed"],
+        sharing=words["sharing"],
+        slo=parse_slo(words["slo"]) if words["slo"] else None,
+        policy=_policy(model, None, words),
+        fleet=_fleet(words),
+        machine=words["machine"],
+    )
 
 
 def _traffic(words: Mapping[str, Any]) -> tuple[list[Schedule], Slo | None]:
@@ -59,9 +82,8 @@ def _traffic(words: Mapping[str, Any]) -> tuple[list[Schedule], Slo | None]:
     return [load_schedule(words["schedule"])], parse_slo(words["slo"]) if words["slo"] else None
 
 
-def _policy(model: StepModel, schedules: list[Schedule], words: Mapping[str, Any]) -> Policy:
-    lengths = [float((s.prompt_N + s.output_N).mean()) for s in schedules]
-    policy = policy_of(model, max(lengths))
+def _policy(model: StepModel, length: float | None, words: Mapping[str, Any]) -> Policy:
+    policy = policy_of(model, length)
     given = {"max_sequences": words["slots"], "max_step_tokens": words["step_tokens"], "kv_tokens": words["kv_tokens"]}
     return replace(policy, **{name: value for name, value in given.items() if value is not None})
 

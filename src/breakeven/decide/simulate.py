@@ -33,7 +33,7 @@ LEAST_BEYOND = 5
 GROWN = 1.5
 """A queue so many times as long as it was before keeps growing; in balance it varies about one length."""
 _BINS = 400
-_METRICS = {"ttft_s": "ttft", "tpot_s": "tpot", "e2e_s": "e2e", "gap_s": "gap"}
+METRICS = {"ttft_s": "ttft", "tpot_s": "tpot", "e2e_s": "e2e", "gap_s": "gap"}
 _RATED = frozenset({"constant", "poisson", "gamma"})
 
 Bools = NDArray[np.bool_]
@@ -159,6 +159,21 @@ def simulate_schedules(
         lengths = [float((s.prompt_N + s.output_N).mean()) for s in schedules]
         policy = policy_of(model, max(lengths, default=None))
     points = [_point(schedule, model, policy, fleet, slo, over_time) for schedule in schedules]
+    workload = schedules[0].workload
+    return study_of(model, points, policy=policy, fleet=fleet, slo=slo, workload=workload, machine=machine)
+
+
+def study_of(
+    model: StepModel,
+    points: list[SimulatedPoint],
+    *,
+    policy: Policy,
+    fleet: Fleet,
+    slo: Slo | None,
+    workload: Workload,
+    machine: str | None,
+) -> SimulationStudy:
+    """Points with everything they rest on."""
     return SimulationStudy(
         version=__version__,
         model=model.terms.name,
@@ -168,12 +183,12 @@ def simulate_schedules(
         format=model.terms.format,
         policy={name: value for name, value in asdict(policy).items() if name != "name"},
         replicas=_fleet_text(fleet),
-        workload=schedules[0].workload,
+        workload=workload,
         slo=slo,
         points=points,
         profile=origin_text(model.profile),
         notes=_notes(model, points),
-        seed=schedules[0].workload.seed,
+        seed=workload.seed,
     )
 
 
@@ -181,29 +196,28 @@ def _point(
     schedule: Schedule, model: StepModel, policy: Policy, fleet: Fleet, slo: Slo | None, over_time: bool
 ) -> SimulatedPoint:
     # Decoding fills most of the time, so its error is that of everything but the wait for a prompt to be read.
-    widest = max(("decode", "prefill"), key=lambda phase: model.error(phase).log_half_width)
     runs = [simulate_schedule(schedule, which, policy, fleet) for which in (model, *model.low_high("decode"))]
     reading = runs
-    if widest == "prefill":
-        reading = [runs[0], *(simulate_schedule(schedule, which, policy, fleet) for which in model.low_high(widest))]
+    if widest_phase(model) == "prefill":
+        reading = [runs[0], *(simulate_schedule(schedule, which, policy, fleet) for which in model.low_high("prefill"))]
     run, counted_N = runs[0]
     arrivals = schedule.workload.arrivals
     asked = run.requests.prompt_tokens_N[run.issued_N].sum()
     good = goodput = None
     if slo is not None:
-        good = _span([each.good_share(slo, counted) for each, counted in runs])
-        goodput = _span([each.goodput_per_s(slo) for each, _ in runs])
+        good = span([each.good_share(slo, counted) for each, counted in runs])
+        goodput = span([each.goodput_per_s(slo) for each, _ in runs])
     return SimulatedPoint(
         load=load_name(schedule),
         rate_per_s=arrivals.rate_per_s if arrivals.process in _RATED else None,
         concurrency=arrivals.concurrency if arrivals.is_closed else None,
         requests=int(counted_N.sum()),
         refused=int((run.refused_N & counted_N).sum()),
-        latencies=[_latency(metric, reading if metric == "ttft_s" else runs) for metric in _METRICS],
+        latencies=[_latency(metric, reading if metric == "ttft_s" else runs) for metric in METRICS],
         good_share=good,
         goodput_per_s=goodput,
-        requests_per_s=_span([each.requests_per_s for each, _ in runs]),
-        output_tokens_per_s=_span([each.output_tokens_per_s for each, _ in runs]),
+        requests_per_s=span([each.requests_per_s for each, _ in runs]),
+        output_tokens_per_s=span([each.output_tokens_per_s for each, _ in runs]),
         utilisation=run.utilisation,
         replicas_mean=run.replica_seconds / run.end_s if run.end_s > 0 else float(fleet.replicas),
         in_flight_mean=float(np.nansum(run.e2e_s)) / run.end_s if run.end_s > 0 else 0.0,
@@ -213,6 +227,11 @@ def _point(
         queue_grows=queue_grows(run),
         over_time=_over_time(run) if over_time else None,
     )
+
+
+def widest_phase(model: StepModel) -> str:
+    """Which of its errors is the larger one: that of first tokens, which wait for both."""
+    return max(("decode", "prefill"), key=lambda phase: model.error(phase).log_half_width)
 
 
 def queue_grows(run: Simulation) -> bool:
@@ -239,14 +258,14 @@ def load_name(schedule: Schedule) -> str:
 
 
 def _latency(metric: str, runs: Sequence[tuple[Simulation, Bools]]) -> SimulatedLatency:
-    found = [run.percentiles(_METRICS[metric], PERCENTILES, counted) for run, counted in runs]
+    found = [run.percentiles(METRICS[metric], PERCENTILES, counted) for run, counted in runs]
     n = int(runs[0][1].sum())
     return SimulatedLatency(
         metric=metric,
         percentiles=[
             SimulatedPercentile(
                 p=p,
-                seconds=_span([float(values[k]) for values in found])
+                seconds=span([float(values[k]) for values in found])
                 if n * (1 - p / 100) >= (LEAST_BEYOND if p > 50 else 0) and np.isfinite([v[k] for v in found]).all()
                 else None,
             )
@@ -260,7 +279,8 @@ def _over_time(run: Simulation) -> OverTime:
     return OverTime(**series)
 
 
-def _span(value_and_ends: Sequence[float]) -> Span:
+def span(value_and_ends: Sequence[float]) -> Span:
+    """The first value, and the range of all."""
     return Span(value=value_and_ends[0], low=min(value_and_ends), high=max(value_and_ends))
 
 

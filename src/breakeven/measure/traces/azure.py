@@ -29,13 +29,14 @@ def read(path: Path) -> TraceRows:
     prompt: list[int] = []
     output: list[int] = []
     for number, cells in csv_lines(path, COLUMNS):
-        at_ns.append(_time_ns(path, number, cells["TIMESTAMP"]))
+        at_ns.append(time_ns(path, number, cells["TIMESTAMP"]))
         prompt.append(tokens(path, number, "ContextTokens", cells["ContextTokens"]))
         output.append(tokens(path, number, "GeneratedTokens", cells["GeneratedTokens"]))
     return trace_rows(path.name, "azure", at_ns, prompt, output)
 
 
-def _time_ns(path: Path, number: int, text: str) -> int:
+def time_ns(path: Path, number: int, text: str) -> int:
+    """A time stamp as nanoseconds since 1970. Raises UserError naming the line."""
     match = _TIME.fullmatch(text)
     try:
         if match is None:

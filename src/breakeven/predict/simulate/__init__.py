@@ -5,6 +5,7 @@ from breakeven.predict.simulate.policy import POLICIES, Policy, policy_named
 from breakeven.predict.simulate.requests import NOBODY, Requests, requests_of
 from breakeven.predict.simulate.results import Simulation, Steps
 from breakeven.predict.simulate.run import policy_of, simulate
+from breakeven.predict.simulate.stream import simulate_parts
 
 __all__ = [
     "BALANCING",
@@ -20,4 +21,5 @@ __all__ = [
     "policy_of",
     "requests_of",
     "simulate",
+    "simulate_parts",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import ceil, gcd
 
 from breakeven.predict.simulate.blocks import Blocks
@@ -26,8 +26,8 @@ class Replica:
     """One engine. `clock` is when its last step ended; it stands still while there is nothing to do."""
 
     __slots__ = (
-        "_blocks", "_context", "_cross", "_heap", "_jobs", "_peaks_at", "_peaks_s", "_policy", "_prefill", "_running",
-        "_step", "_table", "_waiting", "busy_s", "clock", "ended", "number", "preemptions", "segments",
+        "_blocks", "_context", "_cross", "_ends_s", "_heap", "_jobs", "_peaks_at", "_peaks_s", "_policy", "_prefill",
+        "_running", "_step", "_table", "_waiting", "busy_s", "clock", "ended", "number", "preemptions", "segments",
     )  # fmt: skip
 
     def __init__(self, number: int, table: StepTable, policy: Policy, jobs: Jobs, chunk_tokens: int) -> None:
@@ -41,6 +41,7 @@ class Replica:
         self.segments: list[Segment] = []
         self._table, self._policy, self._jobs = table, policy, jobs
         self._blocks = Blocks(policy.kv_tokens, block, chunk_tokens)
+        self._ends_s: list[float] = []
         self._waiting: deque[int] = deque()
         self._prefill: deque[int] = deque()
         """Admitted, prompt not read to the end; in order of admission."""
@@ -70,11 +71,28 @@ class Replica:
         """Requests in flight at a time that lies before the end of the last step or after it."""
         found = self.in_flight
         if self.clock > now_s:
-            for i in reversed(self.ended):
-                if self._jobs.end_s[i] <= now_s:
+            for end_s in reversed(self._ends_s):
+                if end_s <= now_s:
                     break
                 found += 1
         return found
+
+    def held(self) -> list[int]:
+        """Requests here, in order of their numbers."""
+        return sorted([*self._waiting, *self._prefill, *self._running])
+
+    def renumber(self, jobs: Jobs, table: StepTable, number_of: dict[int, int]) -> None:
+        """Requests here get other numbers, in the same order, and `jobs` holds their state; what ended is forgotten."""
+        self._jobs, self._table = jobs, table
+        self._waiting = deque(number_of[i] for i in self._waiting)
+        self._prefill = deque(number_of[i] for i in self._prefill)
+        # Entries of requests that were preempted mean nothing any more, and some are of requests that are gone.
+        kept = [(at, i) for at, i in self._heap if i in self._running]
+        self._heap = [(at, number_of[i]) for at, i in kept]
+        heapify(self._heap)
+        self._running = {number_of[i]: begun for i, begun in self._running.items()}
+        self.ended, self.segments = [], []
+        self._ends_s = self._ends_s[-self._policy.max_sequences :]
 
     def refuses(self, i: int) -> bool:
         """True for a request that could not be served even alone."""
@@ -301,6 +319,7 @@ class Replica:
     def _finish(self, i: int) -> None:
         self._jobs.end_s[i] = self.clock
         self._jobs.replica[i] = self.number
+        self._ends_s.append(self.clock)
         self.ended.append(i)
 
     # Room

@@ -6,6 +6,10 @@ from math import nan
 
 from breakeven.predict.simulate.requests import NOBODY, Requests
 
+_CARRIED = (
+    "given", "target", "read", "own", "ends_at", "cached", "preempted", "shared", "first_s", "last_s", "gap_s",
+)  # fmt: skip
+
 
 class Jobs:
     """Columns by request.
@@ -31,3 +35,10 @@ class Jobs:
         self.replica = [NOBODY] * n
         self.refused = [False] * n
         self.first_s, self.end_s, self.last_s, self.gap_s = [nan] * n, [nan] * n, [nan] * n, [0.0] * n
+
+    def take_over(self, other: Jobs, numbers: list[int]) -> None:
+        """The first requests here are the `numbers` of `other`: their state comes along."""
+        n = len(numbers)
+        for name in _CARRIED:
+            theirs = getattr(other, name)
+            getattr(self, name)[:n] = [theirs[i] for i in numbers]

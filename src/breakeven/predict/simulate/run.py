@@ -18,7 +18,7 @@ from breakeven.predict.simulate.jobs import Jobs
 from breakeven.predict.simulate.policy import POLICIES, Policy, policy_named
 from breakeven.predict.simulate.requests import NOBODY, Requests
 from breakeven.predict.simulate.results import Simulation, simulation_of
-from breakeven.predict.simulate.table import table_of
+from breakeven.predict.simulate.table import StepTable, table_of
 
 _LEAST_CONTEXT = 8192
 LARGE_DEVICE_BYTES = 70 * 2**30
@@ -36,7 +36,15 @@ def simulate(
     if policy is None:
         lengths_N = requests.prompt_tokens_N + requests.output_tokens_N
         policy = policy_of(model, float(lengths_N.mean()) if len(requests) else None)
-    return _Run(requests, model, policy, fleet or Fleet()).result()
+    return Run(requests, model, policy, fleet or Fleet()).result()
+
+
+def table_for(requests: Requests, model: StepModel, policy: Policy, sequences: int | None = None) -> StepTable:
+    """Step times for these requests; `sequences` None: as many as they are, if that is fewer than the policy's."""
+    longest = int((requests.prompt_tokens_N + requests.output_tokens_N).max()) if len(requests) else 1
+    most = min(policy.max_sequences, max(1, len(requests) if sequences is None else sequences))
+    tokens = policy.micro_batch or policy.max_step_tokens
+    return table_of(model, most, tokens, 1 << max(_LEAST_CONTEXT, longest).bit_length())
 
 
 def policy_of(model: StepModel, context: float | None = None) -> Policy:
@@ -58,16 +66,13 @@ def policy_of(model: StepModel, context: float | None = None) -> Policy:
     return replace(policy, kv_tokens=room)
 
 
-class _Run:
+class Run:
     """One simulation in progress."""
 
     def __init__(self, requests: Requests, model: StepModel, policy: Policy, fleet: Fleet) -> None:
         self.requests, self.policy = requests, policy
         self.jobs = Jobs(requests)
-        longest = int((requests.prompt_tokens_N + requests.output_tokens_N).max()) if len(requests) else 1
-        sequences = min(policy.max_sequences, max(1, len(requests)))
-        tokens = policy.micro_batch or policy.max_step_tokens
-        table = table_of(model, sequences, tokens, 1 << max(_LEAST_CONTEXT, longest).bit_length())
+        table = table_for(requests, model, policy)
         self.replicas = [Replica(k, table, policy, self.jobs, requests.prefix_tokens) for k in range(fleet.most)]
         self.scaler = Scaler(fleet)
         self.pick = BALANCING[fleet.balancing]
@@ -101,16 +106,28 @@ class _Run:
 
     def result(self) -> Simulation:
         """Play to the end."""
+        self.play(to_end=True)
+        return self.outcome()
+
+    def outcome(self) -> Simulation:
+        """What has been simulated so far, as arrays."""
+        end_s = max((r.clock for r in self.replicas), default=0.0)
+        return simulation_of(self.requests, self.jobs, self.arrival_s, self.replicas, self.policy, self.scaler, end_s)
+
+    def play(self, to_end: bool) -> None:
+        """Serve every arrival; `to_end` False: leave in the replicas what is there when the last one has come."""
         move = self._move_together if self.watched else self._move_alone
         at = 0
         while True:
             fixed_s = self.arrival_s[self.fixed[at]] if at < len(self.fixed) else inf
             due_s = self.due[0][0] if self.due else inf
             now_s = min(fixed_s, due_s)
+            if now_s == inf and not to_end:
+                return
             if not move(now_s + self.policy.front_s):
                 continue
             if now_s == inf:
-                break
+                return
             if due_s < fixed_s:
                 _, i = heappop(self.due)
                 self.arrival_s[i] = now_s
@@ -118,8 +135,6 @@ class _Run:
                 i = self.fixed[at]
                 at += 1
             self._arrive(i, now_s)
-        end_s = max((r.clock for r in self.replicas), default=0.0)
-        return simulation_of(self.requests, self.jobs, self.arrival_s, self.replicas, self.policy, self.scaler, end_s)
 
     def _move_alone(self, until_s: float) -> bool:
         """No request waits for another: replicas do not meet between arrivals."""

@@ -1,7 +1,7 @@
 """Step times looked up: the step model on a grid once, interpolated many thousand times.
 
 The step model is piecewise smooth and rises along every axis, so linear interpolation between points a quarter of an
-octave apart (half of one along contexts) keeps its order. It stays within a few per mille, and within 5 % where memory
+octave apart (half of one along contexts) keeps its order. It stays within a few per mille, and within 8 % where memory
 and arithmetic change places.
 
 Axes: D decoding sequences, C their mean context, P prompt tokens, Q mean context of a prompt token.
