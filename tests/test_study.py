@@ -247,8 +247,18 @@ def test_there_are_seven_examples() -> None:
 def test_the_written_study_reads_back(tmp_path: Path) -> None:
     plan = read_study(init_study(tmp_path / "new.yaml"))
     assert [c.model for c in plan.candidates] == ["qwen3-30b-a3b", "qwen3-14b"]
+    assert all(c.pricing is not None and c.format == "Q4_K_M" for c in plan.candidates)
     with pytest.raises(UserError, match="is there already"):
         init_study(tmp_path / "new.yaml")
+
+
+@pytest.mark.parametrize(
+    ("machine", "format_name"), [("h100-sxm", "fp8"), ("a100-80gb-sxm", "bf16"), ("this", "Q4_K_M")]
+)
+def test_the_written_format_is_one_people_run_there(machine: str, format_name: str) -> None:
+    text = study_text(interview(None) | {"machines": machine, "price": "unknown"})
+    assert {each["format"] for each in yaml.safe_load(text)["candidates"]} == {format_name}
+    assert "# price:" in text
 
 
 def test_every_comment_of_the_written_study_is_a_key_that_works(tmp_path: Path) -> None:
@@ -280,6 +290,7 @@ def test_a_wrong_answer_is_explained_and_asked_again(tmp_path: Path) -> None:
     assert plan.name == 'a "quoted": #name'
     assert plan.constraints.on_premise
     assert isinstance(plan.candidates[0].pricing, Rented)
+    assert plan.candidates[0].location == "on-premise"
     assert len(told) == 3
 
 

@@ -87,7 +87,13 @@ def study_text(answers: Mapping[str, str], directory: Path = Path()) -> str:
     for machine in machines:
         for model in models:
             lines = [f"  - name: {_quoted(f'{model} on {machine}')}", f"    model: {_quoted(model)}"]
-            lines += [f"    machine: {_quoted(machine)}", *_price_lines(answers["price"])]
+            lines += [
+                f"    machine: {_quoted(machine)}",
+                f"    format: {_format(machine)}",
+                *_price_lines(answers["price"]),
+            ]
+            # Rented machines are taken to stand elsewhere unless the study says otherwise.
+            lines += ["    location: on-premise"] if _yes(answers["stays"]) else []
             candidates.append("\n".join(lines))
     text = _TEMPLATE.format(
         question=_quoted(f"Which model should serve {answers['what']}?"),
@@ -164,6 +170,19 @@ def _part(text: str, i: int) -> str:
     return _lengths(text)[i]
 
 
+def _format(machine: str) -> str:
+    """The weight format people commonly run there; a file and `this` may be anything, so llama.cpp's usual one."""
+    from breakeven.predict.profiles import default_engine
+    from breakeven.spec.chips import chip_named
+
+    if machine == "this" or Path(machine).suffix:
+        return "Q4_K_M"
+    chip = chip_named(machine)
+    if default_engine(chip) == "llama.cpp":
+        return "Q4_K_M"
+    return "fp8" if "fp8" in chip.peak_flops else "bf16"
+
+
 def _price_lines(text: str) -> list[str]:
     """The price as lines of a candidate: `1.40/h` is rented, `2800` bought, `unknown` left to be filled in."""
     word = text.strip().lower().lstrip("$")
@@ -193,6 +212,9 @@ def _quoted(text: str) -> str:
 USD_PER_KWH = 0.1437
 """Mean of commercial customers in the United States, February 2026: EIA, Electric Power Monthly, table 5.6.A."""
 
+RTX_4090_RENT = "0.60/h"
+"""US dollars, of the machine that is the default: RunPod on demand, March 2026, as listed by deploybase.ai."""
+
 QUESTIONS = (
     Question("what", "What is it for?", "our chat service", lambda text: text),
     Question(
@@ -204,7 +226,7 @@ QUESTIONS = (
         "rtx-4090",
         _check_machines,
     ),
-    Question("price", "What does one machine cost? (1.40/h rented, 2800 bought, unknown)", "unknown", _check_price),
+    Question("price", "What does one machine cost? (0.60/h rented, 2800 bought, unknown)", RTX_4090_RENT, _check_price),
     Question("rate", "How many requests come? (2/s, 40/min, 5000/day)", "1/s", parse_rate),
     Question("lengths", "How many tokens has a question, and an answer?", "512 128", _check_lengths),
     Question(
