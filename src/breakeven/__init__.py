@@ -1,6 +1,8 @@
 """Mixture-of-Experts or dense: which language model should I run here, and at what load does the answer flip?
 
-`breakeven.compare([...])` does what `breakeven compare` does, and so do the other verbs; `report` is `recompute`.
+`breakeven.compare([...])` does what `breakeven compare` does, and so do the other verbs; `report` is `recompute`, and
+two verbs whose names are rooms of the package, `breakeven.predict` and `breakeven.decide`, are `predict_models` and
+`decide_study`.
 Nothing heavy is imported before it is asked for.
 """
 
@@ -15,19 +17,54 @@ if TYPE_CHECKING:
     from breakeven.api import capacity as capacity
     from breakeven.api import compare as compare
     from breakeven.api import compare_under_load as compare_under_load
+    from breakeven.api import decide_study as decide_study
+    from breakeven.api import predict_models as predict_models
     from breakeven.api import recompute as recompute
+    from breakeven.decide.calibrate import CalibrateOptions as CalibrateOptions
+    from breakeven.decide.calibrate import calibrate as calibrate
+    from breakeven.decide.cost_served import CostOptions as CostOptions
+    from breakeven.decide.cost import cost as cost
     from breakeven.decide.load import LoadOptions as LoadOptions
     from breakeven.decide.traffic import Words as Traffic
 
-__all__ = ["LoadOptions", "Traffic", "__version__", "bench", "capacity", "compare", "compare_under_load", "recompute"]
+_HOMES = {
+    "CalibrateOptions": ("breakeven.decide.calibrate", "CalibrateOptions"),
+    "CostOptions": ("breakeven.decide.cost_served", "CostOptions"),
+    "LoadOptions": ("breakeven.decide.load", "LoadOptions"),
+    "Traffic": ("breakeven.decide.traffic", "Words"),
+    "bench": ("breakeven.api", "bench"),
+    "calibrate": ("breakeven.decide.calibrate", "calibrate"),
+    "capacity": ("breakeven.api", "capacity"),
+    "compare": ("breakeven.api", "compare"),
+    "compare_under_load": ("breakeven.api", "compare_under_load"),
+    "cost": ("breakeven.decide.cost", "cost"),
+    "decide_study": ("breakeven.api", "decide_study"),
+    "predict_models": ("breakeven.api", "predict_models"),
+    "recompute": ("breakeven.api", "recompute"),
+}
 
-_HOMES = {"LoadOptions": ("breakeven.decide.load", "LoadOptions"), "Traffic": ("breakeven.decide.traffic", "Words")}
+__all__ = [
+    "CalibrateOptions",
+    "CostOptions",
+    "LoadOptions",
+    "Traffic",
+    "__version__",
+    "bench",
+    "calibrate",
+    "capacity",
+    "compare",
+    "compare_under_load",
+    "cost",
+    "decide_study",
+    "predict_models",
+    "recompute",
+]
 
 
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    if name in __all__:
-        module, there = _HOMES.get(name, ("breakeven.api", name))
+    if name in _HOMES:
+        module, there = _HOMES[name]
         return getattr(import_module(module), there)
     raise AttributeError(f"module 'breakeven' has no attribute {name!r}")

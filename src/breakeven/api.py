@@ -11,16 +11,23 @@ from breakeven.decide.capacity import CapacityOptions
 from breakeven.decide.capacity import capacity as run_capacity
 from breakeven.decide.compare import Options
 from breakeven.decide.compare import compare as run_comparison
+from breakeven.decide.decide import decide as run_decision
 from breakeven.decide.load import LoadOptions
 from breakeven.decide.load_compare import compare_under_load as run_under_load
 from breakeven.decide.load_compare import rate_loads, trace_turns
 from breakeven.decide.recompute import Study
 from breakeven.decide.recompute import recompute as compute_again
+from breakeven.decide.study.load import read_study
+from breakeven.decide.study.model import StudyPlan
 from breakeven.decide.traffic import Words, traffic_of
 from breakeven.measure.paired.plan import Plan
 from breakeven.measure.progress import LoadState, ProgressState
+from breakeven.predict.run import predict as run_prediction
+from breakeven.report.decision_files import save_decision
 from breakeven.report.studies import save
+from breakeven.spec.decision import Decision
 from breakeven.spec.load import CapacityStudy, LoadStudy
+from breakeven.spec.prediction import Prediction
 from breakeven.spec.slo import parse_slo
 from breakeven.spec.study import Comparison
 
@@ -117,3 +124,35 @@ def recompute(directory: Path | str) -> Study:
     Raises UserError when the directory holds no study.
     """
     return compute_again(Path(directory))
+
+
+def predict_models(
+    models: Sequence[str],
+    machines: Sequence[str],
+    *,
+    engine: str | None = None,
+    devices: int | None = None,
+    batches: Sequence[int] = (1,),
+    contexts: Sequence[int] = (512,),
+    format: str | None = None,
+) -> Prediction:
+    """Predicted step times and memory of every model on every machine; `breakeven predict` explains both.
+
+    Machines are slugs, files or "this"; None as the machine's class usually runs models. Raises UserError for unknown
+    names.
+    """
+    return run_prediction(
+        models, machines, engine=engine, devices=devices, batches=batches, contexts=contexts, format_name=format
+    )
+
+
+def decide_study(study: Path | str | StudyPlan, out: Path | str | None = None) -> Decision:
+    """The verdict on a study, a file or a plan made in Python; with `out` also its result.json and page there.
+
+    Raises UserError naming file and key for a study that makes no sense.
+    """
+    plan = study if isinstance(study, StudyPlan) else read_study(Path(study))
+    result = run_decision(plan)
+    if out is not None:
+        save_decision(result, Path(out))
+    return result

@@ -18,7 +18,8 @@ from breakeven.errors import UserError
 from breakeven.measure.traces import TraceRows
 from breakeven.predict.model import StepModel, step_model
 from breakeven.predict.profiles import profile_named
-from breakeven.predict.simulate.policy import Policy, policy_named
+from breakeven.predict.simulate import Policy
+from breakeven.predict.simulate import policy_of as engine_policy
 from breakeven.price.pricing import Power, power_of
 from breakeven.price.traffic import PricedTraffic
 from breakeven.spec.cost import Api, Pricing, Rented
@@ -34,6 +35,8 @@ BUSY_SHARE, IDLE_SHARE = 0.6, 0.2
 ones about a fifth (the public load sweep of docs/accuracy.md). A judgement, named among the assumptions."""
 QUICK_REQUESTS, QUICK_PRECISION = 400, 0.05
 """For maps: a third of the requests, and a coarser search."""
+SLOTS_BESIDE_HOST = 4
+"""Sequences whose keys and values keep their place on a device that leaves weights to the host."""
 LATENCY_LOADS = (0.2, 0.5, 0.8, 0.95, 1.0)
 """Loads of the latency curve, over one replica's capacity."""
 
@@ -107,11 +110,13 @@ def model_of(plan: CandidatePlan, format_name: str | None = None) -> StepModel:
     return step_model(spec, profile, fmt or profile.origin.format or "BF16", plan.devices)
 
 
-def policy_of(plan: CandidatePlan, engine: str) -> Policy:
-    """The engine's policy with what the user set of it."""
-    said = {name: getattr(plan.policy, name) for name in ("max_sequences", "max_step_tokens", "prefix_caching")}
-    said["kv_tokens"] = plan.policy.kv_tokens
-    return replace(policy_named(engine), **{name: value for name, value in said.items() if value is not None})
+def policy_of(plan: CandidatePlan, model: StepModel, context: float) -> Policy:
+    """The engine's policy on that machine with what the user set of it. `context`: tokens of a usual request."""
+    said = {
+        name: getattr(plan.policy, name) for name in ("max_sequences", "max_step_tokens", "prefix_caching", "kv_tokens")
+    }
+    policy = engine_policy(model, context)
+    return replace(policy, **{name: value for name, value in said.items() if value is not None})
 
 
 def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> Evaluated:
@@ -123,15 +128,14 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
     traffic = priced_traffic(workload, trace, study.cached_share)
     if plan.model is None or plan.is_api or (plan.measured is not None and plan.machine is None):
         return _without_model(study, plan, traffic)
-    model = model_of(plan)
-    policy = policy_of(plan, model.profile.engine)
+    model = _placed(model_of(plan), traffic.prompt_tokens + traffic.output_tokens)
     pricing, notes = _pricing(plan, model)
     found = Evaluated(
         plan=plan,
         traffic=traffic,
         spec=model.spec,
         model=model,
-        policy=policy,
+        policy=None,
         capacity=None,
         latency=[],
         pricing=pricing,
@@ -144,6 +148,8 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
     )
     if not found.fits and plan.measured is None:
         return found
+    policy = policy_of(plan, model, found.typical_tokens)
+    found = replace(found, policy=policy)
     capacity = capacity_of(model, policy, workload, study.slo, study.good_share, trace)
     if plan.measured is not None:
         seen = read_measured(plan.measured)
@@ -178,13 +184,16 @@ def elsewhere(
     traffic = traffic or found.traffic
     model = found.model
     if format_name is not None and format_name.upper() != model.terms.format.upper():
-        model = model_of(found.plan, format_name).scaled(found.model.scale)
+        model = _placed(model_of(found.plan, format_name), found.typical_tokens).scaled(found.model.scale)
     needed = model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens))
-    there = replace(found, model=model, capacity=None, needed_bytes=needed, traffic=traffic)
+    there = replace(
+        found, model=model, capacity=None, needed_bytes=needed, available_bytes=_available(model), traffic=traffic
+    )
     if not there.fits:
         return there
     asked, trace = with_answers(workload or study.workload, trace, study.quality.answer_tokens.get(found.plan.name))
-    replica = replica_of(model, found.policy, asked, trace, QUICK_REQUESTS)
+    policy = policy_of(found.plan, model, traffic.prompt_tokens + traffic.output_tokens)
+    replica = replica_of(model, policy, asked, trace, QUICK_REQUESTS)
     value = 0.0
     if replica is not None:
         value = capacity_per_s(replica, study.slo, study.good_share, precision=QUICK_PRECISION)
@@ -251,13 +260,17 @@ def _power(pricing: Pricing | None, model: StepModel) -> Power | None:
     return power_of(pricing, idle, busy) if pricing is not None else None
 
 
+def _placed(model: StepModel, context: float) -> StepModel:
+    """With host memory beside the device, what does not fit the device moves there, as llama.cpp does it."""
+    if model.profile.host_memory_bytes is None or model.fits(1, context):
+        return model
+    return model.placed(SLOTS_BESIDE_HOST, context)
+
+
 def _available(model: StepModel) -> float | None:
-    """Bytes of all devices of a replica, and of the host where the engine can leave experts there."""
-    profile = model.profile
-    if profile.memory_bytes is None:
-        return None
-    host = profile.host_memory_bytes if profile.constants.host_bytes_per_s else None
-    return float(profile.memory_bytes * model.devices + (host or 0))
+    """Bytes that weights and keys and values may take on a replica: its devices, and the host where weights lie there."""
+    usable = model.usable_bytes()
+    return None if usable is None else usable + model.residency.away_bytes
 
 
 def _api_latency(study: StudyPlan, plan: CandidatePlan, output: float) -> list[LatencyPoint]:
