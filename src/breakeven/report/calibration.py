@@ -95,6 +95,8 @@ def _constant_lines(constants: Constants, at_prior: Sequence[str]) -> list[str]:
         for kind, value in getattr(constants, field).items():
             if f"{field}[{kind}]" not in at_prior:
                 lines.append(f"  {f'{words} {kind} costs':<30}{value:>10.2f} times")
+    if constants.expert_compute != 1.0 and "expert_compute" not in at_prior:
+        lines.append(f"  {'multiplying in experts costs':<30}{constants.expert_compute:>10.2f} times")
     return lines
 
 

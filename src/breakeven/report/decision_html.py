@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from breakeven.report import decision_words as say
 from breakeven.report import words
@@ -14,7 +16,11 @@ from breakeven.spec.cost import Api, CostPoint
 from breakeven.spec.decision import CandidateResult, Decision, Flip, NextMeasurement, Region
 from breakeven.spec.prediction import Span
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 PER_THOUSAND = 1000.0
+_BACKTICKS = re.compile("`([^`]+)`")
 
 
 def write_decision_report(decision: Decision, path: Path) -> Path:
@@ -25,9 +31,10 @@ def write_decision_report(decision: Decision, path: Path) -> Path:
 def render_decision(decision: Decision) -> str:
     """The page of `decision` as HTML. Every text that came from outside is escaped."""
     figures = figures_of_decision(decision)
-    names = tuple(candidate.name for candidate in decision.candidates)
+    names = tuple(name for each in decision.candidates for name in (each.name, each.model, each.machine) if name)
     environment = environment_of_pages()
     environment.globals.update(kind=say.kind_words)
+    environment.filters.update(coded=coded, capital=capital)
     return environment.get_template("decision.html.jinja").render(
         result=decision,
         sentence=lambda text: sentence(text, names),
@@ -52,6 +59,16 @@ def render_decision(decision: Decision) -> str:
         number=words.number,
         no_winner=say.NO_WINNER,
         month_hours=f"{say.MONTH_HOURS:g}",
+    )
+
+
+def coded(text: str) -> Markup:
+    """`text`, escaped, with what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part)
+        for index, part in enumerate(_BACKTICKS.split(text))
     )
 
 
@@ -111,8 +128,8 @@ def now_cells(candidate: CandidateResult, load_per_s: float) -> list[Cell]:
 def _fleet_cell(cost: CostPoint) -> Cell:
     """Replicas, and beneath how far their number is sure and how much of them is in use."""
     found = span_cell(cost.replicas)
-    used = "" if cost.utilisation is None else f"{words.percent_text(cost.utilisation)} used"
-    return Cell(found.value, ", ".join(part for part in (found.interval, used) if part))
+    used = "" if cost.utilisation is None else words.percent_text(cost.utilisation)
+    return Cell(found.value, "; ".join(part for part in (found.interval, used) if part))
 
 
 def cost_cells(candidate: CandidateResult) -> tuple[list[str], list[list[Cell]]]:

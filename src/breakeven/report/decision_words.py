@@ -25,6 +25,8 @@ from breakeven.spec.prediction import Span
 MONTH_HOURS = 730.0
 """A twelfth of a year: bills are read by the month."""
 FEW_PER_S = 0.1
+# A band this many times its value wide has ends of different size, each with digits of its own.
+WIDE = 0.5
 NO_WINNER = "no difference worth your time"
 NOT_SEEN = "not in the range seen"
 # Two loads this far apart are not the same load, and the numbers of one do not stand for the other.
@@ -40,8 +42,7 @@ def interval_of(span: Span | None, scale: float = 1.0) -> str:
     """The interval alone, as "33.2-33.6"; empty where the value is exact or not known."""
     if span is None or span.low == span.high:
         return ""
-    places = _places(span, scale)
-    low, high = number(span.low * scale, places), number(span.high * scale, places)
+    low, high = (number(end * scale, _end_places(span, end, scale)) for end in (span.low, span.high))
     return "" if low == high else f"{low}-{high}"
 
 
@@ -57,6 +58,12 @@ def _places(span: Span, scale: float) -> int:
     if span.low == span.high:
         return decimals_of(span.value * scale)
     return decimals_of(span.value * scale, (span.high - span.low) / 2 * abs(scale))
+
+
+def _end_places(span: Span, end: float, scale: float) -> int:
+    """Places of one end: as many as the value's, but no more than three digits need where the band is wide."""
+    places = _places(span, scale)
+    return min(places, decimals_of(end * scale)) if span.high - span.low > WIDE * abs(span.value) else places
 
 
 def usd(amount: float | None) -> str:
@@ -76,8 +83,8 @@ def usd_interval(span: Span, scale: float = 1.0) -> str:
     """The interval of an amount without its sign: "1,250-1,310"; empty where it is exact."""
     if span.low == span.high:
         return ""
-    places = _places(span, scale)
-    return f"{span.low * scale:,.{places}f}-{span.high * scale:,.{places}f}"
+    low, high = (f"{end * scale:,.{_end_places(span, end, scale)}f}" for end in (span.low, span.high))
+    return "" if low == high else f"{low}-{high}"
 
 
 def _dollars(amount: float, places: int) -> str:

@@ -60,7 +60,8 @@ def cost_curve(decision: Decision) -> Figure | Missing:
     rates = sorted({row["x"] for row in rows})
     if len(rates) < 2:
         return Missing(TITLE, "No candidate has a price over several loads, so there is no bill to draw.")
-    reach = [row[key] for row in rows for key in ("value", "low", "high")]
+    drawn = ("value", "low", "high") if len(priced) <= MOST_BANDS else ("value",)
+    reach = [row[key] for row in rows for key in drawn]
     loads = loads_of(rates, "requests/s")
     flips = [
         flip
@@ -187,7 +188,7 @@ def _bands(bills: Bills, width: float) -> list[alt.Chart]:
         return []
     return [
         alt.Chart(data_of(rows))
-        .mark_rect(color=LEVEL.sentinel, opacity=0.2)
+        .mark_rect(color=LEVEL.sentinel, opacity=0.15)
         .encode(x=alt.X("left:Q", scale=None), x2="right:Q", y=alt.value(0), y2=alt.value(HEIGHT))
     ]
 

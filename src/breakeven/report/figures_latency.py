@@ -93,7 +93,7 @@ def _curve(decision: Decision, metric: str, bound: float | None) -> Figure | Mis
         | {"low": span.low * unit.scale, "high": span.high * unit.scale}
         for model, what, x, span in spans
     ]
-    reach = [row[key] for row in rows for key in ("value", "low", "high")]
+    reach = [row[key] for row in rows for key in (("value", "low", "high") if len(told) <= MOST_BANDS else ("value",))]
     asked = None if bound is None else bound * unit.scale
     loads = loads_of(sorted({row["x"] for row in rows}), "requests/s on one replica")
     drawn = Delays(rows, unit, loads, scale_of([*reach, *([] if asked is None else [asked])], from_zero=True), asked)
