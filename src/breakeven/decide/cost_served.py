@@ -15,7 +15,7 @@ from breakeven.measure.traces import TraceRows
 from breakeven.predict.model import StepModel, step_model
 from breakeven.predict.profiles import profile_named
 from breakeven.predict.run import default_format
-from breakeven.predict.simulate import policy_named
+from breakeven.predict.simulate import policy_named, policy_of
 from breakeven.price.break_even import Offer
 from breakeven.price.pricing import power_of
 from breakeven.price.traffic import PricedTraffic
@@ -80,10 +80,13 @@ def served_as(
     profile = profile_named(place or options.machine, options.engine, asked, format_name or options.format_name)
     weights = format_name or options.format_name or default_format(profile)
     model = step_model(spec, profile, weights, asked)
-    policy = policy_named(profile.engine)
     workload = _workload(name, options)
     pricing, note = replica_price(profile, options.pricing, model.devices)
     traffic = _traffic(workload, options)
+    context = traffic.prompt_tokens + traffic.output_tokens
+    room = model.kv_tokens(context)
+    # Who has no room for a single token has no policy of its own; the capacity below comes out as 0.
+    policy = policy_of(model, context) if room is None or room >= 1 else policy_named(profile.engine)
     capacity = capacity_of(model, policy, workload, options.slo, options.good_share, options.trace)
     replica = replica_of(model, policy, workload, options.trace)
     origin = "probes of this machine" if profile.origin.how == "probes" else "its data sheet"

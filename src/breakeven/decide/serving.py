@@ -33,6 +33,8 @@ TIMES_IN_FLIGHT = 6
 """A run has this many times the requests that are in flight when the replica is full, or it would never fill."""
 WARM_SHARE = 1 / 3
 """Of a run, before anything counts: the replica starts empty."""
+END_PRECISION = 0.1
+"""The ends of an interval, which are tens of per cent away, need no more."""
 MOST_TRIALS = 24
 LOWEST = 1e-3
 """Of the saturation rate: who keeps the level only below it does not keep it."""
@@ -133,19 +135,37 @@ def capacity_of(
     if middle is None:
         return Span(value=0.0, low=0.0, high=0.0)
     fast, slow = model.low_high("decode")
-    value = capacity_per_s(middle, slo, good_share, precision=precision)
+    highest = saturation_per_s(middle)
+    value = capacity_per_s(middle, slo, good_share, precision=precision, highest=highest)
     ends = []
     for end in (slow, fast):
-        guess = value * model.scale / end.scale if value > 0 else None
-        ends.append(capacity_per_s(replace(middle, model=end), slo, good_share, precision=precision, guess=guess))
+        factor = model.scale / end.scale
+        ends.append(
+            capacity_per_s(
+                replace(middle, model=end),
+                slo,
+                good_share,
+                precision=max(precision, END_PRECISION),
+                guess=value * factor if value > 0 else None,
+                # Steps that are all longer by one factor are the same run in slow motion.
+                highest=highest * factor if end.terms == model.terms and not middle.policy.front_s else None,
+            )
+        )
     return Span(value=value, low=min(ends[0], value), high=max(ends[1], value))
 
 
 def capacity_per_s(
-    replica: Replica, slo: Slo, good_share: float, *, precision: float = PRECISION, guess: float | None = None
+    replica: Replica,
+    slo: Slo,
+    good_share: float,
+    *,
+    precision: float = PRECISION,
+    guess: float | None = None,
+    highest: float | None = None,
 ) -> float:
-    """`capacity_of` for one step model without its interval. `guess`: where to look first."""
-    highest = saturation_per_s(replica)
+    """`capacity_of` for one step model, without its interval. `guess`: where to look first; `highest`: saturation."""
+    if highest is None:
+        highest = saturation_per_s(replica)
     if highest <= 0 or all(term is None for term in msgspec.structs.astuple(slo)):
         return highest
 
