@@ -3,11 +3,12 @@
 `concurrency` requests are always in the system; each brings a prompt and asks for an answer, and is replaced the moment
 it ends. Prompt tokens ride in the steps that decode for everybody else, `chunk` tokens at most in one step, so a
 measured gap between tokens contains other people's prompts. With D sequences decoding, D / output requests end in a
-step, and as many prompts must pass. Of n requests in the loop, n - 1 are other people's: the share of a request's
-steps that carry a piece of a prompt, and its mean step, are
+step, so D prompt / output prompt tokens must pass in the mean step; of n requests in the loop, n - 1 are other
+people's. They come in pieces of a prompt, or of several when more than one passes in a step, up to the chunk:
 
-    s = min(1, (1 - 1/n) D / output * ceil(prompt / chunk))
-    TPOT = (1 - s) t(D) + s t(D, piece)
+    P = (1 - 1/n) D prompt / output
+    piece = P, at least prompt / ceil(prompt / chunk), at most chunk
+    TPOT = (1 - s) t(D) + s t(D, piece)                               s = min(1, P / piece)
     n = D + D / (output TPOT) * ceil(prompt / chunk) t(D, piece)      Little's law: those not decoding are being read
 
 Percentiles and anything that arrives unevenly need the simulator.
@@ -50,21 +51,20 @@ def steady_state(
     context = i + o / 2.0
     room = np.maximum(budget - n, 1.0)
     pieces = np.maximum(np.ceil(i / room), 1.0)
-    piece = i / pieces
     # A piece attends to itself and to the pieces before it: half the prompt on average.
     piece_context = i / 2.0
     decoding = n.copy()
     for _ in range(ROUNDS):
-        plain = model.step_s(decoding, context)
+        arriving = decoding / o * i  # prompt tokens a step must take for the loop to stay as it is
+        others = (1.0 - 1.0 / n) * arriving
+        piece = np.clip(others, i / pieces, room)
+        share = np.minimum(1.0, others / np.maximum(piece, 1e-9))
         mixed = model.step_s(decoding, context, piece, piece_context)
-        wanted = (1.0 - 1.0 / n) * decoding / o * pieces
-        share = np.minimum(1.0, wanted)
-        tpot = (1.0 - share) * plain + share * mixed
-        # Prompts in service take `pieces` mixed steps; when every step carries one, the rest of the loop waits in line.
+        tpot = (1.0 - share) * model.step_s(decoding, context) + share * mixed
+        # Prompts in service take `pieces` mixed steps; when every step is full of them, the rest waits in line.
         prompt_s = pieces * mixed
         ends_per_s = decoding / (o * tpot)
-        in_prefill = np.minimum(ends_per_s * prompt_s, n)
-        sustained = np.where(wanted > 1.0, o / pieces, n - in_prefill)
+        sustained = np.where(arriving > room, o * room / np.maximum(i, 1e-9), n - np.minimum(ends_per_s * prompt_s, n))
         decoding = 0.5 * decoding + 0.5 * np.clip(sustained, np.minimum(1.0, n), n)
     wait = np.maximum(n - decoding - ends_per_s * prompt_s, 0.0) / ends_per_s
     # A prompt that arrives alone still waits for half of the step that is running.
