@@ -18,6 +18,7 @@ from breakeven.errors import UserError
 from breakeven.measure.traces import TraceRows
 from breakeven.predict.model import StepModel, step_model
 from breakeven.predict.profiles import profile_named
+from breakeven.predict.residency import ON_DEVICE
 from breakeven.predict.simulate import Policy
 from breakeven.predict.simulate import policy_of as engine_policy
 from breakeven.price.pricing import Power, power_of
@@ -261,14 +262,17 @@ def _power(pricing: Pricing | None, model: StepModel) -> Power | None:
 
 
 def _placed(model: StepModel, context: float) -> StepModel:
-    """With host memory beside the device, what does not fit the device moves there, as llama.cpp does it."""
+    """With host memory beside the device, what does not fit the device moves there, as llama.cpp does it.
+
+    Host memory that the study does not name is not counted on.
+    """
     if model.profile.host_memory_bytes is None or model.fits(1, context):
-        return model
+        return replace(model, residency=ON_DEVICE)
     return model.placed(SLOTS_BESIDE_HOST, context)
 
 
 def _available(model: StepModel) -> float | None:
-    """Bytes that weights and keys and values may take on a replica: its devices, and the host where weights lie there."""
+    """Bytes that weights and keys and values may take: on the devices, and on the host where weights lie there."""
     usable = model.usable_bytes()
     return None if usable is None else usable + model.residency.away_bytes
 
