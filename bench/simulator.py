@@ -168,9 +168,14 @@ def policy_for(model: StepModel, knobs: dict[str, float]) -> Policy:
     return replace(policy_named("vllm"), kv_tokens=kv_tokens, front_s=knobs["front_s"], prefix_caching=False)
 
 
-def fit(configs: Sequence[Config], rates: Sequence[float] = FITTED_RATES, rounds: int = 6) -> dict[str, float]:
+def fit(
+    configs: Sequence[Config],
+    rates: Sequence[float] = FITTED_RATES,
+    rounds: int = 6,
+    near: dict[str, float] | None = None,
+) -> dict[str, float]:
     """Constants that explain these configurations: damped least squares on log residuals with Huber weights."""
-    x = np.zeros(len(KNOBS))
+    x = np.zeros(len(KNOBS)) if near is None else np.array([np.log(near[name] / START[name]) for name, _, _ in KNOBS])
 
     def knobs_at(x: Floats) -> dict[str, float]:
         return {name: START[name] * float(np.exp(value)) for (name, _, _), value in zip(KNOBS, x, strict=True)}
@@ -290,7 +295,7 @@ def _winner(
     costs = [USD_PER_HOUR / (3600 * each[rate, "output_throughput"]) * 1e6 for each in (dense, moe)]
     if abs(costs[0] / costs[1] - 1) > TIE:
         return costs[0], costs[1], "dense" if costs[0] < costs[1] else "moe"
-    return costs[0], costs[1], "dense" if dense[rate, "e2e_p99"] < moe[rate, "e2e_p99"] else "moe"
+    return costs[0], costs[1], "dense" if dense[rate, "tpot_p50"] < moe[rate, "tpot_p50"] else "moe"
 
 
 def speed(trace_file: Path) -> dict[str, object]:

@@ -83,6 +83,7 @@ def some_policy(draw: st.DrawFn) -> Policy:
         block_tokens=draw(st.sampled_from([1, 16, 64])),
         prefix_caching=draw(st.booleans()),
         front_s=draw(st.sampled_from([0.0, 0.02])),
+        ahead=draw(st.booleans()),
     )
 
 
@@ -180,7 +181,7 @@ def test_a_run_equals_its_replay(requests: Requests, policy: Policy, fleet: Flee
 @settings(max_examples=100, deadline=None)
 def test_skipping_steps_changes_nothing(requests: Requests, policy: Policy) -> None:
     """The same rules, written down again step by step without any skipping, give the same times."""
-    policy = replace(policy, kv_tokens=None, prefix_caching=False)
+    policy = replace(policy, kv_tokens=None, prefix_caching=False, ahead=False)
     if requests.depends:
         return
     run = simulate(requests, DENSE, policy)
@@ -245,6 +246,14 @@ def test_work_does_not_grow_with_time() -> None:
     )
     assert long.steps.total > 50 * short.steps.total
     assert max(len(run.steps.start_s_M) for run in (short, long)) <= 3 * 20
+
+
+def test_steps_planned_ahead_make_a_newcomer_wait_one_more() -> None:
+    requests = requests_of(np.array([0.0, 1.0]), np.array([64, 64]), np.array([400, 2]))
+    now, ahead = (simulate(requests, DENSE, replace(TINY_POLICY, ahead=ahead)) for ahead in (False, True))
+    step = float(DENSE.step_s(1, 64 + 100))
+    assert ahead.ttft_s[0] == now.ttft_s[0]
+    assert ahead.ttft_s[1] - now.ttft_s[1] == pytest.approx(step, rel=0.05)
 
 
 def test_prompts_of_llama_cpp_hold_up_answers() -> None:

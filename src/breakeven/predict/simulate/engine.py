@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from heapq import heapify, heappop, heappush
-from math import ceil, gcd
+from math import ceil, gcd, inf
 
 from breakeven.predict.simulate.blocks import Blocks
 from breakeven.predict.simulate.jobs import Jobs
@@ -26,8 +26,9 @@ class Replica:
     """One engine. `clock` is when its last step ended; it stands still while there is nothing to do."""
 
     __slots__ = (
-        "_blocks", "_context", "_cross", "_ends_s", "_heap", "_jobs", "_peaks_at", "_peaks_s", "_policy", "_prefill",
-        "_running", "_step", "_table", "_waiting", "busy_s", "clock", "ended", "number", "preemptions", "segments",
+        "_blocks", "_context", "_cross", "_ends_s", "_heap", "_jobs", "_peaks_at", "_peaks_s", "_planned_s", "_policy",
+        "_prefill", "_running", "_step", "_table", "_waiting", "busy_s", "clock", "ended", "number", "preemptions",
+        "segments",
     )  # fmt: skip
 
     def __init__(self, number: int, table: StepTable, policy: Policy, jobs: Jobs, chunk_tokens: int) -> None:
@@ -42,6 +43,8 @@ class Replica:
         self._table, self._policy, self._jobs = table, policy, jobs
         self._blocks = Blocks(policy.kv_tokens, block, chunk_tokens)
         self._ends_s: list[float] = []
+        self._planned_s = 0.0
+        """When the next step is put together, where that is ahead of its start: at the start of the one before."""
         self._waiting: deque[int] = deque()
         self._prefill: deque[int] = deque()
         """Admitted, prompt not read to the end; in order of admission."""
@@ -106,7 +109,8 @@ class Replica:
     def enqueue(self, i: int, at_s: float) -> None:
         """Request `i` arrives."""
         if not self.busy:
-            self.clock = max(self.clock, at_s)
+            self.clock = self._planned_s = max(self.clock, at_s)
+        self._jobs.queued_s[i] = at_s
         self._waiting.append(i)
 
     def next_end_s(self) -> float:
@@ -151,9 +155,10 @@ class Replica:
         if not (may_admit and self._waiting):
             return plan
         reserved = self._growth(1)
+        planned_s = self._planned_s if policy.ahead and (self._running or self._prefill) else inf
         while self._waiting and budget > 0 and len(self._running) + len(self._prefill) < policy.max_sequences:
             i = self._waiting[0]
-            if not self._admit(i, budget, reserved, first=not plan):
+            if jobs.queued_s[i] > planned_s or not self._admit(i, budget, reserved, first=not plan):
                 break
             self._waiting.popleft()
             self._prefill.append(i)
@@ -219,6 +224,8 @@ class Replica:
         """Steps of the running sequences alone, until one ends, someone else may join or room runs out."""
         table, d = self._table, len(self._running)
         m = self._heap[0][0] - self._step
+        if self._waiting and self._policy.ahead and self._jobs.queued_s[self._waiting[0]] > self._planned_s:
+            m = 1  # it came after this step was put together, and may join the next
         context = self._context / d
         seconds = table.decode_s(d, context)
         if self.clock + m * seconds > until_s:
@@ -237,6 +244,7 @@ class Replica:
             self._blocks.take(self._growth(m))
         self.segments.append((self.clock, seconds, m, d, prompt_tokens, len(self._waiting), self._blocks.used_tokens))
         self.clock += m * seconds
+        self._planned_s = self.clock - seconds
         self.busy_s += m * seconds
         self._step += m
         self._context += m * d

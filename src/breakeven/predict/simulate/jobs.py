@@ -8,6 +8,7 @@ from breakeven.predict.simulate.requests import NOBODY, Requests
 
 _CARRIED = (
     "given", "target", "read", "own", "ends_at", "cached", "preempted", "shared", "first_s", "last_s", "gap_s",
+    "queued_s",
 )  # fmt: skip
 
 
@@ -21,7 +22,7 @@ class Jobs:
 
     __slots__ = (
         "cached", "end_s", "ends_at", "first_s", "gap_s", "given", "last_s", "output", "own", "preempted", "prefix",
-        "prompt", "read", "refused", "replica", "shared", "target",
+        "prompt", "queued_s", "read", "refused", "replica", "shared", "target",
     )  # fmt: skip
 
     def __init__(self, requests: Requests) -> None:
@@ -34,6 +35,7 @@ class Jobs:
         self.shared: list[list[int]] = [[] for _ in range(n)]
         self.replica = [NOBODY] * n
         self.refused = [False] * n
+        self.queued_s = [0.0] * n
         self.first_s, self.end_s, self.last_s, self.gap_s = [nan] * n, [nan] * n, [nan] * n, [0.0] * n
 
     def take_over(self, other: Jobs, numbers: list[int]) -> None:
