@@ -172,8 +172,6 @@ def capacity_per_s(
     def meets(rate: float) -> bool:
         return replica.good_share(rate, slo) >= good_share
 
-    if not meets(HOPELESS * highest):
-        return 0.0
     return highest_that_meets(meets, highest, precision, guess)
 
 
@@ -183,13 +181,14 @@ def highest_that_meets(
     """The rate up to `highest` below which `meets` holds, within `precision`; 0 below `LOWEST` of it."""
     low, high, growth = 0.0, highest, 1.15
     rate = min(0.7 * highest if guess is None else guess, highest / (1 + precision))
-    for _ in range(MOST_TRIALS):
+    for trial in range(MOST_TRIALS):
         if meets(rate):
             low = rate
         else:
             high = rate
         if low == 0.0:
-            if high < LOWEST * highest:
+            # After three failures it is time to ask whether there is any hope.
+            if high < LOWEST * highest or (trial == 2 and not meets(HOPELESS * highest)):
                 return 0.0
             rate = high / 2
         elif high / low <= 1 + precision:
