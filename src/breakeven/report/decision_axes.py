@@ -25,6 +25,9 @@ LONGEST_LABEL = 21
 LETTERS_IN_ONE_ROW, LONGEST_NAME = 60, 24
 MOST_BANDS = 4
 """Bands of more candidates than this would hide each other."""
+CUT = ", cut where they reach far beyond every line."
+FAR = 4.0
+"""Times the largest value, or below the smallest, up to which bands are drawn."""
 LETTER = 7.5
 """Pixels a letter of a name takes at most, nearly always."""
 
@@ -80,6 +83,16 @@ def loads_of(rates: Sequence[float], title: str) -> Loads:
         return Loads(Scale(log=True, low=low, high=high), title)
     margin = 0.06 * (high - low) or 0.5
     return Loads(Scale(log=False, low=max(0.0, low - margin), high=high + margin), title)
+
+
+def cut(rows: list[dict[str, Any]], also: Sequence[float] = ()) -> list[dict[str, Any]]:
+    """`rows` with bands cut where they reach far beyond all values: a wide one would press every line flat.
+
+    `also`: what else the axis must hold.
+    """
+    values = [row["value"] for row in rows] + list(also)
+    top, bottom = FAR * max(values), min(values) / FAR
+    return [{**row, "low": max(row["low"], bottom), "high": min(row["high"], top)} for row in rows]
 
 
 def fit_beside(words: Sequence[str], narrow: bool) -> list[str]:

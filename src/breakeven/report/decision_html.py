@@ -13,7 +13,7 @@ from breakeven.report.html import Cell, drawn, environment_of_pages
 from breakeven.report.json_file import write_whole
 from breakeven.report.load_words import capital, ended, unit_of
 from breakeven.spec.cost import Api, CostPoint
-from breakeven.spec.decision import CandidateResult, Decision, Flip, NextMeasurement, Region
+from breakeven.spec.decision import CandidateResult, Decision, Flip, NextMeasurement
 from breakeven.spec.prediction import Span
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def render_decision(decision: Decision) -> str:
         cost_cells=cost_cells,
         latency_cells=latency_cells,
         about=about,
-        margin=margin_cell,
+        margin=say.margin_text,
         loads=say.region_loads,
         at=flip_cell,
         band=band_cell,
@@ -207,14 +207,9 @@ def about(candidate: CandidateResult) -> list[tuple[str, str]]:
 
 def flip_cell(flip: Flip) -> Cell:
     """Where an answer changes, its band beneath."""
-    if flip.at_label or flip.at is None:
-        return Cell(say.flip_at(flip), "")
+    if flip.at is None:
+        return Cell(flip.at_label or "–", "")
     return Cell(f"{say.value_of(flip.at)} {flip.unit}".rstrip(), say.interval_of(flip.at).replace("-", "–"))
-
-
-def margin_cell(region: Region) -> Cell:
-    """By how much the runner-up costs more."""
-    return span_cell(region.margin)
 
 
 def band_cell(measurement: NextMeasurement) -> str:

@@ -192,10 +192,16 @@ def region_line(region: Region) -> str:
     """Who is best over the loads of a region, by how much, and whether that is sure."""
     if region.winner is None:
         return f"{region_loads(region)}: {NO_WINNER}"
-    against = ""
-    if region.runner_up is not None and region.margin is not None:
-        against = f"; {region.runner_up} costs {span_text(region.margin)} times as much"
+    against = "" if region.runner_up is None else f"; {region.runner_up} {margin_text(region)}"
     return f"{region_loads(region)}: {region.winner}{against}{'' if region.certain else '; not sure'}"
+
+
+def margin_text(region: Region) -> str:
+    """By how much the runner-up is dearer: "costs 1.21 (0.60-1.21) times as much", "costs the same"."""
+    if region.margin is None:
+        return "comes next"
+    same = region.margin == Span(value=1.0, low=1.0, high=1.0)
+    return "costs the same" if same else f"costs {span_text(region.margin)} times as much"
 
 
 def share_line(share: Share) -> str:

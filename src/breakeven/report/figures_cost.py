@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from breakeven.report.decision_axes import (
+    CUT,
     HEIGHT,
     MOST_BANDS,
     Loads,
     cast_of,
+    cut,
     end_labels,
     fit_beside,
     key_of,
@@ -56,10 +58,11 @@ class Bills:
 def cost_curve(decision: Decision) -> Figure | Missing:
     """The bill of every candidate that has a price, over the loads it was priced at."""
     priced = [candidate for candidate in decision.candidates if candidate.cost]
-    rows = [row for candidate in priced for row in _rows(candidate)]
-    rates = sorted({row["x"] for row in rows})
+    whole = [row for candidate in priced for row in _rows(candidate)]
+    rates = sorted({row["x"] for row in whole})
     if len(rates) < 2:
         return Missing(TITLE, "No candidate has a price over several loads, so there is no bill to draw.")
+    rows = cut(whole)
     drawn = ("value", "low", "high") if len(priced) <= MOST_BANDS else ("value",)
     reach = [row[key] for row in rows for key in drawn]
     loads = loads_of(rates, "requests/s")
@@ -72,7 +75,8 @@ def cost_curve(decision: Decision) -> Figure | Missing:
     said = "; ".join(_said(candidate) for candidate in priced)
     flipped = "; ".join(f"flips at {flip_at(flip)} to {flip.to or 'no difference'}" for flip in flips)
     out = " Dashed lines: candidates that a constraint rules out." if any(row["out"] for row in rows) else ""
-    bands = " Bands come from the capacity's interval." if len(priced) <= MOST_BANDS else ""
+    bands = " Bands come from the capacity's interval" if len(priced) <= MOST_BANDS else ""
+    bands += "" if not bands else CUT if rows != whole else "."
     unnamed = len(flips) - MOST_FLIPS_NAMED
     more = f" {unnamed} more flip{'s are' if unnamed > 1 else ' is'} drawn without words." if unnamed > 0 else ""
     grey = " Grey: where the answer flips, with its band." + more if flips else ""

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from breakeven.report.decision_axes import (
+    CUT,
     HEIGHT,
     LINE,
     MOST_BANDS,
     Loads,
     cast_of,
+    cut,
     end_labels,
     fit_beside,
     key_of,
@@ -88,17 +90,19 @@ def _curve(decision: Decision, metric: str, bound: float | None) -> Figure | Mis
         for point in candidate.latency
     ]
     unit = unit_of([span.value for *_, span in spans])
-    rows: list[dict[str, Any]] = [
+    whole: list[dict[str, Any]] = [
         {"model": model, "what": what, "x": x, "value": span.value * unit.scale}
         | {"low": span.low * unit.scale, "high": span.high * unit.scale}
         for model, what, x, span in spans
     ]
-    reach = [row[key] for row in rows for key in (("value", "low", "high") if len(told) <= MOST_BANDS else ("value",))]
     asked = None if bound is None else bound * unit.scale
+    rows = cut(whole, [] if asked is None else [asked])
+    reach = [row[key] for row in rows for key in (("value", "low", "high") if len(told) <= MOST_BANDS else ("value",))]
     loads = loads_of(sorted({row["x"] for row in rows}), "requests/s on one replica")
     drawn = Delays(rows, unit, loads, scale_of([*reach, *([] if asked is None else [asked])], from_zero=True), asked)
     lines = "Solid: median, dashed and hollow: 99th percentile." if P50 in shown else "99th percentiles."
-    bands = " Bands are the prediction's or measurement's intervals." if len(told) <= MOST_BANDS else ""
+    bands = " Bands are the prediction's or measurement's intervals" if len(told) <= MOST_BANDS else ""
+    bands += "" if not bands else CUT if rows != whole else "."
     line = "" if asked is None else " The thin line is what the service level asks for."
     return Figure(
         name=f"{name.lower()}-load",
