@@ -16,7 +16,7 @@ def decide(
     study: Annotated[
         Path | None, typer.Argument(help="A study file; examples/ holds seven.", show_default=False)
     ] = None,
-    init: Annotated[bool, typer.Option("--init", help="Write a commented study by asking six questions.")] = False,
+    init: Annotated[bool, typer.Option("--init", help="Write a commented study by asking a few questions.")] = False,
     out: Annotated[Path | None, typer.Option(help="Directory for result and page.", show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,

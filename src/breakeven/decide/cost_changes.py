@@ -43,7 +43,7 @@ def changed(
     for index, one in enumerate(served):
         if one.model is None or one.replica is None:
             continue
-        weights, devices = OTHER_FORMAT.get(one.model.terms.format.upper()), 2 * one.model.devices
+        weights, devices = OTHER_FORMAT.get(one.model.format.upper()), 2 * one.model.devices
         if weights is not None and (after := _again(one, options, format_name=weights)) is not None:
             found.append(what_if(offers, index, after, "precision", weights, rate_per_s, ends))
         if (after := _again(one, options, devices=devices)) is not None:

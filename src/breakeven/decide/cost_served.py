@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-import numpy as np
-
 from breakeven.decide.cost_prices import replica_price
-from breakeven.decide.serving import Replica, capacity_of, prefill_share, replica_of, unit_requests
-from breakeven.errors import UserError
+from breakeven.decide.priced import priced_traffic, with_answers
+from breakeven.decide.serving import Replica, capacity_of, prefill_share, replica_of
 from breakeven.measure.traces import TraceRows
 from breakeven.predict.model import StepModel, step_model
 from breakeven.predict.profiles import profile_named
@@ -18,13 +15,9 @@ from breakeven.predict.run import default_format
 from breakeven.predict.simulate import policy_named, policy_of
 from breakeven.price.break_even import Offer
 from breakeven.price.pricing import power_of
-from breakeven.price.traffic import PricedTraffic
 from breakeven.spec.cost import Api, Own, Rented
 from breakeven.spec.resolve import resolve_spec
-from breakeven.spec.workload import Length, Slo, Workload
-
-SAMPLE = 2000
-"""Requests drawn for the mean lengths of the traffic."""
+from breakeven.spec.workload import Slo, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,17 +73,17 @@ def served_as(
     profile = profile_named(place or options.machine, options.engine, asked, format_name or options.format_name)
     weights = format_name or options.format_name or default_format(profile)
     model = step_model(spec, profile, weights, asked)
-    workload = _workload(name, options)
+    workload, trace = with_answers(options.workload, options.trace, options.answers.get(name))
     pricing, note = replica_price(profile, options.pricing, model.devices)
-    traffic = _traffic(workload, options)
+    traffic = priced_traffic(workload, trace, options.cached_share)
     context = traffic.prompt_tokens + traffic.output_tokens
     room = model.kv_tokens(context)
     # Who has no room for a single token has no policy of its own; the capacity below comes out as 0.
     policy = policy_of(model, context) if room is None or room >= 1 else policy_named(profile.engine)
-    capacity = capacity_of(model, policy, workload, options.slo, options.good_share, options.trace)
-    replica = replica_of(model, policy, workload, options.trace)
+    capacity = capacity_of(model, policy, workload, options.slo, options.good_share, trace)
+    replica = replica_of(model, policy, workload, trace)
     origin = "probes of this machine" if profile.origin.how == "probes" else "its data sheet"
-    notes = [f"{model.terms.format} on {profile.name} with {profile.engine}, predicted from {origin}; {note}"]
+    notes = [f"{model.format} on {profile.name} with {profile.engine}, predicted from {origin}; {note}"]
     if replica is None:
         notes.append("the weights and one request do not fit the device's memory")
     elif not capacity.value > 0:
@@ -115,33 +108,9 @@ def served_as(
 
 
 def hosted(name: str, api: Api, options: CostOptions) -> Served:
-    traffic = _traffic(_workload(name, options), options)
+    workload, trace = with_answers(options.workload, options.trace, options.answers.get(name))
+    traffic = priced_traffic(workload, trace, options.cached_share)
     return Served(offer=Offer(name=name, pricing=api, capacity_per_s=None, traffic=traffic))
-
-
-def _traffic(workload: Workload, options: CostOptions) -> PricedTraffic:
-    requests = unit_requests(workload, options.trace, SAMPLE)
-    turns = len(requests) / max(1, int(np.sum(requests.heads)))
-    return PricedTraffic(
-        prompt_tokens=float(np.mean(requests.prompt_tokens_N)),
-        output_tokens=float(np.mean(requests.output_tokens_N)),
-        cached_share=options.cached_share,
-        turns=turns,
-    )
-
-
-def _workload(name: str, options: CostOptions) -> Workload:
-    """The workload with the answers this candidate is said to give."""
-    tokens = options.answers.get(name)
-    if tokens is None:
-        return options.workload
-    if not tokens >= 1:
-        raise UserError(f"answers of {tokens:g} tokens: give 1 or more")
-    asked = options.workload.output
-    output = Length(mean=round(tokens))
-    if asked is not None and asked.kind in ("normal", "lognormal"):
-        output = msgspec.structs.replace(asked, mean=tokens, sd=asked.sd * tokens / asked.mean, high=None)
-    return msgspec.structs.replace(options.workload, output=output)
 
 
 def _times(watts: float | None, devices: int) -> float | None:

@@ -20,7 +20,7 @@ from breakeven.decide.answer.results import Reasons, needed, result_of, scores_o
 from breakeven.decide.answer.words import verdict_of
 from breakeven.decide.answer.worlds import Worlds, worlds_of
 from breakeven.decide.study.model import StudyPlan
-from breakeven.measure.traces import read_trace
+from breakeven.decide.study.trace import read_study_trace
 from breakeven.spec.decision import Decision, Flip, NextMeasurement, QualityScore, Region
 from breakeven.spec.slo import slo_text
 from breakeven.version import __version__
@@ -36,7 +36,7 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
 
     Raises UserError for candidates that cannot be resolved. The same plan gives the same decision.
     """
-    trace = read_trace(plan.trace) if plan.trace is not None else None
+    trace = read_study_trace(plan.trace) if plan.trace is not None else None
     found = []
     for candidate in plan.candidates:
         on_phase("simulating", candidate.name)

@@ -180,7 +180,7 @@ def study_of(
         machine=machine or model.profile.name,
         engine=model.profile.engine,
         devices=model.devices,
-        format=model.terms.format,
+        format=model.format,
         policy={name: value for name, value in asdict(policy).items() if name != "name"},
         replicas=_fleet_text(fleet),
         workload=workload,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from breakeven.decide.answer.evaluate import BUSY_SHARE, IDLE_SHARE, Evaluated
+from breakeven.decide.answer.evaluate import Evaluated
 from breakeven.decide.priced import priced_traffic
 from breakeven.decide.study.model import StudyPlan
 from breakeven.measure.traces import TraceRows
@@ -36,17 +36,17 @@ def assumptions_of(plan: StudyPlan, trace: TraceRows | None, found: Sequence[Eva
     profiles = {e.model.profile.name: e.model.profile for e in found if e.model is not None}
     for profile in profiles.values():
         rows.append(Assumption(what=f"speed of {profile.name}", value=_error(profile), source=_origin(profile)))
-    guessed = [
-        e.plan.name for e in found if e.power is not None and e.model is not None and e.model.profile.busy_w is None
-    ]
-    if guessed:
-        rows.append(
-            Assumption(
-                what="power",
-                value=f"{IDLE_SHARE:.0%} of the rated power idle, {BUSY_SHARE:.0%} busy, unless the study gives it",
-                source="a judgement: nothing measured these machines' power under this load",
+    for e in found:
+        measured = e.model is not None and e.model.profile.origin.how == "probes"
+        stated = isinstance(e.pricing, Own) and e.pricing.busy_w is not None
+        if e.power is not None and not measured and not stated:
+            rows.append(
+                Assumption(
+                    what=f"power of {e.plan.name}",
+                    value=f"{e.power.idle_w:.0f} W idle, {e.power.busy_w:.0f} W busy",
+                    source="shares of the rated power, a judgement; nothing measured it under this load",
+                )
             )
-        )
     for e in found:
         if e.model is not None and e.spec is not None and e.spec.is_moe:
             rows.append(

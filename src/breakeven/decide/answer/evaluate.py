@@ -11,6 +11,7 @@ import numpy as np
 from breakeven.decide.answer.draws import Doubt, doubt_of
 from breakeven.decide.answer.measured import capacity_measured, latency_measured, read_measured
 from breakeven.decide.answer.worlds import Contender
+from breakeven.decide.cost_prices import replica_price
 from breakeven.decide.priced import priced_traffic, with_answers
 from breakeven.decide.serving import capacity_of, capacity_per_s, latency_points, replica_of
 from breakeven.decide.study.model import CandidatePlan, StudyPlan
@@ -19,11 +20,12 @@ from breakeven.measure.traces import TraceRows
 from breakeven.predict.model import StepModel, step_model
 from breakeven.predict.profiles import profile_named
 from breakeven.predict.residency import ON_DEVICE
+from breakeven.predict.run import default_format
 from breakeven.predict.simulate import Policy
 from breakeven.predict.simulate import policy_of as engine_policy
 from breakeven.price.pricing import Power, power_of
 from breakeven.price.traffic import PricedTraffic
-from breakeven.spec.cost import Api, Pricing, Rented
+from breakeven.spec.cost import Api, Pricing
 from breakeven.spec.decision import Kind, LatencyPoint
 from breakeven.spec.estimate import Provenance
 from breakeven.spec.model import ModelSpec
@@ -31,9 +33,6 @@ from breakeven.spec.prediction import Span
 from breakeven.spec.resolve import resolve_spec
 from breakeven.spec.workload import Workload
 
-BUSY_SHARE, IDLE_SHARE = 0.6, 0.2
-"""Power of a device that nobody measured, as shares of its rated power: serving H100s drew 0.36-0.6 of 700 W, idle
-ones about a fifth (the public load sweep of docs/accuracy.md). A judgement, named among the assumptions."""
 QUICK_REQUESTS, QUICK_PRECISION = 400, 0.05
 """For maps: a third of the requests, and a coarser search."""
 SLOTS_BESIDE_HOST = 4
@@ -108,7 +107,7 @@ def model_of(plan: CandidatePlan, format_name: str | None = None) -> StepModel:
     said = {"memory_bytes": plan.memory_bytes, "host_memory_bytes": plan.host_memory_bytes}
     if changed := {name: value for name, value in said.items() if value is not None}:
         profile = msgspec.structs.replace(profile, **changed)
-    return step_model(spec, profile, fmt or profile.origin.format or "BF16", plan.devices)
+    return step_model(spec, profile, fmt or default_format(profile), plan.devices)
 
 
 def policy_of(plan: CandidatePlan, model: StepModel, context: float) -> Policy:
@@ -184,7 +183,7 @@ def elsewhere(
         return replace(found, traffic=traffic or found.traffic)
     traffic = traffic or found.traffic
     model = found.model
-    if format_name is not None and format_name.upper() != model.terms.format.upper():
+    if format_name is not None and format_name.upper() != model.format.upper():
         model = _placed(model_of(found.plan, format_name), found.typical_tokens).scaled(found.model.scale)
     needed = model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens))
     there = replace(
@@ -240,25 +239,19 @@ def _pricing(plan: CandidatePlan, model: StepModel) -> tuple[Pricing | None, lis
     """The study's price, else the chip's published one by the hour."""
     if plan.pricing is not None:
         return plan.pricing, []
-    chip = model.profile.chip
-    hourly = [p for p in (chip.prices if chip else []) if p.kind == "hour"]
-    if not hourly:
+    try:
+        pricing, note = replica_price(model.profile, None, model.devices)
+    except UserError:
         return None, []
-    price = sorted(hourly, key=lambda p: p.usd)[len(hourly) // 2]
-    pricing = Rented(usd_per_hour=price.usd * model.devices, date=price.date)
-    note = f"price not given: {price.what}, ${price.usd:.2f} an hour a device, {price.date} ({price.source})"
-    return pricing, [note]
+    return pricing, [f"price not given: {note}"]
 
 
 def _power(pricing: Pricing | None, model: StepModel) -> Power | None:
-    """Power of a replica: measured, or as the price says, or guessed from the rated power."""
-    profile = model.profile
-    idle, busy = profile.idle_w, profile.busy_w
-    if profile.chip is not None and profile.chip.tdp_w is not None and (idle is None or busy is None):
-        idle, busy = IDLE_SHARE * profile.chip.tdp_w, BUSY_SHARE * profile.chip.tdp_w
-    if idle is not None and busy is not None:
-        idle, busy = idle * model.devices, busy * model.devices
-    return power_of(pricing, idle, busy) if pricing is not None else None
+    """Power of a replica, as the price says, or as the profile knows or guesses it of its devices."""
+    if pricing is None:
+        return None
+    idle, busy = (None if w is None else w * model.devices for w in (model.profile.idle_w, model.profile.busy_w))
+    return power_of(pricing, idle, busy)
 
 
 def _placed(model: StepModel, context: float) -> StepModel:

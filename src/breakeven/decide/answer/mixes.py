@@ -60,7 +60,8 @@ def best_mix(contenders: Sequence[Contender], parts: Sequence[Part], rate_per_s:
     for shares, bill_D, by_parts in mixes:
         if not np.isfinite(bill_D[0]) or (best is not None and bill_D[0] >= best.usd_per_hour.value):
             continue
-        ratio_D = alone[single] / bill_D if single is not None else None
+        with np.errstate(invalid="ignore"):
+            ratio_D = alone[single] / bill_D if single is not None else None
         if ratio_D is not None and ratio_D[0] < 1.0 / (1.0 - WORTH_IT):
             continue
         over = span_of(ratio_D[np.isfinite(ratio_D)]) if ratio_D is not None else None

@@ -82,7 +82,7 @@ def result_of(
         kind=found.kind,
         machine=model.profile.name if model is not None else (found.plan.machine or "hosted"),
         engine=model.profile.engine if model is not None else (found.plan.engine or "hosted"),
-        format=model.terms.format if model is not None else (found.plan.format or "as hosted"),
+        format=model.format if model is not None else (found.plan.format or "as hosted"),
         devices=found.plan.devices,
         location=found.plan.location,
         provenance=found.provenance,
