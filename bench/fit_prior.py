@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.published.fitting import Fit, Problem, fitted, problem
 from bench.published.judged import judged
 from bench.published.leaving_out import by_machine, by_model, left_out
-from bench.published.predicting import on_device
+from bench.published.predicting import model_of, on_device
 from bench.published.records import Observation, read
 from breakeven.predict.prior import Efficiencies, Entry
+from breakeven.predict.serving import steady_tpot_s
 from breakeven.spec.arithmetic import active_params
 from breakeven.spec.profile import Error, Range
 
@@ -42,6 +43,8 @@ SOURCES = {
         "LLMServingSim bench examples (MIT)",
     ],
 }
+MOSTLY = 0.6
+"""Share of a time between tokens above which it tells about decoding."""
 DATE = "2026-11"
 
 
@@ -72,19 +75,35 @@ def centred(observations: Sequence[Observation], errors: Floats) -> Floats:
     return found
 
 
-def errors_of(chip_class: str, asked: Problem, model_out: Floats, machine_out: Floats) -> list[Error]:
+def phases_of(asked: Problem, fit: Fit) -> list[str]:
+    """What each observation tells about: a time between tokens that is mostly other people's prompts is prefill's."""
+    found = []
+    for o in asked.observations:
+        phase: str = o.phase
+        if o.family == "serving" and o.concurrency > 1:
+            model = model_of(o, fit.entry(o.chip.chip_class))
+            tpot = steady_tpot_s(model, o.concurrency, o.prompt, o.output)[1]
+            plain = float(model.step_s(o.concurrency, o.prompt + o.output / 2))
+            phase = "decode" if plain > MOSTLY * tpot else "prefill"
+        found.append(phase)
+    return found
+
+
+def errors_of(
+    chip_class: str, asked: Problem, phases: list[str], model_out: Floats, machine_out: Floats
+) -> list[Error]:
     """The class's errors by phase and kind of model, leaning on the whole family where it has little data."""
     obs = asked.observations
     apart = centred(obs, model_out)
     found = []
     for phase in ("decode", "prefill"):
         for kind in ("dense", "moe"):
-            family = [i for i, o in enumerate(obs) if o.phase == phase and o.kind == kind]
+            family = [i for i, o in enumerate(obs) if phases[i] == phase and o.kind == kind]
             stretch = 1.0
-            if not family:  # nobody published it alone: the other phase's errors, wider
+            if len({obs[i].model_group for i in family}) < 2:  # too few to tell: all errors of this kind, wider
                 family = [i for i, o in enumerate(obs) if o.kind == kind]
                 stretch = UNSEEN
-            own = [i for i in family if obs[i].chip.chip_class == chip_class and obs[i].phase == phase]
+            own = [i for i in family if obs[i].chip.chip_class == chip_class and phases[i] == phase]
             pairs = len({(obs[i].model_group, obs[i].chip.slug) for i in own})
             share = pairs / (pairs + LEAN)
 
@@ -97,6 +116,8 @@ def errors_of(chip_class: str, asked: Problem, model_out: Floats, machine_out: F
             ) -> float:
                 whole = [i for i in family if np.isfinite(errors[i])]
                 mine = [i for i in own if np.isfinite(errors[i])]
+                if not whole:  # no machine with two models: nothing says what would cancel
+                    return float("inf")
                 pooled = width([obs[i] for i in whole], errors[whole]) * stretch
                 if not own:
                     return pooled * UNSEEN
@@ -148,6 +169,7 @@ def entries(family: str, data: Path) -> list[Entry]:
     base, asked = judged(ENGINE[family]), problem(usable(data, family))
     fit = fitted(asked, base)
     model_out, machine_out = left_out(asked, fit, by_model, by_machine)
+    phases = phases_of(asked, fit)
     made = []
     for chip_class in base:
         own = [o for o in asked.observations if o.chip.chip_class == chip_class]
@@ -162,7 +184,7 @@ def entries(family: str, data: Path) -> list[Entry]:
                 engine=ENGINE[family],
                 chip_class=chip_class,
                 efficiency=_rounded(fit, chip_class),
-                errors=errors_of(chip_class, asked, model_out, machine_out),
+                errors=errors_of(chip_class, asked, phases, model_out, machine_out),
                 ranges=ranges_of(own or asked.observations),
                 basis=basis,
                 points=len(own),
