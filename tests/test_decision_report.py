@@ -103,7 +103,7 @@ def test_who_is_ruled_out_is_marked_and_told_why() -> None:
 def test_both_says_which_traffic_goes_to_whom() -> None:
     text = flat(printed(made.both(), 140))
     assert "llama-3.2-1b on the device: prompts under 512 tokens" in text
-    assert "(70 % of requests, $14.60 (13.0-16.4) a month)" in text
+    assert "(70 % of requests, $14.61 (13.0-16.4) a month)" in text
 
 
 def test_colour_only_on_a_terminal() -> None:

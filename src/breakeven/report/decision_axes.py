@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from breakeven.report.decision_words import load_text
 from breakeven.report.figure import NARROW, WIDE, data_of, legend, series_of, shapes_of
-from breakeven.report.load_axes import LOG_LOAD_FROM, TICK_FORMAT, Scale, apart
+from breakeven.report.load_axes import LOG_LOAD_FROM, TICK_FORMAT, TICK_ROOM, Scale, apart
 from breakeven.report.svg import MUTED
 from breakeven.spec.decision import CandidateResult, Decision
 
@@ -72,7 +72,10 @@ class Loads:
         """This axis for Altair, `width` pixels long, for a field called x."""
         import altair as alt
 
-        axis = alt.Axis(title=self.title, values=self.scale.ticks(width), format=TICK_FORMAT, grid=False)
+        # Small loads have long labels, and those need more room.
+        longest = max(len(f"{tick:.12f}".rstrip("0")) for tick in self.scale.ticks(width))
+        ticks = self.scale.ticks(width, max(TICK_ROOM, LETTER * longest))
+        axis = alt.Axis(title=self.title, values=ticks, format=TICK_FORMAT, grid=False)
         return alt.X("x:Q", scale=self.scale.scale(), axis=axis)
 
 

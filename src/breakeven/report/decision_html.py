@@ -58,7 +58,7 @@ def render_decision(decision: Decision) -> str:
         rows=say.traffic_rows(decision),
         number=words.number,
         no_winner=say.NO_WINNER,
-        month_hours=f"{say.MONTH_HOURS:g}",
+        month_hours=words.number(say.MONTH_HOURS),
     )
 
 

@@ -22,7 +22,7 @@ from breakeven.spec.decision import (
 )
 from breakeven.spec.prediction import Span
 
-MONTH_HOURS = 730.0
+MONTH_HOURS = 365.25 * 24 / 12
 """A twelfth of a year: bills are read by the month."""
 FEW_PER_S = 0.1
 # A band this many times its value wide has ends of different size, each with digits of its own.
@@ -76,15 +76,23 @@ def usd_span(span: Span | None, scale: float = 1.0) -> str:
     if span is None:
         return NOT_AVAILABLE
     interval = usd_interval(span, scale)
-    return _dollars(span.value * scale, _places(span, scale)) + (f" ({interval})" if interval else "")
+    return _dollars(span.value * scale, _cents(_places(span, scale), span.value * scale)) + (
+        f" ({interval})" if interval else ""
+    )
 
 
 def usd_interval(span: Span, scale: float = 1.0) -> str:
     """The interval of an amount without its sign: "1,250-1,310"; empty where it is exact."""
     if span.low == span.high:
         return ""
-    low, high = (f"{end * scale:,.{_end_places(span, end, scale)}f}" for end in (span.low, span.high))
+    places = [_cents(_end_places(span, end, scale), end * scale) for end in (span.low, span.high)]
+    low, high = (f"{end * scale:,.{digits}f}" for end, digits in zip((span.low, span.high), places, strict=True))
     return "" if low == high else f"{low}-{high}"
+
+
+def _cents(places: int, amount: float) -> int:
+    """No fractions of a cent from a dollar on, however narrow the interval."""
+    return min(places, 2) if abs(amount) >= 1 else places
 
 
 def _dollars(amount: float, places: int) -> str:

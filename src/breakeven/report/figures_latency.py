@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from breakeven.report.decision_axes import (
     CUT,
     HEIGHT,
-    LINE,
     MOST_BANDS,
     Loads,
     cast_of,
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
 P50, P99 = "p50", "p99"
 # Above this many lines, those of the medians would make the tails unreadable.
 MOST_LINES = 6
+# Room for the words above the line of the service level.
+ABOVE_ASKED = 1.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,9 @@ def _curve(decision: Decision, metric: str, bound: float | None) -> Figure | Mis
     rows = cut(whole, [] if asked is None else [asked])
     reach = [row[key] for row in rows for key in (("value", "low", "high") if len(told) <= MOST_BANDS else ("value",))]
     loads = loads_of(sorted({row["x"] for row in rows}), "requests/s on one replica")
-    drawn = Delays(rows, unit, loads, scale_of([*reach, *([] if asked is None else [asked])], from_zero=True), asked)
+    drawn = Delays(
+        rows, unit, loads, scale_of([*reach, *([] if asked is None else [ABOVE_ASKED * asked])], from_zero=True), asked
+    )
     lines = "Solid: median, dashed and hollow: 99th percentile." if P50 in shown else "99th percentiles."
     bands = " Bands are the prediction's or measurement's intervals" if len(told) <= MOST_BANDS else ""
     bands += "" if not bands else CUT if rows != whole else "."
@@ -148,11 +151,9 @@ def _chart(decision: Decision, delays: Delays, narrow: bool) -> Drawing:
     if delays.asked is not None:
         bound = alt.Chart(data_of([{"value": delays.asked}]))
         layers.append(bound.mark_rule(color=INK.sentinel, strokeWidth=1).encode(y=y))
-        # Near the top of the plot the words go beneath their line.
-        high = delays.y.pixel(delays.asked, HEIGHT) > HEIGHT - LINE
         layers.append(
             alt.Chart(data_of([{"value": delays.asked, "words": f"asked for: {delays.asked_text}"}]))
-            .mark_text(align="left", dx=4, dy=10 if high else -7)
+            .mark_text(align="left", dx=4, dy=-7)
             .encode(x=alt.value(0), y=y, text="words:N")
         )
     if len(names) <= MOST_BANDS:
