@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from breakeven.decide.calibrate import CalibrateOptions, calibrate
-from breakeven.decide.calibration_log import observations_of
+from breakeven.decide.calibrate_log import observations_of
 from breakeven.measure.events import read_events
 from breakeven.measure.progress import ProgressState
 from breakeven.predict.calibration.fit import fit

@@ -9,7 +9,7 @@ import pytest
 
 from breakeven.cli.main import dispatch
 from breakeven.decide.calibrate import CalibrateOptions, Calibration, calibrate
-from breakeven.decide.calibration_log import busy_watts, finished, observations_of
+from breakeven.decide.calibrate_log import busy_watts, finished, observations_of
 from breakeven.engine.vllm import FORMATS as VLLM_FORMATS
 from breakeven.errors import UserError
 from breakeven.measure.events import BlockDone, BlockStarted, Event, RequestDone, StudyStopped, read_events

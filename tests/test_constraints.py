@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from breakeven.decide.advice import advice_for
-from breakeven.decide.constraints import Facts, ruled_out
+from breakeven.decide.answer.advice import advice_for
+from breakeven.decide.answer.constraints import Facts, ruled_out
 from breakeven.decide.study import CandidatePlan, Constraints, QualityPlan, StudyPlan, TrafficPart
 from breakeven.spec.catalogue import find, lookup
 from breakeven.spec.cost import Api, Own

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from breakeven.cli.main import run_verb
-from breakeven.decide.cost import cost
-from breakeven.decide.cost_prices import hourly, replica_price
-from breakeven.decide.cost_served import CostOptions
+from breakeven.decide.cost.prices import hourly, replica_price
+from breakeven.decide.cost.run import cost
+from breakeven.decide.cost.served import CostOptions
 from breakeven.decide.serving import (
     Replica,
     capacity_of,

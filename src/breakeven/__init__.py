@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from breakeven.api import recompute as recompute
     from breakeven.decide.calibrate import CalibrateOptions as CalibrateOptions
     from breakeven.decide.calibrate import calibrate as calibrate
-    from breakeven.decide.cost_served import CostOptions as CostOptions
-    from breakeven.decide.cost import cost as cost
+    from breakeven.decide.cost.run import cost as cost
+    from breakeven.decide.cost.served import CostOptions as CostOptions
     from breakeven.decide.load import LoadOptions as LoadOptions
     from breakeven.decide.traffic import Words as Traffic
 
 _HOMES = {
     "CalibrateOptions": ("breakeven.decide.calibrate", "CalibrateOptions"),
-    "CostOptions": ("breakeven.decide.cost_served", "CostOptions"),
+    "CostOptions": ("breakeven.decide.cost.served", "CostOptions"),
     "LoadOptions": ("breakeven.decide.load", "LoadOptions"),
     "Traffic": ("breakeven.decide.traffic", "Words"),
     "bench": ("breakeven.api", "bench"),
@@ -37,7 +37,7 @@ _HOMES = {
     "capacity": ("breakeven.api", "capacity"),
     "compare": ("breakeven.api", "compare"),
     "compare_under_load": ("breakeven.api", "compare_under_load"),
-    "cost": ("breakeven.decide.cost", "cost"),
+    "cost": ("breakeven.decide.cost.run", "cost"),
     "decide_study": ("breakeven.api", "decide_study"),
     "predict_models": ("breakeven.api", "predict_models"),
     "recompute": ("breakeven.api", "recompute"),

@@ -11,8 +11,8 @@ import msgspec
 import typer
 from rich.console import Console
 
-from breakeven.decide.cost import cost
-from breakeven.decide.cost_served import CostOptions
+from breakeven.decide.cost.run import cost
+from breakeven.decide.cost.served import CostOptions
 from breakeven.decide.traffic import Words, traffic_of
 from breakeven.errors import UserError
 from breakeven.report.cost import print_cost

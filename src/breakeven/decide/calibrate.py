@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from breakeven.decide.calibration_log import busy_watts, finished, observations_of
+from breakeven.decide.calibrate_log import busy_watts, finished, observations_of
 from breakeven.decide.directory import LOG, fingerprint, open_directory
 from breakeven.engine.backend import LLAMA_CPP, VLLM
 from breakeven.engine.source import Source

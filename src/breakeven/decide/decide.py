@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from breakeven.decide.advice import advice_for
 from breakeven.decide.answer import flips as find
 from breakeven.decide.answer import next as narrow
+from breakeven.decide.answer.advice import advice_for
 from breakeven.decide.answer.along import along_context, along_precision
 from breakeven.decide.answer.assumptions import assumptions_of
 from breakeven.decide.answer.draws import Floats

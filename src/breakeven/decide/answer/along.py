@@ -17,6 +17,7 @@ from breakeven.decide.study.model import StudyPlan
 from breakeven.errors import UserError
 from breakeven.measure.traces import TraceRows
 from breakeven.spec.decision import DecisionMap, Flip
+from breakeven.spec.prediction import Span
 
 FORMATS = {"vllm": ("BF16", "FP8", "INT4"), "llama.cpp": ("Q8_0", "Q6_K", "Q4_K_M")}
 """Formats of the precision map where the study names none, from wide to narrow."""
@@ -33,13 +34,17 @@ def along_context(
     contexts = plan.contexts or tuple(round(prompt * factor + output) for factor in FACTORS)
     rows: list[tuple[float | str, Worlds]] = []
     rates = _with_load(plan)
-    for context in contexts:
-        factor = max(context - output, 1.0) / prompt
+
+    def asked(factor: float) -> list[Evaluated]:
         workload = with_prompt(plan.workload, trace, factor, plan.load_per_s)
-        found = [
-            elsewhere(plan, e, None, workload=workload, traffic=replace(e.traffic, prompt_tokens=factor * prompt))
-            for e in able
+        longer = factor * prompt
+        return [
+            elsewhere(plan, e, None, workload=workload, traffic=replace(e.traffic, prompt_tokens=longer)) for e in able
         ]
+
+    here = asked(1.0)
+    for context in contexts:
+        found = anchored(able, here, asked(max(context - output, 1.0) / prompt))
         if worlds := _worlds(able, found, rates, plan.seed):
             rows.append((float(context), worlds))
     return _flips_and_map("context", plan, able, rows)
@@ -54,14 +59,32 @@ def along_precision(
         return [], None  # formats of one engine mean nothing to another
     formats = plan.formats or FORMATS.get(next(iter(engines)), ())
     rows: list[tuple[float | str, Worlds]] = []
+    here = [elsewhere(plan, e, trace) for e in able]
     for name in formats:
         try:
-            found = [elsewhere(plan, e, trace, format_name=name) for e in able]
+            found = anchored(able, here, [elsewhere(plan, e, trace, format_name=name) for e in able])
         except UserError:
             continue  # an engine that cannot hold this format
         if worlds := _worlds(able, found, _with_load(plan), plan.seed):
             rows.append((name, worlds))
     return _flips_and_map("precision", plan, able, rows)
+
+
+def anchored(able: Sequence[Evaluated], here: Sequence[Evaluated], there: Sequence[Evaluated]) -> list[Evaluated]:
+    """Capacities elsewhere, from short simulations, scaled so that the same short one meets the study's own here.
+
+    Few requests fill no queue: of bursty traffic a short run sees a larger capacity than a long one.
+    """
+    found = []
+    for own, short, other in zip(able, here, there, strict=True):
+        if own.model is None or other.capacity is None or own.capacity is None or short.capacity is None:
+            found.append(other)
+            continue
+        scale = own.capacity.value / short.capacity.value if short.capacity.value > 0 else 1.0
+        span = other.capacity
+        scaled = Span(value=span.value * scale, low=span.low * scale, high=span.high * scale)
+        found.append(replace(other, capacity=scaled))
+    return found
 
 
 def _flips_and_map(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +12,7 @@ import numpy as np
 from breakeven.decide.answer.draws import Doubt, doubt_of
 from breakeven.decide.answer.measured import capacity_measured, latency_measured, read_measured
 from breakeven.decide.answer.worlds import Contender
-from breakeven.decide.cost_prices import replica_price
+from breakeven.decide.cost.prices import replica_price
 from breakeven.decide.priced import priced_traffic, with_answers
 from breakeven.decide.serving import capacity_of, capacity_per_s, latency_points, replica_of
 from breakeven.decide.study.model import CandidatePlan, StudyPlan
@@ -37,7 +38,7 @@ QUICK_REQUESTS, QUICK_PRECISION = 400, 0.05
 """For maps: a third of the requests, and a coarser search."""
 SLOTS_BESIDE_HOST = 4
 """Sequences whose keys and values keep their place on a device that leaves weights to the host."""
-LATENCY_LOADS = (0.2, 0.5, 0.8, 0.95, 1.0)
+LATENCY_LOADS = (0.2, 0.5, 0.8, 1.0)
 """Loads of the latency curve, over one replica's capacity."""
 
 
@@ -160,8 +161,11 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         delays = latency_measured(seen, plan.model, told)
         doubt = _doubt_of(plan.name, told)
         return replace(found, model=model, capacity=told, latency=delays, doubt=doubt, provenance="measured")
-    rates = [share * capacity.value for share in LATENCY_LOADS]
-    delays = latency_points(model, policy, workload, study.slo, rates, trace) if capacity.value > 0 else []
+    if capacity.value <= 0:
+        return replace(found, capacity=capacity)
+    mine = study.load_per_s / max(1, math.ceil(study.load_per_s / capacity.value))
+    rates = sorted({*(share * capacity.value for share in LATENCY_LOADS), mine})
+    delays = latency_points(model, policy, workload, study.slo, rates, trace)
     return replace(found, capacity=capacity, latency=delays)
 
 

@@ -15,6 +15,7 @@ from breakeven.spec.prediction import Span
 
 SURE = 0.9
 """A winner is certain where it wins in this share of the worlds."""
+NEAR = 1.5
 SLIVER = 1.15
 """A range of loads narrower than this ratio is not worth a line of its own."""
 SAME_COST = 0.02
@@ -37,7 +38,7 @@ def regions_of(worlds: Worlds) -> list[Region]:
     winners_DR = worlds.winners_DR
     share_CR = np.stack([(winners_DR == c).mean(axis=0) for c in range(len(worlds.names))])
     best_R = np.where((winners_DR >= 0).mean(axis=0) >= 0.5, share_CR.argmax(axis=0), -1)
-    sure_R = share_CR.max(axis=0) >= SURE
+    sure_R = _smooth(share_CR.max(axis=0), worlds.rates_R) >= SURE
     found = []
     for start, end in _runs(2 * best_R + sure_R):
         winner = int(best_R[start])
@@ -57,6 +58,12 @@ def regions_of(worlds: Worlds) -> list[Region]:
             )
         )
     return _merged(found)
+
+
+def _smooth(share_R: Floats, rates_R: Floats) -> Floats:
+    """Means over loads within a factor of NEAR: every stair of one candidate is a moment of doubt, and no news."""
+    near_RR = np.abs(np.log(rates_R[:, None] / rates_R[None, :])) <= np.log(NEAR)
+    return np.asarray((near_RR * share_R).sum(axis=1) / near_RR.sum(axis=1))
 
 
 def _merged(regions: list[Region]) -> list[Region]:

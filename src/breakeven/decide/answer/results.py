@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from breakeven.decide.answer.constraints import Facts, ruled_out
 from breakeven.decide.answer.draws import Floats
 from breakeven.decide.answer.evaluate import Evaluated
-from breakeven.decide.constraints import Facts, ruled_out
 from breakeven.decide.study.model import StudyPlan
 from breakeven.price.staircase import cost_points, scaled
 from breakeven.spec.cost import Api, CostPoint

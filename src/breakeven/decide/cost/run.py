@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from breakeven.decide.cost_changes import changed
-from breakeven.decide.cost_served import CostOptions, Served, hosted, served_as
+from breakeven.decide.cost.changes import changed
+from breakeven.decide.cost.served import CostOptions, Served, hosted, served_as
 from breakeven.errors import UserError
 from breakeven.price.break_even import Offer, break_evens_of
 from breakeven.price.pricing import idle_usd_per_hour

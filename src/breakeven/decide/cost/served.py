@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from breakeven.decide.cost_prices import replica_price
+from breakeven.decide.cost.prices import replica_price
 from breakeven.decide.priced import priced_traffic, with_answers
 from breakeven.decide.serving import Replica, capacity_of, prefill_share, replica_of
 from breakeven.measure.traces import TraceRows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from breakeven.decide.cost_served import CostOptions, Served, served_as
+from breakeven.decide.cost.served import CostOptions, Served, served_as
 from breakeven.decide.serving import mean_batch
 from breakeven.errors import UserError
 from breakeven.price.break_even import Offer

@@ -1,0 +1,1 @@
+"""`breakeven cost`: candidates predicted, simulated and priced over load."""
