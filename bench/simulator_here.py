@@ -3,7 +3,8 @@
     python bench/simulator_here.py --profile FILE [--engine llama.cpp] [--seconds 90] [--out DIR]
 
 The profile is one of `breakeven calibrate`. Rates are shares of what the simulator itself takes for saturation. Each
-schedule is drawn once, played against the engine, read back from the run's own file and simulated.
+schedule is drawn once, played against the engine, read back from the run's own file and simulated. A run that `--out`
+already holds is not measured again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from breakeven.predict.model import step_model
 from breakeven.predict.profiles import load_profile
 from breakeven.predict.run import default_format
 from breakeven.predict.simulate import policy_of
-from breakeven.spec.load import LoadPoint
+from breakeven.spec.load import LoadPoint, LoadStudy
 from breakeven.spec.resolve import resolve_spec
 from breakeven.spec.simulation import SimulatedPoint
 from breakeven.spec.workload import Arrivals, Length, Workload
@@ -35,7 +36,7 @@ SHAPE = Workload(
     prompt=Length(kind="lognormal", mean=120, sd=60, low=16, high=400),
     output=Length(kind="lognormal", mean=40, sd=20, low=8, high=120),
 )
-LOOKED_AT = (("ttft_s", 50), ("ttft_s", 99), ("tpot_s", 50), ("e2e_s", 50), ("e2e_s", 99))
+LOOKED_AT = tuple((metric, p) for metric in ("ttft_s", "tpot_s", "e2e_s") for p in (50, 90, 99))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,15 @@ def main() -> None:
         for share in SHARES:
             rate = round(share * top, 2)
             directory = out / f"{path.stem}-{rate:g}"
-            study = breakeven.bench(
-                str(path),
-                breakeven.Traffic(rate=f"{rate:g}", prompt=PROMPT, output=OUTPUT, duration=f"{asked.seconds}s"),
-                options=breakeven.LoadOptions(out=directory, engine=asked.engine, slots=policy.max_sequences),
-            )
+            if (directory / "result.json").exists():
+                study = breakeven.recompute(directory)
+            else:
+                study = breakeven.bench(
+                    str(path),
+                    breakeven.Traffic(rate=f"{rate:g}", prompt=PROMPT, output=OUTPUT, duration=f"{asked.seconds}s"),
+                    options=breakeven.LoadOptions(out=directory, engine=asked.engine, slots=policy.max_sequences),
+                )
+            assert isinstance(study, LoadStudy)
             schedule = load_schedule(next(directory.glob("schedule-*.jsonl")))
             simulated = simulate_schedules(model, [schedule], policy=policy, over_time=False).points[0]
             rows += compared(f"{path.stem} {rate:g}/s", study.points[0], simulated)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from breakeven.decide.answer.assumptions import assumptions_of
 from breakeven.decide.answer.draws import Floats
 from breakeven.decide.answer.evaluate import Evaluated, evaluate
 from breakeven.decide.answer.mixes import Mix, Part, best_mix
-from breakeven.decide.answer.regions import Handover, handovers_of, regions_of, winner_at
+from breakeven.decide.answer.regions import Handover, Standing, handovers_of, regions_of, standing_at
 from breakeven.decide.answer.results import Reasons, needed, result_of, scores_of, why_not
 from breakeven.decide.answer.words import verdict_of
 from breakeven.decide.answer.worlds import Worlds, worlds_of
@@ -37,6 +38,7 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
     Raises UserError for candidates that cannot be resolved. The same plan gives the same decision.
     """
     trace = read_study_trace(plan.trace) if plan.trace is not None else None
+    plan = _in_requests(plan)
     found = []
     for candidate in plan.candidates:
         on_phase("simulating", candidate.name)
@@ -49,20 +51,21 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
     regions: list[Region] = []
     flips: list[Flip] = []
     maps, measurements = [], []
-    winner, sure = None, 0.0
+    here = Standing(None, 0.0)
     if able:
         worlds = worlds_of([c for e in able if (c := e.contender())], rates, plan.seed)
         regions, handovers = regions_of(worlds), handovers_of(worlds)
-        index, sure = winner_at(worlds, plan.load_per_s)
-        # The winner is the cheapest: if even that one cannot be had at this load, or is beyond the budget, nobody can.
-        winner = worlds.names[index] if index >= 0 and not ruled[worlds.names[index]].now else None
+        here = standing_at(worlds, plan.load_per_s)
+        if here.winner is not None and ruled[here.winner].now:
+            # The winner is the cheapest: if even that one is beyond the budget at this load, nobody is within it.
+            here = Standing(None, here.sure)
         flips = find.load_flips(handovers)
         for what, ask in (("context", along_context), ("precision", along_precision)):
             on_phase("mapping", f"load and {what}")
             more, drawn = ask(plan, able, trace)
             flips += more
             maps += [drawn] if drawn is not None else []
-        flips += _other_flips(plan, able, worlds, winner, handovers)
+        flips += _other_flips(plan, able, worlds, here, handovers)
         on_phase("looking for", "what would narrow the answer")
         measurements = _measurements(plan, able, rates)
     results = [result_of(e, ruled[e.plan.name].all, scores[e.plan.name], rates, plan) for e in found]
@@ -70,7 +73,7 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
         version=__version__,
         name=plan.name,
         question=plan.question,
-        verdict=verdict_of(results, regions, flips, mix, winner, sure, plan.load_per_s, needed(found, ruled)),
+        verdict=verdict_of(results, flips, mix, here, plan.load_per_s, needed(found, ruled)),
         load_per_s=plan.load_per_s,
         workload=plan.workload,
         slo=plan.slo,
@@ -83,6 +86,19 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
         next_measurements=measurements,
         assumptions=assumptions_of(plan, trace, found),
         seed=plan.seed,
+    )
+
+
+def _in_requests(plan: StudyPlan) -> StudyPlan:
+    """The plan with its loads in requests: as asked they count conversations, of which every turn is a request."""
+    turns = plan.workload.turns if plan.trace is None else 1
+    if turns == 1:
+        return plan
+    return replace(
+        plan,
+        load_per_s=plan.load_per_s * turns,
+        low_per_s=plan.low_per_s * turns,
+        high_per_s=plan.high_per_s * turns,
     )
 
 
@@ -116,7 +132,7 @@ def _may_serve(only: Sequence[str], floor: float | None, name: str, scores: Mapp
 
 
 def _other_flips(
-    plan: StudyPlan, able: Sequence[Evaluated], worlds: Worlds, winner: str | None, handovers: Sequence[Handover]
+    plan: StudyPlan, able: Sequence[Evaluated], worlds: Worlds, here: Standing, handovers: Sequence[Handover]
 ) -> list[Flip]:
     """Batch, price and growth."""
     found: list[Flip | None] = []
@@ -130,10 +146,8 @@ def _other_flips(
     if dense is not None and moe is not None and dense.model and moe.model and dense.doubt and moe.doubt:
         context = round(dense.traffic.prompt_tokens + dense.traffic.output_tokens / 2)
         found.append(find.batch_flip(dense, moe, context, plan.seed))
-    if winner is not None:
-        other = next((n for n in order if n != winner), None)
-        if other is not None and np.isfinite(worlds.usd_per_hour_CDR[worlds.names.index(other), 0, cost_at]):
-            found.append(find.price_flip(worlds, winner, other, cost_at))
+    if here.winner is not None and here.runner_up is not None and here.margin is not None:
+        found.append(find.price_flip(here.winner, here.runner_up, here.margin))
     found.append(find.growth_flip(handovers, plan.load_per_s, plan.growth_per_year))
     return [flip for flip in found if flip is not None]
 

@@ -19,6 +19,8 @@ from breakeven.measure.traces import TraceRows
 from breakeven.spec.decision import DecisionMap, Flip
 from breakeven.spec.prediction import Span
 
+SAME_LENGTH = 0.01
+"""Contexts closer than this to the study's own are its own."""
 FORMATS = {"vllm": ("BF16", "FP8", "INT4"), "llama.cpp": ("Q8_0", "Q6_K", "Q4_K_M")}
 """Formats of the precision map where the study names none, from wide to narrow."""
 
@@ -44,7 +46,8 @@ def along_context(
 
     here = asked(1.0)
     for context in contexts:
-        found = anchored(able, here, asked(max(context - output, 1.0) / prompt))
+        factor = max(context - output, 1.0) / prompt
+        found = anchored(able, here, asked(factor) if abs(factor - 1.0) > SAME_LENGTH else here)
         if worlds := _worlds(able, found, rates, plan.seed):
             rows.append((float(context), worlds))
     return _flips_and_map("context", plan, able, rows)

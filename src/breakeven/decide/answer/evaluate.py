@@ -78,7 +78,7 @@ class Evaluated:
         """True where its weights and one request's keys and values have room; an API always fits."""
         return self.needed_bytes is None or self.available_bytes is None or self.needed_bytes <= self.available_bytes
 
-    def contender(self, solved_share: float = 1.0) -> Contender | None:
+    def contender(self) -> Contender | None:
         """As the verdict sees it; None when it has no price or serves nothing."""
         if self.pricing is None or (not isinstance(self.pricing, Api) and self.capacity is None):
             return None
@@ -92,7 +92,6 @@ class Evaluated:
             latency=self.latency,
             power=self.power,
             max_replicas=self.plan.max_replicas,
-            solved_share=solved_share,
         )
 
 
@@ -151,7 +150,9 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         return found
     policy = policy_of(plan, model, found.typical_tokens)
     found = replace(found, policy=policy)
-    capacity = capacity_of(model, policy, workload, study.slo, study.good_share, trace)
+    capacity = capacity_of(
+        model, policy, workload, study.slo, study.good_share, trace, requests=study.workload.requests
+    )
     if plan.measured is not None:
         seen = read_measured(plan.measured)
         told = capacity_measured(seen, plan.model, study.good_share)
@@ -165,7 +166,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         return replace(found, capacity=capacity)
     mine = study.load_per_s / max(1, math.ceil(study.load_per_s / capacity.value))
     rates = sorted({*(share * capacity.value for share in LATENCY_LOADS), mine})
-    delays = latency_points(model, policy, workload, study.slo, rates, trace)
+    delays = latency_points(model, policy, workload, study.slo, rates, trace, requests=study.workload.requests)
     return replace(found, capacity=capacity, latency=delays)
 
 

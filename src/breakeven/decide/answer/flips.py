@@ -132,21 +132,20 @@ def precision_flips(formats: Sequence[str], worlds: Sequence[Worlds], kinds: Map
     ]
 
 
-def price_flip(worlds: Worlds, winner: str, runner_up: str, at: int) -> Flip | None:
-    """How much dearer the winner may become before the runner-up takes its place; None when they cost the same."""
-    mine, other = (worlds.usd_per_hour_CDR[worlds.names.index(name), :, at] for name in (winner, runner_up))
-    both = np.isfinite(mine) & np.isfinite(other)
-    low, middle, high = np.quantile(other[both] / mine[both], [0.025, 0.5, 0.975]).tolist() if both.any() else (1, 1, 1)
-    ratio = Span(value=middle, low=low, high=high)
-    if ratio.value <= 1.0 + COST_TIE:
+def price_flip(winner: str, runner_up: str, margin: Span) -> Flip | None:
+    """How much dearer the winner may become before the runner-up takes its place; None when they cost the same.
+
+    `margin`: cost of the runner-up over the winner's.
+    """
+    if margin.value <= 1.0 + COST_TIE:
         return None
     return Flip(
         quantity="price",
         from_=winner,
         to=runner_up,
-        at=ratio,
+        at=margin,
         unit="times its price",
-        meaning=f"{runner_up} would cost less if {winner}'s price were {ratio.value:.3g} times what it is",
+        meaning=f"{runner_up} would cost less if {winner}'s price were {margin.value:.3g} times what it is",
     )
 
 

@@ -99,6 +99,36 @@ def handovers_of(worlds: Worlds) -> list[Handover]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the contenders stand at one load. `winner` None: nobody can serve it.
+
+    `sure`: share of the worlds in which the winner wins. `margin`: cost of the runner-up over the winner's, as
+    predicted, with its band. `same`: they cost the same and answer as fast.
+    """
+
+    winner: str | None
+    sure: float
+    runner_up: str | None = None
+    margin: Span | None = None
+    same: bool = False
+
+
+def standing_at(worlds: Worlds, rate_per_s: float) -> Standing:
+    """Who wins at the load nearest to `rate_per_s`, and by how much."""
+    at = int(np.abs(np.log(worlds.rates_R / rate_per_s)).argmin())
+    index, sure = winner_at(worlds, rate_per_s)
+    if index < 0:
+        return Standing(None, sure)
+    name, margin = _runner_up(worlds, index, at)
+    same = _no_difference(worlds, index, name, margin, at)
+    if name is not None and margin is not None:
+        value = float(worlds.usd_per_hour_CDR[worlds.names.index(name), 0, at] / worlds.usd_per_hour_CDR[index, 0, at])
+        if np.isfinite(value):
+            margin = Span(value=value, low=min(margin.low, value), high=max(margin.high, value))
+    return Standing(worlds.names[index], sure, name, margin, same)
+
+
 def winner_at(worlds: Worlds, rate_per_s: float) -> tuple[int, float]:
     """Index of the winner at the load nearest to `rate_per_s` (-1: nobody) and the share of worlds it wins in."""
     at = int(np.abs(np.log(worlds.rates_R / rate_per_s)).argmin())

@@ -53,6 +53,8 @@ def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore) -> Reasons
     ever = ruled_out(plan, found.plan, lasting)
     if found.capacity is not None and found.capacity.value <= 0:
         ever.append(_too_slow(plan.slo, found))
+    if found.plan.is_api and found.latency and found.latency[0].good_share.value <= 0:
+        ever.append("misses the SLO: its provider's own speed is slower than what is asked for")
     if found.pricing is None:
         ever.append("has no price: give usd_per_hour, a purchase, or a price per token")
     if ever:

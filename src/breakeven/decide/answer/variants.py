@@ -8,7 +8,7 @@ import numpy as np
 from breakeven.measure.traces import TraceRows
 from breakeven.spec.workload import Arrivals, Length, Workload
 
-FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Prompt lengths looked at, over the study's own."""
 
 

@@ -5,35 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from breakeven.decide.answer.mixes import Mix
+from breakeven.decide.answer.regions import Standing
 from breakeven.decide.answer.texts import rate_text, span_text, usd_text
-from breakeven.spec.decision import CandidateResult, Flip, Outcome, Region, Verdict
+from breakeven.decide.answer.worlds import COST_TIE
+from breakeven.spec.decision import CandidateResult, Flip, Outcome, Verdict
+from breakeven.spec.prediction import Span
 
 PROBABLE = 0.9
 
 
 def verdict_of(
     candidates: Sequence[CandidateResult],
-    regions: Sequence[Region],
     flips: Sequence[Flip],
     mix: Mix | None,
-    winner: str | None,
-    sure: float,
+    here: Standing,
     load_per_s: float,
     needed: Sequence[str],
 ) -> Verdict:
-    """The answer. `winner` None: nobody can serve this, and `needed` says what it would take."""
+    """The answer. No winner `here`: nobody can serve this, and `needed` says what it would take."""
     by_name = {c.name: c for c in candidates}
     kinds = {c.name: c.kind for c in candidates}
     if mix is not None:
         return _both(mix, kinds)
-    if winner is None:
+    if here.winner is None:
         sentence = "None of these candidates can serve this workload."
         return Verdict(outcome="none", winner=None, sentence=sentence, because=list(needed))
+    winner, sure = here.winner, here.sure
     best = by_name[winner]
-    here = next((r for r in regions if r.low_per_s <= load_per_s < (r.high_per_s or float("inf"))), None)
     because = [_capacity(best, load_per_s)]
-    if here is not None and here.runner_up is not None and here.margin is not None:
-        because.append(_margin(here))
+    if here.runner_up is not None and here.margin is not None:
+        because.append(_margin(here.runner_up, here.margin))
     if sure < PROBABLE:
         because.append(
             f"Not certain: it wins in {sure:.0%} of the cases that the predictions' errors leave open; measure as said "
@@ -42,7 +43,7 @@ def verdict_of(
     because += [flip.meaning[0].upper() + flip.meaning[1:] + "." for flip in flips if flip.quantity == "load"][:3]
     ruled = [c for c in candidates if c.ruled_out]
     because += [f"{c.name} is ruled out: {c.ruled_out[0]}" for c in ruled]
-    if here is not None and here.winner is None and here.runner_up is not None:
+    if here.same:
         both = f"{winner} and {here.runner_up}"
         sentence = f"No difference worth your time at {rate_text(load_per_s)}: {both} cost the same and answer as fast."
         return Verdict(outcome="no_difference", winner=None, sentence=sentence, because=because)
@@ -86,9 +87,7 @@ def _capacity(best: CandidateResult, load_per_s: float) -> str:
     return f"{carries}{replicas}{used}."
 
 
-def _margin(region: Region) -> str:
-    margin = region.margin
-    assert margin is not None
-    if abs(margin.value - 1.0) < 0.01:
-        return f"{region.runner_up} costs the same here, and answers slower."
-    return f"The next best, {region.runner_up}, costs {span_text(margin)} times as much."
+def _margin(runner_up: str, margin: Span) -> str:
+    if abs(margin.value - 1.0) < COST_TIE:
+        return f"{runner_up} costs the same here, and answers slower."
+    return f"The next best, {runner_up}, costs {span_text(margin)} times as much."

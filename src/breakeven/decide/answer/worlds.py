@@ -42,8 +42,6 @@ class Contender:
     latency: Sequence[LatencyPoint]
     power: Power | None = None
     max_replicas: int | None = None
-    solved_share: float = 1.0
-    """Share of tasks it solves, when cost is compared per solved task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ def worlds_of(contenders: Sequence[Contender], rates_R: Floats, seed: int) -> Wo
             contender.pricing, rates_R[None, :], capacity_D1, contender.traffic, contender.power, contender.max_replicas
         )
         hourly_DR = np.broadcast_to(hourly, replicas_DR.shape)
-        costs.append(hourly_DR / contender.solved_share)
+        costs.append(hourly_DR)
         speeds.append(_e2e_s(contender, rates_R[None, :] / replicas_DR, factor_D))
     usd_per_hour_CDR, e2e_s_CDR = np.stack(costs), np.stack(speeds)
     best_DR = winners(usd_per_hour_CDR, e2e_s_CDR)

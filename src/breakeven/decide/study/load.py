@@ -20,8 +20,6 @@ from breakeven.errors import UserError
 from breakeven.spec.cost import Api, Own, Pricing, Rented
 from breakeven.spec.workload import Arrivals, Slo, Workload
 
-DEFAULT_REQUESTS = 2000
-"""Requests simulated at one load: enough for a 99th percentile (662 are the least) with room for its spread."""
 RANGE = 30.0
 """Flips are looked for from a thirtieth of the load to thirty times of it, and further where growth leads further."""
 GROWTH_YEARS = 3
@@ -73,7 +71,7 @@ def plan_of(form: StudyForm, path: Path, where: str) -> StudyPlan:
             arrivals=arrivals,
             prompt=load.prompt,
             output=load.output,
-            requests=load.requests or (None if trace is not None else DEFAULT_REQUESTS),
+            requests=load.requests,
             turns=load.turns,
             turn_think_s=load.think,
             sharing=load.turns > 1 or trace is not None,
