@@ -34,8 +34,8 @@ from breakeven.spec.prediction import Span
 from breakeven.spec.resolve import resolve_spec
 from breakeven.spec.workload import Workload
 
-QUICK_REQUESTS, QUICK_PRECISION = 400, 0.05
-"""For maps: a third of the requests, and a coarser search."""
+QUICK_REQUESTS, QUICK_PRECISION = 300, 0.08
+"""For maps: a quarter of the requests, and a coarser search."""
 SLOTS_BESIDE_HOST = 4
 """Sequences whose keys and values keep their place on a device that leaves weights to the host."""
 LATENCY_LOADS = (0.2, 0.5, 0.8, 1.0)
