@@ -99,6 +99,34 @@ def test_an_api_costs_nothing_when_nobody_asks(tmp_path: Path) -> None:
     assert result.regions[0].winner == "hosted"
 
 
+def test_an_api_slower_than_the_service_level_is_ruled_out(tmp_path: Path) -> None:
+    slow = HOSTED.replace("ttft: 0.3s", "ttft: 9s")
+    result = decide(read_study(study(tmp_path, HEAD + "candidates:" + slow)))
+    assert result.verdict.outcome == "none"
+    assert "its provider's own speed" in result.verdict.because[0]
+
+
+def test_every_turn_of_a_conversation_is_a_request(tmp_path: Path) -> None:
+    once = decide(read_study(study(tmp_path, HEAD + "candidates:" + HOSTED)))
+    text = HEAD.replace("output: 50,", "output: 50, turns: 3, think: 1s,")
+    thrice = decide(read_study(study(tmp_path, text + "candidates:" + HOSTED)))
+    assert thrice.load_per_s == pytest.approx(3 * once.load_per_s)
+    bills = [next(p for p in d.candidates[0].cost if p.rate_per_s == d.load_per_s) for d in (once, thrice)]
+    # Three requests instead of one, the later ones with the turns before them in their prompts.
+    assert bills[1].usd_per_hour.value > 3 * bills[0].usd_per_hour.value
+    assert bills[1].usd_per_conversation is not None
+    assert bills[1].usd_per_conversation.value == pytest.approx(3 * bills[1].usd_per_request.value)
+
+
+def test_the_map_agrees_with_the_verdict_where_they_meet(pair: Decision) -> None:
+    drawn = next(m for m in pair.maps if m.y == "precision")
+    here = [cell for cell in drawn.cells if cell.y == "Q4_K_M"]
+    for region in pair.regions:
+        inside = [c for c in here if region.low_per_s * 1.3 < c.x < (region.high_per_s or 1e9) / 1.3]
+        if region.certain and region.winner is not None:
+            assert {cell.winner for cell in inside} <= {region.winner}
+
+
 def test_beyond_the_budget_nobody_wins(tmp_path: Path) -> None:
     result = decide(read_study(study(tmp_path, HEAD + "budget_usd_per_month: 5\n" + PAIR)))
     assert result.verdict.outcome == "none"

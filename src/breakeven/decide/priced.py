@@ -20,7 +20,8 @@ SAMPLE = 4000
 def priced_traffic(workload: Workload, trace: TraceRows | None = None, cached_share: float = 0.0) -> PricedTraffic:
     """Mean tokens of a request, earlier turns of its conversation included, and requests of a conversation."""
     requests = unit_requests(workload, trace, SAMPLE)
-    turns = len(requests) / max(1, int(np.sum(requests.heads)))
+    # A draw may end inside a conversation; only a trace has to be counted.
+    turns = workload.turns if trace is None else len(requests) / max(1, int(np.sum(requests.heads)))
     return PricedTraffic(
         prompt_tokens=float(np.mean(requests.prompt_tokens_N)),
         output_tokens=float(np.mean(requests.output_tokens_N)),
