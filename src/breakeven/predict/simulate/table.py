@@ -52,9 +52,10 @@ class StepTable:
 
     def decode_s(self, d: int, c: float) -> float:
         """A step of `d` sequences of mean context `c` tokens."""
-        i, share = _place(self._c, c)
-        row = self._decode[d]
-        return row[i] + share * (row[i + 1] - row[i])
+        # As `_place` does, without a call: this is the innermost line of a simulation.
+        grid, row = self._c, self._decode[d]
+        i = bisect_right(grid, c, 1, self._n_c - 1) - 1
+        return row[i] + (c - grid[i]) / (grid[i + 1] - grid[i]) * (row[i + 1] - row[i])
 
     def mixed_s(self, d: int, c: float, p: int, q: float) -> float:
         """A step of `d` decoding sequences and `p` >= 1 prompt tokens that attend to `q` tokens each on average."""
@@ -93,7 +94,7 @@ def table_of(model: StepModel, sequences: int, tokens: int, context: int) -> Ste
 
 def _place(grid: list[float], x: float) -> tuple[int, float]:
     """The interval of the grid that `x` lies in, the first or last one beyond its ends, and where in it."""
-    i = min(max(bisect_right(grid, x) - 1, 0), len(grid) - 2)
+    i = bisect_right(grid, x, 1, len(grid) - 1) - 1
     return i, (x - grid[i]) / (grid[i + 1] - grid[i])
 
 
