@@ -55,7 +55,8 @@ class StepTable:
         # As `_place` does, without a call: this is the innermost line of a simulation.
         grid, row = self._c, self._decode[d]
         i = bisect_right(grid, c, 1, self._n_c - 1) - 1
-        return row[i] + (c - grid[i]) / (grid[i + 1] - grid[i]) * (row[i + 1] - row[i])
+        share: float = (c - grid[i]) / (grid[i + 1] - grid[i])
+        return row[i] + share * (row[i + 1] - row[i])
 
     def mixed_s(self, d: int, c: float, p: int, q: float) -> float:
         """A step of `d` decoding sequences and `p` >= 1 prompt tokens that attend to `q` tokens each on average."""
