@@ -115,10 +115,11 @@ def test_servers_of_known_speed_come_out_at_their_known_ratio(tmp_path: Path) ->
         if pair.metric == "itl_s":
             assert pair.ratio.low is not None
             assert pair.ratio.high is not None
-            assert 1.6 < pair.ratio.value < 2.1
+            # Twice, less what a busy machine adds to every sleep of both servers.
+            assert 1.4 < pair.ratio.value < 2.1
             assert pair.winner == second
         if pair.metric == "decode_tokens_per_s":
-            assert 1.6 < 1 / pair.ratio.value < 2.1
+            assert 1.4 < 1 / pair.ratio.value < 2.1
     assert result.verdict.winner == second
     assert all(m.peak_rss_bytes is None and m.file_bytes is None and m.load_s is None for m in result.models)
     assert first != second

@@ -13,6 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from breakeven.decide.serving import unit_requests
 from breakeven.decide.study import form
 from breakeven.decide.study.init import QUESTIONS, init_study, interview, study_text
 from breakeven.decide.study.load import read_study
@@ -231,7 +232,7 @@ def test_examples_read_draw_and_say_what_they_assume(path: Path) -> None:
     plan = read_study(path)
     assert plan.name == path.stem
     trace = read_trace(plan.trace) if plan.trace else None
-    assert len(draw(plan.workload, trace).due_ns_N) >= 1000
+    assert len(unit_requests(plan.workload, trace, 1000)) >= 1000
     text = path.read_text(encoding="utf-8")
     assert "# Assumed:" in text
     assert "# Prices:" in text
