@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from breakeven.predict.model import StepModel, step_model
 from breakeven.predict.simulate import Policy, Requests
+from breakeven.predict.simulate.run import table_for
 from breakeven.spec.profile import Constants, Error, Origin, Profile
 from breakeven.spec.resolve import resolve_spec
 
@@ -51,6 +52,7 @@ def naive_simulation(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """First and last token of every request on one replica without limits on memory: one step after another."""
     n = len(requests)
+    table = table_for(requests, model, policy)  # how near it is to the model has a test of its own
     prompt, output = requests.prompt_tokens_N.tolist(), requests.output_tokens_N.tolist()
     arrival = [a + policy.front_s for a in requests.arrival_s_N.tolist()]
     first, end = np.full(n, np.nan), np.full(n, np.nan)
@@ -86,7 +88,7 @@ def naive_simulation(
             left, d = left - k, 0
             if not left:
                 break
-        clock += sum(float(model.step_s(d, context, k, span)) for d, k in passes)
+        clock += sum(table.mixed_s(d, context, k, span) if k else table.decode_s(d, context) for d, k in passes)
         for i in decoding:
             given[i] += 1
         for i, k in plan:
