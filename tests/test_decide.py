@@ -125,6 +125,7 @@ def test_the_map_agrees_with_the_verdict_where_they_meet(pair: Decision) -> None
         inside = [c for c in here if region.low_per_s * 1.3 < c.x < (region.high_per_s or 1e9) / 1.3]
         if region.certain and region.winner is not None:
             assert {cell.winner for cell in inside} <= {region.winner}
+    assert any(r.certain and (r.high_per_s or 20.0) > 4 * r.low_per_s for r in pair.regions)  # some cells were held
 
 
 def test_beyond_the_budget_nobody_wins(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from breakeven.decide.answer.worlds import COST_TIE, Contender, worlds_of
 from breakeven.spec.decision import NextMeasurement
 from breakeven.spec.prediction import Span
 
-CALIBRATED = 0.12
-"""Half-width of a calibrated machine's predictions (docs/accuracy.md)."""
-MEASURED = 0.03
-"""Half-width of a capacity measured on the machine itself (docs/benchmarks.md)."""
+CALIBRATED = 0.22
+"""Half-width of a calibrated machine's predictions: nine in ten unseen steps were nearer (docs/calibrate.md)."""
+MEASURED = 0.05
+"""Half-width of a capacity measured on the machine itself: a judgement, for runs on a quiet one."""
 MOST = 3
 LEAST_GAIN = 1.02
 """A measurement that narrows high / low by less than this factor is not worth naming."""
