@@ -1,0 +1,1 @@
+"""Routing policies, each one file with a page in docs/policies."""

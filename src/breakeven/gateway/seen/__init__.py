@@ -1,0 +1,1 @@
+"""What was seen: the decision log, metrics, usage, and the state that the live page shows."""

@@ -1,0 +1,1 @@
+"""The running gateway: a supervisor, workers that forward requests, and one process that watches and steers."""

@@ -1,0 +1,1 @@
+"""What the gateway's processes know together: one block of memory, one writer a cell."""

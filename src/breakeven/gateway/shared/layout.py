@@ -1,0 +1,132 @@
+"""Which numbers the gateway's processes share, and where each stands: grids of rows and named columns.
+
+A cell has one writer, so nothing is locked: a worker writes its own rows, the watching process those without a worker,
+and readers add rows up. Sums over workers are exact once nobody writes, and at most a request behind before.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+TIME_BOUNDS_S = (
+    0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0,
+)  # fmt: skip
+"""Upper bounds of the histograms of TTFT; TPOT's are a tenth of them."""
+RATIO_BOUNDS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+"""Upper bounds of the histograms of actual / predicted."""
+TIME_BUCKETS, RATIO_BUCKETS = len(TIME_BOUNDS_S) + 1, len(RATIO_BOUNDS) + 1
+
+
+class Load(IntEnum):
+    """By worker and backend, int64: what goes up and down. All are 0 when nothing is under way."""
+
+    IN_FLIGHT = 0
+    DECODING = 1
+    AHEAD_TOKENS = 2
+    CONTEXT_TOKENS = 3
+    QUEUED = 4
+    WANTED = 5
+    """Requests that wait for this local engine to be loaded."""
+    BREAKER = 6
+    """0 closed, 1 half open, 2 open."""
+
+
+class Count(IntEnum):
+    """By worker and backend, int64: what only goes up. Histograms follow after the last one."""
+
+    REQUESTS = 0
+    OK = 1
+    CLIENT_ERRORS = 2
+    SERVER_ERRORS = 3
+    TROUBLES = 4
+    CUT = 5
+    CANCELLED = 6
+    RETRIED = 7
+    HEDGED = 8
+    HEDGE_WON = 9
+    EXPLORED = 10
+    SHED = 11
+    PROMPT_TOKENS = 12
+    CACHED_TOKENS = 13
+    OUTPUT_TOKENS = 14
+    NANO_USD = 15
+    NANO_USD_ELSEWHERE = 16
+    GOOD = 17
+    JUDGED = 18
+    BREAKER_OPENED = 19
+    TTFT_NS = 20
+    TPOT_NS = 21
+    TTFT_COUNT = 22
+    TPOT_COUNT = 23
+    NO_FINISH = 24
+
+
+TTFT_HISTOGRAM = len(Count)
+TPOT_HISTOGRAM = TTFT_HISTOGRAM + TIME_BUCKETS
+TTFT_RATIO_HISTOGRAM = TPOT_HISTOGRAM + TIME_BUCKETS
+TPOT_RATIO_HISTOGRAM = TTFT_RATIO_HISTOGRAM + RATIO_BUCKETS
+COUNT_COLUMNS = TPOT_RATIO_HISTOGRAM + RATIO_BUCKETS
+
+
+class Usage(IntEnum):
+    """By worker and key, and by worker and public model, int64."""
+
+    REQUESTS = 0
+    PROMPT_TOKENS = 1
+    OUTPUT_TOKENS = 2
+    NANO_USD = 3
+    REFUSED = 4
+    STREAMS = 5
+
+
+class Known(IntEnum):
+    """By backend, float64: what the watching process knows of it, and what workers learn together."""
+
+    POLLED_S = 0
+    """Monotonic time of the last look at its own numbers; 0: never."""
+    RUNNING = 1
+    WAITING = 2
+    KV_SHARE = 3
+    OURS_AT_POLL = 4
+    UP = 5
+    """1: it answers; 0: it does not; -1: nobody has asked."""
+    STATE = 6
+    """`State` of a local engine; always READY behind a URL."""
+    PROGRESS = 7
+    LOAD_S = 8
+    """Seconds until it would be ready, were it asked for now."""
+    PORT = 9
+    TTFT_LOG = 10
+    """Learned correction: natural logarithm of the factor."""
+    TPOT_LOG = 11
+    BYTES_PER_TOKEN = 12
+    OUTPUT_TOKENS = 13
+    """Mean answer, for what is not known beforehand."""
+    TTFT_WIDTH = 14
+
+
+class State(IntEnum):
+    """Of a local engine."""
+
+    READY = 0
+    UNLOADED = 1
+    LOADING = 2
+    DRAINING = 3
+    FAILED = 4
+
+
+class Global(IntEnum):
+    """One row, float64."""
+
+    GENERATION = 0
+    STARTED_S = 1
+    """Unix time."""
+    DRAINING = 2
+    RECONCILED_S = 3
+
+
+class Share(IntEnum):
+    """By experiment, float64, written by the watching process."""
+
+    SHARE = 0
+    STOPPED = 1

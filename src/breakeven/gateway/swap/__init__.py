@@ -1,0 +1,1 @@
+"""Local engines come and go by demand within a memory budget."""
