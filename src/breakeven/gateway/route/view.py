@@ -14,7 +14,7 @@ import msgspec
 class Ask(msgspec.Struct, kw_only=True):
     """One request, as far as routing needs it. `output_tokens` is what is expected, `most_output` what is allowed.
 
-    `ttft_s`, `tpot_s`, `usd`: what is asked for (by the request's header, else its key, else the policy); None: nothing.
+    `ttft_s`, `tpot_s`, `usd`: what is asked for by the request's header, else its key, else the policy; None: nothing.
     `session`: a number that is equal for requests of one conversation or user, 0 when unknown. `context_tokens`: prompt
     and the longest answer together.
     """

@@ -1,4 +1,4 @@
-"""The state of a running gateway at one moment: what the live page shows and `/admin/state` answers. Fields are only added."""
+"""A running gateway at one moment: what the live page shows and `/admin/state` answers. Fields are only added."""
 
 from __future__ import annotations
 

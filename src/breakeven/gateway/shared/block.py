@@ -1,4 +1,4 @@
-"""One block of memory that the gateway's processes share by inheriting it: no name, no file, gone with the last of them.
+"""One block of memory that the gateway's processes inherit: no name, no file, gone with the last of them.
 
 Rows of a `Grid` belong to workers (0 is for what dead workers counted) and entities: backends, keys, models. Aligned
 words of 8 bytes are read and written whole, so a reader never sees half a number.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from breakeven.errors import UserError
 from breakeven.gateway.shared.layout import COUNT_COLUMNS, Global, Known, Load, Share, Usage
@@ -34,10 +35,10 @@ class Grid:
 
     __slots__ = ("cells", "columns", "entities", "workers")
 
-    def __init__(self, cells: memoryview, workers: int, entities: int, columns: int) -> None:
+    def __init__(self, cells: Any, workers: int, entities: int, columns: int) -> None:
         self.cells, self.workers, self.entities, self.columns = cells, workers, entities, columns
 
-    def mine(self, worker: int) -> memoryview:
+    def mine(self, worker: int) -> Any:
         """All cells of one worker: entity e's column c is `[e * columns + c]`."""
         size = self.entities * self.columns
         return self.cells[worker * size : (worker + 1) * size]
@@ -96,7 +97,9 @@ class Block:
         at = 0
         for name, (kind, workers, entities, columns) in grids.items():
             size = workers * entities * columns * WORD
-            made[name] = Grid(whole[at : at + size].cast(kind), workers, entities, columns)
+            part = whole[at : at + size]
+            cells: Any = part.cast("q") if kind == "q" else part.cast("d")
+            made[name] = Grid(cells, workers, entities, columns)
             at += size
         self.load = made["load"]
         self.count = made["count"]
