@@ -19,6 +19,7 @@ from breakeven.decide.study.init import QUESTIONS, init_study, interview, study_
 from breakeven.decide.study.load import read_study
 from breakeven.decide.study.trace import read_study_trace
 from breakeven.decide.study.values import parse_bytes, parse_rate
+from breakeven.decide.study.yaml_file import forms_in
 from breakeven.errors import UserError
 from breakeven.measure.schedule.draw import draw
 from breakeven.measure.traces import read_trace
@@ -297,7 +298,7 @@ def test_a_wrong_answer_is_explained_and_asked_again(tmp_path: Path) -> None:
 
 def test_every_key_is_explained() -> None:
     page = (ROOT / "docs/decide.md").read_text(encoding="utf-8")
-    keys = {key for shape in (form.StudyForm, *form._FORMS.values()) for key in shape.model_fields}
+    keys = {key for shape in forms_in(form.StudyForm) for key in shape.model_fields}
     assert {key for key in keys if not re.search(rf"\b{key}\b", page)} == set()
 
 

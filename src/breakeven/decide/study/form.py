@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from breakeven.decide.study.values import (
     SLO_WORDS,
@@ -31,15 +28,14 @@ from breakeven.decide.study.values import (
     TokenLength,
     Usd,
 )
+from breakeven.decide.study.yaml_file import STRICT, complaint, read_mapping
 from breakeven.errors import UserError
 
 DOCS = "docs/decide.md lists the keys"
-MOST_BYTES = 1_000_000
-"""A study is typed by hand; a larger file is something else."""
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, populate_by_name=False)
+    model_config = STRICT
 
 
 class LoadForm(_Part):
@@ -255,39 +251,14 @@ class StudyForm(_Part):
     seed: Count = 0
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key written twice, of which the usual loader keeps the last without a word."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-    seen: set[str] = set()
-    for key_node, _ in node.value:
-        key = str(key_node.value)
-        if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is written twice", key_node.start_mark)
-        seen.add(key)
-    loader.flatten_mapping(node)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
 def read_form(path: Path) -> StudyForm:
     """The checked contents of `path`; raises UserError naming file, key, what was found and what would be right."""
-    try:
-        if path.is_file() and path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path}: is {path.stat().st_size / 1e6:.0f} MB; give a study file, not a trace")
-        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "is not UTF-8 text"
-        raise UserError(
-            f"{path}: cannot be read ({why}); give a study, or write one with breakeven decide --init"
-        ) from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds {_shown(found)}, it must hold keys such as `load:` and `candidates:`; {DOCS}")
+    found = read_mapping(
+        path,
+        too_large="give a study file, not a trace",
+        give="give a study, or write one with breakeven decide --init",
+        keys=f"keys such as `load:` and `candidates:`; {DOCS}",
+    )
     return checked(str(path), found)
 
 
@@ -296,25 +267,7 @@ def checked(where: str, found: dict[Any, Any]) -> StudyForm:
     try:
         return StudyForm.model_validate(found)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first(error)}") from error
-
-
-def _first(error: ValidationError) -> str:
-    """The first complaint, as one line; a wrong key gets the nearest right one."""
-    details = error.errors(include_url=False)
-    # A key that is missing is often there, misspelt.
-    detail = next((each for each in details if each["type"] == "extra_forbidden"), details[0])
-    parts = [str(part) for part in detail["loc"]]
-    key = ".".join(parts)
-    if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(parts[-1], _keys_beside(parts), n=1)
-        return f"{key}: no such key{f', did you mean {near[0]}?' if near else ''}; {DOCS}"
-    if detail["type"] == "missing":
-        return f"{key}: missing; {_MISSING.get(parts[-1], 'add it')}; {DOCS}"
-    right = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    if isinstance(detail["input"], dict | list) and detail["input"]:
-        return f"{key}: it must give {right}" if key else f"it must give {right}"
-    return f"{key}: found {_shown(detail['input'])}, it must be {right}"
+        raise UserError(f"{where}: {complaint(error, StudyForm, DOCS, _MISSING)}") from error
 
 
 _MISSING = {
@@ -322,34 +275,3 @@ _MISSING = {
     "slo": "say what is fast enough, such as ttft: 2s and tpot: 100ms; for batch work e2e: 8h",
     "candidates": "list what could serve it, each with a model and a machine or an API price",
 }
-
-
-def _keys_beside(parts: list[str]) -> list[str]:
-    """Keys that would have been right where `parts[-1]` stands."""
-    form: Any = StudyForm
-    for part in parts[:-1]:
-        if not part.isdecimal():
-            form = _FORMS.get(part, form)
-    return [*form.model_fields]
-
-
-_FORMS: dict[str, type[BaseModel]] = {
-    "load": LoadForm,
-    "slo": SloForm,
-    "parts": PartForm,
-    "constraints": ConstraintsForm,
-    "quality": QualityForm,
-    "fine_tuning": FineTuningForm,
-    "candidates": CandidateForm,
-    "price": PriceForm,
-    "own": OwnForm,
-    "rented": RentedForm,
-    "api": ApiForm,
-    "policy": PolicyForm,
-    "speed": ApiSpeedForm,
-}
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

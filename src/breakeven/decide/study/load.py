@@ -61,7 +61,7 @@ def plan_of(form: StudyForm, path: Path, where: str) -> StudyPlan:
             f"{where}: quality.scores: missing for {missing[0]!r}; your own scores must cover every candidate"
         )
     for i, name in enumerate(form.formats):
-        _format(f"{where}: formats.{i}", name)
+        check_format(f"{where}: formats.{i}", name)
     return StudyPlan(
         name=form.name or path.stem,
         question=form.question or "Which of these should serve this traffic?",
@@ -122,7 +122,7 @@ def _arrivals(where: str, load: LoadForm, directory: Path) -> tuple[Path | None,
         return None, Arrivals(process=shape.process, rate_per_s=rate, cv=shape.cv), rate
     from breakeven.decide.study.trace import read_study_trace
 
-    path = _existing(f"{where}: load.trace", directory, load.trace)
+    path = existing(f"{where}: load.trace", directory, load.trace)
     rows = read_study_trace(path)
     if len(rows) < 2 or rows.span_s <= 0:
         raise UserError(f"{where}: load.trace: {path.name} holds {len(rows)} requests at one time; give at least two")
@@ -146,11 +146,11 @@ def _range(where: str, load: LoadForm, load_per_s: float) -> tuple[float, float]
 
 def _candidate(where: str, i: int, form: CandidateForm, directory: Path, converses: bool) -> CandidatePlan:
     place = f"{where}: candidates.{i}"
-    model = None if form.model is None else _model(f"{place}.model", form.model, directory)
-    machine = None if form.machine is None else _machine(f"{place}.machine", form.machine, directory)
+    model = None if form.model is None else model_named(f"{place}.model", form.model, directory)
+    machine = None if form.machine is None else machine_named(f"{place}.machine", form.machine, directory)
     if form.format is not None:
-        _format(f"{place}.format", form.format)
-    pricing = None if form.price is None else _pricing(form.price)
+        check_format(f"{place}.format", form.format)
+    pricing = None if form.price is None else pricing_of(form.price)
     location: Location = form.location or ("cloud" if isinstance(pricing, Api | Rented) else "on-premise")
     if isinstance(pricing, Api) and location != "cloud":
         raise UserError(f"{place}.location: found {location!r}, it must be cloud: a hosted model runs elsewhere")
@@ -165,7 +165,7 @@ def _candidate(where: str, i: int, form: CandidateForm, directory: Path, convers
         format=form.format,
         location=location,
         pricing=pricing,
-        measured=None if form.measured is None else _existing(f"{place}.measured", directory, form.measured),
+        measured=None if form.measured is None else existing(f"{place}.measured", directory, form.measured),
         licence=form.licence,
         memory_bytes=form.memory,
         host_memory_bytes=form.host_memory,
@@ -184,7 +184,8 @@ def _candidate(where: str, i: int, form: CandidateForm, directory: Path, convers
     )
 
 
-def _pricing(form: PriceForm) -> Pricing:
+def pricing_of(form: PriceForm) -> Pricing:
+    """The price that a file gives."""
     if form.own is not None:
         return Own(
             usd=form.own.usd,
@@ -206,10 +207,10 @@ def _pricing(form: PriceForm) -> Pricing:
     )
 
 
-def _model(place: str, text: str, directory: Path) -> str:
-    """A path made absolute, a hub id as it is, a catalogue name checked."""
+def model_named(place: str, text: str, directory: Path) -> str:
+    """A path made absolute, a hub id as it is, a catalogue name checked. Raises UserError that begins with `place`."""
     if Path(text).suffix in _PATHS:
-        return str(_existing(place, directory, text))
+        return str(existing(place, directory, text))
     if "/" not in text:
         from breakeven.spec.catalogue import find
 
@@ -217,18 +218,20 @@ def _model(place: str, text: str, directory: Path) -> str:
     return text
 
 
-def _machine(place: str, text: str, directory: Path) -> str:
+def machine_named(place: str, text: str, directory: Path) -> str:
+    """A path made absolute, "this" as it is, a chip's name checked. Raises UserError that begins with `place`."""
     if text == "this":
         return text
     if Path(text).suffix in _PATHS:
-        return str(_existing(place, directory, text))
+        return str(existing(place, directory, text))
     from breakeven.spec.chips import chip_named
 
     _ask(place, lambda: chip_named(text))
     return text
 
 
-def _format(place: str, text: str) -> None:
+def check_format(place: str, text: str) -> None:
+    """Raises UserError that begins with `place` where no weight format is called so."""
     from breakeven.spec.formats import format_named
 
     _ask(place, lambda: format_named(text))
@@ -242,10 +245,11 @@ def _ask(place: str, look_up: Callable[[], object]) -> None:
         raise UserError(f"{place}: {error}") from error
 
 
-def _existing(place: str, directory: Path, text: str) -> Path:
+def existing(place: str, directory: Path, text: str) -> Path:
+    """A path made absolute. Raises UserError that begins with `place` where nothing is there."""
     path = directory / Path(text).expanduser()
     if not path.exists():
-        raise UserError(f"{place}: found {text!r}, which does not exist; paths count from the study's directory")
+        raise UserError(f"{place}: found {text!r}, which does not exist; paths count from the file's directory")
     return path.resolve()
 
 

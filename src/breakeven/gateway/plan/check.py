@@ -1,0 +1,192 @@
+"""What must agree inside a plan, wherever it came from: a file, a decision, a command line, a reload.
+
+A gateway never starts half configured: the first thing that is wrong is told, with its key and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit
+
+from breakeven.errors import UserError
+from breakeven.gateway.plan.model import BackendPlan, ExperimentPlan, GatewayPlan, PolicyPlan
+
+POLICY_NAMES = ("breakeven", "fastest", "cheapest", "spill", "weighted", "edge-first")
+"""Routing policies that a plan may name; `gateway.route.policies.POLICIES` holds them."""
+NEEDS_FIRST = ("spill", "edge-first")
+METADATA_HOSTS = ("169.254.169.254", "fd00:ec2::254", "100.100.100.200")
+"""Addresses at which clouds hand out the credentials of a machine."""
+
+
+def check_plan(plan: GatewayPlan, where: str, environ: Mapping[str, str] = os.environ) -> GatewayPlan:
+    """`plan` itself. Raises UserError that begins with `where` and the key for whatever does not agree."""
+    if not plan.backends:
+        raise UserError(f"{where}: backends: found none; list at least one")
+    _unique(where, "backends", "name", [each.name for each in plan.backends])
+    _unique(where, "policies", "model", [each.model for each in plan.policies])
+    _unique(where, "experiments", "name", [each.name for each in plan.experiments])
+    for i, backend in enumerate(plan.backends):
+        _check_backend(f"{where}: backends.{i}", backend, environ)
+    backends = {each.name: each for each in plan.backends}
+    for i, policy in enumerate(plan.policies):
+        _check_policy(f"{where}: policies.{i}", policy, backends)
+    for i, experiment in enumerate(plan.experiments):
+        _check_experiment(f"{where}: experiments.{i}", experiment, plan)
+    _check_exposure(where, plan, environ)
+    if plan.redis is not None:
+        _variable(f"{where}: redis.url_env", plan.redis.url_env, environ, "the address of Redis")
+    return plan
+
+
+def check_reload(old: GatewayPlan, new: GatewayPlan, where: str) -> GatewayPlan:
+    """`new`, where it may take the place of `old` without a restart. Raises UserError otherwise.
+
+    Sockets and processes stay, so their settings must; and authentication never gets weaker while clients talk.
+    """
+    if old.keys is not None and new.keys is None:
+        raise UserError(f"{where}: keys: missing, but keys are asked for now; restart to run without them")
+    fixed = (
+        ("host", old.host, new.host),
+        ("port", old.port, new.port),
+        ("workers", old.workers, new.workers),
+        ("admin.host", old.admin_host, new.admin_host),
+        ("admin.port", old.admin_port, new.admin_port),
+        ("admin.secret_env", old.admin_secret_env, new.admin_secret_env),
+    )
+    for key, was, found in fixed:
+        if was != found:
+            raise UserError(f"{where}: {key}: found {found!r}, it is {was!r} now and changes only with a restart")
+    return new
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener at `host`."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_backend(place: str, plan: BackendPlan, environ: Mapping[str, str]) -> None:
+    if (plan.url is None) == (plan.local is None):
+        raise UserError(f"{place}.url: missing; give a URL that ends in /v1, or a model to start here as `local:`")
+    if plan.api_key_env is not None:
+        _variable(f"{place}.api_key_env", plan.api_key_env, environ, f"the key of {plan.name}")
+    if plan.url is not None and not plan.allow_link_local and _is_link_local(plan.url):
+        raise UserError(
+            f"{place}.url: found {plan.url!r}, an address that machines keep for themselves; set allow_link_local: "
+            "true if it is meant"
+        )
+    if plan.machine == "this":
+        from breakeven.predict.profiles import profile_named
+
+        try:
+            profile_named(plan.machine, plan.engine, plan.devices, plan.format)
+        except UserError as error:
+            raise UserError(
+                f"{place}.machine: {error}; or leave machine out, and speed is learned as it runs"
+            ) from None
+
+
+def _check_policy(place: str, plan: PolicyPlan, backends: Mapping[str, BackendPlan]) -> None:
+    if plan.model in backends and plan.backends != (plan.model,):
+        raise UserError(
+            f"{place}.model: found {plan.model!r}, which is a backend's name and reaches it alone; choose another"
+        )
+    if plan.policy not in POLICY_NAMES:
+        raise UserError(f"{place}.policy: found {plan.policy!r}, it must be one of {', '.join(POLICY_NAMES)}")
+    _unique(place, "", "backends", list(plan.backends))
+    _known(f"{place}.backends", plan.backends, backends)
+    _known(f"{place}.weights", plan.weights, plan.backends)
+    if plan.policy == "weighted" and not sum(plan.weights.values()) > 0:
+        raise UserError(f"{place}.weights: missing; give each backend its share, such as {{{plan.backends[0]}: 1}}")
+    if plan.first is not None:
+        _known(f"{place}.first", [plan.first], plan.backends)
+    elif plan.policy in NEEDS_FIRST:
+        raise UserError(f"{place}.first: missing; {plan.policy} fills one backend first: {', '.join(plan.backends)}")
+    if plan.hedge is not None:
+        _known(f"{place}.hedge.backends", plan.hedge.backends, plan.backends)
+    floor = plan.quality_floor
+    if floor is not None and not any((backends[name].quality or 0.0) >= floor for name in plan.backends):
+        raise UserError(
+            f"{place}.quality_floor: found {floor:g}, which no backend's quality reaches; give backends a quality, or "
+            "lower it"
+        )
+
+
+def _check_experiment(place: str, plan: ExperimentPlan, gateway: GatewayPlan) -> None:
+    policy = next((each for each in gateway.policies if each.model == plan.model), None)
+    if policy is None:
+        _known(f"{place}.model", [plan.model], [each.model for each in gateway.policies])
+        return
+    _known(f"{place}.control", [plan.control], policy.backends)
+    # A shadow's answers reach nobody, so any backend will do.
+    allowed = [each.name for each in gateway.backends] if plan.kind == "shadow" else policy.backends
+    _known(f"{place}.treatment", [plan.treatment], allowed)
+    if plan.control == plan.treatment:
+        raise UserError(f"{place}.treatment: found {plan.treatment!r}, which is the control; name another backend")
+    if list(plan.steps) != sorted(set(plan.steps)) or (plan.steps and plan.steps[0] <= 0):
+        raise UserError(f"{place}.steps: found {list(plan.steps)}, they must rise from above 0, such as 1%, 5%, 25%")
+    if plan.least > plan.most:
+        raise UserError(f"{place}.least: found {plan.least}, it must be at most {plan.most}, which is `most`")
+
+
+def _check_exposure(where: str, plan: GatewayPlan, environ: Mapping[str, str]) -> None:
+    if plan.keys is None and not is_loopback(plan.host):
+        raise UserError(
+            f"{where}: host: found {plan.host!r}, which others can reach, and no keys; add `keys: keys.json` (made by "
+            "breakeven keys create), or use 127.0.0.1"
+        )
+    if plan.keys is not None and not plan.keys.is_file():
+        raise UserError(
+            f"{where}: keys: found {str(plan.keys)!r}, which does not exist; breakeven keys create makes it"
+        )
+    if plan.admin_port is None:
+        return
+    if not is_loopback(plan.admin_host) and not environ.get(plan.admin_secret_env):
+        raise UserError(
+            f"{where}: admin.host: found {plan.admin_host!r}, which others can reach, and no secret; set the "
+            f"environment variable {plan.admin_secret_env}, or use 127.0.0.1"
+        )
+    if plan.admin_port == plan.port != 0 and plan.admin_host == plan.host:
+        raise UserError(f"{where}: admin.port: found {plan.admin_port}, which clients use; choose another")
+
+
+def _is_link_local(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return any(each.is_link_local or str(each) in METADATA_HOSTS for each in (address, mapped) if each is not None)
+
+
+def _variable(place: str, name: str, environ: Mapping[str, str], what: str) -> None:
+    value = environ.get(name, "")
+    if not value:
+        raise UserError(f"{place}: the environment variable {name} is not set; it must hold {what}")
+    if not value.isprintable() or not value.isascii():
+        raise UserError(f"{place}: the environment variable {name} holds line breaks or letters no header can carry")
+
+
+def _unique(where: str, table: str, key: str, names: list[str]) -> None:
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            place = f"{where}: {table}.{i}.{key}" if table else f"{where}.{key}.{i}"
+            raise UserError(f"{place}: found {name!r} a second time; each stands once")
+
+
+def _known(place: str, found: Iterable[str], names: Iterable[str]) -> None:
+    there = list(names)
+    for name in found:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, n=1)
+            hint = f"did you mean {near[0]}? There are" if near else "it must be one of"
+            listed = ", ".join(there[:12]) + (f" and {len(there) - 12} more" if len(there) > 12 else "")
+            raise UserError(f"{place}: found {name!r}, {hint} {listed}")
