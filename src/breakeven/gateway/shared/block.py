@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from breakeven.errors import UserError
-from breakeven.gateway.shared.layout import COUNT_COLUMNS, Global, Known, Load, Share, Usage
+from breakeven.gateway.shared.layout import COUNT_COLUMNS, WINDOW_COLUMNS, Global, Known, Load, Share, Usage
 
 WORD = 8
 
@@ -55,7 +55,8 @@ class Grid:
     def total(self, entity: int, column: int) -> float:
         """Over all workers."""
         step = self.entities * self.columns
-        return sum(self.cells[entity * self.columns + column :: step])
+        value: float = sum(self.cells[entity * self.columns + column :: step])
+        return value
 
     def totals(self, entity: int) -> list[float]:
         """Every column over all workers."""
@@ -83,7 +84,7 @@ class Block:
             "count": ("q", w, b, COUNT_COLUMNS),
             "key_usage": ("q", w, shape.keys, len(Usage)),
             "model_usage": ("q", w, shape.models, len(Usage)),
-            "windows": ("q", w, shape.keys * shape.windows, 3),
+            "windows": ("q", w + 1, shape.keys * shape.windows, WINDOW_COLUMNS),
             "worker": ("q", w, 1, 4),
             "known": ("d", 1, b, len(Known)),
             "share": ("d", 1, shape.experiments, len(Share)),
@@ -106,7 +107,7 @@ class Block:
         self.key_usage = made["key_usage"]
         self.model_usage = made["model_usage"]
         self.windows = made["windows"]
-        """Entity `key * shape.windows + limit`; three columns that `keys.windows` keeps."""
+        """Entity `key * shape.windows + limit`; columns as in `Window`. One row more than workers: other machines'."""
         self.worker = made["worker"]
         """By worker: process id, log lines dropped, connections, requests under way."""
         self.known = made["known"]

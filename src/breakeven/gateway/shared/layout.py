@@ -80,6 +80,20 @@ class Usage(IntEnum):
     STREAMS = 5
 
 
+class Window(IntEnum):
+    """By worker and limit of a key, int64: a ring of what was spent lately; the last row is other machines'."""
+
+    STAMP = 0
+    """Whose limit it counts; 0: nobody's."""
+    LAST = 1
+    """Number of the newest bucket: Unix time over a bucket's width. Bucket n stands at `FIRST + n % WINDOW_RING`."""
+    FIRST = 2
+
+
+WINDOW_RING = 16
+WINDOW_COLUMNS = Window.FIRST + WINDOW_RING
+
+
 class Known(IntEnum):
     """By backend, float64: what the watching process knows of it, and what workers learn together."""
 

@@ -1,0 +1,202 @@
+"""What each key has spent lately, and whether it may spend more: a look at shared memory, nothing leaves the process.
+
+A request is counted when it starts, with the tokens and dollars it is expected to take, and corrected to what it took
+when it ends: a hundred at once cannot each believe that the budget is still free. See `keys.ring` for what a window is.
+
+Other workers' rows are read anew every few milliseconds, and every time once nine tenths of a limit are gone, so that
+together they overstep a limit by at most the requests that start in the same instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from breakeven.gateway.keys.entry import NANO, KeyLimit, What, limit_text
+from breakeven.gateway.keys.ring import OwnRow, put_row, row_buckets, row_sum, width_s
+from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.layout import WINDOW_COLUMNS, WINDOW_RING, Usage, Window
+
+REFRESH_S = 0.005
+NEAR = 0.9
+_KIND: dict[What, int] = {"requests": 0, "tokens": 1, "usd": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is not taken now. `retry_after_s`: when it would be, were nothing else spent; None: never.
+
+    `used`, in the limit's own unit, is what the window holds without this request.
+    """
+
+    limit: KeyLimit
+    used: int
+    retry_after_s: float | None
+
+    @property
+    def text(self) -> str:
+        """For the client, in one line."""
+        allowed = limit_text(self.limit)
+        if self.retry_after_s is None:
+            return f"this request alone is above the key's limit of {allowed}; ask for less, or for a higher limit"
+        used = f"{self.used / NANO:.4g}" if self.limit.what == "usd" else str(self.used)
+        return f"the key's limit of {allowed} is reached ({used} used); try again in {self.retry_after_s:.0f} s"
+
+
+class _Counted:
+    """One limit of one key in this worker."""
+
+    __slots__ = ("at", "kind", "limit", "others", "others_s", "row")
+
+    def __init__(self, limit: KeyLimit, row: OwnRow, at: tuple[int, ...]) -> None:
+        self.limit, self.row, self.at = limit, row, at
+        self.kind = _KIND[limit.what]
+        self.others = 0
+        self.others_s = -1.0
+
+
+class Spent:
+    """A request that is counted and has not ended. Handed to `Windows.settle` once."""
+
+    __slots__ = ("counted", "nano_usd", "numbers", "tokens")
+
+    def __init__(self, counted: Sequence[_Counted], tokens: int, nano_usd: int) -> None:
+        self.counted, self.tokens, self.nano_usd = counted, tokens, nano_usd
+        self.numbers = [one.row.last for one in counted]
+
+
+class Windows:
+    """One worker's side of all keys' limits. `unix_s` is Unix time; a key's `slot` is its row in `Slots`."""
+
+    __slots__ = ("_block", "_cells", "_keys", "_usage", "_usage_step", "_worker")
+
+    def __init__(self, block: Block, worker: int) -> None:
+        """`worker`: the row that this process writes."""
+        self._block, self._worker = block, worker
+        self._cells: Any = block.windows.cells
+        self._keys: dict[int, tuple[Sequence[KeyLimit], list[_Counted]]] = {}
+        self._usage: Any = block.key_usage.cells
+        self._usage_step = block.key_usage.entities * block.key_usage.columns
+
+    def refused(
+        self, slot: int, limits: Sequence[KeyLimit], unix_s: float, tokens: float = 0.0, usd: float = 0.0
+    ) -> Refusal | None:
+        """The first limit that one more request, expected to take `tokens` and `usd`, would overstep; None: none."""
+        if not limits:
+            return None
+        asked = (1, max(1, int(tokens)), max(1, int(usd * NANO)))
+        for one in self._counted(slot, limits, unix_s):
+            row, most = one.row, one.limit.amount
+            row.advance(unix_s)
+            more = asked[one.kind]
+            if unix_s - one.others_s > REFRESH_S or row.total + one.others + more > NEAR * most:
+                self._look(one, unix_s)
+            used = row.total + one.others
+            if used + more > most:
+                return Refusal(one.limit, used, self._wait_s(one, used + more - most, unix_s))
+        return None
+
+    def spend(
+        self, slot: int, limits: Sequence[KeyLimit], unix_s: float, tokens: float = 0.0, usd: float = 0.0
+    ) -> Spent | None:
+        """Count one request and what it is expected to take; None for a key without limits."""
+        if not limits:
+            return None
+        counted = self._counted(slot, limits, unix_s)
+        amounts = (1, int(tokens), int(usd * NANO))
+        for one in counted:
+            one.row.advance(unix_s)
+            one.row.add(amounts[one.kind])
+        return Spent(counted, amounts[1], amounts[2])
+
+    def settle(
+        self, spent: Spent | None, unix_s: float, tokens: float = 0.0, usd: float = 0.0, *, requests: int = 1
+    ) -> None:
+        """It ended and took this much. `requests` 0: it was never sent, and is not counted at all.
+
+        What it took is counted at its start; where that bucket has gone, only what it took above the estimate counts.
+        """
+        if spent is None:
+            return
+        changes = (requests - 1, int(tokens) - spent.tokens, int(usd * NANO) - spent.nano_usd)
+        for one, n in zip(spent.counted, spent.numbers, strict=True):
+            if change := changes[one.kind]:
+                one.row.advance(unix_s)
+                one.row.correct(n, change)
+        spent.counted, spent.numbers = (), []
+
+    def open_stream(self, slot: int, most: int) -> bool:
+        """Take one of a key's places for answers under way, over all workers; False when all are taken."""
+        at = slot * self._block.key_usage.columns + Usage.STREAMS
+        if sum(self._usage[at :: self._usage_step].tolist()) >= most:
+            return False
+        self._usage[self._worker * self._usage_step + at] += 1
+        return True
+
+    def close_stream(self, slot: int) -> None:
+        """Give it back."""
+        at = slot * self._block.key_usage.columns + Usage.STREAMS
+        self._usage[self._worker * self._usage_step + at] -= 1
+
+    def _counted(self, slot: int, limits: Sequence[KeyLimit], unix_s: float) -> list[_Counted]:
+        found = self._keys.get(slot)
+        if found is not None and found[0] is limits:
+            return found[1]
+        grid, windows = self._block.windows, self._block.shape.windows
+        step = grid.entities * WINDOW_COLUMNS
+        made = []
+        for i, limit in enumerate(limits[:windows]):
+            at = (slot * windows + i) * WINDOW_COLUMNS
+            row = OwnRow(self._cells, at + self._worker * step, limit.stamp, limit.window_s, unix_s)
+            made.append(_Counted(limit, row, tuple(at + w * step for w in range(grid.workers) if w != self._worker)))
+        self._keys[slot] = (limits, made)
+        return made
+
+    def _look(self, one: _Counted, unix_s: float) -> None:
+        cells, stamp, last = self._cells, one.limit.stamp, one.row.last
+        # One read of the stamp leaves most rows out: dead workers' and those of workers this key has not met.
+        one.others = sum(row_sum(cells, at, stamp, last) for at in one.at if cells[at] == stamp)
+        one.others_s = unix_s
+
+    def _wait_s(self, one: _Counted, over: int, unix_s: float) -> float | None:
+        """Seconds until buckets with at least `over` in them have gone."""
+        window_s, last = one.limit.window_s, one.row.last
+        step = self._block.windows.entities * WINDOW_COLUMNS
+        mine = one.at[0] % step + self._worker * step
+        by_number: dict[int, int] = {}
+        for at in (mine, *one.at):
+            for n, amount in row_buckets(self._cells, at, one.limit.stamp, last).items():
+                by_number[n] = by_number.get(n, 0) + amount
+        for n in sorted(by_number):
+            over -= by_number[n]
+            if over <= 0:
+                return max(0.001, (n + WINDOW_RING) * width_s(window_s) - unix_s)
+        return None
+
+
+def retire(block: Block, worker: int) -> None:
+    """Keep what a dead worker's keys spent (in row 0) and free their streams. Call it before `Block.retire`.
+
+    Only the supervisor may, since row 0 is its own.
+    """
+    grid = block.windows
+    cells = grid.cells
+    step = grid.entities * WINDOW_COLUMNS
+    for kept in range(0, step, WINDOW_COLUMNS):
+        at = worker * step + kept
+        stamp = cells[at + Window.STAMP]
+        if stamp == 0:
+            continue
+        last = int(cells[at + Window.LAST])
+        buckets = row_buckets(cells, at, stamp, last)
+        if cells[kept + Window.STAMP] == stamp:
+            last = max(last, int(cells[kept + Window.LAST]))
+            for n, amount in row_buckets(cells, kept, stamp, last).items():
+                buckets[n] = buckets.get(n, 0) + amount
+        # Taken out first: for an instant it is missing rather than there twice, which would refuse somebody.
+        cells[at + Window.STAMP] = 0
+        put_row(cells, kept, stamp, last, buckets)
+    usage = block.key_usage.mine(worker)
+    for at in range(Usage.STREAMS, len(usage), block.key_usage.columns):
+        usage[at] = 0
