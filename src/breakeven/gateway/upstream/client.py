@@ -24,7 +24,7 @@ from breakeven.version import __version__
 __all__ = ["Exchange", "GetError", "Upstream"]
 
 _SWEEP_S = 1.0
-"""Longest time between two looks at who is late. Shorter where a time limit is: a tenth of it, at least `_SWEEP_MIN_S`."""
+"""Longest time between two looks at who is late. Shorter for short limits: a tenth, at least `_SWEEP_MIN_S`."""
 _SWEEP_MIN_S = 0.02
 _REST_S = 60.0
 """A connection that rested this long is closed: most servers close theirs sooner."""

@@ -11,7 +11,7 @@ from breakeven.errors import UserError
 
 
 def parts_of(base_url: str) -> tuple[SplitResult, int]:
-    """An address and its port. Raises UserError for what is no address of a backend; the text never holds a password."""
+    """An address and its port. Raises UserError for what is no address of a backend; its text holds no password."""
     try:
         parts = urlsplit(base_url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
