@@ -1,0 +1,75 @@
+"""The sockets that workers accept on: one each, on one port, the kernel spreads connections over them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+
+from breakeven.errors import UserError
+
+BACKLOG = 4096
+
+
+def open_sockets(host: str, port: int, count: int) -> list[socket.socket]:
+    """`count` listening sockets on `host` (name, IPv4 or IPv6 address) and `port` (0: any free one), not blocking.
+
+    Raises UserError when the host is none of this machine's or the port is taken, also by another gateway.
+    """
+    family, address = _resolve(host, port)
+    opened: list[socket.socket] = []
+    try:
+        # With SO_REUSEPORT two gateways of one user could share a port unnoticed; a bind without it finds the other.
+        # A free port is chosen by it as well, and given up just before it is taken again.
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            _bind(probe, address, shared=False)
+            address = (address[0], probe.getsockname()[1], *address[2:])
+        for _ in range(count):
+            one = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            opened.append(one)
+            _bind(one, address, shared=True)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted connections inherit it
+            one.listen(BACKLOG)
+            one.setblocking(False)
+    except OSError as error:
+        for one in opened:
+            one.close()
+        raise UserError(_advice(error, host, port)) from error
+    return opened
+
+
+def _resolve(host: str, port: int) -> tuple[int, tuple[str | int | bytes, ...]]:
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not 0 <= port <= 65535:
+        raise UserError(f"port {port}: a port is a number from 0 (any free one) to 65535")
+    try:
+        found = socket.getaddrinfo(bare or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"cannot listen on '{host}': the name has no address here; "
+            "use 127.0.0.1 for this machine alone, or 0.0.0.0 for all its networks"
+        ) from error
+    # A name with both families, localhost say, is served on IPv4: clients try it in every case.
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    family, _, _, _, address = found[0]
+    return family, (str(address[0]), *address[1:])
+
+
+def _bind(one: socket.socket, address: tuple[str | int | bytes, ...], *, shared: bool) -> None:
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if one.family == socket.AF_INET6:
+        with contextlib.suppress(OSError):
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    one.bind(address)
+
+
+def _advice(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is taken: stop what listens there, or choose another port"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"cannot listen on '{host}': it is no address of this machine; use 127.0.0.1, 0.0.0.0 or one of its own"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"port {port} is for the system's administrator alone; choose one above 1023"
+    return f"cannot listen on {host} port {port}: {error.strerror or error}"
