@@ -1,0 +1,213 @@
+"""The admin listener: the live page, its data, metrics, health. Its own port, its own secret, nothing that changes.
+
+Who may look. With a secret: whoever sends it as `Authorization: Bearer`, or has the cookie of the login form. Without
+one: callers from this machine that name it by a loopback name, which keeps out pages of other origins whose name was
+pointed at this machine (DNS rebinding). `/health` tells nothing and is open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import time
+from collections.abc import Callable
+from urllib.parse import parse_qs
+
+import msgspec
+
+from breakeven.errors import UserError
+from breakeven.gateway.edge.types import Handler, Headers, Request, Responder
+from breakeven.gateway.live.page import login_page, page_policy, whole_page
+from breakeven.gateway.seen.metrics import CONTENT_TYPE
+from breakeven.gateway.seen.snapshot import SNAPSHOT_SCHEMA, Snapshot
+
+LEAST_SECRET = 8
+"""NIST SP 800-63B asks for 8 characters at least of a secret that a person chose."""
+SESSION_S = 12 * 3600
+COOKIE = "breakeven_admin"
+ROUTES = ("/", "/admin/state", "/admin/experiments", "/metrics", "/health", "/login")
+SAFE: tuple[tuple[bytes, bytes], ...] = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+)
+BARE_POLICY = b"default-src 'none'; frame-ancestors 'none'"
+
+
+def admin_handler(
+    state: Callable[[], Snapshot],
+    metrics: Callable[[], bytes],
+    secret: str | None,
+    *,
+    now_s: Callable[[], float] = time.time,
+) -> Handler:
+    """What answers on the admin port. Raises UserError for a secret that is too short to be one."""
+    if secret is not None and len(secret) < LEAST_SECRET:
+        raise UserError(
+            f"the admin secret has {len(secret)} characters; give it at least {LEAST_SECRET}, "
+            "such as the output of `openssl rand -hex 32`"
+        )
+    return _Admin(state, metrics, secret, now_s).answer
+
+
+class _Admin:
+    """Holds what was made once: pages, their policies, and the digest of the secret."""
+
+    def __init__(
+        self,
+        state: Callable[[], Snapshot],
+        metrics: Callable[[], bytes],
+        secret: str | None,
+        now_s: Callable[[], float],
+    ) -> None:
+        self.state, self.metrics, self.now_s = state, metrics, now_s
+        self.digest = None if secret is None else hashlib.sha256(secret.encode()).digest()
+        self.page = whole_page()
+        self.page_policy = page_policy(self.page)
+
+    def answer(self, request: Request, responder: Responder) -> None:
+        """One request. The path is compared as it came: anything encoded, doubled or absolute is unknown here."""
+        path = request.path
+        if path == "/health":
+            return self._get(request, responder, lambda: (b'{"status":"ok"}', b"application/json", BARE_POLICY))
+        if self.digest is None and not (_from_here(request.peer) and _names_here(request.header(b"host"))):
+            return _error(
+                responder,
+                403,
+                "without an admin secret only this machine may look, by the name 127.0.0.1 or localhost; set the "
+                "variable named by admin_secret_env to open it to others",
+                "forbidden",
+            )
+        if self.digest is not None:
+            if path == "/login":
+                return self._login(request, responder, self.digest)
+            if not self._may(request, self.digest):
+                return self._refuse(request, responder)
+        if path == "/":
+            return self._get(request, responder, lambda: (self.page, b"text/html; charset=utf-8", self.page_policy))
+        if path == "/admin/state":
+            return self._get(request, responder, lambda: _json(msgspec.json.encode(self.state())))
+        if path == "/admin/experiments":
+            return self._get(
+                request,
+                responder,
+                lambda: _json(
+                    msgspec.json.encode({"schema": SNAPSHOT_SCHEMA, "experiments": self.state().experiments})
+                ),
+            )
+        if path == "/metrics":
+            return self._get(request, responder, lambda: (self.metrics(), CONTENT_TYPE, BARE_POLICY))
+        return _error(responder, 404, "no such page; there are " + ", ".join(ROUTES[:-1]), "not_found")
+
+    def _get(self, request: Request, responder: Responder, made: Callable[[], tuple[bytes, bytes, bytes]]) -> None:
+        if request.method not in ("GET", "HEAD"):
+            return _error(responder, 405, "use GET", "method_not_allowed", (b"allow", b"GET, HEAD"))
+        body, kind, policy = made()
+        responder.respond(200, [(b"content-type", kind), (b"content-security-policy", policy), *SAFE], body)
+        return None
+
+    def _may(self, request: Request, digest: bytes) -> bool:
+        """Both ways are compared in constant time."""
+        sent = request.header(b"authorization") or b""
+        scheme, _, value = sent.partition(b" ")
+        if scheme.lower() == b"bearer" and hmac.compare_digest(hashlib.sha256(value.strip()).digest(), digest):
+            return True
+        for part in (request.header(b"cookie") or b"").split(b";"):
+            name, _, value = part.strip().partition(b"=")
+            if name == COOKIE.encode() and _session_holds(value, digest, self.now_s()):
+                return True
+        return False
+
+    def _refuse(self, request: Request, responder: Responder) -> None:
+        if request.path == "/" and request.method in ("GET", "HEAD"):
+            return _login_page(responder, "")
+        return _error(
+            responder,
+            401,
+            "send the admin secret as `Authorization: Bearer SECRET`, or open / and log in",
+            "unauthorized",
+            (b"www-authenticate", b"Bearer"),
+        )
+
+    def _login(self, request: Request, responder: Responder, digest: bytes) -> None:
+        if request.method in ("GET", "HEAD"):
+            return _login_page(responder, "")
+        if request.method != "POST":
+            return _error(responder, 405, "use POST", "method_not_allowed", (b"allow", b"GET, HEAD, POST"))
+        origin = request.header(b"origin")
+        # A form on somebody else's page must not log this browser in.
+        if origin is not None and origin.partition(b"://")[2] != request.header(b"host"):
+            return _error(responder, 403, "log in from this page itself", "forbidden")
+        try:
+            fields = parse_qs(request.body[:4096].decode("ascii"), max_num_fields=4)
+        except ValueError:
+            fields = {}
+        given = (fields.get("secret") or [""])[0]
+        if not hmac.compare_digest(hashlib.sha256(given.encode()).digest(), digest):
+            return _login_page(responder, "That is not the secret.")
+        cookie = f"{COOKIE}={_session(digest, int(self.now_s()) + SESSION_S)}; HttpOnly; SameSite=Strict; Path=/"
+        cookie += f"; Max-Age={SESSION_S}"
+        headers = [(b"location", b"/"), (b"set-cookie", cookie.encode()), *SAFE]
+        return responder.respond(303, headers, b"")
+
+
+def _session(digest: bytes, until_s: int) -> str:
+    """A cookie's value that proves the secret was known and says how long it holds; the secret is not in it."""
+    return f"{until_s}.{hmac.new(digest, str(until_s).encode(), hashlib.sha256).hexdigest()}"
+
+
+def _session_holds(value: bytes, digest: bytes, now_s: float) -> bool:
+    until, _, _ = value.partition(b".")
+    if not until.isdigit() or len(until) > 12:
+        return False
+    return hmac.compare_digest(value, _session(digest, int(until)).encode()) and now_s < int(until)
+
+
+def _names_here(host: bytes | None) -> bool:
+    """Whether a Host header names this machine's loopback; its port does not matter."""
+    name = _without_port((host or b"").decode("latin-1"))
+    return name.lower().rstrip(".") == "localhost" or _is_loopback(name)
+
+
+def _from_here(peer: str) -> bool:
+    return _is_loopback(_without_port(peer))
+
+
+def _without_port(text: str) -> str:
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
+
+
+def _is_loopback(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def _json(body: bytes) -> tuple[bytes, bytes, bytes]:
+    return body, b"application/json", BARE_POLICY
+
+
+def _login_page(responder: Responder, message: str) -> None:
+    body = login_page(message)
+    headers: Headers = [
+        (b"content-type", b"text/html; charset=utf-8"),
+        (b"content-security-policy", page_policy(body)),
+        (b"www-authenticate", b"Bearer"),
+        *SAFE,
+    ]
+    responder.respond(401, headers, body)
+
+
+def _error(responder: Responder, status: int, message: str, kind: str, *more: tuple[bytes, bytes]) -> None:
+    error = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": kind}}
+    headers = [(b"content-type", b"application/json"), (b"content-security-policy", BARE_POLICY), *more, *SAFE]
+    responder.respond(status, headers, msgspec.json.encode(error))

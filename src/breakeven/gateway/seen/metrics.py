@@ -1,0 +1,248 @@
+"""The shared block as a Prometheus page. Every name and label: docs/metrics-gateway.md.
+
+Labels come from the operator's own files (backends, keys, public models, experiments) and from fixed lists, never from
+a request, so their number is bounded by what is configured. Keys are bounded besides: those with the most requests are
+named, the rest are one line, "other".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from breakeven.gateway.plan.model import GatewayPlan
+from breakeven.gateway.seen.rows import Rows
+from breakeven.gateway.shared.block import Block, Grid
+from breakeven.gateway.shared.layout import (
+    RATIO_BOUNDS,
+    RATIO_BUCKETS,
+    TIME_BOUNDS_S,
+    TIME_BUCKETS,
+    TPOT_HISTOGRAM,
+    TPOT_RATIO_HISTOGRAM,
+    TTFT_HISTOGRAM,
+    TTFT_RATIO_HISTOGRAM,
+    Count,
+    Global,
+    Known,
+    Load,
+    Share,
+    State,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+PREFIX = "breakeven_gateway_"
+MOST_KEYS = 200
+"""Keys with a line of their own. Prometheus' own advice is to keep a label below a few hundred values."""
+OTHER = "other"
+TPOT_BOUNDS_S = tuple(bound / 10 for bound in TIME_BOUNDS_S)
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+OUTCOMES = {
+    "ok": Count.OK,
+    "client_error": Count.CLIENT_ERRORS,
+    "server_error": Count.SERVER_ERRORS,
+    "trouble": Count.TROUBLES,
+    "cut": Count.CUT,
+    "cancelled": Count.CANCELLED,
+    "shed": Count.SHED,
+}
+COUNTERS = {
+    "requests": (Count.REQUESTS, "Requests sent to a backend, hedges and second attempts included."),
+    "retries": (Count.RETRIED, "Requests that failed here before the first byte and were sent to another backend."),
+    "hedges": (Count.HEDGED, "Requests asked a second time because this backend was silent for too long."),
+    "hedges_won": (Count.HEDGE_WON, "Second asks that answered first."),
+    "explored": (Count.EXPLORED, "Requests sent here to learn how the backend does."),
+    "breaker_opened": (Count.BREAKER_OPENED, "Times that the breaker opened."),
+    "unfinished_streams": (Count.NO_FINISH, "Streams that ended without a finish reason."),
+    "slo_judged": (Count.JUDGED, "Requests that asked for a TTFT or TPOT."),
+    "slo_good": (Count.GOOD, "Of these, requests that got what they asked for."),
+}
+TOKENS = {"input": Count.PROMPT_TOKENS, "cached_input": Count.CACHED_TOKENS, "output": Count.OUTPUT_TOKENS}
+LOADS = {
+    "in_flight": (Load.IN_FLIGHT, "Requests that the backend works on for this gateway."),
+    "decoding": (Load.DECODING, "Of these, requests whose first byte has come."),
+    "queued": (Load.QUEUED, "Requests that wait at the gateway for a place at the backend."),
+    "waiting_for_load": (Load.WANTED, "Requests that wait for this local engine to be loaded."),
+}
+POLLED = {
+    "engine_running": (Known.RUNNING, "Requests the engine says it works on, other people's included."),
+    "engine_waiting": (Known.WAITING, "Requests the engine says are in its line."),
+    "engine_kv_cache_share": (Known.KV_SHARE, "Share of the engine's memory for keys and values that is in use."),
+}
+
+
+def render(block: Block, plan: GatewayPlan, rows: Rows) -> bytes:
+    """The page in Prometheus' text format. Costs some milliseconds; never called by a worker that serves."""
+    # Imported here: it takes a while, and only the process that is asked for metrics needs it.
+    from prometheus_client import generate_latest
+
+    return generate_latest(_Collector(block, plan, rows))
+
+
+class _Collector:
+    """What `generate_latest` asks for: everything anew each time."""
+
+    def __init__(self, block: Block, plan: GatewayPlan, rows: Rows) -> None:
+        self.block, self.plan, self.rows = block, plan, rows
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._backends()
+        yield from self._usage("key", self.block.key_usage, self.rows.keys)
+        yield from self._usage("model", self.block.model_usage, self.rows.models)
+        yield from self._whole()
+
+    def _backends(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        def counter(name: str, text: str, *labels: str) -> Any:
+            return CounterMetricFamily(PREFIX + name, text, labels=["backend", *labels])
+
+        def gauge(name: str, text: str, *labels: str) -> Any:
+            return GaugeMetricFamily(PREFIX + name, text, labels=["backend", *labels])
+
+        def histogram(name: str, text: str) -> Any:
+            return HistogramMetricFamily(PREFIX + name, text, labels=["backend"])
+
+        info = gauge("backend_info", "1 for every backend that is configured.", "kind", "place", "model")
+        counted = {name: counter(name, text) for name, (_, text) in COUNTERS.items()}
+        loads = {name: gauge(name, text) for name, (_, text) in LOADS.items()}
+        polled = {name: gauge(name, text) for name, (_, text) in POLLED.items()}
+        outcomes = counter("outcomes", "How requests ended.", "outcome")
+        tokens = counter("tokens", "Tokens read and written; cached_input is part of input.", "type")
+        usd = counter("usd", "Dollars, as docs/policies says they are counted.")
+        elsewhere = counter("usd_elsewhere", "What the same requests would have cost at the other architecture.")
+        limit = gauge("limit", "Requests in flight at once that are allowed.")
+        breaker = gauge("breaker", "The worst of the workers' breakers: 0 closed, 1 half open, 2 open.")
+        up = gauge("up", "1: the backend answers; 0: it does not; -1: nobody has asked.")
+        polled_at = gauge("engine_polled_monotonic_seconds", "When its own numbers were last read; 0: never.")
+        state = gauge("engine_state", "1 for the state a local engine is in.", "state")
+        progress = gauge("load_progress", "Share of a local engine's loading that is done.")
+        load_s = gauge("load_seconds", "Seconds until a local engine would be ready, were it asked for now.")
+        factors = {
+            "ttft": gauge("ttft_factor", "Learned correction of predicted TTFT."),
+            "tpot": gauge("tpot_factor", "Learned correction of predicted TPOT."),
+        }
+        ttft = histogram("ttft_seconds", "Time to the first token, from the request's arrival.")
+        tpot = histogram("tpot_seconds", "Time a token after the first.")
+        ttft_ratio = histogram("ttft_actual_over_predicted", "Actual over predicted TTFT; 1 is right.")
+        tpot_ratio = histogram("tpot_actual_over_predicted", "Actual over predicted TPOT; 1 is right.")
+
+        for backend in self.plan.backends:
+            row, name = self.rows.backends[backend.name], [backend.name]
+            total = self.block.count.totals(row)
+            info.add_metric([*name, backend.kind, backend.place, backend.model or ""], 1)
+            for each, (column, _) in COUNTERS.items():
+                counted[each].add_metric(name, total[column])
+            for outcome, column in OUTCOMES.items():
+                outcomes.add_metric([*name, outcome], total[column])
+            for each, column in TOKENS.items():
+                tokens.add_metric([*name, each], total[column])
+            usd.add_metric(name, total[Count.NANO_USD] / 1e9)
+            elsewhere.add_metric(name, total[Count.NANO_USD_ELSEWHERE] / 1e9)
+            for each, (place, _) in LOADS.items():
+                loads[each].add_metric(name, self.block.load.total(row, place))
+            limit.add_metric(name, backend.limit)
+            breaker.add_metric(name, worst_breaker(self.block, row))
+            known = self.block.known
+            up.add_metric(name, known.get(0, row, Known.UP))
+            if known.get(0, row, Known.POLLED_S):
+                polled_at.add_metric(name, known.get(0, row, Known.POLLED_S))
+                for each, (what, _) in POLLED.items():
+                    polled[each].add_metric(name, known.get(0, row, what))
+            if backend.local is not None:
+                now = known.get(0, row, Known.STATE)
+                for one in State:
+                    state.add_metric([*name, one.name.lower()], float(now == one))
+                progress.add_metric(name, known.get(0, row, Known.PROGRESS))
+                load_s.add_metric(name, known.get(0, row, Known.LOAD_S))
+            factors["ttft"].add_metric(name, factor(known.get(0, row, Known.TTFT_LOG)))
+            factors["tpot"].add_metric(name, factor(known.get(0, row, Known.TPOT_LOG)))
+            times = total[TTFT_HISTOGRAM : TTFT_HISTOGRAM + TIME_BUCKETS]
+            ttft.add_metric(name, cumulative(times, TIME_BOUNDS_S), total[Count.TTFT_NS] / 1e9)
+            times = total[TPOT_HISTOGRAM : TPOT_HISTOGRAM + TIME_BUCKETS]
+            tpot.add_metric(name, cumulative(times, TPOT_BOUNDS_S), total[Count.TPOT_NS] / 1e9)
+            for family, at in ((ttft_ratio, TTFT_RATIO_HISTOGRAM), (tpot_ratio, TPOT_RATIO_HISTOGRAM)):
+                buckets = cumulative(total[at : at + RATIO_BUCKETS], RATIO_BOUNDS)
+                # No sum of ratios is kept: their mean says nothing, their buckets do.
+                family.add_metric(name, buckets, None)
+                family.add_sample(family.name + "_count", {"backend": backend.name}, buckets[-1][1])
+        yield from (info, *counted.values(), outcomes, tokens, usd, elsewhere, *loads.values(), limit, breaker, up)
+        yield from (polled_at, *polled.values(), state, progress, load_s, *factors.values())
+        yield from (ttft, tpot, ttft_ratio, tpot_ratio)
+
+    def _usage(self, what: str, grid: Grid, rows: Any) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        labels = [what]
+        requests = CounterMetricFamily(f"{PREFIX}{what}_requests", f"Requests by {what}.", labels=labels)
+        tokens = CounterMetricFamily(f"{PREFIX}{what}_tokens", f"Tokens by {what}.", labels=[*labels, "type"])
+        usd = CounterMetricFamily(f"{PREFIX}{what}_usd", f"Dollars by {what}.", labels=labels)
+        refused = CounterMetricFamily(f"{PREFIX}{what}_refused", f"Requests refused by {what}.", labels=labels)
+        streams = GaugeMetricFamily(f"{PREFIX}{what}_in_flight", f"Requests under way by {what}.", labels=labels)
+        for name, total in bounded({name: grid.totals(row) for name, row in rows.items()}):
+            requests.add_metric([name], total[Usage.REQUESTS])
+            tokens.add_metric([name, "input"], total[Usage.PROMPT_TOKENS])
+            tokens.add_metric([name, "output"], total[Usage.OUTPUT_TOKENS])
+            usd.add_metric([name], total[Usage.NANO_USD] / 1e9)
+            refused.add_metric([name], total[Usage.REFUSED])
+            streams.add_metric([name], total[Usage.STREAMS])
+        yield from (requests, tokens, usd, refused, streams)
+
+    def _whole(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        shares = GaugeMetricFamily(
+            PREFIX + "experiment_share", "The treatment's share of requests now.", labels=["experiment"]
+        )
+        for name, row in self.rows.experiments.items():
+            shares.add_metric([name], self.block.share.get(0, row, Share.SHARE))
+        yield shares
+        whole, worker = self.block.everywhere, self.block.worker
+        yield CounterMetricFamily(
+            PREFIX + "log_dropped", "Lines of the decision log that were not written.", worker.total(0, 1)
+        )
+        for name, text, value in (
+            ("workers", "Worker processes.", workers_of(self.block)),
+            ("connections", "Connections of clients.", worker.total(0, 2)),
+            ("requests_under_way", "Requests of clients under way.", worker.total(0, 3)),
+            ("generation", "Raised by every reload.", whole.get(0, 0, Global.GENERATION)),
+            ("draining", "1 while the gateway ends.", whole.get(0, 0, Global.DRAINING)),
+            ("start_time_seconds", "Unix time of the start.", whole.get(0, 0, Global.STARTED_S)),
+        ):
+            yield GaugeMetricFamily(PREFIX + name, text, value)
+
+
+def factor(log_factor: float) -> float:
+    """exp, for corrections that are kept as logarithms."""
+    from math import exp
+
+    return exp(log_factor)
+
+
+def workers_of(block: Block) -> int:
+    """Worker processes that have said who they are."""
+    return sum(1 for worker in range(1, block.shape.workers) if block.worker.get(worker, 0, 0))
+
+
+def worst_breaker(block: Block, row: int) -> int:
+    """0 closed, 1 half open, 2 open: the highest of the workers'."""
+    return int(max(block.load.get(worker, row, Load.BREAKER) for worker in range(block.shape.workers)))
+
+
+def cumulative(counts: Sequence[float], bounds: Sequence[float]) -> list[tuple[str, float]]:
+    """Prometheus' buckets: what is at most each bound, the last without one."""
+    return list(zip([*(f"{bound:g}" for bound in bounds), "+Inf"], accumulate(counts), strict=True))
+
+
+def bounded(totals: dict[str, list[float]]) -> list[tuple[str, list[float]]]:
+    """By requests, most first; what is past `MOST_KEYS` is summed up in one line."""
+    ranked = sorted(totals.items(), key=lambda item: (-item[1][Usage.REQUESTS], item[0]))
+    head, rest = ranked[:MOST_KEYS], ranked[MOST_KEYS:]
+    if rest:
+        head.append((OTHER, [sum(column) for column in zip(*(total for _, total in rest), strict=True)]))
+    return head
