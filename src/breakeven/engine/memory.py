@@ -27,7 +27,7 @@ def needed_bytes(spec: ModelSpec, format_name: str, context: int, slots: int) ->
 
 def check_memory(sources: Sequence[Source], format_name: str, context: int, slots: int, available_bytes: int) -> None:
     """Raise UserError, with the numbers and the nearest thing that fits, unless all candidates fit side by side."""
-    needs = {s.name: _need(s, format_name, context, slots) for s in sources}
+    needs = {s.name: need_of(s, format_name, context, slots) for s in sources}
     total, room = sum(needs.values()), RESERVE * available_bytes
     if total <= room:
         return
@@ -38,7 +38,8 @@ def check_memory(sources: Sequence[Source], format_name: str, context: int, slot
     )
 
 
-def _need(source: Source, format_name: str, context: int, slots: int) -> int:
+def need_of(source: Source, format_name: str, context: int, slots: int) -> int:
+    """Bytes that one candidate must have: 0 behind a URL; for a file of an unknown family, without its KV cache."""
     if source.url is not None:
         return 0
     if source.path is not None:
@@ -54,11 +55,11 @@ def _advice(sources: Sequence[Source], format_name: str, context: int, slots: in
         FORMATS, key=lambda name: -sum(file_bytes(s.spec, name) for s in sources if s.synthetic and s.spec)
     )
     for name in smaller:
-        total = sum(_need(s, name, context, slots) for s in sources)
+        total = sum(need_of(s, name, context, slots) for s in sources)
         if name != format_name and total <= room:
             return f"--format {name} fits ({total / 1e9:.1f} GB)"
-    largest = max(sources, key=lambda s: _need(s, format_name, context, slots))
-    rest = sum(_need(s, format_name, context, slots) for s in sources if s is not largest)
+    largest = max(sources, key=lambda s: need_of(s, format_name, context, slots))
+    rest = sum(need_of(s, format_name, context, slots) for s in sources if s is not largest)
     moe = largest.spec.is_moe if largest.spec else False
     for name in sorted(names(), key=lambda n: -total_params(lookup(n))):
         spec = lookup(name)

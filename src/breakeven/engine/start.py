@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +72,10 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How a candidate is served: tokens a sequence, sequences at once, the engine's log, its threads, its caches."""
+    """How a candidate is served: tokens a sequence, sequences at once, the engine's log, its threads, its caches.
+
+    `embeddings`: it answers `/v1/embeddings` too. `environment`: all it gets to see; None: what this process has.
+    """
 
     context: int
     slots: int
@@ -80,6 +83,8 @@ class Serving:
     threads: int | None
     wait_policy: WaitPolicy
     share_prefixes: bool
+    embeddings: bool = False
+    environment: Mapping[str, str] | None = None
 
 
 def weights_of(
@@ -114,18 +119,22 @@ def start(
     wait_policy: WaitPolicy = None,
     engine: str = LLAMA_CPP,
     share_prefixes: bool = False,
+    embeddings: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> Running:
     """Start or connect to a candidate; the engine stops when `stack` closes.
 
     `path` is what `weights_of` gave for this `engine`. `wait_policy` "passive" lets the engine's threads sleep at
     barriers, for a machine that has other work. `share_prefixes` keeps the keys and values of earlier prompts; without,
-    every request starts cold. It is for engines that are told when they start; llama.cpp is told in each request.
+    every request starts cold unless it says otherwise. `embeddings` and `environment` as in `Serving`.
     """
     if source.url is not None:
         return Running(source, openai_url.connect(source.url), None, lambda: None)
     assert path is not None
     kind = engine_named(engine)
-    server = kind.server(source, path, Serving(context, slots, log, threads, wait_policy, share_prefixes))
+    server = kind.server(
+        source, path, Serving(context, slots, log, threads, wait_policy, share_prefixes, embeddings, environment)
+    )
     backend = stack.enter_context(server)
     return Running(source, backend, path if path.is_file() else None, lambda: _check(kind.name, server))
 
@@ -158,7 +167,6 @@ def _gguf(source: Source, format_name: str, seed: int, progress: Progress | None
 
 
 def _llama_cpp(source: Source, path: Path, serving: Serving) -> Server:
-    # Whether prefixes are shared is asked of llama.cpp request by request.
     return LlamaCppServer(
         path,
         context=serving.context,
@@ -167,6 +175,9 @@ def _llama_cpp(source: Source, path: Path, serving: Serving) -> Server:
         name=source.name,
         threads=serving.threads,
         wait_policy=serving.wait_policy,
+        prompt_cache=serving.share_prefixes,
+        embeddings=serving.embeddings,
+        environment=serving.environment,
     )
 
 
@@ -190,6 +201,7 @@ def _vllm(source: Source, path: Path, serving: Serving) -> Server:
         wait_policy=serving.wait_policy,
         dtype=dtype,
         prefix_caching=serving.share_prefixes,
+        environment=serving.environment,
         load_format="auto" if real else "dummy",
         # A quarter more, because vLLM hands out its cache in blocks.
         kv_cache_gib=max(1, math.ceil(1.25 * cache_bytes / 2**30)),

@@ -75,12 +75,13 @@ def _start(settings: ServerSettings) -> tuple[Any, ServerReady]:
     params.flash_attn_type = getattr(engine.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
     # What ran must be what was asked: no silent refitting to the memory found free.
     params.fit_params = False
-    # Every request starts cold: nothing of an earlier prompt may be kept, matched or copied aside.
-    params.cache_prompt = False
+    # Unless asked for, every request starts cold: nothing of an earlier prompt is kept, matched or copied aside.
+    params.cache_prompt = settings.prompt_cache
     params.cache_idle_slots = False
     params.cache_ram_mib = 0
     params.n_ctx_checkpoints = 0
     params.endpoint_metrics = True
+    params.embedding = settings.embeddings
     params.ui = False
     params.hostnames = ["127.0.0.1"]
     params.port = 0

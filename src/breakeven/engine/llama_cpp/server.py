@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +36,8 @@ class LlamaCppServer:
 
     Enter it from a thread that outlives it (the main thread): on Linux the child is killed when the thread that
     started it ends. `wait_policy` "passive" lets idle engine threads sleep, which costs a few per cent on a quiet
-    machine and saves the run on a shared one; None leaves the engine's default.
+    machine and saves the run on a shared one; None leaves the engine's default. `environment` is all that the child
+    gets to see; None: what this process has.
 
     Raises UserError for settings that cannot be, EngineError (with the last log lines) when the model does not load.
     """
@@ -55,6 +57,9 @@ class LlamaCppServer:
         repack: bool = True,
         wait_policy: Literal["active", "passive"] | None = None,
         name: str | None = None,
+        prompt_cache: bool = False,
+        embeddings: bool = False,
+        environment: Mapping[str, str] | None = None,
         ready_timeout_s: float = 1800.0,
     ) -> None:
         threads = available_threads() if threads is None else threads
@@ -72,9 +77,12 @@ class LlamaCppServer:
             kv_type=kv_type,
             gpu_layers=gpu_layers,
             repack=repack,
+            prompt_cache=prompt_cache,
+            embeddings=embeddings,
         )
         self.log = log
         self._wait_policy = wait_policy
+        self._environment = environment
         self._ready_timeout_s = ready_timeout_s
         self._child: subprocess.Popen[bytes] | None = None
         self._url: str | None = None
@@ -147,7 +155,7 @@ class LlamaCppServer:
     def _spawn(self, started: float) -> ServerReady:
         """Start the child and wait for its one message."""
         settings = msgspec.structs.replace(self.settings, parent_pid=os.getpid())
-        environment = dict(os.environ)
+        environment = dict(os.environ if self._environment is None else self._environment)
         if self._wait_policy:
             environment["OMP_WAIT_POLICY"] = self._wait_policy.upper()
         read_fd, write_fd = os.pipe()

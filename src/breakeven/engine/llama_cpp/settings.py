@@ -15,7 +15,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `name` is what `/v1/models` calls the model. `context` is in tokens per slot; `slots` is how many sequences decode
     at once. `batch` and `micro_batch` are in tokens. `flash_attention` None lets llama.cpp decide. `gpu_layers` -1
-    offloads every layer.
+    offloads every layer. `prompt_cache` keeps a slot's last prompt for requests that do not say themselves.
+    `embeddings` answers `/v1/embeddings` too, for a larger output buffer.
     """
 
     model: str
@@ -29,6 +30,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     kv_type: KvType = "f16"
     gpu_layers: int = 0
     repack: bool = True
+    prompt_cache: bool = False
+    embeddings: bool = False
     parent_pid: int = 0
 
     def as_strings(self) -> dict[str, str]:
@@ -44,7 +47,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             "kv_type": self.kv_type,
             "gpu_layers": str(self.gpu_layers),
             "repack": "on" if self.repack else "off",
-            "prompt_cache": "off",
+            "prompt_cache": "on" if self.prompt_cache else "off",
         }
 
 

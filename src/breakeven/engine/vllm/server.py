@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +43,8 @@ class VllmServer:
     needs no weights in `model`. `prefix_caching` keeps the keys and values of earlier prompts; off, every request
     starts cold. `kv_cache_gib` is the size of the cache of a CPU build, which takes VLLM_CPU_KVCACHE_SPACE first.
     `threads`: OpenMP threads of a CPU build; None leaves vLLM's own binding, which keeps one core for the API server.
-    `arguments` come after ours and those in BREAKEVEN_VLLM_ARGS after all.
+    `arguments` come after ours and those in BREAKEVEN_VLLM_ARGS after all. `environment` replaces what this process
+    would hand down.
 
     Enter it from a thread that outlives it (the main thread): on Linux vLLM is ended when the thread that started it
     ends. Raises UserError for settings that cannot be or no vLLM, EngineError (with the log's last words that matter)
@@ -65,6 +66,7 @@ class VllmServer:
         wait_policy: Literal["active", "passive"] | None = None,
         name: str | None = None,
         arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
         ready_timeout_s: float = 1800.0,
     ) -> None:
         for what, number in {"context": context, "slots": slots, "kv_cache_gib": kv_cache_gib}.items():
@@ -89,6 +91,7 @@ class VllmServer:
             # The two OpenMP runtimes vLLM may run on ask for different names.
             self.environment |= {"OMP_WAIT_POLICY": wait_policy.upper()}
             self.environment |= {"KMP_BLOCKTIME": "0" if wait_policy == "passive" else "infinite"}
+        self._inherited = environment
         self._slots, self._context = slots, context
         self._ready_timeout_s = ready_timeout_s
         self._keeper: subprocess.Popen[bytes] | None = None
@@ -168,7 +171,7 @@ class VllmServer:
                     stdout=log,
                     stderr=log,
                     pass_fds=(write_fd,),
-                    env={**os.environ, **self.environment},
+                    env={**(os.environ if self._inherited is None else self._inherited), **self.environment},
                     start_new_session=True,  # Ctrl-C is for us to handle; we then stop vLLM
                 )
         except OSError as error:

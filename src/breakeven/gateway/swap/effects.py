@@ -1,0 +1,243 @@
+"""Carry out what the scheduler decides: start, watch and stop real engines, each kept by a thread of its own.
+
+A thread, because starting blocks for as long as a model loads, and because on Linux an engine's process ends with the
+thread that started it: whatever becomes of us, no engine is left behind. No shell is involved, and what an engine gets
+to see of our environment is in `environment.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import psutil
+
+from breakeven.engine.source import parse_source
+from breakeven.engine.start import Running, engine_named, start, weights_of
+from breakeven.errors import BreakevenError, EngineError
+from breakeven.gateway.plan.model import BackendPlan
+from breakeven.gateway.swap.environment import scrubbed
+
+ALIVE_S = 0.25
+"""Between two looks at whether an engine's process is still there."""
+HEALTH_S = 5.0
+"""Between two questions for its health."""
+DEAF = 3
+"""Unanswered questions in a row after which an engine that is there counts as dead; a busy machine misses one."""
+WRITING = 0.5
+"""Share of the progress shown that writing synthetic weights takes, where they have to be written first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """It answers on `port` of loopback, `load_s` seconds after its start, with `bytes` of memory (None: not told)."""
+
+    name: str
+    port: int
+    load_s: float
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """It holds this much memory now."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It did not load, or died; `reason` is one line."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """It has been stopped."""
+
+    name: str
+
+
+Event = Loaded | Measured | Failed | Unloaded
+
+
+class Effects(Protocol):
+    """What the scheduler's decisions do to the world. Every call returns at once; events tell what came of it."""
+
+    def load(self, backend: BackendPlan, threads: int) -> None:
+        """Start this backend's engine; `Loaded` or `Failed` follows."""
+
+    def unload(self, name: str) -> None:
+        """Stop it; `Unloaded` follows."""
+
+    def progress(self, name: str) -> float | None:
+        """Share of its weights written, 0 to 1; None when there is nothing to write."""
+
+    async def close(self, timeout_s: float) -> None:
+        """Stop all; no event follows."""
+
+
+class _StoppedError(Exception):
+    """The engine is not wanted any more."""
+
+
+class _Keeper(threading.Thread):
+    """Starts one engine, watches it, and stops it."""
+
+    def __init__(self, backend: BackendPlan, threads: int, log: Path, tell: Callable[[Event], None]) -> None:
+        # A daemon: should an engine hang while it loads, it must not keep this process from ending, which ends it.
+        super().__init__(name=f"engine {backend.name}", daemon=True)
+        self.backend, self.threads, self.log, self.tell = backend, threads, log, tell
+        self.stop = threading.Event()
+        self.written: float | None = None
+
+    def run(self) -> None:
+        """From start to stop; exactly one `Failed` or `Unloaded` comes last."""
+        name = self.backend.name
+        try:
+            with ExitStack() as stack:
+                self._watch(self._start(stack))
+        except _StoppedError:
+            pass
+        except (BreakevenError, OSError) as error:
+            if not self.stop.is_set():
+                self.tell(Failed(name, str(error)))
+                return
+        except Exception as error:
+            self.tell(Failed(name, f"{type(error).__name__}: {error}"))
+            raise
+        self.tell(Unloaded(name))
+
+    def _start(self, stack: ExitStack) -> Running:
+        plan = self.backend.local
+        assert plan is not None
+        engine = engine_named(plan.engine)
+        source = parse_source(plan.model)
+        path = weights_of(source, plan.format or engine.default_format, 0, self._written, engine=plan.engine)
+        self.written = None
+        self._check_wanted()
+        running = start(
+            stack,
+            replace(source, name=self.backend.served_model or self.backend.name),
+            path,
+            context=plan.context,
+            slots=plan.slots,
+            log=self.log,
+            threads=self.threads,
+            wait_policy="passive",  # its threads sleep at barriers, so that engines beside each other do not spin
+            engine=plan.engine,
+            share_prefixes=True,
+            embeddings="/v1/embeddings" in self.backend.endpoints,
+            environment=scrubbed(os.environ),
+        )
+        self._check_wanted()
+        port = urlsplit(running.backend.url).port
+        if port is None:
+            raise EngineError(f"{self.backend.name} says it listens at {running.backend.url}, which has no port")
+        self.tell(Loaded(self.backend.name, port, running.backend.load_s or 0.0, _held(running)))
+        return running
+
+    def _watch(self, running: Running) -> None:
+        """Until it is told to stop. Raises EngineError when the engine dies."""
+        deaf, asked_s = 0, time.monotonic()
+        while not self.stop.wait(ALIVE_S):
+            if not _lives(running):
+                running.alive()  # says how it ended
+                raise EngineError(f"{self.backend.name} ended")
+            if time.monotonic() - asked_s < HEALTH_S:
+                continue
+            try:
+                running.alive()
+                deaf = 0
+            except EngineError:
+                deaf += 1
+                if deaf >= DEAF:
+                    raise
+            asked_s = time.monotonic()
+            if (held := _held(running)) is not None:
+                self.tell(Measured(self.backend.name, held))
+
+    def _written(self, done: int, total: int) -> None:
+        self._check_wanted()
+        self.written = done / total if total else None
+
+    def _check_wanted(self) -> None:
+        if self.stop.is_set():
+            raise _StoppedError
+
+
+class Engines:
+    """`Effects` on real engines. Made and called on the loop; `on_event` is called there too.
+
+    `logs`: the directory of the engines' own output, a file a backend.
+    """
+
+    def __init__(self, logs: Path, on_event: Callable[[Event], None]) -> None:
+        self._logs, self._on_event = logs, on_event
+        self._loop = asyncio.get_running_loop()
+        self._keepers: dict[str, _Keeper] = {}
+        self._closed = False
+
+    def load(self, backend: BackendPlan, threads: int) -> None:
+        """Start this backend's engine; `Loaded` or `Failed` follows."""
+        keeper = _Keeper(backend, threads, self._logs / f"{_file_name(backend.name)}.log", self._tell)
+        self._keepers[backend.name] = keeper
+        keeper.start()
+
+    def unload(self, name: str) -> None:
+        """Stop it; `Unloaded` follows."""
+        self._keepers[name].stop.set()
+
+    def progress(self, name: str) -> float | None:
+        """Share of its weights written, 0 to 1; None when there is nothing to write."""
+        keeper = self._keepers.get(name)
+        return keeper.written if keeper else None
+
+    async def close(self, timeout_s: float = 20.0) -> None:
+        """Stop all; no event follows. Those that do not stop in time end with this process."""
+        self._closed = True
+        keepers = [keeper for keeper in self._keepers.values() if keeper.is_alive()]
+        for keeper in keepers:
+            keeper.stop.set()
+        ends_s = time.monotonic() + timeout_s
+        for keeper in keepers:
+            await asyncio.to_thread(keeper.join, max(0.0, ends_s - time.monotonic()))
+
+    def _tell(self, event: Event) -> None:
+        """From an engine's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._hear, event)
+
+    def _hear(self, event: Event) -> None:
+        if not self._closed:
+            self._on_event(event)
+
+
+def _lives(running: Running) -> bool:
+    """Its process is there, and is no zombie."""
+    try:
+        return running.backend.pid is not None and psutil.Process(running.backend.pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _held(running: Running) -> int | None:
+    """Bytes that the system cannot take back from it. The mapped weight file it can, and gets them when it must."""
+    memory = running.backend.memory()
+    return memory.anonymous_bytes if memory else None
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).lstrip(".") or "engine"
