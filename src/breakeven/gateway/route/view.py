@@ -74,6 +74,7 @@ class View:
         "load_s",
         "name",
         "open",
+        "peak",
         "place",
         "quality",
         "queued",
@@ -110,6 +111,8 @@ class View:
         self.ttft_factor = self.tpot_factor = 1.0
         self.ttft_width = 0.5
         """Half width of the interval of ln(actual / predicted TTFT): p95 is about ttft * exp(width)."""
+        self.peak = 1.0
+        """How slow it was lately: peak-EWMA of actual / uncorrected predicted TTFT, for the choice among replicas."""
         self.usd_per_input = self.usd_per_output = self.usd_per_s = 0.0
 
 
@@ -163,5 +166,6 @@ REASONS = {
     "experiment": "an experiment's arm",
     "sticky": "the conversation is there",
     "shed": "nobody would serve it in time",
+    "tried_anyway": "every backend that can serve it has failed lately; this one misses least",
     "none": "no backend can serve it",
 }

@@ -1,0 +1,179 @@
+"""From a backend's plan to its speed: the step model that `breakeven predict` would use, evaluated on a grid once.
+
+Run when a gateway starts or reloads, never for a request: it needs numpy and reads profiles and model descriptions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from breakeven.errors import UserError
+from breakeven.gateway.plan.model import BackendPlan
+from breakeven.gateway.route.speed import Cell, Observed, Table
+from breakeven.gateway.route.view import Speed
+from breakeven.predict.model import StepModel, step_model
+from breakeven.predict.profiles import profile_named
+from breakeven.predict.run import default_format
+from breakeven.predict.simulate import Policy, policy_of
+from breakeven.spec.resolve import resolve_spec
+
+Floats = NDArray[np.float64]
+
+FEWEST_CONTEXT, MOST_CONTEXT = 64, 131072
+READ_CONTEXT = 1024.0
+"""Context of those who decode while a prompt is read; look-ups add what another one takes."""
+RATE_TOKENS = 512
+"""Prompt tokens in a step from which to a full one the cost of one more is taken, and the length of such prompts."""
+
+
+def speed_of(backend: BackendPlan) -> Speed:
+    """The speed of any backend: its step model's where it names a machine and a model, else what is said of it.
+
+    Raises UserError for a model, machine or format that is not known.
+    """
+    local = backend.local
+    if backend.machine is not None and (backend.model is not None or local is not None):
+        return table_of(backend)
+    places = backend.slots or (local.slots if local is not None else None)
+    return Observed.of(backend.speed, places)
+
+
+def table_of(backend: BackendPlan) -> Table:
+    """The table of a backend that names its model and machine. Raises UserError where it does not, or for unknown ones.
+
+    A local engine's slots and context are its plan's; others run as many sequences as `slots`, or their engine's usual.
+    """
+    local = backend.local
+    model = backend.model or (local.model if local is not None else None)
+    if model is None or backend.machine is None:
+        raise UserError(
+            f"backend {backend.name}: its speed cannot be predicted without a model and a machine; add "
+            "`model:` and `machine:` (`breakeven models` and `breakeven machines` list them), or `speed:`"
+        )
+    engine = backend.engine or (local.engine if local is not None else None)
+    name = backend.format or (local.format if local is not None else None)
+    slots = local.slots if local is not None else backend.slots
+    try:
+        made = _table(model, backend.machine, engine, name, backend.devices, slots, backend.context)
+    except UserError as error:
+        raise UserError(f"backend {backend.name}: {error}") from error
+    # Each backend has its own answers, so its own usual length.
+    copy = object.__new__(Table)
+    for slot in Table.__slots__:
+        setattr(copy, slot, getattr(made, slot))
+    return copy
+
+
+@lru_cache(maxsize=256)
+def _table(
+    model: str,
+    machine: str,
+    engine: str | None,
+    format_name: str | None,
+    devices: int,
+    slots: int | None,
+    context: int | None,
+) -> Table:
+    profile = profile_named(machine, engine, devices, format_name)
+    steps = step_model(resolve_spec(model), profile, format_name or default_format(profile), devices)
+    policy = policy_of(steps)
+    if slots is not None:
+        policy = replace(policy, max_sequences=slots, max_step_tokens=max(policy.max_step_tokens, slots))
+    return table_from(steps, policy, min(context or MOST_CONTEXT, MOST_CONTEXT))
+
+
+def table_from(model: StepModel, policy: Policy, context: int = MOST_CONTEXT) -> Table:
+    """The table of a step model under an engine's policy, for sequences of up to `context` tokens."""
+    places = policy.max_sequences
+    d_D = _grid(0, max(places, 2), 3)
+    c_C = _grid(FEWEST_CONTEXT, max(context, 2 * FEWEST_CONTEXT), 2)
+    t_T = _grid(1, max(context, 2), 2)
+    decode_DC = _idle(d_D, model.step_s(d_D[:, None], c_C[None, :]))
+    reference_D1 = _idle(d_D, model.step_s(d_D, READ_CONTEXT))[:, None]
+    steps_T = 1.0 + t_T // policy.max_step_tokens
+    extra_DT = np.maximum(read_s(model, policy, d_D, t_T) - steps_T * reference_D1, 0.0)
+    # A longer prompt never takes less, though the last step of a shorter one may have had room to spare.
+    extra_DT = np.maximum.accumulate(extra_DT, axis=1)
+    rate_D = _rate_s(model, policy, d_D)
+    return Table(
+        running=d_D.tolist(),
+        context=c_C.tolist(),
+        prompt=t_T.tolist(),
+        decode=cells(d_D, c_C, decode_DC),
+        extra=cells(d_D, t_T, extra_DT),
+        rate=list(zip(rate_D[:-1].tolist(), (np.diff(rate_D) / np.diff(d_D)).tolist(), strict=True)),
+        places=places,
+        kv_tokens=policy.kv_tokens,
+        step_tokens=policy.max_step_tokens,
+        lag=1.5 if policy.ahead else 0.5,
+        front_s=policy.front_s,
+        width=sqrt(model.error("decode").log_half_width * model.error("prefill").log_half_width),
+    )
+
+
+def _rate_s(model: StepModel, policy: Policy, d_D: Floats) -> Floats:
+    """Seconds that one more prompt token adds to a step that reads prompts already, by sequences decoding in it.
+
+    An engine with passes of `micro_batch` tokens takes another pass for as many more; others lengthen the one they run.
+    """
+    if policy.micro_batch is not None:
+        alone = float(model.step_s(0.0, 0.0, float(policy.micro_batch), policy.micro_batch / 2.0))
+        return np.full(len(d_D), alone / policy.micro_batch)
+    # Up to a full step: few tokens more may hide behind the reading of weights, and a full step's worth does not.
+    fewer, most = float(min(RATE_TOKENS, policy.max_step_tokens // 2)), float(policy.max_step_tokens)
+    took_D = model.step_s(d_D, READ_CONTEXT, most, fewer / 2) - model.step_s(d_D, READ_CONTEXT, fewer, fewer / 2)
+    return np.maximum(took_D / (most - fewer), 0.0)
+
+
+def read_s(model: StepModel, policy: Policy, d_D: Floats, t_T: Floats) -> Floats:
+    """Seconds of the steps that read prompts of `t_T` tokens while `d_D` others decode, by both.
+
+    A step takes what its budget leaves beside the others, in passes of `micro_batch` where the engine has them; the
+    others' tokens are in the first pass (`predict.simulate.engine`).
+    """
+    d_DT, left_DT = (x.copy() for x in np.broadcast_arrays(d_D[:, None], t_T[None, :]))
+    read_DT, seconds_DT = np.zeros_like(left_DT), np.zeros_like(left_DT)
+    budget_DT = np.maximum(policy.max_step_tokens - d_DT, 1.0)
+    while np.any(left_DT > 0):
+        step_DT = np.minimum(left_DT, budget_DT)
+        left_DT = left_DT - step_DT
+        beside_DT = d_DT
+        while np.any(step_DT > 0):
+            pass_DT = step_DT
+            if policy.micro_batch is not None:
+                pass_DT = np.minimum(step_DT, np.maximum(policy.micro_batch - beside_DT, 1.0))
+            took_DT = model.step_s(beside_DT, READ_CONTEXT, pass_DT, read_DT + pass_DT / 2.0)
+            seconds_DT = seconds_DT + np.where(pass_DT > 0, took_DT, 0.0)
+            read_DT, step_DT = read_DT + pass_DT, step_DT - pass_DT
+            beside_DT = np.zeros_like(d_DT)
+    return seconds_DT
+
+
+def cells(x_X: Floats, y_Y: Floats, value_XY: Floats) -> list[list[Cell]]:
+    """Bilinear interpolation as four numbers a cell: a + x (b + y d) + y c, x and y from the cell's lower corner."""
+    dx_X1, dy_1Y = np.diff(x_X)[:, None], np.diff(y_Y)[None, :]
+    a = value_XY[:-1, :-1]
+    b = (value_XY[1:, :-1] - a) / dx_X1
+    c = (value_XY[:-1, 1:] - a) / dy_1Y
+    d = (value_XY[1:, 1:] - value_XY[1:, :-1] - value_XY[:-1, 1:] + a) / (dx_X1 * dy_1Y)
+    return [list(zip(*(part[i].tolist() for part in (a, b, c, d)), strict=True)) for i in range(len(x_X) - 1)]
+
+
+def _idle(d_D: Floats, step_D: Floats) -> Floats:
+    """Steps by sequences, with no time where there is none: an idle engine does nothing."""
+    busy = d_D > 0
+    found: Floats = np.where(busy if step_D.ndim == 1 else busy[:, None], step_D, 0.0)
+    return found
+
+
+def _grid(low: int, high: int, per_octave: int) -> Floats:
+    """Whole numbers from `low` to `high`, about `per_octave` to a doubling."""
+    points = [float(low)]
+    while points[-1] < high:
+        points.append(min(float(high), max(points[-1] + 1.0, float(round(points[-1] * 2.0 ** (1.0 / per_octave))))))
+    return np.asarray(points)

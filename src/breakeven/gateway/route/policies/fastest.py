@@ -1,0 +1,17 @@
+"""The backend that is predicted to end the answer first, whatever it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from breakeven.gateway.plan.model import PolicyPlan
+from breakeven.gateway.route import rank
+from breakeven.gateway.route.view import Ask, Score, View
+
+
+def fastest(
+    policy: PolicyPlan, ask: Ask, views: Sequence[View], scores: Sequence[Score], usable: Sequence[int], dice: Random
+) -> tuple[int, str]:
+    """See docs/policies/fastest.md."""
+    return rank.fastest(scores, usable, ask.output_tokens, dice), "fastest"

@@ -1,0 +1,199 @@
+"""How fast a backend answers at a load: its step model as a small table, or what is said and seen of it.
+
+With D sequences decoding (S places at most), contexts of c tokens, A prompt tokens of others not read yet, W in line,
+o tokens in a usual answer:
+
+    ttft  = front + r step(D, c) + A rate(D) + k step(D, c) + extra(D, I) + line
+    line  = (W + max(0, D - S + 1)) o tpot / S                one place comes free every o tpot / S seconds
+    tpot  = step(D, c) + (D - 1)/o extra(D, c - o/2)          others' prompts ride in the steps between
+    added = extra(D, I) + o (step(D+1, c) - step(D, c)); on a full one extra(S, I) + o step(S, c) / S
+
+step: a decode step of the step model. A prompt of I tokens is read in k steps, which take `extra` longer than they
+would without it. rate: seconds that one more prompt token adds to a step that has prompts in it. r: the part of a step
+that passes before one can join, a half, and one more where the engine plans a step ahead. On an idle engine step(0) is
+nothing, and `extra` all of the reading. The sources are `predict.model`, `predict.serving` and `predict.simulate`.
+
+numpy is needed to build a table and not to read it: look-ups are bisections and a few dozen operations on floats.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from breakeven.decide.study.model import ApiSpeed
+from breakeven.gateway.route.correct import BOUND, OBSERVED_BOUND
+
+USUAL_OUTPUT = 200.0
+"""Tokens of an answer until some have been seen; the mean of the Azure conversation trace is 211."""
+UNKNOWN_TTFT_S, UNKNOWN_TPOT_S = 0.5, 0.03
+"""Where nobody says anything: a judgement, to be corrected by the first answers."""
+
+Cell = tuple[float, float, float, float]
+"""a, b, c, d of a + x (b + y d) + y c within one cell of a grid."""
+
+
+class Table:
+    """A `Speed` from a step model. Made by `breakeven.gateway.route.build`; plain numbers, so it can be pickled.
+
+    `output_tokens`: of a usual answer; whoever knows better sets it. `width`: half width of the interval of
+    ln(actual / predicted) that the profile states.
+    """
+
+    __slots__ = (
+        "_context", "_decode", "_extra", "_front_s", "_kv_tokens", "_lag", "_places", "_prompt", "_rate", "_running",
+        "_step_tokens", "output_tokens", "width",
+    )  # fmt: skip
+    bound = BOUND
+
+    def __init__(
+        self,
+        *,
+        running: list[float],
+        context: list[float],
+        prompt: list[float],
+        decode: list[list[Cell]],
+        extra: list[list[Cell]],
+        rate: list[tuple[float, float]],
+        places: int,
+        kv_tokens: int | None,
+        step_tokens: int,
+        lag: float,
+        front_s: float,
+        width: float,
+    ) -> None:
+        """Grids in rising order; `decode` by cell of running and context, `extra` by running and prompt.
+
+        `rate`: by cell of running, its value and slope.
+        """
+        self._running, self._context, self._prompt = running, context, prompt
+        self._decode, self._extra, self._rate = decode, extra, rate
+        self._places, self._kv_tokens, self._step_tokens = float(places), kv_tokens, float(step_tokens)
+        self._lag, self._front_s, self.width = lag, front_s, width
+        self.output_tokens = USUAL_OUTPUT
+
+    def places(self, context: float) -> float:
+        """Sequences of `context` tokens that run at once; the rest wait."""
+        places = self._places
+        if self._kv_tokens is not None and context * places > self._kv_tokens:
+            return max(1.0, self._kv_tokens / context)
+        return places
+
+    def ttft_s(
+        self, prompt_tokens: float, running: float, context: float, ahead_tokens: float, waiting: float
+    ) -> float:
+        """See `Speed.ttft_s`."""
+        return self.together(prompt_tokens, 0.0, running, context, ahead_tokens, waiting)[0]
+
+    def tpot_s(self, running: float, context: float) -> float:
+        """See `Speed.tpot_s`."""
+        return self.together(1.0, 0.0, running - 1.0, context, 0.0, 0.0)[1]
+
+    def added_s(self, prompt_tokens: float, output_tokens: float, running: float, context: float) -> float:
+        """See `Speed.added_s`."""
+        return self.together(prompt_tokens, output_tokens, running, context, 0.0, 0.0)[2]
+
+    def together(
+        self,
+        prompt_tokens: float,
+        output_tokens: float,
+        running: float,
+        context: float,
+        ahead_tokens: float,
+        waiting: float,
+    ) -> tuple[float, float, float]:
+        """`ttft_s` joining `running`, `tpot_s` of `running` + 1, and `added_s`, for one look at the grids.
+
+        All three are asked for of every backend and request, so the interpolation is written out.
+        """
+        places = self._places
+        if self._kv_tokens is not None and context * places > self._kv_tokens:
+            places = self._kv_tokens / context
+            if places < 1.0:
+                places = 1.0
+        full = running > places - 1.0
+        if full:
+            waiting += running - places + 1.0
+            # It takes the place of one that ended.
+            running = places - 1.0
+        grid = self._context
+        j = bisect_right(grid, context, 1, len(grid) - 1) - 1
+        y = context - grid[j]
+        grid = self._running
+        last = len(grid) - 1
+        i = bisect_right(grid, running, 1, last) - 1
+        x = running - grid[i]
+        a, b, c, d = self._decode[i][j]
+        before = a + x * (b + y * d) + y * c
+        more = running + 1.0
+        k = i
+        while k + 1 < last and more >= grid[k + 1]:
+            k += 1
+        z = more - grid[k]
+        a, b, c, d = self._decode[k][j]
+        step = a + z * (b + y * d) + y * c
+        rate, slope = self._rate[i]
+        grid = self._prompt
+        last = len(grid) - 1
+        j = bisect_right(grid, prompt_tokens, 1, last) - 1
+        y = prompt_tokens - grid[j]
+        a, b, c, d = self._extra[i][j]
+        extra = a + x * (b + y * d) + y * c
+        tpot = step
+        output = self.output_tokens
+        others = context - 0.5 * output
+        if running > 0.0 and others > 0.0:
+            j = bisect_right(grid, others, 1, last) - 1
+            y = others - grid[j]
+            a, b, c, d = self._extra[k][j]
+            tpot += running / output * (a + z * (b + y * d) + y * c)
+        steps = 1 + prompt_tokens // self._step_tokens
+        ttft = self._front_s + (self._lag + steps) * before + ahead_tokens * (rate + x * slope) + extra
+        if waiting > 0.0:
+            ttft += waiting * output * tpot / places
+        if full:
+            return ttft, tpot, extra + output_tokens * step / places
+        longer = step - before
+        return ttft, tpot, extra + (output_tokens * longer if longer > 0.0 else 0.0)
+
+
+class Observed:
+    """A `Speed` without a step model: a hosted API, or a server on hardware nobody described.
+
+    The same whatever the load, but for a line once `places` are taken (None: it scales by itself); the online
+    correction moves it to what is seen.
+    """
+
+    __slots__ = ("_places", "_tpot_s", "_ttft_s", "output_tokens", "width")
+    bound = OBSERVED_BOUND
+
+    def __init__(
+        self, ttft_s: float = UNKNOWN_TTFT_S, tpot_s: float = UNKNOWN_TPOT_S, places: int | None = None
+    ) -> None:
+        """Seconds to the first token, and of every further one."""
+        self._ttft_s, self._tpot_s, self._places = ttft_s, tpot_s, places
+        self.output_tokens = USUAL_OUTPUT
+        self.width = 0.5
+
+    @classmethod
+    def of(cls, speed: ApiSpeed | None, places: int | None = None) -> Observed:
+        """What somebody says of it; None: nothing is known."""
+        if speed is None:
+            return cls(places=places)
+        return cls(speed.ttft_s, 1.0 / speed.tokens_per_s, places)
+
+    def ttft_s(
+        self, prompt_tokens: float, running: float, context: float, ahead_tokens: float, waiting: float
+    ) -> float:
+        """See `Speed.ttft_s`."""
+        if self._places is None:
+            return self._ttft_s
+        line = waiting + max(0.0, running - self._places + 1.0)
+        return self._ttft_s + line * self.output_tokens * self._tpot_s / self._places
+
+    def tpot_s(self, running: float, context: float) -> float:
+        """See `Speed.tpot_s`."""
+        return self._tpot_s
+
+    def added_s(self, prompt_tokens: float, output_tokens: float, running: float, context: float) -> float:
+        """Its share of the time it is there: whoever else runs has the rest."""
+        return (self._ttft_s + output_tokens * self._tpot_s) / (running + 1.0)
