@@ -17,6 +17,10 @@ def decide(
         Path | None, typer.Argument(help="A study file; examples/ holds seven.", show_default=False)
     ] = None,
     init: Annotated[bool, typer.Option("--init", help="Write a commented study by asking a few questions.")] = False,
+    from_log: Annotated[
+        list[Path] | None,
+        typer.Option("--from-log", help="A gateway's decision log: decide on that traffic.", show_default=False),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for result and page.", show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -25,7 +29,8 @@ def decide(
 
     \b
     breakeven decide examples/bursty-small-business.yaml
-    breakeven decide --init          (asks, and writes study.yaml)
+    breakeven decide --init                            (asks, and writes study.yaml)
+    breakeven decide study.yaml --from-log log/        (does the verdict stand on the traffic that came?)
     """
     from breakeven.decide.decide import decide as run
     from breakeven.decide.study.load import read_study
@@ -41,7 +46,6 @@ def decide(
         return
     if study is None:
         raise UserError("give a study file, such as examples/bursty-small-business.yaml, or --init to write one")
-    plan = read_study(study)
     shown = sys.stderr.isatty() and not quiet
 
     def on_phase(phase: str, subject: str) -> None:
@@ -49,6 +53,15 @@ def decide(
             sys.stderr.write(f"\r\x1b[K{phase} {subject}")
             sys.stderr.flush()
 
+    if from_log:
+        from breakeven.cli.decide_log import run_from_log
+
+        said = run_from_log(study, from_log, out, json, on_phase)
+        if shown:
+            sys.stderr.write("\r\x1b[K")
+        typer.echo(said)
+        return
+    plan = read_study(study)
     result = run(plan, on_phase)
     if shown:
         sys.stderr.write("\r\x1b[K")

@@ -1,0 +1,1 @@
+"""Closing the loop: what the gateway served, as the workload of a study."""

@@ -1,0 +1,61 @@
+"""A decision made again on logged traffic: its file, and what the terminal says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from breakeven.gateway.loop.result import Fleet, LogDecision
+from breakeven.report.decision_files import save_decision
+from breakeven.report.json_file import encode, write_whole
+from breakeven.report.studies import PAGE
+from breakeven.spec.prediction import Span
+
+FILE = "from-log.json"
+_HOUR_S, _DAY_S = 3600.0, 86_400.0
+
+
+def encode_log_decision(result: LogDecision) -> bytes:
+    """`result` as indented UTF-8 JSON. Raises `BreakevenError` when a number in it is not finite."""
+    return encode(result)
+
+
+def save_log_decision(result: LogDecision, directory: Path) -> Path:
+    """Write `from-log.json`, and the decision with its page, into `directory`, which is returned."""
+    write_whole(directory / FILE, encode(result))
+    return save_decision(result.decision, directory)
+
+
+def log_summary(result: LogDecision, directory: Path) -> str:
+    """What the log held, whether the verdict stands, and what each fleet would have cost."""
+    traffic = result.traffic
+    lines = [
+        f"{traffic.requests:,} requests in {_period(traffic.span_s)}, {traffic.rate_per_s:.3g}/s on average; "
+        f"{traffic.left_out:,} records were no traffic."
+    ]
+    if traffic.estimated:
+        lines.append(f"Lengths of {traffic.estimated:,} of them are estimates: nobody counted their tokens to the end.")
+    lines += ["", result.sentence, "", f"This period cost ${traffic.usd:,.2f} as the gateway counted it. Alone:"]
+    width = max(len(fleet.candidate) for fleet in result.fleets)
+    lines += [f"  {fleet.candidate:<{width}}  {_cost(fleet)}" for fleet in result.fleets]
+    if result.left_out_backends:
+        lines.append(f"Left out, as neither machine nor price is known: {', '.join(result.left_out_backends)}.")
+    return "\n".join([*lines, "", f"Details: {directory / PAGE}; the traffic as a trace: {traffic.trace}"])
+
+
+def _cost(fleet: Fleet) -> str:
+    if fleet.usd is None:
+        return f"cannot: {fleet.ruled_out[0]}" if fleet.ruled_out else "no price known"
+    machines = "" if fleet.replicas is None else f", {_between(fleet.replicas, '{:.0f}')} replicas"
+    why = f"; ruled out: {fleet.ruled_out[0]}" if fleet.ruled_out else ""
+    return f"${_between(fleet.usd, '{:,.2f}')}{machines}{why}"
+
+
+def _between(span: Span, form: str) -> str:
+    value, low, high = (form.format(each) for each in (span.value, span.low, span.high))
+    return value if low == high else f"{value} ({low} to {high})"
+
+
+def _period(seconds: float) -> str:
+    if seconds >= 2 * _DAY_S:
+        return f"{seconds / _DAY_S:.1f} days"
+    return f"{seconds / _HOUR_S:.1f} hours" if seconds >= _HOUR_S else f"{seconds / 60:.1f} minutes"
