@@ -39,7 +39,8 @@ _LIMIT = re.compile(r"\$?\s*([0-9]+(?:\.[0-9]+)?)\s*([kM]?)\s*([a-z]+)\s*/\s*([0
 class KeyLimit:
     """At most `amount` of `what` in any `window_s` seconds. `amount` is whole; dollars are in billionths.
 
-    `stamp` marks the cells that count it, so that no other key's or limit's counts are taken for it.
+    `window_s` is a whole number of seconds. `stamp` marks the cells that count it, so that no other key's or limit's
+    counts are taken for it.
     """
 
     what: What
@@ -105,8 +106,8 @@ def limit_text(limit: KeyLimit) -> str:
     else:
         amount = str(limit.amount)
     unit, unit_s = next(one for one in _WRITTEN if limit.window_s % one[1] == 0 or one[0] == "sec")
-    count = limit.window_s / unit_s
-    return f"{amount} {limit.what}/{'' if count == 1 else f'{count:g}'}{unit}"
+    count = int(limit.window_s / unit_s)
+    return f"{amount} {limit.what}/{'' if count == 1 else count}{unit}"
 
 
 def stamped(limit: KeyLimit, key_id: str) -> KeyLimit:

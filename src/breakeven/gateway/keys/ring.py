@@ -59,7 +59,8 @@ def row_buckets(cells: Any, at: int, stamp: int, last: int) -> dict[int, int]:
 
 def put_row(cells: Any, at: int, stamp: int, last: int, buckets: dict[int, int]) -> None:
     """Write a row whole; buckets outside the ring are left out. Only the row's own writer may."""
-    cells[at + Window.STAMP] = 0
+    if cells[at + Window.STAMP] != stamp:
+        cells[at + Window.STAMP] = 0
     for n in range(last - BUCKETS, last + 1):
         cells[at + Window.FIRST + n % WINDOW_RING] = buckets.get(n, 0)
     cells[at + Window.LAST] = last

@@ -25,23 +25,25 @@ _KIND: dict[What, int] = {"requests": 0, "tokens": 1, "usd": 2}
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request is not taken now. `retry_after_s`: when it would be, were nothing else spent; None: never.
+    """Why a request is not taken now. `retry_s`: seconds until it would be, were nothing else spent meanwhile.
 
-    `used`, in the limit's own unit, is what the window holds without this request.
+    `used`, in the limit's own unit, is what the window holds without this request. `alone`: this request is above the
+    limit all by itself, and will never be taken.
     """
 
     limit: KeyLimit
     used: int
-    retry_after_s: float | None
+    retry_s: float
+    alone: bool = False
 
     @property
-    def text(self) -> str:
+    def message(self) -> str:
         """For the client, in one line."""
         allowed = limit_text(self.limit)
-        if self.retry_after_s is None:
+        if self.alone:
             return f"this request alone is above the key's limit of {allowed}; ask for less, or for a higher limit"
         used = f"{self.used / NANO:.4g}" if self.limit.what == "usd" else str(self.used)
-        return f"the key's limit of {allowed} is reached ({used} used); try again in {self.retry_after_s:.0f} s"
+        return f"the key's limit of {allowed} is reached ({used} used); try again in {max(1.0, self.retry_s):.0f} s"
 
 
 class _Counted:
@@ -69,23 +71,23 @@ class Spent:
 class Windows:
     """One worker's side of all keys' limits. `unix_s` is Unix time; a key's `slot` is its row in `Slots`."""
 
-    __slots__ = ("_block", "_cells", "_keys", "_usage", "_usage_step", "_worker")
+    __slots__ = ("_block", "_cells", "_keys", "_slots", "_usage", "_usage_step", "_worker")
 
-    def __init__(self, block: Block, worker: int) -> None:
-        """`worker`: the row that this process writes."""
-        self._block, self._worker = block, worker
+    def __init__(self, block: Block, worker: int, slots: int) -> None:
+        """`worker`: the row that this process writes. `slots`: limits a key has room for, as the block's shape says."""
+        self._block, self._worker, self._slots = block, worker, slots
         self._cells: Any = block.windows.cells
         self._keys: dict[int, tuple[Sequence[KeyLimit], list[_Counted]]] = {}
         self._usage: Any = block.key_usage.cells
         self._usage_step = block.key_usage.entities * block.key_usage.columns
 
     def refused(
-        self, slot: int, limits: Sequence[KeyLimit], unix_s: float, tokens: float = 0.0, usd: float = 0.0
+        self, slot: int, limits: Sequence[KeyLimit], unix_s: float, tokens: int = 0, nano_usd: int = 0
     ) -> Refusal | None:
-        """The first limit that one more request, expected to take `tokens` and `usd`, would overstep; None: none."""
+        """The first limit that one more request, expected to take so much, would overstep; None: none."""
         if not limits:
             return None
-        asked = (1, max(1, int(tokens)), max(1, int(usd * NANO)))
+        asked = (1, max(1, tokens), max(1, nano_usd))
         for one in self._counted(slot, limits, unix_s):
             row, most = one.row, one.limit.amount
             row.advance(unix_s)
@@ -94,24 +96,26 @@ class Windows:
                 self._look(one, unix_s)
             used = row.total + one.others
             if used + more > most:
-                return Refusal(one.limit, used, self._wait_s(one, used + more - most, unix_s))
+                return Refusal(one.limit, used, self._wait_s(one, used + more - most, unix_s), more > most)
         return None
 
-    def spend(
-        self, slot: int, limits: Sequence[KeyLimit], unix_s: float, tokens: float = 0.0, usd: float = 0.0
+    def start(
+        self, slot: int, limits: Sequence[KeyLimit], unix_s: float, tokens: int = 0, nano_usd: int = 0
     ) -> Spent | None:
         """Count one request and what it is expected to take; None for a key without limits."""
         if not limits:
             return None
-        counted = self._counted(slot, limits, unix_s)
-        amounts = (1, int(tokens), int(usd * NANO))
-        for one in counted:
-            one.row.advance(unix_s)
-            one.row.add(amounts[one.kind])
-        return Spent(counted, amounts[1], amounts[2])
+        return Spent(self._add(slot, limits, unix_s, (1, tokens, nano_usd)), tokens, nano_usd)
+
+    def spend(
+        self, slot: int, limits: Sequence[KeyLimit], requests: int, tokens: int, nano_usd: int, unix_s: float
+    ) -> None:
+        """Count what was not counted by `start`, now: a copy of a request, or one that is only known at its end."""
+        if limits:
+            self._add(slot, limits, unix_s, (requests, tokens, nano_usd))
 
     def settle(
-        self, spent: Spent | None, unix_s: float, tokens: float = 0.0, usd: float = 0.0, *, requests: int = 1
+        self, spent: Spent | None, unix_s: float, tokens: int = 0, nano_usd: int = 0, *, requests: int = 1
     ) -> None:
         """It ended and took this much. `requests` 0: it was never sent, and is not counted at all.
 
@@ -119,7 +123,7 @@ class Windows:
         """
         if spent is None:
             return
-        changes = (requests - 1, int(tokens) - spent.tokens, int(usd * NANO) - spent.nano_usd)
+        changes = (requests - 1, tokens - spent.tokens, nano_usd - spent.nano_usd)
         for one, n in zip(spent.counted, spent.numbers, strict=True):
             if change := changes[one.kind]:
                 one.row.advance(unix_s)
@@ -139,15 +143,24 @@ class Windows:
         at = slot * self._block.key_usage.columns + Usage.STREAMS
         self._usage[self._worker * self._usage_step + at] -= 1
 
+    def _add(
+        self, slot: int, limits: Sequence[KeyLimit], unix_s: float, amounts: tuple[int, int, int]
+    ) -> list[_Counted]:
+        counted = self._counted(slot, limits, unix_s)
+        for one in counted:
+            one.row.advance(unix_s)
+            one.row.add(amounts[one.kind])
+        return counted
+
     def _counted(self, slot: int, limits: Sequence[KeyLimit], unix_s: float) -> list[_Counted]:
         found = self._keys.get(slot)
         if found is not None and found[0] is limits:
             return found[1]
-        grid, windows = self._block.windows, self._block.shape.windows
+        grid = self._block.windows
         step = grid.entities * WINDOW_COLUMNS
         made = []
-        for i, limit in enumerate(limits[:windows]):
-            at = (slot * windows + i) * WINDOW_COLUMNS
+        for i, limit in enumerate(limits[: self._slots]):
+            at = (slot * self._slots + i) * WINDOW_COLUMNS
             row = OwnRow(self._cells, at + self._worker * step, limit.stamp, limit.window_s, unix_s)
             made.append(_Counted(limit, row, tuple(at + w * step for w in range(grid.workers) if w != self._worker)))
         self._keys[slot] = (limits, made)
@@ -159,8 +172,8 @@ class Windows:
         one.others = sum(row_sum(cells, at, stamp, last) for at in one.at if cells[at] == stamp)
         one.others_s = unix_s
 
-    def _wait_s(self, one: _Counted, over: int, unix_s: float) -> float | None:
-        """Seconds until buckets with at least `over` in them have gone."""
+    def _wait_s(self, one: _Counted, over: int, unix_s: float) -> float:
+        """Seconds until buckets with at least `over` in them have gone, at most the whole window."""
         window_s, last = one.limit.window_s, one.row.last
         step = self._block.windows.entities * WINDOW_COLUMNS
         mine = one.at[0] % step + self._worker * step
@@ -172,7 +185,7 @@ class Windows:
             over -= by_number[n]
             if over <= 0:
                 return max(0.001, (n + WINDOW_RING) * width_s(window_s) - unix_s)
-        return None
+        return window_s
 
 
 def retire(block: Block, worker: int) -> None:
