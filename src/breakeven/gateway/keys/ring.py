@@ -32,9 +32,12 @@ def row_sum(cells: Any, at: int, stamp: int, last: int) -> int:
 
     A row that is ahead of `last` (its worker's clock read later) is summed whole.
     """
-    row: list[int] = cells[at : at + WINDOW_COLUMNS].tolist()
-    if row[Window.STAMP] != stamp:
+    if cells[at] != stamp:
         return 0
+    if cells[at + 1] == last:
+        total: int = cells[at + 2]
+        return total
+    row: list[int] = cells[at : at + WINDOW_COLUMNS].tolist()
     behind = last - row[Window.LAST]
     if behind <= 0:
         return sum(row[Window.FIRST :])
@@ -63,13 +66,14 @@ def put_row(cells: Any, at: int, stamp: int, last: int, buckets: dict[int, int])
         cells[at + Window.STAMP] = 0
     for n in range(last - BUCKETS, last + 1):
         cells[at + Window.FIRST + n % WINDOW_RING] = buckets.get(n, 0)
+    cells[at + Window.TOTAL] = sum(cells[at + Window.FIRST : at + WINDOW_COLUMNS].tolist())
     cells[at + Window.LAST] = last
     # Last of all, so that no reader takes a row that is half written for this limit's.
     cells[at + Window.STAMP] = stamp
 
 
 class OwnRow:
-    """The row of one limit that this process writes. `total`: what its ring holds; always the sum of its cells."""
+    """The row of one limit that this process writes. `total`: what its ring holds."""
 
     __slots__ = ("_at", "_cells", "_width_s", "last", "total")
 
@@ -93,13 +97,16 @@ class OwnRow:
         # Cleared before they are named: a reader in between misses only what goes now anyway.
         for n in range(max(self.last + 1, last - BUCKETS), last + 1):
             cells[first + n % WINDOW_RING] = 0
-        cells[self._at + Window.LAST] = self.last = last
+        # The total before the number, for the same reason.
+        self.last = last
         self._sum()
+        cells[self._at + Window.LAST] = last
 
     def add(self, amount: int) -> None:
         """Count it in the newest bucket."""
         self._cells[self._at + Window.FIRST + self.last % WINDOW_RING] += amount
         self.total += amount
+        self._cells[self._at + Window.TOTAL] = self.total
 
     def correct(self, n: int, amount: int) -> None:
         """Change what was counted in bucket `n`. When that has gone, only more is counted, and in the newest."""
@@ -109,7 +116,9 @@ class OwnRow:
             n = self.last
         self._cells[self._at + Window.FIRST + n % WINDOW_RING] += amount
         self.total += amount
+        self._cells[self._at + Window.TOTAL] = self.total
 
     def _sum(self) -> None:
         first = self._at + Window.FIRST
         self.total = sum(self._cells[first : first + WINDOW_RING].tolist())
+        self._cells[self._at + Window.TOTAL] = self.total

@@ -3,8 +3,8 @@
 A request is counted when it starts, with the tokens and dollars it is expected to take, and corrected to what it took
 when it ends: a hundred at once cannot each believe that the budget is still free. See `keys.ring` for what a window is.
 
-Other workers' rows are read anew every few milliseconds, and every time once nine tenths of a limit are gone, so that
-together they overstep a limit by at most the requests that start in the same instant.
+Other workers' rows are read for every request. Nothing is locked: workers together overstep a limit by at most the
+requests that they check in the same microseconds, one each.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from breakeven.gateway.keys.ring import OwnRow, put_row, row_buckets, row_sum, w
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import WINDOW_COLUMNS, WINDOW_RING, Usage, Window
 
-REFRESH_S = 0.005
-NEAR = 0.9
 _KIND: dict[What, int] = {"requests": 0, "tokens": 1, "usd": 2}
 
 
@@ -49,13 +47,11 @@ class Refusal:
 class _Counted:
     """One limit of one key in this worker."""
 
-    __slots__ = ("at", "kind", "limit", "others", "others_s", "row")
+    __slots__ = ("at", "kind", "limit", "row")
 
     def __init__(self, limit: KeyLimit, row: OwnRow, at: tuple[int, ...]) -> None:
         self.limit, self.row, self.at = limit, row, at
         self.kind = _KIND[limit.what]
-        self.others = 0
-        self.others_s = -1.0
 
 
 class Spent:
@@ -92,9 +88,12 @@ class Windows:
             row, most = one.row, one.limit.amount
             row.advance(unix_s)
             more = asked[one.kind]
-            if unix_s - one.others_s > REFRESH_S or row.total + one.others + more > NEAR * most:
-                self._look(one, unix_s)
-            used = row.total + one.others
+            stamp, last, cells = one.limit.stamp, row.last, self._cells
+            used = row.total
+            for at in one.at:
+                # One read of the stamp leaves most rows out: dead workers' and those of workers this key has not met.
+                if cells[at] == stamp:
+                    used += row_sum(cells, at, stamp, last)
             if used + more > most:
                 return Refusal(one.limit, used, self._wait_s(one, used + more - most, unix_s), more > most)
         return None
@@ -165,12 +164,6 @@ class Windows:
             made.append(_Counted(limit, row, tuple(at + w * step for w in range(grid.workers) if w != self._worker)))
         self._keys[slot] = (limits, made)
         return made
-
-    def _look(self, one: _Counted, unix_s: float) -> None:
-        cells, stamp, last = self._cells, one.limit.stamp, one.row.last
-        # One read of the stamp leaves most rows out: dead workers' and those of workers this key has not met.
-        one.others = sum(row_sum(cells, at, stamp, last) for at in one.at if cells[at] == stamp)
-        one.others_s = unix_s
 
     def _wait_s(self, one: _Counted, over: int, unix_s: float) -> float:
         """Seconds until buckets with at least `over` in them have gone, at most the whole window."""

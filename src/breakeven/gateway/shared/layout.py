@@ -87,7 +87,9 @@ class Window(IntEnum):
     """Whose limit it counts; 0: nobody's."""
     LAST = 1
     """Number of the newest bucket: Unix time over a bucket's width. Bucket n stands at `FIRST + n % WINDOW_RING`."""
-    FIRST = 2
+    TOTAL = 2
+    """Sum of the ring."""
+    FIRST = 3
 
 
 WINDOW_RING = 16
