@@ -1,0 +1,555 @@
+"""The edge on real sockets: answers, order, limits, clients that leave or take nothing, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+
+import pytest
+
+from breakeven.gateway.edge.errors import error_body
+from breakeven.gateway.edge.types import Request, Responder
+from tests.gateway_edge_fixtures import TEXT, Loop, both_loops, echo, on, replies, serving, talk
+
+pytestmark = both_loops
+HOST = b"Host: x\r\n"
+CLOSE = b"Connection: close\r\n"
+
+
+def get(path: bytes, *, last: bool = False) -> bytes:
+    return b"GET " + path + b" HTTP/1.1\r\n" + HOST + (CLOSE if last else b"") + b"\r\n"
+
+
+def code(data: bytes) -> tuple[int, str]:
+    """Status and code of the one refusal that `data` is."""
+    (reply,) = replies(data)
+    assert reply.whole
+    assert reply.headers[b"connection"] == b"close"
+    error = json.loads(reply.body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return reply.status, error["code"]
+
+
+class Held:
+    """A handler that keeps every request for the test to answer."""
+
+    def __init__(self) -> None:
+        self.got: asyncio.Queue[tuple[Request, Responder]] = asyncio.Queue()
+        self.calls = 0
+
+    def __call__(self, request: Request, responder: Responder) -> None:
+        self.calls += 1
+        self.got.put_nowait((request, responder))
+
+
+def never(request: Request, responder: Responder) -> None:
+    raise AssertionError("this request should not have been handed on")
+
+
+# Answers.
+
+
+def test_requests_on_one_connection_are_answered_in_order(loop: Loop) -> None:
+    async def work() -> None:
+        async with serving(echo) as (_, port):
+            data = await talk(port, b"".join(get(b"/%d?q=%d" % (i, i), last=i == 9) for i in range(10)))
+            assert [reply.body for reply in replies(data)] == [b"GET /%d q=%d " % (i, i) for i in range(10)]
+
+    on(loop, work)
+
+
+def test_a_pipelined_request_waits_for_the_answer_before_it(loop: Loop) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held) as (server, port):
+            sent = asyncio.ensure_future(talk(port, [get(b"/1") + get(b"/2"), get(b"/3", last=True)], pause_s=0.05))
+            first, answer = await held.got.get()
+            await asyncio.sleep(0.15)
+            assert (first.path, held.calls, server.under_way) == ("/1", 1, 1)
+            answer.start(200, TEXT)
+            answer.write(b"one")
+            answer.finish()
+            for body in (b"two", b"three"):
+                _, answer = await held.got.get()
+                answer.respond(200, TEXT, body)
+            assert [reply.body for reply in replies(await sent)] == [b"one", b"two", b"three"]
+
+    on(loop, work)
+
+
+def test_more_pipelined_bytes_than_are_kept_wait_in_the_socket(loop: Loop) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held) as (_, port):
+            body = b"x" * 40_000
+            post = b"POST /%d HTTP/1.1\r\n" + HOST + b"Content-Length: 40000\r\n\r\n" + body
+            posts = b"".join(post % i for i in range(20))
+            sent = asyncio.ensure_future(talk(port, [get(b"/first"), posts, get(b"/last", last=True)]))
+            await asyncio.sleep(0.1)
+            for _ in range(22):
+                request, answer = await held.got.get()
+                answer.respond(200, TEXT, request.path.encode())
+            paths = [reply.body for reply in replies(await sent)]
+            assert paths == [b"/first", *(b"/%d" % i for i in range(20)), b"/last"]
+
+    on(loop, work)
+
+
+def test_a_client_that_pipelines_without_end_is_closed_after_a_bounded_number(loop: Loop) -> None:
+    async def work() -> None:
+        async with serving(echo) as (_, port):
+            data = await talk(port, get(b"/") * 500)
+            found = replies(data)
+            assert 0 < len(found) <= 500
+            assert found[-1].headers.get(b"connection") == b"close"
+
+    on(loop, work)
+
+
+def test_head_has_the_length_and_no_body(loop: Loop) -> None:
+    async def work() -> None:
+        async with serving(echo) as (_, port):
+            data = await talk(port, b"HEAD / HTTP/1.1\r\n" + HOST + CLOSE + b"\r\n")
+            assert b"content-length: 8\r\n" in data
+            assert data.endswith(b"\r\n\r\n")
+
+    on(loop, work)
+
+
+def test_a_stream_comes_in_chunks_and_keeps_the_connection(loop: Loop) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for _ in range(2):
+                writer.write(get(b"/"))
+                _, answer = await held.got.get()
+                answer.start(200, ((b"content-type", b"text/event-stream"),))
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert b"transfer-encoding: chunked" in head
+                answer.write(b"data: 1\n\n")
+                assert await reader.readexactly(14) == b"9\r\ndata: 1\n\n\r\n"  # before the stream's end
+                answer.write(b"")
+                answer.write(b"y" * 20_000)
+                answer.finish()
+                assert await reader.readexactly(20_008) == b"4e20\r\n" + b"y" * 20_000 + b"\r\n"
+                assert await reader.readexactly(5) == b"0\r\n\r\n"
+            writer.close()
+
+    on(loop, work)
+
+
+@pytest.mark.parametrize(
+    ("given", "written", "whole"), [(b"4", b"four", True), (b"4", b"thr", False), (b"4", b"fifth", False)]
+)
+def test_an_answer_of_known_length_is_whole_or_cut(loop: Loop, given: bytes, written: bytes, whole: bool) -> None:
+    def handler(request: Request, responder: Responder) -> None:
+        responder.start(200, ((b"content-length", given),))
+        responder.write(written)
+        responder.finish()
+
+    async def work() -> None:
+        async with serving(handler) as (_, port):
+            (reply,) = replies(await talk(port, get(b"/", last=True)))
+            assert reply.whole is whole
+            assert len(reply.body) <= 4
+            assert b"transfer-encoding" not in reply.headers
+
+    on(loop, work)
+
+
+def test_http_1_0_gets_no_chunks_and_is_kept_only_when_it_asks(loop: Loop) -> None:
+    def handler(request: Request, responder: Responder) -> None:
+        if request.path == "/whole":
+            responder.respond(200, TEXT, b"whole")
+            return
+        responder.start(200, TEXT)
+        responder.write(b"a")
+        responder.write(b"b")
+        responder.finish()
+
+    async def work() -> None:
+        async with serving(handler) as (_, port):
+            data = await talk(port, b"GET /s HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+            assert data.endswith(b"\r\n\r\nab")
+            assert b"connection: close" in data
+            assert (await talk(port, b"GET /whole HTTP/1.0\r\n\r\n")).endswith(b"whole")
+            kept = b"GET /whole HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+            found = replies(await talk(port, kept + b"GET /whole HTTP/1.0\r\n\r\n"))
+            assert [reply.headers[b"connection"] for reply in found] == [b"keep-alive", b"close"]
+
+    on(loop, work)
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_a_cut_answer_can_be_told_from_a_whole_one(loop: Loop, version: bytes) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held) as (server, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/" + version + b"\r\n" + HOST + b"\r\n")
+            _, answer = await held.got.get()
+            answer.start(200, TEXT)
+            answer.write(b"part")
+            await reader.readuntil(b"part")
+            answer.abort()
+            assert server.under_way == 0
+            if version == b"1.0":  # the end of such an answer is the connection's
+                with pytest.raises(ConnectionResetError):
+                    await reader.read(-1)
+            else:
+                assert b"0\r\n\r\n" not in await reader.read(-1)
+            writer.close()
+
+    on(loop, work)
+
+
+def test_what_an_answer_says_after_its_end_reaches_nobody(loop: Loop) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held) as (server, port):
+            sent = asyncio.ensure_future(talk(port, get(b"/1") + get(b"/2", last=True)))
+            _, first = await held.got.get()
+            first.start(200, TEXT)
+            first.finish()
+            _, second = await held.got.get()
+            first.write(b"late")
+            first.finish()
+            first.abort()
+            first.respond(500, TEXT, b"late")
+            assert server.under_way == 1
+            second.respond(200, TEXT, b"second")
+            assert [reply.body for reply in replies(await sent)] == [b"", b"second"]
+
+    on(loop, work)
+
+
+def test_a_handler_that_fails_is_a_500_or_a_cut(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    def handler(request: Request, responder: Responder) -> None:
+        if request.path == "/begun":
+            responder.start(200, TEXT)
+        raise ValueError("secret detail")
+
+    async def work() -> None:
+        async with serving(handler) as (_, port):
+            early = await talk(port, get(b"/early", last=True))
+            assert replies(early)[0].status == 500
+            assert b"secret" not in early
+            assert not replies(await talk(port, get(b"/begun")))[0].whole
+
+    on(loop, work)
+    assert "secret detail" in caplog.text
+
+
+@pytest.mark.parametrize("value", [b"a\r\nx: y", b"a\ny", b"a\rb"])
+def test_no_header_of_an_answer_can_bring_another(loop: Loop, value: bytes) -> None:
+    def handler(request: Request, responder: Responder) -> None:
+        responder.respond(200, ((b"x-backend", value),), b"")
+
+    async def work() -> None:
+        async with serving(handler) as (_, port):
+            (reply,) = replies(await talk(port, get(b"/", last=True)))
+            assert reply.status == 500
+            assert b"x-backend" not in reply.headers
+
+    on(loop, work)
+
+
+def test_framing_headers_are_the_edges_own(loop: Loop) -> None:
+    def handler(request: Request, responder: Responder) -> None:
+        theirs = ((b"content-length", b"99"), (b"transfer-encoding", b"chunked"), (b"connection", b"upgrade"))
+        responder.respond(200, (*theirs, (b"x-kept", b"1")), b"body")
+
+    async def work() -> None:
+        async with serving(handler) as (_, port):
+            (reply,) = replies(await talk(port, get(b"/", last=True)))
+            assert reply.body == b"body"
+            assert reply.headers[b"content-length"] == b"4"
+            assert reply.headers[b"x-kept"] == b"1"
+            assert b"transfer-encoding" not in reply.headers
+
+    on(loop, work)
+
+
+# Expect: 100-continue.
+
+
+def test_continue_is_said_when_the_body_is_waited_for(loop: Loop) -> None:
+    async def work() -> None:
+        async with serving(echo) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST /1 HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(b"ok")
+            assert (await reader.readuntil(b"POST /1  ok")).startswith(b"HTTP/1.1 200")
+            writer.close()
+
+    on(loop, work)
+
+
+def test_continue_comes_after_the_answer_before_it(loop: Loop) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            post = b"POST /2 HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+            writer.write(get(b"/1") + post)
+            _, answer = await held.got.get()
+            answer.respond(200, TEXT, b"first")
+            data = await reader.readuntil(b"100 Continue\r\n\r\n")
+            assert data.index(b"first") < data.index(b"100 Continue")
+            writer.write(b"ok")
+            request, answer = await held.got.get()
+            assert request.body == b"ok"
+            answer.respond(200, TEXT, b"")
+            writer.close()
+
+    on(loop, work)
+
+
+def test_nothing_is_invited_that_would_be_refused(loop: Loop) -> None:
+    async def work() -> None:
+        async with serving(never, body_bytes=10) as (_, port):
+            expect = b"POST / HTTP/1.1\r\n" + HOST + b"Expect: %b\r\nContent-Length: %d\r\n\r\n"
+            assert code(await talk(port, expect % (b"100-continue", 11))) == (413, "body_too_large")
+            assert code(await talk(port, expect % (b"200-maybe", 1))) == (417, "bad_request")
+
+    on(loop, work)
+
+
+# Limits.
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1001\r\n\r\n", (413, "body_too_large")),
+        (
+            b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n3e9\r\n" + b"x" * 1001,
+            (413, "body_too_large"),
+        ),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"A: " + b"a" * 3000 + b"\r\n\r\n", (431, "headers_too_large")),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"A: " + b"a" * 3000, (431, "headers_too_large")),
+        (b"GET /" + b"a" * 3000, (431, "headers_too_large")),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"a:\r\n" * 300 + b"\r\n", (431, "headers_too_large")),
+    ],
+    ids=["length", "chunked", "header", "header without end", "path without end", "many headers"],
+)
+def test_what_is_too_large_is_refused(loop: Loop, sent: bytes, expected: tuple[int, str]) -> None:
+    async def work() -> None:
+        async with serving(never, body_bytes=1000, header_bytes=2000) as (_, port):
+            assert code(await talk(port, sent)) == expected
+
+    on(loop, work)
+
+
+def test_a_refusal_arrives_though_the_client_is_still_sending(loop: Loop) -> None:
+    async def work() -> None:
+        async with serving(never, body_bytes=1000) as (_, port):
+            head = b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 3000000\r\n\r\n"
+            assert code(await talk(port, [head, *[b"x" * 100_000] * 30])) == (413, "body_too_large")
+
+    on(loop, work)
+
+
+def test_slow_requests_get_408(loop: Loop) -> None:
+    post = b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 9\r\n\r\n"
+
+    async def work() -> None:
+        async with serving(never, read_s=0.2) as (_, port):
+            assert code(await talk(port, b"GET / HT")) == (408, "request_timeout")
+            assert code(await talk(port, [post, *[b"x"] * 8], pause_s=0.03)) == (408, "request_timeout")
+
+    on(loop, work)
+
+
+def test_idle_connections_close_without_a_word(loop: Loop) -> None:
+    async def work() -> None:
+        async with serving(echo, idle_s=0.2) as (_, port):
+            assert await talk(port, b"") == b""
+            assert len(replies(await talk(port, get(b"/")))) == 1
+
+    on(loop, work)
+
+
+def test_too_many_connections_are_told(loop: Loop) -> None:
+    async def work() -> None:
+        async with serving(echo, connections=3) as (server, port):
+            kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+            while server.connections < 3:
+                await asyncio.sleep(0.01)
+            assert code(await talk(port, get(b"/"))) == (503, "too_many_connections")
+            for _, writer in kept:
+                writer.close()
+            while server.connections:
+                await asyncio.sleep(0.01)
+            assert replies(await talk(port, get(b"/", last=True)))[0].status == 200
+
+    on(loop, work)
+
+
+# Clients that leave, or take nothing.
+
+
+@pytest.mark.parametrize("how", ["close", "end half", "reset"])
+def test_a_client_that_leaves_is_noticed_once(loop: Loop, how: str) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held) as (server, port):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(get(b"/1") + get(b"/2"))
+            _, answer = await held.got.get()
+            answer.start(200, TEXT)
+            told: asyncio.Queue[bool] = asyncio.Queue()
+            answer.on_gone = lambda: told.put_nowait(answer.gone)
+            if how == "close":
+                writer.close()
+            elif how == "end half":
+                writer.write_eof()
+            else:
+                writer.transport.abort()
+            assert await told.get() is True
+            assert server.under_way == 0
+            answer.write(b"x")
+            answer.finish()
+            while server.connections:
+                await asyncio.sleep(0.01)
+            assert told.empty()
+            assert held.calls == 1  # what was pipelined behind is for nobody
+            writer.close()
+
+    on(loop, work)
+
+
+def slow_client(port: int) -> socket.socket:
+    """Connects with a small window and reads nothing by itself."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", port))
+    client.setblocking(False)
+    return client
+
+
+def test_a_client_that_reads_slowly_pauses_the_answer(loop: Loop) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held) as (_, port):
+            client = slow_client(port)
+            running = asyncio.get_running_loop()
+            await running.sock_sendall(client, get(b"/", last=True))
+            _, answer = await held.got.get()
+            steps: asyncio.Queue[str] = asyncio.Queue()
+            answer.on_pause = lambda: steps.put_nowait(f"pause {answer.paused}")
+            answer.on_resume = lambda: steps.put_nowait(f"resume {answer.paused}")
+            answer.start(200, TEXT)
+            sent = 0
+            while steps.empty():
+                answer.write(b"x" * 50_000)
+                sent += 50_000
+                await asyncio.sleep(0)
+            assert await steps.get() == "pause True"
+            data = b""
+            while steps.empty():
+                data += await running.sock_recv(client, 65536)
+            assert await steps.get() == "resume False"
+            answer.finish()
+            while piece := await running.sock_recv(client, 65536):
+                data += piece
+            (reply,) = replies(data)
+            assert reply.whole
+            assert reply.body == b"x" * sent
+            client.close()
+
+    on(loop, work)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_client_that_takes_nothing_is_dropped(loop: Loop, whole: bool) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held, write_s=0.3) as (server, port):
+            client = slow_client(port)
+            await asyncio.get_running_loop().sock_sendall(client, get(b"/"))
+            _, answer = await held.got.get()
+            gone = asyncio.Event()
+            answer.on_gone = gone.set
+            if whole:
+                answer.respond(200, TEXT, b"x" * 20_000_000)
+            else:
+                answer.start(200, TEXT)
+                answer.write(b"x" * 20_000_000)
+                await gone.wait()
+            while server.connections:
+                await asyncio.sleep(0.01)
+            assert server.under_way == 0
+            client.close()
+
+    on(loop, work)
+
+
+# Draining.
+
+
+def test_draining_lets_answers_end_and_closes_the_rest(loop: Loop) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held) as (server, port):
+            idle = asyncio.ensure_future(talk(port, b""))
+            streamed = asyncio.ensure_future(talk(port, get(b"/stream")))
+            _, stream = await held.got.get()
+            waited = asyncio.ensure_future(talk(port, get(b"/wait")))
+            _, wait = await held.got.get()
+            half = asyncio.ensure_future(talk(port, [get(b"/half")[:10], get(b"/half")[10:]], pause_s=0.3))
+            while not any(connection._reader.begun_ns for connection in server._connections):
+                await asyncio.sleep(0.01)
+            while server.connections < 4:
+                await asyncio.sleep(0.01)
+            stream.start(200, TEXT)
+            drained = asyncio.ensure_future(server.drain(20.0))
+            assert await idle == b""
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", port)
+            stream.write(b"end")
+            stream.finish()
+            wait.respond(200, TEXT, b"waited")
+            _, answer = await held.got.get()
+            answer.respond(200, TEXT, b"half")
+            assert await drained == 0
+            assert replies(await streamed)[0].body == b"end"
+            for data, body in ((await waited, b"waited"), (await half, b"half")):
+                (reply,) = replies(data)
+                assert (reply.body, reply.headers[b"connection"]) == (body, b"close")
+
+    on(loop, work)
+
+
+def test_what_does_not_end_is_cut_and_counted(loop: Loop) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held) as (server, port):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(get(b"/"))
+            _, answer = await held.got.get()
+            gone = asyncio.Event()
+            answer.on_gone = gone.set
+            assert await server.drain(0.05) == 1
+            assert gone.is_set()
+            assert (server.connections, server.under_way) == (0, 0)
+            writer.close()
+
+    on(loop, work)
+
+
+def test_an_error_has_openais_shape(loop: Loop) -> None:
+    kinds = {status: json.loads(error_body(status, "m"))["error"]["type"] for status in (400, 401, 429, 500, 503)}
+    assert kinds == {
+        400: "invalid_request_error",
+        401: "authentication_error",
+        429: "rate_limit_error",
+        500: "server_error",
+        503: "server_error",
+    }
+    assert json.loads(error_body(404, "no such model", "k", "c")) == {
+        "error": {"message": "no such model", "type": "k", "param": None, "code": "c"}
+    }
