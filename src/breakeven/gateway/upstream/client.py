@@ -141,10 +141,6 @@ class Upstream:
         """A call is over."""
         self._live.discard(call)
 
-    def made(self, connection: Connection) -> None:
-        """A connection is there."""
-        self._open.add(connection)
-
     def release(self, connection: Connection) -> None:
         """A connection is free. The one used last is used next: it is the least likely to have been closed."""
         if self._closed or (connection.streamed and self._hasty >= _HASTY):
@@ -253,6 +249,11 @@ class Upstream:
             except (OSError, TimeoutError) as error:
                 failure = error
                 continue
+            if not connection.is_open:
+                failure = ConnectionResetError("closed as soon as it was opened")
+                continue
+            # Not in connection_made: uvloop tells a connection whose making is cancelled of its beginning alone.
+            self._open.add(connection)
             if address != addresses[0]:
                 self._addresses = [address, *(other for other in addresses if other != address)]
             return connection

@@ -76,14 +76,17 @@ class Connection(asyncio.Protocol):
         self._odd = ""
 
     @property
+    def is_open(self) -> bool:
+        """It was made and has not been lost, as far as the loop has told."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    @property
     def usable(self) -> bool:
         """Another request can be sent: it is open, and the other side has neither closed it nor spoken unasked.
 
         Asks the system, since the loop may not have come round to telling us.
         """
-        if self._transport is None or self._transport.is_closing():
-            return False
-        return self._poll is None or not self._poll.poll(0)
+        return self.is_open and (self._poll is None or not self._poll.poll(0))
 
     @property
     def streamed(self) -> bool:
@@ -142,7 +145,6 @@ class Connection(asyncio.Protocol):
         if socket is not None and hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(socket.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
-        self._client.made(self)
 
     def data_received(self, data: bytes) -> None:
         call, parser = self.call, self._parser
@@ -184,7 +186,7 @@ class Connection(asyncio.Protocol):
             elif self._fed_bytes > HEADER_BYTES:
                 call.trouble("too_large", f"the head of the answer is larger than {HEADER_BYTES} bytes")
             return False
-        if sum(len(name) + len(value) for name, value in self._headers) > HEADER_BYTES:
+        if self._fed_bytes > HEADER_BYTES and _size(self._headers) > HEADER_BYTES:
             call.trouble("too_large", f"the head of the answer is larger than {HEADER_BYTES} bytes")
             return False
         if self._odd and not self._complete:  # nothing was passed on, so another backend can still be asked
@@ -270,3 +272,7 @@ class Connection(asyncio.Protocol):
         else:
             self._complete = True
             self._keep = self._parser is not None and self._parser.should_keep_alive()
+
+
+def _size(headers: list[tuple[bytes, bytes]]) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in headers)
