@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan
-from breakeven.gateway.route.speed import Cell, Observed, Table
+from breakeven.gateway.route.speed import GRAIN, Cell, Observed, Table
 from breakeven.gateway.route.view import Speed
 from breakeven.predict.model import StepModel, step_model
 from breakeven.predict.profiles import profile_named
@@ -24,7 +24,7 @@ from breakeven.spec.resolve import resolve_spec
 
 Floats = NDArray[np.float64]
 
-FEWEST_CONTEXT, MOST_CONTEXT = 64, 131072
+MOST_CONTEXT = 131072
 READ_CONTEXT = 1024.0
 """Context of those who decode while a prompt is read; look-ups add what another one takes."""
 RATE_TOKENS = 512
@@ -91,20 +91,18 @@ def table_from(model: StepModel, policy: Policy, context: int = MOST_CONTEXT) ->
     """The table of a step model under an engine's policy, for sequences of up to `context` tokens."""
     places = policy.max_sequences
     d_D = _grid(0, max(places, 2), 3)
-    c_C = _grid(FEWEST_CONTEXT, max(context, 2 * FEWEST_CONTEXT), 2)
-    t_T = _grid(1, max(context, 2), 2)
-    decode_DC = _idle(d_D, model.step_s(d_D[:, None], c_C[None, :]))
+    t_T = GRAIN * _grid(0, max(2, -(-context // GRAIN)), 2)
+    decode_DT = _idle(d_D, model.step_s(d_D[:, None], t_T[None, :]))
     reference_D1 = _idle(d_D, model.step_s(d_D, READ_CONTEXT))[:, None]
-    steps_T = 1.0 + t_T // policy.max_step_tokens
+    steps_T = 1.0 + np.floor(t_T / policy.max_step_tokens)
     extra_DT = np.maximum(read_s(model, policy, d_D, t_T) - steps_T * reference_D1, 0.0)
     # A longer prompt never takes less, though the last step of a shorter one may have had room to spare.
     extra_DT = np.maximum.accumulate(extra_DT, axis=1)
     rate_D = _rate_s(model, policy, d_D)
     return Table(
         running=d_D.tolist(),
-        context=c_C.tolist(),
-        prompt=t_T.tolist(),
-        decode=cells(d_D, c_C, decode_DC),
+        tokens=t_T.tolist(),
+        decode=cells(d_D, t_T, decode_DT),
         extra=cells(d_D, t_T, extra_DT),
         rate=list(zip(rate_D[:-1].tolist(), (np.diff(rate_D) / np.diff(d_D)).tolist(), strict=True)),
         places=places,

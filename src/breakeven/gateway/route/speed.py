@@ -13,7 +13,7 @@ would without it. rate: seconds that one more prompt token adds to a step that h
 that passes before one can join, a half, and one more where the engine plans a step ahead. On an idle engine step(0) is
 nothing, and `extra` all of the reading. The sources are `predict.model`, `predict.serving` and `predict.simulate`.
 
-numpy is needed to build a table and not to read it: look-ups are bisections and a few dozen operations on floats.
+numpy is needed to build a table and not to read it: a look-up is a few dozen operations on floats.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ USUAL_OUTPUT = 200.0
 UNKNOWN_TTFT_S, UNKNOWN_TPOT_S = 0.5, 0.03
 """Where nobody says anything: a judgement, to be corrected by the first answers."""
 
+GRAIN = 16
+"""Tokens between two points of a grid are a multiple of this."""
 Cell = tuple[float, float, float, float]
 """a, b, c, d of a + x (b + y d) + y c within one cell of a grid."""
 
@@ -40,8 +42,8 @@ class Table:
     """
 
     __slots__ = (
-        "_context", "_decode", "_extra", "_front_s", "_kv_tokens", "_lag", "_places", "_prompt", "_rate", "_running",
-        "_step_tokens", "output_tokens", "width",
+        "_decode", "_extra", "_front_s", "_kv_tokens", "_lag", "_places", "_rate", "_running", "_running_at",
+        "_step_tokens", "_tokens", "_tokens_at", "_top", "output_tokens", "width",
     )  # fmt: skip
     bound = BOUND
 
@@ -49,8 +51,7 @@ class Table:
         self,
         *,
         running: list[float],
-        context: list[float],
-        prompt: list[float],
+        tokens: list[float],
         decode: list[list[Cell]],
         extra: list[list[Cell]],
         rate: list[tuple[float, float]],
@@ -61,11 +62,16 @@ class Table:
         front_s: float,
         width: float,
     ) -> None:
-        """Grids in rising order; `decode` by cell of running and context, `extra` by running and prompt.
+        """Grids in rising order: `running` whole numbers from 0 to `places`, `tokens` multiples of `GRAIN` from 0.
 
-        `rate`: by cell of running, its value and slope.
+        `decode` by cell of running and context, `extra` by cell of running and prompt, `rate` by cell of running: its
+        value and slope.
         """
-        self._running, self._context, self._prompt = running, context, prompt
+        self._running, self._tokens = running, tokens
+        # Which cell a whole number is in: one look instead of a search.
+        self._running_at = [bisect_right(running, d, 1, len(running) - 1) - 1 for d in range(places + 2)]
+        self._top = int(tokens[-1]) // GRAIN
+        self._tokens_at = [bisect_right(tokens, t * GRAIN, 1, len(tokens) - 1) - 1 for t in range(self._top + 1)]
         self._decode, self._extra, self._rate = decode, extra, rate
         self._places, self._kv_tokens, self._step_tokens = float(places), kv_tokens, float(step_tokens)
         self._lag, self._front_s, self.width = lag, front_s, width
@@ -86,7 +92,7 @@ class Table:
 
     def tpot_s(self, running: float, context: float) -> float:
         """See `Speed.tpot_s`."""
-        return self.together(1.0, 0.0, running - 1.0, context, 0.0, 0.0)[1]
+        return self.together(1.0, 0.0, max(running - 1.0, 0.0), context, 0.0, 0.0)[1]
 
     def added_s(self, prompt_tokens: float, output_tokens: float, running: float, context: float) -> float:
         """See `Speed.added_s`."""
@@ -115,37 +121,31 @@ class Table:
             waiting += running - places + 1.0
             # It takes the place of one that ended.
             running = places - 1.0
-        grid = self._context
-        j = bisect_right(grid, context, 1, len(grid) - 1) - 1
-        y = context - grid[j]
-        grid = self._running
-        last = len(grid) - 1
-        i = bisect_right(grid, running, 1, last) - 1
-        x = running - grid[i]
+        more = running + 1.0
+        i, k = self._running_at[int(running)], self._running_at[int(more)]
+        x, z = running - self._running[i], more - self._running[k]
+        tokens, tokens_at, top = self._tokens, self._tokens_at, self._top
+        n = int(context) // GRAIN
+        j = tokens_at[n if n < top else top]
+        y = context - tokens[j]
         a, b, c, d = self._decode[i][j]
         before = a + x * (b + y * d) + y * c
-        more = running + 1.0
-        k = i
-        while k + 1 < last and more >= grid[k + 1]:
-            k += 1
-        z = more - grid[k]
         a, b, c, d = self._decode[k][j]
-        step = a + z * (b + y * d) + y * c
-        rate, slope = self._rate[i]
-        grid = self._prompt
-        last = len(grid) - 1
-        j = bisect_right(grid, prompt_tokens, 1, last) - 1
-        y = prompt_tokens - grid[j]
+        tpot = step = a + z * (b + y * d) + y * c
+        n = int(prompt_tokens) // GRAIN
+        j = tokens_at[n if n < top else top]
+        y = prompt_tokens - tokens[j]
         a, b, c, d = self._extra[i][j]
         extra = a + x * (b + y * d) + y * c
-        tpot = step
         output = self.output_tokens
         others = context - 0.5 * output
         if running > 0.0 and others > 0.0:
-            j = bisect_right(grid, others, 1, last) - 1
-            y = others - grid[j]
+            n = int(others) // GRAIN
+            j = tokens_at[n if n < top else top]
+            y = others - tokens[j]
             a, b, c, d = self._extra[k][j]
             tpot += running / output * (a + z * (b + y * d) + y * c)
+        rate, slope = self._rate[i]
         steps = 1 + prompt_tokens // self._step_tokens
         ttft = self._front_s + (self._lag + steps) * before + ahead_tokens * (rate + x * slope) + extra
         if waiting > 0.0:
