@@ -16,7 +16,6 @@ from breakeven.gateway.plan.model import BackendPlan, ExperimentPlan, GatewayPla
 
 POLICY_NAMES = ("breakeven", "fastest", "cheapest", "spill", "weighted", "edge-first")
 """Routing policies that a plan may name; `gateway.route.policies.POLICIES` holds them."""
-NEEDS_FIRST = ("spill", "edge-first")
 METADATA_HOSTS = ("169.254.169.254", "fd00:ec2::254", "100.100.100.200")
 """Addresses at which clouds hand out the credentials of a machine."""
 
@@ -103,12 +102,18 @@ def _check_policy(place: str, plan: PolicyPlan, backends: Mapping[str, BackendPl
     _unique(place, "", "backends", list(plan.backends))
     _known(f"{place}.backends", plan.backends, backends)
     _known(f"{place}.weights", plan.weights, plan.backends)
-    if plan.policy == "weighted" and not sum(plan.weights.values()) > 0:
-        raise UserError(f"{place}.weights: missing; give each backend its share, such as {{{plan.backends[0]}: 1}}")
+    if plan.weights and not sum(plan.weights.values()) > 0:
+        raise UserError(
+            f"{place}.weights: found only zeros; give each backend its share, such as {plan.backends[0]}: 1"
+        )
+    members = [backends[name] for name in plan.backends]
     if plan.first is not None:
-        _known(f"{place}.first", [plan.first], plan.backends)
-    elif plan.policy in NEEDS_FIRST:
-        raise UserError(f"{place}.first: missing; {plan.policy} fills one backend first: {', '.join(plan.backends)}")
+        _known(f"{place}.first", [plan.first], dict.fromkeys([*plan.backends, *filter(None, map(_group, members))]))
+    elif plan.policy == "edge-first" and not any(each.place == "edge" for each in members):
+        raise UserError(
+            f"{place}.first: missing; name the backend on this device, or give it location: edge "
+            f"({', '.join(plan.backends)})"
+        )
     if plan.hedge is not None:
         _known(f"{place}.hedge.backends", plan.hedge.backends, plan.backends)
     floor = plan.quality_floor
@@ -155,6 +160,10 @@ def _check_exposure(where: str, plan: GatewayPlan, environ: Mapping[str, str]) -
         )
     if plan.admin_port == plan.port != 0 and plan.admin_host == plan.host:
         raise UserError(f"{where}: admin.port: found {plan.admin_port}, which clients use; choose another")
+
+
+def _group(plan: BackendPlan) -> str | None:
+    return plan.replica_of
 
 
 def _is_link_local(url: str) -> bool:

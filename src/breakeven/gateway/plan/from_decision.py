@@ -17,8 +17,8 @@ import msgspec
 from breakeven.decide.study.load import model_named
 from breakeven.decide.study.model import ApiSpeed
 from breakeven.errors import UserError
-from breakeven.gateway.plan.load import PUBLIC_NAME, read_gateway
-from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan, PolicyPlan
+from breakeven.gateway.plan.load import LOCAL_ENDPOINTS, PUBLIC_NAME, read_gateway
+from breakeven.gateway.plan.model import USUAL_ENDPOINTS, BackendPlan, GatewayPlan, LocalPlan, PolicyPlan
 from breakeven.gateway.plan.write import write_gateway
 from breakeven.spec.cost import Api
 from breakeven.spec.decision import DECISION_SCHEMA, CandidateResult, Decision
@@ -140,6 +140,7 @@ def _backend(name: str, found: CandidateResult, decision: Decision) -> BackendPl
         context=context if here else None,
         speed=_told_speed(found) if hosted else None,
         price=found.pricing,
+        endpoints=LOCAL_ENDPOINTS if here else USUAL_ENDPOINTS,
         quality=quality,
         poll=not hosted,
     )

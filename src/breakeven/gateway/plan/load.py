@@ -18,6 +18,7 @@ from breakeven.gateway.plan.form import DOCS, MISSING, BackendForm, ExperimentFo
 from breakeven.gateway.plan.model import (
     USUAL_ENDPOINTS,
     BackendPlan,
+    Endpoint,
     ExperimentPlan,
     GatewayPlan,
     HedgePlan,
@@ -34,6 +35,9 @@ from breakeven.spec.workload import Slo
 
 PUBLIC_NAME = "breakeven"
 """The model that clients ask for where the file names none: every backend, by the default policy."""
+
+LOCAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+"""What the engines that are started here answer for a model that writes text."""
 
 _SPEC_FILES = (".yaml", ".yml", ".json", ".gguf")
 
@@ -132,7 +136,7 @@ def _backend(place: str, form: BackendForm, directory: Path) -> BackendPlan:
         kind=form.kind or _kind(f"{place}.local.model" if local else f"{place}.model", model),
         place=location,
         model=model,
-        machine=None if form.machine is None else machine_named(f"{place}.machine", form.machine, directory),
+        machine=_machine(f"{place}.machine", form, directory),
         engine=local.engine if local else form.engine,
         format=local.format if local else form.format,
         devices=form.devices,
@@ -144,7 +148,7 @@ def _backend(place: str, form: BackendForm, directory: Path) -> BackendPlan:
         quality=form.quality,
         limit=form.limit,
         context=local.context if local else form.context,
-        endpoints=USUAL_ENDPOINTS if form.endpoints is None else tuple(dict.fromkeys(form.endpoints)),
+        endpoints=tuple(dict.fromkeys(form.endpoints or (LOCAL_ENDPOINTS if local else USUAL_ENDPOINTS))),
         replica_of=form.replica_of,
         poll=not hosted if form.poll is None else form.poll,
         allow_link_local=form.allow_link_local,
@@ -172,6 +176,21 @@ def _local(place: str, form: LocalForm, directory: Path) -> LocalPlan:
         threads=form.threads,
         pinned=form.pinned,
     )
+
+
+def _machine(place: str, form: BackendForm, directory: Path) -> str | None:
+    """As written; for what is started here this machine, once it was calibrated for that engine."""
+    if form.machine is not None:
+        return machine_named(place, form.machine, directory)
+    if form.local is None or form.speed is not None:
+        return None
+    from breakeven.predict.profiles import THIS, profile_named
+
+    try:
+        profile_named(THIS, form.local.engine, form.devices, form.local.format)
+    except UserError:
+        return None
+    return THIS
 
 
 def _kind(place: str, model: str | None) -> Kind:

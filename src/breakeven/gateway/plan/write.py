@@ -14,7 +14,9 @@ from typing import Any
 import yaml
 
 from breakeven.errors import UserError
+from breakeven.gateway.plan.load import LOCAL_ENDPOINTS
 from breakeven.gateway.plan.model import (
+    USUAL_ENDPOINTS,
     BackendPlan,
     ExperimentPlan,
     GatewayPlan,
@@ -174,7 +176,10 @@ def _backend(plan: BackendPlan) -> Yaml:
         entry["speed"] = {"ttft": f"{speed.ttft_s!r}s", "tokens_per_s": speed.tokens_per_s, "source": speed.source}
     if plan.price is not None:
         entry["price"] = _price(plan.price)
-    entry |= _changed(plan, BackendPlan, "quality", "limit", "endpoints", "replica_of")
+    entry |= _changed(plan, BackendPlan, "quality", "limit", "replica_of")
+    usual = LOCAL_ENDPOINTS if plan.local is not None else USUAL_ENDPOINTS
+    if plan.endpoints != usual:
+        entry["endpoints"] = list(plan.endpoints)
     if plan.poll != (not plan.is_api):
         entry["poll"] = plan.poll
     entry |= _changed(plan, BackendPlan, "allow_link_local")
