@@ -34,7 +34,8 @@ CHUNKS, CHUNK = (
 STREAMS = 32
 HEAD = (
     b"POST %b HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer bek-0123456789abcdef\r\nUser-Agent: bench/1\r\n"
-    b"Accept: application/json\r\nAccept-Encoding: identity\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    b"Accept: application/json\r\nAccept-Encoding: identity\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n"
 )
 
 

@@ -174,6 +174,9 @@ def test_a_large_body_before_leaves_room_for_the_next_head() -> None:
     post = POST + b"Content-Length: 5000\r\n\r\n" + b"x" * 5000
     requests, failure = read(post + b"GET / HT", b"TP/1.1\r\nHost: x\r\n\r\n", header_bytes=200)
     assert ([len(request.body) for request in requests], failure) == ([5000, 0], None)
+    large = b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 300 + b"\r\n\r\n"
+    requests, failure = read(post + large[:-2], large[-2:], header_bytes=200)
+    assert ([len(request.body) for request in requests], failure) == ([5000], 431)
 
 
 PARTS = [

@@ -11,24 +11,19 @@ from breakeven.gateway.edge.types import Headers
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 """llhttp knows many more, some of other protocols."""
-MOST_HEADERS = 256
-_WATCHED = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+WATCHED = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 _HOST_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=:[]%"
 """RFC 3986, section 3.2.2, and a port."""
 
 
-def check_head(method: str, version: str, headers: Headers, body_bytes: int) -> bool:
-    """Whether the client waits for "100 Continue". `headers`: names in lower case. Raises Refused."""
+def check_head(method: str, version: str, watched: Headers, body_bytes: int) -> bool:
+    """Whether the client waits for "100 Continue". `watched`: the headers named in `WATCHED`. Raises Refused."""
     if version not in ("1.1", "1.0"):
         raise Refused(505, "http_version", f"HTTP/{version} is not spoken here; use HTTP/1.1")
     if method not in METHODS:
         raise Refused(501, "method", f"the method {method} is not known here")
-    if len(headers) > MOST_HEADERS:
-        raise Refused(431, "headers_too_large", f"more than {MOST_HEADERS} headers; send fewer")
     hosts, waits = 0, False
-    for name, value in headers:
-        if name not in _WATCHED:
-            continue
+    for name, value in watched:
         if name == b"host":
             hosts += 1
             if value.translate(None, _HOST_BYTES):

@@ -12,12 +12,13 @@ from typing import Any
 import httptools
 
 from breakeven.gateway.edge.errors import Refused
-from breakeven.gateway.edge.head import check_head, too_large, without_upgrade
+from breakeven.gateway.edge.head import WATCHED, check_head, too_large, without_upgrade
 from breakeven.gateway.edge.types import Request
 from breakeven.gateway.plan.model import Limits
 
 _MOST_AHEAD = 64
 """Whole requests taken from one read; a client that pipelines more has its connection closed after them."""
+_MOST_HEADERS = 256
 _CHUNK_OVERHEAD = 64
 """Bytes a piece of a chunked body may cost beside its payload: size, line ends, extensions."""
 
@@ -31,8 +32,8 @@ class Reader:
     """
 
     __slots__ = (
-        "_body", "_chunks", "_extra", "_headers", "_in_body", "_limits", "_method", "_mixed", "_parser", "_peer",
-        "_received_ns", "_url", "_version", "ahead", "begun_ns", "failure", "waits",
+        "_body", "_chunks", "_extra", "_fed", "_headers", "_in_body", "_late", "_limits", "_method", "_mixed",
+        "_parser", "_peer", "_received_ns", "_url", "_version", "_watched", "ahead", "begun_ns", "failure", "waits",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, peer: str) -> None:
@@ -40,14 +41,15 @@ class Reader:
         self._limits, self._peer = limits, peer
         self._parser: Any = httptools.HttpRequestParser(self)
         self.ahead: deque[tuple[Request, bool, bool]] = deque()
-        self.begun_ns = self._received_ns = 0
+        self.begun_ns = self._received_ns = self._fed = 0
         self.failure: Refused | None = None
-        self.waits = self._mixed = False
+        self.waits = self._mixed = self._late = False
         self._next()
 
     def _next(self) -> None:
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
+        self._watched: list[tuple[bytes, bytes]] = []
         self._body: bytes | bytearray = b""
         self._chunks = self._extra = 0
         self._in_body = False
@@ -68,8 +70,10 @@ class Reader:
                 if not data:
                     return
             self.begun_ns = self._received_ns = time.monotonic_ns()
+            self._late = False
         in_body, payload = self._in_body, len(self._body)
         self._mixed = False
+        self._fed = len(data)
         rest: bytes | None = None
         try:
             self._parser.feed_data(data)
@@ -82,7 +86,7 @@ class Reader:
         if rest is not None:
             self._feed_upgrade(rest)
         elif self.begun_ns and not self._mixed:
-            self._bound_unseen(len(data), in_body, payload)
+            self._bound_unseen(in_body, payload)
 
     def fail(self, refused: Refused) -> None:
         """Take nothing more."""
@@ -94,15 +98,15 @@ class Reader:
         """Let go of the parser, which holds the reader: both go at once instead of with the next collection."""
         self._parser = None
 
-    def _bound_unseen(self, fed: int, in_body: bool, payload: int) -> None:
+    def _bound_unseen(self, in_body: bool, payload: int) -> None:
         # Bytes that reach no callback before they are whole: half a head, chunk extensions, trailers.
         limit = self._limits.header_bytes
         if in_body:
-            self._extra += fed - (len(self._body) - payload)
+            self._extra += self._fed - (len(self._body) - payload)
             if self._extra > limit + _CHUNK_OVERHEAD * self._chunks:
                 self.fail(self._large_head())
         elif not self._in_body:
-            self._extra += fed
+            self._extra += self._fed
             if self._extra > limit:
                 self.fail(self._large_head())
 
@@ -134,16 +138,24 @@ class Reader:
         self._url = self._url + url if self._url else url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_body:  # trailers are dropped
-            self._headers.append((name.lower(), value.rstrip(b" \t")))
+        if self._in_body:  # trailers are dropped
+            return
+        name = name.lower()
+        if value and value[-1] <= 32:
+            value = value.rstrip(b" \t")
+        pair = (name, value)
+        self._headers.append(pair)
+        if name in WATCHED:
+            self._watched.append(pair)
 
     def on_headers_complete(self) -> None:
-        parser, headers = self._parser, self._headers
-        size = len(self._url)
-        for name, value in headers:
-            size += len(name) + len(value) + 4  # with colon, space and line end
-        if size > self._limits.header_bytes:
-            self._stop(self._large_head())
+        parser, headers, limits = self._parser, self._headers, self._limits
+        if self._late or self._extra + self._fed > limits.header_bytes:  # else it cannot be too large
+            size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in headers)  # 4: ": ", line end
+            if size > limits.header_bytes:
+                self._stop(self._large_head())
+        if len(headers) > _MOST_HEADERS:
+            self._stop(Refused(431, "headers_too_large", f"more than {_MOST_HEADERS} headers; send fewer"))
         self._in_body = True
         self._extra = 0
         self._method = parser.get_method().decode()
@@ -151,7 +163,7 @@ class Reader:
         if parser.should_upgrade():
             return
         try:
-            self.waits = check_head(self._method, self._version, headers, self._limits.body_bytes)
+            self.waits = check_head(self._method, self._version, self._watched, limits.body_bytes)
         except Refused as refused:
             self._stop(refused)
 
@@ -180,6 +192,6 @@ class Reader:
         if taken <= _MOST_AHEAD:
             self.ahead.append((request, parser.should_keep_alive() and taken < _MOST_AHEAD, self._version == "1.0"))
         self.waits = False
-        self._mixed = True
+        self._mixed = self._late = True
         self.begun_ns = 0
         self._next()
