@@ -17,6 +17,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from breakeven.errors import UserError
+from breakeven.gateway.edge.errors import error_body
 from breakeven.gateway.edge.types import Handler, Headers, Request, Responder
 from breakeven.gateway.live.page import login_page, page_policy, whole_page
 from breakeven.gateway.seen.metrics import CONTENT_TYPE
@@ -208,6 +209,5 @@ def _login_page(responder: Responder, message: str) -> None:
 
 
 def _error(responder: Responder, status: int, message: str, kind: str, *more: tuple[bytes, bytes]) -> None:
-    error = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": kind}}
     headers = [(b"content-type", b"application/json"), (b"content-security-policy", BARE_POLICY), *more, *SAFE]
-    responder.respond(status, headers, msgspec.json.encode(error))
+    responder.respond(status, headers, error_body(status, message, code=kind))

@@ -136,8 +136,8 @@ function drawPredicted(id, predicted, actual, what) {
   const [low, high] = [roundDown(Math.min(...all) / 1.1), roundUp(Math.max(...all) * 1.1)];
   const x = logScale(low, high, box.left, box.right);
   const y = logScale(low, high, box.bottom - 14, box.top);
-  const marks = logTicks(low, high, 5);
-  const across = marks.map((value) => v("text", { x: x(value), y: box.bottom + 2, "text-anchor": "middle" }, seconds(value)));
+  const marks = logTicks(low, high, box.width < 420 ? 6 : 8);
+  const across = marks.map((value) => v("text", { x: x(value), y: box.bottom + 2, "text-anchor": "middle" }, round(seconds(value))));
   const dots = points.map((record) => mark(kindOf(record.backend), x(record[predicted]), y(record[actual]), 2.6, colour(record.backend)));
   const near = points.filter((record) => Math.abs(Math.log(record[actual] / record[predicted])) < Math.log(1.25)).length;
   const label = `${what}: ${points.length} requests, ${percent(near / points.length)} within a factor of 1.25 of the prediction`;

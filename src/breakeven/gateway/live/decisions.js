@@ -38,10 +38,10 @@ function drawDecisions(snapshot) {
   });
   const all = history.decisions.size;
   say("shown", found.length === all ? `${count(all)} kept in this page` : `${count(found.length)} of ${count(all)}`);
-  // A line that a reader opened, or has the focus in, stays as it is.
+  // The button that had the focus is drawn anew; a keyboard must not lose its place.
   const focus = document.activeElement?.dataset?.id;
   table("decisions", caption("Newest first. Select a time to see what every backend was predicted to give."),
-    head("when", "asked for", "went to", "because", "first token", "a token", "cost", "outcome"),
+    head("when", "<asked for", "<went to", "<because", "first token", "a token", "cost", "<outcome"),
     h("tbody", {}, ...found.slice(0, MOST_SHOWN).flatMap(decisionRows)));
   if (focus) document.querySelector(`#decisions button[data-id="${CSS.escape(focus)}"]`)?.focus({ preventScroll: true });
 }
@@ -51,8 +51,8 @@ function decisionRows(record) {
   const when = new Date(record.time_s * 1000).toLocaleTimeString("en-GB");
   const row = h("tr", {},
     h("th", { scope: "row" }, h("button", { type: "button", class: "plain", "data-id": record.id, "aria-expanded": open }, when)),
-    h("td", {}, record.model, record.key ? h("small", {}, `key ${record.key}`) : null),
-    h("td", {}, record.backend || "nobody", (record.attempts ?? []).length > 1 ? h("small", {}, `after ${record.attempts.length - 1} other`) : null),
+    h("td", { class: "name" }, record.model, record.key ? h("small", {}, `key ${record.key}`) : null),
+    h("td", { class: "name" }, record.backend || "nobody", (record.attempts ?? []).length > 1 ? h("small", {}, `after ${record.attempts.length - 1} other`) : null),
     h("td", { class: "long" }, reasonText(record.reason), record.explored ? h("small", {}, "to learn") : null),
     actualCell(record.ttft_s, record.predicted_ttft_s, record.asked_ttft_s),
     actualCell(record.tpot_s, record.predicted_tpot_s, record.asked_tpot_s),
@@ -78,7 +78,7 @@ function details(record) {
       h("span", {}, `${count(record.prompt_tokens ?? record.predicted_prompt_tokens ?? 0)} tokens in, ${count(record.output_tokens ?? 0)} out`), tried ? h("span", {}, `tried ${tried}`) : null,
       record.error ? h("span", { class: "bad" }, record.error) : null, record.experiment ? h("span", {}, `experiment ${record.experiment}, arm ${record.arm}`) : null),
     scores.length === 0 ? h("p", { class: "missing" }, "Nothing was scored for it.") : h("table", {},
-      head("predicted then", "first token", "a token", "cost", "asked over predicted", "running", "why"), h("tbody", {}, ...scores)));
+      head("predicted then", "first token", "a token", "cost", "asked over predicted", "running", "<why"), h("tbody", {}, ...scores)));
 }
 
 document.getElementById("decisions").addEventListener("click", (event) => {

@@ -55,7 +55,7 @@ function ticks(most, wanted = 4) {
 }
 
 /** Powers of ten, and 2 and 5 between them where there is room, from `low` to `high`. */
-function logTicks(low, high, most = 7) {
+function logTicks(low, high, most = 8) {
   const all = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
     for (const each of [1, 2, 5]) all.push(Number((each * 10 ** power).toPrecision(3)));
@@ -89,13 +89,18 @@ function logScale(low, high, from, to) {
 function acrossAxis(box, values, y, text) {
   return v("g", {}, ...values.flatMap((value) => [
     v("line", { class: "axis", x1: box.left, x2: box.right, y1: y(value), y2: y(value) }),
-    v("text", { x: box.left - 6, y: y(value) + 4, "text-anchor": "end" }, text(value)),
+    v("text", { x: box.left - 6, y: y(value) + 4, "text-anchor": "end" }, round(text(value))),
   ]));
+}
+
+/** A tick's text without zeros that say nothing. */
+function round(text) {
+  return text.replace(/\.0+(?= |$)/, "");
 }
 
 /** Minutes back from now. */
 function timeAxis(box, x) {
-  const every = box.width < 460 ? 300 : 120;
+  const every = box.width < 560 ? 300 : 120;
   const marks = [];
   for (let ago = 0; ago <= KEEP_S; ago += every) {
     const anchor = ago === 0 ? "end" : ago === KEEP_S ? "start" : "middle";

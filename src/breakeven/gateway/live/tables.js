@@ -4,8 +4,10 @@ function cell(value, small = null, bad = false) {
   return h("td", { class: bad ? "n bad" : "n" }, value, small === null ? null : h("small", {}, small));
 }
 
+/** Column heads: the first and those that begin with "<" stand over words, the others over numbers. */
 function head(...names) {
-  return h("thead", {}, h("tr", {}, ...names.map((name, i) => h("th", { scope: "col", class: i === 0 ? null : "n" }, name))));
+  return h("thead", {}, h("tr", {}, ...names.map((name, i) =>
+    h("th", { scope: "col", class: i === 0 || name.startsWith("<") ? null : "n" }, name.replace(/^</, "")))));
 }
 
 function caption(text) {
@@ -20,7 +22,7 @@ function table(id, ...parts) {
 }
 
 const STATES = { ready: "ready", loading: "loading", unloaded: "not loaded", draining: "ending", failed: "failed", away: "away" };
-const BREAKERS = { closed: "", half_open: "being tried again", open: "held off: it fails" };
+const BREAKERS = { half_open: "being tried again", open: "held off" };
 
 function drawBackends(snapshot) {
   const window = judged();
@@ -35,7 +37,7 @@ function drawBackends(snapshot) {
     return h("tr", {},
       h("th", { scope: "row" }, each.name, h("small", {}, [KINDS[each.kind] ?? each.kind, each.place].join(", "))),
       h("td", { class: each.breaker === "open" || each.state === "away" || each.state === "failed" ? "bad" : null },
-        `${STATES[each.state] ?? each.state}${progress}`, BREAKERS[each.breaker] ? h("small", {}, BREAKERS[each.breaker]) : null),
+        BREAKERS[each.breaker] ?? `${STATES[each.state] ?? each.state}${progress}`, each.breaker === "closed" ? null : h("small", {}, "it failed")),
       cell(`${count(each.in_flight)} of ${count(each.limit)}`, each.queued > 0 ? `${count(each.queued)} waiting here` : null, each.in_flight >= each.limit),
       engineCell(each),
       cell(rate(row === undefined || window.seconds <= 0 ? 0 : row.requests / window.seconds), `${count(each.requests)} in all`),
@@ -47,7 +49,7 @@ function drawBackends(snapshot) {
         each.usd_per_hour === null || each.usd_per_hour === undefined ? null : `idle: ${dollars(each.usd_per_hour)}`));
   });
   table("backends", caption(`Rates, percentiles and failures ${window.when}. First token and time a token: median.`),
-    head("backend", "state", "in flight", "engine says", "requests/s", "first token", "a token", "in time", "failed", "$/hour"),
+    head("backend", "<state", "in flight", "engine says", "requests/s", "first token", "a token", "in time", "failed", "$/hour"),
     h("tbody", {}, ...rows));
 }
 
@@ -82,9 +84,13 @@ function drawUsage(snapshot) {
 
 const METRICS = {
   ttft: ["first token", seconds], tpot: ["time a token", seconds], e2e: ["whole request", seconds], usd: ["cost", dollars],
-  output_tokens: ["tokens written", (value) => significant(value, 3)], errors: ["errors", percent], refusals: ["refusals", percent],
-  distinct_answers: ["distinct answers", percent],
+  output_tokens: ["tokens written", (value) => significant(value, 3)], errors: ["errors", exactly], refusals: ["refusals", exactly],
+  distinct_answers: ["distinct answers", exactly],
 };
+function exactly(share) {
+  return `${significant(100 * share, 2)} %`;
+}
+
 const EXPERIMENTS = { running: "is running", stopped: "has stopped", stepped_back: "was taken back", done: "is done" };
 
 function drawExperiments(snapshot) {
@@ -96,7 +102,7 @@ function drawExperiments(snapshot) {
       h("p", {}, `${each.kind === "ab" ? "The comparison" : each.kind === "canary" ? "The canary" : "The shadow"} ${EXPERIMENTS[each.state] ?? each.state}; ${percent(each.share)} of ${each.model} goes to the treatment.${winner} ${each.reason}`.trim()),
       h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": each.name }, h("table", {},
         caption("Means by arm, and treatment over control with an interval that holds at every look. The line marks no difference; an interval that crosses it shows none."),
-        head("metric", ...each.arms.map((arm) => `${arm.name}: ${arm.backend} (${count(arm.requests)})`), "treatment over control", ""),
+        head("metric", ...each.arms.map((arm) => `${arm.name}: ${arm.backend} (${count(arm.requests)})`), "treatment over control", "<"),
         h("tbody", {}, ...rows))));
   });
   const place = document.getElementById("experiments");

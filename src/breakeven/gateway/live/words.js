@@ -78,11 +78,10 @@ function verdict(window) {
     head = `Traffic goes to ${what}${first}: ${share(row)} of the requests ${window.when}.`;
   } else if (most / total >= 0.9 && kind !== "unknown") {
     const names = ranked.filter(([name]) => kindOf(name) === kind).slice(0, 3).map(([name, each]) => `${name} ${share(each)}`);
-    head = `Traffic goes to ${KINDS[kind]} models ${window.when}: ${names.join(", ")}.`;
+    head = `Traffic goes to ${KINDS[kind]} models: ${names.join(", ")} of the requests ${window.when}.`;
   } else {
-    const names = ranked.slice(0, 3).map(([name, each]) =>
-      `${share(each)} to ${name}${kindOf(name) === "unknown" ? "" : ` (${KINDS[kindOf(name)]})`}`);
-    head = `Traffic is split ${window.when}: ${names.join(", ")}.`;
+    const names = ranked.slice(0, 3).map(([name, each]) => `${name}${kindOf(name) === "unknown" ? "" : ` (${KINDS[kindOf(name)]})`} ${share(each)}`);
+    head = `Traffic is split: ${names.join(", ")} of the requests ${window.when}.`;
   }
   return { head, because: [...why(ranked.slice(0, 2).map(([name]) => name)), ...turned(), kept(window), ...money(window)] };
 }

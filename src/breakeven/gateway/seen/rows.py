@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Protocol
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
+class Rows(Protocol):
     """Row by name, as `Slots.name` gives them: backends, keys, public models, experiments."""
 
-    backends: Mapping[str, int]
-    keys: Mapping[str, int] = field(default_factory=dict)
-    models: Mapping[str, int] = field(default_factory=dict)
-    experiments: Mapping[str, int] = field(default_factory=dict)
+    @property
+    def backends(self) -> Mapping[str, int]: ...
+
+    @property
+    def keys(self) -> Mapping[str, int]: ...
+
+    @property
+    def models(self) -> Mapping[str, int]: ...
+
+    @property
+    def experiments(self) -> Mapping[str, int]: ...
