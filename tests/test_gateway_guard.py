@@ -1,0 +1,481 @@
+"""Breaker, gate, hedge budget and failover rules: pure, so a clock and dice are made up here."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from breakeven.gateway.guard.breaker import CODES, LONGEST_HOLD_S, Breaker, BreakerSettings
+from breakeven.gateway.guard.gate import Gate
+from breakeven.gateway.guard.hedge import SAVED_MOST, SHORTEST_S, HedgeBudget, delay_s
+from breakeven.gateway.guard.retry import (
+    retry_after_s,
+    status_fails_over,
+    status_is_broken,
+    trouble_fails_over,
+    trouble_is_broken,
+)
+
+SETTINGS = BreakerSettings(failures=3, open_s=1.0, most_s=8.0, jitter=0.0, probes=2, probe_s=10.0)
+
+
+def opened(settings: BreakerSettings = SETTINGS, now_s: float = 100.0) -> Breaker:
+    breaker = Breaker(settings, random.Random(1))
+    for _ in range(settings.failures):
+        breaker.failed(now_s)
+    assert breaker.state == "open"
+    return breaker
+
+
+def test_a_row_of_failures_opens_and_a_success_breaks_the_row() -> None:
+    breaker = Breaker(SETTINGS)
+    for failed in (True, True, False, True, True):
+        (breaker.failed if failed else breaker.succeeded)(1.0)
+    assert breaker.state == "closed"
+    assert breaker.allows(1.0)
+    breaker.failed(1.0)
+    assert breaker.state == "open"
+    assert breaker.opened == 1
+    assert not breaker.allows(1.0)
+    assert breaker.until_s == 2.0
+
+
+def test_half_of_recent_results_opens_without_a_row() -> None:
+    breaker = Breaker(BreakerSettings(failures=3, share=0.5, least=10.0))
+    for k in range(20):
+        (breaker.failed if k % 2 else breaker.succeeded)(1.0 + k * 0.001)
+        if breaker.state == "open":
+            break
+    assert breaker.state == "open"
+    assert 9 <= k <= 11
+
+
+def test_old_failures_weigh_less_and_less() -> None:
+    breaker = Breaker(BreakerSettings(failures=100, share=0.5, least=10.0, half_life_s=10.0))
+    for k in range(9):
+        breaker.failed(float(k) * 0.01)
+    for k in range(8):
+        breaker.succeeded(200.0 + k)
+    # Twenty half-lives later nine failures are next to nothing: three more in eleven are no half.
+    for k in range(3):
+        breaker.failed(208.0 + k)
+    assert breaker.state == "closed"
+
+
+def test_backoff_then_probes_then_closed() -> None:
+    breaker = opened()
+    assert not breaker.allows(100.9)
+    assert breaker.state == "open"
+    assert breaker.allows(101.0)
+    assert breaker.state == "half_open"
+    first = breaker.started(101.0)
+    assert breaker.allows(101.0)
+    second = breaker.started(101.0)
+    assert not breaker.allows(101.0), "both probes are out"
+    breaker.succeeded(101.5, first)
+    assert breaker.state == "half_open"
+    breaker.succeeded(101.6, second)
+    assert breaker.state == "closed"
+    assert breaker.allows(101.6)
+
+
+def test_each_failed_probe_doubles_the_backoff_up_to_its_bound_and_success_resets_it() -> None:
+    breaker = opened()
+    now_s, waits = 100.0, []
+    for _ in range(6):
+        wait_s = breaker.until_s - now_s
+        waits.append(wait_s)
+        now_s += wait_s
+        assert breaker.allows(now_s)
+        breaker.failed(now_s, breaker.started(now_s))
+    assert waits == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+    now_s = breaker.until_s
+    assert breaker.allows(now_s)
+    for spell in [breaker.started(now_s) for _ in range(2)]:
+        breaker.succeeded(now_s, spell)
+    for _ in range(3):
+        breaker.failed(now_s)
+    assert breaker.until_s == now_s + 1.0
+
+
+def test_jitter_spreads_the_backoff_upwards() -> None:
+    ends = set()
+    for seed in range(50):
+        breaker = Breaker(BreakerSettings(failures=1, open_s=2.0, jitter=0.3), random.Random(seed))
+        breaker.failed(0.0)
+        assert 2.0 <= breaker.until_s < 2.6
+        ends.add(breaker.until_s)
+    assert len(ends) > 40
+
+
+def test_results_of_requests_begun_before_do_not_count_against_it_again() -> None:
+    breaker = Breaker(SETTINGS, random.Random(1))
+    before = [breaker.started(99.0) for _ in range(100)]
+    for spell in before[:3]:
+        breaker.failed(100.0, spell)
+    assert breaker.until_s == 101.0
+    assert breaker.allows(101.0)
+    probe = breaker.started(101.0)
+    for spell in before[3:]:
+        breaker.failed(101.1, spell)
+    assert breaker.state == "half_open"
+    breaker.succeeded(101.2, probe)
+    breaker.succeeded(101.3, breaker.started(101.2))
+    assert breaker.state == "closed"
+    for _ in range(10):
+        breaker.failed(101.4, before[0])
+    assert breaker.state == "closed"
+
+
+def test_a_probe_whose_client_left_gives_its_place_back() -> None:
+    breaker = opened()
+    assert breaker.allows(101.0)
+    spells = [breaker.started(101.0) for _ in range(2)]
+    assert not breaker.allows(101.0)
+    breaker.ended(101.0, spells[0])
+    assert breaker.state == "half_open"
+    assert breaker.allows(101.0)
+
+
+def test_a_silent_probe_does_not_hold_its_place_for_ever() -> None:
+    breaker = opened()
+    assert breaker.allows(101.0)
+    for _ in range(2):
+        breaker.started(101.0)
+    assert not breaker.allows(111.0)
+    assert breaker.allows(111.1)
+
+
+def test_a_hold_is_no_failure_and_ends() -> None:
+    breaker = Breaker(SETTINGS)
+    breaker.hold(5.0)
+    assert not breaker.allows(4.9)
+    assert breaker.state == "closed"
+    assert breaker.until_s == 5.0
+    breaker.hold(3.0)
+    assert breaker.until_s == 5.0, "a shorter one does not shorten it"
+    assert breaker.allows(5.0)
+    breaker.hold(1e12, now_s=10.0)
+    assert breaker.until_s == 10.0 + LONGEST_HOLD_S
+
+
+def test_the_least_bad_asked_through_an_open_breaker_closes_it_by_its_success() -> None:
+    breaker = opened()
+    for _ in range(2):
+        breaker.succeeded(100.5, breaker.started(100.5))
+    assert breaker.state == "closed"
+
+
+def test_codes_are_those_of_the_shared_layout() -> None:
+    assert CODES == {"closed": 0, "half_open": 1, "open": 2}
+
+
+class BreakerMachine(RuleBasedStateMachine):
+    """Any order of events that a worker can cause."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.breaker = Breaker(SETTINGS, random.Random(7))
+        self.now_s = 0.0
+        self.out: list[int] = []
+
+    @rule(seconds=st.floats(0.0, 20.0))
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    @rule()
+    def ask(self) -> None:
+        held = self.now_s < self.breaker.held_until_s
+        if self.breaker.allows(self.now_s):
+            assert not held
+            assert self.breaker.state != "open"
+            self.out.append(self.breaker.started(self.now_s))
+        elif not held and self.breaker.state == "open":
+            assert self.breaker.until_s > self.now_s
+
+    @precondition(lambda self: self.out)
+    @rule(how=st.sampled_from(["succeeded", "failed", "ended"]), which=st.integers(0, 10**6))
+    def end(self, how: str, which: int) -> None:
+        before = self.breaker.state
+        spell = self.out.pop(which % len(self.out))
+        getattr(self.breaker, how)(self.now_s, spell)
+        after = self.breaker.state
+        if how == "failed":
+            assert after in (before, "open")
+        elif how == "succeeded":
+            assert after in (before, "closed")
+        else:
+            assert after == before
+
+    @rule(seconds=st.floats(0.0, 5.0))
+    def hold(self, seconds: float) -> None:
+        before = self.breaker.state
+        self.breaker.hold(self.now_s + seconds)
+        assert self.breaker.state == before
+
+    @invariant()
+    def comes_back(self) -> None:
+        """Whatever happened, it lets a request through once every timer has run out."""
+        assert self.breaker.until_s <= self.now_s + max(SETTINGS.most_s, 20.0)
+
+    def teardown(self) -> None:
+        assert self.breaker.allows(max(self.now_s, self.breaker.until_s) + SETTINGS.probe_s + 0.1)
+
+
+TestBreakerMachine = BreakerMachine.TestCase
+TestBreakerMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# The gate.
+
+
+def test_places_then_line_then_full() -> None:
+    gate: Gate[str] = Gate(2, 1)
+    assert [gate.enter(name, 0, 10.0, 0.0) for name in "abcd"] == ["go", "go", "wait", "full"]
+    assert (gate.in_flight, gate.queued) == (2, 1)
+    assert gate.leave(1.0) == ["c"]
+    assert gate.leave(1.0) == []
+    assert gate.leave(1.0) == []
+    assert (gate.in_flight, gate.queued) == (0, 0)
+    with pytest.raises(AssertionError):
+        gate.leave(1.0)
+
+
+def test_higher_priority_first_then_first_come() -> None:
+    gate: Gate[str] = Gate(1, 10)
+    gate.enter("busy", 0, 10.0, 0.0)
+    for name, priority in (("a", 0), ("b", 5), ("c", 0), ("d", 5), ("e", -1)):
+        assert gate.enter(name, priority, 10.0, 0.0) == "wait"
+    order = []
+    while going := gate.leave(1.0):
+        order += going
+    assert order == ["b", "d", "a", "c", "e"]
+
+
+def test_a_full_line_drops_the_newest_of_the_lowest_priority() -> None:
+    gate: Gate[str] = Gate(0, 3)
+    for name, priority in (("a", 0), ("b", -1), ("c", -1)):
+        gate.enter(name, priority, 10.0, 0.0)
+    assert gate.enter("d", -1, 10.0, 0.0) == "full"
+    assert gate.pushed_out() == []
+    assert gate.enter("e", 0, 10.0, 0.0) == "wait"
+    assert gate.pushed_out() == ["c"]
+    assert gate.pushed_out() == []
+    assert gate.enter("f", 1, 10.0, 0.0) == "wait"
+    assert gate.pushed_out() == ["b"]
+    assert gate.enter("g", 0, 10.0, 0.0) == "full"
+
+
+def test_late_ones_never_go() -> None:
+    gate: Gate[str] = Gate(1, 10)
+    gate.enter("busy", 0, 10.0, 0.0)
+    gate.enter("late", 0, 1.0, 0.0)
+    gate.enter("there", 0, 10.0, 0.0)
+    assert gate.expired(0.5) == []
+    assert gate.leave(2.0) == ["there"]
+    assert gate.expired(2.0) == ["late"]
+    assert gate.expired(2.0) == []
+    assert gate.enter("never", 0, 3.0, 3.0) == "full"
+
+
+def test_a_late_ticket_leaves_room_for_the_next() -> None:
+    gate: Gate[str] = Gate(0, 1)
+    assert gate.enter("a", 0, 1.0, 0.0) == "wait"
+    assert gate.enter("b", 0, 9.0, 0.5) == "full"
+    assert gate.enter("b", 0, 9.0, 1.0) == "wait"
+    assert gate.expired(1.0) == ["a"]
+
+
+def test_other_workers_take_places_and_free_them() -> None:
+    gate: Gate[str] = Gate(4, 10)
+    assert gate.enter("a", 0, 10.0, 0.0, elsewhere=4) == "wait"
+    assert gate.enter("b", 0, 10.0, 0.0, elsewhere=4) == "wait"
+    assert gate.wake(0.1, elsewhere=4) == []
+    assert gate.wake(0.1, elsewhere=3) == ["a"]
+    assert gate.enter("c", 0, 10.0, 0.2, elsewhere=2) == "wait", "b was here before"
+    assert gate.enter("d", 1, 10.0, 0.2, elsewhere=2) == "go", "and d is more urgent"
+    assert gate.wake(0.2, elsewhere=0) == ["b", "c"]
+
+
+def test_who_left_the_line_does_not_go_and_may_come_back() -> None:
+    gate: Gate[str] = Gate(1, 10)
+    gate.enter("busy", 0, 10.0, 0.0)
+    gate.enter("a", 0, 1.0, 0.0)
+    assert gate.remove("a")
+    assert not gate.remove("a")
+    gate.enter("a", 0, 5.0, 0.5)
+    assert gate.expired(2.0) == [], "its first deadline is void"
+    assert gate.expired(5.0) == ["a"]
+
+
+def test_forgotten_deadlines_do_not_pile_up() -> None:
+    gate: Gate[int] = Gate(0, 10)
+    for k in range(5000):
+        assert gate.enter(k, 0, 1e9, 0.0) == "wait"
+        gate.remove(k)
+    assert len(gate._deadlines) < 200
+
+
+class GateMachine(RuleBasedStateMachine):
+    """Against a plain list that is sorted anew each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate: Gate[int] = Gate(3, 5)
+        self.line: list[tuple[int, int, float]] = []
+        """Minus priority, ticket, deadline."""
+        self.in_flight = 0
+        self.now_s = 0.0
+        self.next = 0
+        self.late: list[int] = []
+        self.out: list[int] = []
+
+    def _sweep(self) -> None:
+        self.late += [ticket for _, ticket, deadline in self.line if deadline <= self.now_s]
+        self.line = [one for one in self.line if one[2] > self.now_s]
+
+    def _go(self, elsewhere: int) -> list[int]:
+        going = []
+        self._sweep()
+        while self.line and self.in_flight + elsewhere < 3:
+            first = min(self.line)
+            self.line.remove(first)
+            self.in_flight += 1
+            going.append(first[1])
+        return going
+
+    @rule(priority=st.integers(-1, 2), wait_s=st.floats(0.0, 10.0), elsewhere=st.integers(0, 3))
+    def enter(self, priority: int, wait_s: float, elsewhere: int) -> None:
+        ticket, self.next = self.next, self.next + 1
+        deadline = self.now_s + wait_s
+        self._sweep()
+        mine = (-priority, ticket, deadline)
+        if self.in_flight + elsewhere < 3 and (not self.line or min(self.line)[0] > -priority):
+            self.in_flight += 1
+            expected = "go"
+        elif deadline <= self.now_s or (len(self.line) >= 5 and max(self.line)[0] <= -priority):
+            expected = "full"
+        else:
+            if len(self.line) >= 5:
+                self.out.append(max(self.line)[1])
+                self.line.remove(max(self.line))
+            self.line.append(mine)
+            expected = "wait"
+        assert self.gate.enter(ticket, priority, deadline, self.now_s, elsewhere) == expected
+
+    @precondition(lambda self: self.in_flight)
+    @rule(elsewhere=st.integers(0, 3))
+    def leave(self, elsewhere: int) -> None:
+        self.in_flight -= 1
+        assert self.gate.leave(self.now_s, elsewhere) == self._go(elsewhere)
+
+    @rule(elsewhere=st.integers(0, 3))
+    def wake(self, elsewhere: int) -> None:
+        assert self.gate.wake(self.now_s, elsewhere) == self._go(elsewhere)
+
+    @rule(seconds=st.floats(0.0, 5.0))
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    @rule()
+    def expire(self) -> None:
+        self._sweep()
+        assert sorted(self.gate.expired(self.now_s)) == sorted(self.late)
+        self.late = []
+
+    @precondition(lambda self: self.line)
+    @rule(which=st.integers(0, 100))
+    def remove(self, which: int) -> None:
+        one = self.line.pop(which % len(self.line))
+        assert self.gate.remove(one[1]) == (one[1] not in self.late)
+
+    @invariant()
+    def same(self) -> None:
+        assert self.gate.in_flight == self.in_flight
+        assert self.gate.queued == len(self.line)
+        assert self.gate.pushed_out() == self.out
+        self.out = []
+
+
+TestGateMachine = GateMachine.TestCase
+TestGateMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+# Hedging and failing over.
+
+
+@given(share=st.floats(0.0, 0.2), takes=st.lists(st.booleans(), max_size=400))
+@settings(max_examples=50, deadline=None)
+def test_hedges_never_exceed_their_share(share: float, takes: list[bool]) -> None:
+    budget, hedged = HedgeBudget(share), 0
+    for requests, wanted in enumerate(takes, start=1):
+        budget.requested()
+        if wanted and budget.take():
+            hedged += 1
+        assert hedged <= share * requests + 1e-6
+
+
+def test_a_wanted_share_is_used_up() -> None:
+    budget = HedgeBudget(0.03)
+    hedged = 0
+    for _ in range(1000):
+        budget.requested()
+        hedged += budget.take()
+    assert hedged == 30
+    for _ in range(10_000):
+        budget.requested()
+    taken = 0
+    while budget.take():
+        taken += 1
+    assert taken == SAVED_MOST
+    budget.give_back()
+    assert budget.take()
+    assert not HedgeBudget(0.0).take()
+
+
+def test_the_delay_is_the_predicted_95th_percentile() -> None:
+    assert delay_s(0.5, 0.7) == pytest.approx(0.5 * math.exp(0.7))
+    assert delay_s(0.0, 0.5) == SHORTEST_S
+    assert delay_s(0.5, -1.0) == 0.5
+
+
+def test_which_statuses_fail_over() -> None:
+    assert [s for s in range(100, 600) if status_fails_over(s)] == [429, 500, 502, 503, 504, 529]
+    assert [s for s in range(100, 600) if status_is_broken(s)] == [500, 502, 503, 504, 529]
+
+
+def test_which_troubles_fail_over() -> None:
+    over = {"refused": True, "unreachable": True, "reset": True, "timeout": True, "garbage": True, "forbidden": True}
+    for trouble, expected in {**over, "cut": False, "too_large": False}.items():
+        assert trouble_fails_over(trouble) is expected  # type: ignore[arg-type]
+        assert trouble_is_broken(trouble) is (trouble != "too_large")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (b"0", 0.0),
+        (b" 7 ", 7.0),
+        (b"Thu, 01 Jan 1970 00:20:00 GMT", 200.0),
+        (b"Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        (None, None),
+        (b"", None),
+        (b"-1", None),
+        (b"soon", None),
+        (b"9" * 400, None),
+        (b"Thu, 99 Foo 1970", None),
+    ],
+)
+def test_retry_after(value: bytes | None, seconds: float | None) -> None:
+    assert retry_after_s(value, 1000.0) == seconds
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_any_retry_after_is_a_number_or_nothing(value: bytes) -> None:
+    seconds = retry_after_s(value, 1000.0)
+    assert seconds is None or 0.0 <= seconds < 1e12

@@ -1,0 +1,394 @@
+"""Keys on disk, checking one, and the command that makes them. The fourth security property stands here."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import math
+import multiprocessing
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from breakeven.cli.keys_run import expiry
+from breakeven.cli.main import dispatch
+from breakeven.errors import UserError
+from breakeven.gateway.keys import store
+from breakeven.gateway.keys.check import Keys
+from breakeven.gateway.keys.entry import LONGEST_S, MOST_AMOUNT, KeyEntry, KeyLimit, limit_text, parse_limit, stamped
+from breakeven.spec.workload import Slo
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keys.json"
+
+
+def test_a_secret_is_shown_once_and_only_its_digest_is_kept(path: Path) -> None:
+    secret = store.create(path, "anna")
+    assert secret.startswith("bek-")
+    assert len(secret) == 4 + math.ceil(32 * 8 / 6), "256 bits in base64"
+    kept = path.read_text()
+    assert secret not in kept
+    assert secret.removeprefix("bek-") not in kept
+    assert hashlib.sha256(secret.encode()).hexdigest() in kept
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert secret != store.create(path, "bert")
+
+
+def test_the_file_is_0600_whatever_the_umask(path: Path) -> None:
+    old = os.umask(0)
+    try:
+        store.create(path, "anna")
+        store.revoke(path, "anna")
+    finally:
+        os.umask(old)
+    assert {stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()} == {0o600}
+
+
+def test_everything_said_of_a_key_is_kept(path: Path) -> None:
+    limits = (parse_limit("1000 requests/min"), parse_limit("2.5 usd/day"))
+    store.create(
+        path,
+        "anna",
+        models=("a", "b"),
+        admin=True,
+        limits=limits,
+        slo=Slo(ttft_s=0.5),
+        priority=-2,
+        expires=4e9,
+    )
+    (entry,) = store.load(path)
+    assert (entry.name, entry.models, entry.admin, entry.priority) == ("anna", ("a", "b"), True, -2)
+    assert (entry.slo, entry.expires_s, entry.revoked_s) == (Slo(ttft_s=0.5), 4e9, None)
+    assert [limit_text(limit) for limit in entry.limits] == ["1000 requests/min", "2.5 usd/day"]
+    assert all(limit.stamp for limit in entry.limits)
+    assert entry.may("a")
+    assert not entry.may("c")
+
+
+def test_a_revoked_key_is_listed_and_not_loaded(path: Path) -> None:
+    store.create(path, "anna")
+    store.create(path, "bert")
+    before = store.file_stamp(path)
+    store.revoke(path, "anna")
+    assert store.file_stamp(path) != before
+    assert [entry.name for entry in store.load(path)] == ["bert"]
+    assert [entry.revoked_s is None for entry in store.listing(path)] == [False, True]
+    first = store.listing(path)[0].revoked_s
+    store.revoke(path, "anna")
+    assert store.listing(path)[0].revoked_s == first
+    with pytest.raises(UserError, match="anna already"):
+        store.create(path, "anna")
+    assert store.file_stamp(path.with_name("absent")) == (0, 0, 0)
+
+
+def _create_some(path: Path, who: int) -> None:
+    for k in range(5):
+        store.create(path, f"w{who}-{k}")
+
+
+def test_writers_at_once_lose_nothing(path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_create_some, args=(path, who)) for who in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    assert len(store.load(path)) == 20
+    assert sorted(each.name for each in path.parent.iterdir()) == [".keys.json.lock", "keys.json"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.create(path, "anna")
+    before = path.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        store.create(path, "bert")
+    assert path.read_bytes() == before
+    assert sorted(each.name for each in path.parent.iterdir()) == [".keys.json.lock", "keys.json"]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "ä", "../x", "a" * 65, "-a", 'a"', "a\n"])
+def test_names_that_would_not_fit_a_label_are_refused(path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="no name for a key"):
+        store.create(path, name)
+    assert not path.exists()
+
+
+def test_too_many_or_double_limits_are_refused(path: Path) -> None:
+    with pytest.raises(UserError, match="9 limits"):
+        store.create(path, "anna", limits=[KeyLimit("requests", 1, 60.0 * (k + 1)) for k in range(9)])
+    with pytest.raises(UserError, match="same thing"):
+        store.create(path, "anna", limits=[parse_limit("1 requests/min"), parse_limit("2 requests/60s")])
+
+
+def _rewrite(path: Path, **fields: object) -> None:
+    content = json.loads(path.read_text())
+    content["keys"][0].update(fields)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"digest": "sha256:12"}, "key anna: digest"),
+        ({"limits": ["often"]}, "key anna: limits: 'often'"),
+        ({"limits": ["1 usd/day"] * 9}, "key anna: it has 9 limits"),
+        ({"limits": ["1 usd/day", "2 usd/24h"]}, "key anna: two limits"),
+        ({"priority": "high"}, r"priority"),
+        ({"limit": []}, r"unknown field `limit`"),
+        ({"name": "a b"}, "no name for a key"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_file_key_and_field(path: Path, fields: dict[str, object], says: str) -> None:
+    store.create(path, "anna")
+    _rewrite(path, **fields)
+    with pytest.raises(UserError, match=says) as caught:
+        store.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_other_reasons_to_refuse_a_file(path: Path) -> None:
+    with pytest.raises(UserError, match="keys create"):
+        store.load(path)
+    store.create(path, "anna")
+    path.chmod(0o660)
+    with pytest.raises(UserError, match="chmod 600"):
+        store.load(path)
+    path.chmod(0o440)
+    assert len(store.load(path)) == 1, "a mounted secret that others may read"
+    path.chmod(0o600)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "keys": content["keys"] * 2}))
+    with pytest.raises(UserError, match="two keys have the name anna"):
+        store.load(path)
+    path.write_text(json.dumps({**content, "schema": "breakeven.key_file/9"}))
+    with pytest.raises(UserError, match="key_file/9"):
+        store.load(path)
+    path.write_bytes(b"\xff\x00 not json")
+    with pytest.raises(UserError, match="no file of keys"):
+        store.load(path)
+
+
+# Checking a key.
+
+
+def entry_of(secret: str, **fields: object) -> KeyEntry:
+    digest = hashlib.sha256(secret.encode()).digest()
+    return KeyEntry(name=secret, id=secret, digest=digest, **fields)  # type: ignore[arg-type]
+
+
+def test_found_by_either_header() -> None:
+    keys = Keys([entry_of("bek-anna"), entry_of("bek-bert")])
+    assert len(keys) == 2
+    for authorization in (b"Bearer bek-anna", b"bearer bek-anna", b"BEARER  bek-anna "):
+        found = keys.find(authorization)
+        assert found is not None
+        assert found.name == "bek-anna"
+    found = keys.find(None, b"bek-bert")
+    assert found is not None
+    assert found.name == "bek-bert"
+    assert keys.find(b"Bearer wrong", b"bek-bert") is None, "one header decides"
+
+
+WRONG = {
+    "none": None,
+    "empty": b"",
+    "no secret": b"Bearer ",
+    "unknown": b"Bearer bek-nobody",
+    "revoked": b"Bearer bek-revoked",
+    "expired": b"Bearer bek-expired",
+    "another scheme": b"Basic bek-anna",
+    "no scheme": b"bek-anna",
+    "a part": b"Bearer bek-ann",
+    "more": b"Bearer bek-annaa",
+    "the digest": b"Bearer " + hashlib.sha256(b"bek-anna").hexdigest().encode(),
+    "not text": b"Bearer \xff\xfe\x00",
+    "long": b"Bearer " + b"x" * 60_000,
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_all_wrong_keys_are_answered_alike(what: str) -> None:
+    keys = Keys([entry_of("bek-anna"), entry_of("bek-revoked", revoked_s=1.0), entry_of("bek-expired", expires_s=5.0)])
+    assert keys.find(WRONG[what], unix_s=10.0) is None
+    assert keys.find(None, (WRONG[what] or b"").removeprefix(b"Bearer ") + b"?", unix_s=10.0) is None
+
+
+def test_every_key_is_compared_once_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = Keys([entry_of("bek-anna"), entry_of("bek-expired", expires_s=5.0)])
+    compared: list[tuple[int, int]] = []
+    real = hmac.compare_digest
+
+    def counted(a: bytes, b: bytes) -> bool:
+        compared.append((len(a), len(b)))
+        return real(a, b)
+
+    monkeypatch.setattr(hmac, "compare_digest", counted)
+    for value in [b"Bearer bek-anna", *WRONG.values()]:
+        compared.clear()
+        keys.find(value, unix_s=10.0)
+        assert compared == [(32, 32)]
+
+
+def test_an_expired_key_ends_while_the_gateway_runs() -> None:
+    keys = Keys([entry_of("bek-anna", expires_s=100.0)])
+    assert keys.find(b"Bearer bek-anna", unix_s=99.9)
+    assert keys.find(b"Bearer bek-anna", unix_s=100.0) is None
+    assert keys.find(b"Bearer bek-anna") is None
+
+
+def test_revoking_takes_keys_from_a_running_worker_and_adds_none() -> None:
+    anna, bert, cleo = (entry_of(f"bek-{name}") for name in ("anna", "bert", "cleo"))
+    keys = Keys([anna, bert])
+    keys.only([entry_of("bek-anna", revoked_s=1.0), bert, cleo])
+    assert keys.find(b"Bearer bek-anna") is None
+    assert keys.find(b"Bearer bek-bert") is bert
+    assert keys.find(b"Bearer bek-cleo") is None
+
+
+@given(st.binary(max_size=80), st.none() | st.binary(max_size=80))
+def test_no_bytes_find_a_key_or_crash(authorization: bytes, api_key: bytes | None) -> None:
+    keys = Keys([entry_of("bek-anna")])
+    assert keys.find(authorization, api_key) is None
+
+
+def test_a_made_key_opens_and_a_revoked_one_does_not(path: Path) -> None:
+    secret = store.create(path, "anna").encode()
+    assert Keys(store.load(path)).find(b"Bearer " + secret)
+    store.revoke(path, "anna")
+    assert Keys(store.load(path)).find(b"Bearer " + secret) is None
+    assert Keys(store.listing(path)).find(b"Bearer " + secret) is None
+
+
+# Limits in words.
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("1000 requests/min", KeyLimit("requests", 1000, 60.0)),
+        ("1 req/s", KeyLimit("requests", 1, 1.0)),
+        ("200k tokens/hour", KeyLimit("tokens", 200_000, 3600.0)),
+        ("1.5M tokens / day", KeyLimit("tokens", 1_500_000, 86400.0)),
+        ("5 usd/day", KeyLimit("usd", 5 * 10**9, 86400.0)),
+        ("$0.001 usd/week", KeyLimit("usd", 10**6, 604800.0)),
+        ("100 requests/10min", KeyLimit("requests", 100, 600.0)),
+        ("9 dollars/2 months", KeyLimit("usd", 9 * 10**9, 60 * 86400.0)),
+    ],
+)
+def test_limits_in_words(text: str, limit: KeyLimit) -> None:
+    assert parse_limit(text) == limit
+    assert parse_limit(limit_text(limit)) == limit
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "1000", "1000 requests", "requests/min", "-1 requests/min", "0 requests/min", "0.4 requests/min",
+        "1 cows/min", "1 requests/fortnight", "1 requests/0min", "1 requests/400d", "nan usd/day", "1e9 tokens/day",
+        "2000000 usd/day", "9999999999999999 tokens/day", "1 requests/min;", "١ requests/min",
+    ],
+)  # fmt: skip
+def test_what_is_no_limit(text: str) -> None:
+    with pytest.raises(UserError, match="limit"):
+        parse_limit(text)
+
+
+@given(
+    what=st.sampled_from(["requests", "tokens", "usd"]),
+    amount=st.integers(1, MOST_AMOUNT),
+    window_s=st.integers(1, int(LONGEST_S)),
+)
+def test_limits_are_written_as_they_are_read(what: str, amount: int, window_s: int) -> None:
+    limit = KeyLimit(what, amount, float(window_s))  # type: ignore[arg-type]
+    read = parse_limit(limit_text(limit))
+    assert (read.what, read.window_s) == (limit.what, limit.window_s)
+    assert read.amount == amount
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=200)
+def test_any_text_is_a_limit_or_a_plain_complaint(text: str) -> None:
+    with contextlib.suppress(UserError):
+        assert parse_limit(text).amount >= 1
+
+
+def test_stamps_tell_keys_and_limits_apart() -> None:
+    limits = [parse_limit(text) for text in ("1 requests/min", "1 requests/hour", "1 tokens/min")]
+    stamps = {stamped(limit, key).stamp for limit in limits for key in ("a", "b")}
+    assert len(stamps) == 6
+    assert all(0 < stamp < 2**63 for stamp in stamps)
+    assert stamped(parse_limit("2 requests/min"), "a").stamp in stamps, "another amount goes on with what was counted"
+
+
+# The command.
+
+
+def test_create_list_revoke(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["create", "anna", "--limit", "1000 requests/min", "--usd", "5/day", "--models", "a, b", "--slo", "ttft=1s"]
+    assert dispatch(["keys", *words, "--expires", "30d", "--priority", "2", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["schema"] == "breakeven.keys/1"
+    assert Keys(store.load(tmp_path / "keys.json")).find(f"Bearer {made['secret']}".encode())
+    assert dispatch(["keys", "create", "bert"]) == 0
+    out = capsys.readouterr()
+    assert out.out.startswith("bek-")
+    assert out.out.count("\n") == 1, "so that SECRET=$(breakeven keys create bert) works"
+    assert "bert" in out.err
+    assert dispatch(["keys", "revoke", "bert"]) == 0
+    capsys.readouterr()
+    assert dispatch(["keys", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "1000 requests/min; 5 usd/day" in listed
+    assert dispatch(["keys", "list", "--json"]) == 0
+    shown = capsys.readouterr().out
+    assert [key["state"] for key in json.loads(shown)["keys"]] == ["live", "revoked"]
+    for text in (listed, shown):
+        assert "bek-" not in text
+        assert "sha256" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--limit", "often"], "no limit"),
+        (["--usd", "5"], "no window"),
+        (["--expires", "soon"], "--expires"),
+        (["--expires", "2001-01-01"], "not in the future"),
+        (["--expires", "0d"], "not in the future"),
+        (["--slo", "e2e=1s"], "ttft and tpot"),
+        (["--slo", "fast"], "ttft=1s"),
+    ],
+)
+def test_wrong_words_make_no_key(tmp_path: Path, words: list[str], says: str) -> None:
+    path = tmp_path / "keys.json"
+    with pytest.raises(UserError, match=says):
+        dispatch(["keys", "create", "anna", "--file", str(path), *words])
+    assert not path.exists()
+
+
+def test_expiry() -> None:
+    assert expiry("", 1000.0) is None
+    assert expiry("30d", 1000.0) == 1000.0 + 30 * 86400
+    assert expiry("90min", 0.0) == 5400.0
+    assert expiry("1970-01-02", 0.0) == 86400.0
+    later = expiry("12h")
+    assert later is not None
+    assert 43000 < later - time.time() < 43201

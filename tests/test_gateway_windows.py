@@ -1,0 +1,535 @@
+"""Windows of requests, tokens and dollars: never more than a limit in any window, over workers, restarts, machines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from breakeven.errors import UserError
+from breakeven.gateway.keys import windows as windows_module
+from breakeven.gateway.keys.budget_file import budget_path, load_budgets, save_budgets
+from breakeven.gateway.keys.entry import KeyEntry, KeyLimit, parse_limit, stamped
+from breakeven.gateway.keys.ring import BUCKETS, OwnRow, put_row, row_buckets, row_sum
+from breakeven.gateway.keys.shared import SharedWindows
+from breakeven.gateway.keys.windows import Windows
+from breakeven.gateway.plan.model import Redis
+from breakeven.gateway.shared.block import Block, Shape
+from breakeven.gateway.shared.layout import Usage
+
+SHAPE = Shape(workers=4, backends=1, keys=3, models=1, experiments=1)
+DAY = 1_700_000_000.0
+
+
+def limits_of(*texts: str, key: str = "anna") -> tuple[KeyLimit, ...]:
+    return tuple(stamped(parse_limit(text), key) for text in texts)
+
+
+def worker_of(block: Block, worker: int) -> Windows:
+    return Windows(block, worker, block.shape.windows)
+
+
+# One worker.
+
+
+def test_a_limit_is_reached_and_the_window_frees_it() -> None:
+    windows, limits = worker_of(Block(SHAPE), 1), limits_of("3 requests/min")
+    for _ in range(3):
+        assert windows.refused(0, limits, DAY) is None
+        windows.start(0, limits, DAY)
+    refusal = windows.refused(0, limits, DAY)
+    assert refusal is not None
+    assert (refusal.used, refusal.alone) == (3, False)
+    assert 60.0 <= refusal.retry_s <= 64.0
+    assert "3 requests/min" in refusal.message
+    assert windows.refused(0, limits, DAY + refusal.retry_s - 0.01) is not None
+    assert windows.refused(0, limits, DAY + refusal.retry_s + 0.01) is None
+    assert windows.refused(1, limits_of("3 requests/min", key="bert"), DAY) is None, "another key is free"
+
+
+def test_what_is_expected_is_held_and_what_was_taken_is_counted() -> None:
+    windows, limits = worker_of(Block(SHAPE), 1), limits_of("1000 tokens/min", "1 usd/day")
+    spent = windows.start(0, limits, DAY, 900, 10**8)
+    refusal = windows.refused(0, limits, DAY, 200)
+    assert refusal is not None
+    assert refusal.limit.what == "tokens"
+    windows.settle(spent, DAY + 1, 100, 10**9)
+    refusal = windows.refused(0, limits, DAY + 1, 200)
+    assert refusal is not None
+    assert refusal.limit.what == "usd"
+    assert refusal.used == 10**9
+    assert "1 usd/day" in refusal.message
+    assert 86_000 < refusal.retry_s < 86400 * 16 / 15
+    windows.settle(spent, DAY + 1, 5, 5)
+    assert windows.refused(0, limits, DAY + 1, 200) == refusal, "settled once only"
+
+
+def test_a_request_above_the_limit_by_itself_is_told_so() -> None:
+    windows, limits = worker_of(Block(SHAPE), 1), limits_of("1000 tokens/min")
+    refusal = windows.refused(0, limits, DAY, 1001)
+    assert refusal is not None
+    assert refusal.alone
+    assert "alone" in refusal.message
+
+
+def test_a_request_never_sent_is_not_counted() -> None:
+    windows, limits = worker_of(Block(SHAPE), 1), limits_of("1 requests/min", "10 tokens/min")
+    spent = windows.start(0, limits, DAY, 10)
+    assert windows.refused(0, limits, DAY) is not None
+    windows.settle(spent, DAY, requests=0)
+    assert windows.refused(0, limits, DAY, 10) is None
+
+
+def test_a_key_without_limits_costs_nothing() -> None:
+    block = Block(SHAPE)
+    windows = worker_of(block, 1)
+    assert windows.refused(0, (), DAY) is None
+    assert windows.start(0, (), DAY) is None
+    windows.settle(None, DAY, 5, 5)
+    windows.spend(0, (), 1, 5, 5, DAY)
+    assert not any(block.windows.cells)
+
+
+def test_a_correction_after_the_bucket_has_gone_never_makes_the_window_negative() -> None:
+    windows, limits = worker_of(Block(SHAPE), 1), limits_of("1000 tokens/min")
+    spent = windows.start(0, limits, DAY, 900)
+    windows.settle(spent, DAY + 300, 100)
+    refusal = windows.refused(0, limits, DAY + 300, 1001)
+    assert refusal is not None
+    assert refusal.used == 0
+    spent = windows.start(0, limits, DAY + 300, 100)
+    windows.settle(spent, DAY + 600, 800)
+    refusal = windows.refused(0, limits, DAY + 600, 301)
+    assert refusal is not None
+    assert refusal.used == 700, "what was more than expected still counts"
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.floats(0.0, 20.0) | st.floats(0.0, 0.2),
+        st.integers(1, 3),
+        st.integers(0, 40),
+        st.integers(0, 60),
+        st.floats(0.0, 90.0),
+    ),
+    max_size=80,
+)
+
+
+@given(events=EVENTS, most=st.integers(1, 100))
+@settings(max_examples=150, deadline=None)
+def test_never_more_than_the_limit_in_any_window(events: list[tuple[float, int, int, int, float]], most: int) -> None:
+    """Three workers; requests that reserve an estimate and settle for no more than it some time later."""
+    block = Block(SHAPE)
+    workers = {k: worker_of(block, k) for k in (1, 2, 3)}
+    limits = (stamped(KeyLimit("requests", 7, 60.0), "anna"), stamped(KeyLimit("tokens", most, 60.0), "anna"))
+    now_s, began, under_way = DAY, [], []
+    for gap_s, worker, estimate, taken, lasts_s in events:
+        now_s += gap_s
+        for end_s, windows, spent, tokens in sorted(under_way, key=lambda one: one[0]):
+            if end_s <= now_s:
+                windows.settle(spent, end_s, tokens)
+        under_way = [one for one in under_way if one[0] > now_s]
+        if workers[worker].refused(0, limits, now_s, estimate) is None:
+            spent = workers[worker].start(0, limits, now_s, estimate)
+            tokens = min(taken, estimate)
+            began.append((now_s, tokens))
+            under_way.append((now_s + lasts_s, workers[worker], spent, tokens))
+    for first_s, _ in began:
+        within = [tokens for at_s, tokens in began if first_s <= at_s < first_s + 60.0]
+        assert len(within) <= 7
+        assert sum(within) <= most
+
+
+@given(gaps=st.lists(st.floats(0.0, 30.0), min_size=1, max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_nobody_is_held_back_more_than_a_fifteenth_too_long(gaps: list[float]) -> None:
+    windows, limits = worker_of(Block(SHAPE), 1), limits_of("5 requests/min")
+    now_s, began = DAY, []
+    for gap_s in gaps:
+        now_s += gap_s
+        if windows.refused(0, limits, now_s) is None:
+            windows.start(0, limits, now_s)
+            began.append(now_s)
+        else:
+            assert sum(at_s > now_s - 60.0 * (1 + 1 / BUCKETS) - 0.001 for at_s in began) >= 5
+
+
+@given(
+    amounts=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 100)), max_size=60),
+    look=st.integers(0, 60),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_row_is_summed_as_its_buckets_are(amounts: list[tuple[int, int]], look: int) -> None:
+    block, stamp = Block(SHAPE), 77
+    row = OwnRow(block.windows.cells, 0, stamp, 15.0, DAY)
+    truth: dict[int, int] = {}
+    now_s = DAY
+    for ahead, amount in amounts:
+        now_s += ahead / 4
+        row.advance(now_s)
+        row.add(amount)
+        truth[int(now_s)] = truth.get(int(now_s), 0) + amount
+    newest = int(now_s)
+    last = newest - 3 + look
+    kept = {n: v for n, v in truth.items() if n > newest - 16}
+    expected = {n: v for n, v in kept.items() if n >= max(last, newest) - BUCKETS}
+    assert row_sum(block.windows.cells, 0, stamp, last) == sum(expected.values())
+    assert sum(row_buckets(block.windows.cells, 0, stamp, last).values()) == sum(expected.values())
+    assert row_sum(block.windows.cells, 0, stamp + 1, last) == 0
+    assert row.total == sum(kept.values())
+
+
+def test_a_clock_set_back_changes_nothing() -> None:
+    windows, limits = worker_of(Block(SHAPE), 1), limits_of("1 requests/min")
+    windows.start(0, limits, DAY)
+    assert windows.refused(0, limits, DAY - 3600) is not None
+    windows.spend(0, limits, 1, 0, 0, DAY - 3600)
+    refusal = windows.refused(0, limits, DAY)
+    assert refusal is not None
+    assert refusal.used == 2
+
+
+# Several workers.
+
+
+def test_workers_see_each_other_and_only_the_same_key() -> None:
+    block, limits = Block(SHAPE), limits_of("2 requests/min")
+    first, second = worker_of(block, 1), worker_of(block, 2)
+    first.start(0, limits, DAY)
+    second.start(0, limits, DAY)
+    assert first.refused(0, limits, DAY) is not None
+    assert second.refused(0, limits, DAY) is not None
+    # The row went to a key of another name: what the old one spent is not its.
+    assert second.refused(0, limits_of("2 requests/min", key="bert"), DAY) is None
+
+
+def test_a_dead_worker_s_spending_is_kept_and_its_streams_are_freed() -> None:
+    block, limits = Block(SHAPE), limits_of("3 requests/min", "9 usd/day")
+    for worker in (1, 2):
+        windows = worker_of(block, worker)
+        windows.spend(0, limits, 1, 0, 4, DAY + worker)
+        assert windows.open_stream(0, 9)
+        windows_module.retire(block, worker)
+        block.retire(worker)
+        assert not any(block.windows.mine(worker))
+    third = worker_of(block, 1)
+    assert third.refused(0, limits, DAY + 3) is None
+    third.start(0, limits, DAY + 3)
+    refusal = third.refused(0, limits, DAY + 3)
+    assert refusal is not None
+    assert refusal.used == 3
+    assert block.key_usage.total(0, Usage.STREAMS) == 0
+
+
+def test_streams_are_counted_over_workers() -> None:
+    block = Block(SHAPE)
+    first, second = worker_of(block, 1), worker_of(block, 2)
+    assert first.open_stream(1, 2)
+    assert second.open_stream(1, 2)
+    assert not first.open_stream(1, 2)
+    assert first.open_stream(0, 2)
+    second.close_stream(1)
+    assert first.open_stream(1, 2)
+    for _ in range(2):
+        first.close_stream(1)
+    first.close_stream(0)
+    assert not any(block.key_usage.cells)
+
+
+def _ask_often(block: Block, worker: int, limits: tuple[KeyLimit, ...]) -> None:
+    windows, admitted = worker_of(block, worker), 0
+    for _ in range(2000):
+        if windows.refused(0, limits, time.time()) is None:
+            windows.start(0, limits, time.time())
+            admitted += 1
+    block.worker.put(worker, 0, 1, admitted)
+
+
+def test_processes_at_once_keep_one_limit() -> None:
+    block, limits = Block(SHAPE), limits_of("900 requests/day")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_ask_often, args=(block, worker, limits)) for worker in (1, 2, 3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    admitted = int(block.worker.total(0, 1))
+    # Each worker may be between its look and its mark when the last place goes.
+    assert 900 <= admitted <= 902
+    refusal = worker_of(block, 1).refused(0, limits, time.time())
+    assert refusal is not None
+    assert refusal.used == admitted
+
+
+# Restarts.
+
+
+def entry_of(name: str, *texts: str) -> KeyEntry:
+    return KeyEntry(name=name, id=name, digest=bytes(32), limits=limits_of(*texts, key=name))
+
+
+def used(block: Block, slot: int, entry: KeyEntry, which: int = 0) -> int:
+    refusal = worker_of(block, 3).refused(slot, (entry.limits[which],), time.time(), 10**15, 10**15 + 1)
+    if refusal is None:
+        return 0
+    return refusal.used
+
+
+def test_budgets_survive_a_restart_and_a_move_of_rows(tmp_path: Path) -> None:
+    path = budget_path(tmp_path / "keys.json")
+    assert path.name == "keys.budgets.json"
+    anna, bert = entry_of("anna", "10 usd/day"), entry_of("bert", "500 tokens/hour")
+    before = Block(SHAPE)
+    machine = load_budgets(path, before, [anna, bert], {"anna": 0, "bert": 1})
+    now_s = time.time()
+    worker_of(before, 1).spend(0, anna.limits, 1, 0, 3 * 10**9, now_s)
+    worker_of(before, 2).spend(0, anna.limits, 1, 0, 10**9, now_s - 7200)
+    worker_of(before, 2).spend(1, bert.limits, 1, 123, 0, now_s)
+    save_budgets(path, before, [anna, bert], {"anna": 0, "bert": 1}, machine)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    after = Block(SHAPE)
+    assert load_budgets(path, after, [bert, anna], {"anna": 2, "bert": 0}) == machine
+    assert used(after, 2, anna) == 4 * 10**9
+    assert used(after, 0, bert) == 123
+    # Saved again without anything new, nothing is counted twice.
+    save_budgets(path, after, [bert, anna], {"anna": 2, "bert": 0}, machine)
+    third = Block(SHAPE)
+    load_budgets(path, third, [anna], {"anna": 0})
+    assert used(third, 0, anna) == 4 * 10**9
+
+
+def test_old_spending_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, anna, now_s = tmp_path / "b.json", entry_of("anna", "4 requests/min"), time.time()
+    block = Block(SHAPE)
+    worker_of(block, 1).spend(0, anna.limits, 4, 0, 0, now_s)
+    monkeypatch.setattr(time, "time", lambda: now_s)
+    save_budgets(path, block, [anna], {"anna": 0}, "m")
+    for later_s, refused in ((1.0, True), (59.0, True), (70.0, False)):
+        monkeypatch.setattr(time, "time", lambda later_s=later_s: now_s + later_s)
+        after = Block(SHAPE)
+        load_budgets(path, after, [anna], {"anna": 0})
+        assert (worker_of(after, 1).refused(0, anna.limits, time.time()) is not None) is refused
+
+
+def test_a_damaged_budget_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    for content in (b"{", b"[]", b'{"schema":"x","saved_s":1,"machine":"m","spent":[]}'):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"b\.json.*delete it"):
+            load_budgets(path, Block(SHAPE), [], {})
+
+
+# Other machines.
+
+
+class Server:
+    """A Redis of our own on a socket file."""
+
+    def __init__(self, directory: Path) -> None:
+        self.socket = directory / "r.sock"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        words = ["redis-server", "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
+        self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end_s = time.monotonic() + 20
+        while time.monotonic() < end_s:
+            with contextlib.suppress(OSError, subprocess.CalledProcessError):
+                import socket
+
+                with socket.socket(socket.AF_UNIX) as probe:
+                    probe.connect(str(self.socket))
+                    return
+            time.sleep(0.02)
+        raise AssertionError("redis-server did not start")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    pytest.importorskip("redis", reason="the redis package is not installed (breakeven[scale])")
+    made = Server(tmp_path)
+    monkeypatch.setenv("BREAKEVEN_REDIS_URL", f"unix://{made.socket}")
+    made.start()
+    yield made
+    made.stop()
+
+
+class Machine:
+    """A gateway of one worker that shares its limits."""
+
+    def __init__(self, name: str, *entries: KeyEntry) -> None:
+        self.block, self.said = Block(SHAPE), []  # type: ignore[var-annotated]
+        self.slots = {entry.name: k for k, entry in enumerate(entries)}
+        # A slow test machine is not a Redis that is away.
+        self.shared = SharedWindows(Redis(timeout_s=5.0), self.block, name, self.said.append)
+        self.shared.know(entries, self.slots)
+        self.windows = worker_of(self.block, 1)
+
+    def spend(self, entry: KeyEntry, requests: int) -> None:
+        self.windows.spend(self.slots[entry.name], entry.limits, requests, 0, 0, time.time())
+
+    def used(self, entry: KeyEntry) -> int:
+        return used(self.block, self.slots[entry.name], entry)
+
+
+async def _exchange(*machines: Machine) -> None:
+    for _ in range(2):
+        for machine in machines:
+            assert await machine.shared.exchange()
+
+
+ANNA, BERT = entry_of("anna", "100 usd/day", "30 requests/day"), entry_of("bert", "10 requests/hour")
+ANNA_REQUESTS = KeyEntry(name="anna", id="anna", digest=bytes(32), limits=(ANNA.limits[1],))
+
+
+async def test_machines_share_a_limit(server: Server) -> None:
+    one, two, three = (Machine(name, ANNA_REQUESTS, BERT) for name in "abc")
+    one.spend(ANNA_REQUESTS, 5)
+    two.spend(ANNA_REQUESTS, 7)
+    two.spend(BERT, 10)
+    await _exchange(one, two, three)
+    for machine in (one, two, three):
+        assert used_requests(machine, ANNA_REQUESTS) == 12
+        assert machine.windows.refused(1, BERT.limits, time.time()) is not None
+    # Said twice, counted once.
+    await _exchange(one, two, three)
+    assert used_requests(one, ANNA_REQUESTS) == 12
+    for machine in (one, two, three):
+        await machine.shared._client.aclose()
+
+
+def used_requests(machine: Machine, entry: KeyEntry) -> int:
+    """What a worker of this machine sees of the first limit."""
+    grid, limit = machine.block.windows, entry.limits[0]
+    last = int(time.time() / (limit.window_s / BUCKETS))
+    at = machine.slots[entry.name] * machine.block.shape.windows
+    return sum(
+        row_sum(grid.cells, (at + w * grid.entities) * grid.columns, limit.stamp, last) for w in range(grid.workers)
+    )
+
+
+async def test_what_is_given_back_is_given_back_everywhere(server: Server) -> None:
+    one, two = (Machine(name, BERT) for name in "ab")
+    spent = one.windows.start(0, BERT.limits, time.time())
+    await _exchange(one, two)
+    assert used_requests(two, BERT) == 1
+    one.windows.settle(spent, time.time(), requests=0)
+    await _exchange(one, two)
+    assert used_requests(two, BERT) == 0
+    for machine in (one, two):
+        await machine.shared._client.aclose()
+
+
+async def test_without_redis_limits_are_local_said_once_and_made_up_for(server: Server) -> None:
+    one, two = (Machine(name, BERT) for name in "ab")
+    two.spend(BERT, 4)
+    await _exchange(one, two)
+    server.stop()
+    one.spend(BERT, 3)
+    for _ in range(3):
+        assert not await one.shared.exchange()
+    assert one.shared.away
+    assert len(one.said) == 1
+    assert "BREAKEVEN_REDIS_URL" in one.said[0]
+    assert used_requests(one, BERT) == 7, "what is known of others stays"
+    for _ in range(3):
+        assert one.windows.refused(0, BERT.limits, time.time()) is None
+        one.spend(BERT, 1)
+    assert one.windows.refused(0, BERT.limits, time.time()) is not None
+    assert not await two.shared.exchange()
+    # It comes back empty; both say everything again.
+    server.start()
+    await _exchange(one, two)
+    assert not one.shared.away
+    assert len(one.said) == 2
+    for machine in (one, two):
+        assert used_requests(machine, BERT) == 10
+        await machine.shared._client.aclose()
+
+
+async def test_garbage_in_redis_does_not_stop_the_gateway(server: Server) -> None:
+    one = Machine("a", BERT)
+    one.spend(BERT, 1)
+    await _exchange(one)
+    name = f"breakeven:spent:{BERT.limits[0].stamp:016x}"
+    assert await one.shared._client.exists(name) == 1
+    last = int(time.time() / (3600 / BUCKETS))
+    await one.shared._client.hset(name, f"evil:{last}", "many")
+    assert not await one.shared.exchange()
+    assert len(one.said) == 1
+    assert used_requests(one, BERT) == 1
+    await one.shared._client.delete(name)
+    await one.shared._client.set(name, "no hash")
+    one.spend(BERT, 1)
+    assert not await one.shared.exchange()
+    await one.shared._client.aclose()
+
+
+async def test_it_runs_beside_and_ends_when_cancelled(server: Server) -> None:
+    one, two = (Machine(name, BERT) for name in "ab")
+    runs = [asyncio.create_task(machine.shared.run()) for machine in (one, two)]
+    one.spend(BERT, 9)
+    end_s = time.monotonic() + 20
+    while used_requests(two, BERT) != 9 and time.monotonic() < end_s:
+        await asyncio.sleep(0.02)
+    assert used_requests(two, BERT) == 9
+    for run in runs:
+        run.cancel()
+    assert all(isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*runs, return_exceptions=True))
+    assert one.said == two.said == []
+
+
+async def test_fields_expire_in_redis(server: Server) -> None:
+    one = Machine("a", BERT)
+    one.spend(BERT, 1)
+    await _exchange(one)
+    name = f"breakeven:spent:{BERT.limits[0].stamp:016x}"
+    assert 3_600_000 < await one.shared._client.pttl(name) <= 7_200_000
+    old = int(time.time() / (3600 / BUCKETS)) - BUCKETS - 1
+    await one.shared._client.hset(name, f"b:{old}", "5")
+    one.shared.know([BERT], one.slots)
+    await _exchange(one)
+    assert await one.shared._client.hget(name, f"b:{old}") is None
+    assert used_requests(one, BERT) == 1
+    await one.shared._client.aclose()
+
+
+def test_an_address_that_is_none_is_told_without_repeating_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("redis", reason="the redis package is not installed (breakeven[scale])")
+    monkeypatch.delenv("BREAKEVEN_REDIS_URL", raising=False)
+    with pytest.raises(UserError, match="BREAKEVEN_REDIS_URL holds no address"):
+        SharedWindows(Redis(), Block(SHAPE), "m", print)
+    monkeypatch.setenv("BREAKEVEN_REDIS_URL", "http://:canary@host")
+    with pytest.raises(UserError, match="redis://HOST") as caught:
+        SharedWindows(Redis(), Block(SHAPE), "m", print)
+    assert "canary" not in str(caught.value)
+
+
+def test_rows_are_whole_while_they_are_rewritten() -> None:
+    """A reader never takes another limit's row for its own, and a row put anew keeps its stamp throughout."""
+    block = Block(SHAPE)
+    put_row(block.windows.cells, 0, 5, 100, {100: 3, 84: 9})
+    assert row_sum(block.windows.cells, 0, 5, 100) == 3, "bucket 84 is outside the ring"
+    put_row(block.windows.cells, 0, 6, 100, {})
+    assert row_sum(block.windows.cells, 0, 5, 100) == 0
+    assert row_buckets(block.windows.cells, 0, 5, 100) == {}
