@@ -32,6 +32,7 @@ VERBS: dict[str, Verb] = {
     "predict": Verb("breakeven.cli.predict", "Predict speed and memory on this machine or another, without a run."),
     "cost": Verb("breakeven.cli.cost", "Price models at a load, and say at which load the cheaper one changes."),
     "decide": Verb("breakeven.cli.decide", "Which model to run for a workload, and at what load the answer flips."),
+    "serve": Verb("breakeven.cli.serve", "Serve models behind one endpoint, each request where it is served best."),
     "simulate": Verb("breakeven.cli.simulate", "Simulate traffic on a predicted engine: percentiles, goodput, queue."),
     "calibrate": Verb("breakeven.cli.calibrate", "Measure this machine with small probes, so that predict knows it."),
     "keys": Verb("breakeven.cli.keys", "Make, list and revoke the keys that clients of the gateway carry."),

@@ -20,7 +20,7 @@ import msgspec
 from breakeven.gateway.experiment.sequential import TIGHTEST_AT, margin
 
 Cluster = tuple[float, float, float, float]
-"""(n_c, y_c, n_t, y_t)"""
+"""(n_c, y_c, n_t, y_t); a sum over no observation is 0."""
 NOTHING: Cluster = (0.0, 0.0, 0.0, 0.0)
 LEAST_CLUSTERS = 30
 """Effective clusters an arm must have for an interval: below, neither the normal limit nor a variance is to be had."""
@@ -40,18 +40,41 @@ class Moments(msgspec.Struct):
     sums: list[float] = msgspec.field(default_factory=lambda: [0.0] * 4)
     products: list[float] = msgspec.field(default_factory=lambda: [0.0] * 10)
 
+    def one(self, arm: int, value: float) -> None:
+        """A cluster of one observation in one arm: what most requests are, so it has a way of its own."""
+        sums, products, k = self.sums, self.products, 7 * arm
+        sums[2 * arm] += 1.0
+        sums[2 * arm + 1] += value
+        products[k] += 1.0
+        products[k + 1] += value
+        products[9 if arm else 4] += value * value
+
     def add(self, cluster: Cluster) -> None:
         """A cluster that was never seen and will not grow."""
         self.replace(NOTHING, cluster)
 
     def replace(self, old: Cluster, new: Cluster) -> None:
         """A cluster went from `old` to `new`."""
-        k = 0
-        for i in range(4):
-            self.sums[i] += new[i] - old[i]
-            for j in range(i, 4):
-                self.products[k] += new[i] * new[j] - old[i] * old[j]
-                k += 1
+        sums, products = self.sums, self.products
+        n_c, y_c, n_t, y_t = old
+        m_c, z_c, m_t, z_t = new
+        if n_c or m_c:
+            sums[0] += m_c - n_c
+            sums[1] += z_c - y_c
+            products[0] += m_c * m_c - n_c * n_c
+            products[1] += m_c * z_c - n_c * y_c
+            products[4] += z_c * z_c - y_c * y_c
+        if n_t or m_t:
+            sums[2] += m_t - n_t
+            sums[3] += z_t - y_t
+            products[7] += m_t * m_t - n_t * n_t
+            products[8] += m_t * z_t - n_t * y_t
+            products[9] += z_t * z_t - y_t * y_t
+        if (n_c and n_t) or (m_c and m_t):
+            products[2] += m_c * m_t - n_c * n_t
+            products[3] += m_c * z_t - n_c * y_t
+            products[5] += z_c * m_t - y_c * n_t
+            products[6] += z_c * z_t - y_c * y_t
 
     def count(self, arm: int) -> float:
         """Observations of arm 0 (control) or 1 (treatment)."""

@@ -16,7 +16,9 @@ from breakeven.gateway.seen.record import DecisionRecord
 MEANS = ("ttft", "tpot", "e2e", "usd", "output_tokens")
 SHARES = ("errors", "refusals")
 VARIETY = ("distinct_answers", "length_spread")
-METRICS = (*MEANS, *SHARES, *VARIETY)
+ALONE = (*MEANS, *SHARES)
+"""What one request has a value of."""
+METRICS = (*ALONE, *VARIETY)
 BUCKETS = 1024
 """Users are put together in this many clusters by a hash, so that memory stays bounded; independent users make
 independent clusters, and a variance over a thousand of them is as good as known."""
@@ -27,7 +29,7 @@ GROUPS = 2000
 CLIENT_LEFT = 499
 
 Values = list[float | None]
-"""By place in (*MEANS, *SHARES); None: does not count for this metric."""
+"""By place in `ALONE`; None: does not count for this metric."""
 
 
 def values_of(record: DecisionRecord, backend: str) -> Values | None:
@@ -98,7 +100,12 @@ class Tally(msgspec.Struct):
                 self.hits[name][2 * arm + 1] += 1
         unit = cluster_unit(plan, record)
         if plan.kind != "shadow":
-            self._put(unit, [_cluster(arm, value) for value in values])
+            if unit:
+                self._put(unit, [_cluster(arm, value) for value in values])
+                return
+            for name, value in zip(ALONE, values, strict=True):
+                if value is not None:
+                    self.moments[name].one(arm, value)
             return
         pair = record.shadow_of or record.id
         other = self.waiting.pop(pair, None)
@@ -121,9 +128,8 @@ class Tally(msgspec.Struct):
         return Tally(requests=[self.requests[0], 0], moments=moments, hits=hits, clustered=self.clustered)
 
     def _put(self, unit: str, clusters: list[Cluster]) -> None:
-        names = (*MEANS, *SHARES)
         if not unit:
-            for name, cluster in zip(names, clusters, strict=True):
+            for name, cluster in zip(ALONE, clusters, strict=True):
                 if cluster is not NOTHING:
                     self.moments[name].add(cluster)
             return
@@ -131,9 +137,9 @@ class Tally(msgspec.Struct):
         bucket = int(place("clusters", unit) * BUCKETS)
         old = self.buckets.get(bucket)
         if old is None:
-            old = [NOTHING] * len(names)
+            old = [NOTHING] * len(ALONE)
         new = [_sum(a, b) for a, b in zip(old, clusters, strict=True)]
-        for name, before, after in zip(names, old, new, strict=True):
+        for name, before, after in zip(ALONE, old, new, strict=True):
             if before is not after:
                 self.moments[name].replace(before, after)
         self.buckets[bucket] = new

@@ -95,7 +95,7 @@ class Experiments:
         }
         self._follower = None if log_directory is None else Follower(log_directory, saved.offsets, HOLDING)
         self._next_save_s = 0.0
-        self._changed = self._read_some = False
+        self._changed = False
         self.states: list[ExperimentState] = []
         self._tell()
 
@@ -110,8 +110,7 @@ class Experiments:
         if not self.states or read or any(turned):
             self.states = [self._state(experiment) for experiment in self._plans.values()]
         self._tell()
-        self._read_some = bool(read)
-        self._changed = self._changed or self._read_some
+        self._changed = self._changed or bool(read)
         if any(turned) or (self._changed and now_s >= self._next_save_s):
             self.save()
             self._next_save_s = now_s + SAVE_S
@@ -119,8 +118,8 @@ class Experiments:
 
     @property
     def behind(self) -> bool:
-        """The last step read something, so there may be more."""
-        return self._read_some
+        """The last step stopped at its limit: more of the log is there."""
+        return self._follower is not None and self._follower.behind
 
     def save(self) -> None:
         """Write the state beside the log, whole or not at all. A disk that is full costs only the next restart."""
@@ -222,7 +221,7 @@ def status(directory: Path, plan: GatewayPlan | None) -> list[ExperimentState]:
     if not plan.experiments:
         raise UserError(f"{plan.path}: no experiments are described; docs/experiment.md shows how")
     experiments = Experiments(plan, None, directory, keep=False)
-    found = experiments.step(0.0)
+    experiments.step(0.0)
     while experiments.behind:
-        found = experiments.step(0.0)
-    return found
+        experiments.step(0.0)
+    return experiments.states

@@ -28,6 +28,10 @@ _decode = msgspec.json.Decoder(DecisionRecord).decode
 _loose = msgspec.json.Decoder().decode
 
 
+_NO_RECORD = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, AttributeError, TypeError, IndexError)
+"""What a damaged line can raise on its way to a record."""
+
+
 class _When(msgspec.Struct):
     time_s: float
 
@@ -43,14 +47,12 @@ def record_of(line: bytes) -> DecisionRecord | None:
     try:
         return _decode(line)
     except msgspec.ValidationError:
-        with contextlib.suppress(msgspec.MsgspecError, AttributeError, TypeError, IndexError):
+        with contextlib.suppress(*_NO_RECORD):
             content = _loose(line)
             for score in content.get("scores", ()):
                 score[1:6] = [math.inf if value is None else value for value in score[1:6]]
             return msgspec.convert(content, DecisionRecord)
-    except msgspec.DecodeError:
-        pass
-    except UnicodeDecodeError:
+    except _NO_RECORD:
         pass
     return None
 
@@ -70,7 +72,7 @@ def records(directory: Path) -> Iterator[DecisionRecord]:
                 continue
             run, at = [], 0
             for line in handles[-1]:
-                with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                with contextlib.suppress(*_NO_RECORD):
                     run.append((_when(line).time_s, len(handles) - 1, at))
                 at += len(line)
             run.sort()
@@ -125,6 +127,8 @@ class Follower:
     def __init__(self, directory: Path, offsets: dict[str, int] | None = None, holding: bytes = b"") -> None:
         self.directory, self.holding = directory, holding
         self.offsets = dict(offsets or {})
+        self.behind = False
+        """The last look stopped at its limit: there is more already."""
 
     def new(self) -> list[DecisionRecord]:
         """Records that were written whole since the last call, in the order of each worker; [] when none.
@@ -134,12 +138,14 @@ class Follower:
         found: list[DecisionRecord] = []
         present = set()
         groups = series(self.directory)
+        self.behind = False
         for files in groups.values():
             left = STEP_BYTES // len(groups)
             for _, path in files:
                 present.add(path.name)
                 if left > 0:
                     left -= self._read(path, left, found)
+                    self.behind = self.behind or left <= 0
         for name in self.offsets.keys() - present:
             del self.offsets[name]
         return found
