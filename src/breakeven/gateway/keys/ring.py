@@ -15,6 +15,8 @@ from breakeven.gateway.shared.layout import WINDOW_COLUMNS, WINDOW_RING, Window
 
 BUCKETS = WINDOW_RING - 1
 """In one window."""
+# Plain numbers: adding to a member of an enumeration takes several times as long, and each request does it often.
+_STAMP, _LAST, _TOTAL, _FIRST = (int(column) for column in (Window.STAMP, Window.LAST, Window.TOTAL, Window.FIRST))
 
 
 def width_s(window_s: float) -> float:
@@ -32,44 +34,44 @@ def row_sum(cells: Any, at: int, stamp: int, last: int) -> int:
 
     A row that is ahead of `last` (its worker's clock read later) is summed whole.
     """
-    if cells[at] != stamp:
+    if cells[at + _STAMP] != stamp:
         return 0
-    if cells[at + 1] == last:
-        total: int = cells[at + 2]
+    if cells[at + _LAST] == last:
+        total: int = cells[at + _TOTAL]
         return total
     row: list[int] = cells[at : at + WINDOW_COLUMNS].tolist()
-    behind = last - row[Window.LAST]
+    behind = last - row[_LAST]
     if behind <= 0:
-        return sum(row[Window.FIRST :])
+        return sum(row[_FIRST:])
     if behind >= WINDOW_RING:
         return 0
-    newest = row[Window.LAST]
-    return sum(row[Window.FIRST + n % WINDOW_RING] for n in range(newest - BUCKETS + behind, newest + 1))
+    newest = row[_LAST]
+    return sum(row[_FIRST + n % WINDOW_RING] for n in range(newest - BUCKETS + behind, newest + 1))
 
 
 def row_buckets(cells: Any, at: int, stamp: int, last: int) -> dict[int, int]:
     """The same by bucket's number, empty ones left out; what is ahead of `last` counts as `last`."""
-    row: list[int] = cells[at : at + WINDOW_COLUMNS].tolist()
     found: dict[int, int] = {}
-    if row[Window.STAMP] != stamp:
+    if cells[at + _STAMP] != stamp:
         return found
-    newest = row[Window.LAST]
+    row: list[int] = cells[at : at + WINDOW_COLUMNS].tolist()
+    newest = row[_LAST]
     for n in range(max(newest, last) - BUCKETS, newest + 1):
-        if amount := row[Window.FIRST + n % WINDOW_RING]:
+        if amount := row[_FIRST + n % WINDOW_RING]:
             found[min(n, last)] = found.get(min(n, last), 0) + amount
     return found
 
 
 def put_row(cells: Any, at: int, stamp: int, last: int, buckets: dict[int, int]) -> None:
     """Write a row whole; buckets outside the ring are left out. Only the row's own writer may."""
-    if cells[at + Window.STAMP] != stamp:
-        cells[at + Window.STAMP] = 0
+    if cells[at + _STAMP] != stamp:
+        cells[at + _STAMP] = 0
     for n in range(last - BUCKETS, last + 1):
-        cells[at + Window.FIRST + n % WINDOW_RING] = buckets.get(n, 0)
-    cells[at + Window.TOTAL] = sum(cells[at + Window.FIRST : at + WINDOW_COLUMNS].tolist())
-    cells[at + Window.LAST] = last
+        cells[at + _FIRST + n % WINDOW_RING] = buckets.get(n, 0)
+    cells[at + _TOTAL] = sum(cells[at + _FIRST : at + WINDOW_COLUMNS].tolist())
+    cells[at + _LAST] = last
     # Last of all, so that no reader takes a row that is half written for this limit's.
-    cells[at + Window.STAMP] = stamp
+    cells[at + _STAMP] = stamp
 
 
 class OwnRow:
@@ -82,9 +84,9 @@ class OwnRow:
         self._cells, self._at = cells, at
         self._width_s = window_s / BUCKETS
         last = int(unix_s / self._width_s)
-        if cells[at + Window.STAMP] != stamp:
+        if cells[at + _STAMP] != stamp:
             put_row(cells, at, stamp, last, {})
-        self.last = int(cells[at + Window.LAST])
+        self.last = int(cells[at + _LAST])
         self._sum()
         self.advance(unix_s)
 
@@ -93,20 +95,20 @@ class OwnRow:
         last = int(unix_s / self._width_s)
         if last <= self.last:
             return
-        cells, first = self._cells, self._at + Window.FIRST
+        cells, first = self._cells, self._at + _FIRST
         # Cleared before they are named: a reader in between misses only what goes now anyway.
         for n in range(max(self.last + 1, last - BUCKETS), last + 1):
             cells[first + n % WINDOW_RING] = 0
         # The total before the number, for the same reason.
         self.last = last
         self._sum()
-        cells[self._at + Window.LAST] = last
+        cells[self._at + _LAST] = last
 
     def add(self, amount: int) -> None:
         """Count it in the newest bucket."""
-        self._cells[self._at + Window.FIRST + self.last % WINDOW_RING] += amount
+        self._cells[self._at + _FIRST + self.last % WINDOW_RING] += amount
         self.total += amount
-        self._cells[self._at + Window.TOTAL] = self.total
+        self._cells[self._at + _TOTAL] = self.total
 
     def correct(self, n: int, amount: int) -> None:
         """Change what was counted in bucket `n`. When that has gone, only more is counted, and in the newest."""
@@ -114,11 +116,11 @@ class OwnRow:
             if amount <= 0:
                 return
             n = self.last
-        self._cells[self._at + Window.FIRST + n % WINDOW_RING] += amount
+        self._cells[self._at + _FIRST + n % WINDOW_RING] += amount
         self.total += amount
-        self._cells[self._at + Window.TOTAL] = self.total
+        self._cells[self._at + _TOTAL] = self.total
 
     def _sum(self) -> None:
-        first = self._at + Window.FIRST
+        first = self._at + _FIRST
         self.total = sum(self._cells[first : first + WINDOW_RING].tolist())
-        self._cells[self._at + Window.TOTAL] = self.total
+        self._cells[self._at + _TOTAL] = self.total
