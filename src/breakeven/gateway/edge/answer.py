@@ -52,7 +52,7 @@ class Answer:
             head, body = self._head(connection, status, headers, b""), b""
         else:
             head = self._head(connection, status, headers, b"content-length: %d\r\n" % len(body))
-        self._connection = None
+        self._release()
         if self._head_only or not body:
             connection.send(head)
         elif len(body) < _COPY_BYTES:
@@ -116,7 +116,7 @@ class Answer:
         if self._left and self._bound == _COUNTED:
             self.abort()
             return
-        self._connection = None
+        self._release()
         if self._bound == _CHUNKED:
             connection.send(b"0\r\n\r\n")
         connection.ended()
@@ -126,7 +126,7 @@ class Answer:
         connection = self._connection
         if connection is None:
             return
-        self._connection = None
+        self._release()
         connection.cut(reset=self._bound == _UNTIL_CLOSE)
 
     @property
@@ -138,10 +138,15 @@ class Answer:
         """The client is gone: tell whoever answers, once."""
         if self._connection is None:
             return
-        self._connection = None
         self.gone = True
-        if self.on_gone is not None:
-            self.on_gone()
+        tell = self.on_gone
+        self._release()
+        if tell is not None:
+            tell()
+
+    def _release(self) -> None:
+        # Whoever answers holds this answer, which holds their methods: without the circle both go at once.
+        self._connection = self.on_gone = self.on_pause = self.on_resume = None
 
     def _head(self, connection: Connection, status: int, headers: Headers, framing: bytes) -> bytes:
         line = LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
