@@ -34,6 +34,7 @@ VERBS: dict[str, Verb] = {
     "decide": Verb("breakeven.cli.decide", "Which model to run for a workload, and at what load the answer flips."),
     "serve": Verb("breakeven.cli.serve", "Serve models behind one endpoint, each request where it is served best."),
     "simulate": Verb("breakeven.cli.simulate", "Simulate traffic on a predicted engine: percentiles, goodput, queue."),
+    "explain": Verb("breakeven.cli.explain", "Say why the gateway sent a request where it did."),
     "calibrate": Verb("breakeven.cli.calibrate", "Measure this machine with small probes, so that predict knows it."),
     "keys": Verb("breakeven.cli.keys", "Make, list and revoke the keys that clients of the gateway carry."),
     "check": Verb("breakeven.cli.check", "Compare a run with a saved one; exit status 1 when it got worse."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from random import Random
 
 from breakeven.gateway.route.view import Score
@@ -13,6 +14,9 @@ USD_TIE = 0.05
 """Costs closer than this are the same: no step model knows better."""
 SPEED_TIE = 0.05
 """Predicted ends closer than this are the same."""
+
+TINY_USD, LATE_USD = 1e-12, 1e9
+"""Below and above what any request costs."""
 
 
 def e2e_s(score: Score, output_tokens: float) -> float:
@@ -25,40 +29,53 @@ def most_headroom(scores: Sequence[Score], among: Sequence[int], output_tokens: 
     return max(among, key=lambda k: (scores[k].headroom, -e2e_s(scores[k], output_tokens)))
 
 
-def fastest(scores: Sequence[Score], among: Sequence[int], output_tokens: float, dice: Random) -> int:
-    """Who is predicted to end first; by chance among near-equals, the faster the likelier."""
-    if len(among) == 1:
-        return among[0]
+def near_fastest(scores: Sequence[Score], among: Sequence[int], output_tokens: float) -> list[int]:
+    """Those who are predicted to end first, within `SPEED_TIE`."""
     ends = [scores[k].ttft_s + output_tokens * scores[k].tpot_s for k in among]
     limit = min(ends) * (1.0 + SPEED_TIE)
-    near = [(k, 1.0 / end if end > 0.0 else 1e9) for k, end in zip(among, ends, strict=True) if end <= limit]
-    return _drawn(near, dice)
+    return [k for k, end in zip(among, ends, strict=True) if end <= limit]
+
+
+def near_cheapest(scores: Sequence[Score], among: Sequence[int], output_tokens: float) -> list[int]:
+    """Those who cost least, within `USD_TIE`. Where nothing costs anything the price says nothing: the near-fastest."""
+    costs = [scores[k].usd for k in among]
+    least = min(costs)
+    if least <= 0.0:
+        return near_fastest(scores, [k for k in among if scores[k].usd <= 0.0], output_tokens)
+    limit = least * (1.0 + USD_TIE)
+    return [k for k, usd in zip(among, costs, strict=True) if usd <= limit]
+
+
+def fastest(scores: Sequence[Score], among: Sequence[int], output_tokens: float, dice: Random) -> int:
+    """Who is predicted to end first; by chance among near-equals, the faster the likelier."""
+    near = near_fastest(scores, among, output_tokens)
+    if len(near) == 1:
+        return near[0]
+    return drawn(near, [1.0 / (e2e_s(scores[k], output_tokens) + 1e-9) for k in near], dice)
 
 
 def cheapest(scores: Sequence[Score], among: Sequence[int], output_tokens: float, dice: Random) -> int:
-    """Who costs least; among near-equals the least headroom is the likelier, which keeps room for stricter requests.
-
-    Where nothing costs anything, price says nothing and `fastest` decides.
-    """
-    if len(among) == 1:
-        return among[0]
-    least = min([scores[k].usd for k in among])
-    limit = least * (1.0 + USD_TIE)
-    near = [k for k in among if scores[k].usd <= limit]
+    """Who costs least; among near-equals the least headroom is the likelier, which keeps room for stricter requests."""
+    near = near_cheapest(scores, among, output_tokens)
     if len(near) == 1:
         return near[0]
-    if least <= 0.0 or scores[near[0]].headroom == float("inf"):
+    if scores[near[0]].usd <= 0.0 or scores[near[0]].headroom == inf:
         return fastest(scores, near, output_tokens, dice)
-    return _drawn([(k, 1.0 / max(scores[k].headroom, 1e-9)) for k in near], dice)
+    return drawn(near, [1.0 / (scores[k].headroom + 1e-9) for k in near], dice)
+
+
+def sure(scores: Sequence[Score], among: Sequence[int]) -> list[int]:
+    """Those who are predicted to keep what was asked with `SURE` headroom."""
+    return [k for k in among if scores[k].headroom >= SURE]
 
 
 def cheapest_that_fits(
     scores: Sequence[Score], among: Sequence[int], output_tokens: float, dice: Random
 ) -> tuple[int, str]:
     """The cheapest with `SURE` headroom, else the one with most headroom; with the reason. `among` is not empty."""
-    sure = [k for k in among if scores[k].headroom >= SURE]
-    if sure:
-        return cheapest(scores, sure, output_tokens, dice), "cheapest_that_fits"
+    able = sure(scores, among)
+    if able:
+        return cheapest(scores, able, output_tokens, dice), "cheapest_that_fits"
     best = most_headroom(scores, among, output_tokens)
     return best, "cheapest_that_fits" if scores[best].headroom >= 1.0 else "least_late"
 
@@ -67,22 +84,24 @@ def behind(scores: Sequence[Score], among: Sequence[int], first: int, output_tok
     """The others in the order in which they are tried when `first` fails: who fits by cost, then by headroom."""
     if len(among) < 2:
         return []
+    keys: dict[int, float] = {}
+    for k in among:
+        if k != first:
+            score = scores[k]
+            if score.headroom >= 1.0:
+                # Where costs are equal, or nothing costs anything, the earlier end comes first.
+                keys[k] = score.usd + TINY_USD * (score.ttft_s + output_tokens * score.tpot_s)
+            else:
+                keys[k] = LATE_USD / (score.headroom + 1e-9)
+    return sorted(keys, key=keys.__getitem__)
 
-    def key(k: int) -> tuple[bool, float, float]:
-        score = scores[k]
-        fits = score.headroom >= 1.0
-        return not fits, score.usd if fits else -score.headroom, score.ttft_s + output_tokens * score.tpot_s
 
-    return sorted([k for k in among if k != first], key=key)
-
-
-def _drawn(weights: Sequence[tuple[int, float]], dice: Random) -> int:
-    """One of them by weight."""
-    if len(weights) == 1:
-        return weights[0][0]
-    left = dice.random() * sum(weight for _, weight in weights)
-    for k, weight in weights:
+def drawn(among: Sequence[int], weights: Sequence[float], dice: Random) -> int:
+    """One of `among` by weight; the weights are not negative, and one of them at least is above 0."""
+    left = dice.random() * sum(weights)
+    for k, weight in zip(among, weights, strict=True):
         left -= weight
         if left < 0.0:
             return k
-    return weights[-1][0]
+    # Rounding: the draw fell on the very end.
+    return next(k for k, weight in zip(reversed(among), reversed(weights), strict=True) if weight > 0.0)
