@@ -36,7 +36,7 @@ def limits_of(*texts: str, key: str = "anna") -> tuple[KeyLimit, ...]:
 
 
 def worker_of(block: Block, worker: int) -> Windows:
-    return Windows(block, worker, block.shape.windows)
+    return Windows(block, worker)
 
 
 # One worker.
@@ -46,30 +46,32 @@ def test_a_limit_is_reached_and_the_window_frees_it() -> None:
     windows, limits = worker_of(Block(SHAPE), 1), limits_of("3 requests/min")
     for _ in range(3):
         assert windows.refused(0, limits, DAY) is None
-        windows.start(0, limits, DAY)
+        windows.spend(0, limits, DAY)
     refusal = windows.refused(0, limits, DAY)
     assert refusal is not None
-    assert (refusal.used, refusal.alone) == (3, False)
-    assert 60.0 <= refusal.retry_s <= 64.0
-    assert "3 requests/min" in refusal.message
-    assert windows.refused(0, limits, DAY + refusal.retry_s - 0.01) is not None
-    assert windows.refused(0, limits, DAY + refusal.retry_s + 0.01) is None
+    assert refusal.used == 3
+    assert refusal.retry_after_s is not None
+    assert 60.0 <= refusal.retry_after_s <= 64.0
+    assert "3 requests/min" in refusal.text
+    assert windows.refused(0, limits, DAY + refusal.retry_after_s - 0.01) is not None
+    assert windows.refused(0, limits, DAY + refusal.retry_after_s + 0.01) is None
     assert windows.refused(1, limits_of("3 requests/min", key="bert"), DAY) is None, "another key is free"
 
 
 def test_what_is_expected_is_held_and_what_was_taken_is_counted() -> None:
     windows, limits = worker_of(Block(SHAPE), 1), limits_of("1000 tokens/min", "1 usd/day")
-    spent = windows.start(0, limits, DAY, 900, 10**8)
+    spent = windows.spend(0, limits, DAY, 900, 0.1)
     refusal = windows.refused(0, limits, DAY, 200)
     assert refusal is not None
     assert refusal.limit.what == "tokens"
-    windows.settle(spent, DAY + 1, 100, 10**9)
+    windows.settle(spent, DAY + 1, 100, 1.0)
     refusal = windows.refused(0, limits, DAY + 1, 200)
     assert refusal is not None
     assert refusal.limit.what == "usd"
     assert refusal.used == 10**9
-    assert "1 usd/day" in refusal.message
-    assert 86_000 < refusal.retry_s < 86400 * 16 / 15
+    assert "1 usd/day" in refusal.text
+    assert refusal.retry_after_s is not None
+    assert 86_000 < refusal.retry_after_s < 86400 * 16 / 15
     windows.settle(spent, DAY + 1, 5, 5)
     assert windows.refused(0, limits, DAY + 1, 200) == refusal, "settled once only"
 
@@ -78,13 +80,13 @@ def test_a_request_above_the_limit_by_itself_is_told_so() -> None:
     windows, limits = worker_of(Block(SHAPE), 1), limits_of("1000 tokens/min")
     refusal = windows.refused(0, limits, DAY, 1001)
     assert refusal is not None
-    assert refusal.alone
-    assert "alone" in refusal.message
+    assert refusal.retry_after_s is None
+    assert "alone" in refusal.text
 
 
 def test_a_request_never_sent_is_not_counted() -> None:
     windows, limits = worker_of(Block(SHAPE), 1), limits_of("1 requests/min", "10 tokens/min")
-    spent = windows.start(0, limits, DAY, 10)
+    spent = windows.spend(0, limits, DAY, 10)
     assert windows.refused(0, limits, DAY) is not None
     windows.settle(spent, DAY, requests=0)
     assert windows.refused(0, limits, DAY, 10) is None
@@ -94,20 +96,19 @@ def test_a_key_without_limits_costs_nothing() -> None:
     block = Block(SHAPE)
     windows = worker_of(block, 1)
     assert windows.refused(0, (), DAY) is None
-    assert windows.start(0, (), DAY) is None
+    assert windows.spend(0, (), DAY) is None
     windows.settle(None, DAY, 5, 5)
-    windows.spend(0, (), 1, 5, 5, DAY)
     assert not any(block.windows.cells)
 
 
 def test_a_correction_after_the_bucket_has_gone_never_makes_the_window_negative() -> None:
     windows, limits = worker_of(Block(SHAPE), 1), limits_of("1000 tokens/min")
-    spent = windows.start(0, limits, DAY, 900)
+    spent = windows.spend(0, limits, DAY, 900)
     windows.settle(spent, DAY + 300, 100)
     refusal = windows.refused(0, limits, DAY + 300, 1001)
     assert refusal is not None
     assert refusal.used == 0
-    spent = windows.start(0, limits, DAY + 300, 100)
+    spent = windows.spend(0, limits, DAY + 300, 100)
     windows.settle(spent, DAY + 600, 800)
     refusal = windows.refused(0, limits, DAY + 600, 301)
     assert refusal is not None
@@ -141,7 +142,7 @@ def test_never_more_than_the_limit_in_any_window(events: list[tuple[float, int, 
                 windows.settle(spent, end_s, tokens)
         under_way = [one for one in under_way if one[0] > now_s]
         if workers[worker].refused(0, limits, now_s, estimate) is None:
-            spent = workers[worker].start(0, limits, now_s, estimate)
+            spent = workers[worker].spend(0, limits, now_s, estimate)
             tokens = min(taken, estimate)
             began.append((now_s, tokens))
             under_way.append((now_s + lasts_s, workers[worker], spent, tokens))
@@ -159,7 +160,7 @@ def test_nobody_is_held_back_more_than_a_fifteenth_too_long(gaps: list[float]) -
     for gap_s in gaps:
         now_s += gap_s
         if windows.refused(0, limits, now_s) is None:
-            windows.start(0, limits, now_s)
+            windows.spend(0, limits, now_s)
             began.append(now_s)
         else:
             assert sum(at_s > now_s - 60.0 * (1 + 1 / BUCKETS) - 0.001 for at_s in began) >= 5
@@ -192,9 +193,9 @@ def test_a_row_is_summed_as_its_buckets_are(amounts: list[tuple[int, int]], look
 
 def test_a_clock_set_back_changes_nothing() -> None:
     windows, limits = worker_of(Block(SHAPE), 1), limits_of("1 requests/min")
-    windows.start(0, limits, DAY)
+    windows.spend(0, limits, DAY)
     assert windows.refused(0, limits, DAY - 3600) is not None
-    windows.spend(0, limits, 1, 0, 0, DAY - 3600)
+    windows.spend(0, limits, DAY - 3600)
     refusal = windows.refused(0, limits, DAY)
     assert refusal is not None
     assert refusal.used == 2
@@ -206,8 +207,8 @@ def test_a_clock_set_back_changes_nothing() -> None:
 def test_workers_see_each_other_and_only_the_same_key() -> None:
     block, limits = Block(SHAPE), limits_of("2 requests/min")
     first, second = worker_of(block, 1), worker_of(block, 2)
-    first.start(0, limits, DAY)
-    second.start(0, limits, DAY)
+    first.spend(0, limits, DAY)
+    second.spend(0, limits, DAY)
     assert first.refused(0, limits, DAY) is not None
     assert second.refused(0, limits, DAY) is not None
     # The row went to a key of another name: what the old one spent is not its.
@@ -218,14 +219,14 @@ def test_a_dead_worker_s_spending_is_kept_and_its_streams_are_freed() -> None:
     block, limits = Block(SHAPE), limits_of("3 requests/min", "9 usd/day")
     for worker in (1, 2):
         windows = worker_of(block, worker)
-        windows.spend(0, limits, 1, 0, 4, DAY + worker)
+        windows.spend(0, limits, DAY + worker, 0, 4e-9)
         assert windows.open_stream(0, 9)
         windows_module.retire(block, worker)
         block.retire(worker)
         assert not any(block.windows.mine(worker))
     third = worker_of(block, 1)
     assert third.refused(0, limits, DAY + 3) is None
-    third.start(0, limits, DAY + 3)
+    third.spend(0, limits, DAY + 3)
     refusal = third.refused(0, limits, DAY + 3)
     assert refusal is not None
     assert refusal.used == 3
@@ -251,7 +252,7 @@ def _ask_often(block: Block, worker: int, limits: tuple[KeyLimit, ...]) -> None:
     windows, admitted = worker_of(block, worker), 0
     for _ in range(2000):
         if windows.refused(0, limits, time.time()) is None:
-            windows.start(0, limits, time.time())
+            windows.spend(0, limits, time.time())
             admitted += 1
     block.worker.put(worker, 0, 1, admitted)
 
@@ -281,7 +282,7 @@ def entry_of(name: str, *texts: str) -> KeyEntry:
 
 
 def used(block: Block, slot: int, entry: KeyEntry, which: int = 0) -> int:
-    refusal = worker_of(block, 3).refused(slot, (entry.limits[which],), time.time(), 10**15, 10**15 + 1)
+    refusal = worker_of(block, 3).refused(slot, (entry.limits[which],), time.time(), 10**16, 1e7)
     if refusal is None:
         return 0
     return refusal.used
@@ -294,9 +295,9 @@ def test_budgets_survive_a_restart_and_a_move_of_rows(tmp_path: Path) -> None:
     before = Block(SHAPE)
     machine = load_budgets(path, before, [anna, bert], {"anna": 0, "bert": 1})
     now_s = time.time()
-    worker_of(before, 1).spend(0, anna.limits, 1, 0, 3 * 10**9, now_s)
-    worker_of(before, 2).spend(0, anna.limits, 1, 0, 10**9, now_s - 7200)
-    worker_of(before, 2).spend(1, bert.limits, 1, 123, 0, now_s)
+    worker_of(before, 1).spend(0, anna.limits, now_s, 0, 3.0)
+    worker_of(before, 2).spend(0, anna.limits, now_s - 7200, 0, 1.0)
+    worker_of(before, 2).spend(1, bert.limits, now_s, 123)
     save_budgets(path, before, [anna, bert], {"anna": 0, "bert": 1}, machine)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     after = Block(SHAPE)
@@ -313,7 +314,8 @@ def test_budgets_survive_a_restart_and_a_move_of_rows(tmp_path: Path) -> None:
 def test_old_spending_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, anna, now_s = tmp_path / "b.json", entry_of("anna", "4 requests/min"), time.time()
     block = Block(SHAPE)
-    worker_of(block, 1).spend(0, anna.limits, 4, 0, 0, now_s)
+    for _ in range(4):
+        worker_of(block, 1).spend(0, anna.limits, now_s)
     monkeypatch.setattr(time, "time", lambda: now_s)
     save_budgets(path, block, [anna], {"anna": 0}, "m")
     for later_s, refused in ((1.0, True), (59.0, True), (70.0, False)):
@@ -386,7 +388,8 @@ class Machine:
         self.windows = worker_of(self.block, 1)
 
     def spend(self, entry: KeyEntry, requests: int) -> None:
-        self.windows.spend(self.slots[entry.name], entry.limits, requests, 0, 0, time.time())
+        for _ in range(requests):
+            self.windows.spend(self.slots[entry.name], entry.limits, time.time())
 
     def used(self, entry: KeyEntry) -> int:
         return used(self.block, self.slots[entry.name], entry)
@@ -430,7 +433,7 @@ def used_requests(machine: Machine, entry: KeyEntry) -> int:
 
 async def test_what_is_given_back_is_given_back_everywhere(server: Server) -> None:
     one, two = (Machine(name, BERT) for name in "ab")
-    spent = one.windows.start(0, BERT.limits, time.time())
+    spent = one.windows.spend(0, BERT.limits, time.time())
     await _exchange(one, two)
     assert used_requests(two, BERT) == 1
     one.windows.settle(spent, time.time(), requests=0)

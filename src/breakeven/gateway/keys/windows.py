@@ -23,25 +23,26 @@ _KIND: dict[What, int] = {"requests": 0, "tokens": 1, "usd": 2}
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request is not taken now. `retry_s`: seconds until it would be, were nothing else spent meanwhile.
+    """Why a request is not taken now. `retry_after_s`: when it would be, were nothing else spent until then.
 
-    `used`, in the limit's own unit, is what the window holds without this request. `alone`: this request is above the
-    limit all by itself, and will never be taken.
+    None: never, since it is above the limit all by itself.
+    `used`, in the limit's own unit, is what the window holds without this request.
     """
 
     limit: KeyLimit
     used: int
-    retry_s: float
-    alone: bool = False
+    retry_after_s: float | None
 
     @property
-    def message(self) -> str:
+    def text(self) -> str:
         """For the client, in one line."""
         allowed = limit_text(self.limit)
-        if self.alone:
+        if self.retry_after_s is None:
             return f"this request alone is above the key's limit of {allowed}; ask for less, or for a higher limit"
         used = f"{self.used / NANO:.4g}" if self.limit.what == "usd" else str(self.used)
-        return f"the key's limit of {allowed} is reached ({used} used); try again in {max(1.0, self.retry_s):.0f} s"
+        return (
+            f"the key's limit of {allowed} is reached ({used} used); try again in {max(1.0, self.retry_after_s):.0f} s"
+        )
 
 
 class _Counted:
@@ -69,21 +70,21 @@ class Windows:
 
     __slots__ = ("_block", "_cells", "_keys", "_slots", "_usage", "_usage_step", "_worker")
 
-    def __init__(self, block: Block, worker: int, slots: int) -> None:
-        """`worker`: the row that this process writes. `slots`: limits a key has room for, as the block's shape says."""
-        self._block, self._worker, self._slots = block, worker, slots
+    def __init__(self, block: Block, worker: int) -> None:
+        """`worker`: the row that this process writes."""
+        self._block, self._worker, self._slots = block, worker, block.shape.windows
         self._cells: Any = block.windows.cells
         self._keys: dict[int, tuple[Sequence[KeyLimit], list[_Counted]]] = {}
         self._usage: Any = block.key_usage.cells
         self._usage_step = block.key_usage.entities * block.key_usage.columns
 
     def refused(
-        self, slot: int, limits: Sequence[KeyLimit], unix_s: float, tokens: int = 0, nano_usd: int = 0
+        self, slot: int, limits: Sequence[KeyLimit], unix_s: float, tokens: float = 0.0, usd: float = 0.0
     ) -> Refusal | None:
         """The first limit that one more request, expected to take so much, would overstep; None: none."""
         if not limits:
             return None
-        asked = (1, max(1, tokens), max(1, nano_usd))
+        asked = (1, max(1, int(tokens)), max(1, int(usd * NANO)))
         for one in self._counted(slot, limits, unix_s):
             row, most = one.row, one.limit.amount
             row.advance(unix_s)
@@ -95,26 +96,25 @@ class Windows:
                 if cells[at] == stamp:
                     used += row_sum(cells, at, stamp, last)
             if used + more > most:
-                return Refusal(one.limit, used, self._wait_s(one, used + more - most, unix_s), more > most)
+                wait_s = None if more > most else self._wait_s(one, used + more - most, unix_s)
+                return Refusal(one.limit, used, wait_s)
         return None
 
-    def start(
-        self, slot: int, limits: Sequence[KeyLimit], unix_s: float, tokens: int = 0, nano_usd: int = 0
+    def spend(
+        self, slot: int, limits: Sequence[KeyLimit], unix_s: float, tokens: float = 0.0, usd: float = 0.0
     ) -> Spent | None:
         """Count one request and what it is expected to take; None for a key without limits."""
         if not limits:
             return None
-        return Spent(self._add(slot, limits, unix_s, (1, tokens, nano_usd)), tokens, nano_usd)
-
-    def spend(
-        self, slot: int, limits: Sequence[KeyLimit], requests: int, tokens: int, nano_usd: int, unix_s: float
-    ) -> None:
-        """Count what was not counted by `start`, now: a copy of a request, or one that is only known at its end."""
-        if limits:
-            self._add(slot, limits, unix_s, (requests, tokens, nano_usd))
+        counted = self._counted(slot, limits, unix_s)
+        amounts = (1, int(tokens), int(usd * NANO))
+        for one in counted:
+            one.row.advance(unix_s)
+            one.row.add(amounts[one.kind])
+        return Spent(counted, amounts[1], amounts[2])
 
     def settle(
-        self, spent: Spent | None, unix_s: float, tokens: int = 0, nano_usd: int = 0, *, requests: int = 1
+        self, spent: Spent | None, unix_s: float, tokens: float = 0.0, usd: float = 0.0, *, requests: int = 1
     ) -> None:
         """It ended and took this much. `requests` 0: it was never sent, and is not counted at all.
 
@@ -122,7 +122,7 @@ class Windows:
         """
         if spent is None:
             return
-        changes = (requests - 1, tokens - spent.tokens, nano_usd - spent.nano_usd)
+        changes = (requests - 1, int(tokens) - spent.tokens, int(usd * NANO) - spent.nano_usd)
         for one, n in zip(spent.counted, spent.numbers, strict=True):
             if change := changes[one.kind]:
                 one.row.advance(unix_s)
@@ -141,15 +141,6 @@ class Windows:
         """Give it back."""
         at = slot * self._block.key_usage.columns + Usage.STREAMS
         self._usage[self._worker * self._usage_step + at] -= 1
-
-    def _add(
-        self, slot: int, limits: Sequence[KeyLimit], unix_s: float, amounts: tuple[int, int, int]
-    ) -> list[_Counted]:
-        counted = self._counted(slot, limits, unix_s)
-        for one in counted:
-            one.row.advance(unix_s)
-            one.row.add(amounts[one.kind])
-        return counted
 
     def _counted(self, slot: int, limits: Sequence[KeyLimit], unix_s: float) -> list[_Counted]:
         found = self._keys.get(slot)
