@@ -247,6 +247,7 @@ ODD_HEADERS = (
     "keep-alive: timeout=5",
     "set-cookie: a=b",
     "alt-svc: h3=:443",
+    "access-control-allow-origin: *",
     "x-kept: yes",
 )
 

@@ -84,18 +84,24 @@ async def test_a_client_gets_no_header_that_was_for_us() -> None:
             assert dict(memory.headers)[b"content-length"] == b"%d" % len(memory.body)
 
 
-NAMES = st.sampled_from(sorted(NOT_SENT | NOT_PASSED_ON)) | st.from_regex(rb"\A[a-z][a-z0-9-]{0,12}\Z")
-HEADERS = st.lists(st.tuples(NAMES, st.from_regex(rb"\A[!-~]([ -~]{0,20}[!-~])?\Z")), max_size=12)
+def _bytes(alphabet: str, most: int) -> st.SearchStrategy[bytes]:
+    return st.text(alphabet, min_size=1, max_size=most).map(str.encode)
 
 
-@given(HEADERS, st.lists(st.from_regex(rb"\A[a-z][a-z0-9-]{0,12}\Z"), max_size=4))
+TOKENS = _bytes("abcxyz-1", 8)
+NAMES = st.sampled_from(sorted(NOT_SENT | NOT_PASSED_ON | {b"access-control-allow-origin"})) | TOKENS
+HEADERS = st.lists(st.tuples(NAMES, _bytes("aZ0:,;=/", 20)), max_size=12)
+
+
+@given(HEADERS, st.lists(TOKENS, max_size=4))
 def test_what_is_stripped_and_nothing_else(headers: list[tuple[bytes, bytes]], named: list[bytes]) -> None:
     headers = [pair for pair in headers if pair[0] != b"connection"]
     headers += [(b"connection", b", ".join(named))] if named else []
-    gone = {name for name in named if name not in (b"content-length", b"content-type")}
+    gone = set(named) - {b"content-length", b"content-type"}
     sent = b"".join(b"%s: %s\r\n" % pair for pair in headers if pair[0] not in NOT_SENT | gone)
     assert request_lines(headers) == sent
-    assert answer_headers(headers) == [pair for pair in headers if pair[0] not in NOT_PASSED_ON | gone]
+    passed_on = [pair for pair in headers if pair[0] not in NOT_PASSED_ON | gone]
+    assert answer_headers(headers) == [pair for pair in passed_on if not pair[0].startswith(b"access-control-")]
     assert HOP_BY_HOP <= NOT_SENT & NOT_PASSED_ON
 
 

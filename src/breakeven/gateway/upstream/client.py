@@ -155,8 +155,9 @@ class Upstream:
             del self._idle[connection]
             self._note_hasty(connection)
 
-    def send_again(self, call: Call) -> None:
+    def send_again(self, call: Call, connection: Connection) -> None:
         """Send once more what met a connection that the backend was just closing. Happens once a call."""
+        self._note_hasty(connection)
         call.retried = True
         self._connect(call)
 

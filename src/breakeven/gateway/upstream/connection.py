@@ -72,7 +72,7 @@ class Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._status = self._fed_bytes = self._body_bytes = 0
         self._heard = self._framed = self._interim = self._complete = self._keep = False
-        self._head_done = self._head_told = self._streamed = False
+        self._head_done = self._head_told = False
         self._odd = ""
 
     @property
@@ -196,6 +196,7 @@ class Connection(asyncio.Protocol):
             # Without its destination: that may hold whatever the backend was sent.
             call.trouble("forbidden", f"answered {self._status}; redirects are not followed, set `url` to the last one")
             return False
+        self._streamed = False
         for name, value in self._headers:
             if name == b"content-type":
                 self._streamed = value.startswith(b"text/event-stream")
@@ -222,7 +223,7 @@ class Connection(asyncio.Protocol):
         why = f" ({exc})" if exc else ""
         if stale and not call.retried:
             self.call = call.connection = None
-            self._client.send_again(call)
+            self._client.send_again(call, self)
         elif exc is None and self._head_told and not self._framed:
             call.end(keep=False)  # a body without a length lasts until the connection ends
         elif self._body_bytes:

@@ -26,8 +26,19 @@ HOP_BY_HOP = frozenset(
 CREDENTIALS = frozenset({b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key", b"cookie"})
 """What clients of OpenAI, Azure, Anthropic and Google send their key in."""
 NOT_SENT = HOP_BY_HOP | CREDENTIALS | {b"host", b"content-length", b"expect"}
-NOT_PASSED_ON = HOP_BY_HOP | {b"set-cookie", b"set-cookie2", b"alt-svc"}
-"""`alt-svc` would tell a client to go round the gateway. `content-length` stays: the edge may keep it."""
+NOT_PASSED_ON = HOP_BY_HOP | {
+    b"set-cookie",
+    b"set-cookie2",
+    b"alt-svc",
+    b"strict-transport-security",
+    b"clear-site-data",
+    b"nel",
+    b"report-to",
+}
+"""What a backend tells browsers about its own origin, which here would be read as ours; `alt-svc` would even tell a
+client to go round the gateway. So would CORS: a backend that lets every page read its answers must not let every page
+read the gateway's. `content-length` stays: the edge may keep it."""
+_CORS = b"access-control-"
 
 _HARMLESS = (b"close", b"keep-alive")
 
@@ -54,13 +65,11 @@ def request_lines(headers: Headers) -> bytes:
 
 def answer_headers(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Of an answer's headers, those to pass on; names are in lower case already."""
-    named: frozenset[bytes] = frozenset()
+    gone: frozenset[bytes] = NOT_PASSED_ON
     for name, value in headers:
         if name == b"connection" and value.lower() not in _HARMLESS:
-            named |= _tokens(value)
-    if named:
-        return [pair for pair in headers if pair[0] not in NOT_PASSED_ON and pair[0] not in named]
-    return [pair for pair in headers if pair[0] not in NOT_PASSED_ON]
+            gone |= _tokens(value)
+    return [pair for pair in headers if pair[0] not in gone and not pair[0].startswith(_CORS)]
 
 
 def _tokens(value: bytes) -> frozenset[bytes]:
