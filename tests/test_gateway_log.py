@@ -45,7 +45,8 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 
 def test_an_infinite_headroom_comes_back(tmp_path: Path) -> None:
-    one = record(1, scores=[score(math.inf), score(0.5)])
+    away = Score(backend="a]]}", ttft_s=math.inf, tpot_s=0.1, usd=math.inf, headroom=0.0, running=0, why_not="away")
+    one = record(1, scores=[score(math.inf), score(0.5), away], error='"scores":[[1,null]] ,null')
     write(tmp_path, 1, [one])
     assert list(records(tmp_path)) == [one]
     assert find(tmp_path, "r1") == one
