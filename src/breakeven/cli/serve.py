@@ -1,0 +1,38 @@
+"""`breakeven serve`: one OpenAI-compatible endpoint that routes each request where it is served best."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def serve(
+    what: Annotated[
+        list[str] | None, typer.Argument(help="A gateway file, or models to run here side by side.", show_default=False)
+    ] = None,
+    from_decision: Annotated[
+        Path | None, typer.Option("--from", help="A saved decision (its result.json).", show_default=False)
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0: any free one.", show_default="8000")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes.", show_default="1")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Port of the live page.", show_default="8001")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only check the file.")] = False,
+) -> None:
+    """Serve models behind one endpoint, each request where it is predicted to be best.
+
+    \b
+    breakeven serve examples/gateway.yaml
+    breakeven serve --from results/my-study/result.json
+    breakeven serve llama-3.2-1b olmoe-1b-7b
+    """
+    from breakeven.gateway.serve.run import run, source_of
+
+    read = source_of(what or [], from_decision, host=host, port=port, workers=workers, admin_port=admin_port)
+    sys.exit(run(read, check_only=check))

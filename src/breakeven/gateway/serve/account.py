@@ -1,0 +1,210 @@
+"""What an answer took and cost: into this worker's counters at once, and into its record for the log."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from typing import TYPE_CHECKING
+
+from breakeven.gateway.route.correct import corrected, widened
+from breakeven.gateway.route.view import Score
+from breakeven.gateway.seen.record import Attempt, DecisionRecord
+from breakeven.gateway.shared.layout import (
+    RATIO_BOUNDS,
+    TIME_BOUNDS_S,
+    TPOT_HISTOGRAM,
+    TPOT_RATIO_HISTOGRAM,
+    TTFT_HISTOGRAM,
+    TTFT_RATIO_HISTOGRAM,
+    Count,
+    Known,
+)
+from breakeven.spec.cost import Api
+
+if TYPE_CHECKING:
+    from breakeven.gateway.serve.forward import Forward
+    from breakeven.gateway.serve.lane import Lane
+    from breakeven.gateway.serve.leg import Leg
+
+_TPOT_BOUNDS_S = tuple(bound / 10 for bound in TIME_BOUNDS_S)
+LEAST_GAPS = 4
+"""Tokens after the first one without which a time between tokens says nothing."""
+_NS = 1e9
+
+
+def answered(forward: Forward, leg: Leg) -> None:
+    """Count an answer, judge it against what was asked for, and learn from it."""
+    lane, counted = leg.lane, leg.tap.counted
+    if leg.status >= 500:
+        lane.counted(Count.SERVER_ERRORS)
+        return
+    if leg.status >= 400:
+        lane.counted(Count.CLIENT_ERRORS)
+        return
+    whole = leg.outcome == "answered"
+    if whole:
+        lane.counted(Count.OK)
+        if forward.asked.streams and not leg.tap.finish:
+            lane.counted(Count.NO_FINISH)
+    if counted.prompt_tokens:
+        lane.counted(Count.PROMPT_TOKENS, counted.prompt_tokens)
+        bytes_of_text = forward.asked.prompt_bytes
+        if bytes_of_text and not forward.asked.pictures:
+            lane.learn_mean(Known.BYTES_PER_TOKEN, bytes_of_text / counted.prompt_tokens)
+    if counted.cached_tokens:
+        lane.counted(Count.CACHED_TOKENS, counted.cached_tokens)
+    if counted.output_tokens:
+        lane.counted(Count.OUTPUT_TOKENS, counted.output_tokens)
+        if whole:
+            lane.learn_mean(Known.OUTPUT_TOKENS, float(counted.output_tokens))
+    _time(forward, leg)
+
+
+def _time(forward: Forward, leg: Leg) -> None:
+    """TTFT and TPOT: histograms, whether they were good, and corrections of the predictions."""
+    lane = leg.lane
+    ttft_s = (leg.first_ns - forward.arrived_ns) / _NS
+    served_s = (leg.first_ns - leg.start_ns) / _NS
+    tpot_s = tpot_of(leg)
+    score = score_of(forward, lane.plan.name)
+    if forward.asked.streams:
+        lane.counted(TTFT_HISTOGRAM + bisect_left(TIME_BOUNDS_S, ttft_s))
+        lane.counted(Count.TTFT_NS, leg.first_ns - forward.arrived_ns)
+        lane.counted(Count.TTFT_COUNT)
+        if score is not None and score.ttft_s > 0.0:
+            lane.counted(TTFT_RATIO_HISTOGRAM + bisect_left(RATIO_BOUNDS, served_s / score.ttft_s))
+            factor, bare_s = lane.known(Known.TTFT_LOG), score.ttft_s / leg.ttft_factor
+            lane.learn(Known.TTFT_WIDTH, widened(lane.view.ttft_width, factor, bare_s, served_s))
+            lane.learn(Known.TTFT_LOG, corrected(factor, bare_s, served_s, lane.bound))
+            lane.slow(bare_s, served_s, leg.first_ns / _NS)
+    if tpot_s is not None:
+        lane.counted(TPOT_HISTOGRAM + bisect_left(_TPOT_BOUNDS_S, tpot_s))
+        lane.counted(Count.TPOT_NS, round(tpot_s * _NS))
+        lane.counted(Count.TPOT_COUNT)
+        if score is not None and score.tpot_s > 0.0:
+            lane.counted(TPOT_RATIO_HISTOGRAM + bisect_left(RATIO_BOUNDS, tpot_s / score.tpot_s))
+            factor = lane.known(Known.TPOT_LOG)
+            lane.learn(Known.TPOT_LOG, corrected(factor, score.tpot_s / leg.tpot_factor, tpot_s, lane.bound))
+    ask = forward.ask
+    if (ask.ttft_s is not None and forward.asked.streams) or (ask.tpot_s is not None and tpot_s is not None):
+        lane.counted(Count.JUDGED)
+        late = ask.ttft_s is not None and forward.asked.streams and ttft_s > ask.ttft_s
+        slow = ask.tpot_s is not None and tpot_s is not None and tpot_s > ask.tpot_s
+        if not late and not slow:
+            lane.counted(Count.GOOD)
+
+
+def tpot_of(leg: Leg) -> float | None:
+    """Mean seconds between tokens of a stream; tokens as the backend counted them, else its events."""
+    tokens = leg.tap.counted.output_tokens or leg.tap.events
+    if not leg.first_ns or tokens <= LEAST_GAPS or not leg.forward.asked.streams:
+        return None
+    return (leg.last_ns - leg.first_ns) / _NS / (tokens - 1)
+
+
+def score_of(forward: Forward, backend: str) -> Score | None:
+    """What was predicted of a backend when the request was routed; None where it was not looked at."""
+    for score in forward.choice.scores:
+        if score.backend == backend:
+            return score
+    return None
+
+
+def usd_of(lane: Lane, prompt: float, cached: float, output: float, running: float) -> float:
+    """What an answer cost: an API's tokens, or the machine seconds it added at the batch it joined."""
+    view = lane.view
+    price = lane.plan.price
+    if isinstance(price, Api):
+        rate = price.usd_per_mtok_cached_input
+        less = 0.0 if rate is None else cached * (view.usd_per_input - rate / 1e6)
+        return prompt * view.usd_per_input + output * view.usd_per_output - less
+    if view.usd_per_s == 0.0:
+        return 0.0
+    return view.usd_per_s * view.speed.added_s(prompt, output, running, prompt + output / 2)
+
+
+def record_of(forward: Forward, leg: Leg | None, status: int, error: str) -> DecisionRecord:
+    """The line of the log."""
+    choice, ask, asked = forward.choice, forward.ask, forward.asked
+    arrived_ns = forward.arrived_ns
+    now_ns = time.monotonic_ns()
+    record = DecisionRecord(
+        id=forward.id,
+        time_s=time.time() - (now_ns - arrived_ns) / _NS,
+        model=asked.model,
+        endpoint=forward.endpoint,
+        policy=forward.policy.policy,
+        reason=choice.reason,
+        key=forward.client.name,
+        status=status,
+        stream=asked.streams,
+        priority=ask.priority,
+        session=ask.session,
+        explored=choice.explored,
+        asked_ttft_s=ask.ttft_s,
+        asked_tpot_s=ask.tpot_s,
+        asked_usd=ask.usd,
+        predicted_prompt_tokens=ask.prompt_tokens,
+        predicted_output_tokens=ask.output_tokens,
+        scores=choice.scores,
+        e2e_s=(now_ns - arrived_ns) / _NS,
+        experiment=forward.experiment,
+        arm=forward.arm,
+        group=forward.group,
+        shadow_of=forward.shadow_of,
+        error=error,
+    )
+    if choice.alternative is not None:
+        record.alternative = choice.scores[choice.alternative].backend
+    if forward.sent_ns and forward.queued_ns:
+        record.queue_s = (forward.sent_ns - forward.queued_ns) / _NS
+    record.attempts = [_attempt(one, arrived_ns, now_ns) for one in forward.legs]
+    if leg is None:
+        return record
+    name = leg.lane.plan.name
+    record.backend = name
+    if leg.first_ns and asked.streams:
+        record.ttft_s = (leg.first_ns - arrived_ns) / _NS
+        record.tpot_s = tpot_of(leg)
+    counted = leg.tap.counted
+    record.prompt_tokens, record.cached_tokens = counted.prompt_tokens, counted.cached_tokens
+    record.output_tokens = counted.output_tokens
+    record.finish = leg.tap.finish or ("cut" if asked.streams and leg.status < 400 and status != 499 else "")
+    score = score_of(forward, name)
+    if score is not None:
+        record.predicted_ttft_s, record.predicted_tpot_s = score.ttft_s, score.tpot_s
+        record.predicted_usd = score.usd
+    if leg.first_ns and leg.status < 400:
+        prompt = ask.prompt_tokens if counted.prompt_tokens is None else float(counted.prompt_tokens)
+        output = float(leg.tap.events if counted.output_tokens is None else counted.output_tokens)
+        usd = record.usd = usd_of(leg.lane, prompt, float(counted.cached_tokens or 0), output, leg.running)
+        leg.lane.counted(Count.NANO_USD, round(usd * _NS))
+        record.usd_elsewhere = _elsewhere(forward, leg, prompt, output)
+        leg.lane.counted(
+            Count.NANO_USD_ELSEWHERE, round((usd if record.usd_elsewhere is None else record.usd_elsewhere) * _NS)
+        )
+    if forward.desk.plan.log.prompts:
+        record.request_body = forward.request_body.decode(errors="replace")
+    return record
+
+
+def _attempt(leg: Leg, arrived_ns: int, now_ns: int) -> Attempt:
+    start_s = (leg.start_ns - arrived_ns) / _NS
+    end_ns = leg.last_ns or now_ns
+    seconds = (end_ns - leg.start_ns) / _NS
+    return Attempt(
+        backend=leg.lane.plan.name, outcome=leg.outcome or "answered", start_s=start_s, seconds=seconds, hedge=leg.hedge
+    )
+
+
+def _elsewhere(forward: Forward, leg: Leg, prompt: float, output: float) -> float | None:
+    """The same answer at the cheapest backend of the other architecture, as loaded as it was; None: there is none."""
+    kind = leg.lane.view.kind
+    other = {"dense": "moe", "moe": "dense"}.get(kind)
+    best: float | None = None
+    for index in forward.desk.members[forward.policy.model]:
+        lane = forward.desk.lanes[index]
+        if lane.view.kind == other:
+            usd = usd_of(lane, prompt, 0.0, output, lane.view.running)
+            best = usd if best is None else min(best, usd)
+    return best

@@ -1,0 +1,182 @@
+"""What a client's body asks for, as far as routing and accounting need it; every other byte is passed on as it came.
+
+The body is taken apart once, at its top level only: values stay the bytes they were. Putting it together again with
+another `model` keeps their order and bytes, and keeps one of each key, so that no backend reads another than we did.
+"""
+
+from __future__ import annotations
+
+import re
+from zlib import crc32
+
+import msgspec
+
+from breakeven.gateway.route.view import Ask
+
+Fields = dict[str, msgspec.Raw]
+
+_DECODER = msgspec.json.Decoder(Fields)
+_ENCODER = msgspec.json.Encoder()
+_TEXT = msgspec.json.Decoder(str)
+_WHOLE = msgspec.json.Decoder(int)
+_TRUE = b"true"
+_LIMIT_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_PROMPT_FIELDS = ("messages", "prompt", "input", "system", "instructions", "tools")
+_SESSION_FIELDS = ("prompt_cache_key", "user")
+_EMBEDDED = re.compile(rb";base64,[A-Za-z0-9+/=_-]+")
+_EMBEDDED_FROM = 16_384
+"""Prompts shorter than this are not searched for pictures: they could not hold one worth the search."""
+PICTURE_TOKENS = 800
+"""What a picture is taken to cost: between the 85 to 1,100 tokens of OpenAI's tiles; engines differ by model."""
+WANTS_USAGE = ("/v1/chat/completions", "/v1/completions")
+"""Endpoints whose streams tell their usage only when asked to (`stream_options.include_usage`)."""
+
+
+class BadAskError(Exception):
+    """The body is not what an endpoint takes; the text tells the client."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Asked:
+    """A body taken apart. `prompt_bytes` is the text of the prompt as JSON, without pictures."""
+
+    __slots__ = (
+        "fields",
+        "model",
+        "most_output",
+        "pictures",
+        "prompt_bytes",
+        "session",
+        "streams",
+        "user",
+        "wants_usage",
+    )
+
+    def __init__(self, fields: Fields) -> None:
+        """Raises BadAskError for a model or a limit that is none."""
+        self.fields = fields
+        self.model = _text(fields, "model")
+        self.streams = bytes(fields["stream"]) == _TRUE if "stream" in fields else False
+        self.wants_usage = False
+        if self.streams and "stream_options" in fields:
+            self.wants_usage = _asks_for_usage(fields["stream_options"])
+        self.most_output: int | None = None
+        for name in _LIMIT_FIELDS:
+            if name in fields:
+                self.most_output = _count(fields[name])
+                break
+        self.user = ""
+        self.session = 0
+        for name in _SESSION_FIELDS:
+            if name in fields and bytes(fields[name])[:1] == b'"':
+                self.user = _text(fields, name)
+                self.session = crc32(self.user.encode()) or 1
+                break
+        self.prompt_bytes = self.pictures = 0
+        for name in _PROMPT_FIELDS:
+            if name in fields:
+                self._measure(bytes(fields[name]))
+
+    def _measure(self, raw: bytes) -> None:
+        size = len(raw)
+        if size >= _EMBEDDED_FROM and b";base64," in raw:
+            found = _EMBEDDED.findall(raw)
+            self.pictures += len(found)
+            size -= sum(map(len, found))
+        self.prompt_bytes += size
+
+    def prompt_tokens(self, bytes_per_token: float) -> float:
+        """An estimate, from what this backend's answers said of earlier prompts."""
+        return self.prompt_bytes / bytes_per_token + self.pictures * PICTURE_TOKENS
+
+
+def read_body(body: bytes) -> Asked:
+    """Take a body apart. Raises BadAskError for what is not a JSON object or names no model."""
+    try:
+        fields = _DECODER.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadAskError(f"the body is not a JSON object: {error}") from None
+    if "model" not in fields:
+        raise BadAskError("the body names no model; GET /v1/models lists them", "model")
+    return Asked(fields)
+
+
+def body_for(asked: Asked, served_model: msgspec.Raw, *, tell_usage: bool) -> bytes:
+    """The body for a backend: its own name of the model; with `tell_usage` its stream ends with its usage."""
+    fields = asked.fields
+    fields["model"] = served_model
+    if tell_usage:
+        fields = {**fields, "stream_options": _with_usage(fields.get("stream_options"))}
+    return _ENCODER.encode(fields)
+
+
+def asks(name: bytes, value: bytes | None) -> float | None:
+    """A request header's positive number. Raises BadAskError for anything else."""
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0.0 < number < 1e9:
+        raise BadAskError(f"the header {name.decode()} must be a positive number")
+    return number
+
+
+def new_ask(endpoint: str, asked: Asked, output_tokens: float) -> Ask:
+    """For routing; the service level is filled in by whoever knows the policy and the key."""
+    most = asked.most_output
+    return Ask(
+        endpoint=endpoint,
+        prompt_tokens=0.0,
+        output_tokens=output_tokens if most is None else min(output_tokens, most),
+        most_output=most,
+        session=asked.session,
+        streams=asked.streams,
+    )
+
+
+def _text(fields: Fields, name: str) -> str:
+    try:
+        return _TEXT.decode(fields[name])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise BadAskError(f"{name} must be a string", name) from None
+
+
+def _count(raw: msgspec.Raw) -> int | None:
+    """None where the backend is to say what is wrong with it."""
+    try:
+        value = _WHOLE.decode(raw)
+    except msgspec.DecodeError:
+        return None
+    return value if value > 0 else None
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool = False
+
+
+_OPTIONS = msgspec.json.Decoder(_StreamOptions)
+_USAGE_ONLY = msgspec.Raw(b'{"include_usage":true}')
+
+
+def _asks_for_usage(raw: msgspec.Raw) -> bool:
+    try:
+        return _OPTIONS.decode(raw).include_usage
+    except msgspec.DecodeError:
+        return False
+
+
+def _with_usage(raw: msgspec.Raw | None) -> msgspec.Raw:
+    """The client's options with `include_usage` on; what is not an object is left for the backend to refuse."""
+    if raw is None or bytes(raw) == b"null":
+        return _USAGE_ONLY
+    try:
+        options = _DECODER.decode(raw)
+    except msgspec.DecodeError:
+        return raw
+    options["include_usage"] = msgspec.Raw(_TRUE)
+    return msgspec.Raw(_ENCODER.encode(options))

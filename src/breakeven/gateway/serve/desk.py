@@ -1,0 +1,428 @@
+"""Everything one worker knows, and where each request begins: who asks, for what, by which policy, at whose expense."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from breakeven.errors import UserError
+from breakeven.gateway.edge.depth import json_too_deep
+from breakeven.gateway.edge.errors import error_body
+from breakeven.gateway.edge.types import Headers, Request, Responder
+from breakeven.gateway.experiment import assign, repeats, shadow
+from breakeven.gateway.guard.hedge import HedgeBudget, delay_s
+from breakeven.gateway.keys.check import Keys
+from breakeven.gateway.keys.entry import KeyEntry
+from breakeven.gateway.keys.windows import Windows
+from breakeven.gateway.plan.model import ENDPOINTS, GatewayPlan, PolicyPlan
+from breakeven.gateway.route.choose import choose
+from breakeven.gateway.route.view import Ask, Choice, Speed
+from breakeven.gateway.seen.log import DecisionLog
+from breakeven.gateway.seen.record import DecisionRecord
+from breakeven.gateway.serve.ask import Asked, BadAskError, asks, new_ask, read_body
+from breakeven.gateway.serve.forward import JSON, Forward
+from breakeven.gateway.serve.lane import OUTPUT_TOKENS, Lane
+from breakeven.gateway.serve.queue import Line
+from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.layout import Count, Global, Share, Usage
+from breakeven.spec.workload import Slo
+
+if TYPE_CHECKING:
+    from breakeven.gateway.serve.leg import Leg
+
+TTFT_HEADER, TPOT_HEADER, USD_HEADER = b"x-breakeven-ttft-ms", b"x-breakeven-tpot-ms", b"x-breakeven-max-usd"
+SESSION_HEADER = b"x-breakeven-session"
+NAMED = "named"
+"""The policy of a backend's own name: nothing to choose."""
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """Which row of the shared block belongs to which name."""
+
+    backends: dict[str, int]
+    keys: dict[str, int]
+    models: dict[str, int]
+    experiments: dict[str, int]
+
+
+class Client:
+    """Whoever asks: a key's name, its row, and what it is promised. Without keys there is one client for all."""
+
+    __slots__ = ("entry", "name", "priority", "slo", "slot")
+
+    def __init__(self, entry: KeyEntry | None, slot: int) -> None:
+        self.entry, self.slot = entry, slot
+        self.name = "" if entry is None else entry.name
+        self.priority = 0 if entry is None else entry.priority
+        self.slo = None if entry is None else entry.slo
+
+
+class Desk:
+    """One worker's state. Make it on the running loop, after the fork."""
+
+    def __init__(
+        self,
+        plan: GatewayPlan,
+        speeds: dict[str, Speed],
+        rows: Rows,
+        block: Block,
+        worker: int,
+        entries: Sequence[KeyEntry] | None,
+        log: DecisionLog | None,
+    ) -> None:
+        """`speeds` by backend; `entries` None: no key is asked. Raises UserError for a backend's missing key."""
+        self.plan, self.rows, self.block, self.worker, self.log = plan, rows, block, worker, log
+        self.loop = asyncio.get_running_loop()
+        self.dice = random.Random()
+        queue_size = max((policy.queue_size for policy in plan.policies), default=0)
+        self.lanes = [
+            Lane(
+                index,
+                backend,
+                rows.backends[backend.name],
+                block,
+                worker,
+                speeds[backend.name],
+                plan.limits,
+                queue_size,
+            )
+            for index, backend in enumerate(plan.backends)
+        ]
+        by_name = {lane.plan.name: lane for lane in self.lanes}
+        self.policies: dict[str, PolicyPlan] = {policy.model: policy for policy in plan.policies}
+        for backend in plan.backends:
+            # A backend's own name reaches it directly.
+            self.policies.setdefault(
+                backend.name, PolicyPlan(model=backend.name, backends=(backend.name,), policy=NAMED, explore=0.0)
+            )
+        self.members = {
+            model: [by_name[name].view.index for name in policy.backends] for model, policy in self.policies.items()
+        }
+        self.models = [policy.model for policy in plan.policies] + [
+            lane.plan.name for lane in self.lanes if lane.plan.name not in {p.model for p in plan.policies}
+        ]
+        self.budgets = {policy.model: HedgeBudget(policy.hedge.share) for policy in plan.policies if policy.hedge}
+        self.experiments = {model: assign.of_model(plan.experiments, model) for model in self.policies}
+        self.keys = None if entries is None else Keys(entries)
+        self.anyone = Client(None, rows.keys.get("", 0))
+        self.clients = {entry.name: Client(entry, rows.keys[entry.name]) for entry in entries or ()}
+        self.windows = Windows(block, worker)
+        self.line = Line(self)
+        self.draining = False
+        self.under_way = 0
+        self._key_usage = block.key_usage.mine(worker)
+        self._model_usage = block.model_usage.mine(worker)
+        self._ids = f"{os.urandom(5).hex()}{worker:x}-"
+        self._id = 0
+        self._post = frozenset(ENDPOINTS)
+
+    def new_id(self) -> str:
+        """Unique among workers and restarts."""
+        self._id += 1
+        return f"{self._ids}{self._id:x}"
+
+    # A request comes in.
+
+    def handle(self, request: Request, responder: Responder) -> None:
+        """The edge's handler. Paths are compared as they were sent: whatever is not a known one is 404."""
+        path = request.path
+        if path in self._post:
+            client = self.client_of(request)
+            if client is None:
+                self._say(responder, 401, "this gateway asks for a key: Authorization: Bearer KEY", "invalid_api_key")
+            elif request.method != "POST":
+                self._say(responder, 405, f"{path} takes POST", "method_not_allowed", [(b"allow", b"POST")])
+            else:
+                self._ask(request, responder, client, path)
+        elif path == "/health":
+            self._get(request, responder, 200, b'{"status":"ok"}')
+        elif path == "/ready":
+            ready = self.is_ready()
+            self._get(request, responder, 200 if ready else 503, b'{"ready":%s}' % (b"true" if ready else b"false"))
+        elif path == "/v1/models" or path.startswith("/v1/models/"):
+            self._models(request, responder, path)
+        else:
+            self._say(
+                responder, 404, f"there is no {path[:200]} here; this gateway serves {', '.join(ENDPOINTS)}", None
+            )
+
+    def client_of(self, request: Request) -> Client | None:
+        """Who asks; None: nobody we know."""
+        if self.keys is None:
+            return self.anyone
+        entry = self.keys.find(request.header(b"authorization"), request.header(b"x-api-key"))
+        return None if entry is None else self.clients.get(entry.name)
+
+    def is_ready(self) -> bool:
+        """Whether some backend can be asked now."""
+        now_s = time.monotonic()
+        return not self.draining and any(self.ready(lane) and lane.refresh(now_s).open for lane in self.lanes)
+
+    def _ask(self, request: Request, responder: Responder, client: Client, path: str) -> None:
+        if json_too_deep(request.body, self.plan.limits.json_depth):
+            self._say(responder, 400, f"the body is nested deeper than {self.plan.limits.json_depth}", "json_too_deep")
+            return
+        try:
+            asked = read_body(request.body)
+            ttft_ms, tpot_ms = (
+                asks(TTFT_HEADER, request.header(TTFT_HEADER)),
+                asks(TPOT_HEADER, request.header(TPOT_HEADER)),
+            )
+            usd = asks(USD_HEADER, request.header(USD_HEADER))
+        except BadAskError as error:
+            self._say(responder, 400, str(error), "invalid_request")
+            return
+        policy = self.policies.get(asked.model)
+        if policy is None or (client.entry is not None and not client.entry.may(asked.model)):
+            # One answer for both: a key must not find out by asking which models there are.
+            message = f"there is no model {asked.model[:200]!r} for you here; GET /v1/models lists those there are"
+            self._say(responder, 404, message, "model_not_found")
+            return
+        now_s = time.monotonic()
+        ask = self._new_ask(path, asked, policy, client, ttft_ms, tpot_ms, usd)
+        if (session := request.header(SESSION_HEADER)) is not None:
+            ask.session = hash_of(session)
+        spent = None
+        if client.entry is not None:
+            if (refusal := self._over(client, ask)) is not None:
+                self._refuse(responder, client, refusal)
+                return
+            spent = self.windows.spend(
+                client.slot, client.entry.limits, time.time(), ask.prompt_tokens + ask.output_tokens
+            )
+        lanes = [self.lanes[index] for index in self.members[asked.model]]
+        choice = choose(policy, ask, [lane.refresh(now_s) for lane in lanes], self.dice)
+        forward = Forward(self, request, responder, client, asked, ask, policy, choice)
+        forward.order = [self.lanes[index] for index in choice.order]
+        if policy.policy == NAMED and choice.reason == "only":
+            choice.reason = "named"
+        if experiments := self.experiments[asked.model]:
+            self._assign(forward, request, experiments)
+        if (budget := self.budgets.get(asked.model)) is not None:
+            budget.requested()
+        self.under_way += 1
+        forward.spent = spent
+        if choice.explored and forward.order:
+            forward.order[0].counted(Count.EXPLORED)
+        if forward.order:
+            forward.begin()
+        elif choice.reason == "shed":
+            lanes[0].counted(Count.SHED)
+            forward.refuse(429, "no backend would keep the time that was asked for; try again", "shed", retry_s=1.0)
+        else:
+            why = "; ".join(f"{score.backend}: {score.why_not}" for score in choice.scores if score.why_not)
+            forward.refuse(503, f"no backend can serve this request ({why[:500]})", "no_backend", retry_s=1.0)
+
+    def _new_ask(
+        self,
+        path: str,
+        asked: Asked,
+        policy: PolicyPlan,
+        client: Client,
+        ttft_ms: float | None,
+        tpot_ms: float | None,
+        usd: float | None,
+    ) -> Ask:
+        first = self.lanes[self.members[asked.model][0]]
+        ask = new_ask(path, asked, first.output_tokens)
+        ask.prompt_tokens = asked.prompt_tokens(first.bytes_per_token)
+        slo = client.slo or policy.slo
+        ask.ttft_s = slo.ttft_s if ttft_ms is None else ttft_ms / 1000
+        ask.tpot_s = slo.tpot_s if tpot_ms is None else tpot_ms / 1000
+        ask.usd = policy.max_usd if usd is None else usd
+        ask.priority = client.priority
+        return ask
+
+    # What it may cost its key.
+
+    def _over(self, client: Client, ask: Ask) -> tuple[str, float | None] | None:
+        """What a key has used up, in words, and when it may ask again; None: it may now, and has taken a stream."""
+        assert client.entry is not None
+        tokens = ask.prompt_tokens + ask.output_tokens
+        refusal = self.windows.refused(client.slot, client.entry.limits, time.time(), tokens)
+        if refusal is not None:
+            return refusal.text, refusal.retry_after_s
+        most = self.plan.limits.streams_per_key
+        if not self.windows.open_stream(client.slot, most):
+            return f"the key has {most} requests under way, which is as many as it may", 1.0
+        return None
+
+    def _refuse(self, responder: Responder, client: Client, refusal: tuple[str, float | None]) -> None:
+        self._key_usage[client.slot * len(Usage) + Usage.REFUSED] += 1
+        text, retry_s = refusal
+        headers = [] if retry_s is None else [(b"retry-after", str(max(1, round(retry_s))).encode())]
+        self._say(responder, 429, text, "rate_limit_exceeded", headers)
+
+    def _use(self, client: Client, policy: PolicyPlan, column: int, by: int) -> None:
+        self._key_usage[client.slot * len(Usage) + column] += by
+        slot = self.rows.models.get(policy.model)
+        if slot is not None:
+            self._model_usage[slot * len(Usage) + column] += by
+
+    # Experiments.
+
+    def _assign(self, forward: Forward, request: Request, experiments: Sequence[int]) -> None:
+        for index in experiments:
+            plan = self.plan.experiments[index]
+            cells = self.rows.experiments[plan.name]
+            header = request.header(plan.sticky_by.lower().encode())
+            unit = assign.sticky_unit(
+                plan,
+                header=None if header is None else header.decode(errors="replace"),
+                user=forward.asked.user or None,
+                key=forward.client.name,
+                request_id=forward.id,
+            )
+            share = self.block.share.get(0, cells, Share.SHARE)
+            arm = assign.arm(plan, share, bool(self.block.share.get(0, cells, Share.STOPPED)), unit)
+            if not arm:
+                continue
+            chosen = assign.backend_of(plan, arm)
+            lane = next((lane for lane in forward.order if lane.plan.name == chosen), None)
+            if lane is None:
+                continue
+            forward.order.remove(lane)
+            forward.order.insert(0, lane)
+            forward.experiment, forward.arm = plan.name, arm
+            forward.choice.reason = "experiment"
+            return
+
+    # Places, engines and hedges.
+
+    def ready(self, lane: Lane) -> bool:
+        """Whether it can be asked: it has an address, and an engine of ours is loaded."""
+        return self.line.ready(lane)
+
+    def enter(self, lane: Lane, forward: Forward, now_s: float) -> str:
+        """A place at a backend: go, wait or full."""
+        return self.line.enter(lane, forward, now_s)
+
+    def left(self, lane: Lane) -> None:
+        """A place became free."""
+        self.line.left(lane)
+
+    def want(self, lane: Lane, forward: Forward, now_s: float) -> bool:
+        """Wait for an engine of ours to be loaded; False when it cannot be."""
+        return self.line.want(lane, forward, now_s)
+
+    def unwant(self, lane: Lane, forward: Forward) -> None:
+        """Wait no more."""
+        self.line.unwant(lane, forward)
+
+    def hedge_delay_s(self, forward: Forward) -> float | None:
+        """Seconds of silence after which a second backend is asked; None: never."""
+        if forward.choice.scores and (lane := forward.legs[-1].lane):
+            for score in forward.choice.scores:
+                if score.backend == lane.plan.name:
+                    return delay_s(score.ttft_s, lane.view.ttft_width)
+        return None
+
+    def hedge_lane(self, forward: Forward) -> Lane | None:
+        """Whom to ask as well: another architecture first, with a free place, within the budget."""
+        hedge = forward.policy.hedge
+        budget = self.budgets.get(forward.policy.model)
+        if hedge is None or budget is None or not budget.take():
+            return None
+        now_s = time.monotonic()
+        kind = forward.legs[-1].lane.view.kind
+        others = [lane for lane in forward.order if not hedge.backends or lane.plan.name in hedge.backends]
+        for lane in sorted(others, key=lambda other: other.view.kind == kind):
+            if self.ready(lane) and lane.breaker.allows(now_s) and self.line.enter_now(lane, forward, now_s):
+                return lane
+        budget.give_back()
+        return None
+
+    # A request is over.
+
+    def done(self, forward: Forward, record: DecisionRecord) -> None:
+        """Account for it once, and log it."""
+        self.under_way -= 1
+        client, policy = forward.client, forward.policy
+        self._use(client, policy, Usage.REQUESTS, 1)
+        prompt, output = record.prompt_tokens or 0, record.output_tokens or 0
+        usd = record.usd or 0.0
+        if prompt or output:
+            self._use(client, policy, Usage.PROMPT_TOKENS, prompt)
+            self._use(client, policy, Usage.OUTPUT_TOKENS, output)
+            self._use(client, policy, Usage.NANO_USD, round(usd * 1e9))
+        if client.entry is not None:
+            self.windows.settle(forward.spent, time.time(), prompt + output, usd)
+            self.windows.close_stream(client.slot)
+        if self.log is not None:
+            self.log.add(record)
+
+    def told(self, forward: Forward, leg: Leg | None) -> Headers:
+        """What the client is told of the decision."""
+        choice = forward.choice
+        told = [(b"x-breakeven-request-id", forward.id.encode()), (b"x-breakeven-reason", choice.reason.encode())]
+        if leg is None:
+            return told
+        name = leg.lane.plan.name
+        told.append((b"x-breakeven-backend", name.encode()))
+        for score in choice.scores:
+            if score.backend == name:
+                told.append((b"x-breakeven-ttft-ms", b"%.1f" % (score.ttft_s * 1e3)))
+                told.append((b"x-breakeven-usd", b"%.9f" % score.usd))
+                break
+        if choice.alternative is not None:
+            told.append((b"x-breakeven-alternative", choice.scores[choice.alternative].backend.encode()))
+        return told
+
+    # Small answers.
+
+    def _models(self, request: Request, responder: Responder, path: str) -> None:
+        client = self.client_of(request)
+        if client is None:
+            self._say(responder, 401, "this gateway asks for a key: Authorization: Bearer KEY", "invalid_api_key")
+            return
+        if request.method not in ("GET", "HEAD"):
+            self._say(responder, 405, f"{path} takes GET", "method_not_allowed", [(b"allow", b"GET, HEAD")])
+            return
+        entry = client.entry
+        names = [name for name in self.models if entry is None or entry.may(name)]
+        started = int(self.block.everywhere.get(0, 0, Global.STARTED_S))
+        if path != "/v1/models":
+            wanted = path.removeprefix("/v1/models/")
+            if wanted not in names:
+                self._say(responder, 404, f"there is no model {wanted[:200]!r} for you here", "model_not_found")
+                return
+            responder.respond(200, [JSON], msgspec.json.encode(_model(wanted, started)))
+            return
+        listing = {"object": "list", "data": [_model(name, started) for name in names]}
+        responder.respond(200, [JSON], msgspec.json.encode(listing))
+
+    def _get(self, request: Request, responder: Responder, status: int, body: bytes) -> None:
+        if request.method in ("GET", "HEAD"):
+            responder.respond(status, [JSON], body)
+        else:
+            self._say(responder, 405, f"{request.path} takes GET", "method_not_allowed", [(b"allow", b"GET, HEAD")])
+
+    def _say(
+        self,
+        responder: Responder,
+        status: int,
+        message: str,
+        code: str | None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        responder.respond(status, [JSON, *headers], error_body(status, message, None, code))
+
+
+def hash_of(value: bytes) -> int:
+    """A number that is equal in every worker for equal values, never 0."""
+    from zlib import crc32
+
+    return crc32(value) or 1
+
+
+def _model(name: str, created: int) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "breakeven"}
+
+
+__all__ = ["OUTPUT_TOKENS", "Choice", "Client", "Desk", "Rows", "Slo", "UserError", "repeats", "shadow"]

@@ -1,0 +1,250 @@
+"""One backend as one worker sees it: its connections, its breaker and gate, its numbers in shared memory, its view.
+
+Numbers of other workers are read again only every few milliseconds: ours are exact, theirs hardly change in between.
+"""
+
+from __future__ import annotations
+
+import os
+from math import exp
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from breakeven.errors import UserError
+from breakeven.gateway.guard.breaker import CODES, Breaker
+from breakeven.gateway.guard.gate import Gate
+from breakeven.gateway.plan.model import BackendPlan, Limits
+from breakeven.gateway.route.correct import bound_of, peaked
+from breakeven.gateway.route.view import Speed, View
+from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.layout import Count, Known, Load, State
+from breakeven.gateway.upstream.client import Upstream
+from breakeven.spec.cost import Api, Own, Rented
+
+if TYPE_CHECKING:
+    from breakeven.gateway.serve.forward import Forward
+
+BYTES_PER_TOKEN = 4.0
+"""Of English text as JSON, until the backend's own counts say otherwise."""
+OUTPUT_TOKENS = 200.0
+"""An answer's length until some have been seen; the mean of the Azure conversation trace is 211."""
+STALE_S = 5.0
+"""Numbers of an engine that was looked at before and not since are not believed any more."""
+REFRESH_S = 0.005
+SECONDS_A_YEAR = 365.25 * 86400
+_LEARNING = 0.05
+"""Weight of one answer in what is learned of lengths: the last twenty or so count."""
+
+
+class Lane:
+    """A backend of this worker's plan. `slot` is its row in shared memory."""
+
+    __slots__ = (
+        "_elsewhere_s",
+        "_known",
+        "_known_at",
+        "_load",
+        "_load_at",
+        "_others",
+        "_peaked_s",
+        "_workers",
+        "bound",
+        "breaker",
+        "count",
+        "count_at",
+        "gate",
+        "model_raw",
+        "plan",
+        "port",
+        "slot",
+        "upstream",
+        "view",
+    )
+
+    def __init__(
+        self,
+        index: int,
+        plan: BackendPlan,
+        slot: int,
+        block: Block,
+        worker: int,
+        speed: Speed,
+        limits: Limits,
+        queue_size: int,
+    ):
+        """Opens nothing. Raises UserError where the key's variable is not set."""
+        self.plan, self.slot = plan, slot
+        self.model_raw = msgspec.Raw(msgspec.json.encode(plan.served_model or plan.name))
+        self.upstream: Upstream | None = None
+        self.port = 0
+        if plan.url is not None:
+            self.upstream = self.connect(plan.url, limits)
+        self.breaker = Breaker()
+        self.gate: Gate[Forward] = Gate(plan.limit, queue_size)
+        self.view = view_of(index, plan, speed)
+        self.bound = bound_of(speed)
+        self._load: Any = block.load.mine(worker)
+        self._load_at = slot * block.load.columns
+        self.count: Any = block.count.mine(worker)
+        self.count_at = slot * block.count.columns
+        self._known: Any = block.known.mine(0)
+        self._known_at = slot * block.known.columns
+        # Every other worker's cells of this backend: whole rows, so that one slice a column is all there is to add up.
+        self._workers = [block.load.mine(w) for w in range(block.shape.workers) if w != worker]
+        self._elsewhere_s = self._peaked_s = 0.0
+        self._others = (0, 0, 0, 0)
+
+    def connect(self, url: str, limits: Limits) -> Upstream:
+        """The client for a URL that ends in /v1."""
+        plan = self.plan
+        return Upstream(
+            url.rstrip("/").removesuffix("/v1"),
+            timeouts=plan.timeouts,
+            secret=secret_of(plan),
+            ca_file=plan.ca_file,
+            allow_link_local=plan.allow_link_local,
+            response_bytes=limits.response_bytes,
+        )
+
+    # Shared numbers. `add` and `known` are on the hot path.
+
+    def add(self, column: int, by: int) -> None:
+        """Raise or lower one of this worker's `Load` cells."""
+        self._load[self._load_at + column] += by
+
+    def counted(self, column: int, by: int = 1) -> None:
+        """Raise one of this worker's `Count` cells or a bucket behind them."""
+        self.count[self.count_at + column] += by
+
+    def known(self, column: int) -> float:
+        """What the watching process or all workers together know."""
+        value: float = self._known[self._known_at + column]
+        return value
+
+    def learn(self, column: int, value: float) -> None:
+        """Set such a number; of two workers at once the later one wins, which costs one lesson."""
+        self._known[self._known_at + column] = value
+
+    def learn_mean(self, column: int, value: float) -> None:
+        """Move a running mean towards `value`; the first value is taken whole."""
+        old = self.known(column)
+        self.learn(column, value if old == 0.0 else old + _LEARNING * (value - old))
+
+    def slow(self, predicted_s: float, actual_s: float, now_s: float) -> None:
+        """Remember how slow it was just now, for the choice among replicas."""
+        self.view.peak = peaked(self.view.peak, predicted_s, actual_s, now_s - self._peaked_s)
+        self._peaked_s = now_s
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of prompts of this backend's tokenizer."""
+        return self.known(Known.BYTES_PER_TOKEN) or BYTES_PER_TOKEN
+
+    @property
+    def output_tokens(self) -> float:
+        """Of its mean answer."""
+        return self.known(Known.OUTPUT_TOKENS) or OUTPUT_TOKENS
+
+    def elsewhere(self, now_s: float) -> int:
+        """Requests that other workers have in flight here."""
+        return self._elsewhere(now_s)[0]
+
+    def _elsewhere(self, now_s: float) -> tuple[int, int, int, int]:
+        if now_s - self._elsewhere_s > REFRESH_S:
+            self._elsewhere_s = now_s
+            at = self._load_at
+            in_flight = ahead = context = queued = 0
+            for load in self._workers:
+                in_flight += load[at + Load.IN_FLIGHT]
+                ahead += load[at + Load.AHEAD_TOKENS]
+                context += load[at + Load.CONTEXT_TOKENS]
+                queued += load[at + Load.QUEUED]
+            self._others = (in_flight, ahead, context, queued)
+        return self._others
+
+    def refresh(self, now_s: float) -> View:
+        """The view as of now."""
+        view, load, at = self.view, self._load, self._load_at
+        known, k = self._known, self._known_at
+        in_flight, ahead, context, queued = self._elsewhere(now_s)
+        ours = load[at + Load.IN_FLIGHT] + in_flight
+        running = float(ours)
+        polled_s = known[k + Known.POLLED_S]
+        view.stale = polled_s > 0.0 and now_s - polled_s > STALE_S
+        if polled_s > 0.0:
+            # What it does beyond what it had of ours when it was asked is other people's.
+            foreign = known[k + Known.RUNNING] + known[k + Known.WAITING] - known[k + Known.OURS_AT_POLL]
+            if foreign > 0.0:
+                running += foreign
+        view.running = running
+        view.waiting = running - view.slots if running > view.slots else 0.0
+        view.ahead_tokens = float(load[at + Load.AHEAD_TOKENS] + ahead)
+        view.context = (load[at + Load.CONTEXT_TOKENS] + context) / ours if ours else 0.0
+        view.queued = load[at + Load.QUEUED] + queued
+        view.free = self.plan.limit - ours
+        view.open = self.breaker.allows(now_s)
+        state = known[k + Known.STATE]
+        view.ready = state == State.READY
+        view.load_s = 0.0 if view.ready else None if state == State.FAILED else known[k + Known.LOAD_S]
+        view.ttft_factor = exp(known[k + Known.TTFT_LOG])
+        view.tpot_factor = exp(known[k + Known.TPOT_LOG])
+        view.ttft_width = known[k + Known.TTFT_WIDTH] or 0.5
+        return view
+
+    def failed(self, now_s: float, spell: int) -> None:
+        """One more failure that is the backend's own."""
+        before = self.breaker.state
+        self.breaker.failed(now_s, spell)
+        self._show_breaker(before)
+
+    def succeeded(self, now_s: float, spell: int) -> None:
+        """It answered."""
+        before = self.breaker.state
+        self.breaker.succeeded(now_s, spell)
+        self._show_breaker(before)
+
+    def _show_breaker(self, before: str) -> None:
+        state = self.breaker.state
+        if state != before:
+            self._load[self._load_at + Load.BREAKER] = CODES[state]
+            if state == "open":
+                self.counted(Count.BREAKER_OPENED)
+
+
+def view_of(index: int, plan: BackendPlan, speed: Speed) -> View:
+    """What does not change about a backend."""
+    view = View(index, plan.name, speed)
+    view.kind, view.place, view.group, view.quality = plan.kind, plan.place, plan.replica_of, plan.quality
+    view.endpoints = frozenset(plan.endpoints)
+    view.context_limit = plan.context
+    slots = plan.slots or (plan.local.slots if plan.local else None)
+    view.slots = slots or plan.limit
+    price = plan.price
+    if isinstance(price, Api):
+        view.usd_per_input = price.usd_per_mtok_input / 1e6
+        view.usd_per_output = price.usd_per_mtok_output / 1e6
+    elif price is not None:
+        view.usd_per_s = usd_per_s(price)
+    return view
+
+
+def usd_per_s(price: Own | Rented) -> float:
+    """A second of a machine: its rent, or its purchase over its life with upkeep and the power of a busy machine."""
+    if isinstance(price, Rented):
+        return price.usd_per_hour / 3600
+    watts = (price.busy_w or 0.0) * price.power_overhead
+    bought = (price.usd / price.life_years + price.yearly_upkeep_usd) / SECONDS_A_YEAR
+    return bought + watts / 1000 * price.usd_per_kwh / 3600
+
+
+def secret_of(plan: BackendPlan) -> tuple[tuple[bytes, bytes], ...]:
+    """The header that carries a backend's key. Raises UserError when its variable is not set or unprintable."""
+    if plan.api_key_env is None:
+        return ()
+    value = os.environ.get(plan.api_key_env, "")
+    if not value:
+        raise UserError(f"backend {plan.name}: the environment variable {plan.api_key_env} holds no key; set it")
+    if not (value.isascii() and value.isprintable()):
+        raise UserError(f"backend {plan.name}: the key in {plan.api_key_env} has an unprintable character; set it anew")
+    return ((b"authorization", f"Bearer {value}".encode("latin-1")),)

@@ -1,0 +1,82 @@
+"""From what was typed to what runs: read and checked in a process of its own.
+
+Reading a plan needs pydantic, numpy and the step models; serving needs none of them. So a child reads, and hands over
+plain data: workers stay small, and a plan that is wrong, or kills whoever reads it, leaves the running gateway alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from breakeven.errors import BreakevenError, UserError
+from breakeven.gateway.keys.entry import KeyEntry
+from breakeven.gateway.plan.model import GatewayPlan
+from breakeven.gateway.route.view import Speed
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A plan, the speed of each of its backends by name, and its keys (None: none is asked)."""
+
+    plan: GatewayPlan
+    speeds: dict[str, Speed]
+    keys: tuple[KeyEntry, ...] | None
+
+
+def load(read: Callable[[], GatewayPlan]) -> Loaded:
+    """Read and check everything here, in this process. Raises UserError for what cannot be served."""
+    from breakeven.gateway.keys.store import load as load_keys
+    from breakeven.gateway.route.build import speed_of
+    from breakeven.gateway.serve.lane import secret_of
+    from breakeven.gateway.swap.needs import check_local
+
+    plan = read()
+    for backend in plan.backends:
+        secret_of(backend)
+    check_local(plan)
+    speeds = {backend.name: speed_of(backend) for backend in plan.backends}
+    return Loaded(plan, speeds, None if plan.keys is None else load_keys(plan.keys))
+
+
+def load_apart(read: Callable[[], GatewayPlan]) -> Loaded:
+    """`load` in a child process. Raises what it raised."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ours)
+        status = 1
+        with contextlib.suppress(BaseException), os.fdopen(theirs, "wb") as out:
+            pickle.dump(_outcome(read), out)
+            status = 0
+        sys.stderr.flush()
+        os._exit(status)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as answer:
+        said = answer.read()
+    os.waitpid(child, 0)
+    if not said:
+        raise BreakevenError("reading the gateway's file ended without a word; try again")
+    outcome = pickle.loads(said)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    loaded: Loaded = outcome
+    return loaded
+
+
+def _outcome(read: Callable[[], GatewayPlan]) -> Loaded | BaseException:
+    # A grid of a few hundred cells needs no threads, and a pool of them costs memory.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        return load(read)
+    except BreakevenError as error:
+        return type(error)(str(error))
+    except KeyboardInterrupt:
+        return UserError("interrupted")
+    except Exception:
+        return BreakevenError(f"the gateway's file could not be read: {traceback.format_exc(limit=-3)}")

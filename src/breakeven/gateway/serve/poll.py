@@ -1,0 +1,116 @@
+"""Asks every backend that has a `/metrics` page for its own numbers: what it does beyond what we sent it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from breakeven.engine.metric_names import engine_numbers
+from breakeven.errors import BreakevenError
+from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
+from breakeven.gateway.serve.lane import secret_of
+from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.layout import Count, Known, Load, State
+from breakeven.gateway.upstream.client import Upstream
+
+POLL_S = 1.0
+HEAL_S = 5.0
+SILENT = 3
+"""Answers without any number of an engine after which its page is asked for only every `RETRY_S`."""
+RETRY_S = 30.0
+
+
+class Poller:
+    """One task a backend. It opens connections of its own, apart from the workers'."""
+
+    def __init__(self, plan: GatewayPlan, slots: dict[str, int], block: Block) -> None:
+        self.plan, self.slots, self.block = plan, slots, block
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        polled = [backend for backend in self.plan.backends if backend.poll]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._heal())
+            for backend in polled:
+                group.create_task(self._poll(backend, self.slots[backend.name]))
+
+    async def _poll(self, backend: BackendPlan, slot: int) -> None:
+        client: Upstream | None = None
+        at = ""
+        silent = 0
+        known = self.block.known
+        try:
+            while True:
+                url = self._url(backend, slot)
+                if url != at:
+                    if client is not None:
+                        await client.close()
+                    client = None if url is None else _client(url, backend)
+                    at, silent = url or "", 0
+                if client is not None:
+                    numbers = await self._look(client, slot)
+                    silent = 0 if numbers else silent + 1
+                else:
+                    known.put(0, slot, Known.POLLED_S, 0.0)
+                await asyncio.sleep(POLL_S if silent < SILENT else RETRY_S)
+        finally:
+            if client is not None:
+                await client.close()
+
+    def _url(self, backend: BackendPlan, slot: int) -> str | None:
+        if backend.local is None:
+            return backend.url
+        known = self.block.known
+        port = int(known.get(0, slot, Known.PORT))
+        if known.get(0, slot, Known.STATE) != State.READY or port <= 0:
+            return None
+        return f"http://127.0.0.1:{port}/v1"
+
+    async def _look(self, client: Upstream, slot: int) -> bool:
+        """One look; False when the page says nothing of an engine."""
+        known = self.block.known
+        ours = self.block.load.total(slot, Load.IN_FLIGHT)
+        try:
+            status, body = await client.get("/metrics")
+        except BreakevenError:
+            known.put(0, slot, Known.UP, 0.0)
+            return True
+        known.put(0, slot, Known.UP, 1.0)
+        numbers = engine_numbers(body.decode(errors="replace")) if status == 200 else None
+        if numbers is None or numbers.running is None:
+            known.put(0, slot, Known.POLLED_S, 0.0)
+            return False
+        known.put(0, slot, Known.RUNNING, numbers.running)
+        known.put(0, slot, Known.WAITING, numbers.waiting or 0.0)
+        known.put(0, slot, Known.KV_SHARE, -1.0 if numbers.kv_share is None else numbers.kv_share)
+        # Requests begin and end while the page is on its way: the larger count takes none of ours for a stranger's.
+        known.put(0, slot, Known.OURS_AT_POLL, max(ours, self.block.load.total(slot, Load.IN_FLIGHT)))
+        known.put(0, slot, Known.POLLED_S, time.monotonic())
+        return True
+
+    async def _heal(self) -> None:
+        """Corrections of backends that nobody hears of fade: see `route.correct`."""
+        from breakeven.gateway.route.correct import healed
+
+        seen: dict[int, float] = {}
+        known = self.block.known
+        while True:
+            for slot in self.slots.values():
+                answers = self.block.count.total(slot, Count.TTFT_COUNT) + self.block.count.total(
+                    slot, Count.TPOT_COUNT
+                )
+                if seen.get(slot) == answers:
+                    for column in (Known.TTFT_LOG, Known.TPOT_LOG):
+                        known.put(0, slot, column, healed(known.get(0, slot, column), HEAL_S))
+                seen[slot] = answers
+            await asyncio.sleep(HEAL_S)
+
+
+def _client(url: str, backend: BackendPlan) -> Upstream:
+    return Upstream(
+        url.rstrip("/").removesuffix("/v1"),
+        timeouts=backend.timeouts,
+        secret=secret_of(backend),
+        ca_file=backend.ca_file,
+        allow_link_local=backend.allow_link_local,
+    )

@@ -1,0 +1,87 @@
+"""`breakeven serve` from its arguments to its exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from breakeven.errors import UserError
+from breakeven.gateway.plan.model import GatewayPlan
+
+
+def source_of(
+    what: Sequence[str],
+    decision: Path | None,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    workers: int | None = None,
+    admin_port: int | None = None,
+) -> Callable[[], GatewayPlan]:
+    """How to read the plan, now and at every reload: a gateway file, a decision, or models. Raises UserError.
+
+    What is given beside it replaces what it says.
+    """
+    if (decision is None) == (not what):
+        raise UserError("give a gateway file such as examples/gateway.yaml, or models, or --from a saved decision")
+    files = [one for one in what if one.endswith((".yaml", ".yml"))]
+    is_file = len(what) == 1 and bool(files) and _is_gateway(Path(what[0]))
+
+    def read() -> GatewayPlan:
+        if decision is not None:
+            from breakeven.gateway.plan.from_decision import plan_of_decision
+
+            plan = plan_of_decision(decision)
+        elif is_file:
+            from breakeven.gateway.plan.load import read_gateway
+
+            plan = read_gateway(Path(what[0]))
+        else:
+            from breakeven.gateway.plan.from_models import plan_of_models
+
+            plan = plan_of_models(what)
+        asked = {"host": host, "port": port, "workers": workers, "admin_port": admin_port}
+        return replace(plan, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
+
+    return read
+
+
+def run(read: Callable[[], GatewayPlan], *, check_only: bool = False) -> int:
+    """Serve until told to end. Raises UserError for a plan that cannot be served."""
+    from breakeven.gateway.serve.loading import load_apart
+    from breakeven.gateway.serve.supervisor import Supervisor
+
+    if check_only:
+        plan = load_apart(read).plan
+        print(f"{len(plan.backends)} backends, {len(plan.policies)} public models: it can be served.")
+        return 0
+    supervisor = Supervisor(read, _say)
+
+    def ready() -> None:
+        plan = supervisor.loaded.plan
+        host = f"[{plan.host}]" if ":" in plan.host else plan.host
+        models = ", ".join(policy.model for policy in plan.policies)
+        print(f"Serving {models} at http://{host}:{supervisor.port}/v1")
+        if supervisor.admin_port is not None:
+            print(f"Live page at http://{plan.admin_host}:{supervisor.admin_port}/")
+        if supervisor.loaded.keys is None:
+            print("No key is asked: only this machine can reach it. `breakeven keys create` makes one.")
+        sys.stdout.flush()
+
+    return supervisor.run(ready)
+
+
+def _is_gateway(path: Path) -> bool:
+    """Whether a YAML file describes a gateway rather than one model's shape; a missing one is taken for a gateway's."""
+    try:
+        head = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    return any(line.startswith("backends:") for line in head.splitlines())
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"breakeven: {text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,306 @@
+"""Starts the gateway's processes, keeps them alive, and passes signals on. No loop, no thread: safe to fork from.
+
+SIGTERM, SIGINT: drain, then end. SIGHUP: read the plan again; a good one gets new workers on the same sockets, and the
+old ones end what they have; a bad one is reported and changes nothing. A worker that dies is replaced, and so is the
+watching process; what a dead worker had under way is gone, what it counted is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from breakeven.errors import BreakevenError, UserError
+from breakeven.gateway.edge.listen import open_sockets
+from breakeven.gateway.keys.windows import retire
+from breakeven.gateway.plan.model import GatewayPlan
+from breakeven.gateway.serve.desk import Rows
+from breakeven.gateway.serve.loading import Loaded, load_apart
+from breakeven.gateway.serve.watcher import run_watcher
+from breakeven.gateway.serve.worker import run_worker
+from breakeven.gateway.shared.block import Block, Shape, Slots
+from breakeven.gateway.shared.layout import Global
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+GENERATIONS = 3
+"""Generations of workers that may be there at once: one that serves, and those that still drain."""
+SPARE = 64
+"""Backends, keys and models that reloads may add to what there is at the start."""
+HASTY_S, HASTY = 10.0, 5
+"""A worker that died this often within this time is not started again at once."""
+KILL_S = 5.0
+
+
+@dataclass
+class Child:
+    """One process of ours. `worker` None: the watching one."""
+
+    pid: int
+    worker: int | None
+    socket: int
+    generation: int
+
+
+class Supervisor:
+    """Everything that outlives a reload: sockets, shared memory, rows, children."""
+
+    def __init__(self, read: Callable[[], GatewayPlan], say: Callable[[str], None]) -> None:
+        """Reads the plan and opens the sockets. Raises UserError when either cannot be."""
+        self._read, self._say = read, say
+        self.loaded = load_apart(read)
+        plan = self.loaded.plan
+        _check_open(plan, self.loaded)
+        self.sockets = open_sockets(plan.host, plan.port, plan.workers)
+        self.admin: list[socket.socket] = []
+        if plan.admin_port is not None:
+            try:
+                self.admin = open_sockets(plan.admin_host, plan.admin_port, 1)
+            except UserError:
+                for one in self.sockets:
+                    one.close()
+                raise
+        keys = self.loaded.keys or ()
+        rows = 1 + plan.workers * GENERATIONS
+        self.block = Block(
+            Shape(
+                workers=rows,
+                backends=2 * len(plan.backends) + SPARE,
+                keys=2 * len(keys) + SPARE,
+                models=2 * (len(plan.policies) + len(plan.backends)) + SPARE,
+                experiments=2 * len(plan.experiments) + SPARE,
+            )
+        )
+        shape = self.block.shape
+        self._slots = {
+            "backends": Slots("backends", shape.backends),
+            "keys": Slots("keys", shape.keys),
+            "models": Slots("public models", shape.models),
+            "experiments": Slots("experiments", shape.experiments),
+        }
+        self.rows = self._name(self.loaded)
+        self.block.everywhere.put(0, 0, Global.STARTED_S, time.time())
+        self.children: dict[int, Child] = {}
+        self.generation = 0
+        self._deaths: list[float] = []
+        self._ending = False
+
+    @property
+    def port(self) -> int:
+        """Where clients connect; the one that was found free when 0 was asked for."""
+        port: int = self.sockets[0].getsockname()[1]
+        return port
+
+    @property
+    def admin_port(self) -> int | None:
+        """Where the live page is; None: there is none."""
+        return self.admin[0].getsockname()[1] if self.admin else None
+
+    def run(self, on_ready: Callable[[], None]) -> int:
+        """Serve until told to end; returns the exit status. `on_ready` is called when every worker accepts."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        gate, told = os.pipe()
+        self._start_watcher()
+        for k in range(self.loaded.plan.workers):
+            self._start_worker(k, told)
+        os.close(told)
+        # The pipe is at its end when every worker has closed its side, ready or dead.
+        with os.fdopen(gate, "rb") as answers:
+            ready = len(answers.read())
+        if ready < self.loaded.plan.workers:
+            self._end(0.0)
+            raise BreakevenError("a worker could not start; its message is above")
+        on_ready()
+        status = self._watch()
+        for one in (*self.sockets, *self.admin):
+            one.close()
+        return status
+
+    def _watch(self) -> int:
+        while True:
+            number = signal.sigwaitinfo(SIGNALS).si_signo
+            if number == signal.SIGCHLD:
+                self._reap()
+            elif number == signal.SIGHUP:
+                self._reload()
+            else:
+                self._say("draining: requests under way end, new ones are refused")
+                return self._end(self.loaded.plan.limits.drain_s)
+
+    # Children.
+
+    def _fork(self, worker: int | None, socket_at: int, run: Callable[[], int]) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                for number in SIGNALS:
+                    signal.signal(number, signal.SIG_DFL)
+                # Whoever presses Ctrl-C tells the supervisor; it tells us.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+                status = run()
+            except KeyboardInterrupt:
+                status = 130
+            except BreakevenError as error:
+                sys.stderr.write(f"breakeven: {error}\n")
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                with suppress(Exception):
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                os._exit(status)
+        self.children[pid] = Child(pid, worker, socket_at, self.generation)
+        return pid
+
+    def _start_watcher(self) -> None:
+        self._fork(None, -1, lambda: run_watcher(self.loaded, self.rows, self.block, self.admin, self._read))
+
+    def _start_worker(self, k: int, told: int | None = None) -> None:
+        taken = {child.worker for child in self.children.values()}
+        worker = next((w for w in range(1, self.block.shape.workers) if w not in taken), None)
+        if worker is None:
+            raise UserError("too many earlier workers still drain; try again when they have ended")
+
+        def ready() -> None:
+            if told is not None:
+                os.write(told, b"1")
+                os.close(told)
+
+        loaded, rows, block, listening = self.loaded, self.rows, self.block, self.sockets[k]
+        self._fork(worker, k, lambda: run_worker(loaded, rows, block, worker, listening, ready))
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            child = self.children.pop(pid, None)
+            if child is None:
+                continue
+            if child.worker is not None:
+                retire(self.block, child.worker)
+                self.block.retire(child.worker)
+            if self._ending or child.generation != self.generation:
+                continue
+            self._say(f"{_what(child)} ended with status {os.waitstatus_to_exitcode(status)}; starting another")
+            now_s = time.monotonic()
+            self._deaths = [one for one in self._deaths if now_s - one < HASTY_S] + [now_s]
+            if len(self._deaths) > HASTY:
+                time.sleep(1.0)
+            if child.worker is None:
+                self._start_watcher()
+            else:
+                self._start_worker(child.socket)
+
+    # Reloading and ending.
+
+    def _name(self, loaded: Loaded) -> Rows:
+        plan = loaded.plan
+        models = [*(policy.model for policy in plan.policies), *(backend.name for backend in plan.backends)]
+        return Rows(
+            self._slots["backends"].name([backend.name for backend in plan.backends]),
+            self._slots["keys"].name(["", *(entry.name for entry in loaded.keys or ())]),
+            self._slots["models"].name(list(dict.fromkeys(models))),
+            self._slots["experiments"].name([plan.name for plan in plan.experiments]),
+        )
+
+    def _reload(self) -> None:
+        try:
+            loaded = load_apart(self._read)
+            _check_open(loaded.plan, loaded)
+            _check_same(self.loaded, loaded)
+            draining = sum(1 for child in self.children.values() if child.worker and child.generation < self.generation)
+            if draining + 2 * loaded.plan.workers >= self.block.shape.workers:
+                raise UserError("earlier workers still drain; reload again when they have ended")
+            rows = self._name(loaded)
+        except BreakevenError as error:
+            self._say(f"not reloaded, everything goes on as it was: {error}")
+            return
+        self.loaded, self.rows = loaded, rows
+        old = list(self.children.values())
+        self.generation += 1
+        self.block.everywhere.put(0, 0, Global.GENERATION, float(self.generation))
+        gate, told = os.pipe()
+        for k in range(loaded.plan.workers):
+            self._start_worker(k, told)
+        os.close(told)
+        with os.fdopen(gate, "rb") as answers:
+            answers.read()
+        for child in old:
+            if child.worker is None:
+                # Its engines go on: it reads the plan again itself.
+                child.generation = self.generation
+                os.kill(child.pid, signal.SIGHUP)
+            else:
+                os.kill(child.pid, signal.SIGTERM)
+        self._say(f"reloaded: generation {self.generation}")
+
+    def _end(self, timeout_s: float) -> int:
+        self._ending = True
+        self.block.everywhere.put(0, 0, Global.DRAINING, 1.0)
+        workers = [child for child in self.children.values() if child.worker is not None]
+        for child in workers:
+            _kill(child.pid, signal.SIGTERM)
+        self._wait([child.pid for child in workers], timeout_s + KILL_S)
+        watcher = [child.pid for child in self.children.values() if child.worker is None]
+        for pid in watcher:
+            _kill(pid, signal.SIGTERM)
+        self._wait(watcher, 4 * KILL_S)
+        for pid in list(self.children):
+            _kill(pid, signal.SIGKILL)
+        self._reap()
+        return 0
+
+    def _wait(self, pids: list[int], timeout_s: float) -> None:
+        """Until these have ended. A second SIGTERM or SIGINT cuts it short."""
+        until_s = time.monotonic() + timeout_s
+        while any(pid in self.children for pid in pids) and (left_s := until_s - time.monotonic()) > 0:
+            got = signal.sigtimedwait(SIGNALS, left_s)
+            self._reap()
+            if got is not None and got.si_signo in (signal.SIGTERM, signal.SIGINT):
+                return
+
+
+def _kill(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _what(child: Child) -> str:
+    return "the watching process" if child.worker is None else f"worker {child.worker}"
+
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def _check_open(plan: GatewayPlan, loaded: Loaded) -> None:
+    """Nobody may be let in from elsewhere without a key, whatever wrote the plan."""
+    if plan.host not in LOOPBACK and not plan.host.startswith("127.") and loaded.keys is None:
+        raise UserError(
+            f"host {plan.host} can be reached from elsewhere and no key is asked; make one with "
+            "`breakeven keys create` and name its file under `keys:`, or listen on 127.0.0.1"
+        )
+
+
+def _check_same(old: Loaded, new: Loaded) -> None:
+    """What a reload may not change. Raises UserError."""
+    if old.keys is not None and new.keys is None:
+        raise UserError("a reload may not open what asked for keys; restart to do that")
+    for what in ("host", "port", "workers", "admin_host", "admin_port"):
+        before, after = getattr(old.plan, what), getattr(new.plan, what)
+        if before != after:
+            raise UserError(f"{what} was {before} and is now {after}; restart to change it")

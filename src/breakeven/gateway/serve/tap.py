@@ -1,0 +1,200 @@
+"""Looks at an answer as it passes: when it began and ended, how many tokens it took, why it ended.
+
+Bytes go on as they came. Where we asked for the usage and the client did not, the one event that tells it is taken
+out, which needs whole events: the part of one is held until the rest of it comes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+_MOST_HELD = 16 * 2**20
+_MOST_KEPT = 4 * 2**20
+"""Of an answer in one piece that is read for its usage."""
+_USAGE = (b'"usage":{', b'"usage": {')
+_FINISH: dict[str, tuple[bytes, ...]] = {
+    "/v1/chat/completions": (b'"finish_reason":"', b'"finish_reason": "'),
+    "/v1/completions": (b'"finish_reason":"', b'"finish_reason": "'),
+    "/v1/responses": (b"response.completed", b"response.incomplete", b"response.failed"),
+    "/v1/messages": (b"message_stop",),
+}
+"""What a stream that ends well has said, by endpoint."""
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _Holder(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class _Answer(msgspec.Struct):
+    """Any endpoint's answer or event: OpenAI's, the responses' nested one, the messages' start and end."""
+
+    usage: _Usage | None = None
+    choices: list[_Choice] = []
+    response: _Holder | None = None
+    message: _Holder | None = None
+    stop_reason: str | None = None
+    status: str | None = None
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+class Counted(msgspec.Struct):
+    """Tokens as the backend counted them; None: it did not say."""
+
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class StreamTap:
+    """Events of one stream. `events` counts them; `finish` is the reason it gave, empty while it gave none."""
+
+    __slots__ = ("_drop", "_end", "_finish_marks", "_held", "_told", "counted", "events", "finish")
+
+    def __init__(self, endpoint: str, *, drop_usage: bool) -> None:
+        self._drop = drop_usage
+        self._end = b""
+        self._held = b""
+        self._finish_marks = _FINISH.get(endpoint, ())
+        self._told = False
+        self.counted = Counted()
+        self.events = 0
+        self.finish = ""
+
+    def feed(self, data: bytes) -> bytes:
+        """Bytes from the backend in, bytes for the client out."""
+        if not self._end:
+            # The first line tells how lines end; a stream whose first piece has none yet waits for it.
+            self._end = b"\r\n\r\n" if b"\r\n" in data else b"\n\n"
+        if self._drop:
+            if self._held:
+                data = self._held + data
+                self._held = b""
+            if not data.endswith(self._end) and len(data) < _MOST_HELD:
+                cut = data.rfind(self._end)
+                cut = 0 if cut < 0 else cut + len(self._end)
+                self._held, data = data[cut:], data[:cut]
+                if not data:
+                    return b""
+        self.events += data.count(self._end)
+        if not self.finish:
+            for mark in self._finish_marks:
+                if (at := data.find(mark)) >= 0:
+                    self.finish = _reason(data, at, mark)
+                    break
+        if _USAGE[0] in data or _USAGE[1] in data:
+            return self._usage(data)
+        return data
+
+    def rest(self) -> bytes:
+        """What is still held when the stream ends."""
+        held, self._held = self._held, b""
+        return held
+
+    def _usage(self, data: bytes) -> bytes:
+        kept = []
+        for event in data.split(self._end):
+            answer = _event(event)
+            if answer is not None:
+                self._count(answer)
+                if self._drop and answer.usage is not None and not answer.choices:
+                    self.events -= 1
+                    continue
+            kept.append(event)
+        return self._end.join(kept) if self._drop else data
+
+    def _count(self, answer: _Answer) -> None:
+        holder = answer.response or answer.message
+        for usage in (answer.usage, holder.usage if holder else None):
+            if usage is not None:
+                _add(self.counted, usage)
+
+
+class WholeTap:
+    """An answer in one piece, read when it is whole."""
+
+    __slots__ = ("_pieces", "_size", "counted", "events", "finish")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self.counted = Counted()
+        self.events = 0
+        self.finish = ""
+
+    def feed(self, data: bytes) -> bytes:
+        """Bytes through, unchanged."""
+        self._size += len(data)
+        if self._size <= _MOST_KEPT:
+            self._pieces.append(data)
+        return data
+
+    def rest(self) -> bytes:
+        """Nothing is held; the answer is read now."""
+        if self._size > _MOST_KEPT:
+            return b""
+        try:
+            answer = _ANSWER.decode(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return b""
+        if answer.usage is not None:
+            _add(self.counted, answer.usage)
+        reason = answer.choices[0].finish_reason if answer.choices else answer.stop_reason or answer.status
+        self.finish = reason or ""
+        return b""
+
+
+Tap = StreamTap | WholeTap
+Ending = Literal["whole", "cut"]
+
+
+def _event(event: bytes) -> _Answer | None:
+    """The data of one event, None where it is none that we know."""
+    at = event.find(b"data:")
+    if at < 0:
+        return None
+    try:
+        return _ANSWER.decode(event[at + 5 :])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _add(counted: Counted, usage: _Usage) -> None:
+    prompt = usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens
+    output = usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens
+    details = usage.prompt_tokens_details or usage.input_tokens_details
+    cached = details.cached_tokens if details else usage.cache_read_input_tokens
+    if prompt is not None:
+        counted.prompt_tokens = prompt
+    if output is not None:
+        counted.output_tokens = output
+    if cached is not None:
+        counted.cached_tokens = cached
+
+
+def _reason(data: bytes, at: int, mark: bytes) -> str:
+    if not mark.endswith(b'"'):
+        return mark.decode()
+    start = at + len(mark)
+    return data[start : data.find(b'"', start)].decode(errors="replace")[:40]

@@ -1,0 +1,75 @@
+"""One worker: an edge, a desk, a log. It serves until it is told to end, and then ends what it has begun."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+from breakeven.gateway.edge.server import EdgeServer
+from breakeven.gateway.seen.log import DecisionLog
+from breakeven.gateway.serve.desk import Desk, Rows
+from breakeven.gateway.serve.loading import Loaded
+from breakeven.gateway.shared.block import Block
+
+TELL_S = 0.5
+PID, DROPPED, CONNECTIONS, UNDER_WAY = range(4)
+"""Columns of the block's `worker` grid."""
+
+
+def run_worker(
+    loaded: Loaded, rows: Rows, block: Block, worker: int, listening: socket.socket, ready: Callable[[], None]
+) -> int:
+    """Serve on `listening` until SIGTERM; returns the exit status. `ready` is called once it accepts."""
+    import uvloop
+
+    # What the supervisor loaded lives as long as we do: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
+    return uvloop.run(_serve(loaded, rows, block, worker, listening, ready))
+
+
+async def _serve(
+    loaded: Loaded, rows: Rows, block: Block, worker: int, listening: socket.socket, ready: Callable[[], None]
+) -> int:
+    plan = loaded.plan
+    log = None if plan.log.directory is None else DecisionLog(plan.log.directory, worker, plan.log)
+    desk = Desk(plan, loaded.speeds, rows, block, worker, loaded.keys, log)
+    edge = EdgeServer(desk.handle, plan.limits)
+    loop = asyncio.get_running_loop()
+    ending = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    await edge.start([listening])
+    block.worker.put(worker, 0, PID, os.getpid())
+    ready()
+    while not ending.is_set():
+        _tell(desk, edge, block, worker)
+        if os.getppid() == 1:
+            sys.stderr.write("breakeven: the supervisor is gone; this worker ends\n")
+            break
+        with suppress(TimeoutError):
+            await asyncio.wait_for(ending.wait(), TELL_S)
+    desk.draining = True
+    cut = await edge.drain(plan.limits.drain_s)
+    for lane in desk.lanes:
+        if lane.upstream is not None:
+            await lane.upstream.close()
+    if log is not None:
+        log.close()
+    _tell(desk, edge, block, worker)
+    return 1 if cut else 0
+
+
+def _tell(desk: Desk, edge: EdgeServer, block: Block, worker: int) -> None:
+    """Numbers for the watching process that need not be exact to the moment."""
+    if desk.log is not None:
+        block.worker.put(worker, 0, DROPPED, desk.log.dropped)
+    block.worker.put(worker, 0, CONNECTIONS, edge.connections)
+    block.worker.put(worker, 0, UNDER_WAY, edge.under_way)
