@@ -21,7 +21,7 @@ from breakeven.cli.keys_run import expiry
 from breakeven.cli.main import dispatch
 from breakeven.errors import UserError
 from breakeven.gateway.keys import store
-from breakeven.gateway.keys.check import Keys
+from breakeven.gateway.keys.check import Keys, follow
 from breakeven.gateway.keys.entry import LONGEST_S, MOST_AMOUNT, KeyEntry, KeyLimit, limit_text, parse_limit, stamped
 from breakeven.spec.workload import Slo
 
@@ -258,6 +258,28 @@ def test_revoking_takes_keys_from_a_running_worker_and_adds_none() -> None:
     assert keys.find(b"Bearer bek-anna") is None
     assert keys.find(b"Bearer bek-bert") is bert
     assert keys.find(b"Bearer bek-cleo") is None
+
+
+def test_a_worker_follows_the_file(path: Path) -> None:
+    secrets = {name: f"Bearer {store.create(path, name)}".encode() for name in ("anna", "bert", "cleo")}
+    keys, seen = Keys(store.load(path)), store.file_stamp(path)
+    assert follow(keys, path, seen) == seen
+    store.revoke(path, "anna")
+    after = follow(keys, path, seen)
+    assert after != seen
+    assert keys.find(secrets["anna"]) is None
+    assert keys.find(secrets["bert"]) is not None
+    whole = path.read_bytes()
+    path.write_bytes(b"{")
+    torn = follow(keys, path, after)
+    assert keys.find(secrets["bert"]) is not None, "a wrong file changes nothing"
+    path.write_bytes(whole)
+    store.revoke(path, "bert")
+    follow(keys, path, torn)
+    assert keys.find(secrets["bert"]) is None
+    path.unlink()
+    assert follow(keys, path, torn) == (0, 0, 0)
+    assert keys.find(secrets["cleo"]) is not None
 
 
 @given(st.binary(max_size=80), st.none() | st.binary(max_size=80))

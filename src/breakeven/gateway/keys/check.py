@@ -5,9 +5,13 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from hashlib import sha256
+from pathlib import Path
 
+from breakeven.errors import UserError
 from breakeven.gateway.keys.entry import KeyEntry
+from breakeven.gateway.keys.store import file_stamp, load
 
 _BEARER = b"bearer "
 _LONGEST = 256
@@ -51,3 +55,15 @@ class Keys:
 
     def __len__(self) -> int:
         return len(self._by_digest)
+
+
+def follow(keys: Keys, path: Path, seen: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Drop what was revoked in the file since `seen` (a `file_stamp`) and return its stamp now.
+
+    Called every second or so. A file that is gone or wrong changes nothing: the next reload says what is wrong with it.
+    """
+    now = file_stamp(path)
+    if now != seen:
+        with suppress(UserError):
+            keys.only(load(path))
+    return now
