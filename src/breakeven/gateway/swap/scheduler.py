@@ -219,8 +219,11 @@ class Scheduler:
                 effects.append(Load(engine.name))
                 continue
             asked = demand.get(engine.name, IDLE)
-            if not asked.waiting or engine.bytes <= self._promised(engine):
-                continue  # nobody asks, or its room is being made
+            if not asked.waiting:
+                engine.eager = engine.pinned or engine.failures > 0  # it had its chance to come unasked
+                continue
+            if engine.bytes <= self._promised(engine):
+                continue  # its room is being made
             ready = (e for e in self._engines.values() if self._evictable(e))
             settled = [e for e in ready if now_s - e.changed_s >= self.minimum_dwell_s]
             victims = self._choose(engine, settled, now_s, demand)
@@ -252,7 +255,9 @@ class Scheduler:
     def _needed(self, victim: _Engine, demand: Mapping[str, Demand]) -> bool:
         """The engine that it makes room for still waits for it."""
         engine = self._engines.get(victim.room_for or "")
-        return engine is not None and not engine.resident and self._wants(engine.name, demand)
+        if engine is None or engine.resident or not self._wants(engine.name, demand):
+            return False
+        return demand.get(engine.name, IDLE).waiting > 0
 
     @property
     def _pinned_bytes(self) -> int:

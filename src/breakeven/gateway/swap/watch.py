@@ -61,6 +61,7 @@ class Swapper:
         self._backends = backends
         self._scheduler = Scheduler(needs, budget, plan.minimum_dwell_s, plan.maximum_wait_s)
         self._threads = threads_of(list(backends.values()), needs, budget)
+        self._synthetic = [name for name, backend in backends.items() if is_synthetic(backend)]
         self._wanted_since: dict[str, float] = {}
         self._loading_since: dict[str, float] = {}
         self._ports: dict[str, int] = {}
@@ -106,6 +107,7 @@ class Swapper:
         self._scheduler.minimum_dwell_s, self._scheduler.maximum_wait_s = plan.minimum_dwell_s, plan.maximum_wait_s
         self._backends = backends
         self._threads = threads_of(list(backends.values()), needs, budget)
+        self._synthetic = [name for name, backend in backends.items() if is_synthetic(backend)]
         taken = set(rows.values())
         self._rows = {**{n: r for n, r in self._rows.items() if r not in taken}, **rows}
 
@@ -113,8 +115,9 @@ class Swapper:
     def warnings(self) -> list[str]:
         """A line for each engine that failed, and for each whose answers mean nothing."""
         failed = [f"{name} could not be run here: {reason}" for name, reason in sorted(self.failures.items())]
-        random = [name for name, backend in self._backends.items() if is_synthetic(backend)]
-        return failed + [f"{name} has synthetic weights: its speed is real, its text is not" for name in random]
+        return failed + [
+            f"{name} has synthetic weights: its speed is real, its text is not" for name in self._synthetic
+        ]
 
     def _demand(self) -> dict[str, Demand]:
         now_s = self._clock()
