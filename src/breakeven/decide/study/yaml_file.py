@@ -16,6 +16,8 @@ MOST_BYTES = 1_000_000
 """Such a file is typed by hand; a larger one is something else."""
 
 
+HIDDEN = "hidden"
+"""Type of a complaint about what may be a secret: the value is not repeated."""
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, populate_by_name=False)
 """Of every mapping in such a file: a key that it does not know is refused."""
 
@@ -73,6 +75,8 @@ def complaint(error: ValidationError, form: type[BaseModel], docs: str, missing:
         return f"{key}: no such key{f', did you mean {near[0]}?' if near else ''}; {docs}"
     if detail["type"] == "missing":
         return f"{key}: missing; {missing.get(parts[-1], 'add it')}; {docs}"
+    if detail["type"] == HIDDEN:
+        return f"{key}: it must be {detail['msg']}"
     right = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if isinstance(detail["input"], dict | list) and detail["input"]:
         return f"{key}: it must give {right}" if key else f"it must give {right}"

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from breakeven.decide.study.form import ApiSpeedForm, PriceForm
 from breakeven.decide.study.values import (
@@ -21,7 +22,7 @@ from breakeven.decide.study.values import (
     Share,
     Usd,
 )
-from breakeven.decide.study.yaml_file import STRICT
+from breakeven.decide.study.yaml_file import HIDDEN, STRICT
 from breakeven.gateway.plan.model import ENDPOINTS, Endpoint
 
 DOCS = "docs/gateway-yaml.md lists the keys"
@@ -39,7 +40,9 @@ def _name(value: object) -> object:
 def _env(value: object) -> object:
     if not isinstance(value, str) or not ENV_NAME.fullmatch(value):
         # What stands here instead is most likely the key itself, which no message may repeat.
-        raise ValueError("the name of an environment variable such as OPENROUTER_API_KEY, never the key itself")
+        raise PydanticCustomError(
+            HIDDEN, "the name of an environment variable such as OPENROUTER_API_KEY, never the key itself"
+        )
     return value
 
 
@@ -52,13 +55,13 @@ def _url(value: object) -> object:
     except ValueError:
         parts, port = urlsplit(""), None
     if parts.username is not None or parts.password is not None:
-        raise ValueError("a URL without a user or password; give the key's environment variable with api_key_env")
+        raise PydanticCustomError(HIDDEN, "a URL without a user or password; name the key's variable in api_key_env")
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"[\s\x00-\x20]", value):
         raise ValueError("a URL that ends in /v1, such as http://127.0.0.1:8080/v1")
-    if parts.query or parts.fragment or not parts.path.rstrip("/").endswith("/v1"):
-        raise ValueError(
-            f"a URL that ends in /v1, as the client's base_url does; perhaps {value.split('?')[0].rstrip('/')}/v1"
-        )
+    if parts.query or parts.fragment:
+        raise PydanticCustomError(HIDDEN, "a URL that ends in /v1, without what follows its path")
+    if not parts.path.rstrip("/").endswith("/v1"):
+        raise ValueError(f"a URL that ends in /v1, as the client's base_url does; perhaps {value.rstrip('/')}/v1")
     return value.rstrip("/")
 
 

@@ -63,12 +63,8 @@ def gateway_form(where: str, found: dict[Any, Any]) -> GatewayForm:
     try:
         return GatewayForm.model_validate(found)
     except ValidationError as error:
-        text = complaint(error, GatewayForm, DOCS, MISSING)
-        if ".api_key_env" in text or "_env: found" in text:
-            # What was typed in place of a variable's name may be the secret itself.
-            key = text.partition(": found")[0]
-            text = f"{key}: it must be the name of an environment variable such as OPENROUTER_API_KEY, not the key"
-        raise UserError(f"{where}: {text}") from None
+        # Without a cause: its text would hold what was typed, which may be a secret.
+        raise UserError(f"{where}: {complaint(error, GatewayForm, DOCS, MISSING)}") from None
 
 
 def plan_of_form(form: GatewayForm, path: Path, where: str, environ: Mapping[str, str] = os.environ) -> GatewayPlan:

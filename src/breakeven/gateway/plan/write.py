@@ -88,7 +88,7 @@ def _comment(text: str, indent: str = "") -> str:
 
 
 def _dump(mapping: Yaml) -> str:
-    text: str = yaml.dump(mapping, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, indent=2)
+    text: str = yaml.dump(_Block(mapping), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, indent=2)
     return text.rstrip("\n")
 
 
@@ -96,6 +96,10 @@ def _entry(note: str | None, entry: Yaml) -> str:
     lines = _dump(entry).splitlines()
     body = "\n".join(["  - " + lines[0], *("    " + line for line in lines[1:])])
     return body if note is None else f"{_comment(note, '  ')}\n{body}"
+
+
+class _Block(dict[str, Any]):
+    """A mapping that has a line for each key, however small it is."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -109,7 +113,11 @@ class _Dumper(yaml.SafeDumper):
 def _mapping(dumper: yaml.SafeDumper, data: Yaml) -> yaml.MappingNode:
     small = bool(data) and len(data) <= 5 and len(str(data)) < 90
     flat = small and not any(isinstance(value, dict | list) and value for value in data.values())
-    return dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=flat and "name" not in data)
+    return dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=flat)
+
+
+def _block(dumper: yaml.SafeDumper, data: _Block) -> yaml.MappingNode:
+    return dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=False)
 
 
 def _list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.SequenceNode:
@@ -121,6 +129,7 @@ def _nothing(dumper: yaml.SafeDumper, data: None) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(dict, _mapping)
+_Dumper.add_representer(_Block, _block)
 _Dumper.add_representer(list, _list)
 _Dumper.add_representer(type(None), _nothing)
 
