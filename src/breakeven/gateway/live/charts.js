@@ -137,14 +137,14 @@ function drawPredicted(id, predicted, actual, what) {
   const x = logScale(low, high, box.left, box.right);
   const y = logScale(low, high, box.bottom - 14, box.top);
   const marks = logTicks(low, high, box.width < 420 ? 6 : 8);
-  const across = marks.map((value) => v("text", { x: x(value), y: box.bottom + 2, "text-anchor": "middle" }, round(seconds(value))));
+  const across = marks.map((value) => v("text", { x: x(value), y: box.bottom + 2, "text-anchor": x(value) > box.right - 16 ? "end" : "middle" }, round(seconds(value))));
   const dots = points.map((record) => mark(kindOf(record.backend), x(record[predicted]), y(record[actual]), 2.6, colour(record.backend)));
   const near = points.filter((record) => Math.abs(Math.log(record[actual] / record[predicted])) < Math.log(1.25)).length;
   const label = `${what}: ${points.length} requests, ${percent(near / points.length)} within a factor of 1.25 of the prediction`;
   return put(id, picture(box, label, acrossAxis(box, marks, y, seconds), ...across,
     v("line", { class: "slo", x1: x(low), y1: y(low), x2: x(high), y2: y(high) }), ...dots,
     v("text", { x: box.right, y: box.bottom + 17, "text-anchor": "end" }, "predicted →"),
-    v("text", { x: box.left + 4, y: box.top + 2 }, "↑ actual")));
+    v("text", { x: box.left + 5, y: box.top + 14 }, "↑ actual")));
 }
 
 /** One bar an expert, with the line of an even share. */
@@ -153,7 +153,8 @@ function drawExperts(snapshot) {
   document.getElementById("experts-section").hidden = some.length === 0;
   put("experts", ...some.map((backend) => {
     const load = backend.expert_load;
-    const box = { width: 480, height: 150, left: 46, right: 470, top: 12, bottom: 128 };
+    const width = Math.min(480, document.documentElement.clientWidth - 32);
+    const box = { width, height: 150, left: 46, right: width - 10, top: 12, bottom: 128 };
     const even = 1 / load.length;
     const most = Math.max(...load);
     const marks = ticks(most, 3);
