@@ -313,6 +313,18 @@ def test_every_metric_is_told_with_its_arms() -> None:
     assert "distinct_answers" not in told
 
 
+@given(st.floats(1e-9, 1e9), st.integers(30, 400), st.integers(30, 400))
+def test_arms_that_are_exactly_equal_never_differ_by_rounding(value: float, control: int, treatment: int) -> None:
+    moments = Moments()
+    for n in range(control + treatment):
+        moments.one(int(n >= control), value)
+    ratio, apart = moments.ratio(0.05), moments.difference(0.05)
+    assert ratio is not None
+    assert apart is not None
+    assert ratio.low < 1 < ratio.high
+    assert apart.low < 0 < apart.high
+
+
 def test_few_users_give_no_interval_and_say_so() -> None:
     tally = Tally()
     for n in range(400):
@@ -421,6 +433,24 @@ def test_equal_canaries_are_stepped_back_rarely() -> None:
     plan = experiment(kind="canary", hold=50, steps=STEPS, tolerance=0.0, confidence=0.9)
     back = sum(run_canary(plan, made, 1000)[0].state == "stepped_back" for _ in range(runs))
     assert back <= 0.1 * runs + 3 * math.sqrt(0.09 * runs)
+
+
+def test_a_canary_that_looks_worse_is_held_and_says_so() -> None:
+    plan = experiment(kind="canary", hold=40, steps=STEPS)
+    rng = random.Random(1)
+
+    def made(n: int, share: float) -> DecisionRecord:
+        treatment = rng.random() < share
+        return arm_record(n, treatment, e2e_s=rng.lognormvariate(0.35 if treatment else 0, 0.8))
+
+    at, _ = run_canary(plan, made, 600)
+    tally = Tally()
+    for n in range(600):
+        tally.add(plan, made(n, 0.1))
+    assert at == Canary()
+    assert "held at 10% after" in canaries.progress(plan, at, tally)
+    assert "time to the end" in canaries.progress(plan, at, tally)
+    assert "0 of 40" in canaries.progress(plan, at, Tally())
 
 
 @settings(max_examples=40, deadline=None)

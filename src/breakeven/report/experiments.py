@@ -55,13 +55,14 @@ def print_experiments(states: Sequence[ExperimentState], console: Console) -> No
         if state.differences:
             console.print(_table(state))
     console.print(
-        "\nIntervals hold at every look together, each metric for itself; a dash: not known yet.", highlight=False
+        "\nIntervals hold at every look together, each metric for itself. Shares: difference in percentage points.",
+        highlight=False,
     )
 
 
 def _table(state: ExperimentState) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("Metric", "Control", "Treatment", "Treatment / control", "Difference"):
+    for heading in ("Metric", "Control", "Treatment", "Treatment / control"):
         table.add_column(heading, justify="left" if heading == "Metric" else "right")
     control, treatment = state.arms
     for one in state.differences:
@@ -69,8 +70,7 @@ def _table(state: ExperimentState) -> Table:
             NAMES.get(one.metric, one.metric),
             _value(one.metric, control.means.get(one.metric)),
             _value(one.metric, treatment.means.get(one.metric)),
-            _ratio(one),
-            _difference(one),
+            _points(one) if one.metric in SHARES else _ratio(one),
         )
     return table
 
@@ -93,8 +93,11 @@ def _ratio(one: Difference) -> str:
     return f"{value} ({one.low:.3g} to {high})"
 
 
-def _difference(one: Difference) -> str:
-    value = _value(one.metric, one.difference)
+def _points(one: Difference) -> str:
+    """A ratio of two small shares says little; their difference in percentage points does."""
+    if one.difference is None:
+        return "-"
+    value = f"{100 * one.difference:+.2f} points"
     if one.difference_low is None or one.difference_high is None:
         return value
-    return f"{value} ({_value(one.metric, one.difference_low)} to {_value(one.metric, one.difference_high)})"
+    return f"{value} ({100 * one.difference_low:+.2f} to {100 * one.difference_high:+.2f})"

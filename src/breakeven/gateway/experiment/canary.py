@@ -51,11 +51,10 @@ def look(plan: ExperimentPlan, canary: Canary, tally: Tally) -> Canary:
     """
     if canary.state != "running":
         return canary
-    alpha = (1 - plan.confidence) / len(watched(plan)) / len(plan.steps)
-    limit = 1 + plan.tolerance
+    alpha, limit = _alpha(plan), 1 + plan.tolerance
     good = True
     for metric in watched(plan):
-        one = difference(tally, metric, alpha, min(tightest_at(plan), float(plan.hold)))
+        one = difference(tally, metric, alpha, _tightest(plan))
         if one.low is not None and one.low > limit:
             return Canary(canary.step, "stepped_back", _why_back(plan, canary, one))
         good = good and _went_well(plan, tally, one)
@@ -69,6 +68,25 @@ def look(plan: ExperimentPlan, canary: Canary, tally: Tally) -> Canary:
     if seen >= plan.most:
         return Canary(canary.step, "stepped_back", f"{seen:,} requests at {at:.0%} and still not as good")
     return canary
+
+
+def progress(plan: ExperimentPlan, canary: Canary, tally: Tally) -> str:
+    """In words, what the present step waits for."""
+    at, seen = plan.steps[canary.step], tally.count("errors", 1)
+    if seen < plan.hold:
+        return f"at {at:.0%}, {seen:,} of {plan.hold:,} requests seen"
+    alpha = _alpha(plan)
+    worse = [m for m in watched(plan) if not _went_well(plan, tally, difference(tally, m, alpha, _tightest(plan)))]
+    said = " and ".join(SAID[metric] for metric in worse)
+    return f"held at {at:.0%} after {seen:,} requests: {plan.treatment}'s {said} looks worse, not surely"
+
+
+def _alpha(plan: ExperimentPlan) -> float:
+    return (1 - plan.confidence) / len(watched(plan)) / len(plan.steps)
+
+
+def _tightest(plan: ExperimentPlan) -> float:
+    return min(tightest_at(plan), float(plan.hold))
 
 
 def next_tally(plan: ExperimentPlan, after: Canary, tally: Tally) -> Tally:

@@ -25,6 +25,9 @@ NOTHING: Cluster = (0.0, 0.0, 0.0, 0.0)
 LEAST_CLUSTERS = 30
 """Effective clusters an arm must have for an interval: below, neither the normal limit nor a variance is to be had."""
 
+ROUNDING = 1e-9
+"""Least relative half width: arms that are exactly equal must not differ by the last bit of a sum."""
+
 
 class Interval(msgspec.Struct, frozen=True):
     """An estimate with the ends that hold at every look."""
@@ -102,6 +105,7 @@ class Moments(msgspec.Struct):
             return None
         half = self._margin((y_c / n_c / y_c, -1 / y_c, -y_t / n_t / y_t, 1 / y_t), alpha, tightest_at)
         log = math.log(y_t / n_t * n_c / y_c)
+        half = max(half, ROUNDING)
         return Interval(math.exp(log), math.exp(log - half), math.exp(min(log + half, 700.0)))
 
     def difference(self, alpha: float, tightest_at: float = TIGHTEST_AT) -> Interval | None:
@@ -111,6 +115,7 @@ class Moments(msgspec.Struct):
         n_c, y_c, n_t, y_t = self.sums
         half = self._margin((y_c / n_c / n_c, -1 / n_c, -y_t / n_t / n_t, 1 / n_t), alpha, tightest_at)
         value = y_t / n_t - y_c / n_c
+        half = max(half, ROUNDING * max(abs(y_t / n_t), abs(y_c / n_c)))
         return Interval(value, value - half, value + half)
 
     def _enough(self) -> bool:

@@ -183,7 +183,13 @@ class Experiments:
         if self._follower is None:
             reason = "nothing is known: the decision log is off; set log.directory"
         elif saved.state == "running":
-            reason = "; ".join(filter(None, (saved.reason, progress(experiment, saved.tally))))
+            canary = experiment.kind == "canary"
+            now = (
+                canaries.progress(experiment, saved.canary, saved.tally)
+                if canary
+                else progress(experiment, saved.tally)
+            )
+            reason = "; ".join(filter(None, (saved.reason, now)))
         return ExperimentState(
             name=experiment.name,
             kind=experiment.kind,
