@@ -304,7 +304,7 @@ def test_what_cannot_be_loaded_says_why(pair: GatewayPlan, tmp_path: Path) -> No
     name = b"tokenizer.ggml.model" + struct.pack("<IQ", 8, 4)
     assert name + b"gpt2" in weights.read_bytes()
     broken = tmp_path / "broken.gguf"
-    broken.write_bytes(weights.read_bytes().replace(name + b"gpt2", name + b"none"))
+    broken.write_bytes(weights.read_bytes().replace(name + b"gpt2", name + b"nope"))
 
     async def scenario() -> None:
         events: list[Event] = []
@@ -404,6 +404,42 @@ def test_other_endpoints_of_a_local_engine(smol: str) -> None:
     status, page = ask(f"{smol.removesuffix('/v1')}/metrics")
     assert status == 200
     assert "llamacpp:requests_processing" in page
+
+
+TEMPLATE = """{%- for tool in tools %}<|im_start|>system
+{{ tool | tojson }}<|im_end|>
+{% endfor %}{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_tools_reach_a_model_whose_template_knows_them(pair: GatewayPlan, tmp_path: Path) -> None:
+    described_by = pair.backends[0].local
+    assert described_by is not None
+    plain = weights_of(parse_source(described_by.model), "Q4_K_M", 0, None)
+    path = tmp_path / "with-template.gguf"
+    command = [
+        sys.executable,
+        "-m",
+        "gguf.scripts.gguf_new_metadata",
+        "--chat-template",
+        TEMPLATE,
+        str(plain),
+        str(path),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    tool = {"name": "weather", "description": "of a place", "parameters": {"type": "object", "properties": {}}}
+    body = {"model": "x", "messages": WORDS["messages"], "max_tokens": 1}
+    with ExitStack() as stack:
+        source = parse_source(str(path))
+        running = start(
+            stack, source, path, context=512, slots=1, log=tmp_path / "log", threads=1, wait_policy="passive"
+        )
+        chat = f"{running.backend.url}/v1/chat/completions"
+        without, with_tool = ask(chat, body), ask(chat, {**body, "tools": [{"type": "function", "function": tool}]})
+    assert (without[0], with_tool[0]) == (200, 200)
+    assert with_tool[1]["usage"]["prompt_tokens"] > without[1]["usage"]["prompt_tokens"] + 20
 
 
 def test_a_conversation_goes_on_from_its_prefix(smol: str) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from breakeven.gateway.shared.layout import State
 from breakeven.gateway.swap.types import Demand, Drain, Effect, EngineNeed, Load, Resume, Unload, check_budget
 
+FAIR = 0.5
+"""Share of the maximum wait after which an engine's turn has come; the rest is for draining others and for loading."""
 SETTLE_S = 0.2
 """After `Drain`, before an engine without requests is stopped: a worker may have chosen it a moment before."""
 BACKOFF_S = (2.0, 300.0)
@@ -107,7 +109,7 @@ class Scheduler:
         if victims is None:
             return math.inf
         own = demand.get(name, IDLE)
-        fair_s = max(0.0, self.maximum_wait_s - engine.load_s - own.oldest_wait_s)
+        fair_s = max(0.0, FAIR * self.maximum_wait_s - engine.load_s - own.oldest_wait_s)
         wait_s = 0.0
         for victim in victims:
             asked = demand.get(victim.name, IDLE)
@@ -271,8 +273,8 @@ class Scheduler:
         return demand.get(name, IDLE).waiting > 0 or engine.eager
 
     def _due(self, engine: _Engine, asked: Demand) -> bool:
-        """Unless its loading begins now, its oldest request waits too long."""
-        return asked.waiting > 0 and asked.oldest_wait_s + engine.load_s >= self.maximum_wait_s
+        """Its oldest request has waited for as long as is fair: oldest wait + load >= half of the maximum wait."""
+        return asked.waiting > 0 and asked.oldest_wait_s + engine.load_s >= FAIR * self.maximum_wait_s
 
     def _pays(self, engine: _Engine, victims: Sequence[_Engine], now_s: float, demand: Mapping[str, Demand]) -> bool:
         """Its queue holds more work than the swap costs: loading it, and loading again what is still in use.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import assert_never
 
+from breakeven.engine.cache import cache_directory
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Count, Known, Load, State
@@ -42,8 +43,8 @@ def prepare(plan: GatewayPlan, block: Block, rows: Mapping[str, int]) -> None:
 class Swapper:
     """Keeps the local engines of a plan. `rows`: of backends by name, in the block.
 
-    `logs`: where engines write. `effects` and `clock` are for tests. Make it on the loop. Raises UserError when the
-    engines cannot be, or do not fit.
+    `logs`: where engines write, else `engines` in the log's directory or the user's cache. `effects` and `clock` are
+    for tests. Make it on the loop. Raises UserError when the engines cannot be, or do not fit.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Swapper:
         self._ports: dict[str, int] = {}
         self.failures: dict[str, str] = {}
         """Why an engine last failed, by backend; gone once it is loaded."""
-        directory = logs or (plan.log.directory or Path.cwd()) / "engines"
+        directory = logs or (plan.log.directory or cache_directory().parent) / "engines"
         self._effects = effects(self._hear) if effects else Engines(directory, self._hear)
         prepare(plan, block, rows)
 
