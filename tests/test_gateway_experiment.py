@@ -653,6 +653,28 @@ def test_the_command_tells_the_verdict(tmp_path: Path) -> None:
     assert told["experiments"][0]["state"] == "stopped"
 
 
+GATEWAY = """
+backends:
+  - {name: dense, url: http://127.0.0.1:9/v1}
+  - {name: moe, url: http://127.0.0.1:9/v1}
+policies:
+  - {model: breakeven, backends: [dense, moe]}
+experiments:
+  - {name: try-moe, kind: ab, model: breakeven, control: dense, treatment: moe}
+log: {directory: logs}
+"""
+
+
+def test_the_command_computes_from_the_gateways_file_and_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(GATEWAY)
+    assert "no such directory" in command("--gateway", str(file)).stderr
+    write(tmp_path / "logs", latencies(random.Random(1), 300, 0.9))
+    told = json.loads(command("--gateway", str(file), "--json").stdout)
+    assert sum(one["requests"] for one in told["experiments"][0]["arms"]) == 300
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["decisions-1-0.jsonl"]
+
+
 def test_the_command_says_what_to_give(tmp_path: Path) -> None:
     done = command("--log", str(tmp_path))
     assert done.returncode == 2

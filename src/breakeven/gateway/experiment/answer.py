@@ -1,0 +1,145 @@
+"""The text of an answer, for requests of an experiment only: is it a refusal, and is it the same as another?
+
+While it passes, its bytes are kept up to a limit (`Kept`); after its end they are decoded once (`read`). Knows the
+answers and the stream events of the four endpoints that generate text. An answer longer than the limit is judged by
+what was kept: a refusal shows at the beginning, two answers that agree that far count as equal.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from breakeven.gateway.experiment.refusal import is_refusal
+from breakeven.gateway.experiment.repeats import answer_digest
+
+KEEP_BYTES = 256 * 2**10
+"""Of one answer: some 1,500 streamed tokens of chat."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What an answer said. `digest` is empty where no text was found (an embedding, an error, a tool call alone)."""
+
+    text: str
+    refusal: bool
+    digest: str
+
+
+class Kept:
+    """The beginning of one answer's bytes."""
+
+    __slots__ = ("_left", "_parts")
+
+    def __init__(self, most: int = KEEP_BYTES) -> None:
+        self._left, self._parts = most, list[bytes]()
+
+    def add(self, data: bytes) -> None:
+        """A piece, as it came from the backend."""
+        if self._left > 0:
+            self._parts.append(data[: self._left])
+            self._left -= len(data)
+
+    def answer(self) -> Answer:
+        """What the kept bytes say."""
+        return read(b"".join(self._parts))
+
+
+class _Part(msgspec.Struct):
+    text: str | None = None
+    refusal: str | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | list[_Part] | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    text: str | None = None
+    message: _Message | None = None
+    delta: _Message | None = None
+    finish_reason: str | None = None
+
+
+class _Stop(msgspec.Struct):
+    text: str | None = None
+    stop_reason: str | None = None
+
+
+class _Item(msgspec.Struct):
+    content: list[_Part] | None = None
+
+
+class _Event(msgspec.Struct):
+    """Any of them: chat and completions have `choices`, messages `content`, responses `output`; events have `delta`."""
+
+    choices: list[_Choice] = []
+    content: list[_Part] | None = None
+    output: list[_Item] | None = None
+    delta: _Stop | str | None = None
+    stop_reason: str | None = None
+    type: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+_TEXT_EVENTS = ("response.output_text.delta", "response.refusal.delta")
+
+
+def read(raw: bytes) -> Answer:
+    """The answer in `raw`: one JSON object, or server-sent events, the last of which may be cut short.
+
+    Of several choices the first is taken. Never raises: what cannot be read has no text.
+    """
+    streamed = raw.lstrip()[:1] != b"{"
+    pieces = _events(raw) if streamed else [raw]
+    texts: list[str] = []
+    finish, refused = "", False
+    for piece in pieces:
+        try:
+            event = _decode(piece)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            continue
+        said, ended, declined = _said(event)
+        texts.append(said)
+        finish = ended or finish
+        refused = refused or declined
+    text = "".join(texts)
+    return Answer(text, is_refusal(text, finish) or refused, answer_digest(text) if text else "")
+
+
+def _events(raw: bytes) -> list[bytes]:
+    lines = raw.replace(b"\r\n", b"\n").split(b"\n")
+    return [line[5:].strip() for line in lines if line.startswith(b"data:") and line[5:6] != b"["]
+
+
+def _said(event: _Event) -> tuple[str, str, bool]:
+    """Text, finish reason, and whether the API itself says that it declined."""
+    texts: list[str] = []
+    finish, declined = event.stop_reason or "", False
+    for choice in event.choices:
+        if choice.index:
+            continue
+        finish = choice.finish_reason or finish
+        texts.append(choice.text or "")
+        for message in (choice.message, choice.delta):
+            if message is not None:
+                content = message.content
+                texts.append(content if isinstance(content, str) else _text(content))
+                texts.append(message.refusal or "")
+                declined = declined or bool(message.refusal)
+    texts.append(_text(event.content))
+    for item in event.output or ():
+        texts.append(_text(item.content))
+        declined = declined or any(part.refusal for part in item.content or ())
+    if isinstance(event.delta, str):
+        if event.type in _TEXT_EVENTS:
+            texts.append(event.delta)
+            declined = declined or event.type == _TEXT_EVENTS[1]
+    elif event.delta is not None:
+        texts.append(event.delta.text or "")
+        finish = event.delta.stop_reason or finish
+    return "".join(texts), finish, declined
+
+
+def _text(parts: list[_Part] | None) -> str:
+    return "".join((part.text or "") + (part.refusal or "") for part in parts or ())
