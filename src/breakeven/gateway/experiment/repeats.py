@@ -6,10 +6,10 @@ long answers differ; what tells is the difference between two arms.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
-from statistics import mean, stdev
 
 from breakeven.gateway.experiment.assign import place
 from breakeven.gateway.plan.model import ExperimentPlan
@@ -42,6 +42,8 @@ def distinct_share(digests: Sequence[str]) -> float | None:
 
 def length_spread(lengths: Sequence[float]) -> float | None:
     """Standard deviation of the answers' lengths over their mean; None for fewer than two or empty answers."""
-    if len(lengths) < 2 or mean(lengths) <= 0:
+    n = len(lengths)
+    mean = sum(lengths) / n if n else 0.0
+    if n < 2 or mean <= 0:
         return None
-    return stdev(lengths) / mean(lengths)
+    return math.sqrt(sum((length - mean) ** 2 for length in lengths) / (n - 1)) / mean
