@@ -52,7 +52,9 @@ def plan() -> GatewayPlan:
     return GatewayPlan(
         path=None,
         backends=(
-            BackendPlan(name=DENSE, url="http://127.0.0.1:1/v1", kind="dense", price=Rented(usd_per_hour=0.8), limit=64),
+            BackendPlan(
+                name=DENSE, url="http://127.0.0.1:1/v1", kind="dense", price=Rented(usd_per_hour=0.8), limit=64
+            ),
             BackendPlan(
                 name=MOE,
                 url="http://127.0.0.1:2/v1",
@@ -71,9 +73,7 @@ def plan() -> GatewayPlan:
             BackendPlan(name="tiny", local=LocalPlan(model="tiny.gguf"), kind="dense", limit=4),
         ),
         policies=(PolicyPlan(model="chat", backends=(DENSE, MOE, API), slo=Slo(ttft_s=0.5, tpot_s=0.05)),),
-        experiments=(
-            ExperimentPlan(name="dense-or-moe", kind="ab", model="chat", control=DENSE, treatment=MOE),
-        ),
+        experiments=(ExperimentPlan(name="dense-or-moe", kind="ab", model="chat", control=DENSE, treatment=MOE),),
     )
 
 

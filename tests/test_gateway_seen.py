@@ -16,7 +16,17 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from breakeven.gateway.plan.model import BackendPlan
-from breakeven.gateway.seen.metrics import COUNTERS, LOADS, MOST_KEYS, OTHER, POLLED, PREFIX, bounded, cumulative, render
+from breakeven.gateway.seen.metrics import (
+    COUNTERS,
+    LOADS,
+    MOST_KEYS,
+    OTHER,
+    POLLED,
+    PREFIX,
+    bounded,
+    cumulative,
+    render,
+)
 from breakeven.gateway.seen.record import Attempt
 from breakeven.gateway.seen.snapshot_of import standing_usd_per_hour
 from breakeven.gateway.shared.block import Block, Shape

@@ -34,8 +34,8 @@ function drawTraffic(all) {
   const values = series.map((each) => all.map((bin) =>
     bin.seconds < BIN_S / 4 ? null : each.names.reduce((sum, name) => sum + (bin.sums.get(name)?.requests ?? 0), 0) / bin.seconds));
   const most = Math.max(0, ...all.map((_, i) => values.reduce((sum, each) => sum + (each[i] ?? 0), 0)));
-  const marks = ticks(most);
-  const y = scale(0, marks[marks.length - 1], box.bottom, box.top);
+  const steps = ticks(most);
+  const y = scale(0, steps[steps.length - 1], box.bottom, box.top);
   const x = scale(-KEEP_S, 0, box.left, box.right);
   const end = all[all.length - 1].start + BIN_S;
   const base = all.map(() => 0);
@@ -55,7 +55,7 @@ function drawTraffic(all) {
   });
   const parts = shown.map((name) => `${name} ${rate(over(60).sums.get(name)?.requests / Math.max(1, over(60).seconds) || 0)}`);
   const label = `Requests a second by backend, last minute: ${parts.join(", ") || "none"}`;
-  put("traffic", picture(box, label, v("defs", {}, hatching("hatch-traffic")), acrossAxis(box, marks, y, (value) => rate(value)), ...shapes, timeAxis(box, x)));
+  put("traffic", picture(box, label, v("defs", {}, hatching("hatch-traffic")), acrossAxis(box, steps, y, (value) => rate(value)), ...shapes, timeAxis(box, x)));
 }
 
 /** p95 by backend over time, with what the policies ask for. */
@@ -111,8 +111,8 @@ function drawCost() {
   }
   put("cost-legend", h("li", {}, swatch("", "ci", true), "as it was routed"), h("li", {}, swatch("moe", "c0", true), "all to the other architecture"));
   const box = frame("cost", 170, 62);
-  const marks = ticks(most, 3);
-  const y = scale(0, marks[marks.length - 1], box.bottom, box.top);
+  const steps = ticks(most, 3);
+  const y = scale(0, steps[steps.length - 1], box.bottom, box.top);
   const x = scale(-KEEP_S, 0, box.left, box.right);
   const line = (points, tone) => {
     let [path, open] = ["", false];
@@ -124,7 +124,7 @@ function drawCost() {
   };
   const now = (points) => dollars(points.filter((point) => point !== null).pop()?.[1] ?? 0);
   const label = `Dollars an hour: ${now(here)} as routed, ${now(there)} at the other architecture`;
-  return put("cost", picture(box, label, acrossAxis(box, marks, y, dollars), timeAxis(box, x), line(there, "moe c0"), line(here, "ci")));
+  return put("cost", picture(box, label, acrossAxis(box, steps, y, dollars), timeAxis(box, x), line(there, "moe c0"), line(here, "ci")));
 }
 
 function drawPredicted(id, predicted, actual, what) {
@@ -136,12 +136,17 @@ function drawPredicted(id, predicted, actual, what) {
   const [low, high] = [roundDown(Math.min(...all) / 1.1), roundUp(Math.max(...all) * 1.1)];
   const x = logScale(low, high, box.left, box.right);
   const y = logScale(low, high, box.bottom - 14, box.top);
-  const marks = logTicks(low, high, box.width < 420 ? 6 : 8);
-  const across = marks.map((value) => v("text", { x: x(value), y: box.bottom + 2, "text-anchor": x(value) > box.right - 16 ? "end" : "middle" }, round(seconds(value))));
-  const dots = points.map((record) => mark(kindOf(record.backend), x(record[predicted]), y(record[actual]), 2.6, colour(record.backend)));
+  const steps = logTicks(low, high, box.width < 420 ? 6 : 8);
+  const across = steps.map((value) => v("text", { x: x(value), y: box.bottom + 2, "text-anchor": x(value) > box.right - 16 ? "end" : "middle" }, round(seconds(value))));
+  const places = new Map();
+  for (const record of points) {
+    if (!places.has(record.backend)) places.set(record.backend, []);
+    places.get(record.backend).push([x(record[predicted]), y(record[actual])]);
+  }
+  const dots = [...places.entries()].map(([name, some]) => marks(kindOf(name), some, 2.8, colour(name)));
   const near = points.filter((record) => Math.abs(Math.log(record[actual] / record[predicted])) < Math.log(1.25)).length;
   const label = `${what}: ${points.length} requests, ${percent(near / points.length)} within a factor of 1.25 of the prediction`;
-  return put(id, picture(box, label, acrossAxis(box, marks, y, seconds), ...across,
+  return put(id, picture(box, label, acrossAxis(box, steps, y, seconds), ...across,
     v("line", { class: "slo", x1: x(low), y1: y(low), x2: x(high), y2: y(high) }), ...dots,
     v("text", { x: box.right, y: box.bottom + 17, "text-anchor": "end" }, "predicted →"),
     v("text", { x: box.left + 5, y: box.top + 14 }, "↑ actual")));
@@ -153,18 +158,18 @@ function drawExperts(snapshot) {
   document.getElementById("experts-section").hidden = some.length === 0;
   put("experts", ...some.map((backend) => {
     const load = backend.expert_load;
-    const width = Math.min(480, document.documentElement.clientWidth - 32);
+    const width = Math.min(480, widths.get("page") - 32);
     const box = { width, height: 150, left: 46, right: width - 10, top: 12, bottom: 128 };
     const even = 1 / load.length;
     const most = Math.max(...load);
-    const marks = ticks(most, 3);
-    const y = scale(0, marks[marks.length - 1], box.bottom, box.top);
+    const steps = ticks(most, 3);
+    const y = scale(0, steps[steps.length - 1], box.bottom, box.top);
     const wide = (box.right - box.left) / load.length;
     const bars = load.map((share, i) => v("rect", {
       class: `bar ${colour(backend.name)}`, x: box.left + i * wide + wide * 0.08, width: wide * 0.84, y: y(share), height: box.bottom - y(share),
     }));
     const label = `Share of routed tokens by expert of ${backend.name}: the busiest has ${significant(most / even, 2)} times an even share`;
-    return h("figure", {}, h("h3", {}, backend.name), picture(box, label, acrossAxis(box, marks, y, (value) => `${significant(100 * value, 2)} %`), ...bars,
+    return h("figure", {}, h("h3", {}, backend.name), picture(box, label, acrossAxis(box, steps, y, (value) => `${significant(100 * value, 2)} %`), ...bars,
       v("line", { class: "slo", x1: box.left, x2: box.right, y1: y(even), y2: y(even) }),
       v("text", { x: box.left, y: box.bottom + 16 }, "expert 1"),
       v("text", { x: box.right, y: box.bottom + 16, "text-anchor": "end" }, `${load.length}`)),

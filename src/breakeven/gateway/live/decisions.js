@@ -1,6 +1,6 @@
 // Recent decisions: one line each, opened for what every backend was predicted to give. Filtered without asking again.
 
-const MOST_SHOWN = 100;
+const MOST_SHOWN = 50;
 const opened = new Set();
 
 function isLate(record) {
@@ -37,7 +37,7 @@ function drawDecisions(snapshot) {
     return !wanted || text.join(" ").toLowerCase().includes(wanted);
   });
   const all = history.decisions.size;
-  say("shown", found.length === all ? `${count(all)} kept in this page` : `${count(found.length)} of ${count(all)}`);
+  say("shown", (found.length === all ? `${count(all)} kept in this page` : `${count(found.length)} of ${count(all)}`) + (found.length > MOST_SHOWN ? `, the newest ${MOST_SHOWN} shown` : ""));
   // The button that had the focus is drawn anew; a keyboard must not lose its place.
   const focus = document.activeElement?.dataset?.id;
   table("decisions", caption("Newest first. Select a time to see what every backend was predicted to give."),

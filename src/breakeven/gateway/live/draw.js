@@ -33,9 +33,19 @@ function put(id, ...elements) {
   document.getElementById(id).replaceChildren(...elements);
 }
 
+const CHARTS = ["traffic", "ttft", "tpot", "cost", "predicted-ttft", "predicted-tpot"];
+const widths = new Map();
+
+/** How wide each chart's place is. Read all at once and before anything is written: each read after a write would make
+ * the browser lay out the whole page again. */
+function measure() {
+  for (const id of CHARTS) widths.set(id, document.getElementById(id).clientWidth);
+  widths.set("page", document.documentElement.clientWidth);
+}
+
 /** A chart's frame: as wide as its place, with room for labels. */
 function frame(id, height, left = 46) {
-  const width = Math.max(240, document.getElementById(id).clientWidth || 600);
+  const width = Math.max(240, widths.get(id) || 600);
   return { width, height, left, right: width - 10, top: 12, bottom: height - 22 };
 }
 
@@ -101,12 +111,12 @@ function round(text) {
 /** Minutes back from now. */
 function timeAxis(box, x) {
   const every = box.width < 560 ? 300 : 120;
-  const marks = [];
+  const texts = [];
   for (let ago = 0; ago <= KEEP_S; ago += every) {
     const anchor = ago === 0 ? "end" : ago === KEEP_S ? "start" : "middle";
-    marks.push(v("text", { x: x(-ago), y: box.bottom + 16, "text-anchor": anchor }, ago === 0 ? "now" : `${ago / 60} min ago`));
+    texts.push(v("text", { x: x(-ago), y: box.bottom + 16, "text-anchor": anchor }, ago === 0 ? "now" : `${ago / 60} min ago`));
   }
-  return v("g", {}, v("line", { class: "base", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }), ...marks);
+  return v("g", {}, v("line", { class: "base", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }), ...texts);
 }
 
 /** Diagonal lines that say Mixture-of-Experts without colour. */
@@ -115,8 +125,17 @@ function hatching(id) {
     v("line", { class: "hatch", x1: 0, y1: 0, x2: 0, y2: 7 }));
 }
 
+/** One shape at each of `points`, by architecture, as one element however many there are. */
+function marks(kind, points, size, tone) {
+  const n = (value) => value.toFixed(1);
+  const shape = ([x, y]) => {
+    if (kind === "moe") return `M${n(x - size)} ${n(y - size)}h${n(2 * size)}v${n(2 * size)}h${n(-2 * size)}Z`;
+    if (kind === "dense") return `M${n(x - size)} ${n(y)}a${size} ${size} 0 1 0 ${2 * size} 0a${size} ${size} 0 1 0 ${-2 * size} 0Z`;
+    return `M${n(x - size)} ${n(y + size)}H${n(x + size)}L${n(x)} ${n(y - size)}Z`;
+  };
+  return v("path", { class: `dot ${tone}`, d: points.map(shape).join("") });
+}
+
 function mark(kind, x, y, size, tone) {
-  if (kind === "moe") return v("rect", { class: `dot ${tone}`, x: x - size, y: y - size, width: 2 * size, height: 2 * size });
-  if (kind === "dense") return v("circle", { class: `dot ${tone}`, cx: x, cy: y, r: size * 1.1 });
-  return v("path", { class: `dot ${tone}`, d: `M${x - size} ${y + size}H${x + size}L${x} ${y - size}Z` });
+  return marks(kind, [[x, y]], size, tone);
 }

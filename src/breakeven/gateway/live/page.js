@@ -18,7 +18,7 @@ async function look() {
     remember(await answer.json(), clock());
     view.missed = 0;
     banner("");
-    if (!view.paused) draw();
+    if (!view.paused && !document.hidden) draw();
   } catch (problem) {
     if (!(problem instanceof TypeError || problem instanceof DOMException || problem.message.startsWith("status"))) console.error(problem);
     view.missed += 1;
@@ -36,6 +36,7 @@ function banner(text) {
 
 function draw() {
   const { snapshot } = history.last;
+  measure();
   const window = judged();
   const words = verdict(window);
   say("verdict", words.head);
@@ -81,6 +82,8 @@ document.getElementById("pause").addEventListener("click", (event) => {
   event.target.textContent = view.paused ? "Go on" : "Pause";
   if (!view.paused && history.last !== null) draw();
 });
-window.addEventListener("resize", () => { if (history.last !== null && !view.paused) draw(); });
+for (const [target, event] of [[window, "resize"], [document, "visibilitychange"]]) {
+  target.addEventListener(event, () => { if (history.last !== null && !view.paused && !document.hidden) draw(); });
+}
 look();
 setInterval(look, EVERY_MS);

@@ -36,8 +36,8 @@ def page_policy(page: bytes) -> bytes:
     styles = " ".join(_digests(page, b"style")) or "'none'"
     scripts = " ".join(_digests(page, b"script")) or "'none'"
     return (
-        f"default-src 'none'; style-src {styles}; script-src {scripts}; connect-src 'self'; img-src data:; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; style-src {styles}; script-src {scripts}; connect-src 'self'; img-src data:; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ).encode()
 
 

@@ -1,8 +1,8 @@
 """Decision records as OpenTelemetry spans and metrics, under the GenAI semantic conventions' names (`gen_ai.*`).
 
-For the watching process, which reads the log: nothing here runs beside a request. Exporting has its own thread. Where to
-is said by OpenTelemetry's own environment variables, such as OTEL_EXPORTER_OTLP_ENDPOINT. Prompts and answers are never
-in it, whether the log stores them or not. Needs the extra `otel`.
+For the watching process, which reads the log: nothing here runs beside a request. Exporting has its own thread.
+OpenTelemetry's own environment variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, say where to. Prompts and answers are
+never in it, whether the log stores them or not. Needs the extra `otel`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Telemetry:
                 self._tokens.record(tokens, {**labels, "gen_ai.token.type": kind})
 
     def _attributes(self, record: DecisionRecord, operation: str) -> dict[str, AttributeValue]:
-        """The conventions' names where they have one, else our own under `breakeven.`; what is not known is left out."""
+        """The conventions' names where they have one, else our own, `breakeven.`; what is not known is left out."""
         found: dict[str, AttributeValue | None] = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": _provider_of(record),
