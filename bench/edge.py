@@ -183,6 +183,11 @@ def main() -> None:
             for values in figures[name].values()
         ]
         print(f"| {name} | {cells[0]} | {cells[1]} | {psutil.Process(pid).memory_info().rss / 1e6:.0f} |")
+    for what in ("request", "chunk"):
+        pairs = zip(figures["breakeven"][what], figures["uvicorn"][what], strict=True)
+        ratios = sorted(ours / theirs for ours, theirs in pairs)
+        print(f"\nbreakeven over uvicorn, a {what}, round by round: {statistics.median(ratios):.2f} ", end="")
+        print(f"({ratios[0]:.2f} to {ratios[-1]:.2f})")
     if given.json:
         given.json.write_text(json.dumps({"schema": "breakeven.bench_edge/1", "cpu_us": figures}, indent=2) + "\n")
     for process in processes:

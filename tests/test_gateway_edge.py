@@ -308,6 +308,15 @@ def test_continue_comes_after_the_answer_before_it(loop: Loop) -> None:
     on(loop, work)
 
 
+def test_continue_is_not_said_to_who_did_not_wait(loop: Loop) -> None:
+    async def work() -> None:
+        async with serving(echo) as (_, port):
+            head = b"POST /1 HTTP/1.1\r\n" + HOST + CLOSE + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+            assert [reply.status for reply in replies(await talk(port, [head + b"o", b"k"], pause_s=0.02))] == [200]
+
+    on(loop, work)
+
+
 def test_nothing_is_invited_that_would_be_refused(loop: Loop) -> None:
     async def work() -> None:
         async with serving(never, body_bytes=10) as (_, port):
@@ -349,6 +358,20 @@ def test_a_refusal_arrives_though_the_client_is_still_sending(loop: Loop) -> Non
         async with serving(never, body_bytes=1000) as (_, port):
             head = b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 3000000\r\n\r\n"
             assert code(await talk(port, [head, *[b"x" * 100_000] * 30])) == (413, "body_too_large")
+
+    on(loop, work)
+
+
+def test_a_last_answer_arrives_though_the_client_is_still_sending(loop: Loop) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held) as (_, port):
+            sent = asyncio.ensure_future(talk(port, [get(b"/", last=True), *[b"x" * 100_000] * 30]))
+            _, answer = await held.got.get()
+            await asyncio.sleep(0.05)
+            answer.respond(200, TEXT, b"y" * 500_000)
+            (reply,) = replies(await sent)
+            assert (reply.whole, len(reply.body)) == (True, 500_000)
 
     on(loop, work)
 
@@ -459,6 +482,25 @@ def test_a_client_that_reads_slowly_pauses_the_answer(loop: Loop) -> None:
             (reply,) = replies(data)
             assert reply.whole
             assert reply.body == b"x" * sent
+            client.close()
+
+    on(loop, work)
+
+
+def test_a_client_that_leaves_with_bytes_still_to_take_is_noticed(loop: Loop) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held) as (server, port):
+            client = slow_client(port)
+            await asyncio.get_running_loop().sock_sendall(client, get(b"/"))
+            _, answer = await held.got.get()
+            gone = asyncio.Event()
+            answer.on_gone = gone.set
+            answer.start(200, TEXT)
+            answer.write(b"x" * 20_000_000)
+            client.shutdown(socket.SHUT_WR)
+            await gone.wait()
+            assert server.under_way == 0
             client.close()
 
     on(loop, work)

@@ -147,6 +147,7 @@ def test_requests_come_out_as_they_were_sent() -> None:
     ]
     assert requests[1].header(b"a") == b"b"
     assert requests[1].header(b"empty") == b""
+    assert requests[2].headers == [(b"host", b"x"), (b"transfer-encoding", b"chunked")]
     assert requests[3].headers == [(b"host", b"x")]  # the trailers before it are nobody's headers
     assert requests[6].header(b"upgrade") is None
 
