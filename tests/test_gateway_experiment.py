@@ -630,7 +630,8 @@ def test_a_large_state_file_stays_small(tmp_path: Path) -> None:
     write(tmp_path, made)
     Experiments(plan, None, tmp_path).step(0.0)
     assert (tmp_path / STATE_FILE).stat().st_size < 600_000
-    assert log_file(tmp_path, 1, 0).exists()
+    assert (tmp_path / STATE_FILE).stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == [log_file(tmp_path, 1, 0).name, STATE_FILE]
 
 
 # The command.

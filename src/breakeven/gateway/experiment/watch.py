@@ -131,7 +131,9 @@ class Experiments:
         path, beside = self._directory / STATE_FILE, self._directory / f".{STATE_FILE}.{os.getpid()}"
         with contextlib.suppress(OSError):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            beside.write_bytes(msgspec.json.encode(content))
+            # It tells as much of the traffic as the log does, so it is for its owner alone as well.
+            with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(msgspec.json.encode(content))
             beside.replace(path)
             self._changed = False
 
