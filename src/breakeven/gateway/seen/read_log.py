@@ -71,7 +71,7 @@ def _open(value: float) -> float:
 
 
 def records(directory: Path) -> Iterator[DecisionRecord]:
-    """Every record of all workers' files by time of arrival. About 100 bytes of memory a record, not the log.
+    """Every record of all workers' files by time of arrival. About 130 bytes of memory a record, not the log.
 
     Lines stand in the order in which requests ended, so arrivals are looked up first and then read in order.
     """
