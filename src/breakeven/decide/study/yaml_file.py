@@ -71,25 +71,28 @@ def complaint(error: ValidationError, form: type[BaseModel], docs: str, missing:
     parts = [str(part) for part in detail["loc"]]
     key = ".".join(parts)
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(parts[-1], _keys_beside(form, parts), n=1)
+        near = difflib.get_close_matches(parts[-1], _form_at(form, parts[:-1]).model_fields, n=1)
         return f"{key}: no such key{f', did you mean {near[0]}?' if near else ''}; {docs}"
     if detail["type"] == "missing":
         return f"{key}: missing; {missing.get(parts[-1], 'add it')}; {docs}"
     if detail["type"] == HIDDEN:
         return f"{key}: it must be {detail['msg']}"
+    if detail["type"] == "model_type":
+        there = ", ".join([*_form_at(form, parts).model_fields][:4])
+        return f"{key}: found {shown(detail['input'])}, it must be a mapping with keys such as {there}; {docs}"
     right = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if isinstance(detail["input"], dict | list) and detail["input"]:
         return f"{key}: it must give {right}" if key else f"it must give {right}"
     return f"{key}: found {shown(detail['input'])}, it must be {right}"
 
 
-def _keys_beside(form: type[BaseModel], parts: list[str]) -> list[str]:
-    """Keys that would have been right where `parts[-1]` stands."""
-    for part in parts[:-1]:
+def _form_at(form: type[BaseModel], parts: list[str]) -> type[BaseModel]:
+    """The form that stands at `parts`, or around it."""
+    for part in parts:
         field = form.model_fields.get(part)
         if field is not None:
             form = _form_in(field.annotation) or form
-    return [*form.model_fields]
+    return form
 
 
 def _form_in(annotation: Any) -> type[BaseModel] | None:
