@@ -244,6 +244,12 @@ def test_every_key_is_compared_once_in_constant_time(monkeypatch: pytest.MonkeyP
         assert compared == [(32, 32)]
 
 
+def test_no_secret_is_no_key_even_where_a_file_has_its_digest() -> None:
+    keys = Keys([entry_of("")])
+    for authorization, api_key in ((b"Bearer ", None), (b"", None), (None, b""), (None, None), (b"Basic x", None)):
+        assert keys.find(authorization, api_key) is None
+
+
 def test_an_expired_key_ends_while_the_gateway_runs() -> None:
     keys = Keys([entry_of("bek-anna", expires_s=100.0)])
     assert keys.find(b"Bearer bek-anna", unix_s=99.9)
