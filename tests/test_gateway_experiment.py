@@ -27,6 +27,8 @@ from breakeven.gateway.experiment.shadow import MOST_BYTES, MOST_IN_FLIGHT, copi
 from breakeven.gateway.experiment.tally import BUCKETS, WAITING, Tally, values_of
 from breakeven.gateway.experiment.watch import STATE_FILE, Experiments, read_state, status
 from breakeven.gateway.plan.model import ExperimentPlan, LogPlan
+from breakeven.gateway.route.scores import BROKEN
+from breakeven.gateway.route.view import Score
 from breakeven.gateway.seen.log import DecisionLog, log_file
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
 from breakeven.gateway.shared.block import Block, Shape
@@ -266,6 +268,15 @@ def test_a_request_that_another_backend_had_to_answer_is_an_error_of_its_arm() -
     assert whole == [0.1, 0.01, 1.0, 1e-4, 90.0, 0.0, 1.0]
     for wrong in ({"status": 503}, {"finish": "cut"}, {"error": "reset"}, {"status": 0}):
         assert values_of(arm_record(1, True, **wrong), "moe") == [None, None, None, None, None, 1.0, None]
+
+
+def test_a_backend_whose_breaker_is_open_is_an_error_of_its_arm() -> None:
+    def elsewhere(why_not: str) -> DecisionRecord:
+        away = Score(backend="moe", ttft_s=1, tpot_s=1, usd=0, headroom=1, running=0, why_not=why_not)
+        return arm_record(1, True, backend="dense", scores=[away])
+
+    assert values_of(elsewhere(BROKEN), "moe") == [None, None, None, None, None, 1.0, None]
+    assert values_of(elsewhere("too long: 9000 tokens, it takes 4096"), "moe") is None
 
 
 def test_what_says_nothing_of_the_arm_is_not_counted() -> None:

@@ -11,6 +11,7 @@ from breakeven.gateway.experiment.assign import backend_of, place
 from breakeven.gateway.experiment.moments import NOTHING, Cluster, Moments
 from breakeven.gateway.experiment.repeats import distinct_share, length_spread
 from breakeven.gateway.plan.model import ExperimentPlan
+from breakeven.gateway.route.scores import BROKEN
 from breakeven.gateway.seen.record import DecisionRecord
 
 MEANS = ("ttft", "tpot", "e2e", "usd", "output_tokens")
@@ -36,10 +37,13 @@ def values_of(record: DecisionRecord, backend: str) -> Values | None:
     """What a record says of the backend of its arm; None when it says nothing.
 
     Judged by what the arm's own backend did, not by what a failover saved: a request that another backend had to
-    answer is an error of the arm. Nothing is said where the backend was never asked, or was outrun by a hedge. Of a
-    client that left nothing is counted; times, tokens and dollars count for whole answers only.
+    answer is an error of the arm, and so is one that was not sent to it because its breaker is open: else a backend
+    that is down would look as if nobody had wanted it. Nothing is said where it was not asked for another reason (too
+    long for it, no place), or was outrun by a hedge. Of a client that left nothing is counted; times, tokens and
+    dollars count for whole answers only.
     """
     asked = record.backend == backend or any(attempt.backend == backend for attempt in record.attempts)
+    asked = asked or any(score.backend == backend and score.why_not == BROKEN for score in record.scores)
     outrun = record.backend != backend and any(attempt.hedge for attempt in record.attempts)
     if not asked or outrun or record.status == CLIENT_LEFT:
         return None
