@@ -227,6 +227,7 @@ def experiment() -> ExperimentState:
         differences=[
             Difference(metric="e2e", ratio=0.65, low=0.55, high=0.77),
             Difference(metric="usd", ratio=0.93, low=0.78, high=1.1),
+            Difference(metric="ttft", ratio=1.4, low=1.1, high=None),
             Difference(
                 metric="errors",
                 ratio=None,

@@ -186,6 +186,17 @@ def test_a_wrong_login_and_one_from_elsewhere_are_refused() -> None:
     assert login(handler, f"secret={SECRET}".encode(), origin="http://127.0.0.1:8001")[0] == 303
 
 
+@pytest.mark.parametrize("secret", [None, SECRET])
+def test_a_key_that_may_look_opens_it_from_anywhere(secret: str | None) -> None:
+    world = World()
+    handler = admin_handler(world.snapshot, lambda: b"", secret, admits=lambda sent: sent == b"Bearer bek-admin")
+    for key, status in (("bek-admin", 200), ("bek-other", 403 if secret is None else 401)):
+        found = ask(handler, "/admin/state", host="elsewhere", peer="10.0.0.1", authorization=f"Bearer {key}")[0]
+        assert found == status
+    assert ask(handler, "/admin", authorization="Bearer bek-admin")[0] == 404
+    assert ask(handler, "/", method="POST", authorization="Bearer bek-admin")[0] == 405
+
+
 @given(st.binary(max_size=200), st.binary(max_size=80), st.binary(max_size=80))
 def test_no_bytes_open_it(body: bytes, cookie: bytes, authorization: bytes) -> None:
     handler = handler_of_once()

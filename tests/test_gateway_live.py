@@ -197,6 +197,13 @@ async def test_breakers_engines_and_warnings_are_said(browser: Browser) -> None:
         assert "loading 42 %" in await here.text("#backends")
         assert "held off" in await here.text("#backends")
         assert await here.page.locator("#warnings b").count() == 0
+        # An experiment: means, a ratio with its interval, one that is open at the top, a difference of shares.
+        shown = await here.text("#experiments")
+        assert "The comparison is running; 50 % of chat goes to the treatment." in shown
+        assert "0.550 to 0.770" in shown
+        assert "at least 1.10" in shown
+        assert "−0.20 points" in shown
+        assert await here.page.locator("#experts rect.bar").count() == 8
 
 
 async def test_decisions_are_filtered_and_opened(browser: Browser) -> None:

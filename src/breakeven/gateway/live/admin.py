@@ -1,7 +1,7 @@
 """The admin listener: the live page, its data, metrics, health. Its own port, its own secret, nothing that changes.
 
-Who may look. With a secret: whoever sends it as `Authorization: Bearer`, or has the cookie of the login form. Without
-one: callers from this machine that name it by a loopback name, which keeps out pages of other origins whose name was
+Who may look. With a secret: whoever sends it as `Authorization: Bearer`, or has the cookie of the login form. A key
+of the gateway's that was made for it opens it too. Without a secret: callers from this machine that name it by a loopback name, which keeps out pages of other origins whose name was
 pointed at this machine (DNS rebinding). `/health` tells nothing and is open.
 """
 
@@ -44,15 +44,19 @@ def admin_handler(
     metrics: Callable[[], bytes],
     secret: str | None,
     *,
+    admits: Callable[[bytes | None], bool] | None = None,
     now_s: Callable[[], float] = time.time,
 ) -> Handler:
-    """What answers on the admin port. Raises UserError for a secret that is too short to be one."""
+    """What answers on the admin port. `admits`: whether an Authorization header holds a key that may look as well.
+
+    Raises UserError for a secret that is too short to be one.
+    """
     if secret is not None and len(secret) < LEAST_SECRET:
         raise UserError(
             f"the admin secret has {len(secret)} characters; give it at least {LEAST_SECRET}, "
             "such as the output of `openssl rand -hex 32`"
         )
-    return _Admin(state, metrics, secret, now_s).answer
+    return _Admin(state, metrics, secret, admits, now_s).answer
 
 
 class _Admin:
@@ -63,9 +67,10 @@ class _Admin:
         state: Callable[[], Snapshot],
         metrics: Callable[[], bytes],
         secret: str | None,
+        admits: Callable[[bytes | None], bool] | None,
         now_s: Callable[[], float],
     ) -> None:
-        self.state, self.metrics, self.now_s = state, metrics, now_s
+        self.state, self.metrics, self.admits, self.now_s = state, metrics, admits, now_s
         self.digest = None if secret is None else hashlib.sha256(secret.encode()).digest()
         self.page = whole_page()
         self.page_policy = page_policy(self.page)
@@ -75,6 +80,8 @@ class _Admin:
         path = request.path
         if path == "/health":
             return self._get(request, responder, lambda: (b'{"status":"ok"}', b"application/json", BARE_POLICY))
+        if self.admits is not None and self.admits(request.header(b"authorization")):
+            return self._show(request, responder)
         if self.digest is None and not (_from_here(request.peer) and _names_here(request.header(b"host"))):
             return _error(
                 responder,
@@ -88,6 +95,11 @@ class _Admin:
                 return self._login(request, responder, self.digest)
             if not self._may(request, self.digest):
                 return self._refuse(request, responder)
+        return self._show(request, responder)
+
+    def _show(self, request: Request, responder: Responder) -> None:
+        """To somebody who may look."""
+        path = request.path
         if path == "/":
             return self._get(request, responder, lambda: (self.page, b"text/html; charset=utf-8", self.page_policy))
         if path == "/admin/state":

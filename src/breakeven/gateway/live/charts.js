@@ -158,7 +158,7 @@ function drawExperts(snapshot) {
   document.getElementById("experts-section").hidden = some.length === 0;
   put("experts", ...some.map((backend) => {
     const load = backend.expert_load;
-    const width = Math.min(480, widths.get("page") - 32);
+    const width = Math.max(240, Math.min(480, widths.get("page") - 32));
     const box = { width, height: 150, left: 46, right: width - 10, top: 12, bottom: 128 };
     const even = 1 / load.length;
     const most = Math.max(...load);

@@ -85,7 +85,7 @@ function drawUsage(snapshot) {
 const METRICS = {
   ttft: ["first token", seconds], tpot: ["time a token", seconds], e2e: ["whole request", seconds], usd: ["cost", dollars],
   output_tokens: ["tokens written", (value) => significant(value, 3)], errors: ["errors", exactly], refusals: ["refusals", exactly],
-  distinct_answers: ["distinct answers", exactly],
+  distinct_answers: ["distinct answers", exactly], length_spread: ["spread of lengths", (value) => significant(value, 3)],
 };
 function exactly(share) {
   return `${significant(100 * share, 2)} %`;
@@ -115,8 +115,10 @@ function experimentRow(experiment, difference) {
   const means = experiment.arms.map((arm) => cell(arm.means[difference.metric] === undefined ? "–" : text(arm.means[difference.metric])));
   const some = (value) => value !== null && value !== undefined;
   if (some(difference.ratio)) {
-    const within = some(difference.low) && some(difference.high);
-    const band = within ? `${significant(difference.low, 3)} to ${significant(difference.high, 3)}` : "no interval yet";
+    const [least, most] = [some(difference.low) && difference.low > 0, some(difference.high)];
+    const within = least && most;
+    const band = within ? `${significant(difference.low, 3)} to ${significant(difference.high, 3)}`
+      : least ? `at least ${significant(difference.low, 3)}` : most ? `at most ${significant(difference.high, 3)}` : "no interval yet";
     return h("tr", {}, h("th", { scope: "row" }, name), ...means, cell(significant(difference.ratio, 3), band),
       h("td", {}, within ? interval(Math.log(difference.low), Math.log(difference.ratio), Math.log(difference.high), Math.LN2) : ""));
   }

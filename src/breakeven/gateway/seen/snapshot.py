@@ -17,7 +17,7 @@ class BackendState(msgspec.Struct, kw_only=True):
     place: str
     model: str | None
     state: str
-    """ready, loading, unloaded, draining, away."""
+    """ready, loading, unloaded, draining, failed, away."""
     breaker: str
     """closed, open, half_open: the worst of the workers."""
     limit: int
