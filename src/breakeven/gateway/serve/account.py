@@ -183,8 +183,14 @@ def record_of(forward: Forward, leg: Leg | None, status: int, error: str) -> Dec
         leg.lane.counted(
             Count.NANO_USD_ELSEWHERE, round((usd if record.usd_elsewhere is None else record.usd_elsewhere) * _NS)
         )
-    if forward.desk.plan.log.prompts:
-        record.request_body = forward.request_body.decode(errors="replace")
+    if leg.kept is not None and leg.status < 400:
+        answer = leg.kept.answer()
+        record.refusal = answer.refusal
+        if forward.group:
+            record.answer_hash = answer.digest
+        if forward.desk.plan.log.prompts:
+            record.request_body = forward.request_body.decode(errors="replace")
+            record.response_body = answer.text
     return record
 
 

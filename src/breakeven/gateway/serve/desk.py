@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from breakeven.errors import UserError
 from breakeven.gateway.edge.depth import json_too_deep
 from breakeven.gateway.edge.errors import error_body
 from breakeven.gateway.edge.types import Headers, Request, Responder
-from breakeven.gateway.experiment import assign, repeats, shadow
+from breakeven.gateway.experiment import assign
 from breakeven.gateway.guard.hedge import HedgeBudget, delay_s
 from breakeven.gateway.keys.check import Keys
 from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.keys.windows import Windows
 from breakeven.gateway.plan.model import ENDPOINTS, GatewayPlan, PolicyPlan
 from breakeven.gateway.route.choose import choose
-from breakeven.gateway.route.view import Ask, Choice, Speed
+from breakeven.gateway.route.view import Ask, Speed
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.serve.ask import Asked, BadAskError, asks, new_ask, read_body
+from breakeven.gateway.serve.copies import Copies
 from breakeven.gateway.serve.forward import JSON, Forward
-from breakeven.gateway.serve.lane import OUTPUT_TOKENS, Lane
+from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.queue import Line
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Count, Global, Share, Usage
-from breakeven.spec.workload import Slo
+from breakeven.gateway.shared.rows import Rows
 
 if TYPE_CHECKING:
     from breakeven.gateway.serve.leg import Leg
@@ -40,15 +40,6 @@ TTFT_HEADER, TPOT_HEADER, USD_HEADER = b"x-breakeven-ttft-ms", b"x-breakeven-tpo
 SESSION_HEADER = b"x-breakeven-session"
 NAMED = "named"
 """The policy of a backend's own name: nothing to choose."""
-
-
-class Rows(msgspec.Struct, frozen=True):
-    """Which row of the shared block belongs to which name."""
-
-    backends: dict[str, int]
-    keys: dict[str, int]
-    models: dict[str, int]
-    experiments: dict[str, int]
 
 
 class Client:
@@ -114,6 +105,7 @@ class Desk:
         self.clients = {entry.name: Client(entry, rows.keys[entry.name]) for entry in entries or ()}
         self.windows = Windows(block, worker)
         self.line = Line(self)
+        self.copies = Copies(self)
         self.draining = False
         self.under_way = 0
         self._key_usage = block.key_usage.mine(worker)
@@ -212,6 +204,8 @@ class Desk:
             forward.order[0].counted(Count.EXPLORED)
         if forward.order:
             forward.begin()
+            if experiments:
+                self.copies.follow(forward, experiments)
         elif choice.reason == "shed":
             lanes[0].counted(Count.SHED)
             forward.refuse(429, "no backend would keep the time that was asked for; try again", "shed", retry_s=1.0)
@@ -342,6 +336,11 @@ class Desk:
 
     def done(self, forward: Forward, record: DecisionRecord) -> None:
         """Account for it once, and log it."""
+        if forward.shadow_of:
+            self.copies.under_way.discard(forward)
+            if self.log is not None:
+                self.log.add(record)
+            return
         self.under_way -= 1
         client, policy = forward.client, forward.policy
         self._use(client, policy, Usage.REQUESTS, 1)
@@ -423,6 +422,3 @@ def hash_of(value: bytes) -> int:
 
 def _model(name: str, created: int) -> dict[str, object]:
     return {"id": name, "object": "model", "created": created, "owned_by": "breakeven"}
-
-
-__all__ = ["OUTPUT_TOKENS", "Choice", "Client", "Desk", "Rows", "Slo", "UserError", "repeats", "shadow"]

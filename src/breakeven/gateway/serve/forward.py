@@ -305,6 +305,10 @@ class Forward:
 
     # The client.
 
+    def leave(self) -> None:
+        """Stop it as if its client had left."""
+        self._gone()
+
     def _gone(self) -> None:
         if self.ended_:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from breakeven.gateway.experiment.answer import Kept
 from breakeven.gateway.guard.retry import BUSY, USUAL_HOLD_S, retry_after_s, status_fails_over, trouble_is_broken
 from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.tap import StreamTap, WholeTap
@@ -28,6 +29,7 @@ class Leg:
         "forward",
         "head",
         "hedge",
+        "kept",
         "lane",
         "last_ns",
         "outcome",
@@ -50,6 +52,7 @@ class Leg:
         self.first_ns = self.last_ns = 0
         self.outcome = ""
         self.single: bytes | None = None
+        self.kept = Kept() if forward.experiment or forward.desk.plan.log.prompts else None
         self._settled = False
         view = lane.view
         self.running = view.running
@@ -99,8 +102,12 @@ class Leg:
             if type(self.tap) is WholeTap and not forward.early and forward.length_of(self) == len(data):
                 # The whole answer in one piece: one write to the client, when its end is known to be good.
                 self.single = self.tap.feed(data)
+                if self.kept is not None:
+                    self.kept.add(data)
                 return
             forward.start(self)
+        if self.kept is not None:
+            self.kept.add(data)
         if data := self.tap.feed(data):
             forward.responder.write(data)
 

@@ -18,14 +18,17 @@ from dataclasses import dataclass
 
 from breakeven.errors import BreakevenError, UserError
 from breakeven.gateway.edge.listen import open_sockets
+from breakeven.gateway.keys.budget_file import budget_path, load_budgets
 from breakeven.gateway.keys.windows import retire
 from breakeven.gateway.plan.model import GatewayPlan
-from breakeven.gateway.serve.desk import Rows
 from breakeven.gateway.serve.loading import Loaded, load_apart
+from breakeven.gateway.serve.news import send_news
 from breakeven.gateway.serve.watcher import run_watcher
 from breakeven.gateway.serve.worker import run_worker
 from breakeven.gateway.shared.block import Block, Shape, Slots
 from breakeven.gateway.shared.layout import Global
+from breakeven.gateway.shared.rows import Rows
+from breakeven.gateway.swap.prepare import prepare
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 GENERATIONS = 3
@@ -85,6 +88,12 @@ class Supervisor:
         }
         self.rows = self._name(self.loaded)
         self.block.everywhere.put(0, 0, Global.STARTED_S, time.time())
+        self.machine = ""
+        """This machine's name among those that share limits."""
+        if plan.keys is not None:
+            self.machine = load_budgets(budget_path(plan.keys), self.block, keys, self.rows.keys)
+        prepare(plan, self.block, self.rows.backends)
+        self.news, self._heard = socket.socketpair()
         self.children: dict[int, Child] = {}
         self.generation = 0
         self._deaths: list[float] = []
@@ -104,8 +113,8 @@ class Supervisor:
     def run(self, on_ready: Callable[[], None]) -> int:
         """Serve until told to end; returns the exit status. `on_ready` is called when every worker accepts."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        gate, told = os.pipe()
         self._start_watcher()
+        gate, told = os.pipe()
         for k in range(self.loaded.plan.workers):
             self._start_worker(k, told)
         os.close(told)
@@ -164,7 +173,13 @@ class Supervisor:
         return pid
 
     def _start_watcher(self) -> None:
-        self._fork(None, -1, lambda: run_watcher(self.loaded, self.rows, self.block, self.admin, self._read))
+        self._fork(None, -1, self._run_watcher)
+
+    def _run_watcher(self) -> int:
+        self.news.close()
+        return run_watcher(
+            self.loaded.plan, self.loaded.keys, self.rows, self.block, self.machine, self.admin, self._heard
+        )
 
     def _start_worker(self, k: int, told: int | None = None) -> None:
         taken = {child.worker for child in self.children.values()}
@@ -227,6 +242,7 @@ class Supervisor:
             if draining + 2 * loaded.plan.workers >= self.block.shape.workers:
                 raise UserError("earlier workers still drain; reload again when they have ended")
             rows = self._name(loaded)
+            prepare(loaded.plan, self.block, rows.backends)
         except BreakevenError as error:
             self._say(f"not reloaded, everything goes on as it was: {error}")
             return
@@ -242,9 +258,9 @@ class Supervisor:
             answers.read()
         for child in old:
             if child.worker is None:
-                # Its engines go on: it reads the plan again itself.
+                # Its engines go on, so it stays and hears of the new plan.
                 child.generation = self.generation
-                os.kill(child.pid, signal.SIGHUP)
+                send_news(self.news, loaded.plan, loaded.keys, rows)
             else:
                 os.kill(child.pid, signal.SIGTERM)
         self._say(f"reloaded: generation {self.generation}")

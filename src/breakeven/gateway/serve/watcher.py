@@ -10,17 +10,24 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING
 
 from breakeven.errors import BreakevenError
 from breakeven.gateway.edge.server import EdgeServer
+from breakeven.gateway.keys.budget_file import budget_path, save_budgets
+from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.plan.model import GatewayPlan, Limits
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.seen.snapshot import ExperimentState, Snapshot
-from breakeven.gateway.serve.desk import Rows
-from breakeven.gateway.serve.loading import Loaded, load_apart
+from breakeven.gateway.serve.news import News, next_news
 from breakeven.gateway.serve.poll import Poller
 from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.rows import Rows
+
+if TYPE_CHECKING:
+    from breakeven.gateway.seen.otel import Telemetry
+    from breakeven.gateway.swap.watch import Swapper
 
 RECENT = 50
 LOOK_S = 1.0
@@ -30,76 +37,84 @@ ADMIN_LIMITS = Limits(body_bytes=64 * 1024, header_bytes=16 * 1024, connections=
 
 
 def run_watcher(
-    loaded: Loaded, rows: Rows, block: Block, admin: Sequence[socket.socket], read: Callable[[], GatewayPlan]
+    plan: GatewayPlan,
+    keys: tuple[KeyEntry, ...] | None,
+    rows: Rows,
+    block: Block,
+    machine: str,
+    admin: Sequence[socket.socket],
+    news: socket.socket,
 ) -> int:
-    """Watch until SIGTERM; returns the exit status."""
+    """Watch until SIGTERM; returns the exit status. `news`: where new plans come from."""
     import uvloop
 
-    return uvloop.run(Watcher(loaded, rows, block, read).run(admin))
+    return uvloop.run(Watcher(News(plan, keys, rows), block, machine).run(admin, news))
 
 
 class Watcher:
     """What the page shows and what the workers are told comes together here."""
 
-    def __init__(self, loaded: Loaded, rows: Rows, block: Block, read: Callable[[], GatewayPlan]) -> None:
-        self.loaded, self.rows, self.block, self._read = loaded, rows, block, read
+    def __init__(self, now: News, block: Block, machine: str) -> None:
+        """Nothing runs yet. `machine`: this machine's name among those that share limits."""
+        self.now, self.block, self.machine = now, block, machine
         self.recent: deque[DecisionRecord] = deque(maxlen=RECENT)
         self.experiments: list[ExperimentState] = []
         self.warnings: dict[str, str] = {}
+        self.swapper: Swapper | None = None
+        self._engines: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._ending = asyncio.Event()
 
-    @property
-    def plan(self) -> GatewayPlan:
-        """The plan that is served now."""
-        return self.loaded.plan
-
-    async def run(self, admin: Sequence[socket.socket]) -> int:
+    async def run(self, admin: Sequence[socket.socket], news: socket.socket) -> int:
         """Until SIGTERM."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._ending.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
         edge = self._page() if admin else None
         if edge is not None:
             await edge.start(admin)
+        news.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=news)
         self._begin()
+        hearing = loop.create_task(self._hear(reader))
         while not self._ending.is_set():
             if os.getppid() == 1:
                 break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), LOOK_S)
+        hearing.cancel()
         await self._stop()
+        if self._engines is not None:
+            self._engines.cancel()
+            await asyncio.gather(self._engines, return_exceptions=True)
         if edge is not None:
             await edge.drain(0.5)
+        writer.close()
         return 0
 
-    # What runs beside each other; a reload stops it all and begins anew, but for the engines.
+    # What runs beside each other. A reload stops it all and begins anew, but for the engines, which go on.
 
     def _begin(self) -> None:
-        plan = self.plan
-        self.poller = Poller(plan, self.rows.backends, self.block)
-        self._spawn(self.poller.run())
-        if any(backend.local is not None for backend in plan.backends):
-            from breakeven.gateway.swap.watch import Swapper
-
-            self.swapper = Swapper(plan, self.block, self.rows.backends)
-            self._spawn(self.swapper.run())
+        plan, keys, rows = self.now
+        self._spawn(Poller(plan, rows.backends, self.block).run())
         if plan.log.directory is not None:
             self._spawn(self._follow())
+        if plan.keys is not None and keys is not None:
+            self._spawn(self._save_budgets())
+            if plan.redis is not None:
+                self._spawn(self._share_limits())
+        if self.swapper is not None:
+            try:
+                self.swapper.replan(plan, rows.backends)
+            except BreakevenError as error:
+                self._warn("engines", str(error))
+        elif any(backend.local is not None for backend in plan.backends):
+            self._engines = asyncio.get_running_loop().create_task(self._kept("engines", self._run_engines()))
 
-    def _spawn(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.get_running_loop().create_task(self._kept(work))
-        self._tasks.append(task)
-
-    async def _kept(self, work: Coroutine[object, object, None]) -> None:
-        try:
-            await work
-        except asyncio.CancelledError:
-            raise
-        except BreakevenError as error:
-            self._warn("watcher", str(error))
-        except Exception as error:  # one broken part must not blind the others
-            self._warn("watcher", f"{type(error).__name__}: {error}")
+    async def _hear(self, reader: asyncio.StreamReader) -> None:
+        while True:
+            self.now = await next_news(reader)
+            await self._stop()
+            self._begin()
 
     async def _stop(self) -> None:
         for task in self._tasks:
@@ -107,39 +122,94 @@ class Watcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
 
-    def _reload(self) -> None:
-        self._spawn(self._reloaded())
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        name = getattr(work, "__qualname__", "watcher")
+        self._tasks.append(asyncio.get_running_loop().create_task(self._kept(name, work)))
 
-    async def _reloaded(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.loaded = await loop.run_in_executor(None, load_apart, self._read)
+    async def _kept(self, name: str, work: Coroutine[object, object, None]) -> None:
+        """One broken part must not blind the others."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except BreakevenError as error:
+            self._warn(name, str(error))
+        except Exception as error:
+            self._warn(name, f"{name} stopped: {type(error).__name__}: {error}")
 
     def _warn(self, what: str, text: str) -> None:
         if self.warnings.get(what) != text:
             self.warnings[what] = text
             sys.stderr.write(f"breakeven: {text}\n")
 
+    # The parts.
+
+    async def _run_engines(self) -> None:
+        from breakeven.gateway.swap.watch import Swapper
+
+        self.swapper = Swapper(self.now.plan, self.block, self.now.rows.backends)
+        await self.swapper.run()
+
+    async def _save_budgets(self) -> None:
+        """Spending outlives a restart, less the last seconds before a crash."""
+        plan, keys, rows = self.now
+        assert plan.keys is not None
+        assert keys is not None
+        path = budget_path(plan.keys)
+        try:
+            while True:
+                await asyncio.sleep(SAVE_S)
+                save_budgets(path, self.block, keys, rows.keys, self.machine)
+        finally:
+            save_budgets(path, self.block, keys, rows.keys, self.machine)
+
+    async def _share_limits(self) -> None:
+        from breakeven.gateway.keys.shared import SharedWindows
+
+        plan, keys, rows = self.now
+        assert plan.redis is not None
+        shared = SharedWindows(plan.redis, self.block, self.machine, lambda text: self._warn("redis", text))
+        shared.know(keys or (), rows.keys)
+        await shared.run()
+
     async def _follow(self) -> None:
-        """The log's news: recent decisions, and experiments that go on, stop or step back."""
+        """The log's news: recent decisions, telemetry, and experiments that go on, stop or step back."""
         from breakeven.gateway.seen.read_log import Follower, latest
 
-        directory = self.plan.log.directory
+        plan, _, rows = self.now
+        directory = plan.log.directory
         assert directory is not None
-        self.recent.extend(latest(directory, RECENT))
+        if not self.recent:
+            self.recent.extend(latest(directory, RECENT))
         follower = Follower(directory)
         follower.skip()
         experiments = None
-        if self.plan.experiments:
+        if plan.experiments:
             from breakeven.gateway.experiment.watch import Experiments
 
-            experiments = Experiments(self.plan, self.block, directory)
+            experiments = Experiments(plan, self.block, directory, rows.experiments)
+        telemetry: Telemetry | None = None
+        if plan.otel:
+            from breakeven.gateway.seen.otel import Telemetry
+
+            telemetry = Telemetry(plan)
         next_s = 0.0
-        while True:
-            self.recent.extend(follower.new()[-RECENT:])
-            if experiments is not None and time.monotonic() >= next_s:
-                self.experiments = experiments.step(time.time())
-                next_s = time.monotonic() + EXPERIMENTS_S
-            await asyncio.sleep(LOOK_S)
+        try:
+            while True:
+                new = follower.new()
+                self.recent.extend(new[-RECENT:])
+                if telemetry is not None:
+                    for record in new:
+                        telemetry.add(record)
+                if experiments is not None and time.monotonic() >= next_s:
+                    self.experiments = experiments.step(time.time())
+                    next_s = time.monotonic() + EXPERIMENTS_S
+                await asyncio.sleep(LOOK_S)
+        finally:
+            if experiments is not None:
+                experiments.save()
+            if telemetry is not None:
+                telemetry.close()
 
     # The page.
 
@@ -147,18 +217,17 @@ class Watcher:
         from breakeven.gateway.live.admin import admin_handler
         from breakeven.gateway.seen.metrics import render
 
-        secret = os.environ.get(self.plan.admin_secret_env) or None
-        handler = admin_handler(self._state, lambda: render(self.block, self.plan, self.rows), secret)
+        secret = os.environ.get(self.now.plan.admin_secret_env) or None
+        handler = admin_handler(self._state, lambda: render(self.block, self.now.plan, self.now.rows), secret)
         return EdgeServer(handler, ADMIN_LIMITS)
 
     def _state(self) -> Snapshot:
         from breakeven.gateway.seen.snapshot_of import snapshot
 
+        warnings = list(self.warnings.values())
+        if self.swapper is not None:
+            warnings += self.swapper.warnings
+        plan, _, rows = self.now
         return snapshot(
-            self.plan,
-            self.block,
-            self.rows,
-            recent=reversed(self.recent),
-            experiments=self.experiments,
-            warnings=list(self.warnings.values()),
+            plan, self.block, rows, recent=reversed(self.recent), experiments=self.experiments, warnings=warnings
         )

@@ -12,10 +12,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from breakeven.gateway.edge.server import EdgeServer
+from breakeven.gateway.keys.check import follow
+from breakeven.gateway.keys.store import file_stamp
 from breakeven.gateway.seen.log import DecisionLog
-from breakeven.gateway.serve.desk import Desk, Rows
+from breakeven.gateway.serve.desk import Desk
 from breakeven.gateway.serve.loading import Loaded
 from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.rows import Rows
 
 TELL_S = 0.5
 PID, DROPPED, CONNECTIONS, UNDER_WAY = range(4)
@@ -49,14 +52,18 @@ async def _serve(
     await edge.start([listening])
     block.worker.put(worker, 0, PID, os.getpid())
     ready()
+    seen = (0, 0, 0) if plan.keys is None else file_stamp(plan.keys)
     while not ending.is_set():
         _tell(desk, edge, block, worker)
+        if plan.keys is not None and desk.keys is not None:
+            seen = follow(desk.keys, plan.keys, seen)
         if os.getppid() == 1:
             sys.stderr.write("breakeven: the supervisor is gone; this worker ends\n")
             break
         with suppress(TimeoutError):
             await asyncio.wait_for(ending.wait(), TELL_S)
     desk.draining = True
+    desk.copies.cancel()
     cut = await edge.drain(plan.limits.drain_s)
     for lane in desk.lanes:
         if lane.upstream is not None:

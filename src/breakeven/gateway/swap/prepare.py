@@ -1,0 +1,20 @@
+"""What the supervisor does for local engines before workers start. Apart from the rest, which needs the engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from breakeven.gateway.plan.model import GatewayPlan
+from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.layout import Known, State
+
+
+def prepare(plan: GatewayPlan, block: Block, rows: Mapping[str, int]) -> None:
+    """No local engine that is not there yet may look ready. `rows`: of backends by name."""
+    for backend in plan.backends:
+        row = rows[backend.name]
+        if backend.local is None:
+            for column in (Known.STATE, Known.PROGRESS, Known.LOAD_S, Known.PORT):
+                block.known.put(0, row, column, 0.0)
+        elif not block.known.get(0, row, Known.PORT):
+            block.known.put(0, row, Known.STATE, State.UNLOADED)
