@@ -9,7 +9,10 @@ import socket
 import pytest
 
 from breakeven.gateway.edge.errors import error_body
+from breakeven.gateway.edge.listen import open_sockets
+from breakeven.gateway.edge.server import EdgeServer
 from breakeven.gateway.edge.types import Request, Responder
+from breakeven.gateway.plan.model import Limits
 from tests.gateway_edge_fixtures import TEXT, Loop, both_loops, echo, on, replies, serving, talk
 
 pytestmark = both_loops
@@ -579,6 +582,23 @@ def test_what_does_not_end_is_cut_and_counted(loop: Loop) -> None:
             assert gone.is_set()
             assert (server.connections, server.under_way) == (0, 0)
             writer.close()
+
+    on(loop, work)
+
+
+def test_a_socket_that_another_process_holds_goes_on_accepting(loop: Loop) -> None:
+    async def work() -> None:
+        (first,) = open_sockets("127.0.0.1", 0, 1)
+        second = first.dup()
+        port = first.getsockname()[1]
+        before, after = EdgeServer(never, Limits()), EdgeServer(echo, Limits())
+        await before.start([first])
+        await before.drain(1.0)
+        queued = asyncio.ensure_future(talk(port, get(b"/", last=True)))  # connected while nobody accepts
+        await asyncio.sleep(0.05)
+        await after.start([second])
+        assert replies(await queued)[0].status == 200
+        await after.drain(1.0)
 
     on(loop, work)
 
