@@ -309,10 +309,12 @@ def test_what_cannot_be_loaded_says_why(pair: GatewayPlan, tmp_path: Path) -> No
     async def scenario() -> None:
         events: list[Event] = []
         engines = Engines(tmp_path / "logs", events.append)
-        engines.load(local("broken", broken), 1)
+        engines.load(local("../x; touch pwned #$(touch pwned)", broken), 1)
         await until(lambda: bool(events))
         assert isinstance(events[0], Failed)
         assert "could not load" in events[0].reason
+        assert [path.parent for path in tmp_path.rglob("*.log")] == [tmp_path / "logs"]
+        assert not Path("pwned").exists()  # no shell reads a name
         assert "\n" not in events[0].reason
         await engines.close()
         assert events[1:] == []
