@@ -1,8 +1,9 @@
 """The admin listener: the live page, its data, metrics, health. Its own port, its own secret, nothing that changes.
 
-Who may look. With a secret: whoever sends it as `Authorization: Bearer`, or has the cookie of the login form. A key
-of the gateway's that was made for it opens it too. Without a secret: callers from this machine that name it by a loopback name, which keeps out pages of other origins whose name was
-pointed at this machine (DNS rebinding). `/health` tells nothing and is open.
+Who may look. With a secret: whoever sends it as `Authorization: Bearer`, or has the cookie of the login form. A key of
+the gateway's that was made for it opens it too. Without a secret: callers from this machine that name it by a loopback
+name, which keeps out pages of other origins whose name was pointed at this machine (DNS rebinding). `/health` tells
+nothing and is open.
 """
 
 from __future__ import annotations
