@@ -492,6 +492,8 @@ def test_copies_keep_to_their_budget() -> None:
     name = f"r{chosen[0]}"
     assert not copied(plan, 0.2, True, request_id=name, **usual)
     assert not copied(experiment(), 1.0, False, request_id=name, **usual)
+    assert copied(plan, 0.2, False, request_id=name, goes_to="dense", **usual)
+    assert not copied(plan, 0.2, False, request_id=name, goes_to="moe", **usual)
     for refused in ({"endpoint": "/v1/responses"}, {"body_bytes": MOST_BYTES + 1}, {"under_way": MOST_IN_FLIGHT}):
         assert not copied(plan, 0.2, False, request_id=name, **(usual | refused))
 
@@ -511,6 +513,16 @@ def test_how_answers_vary() -> None:
 
 def test_variability_is_compared_by_prompt_and_repetitions_are_no_requests() -> None:
     tally = Tally()
+    shadowed = Tally()
+    for n in range(80):
+        shadowed.add(experiment(kind="shadow"), arm_record(n, False, group=f"r{n}", answer_hash="a"))
+        for treatment in (False, True):
+            one = arm_record(n, treatment, id=f"again{n}", group=f"r{n}", answer_hash="b", shadow_of=f"r{n}")
+            shadowed.add(experiment(kind="shadow"), one)
+        shadowed.add(experiment(kind="shadow"), arm_record(n, True, id=f"copy{n}", shadow_of=f"r{n}"))
+    assert shadowed.requests == [80, 80]
+    assert shadowed.waiting == {}
+    assert shadowed.count("e2e", 1) == 80
     for n in range(80):
         for again in range(4):
             for treatment in (False, True):

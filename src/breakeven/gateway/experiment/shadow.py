@@ -30,10 +30,15 @@ def copied(
     endpoint: str,
     body_bytes: int,
     under_way: int,
+    goes_to: str | None = None,
 ) -> bool:
-    """Whether this request is copied. The choice hangs on its id alone, so it is the same in every process."""
+    """Whether this request is copied. The choice hangs on its id alone, so it is the same in every process.
+
+    `goes_to`: the backend it was sent to; only the control's requests have something to be compared with.
+    """
     return (
         plan.kind == "shadow"
+        and goes_to in (None, plan.control)
         and not stopped
         and under_way < MOST_IN_FLIGHT
         and body_bytes <= MOST_BYTES

@@ -93,7 +93,7 @@ class Tally(msgspec.Struct):
         values = values_of(record, backend_of(plan, record.arm))  # type: ignore[arg-type]
         if record.group and values is not None and record.answer_hash:
             self._add_answer(arm, record, plan.treatment if arm else plan.control)
-        if record.group and record.shadow_of and plan.kind != "shadow":
+        if record.group and record.shadow_of:
             return  # A repetition says how answers vary; counted as a request it would count its prompt twice.
         self.requests[arm] += 1
         if values is None:
