@@ -117,7 +117,7 @@ async def _bounded(test: Awaitable[None]) -> None:
 
 
 class RawServer:
-    """Sends given bytes, one answer a request. `then`, when they are used up: "close", or "wait".
+    """Sends given bytes, one answer a request. `then`, when they are used up: "close", "wait", "deaf" (reads no more).
 
     `questions` are the bytes of each request; `connections` counts.
     """
@@ -144,6 +144,8 @@ async def raw_server(
 
         def data_received(self, data: bytes) -> None:
             raw.questions.append(data)
+            if raw.then == "deaf":
+                self.transport.pause_reading()
             if raw.left:
                 self.transport.write(raw.left.pop(0))
             elif raw.then == "close":

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Call:
     """An `Exchange`. Ends once: by `end`, `trouble` or `cancel`, whichever comes first; then its sink is let go.
 
-    Times are monotonic seconds. `retried`: it was sent a second time, after a kept connection turned out closed.
+    Times are monotonic seconds.
     """
 
     __slots__ = (
@@ -29,7 +29,6 @@ class Call:
         "limit_bytes",
         "over",
         "paused",
-        "retried",
         "sent_s",
         "sink",
         "started_s",
@@ -46,7 +45,7 @@ class Call:
         self.limit_bytes = client.response_bytes
         self.connection: Connection | None = None
         self.task: asyncio.Task[None] | None = None
-        self.over = self.paused = self.retried = self.head_only = False
+        self.over = self.paused = self.head_only = False
         self.waiting_body = True
 
     def cancel(self) -> None:

@@ -158,7 +158,6 @@ class Upstream:
     def send_again(self, call: Call, connection: Connection) -> None:
         """Send once more what met a connection that the backend was just closing. Happens once a call."""
         self._note_hasty(connection)
-        call.retried = True
         self._connect(call)
 
     def _send(self, path: str, headers: Headers, body: bytes, sink: Sink, method: bytes) -> Call:

@@ -221,7 +221,7 @@ class Connection(asyncio.Protocol):
             return
         stale = self._served > 0 and not self._heard and time.monotonic() - call.sent_s < _STALE_S
         why = f" ({exc})" if exc else ""
-        if stale and not call.retried:
+        if stale:  # at most once: the second time its connection is a fresh one
             self.call = call.connection = None
             self._client.send_again(call, self)
         elif exc is None and self._head_told and not self._framed:
