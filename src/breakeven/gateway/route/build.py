@@ -93,6 +93,8 @@ def table_from(model: StepModel, policy: Policy, context: int = MOST_CONTEXT) ->
     d_D = _grid(0, max(places, 2), 3)
     t_T = GRAIN * _grid(0, max(2, -(-context // GRAIN)), 2)
     decode_DT = _idle(d_D, model.step_s(d_D[:, None], t_T[None, :]))
+    # One more sequence never makes a step shorter; some step models say so by a hair where tiles fill up.
+    longer_DT = np.maximum(model.step_s(d_D[:, None] + 1.0, t_T[None, :]) - decode_DT, 0.0)
     reference_D1 = _idle(d_D, model.step_s(d_D, READ_CONTEXT))[:, None]
     steps_T = 1.0 + np.floor(t_T / policy.max_step_tokens)
     extra_DT = np.maximum(read_s(model, policy, d_D, t_T) - steps_T * reference_D1, 0.0)
@@ -102,7 +104,10 @@ def table_from(model: StepModel, policy: Policy, context: int = MOST_CONTEXT) ->
     return Table(
         running=d_D.tolist(),
         tokens=t_T.tolist(),
-        decode=cells(d_D, t_T, decode_DT),
+        decode=[
+            [(*step, *longer) for step, longer in zip(*rows, strict=True)]
+            for rows in zip(cells(d_D, t_T, decode_DT), cells(d_D, t_T, longer_DT), strict=True)
+        ],
         extra=cells(d_D, t_T, extra_DT),
         rate=list(zip(rate_D[:-1].tolist(), (np.diff(rate_D) / np.diff(d_D)).tolist(), strict=True)),
         places=places,

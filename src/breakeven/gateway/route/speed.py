@@ -5,7 +5,7 @@ o tokens in a usual answer:
 
     ttft  = front + r step(D, c) + A rate(D) + k step(D, c) + extra(D, I) + line
     line  = (W + max(0, D - S + 1)) o tpot / S                one place comes free every o tpot / S seconds
-    tpot  = step(D, c) + (D - 1)/o extra(D, c - o/2)          others' prompts ride in the steps between
+    tpot  = step(D, c) + (D - 1)/o extra(D - 1, c - o/2)      others' prompts ride in the steps between
     added = extra(D, I) + o (step(D+1, c) - step(D, c)); on a full one extra(S, I) + o step(S, c) / S
 
 step: a decode step of the step model. A prompt of I tokens is read in k steps, which take `extra` longer than they
@@ -52,7 +52,7 @@ class Table:
         *,
         running: list[float],
         tokens: list[float],
-        decode: list[list[Cell]],
+        decode: list[list[tuple[float, ...]]],
         extra: list[list[Cell]],
         rate: list[tuple[float, float]],
         places: int,
@@ -64,8 +64,8 @@ class Table:
     ) -> None:
         """Grids in rising order: `running` whole numbers from 0 to `places`, `tokens` multiples of `GRAIN` from 0.
 
-        `decode` by cell of running and context, `extra` by cell of running and prompt, `rate` by cell of running: its
-        value and slope.
+        `decode` by cell of running and context: a step's `Cell`, and that of what one more sequence adds to it.
+        `extra` by cell of running and prompt, `rate` by cell of running: its value and slope.
         """
         self._running, self._tokens = running, tokens
         # Which cell a whole number is in: one look instead of a search.
@@ -121,30 +121,30 @@ class Table:
             waiting += running - places + 1.0
             # It takes the place of one that ended.
             running = places - 1.0
-        more = running + 1.0
-        i, k = self._running_at[int(running)], self._running_at[int(more)]
-        x, z = running - self._running[i], more - self._running[k]
+        i = self._running_at[int(running)]
+        x = running - self._running[i]
         tokens, tokens_at, top = self._tokens, self._tokens_at, self._top
         n = int(context) // GRAIN
         j = tokens_at[n if n < top else top]
         y = context - tokens[j]
-        a, b, c, d = self._decode[i][j]
+        a, b, c, d, e, f, g, h = self._decode[i][j]
         before = a + x * (b + y * d) + y * c
-        a, b, c, d = self._decode[k][j]
-        tpot = step = a + z * (b + y * d) + y * c
+        longer = e + x * (f + y * h) + y * g
+        extras = self._extra[i]
         n = int(prompt_tokens) // GRAIN
         j = tokens_at[n if n < top else top]
         y = prompt_tokens - tokens[j]
-        a, b, c, d = self._extra[i][j]
+        a, b, c, d = extras[j]
         extra = a + x * (b + y * d) + y * c
         output = self.output_tokens
+        tpot = step = before + longer
         others = context - 0.5 * output
         if running > 0.0 and others > 0.0:
             n = int(others) // GRAIN
             j = tokens_at[n if n < top else top]
             y = others - tokens[j]
-            a, b, c, d = self._extra[k][j]
-            tpot += running / output * (a + z * (b + y * d) + y * c)
+            a, b, c, d = extras[j]
+            tpot += running / output * (a + x * (b + y * d) + y * c)
         rate, slope = self._rate[i]
         steps = 1 + prompt_tokens // self._step_tokens
         ttft = self._front_s + (self._lag + steps) * before + ahead_tokens * (rate + x * slope) + extra
@@ -152,8 +152,7 @@ class Table:
             ttft += waiting * output * tpot / places
         if full:
             return ttft, tpot, extra + output_tokens * step / places
-        longer = step - before
-        return ttft, tpot, extra + (output_tokens * longer if longer > 0.0 else 0.0)
+        return ttft, tpot, extra + output_tokens * longer
 
 
 class Observed:
