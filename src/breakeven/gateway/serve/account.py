@@ -9,6 +9,26 @@ from typing import TYPE_CHECKING
 from breakeven.gateway.route.correct import corrected, widened
 from breakeven.gateway.route.view import Score
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
+from breakeven.gateway.serve.cells import (
+    BYTES_PER_TOKEN,
+    CACHED_TOKENS,
+    GOOD,
+    JUDGED,
+    MEAN_OUTPUT,
+    NANO_USD,
+    NANO_USD_ELSEWHERE,
+    NO_FINISH,
+    OK,
+    OUTPUT_TOKENS,
+    PROMPT_TOKENS,
+    TPOT_COUNT,
+    TPOT_LOG,
+    TPOT_NS,
+    TTFT_COUNT,
+    TTFT_LOG,
+    TTFT_NS,
+    TTFT_WIDTH,
+)
 from breakeven.gateway.shared.layout import (
     RATIO_BOUNDS,
     TIME_BOUNDS_S,
@@ -17,7 +37,6 @@ from breakeven.gateway.shared.layout import (
     TTFT_HISTOGRAM,
     TTFT_RATIO_HISTOGRAM,
     Count,
-    Known,
 )
 from breakeven.spec.cost import Api
 
@@ -30,6 +49,7 @@ _TPOT_BOUNDS_S = tuple(bound / 10 for bound in TIME_BOUNDS_S)
 LEAST_GAPS = 4
 """Tokens after the first one without which a time between tokens says nothing."""
 _NS = 1e9
+_OTHER = {"dense": "moe", "moe": "dense"}
 
 
 def answered(forward: Forward, leg: Leg) -> None:
@@ -43,20 +63,20 @@ def answered(forward: Forward, leg: Leg) -> None:
         return
     whole = leg.outcome == "answered"
     if whole:
-        lane.counted(Count.OK)
+        lane.counted(OK)
         if forward.asked.streams and not leg.tap.finish:
-            lane.counted(Count.NO_FINISH)
+            lane.counted(NO_FINISH)
     if counted.prompt_tokens:
-        lane.counted(Count.PROMPT_TOKENS, counted.prompt_tokens)
+        lane.counted(PROMPT_TOKENS, counted.prompt_tokens)
         bytes_of_text = forward.asked.prompt_bytes
         if bytes_of_text and not forward.asked.pictures:
-            lane.learn_mean(Known.BYTES_PER_TOKEN, bytes_of_text / counted.prompt_tokens)
+            lane.learn_mean(BYTES_PER_TOKEN, bytes_of_text / counted.prompt_tokens)
     if counted.cached_tokens:
-        lane.counted(Count.CACHED_TOKENS, counted.cached_tokens)
+        lane.counted(CACHED_TOKENS, counted.cached_tokens)
     if counted.output_tokens:
-        lane.counted(Count.OUTPUT_TOKENS, counted.output_tokens)
+        lane.counted(OUTPUT_TOKENS, counted.output_tokens)
         if whole:
-            lane.learn_mean(Known.OUTPUT_TOKENS, float(counted.output_tokens))
+            lane.learn_mean(MEAN_OUTPUT, float(counted.output_tokens))
     _time(forward, leg)
 
 
@@ -69,29 +89,29 @@ def _time(forward: Forward, leg: Leg) -> None:
     score = score_of(forward, lane.plan.name)
     if forward.asked.streams:
         lane.counted(TTFT_HISTOGRAM + bisect_left(TIME_BOUNDS_S, ttft_s))
-        lane.counted(Count.TTFT_NS, leg.first_ns - forward.arrived_ns)
-        lane.counted(Count.TTFT_COUNT)
+        lane.counted(TTFT_NS, leg.first_ns - forward.arrived_ns)
+        lane.counted(TTFT_COUNT)
         if score is not None and score.ttft_s > 0.0:
             lane.counted(TTFT_RATIO_HISTOGRAM + bisect_left(RATIO_BOUNDS, served_s / score.ttft_s))
-            factor, bare_s = lane.known(Known.TTFT_LOG), score.ttft_s / leg.ttft_factor
-            lane.learn(Known.TTFT_WIDTH, widened(lane.view.ttft_width, factor, bare_s, served_s))
-            lane.learn(Known.TTFT_LOG, corrected(factor, bare_s, served_s, lane.bound))
+            factor, bare_s = lane.known(TTFT_LOG), score.ttft_s / leg.ttft_factor
+            lane.learn(TTFT_WIDTH, widened(lane.view.ttft_width, factor, bare_s, served_s))
+            lane.learn(TTFT_LOG, corrected(factor, bare_s, served_s, lane.bound))
             lane.slow(bare_s, served_s, leg.first_ns / _NS)
     if tpot_s is not None:
         lane.counted(TPOT_HISTOGRAM + bisect_left(_TPOT_BOUNDS_S, tpot_s))
-        lane.counted(Count.TPOT_NS, round(tpot_s * _NS))
-        lane.counted(Count.TPOT_COUNT)
+        lane.counted(TPOT_NS, round(tpot_s * _NS))
+        lane.counted(TPOT_COUNT)
         if score is not None and score.tpot_s > 0.0:
             lane.counted(TPOT_RATIO_HISTOGRAM + bisect_left(RATIO_BOUNDS, tpot_s / score.tpot_s))
-            factor = lane.known(Known.TPOT_LOG)
-            lane.learn(Known.TPOT_LOG, corrected(factor, score.tpot_s / leg.tpot_factor, tpot_s, lane.bound))
+            factor = lane.known(TPOT_LOG)
+            lane.learn(TPOT_LOG, corrected(factor, score.tpot_s / leg.tpot_factor, tpot_s, lane.bound))
     ask = forward.ask
     if (ask.ttft_s is not None and forward.asked.streams) or (ask.tpot_s is not None and tpot_s is not None):
-        lane.counted(Count.JUDGED)
+        lane.counted(JUDGED)
         late = ask.ttft_s is not None and forward.asked.streams and ttft_s > ask.ttft_s
         slow = ask.tpot_s is not None and tpot_s is not None and tpot_s > ask.tpot_s
         if not late and not slow:
-            lane.counted(Count.GOOD)
+            lane.counted(GOOD)
 
 
 def tpot_of(leg: Leg) -> float | None:
@@ -178,11 +198,9 @@ def record_of(forward: Forward, leg: Leg | None, status: int, error: str) -> Dec
         prompt = ask.prompt_tokens if counted.prompt_tokens is None else float(counted.prompt_tokens)
         output = float(leg.tap.events if counted.output_tokens is None else counted.output_tokens)
         usd = record.usd = usd_of(leg.lane, prompt, float(counted.cached_tokens or 0), output, leg.running)
-        leg.lane.counted(Count.NANO_USD, round(usd * _NS))
-        record.usd_elsewhere = _elsewhere(forward, leg, prompt, output)
-        leg.lane.counted(
-            Count.NANO_USD_ELSEWHERE, round((usd if record.usd_elsewhere is None else record.usd_elsewhere) * _NS)
-        )
+        leg.lane.counted(NANO_USD, round(usd * _NS))
+        elsewhere = record.usd_elsewhere = _elsewhere(forward, leg, usd)
+        leg.lane.counted(NANO_USD_ELSEWHERE, round((usd if elsewhere is None else elsewhere) * _NS))
     if leg.kept is not None and leg.status < 400:
         answer = leg.kept.answer()
         record.refusal = answer.refusal
@@ -203,14 +221,17 @@ def _attempt(leg: Leg, arrived_ns: int, now_ns: int) -> Attempt:
     )
 
 
-def _elsewhere(forward: Forward, leg: Leg, prompt: float, output: float) -> float | None:
-    """The same answer at the cheapest backend of the other architecture, as loaded as it was; None: there is none."""
-    kind = leg.lane.view.kind
-    other = {"dense": "moe", "moe": "dense"}.get(kind)
-    best: float | None = None
-    for index in forward.desk.members[forward.policy.model]:
-        lane = forward.desk.lanes[index]
-        if lane.view.kind == other:
-            usd = usd_of(lane, prompt, 0.0, output, lane.view.running)
-            best = usd if best is None else min(best, usd)
-    return best
+def _elsewhere(forward: Forward, leg: Leg, usd: float) -> float | None:
+    """The same answer at the cheapest backend of the other architecture; None: there is none.
+
+    In the proportion of the two predictions, since both are of the moment at which the request was routed.
+    """
+    other = _OTHER.get(leg.lane.view.kind)
+    mine = score_of(forward, leg.lane.plan.name)
+    if other is None or mine is None:
+        return None
+    kinds = forward.desk.kinds
+    least = min((score.usd for score in forward.choice.scores if kinds[score.backend] == other), default=None)
+    if least is None:
+        return None
+    return least * usd / mine.usd if mine.usd > 0.0 else least

@@ -73,6 +73,7 @@ class Copies:
                 endpoint=forward.endpoint,
                 body_bytes=len(forward.request_body),
                 under_way=len(self.under_way),
+                goes_to=forward.legs[0].lane.plan.name if forward.legs else None,
             ):
                 if not forward.experiment:
                     forward.experiment, forward.arm = plan.name, "control"
@@ -93,7 +94,7 @@ class Copies:
         desk = self.desk
         name = plan.treatment if arm == "treatment" else plan.control
         lane = next((lane for lane in desk.lanes if lane.plan.name == name), None)
-        if lane is None or not desk.ready(lane):
+        if lane is None or not desk.line.ready(lane):
             return
         ask = msgspec.structs.replace(forward.ask, ttft_s=None, tpot_s=None, usd=None, priority=shadow.PRIORITY)
         found = score(ask, lane.refresh(time.monotonic()))

@@ -25,12 +25,20 @@ from breakeven.gateway.route.view import Ask, Speed
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.serve.ask import Asked, BadAskError, asks, new_ask, read_body
+from breakeven.gateway.serve.cells import (
+    USAGE_COLUMNS,
+    USED_NANO_USD,
+    USED_OUTPUT,
+    USED_PROMPT,
+    USED_REFUSED,
+    USED_REQUESTS,
+)
 from breakeven.gateway.serve.copies import Copies
 from breakeven.gateway.serve.forward import JSON, Forward
 from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.queue import Line
 from breakeven.gateway.shared.block import Block
-from breakeven.gateway.shared.layout import Count, Global, Share, Usage
+from breakeven.gateway.shared.layout import Count, Global, Share
 from breakeven.gateway.shared.rows import Rows
 
 if TYPE_CHECKING:
@@ -85,6 +93,7 @@ class Desk:
             )
             for index, backend in enumerate(plan.backends)
         ]
+        self.kinds = {lane.plan.name: lane.view.kind for lane in self.lanes}
         by_name = {lane.plan.name: lane for lane in self.lanes}
         self.policies: dict[str, PolicyPlan] = {policy.model: policy for policy in plan.policies}
         for backend in plan.backends:
@@ -154,7 +163,7 @@ class Desk:
     def is_ready(self) -> bool:
         """Whether some backend can be asked now."""
         now_s = time.monotonic()
-        return not self.draining and any(self.ready(lane) and lane.refresh(now_s).open for lane in self.lanes)
+        return not self.draining and any(self.line.ready(lane) and lane.refresh(now_s).open for lane in self.lanes)
 
     def _ask(self, request: Request, responder: Responder, client: Client, path: str) -> None:
         if json_too_deep(request.body, self.plan.limits.json_depth):
@@ -248,16 +257,23 @@ class Desk:
         return None
 
     def _refuse(self, responder: Responder, client: Client, refusal: tuple[str, float | None]) -> None:
-        self._key_usage[client.slot * len(Usage) + Usage.REFUSED] += 1
+        self._key_usage[client.slot * USAGE_COLUMNS + USED_REFUSED] += 1
         text, retry_s = refusal
         headers = [] if retry_s is None else [(b"retry-after", str(max(1, round(retry_s))).encode())]
         self._say(responder, 429, text, "rate_limit_exceeded", headers)
 
-    def _use(self, client: Client, policy: PolicyPlan, column: int, by: int) -> None:
-        self._key_usage[client.slot * len(Usage) + column] += by
-        slot = self.rows.models.get(policy.model)
-        if slot is not None:
-            self._model_usage[slot * len(Usage) + column] += by
+    def _use(self, client: Client, policy: PolicyPlan, prompt: int, output: int, usd: float) -> None:
+        """What a request took, to its key and to its public model."""
+        nano_usd = round(usd * 1e9)
+        for usage, slot in ((self._key_usage, client.slot), (self._model_usage, self.rows.models[policy.model])):
+            at = slot * USAGE_COLUMNS
+            usage[at + USED_REQUESTS] += 1
+            if prompt:
+                usage[at + USED_PROMPT] += prompt
+            if output:
+                usage[at + USED_OUTPUT] += output
+            if nano_usd:
+                usage[at + USED_NANO_USD] += nano_usd
 
     # Experiments.
 
@@ -279,35 +295,19 @@ class Desk:
                 continue
             chosen = assign.backend_of(plan, arm)
             lane = next((lane for lane in forward.order if lane.plan.name == chosen), None)
+            choice = forward.choice
+            forward.experiment, forward.arm = plan.name, arm
             if lane is None:
-                continue
+                # An arm that cannot be asked stays in the experiment as what it is: an error of that arm.
+                return
             forward.order.remove(lane)
             forward.order.insert(0, lane)
-            forward.experiment, forward.arm = plan.name, arm
-            forward.choice.reason = "experiment"
+            choice.reason, choice.explored = "experiment", False
+            others = [k for k, found in enumerate(choice.scores) if found.backend != chosen and not found.why_not]
+            choice.alternative = others[0] if others else None
             return
 
-    # Places, engines and hedges.
-
-    def ready(self, lane: Lane) -> bool:
-        """Whether it can be asked: it has an address, and an engine of ours is loaded."""
-        return self.line.ready(lane)
-
-    def enter(self, lane: Lane, forward: Forward, now_s: float) -> str:
-        """A place at a backend: go, wait or full."""
-        return self.line.enter(lane, forward, now_s)
-
-    def left(self, lane: Lane) -> None:
-        """A place became free."""
-        self.line.left(lane)
-
-    def want(self, lane: Lane, forward: Forward, now_s: float) -> bool:
-        """Wait for an engine of ours to be loaded; False when it cannot be."""
-        return self.line.want(lane, forward, now_s)
-
-    def unwant(self, lane: Lane, forward: Forward) -> None:
-        """Wait no more."""
-        self.line.unwant(lane, forward)
+    # Hedges.
 
     def hedge_delay_s(self, forward: Forward) -> float | None:
         """Seconds of silence after which a second backend is asked; None: never."""
@@ -327,7 +327,7 @@ class Desk:
         kind = forward.legs[-1].lane.view.kind
         others = [lane for lane in forward.order if not hedge.backends or lane.plan.name in hedge.backends]
         for lane in sorted(others, key=lambda other: other.view.kind == kind):
-            if self.ready(lane) and lane.breaker.allows(now_s) and self.line.enter_now(lane, forward, now_s):
+            if self.line.ready(lane) and lane.breaker.allows(now_s) and self.line.enter_now(lane, forward, now_s):
                 return lane
         budget.give_back()
         return None
@@ -343,13 +343,9 @@ class Desk:
             return
         self.under_way -= 1
         client, policy = forward.client, forward.policy
-        self._use(client, policy, Usage.REQUESTS, 1)
         prompt, output = record.prompt_tokens or 0, record.output_tokens or 0
         usd = record.usd or 0.0
-        if prompt or output:
-            self._use(client, policy, Usage.PROMPT_TOKENS, prompt)
-            self._use(client, policy, Usage.OUTPUT_TOKENS, output)
-            self._use(client, policy, Usage.NANO_USD, round(usd * 1e9))
+        self._use(client, policy, prompt, output, usd)
         if client.entry is not None:
             self.windows.settle(forward.spent, time.time(), prompt + output, usd)
             self.windows.close_stream(client.slot)

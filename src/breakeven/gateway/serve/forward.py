@@ -131,28 +131,25 @@ class Forward:
         return self.asked.prompt_tokens(lane.bytes_per_token)
 
     def _next(self) -> None:
-        """The next backend that may be asked and has a place; else a place in the line of the best one."""
+        """The best backend that can be asked at once; else a place in the line of the best one."""
         now_s = time.monotonic()
-        desk = self.desk
-        for lane in self.order:
-            if (
-                lane.breaker.allows(now_s)
-                and desk.ready(lane)
-                and lane.gate.in_flight + lane.elsewhere(now_s) < lane.plan.limit
-            ):
-                self.order.remove(lane)
-                if desk.enter(lane, self, now_s) == "go":
-                    self.go(lane)
-                    return
-        while self.order:
-            lane = self.order.pop(0)
-            if not desk.ready(lane):
-                if desk.want(lane, self, now_s):
-                    self.wanted = lane
-                    return
+        line = self.desk.line
+        order = self.order
+        if not self.attempts and self._wait_for_engine(order[0] if order else None, now_s):
+            return
+        for k, lane in enumerate(order):
+            if lane.breaker.allows(now_s) and line.ready(lane) and line.enter_now(lane, self, now_s):
+                del order[k]
+                self.go(lane)
+                return
+        while order:
+            if self._wait_for_engine(order[0], now_s):
+                return
+            lane = order.pop(0)
+            if not line.ready(lane):
                 continue
             # With every breaker open, the best one is tried all the same: it may have come back.
-            entered = desk.enter(lane, self, now_s)
+            entered = line.enter(lane, self, now_s)
             if entered == "go":
                 self.go(lane)
                 return
@@ -163,6 +160,14 @@ class Forward:
                 return
             lane.counted(Count.SHED)
         self._refuse()
+
+    def _wait_for_engine(self, lane: Lane | None, now_s: float) -> bool:
+        """Wait for an engine of ours that is not loaded, if it can be: it was chosen with its loading in mind."""
+        if lane is None or self.desk.line.ready(lane) or not self.desk.line.want(lane, self, now_s):
+            return False
+        self.order.remove(lane)
+        self.wanted = lane
+        return True
 
     def loaded(self, lane: Lane) -> None:
         """The engine it waited for is there."""
@@ -312,13 +317,12 @@ class Forward:
     def _gone(self) -> None:
         if self.ended_:
             return
-        desk = self.desk
         if self.waits_at is not None:
             self.waits_at.gate.remove(self)
             self.waits_at.add(Load.QUEUED, -1)
             self.waits_at = None
         if self.wanted is not None:
-            desk.unwant(self.wanted, self)
+            self.desk.line.unwant(self.wanted, self)
             self.wanted = None
         for leg in self.legs:
             if not leg.outcome:

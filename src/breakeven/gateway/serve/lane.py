@@ -17,21 +17,39 @@ from breakeven.gateway.guard.gate import Gate
 from breakeven.gateway.plan.model import BackendPlan, Limits
 from breakeven.gateway.route.correct import bound_of, peaked
 from breakeven.gateway.route.view import Speed, View
+from breakeven.gateway.serve.cells import (
+    AHEAD_TOKENS,
+    BYTES_PER_TOKEN,
+    CONTEXT_TOKENS,
+    IN_FLIGHT,
+    LOAD_S,
+    MEAN_OUTPUT,
+    OURS_AT_POLL,
+    POLLED_S,
+    QUEUED,
+    RUNNING,
+    STATE,
+    TPOT_LOG,
+    TTFT_LOG,
+    TTFT_WIDTH,
+    WAITING,
+)
 from breakeven.gateway.shared.block import Block
-from breakeven.gateway.shared.layout import Count, Known, Load, State
+from breakeven.gateway.shared.layout import Count, Load, State
 from breakeven.gateway.upstream.client import Upstream
 from breakeven.spec.cost import Api, Own, Rented
 
 if TYPE_CHECKING:
     from breakeven.gateway.serve.forward import Forward
 
-BYTES_PER_TOKEN = 4.0
+USUAL_BYTES = 4.0
 """Of English text as JSON, until the backend's own counts say otherwise."""
-OUTPUT_TOKENS = 200.0
+USUAL_OUTPUT = 200.0
 """An answer's length until some have been seen; the mean of the Azure conversation trace is 211."""
 STALE_S = 5.0
 """Numbers of an engine that was looked at before and not since are not believed any more."""
 REFRESH_S = 0.005
+READY, FAILED = int(State.READY), int(State.FAILED)
 SECONDS_A_YEAR = 365.25 * 86400
 _LEARNING = 0.05
 """Weight of one answer in what is learned of lengths: the last twenty or so count."""
@@ -139,12 +157,12 @@ class Lane:
     @property
     def bytes_per_token(self) -> float:
         """Of prompts of this backend's tokenizer."""
-        return self.known(Known.BYTES_PER_TOKEN) or BYTES_PER_TOKEN
+        return self.known(BYTES_PER_TOKEN) or USUAL_BYTES
 
     @property
     def output_tokens(self) -> float:
         """Of its mean answer."""
-        return self.known(Known.OUTPUT_TOKENS) or OUTPUT_TOKENS
+        return self.known(MEAN_OUTPUT) or USUAL_OUTPUT
 
     def elsewhere(self, now_s: float) -> int:
         """Requests that other workers have in flight here."""
@@ -156,10 +174,10 @@ class Lane:
             at = self._load_at
             in_flight = ahead = context = queued = 0
             for load in self._workers:
-                in_flight += load[at + Load.IN_FLIGHT]
-                ahead += load[at + Load.AHEAD_TOKENS]
-                context += load[at + Load.CONTEXT_TOKENS]
-                queued += load[at + Load.QUEUED]
+                in_flight += load[at + IN_FLIGHT]
+                ahead += load[at + AHEAD_TOKENS]
+                context += load[at + CONTEXT_TOKENS]
+                queued += load[at + QUEUED]
             self._others = (in_flight, ahead, context, queued)
         return self._others
 
@@ -168,28 +186,31 @@ class Lane:
         view, load, at = self.view, self._load, self._load_at
         known, k = self._known, self._known_at
         in_flight, ahead, context, queued = self._elsewhere(now_s)
-        ours = load[at + Load.IN_FLIGHT] + in_flight
+        ours = load[at + IN_FLIGHT] + in_flight
         running = float(ours)
-        polled_s = known[k + Known.POLLED_S]
+        polled_s = known[k + POLLED_S]
         view.stale = polled_s > 0.0 and now_s - polled_s > STALE_S
         if polled_s > 0.0:
             # What it does beyond what it had of ours when it was asked is other people's.
-            foreign = known[k + Known.RUNNING] + known[k + Known.WAITING] - known[k + Known.OURS_AT_POLL]
+            foreign = known[k + RUNNING] + known[k + WAITING] - known[k + OURS_AT_POLL]
             if foreign > 0.0:
                 running += foreign
         view.running = running
         view.waiting = running - view.slots if running > view.slots else 0.0
-        view.ahead_tokens = float(load[at + Load.AHEAD_TOKENS] + ahead)
-        view.context = (load[at + Load.CONTEXT_TOKENS] + context) / ours if ours else 0.0
-        view.queued = load[at + Load.QUEUED] + queued
+        view.ahead_tokens = float(load[at + AHEAD_TOKENS] + ahead)
+        view.context = (load[at + CONTEXT_TOKENS] + context) / ours if ours else 0.0
+        view.queued = load[at + QUEUED] + queued
         view.free = self.plan.limit - ours
+        before = self.breaker.state
         view.open = self.breaker.allows(now_s)
-        state = known[k + Known.STATE]
-        view.ready = state == State.READY
-        view.load_s = 0.0 if view.ready else None if state == State.FAILED else known[k + Known.LOAD_S]
-        view.ttft_factor = exp(known[k + Known.TTFT_LOG])
-        view.tpot_factor = exp(known[k + Known.TPOT_LOG])
-        view.ttft_width = known[k + Known.TTFT_WIDTH] or 0.5
+        if before != self.breaker.state:
+            self._show_breaker(before)
+        state = known[k + STATE]
+        view.ready = state == READY
+        view.load_s = 0.0 if view.ready else None if state == FAILED else known[k + LOAD_S]
+        view.ttft_factor = exp(known[k + TTFT_LOG])
+        view.tpot_factor = exp(known[k + TPOT_LOG])
+        view.ttft_width = known[k + TTFT_WIDTH] or 0.5
         return view
 
     def failed(self, now_s: float, spell: int) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from breakeven.gateway.experiment.answer import Kept
 from breakeven.gateway.guard.retry import BUSY, USUAL_HOLD_S, retry_after_s, status_fails_over, trouble_is_broken
+from breakeven.gateway.serve.cells import AHEAD_TOKENS, CONTEXT_TOKENS, DECODING, IN_FLIGHT, REQUESTS
 from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.tap import StreamTap, WholeTap
-from breakeven.gateway.shared.layout import Count, Load
+from breakeven.gateway.shared.layout import Count
 from breakeven.gateway.upstream.types import Exchange, Headers, Trouble
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ class Leg:
         self.ttft_factor, self.tpot_factor = view.ttft_factor, view.tpot_factor
         self.ahead = int(forward.prompt_tokens(lane))
         self._size = self.ahead + int(forward.ask.output_tokens / 2)
-        lane.add(Load.IN_FLIGHT, 1)
-        lane.add(Load.AHEAD_TOKENS, self.ahead)
-        lane.add(Load.CONTEXT_TOKENS, self._size)
-        lane.counted(Count.REQUESTS)
+        lane.add(IN_FLIGHT, 1)
+        lane.add(AHEAD_TOKENS, self.ahead)
+        lane.add(CONTEXT_TOKENS, self._size)
+        lane.counted(REQUESTS)
         self._judged = False
         self.start_ns = time.monotonic_ns()
         self.spell = lane.breaker.started(self.start_ns / 1e9)
@@ -169,19 +170,19 @@ class Leg:
         lane = self.lane
         if not self._judged:
             lane.breaker.ended(time.monotonic(), self.spell)
-        lane.add(Load.IN_FLIGHT, -1)
-        lane.add(Load.CONTEXT_TOKENS, -self._size)
+        lane.add(IN_FLIGHT, -1)
+        lane.add(CONTEXT_TOKENS, -self._size)
         if self.first_ns:
-            lane.add(Load.DECODING, -1)
+            lane.add(DECODING, -1)
         else:
-            lane.add(Load.AHEAD_TOKENS, -self.ahead)
-        self.forward.desk.left(lane)
+            lane.add(AHEAD_TOKENS, -self.ahead)
+        self.forward.desk.line.left(lane)
 
     def _first(self) -> None:
         """The first byte: this leg has won, or another one had."""
         self.first_ns = self.last_ns
-        self.lane.add(Load.AHEAD_TOKENS, -self.ahead)
-        self.lane.add(Load.DECODING, 1)
+        self.lane.add(AHEAD_TOKENS, -self.ahead)
+        self.lane.add(DECODING, 1)
         self.forward.won(self)
 
 
