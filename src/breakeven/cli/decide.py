@@ -29,8 +29,8 @@ def decide(
 
     \b
     breakeven decide examples/bursty-small-business.yaml
-    breakeven decide --init                            (asks, and writes study.yaml)
-    breakeven decide study.yaml --from-log log/        (does the verdict stand on the traffic that came?)
+    breakeven decide --init                        (asks, and writes study.yaml)
+    breakeven decide study.yaml --from-log log/    (on the traffic that came)
     """
     from breakeven.decide.decide import decide as run
     from breakeven.decide.study.load import read_study
