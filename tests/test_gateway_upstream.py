@@ -311,6 +311,31 @@ async def test_a_paused_exchange_takes_no_more_and_is_not_late() -> None:
             assert (await ask(upstream, body_of(chaos="ok"))).ends == ["end"]  # the connection reads again
 
 
+def test_a_pause_is_not_the_backends_silence() -> None:
+    upstream = Upstream("http://127.0.0.1:1", timeouts=PATIENT)
+    connection, call = Connection(upstream), Call(upstream, b"", b"", Memory(), 0.0)
+    connection.connection_made(FakeTransport())  # type: ignore[arg-type]
+    connection.send(call)
+    now_s = call.sent_s
+    call.started_s, call.waiting_body = now_s, False
+    call.heard_s = now_s - PATIENT.idle_s - 1
+    assert upstream._late(call, now_s) == "no byte for 20 s"
+    call.pause()
+    assert upstream._late(call, now_s) == ""
+    assert "not finished" in upstream._late(call, now_s + PATIENT.total_s + 1)
+    call.resume()
+    assert upstream._late(call, now_s) == ""
+
+
+@on_both_loops
+async def test_an_answer_to_head_has_no_body() -> None:
+    async with raw_server(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n") as raw, upstream_of(raw.url) as upstream:
+        memory = Memory()
+        upstream.send("/v1/models", (), b"", memory, b"HEAD")
+        await memory.done.wait()
+        assert (memory.ends, memory.body, dict(memory.headers)) == (["end"], b"", {b"content-length": b"5"})
+
+
 @on_both_loops
 async def test_a_connection_paused_at_its_end_serves_the_next() -> None:
     with ChaosServer() as server:
