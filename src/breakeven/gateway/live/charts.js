@@ -136,7 +136,7 @@ function drawPredicted(id, predicted, actual, what) {
   const [low, high] = [roundDown(Math.min(...all) / 1.1), roundUp(Math.max(...all) * 1.1)];
   const x = logScale(low, high, box.left, box.right);
   const y = logScale(low, high, box.bottom - 14, box.top);
-  const steps = logTicks(low, high, box.width < 420 ? 6 : 8);
+  const steps = logTicks(low, high, box.width < 420 ? 6 : 7);
   const across = steps.map((value) => v("text", { x: x(value), y: box.bottom + 2, "text-anchor": x(value) > box.right - 16 ? "end" : "middle" }, round(seconds(value))));
   const places = new Map();
   for (const record of points) {

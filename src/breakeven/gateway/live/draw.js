@@ -105,7 +105,7 @@ function acrossAxis(box, values, y, text) {
 
 /** A tick's text without zeros that say nothing. */
 function round(text) {
-  return text.replace(/\.0+(?= |$)/, "");
+  return text.startsWith("$") ? text.replace(/\.0+$/, "") : text.replace(/\.(\d*?)0+(?= |$)/, (_, rest) => rest === "" ? "" : `.${rest}`);
 }
 
 /** Minutes back from now. */

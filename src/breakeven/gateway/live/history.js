@@ -82,9 +82,10 @@ function addTo(sums, name, row) {
   for (const each of BUCKETS) row[each].forEach((count, i) => { sum[each][i] += count; });
 }
 
-/** Times of `width` seconds up to now, oldest first, each with its sums and the seconds that were looked at. */
+/** Times of `width` seconds up to now, oldest first, each with its sums and the seconds that were looked at: less than
+ * `width` in the one that is not over yet. */
 function bins(width) {
-  const end = Math.floor(history.last.at / width) * width;
+  const end = Math.ceil(history.last.at / width) * width;
   const found = [];
   for (let start = end - KEEP_S; start < end; start += width) found.push({ start, width, seconds: 0, sums: new Map() });
   for (const step of history.steps) {

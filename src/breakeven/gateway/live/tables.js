@@ -72,8 +72,11 @@ function drawRatios(snapshot) {
 }
 
 function drawUsage(snapshot) {
-  document.getElementById("usage-section").hidden = snapshot.models.length + snapshot.keys.length === 0;
-  for (const [id, what, rows] of [["models", "model", snapshot.models], ["keys", "key", snapshot.keys]]) {
+  // A row without a name is everybody's where no keys are asked for.
+  const used = (rows) => rows.filter((row) => row.requests > 0 && row.name !== "");
+  const [models, keys] = [used(snapshot.models), used(snapshot.keys)];
+  document.getElementById("usage-section").hidden = models.length + keys.length === 0;
+  for (const [id, what, rows] of [["models", "model", models], ["keys", "key", keys]]) {
     document.getElementById(id).parentElement.hidden = rows.length === 0;
     const more = rows.length > 30 ? ` The ${30} busiest of ${rows.length}.` : "";
     table(id, caption(`By ${what}, since the gateway started.${more}`), head(what, "requests", "tokens", "cost"),

@@ -10,6 +10,7 @@ function significant(value, digits) {
 
 function seconds(value) {
   if (value === null || value === undefined) return "–";
+  if (value < 0.0000995) return `${significant(value * 1e6, 2)} µs`;
   if (value < 0.0995) return `${significant(value * 1000, 2)} ms`;
   if (value < 0.9995) return `${(value * 1000).toFixed(0)} ms`;
   return value < 99.5 ? `${significant(value, 2)} s` : `${value.toFixed(0)} s`;
@@ -130,7 +131,7 @@ function turned() {
     const now = lead[i].rate;
     const how = now > 1.1 * before ? "rose" : now < 0.9 * before ? "fell" : null;
     const load = how === null ? `at ${rate(now)} requests/s` : `when traffic ${how} from ${rate(before)} to ${rate(now)} requests/s`;
-    const ago = history.last.at - lead[i].at + 15;
+    const ago = Math.max(0, history.last.at - lead[i].at + 15);
     return [`${lead[i].kind === "moe" ? "Mixture-of-Experts" : "Dense"} took over about ${span(ago)} ago, ${load}.`];
   }
   return [];
