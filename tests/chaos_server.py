@@ -4,10 +4,11 @@
     with ChaosServer({"ok": 0.9, "reset_mid_body": 0.1}, seed=1) as server:    # seeded shares
     with ChaosServer(["503", "ok"]) as server:               # in order; the last one goes on
     with ChaosServer(lambda body, n: "ok") as server:        # body: chaos_answers.Body, n: count of requests
+    with chaos_process("ok", "--chunk-s", "0.01") as url:     # the same in a process of its own, for benchmarks
 
 `server.url` has no /v1. A request overrides the script by its header `x-chaos` or its body field "chaos" (names:
 chaos_answers.BEHAVIOURS), and sets the id that every piece of its answer holds by `x-chaos-id` or "chaos_id". The
-server runs on a loop in a thread of its own; `python tests/chaos_server.py` runs one in a process, for benchmarks.
+server runs on a loop in a thread of its own.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import os
 import random
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -316,6 +319,21 @@ def _document(status: int, body: bytes, kind: str = "application/json") -> Answe
 def port_of(url: str) -> int:
     """The port in an address of this machine."""
     return urlsplit(url).port or 80
+
+
+@contextlib.contextmanager
+def chaos_process(script: str | Mapping[str, float] | Sequence[str] = "ok", *arguments: str) -> Iterator[str]:
+    """The address of a server in a process of its own. `arguments`: as `python tests/chaos_server.py --help` says.
+
+    GET /chaos/seen tells its counts; POST /chaos/script changes its script.
+    """
+    command = [sys.executable, __file__, "--script", json.dumps(script), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
 
 
 def main() -> None:

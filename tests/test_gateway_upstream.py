@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import random
 import re
 
 import pytest
 from chaos_answers import BEHAVIOURS
-from chaos_server import ChaosServer
+from chaos_server import ChaosServer, chaos_process
 from gateway_upstream_fixtures import (
     CHAT,
     HASTY,
@@ -417,6 +418,19 @@ async def test_get() -> None:
     async with raw_server() as raw, upstream_of(raw.url) as upstream:
         with pytest.raises(GetError, match="not finished within"):
             await upstream.get("/health", timeout_s=0.1)
+
+
+@on_both_loops
+async def test_a_server_in_another_process() -> None:
+    with chaos_process({"ok": 1}) as url:
+        async with upstream_of(url) as upstream:
+            assert (await ask(upstream)).ends == ["end"]
+            changed = Memory()
+            upstream.send("/chaos/script", (), b'"429"', changed)
+            await changed.done.wait()
+            assert (await ask(upstream)).status == 429
+            seen = json.loads((await upstream.get("/chaos/seen"))[1])
+            assert (seen["requests"], seen["behaviours"]) == (2, {"ok": 1, "429": 1})
 
 
 @on_both_loops
