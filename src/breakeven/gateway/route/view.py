@@ -35,6 +35,9 @@ class Ask(msgspec.Struct, kw_only=True):
 class Speed(Protocol):
     """How fast a backend answers: a table of its step model, or what was observed of it."""
 
+    output_tokens: float
+    """Of a usual answer; set by whoever has seen some."""
+
     def ttft_s(
         self, prompt_tokens: float, running: float, context: float, ahead_tokens: float, waiting: float
     ) -> float:

@@ -77,6 +77,7 @@ def answered(forward: Forward, leg: Leg) -> None:
         lane.counted(OUTPUT_TOKENS, counted.output_tokens)
         if whole:
             lane.learn_mean(MEAN_OUTPUT, float(counted.output_tokens))
+            lane.view.speed.output_tokens = lane.output_tokens
     _time(forward, leg)
 
 

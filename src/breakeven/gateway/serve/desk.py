@@ -9,19 +9,16 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from breakeven.gateway.edge.depth import json_too_deep
-from breakeven.gateway.edge.errors import error_body
 from breakeven.gateway.edge.types import Headers, Request, Responder
 from breakeven.gateway.experiment import assign
 from breakeven.gateway.guard.hedge import HedgeBudget, delay_s
 from breakeven.gateway.keys.check import Keys
 from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.keys.windows import Windows
-from breakeven.gateway.plan.model import ENDPOINTS, GatewayPlan, PolicyPlan
+from breakeven.gateway.plan.model import GatewayPlan, PolicyPlan
 from breakeven.gateway.route.choose import choose
-from breakeven.gateway.route.view import Ask, Speed
+from breakeven.gateway.route.view import Ask, Choice, Speed
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.serve.ask import Asked, BadAskError, asks, new_ask, read_body
@@ -34,11 +31,12 @@ from breakeven.gateway.serve.cells import (
     USED_REQUESTS,
 )
 from breakeven.gateway.serve.copies import Copies
-from breakeven.gateway.serve.forward import JSON, Forward
+from breakeven.gateway.serve.forward import Forward
 from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.queue import Line
+from breakeven.gateway.serve.say import say
 from breakeven.gateway.shared.block import Block
-from breakeven.gateway.shared.layout import Count, Global, Share
+from breakeven.gateway.shared.layout import Count, Share
 from breakeven.gateway.shared.rows import Rows
 
 if TYPE_CHECKING:
@@ -121,7 +119,6 @@ class Desk:
         self._model_usage = block.model_usage.mine(worker)
         self._ids = f"{os.urandom(5).hex()}{worker:x}-"
         self._id = 0
-        self._post = frozenset(ENDPOINTS)
 
     def new_id(self) -> str:
         """Unique among workers and restarts."""
@@ -129,29 +126,6 @@ class Desk:
         return f"{self._ids}{self._id:x}"
 
     # A request comes in.
-
-    def handle(self, request: Request, responder: Responder) -> None:
-        """The edge's handler. Paths are compared as they were sent: whatever is not a known one is 404."""
-        path = request.path
-        if path in self._post:
-            client = self.client_of(request)
-            if client is None:
-                self._say(responder, 401, "this gateway asks for a key: Authorization: Bearer KEY", "invalid_api_key")
-            elif request.method != "POST":
-                self._say(responder, 405, f"{path} takes POST", "method_not_allowed", [(b"allow", b"POST")])
-            else:
-                self._ask(request, responder, client, path)
-        elif path == "/health":
-            self._get(request, responder, 200, b'{"status":"ok"}')
-        elif path == "/ready":
-            ready = self.is_ready()
-            self._get(request, responder, 200 if ready else 503, b'{"ready":%s}' % (b"true" if ready else b"false"))
-        elif path == "/v1/models" or path.startswith("/v1/models/"):
-            self._models(request, responder, path)
-        else:
-            self._say(
-                responder, 404, f"there is no {path[:200]} here; this gateway serves {', '.join(ENDPOINTS)}", None
-            )
 
     def client_of(self, request: Request) -> Client | None:
         """Who asks; None: nobody we know."""
@@ -165,40 +139,39 @@ class Desk:
         now_s = time.monotonic()
         return not self.draining and any(self.line.ready(lane) and lane.refresh(now_s).open for lane in self.lanes)
 
-    def _ask(self, request: Request, responder: Responder, client: Client, path: str) -> None:
+    def ask(self, request: Request, responder: Responder, client: Client, path: str) -> None:
+        """A body for one of the endpoints, from a client that is known: route it and send it on its way."""
         if json_too_deep(request.body, self.plan.limits.json_depth):
-            self._say(responder, 400, f"the body is nested deeper than {self.plan.limits.json_depth}", "json_too_deep")
+            say(responder, 400, f"the body is nested deeper than {self.plan.limits.json_depth}", "json_too_deep")
             return
         try:
             asked = read_body(request.body)
-            ttft_ms, tpot_ms = (
-                asks(TTFT_HEADER, request.header(TTFT_HEADER)),
-                asks(TPOT_HEADER, request.header(TPOT_HEADER)),
-            )
+            ttft_ms = asks(TTFT_HEADER, request.header(TTFT_HEADER))
+            tpot_ms = asks(TPOT_HEADER, request.header(TPOT_HEADER))
             usd = asks(USD_HEADER, request.header(USD_HEADER))
         except BadAskError as error:
-            self._say(responder, 400, str(error), "invalid_request")
+            say(responder, 400, str(error), "invalid_request")
             return
         policy = self.policies.get(asked.model)
         if policy is None or (client.entry is not None and not client.entry.may(asked.model)):
             # One answer for both: a key must not find out by asking which models there are.
             message = f"there is no model {asked.model[:200]!r} for you here; GET /v1/models lists those there are"
-            self._say(responder, 404, message, "model_not_found")
+            say(responder, 404, message, "model_not_found")
             return
         now_s = time.monotonic()
         ask = self._new_ask(path, asked, policy, client, ttft_ms, tpot_ms, usd)
         if (session := request.header(SESSION_HEADER)) is not None:
             ask.session = hash_of(session)
-        spent = None
-        if client.entry is not None:
-            if (refusal := self._over(client, ask)) is not None:
-                self._refuse(responder, client, refusal)
-                return
-            spent = self.windows.spend(
-                client.slot, client.entry.limits, time.time(), ask.prompt_tokens + ask.output_tokens
-            )
         lanes = [self.lanes[index] for index in self.members[asked.model]]
         choice = choose(policy, ask, [lane.refresh(now_s) for lane in lanes], self.dice)
+        spent = None
+        if (entry := client.entry) is not None:
+            unix_s = time.time()
+            tokens, usd = ask.prompt_tokens + ask.output_tokens, _dearest(choice)
+            if (refusal := self._over(client, entry, unix_s, tokens, usd)) is not None:
+                self._refuse(responder, client, refusal)
+                return
+            spent = self.windows.spend(client.slot, entry.limits, unix_s, tokens, usd)
         forward = Forward(self, request, responder, client, asked, ask, policy, choice)
         forward.order = [self.lanes[index] for index in choice.order]
         if policy.policy == NAMED and choice.reason == "only":
@@ -244,11 +217,11 @@ class Desk:
 
     # What it may cost its key.
 
-    def _over(self, client: Client, ask: Ask) -> tuple[str, float | None] | None:
+    def _over(
+        self, client: Client, entry: KeyEntry, unix_s: float, tokens: float, usd: float
+    ) -> tuple[str, float | None] | None:
         """What a key has used up, in words, and when it may ask again; None: it may now, and has taken a stream."""
-        assert client.entry is not None
-        tokens = ask.prompt_tokens + ask.output_tokens
-        refusal = self.windows.refused(client.slot, client.entry.limits, time.time(), tokens)
+        refusal = self.windows.refused(client.slot, entry.limits, unix_s, tokens, usd)
         if refusal is not None:
             return refusal.text, refusal.retry_after_s
         most = self.plan.limits.streams_per_key
@@ -260,7 +233,7 @@ class Desk:
         self._key_usage[client.slot * USAGE_COLUMNS + USED_REFUSED] += 1
         text, retry_s = refusal
         headers = [] if retry_s is None else [(b"retry-after", str(max(1, round(retry_s))).encode())]
-        self._say(responder, 429, text, "rate_limit_exceeded", headers)
+        say(responder, 429, text, "rate_limit_exceeded", headers)
 
     def _use(self, client: Client, policy: PolicyPlan, prompt: int, output: int, usd: float) -> None:
         """What a request took, to its key and to its public model."""
@@ -369,45 +342,6 @@ class Desk:
             told.append((b"x-breakeven-alternative", choice.scores[choice.alternative].backend.encode()))
         return told
 
-    # Small answers.
-
-    def _models(self, request: Request, responder: Responder, path: str) -> None:
-        client = self.client_of(request)
-        if client is None:
-            self._say(responder, 401, "this gateway asks for a key: Authorization: Bearer KEY", "invalid_api_key")
-            return
-        if request.method not in ("GET", "HEAD"):
-            self._say(responder, 405, f"{path} takes GET", "method_not_allowed", [(b"allow", b"GET, HEAD")])
-            return
-        entry = client.entry
-        names = [name for name in self.models if entry is None or entry.may(name)]
-        started = int(self.block.everywhere.get(0, 0, Global.STARTED_S))
-        if path != "/v1/models":
-            wanted = path.removeprefix("/v1/models/")
-            if wanted not in names:
-                self._say(responder, 404, f"there is no model {wanted[:200]!r} for you here", "model_not_found")
-                return
-            responder.respond(200, [JSON], msgspec.json.encode(_model(wanted, started)))
-            return
-        listing = {"object": "list", "data": [_model(name, started) for name in names]}
-        responder.respond(200, [JSON], msgspec.json.encode(listing))
-
-    def _get(self, request: Request, responder: Responder, status: int, body: bytes) -> None:
-        if request.method in ("GET", "HEAD"):
-            responder.respond(status, [JSON], body)
-        else:
-            self._say(responder, 405, f"{request.path} takes GET", "method_not_allowed", [(b"allow", b"GET, HEAD")])
-
-    def _say(
-        self,
-        responder: Responder,
-        status: int,
-        message: str,
-        code: str | None,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-    ) -> None:
-        responder.respond(status, [JSON, *headers], error_body(status, message, None, code))
-
 
 def hash_of(value: bytes) -> int:
     """A number that is equal in every worker for equal values, never 0."""
@@ -416,5 +350,6 @@ def hash_of(value: bytes) -> int:
     return crc32(value) or 1
 
 
-def _model(name: str, created: int) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": created, "owned_by": "breakeven"}
+def _dearest(choice: Choice) -> float:
+    """The most that a request is predicted to cost wherever it ends up: what its key must still be allowed to spend."""
+    return max((score.usd for score in choice.scores if not score.why_not), default=0.0)

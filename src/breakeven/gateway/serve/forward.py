@@ -19,6 +19,7 @@ from breakeven.gateway.serve.account import answered, record_of
 from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, body_for
 from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
+from breakeven.gateway.serve.say import JSON
 from breakeven.gateway.serve.tap import StreamTap, WholeTap
 from breakeven.gateway.shared.layout import Count, Load
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from breakeven.gateway.keys.windows import Spent
     from breakeven.gateway.serve.desk import Client, Desk
 
-JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream")
 CLIENT_LEFT = 499
 """nginx's word for a client that closed before its answer; it stands in the log only."""

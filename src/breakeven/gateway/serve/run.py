@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import GatewayPlan
@@ -42,8 +43,11 @@ def source_of(
             from breakeven.gateway.plan.from_models import plan_of_models
 
             plan = plan_of_models(what)
+        from breakeven.gateway.plan.check import check_plan
+
         asked = {"host": host, "port": port, "workers": workers, "admin_port": admin_port}
-        return replace(plan, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        return check_plan(replace(plan, **given), str(plan.path or "command line"))
 
     return read
 

@@ -20,6 +20,7 @@ from breakeven.errors import BreakevenError, UserError
 from breakeven.gateway.edge.listen import open_sockets
 from breakeven.gateway.keys.budget_file import budget_path, load_budgets
 from breakeven.gateway.keys.windows import retire
+from breakeven.gateway.plan.check import check_reload
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.gateway.serve.loading import Loaded, load_apart
 from breakeven.gateway.serve.news import send_news
@@ -58,7 +59,6 @@ class Supervisor:
         self._read, self._say = read, say
         self.loaded = load_apart(read)
         plan = self.loaded.plan
-        _check_open(plan, self.loaded)
         self.sockets = open_sockets(plan.host, plan.port, plan.workers)
         self.admin: list[socket.socket] = []
         if plan.admin_port is not None:
@@ -236,8 +236,7 @@ class Supervisor:
     def _reload(self) -> None:
         try:
             loaded = load_apart(self._read)
-            _check_open(loaded.plan, loaded)
-            _check_same(self.loaded, loaded)
+            check_reload(self.loaded.plan, loaded.plan, str(loaded.plan.path or "the plan"))
             draining = sum(1 for child in self.children.values() if child.worker and child.generation < self.generation)
             if draining + 2 * loaded.plan.workers >= self.block.shape.workers:
                 raise UserError("earlier workers still drain; reload again when they have ended")
@@ -298,25 +297,3 @@ def _kill(pid: int, number: int) -> None:
 
 def _what(child: Child) -> str:
     return "the watching process" if child.worker is None else f"worker {child.worker}"
-
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
-def _check_open(plan: GatewayPlan, loaded: Loaded) -> None:
-    """Nobody may be let in from elsewhere without a key, whatever wrote the plan."""
-    if plan.host not in LOOPBACK and not plan.host.startswith("127.") and loaded.keys is None:
-        raise UserError(
-            f"host {plan.host} can be reached from elsewhere and no key is asked; make one with "
-            "`breakeven keys create` and name its file under `keys:`, or listen on 127.0.0.1"
-        )
-
-
-def _check_same(old: Loaded, new: Loaded) -> None:
-    """What a reload may not change. Raises UserError."""
-    if old.keys is not None and new.keys is None:
-        raise UserError("a reload may not open what asked for keys; restart to do that")
-    for what in ("host", "port", "workers", "admin_host", "admin_port"):
-        before, after = getattr(old.plan, what), getattr(new.plan, what)
-        if before != after:
-            raise UserError(f"{what} was {before} and is now {after}; restart to change it")

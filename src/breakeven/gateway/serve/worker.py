@@ -16,6 +16,7 @@ from breakeven.gateway.keys.check import follow
 from breakeven.gateway.keys.store import file_stamp
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.serve.desk import Desk
+from breakeven.gateway.serve.front import Front
 from breakeven.gateway.serve.loading import Loaded
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.rows import Rows
@@ -44,7 +45,7 @@ async def _serve(
     plan = loaded.plan
     log = None if plan.log.directory is None else DecisionLog(plan.log.directory, worker, plan.log)
     desk = Desk(plan, loaded.speeds, rows, block, worker, loaded.keys, log)
-    edge = EdgeServer(desk.handle, plan.limits)
+    edge = EdgeServer(Front(desk).handle, plan.limits)
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
