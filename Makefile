@@ -28,9 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --no-build-isolation -e .
 	touch $@
 
-# Ray is 200 MB that only the tests of load from several machines need.
-$(TEST_STAMP): $(STAMP) constraints-scale.txt
-	$(PIP) --no-compile --require-hashes -r constraints-scale.txt
+# Ray, a browser's driver and a fuzzer are 400 MB that only tests need.
+$(TEST_STAMP): $(STAMP) constraints-test.txt
+	$(PIP) --no-compile --require-hashes -r constraints-test.txt
 	touch $@
 
 clean:

@@ -8,6 +8,7 @@ watching process; what a dead worker had under way is gone, what it counted is k
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import sys
@@ -113,6 +114,7 @@ class Supervisor:
     def run(self, on_ready: Callable[[], None]) -> int:
         """Serve until told to end; returns the exit status. `on_ready` is called when every worker accepts."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        _allow_many_files()
         self._start_watcher()
         gate, told = os.pipe()
         for k in range(self.loaded.plan.workers):
@@ -288,6 +290,14 @@ class Supervisor:
             self._reap()
             if got is not None and got.si_signo in (signal.SIGTERM, signal.SIGINT):
                 return
+
+
+def _allow_many_files() -> None:
+    """Every request under way takes two connections: raise the soft limit of open files to the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _kill(pid: int, number: int) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from breakeven.errors import BreakevenError
 from breakeven.gateway.edge.server import EdgeServer
 from breakeven.gateway.keys.budget_file import budget_path, save_budgets
+from breakeven.gateway.keys.check import Keys
 from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.plan.model import GatewayPlan, Limits
 from breakeven.gateway.seen.record import DecisionRecord
@@ -218,8 +219,15 @@ class Watcher:
         from breakeven.gateway.seen.metrics import render
 
         secret = os.environ.get(self.now.plan.admin_secret_env) or None
-        handler = admin_handler(self._state, lambda: render(self.block, self.now.plan, self.now.rows), secret)
+        handler = admin_handler(
+            self._state, lambda: render(self.block, self.now.plan, self.now.rows), secret, admits=self._admits
+        )
         return EdgeServer(handler, ADMIN_LIMITS)
+
+    def _admits(self, authorization: bytes | None) -> bool:
+        """Whether a key of the gateway's own may read the page as well."""
+        entry = Keys(self.now.keys or ()).find(authorization, None)
+        return entry is not None and entry.admin
 
     def _state(self) -> Snapshot:
         from breakeven.gateway.seen.snapshot_of import snapshot

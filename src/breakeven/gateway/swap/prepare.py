@@ -10,9 +10,11 @@ from breakeven.gateway.shared.layout import Known, State
 
 
 def prepare(plan: GatewayPlan, block: Block, rows: Mapping[str, int]) -> None:
-    """No local engine that is not there yet may look ready. `rows`: of backends by name."""
+    """Nobody has been asked yet, and no local engine that is not there yet may look ready. `rows`: by backend."""
     for backend in plan.backends:
         row = rows[backend.name]
+        if not block.known.get(0, row, Known.POLLED_S):
+            block.known.put(0, row, Known.UP, -1.0)
         if backend.local is None:
             for column in (Known.STATE, Known.PROGRESS, Known.LOAD_S, Known.PORT):
                 block.known.put(0, row, column, 0.0)

@@ -18,6 +18,7 @@ from breakeven.gateway.shared.layout import Count, Known, Load, State
 from breakeven.gateway.swap import types
 from breakeven.gateway.swap.effects import WRITING, Effects, Engines, Event, Failed, Loaded, Measured, Unloaded
 from breakeven.gateway.swap.needs import budget_of, is_synthetic, local_backends, needs_of, threads_of
+from breakeven.gateway.swap.prepare import prepare
 from breakeven.gateway.swap.scheduler import Scheduler
 from breakeven.gateway.swap.types import Demand
 
@@ -27,17 +28,6 @@ ALMOST = 0.99
 """Progress shown of an engine that takes longer than last time."""
 DECODE_TOKENS = 128.0
 """Answer assumed in a request's service time until answers have been seen. Judgement."""
-
-
-def prepare(plan: GatewayPlan, block: Block, rows: Mapping[str, int]) -> None:
-    """Before workers start: no local engine that is not there yet may look ready. `rows`: of backends by name."""
-    for backend in plan.backends:
-        row = rows[backend.name]
-        if backend.local is None:
-            for column in (Known.STATE, Known.PROGRESS, Known.LOAD_S, Known.PORT):
-                block.known.put(0, row, column, 0.0)
-        elif not block.known.get(0, row, Known.PORT):
-            block.known.put(0, row, Known.STATE, State.UNLOADED)
 
 
 class Swapper:
