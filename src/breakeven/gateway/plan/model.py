@@ -116,10 +116,10 @@ class PolicyPlan:
     """A public model name and how its requests are spread. `policy` is a name in `gateway.route.policies.POLICIES`.
 
     `slo`: TTFT and TPOT asked for unless a key or a request asks otherwise. `quality_floor`: backends with a lower
-    score, or none, are left out. `weights`: for `weighted`, share by backend. `first`: for `spill` and `edge-first`, the
-    backend that is filled first. `longest_tokens`: for `edge-first`, longer requests go elsewhere. `explore`: share of
-    requests sent to a backend other than the best one so that its estimate heals. `shed`: refuse (429) what would miss
-    its SLO everywhere, instead of serving it late. `queue_s`: longest wait for a free place.
+    score, or none, are left out. `weights`: for `weighted`, share by backend. `first`: for `spill` and `edge-first`,
+    the backend that is filled first. `longest_tokens`: for `edge-first`, longer requests go elsewhere. `explore`: share
+    of requests sent to a backend other than the best one so that its estimate heals. `shed`: refuse (429) what would
+    miss its SLO everywhere, instead of serving it late. `queue_s`: longest wait for a free place.
     """
 
     model: str
