@@ -85,7 +85,7 @@ class World:
                 engine.state = "draining"
             case Resume():
                 assert engine.state == "draining"
-                engine.state, engine.since_s = "ready", self.now_s
+                engine.state = "ready"  # its dwell counts from its load
             case Unload():
                 assert engine.state == "draining"
                 assert not engine.ends, "a busy engine was stopped"
