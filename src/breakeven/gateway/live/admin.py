@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import time
 from collections.abc import Callable
 from urllib.parse import parse_qs
@@ -19,6 +18,7 @@ import msgspec
 
 from breakeven.errors import UserError
 from breakeven.gateway.edge.errors import error_body
+from breakeven.gateway.edge.origin import is_loopback_address, names_here, without_port
 from breakeven.gateway.edge.types import Handler, Headers, Request, Responder
 from breakeven.gateway.live.page import login_page, page_policy, whole_page
 from breakeven.gateway.seen.metrics import CONTENT_TYPE
@@ -83,7 +83,9 @@ class _Admin:
             return self._get(request, responder, lambda: (b'{"status":"ok"}', b"application/json", BARE_POLICY))
         if self.admits is not None and self.admits(request.header(b"authorization")):
             return self._show(request, responder)
-        if self.digest is None and not (_from_here(request.peer) and _names_here(request.header(b"host"))):
+        if self.digest is None and not (
+            is_loopback_address(without_port(request.peer)) and names_here(request.header(b"host"))
+        ):
             return _error(
                 responder,
                 403,
@@ -179,31 +181,6 @@ def _session_holds(value: bytes, digest: bytes, now_s: float) -> bool:
     if not until.isdigit() or len(until) > 12:
         return False
     return hmac.compare_digest(value, _session(digest, int(until)).encode()) and now_s < int(until)
-
-
-def _names_here(host: bytes | None) -> bool:
-    """Whether a Host header names this machine's loopback; its port does not matter."""
-    name = _without_port((host or b"").decode("latin-1"))
-    return name.lower().rstrip(".") == "localhost" or _is_loopback(name)
-
-
-def _from_here(peer: str) -> bool:
-    return _is_loopback(_without_port(peer))
-
-
-def _without_port(text: str) -> str:
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0] if text.count(":") == 1 else text
-
-
-def _is_loopback(text: str) -> bool:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
 
 
 def _json(body: bytes) -> tuple[bytes, bytes, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from breakeven.gateway.edge.origin import names_here, sent_from_here
 from breakeven.gateway.edge.types import Request, Responder
 from breakeven.gateway.plan.model import ENDPOINTS
 from breakeven.gateway.serve.desk import Desk
@@ -12,6 +13,7 @@ from breakeven.gateway.shared.layout import Global
 
 MODELS = "/v1/models"
 READS = "GET, HEAD"
+_MOST_NAMES = 64
 
 
 class Front:
@@ -20,11 +22,16 @@ class Front:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._endpoints = frozenset(ENDPOINTS)
+        self._names: set[bytes | None] = {None}
+        """Hosts that were found to name this machine; no browser sends none."""
 
     def handle(self, request: Request, responder: Responder) -> None:
         """The edge's handler."""
         path = request.path
-        if path in self._endpoints:
+        if self._desk.keys is None and path.startswith("/v1") and not self._meant_for_us(request):
+            message = "without keys only this machine may ask, by the name 127.0.0.1 or localhost; `keys:` opens it"
+            say(responder, 403, message, "forbidden")
+        elif path in self._endpoints:
             client = self._desk.client_of(request)
             if client is None:
                 ask_for_key(responder)
@@ -44,6 +51,16 @@ class Front:
                 responder.respond(200 if ready else 503, [JSON], b'{"ready":%s}' % (b"true" if ready else b"false"))
         else:
             say(responder, 404, f"there is no {path[:200]} here; this gateway serves {', '.join(ENDPOINTS)}", None)
+
+    def _meant_for_us(self, request: Request) -> bool:
+        """Whether it came by a name of this machine, and from no page of another."""
+        host = request.header(b"host")
+        if host not in self._names:
+            if not names_here(host):
+                return False
+            if len(self._names) < _MOST_NAMES:
+                self._names.add(host)
+        return sent_from_here(request.header(b"origin"))
 
     def _models(self, request: Request, responder: Responder) -> None:
         """What this client may ask for: the listing, or one of it."""
