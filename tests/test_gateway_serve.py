@@ -1,0 +1,299 @@
+"""`breakeven serve` as a whole: real processes, real sockets, backends that fail in every known way."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chaos_answers import BEHAVIOURS, Body
+from chaos_server import ChaosServer
+from gateway_serve_fixtures import CHAT, Gateway, Listener, Reply, ask, question, serving, wait
+
+COSTS = {"api": {"input": 1, "output": 1}}
+BEFORE = [
+    "reset_before_head", "close_before_head", "stall", "stall_after_head", "garbage", "endless_header", "huge_headers",
+    "429", "500", "502", "503", "529", "redirect", "switching",
+]  # fmt: skip
+"""What a backend can do before the first byte of its answer's body."""
+AFTER = ["reset_mid_body", "close_mid_body", "stall_mid_body", "truncate", "garbage_mid_body"]
+ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"]
+
+
+@dataclass
+class House:
+    """A gateway with two workers, a backend that answers, and one that does what its model's name says."""
+
+    gateway: Gateway
+    good: ChaosServer
+    bad: ChaosServer
+
+
+def _by_model(body: Body, _: int) -> str:
+    return body.model if body.model in BEHAVIOURS else "ok"
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """The one gateway that most tests here ask."""
+    directory = tmp_path_factory.mktemp("serve")
+    with ChaosServer("ok") as good, ChaosServer(_by_model, huge_bytes=2**20) as bad, ChaosServer("die", die_s=60) as dies:
+        backends: list[dict[str, Any]] = [
+            {"name": "good", "url": f"{good.url}/v1", "price": COSTS, "endpoints": ENDPOINTS, "served_model": "real"},
+            {"name": "twin", "url": f"{good.url}/v1", "price": {"api": {"input": 9, "output": 9}}, "kind": "moe"},
+        ]
+        quick = {"timeouts": {"first_byte": "400ms", "idle": "400ms"}, "poll": False}
+        backends += [
+            {"name": f"bad-{fault}-{stream}", "url": f"{server.url}/v1", "served_model": fault, **quick}
+            for server, faults in ((bad, [*BEFORE, *AFTER]), (dies, ["die"]))
+            for fault in faults
+            for stream in (False, True)
+        ]
+        nobody = f"http://127.0.0.1:{_closed_port()}/v1"
+        backends += [{"name": f"bad-nobody-{stream}", "url": nobody, **quick} for stream in (False, True)]
+        policies: list[dict[str, Any]] = [
+            {"model": f"try-{one['name'][4:]}", "backends": [one["name"], "good"], "policy": "cheapest", "explore": 0}
+            for one in backends[2:]
+        ]
+        policies += [
+            {"model": "pair", "backends": ["good", "twin"], "explore": 0, "slo": {"ttft": "10s"}},
+            {"model": "even", "backends": ["good", "twin"], "policy": "weighted", "explore": 0},
+            {"model": "hopeless", "backends": ["bad-500-True", "bad-nobody-True"], "policy": "cheapest", "attempts": 2},
+        ]
+        limits = {"body": "64KiB", "json_depth": 16}
+        plan = {"backends": backends, "policies": policies, "workers": 2, "limits": limits}
+        with serving(directory, plan) as gateway:
+            yield House(gateway, good, bad)
+
+
+def _closed_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+# What it serves.
+
+
+def test_two_workers_and_one_that_watches(house: House) -> None:
+    assert len(house.gateway.workers()) == 2
+    assert len(house.gateway.watcher()) == 1
+    assert house.gateway.state()["workers"] == 2
+
+
+def test_models_are_the_public_names_and_then_the_backends(house: House) -> None:
+    listing = ask(house.gateway.url, None, "/v1/models").json
+    names = [one["id"] for one in listing["data"]]
+    assert names[-1] == "bad-nobody-True"
+    assert {"pair", "even", "hopeless", "good", "twin"} < set(names)
+    assert len(names) == len(set(names))
+    assert ask(house.gateway.url, None, "/v1/models/pair").json["id"] == "pair"
+    assert ask(house.gateway.url, None, "/health").status == 200
+    assert ask(house.gateway.url, None, "/ready").json == {"ready": True}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_an_answer_is_the_backends_byte_by_byte(house: House, path: str, stream: bool) -> None:
+    if stream and path.endswith("embeddings"):
+        return
+    body = question("same", "pair", stream=stream, input="hello", prompt="hello", stream_options={"include_usage": True})
+    through = ask(house.gateway.url, body, path)
+    direct = ask(house.good.url, {**body, "model": "real"}, path)
+    assert (through.status, through.body, through.whole) == (200, direct.body, True)
+    assert through.headers["content-type"] == direct.headers["content-type"]
+    assert through.headers.get("content-length") == direct.headers.get("content-length")
+    record = house.gateway.record(through.id)
+    assert (record.backend, record.endpoint, record.status) == ("good", path, 200)
+    assert record.prompt_tokens == 7
+    assert record.output_tokens == (None if path.endswith("embeddings") else 8)
+
+
+def test_fields_that_we_do_not_know_reach_the_backend_as_they_were(house: House) -> None:
+    text = (
+        '{"tools": [{"type":"function","function":{"name":"f","parameters":{"type":"object","x":1.50,"y":1e3}}}],\n'
+        ' "model" : "pair","response_format":{"type":"json_schema","json_schema":{"strict":true}}, "logprobs":true,'
+        '"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]}],'
+        ' "new_field":{"deep":[1,null,"\\u00e9\\ud83d\\ude00"]},"seed":12345678901234567890,"chaos_id":"fields"}'
+    )
+    assert ask(house.gateway.url, text.encode()).status == 200
+    sent = _body_of(house.good, "fields")
+    # Values keep their bytes: 1.50 is no 1.5, and a whole number beyond 64 bits is no float.
+    for part in ('"x":1.50,"y":1e3', '"\\u00e9\\ud83d\\ude00"', "12345678901234567890", "data:image/png;base64,AAAA"):
+        assert part.encode() in sent
+    assert json.loads(sent) == {**json.loads(text), "model": "real"}
+
+
+def test_a_backends_own_name_reaches_it_alone(house: House) -> None:
+    answer = ask(house.gateway.url, question("own", "twin"))
+    assert (answer.status, answer.backend, answer.headers["x-breakeven-reason"]) == (200, "twin", "named")
+    assert answer.json["model"] == "twin"
+
+
+def test_headers_of_an_answer_tell_the_decision(house: House) -> None:
+    answer = ask(house.gateway.url, question("told", "pair"))
+    assert answer.backend == "good"
+    assert answer.headers["x-breakeven-alternative"] == "twin"
+    assert float(answer.headers["x-breakeven-ttft-ms"]) > 0
+    assert float(answer.headers["x-breakeven-usd"]) > 0
+    record = house.gateway.record(answer.id)
+    assert record.reason == answer.headers["x-breakeven-reason"]
+    assert [score.backend for score in record.scores] == ["good", "twin"]
+
+
+def test_a_requests_own_service_level_goes_before_the_policys(house: House) -> None:
+    asked = {"x-breakeven-ttft-ms": "1234", "x-breakeven-tpot-ms": "55.5", "x-breakeven-max-usd": "0.5"}
+    record = house.gateway.record(ask(house.gateway.url, question("slo", "pair"), headers=asked).id)
+    assert (record.asked_ttft_s, record.asked_tpot_s, record.asked_usd) == (1.234, 0.0555, 0.5)
+    plain = house.gateway.record(ask(house.gateway.url, question("slo2", "pair")).id)
+    assert (plain.asked_ttft_s, plain.asked_tpot_s, plain.asked_usd) == (10.0, None, None)
+    assert ask(house.gateway.url, question("slo3", "pair"), headers={"x-breakeven-ttft-ms": "soon"}).status == 400
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_usage_is_asked_for_and_dropped_only_where_the_client_did_not_ask(house: House, path: str) -> None:
+    ident = f"usage{path.count('/')}"
+    silent = ask(house.gateway.url, question(ident, "pair", stream=True, prompt="x"), path)
+    direct = ask(house.good.url, question(ident, "real", stream=True, prompt="x"), path)
+    assert silent.body == direct.body
+    assert b'"usage"' not in silent.body
+    record = house.gateway.record(silent.id)
+    assert (record.prompt_tokens, record.output_tokens, record.finish) == (7, 8, "stop")
+    options = {"include_usage": True}
+    asked = ask(house.gateway.url, question(ident, "pair", stream=True, prompt="x", stream_options=options), path)
+    assert asked.body.count(b'"usage"') == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b'{"model": "nobody"}'),
+        (400, b'{"messages": []}'),
+        (400, b'{"model": 5}'),
+        (400, b"[1, 2]"),
+        (400, b"no json"),
+        (400, b'{"model": "pair", "x": ' + b"[" * 40 + b"]" * 40 + b"}"),
+        (413, b'{"model": "pair", "x": "' + b"x" * 70_000 + b'"}'),
+    ],
+)
+def test_what_is_wrong_is_told_and_reaches_nobody(house: House, status: int, body: bytes) -> None:
+    before = house.good.seen.requests
+    answer = ask(house.gateway.url, body)
+    assert answer.status == status
+    error = answer.json["error"]
+    assert error["message"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert house.good.seen.requests == before
+
+
+def test_a_backends_400_is_the_clients_answer(house: House) -> None:
+    answer = ask(house.gateway.url, question("four", "pair", chaos="400"))
+    assert (answer.status, answer.backend) == (400, "good")
+    assert answer.json["error"]["message"] == "chaos 400"
+    assert len(house.gateway.record(answer.id).attempts) == 1
+
+
+# Failing over.
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", [*BEFORE, "die", "nobody"])
+def test_another_backend_answers_what_failed_before_its_first_byte(house: House, fault: str, stream: bool) -> None:
+    ident = f"before-{fault}-{stream}"
+    answer = ask(house.gateway.url, question(ident, f"try-{fault}-{stream}", stream=stream))
+    direct = ask(house.good.url, question(ident, "real", stream=stream))
+    assert (answer.status, answer.backend, answer.body, answer.whole) == (200, "good", direct.body, True)
+    assert house.good.seen.ids[ident] == 2  # through and direct
+    record = house.gateway.record(answer.id)
+    assert [one.backend for one in record.attempts] == [f"bad-{fault}-{stream}", "good"]
+    assert [one.outcome == "answered" for one in record.attempts] == [False, True]
+    assert not record.error
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", AFTER)
+def test_half_an_answer_is_cut_and_never_begun_again(house: House, fault: str, stream: bool) -> None:
+    if fault == "garbage_mid_body" and not stream:
+        return  # it comes together with the first byte, before which another backend may be asked
+    ident = f"after-{fault}-{stream}"
+    answer = ask(house.gateway.url, question(ident, f"try-{fault}-{stream}", stream=stream))
+    assert not answer.whole
+    assert answer.status == 200
+    assert answer.backend == f"bad-{fault}-{stream}"
+    assert house.good.seen.ids[ident] == 0
+    assert house.bad.seen.ids[ident] == 1
+    record = house.gateway.record(answer.id)
+    assert [one.backend for one in record.attempts] == [f"bad-{fault}-{stream}"]
+    assert record.error
+
+
+def test_when_nobody_can_answer_the_client_is_told(house: House) -> None:
+    answer = ask(house.gateway.url, question("hopeless", "hopeless"))
+    assert answer.status in (500, 502)
+    record = house.gateway.record(answer.id)
+    assert {one.backend for one in record.attempts} == {"bad-500-True", "bad-nobody-True"}
+    assert "127.0.0.1" not in answer.body.decode()
+
+
+# Clients that leave.
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_that_leaves_cancels_the_backend(house: House, reset: bool) -> None:
+    ident = f"leaves-{reset}"
+    cancelled = house.good.seen.cancelled
+    slow = question(ident, "pair", stream=True, chaos="slow", max_tokens=20_000)
+    client = Listener(house.gateway.url, slow)
+    client.until(ident.encode())
+    client.leave(reset=reset)
+    # The whole answer would take the backend far longer than anybody waits here.
+    wait(lambda: house.good.seen.cancelled == cancelled + 1, "the backend goes on", 5.0)
+    wait(house.gateway.idle, "something is still counted")
+    wait(lambda: [one.status for one in house.gateway.logged() if one.status == 499], "it is in no log")
+    assert house.good.seen.ids[ident] == 1
+
+
+def test_a_client_that_leaves_before_the_first_byte_asks_nobody_else(house: House) -> None:
+    cancelled = house.good.seen.cancelled
+    client = Listener(house.gateway.url, question("early", "pair", chaos="stall"))
+    wait(lambda: house.good.seen.ids["early"], "it was never asked")
+    client.leave()
+    wait(lambda: house.good.seen.cancelled == cancelled + 1, "the backend goes on", 5.0)
+    wait(house.gateway.idle, "something is still counted")
+    assert house.good.seen.ids["early"] == 1
+
+
+# What is counted and logged, after all of the above.
+
+
+def test_each_request_has_one_record_and_nothing_stays_counted(house: House) -> None:
+    wait(house.gateway.idle, "something is still counted")
+    state = house.gateway.state()
+    asked = sum(one["requests"] for one in state["backends"])
+    wait(lambda: sum(len(record.attempts) for record in house.gateway.logged()) >= asked, "a record is missing")
+    records = house.gateway.logged()
+    assert sum(len(record.attempts) for record in records) == asked
+    assert len({record.id for record in records}) == len(records)
+    assert state["log_dropped"] == 0
+    assert {name for one in house.good.seen.headers for name in one} <= {
+        "host", "content-length", "content-type", "accept", "accept-encoding", "connection", "user-agent"
+    } | {"x-breakeven-request-id"}  # fmt: skip
+
+
+def test_both_workers_serve(house: House) -> None:
+    wait(lambda: _many(house.gateway, 20) and len({r.id.split("-")[0] for r in house.gateway.logged()}) == 2, "one only")
+
+
+def _many(gateway: Gateway, count: int) -> list[Reply]:
+    return [ask(gateway.url, question(f"many{k}", "even")) for k in range(count)]
+
+
+def _body_of(server: ChaosServer, ident: str) -> bytes:
+    return next(body for body in reversed(server.seen.bodies) if ident.encode() in body)
