@@ -43,7 +43,11 @@ def _by_model(body: Body, _: int) -> str:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """The one gateway that most tests here ask."""
     directory = tmp_path_factory.mktemp("serve")
-    with ChaosServer("ok") as good, ChaosServer(_by_model, huge_bytes=2**20) as bad, ChaosServer("die", die_s=60) as dies:
+    with (
+        ChaosServer("ok") as good,
+        ChaosServer(_by_model, huge_bytes=2**20) as bad,
+        ChaosServer("die", die_s=60) as dies,
+    ):
         backends: list[dict[str, Any]] = [
             {"name": "good", "url": f"{good.url}/v1", "price": COSTS, "endpoints": ENDPOINTS, "served_model": "real"},
             {"name": "twin", "url": f"{good.url}/v1", "price": {"api": {"input": 9, "output": 9}}, "kind": "moe"},
@@ -104,7 +108,9 @@ def test_models_are_the_public_names_and_then_the_backends(house: House) -> None
 def test_an_answer_is_the_backends_byte_by_byte(house: House, path: str, stream: bool) -> None:
     if stream and path.endswith("embeddings"):
         return
-    body = question("same", "pair", stream=stream, input="hello", prompt="hello", stream_options={"include_usage": True})
+    body = question(
+        "same", "pair", stream=stream, input="hello", prompt="hello", stream_options={"include_usage": True}
+    )
     through = ask(house.gateway.url, body, path)
     direct = ask(house.good.url, {**body, "model": "real"}, path)
     assert (through.status, through.body, through.whole) == (200, direct.body, True)
@@ -288,7 +294,9 @@ def test_each_request_has_one_record_and_nothing_stays_counted(house: House) -> 
 
 
 def test_both_workers_serve(house: House) -> None:
-    wait(lambda: _many(house.gateway, 20) and len({r.id.split("-")[0] for r in house.gateway.logged()}) == 2, "one only")
+    wait(
+        lambda: _many(house.gateway, 20) and len({r.id.split("-")[0] for r in house.gateway.logged()}) == 2, "one only"
+    )
 
 
 def _many(gateway: Gateway, count: int) -> list[Reply]:
