@@ -18,7 +18,7 @@ from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.keys.windows import Windows
 from breakeven.gateway.plan.model import GatewayPlan, PolicyPlan
 from breakeven.gateway.route.choose import choose
-from breakeven.gateway.route.view import Ask, Choice, Speed
+from breakeven.gateway.route.view import REASONS, Ask, Choice, Speed
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.serve.ask import Asked, BadAskError, asks, new_ask, read_body
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 TTFT_HEADER, TPOT_HEADER, USD_HEADER = b"x-breakeven-ttft-ms", b"x-breakeven-tpot-ms", b"x-breakeven-max-usd"
 SESSION_HEADER = b"x-breakeven-session"
+_REASONS = {reason: (b"x-breakeven-reason", reason.encode()) for reason in REASONS}
 NAMED = "named"
 """The policy of a backend's own name: nothing to choose."""
 
@@ -328,11 +329,12 @@ class Desk:
     def told(self, forward: Forward, leg: Leg | None) -> Headers:
         """What the client is told of the decision."""
         choice = forward.choice
-        told = [(b"x-breakeven-request-id", forward.id.encode()), (b"x-breakeven-reason", choice.reason.encode())]
+        told = [(b"x-breakeven-request-id", forward.id.encode()), _REASONS[choice.reason]]
         if leg is None:
             return told
-        name = leg.lane.plan.name
-        told.append((b"x-breakeven-backend", name.encode()))
+        lane = leg.lane
+        told.append(lane.header)
+        name = lane.plan.name
         for score in choice.scores:
             if score.backend == name:
                 told.append((b"x-breakeven-ttft-ms", b"%.1f" % (score.ttft_s * 1e3)))

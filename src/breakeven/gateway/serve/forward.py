@@ -307,6 +307,9 @@ class Forward:
         if leg is not None:
             answered(self, leg)
         self.desk.done(self, record_of(self, leg, status, error))
+        # Legs hold this object: without the circle both go at once instead of with the next collection.
+        self.legs = []
+        self.winner = None
 
     # The client.
 

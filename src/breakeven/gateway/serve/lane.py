@@ -72,9 +72,11 @@ class Lane:
         "count",
         "count_at",
         "gate",
+        "header",
         "model_raw",
         "plan",
         "port",
+        "secret",
         "slot",
         "upstream",
         "view",
@@ -93,9 +95,11 @@ class Lane:
     ):
         """Opens nothing. Raises UserError where the key's variable is not set."""
         self.plan, self.slot = plan, slot
+        self.header = (b"x-breakeven-backend", plan.name.encode())
         self.model_raw = msgspec.Raw(msgspec.json.encode(plan.served_model or plan.name))
         self.upstream: Upstream | None = None
         self.port = 0
+        self.secret = os.environ.get(plan.api_key_env, "").encode() if plan.api_key_env else b""
         if plan.url is not None:
             self.upstream = self.connect(plan.url, limits)
         self.breaker = Breaker()

@@ -9,6 +9,7 @@ from breakeven.gateway.experiment.answer import Kept
 from breakeven.gateway.guard.retry import BUSY, USUAL_HOLD_S, retry_after_s, status_fails_over, trouble_is_broken
 from breakeven.gateway.serve.cells import AHEAD_TOKENS, CONTEXT_TOKENS, DECODING, IN_FLIGHT, REQUESTS
 from breakeven.gateway.serve.lane import Lane
+from breakeven.gateway.serve.scrub import Scrub, headers_without
 from breakeven.gateway.serve.tap import StreamTap, WholeTap
 from breakeven.gateway.shared.layout import Count
 from breakeven.gateway.upstream.types import Exchange, Headers, Trouble
@@ -35,6 +36,7 @@ class Leg:
         "last_ns",
         "outcome",
         "running",
+        "scrub",
         "single",
         "spell",
         "start_ns",
@@ -53,6 +55,7 @@ class Leg:
         self.first_ns = self.last_ns = 0
         self.outcome = ""
         self.single: bytes | None = None
+        self.scrub: Scrub | None = None
         self.kept = Kept() if forward.experiment or forward.desk.plan.log.prompts else None
         self._settled = False
         view = lane.view
@@ -80,6 +83,10 @@ class Leg:
         """The answer's head; nothing is said to the client before its first byte."""
         self.status, self.head = status, headers
         lane, now_s = self.lane, time.monotonic()
+        if lane.secret:
+            self.head = headers_without(lane.secret, headers)
+            if status >= 400:
+                self.scrub = Scrub(lane.secret)
         if status_fails_over(status):
             if status == BUSY:
                 asked_s = retry_after_s(_header(headers, b"retry-after"), time.time())
@@ -94,6 +101,8 @@ class Leg:
 
     def on_body(self, data: bytes) -> None:
         """A piece of the answer."""
+        if self.scrub is not None and not (data := self.scrub.feed(data)):
+            return
         self.last_ns = time.monotonic_ns()
         forward = self.forward
         if not self.first_ns:
@@ -114,6 +123,9 @@ class Leg:
 
     def on_end(self) -> None:
         """The answer is whole."""
+        scrub, self.scrub = self.scrub, None
+        if scrub is not None and (held := scrub.rest()):
+            self.on_body(held)
         forward = self.forward
         if not self.first_ns:
             self.last_ns = time.monotonic_ns()
