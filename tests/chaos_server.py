@@ -345,11 +345,14 @@ def main() -> None:
     parser.add_argument("--first-s", type=float, default=0.0)
     parser.add_argument("--chunk-s", type=float, default=0.0)
     parser.add_argument("--engine", default="llama.cpp")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--huge-bytes", type=int, default=8 * 2**20)
     given = parser.parse_args()
     settings = {"chunks": given.chunks, "first_s": given.first_s, "chunk_s": given.chunk_s}
+    settings["huge_bytes"] = given.huge_bytes
     import uvloop
 
-    chaos = ChaosServer(json.loads(given.script), port=given.port, engine=given.engine, **settings)
+    chaos = ChaosServer(json.loads(given.script), seed=given.seed, port=given.port, engine=given.engine, **settings)
     chaos.new_loop = uvloop.new_event_loop
     with chaos as server:
         print(server.url, flush=True)

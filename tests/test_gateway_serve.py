@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 from chaos_answers import BEHAVIOURS, Body
 from chaos_server import ChaosServer
-from gateway_serve_fixtures import CHAT, Gateway, Listener, Reply, ask, question, serving, wait
+from gateway_serve_fixtures import Gateway, Listener, Reply, ask, question, serving, wait
 
 COSTS = {"api": {"input": 1, "output": 1}}
 BEFORE = [

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from breakeven.errors import BreakevenError, UserError
 from breakeven.gateway.keys.entry import KeyEntry
-from breakeven.gateway.plan.model import GatewayPlan
+from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
+from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.route.view import Speed
 
 
@@ -31,42 +32,59 @@ class Loaded:
 
 def load(read: Callable[[], GatewayPlan]) -> Loaded:
     """Read and check everything here, in this process. Raises UserError for what cannot be served."""
-    from breakeven.gateway.keys.store import load as load_keys
-    from breakeven.gateway.route.build import speed_of
     from breakeven.gateway.serve.lane import secret_of
-    from breakeven.gateway.swap.needs import check_local
 
     plan = read()
     for backend in plan.backends:
         secret_of(backend)
-    check_local(plan)
-    speeds = {backend.name: speed_of(backend) for backend in plan.backends}
-    return Loaded(plan, speeds, None if plan.keys is None else load_keys(plan.keys))
+    if any(backend.local is not None for backend in plan.backends):
+        from breakeven.gateway.swap.needs import check_local
+
+        check_local(plan)
+    keys = None
+    if plan.keys is not None:
+        from breakeven.gateway.keys.store import load as load_keys
+
+        keys = load_keys(plan.keys)
+    return Loaded(plan, {backend.name: _speed(backend) for backend in plan.backends}, keys)
 
 
-def load_apart(read: Callable[[], GatewayPlan]) -> Loaded:
-    """`load` in a child process. Raises what it raised."""
+def _speed(backend: BackendPlan) -> Speed:
+    if backend.machine is None:
+        places = backend.slots or (backend.local.slots if backend.local is not None else None)
+        return Observed.of(backend.speed, places)
+    # Only step models need numpy and what predicts.
+    from breakeven.gateway.route.build import speed_of
+
+    return speed_of(backend)
+
+
+def load_apart(read: Callable[[], GatewayPlan]) -> Callable[[], Loaded]:
+    """Begin to `load` in a child process; what comes back waits for it. That raises what the child raised."""
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(ours)
-        status = 1
         with contextlib.suppress(BaseException), os.fdopen(theirs, "wb") as out:
             pickle.dump(_outcome(read), out)
-            status = 0
         sys.stderr.flush()
-        os._exit(status)
+        os._exit(0)
     os.close(theirs)
-    with os.fdopen(ours, "rb") as answer:
-        said = answer.read()
-    os.waitpid(child, 0)
-    if not said:
-        raise BreakevenError("reading the gateway's file ended without a word; try again")
-    outcome = pickle.loads(said)
-    if isinstance(outcome, BaseException):
-        raise outcome
-    loaded: Loaded = outcome
-    return loaded
+
+    def result() -> Loaded:
+        with os.fdopen(ours, "rb") as answer:
+            said = answer.read()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child, 0)
+        if not said:
+            raise BreakevenError("reading the gateway's file ended without a word; try again")
+        outcome = pickle.loads(said)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        loaded: Loaded = outcome
+        return loaded
+
+    return result
 
 
 def _outcome(read: Callable[[], GatewayPlan]) -> Loaded | BaseException:

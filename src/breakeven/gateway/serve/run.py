@@ -55,13 +55,16 @@ def source_of(
 def run(read: Callable[[], GatewayPlan], *, check_only: bool = False) -> int:
     """Serve until told to end. Raises UserError for a plan that cannot be served."""
     from breakeven.gateway.serve.loading import load_apart
-    from breakeven.gateway.serve.supervisor import Supervisor
 
+    result = load_apart(read)
     if check_only:
-        plan = load_apart(read).plan
+        plan = result().plan
         print(f"{len(plan.backends)} backends, {len(plan.policies)} public models: it can be served.")
         return 0
-    supervisor = Supervisor(read, _say)
+    # Read over there while this process gets ready here.
+    from breakeven.gateway.serve.supervisor import Supervisor
+
+    supervisor = Supervisor(result(), read, _say)
 
     def ready() -> None:
         plan = supervisor.loaded.plan

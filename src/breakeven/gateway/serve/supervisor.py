@@ -55,10 +55,10 @@ class Child:
 class Supervisor:
     """Everything that outlives a reload: sockets, shared memory, rows, children."""
 
-    def __init__(self, read: Callable[[], GatewayPlan], say: Callable[[str], None]) -> None:
-        """Reads the plan and opens the sockets. Raises UserError when either cannot be."""
+    def __init__(self, loaded: Loaded, read: Callable[[], GatewayPlan], say: Callable[[str], None]) -> None:
+        """Opens the sockets. `read`: how to read the plan anew. Raises UserError when a port is taken."""
         self._read, self._say = read, say
-        self.loaded = load_apart(read)
+        self.loaded = loaded
         plan = self.loaded.plan
         self.sockets = open_sockets(plan.host, plan.port, plan.workers)
         self.admin: list[socket.socket] = []
@@ -237,7 +237,7 @@ class Supervisor:
 
     def _reload(self) -> None:
         try:
-            loaded = load_apart(self._read)
+            loaded = load_apart(self._read)()
             check_reload(self.loaded.plan, loaded.plan, str(loaded.plan.path or "the plan"))
             draining = sum(1 for child in self.children.values() if child.worker and child.generation < self.generation)
             if draining + 2 * loaded.plan.workers >= self.block.shape.workers:
