@@ -95,7 +95,7 @@ def test_a_file_gets_its_defaults(tmp_path: Path) -> None:
     a, b, c = plan.backends
     assert (a.kind, a.place, a.quality, a.poll, a.endpoints) == ("moe", "cloud", 0.78, True, USUAL_ENDPOINTS)
     assert b.local == LocalPlan(model="qwen3-0.6b", context=8192, slots=2)
-    assert (b.kind, b.place, b.model, b.engine) == ("dense", "on-premise", "qwen3-0.6b", "llama.cpp")
+    assert (b.kind, b.place, b.model, b.engine) == ("dense", "edge", "qwen3-0.6b", "llama.cpp")
     assert (b.slots, b.context, b.machine, b.endpoints) == (2, 8192, None, LOCAL_ENDPOINTS)
     assert (c.url, c.is_api, c.poll, c.kind) == ("https://api.example.org/api/v1", True, False, "unknown")
     chat, spill = plan.policies

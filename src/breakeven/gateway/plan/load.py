@@ -120,7 +120,8 @@ def _backend(place: str, form: BackendForm, directory: Path) -> BackendPlan:
         check_format(f"{place}.format", form.format)
     price = None if form.price is None else pricing_of(form.price)
     hosted = isinstance(price, Api)
-    location: Location = form.location or ("cloud" if isinstance(price, Api | Rented) else "on-premise")
+    usual: Location = "edge" if local else "cloud" if isinstance(price, Api | Rented) else "on-premise"
+    location: Location = form.location or usual
     if hosted and location != "cloud":
         raise UserError(f"{place}.location: found {location!r}, it must be cloud: a hosted model runs elsewhere")
     return BackendPlan(

@@ -153,7 +153,9 @@ class _Collector:
             if known.get(0, row, Known.POLLED_S):
                 polled_at.add_metric(name, known.get(0, row, Known.POLLED_S))
                 for each, (what, _) in POLLED.items():
-                    polled[each].add_metric(name, known.get(0, row, what))
+                    # Below 0: the engine does not tell.
+                    if (value := known.get(0, row, what)) >= 0.0:
+                        polled[each].add_metric(name, value)
             if backend.local is not None:
                 now = known.get(0, row, Known.STATE)
                 for one in State:

@@ -127,7 +127,7 @@ def _backend(backend: BackendPlan, block: Block, row: int, expert_load: list[flo
         queued=int(block.load.total(row, Load.QUEUED)) + int(block.load.total(row, Load.WANTED)),
         engine_running=known(Known.RUNNING),
         engine_waiting=known(Known.WAITING),
-        kv_share=known(Known.KV_SHARE),
+        kv_share=share if (share := known(Known.KV_SHARE)) is not None and share >= 0.0 else None,
         requests=total[Count.REQUESTS],
         ok=total[Count.OK],
         errors=total[Count.SERVER_ERRORS] + total[Count.TROUBLES],

@@ -11,12 +11,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from breakeven.errors import BreakevenError
 from breakeven.gateway.edge.server import EdgeServer
 from breakeven.gateway.keys.budget_file import budget_path, save_budgets
-from breakeven.gateway.keys.check import Keys
+from breakeven.gateway.keys.check import Keys, follow
 from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.plan.model import GatewayPlan, Limits
 from breakeven.gateway.seen.record import DecisionRecord
@@ -62,6 +63,7 @@ class Watcher:
         self.experiments: list[ExperimentState] = []
         self.warnings: dict[str, str] = {}
         self.swapper: Swapper | None = None
+        self._keys = Keys(())
         self._engines: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._ending = asyncio.Event()
@@ -99,7 +101,9 @@ class Watcher:
         self._spawn(Poller(plan, rows.backends, self.block).run())
         if plan.log.directory is not None:
             self._spawn(self._follow())
+        self._keys = Keys(keys or ())
         if plan.keys is not None and keys is not None:
+            self._spawn(self._follow_keys(plan.keys))
             self._spawn(self._save_budgets())
             if plan.redis is not None:
                 self._spawn(self._share_limits())
@@ -150,6 +154,13 @@ class Watcher:
 
         self.swapper = Swapper(self.now.plan, self.block, self.now.rows.backends)
         await self.swapper.run()
+
+    async def _follow_keys(self, path: Path) -> None:
+        """What is revoked does not open the page any more either."""
+        seen = (0, 0, 0)
+        while True:
+            seen = follow(self._keys, path, seen)
+            await asyncio.sleep(LOOK_S)
 
     async def _save_budgets(self) -> None:
         """Spending outlives a restart, less the last seconds before a crash."""
@@ -226,7 +237,7 @@ class Watcher:
 
     def _admits(self, authorization: bytes | None) -> bool:
         """Whether a key of the gateway's own may read the page as well."""
-        entry = Keys(self.now.keys or ()).find(authorization, None)
+        entry = self._keys.find(authorization, None)
         return entry is not None and entry.admin
 
     def _state(self) -> Snapshot:
