@@ -13,7 +13,6 @@ from contextlib import suppress
 
 from breakeven.gateway.edge.server import EdgeServer
 from breakeven.gateway.keys.check import follow
-from breakeven.gateway.keys.store import file_stamp
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.serve.desk import Desk
 from breakeven.gateway.serve.front import Front
@@ -50,10 +49,13 @@ async def _serve(
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
+    seen = (0, 0, 0)
+    if plan.keys is not None and desk.keys is not None:
+        # The keys are as old as the plan: some may have been revoked before this worker took another's place.
+        seen = follow(desk.keys, plan.keys, seen)
     await edge.start([listening])
     block.worker.put(worker, 0, PID, os.getpid())
     ready()
-    seen = (0, 0, 0) if plan.keys is None else file_stamp(plan.keys)
     while not ending.is_set():
         _tell(desk, edge, block, worker)
         if plan.keys is not None and desk.keys is not None:
