@@ -70,51 +70,58 @@ class Counted(msgspec.Struct):
 class StreamTap:
     """Events of one stream. `events` counts them; `finish` is the reason it gave, empty while it gave none."""
 
-    __slots__ = ("_drop", "_end", "_finish_marks", "_held", "_told", "counted", "events", "finish")
+    __slots__ = ("_drop", "_end", "_held", "_marks", "counted", "events", "finish")
 
     def __init__(self, endpoint: str, *, drop_usage: bool) -> None:
         self._drop = drop_usage
         self._end = b""
+        """How events end, once the first line has told: two line feeds, or two of carriage return and line feed."""
         self._held = b""
-        self._finish_marks = _FINISH.get(endpoint, ())
-        self._told = False
+        """The part of an event that has come. With `drop_usage` the client has not had it yet."""
+        self._marks = _FINISH.get(endpoint, ())
         self.counted = Counted()
         self.events = 0
         self.finish = ""
 
     def feed(self, data: bytes) -> bytes:
         """Bytes from the backend in, bytes for the client out."""
-        if not self._end:
-            # The first line tells how lines end; a stream whose first piece has none yet waits for it.
-            self._end = b"\r\n\r\n" if b"\r\n" in data else b"\n\n"
-        if self._drop:
-            if self._held:
-                data = self._held + data
-                self._held = b""
-            if not data.endswith(self._end) and len(data) < _MOST_HELD:
-                cut = data.rfind(self._end)
-                cut = 0 if cut < 0 else cut + len(self._end)
-                self._held, data = data[cut:], data[:cut]
-                if not data:
-                    return b""
-        self.events += data.count(self._end)
-        if not self.finish:
-            for mark in self._finish_marks:
-                if (at := data.find(mark)) >= 0:
-                    self.finish = _reason(data, at, mark)
-                    break
-        if _USAGE[0] in data or _USAGE[1] in data:
-            return self._usage(data)
-        return data
+        whole = self._held + data if self._held else data
+        end = self._end
+        if not end:
+            if b"\n" not in whole:
+                self._held = whole
+                return b"" if self._drop else data
+            end = self._end = b"\r\n\r\n" if b"\r\n" in whole else b"\n\n"
+        if whole.endswith(end) or len(whole) > _MOST_HELD:
+            self._held = b""
+        else:
+            cut = whole.rfind(end)
+            cut = 0 if cut < 0 else cut + len(end)
+            self._held, whole = whole[cut:], whole[:cut]
+        if whole:
+            whole = self._look(whole)
+        return whole if self._drop else data
 
     def rest(self) -> bytes:
         """What is still held when the stream ends."""
         held, self._held = self._held, b""
-        return held
+        if held:
+            held = self._look(held)
+        return held if self._drop else b""
 
-    def _usage(self, data: bytes) -> bytes:
+    def _look(self, events: bytes) -> bytes:
+        """Read whole events; returns them without the one that only we asked for."""
+        end = self._end or b"\n\n"
+        self.events += events.count(end)
+        if not self.finish:
+            for mark in self._marks:
+                if (at := events.find(mark)) >= 0:
+                    self.finish = _reason(events, at, mark)
+                    break
+        if _USAGE[0] not in events and _USAGE[1] not in events:
+            return events
         kept = []
-        for event in data.split(self._end):
+        for event in events.split(end):
             answer = _event(event)
             if answer is not None:
                 self._count(answer)
@@ -122,7 +129,7 @@ class StreamTap:
                     self.events -= 1
                     continue
             kept.append(event)
-        return self._end.join(kept) if self._drop else data
+        return end.join(kept) if self._drop else events
 
     def _count(self, answer: _Answer) -> None:
         holder = answer.response or answer.message

@@ -1,0 +1,138 @@
+"""What is read of an answer as it passes, and what of it reaches the client."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from breakeven.gateway.serve.tap import StreamTap, WholeTap
+
+CHAT = "/v1/chat/completions"
+USAGE = {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14, "prompt_tokens_details": {"cached_tokens": 5}}
+
+
+def chunk(text: str, finish: str | None = None, spaces: bool = False) -> bytes:
+    event = {"id": "c", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}
+    return b"data: " + json.dumps(event, separators=None if spaces else (",", ":")).encode()
+
+
+def usage(spaces: bool = False) -> bytes:
+    event = {"id": "c", "choices": [], "usage": USAGE}
+    return b"data: " + json.dumps(event, separators=None if spaces else (",", ":")).encode()
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    at = sorted({place % (len(data) + 1) for place in places})
+    return [data[a:b] for a, b in zip([0, *at], [*at, len(data)], strict=True) if a < b]
+
+
+def through(tap: StreamTap, pieces: list[bytes]) -> bytes:
+    return b"".join([*(tap.feed(piece) for piece in pieces), tap.rest()])
+
+
+words = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=8), min_size=1, max_size=6)
+
+
+@given(words, st.lists(st.integers(0, 10_000), max_size=12), st.sampled_from([b"\n\n", b"\r\n\r\n"]), st.booleans())
+def test_only_the_event_we_asked_for_is_taken_out_however_the_stream_is_cut(
+    texts: list[str], places: list[int], end: bytes, spaces: bool
+) -> None:
+    before = [chunk(text, spaces=spaces) for text in texts] + [chunk("", "stop", spaces)]
+    told, done = usage(spaces), b"data: [DONE]"
+    stream = end.join([*before, told, done]) + end
+    pieces = cut(stream, places)
+    dropping = StreamTap(CHAT, drop_usage=True)
+    assert through(dropping, pieces) == end.join([*before, done]) + end
+    keeping = StreamTap(CHAT, drop_usage=False)
+    assert through(keeping, pieces) == stream
+    whole = StreamTap(CHAT, drop_usage=False)
+    through(whole, [stream])
+    for tap in (dropping, keeping, whole):
+        assert tap.counted.prompt_tokens == 11
+        assert tap.counted.output_tokens == 3
+        assert tap.counted.cached_tokens == 5
+        assert tap.finish == "stop"
+
+
+def test_a_stream_that_ends_without_a_reason_says_none() -> None:
+    tap = StreamTap(CHAT, drop_usage=True)
+    through(tap, [chunk("a") + b"\n\n", chunk("b") + b"\n\n"])
+    assert tap.finish == ""
+    assert tap.counted.output_tokens is None
+    assert tap.events == 2
+
+
+def test_usage_beside_text_is_read_and_stays() -> None:
+    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}], "usage": USAGE}
+    event = b"data: " + json.dumps(last, separators=(",", ":")).encode() + b"\n\n"
+    tap = StreamTap(CHAT, drop_usage=True)
+    assert through(tap, [event]) == event
+    assert tap.counted.output_tokens == 3
+    assert tap.finish == "length"
+
+
+def test_text_that_looks_like_usage_is_passed_on() -> None:
+    event = chunk('"usage":{"prompt_tokens":9}') + b"\n\n"
+    tap = StreamTap(CHAT, drop_usage=True)
+    assert through(tap, [event]) == event
+    assert tap.counted.prompt_tokens is None
+
+
+def test_half_an_event_at_the_end_still_reaches_the_client() -> None:
+    tap = StreamTap(CHAT, drop_usage=True)
+    assert through(tap, [chunk("a") + b"\n\n", b"data: {half"]) == chunk("a") + b"\n\ndata: {half"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "events", "prompt", "output"),
+    [
+        (
+            "/v1/messages",
+            [
+                {"type": "message_start", "message": {"usage": {"input_tokens": 7, "output_tokens": 1}}},
+                {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 4}},
+                {"type": "message_stop"},
+            ],
+            7,
+            4,
+        ),
+        (
+            "/v1/responses",
+            [
+                {"type": "response.output_text.delta", "delta": "a"},
+                {"type": "response.completed", "response": {"usage": {"input_tokens": 7, "output_tokens": 4}}},
+            ],
+            7,
+            4,
+        ),
+    ],
+)
+def test_other_endpoints_tell_their_usage_in_their_own_way(
+    endpoint: str, events: list[dict[str, object]], prompt: int, output: int
+) -> None:
+    stream = b"".join(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n" for event in events)
+    tap = StreamTap(endpoint, drop_usage=False)
+    assert through(tap, [stream[:50], stream[50:]]) == stream
+    assert (tap.counted.prompt_tokens, tap.counted.output_tokens) == (prompt, output)
+    assert tap.finish
+
+
+@given(st.lists(st.integers(0, 300), max_size=4))
+def test_a_whole_answer_is_read_at_its_end(places: list[int]) -> None:
+    answer = json.dumps({"choices": [{"finish_reason": "stop", "message": {"content": "é"}}], "usage": USAGE}).encode()
+    tap = WholeTap()
+    assert b"".join(tap.feed(piece) for piece in cut(answer, places)) == answer
+    assert tap.rest() == b""
+    assert (tap.counted.prompt_tokens, tap.counted.output_tokens, tap.finish) == (11, 3, "stop")
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_no_bytes_break_a_tap_or_are_lost(data: bytes, drop: bool) -> None:
+    tap = StreamTap(CHAT, drop_usage=drop)
+    assert through(tap, [data]) == data
+    whole = WholeTap()
+    assert whole.feed(data) == data
+    whole.rest()
