@@ -275,7 +275,7 @@ def run_chaos(directory: Path, requests: int, *, at_once: int = 48, seed: int = 
             seen=seen,
             behaviours=behaviours,
             rss_bytes=party.rss_bytes,
-            descriptors=[len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in sorted(gateway.workers())],
+            descriptors=[len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in party.workers],
             said=gateway.said,
             faults=faults,
         )
@@ -285,13 +285,15 @@ class _Party:
     """All clients together."""
 
     def __init__(self, gateway: Gateway, secrets: list[str], requests: int, seed: int) -> None:
-        self.gateway, self.secrets, self.requests = gateway, secrets, requests
+        self.secrets, self.requests = secrets, requests
         self.told: list[Told] = []
         self.strays = 0
         self.rss_bytes: list[list[int]] = []
         self._dice = random.Random(seed)
         self._numbers = iter(_numbers(requests))
         self._at = urlsplit(gateway.url)
+        wait(lambda: len(gateway.workers()) == gateway.state()["workers"], "not every worker accepts")
+        self.workers = sorted(gateway.workers())
 
     async def run(self, at_once: int) -> None:
         """Until every question has its ending."""
@@ -309,7 +311,7 @@ class _Party:
                 _, client = await loop.create_connection(_Client, self._at.hostname, self._at.port)
             self.told.append(await self._ask(client, number, dice))
             if len(self.told) % max(1, self.requests // 10) == 0:
-                self.rss_bytes.append([_rss(pid) for pid in sorted(self.gateway.workers())])
+                self.rss_bytes.append([_rss(pid) for pid in self.workers])
         if client is not None:
             await asyncio.sleep(0.05)
             self._close(client)
