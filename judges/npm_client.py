@@ -1,0 +1,50 @@
+"""Runs `npm_client.mjs` directly and through the gateway."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from found import Found
+from places import HERE, PUBLIC, Engine
+
+FILES = ("package.json", "npm_client.mjs")
+
+
+def installed(cache: Path) -> Path:
+    """A directory with the client and what it needs. Raises RuntimeError where node or npm is missing."""
+    directory = cache / "npm"
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        raise RuntimeError("node and npm are not installed")
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copy(HERE / name, directory / name)
+    wanted = json.loads((HERE / "package.json").read_text())["dependencies"]["openai"]
+    has = directory / "node_modules" / "openai" / "package.json"
+    if not has.is_file() or json.loads(has.read_text())["version"] != wanted:
+        npm = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
+        done = subprocess.run(npm, cwd=directory, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            raise RuntimeError(f"npm install failed: {done.stderr.strip()[-500:]}")
+    return directory
+
+
+def outcomes(directory: Path, url: str, model: str) -> dict[str, str]:
+    """Result by call."""
+    command = ["node", FILES[1], url, model]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=600)
+    found: dict[str, str] = dict(json.loads(line) for line in done.stdout.splitlines())
+    if not found:
+        raise RuntimeError(f"the npm client did not run: {done.stderr[-2000:]}")
+    return found
+
+
+def judge(engine: Engine, through_url: str, cache: Path) -> list[Found]:
+    """One row; a call that raises counts by its exception."""
+    directory = installed(cache)
+    version = json.loads((HERE / "package.json").read_text())["dependencies"]["openai"]
+    node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    direct, through = outcomes(directory, engine.url, engine.model), outcomes(directory, through_url, PUBLIC)
+    return [Found(f"openai {version} of npm, node {node}", engine.what, direct, through)]
