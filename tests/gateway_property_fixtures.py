@@ -30,7 +30,7 @@ CHAT = "/v1/chat/completions"
 JSON_TYPE = {"content-type": "application/json"}
 PATIENCE_S = 20.0
 """For what must come about, however busy the machine; nothing waits so long when all is well."""
-_COMMAND = [sys.executable, "-c", "import sys; from breakeven.cli.main import main; sys.exit(main())", "serve"]
+COMMAND = [sys.executable, "-c", "import sys; from breakeven.cli.main import main; sys.exit(main())", "serve"]
 Answered = tuple[int, dict[str, str], bytes]
 
 
@@ -148,7 +148,7 @@ def gateway(
     *,
     environ: Mapping[str, str] | None = None,
     options: Sequence[str] = (),
-    command: Sequence[str] = tuple(_COMMAND),
+    command: Sequence[str] = tuple(COMMAND),
 ) -> Iterator[Gateway]:
     """A gateway that serves this plan until the block ends."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def refused(directory: Path, plan: Mapping[str, Any], *options: str, environ: Ma
     """What `breakeven serve` says of a plan it does not serve. It must end by itself, with status 2."""
     directory.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        [*_COMMAND, str(write_plan(directory, plan)), *options],
+        [*COMMAND, str(write_plan(directory, plan)), *options],
         capture_output=True,
         text=True,
         timeout=60,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from breakeven.gateway.loop.result import Fleet, LogDecision
 from breakeven.report.decision_files import save_decision
+from breakeven.report.decision_words import usd, usd_span
 from breakeven.report.json_file import encode, write_whole
 from breakeven.report.studies import PAGE
 from breakeven.spec.prediction import Span
@@ -34,7 +35,7 @@ def log_summary(result: LogDecision, directory: Path) -> str:
     ]
     if traffic.estimated:
         lines.append(f"Lengths of {traffic.estimated:,} of them are estimates: nobody counted their tokens to the end.")
-    lines += ["", result.sentence, "", f"This period cost ${traffic.usd:,.2f} as the gateway counted it. Alone:"]
+    lines += ["", result.sentence, "", f"This period cost {usd(traffic.usd)} as the gateway counted it. Alone:"]
     width = max(len(fleet.candidate) for fleet in result.fleets)
     lines += [f"  {fleet.candidate:<{width}}  {_cost(fleet)}" for fleet in result.fleets]
     if result.left_out_backends:
@@ -47,7 +48,7 @@ def _cost(fleet: Fleet) -> str:
         return f"cannot: {fleet.ruled_out[0]}" if fleet.ruled_out else "no price known"
     machines = "" if fleet.replicas is None else f", {_between(fleet.replicas, '{:.0f}')} replicas"
     why = f"; ruled out: {fleet.ruled_out[0]}" if fleet.ruled_out else ""
-    return f"${_between(fleet.usd, '{:,.2f}')}{machines}{why}"
+    return f"{usd_span(fleet.usd)}{machines}{why}"
 
 
 def _between(span: Span, form: str) -> str:

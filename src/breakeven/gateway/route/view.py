@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 
-class Ask(msgspec.Struct, kw_only=True):
+class Ask(msgspec.Struct, kw_only=True, gc=False):
     """One request, as far as routing needs it. `output_tokens` is what is expected, `most_output` what is allowed.
 
     `ttft_s`, `tpot_s`, `usd`: what is asked for by the request's header, else its key, else the policy; None: nothing.
@@ -119,7 +119,7 @@ class View:
         self.usd_per_input = self.usd_per_output = self.usd_per_s = 0.0
 
 
-class Score(msgspec.Struct, kw_only=True, array_like=True):
+class Score(msgspec.Struct, kw_only=True, array_like=True, gc=False):
     """What one backend would give this request. `why_not`: why it cannot be chosen, empty when it may."""
 
     backend: str
@@ -137,7 +137,7 @@ class Score(msgspec.Struct, kw_only=True, array_like=True):
         return not self.why_not and self.headroom >= 1.0
 
 
-class Choice(msgspec.Struct, kw_only=True):
+class Choice(msgspec.Struct, kw_only=True, gc=False):
     """Where a request goes. `order`: indexes of views, best first; the rest are for failover. Empty: refused.
 
     `reason` is one of `REASONS`. `scores`: of every backend considered, the chosen one among them.

@@ -9,7 +9,7 @@ from breakeven.gateway.route.view import Score
 RECORD_SCHEMA = "breakeven.decision_log/1"
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One backend asked. `outcome`: answered, cancelled, hedge_lost, or a trouble's name, or `status_NNN`."""
 
     backend: str
@@ -20,7 +20,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     hedge: bool = False
 
 
-class DecisionRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
+class DecisionRecord(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """A request from its arrival to its end. Seconds from its arrival; None: not available."""
 
     id: str

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -37,6 +37,8 @@ GENERATIONS = 3
 """Generations of workers that may be there at once: one that serves, and those that still drain."""
 SPARE = 64
 """Backends, keys and models that reloads may add to what there is at the start."""
+FAILED = -1
+"""The generation of workers that a reload started and took back."""
 HASTY_S, HASTY = 10.0, 5
 """A worker that died this often within this time is not started again at once."""
 KILL_S = 5.0
@@ -116,21 +118,11 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         _allow_many_files()
         self._start_watcher()
-        gate, told = os.pipe()
-        for k in range(self.loaded.plan.workers):
-            self._start_worker(k, told)
-        os.close(told)
-        # The pipe is at its end when every worker has closed its side, ready or dead.
-        with os.fdopen(gate, "rb") as answers:
-            ready = len(answers.read())
-        if ready < self.loaded.plan.workers:
+        if not self._start_workers():
             self._end(0.0)
             raise BreakevenError("a worker could not start; its message is above")
         on_ready()
-        status = self._watch()
-        for one in (*self.sockets, *self.admin):
-            one.close()
-        return status
+        return self._watch()
 
     def _watch(self) -> int:
         while True:
@@ -175,13 +167,28 @@ class Supervisor:
         return pid
 
     def _start_watcher(self) -> None:
+        # A pair of its own: one that was killed may have left half a message in it.
+        self.news.close()
+        self._heard.close()
+        self.news, self._heard = socket.socketpair()
         self._fork(None, -1, self._run_watcher)
 
     def _run_watcher(self) -> int:
         self.news.close()
+        _close(self.sockets)
         return run_watcher(
             self.loaded.plan, self.loaded.keys, self.rows, self.block, self.machine, self.admin, self._heard
         )
+
+    def _start_workers(self) -> bool:
+        """Start a generation of workers; whether every one of them accepts."""
+        gate, told = os.pipe()
+        for k in range(self.loaded.plan.workers):
+            self._start_worker(k, told)
+        os.close(told)
+        # The pipe is at its end when every worker has closed its side, ready or dead.
+        with os.fdopen(gate, "rb") as answers:
+            return len(answers.read()) == self.loaded.plan.workers
 
     def _start_worker(self, k: int, told: int | None = None) -> None:
         taken = {child.worker for child in self.children.values()}
@@ -194,8 +201,12 @@ class Supervisor:
                 os.write(told, b"1")
                 os.close(told)
 
-        loaded, rows, block, listening = self.loaded, self.rows, self.block, self.sockets[k]
-        self._fork(worker, k, lambda: run_worker(loaded, rows, block, worker, listening, ready))
+        def run() -> int:
+            # Whoever holds a socket keeps it open: held by others it would take clients that nobody serves.
+            _close([*self.sockets[:k], *self.sockets[k + 1 :], *self.admin])
+            return run_worker(self.loaded, self.rows, self.block, worker, self.sockets[k], ready)
+
+        self._fork(worker, k, run)
 
     def _reap(self) -> None:
         while True:
@@ -247,16 +258,20 @@ class Supervisor:
         except BreakevenError as error:
             self._say(f"not reloaded, everything goes on as it was: {error}")
             return
-        self.loaded, self.rows = loaded, rows
+        before = self.loaded, self.rows
         old = list(self.children.values())
+        self.loaded, self.rows = loaded, rows
         self.generation += 1
+        if not self._start_workers():
+            self.loaded, self.rows = before
+            for child in self.children.values():
+                if child.generation == self.generation:
+                    child.generation = FAILED
+                    _kill(child.pid, signal.SIGTERM)
+            self.generation -= 1
+            self._say("not reloaded, everything goes on as it was: a worker could not start; its message is above")
+            return
         self.block.everywhere.put(0, 0, Global.GENERATION, float(self.generation))
-        gate, told = os.pipe()
-        for k in range(loaded.plan.workers):
-            self._start_worker(k, told)
-        os.close(told)
-        with os.fdopen(gate, "rb") as answers:
-            answers.read()
         for child in old:
             if child.worker is None:
                 # Its engines go on, so it stays and hears of the new plan.
@@ -268,6 +283,7 @@ class Supervisor:
 
     def _end(self, timeout_s: float) -> int:
         self._ending = True
+        _close([*self.sockets, *self.admin])
         self.block.everywhere.put(0, 0, Global.DRAINING, 1.0)
         workers = [child for child in self.children.values() if child.worker is not None]
         for child in workers:
@@ -298,6 +314,11 @@ def _allow_many_files() -> None:
     if soft != hard:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _close(sockets: Sequence[socket.socket]) -> None:
+    for one in sockets:
+        one.close()
 
 
 def _kill(pid: int, number: int) -> None:

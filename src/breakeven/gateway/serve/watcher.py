@@ -79,8 +79,9 @@ class Watcher:
         reader, writer = await asyncio.open_connection(sock=news)
         self._begin()
         hearing = loop.create_task(self._hear(reader))
+        supervisor = os.getppid()
         while not self._ending.is_set():
-            if os.getppid() == 1:
+            if os.getppid() != supervisor:
                 break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), LOOK_S)

@@ -21,6 +21,8 @@ from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.rows import Rows
 
 TELL_S = 0.5
+WHOLE_COLLECTION = 60
+"""Turns of `TELL_S` between two looks at everything that could be a circle."""
 PID, DROPPED, CONNECTIONS, UNDER_WAY = range(4)
 """Columns of the block's `worker` grid."""
 
@@ -34,7 +36,8 @@ def run_worker(
     # What the supervisor loaded lives as long as we do: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
+    # Requests leave no circles behind; what else does is collected between them, in `_serve`.
+    gc.disable()
     return uvloop.run(_serve(loaded, rows, block, worker, listening, ready))
 
 
@@ -47,8 +50,10 @@ async def _serve(
     edge = EdgeServer(Front(desk).handle, plan.limits)
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
+    supervisor = os.getppid()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
+    turn = 0
     seen = (0, 0, 0)
     if plan.keys is not None and desk.keys is not None:
         # The keys are as old as the plan: some may have been revoked before this worker took another's place.
@@ -60,7 +65,9 @@ async def _serve(
         _tell(desk, edge, block, worker)
         if plan.keys is not None and desk.keys is not None:
             seen = follow(desk.keys, plan.keys, seen)
-        if os.getppid() == 1:
+        turn += 1
+        gc.collect(2 if turn % WHOLE_COLLECTION == 0 else 0)
+        if os.getppid() != supervisor:
             sys.stderr.write("breakeven: the supervisor is gone; this worker ends\n")
             break
         with suppress(TimeoutError):
