@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,13 +143,18 @@ def write_plan(path: Path, plan: dict[str, Any]) -> Path:
 
 
 @contextlib.contextmanager
-def serving(directory: Path, plan: dict[str, Any], environment: dict[str, str] | None = None) -> Iterator[Gateway]:
-    """A gateway of its own process group, ended at the end."""
+def serving(
+    directory: Path,
+    plan: dict[str, Any],
+    environment: dict[str, str] | None = None,
+    python: Sequence[str] = ("-m", "breakeven.cli"),
+) -> Iterator[Gateway]:
+    """A gateway of its own process group, ended at the end. `python`: what is run instead of the command itself."""
     directory.mkdir(parents=True, exist_ok=True)
     path = write_plan(directory / "gateway.yaml", plan)
     with (directory / "stderr").open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "breakeven.cli", "serve", str(path)],
+            [sys.executable, *python, "serve", str(path)],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

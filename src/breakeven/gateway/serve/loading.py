@@ -33,10 +33,13 @@ class Loaded:
 def load(read: Callable[[], GatewayPlan]) -> Loaded:
     """Read and check everything here, in this process. Raises UserError for what cannot be served."""
     from breakeven.gateway.serve.lane import secret_of
+    from breakeven.gateway.upstream.target import tls_of
 
     plan = read()
     for backend in plan.backends:
         secret_of(backend)
+        if backend.ca_file is not None:
+            tls_of(backend.ca_file)
     if any(backend.local is not None for backend in plan.backends):
         from breakeven.gateway.swap.needs import check_local
 
