@@ -10,7 +10,8 @@ from typing import Literal
 
 import msgspec
 
-_MOST_HELD = 16 * 2**20
+_MOST_HELD = 256 * 1024
+"""Of an event that has not ended; longer ones pass as they come. No event that tells the usage is as long."""
 _MOST_KEPT = 4 * 2**20
 """Of an answer in one piece that is read for its usage."""
 _USAGE = (b'"usage":{', b'"usage": {')
@@ -88,7 +89,7 @@ class StreamTap:
         whole = self._held + data if self._held else data
         end = self._end
         if not end:
-            if b"\n" not in whole:
+            if b"\n" not in whole and len(whole) <= _MOST_HELD:
                 self._held = whole
                 return b"" if self._drop else data
             end = self._end = b"\r\n\r\n" if b"\r\n" in whole else b"\n\n"
