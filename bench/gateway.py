@@ -87,19 +87,25 @@ def latency_part(gateways: list[Gateway], direct: Gateway, mock: Mock, work: Pat
         print(f"{gateway.name}: at {rate:.0f} requests/s adds p50 {medians['p50']:.3f} ms, p99 {medians['p99']:.3f} ms", added)
 
 
+PACES = {"each chunk alone (every 10 ms in 64 streams)": (64, 0.01), "as fast as they come": (16, None)}
+
+
 def stream_part(gateways: list[Gateway], mock: Mock, work: Path) -> None:
-    """Chunks of streams a second of CPU."""
-    chunks, streams = 400, 200
-    file = body(work / "stream.json", stream=True, tokens=chunks)
-    found: dict[str, list[float]] = {gateway.name: [] for gateway in gateways}
-    for _ in range(ROUNDS):
-        for gateway in gateways:
-            n = streams if gateway.name != "litellm" else 20
-            mock.script(ttft_s=None, chunks=chunks)
-            before = gateway.cpu_s()
-            hammer(gateway, file, n, 16)
-            found[gateway.name].append(n * chunks / (gateway.cpu_s() - before))
-    print("chunks a second of CPU:", json.dumps({name: round(statistics.median(v)) for name, v in found.items()}), found)
+    """Chunks of streams a second of CPU: paced, so that each is read and written alone, and unthrottled."""
+    for pace, (concurrent, itl_s) in PACES.items():
+        chunks = 200
+        file = body(work / "stream.json", stream=True, tokens=chunks)
+        found: dict[str, list[float]] = {gateway.name: [] for gateway in gateways}
+        for _ in range(ROUNDS):
+            for gateway in gateways:
+                slow = gateway.name == "litellm"
+                n, at_once = (8, 2) if slow else (2 * concurrent, concurrent)
+                mock.script(ttft_s=None if itl_s is None else 0.02, itl_s=itl_s or 0.0, chunks=chunks)
+                before = gateway.cpu_s()
+                hammer(gateway, file, n, at_once)
+                found[gateway.name].append(n * chunks / (gateway.cpu_s() - before))
+        print(f"chunks a second of CPU, {pace}:", {name: round(statistics.median(v)) for name, v in found.items()})
+        print("   rounds:", {name: [round(one) for one in v] for name, v in found.items()})
 
 
 def memory_part(gateway: Gateway, mock: Mock, work: Path, requests: int) -> None:
