@@ -38,8 +38,9 @@ def body(path: Path, *, stream: bool, tokens: int = 16) -> Path:
 
 def hammer(gateway: Gateway, file: Path, requests: int, connections: int, rate: float | None = None) -> dict:
     """One load through a gateway."""
-    command = [sys.executable, str(Path(__file__).with_name("hammer.py")), f"{gateway.url}/v1/chat/completions", str(file),
-               "--requests", str(requests), "--connections", str(connections)]  # fmt: skip
+    program, url = Path(__file__).with_name("hammer.py"), f"{gateway.url}/v1/chat/completions"
+    command = [sys.executable, str(program), url, str(file)]
+    command += ["--requests", str(requests), "--connections", str(connections)]
     for header in gateway.headers:
         command += ["--header", header]
     if rate is not None:
@@ -84,7 +85,8 @@ def latency_part(gateways: list[Gateway], direct: Gateway, mock: Mock, work: Pat
             for q in added:
                 added[q].append(through[q] - alone[q])
         medians = {q: statistics.median(values) for q, values in added.items()}
-        print(f"{gateway.name}: at {rate:.0f} requests/s adds p50 {medians['p50']:.3f} ms, p99 {medians['p99']:.3f} ms", added)
+        words = ", ".join(f"{q} {value:.3f} ms" for q, value in medians.items())
+        print(f"{gateway.name}: at {rate:.0f} requests/s adds {words}; rounds: {added}")
 
 
 PACES = {"each chunk alone (every 10 ms in 64 streams)": (64, 0.01), "as fast as they come": (16, None)}

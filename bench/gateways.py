@@ -128,7 +128,8 @@ def breakeven_gateway(python: str, mock: str, work: Path, core: int | None, work
     secret = next(word for word in (made.stdout + made.stderr).split() if word.startswith("bek-"))
     file = work / "gateway.yaml"
     file.write_text(
-        f"port: {port}\nworkers: {workers}\nadmin: {{port: {admin}}}\nkeys: {keys}\nlog: {{directory: {work / 'log'}}}\n"
+        f"port: {port}\nworkers: {workers}\nadmin: {{port: {admin}}}\nkeys: {keys}\n"
+        f"log: {{directory: {work / 'log'}}}\n"
         f"limits: {{streams_per_key: 100000}}\n"
         "backends:\n"
         f"  - {{name: dense, url: {mock}/v1, served_model: mock, kind: dense, model: llama-3.1-8b, machine: h100-sxm,"
@@ -155,7 +156,8 @@ http {{ access_log off; client_body_temp_path {work}; proxy_temp_path {work}; fa
   uwsgi_temp_path {work}; scgi_temp_path {work};
   upstream mock {{ server {mock.removeprefix("http://")}; keepalive 256; }}
   server {{ listen 127.0.0.1:{port}; keepalive_requests 1000000;
-    location / {{ proxy_pass http://mock; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }}
+    location / {{ proxy_pass http://mock; proxy_http_version 1.1; proxy_set_header Connection "";
+      proxy_buffering off; }}
   }} }}
 """)
     return running(

@@ -1,6 +1,6 @@
 """A load of HTTP requests over kept connections, lean enough to be shared by every gateway that is measured.
 
-    python bench/hammer.py URL BODY_FILE --requests 10000 --connections 32 [--rate 500] [--header "Authorization: Bearer x"]
+    python bench/hammer.py URL BODY_FILE --requests 10000 --connections 32 [--rate 500] [--header "Name: value"]
 
 Closed loop over `--connections`, or open loop at `--rate` (Poisson). Prints one JSON line: how many were answered with
 200 and whole, seconds, bytes, and latencies in ms (first byte and whole) as percentiles.
