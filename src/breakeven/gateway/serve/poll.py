@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import time
 
 from breakeven.engine.metric_names import engine_numbers
@@ -13,6 +15,10 @@ from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Count, Known, Load, State
 from breakeven.gateway.upstream.client import Upstream
 
+EXPERT_TOKENS = re.compile(
+    r'^breakeven:expert_tokens_total\{(?:[^}]*,)?expert="(\d{1,4})"[^}]*\} +(\S+)$', re.MULTILINE
+)
+"""How a backend reports the load of its experts. No engine does by itself (vLLM 0.32, llama.cpp b11434)."""
 POLL_S = 1.0
 HEAL_S = 5.0
 SILENT = 3
@@ -25,6 +31,8 @@ class Poller:
 
     def __init__(self, plan: GatewayPlan, slots: dict[str, int], block: Block) -> None:
         self.plan, self.slots, self.block = plan, slots, block
+        self.expert_load: dict[str, list[float]] = {}
+        """Tokens routed to each expert, by backends that report it."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -48,7 +56,7 @@ class Poller:
                     client = None if url is None else _client(url, backend)
                     at, silent = url or "", 0
                 if client is not None:
-                    numbers = await self._look(client, slot)
+                    numbers = await self._look(client, slot, backend.name)
                     silent = 0 if numbers else silent + 1
                 else:
                     known.put(0, slot, Known.POLLED_S, 0.0)
@@ -66,7 +74,7 @@ class Poller:
             return None
         return f"http://127.0.0.1:{port}/v1"
 
-    async def _look(self, client: Upstream, slot: int) -> bool:
+    async def _look(self, client: Upstream, slot: int, name: str) -> bool:
         """One look; False when the page says nothing of an engine."""
         known = self.block.known
         ours = self.block.load.total(slot, Load.IN_FLIGHT)
@@ -76,7 +84,10 @@ class Poller:
             known.put(0, slot, Known.UP, 0.0)
             return True
         known.put(0, slot, Known.UP, 1.0)
-        numbers = engine_numbers(body.decode(errors="replace")) if status == 200 else None
+        page = body.decode(errors="replace") if status == 200 else ""
+        if load := expert_load(page):
+            self.expert_load[name] = load
+        numbers = engine_numbers(page)
         if numbers is None or numbers.running is None:
             known.put(0, slot, Known.POLLED_S, 0.0)
             return False
@@ -104,6 +115,15 @@ class Poller:
                         known.put(0, slot, column, healed(known.get(0, slot, column), HEAL_S))
                 seen[slot] = answers
             await asyncio.sleep(HEAL_S)
+
+
+def expert_load(page: str) -> list[float]:
+    """Tokens routed to each expert since the start, added up over layers; empty where the page does not say."""
+    tokens: dict[int, float] = {}
+    for expert, value in EXPERT_TOKENS.findall(page):
+        with contextlib.suppress(ValueError):
+            tokens[int(expert)] = tokens.get(int(expert), 0.0) + max(0.0, float(value))
+    return [tokens.get(expert, 0.0) for expert in range(max(tokens) + 1)] if tokens else []
 
 
 def _client(url: str, backend: BackendPlan) -> Upstream:

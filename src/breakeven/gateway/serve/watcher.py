@@ -62,6 +62,7 @@ class Watcher:
         self.recent: deque[DecisionRecord] = deque(maxlen=RECENT)
         self.experiments: list[ExperimentState] = []
         self.warnings: dict[str, str] = {}
+        self.poller = Poller(now.plan, now.rows.backends, block)
         self.swapper: Swapper | None = None
         self._keys = Keys(())
         self._engines: asyncio.Task[None] | None = None
@@ -99,7 +100,8 @@ class Watcher:
 
     def _begin(self) -> None:
         plan, keys, rows = self.now
-        self._spawn(Poller(plan, rows.backends, self.block).run())
+        self.poller = Poller(plan, rows.backends, self.block)
+        self._spawn(self.poller.run())
         if plan.log.directory is not None:
             self._spawn(self._follow())
         self._keys = Keys(keys or ())
@@ -249,5 +251,11 @@ class Watcher:
             warnings += self.swapper.warnings
         plan, _, rows = self.now
         return snapshot(
-            plan, self.block, rows, recent=reversed(self.recent), experiments=self.experiments, warnings=warnings
+            plan,
+            self.block,
+            rows,
+            recent=reversed(self.recent),
+            experiments=self.experiments,
+            expert_load=self.poller.expert_load,
+            warnings=warnings,
         )
