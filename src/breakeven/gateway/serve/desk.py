@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 TTFT_HEADER, TPOT_HEADER, USD_HEADER = b"x-breakeven-ttft-ms", b"x-breakeven-tpot-ms", b"x-breakeven-max-usd"
 SESSION_HEADER = b"x-breakeven-session"
 _REASONS = {reason: (b"x-breakeven-reason", reason.encode()) for reason in REASONS}
+USUAL_LINE = PolicyPlan(model="", backends=()).queue_size
+"""Of a backend that stands in no policy and is reached by its own name alone."""
 NAMED = "named"
 """The policy of a backend's own name: nothing to choose."""
 
@@ -78,7 +80,10 @@ class Desk:
         self.plan, self.rows, self.block, self.worker, self.log = plan, rows, block, worker, log
         self.loop = asyncio.get_running_loop()
         self.dice = random.Random()
-        queue_size = max((policy.queue_size for policy in plan.policies), default=0)
+        lines: dict[str, int] = {}
+        for policy in plan.policies:
+            for name in policy.backends:
+                lines[name] = max(lines.get(name, 0), policy.queue_size)
         self.lanes = [
             Lane(
                 index,
@@ -88,7 +93,7 @@ class Desk:
                 worker,
                 speeds[backend.name],
                 plan.limits,
-                queue_size,
+                lines.get(backend.name, USUAL_LINE),
             )
             for index, backend in enumerate(plan.backends)
         ]
