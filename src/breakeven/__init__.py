@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from breakeven.api import capacity as capacity
     from breakeven.api import compare as compare
     from breakeven.api import compare_under_load as compare_under_load
+    from breakeven.api import decide_from_log as decide_from_log
     from breakeven.api import decide_study as decide_study
+    from breakeven.api import experiment_status as experiment_status
+    from breakeven.api import explain as explain
     from breakeven.api import predict_models as predict_models
     from breakeven.api import recompute as recompute
+    from breakeven.api import serve as serve
     from breakeven.decide.calibrate import CalibrateOptions as CalibrateOptions
     from breakeven.decide.calibrate import calibrate as calibrate
     from breakeven.decide.cost.run import cost as cost
@@ -38,9 +42,13 @@ _HOMES = {
     "compare": ("breakeven.api", "compare"),
     "compare_under_load": ("breakeven.api", "compare_under_load"),
     "cost": ("breakeven.decide.cost.run", "cost"),
+    "decide_from_log": ("breakeven.api", "decide_from_log"),
     "decide_study": ("breakeven.api", "decide_study"),
+    "experiment_status": ("breakeven.api", "experiment_status"),
+    "explain": ("breakeven.api", "explain"),
     "predict_models": ("breakeven.api", "predict_models"),
     "recompute": ("breakeven.api", "recompute"),
+    "serve": ("breakeven.api", "serve"),
 }
 
 __all__ = [
@@ -55,9 +63,13 @@ __all__ = [
     "compare",
     "compare_under_load",
     "cost",
+    "decide_from_log",
     "decide_study",
+    "experiment_status",
+    "explain",
     "predict_models",
     "recompute",
+    "serve",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from breakeven.decide.bench import bench as run_bench
 from breakeven.decide.bench import rounds as repeated
@@ -20,6 +21,7 @@ from breakeven.decide.recompute import recompute as compute_again
 from breakeven.decide.study.load import read_study
 from breakeven.decide.study.model import StudyPlan
 from breakeven.decide.traffic import Words, traffic_of
+from breakeven.errors import UserError
 from breakeven.measure.paired.plan import Plan
 from breakeven.measure.progress import LoadState, ProgressState
 from breakeven.predict.run import predict as run_prediction
@@ -30,6 +32,10 @@ from breakeven.spec.load import CapacityStudy, LoadStudy
 from breakeven.spec.prediction import Prediction
 from breakeven.spec.slo import parse_slo
 from breakeven.spec.study import Comparison
+
+if TYPE_CHECKING:
+    from breakeven.gateway.loop.result import LogDecision
+    from breakeven.gateway.seen.snapshot import ExperimentState
 
 DEFAULTS = Plan()
 FOUR_STREAMS = Words()
@@ -144,6 +150,53 @@ def predict_models(
     return run_prediction(
         models, machines, engine=engine, devices=devices, batches=batches, contexts=contexts, format_name=format
     )
+
+
+def serve(
+    *what: str,
+    decision: Path | str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    workers: int | None = None,
+    admin_port: int | None = None,
+) -> int:
+    """Serve a gateway file, models, or a saved decision, as `breakeven serve` does, until SIGTERM; the exit status.
+
+    It forks, so call it from a program that runs no threads and no event loop. Raises UserError for what cannot be
+    served.
+    """
+    from breakeven.gateway.serve.run import run, source_of
+
+    saved = None if decision is None else Path(decision)
+    return run(source_of(what, saved, host=host, port=port, workers=workers, admin_port=admin_port))
+
+
+def decide_from_log(study: Path | str, logs: Sequence[Path | str], out: Path | str) -> LogDecision:
+    """The study, or a gateway's file, decided again on the traffic in decision logs; the trace is written into `out`.
+
+    Raises UserError for what cannot be read.
+    """
+    from breakeven.gateway.loop.run import decide_from_log as run_from_log
+
+    return run_from_log(Path(study), [Path(log) for log in logs], Path(out))
+
+
+def explain(request_id: str, log: Path | str) -> str:
+    """Why a request went where it went, in words. Raises UserError when the log does not hold it."""
+    from breakeven.gateway.route.replay import explain as words
+    from breakeven.gateway.seen.read_log import find
+
+    record = find(Path(log), request_id)
+    if record is None:
+        raise UserError(f"{log} holds no request {request_id}")
+    return words(record)
+
+
+def experiment_status(log: Path | str) -> list[ExperimentState]:
+    """How a gateway's experiments stand, as it saved them beside its log. Raises UserError when it has none."""
+    from breakeven.gateway.experiment.watch import status
+
+    return status(Path(log), None)
 
 
 def decide_study(study: Path | str | StudyPlan, out: Path | str | None = None) -> Decision:

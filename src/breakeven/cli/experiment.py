@@ -33,22 +33,10 @@ def status(
     """
     import msgspec
 
-    from breakeven.errors import UserError
+    from breakeven.cli.log_directory import log_directory
     from breakeven.gateway.experiment.watch import status as states_of
 
-    plan = None
-    if gateway is not None:
-        from breakeven.gateway.plan.load import read_gateway
-
-        plan = read_gateway(gateway)
-        log = log or plan.log.directory
-        if log is None:
-            raise UserError(f"{gateway}: it keeps no decision log; set `log.directory`, or give --log DIR")
-    if log is None:
-        raise UserError("give --log DIR, the directory of the decision log, or --gateway FILE, the gateway's file")
-    if not log.is_dir():
-        raise UserError(f"{log}: no such directory; `log.directory` in the gateway's file says where its log is")
-    states = states_of(log, plan)
+    states = states_of(*log_directory(log, gateway))
     if as_json:
         content = msgspec.json.encode({"schema": SCHEMA, "experiments": states})
         typer.echo(msgspec.json.format(content, indent=2).decode())

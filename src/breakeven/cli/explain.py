@@ -29,26 +29,18 @@ def explain(
     """
     import msgspec
 
+    from breakeven.cli.log_directory import log_directory
     from breakeven.errors import UserError
     from breakeven.gateway.route.replay import chosen, could_choose
     from breakeven.gateway.route.replay import explain as words
     from breakeven.gateway.seen.read_log import find
 
-    if gateway is not None and log is None:
-        from breakeven.gateway.plan.load import read_gateway
-
-        log = read_gateway(gateway).log.directory
-        if log is None:
-            raise UserError(f"{gateway}: it keeps no decision log; set `log.directory`, or give --log DIR")
-    if log is None:
-        raise UserError("give --log DIR, the directory of the decision log, or --gateway FILE, the gateway's file")
-    if not log.is_dir():
-        raise UserError(f"{log}: no such directory; `log.directory` in the gateway's file says where its log is")
-    record = find(log, request_id)
+    directory, _ = log_directory(log, gateway)
+    record = find(directory, request_id)
     if record is None:
         raise UserError(
-            f"{log} holds no request {request_id}; it is written when the request ends, and old files are removed "
-            "(`log.keep`)"
+            f"{directory} holds no request {request_id}; it is written when the request ends, and old files are "
+            "removed (`log.keep`)"
         )
     if as_json:
         content = {
