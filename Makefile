@@ -5,7 +5,9 @@ STAMP := .venv/.ready
 TEST_STAMP := .venv/.ready-test
 PIP := $(BIN)/pip install -qq --no-input --disable-pip-version-check --no-deps
 
-.PHONY: demo test lint clean
+JUDGES_STAMP := .venv-judges/.ready
+
+.PHONY: demo test lint judges clean
 
 demo: $(STAMP)
 	$(BIN)/breakeven compare --demo
@@ -33,5 +35,15 @@ $(TEST_STAMP): $(STAMP) constraints-test.txt
 	$(PIP) --no-compile --require-hashes -r constraints-test.txt
 	touch $@
 
+# Tests and clients that are not ours, against the gateway; docs/conformance.md. They need the network once, and an
+# environment of their own, because they pin what they like. `make test` never runs them.
+judges: $(STAMP) $(JUDGES_STAMP)
+	.venv-judges/bin/python judges/run.py
+
+$(JUDGES_STAMP): judges/requirements.txt
+	$(PYTHON) -m venv --clear .venv-judges
+	.venv-judges/bin/pip install -qq --no-input --disable-pip-version-check --no-deps -r judges/requirements.txt
+	touch $@
+
 clean:
-	rm -rf .venv results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-judges results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

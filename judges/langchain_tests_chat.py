@@ -1,4 +1,7 @@
-"""LangChain's standard tests of a chat model, on ChatOpenAI. Run by pytest; JUDGED_URL and JUDGED_MODEL say whom to ask."""
+"""LangChain's standard tests of a chat model, on ChatOpenAI.
+
+Run by pytest; JUDGED_URL and JUDGED_MODEL say whom to ask.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """LiteLLM's SDK as a client: the same calls directly and through the gateway give the same results.
 
-    python judges/litellm_client.py URL MODEL       one result a line, as JSON
+python judges/litellm_client.py URL MODEL       one result a line, as JSON
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def calls(url: str, model: str) -> dict[str, Callable[[], Any]]:
         return [answer.choices[0].text, answer.usage.completion_tokens]
 
     def responses() -> Any:
-        answer = litellm.responses(model=f"openai/{model}", api_base=f"{url}/v1", api_key="none", input="The sea", max_output_tokens=8, temperature=0)
+        settings = {name: common[name] for name in ("model", "api_base", "api_key", "temperature")}
+        answer = litellm.responses(**settings, input="The sea", max_output_tokens=8)
         return [answer.status, answer.output_text, answer.usage.output_tokens]
 
     return {

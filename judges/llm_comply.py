@@ -7,10 +7,12 @@ sides alike.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from found import Found
 from places import PUBLIC, Engine
@@ -21,14 +23,22 @@ LEFT_OUT = ("compact-response", "compact-missing-model")
 
 
 def outcomes(form: str, url: str, model: str) -> dict[str, str]:
-    """Outcome by test, with the first word of what was wrong."""
+    """Outcome by test, with what was wrong."""
     command = [str(Path(sys.executable).parent / "llm-comply"), "--format", form, "-u", f"{url}/v1", "-m", model]
     done = subprocess.run([*command, "-k", "none", "--json"], capture_output=True, text=True, timeout=600)
     try:
         told = json.loads(done.stdout)
     except ValueError:
         raise RuntimeError(f"llm-comply did not run: {done.stdout[-1000:]}{done.stderr[-1000:]}") from None
-    return {test["id"]: test["status"] for test in told["results"] if test["id"] not in LEFT_OUT}
+    return {test["id"]: _outcome(test) for test in told["results"] if test["id"] not in LEFT_OUT}
+
+
+def _outcome(test: dict[str, Any]) -> str:
+    """Status and complaints, each once, without what it quotes: models sample, so that texts and numbers vary."""
+    wrong = {
+        re.sub(r"[0-9]+", "#", re.sub(r"[{\[].*[}\]]", "{}", one, flags=re.DOTALL)) for one in test.get("errors") or ()
+    }
+    return f"{test['status']} {'; '.join(sorted(wrong))}".strip()
 
 
 def judge(engine: Engine, through_url: str, endpoints: tuple[str, ...]) -> list[Found]:

@@ -4,7 +4,7 @@
 import OpenAI from 'openai';
 
 const [url, model] = process.argv.slice(2);
-const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none', maxRetries: 0 });
+const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none' });
 const common = { model, temperature: 0, seed: 1, max_tokens: 8, messages: [{ role: 'user', content: 'Say a word about the sea.' }] };
 const tool = { type: 'function', function: { name: 'f', parameters: { type: 'object', properties: { a: { type: 'string' } } } } };
 

@@ -1,8 +1,8 @@
 """OpenAI's own tests of its Python package, against a backend directly and through the gateway.
 
 The tests stand in the package's source distribution. They ask a server that answers by OpenAI's types, which is what
-`mock.py` does, and check that each answer is valid, strictly. Of the five groups named here only requests that a
-gateway forwards are run; stored answers (retrieve, list, update, delete, cancel) are OpenAI's own database.
+`typed_backend.py` does, and check that each answer is valid, strictly. Of the five groups named here only requests
+that a gateway forwards are run; stored answers (retrieve, list, update, delete, cancel) are OpenAI's own database.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from found import Found
-from mock import mock
 from places import Engine, gateway
+from typed_backend import typed_backend
 
 VERSION = "2.54.0"
 GROUPS = {
@@ -41,8 +41,8 @@ def tests(directory: Path) -> Path:
     found = directory / f"openai-{VERSION}"
     if not found.is_dir():
         directory.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "openai", "-d", str(directory)]
-        subprocess.run([*pip, f"openai=={VERSION}"], check=True)
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "openai"]
+        subprocess.run([*pip, "-d", str(directory), f"openai=={VERSION}"], check=True)
         with tarfile.open(directory / f"openai-{VERSION}.tar.gz") as archive:
             archive.extractall(directory, filter="data")
     return found
@@ -84,7 +84,10 @@ def judge(cache: Path) -> list[Found]:
     """One row a group: outcomes equal, and what the backend was asked equal."""
     sources = tests(cache)
     rows = []
-    with mock() as (url, asked), gateway(Engine(url, "mock", "mock"), names(sources), ENDPOINTS) as through_url:
+    with (
+        typed_backend() as (url, asked),
+        gateway(Engine(url, "mock", "mock"), names(sources), ENDPOINTS) as through_url,
+    ):
         for group in GROUPS:
             del asked[:]
             direct = outcomes(sources, group, f"{url}/v1")

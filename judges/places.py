@@ -34,7 +34,8 @@ def engine(kind: str, model: str) -> Iterator[Engine]:
     """One engine on `model`, as `breakeven compare` takes it. Raises RuntimeError when it does not start."""
     command = [str(BIN / "python"), str(HERE / "engine.py"), kind, model]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             line = process.stdout.readline()
             if not line:

@@ -1,8 +1,9 @@
 """One thousand varied requests, each sent to a backend directly and through the gateway: the answers must be equal.
 
 Equal means status, content type, and every byte of the body, for streams also the order and the ends of the events;
-aside from ids, times and the engine's own timings, which differ between any two answers. Temperature is 0 and seeds are
-fixed. Requests go one after another, so that no batch changes an engine's arithmetic.
+aside from ids and times, which differ between any two answers. Temperature is 0 and seeds are fixed. Requests go one
+after another, so that no batch changes an engine's arithmetic. What is not byte-equal
+is told apart by why (`likeness`).
 
     python judges/replay.py DIRECT_URL THROUGH_URL MODEL [--public NAME] [--requests 1000]
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import os
 import random
 import re
 from collections import Counter
@@ -24,10 +24,8 @@ from urllib.parse import urlsplit
 from found import Found
 
 SEED = 20261122
-WORDS = (
-    "river stone because seven Breakeven naïve Straße 東京 число 🙂 \t tab \"quoted\" back\\slash {brace} null "
-    "the a of and to in is you that it he was for on are with as I his they be at one have this from"
-).split(" ")
+WORDS = ["river", "stone", "because", "seven", "Breakeven", "naïve", "Straße", "東京", "число", "🙂", "\t", '"quoted"']
+WORDS += ["back\\slash", "{brace}", "null", "the", "a", "of", "and", "to", "in", "is", "you", "that", "it", "he", "was"]
 TOOL = {
     "type": "function",
     "function": {
@@ -40,9 +38,18 @@ SCHEMA = {"name": "colour", "schema": {"type": "object", "properties": {"name": 
 ASIDE = (
     (re.compile(rb'"(id|request_id|item_id|response_id|previous_response_id)"( ?): ?"[^"]*"'), rb'"\1":"*"'),
     (re.compile(rb'"(created|created_at|completed_at)"( ?): ?[0-9.]+'), rb'"\1":0'),
-    (re.compile(rb'(, ?)?"timings" ?: ?\{[^{}]*\}'), b""),
+    (re.compile(rb'"timings" ?: ?\{[^{}]*\}'), b'"timings":{}'),
 )
 """What may differ between two answers to one question."""
+MOVED = (
+    (re.compile(rb', ?"(timings" ?: ?\{\}|system_fingerprint" ?: ?"[^"]*")'), b""),
+    (re.compile(rb"<dict of \d+ items>"), b"<dict>"),
+)
+"""What an engine moves from the last piece of a stream to the event with the usage, once that is asked for; and how
+many fields vLLM says a refused request had."""
+PIECES = ("content", "text", "delta", "reasoning_content", "arguments", "logprobs", "token_ids")
+"""Fields that hold a part of an answer: vLLM puts tokens that are ready at once into one event."""
+SAME, TOLD_LESS, CUT_ELSEWHERE, DIFFERS = "ok", "ok, told less", "ok, cut elsewhere", "differs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +199,11 @@ class Place:
 
 
 def supported(url: str, model: str) -> tuple[str, ...]:
-    """The endpoints that a backend has: those that do not answer 404 or 501 to a plain request."""
+    """The endpoints that a backend has: those that answer a plain request."""
     dice, place = random.Random(0), Place(url)
     paths = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
-    return tuple(
-        path for path in paths if place.ask(path, json.dumps(_body(dice, path, model)).encode()).status not in (404, 501)
-    )
+    statuses = {path: place.ask(path, json.dumps(_body(dice, path, model)).encode()).status for path in paths}
+    return tuple(path for path, status in statuses.items() if status == 200)
 
 
 def replay(direct_url: str, through_url: str, model: str, public: str, count: int, paths: tuple[str, ...]) -> Replayed:
@@ -219,15 +225,71 @@ def replay(direct_url: str, through_url: str, model: str, public: str, count: in
         elif ask.kind == "several answers":
             # Which of two answers goes on first is the engine's mood; within each of them order counts.
             ours, theirs = (replace(answer, body=_by_choice(answer.body)) for answer in (ours, theirs))
-        done.direct[case] = "ok"
-        done.through[case] = "ok" if ours == theirs else "differs"
-        if ours != theirs:
+        done.direct[case] = SAME
+        done.through[case] = likeness(ours, theirs)
+        if done.through[case] == DIFFERS:
             done.differences.append((ask, ours, theirs))
     return done
 
 
+def likeness(ours: Answer, theirs: Answer) -> str:
+    """How two answers compare.
+
+    `TOLD_LESS`: the client did not ask for the usage, the gateway did, and took that event out of the stream; what the
+    engine says there besides (llama.cpp its timings, vLLM its fingerprint) is gone. `CUT_ELSEWHERE`: the same text in
+    the same kinds of events, but the engine put other tokens together, as any two answers of vLLM differ.
+    """
+    if ours == theirs:
+        return SAME
+    if (ours.status, ours.content_type, ours.cut) != (theirs.status, theirs.content_type, theirs.cut):
+        return DIFFERS
+    bodies = [ours.body, theirs.body]
+    for pattern, instead in MOVED:
+        bodies = [pattern.sub(instead, body) for body in bodies]
+    if bodies[0] == bodies[1]:
+        return TOLD_LESS
+    if ours.events and _joined(bodies[0]) == _joined(bodies[1]):
+        return CUT_ELSEWHERE
+    return DIFFERS
+
+
+def _joined(body: bytes) -> tuple[list[str], dict[tuple[str, ...], str]]:
+    """A stream without its cuts: the events that do more than go on with a text, and each text as a whole."""
+    events: list[str] = []
+    texts: dict[tuple[str, ...], str] = {}
+
+    def rest_of(value: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(value, dict):
+            return {name: rest_of(one, (*path, name)) for name, one in value.items() if name != "sequence_number"}
+        in_pieces = bool({*PIECES} & {*path})
+        if isinstance(value, list) and not ("logprobs" in path or "token_ids" in path):
+            return [rest_of(one, (*path, str(one.get("index", 0)) if isinstance(one, dict) else "")) for one in value]
+        if isinstance(value, list):
+            texts[path] = texts.get(path, "") + "".join(json.dumps(one) for one in value)
+        elif isinstance(value, str) and in_pieces and path[-1] not in ("type", "role", "stop_reason", "id", "item_id"):
+            texts[path] = texts.get(path, "") + value
+        else:
+            return value
+        return None
+
+    for event in body.split(b"\n\n"):
+        data = event[event.find(b"data:") + 5 :]
+        try:
+            value = json.loads(data)
+        except ValueError:
+            events.append(event.decode(errors="replace"))
+            continue
+        before = sum(map(len, texts.values()))
+        rest = json.dumps(rest_of(value, (str(value.get("type", "")),)), sort_keys=True)
+        ends = re.search(rb'"(finish_reason|stop_reason)" ?: ?"', data) is not None
+        grew = sum(map(len, texts.values())) > before
+        if ends or not grew or not str(value.get("type", "delta")).endswith("delta"):
+            events.append(rest)
+    return sorted(events) if b'"index":1' in body else events, texts
+
+
 def _by_choice(body: bytes) -> bytes:
-    """The events of a stream with those of each choice together, in their order."""
+    """The events of a stream with those of each of several answers together, in their order."""
 
     def choice(event: bytes) -> int:
         found = re.search(rb'"index" ?: ?(\d+)', event)
@@ -249,12 +311,16 @@ class Replayed:
 
     def found(self, behind: str) -> Found:
         """The row for the table."""
-        return Found(f"replay of {len(self.direct)} requests", behind, self.direct, self.through)
+        likenesses = Counter(self.through.values())
+        remarks = [f"; {likenesses[one]} {one.removeprefix('ok, ')}" for one in (TOLD_LESS, CUT_ELSEWHERE)]
+        judge = f"replay of {len(self.direct)} requests"
+        return Found(judge, behind, self.direct, self.through, remark="".join(remarks))
 
 
 def told(ask: Ask, ours: Answer, theirs: Answer) -> str:
     """A difference in words: the request, and both answers from where they part."""
-    part = len(os.path.commonprefix([ours.body, theirs.body]))
+    pairs = enumerate(zip(ours.body, theirs.body, strict=False))
+    part = next((at for at, (one, other) in pairs if one != other), min(len(ours.body), len(theirs.body)))
     lines = [f"{ask.path} ({ask.kind}): {ask.body[:600]!r}"]
     for side, answer in (("direct", ours), ("through", theirs)):
         about = f"{answer.status} {answer.content_type}{' cut' if answer.cut else ''}"

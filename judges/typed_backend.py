@@ -1,9 +1,9 @@
-"""A backend whose answers are valid by the openai package's own types: what OpenAI's tests of that package ask of a server.
+"""A backend whose answers are valid by the openai package's own types, as OpenAI's tests of that package want them.
 
 Every answer is made from the type that the package parses it into, so no field of it is ours. It keeps what it was
 asked, so that what reaches a backend directly and through the gateway can be compared.
 
-    with mock() as (url, asked): ...
+    with typed_backend() as (url, asked): ...
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def mock() -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def typed_backend() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """Its address, without /v1, and what it was asked: path and body, in order."""
     asked: list[tuple[str, str]] = []
     handler = type("Handler", (_Handler,), {"asked": asked})

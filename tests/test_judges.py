@@ -1,0 +1,160 @@
+"""The judges themselves: what they send is varied and always the same, and they tell a difference when there is one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+JUDGES = Path(__file__).resolve().parent.parent / "judges"
+sys.path.insert(0, str(JUDGES))
+
+import places  # noqa: E402
+import replay  # noqa: E402
+from found import Found  # noqa: E402
+from table import BEGIN, END, HEAD, write  # noqa: E402
+
+PATHS = ("/v1/chat/completions", "/v1/completions")
+DONE = b"data: [DONE]\n\n"
+
+
+def test_requests_are_varied_and_always_the_same() -> None:
+    first, again = (list(replay.requests(1000, "m", PATHS)) for _ in range(2))
+    assert first == again
+    kinds = Counter(ask.kind for ask in first)
+    assert len(kinds) >= 15
+    assert min(kinds.values()) >= 10
+    assert len({ask.body for ask in first}) > 950
+    assert all(json.loads(ask.body)["model"] == "m" for ask in first if ask.kind != "not JSON")
+    streams = sum(b'"stream":true' in ask.body.replace(b" ", b"") for ask in first)
+    assert 300 < streams < 700
+
+
+def _piece(text: str, reason: str = "null", more: str = "") -> bytes:
+    delta = f'{{"index":0,"delta":{{"content":"{text}"}},"finish_reason":{reason}}}'
+    return f'data: {{"id":"*","choices":[{delta}]{more}}}\n\n'.encode()
+
+
+def _stream(*pieces: bytes) -> replay.Answer:
+    return replay.Answer(200, "text/event-stream", b"".join(pieces), False)
+
+
+STOP = '"stop"'
+WHOLE = _stream(_piece("a"), _piece("b"), _piece("c", STOP, ',"system_fingerprint":"z"'), DONE)
+
+
+@pytest.mark.parametrize(
+    ("other", "likeness"),
+    [
+        (WHOLE, replay.SAME),
+        (_stream(_piece("a"), _piece("b"), _piece("c", STOP), DONE), replay.TOLD_LESS),
+        (_stream(_piece("ab"), _piece("c", STOP), DONE), replay.CUT_ELSEWHERE),
+        (_stream(_piece("a"), _piece("bc", STOP), DONE), replay.CUT_ELSEWHERE),
+        (_stream(_piece("b"), _piece("a"), _piece("c", STOP), DONE), replay.DIFFERS),
+        (_stream(_piece("a"), _piece("c", STOP), DONE), replay.DIFFERS),
+        (_stream(_piece("a"), _piece("b"), _piece("c", '"length"'), DONE), replay.DIFFERS),
+        (_stream(_piece("ab"), _piece("c", STOP)), replay.DIFFERS),
+        (_stream(_piece("a"), _piece("b"), _piece("c", STOP), DONE, DONE), replay.DIFFERS),
+        (replay.Answer(502, WHOLE.content_type, WHOLE.body, False), replay.DIFFERS),
+        (replay.Answer(200, "application/json", WHOLE.body, False), replay.DIFFERS),
+        (replay.Answer(200, WHOLE.content_type, WHOLE.body, True), replay.DIFFERS),
+    ],
+)
+def test_what_two_streams_have_in_common(other: replay.Answer, likeness: str) -> None:
+    assert replay.likeness(WHOLE, other) == likeness
+
+
+def test_of_two_answers_in_one_stream_each_is_compared_by_itself() -> None:
+    def of(index: int, text: str) -> bytes:
+        return f'data: {{"choices":[{{"index":{index},"delta":{{"content":"{text}"}}}}]}}\n\n'.encode()
+
+    one, other = of(0, "a") + of(1, "x") + of(0, "b") + DONE, of(1, "x") + of(0, "a") + of(0, "b") + DONE
+    assert replay._by_choice(one) == replay._by_choice(other)
+    assert replay._by_choice(one) != replay._by_choice(of(0, "b") + of(0, "a") + of(1, "x") + DONE)
+
+
+def test_a_row_says_what_got_worse_and_what_better() -> None:
+    equal = Found("j", "b", {"x": "passed", "y": "failure"}, {"x": "passed", "y": "failure"})
+    assert equal.equal
+    assert equal.row() == "| j | b | 2 | 1 | 1 | equal |"
+    worse = Found("j", "b", {"x": "passed"}, {"x": "failure"})
+    assert not worse.equal
+    assert "**1 differ**" in worse.row()
+    better = Found("j", "b", {"x": "failed HTTP 200"}, {"x": "passed"})
+    assert better.equal
+    assert "1 better through" in better.row()
+    assert not Found("j", "b", {}, {}).equal
+    assert not Found("j", "b", {"x": "ok"}, {}).equal
+    assert not Found("j", "b", {"x": "ok"}, {"x": "ok"}, note="asked otherwise").equal
+
+
+def test_rows_replace_those_of_the_same_judge_and_backend(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
+    write(page, [Found("j", "b", {"x": "ok"}, {"x": "ok"}), Found("k", "b", {"x": "ok"}, {"x": "ok"})])
+    write(page, [Found("j", "b", {"x": "ok", "y": "ok"}, {"x": "ok", "y": "ok"})])
+    text = page.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n{HEAD}\n| j | b | 2 |")
+    assert text.endswith(f"{END}\nafter\n")
+    assert text.count("| j |") == text.count("| k |") == 1
+
+
+class _Echo(BaseHTTPRequestHandler):
+    """Answers with what it was asked, the name of the model aside, as a stream where it was asked to."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers["content-length"]))
+        try:
+            asked = json.loads(data)
+        except ValueError:
+            return self._send(400, "application/json", b'{"error":{"message":"no JSON"}}')
+        stream, usage = asked.get("stream"), (asked.pop("stream_options", None) or {}).get("include_usage")
+        digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        if not stream:
+            return self._send(200, "application/json", json.dumps({"text": digest}).encode())
+        last = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n' if usage else b""
+        pieces = [_piece(digest[:32]), _piece(digest[32:], STOP), last, DONE]
+        return self._send(200, "text/event-stream", b"".join(pieces))
+
+    def _send(self, status: int, kind: str, data: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_replay_through_a_gateway_is_equal_and_another_backend_is_not(
+    echo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "BIN", Path(sys.executable).parent)
+    with places.gateway(places.Engine(echo, "judged", "echo"), endpoints=PATHS) as url:
+        done = replay.replay(echo, url, "judged", places.PUBLIC, 200, PATHS)
+        assert [replay.told(*one) for one in done.differences] == []
+        assert done.found("echo").equal
+        assert {*done.statuses} == {200, 400}
+        assert done.events > 100
+        # A gateway that changed one field of each request would be told.
+        other = replay.replay(echo, url, "other", places.PUBLIC, 5, PATHS)
+        assert not other.found("echo").equal
