@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +27,6 @@ from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.rows import Rows
 
 if TYPE_CHECKING:
-    from breakeven.gateway.seen.otel import Telemetry
     from breakeven.gateway.swap.watch import Swapper
 
 RECENT = 50
@@ -59,7 +57,8 @@ class Watcher:
     def __init__(self, now: News, block: Block, machine: str) -> None:
         """Nothing runs yet. `machine`: this machine's name among those that share limits."""
         self.now, self.block, self.machine = now, block, machine
-        self.recent: deque[DecisionRecord] = deque(maxlen=RECENT)
+        self.recent: list[DecisionRecord] = []
+        """By time of arrival."""
         self.experiments: list[ExperimentState] = []
         self.warnings: dict[str, str] = {}
         self.poller = Poller(now.plan, now.rows.backends, block)
@@ -189,33 +188,28 @@ class Watcher:
 
     async def _follow(self) -> None:
         """The log's news: recent decisions, telemetry, and experiments that go on, stop or step back."""
-        from breakeven.gateway.seen.read_log import Follower, latest
+        from breakeven.gateway.seen.read_log import latest
 
         plan, _, rows = self.now
         directory = plan.log.directory
         assert directory is not None
-        if not self.recent:
-            self.recent.extend(latest(directory, RECENT))
-        follower = Follower(directory)
-        follower.skip()
         experiments = None
         if plan.experiments:
             from breakeven.gateway.experiment.watch import Experiments
 
             experiments = Experiments(plan, self.block, directory, rows.experiments)
-        telemetry: Telemetry | None = None
+        export = None
         if plan.otel:
-            from breakeven.gateway.seen.otel import Telemetry
+            from breakeven.gateway.seen.export import Export
 
-            telemetry = Telemetry(plan)
+            export = Export(plan, directory)
         next_s = 0.0
         try:
             while True:
-                new = follower.new()
-                self.recent.extend(new[-RECENT:])
-                if telemetry is not None:
-                    for record in new:
-                        telemetry.add(record)
+                # The ends of the files: reading all of a busy log each second would cost as much as serving.
+                self.recent = latest(directory, RECENT)
+                if export is not None:
+                    export.step()
                 if experiments is not None and time.monotonic() >= next_s:
                     self.experiments = experiments.step(time.time())
                     next_s = time.monotonic() + EXPERIMENTS_S
@@ -223,8 +217,8 @@ class Watcher:
         finally:
             if experiments is not None:
                 experiments.save()
-            if telemetry is not None:
-                telemetry.close()
+            if export is not None:
+                export.close()
 
     # The page.
 
