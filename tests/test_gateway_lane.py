@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from math import log
 
 import pytest
@@ -127,3 +128,4 @@ def test_a_key_that_is_missing_or_unprintable_is_named_and_not_shown(monkeypatch
     assert "canary" not in str(error.value)
     monkeypatch.setenv("SOME_KEY", "sk-canary")
     assert secret_of(plan) == ((b"authorization", b"Bearer sk-canary"),)
+    assert secret_of(replace(plan, key_header="x-api-key")) == ((b"x-api-key", b"sk-canary"),)

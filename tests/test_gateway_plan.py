@@ -456,6 +456,7 @@ def plans(draw: st.DrawFn) -> GatewayPlan:
             timeouts=Timeouts(idle_s=draw(SECONDS)),
             endpoints=draw(st.sampled_from([ENDPOINTS, USUAL_ENDPOINTS, LOCAL_ENDPOINTS])),
             api_key_env=None if local else draw(st.sampled_from([None, "KEY_OF_C"])),
+            key_header="authorization" if local else draw(st.sampled_from(["authorization", "x-api-key"])),
         )
         if plan.local is not None:
             plan = replace(plan, model="qwen3-0.6b", engine="llama.cpp", slots=4, context=plan.local.context)

@@ -122,6 +122,7 @@ class BackendForm(_Part):
     local: LocalForm | None = None
     served_model: Annotated[str, Field(min_length=1, max_length=300)] | None = None
     api_key_env: EnvName | None = None
+    key_header: Literal["authorization", "x-api-key"] = "authorization"
     kind: Literal["dense", "moe", "unknown"] | None = None
     location: Literal["edge", "on-premise", "cloud"] | None = None
     model: str | None = None

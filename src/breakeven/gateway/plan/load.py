@@ -130,6 +130,7 @@ def _backend(place: str, form: BackendForm, directory: Path) -> BackendPlan:
         local=local,
         served_model=form.served_model,
         api_key_env=form.api_key_env,
+        key_header=form.key_header,
         kind=form.kind or _kind(f"{place}.local.model" if local else f"{place}.model", model),
         place=location,
         model=model,

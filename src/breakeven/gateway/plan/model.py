@@ -69,6 +69,8 @@ class BackendPlan:
     local: LocalPlan | None = None
     served_model: str | None = None
     api_key_env: str | None = None
+    key_header: Literal["authorization", "x-api-key"] = "authorization"
+    """How the key is sent: `Authorization: Bearer KEY`, or `x-api-key: KEY` as Anthropic's API wants it."""
     kind: Kind = "unknown"
     place: Location = "on-premise"
     model: str | None = None

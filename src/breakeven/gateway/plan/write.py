@@ -171,7 +171,7 @@ def _admin(plan: GatewayPlan) -> Yaml:
 
 def _backend(plan: BackendPlan) -> Yaml:
     entry: Yaml = {"name": plan.name}
-    own = ["served_model", "api_key_env"]
+    own = ["served_model", "api_key_env", "key_header"]
     if plan.local is not None:
         local = _changed(plan.local, type(plan.local), "engine", "format", "context", "slots", "threads", "pinned")
         entry["local"] = {"model": plan.local.model, **local}
