@@ -272,4 +272,6 @@ def secret_of(plan: BackendPlan) -> tuple[tuple[bytes, bytes], ...]:
         raise UserError(f"backend {plan.name}: the environment variable {plan.api_key_env} holds no key; set it")
     if not (value.isascii() and value.isprintable()):
         raise UserError(f"backend {plan.name}: the key in {plan.api_key_env} has an unprintable character; set it anew")
+    if plan.key_header == "x-api-key":
+        return ((b"x-api-key", value.encode("latin-1")),)
     return ((b"authorization", f"Bearer {value}".encode("latin-1")),)
