@@ -116,7 +116,7 @@ def test_the_default_keeps_what_was_asked_where_anyone_can(asked: Ask, there: li
     picked = next(s for s, v in zip(choice.scores, there, strict=True) if v.index == choice.order[0])
     fitting = [found for found in usable if found.fits]
     assert picked.fits or not fitting
-    if not fitting:
+    if not fitting and choice.reason != "least_harm":
         assert picked.headroom == max(found.headroom for found in usable)
     # Nobody who surely fits is cheaper by more than a tie.
     sure = [found.usd for found in usable if found.headroom >= SURE]
@@ -171,6 +171,25 @@ def test_breakeven_moves_from_the_cheap_one_to_the_one_that_still_keeps_it() -> 
     assert first(policy(), asked, [dense, moe]) == ("moe", "cheapest_that_fits")
     moe.running = 100.0
     assert first(policy(), asked, [dense, moe]) == ("dense", "least_late")
+
+
+def test_a_late_request_slows_down_nobody_who_is_in_time() -> None:
+    promised = policy(slo=Slo(ttft_s=0.5, tpot_s=0.05))
+    # Both are late: one more makes every token of thirty others late, or waits in the line of the other one.
+    near = view(0, "near", tpot=0.0135, running=30.0)
+    line = view(1, "line", tpot=0.01, ttft=2.0, running=20.0)
+    asked = ask(ttft_s=0.5, tpot_s=0.05)
+    assert first(promised, asked, [near, line]) == ("line", "least_harm")
+    # Who is late by far has nothing more to lose.
+    near.running = 90.0
+    assert first(promised, asked, [near, line])[1] == "least_late"
+    # Where no time a token is promised nobody is harmed.
+    near.running = 30.0
+    assert first(policy(slo=Slo(ttft_s=0.5)), ask(ttft_s=0.2), [near, line])[1] == "least_late"
+    # Where every place harms somebody it is the place with the fewest.
+    line.speed = near.speed
+    line.running = 29.0
+    assert first(promised, asked, [near, line])[0] == "line"
 
 
 def test_fastest_and_cheapest_look_at_one_thing() -> None:

@@ -8,8 +8,13 @@ from random import Random
 
 from breakeven.gateway.route.view import Score
 
-SURE = 1.2
-"""Headroom from which a backend is taken to keep what was asked. Below it, who joins next can break the promise."""
+SURE = 2.0
+"""Headroom from which a backend is taken to keep what was asked. Below it, who joins next can break the promise.
+
+Of 1, 1.2, 1.5, 2, 3 and no such margin, 2 kept most promises (docs/gateway-goodput.md).
+"""
+LOST = 1.5
+"""Seconds a token over what is promised from which those who run there have broken promises already."""
 USD_TIE = 0.05
 """Costs closer than this are the same: no step model knows better."""
 SPEED_TIE = 0.05
@@ -27,6 +32,24 @@ def e2e_s(score: Score, output_tokens: float) -> float:
 def most_headroom(scores: Sequence[Score], among: Sequence[int], output_tokens: float) -> int:
     """Who misses least; where nothing was asked, who ends first."""
     return max(among, key=lambda k: (scores[k].headroom, -e2e_s(scores[k], output_tokens)))
+
+
+def least_harm(
+    tpot_s: float | None, scores: Sequence[Score], among: Sequence[int], output_tokens: float
+) -> tuple[int, str]:
+    """For a request that is late everywhere: where it slows down the fewest who are still in time; with the reason.
+
+    `tpot_s`: what those who run are taken to be promised; None: nothing, so nobody is harmed. Who waits for a first
+    token slows down nobody. Among equals the one with most headroom.
+    """
+    best = most_headroom(scores, among, output_tokens)
+    if tpot_s is None:
+        return best, "least_late"
+    harm = {k: scores[k].running if 1.0 <= scores[k].tpot_s / tpot_s < LOST else 0.0 for k in among}
+    least = min(harm.values())
+    if harm[best] <= least:
+        return best, "least_late"
+    return most_headroom(scores, [k for k in among if harm[k] <= least], output_tokens), "least_harm"
 
 
 def near_fastest(scores: Sequence[Score], among: Sequence[int], output_tokens: float) -> list[int]:

@@ -155,6 +155,7 @@ REASONS = {
     "only": "the only backend that can serve it",
     "cheapest_that_fits": "the cheapest that is predicted to keep what was asked for",
     "least_late": "none is predicted to keep what was asked for; this one misses least",
+    "least_harm": "none is predicted to keep what was asked for; here it slows down the fewest who are in time",
     "fastest": "predicted to end it first",
     "cheapest": "the cheapest",
     "first": "the one to be filled first has room",
