@@ -81,12 +81,17 @@ def run(read: Callable[[], GatewayPlan], *, check_only: bool = False) -> int:
 
 
 def _is_gateway(path: Path) -> bool:
-    """Whether a YAML file describes a gateway rather than one model's shape; a missing one is taken for a gateway's."""
+    """Whether a YAML file describes a gateway rather than one model's shape; a missing one is taken for a gateway's.
+
+    Raises UserError for a study.
+    """
     try:
-        head = path.read_text(encoding="utf-8", errors="replace")
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return True
-    return any(line.startswith("backends:") for line in head.splitlines())
+    if any(line.startswith("candidates:") for line in lines):
+        raise UserError(f"{path} is a study; run `breakeven decide {path}`, then `breakeven serve --from` its result.json")
+    return any(line.startswith("backends:") for line in lines)
 
 
 def _say(text: str) -> None:
