@@ -30,6 +30,7 @@ class TestChat(ChatModelIntegrationTests):
             "seed": 1,
             "max_tokens": 24,
             "max_retries": 0,
+            "stream_usage": True,
         }
 
     @property

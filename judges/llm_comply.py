@@ -34,10 +34,10 @@ def outcomes(form: str, url: str, model: str) -> dict[str, str]:
 
 
 def _outcome(test: dict[str, Any]) -> str:
-    """Status and complaints, each once, without what it quotes: models sample, so that texts and numbers vary."""
-    wrong = {
-        re.sub(r"[0-9]+", "#", re.sub(r"[{\[].*[}\]]", "{}", one, flags=re.DOTALL)) for one in test.get("errors") or ()
-    }
+    """Status and complaints, each once, without what varies because models sample: texts, numbers, why they ended."""
+    quoted = re.compile(r"[{\[].*[}\]]|[0-9]+", re.DOTALL)
+    complaints = [one for one in test.get("errors") or () if not one.startswith(("finish_reason:", "stop_reason:"))]
+    wrong = {quoted.sub("*", one) for one in complaints}
     return f"{test['status']} {'; '.join(sorted(wrong))}".strip()
 
 

@@ -257,6 +257,7 @@ def _joined(body: bytes) -> tuple[list[str], dict[tuple[str, ...], str]]:
     """A stream without its cuts: the events that do more than go on with a text, and each text as a whole."""
     events: list[str] = []
     texts: dict[tuple[str, ...], str] = {}
+    pieces: list[str] = []
 
     def rest_of(value: Any, path: tuple[str, ...]) -> Any:
         if isinstance(value, dict):
@@ -268,6 +269,7 @@ def _joined(body: bytes) -> tuple[list[str], dict[tuple[str, ...], str]]:
             texts[path] = texts.get(path, "") + "".join(json.dumps(one) for one in value)
         elif isinstance(value, str) and in_pieces and path[-1] not in ("type", "role", "stop_reason", "id", "item_id"):
             texts[path] = texts.get(path, "") + value
+            pieces.append(value)
         else:
             return value
         return None
@@ -279,11 +281,12 @@ def _joined(body: bytes) -> tuple[list[str], dict[tuple[str, ...], str]]:
         except ValueError:
             events.append(event.decode(errors="replace"))
             continue
-        before = sum(map(len, texts.values()))
+        pieces.clear()
         rest = json.dumps(rest_of(value, (str(value.get("type", "")),)), sort_keys=True)
         ends = re.search(rb'"(finish_reason|stop_reason)" ?: ?"', data) is not None
-        grew = sum(map(len, texts.values())) > before
-        if ends or not grew or not str(value.get("type", "delta")).endswith("delta"):
+        # A piece may be empty: half of a character is none yet.
+        goes_on = pieces and '"role"' not in rest and str(value.get("type", "delta")).endswith("delta")
+        if ends or not goes_on:
             events.append(rest)
     return sorted(events) if b'"index":1' in body else events, texts
 

@@ -57,6 +57,7 @@ WHOLE = _stream(_piece("a"), _piece("b"), _piece("c", STOP, ',"system_fingerprin
         (_stream(_piece("a"), _piece("b"), _piece("c", STOP), DONE), replay.TOLD_LESS),
         (_stream(_piece("ab"), _piece("c", STOP), DONE), replay.CUT_ELSEWHERE),
         (_stream(_piece("a"), _piece("bc", STOP), DONE), replay.CUT_ELSEWHERE),
+        (_stream(_piece(""), _piece("abc"), _piece("", STOP), DONE), replay.CUT_ELSEWHERE),
         (_stream(_piece("b"), _piece("a"), _piece("c", STOP), DONE), replay.DIFFERS),
         (_stream(_piece("a"), _piece("c", STOP), DONE), replay.DIFFERS),
         (_stream(_piece("a"), _piece("b"), _piece("c", '"length"'), DONE), replay.DIFFERS),
