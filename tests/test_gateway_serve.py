@@ -50,9 +50,11 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             {"name": "twin", "url": f"{good.url}/v1", "price": {"api": {"input": 9, "output": 9}}, "kind": "moe"},
         ]
         quick = {"timeouts": {"first_byte": "400ms", "idle": "400ms"}, "poll": False}
+        # What is to break off after its first byte must not be given up before it by a busy machine.
+        patient = {"timeouts": {"first_byte": "20s", "idle": "400ms"}, "poll": False}
         backends += [
-            {"name": f"bad-{fault}-{stream}", "url": f"{server.url}/v1", "served_model": fault, **quick}
-            for server, faults in ((bad, [*BEFORE, *AFTER]), (dies, ["die"]))
+            {"name": f"bad-{fault}-{stream}", "url": f"{server.url}/v1", "served_model": fault, **times}
+            for server, faults, times in ((bad, BEFORE, quick), (bad, AFTER, patient), (dies, ["die"], quick))
             for fault in faults
             for stream in (False, True)
         ]
