@@ -10,12 +10,14 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from chaos_server import ChaosServer
 from gateway_property_fixtures import CHAT, Gateway, backend, gateway, read_all, statuses, until
 
 from breakeven.gateway.keys import store
+from breakeven.gateway.keys.entry import parse_limit
 
 LIMITS = {
     "body": "64KiB",
@@ -226,3 +228,48 @@ def test_a_head_without_end_is_refused(world: World) -> None:
     for fault in ("endless_header", "huge_headers"):
         status = world.running.ask({"model": "hasty", "chaos": fault}, key=world.key)[0]
         assert status in (200, 502, 504), fault
+
+
+ODD = (10**30, 2**63, 2**62, 10**9, -5, -(10**30), 0)
+
+
+def test_numbers_of_a_backend_are_no_more_believed_than_they_can_be(tmp_path: Path) -> None:
+    """Its counts of tokens and its page: a broken one must not stop the gateway, give credit, or keep a place."""
+    key = store.create(
+        tmp_path / "keys.json", "anna", limits=(parse_limit("1000 usd/day"), parse_limit("1M tokens/day"))
+    )
+    api = {"api": {"input": 1, "cached_input": 0.1, "output": 2, "date": "2026"}}
+    step_model = {"model": "qwen3-14b", "machine": "h100-sxm", "price": {"rented": {"usd_per_hour": 2}}}
+    with ChaosServer() as server:
+        entries = [
+            backend("api", server.url, price=api),
+            backend("own", server.url, **step_model),
+            backend("polled", server.url, **{**step_model, "poll": True}),
+        ]
+        policies = [{"model": name, "policy": name} for name in ("fastest", "cheapest", "spill", "weighted")]
+        plan = {"keys": "keys.json", "backends": entries, "policies": policies, "limits": {"streams_per_key": 2}}
+        with gateway(tmp_path, plan) as running:
+            count = 0
+            for odd in ODD:
+                server.settings["prompt_tokens"] = odd
+                for model in ("api", "own"):
+                    for stream in (False, True):
+                        assert running.ask({"model": model, "stream": stream, "max_tokens": 2}, key=key)[0] == 200
+                        count += 1
+            until(lambda: len(running.records()) == count, "a record of each")
+            told = next(one for one in running.state()["keys"] if one["name"] == "anna")
+            assert told["requests"] == count
+            assert told["tokens"] >= 2 * count, "what it says it took less than nothing for is not given back"
+            assert told["usd"] > 0
+            server.settings["prompt_tokens"] = 7
+            for page in ("1e308", "-1e308"):
+                server._metrics = lambda page=page: (  # type: ignore[method-assign]
+                    f"# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing {page}\n"
+                    f"# TYPE llamacpp:requests_deferred gauge\nllamacpp:requests_deferred {page}\n"
+                )
+                polls = server.seen.polls
+                until(lambda polls=polls: server.seen.polls >= polls + 2, "two polls")
+                for model in ("fastest", "cheapest", "spill", "weighted", "polled"):
+                    assert running.ask({"model": model, "max_tokens": 2}, key=key)[0] == 200, (page, model)
+                assert running.admin()[0] == running.admin("/metrics")[0] == 200
+            assert "Traceback" not in running.complaints

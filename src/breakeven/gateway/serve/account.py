@@ -138,7 +138,7 @@ def usd_of(lane: Lane, prompt: float, cached: float, output: float, running: flo
     if isinstance(price, Api):
         rate = price.usd_per_mtok_cached_input
         less = 0.0 if rate is None else cached * (view.usd_per_input - rate / 1e6)
-        return prompt * view.usd_per_input + output * view.usd_per_output - less
+        return max(0.0, prompt * view.usd_per_input + output * view.usd_per_output - less)
     if view.usd_per_s == 0.0:
         return 0.0
     return view.usd_per_s * view.speed.added_s(prompt, output, running, prompt + output / 2)

@@ -24,6 +24,8 @@ HEAL_S = 5.0
 SILENT = 3
 """Answers without any number of an engine after which its page is asked for only every `RETRY_S`."""
 RETRY_S = 30.0
+MOST_REQUESTS = 1e6
+"""In one engine; more is a broken page, and would overflow what is predicted from it."""
 
 
 class Poller:
@@ -91,8 +93,8 @@ class Poller:
         if numbers is None or numbers.running is None:
             known.put(0, slot, Known.POLLED_S, 0.0)
             return False
-        known.put(0, slot, Known.RUNNING, numbers.running)
-        known.put(0, slot, Known.WAITING, numbers.waiting or 0.0)
+        known.put(0, slot, Known.RUNNING, _believable(numbers.running))
+        known.put(0, slot, Known.WAITING, _believable(numbers.waiting or 0.0))
         known.put(0, slot, Known.KV_SHARE, -1.0 if numbers.kv_share is None else numbers.kv_share)
         # Requests begin and end while the page is on its way: the larger count takes none of ours for a stranger's.
         known.put(0, slot, Known.OURS_AT_POLL, max(ours, self.block.load.total(slot, Load.IN_FLIGHT)))
@@ -134,3 +136,8 @@ def _client(url: str, backend: BackendPlan) -> Upstream:
         ca_file=backend.ca_file,
         allow_link_local=backend.allow_link_local,
     )
+
+
+def _believable(requests: float) -> float:
+    """A count of requests as routing can compute with it, whatever an engine's page says."""
+    return min(max(requests, 0.0), MOST_REQUESTS)

@@ -14,6 +14,8 @@ _MOST_HELD = 256 * 1024
 """Of an event that has not ended; longer ones pass as they come. No event that tells the usage is as long."""
 _MOST_KEPT = 4 * 2**20
 """Of an answer in one piece that is read for its usage."""
+_MOST_TOKENS = 10**8
+"""Counts beyond, or below 0, are no counts: budgets are computed with them."""
 _USAGE = (b'"usage":{', b'"usage": {')
 _FINISH: dict[str, tuple[bytes, ...]] = {
     "/v1/chat/completions": (b'"finish_reason":"', b'"finish_reason": "'),
@@ -193,11 +195,11 @@ def _add(counted: Counted, usage: _Usage) -> None:
     output = usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens
     details = usage.prompt_tokens_details or usage.input_tokens_details
     cached = details.cached_tokens if details else usage.cache_read_input_tokens
-    if prompt is not None:
+    if prompt is not None and 0 <= prompt <= _MOST_TOKENS:
         counted.prompt_tokens = prompt
-    if output is not None:
+    if output is not None and 0 <= output <= _MOST_TOKENS:
         counted.output_tokens = output
-    if cached is not None:
+    if cached is not None and 0 <= cached <= _MOST_TOKENS:
         counted.cached_tokens = cached
 
 
