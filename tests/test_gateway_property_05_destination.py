@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from chaos_server import ChaosServer
-from gateway_property_fixtures import Gateway, backend, gateway
+from gateway_property_fixtures import Gateway, backend, gateway, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +49,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "backends": [
                 backend("chosen", chosen.url, served_model="served-name", api_key_env="THE_KEY"),
                 backend("elsewhere", elsewhere.url),
-            ]
+            ],
+            "policies": [{"model": "capped", "backends": ["chosen"], "max_usd": 0.01}],
         }
         environ = {"THE_KEY": "the-key-of-the-backend"}
         with gateway(tmp_path_factory.mktemp("destination"), plan, environ=environ) as running:
@@ -150,3 +151,11 @@ def test_a_model_that_is_none_goes_nowhere(world: World, model: str) -> None:
 def test_a_query_changes_nothing_and_goes_no_further(world: World, query: str) -> None:
     check(world, b'{"model": "chosen"}', {}, ENDPOINTS[0] + query)
     assert set(world.chosen.seen.paths) <= set(ENDPOINTS)
+
+
+@pytest.mark.parametrize(("header", "asked"), [("1000", 0.01), ("0.001", 0.001)])
+def test_a_header_lowers_what_the_file_allows_and_never_raises_it(world: World, header: str, asked: float) -> None:
+    told = world.running.ask({"model": "capped"}, {"x-breakeven-max-usd": header})[1]
+    ident = told["x-breakeven-request-id"]
+    until(lambda: any(record["id"] == ident for record in world.running.records()), "its record")
+    assert next(record for record in world.running.records() if record["id"] == ident)["asked_usd"] == asked

@@ -217,7 +217,8 @@ class Desk:
         slo = client.slo or policy.slo
         ask.ttft_s = slo.ttft_s if ttft_ms is None else ttft_ms / 1000
         ask.tpot_s = slo.tpot_s if tpot_ms is None else tpot_ms / 1000
-        ask.usd = policy.max_usd if usd is None else usd
+        # What the operator lets a request cost can be lowered by it, not raised.
+        ask.usd = policy.max_usd if usd is None else usd if policy.max_usd is None else min(usd, policy.max_usd)
         ask.priority = client.priority
         return ask
 
