@@ -90,7 +90,9 @@ def _is_gateway(path: Path) -> bool:
     except OSError:
         return True
     if any(line.startswith("candidates:") for line in lines):
-        raise UserError(f"{path} is a study; run `breakeven decide {path}`, then `breakeven serve --from` its result.json")
+        raise UserError(
+            f"{path} is a study; run `breakeven decide {path}`, then `breakeven serve --from` its result.json"
+        )
     return any(line.startswith("backends:") for line in lines)
 
 
