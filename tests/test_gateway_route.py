@@ -165,7 +165,7 @@ def first(plan: PolicyPlan, asked: Ask, there: list[View], seed: int = 0) -> tup
 def test_breakeven_moves_from_the_cheap_one_to_the_one_that_still_keeps_it() -> None:
     dense = view(0, "dense", tpot=0.02, usd_per_s=0.0001)
     moe = view(1, "moe", tpot=0.01, usd_per_s=0.001)
-    asked = ask(tpot_s=0.05)
+    asked = ask(tpot_s=0.08)
     assert first(policy(), asked, [dense, moe]) == ("dense", "cheapest_that_fits")
     dense.running = 30.0
     assert first(policy(), asked, [dense, moe]) == ("moe", "cheapest_that_fits")
@@ -173,8 +173,18 @@ def test_breakeven_moves_from_the_cheap_one_to_the_one_that_still_keeps_it() -> 
     assert first(policy(), asked, [dense, moe]) == ("dense", "least_late")
 
 
+def test_with_little_to_spare_everything_that_was_asked_counts_together() -> None:
+    # The one has a little more room in its tokens and a long line of prompts, the other neither.
+    queued = view(0, "queued", tpot=0.024, ahead_tokens=40_000.0)
+    free = view(1, "free", tpot=0.025)
+    asked = ask(ttft_s=1.0, tpot_s=0.05)
+    assert first(policy(), asked, [queued, free]) == ("free", "roomiest")
+    free.ahead_tokens = 80_000.0
+    assert first(policy(), asked, [queued, free]) == ("queued", "roomiest")
+
+
 def test_a_late_request_slows_down_nobody_who_is_in_time() -> None:
-    promised = policy(slo=Slo(ttft_s=0.5, tpot_s=0.05))
+    promised = policy()
     # Both are late: one more makes every token of thirty others late, or waits in the line of the other one.
     near = view(0, "near", tpot=0.0135, running=30.0)
     line = view(1, "line", tpot=0.01, ttft=2.0, running=20.0)
@@ -185,7 +195,7 @@ def test_a_late_request_slows_down_nobody_who_is_in_time() -> None:
     assert first(promised, asked, [near, line])[1] == "least_late"
     # Where no time a token is promised nobody is harmed.
     near.running = 30.0
-    assert first(policy(slo=Slo(ttft_s=0.5)), ask(ttft_s=0.2), [near, line])[1] == "least_late"
+    assert first(policy(), ask(ttft_s=0.2), [near, line])[1] == "least_late"
     # Where every place harms somebody it is the place with the fewest.
     line.speed = near.speed
     line.running = 29.0

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from math import inf
 from random import Random
 
-from breakeven.gateway.route.view import Score
+from breakeven.gateway.route.view import Ask, Score
 
-SURE = 2.0
+SURE = 3.0
 """Headroom from which a backend is taken to keep what was asked. Below it, who joins next can break the promise.
 
-Of 1, 1.2, 1.5, 2, 3 and no such margin, 2 kept most promises (docs/gateway-goodput.md).
+Of 1.2, 1.5, 2, 3, 4 and no such margin it kept most promises over all loads (docs/gateway-goodput.md).
 """
 LOST = 1.5
 """Seconds a token over what is promised from which those who run there have broken promises already."""
@@ -34,22 +34,48 @@ def most_headroom(scores: Sequence[Score], among: Sequence[int], output_tokens: 
     return max(among, key=lambda k: (scores[k].headroom, -e2e_s(scores[k], output_tokens)))
 
 
-def least_harm(
-    tpot_s: float | None, scores: Sequence[Score], among: Sequence[int], output_tokens: float
-) -> tuple[int, str]:
+def roomiest(ask: Ask, scores: Sequence[Score], among: Sequence[int]) -> int:
+    """Who uses least of everything that was asked for, taken together: the sum of predicted / asked.
+
+    The smallest headroom alone says nothing of the other promises: a line of prompts builds up unseen behind a TPOT.
+    """
+    return min(among, key=lambda k: used(ask, scores[k]))
+
+
+def used(ask: Ask, score: Score) -> float:
+    """Sum of predicted / asked over TTFT, TPOT and dollars; 0 where nothing was asked."""
+    found = 0.0
+    if ask.ttft_s is not None:
+        found += score.ttft_s / ask.ttft_s
+    if ask.tpot_s is not None:
+        found += score.tpot_s / ask.tpot_s
+    if ask.usd is not None:
+        found += score.usd / ask.usd
+    return found
+
+
+def under_pressure(ask: Ask, scores: Sequence[Score], among: Sequence[int]) -> tuple[int, str]:
+    """Where nobody is `sure`: the roomiest of those that fit, else where a late request does least harm."""
+    if fitting := [k for k in among if scores[k].headroom >= 1.0]:
+        return roomiest(ask, scores, fitting), "roomiest"
+    return least_harm(ask, scores, among)
+
+
+def least_harm(ask: Ask, scores: Sequence[Score], among: Sequence[int]) -> tuple[int, str]:
     """For a request that is late everywhere: where it slows down the fewest who are still in time; with the reason.
 
-    `tpot_s`: what those who run are taken to be promised; None: nothing, so nobody is harmed. Who waits for a first
-    token slows down nobody. Among equals the one with most headroom.
+    Those who run are taken to be promised the same time a token; where none was asked nobody is harmed. Who waits for
+    a first token slows down nobody. Among equals the one with most headroom.
     """
-    best = most_headroom(scores, among, output_tokens)
-    if tpot_s is None:
+    best = most_headroom(scores, among, ask.output_tokens)
+    asked_s = ask.tpot_s
+    if asked_s is None:
         return best, "least_late"
-    harm = {k: scores[k].running if 1.0 <= scores[k].tpot_s / tpot_s < LOST else 0.0 for k in among}
+    harm = {k: scores[k].running if 1.0 <= scores[k].tpot_s / asked_s < LOST else 0.0 for k in among}
     least = min(harm.values())
     if harm[best] <= least:
         return best, "least_late"
-    return most_headroom(scores, [k for k in among if harm[k] <= least], output_tokens), "least_harm"
+    return most_headroom(scores, [k for k in among if harm[k] <= least], ask.output_tokens), "least_harm"
 
 
 def near_fastest(scores: Sequence[Score], among: Sequence[int], output_tokens: float) -> list[int]:

@@ -12,10 +12,12 @@ from math import inf
 
 from breakeven.gateway.route import rank
 from breakeven.gateway.route.scores import BROKEN
-from breakeven.gateway.route.view import REASONS, Score
+from breakeven.gateway.route.view import REASONS, Ask, Score
 from breakeven.gateway.seen.record import DecisionRecord
 
-Rule = Callable[[Sequence[Score], Sequence[int], float], list[int]]
+Rule = Callable[[DecisionRecord, Sequence[int]], list[int]]
+BARELY = 1.2
+"""Headroom below which what is kept is barely kept."""
 OUTSIDE = ("explored", "experiment", "named", "sticky")
 """Reasons that override the policy."""
 
@@ -37,7 +39,7 @@ def could_choose(record: DecisionRecord) -> list[str] | None:
     rule = _RULES.get(record.policy)
     if rule is None:
         return [scores[usable[0]].backend] if len(usable) == 1 else None
-    return [scores[k].backend for k in rule(scores, usable, output)]
+    return [scores[k].backend for k in rule(record, usable)]
 
 
 def chosen(record: DecisionRecord) -> str:
@@ -62,17 +64,30 @@ def explain(record: DecisionRecord) -> str:
     return "\n".join(lines)
 
 
-def _breakeven(scores: Sequence[Score], usable: Sequence[int], output: float) -> list[int]:
+def _breakeven(record: DecisionRecord, usable: Sequence[int]) -> list[int]:
+    scores = record.scores
     if able := rank.sure(scores, usable):
-        return rank.near_cheapest(scores, able, output)
-    return [rank.most_headroom(scores, usable, output)]
+        return rank.near_cheapest(scores, able, record.predicted_output_tokens)
+    ask = Ask(
+        endpoint=record.endpoint,
+        prompt_tokens=record.predicted_prompt_tokens,
+        output_tokens=record.predicted_output_tokens,
+        ttft_s=record.asked_ttft_s,
+        tpot_s=record.asked_tpot_s,
+        usd=record.asked_usd,
+    )
+    return [rank.under_pressure(ask, scores, usable)[0]]
 
 
-_RULES: dict[str, Rule] = {
-    "breakeven": _breakeven,
-    "fastest": rank.near_fastest,
-    "cheapest": rank.near_cheapest,
-}
+def _fastest(record: DecisionRecord, usable: Sequence[int]) -> list[int]:
+    return rank.near_fastest(record.scores, usable, record.predicted_output_tokens)
+
+
+def _cheapest(record: DecisionRecord, usable: Sequence[int]) -> list[int]:
+    return rank.near_cheapest(record.scores, usable, record.predicted_output_tokens)
+
+
+_RULES: dict[str, Rule] = {"breakeven": _breakeven, "fastest": _fastest, "cheapest": _cheapest}
 """Of policies that look at nothing but scores, whom they could choose."""
 
 
@@ -141,7 +156,7 @@ def _verdict(record: DecisionRecord, found: Score) -> str:
     if found.headroom == inf:
         return "can serve it"
     if found.headroom >= 1.0:
-        sure = "" if found.headroom >= rank.SURE else ", barely"
+        sure = "" if found.headroom >= BARELY else ", barely"
         return f"keeps it{sure} ({found.headroom:.2f} times what is needed)"
     missed = [
         f"{name} {_ratio(predicted, asked)} over"
