@@ -12,7 +12,7 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import chat_model
@@ -50,19 +50,18 @@ JUDGES: dict[str, Judge] = {
 """What is asked of every engine. OpenAI's own tests need answers that are valid by OpenAI's types: the mock's."""
 
 
-def by_openai_types() -> list[Found]:
+def by_openai_types() -> Iterator[Found]:
     """The judges that the mock is for."""
-    rows = openai_python.judge(CACHE)
+    yield from openai_python.judge(CACHE)
     with typed_backend() as (url, _):
         behind = Engine(url, "mock", "mock")
         endpoints = ("/v1/chat/completions", "/v1/responses")
         with gateway(behind, endpoints=endpoints) as through_url:
-            return rows + llm_comply.judge(behind, through_url, endpoints)
+            yield from llm_comply.judge(behind, through_url, endpoints)
 
 
-def of_engine(kind: str, model: str, names: list[str], count: int) -> list[Found]:
+def of_engine(kind: str, model: str, names: list[str], count: int) -> Iterator[Found]:
     """Every judge named, on one real engine."""
-    rows: list[Found] = []
     with engine(kind, model) as behind:
         endpoints = replay.supported(behind.url, behind.model)
         behind = Engine(behind.url, behind.model, f"{behind.what}, {Path(model).stem}")
@@ -74,13 +73,8 @@ def of_engine(kind: str, model: str, names: list[str], count: int) -> list[Found
                 except RuntimeError as error:
                     print(f"{name}: not available here: {error}", flush=True)
                     found = [Found(name, behind.what, {}, {}, "not available here")]
-                for row in found:
-                    print(row.row(), flush=True)
-                    for case in row.different:
-                        print(f"  {case}\n    direct  {row.direct.get(case)}\n    through {row.through.get(case)}")
-                rows += found
+                yield from found
                 print(f"  {name}: {time.monotonic() - started:.0f} s", flush=True)
-    return rows
 
 
 def main() -> None:
@@ -95,14 +89,17 @@ def main() -> None:
     # Ended from outside, it still ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rows: list[Found] = []
+    names = given.only or [*JUDGES]
     for kind in given.engine or ["mock", "llama.cpp"]:
-        if kind == "mock":
-            rows += by_openai_types()
-        else:
-            rows += of_engine(kind, given.model, given.only or [*JUDGES], given.requests)
-    print("\n".join(row.row() for row in rows))
-    if given.write:
-        write(given.write, rows)
+        found = by_openai_types() if kind == "mock" else of_engine(kind, given.model, names, given.requests)
+        for row in found:
+            print(row.row())
+            for case in row.different:
+                print(f"  {case}\n    direct  {row.direct.get(case)}\n    through {row.through.get(case)}")
+            sys.stdout.flush()
+            rows.append(row)
+            if given.write:
+                write(given.write, [row])
     raise SystemExit(not all(row.equal or row.note.startswith("as said") for row in rows))
 
 

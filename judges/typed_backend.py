@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -91,9 +91,17 @@ def events(path: str, asked: dict[str, Any]) -> list[bytes]:
     return [b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in chunks] + [b"data: [DONE]\n\n"]
 
 
+class Asked(NamedTuple):
+    """A request without what a gateway has to change; `model`: whether it named one."""
+
+    path: str
+    body: str
+    model: bool
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    asked: list[tuple[str, str]]
+    asked: list[Asked]
 
     def do_GET(self) -> None:
         self._document(whole(self.path.partition("?")[0]))
@@ -104,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(body)
         # The two things a gateway has to change: the model's name, and whether usage is counted.
         kept = {name: value for name, value in asked.items() if name not in ("model", "stream_options")}
-        self.asked.append((path, json.dumps(kept, sort_keys=True)))
+        self.asked.append(Asked(path, json.dumps(kept, sort_keys=True), "model" in asked))
         if asked.get("stream") and path != "/v1/embeddings":
             data = b"".join(events(path, asked))
             self._send(200, "text/event-stream; charset=utf-8", data)
@@ -135,9 +143,9 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def typed_backend() -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def typed_backend() -> Iterator[tuple[str, list[Asked]]]:
     """Its address, without /v1, and what it was asked: path and body, in order."""
-    asked: list[tuple[str, str]] = []
+    asked: list[Asked] = []
     handler = type("Handler", (_Handler,), {"asked": asked})
     with _Server(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
