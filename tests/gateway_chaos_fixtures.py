@@ -11,11 +11,13 @@ import contextlib
 import json
 import random
 import re
+import signal
 import time
 import urllib.request
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -117,6 +119,10 @@ class _Client(asyncio.Protocol):
     def _over(self) -> None:
         if self.done is not None and not self.done.done():
             self.done.set_result(None)
+
+    def over(self) -> bool:
+        """Whether the next question needs another connection."""
+        return not self.open or bool(self.failed) or self.headers.get(b"connection") == b"close"
 
     def ask(self, data: bytes) -> asyncio.Future[None]:
         """Send a question; the future is done when its answer is over, however it is."""
@@ -238,8 +244,13 @@ def plan_of(urls: list[str], workers: int) -> dict[str, Any]:
     }
 
 
-def run_chaos(directory: Path, requests: int, *, at_once: int = 48, seed: int = 1, workers: int = 2) -> Chaos:
-    """Start backends and a gateway, ask `requests` questions, and gather what all of them say of it."""
+def run_chaos(
+    directory: Path, requests: int, *, at_once: int = 48, seed: int = 1, workers: int = 2, hangups: int = 0
+) -> Chaos:
+    """Start backends and a gateway, ask `requests` questions, and gather what all of them say of it.
+
+    `hangups`: how often the gateway reads its file again meanwhile, which replaces its workers.
+    """
     with ExitStack() as stack:
         more = ("--huge-bytes", str(HUGE_BYTES), "--chunk-s", "0.001")
         urls = [stack.enter_context(chaos_process(SHARES, "--seed", str(seed + k), *more)) for k in range(3)]
@@ -247,7 +258,7 @@ def run_chaos(directory: Path, requests: int, *, at_once: int = 48, seed: int = 
         secrets = [create(directory / "keys.json", name) for name in ("anna", "ben")]
         gateway = stack.enter_context(serving(directory, plan_of(urls, workers)))
         started_s = time.monotonic()
-        party = _Party(gateway, secrets, requests, seed)
+        party = _Party(gateway, secrets, requests, seed, hangups)
         asyncio.run(party.run(at_once))
         seconds = time.monotonic() - started_s
         faults = []
@@ -263,6 +274,10 @@ def run_chaos(directory: Path, requests: int, *, at_once: int = 48, seed: int = 
             seen.update(told["ids"])
             behaviours.update(told["behaviours"])
         least = len([one for one in party.told if one.ending != "left"])
+        if hangups:
+            with contextlib.suppress(AssertionError):
+                wait(lambda: len(gateway.workers()) == workers == len(gateway.children()) - 1, "old workers stay")
+            party.workers = sorted(gateway.workers())
         with contextlib.suppress(AssertionError):
             wait(lambda: len(gateway.logged()) >= least, "records are missing", 5.0)
         time.sleep(0.6)  # the workers tell how many records they dropped twice a second
@@ -284,8 +299,10 @@ def run_chaos(directory: Path, requests: int, *, at_once: int = 48, seed: int = 
 class _Party:
     """All clients together."""
 
-    def __init__(self, gateway: Gateway, secrets: list[str], requests: int, seed: int) -> None:
+    def __init__(self, gateway: Gateway, secrets: list[str], requests: int, seed: int, hangups: int) -> None:
         self.secrets, self.requests = secrets, requests
+        self.hangup_every = requests // (hangups + 1) if hangups else 0
+        self.hang_up = partial(gateway.signal, signal.SIGHUP)
         self.told: list[Told] = []
         self.strays = 0
         self.rss_bytes: list[list[int]] = []
@@ -304,12 +321,14 @@ class _Party:
     async def _one(self, dice: random.Random) -> None:
         client: _Client | None = None
         for number in self._numbers:
-            if client is None or not client.open or client.failed or dice.random() < 0.05:
+            if client is None or client.over() or dice.random() < 0.05:
                 if client is not None:
                     self._close(client)
                 loop = asyncio.get_running_loop()
                 _, client = await loop.create_connection(_Client, self._at.hostname, self._at.port)
             self.told.append(await self._ask(client, number, dice))
+            if self.hangup_every and len(self.told) % self.hangup_every == 0 and len(self.told) < self.requests:
+                self.hang_up()
             if len(self.told) % max(1, self.requests // 10) == 0:
                 self.rss_bytes.append([_rss(pid) for pid in self.workers])
         if client is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from gateway_chaos_fixtures import LEAVING, SHARES, Chaos, Told, run_chaos
 
@@ -60,3 +62,10 @@ def test_the_reckoning_finds_what_is_wrong(chaos: Chaos) -> None:
         assert any("2 records" in one for one in chaos.problems())
     finally:
         chaos.records.pop()
+
+
+def test_reloads_meanwhile_lose_nothing_on_kept_connections(tmp_path: Path) -> None:
+    chaos = run_chaos(tmp_path / "run", 500, at_once=24, seed=11, hangups=2)
+    assert "reloaded: generation" in chaos.said
+    problems = chaos.problems()
+    assert not problems, "\n".join(problems[:20])

@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
         self._answer = None
         server, reader = self.server, self._reader
         server.under_way -= 1
-        if not self.keep or server.draining:
+        if not self.keep:
             self.close()
             return
         self._idle_ns = time.monotonic_ns()
@@ -200,9 +200,9 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.close()
 
-    def close_if_idle(self) -> None:
-        """Close unless an answer is under way or a request is arriving."""
-        if self._answer is None and not self._reader.begun_ns and not self._deaf:
+    def close_if_idle(self, since_ns: int) -> None:
+        """Close unless an answer is under way, a request is arriving, or an answer ended after `since_ns`."""
+        if self._answer is None and not self._reader.begun_ns and not self._deaf and self._idle_ns <= since_ns:
             self._transport.close()
 
     def reset(self) -> None:

@@ -18,6 +18,8 @@ _S = 1_000_000_000
 _SWEEP_S = 1.0
 """Longest time between two looks at who is late. Shorter where a limit is: a tenth of it, at least `_SWEEP_MIN_S`."""
 _SWEEP_MIN_S = 0.02
+_LINGER_NS = _S // 2
+"""How long a connection must have been idle to be closed by a drain."""
 _REFUSALS = 256
 """Connections beyond the limit that are told so at one time; more are closed without a word."""
 
@@ -69,11 +71,16 @@ class EdgeServer:
         self.stop_accepting()
         self.draining = True
         self._empty = asyncio.Event()
-        for connection in list(self._connections):
-            connection.close_if_idle()
-        if self._connections:
+        until_ns = time.monotonic_ns() + round(timeout_s * _S)
+        while self._connections and (now_ns := time.monotonic_ns()) < until_ns:
+            # A client whose last answer did not announce the end sends its next question at once: it is answered, and
+            # that answer announces it. Only who has been silent for a while is closed without a word.
+            for connection in list(self._connections):
+                connection.close_if_idle(now_ns - _LINGER_NS)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), timeout_s)
+                await asyncio.wait_for(self._empty.wait(), min((until_ns - now_ns) / _S, _LINGER_NS / _S / 5))
+        for connection in list(self._connections):
+            connection.close_if_idle(time.monotonic_ns())
         cut = self.under_way
         for connection in list(self._connections):
             connection.reset()
