@@ -54,6 +54,8 @@ def choose(policy: PolicyPlan, ask: Ask, views: Sequence[View], dice: Random) ->
     if others and len(order) < policy.attempts:
         spare = sorted((v for v in others if _serves(ask, v, floor)), key=lambda v: v.running + v.queued)
         order.extend(v.index for v in spare[: policy.attempts - len(order)])
+    # When everybody else has failed, one whose breaker is open is better than nobody: it may have come back.
+    order.extend(seen[k].index for k, found in enumerate(scores) if found.why_not == BROKEN)
     return Choice(order=order, scores=scores, reason=reason, explored=explored, alternative=rest[0] if rest else None)
 
 
