@@ -119,7 +119,7 @@ class Leg:
         if self.kept is not None:
             self.kept.add(data)
         if data := self.tap.feed(data):
-            forward.responder.write(data)
+            forward.responder.write(_as_event(data) if forward.early and self.status >= 400 else data)
 
     def on_end(self) -> None:
         """The answer is whole."""
@@ -132,7 +132,8 @@ class Leg:
             self._first()
             if forward.winner is not self:
                 return
-            self.single = b""
+            # A stream that has begun with news of an engine's loading has its head already.
+            self.single = None if forward.early else b""
         rest = self.tap.rest()
         if not self._judged:
             self._judged = True
@@ -142,7 +143,7 @@ class Leg:
             forward.respond(self)
         else:
             if rest:
-                forward.responder.write(rest)
+                forward.responder.write(_as_event(rest) if forward.early and self.status >= 400 else rest)
             forward.responder.finish()
         forward.ended(self, "")
 
@@ -196,6 +197,11 @@ class Leg:
         self.lane.add(AHEAD_TOKENS, -self.ahead)
         self.lane.add(DECODING, 1)
         self.forward.won(self)
+
+
+def _as_event(data: bytes) -> bytes:
+    """An error's body within a stream that the client has been promised already."""
+    return b"data: %s\n\n" % b" ".join(data.split())
 
 
 def _header(headers: Headers, name: bytes) -> bytes | None:
