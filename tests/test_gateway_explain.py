@@ -91,6 +91,7 @@ def test_the_rules_applied_again_allow_what_was_chosen(
         backend=f"b{choice.order[0]}",
         attempts=[],
         asked_ttft_s=ttft,
+        asked_tpot_s=None,
         predicted_output_tokens=asked.output_tokens,
     )
     for found, score in zip(logged.scores, choice.scores, strict=True):
