@@ -12,7 +12,6 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from breakeven.gateway.plan.model import GatewayPlan
-from breakeven.gateway.seen.rows import Rows
 from breakeven.gateway.shared.block import Block, Grid
 from breakeven.gateway.shared.layout import (
     RATIO_BOUNDS,
@@ -31,6 +30,7 @@ from breakeven.gateway.shared.layout import (
     State,
     Usage,
 )
+from breakeven.gateway.shared.rows import Rows
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

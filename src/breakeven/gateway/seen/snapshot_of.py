@@ -11,7 +11,6 @@ import msgspec
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.seen.metrics import workers_of, worst_breaker
 from breakeven.gateway.seen.record import DecisionRecord
-from breakeven.gateway.seen.rows import Rows
 from breakeven.gateway.seen.snapshot import BackendState, ExperimentState, KeyUsage, Snapshot
 from breakeven.gateway.shared.block import Block, Grid
 from breakeven.gateway.shared.layout import (
@@ -30,6 +29,7 @@ from breakeven.gateway.shared.layout import (
     State,
     Usage,
 )
+from breakeven.gateway.shared.rows import Rows
 from breakeven.spec.cost import Api
 from breakeven.version import __version__
 
