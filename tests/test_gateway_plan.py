@@ -18,9 +18,10 @@ from breakeven.errors import UserError
 from breakeven.gateway.plan import check, form
 from breakeven.gateway.plan.check import check_plan, check_reload, is_loopback
 from breakeven.gateway.plan.from_decision import plan_of_decision
-from breakeven.gateway.plan.load import LOCAL_ENDPOINTS, PUBLIC_NAME, read_gateway
+from breakeven.gateway.plan.load import PUBLIC_NAME, read_gateway
 from breakeven.gateway.plan.model import (
     ENDPOINTS,
+    LOCAL_ENDPOINTS,
     USUAL_ENDPOINTS,
     BackendPlan,
     ExperimentPlan,

@@ -17,8 +17,15 @@ import msgspec
 from breakeven.decide.study.load import model_named
 from breakeven.decide.study.model import ApiSpeed
 from breakeven.errors import UserError
-from breakeven.gateway.plan.load import LOCAL_ENDPOINTS, PUBLIC_NAME, read_gateway
-from breakeven.gateway.plan.model import USUAL_ENDPOINTS, BackendPlan, GatewayPlan, LocalPlan, PolicyPlan
+from breakeven.gateway.plan.load import PUBLIC_NAME, read_gateway
+from breakeven.gateway.plan.model import (
+    LOCAL_ENDPOINTS,
+    USUAL_ENDPOINTS,
+    BackendPlan,
+    GatewayPlan,
+    LocalPlan,
+    PolicyPlan,
+)
 from breakeven.gateway.plan.write import write_gateway
 from breakeven.spec.cost import Api
 from breakeven.spec.decision import DECISION_SCHEMA, CandidateResult, Decision

@@ -8,15 +8,13 @@ from dataclasses import replace
 from breakeven.engine.source import Source, parse_source
 from breakeven.engine.start import engine_named
 from breakeven.errors import UserError
-from breakeven.gateway.plan.model import BackendPlan, Endpoint, GatewayPlan, LocalPlan, PolicyPlan
+from breakeven.gateway.plan.model import LOCAL_ENDPOINTS, BackendPlan, GatewayPlan, LocalPlan, PolicyPlan
 from breakeven.gateway.swap.needs import check_local
 from breakeven.predict.profiles import THIS, profile_named
 from breakeven.spec.decision import Kind
 from breakeven.spec.workload import Slo
 
 PUBLIC_NAME = "breakeven"
-LOCAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-"""What both engines answer for a model that writes text."""
 READER_SLO = Slo(ttft_s=2.0, tpot_s=0.15)
 """What one reader is content with: a start without doubt, and tokens faster than reading. Judgement, not measured."""
 

@@ -16,9 +16,9 @@ from breakeven.errors import NotSupportedError, UserError
 from breakeven.gateway.plan.check import check_plan
 from breakeven.gateway.plan.form import DOCS, MISSING, BackendForm, ExperimentForm, GatewayForm, LocalForm, PolicyForm
 from breakeven.gateway.plan.model import (
+    LOCAL_ENDPOINTS,
     USUAL_ENDPOINTS,
     BackendPlan,
-    Endpoint,
     ExperimentPlan,
     GatewayPlan,
     HedgePlan,
@@ -36,8 +36,6 @@ from breakeven.spec.workload import Slo
 PUBLIC_NAME = "breakeven"
 """The model that clients ask for where the file names none: every backend, by the default policy."""
 
-LOCAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-"""What the engines that are started here answer for a model that writes text."""
 
 _SPEC_FILES = (".yaml", ".yml", ".json", ".gguf")
 

@@ -24,6 +24,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     "/v1/messages",
 )
 USUAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions")
+LOCAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+"""What llama.cpp's server answers for any model; embeddings need a model made for them."""
 ExperimentKind = Literal["ab", "shadow", "canary"]
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from breakeven.errors import UserError
-from breakeven.gateway.plan.load import LOCAL_ENDPOINTS
 from breakeven.gateway.plan.model import (
+    LOCAL_ENDPOINTS,
     USUAL_ENDPOINTS,
     BackendPlan,
     ExperimentPlan,

@@ -39,19 +39,10 @@ def roomiest(ask: Ask, scores: Sequence[Score], among: Sequence[int]) -> int:
 
     The smallest headroom alone says nothing of the other promises: a line of prompts builds up unseen behind a TPOT.
     """
-    return min(among, key=lambda k: used(ask, scores[k]))
-
-
-def used(ask: Ask, score: Score) -> float:
-    """Sum of predicted / asked over TTFT, TPOT and dollars; 0 where nothing was asked."""
-    found = 0.0
-    if ask.ttft_s is not None:
-        found += score.ttft_s / ask.ttft_s
-    if ask.tpot_s is not None:
-        found += score.tpot_s / ask.tpot_s
-    if ask.usd is not None:
-        found += score.usd / ask.usd
-    return found
+    a = 0.0 if ask.ttft_s is None else 1.0 / ask.ttft_s
+    b = 0.0 if ask.tpot_s is None else 1.0 / ask.tpot_s
+    c = 0.0 if ask.usd is None else 1.0 / ask.usd
+    return min(among, key=lambda k: a * scores[k].ttft_s + b * scores[k].tpot_s + c * scores[k].usd)
 
 
 def under_pressure(ask: Ask, scores: Sequence[Score], among: Sequence[int]) -> tuple[int, str]:
