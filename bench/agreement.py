@@ -11,13 +11,13 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from breakeven.engine import cache
-from breakeven.engine.inside import bare_decode_rate
-from breakeven.engine.llama_cpp import LlamaCppServer
-from breakeven.measure.client.block import run_block
-from breakeven.measure.client.request import Request
-from breakeven.measure.paired.metrics import block_metrics
-from breakeven.spec.catalogue import lookup
+from breakeven.engines import cache
+from breakeven.engines.inside.client import bare_decode_rate
+from breakeven.engines.llama_cpp.server import LlamaCppServer
+from breakeven.measure.paired.blocks import block_metrics
+from breakeven.measure.requests import run_block
+from breakeven.model.catalogue import lookup
+from breakeven.wire.client.request import Request
 
 PROMPT, OUTPUT = 64, 64
 SPIN = {"GOMP_SPINCOUNT": "300000"}

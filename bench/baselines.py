@@ -12,7 +12,7 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from breakeven.predict.terms import ExpertGroup, Terms
+from breakeven.forecast.terms import ExpertGroup, Terms
 
 Floats = NDArray[np.float64]
 Occupancy = Callable[[ExpertGroup, Floats], Floats]
@@ -55,7 +55,7 @@ def occupancy(found: Occupancy) -> Iterator[None]:
         return [found(group, n) for group in terms.experts]
 
     with (
-        patch("breakeven.predict.step.occupancies", occupancies),
-        patch("breakeven.predict.parallel.occupancies", occupancies),
+        patch("breakeven.forecast.step.occupancies", occupancies),
+        patch("breakeven.forecast.model.occupancies", occupancies),
     ):
         yield

@@ -19,18 +19,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from breakeven.decide.calibrate import CalibrateOptions, calibrate
-from breakeven.decide.calibrate_log import observations_of
+from breakeven.forecast.calibration.fit import errors_of, fit, leave_models_out
+from breakeven.forecast.calibration.parameters import CPU_TILE, Observation, Phase, table
+from breakeven.forecast.calibration.probes import SMALL, dense, loads_for, moe
+from breakeven.forecast.terms import terms_of
 from breakeven.measure.events import read_events
 from breakeven.measure.progress import ProgressState
-from breakeven.predict.calibration.fit import fit
-from breakeven.predict.calibration.leave_out import errors_of, leave_models_out
-from breakeven.predict.calibration.observe import Observation, Phase, table
-from breakeven.predict.calibration.parameters import CPU_TILE
-from breakeven.predict.calibration.probes import SMALL, dense, loads_for, moe
-from breakeven.predict.terms import terms_of
-from breakeven.spec.model import ModelSpec
-from breakeven.spec.resolve import resolve_spec
+from breakeven.model.architecture import ModelSpec
+from breakeven.model.resolve import resolve_spec
+from breakeven.runs.calibrate import CalibrateOptions, calibrate, observations_of
 
 KEPT = Path(__file__).parent / "data" / "steps_2_cores.json"
 UNSEEN: tuple[ModelSpec, ...] = (

@@ -24,9 +24,9 @@ from pathlib import Path
 from driving import Job, Run
 from rivals import NAMES, TITLES, add_options, given, make_tokenizer, run
 
-from breakeven.engine.llama_cpp import LlamaCppServer
+from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.measure.events import RequestDone, iter_events
-from breakeven.measure.prompts.text import prompt_text
+from breakeven.traffic.prompts import prompt_text
 
 METRICS = {
     "ttft_s": "TTFT",

@@ -25,7 +25,7 @@ ANALYSIS = """
 import json, sys
 from pathlib import Path
 from breakeven.measure.events import iter_events
-from breakeven.measure.metrics.points import load_points
+from breakeven.measure.load.points import load_points
 point = load_points(iter_events(Path(sys.argv[1])), None)[0]
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({"requests": point.requests, "answered": point.answered, "peak_bytes": int(peak) * 1024}))

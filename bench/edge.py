@@ -41,10 +41,10 @@ HEAD = (
 
 def serve_ours(pipe: Pipe) -> None:
     """Breakeven's edge until killed; sends its port."""
-    from breakeven.gateway.edge.listen import open_sockets
-    from breakeven.gateway.edge.server import EdgeServer
-    from breakeven.gateway.edge.types import Request, Responder
     from breakeven.gateway.plan.model import Limits
+    from breakeven.wire.server.listen import open_sockets
+    from breakeven.wire.server.server import EdgeServer
+    from breakeven.wire.server.types import Request, Responder
 
     kind, sse = ((b"content-type", b"application/json"),), ((b"content-type", b"text/event-stream"),)
 

@@ -1,6 +1,6 @@
 """Writes the efficiencies that data-sheet profiles rest on, fitted on public measurements, with left-out errors.
 
-python bench/fit_prior.py --data DIR [--out src/breakeven/predict/data/efficiencies.json]
+python bench/fit_prior.py --data DIR [--out src/breakeven/forecast/data/efficiencies.json]
 
 DIR holds the files of published records that `bench/published/records.py` names.
 """
@@ -23,10 +23,10 @@ from bench.published.judged import judged
 from bench.published.leaving_out import by_machine, by_model, left_out
 from bench.published.predicting import model_of, on_device
 from bench.published.records import Observation, read
-from breakeven.predict.prior import Efficiencies, Entry
-from breakeven.predict.serving import steady_tpot_s
-from breakeven.spec.arithmetic import active_params
-from breakeven.spec.profile import Error, Range
+from breakeven.forecast.constants import Error, Range
+from breakeven.forecast.profiles import Efficiencies, Entry
+from breakeven.forecast.serving_closed_form import steady_tpot_s
+from breakeven.model.arithmetic import active_params
 
 Floats = NDArray[np.float64]
 ENGINE = {"local": "llama.cpp", "serving": "vllm"}
@@ -208,7 +208,7 @@ def main() -> None:
     """Fits both families and writes the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("src/breakeven/predict/data/efficiencies.json"))
+    parser.add_argument("--out", type=Path, default=Path("src/breakeven/forecast/data/efficiencies.json"))
     given = parser.parse_args()
     made = Efficiencies(
         date=DATE,

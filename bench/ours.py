@@ -15,13 +15,14 @@ from typing import Any, cast
 
 from file_bodies import FileBodies
 
-from breakeven.engine.backend import Backend
+from breakeven.engines.backend import Backend
 from breakeven.measure.events import EventWriter, RequestDone, iter_events
-from breakeven.measure.metrics.points import load_points
+from breakeven.measure.load.points import load_points
 from breakeven.measure.player.run import run_load
-from breakeven.measure.schedule import draw, save_schedule
-from breakeven.spec.load import LoadPoint
-from breakeven.spec.workload import Arrivals, Length, Workload
+from breakeven.results.load import LoadPoint
+from breakeven.traffic.draw import draw
+from breakeven.traffic.schedule_file import save_schedule
+from breakeven.traffic.workload import Arrivals, Length, Workload
 
 
 def workload_of(job: dict[str, Any]) -> Workload:

@@ -14,10 +14,10 @@ import tempfile
 from pathlib import Path
 
 import breakeven
-from breakeven.engine import cache
-from breakeven.engine.surgery import split
-from breakeven.spec.catalogue import lookup
-from breakeven.spec.study import Comparison
+from breakeven.engines import cache
+from breakeven.lab.experts import split
+from breakeven.model.catalogue import lookup
+from breakeven.results.comparison import Comparison
 
 
 def compare(models: list[Path], budget_s: float, directory: Path) -> Comparison:

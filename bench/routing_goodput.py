@@ -19,19 +19,19 @@ from statistics import fmean
 
 import numpy as np
 
+from breakeven.forecast.model import StepModel, step_model
+from breakeven.forecast.predict import default_format
+from breakeven.forecast.profiles import profile_named
+from breakeven.forecast.simulator.engine import Replica
+from breakeven.forecast.simulator.policy import Policy
+from breakeven.forecast.simulator.run import policy_of, table_for
+from breakeven.forecast.simulator.state import Jobs, Requests
 from breakeven.gateway.plan.model import PolicyPlan
 from breakeven.gateway.route.build import table_from
 from breakeven.gateway.route.choose import choose
 from breakeven.gateway.route.view import Ask, View
-from breakeven.predict.model import StepModel, step_model
-from breakeven.predict.profiles import profile_named
-from breakeven.predict.run import default_format
-from breakeven.predict.simulate import Policy, Requests, policy_of
-from breakeven.predict.simulate.engine import Replica
-from breakeven.predict.simulate.jobs import Jobs
-from breakeven.predict.simulate.run import table_for
-from breakeven.spec.resolve import resolve_spec
-from breakeven.spec.workload import Slo
+from breakeven.model.resolve import resolve_spec
+from breakeven.traffic.workload import Slo
 
 CHAT = "/v1/chat/completions"
 GAPS_CV = 3.0

@@ -19,7 +19,7 @@ from breakeven.gateway.route.build import table_of
 from breakeven.gateway.route.choose import choose
 from breakeven.gateway.route.policies import POLICIES
 from breakeven.gateway.route.view import Ask, View
-from breakeven.spec.workload import Slo
+from breakeven.traffic.workload import Slo
 
 KINDS = (
     ("llama-3.1-8b", "h100-sxm", "dense"),

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import breakeven
-from breakeven.measure.statistics import relative_half_width
+from breakeven.stats.intervals import relative_half_width
 
 
 def main() -> None:

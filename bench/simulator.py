@@ -24,12 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.published.names import model_of
-from breakeven.predict.model import StepModel, step_model
-from breakeven.predict.prior import profile_of_chip
-from breakeven.predict.simulate import Policy, Requests, Simulation, policy_named, requests_of, simulate
-from breakeven.spec.chips import chip_named
-from breakeven.spec.profile import Constants, Origin, Profile
-from breakeven.spec.resolve import resolve_spec
+from breakeven.forecast.constants import Constants, Origin, Profile
+from breakeven.forecast.model import StepModel, step_model
+from breakeven.forecast.profiles import profile_of_chip
+from breakeven.forecast.simulator.policy import Policy, policy_named
+from breakeven.forecast.simulator.results import Simulation
+from breakeven.forecast.simulator.run import simulate
+from breakeven.forecast.simulator.state import Requests, requests_of
+from breakeven.hardware.chips import chip_named
+from breakeven.model.resolve import resolve_spec
 
 Floats = NDArray[np.float64]
 
@@ -300,7 +303,7 @@ def _winner(
 
 def speed(trace_file: Path) -> dict[str, object]:
     """Seconds of one core for the hour of conversations, by model and machine; the best of three."""
-    from breakeven.measure.traces import read_trace
+    from breakeven.traffic.traces.read import read_trace
 
     trace = read_trace(trace_file)
     requests = requests_of(trace.at_ns / 1e9, trace.prompt.astype(np.int64), trace.output.astype(np.int64))

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import breakeven
-from breakeven.decide.serving import replica_of, saturation_per_s
-from breakeven.decide.simulate import simulate_schedules
-from breakeven.measure.schedule import load_schedule
-from breakeven.predict.model import step_model
-from breakeven.predict.profiles import load_profile
-from breakeven.predict.run import default_format
-from breakeven.predict.simulate import policy_of
-from breakeven.spec.load import LoadPoint, LoadStudy
-from breakeven.spec.resolve import resolve_spec
-from breakeven.spec.simulation import SimulatedPoint
-from breakeven.spec.workload import Arrivals, Length, Workload
+from breakeven.forecast.model import step_model
+from breakeven.forecast.predict import default_format
+from breakeven.forecast.profiles import load_profile
+from breakeven.forecast.serving import replica_of, saturation_per_s
+from breakeven.forecast.simulated import simulate_schedules
+from breakeven.forecast.simulator.run import policy_of
+from breakeven.model.resolve import resolve_spec
+from breakeven.results.load import LoadPoint, LoadStudy
+from breakeven.results.predicted import SimulatedPoint
+from breakeven.traffic.schedule_file import load_schedule
+from breakeven.traffic.workload import Arrivals, Length, Workload
 
 DATA = Path(__file__).parent / "data"
 MODELS = (DATA / "load-dense.yaml", DATA / "load-moe.yaml")

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from breakeven.predict.model import StepModel, step_model
-from breakeven.spec.catalogue import lookup
-from breakeven.spec.profile import Constants, Error, Origin, Profile
+from breakeven.forecast.constants import Constants, Error, Origin, Profile
+from breakeven.forecast.model import StepModel, step_model
+from breakeven.model.catalogue import lookup
 from breakeven.version import __version__
 
 MODELS = ("llama-3.1-8b", "qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v3")

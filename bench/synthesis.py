@@ -19,8 +19,8 @@ from pathlib import Path
 SYNTH = """
 import resource, sys, time
 from pathlib import Path
-from breakeven.engine.synthesis import synthesise
-from breakeven.spec.catalogue import lookup
+from breakeven.engines.synthesis.write import synthesise
+from breakeven.model.catalogue import lookup
 spec = lookup(sys.argv[1])
 began = time.perf_counter()
 synthesise(spec, sys.argv[2], Path(sys.argv[3]))

@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from breakeven.engine.source import parse_source
-from breakeven.engine.start import engine_named, start, weights_of
+from breakeven.engines.source import parse_source
+from breakeven.engines.start import engine_named, start, weights_of
 
 NAME = "judged"
 """What the engine calls its model."""

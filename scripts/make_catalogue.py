@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from breakeven.errors import BreakevenError
-from breakeven.spec.arithmetic import total_params
-from breakeven.spec.families.facts import spec_from_facts
+from breakeven.model.arithmetic import total_params
+from breakeven.model.catalogue import spec_from_facts
 
 TARGET = Path(__file__).parent.parent / "src" / "breakeven" / "spec" / "data" / "models.json"
 GUARD = 0.03

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from breakeven.engine.backend import Backend
+from breakeven.engines.backend import Backend
 
 TEMPLATE_TOKENS, TURN_TOKENS = 13, 7
 Split = Callable[[str], list[str]]

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 from report_fixtures import HOSTILE
 
-from breakeven.spec.cost import Api, CostPoint, Own, Pricing, Rented
-from breakeven.spec.decision import (
+from breakeven.results.cost import Api, CostPoint, Own, Pricing, Rented
+from breakeven.results.decision import (
     Advice,
     Assumption,
     CandidateResult,
@@ -24,8 +24,8 @@ from breakeven.spec.decision import (
     Share,
     Verdict,
 )
-from breakeven.spec.prediction import Span
-from breakeven.spec.workload import Arrivals, Length, Slo, Workload
+from breakeven.results.predicted import Span
+from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
 RATES = tuple(0.1 * 10 ** (step / 10) for step in range(31))
 """0.1 to 100 requests/s."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from breakeven.spec.families import spec_from_config
-from breakeven.spec.model import ModelSpec
+from breakeven.model.architecture import ModelSpec
+from breakeven.model.layouts.registry import spec_from_config
 
 _BASE: dict[str, object] = {
     "hidden_size": 64,

@@ -12,10 +12,10 @@ import httptools
 import pytest
 import uvloop
 
-from breakeven.gateway.edge.listen import open_sockets
-from breakeven.gateway.edge.server import EdgeServer
-from breakeven.gateway.edge.types import Request, Responder
 from breakeven.gateway.plan.model import Limits
+from breakeven.wire.server.listen import open_sockets
+from breakeven.wire.server.server import EdgeServer
+from breakeven.wire.server.types import Request, Responder
 
 TEXT = ((b"content-type", b"text/plain"),)
 both_loops = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

@@ -9,7 +9,7 @@ from breakeven.gateway.route.build import table_of
 from breakeven.gateway.route.speed import Table
 from breakeven.gateway.route.view import Ask, Score, View
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
-from breakeven.spec.workload import Slo
+from breakeven.traffic.workload import Slo
 
 CHAT = "/v1/chat/completions"
 

@@ -27,8 +27,8 @@ from breakeven.gateway.shared.layout import (
     State,
     Usage,
 )
-from breakeven.spec.cost import Api, Own, Rented
-from breakeven.spec.workload import Slo
+from breakeven.results.cost import Api, Own, Rented
+from breakeven.traffic.workload import Slo
 
 DENSE, MOE, API = "llama-8b", "mixtral-small", "hosted-moe"
 TTFT = {DENSE: 0.12, MOE: 0.28, API: 0.6}

@@ -13,8 +13,8 @@ from typing import Any
 import uvloop
 
 from breakeven.gateway.plan.model import Timeouts
-from breakeven.gateway.upstream.client import Upstream
-from breakeven.gateway.upstream.types import Exchange, Headers, Trouble
+from breakeven.wire.upstream.client import Upstream
+from breakeven.wire.upstream.types import Exchange, Headers, Trouble
 
 CHAT = "/v1/chat/completions"
 JSON = ((b"content-type", b"application/json"),)

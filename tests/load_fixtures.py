@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from breakeven.engine.backend import Backend
+from breakeven.engines.backend import Backend
 from breakeven.measure.events import Event, EventWriter, LoadDone, LoadStarted, RequestDone, read_events
 from breakeven.measure.player.run import run_load
-from breakeven.measure.schedule.plan import DEPENDS, Schedule
-from breakeven.spec.workload import Arrivals, Workload
+from breakeven.traffic.schedule import DEPENDS, Schedule
+from breakeven.traffic.workload import Arrivals, Workload
 
 MS = 1_000_000
 

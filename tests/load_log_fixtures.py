@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from breakeven.measure import events
-from breakeven.spec.workload import Arrivals, Workload
+from breakeven.traffic.workload import Arrivals, Workload
 
 S = 1_000_000_000
 POISSON = Workload(arrivals=Arrivals(process="poisson", rate_per_s=10.0))

@@ -8,8 +8,7 @@ import msgspec
 from report_fixtures import HOSTILE, MACHINE
 
 from breakeven.measure.progress import LoadState
-from breakeven.spec.estimate import Estimate
-from breakeven.spec.load import (
+from breakeven.results.load import (
     LATENCIES,
     CapacityStudy,
     Ceiling,
@@ -29,7 +28,8 @@ from breakeven.spec.load import (
     Steady,
     Trial,
 )
-from breakeven.spec.workload import Arrivals, Length, Slo, Workload
+from breakeven.stats.estimate import Estimate
+from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
 RATES = (1.0, 2.0, 5.0, 10.0)
 SLO = Slo(ttft_s=1.0, tpot_s=0.08)

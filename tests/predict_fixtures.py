@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from breakeven.spec.machine import MachineSpec
-from breakeven.spec.profile import Constants, Error, Origin, Profile, Range
+from breakeven.forecast.constants import Constants, Error, Origin, Profile, Range
+from breakeven.hardware.machine import MachineSpec
 
 CONSTANTS = Constants(
     weight_bytes_per_s=50e9,

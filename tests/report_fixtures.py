@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from breakeven.spec.estimate import Estimate, Point
-from breakeven.spec.machine import Gpu, MachineSpec
-from breakeven.spec.study import (
-    Comparison,
-    ModelResult,
-    NodeTime,
-    NoiseRecord,
-    Pair,
-    Profile,
-    Routing,
-    Verdict,
-)
+from breakeven.hardware.machine import Gpu, MachineSpec
+from breakeven.results.comparison import Comparison, ModelResult, NodeTime, NoiseRecord, Pair, Profile, Routing, Verdict
+from breakeven.stats.estimate import Estimate, Point
 
 HOSTILE = "<script>alert('x')</script> & [red]\"name\""
 STREAMS = (1, 2, 4, 8)

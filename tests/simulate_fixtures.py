@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.predict.model import StepModel, step_model
-from breakeven.predict.simulate import Policy, Requests
-from breakeven.predict.simulate.run import table_for
-from breakeven.spec.profile import Constants, Error, Origin, Profile
-from breakeven.spec.resolve import resolve_spec
+from breakeven.forecast.constants import Constants, Error, Origin, Profile
+from breakeven.forecast.model import StepModel, step_model
+from breakeven.forecast.simulator.policy import Policy
+from breakeven.forecast.simulator.run import table_for
+from breakeven.forecast.simulator.state import Requests
+from breakeven.model.resolve import resolve_spec
 
 TINY_POLICY = Policy(name="tiny", max_sequences=16, max_step_tokens=1024)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from breakeven.spec.families import spec_from_config
-from breakeven.spec.model import ModelSpec
+from breakeven.model.architecture import ModelSpec
+from breakeven.model.layouts.registry import spec_from_config
 
 BASE: dict[str, Any] = {
     "hidden_size": 256,

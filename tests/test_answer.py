@@ -9,19 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.decide.answer.bills import bills
-from breakeven.decide.answer.draws import Doubt, capacities, factors, span_of
-from breakeven.decide.answer.flips import along, growth_flip
-from breakeven.decide.answer.mixes import Part, best_mix
-from breakeven.decide.answer.next import calibration_of, narrowest
-from breakeven.decide.answer.regions import handovers_of, regions_of, winner_at
-from breakeven.decide.answer.worlds import Contender, worlds_of
-from breakeven.price.pricing import Power
+from breakeven.answer.draws import Doubt, capacities, factors, span_of
+from breakeven.answer.flips import along, growth_flip
+from breakeven.answer.mixes import Part, best_mix
+from breakeven.answer.next import calibration_of, narrowest
+from breakeven.answer.regions import handovers_of, regions_of, winner_at
+from breakeven.answer.worlds import Contender, bills, worlds_of
+from breakeven.price.pricing import Power, PricedTraffic
 from breakeven.price.staircase import staircase
-from breakeven.price.traffic import PricedTraffic
-from breakeven.spec.cost import Api, Own, Pricing, Rented
-from breakeven.spec.decision import Kind, LatencyPoint
-from breakeven.spec.prediction import Span
+from breakeven.results.cost import Api, Own, Pricing, Rented
+from breakeven.results.decision import Kind, LatencyPoint
+from breakeven.results.predicted import Span
 
 TRAFFIC = PricedTraffic(prompt_tokens=500, output_tokens=200)
 RATES = np.geomspace(0.1, 1000, 401)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from breakeven.spec.arithmetic import (
+from breakeven.model.architecture import DenseFfn, Gqa, Layer, LinearAttention, Mla, ModelSpec, MoeFfn, ShortConv
+from breakeven.model.arithmetic import (
     Phase,
     active_params,
     batch_touching,
@@ -24,19 +25,9 @@ from breakeven.spec.arithmetic import (
     state_bytes,
     total_params,
 )
-from breakeven.spec.catalogue import lookup, names
-from breakeven.spec.formats import FORMATS
-from breakeven.spec.model import (
-    DenseFfn,
-    Gqa,
-    Layer,
-    LinearAttention,
-    Mla,
-    ModelSpec,
-    MoeFfn,
-    ShortConv,
-)
-from breakeven.spec.tensors import Group
+from breakeven.model.catalogue import lookup, names
+from breakeven.model.formats.named import FORMATS
+from breakeven.model.tensors import Group
 
 
 def model(*layers: Layer, hidden: int = 64, tied: bool = False) -> ModelSpec:

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from breakeven.engine.backend import Backend
-from breakeven.engine.llama_cpp import LlamaCppServer
+from breakeven.engines.backend import Backend
+from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.errors import EngineError, UserError
-from breakeven.measure.prompts.bodies import Bodies, prepare_bodies
-from breakeven.measure.prompts.corpus import make_corpus
-from breakeven.measure.prompts.text import LANGUAGES, passages
-from breakeven.measure.schedule import Schedule, draw
-from breakeven.measure.traces import read_trace
-from breakeven.spec.workload import Arrivals, Length, Workload
+from breakeven.measure.bodies import Bodies, prepare_bodies
+from breakeven.traffic.draw import draw
+from breakeven.traffic.prompts import LANGUAGES, make_corpus, passages
+from breakeven.traffic.schedule import Schedule
+from breakeven.traffic.traces.read import read_trace
+from breakeven.traffic.workload import Arrivals, Length, Workload
 from tests.bodies_fixtures import TEMPLATE_TOKENS, TURN_TOKENS, Split, across_words, count, in_words, toy
 
 DATA = Path(__file__).parent / "data" / "traces"

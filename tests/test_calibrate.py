@@ -8,18 +8,17 @@ from pathlib import Path
 import pytest
 
 from breakeven.cli.main import dispatch
-from breakeven.decide.calibrate import CalibrateOptions, Calibration, calibrate
-from breakeven.decide.calibrate_log import busy_watts, finished, observations_of
-from breakeven.engine.vllm import FORMATS as VLLM_FORMATS
+from breakeven.engines.vllm.directory import FORMATS as VLLM_FORMATS
 from breakeven.errors import UserError
+from breakeven.forecast.calibration.probes import ProbeLoad, dense, moe
+from breakeven.forecast.constants import PROFILE_SCHEMA
+from breakeven.forecast.model import step_model
+from breakeven.forecast.profiles import load_profile, profile_named
 from breakeven.measure.events import BlockDone, BlockStarted, Event, RequestDone, StudyStopped, read_events
 from breakeven.measure.probe import step_s
 from breakeven.measure.progress import ProgressState
-from breakeven.predict.calibration.probes import ProbeLoad, dense, moe
-from breakeven.predict.model import step_model
-from breakeven.predict.profiles import load_profile, profile_named
-from breakeven.report.calibration import calibration_json, calibration_lines
-from breakeven.spec.profile import PROFILE_SCHEMA
+from breakeven.pages.calibration import calibration_json, calibration_lines
+from breakeven.runs.calibrate import CalibrateOptions, Calibration, busy_watts, calibrate, finished, observations_of
 
 PROBES = (
     dense("tiny-d256x4", 256, 4, 768, 4, 2),

@@ -11,16 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.errors import BreakevenError
-from breakeven.predict.calibration.fit import fit
-from breakeven.predict.calibration.leave_out import LeftOut, errors_of, half_width, leave_models_out, ranges_of
-from breakeven.predict.calibration.observe import Observation, arguments, table
-from breakeven.predict.calibration.parameters import COSTS, Parameter, parameters, suggested, with_values
-from breakeven.predict.calibration.probes import SETS, SMALL, dense, loads_for, moe, probes_for, slots_and_context
-from breakeven.predict.step import step_parts, step_s
-from breakeven.predict.terms import terms_of
-from breakeven.spec.arithmetic import file_bytes
-from breakeven.spec.model import ModelSpec
-from breakeven.spec.profile import Constants
+from breakeven.forecast.calibration.fit import LeftOut, errors_of, fit, half_width, leave_models_out, ranges_of
+from breakeven.forecast.calibration.parameters import (
+    COSTS,
+    Observation,
+    Parameter,
+    arguments,
+    parameters,
+    suggested,
+    table,
+    with_values,
+)
+from breakeven.forecast.calibration.probes import SETS, SMALL, dense, loads_for, moe, probes_for, slots_and_context
+from breakeven.forecast.constants import Constants
+from breakeven.forecast.step import step_parts, step_s
+from breakeven.forecast.terms import terms_of
+from breakeven.model.architecture import ModelSpec
+from breakeven.model.arithmetic import file_bytes
 
 FORMAT = "Q4_K_M"
 TRUTH = Constants(

@@ -10,21 +10,13 @@ from capacity_fixtures import queue_server
 from load_log_fixtures import request, run
 
 from breakeven.cli.main import dispatch
-from breakeven.decide.capacity import RESULT, CapacityOptions, capacity, run_s
-from breakeven.decide.capacity_search import Search, SearchPlan, Tried
-from breakeven.decide.capacity_study import (
-    RATE,
-    USERS,
-    capacity_study,
-    name_of,
-    outcomes,
-    rate_sentence,
-    users_sentence,
-)
-from breakeven.decide.load import LoadOptions
 from breakeven.errors import UserError
 from breakeven.measure.events import Event, iter_events
-from breakeven.spec.workload import Length, Slo
+from breakeven.runs.capacity import RESULT, CapacityOptions, capacity, run_s
+from breakeven.runs.capacity_search import Search, SearchPlan, Tried
+from breakeven.runs.capacity_study import RATE, USERS, capacity_study, name_of, outcomes, rate_sentence, users_sentence
+from breakeven.runs.load import LoadOptions
+from breakeven.traffic.workload import Length, Slo
 
 SHORT = {"prompt": Length(mean=8), "output": Length(mean=4)}
 
@@ -184,7 +176,7 @@ def test_the_log_says_what_came_of_every_load() -> None:
     ("axis", "load", "attempt"), [(RATE, 4.204, 1), (RATE, 1234.0, 2), (USERS, 1, 1), (USERS, 24, 2)]
 )
 def test_the_name_of_a_trial_says_all_of_it(axis: str, load: float, attempt: int) -> None:
-    from breakeven.decide.capacity_study import _NAME
+    from breakeven.runs.capacity_study import _NAME
 
     match = _NAME.fullmatch(name_of(axis, load, attempt))
     assert match is not None

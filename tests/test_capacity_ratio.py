@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from breakeven.measure.events import Event
-from breakeven.measure.metrics.capacity_ratio import LOAD, METRIC, falls_below
-from breakeven.measure.metrics.differences import differences
-from breakeven.spec.load import LoadDifference
-from breakeven.spec.workload import Arrivals, Slo, Workload
+from breakeven.measure.load.compared import LOAD, METRIC, falls_below
+from breakeven.measure.load.differences import differences
+from breakeven.results.load import LoadDifference
+from breakeven.traffic.workload import Arrivals, Slo, Workload
 from tests.load_log_fixtures import request, run
 
 SLO = Slo(ttft_s=0.2)

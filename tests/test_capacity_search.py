@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from breakeven.decide.capacity_search import (
+from breakeven.errors import UserError
+from breakeven.runs.capacity_search import (
     Finished,
     Search,
     SearchPlan,
@@ -20,8 +21,7 @@ from breakeven.decide.capacity_search import (
     next_trial,
     told,
 )
-from breakeven.errors import UserError
-from breakeven.measure.metrics import sequential
+from breakeven.stats import sequential
 
 Curve = Callable[[float], float]
 """From a load to the share of requests that are good."""

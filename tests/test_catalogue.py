@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from breakeven.errors import UserError
-from breakeven.spec.arithmetic import total_params
-from breakeven.spec.catalogue import Entry, entries, find, lookup, names
-from breakeven.spec.model import Gqa
+from breakeven.model.architecture import Gqa
+from breakeven.model.arithmetic import total_params
+from breakeven.model.catalogue import Entry, entries, find, lookup, names
 
 ROOT = Path(__file__).parent.parent
 PAPER = ("olmoe-1b-7b", "llama-3.2-1b", "qwen2.5-1.5b", "gemma-2-2b")

@@ -13,12 +13,12 @@ import urllib.request
 import psutil
 import pytest
 
-from breakeven.engine.backend import Backend
+from breakeven.engines.backend import Backend
 from breakeven.errors import BreakevenError
-from breakeven.measure.client import ceiling
-from breakeven.measure.client.block import run_block
-from breakeven.measure.client.instant_server import ANSWER_BYTES, instant_server
-from breakeven.measure.client.request import Request
+from breakeven.measure import ceiling
+from breakeven.measure.requests import run_block
+from breakeven.wire.client.request import Request
+from breakeven.wire.server.instant import ANSWER_BYTES, instant_server
 
 
 def test_the_instant_server_speaks_the_protocol() -> None:
@@ -68,7 +68,7 @@ def test_a_server_that_is_not_there_is_an_error() -> None:
 
 def test_the_server_does_not_outlive_whoever_started_it() -> None:
     code = (
-        "import os; from breakeven.measure.client.instant_server import instant_server\n"
+        "import os; from breakeven.wire.server.instant import instant_server\n"
         "import psutil\n"
         "with instant_server(): print(psutil.Process().children()[0].pid, flush=True); os._exit(1)\n"
     )

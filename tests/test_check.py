@@ -12,13 +12,13 @@ from capacity_fixtures import queue_server
 from load_log_fixtures import CLOSED, noisy_run, request, run
 
 from breakeven.cli.main import dispatch
-from breakeven.decide.check import ERRORS, GOODPUT, TOKENS, check, t_quantile
 from breakeven.errors import UserError
+from breakeven.hardware.reader import read_machine
 from breakeven.measure.events import Event
-from breakeven.measure.metrics.points import load_points
-from breakeven.spec.load import Check, CheckedMetric, LoadModel, LoadStudy
-from breakeven.spec.machine_reader import read_machine
-from breakeven.spec.workload import Arrivals, Slo, Workload
+from breakeven.measure.load.points import load_points
+from breakeven.results.load import Check, CheckedMetric, LoadModel, LoadStudy
+from breakeven.runs.check import ERRORS, GOODPUT, TOKENS, check, t_quantile
+from breakeven.traffic.workload import Arrivals, Slo, Workload
 
 SLO = Slo(ttft_s=0.12)
 MACHINE = read_machine()

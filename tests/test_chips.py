@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.spec.chip import Chip
-from breakeven.spec.chips import chip_named, chips, read_chip, slug_of
+from breakeven.hardware.chips import Chip, chip_named, chips, read_chip, slug_of
 
 SLUGS = [chip.slug for chip in chips()]
 

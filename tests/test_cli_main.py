@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from breakeven import __version__
 from breakeven.cli import main as root
 from breakeven.errors import BreakevenError, EngineError, UserError
+from breakeven.version import __version__
 
 CPU_LIMIT_S = 0.3
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from breakeven.spec.arithmetic import active_params, decode_bytes, file_bytes, kv_bytes
-from breakeven.spec.catalogue import lookup, names
-from breakeven.spec.formats import FORMATS, GPU_FORMATS
+from breakeven.model.arithmetic import active_params, decode_bytes, file_bytes, kv_bytes
+from breakeven.model.catalogue import lookup, names
+from breakeven.model.formats.named import FORMATS, GPU_FORMATS
 
 
 def run(*args: str, columns: int = 100) -> subprocess.CompletedProcess[str]:

@@ -11,12 +11,12 @@ from golden_server import GoldenServer, Script, golden_server
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.engine.backend import Backend
-from breakeven.measure.client.block import ERROR_KINDS, quiet_gc, run_block
-from breakeven.measure.client.request import Request
-from breakeven.measure.client.sse import MAX_EVENT_BYTES, SseParser
+from breakeven.engines.backend import Backend
 from breakeven.measure.events import RequestDone
-from breakeven.measure.paired.metrics import block_metrics
+from breakeven.measure.paired.blocks import block_metrics
+from breakeven.measure.requests import ERROR_KINDS, quiet_gc, run_block
+from breakeven.wire.client.request import Request
+from breakeven.wire.client.sse import MAX_EVENT_BYTES, SseParser
 
 MS = 1_000_000
 

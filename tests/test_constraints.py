@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from breakeven.decide.answer.advice import advice_for
-from breakeven.decide.answer.constraints import Facts, ruled_out
-from breakeven.decide.study import CandidatePlan, Constraints, QualityPlan, StudyPlan, TrafficPart
-from breakeven.spec.catalogue import find, lookup
-from breakeven.spec.cost import Api, Own
-from breakeven.spec.decision import QualityScore
-from breakeven.spec.licence import _licences, licence_of
-from breakeven.spec.prediction import Span
-from breakeven.spec.workload import Arrivals, Slo, Workload
+from breakeven.answer.advice import advice_for
+from breakeven.answer.candidates import Facts, ruled_out
+from breakeven.answer.study.plan import CandidatePlan, Constraints, QualityPlan, StudyPlan, TrafficPart
+from breakeven.model.catalogue import _licences, find, licence_of, lookup
+from breakeven.results.cost import Api, Own
+from breakeven.results.decision import QualityScore
+from breakeven.results.predicted import Span
+from breakeven.traffic.workload import Arrivals, Slo, Workload
 
 MOE = CandidatePlan(name="moe", model="qwen3-30b-a3b", machine="h100-sxm", format="int4")
 DENSE = CandidatePlan(name="dense", model="llama-3.1-8b", machine="h100-sxm", format="bf16")

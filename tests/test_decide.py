@@ -8,15 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from breakeven.answer.decide import decide
+from breakeven.answer.study.load import read_study
 from breakeven.cli.main import _run
-from breakeven.decide.decide import decide
-from breakeven.decide.study.load import read_study
 from breakeven.errors import UserError
-from breakeven.spec.decision import Decision
-from breakeven.spec.estimate import Estimate
-from breakeven.spec.load import CapacityStudy, Limit, LoadModel, Share, Trial
-from breakeven.spec.machine import MachineSpec
-from breakeven.spec.workload import Arrivals, Slo, Workload
+from breakeven.hardware.machine import MachineSpec
+from breakeven.results.decision import Decision
+from breakeven.results.load import CapacityStudy, Limit, LoadModel, Share, Trial
+from breakeven.stats.estimate import Estimate
+from breakeven.traffic.workload import Arrivals, Slo, Workload
 
 HEAD = """
 name: a pair

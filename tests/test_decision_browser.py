@@ -8,7 +8,7 @@ import decision_fixtures as made
 import pytest
 from test_report_browser import CHROMIUM, OVERLAPS, RIGHTS, SHOWN, Page, visit
 
-from breakeven.report.decision_html import write_decision_report
+from breakeven.pages.decision_html import write_decision_report
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium here, so the page was not looked at: apt-get install chromium"

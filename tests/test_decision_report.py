@@ -18,16 +18,15 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from breakeven.errors import BreakevenError, UserError
-from breakeven.report.decision_files import save_decision, summary
-from breakeven.report.decision_html import render_decision
-from breakeven.report.decision_json import encode_decision, read_decision, write_decision
-from breakeven.report.decision_terminal import print_decision
-from breakeven.report.figure import Figure, Missing
-from breakeven.report.figures_decision import figures_of_decision
-from breakeven.report.hatching import STEP, strokes
-from breakeven.report.svg import draw
-from breakeven.spec import decision as spec
-from breakeven.spec.decision import Decision, Region
+from breakeven.pages.decision_files import save_decision, summary
+from breakeven.pages.decision_html import render_decision
+from breakeven.pages.decision_terminal import print_decision
+from breakeven.pages.figures.decision import figures_of_decision
+from breakeven.pages.figures.figure import Figure, Missing, draw
+from breakeven.pages.figures.maps import STEP, strokes
+from breakeven.results import decision as spec
+from breakeven.results.decision import Decision, Region
+from breakeven.results.store import encode_decision, read_decision, write_decision
 
 DECISIONS = ("full", "no_difference", "nobody", "both", "many", "one_load", "hostile")
 PAGE = Path("out/report.html")

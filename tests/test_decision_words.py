@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.report import decision_words as words
-from breakeven.spec.cost import Own
-from breakeven.spec.decision import Flip, QualityScore
-from breakeven.spec.prediction import Span
+from breakeven.pages import decision_words as words
+from breakeven.results.cost import Own
+from breakeven.results.decision import Flip, QualityScore
+from breakeven.results.predicted import Span
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.engine.backend import Backend
-from breakeven.engine.llama_cpp import LlamaCppServer
-from breakeven.engine.metric_names import FIELDS, EngineNumbers, engine_numbers, metric_names, parse_metrics
-from breakeven.measure.player.engine_watch import FAILURES, EngineWatch
+from breakeven.engines.backend import Backend
+from breakeven.engines.llama_cpp.server import LlamaCppServer
+from breakeven.measure.player.watch import FAILURES, EngineWatch
+from breakeven.wire.metric_names import FIELDS, EngineNumbers, engine_numbers, metric_names, parse_metrics
 
 VLLM = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inside_fixtures import PROSE, decoded_shallow_copy
 
-from breakeven.engine.inside import Inside
-from breakeven.engine.surgery import copy, split
-from breakeven.engine.surgery.container import open_gguf
-from breakeven.engine.surgery.scaling import F16_FIELDS, scaled
+from breakeven.engines.inside.client import Inside
 from breakeven.errors import NotSupportedError, UserError
+from breakeven.lab.container import open_gguf
+from breakeven.lab.experts import copy, split
+from breakeven.lab.scaling import F16_FIELDS, scaled
 
 Q = GGMLQuantizationType
 GREEDY_TOKENS = 48

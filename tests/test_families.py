@@ -8,13 +8,12 @@ import pytest
 from families_fixtures import SMALL, small_config, small_spec
 
 from breakeven.errors import UserError
-from breakeven.spec.catalogue import entries
-from breakeven.spec.families import FAMILIES, family_of, spec_from_config, why_not_written
-from breakeven.spec.families.facts import spec_from_facts
-from breakeven.spec.model import DenseFfn, Gating, Gqa, LinearAttention, MoeFfn, ShortConv
-from breakeven.spec.readers.gguf import spec_from_gguf
-from breakeven.spec.readers.guard import check_count
-from breakeven.spec.tensors import tensors
+from breakeven.model.architecture import DenseFfn, Gating, Gqa, LinearAttention, MoeFfn, ShortConv
+from breakeven.model.arithmetic import check_count
+from breakeven.model.catalogue import entries, spec_from_facts
+from breakeven.model.layouts.registry import FAMILIES, family_of, spec_from_config, why_not_written
+from breakeven.model.readers.gguf import spec_from_gguf
+from breakeven.model.tensors import tensors
 
 _FACTS = {entry.name: entry.facts for entry in entries()}
 

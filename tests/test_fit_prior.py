@@ -13,11 +13,11 @@ from bench.published.judged import judged
 from bench.published.leaving_out import by_machine, by_model, left_out
 from bench.published.predicting import predict
 from bench.published.records import Observation
-from breakeven.predict.prior import profile_of_chip, profile_with
-from breakeven.predict.step import step_s
-from breakeven.predict.terms import terms_of
-from breakeven.spec.catalogue import lookup
-from breakeven.spec.chips import chip_named
+from breakeven.forecast.profiles import profile_of_chip, profile_with
+from breakeven.forecast.step import step_s
+from breakeven.forecast.terms import terms_of
+from breakeven.hardware.chips import chip_named
+from breakeven.model.catalogue import lookup
 
 MODELS = ("llama-3.2-1b", "llama-3.1-8b", "qwen3-4b", "olmoe-1b-7b", "qwen3-30b-a3b")
 CHIPS = ("rtx-4090", "rtx-3090", "rtx-3060")

@@ -13,9 +13,10 @@ import gguf
 import pytest
 
 from breakeven.errors import UserError
-from breakeven.spec.arithmetic import bytes_by_group, file_bytes
-from breakeven.spec.catalogue import entries, lookup
-from breakeven.spec.formats import (
+from breakeven.model.architecture import DenseFfn, Gqa, Layer, ModelSpec, MoeFfn
+from breakeven.model.arithmetic import bytes_by_group, file_bytes
+from breakeven.model.catalogue import entries, lookup
+from breakeven.model.formats.named import (
     FORMATS,
     GgmlType,
     block_bytes,
@@ -24,8 +25,7 @@ from breakeven.spec.formats import (
     tensor_bytes,
     tensor_types,
 )
-from breakeven.spec.model import DenseFfn, Gqa, Layer, ModelSpec, MoeFfn
-from breakeven.spec.tensors import Group, Tensor, tensors
+from breakeven.model.tensors import Group, Tensor, tensors
 
 TABLES: dict[str, dict[str, dict[str, dict[str, str]]]] = json.loads(
     (Path(__file__).parent / "data" / "llama_cpp_types.json").read_text()

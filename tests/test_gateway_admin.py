@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.gateway.edge.listen import open_sockets
-from breakeven.gateway.edge.server import EdgeServer
-from breakeven.gateway.edge.types import Handler, Headers, Request
 from breakeven.gateway.live.admin import COOKIE, ROUTES, SESSION_S, admin_handler
 from breakeven.gateway.plan.model import Limits
 from breakeven.gateway.seen.metrics import render
 from breakeven.gateway.seen.snapshot import SNAPSHOT_SCHEMA, Snapshot
+from breakeven.wire.server.listen import open_sockets
+from breakeven.wire.server.server import EdgeServer
+from breakeven.wire.server.types import Handler, Headers, Request
 
 SECRET = "canary-9f1c-secret"
 GUARDED = [route for route in ROUTES if route not in ("/health", "/login")]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.gateway.experiment.answer import Kept, read
-from breakeven.gateway.experiment.repeats import answer_digest
+from breakeven.gateway.experiment.assign import answer_digest
 
 PIECES = ["I'm sorry, ", "but I can't ", "help \u2603."]
 TEXT = "".join(PIECES)

@@ -8,11 +8,11 @@ import socket
 
 import pytest
 
-from breakeven.gateway.edge.errors import error_body
-from breakeven.gateway.edge.listen import open_sockets
-from breakeven.gateway.edge.server import EdgeServer
-from breakeven.gateway.edge.types import Request, Responder
 from breakeven.gateway.plan.model import Limits
+from breakeven.wire.server.errors import error_body
+from breakeven.wire.server.listen import open_sockets
+from breakeven.wire.server.server import EdgeServer
+from breakeven.wire.server.types import Request, Responder
 from tests.gateway_edge_fixtures import TEXT, Loop, both_loops, echo, on, replies, serving, talk
 
 pytestmark = both_loops

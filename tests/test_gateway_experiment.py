@@ -16,23 +16,33 @@ from hypothesis import strategies as st
 
 from breakeven.errors import UserError
 from breakeven.gateway.experiment import canary as canaries
-from breakeven.gateway.experiment.assign import arm, first_share, place, sticky_unit
+from breakeven.gateway.experiment.answer import is_refusal
+from breakeven.gateway.experiment.assign import (
+    MOST_BYTES,
+    MOST_IN_FLIGHT,
+    answer_digest,
+    arm,
+    copied,
+    distinct_share,
+    first_share,
+    length_spread,
+    place,
+    repeated,
+    sticky_unit,
+)
 from breakeven.gateway.experiment.canary import Canary
 from breakeven.gateway.experiment.compare import difference, differences, progress, stop
-from breakeven.gateway.experiment.moments import NOTHING, Moments
-from breakeven.gateway.experiment.refusal import is_refusal
-from breakeven.gateway.experiment.repeats import answer_digest, distinct_share, length_spread, repeated
-from breakeven.gateway.experiment.sequential import difference_of_proportions, margin, proportion
-from breakeven.gateway.experiment.shadow import MOST_BYTES, MOST_IN_FLIGHT, copied
 from breakeven.gateway.experiment.tally import BUCKETS, WAITING, Tally, values_of
 from breakeven.gateway.experiment.watch import STATE_FILE, Experiments, read_state, status
 from breakeven.gateway.plan.model import ExperimentPlan, LogPlan
-from breakeven.gateway.route.scores import BROKEN
+from breakeven.gateway.route.choose import BROKEN
 from breakeven.gateway.route.view import Score
 from breakeven.gateway.seen.log import DecisionLog, log_file
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
 from breakeven.gateway.shared.block import Block, Shape
 from breakeven.gateway.shared.layout import Share
+from breakeven.stats.moments import NOTHING, Moments
+from breakeven.stats.sequential import difference_of_proportions, margin, proportion
 
 # Who is in which arm.
 

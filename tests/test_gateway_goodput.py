@@ -11,7 +11,7 @@ from bench.gateway_goodput import ratio_text
 from bench.goodput.backends import Engine, Hosted
 from bench.goodput.cases import CASES, cuts
 from bench.goodput.play import play
-from breakeven.predict.simulate.jobs import Jobs
+from breakeven.forecast.simulator.state import Jobs
 
 TRACE = Path(__file__).parent.parent / "examples" / "traces" / "azure-conversations-5min.csv"
 

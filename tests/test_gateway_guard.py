@@ -12,8 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from breakeven.gateway.guard.breaker import CODES, LONGEST_HOLD_S, Breaker, BreakerSettings
 from breakeven.gateway.guard.gate import Gate
-from breakeven.gateway.guard.hedge import SAVED_MOST, SHORTEST_S, HedgeBudget, delay_s
 from breakeven.gateway.guard.retry import (
+    SAVED_MOST,
+    SHORTEST_S,
+    HedgeBudget,
+    delay_s,
     retry_after_s,
     status_fails_over,
     status_is_broken,

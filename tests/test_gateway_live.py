@@ -13,14 +13,14 @@ import pytest
 import pytest_asyncio
 from gateway_seen_fixtures import API, DENSE, MOE, World
 
-from breakeven.gateway.edge.listen import open_sockets
-from breakeven.gateway.edge.server import EdgeServer
-from breakeven.gateway.edge.types import Request, Responder
 from breakeven.gateway.live.admin import admin_handler
 from breakeven.gateway.plan.model import Limits
 from breakeven.gateway.seen.metrics import render
 from breakeven.gateway.seen.record import Attempt
 from breakeven.gateway.shared.layout import Count, Global, Known, Load, State
+from breakeven.wire.server.listen import open_sockets
+from breakeven.wire.server.server import EdgeServer
+from breakeven.wire.server.types import Request, Responder
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page

@@ -12,22 +12,21 @@ from gateway_plan_fixtures import START_S, record, traffic, write_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from breakeven.answer.decide import decide
+from breakeven.answer.study.load import read_study
 from breakeven.cli.main import dispatch
-from breakeven.decide.decide import decide
-from breakeven.decide.serving import unit_requests
-from breakeven.decide.study.load import read_study
 from breakeven.errors import UserError
-from breakeven.gateway.loop.run import decide_from_log, same_verdict
-from breakeven.gateway.loop.study import study_of_gateway
+from breakeven.forecast.serving import unit_requests
+from breakeven.gateway.loop.run import decide_from_log, same_verdict, study_of_gateway
 from breakeven.gateway.loop.traffic import counts, traffic_of, workload_of_log, write_trace
 from breakeven.gateway.plan.load import read_gateway
 from breakeven.gateway.seen.record import DecisionRecord
-from breakeven.measure.traces import read_trace
-from breakeven.report.decision_from_log import log_summary
-from breakeven.report.decision_json import write_decision
-from breakeven.spec.cost import Api
-from breakeven.spec.decision import Share, Verdict
-from breakeven.spec.workload import Arrivals, Workload
+from breakeven.pages.decision_files import log_summary
+from breakeven.results.cost import Api
+from breakeven.results.decision import Share, Verdict
+from breakeven.results.store import write_decision
+from breakeven.traffic.traces.read import read_trace
+from breakeven.traffic.workload import Arrivals, Workload
 
 STUDY = """\
 load: {rate: 0.05/s, prompt: 512, output: 128, requests: 200}

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from breakeven.gateway.edge.errors import error_body
 from breakeven.gateway.plan.model import ENDPOINTS
+from breakeven.wire.server.errors import error_body
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "openapi.yaml"
 FIXED = {"/v1/models": "get", "/v1/models/{model}": "get", "/health": "get", "/ready": "get"}

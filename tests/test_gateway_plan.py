@@ -13,11 +13,10 @@ from decision_fixtures import both, decision, dense, full, moe, no_difference, n
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from breakeven.decide.study.yaml_file import forms_in
+from breakeven.answer.study.yaml_file import forms_in
 from breakeven.errors import UserError
 from breakeven.gateway.plan import check, form
 from breakeven.gateway.plan.check import check_plan, check_reload, is_loopback
-from breakeven.gateway.plan.from_decision import plan_of_decision
 from breakeven.gateway.plan.load import PUBLIC_NAME, read_gateway
 from breakeven.gateway.plan.model import (
     ENDPOINTS,
@@ -34,12 +33,13 @@ from breakeven.gateway.plan.model import (
     Redis,
     Timeouts,
 )
+from breakeven.gateway.plan.origins import plan_of_decision
 from breakeven.gateway.plan.write import gateway_text, write_gateway
 from breakeven.gateway.route.policies import POLICIES
-from breakeven.report.decision_json import write_decision
-from breakeven.spec.cost import Api, Own, Rented
-from breakeven.spec.decision import Region
-from breakeven.spec.workload import Slo
+from breakeven.results.cost import Api, Own, Rented
+from breakeven.results.decision import Region
+from breakeven.results.store import write_decision
+from breakeven.traffic.workload import Slo
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "sk-canary-5f1d"
@@ -569,8 +569,8 @@ def test_a_decision_that_rules_everybody_out_gives_none(tmp_path: Path) -> None:
 def test_a_candidate_on_this_machine_is_started_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import msgspec
 
-    from breakeven.predict.profiles import profile_named, save_profile
-    from breakeven.spec.machine_reader import read_machine
+    from breakeven.forecast.profiles import profile_named, save_profile
+    from breakeven.hardware.reader import read_machine
 
     profile = msgspec.structs.replace(
         profile_named("apple-m4-pro", "llama.cpp"), name="my box", machine=read_machine(), chip=None

@@ -10,15 +10,14 @@ from urllib.parse import urlsplit
 import pytest
 from chaos_server import ChaosServer
 
-from breakeven.gateway.edge.types import Headers, Request
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan, PolicyPlan
 from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.serve import queue
 from breakeven.gateway.serve.desk import Desk
 from breakeven.gateway.serve.front import Front
 from breakeven.gateway.shared.block import Block, Shape
-from breakeven.gateway.shared.layout import Known, Load, State
-from breakeven.gateway.shared.rows import Rows
+from breakeven.gateway.shared.layout import Known, Load, Rows, State
+from breakeven.wire.server.types import Headers, Request
 
 BODY = {"model": "local", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
 

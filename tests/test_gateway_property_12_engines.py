@@ -88,7 +88,7 @@ def engines(running: Gateway) -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process(running.process.pid).children(recursive=True)
-        if "breakeven.engine.llama_cpp.child" in " ".join(child.cmdline())
+        if "breakeven.engines.llama_cpp.child" in " ".join(child.cmdline())
     ]
 
 

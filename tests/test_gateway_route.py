@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.gateway.plan.model import PolicyPlan
-from breakeven.gateway.route.choose import choose, may_explore
+from breakeven.gateway.route.choose import BROKEN, choose, may_explore, score
 from breakeven.gateway.route.policies import POLICIES
 from breakeven.gateway.route.rank import SURE, USD_TIE, drawn
-from breakeven.gateway.route.scores import BROKEN, score
 from breakeven.gateway.route.view import REASONS, Ask, View
-from breakeven.spec.workload import Slo
+from breakeven.traffic.workload import Slo
 
 seconds = st.floats(0.001, 10.0)
 maybe = st.one_of(st.none(), seconds)

@@ -31,7 +31,7 @@ from breakeven.gateway.seen.record import Attempt
 from breakeven.gateway.seen.snapshot_of import standing_usd_per_hour
 from breakeven.gateway.shared.block import Block, Shape
 from breakeven.gateway.shared.layout import Count, Global, Known, Load, State, Usage
-from breakeven.spec.cost import Own, Rented
+from breakeven.results.cost import Own, Rented
 
 DOCS = Path(__file__).parents[1] / "docs"
 

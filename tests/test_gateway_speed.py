@@ -13,28 +13,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.routing_goodput import SCENARIOS, good_share
-from breakeven.decide.study.model import ApiSpeed
+from breakeven.answer.study.plan import ApiSpeed
 from breakeven.errors import UserError
+from breakeven.forecast.model import step_model
+from breakeven.forecast.predict import default_format
+from breakeven.forecast.profiles import profile_named
+from breakeven.forecast.simulator.run import policy_of, simulate
+from breakeven.forecast.simulator.state import Requests
 from breakeven.gateway.plan.model import BackendPlan, LocalPlan
 from breakeven.gateway.route.build import cells, speed_of
-from breakeven.gateway.route.correct import (
+from breakeven.gateway.route.speed import (
     BOUND,
     HALF_LIFE,
     HEAL_S,
     OBSERVED_BOUND,
     WIDTH_MOST,
+    Observed,
+    Table,
     bound_of,
     corrected,
     healed,
     peaked,
     widened,
 )
-from breakeven.gateway.route.speed import Observed, Table
-from breakeven.predict.model import step_model
-from breakeven.predict.profiles import profile_named
-from breakeven.predict.run import default_format
-from breakeven.predict.simulate import Requests, policy_of, simulate
-from breakeven.spec.resolve import resolve_spec
+from breakeven.model.resolve import resolve_spec
 
 MODELS = ("llama-3.1-8b", "qwen3-30b-a3b")
 load = st.floats(0, 400)

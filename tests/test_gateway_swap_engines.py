@@ -17,14 +17,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from breakeven.engine.source import parse_source
-from breakeven.engine.start import start, weights_of
+from breakeven.engines.source import parse_source
+from breakeven.engines.start import start, weights_of
 from breakeven.errors import UserError
-from breakeven.gateway.plan.from_models import READER_SLO, plan_of_models
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan
+from breakeven.gateway.plan.origins import READER_SLO, plan_of_models
 from breakeven.gateway.shared.layout import Count, Known, Load, State
-from breakeven.gateway.swap.effects import Engines, Event, Failed, Loaded, Unloaded
-from breakeven.gateway.swap.environment import scrubbed
+from breakeven.gateway.swap.effects import Engines, Event, Failed, Loaded, Unloaded, scrubbed
 from breakeven.gateway.swap.needs import check_local, local_backends, needs_of, threads_of
 from breakeven.gateway.swap.watch import Swapper, prepare
 from tests.gateway_swap_fixtures import Pretending, ask, block_for, described, plan_of
@@ -224,7 +223,7 @@ def engines_below() -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process().children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE and "breakeven.engine.llama_cpp.child" in child.cmdline()
+        if child.status() != psutil.STATUS_ZOMBIE and "breakeven.engines.llama_cpp.child" in child.cmdline()
     ]
 
 

@@ -28,9 +28,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.gateway.plan.model import Timeouts
-from breakeven.gateway.upstream.call import Call
-from breakeven.gateway.upstream.client import GetError, Upstream
-from breakeven.gateway.upstream.connection import Connection
+from breakeven.wire.upstream.call import Call
+from breakeven.wire.upstream.client import GetError, Upstream
+from breakeven.wire.upstream.connection import Connection
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
 
@@ -64,8 +64,8 @@ ENDS = dict.fromkeys(BEHAVIOURS, ("end", 200)) | {
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is meant to happen within a second may take longer on a busy machine."""
-    monkeypatch.setattr("breakeven.gateway.upstream.connection._STALE_S", 30.0)
-    monkeypatch.setattr("breakeven.gateway.upstream.client._HASTY_S", 30.0)
+    monkeypatch.setattr("breakeven.wire.upstream.connection._STALE_S", 30.0)
+    monkeypatch.setattr("breakeven.wire.upstream.client._HASTY_S", 30.0)
 
 
 @pytest.mark.parametrize("stream", [True, False])

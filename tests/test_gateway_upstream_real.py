@@ -9,7 +9,7 @@ from pathlib import Path
 import uvloop
 from gateway_upstream_fixtures import CHAT, JSON, Memory, ask, until, upstream_of
 
-from breakeven.engine.llama_cpp import LlamaCppServer
+from breakeven.engines.llama_cpp.server import LlamaCppServer
 
 
 def _body(stream: bool, tokens: int) -> bytes:

@@ -30,9 +30,9 @@ from hypothesis import strategies as st
 
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import Timeouts
-from breakeven.gateway.upstream.address import ForbiddenAddressError, addresses_of, is_forbidden
-from breakeven.gateway.upstream.client import Upstream
-from breakeven.gateway.upstream.headers import HOP_BY_HOP, NOT_PASSED_ON, NOT_SENT, answer_headers, request_lines
+from breakeven.wire.upstream.address import ForbiddenAddressError, addresses_of, is_forbidden
+from breakeven.wire.upstream.client import Upstream
+from breakeven.wire.upstream.headers import HOP_BY_HOP, NOT_PASSED_ON, NOT_SENT, answer_headers, request_lines
 
 CANARY = b"canary-5f1c9e"
 SECRET = ((b"authorization", b"Bearer " + CANARY),)
@@ -211,7 +211,7 @@ class Names:
 def names(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Names]:
     def place(*answers: list[str]) -> Names:
         told = Names(*answers)
-        monkeypatch.setattr("breakeven.gateway.upstream.address._look_up", told.look_up)
+        monkeypatch.setattr("breakeven.wire.upstream.address._look_up", told.look_up)
         return told
 
     return place
@@ -239,7 +239,7 @@ async def test_metadata_addresses_are_never_asked(names: Callable[..., Names]) -
     for url in ("http://169.254.169.254", "http://[fd00:ec2::254]:80", "http://metadata.example"):
         async with upstream_of(url) as upstream:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("breakeven.gateway.upstream.client.Connection", connect)
+                patch.setattr("breakeven.wire.upstream.client.Connection", connect)
                 memory = await ask(upstream)
             assert memory.ends == ["forbidden"]
             assert "allow_link_local" in memory.detail

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.engine.synthesis import synthesise
+from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.spec.arithmetic import bytes_by_group, decode_bytes, file_bytes
-from breakeven.spec.catalogue import lookup, names
-from breakeven.spec.formats import FORMATS, GPU_FORMATS, format_for, format_named, tensor_types
-from breakeven.spec.gpu_formats import GpuType, gpu_tensor_bytes
-from breakeven.spec.tensors import Group, Tensor, tensors
+from breakeven.model.arithmetic import bytes_by_group, decode_bytes, file_bytes
+from breakeven.model.catalogue import lookup, names
+from breakeven.model.formats.gpu import GpuType, gpu_tensor_bytes
+from breakeven.model.formats.named import FORMATS, GPU_FORMATS, format_for, format_named, tensor_types
+from breakeven.model.tensors import Group, Tensor, tensors
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from typer.testing import CliRunner
 
 from breakeven.cli.profile import app as profile_app
 from breakeven.cli.trace import app as trace_app
-from breakeven.engine.inside import Inside, bare_decode_rate, layout, profile, routing, trace
-from breakeven.engine.inside.nodes import (
+from breakeven.engines.inside import layout, routing
+from breakeven.engines.inside.client import Inside, bare_decode_rate, profile, router_share, trace
+from breakeven.engines.inside.observe import (
     ATTENTION,
     COMBINATION,
     DENSE,
@@ -33,13 +34,12 @@ from breakeven.engine.inside.nodes import (
     REST,
     ROUTER,
     kind_of,
+    run_ends,
 )
-from breakeven.engine.inside.observe import run_ends
-from breakeven.engine.inside.profiling import router_share
-from breakeven.engine.surgery import split
-from breakeven.engine.synthesis import synthesise
+from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import EngineError, NotSupportedError, UserError
-from breakeven.spec.model import MoeFfn
+from breakeven.lab.experts import split
+from breakeven.model.architecture import MoeFfn
 
 runner = CliRunner()
 
@@ -125,7 +125,7 @@ def test_a_dead_child_is_an_error_with_its_last_lines(smollm2_gguf: Path) -> Non
 
 def test_a_killed_parent_takes_its_child_along(smollm2_gguf: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from breakeven.engine.inside import Inside\n"
+        "import sys, time; from pathlib import Path; from breakeven.engines.inside.client import Inside\n"
         "inside = Inside(Path(sys.argv[1])); print(inside.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script, str(smollm2_gguf)], stdout=subprocess.PIPE, text=True)

@@ -15,14 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from breakeven.engine.backend import Backend
-from breakeven.engine.llama_cpp import LlamaCppServer, available_threads
-from breakeven.engine.llama_cpp.server import log_tail
-from breakeven.engine.openai_url import connect
+from breakeven.engines.backend import Backend
+from breakeven.engines.llama_cpp.server import LlamaCppServer, log_tail
+from breakeven.engines.llama_cpp.settings import available_threads
+from breakeven.engines.openai_url import connect
 from breakeven.errors import EngineError, UserError
-from breakeven.measure.client.block import run_block
-from breakeven.measure.client.request import Request
-from breakeven.measure.paired.metrics import block_metrics, server_prefill_tokens_per_s
+from breakeven.measure.paired.blocks import block_metrics, server_prefill_tokens_per_s
+from breakeven.measure.requests import run_block
+from breakeven.wire.client.request import Request
 
 PROMPT, OUTPUT = 64, 32
 
@@ -188,7 +188,7 @@ async def test_a_killed_engine_is_reported_with_what_was_measured(smollm2_gguf: 
 _PARENT = """
 import sys, time
 from pathlib import Path
-from breakeven.engine.llama_cpp import LlamaCppServer
+from breakeven.engines.llama_cpp.server import LlamaCppServer
 with LlamaCppServer(Path(sys.argv[1]), context=64, slots=1, log=Path(sys.argv[2])) as backend:
     print(backend.pid, flush=True)
     time.sleep(120)

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from breakeven.measure import events
-from breakeven.measure.metrics.block_values import correlation, log_ratio_values, spread
-from breakeven.measure.metrics.crossing import crossings
-from breakeven.measure.metrics.differences import differences
-from breakeven.spec.load import Crossing, LoadDifference
-from breakeven.spec.workload import Arrivals, Slo, Workload
+from breakeven.measure.load.differences import crossings, differences
+from breakeven.results.load import Crossing, LoadDifference
+from breakeven.stats.intervals import correlation, log_ratio_values, spread
+from breakeven.traffic.workload import Arrivals, Slo, Workload
 from tests.load_log_fixtures import CLOSED, noisy_run, request, run
 
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from breakeven.measure import events
 from breakeven.measure.events import EventWriter, iter_events
-from breakeven.measure.metrics.columns import GAP_ERROR, collect, gap_code, gap_histogram, gap_of_code_ns
-from breakeven.measure.metrics.part import meets, tpot_ns
-from breakeven.measure.metrics.points import load_points
-from breakeven.measure.paired.metrics import token_gaps_s
-from breakeven.spec.load import LATENCIES, Latency, LoadPoint
-from breakeven.spec.workload import Arrivals, Slo, Workload
+from breakeven.measure.load.columns import GAP_ERROR, collect, gap_code, gap_histogram, gap_of_code_ns
+from breakeven.measure.load.part import meets, tpot_ns
+from breakeven.measure.load.points import load_points
+from breakeven.measure.paired.blocks import token_gaps_s
+from breakeven.results.load import LATENCIES, Latency, LoadPoint
+from breakeven.traffic.workload import Arrivals, Slo, Workload
 from tests.load_log_fixtures import CLOSED, S, noisy_run, request, run, seconds
 
 ZERO = 5_000 * S
@@ -367,8 +367,8 @@ def test_a_long_log_fits_into_little_memory(tmp_path: Path) -> None:
     program = (
         "import sys, json; from pathlib import Path\n"
         "from breakeven.measure.events import iter_events\n"
-        "from breakeven.measure.metrics.points import load_points\n"
-        "from breakeven.engine.backend import process_memory; import os\n"
+        "from breakeven.measure.load.points import load_points\n"
+        "from breakeven.engines.backend import process_memory; import os\n"
         "load_points([], None); before = process_memory(os.getpid())\n"
         "(point,) = load_points(iter_events(Path(sys.argv[1])), None)\n"
         "after = process_memory(os.getpid())\n"

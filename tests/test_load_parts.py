@@ -12,14 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from breakeven.measure.client.wire import new_loop
 from breakeven.measure.events import RequestDone
-from breakeven.measure.player.batch import FLUSH_BYTES, Batch, Delays, Recorder
-from breakeven.measure.player.job import Job, followers
-from breakeven.measure.player.limits import mean_per_s, peak_per_s
-from breakeven.measure.player.lost import Outstanding, parts
-from breakeven.measure.player.timer import Alarm
-from breakeven.measure.player.window import LiveWindow
+from breakeven.measure.player.clocks import Alarm
+from breakeven.measure.player.job import Job, Outstanding, followers, parts
+from breakeven.measure.player.tally import FLUSH_BYTES, Batch, Delays, LiveWindow, Recorder, mean_per_s, peak_per_s
+from breakeven.wire.client.pool import new_loop
 from tests.load_fixtures import PlainBodies, backend_at, closed_schedule, schedule_of
 
 LOOPS = [asyncio.new_event_loop, new_loop]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from breakeven.report.load_progress import LoadProgress, live_lines, plain_line
+from breakeven.pages.progress import LoadProgress, load_live_lines, load_plain_line
 
 NOTHING = {
     "offered_per_s": None,
@@ -47,7 +47,7 @@ def test_a_log_gets_a_line_every_five_seconds_and_at_every_new_load() -> None:
 
 
 def test_a_line_tells_all_that_is_known() -> None:
-    assert plain_line(made.state()) == (
+    assert load_plain_line(made.state()) == (
         "olmoe-1b-7b, 5 req/s, 12 s of 60 s: 4.92 of 5.00 req/s; 49 of 61 answered; 9 in flight; "
         "TTFT p50 212, p99 1380 ms; TPOT p50 34.1, p99 52.2 ms; failed: 2 timeout, 1 http_500; "
         "client at 12 % of its ceiling; engine 8 running, 1 waiting"
@@ -55,12 +55,12 @@ def test_a_line_tells_all_that_is_known() -> None:
 
 
 def test_nothing_to_tell_yet_is_not_told_as_zero() -> None:
-    line = plain_line(made.state(0.0, **NOTHING))
+    line = load_plain_line(made.state(0.0, **NOTHING))
     assert "TTFT p50 -, p99 - ms" in line
     assert "engine" not in line
     assert "client" not in line
     assert not re.search(r"None|failed", line)
-    assert any("does not tell its queue" in line for line in live_lines(made.state(0.0, **NOTHING), 80))
+    assert any("does not tell its queue" in line for line in load_live_lines(made.state(0.0, **NOTHING), 80))
 
 
 def test_quiet_is_silent() -> None:
@@ -99,12 +99,12 @@ def test_a_block_is_never_wider_than_the_terminal(
     state = made.state(
         seconds, model=model, ttft_p99_s=delay, tpot_p50_s=delay, headroom=headroom, errors={"timeout": failed}
     )
-    lines = live_lines(state, width)
+    lines = load_live_lines(state, width)
     assert max(cell_len(line) for line in lines) <= width
     assert len(lines) == 8
     assert "\n" not in "".join(lines)
 
 
 def test_names_cannot_steer_the_terminal() -> None:
-    assert "\x1b" not in plain_line(made.state(model="a\x1b[2J"))
-    assert "\x1b" not in "".join(live_lines(made.state(model="a\x1b[2J"), 80))
+    assert "\x1b" not in load_plain_line(made.state(model="a\x1b[2J"))
+    assert "\x1b" not in "".join(load_live_lines(made.state(model="a\x1b[2J"), 80))

@@ -18,18 +18,20 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from breakeven.errors import BreakevenError, UserError
-from breakeven.report import load_words as words
-from breakeven.report.figure import Figure, Missing
-from breakeven.report.json_file import write_result
-from breakeven.report.load_axes import Scale, apart, axes_of, scale_of
-from breakeven.report.load_html import (
+from breakeven.pages import load_words as words
+from breakeven.pages.figures.axes import Scale, apart, axes_of, scale_of
+from breakeven.pages.figures.figure import Figure, Missing, draw
+from breakeven.pages.load_html import (
     figures_of_load,
     render_capacity,
     render_load,
     write_capacity_report,
     write_load_report,
 )
-from breakeven.report.load_json import (
+from breakeven.pages.load_terminal import print_capacity, print_check, print_load, warnings_of
+from breakeven.results import load
+from breakeven.results.load import LATENCIES, CapacityStudy, LoadStudy, Percentile
+from breakeven.results.store import (
     encode_load,
     read_any,
     read_capacity,
@@ -38,13 +40,10 @@ from breakeven.report.load_json import (
     write_capacity,
     write_check,
     write_load,
+    write_result,
 )
-from breakeven.report.load_terminal import print_capacity, print_check, print_load
-from breakeven.report.load_warnings import warnings_of
-from breakeven.report.svg import draw
-from breakeven.spec import load, workload
-from breakeven.spec.load import LATENCIES, CapacityStudy, LoadStudy, Percentile
-from breakeven.spec.workload import Arrivals, Length
+from breakeven.traffic import workload
+from breakeven.traffic.workload import Arrivals, Length
 
 STUDIES = ("crossing", "level", "one_endpoint", "one_point", "trace", "none_answered", "hostile")
 CAPACITIES = ("capacity", "capacity_not_monotone")

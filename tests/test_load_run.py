@@ -27,7 +27,7 @@ from breakeven.measure.events import (
 from breakeven.measure.player import watch as load_watch
 from breakeven.measure.player.run import run_load
 from breakeven.measure.progress import LoadState
-from breakeven.spec.workload import Arrivals, Workload
+from breakeven.traffic.workload import Arrivals, Workload
 from tests.load_fixtures import MS, PlainBodies, Played, backend_at, closed_schedule, plain_server, play, schedule_of
 
 

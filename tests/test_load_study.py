@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from breakeven.decide.load_study import headline
-from breakeven.spec.estimate import Estimate
-from breakeven.spec.load import Crossing, LoadDifference
-from breakeven.spec.workload import Slo
+from breakeven.results.load import Crossing, LoadDifference
+from breakeven.runs.load_study import headline
+from breakeven.stats.estimate import Estimate
+from breakeven.traffic.workload import Slo
 from tests.load_report_fixtures import point
 
 

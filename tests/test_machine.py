@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.spec.machine import MachineSpec
-from breakeven.spec.machine_reader import (
+from breakeven.hardware.machine import MachineSpec
+from breakeven.hardware.reader import (
     parse_cpu_list,
     parse_size,
     read_cache_bytes,
@@ -24,8 +24,8 @@ from breakeven.spec.machine_reader import (
     read_memory_room,
     read_os,
     read_physical_cores,
+    read_virtualised,
 )
-from breakeven.spec.virtualisation import read_virtualised
 
 INTEL = """processor\t: 0
 model name\t: Intel(R) Xeon(R)   Processor

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.measure.events import RequestDone, ServerTimings
-from breakeven.measure.paired.metrics import (
+from breakeven.measure.paired.blocks import (
     block_metrics,
     decode_tokens_per_s,
     decode_window_ns,

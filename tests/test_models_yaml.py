@@ -9,12 +9,12 @@ import pytest
 from families_fixtures import small_spec
 
 from breakeven.errors import UserError
-from breakeven.spec.catalogue import lookup
-from breakeven.spec.families import FAMILIES
-from breakeven.spec.model import DenseFfn, Gqa, LinearAttention, Mla, ModelSpec, MoeFfn
-from breakeven.spec.readers.yaml import read_yaml
-from breakeven.spec.readers.yaml_form import ModelFile, Run
-from breakeven.spec.tensors import tensors
+from breakeven.model.architecture import DenseFfn, Gqa, LinearAttention, Mla, ModelSpec, MoeFfn
+from breakeven.model.catalogue import lookup
+from breakeven.model.layouts.registry import FAMILIES
+from breakeven.model.readers.yaml import read_yaml
+from breakeven.model.readers.yaml_form import ModelFile, Run
+from breakeven.model.tensors import tensors
 
 PAGE = Path(__file__).parents[1] / "docs" / "models-yaml.md"
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from breakeven.hardware.machine import Gpu
+from breakeven.hardware.reader import read_gpus
 from breakeven.measure.energy import open_nvml
-from breakeven.spec.machine import Gpu
-from breakeven.spec.machine_reader import read_gpus
 
 pynvml = pytest.importorskip("pynvml", reason="the extra gpu is not installed")
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from golden_server import Script, golden_server
 
-from breakeven.engine.backend import KEY_VARIABLES
-from breakeven.engine.openai_url import connect, is_url, parse_url
+from breakeven.engines.backend import KEY_VARIABLES
+from breakeven.engines.openai_url import connect, is_url, parse_url
 from breakeven.errors import UserError
-from breakeven.measure.client.block import run_block
-from breakeven.measure.client.request import Request
+from breakeven.measure.requests import run_block
+from breakeven.wire.client.request import Request
 
 SECRET = "sk-very-secret"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.measure.metrics.percentiles import (
+from breakeven.stats.percentiles import (
     PERCENTILES,
     minimum_n,
     nearest_rank,

@@ -14,8 +14,10 @@ import msgspec
 import pytest
 
 from breakeven.errors import UserError
-from breakeven.predict.model import step_model
-from breakeven.predict.profiles import (
+from breakeven.forecast.constants import Range
+from breakeven.forecast.model import step_model
+from breakeven.forecast.predict import predict, speed_ratio
+from breakeven.forecast.profiles import (
     default_engine,
     load_profile,
     profile_directory,
@@ -23,16 +25,13 @@ from breakeven.predict.profiles import (
     profiles_here,
     save_profile,
 )
-from breakeven.predict.ratio import speed_ratio
-from breakeven.predict.routing import read_routing
-from breakeven.predict.run import predict
-from breakeven.report.prediction import print_prediction
-from breakeven.spec.catalogue import lookup
-from breakeven.spec.chips import chip_named
-from breakeven.spec.machine_reader import read_machine
-from breakeven.spec.model import MoeFfn
-from breakeven.spec.prediction import PredictedPoint, PredictedRatio, Prediction, Span
-from breakeven.spec.profile import Range
+from breakeven.forecast.routing import read_routing
+from breakeven.hardware.chips import chip_named
+from breakeven.hardware.reader import read_machine
+from breakeven.model.architecture import MoeFfn
+from breakeven.model.catalogue import lookup
+from breakeven.pages.predicted import print_prediction
+from breakeven.results.predicted import PredictedPoint, PredictedRatio, Prediction, Span
 from tests.predict_fixtures import CONSTANTS, MACHINE, profile
 
 

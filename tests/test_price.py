@@ -15,23 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.price.break_even import Offer, break_evens, break_evens_of
+from breakeven.price.break_even import Offer, break_evens, break_evens_of, winners
 from breakeven.price.pricing import (
     HOURS_PER_YEAR,
     Power,
+    PricedTraffic,
     check_pricing,
     idle_usd_per_hour,
     power_of,
     standing_usd_per_hour,
     usd_per_added_request,
 )
-from breakeven.price.solved import per_solved
-from breakeven.price.staircase import LEAST_CAPACITY, cost_points, staircase
-from breakeven.price.traffic import PricedTraffic
-from breakeven.price.winners import winners
-from breakeven.spec.cost import Api, BreakEven, Cost, CostPoint, Own, Pricing, Rented, WhatIf
-from breakeven.spec.decision import QualityScore
-from breakeven.spec.prediction import Span
+from breakeven.price.staircase import LEAST_CAPACITY, cost_points, per_solved, staircase
+from breakeven.results.cost import Api, BreakEven, Cost, CostPoint, Own, Pricing, Rented, WhatIf
+from breakeven.results.decision import QualityScore
+from breakeven.results.predicted import Span
 
 TRAFFIC = PricedTraffic(prompt_tokens=512, output_tokens=256)
 HOME = Own(usd=2000, life_years=4, usd_per_kwh=0.30, idle_w=60, busy_w=300)

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.predict.model import step_model
-from breakeven.predict.prior import ENGINES, efficiencies, efficiency_of, profile_of_chip
-from breakeven.predict.serving import steady_state, steady_tpot_s
-from breakeven.spec.catalogue import lookup
-from breakeven.spec.chips import chip_named, chips
+from breakeven.forecast.model import step_model
+from breakeven.forecast.profiles import ENGINES, efficiencies, efficiency_of, profile_of_chip
+from breakeven.forecast.serving_closed_form import steady_state, steady_tpot_s
+from breakeven.hardware.chips import chip_named, chips
+from breakeven.model.catalogue import lookup
 
 
 @pytest.mark.parametrize("engine", ENGINES)

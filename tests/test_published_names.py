@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.published import names
-from breakeven.spec.arithmetic import total_params
-from breakeven.spec.formats import format_named
+from breakeven.model.arithmetic import total_params
+from breakeven.model.formats.named import format_named
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.spec.arithmetic import active_params, total_params
-from breakeven.spec.catalogue import lookup, names
-from breakeven.spec.quality import benchmarks, published, quality_of, sources
+from breakeven.model.arithmetic import active_params, total_params
+from breakeven.model.catalogue import lookup, names
+from breakeven.model.quality import benchmarks, published, quality_of, sources
 
 
 def test_own_scores_come_first_and_reach_apis() -> None:

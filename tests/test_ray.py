@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from breakeven.errors import BreakevenError, UserError
 from breakeven.measure.events import LoadWorker, RequestDone
-from breakeven.measure.player.batch import shifted
-from breakeven.measure.player.ray_clock import measure_offset, offset_of
+from breakeven.measure.player.clocks import measure_offset, offset_of
+from breakeven.measure.player.tally import shifted
 from breakeven.measure.progress import LoadState
-from breakeven.measure.schedule import draw
-from breakeven.spec.workload import Arrivals, Length, Workload
+from breakeven.traffic.draw import draw
+from breakeven.traffic.workload import Arrivals, Length, Workload
 from tests.load_fixtures import plain_server, play, schedule_of
 
 

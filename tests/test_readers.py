@@ -15,13 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.spec.families import family_of
-from breakeven.spec.model import ModelSpec
-from breakeven.spec.readers.gguf import read_gguf, spec_from_gguf
-from breakeven.spec.readers.gguf_header import read_header
-from breakeven.spec.readers.hf import read_hf
-from breakeven.spec.readers.safetensors import params_by_tensor
-from breakeven.spec.tensors import tensors
+from breakeven.model.architecture import ModelSpec
+from breakeven.model.layouts.registry import family_of
+from breakeven.model.readers.gguf import read_gguf, spec_from_gguf
+from breakeven.model.readers.gguf_header import read_header
+from breakeven.model.readers.hf import params_by_tensor, read_hf
+from breakeven.model.tensors import tensors
 
 
 def _write_gguf(path: Path, spec: ModelSpec, extra: Mapping[str, int] | None = None) -> None:

@@ -15,22 +15,24 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from breakeven.errors import BreakevenError, UserError
+from breakeven.hardware import machine
 from breakeven.measure.progress import ProgressState, RatioRow
-from breakeven.report import words
-from breakeven.report.charts import export_charts, figures_of
-from breakeven.report.figure import Figure, Missing
-from breakeven.report.html import render_report, write_report
-from breakeven.report.json_file import read_result, write_result
-from breakeven.report.progress import Progress, ratio_bar
-from breakeven.report.terminal import print_comparison
-from breakeven.spec import estimate, machine, study
-from breakeven.spec.estimate import Estimate
+from breakeven.pages import words
+from breakeven.pages.figures.comparison import export_charts, figures_of
+from breakeven.pages.figures.figure import Figure, Missing
+from breakeven.pages.html import render_report, write_report
+from breakeven.pages.progress import Progress, ratio_bar
+from breakeven.pages.terminal import print_comparison
+from breakeven.results import comparison
+from breakeven.results.store import read_result, write_result
+from breakeven.stats import estimate
+from breakeven.stats.estimate import Estimate
 
 EVERY = ("two_models", "three_models", "same_twice", "urls_only", "hostile")
 ROOT = Path(__file__).parent.parent
 
 
-def printed(result: study.Comparison, width: int = 60, terminal: bool = False) -> str:
+def printed(result: comparison.Comparison, width: int = 60, terminal: bool = False) -> str:
     out = io.StringIO()
     print_comparison(result, Console(file=out, width=width, force_terminal=terminal), Path("out/report.html"))
     return out.getvalue()
@@ -242,7 +244,7 @@ def test_every_field_is_documented() -> None:
     sections = dict(re.findall(r"^## `(\w+)`.*?\n(.*?)(?=^## |\Z)", page, re.M | re.S))
     structs = [
         found
-        for module in (study, estimate, machine)
+        for module in (comparison, estimate, machine)
         for found in vars(module).values()
         if isinstance(found, type) and issubclass(found, msgspec.Struct) and found is not msgspec.Struct
     ]

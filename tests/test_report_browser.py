@@ -19,10 +19,10 @@ import load_report_fixtures as made_load
 import pytest
 import report_fixtures as made
 
-from breakeven.report.html import write_report
-from breakeven.report.load_html import write_capacity_report, write_load_report
-from breakeven.spec.load import CapacityStudy
-from breakeven.spec.study import Comparison
+from breakeven.pages.html import write_report
+from breakeven.pages.load_html import write_capacity_report, write_load_report
+from breakeven.results.comparison import Comparison
+from breakeven.results.load import CapacityStudy
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from breakeven.errors import UserError
-from breakeven.measure.schedule import ARRIVALS, DEPENDS, LENGTHS, Schedule, draw, part
-from breakeven.spec.workload import Arrivals, Length, Workload
+from breakeven.traffic.draw import ARRIVALS, LENGTHS, draw
+from breakeven.traffic.schedule import DEPENDS, Schedule, part
+from breakeven.traffic.workload import Arrivals, Length, Workload
 
 L128 = Length(mean=128)
 POISSON = Arrivals(process="poisson", rate_per_s=100.0)

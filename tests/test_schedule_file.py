@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.errors import BreakevenError, UserError
-from breakeven.measure.schedule import DEPENDS, Schedule, draw, load_schedule, save_schedule
-from breakeven.spec.workload import Arrivals, Length, Workload
+from breakeven.traffic.draw import draw
+from breakeven.traffic.schedule import DEPENDS, Schedule
+from breakeven.traffic.schedule_file import load_schedule, save_schedule
+from breakeven.traffic.workload import Arrivals, Length, Workload
 
 COLUMNS = ("due_ns_N", "prompt_N", "output_N", "warm_N", "session_N", "turn_N", "think_ns_N")
 POISSON = Workload(

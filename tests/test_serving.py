@@ -10,11 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from breakeven.answer.cost import CostOptions, cost
 from breakeven.cli.main import run_verb
-from breakeven.decide.cost.prices import hourly, replica_price
-from breakeven.decide.cost.run import cost
-from breakeven.decide.cost.served import CostOptions
-from breakeven.decide.serving import (
+from breakeven.errors import UserError
+from breakeven.forecast.constants import Constants, Error, Origin, Profile
+from breakeven.forecast.model import StepModel, step_model
+from breakeven.forecast.serving import (
     Replica,
     capacity_of,
     capacity_per_s,
@@ -26,15 +27,13 @@ from breakeven.decide.serving import (
     saturation_per_s,
     unit_requests,
 )
-from breakeven.errors import UserError
-from breakeven.predict.model import StepModel, step_model
-from breakeven.predict.simulate import Policy
+from breakeven.forecast.simulator.policy import Policy
+from breakeven.hardware.chips import Price
+from breakeven.model.catalogue import lookup
 from breakeven.price.sensitivity import speculative_speedup, tokens_per_step
-from breakeven.spec.catalogue import lookup
-from breakeven.spec.chip import Price
-from breakeven.spec.cost import COST_SCHEMA, Api, Cost, Own, Rented
-from breakeven.spec.profile import Constants, Error, Origin, Profile
-from breakeven.spec.workload import Arrivals, Length, Slo, Workload
+from breakeven.price.workload import hourly, replica_price
+from breakeven.results.cost import COST_SCHEMA, Api, Cost, Own, Rented
+from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
 CONSTANTS = Constants(
     weight_bytes_per_s=100e9, kv_bytes_per_s=100e9, decode_flops_per_s=20e12, prefill_flops_per_s=20e12, step_s=1e-3

@@ -11,21 +11,12 @@ from hypothesis import strategies as st
 from simulate_fixtures import TINY_POLICY, model, naive_simulation
 
 from breakeven.errors import UserError
-from breakeven.predict.simulate import (
-    BALANCING,
-    NOBODY,
-    Autoscale,
-    Fleet,
-    Policy,
-    Requests,
-    Simulation,
-    policy_named,
-    requests_of,
-    simulate,
-    simulate_parts,
-)
-from breakeven.predict.simulate.table import table_of
-from breakeven.spec.workload import Slo
+from breakeven.forecast.simulator.fleet import BALANCING, Autoscale, Fleet
+from breakeven.forecast.simulator.policy import Policy, policy_named, table_of
+from breakeven.forecast.simulator.results import Simulation
+from breakeven.forecast.simulator.run import simulate, simulate_parts
+from breakeven.forecast.simulator.state import NOBODY, Requests, requests_of
+from breakeven.traffic.workload import Slo
 
 DENSE, MOE = model("llama-3.2-1b"), model("olmoe-1b-7b")
 

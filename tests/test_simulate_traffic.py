@@ -13,15 +13,18 @@ import pytest
 from simulate_fixtures import TINY_POLICY, model, profile
 
 from breakeven.cli.main import dispatch
-from breakeven.decide.simulate import requests_of_schedule, simulate_schedule, simulate_traffic
-from breakeven.decide.simulate_long import simulate_long_trace
 from breakeven.errors import UserError
-from breakeven.measure.schedule import DEPENDS, draw, save_schedule
-from breakeven.measure.traces import read_trace
-from breakeven.predict.simulate import Fleet, policy_of
-from breakeven.spec import simulation
-from breakeven.spec.simulation import SimulationStudy
-from breakeven.spec.workload import Arrivals, Length, Slo, Workload
+from breakeven.forecast.long_trace import simulate_long_trace
+from breakeven.forecast.simulated import requests_of_schedule, simulate_schedule, simulate_traffic
+from breakeven.forecast.simulator.fleet import Fleet
+from breakeven.forecast.simulator.run import policy_of
+from breakeven.results import predicted
+from breakeven.results.predicted import SimulationStudy
+from breakeven.traffic.draw import draw
+from breakeven.traffic.schedule import DEPENDS
+from breakeven.traffic.schedule_file import save_schedule
+from breakeven.traffic.traces.read import read_trace
+from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
 DENSE = model("llama-3.2-1b")
 PROMPT, OUTPUT = Length(mean=200), Length(mean=50)
@@ -158,7 +161,7 @@ def test_every_field_is_documented() -> None:
     page = (Path(__file__).parents[1] / "docs" / "json.md").read_text()
     sections = dict(re.findall(r"^## `(\w+)`.*?\n(.*?)(?=^## |^# |\Z)", page, re.M | re.S))
     structs = [
-        each for each in vars(simulation).values() if isinstance(each, type) and each.__module__ == simulation.__name__
+        each for each in vars(predicted).values() if isinstance(each, type) and each.__module__ == predicted.__name__
     ]
     assert len(structs) == 5
     for each in structs:

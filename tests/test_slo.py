@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.spec.slo import TERMS, UNITS_S, parse_slo, slo_text
-from breakeven.spec.traffic_words import parse_arrivals, parse_duration, parse_length, parse_rates
-from breakeven.spec.workload import Arrivals, Length, Slo
+from breakeven.traffic.words import parse_arrivals, parse_duration, parse_length, parse_rates
+from breakeven.traffic.workload import TERMS, UNITS_S, Arrivals, Length, Slo, parse_slo, slo_text
 
 SECONDS = st.floats(1e-6, 1e5, allow_nan=False)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.measure import statistics
+from breakeven.stats import intervals
 
 
 @pytest.mark.parametrize("n", [4, 6, 10, 20])
@@ -18,15 +18,15 @@ def test_interval_covers_the_truth_95_percent_of_the_time(n: int) -> None:
     runs = 600
     hits = 0
     for i in range(runs):
-        _, low, high = statistics.mean_interval(rng.normal(0.1, 0.02, n).tolist(), seed=i)
+        _, low, high = intervals.mean_interval(rng.normal(0.1, 0.02, n).tolist(), seed=i)
         hits += low <= 0.1 <= high
     assert 0.93 <= hits / runs <= 0.985
 
 
 @given(st.lists(st.floats(0.5, 2.0), min_size=3, max_size=20))
 def test_ratio_of_swapped_candidates_is_the_reciprocal(ratios: list[float]) -> None:
-    forward = statistics.ratio(ratios, seed=1)
-    backward = statistics.ratio([1 / r for r in ratios], seed=1)
+    forward = intervals.ratio(ratios, seed=1)
+    backward = intervals.ratio([1 / r for r in ratios], seed=1)
     assert math.isclose(forward.value, 1 / backward.value, rel_tol=1e-9)
     assert forward.low is not None
     assert forward.high is not None
@@ -35,30 +35,30 @@ def test_ratio_of_swapped_candidates_is_the_reciprocal(ratios: list[float]) -> N
 
 @given(st.lists(st.floats(0.5, 2.0), min_size=3, max_size=20), st.floats(0.001, 0.1))
 def test_a_floor_only_widens(ratios: list[float], floor: float) -> None:
-    plain, widened = statistics.ratio(ratios), statistics.ratio(ratios, floor=floor)
+    plain, widened = intervals.ratio(ratios), intervals.ratio(ratios, floor=floor)
     assert widened.value == plain.value
-    assert statistics.relative_half_width(widened) >= statistics.relative_half_width(plain)
+    assert intervals.relative_half_width(widened) >= intervals.relative_half_width(plain)
 
 
 @pytest.mark.parametrize("n", [4, 8])
 def test_a_winner_is_named_by_chance_one_time_in_a_hundred(n: int) -> None:
     rng = np.random.default_rng(n)
-    wrong = sum(statistics.differs(np.exp(rng.normal(0, 0.03, n)).tolist()) for _ in range(2000))
+    wrong = sum(intervals.differs(np.exp(rng.normal(0, 0.03, n)).tolist()) for _ in range(2000))
     assert wrong <= 36  # 20 expected; more than 36 happens once in 3,000 times
 
 
 def test_a_difference_far_beyond_the_spread_is_named() -> None:
-    assert statistics.differs([1.10, 1.12, 1.09, 1.11])
-    assert not statistics.differs([1.10, 0.95, 1.2, 1.02])
-    assert not statistics.differs([1.001, 1.0011, 1.0009], floor=0.005)
+    assert intervals.differs([1.10, 1.12, 1.09, 1.11])
+    assert not intervals.differs([1.10, 0.95, 1.2, 1.02])
+    assert not intervals.differs([1.001, 1.0011, 1.0009], floor=0.005)
 
 
 def test_too_few_pairs_give_no_interval() -> None:
-    estimate = statistics.ratio([1.1, 1.2])
+    estimate = intervals.ratio([1.1, 1.2])
     assert (estimate.low, estimate.high, estimate.n) == (None, None, 2)
-    assert not statistics.differs([1.1, 1.2])
-    assert statistics.relative_half_width(estimate) == math.inf
+    assert not intervals.differs([1.1, 1.2])
+    assert intervals.relative_half_width(estimate) == math.inf
 
 
 def test_same_sample_and_seed_give_the_same_interval() -> None:
-    assert statistics.ratio([1.0, 1.1, 0.9, 1.05]) == statistics.ratio([1.0, 1.1, 0.9, 1.05])
+    assert intervals.ratio([1.0, 1.1, 0.9, 1.05]) == intervals.ratio([1.0, 1.1, 0.9, 1.05])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.measure.metrics.steady import LEAST_BLOCKS, mser, settled, trend
+from breakeven.stats.steady import LEAST_BLOCKS, mser, settled, trend
 
 B = 20
 seeds = st.integers(0, 2**32 - 1)

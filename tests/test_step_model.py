@@ -9,17 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.predict.model import StepModel, step_model
-from breakeven.predict.parallel import shard
-from breakeven.predict.residency import ON_DEVICE, residency
-from breakeven.predict.routing import MOST_LEVELS, routing_known, skewed, with_frequencies
-from breakeven.predict.step import occupancies, step_parts
-from breakeven.predict.terms import ExpertGroup, Terms, terms_of
-from breakeven.spec.arithmetic import Phase as ArithmeticPhase
-from breakeven.spec.arithmetic import decode_bytes, flops_per_token, kv_bytes, occupancy_of
-from breakeven.spec.catalogue import lookup
-from breakeven.spec.model import MoeFfn
-from breakeven.spec.profile import Constants
+from breakeven.forecast.constants import Constants
+from breakeven.forecast.model import StepModel, shard, step_model
+from breakeven.forecast.routing import MOST_LEVELS, routing_known, skewed, with_frequencies
+from breakeven.forecast.step import occupancies, step_parts
+from breakeven.forecast.terms import ON_DEVICE, ExpertGroup, Terms, residency, terms_of
+from breakeven.model.architecture import MoeFfn
+from breakeven.model.arithmetic import Phase as ArithmeticPhase
+from breakeven.model.arithmetic import decode_bytes, flops_per_token, kv_bytes, occupancy_of
+from breakeven.model.catalogue import lookup
 from tests.predict_fixtures import CONSTANTS, profile
 
 MODELS = ("llama-3.2-1b", "olmoe-1b-7b", "gpt-oss-20b", "deepseek-v2-lite", "lfm2-8b-a1b", "qwen3-next-80b-a3b")

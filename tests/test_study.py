@@ -13,17 +13,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.decide.serving import unit_requests
-from breakeven.decide.study import form
-from breakeven.decide.study.init import QUESTIONS, init_study, interview, study_text
-from breakeven.decide.study.load import read_study
-from breakeven.decide.study.trace import read_study_trace
-from breakeven.decide.study.values import parse_bytes, parse_rate
-from breakeven.decide.study.yaml_file import forms_in
+from breakeven.answer.study import form
+from breakeven.answer.study.init import QUESTIONS, init_study, interview, study_text
+from breakeven.answer.study.load import read_study, read_study_trace
+from breakeven.answer.study.values import parse_bytes, parse_rate
+from breakeven.answer.study.yaml_file import forms_in
 from breakeven.errors import UserError
-from breakeven.measure.schedule.draw import draw
-from breakeven.measure.traces import read_trace
-from breakeven.spec.cost import Api, Own, Rented
+from breakeven.forecast.serving import unit_requests
+from breakeven.results.cost import Api, Own, Rented
+from breakeven.traffic.draw import draw
+from breakeven.traffic.traces.read import read_trace
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted(

@@ -17,15 +17,16 @@ from gguf import GGUFReader
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.engine import cache
-from breakeven.engine.inside import trace
-from breakeven.engine.llama_cpp import LlamaCppServer
-from breakeven.engine.synthesis import Routing, parse_routing, synthesise, synthesised_bytes
+from breakeven.engines import cache
+from breakeven.engines.inside.client import trace
+from breakeven.engines.llama_cpp.server import LlamaCppServer
+from breakeven.engines.synthesis.routing import Routing, parse_routing
+from breakeven.engines.synthesis.write import synthesise, synthesised_bytes
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.spec.catalogue import lookup
-from breakeven.spec.families import FAMILIES
-from breakeven.spec.readers.gguf import read_gguf
-from breakeven.spec.tensors import tensors
+from breakeven.model.catalogue import lookup
+from breakeven.model.layouts.registry import FAMILIES
+from breakeven.model.readers.gguf import read_gguf
+from breakeven.model.tensors import tensors
 from tests.small_models import CONFIGS, MOE, small
 
 FORMATS = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q6_K", "Q2_K")
@@ -160,7 +161,7 @@ import resource, signal, sys
 from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
-from breakeven.engine.synthesis import synthesise
+from breakeven.engines.synthesis.write import synthesise
 from tests.small_models import small
 synthesise(small("llama"), "Q4_0", Path(sys.argv[1]))
 """
@@ -182,8 +183,8 @@ def test_a_write_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> No
 def test_memory_stays_small_for_a_file_much_larger(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from breakeven.engine.synthesis import synthesise\n"
-        "from breakeven.spec.catalogue import lookup\n"
+        "from breakeven.engines.synthesis.write import synthesise\n"
+        "from breakeven.model.catalogue import lookup\n"
         "synthesise(lookup('llama-3.2-1b'), 'Q4_K_M', Path(sys.argv[1]))\n"
         # Not ru_maxrss: that starts from the peak of the process that forked this one.
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 from families_fixtures import COUNTED_B, EXACT, SMALL, small_spec
 
-from breakeven.spec.catalogue import entries
-from breakeven.spec.families.facts import spec_from_facts
-from breakeven.spec.model import ModelSpec
-from breakeven.spec.readers.gguf import read_gguf
-from breakeven.spec.readers.gguf_header import read_header
-from breakeven.spec.tensors import Group, Tensor, tensors
+from breakeven.model.architecture import ModelSpec
+from breakeven.model.catalogue import entries, spec_from_facts
+from breakeven.model.readers.gguf import read_gguf
+from breakeven.model.readers.gguf_header import read_header
+from breakeven.model.tensors import Group, Tensor, tensors
 
 _FACTS = {entry.name: entry.facts for entry in entries()}
 

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.measure.schedule import DEPENDS, Schedule, draw
-from breakeven.measure.traces import TRACES, TraceRows, read_trace
-from breakeven.spec.workload import Arrivals, Length, Workload
+from breakeven.traffic.draw import draw
+from breakeven.traffic.schedule import DEPENDS, Schedule
+from breakeven.traffic.traces.read import TRACES, read_trace
+from breakeven.traffic.traces.rows import TraceRows
+from breakeven.traffic.workload import Arrivals, Length, Workload
 
 DATA = Path(__file__).parent / "data" / "traces"
 PUBLISHED = Path(__file__).parents[2] / "shared" / "traces"

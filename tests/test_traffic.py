@@ -5,14 +5,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from breakeven.decide.bench import name_of, rounds
-from breakeven.decide.load import context_of
-from breakeven.decide.load_compare import MIN_TURNS, TURN_WARM_UP_S, rate_loads, trace_turns
-from breakeven.decide.traffic import Words, traffic_of
 from breakeven.errors import UserError
-from breakeven.measure.schedule import draw
-from breakeven.measure.traces import read_trace
-from breakeven.spec.workload import Arrivals, Length, Slo, Workload
+from breakeven.runs.bench import MIN_TURNS, TURN_WARM_UP_S, name_of, rate_loads, rounds, trace_turns
+from breakeven.runs.load import context_of
+from breakeven.traffic.draw import draw
+from breakeven.traffic.traces.read import read_trace
+from breakeven.traffic.words import Words, traffic_of
+from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
     f"2023-11-16 18:{k // 60:02d}:{k % 60:02d}.0000000,{10 + k % 7},{3 + k % 5}\n" for k in range(0, 1200, 2)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from breakeven.decide.verdict import decide
 from breakeven.measure.paired.blocks import winner_of
-from breakeven.spec.estimate import Estimate
-from breakeven.spec.study import ModelResult, Pair, SelfCheck, Verdict
+from breakeven.results.comparison import ModelResult, Pair, SelfCheck, Verdict
+from breakeven.runs.verdict import decide
+from breakeven.stats.estimate import Estimate
 
 
 def named(a: str, b: str, metric: str, e: Estimate) -> str | None:

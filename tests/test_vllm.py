@@ -16,16 +16,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from breakeven.engine import openai_url
-from breakeven.engine.backend import Backend, tree_memory
-from breakeven.engine.source import parse_source
-from breakeven.engine.start import ENGINES, start, weights_of
-from breakeven.engine.vllm import VllmServer, find_vllm, provide
-from breakeven.engine.vllm.config import WRITERS, config_of
-from breakeven.engine.vllm.log import last_words
+from breakeven.engines import openai_url
+from breakeven.engines.backend import Backend, tree_memory
+from breakeven.engines.source import parse_source
+from breakeven.engines.start import ENGINES, start, weights_of
+from breakeven.engines.vllm.directory import WRITERS, config_of, provide
+from breakeven.engines.vllm.server import VllmServer, find_vllm, last_words
 from breakeven.errors import EngineError, NotSupportedError, UserError
-from breakeven.spec.catalogue import lookup, names
-from breakeven.spec.families import spec_from_config
+from breakeven.model.catalogue import lookup, names
+from breakeven.model.layouts.registry import spec_from_config
 from tests.vllm_fixtures import DENSE, MOE, fake_vllm, write_config
 
 __all__ = ["fake_vllm"]
@@ -111,7 +110,7 @@ def test_killing_the_one_who_started_it_leaves_nothing(tmp_path: Path, fake_vllm
     script = textwrap.dedent(f"""
         import time
         from pathlib import Path
-        from breakeven.engine.vllm import VllmServer
+        from breakeven.engines.vllm.server import VllmServer
         with VllmServer(Path({str(model)!r}), context=64, slots=2, log=Path({str(tmp_path / "log")!r})) as backend:
             print(backend.pid, flush=True)
             time.sleep(60)

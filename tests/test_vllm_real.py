@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
-from breakeven.engine import openai_url
-from breakeven.engine.backend import Backend
-from breakeven.engine.metric_names import EngineNumbers, engine_numbers, metric_names, parse_metrics
-from breakeven.engine.source import parse_source
-from breakeven.engine.start import Running, start, weights_of
-from breakeven.engine.vllm import VllmServer
+from breakeven.engines import openai_url
+from breakeven.engines.backend import Backend
+from breakeven.engines.source import parse_source
+from breakeven.engines.start import Running, start, weights_of
+from breakeven.engines.vllm.server import VllmServer
 from breakeven.errors import EngineError
+from breakeven.wire.metric_names import EngineNumbers, engine_numbers, metric_names, parse_metrics
 from tests.vllm_fixtures import DENSE, MOE, real_vllm, write_config
 
 __all__ = ["real_vllm"]

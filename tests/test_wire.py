@@ -13,12 +13,12 @@ import pytest
 from golden_server import Script, golden_server
 from wire_fixtures import DONE, backend_of, call_of, on_both_loops, pool_of, raw_server, send
 
-from breakeven.engine.backend import Backend
+from breakeven.engines.backend import Backend
 from breakeven.errors import UserError
-from breakeven.measure.client.connection import Connection
-from breakeven.measure.client.exchange import Exchange
-from breakeven.measure.client.wire import Pool
 from breakeven.measure.events import RequestDone
+from breakeven.wire.client.connection import Connection
+from breakeven.wire.client.exchange import Exchange
+from breakeven.wire.client.pool import Pool
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])

@@ -13,7 +13,7 @@ import pytest
 
 from breakeven.errors import BreakevenError
 from breakeven.measure.events import LoadDone, LoadWorker, RequestDone, read_events
-from breakeven.measure.player.batch import Batch
+from breakeven.measure.player.tally import Batch
 from breakeven.measure.player.worker import News, frame
 from breakeven.measure.progress import LoadState
 from tests.load_fixtures import closed_schedule, plain_server, play, schedule_of

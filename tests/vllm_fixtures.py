@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from breakeven.engine.vllm.find import VARIABLE
+from breakeven.engines.vllm.server import VARIABLE
 
 DENSE = {
     "architectures": ["LlamaForCausalLM"],

@@ -11,9 +11,9 @@ from typing import Any
 
 from golden_server import GoldenServer
 
-from breakeven.engine.backend import Backend
-from breakeven.measure.client.wire import Call, Pool, new_loop
+from breakeven.engines.backend import Backend
 from breakeven.measure.events import RequestDone
+from breakeven.wire.client.pool import Call, Pool, new_loop
 
 DONE = b'data: {"choices":[{"text":"a","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 

@@ -11,10 +11,9 @@ from random import Random
 from typing import Protocol
 
 from bench.goodput.cases import Place, steps_of, true_steps
-from breakeven.predict.simulate import Requests
-from breakeven.predict.simulate.engine import Replica
-from breakeven.predict.simulate.jobs import Jobs
-from breakeven.predict.simulate.run import table_for
+from breakeven.forecast.simulator.engine import Replica
+from breakeven.forecast.simulator.run import table_for
+from breakeven.forecast.simulator.state import Jobs, Requests
 
 MOST_RUNNING = 512
 """Sequences in a step that tables are made for; engines are not sent more than they take."""

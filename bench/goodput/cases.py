@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.decide.study.model import ApiSpeed
-from breakeven.measure.traces import TraceRows, read_trace
-from breakeven.predict.model import StepModel, step_model
-from breakeven.predict.profiles import profile_named
-from breakeven.predict.run import default_format
-from breakeven.predict.simulate import Policy, Requests, policy_of
-from breakeven.spec.cost import Api, Own, Rented
-from breakeven.spec.resolve import resolve_spec
-from breakeven.spec.workload import Slo
+from breakeven.answer.study.plan import ApiSpeed
+from breakeven.forecast.model import StepModel, step_model
+from breakeven.forecast.predict import default_format
+from breakeven.forecast.profiles import profile_named
+from breakeven.forecast.simulator.policy import Policy
+from breakeven.forecast.simulator.run import policy_of
+from breakeven.forecast.simulator.state import Requests
+from breakeven.model.resolve import resolve_spec
+from breakeven.results.cost import Api, Own, Rented
+from breakeven.traffic.traces.read import read_trace
+from breakeven.traffic.traces.rows import TraceRows
+from breakeven.traffic.workload import Slo
 
 LONGEST_PROMPT, LONGEST_ANSWER = 7500, 1500
 """Tokens; the Azure traces end there, and both models of every pair take as many."""

@@ -11,8 +11,8 @@ from math import inf
 
 from bench.goodput.cases import Case
 from bench.goodput.routing import Known
-from breakeven.predict.simulate import Requests
-from breakeven.spec.workload import Slo
+from breakeven.forecast.simulator.state import Requests
+from breakeven.traffic.workload import Slo
 
 ORACLES = ("oracle, cheapest", "oracle, roomiest")
 

@@ -11,10 +11,10 @@ from bench.goodput.backends import server_of
 from bench.goodput.cases import Case, Cut
 from bench.goodput.oracle import ORACLES, Oracle, room
 from bench.goodput.routing import Known, estimated_prompts
+from breakeven.forecast.simulator.state import Jobs
 from breakeven.gateway.plan.model import PolicyPlan
 from breakeven.gateway.route.choose import choose, score_of
 from breakeven.gateway.route.view import Ask, Score
-from breakeven.predict.simulate.jobs import Jobs
 
 RIVALS = ("round robin", "least busy", "random")
 ALONE = ("dense alone", "moe alone")

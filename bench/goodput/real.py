@@ -23,7 +23,7 @@ import numpy as np
 
 from bench.goodput.cases import Cut, cuts
 from bench.goodput.oracle import room
-from breakeven.spec.workload import Slo
+from breakeven.traffic.workload import Slo
 
 TINY = (Path("examples/tiny-dense.yaml"), Path("examples/tiny-moe.yaml"))
 NAMES = ("dense", "moe")

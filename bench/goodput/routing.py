@@ -12,16 +12,14 @@ import numpy as np
 
 from bench.goodput.backends import Server, usual_context
 from bench.goodput.cases import LONGEST_ANSWER, LONGEST_PROMPT, Place, steps_of
+from breakeven.forecast.simulator.state import Jobs, Requests
 from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.route.build import table_from
-from breakeven.gateway.route.correct import bound_of, corrected, healed, peaked, widened
-from breakeven.gateway.route.speed import USUAL_OUTPUT, Observed, Table
+from breakeven.gateway.route.speed import USUAL_OUTPUT, Observed, Table, bound_of, corrected, healed, peaked, widened
 from breakeven.gateway.route.view import Score, Speed
 from breakeven.gateway.serve.account import LEAST_GAPS
 from breakeven.gateway.serve.lane import view_of
 from breakeven.gateway.serve.poll import HEAL_S, POLL_S
-from breakeven.predict.simulate import Requests
-from breakeven.predict.simulate.jobs import Jobs
 
 LEARNING = 0.05
 """Weight of one answer in the mean length, as in `gateway.serve.lane`."""

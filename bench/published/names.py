@@ -10,12 +10,11 @@ import re
 from functools import lru_cache
 
 from breakeven.errors import UserError
-from breakeven.spec.catalogue import lookup
-from breakeven.spec.chip import Chip
-from breakeven.spec.chips import chip_named, slug_of
-from breakeven.spec.families import spec_from_config
-from breakeven.spec.model import ModelSpec
-from breakeven.spec.readers.guard import check_count
+from breakeven.hardware.chips import Chip, chip_named, slug_of
+from breakeven.model.architecture import ModelSpec
+from breakeven.model.arithmetic import check_count
+from breakeven.model.catalogue import lookup
+from breakeven.model.layouts.registry import spec_from_config
 
 _LLAMA = {
     "model_type": "llama",

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.published.records import Observation
-from breakeven.predict.model import StepModel
-from breakeven.predict.prior import Entry, profile_with
-from breakeven.predict.serving import steady_state
-from breakeven.predict.terms import terms_of
-from breakeven.spec.formats import format_named
+from breakeven.forecast.model import StepModel
+from breakeven.forecast.profiles import Entry, profile_with
+from breakeven.forecast.serving_closed_form import steady_state
+from breakeven.forecast.terms import terms_of
+from breakeven.model.formats.named import format_named
 
 Floats = NDArray[np.float64]
 EntryFor = Callable[[Observation], Entry]

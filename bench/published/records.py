@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.published.names import chip_of, format_of, model_of
-from breakeven.spec.chip import Chip
-from breakeven.spec.model import ModelSpec
+from breakeven.hardware.chips import Chip
+from breakeven.model.architecture import ModelSpec
 
 Phase = Literal["decode", "prefill"]
 MOST_DEVICES = 8

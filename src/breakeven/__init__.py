@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from breakeven.version import __version__
 
 if TYPE_CHECKING:
+    from breakeven.answer.cost import CostOptions as CostOptions
+    from breakeven.answer.cost import cost as cost
     from breakeven.api import bench as bench
     from breakeven.api import capacity as capacity
     from breakeven.api import compare as compare
@@ -24,24 +26,22 @@ if TYPE_CHECKING:
     from breakeven.api import predict_models as predict_models
     from breakeven.api import recompute as recompute
     from breakeven.api import serve as serve
-    from breakeven.decide.calibrate import CalibrateOptions as CalibrateOptions
-    from breakeven.decide.calibrate import calibrate as calibrate
-    from breakeven.decide.cost.run import cost as cost
-    from breakeven.decide.cost.served import CostOptions as CostOptions
-    from breakeven.decide.load import LoadOptions as LoadOptions
-    from breakeven.decide.traffic import Words as Traffic
+    from breakeven.runs.calibrate import CalibrateOptions as CalibrateOptions
+    from breakeven.runs.calibrate import calibrate as calibrate
+    from breakeven.runs.load import LoadOptions as LoadOptions
+    from breakeven.traffic.words import Words as Traffic
 
 _HOMES = {
-    "CalibrateOptions": ("breakeven.decide.calibrate", "CalibrateOptions"),
-    "CostOptions": ("breakeven.decide.cost.served", "CostOptions"),
-    "LoadOptions": ("breakeven.decide.load", "LoadOptions"),
-    "Traffic": ("breakeven.decide.traffic", "Words"),
+    "CalibrateOptions": ("breakeven.runs.calibrate", "CalibrateOptions"),
+    "CostOptions": ("breakeven.answer.cost", "CostOptions"),
+    "LoadOptions": ("breakeven.runs.load", "LoadOptions"),
+    "Traffic": ("breakeven.traffic.words", "Words"),
     "bench": ("breakeven.api", "bench"),
-    "calibrate": ("breakeven.decide.calibrate", "calibrate"),
+    "calibrate": ("breakeven.runs.calibrate", "calibrate"),
     "capacity": ("breakeven.api", "capacity"),
     "compare": ("breakeven.api", "compare"),
     "compare_under_load": ("breakeven.api", "compare_under_load"),
-    "cost": ("breakeven.decide.cost.run", "cost"),
+    "cost": ("breakeven.answer.cost", "cost"),
     "decide_from_log": ("breakeven.api", "decide_from_log"),
     "decide_study": ("breakeven.api", "decide_study"),
     "experiment_status": ("breakeven.api", "experiment_status"),

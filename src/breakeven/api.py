@@ -6,36 +6,36 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from breakeven.decide.bench import bench as run_bench
-from breakeven.decide.bench import rounds as repeated
-from breakeven.decide.capacity import CapacityOptions
-from breakeven.decide.capacity import capacity as run_capacity
-from breakeven.decide.compare import Options
-from breakeven.decide.compare import compare as run_comparison
-from breakeven.decide.decide import decide as run_decision
-from breakeven.decide.load import LoadOptions
-from breakeven.decide.load_compare import compare_under_load as run_under_load
-from breakeven.decide.load_compare import rate_loads, trace_turns
-from breakeven.decide.recompute import Study
-from breakeven.decide.recompute import recompute as compute_again
-from breakeven.decide.study.load import read_study
-from breakeven.decide.study.model import StudyPlan
-from breakeven.decide.traffic import Words, traffic_of
+from breakeven.answer.decide import decide as run_decision
+from breakeven.answer.study.load import read_study
+from breakeven.answer.study.plan import StudyPlan
 from breakeven.errors import UserError
+from breakeven.forecast.predict import predict as run_prediction
 from breakeven.measure.paired.plan import Plan
 from breakeven.measure.progress import LoadState, ProgressState
-from breakeven.predict.run import predict as run_prediction
-from breakeven.report.decision_files import save_decision
-from breakeven.report.studies import save
-from breakeven.spec.decision import Decision
-from breakeven.spec.load import CapacityStudy, LoadStudy
-from breakeven.spec.prediction import Prediction
-from breakeven.spec.slo import parse_slo
-from breakeven.spec.study import Comparison
+from breakeven.pages.decision_files import save_decision
+from breakeven.pages.studies import save
+from breakeven.results.comparison import Comparison
+from breakeven.results.decision import Decision
+from breakeven.results.load import CapacityStudy, LoadStudy
+from breakeven.results.predicted import Prediction
+from breakeven.runs.bench import bench as run_bench
+from breakeven.runs.bench import compare_under_load as run_under_load
+from breakeven.runs.bench import rate_loads, trace_turns
+from breakeven.runs.bench import rounds as repeated
+from breakeven.runs.capacity import CapacityOptions
+from breakeven.runs.capacity import capacity as run_capacity
+from breakeven.runs.compare import Options
+from breakeven.runs.compare import compare as run_comparison
+from breakeven.runs.load import LoadOptions
+from breakeven.runs.recompute import Study
+from breakeven.runs.recompute import recompute as compute_again
+from breakeven.traffic.words import Words, traffic_of
+from breakeven.traffic.workload import parse_slo
 
 if TYPE_CHECKING:
-    from breakeven.gateway.loop.result import LogDecision
     from breakeven.gateway.seen.snapshot import ExperimentState
+    from breakeven.results.decision import LogDecision
 
 DEFAULTS = Plan()
 FOUR_STREAMS = Words()

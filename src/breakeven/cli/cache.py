@@ -14,7 +14,7 @@ app = typer.Typer(help="List or delete the synthetic weight files Breakeven keep
 @app.command("list")
 def list_files(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False) -> None:
     """List the cached weight files, most recently used first."""
-    from breakeven.engine import cache
+    from breakeven.engines import cache
 
     found = cache.entries()
     if as_json:
@@ -33,7 +33,7 @@ def prune(
     unused_days: Annotated[float, typer.Option(min=0, help="Delete only files not used for so many days.")] = 0,
 ) -> None:
     """Delete cached weight files; they are written again when needed."""
-    from breakeven.engine import cache
+    from breakeven.engines import cache
 
     gone = cache.prune(unused_days * 86400)
     typer.echo(f"deleted {len(gone)} files, {sum(e.size_bytes for e in gone) / 1e9:.2f} GB")

@@ -42,10 +42,10 @@ def calibrate(
     from rich.console import Console
 
     from breakeven.cli.compare_run import duration
-    from breakeven.decide.calibrate import CalibrateOptions
-    from breakeven.decide.calibrate import calibrate as run
-    from breakeven.report.calibration import calibration_json, calibration_lines, plan_lines
-    from breakeven.report.progress import Progress
+    from breakeven.pages.calibration import calibration_json, calibration_lines, plan_lines
+    from breakeven.pages.progress import Progress
+    from breakeven.runs.calibrate import CalibrateOptions
+    from breakeven.runs.calibrate import calibrate as run
 
     options = CalibrateOptions(engine, format_name, duration(budget), out, resume, threads)
     if list_only:

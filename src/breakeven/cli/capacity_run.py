@@ -9,14 +9,14 @@ from typing import Any
 
 from rich.console import Console
 
-from breakeven.decide.capacity import RESULT, CapacityOptions, capacity
-from breakeven.decide.capacity_study import RATE, USERS
-from breakeven.decide.load import LoadOptions
 from breakeven.errors import UserError
-from breakeven.report.load_progress import LoadProgress
-from breakeven.report.studies import save, show
-from breakeven.spec.slo import parse_slo
-from breakeven.spec.traffic_words import parse_duration, parse_length
+from breakeven.pages.progress import LoadProgress
+from breakeven.pages.studies import save, show
+from breakeven.runs.capacity import RESULT, CapacityOptions, capacity
+from breakeven.runs.capacity_study import RATE, USERS
+from breakeven.runs.load import LoadOptions
+from breakeven.traffic.words import parse_duration, parse_length
+from breakeven.traffic.workload import parse_slo
 
 AXES = {None: (RATE, USERS), "rate": (RATE,), "users": (USERS,)}
 

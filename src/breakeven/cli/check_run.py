@@ -8,16 +8,16 @@ from pathlib import Path
 from rich.console import Console
 
 from breakeven.cli.capacity_run import percent
-from breakeven.decide.check import check
-from breakeven.decide.load import LoadOptions
-from breakeven.decide.load_study import load_study
-from breakeven.decide.recheck import log_of, replay
 from breakeven.errors import UserError
 from breakeven.measure.events import iter_events
-from breakeven.report.load_json import encode_check, read_load, write_load
-from breakeven.report.load_progress import LoadProgress
-from breakeven.report.load_terminal import print_check
-from breakeven.spec.load import LoadStudy
+from breakeven.pages.load_terminal import print_check
+from breakeven.pages.progress import LoadProgress
+from breakeven.results.load import LoadStudy
+from breakeven.results.store import encode_check, read_load, write_load
+from breakeven.runs.check import check
+from breakeven.runs.load import LoadOptions
+from breakeven.runs.load_study import load_study
+from breakeven.runs.recheck import log_of, replay
 
 RESULT = "result.json"
 

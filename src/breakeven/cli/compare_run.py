@@ -10,15 +10,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from breakeven.decide.compare import Options, compare
-from breakeven.decide.demo import demo_pair
 from breakeven.errors import UserError
 from breakeven.measure.paired.plan import Plan
-from breakeven.report.charts import export_charts
-from breakeven.report.html import write_report
-from breakeven.report.json_file import encode_result, write_result
-from breakeven.report.progress import Progress
-from breakeven.report.terminal import print_comparison
+from breakeven.pages.figures.comparison import export_charts
+from breakeven.pages.html import write_report
+from breakeven.pages.progress import Progress
+from breakeven.pages.terminal import print_comparison
+from breakeven.results.store import encode_result, write_result
+from breakeven.runs.compare import Options, compare
+from breakeven.runs.demo import demo_pair
 
 DEFAULTS = Plan()
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}

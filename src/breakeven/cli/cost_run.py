@@ -11,15 +11,12 @@ import msgspec
 import typer
 from rich.console import Console
 
-from breakeven.decide.cost.run import cost
-from breakeven.decide.cost.served import CostOptions
-from breakeven.decide.traffic import Words, traffic_of
+from breakeven.answer.cost import CostOptions, cost
 from breakeven.errors import UserError
-from breakeven.report.cost import print_cost
-from breakeven.spec.cost import Api, Own, Rented
-from breakeven.spec.slo import parse_slo
-from breakeven.spec.traffic_words import parse_rates
-from breakeven.spec.workload import Slo
+from breakeven.pages.predicted import print_cost
+from breakeven.results.cost import Api, Own, Rented
+from breakeven.traffic.words import Words, parse_rates, traffic_of
+from breakeven.traffic.workload import Slo, parse_slo
 
 OWN = "dollars, years, dollars per kWh and, if known, idle and busy watts: 1400,4,0.30 or 1400,4,0.30,15,60"
 API = "dollars per million tokens in and out and, if billed apart, cached: hosted=0.10,0.40 or hosted=0.10,0.40,0.025"

@@ -32,14 +32,14 @@ def decide(
     breakeven decide --init                        (asks, and writes study.yaml)
     breakeven decide study.yaml --from-log log/    (on the traffic that came)
     """
-    from breakeven.decide.decide import decide as run
-    from breakeven.decide.study.load import read_study
+    from breakeven.answer.decide import decide as run
+    from breakeven.answer.study.load import read_study
     from breakeven.errors import UserError
-    from breakeven.report.decision_files import save_decision, summary
-    from breakeven.report.decision_json import encode_decision
+    from breakeven.pages.decision_files import save_decision, summary
+    from breakeven.results.store import encode_decision
 
     if init:
-        from breakeven.decide.study.init import ask
+        from breakeven.answer.study.init import ask
 
         path = ask(study or Path("study.yaml"))
         typer.echo(f"Wrote {path}. Read it, then run: breakeven decide {path}")

@@ -11,7 +11,7 @@ def run_from_log(
 ) -> str:
     """Decide, save, and return what to print. Raises UserError for what cannot be read or decided."""
     from breakeven.gateway.loop.run import RESULT, decide_from_log
-    from breakeven.report.decision_from_log import encode_log_decision, log_summary, save_log_decision
+    from breakeven.pages.decision_files import encode_log_decision, log_summary, save_log_decision
 
     directory = out or Path("results") / f"{study.stem}-from-log"
     saved = Path("results") / study.stem / RESULT

@@ -43,6 +43,6 @@ def status(
         return
     from rich.console import Console
 
-    from breakeven.report.experiments import print_experiments
+    from breakeven.pages.experiments import print_experiments
 
     print_experiments(states, Console())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from breakeven.engine.surgery import Surgery
+    from breakeven.lab.experts import Surgery
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -30,7 +30,7 @@ def split(
 
     Example: breakeven experts split smollm2.gguf --experts 8 --out smollm2-8x.gguf
     """
-    from breakeven.engine.surgery import split as cut
+    from breakeven.lab.experts import split as cut
 
     _tell(cut(model, out, experts, used, seed=seed))
 
@@ -47,7 +47,7 @@ def copy(
 
     Example: breakeven experts copy smollm2.gguf --experts 8 --used 2 --out smollm2-8copies.gguf
     """
-    from breakeven.engine.surgery import copy as repeat
+    from breakeven.lab.experts import copy as repeat
 
     _tell(repeat(model, out, experts, used, seed=seed))
 

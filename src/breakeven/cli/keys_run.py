@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from breakeven.errors import UserError
 from breakeven.gateway.keys.entry import KeyEntry, KeyLimit, limit_text, parse_limit
-from breakeven.spec.slo import parse_slo, slo_text
-from breakeven.spec.workload import Slo
+from breakeven.traffic.workload import Slo, parse_slo, slo_text
 
 _LASTING = re.compile(r"([0-9]{1,6})\s*(min|h|d)", re.ASCII)
 _UNIT_S = {"min": 60.0, "h": 3600.0, "d": 86400.0}

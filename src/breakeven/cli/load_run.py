@@ -11,15 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
-from breakeven.decide.bench import bench as run_bench
-from breakeven.decide.bench import rounds
-from breakeven.decide.load import LoadOptions
-from breakeven.decide.load_compare import compare_under_load, rate_loads, trace_turns
-from breakeven.decide.traffic import Traffic, Words, traffic_of
 from breakeven.errors import UserError
-from breakeven.report.load_progress import LoadProgress
-from breakeven.report.studies import save, show
-from breakeven.spec.load import LoadStudy
+from breakeven.pages.progress import LoadProgress
+from breakeven.pages.studies import save, show
+from breakeven.results.load import LoadStudy
+from breakeven.runs.bench import bench as run_bench
+from breakeven.runs.bench import compare_under_load, rate_loads, rounds, trace_turns
+from breakeven.runs.load import LoadOptions
+from breakeven.traffic.words import Traffic, Words, traffic_of
 
 
 def target(text: str, model: str | None) -> str:

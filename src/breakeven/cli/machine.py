@@ -7,8 +7,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from breakeven.spec.machine import MachineSpec
-from breakeven.spec.machine_reader import read_machine
+from breakeven.hardware.machine import MachineSpec
+from breakeven.hardware.reader import read_machine
 
 SCHEMA = "breakeven.machine/1"
 

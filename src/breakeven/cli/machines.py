@@ -9,9 +9,8 @@ import msgspec
 import typer
 from rich.console import Console
 
-from breakeven.report.machines import print_chip, print_chips
-from breakeven.spec.chip import Chip
-from breakeven.spec.chips import chip_named, chips, read_chip
+from breakeven.hardware.chips import Chip, chip_named, chips, read_chip
+from breakeven.pages.catalogue import print_chip, print_chips
 
 SCHEMA = "breakeven.machines/1"
 

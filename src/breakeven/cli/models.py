@@ -8,10 +8,10 @@ import msgspec
 import typer
 from rich.console import Console
 
-from breakeven.report.models import print_detail, print_list
-from breakeven.spec.catalogue import entries, lookup, names
-from breakeven.spec.resolve import resolve_spec
-from breakeven.spec.summary import Detail, detail, summarise
+from breakeven.model.catalogue import entries, lookup, names
+from breakeven.model.resolve import resolve_spec
+from breakeven.model.summary import Detail, detail, summarise
+from breakeven.pages.catalogue import print_detail, print_list
 
 SCHEMA = "breakeven.models/1"
 

@@ -42,8 +42,8 @@ def predict(
     from rich.console import Console
 
     from breakeven.cli.predict_run import numbers, routings
-    from breakeven.predict.run import predict as run
-    from breakeven.report.prediction import print_prediction
+    from breakeven.forecast.predict import predict as run
+    from breakeven.pages.predicted import print_prediction
 
     result = run(
         models,

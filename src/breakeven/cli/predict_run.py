@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from breakeven.errors import UserError
-from breakeven.predict.routing import Routing, read_routing
+from breakeven.forecast.routing import Routing, read_routing
 
 
 def numbers(option: str, text: str) -> list[int]:

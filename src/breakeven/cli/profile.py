@@ -26,10 +26,10 @@ def profile(
     import msgspec
     from rich.console import Console
 
-    from breakeven.engine.inside import profile as run
-    from breakeven.engine.inside.summary import ProfileSummary
-    from breakeven.engine.start import gguf_of
-    from breakeven.report.inside import show_profile
+    from breakeven.engines.inside.client import profile as run
+    from breakeven.engines.inside.summary import ProfileSummary
+    from breakeven.engines.start import gguf_of
+    from breakeven.pages.inside import show_profile
 
     path = gguf_of(model)
     summary = ProfileSummary(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from breakeven.decide.recompute import recompute
 from breakeven.errors import UserError
-from breakeven.report.charts import export_charts
-from breakeven.report.studies import save, show
-from breakeven.spec.study import Comparison
+from breakeven.pages.figures.comparison import export_charts
+from breakeven.pages.studies import save, show
+from breakeven.results.comparison import Comparison
+from breakeven.runs.recompute import recompute
 
 
 def run(directory: Path, out: Path, *, charts: bool, as_json: bool) -> None:

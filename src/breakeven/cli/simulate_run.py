@@ -11,21 +11,23 @@ import msgspec
 import typer
 from rich.console import Console
 
-from breakeven.decide.simulate import simulate_schedules
-from breakeven.decide.simulate_long import WHOLE_BYTES, simulate_long_trace
-from breakeven.decide.traffic import Words, traffic_of
 from breakeven.errors import UserError
-from breakeven.measure.schedule import Schedule, draw, load_schedule
-from breakeven.predict.model import StepModel, step_model
-from breakeven.predict.profiles import profile_named
-from breakeven.predict.run import default_format
-from breakeven.predict.simulate import Autoscale, Fleet, Policy, policy_of
-from breakeven.report.simulation import print_simulation
-from breakeven.spec.resolve import resolve_spec
-from breakeven.spec.simulation import SimulationStudy
-from breakeven.spec.slo import parse_slo
-from breakeven.spec.traffic_words import parse_duration
-from breakeven.spec.workload import Slo
+from breakeven.forecast.long_trace import WHOLE_BYTES, simulate_long_trace
+from breakeven.forecast.model import StepModel, step_model
+from breakeven.forecast.predict import default_format
+from breakeven.forecast.profiles import profile_named
+from breakeven.forecast.simulated import simulate_schedules
+from breakeven.forecast.simulator.fleet import Autoscale, Fleet
+from breakeven.forecast.simulator.policy import Policy
+from breakeven.forecast.simulator.run import policy_of
+from breakeven.model.resolve import resolve_spec
+from breakeven.pages.predicted import print_simulation
+from breakeven.results.predicted import SimulationStudy
+from breakeven.traffic.draw import draw
+from breakeven.traffic.schedule import Schedule
+from breakeven.traffic.schedule_file import load_schedule
+from breakeven.traffic.words import Words, parse_duration, traffic_of
+from breakeven.traffic.workload import Slo, parse_slo
 
 DEFAULT_DURATION_S = 600.0
 

@@ -25,9 +25,10 @@ def synth(
 
     Example: breakeven synth olmoe-1b-7b --format Q4_0 --routing zipf:1.2 --out olmoe.gguf
     """
-    from breakeven.engine.synthesis import parse_routing, synthesise
-    from breakeven.spec.formats import format_named
-    from breakeven.spec.resolve import resolve_spec
+    from breakeven.engines.synthesis.routing import parse_routing
+    from breakeven.engines.synthesis.write import synthesise
+    from breakeven.model.formats.named import format_named
+    from breakeven.model.resolve import resolve_spec
 
     spec = resolve_spec(model)
     started = time.monotonic()

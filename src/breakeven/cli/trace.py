@@ -25,10 +25,10 @@ def trace(
     import msgspec
     from rich.console import Console
 
-    from breakeven.engine.inside import trace as run
-    from breakeven.engine.inside.summary import summarise
-    from breakeven.engine.start import gguf_of
-    from breakeven.report.inside import show_trace
+    from breakeven.engines.inside.client import trace as run
+    from breakeven.engines.inside.summary import summarise
+    from breakeven.engines.start import gguf_of
+    from breakeven.pages.inside import show_trace
 
     path = gguf_of(model)
     summary = summarise(run(path, _texts(text), threads=threads, max_tokens=max_tokens))

@@ -1,1 +1,1 @@
-"""What happened: the schedule, the client, the event log, and every number computed from it."""
+"""What happened: player, block runner, event log, noise, energy, points."""

@@ -18,10 +18,10 @@ from typing import BinaryIO, TypeAlias
 import msgspec
 
 from breakeven.errors import BreakevenError
-from breakeven.spec.load import LoadModel
-from breakeven.spec.machine import MachineSpec
-from breakeven.spec.study import ModelResult, Profile, Routing
-from breakeven.spec.workload import Slo, Workload
+from breakeven.hardware.machine import MachineSpec
+from breakeven.results.comparison import ModelResult, Profile, Routing
+from breakeven.results.load import LoadModel
+from breakeven.traffic.workload import Slo, Workload
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
@@ -99,7 +99,7 @@ class RequestDone(_Event, frozen=True, tag="request_done"):
     `due_ns` when the schedule wanted it sent, `sent_ns` when it was, `headers_ns` when the response began, `first_ns`
     and `last_ns` when the first and last output arrived, `done_ns` when all was over; None: it never came to that.
     `chunk_ns[i]` is when the i-th piece of output arrived and `chunk_tokens[i]` how many tokens it carried, which only
-    some engines tell (None: not told). `error` is a kind from `breakeven.measure.client.block.ERROR_KINDS` or
+    some engines tell (None: not told). `error` is a kind from `breakeven.measure.requests.ERROR_KINDS` or
     `http_<status>`; `detail` says it in words. `anomalies` are oddities of a stream that was still usable.
     """
 

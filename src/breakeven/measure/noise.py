@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from breakeven.spec.study import NoiseRecord
+from breakeven.results.comparison import NoiseRecord
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

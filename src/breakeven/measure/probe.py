@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from breakeven.engine.backend import Backend
+from breakeven.engines.backend import Backend
 from breakeven.errors import EngineError
 from breakeven.measure import events, noise
-from breakeven.measure.client.block import run_block
-from breakeven.measure.client.request import Request
 from breakeven.measure.energy import EnergyCounter
-from breakeven.measure.paired.metrics import decode_tokens_per_s, decode_window_ns
+from breakeven.measure.paired.blocks import decode_tokens_per_s, decode_window_ns
 from breakeven.measure.paired.run import TEMPERATURE, TOP_K, PromptMaker
-from breakeven.measure.prompts.text import rng
+from breakeven.measure.requests import run_block
+from breakeven.traffic.prompts import rng
+from breakeven.wire.client.request import Request
 
 MAX_ATTEMPTS = 2
 WARM_UP_STREAMS, WARM_UP_PROMPT, WARM_UP_OUTPUT = 2, 16, 8

@@ -1,4 +1,6 @@
-"""What one replica costs: by the hour for machines bought or rented, by the token for an API.
+"""Traffic as a bill sees it: how many tokens a request has, and how many requests a conversation.
+
+What one replica costs: by the hour for machines bought or rented, by the token for an API.
 
 A machine's bill has two parts. The standing part runs whether or not anybody asks anything: rent, or purchase spread
 over the hardware's life, and the power of an idle machine. The other follows the load: the power above idle, or the
@@ -13,8 +15,32 @@ from dataclasses import dataclass
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.price.traffic import PricedTraffic
-from breakeven.spec.cost import Api, Own, Pricing, Rented
+from breakeven.results.cost import Api, Own, Pricing, Rented
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PricedTraffic:
+    """Means over all requests. `prompt_tokens` as the engine sees them: in a conversation, with its whole history.
+
+    `cached_share`: of the prompt tokens, those that a provider bills at its price for cached input. `turns`: requests
+    of one conversation.
+    """
+
+    prompt_tokens: float
+    output_tokens: float
+    cached_share: float = 0.0
+    turns: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.prompt_tokens > 0 or not self.output_tokens > 0:
+            raise UserError(
+                f"{self.prompt_tokens:g} prompt and {self.output_tokens:g} output tokens: give numbers above 0"
+            )
+        if not 0 <= self.cached_share <= 1:
+            raise UserError(f"a cached share of {self.cached_share:g}: give a share of the prompt between 0 and 1")
+        if not self.turns >= 1:
+            raise UserError(f"{self.turns:g} turns: a conversation has one or more")
+
 
 HOURS_PER_YEAR = 365.25 * 24
 JOULES_PER_KWH = 3.6e6

@@ -15,12 +15,12 @@ from dataclasses import replace
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.predict.model import StepModel
+from breakeven.forecast.model import StepModel
 from breakeven.price.break_even import Offer, break_evens
 from breakeven.price.pricing import idle_usd_per_hour
 from breakeven.price.staircase import staircase
-from breakeven.spec.cost import Api, Own, Pricing, Rented, WhatIf
-from breakeven.spec.prediction import Span
+from breakeven.results.cost import Api, Own, Pricing, Rented, WhatIf
+from breakeven.results.predicted import Span
 
 DRAFTED_TOKENS = 4
 ACCEPTANCE = 0.7

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from breakeven.gateway.experiment.moments import Interval
-from breakeven.gateway.experiment.sequential import TIGHTEST_AT, difference_of_proportions
 from breakeven.gateway.experiment.tally import METRICS, SHARES, Tally
 from breakeven.gateway.plan.model import ExperimentPlan
 from breakeven.gateway.seen.snapshot import ArmState, Difference
+from breakeven.stats.moments import Interval
+from breakeven.stats.sequential import TIGHTEST_AT, difference_of_proportions
 
 SAID = {
     "ttft": "time to first token",

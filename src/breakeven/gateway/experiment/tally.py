@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import msgspec
 
-from breakeven.gateway.experiment.assign import backend_of, place
-from breakeven.gateway.experiment.moments import NOTHING, Cluster, Moments
-from breakeven.gateway.experiment.repeats import distinct_share, length_spread
+from breakeven.gateway.experiment.assign import backend_of, distinct_share, length_spread, place
 from breakeven.gateway.plan.model import ExperimentPlan
-from breakeven.gateway.route.scores import BROKEN
+from breakeven.gateway.route.choose import BROKEN
 from breakeven.gateway.seen.record import DecisionRecord
+from breakeven.stats.moments import NOTHING, Cluster, Moments
 
 MEANS = ("ttft", "tpot", "e2e", "usd", "output_tokens")
 SHARES = ("errors", "refusals")

@@ -15,8 +15,8 @@ import msgspec
 
 from breakeven.errors import UserError
 from breakeven.gateway.keys.entry import KeyEntry, KeyLimit
-from breakeven.gateway.keys.ring import number, put_row, row_buckets
 from breakeven.gateway.keys.store import replace_file
+from breakeven.gateway.keys.windows import number, put_row, row_buckets
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import WINDOW_COLUMNS
 

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import Literal
 
 from breakeven.errors import UserError
-from breakeven.spec.workload import Slo
+from breakeven.traffic.workload import Slo
 
 What = Literal["requests", "tokens", "usd"]
 NANO = 1_000_000_000

@@ -19,7 +19,7 @@ from typing import Any
 from breakeven.errors import UserError
 from breakeven.gateway.keys.budget_file import limit_cells, ours
 from breakeven.gateway.keys.entry import KeyEntry, KeyLimit
-from breakeven.gateway.keys.ring import BUCKETS, number, put_row
+from breakeven.gateway.keys.windows import BUCKETS, number, put_row
 from breakeven.gateway.plan.model import Redis
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import WINDOW_COLUMNS

@@ -1,4 +1,6 @@
-"""The admin listener: the live page, its data, metrics, health. Its own port, its own secret, nothing that changes.
+"""The live page as one file: its parts are put together once, so that it asks for nothing but its own data.
+
+The admin listener: the live page, its data, metrics, health. Its own port, its own secret, nothing that changes.
 
 Who may look. With a secret: whoever sends it as `Authorization: Bearer`, or has the cookie of the login form. A key of
 the gateway's that was made for it opens it too. Without a secret: callers from this machine that name it by a loopback
@@ -8,21 +10,64 @@ nothing and is open.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Callable
+from functools import cache
+from html import escape
+from importlib.resources import files
 from urllib.parse import parse_qs
 
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.gateway.edge.errors import error_body
-from breakeven.gateway.edge.origin import is_loopback_address, names_here, without_port
-from breakeven.gateway.edge.types import Handler, Headers, Request, Responder
-from breakeven.gateway.live.page import login_page, page_policy, whole_page
+from breakeven.gateway.route.view import REASONS
 from breakeven.gateway.seen.metrics import CONTENT_TYPE
 from breakeven.gateway.seen.snapshot import SNAPSHOT_SCHEMA, Snapshot
+from breakeven.version import __version__
+from breakeven.wire.server.errors import error_body
+from breakeven.wire.server.origin import is_loopback_address, names_here, without_port
+from breakeven.wire.server.types import Handler, Headers, Request, Responder
+
+SCRIPTS = ("history.js", "words.js", "draw.js", "charts.js", "tables.js", "decisions.js", "page.js")
+"""In the order in which they build on each other; one scope holds them all."""
+
+
+def whole_page() -> bytes:
+    """The page with its style and scripts inside."""
+    scripts = "\n".join(_part(name) for name in SCRIPTS)
+    known = msgspec.json.encode({"reasons": REASONS, "version": __version__}).decode()
+    script = f'"use strict";\n(() => {{\nconst KNOWN = {known};\n{scripts}\n}})();'
+    return _part("page.html").replace("%CSS%", _part("page.css")).replace("%SCRIPT%", script).encode()
+
+
+def login_page(message: str) -> bytes:
+    """The form that asks for the secret. `message`: what went wrong before, or nothing."""
+    return _part("login.html").replace("%CSS%", _part("page.css")).replace("%MESSAGE%", escape(message)).encode()
+
+
+def page_policy(page: bytes) -> bytes:
+    """The Content-Security-Policy that lets through what stands in `page`, by its digest, and asking our own port."""
+    styles = " ".join(_digests(page, b"style")) or "'none'"
+    scripts = " ".join(_digests(page, b"script")) or "'none'"
+    return (
+        f"default-src 'none'; style-src {styles}; script-src {scripts}; connect-src 'self'; img-src data:; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ).encode()
+
+
+def _digests(page: bytes, tag: bytes) -> list[str]:
+    found = re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)
+    return [f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" for text in found]
+
+
+@cache
+def _part(name: str) -> str:
+    return files("breakeven.gateway.live").joinpath(name).read_text(encoding="utf-8")
+
 
 LEAST_SECRET = 8
 """NIST SP 800-63B asks for 8 characters at least of a secret that a person chose."""

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from breakeven.errors import UserError
 from breakeven.gateway.seen.record import DecisionRecord
-from breakeven.measure.traces import TraceRows
-from breakeven.measure.traces.rows import trace_rows
+from breakeven.traffic.traces.rows import TraceRows, trace_rows
 
 GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 LEFT = 499

@@ -82,7 +82,7 @@ def _check_backend(place: str, plan: BackendPlan, environ: Mapping[str, str]) ->
             "true if it is meant"
         )
     if plan.machine == "this":
-        from breakeven.predict.profiles import profile_named
+        from breakeven.forecast.profiles import profile_named
 
         try:
             profile_named(plan.machine, plan.engine, plan.devices, plan.format)

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from breakeven.decide.study.form import ApiSpeedForm, PriceForm
-from breakeven.decide.study.values import (
+from breakeven.answer.study.form import ApiSpeedForm, PriceForm
+from breakeven.answer.study.values import (
     SLO_WORDS,
     AtLeast0,
     Count,
@@ -22,7 +22,7 @@ from breakeven.decide.study.values import (
     Share,
     Usd,
 )
-from breakeven.decide.study.yaml_file import HIDDEN, STRICT
+from breakeven.answer.study.yaml_file import HIDDEN, STRICT
 from breakeven.gateway.plan.model import ENDPOINTS, Endpoint
 
 DOCS = "docs/gateway-yaml.md lists the keys"

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from breakeven.decide.study.load import check_format, existing, machine_named, model_named, pricing_of
-from breakeven.decide.study.model import ApiSpeed, Location
-from breakeven.decide.study.yaml_file import complaint, read_mapping
+from breakeven.answer.study.load import check_format, existing, machine_named, model_named, pricing_of
+from breakeven.answer.study.plan import ApiSpeed, Location
+from breakeven.answer.study.yaml_file import complaint, read_mapping
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.gateway.plan.check import check_plan
 from breakeven.gateway.plan.form import DOCS, MISSING, BackendForm, ExperimentForm, GatewayForm, LocalForm, PolicyForm
@@ -29,9 +29,9 @@ from breakeven.gateway.plan.model import (
     Redis,
     Timeouts,
 )
-from breakeven.spec.cost import Api, Rented
-from breakeven.spec.decision import Kind
-from breakeven.spec.workload import Slo
+from breakeven.results.cost import Api, Rented
+from breakeven.results.decision import Kind
+from breakeven.traffic.workload import Slo
 
 PUBLIC_NAME = "breakeven"
 """The model that clients ask for where the file names none: every backend, by the default policy."""
@@ -180,7 +180,7 @@ def _machine(place: str, form: BackendForm, directory: Path) -> str | None:
         return machine_named(place, form.machine, directory)
     if form.local is None or form.speed is not None:
         return None
-    from breakeven.predict.profiles import THIS, profile_named
+    from breakeven.forecast.profiles import THIS, profile_named
 
     try:
         profile_named(THIS, form.local.engine, form.devices, form.local.format)
@@ -193,7 +193,7 @@ def _kind(place: str, model: str | None) -> Kind:
     """From the model's own shape. A hub id is not asked for, since reading a file must not use the network."""
     if model is None or (Path(model).suffix not in _SPEC_FILES and "/" in model):
         return "unknown"
-    from breakeven.spec.resolve import resolve_spec
+    from breakeven.model.resolve import resolve_spec
 
     try:
         return "moe" if resolve_spec(model).is_moe else "dense"

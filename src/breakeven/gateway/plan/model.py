@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from breakeven.decide.study.model import ApiSpeed, Location
-from breakeven.spec.cost import Pricing
-from breakeven.spec.decision import Kind
-from breakeven.spec.workload import Slo
+from breakeven.answer.study.plan import ApiSpeed, Location
+from breakeven.results.cost import Pricing
+from breakeven.results.decision import Kind
+from breakeven.traffic.workload import Slo
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"]
 ENDPOINTS: tuple[Endpoint, ...] = (

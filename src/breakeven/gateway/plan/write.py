@@ -27,7 +27,7 @@ from breakeven.gateway.plan.model import (
     Redis,
     Timeouts,
 )
-from breakeven.spec.cost import Api, Own, Pricing, Rented
+from breakeven.results.cost import Api, Own, Pricing, Rented
 
 HEAD = "A gateway for `breakeven serve`. docs/gateway-yaml.md explains every key; what is not here has its default."
 

@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.errors import UserError
+from breakeven.forecast.model import StepModel, step_model
+from breakeven.forecast.predict import default_format
+from breakeven.forecast.profiles import profile_named
+from breakeven.forecast.simulator.policy import Policy
+from breakeven.forecast.simulator.run import policy_of
 from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.route.speed import GRAIN, Cell, Observed, Table
 from breakeven.gateway.route.view import Speed
-from breakeven.predict.model import StepModel, step_model
-from breakeven.predict.profiles import profile_named
-from breakeven.predict.run import default_format
-from breakeven.predict.simulate import Policy, policy_of
-from breakeven.spec.resolve import resolve_spec
+from breakeven.model.resolve import resolve_spec
 
 Floats = NDArray[np.float64]
 

@@ -1,4 +1,26 @@
-"""From what every backend would give to where a request goes: `choose`, a pure function of its arguments.
+"""What one backend would give one request at the load it has now: TTFT, TPOT, dollars, and how well that fits.
+
+    ttft     = factor_ttft (load_s + line at the gateway + speed.ttft_s(...))
+    tpot     = factor_tpot speed.tpot_s(running + 1, context with this one)
+    usd      = prompt usd_per_input + output usd_per_output + usd_per_s factor_tpot speed.added_s(...)
+    headroom = min(asked / predicted) over what was asked for
+
+`line at the gateway`: with no place free, this one starts after `queued` + 1 of those running have ended, which end
+one by one every output tpot / running seconds. Loading an engine is measured, so no factor touches it.
+
+Machine seconds are what the request adds at that batch: what they could be sold for, whether or not the machine's
+rent is paid anyway. A backend that is nearly idle bears its weights' reading alone; a full one shares it.
+
+Replicas of one model: of each group two are looked at, and the less loaded one stands for the group.
+
+Power of two choices (Mitzenmacher, 2001) keeps the longest line within a constant of the best possible, without
+looking at everybody; two gateways that look at the same old numbers do not all pick the same replica. The load is that
+of peak-EWMA (Finagle, Linkerd): requests held, times the latency seen lately, which jumps up at once and sinks slowly.
+
+Requests of one conversation keep to one replica, where their prefix is cached, while it is not much fuller than the
+other one drawn.
+
+From what every backend would give to where a request goes: `choose`, a pure function of its arguments.
 
 What every policy shares stands here: who can serve it at all, replicas, shedding, exploring, and the order of failover.
 """
@@ -6,14 +28,149 @@ What every policy shares stands here: who can serve it at all, replicas, sheddin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from random import Random
 
 from breakeven.gateway.plan.model import PolicyPlan
 from breakeven.gateway.route.policies import POLICIES
 from breakeven.gateway.route.rank import behind, most_headroom
-from breakeven.gateway.route.replicas import considered
-from breakeven.gateway.route.scores import BROKEN, score
+from breakeven.gateway.route.speed import Table
 from breakeven.gateway.route.view import Ask, Choice, Score, View
+
+BROKEN = "its breaker is open"
+"""The one reason against a backend that gives way when nobody else is left."""
+NOTHING_S = 1e-9
+
+
+def score(ask: Ask, view: View, floor: float | None = None) -> Score:
+    """`view`'s prediction for `ask`; `floor`: the least quality that will do, 0 to 1."""
+    speed = view.speed
+    output = ask.output_tokens
+    prompt = ask.prompt_tokens
+    line = view.waiting
+    running = view.running - line
+    if running < 0.0:
+        running = 0.0
+    if view.stale and running < view.slots:
+        # What nobody has looked at for a while may be full; it is the last resort, not a free place.
+        running = float(view.slots)
+    # This request's own tokens count: half of its answer is there on average while it decodes.
+    context = (view.context * running + prompt + 0.5 * output) / (running + 1.0)
+    if type(speed) is Table:
+        # The same three numbers for one look at its grids.
+        ttft, tpot, added = speed.together(prompt, output, running, context, view.ahead_tokens, line)
+    else:
+        ttft = speed.ttft_s(prompt, running, context, view.ahead_tokens, line)
+        tpot = speed.tpot_s(running + 1.0, context)
+        added = speed.added_s(prompt, output, running, context)
+    ttft *= view.ttft_factor
+    tpot *= view.tpot_factor
+    if view.free <= 0:
+        ttft += (view.queued + 1) * output * tpot / (running if running > 1.0 else 1.0)
+    if not view.ready and view.load_s:
+        ttft += view.load_s
+    usd = prompt * view.usd_per_input + output * view.usd_per_output
+    if view.usd_per_s:
+        usd += view.usd_per_s * view.tpot_factor * added
+    headroom = inf
+    if ask.ttft_s is not None:
+        headroom = ask.ttft_s / (ttft or NOTHING_S)
+    if ask.tpot_s is not None and output > 1.0:
+        room = ask.tpot_s / (tpot or NOTHING_S)
+        if room < headroom:
+            headroom = room
+    if ask.usd is not None and usd > 0.0:
+        room = ask.usd / usd
+        if room < headroom:
+            headroom = room
+    return Score(
+        backend=view.name,
+        ttft_s=ttft,
+        tpot_s=tpot,
+        usd=usd,
+        headroom=headroom,
+        running=view.running,
+        why_not=_why_not(ask, view, floor),
+    )
+
+
+def _why_not(ask: Ask, view: View, floor: float | None) -> str:
+    """Why `view` cannot serve `ask`, empty when it can. An open breaker comes last: everything else is for good."""
+    if view.endpoints and ask.endpoint not in view.endpoints:
+        return f"does not serve {ask.endpoint}"
+    limit = view.context_limit
+    if limit is not None:
+        tokens = ask.prompt_tokens + (ask.output_tokens if ask.most_output is None else ask.most_output)
+        if tokens > limit:
+            return f"too long: {tokens:.0f} tokens, it takes {limit}"
+    if floor is not None and (view.quality is None or view.quality < floor):
+        if view.quality is None:
+            return f"no quality score, and {floor:g} is asked for"
+        return f"quality {view.quality:g} is below {floor:g}"
+    if not view.ready and view.load_s is None:
+        return "it is not there and cannot be loaded now"
+    if not view.open:
+        return BROKEN
+    return ""
+
+
+STICKY = 2.0
+"""A conversation leaves its replica when that one is this many times as loaded as the other one drawn."""
+_MIX, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
+"""Fibonacci hashing: 2^64 over the golden ratio."""
+
+
+def considered(ask: Ask, views: Sequence[View], dice: Random) -> tuple[Sequence[View], Sequence[View], View | None]:
+    """(those to be scored, replicas left out, the one that a conversation kept to).
+
+    Without groups all of `views` are scored.
+    """
+    groups: dict[str, list[View]] | None = None
+    for view in views:
+        if view.group is not None:
+            if groups is None:
+                groups = {}
+            groups.setdefault(view.group, []).append(view)
+    if groups is None:
+        return views, (), None
+    left_out: set[int] = set()
+    kept: View | None = None
+    for members in groups.values():
+        if len(members) < 2:
+            continue
+        # A second draw only where enough are there to draw from: what is away is not worth one of the two.
+        there = [v for v in members if v.open and v.ready and v.free > 0] or [v for v in members if v.open] or members
+        taken, sticky = _one(ask, members, there, dice)
+        kept = kept or sticky
+        left_out.update(v.index for v in members if v is not taken)
+    seen = [v for v in views if v.index not in left_out]
+    return seen, [v for v in views if v.index in left_out], kept
+
+
+def peak_load(view: View) -> float:
+    """What peak-EWMA compares: requests held and waiting, this one included, times how slow it was lately."""
+    slow = view.peak if view.peak > view.ttft_factor else view.ttft_factor
+    return (view.running + view.queued + 1.0) * slow
+
+
+def _one(ask: Ask, members: Sequence[View], there: Sequence[View], dice: Random) -> tuple[View, View | None]:
+    """The replica that stands for its group, and again if the conversation kept to it."""
+    n = len(there)
+    if ask.session:
+        # Among all members, so that it is the same one while others come and go.
+        home = members[((ask.session * _MIX) & _MASK) * len(members) >> 64]
+        other = there[int(dice.random() * n)]
+        if home in there and peak_load(home) <= STICKY * peak_load(other):
+            return home, home
+    if n == 1:
+        return there[0], None
+    first = int(dice.random() * n)
+    second = int(dice.random() * (n - 1))
+    if second >= first:
+        second += 1
+    a, b = there[first], there[second]
+    return (a, None) if peak_load(a) <= peak_load(b) else (b, None)
+
 
 EXPLORE_LEAST = 0.5
 """Headroom below which nobody is explored: to miss by more than two would harm the request more than teach us."""

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from math import inf
 
 from breakeven.gateway.route import rank
-from breakeven.gateway.route.scores import BROKEN
+from breakeven.gateway.route.choose import BROKEN
 from breakeven.gateway.route.view import REASONS, Ask, Score
 from breakeven.gateway.seen.record import DecisionRecord
 

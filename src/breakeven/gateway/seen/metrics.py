@@ -26,11 +26,11 @@ from breakeven.gateway.shared.layout import (
     Global,
     Known,
     Load,
+    Rows,
     Share,
     State,
     Usage,
 )
-from breakeven.gateway.shared.rows import Rows
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

@@ -3,14 +3,18 @@
 For the watching process, which reads the log: nothing here runs beside a request. Exporting has its own thread.
 OpenTelemetry's own environment variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, say where to. Prompts and answers are
 never in it, whether the log stores them or not. Needs the extra `otel`.
+
+From the decision log to OpenTelemetry: every record once, from the moment on in which this begins.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import GatewayPlan
+from breakeven.gateway.seen.read_log import Follower
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.version import __version__
 
@@ -188,3 +192,22 @@ def _usual_reader() -> MetricReader:
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
     return PeriodicExportingMetricReader(OTLPMetricExporter())
+
+
+class Export:
+    """Raises UserError without the extra `otel`."""
+
+    def __init__(self, plan: GatewayPlan, directory: Path) -> None:
+        self._telemetry = Telemetry(plan)
+        self._follower = Follower(directory)
+        self._follower.skip()
+
+    def step(self) -> None:
+        """Send on what is new."""
+        for record in self._follower.new():
+            self._telemetry.add(record)
+
+    def close(self) -> None:
+        """The rest, and what is still on its way."""
+        self.step()
+        self._telemetry.close()

@@ -26,11 +26,11 @@ from breakeven.gateway.shared.layout import (
     Global,
     Known,
     Load,
+    Rows,
     State,
     Usage,
 )
-from breakeven.gateway.shared.rows import Rows
-from breakeven.spec.cost import Api
+from breakeven.results.cost import Api
 from breakeven.version import __version__
 
 BREAKERS = ("closed", "half_open", "open")

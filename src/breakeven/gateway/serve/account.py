@@ -6,7 +6,7 @@ import time
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
-from breakeven.gateway.route.correct import corrected, widened
+from breakeven.gateway.route.speed import corrected, widened
 from breakeven.gateway.route.view import Score
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
 from breakeven.gateway.serve.cells import (
@@ -38,7 +38,7 @@ from breakeven.gateway.shared.layout import (
     TTFT_RATIO_HISTOGRAM,
     Count,
 )
-from breakeven.spec.cost import Api
+from breakeven.results.cost import Api
 
 if TYPE_CHECKING:
     from breakeven.gateway.serve.forward import Forward

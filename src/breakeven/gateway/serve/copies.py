@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from breakeven.gateway.edge.types import Headers, Request
-from breakeven.gateway.experiment import repeats, shadow
+from breakeven.gateway.experiment import assign
 from breakeven.gateway.plan.model import ExperimentPlan, PolicyPlan
-from breakeven.gateway.route.scores import score
+from breakeven.gateway.route.choose import score
 from breakeven.gateway.route.view import Choice
 from breakeven.gateway.serve.ask import Asked
 from breakeven.gateway.serve.forward import Forward
 from breakeven.gateway.shared.layout import Share
+from breakeven.wire.server.types import Headers, Request
 
 if TYPE_CHECKING:
     from breakeven.gateway.serve.desk import Desk
@@ -65,7 +65,7 @@ class Copies:
             row = desk.rows.experiments[plan.name]
             share = desk.block.share.get(0, row, Share.SHARE)
             stopped = bool(desk.block.share.get(0, row, Share.STOPPED))
-            if shadow.copied(
+            if assign.copied(
                 plan,
                 share,
                 stopped,
@@ -78,11 +78,11 @@ class Copies:
                 if not forward.experiment:
                     forward.experiment, forward.arm = plan.name, "control"
                 self._send(forward, plan, "treatment", "")
-            if forward.experiment == plan.name and not stopped and repeats.repeated(plan, forward.id):
+            if forward.experiment == plan.name and not stopped and assign.repeated(plan, forward.id):
                 forward.group = forward.id
                 for arm in ("control", "treatment"):
-                    for _ in range(repeats.TIMES):
-                        if len(self.under_way) < shadow.MOST_IN_FLIGHT:
+                    for _ in range(assign.TIMES):
+                        if len(self.under_way) < assign.MOST_IN_FLIGHT:
                             self._send(forward, plan, arm, forward.id)
 
     def cancel(self) -> None:
@@ -96,7 +96,7 @@ class Copies:
         lane = next((lane for lane in desk.lanes if lane.plan.name == name), None)
         if lane is None or not desk.line.ready(lane):
             return
-        ask = msgspec.structs.replace(forward.ask, ttft_s=None, tpot_s=None, usd=None, priority=shadow.PRIORITY)
+        ask = msgspec.structs.replace(forward.ask, ttft_s=None, tpot_s=None, usd=None, priority=assign.PRIORITY)
         found = score(ask, lane.refresh(time.monotonic()))
         if found.why_not:
             return

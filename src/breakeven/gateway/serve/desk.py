@@ -9,12 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from breakeven.gateway.edge.depth import json_too_deep
-from breakeven.gateway.edge.types import Headers, Request, Responder
 from breakeven.gateway.experiment import assign
-from breakeven.gateway.guard.hedge import HedgeBudget, delay_s
-from breakeven.gateway.keys.check import Keys
+from breakeven.gateway.guard.retry import HedgeBudget, delay_s
 from breakeven.gateway.keys.entry import KeyEntry
+from breakeven.gateway.keys.store import Keys
 from breakeven.gateway.keys.windows import Windows
 from breakeven.gateway.plan.model import GatewayPlan, PolicyPlan
 from breakeven.gateway.route.choose import choose
@@ -36,8 +34,9 @@ from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.queue import Line
 from breakeven.gateway.serve.say import say
 from breakeven.gateway.shared.block import Block
-from breakeven.gateway.shared.layout import Count, Share
-from breakeven.gateway.shared.rows import Rows
+from breakeven.gateway.shared.layout import Count, Rows, Share
+from breakeven.wire.server.depth import json_too_deep
+from breakeven.wire.server.types import Headers, Request, Responder
 
 if TYPE_CHECKING:
     from breakeven.gateway.serve.leg import Leg

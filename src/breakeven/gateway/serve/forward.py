@@ -11,8 +11,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from breakeven.gateway.edge.errors import error_body
-from breakeven.gateway.edge.types import Headers, Request, Responder
 from breakeven.gateway.plan.model import PolicyPlan
 from breakeven.gateway.route.view import Ask, Choice
 from breakeven.gateway.serve.account import answered, record_of
@@ -22,6 +20,8 @@ from breakeven.gateway.serve.leg import Leg
 from breakeven.gateway.serve.say import JSON
 from breakeven.gateway.serve.tap import StreamTap, WholeTap
 from breakeven.gateway.shared.layout import Count, Load
+from breakeven.wire.server.errors import error_body
+from breakeven.wire.server.types import Headers, Request, Responder
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle

@@ -15,7 +15,7 @@ from breakeven.errors import UserError
 from breakeven.gateway.guard.breaker import CODES, Breaker
 from breakeven.gateway.guard.gate import Gate
 from breakeven.gateway.plan.model import BackendPlan, Limits
-from breakeven.gateway.route.correct import bound_of, peaked
+from breakeven.gateway.route.speed import bound_of, peaked
 from breakeven.gateway.route.view import Speed, View
 from breakeven.gateway.serve.cells import (
     AHEAD_TOKENS,
@@ -36,8 +36,8 @@ from breakeven.gateway.serve.cells import (
 )
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Count, Load, State
-from breakeven.gateway.upstream.client import Upstream
-from breakeven.spec.cost import Api, Own, Rented
+from breakeven.results.cost import Api, Own, Rented
+from breakeven.wire.upstream.client import Upstream
 
 if TYPE_CHECKING:
     from breakeven.gateway.serve.forward import Forward

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.plan.model import GatewayPlan
-from breakeven.gateway.shared.rows import Rows
+from breakeven.gateway.shared.layout import Rows
 
 _LENGTH = 8
 

@@ -7,13 +7,13 @@ import contextlib
 import re
 import time
 
-from breakeven.engine.metric_names import engine_numbers
 from breakeven.errors import BreakevenError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.serve.lane import secret_of
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Count, Known, Load, State
-from breakeven.gateway.upstream.client import Upstream
+from breakeven.wire.metric_names import engine_numbers
+from breakeven.wire.upstream.client import Upstream
 
 EXPERT_TOKENS = re.compile(
     r'^breakeven:expert_tokens_total\{(?:[^}]*,)?expert="(\d{1,4})"[^}]*\} +(\S+)$', re.MULTILINE
@@ -103,7 +103,7 @@ class Poller:
 
     async def _heal(self) -> None:
         """Corrections of backends that nobody hears of fade: see `route.correct`."""
-        from breakeven.gateway.route.correct import healed
+        from breakeven.gateway.route.speed import healed
 
         seen: dict[int, float] = {}
         known = self.block.known

@@ -32,7 +32,7 @@ def source_of(
 
     def read() -> GatewayPlan:
         if decision is not None:
-            from breakeven.gateway.plan.from_decision import plan_of_decision
+            from breakeven.gateway.plan.origins import plan_of_decision
 
             plan = plan_of_decision(decision)
         elif is_file:
@@ -40,7 +40,7 @@ def source_of(
 
             plan = read_gateway(Path(what[0]))
         else:
-            from breakeven.gateway.plan.from_models import plan_of_models
+            from breakeven.gateway.plan.origins import plan_of_models
 
             plan = plan_of_models(what)
         from breakeven.gateway.plan.check import check_plan

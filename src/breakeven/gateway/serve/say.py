@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from breakeven.gateway.edge.errors import error_body
-from breakeven.gateway.edge.types import Responder
+from breakeven.wire.server.errors import error_body
+from breakeven.wire.server.types import Responder
 
 JSON = (b"content-type", b"application/json")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from breakeven.gateway.upstream.types import Headers
+from breakeven.wire.upstream.types import Headers
 
 
 class Scrub:

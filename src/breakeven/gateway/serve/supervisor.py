@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from breakeven.errors import BreakevenError, UserError
-from breakeven.gateway.edge.listen import open_sockets
 from breakeven.gateway.keys.budget_file import budget_path, load_budgets
 from breakeven.gateway.keys.windows import retire
 from breakeven.gateway.plan.check import check_reload
@@ -28,9 +27,9 @@ from breakeven.gateway.serve.news import send_news
 from breakeven.gateway.serve.watcher import run_watcher
 from breakeven.gateway.serve.worker import run_worker
 from breakeven.gateway.shared.block import Block, Shape, Slots
-from breakeven.gateway.shared.layout import Global
-from breakeven.gateway.shared.rows import Rows
+from breakeven.gateway.shared.layout import Global, Rows
 from breakeven.gateway.swap.prepare import prepare
+from breakeven.wire.server.listen import open_sockets
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 GENERATIONS = 3

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from breakeven.errors import BreakevenError
-from breakeven.gateway.edge.server import EdgeServer
 from breakeven.gateway.keys.budget_file import budget_path, save_budgets
-from breakeven.gateway.keys.check import Keys, follow
 from breakeven.gateway.keys.entry import KeyEntry
+from breakeven.gateway.keys.store import Keys, follow
 from breakeven.gateway.plan.model import GatewayPlan, Limits
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.seen.snapshot import ExperimentState, Snapshot
 from breakeven.gateway.serve.news import News, next_news
 from breakeven.gateway.serve.poll import Poller
 from breakeven.gateway.shared.block import Block
-from breakeven.gateway.shared.rows import Rows
+from breakeven.gateway.shared.layout import Rows
+from breakeven.wire.server.server import EdgeServer
 
 if TYPE_CHECKING:
     from breakeven.gateway.swap.watch import Swapper
@@ -200,7 +200,7 @@ class Watcher:
             experiments = Experiments(plan, self.block, directory, rows.experiments)
         export = None
         if plan.otel:
-            from breakeven.gateway.seen.export import Export
+            from breakeven.gateway.seen.otel import Export
 
             export = Export(plan, directory)
         next_s = 0.0

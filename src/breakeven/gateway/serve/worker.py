@@ -11,14 +11,14 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from breakeven.gateway.edge.server import EdgeServer
-from breakeven.gateway.keys.check import follow
+from breakeven.gateway.keys.store import follow
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.serve.desk import Desk
 from breakeven.gateway.serve.front import Front
 from breakeven.gateway.serve.loading import Loaded
 from breakeven.gateway.shared.block import Block
-from breakeven.gateway.shared.rows import Rows
+from breakeven.gateway.shared.layout import Rows
+from breakeven.wire.server.server import EdgeServer
 
 TELL_S = 0.5
 WHOLE_COLLECTION = 60

@@ -2,11 +2,15 @@
 
 A cell has one writer, so nothing is locked: a worker writes its own rows, the watching process those without a worker,
 and readers add rows up. Sums over workers are exact once nobody writes, and at most a request behind before.
+
+Which row of the shared block belongs to which name, fixed for one generation of a plan.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
+
+import msgspec
 
 TIME_BOUNDS_S = (
     0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
@@ -147,3 +151,12 @@ class Share(IntEnum):
 
     SHARE = 0
     STOPPED = 1
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """Row by name. The empty key is everybody's where no key is asked."""
+
+    backends: dict[str, int]
+    keys: dict[str, int]
+    models: dict[str, int]
+    experiments: dict[str, int]

@@ -1,4 +1,6 @@
-"""Carry out what the scheduler decides: start, watch and stop real engines, each kept by a thread of its own.
+"""What a started engine gets to see of our environment: what it needs to run, and no key of anybody's.
+
+Carry out what the scheduler decides: start, watch and stop real engines, each kept by a thread of its own.
 
 A thread, because starting blocks for as long as a model loads, and because on Linux an engine's process ends with the
 thread that started it: whatever becomes of us, no engine is left behind. No shell is involved, and what an engine gets
@@ -12,7 +14,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +23,35 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from breakeven.engine.source import parse_source
-from breakeven.engine.start import Running, engine_named, start, weights_of
+from breakeven.engines.source import parse_source
+from breakeven.engines.start import Running, engine_named, start, weights_of
 from breakeven.errors import BreakevenError, EngineError
 from breakeven.gateway.plan.model import BackendPlan
-from breakeven.gateway.swap.environment import scrubbed
+
+NAMES = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "SHELL"),
+        *("LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"),
+        *("CUDA_HOME", "CUDA_PATH", "CC", "CXX"),
+    }
+)
+PREFIXES = (
+    *("LC_", "XDG_", "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "GGML_", "LLAMA_"),
+    *("CUDA_", "NVIDIA_", "NCCL_", "HIP_", "ROCR_", "HSA_", "ONEAPI_", "ZE_", "VLLM_", "TORCH_", "TRITON_"),
+    *("HF_HOME", "HF_HUB_", "HUGGINGFACE_HUB_", "TRANSFORMERS_"),
+)
+SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "AUTH")
+"""Words that no name handed down may hold, whatever it begins with."""
+
+
+def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables an engine is given: those named here, without any whose name speaks of a secret."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if (name in NAMES or name.startswith(PREFIXES)) and not any(word in name.upper() for word in SECRET)
+    }
+
 
 ALIVE_S = 0.25
 """Between two looks at whether an engine's process is still there."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import assert_never
 
-from breakeven.engine.cache import cache_directory
+from breakeven.engines.cache import cache_directory
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Count, Known, Load, State

@@ -1,17 +1,188 @@
-"""From the event log to numbers: which blocks count, and what they say together. Pure functions over events."""
+"""What one block of requests says: rates and delays as plain arithmetic on recorded times.
+
+Pure functions. A chunk is not a token: where the engine tells how many tokens each piece of output carried, that is
+used; where it does not, the tokens of a stream are shared out evenly over its pieces, and `exact` is False.
+
+From the event log to numbers: which blocks count, and what they say together. Pure functions over events.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from breakeven.measure import events, statistics
-from breakeven.measure.paired.metrics import BlockMetrics, block_metrics
+from breakeven.measure import events
+from breakeven.measure.events import RequestDone
 from breakeven.measure.paired.plan import LoadState, Plan
 from breakeven.measure.progress import RatioRow
-from breakeven.spec.estimate import Estimate, Point
-from breakeven.spec.study import Pair, SelfCheck
+from breakeven.results.comparison import Pair, SelfCheck
+from breakeven.stats import intervals
+from breakeven.stats.estimate import Estimate, Point
+
+_NS = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockMetrics:
+    """One block. None: its requests do not give that number (a single token has no decode rate).
+
+    `decode_tokens_per_s` is of all streams together over `window_s`, in which every stream decodes.
+    `prefill_tokens_per_s` is prompt tokens of all streams over the time from the first request sent to the last first
+    token, so it contains one sampling of a token and the HTTP way. `ttft_s` is the mean over streams from the due
+    time, `service_ttft_s` from the time sent. `itl_s` and `itl_median_s` are over all gaps between consecutive tokens
+    of a stream; tokens that arrived in one piece share the gap before it equally. `server_decode_tokens_per_s` is the
+    engine's own account, the sum over streams; with several it is lower than ours, because the engine counts the time
+    a stream waits for the prompts of others. `exact`: tokens of every piece were told by the engine.
+    """
+
+    streams: int
+    prompt_tokens: int
+    output_tokens: int
+    decode_tokens_per_s: float | None
+    prefill_tokens_per_s: float | None
+    ttft_s: float | None
+    service_ttft_s: float | None
+    itl_s: float | None
+    itl_median_s: float | None
+    window_s: float | None
+    server_decode_tokens_per_s: float | None
+    exact: bool
+
+
+def block_metrics(requests: Sequence[RequestDone]) -> BlockMetrics:
+    """Metrics of the requests of one block, issued together. Raises ValueError for none, or for a failed one."""
+    if not requests:
+        raise ValueError("a block without requests has no metrics")
+    failed = next((request for request in requests if request.error), None)
+    if failed is not None:
+        raise ValueError(f"request {failed.stream} of block {failed.block} failed: {failed.error}")
+    window = decode_window_ns(requests)
+    gaps = [gap for request in requests for gap in token_gaps_s(request)]
+    first = [request.first_ns for request in requests if request.first_ns is not None]
+    all_answered = len(first) == len(requests)
+    server = [server_decode_tokens_per_s(request) for request in requests]
+    told = [rate for rate in server if rate is not None]
+    return BlockMetrics(
+        streams=len(requests),
+        prompt_tokens=sum(request.prompt_tokens for request in requests),
+        output_tokens=sum(request.output_tokens for request in requests),
+        decode_tokens_per_s=decode_tokens_per_s(requests),
+        prefill_tokens_per_s=prefill_tokens_per_s(requests),
+        ttft_s=_mean_delay_s(first, [request.due_ns for request in requests]) if all_answered else None,
+        service_ttft_s=_mean_delay_s(first, [request.sent_ns for request in requests]) if all_answered else None,
+        itl_s=statistics.fmean(gaps) if gaps else None,
+        itl_median_s=statistics.median(gaps) if gaps else None,
+        window_s=(window[1] - window[0]) / _NS if window else None,
+        server_decode_tokens_per_s=sum(told) if len(told) == len(requests) else None,
+        exact=all(request.chunk_tokens is not None for request in requests),
+    )
+
+
+def decode_window_ns(requests: Sequence[RequestDone]) -> tuple[int, int] | None:
+    """From the latest first token to the earliest last token of all streams; None when they never all decode."""
+    first = [request.first_ns for request in requests if request.first_ns is not None]
+    last = [request.last_ns for request in requests if request.last_ns is not None]
+    if not requests or len(first) < len(requests) or len(last) < len(requests):
+        return None
+    start, end = max(first), min(last)
+    return (start, end) if end > start else None
+
+
+def decode_tokens_per_s(requests: Sequence[RequestDone]) -> float | None:
+    """Tokens per second of all streams together while every one of them decodes; None without such a time.
+
+    The tokens of each stream at the edges of the window are interpolated between its arrivals: streams that step
+    together arrive microseconds apart, and counting whole tokens would gain or lose one a stream by chance. For one
+    stream this is (tokens - 1) / (last - first) when the first piece carried one token.
+    """
+    window = decode_window_ns(requests)
+    if window is None:
+        return None
+    start, end = window
+    tokens = math.fsum(_tokens_until(request, end) - _tokens_until(request, start) for request in requests)
+    return tokens * _NS / (end - start)
+
+
+def prefill_tokens_per_s(requests: Sequence[RequestDone]) -> float | None:
+    """Prompt tokens of all streams over the time from the earliest request sent to the latest first token."""
+    first = [request.first_ns for request in requests if request.first_ns is not None]
+    if not requests or len(first) < len(requests):
+        return None
+    duration = max(first) - min(request.sent_ns for request in requests)
+    return sum(request.prompt_tokens for request in requests) * _NS / duration if duration > 0 else None
+
+
+def server_decode_tokens_per_s(request: RequestDone) -> float | None:
+    """llama.cpp's own decode rate of one request: decode steps over the time they took.
+
+    `predicted_ms` starts when the first token is there, which came from the prompt's last batch, so it covers
+    `predicted_n - 1` tokens (tools/server, `server_slot_stats::n_gen_steps`). None without timings or steps.
+    """
+    timings = request.server_timings
+    if timings is None or timings.predicted_n < 2 or timings.predicted_ms <= 0:
+        return None
+    return (timings.predicted_n - 1) * 1e3 / timings.predicted_ms
+
+
+def server_prefill_tokens_per_s(request: RequestDone) -> float | None:
+    """llama.cpp's own prefill rate of one request; None without timings. Concurrent prompts share its time."""
+    timings = request.server_timings
+    if timings is None or timings.prompt_n < 1 or timings.prompt_ms <= 0:
+        return None
+    return timings.prompt_n * 1e3 / timings.prompt_ms
+
+
+def token_gaps_s(request: RequestDone) -> list[float]:
+    """Gaps between consecutive tokens of one stream in seconds, one for each token after the first piece.
+
+    A piece of k tokens gives k equal gaps that add up to the time since the piece before; a piece of none gives none,
+    and its time goes to the next.
+    """
+    gaps: list[float] = []
+    times, counts = request.chunk_ns, _counts(request)
+    if not times:
+        return gaps
+    before = times[0]
+    for now, count in zip(times[1:], counts[1:], strict=True):
+        whole = int(count) if request.chunk_tokens is not None else 1
+        if whole > 0:
+            gaps.extend([(now - before) / whole / _NS] * whole)
+            before = now
+    return gaps
+
+
+def _counts(request: RequestDone) -> Sequence[float]:
+    """Tokens of each piece: as told, else the stream's tokens shared evenly."""
+    if request.chunk_tokens is not None:
+        return request.chunk_tokens
+    pieces = len(request.chunk_ns)
+    return [request.output_tokens / pieces] * pieces if pieces else []
+
+
+def _tokens_until(request: RequestDone, at_ns: int) -> float:
+    """Tokens received up to `at_ns`, linear between two arrivals."""
+    times, total = request.chunk_ns, list(accumulate(_counts(request)))
+    # The last arrival at or before the time: pieces that came together count together.
+    here = -1
+    for i, time in enumerate(times):
+        if time > at_ns:
+            break
+        here = i
+    if here < 0:
+        return 0.0
+    if here == len(times) - 1:
+        return total[here]
+    share = (at_ns - times[here]) / (times[here + 1] - times[here])
+    return total[here] + share * (total[here + 1] - total[here])
+
+
+def _mean_delay_s(ends: Sequence[int], starts: Sequence[int]) -> float:
+    return statistics.fmean(end - start for end, start in zip(ends, starts, strict=True)) / _NS
+
 
 METRICS = ("decode_tokens_per_s", "prefill_tokens_per_s", "ttft_s", "itl_s")
 LOWER_IS_BETTER = frozenset({"ttft_s", "itl_s"})
@@ -90,7 +261,7 @@ def self_checks(log: Sequence[events.Event], seed: int) -> list[SelfCheck]:
     for model, mine in rates.items():
         rounds = sorted(r for r, kind in mine if kind == "same" and (r, "distinct") in mine)
         if rounds:
-            estimate = statistics.ratio([mine[r, "same"] / mine[r, "distinct"] for r in rounds], seed)
+            estimate = intervals.ratio([mine[r, "same"] / mine[r, "distinct"] for r in rounds], seed)
             found.append(SelfCheck(model=model, streams=streams[model], same_over_distinct=estimate))
     return found
 
@@ -112,7 +283,7 @@ def load_states(blocks: Sequence[Block], plan: Plan, names: Sequence[str]) -> li
         mine = [b for b in blocks if b.streams == streams]
         rounds = min(len({b.round for b in mine if b.model == name}) for name in names)
         widths = [
-            statistics.relative_half_width(statistics.ratio(found, plan.seed, PROCESS_FLOOR))
+            intervals.relative_half_width(intervals.ratio(found, plan.seed, PROCESS_FLOOR))
             for a, b in itertools.combinations(names, 2)
             if (found := ratios(blocks, a, b, HEADLINE, streams))
         ]
@@ -128,9 +299,7 @@ def points(blocks: Sequence[Block], plan: Plan, names: Sequence[str]) -> list[Po
         mine = [b for b in blocks if b.streams == streams and b.model == name]
         if not mine:
             continue
-        levels = {
-            metric: statistics.level([v for b in mine if (v := b.value(metric))], plan.seed) for metric in METRICS
-        }
+        levels = {metric: intervals.level([v for b in mine if (v := b.value(metric))], plan.seed) for metric in METRICS}
         joules = [b.joules / b.metrics.output_tokens for b in mine if b.joules and b.metrics.output_tokens]
         found.append(
             Point(
@@ -138,7 +307,7 @@ def points(blocks: Sequence[Block], plan: Plan, names: Sequence[str]) -> list[Po
                 streams=streams,
                 prompt_tokens=round(sum(b.metrics.prompt_tokens for b in mine) / len(mine) / streams),
                 output_tokens=round(sum(b.metrics.output_tokens for b in mine) / len(mine) / streams),
-                joules_per_token=statistics.level(joules, plan.seed),
+                joules_per_token=intervals.level(joules, plan.seed),
                 **levels,
             )
         )
@@ -152,8 +321,8 @@ def pairs(blocks: Sequence[Block], plan: Plan, names: Sequence[str]) -> list[Pai
         for a, b in itertools.combinations(names, 2):
             values = ratios(blocks, a, b, metric, streams)
             if values:
-                estimate = statistics.ratio(values, plan.seed, PROCESS_FLOOR)
-                winner = winner_of(a, b, metric, estimate) if statistics.differs(values, PROCESS_FLOOR) else None
+                estimate = intervals.ratio(values, plan.seed, PROCESS_FLOOR)
+                winner = winner_of(a, b, metric, estimate) if intervals.differs(values, PROCESS_FLOOR) else None
                 found.append(Pair(a=a, b=b, metric=metric, streams=streams, ratio=estimate, winner=winner))
     return found
 
@@ -170,7 +339,7 @@ def pair_rows(blocks: Sequence[Block], names: Sequence[str]) -> list[RatioRow]:
         for a, b in itertools.combinations(names, 2):
             values = ratios(blocks, a, b, HEADLINE, streams)
             if values:
-                e = statistics.ratio(values, 0, PROCESS_FLOOR)
+                e = intervals.ratio(values, 0, PROCESS_FLOOR)
                 label = f"{a} over {b}" if len(names) > 2 else ""
                 rows.append(RatioRow(streams, e.value, e.low, e.high, e.n, label))
     return rows

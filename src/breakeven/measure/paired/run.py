@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from breakeven.engine.backend import Backend
+from breakeven.engines.backend import Backend
 from breakeven.errors import EngineError, UserError
 from breakeven.measure import events, noise
-from breakeven.measure.client.block import run_block
-from breakeven.measure.client.request import Request
 from breakeven.measure.energy import EnergyCounter
 from breakeven.measure.paired.blocks import blocks_of, load_states, pair_rows
 from breakeven.measure.paired.plan import Plan, Stop, next_load, order
 from breakeven.measure.progress import RatioRow
-from breakeven.measure.prompts import text as prompts
+from breakeven.measure.requests import run_block
+from breakeven.traffic import prompts as prompts
+from breakeven.wire.client.request import Request
 
 MAX_ATTEMPTS = 3
 """A noisy block is run again at most this often; the last attempt counts, and is flagged."""

@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
-from breakeven.measure.client.wire import Pool
 from breakeven.measure.events import LoadWorker
-from breakeven.measure.player.batch import Batch, Recorder
 from breakeven.measure.player.dispatch import Player
 from breakeven.measure.player.job import Job
+from breakeven.measure.player.tally import Batch, Recorder
+from breakeven.wire.client.pool import Pool
 
 
 class Crew(Protocol):

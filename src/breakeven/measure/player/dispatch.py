@@ -16,12 +16,12 @@ import time
 import msgspec
 import numpy as np
 
-from breakeven.measure.client.wire import Call, Exchange, Pool
 from breakeven.measure.events import RequestDone
-from breakeven.measure.player.batch import FLUSH_S, Recorder
+from breakeven.measure.player.clocks import Alarm
 from breakeven.measure.player.job import Job, followers, lost_request
-from breakeven.measure.player.timer import Alarm
-from breakeven.measure.schedule.plan import DEPENDS
+from breakeven.measure.player.tally import FLUSH_S, Recorder
+from breakeven.traffic.schedule import DEPENDS
+from breakeven.wire.client.pool import Call, Exchange, Pool
 
 LOOK_AHEAD = 8
 """Bodies made before their requests are due. One takes tens of microseconds; more than a few only cost memory."""

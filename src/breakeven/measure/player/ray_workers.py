@@ -21,10 +21,9 @@ import msgspec
 
 from breakeven.errors import BreakevenError, UserError
 from breakeven.measure.events import LoadWorker
-from breakeven.measure.player.batch import Batch, Recorder
-from breakeven.measure.player.job import Job
-from breakeven.measure.player.lost import Outstanding, parts
-from breakeven.measure.player.ray_clock import MOST_UNCERTAIN_NS, Offset, measure_offset
+from breakeven.measure.player.clocks import MOST_UNCERTAIN_NS, Offset, measure_offset
+from breakeven.measure.player.job import Job, Outstanding, parts
+from breakeven.measure.player.tally import Batch, Recorder
 
 READY_S = 120.0
 KNOCK_S = 5.0
@@ -79,9 +78,9 @@ class Playing:
                 self._loop.call_soon_threadsafe(self._player.cancel, detail)
 
     def _run(self, start_ns: int, shift_ns: int) -> None:
-        from breakeven.measure.client.block import quiet_gc
-        from breakeven.measure.client.wire import new_loop
         from breakeven.measure.player.run import quick_switches
+        from breakeven.measure.requests import quiet_gc
+        from breakeven.wire.client.pool import new_loop
 
         try:
             with quiet_gc(), quick_switches(), asyncio.Runner(loop_factory=new_loop) as runner:
@@ -91,8 +90,8 @@ class Playing:
         self._queue.put(None)
 
     async def _play(self, start_ns: int, shift_ns: int) -> None:
-        from breakeven.measure.client.wire import Pool
         from breakeven.measure.player.dispatch import Player
+        from breakeven.wire.client.pool import Pool
 
         assert self._job is not None
         self._loop = asyncio.get_running_loop()

@@ -1,4 +1,6 @@
-"""Plays one schedule against one backend and writes down what happens: the heart of every run under load.
+"""The event log behind a thread, so that a slow disk never delays a request.
+
+Plays one schedule against one backend and writes down what happens: the heart of every run under load.
 
 The schedule was drawn before and is played as it stands. Every request becomes one line of the log, in whatever state
 it ends; nothing is kept in memory but the last half minute of delays, so a run may be of any length.
@@ -10,6 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import ipaddress
+import queue
 import sys
 import threading
 import time
@@ -19,26 +22,62 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from breakeven.engine.backend import Backend
+from breakeven.engines.backend import Backend
 from breakeven.errors import BreakevenError, UserError
-from breakeven.measure.client.block import quiet_gc
-from breakeven.measure.client.wire import new_loop
 from breakeven.measure.energy import EnergyCounter
-from breakeven.measure.events import ClientCeiling, EventWriter, LoadDone, LoadStarted, NoiseSample
-from breakeven.measure.player.batch import Batch
+from breakeven.measure.events import ClientCeiling, Event, EventWriter, LoadDone, LoadStarted, NoiseSample
 from breakeven.measure.player.crew import Crew, LocalCrew
 from breakeven.measure.player.dispatch import FAILED, INTERRUPTED
-from breakeven.measure.player.engine_watch import EngineWatch
 from breakeven.measure.player.job import Job
-from breakeven.measure.player.limits import refuse_more_than
-from breakeven.measure.player.log import BackgroundLog
-from breakeven.measure.player.tally import Tally
-from breakeven.measure.player.watch import Watch
+from breakeven.measure.player.tally import Batch, Tally, refuse_more_than
+from breakeven.measure.player.watch import EngineWatch, Watch
 from breakeven.measure.progress import LoadState
-from breakeven.measure.schedule.plan import Schedule
+from breakeven.measure.requests import quiet_gc
+from breakeven.traffic.schedule import Schedule
+from breakeven.wire.client.pool import new_loop
 
 if TYPE_CHECKING:
-    from breakeven.measure.prompts.bodies import Bodies
+    from breakeven.measure.bodies import Bodies
+
+
+class BackgroundLog:
+    """Appends to `log` from a thread, in order. Use as a context manager: leaving it waits for the last line.
+
+    When writing fails, `error` is set, `on_error` is called from the thread, and everything after is discarded: what
+    was written stays whole.
+    """
+
+    def __init__(self, log: EventWriter, on_error: Callable[[], None]) -> None:
+        self._log, self._on_error = log, on_error
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="event log", daemon=True)
+        self.error: BreakevenError | None = None
+
+    def __enter__(self) -> BackgroundLog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def append(self, event: Event) -> None:
+        """Write one event, soon."""
+        self._queue.put(msgspec.json.encode(event) + b"\n")
+
+    def append_encoded(self, lines: bytes) -> None:
+        """Write whole lines that are events already, soon."""
+        self._queue.put(lines)
+
+    def _write(self) -> None:
+        while (lines := self._queue.get()) is not None:
+            if self.error is None:
+                try:
+                    self._log.append_encoded(lines)
+                except BreakevenError as error:
+                    self.error = error
+                    self._on_error()
+
 
 SWITCH_S = 0.0005
 """Longest a drawing or writing thread may keep the interpreter from the loop. Python's own 5 ms would be seen."""

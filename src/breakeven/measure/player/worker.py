@@ -101,10 +101,10 @@ class _Pipe:
 
 async def _play(pipe: _Pipe, orders: BinaryIO) -> None:
     # Imported here: the frames above are also what the parent needs, and it has these already.
-    from breakeven.measure.client.wire import Pool
-    from breakeven.measure.player.batch import Batch, Recorder
     from breakeven.measure.player.dispatch import Player
     from breakeven.measure.player.job import Job
+    from breakeven.measure.player.tally import Batch, Recorder
+    from breakeven.wire.client.pool import Pool
 
     loop = asyncio.get_running_loop()
     job = pickle.load(orders)
@@ -141,9 +141,9 @@ async def _play(pipe: _Pipe, orders: BinaryIO) -> None:
 
 def main() -> None:
     """Play one part and tell the parent."""
-    from breakeven.measure.client.block import quiet_gc
-    from breakeven.measure.client.wire import new_loop
     from breakeven.measure.player.run import quick_switches
+    from breakeven.measure.requests import quiet_gc
+    from breakeven.wire.client.pool import new_loop
 
     # Anything else that prints must not get between the frames.
     pipe = _Pipe(os.dup(sys.stdout.fileno()))

@@ -20,9 +20,8 @@ import msgspec
 
 from breakeven.errors import BreakevenError
 from breakeven.measure.events import LoadWorker
-from breakeven.measure.player.batch import Batch, Recorder
-from breakeven.measure.player.job import Job
-from breakeven.measure.player.lost import Outstanding, parts
+from breakeven.measure.player.job import Job, Outstanding, parts
+from breakeven.measure.player.tally import Batch, Recorder
 from breakeven.measure.player.worker import (
     LENGTH,
     Cancel,

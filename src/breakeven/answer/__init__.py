@@ -1,0 +1,1 @@
+"""Which to run: a study in, a verdict out. Starts no engine."""

@@ -1,0 +1,265 @@
+"""Which of a study's constraints a candidate breaks, in words.
+
+What the table says of one candidate: quality, constraints, delays and costs over the loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from breakeven.answer.draws import Floats
+from breakeven.answer.evaluate import Evaluated
+from breakeven.answer.study.plan import CandidatePlan, StudyPlan
+from breakeven.model.catalogue import licence_of
+from breakeven.model.quality import quality_of
+from breakeven.price.staircase import cost_points, scaled
+from breakeven.results.cost import Api, CostPoint
+from breakeven.results.decision import CandidateResult, QualityScore
+from breakeven.results.predicted import Span
+from breakeven.traffic.workload import Slo
+
+DOUBT = " (a prediction: the lower end of its interval would not)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known of one candidate. None: not known, or does not apply; nothing is ruled out by what is not known.
+
+    `memory_bytes` is what one replica needs, `memory_available_bytes` what its devices have together.
+    `capacity_per_s` is of one replica under the SLO; `usd_per_month` at the load of now.
+    """
+
+    memory_bytes: float | None = None
+    memory_available_bytes: float | None = None
+    busy_w: float | None = None
+    capacity_per_s: Span | None = None
+    usd_per_month: Span | None = None
+    quality: QualityScore | None = None
+
+
+def ruled_out(plan: StudyPlan, candidate: CandidatePlan, facts: Facts) -> list[str]:
+    """Every constraint that `candidate` breaks, one phrase each; empty when it may be chosen."""
+    found = [
+        _place(plan, candidate),
+        _memory(plan, facts),
+        _power(plan, candidate, facts),
+        _licence(plan, candidate),
+        _quality(plan, facts),
+        *_speed(plan, candidate, facts),
+        _budget(plan, facts),
+    ]
+    return [why for why in found if why]
+
+
+def _place(plan: StudyPlan, candidate: CandidatePlan) -> str | None:
+    if plan.constraints.offline and (candidate.is_api or candidate.location == "cloud"):
+        return "needs a network; the study must work offline"
+    if plan.constraints.on_premise and candidate.location == "cloud":
+        return "runs in a cloud; the study's data must stay on the premises"
+    return None
+
+
+def _memory(plan: StudyPlan, facts: Facts) -> str | None:
+    needed, limit = facts.memory_bytes, plan.constraints.memory_bytes
+    if needed is None:
+        return None
+    if facts.memory_available_bytes is not None and needed > facts.memory_available_bytes:
+        return f"needs {_gb(needed)} of memory; the machine has {_gb(facts.memory_available_bytes)}"
+    if limit is not None and needed > limit:
+        return f"needs {_gb(needed)} of memory; the study allows {_gb(limit)}"
+    return None
+
+
+def _power(plan: StudyPlan, candidate: CandidatePlan, facts: Facts) -> str | None:
+    stated = getattr(candidate.pricing, "busy_w", None)
+    busy_w = stated if stated is not None else facts.busy_w
+    limit = plan.constraints.power_w
+    if limit is None or busy_w is None or busy_w <= limit or candidate.is_api:
+        return None
+    return f"draws {busy_w:.0f} W when busy; the study allows {limit:.0f} W"
+
+
+def _licence(plan: StudyPlan, candidate: CandidatePlan) -> str | None:
+    # Who buys answers by the token never holds the weights, so their licence does not bind.
+    allowed = {name.lower() for name in plan.constraints.licences}
+    if not allowed or candidate.is_api:
+        return None
+    known = candidate.licence or (licence.id if candidate.model and (licence := licence_of(candidate.model)) else None)
+    if known is None:
+        return "has a licence that is not known here; write `licence:` beside the candidate"
+    if known.lower() in allowed:
+        return None
+    return f"is licensed under {known}; the study allows {', '.join(plan.constraints.licences)}"
+
+
+def _quality(plan: StudyPlan, facts: Facts) -> str | None:
+    floor, quality = plan.quality.floor, facts.quality
+    if floor is None or quality is None or quality.value is None:
+        return None
+    if quality.how == "size":
+        # Size is a guess with a wide band: only what lies below even its upper end is ruled out. A share says nothing
+        # about size, so a floor up to 1 is left to better sources.
+        best = (quality.high if quality.high is not None else quality.value) / 1e9
+        if floor > 1 and best < floor:
+            return f"is worth at most {best:.3g} billion dense parameters by size; the floor is {floor:.3g}"
+        return None
+    if floor <= 1 and quality.value < floor:
+        where = f" on {quality.benchmark}" if quality.benchmark else ""
+        return f"scores {quality.value:.3g}{where}; the floor is {floor:.3g}"
+    return None
+
+
+def _speed(plan: StudyPlan, candidate: CandidatePlan, facts: Facts) -> list[str]:
+    capacity = facts.capacity_per_s
+    if capacity is None or candidate.is_api:
+        return []
+    if capacity.value <= 0:
+        doubt = DOUBT.replace("lower", "upper") if capacity.high > 0 else ""
+        return [f"misses the SLO at any load, even alone{doubt}"]
+    if candidate.max_replicas is None or plan.parts:
+        return []
+    # Where traffic is split, no candidate need carry all of it.
+    needed = plan.load_per_s / capacity.value
+    if needed <= candidate.max_replicas:
+        return []
+    there = f"there {'is' if candidate.max_replicas == 1 else 'are'} {candidate.max_replicas}"
+    return [f"would take {needed:.3g} machines for {plan.load_per_s:.3g} requests/s under the SLO; {there}"]
+
+
+def _budget(plan: StudyPlan, facts: Facts) -> str | None:
+    budget, cost = plan.budget_usd_per_month, facts.usd_per_month
+    if budget is None or cost is None or cost.value <= budget:
+        return None
+    return f"costs ${cost.value:,.0f} a month; the budget is ${budget:,.0f}{DOUBT if cost.low <= budget else ''}"
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.3g} GB"
+
+
+NO_QUALITY = QualityScore(how="none")
+HOURS_PER_MONTH = 365.25 * 24 / 12
+SHOWN_LOADS = 61
+"""Loads in the result's cost curves."""
+
+
+def scores_of(plan: StudyPlan, found: Sequence[Evaluated]) -> Mapping[str, QualityScore]:
+    """Quality by candidate, from the best source that covers them all."""
+    specs = {e.plan.name: e.spec for e in found if e.spec is not None}
+    asked = plan.quality
+    scores = quality_of(specs, asked.source, asked.scores, asked.benchmark)
+    return {e.plan.name: scores.get(e.plan.name, NO_QUALITY) for e in found}
+
+
+@dataclass(frozen=True, slots=True)
+class Reasons:
+    """Why a candidate cannot be chosen, in words. `ever`: at no load and for no part of the traffic. `quality`: below
+    the study's floor, though a part may ask for less. `now`: at the study's load, though another may suit it."""
+
+    ever: list[str]
+    quality: list[str]
+    now: list[str]
+
+    @property
+    def all(self) -> list[str]:
+        """Every reason, the gravest first."""
+        return [*self.ever, *self.quality, *self.now]
+
+
+def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore) -> Reasons:
+    """Everything that keeps a candidate from being chosen."""
+    busy = found.power.busy_w if found.power is not None else None
+    lasting = Facts(memory_bytes=found.needed_bytes, memory_available_bytes=found.available_bytes, busy_w=busy)
+    ever = ruled_out(plan, found.plan, lasting)
+    if found.capacity is not None and found.capacity.value <= 0:
+        ever.append(_too_slow(plan.slo, found))
+    if found.plan.is_api and found.latency and found.latency[0].good_share.value <= 0:
+        ever.append("misses the SLO: its provider's own speed is slower than what is asked for")
+    if found.pricing is None:
+        ever.append("has no price: give usd_per_hour, a purchase, or a price per token")
+    if ever:
+        return Reasons(ever, [], [])
+    points = _costs(found, [plan.load_per_s], None)
+    monthly = scaled(points[0].usd_per_hour, HOURS_PER_MONTH) if points else None
+    here = Facts(capacity_per_s=found.capacity, usd_per_month=monthly)
+    return Reasons([], ruled_out(plan, found.plan, Facts(quality=quality)), ruled_out(plan, found.plan, here))
+
+
+def result_of(
+    found: Evaluated,
+    reasons: Sequence[str],
+    quality: QualityScore,
+    rates: Floats,
+    plan: StudyPlan,
+) -> CandidateResult:
+    """The candidate's row, with cost curves over `rates` where it has a price and serves anything."""
+    shown = sorted({*rates[np.linspace(0, len(rates) - 1, SHOWN_LOADS).astype(int)].tolist(), plan.load_per_s})
+    solved = quality if quality.how in ("own", "published") else None
+    cost = _costs(found, shown, solved)
+    model = found.model
+    top = max((p.tokens_per_s for p in found.latency), default=None) if model is not None else None
+    return CandidateResult(
+        name=found.plan.name,
+        model=found.plan.model or found.plan.name,
+        kind=found.kind,
+        machine=model.profile.name if model is not None else (found.plan.machine or "hosted"),
+        engine=model.profile.engine if model is not None else (found.plan.engine or "hosted"),
+        format=model.format if model is not None else (found.plan.format or "as hosted"),
+        devices=found.plan.devices,
+        location=found.plan.location,
+        provenance=found.provenance,
+        capacity_per_s=found.capacity,
+        saturation_tokens_per_s=top,
+        memory_bytes=found.needed_bytes,
+        memory_available_bytes=found.available_bytes,
+        ruled_out=list(reasons),
+        quality=quality,
+        pricing=found.pricing,
+        latency=list(found.latency),
+        cost=cost,
+        notes=found.notes,
+    )
+
+
+def needed(found: Sequence[Evaluated], reasons: Mapping[str, Reasons]) -> list[str]:
+    """What it would take, when nobody can serve the workload: each candidate's first obstacle."""
+    return [f"{e.plan.name} {reasons[e.plan.name].all[0]}." for e in found if reasons[e.plan.name].all]
+
+
+def _costs(found: Evaluated, rates: Sequence[float], quality: QualityScore | None) -> list[CostPoint]:
+    if found.pricing is None or not (isinstance(found.pricing, Api) or found.capacity is not None):
+        return []
+    return cost_points(found.pricing, found.capacity, found.traffic, rates, power=found.power, quality=quality)
+
+
+def _too_slow(slo: Slo, found: Evaluated) -> str:
+    """Which term of the SLO a single request breaks, and how much faster the machine would have to be."""
+    assert found.model is not None
+    prompt, output = found.traffic.prompt_tokens, found.traffic.output_tokens
+    ttft = float(found.model.step_s(0, 0, prompt, prompt / 2))
+    tpot = float(found.model.step_s(1, prompt + output / 2))
+    e2e = ttft + tpot * max(output - 1, 0)
+    over = [
+        (name, value, limit)
+        for name, value, limit in (
+            ("TTFT", ttft, slo.ttft_s),
+            ("TPOT", tpot, slo.tpot_s),
+            ("ITL", tpot, slo.itl_s),
+            ("E2E", e2e, slo.e2e_s),
+        )
+        if limit is not None and value > limit
+    ]
+    if not over:
+        return "misses the SLO: too few of its requests keep it at any load, the long ones not even alone"
+    name, value, limit = max(over, key=lambda term: term[1] / term[2])
+    return (
+        f"misses the SLO at any load: a typical request alone has {name} {_time(value)} where {_time(limit)} is asked "
+        f"for; it would need a machine {value / limit:.1f} times as fast, or a narrower format"
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2g} s"

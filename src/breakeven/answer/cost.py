@@ -1,0 +1,303 @@
+"""One candidate of `breakeven cost`: a model on a machine, predicted, simulated and priced, or a hosted one.
+
+What would change the costs: another precision, a second device, speculation, another rent.
+
+`breakeven cost`: what models on machines, and hosted ones, cost at a load, and where the cheaper one changes.
+
+Every capacity is that of a simulated replica under predicted step times, so a cost has the step model's interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from breakeven.errors import UserError
+from breakeven.forecast.model import StepModel, step_model
+from breakeven.forecast.predict import default_format
+from breakeven.forecast.profiles import profile_named
+from breakeven.forecast.serving import Replica, capacity_of, mean_batch, prefill_share, replica_of
+from breakeven.forecast.simulator.policy import policy_named
+from breakeven.forecast.simulator.run import policy_of
+from breakeven.model.quality import quality_of
+from breakeven.model.resolve import resolve_spec
+from breakeven.price.break_even import Offer, break_evens_of
+from breakeven.price.pricing import idle_usd_per_hour, power_of
+from breakeven.price.sensitivity import (
+    ACCEPTANCE,
+    DRAFT_COST,
+    DRAFTED_TOKENS,
+    parity_what_if,
+    speculative_speedup,
+    times,
+    what_if,
+)
+from breakeven.price.staircase import cost_points, scaled
+from breakeven.price.workload import priced_traffic, replica_price, with_answers
+from breakeven.results.cost import Api, Cost, Own, Rented, WhatIf
+from breakeven.results.decision import QualityScore
+from breakeven.traffic.traces.rows import TraceRows
+from breakeven.traffic.workload import Slo, Workload, slo_text
+from breakeven.version import __version__
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostOptions:
+    """What costs are asked for. None: as the machine's class does it, or as its catalogue says.
+
+    `machine`: of models that name none themselves (`MODEL@MACHINE`). `pricing`: of one replica. `apis`: hosted models
+    by name. `rates`: loads in requests/s. `slo` without terms: capacity is the saturation rate. `scores`: share of
+    tasks solved, and `answers`: mean output tokens, both by model as it was given; without scores, published ones of
+    `benchmark` (None: the first that covers all). `changes`: also look at what would change the costs.
+    """
+
+    workload: Workload
+    trace: TraceRows | None = None
+    machine: str = "this"
+    engine: str | None = None
+    devices: int | None = None
+    format_name: str | None = None
+    pricing: Own | Rented | None = None
+    apis: Mapping[str, Api] = field(default_factory=dict)
+    rates: tuple[float, ...] | None = None
+    slo: Slo = field(default_factory=Slo)
+    good_share: float = 0.9
+    cached_share: float = 0.0
+    scores: Mapping[str, float] = field(default_factory=dict)
+    benchmark: str | None = None
+    answers: Mapping[str, float] = field(default_factory=dict)
+    changes: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """One candidate: its offer, and for a model on a machine how it is served. `share`: of its time, for prompts."""
+
+    offer: Offer
+    model: StepModel | None = None
+    replica: Replica | None = None
+    share: float | None = None
+    notes: Sequence[str] = ()
+
+
+def served_as(
+    name: str,
+    options: CostOptions,
+    *,
+    format_name: str | None = None,
+    devices: int | None = None,
+) -> Served:
+    """A model on a machine: predicted, simulated and priced, perhaps in another format or on other devices."""
+    text, _, place = name.partition("@")
+    spec = resolve_spec(text)
+    asked = devices or options.devices
+    profile = profile_named(place or options.machine, options.engine, asked, format_name or options.format_name)
+    weights = format_name or options.format_name or default_format(profile)
+    model = step_model(spec, profile, weights, asked)
+    workload, trace = with_answers(options.workload, options.trace, options.answers.get(name))
+    pricing, note = replica_price(profile, options.pricing, model.devices)
+    traffic = priced_traffic(workload, trace, options.cached_share)
+    context = traffic.prompt_tokens + traffic.output_tokens
+    room = model.kv_tokens(context)
+    # Who has no room for a single token has no policy of its own; the capacity below comes out as 0.
+    policy = policy_of(model, context) if room is None or room >= 1 else policy_named(profile.engine)
+    capacity = capacity_of(model, policy, workload, options.slo, options.good_share, trace)
+    replica = replica_of(model, policy, workload, trace)
+    origin = "probes of this machine" if profile.origin.how == "probes" else "its data sheet"
+    notes = [f"{model.format} on {profile.name} with {profile.engine}, predicted from {origin}; {note}"]
+    if replica is None:
+        notes.append("the weights and one request do not fit the device's memory")
+    elif not capacity.value > 0:
+        notes.append("keeps the service level at no load, not even alone")
+    power = power_of(pricing, _times(profile.idle_w, model.devices), _times(profile.busy_w, model.devices))
+    error = model.error("decode")
+    return Served(
+        offer=Offer(
+            name=name,
+            pricing=pricing,
+            capacity_per_s=capacity,
+            traffic=traffic,
+            power=power,
+            machine=f"{profile.engine} on {profile.name}",
+            own_share=min(1.0, error.between_models / error.log_half_width) if error.log_half_width > 0 else 1.0,
+        ),
+        model=model,
+        replica=replica,
+        share=prefill_share(replica, capacity.value) if replica is not None and capacity.value > 0 else None,
+        notes=notes,
+    )
+
+
+def hosted(name: str, api: Api, options: CostOptions) -> Served:
+    workload, trace = with_answers(options.workload, options.trace, options.answers.get(name))
+    traffic = priced_traffic(workload, trace, options.cached_share)
+    return Served(offer=Offer(name=name, pricing=api, capacity_per_s=None, traffic=traffic))
+
+
+def _times(watts: float | None, devices: int) -> float | None:
+    return None if watts is None else watts * devices
+
+
+OTHER_FORMAT = {
+    "BF16": "FP8",
+    "FP16": "FP8",
+    "F16": "Q8_0",
+    "FP8": "INT4",
+    "Q8_0": "Q4_K_M",
+    "Q4_K_M": "Q8_0",
+    "Q5_K_M": "Q4_K_M",
+    "Q6_K": "Q4_K_M",
+}
+"""The precision looked at beside the one asked for."""
+
+
+def changed(
+    served: Sequence[Served], options: CostOptions, rate_per_s: float, ends: tuple[float, float]
+) -> list[WhatIf]:
+    """One line a change and model, costs at `rate_per_s`, flips over `ends`. What an engine cannot do is left out."""
+    offers = [one.offer for one in served]
+    found: list[WhatIf] = []
+    for index, one in enumerate(served):
+        if one.model is None or one.replica is None:
+            continue
+        weights, devices = OTHER_FORMAT.get(one.model.format.upper()), 2 * one.model.devices
+        if weights is not None and (after := _again(one, options, format_name=weights)) is not None:
+            found.append(what_if(offers, index, after, "precision", weights, rate_per_s, ends))
+        if (after := _again(one, options, devices=devices)) is not None:
+            found.append(what_if(offers, index, after, "devices", f"{devices} devices", rate_per_s, ends))
+        if one.offer.serves:
+            label = f"{DRAFTED_TOKENS} drafted tokens, {ACCEPTANCE:.0%} accepted"
+            found.append(what_if(offers, index, _speculating(one), "speculation", label, rate_per_s, ends))
+        for at in range(len(offers)):
+            if at != index and (line := parity_what_if(offers, index, at, rate_per_s)) is not None:
+                found.append(line)
+    return found
+
+
+def _again(
+    one: Served, options: CostOptions, *, format_name: str | None = None, devices: int | None = None
+) -> Offer | None:
+    """The same candidate served differently; None where its engine or machine cannot."""
+    assert one.model is not None
+    try:
+        after = served_as(one.offer.name, options, format_name=format_name, devices=devices)
+    except UserError:
+        return None
+    if devices is not None and options.pricing is not None:
+        # A price given for one replica is that of its devices: twice the devices are twice the bill.
+        return replace(after.offer, pricing=times(one.offer.pricing, devices / one.model.devices))
+    return after.offer
+
+
+def _speculating(one: Served) -> Offer:
+    """The candidate with speculative decoding: only the time of decoding changes, at the batch it runs at when full."""
+    assert one.replica is not None
+    capacity = one.offer.capacity_per_s
+    assert capacity is not None
+    batch = mean_batch(one.replica, capacity.value)
+    traffic = one.offer.traffic
+    speedup = speculative_speedup(
+        one.replica.model,
+        max(1.0, batch),
+        traffic.prompt_tokens + traffic.output_tokens / 2,
+        DRAFTED_TOKENS,
+        ACCEPTANCE,
+        DRAFT_COST,
+    )
+    share = one.share or 0.0
+    return replace(one.offer, capacity_per_s=scaled(capacity, 1 / (share + (1 - share) / speedup)))
+
+
+DEFAULT_RATES = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""Loads shown where nobody names any, over the largest capacity of one replica."""
+AROUND = 10.0
+"""Flips are looked for from the lowest load shown over this to the highest times this."""
+
+
+def cost(models: Sequence[str], options: CostOptions) -> Cost:
+    """Costs of `models` and of the APIs in `options`, over its rates, and every flip between any two of them.
+
+    Raises UserError for what is unknown, wrong or without a price.
+    """
+    names = [*models, *options.apis]
+    if not names:
+        raise UserError("there is nothing to price; name a model, or a hosted one with --api NAME=IN,OUT")
+    if len(set(names)) < len(names):
+        raise UserError("two candidates have the same name; leave one out, or give the API another name")
+    for given in (options.scores, options.answers):
+        if strangers := [name for name in given if name not in names]:
+            raise UserError(f"{strangers[0]!r} is no candidate here; there are {', '.join(names)}")
+    served = [served_as(name, options) for name in models]
+    served += [hosted(name, api, options) for name, api in options.apis.items()]
+    offers = [one.offer for one in served]
+    quality = _quality(served, options)
+    rates = options.rates or _rates(offers)
+    ends = min(rates) / AROUND, max(rates) * AROUND
+    return Cost(
+        version=__version__,
+        candidates={
+            one.offer.name: cost_points(
+                one.offer.pricing,
+                one.offer.capacity_per_s,
+                one.offer.traffic,
+                rates,
+                power=one.offer.power,
+                prefill_share=one.share,
+                quality=quality.get(one.offer.name),
+            )
+            for one in served
+        },
+        pricing={offer.name: offer.pricing for offer in offers},
+        capacity_per_s={offer.name: offer.capacity_per_s for offer in offers},
+        break_even=break_evens_of(offers, *ends),
+        idle_usd_per_hour={offer.name: idle_usd_per_hour(offer.pricing, offer.power) for offer in offers},
+        what_if=changed(served, options, float(np.sqrt(min(rates) * max(rates))), ends) if options.changes else [],
+        notes=[
+            _level(options),
+            *_solved(quality),
+            *(f"{one.offer.name}: {note}" for one in served for note in one.notes),
+        ],
+    )
+
+
+def _quality(served: Sequence[Served], options: CostOptions) -> dict[str, QualityScore]:
+    """Shares of tasks solved: the user's, where any is given, else published ones that cover every model."""
+    for name, score in options.scores.items():
+        if not 0 < score <= 1:
+            raise UserError(f"score {name}={score:g}: give the share of tasks solved, above 0 and up to 1")
+    if options.scores:
+        return {
+            name: QualityScore(how="own", value=score, source="your evaluation")
+            for name, score in options.scores.items()
+        }
+    specs = {one.offer.name: one.model.spec for one in served if one.model is not None}
+    found = quality_of(specs, benchmark=options.benchmark) if specs else {}
+    return {name: score for name, score in found.items() if score.how == "published"}
+
+
+def _solved(quality: Mapping[str, QualityScore]) -> list[str]:
+    """What a solved task is, in words; nothing where nobody knows."""
+    if not quality:
+        return []
+    score = next(iter(quality.values()))
+    what = f"{score.benchmark}, {score.source}" if score.how == "published" else score.source
+    shares = ", ".join(
+        f"{name} {100 * score.value:.3g} %" for name, score in quality.items() if score.value is not None
+    )
+    return [f"Solved: {shares} ({what})."]
+
+
+def _rates(offers: Sequence[Offer]) -> tuple[float, ...]:
+    capacities = [offer.capacity_per_s.value for offer in offers if offer.serves and offer.capacity_per_s is not None]
+    if not capacities:
+        return (0.1, 1.0, 10.0, 100.0)
+    return tuple(float(f"{share * max(capacities):.2g}") for share in DEFAULT_RATES)
+
+
+def _level(options: CostOptions) -> str:
+    text = slo_text(options.slo)
+    if not text:
+        return "Capacity is what a replica does when it always has another request; give --slo to hold it to delays."
+    return f"Capacity is the highest rate at which {options.good_share:.0%} of requests keep {text}."

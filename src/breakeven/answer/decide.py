@@ -1,0 +1,174 @@
+"""A study in, a verdict out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from breakeven.answer import flips as find
+from breakeven.answer import next as narrow
+from breakeven.answer.advice import advice_for
+from breakeven.answer.along import along_context, along_precision
+from breakeven.answer.assumptions import assumptions_of
+from breakeven.answer.candidates import Reasons, needed, result_of, scores_of, why_not
+from breakeven.answer.draws import Floats
+from breakeven.answer.evaluate import Evaluated, evaluate
+from breakeven.answer.mixes import Mix, Part, best_mix
+from breakeven.answer.regions import Handover, Standing, handovers_of, regions_of, standing_at
+from breakeven.answer.study.load import read_study_trace
+from breakeven.answer.study.plan import StudyPlan
+from breakeven.answer.words import verdict_of
+from breakeven.answer.worlds import Worlds, worlds_of
+from breakeven.results.decision import Decision, Flip, NextMeasurement, QualityScore, Region
+from breakeven.traffic.workload import slo_text
+from breakeven.version import __version__
+
+LOADS = 301
+"""Loads looked at, evenly spread in ln(load)."""
+
+Phase = Callable[[str, str], None]
+
+
+def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> Decision:
+    """Evaluate every candidate, compare them over all loads, and say which to run.
+
+    Raises UserError for candidates that cannot be resolved. The same plan gives the same decision.
+    """
+    trace = read_study_trace(plan.trace) if plan.trace is not None else None
+    plan = _in_requests(plan)
+    found = []
+    for candidate in plan.candidates:
+        on_phase("simulating", candidate.name)
+        found.append(evaluate(plan, candidate, trace))
+    scores = scores_of(plan, found)
+    ruled = {e.plan.name: why_not(plan, e, scores[e.plan.name]) for e in found}
+    able = [e for e in found if not ruled[e.plan.name].ever and not ruled[e.plan.name].quality]
+    rates = np.unique([*np.geomspace(plan.low_per_s, plan.high_per_s, LOADS), plan.load_per_s])
+    mix = _mix(plan, found, scores, ruled)
+    regions: list[Region] = []
+    flips: list[Flip] = []
+    maps, measurements = [], []
+    here = Standing(None, 0.0)
+    if able:
+        worlds = worlds_of([c for e in able if (c := e.contender())], rates, plan.seed)
+        regions, handovers = regions_of(worlds), handovers_of(worlds)
+        here = standing_at(worlds, plan.load_per_s)
+        if here.winner is not None and ruled[here.winner].now:
+            # The winner is the cheapest: if even that one is beyond the budget at this load, nobody is within it.
+            here = Standing(None, here.sure)
+        flips = find.load_flips(handovers)
+        for what, ask in (("context", along_context), ("precision", along_precision)):
+            on_phase("mapping", f"load and {what}")
+            more, drawn = ask(plan, able, trace)
+            flips += more
+            maps += [drawn] if drawn is not None else []
+        flips += _other_flips(plan, able, worlds, here, handovers)
+        on_phase("looking for", "what would narrow the answer")
+        measurements = _measurements(plan, able, rates)
+    results = [result_of(e, ruled[e.plan.name].all, scores[e.plan.name], rates, plan) for e in found]
+    return Decision(
+        version=__version__,
+        name=plan.name,
+        question=plan.question,
+        verdict=verdict_of(results, flips, mix, here, plan.load_per_s, needed(found, ruled)),
+        load_per_s=plan.load_per_s,
+        workload=plan.workload,
+        slo=plan.slo,
+        good_share=plan.good_share,
+        candidates=results,
+        regions=regions,
+        flips=flips,
+        maps=maps,
+        advice=advice_for(plan, {e.plan.name: e.spec for e in found if e.spec is not None}),
+        next_measurements=measurements,
+        assumptions=assumptions_of(plan, trace, found),
+        seed=plan.seed,
+    )
+
+
+def _in_requests(plan: StudyPlan) -> StudyPlan:
+    """The plan with its loads in requests: as asked they count conversations, of which every turn is a request."""
+    turns = plan.workload.turns if plan.trace is None else 1
+    if turns == 1:
+        return plan
+    return replace(
+        plan,
+        load_per_s=plan.load_per_s * turns,
+        low_per_s=plan.low_per_s * turns,
+        high_per_s=plan.high_per_s * turns,
+    )
+
+
+def _mix(
+    plan: StudyPlan,
+    found: Sequence[Evaluated],
+    scores: Mapping[str, QualityScore],
+    ruled: Mapping[str, Reasons],
+) -> Mix | None:
+    """The cheapest combination; a part with a floor of its own lets in candidates the study's floor keeps out."""
+    lower = any(part.floor is not None for part in plan.parts)
+    contenders = [
+        c
+        for e in found
+        if not ruled[e.plan.name].ever and (lower or not ruled[e.plan.name].quality) and (c := e.contender())
+    ]
+    parts = [
+        Part(
+            p.name, p.share, frozenset(c.name for c in contenders if _may_serve(p.candidates, p.floor, c.name, scores))
+        )
+        for p in plan.parts
+    ]
+    if parts and any(not part.allowed for part in parts):
+        return None
+    return best_mix(contenders, parts, plan.load_per_s, plan.seed)
+
+
+def _may_serve(only: Sequence[str], floor: float | None, name: str, scores: Mapping[str, QualityScore]) -> bool:
+    score = scores[name].value
+    return (not only or name in only) and (floor is None or (score is not None and score >= floor))
+
+
+def _other_flips(
+    plan: StudyPlan, able: Sequence[Evaluated], worlds: Worlds, here: Standing, handovers: Sequence[Handover]
+) -> list[Flip]:
+    """Batch, price and growth."""
+    found: list[Flip | None] = []
+    cost_at = int(np.abs(np.log(worlds.rates_R / plan.load_per_s)).argmin())
+    order = [worlds.names[i] for i in np.argsort(worlds.usd_per_hour_CDR[:, 0, cost_at])]
+    first = {
+        kind: next((e for n in order for e in able if e.plan.name == n and e.kind == kind), None)
+        for kind in ("dense", "moe")
+    }
+    dense, moe = first["dense"], first["moe"]
+    if dense is not None and moe is not None and dense.model and moe.model and dense.doubt and moe.doubt:
+        context = round(dense.traffic.prompt_tokens + dense.traffic.output_tokens / 2)
+        found.append(find.batch_flip(dense, moe, context, plan.seed))
+    if here.winner is not None and here.runner_up is not None and here.margin is not None:
+        found.append(find.price_flip(here.winner, here.runner_up, here.margin))
+    found.append(find.growth_flip(handovers, plan.load_per_s, plan.growth_per_year))
+    return [flip for flip in found if flip is not None]
+
+
+def _measurements(plan: StudyPlan, able: Sequence[Evaluated], rates: Floats) -> list[NextMeasurement]:
+    """Calibrating each machine that is known from its data sheet, and measuring each candidate that is predicted."""
+    local = [e for e in able if e.model is not None and e.provenance == "predicted"]
+    options = []
+    for name, group in itertools.groupby(sorted(local, key=_profile), key=_profile):
+        mine = list(group)
+        model = mine[0].model
+        if model is not None and model.profile.origin.how != "probes":
+            options.append(narrow.calibration_of(name, model.profile.engine, [e.plan.name for e in mine]))
+    options += [
+        narrow.capacity_of(e.plan.name, e.plan.model or "", _profile(e), e.model.profile.engine, slo_text(plan.slo))
+        for e in local
+        if e.model is not None
+    ]
+    contenders = [c for e in able if (c := e.contender()) is not None]
+    return narrow.narrowest(contenders, options, rates, plan.load_per_s, plan.seed)
+
+
+def _profile(found: Evaluated) -> str:
+    return found.model.profile.name if found.model is not None else ""

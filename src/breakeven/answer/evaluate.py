@@ -1,0 +1,311 @@
+"""One candidate, evaluated: whether it fits, what load it carries under the SLO, and how fast it answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import numpy as np
+
+from breakeven.answer.draws import Doubt, doubt_of
+from breakeven.answer.measured import capacity_measured, latency_measured, read_measured
+from breakeven.answer.study.plan import CandidatePlan, StudyPlan
+from breakeven.answer.worlds import Contender
+from breakeven.errors import UserError
+from breakeven.forecast.model import StepModel, step_model
+from breakeven.forecast.predict import default_format
+from breakeven.forecast.profiles import profile_named
+from breakeven.forecast.serving import capacity_of, capacity_per_s, latency_points, replica_of
+from breakeven.forecast.simulator.policy import Policy
+from breakeven.forecast.simulator.run import policy_of as engine_policy
+from breakeven.forecast.terms import ON_DEVICE
+from breakeven.model.architecture import ModelSpec
+from breakeven.model.resolve import resolve_spec
+from breakeven.price.pricing import Power, PricedTraffic, power_of
+from breakeven.price.workload import priced_traffic, replica_price, with_answers
+from breakeven.results.cost import Api, Pricing
+from breakeven.results.decision import Kind, LatencyPoint
+from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Provenance
+from breakeven.traffic.traces.rows import TraceRows
+from breakeven.traffic.workload import Workload
+
+QUICK_REQUESTS, QUICK_PRECISION = 300, 0.08
+"""For maps: a quarter of the requests, and a coarser search."""
+SLOTS_BESIDE_HOST = 4
+"""Sequences whose keys and values keep their place on a device that leaves weights to the host."""
+LATENCY_LOADS = (0.2, 0.5, 0.8, 1.0)
+"""Loads of the latency curve, over one replica's capacity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A candidate with everything known of it. None where it does not apply or could not be found out."""
+
+    plan: CandidatePlan
+    traffic: PricedTraffic
+    spec: ModelSpec | None
+    model: StepModel | None
+    policy: Policy | None
+    capacity: Span | None
+    latency: Sequence[LatencyPoint]
+    pricing: Pricing | None
+    power: Power | None
+    doubt: Doubt | None
+    provenance: Provenance
+    needed_bytes: float | None
+    available_bytes: float | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> Kind:
+        """dense, moe, or unknown for an API that does not say."""
+        if self.spec is None:
+            return "unknown"
+        return "moe" if self.spec.is_moe else "dense"
+
+    @property
+    def typical_tokens(self) -> int:
+        """Prompt and answer of a request on average."""
+        return round(self.traffic.prompt_tokens + self.traffic.output_tokens)
+
+    @property
+    def fits(self) -> bool:
+        """True where its weights and one request's keys and values have room; an API always fits."""
+        return self.needed_bytes is None or self.available_bytes is None or self.needed_bytes <= self.available_bytes
+
+    def contender(self) -> Contender | None:
+        """As the verdict sees it; None when it has no price or serves nothing."""
+        if self.pricing is None or (not isinstance(self.pricing, Api) and self.capacity is None):
+            return None
+        return Contender(
+            name=self.plan.name,
+            kind=self.kind,
+            pricing=self.pricing,
+            capacity=None if isinstance(self.pricing, Api) else self.capacity,
+            traffic=self.traffic,
+            doubt=self.doubt,
+            latency=self.latency,
+            power=self.power,
+            max_replicas=self.plan.max_replicas,
+        )
+
+
+def model_of(plan: CandidatePlan, format_name: str | None = None) -> StepModel:
+    """The step model of a candidate with a model and a machine. Raises UserError for what is unknown or missing."""
+    if plan.model is None or plan.machine is None:
+        raise UserError(
+            f"candidate {plan.name}: say its machine (`breakeven machines` lists them), or give an API price"
+        )
+    fmt = format_name or plan.format
+    spec = resolve_spec(plan.model)
+    profile = profile_named(plan.machine, plan.engine, plan.devices, fmt)
+    said = {"memory_bytes": plan.memory_bytes, "host_memory_bytes": plan.host_memory_bytes}
+    if changed := {name: value for name, value in said.items() if value is not None}:
+        profile = msgspec.structs.replace(profile, **changed)
+    return step_model(spec, profile, fmt or default_format(profile), plan.devices)
+
+
+def policy_of(plan: CandidatePlan, model: StepModel, context: float) -> Policy:
+    """The engine's policy on that machine with what the user set of it. `context`: tokens of a usual request."""
+    said = {
+        name: getattr(plan.policy, name) for name in ("max_sequences", "max_step_tokens", "prefix_caching", "kv_tokens")
+    }
+    policy = engine_policy(model, context)
+    return replace(policy, **{name: value for name, value in said.items() if value is not None})
+
+
+def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> Evaluated:
+    """Evaluate one candidate under the study's workload, with answers as long as it gives them.
+
+    Raises UserError for what cannot be resolved.
+    """
+    workload, trace = with_answers(study.workload, trace, study.quality.answer_tokens.get(plan.name))
+    traffic = priced_traffic(workload, trace, study.cached_share)
+    if plan.model is None or plan.is_api or (plan.measured is not None and plan.machine is None):
+        return _without_model(study, plan, traffic)
+    model = _placed(model_of(plan), traffic.prompt_tokens + traffic.output_tokens)
+    pricing, notes = _pricing(plan, model)
+    found = Evaluated(
+        plan=plan,
+        traffic=traffic,
+        spec=model.spec,
+        model=model,
+        policy=None,
+        capacity=None,
+        latency=[],
+        pricing=pricing,
+        power=_power(pricing, model),
+        doubt=doubt_of(plan.name, model.profile.name, model.error("decode")),
+        provenance="predicted",
+        needed_bytes=model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens)),
+        available_bytes=_available(model),
+        notes=notes,
+    )
+    if not found.fits and plan.measured is None:
+        return found
+    policy = policy_of(plan, model, found.typical_tokens)
+    found = replace(found, policy=policy)
+    capacity = capacity_of(
+        model, policy, workload, study.slo, study.good_share, trace, requests=study.workload.requests
+    )
+    if plan.measured is not None:
+        seen = read_measured(plan.measured)
+        told = capacity_measured(seen, plan.model, study.good_share)
+        # Away from what was measured the step model says how much changes, and the measurement where it starts.
+        if told.value > 0 and capacity.value > 0:
+            model = model.scaled(capacity.value / told.value)
+        delays = latency_measured(seen, plan.model, told)
+        doubt = _doubt_of(plan.name, told)
+        return replace(found, model=model, capacity=told, latency=delays, doubt=doubt, provenance="measured")
+    if capacity.value <= 0:
+        return replace(found, capacity=capacity)
+    mine = study.load_per_s / max(1, math.ceil(study.load_per_s / capacity.value))
+    rates = sorted({*(share * capacity.value for share in LATENCY_LOADS), mine})
+    delays = latency_points(model, policy, workload, study.slo, rates, trace, requests=study.workload.requests)
+    return replace(found, capacity=capacity, latency=delays)
+
+
+def elsewhere(
+    study: StudyPlan,
+    found: Evaluated,
+    trace: TraceRows | None,
+    *,
+    traffic: PricedTraffic | None = None,
+    workload: Workload | None = None,
+    format_name: str | None = None,
+) -> Evaluated:
+    """The same candidate under another workload or in another format: its capacity alone, from a short simulation.
+
+    The interval keeps the relative width that the study itself found. An API stays as it is. Raises UserError for a
+    format the engine does not have.
+    """
+    if found.model is None or found.policy is None:
+        return replace(found, traffic=traffic or found.traffic)
+    traffic = traffic or found.traffic
+    model = found.model
+    if format_name is not None and format_name.upper() != model.format.upper():
+        model = _placed(model_of(found.plan, format_name), found.typical_tokens).scaled(found.model.scale)
+    needed = model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens))
+    there = replace(
+        found, model=model, capacity=None, needed_bytes=needed, available_bytes=_available(model), traffic=traffic
+    )
+    if not there.fits:
+        return there
+    asked, trace = with_answers(workload or study.workload, trace, study.quality.answer_tokens.get(found.plan.name))
+    policy = policy_of(found.plan, model, traffic.prompt_tokens + traffic.output_tokens)
+    replica = replica_of(model, policy, asked, trace, QUICK_REQUESTS)
+    value = 0.0
+    if replica is not None:
+        value = capacity_per_s(replica, study.slo, study.good_share, precision=QUICK_PRECISION)
+    was = found.capacity
+    low, high = (was.low / was.value, was.high / was.value) if was is not None and was.value > 0 else (1.0, 1.0)
+    return replace(there, capacity=Span(value=value, low=value * low, high=value * high))
+
+
+def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic) -> Evaluated:
+    """An API, or a candidate of which only the measurement is known: nothing but this workload can be said of it."""
+    spec = resolve_spec(plan.model) if plan.model else None
+    told, delays, doubt, provenance = None, _api_latency(study, plan, traffic.output_tokens), None, "published"
+    if not plan.is_api:
+        if plan.measured is None:
+            raise UserError(f"candidate {plan.name}: give a model and a machine, a measured result, or an API price")
+        seen = read_measured(plan.measured)
+        told = capacity_measured(seen, plan.model, study.good_share)
+        delays, doubt, provenance = latency_measured(seen, plan.model, told), _doubt_of(plan.name, told), "measured"
+    return Evaluated(
+        plan=plan,
+        traffic=traffic,
+        spec=spec,
+        model=None,
+        policy=None,
+        capacity=told,
+        latency=delays,
+        pricing=plan.pricing,
+        power=power_of(plan.pricing) if plan.pricing is not None else None,
+        doubt=doubt,
+        provenance="measured" if provenance == "measured" else "published",
+        needed_bytes=None,
+        available_bytes=None,
+    )
+
+
+def _doubt_of(name: str, capacity: Span) -> Doubt:
+    """Doubt of a measured capacity: nothing shared with other candidates."""
+    low = max(capacity.low, 0.5 * capacity.value)
+    return Doubt(name, name, 0.0, float(np.log(max(capacity.high, capacity.value) / low)) / 2 if low > 0 else 0.0)
+
+
+def _pricing(plan: CandidatePlan, model: StepModel) -> tuple[Pricing | None, list[str]]:
+    """The study's price, else the chip's published one by the hour."""
+    if plan.pricing is not None:
+        return plan.pricing, []
+    try:
+        pricing, note = replica_price(model.profile, None, model.devices)
+    except UserError:
+        return None, []
+    return pricing, [f"price not given: {note}"]
+
+
+def _power(pricing: Pricing | None, model: StepModel) -> Power | None:
+    """Power of a replica, as the price says, or as the profile knows or guesses it of its devices."""
+    if pricing is None:
+        return None
+    idle, busy = (None if w is None else w * model.devices for w in (model.profile.idle_w, model.profile.busy_w))
+    return power_of(pricing, idle, busy)
+
+
+def _placed(model: StepModel, context: float) -> StepModel:
+    """With host memory beside the device, what does not fit the device moves there, as llama.cpp does it.
+
+    Host memory that the study does not name is not counted on.
+    """
+    if model.profile.host_memory_bytes is None or model.fits(1, context):
+        return replace(model, residency=ON_DEVICE)
+    return model.placed(SLOTS_BESIDE_HOST, context)
+
+
+def _available(model: StepModel) -> float | None:
+    """Bytes that weights and keys and values may take: on the devices, and on the host where weights lie there."""
+    usable = model.usable_bytes()
+    return None if usable is None else usable + model.residency.away_bytes
+
+
+def _api_latency(study: StudyPlan, plan: CandidatePlan, output: float) -> list[LatencyPoint]:
+    """A hosted model's speed as somebody told it, the same at every load."""
+    speed = plan.api_speed
+    if speed is None:
+        return []
+    ttft, tpot = speed.ttft_s, 1.0 / speed.tokens_per_s
+    e2e = ttft + tpot * max(output - 1.0, 0.0)
+    good = 1.0
+    if (study.slo.ttft_s is not None and ttft > study.slo.ttft_s) or (
+        study.slo.tpot_s is not None and tpot > study.slo.tpot_s
+    ):
+        good = 0.0
+    flat = {
+        name: Span(value=v, low=v, high=v) for name, v in (("ttft", ttft), ("tpot", tpot), ("e2e", e2e), ("good", good))
+    }
+    return [
+        LatencyPoint(
+            rate_per_s=rate,
+            ttft_p50_s=flat["ttft"],
+            ttft_p99_s=flat["ttft"],
+            tpot_p50_s=flat["tpot"],
+            tpot_p99_s=flat["tpot"],
+            e2e_p50_s=flat["e2e"],
+            e2e_p99_s=flat["e2e"],
+            good_share=flat["good"],
+            utilisation=0.0,
+            tokens_per_s=rate * output,
+        )
+        for rate in np.geomspace(study.low_per_s, study.high_per_s, 5).tolist()
+    ]
+
+
+def kinds_of(found: Sequence[Evaluated]) -> Mapping[str, str]:
+    """ "dense" or "MoE" by candidate, for sentences."""
+    words = {"dense": "dense", "moe": "MoE", "unknown": "unknown architecture"}
+    return {e.plan.name: words[e.kind] for e in found}

@@ -1,0 +1,178 @@
+"""Where the answer changes along load, context, batch, precision, price and growth.
+
+Each flip is found with everything else as in the study, and its band from the same drawn worlds as the verdict's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from breakeven.answer.draws import Floats, factors, span_of
+from breakeven.answer.evaluate import Evaluated
+from breakeven.answer.regions import Handover
+from breakeven.answer.words import rate_text
+from breakeven.answer.worlds import COST_TIE, Worlds
+from breakeven.results.decision import Flip
+from breakeven.results.predicted import Span
+
+BATCHES = np.unique(np.round(np.geomspace(1, 1024, 61)))
+FEW_YEARS = 10.0
+
+
+def load_flips(handovers: Sequence[Handover]) -> list[Flip]:
+    """One for each handover between candidates as the load rises."""
+    return [
+        Flip(
+            quantity="load",
+            from_=h.from_,
+            to=h.to,
+            at=h.rate_per_s,
+            unit="requests/s",
+            meaning=f"above {rate_text(h.rate_per_s.value)} {h.to} is the better choice, below it {h.from_}"
+            + ("; the band reaches beyond the loads looked at" if h.clipped else ""),
+        )
+        for h in handovers
+    ]
+
+
+def batch_flip(dense: Evaluated, moe: Evaluated, context: int, seed: int) -> Flip:
+    """The batch from which the slower of the two at batch 1 takes a decode step faster; both have a step model."""
+    assert dense.model is not None
+    assert moe.model is not None
+    ratio_B = moe.model.step_s(BATCHES, context) / dense.model.step_s(BATCHES, context)
+    factor_DC = factors([d for d in (dense.doubt, moe.doubt) if d is not None], seed)
+    # The sign of ln(t_moe / t_dense) over the batches, in every world.
+    sign_DB = np.log(ratio_B)[None, :] + (factor_DC[:, 1] - factor_DC[:, 0])[:, None]
+    moe_first = ratio_B[0] < 1.0
+    first, second = (moe, dense) if moe_first else (dense, moe)
+    crossed_DB = sign_DB > 0 if moe_first else sign_DB < 0
+    names = first.plan.name, second.plan.name
+    if not crossed_DB[0].any():
+        return Flip(
+            quantity="batch",
+            from_=names[0],
+            to=None,
+            at=None,
+            unit="sequences",
+            meaning=f"{names[0]} takes a decode step faster at every batch from 1 to {int(BATCHES[-1])}",
+        )
+    at_D = np.where(crossed_DB.any(axis=1), BATCHES[crossed_DB.argmax(axis=1)], BATCHES[-1])
+    at = span_of(at_D)
+    if at.low <= BATCHES[0] and at.high >= BATCHES[-1]:
+        return Flip(
+            quantity="batch",
+            from_=names[0],
+            to=None,
+            at=None,
+            unit="sequences",
+            meaning=f"which of {names[0]} and {names[1]} takes a decode step faster is too close to call at any batch",
+        )
+    return Flip(
+        quantity="batch",
+        from_=names[0],
+        to=names[1],
+        at=at,
+        unit="sequences",
+        meaning=f"from a batch of about {at.value:.0f} on {names[1]} takes a decode step faster than {names[0]}",
+    )
+
+
+def along(
+    quantity: str, unit: str, values: Sequence[float], worlds: Sequence[Worlds], kinds: Mapping[str, str]
+) -> list[Flip]:
+    """Flips of the winner along `values`, of which `worlds` holds the same contenders at one load each.
+
+    A flip lies where the new winner's share of the worlds overtakes the old one's; its band, where that share goes
+    from a twentieth to nineteen twentieths. Interpolated in ln(value).
+    """
+    names = worlds[0].names
+    share_CV = np.array([[(w.winners_DR[:, 0] == c).mean() for w in worlds] for c in range(len(names))])
+    best_V = share_CV.argmax(axis=0)
+    found = []
+    for i in np.flatnonzero(np.diff(best_V)).tolist():
+        left, right = int(best_V[i]), int(best_V[i + 1])
+        lead_V = share_CV[right] / np.maximum(share_CV[right] + share_CV[left], 1e-12)
+        at, low, high = (_cross(lead_V[i : i + 2], values[i : i + 2], level) for level in (0.5, 0.05, 0.95))
+        span = Span(value=at, low=min(low, at), high=max(high, at))
+        found.append(
+            Flip(
+                quantity="context" if quantity == "context" else "load",
+                from_=names[left],
+                to=names[right],
+                at=span,
+                unit=unit,
+                meaning=f"beyond a {quantity} of about {at:,.0f} {unit} {names[right]} ({kinds[names[right]]}) is the "
+                f"better choice instead of {names[left]}",
+            )
+        )
+    return found
+
+
+def precision_flips(formats: Sequence[str], worlds: Sequence[Worlds], kinds: Mapping[str, str]) -> list[Flip]:
+    """Changes of the winner from one weight format to the next, at the study's load; `formats` from wide to narrow."""
+    names = worlds[0].names
+    best = [int(np.array([(w.winners_DR[:, 0] == c).mean() for c in range(len(names))]).argmax()) for w in worlds]
+    return [
+        Flip(
+            quantity="precision",
+            from_=names[left],
+            to=names[right],
+            at=None,
+            at_label=fmt,
+            unit="weight format",
+            meaning=f"in {before} {names[left]} ({kinds[names[left]]}) is the better choice, in {fmt} "
+            f"{names[right]} ({kinds[names[right]]})",
+        )
+        for (before, fmt), (left, right) in zip(itertools.pairwise(formats), itertools.pairwise(best), strict=True)
+        if left != right
+    ]
+
+
+def price_flip(winner: str, runner_up: str, margin: Span) -> Flip | None:
+    """How much dearer the winner may become before the runner-up takes its place; None when they cost the same.
+
+    `margin`: cost of the runner-up over the winner's.
+    """
+    if margin.value <= 1.0 + COST_TIE:
+        return None
+    return Flip(
+        quantity="price",
+        from_=winner,
+        to=runner_up,
+        at=margin,
+        unit="times its price",
+        meaning=f"{runner_up} would cost less if {winner}'s price were {margin.value:.3g} times what it is",
+    )
+
+
+def growth_flip(handovers: Sequence[Handover], rate_per_s: float, growth_per_year: float) -> Flip | None:
+    """In how many years a growing load reaches the next handover; None when none is above it or nothing grows."""
+    above = [h for h in handovers if h.rate_per_s.value > rate_per_s]
+    if not above or growth_per_year <= 0:
+        return None
+    flip = min(above, key=lambda h: h.rate_per_s.value)
+    years = [
+        max(math.log(r / rate_per_s) / math.log1p(growth_per_year), 0.0)
+        for r in (flip.rate_per_s.value, flip.rate_per_s.low, flip.rate_per_s.high)
+    ]
+    if years[0] > FEW_YEARS:
+        return None
+    return Flip(
+        quantity="growth",
+        from_=flip.from_,
+        to=flip.to,
+        at=Span(value=years[0], low=years[1], high=years[2]),
+        unit="years",
+        meaning=f"growing {growth_per_year:.0%} a year, the load reaches that point in about {years[0]:.1f} years",
+    )
+
+
+def _cross(share: Floats, values: Sequence[float], level: float) -> float:
+    """Where a share that rises from one value to the next passes `level`; the nearer end when it does not."""
+    low, high = float(share[0]), float(share[1])
+    part = min(max((level - low) / (high - low), 0.0), 1.0) if high > low else 0.5
+    return float(math.exp(math.log(values[0]) * (1 - part) + math.log(values[1]) * part))

@@ -1,0 +1,140 @@
+"""When the answer is both: parts of the traffic to different candidates, or a base load here and the rest there.
+
+Legend: D draws. Costs are dollars an hour at the study's load.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from breakeven.answer.draws import DRAWS, Doubt, Floats, capacities, factors, span_of
+from breakeven.answer.worlds import Contender, bills
+from breakeven.results.cost import Api
+from breakeven.results.decision import Share
+from breakeven.results.predicted import Span
+
+WORTH_IT = 0.05
+"""A second system must save this share of the bill, or it is not worth running."""
+MOST_BASE_REPLICAS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A share of the requests and the contenders that may serve it, by name."""
+
+    name: str
+    share: float
+    allowed: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Several candidates together: who gets what, the bill, and the bill of the best single candidate over it."""
+
+    shares: list[Share]
+    usd_per_hour: Span
+    single: str | None
+    """The best candidate that may serve everything alone; None: there is none."""
+    single_over_mix: Span | None
+    by_parts: bool
+
+
+def best_mix(contenders: Sequence[Contender], parts: Sequence[Part], rate_per_s: float, seed: int) -> Mix | None:
+    """The cheapest mix that saves WORTH_IT over any single candidate in the predicted world; None when none does."""
+    # Who may serve every part may serve all of it; nobody else may take the rest in a split by amount.
+    whole = [c for c in contenders if all(c.name in part.allowed for part in parts)]
+    mixes = [
+        *_base_and_rest(whole, rate_per_s, seed),
+        *_by_parts(contenders, parts, rate_per_s, seed),
+    ]
+    alone = {c.name: _bill(c, rate_per_s, seed) for c in whole}
+    single = min(alone, key=lambda name: float(alone[name][0]), default=None)
+    if single is not None and not np.isfinite(alone[single][0]):
+        single = None
+    best: Mix | None = None
+    for shares, bill_D, by_parts in mixes:
+        if not np.isfinite(bill_D[0]) or (best is not None and bill_D[0] >= best.usd_per_hour.value):
+            continue
+        with np.errstate(invalid="ignore"):
+            ratio_D = alone[single] / bill_D if single is not None else None
+        if ratio_D is not None and ratio_D[0] < 1.0 / (1.0 - WORTH_IT):
+            continue
+        over = span_of(ratio_D[np.isfinite(ratio_D)]) if ratio_D is not None else None
+        best = Mix(shares, span_of(bill_D[np.isfinite(bill_D)]), single, over, by_parts)
+    return best
+
+
+def _by_parts(
+    contenders: Sequence[Contender], parts: Sequence[Part], rate_per_s: float, seed: int
+) -> list[tuple[list[Share], Floats, bool]]:
+    """Every assignment of parts to two or more contenders; parts with the same contender share its machines."""
+    if len(parts) < 2:
+        return []
+    by_name = {c.name: c for c in contenders}
+    found = []
+    for choice in itertools.product(*[sorted(part.allowed & by_name.keys()) for part in parts]):
+        if len(set(choice)) < 2:
+            continue
+        bills, shares = [], []
+        for name in dict.fromkeys(choice):
+            mine = [part for part, chosen in zip(parts, choice, strict=True) if chosen == name]
+            share = sum(part.share for part in mine)
+            bill_D = _bill(by_name[name], share * rate_per_s, seed)
+            bills.append(bill_D)
+            what = " and ".join(part.name for part in mine)
+            shares.append(_share(name, what, share, bill_D))
+        found.append((shares, np.sum(bills, axis=0), True))
+    return found
+
+
+def _base_and_rest(
+    contenders: Sequence[Contender], rate_per_s: float, seed: int
+) -> list[tuple[list[Share], Floats, bool]]:
+    """For every ordered pair: n full machines of the first take what they can, the second takes the rest."""
+    found = []
+    for base, rest in itertools.permutations(contenders, 2):
+        if base.capacity is None or base.capacity.value <= 0 or isinstance(base.pricing, Api):
+            continue
+        capacity_D = _capacity(base, seed)
+        if capacity_D is None:
+            continue
+        most = min(int(rate_per_s / base.capacity.value), MOST_BASE_REPLICAS)
+        for n in sorted({1, most} - {0}):
+            taken = min(n * base.capacity.value, rate_per_s)
+            if taken >= rate_per_s or taken <= 0:
+                continue
+            # The base is filled as predicted; where it holds less, the rest gets what it cannot take.
+            left_D = rate_per_s - np.minimum(n * capacity_D, taken)
+            full_D = np.full_like(left_D, taken)
+            base_D = bills(base.pricing, full_D, base.capacity.value, base.traffic, base.power, base.max_replicas)
+            rest_D = bills(rest.pricing, left_D, _capacity(rest, seed), rest.traffic, rest.power, rest.max_replicas)
+            share = taken / rate_per_s
+            shares = [
+                _share(base.name, f"up to {n * base.capacity.value:.3g} requests/s", share, base_D),
+                _share(rest.name, "what is above", 1.0 - share, rest_D),
+            ]
+            found.append((shares, base_D + rest_D, False))
+    return found
+
+
+def _capacity(contender: Contender, seed: int) -> Floats | None:
+    """Requests/s of one replica in every draw; None for an API."""
+    if contender.capacity is None:
+        return None
+    doubt = contender.doubt or Doubt(contender.name, contender.name, 0.0, 0.0)
+    return capacities(contender.capacity, doubt.total, factors([doubt], seed)[:, 0])
+
+
+def _bill(contender: Contender, rate_per_s: float, seed: int) -> Floats:
+    """Dollars an hour for this load alone, in every draw."""
+    rate_D = np.full(DRAWS, rate_per_s)
+    capacity_D = _capacity(contender, seed)
+    return bills(contender.pricing, rate_D, capacity_D, contender.traffic, contender.power, contender.max_replicas)
+
+
+def _share(name: str, traffic: str, share: float, bill_D: Floats) -> Share:
+    return Share(candidate=name, traffic=traffic, share=share, usd_per_hour=span_of(bill_D))

@@ -1,0 +1,190 @@
+"""Loads over which one candidate is the best choice, how surely, and where one hands over to the next."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from breakeven.answer.draws import Floats, span_of
+from breakeven.answer.worlds import COST_TIE, SPEED_TIE, Worlds
+from breakeven.results.decision import Region
+from breakeven.results.predicted import Span
+
+SURE = 0.9
+"""A winner is certain where it wins in this share of the worlds."""
+NEAR = 1.5
+SLIVER = 1.15
+"""A range of loads narrower than this ratio is not worth a line of its own."""
+SAME_COST = 0.02
+"""Costs closer than this, with answers as fast, are no difference worth anyone's time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """From `low` on, `to` is the better choice instead of `from_`."""
+
+    from_: str
+    to: str
+    rate_per_s: Span
+    clipped: bool
+    """An end of the band lies beyond the loads looked at."""
+
+
+def regions_of(worlds: Worlds) -> list[Region]:
+    """Runs of loads with one winner, ascending. A load nobody can serve belongs to no region."""
+    winners_DR = worlds.winners_DR
+    share_CR = np.stack([(winners_DR == c).mean(axis=0) for c in range(len(worlds.names))])
+    best_R = np.where((winners_DR >= 0).mean(axis=0) >= 0.5, share_CR.argmax(axis=0), -1)
+    sure_R = _smooth(share_CR.max(axis=0), worlds.rates_R) >= SURE
+    found = []
+    for start, end in _runs(2 * best_R + sure_R):
+        winner = int(best_R[start])
+        if winner < 0:
+            continue
+        middle = (start + end) // 2
+        runner_up, margin = _runner_up(worlds, winner, middle)
+        last = end == len(best_R) - 1
+        found.append(
+            Region(
+                low_per_s=float(worlds.rates_R[start]),
+                high_per_s=None if last else float(worlds.rates_R[end + 1]),
+                winner=None if _no_difference(worlds, winner, runner_up, margin, middle) else worlds.names[winner],
+                runner_up=runner_up,
+                margin=margin,
+                certain=bool(sure_R[start]),
+            )
+        )
+    return _merged(found)
+
+
+def _smooth(share_R: Floats, rates_R: Floats) -> Floats:
+    """Means over loads within a factor of NEAR: every stair of one candidate is a moment of doubt, and no news."""
+    near_RR = np.abs(np.log(rates_R[:, None] / rates_R[None, :])) <= np.log(NEAR)
+    return np.asarray((near_RR * share_R).sum(axis=1) / near_RR.sum(axis=1))
+
+
+def _merged(regions: list[Region]) -> list[Region]:
+    """Neighbours with one winner and one certainty are one region, and so is a sliver of doubt inside one."""
+    found: list[Region] = []
+    for region in regions:
+        was = found[-1] if found else None
+        sliver = region.high_per_s is not None and region.high_per_s < SLIVER * region.low_per_s
+        alike = was is not None and (was.winner == region.winner or (region.winner is None and sliver))
+        if was is not None and alike and (was.certain == region.certain or sliver):
+            found[-1] = msgspec.structs.replace(was, high_per_s=region.high_per_s)
+        else:
+            found.append(region)
+    return found
+
+
+def handovers_of(worlds: Worlds) -> list[Handover]:
+    """Every change of winner along the loads, with the band in which it lies."""
+    winners_DR = worlds.winners_DR
+    share_CR = np.stack([(winners_DR == c).mean(axis=0) for c in range(len(worlds.names))])
+    best_R = share_CR.argmax(axis=0)
+    runs = _runs(best_R)
+    found = []
+    for (start, _), (after, end) in itertools.pairwise(runs):
+        left, right = int(best_R[start]), int(best_R[after])
+        here = slice(start, end + 1)
+        at_D = _thresholds(winners_DR[:, here] == left, winners_DR[:, here] == right, worlds.rates_R[here])
+        span = span_of(at_D)
+        at = float(np.sqrt(worlds.rates_R[after - 1] * worlds.rates_R[after]))
+        span = Span(value=at, low=min(span.low, at), high=max(span.high, at))
+        edge = start == 0 and span.low <= worlds.rates_R[0], end == len(best_R) - 1 and span.high >= worlds.rates_R[-1]
+        found.append(Handover(worlds.names[left], worlds.names[right], span, any(edge)))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the contenders stand at one load. `winner` None: nobody can serve it.
+
+    `sure`: share of the worlds in which the winner wins. `margin`: cost of the runner-up over the winner's, as
+    predicted, with its band. `same`: they cost the same and answer as fast.
+    """
+
+    winner: str | None
+    sure: float
+    runner_up: str | None = None
+    margin: Span | None = None
+    same: bool = False
+
+
+def standing_at(worlds: Worlds, rate_per_s: float) -> Standing:
+    """Who wins at the load nearest to `rate_per_s`, and by how much."""
+    at = int(np.abs(np.log(worlds.rates_R / rate_per_s)).argmin())
+    index, sure = winner_at(worlds, rate_per_s)
+    if index < 0:
+        return Standing(None, sure)
+    name, margin = _runner_up(worlds, index, at)
+    same = _no_difference(worlds, index, name, margin, at)
+    if name is not None and margin is not None:
+        value = float(worlds.usd_per_hour_CDR[worlds.names.index(name), 0, at] / worlds.usd_per_hour_CDR[index, 0, at])
+        if np.isfinite(value):
+            margin = Span(value=value, low=min(margin.low, value), high=max(margin.high, value))
+    return Standing(worlds.names[index], sure, name, margin, same)
+
+
+def winner_at(worlds: Worlds, rate_per_s: float) -> tuple[int, float]:
+    """Index of the winner at the load nearest to `rate_per_s` (-1: nobody) and the share of worlds it wins in."""
+    at = int(np.abs(np.log(worlds.rates_R / rate_per_s)).argmin())
+    winners_D = worlds.winners_DR[:, at]
+    names, counts = np.unique(winners_D, return_counts=True)
+    best = int(counts.argmax())
+    return int(names[best]), float(counts[best] / len(winners_D))
+
+
+def _thresholds(left_DR: Floats, right_DR: Floats, rates_R: Floats) -> Floats:
+    """In each draw the load that best parts `left`'s wins, below, from `right`'s, above.
+
+    Staircases let two candidates take turns around their crossing; one threshold that errs least is what a reader
+    means by it. Ties go to the middle.
+    """
+    ones = np.ones((left_DR.shape[0], 1))
+    below = np.cumsum(np.hstack([0 * ones, left_DR]), axis=1)
+    above = np.cumsum(np.hstack([right_DR, 0 * ones])[:, ::-1], axis=1)[:, ::-1]
+    score = below + above
+    best = score >= score.max(axis=1, keepdims=True)
+    position = (best.argmax(axis=1) + score.shape[1] - 1 - best[:, ::-1].argmax(axis=1)) / 2
+    steps = np.arange(len(rates_R))
+    # Position i lies between loads i - 1 and i.
+    return np.asarray(np.exp(np.interp(position - 0.5, steps, np.log(rates_R))))
+
+
+def _runner_up(worlds: Worlds, winner: int, at: int) -> tuple[str | None, Span | None]:
+    """The next best at one load, and its cost over the winner's: the medians of all worlds.
+
+    One world alone may stand on the edge of a stair there, and say twice or half.
+    """
+    costs = np.median(worlds.usd_per_hour_CDR[:, :, at], axis=1)
+    costs[winner] = np.inf
+    other = int(costs.argmin())
+    if not np.isfinite(costs[other]):
+        return None, None
+    mine_D, other_D = worlds.usd_per_hour_CDR[winner, :, at], worlds.usd_per_hour_CDR[other, :, at]
+    both_D = np.isfinite(mine_D) & np.isfinite(other_D)
+    ratio_D = other_D[both_D] / mine_D[both_D]
+    if not len(ratio_D):
+        return worlds.names[other], None
+    low, middle, high = np.quantile(ratio_D, [0.025, 0.5, 0.975]).tolist()
+    return worlds.names[other], Span(value=middle, low=low, high=high)
+
+
+def _no_difference(worlds: Worlds, winner: int, runner_up: str | None, margin: Span | None, at: int) -> bool:
+    """Same bill and same speed in the predicted world."""
+    if runner_up is None or margin is None or abs(margin.value - 1.0) > max(SAME_COST, COST_TIE):
+        return False
+    speeds = worlds.e2e_s_CDR[:, 0, at]
+    mine, other = speeds[winner], speeds[worlds.names.index(runner_up)]
+    return bool(np.isfinite(mine) and np.isfinite(other) and abs(np.log(other / mine)) < SPEED_TIE)
+
+
+def _runs(values: np.ndarray) -> list[tuple[int, int]]:
+    """First and last index of each run of equal values."""
+    edges = np.flatnonzero(np.diff(values)) + 1
+    starts = [0, *edges.tolist()]
+    return list(zip(starts, [*(e - 1 for e in edges.tolist()), len(values) - 1], strict=True))

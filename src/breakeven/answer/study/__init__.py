@@ -1,0 +1,1 @@
+"""Studies: what people write in YAML, checked, as `StudyPlan`."""

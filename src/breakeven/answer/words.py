@@ -1,0 +1,115 @@
+"""Numbers as people read them.
+
+The verdict in words: one sentence, and the reasons behind it. Pure: the same numbers give the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from breakeven.answer.mixes import Mix
+from breakeven.answer.regions import Standing
+from breakeven.answer.worlds import COST_TIE
+from breakeven.results.decision import CandidateResult, Flip, Outcome, Verdict
+from breakeven.results.predicted import Span
+
+
+def span_text(span: Span) -> str:
+    return f"{span.value:.3g} ({span.low:.3g} to {span.high:.3g})"
+
+
+def usd_text(span: Span) -> str:
+    digits = 2 if span.value >= 0.1 else 4
+    if span.high - span.low < 10**-digits:
+        return f"${span.value:.{digits}f}"
+    return f"${span.value:.{digits}f} (${span.low:.{digits}f} to ${span.high:.{digits}f})"
+
+
+def rate_text(per_s: float) -> str:
+    if per_s >= 0.1:
+        return f"{per_s:.3g} requests/s"
+    if per_s * 60 >= 0.1:
+        return f"{per_s * 60:.3g} requests a minute"
+    return f"{per_s * 3600:.3g} requests an hour"
+
+
+PROBABLE = 0.9
+
+
+def verdict_of(
+    candidates: Sequence[CandidateResult],
+    flips: Sequence[Flip],
+    mix: Mix | None,
+    here: Standing,
+    load_per_s: float,
+    needed: Sequence[str],
+) -> Verdict:
+    """The answer. No winner `here`: nobody can serve this, and `needed` says what it would take."""
+    by_name = {c.name: c for c in candidates}
+    kinds = {c.name: c.kind for c in candidates}
+    if mix is not None:
+        return _both(mix, kinds)
+    if here.winner is None:
+        sentence = "None of these candidates can serve this workload."
+        return Verdict(outcome="none", winner=None, sentence=sentence, because=list(needed))
+    winner, sure = here.winner, here.sure
+    best = by_name[winner]
+    because = [_capacity(best, load_per_s)]
+    if here.runner_up is not None and here.margin is not None:
+        because.append(_margin(here.runner_up, here.margin))
+    if sure < PROBABLE:
+        because.append(
+            f"Not certain: it wins in {sure:.0%} of the cases that the predictions' errors leave open; measure as said "
+            "below before you buy."
+        )
+    because += [flip.meaning[0].upper() + flip.meaning[1:] + "." for flip in flips if flip.quantity == "load"][:3]
+    ruled = [c for c in candidates if c.ruled_out]
+    because += [f"{c.name} is ruled out: {c.ruled_out[0]}" for c in ruled]
+    if here.same:
+        both = f"{winner} and {here.runner_up}"
+        sentence = f"No difference worth your time at {rate_text(load_per_s)}: {both} cost the same and answer as fast."
+        return Verdict(outcome="no_difference", winner=None, sentence=sentence, because=because)
+    outcome: Outcome = "api" if best.capacity_per_s is None else "moe" if best.kind == "moe" else "dense"
+    kind = {"moe": "MoE", "dense": "dense", "unknown": "hosted"}[best.kind]
+    cost = next((p for p in best.cost if abs(p.rate_per_s - load_per_s) <= 1e-6 * load_per_s), None)
+    bill = f": {usd_text(cost.usd_per_hour)} an hour" if cost is not None else ""
+    probably = "" if sure >= PROBABLE else "Probably "
+    verb = "run" if best.capacity_per_s is not None else "use"
+    sentence = (
+        f"{probably}{verb if probably else verb.capitalize()} {winner} ({kind}) at {rate_text(load_per_s)}{bill}."
+    )
+    return Verdict(outcome=outcome, winner=winner, sentence=sentence, because=because)
+
+
+def _both(mix: Mix, kinds: Mapping[str, str]) -> Verdict:
+    words = {"moe": " (MoE)", "dense": " (dense)"}
+    parts = "; ".join(
+        f"{s.share:.0%} ({s.traffic}) to {s.candidate}{words.get(kinds[s.candidate], '')}" for s in mix.shares
+    )
+    because = [f"Together they cost {usd_text(mix.usd_per_hour)} an hour."]
+    if mix.single is not None and mix.single_over_mix is not None:
+        saved = 1.0 - 1.0 / mix.single_over_mix.value
+        because.append(
+            f"The best that can serve all of it alone, {mix.single}, costs {span_text(mix.single_over_mix)} times as "
+            f"much; the pair saves {saved:.0%}."
+        )
+    else:
+        because.append("No candidate can serve all of it alone.")
+    return Verdict(outcome="both", winner=None, sentence=f"Use both: {parts}.", because=because, shares=mix.shares)
+
+
+def _capacity(best: CandidateResult, load_per_s: float) -> str:
+    if best.capacity_per_s is None:
+        return f"{best.name} is paid by the token: it costs nothing when nobody asks, and never fills up."
+    span = best.capacity_per_s
+    n = next((p for p in best.cost if abs(p.rate_per_s - load_per_s) <= 1e-6 * load_per_s), None)
+    replicas = f"; this load takes {n.replicas.value:.0f} of them" if n is not None and n.replicas is not None else ""
+    used = f", {n.utilisation:.0%} used" if n is not None and n.utilisation is not None else ""
+    carries = f"One replica of {best.name} carries {span_text(span)} requests/s within the SLO ({best.provenance})"
+    return f"{carries}{replicas}{used}."
+
+
+def _margin(runner_up: str, margin: Span) -> str:
+    if abs(margin.value - 1.0) < COST_TIE:
+        return f"{runner_up} costs the same here, and answers slower."
+    return f"The next best, {runner_up}, costs {span_text(margin)} times as much."

@@ -1,1 +1,0 @@
-"""From evaluated candidates to an answer: who wins over which loads, how surely, and what would change it."""

@@ -1,1 +1,0 @@
-"""`breakeven cost`: candidates predicted, simulated and priced over load."""

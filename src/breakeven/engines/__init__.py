@@ -1,0 +1,1 @@
+"""What runs a model: llama.cpp, vLLM, any URL; synthetic weights; the look inside."""

@@ -1,0 +1,86 @@
+"""Synthetic weight files, kept under the user's cache directory and keyed by what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from breakeven.engines.synthesis.routing import Routing
+from breakeven.engines.synthesis.write import RECIPE, Progress, synthesise
+from breakeven.errors import UserError
+from breakeven.model.architecture import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file in the cache: its size and when it was last used (seconds since the epoch)."""
+
+    path: Path
+    size_bytes: int
+    used_at_s: float
+
+
+def cache_directory() -> Path:
+    """Where weight files are kept: `$XDG_CACHE_HOME/breakeven/weights`, else the platform's place for caches."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return (Path(base) if base else home) / "breakeven" / "weights"
+
+
+def cached_path(spec: ModelSpec, format_name: str, routing: Routing, seed: int) -> Path:
+    """The file these weights have, or would have, in the cache."""
+    content = msgspec.json.encode((RECIPE, spec, format_name, str(routing), seed))
+    key = hashlib.sha256(content).hexdigest()[:12]
+    name = "".join(c if c.isalnum() or c in ".-_" else "-" for c in spec.name.split("/")[-1].lower())
+    return cache_directory() / f"{name}-{format_name.lower()}-{key}.gguf"
+
+
+def provide(
+    spec: ModelSpec,
+    format_name: str,
+    *,
+    routing: Routing | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """The synthetic file of `spec`, written first if it is not there. Raises what `synthesise` raises."""
+    routing = routing or Routing()
+    path = cached_path(spec, format_name, routing, seed)
+    if path.exists():
+        os.utime(path)
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make {path.parent}: {error.strerror}; set XDG_CACHE_HOME to a writable place"
+        ) from error
+    return synthesise(spec, format_name, path, routing=routing, seed=seed, progress=progress)
+
+
+def entries() -> list[Entry]:
+    """Every file in the cache, most recently used first."""
+    found = []
+    for path in cache_directory().glob("*.gguf"):
+        stat = path.stat()
+        found.append(Entry(path, stat.st_size, stat.st_mtime))
+    return sorted(found, key=lambda entry: -entry.used_at_s)
+
+
+def prune(unused_for_s: float = 0.0) -> list[Entry]:
+    """Delete files not used for `unused_for_s`, and what interrupted writers left behind; return the files deleted."""
+    gone = [entry for entry in entries() if time.time() - entry.used_at_s >= unused_for_s]
+    for entry in gone:
+        entry.path.unlink(missing_ok=True)
+    for partial in cache_directory().glob(".*.partial"):
+        writer = partial.name.split(".")[-2]
+        if not (writer.isdigit() and psutil.pid_exists(int(writer))):
+            partial.unlink(missing_ok=True)
+    return gone

@@ -1,0 +1,329 @@
+"""The parent's end of the process that looks inside.
+
+Where a step's time goes, and how fast a bare decode loop runs.
+
+Which experts a text reaches, from the running model.
+
+Legend: L layers that route, T tokens, K experts a token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from breakeven.engines.inside import messages as m
+from breakeven.engines.inside.observe import COMBINATION, EXPERTS, KINDS, ROUTER
+from breakeven.engines.inside.routing import frequencies
+from breakeven.errors import EngineError, NotSupportedError, UserError
+from breakeven.results.comparison import NodeTime, Profile, Routing
+
+_R = TypeVar("_R", bound=m.Reply)
+_LAST_LINES = 5
+_CLOSE_TIMEOUT_S = 10.0
+_GGUF_MAGIC = b"GGUF"
+
+WAIT_SETTINGS: Mapping[str, str] = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
+"""How idle OpenMP threads wait, unless the environment says otherwise: spin some microseconds, then sleep.
+
+Without a spin every node pays for waking a thread, which made the small nodes of SmolLM2-135M four times slower; with
+GNU OpenMP's own default, one busy neighbour on two cores cost nine tenths of the speed.
+"""
+
+
+def default_threads() -> int:
+    """CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Inside:
+    """A GGUF loaded in a child process. A context manager; the child also ends when this process does.
+
+    Use it in the thread that made it, or one that outlives it: the kernel ties the child to that thread.
+    """
+
+    def __init__(self, model: Path, threads: int | None = None, environment: Mapping[str, str] | None = None) -> None:
+        """Start the child and load `model`; `environment` is added to this process's own.
+
+        Raises UserError for a file that is not GGUF, NotSupportedError for a library whose layout is not the known
+        one, EngineError with the child's last lines when it dies.
+        """
+        self.model = _checked(model)
+        self._scratch = tempfile.TemporaryDirectory(prefix="breakeven-inside-")
+        self.folder = Path(self._scratch.name)
+        self._log = (self.folder / "stderr").open("wb")
+        environment = {**WAIT_SETTINGS, **os.environ, **(environment or {})}
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "breakeven.engines.inside.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+        )
+        try:
+            self.loaded = self.ask(
+                m.Load(
+                    model=str(self.model),
+                    threads=threads or default_threads(),
+                    folder=str(self.folder),
+                    parent_pid=os.getpid(),
+                ),
+                m.Loaded,
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._child.pid
+
+    def ask(self, request: m.Request, expected: type[_R]) -> _R:
+        """One request, one reply of the type expected. Raises NotSupportedError or EngineError."""
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        try:
+            self._child.stdin.write(msgspec.json.encode(request) + b"\n")
+            self._child.stdin.flush()
+            line = self._child.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            raise EngineError(self._obituary())
+        reply = msgspec.json.decode(line, type=m.Reply)
+        if isinstance(reply, m.Failed):
+            if not reply.supported:
+                raise NotSupportedError(reply.text)
+            raise EngineError("; ".join([reply.text, *self._last_lines()]))
+        if not isinstance(reply, expected):
+            raise EngineError(f"llama.cpp's process answered {type(reply).__name__} to {type(request).__name__}")
+        return reply
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text in the model's own vocabulary."""
+        return self.ask(m.Tokenize(text=text), m.Tokens).ids
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits (tokens, vocabulary) after each token, all computed in one batch."""
+        self.ask(m.Logits(tokens=list(tokens)), m.Done)
+        logits: NDArray[np.float32] = np.load(self.folder / "logits.npy")
+        return logits
+
+    def greedy(self, tokens: Sequence[int], n: int) -> list[int]:
+        """The `n` tokens that follow when the likeliest is taken each time."""
+        return self.ask(m.Greedy(tokens=list(tokens), n=n), m.Tokens).ids
+
+    def close(self) -> None:
+        """End the child and remove its files. Safe to call twice."""
+        if self._child.stdin is not None and not self._child.stdin.closed:
+            with contextlib.suppress(BrokenPipeError):
+                self._child.stdin.close()
+            # Nothing it holds is worth waiting for, and freeing gigabytes takes time.
+            self._child.kill()
+            self._child.wait(_CLOSE_TIMEOUT_S)
+        if self._child.stdout is not None:
+            self._child.stdout.close()
+        self._log.close()
+        self._scratch.cleanup()
+
+    def _last_lines(self) -> list[str]:
+        text = (self.folder / "stderr").read_text(errors="replace")
+        return [line.strip() for line in text.splitlines() if line.strip()][-_LAST_LINES:]
+
+    def _obituary(self) -> str:
+        status = self._child.wait(_CLOSE_TIMEOUT_S)
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        said = "; ".join(self._last_lines()) or "it printed nothing"
+        return f"llama.cpp's process {how} while looking inside {self.model.name}: {said}"
+
+
+def _checked(model: Path) -> Path:
+    """The path, if a GGUF file is there."""
+    try:
+        with model.open("rb") as file:
+            magic = file.read(len(_GGUF_MAGIC))
+    except OSError as error:
+        raise UserError(f"{model}: cannot be read ({error.strerror}); give the path of a .gguf file") from None
+    if magic != _GGUF_MAGIC:
+        raise UserError(f"{model} is not a GGUF file (it begins with {magic!r}); give the path of a .gguf file")
+    return model
+
+
+Phase = Literal["decode", "prefill"]
+
+# Decode needs many short steps for a steady median; one prefill step is long and steady.
+DECODE_STEPS = 32
+PREFILL_STEPS = 4
+_UNTIMED_STEPS = 2
+
+
+def profile(
+    model: Path,
+    *,
+    phase: Phase = "decode",
+    prompt_tokens: int = 128,
+    steps: int | None = None,
+    threads: int | None = None,
+    name: str | None = None,
+    seed: int = 0,
+) -> Profile:
+    """Median time of each kind of node in one step, of one stream decoding or of a prompt being read.
+
+    The tokens are drawn evenly from the vocabulary: speed does not depend on what they say, and distinct ones reach
+    as many experts as a text can. Raises UserError for numbers below 1.
+    """
+    steps = (DECODE_STEPS if phase == "decode" else PREFILL_STEPS) if steps is None else steps
+    if prompt_tokens < 1 or steps < 1:
+        raise UserError(f"a profile needs at least 1 prompt token and 1 step, not {prompt_tokens} and {steps}")
+    with Inside(model, threads) as inside:
+        n = prompt_tokens + (steps + _UNTIMED_STEPS if phase == "decode" else 0)
+        tokens = random_tokens(inside.loaded.n_vocab, n, seed)
+        timed = inside.ask(m.Time(phase=phase, tokens=tokens, steps=steps), m.Timed)
+    return Profile(
+        model=name or model.stem,
+        phase=phase,
+        tokens=1 if phase == "decode" else prompt_tokens,
+        nodes=[NodeTime(kind, timed.seconds[kind]) for kind in KINDS if kind in timed.seconds],
+        router_share_of_moe_block=router_share(timed.seconds),
+        observing_overhead=timed.observed_step_s / timed.plain_step_s - 1,
+    )
+
+
+def router_share(seconds: Mapping[str, float]) -> float | None:
+    """The router's part of the MoE block's time; None for a dense model.
+
+    router / (router + expert products + combination), shared experts counted with the expert products: the quantity
+    of section 5.6 of arXiv 2606.21428.
+    """
+    block = sum(seconds.get(kind, 0.0) for kind in (ROUTER, EXPERTS, COMBINATION))
+    return seconds.get(ROUTER, 0.0) / block if block else None
+
+
+def bare_decode_rate(
+    model: Path,
+    *,
+    prompt_tokens: int = 128,
+    output_tokens: int = 64,
+    threads: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> float:
+    """Tokens per second of a loop that only calls `llama_decode`: no sampling, no server, one stream.
+
+    `environment` is added to the child's, to run it with the same OpenMP settings as what it is compared with.
+    """
+    if prompt_tokens < 1 or output_tokens < 1:
+        raise UserError(f"a rate needs at least 1 prompt and 1 output token, not {prompt_tokens} and {output_tokens}")
+    with Inside(model, threads, environment) as inside:
+        tokens = random_tokens(inside.loaded.n_vocab, prompt_tokens + output_tokens, seed)
+        rated = inside.ask(m.Rate(prompt=tokens[:prompt_tokens], tokens=tokens[prompt_tokens:]), m.Rated)
+    return len(rated.steps_s) / sum(rated.steps_s)
+
+
+def random_tokens(n_vocab: int, n: int, seed: int) -> list[int]:
+    """`n` token ids drawn evenly, the same for the same seed."""
+    rng = random.Random(f"profile-tokens-{seed}")
+    return [rng.randrange(n_vocab) for _ in range(n)]
+
+
+MAX_TOKENS = 2048
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """Routed experts of one model over one or more texts, token by token."""
+
+    model: str
+    layers: tuple[int, ...]
+    """Numbers of the layers that route; the first axis of every array follows them."""
+    n_experts: int
+    n_experts_per_token: int
+    ids: Mapping[str, NDArray[np.int32]]
+    """Text label to ids (L, T, K)."""
+    truncated: tuple[str, ...]
+    """Labels of texts cut at the limit of tokens."""
+    observing_overhead: float
+    """How much slower watching made a batch: 0.05 is 5 %."""
+
+    def all_ids(self) -> NDArray[np.int32]:
+        """Every text's ids one after the other (L, T, K)."""
+        return np.concatenate(list(self.ids.values()), axis=1)
+
+    def routing(self) -> Routing:
+        """All texts together, as a study keeps it."""
+        ids_LTK = self.all_ids()
+        return Routing(
+            model=self.model,
+            layers=list(self.layers),
+            n_experts=self.n_experts,
+            n_experts_per_token=ids_LTK.shape[2],
+            tokens=ids_LTK.shape[1],
+            frequencies=frequencies(ids_LTK, self.n_experts).tolist(),
+        )
+
+
+def trace(
+    model: Path,
+    texts: Mapping[str, str | Sequence[int]],
+    *,
+    threads: int | None = None,
+    max_tokens: int = MAX_TOKENS,
+    name: str | None = None,
+) -> Traced:
+    """Run each text through a GGUF and keep the experts every layer chose for every token.
+
+    texts: label to text, or to token ids. Each runs as its own sequence, cut at `max_tokens`.
+    Raises NotSupportedError for a dense model, UserError for an empty text.
+    """
+    if not texts:
+        raise UserError("no text to trace: give at least one with --text FILE")
+    with Inside(model, threads) as inside:
+        loaded = inside.loaded
+        if loaded.n_experts == 0:
+            raise NotSupportedError(
+                f"{model.name} is a dense model ({loaded.architecture}, no experts), so nothing is routed; "
+                "`breakeven profile` shows where its time goes"
+            )
+        sequences: list[list[int]] = []
+        truncated: list[str] = []
+        for label, text in texts.items():
+            tokens = inside.tokenize(text) if isinstance(text, str) else list(text)
+            if not tokens:
+                raise UserError(f"{label}: the text has no tokens")
+            if len(tokens) > max_tokens:
+                truncated.append(label)
+            sequences.append(tokens[:max_tokens])
+        routed = inside.ask(m.Trace(sequences=sequences, batch=_BATCH), m.Routed)
+        ids = {label: np.load(inside.folder / f"ids-{index}.npy") for index, label in enumerate(texts)}
+    return Traced(
+        model=name or model.stem,
+        layers=tuple(routed.layers),
+        n_experts=loaded.n_experts,
+        n_experts_per_token=next(iter(ids.values())).shape[2],
+        ids=ids,
+        truncated=tuple(truncated),
+        observing_overhead=routed.observing_overhead,
+    )

@@ -1,0 +1,1 @@
+"""llama.cpp, from the xllamacpp wheel, each model in a child process of its own."""

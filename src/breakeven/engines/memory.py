@@ -1,0 +1,68 @@
+"""Will it fit? Decided from shapes, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from breakeven.engines.source import Source
+from breakeven.errors import UserError
+from breakeven.model.architecture import ModelSpec
+from breakeven.model.arithmetic import file_bytes, kv_bytes, total_params
+from breakeven.model.catalogue import lookup, names
+from breakeven.model.formats.named import FORMATS
+
+COMPUTE_BYTES = 600_000_000
+"""Engine, compute buffers and logits of one llama.cpp server: a cautious allowance, not a measurement."""
+REPACKED_SHARE = 1.1
+"""Anonymous memory over file size: on CPUs llama.cpp keeps a re-ordered copy beside the mapped file, whose own pages
+the system may drop again."""
+RESERVE = 0.92
+"""Share of the available memory that may be planned with."""
+
+
+def needed_bytes(spec: ModelSpec, format_name: str, context: int, slots: int) -> int:
+    """Memory one backend must have, in bytes: repacked weights, KV cache for every slot, compute buffers."""
+    return round(REPACKED_SHARE * file_bytes(spec, format_name) + slots * kv_bytes(spec, context) + COMPUTE_BYTES)
+
+
+def check_memory(sources: Sequence[Source], format_name: str, context: int, slots: int, available_bytes: int) -> None:
+    """Raise UserError, with the numbers and the nearest thing that fits, unless all candidates fit side by side."""
+    needs = {s.name: need_of(s, format_name, context, slots) for s in sources}
+    total, room = sum(needs.values()), RESERVE * available_bytes
+    if total <= room:
+        return
+    parts = ", ".join(f"{name} {need / 1e9:.1f} GB" for name, need in needs.items())
+    raise UserError(
+        f"this needs {total / 1e9:.1f} GB of memory ({parts}) and {available_bytes / 1e9:.1f} GB is available;"
+        f" {_advice(sources, format_name, context, slots, room)}"
+    )
+
+
+def need_of(source: Source, format_name: str, context: int, slots: int) -> int:
+    """Bytes that one candidate must have: 0 behind a URL; for a file of an unknown family, without its KV cache."""
+    if source.url is not None:
+        return 0
+    if source.path is not None:
+        size = source.path.stat().st_size
+        kv = slots * kv_bytes(source.spec, context) if source.spec else 0
+        return round(REPACKED_SHARE * size + kv + COMPUTE_BYTES)
+    assert source.spec is not None
+    return needed_bytes(source.spec, format_name, context, slots)
+
+
+def _advice(sources: Sequence[Source], format_name: str, context: int, slots: int, room: float) -> str:
+    smaller = sorted(
+        FORMATS, key=lambda name: -sum(file_bytes(s.spec, name) for s in sources if s.synthetic and s.spec)
+    )
+    for name in smaller:
+        total = sum(need_of(s, name, context, slots) for s in sources)
+        if name != format_name and total <= room:
+            return f"--format {name} fits ({total / 1e9:.1f} GB)"
+    largest = max(sources, key=lambda s: need_of(s, format_name, context, slots))
+    rest = sum(need_of(s, format_name, context, slots) for s in sources if s is not largest)
+    moe = largest.spec.is_moe if largest.spec else False
+    for name in sorted(names(), key=lambda n: -total_params(lookup(n))):
+        spec = lookup(name)
+        if spec.is_moe == moe and rest + needed_bytes(spec, format_name, context, slots) <= room:
+            return f"in place of {largest.name}, {name} would fit"
+    return "fewer --streams, a shorter --prompt or a larger machine would help"

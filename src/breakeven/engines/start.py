@@ -1,0 +1,220 @@
+"""Bring candidates up: write or find their weights, start their servers, or connect to the one they name."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol
+
+from breakeven.engines import cache, openai_url
+from breakeven.engines.backend import LLAMA_CPP, VLLM, Backend, MemoryUse
+from breakeven.engines.llama_cpp.server import LlamaCppServer
+from breakeven.engines.memory import check_memory
+from breakeven.engines.source import Source, parse_source
+from breakeven.engines.vllm import directory as vllm_directory
+from breakeven.engines.vllm.server import VllmServer
+from breakeven.errors import EngineError, UserError
+from breakeven.model.arithmetic import kv_bytes
+from breakeven.model.formats.named import gguf_types
+
+Progress = Callable[[int, int], None]
+WaitPolicy = Literal["passive"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A candidate that answers. `path` is its weight file, None behind a URL or where weights are a directory."""
+
+    source: Source
+    backend: Backend
+    path: Path | None
+    alive: Callable[[], None]
+
+    @property
+    def name(self) -> str:
+        """The candidate's name in every table."""
+        return self.source.name
+
+
+class Server(Protocol):
+    """What every engine's server offers beside its `Backend`."""
+
+    def __enter__(self) -> Backend: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+    def memory(self) -> MemoryUse | None: ...
+
+    def check_alive(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine Breakeven can start. `formats` are the weight formats it can be given, None for all.
+
+    `check_memory` refuses candidates that do not fit together; None where only the engine knows its device.
+    `weights` finds or writes what the server loads; `server` is that server, not yet started.
+    """
+
+    name: str
+    default_format: str
+    formats: tuple[str, ...] | None
+    check_memory: Callable[[Sequence[Source], str, int, int, int], None] | None
+    weights: Callable[[Source, str, int, Progress | None], Path]
+    server: Callable[[Source, Path, Serving], Server]
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How a candidate is served: tokens a sequence, sequences at once, the engine's log, its threads, its caches.
+
+    `embeddings`: it answers `/v1/embeddings` too. `environment`: all it gets to see; None: what this process has.
+    """
+
+    context: int
+    slots: int
+    log: Path
+    threads: int | None
+    wait_policy: WaitPolicy
+    share_prefixes: bool
+    embeddings: bool = False
+    environment: Mapping[str, str] | None = None
+
+
+def weights_of(
+    source: Source, format_name: str, seed: int, progress: Progress | None, *, engine: str = LLAMA_CPP
+) -> Path | None:
+    """What `engine` loads for a candidate, written into the cache if need be; None for a URL.
+
+    A GGUF for llama.cpp, the directory of a Hugging Face model for vLLM. Raises UserError for a format or a family
+    that the engine cannot be given.
+    """
+    return None if source.url is not None else engine_named(engine).weights(source, format_name, seed, progress)
+
+
+def gguf_of(text: str, format_name: str = "Q4_K_M") -> Path:
+    """The weight file that MODEL means: itself, or synthetic weights of its shape. Raises UserError for a URL."""
+    source = parse_source(text)
+    path = weights_of(source, format_name, 0, None)
+    if path is None:
+        raise UserError(f"{text}: what runs behind a URL cannot be looked into; give a .gguf file or a model's name")
+    return path
+
+
+def start(
+    stack: ExitStack,
+    source: Source,
+    path: Path | None,
+    *,
+    context: int,
+    slots: int,
+    log: Path,
+    threads: int | None,
+    wait_policy: WaitPolicy = None,
+    engine: str = LLAMA_CPP,
+    share_prefixes: bool = False,
+    embeddings: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> Running:
+    """Start or connect to a candidate; the engine stops when `stack` closes.
+
+    `path` is what `weights_of` gave for this `engine`. `wait_policy` "passive" lets the engine's threads sleep at
+    barriers, for a machine that has other work. `share_prefixes` keeps the keys and values of earlier prompts; without,
+    every request starts cold unless it says otherwise. `embeddings` and `environment` as in `Serving`.
+    """
+    if source.url is not None:
+        return Running(source, openai_url.connect(source.url), None, lambda: None)
+    assert path is not None
+    kind = engine_named(engine)
+    server = kind.server(
+        source, path, Serving(context, slots, log, threads, wait_policy, share_prefixes, embeddings, environment)
+    )
+    backend = stack.enter_context(server)
+    return Running(source, backend, path if path.is_file() else None, lambda: _check(kind.name, server))
+
+
+def engine_named(name: str) -> Engine:
+    """The engine of this name. Raises UserError that lists those there are."""
+    try:
+        return ENGINES[name]
+    except KeyError:
+        near = difflib.get_close_matches(name.lower(), ENGINES, n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"no engine is called {name!r}{hint} (there are: {', '.join(ENGINES)})") from None
+
+
+def _check(engine: str, server: Server) -> None:
+    """A request can fail a moment before the process is seen to have ended."""
+    server.check_alive()
+    if server.memory() is None:
+        time.sleep(0.2)
+        server.check_alive()
+        raise EngineError(f"{engine} stopped answering; run again with --resume")
+
+
+def _gguf(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
+    if source.path is not None:
+        return source.path
+    assert source.spec is not None
+    gguf_types(source.spec, format_name)  # what llama.cpp cannot read is refused before anything is written
+    return cache.provide(source.spec, format_name, seed=seed, progress=progress)
+
+
+def _llama_cpp(source: Source, path: Path, serving: Serving) -> Server:
+    return LlamaCppServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        threads=serving.threads,
+        wait_policy=serving.wait_policy,
+        prompt_cache=serving.share_prefixes,
+        embeddings=serving.embeddings,
+        environment=serving.environment,
+    )
+
+
+def _directory(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
+    """vLLM draws dummy weights itself, always the same, so `seed` has no part in them."""
+    return vllm_directory.provide(source.text, source.spec, format_name)
+
+
+def _vllm(source: Source, path: Path, serving: Serving) -> Server:
+    real = vllm_directory.has_weights(path)
+    dtype = "auto" if real else vllm_directory.dtype_of(path)
+    # Four bytes an element is the most that a flag of the user's can make of it.
+    cache_bytes = kv_bytes(source.spec, serving.context, 4) * serving.slots if source.spec else 0
+    return VllmServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        threads=serving.threads,
+        wait_policy=serving.wait_policy,
+        dtype=dtype,
+        prefix_caching=serving.share_prefixes,
+        environment=serving.environment,
+        load_format="auto" if real else "dummy",
+        # A quarter more, because vLLM hands out its cache in blocks.
+        kv_cache_gib=max(1, math.ceil(1.25 * cache_bytes / 2**30)),
+    )
+
+
+ENGINES: dict[str, Engine] = {
+    engine.name: engine
+    for engine in (
+        Engine(LLAMA_CPP, "Q4_K_M", None, check_memory, _gguf, _llama_cpp),
+        Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm),
+    )
+}
+"""The engines that `--engine` may name."""

@@ -1,0 +1,281 @@
+"""The fit: constants of the step model from times of single steps.
+
+Damped least squares (Levenberg-Marquardt) on the logarithms, so that every step counts by its relative error whatever
+its size; Huber's weights, so that a disturbed block does not bend the rest (Huber 1964); priors as weak pulls, so that
+what the data do not tell stays where it was. What stayed is named: a constant counts as not identified when putting it
+back to its prior, and letting the others follow, costs the fit next to nothing.
+
+How far off a calibration is on what it has not seen: each model left out once, the rest fitted, its steps predicted.
+
+The width of later intervals is the conformal quantile of those errors (Vovk et al. 2005; split by model as in
+jackknife+, Barber et al. 2021): the ceil((m + 1) 0.9)-th smallest of m, widened by sqrt(1 + 1/models) because the
+errors of one model's steps are alike and a new model is one more draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from breakeven.errors import BreakevenError
+from breakeven.forecast.calibration.parameters import (
+    Observation,
+    Parameter,
+    Phase,
+    Table,
+    parameters,
+    suggested,
+    table,
+    with_values,
+)
+from breakeven.forecast.constants import Constants, Error, Range
+from breakeven.forecast.step import Floats
+
+HUBER = 1.5
+"""Residuals beyond so many standard deviations count linearly."""
+LEAST_NOISE = 0.02
+"""No step is believed more precisely than 2 %: what several runs of one file on a quiet machine differ by, and more."""
+FIRST_NOISE = 0.10
+SAME = 0.5
+"""How much the objective (half a sum of squared deviations) may rise when a constant returns to its prior."""
+MIN_OBSERVATIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """`residuals`: ln(predicted / measured) of the observations, in their order. `noise`: their robust spread."""
+
+    constants: Constants
+    at_prior: tuple[str, ...]
+    residuals: Floats
+    noise: float
+
+
+def fit(observations: Sequence[Observation], tile: int = 1) -> Fitted:
+    """Constants that explain `observations`. Raises BreakevenError when there are too few to fit.
+
+    `tile` as in `Constants`: known of the engine, not fitted.
+    """
+    if len(observations) < MIN_OBSERVATIONS or len({seen.model for seen in observations}) < 2:
+        raise BreakevenError(
+            f"{len(observations)} measured steps are too few for a calibration; give it a longer --budget"
+        )
+    base = suggested(observations, tile)
+    chosen = parameters(observations, base)
+    data = table(observations)
+    x, noise = _settle(data, base, chosen, np.array([p.to_scale(p.prior) for p in chosen]), FIRST_NOISE)
+    kept, at_prior = list(range(len(chosen))), []
+    for i in _least_certain_first(data, base, chosen, x, noise):
+        trial = [k for k in kept if k != i]
+        tried = x.copy()
+        tried[i] = chosen[i].to_scale(chosen[i].prior)
+        tried = _minimise(data, base, chosen, tried, noise, trial)
+        if _objective(data, base, chosen, tried, noise) <= _objective(data, base, chosen, x, noise) + SAME:
+            x, kept = tried, trial
+            at_prior.append(chosen[i].name)
+    constants = _constants(base, chosen, x)
+    return Fitted(constants, (*at_prior, "routing_alpha"), data.log_predicted(constants) - data.log_seconds, noise)
+
+
+def refit(observations: Sequence[Observation], near: Fitted) -> Constants:
+    """A fit to other observations, started from one that is near: a few steps instead of many. Same free constants."""
+    base = suggested(observations, near.constants.tile)
+    chosen = parameters(observations, base)
+    kept = [i for i, parameter in enumerate(chosen) if parameter.name not in near.at_prior]
+    start = np.array([p.to_scale(_value(near.constants, p) if i in kept else p.prior) for i, p in enumerate(chosen)])
+    return _constants(base, chosen, _minimise(table(observations), base, chosen, start, near.noise, kept))
+
+
+def _settle(data: Table, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float) -> tuple[Floats, float]:
+    """Alternate between the constants and the noise they leave until both stand."""
+    for _ in range(4):
+        x = _minimise(data, base, chosen, x, noise, range(len(chosen)))
+        left = np.abs(data.log_predicted(_constants(base, chosen, x)) - data.log_seconds)
+        # 1.4826 median |r| is the standard deviation of normal residuals.
+        found = max(LEAST_NOISE, 1.4826 * float(np.median(left)))
+        settled = abs(found / noise - 1.0) < 0.05
+        noise = found
+        if settled:
+            break
+    return x, noise
+
+
+def _minimise(
+    data: Table, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float, moving: Sequence[int] | range
+) -> Floats:
+    """Levenberg-Marquardt over the parameters `moving`; the others stay where `x` has them."""
+    free = np.array(list(moving), dtype=np.intp)
+    spread = np.array([p.spread for p in chosen])
+    centre = np.array([p.to_scale(p.prior) for p in chosen])
+    least = np.array([p.to_scale(p.low) for p in chosen])
+    most = np.array([p.to_scale(p.high) for p in chosen])
+    damping, value = 1e-2, _objective(data, base, chosen, x, noise)
+    for _ in range(60):
+        residual, jacobian = _linearised(data, base, chosen, x, free)
+        weight = np.minimum(1.0, HUBER * noise / np.maximum(np.abs(residual), 1e-12)) / noise**2
+        hessian = (jacobian * weight[:, None]).T @ jacobian + np.diag(1.0 / spread[free] ** 2)
+        slope = (jacobian * weight[:, None]).T @ residual + (x - centre)[free] / spread[free] ** 2
+        before = value
+        for _ in range(10):
+            step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), slope)
+            tried = x.copy()
+            tried[free] = np.clip(x[free] - np.clip(step, -2.0, 2.0), least[free], most[free])
+            found = _objective(data, base, chosen, tried, noise)
+            if found < value:
+                x, value, damping = tried, found, max(damping / 5.0, 1e-9)
+                break
+            damping *= 5.0
+        if before - value < 1e-4 * max(1.0, before):
+            break
+    return x
+
+
+def _linearised(
+    data: Table, base: Constants, chosen: Sequence[Parameter], x: Floats, free: NDArray[np.intp]
+) -> tuple[Floats, Floats]:
+    """Residuals and their derivatives by the free parameters, as differences."""
+    here = data.log_predicted(_constants(base, chosen, x))
+    jacobian = np.empty((len(here), len(free)))
+    for column, i in enumerate(free):
+        moved = x.copy()
+        moved[i] += 1e-4
+        jacobian[:, column] = (data.log_predicted(_constants(base, chosen, moved)) - here) / 1e-4
+    return here - data.log_seconds, jacobian
+
+
+def _objective(data: Table, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float) -> float:
+    """Half the sum of squared deviations: residuals over noise by Huber's measure, parameters over their spread."""
+    r = np.abs(data.log_predicted(_constants(base, chosen, x)) - data.log_seconds) / noise
+    huber = np.where(r <= HUBER, 0.5 * r * r, HUBER * r - 0.5 * HUBER**2)
+    pull = [(v - p.to_scale(p.prior)) / p.spread for v, p in zip(x, chosen, strict=True)]
+    return float(np.sum(huber) + 0.5 * np.sum(np.square(pull)))
+
+
+def _least_certain_first(
+    data: Table, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float
+) -> list[int]:
+    """Parameters whose spread the data hardly narrowed (to more than half), least first: candidates to be put back."""
+    _, jacobian = _linearised(data, base, chosen, x, np.arange(len(chosen)))
+    spread = np.array([p.spread for p in chosen])
+    after = np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian / noise**2 + np.diag(1.0 / spread**2))))
+    narrowed = after / spread
+    return [int(i) for i in np.argsort(-narrowed) if narrowed[i] > 0.5]
+
+
+def _constants(base: Constants, chosen: Sequence[Parameter], x: Floats) -> Constants:
+    return with_values(base, chosen, [p.from_scale(v) for p, v in zip(chosen, x, strict=True)])
+
+
+def _value(constants: Constants, parameter: Parameter) -> float:
+    held = getattr(constants, parameter.field)
+    return float(held if parameter.key is None else held.get(parameter.key, parameter.prior))
+
+
+COVERAGE = 0.9
+FEW_MODELS = 3
+"""Fewer models of one kind than this say too little of it alone: both kinds' errors are taken together."""
+UNSEEN_FACTOR = 1.5
+"""How much wider an interval is for a kind no probe was of: a judgement, for there is nothing to check it against."""
+PHASES: tuple[Phase, ...] = ("decode", "prefill")
+KINDS: tuple[Literal["dense", "moe"], ...] = ("dense", "moe")
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """One step of a model that the fit had not seen; `log_error` is ln(predicted / measured)."""
+
+    seen: Observation
+    log_error: float
+
+
+def leave_models_out(observations: Sequence[Observation], fitted: Fitted) -> list[LeftOut]:
+    """Every step, predicted by constants fitted without its model, in the order of `observations`."""
+    found: dict[int, LeftOut] = {}
+    for name in dict.fromkeys(seen.model for seen in observations):
+        rest = [seen for seen in observations if seen.model != name]
+        constants = refit(rest, fitted)
+        mine = [(i, seen) for i, seen in enumerate(observations) if seen.model == name]
+        data = table([seen for _, seen in mine])
+        errors = data.log_predicted(constants) - data.log_seconds
+        found.update({i: LeftOut(seen, float(error)) for (i, seen), error in zip(mine, errors, strict=True)})
+    return [found[i] for i in range(len(observations))]
+
+
+def errors_of(left_out: Sequence[LeftOut]) -> list[Error]:
+    """The error of every phase and kind. A phase without a single step gets that of decoding, widened, with n = 0."""
+    found = []
+    for phase in PHASES:
+        of_phase = [x for x in left_out if x.seen.phase == phase]
+        for kind in KINDS:
+            mine = [x for x in of_phase if x.seen.kind == kind]
+            models = len({x.seen.model for x in mine})
+            used = mine if models >= FEW_MODELS else of_phase or list(left_out)
+            error = _error(used, phase, kind)
+            if models == 0:
+                error = Error(
+                    phase=phase,
+                    kind=kind,
+                    log_half_width=UNSEEN_FACTOR * error.log_half_width,
+                    between_models=UNSEEN_FACTOR * error.between_models,
+                    median=error.median,
+                    n=0,
+                )
+            found.append(error)
+    return found
+
+
+def half_width(errors: Sequence[float], models: int) -> float:
+    """The conformal half width of |ln(predicted / measured)|; the largest where there are too few."""
+    ordered = sorted(abs(error) for error in errors)
+    rank = min(math.ceil((len(ordered) + 1) * COVERAGE), len(ordered))
+    return ordered[rank - 1] * math.sqrt(1.0 + 1.0 / models)
+
+
+def ranges_of(observations: Sequence[Observation]) -> list[Range]:
+    """What the probes spanned of the quantities that predictions may leave."""
+    decode = [seen for seen in observations if seen.phase == "decode"] or list(observations)
+    quantities: dict[str, list[float]] = {
+        "batch": [float(seen.sequences) for seen in decode],
+        "context": [seen.tokens for seen in observations],
+        "bytes_read": [sum(n for _, n in seen.terms.fixed) for seen in observations]
+        + [seen.terms.total_bytes for seen in observations],
+        "active_params": [seen.terms.token_flops / 2.0 for seen in observations],
+    }
+    return [Range(quantity=name, low=min(values), high=max(values)) for name, values in quantities.items()]
+
+
+def _error(left_out: Sequence[LeftOut], phase: Phase, kind: Literal["dense", "moe"]) -> Error:
+    by_model: dict[str, list[float]] = {}
+    for x in left_out:
+        by_model.setdefault(x.seen.model, []).append(x.log_error)
+    errors: Floats = np.array([x.log_error for x in left_out])
+    offsets = [float(np.mean(mine)) for mine in by_model.values()]
+    # 1.645 standard deviations hold 90 % of normal offsets, as the half width holds 90 % of errors.
+    between = 1.645 * float(np.std(offsets, ddof=1)) if len(offsets) > 1 else float(np.max(np.abs(errors)))
+    return Error(
+        phase=phase,
+        kind=kind,
+        log_half_width=half_width(errors.tolist(), len(by_model)),
+        between_models=between,
+        median=float(np.median(np.abs(np.expm1(errors)))),
+        n=len(by_model),
+        coverage=_coverage(by_model),
+    )
+
+
+def _coverage(by_model: dict[str, list[float]]) -> float | None:
+    """Share of each model's errors within the width that the other models' errors give."""
+    if len(by_model) < FEW_MODELS:
+        return None
+    inside, total = 0, 0
+    for name, mine in by_model.items():
+        others = [error for other, errors in by_model.items() if other != name for error in errors]
+        width = half_width(others, len(by_model) - 1)
+        inside += sum(abs(error) <= width for error in mine)
+        total += len(mine)
+    return inside / total

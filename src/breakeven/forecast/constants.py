@@ -1,0 +1,129 @@
+"""What Breakeven knows of one machine and engine: constants of the step model, and how far they were off.
+
+A profile is a file. It is fitted to probes (`breakeven calibrate`) or comes from a data sheet and the efficiencies of
+the machine's class; everything predicted with it carries its error.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from breakeven.hardware.chips import Chip
+from breakeven.hardware.machine import MachineSpec
+
+PROFILE_SCHEMA = "breakeven.calibration/1"
+
+
+class Constants(msgspec.Struct, frozen=True, kw_only=True):
+    """The step model's constants; `breakeven.forecast.step` gives the equation. Rates are achieved ones, not nominal.
+
+    The costs in seconds are those the bytes and operations do not explain.
+    """
+
+    weight_bytes_per_s: float
+    kv_bytes_per_s: float
+    decode_flops_per_s: float
+    """Matrix products of decoding sequences."""
+    prefill_flops_per_s: float
+    """Matrix products of prompt tokens."""
+    overlap: float = 1.0
+    """1: memory and arithmetic overlap fully (their maximum counts), 0: not at all (their sum)."""
+    step_s: float = 0.0
+    layer_s: float = 0.0
+    moe_layer_s: float = 0.0
+    """Beyond `layer_s`, of a layer that routes."""
+    expert_s: float = 0.0
+    """Of each expert that a layer touches in a step."""
+    sequence_s: float = 0.0
+    prefill_token_s: float = 0.0
+    element_s: float = 0.0
+    """Of each element of a token's hidden state in each layer: norms, sums and conversions, no matrix products."""
+    routing_alpha: float = 1.0
+    """Tokens of one request are routed alike: B sequences touch the experts that B^alpha independent ones would."""
+    host_bytes_per_s: float | None = None
+    """Weights that do not fit the device and lie in host memory."""
+    disk_bytes_per_s: float | None = None
+    """Weights that fit neither."""
+    link_bytes_per_s: float | None = None
+    link_s: float = 0.0
+    """Latency of one collective between devices."""
+    type_cost: dict[str, float] = {}
+    """By number type (Q4_K, Q8_0, BF16, ...): seconds of reading and unpacking a byte, over those of the type that
+    `weight_bytes_per_s` was fitted on; 1 where none is given. A format is a mixture of types."""
+    type_compute: dict[str, float] = {}
+    """By number type: seconds of an operation on weights of it, over those of the type the rates were fitted on; 1
+    where none is given. A CPU unpacks as it multiplies, and some types it multiplies faster than others."""
+    expert_compute: float = 1.0
+    """Seconds of an operation in routed experts over those of one elsewhere: few tokens each multiply slowly."""
+    tile: int = 1
+    """Sequences that a decode step's matrix products take at once. What is left over goes one by one."""
+    tile_cost: dict[str, float] = {}
+    """By number type: seconds of an operation in a full tile, over those of one left over; 1 where none is given.
+    Routed experts are not tiled."""
+
+
+class Error(msgspec.Struct, frozen=True, kw_only=True):
+    """How far predictions of one sort were off, left out of the fit: |ln(predicted / measured)|.
+
+    A prediction's interval is value * exp(-+ `log_half_width`), which covered `coverage` of what was left out.
+    `between_models` is the part that does not cancel when two models on this machine are compared.
+    """
+
+    phase: Literal["decode", "prefill"]
+    kind: Literal["dense", "moe"]
+    log_half_width: float
+    between_models: float
+    median: float
+    """Median |predicted / measured - 1| of what was left out."""
+    n: int
+    """Models left out, one at a time; 0: nothing to check against, the width is a judgement."""
+    coverage: float | None = None
+
+
+class Range(msgspec.Struct, frozen=True, kw_only=True):
+    """What the fit has seen of one quantity. Beyond it a prediction is an extrapolation, and says so."""
+
+    quantity: str
+    """batch, context, bytes_read or active_params."""
+    low: float
+    high: float
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """How a profile came about. `how` "probes": fitted here; "datasheet": class efficiencies on a published chip."""
+
+    how: Literal["probes", "datasheet"]
+    engine: str
+    engine_version: str | None
+    date: str
+    version: str
+    """Of Breakeven."""
+    format: str | None = None
+    points: int = 0
+    """Measured steps that were fitted."""
+    seconds: float | None = None
+    at_prior: list[str] = []
+    """Constants that the data could not identify and that stand at their prior."""
+    sources: list[str] = []
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine and engine build. `chip` where it is a catalogued device, `machine` where it was probed."""
+
+    schema: str = PROFILE_SCHEMA
+    name: str
+    engine: str
+    devices: int = 1
+    constants: Constants
+    errors: list[Error]
+    ranges: list[Range]
+    origin: Origin
+    memory_bytes: int | None
+    """Of one device; what a model must fit into."""
+    host_memory_bytes: int | None = None
+    chip: Chip | None = None
+    machine: MachineSpec | None = None
+    idle_w: float | None = None
+    busy_w: float | None = None

@@ -1,0 +1,173 @@
+"""A trace longer than memory through a simulated engine: delays kept as counts by size, requests forgotten."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from breakeven.forecast.model import StepModel
+from breakeven.forecast.simulated import LEAST_BEYOND, METRICS, PERCENTILES, span, study_of, widest_phase
+from breakeven.forecast.simulator.fleet import Fleet
+from breakeven.forecast.simulator.policy import Policy
+from breakeven.forecast.simulator.results import Simulation
+from breakeven.forecast.simulator.run import policy_of, simulate_parts
+from breakeven.forecast.simulator.state import Requests
+from breakeven.results.predicted import SimulatedLatency, SimulatedPercentile, SimulatedPoint, SimulationStudy
+from breakeven.traffic.traces.lines import ROWS, trace_parts
+from breakeven.traffic.workload import Arrivals, Slo, Workload
+
+WHOLE_BYTES = 256 * 2**20
+"""Longer trace files are read in parts: read whole, a row takes some thirty times its size in the file."""
+WIDTH = 0.005
+"""Delays within half a per cent of each other are counted as one."""
+SHORTEST_S, LONGEST_S = 1e-6, 1e9
+
+
+def simulate_long_trace(
+    model: StepModel,
+    path: Path,
+    *,
+    speed: float = 1.0,
+    sharing: bool = False,
+    slo: Slo | None = None,
+    policy: Policy | None = None,
+    fleet: Fleet | None = None,
+    machine: str | None = None,
+    rows: int = ROWS,
+) -> SimulationStudy:
+    """As `simulate_traffic` on the whole trace; memory holds `rows` requests and those in flight.
+
+    Percentiles are exact to half a per cent; nothing is told over time. Raises UserError as `trace_parts`.
+    """
+    fleet = fleet or Fleet()
+    policy = policy or policy_of(model)
+
+    def tallied(which: StepModel) -> Tally:
+        tally = Tally()
+        for run in simulate_parts(_requests(path, speed, sharing, rows), which, policy, fleet):
+            tally.add(run, slo)
+        return tally
+
+    tallies = [tallied(which) for which in (model, *model.low_high("decode"))]
+    reading = tallies
+    if widest_phase(model) == "prefill":
+        reading = [tallies[0], *(tallied(which) for which in model.low_high("prefill"))]
+    workload = Workload(arrivals=Arrivals(process="trace", trace=path.name, rate_scale=speed), sharing=sharing)
+    point = _point(tallies, reading, speed, slo)
+    return study_of(model, [point], policy=policy, fleet=fleet, slo=slo, workload=workload, machine=machine)
+
+
+def _requests(path: Path, speed: float, sharing: bool, rows: int) -> Iterator[Requests]:
+    for part in trace_parts(path, rows):
+        yield Requests(
+            part.at_ns / 1e9 / speed,
+            np.maximum(part.prompt, 1).astype(np.int64),
+            np.maximum(part.output, 1).astype(np.int64),
+            prefix=part.blocks if sharing else (),
+            prefix_tokens=part.block_tokens,
+        )
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over the parts of one run."""
+
+    counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    requests: int = 0
+    served: int = 0
+    refused: int = 0
+    good: int = 0
+    output_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    in_system_s: float = 0.0
+    busy_s: float = 0.0
+    replica_seconds: float = 0.0
+    first_s: float = math.inf
+    last_s: float = 0.0
+
+    def add(self, run: Simulation, slo: Slo | None) -> None:
+        """Count what ended in this part."""
+        over_N = run.served | run.refused_N
+        self.requests += int(over_N.sum())
+        self.served += int(run.served.sum())
+        self.refused += int(run.refused_N.sum())
+        self.output_tokens += int(run.output_tokens_N.sum())
+        self.prompt_tokens += int(run.requests.prompt_tokens_N[over_N].sum())
+        self.cached_tokens += int(run.cached_tokens_N[over_N].sum())
+        self.preemptions += int(run.preempted_N[over_N].sum())
+        self.good += 0 if slo is None else int(run.good(slo).sum())
+        self.steps += run.steps.total
+        self.in_system_s += float(np.nansum(run.e2e_s))
+        self.busy_s, self.replica_seconds = run.busy_s, run.replica_seconds
+        if over_N.any():
+            self.first_s = min(self.first_s, float(run.arrival_s_N[over_N].min()))
+        if run.served.any():
+            self.last_s = max(self.last_s, float(run.end_s_N[run.served].max()))
+        for metric in METRICS:
+            values = {"ttft_s": run.ttft_s, "tpot_s": run.tpot_s, "e2e_s": run.e2e_s, "gap_s": run.gap_s_N}[metric]
+            values = values[run.served & np.isfinite(values)]
+            places = np.log(np.clip(values, SHORTEST_S, LONGEST_S) / SHORTEST_S) / WIDTH
+            found = np.bincount(places.astype(np.int64), minlength=_BINS)
+            self.counts[metric] = self.counts.get(metric, 0) + found
+
+    def percentile(self, metric: str, p: float) -> float:
+        """Seconds, by nearest rank; refused requests are infinitely late. NaN where there is none."""
+        below = np.cumsum(self.counts[metric])
+        n = int(below[-1]) + self.refused
+        if n == 0:
+            return math.nan
+        rank = max(1, math.ceil(p / 100 * n))
+        if rank > below[-1]:
+            return math.inf
+        return SHORTEST_S * math.exp((int(np.searchsorted(below, rank)) + 0.5) * WIDTH)
+
+    @property
+    def seconds(self) -> float:
+        """From the first arrival to the last token."""
+        return max(self.last_s - self.first_s, 1e-9)
+
+
+_BINS = int(math.log(LONGEST_S / SHORTEST_S) / WIDTH) + 2
+
+
+def _point(tallies: Sequence[Tally], reading: Sequence[Tally], speed: float, slo: Slo | None) -> SimulatedPoint:
+    """`tallies`: with the step model as it is, its fast and its slow end; `reading`: the same for first tokens."""
+    middle = tallies[0]
+    return SimulatedPoint(
+        load=f"trace x{speed:g}",
+        rate_per_s=None,
+        concurrency=None,
+        requests=middle.requests,
+        refused=middle.refused,
+        latencies=[_latency(metric, reading if metric == "ttft_s" else tallies) for metric in METRICS],
+        good_share=None if slo is None else span([t.good / max(1, t.requests) for t in tallies]),
+        goodput_per_s=None if slo is None else span([t.good / t.seconds for t in tallies]),
+        requests_per_s=span([t.served / t.seconds for t in tallies]),
+        output_tokens_per_s=span([t.output_tokens / t.seconds for t in tallies]),
+        utilisation=middle.busy_s / middle.replica_seconds if middle.replica_seconds else 0.0,
+        replicas_mean=middle.replica_seconds / middle.last_s if middle.last_s else 0.0,
+        in_flight_mean=middle.in_system_s / middle.last_s if middle.last_s else 0.0,
+        steps=middle.steps,
+        preemptions=middle.preemptions,
+        cached_prompt_share=middle.cached_tokens / max(1, middle.prompt_tokens),
+        queue_grows=False,
+        over_time=None,
+    )
+
+
+def _latency(metric: str, tallies: Sequence[Tally]) -> SimulatedLatency:
+    percentiles = []
+    for p in PERCENTILES:
+        values = [tally.percentile(metric, p) for tally in tallies]
+        enough = tallies[0].requests * (1 - p / 100) >= LEAST_BEYOND
+        seconds = span(values) if enough and all(map(math.isfinite, values)) else None
+        percentiles.append(SimulatedPercentile(p=p, seconds=seconds))
+    return SimulatedLatency(metric=metric, percentiles=percentiles)

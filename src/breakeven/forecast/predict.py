@@ -1,0 +1,291 @@
+"""What must be said beside a prediction: how its constants came about, extrapolation, approximation, lack of room.
+
+How much faster one model is than another on one machine: surer than either speed, because the machine cancels.
+
+Models on machines at batches and contexts: every combination, with its interval and what it rests on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from breakeven.errors import UserError
+from breakeven.forecast.constants import Profile, Range
+from breakeven.forecast.model import StepModel, step_model
+from breakeven.forecast.profiles import profile_named
+from breakeven.forecast.routing import Routing, routing_known, skewed
+from breakeven.forecast.step import Floats, Parts
+from breakeven.model.formats.gpu import GpuFormat
+from breakeven.model.formats.named import format_named
+from breakeven.model.resolve import resolve_spec
+from breakeven.results.predicted import Bound, PredictedPoint, PredictedRatio, Prediction, Span
+from breakeven.version import __version__
+
+QUANTITIES = {
+    "batch": "a batch of {value:,.0f}",
+    "context": "a context of {value:,.0f} tokens",
+    "bytes_read": "{value:.3g} bytes read in a step",
+    "active_params": "{value:.3g} active parameters",
+}
+MINOR = 0.05
+"""Number types with less of a model's bytes go unmentioned."""
+SLACK = 1.25
+"""Beyond the range by less than this factor is no extrapolation worth a line."""
+
+
+def origin_text(profile: Profile) -> str:
+    """How a profile's constants came about, in one line."""
+    origin = profile.origin
+    version = f" {origin.engine_version}" if origin.engine_version else ""
+    if origin.how == "probes":
+        spent = f" in {origin.seconds / 60:.0f} minutes" if origin.seconds else ""
+        text = f"calibrated on {origin.date} with {origin.engine}{version}: {origin.points} probed steps{spent}"
+    else:
+        name = profile.chip.name if profile.chip else profile.name
+        text = f"data sheet of {name} and what its class of machine reaches with {origin.engine}{version}"
+        if not any(error.n for error in profile.errors):
+            text += "; the intervals are judged, nothing of this class was measured"
+    if origin.at_prior:
+        text += f"; not identified, left at their prior: {', '.join(origin.at_prior)}"
+    return text
+
+
+def notes_of(model: StepModel, batch: int, context: int) -> list[str]:
+    """What a reader of one point must know."""
+    return [
+        *_room(model, batch, context),
+        *_extrapolations(model, batch, context),
+        *_types(model),
+        *_approximations(model, batch),
+    ]
+
+
+def _room(model: StepModel, batch: int, context: int) -> list[str]:
+    usable = model.usable_bytes()
+    notes = []
+    if context > model.spec.context:
+        notes.append(f"{context:,} tokens are more than the model's own limit of {model.spec.context:,}")
+    if usable is None or model.fits(batch, context):
+        return notes
+    need = f"needs {model.memory_bytes(batch, context) / 1e9:.3g} GB, {usable / 1e9:.3g} GB can be used"
+    where = model.residency
+    if where.whole:
+        return [*notes, f"does not fit: {need}; the times are what they would be if it did"]
+    away = where.away_bytes / model.terms.total_bytes
+    disk = max(where.experts_disk, where.fixed_disk) > 0
+    host = max(where.experts_host, where.fixed_host) > 0
+    place = "host memory and disk" if host and disk else "disk" if disk else "host memory"
+    notes.append(f"does not fit: {need}; {away:.0%} of the weights are read from {place} (first approximation)")
+    if model.usable_bytes() and model.memory_bytes(batch, context) - model.terms.total_bytes > (usable or 0):
+        notes.append("keys and values alone are more than the device holds")
+    return notes
+
+
+def _extrapolations(model: StepModel, batch: int, context: int) -> list[str]:
+    parts = model.parts(batch, context)
+    values = {
+        "batch": float(batch),
+        "context": float(context),
+        "bytes_read": float(parts.weight_bytes + parts.kv_bytes),
+        "active_params": model.terms.token_flops / 2.0,
+    }
+    return [_beyond(known, values[known.quantity]) for known in model.profile.ranges if _outside(known, values)]
+
+
+def _types(model: StepModel) -> list[str]:
+    """A calibration knows what unpacking costs for the number types of its probes alone."""
+    profile = model.profile
+    if profile.origin.how != "probes" or profile.origin.format is None:
+        return []
+    probed = format_named(profile.origin.format)
+    base = probed.linear if isinstance(probed, GpuFormat) else probed.default
+    seen = {base.value, "F32", *profile.constants.type_cost, *profile.constants.type_compute}
+    kinds = [*model.terms.fixed, *(kind for group in model.terms.experts for kind in group.types)]
+    total = sum(nbytes for _, nbytes in kinds)
+    new = {kind for kind, _ in kinds if sum(n for k, n in kinds if k == kind) > MINOR * total} - seen
+    if not new:
+        return []
+    return [f"extrapolated: {', '.join(sorted(new))} weights, probed with {probed.name}; unpacking may cost otherwise"]
+
+
+def _outside(known: Range, values: dict[str, float]) -> bool:
+    value = values.get(known.quantity)
+    return value is not None and not known.low / SLACK <= value <= known.high * SLACK
+
+
+def _beyond(known: Range, value: float) -> str:
+    what = QUANTITIES[known.quantity].format(value=value)
+    low, high = (f"{end:,.0f}" if end < 1e6 else f"{end:.3g}" for end in (known.low, known.high))
+    span = low if known.low == known.high else f"{low} to {high}"
+    return f"extrapolated: {what} lies outside the {span} that was fitted"
+
+
+def _approximations(model: StepModel, batch: int) -> list[str]:
+    notes = []
+    if model.profile.engine == "llama.cpp" and isinstance(format_named(model.format), GpuFormat):
+        notes.append(f"llama.cpp does not read {model.format}: these are the times of as many bytes")
+    if model.split == "layers":
+        notes.append(f"{model.devices} devices work one after the other on their layers: more memory, no more speed")
+    elif model.split != "none":
+        notes.append(f"{model.devices} devices: a first approximation of {model.split} parallelism, not checked")
+    if model.profile.origin.how == "probes" and not routing_known(model.terms) and batch > 1:
+        notes.append("routing taken as even; the low end allows for uneven routing (measure it: breakeven trace)")
+    return notes
+
+
+def speed_ratio(of: StepModel, over: StepModel, batch: float, context: float) -> Span:
+    """Decode speed of `of` over that of `over`, both at this batch and context; above 1 `of` is faster.
+
+    Each model's error beyond what it shares with others on its machine (`Error.between_models`) is independent of the
+    other's, so squares add. Where the routing of one is not known and the profile comes from probes, that model may
+    be as fast as uneven routing makes it.
+    """
+    value = float(over.step_s(batch, context) / of.step_s(batch, context))
+    width = math.hypot(of.error("decode").between_models, over.error("decode").between_models)
+    fast, fast_over = _fastest(of, batch, context), _fastest(over, batch, context)
+    return Span(value=value, low=value * math.exp(-width) * fast_over, high=value * math.exp(width) / fast)
+
+
+def _fastest(model: StepModel, batch: float, context: float) -> float:
+    """Step time under uneven routing over that under even routing; 1 where routing is known or in the errors."""
+    if model.profile.origin.how != "probes" or routing_known(model.terms):
+        return 1.0
+    uneven = StepModel(
+        model.spec, skewed(model.terms), model.profile, model.devices, 1.0, model.expert_parallel, model.residency
+    )
+    return float(uneven.step_s(batch, context) * model.scale / model.step_s(batch, context))
+
+
+DEFAULT_FORMATS = {"vllm": "BF16"}
+"""By engine; Q4_K_M, the usual choice of local machines, for all others."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A machine as the caller named it."""
+
+    name: str
+    profile: Profile
+
+
+def predict(
+    models: Sequence[str],
+    machines: Sequence[str],
+    *,
+    engine: str | None = None,
+    devices: int | None = None,
+    batches: Sequence[int] = (1,),
+    contexts: Sequence[int] = (512,),
+    format_name: str | None = None,
+    frequencies: Mapping[str, Routing] | None = None,
+    expert_parallel: bool = False,
+) -> Prediction:
+    """Predicted steps of every model on every machine, in that order, then by context and batch.
+
+    `frequencies`: measured routing by model, as named in `models`; see `predict.routing`. `engine`, `devices` and
+    `format_name` None: as the machine's class runs models. Raises UserError for unknown models, machines and formats.
+    """
+    if min([*batches, *contexts], default=0) < 1:
+        raise UserError("a batch and a context are 1 or more; give numbers such as --batch 1,8,32 --context 512")
+    places = [_Place(name, profile_named(name, engine, devices, format_name)) for name in machines]
+    specs = [(name, resolve_spec(name)) for name in models]
+    points: list[PredictedPoint] = []
+    ratios: list[PredictedRatio] = []
+    for place in places:
+        steps = {
+            name: step_model(
+                spec,
+                place.profile,
+                format_name or default_format(place.profile),
+                devices,
+                frequencies=(frequencies or {}).get(name),
+                expert_parallel=expert_parallel,
+            )
+            for name, spec in specs
+        }
+        for name, model in steps.items():
+            points += points_of(model, name, place.name, batches, contexts)
+        ratios += _ratios(steps, place.name, batches, contexts)
+    return Prediction(
+        version=__version__,
+        points=points,
+        ratios=ratios,
+        profiles={place.name: origin_text(place.profile) for place in places},
+    )
+
+
+def default_format(profile: Profile) -> str:
+    """The weight format models are stored in when nobody says: the one probed, else the engine's usual one."""
+    return profile.origin.format or DEFAULT_FORMATS.get(profile.engine, "Q4_K_M")
+
+
+def points_of(
+    model: StepModel, name: str, machine: str, batches: Sequence[int], contexts: Sequence[int]
+) -> list[PredictedPoint]:
+    """One model's points; `name` and `machine` as the caller calls them."""
+    return [_point(model.placed(b, c), name, machine, b, c) for c in contexts for b in batches]
+
+
+def _ratios(
+    models: Mapping[str, StepModel], machine: str, batches: Sequence[int], contexts: Sequence[int]
+) -> list[PredictedRatio]:
+    first, *others = models
+    return [
+        PredictedRatio(
+            model=name,
+            over=first,
+            machine=machine,
+            batch=b,
+            context=c,
+            decode=speed_ratio(models[name].placed(b, c), models[first].placed(b, c), b, c),
+        )
+        for name in others
+        for c in contexts
+        for b in batches
+    ]
+
+
+def _point(model: StepModel, name: str, machine: str, batch: int, context: int) -> PredictedPoint:
+    parts = model.parts(batch, context)
+    step = _span(model, "decode", lambda m: float(m.step_s(batch, context)))
+    prefill = _span(model, "prefill", lambda m: float(m.prefill_s(context)))
+    seconds = {part: float(value) for part, value in _taken(parts).items() if value.any()}
+    return PredictedPoint(
+        model=name,
+        machine=machine,
+        engine=model.profile.engine,
+        devices=model.devices,
+        batch=batch,
+        context=context,
+        format=model.format,
+        kind="moe" if model.terms.moe else "dense",
+        step_s=step,
+        decode_tokens_per_s=batch / step.value,
+        prefill_tokens_per_s=context / prefill.value,
+        prefill_s=prefill,
+        fits=model.fits(batch, context),
+        memory_bytes=model.memory_bytes(batch, context),
+        bytes_read=float(parts.weight_bytes + parts.kv_bytes),
+        bound=max(seconds, key=lambda part: seconds[part]),
+        parts_s={str(part): value for part, value in seconds.items()},
+        notes=notes_of(model, batch, context),
+    )
+
+
+def _taken(parts: Parts) -> dict[Bound, Floats]:
+    return {
+        "weights": parts.weights_s,
+        "kv": parts.kv_s,
+        "compute": parts.compute_s,
+        "overhead": parts.overhead_s,
+        "host": parts.host_s,
+        "disk": parts.disk_s,
+        "link": parts.link_s,
+    }
+
+
+def _span(model: StepModel, phase: str, seconds: Callable[[StepModel], float]) -> Span:
+    fast, slow = model.low_high(phase)
+    return Span(value=seconds(model), low=seconds(fast), high=seconds(slow))

@@ -1,0 +1,332 @@
+"""A profile without probes: what a chip's data sheet says, times the efficiencies its class of machine reaches.
+
+The efficiencies stand in `data/efficiencies.json`, by engine family and class of chip, with where each came from and
+how far predictions were off when a model, or a machine, was left out of the fit. The script `bench/fit_prior.py`
+writes that file from public measurements. A class that nobody measured borrows from its neighbours, and its interval
+says so.
+
+Profiles on disk, and from what a person types to a profile: this machine, a file, or a chip's name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+import msgspec
+
+from breakeven.errors import UserError
+from breakeven.forecast.constants import PROFILE_SCHEMA, Constants, Error, Origin, Profile, Range
+from breakeven.hardware.chips import Chip, ChipClass
+from breakeven.hardware.machine import MachineSpec
+from breakeven.hardware.reader import read_machine
+from breakeven.model.formats.gpu import GpuFormat
+from breakeven.model.formats.named import format_named
+from breakeven.version import __version__
+
+ENGINES = ("llama.cpp", "vllm")
+
+
+class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
+    """What one class of machine makes of its data sheet under one engine.
+
+    Shares are of the published figure. `flops_per_byte` stands in for a peak rate that the maker does not publish:
+    peak operations a second over bytes a second. `usable_memory` is the share of memory an engine may fill.
+    """
+
+    weight_share: float
+    kv_share: float
+    decode_flops_share: float
+    prefill_flops_share: float
+    flops_per_byte: float
+    step_s: float
+    layer_s: float
+    moe_layer_s: float
+    sequence_s: float
+    overlap: float = 1.0
+    expert_s: float = 0.0
+    prefill_token_s: float = 0.0
+    routing_alpha: float = 1.0
+    usable_memory: float = 1.0
+    host_bytes_per_s: float | None = None
+    disk_bytes_per_s: float | None = None
+    link_share: float = 0.7
+    link_bytes_per_s: float | None = None
+    link_s: float = 0.0
+    type_cost: dict[str, float] = {}
+    idle_share: float = 0.1
+    busy_share: float = 0.7
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One class of machine under one engine: its efficiency, its errors, and where both come from."""
+
+    engine: str
+    chip_class: str
+    efficiency: Efficiency
+    errors: list[Error]
+    ranges: list[Range] = []
+    basis: str
+    """In words: fitted on what, or judged by what."""
+    points: int = 0
+    at_prior: list[str] = []
+
+
+class Efficiencies(msgspec.Struct, frozen=True, kw_only=True):
+    """The file `data/efficiencies.json`."""
+
+    date: str
+    sources: list[str]
+    entries: list[Entry]
+
+
+@lru_cache(maxsize=1)
+def efficiencies() -> Efficiencies:
+    """The shipped file."""
+    raw = files("breakeven.forecast").joinpath("data/efficiencies.json").read_bytes()
+    return msgspec.json.decode(raw, type=Efficiencies)
+
+
+def efficiency_of(chip_class: str, engine: str) -> Entry:
+    """The entry for a class of chip. Raises UserError for an engine that has none."""
+    if engine not in ENGINES:
+        raise UserError(f"no data-sheet profile for engine {engine!r}: there is one for {' and '.join(ENGINES)}")
+    return next(e for e in efficiencies().entries if e.engine == engine and e.chip_class == chip_class)
+
+
+def profile_of_chip(chip: Chip, engine: str, devices: int = 1, format_name: str | None = None) -> Profile:
+    """What `engine` should reach on `devices` of `chip`, from its data sheet alone.
+
+    `format_name` chooses the peak rate of arithmetic (fp8 tensors run on the fp8 units); None: 16-bit. Raises UserError
+    for an unknown engine or format, and for fewer than one device.
+    """
+    if devices < 1:
+        raise UserError(f"{devices} devices of {chip.slug}: give at least 1")
+    entry = efficiency_of(chip.chip_class, engine)
+    return profile_with(chip, entry, devices, format_name, efficiencies().date, efficiencies().sources)
+
+
+def profile_with(
+    chip: Chip, entry: Entry, devices: int, format_name: str | None, date: str, sources: list[str]
+) -> Profile:
+    """`profile_of_chip` with the efficiencies given: what the fit calls."""
+    found = entry.efficiency
+    bandwidth = chip.bandwidth_bytes_per_s
+    peak = peak_flops(chip, found, engine=entry.engine, format_name=format_name)
+    link = chip.link_bytes_per_s * found.link_share if chip.link_bytes_per_s else found.link_bytes_per_s
+    return Profile(
+        name=chip.slug,
+        engine=entry.engine,
+        devices=devices,
+        constants=Constants(
+            weight_bytes_per_s=bandwidth * found.weight_share,
+            kv_bytes_per_s=bandwidth * found.kv_share,
+            decode_flops_per_s=peak * found.decode_flops_share,
+            prefill_flops_per_s=peak * found.prefill_flops_share,
+            overlap=found.overlap,
+            step_s=found.step_s,
+            layer_s=found.layer_s,
+            moe_layer_s=found.moe_layer_s,
+            expert_s=found.expert_s,
+            sequence_s=found.sequence_s,
+            prefill_token_s=found.prefill_token_s,
+            routing_alpha=found.routing_alpha,
+            host_bytes_per_s=found.host_bytes_per_s,
+            disk_bytes_per_s=found.disk_bytes_per_s,
+            link_bytes_per_s=link,
+            link_s=found.link_s,
+            type_cost=found.type_cost,
+        ),
+        errors=entry.errors,
+        ranges=entry.ranges,
+        origin=Origin(
+            how="datasheet",
+            engine=entry.engine,
+            engine_version=None,
+            date=date,
+            version=__version__,
+            format=format_name,
+            points=entry.points,
+            at_prior=entry.at_prior,
+            sources=[f"data sheet: {chip.source}", entry.basis, *sources],
+        ),
+        memory_bytes=None if chip.memory_bytes is None else int(chip.memory_bytes * found.usable_memory),
+        chip=chip,
+        idle_w=None if chip.tdp_w is None else chip.tdp_w * found.idle_share,
+        busy_w=None if chip.tdp_w is None else chip.tdp_w * found.busy_share,
+    )
+
+
+def peak_flops(chip: Chip, found: Efficiency, *, engine: str, format_name: str | None) -> float:
+    """Peak operations a second that the engine's matrix products draw on.
+
+    vLLM multiplies FP8 and FP4 weights on units of that width where the chip has them; other formats, and llama.cpp's
+    all, are charged against the 16-bit peak.
+    """
+    sixteen = (
+        chip.peak_flops.get("bf16")
+        or chip.peak_flops.get("fp16")
+        or found.flops_per_byte * (chip.bandwidth_bytes_per_s)
+    )
+    if engine != "vllm" or format_name is None:
+        return sixteen
+    wanted = {"fp8": ("fp8",), "int8": ("int8", "fp8"), "nvfp4": ("fp4", "fp8")}.get(_plain(format_name), ())
+    return max([sixteen, *(chip.peak_flops[kind] for kind in wanted if kind in chip.peak_flops)])
+
+
+def _plain(format_name: str) -> str:
+    return format_named(format_name).name.lower()
+
+
+THIS = "this"
+SERVING_CLASSES: tuple[ChipClass, ...] = ("datacenter", "workstation")
+"""Chips on which models are served with vLLM by default; on all others llama.cpp runs them."""
+BOTH_CLASSES: tuple[ChipClass, ...] = (*SERVING_CLASSES, "consumer")
+"""Chips that both engines run on."""
+SAME_MEMORY = 0.02
+"""Machines whose memory differs by less are the same: the kernel's own share changes from boot to boot."""
+
+
+def profile_directory() -> Path:
+    """Where profiles are kept: `$XDG_DATA_HOME/breakeven/profiles`, else the platform's place for data."""
+    base = os.environ.get("XDG_DATA_HOME")
+    home = Path.home() / ("Library/Application Support" if sys.platform == "darwin" else ".local/share")
+    return (Path(base) if base else home) / "breakeven" / "profiles"
+
+
+def save_profile(profile: Profile, path: Path | None = None) -> Path:
+    """Write a profile, by default where `profile_named` finds it; returns where. Raises UserError when it cannot."""
+    if path is None:
+        parts = (profile.name, profile.engine, profile.origin.format, f"{profile.devices}x", profile.origin.date)
+        path = profile_directory() / f"{_slug('-'.join(p for p in parts if p))}.json"
+    content = msgspec.json.format(msgspec.json.encode(profile), indent=2)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content + b"\n")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; give another place with --out") from error
+    return path
+
+
+def load_profile(path: Path) -> Profile:
+    """A profile from its file. Raises UserError when it is none."""
+    try:
+        profile = msgspec.json.decode(path.read_bytes(), type=Profile)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give what `breakeven calibrate` wrote") from error
+    except msgspec.DecodeError as error:
+        raise UserError(f"{path} is no profile: {error}; give what `breakeven calibrate` wrote") from error
+    if profile.schema != PROFILE_SCHEMA:
+        raise UserError(f"{path} has schema {profile.schema}, this version reads {PROFILE_SCHEMA}; calibrate again")
+    return profile
+
+
+def profiles_here(machine: MachineSpec) -> list[Profile]:
+    """Profiles in the user's directory that were fitted on `machine`, newest first. Passes over what it cannot read."""
+    found = []
+    for path in profile_directory().glob("*.json"):
+        try:
+            profile = load_profile(path)
+        except UserError:
+            continue
+        if profile.machine is not None and _same(profile.machine, machine):
+            found.append((profile.origin.date, path.stat().st_mtime, profile))
+    return [profile for _, _, profile in sorted(found, key=lambda entry: entry[:2], reverse=True)]
+
+
+def profile_named(
+    machine: str, engine: str | None = None, devices: int | None = None, format_name: str | None = None
+) -> Profile:
+    """The profile of what a person calls a machine.
+
+    "this": the newest calibrated profile of this machine, one of `format_name` before others. A path: a profile, or a
+    chip described in YAML or JSON. Else the name of a catalogued chip, from its data sheet. `engine` None: the one that
+    such machines run. Raises UserError when there is no such profile, and says what to do.
+    """
+    if machine == THIS:
+        return _this(engine, devices, format_name)
+    path = Path(machine).expanduser()
+    if path.suffix.lower() in (".json", ".yaml", ".yml"):
+        return _from_file(path, engine, devices, format_name)
+    from breakeven.hardware.chips import chip_named
+
+    return _from_chip(chip_named(machine), engine, devices, format_name)
+
+
+def default_engine(chip: Chip, format_name: str | None = None) -> str:
+    """The engine that machines with this chip run unless told otherwise.
+
+    A format that only one of the engines reads decides, where the class of machine runs both.
+    """
+    usual = "vllm" if chip.chip_class in SERVING_CLASSES else "llama.cpp"
+    if format_name is None or chip.chip_class not in BOTH_CLASSES:
+        return usual
+    chosen = format_named(format_name)
+    if isinstance(chosen, GpuFormat):
+        return "vllm"
+    return "llama.cpp" if chosen.quantized and chosen.name != "MXFP4" else usual
+
+
+def _this(engine: str | None, devices: int | None, format_name: str | None) -> Profile:
+    known = profiles_here(read_machine())
+    fitting = [p for p in known if engine in (None, p.engine) and devices in (None, p.devices)]
+    if not fitting:
+        wanted = f" with {engine}" if engine else ""
+        wanted += f" on {devices} devices" if devices and devices > 1 else ""
+        others = ", ".join(sorted({p.engine for p in known}))
+        raise UserError(
+            f"this machine has not been calibrated{wanted}; run `breakeven calibrate"
+            + (f" --engine {engine}`" if engine else "`")
+            + ", or name a chip with --machine (`breakeven machines` lists them)"
+            + (f"; calibrated so far: {others}" if others else "")
+        )
+    same_format = [p for p in fitting if _lower(p.origin.format) == _lower(format_name)]
+    return (same_format or fitting)[0]
+
+
+def _from_file(path: Path, engine: str | None, devices: int | None, format_name: str | None) -> Profile:
+    if path.suffix.lower() == ".json" and _is_profile(path):
+        profile = load_profile(path)
+        if engine not in (None, profile.engine):
+            raise UserError(f"{path} is a profile of {profile.engine}, not of {engine}; leave --engine out")
+        return profile
+    from breakeven.hardware.chips import read_chip
+
+    return _from_chip(read_chip(path), engine, devices, format_name)
+
+
+def _from_chip(chip: Chip, engine: str | None, devices: int | None, format_name: str | None) -> Profile:
+    pass  # DROPPED
+
+    return profile_of_chip(chip, engine or default_engine(chip, format_name), devices or 1, format_name)
+
+
+def _is_profile(path: Path) -> bool:
+    """Whether a JSON file has a profile's constants; a chip's description has none."""
+    try:
+        content = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return False  # the reader of chips says what is wrong
+    return isinstance(content, dict) and ("constants" in content or content.get("schema") == PROFILE_SCHEMA)
+
+
+def _same(a: MachineSpec, b: MachineSpec) -> bool:
+    return (
+        (a.cpu, a.logical_cores) == (b.cpu, b.logical_cores)
+        and [gpu.name for gpu in a.gpus] == [gpu.name for gpu in b.gpus]
+        and abs(a.memory_bytes - b.memory_bytes) <= SAME_MEMORY * b.memory_bytes
+    )
+
+
+def _lower(text: str | None) -> str | None:
+    return None if text is None else text.lower()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

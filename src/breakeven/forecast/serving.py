@@ -1,0 +1,288 @@
+"""What one replica carries: the highest rate that keeps the service level, and how long requests take at any rate.
+
+The requests are drawn once, brought to a mean rate of one a second, and only their clock is changed from load to load
+(common random numbers): a difference between two loads, two models or two ends of an interval is never one of luck.
+The capacity is found by bisection over simulations; it cannot be above what the replica does in a closed loop that
+always has another request for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from breakeven.forecast.model import StepModel
+from breakeven.forecast.simulated import requests_of_schedule
+from breakeven.forecast.simulator.policy import Policy
+from breakeven.forecast.simulator.results import Simulation
+from breakeven.forecast.simulator.run import simulate
+from breakeven.forecast.simulator.state import Requests
+from breakeven.results.decision import LatencyPoint
+from breakeven.results.predicted import Span
+from breakeven.traffic.draw import draw
+from breakeven.traffic.traces.rows import TraceRows
+from breakeven.traffic.workload import Arrivals, Slo, Workload
+
+PRECISION = 0.03
+"""A capacity is found to within this share: less than any step model knows."""
+LEAST_REQUESTS, LEAST_TRACED, MOST_REQUESTS = 1200, 3000, 8000
+"""Drawn from distributions, and taken from a trace, whose bursts must be in them; the most that is worth its time."""
+TIMES_IN_FLIGHT = 6
+"""A run has this many times the requests that are in flight when the replica is full, or it would never fill."""
+WARM_SHARE = 1 / 3
+"""Of a run, before anything counts: the replica starts empty."""
+END_PRECISION = 0.1
+"""The ends of an interval, which are tens of per cent away, need no more."""
+MOST_TRIALS = 24
+LOWEST = 1e-3
+"""Of the saturation rate: who keeps the level only below it does not keep it."""
+HOPELESS = 1e-6
+"""Of the saturation rate: requests so far apart are served alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One replica and the traffic it is asked to carry: `requests`, at a mean rate of one a second until told."""
+
+    model: StepModel
+    policy: Policy
+    requests: Requests
+
+    def run(self, rate_per_s: float) -> Simulation:
+        """The same requests at another mean rate."""
+        requests = replace(self.requests, arrival_s_N=self.requests.arrival_s_N / rate_per_s)
+        return simulate(requests, self.model, self.policy)
+
+    def counted(self, run: Simulation) -> NDArray[np.bool_]:
+        """Requests that arrive when the replica is warm and others still come."""
+        heads_s = run.arrival_s_N[run.requests.heads]
+        first_s, last_s = float(heads_s[0]), float(heads_s[-1])
+        with np.errstate(invalid="ignore"):
+            return (run.arrival_s_N >= first_s + WARM_SHARE * (last_s - first_s)) & (run.arrival_s_N <= last_s)
+
+    def good_share(self, rate_per_s: float, slo: Slo) -> float:
+        """Share of requests that keep `slo` at a rate."""
+        run = self.run(rate_per_s)
+        return run.good_share(slo, self.counted(run))
+
+
+def replica_of(
+    model: StepModel, policy: Policy, workload: Workload, trace: TraceRows | None = None, requests: int | None = None
+) -> Replica | None:
+    """A replica of `model` before `workload`, its arrivals at one a second; None where no request fits beside it.
+
+    `requests`: how many are drawn; None: as many as fill it several times. A trace that has fewer gives what it has.
+    """
+    least = LEAST_REQUESTS if trace is None else LEAST_TRACED
+    few = unit_requests(workload, trace, least if requests is None else requests)
+    mean = float(np.mean(few.prompt_tokens_N + few.output_tokens_N))
+    kv_tokens = model.kv_tokens(mean) if policy.kv_tokens is None else policy.kv_tokens
+    if kv_tokens is not None and kv_tokens < mean:
+        return None
+    policy = replace(policy, kv_tokens=kv_tokens)
+    in_flight = policy.max_sequences if kv_tokens is None else min(policy.max_sequences, kv_tokens / mean)
+    wanted = min(MOST_REQUESTS, round(TIMES_IN_FLIGHT * in_flight))
+    if requests is None and wanted > len(few):
+        few = unit_requests(workload, trace, wanted)
+    return Replica(model, policy, few)
+
+
+def saturation_per_s(replica: Replica) -> float:
+    """Requests a second of a replica that always has another one waiting; in conversations, without any thinking."""
+    asked = replica.requests
+    n = len(asked)
+    mean = float(np.mean(asked.prompt_tokens_N + asked.output_tokens_N))
+    kv_tokens = replica.policy.kv_tokens
+    most = replica.policy.max_sequences + 1
+    # One more than it holds keeps it full; a third of all leaves a steady part to look at.
+    streams = most if kv_tokens is None else min(most, math.ceil(kv_tokens / mean) + 1)
+    loop = replace(
+        asked,
+        arrival_s_N=np.full(n, np.nan),
+        think_s_N=None if asked.think_s_N is None else np.zeros(n),
+        streams=max(1, min(streams, int(np.sum(asked.heads)) // 3)),
+    )
+    run = simulate(loop, replica.model, replica.policy)
+    ends_s = np.sort(run.end_s_N[run.served])
+    if len(ends_s) < 2:
+        return 0.0
+    first_s, last_s = float(ends_s[len(ends_s) // 3]), float(np.nanmax(run.arrival_s_N))
+    if last_s <= first_s:
+        first_s, last_s = 0.0, float(ends_s[-1])
+    # After the first moment, up to the last: answers that end together must not be counted at both.
+    return float(np.sum((ends_s > first_s) & (ends_s <= last_s))) / (last_s - first_s)
+
+
+def capacity_of(
+    model: StepModel,
+    policy: Policy,
+    workload: Workload,
+    slo: Slo,
+    good_share: float,
+    trace: TraceRows | None = None,
+    *,
+    precision: float = PRECISION,
+    requests: int | None = None,
+) -> Span:
+    """Highest mean rate in requests/s at which `good_share` of the requests keep `slo`, on one replica.
+
+    The ends of the interval are those of the step model's, for decoding. Without terms in `slo` it is the saturation
+    rate; 0 where even requests served alone do not keep it, or nothing fits. Turns of a conversation count one by one.
+    """
+    middle = replica_of(model, policy, workload, trace, requests)
+    if middle is None:
+        return Span(value=0.0, low=0.0, high=0.0)
+    fast, slow = model.low_high("decode")
+    highest = saturation_per_s(middle)
+    value = capacity_per_s(middle, slo, good_share, precision=precision, highest=highest)
+    ends = []
+    for end in (slow, fast):
+        factor = model.scale / end.scale
+        ends.append(
+            capacity_per_s(
+                replace(middle, model=end),
+                slo,
+                good_share,
+                precision=max(precision, END_PRECISION),
+                guess=value * factor if value > 0 else None,
+                # Steps that are all longer by one factor are the same run in slow motion.
+                highest=highest * factor if end.terms == model.terms and not middle.policy.front_s else None,
+            )
+        )
+    return Span(value=value, low=min(ends[0], value), high=max(ends[1], value))
+
+
+def capacity_per_s(
+    replica: Replica,
+    slo: Slo,
+    good_share: float,
+    *,
+    precision: float = PRECISION,
+    guess: float | None = None,
+    highest: float | None = None,
+) -> float:
+    """`capacity_of` for one step model, without its interval. `guess`: where to look first; `highest`: saturation."""
+    if highest is None:
+        highest = saturation_per_s(replica)
+    if highest <= 0 or all(term is None for term in msgspec.structs.astuple(slo)):
+        return highest
+
+    def meets(rate: float) -> bool:
+        return replica.good_share(rate, slo) >= good_share
+
+    return highest_that_meets(meets, highest, precision, guess)
+
+
+def highest_that_meets(
+    meets: Callable[[float], bool], highest: float, precision: float, guess: float | None = None
+) -> float:
+    """The rate up to `highest` below which `meets` holds, within `precision`; 0 below `LOWEST` of it."""
+    low, high, growth = 0.0, highest, 1.15
+    rate = min(0.7 * highest if guess is None else guess, highest / (1 + precision))
+    for trial in range(MOST_TRIALS):
+        if meets(rate):
+            low = rate
+        else:
+            high = rate
+        if low == 0.0:
+            # After three failures it is time to ask whether there is any hope.
+            if high < LOWEST * highest or (trial == 2 and not meets(HOPELESS * highest)):
+                return 0.0
+            rate = high / 2
+        elif high / low <= 1 + precision:
+            break
+        elif guess is not None and high == highest:
+            # The guess was good: the answer is near it, not in the middle of everything.
+            rate, growth = min(growth * low, math.sqrt(low * high)), growth**2
+        else:
+            rate = math.sqrt(low * high)
+    return math.sqrt(low * high)
+
+
+def prefill_share(replica: Replica, rate_per_s: float) -> float:
+    """Share of a replica's busy time that prompts take at a rate: what steps last longer for having one in them."""
+    run = replica.run(rate_per_s)
+    steps = run.steps
+    mixed_M = steps.prompt_tokens_M > 0
+    requests = replica.requests
+    context = float(np.mean(requests.prompt_tokens_N)) + float(np.mean(requests.output_tokens_N)) / 2
+    decoding_M = steps.decoding_M[mixed_M]
+    plain_s_M = np.where(decoding_M > 0, replica.model.step_s(np.maximum(decoding_M, 1), context), 0.0)
+    extra_s_M = np.maximum(steps.step_s_M[mixed_M] - plain_s_M, 0.0) * steps.steps_M[mixed_M]
+    busy_s = float(np.sum(steps.step_s_M * steps.steps_M))
+    return float(np.sum(extra_s_M)) / busy_s if busy_s > 0 else 0.0
+
+
+def mean_batch(replica: Replica, rate_per_s: float) -> float:
+    """Sequences that decode together, on average over the steps in which any does."""
+    steps = replica.run(rate_per_s).steps
+    decode_M = np.where(steps.decoding_M > 0, steps.steps_M, 0)
+    return float(np.sum(steps.decoding_M * decode_M)) / float(max(1, np.sum(decode_M)))
+
+
+def latency_points(
+    model: StepModel,
+    policy: Policy,
+    workload: Workload,
+    slo: Slo,
+    rates: Sequence[float],
+    trace: TraceRows | None = None,
+    *,
+    requests: int | None = None,
+) -> list[LatencyPoint]:
+    """How one replica answers at each of `rates` in requests/s; empty where nothing fits.
+
+    Intervals are those of the step model, for decoding: the slow end of a delay is simulated with slow steps.
+    """
+    middle = replica_of(model, policy, workload, trace, requests)
+    if middle is None:
+        return []
+    fast, slow = model.low_high("decode")
+    replicas = [middle, replace(middle, model=fast), replace(middle, model=slow)]
+    return [_latency(rate, [(replica, replica.run(rate)) for replica in replicas], slo) for rate in rates]
+
+
+def _latency(rate: float, runs: Sequence[tuple[Replica, Simulation]], slo: Slo) -> LatencyPoint:
+    """`runs`: with the step model as it is, its fast and its slow end."""
+    counted = [replica.counted(run) for replica, run in runs]
+    spans = {
+        f"{metric}_p{p}_s": _span(
+            [float(run.percentiles(metric, p, c)) for (_, run), c in zip(runs, counted, strict=True)]
+        )
+        for metric in ("ttft", "tpot", "e2e")
+        for p in (50, 99)
+    }
+    shares = [run.good_share(slo, c) for (_, run), c in zip(runs, counted, strict=True)]
+    run = runs[0][1]
+    return LatencyPoint(
+        rate_per_s=rate,
+        **spans,
+        good_share=_span(shares),
+        utilisation=run.utilisation,
+        tokens_per_s=rate * float(np.mean(run.requests.output_tokens_N)),
+    )
+
+
+def _span(value_and_ends: Sequence[float]) -> Span:
+    return Span(value=value_and_ends[0], low=min(value_and_ends), high=max(value_and_ends))
+
+
+def unit_requests(workload: Workload, trace: TraceRows | None, n: int) -> Requests:
+    """About `n` requests of `workload`, their arrivals stretched to one a second on average."""
+    arrivals = workload.arrivals
+    if arrivals.is_closed:
+        # A capacity is a rate, and a closed loop has none of its own.
+        arrivals = Arrivals(process="poisson", rate_per_s=1.0)
+    asked = msgspec.structs.replace(workload, arrivals=arrivals, requests=n, duration_s=None, warm_up_s=0.0)
+    requests = requests_of_schedule(draw(asked, trace))
+    heads_s = requests.arrival_s_N[requests.heads]
+    span_s = float(heads_s[-1] - heads_s[0])
+    # The last arrival stands for a gap too: n arrivals take n mean gaps.
+    span_s *= len(heads_s) / max(1, len(heads_s) - 1)
+    arrival_s_N = (requests.arrival_s_N - heads_s[0]) * (len(requests) / span_s if span_s > 0 else 1.0)
+    return replace(requests, arrival_s_N=arrival_s_N)

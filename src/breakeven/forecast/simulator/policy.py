@@ -1,0 +1,191 @@
+"""How an engine fills its steps: the few settings in which servers differ.
+
+vLLM (V1 scheduler, `vllm/v1/core/sched/scheduler.py`): every step first gives one token to each running sequence, then
+what is left of `max_num_batched_tokens` to prompts, in order of arrival, cut into chunks. Blocks of keys and values are
+taken as they are needed; when none is left, the sequence admitted last gives its own back and starts over. Scheduling
+is asynchronous (`async_scheduling`, on by default): a step is put together while the one before it runs.
+
+llama.cpp (`tools/server/server-context.cpp`, `update_slots`): a request waits for a free slot, whose context is its
+own. A step takes one token of every generating slot and prompt tokens up to `n_batch`, and runs as several passes of
+`n_ubatch` tokens each; nobody gets a token before all of them are done, so prompts hold up everyone's answers.
+
+Step times looked up: the step model on a grid once, interpolated many thousand times.
+
+The step model is piecewise smooth and rises along every axis, so linear interpolation between points a quarter of an
+octave apart (half of one along contexts) keeps its order. It stays within a few per mille, and within 8 % where memory
+and arithmetic change places.
+
+Axes: D decoding sequences, C their mean context, P prompt tokens, Q mean context of a prompt token.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from breakeven.errors import UserError
+from breakeven.forecast.model import StepModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """One engine's way of batching.
+
+    `max_sequences` in a step; `max_step_tokens`, prompts and answers together. `micro_batch`: a step of more tokens
+    than this runs as several passes; None: one pass. `chunked` False: a prompt runs whole or waits. `kv_tokens`: tokens
+    of keys and values on one replica; None: what fits beside the weights. `slot_tokens`: context of one sequence; None:
+    only `kv_tokens` limits it. `block_tokens`: what keys and values are taken in. `front_s`: from a request's arrival
+    to the engine's queue and back (HTTP, tokenizer), beside the steps. `ahead`: a step is planned when the one
+    before it starts, so who arrives meanwhile joins the step after.
+    """
+
+    name: str
+    max_sequences: int
+    max_step_tokens: int
+    micro_batch: int | None = None
+    chunked: bool = True
+    kv_tokens: int | None = None
+    slot_tokens: int | None = None
+    block_tokens: int = 16
+    prefix_caching: bool = False
+    front_s: float = 0.0
+    ahead: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for settings under which no step could run."""
+        least = {
+            "max_sequences": self.max_sequences,
+            "max_step_tokens": self.max_step_tokens,
+            "block_tokens": self.block_tokens,
+            "micro_batch": self.micro_batch,
+            "kv_tokens": self.kv_tokens,
+            "slot_tokens": self.slot_tokens,
+        }
+        for name, value in least.items():
+            if value is not None and value < 1:
+                raise UserError(f"policy {self.name}: {name} must be 1 or more; found {value}")
+        if self.max_step_tokens < self.max_sequences:
+            raise UserError(
+                f"policy {self.name}: a step of {self.max_step_tokens} tokens cannot give one to each of "
+                f"{self.max_sequences} sequences; raise max_step_tokens"
+            )
+        if self.front_s < 0:
+            raise UserError(f"policy {self.name}: front_s must be 0 or more; found {self.front_s}")
+
+
+POLICIES: dict[str, Policy] = {
+    # vllm serve on a data-centre GPU: EngineArgs.get_batch_defaults, usage OPENAI_API_SERVER, 70 GiB or more.
+    "vllm": Policy(name="vllm", max_sequences=1024, max_step_tokens=8192, prefix_caching=True, ahead=True),
+    # The same on smaller GPUs and on CPUs.
+    "vllm-small": Policy(name="vllm-small", max_sequences=256, max_step_tokens=2048, prefix_caching=True, ahead=True),
+    # As Breakeven starts it: prompt cache off, so that candidates meet the same work.
+    "llama.cpp": Policy(name="llama.cpp", max_sequences=4, max_step_tokens=2048, micro_batch=512, block_tokens=1),
+}
+
+
+def policy_named(name: str) -> Policy:
+    """The policy of an engine. Raises UserError for one that is not known."""
+    if name not in POLICIES:
+        raise UserError(f"no batching policy is known for the engine {name!r}; there is {', '.join(POLICIES)}")
+    return POLICIES[name]
+
+
+Floats = NDArray[np.float64]
+
+_FEWEST_CONTEXT = 64
+_CACHE: list[tuple[StepModel, int, int, int, StepTable]] = []
+_CACHED = 8
+
+
+class StepTable:
+    """Seconds of steps of one model. Look-ups take plain numbers and cost about a microsecond or four."""
+
+    __slots__ = ("_c", "_d_at", "_d_share", "_decode", "_mixed", "_n_c", "_n_p", "_n_q", "_p_at", "_p_share", "_q")
+
+    def __init__(self, model: StepModel, sequences: int, tokens: int, context: int) -> None:
+        d_D = _grid(0, sequences, 4)
+        p_P = _grid(1, tokens, 4)
+        self._c = _grid(_FEWEST_CONTEXT, context, 2).tolist()
+        self._q = _grid(_FEWEST_CONTEXT, context, 2).tolist()
+        self._n_c, self._n_p, self._n_q = len(self._c), len(p_P), len(self._q)
+        self._decode: list[list[float]] = model.step_s(
+            np.arange(sequences + 1, dtype=np.float64)[:, None], np.asarray(self._c)[None, :]
+        ).tolist()
+        self._mixed: list[float] = (
+            model.step_s(
+                d_D[:, None, None, None],
+                np.asarray(self._c)[None, :, None, None],
+                p_P[None, None, :, None],
+                np.asarray(self._q)[None, None, None, :],
+            )
+            .ravel()
+            .tolist()
+        )
+        self._d_at, self._d_share = _places(d_D, sequences)
+        self._p_at, self._p_share = _places(p_P, tokens)
+
+    def decode_s(self, d: int, c: float) -> float:
+        """A step of `d` sequences of mean context `c` tokens."""
+        # As `_place` does, without a call: this is the innermost line of a simulation.
+        grid, row = self._c, self._decode[d]
+        i = bisect_right(grid, c, 1, self._n_c - 1) - 1
+        share: float = (c - grid[i]) / (grid[i + 1] - grid[i])
+        return row[i] + share * (row[i + 1] - row[i])
+
+    def mixed_s(self, d: int, c: float, p: int, q: float) -> float:
+        """A step of `d` decoding sequences and `p` >= 1 prompt tokens that attend to `q` tokens each on average."""
+        table = self._mixed
+        n_q = self._n_q
+        n_pq = self._n_p * n_q
+        i_c, s_c = _place(self._c, c)
+        i_q, s_q = _place(self._q, q)
+        s_d, s_p = self._d_share[d], self._p_share[p]
+        at = (self._d_at[d] * self._n_c + i_c) * n_pq + self._p_at[p] * n_q + i_q
+        found = 0.0
+        for start, weight in ((at, 1.0 - s_d), (at + self._n_c * n_pq, s_d)):
+            if weight:
+                for k, w in ((start, weight * (1.0 - s_c)), (start + n_pq, weight * s_c)):
+                    low = table[k] + s_q * (table[k + 1] - table[k])
+                    if s_p:
+                        j = k + n_q
+                        low += s_p * (table[j] + s_q * (table[j + 1] - table[j]) - low)
+                    found += w * low
+        return found
+
+
+def table_of(model: StepModel, sequences: int, tokens: int, context: int) -> StepTable:
+    """The table for steps of up to `sequences` sequences and `tokens` prompt tokens, contexts up to `context`.
+
+    The latest few are kept: a search over loads asks for the same one again and again.
+    """
+    for known, s, t, c, table in _CACHE:
+        if (s, t, c) == (sequences, tokens, context) and known == model:
+            return table
+    table = StepTable(model, sequences, tokens, context)
+    _CACHE.append((model, sequences, tokens, context, table))
+    del _CACHE[:-_CACHED]
+    return table
+
+
+def _place(grid: list[float], x: float) -> tuple[int, float]:
+    """The interval of the grid that `x` lies in, the first or last one beyond its ends, and where in it."""
+    i = bisect_right(grid, x, 1, len(grid) - 1) - 1
+    return i, (x - grid[i]) / (grid[i + 1] - grid[i])
+
+
+def _grid(low: int, high: int, per_octave: int) -> Floats:
+    """Whole numbers from `low` to at least `high`, `per_octave` to a doubling; at least two of them."""
+    points = [float(low)]
+    while points[-1] < high or len(points) < 2:
+        points.append(max(points[-1] + 1.0, float(round(points[-1] * 2.0 ** (1.0 / per_octave)))))
+    return np.asarray(points)
+
+
+def _places(grid: Floats, most: int) -> tuple[list[int], list[float]]:
+    """For every whole number up to `most`: the grid point at or below it, and how far it is to the next."""
+    numbers = np.maximum(np.arange(most + 1, dtype=np.float64), grid[0])
+    at = np.clip(np.searchsorted(grid, numbers, side="right") - 1, 0, len(grid) - 2)
+    return at.tolist(), ((numbers - grid[at]) / (grid[at + 1] - grid[at])).tolist()

@@ -1,0 +1,272 @@
+"""The simulation: arrivals in order of time, replicas moved on to each of them.
+
+Traces longer than memory: a part of the requests at a time, and only those in flight carried from part to part.
+
+The parts give what the whole would: replicas keep their state, requests change their numbers and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from heapq import heappop, heappush
+from math import inf
+from random import Random
+
+import numpy as np
+
+from breakeven.errors import UserError
+from breakeven.forecast.model import StepModel
+from breakeven.forecast.simulator.engine import Replica
+from breakeven.forecast.simulator.fleet import BALANCING, Fleet, Scaler
+from breakeven.forecast.simulator.policy import POLICIES, Policy, StepTable, policy_named, table_of
+from breakeven.forecast.simulator.results import Simulation, simulation_of
+from breakeven.forecast.simulator.state import NOBODY, Jobs, Requests
+
+_LEAST_CONTEXT = 8192
+LARGE_DEVICE_BYTES = 70 * 2**30
+"""From here on vLLM takes larger steps by default (`EngineArgs.get_batch_defaults`)."""
+
+
+def simulate(
+    requests: Requests, model: StepModel, policy: Policy | None = None, fleet: Fleet | None = None
+) -> Simulation:
+    """Serve `requests` with replicas of `model`; the same arguments give the same result, to the last bit.
+
+    `policy` None: that of the engine the profile is of, with the keys and values that fit beside the weights.
+    Raises UserError for an engine without a known policy.
+    """
+    if policy is None:
+        lengths_N = requests.prompt_tokens_N + requests.output_tokens_N
+        policy = policy_of(model, float(lengths_N.mean()) if len(requests) else None)
+    return Run(requests, model, policy, fleet or Fleet()).result()
+
+
+def table_for(requests: Requests, model: StepModel, policy: Policy, sequences: int | None = None) -> StepTable:
+    """Step times for these requests; `sequences` None: as many as they are, if that is fewer than the policy's."""
+    longest = int((requests.prompt_tokens_N + requests.output_tokens_N).max()) if len(requests) else 1
+    most = min(policy.max_sequences, max(1, len(requests) if sequences is None else sequences))
+    tokens = policy.micro_batch or policy.max_step_tokens
+    return table_of(model, most, tokens, 1 << max(_LEAST_CONTEXT, longest).bit_length())
+
+
+def policy_of(model: StepModel, context: float | None = None) -> Policy:
+    """The policy of the engine that `model`'s profile is of, with the keys and values that fit beside the weights.
+
+    `context`: usual length of a sequence in tokens, where sliding windows save memory. Raises UserError for an engine
+    without a known policy, and for a model that leaves no room.
+    """
+    policy = policy_named(model.profile.engine)
+    small = POLICIES.get(f"{policy.name}-small")
+    if small is not None and (model.profile.memory_bytes or 0) < LARGE_DEVICE_BYTES:
+        policy = small
+    room = model.kv_tokens(context)
+    if room is not None and room < 1:
+        raise UserError(
+            f"{model.terms.name} in {model.format} leaves no room for keys and values on {model.profile.name}; "
+            "give a smaller format, more devices or another machine"
+        )
+    return replace(policy, kv_tokens=room)
+
+
+class Run:
+    """One simulation in progress."""
+
+    def __init__(self, requests: Requests, model: StepModel, policy: Policy, fleet: Fleet) -> None:
+        self.requests, self.policy = requests, policy
+        self.jobs = Jobs(requests)
+        table = table_for(requests, model, policy)
+        self.replicas = [Replica(k, table, policy, self.jobs, requests.prefix_tokens) for k in range(fleet.most)]
+        self.scaler = Scaler(fleet)
+        self.pick = BALANCING[fleet.balancing]
+        self.rng = Random(fleet.seed)
+        self.arrival_s: list[float] = requests.arrival_s_N.tolist()
+        self.sent = 0
+        fixed_N = np.flatnonzero(np.isfinite(requests.arrival_s_N))
+        self.fixed: list[int] = fixed_N[np.argsort(requests.arrival_s_N[fixed_N], kind="stable")].tolist()
+        self.due: list[tuple[float, int]] = []
+        self._dependants(requests)
+
+    def _dependants(self, requests: Requests) -> None:
+        """Who waits for whom, and the first requests of a closed loop."""
+        n = len(requests)
+        self.next_turn = [NOBODY] * n
+        self.think_s = [0.0] * n if requests.think_s_N is None else requests.think_s_N.tolist()
+        if requests.after_N is not None:
+            for i, before in enumerate(requests.after_N.tolist()):
+                if before != NOBODY:
+                    self.next_turn[before] = i
+        self.closed: deque[int] = deque()
+        if requests.streams is not None:
+            self.closed.extend(np.flatnonzero(requests.heads & np.isnan(requests.arrival_s_N)).tolist())
+            for _ in range(min(requests.streams, len(self.closed))):
+                heappush(self.due, (0.0, self.closed.popleft()))
+        self.watched: frozenset[int] = frozenset()
+        if requests.streams is not None:
+            self.watched = frozenset(range(n))
+        elif requests.after_N is not None:
+            self.watched = frozenset(requests.after_N[requests.after_N != NOBODY].tolist())
+
+    def result(self) -> Simulation:
+        """Play to the end."""
+        self.play(to_end=True)
+        return self.outcome()
+
+    def outcome(self) -> Simulation:
+        """What has been simulated so far, as arrays."""
+        end_s = max((r.clock for r in self.replicas), default=0.0)
+        return simulation_of(self.requests, self.jobs, self.arrival_s, self.replicas, self.policy, self.scaler, end_s)
+
+    def play(self, to_end: bool) -> None:
+        """Serve every arrival; `to_end` False: leave in the replicas what is there when the last one has come."""
+        move = self._move_together if self.watched else self._move_alone
+        at = 0
+        while True:
+            fixed_s = self.arrival_s[self.fixed[at]] if at < len(self.fixed) else inf
+            due_s = self.due[0][0] if self.due else inf
+            now_s = min(fixed_s, due_s)
+            if now_s == inf and not to_end:
+                return
+            if not move(now_s + self.policy.front_s):
+                continue
+            if now_s == inf:
+                return
+            if due_s < fixed_s:
+                _, i = heappop(self.due)
+                self.arrival_s[i] = now_s
+            else:
+                i = self.fixed[at]
+                at += 1
+            self._arrive(i, now_s)
+
+    def _move_alone(self, until_s: float) -> bool:
+        """No request waits for another: replicas do not meet between arrivals."""
+        for replica in self.replicas:
+            if replica.clock < until_s and replica.busy:
+                replica.advance(until_s)
+        return True
+
+    def _move_together(self, until_s: float) -> bool:
+        """Move the replica that is furthest behind, no further than where another may end something first.
+
+        False when a request became due, which may be before `until_s`.
+        """
+        while True:
+            behind = [r for r in self.replicas if r.busy and r.clock < until_s]
+            if not behind:
+                return True
+            first = min(behind, key=lambda r: r.clock)
+            limit_s = min((r.next_end_s() for r in self.replicas if r.busy and r is not first), default=inf)
+            seen = len(first.ended)
+            first.advance(min(until_s, limit_s), self.watched)
+            if self._answered(first, seen):
+                return False
+
+    def _answered(self, replica: Replica, seen: int) -> bool:
+        """Requests that wait for those `replica` ended since `seen` become due; whether there are any."""
+        found = False
+        for i in replica.ended[seen:]:
+            found |= self._follows(i, replica.clock)
+        return found
+
+    def _follows(self, i: int, now_s: float) -> bool:
+        """What waits for request `i`, which ended now, becomes due."""
+        follower = self.next_turn[i]
+        if follower == NOBODY:
+            if not self.closed:
+                return False
+            follower = self.closed.popleft()
+            now_s += self.think_s[i]
+        else:
+            now_s += self.think_s[follower]
+        if now_s > self.requests.closes_s:
+            return False
+        heappush(self.due, (now_s, follower))
+        return True
+
+    def _arrive(self, i: int, now_s: float) -> None:
+        present = self.replicas
+        if present[0].refuses(i):
+            self.jobs.refused[i] = True
+            self._follows(i, now_s)
+            return
+        at_s = now_s + self.policy.front_s
+        if len(present) == 1:
+            present[0].enqueue(i, at_s)
+            return
+        loads = [replica.load(at_s) for replica in present]
+        takers = self.scaler.decide(now_s, sum(loads) + 1, lambda k: present[k].clock)
+        k = takers[self.pick([loads[k] for k in takers], self.sent, self.rng)]
+        self.sent += 1
+        present[k].enqueue(i, at_s)
+
+
+def simulate_parts(
+    parts: Iterable[Requests], model: StepModel, policy: Policy, fleet: Fleet | None = None
+) -> Iterator[Simulation]:
+    """What each part brought to its end, as a Simulation in which the others are missing: `served` or `refused_N` tell.
+
+    `parts` follow each other in time. Times, busy and replica seconds count from the start of the first part. Raises
+    UserError for requests that wait for answers, or that come before those of the part before.
+    """
+    run: Run | None = None
+    last_s = 0.0
+    for part in parts:
+        if part.depends:
+            raise UserError("a trace of conversations cannot be read in parts; cut it to a window that fits in memory")
+        if not len(part):
+            continue
+        if float(part.arrival_s_N.min()) < last_s:
+            raise UserError("a trace read in parts must be in order of time; sort it first")
+        last_s = float(part.arrival_s_N.max())
+        if run is None:
+            run = Run(part, model, policy, fleet or Fleet())
+            # Later parts may be larger than the first one.
+            _enter(run, part, model, [])
+        else:
+            kept = sorted(i for replica in run.replicas for i in replica.held())
+            _enter(run, _joined(run.requests, kept, part), model, kept)
+        run.play(to_end=False)
+        yield run.outcome()
+    if run is not None:
+        kept = sorted(i for replica in run.replicas for i in replica.held())
+        _enter(run, _joined(run.requests, kept, None), model, kept)
+        run.play(to_end=True)
+        yield run.outcome()
+
+
+def _enter(run: Run, requests: Requests, model: StepModel, kept: list[int]) -> None:
+    """`run` goes on with `requests`, of which the first are the `kept` ones of those before."""
+    jobs = Jobs(requests)
+    jobs.take_over(run.jobs, kept)
+    table = table_for(requests, model, run.policy, run.policy.max_sequences)
+    numbers = {old: new for new, old in enumerate(kept)}
+    for replica in run.replicas:
+        replica.renumber(jobs, table, numbers)
+    run.requests, run.jobs = requests, jobs
+    run.arrival_s = requests.arrival_s_N.tolist()
+    fresh_N = np.arange(len(kept), len(requests))
+    run.fixed = fresh_N[np.argsort(requests.arrival_s_N[fresh_N], kind="stable")].tolist()
+    run.next_turn = [-1] * len(requests)
+
+
+def _joined(before: Requests, kept: list[int], part: Requests | None) -> Requests:
+    """The `kept` requests of before, then the new part."""
+    rows = np.asarray(kept, np.int64)
+    arrival_s_N, prompt_N, output_N = (
+        before.arrival_s_N[rows],
+        before.prompt_tokens_N[rows],
+        before.output_tokens_N[rows],
+    )
+    prefix = tuple(before.prefix[i] for i in kept) if before.prefix else ((),) * len(kept)
+    shares = bool(before.prefix)
+    if part is not None:
+        arrival_s_N = np.concatenate([arrival_s_N, part.arrival_s_N])
+        prompt_N = np.concatenate([prompt_N, part.prompt_tokens_N])
+        output_N = np.concatenate([output_N, part.output_tokens_N])
+        prefix += part.prefix or ((),) * len(part)
+        shares |= bool(part.prefix)
+    return Requests(
+        arrival_s_N, prompt_N, output_N, prefix=prefix if shares else (), prefix_tokens=before.prefix_tokens
+    )

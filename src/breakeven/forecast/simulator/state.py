@@ -1,0 +1,211 @@
+"""Keys and values on one replica: blocks taken, given back, and kept for prompts that begin alike.
+
+A sequence's blocks are its own, except those of a prefix that the cache holds, which sequences share. What nobody uses
+stays in the cache until room is needed; the longest unused goes first.
+
+What a simulation is asked to serve: requests as columns, whichever schedule or trace they came from.
+
+The state of every request of a run, as columns of plain lists: read and written once an event.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, nan
+
+import numpy as np
+from numpy.typing import NDArray
+
+from breakeven.errors import UserError
+
+
+class Blocks:
+    """All blocks of a replica. `total` in blocks, infinite where nothing limits it.
+
+    Invariant: own + cached <= total, and `idle` holds exactly those cached chunks that nobody uses.
+    """
+
+    __slots__ = ("block", "chunk", "idle", "own", "total", "users")
+
+    def __init__(self, kv_tokens: int | None, block_tokens: int, chunk_tokens: int) -> None:
+        self.block = block_tokens
+        self.total: float = inf if kv_tokens is None else kv_tokens // block_tokens
+        self.chunk = chunk_tokens // block_tokens
+        self.own = 0
+        self.users: dict[int, int] = {}
+        self.idle: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def available(self) -> float:
+        """Blocks that can be taken, those of idle chunks included."""
+        return self.total - self.own - (len(self.users) - len(self.idle)) * self.chunk
+
+    @property
+    def used_tokens(self) -> int:
+        """Tokens' worth of blocks that sequences hold; idle chunks excluded."""
+        return (self.own + (len(self.users) - len(self.idle)) * self.chunk) * self.block
+
+    def count(self, tokens: int) -> int:
+        """Blocks that `tokens` tokens fill or begin."""
+        return -(-tokens // self.block)
+
+    def held(self, ids: Sequence[int], most: int) -> int:
+        """How many of the first `most` ids the cache holds without a gap."""
+        ids = ids[:most]
+        return next((n for n, chunk in enumerate(ids) if chunk not in self.users), len(ids))
+
+    def idle_among(self, ids: Sequence[int]) -> int:
+        """Of these cached chunks, those nobody uses: using them takes room from what is available."""
+        return sum(1 for chunk in ids if chunk in self.idle)
+
+    def take(self, blocks: int) -> None:
+        """A sequence's own blocks; the caller has made sure that they are available."""
+        self.own += blocks
+        self._make_room()
+
+    def give(self, blocks: int) -> None:
+        """Own blocks come back."""
+        self.own -= blocks
+
+    def share(self, ids: Sequence[int]) -> None:
+        """One more sequence uses these cached chunks."""
+        for chunk in ids:
+            self.users[chunk] += 1
+            self.idle.pop(chunk, None)
+
+    def publish(self, ids: Sequence[int]) -> list[int]:
+        """Turn own blocks into cached chunks, used once; returns those not cached yet, the others stay."""
+        fresh = [chunk for chunk in dict.fromkeys(ids) if chunk not in self.users]
+        self.own -= len(fresh) * self.chunk
+        for chunk in fresh:
+            self.users[chunk] = 1
+        return fresh
+
+    def leave(self, ids: Sequence[int]) -> None:
+        """A sequence stops using these chunks; a chunk without users becomes idle."""
+        for chunk in reversed(ids):
+            self.users[chunk] -= 1
+            if not self.users[chunk]:
+                self.idle[chunk] = None
+
+    def _make_room(self) -> None:
+        while self.own + len(self.users) * self.chunk > self.total:
+            chunk, _ = self.idle.popitem(last=False)
+            del self.users[chunk]
+
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+NOBODY = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Requests as columns of equal length N.
+
+    `arrival_s_N` float64, seconds; NaN where something decides it during the run: the end of request `after_N[i]`
+    (NOBODY: none), or, in a closed loop, a free one of `streams`. `think_s_N` passes in between. `prompt_tokens_N`
+    counts everything the engine reads, earlier turns included; `output_tokens_N` what it writes.
+
+    `prefix[i]` are ids of `prefix_tokens` tokens each, from the start of request i's text: equal ids are equal text up
+    to there. They may go on into the answer, which a later turn carries. Empty: nothing is shared.
+    A closed loop starts no request after `closes_s`.
+    """
+
+    arrival_s_N: Floats
+    prompt_tokens_N: Ints
+    output_tokens_N: Ints
+    after_N: Ints | None = None
+    think_s_N: Floats | None = None
+    prefix: tuple[tuple[int, ...], ...] = ()
+    prefix_tokens: int = 512
+    streams: int | None = None
+    closes_s: float = np.inf
+
+    def __post_init__(self) -> None:
+        """Raises UserError for columns that are no requests."""
+        n = len(self)
+        columns = (self.prompt_tokens_N, self.output_tokens_N, self.after_N, self.think_s_N)
+        if any(column is not None and len(column) != n for column in columns) or (
+            self.prefix and len(self.prefix) != n
+        ):
+            raise UserError("columns of requests differ in length; give every request one value in each")
+        if n and (self.prompt_tokens_N.min() < 1 or self.output_tokens_N.min() < 1):
+            raise UserError("a request has 1 token of prompt and 1 of output or more; remove those that have none")
+        if np.isinf(self.arrival_s_N).any() or (self.arrival_s_N < 0).any():
+            raise UserError("a request arrives at 0 s or later; move the first one to 0 s")
+        if self.after_N is not None:
+            waits_N = self.after_N != NOBODY
+            if (self.after_N[waits_N] >= np.flatnonzero(waits_N)).any() or (self.after_N < NOBODY).any():
+                raise UserError("a request waits for an earlier one; put turns of a conversation in order")
+            if np.isfinite(self.arrival_s_N[waits_N]).any():
+                raise UserError("a request that waits for another has no arrival of its own; give NaN")
+        if self.streams is None and np.isnan(self.arrival_s_N[self.heads]).any():
+            raise UserError("a request without an arrival waits for another or for a stream; give one of them")
+        if self.streams is not None and self.streams < 1:
+            raise UserError(f"a closed loop has 1 stream or more; found {self.streams}")
+
+    def __len__(self) -> int:
+        return len(self.arrival_s_N)
+
+    @property
+    def heads(self) -> NDArray[np.bool_]:
+        """True where a request waits for no other one."""
+        return np.ones(len(self), np.bool_) if self.after_N is None else self.after_N == NOBODY
+
+    @property
+    def depends(self) -> bool:
+        """True when answers decide some arrivals."""
+        return self.streams is not None or not bool(self.heads.all())
+
+
+def requests_of(arrival_s: Floats, prompt_tokens: Ints, output_tokens: Ints) -> Requests:
+    """Independent requests, nothing shared between them, in order of arrival."""
+    order_N = np.argsort(arrival_s, kind="stable")
+    return Requests(
+        np.asarray(arrival_s, np.float64)[order_N],
+        np.asarray(prompt_tokens, np.int64)[order_N],
+        np.asarray(output_tokens, np.int64)[order_N],
+    )
+
+
+_CARRIED = (
+    "given", "target", "read", "own", "ends_at", "cached", "preempted", "shared", "first_s", "last_s", "gap_s",
+    "queued_s",
+)  # fmt: skip
+
+
+class Jobs:
+    """Columns by request.
+
+    `prompt`, `output`, `prefix` are as asked. `given`: tokens answered when it last joined or left the running ones.
+    `target`, `read`: tokens to read before it decodes, and those read. `own`, `shared`: its blocks, and the cached
+    chunks it uses. `ends_at`: the step at which it ends. `gap_s`: longest wait between two of its tokens.
+    """
+
+    __slots__ = (
+        "cached", "end_s", "ends_at", "first_s", "gap_s", "given", "last_s", "output", "own", "preempted", "prefix",
+        "prompt", "queued_s", "read", "refused", "replica", "shared", "target",
+    )  # fmt: skip
+
+    def __init__(self, requests: Requests) -> None:
+        n = len(requests)
+        self.prompt: list[int] = requests.prompt_tokens_N.tolist()
+        self.output: list[int] = requests.output_tokens_N.tolist()
+        self.prefix = requests.prefix
+        self.given, self.target, self.read = [0] * n, [0] * n, [0] * n
+        self.own, self.ends_at, self.cached, self.preempted = [0] * n, [0] * n, [0] * n, [0] * n
+        self.shared: list[list[int]] = [[] for _ in range(n)]
+        self.replica = [NOBODY] * n
+        self.refused = [False] * n
+        self.queued_s = [0.0] * n
+        self.first_s, self.end_s, self.last_s, self.gap_s = [nan] * n, [nan] * n, [nan] * n, [0.0] * n
+
+    def take_over(self, other: Jobs, numbers: list[int]) -> None:
+        """The first requests here are the `numbers` of `other`: their state comes along."""
+        n = len(numbers)
+        for name in _CARRIED:
+            theirs = getattr(other, name)
+            getattr(self, name)[:n] = [theirs[i] for i in numbers]

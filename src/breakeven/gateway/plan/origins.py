@@ -1,0 +1,321 @@
+"""A decision as a running gateway: its candidates become backends, its verdict the policy.
+
+What a decision does not know is where a server listens. Candidates on this machine are started here; for the others a
+gateway file is written beside the decision, with the URLs left to be filled in.
+
+The gateway of one command, `breakeven serve MODEL MODEL`: every model on this machine, behind one public name.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from breakeven.answer.study.load import model_named
+from breakeven.answer.study.plan import ApiSpeed
+from breakeven.engines.source import Source, parse_source
+from breakeven.engines.start import engine_named
+from breakeven.errors import UserError
+from breakeven.forecast.profiles import THIS, profile_named
+from breakeven.gateway.plan.load import PUBLIC_NAME, read_gateway
+from breakeven.gateway.plan.model import (
+    LOCAL_ENDPOINTS,
+    USUAL_ENDPOINTS,
+    BackendPlan,
+    GatewayPlan,
+    LocalPlan,
+    PolicyPlan,
+)
+from breakeven.gateway.plan.write import write_gateway
+from breakeven.gateway.swap.needs import check_local
+from breakeven.results.cost import Api
+from breakeven.results.decision import DECISION_SCHEMA, CandidateResult, Decision, Kind
+from breakeven.traffic.workload import Slo, Workload
+
+FILE = "gateway.yaml"
+RESULT = "result.json"
+LEAST_CONTEXT, MOST_CONTEXT = 4096, 131_072
+"""Of a model started here: room for the workload's longest requests, within reason."""
+
+
+def plan_of_decision(path: Path, environ: Mapping[str, str] = os.environ) -> GatewayPlan:
+    """The gateway of a saved decision: its `result.json`, or the directory that holds it.
+
+    Where a file `gateway.yaml` stands beside it, that is the gateway. Otherwise one is written, and read where every
+    backend can be started here. Raises UserError naming the file and the URLs to fill in where some run elsewhere.
+    """
+    result = path / RESULT if path.is_dir() else path
+    file = result.with_name(FILE)
+    if file.exists():
+        return read_gateway(file, environ)
+    decision = _read(result)
+    chosen = candidates_of(decision)
+    plan = _plan(decision, chosen)
+    write_gateway(plan, file, head=_head(decision), notes=_notes(plan, chosen))
+    missing = [backend.name for backend in plan.backends if backend.url is None and backend.local is None]
+    if missing:
+        raise UserError(
+            f"{file}: written from the decision; fill in the url of {', '.join(missing)} (where each listens, ending "
+            f"in /v1), then run: breakeven serve {file}"
+        )
+    return read_gateway(file, environ)
+
+
+def candidates_of(decision: Decision) -> list[CandidateResult]:
+    """Those worth routing to: winners and runners-up at any load, and parts of a mix; the winner of now first.
+
+    Raises UserError where the decision rules everybody out.
+    """
+    named: dict[str, None] = {}
+    verdict = decision.verdict
+    for name in (verdict.winner, *(share.candidate for share in verdict.shares)):
+        if name is not None:
+            named[name] = None
+    for region in decision.regions:
+        for name in (region.winner, region.runner_up):
+            if name is not None:
+                named[name] = None
+    able = {each.name: each for each in decision.candidates if not each.ruled_out}
+    chosen = [able[name] for name in named if name in able] or list(able.values())
+    if not chosen:
+        raise UserError(f"{decision.name}: the decision rules every candidate out; change the study and decide again")
+    return chosen
+
+
+def _read(path: Path) -> Decision:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the result.json that breakeven decide wrote"
+        ) from error
+    try:
+        decision = msgspec.json.decode(content, type=Decision)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is no decision ({error}); give the result.json that breakeven decide wrote") from None
+    if decision.schema != DECISION_SCHEMA:
+        raise UserError(f"{path}: has schema {decision.schema!r}, this version reads {DECISION_SCHEMA!r}; decide again")
+    return decision
+
+
+def _plan(decision: Decision, chosen: Sequence[CandidateResult]) -> GatewayPlan:
+    names = _names([each.name for each in chosen])
+    backends = tuple(_backend(name, each, decision) for name, each in zip(names, chosen, strict=True))
+    by_candidate = dict(zip((each.name for each in chosen), names, strict=True))
+    return GatewayPlan(path=None, backends=backends, policies=(_policy(decision, chosen, by_candidate),))
+
+
+def _policy(decision: Decision, chosen: Sequence[CandidateResult], names: Mapping[str, str]) -> PolicyPlan:
+    """`spill` where the cheapest changes once with the load, from the one below to the one above; else `breakeven`."""
+    winners: list[str] = []
+    for region in sorted(decision.regions, key=lambda each: each.low_per_s):
+        name = names.get(region.winner or "")
+        if name is not None and (not winners or winners[-1] != name):
+            winners.append(name)
+    # A hosted model has no knee to be filled up to, so only machines are filled first.
+    flips = len(winners) == 2 and all(
+        not isinstance(each.pricing, Api) for each in chosen if names[each.name] == winners[0]
+    )
+    slo = Slo(ttft_s=decision.slo.ttft_s, tpot_s=decision.slo.tpot_s)
+    everybody = tuple(names[each.name] for each in chosen)
+    if flips:
+        order = (*winners, *(name for name in everybody if name not in winners))
+        return PolicyPlan(model=PUBLIC_NAME, policy="spill", first=winners[0], backends=order, slo=slo)
+    return PolicyPlan(model=PUBLIC_NAME, backends=everybody, slo=slo)
+
+
+def _backend(name: str, found: CandidateResult, decision: Decision) -> BackendPlan:
+    hosted = isinstance(found.pricing, Api)
+    here = not hosted and found.location != "cloud" and _is_this(found.machine)
+    slots, context = 4, _context(decision.workload)
+    local = None
+    if here:
+        local = LocalPlan(model=found.model, engine=found.engine, format=found.format, context=context, slots=slots)
+    quality = found.quality.value if found.quality.how in ("own", "published") else None
+    model = _known_model(found.model)
+    machine = None if hosted or model is None else _slug_of(found.machine)
+    return BackendPlan(
+        name=name,
+        local=local,
+        kind=found.kind,
+        place=found.location,  # type: ignore[arg-type]  # the three words of a study
+        model=model,
+        machine="this" if here else machine,
+        engine=None if hosted else found.engine,
+        format=None if hosted else found.format,
+        devices=found.devices,
+        slots=slots if here else None,
+        context=context if here else None,
+        speed=_told_speed(found) if hosted else None,
+        price=found.pricing,
+        endpoints=LOCAL_ENDPOINTS if here else USUAL_ENDPOINTS,
+        quality=quality,
+        poll=not hosted,
+    )
+
+
+def _told_speed(found: CandidateResult) -> ApiSpeed | None:
+    """A hosted model's speed, which its decision holds the same for every load."""
+    if not found.latency:
+        return None
+    point = found.latency[0]
+    return ApiSpeed(
+        ttft_s=point.ttft_p50_s.value, tokens_per_s=1.0 / point.tpot_p50_s.value, source="the study of this decision"
+    )
+
+
+def _is_this(profile: str) -> bool:
+    """Whether a candidate's machine is the one that this runs on: its profile was fitted here."""
+    from breakeven.forecast.profiles import profiles_here
+    from breakeven.hardware.reader import read_machine
+
+    return any(each.name == profile for each in profiles_here(read_machine()))
+
+
+def _known_model(text: str) -> str | None:
+    """A model that files can name; None for a name that a study gave to what it only measured or buys."""
+    try:
+        return model_named("", text, Path.cwd())
+    except UserError:
+        return None
+
+
+def _slug_of(machine: str) -> str | None:
+    """The chip of that name, where it is one that files can name."""
+    from breakeven.hardware.chips import chip_named
+
+    try:
+        chip_named(machine)
+    except UserError:
+        return None
+    return machine
+
+
+def _context(workload: Workload) -> int:
+    """Tokens a sequence: the longest prompt and answer that the workload draws, as a power of two."""
+    longest = 0.0
+    for length in (workload.prompt, workload.output):
+        if length is not None:
+            longest += length.high if length.high is not None else length.mean + 4 * length.sd
+    needed: int = 1 << math.ceil(math.log2(max(1.0, longest * workload.turns)))
+    return min(MOST_CONTEXT, max(LEAST_CONTEXT, needed))
+
+
+def _names(shown: Sequence[str]) -> list[str]:
+    """Names that headers and metric labels can carry, each once."""
+    found: list[str] = []
+    for text in shown:
+        name = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._") or "backend"
+        stem, number = name[:90], 2
+        name = stem
+        while name in found or name == PUBLIC_NAME:
+            name, number = f"{stem}-{number}", number + 1
+        found.append(name)
+    return found
+
+
+def _head(decision: Decision) -> str:
+    return (
+        f"A gateway for `breakeven serve`, from the decision {decision.name!r}.\n"
+        f"{' '.join(decision.verdict.sentence.split())}\n"
+        "docs/gateway-yaml.md explains every key; what is not here has its default."
+    )
+
+
+def _notes(plan: GatewayPlan, chosen: Sequence[CandidateResult]) -> dict[str, str]:
+    notes = {}
+    for backend, found in zip(plan.backends, chosen, strict=True):
+        hosted = isinstance(found.pricing, Api)
+        where = "is hosted" if hosted else f"was decided on {found.machine} with {found.engine}"
+        text = f"{found.name}: {where}."
+        if backend.url is None and backend.local is None:
+            text += " Fill in where it listens, such as http://10.0.0.5:8000/v1."
+            if hosted:
+                text += "\nIts key goes into an environment variable: api_key_env: PROVIDER_API_KEY, and served_model"
+                text += " is its\nprovider's name for the model."
+        notes[backend.name] = text
+    return notes
+
+
+READER_SLO = Slo(ttft_s=2.0, tpot_s=0.15)
+"""What one reader is content with: a start without doubt, and tokens faster than reading. Judgement, not measured."""
+
+
+def plan_of_models(
+    models: Sequence[str],
+    *,
+    engine: str = "llama.cpp",
+    format_name: str | None = None,
+    context: int = 4096,
+    slots: int = 4,
+    slo: Slo = READER_SLO,
+    memory_bytes: int | None = None,
+) -> GatewayPlan:
+    """A gateway of MODEL arguments as `breakeven compare` takes them; a URL is a backend that already runs.
+
+    `context` is tokens a sequence, `slots` sequences at once, of each. Each model answers to its own name, and all
+    together to "breakeven" by the policy of that name, dense ones first. Engines that do not fit together take turns.
+    Raises UserError for a model that cannot be, or does not fit even alone.
+    """
+    if not models:
+        raise UserError("name the models to serve, such as: breakeven serve llama-3.2-1b olmoe-1b-7b")
+    chosen_format = format_name or engine_named(engine).default_format
+    machine = _machine(engine, chosen_format)
+    local = LocalPlan(model="", engine=engine, format=chosen_format, context=context, slots=slots)
+    backends: list[BackendPlan] = []
+    for text in models:
+        source = parse_source(text)
+        name = source.name
+        if name == PUBLIC_NAME or any(backend.name == name for backend in backends):
+            raise UserError(f"two things would be called {name}; write a gateway file to give them names of their own")
+        backends.append(_url(name, source) if source.url else _local(name, source, local, machine))
+    backends.sort(key=lambda backend: backend.kind != "dense")  # stable: otherwise as they were named
+    policy = PolicyPlan(model=PUBLIC_NAME, backends=tuple(backend.name for backend in backends), slo=slo)
+    plan = GatewayPlan(path=None, backends=tuple(backends), policies=(policy,), memory_bytes=memory_bytes)
+    check_local(plan)
+    return plan
+
+
+def _local(name: str, source: Source, local: LocalPlan, machine: str | None) -> BackendPlan:
+    context = min(local.context, source.spec.context) if source.spec else local.context
+    return BackendPlan(
+        name=name,
+        local=replace(local, model=source.text, context=context),
+        kind=_kind(source),
+        place="edge",
+        model=source.text if source.spec is not None else None,
+        machine=machine if source.spec is not None else None,
+        engine=local.engine,
+        format=local.format if source.synthetic else None,
+        slots=local.slots,
+        context=context,
+        endpoints=LOCAL_ENDPOINTS,
+    )
+
+
+def _url(name: str, source: Source) -> BackendPlan:
+    address, _, served = (source.url or "").partition("#")
+    if not served or not address.rstrip("/").endswith("/v1"):
+        raise UserError(f"{source.text} does not name a model; give http(s)://host[:port]/v1#model-name")
+    return BackendPlan(name=name, url=address.rstrip("/"), served_model=served)
+
+
+def _kind(source: Source) -> Kind:
+    if source.spec is None:
+        return "unknown"
+    return "moe" if source.is_moe else "dense"
+
+
+def _machine(engine: str, format_name: str) -> str | None:
+    """ "this" once the machine was calibrated for this engine; else speeds are learned from what is observed."""
+    try:
+        profile_named(THIS, engine, None, format_name)
+    except UserError:
+        return None
+    return THIS

@@ -1,1 +1,0 @@
-"""The HTTP/1.1 client that talks to backends: kept connections, time limits, bytes handed on as they come."""

@@ -1,0 +1,263 @@
+"""What a chip's data sheet says: memory, bandwidth, peak rates, power, and prices with their dates.
+
+A chip that a user describes: a YAML or JSON file with what its data sheet says, in the units data sheets use.
+
+The chips Breakeven knows by name: package data, each with the source of its figures.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import msgspec
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from breakeven.errors import UserError
+
+ChipClass = Literal["datacenter", "workstation", "consumer", "apple", "unified", "jetson", "sbc", "integrated", "cpu"]
+"""Machines of one class share the efficiencies a datasheet prior starts from."""
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one device costs. `kind` "hour": US dollars an hour of one device; "purchase": dollars once."""
+
+    kind: Literal["hour", "purchase"]
+    usd: float
+    what: str
+    """Who charges it, such as "neocloud" or "3-year rental"."""
+    date: str
+    """Year and month, such as 2026-04. Prices date quickly: never show one without it."""
+    source: str
+
+
+class Chip(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One device as published. None: not published, or not found with a source."""
+
+    slug: str
+    """Plain name for the command line: h100-sxm, rtx-4090, apple-m2-pro, raspberry-pi-5."""
+    name: str
+    chip_class: ChipClass
+    bandwidth_bytes_per_s: float
+    """Nominal memory bandwidth."""
+    memory_bytes: int | None = None
+    """Nominal device memory; unified memory of the largest model sold, or None where it varies."""
+    peak_flops: dict[str, float] = {}
+    """Dense (never sparse) peak operations a second by number type: bf16, fp16, fp8, fp4, int8."""
+    link_bytes_per_s: float | None = None
+    """Between devices of one machine, one direction."""
+    tdp_w: float | None = None
+    prices: list[Price] = []
+    source: str
+    note: str | None = None
+
+
+EXAMPLE = "name: My board\nclass: sbc\nbandwidth_gb_per_s: 34.1\nmemory_gb: 16\npeak_tflops: {fp16: 0.5}\n"
+"""The least a file may hold is its first three lines."""
+
+_Positive = Annotated[float, Field(gt=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class _Price(_Strict):
+    kind: Literal["hour", "purchase"]
+    usd: Annotated[float, Field(ge=0)]
+    what: str = "as given"
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}$")]
+    source: str = "as given"
+
+
+class _Form(_Strict):
+    name: Annotated[str, Field(min_length=1)]
+    chip_class: ChipClass = Field(alias="class")
+    bandwidth_gb_per_s: _Positive
+    memory_gb: _Positive | None = None
+    peak_tflops: dict[Literal["bf16", "fp16", "fp8", "fp4", "int8"], _Positive] = {}
+    link_gb_per_s: _Positive | None = None
+    tdp_w: _Positive | None = None
+    prices: list[_Price] = []
+    source: str | None = None
+    note: str | None = None
+
+
+_RIGHT = {
+    "name": "a name",
+    "class": f"one of {', '.join(get_args(ChipClass))}",
+    "bandwidth_gb_per_s": "the nominal memory bandwidth in GB/s, such as 273",
+    "memory_gb": "the memory in GiB, such as 64",
+    "peak_tflops": "dense peak rates in TFLOPS by type (bf16, fp16, fp8, fp4, int8), such as {fp16: 59.4}",
+    "link_gb_per_s": "the rate between two devices in GB/s, one direction",
+    "tdp_w": "watts",
+    "prices": "a list of {kind: hour or purchase, usd: 1.5, date: 2026-04}",
+    "source": "where the figures come from",
+    "note": "any text",
+}
+
+
+def read_chip_form(path: Path) -> Chip:
+    """The chip described in `path`; see `breakeven.hardware.chips.read_chip`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); give a YAML or JSON file that describes a chip") from error
+    try:
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not well-formed: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: found {_shown(content)} where keys were expected, such as {_RIGHT_KEYS}")
+    try:
+        form = _Form.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_said(error)}") from error
+    return _chip(form, path)
+
+
+_RIGHT_KEYS = ", ".join(_RIGHT)
+
+
+def _chip(form: _Form, path: Path) -> Chip:
+    return Chip(
+        slug=slug_of(form.name) or path.stem,
+        name=form.name,
+        chip_class=form.chip_class,
+        bandwidth_bytes_per_s=form.bandwidth_gb_per_s * 1e9,
+        memory_bytes=None if form.memory_gb is None else round(form.memory_gb * 2**30),
+        peak_flops={kind: rate * 1e12 for kind, rate in form.peak_tflops.items()},
+        link_bytes_per_s=None if form.link_gb_per_s is None else form.link_gb_per_s * 1e9,
+        tdp_w=form.tdp_w,
+        prices=[Price(kind=p.kind, usd=p.usd, what=p.what, date=p.date, source=p.source) for p in form.prices],
+        source=form.source or f"described in {path.name}",
+        note=form.note,
+    )
+
+
+def _said(error: ValidationError) -> str:
+    """The first thing that is wrong: key, what was found, what would be right."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part != "[key]"]
+    key, top = ".".join(place), place[0] if place else ""
+    if first["type"] == "missing":
+        return f"{key} is missing; give {_RIGHT.get(top, 'it')}"
+    if first["type"] == "extra_forbidden":
+        return f"no key is called {key!r}; the keys are {_RIGHT_KEYS}"
+    return f"{key}: found {_shown(first['input'])}; right is {_RIGHT.get(top, first['msg'])}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+HOW_TO_DESCRIBE = "or describe yours in a YAML file (`breakeven machines --help`) and name that"
+
+
+class _Catalogue(msgspec.Struct, frozen=True, kw_only=True):
+    """The data file. `aliases`: other names people use, to the slug that is meant."""
+
+    about: str
+    chips: list[Chip]
+    aliases: dict[str, str]
+
+
+def chips() -> tuple[Chip, ...]:
+    """All chips of the catalogue, in the order of its file: by class, then by vendor."""
+    return tuple(_catalogue().chips)
+
+
+def chip_named(name: str) -> Chip:
+    """The chip of this slug, full name or common alias, in any case and spelling ("RTX 4090", "nvidia_h100_sxm").
+
+    A size may follow ("apple-m2-max-64gb"): where memory is sold in several sizes it becomes the chip's.
+    Raises UserError that offers the nearest names and says how to describe a chip that is not here.
+    """
+    known = _by_key()
+    asked = slug_of(name)
+    for key in (asked, _bare(asked)):
+        if key in known:
+            return known[key]
+    if sized := _of_size(asked):
+        return sized
+    raise UserError(
+        f"no chip is called {name!r}; nearest: {', '.join(_nearest(asked))} (`breakeven machines` lists all), "
+        + HOW_TO_DESCRIBE
+    )
+
+
+def read_chip(path: Path) -> Chip:
+    """The chip a user described in a YAML or JSON file.
+
+    Raises UserError that names the file, the key, what was found and what would be right.
+    """
+    pass  # DROPPED  # pydantic, which the catalogue does not need
+
+    return read_chip_form(path)
+
+
+_SOLD_IN_SIZES = {"apple", "unified", "sbc", "integrated"}
+"""Classes whose chips come with more or less memory beside them, at the same bandwidth."""
+
+
+def _of_size(asked: str) -> Chip | None:
+    """The chip of a name that ends in its memory, None where it has no such size."""
+    found = re.fullmatch(r"(.+?)-(\d+)-?gb", asked)
+    chip = (_by_key().get(found[1]) or _by_key().get(_bare(found[1]))) if found else None
+    if found is None or chip is None or chip.memory_bytes is None:
+        return None
+    size = int(found[2]) * 2**30
+    if size == chip.memory_bytes:
+        return chip
+    if chip.chip_class not in _SOLD_IN_SIZES or not 0 < size < chip.memory_bytes:
+        return None
+    return msgspec.structs.replace(chip, slug=f"{chip.slug}-{found[2]}gb", memory_bytes=size)
+
+
+_VENDORS = {"nvidia", "amd", "intel", "geforce", "radeon", "rx", "quadro", "tesla", "tm", "r", "cpu", "gpu", "chip"}
+"""Words that people add or leave out; no two chips differ by them alone."""
+
+
+def slug_of(name: str) -> str:
+    """`name` as a slug: lower case, words joined by hyphens."""
+    return "-".join(_words(name))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9.+]+", name.lower().replace("‑", "-"))
+
+
+def _bare(slug: str) -> str:
+    return "-".join(word for word in slug.split("-") if word not in _VENDORS)
+
+
+@lru_cache(maxsize=1)
+def _catalogue() -> _Catalogue:
+    data = resources.files("breakeven.hardware").joinpath("data", "chips.json").read_bytes()
+    return msgspec.json.decode(data, type=_Catalogue)
+
+
+@lru_cache(maxsize=1)
+def _by_key() -> Mapping[str, Chip]:
+    """Chips by slug, alias and full name. A slug is never taken by another chip's alias."""
+    catalogue = _catalogue()
+    by_slug = {chip.slug: chip for chip in catalogue.chips}
+    named: dict[str, Chip] = {alias: by_slug[slug] for alias, slug in catalogue.aliases.items()}
+    for chip in catalogue.chips:
+        named.setdefault(slug_of(chip.name), chip)
+        named.setdefault(_bare(slug_of(chip.name)), chip)
+    return {**{_bare(slug): chip for slug, chip in by_slug.items()}, **named, **by_slug}
+
+
+def _nearest(asked: str) -> list[str]:
+    known = _by_key()
+    found = difflib.get_close_matches(_bare(asked), known, n=6, cutoff=0.4) or sorted(known)
+    return list(dict.fromkeys(known[key].slug for key in found))[:3]

@@ -1,0 +1,207 @@
+"""Turn a dense GGUF into a Mixture-of-Experts one whose weights keep their values.
+
+The `llama` architecture of llama.cpp is also Mixtral's: given `expert_count` it runs
+sum over the k chosen experts of w_e down_e(silu(gate_e x) * up_e x), with weights w_e that sum to one.
+
+*split* cuts a feed-forward of width F into E experts of width F/E: rows of gate and up, columns of down. The dense
+result is the sum over all parts, so with k = E, a router of zeros (every w_e = 1/k) and down times k, the sum is the
+dense model's. *copy* repeats the whole feed-forward E times: any weights that sum to one give the dense result.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from breakeven.errors import NotSupportedError, UserError
+from breakeven.lab.container import OutTensor, Source, SourceTensor, open_gguf, rewrite
+from breakeven.lab.scaling import Bytes, check_scalable, scaled
+
+# LLAMA_MAX_EXPERTS of src/llama-hparams.h.
+MAX_EXPERTS = 1024
+DEFAULT_COPIES_USED = 2
+_PIECE_BYTES = 8 << 20
+
+Pieces = Callable[[], Iterator[Bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Surgery:
+    """What was written."""
+
+    out: Path
+    experts: int
+    used: int
+    expert_width: int
+    file_bytes: int
+    same_function: bool
+    """Whether the result computes what its source does, up to rounding and the order of sums."""
+    scale_error: float
+    """Largest relative error that rounding made in a down block's scale; 0: every one is exact."""
+
+
+def split(source: Path, out: Path, experts: int, used: int | None = None, *, seed: int = 0) -> Surgery:
+    """Cut every feed-forward of a dense GGUF into `experts` parts, of which `used` (None: all) run per token.
+
+    With fewer than all, the router is random so that every expert sees tokens, and the result is another function.
+    Raises NotSupportedError for an architecture other than dense llama or a format that cannot be multiplied,
+    UserError when the width cannot be cut so, naming the expert counts that can.
+    """
+    reader, width = _dense_llama(source)
+    k = _checked_used(experts, experts if used is None else used)
+    downs = [tensor for tensor in reader.tensors if _part(tensor) == "down"]
+    for tensor in downs:
+        check_scalable(tensor.kind, tensor.name)
+    _check_divisible(width, experts, max(GGML_QUANT_SIZES[tensor.kind][0] for tensor in downs))
+    errors = [0.0]
+
+    def pieces(tensor: SourceTensor) -> Pieces:
+        if _part(tensor) == "down":
+            return lambda: _columns_by_expert(tensor, experts, k, errors)
+        # Rows of gate and up are in expert order already: the stack is the same bytes under other dimensions.
+        return lambda: _whole(tensor, 1)
+
+    router_seed = None if k == experts else seed
+    n_bytes = _write(reader, out, experts, k, width // experts, pieces, router_seed)
+    return Surgery(out, experts, k, width // experts, n_bytes, k == experts, max(errors))
+
+
+def copy(source: Path, out: Path, experts: int, used: int | None = None, *, seed: int = 0) -> Surgery:
+    """Repeat every feed-forward of a dense GGUF `experts` times, of which `used` (None: 2) run per token.
+
+    A seeded random router spreads tokens over equal experts. Raises NotSupportedError for an architecture other than
+    dense llama, UserError for impossible numbers.
+    """
+    reader, width = _dense_llama(source)
+    k = _checked_used(experts, min(DEFAULT_COPIES_USED, experts) if used is None else used)
+    n_bytes = _write(reader, out, experts, k, width, lambda tensor: lambda: _whole(tensor, experts), seed)
+    return Surgery(out, experts, k, width, n_bytes, True, 0.0)
+
+
+def _dense_llama(source: Path) -> tuple[Source, int]:
+    """The source and the width of its feed-forward, if this can be done to it."""
+    reader = open_gguf(source)
+    architecture = reader.header.architecture
+    if architecture != "llama":
+        raise NotSupportedError(
+            f"{source.name} is of architecture {architecture}; only llama's dense form (Llama, Mistral, SmolLM, ...) "
+            "has an MoE form in llama.cpp that computes the same"
+        )
+    if any("_exps." in tensor.name for tensor in reader.tensors):
+        raise NotSupportedError(f"{source.name} is a Mixture-of-Experts already; give a dense model")
+    bias = next((t.name for t in reader.tensors if ".ffn_" in t.name and t.name.endswith(".bias")), None)
+    if bias:
+        raise NotSupportedError(f"{source.name} has feed-forward biases ({bias}), which cannot be cut into experts")
+    widths = {tensor.dims[0] for tensor in reader.tensors if _part(tensor) == "down"}
+    gates = sum(_part(tensor) == "gate" for tensor in reader.tensors)
+    downs = sum(_part(tensor) == "down" for tensor in reader.tensors)
+    if len(widths) != 1 or gates != downs:
+        raise NotSupportedError(
+            f"{source.name} has no gated feed-forward of one width in every layer ({sorted(widths)})"
+        )
+    return reader, widths.pop()
+
+
+def _checked_used(experts: int, used: int) -> int:
+    if not 2 <= experts <= MAX_EXPERTS:
+        raise UserError(f"--experts {experts}: give a number from 2 to {MAX_EXPERTS}, llama.cpp's limit")
+    if not 1 <= used <= experts:
+        raise UserError(f"--used {used}: give a number from 1 to {experts}, the number of experts")
+    return used
+
+
+def _check_divisible(width: int, experts: int, block: int) -> None:
+    if width % (experts * block) == 0:
+        return
+    blocks = width // block if width % block == 0 else 0
+    able = [str(e) for e in range(2, min(blocks, MAX_EXPERTS) + 1) if blocks % e == 0]
+    raise UserError(
+        f"a feed-forward {width} wide in blocks of {block} cannot be cut into {experts} experts; "
+        + (f"these counts work: {', '.join(able)}" if able else "no count works in this format")
+    )
+
+
+def _part(tensor: SourceTensor) -> str | None:
+    """gate, up or down for a dense feed-forward's weight."""
+    pieces = tensor.name.split(".")
+    if len(pieces) == 4 and pieces[0] == "blk" and pieces[3] == "weight" and pieces[2].startswith("ffn_"):
+        part = pieces[2].removeprefix("ffn_")
+        return part if part in ("gate", "up", "down") else None
+    return None
+
+
+def _write(
+    source: Source,
+    out: Path,
+    experts: int,
+    used: int,
+    width: int,
+    pieces: Callable[[SourceTensor], Pieces],
+    router_seed: int | None,
+) -> int:
+    """Write the result; `width` of one expert, `router_seed` None for a router of zeros. Returns its bytes."""
+    tensors: list[OutTensor] = []
+    for tensor in source.tensors:
+        dims = tensor.dims
+        part = _part(tensor)
+        if part is None:
+            tensors.append(OutTensor(tensor.name, dims, tensor.kind, tensor.data.nbytes, _kept(tensor)))
+            continue
+        hidden = dims[1] if part == "down" else dims[0]
+        inner = (width, hidden) if part == "down" else (hidden, width)
+        block, block_bytes = GGML_QUANT_SIZES[tensor.kind]
+        n_bytes = width * hidden * experts // block * block_bytes
+        name = tensor.name.replace(f"ffn_{part}.", f"ffn_{part}_exps.")
+        tensors.append(OutTensor(name, (*inner, experts), tensor.kind, n_bytes, pieces(tensor)))
+        if part == "gate":
+            name = tensor.name.replace("ffn_gate.", "ffn_gate_inp.")
+            router = _router(name, hidden, experts, router_seed)
+            tensors.append(OutTensor(name, (hidden, experts), GGMLQuantizationType.F32, router.nbytes, _once(router)))
+    numbers = {
+        "llama.feed_forward_length": width,
+        "llama.expert_count": experts,
+        "llama.expert_used_count": used,
+    }
+    return rewrite(source, out, numbers, tensors)
+
+
+def _router(name: str, hidden: int, experts: int, seed: int | None) -> Bytes:
+    """Router rows as bytes: zeros, or normals such that a normalised hidden state gives logits of about 1."""
+    if seed is None:
+        return np.zeros(experts * hidden * 4, np.uint8)
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    rows = rng.standard_normal((experts, hidden), dtype=np.float32) / np.float32(np.sqrt(hidden))
+    return rows.ravel().view(np.uint8)
+
+
+def _once(data: Bytes) -> Pieces:
+    return lambda: iter((data,))
+
+
+def _kept(tensor: SourceTensor) -> Pieces:
+    return lambda: _whole(tensor, 1)
+
+
+def _whole(tensor: SourceTensor, times: int) -> Iterator[Bytes]:
+    """The tensor's bytes, `times` over."""
+    for _ in range(times):
+        for start in range(0, tensor.data.size, _PIECE_BYTES):
+            yield tensor.data[start : start + _PIECE_BYTES]
+
+
+def _columns_by_expert(tensor: SourceTensor, experts: int, k: int, errors: list[float]) -> Iterator[Bytes]:
+    """Each expert's columns of a down projection, all rows, times k; rounding errors are added to `errors`."""
+    rows = tensor.data.reshape(tensor.dims[1], -1)
+    row_bytes = rows.shape[1] // experts
+    step = max(1, _PIECE_BYTES // row_bytes)
+    for expert in range(experts):
+        columns = slice(expert * row_bytes, (expert + 1) * row_bytes)
+        for start in range(0, rows.shape[0], step):
+            result = scaled(np.ascontiguousarray(rows[start : start + step, columns]), tensor.kind, float(k))
+            errors.append(result.relative_error)
+            yield result.data

@@ -1,0 +1,241 @@
+"""Request bodies of a schedule: exact in tokens, distinct, and cheap to make while the run goes on.
+
+Everything that asks a tokenizer happens in `prepare_bodies`, before the run; a body is then a slice of bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from breakeven.engines.backend import Backend
+from breakeven.measure.token_counts import asked_usage, encoder, guessed_corpus, plain_text, token_corpus, word_corpus
+from breakeven.traffic.prompts import Corpus, bare, mix, rng
+from breakeven.traffic.schedule import Schedule
+from breakeven.wire.client.dialect import completion_fields
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+TEMPERATURE = 1.0
+TOP_K = 40
+"""As in the comparison without load: sampled text keeps experts as busy as real use does."""
+
+_USER, _REPLY, _SEED = 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Text for one engine, and what was found out about its counting."""
+
+    corpus: Corpus
+    exact: bool
+    as_text: bool
+    overhead: int = 0
+    turn_overhead: int = 0
+
+
+_KEPT = 4
+_kept: dict[tuple[object, ...], _Source] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Bodies:
+    """The bodies of all requests of one schedule for one backend; beyond the last row lengths repeat, texts do not.
+
+    `exact`: every prompt has the tokens the schedule asks for, by the backend's tokenizer. `overhead` are tokens that a
+    chat template (or a beginning-of-text token) adds to the first message, `turn_overhead` to each later one; texts are
+    shorter by so much, one token at least.
+    """
+
+    path: str
+    exact: bool
+    ignore_eos: bool
+    overhead: int
+    turn_overhead: int
+    seed: int
+    salt: int
+    as_text: bool
+    corpus: Corpus
+    tail: bytes
+    prompt_N: NDArray[np.int32]
+    output_N: NDArray[np.int32]
+    turn_N: NDArray[np.int32]
+    blocks: tuple[tuple[int, ...], ...]
+    block_tokens: int
+
+    def body(self, i: int) -> bytes:
+        """JSON of request `i`, the same bytes every time."""
+        texts = self._texts(i)
+        if self.path == CHAT:
+            roles = (b"user", b"assistant")
+            messages = [b'{"role":"%b","content":"%b"}' % (roles[j % 2], bare(text)) for j, text in enumerate(texts)]
+            prompt = b'"messages":[%b]' % b",".join(messages)
+        else:
+            prompt = (b'"prompt":"%b"' if self.as_text else b'"prompt":[%b]') % bare(b"".join(texts))
+        seed = mix(i * 4 + _SEED, self.seed) & 0x7FFFFFFF
+        return b'{%b,"max_tokens":%d,"seed":%d,%b' % (prompt, self.max_tokens(i), seed, self.tail)
+
+    def max_tokens(self, i: int) -> int:
+        """Output tokens asked for."""
+        return int(self.output_N[i % len(self.output_N)])
+
+    def prompt_tokens(self, i: int) -> int:
+        """Prompt tokens asked for, history included, as the engine should count them."""
+        k = i % len(self.prompt_N)
+        first = k - int(self.turn_N[k])
+        return int(self.prompt_N[first : k + 1].sum()) + int(self.output_N[first:k].sum())
+
+    def _texts(self, i: int) -> list[bytes]:
+        """The messages of request `i`, questions and answers in turn, each led by one separator byte."""
+        k = i % len(self.prompt_N)
+        turns = int(self.turn_N[k])
+        if turns == 0 and self.blocks and self.blocks[k]:
+            return [self._shared(i, k)]
+        texts = []
+        for j in range(turns + 1):
+            row, at = k - turns + j, i - turns + j
+            if j == 0:
+                texts.append(self._salted(at, max(1, int(self.prompt_N[row]) - self.overhead)))
+            else:
+                n = max(1, int(self.prompt_N[row]) - self.turn_overhead)
+                texts.append(self._message(mix(at * 4 + _USER, self.seed), n))
+            if j < turns:
+                texts.append(self._message(mix(at * 4 + _REPLY, self.seed), int(self.output_N[row])))
+        return texts
+
+    def _salted(self, at: int, n: int) -> bytes:
+        """`n` tokens with a salt of their own in front."""
+        salt = self.corpus.salt(at, n, self.salt)
+        return salt + self.corpus.fill(mix(at * 4 + _USER, self.seed), n - self.corpus.salt_tokens)
+
+    def _message(self, key: int, n: int) -> bytes:
+        """`n` tokens of a later message. Its first word has no space before it in a chat, so it must be a single."""
+        singles = self.corpus.singles
+        return singles[key % len(singles)] + self.corpus.fill(key >> 8, n - 1)
+
+    def _shared(self, i: int, k: int) -> bytes:
+        """A prompt of blocks: equal ids give equal text in every request of this run."""
+        left = max(1, int(self.prompt_N[k]) - self.overhead)
+        parts = [self.corpus.salt(0, left, self.salt)]
+        left -= self.corpus.salt_tokens
+        for block in self.blocks[k]:
+            if left <= 0:
+                break
+            n = min(left, self.block_tokens)
+            parts.append(self.corpus.salt(block, n, self.seed))
+            parts.append(self.corpus.fill(mix(block * 4, self.seed), n - self.corpus.salt_tokens))
+            left -= n
+        if left > 0:
+            parts.append(self._salted(i, left))
+        return b"".join(parts)
+
+
+def prepare_bodies(backend: Backend, schedule: Schedule, *, tokenizer: Path | None = None, salt: str = "") -> Bodies:
+    """Bodies of `schedule` for `backend`; `salt` names the run, so that another one meets no cache this one filled.
+
+    Token ids where the backend takes them and a tokenizer is at hand (its own, else the file `tokenizer`); else text,
+    counted with that tokenizer and corrected by what the chat template adds; else text of about the right length,
+    guessed from `usage`. Asks the backend for up to four completions of one token. Raises UserError for a tokenizer
+    file or language that is not there, EngineError when the backend does not answer.
+    """
+    workload = schedule.workload
+    languages, seed = workload.languages, workload.seed
+    chat = workload.chat or backend.chat_only
+    path = CHAT if chat else COMPLETIONS
+    turns = int(schedule.turn_N.max(initial=0)) if chat else 0
+    source = _source(backend, tokenizer, path, languages, seed, turns)
+    fields = completion_fields(
+        backend,
+        max_tokens=0,
+        temperature=TEMPERATURE,
+        stream=workload.stream,
+        ignore_eos=True,
+        top_k=TOP_K,
+        cache_prompt=workload.sharing or bool((schedule.turn_N > 0).any()),
+    )
+    del fields["max_tokens"]
+    return Bodies(
+        path=path,
+        exact=source.exact,
+        ignore_eos=backend.takes_extra_fields,
+        overhead=source.overhead,
+        turn_overhead=source.turn_overhead,
+        seed=mix(seed),
+        salt=int(rng(seed, "salt", salt).integers(1 << 62)),
+        as_text=source.as_text,
+        corpus=source.corpus,
+        tail=msgspec.json.encode(fields)[1:],
+        prompt_N=schedule.prompt_N,
+        output_N=schedule.output_N,
+        turn_N=schedule.turn_N,
+        blocks=schedule.blocks if workload.sharing else (),
+        block_tokens=schedule.block_tokens,
+    )
+
+
+def _source(
+    backend: Backend, tokenizer: Path | None, path: str, languages: tuple[str, ...], seed: int, turns: int
+) -> _Source:
+    """The text for one engine, kept for as long as it runs: a search for capacity prepares many schedules."""
+    key = (backend.url, backend.pid, backend.load_s, backend.served_model, tokenizer, path, languages, seed, turns > 0)
+    if key not in _kept:
+        encode = encoder(backend, tokenizer)
+        if encode is None:
+            source = _Source(_guess(backend, path, languages, seed), exact=False, as_text=True)
+        elif path == COMPLETIONS and backend.takes_token_ids:
+            source = _Source(token_corpus(encode, languages, seed), exact=True, as_text=False)
+        else:
+            corpus, exact = word_corpus(encode, languages, seed)
+            overhead, turn_overhead, agrees = _overheads(backend, path, corpus, turns)
+            source = _Source(corpus, exact and agrees, as_text=True, overhead=overhead, turn_overhead=turn_overhead)
+        if len(_kept) >= _KEPT:
+            _kept.pop(next(iter(_kept)))
+        _kept[key] = source
+    return _kept[key]
+
+
+def _prompt(path: str, messages: list[bytes]) -> dict[str, object]:
+    """The prompt field of a request for these messages, questions and answers in turn."""
+    texts = [plain_text(message) for message in messages]
+    if path == COMPLETIONS:
+        return {"prompt": " ".join(texts)}
+    return {"messages": [{"role": ("user", "assistant")[j % 2], "content": text} for j, text in enumerate(texts)]}
+
+
+def _overheads(backend: Backend, path: str, corpus: Corpus, turns: int) -> tuple[int, int, bool]:
+    """Tokens the template adds to the first message and to each later question with the answer before it.
+
+    Also whether all probes agree; False as well when the engine does not count.
+    """
+    n = 24
+    texts = [corpus.salt(k, n, 0) + corpus.fill(mix(k), n - corpus.salt_tokens) for k in range(5)]
+    long = corpus.salt(9, 3 * n, 0) + corpus.fill(mix(9), 3 * n - corpus.salt_tokens)
+    first = asked_usage(backend, path, _prompt(path, texts[:1]))
+    other = asked_usage(backend, path, _prompt(path, [long]))
+    if first is None or other is None:
+        return 0, 0, False
+    overhead = first - n
+    agrees = overhead >= 0 and other - 3 * n == overhead
+    if turns == 0:
+        return max(0, overhead), 0, agrees
+    two = asked_usage(backend, path, _prompt(path, texts[:3]))
+    three = asked_usage(backend, path, _prompt(path, texts[:5]))
+    if two is None or three is None:
+        return max(0, overhead), 0, False
+    each = two - 3 * n - overhead
+    return max(0, overhead), max(0, each), agrees and each >= 0 and three - 5 * n - overhead == 2 * each
+
+
+def _guess(backend: Backend, path: str, languages: tuple[str, ...], seed: int) -> Corpus:
+    """A corpus whose tokens per byte come from two answers of the engine; without them, those of English text."""
+    corpus = guessed_corpus(languages, seed)
+    short, long = corpus.fill(7, 20), corpus.fill(7, 300)
+    few = asked_usage(backend, path, _prompt(path, [short]))
+    many = asked_usage(backend, path, _prompt(path, [long]))
+    if few is None or many is None or many <= few:
+        return corpus
+    return guessed_corpus(languages, seed, (many - few) / (len(long) - len(short)))

@@ -1,0 +1,1 @@
+"""What is compared: architectures and weight formats, where a description comes from, and the arithmetic on shapes."""

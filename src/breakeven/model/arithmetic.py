@@ -1,0 +1,259 @@
+"""What a model's shapes imply: parameters, bytes and operations, before anything is run.
+
+Pure functions over a `ModelSpec`. Notation as in the literature: B sequences decode in one step, E experts, k of them
+for each token. Speed follows the bytes a step touches; memory follows all of them. Never one number for both.
+
+Refusing a description whose weights do not add up to what was published.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from functools import lru_cache
+
+from breakeven.errors import UserError
+from breakeven.model.architecture import Gqa, Layer, LinearAttention, Mla, ModelSpec, MoeFfn, ShortConv
+from breakeven.model.formats.named import format_named, tensor_bytes, tensor_types
+from breakeven.model.tensors import Group, Tensor, tensors
+
+KV_ELEMENT_BYTES = 2.0
+"""llama.cpp keeps keys and values as F16 unless told otherwise (include/llama.h: type_k, type_v)."""
+STATE_ELEMENT_BYTES = 4.0
+"""llama.cpp keeps recurrent and convolution state as F32 (src/llama-model.cpp: recurrent_type_k, recurrent_type_v)."""
+
+
+class Phase(StrEnum):
+    """What a forward pass is for: reading a prompt, or writing one token of the answer."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+def total_params(spec: ModelSpec) -> int:
+    """All weights, biases and norms; a tied embedding counts once."""
+    return sum(tensor.params for tensor in _tensors(spec))
+
+
+def active_params(spec: ModelSpec) -> int:
+    """Weights one token passes through: everything but the embedding lookup, and k of the E experts of each layer.
+
+    The output head counts, also when it is the embedding table (tied).
+    """
+    return sum(_active(spec, tensor) for tensor in _tensors(spec))
+
+
+def params_by_group(spec: ModelSpec) -> dict[Group, int]:
+    """Total parameters of each group of tensors that the model has."""
+    found: dict[Group, int] = {}
+    for tensor in _tensors(spec):
+        found[tensor.group] = found.get(tensor.group, 0) + tensor.params
+    return found
+
+
+def bytes_by_group(spec: ModelSpec, format_name: str) -> dict[Group, int]:
+    """Bytes of each group of tensors in a weight format; raises UserError for an unknown format."""
+    return {group: sum(by_layer.values()) for group, by_layer in _sizes(spec, format_named(format_name).name).items()}
+
+
+def file_bytes(spec: ModelSpec, format_name: str) -> int:
+    """Bytes of all weights in a format. A GGUF file adds its header and tokenizer, a few megabytes."""
+    return sum(bytes_by_group(spec, format_name).values())
+
+
+def occupancy(n_experts: int, n_per_token: int, batch: float) -> float:
+    """Share of a layer's experts that a step of `batch` sequences touches when routing is uniform: 1 - (1 - k/E)^B."""
+    return 1.0 - math.pow(1.0 - n_per_token / n_experts, batch)
+
+
+def occupancy_of(frequencies: Sequence[float], batch: float) -> float:
+    """The same for measured routing: the mean over experts of 1 - (1 - p_e)^B.
+
+    `frequencies`: for each expert, the share p_e of tokens that use it; they sum to k. By the concavity of 1 - (1-p)^B
+    it is never above uniform routing.
+    """
+    return math.fsum(1.0 - math.pow(1.0 - p, batch) for p in frequencies) / len(frequencies)
+
+
+def batch_touching(n_experts: int, n_per_token: int, share: float) -> float:
+    """The batch at which uniform routing touches this share of the experts: `occupancy` solved for B.
+
+    Infinite for the whole (share 1) unless every token uses every expert.
+    """
+    if n_per_token >= n_experts:
+        return 1.0
+    return math.inf if share >= 1.0 else math.log1p(-share) / math.log1p(-n_per_token / n_experts)
+
+
+def decode_bytes(
+    spec: ModelSpec, format_name: str, batch: float, frequencies: Sequence[Sequence[float]] | None = None
+) -> float:
+    """Weight bytes that one decode step of `batch` sequences reads: W_f + W_r u(B).
+
+    W_f is everything read whatever the batch: attention, dense and shared feed-forwards, routers, norms and the
+    output head. The embedding lookup reads single rows and counts nothing, unless it is tied: then it is the head.
+    `frequencies`: for each layer that routes, in order, the routing frequencies of its experts; uniform if None.
+    Raises ValueError when they do not match the model, UserError for an unknown format.
+    """
+    sizes = _sizes(spec, format_named(format_name).name)
+    routing = {i: layer.ffn for i, layer in enumerate(spec.layers) if isinstance(layer.ffn, MoeFfn)}
+    shares = _occupancies(routing, batch, frequencies)
+    touched = 0.0
+    for group, by_layer in sizes.items():
+        if group is Group.ROUTED_EXPERTS:
+            touched += sum(nbytes * shares[layer] for layer, nbytes in by_layer.items() if layer is not None)
+        elif group is not Group.EMBEDDING or spec.tied_embeddings:
+            touched += sum(by_layer.values())
+    return touched
+
+
+def kv_bytes(spec: ModelSpec, context: int, element_bytes: float = KV_ELEMENT_BYTES) -> float:
+    """Bytes of keys and values of one sequence of `context` tokens, sliding windows full at their width.
+
+    GQA keeps kv_heads * (key + value width) elements a token and layer, MLA kv_lora_rank + rope_dim (DeepSeek-V2,
+    arXiv 2405.04434), linear and convolution layers none: see `state_bytes`.
+    """
+    return element_bytes * sum(kv_elements(layer) * _span(layer, context) for layer in spec.layers)
+
+
+def kv_bytes_per_token(spec: ModelSpec, context: int = 0, element_bytes: float = KV_ELEMENT_BYTES) -> float:
+    """Bytes that one more token adds to a cache of `context` tokens; layers whose window is full add none."""
+    return kv_bytes(spec, context + 1, element_bytes) - kv_bytes(spec, context, element_bytes)
+
+
+def state_bytes(spec: ModelSpec, element_bytes: float = STATE_ELEMENT_BYTES) -> float:
+    """Bytes of the state of one sequence that do not grow with it: linear attention and convolutions."""
+    return element_bytes * sum(_state_elements(spec, layer) for layer in spec.layers)
+
+
+def flops_per_token(spec: ModelSpec, context: int, phase: Phase) -> float:
+    """Floating-point operations of one token: 2 for each active weight, and attention over what came before.
+
+    Decode: the token at position `context` (itself included). Prefill: the mean over a prompt of `context` tokens,
+    where the output head is computed for the last one alone. Attention: `attention_flops`.
+    """
+    prefill = phase is Phase.PREFILL
+    head = sum(t.params for t in _tensors(spec) if t.group is _head_group(spec))
+    weights = active_params(spec) - head + head / (max(context, 1) if prefill else 1)
+    spans = _mean_span if prefill else _span
+    return 2.0 * weights + sum(attention_flops(layer, spans(layer, context)) for layer in spec.layers)
+
+
+def kv_elements(layer: Layer) -> int:
+    """Elements of keys and values that a layer keeps of one token; 0 for layers with a constant state."""
+    match layer.attention:
+        case Gqa() as a:
+            return a.kv_heads * (a.head_dim + _value_dim(a))
+        case Mla() as a:
+            return a.kv_lora_rank + a.rope_dim
+        case LinearAttention() | ShortConv():
+            return 0
+
+
+def attention_flops(layer: Layer, span: float) -> float:
+    """Operations of one token that attends to `span` positions, in one layer; `span` plays no part in linear attention.
+
+    2 heads (key + value width) a position (Kaplan et al., arXiv 2001.08361); MLA, on the latent,
+    2 heads (2 kv_lora_rank + rope_dim).
+    """
+    match layer.attention:
+        case Gqa() as a:
+            return 2.0 * a.heads * (a.head_dim + _value_dim(a)) * span
+        case Mla() as a:
+            return 2.0 * a.heads * (2 * a.kv_lora_rank + a.rope_dim) * span
+        case LinearAttention() as a:
+            # Decay, read, write and query of one state matrix a head: 1 + 2 + 2 + 2 (Gated DeltaNet, arXiv 2412.06464).
+            return 7.0 * a.value_heads * a.key_dim * a.value_dim
+        case ShortConv():
+            return 0.0  # its taps are weights, counted with the others
+
+
+@lru_cache(maxsize=32)
+def _tensors(spec: ModelSpec) -> tuple[Tensor, ...]:
+    return tuple(tensors(spec))
+
+
+@lru_cache(maxsize=64)
+def _sizes(spec: ModelSpec, format_name: str) -> Mapping[Group, Mapping[int | None, int]]:
+    """Bytes by group and layer."""
+    kinds = tensor_types(spec, format_name)
+    found: dict[Group, dict[int | None, int]] = {}
+    for tensor in _tensors(spec):
+        by_layer = found.setdefault(tensor.group, {})
+        by_layer[tensor.layer] = by_layer.get(tensor.layer, 0) + tensor_bytes(tensor, kinds[tensor.name])
+    return found
+
+
+def _head_group(spec: ModelSpec) -> Group:
+    return Group.EMBEDDING if spec.tied_embeddings else Group.OUTPUT_HEAD
+
+
+def _active(spec: ModelSpec, tensor: Tensor) -> int:
+    if tensor.group is Group.EMBEDDING and not spec.tied_embeddings:
+        return 0
+    if tensor.group is Group.ROUTED_EXPERTS and tensor.layer is not None:
+        ffn = spec.layers[tensor.layer].ffn
+        if isinstance(ffn, MoeFfn):
+            return tensor.params // ffn.n_experts * ffn.n_experts_per_token
+    return tensor.params
+
+
+def _occupancies(
+    routing: Mapping[int, MoeFfn], batch: float, frequencies: Sequence[Sequence[float]] | None
+) -> dict[int, float]:
+    if frequencies is None:
+        return {i: occupancy(ffn.n_experts, ffn.n_experts_per_token, batch) for i, ffn in routing.items()}
+    if len(frequencies) != len(routing):
+        raise ValueError(f"routing frequencies of {len(frequencies)} layers, but {len(routing)} layers route")
+    for (i, ffn), row in zip(routing.items(), frequencies, strict=True):
+        if len(row) != ffn.n_experts:
+            raise ValueError(f"layer {i} has {ffn.n_experts} experts, but frequencies for {len(row)}")
+    return {i: occupancy_of(row, batch) for i, row in zip(routing, frequencies, strict=True)}
+
+
+def _value_dim(attention: Gqa) -> int:
+    return attention.head_dim if attention.value_head_dim is None else attention.value_head_dim
+
+
+def _state_elements(spec: ModelSpec, layer: Layer) -> int:
+    match layer.attention:
+        case LinearAttention() as a:
+            channels = 2 * a.key_heads * a.key_dim + a.value_heads * a.value_dim
+            return a.value_heads * a.key_dim * a.value_dim + channels * (a.conv_kernel - 1)
+        case ShortConv() as a:
+            return spec.hidden * (a.kernel - 1)
+        case Gqa() | Mla():
+            return 0
+
+
+def _span(layer: Layer, context: int) -> float:
+    """Positions that the last of `context` tokens attends to, and that the cache keeps."""
+    window = layer.attention.window if isinstance(layer.attention, Gqa) else None
+    return context if window is None else min(context, window)
+
+
+def _mean_span(layer: Layer, context: int) -> float:
+    """`_span` averaged over the tokens of a prompt."""
+    if context < 1:
+        return 0.0
+    full = int(_span(layer, context))
+    return (full * (full + 1) / 2 + (context - full) * full) / context
+
+
+TOLERANCE = 0.03
+"""Published totals are rounded ("7B", "8.3B"), and some leave out norms and biases."""
+
+
+def check_count(spec: ModelSpec, published_total_params: int | None) -> None:
+    """Raise UserError with both numbers when the spec's weights miss the published total by over 3 %; None: unknown."""
+    if published_total_params is None:
+        return
+    counted = sum(tensor.params for tensor in tensors(spec))
+    off = counted / published_total_params - 1
+    if abs(off) > TOLERANCE:
+        raise UserError(
+            f"{spec.source}: {spec.name} counts {counted:,} parameters, {published_total_params:,} were published "
+            f"({off:+.1%}, {TOLERANCE:.0%} allowed): the description is wrong or incomplete; correct it, "
+            "or describe the model by hand as docs/models-yaml.md shows"
+        )

@@ -1,0 +1,98 @@
+"""Weight formats by name: which number type every tensor of a model gets, and how many bytes that is.
+
+Two worlds: files of llama.cpp (`gguf_formats`) and the formats of GPU engines (`gpu_formats`). What reads a format here
+does not care which it is; what writes files for llama.cpp asks for `gguf_types`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+
+from breakeven.errors import NotSupportedError, UserError
+from breakeven.model.architecture import ModelSpec
+from breakeven.model.formats.ggml import BLOCKS, GgmlType, block_bytes, block_size
+from breakeven.model.formats.gguf import FORMATS, Format, category, types_in
+from breakeven.model.formats.gpu import GPU_FORMATS, GpuFormat, GpuType, NumberType, gpu_tensor_bytes, gpu_tensor_types
+from breakeven.model.tensors import Tensor
+
+__all__ = [
+    "FORMATS",
+    "GPU_FORMATS",
+    "Format",
+    "GgmlType",
+    "GpuFormat",
+    "NumberType",
+    "block_bytes",
+    "block_size",
+    "category",
+    "format_for",
+    "format_named",
+    "gguf_types",
+    "tensor_bytes",
+    "tensor_types",
+]
+
+_ALIASES = {"FP16": "F16", "FLOAT16": "F16", "BFLOAT16": "BF16"}
+
+
+def format_named(name: str) -> Format | GpuFormat:
+    """The format of this name, in any case; raises UserError that offers the nearest names."""
+    asked = name.strip().upper()
+    asked = _ALIASES.get(asked, asked)
+    found = FORMATS.get(asked) or GPU_FORMATS.get(asked)
+    if found is None:
+        known = [*FORMATS, *GPU_FORMATS]
+        near = difflib.get_close_matches(asked, known, n=3, cutoff=0.3) or known
+        raise UserError(f"no weight format is called {name!r}; try {', '.join(near)}")
+    return found
+
+
+def format_for(engine: str, name: str) -> Format | GpuFormat:
+    """The format that an engine means by this name: MXFP4 is not the same to llama.cpp as to GPU engines.
+
+    Raises UserError for an unknown name, NotSupportedError for a format that llama.cpp cannot read.
+    """
+    found = format_named(name)
+    if engine == "llama.cpp":
+        _refuse_gpu_format(found)
+    elif found.name == "MXFP4":
+        return GPU_FORMATS["MXFP4_BF16"]
+    return found
+
+
+def tensor_bytes(tensor: Tensor, kind: NumberType) -> int:
+    """Bytes of a tensor stored in this type; raises ValueError when its rows are not whole ggml blocks."""
+    if isinstance(kind, GpuType):
+        return gpu_tensor_bytes(tensor, kind)
+    size, nbytes = BLOCKS[kind]
+    if tensor.shape[-1] % size:
+        raise ValueError(f"{tensor.name}: rows of {tensor.shape[-1]} elements are not whole {kind} blocks of {size}")
+    return math.prod(tensor.shape) // size * nbytes
+
+
+def tensor_types(spec: ModelSpec, format_name: str) -> Mapping[str, NumberType]:
+    """The type of every tensor of a model, by name, in a format of llama.cpp or of GPU engines.
+
+    Raises UserError for an unknown format.
+    """
+    chosen = format_named(format_name)
+    return gpu_tensor_types(spec, chosen) if isinstance(chosen, GpuFormat) else types_in(spec, chosen)
+
+
+def gguf_types(spec: ModelSpec, format_name: str) -> dict[str, GgmlType]:
+    """`tensor_types` of a format of llama.cpp.
+
+    Raises UserError for an unknown format, NotSupportedError for one of GPU engines.
+    """
+    return types_in(spec, _refuse_gpu_format(format_named(format_name)))
+
+
+def _refuse_gpu_format(chosen: Format | GpuFormat) -> Format:
+    if isinstance(chosen, GpuFormat):
+        raise NotSupportedError(
+            f"{chosen.name} is a format of GPU engines and llama.cpp cannot read it; "
+            "choose one of its own, such as Q8_0, Q4_K_M or MXFP4 (`breakeven models NAME` lists them with their sizes)"
+        )
+    return chosen

@@ -1,0 +1,161 @@
+"""What Breakeven knows about one model family: how to read its configuration and how to write its GGUF metadata.
+
+Reading a Hugging Face `config.json`: one fact under any of its names, or an error that names the fact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import cast
+
+from breakeven.errors import UserError
+from breakeven.model.architecture import Attention, Gqa, ModelSpec
+
+GgufValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
+"""A metadata value; a whole number is written as uint32, a list as an array of its elements' type."""
+
+
+class FfnOrder(StrEnum):
+    """Which layers llama.cpp expects to route in a family; the text completes "it has ..."."""
+
+    DENSE = "no experts"
+    ROUTED = "experts in every layer"
+    ALIKE = "experts in all layers or in none"
+    LEADING_DENSE = "dense layers before those with experts, and at least one of these"
+    EVERY_STEP = "experts in every n-th layer"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family, all of it data and two functions.
+
+    `model_types`: the `model_type` values of Hugging Face configurations it reads.
+    `gguf_architecture`: llama.cpp's name; None when Breakeven can count the family but not write files of it yet.
+    `from_config(config, name, source)`: the text model of a configuration; raises UserError naming a missing fact.
+    `gguf_metadata(spec)`: architecture keys without the tokenizer's, e.g. `olmoe.block_count`.
+    `tensor_names`: tensors that llama.cpp keeps under another stem in this family.
+    `window_period`, `window_default`: where a file does not say which layers slide, all but the last of each period
+    do, over this many positions; None: the family has no sliding layers whatever a file says.
+    `ffn_order`, `attention`: what llama.cpp expects of the layers; nothing when there is no architecture.
+    `scales_embeddings`: the engine multiplies embeddings by sqrt(hidden) (Gemma).
+    `routed_as`, `dense_as`: the family that has this layout with experts, or without; None: there is none.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    gguf_architecture: str | None
+    from_config: Callable[[Mapping[str, object], str, str], ModelSpec]
+    gguf_metadata: Callable[[ModelSpec], dict[str, GgufValue]]
+    tensor_names: Mapping[str, str] = field(default_factory=dict)
+    window_period: int | None = None
+    window_default: int | None = None
+    ffn_order: FfnOrder = FfnOrder.DENSE
+    attention: tuple[type[Attention], ...] = (Gqa,)
+    routed_as: str | None = None
+    dense_as: str | None = None
+    scales_embeddings: bool = False
+
+
+HELP = "see docs/models-yaml.md to describe the model by hand"
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+TOP_K = ("num_experts_per_tok", "experts_per_token", "top_k_experts", "moe_top_k")
+EXPERT_WIDTH = ("moe_intermediate_size", "expert_intermediate_size")
+CONTEXT = ("max_position_embeddings", "n_positions", "model_max_length")
+
+
+class Config:
+    """A configuration with its name and source, so that every complaint can say where it looked.
+
+    Multimodal models keep the language model under `text_config`; that part is read, with the outer values
+    filling what it leaves out.
+    """
+
+    def __init__(self, values: Mapping[str, object], name: str, source: str) -> None:
+        nested = values.get("text_config")
+        self.values: Mapping[str, object] = {**values, **nested} if isinstance(nested, Mapping) else values
+        self.name = name
+        self.source = source
+
+    def has(self, *keys: str) -> bool:
+        """True when any of `keys` is there and not null."""
+        return any(self.values.get(key) is not None for key in keys)
+
+    def whole(self, *keys: str) -> int:
+        """The first of `keys` as a positive whole number; raises UserError when none is there or it is not one."""
+        for key in keys:
+            if self.values.get(key) is not None:
+                return self._whole(key)
+        others = f" (or {', '.join(keys[1:])})" if len(keys) > 1 else ""
+        raise UserError(f"{self.source}: {self.name} does not say {keys[0]}{others}; add it, or {HELP}")
+
+    def whole_or(self, default: int, *keys: str) -> int:
+        """As `whole`, but `default` when none is there; zero is allowed."""
+        return next((self._whole(key, least=0) for key in keys if self.values.get(key) is not None), default)
+
+    def number_or(self, default: float, *keys: str) -> float:
+        """The first of `keys` as a number."""
+        for key in keys:
+            value = self.values.get(key)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise self._wrong(key, "a number")
+            return float(value)
+        return default
+
+    def flag_or(self, default: bool, *keys: str) -> bool:
+        """The first of `keys` as true or false."""
+        for key in keys:
+            value = self.values.get(key)
+            if value is None:
+                continue
+            if not isinstance(value, bool):
+                raise self._wrong(key, "true or false")
+            return value
+        return default
+
+    def text_or(self, default: str, key: str) -> str:
+        """`key` as a string."""
+        value = self.values.get(key)
+        return value if isinstance(value, str) else default
+
+    def list_of(self, key: str) -> Sequence[object] | None:
+        """`key` as a list, None when absent."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple):
+            raise self._wrong(key, "a list")
+        return cast(Sequence[object], value)
+
+    def kinds(self, count: int) -> list[str] | None:
+        """`layer_types`, one kind a layer; None when absent."""
+        listed = self.list_of("layer_types")
+        if listed is None:
+            return None
+        if len(listed) != count:
+            raise UserError(
+                f"{self.source}: {self.name}: layer_types names {len(listed)} layers, num_hidden_layers says {count}; "
+                "one of them must change"
+            )
+        return [str(kind) for kind in listed]
+
+    def rope_base(self, default: float) -> float:
+        """`rope_theta`, which newer configurations keep inside `rope_parameters`."""
+        inside = self.values.get("rope_parameters")
+        if not self.has("rope_theta") and isinstance(inside, Mapping):
+            theta = inside.get("rope_theta")
+            return float(theta) if isinstance(theta, int | float) else default
+        return self.number_or(default, "rope_theta")
+
+    def _whole(self, key: str, least: int = 1) -> int:
+        value = self.values[key]
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self._wrong(key, "a positive whole number" if least else "a whole number, zero or more")
+        return value
+
+    def _wrong(self, key: str, right: str) -> UserError:
+        return UserError(f"{self.source}: {self.name}: {key} is {self.values[key]!r}, it must be {right}")

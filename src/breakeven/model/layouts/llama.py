@@ -1,0 +1,187 @@
+"""Llama, Mistral and Mixtral: one layout in llama.cpp; with experts it is Mixtral.
+
+Qwen 2 and 2.5 (biases on queries, keys and values) and Qwen 3 (norms on queries and keys), dense and routed.
+
+OLMoE: queries and keys normed over the whole projection, 64 narrow experts, weights not renormalised.
+
+Phi-3.5-MoE: LayerNorm with biases, biases in attention and at the output.
+
+IBM Granite 3, dense and routed: Llama's layout with four multipliers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from breakeven.errors import UserError
+from breakeven.model.architecture import Gating, Gqa, Layer, ModelSpec, QkNorm, Scales
+from breakeven.model.layouts.config import EXPERTS, Config, Family, FfnOrder, GgufValue
+from breakeven.model.layouts.gguf_keys import metadata
+from breakeven.model.layouts.parts import dense, gqa, model, moe, n_layers
+
+
+def llama_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """Read a `llama`, `mistral` or `mixtral` configuration."""
+    c = Config(config, name, source)
+    bias = c.flag_or(False, "attention_bias")
+    layer = Layer(
+        attention=gqa(c, qkv_bias=bias, output_bias=bias),
+        # Mixtral keeps the width of one expert where dense models keep theirs.
+        ffn=moe(c, width=("intermediate_size",)) if c.has(*EXPERTS) else dense(c),
+    )
+    return model(c, "llama", [layer] * n_layers(c))
+
+
+def llama_gguf_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
+    """Keys of the `llama` architecture."""
+    return metadata("llama", spec)
+
+
+LLAMA = Family(
+    name="llama",
+    model_types=("llama", "mistral", "mixtral", "mistral3", "ministral3"),
+    gguf_architecture="llama",
+    from_config=llama_from_config,
+    gguf_metadata=llama_gguf_metadata,
+    ffn_order=FfnOrder.ALIKE,
+    routed_as="llama",
+    dense_as="llama",
+)
+
+
+def qwen2_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """Read a `qwen2` configuration. `sliding_window` counts only with `use_sliding_window`, which no release sets."""
+    c = Config(config, name, source)
+    layer = Layer(attention=gqa(c, qkv_bias=True), ffn=dense(c))
+    return model(c, "qwen2", [layer] * n_layers(c), rope_base=1000000.0)
+
+
+def qwen3_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """Read a `qwen3` configuration; `head_dim` is not hidden / heads."""
+    c = Config(config, name, source)
+    layer = Layer(attention=gqa(c, head_dim_required=True, qk_norm=QkNorm.HEAD), ffn=dense(c))
+    return model(c, "qwen3", [layer] * n_layers(c), rope_base=1000000.0)
+
+
+def qwen3moe_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """Read a `qwen3_moe` configuration: each `decoder_sparse_step`-th layer routes, save any in `mlp_only_layers`."""
+    c = Config(config, name, source)
+    attention = gqa(c, head_dim_required=True, qk_norm=QkNorm.HEAD)
+    step = c.whole_or(1, "decoder_sparse_step")
+    if step < 1:
+        raise UserError(f"{source}: {name}: decoder_sparse_step is {step}, it must be 1 or more")
+    never = set(c.list_of("mlp_only_layers") or ())
+    layers = [
+        Layer(attention, moe(c) if (i + 1) % step == 0 and i not in never else dense(c)) for i in range(n_layers(c))
+    ]
+    return model(c, "qwen3moe", layers, rope_base=1000000.0)
+
+
+QWEN2 = Family("qwen2", ("qwen2",), "qwen2", qwen2_from_config, partial(metadata, "qwen2"))
+QWEN3 = Family("qwen3", ("qwen3",), "qwen3", qwen3_from_config, partial(metadata, "qwen3"), routed_as="qwen3moe")
+QWEN3MOE = Family(
+    "qwen3moe",
+    ("qwen3_moe",),
+    "qwen3moe",
+    qwen3moe_from_config,
+    partial(metadata, "qwen3moe"),
+    ffn_order=FfnOrder.ROUTED,
+    dense_as="qwen3",
+)
+
+
+def olmoe_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """Read an `olmoe` configuration; `intermediate_size` is the width of one expert."""
+    c = Config(config, name, source)
+    layer = Layer(attention=gqa(c, qk_norm=QkNorm.FULL), ffn=moe(c, width=("intermediate_size",), normalise=False))
+    return model(c, "olmoe", [layer] * n_layers(c))
+
+
+OLMOE = Family("olmoe", ("olmoe",), "olmoe", olmoe_from_config, partial(metadata, "olmoe"), ffn_order=FfnOrder.ROUTED)
+
+
+def phimoe_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """Read a `phimoe` configuration; `intermediate_size` is the width of one expert.
+
+    The released model has both biases although the configuration class leaves them off by default.
+    """
+    c = Config(config, name, source)
+    bias = c.flag_or(True, "attention_bias")
+    layer = Layer(gqa(c, qkv_bias=bias, output_bias=bias), moe(c, width=("intermediate_size",), normalise=True))
+    return model(c, "phimoe", [layer] * n_layers(c), layer_norm=True, output_bias=c.flag_or(True, "lm_head_bias"))
+
+
+PHIMOE = Family(
+    "phimoe", ("phimoe",), "phimoe", phimoe_from_config, partial(metadata, "phimoe"), ffn_order=FfnOrder.ROUTED
+)
+
+
+def _scales(c: Config, attention: Gqa) -> Scales:
+    return Scales(
+        embedding=c.number_or(1.0, "embedding_multiplier"),
+        residual=c.number_or(1.0, "residual_multiplier"),
+        attention=c.number_or(attention.head_dim**-0.5, "attention_multiplier"),
+        logit=c.number_or(1.0, "logits_scaling"),
+    )
+
+
+def granite_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """Read a `granite` configuration."""
+    c = Config(config, name, source)
+    bias = c.flag_or(False, "attention_bias")
+    attention = gqa(c, qkv_bias=bias, output_bias=bias)
+    return model(c, "granite", [Layer(attention, dense(c))] * n_layers(c), scales=_scales(c, attention))
+
+
+def granitemoe_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """Read a `granitemoe` or `granitemoeshared` configuration; `intermediate_size` is the width of one expert."""
+    c = Config(config, name, source)
+    attention = gqa(c)
+    shared = c.whole_or(0, "shared_intermediate_size")
+    ffn = moe(
+        c,
+        width=("intermediate_size",),
+        gating=Gating.SOFTMAX_AFTER_TOP_K,
+        shared_width=shared,
+        n_shared=1 if shared else 0,
+    )
+    return model(c, "granitemoe", [Layer(attention, ffn)] * n_layers(c), tied=True, scales=_scales(c, attention))
+
+
+def _metadata(arch: str, spec: ModelSpec) -> dict[str, GgufValue]:
+    scales = spec.scales or Scales()
+    return metadata(arch, spec) | {
+        f"{arch}.embedding_scale": scales.embedding,
+        f"{arch}.residual_scale": scales.residual,
+        f"{arch}.attention.scale": scales.attention,
+        f"{arch}.logit_scale": scales.logit,
+    }
+
+
+def _granite_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
+    return _metadata("granite", spec)
+
+
+def _granitemoe_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
+    return _metadata("granitemoe", spec)
+
+
+GRANITE = Family(
+    "granite",
+    ("granite",),
+    "granite",
+    granite_from_config,
+    _granite_metadata,
+    ffn_order=FfnOrder.ALIKE,
+    routed_as="granitemoe",
+)
+GRANITEMOE = Family(
+    "granitemoe",
+    ("granitemoe", "granitemoeshared"),
+    "granitemoe",
+    granitemoe_from_config,
+    _granitemoe_metadata,
+    ffn_order=FfnOrder.ALIKE,
+    dense_as="granite",
+)

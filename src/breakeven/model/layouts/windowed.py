@@ -1,0 +1,179 @@
+"""Gemma 2, 3 and 4: sliding and full attention in turn, norms before and after both halves, tied embeddings.
+
+gpt-oss: sliding and full attention in turn, one learned sink a head, biases everywhere, the second norm renamed.
+
+Llama 4: dense and routed layers in turn, one shared expert, three chunked-attention layers to one full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+from breakeven.model.architecture import Gating, Gqa, Layer, ModelSpec, MoeFfn, QkNorm
+from breakeven.model.layouts.config import EXPERTS, Config, Family, FfnOrder, GgufValue
+from breakeven.model.layouts.gguf_keys import metadata, none_yet, window_pattern
+from breakeven.model.layouts.parts import dense, gqa, model, moe, n_layers
+
+
+def _slides(c: Config, period: int) -> list[bool]:
+    """Which layers slide: as `layer_types` says, else all but the last of every `period`."""
+    count = n_layers(c)
+    kinds = c.kinds(count)
+    if kinds is not None:
+        return [kind == "sliding_attention" for kind in kinds]
+    period = c.whole_or(period, "sliding_window_pattern")
+    return [(i + 1) % period != 0 for i in range(count)]
+
+
+def gemma2_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """Read a `gemma2` configuration; logits are capped in attention and at the output."""
+    c = Config(config, name, source)
+    full = gqa(c, head_dim_required=True)
+    sliding = replace(full, window=c.whole("sliding_window"))
+    layers = [Layer(sliding if slides else full, dense(c), post_norms=True) for slides in _slides(c, 2)]
+    return model(
+        c,
+        "gemma2",
+        layers,
+        tied=True,
+        attention_softcap=c.number_or(50.0, "attn_logit_softcapping"),
+        logit_softcap=c.number_or(30.0, "final_logit_softcapping"),
+    )
+
+
+def gemma3_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """Read a `gemma3_text` configuration, or the text half of a `gemma3` one."""
+    c = Config(config, name, source)
+    full = gqa(c, head_dim_required=True, qk_norm=QkNorm.HEAD)
+    sliding = replace(full, window=c.whole("sliding_window"))
+    layers = [Layer(sliding if slides else full, dense(c), post_norms=True) for slides in _slides(c, 6)]
+    return model(c, "gemma3", layers, tied=True, rope_base=1000000.0)
+
+
+def gemma4_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """Read a `gemma4_text` configuration: full layers have other heads; experts run beside a dense feed-forward."""
+    c = Config(config, name, source)
+    sliding = gqa(c, head_dim_required=True, qk_norm=QkNorm.HEAD, window=c.whole("sliding_window"))
+    full = Gqa(
+        heads=sliding.heads,
+        kv_heads=c.whole_or(sliding.kv_heads, "num_global_key_value_heads"),
+        head_dim=c.whole_or(sliding.head_dim, "global_head_dim"),
+        qk_norm=QkNorm.HEAD,
+    )
+    routed = c.has(*EXPERTS)
+    ffn = moe(c, dense_width=c.whole("intermediate_size")) if routed else dense(c)
+    layers = [Layer(sliding if slides else full, ffn, post_norms=True) for slides in _slides(c, 6)]
+    return model(c, "gemma4", layers, tied=True, rope_base=1000000.0)
+
+
+def _metadata(arch: str, spec: ModelSpec) -> dict[str, GgufValue]:
+    return metadata(arch, spec) | window_pattern(arch, spec)
+
+
+GEMMA2 = Family(
+    "gemma2",
+    ("gemma2",),
+    "gemma2",
+    gemma2_from_config,
+    partial(_metadata, "gemma2"),
+    window_period=2,
+    window_default=4096,
+    scales_embeddings=True,
+)
+GEMMA3 = Family(
+    "gemma3",
+    ("gemma3", "gemma3_text"),
+    "gemma3",
+    gemma3_from_config,
+    partial(_metadata, "gemma3"),
+    window_period=6,
+    scales_embeddings=True,
+)
+GEMMA4 = Family("gemma4", ("gemma4", "gemma4_text"), None, gemma4_from_config, none_yet)
+
+
+def gpt_oss_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """Read a `gpt_oss` configuration; `intermediate_size` is the width of one expert."""
+    c = Config(config, name, source)
+    full = gqa(c, head_dim_required=True, qkv_bias=True, output_bias=True, sinks=True)
+    sliding = replace(full, window=c.whole("sliding_window"))
+    ffn = moe(
+        c,
+        width=("intermediate_size",),
+        gating=Gating.SOFTMAX_AFTER_TOP_K,
+        router_bias=True,
+        expert_bias=True,
+    )
+    count = n_layers(c)
+    kinds = c.kinds(count) or ["full_attention" if i % 2 else "sliding_attention" for i in range(count)]
+    layers = [Layer(sliding if kind == "sliding_attention" else full, ffn) for kind in kinds]
+    return model(c, "gpt-oss", layers, rope_base=150000.0)
+
+
+def gpt_oss_gguf_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
+    """Keys of the `gpt-oss` architecture."""
+    return metadata("gpt-oss", spec) | window_pattern("gpt-oss", spec)
+
+
+GPT_OSS = Family(
+    "gpt-oss",
+    ("gpt_oss",),
+    "gpt-oss",
+    gpt_oss_from_config,
+    gpt_oss_gguf_metadata,
+    tensor_names={"ffn_norm": "post_attention_norm"},
+    window_period=2,
+    ffn_order=FfnOrder.ROUTED,
+)
+
+
+_CHUNK = 8192
+"""Positions an attention chunk holds; llama.cpp fixes it for this architecture."""
+
+
+def llama4_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """Read a `llama4_text` configuration, or the text half of a `llama4` one.
+
+    `intermediate_size` is the width of an expert and of the shared expert, `intermediate_size_mlp` that of a dense
+    layer; with `interleave_moe_layer_step` 2, every second layer routes.
+    """
+    c = Config(config, name, source)
+    full = gqa(c)
+    chunked = replace(full, window=c.whole_or(_CHUNK, "attention_chunk_size"))
+    step = max(1, c.whole_or(1, "interleave_moe_layer_step"))
+    routed = moe(
+        c,
+        width=("intermediate_size",),
+        gating=Gating.SIGMOID,
+        normalise=False,
+        n_shared=1,
+        shared_width=c.whole("intermediate_size"),
+    )
+    layers = [
+        Layer(
+            full if (i + 1) % 4 == 0 else chunked,
+            routed if (i + 1) % step == 0 else dense(c, "intermediate_size_mlp"),
+        )
+        for i in range(n_layers(c))
+    ]
+    return model(c, "llama4", layers, rope_base=500000.0)
+
+
+def llama4_gguf_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
+    """Keys of the `llama4` architecture, which knows one step between routed layers and no other order."""
+    first = next((i for i, layer in enumerate(spec.layers) if isinstance(layer.ffn, MoeFfn)), len(spec.layers))
+    return metadata("llama4", spec) | window_pattern("llama4", spec) | {"llama4.interleave_moe_layer_step": first + 1}
+
+
+LLAMA4 = Family(
+    "llama4",
+    ("llama4", "llama4_text"),
+    "llama4",
+    llama4_from_config,
+    llama4_gguf_metadata,
+    window_period=4,
+    window_default=_CHUNK,
+    ffn_order=FfnOrder.EVERY_STEP,
+)

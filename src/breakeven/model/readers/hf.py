@@ -1,0 +1,198 @@
+"""How many weights a checkpoint holds, from its safetensors headers or index; the weights are not read.
+
+A Hugging Face model's description: its `config.json` from a file, a directory or, when online, the hub.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from breakeven.errors import UserError
+from breakeven.model.architecture import ModelSpec
+from breakeven.model.arithmetic import check_count
+from breakeven.model.layouts.registry import spec_from_config
+
+INDEX = "model.safetensors.index.json"
+
+_NOT_TEXT = re.compile(r"vision|visual|audio|image|multi_modal|mm_projector|(^|\.)mtp\.|eh_proj|shared_head")
+"""Towers for other senses and next-token-prediction blocks: published beside the language model, not part of it."""
+
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_BYTES_BY_DTYPE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+_MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+
+def params_by_tensor(path: Path) -> dict[str, int]:
+    """Weights in each tensor of one `.safetensors` file.
+
+    Layout: uint64 length of the header, then that many bytes of JSON. Raises UserError for anything else.
+    """
+    return {name: math.prod(shape) for name, _, shape in _rows(path)}
+
+
+def published_total(directory: Path, config: Mapping[str, object]) -> int | None:
+    """Weights of the checkpoint whose files lie in `directory`; None when they do not say.
+
+    Quantised and multimodal checkpoints say nothing usable in an index; their shapes do when the files are there.
+    """
+    files = sorted(directory.glob("*.safetensors"))
+    index_path = directory / INDEX
+    index = read_json(index_path) if index_path.is_file() else {}
+    if files and _complete(files, index):
+        return _total_of_files(files, config)
+    return total_of_index(index, config)
+
+
+def total_of_index(index: Mapping[str, object], config: Mapping[str, object]) -> int | None:
+    """Weights that an index's `metadata` promises, by its own count or by bytes over the configuration's dtype."""
+    metadata = index.get("metadata")
+    if not isinstance(metadata, Mapping) or "quantization_config" in config or "vision_config" in config:
+        return None
+    total = metadata.get("total_parameters")
+    if isinstance(total, int):
+        return total
+    total_bytes = metadata.get("total_size")
+    dtype = config.get("dtype", config.get("torch_dtype"))
+    size = _BYTES_BY_DTYPE.get(str(dtype))
+    return int(total_bytes) // size if isinstance(total_bytes, int | float) and size else None
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object from a file; raises UserError when it cannot be read or is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds a {type(found).__name__}, it must be a JSON object")
+    return found
+
+
+def _complete(files: list[Path], index: Mapping[str, object]) -> bool:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, Mapping):
+        return True
+    return {str(name) for name in weight_map.values()} <= {file.name for file in files}
+
+
+def _total_of_files(files: list[Path], config: Mapping[str, object]) -> int | None:
+    layers = config.get("num_hidden_layers")
+    total = 0
+    for path in files:
+        for name, dtype, shape in _rows(path):
+            if dtype not in _FLOATS:
+                return None  # packed weights: the shape is not the model's
+            if not _NOT_TEXT.search(name) and not _beyond(name, layers):
+                total += math.prod(shape)
+    return total
+
+
+def _beyond(name: str, layers: object) -> bool:
+    index = re.search(r"\blayers\.(\d+)\.", name)
+    return isinstance(layers, int) and index is not None and int(index[1]) >= layers
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 2 <= length <= _MAX_HEADER_BYTES:
+                raise UserError(f"{path}: not a safetensors file; give the file a Hugging Face model came with")
+            text = file.read(length)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(text) < length:
+        raise UserError(f"{path}: truncated: header promises {length + 8:,} bytes, file has {len(text) + 8:,}")
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not a safetensors file (its header is not JSON: {error})") from error
+    if not isinstance(header, dict):
+        raise UserError(f"{path}: not a safetensors file (its header is no JSON object)")
+    for name, row in header.items():
+        if name == "__metadata__":
+            continue
+        shape = row.get("shape") if isinstance(row, dict) else None
+        if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
+            raise UserError(f"{path}: damaged safetensors header: tensor {name!r} has no shape; fetch it again")
+        yield name, str(row.get("dtype")), tuple(shape)
+
+
+CONFIG = "config.json"
+
+
+def read_hf(where: str) -> ModelSpec:
+    """The model of a configuration file, of a directory that holds one, or of a hub id such as `org/name`.
+
+    What lies beside the configuration gives the published total. Raises UserError for an unreadable or unknown
+    configuration, for a count that misses the published total by over 3 %, and for a hub id that cannot be fetched.
+    """
+    path = Path(where).expanduser()
+    if path.is_dir():
+        if not (path / CONFIG).is_file():
+            raise UserError(f"{where}: no {CONFIG} in this directory; give a directory of a Hugging Face model")
+        path = path / CONFIG
+    if path.is_file():
+        return _read_file(path)
+    if where.count("/") == 1 and not where.startswith(("/", ".", "~")):
+        return _read_hub(where)
+    raise UserError(f"{where}: no such file or directory, and not a hub id (org/name)")
+
+
+def _read_file(path: Path) -> ModelSpec:
+    config = read_json(path)
+    named = config.get("_name_or_path")
+    fallback = path.resolve().parent.name if path.name == CONFIG else path.stem
+    name = named if isinstance(named, str) and named else fallback
+    spec = spec_from_config(config, name, str(path))
+    return _checked(spec, published_total(path.parent, config))
+
+
+def _read_hub(hub_id: str) -> ModelSpec:
+    config_path = _fetch(hub_id, CONFIG)
+    if config_path is None:
+        raise UserError(f"{hub_id}: has no {CONFIG} on the hub; describe the model by hand (docs/models-yaml.md)")
+    config = read_json(config_path)
+    spec = spec_from_config(config, hub_id, f"huggingface:{hub_id}/{CONFIG}")
+    index_path = _fetch(hub_id, INDEX)
+    return _checked(spec, total_of_index(read_json(index_path), config) if index_path else None)
+
+
+def _checked(spec: ModelSpec, total: int | None) -> ModelSpec:
+    check_count(spec, total)
+    return replace(spec, published_total_params=total)
+
+
+def _fetch(hub_id: str, file: str) -> Path | None:
+    """A small file of a hub repository through the hub's own cache; None when the repository has no such file."""
+    # The client takes a while to import, and only a hub id needs it.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(hub_id, file, etag_timeout=10))
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{hub_id}: not in the local hub cache and the hub cannot be reached; "
+            "go online, or give a config.json, a .gguf file or a name that `breakeven models` lists"
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise UserError(f"{hub_id}: not a hub id ({error})") from error
+    except Exception as error:  # the client raises its transport's own errors: name, gate, network
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{hub_id}: cannot be fetched ({reason[0] if reason else type(error).__name__}); "
+            "check the name, your access and the network"
+        ) from error

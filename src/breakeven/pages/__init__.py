@@ -1,0 +1,1 @@
+"""How people see it: words, terminal, pages and charts. Reads results, computes nothing."""

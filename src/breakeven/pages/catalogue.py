@@ -1,0 +1,207 @@
+"""The catalogue of chips in a terminal.
+
+The catalogue and its models in a terminal; readable from 40 columns on, because columns give way by importance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from breakeven.hardware.chips import Chip, Price
+from breakeven.model.summary import LISTED_FORMAT, Detail, Experts, Summary
+from breakeven.model.tensors import Group
+from breakeven.pages.words import bytes_text, count_text, number
+
+COLUMNS = (
+    ("Machine", "left", 0),
+    ("Class", "left", 64),
+    ("Memory", "right", 52),
+    ("Bandwidth", "right", 0),
+    ("16-bit peak", "right", 76),
+    ("Power", "right", 90),
+    ("$/h", "left", 110),
+)
+"""Heading, alignment, and the terminal width from which the column is shown."""
+
+
+def print_chips(chips: Sequence[Chip], console: Console) -> None:
+    """Print one line a chip, readable from 40 columns on."""
+    shown = [index for index, column in enumerate(COLUMNS) if console.width >= column[2]]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index in shown:
+        heading, justify, _ = COLUMNS[index]
+        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+    for chip in chips:
+        cells = _cells(chip)
+        table.add_row(*(cells[index] for index in shown))
+    console.print(table)
+    console.print(
+        "Nominal figures of data sheets. `breakeven machines NAME` shows one with its source.", highlight=False
+    )
+
+
+def print_chip(chip: Chip, console: Console) -> None:
+    """Print everything about one chip."""
+    console.print(chip.name, style="bold", highlight=False, markup=False)
+    peaks = ", ".join(f"{kind} {number(rate / 1e12)} TFLOPS" for kind, rate in chip.peak_flops.items())
+    rows = [
+        ("Name here", chip.slug),
+        ("Class", chip.chip_class),
+        ("Memory", _memory(chip)),
+        ("Bandwidth", _rate(chip.bandwidth_bytes_per_s)),
+        ("Peak", peaks or "not published"),
+        ("Link", "none known" if chip.link_bytes_per_s is None else f"{_rate(chip.link_bytes_per_s)}, one direction"),
+        ("Power", _watts(chip) or "not published"),
+        *(("Price", _price(price)) for price in chip.prices),
+        ("Source", chip.source),
+    ]
+    if chip.note:
+        rows.append(("Note", chip.note))
+    for label, text in rows:
+        console.print(f"{label:<11}{text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _cells(chip: Chip) -> tuple[str, ...]:
+    sixteen = chip.peak_flops.get("bf16") or chip.peak_flops.get("fp16")
+    hour = [price for price in chip.prices if price.kind == "hour"]
+    return (
+        chip.slug,
+        chip.chip_class,
+        _memory(chip),
+        _rate(chip.bandwidth_bytes_per_s),
+        "" if sixteen is None else f"{number(sixteen / 1e12)} TFLOPS",
+        _watts(chip),
+        "" if not hour else f"{min(p.usd for p in hour):.2f}-{max(p.usd for p in hour):.2f} ({hour[0].date})",
+    )
+
+
+def _memory(chip: Chip) -> str:
+    return "varies" if chip.memory_bytes is None else f"{chip.memory_bytes / 2**30:g} GB"
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{number(bytes_per_s / 1e9)} GB/s"
+
+
+def _watts(chip: Chip) -> str:
+    return "" if chip.tdp_w is None else f"{number(chip.tdp_w)} W"
+
+
+def _price(price: Price) -> str:
+    unit = "an hour" if price.kind == "hour" else "to buy"
+    return f"${price.usd:,.2f} {unit} ({price.what}, {price.date}; {price.source})"
+
+
+LIST_COLUMNS = (
+    ("Model", "left", 0),
+    ("Kind", "left", 46),
+    ("Total", "right", 0),
+    ("Active", "right", 58),
+    (LISTED_FORMAT, "right", 68),
+    ("KV/token", "right", 80),
+)
+"""Heading, alignment, and the terminal width from which the column is shown."""
+
+FORMAT_COLUMNS = (
+    ("Format", "left", 0),
+    ("Weights", "right", 0),
+    ("Read/token", "right", 0),
+    ("Experts", "right", 46),
+    ("Shared", "right", 68),
+    ("Embedding", "right", 78),
+    ("Head", "right", 56),
+)
+
+
+def print_list(models: Sequence[Summary], console: Console) -> None:
+    """Print one line a model."""
+    console.print(_table(LIST_COLUMNS, [_list_row(model) for model in models], console.width))
+    console.print(
+        "`breakeven models NAME` shows one. Counts and sizes are computed from shapes; no weights are loaded."
+    )
+
+
+def print_detail(model: Detail, console: Console) -> None:
+    """Print everything about one model."""
+    for index, line in enumerate(_head(model)):
+        console.print(line, style="bold" if index == 0 else None, highlight=False, markup=False)
+    console.print()
+    rows = [_format_row(model, index) for index in range(len(model.formats))]
+    console.print(_table(FORMAT_COLUMNS, rows, console.width))
+    console.print("Read/token: weight bytes one decode step of one sequence touches.", highlight=False)
+    console.print()
+    for at in model.contexts:
+        console.print(
+            f"KV at {at.context:>7,} tokens: {bytes_text(at.kv_bytes)}; "
+            f"{number(at.decode_flops / 1e9)} GFLOP a decoded token, {number(at.prefill_flops / 1e9)} a prompt token",
+            highlight=False,
+        )
+    if model.state_bytes:
+        console.print(f"State of a sequence, at any length: {bytes_text(model.state_bytes)}", highlight=False)
+    console.print(f"Source: {model.summary.source}", highlight=False, markup=False)
+
+
+def _table(columns: Sequence[tuple[str, str, int]], rows: Sequence[Sequence[str]], width: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shown = [i for i, (_, _, least) in enumerate(columns) if width >= least]
+    for i in shown:
+        heading, side, _ = columns[i]
+        table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[i] for i in shown))
+    return table
+
+
+def _list_row(model: Summary) -> list[str]:
+    return [
+        model.name,
+        model.kind if model.experts is None else f"{model.kind} {_of(model.experts)}",
+        count_text(model.total_params),
+        count_text(model.active_params),
+        bytes_text(model.listed_bytes),
+        bytes_text(model.kv_bytes_per_token),
+    ]
+
+
+def _of(experts: Experts) -> str:
+    return f"{experts.n_experts_per_token}/{experts.n_experts}"
+
+
+def _head(model: Detail) -> list[str]:
+    known = model.summary
+    published = known.published_total_params
+    checked = "" if published is None else f" (published {count_text(published)})"
+    lines = [
+        known.name if known.name == known.hub_id else f"{known.name} ({known.hub_id})",
+        f"{known.kind}, {count_text(known.total_params)} total{checked}, {count_text(known.active_params)} active",
+        f"Context {known.context:,} tokens, {known.n_layers} layers:",
+        *(f"  {kind.layers} x {kind.attention}; {kind.ffn}" for kind in model.layer_kinds),
+    ]
+    if known.experts is not None:
+        half, ninety = number(known.experts.batch_half), number(known.experts.batch_ninety)
+        lines.append(f"Uniform routing touches 50 % of the experts at a batch of {half}, 90 % at {ninety}")
+    if known.llama_cpp is None:
+        lines.append("llama.cpp: counted only, no file of this family can be written yet")
+    else:
+        lines.append(f"llama.cpp: {known.llama_cpp}")
+    return lines
+
+
+def _format_row(model: Detail, index: int) -> list[str]:
+    stored = model.formats[index]
+
+    def of(group: Group) -> str:
+        return bytes_text(stored.by_group[group]) if group in stored.by_group else "-"
+
+    return [
+        stored.format,
+        bytes_text(stored.total_bytes),
+        bytes_text(stored.decode_bytes),
+        of(Group.ROUTED_EXPERTS),
+        of(Group.SHARED_EXPERTS),
+        of(Group.EMBEDDING),
+        of(Group.OUTPUT_HEAD) if Group.OUTPUT_HEAD in stored.by_group else "tied",
+    ]

@@ -1,0 +1,137 @@
+"""A decision in a terminal or a pipe: the verdict first, then what it costs, where it flips and what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from breakeven.pages.decision_words import (
+    MONTH_HOURS,
+    band_line,
+    cost_at,
+    delay_span,
+    flip_line,
+    kind_words,
+    latency_at,
+    load_words,
+    memory_text,
+    pricing_text,
+    quality_text,
+    region_line,
+    rests_on,
+    runs_on,
+    share_line,
+    span_text,
+    traffic_rows,
+    usd_span,
+    value_of,
+)
+from breakeven.pages.load_words import ended
+from breakeven.pages.terminal import LONGEST_NAME, listed, packed, shortened, wrapped
+from breakeven.pages.words import number, percent_text
+from breakeven.results.decision import CandidateResult, Decision
+
+NOTHING = "-"
+# Columns of kind, bill, machines and use; a name has what they leave.
+ROOM_FOR_NUMBERS = 46
+Say = Callable[..., None]
+
+
+def print_decision(decision: Decision, console: Console, page: Path | None) -> None:
+    """Print `decision`: verdict, why, every candidate at the study's load, flips, what to measure, advice, page.
+
+    Readable from 60 columns on; colour only where `console` is a terminal.
+    """
+
+    def say(text: str = "", style: str = "", indent: int = 0) -> None:
+        wrapped(console, text, style, indent)
+
+    say(decision.verdict.sentence, "bold")
+    listed("Why", [ended(text) for text in decision.verdict.because], say)
+    listed("Who gets what", [share_line(share) for share in decision.verdict.shares], say)
+    _candidates(decision, console.width, say)
+    listed("Best by load", [region_line(region) for region in decision.regions], say)
+    listed("Where the answer changes", [flip_line(flip) for flip in decision.flips], say)
+    _ruled_out(decision, say)
+    listed(
+        "What would narrow the answer most",
+        [f"{each.command}: {each.why}; {band_line(each)}" for each in decision.next_measurements],
+        say,
+    )
+    listed(
+        "What arithmetic cannot settle",
+        [f"{each.topic}: {ended(each.text)} Source: {each.source}" for each in decision.advice],
+        say,
+    )
+    say()
+    for name, text in traffic_rows(decision):
+        say(f"{name}: {text}.", "dim")
+    if decision.assumptions:
+        count = len(decision.assumptions)
+        say(
+            f"{count} number{'s' if count > 1 else ''} the answer rests on, with sources: in the page and result.json.",
+            "dim",
+        )
+    if page is not None:
+        say(f"Page: {page}")
+
+
+def _candidates(decision: Decision, width: int, say: Say) -> None:
+    if not decision.candidates:
+        return
+    say()
+    say(f"At {load_words(decision.load_per_s)}: {rests_on(decision.candidates)}", "bold")
+    heads = ("kind", "a month", "machines", "used")
+    columns = [[head] for head in heads]
+    for each in decision.candidates:
+        for column, cell in zip(columns, (kind_words(each.kind), *_bill(each, decision)), strict=True):
+            column.append(cell)
+    longest = max(LONGEST_NAME, width - ROOM_FOR_NUMBERS)
+    first = ["", *(shortened(each.name, longest) + (" *" if each.ruled_out else "") for each in decision.candidates)]
+    for position, lines in enumerate(packed(first, [[column] for column in columns], width - 2)):
+        if position:
+            say()
+        for line in lines:
+            say(line, indent=2)
+    if any(each.ruled_out for each in decision.candidates):
+        say("*: ruled out by a constraint, for the reason below.", "dim", 2)
+    say(f"A month is {number(MONTH_HOURS)} h of this load. Brackets hold intervals.", "dim", 2)
+    for each in decision.candidates:
+        _about(each, decision, say)
+
+
+def _bill(candidate: CandidateResult, decision: Decision) -> tuple[str, str, str]:
+    point = cost_at(candidate, decision.load_per_s)
+    if point is None:
+        return NOTHING, NOTHING, NOTHING
+    return (
+        usd_span(point.usd_per_hour, MONTH_HOURS),
+        NOTHING if point.replicas is None else value_of(point.replicas),
+        NOTHING if point.utilisation is None else percent_text(point.utilisation),
+    )
+
+
+def _about(candidate: CandidateResult, decision: Decision, say: Say) -> None:
+    """What a candidate is, how long people wait, what one replica can do, and what must be known beside it."""
+    say()
+    say(f"{candidate.name}: {runs_on(candidate)}; {candidate.provenance}", indent=2)
+    if (point := latency_at(candidate, decision.load_per_s)) is not None:
+        say(
+            f"TTFT p99 {delay_span(point.ttft_p99_s)}, TPOT p99 {delay_span(point.tpot_p99_s)}, "
+            f"{percent_text(point.good_share.value)} within the service level",
+            indent=4,
+        )
+    if candidate.capacity_per_s is not None:
+        say(f"one replica serves {span_text(candidate.capacity_per_s)} req/s within the service level", indent=4)
+    if candidate.memory_bytes is not None:
+        say(f"memory: {memory_text(candidate)}", indent=4)
+    say(f"{quality_text(candidate.quality)}; {pricing_text(candidate.pricing)}", indent=4)
+    for note in candidate.notes:
+        say(note, "yellow", 4)
+
+
+def _ruled_out(decision: Decision, say: Say) -> None:
+    lines = [f"{each.name}: {'; '.join(each.ruled_out)}" for each in decision.candidates if each.ruled_out]
+    listed("Ruled out", lines, say)

@@ -1,0 +1,103 @@
+"""A gateway's experiments in a terminal: the verdict first, then each metric of both arms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from breakeven.gateway.seen.snapshot import Difference, ExperimentState
+from breakeven.pages.words import number
+
+SHARES = {"errors", "refusals", "distinct_answers"}
+SECONDS = {"ttft", "tpot", "e2e"}
+NAMES = {
+    "ttft": "TTFT",
+    "tpot": "TPOT",
+    "e2e": "E2E",
+    "usd": "$ a request",
+    "output_tokens": "output tokens",
+    "errors": "errors",
+    "refusals": "refusals",
+    "distinct_answers": "distinct answers",
+    "length_spread": "length spread",
+}
+STATES = {
+    "running": "running",
+    "stopped": "stopped: a difference was found",
+    "stepped_back": "stepped back: the treatment gets nothing",
+    "done": "done",
+}
+
+
+def print_experiments(states: Sequence[ExperimentState], console: Console) -> None:
+    """Print every experiment with its arms."""
+    for index, state in enumerate(states):
+        if index:
+            console.print()
+        console.print(
+            f"{state.name} ({state.kind} on {state.model}): {STATES.get(state.state, state.state)}",
+            style="bold",
+            highlight=False,
+            markup=False,
+        )
+        if state.winner:
+            console.print(f"Better: {state.winner}", highlight=False, markup=False)
+        console.print(state.reason, highlight=False, markup=False)
+        control, treatment = state.arms
+        console.print(
+            f"Control {control.backend}: {control.requests:,} requests. Treatment {treatment.backend}: "
+            f"{treatment.requests:,} requests, share now {100 * state.share:.3g} %.",
+            highlight=False,
+            markup=False,
+        )
+        if state.differences:
+            console.print(_table(state))
+    console.print(
+        "\nIntervals hold at every look together, each metric for itself. Shares: difference in percentage points.",
+        highlight=False,
+    )
+
+
+def _table(state: ExperimentState) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("Metric", "Control", "Treatment", "Treatment / control"):
+        table.add_column(heading, justify="left" if heading == "Metric" else "right")
+    control, treatment = state.arms
+    for one in state.differences:
+        table.add_row(
+            NAMES.get(one.metric, one.metric),
+            _value(one.metric, control.means.get(one.metric)),
+            _value(one.metric, treatment.means.get(one.metric)),
+            _points(one) if one.metric in SHARES else _ratio(one),
+        )
+    return table
+
+
+def _value(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if metric in SHARES:
+        return f"{100 * value:.2f} %"
+    if metric in SECONDS:
+        return f"{number(value)} s" if abs(value) >= 1 else f"{number(1000 * value)} ms"
+    return f"${value:.3g}" if metric == "usd" else number(value)
+
+
+def _ratio(one: Difference) -> str:
+    value = "-" if one.ratio is None else f"{one.ratio:.3g}"
+    if one.low is None:
+        return value
+    high = "no limit" if one.high is None else f"{one.high:.3g}"
+    return f"{value} ({one.low:.3g} to {high})"
+
+
+def _points(one: Difference) -> str:
+    """A ratio of two small shares says little; their difference in percentage points does."""
+    if one.difference is None:
+        return "-"
+    value = f"{100 * one.difference:+.2f} points"
+    if one.difference_low is None or one.difference_high is None:
+        return value
+    return f"{value} ({100 * one.difference_low:+.2f} to {100 * one.difference_high:+.2f})"

@@ -1,0 +1,268 @@
+"""Costs in a terminal: where the cheaper one changes first, then every load, then what it rests on.
+
+Predicted speeds in a terminal: the numbers, who is faster, and what both rest on.
+
+Simulated traffic in a terminal: delays and rates by load, and what they rest on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from breakeven.pages.terminal import packed, shortened
+from breakeven.pages.words import bytes_text, grouped, number
+from breakeven.results.cost import BreakEven, Cost, CostPoint, WhatIf
+from breakeven.results.predicted import (
+    PredictedPoint,
+    PredictedRatio,
+    Prediction,
+    SimulatedPoint,
+    SimulationStudy,
+    Span,
+)
+from breakeven.traffic.workload import slo_text
+
+MOST_FLIPS = 4
+"""Shown of one pair: two staircases may overtake each other a hundred times."""
+
+
+def print_cost(result: Cost, console: Console) -> None:
+    """Print flips, one table a load, what would change it, and the notes."""
+    for line in _flips(result.break_even):
+        _say_cost(console, line, style="bold")
+    if result.break_even:
+        console.print()
+    for rate in dict.fromkeys(point.rate_per_s for points in result.candidates.values() for point in points):
+        _say_cost(console, f"At {number(rate)} requests/s", style="bold")
+        shown = [
+            (name, point) for name, points in result.candidates.items() for point in points if point.rate_per_s == rate
+        ]
+        for table in _cost_tables(shown, console.width):
+            for line in table:
+                _say_cost(console, line)
+        console.print()
+    for name, capacity in result.capacity_per_s.items():
+        carried = "any load" if capacity is None else f"{_range(capacity)} requests/s a replica"
+        idle = result.idle_usd_per_hour.get(name, 0.0)
+        _say_cost(console, f"{name}: carries {carried}; costs ${number(idle)} an hour with no load at all.")
+    if result.what_if:
+        console.print()
+        _say_cost(console, "What would change it", style="bold")
+        for change in result.what_if:
+            for line in _changes(change):
+                _say_cost(console, line)
+    console.print()
+    for note in result.notes:
+        _say_cost(console, note, style="dim")
+
+
+def _flips(found: Sequence[BreakEven]) -> list[str]:
+    pairs: dict[frozenset[str], list[BreakEven]] = {}
+    for flip in found:
+        pairs.setdefault(frozenset((flip.from_, flip.to)), []).append(flip)
+    lines = []
+    for flips in pairs.values():
+        lines += [flip.meaning for flip in flips[:MOST_FLIPS]]
+        if len(flips) > MOST_FLIPS:
+            lines.append(f"... and {len(flips) - MOST_FLIPS} more flips of these two; --json has them all.")
+    return lines
+
+
+def _cost_tables(shown: Sequence[tuple[str, CostPoint]], width: int) -> list[list[str]]:
+    points = [point for _, point in shown]
+    groups = [
+        [["$/1,000 requests", *(_range(point.usd_per_request, 1e3) for point in points)]],
+        [["$/Mtok out", *(_range(point.usd_per_mtok_output) for point in points)]],
+        [["Replicas", *("-" if p.replicas is None else _whole(p.replicas) for p in points)]],
+        [["Utilisation", *("-" if p.utilisation is None else f"{p.utilisation:.0%}" for p in points)]],
+        [["$/hour", *(_range(point.usd_per_hour) for point in points)]],
+    ]
+    for head, attribute, factor in (
+        ("$/1,000 conversations", "usd_per_conversation", 1e3),
+        ("$/1,000 solved", "usd_per_solved", 1e3),
+        ("J/token", "joules_per_output_token", 1.0),
+        ("Solved %/W", "solved_share_per_w", 100.0),
+    ):
+        spans: list[Span | None] = [getattr(point, attribute) for point in points]
+        if any(span is not None for span in spans):
+            groups.append([[head, *("-" if span is None else _range(span, factor) for span in spans)]])
+    return packed(["Candidate", *(shortened(name) for name, _ in shown)], groups, width)
+
+
+def _changes(change: WhatIf) -> list[str]:
+    flips = [flip.meaning for flip in change.break_even if flip.rate_per_s is not None]
+    return [change.meaning, *(f"  {meaning}" for meaning in flips[:1])]
+
+
+def _range(span: Span, factor: float = 1.0) -> str:
+    value = number(span.value * factor)
+    if span.low == span.high:
+        return value
+    return f"{value} ({number(span.low * factor)}-{number(span.high * factor)})"
+
+
+def _whole(span: Span) -> str:
+    return f"{span.value:.0f}" if span.low == span.high else f"{span.value:.0f} ({span.low:.0f}-{span.high:.0f})"
+
+
+def _say_cost(console: Console, line: str, style: str | None = None) -> None:
+    console.print(line, style=style, highlight=False, markup=False)
+
+
+BOUNDS = {"weights": "weights", "kv": "KV", "compute": "compute", "overhead": "overheads"}
+
+
+def print_prediction(result: Prediction, console: Console) -> None:
+    """Print a table a machine, its notes, and how its constants came about."""
+    for machine, points in grouped(result.points, lambda point: point.machine).items():
+        first = points[0]
+        devices = f"{first.devices} x " if first.devices > 1 else ""
+        _say(console, f"{devices}{machine}, {first.engine}, {first.format}: predicted, not measured", style="bold")
+        ratios = [ratio for ratio in result.ratios if ratio.machine == machine]
+        for index, table in enumerate(_prediction_tables(points, ratios, console.width)):
+            console.print() if index else None
+            for line in table:
+                _say(console, line)
+        for pair in grouped(ratios, lambda ratio: ratio.model).values():
+            _say(console, _verdict(pair))
+        for note, named in grouped(((n, p) for p in points for n in p.notes), lambda pair: pair[0]).items():
+            _say(console, f"{_where([point for _, point in named], points)}{note}", style="dim")
+        _say(console, f"Constants: {result.profiles[machine]}.", style="dim")
+        console.print()
+
+
+def _say(console: Console, line: str, style: str | None = None) -> None:
+    console.print(line, style=style, highlight=False, markup=False)
+
+
+def _prediction_tables(
+    points: Sequence[PredictedPoint], ratios: Sequence[PredictedRatio], width: int
+) -> list[list[str]]:
+    several = len({(point.batch, point.context) for point in points}) > 1
+    label = [("B=" + str(point.batch) + f" {point.context:,} " if several else "") for point in points]
+    names = ["Model", *(f"{at}{shortened(point.model)}" for at, point in zip(label, points, strict=True))]
+    groups = [
+        [["Decode tok/s", *(_speed(point) for point in points)]],
+        *([[[f"over {shortened(ratios[0].over)}", *(_over(point, ratios) for point in points)]]] if ratios else []),
+        [["Step ms", *(number(point.step_s.value * 1e3) for point in points)]],
+        [["Prefill tok/s", *(number(point.prefill_tokens_per_s) for point in points)]],
+        [["Memory", *(_memory(point) for point in points)]],
+        [["Limited by", *(BOUNDS.get(point.bound, point.bound) for point in points)]],
+    ]
+    return packed(names, groups, width)
+
+
+def _speed(point: PredictedPoint) -> str:
+    low, high = point.batch / point.step_s.high, point.batch / point.step_s.low
+    return f"{number(point.decode_tokens_per_s)} ({number(low)}-{number(high)})"
+
+
+def _over(point: PredictedPoint, ratios: Sequence[PredictedRatio]) -> str:
+    at = (point.model, point.batch, point.context)
+    return next((_ratio(r.decode) for r in ratios if (r.model, r.batch, r.context) == at), "")
+
+
+def _memory(point: PredictedPoint) -> str:
+    return bytes_text(point.memory_bytes) + ("" if point.fits else " does not fit")
+
+
+def _ratio(span: Span) -> str:
+    return f"{span.value:.2f} ({span.low:.2f}-{span.high:.2f})"
+
+
+def _verdict(pair: Sequence[PredictedRatio]) -> str:
+    """What the intervals of two models' ratio say, over all batches and contexts."""
+    said = [
+        winner if len(some) == len(pair) else f"{winner} at {_loads(some, pair)}"
+        for winner, some in grouped(pair, _winner).items()
+    ]
+    return f"Decode, {pair[0].model} against {pair[0].over}: {'; '.join(said)}."
+
+
+def _winner(ratio: PredictedRatio) -> str:
+    if ratio.decode.low > 1:
+        return f"{ratio.model} is faster"
+    return f"{ratio.over} is faster" if ratio.decode.high < 1 else "too close to call"
+
+
+def _loads(some: Sequence[PredictedRatio], pair: Sequence[PredictedRatio]) -> str:
+    one_context = len({ratio.context for ratio in pair}) == 1
+    if one_context:
+        return "batch " + ", ".join(str(ratio.batch) for ratio in some)
+    return ", ".join(f"batch {ratio.batch} of {ratio.context:,} tokens" for ratio in some)
+
+
+def _where(named: Sequence[PredictedPoint], points: Sequence[PredictedPoint]) -> str:
+    """Whom a note is about: nothing when it is about all."""
+    if len(named) == len(points):
+        return ""
+    models = list(grouped(named, lambda point: point.model))
+    batches = sorted({point.batch for point in named})
+    at = f" at batch {', '.join(map(str, batches))}" if batches != sorted({p.batch for p in points}) else ""
+    return f"{', '.join(models)}{at}: "
+
+
+NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E"}
+SHOWN = (50.0, 99.0)
+
+
+def print_simulation(study: SimulationStudy, console: Console) -> None:
+    """Print a table with a column for each load, notes, and how the constants came about."""
+    devices = f"{study.devices} x " if study.devices > 1 else ""
+    where = f"{devices}{study.machine}, {study.engine}, {study.format}, {study.replicas}"
+    _say_simulation(console, f"{shortened(study.model)} on {where}: simulated, not measured", style="bold")
+    names = ["", *(point.load for point in study.points)]
+    for index, table in enumerate(packed(names, _groups(study), console.width)):
+        console.print() if index else None
+        for line in table:
+            _say_simulation(console, line)
+    for note in study.notes:
+        _say_simulation(console, note, style="dim")
+    kv_tokens = study.policy.get("kv_tokens")
+    room = f"room for {kv_tokens:,} tokens of keys and values" if kv_tokens is not None else "room without limit"
+    _say_simulation(
+        console,
+        f"Batching: up to {study.policy['max_sequences']:,} sequences and {study.policy['max_step_tokens']:,} tokens a "
+        f"step, {room} on each replica.",
+        style="dim",
+    )
+    _say_simulation(console, f"Constants: {study.profile}.", style="dim")
+
+
+def _groups(study: SimulationStudy) -> list[list[list[str]]]:
+    points = study.points
+    groups = []
+    for metric, name in NAMES.items():
+        groups.append([[f"{name} p{p:g} s", *(_percentile(point, metric, p) for point in points)] for p in SHOWN])
+    groups.append([["Output tok/s", *(_span(point.output_tokens_per_s) for point in points)]])
+    if study.slo is not None:
+        shares = [_span(point.good_share, 100.0) if point.good_share else "-" for point in points]
+        groups.append([[f"% within {slo_text(study.slo)}", *shares]])
+    groups.append(
+        [
+            ["Replicas busy %", *(number(100 * point.utilisation) for point in points)],
+            ["In flight", *(number(point.in_flight_mean) for point in points)],
+        ]
+    )
+    if any(point.preemptions for point in points):
+        groups.append([["Preempted", *(f"{point.preemptions:,}" for point in points)]])
+    if any(point.cached_prompt_share for point in points):
+        groups.append([["Prompt cached %", *(number(100 * point.cached_prompt_share) for point in points)]])
+    return groups
+
+
+def _percentile(point: SimulatedPoint, metric: str, p: float) -> str:
+    latency = next(latency for latency in point.latencies if latency.metric == metric)
+    seconds = next(entry.seconds for entry in latency.percentiles if entry.p == p)
+    return "-" if seconds is None else _span(seconds)
+
+
+def _span(span: Span, factor: float = 1.0) -> str:
+    value, low, high = (number(factor * x) for x in (span.value, span.low, span.high))
+    return value if low == high == value else f"{value} ({low}-{high})"
+
+
+def _say_simulation(console: Console, line: str, style: str | None = None) -> None:
+    console.print(line, style=style, highlight=False, markup=False)

@@ -1,0 +1,219 @@
+"""A comparison in a terminal or a pipe: the verdict first, then the numbers it rests on.
+
+No boxes and no markup: lines read the same in a log, and a name such as "[red]" stays what it is.
+
+Tables of text for a terminal: columns come in groups, cut into as many tables as the width needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from breakeven.pages.words import (
+    METRICS,
+    NOT_AVAILABLE,
+    RATIO_PLACES,
+    bytes_text,
+    caveats_of,
+    describe,
+    grouped,
+    interval,
+    metric_of,
+    noise_text,
+    seconds_text,
+    streams_text,
+    value,
+    winner_text,
+    with_interval,
+)
+from breakeven.results.comparison import Comparison, Pair
+from breakeven.stats.estimate import Estimate, Point
+
+Say = Callable[..., None]
+
+
+def print_comparison(result: Comparison, console: Console, report_path: Path | None) -> None:
+    """Print `result`: verdict, table, ratios, reasons, memory, what would change it, caveats, noise, page.
+
+    Readable from 60 columns on; colour only where `console` is a terminal.
+    """
+
+    def say(text: str = "", style: str = "", indent: int = 0) -> None:
+        wrapped(console, text, style, indent)
+
+    say(result.verdict.headline, "bold")
+    for caveat in caveats_of(result):
+        say(caveat, "yellow")
+    _points(result, say)
+    _ratios(result, say)
+    listed("Why", result.verdict.reasons, say)
+    listed("Memory", result.verdict.memory or _memory(result), say)
+    listed("What would change it", result.verdict.would_change, say)
+    say()
+    say(f"Noise: {noise_text(result.noise)}.", "dim")
+    for reason in result.noise.reasons:
+        say(f"- {reason}", "dim", 2)
+    say(f"Measured for {seconds_text(result.measured_s)}; {stopped_text(result)}.", "dim")
+    if report_path is not None:
+        say(f"Page: {report_path}")
+
+
+def stopped_text(result: Comparison) -> str:
+    """Why measuring ended, as a clause."""
+    asked = f"{result.precision * 100:g} %"
+    return {
+        "precision": f"stopped at the precision asked ({asked})",
+        "budget": f"stopped at the budget, before the precision asked ({asked}) was sure",
+        "interrupted": "interrupted: what was finished by then is shown",
+    }.get(result.stopped_because, f"stopped: {result.stopped_because}")
+
+
+def wrapped(console: Console, text: str, style: str, indent: int) -> None:
+    """Print by words within the console's width; continuation lines stand under the first one's text."""
+    # A name is free text: an escape sequence in it must not reach the terminal.
+    text = "".join(char if char.isprintable() else "?" for char in text)
+    hang = indent + (2 if text.startswith("- ") else 0)
+    room = max(20, console.width - hang)
+    body = text[2:] if text.startswith("- ") else text
+    lines = Text(body, style=style).wrap(console, room) if body else [Text("")]
+    for position, line in enumerate(lines):
+        line.rstrip()
+        lead = " " * indent + "- " if position == 0 and hang > indent else " " * hang
+        console.print(Text(lead, style=style) + line, soft_wrap=True)
+
+
+def _points(result: Comparison, say: Say) -> None:
+    lengths = {(point.prompt_tokens, point.output_tokens) for point in result.points}
+    known = {model.name: describe(model) for model in result.models}
+    energy = any(point.joules_per_token for point in result.points)
+    for name, group in grouped(result.points, lambda point: point.model).items():
+        say()
+        say(f"{name} ({known[name]})" if name in known else name, "bold")
+        head = ["streams", "decode tok/s", "prefill", "TTFT"] + (["J/token"] if energy else [])
+        rows = [_point_row(point, energy, len(lengths) > 1) for point in group]
+        for line in columns([head, *rows]):
+            say(line, indent=2)
+    if len(lengths) == 1:
+        ((prompt, output),) = lengths
+        say(f"{prompt} prompt and {output} output tokens; brackets hold 95 % intervals.", "dim")
+
+
+def _point_row(point: Point, energy: bool, say_lengths: bool) -> list[str]:
+    streams = f"{point.streams}"
+    if say_lengths:
+        streams += f" ({point.prompt_tokens}+{point.output_tokens})"
+    row = [
+        streams,
+        with_interval(point.decode_tokens_per_s) if point.decode_tokens_per_s else NOT_AVAILABLE,
+        _short(point.prefill_tokens_per_s),
+        _short(point.ttft_s, METRICS["ttft_s"].scale, " ms"),
+    ]
+    return [*row, _short(point.joules_per_token)] if energy else row
+
+
+def _short(estimate: Estimate | None, scale: float = 1.0, unit: str = "") -> str:
+    return NOT_AVAILABLE if estimate is None else value(estimate, scale) + unit
+
+
+def _ratios(result: Comparison, say: Say) -> None:
+    def heading(pair: Pair) -> tuple[str, str, str]:
+        return pair.metric, pair.a, pair.b
+
+    for (key, a, b), group in grouped(_headline_pairs(result), heading).items():
+        metric = metric_of(key)
+        say()
+        say(f"{metric.title}: {a} over {b} ({metric.direction})", "bold")
+        rows = [
+            [
+                streams_text(pair.streams),
+                value(pair.ratio, places=RATIO_PLACES),
+                interval(pair.ratio, places=RATIO_PLACES) or "no interval",
+                winner_text(pair),
+            ]
+            for pair in group
+        ]
+        for line in columns([["", "ratio", "95 % interval", "winner"], *rows], text_columns=(3,)):
+            say(line, indent=2)
+    shown = {pair.metric for pair in _headline_pairs(result)}
+    left_out = sorted({metric_of(pair.metric).title for pair in result.pairs if pair.metric not in shown}, reverse=True)
+    if left_out:
+        say(f"Ratios of {' and '.join(left_out)} are in the page and in result.json.", "dim")
+
+
+_HEADLINE_TITLES = ("Decode", "Prefill")
+
+
+def _headline_pairs(result: Comparison) -> list[Pair]:
+    """The ratios a terminal has room for; all of them when neither rate was compared."""
+    headline = [pair for pair in result.pairs if metric_of(pair.metric).title in _HEADLINE_TITLES]
+    return headline or result.pairs
+
+
+def columns(rows: Sequence[Sequence[str]], text_columns: Iterable[int] = ()) -> list[str]:
+    """Pad cells into columns two spaces apart; numbers to the right, `text_columns` and the first to the left."""
+    left = {0, *text_columns}
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _memory(result: Comparison) -> list[str]:
+    return [
+        f"{model.name}: file {bytes_text(model.file_bytes)}, peak resident {bytes_text(model.peak_rss_bytes)}"
+        for model in result.models
+    ]
+
+
+def listed(title: str, lines: list[str], say: Say) -> None:
+    if not lines:
+        return
+    say()
+    say(title, "bold")
+    for line in lines:
+        say(f"- {line}", indent=2)
+
+
+LONGEST_NAME = 24
+
+
+def packed(first: list[str], groups: list[list[list[str]]], width: int) -> list[list[str]]:
+    """Tables of lines, each with the column `first` and as many groups as `width` holds, whole where they fit.
+
+    A group is a list of columns, a column a head and its cells; every column is as long as `first`.
+    """
+    tables: list[list[list[str]]] = []
+    fitting = [part for group in groups for part in ([group] if _wide([first, *group]) <= width else _apart(group))]
+    for group in fitting:
+        if tables and _wide([first, *tables[-1], *group]) <= width:
+            tables[-1] += group
+        else:
+            tables.append(list(group))
+    return [columns(list(zip(first, *table, strict=True))) for table in tables]
+
+
+def shortened(name: str, longest: int = LONGEST_NAME) -> str:
+    """`name` with its middle left out where it would take the room of the numbers."""
+    if len(name) <= longest:
+        return name
+    half = (longest - 2) // 2
+    return f"{name[:half]}..{name[-half:]}"
+
+
+def _apart(group: list[list[str]]) -> list[list[list[str]]]:
+    """Each column of a group on its own, headed by what the first of them is about."""
+    title = group[0][0].rpartition(" p")[0]
+    heads = [f"{title} {column[0]}" if column[0].startswith("p") and title else column[0] for column in group]
+    return [[[head, *column[1:]]] for head, column in zip(heads, group, strict=True)]
+
+
+def _wide(table: list[list[str]]) -> int:
+    return sum(max(len(cell) for cell in column) for column in table) + 2 * (len(table) - 1)

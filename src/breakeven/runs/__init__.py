@@ -1,0 +1,1 @@
+"""A job with engines: compare, bench, capacity, calibrate, check, recompute."""

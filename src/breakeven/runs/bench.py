@@ -1,0 +1,183 @@
+"""`breakeven bench`: one endpoint or model under one or more loads.
+
+`breakeven compare` under load: candidates take turns on the same schedules, at several rates or along a trace.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from breakeven.engines.source import parse_source, parse_sources
+from breakeven.errors import UserError
+from breakeven.measure.paired.plan import order
+from breakeven.measure.progress import LoadState
+from breakeven.results.load import LoadStudy
+from breakeven.runs.load import DEFAULT_SLOTS, LoadOptions, Session, context_of
+from breakeven.runs.load_study import load_study
+from breakeven.traffic.draw import draw
+from breakeven.traffic.traces.rows import TraceRows
+from breakeven.traffic.workload import Slo, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One load of a study and its name in every table. `round` counts repetitions with fresh arrivals."""
+
+    name: str
+    workload: Workload
+    round: int = 0
+
+
+def name_of(workload: Workload) -> str:
+    """What a load is called: "2 req/s", "8 streams", "trace x0.5"."""
+    arrivals = workload.arrivals
+    if arrivals.is_closed:
+        return f"{arrivals.concurrency} stream{'' if arrivals.concurrency == 1 else 's'}"
+    if arrivals.process == "trace":
+        return f"{Path(arrivals.trace or 'trace').stem} x{arrivals.rate_scale:g}"
+    if arrivals.process == "steps":
+        return "steps " + ", ".join(f"{rate:g} req/s {seconds:g} s" for rate, seconds in arrivals.steps)
+    if arrivals.to_rate_per_s is not None:
+        return f"{arrivals.rate_per_s:g} to {arrivals.to_rate_per_s:g} req/s"
+    return f"{arrivals.rate_per_s:g} req/s"
+
+
+def rounds(workload: Workload, n: int) -> list[Load]:
+    """`workload` n times, each with arrivals and lengths of its own."""
+    return [Load(name_of(workload), msgspec.structs.replace(workload, seed=workload.seed + k), k) for k in range(n)]
+
+
+def bench(
+    target: str,
+    loads: Sequence[Load],
+    slo: Slo | None = None,
+    options: LoadOptions | None = None,
+    *,
+    trace: TraceRows | None = None,
+    on_state: Callable[[LoadState], None] = lambda state: None,
+    on_phase: Callable[[str, str], None] = lambda phase, subject: None,
+) -> tuple[LoadStudy, Path]:
+    """Measure `target` (a URL with #model, or a model to start here) under every load; result and its directory.
+
+    Raises UserError for what cannot be asked, EngineError when an engine of ours fails, and KeyboardInterrupt, with
+    the log whole, when interrupted.
+    """
+    return play(
+        "bench", [target], loads, slo, options or LoadOptions(), trace=trace, on_state=on_state, on_phase=on_phase
+    )
+
+
+def play(
+    kind: str,
+    targets: Sequence[str],
+    loads: Sequence[Load],
+    slo: Slo | None,
+    options: LoadOptions,
+    *,
+    asked: Workload | None = None,
+    trace: TraceRows | None,
+    on_state: Callable[[LoadState], None],
+    on_phase: Callable[[str, str], None],
+) -> tuple[LoadStudy, Path]:
+    """Every target under every load, taking turns: forward in even rounds, backward in odd ones.
+
+    `asked`: the workload the loads are parts of, the first load's where they are not.
+    """
+    sources = parse_sources(list(targets)) if len(targets) > 1 else [parse_source(targets[0])]
+    schedules = [draw(load.workload, trace) for load in loads]
+    if any(len(schedule) == 0 for schedule in schedules):
+        raise UserError("no request falls into the measured time; give a higher --rate or a longer --duration")
+    streams = [load.workload.arrivals.concurrency or DEFAULT_SLOTS for load in loads]
+    context = context_of(schedules)
+    del schedules
+    session = Session(
+        kind,
+        sources,
+        asked or loads[0].workload,
+        slo,
+        options,
+        context_tokens=context,
+        slots=max(streams),
+        question=tuple(loads),
+        trace=trace,
+        on_state=on_state,
+        on_phase=on_phase,
+    )
+    with session:
+        for load in loads:
+            for index in order(load.round, len(sources)):
+                session.play(index, load.workload, load=load.name, round=load.round)
+    return load_study(session.log_path), session.directory
+
+
+MIN_TURNS = 4
+"""Turns a candidate gets on a trace at least, so that drift of the machine falls on all alike."""
+TURN_S = 120.0
+"""How long one turn on a trace lasts about."""
+TURN_WARM_UP_S = 10.0
+"""Of the trace before a turn, played first and not counted: queues and caches are as if the trace had run on."""
+
+
+def rate_loads(workloads: Sequence[Workload], n_rounds: int) -> list[Load]:
+    """Every rate in every round; rounds are outermost, so that each rate is spread over the whole run."""
+    repeated = [rounds(workload, n_rounds) for workload in workloads]
+    return [of_rate[k] for k in range(n_rounds) for of_rate in repeated]
+
+
+def trace_turns(workload: Workload, trace: TraceRows, turn_s: float = TURN_S) -> list[Load]:
+    """A trace cut into turns of about `turn_s` seconds of playing time, each a round of one load.
+
+    A turn begins with the TURN_WARM_UP_S before it, which do not count. A session that spans two turns is cut there,
+    which is why a trace with sessions is played in one piece.
+    """
+    arrivals = workload.arrivals
+    start_s = arrivals.start_s
+    end_s = arrivals.end_s if arrivals.end_s is not None else trace.span_s
+    length_s = (end_s - start_s) / arrivals.rate_scale
+    if length_s <= 0:
+        raise UserError(f"the window of the trace is empty ({start_s:g} to {end_s:g} s); give another --window")
+    n = 1 if trace.session is not None else max(MIN_TURNS, math.ceil(length_s / turn_s))
+    turns = []
+    for k in range(n):
+        begin, end = (start_s + (end_s - start_s) * part / n for part in (k, k + 1))
+        warm_s = min(TURN_WARM_UP_S, (begin - start_s) / arrivals.rate_scale)
+        cut = msgspec.structs.replace(arrivals, start_s=begin - warm_s * arrivals.rate_scale, end_s=end)
+        turn = msgspec.structs.replace(workload, arrivals=cut, warm_up_s=warm_s, seed=workload.seed + k)
+        turns.append(Load(name_of(workload), turn, k))
+    return turns
+
+
+def compare_under_load(
+    models: Sequence[str],
+    loads: Sequence[Load],
+    slo: Slo | None = None,
+    options: LoadOptions | None = None,
+    *,
+    asked: Workload | None = None,
+    trace: TraceRows | None = None,
+    on_state: Callable[[LoadState], None] = lambda state: None,
+    on_phase: Callable[[str, str], None] = lambda phase, subject: None,
+) -> tuple[LoadStudy, Path]:
+    """Measure two or more candidates under the same traffic; result with differences and crossings, and its directory.
+
+    `asked`: what the loads are parts of, where they are turns on one trace. Raises as `breakeven.runs.bench.bench`
+    does.
+    """
+    if len(models) < 2:
+        raise UserError("give at least two models to compare; `breakeven bench` measures one")
+    return play(
+        "compare",
+        models,
+        loads,
+        slo,
+        options or LoadOptions(),
+        asked=asked,
+        trace=trace,
+        on_state=on_state,
+        on_phase=on_phase,
+    )

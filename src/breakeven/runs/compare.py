@@ -1,0 +1,213 @@
+"""The comparison from start to end: models in, `Comparison` out, with everything that happened in a directory."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from breakeven.engines import openai_url
+from breakeven.engines.memory import check_memory
+from breakeven.engines.source import Source, parse_sources
+from breakeven.engines.start import Running, start, weights_of
+from breakeven.engines.synthesis.routing import Routing
+from breakeven.engines.synthesis.write import check_routable
+from breakeven.errors import BreakevenError, UserError
+from breakeven.hardware.reader import read_machine
+from breakeven.measure import noise
+from breakeven.measure.energy import open_counter
+from breakeven.measure.events import BackendReady, BackendStopped, Event, EventWriter, StudyStarted, StudyStopped
+from breakeven.measure.paired.blocks import blocks_of
+from breakeven.measure.paired.plan import Plan
+from breakeven.measure.paired.run import Candidate, PairedRun
+from breakeven.measure.progress import ProgressState, RatioRow
+from breakeven.model.formats.named import format_named
+from breakeven.results.comparison import Comparison
+from breakeven.runs import result
+from breakeven.runs.directory import LOG, fingerprint, open_directory
+from breakeven.version import __version__
+
+CONTEXT_STEP = 256
+"""llama.cpp rounds a slot's context up to this."""
+QUIET_CHECK_S = 0.5
+"""How long to listen before the engines start. Their threads spin at barriers, which other work turns from a gain of
+4 % into a loss of 80 % (30 to 4 tok/s beside one busy process on two cores), so on a busy machine they sleep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a comparison may be told beside its models; the fields are those of `breakeven compare`."""
+
+    plan: Plan = field(default_factory=Plan)
+    format_name: str = "Q4_K_M"
+    out: Path | None = None
+    resume: bool = False
+    threads: int | None = None
+    look_inside: bool = True
+    command: str = "breakeven.compare"
+
+    def check(self) -> None:
+        """Raise UserError for numbers that mean nothing."""
+        plan = self.plan
+        if not plan.streams or min(plan.streams) < 1:
+            raise UserError("--streams must be one or more whole numbers above zero, such as 1,2,4")
+        if len(set(plan.streams)) < len(plan.streams):
+            raise UserError("--streams names a load twice")
+        for name, value, least in (("--prompt", plan.prompt_tokens, 1), ("--output", plan.output_tokens, 2)):
+            if value < least:
+                raise UserError(f"{name} is {value}; give {least} or more")
+        if not 0 < plan.precision < 1:
+            raise UserError("--precision must lie between 0 and 100 %, such as 2%")
+        if plan.budget_s <= 0:
+            raise UserError("--budget must be above zero, such as 3m")
+        if self.threads is not None and self.threads < 1:
+            raise UserError("--threads must be 1 or more")
+
+
+def compare(
+    models: Sequence[str],
+    options: Options | None = None,
+    on_progress: Callable[[ProgressState], None] = lambda state: None,
+) -> tuple[Comparison, Path]:
+    """Measure `models` against each other on this machine; return the result and the directory that holds its log.
+
+    Raises UserError for what cannot be compared, EngineError when an engine fails (finished blocks are kept), and
+    KeyboardInterrupt, after saving what was measured, when interrupted.
+    """
+    options = options or Options()
+    options.check()
+    sources = parse_sources(list(models))
+    plan = options.plan
+    context = -(-(plan.prompt_tokens + plan.output_tokens + 8) // CONTEXT_STEP) * CONTEXT_STEP
+    slots = max(plan.streams)
+    format_name = format_named(options.format_name).name
+    for source in sources:
+        if source.synthetic and source.spec is not None:
+            check_routable(source.spec, Routing())
+        elif source.url is not None:
+            openai_url.connect(source.url)  # refused now rather than after gigabytes were written
+    machine = read_machine()
+    check_memory(sources, format_name, context, slots, machine.available_memory_bytes)
+    question = (
+        [(s.text, str(s.spec)) for s in sources],
+        format_name,
+        (plan.streams, plan.prompt_tokens, plan.output_tokens, plan.seed),
+        options.threads,
+        __version__,
+    )
+    default = Path("results") / "-vs-".join(_slug(s.name) for s in sources)
+    mark = fingerprint(question)
+    directory, history = open_directory(options.out, default, mark, options.resume)
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    show = _Show(on_progress, plan)
+    paths = [weights_of(s, format_name, plan.seed, show.writing(s)) for s in sources]
+    opening = StudyStarted(
+        fingerprint=mark,
+        version=__version__,
+        started_at=began,
+        command=options.command,
+        seed=plan.seed,
+        resumed=bool(history),
+    )
+    with EventWriter(directory / LOG) as log:
+        _add(log, history, opening)
+        running: list[Running] = []
+        peaks: list[int | None] = []
+        try:
+            with ExitStack() as stack:
+                for up in _start_all(stack, sources, paths, context, slots, options, directory, show):
+                    running.append(up)
+                    settings = up.backend.settings
+                    _add(log, history, BackendReady(model=up.name, settings=settings, load_s=up.backend.load_s))
+                candidates = [Candidate(r.name, r.backend, r.alive, r.source.is_moe) for r in running]
+                because = PairedRun(plan, candidates, log, history, show.measuring, open_counter()).run()
+                peaks = [r.backend.peak_rss_bytes() for r in running]
+                for up, peak in zip(running, peaks, strict=True):
+                    _add(log, history, BackendStopped(model=up.name, peak_rss_bytes=peak))
+        except (KeyboardInterrupt, BreakevenError) as error:
+            because = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            whole = {block.model for block in blocks_of(history)} >= {s.name for s in sources}
+            if whole:
+                nothing_seen = [None] * len(running)
+                told = result.facts(plan, format_name, machine, running, nothing_seen, result.Inside())
+                history.append(told)
+                with contextlib.suppress(BreakevenError):  # a full disk must not hide why the run ended
+                    log.append(told)
+            stopped = StudyStopped(because=because, measured_s=_measured_s(history), detail=str(error) or None)
+            _add(log, history, stopped)
+            if whole:
+                result.save_partial(result.comparison_of(history), directory)
+            raise
+        inside = result.Inside()
+        if options.look_inside:
+            inside = result.look_inside(running, plan, options.threads, show.phase)
+        _add(log, history, result.facts(plan, format_name, machine, running, peaks, inside))
+        _add(log, history, StudyStopped(because=because, measured_s=_measured_s(history)))
+    return result.comparison_of(history), directory
+
+
+def _start_all(
+    stack: ExitStack,
+    sources: Sequence[Source],
+    paths: Sequence[Path | None],
+    context: int,
+    slots: int,
+    options: Options,
+    directory: Path,
+    show: _Show,
+) -> Iterator[Running]:
+    """Bring the candidates up one after the other; on a busy machine their threads sleep rather than spin."""
+    wait: Literal["passive"] | None = "passive" if noise.busy(QUIET_CHECK_S) else None
+    for source, path in zip(sources, paths, strict=True):
+        show.phase("loading", source.name)
+        log = directory / f"{_slug(source.name)}.log"
+        yield start(
+            stack, source, path, context=context, slots=slots, log=log, threads=options.threads, wait_policy=wait
+        )
+
+
+def _add(log: EventWriter, history: list[Event], event: Event) -> None:
+    log.append(event)
+    history.append(event)
+
+
+def _measured_s(history: Sequence[Event]) -> float:
+    return sum(block.seconds for block in blocks_of(history))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-").lower()[:60] or "model"
+
+
+class _Show:
+    """Turns what happens into progress states."""
+
+    def __init__(self, sink: Callable[[ProgressState], None], plan: Plan) -> None:
+        self._sink = sink
+        self._plan = plan
+        self._began = time.monotonic()
+
+    def phase(self, text: str, subject: str) -> None:
+        self._sink(ProgressState(text, time.monotonic() - self._began, subject=subject))
+
+    def writing(self, source: Source) -> Callable[[int, int], None]:
+        def report(done: int, total: int) -> None:
+            state = ProgressState(
+                "writing weights",
+                time.monotonic() - self._began,
+                done_bytes=done,
+                total_bytes=total,
+                subject=source.name,
+            )
+            self._sink(state)
+
+        return report
+
+    def measuring(self, elapsed_s: float, rows: list[RatioRow]) -> None:
+        self._sink(ProgressState("measuring", elapsed_s, self._plan.budget_s, rows=tuple(rows)))

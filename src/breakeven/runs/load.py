@@ -1,0 +1,353 @@
+"""A study under load while it runs: engines up, client tested, one log; then candidate after candidate on a schedule.
+
+What a study asks for (loads, rounds, who plays when) is decided elsewhere: `bench`, `load_compare`, `capacity`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from breakeven.engines import openai_url
+from breakeven.engines.source import Source
+from breakeven.engines.start import Running, engine_named, start, weights_of
+from breakeven.errors import UserError
+from breakeven.hardware.reader import read_machine
+from breakeven.measure import events, noise
+from breakeven.measure.bodies import Bodies, prepare_bodies
+from breakeven.measure.ceiling import measure_ceiling
+from breakeven.measure.energy import open_counter
+from breakeven.measure.events import EventWriter, iter_events
+from breakeven.measure.load.points import load_points
+from breakeven.measure.player.run import run_load
+from breakeven.measure.progress import LoadState
+from breakeven.model.formats.named import format_named
+from breakeven.results.load import LoadModel, LoadPoint
+from breakeven.runs.directory import LOG, fingerprint, open_directory
+from breakeven.traffic.draw import draw
+from breakeven.traffic.schedule import Schedule
+from breakeven.traffic.schedule_file import load_schedule, save_schedule
+from breakeven.traffic.traces.rows import TraceRows
+from breakeven.traffic.workload import Slo, Workload
+from breakeven.version import __version__
+
+CONTEXT_STEP = 256
+"""llama.cpp rounds a slot's context up to this."""
+CONTEXT_SPARE = 16
+DEFAULT_SLOTS = 8
+"""Requests an engine of ours works on at once in an open loop; what comes beyond waits in its queue."""
+QUIET_CHECK_S = 0.5
+USEFUL_SHARE = 0.5
+"""A client above half of its ceiling adds delays of its own (docs/client.md)."""
+URL_CAVEAT = "An engine behind a URL may share its machine with others; its noise cannot be seen from here."
+SYNTHETIC = "synthetic weights: speed and memory only"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What a study under load may be told beside its targets and traffic.
+
+    `processes` None: as many as it takes; `format_name` None: the engine's own default.
+    """
+
+    out: Path | None = None
+    resume: bool = False
+    processes: int | None = None
+    ray_address: str | None = None
+    engine: str = "llama.cpp"
+    format_name: str | None = None
+    threads: int | None = None
+    slots: int | None = None
+    tokenizer: Path | None = None
+    drain_s: float = 60.0
+    command: str = "breakeven"
+
+    def check(self) -> None:
+        """Raise UserError for numbers that mean nothing."""
+        for name, value in (("--processes", self.processes), ("--threads", self.threads), ("--slots", self.slots)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be 1 or more")
+        if self.drain_s < 0:
+            raise UserError("--drain must not be negative")
+        if self.ray_address and self.processes is not None and self.processes > 1:
+            raise UserError("--ray spreads the load over its workers; leave --processes out")
+
+
+class Session:
+    """Runs the turns of one study and logs them. Use as a context manager; engines it started stop at the end.
+
+    `schedules` that are known beforehand set the context engines are started with. Raises UserError for targets that
+    do not exist, EngineError when an engine fails.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        sources: Sequence[Source],
+        workload: Workload,
+        slo: Slo | None,
+        options: LoadOptions,
+        *,
+        context_tokens: int,
+        slots: int,
+        question: tuple[object, ...] = (),
+        target_share: float | None = None,
+        confidence: float | None = None,
+        trace: TraceRows | None = None,
+        on_state: Callable[[LoadState], None] = lambda state: None,
+        on_phase: Callable[[str, str], None] = lambda phase, subject: None,
+    ) -> None:
+        options.check()
+        self._kind, self._sources, self._workload, self._slo = kind, list(sources), workload, slo
+        self._options, self._trace = options, trace
+        self._context = -(-(context_tokens + CONTEXT_SPARE) // CONTEXT_STEP) * CONTEXT_STEP
+        self._slots = options.slots or slots
+        self._target_share, self._confidence = target_share, confidence
+        self._on_state, self._on_phase = on_state, on_phase
+        self._question = (
+            kind,
+            [(s.text, str(s.spec)) for s in sources],
+            (workload, slo, target_share, confidence, question),
+            (options.engine, options.format_name, options.threads, self._slots),
+            __version__,
+        )
+        self._stack = ExitStack()
+        self._prepared: dict[tuple[int, str], Bodies] = {}
+        self._finished: set[tuple[str, str, int]] = set()
+        self._attempts: dict[tuple[str, str, int], int] = {}
+        self.because = "finished"
+        """Why the study ends when nothing goes wrong; a search that runs out of time says "budget"."""
+        self.running: list[Running] = []
+        self.ceiling: events.ClientCeiling | None = None
+
+    def __enter__(self) -> Session:
+        try:
+            self._open()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        because = self.because if error is None else "interrupted" if kind is KeyboardInterrupt else "failed"
+        try:
+            # The log has everything before this line; a full disk must not hide why the run ended.
+            with contextlib.suppress(Exception):
+                detail = str(error) if error is not None and str(error) else None
+                self._log.append(events.StudyStopped(because=because, measured_s=0.0, detail=detail))
+        finally:
+            self._stack.close()
+
+    def play(self, index: int, workload: Workload, *, load: str, round: int = 0) -> None:
+        """Let candidate `index` serve `workload`, drawn once for every candidate; skipped where the log has it."""
+        up = self.running[index]
+        key = (up.name, load, round)
+        if key in self._finished:
+            return
+        schedule, file = self._schedule(workload, load, round)
+        ceiling = self._tested_client(schedule)
+        self._on_phase("preparing prompts", up.name)
+        bodies = prepare_bodies(
+            up.backend, schedule, tokenizer=self._options.tokenizer, salt=f"{self._salt}/{load}/{round}"
+        )
+        attempt = self._attempts[key] = self._attempts.get(key, 0) + 1
+        try:
+            run_load(
+                up.backend,
+                schedule,
+                bodies,
+                self._log,
+                block="/".join([*map(str, key), *([str(attempt)] if attempt > 1 else [])]),
+                model=up.name,
+                load=load,
+                round=round,
+                schedule_file=file,
+                processes=ceiling.processes,
+                ray_address=self._options.ray_address,
+                drain_s=self._options.drain_s,
+                ceiling=None if self._options.ray_address else ceiling,
+                on_state=self._on_state,
+                alive=up.alive,
+                pids=[r.backend.pid for r in self.running if r.backend.pid is not None],
+                energy=self._energy,
+            )
+        finally:
+            up.alive()
+        self._finished.add(key)
+
+    def point(self, index: int, load: str) -> LoadPoint:
+        """What candidate `index` did under `load` so far, all rounds together."""
+        name = self.running[index].name
+        mine = load_points(self._events_of(name, load), self._slo)
+        return mine[0]
+
+    def _events_of(self, model: str, load: str) -> Iterator[events.Event]:
+        blocks: set[str] = set()
+        for event in iter_events(self.log_path):
+            if isinstance(event, events.LoadStarted) and event.model == model and event.load == load:
+                blocks.add(event.block)
+            block = getattr(event, "block", None)
+            if block is None or block in blocks:
+                yield event
+
+    @property
+    def log_path(self) -> Path:
+        """The event log."""
+        return self.directory / LOG
+
+    def _open(self) -> None:
+        options, sources = self._options, self._sources
+        for source in sources:
+            if source.url is not None:
+                openai_url.connect(source.url)  # refused now rather than after gigabytes were written
+        self.machine = machine = read_machine()
+        engine = engine_named(options.engine)
+        format_name = format_named(options.format_name or engine.default_format).name
+        if engine.check_memory is not None:
+            engine.check_memory(sources, format_name, self._context, self._slots, machine.available_memory_bytes)
+        mark = fingerprint(self._question)
+        default = Path("results") / ("-vs-".join(slug(s.name) for s in sources) + f"-{self._kind}")
+        self.directory, history = open_directory(options.out, default, mark, options.resume)
+        self._recall(history)
+        wait = "passive" if noise.busy(QUIET_CHECK_S) else None
+        for source in sources:
+            self._on_phase("loading", source.name)
+            self.running.append(
+                start(
+                    self._stack,
+                    source,
+                    weights_of(source, format_name, self._workload.seed, None, engine=options.engine),
+                    context=self._context,
+                    slots=self._slots,
+                    log=self.directory / f"{slug(source.name)}.log",
+                    threads=options.threads,
+                    wait_policy="passive" if wait or len(sources) > 1 else None,
+                    engine=options.engine,
+                    share_prefixes=self._workload.sharing,
+                )
+            )
+        self._energy = open_counter()
+        began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        # Alike for every candidate of a study, and other than in any study before: a server that kept its prefix cache
+        # must not recognise a prompt.
+        self._salt = f"{mark}/{began}"
+        self._log = self._stack.enter_context(EventWriter(self.log_path))
+        self._log.append(
+            events.LoadStudyStarted(
+                kind=self._kind,
+                fingerprint=mark,
+                version=__version__,
+                started_at=began,
+                salt=self._salt,
+                command=options.command,
+                seed=self._workload.seed,
+                machine=machine,
+                models=[_model(up) for up in self.running],
+                workload=self._workload,
+                slo=self._slo,
+                target_share=self._target_share,
+                confidence=self._confidence,
+                caveats=self._caveats(),
+                resumed=bool(history),
+            )
+        )
+
+    def _recall(self, history: Sequence[events.Event]) -> None:
+        started: dict[str, tuple[str, str, int]] = {}
+        for event in history:
+            if isinstance(event, events.LoadStarted):
+                key = started[event.block] = (event.model, event.load, event.round)
+                self._attempts[key] = self._attempts.get(key, 0) + 1
+            elif isinstance(event, events.LoadDone) and event.ok and event.block in started:
+                self._finished.add(started[event.block])
+
+    def _schedule(self, workload: Workload, load: str, round: int) -> tuple[Schedule, str]:
+        """The saved schedule of this load and round; drawn and saved the first time."""
+        file = f"schedule-{slug(load)}-{round}.jsonl"
+        path = self.directory / file
+        if path.exists():
+            return load_schedule(path), file
+        schedule = draw(workload, self._trace)
+        save_schedule(schedule, path)
+        return schedule, file
+
+    def _tested_client(self, schedule: Schedule) -> events.ClientCeiling:
+        """The ceiling of as many client processes as the traffic needs, tested once a number of processes."""
+        asked = self._options.processes
+        if self.ceiling is None:
+            self._on_phase("testing the client", "")
+            self._test(asked or 1)
+        assert self.ceiling is not None
+        rate, tokens_per_s = _peak(schedule)
+        while (
+            asked is None
+            and self.ceiling.processes < (os.cpu_count() or 1)
+            and (
+                rate > USEFUL_SHARE * self.ceiling.requests_per_s
+                or tokens_per_s > USEFUL_SHARE * self.ceiling.stream_events_per_s
+            )
+        ):
+            self._test(self.ceiling.processes + 1)
+        return self.ceiling
+
+    def _test(self, processes: int) -> None:
+        self.ceiling = measure_ceiling(processes)
+        self._log.append(self.ceiling)
+
+    def _caveats(self) -> list[str]:
+        found = []
+        if any(up.source.synthetic for up in self.running):
+            found.append(SYNTHETIC)
+        if any(up.source.url for up in self.running):
+            found.append(URL_CAVEAT)
+        if len({s.text for s in self._sources}) < len(self._sources):
+            found.append("A/A run: a model against itself; any difference found here is an error of the measurement.")
+        return found
+
+
+def context_of(schedules: Sequence[Schedule]) -> int:
+    """Tokens the longest request of all schedules needs, history and answer included."""
+    most = 0
+    for schedule in schedules:
+        # Turns of a session stand together, so a session's history is a difference of running sums.
+        sums_N = np.cumsum(schedule.prompt_N.astype(np.int64) + schedule.output_N)
+        first_N = np.arange(len(schedule)) - schedule.turn_N
+        before_N = np.where(first_N > 0, sums_N[first_N - 1], 0)
+        most = max(most, int((sums_N - before_N).max()))
+    return most
+
+
+def slug(name: str) -> str:
+    """`name` as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-").lower()[:60] or "model"
+
+
+def _model(up: Running) -> LoadModel:
+    source, spec = up.source, up.source.spec
+    return LoadModel(
+        name=source.name,
+        source=spec.source if spec else source.text.partition("#")[0],
+        synthetic=source.synthetic,
+        moe=spec.is_moe if spec else None,
+        settings=up.backend.settings,
+    )
+
+
+def _peak(schedule: Schedule) -> tuple[float, float]:
+    """Requests and output tokens per second that the schedule asks for on average; 0 in a closed loop."""
+    due = schedule.due_ns_N[schedule.due_ns_N >= 0]
+    if len(due) < 2 or due[-1] <= due[0]:
+        return 0.0, 0.0
+    seconds = float(due[-1] - due[0]) / 1e9
+    return len(due) / seconds, float(schedule.output_N.sum()) / seconds

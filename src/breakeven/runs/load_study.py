@@ -1,0 +1,134 @@
+"""From the log of a study under load to its result: nothing else is read, so any number can be computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from breakeven.errors import UserError
+from breakeven.measure.events import Event, LoadDone, LoadStarted, LoadStudyStarted, StudyStopped, iter_events
+from breakeven.measure.load.differences import crossings, differences
+from breakeven.measure.load.points import load_points
+from breakeven.results.load import Crossing, LoadDifference, LoadPoint, LoadStudy
+from breakeven.traffic.workload import Slo, slo_text
+
+HEADLINE_METRICS = ("capacity_per_s", "goodput_per_s", "tpot_s", "ttft_s")
+"""What a verdict under load rests on, the first that tells the candidates apart."""
+WORDS = {
+    "ttft_s": "time to first token",
+    "tpot_s": "time per output token",
+    "e2e_s": "time to the whole answer",
+    "goodput_per_s": "goodput",
+    "capacity_per_s": "traffic within the service level",
+    "output_tokens_per_s": "output tokens per second",
+}
+CLOCK_STEP = "The wall clock was moved by {step:.3g} s during the run; no time here is taken from it."
+
+
+def load_study(log: Path) -> LoadStudy:
+    """The result of a bench or a comparison under load. Raises UserError when `log` is of neither."""
+    opening, because, notes = _frame(iter_events(log))
+    if opening is None:
+        raise UserError(f"{log} holds no study under load; `breakeven bench` and `breakeven compare --rate` write one")
+    points = load_points(iter_events(log), opening.slo)
+    several = len(opening.models) > 1
+    found = differences(iter_events(log), opening.slo) if several else []
+    crossed = crossings(iter_events(log), opening.slo) if several else []
+    return LoadStudy(
+        breakeven_version=opening.version,
+        started_at=opening.started_at,
+        command=opening.command,
+        seed=opening.seed,
+        stopped_because=because,
+        machine=opening.machine,
+        models=opening.models,
+        workload=opening.workload,
+        slo=opening.slo,
+        points=points,
+        differences=found,
+        crossings=crossed,
+        headline=headline(points, found, crossed, opening.slo),
+        caveats=[*opening.caveats, *notes],
+    )
+
+
+def _frame(log: Iterator[Event]) -> tuple[LoadStudyStarted | None, str, list[str]]:
+    """The opening of a study, why it ended, and what must be said about the run as a whole."""
+    opening: LoadStudyStarted | None = None
+    because = "killed"
+    notes: list[str] = []
+    started: dict[str, LoadStarted] = {}
+    for event in log:
+        match event:
+            case LoadStudyStarted():
+                opening, because = opening or event, "killed"
+            case StudyStopped():
+                because = event.because
+            case LoadStarted():
+                started[event.block] = event
+            case LoadDone():
+                if event.wall_step_s is not None:
+                    notes.append(CLOCK_STEP.format(step=event.wall_step_s))
+    return opening, because, list(dict.fromkeys(notes))
+
+
+def headline(
+    points: Sequence[LoadPoint], found: Sequence[LoadDifference], crossed: Sequence[Crossing], slo: Slo | None
+) -> str:
+    """One sentence in plain words."""
+    if not points:
+        return "No load was measured to its end."
+    if len({point.model for point in points}) == 1:
+        return _one(points[-1], slo) if len(points) == 1 else _several(points, slo)
+    for metric in HEADLINE_METRICS:
+        mine = [difference for difference in found if difference.metric == metric]
+        won = [difference for difference in mine if difference.winner]
+        if not won:
+            continue
+        crossing = next((one for one in crossed if one.metric == metric), None)
+        if crossing is not None and (crossing.rate_per_s is not None or len({one.winner for one in won}) > 1):
+            return f"{crossing.sentence}."
+        return _won(won[-1], everywhere=len(won) == len(mine) > 1)
+    return "No difference found between the candidates at any load measured."
+
+
+def _one(point: LoadPoint, slo: Slo | None) -> str:
+    ttft, tpot = _typical(point, "ttft_s"), _typical(point, "tpot_s")
+    text = f"{point.model} at {point.load}: "
+    text += "no request was answered" if not point.answered else f"{point.requests_per_s:.3g} requests/s answered"
+    if ttft is not None:
+        text += f", first token after {_delay(ttft)}"
+    if tpot is not None:
+        text += f", then {_delay(tpot)} a token (means)"
+    if point.good is not None and slo is not None:
+        text += f"; {point.good.share:.0%} of requests met {slo_text(slo)}"
+    return text + "."
+
+
+def _delay(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _several(points: Sequence[LoadPoint], slo: Slo | None) -> str:
+    best = max(points, key=lambda p: p.goodput_per_s if p.goodput_per_s is not None else p.requests_per_s)
+    what = "requests/s" if slo is None else f"requests/s that meet {slo_text(slo)}"
+    rate = best.goodput_per_s if best.goodput_per_s is not None else best.requests_per_s
+    return f"{best.model} gave most at {best.load}: {rate:.3g} {what}."
+
+
+def _won(difference: LoadDifference, *, everywhere: bool) -> str:
+    ratio, winner = difference.ratio, difference.winner
+    loser = difference.b if winner == difference.a else difference.a
+    ends = (ratio.value, ratio.low, ratio.high)
+    if winner != difference.a:
+        ends = (1 / ratio.value, 1 / ratio.high if ratio.high else None, 1 / ratio.low if ratio.low else None)
+    value, low, high = ends
+    interval = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
+    what = WORDS.get(difference.metric, difference.metric)
+    also = ", and is ahead at every load measured" if everywhere else ""
+    return f"{winner} has {value:.3g} times{interval} the {what} of {loser} at {difference.load}{also}."
+
+
+def _typical(point: LoadPoint, metric: str) -> float | None:
+    found = next((latency for latency in point.latencies if latency.metric == metric), None)
+    return found.mean.value if found and found.mean else None

@@ -1,0 +1,31 @@
+"""Every number of a study again from its event log, and from nothing else: what `breakeven report` shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias
+
+from breakeven.errors import UserError
+from breakeven.measure.events import LoadStudyStarted, StudyStarted, iter_events, read_events
+from breakeven.results.comparison import Comparison
+from breakeven.results.load import CapacityStudy, LoadStudy
+from breakeven.runs.capacity_study import capacity_study
+from breakeven.runs.directory import LOG
+from breakeven.runs.load_study import load_study
+from breakeven.runs.result import comparison_of
+
+Study: TypeAlias = Comparison | LoadStudy | CapacityStudy
+
+
+def recompute(directory: Path) -> Study:
+    """The result of whatever study `directory` holds. Raises UserError when it holds none."""
+    log = directory / LOG
+    if not log.is_file():
+        raise UserError(f"{directory} holds no {LOG}; give the directory a study was written to")
+    openings = (event for event in iter_events(log) if isinstance(event, StudyStarted | LoadStudyStarted))
+    opening = next(openings, None)
+    if opening is None:
+        raise UserError(f"{log} does not say what was studied; run the study again")
+    if isinstance(opening, StudyStarted):
+        return comparison_of(read_events(log))
+    return capacity_study(log) if opening.kind == "capacity" else load_study(log)

@@ -1,0 +1,1 @@
+"""How sure: intervals, percentiles with the sample they need, sequential tests. Pure."""

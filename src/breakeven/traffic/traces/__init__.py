@@ -1,0 +1,1 @@
+"""Traces: requests somebody recorded, in the formats they are published in."""

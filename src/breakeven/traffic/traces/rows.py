@@ -1,0 +1,228 @@
+"""The requests of a trace, whichever file they came from.
+
+Reading trace files line by line, with errors that name the place.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from breakeven.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRows:
+    """Columns of equal length n, sorted by time; rows of one time keep the order of the file.
+
+    `at_ns` int64, nanoseconds since the first request. `prompt`, `output` int32 tokens; in a session `prompt` counts
+    the new tokens of that turn. `session` int64 (-1: none) and `turn` int32 are None where the trace has no sessions;
+    turns of a session follow each other by `turn`, then by time. `think_ns` int64 is the pause between the answer
+    before and this turn (-1: not recorded). `blocks[i]` are ids of `block_tokens` tokens of prompt i each.
+    `out_of_order` rows came later in the file than their time; `skipped` rows hold no request that could be replayed.
+    """
+
+    name: str
+    format: str
+    at_ns: NDArray[np.int64]
+    prompt: NDArray[np.int32]
+    output: NDArray[np.int32]
+    session: NDArray[np.int64] | None = None
+    turn: NDArray[np.int32] | None = None
+    think_ns: NDArray[np.int64] | None = None
+    blocks: tuple[tuple[int, ...], ...] = field(default=())
+    block_tokens: int = 512
+    out_of_order: int = 0
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.at_ns)
+
+    @property
+    def span_s(self) -> float:
+        """Seconds from the first request to just after the last."""
+        return float(self.at_ns[-1] + 1) / 1e9
+
+
+def trace_rows(
+    name: str,
+    format: str,
+    at_ns: Sequence[int],
+    prompt: Sequence[int],
+    output: Sequence[int],
+    *,
+    sessions: Sequence[object] | None = None,
+    turn: Sequence[int] | None = None,
+    think_ns: Sequence[int] | None = None,
+    blocks: Sequence[tuple[int, ...]] = (),
+    block_tokens: int = 512,
+    skipped: int = 0,
+) -> TraceRows:
+    """Columns in file order, made into TraceRows. `sessions` may be any names, None for a row without one.
+
+    Raises UserError when there is no row.
+    """
+    if not at_ns:
+        raise UserError(f"{name}: holds no request; give a trace with at least one")
+    times_N = np.asarray(at_ns, np.int64)
+    order_N = np.argsort(times_N, kind="stable")
+    ids: dict[object, int] = {}
+    session_N = turn_N = think_N = None
+    if sessions is not None and any(session is not None for session in sessions):
+        session_N = np.array([-1 if s is None else ids.setdefault(s, len(ids)) for s in sessions], np.int64)[order_N]
+        turn_N = np.asarray([0] * len(times_N) if turn is None else turn, np.int32)[order_N]
+        think_N = None if think_ns is None else np.asarray(think_ns, np.int64)[order_N]
+    return TraceRows(
+        name=name,
+        format=format,
+        at_ns=times_N[order_N] - times_N.min(),
+        prompt=np.asarray(prompt, np.int32)[order_N],
+        output=np.asarray(output, np.int32)[order_N],
+        session=session_N,
+        turn=turn_N,
+        think_ns=think_N,
+        blocks=tuple(blocks[k] for k in order_N.tolist()) if blocks else (),
+        block_tokens=block_tokens,
+        out_of_order=int((times_N < np.maximum.accumulate(times_N)).sum()),
+        skipped=skipped,
+    )
+
+
+def new_tokens(
+    contexts: Sequence[int], outputs: Sequence[int], sessions: Sequence[object], turns: Sequence[int]
+) -> list[int]:
+    """New prompt tokens of each row, where a file counts the whole context of a conversation.
+
+    new(k) = context(k) - context(k - 1) - output(k - 1), at least 1; the context itself where turn k - 1 is missing.
+    """
+    totals = {
+        (session, turn): context + output
+        for context, output, session, turn in zip(contexts, outputs, sessions, turns, strict=True)
+    }
+    return [
+        context if session is None or turn == 0 else max(1, context - totals.get((session, turn - 1), 0))
+        for context, session, turn in zip(contexts, sessions, turns, strict=True)
+    ]
+
+
+MOST_TOKENS = 100_000_000
+"""More tokens than any context holds: the column is not a token count."""
+_MOST_S = 10**9
+_NS = 1_000_000_000
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Line number, from 1, and text without its end, of every line that is not blank.
+
+    Raises UserError for a file that cannot be read, is no UTF-8 text, or is empty.
+    """
+    number, found = 0, False
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                if raw[:2] == b"\x1f\x8b" and number == 1:
+                    raise UserError(f"{path}, line 1: is compressed; unpack it first, as with gunzip")
+                try:
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"{path}, line {number}, column {error.start + 1}: is not UTF-8 text; save the trace as UTF-8"
+                    ) from error
+                if line.strip():
+                    found = True
+                    yield number, line
+    except OSError as error:
+        raise UserError(f"cannot read the trace {path}: {error.strerror}") from error
+    if not found:
+        raise UserError(f"{path}: is empty; give a trace with at least one request")
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """Line number and object of every line of a JSON-lines file. Raises UserError as `lines_of`, and for bad JSON."""
+    decode = msgspec.json.Decoder(dict[str, object]).decode
+    for number, line in lines_of(path):
+        try:
+            yield number, decode(line)
+        except msgspec.DecodeError as error:
+            raise UserError(
+                f"{path}, line {number}: is not a JSON object ({error}); the file may be cut off or edited"
+            ) from error
+
+
+def csv_lines(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells by column name of every row of a CSV file with a header that has the `needed` columns.
+
+    A quoted cell must end on its own line. Raises UserError as `lines_of`, for a wrong header, and for a row of
+    another length.
+    """
+    names: list[str] = []
+    for number, line in lines_of(path):
+        cells = [cell.strip() for cell in next(csv.reader([line]))]
+        if not names:
+            names = cells
+            missing = [name for name in needed if name not in names]
+            if missing:
+                raise UserError(
+                    f"{path}, line {number}: the header lacks {', '.join(missing)}; it should be {','.join(needed)}, "
+                    f"found {line[:80]!r}"
+                )
+        elif len(cells) != len(names):
+            raise UserError(
+                f"{path}, line {number}, column {min(len(cells), len(names)) + 1}: {len(cells)} cells where the "
+                f"header has {len(names)}; the line may be cut off"
+            )
+        else:
+            yield number, dict(zip(names, cells, strict=True))
+
+
+def tokens(path: Path, number: int, column: str, value: object) -> int:
+    """A token count from a cell or a JSON value. Raises UserError naming line and column for anything else."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | str | float):
+            raise ValueError
+        count = int(value)
+        if count != float(value):
+            raise ValueError
+    except (ValueError, OverflowError) as error:
+        raise _wrong(path, number, column, value, "a whole number of tokens") from error
+    if not 0 <= count <= MOST_TOKENS:
+        raise _wrong(path, number, column, value, f"0 to {MOST_TOKENS:,} tokens")
+    return count
+
+
+def seconds_ns(path: Path, number: int, column: str, value: object) -> int:
+    """Seconds from a cell or a JSON value, as nanoseconds; decimal digits are taken exactly."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | str | float):
+            raise ValueError
+        seconds = Decimal(str(value))
+        if not seconds.is_finite() or abs(seconds) > 10 * _MOST_S:
+            raise ValueError
+    except (ValueError, InvalidOperation) as error:
+        raise _wrong(path, number, column, value, "seconds, such as 12.5") from error
+    return round(seconds * _NS)
+
+
+def whole(path: Path, number: int, column: str, value: object) -> int:
+    """A whole number of 0 or more below 2^62."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError
+        result = int(value)
+        if not 0 <= result < 1 << 62:
+            raise ValueError
+    except ValueError as error:
+        raise _wrong(path, number, column, value, "a whole number of 0 or more") from error
+    return result
+
+
+def _wrong(path: Path, number: int, column: str, value: object, right: str) -> UserError:
+    found = "nothing" if value is None or value == "" else repr(value)[:60]
+    return UserError(f"{path}, line {number}, column {column}: expected {right}, found {found}")

@@ -1,0 +1,254 @@
+"""Traffic as people write it on a command line: durations, rates, lengths and arrivals.
+
+From the words of a command line to the traffic they mean, for every verb that makes load.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from breakeven.errors import UserError
+from breakeven.traffic.traces.read import read_trace
+from breakeven.traffic.traces.rows import TraceRows
+from breakeven.traffic.workload import Arrivals, Length, Slo, Workload, parse_slo
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9.]+(?:[eE][+-]?\d+)?)\s*(ms|s|min|m|h)?")
+_MOST = 1e9
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in `60s`, `500ms`, `10m`, `1h` or plain `60`. Raises UserError for anything else."""
+    match = _DURATION.fullmatch(text.strip())
+    seconds = _number(match[1]) if match else None
+    if match is None or seconds is None:
+        raise UserError(f"{text!r} is no duration; write 60s, 500ms, 10m or 1h")
+    return seconds * _UNITS_S[match[2] or "s"]
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """Requests per second in `2,5,10`, in the order written. Raises UserError for anything but numbers above 0."""
+    rates = []
+    for part in text.split(","):
+        rate = _number(part)
+        if rate is None or rate == 0:
+            raise UserError(f"rates {text!r}: {part.strip()!r} is no rate above 0; write requests per second as 2,5,10")
+        rates.append(rate)
+    if len(set(rates)) < len(rates):
+        raise UserError(f"rates {text!r}: write every rate once")
+    return tuple(rates)
+
+
+def parse_length(text: str) -> Length:
+    """Token counts: `128`, `uniform:64-512`, `normal:512±128` or `normal:512,128`, `lognormal:1155,900`.
+
+    `normal` and `lognormal` may end in `[LOW-HIGH]` to clip them: `lognormal:1155,900[16-8192]`.
+    """
+    kind, _, rest = text.strip().partition(":")
+    if not rest and kind.isdecimal() and int(kind) >= 1:
+        return Length(mean=float(kind))
+    if kind == "uniform" and (ends := _range(rest)):
+        return Length(kind="uniform", low=ends[0], high=ends[1])
+    if kind in ("normal", "lognormal"):
+        values, bracket, clip = rest.partition("[")
+        mean, _, sd = values.replace("±", ",").partition(",")
+        numbers, ends = (_number(mean), _number(sd)), _range(clip.removesuffix("]"))
+        clipped = bool(bracket)
+        if numbers[0] and numbers[1] is not None and numbers[0] >= 1 and (not clipped or (ends and clip[-1] == "]")):
+            low, high = ends if clipped and ends else (1, None)
+            return Length(kind=kind, mean=numbers[0], sd=numbers[1], low=low, high=high)
+    raise UserError(
+        f"{text!r} is no length in tokens; write 128, uniform:64-512, normal:512±128 (or normal:512,128) or "
+        "lognormal:1155,900, the last two with [16-8192] to clip them"
+    )
+
+
+def parse_arrivals(text: str, rate_per_s: float | None = None) -> Arrivals:
+    """When requests come: `constant`, `poisson`, `gamma:2.5`, `steps:2x30s,5x30s` or `ramp:1-10`.
+
+    `rate_per_s` is the rate of the first three; steps and ramp bring their own. Raises UserError for anything else.
+    """
+    kind, _, rest = text.strip().partition(":")
+    if kind in ("constant", "poisson") and not rest:
+        return Arrivals(process=kind, rate_per_s=rate_per_s)
+    if kind == "gamma" and (cv := _number(rest)):
+        return Arrivals(process="gamma", rate_per_s=rate_per_s, cv=cv)
+    if kind == "steps" and rest:
+        _refuse_rate(kind, rate_per_s)
+        return Arrivals(process="steps", steps=tuple(_step(text, part) for part in rest.split(",")))
+    if kind == "ramp":
+        low, _, high = rest.partition("-")
+        ends = (_number(low), _number(high))
+        if ends[0] is not None and ends[1] is not None and max(ends[0], ends[1]) > 0:
+            _refuse_rate(kind, rate_per_s)
+            return Arrivals(process="ramp", rate_per_s=ends[0], to_rate_per_s=ends[1])
+    raise UserError(
+        f"{text!r} are no arrivals; write constant, poisson, gamma:2.5 (coefficient of variation), steps:2x30s,5x30s "
+        "(requests/s x how long) or ramp:1-10 (requests/s)"
+    )
+
+
+def _step(text: str, part: str) -> tuple[float, float]:
+    rate_text, _, seconds_text = part.partition("x")
+    rate = _number(rate_text)
+    if rate is None or not seconds_text:
+        raise UserError(f"{text!r}: {part.strip()!r} is no step; write requests/s x how long, as 2x30s")
+    return rate, parse_duration(seconds_text)
+
+
+def _refuse_rate(kind: str, rate_per_s: float | None) -> None:
+    if rate_per_s is not None:
+        raise UserError(f"{kind} brings its own rates; leave out the rate of {rate_per_s:g}")
+
+
+def _range(text: str) -> tuple[int, int] | None:
+    """Both ends of `64-512`, None unless 1 <= low <= high."""
+    low, _, high = text.partition("-")
+    if not (low.strip().isdecimal() and high.strip().isdecimal()):
+        return None
+    ends = int(low), int(high)
+    return ends if 1 <= ends[0] <= ends[1] <= _MOST else None
+
+
+def _number(text: str) -> float | None:
+    """A number from 0 to a thousand million, None for anything else."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and 0 <= number <= _MOST else None
+
+
+DEFAULT_DURATION_S = 60.0
+DEFAULT_PROMPT, DEFAULT_OUTPUT = "512", "128"
+DEFAULT_CONCURRENCY = "4"
+WARM_UP_SHARE, MOST_WARM_UP_S = 0.2, 10.0
+"""Warm-up where none is asked for: a fifth of the measured time, at most ten seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """Traffic as typed; None: not said. Each is an option of `breakeven bench` of the same name."""
+
+    rate: str | None = None
+    concurrency: str | None = None
+    trace: Path | None = None
+    arrivals: str = "poisson"
+    speed: float = 1.0
+    window: str | None = None
+    duration: str | None = None
+    requests: int | None = None
+    warm_up: str | None = None
+    prompt: str | None = None
+    output: str | None = None
+    turns: int = 1
+    think: str = "0s"
+    sharing: bool = False
+    languages: str = ""
+    chat: bool = False
+    stream: bool = True
+    slo: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What the words mean: one workload a load, the trace they replay, and the service level."""
+
+    workloads: tuple[Workload, ...]
+    trace: TraceRows | None
+    slo: Slo | None
+
+
+def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> Traffic:
+    """Check and translate. Raises UserError naming the option that is wrong."""
+    given = [name for name in ("rate", "concurrency", "trace") if getattr(words, name) is not None]
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]} are different kinds of load; give one of them")
+    if words.seed < 0:
+        raise UserError(f"--seed {words.seed}: give 0 or more")
+    if words.requests is not None and words.requests < 1:
+        raise UserError("--requests must be 1 or more")
+    if words.turns < 1:
+        raise UserError("--turns must be 1 or more")
+    trace = read_trace(words.trace) if words.trace is not None else None
+    duration_s = _seconds("--duration", words.duration)
+    # A count alone ends a run, and so does a trace; only a rate or a number of streams would go on for ever.
+    if duration_s is None and words.requests is None and trace is None and not words.arrivals.startswith("steps"):
+        duration_s = default_duration_s
+    warm_up_s = _seconds("--warm-up", words.warm_up)
+    if warm_up_s is None:
+        warm_up_s = 0.0 if trace is not None else min(MOST_WARM_UP_S, WARM_UP_SHARE * (duration_s or MOST_WARM_UP_S))
+    lengths = (words.prompt, words.output)
+    if trace is None:
+        lengths = (words.prompt or DEFAULT_PROMPT, words.output or DEFAULT_OUTPUT)
+    prompt, output = (None if text is None else parse_length(text) for text in lengths)
+    think_s = _seconds("--think", words.think) or 0.0
+    workloads = tuple(
+        Workload(
+            arrivals=arrivals,
+            prompt=prompt,
+            output=output,
+            duration_s=duration_s,
+            requests=words.requests,
+            warm_up_s=warm_up_s,
+            turns=words.turns,
+            turn_think_s=think_s,
+            sharing=words.sharing,
+            languages=tuple(part.strip() for part in words.languages.split(",") if part.strip()),
+            chat=words.chat,
+            stream=words.stream,
+            seed=words.seed,
+        )
+        for arrivals in _arrivals(words, trace, think_s)
+    )
+    return Traffic(workloads, trace, parse_slo(words.slo) if words.slo else None)
+
+
+def _arrivals(words: Words, trace: TraceRows | None, think_s: float) -> list[Arrivals]:
+    if trace is not None:
+        if not 0 < words.speed <= 1e6:
+            raise UserError(f"--speed {words.speed:g}: give how many times as fast as recorded, such as 0.5")
+        start_s, end_s = _window(words.window)
+        return [Arrivals(process="trace", trace=trace.name, rate_scale=words.speed, start_s=start_s, end_s=end_s)]
+    if words.window is not None or words.speed != 1.0:
+        raise UserError("--window and --speed belong to --trace; leave them out")
+    if words.rate is None and words.arrivals.partition(":")[0] in ("steps", "ramp"):
+        return [parse_arrivals(words.arrivals)]
+    if words.rate is not None:
+        return [parse_arrivals(words.arrivals, rate) for rate in parse_rates(words.rate)]
+    text = words.concurrency or DEFAULT_CONCURRENCY
+    if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", text):
+        raise UserError(f"--concurrency {text!r}: give whole numbers separated by commas, such as 1,4,16")
+    numbers = [int(part) for part in text.split(",")]
+    if len(set(numbers)) < len(numbers):
+        raise UserError("--concurrency names a load twice")
+    # Conversations think between their turns; a stream of single requests thinks between requests.
+    between_s = 0.0 if words.turns > 1 else think_s
+    return [Arrivals(process="closed", concurrency=n, think_s=between_s) for n in numbers]
+
+
+def _window(text: str | None) -> tuple[float, float | None]:
+    """Start and end in seconds of the trace: "0s-10m", "10m-"."""
+    if text is None:
+        return 0.0, None
+    start, dash, end = text.partition("-")
+    if not dash:
+        raise UserError(f"--window {text!r}: give start and end in the trace's own time, such as 0s-10m")
+    start_s = parse_duration(start) if start.strip() else 0.0
+    end_s = parse_duration(end) if end.strip() else None
+    if end_s is not None and end_s <= start_s:
+        raise UserError(f"--window {text!r}: the end must come after the start")
+    return start_s, end_s
+
+
+def _seconds(option: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None

@@ -1,0 +1,1 @@
+"""How bytes travel: HTTP clients and servers, event streams, and the dialects of OpenAI-like servers."""
