@@ -60,7 +60,7 @@ SECRETS: Hide = (
     (r"sha256:[0-9a-f]{64}", "<digest>"),
     (r'("id": ?)"[0-9a-f]{16}"', r"\1<id>"),
 )
-NUMBERS: Hide = ((r"\d+(\.\d+)?(e-?\d+)?( ?%)?", "#"), (r"[─━┈┉]{2,}", "--"), (r" {2,}", "  "))
+NUMBERS: Hide = ((r"\d+(\.\d+)?(e-?\d+)?( ?%)?", "#"), (r"[─━┈┉]{2,}", "--"), (r" *# *", "#"), (r" {2,}", "  "))
 """Of what was timed: shapes, names and keys stay."""
 MACHINE: Hide = ((r'("available_memory_bytes": ?)\d+', r"\1<free>"), (r"[\d.]+ [GM]iB free", "<free> free"))
 
@@ -433,7 +433,7 @@ def write_log(place: Path) -> None:
             )
             made = {key: each for key, each in made.items() if key not in gone}
             made |= {"reason": "shed", "status": 429, "attempts": [], "error": "nobody would serve it in time"}
-        lines.append(json.dumps(made))
+        lines.append(json.dumps(made, separators=(",", ":")))
     place.mkdir(exist_ok=True)
     (place / "decisions-0-0.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -555,7 +555,10 @@ class Side:
         assert self.runner.stdout is not None
         self.runner.stdin.write(job + "\n")
         self.runner.stdin.flush()
-        return int(self.runner.stdout.readline())
+        told = self.runner.stdout.readline()
+        if not told:
+            raise RuntimeError(f"the process that forks for {self.name} ended with {self.runner.wait(10)}")
+        return int(told)
 
     def close(self) -> None:
         """End the process that forks."""
