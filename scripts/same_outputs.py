@@ -190,7 +190,7 @@ decide/study-log | decide mini.yaml --from-log log --json
 """
 
 API = {
-    "names": "print('\\n'.join(sorted(n for n in dir(breakeven) if not n.startswith('_') or n == '__version__')))",
+    "names": "print('\\n'.join(sorted({*dir(breakeven), *breakeven.__all__} - {'TYPE_CHECKING', 'Any', 'annotations'})))",
     "signatures": """
 import inspect
 for name in sorted(breakeven.__all__):
@@ -258,7 +258,7 @@ def cases() -> list[Case]:
              env={"COLUMNS": "60"}),
         Case("colour", ("models olmoe-1b-7b", "machines h100-sxm"), env={"NO_COLOR": "", "FORCE_COLOR": "1"}),
         Case("cache", ("cache list", "profile examples/tiny-moe.yaml --prompt 16 --steps 2 --json",
-                       "profile examples/tiny-dense.yaml --prompt 16 --steps 2", "cache list", "cache list --json",
+                       "profile examples/tiny-dense.yaml --prompt 16 --steps 2 --json", "cache list", "cache list --json",
                        "cache prune --unused-days 3", "cache prune"), hide=(*STAMPS, *NUMBERS), files=False, sorted=True),
         Case("trace", ("trace examples/tiny-moe.yaml --text examples/tiny-dense.yaml --max-tokens 64",
                        "trace examples/tiny-moe.yaml --text mini.yaml --max-tokens 64 --json"),
