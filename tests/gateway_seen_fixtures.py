@@ -7,6 +7,8 @@ import random
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from breakeven.results.cost import Api, Own, Rented
+
 from breakeven.gateway.plan.model import BackendPlan, ExperimentPlan, GatewayPlan, LocalPlan, PolicyPlan
 from breakeven.gateway.route.view import Score
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
@@ -27,7 +29,6 @@ from breakeven.gateway.shared.layout import (
     State,
     Usage,
 )
-from breakeven.results.cost import Api, Own, Rented
 from breakeven.traffic.workload import Slo
 
 DENSE, MOE, API = "llama-8b", "mixtral-small", "hosted-moe"

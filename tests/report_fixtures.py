@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from breakeven.hardware.machine import Gpu, MachineSpec
 from breakeven.results.comparison import Comparison, ModelResult, NodeTime, NoiseRecord, Pair, Profile, Routing, Verdict
+
+from breakeven.hardware.machine import Gpu, MachineSpec
 from breakeven.stats.estimate import Estimate, Point
 
 HOSTILE = "<script>alert('x')</script> & [red]\"name\""

@@ -18,7 +18,7 @@ from breakeven.errors import BreakevenError
 from breakeven.measure import ceiling
 from breakeven.measure.requests import run_block
 from breakeven.wire.client.request import Request
-from breakeven.wire.server.instant import ANSWER_BYTES, instant_server
+from breakeven.wire.instant import ANSWER_BYTES, instant_server
 
 
 def test_the_instant_server_speaks_the_protocol() -> None:
@@ -68,7 +68,7 @@ def test_a_server_that_is_not_there_is_an_error() -> None:
 
 def test_the_server_does_not_outlive_whoever_started_it() -> None:
     code = (
-        "import os; from breakeven.wire.server.instant import instant_server\n"
+        "import os; from breakeven.wire.instant import instant_server\n"
         "import psutil\n"
         "with instant_server(): print(psutil.Process().children()[0].pid, flush=True); os._exit(1)\n"
     )

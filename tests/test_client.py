@@ -16,7 +16,7 @@ from breakeven.measure.events import RequestDone
 from breakeven.measure.paired.blocks import block_metrics
 from breakeven.measure.requests import ERROR_KINDS, quiet_gc, run_block
 from breakeven.wire.client.request import Request
-from breakeven.wire.client.sse import MAX_EVENT_BYTES, SseParser
+from breakeven.wire.sse import MAX_EVENT_BYTES, SseParser
 
 MS = 1_000_000
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from breakeven.results.predicted import PredictedPoint, PredictedRatio, Prediction, Span
 
 from breakeven.errors import UserError
 from breakeven.forecast.constants import Range
@@ -31,7 +32,6 @@ from breakeven.hardware.reader import read_machine
 from breakeven.model.architecture import MoeFfn
 from breakeven.model.catalogue import lookup
 from breakeven.pages.predicted import print_prediction
-from breakeven.results.predicted import PredictedPoint, PredictedRatio, Prediction, Span
 from tests.predict_fixtures import CONSTANTS, MACHINE, profile
 
 

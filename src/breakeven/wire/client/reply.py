@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from breakeven.measure.events import ServerTimings, Usage
-from breakeven.wire.client.sse import SseParser
+from breakeven.wire.sse import SseParser
 
 
 class BrokenStreamError(Exception):
