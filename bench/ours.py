@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from breakeven.results.load import LoadPoint
 from file_bodies import FileBodies
 
 from breakeven.engines.backend import Backend
 from breakeven.measure.events import EventWriter, RequestDone, iter_events
 from breakeven.measure.load.points import load_points
 from breakeven.measure.player.run import run_load
+from breakeven.results.load import LoadPoint
 from breakeven.traffic.draw import draw
 from breakeven.traffic.schedule_file import save_schedule
 from breakeven.traffic.workload import Arrivals, Length, Workload

@@ -13,12 +13,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from breakeven.results.comparison import Comparison
-
 import breakeven
 from breakeven.engines import cache
 from breakeven.lab.experts import split
 from breakeven.model.catalogue import lookup
+from breakeven.results.comparison import Comparison
 
 
 def compare(models: list[Path], budget_s: float, directory: Path) -> Comparison:

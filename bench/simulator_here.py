@@ -14,9 +14,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from breakeven.results.load import LoadPoint, LoadStudy
-from breakeven.results.predicted import SimulatedPoint
-
 import breakeven
 from breakeven.forecast.model import step_model
 from breakeven.forecast.predict import default_format
@@ -25,6 +22,8 @@ from breakeven.forecast.serving import replica_of, saturation_per_s
 from breakeven.forecast.simulated import simulate_schedules
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.model.resolve import resolve_spec
+from breakeven.results.load import LoadPoint, LoadStudy
+from breakeven.results.predicted import SimulatedPoint
 from breakeven.traffic.schedule_file import load_schedule
 from breakeven.traffic.workload import Arrivals, Length, Workload
 

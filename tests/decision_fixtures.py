@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import msgspec
+from report_fixtures import HOSTILE
+
 from breakeven.results.cost import Api, CostPoint, Own, Pricing, Rented
 from breakeven.results.decision import (
     Advice,
@@ -23,8 +25,6 @@ from breakeven.results.decision import (
     Verdict,
 )
 from breakeven.results.predicted import Span
-from report_fixtures import HOSTILE
-
 from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
 RATES = tuple(0.1 * 10 ** (step / 10) for step in range(31))

@@ -7,8 +7,6 @@ import random
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from breakeven.results.cost import Api, Own, Rented
-
 from breakeven.gateway.plan.model import BackendPlan, ExperimentPlan, GatewayPlan, LocalPlan, PolicyPlan
 from breakeven.gateway.route.view import Score
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
@@ -29,6 +27,7 @@ from breakeven.gateway.shared.layout import (
     State,
     Usage,
 )
+from breakeven.results.cost import Api, Own, Rented
 from breakeven.traffic.workload import Slo
 
 DENSE, MOE, API = "llama-8b", "mixtral-small", "hosted-moe"

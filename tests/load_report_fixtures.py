@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 
 import msgspec
+from report_fixtures import HOSTILE, MACHINE
+
+from breakeven.measure.progress import LoadState
 from breakeven.results.load import (
     LATENCIES,
     CapacityStudy,
@@ -25,9 +28,6 @@ from breakeven.results.load import (
     Steady,
     Trial,
 )
-from report_fixtures import HOSTILE, MACHINE
-
-from breakeven.measure.progress import LoadState
 from breakeven.stats.estimate import Estimate
 from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from breakeven.results.comparison import Comparison, ModelResult, NodeTime, NoiseRecord, Pair, Profile, Routing, Verdict
-
 from breakeven.hardware.machine import Gpu, MachineSpec
+from breakeven.results.comparison import Comparison, ModelResult, NodeTime, NoiseRecord, Pair, Profile, Routing, Verdict
 from breakeven.stats.estimate import Estimate, Point
 
 HOSTILE = "<script>alert('x')</script> & [red]\"name\""

@@ -6,9 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from breakeven.results.cost import Api, Own, Pricing, Rented
-from breakeven.results.decision import Kind, LatencyPoint
-from breakeven.results.predicted import Span
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +17,9 @@ from breakeven.answer.regions import handovers_of, regions_of, winner_at
 from breakeven.answer.worlds import Contender, bills, worlds_of
 from breakeven.price.pricing import Power, PricedTraffic
 from breakeven.price.staircase import staircase
+from breakeven.results.cost import Api, Own, Pricing, Rented
+from breakeven.results.decision import Kind, LatencyPoint
+from breakeven.results.predicted import Span
 
 TRAFFIC = PricedTraffic(prompt_tokens=500, output_tokens=200)
 RATES = np.geomspace(0.1, 1000, 401)

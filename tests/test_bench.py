@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 import yaml
-from breakeven.results.load import Latency, LoadPoint, LoadStudy
 
 import breakeven
 from breakeven.measure.events import LoadDone, LoadStarted, RequestDone, StudyStopped, iter_events
+from breakeven.results.load import Latency, LoadPoint, LoadStudy
 from tests.golden_server import Script, golden_server
 
 FAST, SLOW = Script(ttft_s=0.02, itl_s=0.002), Script(ttft_s=0.02, itl_s=0.008)

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from breakeven.results.load import LoadDifference
 
 from breakeven.measure.events import Event
 from breakeven.measure.load.compared import LOAD, METRIC, falls_below
 from breakeven.measure.load.differences import differences
+from breakeven.results.load import LoadDifference
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 from tests.load_log_fixtures import request, run
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from breakeven.results.load import Check, CheckedMetric, LoadModel, LoadStudy
 from capacity_fixtures import queue_server
 from load_log_fixtures import CLOSED, noisy_run, request, run
 
@@ -17,6 +16,7 @@ from breakeven.errors import UserError
 from breakeven.hardware.reader import read_machine
 from breakeven.measure.events import Event
 from breakeven.measure.load.points import load_points
+from breakeven.results.load import Check, CheckedMetric, LoadModel, LoadStudy
 from breakeven.runs.check import ERRORS, GOODPUT, TOKENS, check, t_quantile
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 

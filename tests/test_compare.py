@@ -12,12 +12,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from breakeven.results.comparison import Comparison
-from breakeven.results.store import read_result
 
 import breakeven
 from breakeven.measure.events import RequestDone, StudyStopped, read_events
 from breakeven.measure.paired.blocks import blocks_of
+from breakeven.results.comparison import Comparison
+from breakeven.results.store import read_result
 from tests.golden_server import Script, golden_server
 from tests.small_models import BASE, CONFIGS
 

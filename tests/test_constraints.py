@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from breakeven.results.cost import Api, Own
-from breakeven.results.decision import QualityScore
-from breakeven.results.predicted import Span
 
 from breakeven.answer.advice import advice_for
 from breakeven.answer.candidates import Facts, ruled_out
 from breakeven.answer.study.plan import CandidatePlan, Constraints, QualityPlan, StudyPlan, TrafficPart
 from breakeven.model.catalogue import _licences, find, licence_of, lookup
+from breakeven.results.cost import Api, Own
+from breakeven.results.decision import QualityScore
+from breakeven.results.predicted import Span
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 
 MOE = CandidatePlan(name="moe", model="qwen3-30b-a3b", machine="h100-sxm", format="int4")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from breakeven.results.decision import Decision
-from breakeven.results.load import CapacityStudy, Limit, LoadModel, Share, Trial
 
 from breakeven.answer.decide import decide
 from breakeven.answer.study.load import read_study
 from breakeven.cli.main import _run
 from breakeven.errors import UserError
 from breakeven.hardware.machine import MachineSpec
+from breakeven.results.decision import Decision
+from breakeven.results.load import CapacityStudy, Limit, LoadModel, Share, Trial
 from breakeven.stats.estimate import Estimate
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 

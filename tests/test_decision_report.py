@@ -12,9 +12,6 @@ from typing import Any
 import decision_fixtures as made
 import msgspec
 import pytest
-from breakeven.results import decision as spec
-from breakeven.results.decision import Decision, Region
-from breakeven.results.store import encode_decision, read_decision, write_decision
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -27,6 +24,9 @@ from breakeven.pages.decision_terminal import print_decision
 from breakeven.pages.figures.decision import figures_of_decision
 from breakeven.pages.figures.figure import Figure, Missing, draw
 from breakeven.pages.figures.maps import STEP, strokes
+from breakeven.results import decision as spec
+from breakeven.results.decision import Decision, Region
+from breakeven.results.store import encode_decision, read_decision, write_decision
 
 DECISIONS = ("full", "no_difference", "nobody", "both", "many", "one_load", "hostile")
 PAGE = Path("out/report.html")

@@ -6,13 +6,13 @@ import re
 
 import decision_fixtures as made
 import pytest
-from breakeven.results.cost import Own
-from breakeven.results.decision import Flip, QualityScore
-from breakeven.results.predicted import Span
 from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.pages import decision_words as words
+from breakeven.results.cost import Own
+from breakeven.results.decision import Flip, QualityScore
+from breakeven.results.predicted import Span
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from dataclasses import replace
 from math import log
 
 import pytest
-from breakeven.results.cost import Api, Own, Rented
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from breakeven.gateway.serve.account import usd_of
 from breakeven.gateway.serve.lane import REFRESH_S, STALE_S, Lane, secret_of, usd_per_s
 from breakeven.gateway.shared.block import Block, Shape
 from breakeven.gateway.shared.layout import Known, Load, State
+from breakeven.results.cost import Api, Own, Rented
 
 SHAPE = Shape(workers=4, backends=3, keys=1, models=1, experiments=1)
 SLOT = 2

@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from breakeven.results.cost import Api
-from breakeven.results.decision import Share, Verdict
-from breakeven.results.store import write_decision
 from gateway_plan_fixtures import START_S, record, traffic, write_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +22,9 @@ from breakeven.gateway.loop.traffic import counts, traffic_of, workload_of_log, 
 from breakeven.gateway.plan.load import read_gateway
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.pages.decision_files import log_summary
+from breakeven.results.cost import Api
+from breakeven.results.decision import Share, Verdict
+from breakeven.results.store import write_decision
 from breakeven.traffic.traces.read import read_trace
 from breakeven.traffic.workload import Arrivals, Workload
 

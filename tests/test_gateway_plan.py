@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from breakeven.results.cost import Api, Own, Rented
-from breakeven.results.decision import Region
-from breakeven.results.store import write_decision
 from decision_fixtures import both, decision, dense, full, moe, no_difference, nobody
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -39,6 +36,9 @@ from breakeven.gateway.plan.model import (
 from breakeven.gateway.plan.origins import plan_of_decision
 from breakeven.gateway.plan.write import gateway_text, write_gateway
 from breakeven.gateway.route.policies import POLICIES
+from breakeven.results.cost import Api, Own, Rented
+from breakeven.results.decision import Region
+from breakeven.results.store import write_decision
 from breakeven.traffic.workload import Slo
 
 ROOT = Path(__file__).resolve().parent.parent

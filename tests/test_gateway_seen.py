@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from breakeven.results.cost import Own, Rented
 from gateway_seen_fixtures import API, DENSE, MOE, Named, World
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +31,7 @@ from breakeven.gateway.seen.record import Attempt
 from breakeven.gateway.seen.snapshot_of import standing_usd_per_hour
 from breakeven.gateway.shared.block import Block, Shape
 from breakeven.gateway.shared.layout import Count, Global, Known, Load, State, Usage
+from breakeven.results.cost import Own, Rented
 
 DOCS = Path(__file__).parents[1] / "docs"
 

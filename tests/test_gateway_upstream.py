@@ -9,8 +9,7 @@ import random
 import re
 
 import pytest
-from chaos_answers import BEHAVIOURS
-from chaos_server import ChaosServer, chaos_process
+from chaos_server import BEHAVIOURS, ChaosServer, chaos_process
 from gateway_upstream_fixtures import (
     CHAT,
     HASTY,
@@ -426,10 +425,10 @@ async def test_a_server_in_another_process() -> None:
         async with upstream_of(url) as upstream:
             assert (await ask(upstream)).ends == ["end"]
             changed = Memory()
-            upstream.send("/chaos/script", (), b'"429"', changed)
+            upstream.send("/scripted/script", (), b'"429"', changed)
             await changed.done.wait()
             assert (await ask(upstream)).status == 429
-            seen = json.loads((await upstream.get("/chaos/seen"))[1])
+            seen = json.loads((await upstream.get("/scripted/seen"))[1])
             assert (seen["requests"], seen["behaviours"]) == (2, {"ok": 1, "429": 1})
 
 

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chaos_answers import BEHAVIOURS
-from chaos_server import ChaosServer
+from chaos_server import BEHAVIOURS, ChaosServer
 from gateway_upstream_fixtures import (
     CHAT,
     HASTY,
@@ -152,7 +151,7 @@ async def test_no_trouble_tells_the_key() -> None:
                 assert CANARY.decode() not in memory.detail
                 assert CANARY not in repr(memory.headers).encode() + memory.body
                 if name.startswith("die"):
-                    await until(lambda: server._listener is not None)
+                    await until(lambda: server.listening)
             assert all(CANARY.decode() in seen["authorization"] for seen in server.seen.headers)
 
 

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from breakeven.results.load import Crossing, LoadDifference
 
 from breakeven.measure import events
 from breakeven.measure.load.differences import crossings, differences
+from breakeven.results.load import Crossing, LoadDifference
 from breakeven.stats.intervals import correlation, log_ratio_values, spread
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 from tests.load_log_fixtures import CLOSED, noisy_run, request, run

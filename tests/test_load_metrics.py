@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from breakeven.results.load import LATENCIES, Latency, LoadPoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from breakeven.measure.load.columns import GAP_ERROR, collect, gap_code, gap_his
 from breakeven.measure.load.part import meets, tpot_ns
 from breakeven.measure.load.points import load_points
 from breakeven.measure.paired.blocks import token_gaps_s
+from breakeven.results.load import LATENCIES, Latency, LoadPoint
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 from tests.load_log_fixtures import CLOSED, S, noisy_run, request, run, seconds
 

@@ -12,19 +12,6 @@ import load_report_fixtures as made
 import msgspec
 import pytest
 import report_fixtures
-from breakeven.results import load
-from breakeven.results.load import LATENCIES, CapacityStudy, LoadStudy, Percentile
-from breakeven.results.store import (
-    encode_load,
-    read_any,
-    read_capacity,
-    read_check,
-    read_load,
-    write_capacity,
-    write_check,
-    write_load,
-    write_result,
-)
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -42,6 +29,19 @@ from breakeven.pages.load_html import (
     write_load_report,
 )
 from breakeven.pages.load_terminal import print_capacity, print_check, print_load, warnings_of
+from breakeven.results import load
+from breakeven.results.load import LATENCIES, CapacityStudy, LoadStudy, Percentile
+from breakeven.results.store import (
+    encode_load,
+    read_any,
+    read_capacity,
+    read_check,
+    read_load,
+    write_capacity,
+    write_check,
+    write_load,
+    write_result,
+)
 from breakeven.traffic import workload
 from breakeven.traffic.workload import Arrivals, Length
 

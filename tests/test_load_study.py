@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from breakeven.results.load import Crossing, LoadDifference
 
+from breakeven.results.load import Crossing, LoadDifference
 from breakeven.runs.load_study import headline
 from breakeven.stats.estimate import Estimate
 from breakeven.traffic.workload import Slo

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from breakeven.results.predicted import PredictedPoint, PredictedRatio, Prediction, Span
 
 from breakeven.errors import UserError
 from breakeven.forecast.constants import Range
@@ -32,6 +31,7 @@ from breakeven.hardware.reader import read_machine
 from breakeven.model.architecture import MoeFfn
 from breakeven.model.catalogue import lookup
 from breakeven.pages.predicted import print_prediction
+from breakeven.results.predicted import PredictedPoint, PredictedRatio, Prediction, Span
 from tests.predict_fixtures import CONSTANTS, MACHINE, profile
 
 

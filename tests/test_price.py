@@ -11,9 +11,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from breakeven.results.cost import Api, BreakEven, Cost, CostPoint, Own, Pricing, Rented, WhatIf
-from breakeven.results.decision import QualityScore
-from breakeven.results.predicted import Span
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +27,9 @@ from breakeven.price.pricing import (
     usd_per_added_request,
 )
 from breakeven.price.staircase import LEAST_CAPACITY, cost_points, per_solved, staircase
+from breakeven.results.cost import Api, BreakEven, Cost, CostPoint, Own, Pricing, Rented, WhatIf
+from breakeven.results.decision import QualityScore
+from breakeven.results.predicted import Span
 
 TRAFFIC = PricedTraffic(prompt_tokens=512, output_tokens=256)
 HOME = Own(usd=2000, life_years=4, usd_per_kwh=0.30, idle_w=60, busy_w=300)

@@ -10,8 +10,6 @@ from pathlib import Path
 import msgspec
 import pytest
 import report_fixtures as made
-from breakeven.results import comparison
-from breakeven.results.store import read_result, write_result
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -25,6 +23,8 @@ from breakeven.pages.figures.figure import Figure, Missing
 from breakeven.pages.html import render_report, write_report
 from breakeven.pages.progress import Progress, ratio_bar
 from breakeven.pages.terminal import print_comparison
+from breakeven.results import comparison
+from breakeven.results.store import read_result, write_result
 from breakeven.stats import estimate
 from breakeven.stats.estimate import Estimate
 

@@ -18,11 +18,11 @@ import aiohttp
 import load_report_fixtures as made_load
 import pytest
 import report_fixtures as made
-from breakeven.results.comparison import Comparison
-from breakeven.results.load import CapacityStudy
 
 from breakeven.pages.html import write_report
 from breakeven.pages.load_html import write_capacity_report, write_load_report
+from breakeven.results.comparison import Comparison
+from breakeven.results.load import CapacityStudy
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [

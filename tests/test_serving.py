@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from breakeven.results.cost import COST_SCHEMA, Api, Cost, Own, Rented
 
 from breakeven.answer.cost import CostOptions, cost
 from breakeven.cli.main import run_verb
@@ -33,6 +32,7 @@ from breakeven.hardware.chips import Price
 from breakeven.model.catalogue import lookup
 from breakeven.price.sensitivity import speculative_speedup, tokens_per_step
 from breakeven.price.workload import hourly, replica_price
+from breakeven.results.cost import COST_SCHEMA, Api, Cost, Own, Rented
 from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
 CONSTANTS = Constants(

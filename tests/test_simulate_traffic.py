@@ -10,8 +10,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from breakeven.results import predicted
-from breakeven.results.predicted import SimulationStudy
 from simulate_fixtures import TINY_POLICY, model, profile
 
 from breakeven.cli.main import dispatch
@@ -20,6 +18,8 @@ from breakeven.forecast.long_trace import simulate_long_trace
 from breakeven.forecast.simulated import requests_of_schedule, simulate_schedule, simulate_traffic
 from breakeven.forecast.simulator.fleet import Fleet
 from breakeven.forecast.simulator.run import policy_of
+from breakeven.results import predicted
+from breakeven.results.predicted import SimulationStudy
 from breakeven.traffic.draw import draw
 from breakeven.traffic.schedule import DEPENDS
 from breakeven.traffic.schedule_file import save_schedule

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from breakeven.results.cost import Api, Own, Rented
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from breakeven.answer.study.values import parse_bytes, parse_rate
 from breakeven.answer.study.yaml_file import forms_in
 from breakeven.errors import UserError
 from breakeven.forecast.serving import unit_requests
+from breakeven.results.cost import Api, Own, Rented
 from breakeven.traffic.draw import draw
 from breakeven.traffic.traces.read import read_trace
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from breakeven.results.comparison import ModelResult, Pair, SelfCheck, Verdict
 
 from breakeven.measure.paired.blocks import winner_of
+from breakeven.results.comparison import ModelResult, Pair, SelfCheck, Verdict
 from breakeven.runs.verdict import decide
 from breakeven.stats.estimate import Estimate
 

@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from breakeven.results.cost import Api, Own, Rented
 from numpy.typing import NDArray
 
 from breakeven.answer.study.plan import ApiSpeed
@@ -18,6 +17,7 @@ from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.forecast.simulator.state import Requests
 from breakeven.model.resolve import resolve_spec
+from breakeven.results.cost import Api, Own, Rented
 from breakeven.traffic.traces.read import read_trace
 from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Slo

@@ -170,11 +170,6 @@ class Answer:
         """Where it goes: address and port; empty once it has ended."""
         return "" if self._connection is None else self._connection.peer()
 
-    def last(self) -> None:
-        """The connection closes after this answer, whatever its head says."""
-        if self._connection is not None:
-            self._connection.keep = False
-
     @property
     def begun(self) -> bool:
         """Whether the client has been sent something."""
