@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from breakeven.wire import sse
@@ -247,3 +248,27 @@ CONTENT: dict[str, Callable[[Question], Scene]] = {
 }
 """What is odd in what it says."""
 BEHAVIOURS = TRANSPORT | CONTENT
+
+
+def answers_of(file: Path) -> tuple[Callable[[Question], Scene], dict[str, Scene]]:
+    """A script and pages from a JSON file: by path, `whole`, a document, and `events`, data of a stream's in order.
+
+    `usage`: data of one more event before the last, where the question asks for it.
+    """
+    told: dict[str, dict[str, Any]] = json.loads(file.read_text())
+
+    def step(question: Question) -> Scene:
+        found = told.get(question.path)
+        if found is None:
+            return error(404)
+        if not question.stream or "events" not in found:
+            return whole(json.dumps(found["whole"]).encode())
+        events = list(found["events"])
+        if question.usage and "usage" in found:
+            events.insert(-1, found["usage"])
+        names = [json.loads(data).get("type", "") if data.startswith("{") else "" for data in events]
+        body = b"".join(sse.event(data.encode(), name.encode()) for data, name in zip(events, names, strict=True))
+        return whole(body, kind="text/event-stream; charset=utf-8")
+
+    pages = {path: whole(json.dumps(page["whole"]).encode()) for path, page in told.items()}
+    return step, {path: page for path, page in pages.items() if path.startswith("/v1/models")}

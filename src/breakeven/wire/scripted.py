@@ -27,17 +27,18 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 
 from breakeven.wire.answer import Answer
-from breakeven.wire.behaviours import BEHAVIOURS, whole
+from breakeven.wire.behaviours import BEHAVIOURS, answers_of, whole
 from breakeven.wire.completions import Body, Question
 from breakeven.wire.listen import open_sockets
 from breakeven.wire.message import Request
-from breakeven.wire.playing import Clock, Play, Scene
+from breakeven.wire.playing import Clock, Play, Scene, Then
 from breakeven.wire.server import HttpServer, ServerConnection, ServerLimits
 
 Step = str | Scene | Mapping[str, Any] | None
@@ -122,6 +123,7 @@ class ScriptedServer:
         self.seen = Seen()
         self.port = port
         self.listening = False
+        self.asked: deque[str] = deque(maxlen=_KEPT)
         self.exact, self._spin_s = exact, spin_s
         self.new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
         self._dice = random.Random(seed)
@@ -220,6 +222,7 @@ class ScriptedServer:
         seen.received_ns.append(time.monotonic_ns())
         seen.requests += 1
         seen.paths[request.path] += 1
+        self.asked.append(request.path)
         seen.headers.append({name.decode(): value.decode("latin-1") for name, value in request.headers})
         seen.bodies.append(request.body)
         seen.peers.append(answer.peer)
@@ -249,7 +252,7 @@ class ScriptedServer:
                 self._begin(request, answer, number, [])
                 return
 
-    def ended(self, then: str, answer: Answer) -> None:
+    def ended(self, then: Then, answer: Answer) -> None:
         """An answer is over."""
         if then in ("keep", "close"):
             self.seen.answered += 1
@@ -306,7 +309,8 @@ class ScriptedServer:
 
     def _page(self, request: Request) -> Scene:
         path = request.path
-        if (page := self.pages.get(path)) is not None:
+        page = self.pages.get(path) or self.pages.get(f"{path.rpartition('/')[0]}/*")
+        if page is not None:
             return page if isinstance(page, Scene) else page(request)
         if path == "/v1/models":
             found = [{"id": name, "object": "model", "created": 1, "owned_by": self.owned_by} for name in self.models]
@@ -318,6 +322,12 @@ class ScriptedServer:
         if path == "/scripted/seen":
             told = {name: value for name, value in vars(self.seen).items() if isinstance(value, (int, Counter))}
             return whole(json.dumps(told).encode())
+        if path == "/scripted/asked":
+            bodies = [body.decode(errors="replace") for body in self.seen.bodies]
+            asked = list(zip(self.asked, bodies, strict=True))
+            self.seen.bodies.clear()
+            self.asked.clear()
+            return whole(json.dumps(asked).encode())
         if path == "/scripted/script":
             self.script = json.loads(request.body)
             return whole(b"{}")
@@ -356,6 +366,7 @@ def main() -> None:
     """Serve in this process until it is ended; the first line printed is the address."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--script", default='"ok"', help="as JSON: a name, a list of names, or shares")
+    parser.add_argument("--answers", type=Path, help="a file of answers by path instead (see `behaviours.answers_of`)")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--core", type=int, help="pin to this core")
     parser.add_argument("--chunks", type=int, default=8)
@@ -371,7 +382,11 @@ def main() -> None:
     settings["huge_bytes"] = given.huge_bytes
     import uvloop
 
-    server = ScriptedServer(json.loads(given.script), seed=given.seed, port=given.port, engine=given.engine, **settings)
+    script: Script = json.loads(given.script)
+    pages: Mapping[str, Page] = {}
+    if given.answers is not None:
+        script, pages = answers_of(given.answers)
+    server = ScriptedServer(script, pages=pages, seed=given.seed, port=given.port, engine=given.engine, **settings)
     server.new_loop = uvloop.new_event_loop
     with server:
         print(server.url, flush=True)
