@@ -16,8 +16,7 @@ import pytest
 from breakeven.engines.backend import Backend
 from breakeven.errors import BreakevenError
 from breakeven.measure import ceiling
-from breakeven.measure.requests import run_block
-from breakeven.wire.client.request import Request
+from breakeven.measure.requests import CompletionRequest, run_block
 from breakeven.wire.instant import ANSWER_BYTES, instant_server
 
 
@@ -25,7 +24,7 @@ def test_the_instant_server_speaks_the_protocol() -> None:
     with instant_server() as url:
         backend = Backend(url, "instant", None, {"engine": "unknown"}, None, None)
         requests = [
-            Request(block="b", stream=i, prompt="word " * 4000, prompt_tokens=16, max_tokens=1 + 30 * i)
+            CompletionRequest(block="b", stream=i, prompt="word " * 4000, prompt_tokens=16, max_tokens=1 + 30 * i)
             for i in range(4)
         ]
         done = asyncio.run(run_block(backend, requests))

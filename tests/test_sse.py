@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.wire.client.reply import BrokenStreamError, Reply
+from breakeven.wire.reply import BrokenStreamError, Reply
 from breakeven.wire.sse import SseParser
 
 _bits = st.sampled_from(

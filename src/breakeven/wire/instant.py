@@ -21,7 +21,7 @@ from functools import cache
 
 from breakeven.errors import BreakevenError
 from breakeven.wire.answer import Answer
-from breakeven.wire.client.pool import new_loop
+from breakeven.wire.client import new_loop
 from breakeven.wire.listen import open_sockets
 from breakeven.wire.message import Request
 from breakeven.wire.server import HttpServer

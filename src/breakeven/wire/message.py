@@ -1,10 +1,13 @@
-"""One message: a request as whoever answers gets it, the way back, refusals, and how deep a JSON body may nest."""
+"""One message: a request as whoever answers gets it, the way back, what whoever asks is told, and refusals.
+
+And how deep a JSON body may nest, before anybody decodes it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -63,6 +66,23 @@ class Responder(Protocol):
 
 Handler = Callable[[Request, Responder], None]
 """Called on the loop as soon as a request is whole; may answer at once or later."""
+
+
+Trouble = Literal["refused", "unreachable", "reset", "timeout", "garbage", "cut", "too_large", "forbidden"]
+"""Why an exchange ended badly. refused: nobody listens. reset: closed before the answer was whole, no body byte seen.
+cut: closed in the middle of the body. forbidden: an address that may not be asked. timeout: see the detail."""
+
+
+class Sink(Protocol):
+    """Who receives an answer. Calls come on the loop, in order; exactly one of `on_end` and `on_trouble` comes last."""
+
+    def on_head(self, status: int, headers: Headers) -> None: ...
+
+    def on_body(self, data: bytes) -> None: ...
+
+    def on_end(self) -> None: ...
+
+    def on_trouble(self, trouble: Trouble, detail: str) -> None: ...
 
 
 _KINDS = {
