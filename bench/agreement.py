@@ -15,9 +15,8 @@ from breakeven.engines import cache
 from breakeven.engines.inside.client import bare_decode_rate
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.measure.paired.blocks import block_metrics
-from breakeven.measure.requests import run_block
+from breakeven.measure.requests import CompletionRequest, run_block
 from breakeven.model.catalogue import lookup
-from breakeven.wire.client.request import Request
 
 PROMPT, OUTPUT = 64, 64
 SPIN = {"GOMP_SPINCOUNT": "300000"}
@@ -37,7 +36,7 @@ def main() -> None:
         LlamaCppServer(path, context=256, slots=1, log=Path(directory) / "log") as backend,
     ):
         for run in range(asked.runs + 1):
-            request = Request(
+            request = CompletionRequest(
                 block=str(run),
                 stream=0,
                 prompt=list(range(run, run + PROMPT)),

@@ -44,7 +44,8 @@ class Rate:
     tool: str
     per_s: float
     own_per_s: float | None
-    cpu_s_per_1000: float
+    cpu_s_per_1000: float | None
+    """None: could not be read."""
     server_busy: float
     streamed: bool
 
@@ -67,11 +68,12 @@ def _rate(done: Run, stats: Stats, arrivals_ns: NDArray[np.int64], chunks: int, 
     first_ns, last_ns = int(arrivals_ns[0]), int(arrivals_ns[-1])
     taken = len(arrivals_ns) - STREAMS
     own = done.figures.get("requests_per_s")
+    cpu_s = done.cpu_between(first_ns, last_ns)
     return Rate(
         tool=done.tool,
         per_s=taken * (chunks or 1) / ((last_ns - first_ns) / 1e9),
         own_per_s=own * (chunks or 1) if own is not None else None,
-        cpu_s_per_1000=done.cpu_between(first_ns, last_ns) / taken * 1000,
+        cpu_s_per_1000=None if cpu_s is None else cpu_s / taken * 1000,
         server_busy=stats.busy,
         streamed=done.streamed,
     )
@@ -108,13 +110,14 @@ def rate_table(found: dict[str, list[Rate]], what: str) -> str:
         middle[tool] = statistics.median(rate.per_s for rate in rates)
         low, high = min(rate.per_s for rate in rates), max(rate.per_s for rate in rates)
         own = [rate.own_per_s for rate in rates if rate.own_per_s is not None]
+        cpu = [rate.cpu_s_per_1000 for rate in rates if rate.cpu_s_per_1000 is not None]
         note = (
             "" if not what.startswith("requests") or not rates[0].streamed else ", as one chunk each: it only streams"
         )
         rows.append(
             f"| {TITLES[tool]}{note} | {middle[tool]:,.0f} ({low:,.0f} to {high:,.0f}) "
             f"| {f'{statistics.median(own):,.0f}' if own else 'none'} "
-            f"| {statistics.median(rate.cpu_s_per_1000 for rate in rates):.3g} "
+            f"| {f'{statistics.median(cpu):.3g}' if cpu else 'not available'} "
             f"| {statistics.median(rate.server_busy for rate in rates):.0%} |"
         )
     rivals = {tool: rate for tool, rate in middle.items() if tool != "ours"}

@@ -59,9 +59,10 @@ class Run:
     streamed: bool = True
     error: str | None = None
 
-    def cpu_between(self, start_ns: int, end_ns: int) -> float:
-        """CPU seconds used between two moments, interpolated."""
-        return self._cpu_at(end_ns) - self._cpu_at(start_ns)
+    def cpu_between(self, start_ns: int, end_ns: int) -> float | None:
+        """CPU seconds used between two moments, interpolated; None where they could not be read."""
+        used = self._cpu_at(end_ns) - self._cpu_at(start_ns)
+        return used if used > 0 else None
 
     def _cpu_at(self, at_ns: int) -> float:
         before = (0, 0.0)

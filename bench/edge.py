@@ -42,9 +42,9 @@ HEAD = (
 def serve_ours(pipe: Pipe) -> None:
     """Breakeven's edge until killed; sends its port."""
     from breakeven.gateway.plan.model import Limits
-    from breakeven.wire.server.listen import open_sockets
-    from breakeven.wire.server.server import EdgeServer
-    from breakeven.wire.server.types import Request, Responder
+    from breakeven.wire.listen import open_sockets
+    from breakeven.wire.message import Request, Responder
+    from breakeven.wire.server import HttpServer
 
     kind, sse = ((b"content-type", b"application/json"),), ((b"content-type", b"text/event-stream"),)
 
@@ -65,7 +65,7 @@ def serve_ours(pipe: Pipe) -> None:
                 responder.start(200, sse)
                 stream(responder, CHUNKS if request.path == "/stream" else 0)
 
-        server = EdgeServer(handler, Limits())
+        server = HttpServer(handler, Limits())
         sockets = open_sockets("127.0.0.1", 0, 1)
         await server.start(sockets)
         pipe.send(sockets[0].getsockname()[1])

@@ -1,4 +1,4 @@
-"""A scripted OpenAI server that a load client cannot tell from a fast engine: truth to measure clients against.
+"""The scripted server as a load client cannot tell it from a fast engine: truth to measure clients against.
 
     python bench/mock_server.py [--port 0] [--core 0]
 
@@ -14,19 +14,24 @@ from __future__ import annotations
 
 import argparse
 import array
-import asyncio
-import heapq
+import gc
 import json
 import os
-import socket
+import threading
 import time
-from collections import deque
 from dataclasses import asdict, dataclass, field
+from functools import partial
+
+from breakeven.wire.answer import Answer
+from breakeven.wire.behaviours import chunk, whole
+from breakeven.wire.message import Request
+from breakeven.wire.playing import TURN, Piece, Play, Scene, Then
+from breakeven.wire.scripted import ScriptedServer
+from breakeven.wire.sse import DONE, event
 
 HEADERS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 SPIN_S = 0.0015
 """Timers of the event loop are whole milliseconds: this long before a chunk is due the loop spins instead."""
-HIGH_WATER = 1 << 16
 
 
 @dataclass
@@ -65,21 +70,17 @@ class Counts:
     stall_ns: tuple[int, int] = (0, 0)
 
 
-class State:
-    """All that connections share: the script, the counts, and the one clockwork that writes chunks."""
+class MockServer(ScriptedServer):
+    """Completions by its own script, as cheaply as can be; everything else as ever."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.timed: list[tuple[int, int, Stream]] = []
-        self.free: deque[Stream] = deque()
-        self.spinning = False
-        self.timer: asyncio.TimerHandle | None = None
-        self.serial = 0
+    def __init__(self, port: int) -> None:
+        pages = {f"/mock/{name}": partial(self._control, name) for name in ("script", "stats", "arrivals", "writes")}
+        super().__init__(port=port, owned_by="mock", pages=pages, exact=True, spin_s=SPIN_S)
         self.set(Script())
 
     def set(self, script: Script) -> None:
-        self.script = script
-        self.counts = Counts()
+        """Do this from now on, and forget what was counted."""
+        self.mock, self.counts = script, Counts()
         text = "x" * max(1, script.reply_bytes - 250)
         usage = {"prompt_tokens": 16, "completion_tokens": 1, "total_tokens": 17}
         self.replies = {}
@@ -89,205 +90,105 @@ class State:
             body = _json({"id": "c", "object": kind, "created": 1, "model": "mock",
                           "choices": [{"index": 0, **choice, "finish_reason": "length"}], "usage": usage})  # fmt: skip
             self.replies[chat] = _response(body)
-        self.plain = {chat: _frame(_event("0", chat)) * max(1, script.per_write) for chat in (False, True)}
+        self.plain = {chat: chunk(_event("0", chat)) * max(1, script.per_write) for chat in (False, True)}
 
-    def arrived(self) -> None:
-        now = time.monotonic_ns()
-        counts = self.counts
-        if not counts.requests:
-            counts.cpu_first_s = time.process_time()
-            if self.script.stall_s:
-                self.loop.call_later(self.script.stall_at_s, self._stall)
-        counts.requests += 1
-        counts.arrivals.append(now)
-
-    def _stall(self) -> None:
-        began = time.monotonic_ns()
-        time.sleep(self.script.stall_s)
-        self.counts.stall_ns = (began, time.monotonic_ns())
-
-    def begin(self, stream: Stream) -> None:
-        """Let a stream run by the clockwork."""
-        if self.script.ttft_s is None:
-            self.free.append(stream)
-        else:
-            self.serial += 1
-            heapq.heappush(self.timed, (stream.start_ns + round(self.script.ttft_s * 1e9), self.serial, stream))
-        if not self.spinning:
-            if self.timer:
-                self.timer.cancel()
-            self.spinning = True
-            self.loop.call_soon(self._tick)
-
-    def _tick(self) -> None:
-        now = time.monotonic_ns()
-        timed = self.timed
-        while timed and timed[0][0] <= now:
-            due, serial, stream = timed[0]
-            if stream.write_timed():
-                heapq.heapreplace(timed, (due + round(self.script.itl_s * 1e9), serial, stream))
-            else:
-                heapq.heappop(timed)
-            now = time.monotonic_ns()
-        for _ in range(len(self.free)):
-            stream = self.free.popleft()
-            if stream.connection.paused or stream.write_free():
-                self.free.append(stream)
-        self.spinning = bool(self.free) or (bool(timed) and timed[0][0] - now < SPIN_S * 1e9)
-        if self.spinning:
-            self.loop.call_soon(self._tick)
-        elif timed:
-            self.timer = self.loop.call_later((timed[0][0] - now) / 1e9 - SPIN_S, self._tick)
-
-
-class Stream:
-    """One streaming answer under way on a connection."""
-
-    __slots__ = ("chat", "connection", "request", "start_ns", "total", "usage", "written")
-
-    def __init__(self, connection: Connection, chat: bool, total: int, usage: bool, request: int) -> None:
-        self.connection, self.chat, self.total, self.usage, self.request = connection, chat, total, usage, request
-        self.written = 0
-        self.start_ns = time.monotonic_ns()
-
-    def write_timed(self) -> bool:
-        """Write the next chunk with its time in it; False when the stream is over."""
-        counts = self.connection.state.counts
-        transport = self.connection.transport
-        if transport.is_closing():
-            return False
-        now = time.monotonic_ns()
-        event = _event(f"r{self.request} " if not self.written else f"{self.written} ", self.chat)
-        frame = _frame(b'data: {"t_ns":%d,"r":%d,%s' % (now, self.request, event[7:]))
-        if self.connection.state.script.keep_writes:
-            counts.writes.extend((self.request, self.written, now))
-        transport.write(HEADERS + frame if not self.written else frame)
-        self.written += 1
-        counts.events += 1
-        if self.written < self.total:
-            return True
-        self._finish()
-        return False
-
-    def write_free(self) -> bool:
-        """Write as many chunks as go into one write; False when the stream is over."""
-        state = self.connection.state
-        if self.connection.transport.is_closing():
-            return False
-        per_write = state.script.per_write
-        plain = state.plain[self.chat]
-        if self.total - self.written < per_write:
-            per_write = self.total - self.written
-            plain = _frame(_event("0", self.chat)) * per_write
-        self.connection.transport.write(plain if self.written else HEADERS + plain)
-        self.written += per_write
-        state.counts.events += per_write
-        if self.written < self.total:
-            return True
-        self._finish()
-        return False
-
-    def _finish(self) -> None:
-        end = b""
-        if self.usage:
-            usage = {"prompt_tokens": 16, "completion_tokens": self.total, "total_tokens": self.total + 16}
-            end = _frame(b"data: " + _json({"id": "c", "object": "text_completion", "created": 1, "model": "mock",
-                                            "choices": [], "usage": usage}) + b"\n\n")  # fmt: skip
-        self.connection.transport.write(end + _frame(b"data: [DONE]\n\n") + b"0\r\n\r\n")
-        self.connection.answered()
-
-
-class Connection(asyncio.Protocol):
-    """One keep-alive HTTP/1.1 connection; requests are small and parsed by hand."""
-
-    def __init__(self, state: State) -> None:
-        self.state = state
-        self.buffer = b""
-        self.paused = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
-        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
-        self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.transport.set_write_buffer_limits(high=HIGH_WATER)
-
-    def pause_writing(self) -> None:
-        self.paused = True
-
-    def resume_writing(self) -> None:
-        self.paused = False
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
-            head = self.buffer[:end]
-            low = head.lower()
-            at = low.find(b"content-length:")
-            if b"expect: 100-continue" in low and len(self.buffer) == end + 4:
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            length = int(low[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
-            if len(self.buffer) < end + 4 + length:
-                return
-            body = self.buffer[end + 4 : end + 4 + length]
-            self.buffer = self.buffer[end + 4 + length :]
-            method, path, _ = head.split(b" ", 2)
-            self.answer(method, path, body)
-
-    def answer(self, method: bytes, path: bytes, body: bytes) -> None:
-        if method == b"POST" and path.endswith(b"completions"):
-            self.complete(path.endswith(b"chat/completions"), body)
-        elif path.startswith(b"/mock/"):
-            self.transport.write(self.control(path[6:], body))
-        elif path == b"/v1/models":
-            model = {"id": "mock", "object": "model", "owned_by": "mock", "created": 1, "root": "mock"}
-            self.transport.write(_response(_json({"object": "list", "data": [model]})))
-        elif path == b"/health":
-            self.transport.write(_response(b'{"status":"ok"}'))
-        else:
-            self.transport.write(_response(b'{"error":{"message":"no such path"}}', b"404 Not Found"))
-
-    def complete(self, chat: bool, body: bytes) -> None:
-        state = self.state
-        state.arrived()
+    def handle(self, request: Request, answer: Answer) -> None:
+        """A completion; anything else is a page."""
+        path, body = request.path, request.body
+        if request.method != "POST" or not path.endswith("completions"):
+            super().handle(request, answer)
+            return
+        self._arrived()
+        chat = path.endswith("chat/completions")
         packed = body.replace(b" ", b"") if b'"stream": ' in body else body
         if b'"stream":true' not in packed:
-            self.transport.write(state.replies[chat])
-            self.answered()
+            answer.raw(self.replies[chat])
+            answer.finish()
+            self._answered()
             return
-        total = state.script.chunks
+        total = self.mock.chunks
         if not total:
             asked = json.loads(body)
             total = int(asked.get("max_tokens") or asked.get("max_completion_tokens") or 16)
         number = _number(body)
         if number < 0:
-            number = state.counts.requests - 1
-        stream = Stream(self, chat, total, b"include_usage" in body, number)
-        if state.script.keep_writes:
-            state.counts.writes.extend((number, -1, state.counts.arrivals[-1]))
-        state.begin(stream)
+            number = self.counts.requests - 1
+        if self.mock.keep_writes:
+            self.counts.writes.extend((number, -1, self.counts.arrivals[-1]))
+        Play(self, answer, self._stream(chat, total, number, b"include_usage" in body), []).begin()
 
-    def answered(self) -> None:
-        counts = self.state.counts
+    def _stream(self, chat: bool, total: int, number: int, usage: bool) -> Scene:
+        script = self.mock
+        end = b""
+        if usage:
+            told = {"prompt_tokens": 16, "completion_tokens": total, "total_tokens": total + 16}
+            end = chunk(event(_json({"id": "c", "object": "text_completion", "created": 1, "model": "mock",
+                                     "choices": [], "usage": told})))  # fmt: skip
+        end += chunk(DONE) + b"0\r\n\r\n"
+        pieces: list[Piece]
+        if script.ttft_s is not None:
+            pieces = [partial(self._stamped, chat, number, k) for k in range(total)]
+            return Scene([*pieces, end], [script.ttft_s, *[script.itl_s] * (total - 1), 0.0])
+        writes, rest = divmod(total, script.per_write)
+        pieces = [self.plain[chat]] * writes + [chunk(_event("0", chat)) * rest] * bool(rest)
+        pieces[0] = HEADERS + pieces[0]  # type: ignore[operator]
+        self.counts.events += total
+        return Scene([*pieces, end], [*[TURN] * len(pieces), 0.0])
+
+    def _stamped(self, chat: bool, number: int, k: int, now_ns: int) -> bytes:
+        """A chunk with its time in it."""
+        counts = self.counts
+        if self.mock.keep_writes:
+            counts.writes.extend((number, k, now_ns))
+        counts.events += 1
+        said = _event(f"{k} " if k else f"r{number} ", chat)
+        frame = chunk(b'data: {"t_ns":%d,"r":%d,%s' % (now_ns, number, said[7:]))
+        return frame if k else HEADERS + frame
+
+    def gone(self) -> None:
+        """A client left: nothing is counted."""
+
+    def ended(self, then: Then, answer: Answer) -> None:
+        """A stream is whole."""
+        answer.finish()
+        self._answered()
+
+    def _arrived(self) -> None:
+        now = time.monotonic_ns()
+        counts = self.counts
+        if not counts.requests:
+            counts.cpu_first_s = time.process_time()
+            if self.mock.stall_s:
+                self.loop.call_later(self.mock.stall_at_s, self._stall)
+        counts.requests += 1
+        counts.arrivals.append(now)
+
+    def _stall(self) -> None:
+        began = time.monotonic_ns()
+        time.sleep(self.mock.stall_s)
+        self.counts.stall_ns = (began, time.monotonic_ns())
+
+    def _answered(self) -> None:
+        counts = self.counts
         counts.answered += 1
         counts.last_ns = time.monotonic_ns()
         if counts.answered % 64 == 0 or counts.answered == counts.requests:
             counts.cpu_last_s = time.process_time()
 
-    def control(self, path: bytes, body: bytes) -> bytes:
-        counts = self.state.counts
-        if path == b"script":
-            self.state.set(Script(**json.loads(body)))
-            return _response(_json(asdict(self.state.script)))
-        if path == b"arrivals":
-            return _response(counts.arrivals.tobytes())
-        if path == b"writes":
-            return _response(counts.writes.tobytes())
-        first = counts.arrivals[0] if counts.arrivals else 0
-        return _response(_json({
+    def _control(self, name: str, request: Request) -> Scene:
+        counts = self.counts
+        if name == "script":
+            self.set(Script(**json.loads(request.body)))
+            return whole(_json(asdict(self.mock)))
+        if name == "arrivals":
+            return whole(counts.arrivals.tobytes())
+        if name == "writes":
+            return whole(counts.writes.tobytes())
+        return whole(_json({
             "requests": counts.requests, "answered": counts.answered, "events": counts.events,
-            "first_ns": first, "last_ns": counts.last_ns, "cpu_s": counts.cpu_last_s - counts.cpu_first_s,
-                    "stall_from_ns": counts.stall_ns[0],
-                    "stall_to_ns": counts.stall_ns[1],
+            "first_ns": counts.arrivals[0] if counts.arrivals else 0, "last_ns": counts.last_ns,
+            "cpu_s": counts.cpu_last_s - counts.cpu_first_s,
+            "stall_from_ns": counts.stall_ns[0], "stall_to_ns": counts.stall_ns[1],
         }))  # fmt: skip
 
 
@@ -317,39 +218,28 @@ def _event(text: str, chat: bool) -> bytes:
     return b'data: {"id":"cmpl-1","created":1,"model":"mock",' + choice % text.encode() + b"}\n\n"
 
 
-def _frame(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)
-
-
-async def serve(port: int) -> None:
-    """Serve until killed."""
-    loop = asyncio.get_running_loop()
-    state = State(loop)
-    server = await loop.create_server(lambda: Connection(state), "127.0.0.1", port, backlog=4096)
-    print(json.dumps({"url": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "pid": os.getpid(),
-                      "loop": type(loop).__module__}), flush=True)  # fmt: skip
-    await server.serve_forever()
-
-
 def main() -> None:
+    """Serve until killed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--core", type=int, help="pin to this core")
     asked = parser.parse_args()
     if asked.core is not None:
         os.sched_setaffinity(0, {asked.core})
+    server = MockServer(asked.port)
     try:
         import uvloop
 
-        loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        server.new_loop = uvloop.new_event_loop
     except ImportError:
-        loop = asyncio.new_event_loop()
-    import gc
-
+        pass
     gc.collect()
     gc.freeze()
     gc.disable()
-    loop.run_until_complete(serve(asked.port))
+    with server:
+        told = {"url": server.url, "pid": os.getpid(), "loop": type(server.loop).__module__}
+        print(json.dumps(told), flush=True)
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

@@ -96,10 +96,9 @@ def judge(cache: Path) -> list[Found]:
         gateway(Engine(url, "mock", "mock"), names(sources), ENDPOINTS) as through_url,
     ):
         direct = outcomes(sources, f"{url}/v1")
-        asked_directly = _with_model(asked)
-        del asked[:]
+        asked_directly = _with_model(asked())
         through = outcomes(sources, f"{through_url}/v1")
-        note = "" if _with_model(asked) == asked_directly else "what the backend was asked differs"
+        note = "" if _with_model(asked()) == asked_directly else "what the backend was asked differs"
     rows = []
     for group in sorted({*map(_group, direct)}):
         sides = [{test: side[test] for test in side if _group(test) == group} for side in (direct, through)]

@@ -1,7 +1,8 @@
 """A backend whose answers are valid by the openai package's own types, as OpenAI's tests of that package want them.
 
-Every answer is made from the type that the package parses it into, so no field of it is ours. It keeps what it was
-asked, so that what reaches a backend directly and through the gateway can be compared.
+Every answer is made from the type that the package parses it into, so no field of it is ours. The project's scripted
+server gives them, from the project's own environment. It keeps what it was asked, so that what reaches a backend
+directly and through the gateway can be compared.
 
     with typed_backend() as (url, asked): ...
 """
@@ -11,15 +12,18 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import subprocess
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseCompletedEvent, ResponseCreatedEvent
+from places import BIN
 from pydantic import BaseModel
 
 DEPTH = 12
@@ -58,37 +62,32 @@ def _finished(chunk: dict[str, Any]) -> dict[str, Any]:
     return chunk
 
 
-def whole(path: str) -> dict[str, Any] | None:
-    """The answer to what is not streamed; None for a path that is not here."""
-    found: dict[str, Any] | None = None
-    if path == "/v1/models":
-        found = {"object": "list", "data": [example(Model)]}
-    elif path.startswith("/v1/models/"):
-        found = example(Model)
-    elif kind := {
-        "/v1/chat/completions": ChatCompletion,
-        "/v1/completions": Completion,
-        "/v1/embeddings": CreateEmbeddingResponse,
-        "/v1/responses": Response,
-    }.get(path):
-        found = example(kind)
+def answers() -> dict[str, dict[str, Any]]:
+    """What each path answers, as `breakeven.wire.scripted` takes it: documents, and data of the events of streams."""
+    model = example(Model)
+    kinds = {
+        "/v1/chat/completions": (ChatCompletion, ChatCompletionChunk),
+        "/v1/completions": (Completion, Completion),
+    }
+    found: dict[str, dict[str, Any]] = {
+        "/v1/models": {"whole": {"object": "list", "data": [model]}},
+        "/v1/models/*": {"whole": model},
+        "/v1/embeddings": {"whole": example(CreateEmbeddingResponse)},
+        "/v1/responses": {
+            "whole": example(Response),
+            "events": [json.dumps(example(kind)) for kind in (ResponseCreatedEvent, ResponseCompletedEvent)],
+        },
+    }
+    for path, (kind, piece) in kinds.items():
+        chunks = [example(piece), _finished(example(piece))]
+        for chunk in chunks:
+            chunk.pop("usage", None)
+        found[path] = {
+            "whole": example(kind),
+            "events": [*map(json.dumps, chunks), "[DONE]"],
+            "usage": json.dumps({**example(piece), "choices": []}),
+        }
     return found
-
-
-def events(path: str, asked: dict[str, Any]) -> list[bytes]:
-    """The events of a stream, with their ends."""
-    if path == "/v1/responses":
-        kinds = (ResponseCreatedEvent, ResponseCompletedEvent)
-        made = [example(kind) for kind in kinds]
-        return [b"event: %s\ndata: %s\n\n" % (one["type"].encode(), json.dumps(one).encode()) for one in made]
-    kind = ChatCompletionChunk if "chat" in path else Completion
-    chunks = [example(kind), _finished(example(kind))]
-    for chunk in chunks:
-        chunk.pop("usage", None)
-    options = asked.get("stream_options") or {}
-    if options.get("include_usage"):
-        chunks.append({**example(kind), "choices": []})
-    return [b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in chunks] + [b"data: [DONE]\n\n"]
 
 
 class Asked(NamedTuple):
@@ -99,57 +98,29 @@ class Asked(NamedTuple):
     model: bool
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    asked: list[Asked]
-
-    def do_GET(self) -> None:
-        self._document(whole(self.path.partition("?")[0]))
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        path = self.path.partition("?")[0]
-        asked = json.loads(body)
-        # The two things a gateway has to change: the model's name, and whether usage is counted.
-        kept = {name: value for name, value in asked.items() if name not in ("model", "stream_options")}
-        self.asked.append(Asked(path, json.dumps(kept, sort_keys=True), "model" in asked))
-        if asked.get("stream") and path != "/v1/embeddings":
-            data = b"".join(events(path, asked))
-            self._send(200, "text/event-stream; charset=utf-8", data)
-        else:
-            self._document(whole(path))
-
-    def _document(self, found: dict[str, Any] | None) -> None:
-        missing = {"error": {"message": "not here", "type": "mock", "param": None, "code": None}}
-        self._send(200 if found else 404, "application/json", json.dumps(found or missing).encode())
-
-    def _send(self, status: int, kind: str, data: bytes) -> None:
-        self.send_response(status)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-    def handle_error(self, *_: object) -> None:
-        """A client that leaves a stream is one of the tests."""
+def _asked(path: str, body: str) -> Asked:
+    asked = json.loads(body)
+    # The two things a gateway has to change: the model's name, and whether usage is counted.
+    kept = {name: value for name, value in asked.items() if name not in ("model", "stream_options")}
+    return Asked(path, json.dumps(kept, sort_keys=True), "model" in asked)
 
 
 @contextlib.contextmanager
-def typed_backend() -> Iterator[tuple[str, list[Asked]]]:
-    """Its address, without /v1, and what it was asked: path and body, in order."""
-    asked: list[Asked] = []
-    handler = type("Handler", (_Handler,), {"asked": asked})
-    with _Server(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", asked
-        finally:
-            server.shutdown()
+def typed_backend() -> Iterator[tuple[str, Callable[[], list[Asked]]]]:
+    """Its address, without /v1, and what tells what it was asked since it was told last: path and body, in order."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "answers.json"
+        file.write_text(json.dumps(answers()))
+        command = [str(BIN / "python"), "-m", "breakeven.wire.scripted", "--answers", str(file)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            try:
+                url = process.stdout.readline().strip()
+
+                def asked() -> list[Asked]:
+                    with urllib.request.urlopen(f"{url}/scripted/asked", timeout=60) as answer:
+                        return [_asked(path, body) for path, body in json.load(answer)]
+
+                yield url, asked
+            finally:
+                process.terminate()

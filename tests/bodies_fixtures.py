@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from breakeven.engines.backend import Backend
+from breakeven.wire.behaviours import whole
+from breakeven.wire.completions import Question
+from breakeven.wire.message import Request
+from breakeven.wire.playing import Scene
+from breakeven.wire.scripted import ScriptedServer, Step
 
 TEMPLATE_TOKENS, TURN_TOKENS = 13, 7
 Split = Callable[[str], list[str]]
@@ -27,12 +30,6 @@ def across_words(text: str) -> list[str]:
     return re.findall(r".{1,7}", text, flags=re.DOTALL)
 
 
-class Server(ThreadingHTTPServer):
-    """Takes many connections at once: the default of five waiting drops some, and each costs a second."""
-
-    request_queue_size = 128
-
-
 @contextmanager
 def toy(
     split: Split = in_words, *, engine: str = "unknown", usage: bool = True, status: int = 200, **extra: str
@@ -40,35 +37,20 @@ def toy(
     """A server that only counts tokens, and the completions it was asked for."""
     asked: list[dict[str, Any]] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if self.path == "/tokenize":
-                answer: dict[str, Any] = {"tokens": [zlib.crc32(p.encode()) % 50_000 for p in split(body["content"])]}
-            else:
-                asked.append(body)
-                answer = {"usage": {"prompt_tokens": count(body, split)}} if usage else {}
-            payload = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
+    def tokenize(request: Request) -> Scene:
+        pieces = split(json.loads(request.body)["content"])
+        return _document({"tokens": [zlib.crc32(piece.encode()) % 50_000 for piece in pieces]}, status)
 
-        def log_message(self, *_: object) -> None:
-            pass
+    def step(question: Question) -> Step:
+        asked.append(question.fields)
+        return _document({"usage": {"prompt_tokens": count(question.fields, split)}} if usage else {}, status)
 
-    server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield (
-            Backend(f"http://127.0.0.1:{server.server_port}", "toy", None, {"engine": engine, **extra}, None, None),
-            asked,
-        )
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with ScriptedServer(step, pages={"/tokenize": tokenize}) as server:
+        yield Backend(server.url, "toy", None, {"engine": engine, **extra}, None, None), asked
+
+
+def _document(value: object, status: int) -> Scene:
+    return whole(json.dumps(value).encode(), status=status)
 
 
 def count(body: dict[str, Any], split: Split) -> int:

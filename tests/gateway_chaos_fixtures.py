@@ -25,8 +25,7 @@ from zlib import crc32
 
 import httptools
 import msgspec
-from chaos_answers import Question, document, events
-from chaos_server import chaos_process
+from chaos_server import Question, chaos_process, document, events
 from gateway_serve_fixtures import Gateway, serving, wait
 
 from breakeven.gateway.keys.store import create
@@ -269,7 +268,7 @@ def run_chaos(
         seen: Counter[str] = Counter()
         behaviours: Counter[str] = Counter()
         for url in urls:
-            with urllib.request.urlopen(f"{url}/chaos/seen", timeout=20) as answer:
+            with urllib.request.urlopen(f"{url}/scripted/seen", timeout=20) as answer:
                 told = json.load(answer)
             seen.update(told["ids"])
             behaviours.update(told["behaviours"])

@@ -13,9 +13,9 @@ import pytest
 import uvloop
 
 from breakeven.gateway.plan.model import Limits
-from breakeven.wire.server.listen import open_sockets
-from breakeven.wire.server.server import EdgeServer
-from breakeven.wire.server.types import Request, Responder
+from breakeven.wire.listen import open_sockets
+from breakeven.wire.message import Request, Responder
+from breakeven.wire.server import HttpServer
 
 TEXT = ((b"content-type", b"text/plain"),)
 both_loops = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -35,9 +35,9 @@ def on(loop: Loop, work: Callable[[], Awaitable[None]], limit_s: float = 30.0) -
 @contextlib.asynccontextmanager
 async def serving(
     handler: Callable[[Request, Responder], None], **limits: Any
-) -> AsyncIterator[tuple[EdgeServer, int]]:
+) -> AsyncIterator[tuple[HttpServer, int]]:
     """A server on a free port of this machine, and that port."""
-    server = EdgeServer(handler, Limits(**limits))
+    server = HttpServer(handler, Limits(**limits))
     sockets = open_sockets("127.0.0.1", 0, 1)
     port = sockets[0].getsockname()[1]
     await server.start(sockets)

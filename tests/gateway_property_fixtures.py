@@ -19,12 +19,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
+
+from breakeven.wire.behaviours import chunk, head, whole
+from breakeven.wire.completions import Question
+from breakeven.wire.message import Request
+from breakeven.wire.playing import Scene
+from breakeven.wire.scripted import ScriptedServer, Step
 
 CHAT = "/v1/chat/completions"
 JSON_TYPE = {"content-type": "application/json"}
@@ -248,43 +253,17 @@ def echo(status: int = 400, *, pieces: bool = False) -> Iterator[str]:
     /metrics repeats them too.
     """
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def step(question: Question) -> Step:
+        sent = server.seen.headers[-1]
+        body = json.dumps({"error": {"message": f"you sent {sent}", "code": 1}}).encode()
+        lines = [f"x-you-sent-{name}: {value}" for name, value in sent.items()]
+        if not pieces:
+            return whole(body, *lines, status=status)
+        top = head(status, "content-type: application/json", "transfer-encoding: chunked", *lines)
+        return Scene([top, *(chunk(body[at : at + 1]) for at in range(len(body))), b"0\r\n\r\n"])
 
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length", 0)))
-            body = json.dumps({"error": {"message": "you sent " + str(dict(self.headers)), "code": 1}}).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            for name, value in self.headers.items():
-                self.send_header("x-you-sent-" + name, value)
-            if not pieces:
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-                return
-            self.send_header("transfer-encoding", "chunked")
-            self.end_headers()
-            for at in range(len(body)):
-                self.wfile.write(b"1\r\n" + body[at : at + 1] + b"\r\n")
-            self.wfile.write(b"0\r\n\r\n")
+    def metrics(request: Request) -> Scene:
+        return whole(str(request.headers).encode(), status=500)
 
-        def do_GET(self) -> None:
-            body = str(dict(self.headers)).encode()
-            self.send_response(500)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Silence."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with ScriptedServer(step, pages={"/metrics": metrics}) as server:
+        yield server.url

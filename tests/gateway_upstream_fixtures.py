@@ -13,8 +13,8 @@ from typing import Any
 import uvloop
 
 from breakeven.gateway.plan.model import Timeouts
-from breakeven.wire.upstream.client import Upstream
-from breakeven.wire.upstream.types import Exchange, Headers, Trouble
+from breakeven.wire.client import Exchange, HttpClient
+from breakeven.wire.message import Headers, Trouble
 
 CHAT = "/v1/chat/completions"
 JSON = ((b"content-type", b"application/json"),)
@@ -73,7 +73,7 @@ def body_of(ident: str = "i", *, stream: bool = False, **fields: Any) -> bytes:
     return json.dumps({"model": "mock", "stream": stream, "chaos_id": ident, "messages": [], **fields}).encode()
 
 
-async def ask(upstream: Upstream, body: bytes | None = None, *, headers: Headers = JSON, path: str = CHAT) -> Memory:
+async def ask(upstream: HttpClient, body: bytes | None = None, *, headers: Headers = JSON, path: str = CHAT) -> Memory:
     """Send and wait for the end."""
     memory = Memory()
     memory.exchange = upstream.send(path, headers, body_of() if body is None else body, memory)
@@ -88,8 +88,8 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def upstream_of(url: str, timeouts: Timeouts = PATIENT, **settings: Any) -> AsyncIterator[Upstream]:
-    upstream = Upstream(url, timeouts=timeouts, **settings)
+async def upstream_of(url: str, timeouts: Timeouts = PATIENT, **settings: Any) -> AsyncIterator[HttpClient]:
+    upstream = HttpClient(url, timeouts=timeouts, **settings)
     try:
         yield upstream
     finally:

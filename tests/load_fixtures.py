@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,149 +17,68 @@ from breakeven.measure.events import Event, EventWriter, LoadDone, LoadStarted, 
 from breakeven.measure.player.run import run_load
 from breakeven.traffic.schedule import DEPENDS, Schedule
 from breakeven.traffic.workload import Arrivals, Workload
+from breakeven.wire.behaviours import stream, whole
+from breakeven.wire.completions import Question
+from breakeven.wire.scripted import ScriptedServer, Step
 
 MS = 1_000_000
 
 
-@dataclass
-class PlainServer:
+class PlainServer(ScriptedServer):
     """Answers every POST with a stream of as many pieces as were asked for, `gap_s` apart, the first after `wait_s`.
 
-    While `held` is set nothing is answered; `refusing` statuses are given instead of an answer, by request number.
+    From request `stall_at` on, for `stall_s`, nobody is answered. `fail`: indices answered with status 500; `hang`:
+    indices never answered.
     """
 
-    wait_s: float = 0.0
-    gap_s: float = 0.0
-    url: str = ""
-    port: int = 0
-    indices: list[int] = field(default_factory=list)
-    """"i" of each body, in order of arrival."""
-    in_flight: int = 0
-    most_in_flight: int = 0
-    stall_at: int | None = None
-    """From this request on, for `stall_s`, nobody is answered."""
-    stall_s: float = 0.0
-    fail: frozenset[int] = frozenset()
-    """Indices answered with status 500."""
-    hang: frozenset[int] = frozenset()
-    """Indices never answered."""
-    stalled_until: float = 0.0
-    stalled_ns: tuple[int, int] = (0, 0)
+    def __init__(
+        self,
+        *,
+        wait_s: float = 0.0,
+        gap_s: float = 0.0,
+        stall_at: int | None = None,
+        stall_s: float = 0.0,
+        fail: frozenset[int] = frozenset(),
+        hang: frozenset[int] = frozenset(),
+    ) -> None:
+        super().__init__(self._step, first_s=wait_s, chunk_s=gap_s, end_s=0.0, usage_always=True)
+        self.stall_at, self.stall_s, self.fail, self.hang = stall_at, stall_s, fail, hang
+        self.indices: list[int] = []
+        """"i" of each body, in order of arrival."""
+        self.stalled_until_ns = 0
+        self.stalled_ns = (0, 0)
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                lower = head.lower()
-                if not lower.startswith(b"post"):
-                    writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-                    continue
-                length = int(lower.split(b"content-length:")[1].split(b"\r\n")[0])
-                body = json.loads(await reader.readexactly(length))
-                self.in_flight += 1
-                self.most_in_flight = max(self.most_in_flight, self.in_flight)
-                try:
-                    await self.answer(body, writer)
-                finally:
-                    self.in_flight -= 1
-                if b"connection: close" in lower:
-                    return
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+    @property
+    def server(self) -> PlainServer:
+        """Itself."""
+        return self
 
-    async def answer(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        index = int(body["i"])
+    @property
+    def most_in_flight(self) -> int:
+        """Requests under way at one time."""
+        return self.seen.most_under_way
+
+    def _step(self, question: Question) -> Step:
+        body = question.fields
+        index, now_ns = int(body["i"]), time.monotonic_ns()
         if len(self.indices) == self.stall_at:
-            now = time.monotonic_ns()
-            self.stalled_until = time.monotonic() + self.stall_s
-            self.stalled_ns = now, now + round(self.stall_s * 1e9)
+            self.stalled_until_ns = now_ns + round(self.stall_s * 1e9)
+            self.stalled_ns = now_ns, self.stalled_until_ns
         self.indices.append(index)
         if index in self.hang:
-            await asyncio.sleep(3600)
+            return "stall"
         if index in self.fail:
-            writer.write(b"HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\noops")
-            return
-        if (wait := self.stalled_until - time.monotonic()) > 0:
-            await asyncio.sleep(wait)
-        if self.wait_s:
-            await asyncio.sleep(self.wait_s)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-        n = int(body["max_tokens"])
-        for number in range(n):
-            if number and self.gap_s:
-                await asyncio.sleep(self.gap_s)
-            finish = '"length"' if number == n - 1 else "null"
-            self._chunk(writer, f'{{"choices":[{{"text":"t","finish_reason":{finish}}}]}}')
-        self._chunk(writer, f'{{"choices":[],"usage":{{"prompt_tokens":{body["n"]},"completion_tokens":{n}}}}}')
-        self._chunk(writer, "[DONE]")
-        writer.write(b"0\r\n\r\n")
-        await writer.drain()
-
-    def _chunk(self, writer: asyncio.StreamWriter, data: str) -> None:
-        event = f"data: {data}\n\n".encode()
-        writer.write(b"%x\r\n%s\r\n" % (len(event), event))
-
-
-class ServerThread:
-    """A PlainServer on a loop of its own; `down` and `up` make the port vanish and come back."""
-
-    def __init__(self, server: PlainServer) -> None:
-        self.server = server
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._listener: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
-        self.up()
-
-    def up(self) -> None:
-        async def listen() -> None:
-            self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self.server.port, backlog=1000)
-            self.server.port = self._listener.sockets[0].getsockname()[1]
-            self.server.url = f"http://127.0.0.1:{self.server.port}"
-
-        asyncio.run_coroutine_threadsafe(listen(), self._loop).result(10)
-
-    def down(self) -> None:
-        """Close the port and reset every connection."""
-
-        async def close() -> None:
-            assert self._listener is not None
-            self._listener.close()
-            for task in list(self._connections):
-                task.cancel()
-            await asyncio.gather(*self._connections, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(close(), self._loop).result(10)
-
-    def stop(self) -> None:
-        self.down()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        try:
-            await self.server.serve(reader, writer)
-        except asyncio.CancelledError:
-            writer.transport.abort()
-        finally:
-            self._connections.discard(task)
+            return whole(b"oops", status=500)
+        question.prompt_tokens = body["n"]
+        question.first_s += max(0, self.stalled_until_ns - now_ns) / 1e9
+        return stream(question)
 
 
 @contextmanager
-def plain_server(**settings: Any) -> Iterator[ServerThread]:
-    thread = ServerThread(PlainServer(**settings))
-    try:
-        yield thread
-    finally:
-        thread.stop()
+def plain_server(**settings: Any) -> Iterator[PlainServer]:
+    """The server on a loop of its own; `down` and `up` make the port vanish and come back."""
+    with PlainServer(**settings) as server:
+        yield server
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,15 @@ import pytest
 from breakeven.engines.backend import Backend
 from breakeven.errors import BreakevenError
 from breakeven.measure import ceiling
-from breakeven.measure.requests import run_block
-from breakeven.wire.client.request import Request
-from breakeven.wire.server.instant import ANSWER_BYTES, instant_server
+from breakeven.measure.requests import CompletionRequest, run_block
+from breakeven.wire.instant import ANSWER_BYTES, instant_server
 
 
 def test_the_instant_server_speaks_the_protocol() -> None:
     with instant_server() as url:
         backend = Backend(url, "instant", None, {"engine": "unknown"}, None, None)
         requests = [
-            Request(block="b", stream=i, prompt="word " * 4000, prompt_tokens=16, max_tokens=1 + 30 * i)
+            CompletionRequest(block="b", stream=i, prompt="word " * 4000, prompt_tokens=16, max_tokens=1 + 30 * i)
             for i in range(4)
         ]
         done = asyncio.run(run_block(backend, requests))
@@ -68,7 +67,7 @@ def test_a_server_that_is_not_there_is_an_error() -> None:
 
 def test_the_server_does_not_outlive_whoever_started_it() -> None:
     code = (
-        "import os; from breakeven.wire.server.instant import instant_server\n"
+        "import os; from breakeven.wire.instant import instant_server\n"
         "import psutil\n"
         "with instant_server(): print(psutil.Process().children()[0].pid, flush=True); os._exit(1)\n"
     )

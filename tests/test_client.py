@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from breakeven.engines.backend import Backend
 from breakeven.measure.events import RequestDone
 from breakeven.measure.paired.blocks import block_metrics
-from breakeven.measure.requests import ERROR_KINDS, quiet_gc, run_block
-from breakeven.wire.client.request import Request
-from breakeven.wire.client.sse import MAX_EVENT_BYTES, SseParser
+from breakeven.measure.requests import ERROR_KINDS, CompletionRequest, quiet_gc, run_block
+from breakeven.wire.sse import MAX_EVENT_BYTES, SseParser
 
 MS = 1_000_000
 
@@ -25,7 +24,7 @@ def backend_of(server: GoldenServer, engine: str = "unknown", key: str | None = 
     return Backend(server.url, server.model, key, {"engine": engine}, None, None)
 
 
-def request_of(stream: int = 0, **changes: Any) -> Request:
+def request_of(stream: int = 0, **changes: Any) -> CompletionRequest:
     fields: dict[str, Any] = {
         "block": "b1",
         "stream": stream,
@@ -34,7 +33,7 @@ def request_of(stream: int = 0, **changes: Any) -> Request:
         "max_tokens": 8,
         "stall_timeout_s": 20.0,
     }
-    return Request(**{**fields, **changes})
+    return CompletionRequest(**{**fields, **changes})
 
 
 async def one(script: Script, **changes: Any) -> RequestDone:

@@ -22,9 +22,9 @@ from breakeven.gateway.live.admin import COOKIE, ROUTES, SESSION_S, admin_handle
 from breakeven.gateway.plan.model import Limits
 from breakeven.gateway.seen.metrics import render
 from breakeven.gateway.seen.snapshot import SNAPSHOT_SCHEMA, Snapshot
-from breakeven.wire.server.listen import open_sockets
-from breakeven.wire.server.server import EdgeServer
-from breakeven.wire.server.types import Handler, Headers, Request
+from breakeven.wire.listen import open_sockets
+from breakeven.wire.message import Handler, Headers, Request
+from breakeven.wire.server import HttpServer
 
 SECRET = "canary-9f1c-secret"
 GUARDED = [route for route in ROUTES if route not in ("/health", "/login")]
@@ -254,7 +254,7 @@ def test_state_and_experiments_are_read_back() -> None:
 async def served(handler: Handler) -> AsyncIterator[str]:
     """The handler behind a real socket; its address."""
     sockets = open_sockets("127.0.0.1", 0, 1)
-    server = EdgeServer(handler, Limits())
+    server = HttpServer(handler, Limits())
     await server.start(sockets)
     try:
         yield f"http://127.0.0.1:{sockets[0].getsockname()[1]}"

@@ -9,10 +9,9 @@ import socket
 import pytest
 
 from breakeven.gateway.plan.model import Limits
-from breakeven.wire.server.errors import error_body
-from breakeven.wire.server.listen import open_sockets
-from breakeven.wire.server.server import EdgeServer
-from breakeven.wire.server.types import Request, Responder
+from breakeven.wire.listen import open_sockets
+from breakeven.wire.message import Request, Responder, error_body
+from breakeven.wire.server import HttpServer
 from tests.gateway_edge_fixtures import TEXT, Loop, both_loops, echo, on, replies, serving, talk
 
 pytestmark = both_loops
@@ -591,7 +590,7 @@ def test_a_socket_that_another_process_holds_goes_on_accepting(loop: Loop) -> No
         (first,) = open_sockets("127.0.0.1", 0, 1)
         second = first.dup()
         port = first.getsockname()[1]
-        before, after = EdgeServer(never, Limits()), EdgeServer(echo, Limits())
+        before, after = HttpServer(never, Limits()), HttpServer(echo, Limits())
         await before.start([first])
         await before.drain(1.0)
         queued = asyncio.ensure_future(talk(port, get(b"/", last=True)))  # connected while nobody accepts

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import Limits
-from breakeven.wire.server.depth import json_too_deep
-from breakeven.wire.server.listen import open_sockets
-from breakeven.wire.server.reader import Reader
-from breakeven.wire.server.types import Request, Responder
+from breakeven.wire.listen import open_sockets
+from breakeven.wire.message import Request, Responder, json_too_deep
+from breakeven.wire.reader import Reader
 from tests.gateway_edge_fixtures import TEXT, on, replies, serving, talk
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -18,9 +18,9 @@ from breakeven.gateway.plan.model import Limits
 from breakeven.gateway.seen.metrics import render
 from breakeven.gateway.seen.record import Attempt
 from breakeven.gateway.shared.layout import Count, Global, Known, Load, State
-from breakeven.wire.server.listen import open_sockets
-from breakeven.wire.server.server import EdgeServer
-from breakeven.wire.server.types import Request, Responder
+from breakeven.wire.listen import open_sockets
+from breakeven.wire.message import Request, Responder
+from breakeven.wire.server import HttpServer
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
@@ -61,7 +61,7 @@ class Visit:
     page: Page
     world: World
     url: str
-    server: EdgeServer
+    server: HttpServer
     asked: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     away: bool = False
@@ -110,7 +110,7 @@ async def visit(
         else:
             answer(request, responder)
 
-    server = EdgeServer(handler, Limits())
+    server = HttpServer(handler, Limits())
     await server.start(sockets)
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
     context = await browser.new_context(viewport={"width": width, "height": 900}, color_scheme="light")

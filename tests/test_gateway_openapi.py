@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from breakeven.gateway.plan.model import ENDPOINTS
-from breakeven.wire.server.errors import error_body
+from breakeven.wire.message import error_body
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "openapi.yaml"
 FIXED = {"/v1/models": "get", "/v1/models/{model}": "get", "/health": "get", "/ready": "get"}

@@ -17,7 +17,7 @@ from breakeven.gateway.serve.desk import Desk
 from breakeven.gateway.serve.front import Front
 from breakeven.gateway.shared.block import Block, Shape
 from breakeven.gateway.shared.layout import Known, Load, Rows, State
-from breakeven.wire.server.types import Headers, Request
+from breakeven.wire.message import Headers, Request
 
 BODY = {"model": "local", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
 

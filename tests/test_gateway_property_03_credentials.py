@@ -16,8 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from chaos_answers import BEHAVIOURS
-from chaos_server import ChaosServer
+from chaos_server import BEHAVIOURS, ChaosServer
 from gateway_property_fixtures import Gateway, backend, echo, gateway, until
 from hypothesis import given
 from hypothesis import strategies as st

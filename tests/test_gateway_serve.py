@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from chaos_answers import BEHAVIOURS, Body
-from chaos_server import ChaosServer
+from chaos_server import BEHAVIOURS, ChaosServer, Question
 from gateway_serve_fixtures import Gateway, Listener, Reply, ask, question, serving, wait
 
 COSTS = {"api": {"input": 1, "output": 1}}
@@ -32,8 +31,8 @@ class House:
     bad: ChaosServer
 
 
-def _by_model(body: Body, _: int) -> str:
-    return body.model if body.model in BEHAVIOURS else "ok"
+def _by_model(question: Question) -> str:
+    return question.model if question.model in BEHAVIOURS else "ok"
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +200,7 @@ def test_what_is_wrong_is_told_and_reaches_nobody(house: House, status: int, bod
 def test_a_backends_400_is_the_clients_answer(house: House) -> None:
     answer = ask(house.gateway.url, question("four", "pair", chaos="400"))
     assert (answer.status, answer.backend) == (400, "good")
-    assert answer.json["error"]["message"] == "chaos 400"
+    assert answer.json["error"]["message"] == "scripted 400"
     assert len(house.gateway.record(answer.id).attempts) == 1
 
 

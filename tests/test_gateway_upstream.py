@@ -9,8 +9,7 @@ import random
 import re
 
 import pytest
-from chaos_answers import BEHAVIOURS
-from chaos_server import ChaosServer, chaos_process
+from chaos_server import BEHAVIOURS, ChaosServer, chaos_process
 from gateway_upstream_fixtures import (
     CHAT,
     HASTY,
@@ -28,9 +27,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.gateway.plan.model import Timeouts
-from breakeven.wire.upstream.call import Call
-from breakeven.wire.upstream.client import GetError, Upstream
-from breakeven.wire.upstream.connection import Connection
+from breakeven.wire.client import GetError, HttpClient
+from breakeven.wire.connection import ClientConnection, Exchange
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
 
@@ -64,8 +62,8 @@ ENDS = dict.fromkeys(BEHAVIOURS, ("end", 200)) | {
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is meant to happen within a second may take longer on a busy machine."""
-    monkeypatch.setattr("breakeven.wire.upstream.connection._STALE_S", 30.0)
-    monkeypatch.setattr("breakeven.wire.upstream.client._HASTY_S", 30.0)
+    monkeypatch.setattr("breakeven.wire.connection._STALE_S", 30.0)
+    monkeypatch.setattr("breakeven.wire.client._HASTY_S", 30.0)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -313,19 +311,20 @@ async def test_a_paused_exchange_takes_no_more_and_is_not_late() -> None:
 
 
 def test_a_pause_is_not_the_backends_silence() -> None:
-    upstream = Upstream("http://127.0.0.1:1", timeouts=PATIENT)
-    connection, call = Connection(upstream), Call(upstream, b"", b"", Memory(), 0.0)
+    upstream = HttpClient("http://127.0.0.1:1", timeouts=PATIENT)
+    connection, exchange = ClientConnection(upstream), Exchange(upstream, b"", b"", Memory(), 0)
     connection.connection_made(FakeTransport())  # type: ignore[arg-type]
-    connection.send(call)
-    now_s = call.sent_s
-    call.started_s, call.waiting_body = now_s, False
-    call.heard_s = now_s - PATIENT.idle_s - 1
-    assert upstream._late(call, now_s) == "no byte for 20 s"
-    call.pause()
-    assert upstream._late(call, now_s) == ""
-    assert "not finished" in upstream._late(call, now_s + PATIENT.total_s + 1)
-    call.resume()
-    assert upstream._late(call, now_s) == ""
+    connection.send(exchange)
+    now_ns, second_ns = exchange.sent_ns, 10**9
+    connect_ns = round(PATIENT.connect_s) * second_ns
+    exchange.issued_ns, exchange.waiting_body = now_ns, False
+    exchange.heard_ns = now_ns - (round(PATIENT.idle_s) + 1) * second_ns
+    assert exchange.late(now_ns, connect_ns) == "no byte for 20 s"
+    exchange.pause()
+    assert exchange.late(now_ns, connect_ns) == ""
+    assert "not finished" in exchange.late(now_ns + (round(PATIENT.total_s) + 1) * second_ns, connect_ns)
+    exchange.resume()
+    assert exchange.late(now_ns, connect_ns) == ""
 
 
 @on_both_loops
@@ -426,17 +425,17 @@ async def test_a_server_in_another_process() -> None:
         async with upstream_of(url) as upstream:
             assert (await ask(upstream)).ends == ["end"]
             changed = Memory()
-            upstream.send("/chaos/script", (), b'"429"', changed)
+            upstream.send("/scripted/script", (), b'"429"', changed)
             await changed.done.wait()
             assert (await ask(upstream)).status == 429
-            seen = json.loads((await upstream.get("/chaos/seen"))[1])
+            seen = json.loads((await upstream.get("/scripted/seen"))[1])
             assert (seen["requests"], seen["behaviours"]) == (2, {"ok": 1, "429": 1})
 
 
 @on_both_loops
 async def test_closing_ends_everything_in_silence() -> None:
     with ChaosServer(["ok", "stall"]) as server:
-        upstream = Upstream(server.url, timeouts=PATIENT)
+        upstream = HttpClient(server.url, timeouts=PATIENT)
         await ask(upstream)
         memories = [Memory() for _ in range(10)]
         for memory in memories:
@@ -451,10 +450,10 @@ async def test_closing_ends_everything_in_silence() -> None:
 
 def _driven(data: list[bytes], *, lost: bool = True) -> Memory:
     """What a sink hears when an answer comes in these pieces."""
-    upstream = Upstream("http://127.0.0.1:1", timeouts=PATIENT, response_bytes=4096)
-    connection, memory = Connection(upstream), Memory()
+    upstream = HttpClient("http://127.0.0.1:1", timeouts=PATIENT, response_bytes=4096)
+    connection, memory = ClientConnection(upstream), Memory()
     connection.connection_made(FakeTransport())  # type: ignore[arg-type]
-    connection.send(Call(upstream, b"POST / HTTP/1.1\r\n\r\n", b"", memory, 0.0))
+    connection.send(Exchange(upstream, b"POST / HTTP/1.1\r\n\r\n", b"", memory, 0))
     for piece in data:
         connection.data_received(piece)
     if lost:

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chaos_answers import BEHAVIOURS
-from chaos_server import ChaosServer
+from chaos_server import BEHAVIOURS, ChaosServer
 from gateway_upstream_fixtures import (
     CHAT,
     HASTY,
@@ -30,9 +29,17 @@ from hypothesis import strategies as st
 
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import Timeouts
-from breakeven.wire.upstream.address import ForbiddenAddressError, addresses_of, is_forbidden
-from breakeven.wire.upstream.client import Upstream
-from breakeven.wire.upstream.headers import HOP_BY_HOP, NOT_PASSED_ON, NOT_SENT, answer_headers, request_lines
+from breakeven.wire.client import HttpClient
+from breakeven.wire.target import (
+    HOP_BY_HOP,
+    NOT_PASSED_ON,
+    NOT_SENT,
+    ForbiddenAddressError,
+    addresses_of,
+    answer_headers,
+    is_forbidden,
+    request_lines,
+)
 
 CANARY = b"canary-5f1c9e"
 SECRET = ((b"authorization", b"Bearer " + CANARY),)
@@ -152,7 +159,7 @@ async def test_no_trouble_tells_the_key() -> None:
                 assert CANARY.decode() not in memory.detail
                 assert CANARY not in repr(memory.headers).encode() + memory.body
                 if name.startswith("die"):
-                    await until(lambda: server._listener is not None)
+                    await until(lambda: server.listening)
             assert all(CANARY.decode() in seen["authorization"] for seen in server.seen.headers)
 
 
@@ -211,7 +218,7 @@ class Names:
 def names(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Names]:
     def place(*answers: list[str]) -> Names:
         told = Names(*answers)
-        monkeypatch.setattr("breakeven.wire.upstream.address._look_up", told.look_up)
+        monkeypatch.setattr("breakeven.wire.target._look_up", told.look_up)
         return told
 
     return place
@@ -239,7 +246,7 @@ async def test_metadata_addresses_are_never_asked(names: Callable[..., Names]) -
     for url in ("http://169.254.169.254", "http://[fd00:ec2::254]:80", "http://metadata.example"):
         async with upstream_of(url) as upstream:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("breakeven.wire.upstream.client.Connection", connect)
+                patch.setattr("breakeven.wire.client.ClientConnection", connect)
                 memory = await ask(upstream)
             assert memory.ends == ["forbidden"]
             assert "allow_link_local" in memory.detail
@@ -308,7 +315,7 @@ async def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPat
 )
 def test_addresses_that_are_none(url: str, says: str) -> None:
     with pytest.raises(UserError, match=says) as raised:
-        Upstream(url, timeouts=PATIENT)
+        HttpClient(url, timeouts=PATIENT)
     assert "canary" not in str(raised.value)
 
 
@@ -317,7 +324,7 @@ def test_addresses_that_are_none(url: str, says: str) -> None:
 )
 def test_a_key_that_no_header_can_hold(key: bytes) -> None:
     with pytest.raises(UserError, match="environment variable") as raised:
-        Upstream("http://127.0.0.1:1", timeouts=PATIENT, secret=[(b"authorization", b"Bearer " + key)])
+        HttpClient("http://127.0.0.1:1", timeouts=PATIENT, secret=[(b"authorization", b"Bearer " + key)])
     assert CANARY.decode() not in str(raised.value)
     assert CANARY.decode() not in str(raised.value.__cause__)
 
@@ -373,4 +380,4 @@ def test_a_file_of_authorities_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
     for path in (tmp_path / "ca.pem", tmp_path / "none.pem"):
         with pytest.raises(UserError, match=r"ca_file .* PEM"):
-            Upstream("https://127.0.0.1", timeouts=Timeouts(), ca_file=path)
+            HttpClient("https://127.0.0.1", timeouts=Timeouts(), ca_file=path)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,10 @@ import places  # noqa: E402
 import replay  # noqa: E402
 from found import Found  # noqa: E402
 from table import BEGIN, END, HEAD, write  # noqa: E402
+
+from breakeven.wire.behaviours import whole  # noqa: E402
+from breakeven.wire.completions import Question  # noqa: E402
+from breakeven.wire.scripted import ScriptedServer, Step  # noqa: E402
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
 DONE = b"data: [DONE]\n\n"
@@ -107,43 +109,22 @@ def test_rows_replace_those_of_the_same_judge_and_backend(tmp_path: Path) -> Non
     assert text.count("| j |") == text.count("| k |") == 1
 
 
-class _Echo(BaseHTTPRequestHandler):
+def _echo(question: Question) -> Step:
     """Answers with what it was asked, the name of the model aside, as a stream where it was asked to."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        data = self.rfile.read(int(self.headers["content-length"]))
-        try:
-            asked = json.loads(data)
-        except ValueError:
-            return self._send(400, "application/json", b'{"error":{"message":"no JSON"}}')
-        stream, usage = asked.get("stream"), (asked.pop("stream_options", None) or {}).get("include_usage")
-        digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-        if not stream:
-            return self._send(200, "application/json", json.dumps({"text": digest}).encode())
-        last = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n' if usage else b""
-        pieces = [_piece(digest[:32]), _piece(digest[32:], STOP), last, DONE]
-        return self._send(200, "text/event-stream", b"".join(pieces))
-
-    def _send(self, status: int, kind: str, data: bytes) -> None:
-        self.send_response(status)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+    asked = question.fields
+    stream, usage = asked.get("stream"), (asked.pop("stream_options", None) or {}).get("include_usage")
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    if not stream:
+        return whole(json.dumps({"text": digest}).encode())
+    last = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n' if usage else b""
+    pieces = [_piece(digest[:32]), _piece(digest[32:], STOP), last, DONE]
+    return whole(b"".join(pieces), kind="text/event-stream")
 
 
 @pytest.fixture(scope="module")
 def echo() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with ScriptedServer(_echo) as server:
+        yield server.url
 
 
 def test_replay_through_a_gateway_is_equal_and_another_backend_is_not(

@@ -21,16 +21,15 @@ from breakeven.engines.llama_cpp.settings import available_threads
 from breakeven.engines.openai_url import connect
 from breakeven.errors import EngineError, UserError
 from breakeven.measure.paired.blocks import block_metrics, server_prefill_tokens_per_s
-from breakeven.measure.requests import run_block
-from breakeven.wire.client.request import Request
+from breakeven.measure.requests import CompletionRequest, run_block
 
 PROMPT, OUTPUT = 64, 32
 
 
-def requests_of(streams: int, seed: int) -> list[Request]:
+def requests_of(streams: int, seed: int) -> list[CompletionRequest]:
     rng = random.Random(seed)
     return [
-        Request(
+        CompletionRequest(
             block=f"{seed}",
             stream=i,
             prompt=[rng.randrange(1000, 20_000) for _ in range(PROMPT)],
@@ -121,14 +120,14 @@ async def test_every_request_starts_cold_and_streams_share_the_engine(
 async def test_text_and_chat_work_too(running: tuple[LlamaCppServer, Backend]) -> None:
     _, backend = running
     for chat in (False, True):
-        request = Request(block="t", stream=0, prompt="Say hi.", prompt_tokens=4, max_tokens=8, chat=chat)
+        request = CompletionRequest(block="t", stream=0, prompt="Say hi.", prompt_tokens=4, max_tokens=8, chat=chat)
         (done,) = await run_block(backend, [request])
         assert (done.error, done.output_tokens) == (None, 8)
 
 
 async def test_a_prompt_that_does_not_fit_is_refused_in_words(running: tuple[LlamaCppServer, Backend]) -> None:
     _, backend = running
-    request = Request(block="t", stream=0, prompt=[1000] * 300, prompt_tokens=300, max_tokens=8)
+    request = CompletionRequest(block="t", stream=0, prompt=[1000] * 300, prompt_tokens=300, max_tokens=8)
     (done,) = await run_block(backend, [request])
     assert done.error == "http_400"
     assert "context" in (done.detail or "")
@@ -175,7 +174,7 @@ async def test_a_killed_engine_is_reported_with_what_was_measured(smollm2_gguf: 
         assert backend.pid is not None
         pid = backend.pid
         used = server.memory()
-        request = Request(block="k", stream=0, prompt=[1000] * 4, prompt_tokens=4, max_tokens=4000)
+        request = CompletionRequest(block="k", stream=0, prompt=[1000] * 4, prompt_tokens=4, max_tokens=4000)
 
         asyncio.get_running_loop().call_later(1.0, os.kill, pid, signal.SIGKILL)
         (done,) = await run_block(backend, [request])

@@ -16,7 +16,7 @@ from breakeven.measure.events import RequestDone
 from breakeven.measure.player.clocks import Alarm
 from breakeven.measure.player.job import Job, Outstanding, followers, parts
 from breakeven.measure.player.tally import FLUSH_BYTES, Batch, Delays, LiveWindow, Recorder, mean_per_s, peak_per_s
-from breakeven.wire.client.pool import new_loop
+from breakeven.wire.client import new_loop
 from tests.load_fixtures import PlainBodies, backend_at, closed_schedule, schedule_of
 
 LOOPS = [asyncio.new_event_loop, new_loop]

@@ -10,8 +10,7 @@ from golden_server import Script, golden_server
 from breakeven.engines.backend import KEY_VARIABLES
 from breakeven.engines.openai_url import connect, is_url, parse_url
 from breakeven.errors import UserError
-from breakeven.measure.requests import run_block
-from breakeven.wire.client.request import Request
+from breakeven.measure.requests import CompletionRequest, run_block
 
 SECRET = "sk-very-secret"
 
@@ -71,7 +70,7 @@ def test_a_good_server_is_ready_to_be_measured() -> None:
 async def test_a_server_that_takes_only_openai_fields_is_found_out_and_still_measured() -> None:
     with golden_server(Script(), refuse_extra_fields=True) as server:
         backend = connect(f"{server.url}/v1#golden")
-        request = Request(block="b", stream=0, prompt="hi", prompt_tokens=1, max_tokens=4)
+        request = CompletionRequest(block="b", stream=0, prompt="hi", prompt_tokens=1, max_tokens=4)
         (done,) = await run_block(backend, [request])
     assert backend.settings["extra_fields"] == "refused"
     assert done.error is None
@@ -80,7 +79,7 @@ async def test_a_server_that_takes_only_openai_fields_is_found_out_and_still_mea
 async def test_a_server_with_nothing_but_chat_is_talked_to() -> None:
     with golden_server(Script(), chat_only=True, owned_by="vllm", refuse_extra_fields=True) as server:
         backend = connect(f"{server.url}/v1#golden")
-        request = Request(block="b", stream=0, prompt="hi", prompt_tokens=1, max_tokens=4)
+        request = CompletionRequest(block="b", stream=0, prompt="hi", prompt_tokens=1, max_tokens=4)
         (done,) = await run_block(backend, [request])
     assert (backend.chat_only, backend.takes_token_ids, backend.takes_extra_fields) == (True, False, False)
     assert done.error is None
@@ -90,7 +89,9 @@ async def test_a_server_with_nothing_but_chat_is_talked_to() -> None:
 async def test_a_study_may_call_the_model_something_else() -> None:
     with golden_server(Script()) as server:
         backend = replace(connect(f"{server.url}/v1#golden"), model="golden (2)")
-        (done,) = await run_block(backend, [Request(block="b", stream=0, prompt="a", prompt_tokens=1, max_tokens=2)])
+        (done,) = await run_block(
+            backend, [CompletionRequest(block="b", stream=0, prompt="a", prompt_tokens=1, max_tokens=2)]
+        )
     assert (done.error, done.model) == (None, "golden (2)")
     assert server.bodies[-1]["model"] == "golden"
 

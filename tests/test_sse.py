@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.wire.client.reply import BrokenStreamError, Reply
-from breakeven.wire.client.sse import SseParser
+from breakeven.wire.reply import BrokenStreamError, Reply
+from breakeven.wire.sse import SseParser
 
 _bits = st.sampled_from(
     [b"data: ", b"data:", b"\n", b"\n\n", b"\r\n", b"\r", b"{}", b"[DONE]", b": note", b" ", b"id: 1"]

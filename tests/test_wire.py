@@ -16,9 +16,8 @@ from wire_fixtures import DONE, backend_of, call_of, on_both_loops, pool_of, raw
 from breakeven.engines.backend import Backend
 from breakeven.errors import UserError
 from breakeven.measure.events import RequestDone
-from breakeven.wire.client.connection import Connection
-from breakeven.wire.client.exchange import Exchange
-from breakeven.wire.client.pool import Pool
+from breakeven.measure.pool import Pool, Recording
+from breakeven.wire.connection import ClientConnection, Exchange
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
@@ -211,8 +210,10 @@ async def test_nothing_is_left_behind_while_the_collector_rests(pid: int | None)
                 for i in range(40):
                     await send(pool, call_of(i, stream=i % 3 > 0))
                 await asyncio.sleep(0.05)
-                left = [thing for thing in gc.get_objects() if isinstance(thing, Exchange | Connection)]
+                left = [
+                    thing for thing in gc.get_objects() if isinstance(thing, Exchange | Recording | ClientConnection)
+                ]
             finally:
                 gc.enable()
-    assert len([thing for thing in left if isinstance(thing, Exchange)]) == 0
-    assert len([thing for thing in left if isinstance(thing, Connection)]) <= (1 if pid is None else 0)
+    assert len([thing for thing in left if isinstance(thing, Exchange | Recording)]) == 0
+    assert len([thing for thing in left if isinstance(thing, ClientConnection)]) <= (1 if pid is None else 0)

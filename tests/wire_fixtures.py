@@ -13,7 +13,8 @@ from golden_server import GoldenServer
 
 from breakeven.engines.backend import Backend
 from breakeven.measure.events import RequestDone
-from breakeven.wire.client.pool import Call, Pool, new_loop
+from breakeven.measure.pool import Call, Pool
+from breakeven.wire.client import new_loop
 
 DONE = b'data: {"choices":[{"text":"a","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 

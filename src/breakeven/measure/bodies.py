@@ -16,7 +16,7 @@ from breakeven.engines.backend import Backend
 from breakeven.measure.token_counts import asked_usage, encoder, guessed_corpus, plain_text, token_corpus, word_corpus
 from breakeven.traffic.prompts import Corpus, bare, mix, rng
 from breakeven.traffic.schedule import Schedule
-from breakeven.wire.client.dialect import completion_fields
+from breakeven.wire.dialects import completion_fields
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

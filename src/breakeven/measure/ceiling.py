@@ -23,9 +23,10 @@ import msgspec
 from breakeven.engines.backend import Backend
 from breakeven.errors import BreakevenError
 from breakeven.measure.events import ClientCeiling, RequestDone
+from breakeven.measure.pool import Call, Pool
 from breakeven.measure.requests import quiet_gc
-from breakeven.wire.client.pool import Call, Pool, new_loop
-from breakeven.wire.server.instant import instant_server
+from breakeven.wire.client import new_loop
+from breakeven.wire.instant import instant_server
 
 STREAMS = 64
 """Requests under way at once in each process."""

@@ -22,6 +22,7 @@ from breakeven.hardware.machine import MachineSpec
 from breakeven.results.comparison import ModelResult, Profile, Routing
 from breakeven.results.load import LoadModel
 from breakeven.traffic.workload import Slo, Workload
+from breakeven.wire.reply import ServerTimings, Usage
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
@@ -69,28 +70,6 @@ class BlockStarted(_Event, frozen=True, tag="block_started"):
     attempt: int = 1
     check: str | None = None
     """Not part of the comparison but of the self-check: "same" (every stream one prompt) or "distinct"."""
-
-
-class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the server says it counted, in tokens. `cached_tokens`: prompt tokens it did not have to process."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int | None = None
-
-
-class ServerTimings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """llama.cpp's own account of one request: tokens processed (`_n`) and milliseconds (`_ms`) per phase.
-
-    `predicted_ms` runs from the first token to the last, so it covers `predicted_n - 1` decode steps
-    (llama.cpp, tools/server, server_slot_stats).
-    """
-
-    prompt_n: int
-    prompt_ms: float
-    predicted_n: int
-    predicted_ms: float
-    cache_n: int = 0
 
 
 class RequestDone(_Event, frozen=True, tag="request_done"):

@@ -18,9 +18,8 @@ from breakeven.measure import events, noise
 from breakeven.measure.energy import EnergyCounter
 from breakeven.measure.paired.blocks import decode_tokens_per_s, decode_window_ns
 from breakeven.measure.paired.run import TEMPERATURE, TOP_K, PromptMaker
-from breakeven.measure.requests import run_block
+from breakeven.measure.requests import CompletionRequest, run_block
 from breakeven.traffic.prompts import rng
-from breakeven.wire.client.request import Request
 
 MAX_ATTEMPTS = 2
 WARM_UP_STREAMS, WARM_UP_PROMPT, WARM_UP_OUTPUT = 2, 16, 8
@@ -92,7 +91,7 @@ class ProbeRun:
         self._check(results)
         return again
 
-    def _requests(self, block: str, streams: int, prompt_tokens: int, output_tokens: int) -> list[Request]:
+    def _requests(self, block: str, streams: int, prompt_tokens: int, output_tokens: int) -> list[CompletionRequest]:
         maker = PromptMaker(self.backend)
         texts = [f"{block}/{i}" for i in range(streams)]
         try:
@@ -101,7 +100,7 @@ class ProbeRun:
             self.alive()  # knows better why, if the engine has ended
             raise
         return [
-            Request(
+            CompletionRequest(
                 block=block,
                 stream=i,
                 prompt=prompt,

@@ -10,11 +10,14 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
 
 from breakeven.engines.backend import Backend
 from breakeven.measure.events import RequestDone
-from breakeven.wire.client.pool import Call, Pool
-from breakeven.wire.client.request import Request
+from breakeven.measure.pool import STALL_TIMEOUT_S, Call, Pool
+from breakeven.wire.dialects import completion_fields
 
 ERROR_KINDS = ("timeout", "unreachable", "reset", "broken_stream", "refused", "short", "cancelled")
 """What `RequestDone.error` can be, beside `http_<status>`.
@@ -23,6 +26,56 @@ timeout: silent or running too long. unreachable: no connection. reset: the conn
 are no stream of completions, or one that stops without an end. refused: the engine reported an error inside the stream.
 short: fewer tokens than asked for with `ignore_eos`. cancelled: by us.
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRequest:
+    """One completion to ask for.
+
+    `prompt` is token ids where the backend takes them (no tokenising on the hot path), else text; `prompt_tokens` is
+    its length. `chat` sends the text as one user message, as is done anyway where a backend knows only chat.
+    `ignore_eos` asks for exactly `max_tokens` tokens, and fewer is then an error. `due_ns` None: due when it is
+    issued. `total_timeout_s` bounds the whole request.
+    """
+
+    block: str
+    stream: int
+    prompt: str | list[int]
+    prompt_tokens: int
+    max_tokens: int
+    chat: bool = False
+    ignore_eos: bool = True
+    temperature: float = 0.0
+    seed: int | None = None
+    top_k: int | None = None
+    due_ns: int | None = None
+    stall_timeout_s: float = STALL_TIMEOUT_S
+    total_timeout_s: float | None = None
+
+    def path(self, backend: Backend) -> str:
+        """Where it goes, below the backend's URL."""
+        return "/v1/chat/completions" if self.chat or backend.chat_only else "/v1/completions"
+
+    def body(self, backend: Backend) -> bytes:
+        """JSON in the dialect of the backend's engine. Raises ValueError for token ids it does not take."""
+        fields = completion_fields(
+            backend,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            ignore_eos=self.ignore_eos,
+            top_k=self.top_k,
+            seed=self.seed,
+        )
+        if isinstance(self.prompt, str):
+            if self.chat or backend.chat_only:
+                fields["messages"] = [{"role": "user", "content": self.prompt}]
+            else:
+                fields["prompt"] = self.prompt
+        elif self.chat or not backend.takes_token_ids:
+            raise ValueError(f"{backend.engine} at {backend.url} takes text, not token ids")
+        else:
+            fields["prompt"] = self.prompt
+        return msgspec.json.encode(fields)
 
 
 @contextlib.contextmanager
@@ -42,7 +95,7 @@ def quiet_gc() -> Iterator[None]:
 
 async def run_block(
     backend: Backend,
-    requests: Sequence[Request],
+    requests: Sequence[CompletionRequest],
     *,
     on_done: Callable[[RequestDone], None] | None = None,
 ) -> list[RequestDone]:
@@ -62,7 +115,7 @@ async def run_block(
 
 async def stream_completion(
     pool: Pool,
-    request: Request,
+    request: CompletionRequest,
     *,
     body: bytes | None = None,
     on_done: Callable[[RequestDone], None] | None = None,
@@ -75,7 +128,7 @@ async def stream_completion(
     return await _done(pool, _call(pool.backend, request, body or request.body(pool.backend)), on_done)
 
 
-def _call(backend: Backend, request: Request, body: bytes) -> Call:
+def _call(backend: Backend, request: CompletionRequest, body: bytes) -> Call:
     return Call(
         block=request.block,
         index=request.stream,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import msgspec
 
 from breakeven.gateway.experiment.assign import answer_digest
+from breakeven.wire.sse import events_of
 
 FINISHES = frozenset({"content_filter", "refusal"})
 """OpenAI's and Anthropic's finish reasons of an answer that was declined."""
@@ -152,7 +153,7 @@ def read(raw: bytes) -> Answer:
     Of several choices the first is taken. Never raises: what cannot be read has no text.
     """
     streamed = raw.lstrip()[:1] != b"{"
-    pieces = _events(raw) if streamed else [raw]
+    pieces = events_of(raw) if streamed else [raw]
     texts: list[str] = []
     finish, refused = "", False
     for piece in pieces:
@@ -166,11 +167,6 @@ def read(raw: bytes) -> Answer:
         refused = refused or declined
     text = "".join(texts)
     return Answer(text, is_refusal(text, finish) or refused, answer_digest(text) if text else "")
-
-
-def _events(raw: bytes) -> list[bytes]:
-    lines = raw.replace(b"\r\n", b"\n").split(b"\n")
-    return [line[5:].strip() for line in lines if line.startswith(b"data:") and line[5:6] != b"["]
 
 
 def _said(event: _Event) -> tuple[str, str, bool]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from email.utils import parsedate_to_datetime
 
-from breakeven.wire.upstream.types import Trouble
+from breakeven.wire.message import Trouble
 
 BUSY = 429
 RETRIED_STATUSES = frozenset({BUSY, 500, 502, 503, 504, 529})

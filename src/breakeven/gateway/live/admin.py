@@ -28,9 +28,8 @@ from breakeven.gateway.route.view import REASONS
 from breakeven.gateway.seen.metrics import CONTENT_TYPE
 from breakeven.gateway.seen.snapshot import SNAPSHOT_SCHEMA, Snapshot
 from breakeven.version import __version__
-from breakeven.wire.server.errors import error_body
-from breakeven.wire.server.origin import is_loopback_address, names_here, without_port
-from breakeven.wire.server.types import Handler, Headers, Request, Responder
+from breakeven.wire.listen import is_loopback_address, names_here, without_port
+from breakeven.wire.message import Handler, Headers, Request, Responder, error_body
 
 SCRIPTS = ("history.js", "words.js", "draw.js", "charts.js", "tables.js", "decisions.js", "page.js")
 """In the order in which they build on each other; one scope holds them all."""

@@ -19,7 +19,7 @@ from breakeven.gateway.route.view import Choice
 from breakeven.gateway.serve.ask import Asked
 from breakeven.gateway.serve.forward import Forward
 from breakeven.gateway.shared.layout import Share
-from breakeven.wire.server.types import Headers, Request
+from breakeven.wire.message import Headers, Request
 
 if TYPE_CHECKING:
     from breakeven.gateway.serve.desk import Desk

@@ -35,8 +35,7 @@ from breakeven.gateway.serve.queue import Line
 from breakeven.gateway.serve.say import say
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Count, Rows, Share
-from breakeven.wire.server.depth import json_too_deep
-from breakeven.wire.server.types import Headers, Request, Responder
+from breakeven.wire.message import Headers, Request, Responder, json_too_deep
 
 if TYPE_CHECKING:
     from breakeven.gateway.serve.leg import Leg

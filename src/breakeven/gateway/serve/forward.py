@@ -20,8 +20,7 @@ from breakeven.gateway.serve.leg import Leg
 from breakeven.gateway.serve.say import JSON
 from breakeven.gateway.serve.tap import StreamTap, WholeTap
 from breakeven.gateway.shared.layout import Count, Load
-from breakeven.wire.server.errors import error_body
-from breakeven.wire.server.types import Headers, Request, Responder
+from breakeven.wire.message import Headers, Request, Responder, error_body
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle

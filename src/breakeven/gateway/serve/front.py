@@ -8,8 +8,8 @@ from breakeven.gateway.plan.model import ENDPOINTS
 from breakeven.gateway.serve.desk import Desk
 from breakeven.gateway.serve.say import JSON, ask_for_key, only, say
 from breakeven.gateway.shared.layout import Global
-from breakeven.wire.server.origin import names_here, sent_from_here
-from breakeven.wire.server.types import Request, Responder
+from breakeven.wire.listen import names_here, sent_from_here
+from breakeven.wire.message import Request, Responder
 
 MODELS = "/v1/models"
 READS = "GET, HEAD"

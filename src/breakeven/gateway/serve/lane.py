@@ -37,7 +37,7 @@ from breakeven.gateway.serve.cells import (
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Count, Load, State
 from breakeven.results.cost import Api, Own, Rented
-from breakeven.wire.upstream.client import Upstream
+from breakeven.wire.client import HttpClient
 
 if TYPE_CHECKING:
     from breakeven.gateway.serve.forward import Forward
@@ -97,7 +97,7 @@ class Lane:
         self.plan, self.slot = plan, slot
         self.header = (b"x-breakeven-backend", plan.name.encode())
         self.model_raw = msgspec.Raw(msgspec.json.encode(plan.served_model or plan.name))
-        self.upstream: Upstream | None = None
+        self.upstream: HttpClient | None = None
         self.port = 0
         self.secret = os.environ.get(plan.api_key_env, "").encode() if plan.api_key_env else b""
         if plan.url is not None:
@@ -117,10 +117,10 @@ class Lane:
         self._elsewhere_s = self._peaked_s = 0.0
         self._others = (0, 0, 0, 0)
 
-    def connect(self, url: str, limits: Limits) -> Upstream:
+    def connect(self, url: str, limits: Limits) -> HttpClient:
         """The client for a URL that ends in /v1."""
         plan = self.plan
-        return Upstream(
+        return HttpClient(
             url.rstrip("/").removesuffix("/v1"),
             timeouts=plan.timeouts,
             secret=secret_of(plan),

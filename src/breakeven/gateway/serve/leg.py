@@ -12,7 +12,8 @@ from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.scrub import Scrub, headers_without
 from breakeven.gateway.serve.tap import StreamTap, WholeTap
 from breakeven.gateway.shared.layout import Count
-from breakeven.wire.upstream.types import Exchange, Headers, Trouble
+from breakeven.wire.client import Exchange
+from breakeven.wire.message import Headers, Trouble
 
 if TYPE_CHECKING:
     from breakeven.gateway.serve.forward import Forward

@@ -33,7 +33,7 @@ class Loaded:
 def load(read: Callable[[], GatewayPlan]) -> Loaded:
     """Read and check everything here, in this process. Raises UserError for what cannot be served."""
     from breakeven.gateway.serve.lane import secret_of
-    from breakeven.wire.upstream.target import tls_of
+    from breakeven.wire.target import tls_of
 
     plan = read()
     for backend in plan.backends:

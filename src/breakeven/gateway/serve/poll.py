@@ -12,8 +12,8 @@ from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.serve.lane import secret_of
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Count, Known, Load, State
+from breakeven.wire.client import HttpClient
 from breakeven.wire.metric_names import engine_numbers
-from breakeven.wire.upstream.client import Upstream
 
 EXPERT_TOKENS = re.compile(
     r'^breakeven:expert_tokens_total\{(?:[^}]*,)?expert="(\d{1,4})"[^}]*\} +(\S+)$', re.MULTILINE
@@ -45,7 +45,7 @@ class Poller:
                 group.create_task(self._poll(backend, self.slots[backend.name]))
 
     async def _poll(self, backend: BackendPlan, slot: int) -> None:
-        client: Upstream | None = None
+        client: HttpClient | None = None
         at = ""
         silent = 0
         known = self.block.known
@@ -76,7 +76,7 @@ class Poller:
             return None
         return f"http://127.0.0.1:{port}/v1"
 
-    async def _look(self, client: Upstream, slot: int, name: str) -> bool:
+    async def _look(self, client: HttpClient, slot: int, name: str) -> bool:
         """One look; False when the page says nothing of an engine."""
         known = self.block.known
         ours = self.block.load.total(slot, Load.IN_FLIGHT)
@@ -128,8 +128,8 @@ def expert_load(page: str) -> list[float]:
     return [tokens.get(expert, 0.0) for expert in range(max(tokens) + 1)] if tokens else []
 
 
-def _client(url: str, backend: BackendPlan) -> Upstream:
-    return Upstream(
+def _client(url: str, backend: BackendPlan) -> HttpClient:
+    return HttpClient(
         url.rstrip("/").removesuffix("/v1"),
         timeouts=backend.timeouts,
         secret=secret_of(backend),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from breakeven.wire.server.errors import error_body
-from breakeven.wire.server.types import Responder
+from breakeven.wire.message import Responder, error_body
 
 JSON = (b"content-type", b"application/json")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from breakeven.wire.upstream.types import Headers
+from breakeven.wire.message import Headers
 
 
 class Scrub:

@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from breakeven.wire.sse import SseCutter, data_of
+
 _MOST_HELD = 256 * 1024
 """Of an event that has not ended; longer ones pass as they come. No event that tells the usage is as long."""
 _MOST_KEPT = 4 * 2**20
@@ -73,14 +75,12 @@ class Counted(msgspec.Struct):
 class StreamTap:
     """Events of one stream. `events` counts them; `finish` is the reason it gave, empty while it gave none."""
 
-    __slots__ = ("_drop", "_end", "_held", "_marks", "counted", "events", "finish")
+    __slots__ = ("_cutter", "_drop", "_marks", "counted", "events", "finish")
 
     def __init__(self, endpoint: str, *, drop_usage: bool) -> None:
         self._drop = drop_usage
-        self._end = b""
-        """How events end, once the first line has told: two line feeds, or two of carriage return and line feed."""
-        self._held = b""
-        """The part of an event that has come. With `drop_usage` the client has not had it yet."""
+        self._cutter = SseCutter(_MOST_HELD)
+        """With `drop_usage` the client has not had yet what it holds."""
         self._marks = _FINISH.get(endpoint, ())
         self.counted = Counted()
         self.events = 0
@@ -88,33 +88,21 @@ class StreamTap:
 
     def feed(self, data: bytes) -> bytes:
         """Bytes from the backend in, bytes for the client out."""
-        whole = self._held + data if self._held else data
-        end = self._end
-        if not end:
-            if b"\n" not in whole and len(whole) <= _MOST_HELD:
-                self._held = whole
-                return b"" if self._drop else data
-            end = self._end = b"\r\n\r\n" if b"\r\n" in whole else b"\n\n"
-        if whole.endswith(end) or len(whole) > _MOST_HELD:
-            self._held = b""
-        else:
-            cut = whole.rfind(end)
-            cut = 0 if cut < 0 else cut + len(end)
-            self._held, whole = whole[cut:], whole[:cut]
+        whole = self._cutter.feed(data)
         if whole:
             whole = self._look(whole)
         return whole if self._drop else data
 
     def rest(self) -> bytes:
         """What is still held when the stream ends."""
-        held, self._held = self._held, b""
+        held = self._cutter.rest()
         if held:
             held = self._look(held)
         return held if self._drop else b""
 
     def _look(self, events: bytes) -> bytes:
         """Read whole events; returns them without the one that only we asked for."""
-        end = self._end or b"\n\n"
+        end = self._cutter.end or b"\n\n"
         self.events += events.count(end)
         if not self.finish:
             for mark in self._marks:
@@ -181,11 +169,11 @@ Ending = Literal["whole", "cut"]
 
 def _event(event: bytes) -> _Answer | None:
     """The data of one event, None where it is none that we know."""
-    at = event.find(b"data:")
-    if at < 0:
+    data = data_of(event)
+    if data is None:
         return None
     try:
-        return _ANSWER.decode(event[at + 5 :])
+        return _ANSWER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

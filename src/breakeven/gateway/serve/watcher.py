@@ -24,7 +24,7 @@ from breakeven.gateway.serve.news import News, next_news
 from breakeven.gateway.serve.poll import Poller
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Rows
-from breakeven.wire.server.server import EdgeServer
+from breakeven.wire.server import HttpServer
 
 if TYPE_CHECKING:
     from breakeven.gateway.swap.watch import Swapper
@@ -222,7 +222,7 @@ class Watcher:
 
     # The page.
 
-    def _page(self) -> EdgeServer:
+    def _page(self) -> HttpServer:
         from breakeven.gateway.live.admin import admin_handler
         from breakeven.gateway.seen.metrics import render
 
@@ -230,7 +230,7 @@ class Watcher:
         handler = admin_handler(
             self._state, lambda: render(self.block, self.now.plan, self.now.rows), secret, admits=self._admits
         )
-        return EdgeServer(handler, ADMIN_LIMITS)
+        return HttpServer(handler, ADMIN_LIMITS)
 
     def _admits(self, authorization: bytes | None) -> bool:
         """Whether a key of the gateway's own may read the page as well."""

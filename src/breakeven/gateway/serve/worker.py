@@ -18,7 +18,7 @@ from breakeven.gateway.serve.front import Front
 from breakeven.gateway.serve.loading import Loaded
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Rows
-from breakeven.wire.server.server import EdgeServer
+from breakeven.wire.server import HttpServer
 
 TELL_S = 0.5
 WHOLE_COLLECTION = 60
@@ -47,7 +47,7 @@ async def _serve(
     plan = loaded.plan
     log = None if plan.log.directory is None else DecisionLog(plan.log.directory, worker, plan.log)
     desk = Desk(plan, loaded.speeds, rows, block, worker, loaded.keys, log)
-    edge = EdgeServer(Front(desk).handle, plan.limits)
+    edge = HttpServer(Front(desk).handle, plan.limits)
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
     supervisor = os.getppid()
@@ -84,7 +84,7 @@ async def _serve(
     return 1 if cut else 0
 
 
-def _tell(desk: Desk, edge: EdgeServer, block: Block, worker: int) -> None:
+def _tell(desk: Desk, edge: HttpServer, block: Block, worker: int) -> None:
     """Numbers for the watching process that need not be exact to the moment."""
     if desk.log is not None:
         block.worker.put(worker, 0, DROPPED, desk.log.dropped)

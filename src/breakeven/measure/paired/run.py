@@ -15,9 +15,8 @@ from breakeven.measure.energy import EnergyCounter
 from breakeven.measure.paired.blocks import blocks_of, load_states, pair_rows
 from breakeven.measure.paired.plan import Plan, Stop, next_load, order
 from breakeven.measure.progress import RatioRow
-from breakeven.measure.requests import run_block
+from breakeven.measure.requests import CompletionRequest, run_block
 from breakeven.traffic import prompts as prompts
-from breakeven.wire.client.request import Request
 
 MAX_ATTEMPTS = 3
 """A noisy block is run again at most this often; the last attempt counts, and is flagged."""
@@ -124,7 +123,7 @@ class PairedRun:
     def _block(
         self,
         candidate: Candidate,
-        requests: Sequence[Request],
+        requests: Sequence[CompletionRequest],
         number: int,
         attempt: int,
         check: Literal["same", "distinct"] | None = None,
@@ -179,7 +178,7 @@ class PairedRun:
         *,
         prompt_tokens: int | None = None,
         same: bool = False,
-    ) -> list[Request]:
+    ) -> list[CompletionRequest]:
         prompt_tokens = prompt_tokens or self.plan.prompt_tokens
         names = [f"{text}/{0 if same else i}" for i in range(streams)]
         try:
@@ -188,7 +187,7 @@ class PairedRun:
             candidate.alive()  # knows better why, if the engine has ended
             raise
         return [
-            Request(
+            CompletionRequest(
                 block=block,
                 stream=i,
                 prompt=prompt,
@@ -222,7 +221,7 @@ class PairedRun:
 
 
 async def _run_watched(
-    backend: Backend, requests: Sequence[Request]
+    backend: Backend, requests: Sequence[CompletionRequest]
 ) -> tuple[list[events.RequestDone], list[noise.Reading]]:
     """Run a block and read the clock and temperature while it runs."""
     during: list[noise.Reading] = []

@@ -11,7 +11,7 @@ from breakeven.measure.events import LoadWorker
 from breakeven.measure.player.dispatch import Player
 from breakeven.measure.player.job import Job
 from breakeven.measure.player.tally import Batch, Recorder
-from breakeven.wire.client.pool import Pool
+from breakeven.measure.pool import Pool
 
 
 class Crew(Protocol):

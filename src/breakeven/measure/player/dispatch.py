@@ -20,8 +20,8 @@ from breakeven.measure.events import RequestDone
 from breakeven.measure.player.clocks import Alarm
 from breakeven.measure.player.job import Job, followers, lost_request
 from breakeven.measure.player.tally import FLUSH_S, Recorder
+from breakeven.measure.pool import Call, Pool, Recording
 from breakeven.traffic.schedule import DEPENDS
-from breakeven.wire.client.pool import Call, Exchange, Pool
 
 LOOK_AHEAD = 8
 """Bodies made before their requests are due. One takes tens of microseconds; more than a few only cost memory."""
@@ -46,7 +46,7 @@ class Player:
         self._loop = asyncio.get_running_loop()
         self._alarm = Alarm(self._loop, self._fire)
         self._over: asyncio.Future[None] = self._loop.create_future()
-        self._open: dict[int, Exchange | None] = {}
+        self._open: dict[int, Recording | None] = {}
         self._later: list[tuple[int, int]] = []
         """Heap of (due_ns, index): requests that an answer has made due."""
         self._bodies: dict[int, bytes] = {}

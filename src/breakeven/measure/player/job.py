@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from breakeven.engines.backend import Backend
 from breakeven.measure.events import RequestDone
 from breakeven.measure.player.tally import Batch, Recorder
+from breakeven.measure.pool import Call
 from breakeven.traffic.schedule import DEPENDS, Schedule, part
-from breakeven.wire.client.pool import Call
 
 if TYPE_CHECKING:
     from breakeven.measure.bodies import Bodies

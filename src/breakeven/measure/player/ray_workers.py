@@ -80,7 +80,7 @@ class Playing:
     def _run(self, start_ns: int, shift_ns: int) -> None:
         from breakeven.measure.player.run import quick_switches
         from breakeven.measure.requests import quiet_gc
-        from breakeven.wire.client.pool import new_loop
+        from breakeven.wire.client import new_loop
 
         try:
             with quiet_gc(), quick_switches(), asyncio.Runner(loop_factory=new_loop) as runner:
@@ -91,7 +91,7 @@ class Playing:
 
     async def _play(self, start_ns: int, shift_ns: int) -> None:
         from breakeven.measure.player.dispatch import Player
-        from breakeven.wire.client.pool import Pool
+        from breakeven.measure.pool import Pool
 
         assert self._job is not None
         self._loop = asyncio.get_running_loop()

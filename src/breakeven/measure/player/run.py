@@ -34,7 +34,7 @@ from breakeven.measure.player.watch import EngineWatch, Watch
 from breakeven.measure.progress import LoadState
 from breakeven.measure.requests import quiet_gc
 from breakeven.traffic.schedule import Schedule
-from breakeven.wire.client.pool import new_loop
+from breakeven.wire.client import new_loop
 
 if TYPE_CHECKING:
     from breakeven.measure.bodies import Bodies

@@ -104,7 +104,7 @@ async def _play(pipe: _Pipe, orders: BinaryIO) -> None:
     from breakeven.measure.player.dispatch import Player
     from breakeven.measure.player.job import Job
     from breakeven.measure.player.tally import Batch, Recorder
-    from breakeven.wire.client.pool import Pool
+    from breakeven.measure.pool import Pool
 
     loop = asyncio.get_running_loop()
     job = pickle.load(orders)
@@ -143,7 +143,7 @@ def main() -> None:
     """Play one part and tell the parent."""
     from breakeven.measure.player.run import quick_switches
     from breakeven.measure.requests import quiet_gc
-    from breakeven.wire.client.pool import new_loop
+    from breakeven.wire.client import new_loop
 
     # Anything else that prints must not get between the frames.
     pipe = _Pipe(os.dup(sys.stdout.fileno()))

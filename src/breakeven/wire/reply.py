@@ -10,8 +10,7 @@ from typing import Any
 
 import msgspec
 
-from breakeven.measure.events import ServerTimings, Usage
-from breakeven.wire.client.sse import SseParser
+from breakeven.wire.sse import SseParser
 
 
 class BrokenStreamError(Exception):
@@ -20,6 +19,28 @@ class BrokenStreamError(Exception):
     def __init__(self, text: str, kind: str = "broken_stream") -> None:
         super().__init__(text)
         self.kind = kind
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the server says it counted, in tokens. `cached_tokens`: prompt tokens it did not have to process."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int | None = None
+
+
+class ServerTimings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """llama.cpp's own account of one request: tokens processed (`_n`) and milliseconds (`_ms`) per phase.
+
+    `predicted_ms` runs from the first token to the last, so it covers `predicted_n - 1` decode steps
+    (llama.cpp, tools/server, server_slot_stats).
+    """
+
+    prompt_n: int
+    prompt_ms: float
+    predicted_n: int
+    predicted_ms: float
+    cache_n: int = 0
 
 
 # gc=False: none of these can be part of a cycle, and the collector has less to look at.

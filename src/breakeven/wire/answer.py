@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from breakeven.wire.server.types import Headers
-
-if TYPE_CHECKING:
-    from breakeven.wire.server.connection import Connection
+from breakeven.wire.message import Headers
 
 LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _OURS = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"date", b"upgrade"})
@@ -21,7 +18,39 @@ _COPY_BYTES = 1 << 14
 """Longer bodies are handed over beside their frame instead of being copied into one piece with it."""
 
 # What bounds the body.
-_WAITING, _CHUNKED, _COUNTED, _UNTIL_CLOSE, _NONE = range(5)
+_WAITING, _CHUNKED, _COUNTED, _UNTIL_CLOSE, _NONE, _RAW = range(6)
+
+
+class Host(Protocol):
+    """What an answer needs to know of the server."""
+
+    date_line: bytes
+    draining: bool
+
+
+class Line(Protocol):
+    """The connection that an answer goes out on. `keep`: it stays open afterwards. `old`: the request was HTTP/1.0."""
+
+    keep: bool
+    old: bool
+
+    @property
+    def server(self) -> Host: ...
+
+    def send(self, data: bytes) -> None:
+        """Hand bytes to the socket."""
+
+    def send_all(self, parts: tuple[bytes, ...]) -> None:
+        """Hand several pieces to the socket, uncopied."""
+
+    def peer(self) -> str:
+        """Address and port of the client."""
+
+    def ended(self) -> None:
+        """The answer is whole."""
+
+    def cut(self, *, reset: bool) -> None:
+        """The answer ends here. `reset`: an ordinary close would look like its end."""
 
 
 class Answer:
@@ -29,9 +58,9 @@ class Answer:
 
     __slots__ = ("_bound", "_connection", "_head_only", "_left", "gone", "on_gone", "on_pause", "on_resume", "paused")
 
-    def __init__(self, connection: Connection, head_only: bool, paused: bool) -> None:
+    def __init__(self, connection: Line, head_only: bool, paused: bool) -> None:
         """`head_only`: the request was HEAD."""
-        self._connection: Connection | None = connection
+        self._connection: Line | None = connection
         self._head_only = head_only
         self._bound = _WAITING
         self._left = 0
@@ -106,6 +135,13 @@ class Answer:
         elif bound == _WAITING:
             raise RuntimeError("write() comes after start()")
 
+    def raw(self, data: bytes) -> None:
+        """Bytes as they are, head and framing among them: for answers made beforehand, or wrong on purpose."""
+        connection = self._connection
+        if connection is not None:
+            self._bound = _RAW
+            connection.send(data)
+
     def finish(self) -> None:
         """The answer is whole."""
         connection = self._connection
@@ -121,13 +157,18 @@ class Answer:
             connection.send(b"0\r\n\r\n")
         connection.ended()
 
-    def abort(self) -> None:
-        """The answer was cut: close the connection so that the client can tell."""
+    def abort(self, *, reset: bool = False) -> None:
+        """The answer was cut: close the connection so that the client can tell. `reset`: whatever bounds the body."""
         connection = self._connection
         if connection is None:
             return
         self._release()
-        connection.cut(reset=self._bound == _UNTIL_CLOSE)
+        connection.cut(reset=reset or self._bound == _UNTIL_CLOSE)
+
+    @property
+    def peer(self) -> str:
+        """Where it goes: address and port; empty once it has ended."""
+        return "" if self._connection is None else self._connection.peer()
 
     @property
     def begun(self) -> bool:
@@ -148,7 +189,7 @@ class Answer:
         # Whoever answers holds this answer, which holds their methods: without the circle both go at once.
         self._connection = self.on_gone = self.on_pause = self.on_resume = None
 
-    def _head(self, connection: Connection, status: int, headers: Headers, framing: bytes) -> bytes:
+    def _head(self, connection: Line, status: int, headers: Headers, framing: bytes) -> bytes:
         line = LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
         parts = [line, connection.server.date_line, framing]
         lines = 1 + bool(framing) + 1

@@ -1,25 +1,27 @@
-"""One client's connection: bytes in, requests out to the handler one at a time, answers back in order.
+"""The HTTP/1.1 server: its listening sockets, its connections, and one timer for all of them.
 
-Reading goes on while a request is answered, since only so a client that leaves is seen at once. What arrives meanwhile
-(pipelining) is kept unread up to a bound, beyond which reading stops until the answer's end.
+A connection takes bytes in, hands requests to the handler one at a time, and gives answers back in order. Reading goes
+on while a request is answered, since only so a client that leaves is seen at once. What arrives meanwhile (pipelining)
+is kept unread up to a bound, beyond which reading stops until the answer's end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
+import ssl
 import struct
 import time
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import cast
 
-from breakeven.wire.server.answer import LINES, Answer
-from breakeven.wire.server.errors import Refused, error_body
-from breakeven.wire.server.reader import Reader
-from breakeven.wire.server.types import Request
-
-if TYPE_CHECKING:
-    from breakeven.wire.server.server import EdgeServer
+from breakeven.wire.answer import LINES, Answer
+from breakeven.wire.message import Refused, Request, error_body
+from breakeven.wire.reader import Bounds, Reader
 
 _log = logging.getLogger("breakeven.gateway.edge")
 
@@ -29,9 +31,29 @@ _LINGER_NS = 2_000_000_000
 """After a refusal the client is read so long, unheeded: bytes that meet a closed socket would destroy the answer."""
 _RESET = struct.pack("ii", 1, 0)
 _JSON = ((b"content-type", b"application/json"),)
+_S = 1_000_000_000
+_SWEEP_S = 1.0
+"""Longest time between two looks at who is late. Shorter where a limit is: a tenth of it, at least `_SWEEP_MIN_S`."""
+_SWEEP_MIN_S = 0.02
+_RESTED_NS = _S // 2
+"""How long a connection must have been idle to be closed by a drain."""
+_REFUSALS = 256
+"""Connections beyond the limit that are told so at one time; more are closed without a word."""
 
 
-class Connection(asyncio.Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLimits:
+    """`Bounds` for a server that nobody set any for."""
+
+    body_bytes: int = 32 * 2**20
+    header_bytes: int = 64 * 2**10
+    connections: int = 4096
+    read_s: float = 30.0
+    idle_s: float = 75.0
+    write_s: float = 60.0
+
+
+class ServerConnection(asyncio.Protocol):
     """From accept to close. `keep`: the connection stays open after the present answer. `old`: it is for HTTP/1.0."""
 
     __slots__ = (
@@ -39,7 +61,7 @@ class Connection(asyncio.Protocol):
         "_reader", "_reading_paused", "_taken", "_taken_ns", "_transport", "keep", "old", "server",
     )  # fmt: skip
 
-    def __init__(self, server: EdgeServer) -> None:
+    def __init__(self, server: HttpServer) -> None:
         self.server = server
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._reader: Reader = cast(Reader, None)
@@ -156,6 +178,10 @@ class Connection(asyncio.Protocol):
 
     # The answers' side.
 
+    def peer(self) -> str:
+        """Address and port of the client."""
+        return str(self._transport.get_extra_info("peername"))
+
     def send(self, data: bytes) -> None:
         """Hand bytes to the socket."""
         self._out += len(data)
@@ -251,3 +277,112 @@ class Connection(asyncio.Protocol):
                 self._pump()
         elif not waiting and now_ns - self._idle_ns > server.idle_ns:
             transport.close()
+
+
+class HttpServer:
+    """Speaks HTTP/1.1 with clients and calls `handler` for each whole request. To be used on one loop.
+
+    `under_way`: requests whose answer has not ended.
+    """
+
+    def __init__(self, handler: Callable[[Request, Answer], None], limits: Bounds | None = None) -> None:
+        """Opens nothing yet."""
+        limits = limits or ServerLimits()
+        self.handler, self.limits = handler, limits
+        self.read_ns, self.idle_ns, self.write_ns = (
+            round(seconds * _S) for seconds in (limits.read_s, limits.idle_s, limits.write_s)
+        )
+        self.under_way = 0
+        self.draining = False
+        self.date_line = b""
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[ServerConnection] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Event | None = None
+        self._sweep_s = max(_SWEEP_MIN_S, min(_SWEEP_S, min(limits.read_s, limits.idle_s, limits.write_s) / 10))
+
+    @property
+    def connections(self) -> int:
+        """Open ones, idle and closing ones included."""
+        return len(self._connections)
+
+    async def start(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None) -> None:
+        """Accept on these listening sockets; again after `stop_accepting`, if need be."""
+        loop = asyncio.get_running_loop()
+        if self._timer is None:
+            self._tick()
+        for one in sockets:
+            self._servers.append(await loop.create_server(lambda: ServerConnection(self), sock=one, ssl=tls))
+
+    def stop_accepting(self) -> None:
+        """Close this process's hold of the listening sockets. Connections go on."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    def close_idle(self) -> None:
+        """Close every connection that waits for a request."""
+        now_ns = time.monotonic_ns()
+        for connection in list(self._connections):
+            connection.close_if_idle(now_ns)
+
+    def reset_all(self) -> None:
+        """Close every connection now; whoever waits for an answer gets a reset."""
+        for connection in list(self._connections):
+            connection.reset()
+
+    async def drain(self, timeout_s: float) -> int:
+        """Stop accepting, close what is idle, let answers end, and cut what has not ended after `timeout_s`.
+
+        A request that is still arriving is waited for and answered. Returns how many answers were cut.
+        """
+        self.stop_accepting()
+        self.draining = True
+        self._empty = asyncio.Event()
+        until_ns = time.monotonic_ns() + round(timeout_s * _S)
+        while self._connections and (now_ns := time.monotonic_ns()) < until_ns:
+            # A client whose last answer did not announce the end sends its next question at once: it is answered, and
+            # that answer announces it. Only who has been silent for a while is closed without a word.
+            for connection in list(self._connections):
+                connection.close_if_idle(now_ns - _RESTED_NS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), min((until_ns - now_ns) / _S, _RESTED_NS / _S / 5))
+        self.close_idle()
+        cut = self.under_way
+        self.reset_all()
+        if self._connections:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), 1.0)
+        self.stop_looking()
+        return cut
+
+    def stop_looking(self) -> None:
+        """No more timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # Called by connections.
+
+    def made(self, connection: ServerConnection) -> None:
+        """A connection is there; refused when there are too many."""
+        open_ones = len(self._connections)
+        self._connections.add(connection)
+        most = self.limits.connections
+        if open_ones >= most + _REFUSALS:
+            connection.reset()
+        elif open_ones >= most:
+            connection.refuse(Refused(503, "too_many_connections", "too many connections are open here; try again"))
+
+    def lost(self, connection: ServerConnection) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        if self._empty is not None and not self._connections:
+            self._empty.set()
+
+    def _tick(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._sweep_s, self._tick)
+        self.date_line = f"date: {formatdate(usegmt=True)}\r\n".encode()
+        now_ns = time.monotonic_ns()
+        for connection in list(self._connections):
+            connection.sweep(now_ns)

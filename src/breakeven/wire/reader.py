@@ -1,26 +1,53 @@
 """From bytes to requests, without a socket: llhttp's callbacks and the limits on what arrives.
 
 A reader that has failed is done: what it had taken whole before stands in `ahead`, why it failed in `failure`.
+
+llhttp refuses by itself: NUL, bare CR or LF and folded lines in headers, spaces before a colon, several or malformed
+Content-Lengths, Content-Length beside Transfer-Encoding. `_check_head` refuses what it lets through.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 import httptools
 
-from breakeven.gateway.plan.model import Limits
-from breakeven.wire.server.errors import Refused
-from breakeven.wire.server.head import WATCHED, check_head, too_large, without_upgrade
-from breakeven.wire.server.types import Request
+from breakeven.wire.message import Headers, Refused, Request
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
+"""llhttp knows many more, some of other protocols."""
+_WATCHED = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+_HOST_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=:[]%"
+"""RFC 3986, section 3.2.2, and a port."""
 _MOST_AHEAD = 64
 """Whole requests taken from one read; a client that pipelines more has its connection closed after them."""
 _MOST_HEADERS = 256
 _CHUNK_OVERHEAD = 64
 """Bytes a piece of a chunked body may cost beside its payload: size, line ends, extensions."""
+
+
+class Bounds(Protocol):
+    """What a server allows: bytes of one request, connections, and seconds for a request, between two, and unread."""
+
+    @property
+    def body_bytes(self) -> int: ...
+
+    @property
+    def header_bytes(self) -> int: ...
+
+    @property
+    def connections(self) -> int: ...
+
+    @property
+    def read_s(self) -> float: ...
+
+    @property
+    def idle_s(self) -> float: ...
+
+    @property
+    def write_s(self) -> float: ...
 
 
 class Reader:
@@ -36,7 +63,7 @@ class Reader:
         "_parser", "_peer", "_received_ns", "_url", "_version", "_watched", "ahead", "begun_ns", "failure", "waits",
     )  # fmt: skip
 
-    def __init__(self, limits: Limits, peer: str) -> None:
+    def __init__(self, limits: Bounds, peer: str) -> None:
         """`peer`: the client's address, put into each request."""
         self._limits, self._peer = limits, peer
         self._parser: Any = httptools.HttpRequestParser(self)
@@ -119,7 +146,7 @@ class Reader:
             self.fail(Refused(501, "method", "the method CONNECT is not known here"))
             return
         keep = self._parser.should_keep_alive()
-        head = without_upgrade(self._method, self._url, self._version, self._headers, keep)
+        head = _without_upgrade(self._method, self._url, self._version, self._headers, keep)
         self._next()
         self._parser = httptools.HttpRequestParser(self)
         self.feed(head + rest)
@@ -145,7 +172,7 @@ class Reader:
             value = value.rstrip(b" \t")
         pair = (name, value)
         self._headers.append(pair)
-        if name in WATCHED:
+        if name in _WATCHED:
             self._watched.append(pair)
 
     def on_headers_complete(self) -> None:
@@ -163,7 +190,7 @@ class Reader:
         if parser.should_upgrade():
             return
         try:
-            self.waits = check_head(self._method, self._version, self._watched, limits.body_bytes)
+            self.waits = _check_head(self._method, self._version, self._watched, limits.body_bytes)
         except Refused as refused:
             self._stop(refused)
 
@@ -179,7 +206,7 @@ class Reader:
         else:
             body += data
         if len(self._body) > self._limits.body_bytes:
-            self._stop(too_large(self._limits.body_bytes))
+            self._stop(_too_large(self._limits.body_bytes))
 
     def on_message_complete(self) -> None:
         parser = self._parser
@@ -195,3 +222,47 @@ class Reader:
         self._mixed = self._late = True
         self.begun_ns = 0
         self._next()
+
+
+def _check_head(method: str, version: str, watched: Headers, body_bytes: int) -> bool:
+    """Whether the client waits for "100 Continue". `watched`: the headers named in `_WATCHED`. Raises Refused."""
+    if version not in ("1.1", "1.0"):
+        raise Refused(505, "http_version", f"HTTP/{version} is not spoken here; use HTTP/1.1")
+    if method not in _METHODS:
+        raise Refused(501, "method", f"the method {method} is not known here")
+    hosts, waits = 0, False
+    for name, value in watched:
+        if name == b"host":
+            hosts += 1
+            if value.translate(None, _HOST_BYTES):
+                raise Refused(400, "bad_request", "the Host header is not a host name")
+        elif name == b"content-length":
+            if int(value) > body_bytes:
+                raise _too_large(body_bytes)
+        elif name == b"transfer-encoding":
+            if version == "1.0" or value.lower() != b"chunked":
+                raise Refused(400, "bad_request", "Transfer-Encoding can only be 'chunked', and not in HTTP/1.0")
+        elif value.lower() == b"100-continue":
+            waits = version == "1.1"
+        else:
+            raise Refused(417, "bad_request", "Expect can only be '100-continue'")
+    if hosts > 1 or (not hosts and version == "1.1"):
+        raise Refused(400, "bad_request", "a request has exactly one Host header")
+    return waits
+
+
+def _too_large(body_bytes: int) -> Refused:
+    """A body beyond the limit."""
+    return Refused(413, "body_too_large", f"the body is larger than the {body_bytes} bytes allowed here; send less")
+
+
+def _without_upgrade(method: str, url: bytes, version: str, headers: Headers, keep_alive: bool) -> bytes:
+    """The same head without its offer to change to another protocol, which a server may ignore (RFC 9110, 7.8).
+
+    Such an offer comes with every first request of some clients (HTTP/2 from Java and curl); llhttp ends the request
+    there and would take its body for another protocol's bytes.
+    """
+    lines = [b"%b %b HTTP/%b" % (method.encode(), url, version.encode())]
+    lines += [b"%b: %b" % pair for pair in headers if pair[0] not in (b"upgrade", b"connection", b"http2-settings")]
+    lines.append(b"connection: keep-alive" if keep_alive else b"connection: close")
+    return b"\r\n".join(lines) + b"\r\n\r\n"

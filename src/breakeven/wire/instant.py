@@ -1,8 +1,8 @@
 """A server that answers every completion at once, to find out how much the client itself can carry.
 
-`python -m breakeven.wire.server.instant` prints its port and serves on loopback until its standard input
-ends, so that it never outlives whoever started it. It knows just enough HTTP for our own client, and all that it
-sends is made beforehand. Streams are served in turns, one event each and each its own write, as an engine's batch
+`python -m breakeven.wire.instant` prints its port and serves on loopback until its standard input
+ends, so that it never outlives whoever started it. All that it sends is made
+beforehand. Streams are served in turns, one event each and each its own write, as an engine's batch
 does it. A client that is slower than the server then finds several events in one read, which is cheaper for it than
 life: a request with `"paced": true` gets its events PACE_S apart, so that each comes in a read of its own.
 """
@@ -18,10 +18,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import cast
 
 from breakeven.errors import BreakevenError
-from breakeven.wire.client.pool import new_loop
+from breakeven.wire.answer import Answer
+from breakeven.wire.client import new_loop
+from breakeven.wire.listen import open_sockets
+from breakeven.wire.message import Request
+from breakeven.wire.server import HttpServer
 
 ANSWER_BYTES = 2_000
 """Length of the body of an answer in one piece."""
@@ -33,7 +36,6 @@ _EVENT = (
     '{"id":"cmpl-7f9c0a4be21d","object":"text_completion","created":1760000000,"model":"instant",'
     '"choices":[{"index":0,"text":" word","logprobs":null,"finish_reason":%s}]%s}'
 )
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _MAX_TOKENS = re.compile(rb'"max_tokens": *(\d+)')
 _STREAM = re.compile(rb'"stream": *true')
 _PACED = re.compile(rb'"paced": *true')
@@ -68,28 +70,34 @@ class _Turns:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, gap_s: float) -> None:
         self._loop, self._gap_s = loop, gap_s
-        self._left: dict[_Session, int] = {}
+        self._left: dict[Answer, int] = {}
+        self._endings: dict[Answer, bytes] = {}
 
-    def add(self, session: _Session, tokens: int) -> None:
+    def add(self, answer: Answer, tokens: int) -> None:
         if not self._left:
             self._plan()
-        self._left[session] = tokens
+        self._left[answer] = tokens
+        self._endings[answer] = _ending(tokens)
+        answer.on_gone = lambda: self._drop(answer)
+        answer.raw(_STREAM_HEAD)
 
-    def drop(self, session: _Session) -> None:
-        self._left.pop(session, None)
+    def _drop(self, answer: Answer) -> None:
+        self._left.pop(answer, None)
+        self._endings.pop(answer, None)
 
     def _turn(self) -> None:
         left = self._left
-        for session, tokens in list(left.items()):
-            if session.held:  # its buffers are full: the client is behind
+        for answer, tokens in list(left.items()):
+            if answer.paused:  # its buffers are full: the client is behind
                 continue
             # The last token comes with the end of the stream.
             if tokens > 1:
-                left[session] = tokens - 1
-                session.write(_PIECE)
+                left[answer] = tokens - 1
+                answer.raw(_PIECE)
             else:
-                del left[session]
-                session.write(session.ending)
+                del left[answer]
+                answer.raw(self._endings.pop(answer))
+                answer.finish()
         if left:
             self._plan()
 
@@ -100,63 +108,31 @@ class _Turns:
             self._loop.call_soon(self._turn)
 
 
-class _Session(asyncio.Protocol):
-    def __init__(self, flood: _Turns, paced: _Turns) -> None:
-        self._flood, self._paced = flood, paced
-        self._buffer = b""
-        self._transport: asyncio.Transport | None = None
-        self.ending = b""
-        self.held = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._flood.drop(self)
-        self._paced.drop(self)
-        self._transport = None
-
-    def pause_writing(self) -> None:
-        self.held = True
-
-    def resume_writing(self) -> None:
-        self.held = False
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        length = _LENGTH.search(self._buffer, 0, end)
-        if length is None or len(self._buffer) < end + 4 + int(length[1]):
-            return
-        body, self._buffer = self._buffer[end + 4 :], b""
-        asked = _MAX_TOKENS.search(body)
-        tokens = int(asked[1]) if asked else 1
-        if _STREAM.search(body):
-            self.ending = _ending(tokens)
-            self.write(_STREAM_HEAD)
-            (self._paced if _PACED.search(body) else self._flood).add(self, tokens)
-        else:
-            self.write(_whole(tokens))
-
-    def write(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
-
-
 async def _serve() -> None:
     loop = asyncio.get_running_loop()
     flood, paced = _Turns(loop, 0.0), _Turns(loop, PACE_S)
-    server = await loop.create_server(lambda: _Session(flood, paced), "127.0.0.1", 0, backlog=1024)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+
+    def answer(request: Request, answer: Answer) -> None:
+        body = request.body
+        asked = _MAX_TOKENS.search(body)
+        tokens = int(asked[1]) if asked else 1
+        if _STREAM.search(body):
+            (paced if _PACED.search(body) else flood).add(answer, tokens)
+        else:
+            answer.raw(_whole(tokens))
+            answer.finish()
+
+    server = HttpServer(answer)
+    sockets = open_sockets("127.0.0.1", 0, 1)
+    await server.start(sockets)
+    print(sockets[0].getsockname()[1], flush=True)
+    await asyncio.Event().wait()
 
 
 @contextmanager
 def instant_server() -> Iterator[str]:
     """Run the server in a process of its own; gives its URL. Raises BreakevenError when it does not start."""
-    command = [sys.executable, "-m", "breakeven.wire.server.instant"]
+    command = [sys.executable, "-m", "breakeven.wire.instant"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None

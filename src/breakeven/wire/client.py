@@ -1,28 +1,35 @@
-"""The client of one backend: kept connections, one look at all time limits, bytes handed on as they come.
+"""The HTTP/1.1 client of one server: kept connections, one look at all time limits, bytes handed on as they come.
 
-No task a request, no stream reader, no proxy, no redirect: a request goes to the address it is for or nowhere. Nothing
-is capped here, as many connections are opened as requests are under way; limits are the gate's affair.
+No task a request, no stream reader, no proxy, no redirect: a request goes to the address it is for or nowhere, and a
+key with it. Nothing is capped here, as many connections are opened as requests are under way; limits are the affair of
+whoever asks. The gateway and whoever measures differ in a few options only (`HttpClient`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from breakeven.errors import BreakevenError
-from breakeven.gateway.plan.model import Limits, Timeouts
 from breakeven.version import __version__
-from breakeven.wire.upstream.address import ForbiddenAddressError, addresses_of
-from breakeven.wire.upstream.call import Call
-from breakeven.wire.upstream.connection import Connection
-from breakeven.wire.upstream.headers import request_lines
-from breakeven.wire.upstream.target import fixed_lines, parts_of, tls_of
-from breakeven.wire.upstream.types import Exchange, Headers, Sink, Trouble
+from breakeven.wire.connection import ClientConnection, Exchange
+from breakeven.wire.message import Headers, Sink, Trouble
+from breakeven.wire.target import (
+    ForbiddenAddressError,
+    addresses_of,
+    answer_headers,
+    fixed_lines,
+    parts_of,
+    request_lines,
+    tls_of,
+)
 
-__all__ = ["Exchange", "GetError", "Upstream"]
+__all__ = ["Exchange", "GetError", "HttpClient"]
 
+_S = 1_000_000_000
 _SWEEP_S = 1.0
 """Longest time between two looks at who is late. Shorter for short limits: a tenth, at least `_SWEEP_MIN_S`."""
 _SWEEP_MIN_S = 0.02
@@ -30,11 +37,36 @@ _REST_S = 60.0
 """A connection that rested this long is closed: most servers close theirs sooner."""
 _HASTY_S = 1.0
 _HASTY = 2
-"""A backend that closed this many connections within `_HASTY_S` of a stream's end closes them always (llama.cpp's
+"""A server that closed this many connections within `_HASTY_S` of a stream's end closes them always (llama.cpp's
 server does, whatever its headers say): from then on none is kept after a stream."""
-_RESPONSE_BYTES = Limits().response_bytes
+_RESPONSE_BYTES = 256 * 2**20
 _HEADS = 64
 """Request lines kept ready."""
+
+
+class Waits(Protocol):
+    """Seconds. `first_byte_s` from sending to the first byte of the answer's body; `idle_s` between two bytes."""
+
+    @property
+    def connect_s(self) -> float: ...
+
+    @property
+    def first_byte_s(self) -> float | None: ...
+
+    @property
+    def idle_s(self) -> float: ...
+
+    @property
+    def total_s(self) -> float: ...
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """An event loop: uvloop's where it is installed, else asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 class GetError(BreakevenError):
@@ -45,25 +77,35 @@ class GetError(BreakevenError):
         self.trouble = trouble
 
 
-class Upstream:
-    """Connections to one backend. Use it on one running loop."""
+class HttpClient:
+    """Connections to one server. Use it on one running loop."""
 
     def __init__(
         self,
         base_url: str,
         *,
-        timeouts: Timeouts,
+        timeouts: Waits,
         secret: Sequence[tuple[bytes, bytes]] = (),
         ca_file: Path | None = None,
         allow_link_local: bool = False,
         response_bytes: int = _RESPONSE_BYTES,
+        wary: bool = True,
+        redirects: bool = False,
+        passes_on: Callable[[Headers], Headers] | None = answer_headers,
     ) -> None:
-        """Opens nothing yet. `base_url` ends before /v1; `secret`: headers that hold the backend's key.
+        """Opens nothing yet. `base_url` ends before /v1; `secret`: headers that hold the server's key.
 
-        Raises UserError for an address that is none, a key that no header can hold, or an unreadable `ca_file`.
+        `wary`: asks the system whether a resting connection is still good, and learns of a server that closes them;
+        both cost time. `redirects`: hands them on as answers. `passes_on`: of an answer's headers, those to tell of.
+        A first byte may take as long as any other where `timeouts` set no time for it. Raises UserError for an
+        address that is none, a key that no header can hold, or an unreadable `ca_file`.
         """
-        self.timeouts, self.response_bytes = timeouts, response_bytes
-        self.now_s = time.monotonic
+        self.response_bytes, self.wary, self.redirects, self.passes_on = response_bytes, wary, redirects, passes_on
+        first_s = timeouts.first_byte_s
+        self.first_byte_ns = None if first_s is None else round(first_s * _S)
+        self.connect_s, self._connect_ns = timeouts.connect_s, round(timeouts.connect_s * _S)
+        self.idle_ns, self.total_ns = round(timeouts.idle_s * _S), round(timeouts.total_s * _S)
+        self._shortest_s = min(timeouts.connect_s, first_s or timeouts.idle_s, timeouts.idle_s, timeouts.total_s)
         parts, self._port = parts_of(base_url)
         self._host = parts.hostname or ""
         self._base = parts.path.rstrip("/").encode()
@@ -73,9 +115,9 @@ class Upstream:
         self._addresses: list[str] = []
         self._resolving: asyncio.Task[list[str]] | None = None
         self._heads: dict[tuple[bytes, str], bytes] = {}
-        self._idle: dict[Connection, None] = {}
-        self._open: set[Connection] = set()
-        self._live: set[Call] = set()
+        self._idle: dict[ClientConnection, None] = {}
+        self._open: set[ClientConnection] = set()
+        self._live: set[Exchange] = set()
         self._hasty = 0
         self._closed = False
         self._sweep_s = _SWEEP_S
@@ -102,26 +144,41 @@ class Upstream:
         `path` begins with / and may carry a query. Of `headers` (names in lower case) those that cross are sent;
         `host`, framing and the key are ours.
         """
-        return self._send(path, headers, body, sink, method)
+        try:
+            head = self._head(method, path, body) + request_lines(headers) + b"\r\n"
+        except ValueError as error:
+            exchange = Exchange(self, b"", b"", sink, time.monotonic_ns())
+            self._refuse(exchange, "forbidden", str(error))
+            return exchange
+        exchange = Exchange(self, head, body, sink, time.monotonic_ns())
+        exchange.head_only = method == b"HEAD"
+        self._start(exchange)
+        return exchange
+
+    def issue(self, head: bytes, body: bytes, sink: Sink) -> Exchange:
+        """Issue a request whose head is made already; otherwise as `send`."""
+        exchange = Exchange(self, head, body, sink, time.monotonic_ns())
+        self._start(exchange)
+        return exchange
 
     async def get(self, path: str, *, timeout_s: float = 2.0, limit_bytes: int = 1 << 20) -> tuple[int, bytes]:
         """Status and body of a short answer, such as `/metrics`. Raises GetError when none came."""
         gathered = _Gather()
-        call = self._send(path, (), b"", gathered, b"GET")
-        call.total_s = min(call.total_s, timeout_s)
-        call.limit_bytes = min(call.limit_bytes, limit_bytes)
-        self._watch(call.total_s)
+        exchange = self.send(path, (), b"", gathered, b"GET")
+        exchange.total_ns = min(exchange.total_ns, round(timeout_s * _S))
+        exchange.limit_bytes = min(exchange.limit_bytes, limit_bytes)
+        self.watch(exchange.total_ns / _S)
         try:
             return await gathered.future
         finally:
-            call.cancel()
+            exchange.cancel()
 
     async def close(self) -> None:
         """Cancel what is under way, close every connection, and wait until they are."""
         self._closed = True
-        tasks: list[asyncio.Task[None] | asyncio.Task[list[str]]] = [call.task for call in self._live if call.task]
-        for call in list(self._live):
-            call.cancel()
+        tasks: list[asyncio.Task[None] | asyncio.Task[list[str]]] = [one.task for one in self._live if one.task]
+        for exchange in list(self._live):
+            exchange.cancel()
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
@@ -135,62 +192,65 @@ class Upstream:
         while self._open and time.monotonic() < give_up_s:  # each leaves in one of the loop's next rounds
             await asyncio.sleep(0)
 
-    # Called by calls and connections.
+    # Called by exchanges and connections.
 
-    def forget(self, call: Call) -> None:
-        """A call is over."""
-        self._live.discard(call)
+    def forget(self, exchange: Exchange) -> None:
+        """An exchange is over."""
+        self._live.discard(exchange)
 
-    def release(self, connection: Connection) -> None:
+    def release(self, connection: ClientConnection) -> None:
         """A connection is free. The one used last is used next: it is the least likely to have been closed."""
         if self._closed or (connection.streamed and self._hasty >= _HASTY):
             connection.close()
         else:
             self._idle[connection] = None
 
-    def lost(self, connection: Connection) -> None:
+    def lost(self, connection: ClientConnection) -> None:
         """A connection is gone."""
         self._open.discard(connection)
         if connection in self._idle:
             del self._idle[connection]
             self._note_hasty(connection)
 
-    def send_again(self, call: Call, connection: Connection) -> None:
-        """Send once more what met a connection that the backend was just closing. Happens once a call."""
+    def send_again(self, exchange: Exchange, connection: ClientConnection) -> None:
+        """Send once more what met a connection that the server was just closing. Happens once an exchange."""
         self._note_hasty(connection)
-        self._connect(call)
+        self._connect(exchange)
 
-    def _send(self, path: str, headers: Headers, body: bytes, sink: Sink, method: bytes) -> Call:
-        try:
-            head = self._head(method, path, body) + request_lines(headers) + b"\r\n"
-        except ValueError as error:
-            return self._refuse(sink, "forbidden", str(error))
-        call = Call(self, head, body, sink, time.monotonic())
-        call.head_only = method == b"HEAD"
-        if self._closed:
-            return self._refuse(sink, "unreachable", "the gateway is stopping")
-        self._live.add(call)
+    def watch(self, timeout_s: float) -> None:
+        """Look often enough at who is late for a limit as short as this."""
+        period_s = max(_SWEEP_MIN_S, timeout_s / 10)
+        if period_s < self._sweep_s:
+            self._sweep_s = period_s
+            if self._sweeper is not None:
+                self._sweeper.cancel()
+                self._sweeper = None
         if self._sweeper is None:
-            self._watch(self._shortest_s())
+            self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
+
+    def _start(self, exchange: Exchange) -> None:
+        if self._closed:
+            self._refuse(exchange, "unreachable", "the gateway is stopping")
+            return
+        self._live.add(exchange)
+        if self._sweeper is None:
+            self.watch(self._shortest_s)
         idle = self._idle
         while idle:
             connection, _ = idle.popitem()
             if connection.usable:
-                connection.send(call)
-                return call
+                connection.send(exchange)
+                return
             self._note_hasty(connection)
             connection.close()
-        self._connect(call)
-        return call
+        self._connect(exchange)
 
-    def _refuse(self, sink: Sink, trouble: Trouble, why: str) -> Call:
-        call = Call(self, b"", b"", sink, time.monotonic())
-        self._live.add(call)
-        asyncio.get_running_loop().call_soon(call.trouble, trouble, why)
-        return call
+    def _refuse(self, exchange: Exchange, trouble: Trouble, why: str) -> None:
+        self._live.add(exchange)
+        asyncio.get_running_loop().call_soon(exchange.trouble, trouble, why)
 
-    def _note_hasty(self, connection: Connection) -> None:
-        if connection.streamed and time.monotonic() - connection.rested_s < _HASTY_S:
+    def _note_hasty(self, connection: ClientConnection) -> None:
+        if self.wary and connection.streamed and time.monotonic_ns() - connection.rested_ns < _HASTY_S * _S:
             self._hasty += 1
 
     def _head(self, method: bytes, path: str, body: bytes) -> bytes:
@@ -206,41 +266,43 @@ class Upstream:
                 self._heads[method, path] = head
         return head if method == b"GET" and not body else b"%scontent-length: %d\r\n" % (head, len(body))
 
-    def _connect(self, call: Call) -> None:
+    def _connect(self, exchange: Exchange) -> None:
         # A task, but one a connection: requests on a kept connection need none.
-        call.sent_s = time.monotonic()
-        call.task = asyncio.get_running_loop().create_task(self._connect_and_send(call))
+        exchange.heard_ns = time.monotonic_ns()
+        exchange.task = asyncio.get_running_loop().create_task(self._connect_and_send(exchange))
 
-    async def _connect_and_send(self, call: Call) -> None:
+    async def _connect_and_send(self, exchange: Exchange) -> None:
         trouble: Trouble = "unreachable"
         try:
             connection = await self._open_connection()
         except ForbiddenAddressError as error:
             trouble, detail = "forbidden", str(error)
-        except ConnectionRefusedError:
+        except ConnectionRefusedError as error:
+            exchange.failure = error
             trouble, detail = "refused", f"nobody listens at {self._host}:{self._port}"
         except (OSError, ValueError) as error:
+            exchange.failure = error
             detail = f"no connection to {self._host}:{self._port}: {error or type(error).__name__}"
         else:
-            call.task = None
-            if call.over:
+            exchange.task = None
+            if exchange.over:
                 connection.close()
             else:
-                connection.send(call)
+                connection.send(exchange)
             return
-        call.task = None
-        call.trouble(trouble, detail)
+        exchange.task = None
+        exchange.trouble(trouble, detail)
 
-    async def _open_connection(self) -> Connection:
+    async def _open_connection(self) -> ClientConnection:
         loop = asyncio.get_running_loop()
         addresses = await self._resolve()
         failure: OSError | None = None
         for address in addresses:
             try:
                 # Each address gets its part of the time, so that a dead first one leaves some for the second.
-                async with asyncio.timeout(self.timeouts.connect_s / len(addresses) if len(addresses) > 1 else None):
+                async with asyncio.timeout(self.connect_s / len(addresses) if len(addresses) > 1 else None):
                     _, connection = await loop.create_connection(
-                        lambda: Connection(self),
+                        lambda: ClientConnection(self),
                         address,
                         self._port,
                         ssl=self._tls,
@@ -277,48 +339,20 @@ class Upstream:
         if not task.cancelled() and task.exception() is None:
             self._addresses = task.result()
 
-    def _shortest_s(self) -> float:
-        limits = self.timeouts
-        return min(limits.connect_s, limits.first_byte_s, limits.idle_s, limits.total_s)
-
-    def _watch(self, timeout_s: float) -> None:
-        period_s = max(_SWEEP_MIN_S, timeout_s / 10)
-        if period_s < self._sweep_s:
-            self._sweep_s = period_s
-            if self._sweeper is not None:
-                self._sweeper.cancel()
-                self._sweeper = None
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
-
     def _sweep(self) -> None:
         """End whatever is late. One timer for all: a timer a request would cost more than the request."""
         self._sweeper = None
-        now_s = time.monotonic()
-        late = [(call, why) for call in self._live if (why := self._late(call, now_s))]
-        for call, why in late:
-            if call.task is not None:
+        now_ns = time.monotonic_ns()
+        late = [(exchange, why) for exchange in self._live if (why := exchange.late(now_ns, self._connect_ns))]
+        for exchange, why in late:
+            if exchange.task is not None:
                 self._addresses = []  # a black hole: the next one asks for the name anew
-            call.trouble("timeout", why)
-        for connection in [idle for idle in self._idle if now_s - idle.rested_s > _REST_S]:
+            exchange.trouble("timeout", why)
+        for connection in [idle for idle in self._idle if now_ns - idle.rested_ns > _REST_S * _S]:
             del self._idle[connection]
             connection.close()
         if self._sweeper is None and (self._live or self._idle):
             self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
-
-    def _late(self, call: Call, now_s: float) -> str:
-        """Which limit a call has passed; empty: none."""
-        limits = self.timeouts
-        if now_s - call.started_s > call.total_s:
-            return f"not finished within {call.total_s:g} s"
-        if call.connection is None:
-            return f"no connection within {limits.connect_s:g} s" if now_s - call.sent_s > limits.connect_s else ""
-        if call.paused:
-            return ""
-        if call.waiting_body:
-            late = now_s - call.sent_s > call.first_byte_s
-            return f"no first byte within {call.first_byte_s:g} s" if late else ""
-        return f"no byte for {limits.idle_s:g} s" if now_s - call.heard_s > limits.idle_s else ""
 
 
 class _Gather:

@@ -1,0 +1,353 @@
+"""Requests to one backend and what came of each, stamped: `wire`'s client, lean enough not to be what is measured.
+
+Bytes are stamped in the callback that brings them, before anybody looked at them, and the answer is taken apart there.
+A request ends exactly once, with a RequestDone handed to whoever started it. No proxy is used and no redirect
+followed, so a key goes nowhere but to the URL it is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from breakeven.engines.backend import LLAMA_CPP, Backend
+from breakeven.errors import UserError
+from breakeven.measure.events import RequestDone
+from breakeven.version import __version__
+from breakeven.wire.client import HttpClient
+from breakeven.wire.connection import Exchange
+from breakeven.wire.message import Headers, Trouble
+from breakeven.wire.reply import BrokenStreamError, Reply
+
+STALL_TIMEOUT_S = 600.0
+"""No byte for this long ends a request. Generous: a long prompt on a slow CPU is silent for minutes."""
+MAX_WHOLE_BYTES = 64 << 20
+"""An answer in one piece that is longer than this is no completion."""
+_CONNECT_TIMEOUT_S = 10.0
+_DRAIN_NS = 1_000_000_000
+"""How long to wait for the end of the body after the stream has announced its own."""
+_FOREVER_S = 1e9
+_ANY_SIZE = 1 << 62
+_DETAIL_CHARS = 300
+_REFUSAL_BYTES = 4 * _DETAIL_CHARS
+_WAIT_STATUSES = (429, 503)
+_S = 1_000_000_000
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One request to make: the bytes to send and what to write down about it.
+
+    `index` becomes `RequestDone.stream`. `prompt_tokens` and `max_tokens` are what is asked for; `stream` False when
+    `body` asks for the answer in one piece. `ignore_eos`: fewer than `max_tokens` tokens is an error ("short").
+    A timeout of None means the pool's own.
+    """
+
+    block: str
+    index: int
+    path: str
+    body: bytes
+    prompt_tokens: int
+    max_tokens: int
+    due_ns: int | None
+    """None: due when it is issued."""
+    stream: bool = True
+    ignore_eos: bool = False
+    warm: bool = False
+    session: int | None = None
+    turn: int = 0
+    worker: int = 0
+    stall_timeout_s: float | None = None
+    total_timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Waits:
+    """Any byte of an answer may take as long as any other."""
+
+    idle_s: float
+    total_s: float
+    connect_s: float = _CONNECT_TIMEOUT_S
+    first_byte_s: None = None
+
+
+class Recording:
+    """A request under way. Made by `Pool.start`; the only thing to do with it is to cancel it."""
+
+    __slots__ = (
+        "_exchange", "_headers_ns", "_on_done", "_on_first", "_pool", "_retry_after_s", "_whole", "call", "issued_ns",
+        "over", "reply", "status",
+    )  # fmt: skip
+
+    def __init__(
+        self, pool: Pool, call: Call, on_done: Callable[[RequestDone], None], on_first: Callable[[], None] | None
+    ) -> None:
+        self._pool, self.call = pool, call
+        self._on_done: Callable[[RequestDone], None] | None = on_done
+        self._on_first = on_first
+        self._whole: list[bytes] = []
+        """Pieces of a body that is not a stream: an answer in one piece, or the text of a refusal."""
+        self.reply = Reply()
+        self.over = False
+        self.status = 0
+        """HTTP status of the answer, 0 while there is none."""
+        self._headers_ns: int | None = None
+        self._retry_after_s: float | None = None
+        self.issued_ns = time.monotonic_ns()
+        self._exchange: Exchange
+
+    def send(self, client: HttpClient, head: bytes) -> None:
+        """Send it. Its own limits, where it has some, are not the client's."""
+        call = self.call
+        exchange = self._exchange = client.issue(head, call.body, self)
+        if call.stall_timeout_s is not None:
+            exchange.idle_ns = round(call.stall_timeout_s * _S)
+            client.watch(call.stall_timeout_s)
+        if call.total_timeout_s is not None:
+            exchange.total_ns = round(call.total_timeout_s * _S)
+            client.watch(call.total_timeout_s)
+
+    def cancel(self) -> None:
+        """End it here and now as "cancelled"; no effect on one that is over."""
+        self._end("cancelled", "cancelled by the client")
+
+    # The sink.
+
+    def on_head(self, status: int, headers: Headers) -> None:
+        """The answer's head."""
+        self.status, self._headers_ns = status, self._exchange.heard_ns
+        if status in _WAIT_STATUSES:
+            told = {name: value.decode("latin-1") for name, value in headers}
+            if value := told.get(b"retry-after"):
+                self._note_retry_after(value, told.get(b"date", ""))
+
+    def on_body(self, data: bytes) -> None:
+        """Bytes of the body. Ends the exchange when they are no answer."""
+        exchange = self._exchange
+        if self.status == 200 and self.call.stream:
+            reply = self.reply
+            try:
+                ended = reply.feed(data, exchange.heard_ns)
+            except BrokenStreamError as error:
+                self._first()
+                self._end(error.kind, str(error))
+                return
+            if self._on_first is not None and reply.chunk_ns:
+                self._first()
+            if ended:
+                exchange.total_ns = min(exchange.total_ns, exchange.heard_ns - exchange.issued_ns + _DRAIN_NS)
+        else:
+            self._whole.append(data)
+            limit = MAX_WHOLE_BYTES if self.status == 200 else _REFUSAL_BYTES
+            if (len(self._whole) > 1 or len(data) > limit) and sum(map(len, self._whole)) > limit:
+                if self.status == 200:
+                    self._end("broken_stream", f"the answer is longer than {limit} bytes")
+                else:
+                    self._end_by_status()
+
+    def on_end(self) -> None:
+        """The body is complete."""
+        if self.status != 200:
+            self._end_by_status()
+            return
+        reply = self.reply
+        try:
+            if not self.call.stream:
+                reply.take_whole(b"".join(self._whole), self._exchange.heard_ns)
+            elif reply.done_ns is None:
+                reply.end()
+        except BrokenStreamError as error:
+            self._end(error.kind, str(error))
+        else:
+            self._end(None, None)
+
+    def on_trouble(self, trouble: Trouble, detail: str) -> None:
+        """The connection broke, or time is up: an error, unless what came before says more."""
+        exchange = self._exchange
+        if self.reply.done_ns is not None:
+            self.reply.note("no_close_after_done")
+            self._end(None, None)
+        elif self.status not in (0, 200):
+            self._end_by_status()
+        elif trouble in ("refused", "unreachable") and exchange.failure is not None:
+            failure = exchange.failure
+            self._end("unreachable", f"no connection to {self._pool.place}: {failure or type(failure).__name__}")
+        elif trouble in ("reset", "cut"):
+            where = "before an answer" if exchange.heard_ns == exchange.sent_ns else "inside the answer"
+            self._end("reset", f"the connection closed {where}{f' ({exchange.failure})' if exchange.failure else ''}")
+        elif trouble == "timeout" and detail.startswith("no connection"):
+            self._end("unreachable", detail)
+        else:
+            self._end("broken_stream" if trouble in ("garbage", "too_large") else trouble, detail)
+
+    def _end_by_status(self) -> None:
+        """The server answered with an HTTP error; what came of its text is kept as the detail."""
+        self._end(f"http_{self.status}", b"".join(self._whole).decode(errors="replace"))
+
+    def _end(self, error: str | None, detail: str | None) -> None:
+        """Over, once. A connection that it still has is of no more use."""
+        if self.over:
+            return
+        self.over = True
+        self._exchange.cancel()
+        on_done, self._on_done, self._on_first = self._on_done, None, None
+        pool = self._pool
+        pool.live.discard(self)
+        if on_done is not None:
+            on_done(self._result(error, detail, pool))
+
+    def _note_retry_after(self, value: str, date: str) -> None:
+        """Keep what a `Retry-After` header asks: seconds, or a date, counted from the answer's own `Date`."""
+        try:
+            self._retry_after_s = float(value)
+        except ValueError:
+            try:
+                until, now = (email.utils.parsedate_to_datetime(text) for text in (value, date))
+                self._retry_after_s = (until - now).total_seconds()
+            except (ValueError, TypeError):  # neither seconds nor dates, or dates with and without a time zone
+                return
+        if not 0 <= self._retry_after_s < float("inf"):
+            self._retry_after_s = None
+
+    def _first(self) -> None:
+        on_first, self._on_first = self._on_first, None
+        if on_first is not None and self.reply.chunk_ns:
+            on_first()
+
+    def _result(self, error: str | None, detail: str | None, pool: Pool) -> RequestDone:
+        call, reply, backend, exchange = self.call, self.reply, pool.backend, self._exchange
+        count = reply.output_tokens
+        if error is None and call.ignore_eos and count < call.max_tokens and reply.counted:
+            error, detail = "short", f"{count} tokens came of {call.max_tokens} asked for"
+        if exchange.sent_twice:
+            reply.note("reconnected")
+        times, usage = reply.chunk_ns, reply.usage
+        return RequestDone(
+            block=call.block,
+            model=backend.model,
+            stream=call.index,
+            prompt_tokens=usage.prompt_tokens if usage is not None else call.prompt_tokens,
+            output_tokens=count,
+            due_ns=self.issued_ns if call.due_ns is None else call.due_ns,
+            sent_ns=exchange.sent_ns or self.issued_ns,
+            done_ns=reply.done_ns or time.monotonic_ns(),
+            headers_ns=self._headers_ns,
+            first_ns=times[0] if times else None,
+            last_ns=times[-1] if times else None,
+            chunk_ns=times,
+            chunk_tokens=reply.tokens_by_chunk(),
+            usage=usage,
+            server_timings=reply.timings,
+            error=error,
+            detail=None if detail is None else pool.tidy(detail)[:_DETAIL_CHARS],
+            anomalies=reply.anomalies(call.max_tokens, several_usages_expected=backend.engine == "vllm"),
+            issued_ns=self.issued_ns,
+            asked_prompt_tokens=call.prompt_tokens,
+            asked_output_tokens=call.max_tokens,
+            warm=call.warm,
+            session=call.session,
+            turn=call.turn,
+            worker=call.worker,
+            retry_after_s=self._retry_after_s,
+        )
+
+
+class Pool:
+    """Keep-alive connections to one backend.
+
+    An engine of ours gets a new connection a request: it costs a fraction of a millisecond on loopback, and no
+    request can meet a connection that the engine closed while the other candidate was being measured. So does any
+    llama.cpp: its server promises to keep a connection and closes it right after a stream.
+
+    `stall_timeout_s`: no byte for this long ends a request; `total_timeout_s` bounds a request from `start` on. Both
+    are looked at by a sweep every tenth of the shortest of them, at most every second.
+    """
+
+    def __init__(
+        self, backend: Backend, *, stall_timeout_s: float = STALL_TIMEOUT_S, total_timeout_s: float | None = None
+    ) -> None:
+        """Opens nothing yet. Raises UserError for a key that cannot be sent in a header."""
+        self.backend = backend
+        self._keep = backend.pid is None and backend.engine != LLAMA_CPP
+        self._headers = _header_lines(backend)
+        self._secrets = [value.removeprefix("Bearer ") for value in backend.headers().values()]
+        parts = urlsplit(backend.url)
+        self.place, self._base = parts.netloc, parts.path
+        self._heads: dict[tuple[str, bool], bytes] = {}
+        self._client = HttpClient(
+            backend.url,
+            timeouts=_Waits(stall_timeout_s, total_timeout_s or _FOREVER_S),
+            allow_link_local=True,
+            response_bytes=_ANY_SIZE,
+            wary=False,
+            redirects=True,
+            passes_on=None,
+        )
+        self.live: set[Recording] = set()
+        _allow_many_files()
+
+    def start(
+        self, call: Call, on_done: Callable[[RequestDone], None], on_first: Callable[[], None] | None = None
+    ) -> Recording:
+        """Issue a request and return at once. Call it on the running loop.
+
+        `on_done` is called once, on the loop, whatever happens; `on_first` before it, when the first output arrived.
+        Neither may raise. Both may start further requests.
+        """
+        recording = Recording(self, call, on_done, on_first)
+        self.live.add(recording)
+        head = self._heads.get((call.path, call.stream))
+        if head is None:
+            head = self._heads[call.path, call.stream] = self._head(call)
+        recording.send(self._client, head % len(call.body))
+        return recording
+
+    async def close(self) -> None:
+        """Cancel what is under way, close every connection, and wait until they are."""
+        for recording in list(self.live):
+            recording.cancel()
+        await self._client.close()
+
+    def tidy(self, detail: str) -> str:
+        """`detail` on one line, and without the key should the server have echoed it."""
+        for secret in self._secrets:
+            detail = detail.replace(secret, "***")
+        return " ".join(detail.split())
+
+    def _head(self, call: Call) -> bytes:
+        lines = [
+            f"POST {self._base}{call.path} HTTP/1.1",
+            f"Host: {self.place}",
+            f"User-Agent: breakeven/{__version__}",  # some gateways refuse requests without one
+            "Content-Type: application/json",
+            f"Accept: {'text/event-stream' if call.stream else 'application/json'}",
+            *self._headers,
+            *([] if self._keep else ["Connection: close"]),
+        ]
+        text = "\r\n".join(lines).replace("%", "%%")
+        return f"{text}\r\nContent-Length: %d\r\n\r\n".encode("latin-1")
+
+
+def _header_lines(backend: Backend) -> list[str]:
+    lines = [f"{name}: {value}" for name, value in backend.headers().items()]
+    if not all(line.isascii() and line.isprintable() for line in lines):
+        raise UserError(
+            f"the key in {backend.api_key_env} holds a line break or other unprintable character; set it anew"
+        )
+    return lines
+
+
+def _allow_many_files() -> None:
+    """Raise this process's soft limit of open files to the hard one: every request under way needs a connection."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,1 +1,0 @@
-"""The client that talks to backends: kept connections, time limits, bytes handed on as they come."""
