@@ -19,8 +19,8 @@ from breakeven.traffic.workload import Arrivals, Length, Slo, Workload, parse_sl
 if TYPE_CHECKING:  # traces need numpy, which whoever only reads a duration does without
     from breakeven.traffic.traces.rows import TraceRows
 
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"([0-9.]+(?:[eE][+-]?\d+)?)\s*(ms|s|min|m|h)?")
+_UNITS_S = {"us": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9.]+(?:[eE][+-]?\d+)?)\s*(us|ms|s|min|m|h)?")
 _MOST = 1e9
 _DAY_S = 86_400.0
 _PERIODS_S = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "m": 60.0, "h": 3600.0, "hour": 3600.0}
@@ -38,7 +38,7 @@ POWER = "a power such as 25W or 1.2kW"
 
 
 def parse_duration(text: str) -> float:
-    """Seconds in `60s`, `500ms`, `10m`, `1h` or plain `60`. Raises UserError for anything else."""
+    """Seconds in `60s`, `500ms`, `10m`, `10min`, `1h` or plain `60`. Raises UserError for anything else."""
     match = _DURATION.fullmatch(text.strip())
     seconds = _number(match[1]) if match else None
     if match is None or seconds is None:
@@ -52,6 +52,25 @@ def parse_share(text: str) -> float:
     if number is None:
         raise UserError(f"{text!r} is not {SHARE}")
     return number / 100 if text.strip().endswith("%") else number
+
+
+def option_seconds(option: str, text: str, right: str | None = None) -> float:
+    """What `option` of a command line says in `text`. Raises UserError naming it, with `right` as what to give."""
+    try:
+        return parse_duration(text)
+    except UserError as error:
+        raise UserError(f"{option}: {error}" if right is None else f"{option} {text!r}: give {right}") from None
+
+
+def option_share(option: str, text: str, right: str, most: float = math.inf) -> float:
+    """The same for a ratio from 0 to `most`."""
+    try:
+        share = parse_share(text)
+    except UserError:
+        share = -1.0
+    if not 0 <= share <= most:
+        raise UserError(f"{option} {text!r}: give {right}")
+    return share
 
 
 def parse_rate(text: str) -> float:
@@ -245,18 +264,19 @@ def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> 
     if words.turns < 1:
         raise UserError("--turns must be 1 or more")
     trace = read_trace(words.trace) if words.trace is not None else None
-    duration_s = _seconds("--duration", words.duration)
+    duration_s = None if words.duration is None else option_seconds("--duration", words.duration)
     # A count alone ends a run, and so does a trace; only a rate or a number of streams would go on for ever.
     if duration_s is None and words.requests is None and trace is None and not words.arrivals.startswith("steps"):
         duration_s = default_duration_s
-    warm_up_s = _seconds("--warm-up", words.warm_up)
-    if warm_up_s is None:
+    if words.warm_up is not None:
+        warm_up_s = option_seconds("--warm-up", words.warm_up)
+    else:
         warm_up_s = 0.0 if trace is not None else min(MOST_WARM_UP_S, WARM_UP_SHARE * (duration_s or MOST_WARM_UP_S))
     lengths = (words.prompt, words.output)
     if trace is None:
         lengths = (words.prompt or DEFAULT_PROMPT, words.output or DEFAULT_OUTPUT)
     prompt, output = (None if text is None else parse_length(text) for text in lengths)
-    think_s = _seconds("--think", words.think) or 0.0
+    think_s = option_seconds("--think", words.think)
     workloads = tuple(
         Workload(
             arrivals=arrivals,
@@ -313,12 +333,3 @@ def _window(text: str | None) -> tuple[float, float | None]:
     if end_s is not None and end_s <= start_s:
         raise UserError(f"--window {text!r}: the end must come after the start")
     return start_s, end_s
-
-
-def _seconds(option: str, text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        return parse_duration(text)
-    except UserError as error:
-        raise UserError(f"{option}: {error}") from None
