@@ -9,12 +9,21 @@ import pytest
 
 from breakeven.answer.advice import advice_for
 from breakeven.answer.candidates import Facts, ruled_out
-from breakeven.answer.study.plan import CandidatePlan, Constraints, QualityPlan, StudyPlan, TrafficPart
+from breakeven.answer.study.plan import (
+    CandidatePlan,
+    Constraints,
+    Demand,
+    FineTuning,
+    QualityPlan,
+    ServiceLevel,
+    StudyPlan,
+    TrafficPart,
+)
 from breakeven.model.catalogue import _licences, find, licence_of, lookup
 from breakeven.results.cost import Api, Own
 from breakeven.results.decision import QualityScore
 from breakeven.results.predicted import Span
-from breakeven.traffic.workload import Arrivals, Slo, Workload
+from breakeven.traffic.workload import Arrivals, Workload
 
 MOE = CandidatePlan(name="moe", model="qwen3-30b-a3b", machine="h100-sxm", format="int4")
 DENSE = CandidatePlan(name="dense", model="llama-3.1-8b", machine="h100-sxm", format="bf16")
@@ -29,8 +38,8 @@ PLAN = StudyPlan(
     workload=Workload(arrivals=Arrivals(process="poisson", rate_per_s=10)),
     trace=None,
     load_per_s=10,
-    slo=Slo(ttft_s=1),
-    good_share=0.99,
+    load=Demand(rate=10),
+    service=ServiceLevel(ttft_s=1),
     low_per_s=1,
     high_per_s=100,
 )
@@ -152,8 +161,7 @@ def test_advice_is_given_where_it_concerns() -> None:
     busy = replace(
         PLAN,
         candidates=(replace(MOE, devices=8), DENSE, HOSTED),
-        fine_tunes_per_year=4,
-        adapters=2,
+        fine_tuning=FineTuning(per_year=4, adapters=2),
         languages=("en", "de"),
         parts=(TrafficPart(name="x", share=0.5), TrafficPart(name="y", share=0.5)),
     )
@@ -171,14 +179,16 @@ def test_advice_is_given_where_it_concerns() -> None:
 
 
 def test_nobody_is_told_about_experts_they_do_not_serve() -> None:
-    served_dense = replace(PLAN, candidates=(DENSE, HOSTED), fine_tunes_per_year=4, adapters=2, languages=("de",))
+    served_dense = replace(
+        PLAN, candidates=(DENSE, HOSTED), fine_tuning=FineTuning(per_year=4, adapters=2), languages=("de",)
+    )
     assert topics(served_dense) == {"answer lengths", "the same answer twice"}
     measured = replace(served_dense, quality=QualityPlan(answer_tokens={"dense": 200, "hosted": 300}))
     assert topics(measured) == {"the same answer twice"}
 
 
 def test_every_piece_of_advice_names_its_source_and_whom_it_means() -> None:
-    plan = replace(PLAN, fine_tunes_per_year=2, languages=("sw",))
+    plan = replace(PLAN, fine_tuning=FineTuning(per_year=2), languages=("sw",))
     for advice in advice_for(plan, SPECS):
         assert advice.source
         assert "dense " not in advice.text or "moe" in advice.text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,19 @@ from decision_fixtures import both, decision, dense, full, moe, no_difference, n
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from breakeven.answer.study.yaml_file import forms_in
+from breakeven.answer.study.plan import OwnPrice, Price, RentedPrice, TokenPrice
+from breakeven.answer.study.values import FilePart, keys_of
+from breakeven.answer.study.yaml_file import parts_in
 from breakeven.errors import UserError
-from breakeven.gateway.plan import check, form
+from breakeven.gateway.plan import check
 from breakeven.gateway.plan.check import check_plan, check_reload, is_loopback
 from breakeven.gateway.plan.load import PUBLIC_NAME, read_gateway
 from breakeven.gateway.plan.model import (
     ENDPOINTS,
     LOCAL_ENDPOINTS,
+    NAME,
     USUAL_ENDPOINTS,
+    AdminPlan,
     BackendPlan,
     ExperimentPlan,
     GatewayPlan,
@@ -355,7 +359,8 @@ def test_a_reload_keeps_sockets_and_never_drops_keys(tmp_path: Path) -> None:
     assert check_reload(old, new, "f") is new
     with pytest.raises(UserError, match="f: keys: missing"):
         check_reload(old, replace(old, keys=None), "f")
-    for field, value in (("host", "::1"), ("port", 1), ("workers", 2), ("admin_port", None), ("admin_host", "::1")):
+    closed, elsewhere = AdminPlan(port=None), AdminPlan(host="::1")
+    for field, value in (("host", "::1"), ("port", 1), ("workers", 2), ("admin", closed), ("admin", elsewhere)):
         with pytest.raises(UserError, match="changes only with a restart"):
             check_reload(old, replace(old, **{field: value}), "f")  # type: ignore[arg-type]
 
@@ -383,11 +388,68 @@ def test_a_hub_id_is_taken_without_the_network(tmp_path: Path) -> None:
 def test_every_key_is_explained() -> None:
     page = (ROOT / "docs" / "gateway-yaml.md").read_text(encoding="utf-8")
     shared = {"ttft", "tpot", "usd_per_hour", "own", "rented", "api", "source", "tokens_per_s"}
-    priced = {"OwnForm", "RentedForm", "ApiForm", "PriceForm"}
-    keys = {
-        key for each in forms_in(form.GatewayForm) if each.__name__ not in priced for key in each.model_fields
-    } - shared
+    priced = {OwnPrice, RentedPrice, TokenPrice, Price}
+    keys = {key for each in parts_in(GatewayPlan) - priced for key in keys_of(each)} - shared
     assert [key for key in sorted(keys) if not re.search(rf"`[^`\n]*\b{key}\b[^`\n]*`", page)] == []
+
+
+SECTIONS: dict[str, type[FilePart]] = {
+    "At the top": GatewayPlan,
+    "backends": BackendPlan,
+    "policies": PolicyPlan,
+    "experiments": ExperimentPlan,
+    "limits": Limits,
+    "log": LogPlan,
+    "redis": Redis,
+}
+
+
+def rows_of_keys() -> list[tuple[type[FilePart], list[str], str]]:
+    """The record, the keys and what holds when they are not given, of every row of the page's tables."""
+    page = (ROOT / "docs" / "gateway-yaml.md").read_text(encoding="utf-8")
+    found = []
+    for section in page.split("\n## ")[1:]:
+        for row in re.findall(r"^\| (`.*?) \|.*\| (.*?) ?\|$", section, re.MULTILINE):
+            part = row[0].rpartition(": ")[0].lstrip("`") or section.partition("\n")[0]
+            found.append((SECTIONS[part], re.findall(r"`(?:\w+: )?(\w+)`", row[0]), row[1]))
+    return found
+
+
+def spelled(name: str, value: object) -> set[str]:
+    """How a page may write a default."""
+    if isinstance(value, bool):
+        return {str(value).lower()}
+    if isinstance(value, tuple):
+        return {", ".join(f"{each:.0%}" for each in value)} if name == "steps" else set()
+    if isinstance(value, int | float):
+        sizes = {f"{value / 2**20:g} MiB", f"{value / 2**10:g} KiB"} if name.endswith("_bytes") else set()
+        times = {f"{value:g}s", f"{value * 1000:g}ms"} if name.endswith("_s") else set()
+        return sizes or times or {str(value), f"{value:.0%}"}
+    return {value} if isinstance(value, str) else set()
+
+
+def test_the_page_names_no_other_key_and_every_default_as_it_is() -> None:
+    """Against the records: a key that is not there any more, and a default that has changed, are found here."""
+    wrong = []
+    for part, keys, cell in rows_of_keys():
+        assert keys
+        for key in keys:
+            name = keys_of(part).get(key)
+            default = next((each.default for each in fields(part) if each.name == name), None)  # type: ignore[arg-type]
+            texts = spelled(name or "", default)
+            if name is None or (texts and not any(text in cell for text in texts) and key not in WORKED_OUT):
+                wrong.append((key, cell, sorted(texts)))
+    assert wrong == []
+
+
+WORKED_OUT = {"kind", "location", "policies"}
+"""What follows from other keys; the page says from which."""
+
+
+def test_every_key_has_a_row() -> None:
+    told = {(part, key) for part, keys, _ in rows_of_keys() for key in keys}
+    prose = {(ExperimentPlan, key) for key in ("name", "kind", "model", "control", "treatment")}
+    assert {(part, key) for part in SECTIONS.values() for key in keys_of(part)} - told == prose
 
 
 def test_the_pages_files_are_read(tmp_path: Path) -> None:
@@ -414,7 +476,7 @@ def test_the_example_is_read_with_and_without_what_it_comments_out(tmp_path: Pat
 
 # Writing.
 
-NAMES = st.from_regex(form.NAME, fullmatch=True).filter(lambda name: name != PUBLIC_NAME)
+NAMES = st.from_regex(NAME, fullmatch=True).filter(lambda name: name != PUBLIC_NAME)
 SECONDS = st.floats(1e-3, 1e6)
 PRICES = st.one_of(
     st.none(),
@@ -479,7 +541,7 @@ def plans(draw: st.DrawFn) -> GatewayPlan:
         backends=tuple(backends),
         policies=(policy,),
         port=draw(st.integers(0, 65535)),
-        admin_port=draw(st.sampled_from([None, 8001])) if draw(st.booleans()) else 9,
+        admin=AdminPlan(port=draw(st.sampled_from([None, 8001])) if draw(st.booleans()) else 9),
         experiments=(
             ExperimentPlan(name="x", kind="canary", model=public, control=names[0], treatment=names[1], hold=7),
         ),
@@ -496,7 +558,7 @@ def plans(draw: st.DrawFn) -> GatewayPlan:
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_read_back(tmp_path: Path, plan: GatewayPlan) -> None:
     if plan.admin_port == plan.port:
-        plan = replace(plan, admin_port=None)
+        plan = replace(plan, admin=AdminPlan(port=None))
     file = write_gateway(plan, tmp_path / "sub" / "gateway.yaml", notes={plan.backends[0].name: "two\nlines # : -"})
     assert replace(read_gateway(file, ENVIRON), path=None) == plan
     assert "  # two\n  # lines" in file.read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.answer.study import form
 from breakeven.answer.study.init import QUESTIONS, init_study, interview, study_text
 from breakeven.answer.study.load import read_study, read_study_trace
-from breakeven.answer.study.values import parse_bytes, parse_rate
-from breakeven.answer.study.yaml_file import forms_in
+from breakeven.answer.study.plan import CandidatePlan, Constraints, Demand, FineTuning, QualityPlan, StudyPlan
+from breakeven.answer.study.values import key_of, keys_of
+from breakeven.answer.study.yaml_file import parts_in
 from breakeven.errors import UserError
 from breakeven.forecast.serving import unit_requests
 from breakeven.results.cost import Api, Own, Rented
 from breakeven.traffic.draw import draw
 from breakeven.traffic.traces.read import read_trace
+from breakeven.traffic.words import parse_bytes, parse_rate
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted(
@@ -297,8 +299,27 @@ def test_a_wrong_answer_is_explained_and_asked_again(tmp_path: Path) -> None:
 
 def test_every_key_is_explained() -> None:
     page = (ROOT / "docs/decide.md").read_text(encoding="utf-8")
-    keys = {key for shape in forms_in(form.StudyForm) for key in shape.model_fields}
+    keys = {key for part in parts_in(StudyPlan) for key in keys_of(part)}
     assert {key for key in keys if not re.search(rf"\b{key}\b", page)} == set()
+
+
+def test_the_page_names_no_other_key_and_every_default_of_the_load() -> None:
+    page = (ROOT / "docs/decide.md").read_text(encoding="utf-8")
+    parts = {"load": Demand, "candidates": CandidatePlan}
+    for section, part in parts.items():
+        text = page.partition(f"### {section}\n")[2].partition("\n### ")[0]
+        rows = re.findall(r"^\| (`.*?) \|(?:.*\|)? (.*?) ?\|$", text, re.MULTILINE)
+        cells = {key: cell for keys, cell in rows for key in re.findall(r"`(\w+)`", keys)}
+        assert set(cells) == set(keys_of(part))
+        for each in fields(part) if section == "load" else ():
+            cell = cells[key_of(each.name)]
+            if each.default is not None:
+                value = float(each.default)  # type: ignore[arg-type]
+                assert {f"{value:g}", f"{value:g}s", f"{value:.0%}"} & set(cell.split(", ")), each.name
+    inside = {"constraints": Constraints, "quality": QualityPlan, "fine_tuning": FineTuning}
+    rows = re.findall(r"^\| (`.*?) \|", page.partition("### constraints")[2], re.MULTILINE)
+    told = {key for keys in rows for key in re.findall(r"`(\w+\.\w+)`", keys)}
+    assert told == {f"{name}.{key}" for name, part in inside.items() for key in keys_of(part)}
 
 
 def test_examples_of_the_page_read(tmp_path: Path) -> None:

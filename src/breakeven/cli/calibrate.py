@@ -41,13 +41,14 @@ def calibrate(
 
     from rich.console import Console
 
-    from breakeven.cli.compare_run import duration
+    from breakeven.cli.compare_run import BUDGET
     from breakeven.pages.calibration import calibration_json, calibration_lines, plan_lines
     from breakeven.pages.progress import Progress
     from breakeven.runs.calibrate import CalibrateOptions
     from breakeven.runs.calibrate import calibrate as run
+    from breakeven.traffic.words import option_seconds
 
-    options = CalibrateOptions(engine, format_name, duration(budget), out, resume, threads)
+    options = CalibrateOptions(engine, format_name, option_seconds("--budget", budget, BUDGET), out, resume, threads)
     if list_only:
         typer.echo("\n".join(plan_lines(options)))
         return

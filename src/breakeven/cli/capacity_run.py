@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +14,10 @@ from breakeven.pages.studies import save, show
 from breakeven.runs.capacity import RESULT, CapacityOptions, capacity
 from breakeven.runs.capacity_study import RATE, USERS
 from breakeven.runs.load import LoadOptions
-from breakeven.traffic.words import parse_duration, parse_length
+from breakeven.traffic.words import option_seconds, option_share, parse_length
 from breakeven.traffic.workload import parse_slo
 
+PERCENT = "a percentage such as 5%"
 AXES = {None: (RATE, USERS), "rate": (RATE,), "users": (USERS,)}
 
 
@@ -31,11 +31,11 @@ def search_of(words: Mapping[str, Any]) -> CapacityOptions:
         prompt=parse_length(words["prompt"]),
         output=parse_length(words["output"]),
         chat=words["chat"],
-        think_s=_seconds("--think", words["think"]),
-        target_share=percent("--share", words["share"]),
-        confidence=percent("--confidence", words["confidence"]),
-        precision=percent("--precision", words["precision"]),
-        budget_s=_seconds("--budget", words["budget"]),
+        think_s=option_seconds("--think", words["think"]),
+        target_share=option_share("--share", words["share"], PERCENT),
+        confidence=option_share("--confidence", words["confidence"], PERCENT),
+        precision=option_share("--precision", words["precision"], PERCENT),
+        budget_s=option_seconds("--budget", words["budget"]),
         axes=AXES[words["only"]],
         most_users=words["max_users"],
         highest_rate=words["max_rate"],
@@ -58,18 +58,3 @@ def run(target: str, slo: str, search: CapacityOptions, options: LoadOptions, *,
         sys.stdout.write(encoded.decode().rstrip() + "\n")
     else:
         show(study, directory)
-
-
-def percent(option: str, text: str) -> float:
-    """A share from "90%" or "0.9". Raises UserError naming `option`."""
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)", text.strip())
-    if not match:
-        raise UserError(f"{option} {text!r}: give a percentage such as 5%")
-    return float(match[1]) / (100 if match[2] else 1)
-
-
-def _seconds(option: str, text: str) -> float:
-    try:
-        return parse_duration(text)
-    except UserError as error:
-        raise UserError(f"{option}: {error}") from None

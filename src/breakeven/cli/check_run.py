@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from breakeven.cli.capacity_run import percent
+from breakeven.cli.capacity_run import PERCENT
 from breakeven.errors import UserError
 from breakeven.measure.events import iter_events
 from breakeven.pages.load_terminal import print_check
@@ -18,6 +18,7 @@ from breakeven.runs.check import check
 from breakeven.runs.load import LoadOptions
 from breakeven.runs.load_study import load_study
 from breakeven.runs.recheck import log_of, replay
+from breakeven.traffic.words import option_share
 
 RESULT = "result.json"
 
@@ -33,7 +34,7 @@ def run(
     as_json: bool,
 ) -> int:
     """Compare, print, and return the exit status: 1 when something got worse, else 0."""
-    share = percent("--tolerance", tolerance)
+    share = option_share("--tolerance", tolerance, PERCENT)
     if new is not None and target is not None:
         raise UserError("NEW is a run that was saved and --url asks for one to be made; give one of them")
     saved = read(baseline)

@@ -19,9 +19,10 @@ from breakeven.pages.terminal import print_comparison
 from breakeven.results.store import encode_result, write_result
 from breakeven.runs.compare import Options, compare
 from breakeven.runs.demo import demo_pair
+from breakeven.traffic.words import option_seconds, option_share
 
 DEFAULTS = Plan()
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+BUDGET = "a time such as 90s, 3m or 1h"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,8 @@ def options_of(words: Words) -> Options:
         streams=tuple(int(part) for part in words.streams.split(",")),
         prompt_tokens=tokens("--prompt", words.prompt, DEFAULTS.prompt_tokens),
         output_tokens=tokens("--output", words.output, DEFAULTS.output_tokens),
-        precision=percent(words.precision),
-        budget_s=duration(words.budget),
+        precision=option_share("--precision", words.precision, "a percentage such as 2%"),
+        budget_s=option_seconds("--budget", words.budget, BUDGET),
         seed=words.seed,
     )
     options = Options(plan, words.format_name, words.out, words.resume, words.threads, words.inside)
@@ -91,19 +92,3 @@ def tokens(option: str, text: str | None, default: int) -> int:
     if not re.fullmatch(r"-?\d+", text.strip()):
         raise UserError(f"{option} {text!r}: give a whole number; distributions go with --rate")
     return int(text)
-
-
-def percent(text: str) -> float:
-    """A share from "2%" or "0.02". Raises UserError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(%?)", text.strip())
-    if not match:
-        raise UserError(f"--precision {text!r}: give a percentage such as 2%")
-    return float(match[1]) / (100 if match[2] else 1)
-
-
-def duration(text: str) -> float:
-    """Seconds from "90s", "3m", "1h" or a plain number of seconds. Raises UserError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    if not match:
-        raise UserError(f"--budget {text!r}: give a time such as 90s, 3m or 1h")
-    return float(match[1]) * UNITS[match[2]]

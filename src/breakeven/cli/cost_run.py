@@ -15,9 +15,10 @@ from breakeven.answer.cost import CostOptions, cost
 from breakeven.errors import UserError
 from breakeven.pages.predicted import print_cost
 from breakeven.results.cost import Api, Own, Rented
-from breakeven.traffic.words import Words, parse_rates, traffic_of
+from breakeven.traffic.words import Words, option_share, parse_rates, traffic_of
 from breakeven.traffic.workload import Slo, parse_slo
 
+SHARE = "a percentage from 0% to 100%"
 OWN = "dollars, years, dollars per kWh and, if known, idle and busy watts: 1400,4,0.30 or 1400,4,0.30,15,60"
 API = "dollars per million tokens in and out and, if billed apart, cached: hosted=0.10,0.40 or hosted=0.10,0.40,0.025"
 
@@ -59,8 +60,8 @@ def options_of(words: Mapping[str, Any]) -> CostOptions:
         apis=dict(_api(text) for text in words["api"] or ()),
         rates=rates,
         slo=parse_slo(words["slo"]) if words["slo"] else Slo(),
-        good_share=_share("--share", words["share"]),
-        cached_share=_share("--cached", words["cached"]),
+        good_share=option_share("--share", words["share"], SHARE, most=1.0),
+        cached_share=option_share("--cached", words["cached"], SHARE, most=1.0),
         scores=_by_name("--score", words["score"] or ()),
         benchmark=words["benchmark"],
         answers=_by_name("--answer", words["answer"] or ()),
@@ -106,11 +107,3 @@ def _by_name(option: str, texts: Sequence[str]) -> dict[str, float]:
             raise UserError(f"{option} {text!r}: give a candidate and its number, such as {option} olmoe-1b-7b=0.62")
         found[name] = float(number)
     return found
-
-
-def _share(option: str, text: str) -> float:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
-    number = float(match[1]) / 100 if match else -1.0
-    if not 0 <= number <= 1:
-        raise UserError(f"{option} {text!r}: give a percentage from 0% to 100%")
-    return number

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import re
 import time
 from collections.abc import Iterable, Sequence
 
 from breakeven.errors import UserError
 from breakeven.gateway.keys.entry import KeyEntry, KeyLimit, limit_text, parse_limit
+from breakeven.traffic.words import parse_duration
 from breakeven.traffic.workload import Slo, parse_slo, slo_text
 
-_LASTING = re.compile(r"([0-9]{1,6})\s*(min|h|d)", re.ASCII)
-_UNIT_S = {"min": 60.0, "h": 3600.0, "d": 86400.0}
+MOST_S = 1_000_000 * 86_400.0
+"""Of a key: what a date can still be told of."""
 
 
 def limits_of(limits: Iterable[str], usd: Iterable[str]) -> tuple[KeyLimit, ...]:
@@ -41,8 +41,8 @@ def expiry(text: str, now_s: float | None = None) -> float | None:
     if not text:
         return None
     now_s = time.time() if now_s is None else now_s
-    if match := _LASTING.fullmatch(text.strip()):
-        end_s = now_s + float(match[1]) * _UNIT_S[match[2]]
+    if (lasts_s := _lasting(text.strip())) is not None:
+        end_s = now_s + lasts_s
     else:
         try:
             day = datetime.date.fromisoformat(text.strip())
@@ -52,6 +52,17 @@ def expiry(text: str, now_s: float | None = None) -> float | None:
     if end_s <= now_s:
         raise UserError(f"--expires {text!r} is not in the future; write a later date or leave it out")
     return round(end_s, 3)
+
+
+def _lasting(text: str) -> float | None:
+    """Seconds in a duration, which of a key may be days; a plain number is a date, or nothing."""
+    if not text[-1:].isalpha():
+        return None
+    try:
+        seconds = 24 * parse_duration(f"{text[:-1]}h") if text.endswith("d") else parse_duration(text)
+    except UserError:
+        return None
+    return seconds if seconds <= MOST_S else None
 
 
 def row_of(entry: KeyEntry) -> dict[str, object]:

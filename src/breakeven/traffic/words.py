@@ -1,32 +1,122 @@
-"""Traffic as people write it on a command line: durations, rates, lengths and arrivals.
+"""Quantities and traffic as people write them: `90ms`, `40%`, `2/s`, `24GB`, `uniform:64-512`, `gamma:2.5`.
 
-From the words of a command line to the traffic they mean, for every verb that makes load.
+The one reading of each, for command lines and files alike; and from the words of a command line to the traffic they
+mean, for every verb that makes load.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from breakeven.errors import UserError
-from breakeven.traffic.traces.read import read_trace
-from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Arrivals, Length, Slo, Workload, parse_slo
 
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"([0-9.]+(?:[eE][+-]?\d+)?)\s*(ms|s|min|m|h)?")
+if TYPE_CHECKING:  # traces need numpy, which whoever only reads a duration does without
+    from breakeven.traffic.traces.rows import TraceRows
+
+_UNITS_S = {"us": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9.]+(?:[eE][+-]?\d+)?)\s*(us|ms|s|min|m|h)?")
 _MOST = 1e9
+_DAY_S = 86_400.0
+_PERIODS_S = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "m": 60.0, "h": 3600.0, "hour": 3600.0}
+_PERIODS_S |= {"d": _DAY_S, "day": _DAY_S, "week": 7 * _DAY_S, "month": 30.4375 * _DAY_S}
+_RATE = re.compile(r"(?P<count>[0-9.eE+_-]+)\s*(?:req(?:uests)?)?\s*(?:/|per|a)\s*(?P<period>[0-9.]*\s*[a-z]+)")
+_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_BYTES |= {"tib": 2**40}
+_WATTS = {"w": 1.0, "kw": 1000.0}
+_WITH_UNIT = re.compile(r"(?P<number>[0-9.eE+_-]+)\s*(?P<unit>[A-Za-z]+|%)?")
+
+RATE = "a rate above 0 such as 2/s, 40/min, 5000/day or 200000/8h"
+SHARE = "a share such as 95% or 0.95"
+MEMORY = "a size such as 24GB or 24GiB"
+POWER = "a power such as 25W or 1.2kW"
 
 
 def parse_duration(text: str) -> float:
-    """Seconds in `60s`, `500ms`, `10m`, `1h` or plain `60`. Raises UserError for anything else."""
+    """Seconds in `60s`, `500ms`, `10m`, `10min`, `1h` or plain `60`. Raises UserError for anything else."""
     match = _DURATION.fullmatch(text.strip())
     seconds = _number(match[1]) if match else None
     if match is None or seconds is None:
         raise UserError(f"{text!r} is no duration; write 60s, 500ms, 10m or 1h")
     return seconds * _UNITS_S[match[2] or "s"]
+
+
+def parse_share(text: str) -> float:
+    """A ratio in `90%` or `0.9`, whatever its size: who asks knows the bounds. Raises UserError for anything else."""
+    number = _finite(text.strip().removesuffix("%"))
+    if number is None:
+        raise UserError(f"{text!r} is not {SHARE}")
+    return number / 100 if text.strip().endswith("%") else number
+
+
+def option_seconds(option: str, text: str, right: str | None = None) -> float:
+    """What `option` of a command line says in `text`. Raises UserError naming it, with `right` as what to give."""
+    try:
+        return parse_duration(text)
+    except UserError as error:
+        raise UserError(f"{option}: {error}" if right is None else f"{option} {text!r}: give {right}") from None
+
+
+def option_share(option: str, text: str, right: str, most: float = math.inf) -> float:
+    """The same for a ratio from 0 to `most`."""
+    try:
+        share = parse_share(text)
+    except UserError:
+        share = -1.0
+    if not 0 <= share <= most:
+        raise UserError(f"{option} {text!r}: give {right}")
+    return share
+
+
+def parse_rate(text: str) -> float:
+    """Requests a second in `2/s`, `40/min`, `200000/8h` or plain `2`. Raises UserError for anything else."""
+    match = _RATE.fullmatch(text.strip().lower())
+    count = _finite(match["count"] if match else text)
+    period_s = _period_s(match["period"]) if match else 1.0
+    if count is None or count <= 0 or not period_s:
+        raise UserError(f"{text!r} is not {RATE}")
+    return count / period_s
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes in `24GB` (10^9 each), `24GiB` (2^30) or a plain number. Raises UserError for anything else."""
+    return round(_with_unit(text, _BYTES, "b", MEMORY))
+
+
+def parse_power(text: str) -> float:
+    """Watts in `25W`, `1.2kW` or a plain number. Raises UserError for anything else."""
+    return _with_unit(text, _WATTS, "w", POWER)
+
+
+def _with_unit(text: str, scales: Mapping[str, float], usual: str, right: str) -> float:
+    match = _WITH_UNIT.fullmatch(text.strip())
+    number = _finite(match["number"]) if match else None
+    scale = scales.get((match["unit"] or usual).lower()) if match else None
+    if number is None or scale is None or not 0 < number * scale < math.inf:
+        raise UserError(f"{text!r} is not {right}")
+    return number * scale
+
+
+def _period_s(text: str) -> float | None:
+    match = re.fullmatch(r"([0-9.]*)\s*([a-z]+)", text)
+    if match is None:
+        return None
+    unit_s = _PERIODS_S.get(match[2]) or _PERIODS_S.get(match[2].removesuffix("s"))
+    count = _finite(match[1] or "1")
+    return count * unit_s if count and unit_s else None
+
+
+def _finite(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
@@ -115,11 +205,8 @@ def _range(text: str) -> tuple[int, int] | None:
 
 def _number(text: str) -> float | None:
     """A number from 0 to a thousand million, None for anything else."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and 0 <= number <= _MOST else None
+    number = _finite(text)
+    return number if number is not None and 0 <= number <= _MOST else None
 
 
 DEFAULT_DURATION_S = 60.0
@@ -165,6 +252,8 @@ class Traffic:
 
 def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> Traffic:
     """Check and translate. Raises UserError naming the option that is wrong."""
+    from breakeven.traffic.traces.read import read_trace
+
     given = [name for name in ("rate", "concurrency", "trace") if getattr(words, name) is not None]
     if len(given) > 1:
         raise UserError(f"--{given[0]} and --{given[1]} are different kinds of load; give one of them")
@@ -175,18 +264,19 @@ def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> 
     if words.turns < 1:
         raise UserError("--turns must be 1 or more")
     trace = read_trace(words.trace) if words.trace is not None else None
-    duration_s = _seconds("--duration", words.duration)
+    duration_s = None if words.duration is None else option_seconds("--duration", words.duration)
     # A count alone ends a run, and so does a trace; only a rate or a number of streams would go on for ever.
     if duration_s is None and words.requests is None and trace is None and not words.arrivals.startswith("steps"):
         duration_s = default_duration_s
-    warm_up_s = _seconds("--warm-up", words.warm_up)
-    if warm_up_s is None:
+    if words.warm_up is not None:
+        warm_up_s = option_seconds("--warm-up", words.warm_up)
+    else:
         warm_up_s = 0.0 if trace is not None else min(MOST_WARM_UP_S, WARM_UP_SHARE * (duration_s or MOST_WARM_UP_S))
     lengths = (words.prompt, words.output)
     if trace is None:
         lengths = (words.prompt or DEFAULT_PROMPT, words.output or DEFAULT_OUTPUT)
     prompt, output = (None if text is None else parse_length(text) for text in lengths)
-    think_s = _seconds("--think", words.think) or 0.0
+    think_s = option_seconds("--think", words.think)
     workloads = tuple(
         Workload(
             arrivals=arrivals,
@@ -243,12 +333,3 @@ def _window(text: str | None) -> tuple[float, float | None]:
     if end_s is not None and end_s <= start_s:
         raise UserError(f"--window {text!r}: the end must come after the start")
     return start_s, end_s
-
-
-def _seconds(option: str, text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        return parse_duration(text)
-    except UserError as error:
-        raise UserError(f"{option}: {error}") from None

@@ -93,7 +93,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 TERMS = {"ttft": "ttft_s", "tpot": "tpot_s", "itl": "itl_s", "e2e": "e2e_s"}
-UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
+UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 _TERM = re.compile(r"\s*(?P<name>[^=,\s]*)\s*(?P<equals>=?)\s*(?P<number>[0-9.eE+-]*)\s*(?P<unit>[^\s,]*)\s*")
 

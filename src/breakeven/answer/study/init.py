@@ -8,11 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from breakeven.answer.study.form import checked
-from breakeven.answer.study.load import plan_of
-from breakeven.answer.study.values import parse_rate
+from breakeven.answer.study.load import study_of
 from breakeven.errors import UserError
-from breakeven.traffic.words import parse_length
+from breakeven.traffic.words import parse_length, parse_rate
 from breakeven.traffic.workload import parse_slo
 
 Ask = Callable[[str, str], str]
@@ -106,7 +104,7 @@ def study_text(answers: Mapping[str, str], directory: Path = Path()) -> str:
         candidates="\n".join(candidates),
     )
     # What cannot be read back would be found out one command too late.
-    plan_of(checked("the study", yaml.safe_load(text)), directory.resolve() / "study.yaml", "the study")
+    study_of(yaml.safe_load(text), directory.resolve() / "study.yaml", "the study")
     return text
 
 

@@ -1,31 +1,31 @@
-"""The trace of a study, however long it is: what does not fit into memory is represented by its beginning.
+"""From a study file to a `StudyPlan`: paths, traffic, and whatever must agree between its parts.
 
-From a study file to a `StudyPlan`: defaults, paths, and whatever must agree between its parts.
+The trace of a study may be of any length: what does not fit into memory is represented by its beginning.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from breakeven.answer.study.form import CandidateForm, LoadForm, PriceForm, StudyForm, read_form
-from breakeven.answer.study.plan import (
-    ApiSpeed,
-    CandidatePlan,
-    Constraints,
-    Location,
-    PolicyPlan,
-    QualityPlan,
-    StudyPlan,
-    TrafficPart,
-)
+from breakeven.answer.study.plan import QUESTION, CandidatePlan, Demand, Location, StudyPlan
+from breakeven.answer.study.yaml_file import read_mapping, record_of
 from breakeven.errors import UserError
-from breakeven.results.cost import Api, Own, Pricing, Rented
+from breakeven.results.cost import Api, Pricing, Rented
 from breakeven.traffic.traces.read import read_trace
 from breakeven.traffic.traces.rows import TraceRows
-from breakeven.traffic.workload import Arrivals, Slo, Workload
+from breakeven.traffic.workload import Arrivals, Workload
+
+DOCS = "docs/decide.md lists the keys"
+_MISSING = {
+    "load": "say what comes in, such as rate: 2/s with prompt: 512 and output: 128",
+    "slo": "say what is fast enough, such as ttft: 2s and tpot: 100ms; for batch work e2e: 8h",
+    "candidates": "list what could serve it, each with a model and a machine or an API price",
+}
 
 WHOLE_BYTES = 256_000_000
 """A trace up to this size is read whole: some seven million requests as Azure writes them."""
@@ -67,94 +67,77 @@ def read_study(path: Path) -> StudyPlan:
     Raises UserError naming file, key, what was found and what would be right.
     """
     path = path.expanduser()
-    return plan_of(read_form(path), path.resolve(), str(path))
+    found = read_mapping(
+        path,
+        too_large="give a study file, not a trace",
+        give="give a study, or write one with breakeven decide --init",
+        keys=f"keys such as `load:` and `candidates:`; {DOCS}",
+    )
+    return study_of(found, path.resolve(), str(path))
 
 
-def plan_of(form: StudyForm, path: Path, where: str) -> StudyPlan:
-    """`form`, read from `path` and called `where` in errors, as a plan."""
+def study_of(found: Mapping[Any, Any], path: Path, where: str) -> StudyPlan:
+    """`found` in the file `path`, which is called `where` in errors."""
+    study = record_of(StudyPlan, found, where, DOCS, _MISSING)
+    load = study.load
     candidates = tuple(
-        _candidate(where, i, each, path.parent, form.load.turns > 1) for i, each in enumerate(form.candidates)
+        _candidate(f"{where}: candidates.{i}", each, found["candidates"][i], path.parent, load.turns > 1)
+        for i, each in enumerate(study.candidates)
     )
     names = [each.name for each in candidates]
     for i, name in enumerate(names):
         if name in names[:i]:
             raise UserError(f"{where}: candidates.{i}.name: found {name!r} a second time; give it a name of its own")
-    trace, arrivals, load_per_s = _arrivals(where, form.load, path.parent)
-    load = form.load
+    trace, arrivals, load_per_s = _arrivals(where, load, path.parent)
     low, high = _range(where, load, load_per_s)
-    _known(where, "quality.scores", form.quality.scores, names)
-    _known(where, "quality.answer_tokens", form.quality.answer_tokens, names)
-    for i, part in enumerate(form.parts):
-        _known(where, f"parts.{i}.candidates", part.candidates, names)
-    shares = sum(part.share for part in form.parts)
-    if form.parts and abs(shares - 1) > 1e-6:
-        raise UserError(f"{where}: parts: found shares that add up to {shares:.4g}, they must add up to 100%")
-    if form.quality.source == "own" and (missing := [name for name in names if name not in form.quality.scores]):
-        raise UserError(
-            f"{where}: quality.scores: missing for {missing[0]!r}; your own scores must cover every candidate"
-        )
-    for i, name in enumerate(form.formats):
-        check_format(f"{where}: formats.{i}", name)
-    return StudyPlan(
-        name=form.name or path.stem,
-        question=form.question or "Which of these should serve this traffic?",
-        path=path,
+    _check(where, study, names)
+    return replace(
+        study,
+        name=study.name or path.stem,
+        question=study.question or QUESTION,
         candidates=candidates,
+        path=path,
         workload=Workload(
             arrivals=arrivals,
             prompt=load.prompt,
             output=load.output,
             requests=load.requests,
             turns=load.turns,
-            turn_think_s=load.think,
+            turn_think_s=load.think_s,
             sharing=load.turns > 1 or trace is not None,
-            languages=tuple(form.languages),
-            seed=form.seed,
+            languages=study.languages,
+            seed=study.seed,
         ),
         trace=trace,
         load_per_s=load_per_s,
-        slo=Slo(ttft_s=form.slo.ttft, tpot_s=form.slo.tpot, itl_s=form.slo.itl, e2e_s=form.slo.e2e),
-        good_share=form.slo.share,
         low_per_s=low,
         high_per_s=high,
-        parts=tuple(
-            TrafficPart(name=part.name, share=part.share, floor=part.floor, candidates=tuple(part.candidates))
-            for part in form.parts
-        ),
-        cached_share=load.cached,
-        budget_usd_per_month=form.budget_usd_per_month,
-        constraints=Constraints(
-            memory_bytes=form.constraints.memory,
-            on_premise=form.constraints.on_premise,
-            offline=form.constraints.offline,
-            power_w=form.constraints.power,
-            licences=tuple(form.constraints.licences),
-        ),
-        quality=QualityPlan(
-            source=form.quality.source,
-            benchmark=form.quality.benchmark,
-            scores=form.quality.scores,
-            answer_tokens=form.quality.answer_tokens,
-            floor=form.quality.floor,
-        ),
-        languages=tuple(form.languages),
-        fine_tunes_per_year=form.fine_tuning.per_year,
-        adapters=form.fine_tuning.adapters,
-        growth_per_year=load.growth_per_year,
-        contexts=tuple(form.contexts),
-        formats=tuple(form.formats),
-        seed=form.seed,
     )
 
 
-def _arrivals(where: str, load: LoadForm, directory: Path) -> tuple[Path | None, Arrivals, float]:
+def _check(where: str, study: StudyPlan, names: list[str]) -> None:
+    """What must agree between parts of the file."""
+    _known(where, "quality.scores", study.quality.scores, names)
+    _known(where, "quality.answer_tokens", study.quality.answer_tokens, names)
+    for i, part in enumerate(study.parts):
+        _known(where, f"parts.{i}.candidates", part.candidates, names)
+    shares = sum(part.share for part in study.parts)
+    if study.parts and abs(shares - 1) > 1e-6:
+        raise UserError(f"{where}: parts: found shares that add up to {shares:.4g}, they must add up to 100%")
+    if study.quality.source == "own" and (missing := [name for name in names if name not in study.quality.scores]):
+        raise UserError(
+            f"{where}: quality.scores: missing for {missing[0]!r}; your own scores must cover every candidate"
+        )
+    for i, name in enumerate(study.formats):
+        check_format(f"{where}: formats.{i}", name)
+
+
+def _arrivals(where: str, load: Demand, directory: Path) -> tuple[Path | None, Arrivals, float]:
     """The trace, how requests arrive, and their mean rate."""
     if load.trace is None:
         rate = load.rate if load.rate is not None else (load.users or 0) * (load.requests_per_user or 0.0)
         shape = load.arrivals or Arrivals(process="poisson")
         return None, Arrivals(process=shape.process, rate_per_s=rate, cv=shape.cv), rate
-    pass  # DROPPED
-
     path = existing(f"{where}: load.trace", directory, load.trace)
     rows = read_study_trace(path)
     if len(rows) < 2 or rows.span_s <= 0:
@@ -164,7 +147,7 @@ def _arrivals(where: str, load: LoadForm, directory: Path) -> tuple[Path | None,
     return path, Arrivals(process="trace", trace=path.name, rate_scale=scale), recorded * scale
 
 
-def _range(where: str, load: LoadForm, load_per_s: float) -> tuple[float, float]:
+def _range(where: str, load: Demand, load_per_s: float) -> tuple[float, float]:
     grown = load_per_s * max(1.0, (1 + load.growth_per_year) ** GROWTH_YEARS)
     low = load.low if load.low is not None else load_per_s / RANGE
     high = load.high if load.high is not None else max(load_per_s * RANGE, grown)
@@ -177,67 +160,39 @@ def _range(where: str, load: LoadForm, load_per_s: float) -> tuple[float, float]
     return low, high
 
 
-def _candidate(where: str, i: int, form: CandidateForm, directory: Path, converses: bool) -> CandidatePlan:
-    place = f"{where}: candidates.{i}"
-    model = None if form.model is None else model_named(f"{place}.model", form.model, directory)
-    machine = None if form.machine is None else machine_named(f"{place}.machine", form.machine, directory)
-    if form.format is not None:
-        check_format(f"{place}.format", form.format)
-    pricing = None if form.price is None else pricing_of(form.price)
-    location: Location = form.location or ("cloud" if isinstance(pricing, Api | Rented) else "on-premise")
-    if isinstance(pricing, Api) and location != "cloud":
-        raise UserError(f"{place}.location: found {location!r}, it must be cloud: a hosted model runs elsewhere")
-    shown = form.model or (form.measured and Path(form.measured).stem) or "hosted model"
-    name = form.name or (f"{shown} by API" if isinstance(pricing, Api) else f"{shown} on {form.machine or 'measured'}")
-    return CandidatePlan(
-        name=name,
+def _candidate(
+    place: str, plan: CandidatePlan, typed: Mapping[str, Any], directory: Path, converses: bool
+) -> CandidatePlan:
+    """What was not said of a candidate, from what was."""
+    model = None if plan.model is None else model_named(f"{place}.model", plan.model, directory)
+    machine = None if plan.machine is None else machine_named(f"{place}.machine", plan.machine, directory)
+    if plan.format is not None:
+        check_format(f"{place}.format", plan.format)
+    location = location_of(f"{place}.location", typed.get("location"), plan.pricing, "on-premise")
+    shown = plan.model or (plan.measured and plan.measured.stem) or "hosted model"
+    usual = f"{shown} by API" if plan.is_api else f"{shown} on {plan.machine or 'measured'}"
+    policy = plan.policy
+    if policy.prefix_caching is None and converses:
+        # Servers keep a conversation's keys and values unless told not to.
+        policy = replace(policy, prefix_caching=True)
+    return replace(
+        plan,
+        name=plan.name or usual,
         model=model,
         machine=machine,
-        engine=form.engine,
-        devices=form.devices,
-        format=form.format,
         location=location,
-        pricing=pricing,
-        measured=None if form.measured is None else existing(f"{place}.measured", directory, form.measured),
-        licence=form.licence,
-        memory_bytes=form.memory,
-        host_memory_bytes=form.host_memory,
-        max_replicas=form.replicas,
-        policy=PolicyPlan(
-            max_sequences=form.policy.max_sequences,
-            max_step_tokens=form.policy.max_step_tokens,
-            kv_tokens=form.policy.kv_tokens,
-            # Servers keep a conversation's keys and values unless told not to.
-            prefix_caching=True if form.policy.prefix_caching is None and converses else form.policy.prefix_caching,
-        ),
-        api_speed=None
-        if form.speed is None
-        else ApiSpeed(ttft_s=form.speed.ttft, tokens_per_s=form.speed.tokens_per_s, source=form.speed.source),
-        price_source=None if form.price is None else form.price.source,
+        measured=None if plan.measured is None else existing(f"{place}.measured", directory, typed["measured"]),
+        policy=policy,
+        price_source=None if plan.pricing is None else typed["price"].get("source"),
     )
 
 
-def pricing_of(form: PriceForm) -> Pricing:
-    """The price that a file gives."""
-    if form.own is not None:
-        return Own(
-            usd=form.own.usd,
-            life_years=form.own.years,
-            usd_per_kwh=form.own.usd_per_kwh,
-            idle_w=form.own.idle,
-            busy_w=form.own.busy,
-            power_overhead=form.own.overhead,
-            yearly_upkeep_usd=form.own.upkeep_usd_per_year,
-        )
-    if form.rented is not None:
-        return Rented(usd_per_hour=form.rented.usd_per_hour, date=form.rented.date)
-    assert form.api is not None
-    return Api(
-        usd_per_mtok_input=form.api.input,
-        usd_per_mtok_output=form.api.output,
-        usd_per_mtok_cached_input=form.api.cached_input,
-        date=form.api.date,
-    )
+def location_of(place: str, said: Location | None, pricing: Pricing | None, usual: Location) -> Location:
+    """Where something runs: as said, else in a cloud where its price is one's, else `usual`."""
+    location: Location = said or ("cloud" if isinstance(pricing, Api | Rented) else usual)
+    if isinstance(pricing, Api) and location != "cloud":
+        raise UserError(f"{place}: found {location!r}, it must be cloud: a hosted model runs elsewhere")
+    return location
 
 
 def model_named(place: str, text: str, directory: Path) -> str:

@@ -1,40 +1,233 @@
-"""A decision as it is asked for: candidates, traffic, service level, constraints and quality. `read_study` makes it."""
+"""A study: the keys of its file, what each may hold and its default, and what follows from them. `read_study` makes it.
+
+The records are the file: a field is a key (`values.key_of`), its type says what may stand there, its default what holds
+where it is not given. Fields marked FACT are no keys; `load.py` works them out. docs/decide.md explains the keys.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from breakeven.results.cost import Api, Pricing
+from breakeven.answer.study.values import (
+    FACT,
+    LIST,
+    OPEN,
+    PLACE,
+    SLO_WORDS,
+    Above0,
+    ArrivalWords,
+    AtLeast0,
+    AtLeast1,
+    Count,
+    CountAbove0,
+    Date,
+    FilePart,
+    Flag,
+    Growth,
+    Language,
+    Memory,
+    Power,
+    Rate,
+    Seconds,
+    SecondsAbove0,
+    Share,
+    TokenLength,
+    Usd,
+    one_of,
+    read_as,
+    read_by,
+    text,
+)
+from breakeven.results.cost import Api, Own, Pricing, Rented
 from breakeven.traffic.workload import Slo, Workload
 
 Location = Literal["edge", "on-premise", "cloud"]
 QualitySource = Literal["own", "published", "size"]
+QUESTION = "Which of these should serve this traffic?"
+EngineName = Annotated[str, one_of("llama.cpp", "vllm")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyPlan:
-    """What the user sets of the engine's scheduler; None: its default. Names as in `predict.simulate.Policy`."""
+class Demand(FilePart):
+    """What comes in. Exactly one of `rate`, `users` and `trace` says how much; a trace may be scaled to a `rate`."""
 
-    max_sequences: int | None = None
-    max_step_tokens: int | None = None
-    prefix_caching: bool | None = None
-    kv_tokens: int | None = None
+    rate: Rate | None = None
+    users: CountAbove0 | None = None
+    requests_per_user: Rate | None = None
+    trace: str | None = None
+    speed: Above0 | None = None
+    arrivals: ArrivalWords | None = None
+    prompt: TokenLength | None = None
+    output: TokenLength | None = None
+    turns: CountAbove0 = 1
+    think_s: Seconds = 0.0
+    cached: Share = 0.0
+    """Share of prompt tokens that an API bills as cached."""
+    low: Rate | None = None
+    high: Rate | None = None
+    growth_per_year: Growth = 0.0
+    """0.5: half as much again after a year."""
+    requests: CountAbove0 | None = None
+
+    def as_typed(self) -> Self:
+        if self.users is not None and (self.rate is not None or self.trace is not None):
+            raise ValueError("one kind of load: rate, users or trace (a trace may carry a rate to be scaled to)")
+        if self.rate is None and self.users is None and self.trace is None:
+            raise ValueError("a rate (2/s), users with requests_per_user (6/h), or a trace (a file)")
+        if (self.users is None) != (self.requests_per_user is None):
+            raise ValueError("users and requests_per_user together, such as 40 and 6/h")
+        if self.speed is not None and (self.trace is None or self.rate is not None):
+            raise ValueError("speed only beside a trace without a rate")
+        if self.trace is not None and self.arrivals is not None:
+            raise ValueError("arrivals or a trace, which brings its own, but not both")
+        if self.trace is not None and self.turns > 1:
+            raise ValueError("turns or a trace, which brings its own conversations, but not both")
+        if self.trace is None and (self.prompt is None or self.output is None):
+            missing = "prompt" if self.prompt is None else "output"
+            raise ValueError(f"{missing}: tokens such as 512, or lognormal:1155,900[16-8192]; only a trace brings them")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError("low below high")
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ApiSpeed:
+class ServiceLevel(FilePart):
+    """What a request must keep, from its due time, and the `share` of requests that must."""
+
+    ttft_s: SecondsAbove0 | None = None
+    tpot_s: SecondsAbove0 | None = None
+    itl_s: SecondsAbove0 | None = None
+    e2e_s: SecondsAbove0 | None = None
+    share: Share = 0.99
+
+    def as_typed(self) -> Self:
+        if self.ttft_s is self.tpot_s is self.itl_s is self.e2e_s is None:
+            raise ValueError("at least one of ttft, tpot, itl and e2e, such as ttft: 2s")
+        if self.share == 0:
+            raise ValueError("a share above 0")
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnPrice(FilePart):
+    """Bought hardware of one replica."""
+
+    usd: Usd
+    years: Above0
+    usd_per_kwh: Usd
+    idle_w: Power | None = None
+    busy_w: Power | None = None
+    overhead: AtLeast1 = 1.0
+    upkeep_usd_per_year: Usd = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RentedPrice(FilePart):
+    """A machine by the hour, all its devices together."""
+
+    usd_per_hour: Usd
+    date: Date | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPrice(FilePart):
+    """A hosted model, dollars per million tokens."""
+
+    input: Usd
+    output: Usd
+    cached_input: Usd | None = None
+    date: Date | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price(FilePart):
+    """Exactly one kind of price, and who says so."""
+
+    own: OwnPrice | None = None
+    rented: RentedPrice | None = None
+    api: TokenPrice | None = None
+    source: str | None = None
+
+    def as_typed(self) -> Self:
+        if sum(kind is not None for kind in (self.own, self.rented, self.api)) != 1:
+            raise ValueError("exactly one of own, rented and api")
+        return self
+
+    @property
+    def pricing(self) -> Pricing:
+        """The price as results hold it."""
+        if self.own is not None:
+            own = self.own
+            return Own(
+                usd=own.usd,
+                life_years=own.years,
+                usd_per_kwh=own.usd_per_kwh,
+                idle_w=own.idle_w,
+                busy_w=own.busy_w,
+                power_overhead=own.overhead,
+                yearly_upkeep_usd=own.upkeep_usd_per_year,
+            )
+        if self.rented is not None:
+            return Rented(usd_per_hour=self.rented.usd_per_hour, date=self.rented.date)
+        assert self.api is not None
+        return Api(
+            usd_per_mtok_input=self.api.input,
+            usd_per_mtok_output=self.api.output,
+            usd_per_mtok_cached_input=self.api.cached_input,
+            date=self.api.date,
+        )
+
+    @classmethod
+    def of(cls, pricing: Pricing) -> Price:
+        """The price as it stands in a file: `Price.of(x).pricing` is `x`."""
+        if isinstance(pricing, Own):
+            own = OwnPrice(
+                usd=pricing.usd,
+                years=pricing.life_years,
+                usd_per_kwh=pricing.usd_per_kwh,
+                idle_w=pricing.idle_w,
+                busy_w=pricing.busy_w,
+                overhead=pricing.power_overhead,
+                upkeep_usd_per_year=pricing.yearly_upkeep_usd,
+            )
+            return cls(own=own)
+        if isinstance(pricing, Rented):
+            return cls(rented=RentedPrice(usd_per_hour=pricing.usd_per_hour, date=pricing.date))
+        api = TokenPrice(
+            input=pricing.usd_per_mtok_input,
+            output=pricing.usd_per_mtok_output,
+            cached_input=pricing.usd_per_mtok_cached_input,
+            date=pricing.date,
+        )
+        return cls(api=api)
+
+
+PRICE = read_as(Price, lambda price: price.pricing)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSpeed(FilePart):
     """How fast a hosted model answers, as its provider or somebody's measurement says; `source` says who."""
 
-    ttft_s: float
-    tokens_per_s: float
+    ttft_s: SecondsAbove0
+    tokens_per_s: Above0
     source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CandidatePlan:
+class SchedulerLimits(FilePart):
+    """What the user sets of the engine's scheduler; None: its default. Names as in `forecast.simulator.Policy`."""
+
+    max_sequences: CountAbove0 | None = None
+    max_step_tokens: CountAbove0 | None = None
+    kv_tokens: CountAbove0 | None = None
+    prefix_caching: Flag | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidatePlan(FilePart):
     """One thing that could serve the traffic: a model on a machine, a saved measurement, or an API.
 
     `model` is what `resolve_spec` takes (None: an API whose model nobody knows). `machine` is a chip's slug, a profile
@@ -43,23 +236,23 @@ class CandidatePlan:
     `load` or `compare`. `memory_bytes`: of one device, where it differs from the data sheet.
     """
 
-    name: str
+    name: Annotated[str, text(1, 80), OPEN] = ""
     model: str | None = None
     machine: str | None = None
-    engine: str | None = None
-    devices: int = 1
+    engine: EngineName | None = None
+    devices: CountAbove0 = 1
     format: str | None = None
-    location: Location = "on-premise"
-    pricing: Pricing | None = None
-    measured: Path | None = None
+    location: Annotated[Location, OPEN] = "on-premise"
+    pricing: Annotated[Pricing, PRICE] | None = field(default=None, metadata={"alias": "price"})
+    measured: Annotated[Path, PLACE] | None = None
     licence: str | None = None
-    memory_bytes: int | None = None
-    host_memory_bytes: int | None = None
-    max_replicas: int | None = None
+    memory_bytes: Memory | None = None
+    host_memory_bytes: Memory | None = None
+    max_replicas: CountAbove0 | None = field(default=None, metadata={"alias": "replicas"})
     """Machines of this kind there are; None: as many as the load needs."""
-    policy: PolicyPlan = field(default_factory=PolicyPlan)
-    api_speed: ApiSpeed | None = None
-    price_source: str | None = None
+    policy: SchedulerLimits = field(default_factory=SchedulerLimits)
+    api_speed: ApiSpeed | None = field(default=None, metadata={"alias": "speed"})
+    price_source: str | None = field(default=None, metadata=FACT)
     """Where the price comes from, for the table of assumptions."""
 
     @property
@@ -67,25 +260,36 @@ class CandidatePlan:
         """Paid by the token, so it neither saturates nor idles."""
         return isinstance(self.pricing, Api)
 
+    def as_typed(self) -> Self:
+        if self.is_api and (self.machine is not None or self.measured is not None):
+            raise ValueError("an API price alone, or a machine with a price of its own (rented or own)")
+        if not self.is_api and self.machine is None and self.measured is None:
+            raise ValueError("a machine (h100-sxm, this), a measured result, or price: api: for a hosted model")
+        if not self.is_api and self.model is None and self.measured is None:
+            raise ValueError("a model (a name from `breakeven models`, a .yaml or a .gguf)")
+        if self.api_speed is not None and not self.is_api:
+            raise ValueError("speed only for a hosted model; a machine's speed is predicted or measured")
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Constraints:
+class Constraints(FilePart):
     """What a candidate must keep to be chosen. None, False or empty: not asked for."""
 
-    memory_bytes: int | None = None
+    memory_bytes: Memory | None = None
     """On one replica: weights, keys and values, and buffers."""
-    on_premise: bool = False
+    on_premise: Flag = False
     """Data must not leave: edge and on-premise only."""
-    offline: bool = False
+    offline: Flag = False
     """Must work without a network: no API, nothing in a cloud."""
-    power_w: float | None = None
+    power_w: Power | None = None
     """Of one replica when busy."""
-    licences: tuple[str, ...] = ()
-    """The only ones allowed, as in `spec/data/licences.json`; case does not matter."""
+    licences: Annotated[tuple[str, ...], LIST] = ()
+    """The only ones allowed, as in `model/data/licences.json`; case does not matter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QualityPlan:
+class QualityPlan(FilePart):
     """Where quality comes from and how much is enough. `source` None: the best that covers every candidate.
 
     `scores`: share of tasks solved (0 to 1) by candidate name, the user's own evaluation. `answer_tokens`: mean length
@@ -94,55 +298,94 @@ class QualityPlan:
 
     source: QualitySource | None = None
     benchmark: str | None = None
-    scores: Mapping[str, float] = field(default_factory=dict)
-    answer_tokens: Mapping[str, float] = field(default_factory=dict)
-    floor: float | None = None
+    scores: dict[str, Share] = field(default_factory=dict)
+    answer_tokens: dict[str, Above0] = field(default_factory=dict)
+    floor: AtLeast0 | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrafficPart:
+class TrafficPart(FilePart):
     """A share of the requests that may be served apart from the rest. `floor`: the quality this part needs."""
 
     name: str
-    share: float
-    floor: float | None = None
-    candidates: tuple[str, ...] = ()
+    share: Share
+    floor: AtLeast0 | None = None
+    candidates: Annotated[tuple[str, ...], LIST] = ()
     """The only ones that may serve it; empty: any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StudyPlan:
+class FineTuning(FilePart):
+    """How often the model is trained further, and how many adapters (LoRA) are served beside each other."""
+
+    per_year: AtLeast0 = 0.0
+    adapters: Count = 0
+
+
+def _listed(value: object) -> object:
+    if not isinstance(value, list) or not value:
+        raise ValueError("a list with at least one candidate, each with a model and a machine or an API price")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyPlan(FilePart):
     """Everything one verdict is asked about. Paths are absolute; money is US dollars.
 
     `load_per_s` is the mean arrival rate now, that of the trace where there is one. `workload.arrivals` is how the
-    requests come at that rate. `growth_per_year` 0.5: half as much again after a year. `low_per_s` to `high_per_s`:
-    the loads over which flips are looked for.
+    requests come at that rate. `low_per_s` to `high_per_s`: the loads over which flips are looked for.
     """
 
-    name: str
-    question: str
-    path: Path
-    candidates: tuple[CandidatePlan, ...]
-    workload: Workload
-    trace: Path | None
-    load_per_s: float
-    slo: Slo
-    good_share: float
-    low_per_s: float
-    high_per_s: float
-    parts: tuple[TrafficPart, ...] = ()
-    cached_share: float = 0.0
-    """Share of prompt tokens that an API bills as cached."""
-    budget_usd_per_month: float | None = None
+    name: Annotated[str, OPEN] = ""
+    question: Annotated[str, OPEN] = QUESTION
+    load: Demand
+    service: Annotated[ServiceLevel, SLO_WORDS] = field(metadata={"alias": "slo"})
+    parts: Annotated[tuple[TrafficPart, ...], LIST] = ()
+    budget_usd_per_month: Usd | None = None
     constraints: Constraints = field(default_factory=Constraints)
     quality: QualityPlan = field(default_factory=QualityPlan)
-    languages: tuple[str, ...] = ()
-    fine_tunes_per_year: float = 0.0
-    adapters: int = 0
-    """Adapters (LoRA) served beside each other on one model."""
-    growth_per_year: float = 0.0
-    contexts: tuple[int, ...] = ()
+    languages: Annotated[tuple[Language, ...], LIST] = ()
+    fine_tuning: FineTuning = field(default_factory=FineTuning)
+    contexts: Annotated[tuple[CountAbove0, ...], LIST] = ()
     """Context lengths of the map; empty: chosen around the workload's."""
-    formats: tuple[str, ...] = ()
+    formats: Annotated[tuple[str, ...], LIST] = ()
     """Weight formats of the map; empty: those usual on the candidates' machines."""
-    seed: int = 0
+    candidates: Annotated[tuple[CandidatePlan, ...], LIST, read_by(_listed)]
+    seed: Count = 0
+    path: Path = field(metadata=FACT)
+    workload: Workload = field(metadata=FACT)
+    trace: Path | None = field(metadata=FACT)
+    load_per_s: float = field(metadata=FACT)
+    low_per_s: float = field(metadata=FACT)
+    high_per_s: float = field(metadata=FACT)
+
+    @property
+    def slo(self) -> Slo:
+        """What a request must keep to be good."""
+        asked = self.service
+        return Slo(ttft_s=asked.ttft_s, tpot_s=asked.tpot_s, itl_s=asked.itl_s, e2e_s=asked.e2e_s)
+
+    @property
+    def good_share(self) -> float:
+        """Share of requests that must be good."""
+        return self.service.share
+
+    @property
+    def cached_share(self) -> float:
+        """Share of prompt tokens that an API bills as cached."""
+        return self.load.cached
+
+    @property
+    def growth_per_year(self) -> float:
+        """How the load grows."""
+        return self.load.growth_per_year
+
+    @property
+    def fine_tunes_per_year(self) -> float:
+        """How often the model is trained further."""
+        return self.fine_tuning.per_year
+
+    @property
+    def adapters(self) -> int:
+        """Adapters served beside each other on one model."""
+        return self.fine_tuning.adapters

@@ -1,69 +1,147 @@
-"""Quantities as people write them in a study: `2/s`, `40%`, `24GB`, `350W`, `90ms`. Each is one annotated type."""
+"""What a record of a file that people write is made of: its base, how a key is called, and how each value is read.
+
+Such a record is a plain frozen dataclass, and the only place that names a key, its type and its default. pydantic reads
+it (`yaml_file.py`), but only where a file is read: what serves imports the same records without pydantic, and gets them
+from the process that read the file. `docs/decisions/006-one-record-a-file.md` says why.
+"""
 
 from __future__ import annotations
 
 import datetime
 import math
 import re
-from typing import Annotated
-
-from pydantic import BeforeValidator, Field, StrictBool
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
 
 from breakeven.errors import UserError
-from breakeven.traffic.words import parse_arrivals, parse_duration, parse_length
+from breakeven.traffic.words import (
+    MEMORY,
+    POWER,
+    RATE,
+    SHARE,
+    parse_arrivals,
+    parse_bytes,
+    parse_duration,
+    parse_length,
+    parse_power,
+    parse_rate,
+    parse_share,
+)
 from breakeven.traffic.workload import TERMS, Arrivals, Length, parse_slo
 
-_DAY_S = 86_400.0
-_PERIODS_S = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "m": 60.0, "h": 3600.0, "hour": 3600.0}
-_PERIODS_S |= {"d": _DAY_S, "day": _DAY_S, "week": 7 * _DAY_S, "month": 30.4375 * _DAY_S}
-_RATE = re.compile(r"(?P<count>[0-9.eE+_-]+)\s*(?:req(?:uests)?)?\s*(?:/|per|a)\s*(?P<period>[0-9.]*\s*[a-z]+)")
-_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_BYTES |= {"tib": 2**40}
-_WITH_UNIT = re.compile(r"(?P<number>[0-9.eE+_-]+)\s*(?P<unit>[A-Za-z]+|%)?")
-
-RATE = "a rate above 0 such as 2/s, 40/min, 5000/day or 200000/8h"
 DURATION = "a duration such as 90ms, 2s, 10min or 8h"
-SHARE = "a share such as 95% or 0.95"
-MEMORY = "a size such as 24GB or 24GiB"
-POWER = "a power such as 25W or 1.2kW"
 TOKENS = "tokens as 128, uniform:64-512, normal:512,128 or lognormal:1155,900[16-8192]"
+HIDDEN = "hidden"
+"""Type of a complaint about what may be a secret: the value is not repeated."""
+FACT: Mapping[str, bool] = {"fact": True}
+"""Of a field that is worked out, and no key: `field(metadata=FACT)`."""
 
 
-def parse_rate(text: str) -> float:
-    """Requests a second in `2/s`, `40/min`, `200000/8h` or plain `2`. Raises UserError for anything else."""
-    match = _RATE.fullmatch(text.strip().lower())
-    count = _number(match["count"] if match else text)
-    period_s = _period_s(match["period"]) if match else 1.0
-    if count is None or count <= 0 or not period_s:
-        raise UserError(f"{text!r} is not {RATE}")
-    return count / period_s
+def key_of(name: str) -> str:
+    """The key of a field that names no other: units are written beside the number, not in the key."""
+    return name if name.endswith("_per_s") else re.sub(r"_(s|w|bytes)$", "", name)
 
 
-def parse_bytes(text: str) -> int:
-    """Bytes in `24GB` (10^9 each), `24GiB` (2^30) or a plain number. Raises UserError for anything else."""
-    match = _WITH_UNIT.fullmatch(text.strip())
-    number = _number(match["number"]) if match else None
-    scale = _BYTES.get((match["unit"] or "b").lower()) if match else None
-    if number is None or scale is None or number <= 0:
-        raise UserError(f"{text!r} is not {MEMORY}")
-    return round(number * scale)
+class FilePart:
+    """A mapping in a file. A key that its fields do not know is refused; a field's `metadata["alias"]` is its key."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar = {"extra": "forbid", "arbitrary_types_allowed": True, "alias_generator": key_of}
+
+    def as_typed(self) -> Self:
+        """Itself, where what was typed agrees; raises ValueError saying what would be right.
+
+        Asked of what stands in a file only: a record that code makes or completes may hold more than people may say.
+        """
+        return self
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        schema = handler(source)
+        facts = {each.name: each.default for each in fields(cls) if each.metadata.get("fact")}  # type: ignore[arg-type]
+        inner = handler.resolve_ref_schema(schema)["schema"]
+        inner["fields"] = [each for each in inner["fields"] if each["name"] not in facts]
+
+        def complete(found: Self) -> Self:
+            for name, default in facts.items():
+                object.__setattr__(found, name, default)
+            return found.as_typed()
+
+        return core_schema.no_info_after_validator_function(complete, schema)
 
 
-def _period_s(text: str) -> float | None:
-    match = re.fullmatch(r"([0-9.]*)\s*([a-z]+)", text)
-    if match is None:
-        return None
-    unit_s = _PERIODS_S.get(match[2]) or _PERIODS_S.get(match[2].removesuffix("s"))
-    count = _number(match[1] or "1")
-    return count * unit_s if count and unit_s else None
+def keys_of(part: type[FilePart]) -> dict[str, str]:
+    """The field behind each key of `part`."""
+    return {
+        each.metadata.get("alias", key_of(each.name)): each.name
+        for each in fields(part)  # type: ignore[arg-type]
+        if not each.metadata.get("fact")
+    }
 
 
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+@dataclass(frozen=True, slots=True)
+class As:
+    """How values of an annotated type are read: from pydantic's schemas, the bare type and its handler, the schema."""
+
+    schema: Callable[[Any, Any, Any], Any]
+    part: type[FilePart] | None = None
+    """The record that stands in the file for it, where one does."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return self.schema(core_schema, source, handler)
+
+
+def read_by(read: Callable[[object], object]) -> As:
+    """Whatever stands there goes through `read` first, which raises ValueError saying what would be right."""
+    return As(lambda core, source, handler: core.no_info_before_validator_function(read, handler(source)))
+
+
+def read_as(part: type[FilePart], made: Callable[[Any], object]) -> As:
+    """It stands there as `part`, of which `made` makes the value."""
+    return As(lambda core, _, handler: core.no_info_after_validator_function(made, handler.generate_schema(part)), part)
+
+
+def text(least: int = 0, most: int | None = None, pattern: str | None = None) -> As:
+    """Text of some length."""
+    return As(lambda core, *_: core.str_schema(min_length=least or None, max_length=most, pattern=pattern))
+
+
+def whole(least: int, most: int | None = None) -> As:
+    """A whole number, and no text that could be read as one."""
+    return As(lambda core, *_: core.int_schema(strict=True, ge=least, le=most))
+
+
+def number(*, gt: float | None = None, ge: float | None = None, lt: float | None = None) -> As:
+    """A finite number within these bounds."""
+    return As(lambda core, *_: core.float_schema(strict=True, allow_inf_nan=False, gt=gt, ge=ge, lt=lt))
+
+
+def one_of(*words: str) -> As:
+    """One of these words."""
+    return As(lambda core, *_: core.literal_schema([*words]))
+
+
+def listed(least: int = 0) -> As:
+    """A list, kept as a tuple."""
+
+    def schema(core: Any, source: Any, handler: Any) -> Any:
+        items = core.list_schema(handler(source)["items_schema"][0], min_length=least or None)
+        return core.no_info_after_validator_function(tuple, items)
+
+    return As(schema)
+
+
+LIST = listed()
+OPEN = As(lambda core, source, handler: core.nullable_schema(handler(source)))
+"""May be left empty in the file. Whoever completes the record works it out from the rest."""
+PLACE = As(lambda core, *_: core.no_info_after_validator_function(Path, core.str_schema()))
+"""A path, as typed until whoever completes the record places it."""
 
 
 def _plain(value: object) -> float | None:
@@ -71,20 +149,27 @@ def _plain(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _rate(value: object) -> object:
-    number = _plain(value)
+def _parsed(parse: Callable[[str], Any], value: object, right: str) -> Any:
+    """What `parse` makes of text, or of a plain number as if it were typed."""
+    plain = _plain(value)
     try:
-        return parse_rate(str(value) if number is None else repr(number))
+        return parse(str(value) if plain is None else repr(plain))
     except UserError:
-        raise ValueError(RATE) from None
+        raise ValueError(right) from None
+
+
+def _quantity(parse: Callable[[str], float], value: object) -> float | None:
+    """A plain number as it is, text as `parse` reads it; None for anything else."""
+    if not isinstance(value, str):
+        return _plain(value)
+    try:
+        return parse(value)
+    except UserError:
+        return None
 
 
 def _duration(value: object) -> object:
-    number = _plain(value)
-    try:
-        seconds = parse_duration(value) if isinstance(value, str) else number
-    except UserError:
-        seconds = None
+    seconds = _quantity(parse_duration, value)
     if seconds is None or not 0 <= seconds < math.inf:
         raise ValueError(DURATION)
     return seconds
@@ -98,58 +183,36 @@ def _above_0_s(value: object) -> object:
 
 
 def _share(value: object) -> object:
-    number = _plain(value)
-    if isinstance(value, str) and value.strip().endswith("%"):
-        percent = _number(value.strip()[:-1])
-        number = None if percent is None else percent / 100
-    if number is None or not 0 <= number <= 1:
+    share = _quantity(parse_share, value)
+    if share is None or not 0 <= share <= 1:
         raise ValueError(SHARE)
-    return number
+    return share
 
 
 def _growth(value: object) -> object:
-    number = _plain(value)
-    if isinstance(value, str) and value.strip().endswith("%"):
-        percent = _number(value.strip()[:-1])
-        number = None if percent is None else percent / 100
-    if number is None or not -1 < number <= 1000:
+    growth = _quantity(parse_share, value)
+    if growth is None or not -1 < growth <= 1000:
         raise ValueError("growth a year such as 40%, 1.5 (150 % more) or -20%")
-    return number
-
-
-def _memory(value: object) -> object:
-    number = _plain(value)
-    try:
-        return parse_bytes(str(value) if number is None else repr(number))
-    except UserError:
-        raise ValueError(MEMORY) from None
+    return growth
 
 
 def _power(value: object) -> object:
-    number = _plain(value)
-    if isinstance(value, str) and (match := _WITH_UNIT.fullmatch(value.strip())):
-        scale = {"w": 1.0, "kw": 1000.0}.get((match["unit"] or "w").lower())
-        count = _number(match["number"])
-        number = None if scale is None or count is None else count * scale
-    if number is None or not 0 < number < math.inf:
+    watts = _quantity(parse_power, value)
+    if watts is None or not 0 < watts < math.inf:
         raise ValueError(POWER)
-    return number
+    return watts
 
 
 def _length(value: object) -> object:
-    number = _plain(value)
-    try:
-        return parse_length(str(value) if number is None else f"{number:g}")
-    except UserError:
-        raise ValueError(TOKENS) from None
+    plain = _plain(value)
+    return _parsed(parse_length, value if plain is None else f"{plain:g}", TOKENS)
 
 
 def _arrivals(value: object) -> object:
     try:
-        found = parse_arrivals(str(value), 1.0)
+        return parse_arrivals(str(value), 1.0)
     except UserError:
         raise ValueError("poisson, constant or gamma:2.5 (coefficient of variation of the gaps)") from None
-    return found
 
 
 def _slo(value: object) -> object:
@@ -164,10 +227,10 @@ def _slo(value: object) -> object:
 
 def _date(value: object) -> object:
     # YAML reads 2026-04-01 as a date and 2026-04 as text.
-    text = value.isoformat() if isinstance(value, datetime.date) else value
-    if not isinstance(text, str) or not re.fullmatch(r"20\d\d(-(0[1-9]|1[0-2])(-\d\d)?)?", text):
+    found = value.isoformat() if isinstance(value, datetime.date) else value
+    if not isinstance(found, str) or not re.fullmatch(r"20\d\d(-(0[1-9]|1[0-2])(-\d\d)?)?", found):
         raise ValueError("a date such as 2026-04 or 2026-04-15")
-    return text
+    return found
 
 
 def _language(value: object) -> object:
@@ -179,29 +242,29 @@ def _language(value: object) -> object:
 
 
 def _usd(value: object) -> object:
-    number = _plain(value)
-    if number is None or not 0 <= number < math.inf:
+    usd = _plain(value)
+    if usd is None or not 0 <= usd < math.inf:
         raise ValueError("US dollars, 0 or more, as a plain number")
-    return number
+    return usd
 
 
-Rate = Annotated[float, BeforeValidator(_rate)]
-Seconds = Annotated[float, BeforeValidator(_duration)]
-SecondsAbove0 = Annotated[float, BeforeValidator(_above_0_s)]
-Share = Annotated[float, BeforeValidator(_share)]
-Growth = Annotated[float, BeforeValidator(_growth)]
-Memory = Annotated[int, BeforeValidator(_memory)]
-Power = Annotated[float, BeforeValidator(_power)]
-Usd = Annotated[float, BeforeValidator(_usd)]
-Date = Annotated[str, BeforeValidator(_date)]
-Language = Annotated[str, BeforeValidator(_language)]
-TokenLength = Annotated[Length, BeforeValidator(_length)]
-ArrivalWords = Annotated[Arrivals, BeforeValidator(_arrivals)]
-SLO_WORDS = BeforeValidator(_slo)
+Rate = Annotated[float, read_by(lambda value: _parsed(parse_rate, value, RATE))]
+Seconds = Annotated[float, read_by(_duration)]
+SecondsAbove0 = Annotated[float, read_by(_above_0_s)]
+Share = Annotated[float, read_by(_share)]
+Growth = Annotated[float, read_by(_growth)]
+Memory = Annotated[int, read_by(lambda value: _parsed(parse_bytes, value, MEMORY))]
+Power = Annotated[float, read_by(_power)]
+Usd = Annotated[float, read_by(_usd)]
+Date = Annotated[str, read_by(_date)]
+Language = Annotated[str, read_by(_language)]
+TokenLength = Annotated[Length, read_by(_length)]
+ArrivalWords = Annotated[Arrivals, read_by(_arrivals)]
+SLO_WORDS = read_by(_slo)
 """`ttft=2s,tpot=100ms` as well as a mapping of the same."""
-Flag = StrictBool
-Count = Annotated[int, Field(ge=0, strict=True)]
-CountAbove0 = Annotated[int, Field(ge=1, strict=True)]
-Above0 = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
-AtLeast0 = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
-AtLeast1 = Annotated[float, Field(ge=1, strict=True, allow_inf_nan=False)]
+Flag = Annotated[bool, As(lambda core, *_: core.bool_schema(strict=True))]
+Count = Annotated[int, whole(0)]
+CountAbove0 = Annotated[int, whole(1)]
+Above0 = Annotated[float, number(gt=0)]
+AtLeast0 = Annotated[float, number(ge=0)]
+AtLeast1 = Annotated[float, number(ge=1)]

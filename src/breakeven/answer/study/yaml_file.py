@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Hashable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from breakeven.answer.study.values import HIDDEN, FilePart, keys_of
 from breakeven.errors import UserError
+
+_Part = TypeVar("_Part", bound=FilePart)
 
 MOST_BYTES = 1_000_000
 """Such a file is typed by hand; a larger one is something else."""
-
-
-HIDDEN = "hidden"
-"""Type of a complaint about what may be a secret: the value is not repeated."""
-STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, populate_by_name=False)
-"""Of every mapping in such a file: a key that it does not know is refused."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -60,25 +58,40 @@ def read_mapping(path: Path, *, too_large: str, give: str, keys: str) -> dict[An
     return found
 
 
-def complaint(error: ValidationError, form: type[BaseModel], docs: str, missing: Mapping[str, str]) -> str:
-    """The first complaint, as one line; a wrong key gets the nearest right one.
+def record_of(part: type[_Part], found: Mapping[Any, Any], where: str, docs: str, missing: Mapping[str, str]) -> _Part:
+    """`found` as a record, as typed: what follows from its keys is not worked out yet.
 
-    `docs` says where the keys are explained, `missing` what to write for a key that is not there.
+    Raises UserError that begins with `where` and names the key; `docs` says where keys are explained, `missing` what to
+    write for a key that is not there.
     """
+    try:
+        return cast(_Part, _adapter(part).validate_python(found))  # type: ignore[arg-type]
+    except ValidationError as error:
+        # Without a cause: its text would hold what was typed, which may be a secret.
+        raise UserError(f"{where}: {_complaint(error, part, docs, missing)}") from None
+
+
+@cache
+def _adapter(part: type[FilePart]) -> TypeAdapter[Any]:
+    return TypeAdapter(part)
+
+
+def _complaint(error: ValidationError, part: type[FilePart], docs: str, missing: Mapping[str, str]) -> str:
+    """The first complaint, as one line; a wrong key gets the nearest right one."""
     details = error.errors(include_url=False)
     # A key that is missing is often there, misspelt.
-    detail = next((each for each in details if each["type"] == "extra_forbidden"), details[0])
-    parts = [str(part) for part in detail["loc"]]
+    detail = next((each for each in details if each["type"] == "unexpected_keyword_argument"), details[0])
+    parts = [str(each) for each in detail["loc"]]
     key = ".".join(parts)
-    if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(parts[-1], _form_at(form, parts[:-1]).model_fields, n=1)
+    if detail["type"] == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(parts[-1], keys_of(_part_at(part, parts[:-1])), n=1)
         return f"{key}: no such key{f', did you mean {near[0]}?' if near else ''}; {docs}"
     if detail["type"] == "missing":
         return f"{key}: missing; {missing.get(parts[-1], 'add it')}; {docs}"
     if detail["type"] == HIDDEN:
         return f"{key}: it must be {detail['msg']}"
-    if detail["type"] == "model_type":
-        there = ", ".join([*_form_at(form, parts).model_fields][:4])
+    if detail["type"] == "dataclass_type":
+        there = ", ".join([*keys_of(_part_at(part, parts))][:4])
         return f"{key}: found {shown(detail['input'])}, it must be a mapping with keys such as {there}; {docs}"
     right = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if isinstance(detail["input"], dict | list) and detail["input"]:
@@ -86,26 +99,32 @@ def complaint(error: ValidationError, form: type[BaseModel], docs: str, missing:
     return f"{key}: found {shown(detail['input'])}, it must be {right}"
 
 
-def _form_at(form: type[BaseModel], parts: list[str]) -> type[BaseModel]:
-    """The form that stands at `parts`, or around it."""
-    for part in parts:
-        field = form.model_fields.get(part)
-        if field is not None:
-            form = _form_in(field.annotation) or form
-    return form
+def _part_at(part: type[FilePart], parts: list[str]) -> type[FilePart]:
+    """The record that stands at `parts`, or around it."""
+    for key in parts:
+        name = keys_of(part).get(key)
+        if name is not None:
+            part = _part_in(_hints(part)[name]) or part  # type: ignore[arg-type]
+    return part
 
 
-def _form_in(annotation: Any) -> type[BaseModel] | None:
-    """The form inside `X`, `X | None`, `list[X]` and the like."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+@cache
+def _hints(part: type[FilePart]) -> dict[str, Any]:
+    return get_type_hints(part, include_extras=True)
+
+
+def _part_in(annotation: Any) -> type[FilePart] | None:
+    """The record inside `X`, `X | None`, `tuple[X, ...]` and the like, or that stands in the file for it."""
+    if isinstance(annotation, type) and issubclass(annotation, FilePart):
         return annotation
-    return next((form for each in get_args(annotation) if (form := _form_in(each))), None)
+    said = (*get_args(annotation), *(getattr(each, "part", None) for each in getattr(annotation, "__metadata__", ())))
+    return next((part for each in said if (part := _part_in(each))), None)
 
 
-def forms_in(form: type[BaseModel]) -> set[type[BaseModel]]:
-    """`form` and every form inside it."""
-    inner = (_form_in(field.annotation) for field in form.model_fields.values())
-    return {form}.union(*(forms_in(each) for each in inner if each is not None))
+def parts_in(part: type[FilePart]) -> set[type[FilePart]]:
+    """`part` and every record inside it."""
+    inner = (_part_in(_hints(part)[name]) for name in keys_of(part).values())  # type: ignore[arg-type]
+    return {part}.union(*(parts_in(each) for each in inner if each is not None))
 
 
 def shown(value: object) -> str:

@@ -13,8 +13,14 @@ import msgspec
 
 from breakeven.answer.decide import Phase, decide
 from breakeven.answer.study.load import RANGE, read_study
-from breakeven.answer.study.plan import CandidatePlan, QualityPlan, StudyPlan
-from breakeven.answer.study.plan import PolicyPlan as EnginePolicy
+from breakeven.answer.study.plan import (
+    CandidatePlan,
+    Demand,
+    QualityPlan,
+    SchedulerLimits,
+    ServiceLevel,
+    StudyPlan,
+)
 from breakeven.answer.study.yaml_file import read_mapping
 from breakeven.errors import UserError
 from breakeven.gateway.loop.traffic import Logged, workload_of_log, write_trace
@@ -34,9 +40,6 @@ from breakeven.results.predicted import Span
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 from breakeven.version import __version__
 
-GOOD_SHARE = 0.99
-"""Of requests that must keep the service level, as in a study that does not say."""
-
 
 def study_on_log(plan: StudyPlan, logged: Logged, trace: Path) -> StudyPlan:
     """`plan` with the traffic of `logged`, which lies in the file `trace`. Candidates, prices and SLO stay."""
@@ -48,7 +51,7 @@ def study_on_log(plan: StudyPlan, logged: Logged, trace: Path) -> StudyPlan:
         load_per_s=load_per_s,
         low_per_s=min(plan.low_per_s, load_per_s / RANGE),
         high_per_s=max(plan.high_per_s, load_per_s * RANGE),
-        cached_share=plan.cached_share if logged.cached_share is None else logged.cached_share,
+        load=plan.load if logged.cached_share is None else replace(plan.load, cached=logged.cached_share),
     )
 
 
@@ -86,11 +89,10 @@ def study_of_gateway(plan: GatewayPlan, logged: Logged, trace: Path) -> tuple[St
         workload=_workload(logged, trace, None),
         trace=trace,
         load_per_s=load_per_s,
-        slo=policy.slo,
-        good_share=GOOD_SHARE,
+        service=ServiceLevel(ttft_s=policy.slo.ttft_s, tpot_s=policy.slo.tpot_s),
         low_per_s=load_per_s / RANGE,
         high_per_s=load_per_s * RANGE,
-        cached_share=logged.cached_share or 0.0,
+        load=Demand(trace=str(trace), cached=logged.cached_share or 0.0),
         quality=QualityPlan(
             source="own" if whole else None,
             scores={name: score for name, score in scores.items() if score is not None} if whole else {},
@@ -126,7 +128,7 @@ def _candidate(plan: BackendPlan) -> CandidatePlan:
         format=plan.format,
         location=plan.place,
         pricing=plan.price,
-        policy=EnginePolicy(max_sequences=plan.slots),
+        policy=SchedulerLimits(max_sequences=plan.slots),
         api_speed=plan.speed,
         price_source="the gateway's file",
     )

@@ -9,6 +9,8 @@ import difflib
 import ipaddress
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 from urllib.parse import urlsplit
 
 from breakeven.errors import UserError
@@ -38,6 +40,17 @@ def check_plan(plan: GatewayPlan, where: str, environ: Mapping[str, str] = os.en
     if plan.redis is not None:
         _variable(f"{where}: redis.url_env", plan.redis.url_env, environ, "the address of Redis")
     return plan
+
+
+def with_options(
+    plan: GatewayPlan, *, host: str | None, port: int | None, workers: int | None, admin_port: int | None
+) -> GatewayPlan:
+    """`plan` with what a command line says instead; None: as the plan has it. Not checked yet."""
+    said = {"host": host, "port": port, "workers": workers}
+    given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+    if admin_port is not None:
+        given["admin"] = replace(plan.admin, port=admin_port)
+    return replace(plan, **given)
 
 
 def check_reload(old: GatewayPlan, new: GatewayPlan, where: str) -> GatewayPlan:

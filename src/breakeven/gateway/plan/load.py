@@ -1,42 +1,38 @@
-"""From a gateway file to a `GatewayPlan`: defaults, paths, names looked up. `check.py` holds what must agree."""
+"""From a gateway file to a `GatewayPlan`: paths, and what follows from the rest. `check.py` holds what must agree."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from breakeven.answer.study.load import check_format, existing, machine_named, model_named, pricing_of
-from breakeven.answer.study.plan import ApiSpeed, Location
-from breakeven.answer.study.yaml_file import complaint, read_mapping
+from breakeven.answer.study.load import check_format, existing, location_of, machine_named, model_named
+from breakeven.answer.study.yaml_file import read_mapping, record_of
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.gateway.plan.check import check_plan
-from breakeven.gateway.plan.form import DOCS, MISSING, BackendForm, ExperimentForm, GatewayForm, LocalForm, PolicyForm
 from breakeven.gateway.plan.model import (
     LOCAL_ENDPOINTS,
     USUAL_ENDPOINTS,
     BackendPlan,
-    ExperimentPlan,
     GatewayPlan,
-    HedgePlan,
-    Limits,
     LocalPlan,
-    LogPlan,
     PolicyPlan,
-    Redis,
-    Timeouts,
 )
-from breakeven.results.cost import Api, Rented
 from breakeven.results.decision import Kind
-from breakeven.traffic.workload import Slo
 
 PUBLIC_NAME = "breakeven"
 """The model that clients ask for where the file names none: every backend, by the default policy."""
-
-
+DOCS = "docs/gateway-yaml.md lists the keys"
+_MISSING = {
+    "backends": "list who answers, each with a name and a url or a local model",
+    "name": "give it a name, by which requests, logs and policies call it",
+    "model": "say which model",
+    "control": "say which backend most traffic goes to now",
+    "treatment": "say which backend is tried",
+    "kind": "say what it does: ab, shadow or canary",
+}
 _SPEC_FILES = (".yaml", ".yml", ".json", ".gguf")
 
 
@@ -53,137 +49,77 @@ def read_gateway(path: Path, environ: Mapping[str, str] = os.environ) -> Gateway
         give="give a gateway file such as examples/gateway.yaml",
         keys=f"keys such as `backends:`; {DOCS}",
     )
-    return plan_of_form(gateway_form(str(path), found), path.resolve(), str(path), environ)
+    return gateway_of(found, path.resolve(), str(path), environ)
 
 
-def gateway_form(where: str, found: dict[Any, Any]) -> GatewayForm:
-    """`found` as a form; raises UserError that begins with `where`."""
-    try:
-        return GatewayForm.model_validate(found)
-    except ValidationError as error:
-        # Without a cause: its text would hold what was typed, which may be a secret.
-        raise UserError(f"{where}: {complaint(error, GatewayForm, DOCS, MISSING)}") from None
-
-
-def plan_of_form(form: GatewayForm, path: Path, where: str, environ: Mapping[str, str] = os.environ) -> GatewayPlan:
-    """`form`, read from `path` and called `where` in errors, as a plan."""
+def gateway_of(
+    found: Mapping[Any, Any], path: Path, where: str, environ: Mapping[str, str] = os.environ
+) -> GatewayPlan:
+    """`found` in the file `path`, which is called `where` in errors."""
+    plan = record_of(GatewayPlan, found, where, DOCS, _MISSING)
     directory = path.parent
-    backends = tuple(_backend(f"{where}: backends.{i}", each, directory) for i, each in enumerate(form.backends))
-    policies = tuple(_policy(each, backends) for each in form.policies)
-    plan = GatewayPlan(
+    backends = tuple(
+        _backend(f"{where}: backends.{i}", each, found["backends"][i], directory)
+        for i, each in enumerate(plan.backends)
+    )
+    policies = tuple(_policy(each, backends) for each in plan.policies)
+    whole = replace(
+        plan,
         path=path,
         backends=backends,
         policies=policies or (PolicyPlan(model=PUBLIC_NAME, backends=tuple(each.name for each in backends)),),
-        host=form.host,
-        port=form.port,
-        workers=form.workers,
-        admin_host=form.admin.host,
-        admin_port=form.admin.port,
-        admin_secret_env=form.admin.secret_env,
-        keys=None if form.keys is None else _placed(directory, form.keys),
-        experiments=tuple(_experiment(each) for each in form.experiments),
-        limits=Limits(
-            body_bytes=form.limits.body,
-            header_bytes=form.limits.headers,
-            json_depth=form.limits.json_depth,
-            connections=form.limits.connections,
-            streams_per_key=form.limits.streams_per_key,
-            read_s=form.limits.read,
-            idle_s=form.limits.idle,
-            write_s=form.limits.write,
-            response_bytes=form.limits.response,
-            drain_s=form.limits.drain,
-        ),
-        log=LogPlan(
-            directory=None if form.log.directory is None else _placed(directory, form.log.directory),
-            rotate_bytes=form.log.rotate,
-            keep=form.log.keep,
-            prompts=form.log.prompts,
-        ),
-        redis=None
-        if form.redis is None
-        else Redis(url_env=form.redis.url_env, prefix=form.redis.prefix, timeout_s=form.redis.timeout),
-        otel=form.otel,
-        memory_bytes=form.memory,
-        minimum_dwell_s=form.minimum_dwell,
-        maximum_wait_s=form.maximum_wait,
+        keys=_placed(directory, plan.keys),
+        experiments=tuple(replace(each, sticky_by=each.sticky_by.lower()) for each in plan.experiments),
+        log=replace(plan.log, directory=_placed(directory, plan.log.directory)),
     )
-    return check_plan(plan, where, environ)
+    return check_plan(whole, where, environ)
 
 
-def _backend(place: str, form: BackendForm, directory: Path) -> BackendPlan:
-    local = None if form.local is None else _local(f"{place}.local", form.local, directory)
-    model = local.model if local else form.model and model_named(f"{place}.model", form.model, directory)
-    if form.format is not None:
-        check_format(f"{place}.format", form.format)
-    price = None if form.price is None else pricing_of(form.price)
-    hosted = isinstance(price, Api)
-    usual: Location = "edge" if local else "cloud" if isinstance(price, Api | Rented) else "on-premise"
-    location: Location = form.location or usual
-    if hosted and location != "cloud":
-        raise UserError(f"{place}.location: found {location!r}, it must be cloud: a hosted model runs elsewhere")
-    return BackendPlan(
-        name=form.name,
-        url=form.url,
+def _backend(place: str, plan: BackendPlan, typed: Mapping[str, Any], directory: Path) -> BackendPlan:
+    """What was not said of a backend, from what was; of what is started here, also beside `local`."""
+    local = None if plan.local is None else _local(f"{place}.local", plan.local, directory)
+    model = local.model if local else plan.model and model_named(f"{place}.model", plan.model, directory)
+    if plan.format is not None:
+        check_format(f"{place}.format", plan.format)
+    location = location_of(
+        f"{place}.location", typed.get("location"), plan.price, "on-premise" if local is None else "edge"
+    )
+    usual = LOCAL_ENDPOINTS if local else USUAL_ENDPOINTS
+    return replace(
+        plan,
         local=local,
-        served_model=form.served_model,
-        api_key_env=form.api_key_env,
-        key_header=form.key_header,
-        kind=form.kind or _kind(f"{place}.local.model" if local else f"{place}.model", model),
+        kind=typed.get("kind") or _kind(f"{place}.local.model" if local else f"{place}.model", model),
         place=location,
         model=model,
-        machine=_machine(f"{place}.machine", form, directory),
-        engine=local.engine if local else form.engine,
-        format=local.format if local else form.format,
-        devices=form.devices,
-        slots=local.slots if local else form.slots,
-        speed=None
-        if form.speed is None
-        else ApiSpeed(ttft_s=form.speed.ttft, tokens_per_s=form.speed.tokens_per_s, source=form.speed.source),
-        price=price,
-        quality=form.quality,
-        limit=form.limit,
-        context=local.context if local else form.context,
-        endpoints=tuple(dict.fromkeys(form.endpoints or (LOCAL_ENDPOINTS if local else USUAL_ENDPOINTS))),
-        replica_of=form.replica_of,
-        poll=not hosted if form.poll is None else form.poll,
-        allow_link_local=form.allow_link_local,
-        ca_file=None if form.ca_file is None else existing(f"{place}.ca_file", directory, form.ca_file),
-        timeouts=Timeouts(
-            connect_s=form.timeouts.connect,
-            first_byte_s=form.timeouts.first_byte,
-            idle_s=form.timeouts.idle,
-            total_s=form.timeouts.total,
-        ),
+        machine=_machine(f"{place}.machine", plan, directory),
+        engine=local.engine if local else plan.engine,
+        format=local.format if local else plan.format,
+        slots=local.slots if local else plan.slots,
+        context=local.context if local else plan.context,
+        endpoints=tuple(dict.fromkeys(typed.get("endpoints") or usual)),
+        poll=not plan.is_api if typed.get("poll") is None else plan.poll,
+        ca_file=None if plan.ca_file is None else existing(f"{place}.ca_file", directory, typed["ca_file"]),
     )
 
 
-def _local(place: str, form: LocalForm, directory: Path) -> LocalPlan:
-    if form.model.startswith(("http://", "https://")):
-        raise UserError(f"{place}.model: found {form.model!r}, which runs already; give it as `url:` instead of local")
-    if form.format is not None:
-        check_format(f"{place}.format", form.format)
-    return LocalPlan(
-        model=model_named(f"{place}.model", form.model, directory),
-        engine=form.engine,
-        format=form.format,
-        context=form.context,
-        slots=form.slots,
-        threads=form.threads,
-        pinned=form.pinned,
-    )
+def _local(place: str, plan: LocalPlan, directory: Path) -> LocalPlan:
+    if plan.model.startswith(("http://", "https://")):
+        raise UserError(f"{place}.model: found {plan.model!r}, which runs already; give it as `url:` instead of local")
+    if plan.format is not None:
+        check_format(f"{place}.format", plan.format)
+    return replace(plan, model=model_named(f"{place}.model", plan.model, directory))
 
 
-def _machine(place: str, form: BackendForm, directory: Path) -> str | None:
+def _machine(place: str, plan: BackendPlan, directory: Path) -> str | None:
     """As written; for what is started here this machine, once it was calibrated for that engine."""
-    if form.machine is not None:
-        return machine_named(place, form.machine, directory)
-    if form.local is None or form.speed is not None:
+    if plan.machine is not None:
+        return machine_named(place, plan.machine, directory)
+    if plan.local is None or plan.speed is not None:
         return None
     from breakeven.forecast.profiles import THIS, profile_named
 
     try:
-        profile_named(THIS, form.local.engine, form.devices, form.local.format)
+        profile_named(THIS, plan.local.engine, plan.devices, plan.local.format)
     except UserError:
         return None
     return THIS
@@ -203,48 +139,15 @@ def _kind(place: str, model: str | None) -> Kind:
         raise UserError(f"{place}: {error}") from error
 
 
-def _policy(form: PolicyForm, backends: tuple[BackendPlan, ...]) -> PolicyPlan:
-    names = tuple(each.name for each in backends) if form.backends is None else tuple(form.backends)
-    near = [each.name for each in backends if each.name in names and (each.local is not None or each.place == "edge")]
-    return PolicyPlan(
-        model=form.model,
-        backends=names,
-        policy=form.policy,
-        slo=Slo(ttft_s=form.slo.ttft, tpot_s=form.slo.tpot),
-        max_usd=form.max_usd,
-        quality_floor=form.quality_floor,
-        weights=form.weights,
+def _policy(plan: PolicyPlan, backends: tuple[BackendPlan, ...]) -> PolicyPlan:
+    names = plan.backends or tuple(each.name for each in backends)
+    first = plan.first
+    if first is None and plan.policy == "edge-first":
         # Where one backend alone is on the device, it is the edge.
-        first=near[0] if form.first is None and form.policy == "edge-first" and len(near) == 1 else form.first,
-        longest_tokens=form.longest_tokens,
-        explore=form.explore,
-        shed=form.shed,
-        queue_s=form.queue,
-        queue_size=form.queue_size,
-        attempts=form.attempts,
-        hedge=None if form.hedge is None else HedgePlan(share=form.hedge.share, backends=tuple(form.hedge.backends)),
-    )
+        near = [each.name for each in backends if each.name in names and (each.local or each.place == "edge")]
+        first = near[0] if len(near) == 1 else None
+    return replace(plan, backends=names, first=first)
 
 
-def _experiment(form: ExperimentForm) -> ExperimentPlan:
-    return ExperimentPlan(
-        name=form.name,
-        kind=form.kind,
-        model=form.model,
-        control=form.control,
-        treatment=form.treatment,
-        share=form.share,
-        sticky_by=form.sticky_by.lower(),
-        metric=form.metric,
-        confidence=form.confidence,
-        least=form.least,
-        most=form.most,
-        steps=tuple(form.steps),
-        hold=form.hold,
-        tolerance=form.tolerance,
-        repeats=form.repeats,
-    )
-
-
-def _placed(directory: Path, text: str) -> Path:
-    return (directory / Path(text).expanduser()).resolve()
+def _placed(directory: Path, path: Path | None) -> Path | None:
+    return None if path is None else (directory / path.expanduser()).resolve()

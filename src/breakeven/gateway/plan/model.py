@@ -1,17 +1,45 @@
-"""A gateway as the operator describes it. `read_gateway` makes it from a file; nothing in it changes while it runs.
+"""A gateway as the operator describes it: the keys of its file, what each may hold and its default.
 
+The records are the file: a field is a key (`values.key_of`), its type says what may stand there, its default what holds
+where it is not given. `read_gateway` makes them from a file and completes them; nothing in them changes while it runs.
 Names only: a key's value is read from the environment where it is used, and kept in no plan, log or message.
+docs/gateway-yaml.md explains the keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, NoReturn, Self, get_args
+from urllib.parse import urlsplit
 
-from breakeven.answer.study.plan import ApiSpeed, Location
-from breakeven.results.cost import Pricing
+from breakeven.answer.study.plan import PRICE, ApiSpeed, EngineName, Location
+from breakeven.answer.study.values import (
+    FACT,
+    HIDDEN,
+    LIST,
+    OPEN,
+    PLACE,
+    SLO_WORDS,
+    AtLeast0,
+    Count,
+    CountAbove0,
+    FilePart,
+    Flag,
+    Memory,
+    Seconds,
+    SecondsAbove0,
+    Share,
+    Usd,
+    listed,
+    number,
+    read_as,
+    read_by,
+    text,
+    whole,
+)
+from breakeven.results.cost import Api, Pricing
 from breakeven.results.decision import Kind
 from breakeven.traffic.workload import Slo
 
@@ -27,36 +55,101 @@ USUAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completion
 LOCAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 """What llama.cpp's server answers for any model; embeddings need a model made for them."""
 ExperimentKind = Literal["ab", "shadow", "canary"]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,99}")
+"""Names travel in headers, log lines and metric labels."""
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
+
+
+def _hidden(right: str) -> NoReturn:
+    """Refuse what may be a secret, which no message may repeat."""
+    from pydantic_core import PydanticCustomError
+
+    raise PydanticCustomError(HIDDEN, right)
+
+
+def _name(value: object) -> object:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise ValueError("a name of up to 100 letters, digits and . _ : / @ + - without spaces, such as qwen3-14b")
+    return value
+
+
+def _env(value: object) -> object:
+    if not isinstance(value, str) or not ENV_NAME.fullmatch(value):
+        # What stands here instead is most likely the key itself.
+        _hidden("the name of an environment variable such as OPENROUTER_API_KEY, never the key itself")
+    return value
+
+
+def _url(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("a URL that ends in /v1, such as http://127.0.0.1:8080/v1")
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.username is not None or parts.password is not None:
+        _hidden("a URL without a user or password; name the key's variable in api_key_env")
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"[\s\x00-\x20]", value):
+        raise ValueError("a URL that ends in /v1, such as http://127.0.0.1:8080/v1")
+    if parts.query or parts.fragment:
+        _hidden("a URL that ends in /v1, without what follows its path")
+    if not parts.path.rstrip("/").endswith("/v1"):
+        raise ValueError(f"a URL that ends in /v1, as the client's base_url does; perhaps {value.rstrip('/')}/v1")
+    return value.rstrip("/")
+
+
+def _endpoint(value: object) -> object:
+    if value not in ENDPOINTS:
+        raise ValueError(f"one of {', '.join(get_args(Endpoint))}")
+    return value
+
+
+def _admin(value: object) -> object:
+    return {"port": None} if value is False else value
+
+
+def _backends(value: object) -> object:
+    if not isinstance(value, list) or not value:
+        raise ValueError("a list with at least one backend, each with a name and a url or a local model")
+    return value
+
+
+Name = Annotated[str, read_by(_name)]
+EnvName = Annotated[str, read_by(_env)]
+Url = Annotated[str, read_by(_url)]
+EndpointName = Annotated[Endpoint, read_by(_endpoint)]
+Port = Annotated[int, whole(0, 65535)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LocalPlan:
+class LocalPlan(FilePart):
     """An engine that the gateway starts itself and may stop again when others need its memory.
 
     `model` is what `breakeven compare` takes: a catalogue name, a .gguf file, a config. `pinned`: never unloaded.
     """
 
     model: str
-    engine: str = "llama.cpp"
+    engine: EngineName = "llama.cpp"
     format: str | None = None
-    context: int = 4096
-    slots: int = 4
-    threads: int | None = None
-    pinned: bool = False
+    context: CountAbove0 = 4096
+    slots: CountAbove0 = 4
+    threads: CountAbove0 | None = None
+    pinned: Flag = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
+class Timeouts(FilePart):
     """Seconds. `first_byte_s` from sending to the first byte of the answer's body; `idle_s` between two bytes."""
 
-    connect_s: float = 5.0
-    first_byte_s: float = 120.0
-    idle_s: float = 60.0
-    total_s: float = 900.0
+    connect_s: SecondsAbove0 = 5.0
+    first_byte_s: SecondsAbove0 = 120.0
+    idle_s: SecondsAbove0 = 60.0
+    total_s: SecondsAbove0 = 900.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BackendPlan:
+class BackendPlan(FilePart):
     """One place that answers. Either `url` (ends in /v1) or `local`.
 
     `served_model`: what the backend calls its model; None: `name`. `api_key_env`: the variable that holds its key.
@@ -66,57 +159,86 @@ class BackendPlan:
     value serve the same model on the same kind of machine, and are balanced among each other.
     """
 
-    name: str
-    url: str | None = None
+    name: Name
+    url: Url | None = None
     local: LocalPlan | None = None
-    served_model: str | None = None
-    api_key_env: str | None = None
+    served_model: Annotated[str, text(1, 300)] | None = None
+    api_key_env: EnvName | None = None
     key_header: Literal["authorization", "x-api-key"] = "authorization"
     """How the key is sent: `Authorization: Bearer KEY`, or `x-api-key: KEY` as Anthropic's API wants it."""
-    kind: Kind = "unknown"
-    place: Location = "on-premise"
+    kind: Annotated[Kind, OPEN] = "unknown"
+    place: Annotated[Location, OPEN] = field(default="on-premise", metadata={"alias": "location"})
     model: str | None = None
     machine: str | None = None
-    engine: str | None = None
+    engine: EngineName | None = None
     format: str | None = None
-    devices: int = 1
-    slots: int | None = None
+    devices: CountAbove0 = 1
+    slots: CountAbove0 | None = None
     """Sequences the engine runs at once, beyond which requests wait inside it; None: the engine's usual number."""
     speed: ApiSpeed | None = None
-    price: Pricing | None = None
-    quality: float | None = None
-    limit: int = 256
-    context: int | None = None
+    price: Annotated[Pricing, PRICE] | None = None
+    quality: Share | None = None
+    limit: CountAbove0 = 256
+    context: CountAbove0 | None = None
     """Tokens of prompt and answer together that it takes; None: not known, everything is sent."""
-    endpoints: tuple[Endpoint, ...] = USUAL_ENDPOINTS
-    replica_of: str | None = None
-    poll: bool = True
+    endpoints: Annotated[tuple[EndpointName, ...], listed(1), OPEN] = USUAL_ENDPOINTS
+    replica_of: Name | None = None
+    poll: Annotated[Flag, OPEN] = True
     """Whether its `/metrics` is asked; hosted APIs have none."""
-    allow_link_local: bool = False
+    allow_link_local: Flag = False
     """Only then may its name resolve to a link-local or metadata address."""
-    ca_file: Path | None = None
+    ca_file: Annotated[Path, PLACE] | None = None
     timeouts: Timeouts = Timeouts()
 
     @property
     def is_api(self) -> bool:
         """Paid by the token."""
-        return self.price is not None and type(self.price).__name__ == "Api"
+        return isinstance(self.price, Api)
+
+    def as_typed(self) -> Self:
+        if (self.url is None) == (self.local is None):
+            raise ValueError("exactly one of url (a server that runs) and local (a model to start here)")
+        doubled = [key for key in ("model", "engine", "format", "slots", "context") if getattr(self, key) is not None]
+        if self.local is not None and doubled:
+            raise ValueError(f"{doubled[0]} inside local, not beside it")
+        if self.local is not None and self.api_key_env is not None:
+            raise ValueError("api_key_env only beside a url; a local engine takes no key")
+        if self.is_api and (self.machine is not None or self.local is not None):
+            raise ValueError(
+                "price: api: only for a hosted model, or a machine with a price of its own (rented or own)"
+            )
+        if self.machine is not None and self.model is None and self.local is None:
+            raise ValueError("model beside machine, such as model: qwen3-14b, so that its speed can be predicted")
+        if self.machine is not None and self.speed is not None:
+            raise ValueError("machine, from which speed is predicted, or speed, but not both")
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HedgePlan:
+class PromisedSlo(FilePart):
+    """What the router can promise of a request; a study's `itl` and `e2e` have no counterpart."""
+
+    ttft_s: SecondsAbove0 | None = None
+    tpot_s: SecondsAbove0 | None = None
+
+
+PROMISED = read_as(PromisedSlo, lambda asked: Slo(ttft_s=asked.ttft_s, tpot_s=asked.tpot_s))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HedgePlan(FilePart):
     """Ask a second backend when the first is silent for longer than its predicted p95 TTFT.
 
     `share`: at most this part of requests is asked twice. `backends`: whom to ask; empty: any other of the policy's,
     another architecture first.
     """
 
-    share: float = 0.03
-    backends: tuple[str, ...] = ()
+    share: Share = 0.03
+    backends: Annotated[tuple[Name, ...], LIST] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyPlan:
+class PolicyPlan(FilePart):
     """A public model name and how its requests are spread. `policy` is a name in `gateway.route.policies.POLICIES`.
 
     `slo`: TTFT and TPOT asked for unless a key or a request asks otherwise. `quality_floor`: backends with a lower
@@ -126,26 +248,26 @@ class PolicyPlan:
     miss its SLO everywhere, instead of serving it late. `queue_s`: longest wait for a free place.
     """
 
-    model: str
-    backends: tuple[str, ...]
+    model: Name
+    backends: Annotated[tuple[Name, ...], listed(1), OPEN] = ()
     policy: str = "breakeven"
-    slo: Slo = field(default_factory=Slo)
-    max_usd: float | None = None
-    quality_floor: float | None = None
-    weights: Mapping[str, float] = field(default_factory=dict)
-    first: str | None = None
-    longest_tokens: int | None = None
-    explore: float = 0.01
-    shed: bool = False
-    queue_s: float = 30.0
-    queue_size: int = 1000
-    attempts: int = 3
+    slo: Annotated[Slo, PROMISED, SLO_WORDS] = field(default_factory=Slo)
+    max_usd: Usd | None = None
+    quality_floor: Share | None = None
+    weights: dict[str, AtLeast0] = field(default_factory=dict)
+    first: Name | None = None
+    longest_tokens: CountAbove0 | None = None
+    explore: Share = 0.01
+    shed: Flag = False
+    queue_s: Seconds = 30.0
+    queue_size: Count = 1000
+    attempts: CountAbove0 = 3
     """Backends tried before the first byte, the first included."""
     hedge: HedgePlan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExperimentPlan:
+class ExperimentPlan(FilePart):
     """Traffic of one public model split between two backends (ab, canary) or copied to a second one (shadow).
 
     `control` and `treatment` are backends of that model. `share`: of requests that go to (shadow: are copied to) the
@@ -155,90 +277,114 @@ class ExperimentPlan:
     thousand requests, how many are asked that many times over to see how answers vary (never shown to the client).
     """
 
-    name: str
+    name: Name
     kind: ExperimentKind
-    model: str
-    control: str
-    treatment: str
-    share: float = 0.5
-    sticky_by: str = "user"
+    model: Name
+    control: Name
+    treatment: Name
+    share: Share = 0.5
+    sticky_by: Annotated[str, text(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$")] = "user"
     metric: Literal["ttft", "tpot", "e2e", "usd", "output_tokens", "errors", "refusals"] = "e2e"
-    confidence: float = 0.95
-    least: int = 100
-    most: int = 100_000
-    steps: tuple[float, ...] = (0.01, 0.05, 0.25, 1.0)
-    hold: int = 200
-    tolerance: float = 0.1
-    repeats: int = 0
+    confidence: Annotated[float, number(gt=0.5, lt=1)] = 0.95
+    least: CountAbove0 = 100
+    most: CountAbove0 = 100_000
+    steps: Annotated[tuple[Share, ...], listed(1)] = (0.01, 0.05, 0.25, 1.0)
+    hold: CountAbove0 = 200
+    tolerance: AtLeast0 = 0.1
+    repeats: Annotated[int, whole(0, 1000)] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(FilePart):
     """What the edge allows. Bytes, seconds, counts."""
 
-    body_bytes: int = 32 * 2**20
-    header_bytes: int = 64 * 2**10
-    json_depth: int = 64
-    connections: int = 4096
-    streams_per_key: int = 256
-    read_s: float = 30.0
+    body_bytes: Memory = 32 * 2**20
+    header_bytes: Memory = field(default=64 * 2**10, metadata={"alias": "headers"})
+    json_depth: CountAbove0 = 64
+    connections: CountAbove0 = 4096
+    streams_per_key: CountAbove0 = 256
+    read_s: SecondsAbove0 = 30.0
     """For a whole request to arrive, from its first byte."""
-    idle_s: float = 75.0
+    idle_s: SecondsAbove0 = 75.0
     """For the next request on a kept connection."""
-    write_s: float = 60.0
+    write_s: SecondsAbove0 = 60.0
     """A client that takes no byte for this long is dropped."""
-    response_bytes: int = 256 * 2**20
-    drain_s: float = 30.0
+    response_bytes: Memory = 256 * 2**20
+    drain_s: Seconds = 30.0
     """After SIGTERM, for requests under way to end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Redis:
+class Redis(FilePart):
     """Counters shared between machines. The address comes from `url_env`, an environment variable."""
 
-    url_env: str = "BREAKEVEN_REDIS_URL"
-    prefix: str = "breakeven:"
-    timeout_s: float = 0.05
+    url_env: EnvName = "BREAKEVEN_REDIS_URL"
+    prefix: Annotated[str, text(most=100)] = "breakeven:"
+    timeout_s: SecondsAbove0 = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogPlan:
+class LogPlan(FilePart):
     """The decision log: JSON lines in `directory`, one series of files a worker. `prompts`: store bodies too."""
 
-    directory: Path | None = None
-    rotate_bytes: int = 64 * 2**20
-    keep: int = 10
-    prompts: bool = False
+    directory: Annotated[Path, PLACE] | None = None
+    rotate_bytes: Memory = 64 * 2**20
+    keep: CountAbove0 = 10
+    prompts: Flag = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatewayPlan:
-    """Everything `breakeven serve` needs. Paths are absolute. `keys`: the file of digests; None: no key is asked.
+class AdminPlan(FilePart):
+    """Where the live page and the metrics are. `admin: false`: nowhere, which is `port` None.
 
-    `admin_port` None: no admin listener. `admin_secret_env`: the variable that holds its secret; without one it
-    answers on loopback only. `memory_bytes`: what local engines may use together; None: what the machine has free.
+    `secret_env`: the variable that holds its secret; without one it answers on loopback only.
     """
 
-    path: Path | None
-    backends: tuple[BackendPlan, ...]
-    policies: tuple[PolicyPlan, ...]
     host: str = "127.0.0.1"
-    port: int = 8000
-    workers: int = 1
-    admin_host: str = "127.0.0.1"
-    admin_port: int | None = 8001
-    admin_secret_env: str = "BREAKEVEN_ADMIN_SECRET"
-    keys: Path | None = None
-    experiments: tuple[ExperimentPlan, ...] = ()
+    port: Port | None = 8001
+    secret_env: EnvName = "BREAKEVEN_ADMIN_SECRET"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayPlan(FilePart):
+    """Everything `breakeven serve` needs. Paths are absolute. `keys`: the file of digests; None: no key is asked.
+
+    `memory_bytes`: what local engines may use together; None: what the machine has free.
+    """
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    workers: Annotated[int, whole(1, 256)] = 1
+    admin: Annotated[AdminPlan, read_by(_admin)] = AdminPlan()
+    keys: Annotated[Path, PLACE] | None = None
+    backends: Annotated[tuple[BackendPlan, ...], LIST, read_by(_backends)]
+    policies: Annotated[tuple[PolicyPlan, ...], LIST] = ()
+    experiments: Annotated[tuple[ExperimentPlan, ...], LIST] = ()
     limits: Limits = Limits()
     log: LogPlan = LogPlan()
     redis: Redis | None = None
-    otel: bool = False
-    memory_bytes: int | None = None
-    minimum_dwell_s: float = 20.0
+    otel: Flag = False
+    memory_bytes: Memory | None = None
+    minimum_dwell_s: Seconds = 20.0
     """A local engine that was loaded stays at least this long."""
-    maximum_wait_s: float = 60.0
+    maximum_wait_s: SecondsAbove0 = 60.0
     """A request waits at most this long for an engine to be loaded."""
+    path: Path | None = field(metadata=FACT)
+
+    @property
+    def admin_host(self) -> str:
+        """Where the live page listens."""
+        return self.admin.host
+
+    @property
+    def admin_port(self) -> int | None:
+        """Its port; None: nowhere."""
+        return self.admin.port
+
+    @property
+    def admin_secret_env(self) -> str:
+        """The variable that holds its secret."""
+        return self.admin.secret_env
 
     def backend(self, name: str) -> BackendPlan:
         """The backend of this name; KeyError when there is none."""

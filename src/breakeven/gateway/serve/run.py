@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import GatewayPlan
@@ -43,11 +41,10 @@ def source_of(
             from breakeven.gateway.plan.origins import plan_of_models
 
             plan = plan_of_models(what)
-        from breakeven.gateway.plan.check import check_plan
+        from breakeven.gateway.plan.check import check_plan, with_options
 
-        asked = {"host": host, "port": port, "workers": workers, "admin_port": admin_port}
-        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        return check_plan(replace(plan, **given), str(plan.path or "command line"))
+        plan = with_options(plan, host=host, port=port, workers=workers, admin_port=admin_port)
+        return check_plan(plan, str(plan.path or "command line"))
 
     return read
 
