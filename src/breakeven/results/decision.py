@@ -1,0 +1,243 @@
+"""A verdict and everything it rests on: `breakeven decide --json`. A public contract: fields are only added.
+
+What `breakeven decide --from-log --json` prints: a decision on real traffic, beside the one made before it.
+
+A public contract: fields are only added. docs/json-gateway.md describes each.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+import msgspec
+from breakeven.results.cost import CostPoint, Pricing
+from breakeven.stats.estimate import Provenance
+from breakeven.results.predicted import Span
+from breakeven.traffic.workload import Slo, Workload
+
+DECISION_SCHEMA = "breakeven.decision/1"
+
+Kind = Literal["dense", "moe", "unknown"]
+Outcome = Literal["dense", "moe", "both", "api", "no_difference", "none"]
+
+
+class QualityScore(msgspec.Struct, frozen=True, kw_only=True):
+    """How good a model is, by the best source there is. `how` in order of trust: own, published, size, none.
+
+    own: the user's evaluation. published: one harness for all candidates. size: dense-equivalent parameters
+    sqrt(total * active), a guess with its band. `value` is a share of tasks solved (own, published) or parameters.
+    """
+
+    how: Literal["own", "published", "size", "none"]
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    benchmark: str | None = None
+    source: str | None = None
+
+
+class LatencyPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica at one load. Intervals from the step model's error."""
+
+    rate_per_s: float
+    ttft_p50_s: Span
+    ttft_p99_s: Span
+    tpot_p50_s: Span
+    tpot_p99_s: Span
+    e2e_p50_s: Span
+    e2e_p99_s: Span
+    good_share: Span
+    """Share of requests that keep the SLO; `low` is the pessimistic end."""
+    utilisation: float
+    tokens_per_s: float
+
+
+class CandidateResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate of the study, ruled out or not."""
+
+    name: str
+    model: str
+    kind: Kind
+    machine: str
+    engine: str
+    format: str
+    devices: int
+    location: str
+    """edge, on-premise or cloud."""
+    provenance: Provenance
+    capacity_per_s: Span | None
+    """Highest rate one replica serves under the SLO; None for an API or one ruled out before."""
+    saturation_tokens_per_s: float | None
+    memory_bytes: float | None
+    memory_available_bytes: float | None
+    ruled_out: list[str]
+    """Constraints it breaks, in words; empty when it may be chosen."""
+    quality: QualityScore
+    pricing: Pricing | None
+    latency: list[LatencyPoint]
+    cost: list[CostPoint]
+    notes: list[str] = []
+
+
+class Region(msgspec.Struct, frozen=True, kw_only=True):
+    """Loads over which one candidate is the best choice. `winner` None: no difference worth anyone's time."""
+
+    low_per_s: float
+    high_per_s: float | None
+    winner: str | None
+    runner_up: str | None
+    margin: Span | None
+    """Cost of the runner-up over the winner's."""
+    certain: bool
+
+
+class Flip(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the answer changes along one quantity, the others as in the study. `at` None: not in the range seen."""
+
+    quantity: Literal["load", "context", "batch", "precision", "price", "power", "growth"]
+    from_: str = msgspec.field(name="from")
+    to: str | None
+    at: Span | None
+    at_label: str | None = None
+    """For what has no number: a precision."""
+    unit: str
+    meaning: str
+
+
+class MapCell(msgspec.Struct, frozen=True, kw_only=True):
+    """One place of a map. `ratio`: best dense cost over best MoE cost (above 1: MoE cheaper); None: one is missing."""
+
+    x: float
+    y: float | str
+    winner: str | None
+    kind: Kind | None
+    ratio: float | None
+    certain: bool
+
+
+class DecisionMap(msgspec.Struct, frozen=True, kw_only=True):
+    """Who wins over two quantities; `y` is context in tokens or a weight format."""
+
+    x: str
+    y: str
+    cells: list[MapCell]
+
+
+class Advice(msgspec.Struct, frozen=True, kw_only=True):
+    """What evidence supports and arithmetic cannot settle."""
+
+    topic: str
+    text: str
+    source: str
+
+
+class NextMeasurement(msgspec.Struct, frozen=True, kw_only=True):
+    """What would narrow the answer most: a command, and how much of the band it would remove."""
+
+    command: str
+    why: str
+    band_before: float
+    """high / low of the break-even or capacity now."""
+    band_after: float
+    """The same if that measurement had the error of a calibrated machine."""
+
+
+class Assumption(msgspec.Struct, frozen=True, kw_only=True):
+    """A number the answer rests on, and where it comes from."""
+
+    what: str
+    value: str
+    source: str
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """Which traffic goes to whom when the answer is both."""
+
+    candidate: str
+    traffic: str
+    share: float
+    usd_per_hour: Span | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer in one sentence, and why."""
+
+    outcome: Outcome
+    winner: str | None
+    sentence: str
+    because: list[str]
+    shares: list[Share] = []
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """`breakeven decide --json`."""
+
+    schema: str = DECISION_SCHEMA
+    version: str
+    name: str
+    question: str
+    verdict: Verdict
+    load_per_s: float
+    """The study's load now."""
+    workload: Workload
+    slo: Slo
+    good_share: float
+    """Share of requests that must keep the SLO."""
+    candidates: list[CandidateResult]
+    regions: list[Region]
+    flips: list[Flip]
+    maps: list[DecisionMap]
+    advice: list[Advice]
+    next_measurements: list[NextMeasurement]
+    assumptions: list[Assumption]
+    seed: int
+
+
+DECIDE_LOG_SCHEMA = "breakeven.decide_log/1"
+
+
+class Fleet(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole traffic served by one candidate alone, sized for the logged load. None: not known."""
+
+    candidate: str
+    replicas: Span | None
+    usd_per_hour: Span | None
+    usd: Span | None
+    """Over the logged period."""
+    ruled_out: list[str]
+
+
+class LoggedTraffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What the log holds."""
+
+    directories: list[str]
+    requests: int
+    left_out: int
+    """Records that are no traffic: refused, shadows, repeats, embeddings."""
+    estimated: int
+    """Requests whose lengths are the router's estimate, as their backend told none or they did not end well."""
+    first_s: float
+    span_s: float
+    rate_per_s: float
+    usd: float
+    """What it cost, as the gateway counted it."""
+    cached_share: float | None
+    by_backend: dict[str, int]
+    trace: str
+    """The file of arrivals and lengths, which `breakeven bench --trace` and `simulate` replay."""
+
+
+class LogDecision(msgspec.Struct, frozen=True, kw_only=True):
+    """`stands`: the same outcome, by the same candidates; None where there was no verdict before."""
+
+    schema: str = DECIDE_LOG_SCHEMA
+    version: str
+    traffic: LoggedTraffic
+    before: Verdict | None
+    before_load_per_s: float | None
+    before_from: str | None
+    """The saved decision it was read from; None: the study was decided again as it stands."""
+    stands: bool | None
+    sentence: str
+    fleets: list[Fleet]
+    left_out_backends: list[str]
+    decision: Decision

@@ -1,0 +1,170 @@
+"""Predicted steps: what `breakeven predict` returns and prints as JSON. A public contract: fields are only added.
+
+Simulated traffic: what `breakeven simulate` returns and prints as JSON. A public contract: fields are only added.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+import msgspec
+from breakeven.traffic.workload import Slo, Workload
+
+PREDICT_SCHEMA = "breakeven.predict/1"
+
+Bound = Literal["weights", "kv", "compute", "overhead", "host", "disk", "link"]
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """A predicted value and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class PredictedPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One model at one batch and context on one machine.
+
+    `step_s` is one decode step of `batch` sequences of `context` tokens each; `prefill_s` reads one prompt of `context`
+    tokens. `bound`: what takes the largest part of the decode step. `memory_bytes` is weights, keys and values of the
+    batch, and buffers, on all devices together.
+    """
+
+    model: str
+    machine: str
+    engine: str
+    devices: int
+    batch: int
+    context: int
+    format: str
+    kind: Literal["dense", "moe"]
+    step_s: Span
+    decode_tokens_per_s: float
+    """Of all sequences together: batch / step_s."""
+    prefill_tokens_per_s: float
+    prefill_s: Span
+    fits: bool
+    memory_bytes: float
+    bytes_read: float
+    """Weights, keys and values that one decode step reads."""
+    bound: Bound
+    parts_s: dict[str, float]
+    """The decode step's time by what takes it."""
+    notes: list[str] = []
+    """Extrapolations, approximations and what does not fit, in words."""
+
+
+class PredictedRatio(msgspec.Struct, frozen=True, kw_only=True):
+    """Decode speed of `model` over that of `over`, on one machine at one batch and context: above 1 `model` is faster.
+
+    Surer than either speed: errors that both share cancel.
+    """
+
+    model: str
+    over: str
+    machine: str
+    batch: int
+    context: int
+    decode: Span
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """`breakeven predict --json`."""
+
+    schema: str = PREDICT_SCHEMA
+    version: str
+    points: list[PredictedPoint]
+    profiles: dict[str, str]
+    """By machine: how its constants came about, in words."""
+    ratios: list[PredictedRatio] = []
+    """Every other model against the first one named."""
+
+
+SIMULATE_SCHEMA = "breakeven.simulate/1"
+
+SIMULATED = ("ttft_s", "tpot_s", "e2e_s", "gap_s")
+"""Delays of a request from its arrival: to its first token, a token after it, to its last one, longest wait between."""
+
+
+class SimulatedPercentile(msgspec.Struct, frozen=True, kw_only=True):
+    """One percentile. `seconds` None: too few requests, or so many were refused that there is none."""
+
+    p: float
+    seconds: Span | None
+
+
+class SimulatedLatency(msgspec.Struct, frozen=True, kw_only=True):
+    """One delay over the requests that count; refused ones are infinitely late."""
+
+    metric: str
+    percentiles: list[SimulatedPercentile]
+
+
+class OverTime(msgspec.Struct, frozen=True, kw_only=True):
+    """Means over equal spans of the run, all replicas together."""
+
+    time_s: list[float]
+    """Middle of each span."""
+    decoding: list[float]
+    """Sequences."""
+    waiting: list[float]
+    """Requests."""
+    kv_tokens: list[float]
+    """Keys and values in use, in tokens."""
+    busy: list[float]
+    """Replicas that compute."""
+
+
+class SimulatedPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One load. Intervals come from simulating at both ends of the step model's."""
+
+    load: str
+    rate_per_s: float | None
+    """Offered, requests/s; None in a closed loop."""
+    concurrency: int | None
+    requests: int
+    """That count: the warm-up is left out."""
+    refused: int
+    """Longer than the engine's context, or than its keys and values."""
+    latencies: list[SimulatedLatency]
+    good_share: Span | None
+    """Of the requests that count; None without an SLO. `low` is the pessimistic end."""
+    goodput_per_s: Span | None
+    requests_per_s: Span
+    """Answered over the time from first arrival to last token."""
+    output_tokens_per_s: Span
+    utilisation: float
+    """Share of the replicas' time in which they compute."""
+    replicas_mean: float
+    """More than asked for only while an autoscaled fleet is larger."""
+    in_flight_mean: float
+    steps: int
+    preemptions: int
+    cached_prompt_share: float
+    """Of all prompt tokens, those that a prefix cache saved."""
+    queue_grows: bool
+    """More comes in than goes out."""
+    over_time: OverTime | None
+
+
+class SimulationStudy(msgspec.Struct, frozen=True, kw_only=True):
+    """`breakeven simulate --json`."""
+
+    schema: str = SIMULATE_SCHEMA
+    version: str
+    model: str
+    machine: str
+    engine: str
+    devices: int
+    format: str
+    policy: dict[str, int | float | bool | None]
+    """How the engine fills its steps; `kv_tokens` is what fits on one replica."""
+    replicas: str
+    """How many, how they are balanced, and whether their number changes, in words."""
+    workload: Workload
+    slo: Slo | None
+    points: list[SimulatedPoint]
+    profile: str
+    """How the step model's constants came about, in words."""
+    notes: list[str]
+    seed: int
