@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.cli.compare_run import Words as CompareWords
-from breakeven.cli.compare_run import options_of
-from breakeven.cli.keys_run import expiry
+from breakeven.api.gateway import expiry
+from breakeven.cli.words import duration, percent
 from breakeven.errors import UserError
 from breakeven.traffic.words import (
     option_seconds,
@@ -188,31 +186,25 @@ def test_every_verb_takes_every_form_of_a_duration(text: str) -> None:
         assert parse_slo(f"e2e={text.replace(' ', '')}").e2e_s == pytest.approx(seconds)
     if text not in ("90", "500ms"):
         assert expiry(text, 100.0) == pytest.approx(100 + seconds)
-    assert options_of(_compare(budget=text)).plan.budget_s == seconds
+    assert duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["90%", "0.9", ".9", "90 %", "90.0%"])
 def test_every_verb_takes_every_form_of_a_share(text: str) -> None:
     assert parse_share(text) == option_share("--share", text, "a percentage from 0% to 100%", 1.0) == 0.9
-    assert options_of(_compare(precision=text)).plan.precision == 0.9
+    assert percent("--precision", text) == 0.9
 
 
 def test_an_option_that_cannot_be_read_is_named_with_what_to_give() -> None:
     for text in ("x", "", "-1", "1 parsec", "1:30"):
         with pytest.raises(UserError, match=re.escape(f"--budget {text!r}: give a time such as 90s, 3m or 1h")):
-            options_of(_compare(budget=text))
+            duration(text)
     for text in ("x", "", "-1", "-2%", "nan", "2%%"):
         with pytest.raises(UserError, match=re.escape(f"--precision {text!r}: give a percentage such as 2%")):
-            options_of(_compare(precision=text))
+            percent("--precision", text, "2%")
     for text in ("120%", "-1%", "90", "x"):
         with pytest.raises(UserError, match=re.escape(f"--share {text!r}: give a percentage from 0% to 100%")):
             option_share("--share", text, "a percentage from 0% to 100%", 1.0)
-
-
-def _compare(**said: str) -> Any:
-    usual: dict[str, Any] = {"precision": "2%", "budget": "3m", "prompt": None, "output": None, "out": None}
-    rest: dict[str, Any] = {"resume": False, "seed": 0, "threads": None, "inside": False}
-    return CompareWords(format_name="Q4_0", streams="1", **(usual | rest | said))
 
 
 @given(st.text(alphabet="uniformlgaestpcx0159:±,-[]. ", max_size=24))
