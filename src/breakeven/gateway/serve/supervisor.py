@@ -23,8 +23,7 @@ from breakeven.gateway.keys.windows import retire
 from breakeven.gateway.plan.check import check_reload
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.gateway.serve.loading import Loaded, load_apart
-from breakeven.gateway.serve.news import send_news
-from breakeven.gateway.serve.watcher import run_watcher
+from breakeven.gateway.serve.watcher import run_watcher, send_news
 from breakeven.gateway.serve.worker import run_worker
 from breakeven.gateway.shared.block import Block, Shape, Slots
 from breakeven.gateway.shared.layout import Global, Rows

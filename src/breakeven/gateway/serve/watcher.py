@@ -1,17 +1,22 @@
-"""The process that watches: it asks engines for their numbers, steers local engines, reads the log, shows the page."""
+"""The process that watches: it asks engines for their numbers, steers local engines, reads the log, shows the page.
+
+It forks nothing and reads no file of the operator's itself, because it holds engines and threads: it hears of a new
+plan by one message through a pair of sockets.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import pickle
 import signal
 import socket
 import sys
 import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from breakeven.errors import BreakevenError
 from breakeven.gateway.keys.budget_file import budget_path, save_budgets
@@ -20,7 +25,6 @@ from breakeven.gateway.keys.store import Keys, follow
 from breakeven.gateway.plan.model import GatewayPlan, Limits
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.seen.snapshot import ExperimentState, Snapshot
-from breakeven.gateway.serve.news import News, next_news
 from breakeven.gateway.serve.poll import Poller
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Rows
@@ -33,7 +37,29 @@ RECENT = 50
 LOOK_S = 1.0
 EXPERIMENTS_S = 2.0
 SAVE_S = 10.0
+_LENGTH = 8
 ADMIN_LIMITS = Limits(body_bytes=64 * 1024, header_bytes=16 * 1024, connections=64, read_s=10.0)
+
+
+class News(NamedTuple):
+    """A plan that is served from now on."""
+
+    plan: GatewayPlan
+    keys: tuple[KeyEntry, ...] | None
+    rows: Rows
+
+
+def send_news(to: socket.socket, plan: GatewayPlan, keys: tuple[KeyEntry, ...] | None, rows: Rows) -> None:
+    """Tell the watching process. It may take its time: what is sent waits in the socket."""
+    said = pickle.dumps(News(plan, keys, rows))
+    to.sendall(len(said).to_bytes(_LENGTH, "big") + said)
+
+
+async def next_news(reader: asyncio.StreamReader) -> News:
+    """Wait for the next plan."""
+    length = int.from_bytes(await reader.readexactly(_LENGTH), "big")
+    news: News = pickle.loads(await reader.readexactly(length))
+    return news
 
 
 def run_watcher(

@@ -13,8 +13,7 @@ from contextlib import suppress
 
 from breakeven.gateway.keys.store import follow
 from breakeven.gateway.seen.log import DecisionLog
-from breakeven.gateway.serve.desk import Desk
-from breakeven.gateway.serve.front import Front
+from breakeven.gateway.serve.desk import Desk, Front
 from breakeven.gateway.serve.loading import Loaded
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Rows
@@ -73,7 +72,7 @@ async def _serve(
         with suppress(TimeoutError):
             await asyncio.wait_for(ending.wait(), TELL_S)
     desk.draining = True
-    desk.copies.cancel()
+    desk.arms.cancel()
     cut = await edge.drain(plan.limits.drain_s)
     for lane in desk.lanes:
         if lane.upstream is not None:
