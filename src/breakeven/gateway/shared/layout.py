@@ -100,6 +100,16 @@ WINDOW_RING = 16
 WINDOW_COLUMNS = Window.FIRST + WINDOW_RING
 
 
+class Process(IntEnum):
+    """By worker, int64: what each tells of itself now and then."""
+
+    PID = 0
+    DROPPED = 1
+    """Lines of the decision log that were not written."""
+    CONNECTIONS = 2
+    UNDER_WAY = 3
+
+
 class Known(IntEnum):
     """By backend, float64: what the watching process knows of it, and what workers learn together."""
 
