@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from breakeven.gateway.plan.model import BackendPlan, ExperimentPlan, GatewayPlan, LocalPlan, PolicyPlan
 from breakeven.gateway.route.view import Score
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
-from breakeven.gateway.seen.snapshot import ArmState, Difference, ExperimentState, Snapshot
-from breakeven.gateway.seen.snapshot_of import snapshot
+from breakeven.gateway.seen.snapshot import ArmState, Difference, ExperimentState, Snapshot, snapshot
 from breakeven.gateway.shared.block import Block, Shape
 from breakeven.gateway.shared.layout import (
     RATIO_BOUNDS,

@@ -13,7 +13,8 @@ from typing import Any
 import uvloop
 
 from breakeven.gateway.plan.model import Timeouts
-from breakeven.wire.client import Exchange, HttpClient
+from breakeven.wire.client import HttpClient
+from breakeven.wire.connection import Exchange
 from breakeven.wire.message import Headers, Trouble
 
 CHAT = "/v1/chat/completions"

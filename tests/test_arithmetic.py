@@ -26,7 +26,7 @@ from breakeven.model.arithmetic import (
     total_params,
 )
 from breakeven.model.catalogue import lookup, names
-from breakeven.model.formats.named import FORMATS
+from breakeven.model.formats.gguf import FORMATS
 from breakeven.model.tensors import Group
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from breakeven.model.arithmetic import active_params, decode_bytes, file_bytes, kv_bytes
 from breakeven.model.catalogue import lookup, names
-from breakeven.model.formats.named import FORMATS, GPU_FORMATS
+from breakeven.model.formats.gguf import FORMATS
+from breakeven.model.formats.gpu import GPU_FORMATS
 
 
 def run(*args: str, columns: int = 100) -> subprocess.CompletedProcess[str]:

@@ -23,12 +23,12 @@ from breakeven.measure.events import (
     EventWriter,
     NoiseSample,
     RequestDone,
-    ServerTimings,
     StudyStarted,
     StudyStopped,
     Usage,
     read_events,
 )
+from breakeven.wire.reply import ServerTimings
 
 EVENTS: list[Event] = [
     StudyStarted(fingerprint="f", version="0.1", started_at="2026-01-01T00:00:00Z", command="compare", seed=1),

@@ -16,15 +16,9 @@ from breakeven.errors import UserError
 from breakeven.model.architecture import DenseFfn, Gqa, Layer, ModelSpec, MoeFfn
 from breakeven.model.arithmetic import bytes_by_group, file_bytes
 from breakeven.model.catalogue import entries, lookup
-from breakeven.model.formats.named import (
-    FORMATS,
-    GgmlType,
-    block_bytes,
-    block_size,
-    format_named,
-    tensor_bytes,
-    tensor_types,
-)
+from breakeven.model.formats.ggml import GgmlType, block_bytes, block_size
+from breakeven.model.formats.gguf import FORMATS
+from breakeven.model.formats.named import format_named, tensor_bytes, tensor_types
 from breakeven.model.tensors import Group, Tensor, tensors
 
 TABLES: dict[str, dict[str, dict[str, dict[str, str]]]] = json.loads(

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, Limits
 from breakeven.gateway.route.speed import Observed
+from breakeven.gateway.route.view import usd_per_s
 from breakeven.gateway.serve.account import usd_of
-from breakeven.gateway.serve.lane import REFRESH_S, STALE_S, Lane, secret_of, usd_per_s
+from breakeven.gateway.serve.lane import REFRESH_S, STALE_S, Lane, secret_of
 from breakeven.gateway.shared.block import Block, Shape
 from breakeven.gateway.shared.layout import Known, Load, State
 from breakeven.results.cost import Api, Own, Rented

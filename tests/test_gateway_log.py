@@ -17,7 +17,7 @@ from breakeven.gateway.plan.model import LogPlan
 from breakeven.gateway.route.view import Score
 from breakeven.gateway.seen import log as log_module
 from breakeven.gateway.seen.log import DecisionLog, log_file, series
-from breakeven.gateway.seen.read_log import Follower, find, follow, latest, record_of, records
+from breakeven.gateway.seen.read_log import Follower, find, latest, record_of, records
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
 
 
@@ -166,7 +166,7 @@ def test_a_request_is_found_in_any_file_and_not_by_what_others_say_of_it(tmp_pat
 def test_following_gives_each_record_once_over_rotation_and_restart(tmp_path: Path) -> None:
     line = len(log_line(record(100))) + 1
     plan = LogPlan(rotate_bytes=4 * line)
-    follower = follow(tmp_path)
+    follower = Follower(tmp_path)
     assert follower.new() == []
     write(tmp_path, 1, [record(n) for n in range(100, 106)], plan)
     assert [one.id for one in follower.new()] == [f"r{n}" for n in range(100, 106)]
@@ -190,7 +190,7 @@ def test_following_reads_a_bounded_part_at_a_time(tmp_path: Path, monkeypatch: p
 
     write(tmp_path, 1, [record(n) for n in range(100, 120)])
     monkeypatch.setattr(read_log, "STEP_BYTES", 3 * len(log_line(record(100))))
-    follower = follow(tmp_path)
+    follower = Follower(tmp_path)
     first = follower.new()
     assert follower.behind
     assert 1 <= len(first) < 20
@@ -204,7 +204,7 @@ def test_following_reads_a_bounded_part_at_a_time(tmp_path: Path, monkeypatch: p
 
 def test_following_can_leave_out_lines(tmp_path: Path) -> None:
     write(tmp_path, 1, [record(1), record(2, experiment="try"), record(3)])
-    assert [one.id for one in follow(tmp_path, holding=b'"experiment":"').new()] == ["r2"]
+    assert [one.id for one in Follower(tmp_path, holding=b'"experiment":"').new()] == ["r2"]
 
 
 def test_the_latest_of_all_workers(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ from chaos_server import ChaosServer
 
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan, PolicyPlan
 from breakeven.gateway.route.speed import Observed
-from breakeven.gateway.serve import queue
-from breakeven.gateway.serve.desk import Desk
-from breakeven.gateway.serve.front import Front
+from breakeven.gateway.serve import lane as lane_module
+from breakeven.gateway.serve.desk import Desk, Front
 from breakeven.gateway.shared.block import Block, Shape
 from breakeven.gateway.shared.layout import Known, Load, Rows, State
 from breakeven.wire.message import Headers, Request
@@ -53,7 +52,7 @@ class Client:
 
 @pytest.fixture(autouse=True)
 def _told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "TELL_S", 0.0)
+    monkeypatch.setattr(lane_module, "TELL_S", 0.0)
 
 
 async def asked(

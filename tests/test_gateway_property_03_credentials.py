@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from breakeven.gateway.keys import store
 from breakeven.gateway.plan.model import ENDPOINTS
-from breakeven.gateway.serve.scrub import Scrub, headers_without
+from breakeven.gateway.serve.tap import Scrub, headers_without
 
 BACKEND_KEY = "canary-of-the-backend-7f3a9c"
 ECHOED_KEY = "canary-of-the-echo-51bb02"

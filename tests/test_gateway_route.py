@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from breakeven.gateway.plan.model import PolicyPlan
 from breakeven.gateway.route.choose import BROKEN, choose, may_explore, score
-from breakeven.gateway.route.policies import POLICIES
-from breakeven.gateway.route.rank import SURE, USD_TIE, drawn
+from breakeven.gateway.route.policies import POLICIES, SURE, USD_TIE, drawn
 from breakeven.gateway.route.view import REASONS, Ask, View
 from breakeven.traffic.workload import Slo
 

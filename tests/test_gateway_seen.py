@@ -28,7 +28,7 @@ from breakeven.gateway.seen.metrics import (
     render,
 )
 from breakeven.gateway.seen.record import Attempt
-from breakeven.gateway.seen.snapshot_of import standing_usd_per_hour
+from breakeven.gateway.seen.snapshot import standing_usd_per_hour
 from breakeven.gateway.shared.block import Block, Shape
 from breakeven.gateway.shared.layout import Count, Global, Known, Load, State, Usage
 from breakeven.results.cost import Own, Rented

@@ -25,7 +25,8 @@ from breakeven.gateway.plan.origins import READER_SLO, plan_of_models
 from breakeven.gateway.shared.layout import Count, Known, Load, State
 from breakeven.gateway.swap.effects import Engines, Event, Failed, Loaded, Unloaded, scrubbed
 from breakeven.gateway.swap.needs import check_local, local_backends, needs_of, threads_of
-from breakeven.gateway.swap.watch import Swapper, prepare
+from breakeven.gateway.swap.prepare import prepare
+from breakeven.gateway.swap.watch import Swapper
 from tests.gateway_swap_fixtures import Pretending, ask, block_for, described, plan_of
 
 PATIENCE_S = 90.0

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 
 from breakeven.errors import UserError
 from breakeven.gateway.keys import windows as windows_module
-from breakeven.gateway.keys.budget_file import budget_path, load_budgets, save_budgets
+from breakeven.gateway.keys.budgets import SharedWindows, budget_path, load_budgets, save_budgets
 from breakeven.gateway.keys.entry import KeyEntry, KeyLimit, parse_limit, stamped
-from breakeven.gateway.keys.shared import SharedWindows
 from breakeven.gateway.keys.windows import BUCKETS, OwnRow, Windows, put_row, row_buckets, row_sum
 from breakeven.gateway.plan.model import Redis
 from breakeven.gateway.shared.block import Block, Shape

@@ -12,8 +12,9 @@ from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.model.arithmetic import bytes_by_group, decode_bytes, file_bytes
 from breakeven.model.catalogue import lookup, names
-from breakeven.model.formats.gpu import GpuType, gpu_tensor_bytes
-from breakeven.model.formats.named import FORMATS, GPU_FORMATS, format_for, format_named, tensor_types
+from breakeven.model.formats.gguf import FORMATS
+from breakeven.model.formats.gpu import GPU_FORMATS, GpuType, gpu_tensor_bytes
+from breakeven.model.formats.named import format_for, format_named, tensor_types
 from breakeven.model.tensors import Group, Tensor, tensors
 
 

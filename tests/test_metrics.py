@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.measure.events import RequestDone, ServerTimings
+from breakeven.measure.events import RequestDone
 from breakeven.measure.paired.blocks import (
     block_metrics,
     decode_tokens_per_s,
@@ -19,6 +19,7 @@ from breakeven.measure.paired.blocks import (
     server_prefill_tokens_per_s,
     token_gaps_s,
 )
+from breakeven.wire.reply import ServerTimings
 
 S = 1_000_000_000
 

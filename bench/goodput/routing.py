@@ -16,9 +16,8 @@ from breakeven.forecast.simulator.state import Jobs, Requests
 from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.route.build import table_from
 from breakeven.gateway.route.speed import USUAL_OUTPUT, Observed, Table, bound_of, corrected, healed, peaked, widened
-from breakeven.gateway.route.view import Score, Speed
+from breakeven.gateway.route.view import Score, Speed, view_of
 from breakeven.gateway.serve.account import LEAST_GAPS
-from breakeven.gateway.serve.lane import view_of
 from breakeven.gateway.serve.poll import HEAL_S, POLL_S
 
 LEARNING = 0.05

@@ -9,7 +9,7 @@ from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import file_bytes, kv_bytes, total_params
 from breakeven.model.catalogue import lookup, names
-from breakeven.model.formats.named import FORMATS
+from breakeven.model.formats.gguf import FORMATS
 
 COMPUTE_BYTES = 600_000_000
 """Engine, compute buffers and logits of one llama.cpp server: a cautious allowance, not a measurement."""

@@ -19,7 +19,8 @@ from breakeven.model.arithmetic import (
     state_bytes,
     total_params,
 )
-from breakeven.model.formats.named import FORMATS, GPU_FORMATS
+from breakeven.model.formats.gguf import FORMATS
+from breakeven.model.formats.gpu import GPU_FORMATS
 from breakeven.model.layouts.registry import family_of
 from breakeven.model.tensors import Group
 

@@ -32,8 +32,7 @@ from math import inf
 from random import Random
 
 from breakeven.gateway.plan.model import PolicyPlan
-from breakeven.gateway.route.policies import POLICIES
-from breakeven.gateway.route.rank import behind, most_headroom
+from breakeven.gateway.route.policies import POLICIES, behind, most_headroom
 from breakeven.gateway.route.speed import Table
 from breakeven.gateway.route.view import Ask, Choice, Score, View
 

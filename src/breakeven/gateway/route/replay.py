@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from math import inf
 
-from breakeven.gateway.route import rank
 from breakeven.gateway.route.choose import BROKEN
+from breakeven.gateway.route.policies import most_headroom, near_cheapest, near_fastest, sure, under_pressure
 from breakeven.gateway.route.view import REASONS, Ask, Score
 from breakeven.gateway.seen.record import DecisionRecord
 
@@ -35,7 +35,7 @@ def could_choose(record: DecisionRecord) -> list[str] | None:
         return []
     if not usable:
         usable = [k for k, found in enumerate(scores) if found.why_not == BROKEN]
-        return [scores[rank.most_headroom(scores, usable, output)].backend] if usable else []
+        return [scores[most_headroom(scores, usable, output)].backend] if usable else []
     rule = _RULES.get(record.policy)
     if rule is None:
         return [scores[usable[0]].backend] if len(usable) == 1 else None
@@ -66,8 +66,8 @@ def explain(record: DecisionRecord) -> str:
 
 def _breakeven(record: DecisionRecord, usable: Sequence[int]) -> list[int]:
     scores = record.scores
-    if able := rank.sure(scores, usable):
-        return rank.near_cheapest(scores, able, record.predicted_output_tokens)
+    if able := sure(scores, usable):
+        return near_cheapest(scores, able, record.predicted_output_tokens)
     ask = Ask(
         endpoint=record.endpoint,
         prompt_tokens=record.predicted_prompt_tokens,
@@ -76,15 +76,15 @@ def _breakeven(record: DecisionRecord, usable: Sequence[int]) -> list[int]:
         tpot_s=record.asked_tpot_s,
         usd=record.asked_usd,
     )
-    return [rank.under_pressure(ask, scores, usable)[0]]
+    return [under_pressure(ask, scores, usable)[0]]
 
 
 def _fastest(record: DecisionRecord, usable: Sequence[int]) -> list[int]:
-    return rank.near_fastest(record.scores, usable, record.predicted_output_tokens)
+    return near_fastest(record.scores, usable, record.predicted_output_tokens)
 
 
 def _cheapest(record: DecisionRecord, usable: Sequence[int]) -> list[int]:
-    return rank.near_cheapest(record.scores, usable, record.predicted_output_tokens)
+    return near_cheapest(record.scores, usable, record.predicted_output_tokens)
 
 
 _RULES: dict[str, Rule] = {"breakeven": _breakeven, "fastest": _fastest, "cheapest": _cheapest}

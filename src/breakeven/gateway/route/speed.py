@@ -29,7 +29,7 @@ numpy is needed to build a table and not to read it: a look-up is a few dozen op
 from __future__ import annotations
 
 from bisect import bisect_right
-from math import exp, exp2, log
+from math import exp2, log
 
 from breakeven.answer.study.plan import ApiSpeed
 from breakeven.gateway.route.view import Speed
@@ -93,11 +93,6 @@ def bound_of(speed: Speed) -> float:
     """How far this speed's answers may be corrected, as a logarithm."""
     bound: float = getattr(speed, "bound", BOUND)
     return bound
-
-
-def factor_of(log_factor: float) -> float:
-    """What predictions are multiplied with."""
-    return exp(log_factor)
 
 
 USUAL_OUTPUT = 200.0

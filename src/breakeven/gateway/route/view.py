@@ -10,6 +10,11 @@ from typing import Protocol
 
 import msgspec
 
+from breakeven.gateway.plan.model import BackendPlan
+from breakeven.results.cost import Api, Own, Rented
+
+SECONDS_A_YEAR = 365.25 * 86400
+
 
 class Ask(msgspec.Struct, kw_only=True, gc=False):
     """One request, as far as routing needs it. `output_tokens` is what is expected, `most_output` what is allowed.
@@ -174,3 +179,29 @@ REASONS = {
     "tried_anyway": "every backend that can serve it has failed lately; this one misses least",
     "none": "no backend can serve it",
 }
+
+
+def view_of(index: int, plan: BackendPlan, speed: Speed) -> View:
+    """What does not change about a backend."""
+    view = View(index, plan.name, speed)
+    view.kind, view.place, view.group, view.quality = plan.kind, plan.place, plan.replica_of, plan.quality
+    view.endpoints = frozenset(plan.endpoints)
+    view.context_limit = plan.context
+    slots = plan.slots or (plan.local.slots if plan.local else None)
+    view.slots = slots or plan.limit
+    price = plan.price
+    if isinstance(price, Api):
+        view.usd_per_input = price.usd_per_mtok_input / 1e6
+        view.usd_per_output = price.usd_per_mtok_output / 1e6
+    elif price is not None:
+        view.usd_per_s = usd_per_s(price)
+    return view
+
+
+def usd_per_s(price: Own | Rented) -> float:
+    """A second of a machine: its rent, or its purchase over its life with upkeep and the power of a busy machine."""
+    if isinstance(price, Rented):
+        return price.usd_per_hour / 3600
+    watts = (price.busy_w or 0.0) * price.power_overhead
+    bought = (price.usd / price.life_years + price.yearly_upkeep_usd) / SECONDS_A_YEAR
+    return bought + watts / 1000 * price.usd_per_kwh / 3600

@@ -7,6 +7,7 @@ named, the rest are one line, "other".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from breakeven.gateway.shared.layout import (
     Global,
     Known,
     Load,
+    Process,
     Rows,
     Share,
     State,
@@ -162,8 +164,8 @@ class _Collector:
                     state.add_metric([*name, one.name.lower()], float(now == one))
                 progress.add_metric(name, known.get(0, row, Known.PROGRESS))
                 load_s.add_metric(name, known.get(0, row, Known.LOAD_S))
-            factors["ttft"].add_metric(name, factor(known.get(0, row, Known.TTFT_LOG)))
-            factors["tpot"].add_metric(name, factor(known.get(0, row, Known.TPOT_LOG)))
+            factors["ttft"].add_metric(name, math.exp(known.get(0, row, Known.TTFT_LOG)))
+            factors["tpot"].add_metric(name, math.exp(known.get(0, row, Known.TPOT_LOG)))
             times = total[TTFT_HISTOGRAM : TTFT_HISTOGRAM + TIME_BUCKETS]
             ttft.add_metric(name, cumulative(times, TIME_BOUNDS_S), total[Count.TTFT_NS] / 1e9)
             times = total[TPOT_HISTOGRAM : TPOT_HISTOGRAM + TIME_BUCKETS]
@@ -206,12 +208,12 @@ class _Collector:
         yield shares
         whole, worker = self.block.everywhere, self.block.worker
         yield CounterMetricFamily(
-            PREFIX + "log_dropped", "Lines of the decision log that were not written.", worker.total(0, 1)
+            PREFIX + "log_dropped", "Lines of the decision log that were not written.", worker.total(0, Process.DROPPED)
         )
         for name, text, value in (
             ("workers", "Worker processes.", workers_of(self.block)),
-            ("connections", "Connections of clients.", worker.total(0, 2)),
-            ("requests_under_way", "Requests of clients under way.", worker.total(0, 3)),
+            ("connections", "Connections of clients.", worker.total(0, Process.CONNECTIONS)),
+            ("requests_under_way", "Requests of clients under way.", worker.total(0, Process.UNDER_WAY)),
             ("generation", "Raised by every reload.", whole.get(0, 0, Global.GENERATION)),
             ("draining", "1 while the gateway ends.", whole.get(0, 0, Global.DRAINING)),
             ("start_time_seconds", "Unix time of the start.", whole.get(0, 0, Global.STARTED_S)),
@@ -219,16 +221,9 @@ class _Collector:
             yield GaugeMetricFamily(PREFIX + name, text, value)
 
 
-def factor(log_factor: float) -> float:
-    """exp, for corrections that are kept as logarithms."""
-    from math import exp
-
-    return exp(log_factor)
-
-
 def workers_of(block: Block) -> int:
     """Worker processes that have said who they are."""
-    return sum(1 for worker in range(1, block.shape.workers) if block.worker.get(worker, 0, 0))
+    return sum(1 for worker in range(1, block.shape.workers) if block.worker.get(worker, 0, Process.PID))
 
 
 def worst_breaker(block: Block, row: int) -> int:

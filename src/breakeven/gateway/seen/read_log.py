@@ -190,8 +190,3 @@ class Follower:
             if line and self.holding in line and (record := record_of(line)) is not None:
                 found.append(record)
         return len(data)
-
-
-def follow(directory: Path, offsets: dict[str, int] | None = None, holding: bytes = b"") -> Follower:
-    """A `Follower`: call its `new()` now and then."""
-    return Follower(directory, offsets, holding)

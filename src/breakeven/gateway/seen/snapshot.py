@@ -1,12 +1,45 @@
-"""A running gateway at one moment: what the live page shows and `/admin/state` answers. Fields are only added."""
+"""A running gateway at one moment: what the live page shows and `/admin/state` answers. Fields are only added.
+
+`snapshot` reads the cells of the shared block, adds up workers, and invents nothing.
+"""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
 import msgspec
 
+from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
+from breakeven.gateway.seen.metrics import workers_of, worst_breaker
 from breakeven.gateway.seen.record import DecisionRecord
+from breakeven.gateway.shared.block import Block, Grid
+from breakeven.gateway.shared.layout import (
+    RATIO_BOUNDS,
+    RATIO_BUCKETS,
+    TIME_BOUNDS_S,
+    TIME_BUCKETS,
+    TPOT_HISTOGRAM,
+    TPOT_RATIO_HISTOGRAM,
+    TTFT_HISTOGRAM,
+    TTFT_RATIO_HISTOGRAM,
+    Count,
+    Global,
+    Known,
+    Load,
+    Process,
+    Rows,
+    State,
+    Usage,
+)
+from breakeven.results.cost import Api
+from breakeven.version import __version__
 
 SNAPSHOT_SCHEMA = "breakeven.gateway/1"
+BREAKERS = ("closed", "half_open", "open")
+LONGEST_TEXT = 200
+"""Of what a client may choose (a model's name, an error's text) as far as it is shown."""
 
 
 class BackendState(msgspec.Struct, kw_only=True):
@@ -124,3 +157,150 @@ class Snapshot(msgspec.Struct, kw_only=True):
     ratio_bounds: list[float]
     log_dropped: int
     warnings: list[str]
+
+
+def snapshot(
+    plan: GatewayPlan,
+    block: Block,
+    rows: Rows,
+    *,
+    recent: Iterable[DecisionRecord] = (),
+    experiments: Sequence[ExperimentState] = (),
+    expert_load: Mapping[str, Sequence[float]] | None = None,
+    warnings: Sequence[str] = (),
+    now_s: float | None = None,
+) -> Snapshot:
+    """The gateway at `now_s` (Unix time; None: now). `recent`: newest first; their bodies are left out.
+
+    `expert_load`: by backend, tokens routed to each expert in any unit; it is shown as shares.
+    """
+    now_s = time.time() if now_s is None else now_s
+    started_s = block.everywhere.get(0, 0, Global.STARTED_S)
+    loads = expert_load or {}
+    return Snapshot(
+        version=__version__,
+        time_s=now_s,
+        uptime_s=max(0.0, now_s - started_s) if started_s else 0.0,
+        workers=workers_of(block),
+        draining=bool(block.everywhere.get(0, 0, Global.DRAINING)),
+        generation=int(block.everywhere.get(0, 0, Global.GENERATION)),
+        backends=[
+            _backend(each, block, rows.backends[each.name], _shares(loads.get(each.name))) for each in plan.backends
+        ],
+        policies=[
+            {
+                "model": each.model,
+                "policy": each.policy,
+                "backends": list(each.backends),
+                "ttft_s": each.slo.ttft_s,
+                "tpot_s": each.slo.tpot_s,
+            }
+            for each in plan.policies
+        ],
+        keys=_usage(block.key_usage, rows.keys),
+        models=_usage(block.model_usage, rows.models),
+        experiments=list(experiments),
+        recent=[_without_bodies(record) for record in recent],
+        time_bounds_s=list(TIME_BOUNDS_S),
+        ratio_bounds=list(RATIO_BOUNDS),
+        log_dropped=int(block.worker.total(0, Process.DROPPED)),
+        warnings=list(warnings),
+    )
+
+
+def state_of(backend: BackendPlan, block: Block, row: int) -> str:
+    """ready, loading, unloaded, draining, failed, away. Behind a URL: away when it was asked and did not answer."""
+    if backend.local is not None:
+        return State(int(block.known.get(0, row, Known.STATE))).name.lower()
+    return "away" if block.known.get(0, row, Known.UP) == 0 and backend.poll else "ready"
+
+
+def standing_usd_per_hour(backend: BackendPlan) -> float | None:
+    """What the machine costs an hour whether used or not; None for an API, and where no price is known.
+
+    Purchase over life and upkeep, or the rent; the power of a machine that idles is left out where nobody gave it.
+    """
+    from breakeven.price.pricing import power_of, standing_usd_per_hour
+
+    price = backend.price
+    if price is None or isinstance(price, Api):
+        return None
+    return standing_usd_per_hour(price, power_of(price)) * backend.devices
+
+
+def _backend(backend: BackendPlan, block: Block, row: int, expert_load: list[float] | None) -> BackendState:
+    total = [int(value) for value in block.count.totals(row)]
+    polled = bool(block.known.get(0, row, Known.POLLED_S))
+    state = state_of(backend, block, row)
+
+    def known(column: Known) -> float | None:
+        return block.known.get(0, row, column) if polled else None
+
+    return BackendState(
+        name=backend.name,
+        kind=backend.kind,
+        place=backend.place,
+        model=backend.model or (backend.local.model if backend.local is not None else backend.served_model),
+        state=state,
+        breaker=BREAKERS[worst_breaker(block, row)],
+        limit=backend.limit,
+        in_flight=int(block.load.total(row, Load.IN_FLIGHT)),
+        queued=int(block.load.total(row, Load.QUEUED)) + int(block.load.total(row, Load.WANTED)),
+        engine_running=known(Known.RUNNING),
+        engine_waiting=known(Known.WAITING),
+        kv_share=share if (share := known(Known.KV_SHARE)) is not None and share >= 0.0 else None,
+        requests=total[Count.REQUESTS],
+        ok=total[Count.OK],
+        errors=total[Count.SERVER_ERRORS] + total[Count.TROUBLES],
+        cut=total[Count.CUT],
+        cancelled=total[Count.CANCELLED],
+        retried=total[Count.RETRIED],
+        hedged=total[Count.HEDGED],
+        explored=total[Count.EXPLORED],
+        shed=total[Count.SHED],
+        prompt_tokens=total[Count.PROMPT_TOKENS],
+        cached_tokens=total[Count.CACHED_TOKENS],
+        output_tokens=total[Count.OUTPUT_TOKENS],
+        usd=total[Count.NANO_USD] / 1e9,
+        usd_elsewhere=total[Count.NANO_USD_ELSEWHERE] / 1e9,
+        good=total[Count.GOOD],
+        judged=total[Count.JUDGED],
+        ttft_buckets=total[TTFT_HISTOGRAM : TTFT_HISTOGRAM + TIME_BUCKETS],
+        tpot_buckets=total[TPOT_HISTOGRAM : TPOT_HISTOGRAM + TIME_BUCKETS],
+        ttft_ratio_buckets=total[TTFT_RATIO_HISTOGRAM : TTFT_RATIO_HISTOGRAM + RATIO_BUCKETS],
+        tpot_ratio_buckets=total[TPOT_RATIO_HISTOGRAM : TPOT_RATIO_HISTOGRAM + RATIO_BUCKETS],
+        ttft_factor=math.exp(block.known.get(0, row, Known.TTFT_LOG)),
+        tpot_factor=math.exp(block.known.get(0, row, Known.TPOT_LOG)),
+        expert_load=expert_load,
+        load_progress=block.known.get(0, row, Known.PROGRESS) if state == "loading" else None,
+        usd_per_hour=standing_usd_per_hour(backend),
+    )
+
+
+def _usage(grid: Grid, rows: Mapping[str, int]) -> list[KeyUsage]:
+    """By requests, most first."""
+    found = []
+    for name, row in rows.items():
+        total = grid.totals(row)
+        tokens = int(total[Usage.PROMPT_TOKENS] + total[Usage.OUTPUT_TOKENS])
+        found.append(
+            KeyUsage(name=name, requests=int(total[Usage.REQUESTS]), tokens=tokens, usd=total[Usage.NANO_USD] / 1e9)
+        )
+    return sorted(found, key=lambda usage: (-usage.requests, usage.name))
+
+
+def _shares(load: Sequence[float] | None) -> list[float] | None:
+    """Of one; None where nothing was routed, or nobody says."""
+    total = sum(load) if load else 0.0
+    return [value / total for value in load] if load and total > 0 else None
+
+
+def _without_bodies(record: DecisionRecord) -> DecisionRecord:
+    """Prompts and answers stay in the log, even where the operator stores them; a client's own words are cut short."""
+    return msgspec.structs.replace(
+        record,
+        request_body="",
+        response_body="",
+        model=record.model[:LONGEST_TEXT],
+        error=record.error[:LONGEST_TEXT],
+    )

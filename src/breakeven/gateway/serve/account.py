@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
+from breakeven.gateway.route.choose import score_of
 from breakeven.gateway.route.speed import corrected, widened
-from breakeven.gateway.route.view import Score
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
-from breakeven.gateway.serve.cells import (
+from breakeven.gateway.serve.forward import Forward
+from breakeven.gateway.serve.lane import Lane
+from breakeven.gateway.serve.leg import Leg
+from breakeven.gateway.shared.layout import (
     BYTES_PER_TOKEN,
     CACHED_TOKENS,
     GOOD,
@@ -21,29 +24,22 @@ from breakeven.gateway.serve.cells import (
     OK,
     OUTPUT_TOKENS,
     PROMPT_TOKENS,
-    TPOT_COUNT,
-    TPOT_LOG,
-    TPOT_NS,
-    TTFT_COUNT,
-    TTFT_LOG,
-    TTFT_NS,
-    TTFT_WIDTH,
-)
-from breakeven.gateway.shared.layout import (
     RATIO_BOUNDS,
     TIME_BOUNDS_S,
+    TPOT_COUNT,
     TPOT_HISTOGRAM,
+    TPOT_LOG,
+    TPOT_NS,
     TPOT_RATIO_HISTOGRAM,
+    TTFT_COUNT,
     TTFT_HISTOGRAM,
+    TTFT_LOG,
+    TTFT_NS,
     TTFT_RATIO_HISTOGRAM,
+    TTFT_WIDTH,
     Count,
 )
 from breakeven.results.cost import Api
-
-if TYPE_CHECKING:
-    from breakeven.gateway.serve.forward import Forward
-    from breakeven.gateway.serve.lane import Lane
-    from breakeven.gateway.serve.leg import Leg
 
 _TPOT_BOUNDS_S = tuple(bound / 10 for bound in TIME_BOUNDS_S)
 LEAST_GAPS = 4
@@ -86,8 +82,8 @@ def _time(forward: Forward, leg: Leg) -> None:
     lane = leg.lane
     ttft_s = (leg.first_ns - forward.arrived_ns) / _NS
     served_s = (leg.first_ns - leg.start_ns) / _NS
-    tpot_s = tpot_of(leg)
-    score = score_of(forward, lane.plan.name)
+    tpot_s = tpot_of(leg) if forward.asked.streams else None
+    score = score_of(forward.choice, lane.name)
     if forward.asked.streams:
         lane.counted(TTFT_HISTOGRAM + bisect_left(TIME_BOUNDS_S, ttft_s))
         lane.counted(TTFT_NS, leg.first_ns - forward.arrived_ns)
@@ -118,17 +114,9 @@ def _time(forward: Forward, leg: Leg) -> None:
 def tpot_of(leg: Leg) -> float | None:
     """Mean seconds between tokens of a stream; tokens as the backend counted them, else its events."""
     tokens = leg.tap.counted.output_tokens or leg.tap.events
-    if not leg.first_ns or tokens <= LEAST_GAPS or not leg.forward.asked.streams:
+    if not leg.first_ns or tokens <= LEAST_GAPS:
         return None
     return (leg.last_ns - leg.first_ns) / _NS / (tokens - 1)
-
-
-def score_of(forward: Forward, backend: str) -> Score | None:
-    """What was predicted of a backend when the request was routed; None where it was not looked at."""
-    for score in forward.choice.scores:
-        if score.backend == backend:
-            return score
-    return None
 
 
 def usd_of(lane: Lane, prompt: float, cached: float, output: float, running: float) -> float:
@@ -144,8 +132,10 @@ def usd_of(lane: Lane, prompt: float, cached: float, output: float, running: flo
     return view.usd_per_s * view.speed.added_s(prompt, output, running, prompt + output / 2)
 
 
-def record_of(forward: Forward, leg: Leg | None, status: int, error: str) -> DecisionRecord:
-    """The line of the log."""
+def record_of(
+    forward: Forward, legs: Sequence[Leg], leg: Leg | None, status: int, error: str, kinds: Mapping[str, str]
+) -> DecisionRecord:
+    """The line of the log. `legs`: all that were asked; `leg`: the answer; `kinds`: dense or moe, by backend."""
     choice, ask, asked = forward.choice, forward.ask, forward.asked
     arrived_ns = forward.arrived_ns
     now_ns = time.monotonic_ns()
@@ -179,10 +169,10 @@ def record_of(forward: Forward, leg: Leg | None, status: int, error: str) -> Dec
         record.alternative = choice.scores[choice.alternative].backend
     if forward.sent_ns and forward.queued_ns:
         record.queue_s = (forward.sent_ns - forward.queued_ns) / _NS
-    record.attempts = [_attempt(one, arrived_ns, now_ns) for one in forward.legs]
+    record.attempts = [_attempt(one, arrived_ns, now_ns) for one in legs]
     if leg is None:
         return record
-    name = leg.lane.plan.name
+    name = leg.lane.name
     record.backend = name
     if leg.first_ns and asked.streams:
         record.ttft_s = (leg.first_ns - arrived_ns) / _NS
@@ -191,7 +181,7 @@ def record_of(forward: Forward, leg: Leg | None, status: int, error: str) -> Dec
     record.prompt_tokens, record.cached_tokens = counted.prompt_tokens, counted.cached_tokens
     record.output_tokens = counted.output_tokens
     record.finish = leg.tap.finish or ("cut" if asked.streams and leg.status < 400 and status != 499 else "")
-    score = score_of(forward, name)
+    score = score_of(forward.choice, name)
     if score is not None:
         record.predicted_ttft_s, record.predicted_tpot_s = score.ttft_s, score.tpot_s
         record.predicted_usd = score.usd
@@ -200,14 +190,14 @@ def record_of(forward: Forward, leg: Leg | None, status: int, error: str) -> Dec
         output = float(leg.tap.events if counted.output_tokens is None else counted.output_tokens)
         usd = record.usd = usd_of(leg.lane, prompt, float(counted.cached_tokens or 0), output, leg.running)
         leg.lane.counted(NANO_USD, round(usd * _NS))
-        elsewhere = record.usd_elsewhere = _elsewhere(forward, leg, usd)
+        elsewhere = record.usd_elsewhere = _elsewhere(forward, leg, usd, kinds)
         leg.lane.counted(NANO_USD_ELSEWHERE, round((usd if elsewhere is None else elsewhere) * _NS))
     if leg.kept is not None and leg.status < 400:
         answer = leg.kept.answer()
         record.refusal = answer.refusal
         if forward.group:
             record.answer_hash = answer.digest
-        if forward.desk.plan.log.prompts:
+        if forward.home.plan.log.prompts:
             record.request_body = forward.request_body.decode(errors="replace")
             record.response_body = answer.text
     return record
@@ -218,20 +208,19 @@ def _attempt(leg: Leg, arrived_ns: int, now_ns: int) -> Attempt:
     end_ns = leg.last_ns or now_ns
     seconds = (end_ns - leg.start_ns) / _NS
     return Attempt(
-        backend=leg.lane.plan.name, outcome=leg.outcome or "answered", start_s=start_s, seconds=seconds, hedge=leg.hedge
+        backend=leg.lane.name, outcome=leg.outcome or "answered", start_s=start_s, seconds=seconds, hedge=leg.hedge
     )
 
 
-def _elsewhere(forward: Forward, leg: Leg, usd: float) -> float | None:
+def _elsewhere(forward: Forward, leg: Leg, usd: float, kinds: Mapping[str, str]) -> float | None:
     """The same answer at the cheapest backend of the other architecture; None: there is none.
 
     In the proportion of the two predictions, since both are of the moment at which the request was routed.
     """
     other = _OTHER.get(leg.lane.view.kind)
-    mine = score_of(forward, leg.lane.plan.name)
+    mine = score_of(forward.choice, leg.lane.name)
     if other is None or mine is None:
         return None
-    kinds = forward.desk.kinds
     least = min((score.usd for score in forward.choice.scores if kinds[score.backend] == other), default=None)
     if least is None:
         return None

@@ -11,6 +11,7 @@ from zlib import crc32
 
 import msgspec
 
+from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.route.view import Ask
 
 Fields = dict[str, msgspec.Raw]
@@ -30,6 +31,18 @@ PICTURE_TOKENS = 800
 """What a picture is taken to cost: between the 85 to 1,100 tokens of OpenAI's tiles; engines differ by model."""
 WANTS_USAGE = ("/v1/chat/completions", "/v1/completions")
 """Endpoints whose streams tell their usage only when asked to (`stream_options.include_usage`)."""
+
+
+class Client:
+    """Whoever asks: a key's name, its row, and what it is promised. Without keys there is one client for all."""
+
+    __slots__ = ("entry", "name", "priority", "slo", "slot")
+
+    def __init__(self, entry: KeyEntry | None, slot: int) -> None:
+        self.entry, self.slot = entry, slot
+        self.name = "" if entry is None else entry.name
+        self.priority = 0 if entry is None else entry.priority
+        self.slo = None if entry is None else entry.slo
 
 
 class BadAskError(Exception):

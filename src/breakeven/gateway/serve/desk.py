@@ -7,58 +7,49 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import msgspec
 
 from breakeven.gateway.experiment import assign
-from breakeven.gateway.guard.retry import HedgeBudget, delay_s
+from breakeven.gateway.guard import HedgeBudget
 from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.keys.store import Keys
 from breakeven.gateway.keys.windows import Windows
-from breakeven.gateway.plan.model import GatewayPlan, PolicyPlan
+from breakeven.gateway.plan.model import ENDPOINTS, GatewayPlan, PolicyPlan
 from breakeven.gateway.route.choose import choose
-from breakeven.gateway.route.view import REASONS, Ask, Choice, Speed
+from breakeven.gateway.route.view import Ask, Choice, Speed
 from breakeven.gateway.seen.log import DecisionLog
-from breakeven.gateway.seen.record import DecisionRecord
-from breakeven.gateway.serve.ask import Asked, BadAskError, asks, new_ask, read_body
-from breakeven.gateway.serve.cells import (
+from breakeven.gateway.serve.account import answered, record_of
+from breakeven.gateway.serve.arms import Arms
+from breakeven.gateway.serve.ask import Asked, BadAskError, Client, asks, new_ask, read_body
+from breakeven.gateway.serve.course import Course
+from breakeven.gateway.serve.forward import JSON, Forward, say
+from breakeven.gateway.serve.lane import Lane, Line
+from breakeven.gateway.serve.leg import Leg
+from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.layout import (
     USAGE_COLUMNS,
     USED_NANO_USD,
     USED_OUTPUT,
     USED_PROMPT,
     USED_REFUSED,
     USED_REQUESTS,
+    Count,
+    Global,
+    Rows,
 )
-from breakeven.gateway.serve.copies import Copies
-from breakeven.gateway.serve.forward import Forward
-from breakeven.gateway.serve.lane import Lane
-from breakeven.gateway.serve.queue import Line
-from breakeven.gateway.serve.say import say
-from breakeven.gateway.shared.block import Block
-from breakeven.gateway.shared.layout import Count, Rows, Share
-from breakeven.wire.message import Headers, Request, Responder, json_too_deep
-
-if TYPE_CHECKING:
-    from breakeven.gateway.serve.leg import Leg
+from breakeven.wire.listen import names_here, sent_from_here
+from breakeven.wire.message import Request, Responder, json_too_deep
 
 TTFT_HEADER, TPOT_HEADER, USD_HEADER = b"x-breakeven-ttft-ms", b"x-breakeven-tpot-ms", b"x-breakeven-max-usd"
 SESSION_HEADER = b"x-breakeven-session"
-_REASONS = {reason: (b"x-breakeven-reason", reason.encode()) for reason in REASONS}
 USUAL_LINE = PolicyPlan(model="", backends=()).queue_size
 """Of a backend that stands in no policy and is reached by its own name alone."""
+MODELS = "/v1/models"
+READS = "GET, HEAD"
+_MOST_NAMES = 64
 NAMED = "named"
 """The policy of a backend's own name: nothing to choose."""
-
-
-class Client:
-    """Whoever asks: a key's name, its row, and what it is promised. Without keys there is one client for all."""
-
-    __slots__ = ("entry", "name", "priority", "slo", "slot")
-
-    def __init__(self, entry: KeyEntry | None, slot: int) -> None:
-        self.entry, self.slot = entry, slot
-        self.name = "" if entry is None else entry.name
-        self.priority = 0 if entry is None else entry.priority
-        self.slo = None if entry is None else entry.slo
 
 
 class Desk:
@@ -95,8 +86,8 @@ class Desk:
             )
             for index, backend in enumerate(plan.backends)
         ]
-        self.kinds = {lane.plan.name: lane.view.kind for lane in self.lanes}
-        by_name = {lane.plan.name: lane for lane in self.lanes}
+        self.kinds = {lane.name: lane.view.kind for lane in self.lanes}
+        by_name = {lane.name: lane for lane in self.lanes}
         self.policies: dict[str, PolicyPlan] = {policy.model: policy for policy in plan.policies}
         for backend in plan.backends:
             # A backend's own name reaches it directly.
@@ -107,7 +98,7 @@ class Desk:
             model: [by_name[name].view.index for name in policy.backends] for model, policy in self.policies.items()
         }
         self.models = [policy.model for policy in plan.policies] + [
-            lane.plan.name for lane in self.lanes if lane.plan.name not in {p.model for p in plan.policies}
+            lane.name for lane in self.lanes if lane.name not in {p.model for p in plan.policies}
         ]
         self.budgets = {policy.model: HedgeBudget(policy.hedge.share) for policy in plan.policies if policy.hedge}
         self.experiments = {model: assign.of_model(plan.experiments, model) for model in self.policies}
@@ -115,8 +106,8 @@ class Desk:
         self.anyone = Client(None, rows.keys.get("", 0))
         self.clients = {entry.name: Client(entry, rows.keys[entry.name]) for entry in entries or ()}
         self.windows = Windows(block, worker)
-        self.line = Line(self)
-        self.copies = Copies(self)
+        self.line = Line(self.loop, plan.limits, plan.maximum_wait_s)
+        self.arms = Arms(self, plan.experiments, rows.experiments, block.share, self.lanes, self.anyone)
         self.draining = False
         self.under_way = 0
         self._key_usage = block.key_usage.mine(worker)
@@ -177,27 +168,28 @@ class Desk:
                 return
             spent = self.windows.spend(client.slot, entry.limits, unix_s, tokens, usd)
         forward = Forward(self, request, responder, client, asked, ask, policy, choice)
-        forward.order = [self.lanes[index] for index in choice.order]
+        course = forward.course([self.lanes[index] for index in choice.order])
+        order = course.order
         if policy.policy == NAMED and choice.reason == "only":
             choice.reason = "named"
         if experiments := self.experiments[asked.model]:
-            self._assign(forward, request, experiments)
+            self.arms.assign(forward, order, request, experiments)
         if (budget := self.budgets.get(asked.model)) is not None:
             budget.requested()
         self.under_way += 1
         forward.spent = spent
-        if choice.explored and forward.order:
-            forward.order[0].counted(Count.EXPLORED)
-        if forward.order:
-            forward.begin()
+        if choice.explored and order:
+            order[0].counted(Count.EXPLORED)
+        if order:
+            forward.begin(course)
             if experiments:
-                self.copies.follow(forward, experiments)
+                self.arms.follow(forward, course, experiments)
         elif choice.reason == "shed":
             lanes[0].counted(Count.SHED)
-            forward.refuse(429, "no backend would keep the time that was asked for; try again", "shed", retry_s=1.0)
+            course.refuse(429, "no backend would keep the time that was asked for; try again", "shed", retry_s=1.0)
         else:
             why = "; ".join(f"{score.backend}: {score.why_not}" for score in choice.scores if score.why_not)
-            forward.refuse(503, f"no backend can serve this request ({why[:500]})", "no_backend", retry_s=1.0)
+            course.refuse(503, f"no backend can serve this request ({why[:500]})", "no_backend", retry_s=1.0)
 
     def _new_ask(
         self,
@@ -253,69 +245,15 @@ class Desk:
             if nano_usd:
                 usage[at + USED_NANO_USD] += nano_usd
 
-    # Experiments.
-
-    def _assign(self, forward: Forward, request: Request, experiments: Sequence[int]) -> None:
-        for index in experiments:
-            plan = self.plan.experiments[index]
-            cells = self.rows.experiments[plan.name]
-            header = request.header(plan.sticky_by.lower().encode())
-            unit = assign.sticky_unit(
-                plan,
-                header=None if header is None else header.decode(errors="replace"),
-                user=forward.asked.user or None,
-                key=forward.client.name,
-                request_id=forward.id,
-            )
-            share = self.block.share.get(0, cells, Share.SHARE)
-            arm = assign.arm(plan, share, bool(self.block.share.get(0, cells, Share.STOPPED)), unit)
-            if not arm:
-                continue
-            chosen = assign.backend_of(plan, arm)
-            lane = next((lane for lane in forward.order if lane.plan.name == chosen), None)
-            choice = forward.choice
-            forward.experiment, forward.arm = plan.name, arm
-            if lane is None:
-                # An arm that cannot be asked stays in the experiment as what it is: an error of that arm.
-                return
-            forward.order.remove(lane)
-            forward.order.insert(0, lane)
-            choice.reason, choice.explored = "experiment", False
-            others = [k for k, found in enumerate(choice.scores) if found.backend != chosen and not found.why_not]
-            choice.alternative = others[0] if others else None
-            return
-
-    # Hedges.
-
-    def hedge_delay_s(self, forward: Forward) -> float | None:
-        """Seconds of silence after which a second backend is asked; None: never."""
-        if forward.choice.scores and (lane := forward.legs[-1].lane):
-            for score in forward.choice.scores:
-                if score.backend == lane.plan.name:
-                    return delay_s(score.ttft_s, lane.view.ttft_width)
-        return None
-
-    def hedge_lane(self, forward: Forward) -> Lane | None:
-        """Whom to ask as well: another architecture first, with a free place, within the budget."""
-        hedge = forward.policy.hedge
-        budget = self.budgets.get(forward.policy.model)
-        if hedge is None or budget is None or not budget.take():
-            return None
-        now_s = time.monotonic()
-        kind = forward.legs[-1].lane.view.kind
-        others = [lane for lane in forward.order if not hedge.backends or lane.plan.name in hedge.backends]
-        for lane in sorted(others, key=lambda other: other.view.kind == kind):
-            if self.line.ready(lane) and lane.breaker.allows(now_s) and self.line.enter_now(lane, forward, now_s):
-                return lane
-        budget.give_back()
-        return None
-
     # A request is over.
 
-    def done(self, forward: Forward, record: DecisionRecord) -> None:
+    def over(self, forward: Forward, course: Course[Lane, Leg], leg: Leg | None, status: int, error: str) -> None:
         """Account for it once, and log it."""
+        if leg is not None:
+            answered(forward, leg)
+        record = record_of(forward, course.asked, leg, status, error, self.kinds)
         if forward.shadow_of:
-            self.copies.under_way.discard(forward)
+            self.arms.copies.discard(course)
             if self.log is not None:
                 self.log.add(record)
             return
@@ -330,23 +268,90 @@ class Desk:
         if self.log is not None:
             self.log.add(record)
 
-    def told(self, forward: Forward, leg: Leg | None) -> Headers:
-        """What the client is told of the decision."""
-        choice = forward.choice
-        told = [(b"x-breakeven-request-id", forward.id.encode()), _REASONS[choice.reason]]
-        if leg is None:
-            return told
-        lane = leg.lane
-        told.append(lane.header)
-        name = lane.plan.name
-        for score in choice.scores:
-            if score.backend == name:
-                told.append((b"x-breakeven-ttft-ms", b"%.1f" % (score.ttft_s * 1e3)))
-                told.append((b"x-breakeven-usd", b"%.9f" % score.usd))
-                break
-        if choice.alternative is not None:
-            told.append((b"x-breakeven-alternative", choice.scores[choice.alternative].backend.encode()))
-        return told
+
+class Front:
+    """What the edge calls for each request."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._endpoints = frozenset(ENDPOINTS)
+        self._names: set[bytes | None] = {None}
+        """Hosts that were found to name this machine; no browser sends none."""
+
+    def handle(self, request: Request, responder: Responder) -> None:
+        """The edge's handler."""
+        path = request.path
+        if self._desk.keys is None and path.startswith("/v1") and not self._meant_for_us(request):
+            message = "without keys only this machine may ask, by the name 127.0.0.1 or localhost; `keys:` opens it"
+            say(responder, 403, message, "forbidden")
+        elif path in self._endpoints:
+            client = self._desk.client_of(request)
+            if client is None:
+                ask_for_key(responder)
+            elif request.method != "POST":
+                only(responder, path, "POST")
+            else:
+                self._desk.ask(request, responder, client, path)
+        elif path == MODELS or path.startswith(MODELS + "/"):
+            self._models(request, responder)
+        elif path in ("/health", "/ready"):
+            if request.method not in ("GET", "HEAD"):
+                only(responder, path, READS)
+            elif path == "/health":
+                responder.respond(200, [JSON], b'{"status":"ok"}')
+            else:
+                ready = self._desk.is_ready()
+                responder.respond(200 if ready else 503, [JSON], b'{"ready":%s}' % (b"true" if ready else b"false"))
+        else:
+            say(responder, 404, f"there is no {path[:200]} here; this gateway serves {', '.join(ENDPOINTS)}", None)
+
+    def _meant_for_us(self, request: Request) -> bool:
+        """Whether it came by a name of this machine, and from no page of another."""
+        host = request.header(b"host")
+        if host not in self._names:
+            if not names_here(host):
+                return False
+            if len(self._names) < _MOST_NAMES:
+                self._names.add(host)
+        return sent_from_here(request.header(b"origin"))
+
+    def _models(self, request: Request, responder: Responder) -> None:
+        """What this client may ask for: the listing, or one of it."""
+        desk, path = self._desk, request.path
+        client = desk.client_of(request)
+        if client is None:
+            ask_for_key(responder)
+            return
+        if request.method not in ("GET", "HEAD"):
+            only(responder, path, READS)
+            return
+        entry = client.entry
+        names = [name for name in desk.models if entry is None or entry.may(name)]
+        started = int(desk.block.everywhere.get(0, 0, Global.STARTED_S))
+        if path == MODELS:
+            listing = {"object": "list", "data": [_model(name, started) for name in names]}
+            responder.respond(200, [JSON], msgspec.json.encode(listing))
+            return
+        wanted = path.removeprefix(MODELS + "/")
+        if wanted in names:
+            responder.respond(200, [JSON], msgspec.json.encode(_model(wanted, started)))
+        else:
+            say(responder, 404, f"there is no model {wanted[:200]!r} for you here", "model_not_found")
+
+
+def _model(name: str, created: int) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "breakeven"}
+
+
+def ask_for_key(responder: Responder) -> None:
+    """Whoever comes without a key of ours hears the same, whatever was wrong with it."""
+    say(responder, 401, "this gateway asks for a key: Authorization: Bearer KEY", "invalid_api_key")
+
+
+def only(responder: Responder, path: str, methods: str) -> None:
+    """Another method is right for this path."""
+    message = f"{path[:200]} takes {methods}"
+    say(responder, 405, message, "method_not_allowed", [(b"allow", methods.encode())])
 
 
 def hash_of(value: bytes) -> int:

@@ -1,36 +1,28 @@
-"""One request from its choice to its record. Callbacks move it on; it owns no task and, without a hedge, no timer.
+"""What a `Course` has done, carried out: one client, its request, and the places at backends that it is given.
 
-    begin -> [wait for a place | wait for an engine] -> leg -> first byte -> ... -> end -> record
-                                                     \\-> lost before the first byte -> next backend
-
-Another backend is tried only while the client has got nothing. The client's leaving ends all of it at once.
+Callbacks move it on; it owns no task and, without a hedge, no timer.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from asyncio import AbstractEventLoop, TimerHandle
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
-from breakeven.gateway.plan.model import PolicyPlan
-from breakeven.gateway.route.view import Ask, Choice
-from breakeven.gateway.serve.account import answered, record_of
-from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, body_for
-from breakeven.gateway.serve.lane import Lane
+from breakeven.gateway.guard import HedgeBudget, delay_s
+from breakeven.gateway.keys.windows import Spent
+from breakeven.gateway.plan.model import GatewayPlan, PolicyPlan
+from breakeven.gateway.route.choose import score_of
+from breakeven.gateway.route.view import REASONS, Ask, Choice
+from breakeven.gateway.serve.ask import Asked, Client
+from breakeven.gateway.serve.course import Course
+from breakeven.gateway.serve.lane import Lane, Line
 from breakeven.gateway.serve.leg import Leg
-from breakeven.gateway.serve.say import JSON
-from breakeven.gateway.serve.tap import StreamTap, WholeTap
-from breakeven.gateway.shared.layout import Count, Load
 from breakeven.wire.message import Headers, Request, Responder, error_body
 
-if TYPE_CHECKING:
-    from asyncio import TimerHandle
-
-    from breakeven.gateway.keys.windows import Spent
-    from breakeven.gateway.serve.desk import Client, Desk
-
+JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream")
-CLIENT_LEFT = 499
-"""nginx's word for a client that closed before its answer; it stands in the log only."""
 PASSED = frozenset(
     (
         b"content-type",
@@ -43,33 +35,43 @@ PASSED = frozenset(
     )
 )
 """Request headers that reach a backend. No others do, so no credential, cookie or address of the client's can."""
-KEPT_BACK = frozenset((b"set-cookie", b"server", b"alt-svc", b"strict-transport-security", b"content-length"))
-"""Headers of an answer that are between the gateway and the backend."""
+_REASONS = {reason: (b"x-breakeven-reason", reason.encode()) for reason in REASONS}
+
+
+class Home(Protocol):
+    """What a request needs of the worker it is in."""
+
+    loop: AbstractEventLoop
+    plan: GatewayPlan
+    line: Line
+    budgets: dict[str, HedgeBudget]
+
+    def new_id(self) -> str:
+        """Unique among workers and restarts."""
+
+    def over(self, forward: Forward, course: Course[Lane, Leg], leg: Leg | None, status: int, error: str) -> None:
+        """Account for it once, and log it."""
 
 
 class Forward:
-    """A request on its way. `order` are lanes still to be tried, best first."""
+    """One request's way to backends and back. Carries out what its `Course` decides."""
 
     __slots__ = (
+        "_timer",
+        "answer",
         "arm",
         "arrived_ns",
         "ask",
         "asked",
-        "attempts",
         "choice",
         "client",
-        "desk",
         "early",
-        "ended_",
         "endpoint",
-        "errors",
         "experiment",
         "group",
         "headers",
-        "hedge_timer",
+        "home",
         "id",
-        "legs",
-        "order",
         "policy",
         "queued_ns",
         "request_body",
@@ -77,14 +79,11 @@ class Forward:
         "sent_ns",
         "shadow_of",
         "spent",
-        "waits_at",
-        "wanted",
-        "winner",
     )
 
     def __init__(
         self,
-        desk: Desk,
+        home: Home,
         request: Request,
         responder: Responder,
         client: Client,
@@ -94,91 +93,132 @@ class Forward:
         choice: Choice,
     ) -> None:
         """Nothing is sent yet."""
-        self.desk, self.responder, self.client = desk, responder, client
+        self.home, self.responder, self.client = home, responder, client
         self.asked, self.ask, self.policy, self.choice = asked, ask, policy, choice
         self.endpoint = ask.endpoint
-        self.id = desk.new_id()
+        self.id = home.new_id()
         self.arrived_ns = request.received_ns
-        self.headers = [header for header in request.headers if header[0] in PASSED]
+        self.headers: Headers = [header for header in request.headers if header[0] in PASSED]
         self.request_body = request.body
-        self.order: list[Lane] = []
-        self.attempts = 0
-        self.legs: list[Leg] = []
-        self.winner: Leg | None = None
-        self.errors = ""
+        self.answer: Leg | None = None
+        """Whose bytes the client gets."""
         self.early = False
+        """The client has a head already, with news of an engine's loading."""
         self.spent: Spent | None = None
-        self.ended_ = False
-        self.waits_at: Lane | None = None
-        self.wanted: Lane | None = None
         self.queued_ns = self.sent_ns = 0
-        self.hedge_timer: TimerHandle | None = None
+        self._timer: TimerHandle | None = None
         self.experiment = self.arm = self.group = self.shadow_of = ""
 
-    # The way out.
+    def course(self, order: list[Lane]) -> Course[Lane, Leg]:
+        """Its state machine. The client's leaving is an event of it."""
+        policy = self.policy
+        return Course(self, order, policy.attempts, hedges=policy.hedge is not None)
 
-    def begin(self) -> None:
+    def begin(self, course: Course[Lane, Leg]) -> None:
         """Send it, or wait for a place."""
         responder = self.responder
-        responder.on_gone = self._gone
+        responder.on_gone = course.gone
         responder.on_pause = self._pause
         responder.on_resume = self._resume
-        self._next()
+        course.begin()
 
-    def prompt_tokens(self, lane: Lane) -> float:
-        """Of this prompt, by this backend's tokenizer as far as it is known."""
-        return self.asked.prompt_tokens(lane.bytes_per_token)
+    # Places.
 
-    def _next(self) -> None:
-        """The best backend that can be asked at once; else a place in the line of the best one."""
+    def now_s(self) -> float:
+        """Monotonic."""
+        return time.monotonic()
+
+    def ready(self, lane: Lane) -> bool:
+        """Whether it can be asked at all."""
+        return self.home.line.ready(lane)
+
+    def take(self, course: Course[Lane, Leg], lane: Lane, now_s: float) -> bool:
+        """A place at once."""
+        line = self.home.line
+        return (
+            lane.breaker.allows(now_s) and line.ready(lane) and line.enter_now(lane, course, self.ask.priority, now_s)
+        )
+
+    def enter(self, course: Course[Lane, Leg], lane: Lane, now_s: float) -> Literal["go", "wait", "full"]:
+        """A place, or one in line."""
+        entered = self.home.line.enter(lane, course, self.ask.priority, now_s + self.policy.queue_s, now_s)
+        if entered == "wait":
+            self.queued_ns = time.monotonic_ns()
+        return entered
+
+    def leave(self, course: Course[Lane, Leg], lane: Lane) -> None:
+        """Out of its line."""
+        lane.gate.remove(course)
+
+    def want(self, course: Course[Lane, Leg], lane: Lane, now_s: float) -> bool:
+        """Wait for an engine of ours."""
+        return self.home.line.want(lane, course, now_s)
+
+    def unwant(self, course: Course[Lane, Leg], lane: Lane) -> None:
+        """Wait for it no more."""
+        self.home.line.unwant(lane, course)
+
+    # Backends.
+
+    def prepare(self, course: Course[Lane, Leg], lane: Lane, *, hedge: bool) -> Leg:
+        """Counts it as under way there."""
+        home = self.home
+        leg = Leg(self, course, lane, home.line, keep=bool(self.experiment) or home.plan.log.prompts, hedge=hedge)
+        if not self.sent_ns:
+            self.sent_ns = leg.start_ns
+        return leg
+
+    def hedge_later(self, course: Course[Lane, Leg], one: Leg) -> None:
+        """After the silence that the backend's prediction allows; never where nothing was predicted."""
+        score = score_of(self.choice, one.lane.name)
+        if score is not None:
+            delay = delay_s(score.ttft_s, one.lane.view.ttft_width)
+            self._timer = self.home.loop.call_later(delay, course.hedge_due)
+
+    def stop_hedge(self) -> None:
+        """No hedge any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def second(self, course: Course[Lane, Leg]) -> Lane | None:
+        """Another architecture first, with a free place, within the budget."""
+        hedge = self.policy.hedge
+        budget = self.home.budgets.get(self.policy.model)
+        if hedge is None or budget is None or not budget.take():
+            return None
         now_s = time.monotonic()
-        line = self.desk.line
-        order = self.order
-        if not self.attempts and self._wait_for_engine(order[0] if order else None, now_s):
-            return
-        for k, lane in enumerate(order):
-            if lane.breaker.allows(now_s) and line.ready(lane) and line.enter_now(lane, self, now_s):
-                del order[k]
-                self.go(lane)
-                return
-        while order:
-            if self._wait_for_engine(order[0], now_s):
-                return
-            lane = order.pop(0)
-            if not line.ready(lane):
-                continue
-            # With every breaker open, the best one is tried all the same: it may have come back.
-            entered = line.enter(lane, self, now_s)
-            if entered == "go":
-                self.go(lane)
-                return
-            if entered == "wait":
-                self.waits_at = lane
-                self.queued_ns = time.monotonic_ns()
-                lane.add(Load.QUEUED, 1)
-                return
-            lane.counted(Count.SHED)
-        self._refuse()
+        line = self.home.line
+        kind = course.asked[-1].lane.view.kind
+        others = [lane for lane in course.order if not hedge.backends or lane.name in hedge.backends]
+        for lane in sorted(others, key=lambda other: other.view.kind == kind):
+            if (
+                line.ready(lane)
+                and lane.breaker.allows(now_s)
+                and line.enter_now(lane, course, self.ask.priority, now_s)
+            ):
+                return lane
+        budget.give_back()
+        return None
 
-    def _wait_for_engine(self, lane: Lane | None, now_s: float) -> bool:
-        """Wait for an engine of ours that is not loaded, if it can be: it was chosen with its loading in mind."""
-        if lane is None or self.desk.line.ready(lane) or not self.desk.line.want(lane, self, now_s):
-            return False
-        self.order.remove(lane)
-        self.wanted = lane
-        return True
+    # The client.
 
-    def loaded(self, lane: Lane) -> None:
-        """The engine it waited for is there."""
-        self.wanted = None
-        self.order.insert(0, lane)
-        self._next()
-
-    def not_loaded(self, lane: Lane, why: str) -> None:
-        """The engine it waited for does not come: on to the next backend."""
-        self.wanted = None
-        self.errors = f"{self.errors}; {lane.plan.name}: {why}" if self.errors else f"{lane.plan.name}: {why}"
-        self._next()
+    def told(self, lane: Lane | None) -> list[tuple[bytes, bytes]]:
+        """What the client is told of the decision."""
+        choice = self.choice
+        told = [(b"x-breakeven-request-id", self.id.encode()), _REASONS[choice.reason]]
+        if lane is None:
+            return told
+        told.append(lane.header)
+        name = lane.name
+        for score in choice.scores:
+            if score.backend == name:
+                told.append((b"x-breakeven-ttft-ms", b"%.1f" % (score.ttft_s * 1e3)))
+                told.append((b"x-breakeven-usd", b"%.9f" % score.usd))
+                break
+        if choice.alternative is not None:
+            told.append((b"x-breakeven-alternative", choice.scores[choice.alternative].backend.encode()))
+        return told
 
     def tell_progress(self, lane: Lane, progress: float) -> None:
         """A comment in the stream, which clients of server-sent events pass over; other answers cannot begin yet."""
@@ -186,181 +226,38 @@ class Forward:
             return
         if not self.early:
             self.early = True
-            self.responder.start(200, [EVENTS, *self.desk.told(self, None)])
-        self.responder.write(b": loading %s, %.0f %%\n\n" % (lane.plan.name.encode(), 100.0 * progress))
+            self.responder.start(200, [EVENTS, *self.told(None)])
+        self.responder.write(b": loading %s, %.0f %%\n\n" % (lane.name.encode(), 100.0 * progress))
 
-    def go(self, lane: Lane, *, hedge: bool = False) -> None:
-        """There is a place at this backend: ask it."""
-        if self.waits_at is not None:
-            self.waits_at.add(Load.QUEUED, -1)
-            self.waits_at = None
-        self.wanted = None
-        ask_usage = self.asked.streams and self.endpoint in WANTS_USAGE
-        tap: StreamTap | WholeTap
-        tap = (
-            StreamTap(self.endpoint, drop_usage=ask_usage and not self.asked.wants_usage)
-            if self.asked.streams
-            else WholeTap()
-        )
-        leg = Leg(self, lane, tap, hedge=hedge)
-        self.legs.append(leg)
-        if not self.sent_ns:
-            self.sent_ns = leg.start_ns
-        if hedge:
-            lane.counted(Count.HEDGED)
-        else:
-            self.attempts += 1
-            if self.attempts > 1:
-                lane.counted(Count.RETRIED)
-            elif self.policy.hedge is not None and self.order:
-                self._plan_hedge()
-        leg.send(self.endpoint, self.headers, body_for(self.asked, lane.model_raw, tell_usage=ask_usage))
-
-    def may_try_another(self, leg: Leg) -> bool:
-        """Whether a failing leg should make room for the next one rather than tell the client."""
-        if self.winner is not None:
-            return False
-        others = any(other is not leg and not other.outcome for other in self.legs)
-        return others or (bool(self.order) and self.attempts < self.policy.attempts)
-
-    def lost(self, leg: Leg, why: str) -> None:
-        """A leg ended without a byte for the client."""
-        self.errors = f"{self.errors}; {leg.lane.plan.name} {why}" if self.errors else f"{leg.lane.plan.name} {why}"
-        if self.ended_ or self.winner is not None or any(not other.outcome for other in self.legs):
-            return
-        if self.order and self.attempts < self.policy.attempts:
-            self._next()
-        else:
-            self._refuse()
-
-    def _refuse(self) -> None:
-        """Nobody is left to ask."""
-        last = self.legs[-1] if self.legs else None
-        if last is None:
-            self.refuse(503, "no backend has a place; try again", "overloaded", retry_s=1.0)
-        elif last.outcome == "timeout":
-            self.refuse(504, "the backend did not answer in time", "upstream_timeout")
-        else:
-            self.refuse(502, "no backend could answer", "upstream_failed")
-
-    def refuse(self, status: int, message: str, code: str, *, retry_s: float | None = None) -> None:
-        """Tell the client that it gets no answer, and why as far as it is its business."""
+    def refuse(self, status: int, message: str, code: str, retry_s: float | None) -> None:
+        """An error, as an event of its stream where it has a head already."""
         body = error_body(status, message, None, code)
         if self.early:
             self.responder.write(b"data: " + body + b"\n\n")
             self.responder.finish()
-        else:
-            headers = [JSON, *self.desk.told(self, None)]
-            if retry_s is not None:
-                headers.append((b"retry-after", str(max(1, round(retry_s))).encode()))
-            self.responder.respond(status, headers, body)
-        self._end(None, status, self.errors or message)
-
-    # The way back.
-
-    def won(self, leg: Leg) -> None:
-        """The first byte of a leg: it is the answer, the others are cancelled."""
-        if self.winner is not None:
-            leg.drop("hedge_lost")
             return
-        self.winner = leg
-        self._stop_hedge()
-        for other in self.legs:
-            if other is not leg and not other.outcome:
-                other.drop("hedge_lost")
-        if leg.hedge:
-            leg.lane.counted(Count.HEDGE_WON)
+        headers = [JSON, *self.told(None)]
+        if retry_s is not None:
+            headers.append((b"retry-after", str(max(1, round(retry_s))).encode()))
+        self.responder.respond(status, headers, body)
 
-    def length_of(self, leg: Leg) -> int:
-        """Bytes of its body as its head says, -1 when it does not."""
-        for name, value in leg.head:
-            if name == b"content-length":
-                return int(value)
-        return -1
-
-    def start(self, leg: Leg) -> None:
-        """The head, for an answer that comes in pieces."""
-        if self.early:
-            return
-        headers = [header for header in leg.head if header[0] not in KEPT_BACK]
-        if type(leg.tap) is WholeTap and (length := self.length_of(leg)) >= 0:
-            headers.append((b"content-length", str(length).encode()))
-        headers.extend(self.desk.told(self, leg))
-        self.responder.start(leg.status, headers)
-
-    def respond(self, leg: Leg) -> None:
-        """An answer that came in one piece."""
-        headers = [header for header in leg.head if header[0] not in KEPT_BACK]
-        headers.extend(self.desk.told(self, leg))
-        self.responder.respond(leg.status, headers, leg.single or b"")
-
-    def ended(self, leg: Leg, error: str) -> None:
-        """The answer is over, whole or cut."""
-        self._end(leg, leg.status, error)
-
-    def _end(self, leg: Leg | None, status: int, error: str) -> None:
-        if self.ended_:
-            return
-        self.ended_ = True
-        self._stop_hedge()
-        if leg is not None:
-            answered(self, leg)
-        self.desk.done(self, record_of(self, leg, status, error))
-        # Legs hold this object: without the circle both go at once instead of with the next collection.
-        self.legs = []
-        self.winner = None
-
-    # The client.
-
-    def leave(self) -> None:
-        """Stop it as if its client had left."""
-        self._gone()
-
-    def _gone(self) -> None:
-        if self.ended_:
-            return
-        if self.waits_at is not None:
-            self.waits_at.gate.remove(self)
-            self.waits_at.add(Load.QUEUED, -1)
-            self.waits_at = None
-        if self.wanted is not None:
-            self.desk.line.unwant(self.wanted, self)
-            self.wanted = None
-        for leg in self.legs:
-            if not leg.outcome:
-                leg.lane.counted(Count.CANCELLED)
-                leg.drop("cancelled")
-        self._end(self.winner, CLIENT_LEFT, "the client left")
+    def over(self, course: Course[Lane, Leg], one: Leg | None, status: int, error: str) -> None:
+        """Into the counters and the log."""
+        self.home.over(self, course, one, status, error)
+        # A leg holds this object: no circle may be left.
+        self.answer = None
 
     def _pause(self) -> None:
-        if self.winner is not None and self.winner.exchange is not None:
-            self.winner.exchange.pause()
+        if self.answer is not None and self.answer.exchange is not None:
+            self.answer.exchange.pause()
 
     def _resume(self) -> None:
-        if self.winner is not None and self.winner.exchange is not None:
-            self.winner.exchange.resume()
-
-    # Hedging.
-
-    def _plan_hedge(self) -> None:
-        delay_s = self.desk.hedge_delay_s(self)
-        if delay_s is not None:
-            self.hedge_timer = self.desk.loop.call_later(delay_s, self._hedge)
-
-    def _hedge(self) -> None:
-        self.hedge_timer = None
-        if self.ended_ or self.winner is not None:
-            return
-        lane = self.desk.hedge_lane(self)
-        if lane is not None:
-            if lane in self.order:
-                self.order.remove(lane)
-            self.go(lane, hedge=True)
-
-    def _stop_hedge(self) -> None:
-        if self.hedge_timer is not None:
-            self.hedge_timer.cancel()
-            self.hedge_timer = None
+        if self.answer is not None and self.answer.exchange is not None:
+            self.answer.exchange.resume()
 
 
-__all__ = ["CLIENT_LEFT", "Forward", "Headers"]
+def say(
+    responder: Responder, status: int, message: str, code: str | None, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    """An error that tells the client what to do, before its request has begun."""
+    responder.respond(status, [JSON, *headers], error_body(status, message, None, code))

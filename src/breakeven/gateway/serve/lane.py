@@ -1,23 +1,28 @@
 """One backend as one worker sees it: its connections, its breaker and gate, its numbers in shared memory, its view.
 
+`Line` is everybody of one worker who waits: for a place at a backend, or for an engine of ours to be loaded.
+
 Numbers of other workers are read again only every few milliseconds: ours are exact, theirs hardly change in between.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
+from collections.abc import Hashable
 from math import exp
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.gateway.guard.breaker import CODES, Breaker
-from breakeven.gateway.guard.gate import Gate
+from breakeven.gateway.guard import CODES, Breaker, Gate
 from breakeven.gateway.plan.model import BackendPlan, Limits
 from breakeven.gateway.route.speed import bound_of, peaked
-from breakeven.gateway.route.view import Speed, View
-from breakeven.gateway.serve.cells import (
+from breakeven.gateway.route.view import Speed, View, view_of
+from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.layout import (
     AHEAD_TOKENS,
     BYTES_PER_TOKEN,
     CONTEXT_TOKENS,
@@ -33,14 +38,12 @@ from breakeven.gateway.serve.cells import (
     TTFT_LOG,
     TTFT_WIDTH,
     WAITING,
+    Count,
+    Known,
+    Load,
+    State,
 )
-from breakeven.gateway.shared.block import Block
-from breakeven.gateway.shared.layout import Count, Load, State
-from breakeven.results.cost import Api, Own, Rented
 from breakeven.wire.client import HttpClient
-
-if TYPE_CHECKING:
-    from breakeven.gateway.serve.forward import Forward
 
 USUAL_BYTES = 4.0
 """Of English text as JSON, until the backend's own counts say otherwise."""
@@ -50,9 +53,31 @@ STALE_S = 5.0
 """Numbers of an engine that was looked at before and not since are not believed any more."""
 REFRESH_S = 0.005
 READY, FAILED = int(State.READY), int(State.FAILED)
-SECONDS_A_YEAR = 365.25 * 86400
 _LEARNING = 0.05
 """Weight of one answer in what is learned of lengths: the last twenty or so count."""
+LOOK_S = 0.01
+"""Places that other workers free, and engines that became ready, are seen this late at most."""
+TELL_S = 1.0
+"""A client that waits for an engine hears this often how far it is."""
+
+
+class Waiter(Hashable, Protocol):
+    """A request in line. One of these is called once when its waiting ends, but for `tell_progress`."""
+
+    def go(self, lane: Lane) -> None:
+        """It has its place."""
+
+    def no_place(self, lane: Lane, why: str) -> None:
+        """It lost its place in line."""
+
+    def loaded(self, lane: Lane) -> None:
+        """The engine it waited for is there."""
+
+    def not_loaded(self, lane: Lane, why: str) -> None:
+        """The engine does not come."""
+
+    def tell_progress(self, lane: Lane, progress: float) -> None:
+        """The engine is on its way, 0 to 1."""
 
 
 class Lane:
@@ -74,6 +99,7 @@ class Lane:
         "gate",
         "header",
         "model_raw",
+        "name",
         "plan",
         "port",
         "secret",
@@ -94,7 +120,7 @@ class Lane:
         queue_size: int,
     ):
         """Opens nothing. Raises UserError where the key's variable is not set."""
-        self.plan, self.slot = plan, slot
+        self.plan, self.slot, self.name = plan, slot, plan.name
         self.header = (b"x-breakeven-backend", plan.name.encode())
         self.model_raw = msgspec.Raw(msgspec.json.encode(plan.served_model or plan.name))
         self.upstream: HttpClient | None = None
@@ -103,7 +129,7 @@ class Lane:
         if plan.url is not None:
             self.upstream = self.connect(plan.url, limits)
         self.breaker = Breaker()
-        self.gate: Gate[Forward] = Gate(plan.limit, queue_size)
+        self.gate: Gate[Waiter] = Gate(plan.limit, queue_size)
         self.view = view_of(index, plan, speed)
         self.bound = bound_of(speed)
         self._load: Any = block.load.mine(worker)
@@ -237,30 +263,104 @@ class Lane:
                 self.counted(Count.BREAKER_OPENED)
 
 
-def view_of(index: int, plan: BackendPlan, speed: Speed) -> View:
-    """What does not change about a backend."""
-    view = View(index, plan.name, speed)
-    view.kind, view.place, view.group, view.quality = plan.kind, plan.place, plan.replica_of, plan.quality
-    view.endpoints = frozenset(plan.endpoints)
-    view.context_limit = plan.context
-    slots = plan.slots or (plan.local.slots if plan.local else None)
-    view.slots = slots or plan.limit
-    price = plan.price
-    if isinstance(price, Api):
-        view.usd_per_input = price.usd_per_mtok_input / 1e6
-        view.usd_per_output = price.usd_per_mtok_output / 1e6
-    elif price is not None:
-        view.usd_per_s = usd_per_s(price)
-    return view
+class Line:
+    """Everybody of one worker who waits. One timer while anybody does."""
 
+    def __init__(self, loop: asyncio.AbstractEventLoop, limits: Limits, maximum_wait_s: float) -> None:
+        """Nobody waits. `maximum_wait_s`: for an engine."""
+        self._loop, self._limits, self._maximum_wait_s = loop, limits, maximum_wait_s
+        self._queued: set[Lane] = set()
+        self._wanted: dict[Lane, dict[Waiter, tuple[float, float]]] = {}
+        """By engine: who waits, since when, and when it was last told how far it is."""
+        self._timer: asyncio.TimerHandle | None = None
 
-def usd_per_s(price: Own | Rented) -> float:
-    """A second of a machine: its rent, or its purchase over its life with upkeep and the power of a busy machine."""
-    if isinstance(price, Rented):
-        return price.usd_per_hour / 3600
-    watts = (price.busy_w or 0.0) * price.power_overhead
-    bought = (price.usd / price.life_years + price.yearly_upkeep_usd) / SECONDS_A_YEAR
-    return bought + watts / 1000 * price.usd_per_kwh / 3600
+    def ready(self, lane: Lane) -> bool:
+        """Whether it can be asked. An engine of ours gets its client here, at the port it came up at."""
+        if lane.plan.local is None:
+            return True
+        if lane.known(Known.STATE) != State.READY:
+            return False
+        port = int(lane.known(Known.PORT))
+        if port <= 0:
+            return False
+        if lane.port != port:
+            lane.port = port
+            lane.upstream = lane.connect(f"http://127.0.0.1:{port}/v1", self._limits)
+        return True
+
+    def enter(
+        self, lane: Lane, waiter: Waiter, priority: int, deadline_s: float, now_s: float
+    ) -> Literal["go", "wait", "full"]:
+        """Ask for a place at a backend."""
+        gate = lane.gate
+        entered = gate.enter(waiter, priority, deadline_s, now_s, lane.elsewhere(now_s))
+        if entered != "go":
+            for other in gate.pushed_out():
+                other.no_place(lane, "others of higher priority came first")
+            if entered == "wait":
+                self._queued.add(lane)
+                self._watch()
+        return entered
+
+    def enter_now(self, lane: Lane, waiter: Waiter, priority: int, now_s: float) -> bool:
+        """Take a place if one is free."""
+        return lane.gate.enter(waiter, priority, now_s, now_s, lane.elsewhere(now_s)) == "go"
+
+    def left(self, lane: Lane) -> None:
+        """A request ended there; the next one goes."""
+        now_s = time.monotonic()
+        for waiter in lane.gate.leave(now_s, lane.elsewhere(now_s) if lane.gate.queued else 0):
+            waiter.go(lane)
+
+    def want(self, lane: Lane, waiter: Waiter, now_s: float) -> bool:
+        """Wait for an engine; False when it cannot come."""
+        if lane.plan.local is None or lane.known(Known.STATE) == State.FAILED:
+            return False
+        self._wanted.setdefault(lane, {})[waiter] = (now_s, now_s)
+        lane.add(Load.WANTED, 1)
+        self._watch()
+        return True
+
+    def unwant(self, lane: Lane, waiter: Waiter) -> None:
+        """Wait no more."""
+        if self._wanted.get(lane, {}).pop(waiter, None) is not None:
+            lane.add(Load.WANTED, -1)
+
+    def _watch(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now_s = time.monotonic()
+        for lane in list(self._queued):
+            for waiter in lane.gate.wake(now_s, lane.elsewhere(now_s)):
+                waiter.go(lane)
+            for waiter in lane.gate.expired(now_s):
+                waiter.no_place(lane, "it waited too long for a place")
+            if not lane.gate.queued:
+                self._queued.discard(lane)
+        for lane in list(self._wanted):
+            self._look_at_engine(lane, now_s)
+        if self._queued or self._wanted:
+            self._watch()
+
+    def _look_at_engine(self, lane: Lane, now_s: float) -> None:
+        waiting = self._wanted[lane]
+        ready = self.ready(lane)
+        failed = lane.known(Known.STATE) == State.FAILED
+        for waiter, (since_s, told_s) in list(waiting.items()):
+            if ready:
+                self.unwant(lane, waiter)
+                waiter.loaded(lane)
+            elif failed or now_s - since_s > self._maximum_wait_s:
+                self.unwant(lane, waiter)
+                waiter.not_loaded(lane, "it could not be loaded" if failed else "it was not loaded in time")
+            elif now_s - told_s > TELL_S:
+                waiting[waiter] = (since_s, now_s)
+                waiter.tell_progress(lane, lane.known(Known.PROGRESS))
+        if not waiting:
+            del self._wanted[lane]
 
 
 def secret_of(plan: BackendPlan) -> tuple[tuple[bytes, bytes], ...]:

@@ -18,14 +18,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from breakeven.errors import BreakevenError, UserError
-from breakeven.gateway.keys.budget_file import budget_path, load_budgets
+from breakeven.gateway.keys.budgets import budget_path, load_budgets
 from breakeven.gateway.keys.windows import retire
 from breakeven.gateway.plan.check import check_reload
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.gateway.serve.loading import Loaded, load_apart
-from breakeven.gateway.serve.news import send_news
-from breakeven.gateway.serve.watcher import run_watcher
-from breakeven.gateway.serve.worker import run_worker
+from breakeven.gateway.serve.processes import run_watcher, run_worker, send_news
 from breakeven.gateway.shared.block import Block, Shape, Slots
 from breakeven.gateway.shared.layout import Global, Rows
 from breakeven.gateway.swap.prepare import prepare

@@ -2,14 +2,15 @@
 
 Bytes go on as they came. Where we asked for the usage and the client did not, the one event that tells it is taken
 out, which needs whole events: the part of one is held until the rest of it comes.
+
+A backend's key is kept out of what a client is told, should the backend repeat it in an error.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
+from breakeven.wire.message import Headers
 from breakeven.wire.sse import SseCutter, data_of
 
 _MOST_HELD = 256 * 1024
@@ -164,7 +165,6 @@ class WholeTap:
 
 
 Tap = StreamTap | WholeTap
-Ending = Literal["whole", "cut"]
 
 
 def _event(event: bytes) -> _Answer | None:
@@ -196,3 +196,31 @@ def _reason(data: bytes, at: int, mark: bytes) -> str:
         return mark.decode()
     start = at + len(mark)
     return data[start : data.find(b'"', start)].decode(errors="replace")[:40]
+
+
+class Scrub:
+    """Bytes of one answer through; the key becomes as many stars, wherever the answer is cut into pieces."""
+
+    __slots__ = ("_held", "_key", "_stars")
+
+    def __init__(self, key: bytes) -> None:
+        """`key` is not empty."""
+        self._key, self._stars, self._held = key, b"*" * len(key), b""
+
+    def feed(self, data: bytes) -> bytes:
+        """What may go on; the beginning of a key that may follow is held."""
+        data = (self._held + data).replace(self._key, self._stars)
+        most = min(len(self._key) - 1, len(data))
+        hold = next((size for size in range(most, 0, -1) if self._key.startswith(data[-size:])), 0)
+        self._held = data[len(data) - hold :]
+        return data[: len(data) - hold]
+
+    def rest(self) -> bytes:
+        """What was held, when nothing follows."""
+        held, self._held = self._held, b""
+        return held
+
+
+def headers_without(key: bytes, headers: Headers) -> Headers:
+    """All headers but those that hold the key."""
+    return [pair for pair in headers if key not in pair[1]]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from breakeven.errors import UserError
-from breakeven.gateway.shared.layout import COUNT_COLUMNS, WINDOW_COLUMNS, Global, Known, Load, Share, Usage
+from breakeven.gateway.shared.layout import COUNT_COLUMNS, WINDOW_COLUMNS, Global, Known, Load, Process, Share, Usage
 
 WORD = 8
 
@@ -85,7 +85,7 @@ class Block:
             "key_usage": ("q", w, shape.keys, len(Usage)),
             "model_usage": ("q", w, shape.models, len(Usage)),
             "windows": ("q", w + 1, shape.keys * shape.windows, WINDOW_COLUMNS),
-            "worker": ("q", w, 1, 4),
+            "worker": ("q", w, 1, len(Process)),
             "known": ("d", 1, b, len(Known)),
             "share": ("d", 1, shape.experiments, len(Share)),
             "everywhere": ("d", 1, 1, len(Global)),
@@ -109,7 +109,6 @@ class Block:
         self.windows = made["windows"]
         """Entity `key * shape.windows + limit`; columns as in `Window`. One row more than workers: other machines'."""
         self.worker = made["worker"]
-        """By worker: process id, log lines dropped, connections, requests under way."""
         self.known = made["known"]
         self.share = made["share"]
         self.everywhere = made["everywhere"]

@@ -1,39 +1,140 @@
-"""The process that watches: it asks engines for their numbers, steers local engines, reads the log, shows the page."""
+"""The two kinds of process that the supervisor starts: workers that serve, and one that watches.
+
+A worker is an edge, a desk and a log. It serves until it is told to end, and then ends what it has begun.
+
+The watching process asks engines for their numbers, steers local engines, reads the log and shows the page. It forks
+nothing and reads no file of the operator's itself, because it holds engines and threads: it hears of a new plan by one
+message through a pair of sockets.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
+import pickle
 import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from breakeven.errors import BreakevenError
-from breakeven.gateway.keys.budget_file import budget_path, save_budgets
+from breakeven.gateway.keys.budgets import SharedWindows, budget_path, save_budgets
 from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.keys.store import Keys, follow
 from breakeven.gateway.plan.model import GatewayPlan, Limits
+from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.seen.record import DecisionRecord
-from breakeven.gateway.seen.snapshot import ExperimentState, Snapshot
-from breakeven.gateway.serve.news import News, next_news
+from breakeven.gateway.seen.snapshot import ExperimentState, Snapshot, snapshot
+from breakeven.gateway.serve.desk import Desk, Front
+from breakeven.gateway.serve.loading import Loaded
 from breakeven.gateway.serve.poll import Poller
 from breakeven.gateway.shared.block import Block
-from breakeven.gateway.shared.layout import Rows
+from breakeven.gateway.shared.layout import Process, Rows
 from breakeven.wire.server import HttpServer
 
 if TYPE_CHECKING:
     from breakeven.gateway.swap.watch import Swapper
 
+TELL_S = 0.5
+WHOLE_COLLECTION = 60
+"""Turns of `TELL_S` between two looks at everything that could be a circle."""
 RECENT = 50
 LOOK_S = 1.0
 EXPERIMENTS_S = 2.0
 SAVE_S = 10.0
+_LENGTH = 8
 ADMIN_LIMITS = Limits(body_bytes=64 * 1024, header_bytes=16 * 1024, connections=64, read_s=10.0)
+
+
+def run_worker(
+    loaded: Loaded, rows: Rows, block: Block, worker: int, listening: socket.socket, ready: Callable[[], None]
+) -> int:
+    """Serve on `listening` until SIGTERM; returns the exit status. `ready` is called once it accepts."""
+    import uvloop
+
+    # What the supervisor loaded lives as long as we do: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
+    # Requests leave no circles behind; what else does is collected between them, in `_serve`.
+    gc.disable()
+    return uvloop.run(_serve(loaded, rows, block, worker, listening, ready))
+
+
+async def _serve(
+    loaded: Loaded, rows: Rows, block: Block, worker: int, listening: socket.socket, ready: Callable[[], None]
+) -> int:
+    plan = loaded.plan
+    log = None if plan.log.directory is None else DecisionLog(plan.log.directory, worker, plan.log)
+    desk = Desk(plan, loaded.speeds, rows, block, worker, loaded.keys, log)
+    edge = HttpServer(Front(desk).handle, plan.limits)
+    loop = asyncio.get_running_loop()
+    ending = asyncio.Event()
+    supervisor = os.getppid()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    turn = 0
+    seen = (0, 0, 0)
+    if plan.keys is not None and desk.keys is not None:
+        # The keys are as old as the plan: some may have been revoked before this worker took another's place.
+        seen = follow(desk.keys, plan.keys, seen)
+    await edge.start([listening])
+    block.worker.put(worker, 0, Process.PID, os.getpid())
+    ready()
+    while not ending.is_set():
+        _tell(desk, edge, block, worker)
+        if plan.keys is not None and desk.keys is not None:
+            seen = follow(desk.keys, plan.keys, seen)
+        turn += 1
+        gc.collect(2 if turn % WHOLE_COLLECTION == 0 else 0)
+        if os.getppid() != supervisor:
+            sys.stderr.write("breakeven: the supervisor is gone; this worker ends\n")
+            break
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ending.wait(), TELL_S)
+    desk.draining = True
+    desk.arms.cancel()
+    cut = await edge.drain(plan.limits.drain_s)
+    for lane in desk.lanes:
+        if lane.upstream is not None:
+            await lane.upstream.close()
+    if log is not None:
+        log.close()
+    _tell(desk, edge, block, worker)
+    return 1 if cut else 0
+
+
+def _tell(desk: Desk, edge: HttpServer, block: Block, worker: int) -> None:
+    """Numbers for the watching process that need not be exact to the moment."""
+    if desk.log is not None:
+        block.worker.put(worker, 0, Process.DROPPED, desk.log.dropped)
+    block.worker.put(worker, 0, Process.CONNECTIONS, edge.connections)
+    block.worker.put(worker, 0, Process.UNDER_WAY, edge.under_way)
+
+
+class News(NamedTuple):
+    """A plan that is served from now on."""
+
+    plan: GatewayPlan
+    keys: tuple[KeyEntry, ...] | None
+    rows: Rows
+
+
+def send_news(to: socket.socket, plan: GatewayPlan, keys: tuple[KeyEntry, ...] | None, rows: Rows) -> None:
+    """Tell the watching process. It may take its time: what is sent waits in the socket."""
+    said = pickle.dumps(News(plan, keys, rows))
+    to.sendall(len(said).to_bytes(_LENGTH, "big") + said)
+
+
+async def next_news(reader: asyncio.StreamReader) -> News:
+    """Wait for the next plan."""
+    length = int.from_bytes(await reader.readexactly(_LENGTH), "big")
+    news: News = pickle.loads(await reader.readexactly(length))
+    return news
 
 
 def run_watcher(
@@ -178,8 +279,6 @@ class Watcher:
             save_budgets(path, self.block, keys, rows.keys, self.machine)
 
     async def _share_limits(self) -> None:
-        from breakeven.gateway.keys.shared import SharedWindows
-
         plan, keys, rows = self.now
         assert plan.redis is not None
         shared = SharedWindows(plan.redis, self.block, self.machine, lambda text: self._warn("redis", text))
@@ -238,8 +337,6 @@ class Watcher:
         return entry is not None and entry.admin
 
     def _state(self) -> Snapshot:
-        from breakeven.gateway.seen.snapshot_of import snapshot
-
         warnings = list(self.warnings.values())
         if self.swapper is not None:
             warnings += self.swapper.warnings
