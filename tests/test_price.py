@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
+from breakeven.model.quality import QualityScore
 from breakeven.price.break_even import Offer, break_evens, break_evens_of, winners
 from breakeven.price.pricing import (
     HOURS_PER_YEAR,
@@ -28,18 +29,17 @@ from breakeven.price.pricing import (
 )
 from breakeven.price.staircase import LEAST_CAPACITY, cost_points, per_solved, staircase
 from breakeven.results.cost import Api, BreakEven, Cost, CostPoint, Own, Pricing, Rented, WhatIf
-from breakeven.results.decision import QualityScore
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 
 TRAFFIC = PricedTraffic(prompt_tokens=512, output_tokens=256)
 HOME = Own(usd=2000, life_years=4, usd_per_kwh=0.30, idle_w=60, busy_w=300)
 
 
-def span(value: float, factor: float = 1.0) -> Span:
-    return Span(value=value, low=value / factor, high=value * factor)
+def span(value: float, factor: float = 1.0) -> Estimate:
+    return Estimate(value=value, low=value / factor, high=value * factor)
 
 
-def offer(name: str, pricing: Pricing, capacity: Span | None, power: Power | None = None) -> Offer:
+def offer(name: str, pricing: Pricing, capacity: Estimate | None, power: Power | None = None) -> Offer:
     return Offer(name=name, pricing=pricing, capacity_per_s=capacity, traffic=TRAFFIC, power=power)
 
 
@@ -160,13 +160,13 @@ def test_energy_is_idle_power_and_what_the_load_adds() -> None:
 
 
 def test_a_capacity_that_may_be_nothing_has_a_bounded_bill() -> None:
-    capacity = Span(value=10.0, low=0.0, high=12.0)
+    capacity = Estimate(value=10.0, low=0.0, high=12.0)
     (point,) = cost_points(Rented(usd_per_hour=1.0), capacity, TRAFFIC, [10.0])
     assert point.usd_per_hour.high == pytest.approx(1 / LEAST_CAPACITY)
 
 
 def test_a_machine_that_serves_nothing_has_no_points() -> None:
-    assert cost_points(Rented(usd_per_hour=1.0), Span(value=0.0, low=0.0, high=0.0), TRAFFIC, [1.0]) == []
+    assert cost_points(Rented(usd_per_hour=1.0), Estimate(value=0.0, low=0.0, high=0.0), TRAFFIC, [1.0]) == []
     assert cost_points(Rented(usd_per_hour=1.0), None, TRAFFIC, [1.0]) == []
     with pytest.raises(UserError, match="no price"):
         staircase(Rented(usd_per_hour=1.0), None, TRAFFIC)
@@ -272,7 +272,7 @@ def test_never_is_an_answer() -> None:
 
 
 def test_who_serves_nothing_is_not_compared() -> None:
-    silent = offer("silent", Rented(usd_per_hour=1.0), Span(value=0.0, low=0.0, high=0.0))
+    silent = offer("silent", Rented(usd_per_hour=1.0), Estimate(value=0.0, low=0.0, high=0.0))
     for pair in ((silent, rented("b", 1.0, 5.0)), (rented("b", 1.0, 5.0), silent)):
         (flip,) = break_evens(*pair, 0.1, 10.0)
         assert (flip.from_, flip.to, flip.rate_per_s) == ("b", "silent", None)

@@ -21,7 +21,7 @@ from breakeven.forecast.profiles import profile_named
 from breakeven.forecast.serving import Replica, capacity_of, mean_batch, prefill_share, replica_of
 from breakeven.forecast.simulator.policy import policy_named
 from breakeven.forecast.simulator.run import policy_of
-from breakeven.model.quality import quality_of
+from breakeven.model.quality import QualityScore, quality_of
 from breakeven.model.resolve import resolve_spec
 from breakeven.price.break_even import Offer, break_evens_of
 from breakeven.price.pricing import idle_usd_per_hour, power_of
@@ -34,10 +34,9 @@ from breakeven.price.sensitivity import (
     times,
     what_if,
 )
-from breakeven.price.staircase import cost_points, scaled
+from breakeven.price.staircase import cost_points
 from breakeven.price.workload import priced_traffic, replica_price, with_answers
 from breakeven.results.cost import Api, Cost, Own, Rented, WhatIf
-from breakeven.results.decision import QualityScore
 from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Slo, Workload, slo_text
 from breakeven.version import __version__
@@ -207,7 +206,7 @@ def _speculating(one: Served) -> Offer:
         DRAFT_COST,
     )
     share = one.share or 0.0
-    return replace(one.offer, capacity_per_s=scaled(capacity, 1 / (share + (1 - share) / speedup)))
+    return replace(one.offer, capacity_per_s=capacity.scaled(1 / (share + (1 - share) / speedup)))
 
 
 DEFAULT_RATES = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)

@@ -27,8 +27,7 @@ from breakeven.price.pricing import Power, PricedTraffic, power_of
 from breakeven.price.workload import priced_traffic, replica_price, with_answers
 from breakeven.results.cost import Api, Pricing
 from breakeven.results.decision import Kind, LatencyPoint
-from breakeven.results.predicted import Span
-from breakeven.stats.estimate import Provenance
+from breakeven.stats.estimate import Estimate, Provenance, exactly
 from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Workload
 
@@ -49,7 +48,7 @@ class Evaluated:
     spec: ModelSpec | None
     model: StepModel | None
     policy: Policy | None
-    capacity: Span | None
+    capacity: Estimate | None
     latency: Sequence[LatencyPoint]
     pricing: Pricing | None
     power: Power | None
@@ -201,8 +200,8 @@ def elsewhere(
     if replica is not None:
         value = capacity_per_s(replica, study.slo, study.good_share, precision=QUICK_PRECISION)
     was = found.capacity
-    low, high = (was.low / was.value, was.high / was.value) if was is not None and was.value > 0 else (1.0, 1.0)
-    return replace(there, capacity=Span(value=value, low=value * low, high=value * high))
+    low, high = (was.least / was.value, was.most / was.value) if was is not None and was.value > 0 else (1.0, 1.0)
+    return replace(there, capacity=Estimate(value=value, low=value * low, high=value * high))
 
 
 def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic) -> Evaluated:
@@ -232,10 +231,10 @@ def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic
     )
 
 
-def _doubt_of(name: str, capacity: Span) -> Doubt:
+def _doubt_of(name: str, capacity: Estimate) -> Doubt:
     """Doubt of a measured capacity: nothing shared with other candidates."""
-    low = max(capacity.low, 0.5 * capacity.value)
-    return Doubt(name, name, 0.0, float(np.log(max(capacity.high, capacity.value) / low)) / 2 if low > 0 else 0.0)
+    low = max(capacity.least, 0.5 * capacity.value)
+    return Doubt(name, name, 0.0, float(np.log(max(capacity.most, capacity.value) / low)) / 2 if low > 0 else 0.0)
 
 
 def _pricing(plan: CandidatePlan, model: StepModel) -> tuple[Pricing | None, list[str]]:
@@ -285,9 +284,7 @@ def _api_latency(study: StudyPlan, plan: CandidatePlan, output: float) -> list[L
         study.slo.tpot_s is not None and tpot > study.slo.tpot_s
     ):
         good = 0.0
-    flat = {
-        name: Span(value=v, low=v, high=v) for name, v in (("ttft", ttft), ("tpot", tpot), ("e2e", e2e), ("good", good))
-    }
+    flat = {name: exactly(v) for name, v in (("ttft", ttft), ("tpot", tpot), ("e2e", e2e), ("good", good))}
     return [
         LatencyPoint(
             rate_per_s=rate,

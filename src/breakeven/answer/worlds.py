@@ -18,7 +18,7 @@ from breakeven.price.pricing import JOULES_PER_KWH, Power, PricedTraffic, standi
 from breakeven.price.staircase import ROUNDING
 from breakeven.results.cost import Api, Own, Pricing
 from breakeven.results.decision import Kind, LatencyPoint
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 
 
 def bills(
@@ -66,7 +66,7 @@ class Contender:
     name: str
     kind: Kind
     pricing: Pricing
-    capacity: Span | None
+    capacity: Estimate | None
     traffic: PricedTraffic
     doubt: Doubt | None
     latency: Sequence[LatencyPoint]

@@ -12,7 +12,8 @@ from rich.console import Console
 from breakeven.errors import UserError
 from breakeven.pages.progress import LoadProgress
 from breakeven.pages.studies import save, show
-from breakeven.runs.capacity import RESULT, CapacityOptions, capacity
+from breakeven.results.store import RESULT
+from breakeven.runs.capacity import CapacityOptions, capacity
 from breakeven.runs.capacity_study import RATE, USERS
 from breakeven.runs.load import LoadOptions
 from breakeven.traffic.words import parse_duration, parse_length

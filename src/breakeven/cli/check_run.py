@@ -12,14 +12,13 @@ from breakeven.errors import UserError
 from breakeven.measure.events import iter_events
 from breakeven.pages.load_terminal import print_check
 from breakeven.pages.progress import LoadProgress
+from breakeven.results import store
 from breakeven.results.load import LoadStudy
-from breakeven.results.store import encode_check, read_load, write_load
+from breakeven.results.store import RESULT, encode, write
 from breakeven.runs.check import check
 from breakeven.runs.load import LoadOptions
 from breakeven.runs.load_study import load_study
 from breakeven.runs.recheck import log_of, replay
-
-RESULT = "result.json"
 
 
 def run(
@@ -41,14 +40,14 @@ def run(
         shown = LoadProgress(Console(stderr=True, highlight=False), quiet=quiet or as_json)
         with shown:
             study, new = replay(baseline, target, options, on_state=shown.update, on_phase=shown.phase)
-        write_load(study, new / RESULT)
+        write(study, new / RESULT)
     else:
         study = read(new)
     old_log, new_log = log_of(baseline), log_of(new)
     logs = (iter_events(old_log), iter_events(new_log)) if old_log and new_log else None
     found = check(saved, study, logs=logs, tolerance=share, name=str(baseline))
     if as_json:
-        sys.stdout.write(encode_check(found).decode().rstrip("\n") + "\n")
+        sys.stdout.write(encode(found).decode().rstrip("\n") + "\n")
     else:
         print_check(found, Console(highlight=False))
     return int(found.worse)
@@ -60,7 +59,7 @@ def read(place: Path) -> LoadStudy:
         raise UserError(f"{place} does not exist; give a directory that `breakeven bench --out` wrote")
     result = place / RESULT if place.is_dir() else place
     if result.is_file():
-        return read_load(result)
+        return store.read(result, LoadStudy)
     log = log_of(place)
     if log is None:
         raise UserError(f"{place} holds neither {RESULT} nor events.jsonl; give what `breakeven bench --out` wrote")

@@ -16,7 +16,7 @@ from breakeven.pages.figures.comparison import export_charts
 from breakeven.pages.html import write_report
 from breakeven.pages.progress import Progress
 from breakeven.pages.terminal import print_comparison
-from breakeven.results.store import encode_result, write_result
+from breakeven.results.store import RESULT, encode, write
 from breakeven.runs.compare import Options, compare
 from breakeven.runs.demo import demo_pair
 
@@ -55,13 +55,13 @@ def run(models: list[str], words: Words, *, charts: bool, quiet: bool, as_json: 
     except KeyboardInterrupt:
         print("\nfinished blocks are kept; run the same command with --resume to go on", file=sys.stderr)
         raise
-    write_result(result, directory / "result.json")
+    write(result, directory / RESULT)
     page = directory / "report.html"
     write_report(result, page)
     if charts:
         export_charts(result, directory / "charts")
     if as_json:
-        sys.stdout.write(encode_result(result).decode() + "\n")
+        sys.stdout.write(encode(result).decode() + "\n")
     else:
         print_comparison(result, console, page)
 

@@ -36,7 +36,7 @@ def decide(
     from breakeven.answer.study.load import read_study
     from breakeven.errors import UserError
     from breakeven.pages.decision_files import save_decision, summary
-    from breakeven.results.store import encode_decision
+    from breakeven.results.store import encode
 
     if init:
         from breakeven.answer.study.init import ask
@@ -66,4 +66,4 @@ def decide(
     if shown:
         sys.stderr.write("\r\x1b[K")
     directory = save_decision(result, out or Path("results") / plan.path.stem)
-    typer.echo(encode_decision(result).decode().rstrip() if json else summary(result, directory))
+    typer.echo(encode(result).decode().rstrip() if json else summary(result, directory))

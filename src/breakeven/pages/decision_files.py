@@ -12,10 +12,10 @@ from rich.console import Console
 from breakeven.pages.decision_html import write_decision_report
 from breakeven.pages.decision_terminal import print_decision
 from breakeven.pages.decision_words import usd, usd_span
-from breakeven.pages.studies import PAGE, RESULT
+from breakeven.pages.studies import PAGE
 from breakeven.results.decision import Decision, Fleet, LogDecision
-from breakeven.results.predicted import Span
-from breakeven.results.store import encode, write_decision, write_whole
+from breakeven.results.store import RESULT, encode, write
+from breakeven.stats.estimate import Estimate
 
 
 def save_decision(decision: Decision, directory: Path) -> Path:
@@ -23,7 +23,7 @@ def save_decision(decision: Decision, directory: Path) -> Path:
 
     Raises `UserError` when the directory cannot be written, `BreakevenError` when a number is not finite.
     """
-    write_decision(decision, directory / RESULT)
+    write(decision, directory / RESULT)
     write_decision_report(decision, directory / PAGE)
     return directory
 
@@ -47,7 +47,7 @@ def encode_log_decision(result: LogDecision) -> bytes:
 
 def save_log_decision(result: LogDecision, directory: Path) -> Path:
     """Write `from-log.json`, and the decision with its page, into `directory`, which is returned."""
-    write_whole(directory / FILE, encode(result))
+    write(result, directory / FILE)
     return save_decision(result.decision, directory)
 
 
@@ -76,7 +76,7 @@ def _cost(fleet: Fleet) -> str:
     return f"{usd_span(fleet.usd)}{machines}{why}"
 
 
-def _between(span: Span, form: str) -> str:
+def _between(span: Estimate, form: str) -> str:
     value, low, high = (form.format(each) for each in (span.value, span.low, span.high))
     return value if low == high else f"{value} ({low} to {high})"
 

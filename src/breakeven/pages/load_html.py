@@ -38,8 +38,9 @@ from breakeven.pages.load_words import (
     units_of,
     workload_rows,
 )
-from breakeven.results.load import CapacityStudy, EngineState, LoadDifference, LoadPoint, LoadStudy, Share
+from breakeven.results.load import CapacityStudy, EngineState, LoadDifference, LoadPoint, LoadStudy
 from breakeven.results.store import write_whole
+from breakeven.stats.percentiles import Share
 
 # Delays that every reader wants; all others stand in the details of a load.
 SHOWN = (

@@ -42,7 +42,8 @@ from breakeven.pages.load_words import (
 )
 from breakeven.pages.terminal import columns, listed, packed, shortened, wrapped
 from breakeven.pages.words import NO_DIFFERENCE, RATIO_PLACES, grouped, interval, number, percent_text, value
-from breakeven.results.load import CapacityStudy, Check, Limit, LoadPoint, LoadStudy, Percentile, Trial
+from breakeven.results.load import CapacityStudy, Check, Limit, LoadPoint, LoadStudy, Trial
+from breakeven.stats.percentiles import Percentile
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 

@@ -24,10 +24,9 @@ from breakeven.results.load import (
     LoadModel,
     LoadPoint,
     LoadStudy,
-    Percentile,
-    Share,
     Steady,
 )
+from breakeven.stats.percentiles import Percentile, Share
 from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
 TOO_SMALL = "n too small"

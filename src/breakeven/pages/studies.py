@@ -11,33 +11,23 @@ from breakeven.pages.load_html import write_capacity_report, write_load_report
 from breakeven.pages.load_terminal import print_capacity, print_load
 from breakeven.pages.terminal import print_comparison
 from breakeven.results.load import CapacityStudy, LoadStudy
-from breakeven.results.store import (
-    encode_capacity,
-    encode_load,
-    encode_result,
-    write_capacity,
-    write_load,
-    write_result,
-)
+from breakeven.results.store import RESULT, encode, write
 from breakeven.runs.recompute import Study
 
-RESULT, PAGE = "result.json", "report.html"
+PAGE = "report.html"
 
 
 def save(study: Study, out: Path) -> bytes:
     """Write `result.json` and `report.html` into `out`; the result's JSON."""
-    page, file = out / PAGE, out / RESULT
+    page = out / PAGE
+    write(study, out / RESULT)
     if isinstance(study, LoadStudy):
-        write_load(study, file)
         write_load_report(study, page)
-        return encode_load(study)
-    if isinstance(study, CapacityStudy):
-        write_capacity(study, file)
+    elif isinstance(study, CapacityStudy):
         write_capacity_report(study, page)
-        return encode_capacity(study)
-    write_result(study, file)
-    write_report(study, page)
-    return encode_result(study)
+    else:
+        write_report(study, page)
+    return encode(study)
 
 
 def show(study: Study, out: Path) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
-from breakeven.stats.estimate import Estimate
 from breakeven.hardware.machine import MachineSpec
+from breakeven.stats.estimate import Estimate
+from breakeven.stats.percentiles import Percentile, Share
 from breakeven.traffic.workload import Slo, Workload
 
 LOAD_SCHEMA = "breakeven.load/1"
@@ -20,17 +21,6 @@ LATENCIES = ("ttft_s", "service_ttft_s", "tpot_s", "itl_s", "e2e_s", "service_e2
 """`Latency.metric`. Without `service_` counted from the due time, with it from when the request was sent."""
 
 
-class Percentile(msgspec.Struct, frozen=True, kw_only=True):
-    """One percentile with its 95 % interval from order statistics. `value` None: `why` says "n too small" or so."""
-
-    p: float
-    """50, 90, 95, 99 or 99.9."""
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    why: str | None = None
-
-
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """One delay over the requests that count. A request that failed counts as infinitely late in the percentiles of
     ttft and e2e, so `mean` is over answered ones only."""
@@ -39,16 +29,6 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     mean: Estimate | None
     percentiles: list[Percentile]
-
-
-class Share(msgspec.Struct, frozen=True, kw_only=True):
-    """`hits` of `n`, with the Wilson 95 % interval of the share."""
-
-    share: float
-    low: float
-    high: float
-    hits: int
-    n: int
 
 
 class Steady(msgspec.Struct, frozen=True, kw_only=True):

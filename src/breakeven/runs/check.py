@@ -29,7 +29,7 @@ from breakeven.measure.load.part import Part, measured_part, meets, sums_by_bloc
 from breakeven.measure.load.points import output_tokens, rate_spans, values_s
 from breakeven.results.load import Check, CheckedMetric, LoadPoint, LoadStudy
 from breakeven.stats import intervals
-from breakeven.stats.estimate import Estimate
+from breakeven.stats.estimate import Estimate, measured
 from breakeven.stats.percentiles import wilson
 from breakeven.traffic.workload import Slo
 
@@ -240,10 +240,11 @@ def _share(hits: int, n: int) -> Level:
 def _of_estimate(estimate: Estimate) -> Level:
     """Back from a 95 % interval of n values to the variance it came from."""
     centre = math.log(estimate.value)
-    if estimate.low is None or estimate.high is None or estimate.low <= 0 or estimate.n < 2:
-        return Level(centre, None, None, estimate.n)
-    half = max(math.log(estimate.high) - centre, centre - math.log(estimate.low))
-    return Level(centre, (half / t_quantile(SHOWN, estimate.n - 1)) ** 2, estimate.n - 1, estimate.n)
+    low, high, n = estimate.low, estimate.high, estimate.n or 0
+    if low is None or high is None or low <= 0 or n < 2:
+        return Level(centre, None, None, n)
+    half = max(math.log(high) - centre, centre - math.log(low))
+    return Level(centre, (half / t_quantile(SHOWN, n - 1)) ** 2, n - 1, n)
 
 
 def _compared(key: Key, old: Level, new: Level, error: float, tolerance: float) -> CheckedMetric:
@@ -251,14 +252,14 @@ def _compared(key: Key, old: Level, new: Level, error: float, tolerance: float) 
     difference, n = new.log - old.log, min(old.n, new.n)
     spread = _spread(old, new)
     if spread is None:
-        estimate = Estimate(math.exp(difference), None, None, n)
+        estimate = measured(math.exp(difference), None, None, n)
         return CheckedMetric(metric=metric, load=load, new_over_old=estimate, verdict="same")
     deviation, freedom = spread
     shown, sure = (t_quantile(level, freedom) * deviation for level in (SHOWN, 1 - error))
     limit = math.log1p(tolerance)
     up, down = difference - sure > limit, difference + sure < -limit
     better, worse = (up, down) if metric in HIGHER_IS_BETTER else (down, up)
-    estimate = Estimate(math.exp(difference), math.exp(difference - shown), math.exp(difference + shown), n)
+    estimate = measured(math.exp(difference), math.exp(difference - shown), math.exp(difference + shown), n)
     verdict = "worse" if worse else "better" if better else "same"
     return CheckedMetric(metric=metric, load=load, new_over_old=estimate, verdict=verdict)
 

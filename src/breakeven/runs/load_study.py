@@ -117,12 +117,10 @@ def _several(points: Sequence[LoadPoint], slo: Slo | None) -> str:
 
 
 def _won(difference: LoadDifference, *, everywhere: bool) -> str:
-    ratio, winner = difference.ratio, difference.winner
+    winner = difference.winner
     loser = difference.b if winner == difference.a else difference.a
-    ends = (ratio.value, ratio.low, ratio.high)
-    if winner != difference.a:
-        ends = (1 / ratio.value, 1 / ratio.high if ratio.high else None, 1 / ratio.low if ratio.low else None)
-    value, low, high = ends
+    ratio = difference.ratio if winner == difference.a else difference.ratio.inverse()
+    value, low, high = ratio.value, ratio.low, ratio.high
     interval = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
     what = WORDS.get(difference.metric, difference.metric)
     also = ", and is ahead at every load measured" if everywhere else ""

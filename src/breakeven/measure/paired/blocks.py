@@ -341,5 +341,5 @@ def pair_rows(blocks: Sequence[Block], names: Sequence[str]) -> list[RatioRow]:
             if values:
                 e = intervals.ratio(values, 0, PROCESS_FLOOR)
                 label = f"{a} over {b}" if len(names) > 2 else ""
-                rows.append(RatioRow(streams, e.value, e.low, e.high, e.n, label))
+                rows.append(RatioRow(streams, e.value, e.low, e.high, len(values), label))
     return rows

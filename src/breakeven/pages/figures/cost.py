@@ -107,8 +107,8 @@ def _at(candidate: CandidateResult, point: CostPoint, rate_per_s: float) -> dict
         "out": bool(candidate.ruled_out),
         "x": rate_per_s,
         "value": point.usd_per_hour.value * MONTH_HOURS,
-        "low": point.usd_per_hour.low * MONTH_HOURS,
-        "high": point.usd_per_hour.high * MONTH_HOURS,
+        "low": point.usd_per_hour.least * MONTH_HOURS,
+        "high": point.usd_per_hour.most * MONTH_HOURS,
     }
 
 
@@ -183,9 +183,9 @@ def _bands(bills: Bills, width: float) -> list[alt.Chart]:
     import altair as alt
 
     rows = [
-        {"left": bills.loads.scale.pixel(flip.at.low, width), "right": bills.loads.scale.pixel(flip.at.high, width)}
+        {"left": bills.loads.scale.pixel(flip.at.least, width), "right": bills.loads.scale.pixel(flip.at.most, width)}
         for flip in bills.flips
-        if flip.at is not None and flip.at.low < flip.at.high
+        if flip.at is not None and flip.at.least < flip.at.most
     ]
     if not rows:
         return []

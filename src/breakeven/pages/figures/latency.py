@@ -26,7 +26,7 @@ from breakeven.pages.figures.figure import INK, PAPER, Figure, Missing, data_of,
 from breakeven.pages.load_words import Unit, load_metric, unit_of
 from breakeven.pages.words import number
 from breakeven.results.decision import CandidateResult, Decision, LatencyPoint
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 
 if TYPE_CHECKING:
     import altair as alt
@@ -64,8 +64,8 @@ def latency_curves(decision: Decision) -> list[Figure | Missing]:
     return [_curve(decision, metric, bound) for metric, bound in asked if metric != "e2e_s" or bound is not None]
 
 
-def _span(point: LatencyPoint, metric: str, what: str) -> Span:
-    found: Span = {
+def _span(point: LatencyPoint, metric: str, what: str) -> Estimate:
+    found: Estimate = {
         ("ttft_s", P50): point.ttft_p50_s,
         ("ttft_s", P99): point.ttft_p99_s,
         ("tpot_s", P50): point.tpot_p50_s,
@@ -92,7 +92,7 @@ def _curve(decision: Decision, metric: str, bound: float | None) -> Figure | Mis
     unit = unit_of([span.value for *_, span in spans])
     whole: list[dict[str, Any]] = [
         {"model": model, "what": what, "x": x, "value": span.value * unit.scale}
-        | {"low": span.low * unit.scale, "high": span.high * unit.scale}
+        | {"low": span.least * unit.scale, "high": span.most * unit.scale}
         for model, what, x, span in spans
     ]
     asked = None if bound is None else bound * unit.scale

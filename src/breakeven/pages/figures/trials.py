@@ -34,7 +34,8 @@ from breakeven.pages.load_words import (
     share_text,
 )
 from breakeven.pages.words import grouped, percent_text
-from breakeven.results.load import Limit, LoadPoint, LoadStudy, Percentile
+from breakeven.results.load import Limit, LoadPoint, LoadStudy
+from breakeven.stats.percentiles import Percentile
 
 if TYPE_CHECKING:
     from breakeven.pages.figures.figure import Drawing
