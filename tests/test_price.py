@@ -14,7 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from breakeven.answer.evaluate import bill_of, model_of
+from breakeven.answer.study.load import read_study
 from breakeven.errors import UserError
+from breakeven.gateway.plan.model import BackendPlan
+from breakeven.gateway.seen.snapshot_of import standing_usd_per_hour
+from breakeven.gateway.serve.lane import usd_per_s
+from breakeven.gateway.serve.loading import _powered
 from breakeven.model.quality import QualityScore
 from breakeven.price.break_even import Offer, break_evens, break_evens_of, winners
 from breakeven.price.pricing import (
@@ -23,8 +29,8 @@ from breakeven.price.pricing import (
     PricedTraffic,
     check_pricing,
     idle_usd_per_hour,
+    machine_usd_per_hour,
     power_of,
-    standing_usd_per_hour,
     usd_per_added_request,
 )
 from breakeven.price.staircase import LEAST_CAPACITY, cost_points, per_solved, staircase
@@ -54,13 +60,57 @@ def at(offers: tuple[Offer, Offer], low: float, high: float) -> list[tuple[str, 
     ]
 
 
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*-*.yaml"))
+OWNED = Own(usd=8766.0, life_years=1.0, usd_per_kwh=0.5, power_overhead=1.5, yearly_upkeep_usd=100.0)
+
+
+@pytest.mark.parametrize("file", [each for each in EXAMPLES if "candidates:" in each.read_text()], ids=lambda f: f.stem)
+def test_a_verdict_and_the_gateway_count_the_same_dollars(file: Path) -> None:
+    """A machine bought, rented or somebody else's; its watts named by its price, or by its profile, or by nobody."""
+    study = read_study(file)
+    assert study.candidates
+    for plan in study.candidates:
+        if plan.is_api or plan.model is None:
+            backend = BackendPlan(name="b", url="http://localhost/v1", price=plan.pricing)
+            assert standing_usd_per_hour(_powered(backend)) is None
+            continue
+        model = model_of(plan)
+        known = model.profile.idle_w is not None
+        named = msgspec.structs.replace(OWNED, busy_w=9000.0, idle_w=None if known else 100.0)
+        for price in (plan.pricing, OWNED, named, Rented(usd_per_hour=2.0)):
+            pricing, power, _ = bill_of(replace(plan, pricing=price), model)
+            assert isinstance(pricing, Own | Rented)
+            assert power is not None or not known
+            backend = _powered(
+                BackendPlan(
+                    name="b",
+                    url="http://localhost/v1",
+                    model=plan.model,
+                    machine=plan.machine,
+                    engine=plan.engine,
+                    format=plan.format,
+                    devices=plan.devices,
+                    price=pricing,
+                )
+            )
+            assert isinstance(backend.price, Own | Rented)
+            waits, busy = (machine_usd_per_hour(pricing, power, share) for share in (0.0, 1.0))
+            assert standing_usd_per_hour(backend) == pytest.approx(waits)
+            assert usd_per_s(backend.price) == pytest.approx(busy / 3600)
+            if isinstance(pricing, Own) and power is not None:
+                assert busy > waits > machine_usd_per_hour(pricing)
+                # What a request adds at capacity is what being busy costs beyond waiting.
+                added = usd_per_added_request(pricing, TRAFFIC, 2.0, power)
+                assert waits + 2.0 * 3600 * added == pytest.approx(busy)
+
+
 # --- bills -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_bought_machine_costs_its_purchase_over_its_life_and_its_power() -> None:
     power = power_of(HOME)
     assert power == Power(idle_w=60, busy_w=300)
-    assert standing_usd_per_hour(HOME, power) == pytest.approx(500 / 8766 + 0.060 * 0.30)
+    assert machine_usd_per_hour(HOME, power) == pytest.approx(500 / 8766 + 0.060 * 0.30)
     # At 2 requests/s one request takes (300 - 60) W / 2 above idle: 120 J, a 30,000th of a kWh.
     assert usd_per_added_request(HOME, TRAFFIC, 2.0, power) == pytest.approx(0.30 / 30_000)
     assert HOURS_PER_YEAR == 8766

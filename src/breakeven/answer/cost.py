@@ -110,7 +110,7 @@ def served_as(
         notes.append("the weights and one request do not fit the device's memory")
     elif not capacity.value > 0:
         notes.append("keeps the service level at no load, not even alone")
-    power = power_of(pricing, _times(profile.idle_w, model.devices), _times(profile.busy_w, model.devices))
+    power = power_of(pricing, profile.idle_w, profile.busy_w, model.devices)
     error = model.error("decode")
     return Served(
         offer=Offer(
@@ -133,10 +133,6 @@ def hosted(name: str, api: Api, options: CostOptions) -> Served:
     workload, trace = with_answers(options.workload, options.trace, options.answers.get(name))
     traffic = priced_traffic(workload, trace, options.cached_share)
     return Served(offer=Offer(name=name, pricing=api, capacity_per_s=None, traffic=traffic))
-
-
-def _times(watts: float | None, devices: int) -> float | None:
-    return None if watts is None else watts * devices
 
 
 OTHER_FORMAT = {

@@ -126,7 +126,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
     if plan.model is None or plan.is_api or (plan.measured is not None and plan.machine is None):
         return _without_model(study, plan, traffic)
     model = _placed(model_of(plan), traffic.prompt_tokens + traffic.output_tokens)
-    pricing, notes = _pricing(plan, model)
+    pricing, power, notes = bill_of(plan, model)
     found = Evaluated(
         plan=plan,
         traffic=traffic,
@@ -136,7 +136,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         capacity=None,
         latency=[],
         pricing=pricing,
-        power=_power(pricing, model),
+        power=power,
         doubt=doubt_of(plan.name, model.profile.name, model.error("decode")),
         provenance="predicted",
         needed_bytes=model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens)),
@@ -237,23 +237,20 @@ def _doubt_of(name: str, capacity: Estimate) -> Doubt:
     return Doubt(name, name, 0.0, float(np.log(max(capacity.most, capacity.value) / low)) / 2 if low > 0 else 0.0)
 
 
-def _pricing(plan: CandidatePlan, model: StepModel) -> tuple[Pricing | None, list[str]]:
-    """The study's price, else the chip's published one by the hour."""
-    if plan.pricing is not None:
-        return plan.pricing, []
-    try:
-        pricing, note = replica_price(model.profile, None, model.devices)
-    except UserError:
-        return None, []
-    return pricing, [f"price not given: {note}"]
+def bill_of(plan: CandidatePlan, model: StepModel) -> tuple[Pricing | None, Power | None, list[str]]:
+    """The study's price, else the chip's published one by the hour; and a replica's power, as either or the chip says.
 
-
-def _power(pricing: Pricing | None, model: StepModel) -> Power | None:
-    """Power of a replica, as the price says, or as the profile knows or guesses it of its devices."""
+    The list says where a price comes from that the study does not give.
+    """
+    profile, notes = model.profile, []
+    pricing = plan.pricing
     if pricing is None:
-        return None
-    idle, busy = (None if w is None else w * model.devices for w in (model.profile.idle_w, model.profile.busy_w))
-    return power_of(pricing, idle, busy)
+        try:
+            pricing, note = replica_price(profile, None, model.devices)
+        except UserError:
+            return None, None, []
+        notes.append(f"price not given: {note}")
+    return pricing, power_of(pricing, profile.idle_w, profile.busy_w, model.devices), notes
 
 
 def _placed(model: StepModel, context: float) -> StepModel:

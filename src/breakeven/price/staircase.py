@@ -32,7 +32,7 @@ from breakeven.price.pricing import (
     Power,
     PricedTraffic,
     check_pricing,
-    standing_usd_per_hour,
+    machine_usd_per_hour,
     usd_per_added_request,
 )
 from breakeven.results.cost import Api, CostPoint, Own, Pricing
@@ -116,7 +116,7 @@ def staircase(
     if capacity_per_s is None or not 0 < capacity_per_s < math.inf:
         raise UserError("a machine that serves no request under the service level has no price; relax it, or drop it")
     added = usd_per_added_request(pricing, traffic, capacity_per_s, power)
-    return Staircase(standing_usd_per_hour(pricing, power), capacity_per_s, added)
+    return Staircase(machine_usd_per_hour(pricing, power), capacity_per_s, added)
 
 
 def capacity_ends(capacity_per_s: Estimate | None) -> tuple[float | None, float | None, float | None]:

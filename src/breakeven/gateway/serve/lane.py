@@ -36,6 +36,7 @@ from breakeven.gateway.serve.cells import (
 )
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Count, Load, State
+from breakeven.price.pricing import machine_usd_per_hour, power_of
 from breakeven.results.cost import Api, Own, Rented
 from breakeven.wire.upstream.client import Upstream
 
@@ -50,7 +51,6 @@ STALE_S = 5.0
 """Numbers of an engine that was looked at before and not since are not believed any more."""
 REFRESH_S = 0.005
 READY, FAILED = int(State.READY), int(State.FAILED)
-SECONDS_A_YEAR = 365.25 * 86400
 _LEARNING = 0.05
 """Weight of one answer in what is learned of lengths: the last twenty or so count."""
 
@@ -256,11 +256,8 @@ def view_of(index: int, plan: BackendPlan, speed: Speed) -> View:
 
 def usd_per_s(price: Own | Rented) -> float:
     """A second of a machine: its rent, or its purchase over its life with upkeep and the power of a busy machine."""
-    if isinstance(price, Rented):
-        return price.usd_per_hour / 3600
-    watts = (price.busy_w or 0.0) * price.power_overhead
-    bought = (price.usd / price.life_years + price.yearly_upkeep_usd) / SECONDS_A_YEAR
-    return bought + watts / 1000 * price.usd_per_kwh / 3600
+    # While it is busy it does not matter what it would draw if it idled.
+    return machine_usd_per_hour(price, power_of(price, price.busy_w if isinstance(price, Own) else None), 1.0) / 3600
 
 
 def secret_of(plan: BackendPlan) -> tuple[tuple[bytes, bytes], ...]:
