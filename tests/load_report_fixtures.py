@@ -9,7 +9,6 @@ from report_fixtures import HOSTILE, MACHINE
 
 from breakeven.measure.progress import LoadState
 from breakeven.results.load import (
-    LATENCIES,
     CapacityStudy,
     Ceiling,
     Check,
@@ -26,6 +25,7 @@ from breakeven.results.load import (
     Steady,
     Trial,
 )
+from breakeven.results.metrics import LATENCIES
 from breakeven.stats.estimate import Estimate
 from breakeven.stats.percentiles import Percentile, Share
 from breakeven.traffic.workload import Arrivals, Length, Slo, Workload

@@ -31,7 +31,8 @@ from breakeven.pages.load_html import (
 from breakeven.pages.load_terminal import print_capacity, print_check, print_load, warnings_of
 from breakeven.results import load
 from breakeven.results.comparison import Comparison
-from breakeven.results.load import LATENCIES, CapacityStudy, Check, LoadStudy
+from breakeven.results.load import CapacityStudy, Check, LoadStudy
+from breakeven.results.metrics import LATENCIES, metric_of
 from breakeven.results.store import KINDS, LOG, encode, fingerprint, open_directory, read, write
 from breakeven.stats.percentiles import Percentile
 from breakeven.traffic import workload
@@ -439,7 +440,7 @@ def test_the_page_holds_every_point_and_what_it_takes_to_run_again() -> None:
     assert page.count("<details>") == len(study.points)
     assert page.index("Synthetic weights: speed and memory only") < page.index("Who wins at which load")
     for metric in LATENCIES:
-        title = words.load_metric(metric).title
+        title = metric_of(metric).title
         assert page.count(f'<th scope="row">{title}, ') >= len(study.points)
 
 

@@ -15,6 +15,7 @@ from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.results import Simulation
 from breakeven.forecast.simulator.run import policy_of, simulate
 from breakeven.forecast.simulator.state import NOBODY, Requests
+from breakeven.results.metrics import SIMULATED
 from breakeven.results.predicted import OverTime, SimulatedLatency, SimulatedPercentile, SimulatedPoint, SimulationStudy
 from breakeven.stats.estimate import around
 from breakeven.traffic.draw import draw
@@ -32,7 +33,6 @@ LEAST_BEYOND = 5
 GROWN = 1.5
 """A queue so many times as long as it was before keeps growing; in balance it varies about one length."""
 _BINS = 400
-METRICS = {"ttft_s": "ttft", "tpot_s": "tpot", "e2e_s": "e2e", "gap_s": "gap"}
 _RATED = frozenset({"constant", "poisson", "gamma"})
 
 Bools = NDArray[np.bool_]
@@ -212,7 +212,7 @@ def _point(
         concurrency=arrivals.concurrency if arrivals.is_closed else None,
         requests=int(counted_N.sum()),
         refused=int((run.refused_N & counted_N).sum()),
-        latencies=[_latency(metric, reading if metric == "ttft_s" else runs) for metric in METRICS],
+        latencies=[_latency(metric, reading if metric == "ttft_s" else runs) for metric in SIMULATED],
         good_share=good,
         goodput_per_s=goodput,
         requests_per_s=around([each.requests_per_s for each, _ in runs]),
@@ -257,7 +257,7 @@ def load_name(schedule: Schedule) -> str:
 
 
 def _latency(metric: str, runs: Sequence[tuple[Simulation, Bools]]) -> SimulatedLatency:
-    found = [run.percentiles(METRICS[metric], PERCENTILES, counted) for run, counted in runs]
+    found = [run.percentiles(metric.removesuffix("_s"), PERCENTILES, counted) for run, counted in runs]
     n = int(runs[0][1].sum())
     return SimulatedLatency(
         metric=metric,

@@ -12,6 +12,7 @@ from breakeven.pages.figures.comparison import figures_of
 from breakeven.pages.figures.figure import Figure, Missing
 from breakeven.pages.terminal import stopped_text
 from breakeven.results.comparison import Comparison, Pair
+from breakeven.results.metrics import COMPARED, METRICS, metric_of
 from breakeven.results.store import write_whole
 from breakeven.stats.estimate import Estimate
 
@@ -59,7 +60,7 @@ def render_report(result: Comparison) -> str:
             pairs=_by_models(result.pairs),
             ratio_places=words.RATIO_PLACES,
             energy=any(point.joules_per_token for point in result.points),
-            metrics=list(words.METRICS.values()),
+            metrics=[METRICS[key] for key in COMPARED],
             ratios=drawn(figures.ratios),
             load=drawn([*figures.decode, *figures.prefill]),
             time=drawn(figures.time),
@@ -89,7 +90,7 @@ def environment_of_pages() -> Environment:
         known=lambda found: words.NOT_AVAILABLE if found is None or found == "" else found,
     )
     environment.globals.update(
-        kind=words.kind_text, winner=words.winner_text, metric=words.metric_of, cell=cell, roles=svg.ROLES
+        kind=words.kind_text, winner=words.winner_text, metric=metric_of, cell=cell, roles=svg.ROLES
     )
     return environment
 
@@ -113,7 +114,7 @@ def drawn(figures: list[Figure | Missing]) -> list[Drawn | Missing]:
 
 def _by_models(pairs: list[Pair]) -> dict[tuple[str, str], list[Pair]]:
     """Ratios under the two models they compare, in the study's order."""
-    order = {key: index for index, key in enumerate(words.METRICS)}
+    order = {key: index for index, key in enumerate(METRICS)}
     # Sorting is stable, so a metric's loads stay as the study lists them.
     by_metric = sorted(pairs, key=lambda pair: order.get(pair.metric, len(order)))
     found = words.grouped(by_metric, lambda pair: (pair.a, pair.b))

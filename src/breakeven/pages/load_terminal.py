@@ -29,7 +29,6 @@ from breakeven.pages.load_words import (
     engine_text,
     latency_of,
     load_caveats,
-    load_metric,
     offered_text,
     percentile_of,
     prompts_text,
@@ -43,6 +42,7 @@ from breakeven.pages.load_words import (
 from breakeven.pages.terminal import columns, listed, packed, shortened, wrapped
 from breakeven.pages.words import NO_DIFFERENCE, RATIO_PLACES, grouped, interval, number, percent_text, value
 from breakeven.results.load import CapacityStudy, Check, Limit, LoadPoint, LoadStudy, Trial
+from breakeven.results.metrics import metric_of
 from breakeven.stats.percentiles import Percentile
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -140,7 +140,7 @@ def print_check(check: Check, console: Console) -> None:
         say(f"{load}: new over saved", "bold")
         rows = [
             [
-                load_metric(each.metric).title,
+                metric_of(each.metric).title,
                 value(each.new_over_old, places=RATIO_PLACES),
                 interval(each.new_over_old, places=RATIO_PLACES) or "no interval",
                 VERDICT_WORDS.get(each.verdict, each.verdict),
@@ -177,7 +177,7 @@ def _points(study: LoadStudy, width: int, say: Say) -> None:
         for reason in _reasons(points):
             say(reason, "dim", 2)
     if study.points:
-        named = ", ".join(f"{load_metric(key).title} in {units[key].name}" for key in SHOWN_DELAYS)
+        named = ", ".join(f"{metric_of(key).title} in {units[key].name}" for key in SHOWN_DELAYS)
         say(f"{named}. TTFT and E2E count from when a request was due. Brackets hold 95 % intervals.", "dim")
 
 
@@ -185,7 +185,7 @@ def _groups(study: LoadStudy, units: dict[str, Unit]) -> list[Group]:
     """Column groups in reading order; goodput only where a service level was asked for."""
 
     def of(metric: str, *wanted: float) -> Group:
-        title, unit = load_metric(metric).title, units[metric]
+        title, unit = metric_of(metric).title, units[metric]
         return Group(
             heads=tuple(f"{title} p{p:g}" if p == wanted[0] else f"p{p:g}" for p in wanted),
             cells=lambda point: tuple(_cell(percentile_of(point, metric, p), unit) for p in wanted),
@@ -237,7 +237,7 @@ def _filled(group: Group, points: Sequence[LoadPoint]) -> list[list[str]]:
 
 def _differences(study: LoadStudy, say: Say) -> None:
     for (key, a, b), group in grouped(study.differences, lambda each: (each.metric, each.a, each.b)).items():
-        metric = load_metric(key)
+        metric = metric_of(key)
         say()
         say(f"{metric.title}: {a} over {b} ({metric.direction})", "bold")
         rows = [

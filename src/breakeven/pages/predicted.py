@@ -14,6 +14,7 @@ from rich.console import Console
 from breakeven.pages.terminal import packed, shortened
 from breakeven.pages.words import bytes_text, grouped, number
 from breakeven.results.cost import BreakEven, Cost, CostPoint, WhatIf
+from breakeven.results.metrics import metric_of
 from breakeven.results.predicted import PredictedPoint, PredictedRatio, Prediction, SimulatedPoint, SimulationStudy
 from breakeven.stats.estimate import Estimate
 from breakeven.traffic.workload import slo_text
@@ -198,7 +199,7 @@ def _where(named: Sequence[PredictedPoint], points: Sequence[PredictedPoint]) ->
     return f"{', '.join(models)}{at}: "
 
 
-NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E"}
+DELAYS = ("ttft_s", "tpot_s", "e2e_s")
 SHOWN = (50.0, 99.0)
 
 
@@ -228,7 +229,8 @@ def print_simulation(study: SimulationStudy, console: Console) -> None:
 def _groups(study: SimulationStudy) -> list[list[list[str]]]:
     points = study.points
     groups = []
-    for metric, name in NAMES.items():
+    for metric in DELAYS:
+        name = metric_of(metric).title
         groups.append([[f"{name} p{p:g} s", *(_percentile(point, metric, p) for point in points)] for p in SHOWN])
     groups.append([["Output tok/s", *(_span(point.output_tokens_per_s) for point in points)]])
     if study.slo is not None:

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.text import Text
 
 from breakeven.pages.words import (
-    METRICS,
     NOT_AVAILABLE,
     RATIO_PLACES,
     bytes_text,
@@ -22,7 +21,6 @@ from breakeven.pages.words import (
     describe,
     grouped,
     interval,
-    metric_of,
     noise_text,
     seconds_text,
     streams_text,
@@ -31,6 +29,7 @@ from breakeven.pages.words import (
     with_interval,
 )
 from breakeven.results.comparison import Comparison, Pair
+from breakeven.results.metrics import METRICS, metric_of
 from breakeven.stats.estimate import Estimate, Point
 
 Say = Callable[..., None]

@@ -17,9 +17,6 @@ LOAD_SCHEMA = "breakeven.load/1"
 CAPACITY_SCHEMA = "breakeven.capacity/1"
 CHECK_SCHEMA = "breakeven.check/1"
 
-LATENCIES = ("ttft_s", "service_ttft_s", "tpot_s", "itl_s", "e2e_s", "service_e2e_s")
-"""`Latency.metric`. Without `service_` counted from the due time, with it from when the request was sent."""
-
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """One delay over the requests that count. A request that failed counts as infinitely late in the percentiles of

@@ -77,9 +77,6 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
 SIMULATE_SCHEMA = "breakeven.simulate/1"
 
-SIMULATED = ("ttft_s", "tpot_s", "e2e_s", "gap_s")
-"""Delays of a request from its arrival: to its first token, a token after it, to its last one, longest wait between."""
-
 
 class SimulatedPercentile(msgspec.Struct, frozen=True, kw_only=True):
     """One percentile. `seconds` None: too few requests, or so many were refused that there is none."""

@@ -28,6 +28,7 @@ from breakeven.measure.load.columns import LoadRun, collect
 from breakeven.measure.load.part import Part, measured_part, meets, sums_by_block
 from breakeven.measure.load.points import output_tokens, rate_spans, values_s
 from breakeven.results.load import Check, CheckedMetric, LoadPoint, LoadStudy
+from breakeven.results.metrics import metric_of
 from breakeven.stats import intervals
 from breakeven.stats.estimate import Estimate, measured
 from breakeven.stats.percentiles import wilson
@@ -41,16 +42,8 @@ TOLERANCE = 0.05
 machine that runs tests is seldom quiet. A judgement: 5 % is above what was seen and below what anyone would mind."""
 DELAYS = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
 TOKENS, GOODPUT, ERRORS = "output_tokens_per_s", "goodput_per_s", "error_share"
-HIGHER_IS_BETTER = frozenset({TOKENS, GOODPUT})
-WORDS = {
-    "ttft_s": "time to first token",
-    "tpot_s": "time per output token",
-    "itl_s": "gap between tokens",
-    "e2e_s": "time to the whole answer",
-    TOKENS: "output tokens per second",
-    GOODPUT: "requests served within the SLO",
-    ERRORS: "share of failed requests",
-}
+GOOD_WORDS = "requests served within the SLO"
+"""Goodput as a check says it."""
 _Column: TypeAlias = NDArray[np.float64]
 _Blocks: TypeAlias = tuple[list[_Column], list[int]]
 Key: TypeAlias = tuple[str, str]
@@ -258,7 +251,7 @@ def _compared(key: Key, old: Level, new: Level, error: float, tolerance: float) 
     shown, sure = (t_quantile(level, freedom) * deviation for level in (SHOWN, 1 - error))
     limit = math.log1p(tolerance)
     up, down = difference - sure > limit, difference + sure < -limit
-    better, worse = (up, down) if metric in HIGHER_IS_BETTER else (down, up)
+    better, worse = (up, down) if metric_of(metric).more_is_better else (down, up)
     estimate = measured(math.exp(difference), math.exp(difference - shown), math.exp(difference + shown), n)
     verdict = "worse" if worse else "better" if better else "same"
     return CheckedMetric(metric=metric, load=load, new_over_old=estimate, verdict=verdict)
@@ -313,9 +306,13 @@ def _headline(metrics: Sequence[CheckedMetric], tested: int, tolerance: float) -
     return f"Nothing got worse: no difference beyond {tolerance:.0%} was found in {tested} comparisons."
 
 
+def _words(metric: str) -> str:
+    return GOOD_WORDS if metric == GOODPUT else metric_of(metric).words
+
+
 def _told(metrics: Sequence[CheckedMetric]) -> str:
     shown = sorted(metrics, key=lambda m: -abs(math.log(m.new_over_old.value)))[:3]
-    texts = [f"{WORDS[m.metric]} at {m.load} is {m.new_over_old.value:.2f} times the saved one" for m in shown]
+    texts = [f"{_words(m.metric)} at {m.load} is {m.new_over_old.value:.2f} times the saved one" for m in shown]
     more = len(metrics) - len(shown)
     return "; ".join(texts) + (f"; and {more} more" if more else "")
 

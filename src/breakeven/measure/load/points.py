@@ -31,7 +31,8 @@ from breakeven.measure.load.part import (
     sums_by_block,
     tpot_ns,
 )
-from breakeven.results.load import LATENCIES, Latency, LoadPoint
+from breakeven.results.load import Latency, LoadPoint
+from breakeven.results.metrics import LATENCIES
 from breakeven.stats import intervals, percentiles
 from breakeven.stats.estimate import Estimate
 from breakeven.stats.percentiles import Percentile, Share

@@ -24,8 +24,9 @@ from breakeven.pages.figures.figure import (
 )
 from breakeven.pages.figures.model import memory, node_times, routing_maps
 from breakeven.pages.figures.ratio import forests
-from breakeven.pages.words import Metric, grouped, metric_of, streams_text, with_interval
+from breakeven.pages.words import grouped, streams_text, with_interval
 from breakeven.results.comparison import Comparison
+from breakeven.results.metrics import Metric, metric_of
 from breakeven.results.store import write_whole
 from breakeven.stats.estimate import Estimate, Point
 

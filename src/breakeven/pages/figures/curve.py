@@ -22,9 +22,10 @@ from breakeven.pages.figures.figure import (
     slack,
     styled,
 )
-from breakeven.pages.load_words import Unit, delay_interval, delay_text, latency_of, load_metric, percentile_of, unit_of
+from breakeven.pages.load_words import Unit, delay_interval, delay_text, latency_of, percentile_of, unit_of
 from breakeven.pages.words import number
 from breakeven.results.load import Crossing, LoadPoint, LoadStudy
+from breakeven.results.metrics import metric_of
 
 if TYPE_CHECKING:
     import altair as alt
@@ -56,7 +57,7 @@ class Curve:
 
 def delay_curve(study: LoadStudy, metric: str, axis: Axis, points: Sequence[LoadPoint]) -> Figure | Missing:
     """`metric` of `points` against `axis`: median and p99, or the mean where no sample supports a percentile."""
-    title = load_metric(metric).title
+    title = metric_of(metric).title
     rows, unit = _delay_rows(points, metric, axis, means=len(study.models) > 1)
     if not rows:
         return Missing(title, f"{title}: no load had enough answers to draw a curve.")

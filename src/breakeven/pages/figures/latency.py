@@ -23,9 +23,10 @@ from breakeven.pages.figures.decision_axes import (
     y_ticks,
 )
 from breakeven.pages.figures.figure import INK, PAPER, Figure, Missing, data_of, slack, styled
-from breakeven.pages.load_words import Unit, load_metric, unit_of
+from breakeven.pages.load_words import Unit, unit_of
 from breakeven.pages.words import number
 from breakeven.results.decision import CandidateResult, Decision, LatencyPoint
+from breakeven.results.metrics import metric_of
 from breakeven.stats.estimate import Estimate
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _span(point: LatencyPoint, metric: str, what: str) -> Estimate:
 
 
 def _curve(decision: Decision, metric: str, bound: float | None) -> Figure | Missing:
-    name = load_metric(metric).title
+    name = metric_of(metric).title
     title = f"{name} against load on one replica"
     told = [candidate for candidate in decision.candidates if candidate.latency]
     if not told:

@@ -18,18 +18,9 @@ from breakeven.pages.figures.figure import (
     slack,
     styled,
 )
-from breakeven.pages.words import (
-    METRICS,
-    RATIO_PLACES,
-    grouped,
-    interval,
-    metric_of,
-    streams_text,
-    value,
-    winner_text,
-    with_interval,
-)
+from breakeven.pages.words import RATIO_PLACES, grouped, interval, streams_text, value, winner_text, with_interval
 from breakeven.results.comparison import Comparison, Pair
+from breakeven.results.metrics import METRICS, metric_of
 
 if TYPE_CHECKING:
     import altair as alt
