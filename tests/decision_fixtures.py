@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from report_fixtures import HOSTILE
 
+from breakeven.model.quality import QualityScore
 from breakeven.results.cost import Api, CostPoint, Own, Pricing, Rented
 from breakeven.results.decision import (
     Advice,
@@ -19,12 +20,11 @@ from breakeven.results.decision import (
     LatencyPoint,
     MapCell,
     NextMeasurement,
-    QualityScore,
     Region,
     Share,
     Verdict,
 )
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
 RATES = tuple(0.1 * 10 ** (step / 10) for step in range(31))
@@ -40,15 +40,15 @@ WORKLOAD = Workload(
 )
 
 
-def span(value: float, share: float = 0.12) -> Span:
-    return Span(value=value, low=value / (1 + share), high=value * (1 + share))
+def span(value: float, share: float = 0.12) -> Estimate:
+    return Estimate(value=value, low=value / (1 + share), high=value * (1 + share))
 
 
-def exact(value: float) -> Span:
-    return Span(value=value, low=value, high=value)
+def exact(value: float) -> Estimate:
+    return Estimate(value=value, low=value, high=value)
 
 
-def cost_point(pricing: Pricing, capacity: Span | None, rate: float) -> CostPoint:
+def cost_point(pricing: Pricing, capacity: Estimate | None, rate: float) -> CostPoint:
     if isinstance(pricing, Api):
         request = (700 * pricing.usd_per_mtok_input + OUTPUT_TOKENS * pricing.usd_per_mtok_output) / 1e6
         hour, replicas, used = exact(request * rate * 3600), None, None
@@ -56,12 +56,12 @@ def cost_point(pricing: Pricing, capacity: Span | None, rate: float) -> CostPoin
         assert capacity is not None
         whole = [math.ceil(rate / each) for each in (capacity.value, capacity.high, capacity.low)]
         price = pricing.usd_per_hour if isinstance(pricing, Rented) else pricing.usd / pricing.life_years / 8760 + 0.05
-        hour = Span(value=whole[0] * price, low=whole[1] * price, high=whole[2] * price)
-        replicas = Span(value=whole[0], low=whole[1], high=whole[2])
+        hour = Estimate(value=whole[0] * price, low=whole[1] * price, high=whole[2] * price)
+        replicas = Estimate(value=whole[0], low=whole[1], high=whole[2])
         used = rate / capacity.value / whole[0]
 
-    def over(count: float) -> Span:
-        return Span(value=hour.value / count, low=hour.low / count, high=hour.high / count)
+    def over(count: float) -> Estimate:
+        return Estimate(value=hour.value / count, low=hour.low / count, high=hour.high / count)
 
     return CostPoint(
         rate_per_s=rate,
@@ -84,7 +84,7 @@ def latency_point(capacity: float, rate: float, fast: float, band: float = 0.15)
         tpot_p99_s=span(tpot * 1.6, band),
         e2e_p50_s=span(ttft + OUTPUT_TOKENS * tpot, band),
         e2e_p99_s=span(3 * ttft + OUTPUT_TOKENS * 1.6 * tpot, band),
-        good_share=Span(value=1 - used**9, low=max(0.0, 1 - (used * 1.05) ** 8), high=min(1.0, 1 - used**12)),
+        good_share=Estimate(value=1 - used**9, low=max(0.0, 1 - (used * 1.05) ** 8), high=min(1.0, 1 - used**12)),
         utilisation=used,
         tokens_per_s=rate * OUTPUT_TOKENS,
     )

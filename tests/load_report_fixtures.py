@@ -9,7 +9,6 @@ from report_fixtures import HOSTILE, MACHINE
 
 from breakeven.measure.progress import LoadState
 from breakeven.results.load import (
-    LATENCIES,
     CapacityStudy,
     Ceiling,
     Check,
@@ -23,12 +22,12 @@ from breakeven.results.load import (
     LoadModel,
     LoadPoint,
     LoadStudy,
-    Percentile,
-    Share,
     Steady,
     Trial,
 )
+from breakeven.results.metrics import LATENCIES
 from breakeven.stats.estimate import Estimate
+from breakeven.stats.percentiles import Percentile, Share
 from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
 RATES = (1.0, 2.0, 5.0, 10.0)
@@ -52,7 +51,7 @@ def percentiles(median: float, n: int, spread: float = 0.5) -> list[Percentile]:
 
 
 def latency(metric: str, median: float, n: int) -> Latency:
-    mean = Estimate(median * 1.13, median * 1.05, median * 1.22, n) if n > 5 else None
+    mean = Estimate(median * 1.13, median * 1.05, median * 1.22, n, "measured") if n > 5 else None
     return Latency(metric=metric, n=n, mean=mean, percentiles=percentiles(median, n, 0.3 if "pot" in metric else 0.5))
 
 
@@ -115,8 +114,8 @@ def point(model: str, rate: float | None, capacity: float, seconds: float = 120.
         "in_flight_mean": offered * (ttft + 96 * tpot),
         "in_flight_max": int(3 + 2 * offered * (ttft + 96 * tpot)),
         "steady": Steady(found=True, start_s=12.0, end_s=seconds, reason="delays settled"),
-        "whole_run_ttft_s": Estimate(ttft * 1.2, ttft * 1.1, ttft * 1.3, n),
-        "whole_run_tpot_s": Estimate(tpot, tpot * 0.98, tpot * 1.02, n),
+        "whole_run_ttft_s": Estimate(ttft * 1.2, ttft * 1.1, ttft * 1.3, n, "measured"),
+        "whole_run_tpot_s": Estimate(tpot, tpot * 0.98, tpot * 1.02, n, "measured"),
         "engine": EngineState(
             samples=120,
             running_mean=offered * 96 * tpot,
@@ -180,7 +179,9 @@ def differences(a: str, b: str, loads: list[str]) -> list[LoadDifference]:
             low, high = ratio * 0.955, ratio * 1.05
             winner = None if low <= 1 <= high else a if (low > 1) == more else b
             made.append(
-                LoadDifference(a=a, b=b, metric=metric, load=load, ratio=Estimate(ratio, low, high, 24), winner=winner)
+                LoadDifference(
+                    a=a, b=b, metric=metric, load=load, ratio=Estimate(ratio, low, high, 24, "measured"), winner=winner
+                )
             )
     return made
 
@@ -236,7 +237,7 @@ def level() -> LoadStudy:
         for model in twins
         for rate in RATES
     ]
-    same = Estimate(1.002, 0.991, 1.013, 24)
+    same = Estimate(1.002, 0.991, 1.013, 24, "measured")
     return study(
         twins,
         points,
@@ -469,14 +470,18 @@ def capacity_not_monotone() -> CapacityStudy:
 def check(worse: bool = True) -> Check:
     """A new run against a saved one."""
     load = "2 req/s"
-    ttft = Estimate(1.31, 1.22, 1.41, 24) if worse else Estimate(1.01, 0.95, 1.07, 24)
+    ttft = Estimate(1.31, 1.22, 1.41, 24, "measured") if worse else Estimate(1.01, 0.95, 1.07, 24, "measured")
     return Check(
         baseline="results/main/result.json",
         worse=worse,
         metrics=[
             CheckedMetric(metric="ttft_s", load=load, new_over_old=ttft, verdict="worse" if worse else "same"),
-            CheckedMetric(metric="tpot_s", load=load, new_over_old=Estimate(0.9, 0.86, 0.94, 24), verdict="better"),
-            CheckedMetric(metric="goodput_per_s", load=load, new_over_old=Estimate(1.0, None, None, 1), verdict="same"),
+            CheckedMetric(
+                metric="tpot_s", load=load, new_over_old=Estimate(0.9, 0.86, 0.94, 24, "measured"), verdict="better"
+            ),
+            CheckedMetric(
+                metric="goodput_per_s", load=load, new_over_old=Estimate(1.0, None, None, 1, "measured"), verdict="same"
+            ),
         ],
         headline="TTFT got worse: 1.31 times the saved run (1.22-1.41)." if worse else "Nothing got worse.",
         caveats=["the saved run used another build of llama.cpp"],

@@ -11,7 +11,7 @@ STREAMS = (1, 2, 4, 8)
 
 
 def estimate(value: float, half: float = 0.01, n: int = 12) -> Estimate:
-    return Estimate(value, value * (1 - half), value * (1 + half), n)
+    return Estimate(value, value * (1 - half), value * (1 + half), n, "measured")
 
 
 def point(model: str, streams: int, speed: float) -> Point:
@@ -41,7 +41,14 @@ def pairs(a: str, b: str, ratio: float, half: float = 0.012) -> list[Pair]:
             low, high = value * (1 - half), value * (1 + half)
             winner = None if low <= 1 <= high else a if (low > 1) == more else b
             made.append(
-                Pair(a=a, b=b, metric=metric, streams=streams, ratio=Estimate(value, low, high, 12), winner=winner)
+                Pair(
+                    a=a,
+                    b=b,
+                    metric=metric,
+                    streams=streams,
+                    ratio=Estimate(value, low, high, 12, "measured"),
+                    winner=winner,
+                )
             )
     return made
 
@@ -190,7 +197,14 @@ def same_twice() -> Comparison:
     twins = [dense("llama-3.2-1b #1"), dense("llama-3.2-1b #2")]
     made = comparison(twins, [33.4, 33.4])
     level = [
-        Pair(a=p.a, b=p.b, metric=p.metric, streams=p.streams, ratio=Estimate(1.002, 0.991, 1.013, 12), winner=None)
+        Pair(
+            a=p.a,
+            b=p.b,
+            metric=p.metric,
+            streams=p.streams,
+            ratio=Estimate(1.002, 0.991, 1.013, 12, "measured"),
+            winner=None,
+        )
         for p in made.pairs
     ]
     return comparison(
@@ -231,7 +245,7 @@ def urls_only() -> Comparison:
             streams=streams,
             prompt_tokens=128,
             output_tokens=64,
-            decode_tokens_per_s=Estimate(40.0 * streams, None, None, 1),
+            decode_tokens_per_s=Estimate(40.0 * streams, None, None, 1, "measured"),
             prefill_tokens_per_s=None,
             ttft_s=None,
             itl_s=None,
@@ -245,7 +259,7 @@ def urls_only() -> Comparison:
             b="served-b",
             metric="decode_tokens_per_s",
             streams=streams,
-            ratio=Estimate(1.0, None, None, 1),
+            ratio=Estimate(1.0, None, None, 1, "measured"),
             winner=None,
         )
         for streams in (1, 2)

@@ -19,18 +19,18 @@ from breakeven.price.pricing import Power, PricedTraffic
 from breakeven.price.staircase import staircase
 from breakeven.results.cost import Api, Own, Pricing, Rented
 from breakeven.results.decision import Kind, LatencyPoint
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 
 TRAFFIC = PricedTraffic(prompt_tokens=500, output_tokens=200)
 RATES = np.geomspace(0.1, 1000, 401)
 
 
-def exact(value: float) -> Span:
-    return Span(value=value, low=value, high=value)
+def exact(value: float) -> Estimate:
+    return Estimate(value=value, low=value, high=value)
 
 
-def around(value: float, half_width: float) -> Span:
-    return Span(value=value, low=value * math.exp(-half_width), high=value * math.exp(half_width))
+def around(value: float, half_width: float) -> Estimate:
+    return Estimate(value=value, low=value * math.exp(-half_width), high=value * math.exp(half_width))
 
 
 def delays(e2e_s: float) -> list[LatencyPoint]:
@@ -56,7 +56,7 @@ def contender(
     name: str,
     kind: Kind,
     usd: float,
-    capacity: Span,
+    capacity: Estimate,
     *,
     e2e_s: float = 1.0,
     doubt: Doubt | None = None,
@@ -208,7 +208,7 @@ def test_drawn_bills_are_the_staircase(pricing: Pricing, rate: float, capacity: 
 def test_drawn_capacities_pass_through_the_interval_and_never_rise_with_step_time(
     value: float, low_share: float, half_width: float, drawn: list[float]
 ) -> None:
-    span = Span(value=value, low=value * low_share, high=value / low_share)
+    span = Estimate(value=value, low=value * low_share, high=value / low_share)
     at = capacities(span, half_width, np.array([half_width, 0.0, -half_width]))
     assert at == pytest.approx([span.low, span.value, span.high])
     ordered = capacities(span, half_width, np.sort(np.array(drawn)))

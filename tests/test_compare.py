@@ -17,7 +17,7 @@ import breakeven
 from breakeven.measure.events import RequestDone, StudyStopped, read_events
 from breakeven.measure.paired.blocks import blocks_of
 from breakeven.results.comparison import Comparison
-from breakeven.results.store import read_result
+from breakeven.results.store import read
 from tests.golden_server import Script, golden_server
 from tests.small_models import BASE, CONFIGS
 
@@ -60,7 +60,7 @@ def test_two_small_models_get_a_verdict_a_log_and_a_page(pair: list[str], tmp_pa
     done = run("compare", *pair, *QUICK, "--json", "--out", str(out), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = msgspec.json.decode(done.stdout.encode(), type=Comparison)
-    assert result == read_result(out / "result.json")
+    assert result == read(out / "result.json", Comparison)
     assert result.schema == "breakeven.compare/1"
     moe, dense = result.models
     assert (moe.moe, dense.moe) == (True, False)
@@ -159,7 +159,7 @@ def test_ctrl_c_saves_what_there_is_and_says_how_to_go_on(pair: list[str], tmp_p
     stopped = read_events(out / "events.jsonl")[-1]
     assert isinstance(stopped, StudyStopped)
     assert stopped.because == "interrupted"
-    assert read_result(out / "result.json").stopped_because == "interrupted"
+    assert read(out / "result.json", Comparison).stopped_because == "interrupted"
 
 
 @pytest.mark.usefixtures("cached")

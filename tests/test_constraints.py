@@ -20,9 +20,9 @@ from breakeven.answer.study.plan import (
     TrafficPart,
 )
 from breakeven.model.catalogue import _licences, find, licence_of, lookup
+from breakeven.model.quality import QualityScore
 from breakeven.results.cost import Api, Own
-from breakeven.results.decision import QualityScore
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 from breakeven.traffic.workload import Arrivals, Workload
 
 MOE = CandidatePlan(name="moe", model="qwen3-30b-a3b", machine="h100-sxm", format="int4")
@@ -45,8 +45,8 @@ PLAN = StudyPlan(
 )
 
 
-def around(value: float, factor: float = 1.2) -> Span:
-    return Span(value=value, low=value / factor, high=value * factor)
+def around(value: float, factor: float = 1.2) -> Estimate:
+    return Estimate(value=value, low=value / factor, high=value * factor)
 
 
 def test_nothing_is_ruled_out_by_what_nobody_asked_or_knows() -> None:
@@ -77,7 +77,7 @@ def test_nothing_is_ruled_out_by_what_nobody_asked_or_knows() -> None:
         ),
         (Constraints(licences=("Apache-2.0",)), DENSE, Facts(), "licensed under llama3.1"),
         (Constraints(licences=("mit",)), replace(MOE, model=None), Facts(), "not known"),
-        (Constraints(), MOE, Facts(capacity_per_s=Span(value=0, low=0, high=0)), "even alone"),
+        (Constraints(), MOE, Facts(capacity_per_s=Estimate(value=0, low=0, high=0)), "even alone"),
     ],
 )
 def test_one_broken_constraint_is_one_phrase(

@@ -14,8 +14,9 @@ from breakeven.cli.main import _run
 from breakeven.errors import UserError
 from breakeven.hardware.machine import MachineSpec
 from breakeven.results.decision import Decision
-from breakeven.results.load import CapacityStudy, Limit, LoadModel, Share, Trial
+from breakeven.results.load import CapacityStudy, Limit, LoadModel, Trial
 from breakeven.stats.estimate import Estimate
+from breakeven.stats.percentiles import Share
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 
 HEAD = """
@@ -192,7 +193,7 @@ def test_no_study_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--init" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("estimate", [Estimate(1.0, None, None, 1)])
+@pytest.mark.parametrize("estimate", [Estimate(1.0, None, None, 1, "measured")])
 def test_a_result_of_another_kind_is_refused(tmp_path: Path, estimate: Estimate) -> None:
     (tmp_path / "seen").mkdir()
     (tmp_path / "seen" / "result.json").write_bytes(

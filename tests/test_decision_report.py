@@ -26,7 +26,7 @@ from breakeven.pages.figures.maps import STEP, strokes
 from breakeven.pages.saved import save_decision
 from breakeven.results import decision as spec
 from breakeven.results.decision import Decision, Region
-from breakeven.results.store import encode_decision, read_decision, write_decision
+from breakeven.results.store import encode, read, write
 
 DECISIONS = ("full", "no_difference", "nobody", "both", "many", "one_load", "hostile")
 PAGE = Path("out/report.html")
@@ -123,8 +123,8 @@ def test_names_are_not_read_as_markup_or_escapes() -> None:
 @pytest.mark.parametrize("name", DECISIONS)
 def test_json_round_trip(name: str, tmp_path: Path) -> None:
     decision = getattr(made, name)()
-    written = write_decision(decision, tmp_path / "deep" / "result.json")
-    assert read_decision(written) == decision
+    written = write(decision, tmp_path / "deep" / "result.json")
+    assert read(written, Decision) == decision
     raw = msgspec.json.decode(written.read_bytes())
     assert raw["schema"] == "breakeven.decision/1"
     assert all("from" in flip and "from_" not in flip for flip in raw["flips"])
@@ -134,7 +134,7 @@ def test_saving_writes_the_data_and_the_page_and_the_summary_points_to_it(tmp_pa
     decision = made.no_difference()
     directory = save_decision(decision, tmp_path / "out")
     assert directory == tmp_path / "out"
-    assert (directory / "result.json").read_bytes() == encode_decision(decision)
+    assert (directory / "result.json").read_bytes() == encode(decision)
     assert (directory / "report.html").read_text().startswith("<!DOCTYPE html>")
     said = summary(decision, directory / "report.html")
     assert said.startswith("No difference worth your time.")
@@ -144,16 +144,16 @@ def test_saving_writes_the_data_and_the_page_and_the_summary_points_to_it(tmp_pa
 def test_what_is_not_finite_is_not_written() -> None:
     endless = made.decision([made.dense(capacity_per_s=made.exact(float("inf")))])
     with pytest.raises(BreakevenError, match="not finite"):
-        encode_decision(endless)
+        encode(endless)
 
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     file.write_text('{"schema": "breakeven.compare/1"}')
     with pytest.raises(UserError, match=r"breakeven\.compare/1.*breakeven\.decision/1"):
-        read_decision(file)
+        read(file, Decision)
     with pytest.raises(UserError, match="Cannot read"):
-        read_decision(tmp_path / "missing.json")
+        read(tmp_path / "missing.json", Decision)
 
 
 def test_every_field_is_documented() -> None:

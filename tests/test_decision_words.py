@@ -9,18 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from breakeven.model.quality import QualityScore
 from breakeven.pages import decision_words as words
 from breakeven.results.cost import Own
-from breakeven.results.decision import Flip, QualityScore
-from breakeven.results.predicted import Span
+from breakeven.results.decision import Flip
+from breakeven.stats.estimate import Estimate
 
 
 @pytest.mark.parametrize(
     ("shown", "meant"),
     [
-        (words.span_text(Span(value=9.0, low=8.04, high=10.08)), "9.00 (8.04-10.08)"),
+        (words.span_text(Estimate(value=9.0, low=8.04, high=10.08)), "9.00 (8.04-10.08)"),
         (words.span_text(made.exact(3.0)), "3"),
-        (words.span_text(Span(value=3.0, low=2.0, high=4.0)), "3 (2-4)"),
+        (words.span_text(Estimate(value=3.0, low=2.0, high=4.0)), "3 (2-4)"),
         (words.span_text(made.exact(0.25)), "0.250"),
         (words.span_text(None), "not available"),
         (words.usd(6.98), "$6.98"),
@@ -31,9 +32,9 @@ from breakeven.results.predicted import Span
         (words.usd(0.025), "$0.025"),
         (words.usd(0.0), "$0"),
         (words.usd(None), "not available"),
-        (words.usd_span(Span(value=2183.0, low=2000.0, high=2400.0)), "$2,183 (2,000-2,400)"),
+        (words.usd_span(Estimate(value=2183.0, low=2000.0, high=2400.0)), "$2,183 (2,000-2,400)"),
         (words.usd_span(made.exact(2.99), words.MONTH_HOURS), "$2,184"),
-        (words.usd_span(Span(value=5.7141, low=5.7112, high=5.7213)), "$5.71 (5.71-5.72)"),
+        (words.usd_span(Estimate(value=5.7141, low=5.7112, high=5.7213)), "$5.71 (5.71-5.72)"),
         (words.load_text(0.1), "0.1"),
         (words.load_text(1234.5), "1,230"),
         (words.load_text(12.49), "12.5"),
@@ -70,12 +71,12 @@ from breakeven.results.predicted import Span
         (words.memory_text(made.moe()), "34.1 GB of 80.0 GB"),
         (words.memory_text(made.hosted()), "not available"),
         (words.rests_on(made.full().candidates), "3 predicted, 1 published"),
-        (words.delay_span(Span(value=0.298, low=0.229, high=0.387)), "298 ms (229-387)"),
+        (words.delay_span(Estimate(value=0.298, low=0.229, high=0.387)), "298 ms (229-387)"),
         (words.delay_span(made.exact(12.0)), "12 s"),
-        (words.delay_span(Span(value=9.951, low=5.956, high=18.4)), "9.95 s (5.96-18.4)"),
-        (words.interval_of(Span(value=0.198, low=0.0291, high=95.221)), "0.029-95.2"),
-        (words.usd_interval(Span(value=1022.0, low=1022.4, high=19418.3)), "1,022-19,418"),
-        (words.interval_of(Span(value=0.0, low=0.0, high=1e-9)), ""),
+        (words.delay_span(Estimate(value=9.951, low=5.956, high=18.4)), "9.95 s (5.96-18.4)"),
+        (words.interval_of(Estimate(value=0.198, low=0.0291, high=95.221)), "0.029-95.2"),
+        (words.usd_interval(Estimate(value=1022.0, low=1022.4, high=19418.3)), "1,022-19,418"),
+        (words.interval_of(Estimate(value=0.0, low=0.0, high=1e-9)), ""),
         (words.delay_span(None), "not available"),
     ],
 )
@@ -124,7 +125,7 @@ def test_delays_are_those_of_one_replica_with_its_part() -> None:
 
 @given(st.floats(1e-9, 1e9), st.floats(1.0, 3.0), st.floats(1.0, 3.0))
 def test_an_interval_as_shown_never_excludes_its_value(value: float, below: float, above: float) -> None:
-    span = Span(value=value, low=value / below, high=value * above)
+    span = Estimate(value=value, low=value / below, high=value * above)
     shown = words.interval_of(span)
     if shown and "-0" not in words.value_of(span):
         low, high = (float(end.replace(",", "")) for end in re.fullmatch(r"([\d.,]+)-([\d.,]+)", shown).groups())  # type: ignore[union-attr]

@@ -24,7 +24,7 @@ from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.pages.decision_terminal import log_summary
 from breakeven.results.cost import Api
 from breakeven.results.decision import Share, Verdict
-from breakeven.results.store import write_decision
+from breakeven.results.store import write
 from breakeven.traffic.traces.read import read_trace
 from breakeven.traffic.workload import Arrivals, Workload
 
@@ -268,7 +268,7 @@ def test_a_verdict_that_fell_is_told_beside_the_saved_one(tmp_path: Path) -> Non
     study, saved = tmp_path / "study.yaml", tmp_path / "result.json"
     study.write_text(STUDY, encoding="utf-8")
     log = write_log(tmp_path / "log", traffic(200, 2.0))
-    write_decision(decide(read_study(study)), saved)
+    write(decide(read_study(study)), saved)
     # Since then the cheap one's provider has become slow.
     study.write_text(STUDY.replace("ttft: 0.5s, tokens_per_s: 99", "ttft: 5s, tokens_per_s: 9", 1), encoding="utf-8")
     told = decide_from_log(study, [log], tmp_path / "out", saved=saved)
@@ -296,7 +296,7 @@ def test_a_gateway_file_is_compared_with_the_decision_beside_it(tmp_path: Path) 
     alone = decide_from_log(file, [log], tmp_path / "out")
     assert alone.stands is None
     assert alone.sentence.startswith("On the logged traffic: ")
-    write_decision(alone.decision, tmp_path / "result.json")
+    write(alone.decision, tmp_path / "result.json")
     again = decide_from_log(file, [log], tmp_path / "out")
     assert again.stands is True
     assert again.before_from == str(tmp_path / "result.json")

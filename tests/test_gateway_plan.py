@@ -42,7 +42,7 @@ from breakeven.gateway.plan.write import gateway_text, write_gateway
 from breakeven.gateway.route.policies import POLICIES
 from breakeven.results.cost import Api, Own, Rented
 from breakeven.results.decision import Region
-from breakeven.results.store import write_decision
+from breakeven.results.store import write
 from breakeven.traffic.workload import Slo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -576,7 +576,7 @@ def test_a_backend_without_a_place_is_refused_until_it_has_one(tmp_path: Path) -
 
 
 def test_a_decision_becomes_a_file_to_complete(tmp_path: Path) -> None:
-    write_decision(full(), tmp_path / "result.json")
+    write(full(), tmp_path / "result.json")
     with pytest.raises(UserError, match=r"fill in the url of hosted-moe, llama-3\.1-8b, qwen3-30b-a3b"):
         plan_of_decision(tmp_path, {})
     file = tmp_path / "gateway.yaml"
@@ -601,7 +601,7 @@ def test_one_flip_between_machines_is_a_spill(tmp_path: Path) -> None:
         [dense(), moe()],
         regions=[region(0.1, 2, "llama-3.1-8b"), region(2, 3, None), region(3, None, "qwen3-30b-a3b")],
     )
-    write_decision(found, tmp_path / "result.json")
+    write(found, tmp_path / "result.json")
     with pytest.raises(UserError, match="fill in the url"):
         plan_of_decision(tmp_path, {})
     file = tmp_path / "gateway.yaml"
@@ -613,7 +613,7 @@ def test_one_flip_between_machines_is_a_spill(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [no_difference, both])
 def test_every_verdict_gives_a_gateway(tmp_path: Path, make: Any) -> None:
-    write_decision(make(), tmp_path / "result.json")
+    write(make(), tmp_path / "result.json")
     with pytest.raises(UserError, match="fill in the url"):
         plan_of_decision(tmp_path, {})
     file = tmp_path / "gateway.yaml"
@@ -622,7 +622,7 @@ def test_every_verdict_gives_a_gateway(tmp_path: Path, make: Any) -> None:
 
 
 def test_a_decision_that_rules_everybody_out_gives_none(tmp_path: Path) -> None:
-    write_decision(nobody(), tmp_path / "result.json")
+    write(nobody(), tmp_path / "result.json")
     with pytest.raises(UserError, match="rules every candidate out"):
         plan_of_decision(tmp_path, {})
     assert not (tmp_path / "gateway.yaml").exists()
@@ -639,7 +639,7 @@ def test_a_candidate_on_this_machine_is_started_here(tmp_path: Path, monkeypatch
     )
     save_profile(profile)
     here = {"machine": "my box", "engine": "llama.cpp", "format": "Q4_K_M", "location": "on-premise"}
-    write_decision(decision([dense(**here), moe("olmoe-1b-7b", **{**here, "kind": "moe"})]), tmp_path / "result.json")
+    write(decision([dense(**here), moe("olmoe-1b-7b", **{**here, "kind": "moe"})]), tmp_path / "result.json")
     plan = plan_of_decision(tmp_path, {})
     assert [each.local.model for each in plan.backends if each.local] == ["llama-3.1-8b", "olmoe-1b-7b"]
     assert [(each.machine, each.kind) for each in plan.backends] == [("this", "dense"), ("this", "moe")]

@@ -183,8 +183,8 @@ def test_a_polled_backend_that_does_not_answer_is_away(world: World) -> None:
     ("price", "hourly"),
     [
         (None, None),
-        (Rented(usd_per_hour=2.5), 5.0),
-        (Own(usd=8766, life_years=1, usd_per_kwh=0.5, idle_w=1000, busy_w=2000), 2 * 1.5),
+        (Rented(usd_per_hour=2.5), 2.5),
+        (Own(usd=8766, life_years=1, usd_per_kwh=0.5, idle_w=1000, busy_w=2000), 1.5),
     ],
 )
 def test_a_machine_costs_while_it_waits(price: Rented | Own | None, hourly: float | None) -> None:

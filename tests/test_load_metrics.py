@@ -21,7 +21,8 @@ from breakeven.measure.load.columns import GAP_ERROR, collect, gap_code, gap_his
 from breakeven.measure.load.part import meets, tpot_ns
 from breakeven.measure.load.points import load_points
 from breakeven.measure.paired.blocks import token_gaps_s
-from breakeven.results.load import LATENCIES, Latency, LoadPoint
+from breakeven.results.load import Latency, LoadPoint
+from breakeven.results.metrics import LATENCIES
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 from tests.load_log_fixtures import CLOSED, S, noisy_run, request, run, seconds
 

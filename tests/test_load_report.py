@@ -30,18 +30,11 @@ from breakeven.pages.load_html import (
 )
 from breakeven.pages.load_terminal import print_capacity, print_check, print_load, warnings_of
 from breakeven.results import load
-from breakeven.results.load import LATENCIES, CapacityStudy, LoadStudy, Percentile
-from breakeven.results.store import (
-    encode_load,
-    read_any,
-    read_capacity,
-    read_check,
-    read_load,
-    write_capacity,
-    write_check,
-    write_load,
-    write_result,
-)
+from breakeven.results.comparison import Comparison
+from breakeven.results.load import CapacityStudy, Check, LoadStudy
+from breakeven.results.metrics import LATENCIES, metric_of
+from breakeven.results.store import KINDS, LOG, encode, fingerprint, open_directory, read, write
+from breakeven.stats.percentiles import Percentile
 from breakeven.traffic import workload
 from breakeven.traffic.workload import Arrivals, Length
 
@@ -240,18 +233,18 @@ def test_a_study_without_a_finished_load_says_so() -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_json_of_a_run_comes_back_as_it_went(name: str, tmp_path: Path) -> None:
     study = getattr(made, name)()
-    path = write_load(study, tmp_path / "deep" / "result.json")
-    assert read_load(path) == study
-    assert read_any(path) == study
-    assert path.read_bytes() == encode_load(study)
+    path = write(study, tmp_path / "deep" / "result.json")
+    assert read(path, LoadStudy) == study
+    assert read(path, Comparison, LoadStudy, CapacityStudy) == study
+    assert path.read_bytes() == encode(study)
 
 
 def test_json_of_searches_checks_and_comparisons_comes_back_too(tmp_path: Path) -> None:
-    path = write_capacity(made.capacity(), tmp_path / "result.json")
-    assert read_capacity(path) == read_any(path) == made.capacity()
-    assert read_check(write_check(made.check(), tmp_path / "check.json")) == made.check()
-    path = write_result(report_fixtures.two_models(), tmp_path / "result.json")
-    assert read_any(path) == report_fixtures.two_models()
+    path = write(made.capacity(), tmp_path / "result.json")
+    assert read(path, CapacityStudy) == read(path, Comparison, LoadStudy, CapacityStudy) == made.capacity()
+    assert read(write(made.check(), tmp_path / "check.json"), Check) == made.check()
+    path = write(report_fixtures.two_models(), tmp_path / "result.json")
+    assert read(path, Comparison, LoadStudy, CapacityStudy) == report_fixtures.two_models()
 
 
 @pytest.mark.parametrize(
@@ -270,21 +263,21 @@ def test_wrong_json_is_one_clear_line(content: bytes, told: str, tmp_path: Path)
     path = tmp_path / "result.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=re.escape(told)) as caught:
-        read_any(path)
+        read(path, Comparison, LoadStudy, CapacityStudy)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_one_kind_is_not_read_as_another(tmp_path: Path) -> None:
-    path = write_capacity(made.capacity(), tmp_path / "result.json")
+    path = write(made.capacity(), tmp_path / "result.json")
     with pytest.raises(UserError, match=r'has schema "breakeven\.capacity/1", this version reads "breakeven\.load/1"'):
-        read_load(path)
+        read(path, LoadStudy)
 
 
 def test_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     broken = msgspec.structs.replace(made.one_point().points[0], measured_s=float("inf"))
     with pytest.raises(BreakevenError, match="not finite"):
-        write_load(msgspec.structs.replace(made.one_point(), points=[broken]), tmp_path / "result.json")
+        write(msgspec.structs.replace(made.one_point(), points=[broken]), tmp_path / "result.json")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -447,7 +440,7 @@ def test_the_page_holds_every_point_and_what_it_takes_to_run_again() -> None:
     assert page.count("<details>") == len(study.points)
     assert page.index("Synthetic weights: speed and memory only") < page.index("Who wins at which load")
     for metric in LATENCIES:
-        title = words.load_metric(metric).title
+        title = metric_of(metric).title
         assert page.count(f'<th scope="row">{title}, ') >= len(study.points)
 
 
@@ -481,3 +474,33 @@ def test_flags_that_differ_by_numbers_alone_are_said_once_with_the_worst() -> No
     found = [text for text in warnings_of(points) if text.startswith("Other processes")]
     assert len(found) == 1
     assert found[0].startswith("Other processes used 61% of the CPU (the worst of ")
+
+
+def test_every_kind_that_is_stored_says_its_own_schema() -> None:
+    assert len({kind.schema for kind in KINDS.values()}) == len(KINDS)
+    for each, kind in KINDS.items():
+        said = {field.name: field.default for field in msgspec.structs.fields(each)}
+        assert said["schema"] == kind.schema
+
+
+def test_a_study_gets_the_first_free_directory_and_is_found_again(tmp_path: Path) -> None:
+    def study_of(log: Path) -> str:
+        return log.read_text()
+
+    default, mark = tmp_path / "a", fingerprint(("a question", 1))
+    assert open_directory(None, default, mark, False, study_of) == (default, False)
+    (default / LOG).write_text(mark)
+    assert open_directory(None, default, mark, True, study_of) == (default, True)
+    second = tmp_path / "a-2"
+    assert open_directory(None, default, mark, False, study_of) == (second, False)
+    (second / LOG).write_text("another")
+    assert open_directory(None, default, mark, True, study_of) == (default, True)
+    for asked, resume, told in (
+        (second, False, "another study"),
+        (default, False, "already holds"),
+        (tmp_path / "b", True, "holds no study"),
+    ):
+        with pytest.raises(UserError, match=told):
+            open_directory(asked, default, mark, resume, study_of)
+    with pytest.raises(UserError, match="asks the same"):
+        open_directory(None, tmp_path / "c", mark, True, study_of)

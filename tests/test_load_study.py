@@ -13,7 +13,7 @@ from tests.load_report_fixtures import point
 
 
 def difference(metric: str, load: str, value: float, winner: str | None) -> LoadDifference:
-    ratio = Estimate(value, value * 0.9, value * 1.1, 20)
+    ratio = Estimate(value, value * 0.9, value * 1.1, 20, "measured")
     return LoadDifference(a="moe", b="dense", metric=metric, load=load, ratio=ratio, winner=winner)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.measure.events import RequestDone
+from breakeven.measure.load import compared, differences
 from breakeven.measure.paired.blocks import (
     block_metrics,
     decode_tokens_per_s,
@@ -19,6 +22,10 @@ from breakeven.measure.paired.blocks import (
     server_prefill_tokens_per_s,
     token_gaps_s,
 )
+from breakeven.results import metrics
+from breakeven.results.predicted import PredictedPoint, SimulatedPoint
+from breakeven.runs import check, load_study
+from breakeven.stats.estimate import Point
 from breakeven.wire.reply import ServerTimings
 
 S = 1_000_000_000
@@ -149,3 +156,25 @@ def test_failed_or_missing_requests_have_no_metrics() -> None:
         block_metrics([])
     with pytest.raises(ValueError, match="reset"):
         block_metrics([request([0, 1]), request([0, 1], error="reset")])
+
+
+def test_every_metric_of_a_result_is_registered_and_explained() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    asked = {
+        *(*metrics.COMPARED, *metrics.LATENCIES, *metrics.SIMULATED),
+        *(*check.DELAYS, check.TOKENS, check.GOODPUT, check.ERRORS),
+        *(*compared.DELAYS, *compared.RATES, compared.METRIC, *differences.CROSSED, *load_study.HEADLINE_METRICS),
+    }
+    for struct in (Point, PredictedPoint, SimulatedPoint):
+        asked |= {field.name for field in msgspec.structs.fields(struct) if "Estimate" in str(field.type)}
+    assert asked <= set(metrics.METRICS), asked - set(metrics.METRICS)
+    for key, metric in metrics.METRICS.items():
+        assert metric.key == key
+        assert f"`{key}`" in page, key
+        assert f"\n## {metric.computed}\n" in page, key
+
+
+def test_a_metric_of_another_version_is_shown_under_its_own_name() -> None:
+    found = metrics.metric_of("later_s")
+    assert (found.title, found.scale, found.direction) == ("later_s", 1.0, "more is better")
+    assert metrics.metric_of("ttft_s").advantage == "the lower TTFT"

@@ -31,7 +31,8 @@ from breakeven.hardware.reader import read_machine
 from breakeven.model.architecture import MoeFfn
 from breakeven.model.catalogue import lookup
 from breakeven.pages.predicted import print_prediction
-from breakeven.results.predicted import PredictedPoint, PredictedRatio, Prediction, Span
+from breakeven.results.predicted import PredictedPoint, PredictedRatio, Prediction
+from breakeven.stats.estimate import Estimate
 from tests.predict_fixtures import CONSTANTS, MACHINE, profile
 
 
@@ -278,7 +279,7 @@ def test_code_in_the_page_runs() -> None:
 def test_every_field_is_documented() -> None:
     page = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
     sections = dict(re.findall(r"^## `(\w+)`.*?\n(.*?)(?=^## |\Z)", page, re.M | re.S))
-    for struct in (Prediction, PredictedPoint, PredictedRatio, Span):
+    for struct in (Prediction, PredictedPoint, PredictedRatio, Estimate):
         for field in msgspec.structs.fields(struct):
             assert f"| `{field.encode_name}` |" in sections[struct.__name__], f"{struct.__name__}.{field.name}"
 

@@ -14,7 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from breakeven.answer.evaluate import bill_of, model_of
+from breakeven.answer.study.load import read_study
 from breakeven.errors import UserError
+from breakeven.gateway.plan.model import BackendPlan
+from breakeven.gateway.route.view import usd_per_s
+from breakeven.gateway.seen.snapshot import standing_usd_per_hour
+from breakeven.gateway.serve.loading import _powered
+from breakeven.model.quality import QualityScore
 from breakeven.price.break_even import Offer, break_evens, break_evens_of, winners
 from breakeven.price.pricing import (
     HOURS_PER_YEAR,
@@ -22,24 +29,23 @@ from breakeven.price.pricing import (
     PricedTraffic,
     check_pricing,
     idle_usd_per_hour,
+    machine_usd_per_hour,
     power_of,
-    standing_usd_per_hour,
     usd_per_added_request,
 )
 from breakeven.price.staircase import LEAST_CAPACITY, cost_points, per_solved, staircase
 from breakeven.results.cost import Api, BreakEven, Cost, CostPoint, Own, Pricing, Rented, WhatIf
-from breakeven.results.decision import QualityScore
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 
 TRAFFIC = PricedTraffic(prompt_tokens=512, output_tokens=256)
 HOME = Own(usd=2000, life_years=4, usd_per_kwh=0.30, idle_w=60, busy_w=300)
 
 
-def span(value: float, factor: float = 1.0) -> Span:
-    return Span(value=value, low=value / factor, high=value * factor)
+def span(value: float, factor: float = 1.0) -> Estimate:
+    return Estimate(value=value, low=value / factor, high=value * factor)
 
 
-def offer(name: str, pricing: Pricing, capacity: Span | None, power: Power | None = None) -> Offer:
+def offer(name: str, pricing: Pricing, capacity: Estimate | None, power: Power | None = None) -> Offer:
     return Offer(name=name, pricing=pricing, capacity_per_s=capacity, traffic=TRAFFIC, power=power)
 
 
@@ -54,13 +60,57 @@ def at(offers: tuple[Offer, Offer], low: float, high: float) -> list[tuple[str, 
     ]
 
 
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*-*.yaml"))
+OWNED = Own(usd=8766.0, life_years=1.0, usd_per_kwh=0.5, power_overhead=1.5, yearly_upkeep_usd=100.0)
+
+
+@pytest.mark.parametrize("file", [each for each in EXAMPLES if "candidates:" in each.read_text()], ids=lambda f: f.stem)
+def test_a_verdict_and_the_gateway_count_the_same_dollars(file: Path) -> None:
+    """A machine bought, rented or somebody else's; its watts named by its price, or by its profile, or by nobody."""
+    study = read_study(file)
+    assert study.candidates
+    for plan in study.candidates:
+        if plan.is_api or plan.model is None:
+            backend = BackendPlan(name="b", url="http://localhost/v1", price=plan.pricing)
+            assert standing_usd_per_hour(_powered(backend)) is None
+            continue
+        model = model_of(plan)
+        known = model.profile.idle_w is not None
+        named = msgspec.structs.replace(OWNED, busy_w=9000.0, idle_w=None if known else 100.0)
+        for price in (plan.pricing, OWNED, named, Rented(usd_per_hour=2.0)):
+            pricing, power, _ = bill_of(replace(plan, pricing=price), model)
+            assert isinstance(pricing, Own | Rented)
+            assert power is not None or not known
+            backend = _powered(
+                BackendPlan(
+                    name="b",
+                    url="http://localhost/v1",
+                    model=plan.model,
+                    machine=plan.machine,
+                    engine=plan.engine,
+                    format=plan.format,
+                    devices=plan.devices,
+                    price=pricing,
+                )
+            )
+            assert isinstance(backend.price, Own | Rented)
+            waits, busy = (machine_usd_per_hour(pricing, power, share) for share in (0.0, 1.0))
+            assert standing_usd_per_hour(backend) == pytest.approx(waits)
+            assert usd_per_s(backend.price) == pytest.approx(busy / 3600)
+            if isinstance(pricing, Own) and power is not None:
+                assert busy > waits > machine_usd_per_hour(pricing)
+                # What a request adds at capacity is what being busy costs beyond waiting.
+                added = usd_per_added_request(pricing, TRAFFIC, 2.0, power)
+                assert waits + 2.0 * 3600 * added == pytest.approx(busy)
+
+
 # --- bills -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_bought_machine_costs_its_purchase_over_its_life_and_its_power() -> None:
     power = power_of(HOME)
     assert power == Power(idle_w=60, busy_w=300)
-    assert standing_usd_per_hour(HOME, power) == pytest.approx(500 / 8766 + 0.060 * 0.30)
+    assert machine_usd_per_hour(HOME, power) == pytest.approx(500 / 8766 + 0.060 * 0.30)
     # At 2 requests/s one request takes (300 - 60) W / 2 above idle: 120 J, a 30,000th of a kWh.
     assert usd_per_added_request(HOME, TRAFFIC, 2.0, power) == pytest.approx(0.30 / 30_000)
     assert HOURS_PER_YEAR == 8766
@@ -160,13 +210,13 @@ def test_energy_is_idle_power_and_what_the_load_adds() -> None:
 
 
 def test_a_capacity_that_may_be_nothing_has_a_bounded_bill() -> None:
-    capacity = Span(value=10.0, low=0.0, high=12.0)
+    capacity = Estimate(value=10.0, low=0.0, high=12.0)
     (point,) = cost_points(Rented(usd_per_hour=1.0), capacity, TRAFFIC, [10.0])
     assert point.usd_per_hour.high == pytest.approx(1 / LEAST_CAPACITY)
 
 
 def test_a_machine_that_serves_nothing_has_no_points() -> None:
-    assert cost_points(Rented(usd_per_hour=1.0), Span(value=0.0, low=0.0, high=0.0), TRAFFIC, [1.0]) == []
+    assert cost_points(Rented(usd_per_hour=1.0), Estimate(value=0.0, low=0.0, high=0.0), TRAFFIC, [1.0]) == []
     assert cost_points(Rented(usd_per_hour=1.0), None, TRAFFIC, [1.0]) == []
     with pytest.raises(UserError, match="no price"):
         staircase(Rented(usd_per_hour=1.0), None, TRAFFIC)
@@ -272,7 +322,7 @@ def test_never_is_an_answer() -> None:
 
 
 def test_who_serves_nothing_is_not_compared() -> None:
-    silent = offer("silent", Rented(usd_per_hour=1.0), Span(value=0.0, low=0.0, high=0.0))
+    silent = offer("silent", Rented(usd_per_hour=1.0), Estimate(value=0.0, low=0.0, high=0.0))
     for pair in ((silent, rented("b", 1.0, 5.0)), (rented("b", 1.0, 5.0), silent)):
         (flip,) = break_evens(*pair, 0.1, 10.0)
         assert (flip.from_, flip.to, flip.rate_per_s) == ("b", "silent", None)

@@ -24,7 +24,8 @@ from breakeven.pages.html import render_report, write_report
 from breakeven.pages.progress import Progress, ratio_bar
 from breakeven.pages.terminal import print_comparison
 from breakeven.results import comparison
-from breakeven.results.store import read_result, write_result
+from breakeven.results.comparison import Comparison
+from breakeven.results.store import read, write
 from breakeven.stats import estimate
 from breakeven.stats.estimate import Estimate
 
@@ -58,9 +59,9 @@ def printed(result: comparison.Comparison, width: int = 60, terminal: bool = Fal
         (words.percent_text(0.02), "2 %"),
         (words.percent_text(0.0001), "under 0.1 %"),
         (words.percent_text(0), "0 %"),
-        (words.with_interval(Estimate(33.4, 33.2, 33.6, 12)), "33.4 (33.2-33.6)"),
-        (words.with_interval(Estimate(33.4, 33.39, 33.41, 12)), "33.40 (33.39-33.41)"),
-        (words.with_interval(Estimate(33.4, None, None, 1)), "33.4 (no interval)"),
+        (words.with_interval(Estimate(33.4, 33.2, 33.6, 12, "measured")), "33.4 (33.2-33.6)"),
+        (words.with_interval(Estimate(33.4, 33.39, 33.41, 12, "measured")), "33.40 (33.39-33.41)"),
+        (words.with_interval(Estimate(33.4, None, None, 1, "measured")), "33.4 (no interval)"),
         (words.with_interval(Estimate(0.5, 0.4, 0.6, 3, "predicted"), 1e3), "500 predicted (400-600)"),
         (words.with_interval(None), "not available"),
     ],
@@ -71,7 +72,7 @@ def test_numbers_read_as_people_write_them(shown: str, meant: str) -> None:
 
 @given(st.floats(1e-3, 1e6), st.floats(1e-4, 0.5))
 def test_an_interval_is_shown_about_its_value(value: float, half: float) -> None:
-    given_estimate = Estimate(value, value * (1 - half), value * (1 + half), 5)
+    given_estimate = Estimate(value, value * (1 - half), value * (1 + half), 5, "measured")
     shown = words.interval(given_estimate)
     assert shown is not None
     low, high = (float(end.replace(",", "")) for end in shown.split("-"))
@@ -194,8 +195,8 @@ def test_the_ratio_bar_never_breaks(ratio: float, scale: float) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_json_comes_back_as_it_went(name: str, tmp_path: Path) -> None:
     result = getattr(made, name)()
-    path = write_result(result, tmp_path / "deep" / "result.json")
-    assert read_result(path) == result
+    path = write(result, tmp_path / "deep" / "result.json")
+    assert read(path, Comparison) == result
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
 
 
@@ -213,30 +214,30 @@ def test_wrong_json_is_one_clear_line(content: bytes, told: str, tmp_path: Path)
     path = tmp_path / "result.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=re.escape(told)) as caught:
-        read_result(path)
+        read(path, Comparison)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_and_unwritable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Cannot read"):
-        read_result(tmp_path / "nothing.json")
+        read(tmp_path / "nothing.json", Comparison)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
-        write_result(made.two_models(), tmp_path / "file" / "result.json")
+        write(made.two_models(), tmp_path / "file" / "result.json")
 
 
 def test_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     broken = msgspec.structs.replace(made.two_models(), measured_s=float("nan"))
     with pytest.raises(BreakevenError, match="not finite"):
-        write_result(broken, tmp_path / "result.json")
+        write(broken, tmp_path / "result.json")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_later_version_may_add_fields(tmp_path: Path) -> None:
-    path = write_result(made.two_models(), tmp_path / "result.json")
+    path = write(made.two_models(), tmp_path / "result.json")
     path.write_bytes(path.read_bytes().replace(b"{", b'{"added_later": 1,', 1))
-    assert read_result(path) == made.two_models()
+    assert read(path, Comparison) == made.two_models()
 
 
 def test_every_field_is_documented() -> None:
@@ -258,7 +259,7 @@ def test_every_field_is_documented() -> None:
 def test_code_in_the_pages_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
     assert blocks
-    write_result(made.same_twice(), tmp_path / "out" / "result.json")
+    write(made.same_twice(), tmp_path / "out" / "result.json")
     monkeypatch.chdir(tmp_path)
     for block in blocks:
         exec(block, {})

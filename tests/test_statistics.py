@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.stats import intervals
+from breakeven.stats.estimate import Estimate, around, bracketed, exactly, measured
 
 
 @pytest.mark.parametrize("n", [4, 6, 10, 20])
@@ -62,3 +64,24 @@ def test_too_few_pairs_give_no_interval() -> None:
 
 def test_same_sample_and_seed_give_the_same_interval() -> None:
     assert intervals.ratio([1.0, 1.1, 0.9, 1.05]) == intervals.ratio([1.0, 1.1, 0.9, 1.05])
+
+
+def test_an_estimate_prints_what_its_result_does_not_say() -> None:
+    predicted, seen = Estimate(2.0, 1.0, 4.0), measured(2.0, None, None, 3)
+    assert msgspec.json.encode(predicted) == b'{"value":2.0,"low":1.0,"high":4.0}'
+    assert msgspec.json.encode(seen) == b'{"value":2.0,"low":null,"high":null,"n":3,"provenance":"measured"}'
+    for each in (predicted, seen, measured(2.0, 1.0, 4.0, 3)):
+        assert msgspec.json.decode(msgspec.json.encode(each), type=Estimate) == each
+    assert seen.plain() == Estimate(2.0, None, None)
+
+
+def test_an_estimate_turned_over_scaled_or_widened_stays_one() -> None:
+    seen = measured(2.0, 1.0, 4.0, 3)
+    assert seen.inverse() == measured(0.5, 0.25, 1.0, 3)
+    assert measured(2.0, 0.0, 4.0, 3).inverse().high is None
+    assert seen.scaled(2.0) == measured(4.0, 2.0, 8.0, 3)
+    assert bracketed(2.0, 3.0, 3.0) == Estimate(2.0, 2.0, 3.0)
+    assert (seen.least, seen.most) == (1.0, 4.0)
+    assert (measured(2.0, None, None, 1).least, measured(2.0, None, None, 1).most) == (2.0, 2.0)
+    assert around([2.0, 3.0, 1.0]) == Estimate(2.0, 1.0, 3.0)
+    assert exactly(2.0) == Estimate(2.0, 2.0, 2.0)

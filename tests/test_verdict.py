@@ -33,7 +33,7 @@ def model(name: str, moe: bool, decode_bytes: int | None = 700_000_000) -> Model
 
 
 def pair(value: float, streams: int = 1, half: float = 0.02, metric: str = "decode_tokens_per_s") -> Pair:
-    estimate = Estimate(value, value * (1 - half), value * (1 + half), 5)
+    estimate = Estimate(value, value * (1 - half), value * (1 + half), 5, "measured")
     return Pair(
         a="moe",
         b="dense",
@@ -83,7 +83,12 @@ def test_a_flip_names_both_sides_of_the_line() -> None:
 
 def test_too_few_pairs_name_nobody() -> None:
     few = Pair(
-        a="moe", b="dense", metric="decode_tokens_per_s", streams=1, ratio=Estimate(2.0, None, None, 2), winner=None
+        a="moe",
+        b="dense",
+        metric="decode_tokens_per_s",
+        streams=1,
+        ratio=Estimate(2.0, None, None, 2, "measured"),
+        winner=None,
     )
     found = verdict(few)
     assert found.winner is None
@@ -106,8 +111,8 @@ def test_bytes_explain_a_ratio_only_when_they_do() -> None:
 
 def test_a_self_check_claims_only_what_it_could_tell() -> None:
     models = [model("moe", True), model("dense", False)]
-    clear = SelfCheck(model="moe", streams=4, same_over_distinct=Estimate(1.2, 1.1, 1.3, 3))
-    unclear = SelfCheck(model="moe", streams=4, same_over_distinct=Estimate(1.2, 0.5, 3.4, 3))
+    clear = SelfCheck(model="moe", streams=4, same_over_distinct=Estimate(1.2, 1.1, 1.3, 3, "measured"))
+    unclear = SelfCheck(model="moe", streams=4, same_over_distinct=Estimate(1.2, 0.5, 3.4, 3, "measured"))
     assert "1.20 times (1.10 to 1.30)" in decide(models, [], [pair(1.2)], [], [clear]).reasons[-1]
     assert "could not tell" in decide(models, [], [pair(1.2)], [], [unclear]).reasons[-1]
 
@@ -120,7 +125,7 @@ def test_times_are_better_when_smaller() -> None:
 @pytest.mark.parametrize("swap", [False, True])
 def test_three_models_have_a_winner_only_if_it_beats_both(swap: bool) -> None:
     def of(a: str, b: str, value: float) -> Pair:
-        estimate = Estimate(value, value * 0.98, value * 1.02, 5)
+        estimate = Estimate(value, value * 0.98, value * 1.02, 5, "measured")
         winner = named(a, b, "decode_tokens_per_s", estimate)
         return Pair(a=a, b=b, metric="decode_tokens_per_s", streams=1, ratio=estimate, winner=winner)
 

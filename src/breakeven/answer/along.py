@@ -21,7 +21,6 @@ from breakeven.answer.study.plan import StudyPlan
 from breakeven.answer.worlds import Contender, Worlds, worlds_of
 from breakeven.errors import UserError
 from breakeven.results.decision import DecisionMap, Flip, Kind, MapCell
-from breakeven.results.predicted import Span
 from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Arrivals, Length, Workload
 
@@ -169,7 +168,7 @@ def anchored(able: Sequence[Evaluated], here: Sequence[Evaluated], there: Sequen
             continue
         scale = own.capacity.value / short.capacity.value if short.capacity.value > 0 else 1.0
         span = other.capacity
-        scaled = Span(value=span.value * scale, low=span.low * scale, high=span.high * scale)
+        scaled = span.scaled(scale)
         found.append(replace(other, capacity=scaled))
     return found
 

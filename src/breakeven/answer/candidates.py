@@ -14,11 +14,11 @@ from breakeven.answer.draws import Floats
 from breakeven.answer.evaluate import Evaluated
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.model.catalogue import licence_of
-from breakeven.model.quality import quality_of
-from breakeven.price.staircase import cost_points, scaled
+from breakeven.model.quality import QualityScore, quality_of
+from breakeven.price.staircase import cost_points
 from breakeven.results.cost import Api, CostPoint
-from breakeven.results.decision import CandidateResult, QualityScore
-from breakeven.results.predicted import Span
+from breakeven.results.decision import CandidateResult
+from breakeven.stats.estimate import Estimate
 from breakeven.traffic.workload import Slo
 
 DOUBT = " (a prediction: the lower end of its interval would not)"
@@ -35,8 +35,8 @@ class Facts:
     memory_bytes: float | None = None
     memory_available_bytes: float | None = None
     busy_w: float | None = None
-    capacity_per_s: Span | None = None
-    usd_per_month: Span | None = None
+    capacity_per_s: Estimate | None = None
+    usd_per_month: Estimate | None = None
     quality: QualityScore | None = None
 
 
@@ -117,7 +117,7 @@ def _speed(plan: StudyPlan, candidate: CandidatePlan, facts: Facts) -> list[str]
     if capacity is None or candidate.is_api:
         return []
     if capacity.value <= 0:
-        doubt = DOUBT.replace("lower", "upper") if capacity.high > 0 else ""
+        doubt = DOUBT.replace("lower", "upper") if capacity.most > 0 else ""
         return [f"misses the SLO at any load, even alone{doubt}"]
     if candidate.max_replicas is None or plan.parts:
         return []
@@ -133,7 +133,7 @@ def _budget(plan: StudyPlan, facts: Facts) -> str | None:
     budget, cost = plan.budget_usd_per_month, facts.usd_per_month
     if budget is None or cost is None or cost.value <= budget:
         return None
-    return f"costs ${cost.value:,.0f} a month; the budget is ${budget:,.0f}{DOUBT if cost.low <= budget else ''}"
+    return f"costs ${cost.value:,.0f} a month; the budget is ${budget:,.0f}{DOUBT if cost.least <= budget else ''}"
 
 
 def _gb(count: float) -> str:
@@ -183,7 +183,7 @@ def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore) -> Reasons
     if ever:
         return Reasons(ever, [], [])
     points = _costs(found, [plan.load_per_s], None)
-    monthly = scaled(points[0].usd_per_hour, HOURS_PER_MONTH) if points else None
+    monthly = points[0].usd_per_hour.scaled(HOURS_PER_MONTH) if points else None
     here = Facts(capacity_per_s=found.capacity, usd_per_month=monthly)
     return Reasons([], ruled_out(plan, found.plan, Facts(quality=quality)), ruled_out(plan, found.plan, here))
 
@@ -211,7 +211,8 @@ def result_of(
         devices=found.plan.devices,
         location=found.plan.location,
         provenance=found.provenance,
-        capacity_per_s=found.capacity,
+        # `provenance` above says it for every number of the candidate.
+        capacity_per_s=None if found.capacity is None else found.capacity.plain(),
         saturation_tokens_per_s=top,
         memory_bytes=found.needed_bytes,
         memory_available_bytes=found.available_bytes,

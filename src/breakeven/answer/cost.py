@@ -21,7 +21,7 @@ from breakeven.forecast.profiles import profile_named
 from breakeven.forecast.serving import Replica, capacity_of, mean_batch, prefill_share, replica_of
 from breakeven.forecast.simulator.policy import policy_named
 from breakeven.forecast.simulator.run import policy_of
-from breakeven.model.quality import quality_of
+from breakeven.model.quality import QualityScore, quality_of
 from breakeven.model.resolve import resolve_spec
 from breakeven.price.break_even import Offer, break_evens_of
 from breakeven.price.pricing import idle_usd_per_hour, power_of
@@ -34,10 +34,9 @@ from breakeven.price.sensitivity import (
     times,
     what_if,
 )
-from breakeven.price.staircase import cost_points, scaled
+from breakeven.price.staircase import cost_points
 from breakeven.price.workload import priced_traffic, replica_price, with_answers
 from breakeven.results.cost import Api, Cost, Own, Rented, WhatIf
-from breakeven.results.decision import QualityScore
 from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Slo, Workload, slo_text
 from breakeven.version import __version__
@@ -111,7 +110,7 @@ def served_as(
         notes.append("the weights and one request do not fit the device's memory")
     elif not capacity.value > 0:
         notes.append("keeps the service level at no load, not even alone")
-    power = power_of(pricing, _times(profile.idle_w, model.devices), _times(profile.busy_w, model.devices))
+    power = power_of(pricing, profile.idle_w, profile.busy_w, model.devices)
     error = model.error("decode")
     return Served(
         offer=Offer(
@@ -134,10 +133,6 @@ def hosted(name: str, api: Api, options: CostOptions) -> Served:
     workload, trace = with_answers(options.workload, options.trace, options.answers.get(name))
     traffic = priced_traffic(workload, trace, options.cached_share)
     return Served(offer=Offer(name=name, pricing=api, capacity_per_s=None, traffic=traffic))
-
-
-def _times(watts: float | None, devices: int) -> float | None:
-    return None if watts is None else watts * devices
 
 
 OTHER_FORMAT = {
@@ -207,7 +202,7 @@ def _speculating(one: Served) -> Offer:
         DRAFT_COST,
     )
     share = one.share or 0.0
-    return replace(one.offer, capacity_per_s=scaled(capacity, 1 / (share + (1 - share) / speedup)))
+    return replace(one.offer, capacity_per_s=capacity.scaled(1 / (share + (1 - share) / speedup)))
 
 
 DEFAULT_RATES = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)

@@ -22,7 +22,8 @@ from breakeven.answer.study.load import read_study_trace
 from breakeven.answer.study.plan import StudyPlan
 from breakeven.answer.words import verdict_of
 from breakeven.answer.worlds import Worlds, worlds_of
-from breakeven.results.decision import Decision, Flip, NextMeasurement, QualityScore, Region
+from breakeven.model.quality import QualityScore
+from breakeven.results.decision import Decision, Flip, NextMeasurement, Region
 from breakeven.traffic.workload import slo_text
 from breakeven.version import __version__
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.forecast.constants import Error
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate, bracketed
 
 Floats = NDArray[np.float64]
 
@@ -62,22 +62,22 @@ def factors(doubts: Sequence[Doubt], seed: int, draws: int = DRAWS) -> Floats:
     return found
 
 
-def capacities(span: Span, half_width: float, factor: Floats) -> Floats:
+def capacities(span: Estimate, half_width: float, factor: Floats) -> Floats:
     """Capacity in each draw, of one candidate whose capacity is `span` at ln factors +half_width, 0, -half_width.
 
     `span.high` belongs to the fast end. Linear between and beyond the three, never negative.
     """
     if half_width <= 0:
         return np.full(factor.shape, span.value)
-    slow, fast = (span.value - span.low) / half_width, (span.high - span.value) / half_width
+    slow, fast = (span.value - span.least) / half_width, (span.most - span.value) / half_width
     return np.maximum(span.value - np.where(factor > 0, slow, fast) * factor, 0.0)
 
 
-def span_of(values: Floats) -> Span:
+def span_of(values: Floats) -> Estimate:
     """The first draw's value and the middle 95 % of all."""
     low, high = np.quantile(values, [0.025, 0.975])
     value = float(values[0])
-    return Span(value=value, low=min(float(low), value), high=max(float(high), value))
+    return bracketed(value, float(low), float(high))
 
 
 def _normal(name: str, seed: int, draws: int) -> Floats:

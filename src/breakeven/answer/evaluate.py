@@ -27,8 +27,7 @@ from breakeven.price.pricing import Power, PricedTraffic, power_of
 from breakeven.price.workload import priced_traffic, replica_price, with_answers
 from breakeven.results.cost import Api, Pricing
 from breakeven.results.decision import Kind, LatencyPoint
-from breakeven.results.predicted import Span
-from breakeven.stats.estimate import Provenance
+from breakeven.stats.estimate import Estimate, Provenance, exactly
 from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Workload
 
@@ -49,7 +48,7 @@ class Evaluated:
     spec: ModelSpec | None
     model: StepModel | None
     policy: Policy | None
-    capacity: Span | None
+    capacity: Estimate | None
     latency: Sequence[LatencyPoint]
     pricing: Pricing | None
     power: Power | None
@@ -127,7 +126,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
     if plan.model is None or plan.is_api or (plan.measured is not None and plan.machine is None):
         return _without_model(study, plan, traffic)
     model = _placed(model_of(plan), traffic.prompt_tokens + traffic.output_tokens)
-    pricing, notes = _pricing(plan, model)
+    pricing, power, notes = bill_of(plan, model)
     found = Evaluated(
         plan=plan,
         traffic=traffic,
@@ -137,7 +136,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         capacity=None,
         latency=[],
         pricing=pricing,
-        power=_power(pricing, model),
+        power=power,
         doubt=doubt_of(plan.name, model.profile.name, model.error("decode")),
         provenance="predicted",
         needed_bytes=model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens)),
@@ -201,8 +200,8 @@ def elsewhere(
     if replica is not None:
         value = capacity_per_s(replica, study.slo, study.good_share, precision=QUICK_PRECISION)
     was = found.capacity
-    low, high = (was.low / was.value, was.high / was.value) if was is not None and was.value > 0 else (1.0, 1.0)
-    return replace(there, capacity=Span(value=value, low=value * low, high=value * high))
+    low, high = (was.least / was.value, was.most / was.value) if was is not None and was.value > 0 else (1.0, 1.0)
+    return replace(there, capacity=Estimate(value=value, low=value * low, high=value * high))
 
 
 def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic) -> Evaluated:
@@ -232,29 +231,26 @@ def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic
     )
 
 
-def _doubt_of(name: str, capacity: Span) -> Doubt:
+def _doubt_of(name: str, capacity: Estimate) -> Doubt:
     """Doubt of a measured capacity: nothing shared with other candidates."""
-    low = max(capacity.low, 0.5 * capacity.value)
-    return Doubt(name, name, 0.0, float(np.log(max(capacity.high, capacity.value) / low)) / 2 if low > 0 else 0.0)
+    low = max(capacity.least, 0.5 * capacity.value)
+    return Doubt(name, name, 0.0, float(np.log(max(capacity.most, capacity.value) / low)) / 2 if low > 0 else 0.0)
 
 
-def _pricing(plan: CandidatePlan, model: StepModel) -> tuple[Pricing | None, list[str]]:
-    """The study's price, else the chip's published one by the hour."""
-    if plan.pricing is not None:
-        return plan.pricing, []
-    try:
-        pricing, note = replica_price(model.profile, None, model.devices)
-    except UserError:
-        return None, []
-    return pricing, [f"price not given: {note}"]
+def bill_of(plan: CandidatePlan, model: StepModel) -> tuple[Pricing | None, Power | None, list[str]]:
+    """The study's price, else the chip's published one by the hour; and a replica's power, as either or the chip says.
 
-
-def _power(pricing: Pricing | None, model: StepModel) -> Power | None:
-    """Power of a replica, as the price says, or as the profile knows or guesses it of its devices."""
+    The list says where a price comes from that the study does not give.
+    """
+    profile, notes = model.profile, []
+    pricing = plan.pricing
     if pricing is None:
-        return None
-    idle, busy = (None if w is None else w * model.devices for w in (model.profile.idle_w, model.profile.busy_w))
-    return power_of(pricing, idle, busy)
+        try:
+            pricing, note = replica_price(profile, None, model.devices)
+        except UserError:
+            return None, None, []
+        notes.append(f"price not given: {note}")
+    return pricing, power_of(pricing, profile.idle_w, profile.busy_w, model.devices), notes
 
 
 def _placed(model: StepModel, context: float) -> StepModel:
@@ -285,9 +281,7 @@ def _api_latency(study: StudyPlan, plan: CandidatePlan, output: float) -> list[L
         study.slo.tpot_s is not None and tpot > study.slo.tpot_s
     ):
         good = 0.0
-    flat = {
-        name: Span(value=v, low=v, high=v) for name, v in (("ttft", ttft), ("tpot", tpot), ("e2e", e2e), ("good", good))
-    }
+    flat = {name: exactly(v) for name, v in (("ttft", ttft), ("tpot", tpot), ("e2e", e2e), ("good", good))}
     return [
         LatencyPoint(
             rate_per_s=rate,

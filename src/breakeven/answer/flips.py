@@ -17,7 +17,7 @@ from breakeven.answer.regions import Handover
 from breakeven.answer.words import rate_text
 from breakeven.answer.worlds import COST_TIE, Worlds
 from breakeven.results.decision import Flip
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate, bracketed
 
 BATCHES = np.unique(np.round(np.geomspace(1, 1024, 61)))
 FEW_YEARS = 10.0
@@ -97,7 +97,7 @@ def along(
         left, right = int(best_V[i]), int(best_V[i + 1])
         lead_V = share_CV[right] / np.maximum(share_CV[right] + share_CV[left], 1e-12)
         at, low, high = (_cross(lead_V[i : i + 2], values[i : i + 2], level) for level in (0.5, 0.05, 0.95))
-        span = Span(value=at, low=min(low, at), high=max(high, at))
+        span = bracketed(at, low, high)
         found.append(
             Flip(
                 quantity="context" if quantity == "context" else "load",
@@ -132,7 +132,7 @@ def precision_flips(formats: Sequence[str], worlds: Sequence[Worlds], kinds: Map
     ]
 
 
-def price_flip(winner: str, runner_up: str, margin: Span) -> Flip | None:
+def price_flip(winner: str, runner_up: str, margin: Estimate) -> Flip | None:
     """How much dearer the winner may become before the runner-up takes its place; None when they cost the same.
 
     `margin`: cost of the runner-up over the winner's.
@@ -157,7 +157,7 @@ def growth_flip(handovers: Sequence[Handover], rate_per_s: float, growth_per_yea
     flip = min(above, key=lambda h: h.rate_per_s.value)
     years = [
         max(math.log(r / rate_per_s) / math.log1p(growth_per_year), 0.0)
-        for r in (flip.rate_per_s.value, flip.rate_per_s.low, flip.rate_per_s.high)
+        for r in (flip.rate_per_s.value, flip.rate_per_s.least, flip.rate_per_s.most)
     ]
     if years[0] > FEW_YEARS:
         return None
@@ -165,7 +165,7 @@ def growth_flip(handovers: Sequence[Handover], rate_per_s: float, growth_per_yea
         quantity="growth",
         from_=flip.from_,
         to=flip.to,
-        at=Span(value=years[0], low=years[1], high=years[2]),
+        at=Estimate(value=years[0], low=years[1], high=years[2]),
         unit="years",
         meaning=f"growing {growth_per_year:.0%} a year, the load reaches that point in about {years[0]:.1f} years",
     )

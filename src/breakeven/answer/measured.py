@@ -6,43 +6,32 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from breakeven.errors import UserError
 from breakeven.results.decision import LatencyPoint
-from breakeven.results.load import CAPACITY_SCHEMA, LOAD_SCHEMA, CapacityStudy, LoadPoint, LoadStudy
-from breakeven.results.predicted import Span
-
-RESULT = "result.json"
-
-
-class _Head(msgspec.Struct):
-    schema: str = ""
+from breakeven.results.load import CapacityStudy, LoadPoint, LoadStudy
+from breakeven.results.store import RESULT, UnreadError, read
+from breakeven.stats.estimate import Estimate, bracketed, measured
 
 
 def read_measured(path: Path) -> LoadStudy | CapacityStudy:
     """The saved study at `path`, a directory or its result.json. Raises UserError for anything else."""
     file = path / RESULT if path.is_dir() else path
     try:
-        text = file.read_bytes()
-        schema = msgspec.json.decode(text, type=_Head).schema
-        kinds: dict[str, type[LoadStudy] | type[CapacityStudy]] = {
-            LOAD_SCHEMA: LoadStudy,
-            CAPACITY_SCHEMA: CapacityStudy,
-        }
-        if schema in kinds:
-            return msgspec.json.decode(text, type=kinds[schema])
-    except OSError as error:
-        raise UserError(f"measured: {file} cannot be read ({error.strerror}); give a study's directory") from error
-    except msgspec.DecodeError as error:
-        raise UserError(f"measured: {file} is not a result of Breakeven ({error})") from error
-    raise UserError(
-        f"measured: {file} holds {schema or 'no schema'}; give a result of `breakeven capacity`, `bench` or "
-        "`compare --rate`, which know the load a candidate carries"
-    )
+        return read(file, LoadStudy, CapacityStudy)
+    except UnreadError as error:
+        if isinstance(error.__cause__, OSError):
+            why = f"cannot be read ({error.detail}); give a study's directory"
+        elif error.schema is None:
+            why = f"is not a result of Breakeven ({error.detail})"
+        else:
+            why = (
+                f"holds {error.schema or 'no schema'}; give a result of `breakeven capacity`, `bench` or "
+                "`compare --rate`, which know the load a candidate carries"
+            )
+        raise UserError(f"measured: {file} {why}") from error
 
 
-def capacity_measured(study: LoadStudy | CapacityStudy, model: str | None, good_share: float) -> Span:
+def capacity_measured(study: LoadStudy | CapacityStudy, model: str | None, good_share: float) -> Estimate:
     """The highest rate that kept the SLO, between the last that did and the first that did not.
 
     Raises UserError when the study does not say, or is of several models and `model` names none of them.
@@ -52,7 +41,7 @@ def capacity_measured(study: LoadStudy | CapacityStudy, model: str | None, good_
         if rate is None or rate.value is None:
             raise UserError("measured: this capacity study found no rate; run `breakeven capacity` again")
         low, high = rate.low or 0.0, rate.high or rate.value
-        return Span(value=rate.value, low=min(low, rate.value), high=max(high, rate.value))
+        return measured(rate.value, min(low, rate.value), max(high, rate.value), len(rate.trials))
     points = sorted(_points(study, model), key=lambda p: p.rate_per_s or 0.0)
     if any(p.good is None for p in points) or len(points) < 2:
         raise UserError("measured: this study has no SLO or a single rate; run it with --slo and several rates")
@@ -61,10 +50,10 @@ def capacity_measured(study: LoadStudy | CapacityStudy, model: str | None, good_
     low = max((rate for rate in kept if not failed or rate < min(failed)), default=0.0)
     high = min(failed, default=max(kept, default=0.0))
     value = math.sqrt(low * high) if low > 0 else 0.0
-    return Span(value=value, low=low, high=high)
+    return measured(value, low, high, len(points))
 
 
-def latency_measured(study: LoadStudy | CapacityStudy, model: str | None, capacity: Span) -> list[LatencyPoint]:
+def latency_measured(study: LoadStudy | CapacityStudy, model: str | None, capacity: Estimate) -> list[LatencyPoint]:
     """Delays at every rate the study ran; empty for a capacity study, which keeps none."""
     if isinstance(study, CapacityStudy):
         return []
@@ -88,9 +77,7 @@ def latency_measured(study: LoadStudy | CapacityStudy, model: str | None, capaci
         found.append(
             LatencyPoint(
                 rate_per_s=point.rate_per_s,
-                good_share=Span(value=good.share, low=good.low, high=good.high)
-                if good is not None
-                else Span(value=1.0, low=0.0, high=1.0),
+                good_share=Estimate(1.0, 0.0, 1.0) if good is None else Estimate(good.share, good.low, good.high),
                 utilisation=min(point.rate_per_s / capacity.value, 1.0) if capacity.value > 0 else 1.0,
                 tokens_per_s=point.output_tokens_per_s,
                 **known,
@@ -106,10 +93,9 @@ def _points(study: LoadStudy, model: str | None) -> Sequence[LoadPoint]:
     return [p for p in study.points if p.rate_per_s is not None and (len(names) == 1 or p.model == model)]
 
 
-def _percentile(point: LoadPoint, metric: str, p: float) -> Span | None:
+def _percentile(point: LoadPoint, metric: str, p: float) -> Estimate | None:
     latency = next((one for one in point.latencies if one.metric == metric), None)
     found = next((q for q in latency.percentiles if q.p == p), None) if latency is not None else None
     if found is None or found.value is None:
         return None
-    low, high = found.low or found.value, found.high or found.value
-    return Span(value=found.value, low=min(low, found.value), high=max(high, found.value))
+    return bracketed(found.value, found.low or found.value, found.high or found.value)

@@ -15,7 +15,7 @@ from breakeven.answer.draws import DRAWS, Doubt, Floats, capacities, factors, sp
 from breakeven.answer.worlds import Contender, bills
 from breakeven.results.cost import Api
 from breakeven.results.decision import Share
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 
 WORTH_IT = 0.05
 """A second system must save this share of the bill, or it is not worth running."""
@@ -36,10 +36,10 @@ class Mix:
     """Several candidates together: who gets what, the bill, and the bill of the best single candidate over it."""
 
     shares: list[Share]
-    usd_per_hour: Span
+    usd_per_hour: Estimate
     single: str | None
     """The best candidate that may serve everything alone; None: there is none."""
-    single_over_mix: Span | None
+    single_over_mix: Estimate | None
     by_parts: bool
 
 

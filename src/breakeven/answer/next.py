@@ -12,7 +12,7 @@ from breakeven.answer.draws import Doubt
 from breakeven.answer.regions import handovers_of
 from breakeven.answer.worlds import COST_TIE, Contender, worlds_of
 from breakeven.results.decision import NextMeasurement
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 
 CALIBRATED = 0.22
 """Half-width of a calibrated machine's predictions: nine in ten unseen steps were nearer (docs/calibrate.md)."""
@@ -81,7 +81,9 @@ def _with(contender: Contender, option: Option) -> Contender:
         return contender
     less = Doubt(doubt.candidate, doubt.machine, min(doubt.shared, option.shared), min(doubt.own, option.own))
     part, c = less.total / doubt.total, contender.capacity
-    capacity = Span(value=c.value, low=c.value - (c.value - c.low) * part, high=c.value + (c.high - c.value) * part)
+    capacity = Estimate(
+        value=c.value, low=c.value - (c.value - c.least) * part, high=c.value + (c.most - c.value) * part
+    )
     return replace(contender, doubt=less, capacity=capacity)
 
 
@@ -94,7 +96,7 @@ def _band(contenders: Sequence[Contender], rates: np.ndarray, rate_per_s: float,
     handovers = handovers_of(worlds)
     if handovers:
         near = min(handovers, key=lambda h: abs(math.log(h.rate_per_s.value / rate_per_s)))
-        return near.rate_per_s.high / max(near.rate_per_s.low, 1e-12)
+        return near.rate_per_s.most / max(near.rate_per_s.least, 1e-12)
     at = int(np.abs(np.log(rates / rate_per_s)).argmin())
     order = np.argsort(worlds.usd_per_hour_CDR[:, 0, at])
     if len(order) < 2 or not np.isfinite(worlds.usd_per_hour_CDR[order[1], 0, at]):

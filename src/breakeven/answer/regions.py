@@ -11,7 +11,7 @@ import numpy as np
 from breakeven.answer.draws import Floats, span_of
 from breakeven.answer.worlds import COST_TIE, SPEED_TIE, Worlds
 from breakeven.results.decision import Region
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate, bracketed
 
 SURE = 0.9
 """A winner is certain where it wins in this share of the worlds."""
@@ -28,7 +28,7 @@ class Handover:
 
     from_: str
     to: str
-    rate_per_s: Span
+    rate_per_s: Estimate
     clipped: bool
     """An end of the band lies beyond the loads looked at."""
 
@@ -93,7 +93,7 @@ def handovers_of(worlds: Worlds) -> list[Handover]:
         at_D = _thresholds(winners_DR[:, here] == left, winners_DR[:, here] == right, worlds.rates_R[here])
         span = span_of(at_D)
         at = float(np.sqrt(worlds.rates_R[after - 1] * worlds.rates_R[after]))
-        span = Span(value=at, low=min(span.low, at), high=max(span.high, at))
+        span = bracketed(at, span.least, span.most)
         edge = start == 0 and span.low <= worlds.rates_R[0], end == len(best_R) - 1 and span.high >= worlds.rates_R[-1]
         found.append(Handover(worlds.names[left], worlds.names[right], span, any(edge)))
     return found
@@ -110,7 +110,7 @@ class Standing:
     winner: str | None
     sure: float
     runner_up: str | None = None
-    margin: Span | None = None
+    margin: Estimate | None = None
     same: bool = False
 
 
@@ -125,7 +125,7 @@ def standing_at(worlds: Worlds, rate_per_s: float) -> Standing:
     if name is not None and margin is not None:
         value = float(worlds.usd_per_hour_CDR[worlds.names.index(name), 0, at] / worlds.usd_per_hour_CDR[index, 0, at])
         if np.isfinite(value):
-            margin = Span(value=value, low=min(margin.low, value), high=max(margin.high, value))
+            margin = bracketed(value, margin.least, margin.most)
     return Standing(worlds.names[index], sure, name, margin, same)
 
 
@@ -155,7 +155,7 @@ def _thresholds(left_DR: Floats, right_DR: Floats, rates_R: Floats) -> Floats:
     return np.asarray(np.exp(np.interp(position - 0.5, steps, np.log(rates_R))))
 
 
-def _runner_up(worlds: Worlds, winner: int, at: int) -> tuple[str | None, Span | None]:
+def _runner_up(worlds: Worlds, winner: int, at: int) -> tuple[str | None, Estimate | None]:
     """The next best at one load, and its cost over the winner's: the medians of all worlds.
 
     One world alone may stand on the edge of a stair there, and say twice or half.
@@ -171,10 +171,10 @@ def _runner_up(worlds: Worlds, winner: int, at: int) -> tuple[str | None, Span |
     if not len(ratio_D):
         return worlds.names[other], None
     low, middle, high = np.quantile(ratio_D, [0.025, 0.5, 0.975]).tolist()
-    return worlds.names[other], Span(value=middle, low=low, high=high)
+    return worlds.names[other], Estimate(value=middle, low=low, high=high)
 
 
-def _no_difference(worlds: Worlds, winner: int, runner_up: str | None, margin: Span | None, at: int) -> bool:
+def _no_difference(worlds: Worlds, winner: int, runner_up: str | None, margin: Estimate | None, at: int) -> bool:
     """Same bill and same speed in the predicted world."""
     if runner_up is None or margin is None or abs(margin.value - 1.0) > max(SAME_COST, COST_TIE):
         return False

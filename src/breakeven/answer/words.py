@@ -11,16 +11,16 @@ from breakeven.answer.mixes import Mix
 from breakeven.answer.regions import Standing
 from breakeven.answer.worlds import COST_TIE
 from breakeven.results.decision import CandidateResult, Flip, Outcome, Verdict
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 
 
-def span_text(span: Span) -> str:
+def span_text(span: Estimate) -> str:
     return f"{span.value:.3g} ({span.low:.3g} to {span.high:.3g})"
 
 
-def usd_text(span: Span) -> str:
+def usd_text(span: Estimate) -> str:
     digits = 2 if span.value >= 0.1 else 4
-    if span.high - span.low < 10**-digits:
+    if span.most - span.least < 10**-digits:
         return f"${span.value:.{digits}f}"
     return f"${span.value:.{digits}f} (${span.low:.{digits}f} to ${span.high:.{digits}f})"
 
@@ -109,7 +109,7 @@ def _capacity(best: CandidateResult, load_per_s: float) -> str:
     return f"{carries}{replicas}{used}."
 
 
-def _margin(runner_up: str, margin: Span) -> str:
+def _margin(runner_up: str, margin: Estimate) -> str:
     if abs(margin.value - 1.0) < COST_TIE:
         return f"{runner_up} costs the same here, and answers slower."
     return f"The next best, {runner_up}, costs {span_text(margin)} times as much."

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from breakeven.answer.draws import Doubt, Floats, capacities, factors
-from breakeven.price.pricing import JOULES_PER_KWH, Power, PricedTraffic, standing_usd_per_hour, usd_per_added_request
+from breakeven.price.pricing import JOULES_PER_KWH, Power, PricedTraffic, machine_usd_per_hour, usd_per_added_request
 from breakeven.price.staircase import ROUNDING
 from breakeven.results.cost import Api, Own, Pricing
 from breakeven.results.decision import Kind, LatencyPoint
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 
 
 def bills(
@@ -40,7 +40,7 @@ def bills(
     with np.errstate(divide="ignore", invalid="ignore"):
         replicas = np.maximum(np.ceil(rate / capacity - ROUNDING), 1.0)
         joules = 0.0 if power is None else np.nan_to_num((power.busy_w - power.idle_w) / capacity, posinf=0.0)
-    hourly = standing_usd_per_hour(pricing, power) * replicas
+    hourly = machine_usd_per_hour(pricing, power) * replicas
     if isinstance(pricing, Own):
         hourly = hourly + 3600.0 * rate * joules / JOULES_PER_KWH * pricing.usd_per_kwh
     unable = ~(capacity > 0) | (np.isinf(replicas))
@@ -66,7 +66,7 @@ class Contender:
     name: str
     kind: Kind
     pricing: Pricing
-    capacity: Span | None
+    capacity: Estimate | None
     traffic: PricedTraffic
     doubt: Doubt | None
     latency: Sequence[LatencyPoint]

@@ -12,7 +12,7 @@ from breakeven.measure.progress import LoadState, ProgressState
 from breakeven.pages.saved import save
 from breakeven.results.comparison import Comparison
 from breakeven.results.load import CapacityStudy, Check, LoadStudy
-from breakeven.results.store import read_load, write_load
+from breakeven.results.store import RESULT, read, write
 from breakeven.runs.bench import bench as run_bench
 from breakeven.runs.bench import compare_under_load as run_under_load
 from breakeven.runs.bench import rate_loads, trace_turns
@@ -33,7 +33,6 @@ from breakeven.traffic.workload import parse_slo
 
 DEFAULTS = Plan()
 FOUR_STREAMS = Words()
-RESULT = "result.json"
 
 
 def compare(
@@ -167,7 +166,7 @@ def check(
     saved = _saved_run(old)
     if place is None:
         study, place = replay(old, url, options or LoadOptions(), on_state=on_state, on_phase=on_phase)
-        write_load(study, place / RESULT)
+        write(study, place / RESULT)
     else:
         study = _saved_run(place)
     old_log, new_log = log_of(old), log_of(place)
@@ -181,7 +180,7 @@ def _saved_run(place: Path) -> LoadStudy:
         raise UserError(f"{place} does not exist; give a directory that `breakeven bench --out` wrote")
     result = place / RESULT if place.is_dir() else place
     if result.is_file():
-        return read_load(result)
+        return read(result, LoadStudy)
     log = log_of(place)
     if log is None:
         raise UserError(f"{place} holds neither {RESULT} nor events.jsonl; give what `breakeven bench --out` wrote")

@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.forecast.model import StepModel
-from breakeven.forecast.simulated import LEAST_BEYOND, METRICS, PERCENTILES, span, study_of, widest_phase
+from breakeven.forecast.simulated import LEAST_BEYOND, PERCENTILES, study_of, widest_phase
 from breakeven.forecast.simulator.fleet import Fleet
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.results import Simulation
 from breakeven.forecast.simulator.run import policy_of, simulate_parts
 from breakeven.forecast.simulator.state import Requests
+from breakeven.results.metrics import SIMULATED
 from breakeven.results.predicted import SimulatedLatency, SimulatedPercentile, SimulatedPoint, SimulationStudy
+from breakeven.stats.estimate import around
 from breakeven.traffic.traces.lines import ROWS, trace_parts
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 
@@ -111,7 +113,7 @@ class Tally:
             self.first_s = min(self.first_s, float(run.arrival_s_N[over_N].min()))
         if run.served.any():
             self.last_s = max(self.last_s, float(run.end_s_N[run.served].max()))
-        for metric in METRICS:
+        for metric in SIMULATED:
             values = {"ttft_s": run.ttft_s, "tpot_s": run.tpot_s, "e2e_s": run.e2e_s, "gap_s": run.gap_s_N}[metric]
             values = values[run.served & np.isfinite(values)]
             places = np.log(np.clip(values, SHORTEST_S, LONGEST_S) / SHORTEST_S) / WIDTH
@@ -147,11 +149,11 @@ def _point(tallies: Sequence[Tally], reading: Sequence[Tally], speed: float, slo
         concurrency=None,
         requests=middle.requests,
         refused=middle.refused,
-        latencies=[_latency(metric, reading if metric == "ttft_s" else tallies) for metric in METRICS],
-        good_share=None if slo is None else span([t.good / max(1, t.requests) for t in tallies]),
-        goodput_per_s=None if slo is None else span([t.good / t.seconds for t in tallies]),
-        requests_per_s=span([t.served / t.seconds for t in tallies]),
-        output_tokens_per_s=span([t.output_tokens / t.seconds for t in tallies]),
+        latencies=[_latency(metric, reading if metric == "ttft_s" else tallies) for metric in SIMULATED],
+        good_share=None if slo is None else around([t.good / max(1, t.requests) for t in tallies]),
+        goodput_per_s=None if slo is None else around([t.good / t.seconds for t in tallies]),
+        requests_per_s=around([t.served / t.seconds for t in tallies]),
+        output_tokens_per_s=around([t.output_tokens / t.seconds for t in tallies]),
         utilisation=middle.busy_s / middle.replica_seconds if middle.replica_seconds else 0.0,
         replicas_mean=middle.replica_seconds / middle.last_s if middle.last_s else 0.0,
         in_flight_mean=middle.in_system_s / middle.last_s if middle.last_s else 0.0,
@@ -168,6 +170,6 @@ def _latency(metric: str, tallies: Sequence[Tally]) -> SimulatedLatency:
     for p in PERCENTILES:
         values = [tally.percentile(metric, p) for tally in tallies]
         enough = tallies[0].requests * (1 - p / 100) >= LEAST_BEYOND
-        seconds = span(values) if enough and all(map(math.isfinite, values)) else None
+        seconds = around(values) if enough and all(map(math.isfinite, values)) else None
         percentiles.append(SimulatedPercentile(p=p, seconds=seconds))
     return SimulatedLatency(metric=metric, percentiles=percentiles)

@@ -20,7 +20,8 @@ from breakeven.forecast.step import Floats, Parts
 from breakeven.model.formats.gpu import GpuFormat
 from breakeven.model.formats.named import format_named
 from breakeven.model.resolve import resolve_spec
-from breakeven.results.predicted import Bound, PredictedPoint, PredictedRatio, Prediction, Span
+from breakeven.results.predicted import Bound, PredictedPoint, PredictedRatio, Prediction
+from breakeven.stats.estimate import Estimate
 from breakeven.version import __version__
 
 QUANTITIES = {
@@ -135,7 +136,7 @@ def _approximations(model: StepModel, batch: int) -> list[str]:
     return notes
 
 
-def speed_ratio(of: StepModel, over: StepModel, batch: float, context: float) -> Span:
+def speed_ratio(of: StepModel, over: StepModel, batch: float, context: float) -> Estimate:
     """Decode speed of `of` over that of `over`, both at this batch and context; above 1 `of` is faster.
 
     Each model's error beyond what it shares with others on its machine (`Error.between_models`) is independent of the
@@ -145,7 +146,7 @@ def speed_ratio(of: StepModel, over: StepModel, batch: float, context: float) ->
     value = float(over.step_s(batch, context) / of.step_s(batch, context))
     width = math.hypot(of.error("decode").between_models, over.error("decode").between_models)
     fast, fast_over = _fastest(of, batch, context), _fastest(over, batch, context)
-    return Span(value=value, low=value * math.exp(-width) * fast_over, high=value * math.exp(width) / fast)
+    return Estimate(value=value, low=value * math.exp(-width) * fast_over, high=value * math.exp(width) / fast)
 
 
 def _fastest(model: StepModel, batch: float, context: float) -> float:
@@ -286,6 +287,6 @@ def _taken(parts: Parts) -> dict[Bound, Floats]:
     }
 
 
-def _span(model: StepModel, phase: str, seconds: Callable[[StepModel], float]) -> Span:
+def _span(model: StepModel, phase: str, seconds: Callable[[StepModel], float]) -> Estimate:
     fast, slow = model.low_high(phase)
-    return Span(value=seconds(model), low=seconds(fast), high=seconds(slow))
+    return Estimate(value=seconds(model), low=seconds(fast), high=seconds(slow))

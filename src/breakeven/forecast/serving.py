@@ -23,7 +23,7 @@ from breakeven.forecast.simulator.results import Simulation
 from breakeven.forecast.simulator.run import simulate
 from breakeven.forecast.simulator.state import Requests
 from breakeven.results.decision import LatencyPoint
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate, around, bracketed, exactly
 from breakeven.traffic.draw import draw
 from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Arrivals, Slo, Workload
@@ -128,7 +128,7 @@ def capacity_of(
     *,
     precision: float = PRECISION,
     requests: int | None = None,
-) -> Span:
+) -> Estimate:
     """Highest mean rate in requests/s at which `good_share` of the requests keep `slo`, on one replica.
 
     The ends of the interval are those of the step model's, for decoding. Without terms in `slo` it is the saturation
@@ -136,7 +136,7 @@ def capacity_of(
     """
     middle = replica_of(model, policy, workload, trace, requests)
     if middle is None:
-        return Span(value=0.0, low=0.0, high=0.0)
+        return exactly(0.0)
     fast, slow = model.low_high("decode")
     highest = saturation_per_s(middle)
     value = capacity_per_s(middle, slo, good_share, precision=precision, highest=highest)
@@ -154,7 +154,7 @@ def capacity_of(
                 highest=highest * factor if end.terms == model.terms and not middle.policy.front_s else None,
             )
         )
-    return Span(value=value, low=min(ends[0], value), high=max(ends[1], value))
+    return bracketed(value, *ends)
 
 
 def capacity_per_s(
@@ -251,7 +251,7 @@ def _latency(rate: float, runs: Sequence[tuple[Replica, Simulation]], slo: Slo) 
     """`runs`: with the step model as it is, its fast and its slow end."""
     counted = [replica.counted(run) for replica, run in runs]
     spans = {
-        f"{metric}_p{p}_s": _span(
+        f"{metric}_p{p}_s": around(
             [float(run.percentiles(metric, p, c)) for (_, run), c in zip(runs, counted, strict=True)]
         )
         for metric in ("ttft", "tpot", "e2e")
@@ -262,14 +262,10 @@ def _latency(rate: float, runs: Sequence[tuple[Replica, Simulation]], slo: Slo) 
     return LatencyPoint(
         rate_per_s=rate,
         **spans,
-        good_share=_span(shares),
+        good_share=around(shares),
         utilisation=run.utilisation,
         tokens_per_s=rate * float(np.mean(run.requests.output_tokens_N)),
     )
-
-
-def _span(value_and_ends: Sequence[float]) -> Span:
-    return Span(value=value_and_ends[0], low=min(value_and_ends), high=max(value_and_ends))
 
 
 def unit_requests(workload: Workload, trace: TraceRows | None, n: int) -> Requests:

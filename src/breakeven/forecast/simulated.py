@@ -15,14 +15,9 @@ from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.results import Simulation
 from breakeven.forecast.simulator.run import policy_of, simulate
 from breakeven.forecast.simulator.state import NOBODY, Requests
-from breakeven.results.predicted import (
-    OverTime,
-    SimulatedLatency,
-    SimulatedPercentile,
-    SimulatedPoint,
-    SimulationStudy,
-    Span,
-)
+from breakeven.results.metrics import SIMULATED
+from breakeven.results.predicted import OverTime, SimulatedLatency, SimulatedPercentile, SimulatedPoint, SimulationStudy
+from breakeven.stats.estimate import around
 from breakeven.traffic.draw import draw
 from breakeven.traffic.schedule import DEPENDS, Schedule
 from breakeven.traffic.traces.rows import TraceRows
@@ -38,7 +33,6 @@ LEAST_BEYOND = 5
 GROWN = 1.5
 """A queue so many times as long as it was before keeps growing; in balance it varies about one length."""
 _BINS = 400
-METRICS = {"ttft_s": "ttft", "tpot_s": "tpot", "e2e_s": "e2e", "gap_s": "gap"}
 _RATED = frozenset({"constant", "poisson", "gamma"})
 
 Bools = NDArray[np.bool_]
@@ -210,19 +204,19 @@ def _point(
     asked = run.requests.prompt_tokens_N[run.issued_N].sum()
     good = goodput = None
     if slo is not None:
-        good = span([each.good_share(slo, counted) for each, counted in runs])
-        goodput = span([each.goodput_per_s(slo) for each, _ in runs])
+        good = around([each.good_share(slo, counted) for each, counted in runs])
+        goodput = around([each.goodput_per_s(slo) for each, _ in runs])
     return SimulatedPoint(
         load=load_name(schedule),
         rate_per_s=arrivals.rate_per_s if arrivals.process in _RATED else None,
         concurrency=arrivals.concurrency if arrivals.is_closed else None,
         requests=int(counted_N.sum()),
         refused=int((run.refused_N & counted_N).sum()),
-        latencies=[_latency(metric, reading if metric == "ttft_s" else runs) for metric in METRICS],
+        latencies=[_latency(metric, reading if metric == "ttft_s" else runs) for metric in SIMULATED],
         good_share=good,
         goodput_per_s=goodput,
-        requests_per_s=span([each.requests_per_s for each, _ in runs]),
-        output_tokens_per_s=span([each.output_tokens_per_s for each, _ in runs]),
+        requests_per_s=around([each.requests_per_s for each, _ in runs]),
+        output_tokens_per_s=around([each.output_tokens_per_s for each, _ in runs]),
         utilisation=run.utilisation,
         replicas_mean=run.replica_seconds / run.end_s if run.end_s > 0 else float(fleet.replicas),
         in_flight_mean=float(np.nansum(run.e2e_s)) / run.end_s if run.end_s > 0 else 0.0,
@@ -263,14 +257,14 @@ def load_name(schedule: Schedule) -> str:
 
 
 def _latency(metric: str, runs: Sequence[tuple[Simulation, Bools]]) -> SimulatedLatency:
-    found = [run.percentiles(METRICS[metric], PERCENTILES, counted) for run, counted in runs]
+    found = [run.percentiles(metric.removesuffix("_s"), PERCENTILES, counted) for run, counted in runs]
     n = int(runs[0][1].sum())
     return SimulatedLatency(
         metric=metric,
         percentiles=[
             SimulatedPercentile(
                 p=p,
-                seconds=span([float(values[k]) for values in found])
+                seconds=around([float(values[k]) for values in found])
                 if n * (1 - p / 100) >= (LEAST_BEYOND if p > 50 else 0) and np.isfinite([v[k] for v in found]).all()
                 else None,
             )
@@ -282,11 +276,6 @@ def _latency(metric: str, runs: Sequence[tuple[Simulation, Bools]]) -> Simulated
 def _over_time(run: Simulation) -> OverTime:
     series = {name: [float(f"{value:.6g}") for value in values] for name, values in run.over_time().items()}
     return OverTime(**series)
-
-
-def span(value_and_ends: Sequence[float]) -> Span:
-    """The first value, and the range of all."""
-    return Span(value=value_and_ends[0], low=min(value_and_ends), high=max(value_and_ends))
 
 
 def _fleet_text(fleet: Fleet) -> str:

@@ -18,7 +18,6 @@ import msgspec
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import active_params, total_params
-from breakeven.results.decision import QualityScore
 
 DENSE_EQUIVALENT = (0.72, 0.90, 1.60)
 """Least, median and most of measured over predicted, where sqrt(total * active) predicts how many parameters a dense
@@ -30,6 +29,21 @@ CONFIDENT = 1.96
 """Standard errors each way: 95 % of a normal distribution."""
 
 How = Literal["own", "published", "size"]
+
+
+class QualityScore(msgspec.Struct, frozen=True, kw_only=True):
+    """How good a model is, by the best source there is. `how` in order of trust: own, published, size, none.
+
+    own: the user's evaluation. published: one harness for all candidates. size: dense-equivalent parameters
+    sqrt(total * active), a guess with its band. `value` is a share of tasks solved (own, published) or parameters.
+    """
+
+    how: Literal["own", "published", "size", "none"]
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    benchmark: str | None = None
+    source: str | None = None
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,8 +13,8 @@ from breakeven.pages.html import Cell, drawn, environment_of_pages
 from breakeven.pages.load_words import capital, ended, unit_of
 from breakeven.results.cost import Api, CostPoint
 from breakeven.results.decision import CandidateResult, Decision, Flip, NextMeasurement
-from breakeven.results.predicted import Span
 from breakeven.results.store import write_whole
+from breakeven.stats.estimate import Estimate
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -77,14 +77,14 @@ def sentence(text: str, names: tuple[str, ...]) -> str:
     return ended(text) if text.startswith(names) else capital(ended(text))
 
 
-def span_cell(span: Span | None, scale: float = 1.0) -> Cell:
+def span_cell(span: Estimate | None, scale: float = 1.0) -> Cell:
     """A value with its interval beneath, as a table shows it."""
     if span is None:
         return Cell("–", "")
     return Cell(say.value_of(span, scale), say.interval_of(span, scale).replace("-", "–"))
 
 
-def usd_cell(span: Span | None, scale: float = 1.0) -> Cell:
+def usd_cell(span: Estimate | None, scale: float = 1.0) -> Cell:
     """An amount with its interval beneath."""
     if span is None:
         return Cell("–", "")
@@ -92,7 +92,7 @@ def usd_cell(span: Span | None, scale: float = 1.0) -> Cell:
     return Cell(say.usd_span(span, scale).removesuffix(f" ({interval})"), interval.replace("-", "–"))
 
 
-def delay_cell(span: Span | None) -> Cell:
+def delay_cell(span: Estimate | None) -> Cell:
     """A delay in the unit that suits it, its interval beneath."""
     if span is None:
         return Cell("–", "")
@@ -101,11 +101,11 @@ def delay_cell(span: Span | None) -> Cell:
     return Cell(f"{found.value} {unit.name}", found.interval)
 
 
-def share_cell(share: Span | None) -> Cell:
+def share_cell(share: Estimate | None) -> Cell:
     """A share in percent, its interval beneath."""
     if share is None:
         return Cell("–", "")
-    interval = "" if share.low == share.high else f"{share.low * 100:.1f}–{share.high * 100:.1f}"
+    interval = "" if share.least == share.most else f"{share.least * 100:.1f}–{share.most * 100:.1f}"
     return Cell(words.percent_text(share.value), interval)
 
 

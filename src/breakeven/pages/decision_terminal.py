@@ -35,7 +35,7 @@ from breakeven.pages.load_words import ended
 from breakeven.pages.terminal import LONGEST_NAME, Say, listed, packed, say_on, say_tables, shortened
 from breakeven.pages.words import number, percent_text
 from breakeven.results.decision import CandidateResult, Decision, Fleet, LogDecision
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 
 NOTHING = "-"
 # Columns of kind, bill, machines and use; a name has what they leave.
@@ -170,7 +170,7 @@ def _fleet_cost(fleet: Fleet) -> str:
     return f"{usd_span(fleet.usd)}{machines}{why}"
 
 
-def _between(span: Span, form: str) -> str:
+def _between(span: Estimate, form: str) -> str:
     value, low, high = (form.format(each) for each in (span.value, span.low, span.high))
     return value if low == high else f"{value} ({low} to {high})"
 

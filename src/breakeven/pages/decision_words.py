@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from breakeven.model.quality import QualityScore
 from breakeven.pages.load_words import ended, unit_of, workload_rows
 from breakeven.pages.words import NOT_AVAILABLE, bytes_text, count_text, decimals_of, number, percent_text
 from breakeven.results.cost import Api, CostPoint, Own, Pricing
@@ -16,11 +17,10 @@ from breakeven.results.decision import (
     Kind,
     LatencyPoint,
     NextMeasurement,
-    QualityScore,
     Region,
     Share,
 )
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate, exactly
 
 MONTH_HOURS = 365.25 * 24 / 12
 """A twelfth of a year: bills are read by the month."""
@@ -33,37 +33,37 @@ NOT_SEEN = "not in the range seen"
 SAME_LOAD = 1.25
 
 
-def value_of(span: Span | None, scale: float = 1.0) -> str:
+def value_of(span: Estimate | None, scale: float = 1.0) -> str:
     """The value alone, with places that suit its interval."""
     return NOT_AVAILABLE if span is None else number(span.value * scale, _places(span, scale))
 
 
-def interval_of(span: Span | None, scale: float = 1.0) -> str:
+def interval_of(span: Estimate | None, scale: float = 1.0) -> str:
     """The interval alone, as "33.2-33.6"; empty where the value is exact or not known."""
     if span is None or span.low == span.high:
         return ""
-    low, high = (number(end * scale, _end_places(span, end, scale)) for end in (span.low, span.high))
+    low, high = (number(end * scale, _end_places(span, end, scale)) for end in (span.least, span.most))
     return "" if low == high else f"{low}-{high}"
 
 
-def span_text(span: Span | None, scale: float = 1.0) -> str:
+def span_text(span: Estimate | None, scale: float = 1.0) -> str:
     """Value and interval in one: "33.4 (33.2-33.6)"; an exact value stands alone."""
     interval = interval_of(span, scale)
     return value_of(span, scale) + (f" ({interval})" if interval else "")
 
 
-def _places(span: Span, scale: float) -> int:
-    if all(end * scale == round(end * scale) for end in (span.value, span.low, span.high)):
+def _places(span: Estimate, scale: float) -> int:
+    if all(end * scale == round(end * scale) for end in (span.value, span.least, span.most)):
         return 0
     if span.low == span.high:
         return decimals_of(span.value * scale)
-    return decimals_of(span.value * scale, (span.high - span.low) / 2 * abs(scale))
+    return decimals_of(span.value * scale, (span.most - span.least) / 2 * abs(scale))
 
 
-def _end_places(span: Span, end: float, scale: float) -> int:
+def _end_places(span: Estimate, end: float, scale: float) -> int:
     """Places of one end: as many as the value's, but no more than three digits need where the band is wide."""
     places = _places(span, scale)
-    return min(places, decimals_of(end * scale)) if span.high - span.low > WIDE * abs(span.value) else places
+    return min(places, decimals_of(end * scale)) if span.most - span.least > WIDE * abs(span.value) else places
 
 
 def usd(amount: float | None) -> str:
@@ -71,7 +71,7 @@ def usd(amount: float | None) -> str:
     return NOT_AVAILABLE if amount is None else _dollars(amount, decimals_of(amount))
 
 
-def usd_span(span: Span | None, scale: float = 1.0) -> str:
+def usd_span(span: Estimate | None, scale: float = 1.0) -> str:
     """Money with its interval: "$412 (380-455)"."""
     if span is None:
         return NOT_AVAILABLE
@@ -81,12 +81,12 @@ def usd_span(span: Span | None, scale: float = 1.0) -> str:
     )
 
 
-def usd_interval(span: Span, scale: float = 1.0) -> str:
+def usd_interval(span: Estimate, scale: float = 1.0) -> str:
     """The interval of an amount without its sign: "1,250-1,310"; empty where it is exact."""
     if span.low == span.high:
         return ""
-    places = [_cents(_end_places(span, end, scale), end * scale) for end in (span.low, span.high)]
-    low, high = (f"{end * scale:,.{digits}f}" for end, digits in zip((span.low, span.high), places, strict=True))
+    places = [_cents(_end_places(span, end, scale), end * scale) for end in (span.least, span.most)]
+    low, high = (f"{end * scale:,.{digits}f}" for end, digits in zip((span.least, span.most), places, strict=True))
     return "" if low == high else f"{low}-{high}"
 
 
@@ -208,7 +208,7 @@ def margin_text(region: Region) -> str:
     """By how much the runner-up is dearer: "costs 1.21 (0.60-1.21) times as much", "costs the same"."""
     if region.margin is None:
         return "comes next"
-    same = region.margin == Span(value=1.0, low=1.0, high=1.0)
+    same = region.margin == exactly(1.0)
     return "costs the same" if same else f"costs {span_text(region.margin)} times as much"
 
 
@@ -262,7 +262,7 @@ def _apart(a: float, b: float) -> float:
     return max(a, b) / min(a, b) if min(a, b) > 0 else math.inf
 
 
-def delay_span(span: Span | None) -> str:
+def delay_span(span: Estimate | None) -> str:
     """A delay with its interval in the unit that suits it: "412 ms (380-455)"."""
     if span is None:
         return NOT_AVAILABLE

@@ -14,6 +14,7 @@ from breakeven.pages.figures.figure import Figure, Missing
 from breakeven.pages.terminal import stopped_text
 from breakeven.results.comparison import Comparison, Pair
 from breakeven.results.load import LoadDifference
+from breakeven.results.metrics import COMPARED, METRICS, metric_of
 from breakeven.results.store import write_whole
 from breakeven.stats.estimate import Estimate
 
@@ -60,10 +61,10 @@ def render_report(result: Comparison) -> str:
             points=[
                 point for group in words.grouped(result.points, lambda each: each.model).values() for point in group
             ],
-            pairs=by_models(result.pairs, words.METRICS),
+            pairs=by_models(result.pairs, METRICS),
             ratio_places=words.RATIO_PLACES,
             energy=any(point.joules_per_token for point in result.points),
-            metrics=list(words.METRICS.values()),
+            metrics=[METRICS[key] for key in COMPARED],
             ratios=drawn(figures.ratios),
             load=drawn([*figures.decode, *figures.prefill]),
             time=drawn(figures.time),
@@ -93,7 +94,7 @@ def environment_of_pages() -> Environment:
         known=lambda found: words.NOT_AVAILABLE if found is None or found == "" else found,
     )
     environment.globals.update(
-        kind=words.kind_text, winner=words.winner_text, metric=words.metric_of, cell=cell, roles=svg.ROLES
+        kind=words.kind_text, winner=words.winner_text, metric=metric_of, cell=cell, roles=svg.ROLES
     )
     return environment
 

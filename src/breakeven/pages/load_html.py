@@ -12,7 +12,6 @@ from breakeven.pages.figures.trials import dot_plots, trials_plot
 from breakeven.pages.html import Cell, by_models, drawn, environment_of_pages
 from breakeven.pages.load_terminal import met_text, number_of, warnings_of
 from breakeven.pages.load_words import (
-    LOAD_METRICS,
     Unit,
     ceiling_share,
     ceiling_text,
@@ -26,7 +25,6 @@ from breakeven.pages.load_words import (
     energy_text,
     engine_text,
     load_caveats,
-    load_metric,
     offered_text,
     percentile_of,
     prompts_text,
@@ -38,8 +36,10 @@ from breakeven.pages.load_words import (
     units_of,
     workload_rows,
 )
-from breakeven.results.load import CapacityStudy, EngineState, LoadPoint, LoadStudy, Share
+from breakeven.results.load import CapacityStudy, EngineState, LoadPoint, LoadStudy
+from breakeven.results.metrics import METRICS, metric_of
 from breakeven.results.store import write_whole
+from breakeven.stats.percentiles import Share
 
 # Delays that every reader wants; all others stand in the details of a load.
 SHOWN = (
@@ -80,7 +80,7 @@ def render_load(study: LoadStudy) -> str:
         return delay_cell(point, metric, p, units[metric])
 
     environment = environment_of_pages()
-    environment.globals.update(metric=load_metric)
+    environment.globals.update(metric=metric_of)
     return environment.get_template("load.html.jinja").render(
         result=study,
         warnings=[*load_caveats(study), *warnings_of(study.points)],
@@ -89,7 +89,7 @@ def render_load(study: LoadStudy) -> str:
         figures=drawn(figures_of_load(study)),
         sentence=ended,
         shown=[
-            (metric, p, f"{load_metric(metric).title} p{p:g}, {units[metric].name}")
+            (metric, p, f"{metric_of(metric).title} p{p:g}, {units[metric].name}")
             for metric, wanted in SHOWN
             for p in wanted
         ],
@@ -107,7 +107,7 @@ def render_load(study: LoadStudy) -> str:
         steady=steady_short,
         tells=any(point.engine is not None and point.engine.samples for point in study.points),
         queue=queue_cells,
-        differences=by_models(study.differences, LOAD_METRICS),
+        differences=by_models(study.differences, METRICS),
         ratio_places=words.RATIO_PLACES,
         rows=workload_rows(study.workload, study.slo, study.points),
     )
@@ -173,7 +173,7 @@ def queue_cells(engine: EngineState | None) -> list[Cell]:
 def about(point: LoadPoint) -> list[tuple[str, str]]:
     """Name and value of what a table of all loads has no room for."""
     whole = [
-        f"{load_metric(metric).title} {words.with_interval(mean, 1e3)} ms"
+        f"{metric_of(metric).title} {words.with_interval(mean, 1e3)} ms"
         for metric, mean in (("ttft_s", point.whole_run_ttft_s), ("tpot_s", point.whole_run_tpot_s))
         if mean is not None
     ]

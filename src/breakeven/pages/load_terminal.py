@@ -24,7 +24,6 @@ from breakeven.pages.load_words import (
     engine_text,
     latency_of,
     load_caveats,
-    load_metric,
     offered_text,
     percentile_of,
     prompts_text,
@@ -37,7 +36,9 @@ from breakeven.pages.load_words import (
 )
 from breakeven.pages.terminal import Say, columns, listed, packed, ratio_table, say_on, say_tables, shortened
 from breakeven.pages.words import NO_DIFFERENCE, grouped, number, percent_text, winner_text
-from breakeven.results.load import CapacityStudy, Check, Limit, LoadPoint, LoadStudy, Percentile, Trial
+from breakeven.results.load import CapacityStudy, Check, Limit, LoadPoint, LoadStudy, Trial
+from breakeven.results.metrics import metric_of
+from breakeven.stats.percentiles import Percentile
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -132,7 +133,7 @@ def print_check(check: Check, console: Console) -> None:
         say()
         say(f"{load}: new over saved", "bold")
         rows = [
-            (load_metric(each.metric).title, each.new_over_old, VERDICT_WORDS.get(each.verdict, each.verdict))
+            (metric_of(each.metric).title, each.new_over_old, VERDICT_WORDS.get(each.verdict, each.verdict))
             for each in group
         ]
         ratio_table(rows, "", say)
@@ -152,7 +153,7 @@ def _points(study: LoadStudy, width: int, say: Say) -> None:
         for reason in _reasons(points):
             say(reason, "dim", 2)
     if study.points:
-        named = ", ".join(f"{load_metric(key).title} in {units[key].name}" for key in SHOWN_DELAYS)
+        named = ", ".join(f"{metric_of(key).title} in {units[key].name}" for key in SHOWN_DELAYS)
         say(f"{named}. TTFT and E2E count from when a request was due. Brackets hold 95 % intervals.", "dim")
 
 
@@ -160,7 +161,7 @@ def _groups(study: LoadStudy, units: dict[str, Unit]) -> list[Columns]:
     """Column groups in reading order; goodput only where a service level was asked for."""
 
     def of(metric: str, *wanted: float) -> Columns:
-        title, unit = load_metric(metric).title, units[metric]
+        title, unit = metric_of(metric).title, units[metric]
         return Columns(
             heads=tuple(f"{title} p{p:g}" if p == wanted[0] else f"p{p:g}" for p in wanted),
             cells=lambda point: tuple(_cell(percentile_of(point, metric, p), unit) for p in wanted),
@@ -214,7 +215,7 @@ def _filled(group: Columns, points: Sequence[LoadPoint]) -> list[list[str]]:
 
 def _differences(study: LoadStudy, say: Say) -> None:
     for (key, a, b), group in grouped(study.differences, lambda each: (each.metric, each.a, each.b)).items():
-        metric = load_metric(key)
+        metric = metric_of(key)
         say()
         say(f"{metric.title}: {a} over {b} ({metric.direction})", "bold")
         ratio_table([(shortened(each.load), each.ratio, winner_text(each)) for each in group], "winner", say)

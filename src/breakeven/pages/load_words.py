@@ -5,18 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from breakeven.pages.words import (
-    NOT_AVAILABLE,
-    SYNTHETIC_CAVEAT,
-    Metric,
-    decimals_of,
-    metric_of,
-    number,
-    percent_text,
-    seconds_text,
-)
+from breakeven.pages.words import NOT_AVAILABLE, SYNTHETIC_CAVEAT, decimals_of, number, percent_text, seconds_text
 from breakeven.results.load import (
-    LATENCIES,
     CapacityStudy,
     ClientHealth,
     EngineState,
@@ -24,29 +14,13 @@ from breakeven.results.load import (
     LoadModel,
     LoadPoint,
     LoadStudy,
-    Percentile,
-    Share,
     Steady,
 )
+from breakeven.results.metrics import LATENCIES
+from breakeven.stats.percentiles import Percentile, Share
 from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
 TOO_SMALL = "n too small"
-
-LOAD_METRICS = {
-    metric.key: metric
-    for metric in (
-        Metric("ttft_s", "TTFT", "s", 1.0, False),
-        Metric("tpot_s", "TPOT", "s", 1.0, False),
-        Metric("itl_s", "ITL", "s", 1.0, False),
-        Metric("e2e_s", "E2E", "s", 1.0, False),
-        Metric("service_ttft_s", "TTFT from sent", "s", 1.0, False),
-        Metric("service_e2e_s", "E2E from sent", "s", 1.0, False),
-        Metric("output_tokens_per_s", "Output", "tok/s", 1.0, True),
-        Metric("goodput_per_s", "Goodput", "req/s", 1.0, True),
-        Metric("error_share", "Failed", "", 1.0, False),
-        Metric("capacity_per_s", "Capacity", "req/s", 1.0, True),
-    )
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +53,6 @@ def units_of(points: Sequence[LoadPoint]) -> dict[str, Unit]:
         )
         for metric in LATENCIES
     }
-
-
-def load_metric(key: str) -> Metric:
-    """The metric called `key`; one this version does not know is shown under its own name."""
-    return LOAD_METRICS.get(key) or metric_of(key)
 
 
 def latency_of(point: LoadPoint, metric: str) -> Latency | None:

@@ -9,14 +9,9 @@ from rich.console import Console
 from breakeven.pages.terminal import packed, shortened
 from breakeven.pages.words import bytes_text, grouped, number
 from breakeven.results.cost import BreakEven, Cost, CostPoint, WhatIf
-from breakeven.results.predicted import (
-    PredictedPoint,
-    PredictedRatio,
-    Prediction,
-    SimulatedPoint,
-    SimulationStudy,
-    Span,
-)
+from breakeven.results.metrics import metric_of
+from breakeven.results.predicted import PredictedPoint, PredictedRatio, Prediction, SimulatedPoint, SimulationStudy
+from breakeven.stats.estimate import Estimate
 from breakeven.traffic.workload import slo_text
 
 MOST_FLIPS = 4
@@ -90,7 +85,7 @@ def _cost_tables(shown: Sequence[tuple[str, CostPoint]], width: int) -> list[lis
         ("J/token", "joules_per_output_token", 1.0),
         ("Solved %/W", "solved_share_per_w", 100.0),
     ):
-        spans: list[Span | None] = [getattr(point, attribute) for point in points]
+        spans: list[Estimate | None] = [getattr(point, attribute) for point in points]
         if any(span is not None for span in spans):
             groups.append([[head, *("-" if span is None else _range(span, factor) for span in spans)]])
     return packed(["Candidate", *(shortened(name) for name, _ in shown)], groups, width)
@@ -101,14 +96,14 @@ def _changes(change: WhatIf) -> list[str]:
     return [change.meaning, *(f"  {meaning}" for meaning in flips[:1])]
 
 
-def _range(span: Span, factor: float = 1.0) -> str:
+def _range(span: Estimate, factor: float = 1.0) -> str:
     value = number(span.value * factor)
     if span.low == span.high:
         return value
-    return f"{value} ({number(span.low * factor)}-{number(span.high * factor)})"
+    return f"{value} ({number(span.least * factor)}-{number(span.most * factor)})"
 
 
-def _whole(span: Span) -> str:
+def _whole(span: Estimate) -> str:
     return f"{span.value:.0f}" if span.low == span.high else f"{span.value:.0f} ({span.low:.0f}-{span.high:.0f})"
 
 
@@ -149,7 +144,7 @@ def _prediction_tables(
 
 
 def _speed(point: PredictedPoint) -> str:
-    low, high = point.batch / point.step_s.high, point.batch / point.step_s.low
+    low, high = point.batch / point.step_s.most, point.batch / point.step_s.least
     return f"{number(point.decode_tokens_per_s)} ({number(low)}-{number(high)})"
 
 
@@ -162,7 +157,7 @@ def _memory(point: PredictedPoint) -> str:
     return bytes_text(point.memory_bytes) + ("" if point.fits else " does not fit")
 
 
-def _ratio(span: Span) -> str:
+def _ratio(span: Estimate) -> str:
     return f"{span.value:.2f} ({span.low:.2f}-{span.high:.2f})"
 
 
@@ -176,9 +171,9 @@ def _verdict(pair: Sequence[PredictedRatio]) -> str:
 
 
 def _winner(ratio: PredictedRatio) -> str:
-    if ratio.decode.low > 1:
+    if ratio.decode.least > 1:
         return f"{ratio.model} is faster"
-    return f"{ratio.over} is faster" if ratio.decode.high < 1 else "too close to call"
+    return f"{ratio.over} is faster" if ratio.decode.most < 1 else "too close to call"
 
 
 def _loads(some: Sequence[PredictedRatio], pair: Sequence[PredictedRatio]) -> str:
@@ -198,7 +193,7 @@ def _where(named: Sequence[PredictedPoint], points: Sequence[PredictedPoint]) ->
     return f"{', '.join(models)}{at}: "
 
 
-NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E"}
+DELAYS = ("ttft_s", "tpot_s", "e2e_s")
 SHOWN = (50.0, 99.0)
 
 
@@ -225,7 +220,8 @@ def print_simulation(study: SimulationStudy, console: Console) -> None:
 def _groups(study: SimulationStudy) -> list[list[list[str]]]:
     points = study.points
     groups = []
-    for metric, name in NAMES.items():
+    for metric in DELAYS:
+        name = metric_of(metric).title
         groups.append([[f"{name} p{p:g} s", *(_percentile(point, metric, p) for point in points)] for p in SHOWN])
     groups.append([["Output tok/s", *(_span(point.output_tokens_per_s) for point in points)]])
     if study.slo is not None:
@@ -250,6 +246,6 @@ def _percentile(point: SimulatedPoint, metric: str, p: float) -> str:
     return "-" if seconds is None else _span(seconds)
 
 
-def _span(span: Span, factor: float = 1.0) -> str:
-    value, low, high = (number(factor * x) for x in (span.value, span.low, span.high))
+def _span(span: Estimate, factor: float = 1.0) -> str:
+    value, low, high = (number(factor * x) for x in (span.value, span.least, span.most))
     return value if low == high == value else f"{value} ({low}-{high})"

@@ -15,23 +15,21 @@ from breakeven.pages.load_terminal import print_capacity, print_load
 from breakeven.pages.terminal import print_comparison
 from breakeven.results.decision import Decision, LogDecision
 from breakeven.results.load import CapacityStudy, LoadStudy
-from breakeven.results.store import encode, write_capacity, write_decision, write_load, write_result, write_whole
+from breakeven.results.store import RESULT, encode, write
 from breakeven.runs.recompute import Study
 
-RESULT, PAGE, LOG_RESULT = "result.json", "report.html", "from-log.json"
+PAGE, LOG_RESULT = "report.html", "from-log.json"
 
 
 def save(study: Study, out: Path, *, charts: bool = False) -> None:
     """Write `result.json` and `report.html` into `out`, and with `charts` each figure of a comparison below it."""
-    page, file = out / PAGE, out / RESULT
+    page = out / PAGE
+    write(study, out / RESULT)
     if isinstance(study, LoadStudy):
-        write_load(study, file)
         write_load_report(study, page)
     elif isinstance(study, CapacityStudy):
-        write_capacity(study, file)
         write_capacity_report(study, page)
     else:
-        write_result(study, file)
         write_report(study, page)
         if charts:
             export_charts(study, out / "charts")
@@ -58,12 +56,12 @@ def save_decision(decision: Decision, directory: Path) -> Path:
 
     Raises `UserError` when the directory cannot be written, `BreakevenError` when a number is not finite.
     """
-    write_decision(decision, directory / RESULT)
+    write(decision, directory / RESULT)
     write_decision_report(decision, directory / PAGE)
     return directory
 
 
 def save_log_decision(result: LogDecision, directory: Path) -> Path:
     """Write `from-log.json`, and the decision with its page, into `directory`, which is returned."""
-    write_whole(directory / LOG_RESULT, encode(result))
+    write(result, directory / LOG_RESULT)
     return save_decision(result.decision, directory)

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.text import Text
 
 from breakeven.pages.words import (
-    METRICS,
     NOT_AVAILABLE,
     RATIO_PLACES,
     bytes_text,
@@ -21,7 +20,6 @@ from breakeven.pages.words import (
     describe,
     grouped,
     interval,
-    metric_of,
     noise_text,
     seconds_text,
     streams_text,
@@ -30,6 +28,7 @@ from breakeven.pages.words import (
     with_interval,
 )
 from breakeven.results.comparison import Comparison, Pair
+from breakeven.results.metrics import METRICS, metric_of
 from breakeven.stats.estimate import Estimate, Point
 
 Say = Callable[..., None]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from breakeven.results.comparison import Comparison, ModelResult, NoiseRecord
@@ -23,44 +22,12 @@ NO_DIFFERENCE = "no difference"
 SYNTHETIC_CAVEAT = "synthetic weights: speed and memory only"
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """How one metric is called and read. `scale` turns the stored unit into the shown one."""
-
-    key: str
-    title: str
-    unit: str
-    scale: float
-    more_is_better: bool
-
-    @property
-    def direction(self) -> str:
-        """Which way is good, in words."""
-        return "more is better" if self.more_is_better else "less is better"
-
-
-METRICS = {
-    metric.key: metric
-    for metric in (
-        Metric("decode_tokens_per_s", "Decode", "tok/s", 1.0, True),
-        Metric("prefill_tokens_per_s", "Prefill", "tok/s", 1.0, True),
-        Metric("ttft_s", "TTFT", "ms", 1e3, False),
-        Metric("itl_s", "ITL", "ms", 1e3, False),
-    )
-}
-
-
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """`items` under their keys, in the order in which each key first appears."""
     groups: dict[K, list[T]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups
-
-
-def metric_of(key: str) -> Metric:
-    """The metric called `key`; one this version does not know is shown under its own name, unscaled."""
-    return METRICS.get(key) or Metric(key, key, "", 1.0, True)
 
 
 def number(value: float, decimals: int | None = None) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 from breakeven.price.pricing import Power, PricedTraffic
 from breakeven.price.staircase import ROUNDING, Floats, Staircase, capacity_ends, staircase
 from breakeven.results.cost import Api, BreakEven, Pricing
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 
 MOST_STEPS = 20_000
 """Steps of one staircase looked at; the range is cut there: beyond so many machines one more hardly shows."""
@@ -110,7 +110,7 @@ class Offer:
 
     name: str
     pricing: Pricing
-    capacity_per_s: Span | None
+    capacity_per_s: Estimate | None
     traffic: PricedTraffic
     power: Power | None = None
     machine: str | None = None
@@ -173,7 +173,7 @@ def break_evens(
         low = max(flip.at * math.exp(-math.hypot(*downs)), low_per_s)
         high = min(flip.at * math.exp(math.hypot(*ups)), high_per_s)
         last = number + 1 == len(found)
-        result.append(_entry(offers, flip, Span(value=flip.at, low=low, high=high), last, (low_per_s, high_per_s)))
+        result.append(_entry(offers, flip, Estimate(value=flip.at, low=low, high=high), last, (low_per_s, high_per_s)))
     return result
 
 
@@ -237,11 +237,13 @@ def _matching(
     return max(low, 1e-3 * flip.at) if here == flip.to else high
 
 
-def _entry(offers: tuple[Offer, Offer], flip: _Flip, rate: Span, last: bool, ends: tuple[float, float]) -> BreakEven:
+def _entry(
+    offers: tuple[Offer, Offer], flip: _Flip, rate: Estimate, last: bool, ends: tuple[float, float]
+) -> BreakEven:
     to, other = offers[flip.to].name, offers[1 - flip.to].name
     until = f"up to the end of the range, {_rate(ends[1])}" if last else f"up to {_rate(flip.until)}"
     tied = "" if flip.tied_from is None else f"; from {_rate(flip.tied_from)} to there they cost the same"
-    where = f"Above {_rate(rate.value)} ({_number(rate.low)} to {_number(rate.high)})"
+    where = f"Above {_rate(rate.value)} ({_number(rate.least)} to {_number(rate.most)})"
     meaning = f"{where} {to} is cheaper than {other}, {until}{tied}."
     return BreakEven(from_=other, to=to, rate_per_s=rate, meaning=meaning)
 

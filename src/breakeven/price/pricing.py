@@ -76,37 +76,53 @@ def check_pricing(pricing: Pricing) -> None:
             )
 
 
-def power_of(pricing: Pricing, idle_w: float | None = None, busy_w: float | None = None) -> Power | None:
-    """Power of a replica: what the pricing says of it, else the machine's `idle_w` and `busy_w`; None: not known.
+def with_watts(pricing: Own, idle_w: float | None, busy_w: float | None, devices: int = 1) -> Own:
+    """The price with the watts that it leaves out, from those of one of the machine's `devices`; None: not known."""
+    return msgspec.structs.replace(
+        pricing,
+        idle_w=devices * idle_w if pricing.idle_w is None and idle_w is not None else pricing.idle_w,
+        busy_w=devices * busy_w if pricing.busy_w is None and busy_w is not None else pricing.busy_w,
+    )
+
+
+def power_of(
+    pricing: Pricing, idle_w: float | None = None, busy_w: float | None = None, devices: int = 1
+) -> Power | None:
+    """Power of a replica: what the pricing says of it, else `devices` times `idle_w` and `busy_w`; None: not known.
 
     An API's power is its provider's and not known.
     """
-    overhead = 1.0
     if isinstance(pricing, Api):
         return None
+    overhead = 1.0
     if isinstance(pricing, Own):
-        idle_w = idle_w if pricing.idle_w is None else pricing.idle_w
-        busy_w = busy_w if pricing.busy_w is None else pricing.busy_w
-        overhead = pricing.power_overhead
+        full = with_watts(pricing, idle_w, busy_w, devices)
+        idle_w, busy_w, overhead = full.idle_w, full.busy_w, full.power_overhead
+    else:
+        idle_w, busy_w = (None if w is None else devices * w for w in (idle_w, busy_w))
     if idle_w is None or busy_w is None:
         return None
     return Power(idle_w=overhead * idle_w, busy_w=overhead * max(idle_w, busy_w))
 
 
-def standing_usd_per_hour(pricing: Own | Rented, power: Power | None = None) -> float:
-    """Dollars an hour of one replica that waits."""
+def machine_usd_per_hour(pricing: Own | Rented, power: Power | None = None, busy: float = 0.0) -> float:
+    """Dollars an hour of one replica that is busy for a share `busy` of its time; the verdict's and the gateway's.
+
+    Verdicts count what it costs while it waits (0) and what a request adds (`usd_per_added_request`); the gateway
+    charges a request its seconds of a busy machine (1).
+    """
     match pricing:
         case Rented():
             return pricing.usd_per_hour
         case Own():
             yearly = pricing.usd / pricing.life_years + pricing.yearly_upkeep_usd
-            idle = 0.0 if power is None else power.idle_w / 1000 * pricing.usd_per_kwh
-            return yearly / HOURS_PER_YEAR + idle
+            watts = 0.0 if power is None else power.idle_w + busy * (power.busy_w - power.idle_w)
+            return yearly / HOURS_PER_YEAR + watts / 1000 * pricing.usd_per_kwh
 
 
 def idle_usd_per_hour(pricing: Pricing, power: Power | None = None) -> float:
     """What no load costs: one replica that waits; nothing for an API."""
-    return 0.0 if isinstance(pricing, Api) else standing_usd_per_hour(pricing, power)
+    return 0.0 if isinstance(pricing, Api) else machine_usd_per_hour(pricing, power)
 
 
 def usd_per_added_request(

@@ -20,7 +20,7 @@ from breakeven.price.break_even import Offer, break_evens
 from breakeven.price.pricing import idle_usd_per_hour
 from breakeven.price.staircase import staircase
 from breakeven.results.cost import Api, Own, Pricing, Rented, WhatIf
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 
 DRAFTED_TOKENS = 4
 ACCEPTANCE = 0.7
@@ -104,7 +104,7 @@ def times(pricing: Pricing, factor: float) -> Pricing:
             return pricing
 
 
-def parity_usd_per_hour(offer: Offer, other: Offer, rate_per_s: float) -> Span | None:
+def parity_usd_per_hour(offer: Offer, other: Offer, rate_per_s: float) -> Estimate | None:
     """The hourly rent of one replica at which `offer` costs what `other` does at a load, with its band.
 
     None for an API, for a candidate that serves nothing, or where no positive rent would do.
@@ -118,7 +118,7 @@ def parity_usd_per_hour(offer: Offer, other: Offer, rate_per_s: float) -> Span |
 
     value = rent(0.0, 0.0)
     found = [rent(at, other_at) for at in (-1.0, 0.0, 1.0) for other_at in (-1.0, 0.0, 1.0)]
-    return Span(value=value, low=min(found), high=max(found)) if value > 0 else None
+    return Estimate(value=value, low=min(found), high=max(found)) if value > 0 else None
 
 
 def parity_what_if(offers: Sequence[Offer], index: int, other: int, rate_per_s: float) -> WhatIf | None:

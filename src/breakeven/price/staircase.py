@@ -25,43 +25,43 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from breakeven.errors import UserError
+from breakeven.model.quality import QualityScore
 from breakeven.price.pricing import (
     JOULES_PER_KWH,
     MTOK,
     Power,
     PricedTraffic,
     check_pricing,
-    standing_usd_per_hour,
+    machine_usd_per_hour,
     usd_per_added_request,
 )
 from breakeven.results.cost import Api, CostPoint, Own, Pricing
-from breakeven.results.decision import QualityScore
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate, around
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerSolved:
     """None: no share of solved tasks is known, or no power."""
 
-    usd_per_solved: Span | None = None
-    solved_per_usd: Span | None = None
-    solved_share_per_w: Span | None = None
+    usd_per_solved: Estimate | None = None
+    solved_per_usd: Estimate | None = None
+    solved_share_per_w: Estimate | None = None
 
 
-def per_solved(quality: QualityScore | None, usd_per_request: Span, power_w: Span | None = None) -> PerSolved:
+def per_solved(quality: QualityScore | None, usd_per_request: Estimate, power_w: Estimate | None = None) -> PerSolved:
     """Cost of a solved task under `quality`; nothing where that is a guess from size, which is no share of tasks."""
     share = solved_share(quality)
-    if share is None or not share.low > 0:
+    if share is None or not share.least > 0:
         return PerSolved()
     cost = over(usd_per_request, share)
     return PerSolved(
         usd_per_solved=cost,
-        solved_per_usd=over(share, usd_per_request) if usd_per_request.low > 0 else None,
-        solved_share_per_w=over(share, power_w) if power_w is not None and power_w.low > 0 else None,
+        solved_per_usd=over(share, usd_per_request) if usd_per_request.least > 0 else None,
+        solved_share_per_w=over(share, power_w) if power_w is not None and power_w.least > 0 else None,
     )
 
 
-def solved_share(quality: QualityScore | None) -> Span | None:
+def solved_share(quality: QualityScore | None) -> Estimate | None:
     """Share of tasks solved, between 0 and 1; None where quality is unknown or only guessed from size."""
     if quality is None or quality.how not in ("own", "published") or quality.value is None:
         return None
@@ -69,12 +69,12 @@ def solved_share(quality: QualityScore | None) -> Span | None:
         return None
     low = quality.value if quality.low is None else quality.low
     high = quality.value if quality.high is None else quality.high
-    return Span(value=quality.value, low=low, high=min(1.0, high))
+    return Estimate(value=quality.value, low=low, high=min(1.0, high))
 
 
-def over(top: Span, bottom: Span) -> Span:
+def over(top: Estimate, bottom: Estimate) -> Estimate:
     """The quotient of two independent intervals, at their ends: never too narrow."""
-    return Span(value=top.value / bottom.value, low=top.low / bottom.high, high=top.high / bottom.low)
+    return Estimate(value=top.value / bottom.value, low=top.least / bottom.most, high=top.most / bottom.least)
 
 
 Floats = NDArray[np.float64]
@@ -116,20 +116,20 @@ def staircase(
     if capacity_per_s is None or not 0 < capacity_per_s < math.inf:
         raise UserError("a machine that serves no request under the service level has no price; relax it, or drop it")
     added = usd_per_added_request(pricing, traffic, capacity_per_s, power)
-    return Staircase(standing_usd_per_hour(pricing, power), capacity_per_s, added)
+    return Staircase(machine_usd_per_hour(pricing, power), capacity_per_s, added)
 
 
-def capacity_ends(capacity_per_s: Span | None) -> tuple[float | None, float | None, float | None]:
+def capacity_ends(capacity_per_s: Estimate | None) -> tuple[float | None, float | None, float | None]:
     """Capacity at its value, its low and its high end; the low end never 0 (`LEAST_CAPACITY`)."""
     if capacity_per_s is None:
         return None, None, None
     value = capacity_per_s.value
-    return value, max(capacity_per_s.low, LEAST_CAPACITY * value), max(capacity_per_s.high, value)
+    return value, max(capacity_per_s.least, LEAST_CAPACITY * value), max(capacity_per_s.most, value)
 
 
 def cost_points(
     pricing: Pricing,
-    capacity_per_s: Span | None,
+    capacity_per_s: Estimate | None,
     traffic: PricedTraffic,
     rates: Sequence[float],
     *,
@@ -163,31 +163,31 @@ def _point(
     quality: QualityScore | None,
 ) -> CostPoint:
     """`stairs` at the capacity's value, and where it is cheapest and dearest."""
-    usd_per_hour = _span([float(stair.usd_per_hour(rate)) for stair in stairs])
-    usd_per_request = scaled(usd_per_hour, 1 / (3600 * rate))
+    usd_per_hour = around([float(stair.usd_per_hour(rate)) for stair in stairs])
+    usd_per_request = usd_per_hour.scaled(1 / (3600 * rate))
     replicas = [float(stair.replicas(rate)) for stair in stairs]
     metered = not isinstance(pricing, Api)
     watts = None
     if power is not None and metered:
-        watts = _span([_watts(power, stair, n, rate) for stair, n in zip(stairs, replicas, strict=True)])
+        watts = around([_watts(power, stair, n, rate) for stair, n in zip(stairs, replicas, strict=True)])
     input_share, output_share = _shares(pricing, traffic, usd_per_request.value, prefill_share)
     solved = per_solved(quality, usd_per_request, watts)
     return CostPoint(
         rate_per_s=rate,
-        replicas=_span(replicas) if metered else None,
+        replicas=around(replicas) if metered else None,
         utilisation=rate / (replicas[0] * stairs[0].capacity_per_s) if metered else None,
         usd_per_hour=usd_per_hour,
         usd_per_request=usd_per_request,
-        usd_per_mtok_output=scaled(usd_per_request, MTOK / traffic.output_tokens),
+        usd_per_mtok_output=usd_per_request.scaled(MTOK / traffic.output_tokens),
         usd_per_mtok_input_share=input_share,
         usd_per_mtok_output_share=output_share,
-        usd_per_conversation=scaled(usd_per_request, traffic.turns) if traffic.turns > 1 else None,
+        usd_per_conversation=usd_per_request.scaled(traffic.turns) if traffic.turns > 1 else None,
         usd_per_solved=solved.usd_per_solved,
         solved_per_usd=solved.solved_per_usd,
         solved_share_per_w=solved.solved_share_per_w,
         power_w=watts,
-        joules_per_output_token=None if watts is None else scaled(watts, 1 / (rate * traffic.output_tokens)),
-        energy_usd_per_hour=scaled(watts, 3600 / JOULES_PER_KWH * pricing.usd_per_kwh)
+        joules_per_output_token=None if watts is None else watts.scaled(1 / (rate * traffic.output_tokens)),
+        energy_usd_per_hour=watts.scaled(3600 / JOULES_PER_KWH * pricing.usd_per_kwh)
         if watts is not None and isinstance(pricing, Own)
         else None,
     )
@@ -210,13 +210,3 @@ def _shares(
         prefill_share * usd_per_request * MTOK / traffic.prompt_tokens,
         (1 - prefill_share) * usd_per_request * MTOK / traffic.output_tokens,
     )
-
-
-def scaled(span: Span, factor: float) -> Span:
-    """`span` times a positive number."""
-    return Span(value=span.value * factor, low=span.low * factor, high=span.high * factor)
-
-
-def _span(value_low_high: list[float]) -> Span:
-    value, low, high = value_low_high
-    return Span(value=value, low=min(low, value), high=max(high, value))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Estimate
 
 COST_SCHEMA = "breakeven.cost/1"
 
@@ -45,28 +45,28 @@ class CostPoint(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate at one load. Intervals come from that of its capacity; None: not available."""
 
     rate_per_s: float
-    replicas: Span | None
+    replicas: Estimate | None
     """Whole machines; None for an API."""
     utilisation: float | None
     """Load over the replicas' capacity under the SLO, computed."""
-    usd_per_hour: Span
-    usd_per_request: Span
-    usd_per_mtok_output: Span
+    usd_per_hour: Estimate
+    usd_per_request: Estimate
+    usd_per_mtok_output: Estimate
     """Everything charged to output tokens."""
     usd_per_mtok_input_share: float | None = None
     """$/Mtok of input when the cost is split by the time prefill and decode take."""
     usd_per_mtok_output_share: float | None = None
-    usd_per_conversation: Span | None = None
-    usd_per_solved: Span | None = None
+    usd_per_conversation: Estimate | None = None
+    usd_per_solved: Estimate | None = None
     """Of one task solved; None where no share of solved tasks is known."""
-    solved_per_usd: Span | None = None
+    solved_per_usd: Estimate | None = None
     """Intelligence per dollar: tasks solved for one dollar."""
-    solved_share_per_w: Span | None = None
+    solved_share_per_w: Estimate | None = None
     """Intelligence per watt: share of tasks solved over the mean power of all replicas."""
-    power_w: Span | None = None
+    power_w: Estimate | None = None
     """Mean power of all replicas, the building's overhead included."""
-    joules_per_output_token: Span | None = None
-    energy_usd_per_hour: Span | None = None
+    joules_per_output_token: Estimate | None = None
+    energy_usd_per_hour: Estimate | None = None
 
 
 class BreakEven(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +74,7 @@ class BreakEven(msgspec.Struct, frozen=True, kw_only=True):
 
     from_: str = msgspec.field(name="from")
     to: str
-    rate_per_s: Span | None
+    rate_per_s: Estimate | None
     meaning: str
 
 
@@ -86,7 +86,7 @@ class WhatIf(msgspec.Struct, frozen=True, kw_only=True):
     """precision, devices, speculation or price."""
     label: str
     """To what: FP8, 2 devices, 4 drafted tokens, $1.20/h."""
-    capacity_per_s: Span | None
+    capacity_per_s: Estimate | None
     capacity_ratio: float | None
     """Capacity after over before; None where the price alone changes."""
     rate_per_s: float
@@ -105,7 +105,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     candidates: dict[str, list[CostPoint]]
     pricing: dict[str, Pricing]
-    capacity_per_s: dict[str, Span | None]
+    capacity_per_s: dict[str, Estimate | None]
     break_even: list[BreakEven]
     idle_usd_per_hour: dict[str, float] = {}
     """What no load costs: one replica that waits."""

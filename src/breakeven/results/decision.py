@@ -11,9 +11,9 @@ from typing import Literal
 
 import msgspec
 
+from breakeven.model.quality import QualityScore
 from breakeven.results.cost import CostPoint, Pricing
-from breakeven.results.predicted import Span
-from breakeven.stats.estimate import Provenance
+from breakeven.stats.estimate import Estimate, Provenance
 from breakeven.traffic.workload import Slo, Workload
 
 DECISION_SCHEMA = "breakeven.decision/1"
@@ -22,32 +22,17 @@ Kind = Literal["dense", "moe", "unknown"]
 Outcome = Literal["dense", "moe", "both", "api", "no_difference", "none"]
 
 
-class QualityScore(msgspec.Struct, frozen=True, kw_only=True):
-    """How good a model is, by the best source there is. `how` in order of trust: own, published, size, none.
-
-    own: the user's evaluation. published: one harness for all candidates. size: dense-equivalent parameters
-    sqrt(total * active), a guess with its band. `value` is a share of tasks solved (own, published) or parameters.
-    """
-
-    how: Literal["own", "published", "size", "none"]
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    benchmark: str | None = None
-    source: str | None = None
-
-
 class LatencyPoint(msgspec.Struct, frozen=True, kw_only=True):
     """One replica at one load. Intervals from the step model's error."""
 
     rate_per_s: float
-    ttft_p50_s: Span
-    ttft_p99_s: Span
-    tpot_p50_s: Span
-    tpot_p99_s: Span
-    e2e_p50_s: Span
-    e2e_p99_s: Span
-    good_share: Span
+    ttft_p50_s: Estimate
+    ttft_p99_s: Estimate
+    tpot_p50_s: Estimate
+    tpot_p99_s: Estimate
+    e2e_p50_s: Estimate
+    e2e_p99_s: Estimate
+    good_share: Estimate
     """Share of requests that keep the SLO; `low` is the pessimistic end."""
     utilisation: float
     tokens_per_s: float
@@ -66,7 +51,7 @@ class CandidateResult(msgspec.Struct, frozen=True, kw_only=True):
     location: str
     """edge, on-premise or cloud."""
     provenance: Provenance
-    capacity_per_s: Span | None
+    capacity_per_s: Estimate | None
     """Highest rate one replica serves under the SLO; None for an API or one ruled out before."""
     saturation_tokens_per_s: float | None
     memory_bytes: float | None
@@ -87,7 +72,7 @@ class Region(msgspec.Struct, frozen=True, kw_only=True):
     high_per_s: float | None
     winner: str | None
     runner_up: str | None
-    margin: Span | None
+    margin: Estimate | None
     """Cost of the runner-up over the winner's."""
     certain: bool
 
@@ -98,7 +83,7 @@ class Flip(msgspec.Struct, frozen=True, kw_only=True):
     quantity: Literal["load", "context", "batch", "precision", "price", "power", "growth"]
     from_: str = msgspec.field(name="from")
     to: str | None
-    at: Span | None
+    at: Estimate | None
     at_label: str | None = None
     """For what has no number: a precision."""
     unit: str
@@ -157,7 +142,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     candidate: str
     traffic: str
     share: float
-    usd_per_hour: Span | None = None
+    usd_per_hour: Estimate | None = None
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,9 +186,9 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     """The whole traffic served by one candidate alone, sized for the logged load. None: not known."""
 
     candidate: str
-    replicas: Span | None
-    usd_per_hour: Span | None
-    usd: Span | None
+    replicas: Estimate | None
+    usd_per_hour: Estimate | None
+    usd: Estimate | None
     """Over the logged period."""
     ruled_out: list[str]
 

@@ -10,25 +10,12 @@ import msgspec
 
 from breakeven.hardware.machine import MachineSpec
 from breakeven.stats.estimate import Estimate
+from breakeven.stats.percentiles import Percentile, Share
 from breakeven.traffic.workload import Slo, Workload
 
 LOAD_SCHEMA = "breakeven.load/1"
 CAPACITY_SCHEMA = "breakeven.capacity/1"
 CHECK_SCHEMA = "breakeven.check/1"
-
-LATENCIES = ("ttft_s", "service_ttft_s", "tpot_s", "itl_s", "e2e_s", "service_e2e_s")
-"""`Latency.metric`. Without `service_` counted from the due time, with it from when the request was sent."""
-
-
-class Percentile(msgspec.Struct, frozen=True, kw_only=True):
-    """One percentile with its 95 % interval from order statistics. `value` None: `why` says "n too small" or so."""
-
-    p: float
-    """50, 90, 95, 99 or 99.9."""
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    why: str | None = None
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,16 +26,6 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     mean: Estimate | None
     percentiles: list[Percentile]
-
-
-class Share(msgspec.Struct, frozen=True, kw_only=True):
-    """`hits` of `n`, with the Wilson 95 % interval of the share."""
-
-    share: float
-    low: float
-    high: float
-    hits: int
-    n: int
 
 
 class Steady(msgspec.Struct, frozen=True, kw_only=True):

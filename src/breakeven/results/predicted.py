@@ -9,19 +9,12 @@ from typing import Literal
 
 import msgspec
 
+from breakeven.stats.estimate import Estimate
 from breakeven.traffic.workload import Slo, Workload
 
 PREDICT_SCHEMA = "breakeven.predict/1"
 
 Bound = Literal["weights", "kv", "compute", "overhead", "host", "disk", "link"]
-
-
-class Span(msgspec.Struct, frozen=True, kw_only=True):
-    """A predicted value and its interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class PredictedPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,11 +33,11 @@ class PredictedPoint(msgspec.Struct, frozen=True, kw_only=True):
     context: int
     format: str
     kind: Literal["dense", "moe"]
-    step_s: Span
+    step_s: Estimate
     decode_tokens_per_s: float
     """Of all sequences together: batch / step_s."""
     prefill_tokens_per_s: float
-    prefill_s: Span
+    prefill_s: Estimate
     fits: bool
     memory_bytes: float
     bytes_read: float
@@ -67,7 +60,7 @@ class PredictedRatio(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     batch: int
     context: int
-    decode: Span
+    decode: Estimate
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,15 +77,12 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
 SIMULATE_SCHEMA = "breakeven.simulate/1"
 
-SIMULATED = ("ttft_s", "tpot_s", "e2e_s", "gap_s")
-"""Delays of a request from its arrival: to its first token, a token after it, to its last one, longest wait between."""
-
 
 class SimulatedPercentile(msgspec.Struct, frozen=True, kw_only=True):
     """One percentile. `seconds` None: too few requests, or so many were refused that there is none."""
 
     p: float
-    seconds: Span | None
+    seconds: Estimate | None
 
 
 class SimulatedLatency(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,12 +119,12 @@ class SimulatedPoint(msgspec.Struct, frozen=True, kw_only=True):
     refused: int
     """Longer than the engine's context, or than its keys and values."""
     latencies: list[SimulatedLatency]
-    good_share: Span | None
+    good_share: Estimate | None
     """Of the requests that count; None without an SLO. `low` is the pessimistic end."""
-    goodput_per_s: Span | None
-    requests_per_s: Span
+    goodput_per_s: Estimate | None
+    requests_per_s: Estimate
     """Answered over the time from first arrival to last token."""
-    output_tokens_per_s: Span
+    output_tokens_per_s: Estimate
     utilisation: float
     """Share of the replicas' time in which they compute."""
     replicas_mean: float

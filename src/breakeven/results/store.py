@@ -1,38 +1,59 @@
-"""`result.json`: the public contract. Fields are only ever added (`docs/json.md` describes each).
+"""The store: writes every result directory and reads it again. No other module writes a `result.json`.
 
-`result.json` of runs under load: the same contract and the same care as `json_file`.
-
-`result.json` of a decision: the same contract and the same care as `json_file`.
+A directory holds the log of what happened, if something was run, and the result computed from it. Results are public
+contracts (docs/json.md, docs/decision-json.md): fields are only ever added, and each file names the schema it follows,
+which `KINDS` maps to a type. Files are written whole or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar, overload
 
 import msgspec
 
 from breakeven.errors import BreakevenError, UserError
 from breakeven.results.comparison import SCHEMA, Comparison
-from breakeven.results.decision import DECISION_SCHEMA, Decision
+from breakeven.results.decision import DECIDE_LOG_SCHEMA, DECISION_SCHEMA, Decision, LogDecision
 from breakeven.results.load import CAPACITY_SCHEMA, CHECK_SCHEMA, LOAD_SCHEMA, CapacityStudy, Check, LoadStudy
 
-T = TypeVar("T", bound=msgspec.Struct)
+RESULT, LOG = "result.json", "events.jsonl"
+
+A = TypeVar("A", bound=msgspec.Struct)
+B = TypeVar("B", bound=msgspec.Struct)
+C = TypeVar("C", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
-class Kind(Generic[T]):
-    """A kind of result: its type, the schema that names it in the file, and what people call it."""
+class Kind:
+    """A kind of result: the schema that names it in the file, and what people call it."""
 
-    type: type[T]
     schema: str
     noun: str
 
 
-COMPARISON = Kind(Comparison, SCHEMA, "comparison")
+KINDS: dict[type[msgspec.Struct], Kind] = {
+    Comparison: Kind(SCHEMA, "comparison"),
+    LoadStudy: Kind(LOAD_SCHEMA, "run under load"),
+    CapacityStudy: Kind(CAPACITY_SCHEMA, "capacity search"),
+    Check: Kind(CHECK_SCHEMA, "check"),
+    Decision: Kind(DECISION_SCHEMA, "decision"),
+    LogDecision: Kind(DECIDE_LOG_SCHEMA, "decision on a log"),
+}
+"""Everything that can be read again. A new schema of an old kind is one more line, with its own type."""
+
+
+class UnreadError(UserError):
+    """A file is no result of the kinds that were asked for. `schema`: what it names, None if it did not come so far."""
+
+    def __init__(self, text: str, detail: str, schema: str | None = None) -> None:
+        super().__init__(text)
+        self.detail, self.schema = detail, schema
 
 
 class _Head(msgspec.Struct):
@@ -57,12 +78,7 @@ def encode(result: msgspec.Struct) -> bytes:
     return msgspec.json.format(encoded, indent=2) + b"\n"
 
 
-def encode_result(result: Comparison) -> bytes:
-    """`result` as `encode` gives it."""
-    return encode(result)
-
-
-def write_result(result: Comparison, path: Path) -> Path:
+def write(result: msgspec.Struct, path: Path) -> Path:
     """Write `result` to `path`, whole or not at all. Raises `UserError` when the place cannot be written."""
     return write_whole(path, encode(result))
 
@@ -84,131 +100,87 @@ def write_whole(path: Path, content: bytes) -> Path:
     return path
 
 
-def read_result(path: Path) -> Comparison:
-    """Read what `write_result` wrote. Fields added by a newer version are ignored.
+@overload
+def read(path: Path, one: type[A], /) -> A: ...
+@overload
+def read(path: Path, one: type[A], two: type[B], /) -> A | B: ...
+@overload
+def read(path: Path, one: type[A], two: type[B], three: type[C], /) -> A | B | C: ...
+def read(path: Path, *types: type[msgspec.Struct]) -> msgspec.Struct:
+    """The result in the file `path`, of the one of `types` whose schema it names. Fields added since are ignored.
 
-    Raises `UserError` when the file is missing, not JSON, of another schema, or lacks a field.
+    Raises `UnreadError` when the file is missing, not JSON, of a schema that is none of these, or lacks a field.
     """
-    return read_kind(path, COMPARISON)
-
-
-def read_kind(path: Path, kind: Kind[T]) -> T:
-    """Read a result of `kind`, with the errors of `read_result`."""
-    content, found = read_head(path, kind.noun)
-    if found != kind.schema:
-        raise UserError(
-            f'{path} has {schema_text(found)}, this version reads "{kind.schema}". Run the {kind.noun} again or update.'
-        )
-    return decode(content, kind, path)
-
-
-def read_head(path: Path, noun: str) -> tuple[bytes, str | None]:
-    """The content of `path` and the schema it names. `noun`: what was expected, for the errors."""
+    kinds = {KINDS[each].schema: each for each in types}
+    noun = KINDS[types[0]].noun if len(types) == 1 else "run"
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}. Give the result.json of a finished {noun}.") from error
+        why = error.strerror or str(error)
+        raise UnreadError(f"Cannot read {path}: {why}. Give the result.json of a finished {noun}.", why) from error
     try:
-        head = msgspec.json.decode(content, type=_Head)
+        schema = msgspec.json.decode(content, type=_Head).schema
     except msgspec.ValidationError as error:
-        raise UserError(f"{path} is not the result of a {noun}: {error}.") from error
+        raise UnreadError(f"{path} is not the result of a {noun}: {error}.", str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}. Give the result.json of a finished {noun}.") from error
-    return content, head.schema
-
-
-def schema_text(found: str | None) -> str:
-    """The schema of a file as an error names it."""
-    return "no schema" if found is None else f'schema "{found}"'
-
-
-def decode(content: bytes, kind: Kind[T], path: Path) -> T:
-    """`content` as `kind`. Raises `UserError` naming `path` when a field is missing or wrong."""
+        raise UnreadError(
+            f"{path} is not JSON: {error}. Give the result.json of a finished {noun}.", str(error)
+        ) from error
+    if schema not in kinds:
+        has = "no schema" if schema is None else f'schema "{schema}"'
+        known = ", ".join(f'"{each}"' for each in kinds)
+        ours = f"this version reads {known}. Run the {noun} again or update."
+        if len(types) > 1:
+            ours = f"this version shows {known}. Give the result.json of such a run."
+        raise UnreadError(f"{path} has {has}, {ours}", has, schema or "")
     try:
-        return msgspec.json.decode(content, type=kind.type)
+        return msgspec.json.decode(content, type=kinds[schema])
     except msgspec.ValidationError as error:
-        raise UserError(f"{path} is not a whole result: {error}. Run the {kind.noun} again.") from error
+        noun = KINDS[kinds[schema]].noun
+        raise UnreadError(f"{path} is not a whole result: {error}. Run the {noun} again.", str(error)) from error
 
 
-LOAD = Kind(LoadStudy, LOAD_SCHEMA, "run under load")
-CAPACITY = Kind(CapacityStudy, CAPACITY_SCHEMA, "capacity search")
-CHECK = Kind(Check, CHECK_SCHEMA, "check")
+def fingerprint(parts: tuple[object, ...]) -> str:
+    """Identifies a configuration: equal questions give equal fingerprints. Precision and budget may differ."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def encode_load(study: LoadStudy) -> bytes:
-    """`study` as indented UTF-8 JSON. Raises `BreakevenError` when a number in it is not finite."""
-    return encode(study)
+def open_directory(
+    asked: Path | None, default: Path, wanted: str, resume: bool, study_of: Callable[[Path], str | None]
+) -> tuple[Path, bool]:
+    """The directory to write to, and whether it already holds the study `wanted`, a fingerprint.
 
-
-def write_load(study: LoadStudy, path: Path) -> Path:
-    """Write `study` to `path`, whole or not at all. Raises `UserError` when the place cannot be written."""
-    return write_whole(path, encode(study))
-
-
-def read_load(path: Path) -> LoadStudy:
-    """Read what `write_load` wrote. Raises `UserError` when the file is missing, not JSON, or of another schema."""
-    return read_kind(path, LOAD)
-
-
-def encode_capacity(study: CapacityStudy) -> bytes:
-    """`study` as indented UTF-8 JSON. Raises `BreakevenError` when a number in it is not finite."""
-    return encode(study)
-
-
-def write_capacity(study: CapacityStudy, path: Path) -> Path:
-    """Write `study` to `path`, whole or not at all. Raises `UserError` when the place cannot be written."""
-    return write_whole(path, encode(study))
-
-
-def read_capacity(path: Path) -> CapacityStudy:
-    """Read what `write_capacity` wrote, with the errors of `read_load`."""
-    return read_kind(path, CAPACITY)
-
-
-def encode_check(check: Check) -> bytes:
-    """`check` as indented UTF-8 JSON. Raises `BreakevenError` when a number in it is not finite."""
-    return encode(check)
-
-
-def write_check(check: Check, path: Path) -> Path:
-    """Write `check` to `path`, whole or not at all. Raises `UserError` when the place cannot be written."""
-    return write_whole(path, encode(check))
-
-
-def read_check(path: Path) -> Check:
-    """Read what `write_check` wrote, with the errors of `read_load`."""
-    return read_kind(path, CHECK)
-
-
-def read_any(path: Path) -> Comparison | LoadStudy | CapacityStudy:
-    """Read a result of whatever kind its schema names: a comparison, a run under load or a capacity search.
-
-    Raises `UserError` when the file is missing, not JSON, lacks a field, or names a schema that is none of these.
+    `study_of` tells the fingerprint of the study a log is of. Without `asked` the first free name after `default` is
+    taken, or with `resume` the latest one that holds this study. Raises UserError for a directory that holds another
+    study, or this one when `resume` is not said.
     """
-    content, found = read_head(path, "run")
-    if found == COMPARISON.schema:
-        return decode(content, COMPARISON, path)
-    if found == LOAD.schema:
-        return decode(content, LOAD, path)
-    if found == CAPACITY.schema:
-        return decode(content, CAPACITY, path)
-    known = ", ".join(f'"{kind.schema}"' for kind in (COMPARISON, LOAD, CAPACITY))
-    raise UserError(f"{path} has {schema_text(found)}, this version shows {known}. Give the result.json of such a run.")
+
+    def held_in(directory: Path) -> str | None:
+        return study_of(directory / LOG) if (directory / LOG).is_file() else None
+
+    if asked is None:
+        numbered = [default, *(default.with_name(f"{default.name}-{i}") for i in range(2, 1000))]
+        taken = [path for path in numbered if (path / LOG).exists()]
+        same = [path for path in taken if held_in(path) == wanted]
+        if resume and not same:
+            raise UserError(f"nothing to resume under {default.parent}: no study there asks the same question")
+        asked = same[-1] if resume else next(path for path in numbered if path not in taken)
+    held = held_in(asked)
+    if held is None:
+        if resume:
+            raise UserError(f"nothing to resume in {asked}: it holds no study; leave --resume out")
+    elif held != wanted:
+        raise UserError(f"{asked} holds another study; give another --out, or delete it")
+    elif not resume:
+        raise UserError(f"{asked} already holds this study; add --resume to go on with it, or give another --out")
+    _make_writable(asked)
+    return asked, held is not None
 
 
-DECISION = Kind(Decision, DECISION_SCHEMA, "decision")
-
-
-def encode_decision(decision: Decision) -> bytes:
-    """`decision` as indented UTF-8 JSON. Raises `BreakevenError` when a number in it is not finite."""
-    return encode(decision)
-
-
-def write_decision(decision: Decision, path: Path) -> Path:
-    """Write `decision` to `path`, whole or not at all. Raises `UserError` when the place cannot be written."""
-    return write_whole(path, encode(decision))
-
-
-def read_decision(path: Path) -> Decision:
-    """Read what `write_decision` wrote. Raises `UserError` when the file is missing, not JSON, or of another schema."""
-    return read_kind(path, DECISION)
+def _make_writable(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {directory}: {error.strerror}; give another --out") from error
+    if not os.access(directory, os.W_OK):
+        raise UserError(f"{directory} is read-only; give another --out")

@@ -38,7 +38,8 @@ from breakeven.measure.probe import ProbeRun, step_s
 from breakeven.measure.progress import ProgressState
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import format_named
-from breakeven.runs.directory import LOG, fingerprint, open_directory
+from breakeven.results.store import LOG, fingerprint
+from breakeven.runs.directory import open_directory
 from breakeven.version import __version__
 
 LEAST_STEPS = 4

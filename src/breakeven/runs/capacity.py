@@ -22,6 +22,7 @@ from breakeven.errors import BreakevenError, UserError
 from breakeven.measure.events import ClientCeiling, iter_events
 from breakeven.measure.progress import LoadState
 from breakeven.results.load import CapacityStudy
+from breakeven.results.store import RESULT, write
 from breakeven.runs.capacity_search import Finished, Search, SearchPlan, Wanted, bracket, next_trial, told
 from breakeven.runs.capacity_study import PROBE, RATE, USERS, Outcome, capacity_study, name_of, outcomes
 from breakeven.runs.load import DEFAULT_SLOTS, USEFUL_SHARE, LoadOptions, Session, context_of
@@ -29,7 +30,6 @@ from breakeven.stats.sequential import decide
 from breakeven.traffic.draw import draw
 from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
-RESULT = "result.json"
 PROBE_REQUESTS = 12
 """One at a time. Enough to tell a hopeless case (3 bad of 3 do at 90 %) and to know the mean time within some 10 %."""
 LOWEST = 1 / 16
@@ -144,16 +144,12 @@ def capacity(
             session.because = _Run(session, slo, search).all(alone)
         except (KeyboardInterrupt, BreakevenError) as error:
             because = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            with contextlib.suppress(OSError, BreakevenError):  # a full disk must not hide why the run ended
-                _save(capacity_study(session.log_path, because), session.directory)
+            with contextlib.suppress(BreakevenError):  # a full disk must not hide why the run ended
+                write(capacity_study(session.log_path, because), session.directory / RESULT)
             raise
     study = capacity_study(session.log_path)
-    _save(study, session.directory)
+    write(study, session.directory / RESULT)
     return study, session.directory
-
-
-def _save(study: CapacityStudy, directory: Path) -> None:
-    (directory / RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(study), indent=1) + b"\n")
 
 
 class _Run:

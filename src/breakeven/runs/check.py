@@ -28,8 +28,9 @@ from breakeven.measure.load.columns import LoadRun, collect
 from breakeven.measure.load.part import Part, measured_part, meets, sums_by_block
 from breakeven.measure.load.points import output_tokens, rate_spans, values_s
 from breakeven.results.load import Check, CheckedMetric, LoadPoint, LoadStudy
+from breakeven.results.metrics import metric_of
 from breakeven.stats import intervals
-from breakeven.stats.estimate import Estimate
+from breakeven.stats.estimate import Estimate, measured
 from breakeven.stats.percentiles import wilson
 from breakeven.traffic.workload import Slo
 
@@ -41,16 +42,8 @@ TOLERANCE = 0.05
 machine that runs tests is seldom quiet. A judgement: 5 % is above what was seen and below what anyone would mind."""
 DELAYS = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
 TOKENS, GOODPUT, ERRORS = "output_tokens_per_s", "goodput_per_s", "error_share"
-HIGHER_IS_BETTER = frozenset({TOKENS, GOODPUT})
-WORDS = {
-    "ttft_s": "time to first token",
-    "tpot_s": "time per output token",
-    "itl_s": "gap between tokens",
-    "e2e_s": "time to the whole answer",
-    TOKENS: "output tokens per second",
-    GOODPUT: "requests served within the SLO",
-    ERRORS: "share of failed requests",
-}
+GOOD_WORDS = "requests served within the SLO"
+"""Goodput as a check says it."""
 _Column: TypeAlias = NDArray[np.float64]
 _Blocks: TypeAlias = tuple[list[_Column], list[int]]
 Key: TypeAlias = tuple[str, str]
@@ -240,10 +233,11 @@ def _share(hits: int, n: int) -> Level:
 def _of_estimate(estimate: Estimate) -> Level:
     """Back from a 95 % interval of n values to the variance it came from."""
     centre = math.log(estimate.value)
-    if estimate.low is None or estimate.high is None or estimate.low <= 0 or estimate.n < 2:
-        return Level(centre, None, None, estimate.n)
-    half = max(math.log(estimate.high) - centre, centre - math.log(estimate.low))
-    return Level(centre, (half / t_quantile(SHOWN, estimate.n - 1)) ** 2, estimate.n - 1, estimate.n)
+    low, high, n = estimate.low, estimate.high, estimate.n or 0
+    if low is None or high is None or low <= 0 or n < 2:
+        return Level(centre, None, None, n)
+    half = max(math.log(high) - centre, centre - math.log(low))
+    return Level(centre, (half / t_quantile(SHOWN, n - 1)) ** 2, n - 1, n)
 
 
 def _compared(key: Key, old: Level, new: Level, error: float, tolerance: float) -> CheckedMetric:
@@ -251,14 +245,14 @@ def _compared(key: Key, old: Level, new: Level, error: float, tolerance: float) 
     difference, n = new.log - old.log, min(old.n, new.n)
     spread = _spread(old, new)
     if spread is None:
-        estimate = Estimate(math.exp(difference), None, None, n)
+        estimate = measured(math.exp(difference), None, None, n)
         return CheckedMetric(metric=metric, load=load, new_over_old=estimate, verdict="same")
     deviation, freedom = spread
     shown, sure = (t_quantile(level, freedom) * deviation for level in (SHOWN, 1 - error))
     limit = math.log1p(tolerance)
     up, down = difference - sure > limit, difference + sure < -limit
-    better, worse = (up, down) if metric in HIGHER_IS_BETTER else (down, up)
-    estimate = Estimate(math.exp(difference), math.exp(difference - shown), math.exp(difference + shown), n)
+    better, worse = (up, down) if metric_of(metric).more_is_better else (down, up)
+    estimate = measured(math.exp(difference), math.exp(difference - shown), math.exp(difference + shown), n)
     verdict = "worse" if worse else "better" if better else "same"
     return CheckedMetric(metric=metric, load=load, new_over_old=estimate, verdict=verdict)
 
@@ -312,9 +306,13 @@ def _headline(metrics: Sequence[CheckedMetric], tested: int, tolerance: float) -
     return f"Nothing got worse: no difference beyond {tolerance:.0%} was found in {tested} comparisons."
 
 
+def _words(metric: str) -> str:
+    return GOOD_WORDS if metric == GOODPUT else metric_of(metric).words
+
+
 def _told(metrics: Sequence[CheckedMetric]) -> str:
     shown = sorted(metrics, key=lambda m: -abs(math.log(m.new_over_old.value)))[:3]
-    texts = [f"{WORDS[m.metric]} at {m.load} is {m.new_over_old.value:.2f} times the saved one" for m in shown]
+    texts = [f"{_words(m.metric)} at {m.load} is {m.new_over_old.value:.2f} times the saved one" for m in shown]
     more = len(metrics) - len(shown)
     return "; ".join(texts) + (f"; and {more} more" if more else "")
 

@@ -29,8 +29,9 @@ from breakeven.measure.paired.run import Candidate, PairedRun
 from breakeven.measure.progress import ProgressState, RatioRow
 from breakeven.model.formats.named import format_named
 from breakeven.results.comparison import Comparison
+from breakeven.results.store import LOG, fingerprint
 from breakeven.runs import result
-from breakeven.runs.directory import LOG, fingerprint, open_directory
+from breakeven.runs.directory import open_directory
 from breakeven.version import __version__
 
 CONTEXT_STEP = 256

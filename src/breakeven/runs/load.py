@@ -32,7 +32,8 @@ from breakeven.measure.player.run import run_load
 from breakeven.measure.progress import LoadState
 from breakeven.model.formats.named import format_named
 from breakeven.results.load import LoadModel, LoadPoint
-from breakeven.runs.directory import LOG, fingerprint, open_directory
+from breakeven.results.store import LOG, fingerprint
+from breakeven.runs.directory import open_directory
 from breakeven.traffic.draw import draw
 from breakeven.traffic.schedule import Schedule
 from breakeven.traffic.schedule_file import load_schedule, save_schedule

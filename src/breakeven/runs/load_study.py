@@ -10,18 +10,11 @@ from breakeven.measure.events import Event, LoadDone, LoadStarted, LoadStudyStar
 from breakeven.measure.load.differences import crossings, differences
 from breakeven.measure.load.points import load_points
 from breakeven.results.load import Crossing, LoadDifference, LoadPoint, LoadStudy
+from breakeven.results.metrics import metric_of
 from breakeven.traffic.workload import Slo, slo_text
 
 HEADLINE_METRICS = ("capacity_per_s", "goodput_per_s", "tpot_s", "ttft_s")
 """What a verdict under load rests on, the first that tells the candidates apart."""
-WORDS = {
-    "ttft_s": "time to first token",
-    "tpot_s": "time per output token",
-    "e2e_s": "time to the whole answer",
-    "goodput_per_s": "goodput",
-    "capacity_per_s": "traffic within the service level",
-    "output_tokens_per_s": "output tokens per second",
-}
 CLOCK_STEP = "The wall clock was moved by {step:.3g} s during the run; no time here is taken from it."
 
 
@@ -117,14 +110,12 @@ def _several(points: Sequence[LoadPoint], slo: Slo | None) -> str:
 
 
 def _won(difference: LoadDifference, *, everywhere: bool) -> str:
-    ratio, winner = difference.ratio, difference.winner
+    winner = difference.winner
     loser = difference.b if winner == difference.a else difference.a
-    ends = (ratio.value, ratio.low, ratio.high)
-    if winner != difference.a:
-        ends = (1 / ratio.value, 1 / ratio.high if ratio.high else None, 1 / ratio.low if ratio.low else None)
-    value, low, high = ends
+    ratio = difference.ratio if winner == difference.a else difference.ratio.inverse()
+    value, low, high = ratio.value, ratio.low, ratio.high
     interval = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
-    what = WORDS.get(difference.metric, difference.metric)
+    what = metric_of(difference.metric).words
     also = ", and is ahead at every load measured" if everywhere else ""
     return f"{winner} has {value:.3g} times{interval} the {what} of {loser} at {difference.load}{also}."
 

@@ -12,7 +12,7 @@ from breakeven.errors import UserError
 from breakeven.measure.events import LoadDone, LoadStarted, iter_events
 from breakeven.measure.progress import LoadState
 from breakeven.results.load import LoadStudy
-from breakeven.runs.directory import LOG
+from breakeven.results.store import LOG
 from breakeven.runs.load import DEFAULT_SLOTS, LoadOptions, Session, context_of
 from breakeven.runs.load_study import load_study
 from breakeven.traffic.schedule import Schedule

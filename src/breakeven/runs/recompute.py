@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from breakeven.errors import UserError
-from breakeven.measure.events import LoadStudyStarted, StudyStarted, iter_events, read_events
+from breakeven.measure.events import StudyStarted, read_events
 from breakeven.results.comparison import Comparison
 from breakeven.results.load import CapacityStudy, LoadStudy
+from breakeven.results.store import LOG
 from breakeven.runs.capacity_study import capacity_study
-from breakeven.runs.directory import LOG
+from breakeven.runs.directory import opening_of
 from breakeven.runs.load_study import load_study
 from breakeven.runs.result import comparison_of
 
@@ -22,8 +23,7 @@ def recompute(directory: Path) -> Study:
     log = directory / LOG
     if not log.is_file():
         raise UserError(f"{directory} holds no {LOG}; give the directory a study was written to")
-    openings = (event for event in iter_events(log) if isinstance(event, StudyStarted | LoadStudyStarted))
-    opening = next(openings, None)
+    opening = opening_of(log)
     if opening is None:
         raise UserError(f"{log} does not say what was studied; run the study again")
     if isinstance(opening, StudyStarted):

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from breakeven.engines.start import Running
 from breakeven.errors import BreakevenError, UserError
 from breakeven.hardware.machine import MachineSpec
@@ -17,13 +15,13 @@ from breakeven.measure.paired.blocks import blocks_of, pairs, points, self_check
 from breakeven.measure.paired.plan import Plan
 from breakeven.model.arithmetic import active_params, decode_bytes, total_params
 from breakeven.results.comparison import Comparison, ModelResult, NoiseRecord, Profile, Routing
+from breakeven.results.store import RESULT, write
 from breakeven.runs.verdict import decide
-from breakeven.traffic import prompts as prompts
+from breakeven.traffic import prompts
 
 SYNTHETIC = "synthetic weights: speed and memory only"
 DECODE_STEPS, PREFILL_STEPS = 16, 2
 TRACE_TOKENS = 256
-RESULT = "result.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +131,8 @@ def comparison_of(history: Sequence[events.Event]) -> Comparison:
 
 def save_partial(result: Comparison, directory: Path) -> None:
     """Save what an interrupted study has."""
-    with contextlib.suppress(OSError):  # the log has it all; a full disk must not hide why the run ended
-        (directory / RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    with contextlib.suppress(BreakevenError):  # the log has it all; a full disk must not hide why the run ended
+        write(result, directory / RESULT)
 
 
 def _model(running: Running, format_name: str, peak: int | None) -> ModelResult:

@@ -97,12 +97,7 @@ def _flip(a: str, b: str, won: dict[int, str | None]) -> str:
 
 def _over(pair: Pair, name: str) -> Estimate:
     """The pair's ratio with `name` on top."""
-    r = pair.ratio
-    if pair.a == name:
-        return r
-    low = 1 / r.high if r.high else None
-    high = 1 / r.low if r.low else None
-    return Estimate(1 / r.value, low, high, r.n, r.provenance)
+    return pair.ratio if pair.a == name else pair.ratio.inverse()
 
 
 def _times(e: Estimate) -> str:

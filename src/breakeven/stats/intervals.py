@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.stats.estimate import Estimate
+from breakeven.stats.estimate import Estimate, measured
 
 CONFIDENCE = 0.95
 RESAMPLES = 4000
@@ -79,9 +79,9 @@ def ratio(a_over_b: Sequence[float], seed: int = 0, floor: float = 0.0) -> Estim
     """
     logs = [math.log(value) for value in a_over_b]
     if len(logs) < MIN_PAIRS:
-        return Estimate(math.exp(sum(logs) / len(logs)), None, None, len(logs))
+        return measured(math.exp(sum(logs) / len(logs)), None, None, len(logs))
     centre, low, high = mean_interval(logs, seed)
-    return Estimate(
+    return measured(
         math.exp(centre),
         math.exp(centre - math.hypot(centre - low, floor)),
         math.exp(centre + math.hypot(high - centre, floor)),
@@ -94,9 +94,9 @@ def level(values: Sequence[float], seed: int = 0) -> Estimate | None:
     if not values:
         return None
     if len(values) < MIN_PAIRS:
-        return Estimate(sum(values) / len(values), None, None, len(values))
+        return measured(sum(values) / len(values), None, None, len(values))
     centre, low, high = mean_interval([math.log(value) for value in values], seed)
-    return Estimate(math.exp(centre), math.exp(low), math.exp(high), len(values))
+    return measured(math.exp(centre), math.exp(low), math.exp(high), len(values))
 
 
 def relative_half_width(estimate: Estimate) -> float:
@@ -213,7 +213,7 @@ def ratio_estimate(over: list[Floats], under: list[Floats]) -> Estimate | None:
         return None
     values = values_of_runs(over, under)
     if values is None:
-        return Estimate(float(over_B.sum() / under_B.sum()), None, None, int(np.count_nonzero(under_B)))
+        return measured(float(over_B.sum() / under_B.sum()), None, None, int(np.count_nonzero(under_B)))
     return ratio(np.exp(values).tolist())
 
 

@@ -11,10 +11,9 @@ import math
 from collections.abc import Callable, Iterator
 from functools import cache
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
-
-from breakeven.results.load import Percentile, Share
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 SURE = 0.99
@@ -22,6 +21,27 @@ SURE = 0.99
 BEYOND = 2
 _TAIL = 0.025
 _Z = 1.959964
+
+
+class Percentile(msgspec.Struct, frozen=True, kw_only=True):
+    """One percentile with its 95 % interval from order statistics. `value` None: `why` says "n too small" or so."""
+
+    p: float
+    """50, 90, 95, 99 or 99.9."""
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    why: str | None = None
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """`hits` of `n`, with the Wilson 95 % interval of the share."""
+
+    share: float
+    low: float
+    high: float
+    hits: int
+    n: int
 
 
 @cache

@@ -36,7 +36,7 @@ from breakeven.results.decision import (
     LoggedTraffic,
     Verdict,
 )
-from breakeven.results.predicted import Span
+from breakeven.results.store import RESULT
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 from breakeven.version import __version__
 
@@ -135,7 +135,6 @@ def _candidate(plan: BackendPlan) -> CandidatePlan:
 
 
 TRACE = "traffic.csv"
-RESULT = "result.json"
 
 
 def decide_from_log(
@@ -227,9 +226,7 @@ def fleet_of(found: CandidateResult, logged: Logged) -> Fleet:
         candidate=found.name,
         replicas=None if point is None else point.replicas,
         usd_per_hour=hourly,
-        usd=None
-        if hourly is None
-        else Span(value=hourly.value * hours, low=hourly.low * hours, high=hourly.high * hours),
+        usd=None if hourly is None else hourly.scaled(hours),
         ruled_out=list(found.ruled_out),
     )
 

@@ -36,10 +36,10 @@ from breakeven.gateway.plan.write import write_gateway
 from breakeven.gateway.swap.needs import check_local
 from breakeven.results.cost import Api
 from breakeven.results.decision import DECISION_SCHEMA, CandidateResult, Decision, Kind
+from breakeven.results.store import RESULT
 from breakeven.traffic.workload import Slo, Workload
 
 FILE = "gateway.yaml"
-RESULT = "result.json"
 LEAST_CONTEXT, MOST_CONTEXT = 4096, 131_072
 """Of a model started here: room for the workload's longest requests, within reason."""
 

@@ -11,9 +11,8 @@ from typing import Protocol
 import msgspec
 
 from breakeven.gateway.plan.model import BackendPlan
+from breakeven.price.pricing import machine_usd_per_hour, power_of
 from breakeven.results.cost import Api, Own, Rented
-
-SECONDS_A_YEAR = 365.25 * 86400
 
 
 class Ask(msgspec.Struct, kw_only=True, gc=False):
@@ -200,8 +199,5 @@ def view_of(index: int, plan: BackendPlan, speed: Speed) -> View:
 
 def usd_per_s(price: Own | Rented) -> float:
     """A second of a machine: its rent, or its purchase over its life with upkeep and the power of a busy machine."""
-    if isinstance(price, Rented):
-        return price.usd_per_hour / 3600
-    watts = (price.busy_w or 0.0) * price.power_overhead
-    bought = (price.usd / price.life_years + price.yearly_upkeep_usd) / SECONDS_A_YEAR
-    return bought + watts / 1000 * price.usd_per_kwh / 3600
+    # While it is busy it does not matter what it would draw if it idled.
+    return machine_usd_per_hour(price, power_of(price, price.busy_w if isinstance(price, Own) else None), 1.0) / 3600

@@ -218,14 +218,14 @@ def state_of(backend: BackendPlan, block: Block, row: int) -> str:
 def standing_usd_per_hour(backend: BackendPlan) -> float | None:
     """What the machine costs an hour whether used or not; None for an API, and where no price is known.
 
-    Purchase over life and upkeep, or the rent; the power of a machine that idles is left out where nobody gave it.
+    Purchase over life and upkeep and the power of a machine that idles, or the rent; of all its devices together.
     """
-    from breakeven.price.pricing import power_of, standing_usd_per_hour
+    from breakeven.price.pricing import machine_usd_per_hour, power_of
 
     price = backend.price
     if price is None or isinstance(price, Api):
         return None
-    return standing_usd_per_hour(price, power_of(price)) * backend.devices
+    return machine_usd_per_hour(price, power_of(price))
 
 
 def _backend(backend: BackendPlan, block: Block, row: int, expert_load: list[float] | None) -> BackendState:

@@ -12,13 +12,14 @@ import pickle
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from breakeven.errors import BreakevenError, UserError
 from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.route.view import Speed
+from breakeven.results.cost import Own
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,24 @@ def load(read: Callable[[], GatewayPlan]) -> Loaded:
         from breakeven.gateway.keys.store import load as load_keys
 
         keys = load_keys(plan.keys)
+    plan = replace(plan, backends=tuple(map(_powered, plan.backends)))
     return Loaded(plan, {backend.name: _speed(backend) for backend in plan.backends}, keys)
+
+
+def _powered(backend: BackendPlan) -> BackendPlan:
+    """With its machine's watts in a price that leaves them out, as verdicts count them."""
+    price = backend.price
+    if backend.machine is None or not isinstance(price, Own):
+        return backend
+    from breakeven.forecast.profiles import profile_named
+    from breakeven.price.pricing import with_watts
+
+    try:
+        profile = profile_named(backend.machine, backend.engine, backend.devices, backend.format)
+    except UserError:
+        # Of a machine that nobody knows no power is known; a backend that needs its step model says so below.
+        return backend
+    return replace(backend, price=with_watts(price, profile.idle_w, profile.busy_w, backend.devices))
 
 
 def _speed(backend: BackendPlan) -> Speed:

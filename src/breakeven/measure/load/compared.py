@@ -30,7 +30,7 @@ from breakeven.measure.load.points import output_tokens, values_s
 from breakeven.measure.paired.blocks import PROCESS_FLOOR
 from breakeven.results.load import LoadDifference
 from breakeven.stats import intervals
-from breakeven.stats.estimate import Estimate
+from breakeven.stats.estimate import measured
 from breakeven.stats.intervals import MIN_BLOCKS
 from breakeven.traffic.workload import Slo, Workload
 
@@ -275,7 +275,7 @@ def _difference(a: str, b: str, curve: list[_Blocks]) -> LoadDifference | None:
         if (sure_low is not None and sure_low > 0) or (sure_high is not None and sure_high < 0):
             winner = a if centre > 0 else b
     least, most = (None if end is None else math.exp(end) for end in (low, high))
-    ratio = Estimate(math.exp(centre), least, most, n)
+    ratio = measured(math.exp(centre), least, most, n)
     return LoadDifference(a=a, b=b, metric=METRIC, load=LOAD, ratio=ratio, winner=winner)
 
 

@@ -19,10 +19,11 @@ import numpy as np
 
 from breakeven.measure.events import Event
 from breakeven.measure.load.columns import LoadRun, collect
-from breakeven.measure.load.compared import DELAYS, Compared, axis_value, capacity_differences, compared
+from breakeven.measure.load.compared import Compared, axis_value, capacity_differences, compared
 from breakeven.measure.load.part import Floats
 from breakeven.measure.paired.blocks import PROCESS_FLOOR
 from breakeven.results.load import Crossing, LoadDifference
+from breakeven.results.metrics import metric_of
 from breakeven.stats import intervals
 from breakeven.stats.intervals import MIN_BLOCKS
 from breakeven.traffic.workload import Slo
@@ -58,16 +59,10 @@ def winner(one: Compared) -> str | None:
     """Who is better, where the 99 % interval of the ratio excludes 1; None: no difference found."""
     if not intervals.differs(np.exp(one.values_B).tolist(), floor=PROCESS_FLOOR):
         return None
-    return one.a if (float(one.values_B.mean()) > 0) != (one.metric in DELAYS) else one.b
+    return one.a if (float(one.values_B.mean()) > 0) != (not metric_of(one.metric).more_is_better) else one.b
 
 
 CROSSED = ("ttft_s", "tpot_s", "e2e_s", "goodput_per_s")
-_WORDS = {
-    "ttft_s": "the lower TTFT",
-    "tpot_s": "the lower TPOT",
-    "e2e_s": "the lower time to the whole answer",
-    "goodput_per_s": "the higher goodput",
-}
 _RESAMPLES = 4000
 _TAIL = 0.025
 
@@ -153,14 +148,14 @@ def _sentence(
     low: float | None,
     high: float | None,
 ) -> str:
-    has = _WORDS[one.metric]
+    has = metric_of(one.metric).advantage
     loads = list(winners)
     measured = f"{loads[0]:g} to {loads[-1]:g} {unit}"
     names = {name for name in winners.values() if name is not None}
     if not names:
         return f"no difference found in {has.split(' ', 2)[2]} at any load measured ({measured})"
     if at is not None:
-        below = one.a if (first > 0) != (one.metric in DELAYS) else one.b
+        below = one.a if (first > 0) != (not metric_of(one.metric).more_is_better) else one.b
         above = one.b if below == one.a else one.a
         where = f"{at:.3g} {unit} ({_words_of_band(low, high)})"
         if above not in names:

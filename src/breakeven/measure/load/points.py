@@ -31,9 +31,11 @@ from breakeven.measure.load.part import (
     sums_by_block,
     tpot_ns,
 )
-from breakeven.results.load import LATENCIES, Latency, LoadPoint, Percentile, Share
+from breakeven.results.load import Latency, LoadPoint
+from breakeven.results.metrics import LATENCIES
 from breakeven.stats import intervals, percentiles
 from breakeven.stats.estimate import Estimate
+from breakeven.stats.percentiles import Percentile, Share
 from breakeven.traffic.workload import Slo
 
 _RATED = frozenset({"constant", "poisson", "gamma"})

@@ -20,6 +20,7 @@ from breakeven.measure.events import RequestDone
 from breakeven.measure.paired.plan import LoadState, Plan
 from breakeven.measure.progress import RatioRow
 from breakeven.results.comparison import Pair, SelfCheck
+from breakeven.results.metrics import COMPARED, metric_of
 from breakeven.stats import intervals
 from breakeven.stats.estimate import Estimate, Point
 
@@ -184,8 +185,6 @@ def _mean_delay_s(ends: Sequence[int], starts: Sequence[int]) -> float:
     return statistics.fmean(end - start for end, start in zip(ends, starts, strict=True)) / _NS
 
 
-METRICS = ("decode_tokens_per_s", "prefill_tokens_per_s", "ttft_s", "itl_s")
-LOWER_IS_BETTER = frozenset({"ttft_s", "itl_s"})
 HEADLINE = "decode_tokens_per_s"
 
 PROCESS_FLOOR = 0.005
@@ -210,7 +209,7 @@ class Block:
     joules: float | None
 
     def value(self, metric: str) -> float | None:
-        """One of `METRICS`; None when this block's requests do not give it."""
+        """One of `COMPARED`; None when this block's requests do not give it."""
         found = {
             "decode_tokens_per_s": self.metrics.decode_tokens_per_s,
             "prefill_tokens_per_s": self.metrics.prefill_tokens_per_s,
@@ -299,7 +298,9 @@ def points(blocks: Sequence[Block], plan: Plan, names: Sequence[str]) -> list[Po
         mine = [b for b in blocks if b.streams == streams and b.model == name]
         if not mine:
             continue
-        levels = {metric: intervals.level([v for b in mine if (v := b.value(metric))], plan.seed) for metric in METRICS}
+        levels = {
+            metric: intervals.level([v for b in mine if (v := b.value(metric))], plan.seed) for metric in COMPARED
+        }
         joules = [b.joules / b.metrics.output_tokens for b in mine if b.joules and b.metrics.output_tokens]
         found.append(
             Point(
@@ -317,7 +318,7 @@ def points(blocks: Sequence[Block], plan: Plan, names: Sequence[str]) -> list[Po
 def pairs(blocks: Sequence[Block], plan: Plan, names: Sequence[str]) -> list[Pair]:
     """Every two candidates, for every metric and load that has pairs of blocks."""
     found = []
-    for metric, streams in itertools.product(METRICS, plan.streams):
+    for metric, streams in itertools.product(COMPARED, plan.streams):
         for a, b in itertools.combinations(names, 2):
             values = ratios(blocks, a, b, metric, streams)
             if values:
@@ -329,7 +330,7 @@ def pairs(blocks: Sequence[Block], plan: Plan, names: Sequence[str]) -> list[Pai
 
 def winner_of(a: str, b: str, metric: str, estimate: Estimate) -> str:
     """Who is better, given that the ratio is not 1."""
-    return a if (estimate.value > 1) != (metric in LOWER_IS_BETTER) else b
+    return a if (estimate.value > 1) != (not metric_of(metric).more_is_better) else b
 
 
 def pair_rows(blocks: Sequence[Block], names: Sequence[str]) -> list[RatioRow]:
@@ -341,5 +342,5 @@ def pair_rows(blocks: Sequence[Block], names: Sequence[str]) -> list[RatioRow]:
             if values:
                 e = intervals.ratio(values, 0, PROCESS_FLOOR)
                 label = f"{a} over {b}" if len(names) > 2 else ""
-                rows.append(RatioRow(streams, e.value, e.low, e.high, e.n, label))
+                rows.append(RatioRow(streams, e.value, e.low, e.high, len(values), label))
     return rows

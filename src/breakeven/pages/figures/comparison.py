@@ -23,19 +23,10 @@ from breakeven.pages.figures.figure import (
     styled,
 )
 from breakeven.pages.figures.model import memory, node_times, routing_maps
-from breakeven.pages.words import (
-    METRICS,
-    RATIO_PLACES,
-    Metric,
-    grouped,
-    interval,
-    metric_of,
-    streams_text,
-    value,
-    winner_text,
-    with_interval,
-)
+from breakeven.pages.figures.trials import METRICS
+from breakeven.pages.words import RATIO_PLACES, grouped, interval, streams_text, value, winner_text, with_interval
 from breakeven.results.comparison import Comparison, Pair
+from breakeven.results.metrics import Metric, metric_of
 from breakeven.results.store import write_whole
 from breakeven.stats.estimate import Estimate, Point
 

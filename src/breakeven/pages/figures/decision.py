@@ -110,8 +110,8 @@ def _at(candidate: CandidateResult, point: CostPoint, rate_per_s: float) -> dict
         "out": bool(candidate.ruled_out),
         "x": rate_per_s,
         "value": point.usd_per_hour.value * MONTH_HOURS,
-        "low": point.usd_per_hour.low * MONTH_HOURS,
-        "high": point.usd_per_hour.high * MONTH_HOURS,
+        "low": point.usd_per_hour.least * MONTH_HOURS,
+        "high": point.usd_per_hour.most * MONTH_HOURS,
     }
 
 
@@ -185,8 +185,8 @@ def _money(scale: Scale) -> alt.Y:
 def _bands(bills: Bills, width: float) -> list[alt.Chart]:
     """Grey bands of the flips; an end beyond the loads drawn is cut at the axis' end."""
     scale = bills.loads.scale
-    bands = [flip.at for flip in bills.flips if flip.at is not None and flip.at.low < flip.at.high]
-    return grey_band([(scale.pixel(at.low, width), scale.pixel(at.high, width)) for at in bands], 0.15)
+    bands = [flip.at for flip in bills.flips if flip.at is not None and flip.at.least < flip.at.most]
+    return grey_band([(scale.pixel(at.least, width), scale.pixel(at.most, width)) for at in bands], 0.15)
 
 
 def _flip_words(flip: Flip) -> str:

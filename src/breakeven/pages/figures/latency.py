@@ -48,11 +48,12 @@ from breakeven.pages.figures.figure import (
     slack,
     styled,
 )
-from breakeven.pages.load_words import Unit, delay_interval, delay_text, latency_of, load_metric, percentile_of, unit_of
+from breakeven.pages.load_words import Unit, delay_interval, delay_text, latency_of, percentile_of, unit_of
 from breakeven.pages.words import number
 from breakeven.results.decision import CandidateResult, Decision, LatencyPoint
 from breakeven.results.load import Crossing, LoadPoint, LoadStudy
-from breakeven.results.predicted import Span
+from breakeven.results.metrics import metric_of
+from breakeven.stats.estimate import Estimate
 
 if TYPE_CHECKING:
     import altair as alt
@@ -114,7 +115,7 @@ class Curve:
 
 def delay_curve(study: LoadStudy, metric: str, axis: Axis, points: Sequence[LoadPoint]) -> Figure | Missing:
     """`metric` of `points` against `axis`: median and p99, or the mean where no sample supports a percentile."""
-    title = load_metric(metric).title
+    title = metric_of(metric).title
     rows, unit = _delay_rows(points, metric, axis, means=len(study.models) > 1)
     if not rows:
         return Missing(title, f"{title}: no load had enough answers to draw a curve.")
@@ -300,13 +301,13 @@ def latency_curves(decision: Decision) -> list[Figure | Missing]:
     ]
 
 
-def _span(point: LatencyPoint, metric: str, what: str) -> Span:
-    found: Span = getattr(point, f"{metric.removesuffix('_s')}_{what}_s")
+def _span(point: LatencyPoint, metric: str, what: str) -> Estimate:
+    found: Estimate = getattr(point, f"{metric.removesuffix('_s')}_{what}_s")
     return found
 
 
 def _replica_curve(decision: Decision, metric: str, bound: float | None) -> Figure | Missing:
-    name = load_metric(metric).title
+    name = metric_of(metric).title
     title = f"{name} against load on one replica"
     told = [candidate for candidate in decision.candidates if candidate.latency]
     if not told:
@@ -321,7 +322,7 @@ def _replica_curve(decision: Decision, metric: str, bound: float | None) -> Figu
     unit = unit_of([span.value for *_, span in spans])
     whole: list[dict[str, Any]] = [
         {"model": model, "what": what, "x": x, "value": span.value * unit.scale}
-        | {"low": span.low * unit.scale, "high": span.high * unit.scale}
+        | {"low": span.least * unit.scale, "high": span.most * unit.scale}
         for model, what, x, span in spans
     ]
     asked = None if bound is None else bound * unit.scale

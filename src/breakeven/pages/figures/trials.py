@@ -21,17 +21,11 @@ from breakeven.pages.figures.figure import (
     slack,
     styled,
 )
-from breakeven.pages.load_words import (
-    MILLISECONDS,
-    SECONDS,
-    delay_interval,
-    delay_text,
-    load_metric,
-    percentile_of,
-    share_text,
-)
+from breakeven.pages.load_words import MILLISECONDS, SECONDS, delay_interval, delay_text, percentile_of, share_text
 from breakeven.pages.words import grouped, percent_text
-from breakeven.results.load import Limit, LoadPoint, LoadStudy, Percentile
+from breakeven.results.load import Limit, LoadPoint, LoadStudy
+from breakeven.results.metrics import metric_of
+from breakeven.stats.percentiles import Percentile
 
 if TYPE_CHECKING:
     from breakeven.pages.figures.figure import Drawing
@@ -156,7 +150,7 @@ def _row(point: LoadPoint, position: int, metric: str, p: float, found: Percenti
     words = delay_text(found, unit)
     interval = delay_interval(found, unit).replace("-", "–")
     row: dict[str, Any] = {
-        "metric": load_metric(metric).title,
+        "metric": metric_of(metric).title,
         "p": f"p{p:g}",
         # The axis needs a name for each row and shows it for the first of a percentile only.
         "row": f"p{p:g}#{position}",
