@@ -12,7 +12,8 @@ from load_log_fixtures import request, run
 from breakeven.cli.main import dispatch
 from breakeven.errors import UserError
 from breakeven.measure.events import Event, iter_events
-from breakeven.results.store import RESULT, CapacityOptions, capacity, run_s
+from breakeven.results.store import RESULT
+from breakeven.runs.capacity import CapacityOptions, capacity, run_s
 from breakeven.runs.capacity_search import Search, SearchPlan, Tried
 from breakeven.runs.capacity_study import RATE, USERS, capacity_study, name_of, outcomes, rate_sentence, users_sentence
 from breakeven.runs.load import LoadOptions
