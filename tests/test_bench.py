@@ -14,9 +14,11 @@ import yaml
 import breakeven
 from breakeven.measure.events import LoadDone, LoadStarted, RequestDone, StudyStopped, iter_events
 from breakeven.results.load import Latency, LoadPoint, LoadStudy
+from tests.cli_fixtures import run_here
 from tests.golden_server import Script, golden_server
 
-FAST, SLOW = Script(ttft_s=0.02, itl_s=0.002), Script(ttft_s=0.02, itl_s=0.008)
+# So far apart that no machine is busy enough to hide it.
+FAST, SLOW = Script(ttft_s=0.02, itl_s=0.002), Script(ttft_s=0.02, itl_s=0.06)
 SHORT = ("--duration", "4s", "--warm-up", "0.5s", "--prompt", "32", "--output", "12", "--quiet")
 
 
@@ -41,7 +43,7 @@ def mean(point: LoadPoint, metric: str) -> float:
 
 
 def recomputed(out: Path, cwd: Path) -> LoadStudy:
-    return study_of(run("report", str(out), "--out", str(cwd / "again"), "--json", cwd=cwd))
+    return study_of(run_here("report", str(out), "--out", str(cwd / "again"), "--json", cwd=cwd))
 
 
 def test_a_server_of_known_timing_is_measured_and_computed_again_from_its_log(tmp_path: Path) -> None:
@@ -93,13 +95,14 @@ def test_failures_are_counted_by_kind_and_pull_the_percentiles_up(tmp_path: Path
     assert late.value is None
 
 
+@pytest.mark.alone
 def test_of_two_servers_the_faster_wins_under_the_same_schedule(tmp_path: Path) -> None:
     with golden_server(SLOW) as slow, golden_server(FAST) as fast:
         urls = (f"{slow.url}/v1#golden", f"{fast.url}/v1#golden")
         done = run(
             "compare", *urls, "--rate", "8,16", *SHORT, "--slo", "tpot=6ms", "--json", "--out", "out", cwd=tmp_path
         )
-        shown = run("report", "out", cwd=tmp_path)
+        shown = run_here("report", "out", cwd=tmp_path)
     study = study_of(done)
     slower, faster = (model.name for model in study.models)
     assert slower != faster
@@ -187,7 +190,7 @@ def test_what_cannot_be_asked_is_refused_in_one_line(tmp_path: Path, arguments: 
     )
     with golden_server(Script()) as server:
         given = [text.replace("URL", f"{server.url}/v1") for text in arguments]
-        done = run("bench", "--quiet", "--processes", "1", *given, cwd=tmp_path)
+        done = run_here("bench", "--quiet", "--processes", "1", *given, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -216,7 +219,7 @@ def test_ctrl_c_keeps_what_there_is_and_resume_goes_on(tmp_path: Path) -> None:
         assert isinstance(stopped[-1], StudyStopped)
         assert stopped[-1].because == "interrupted"
         assert "10 req/s" in {point.load for point in recomputed(out, tmp_path).points}
-        refused = run(*arguments, cwd=tmp_path)
+        refused = run_here(*arguments, cwd=tmp_path)
         assert refused.returncode == 2
         assert "--resume" in refused.stderr
         resumed = study_of(run(*arguments, "--resume", "--json", cwd=tmp_path))
@@ -237,10 +240,10 @@ def wait_for_second_load(log: Path) -> None:
 
 
 def test_report_says_what_it_needs(tmp_path: Path) -> None:
-    nothing = run("report", ".", cwd=tmp_path)
+    nothing = run_here("report", ".", cwd=tmp_path)
     assert nothing.returncode == 2
     assert "events.jsonl" in nothing.stderr
     (tmp_path / "events.jsonl").write_text('{"event":"garbage"}\n')
-    garbage = run("report", ".", cwd=tmp_path)
+    garbage = run_here("report", ".", cwd=tmp_path)
     assert garbage.returncode != 0
     assert "line 1" in garbage.stderr

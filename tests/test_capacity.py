@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from capacity_fixtures import queue_server
+from capacity_fixtures import queue_server, virtual_time
 from load_log_fixtures import request, run
 
 from breakeven.cli.main import dispatch
@@ -22,13 +22,14 @@ from breakeven.traffic.workload import Length, Slo
 SHORT = {"prompt": Length(mean=8), "output": Length(mean=4)}
 
 
-def test_users_who_wait_for_slots_are_counted(tmp_path: Path) -> None:
+def test_users_who_wait_for_slots_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two slots of 0.1 s, 0.2 s of thought: six users keep both slots busy, each one more waits 0.05 s longer.
 
     The first token comes 0.025 s after a slot is free; within 0.2 s that leaves 0.175 s to wait, so 9 users meet it and
-    10 do not. The server's own sleeps run late, which costs a user or two and never gives one.
+    10 do not. The search may stop a user or two below, and never above.
     """
     with queue_server(slots=2, service_s=0.1) as server:
+        virtual_time(monkeypatch, server)
         study, directory = capacity(
             server.url,
             Slo(ttft_s=0.2),
@@ -51,10 +52,12 @@ def test_users_who_wait_for_slots_are_counted(tmp_path: Path) -> None:
     assert json.loads((directory / RESULT).read_text())["users"]["value"] == limit.value
 
 
-def test_a_rate_is_found_below_what_the_slots_can_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rate_is_found_below_what_the_slots_can_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = [
         "--slo",
-        "ttft=400ms",
+        "ttft=100ms",  # so short that a rate above what the slots can do misses it within any run
         "--only",
         "rate",
         "--prompt",
@@ -62,12 +65,13 @@ def test_a_rate_is_found_below_what_the_slots_can_do(tmp_path: Path, capsys: pyt
         "--output",
         "4",
         "--precision",
-        "40%",
+        "20%",
         "--share",
         "70%",
     ]
     out = tmp_path / "out"
     with queue_server(slots=2, service_s=0.05) as server:
+        virtual_time(monkeypatch, server)
         assert dispatch(["capacity", server.url, *words, "--out", str(out), "--processes", "1", "--json"]) == 0
     study = json.loads(capsys.readouterr().out)
     assert study["schema"] == "breakeven.capacity/1"

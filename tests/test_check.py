@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from capacity_fixtures import queue_server
+from capacity_fixtures import queue_server, virtual_time
 from load_log_fixtures import CLOSED, noisy_run, request, run
 
 from breakeven.cli.main import dispatch
@@ -164,15 +164,16 @@ def test_runs_that_cannot_be_compared_are_refused_and_differences_told() -> None
 
 
 def test_a_saved_run_is_played_again_and_a_slower_server_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, again, slow = (str(tmp_path / name) for name in ("base", "again", "slow"))
     quick = ["--quiet", "--processes", "1"]
     with queue_server(slots=8, service_s=0.04) as server:
+        virtual_time(monkeypatch, server)
         traffic = ["--rate", "25", "--requests", "120", "--warm-up", "1s", "--prompt", "8", "--output", "4"]
         assert dispatch(["bench", server.url, *traffic, "--slo", "ttft=1s", "--out", base, *quick]) == 0
-        # Whatever else this machine does meanwhile, it is not three times as slow.
         assert dispatch(["check", base, "--out", again, "--tolerance", "200%", *quick]) == 0
+        assert dispatch(["check", base, again, "--tolerance", "0%"]) == 0, "it did exactly the same"
         server.service_s = 0.2
         assert dispatch(["check", base, "--out", slow, *quick]) == 1
     saved, replayed = (next(Path(place).glob("schedule-*")) for place in (base, slow))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import string
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,19 +14,13 @@ from hypothesis import strategies as st
 
 from breakeven.errors import UserError
 from breakeven.hardware.chips import Chip, chip_named, chips, read_chip, slug_of
+from tests.cli_fixtures import run_here
 
 SLUGS = [chip.slug for chip in chips()]
 
 
 def run(*args: str, columns: int = 100) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "breakeven.cli", "machines", *args],
-        env={**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run_here("machines", *args, columns=columns)
 
 
 def test_every_chip_has_a_slug_of_its_own_a_source_and_plausible_figures() -> None:

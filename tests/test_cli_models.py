@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,11 @@ from breakeven.model.arithmetic import active_params, decode_bytes, file_bytes, 
 from breakeven.model.catalogue import lookup, names
 from breakeven.model.formats.gguf import FORMATS
 from breakeven.model.formats.gpu import GPU_FORMATS
+from tests.cli_fixtures import run_here
 
 
 def run(*args: str, columns: int = 100) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "breakeven.cli", "models", *args],
-        env={**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run_here("models", *args, columns=columns)
 
 
 def shown(*args: str) -> Any:

@@ -20,7 +20,7 @@ from rich.console import Console
 from breakeven.errors import BreakevenError, UserError
 from breakeven.pages.decision_html import render_decision
 from breakeven.pages.decision_terminal import print_decision, summary
-from breakeven.pages.figures.decision import figures_of_decision
+from breakeven.pages.figures.decision import DecisionFigures, figures_of_decision
 from breakeven.pages.figures.figure import Figure, Missing, draw
 from breakeven.pages.figures.maps import STEP, strokes
 from breakeven.pages.saved import save_decision
@@ -43,6 +43,12 @@ def printed(decision: Decision, width: int = 60, terminal: bool = False) -> str:
 def rendered(name: str) -> str:
     """The page of a made-up decision; drawing takes long enough to do it once."""
     return render_decision(getattr(made, name)())
+
+
+@functools.cache
+def figures_of_full() -> DecisionFigures:
+    """The figures of the largest; making them takes long, too."""
+    return figures_of_decision(made.full())
 
 
 def layers_of(figure: Figure | Missing) -> list[dict[str, Any]]:
@@ -189,7 +195,7 @@ def test_nobody_can_be_drawn() -> None:
 
 
 def test_the_bill_is_a_staircase_for_machines_and_a_line_for_tokens() -> None:
-    (cost,) = figures_of_decision(made.full()).cost
+    (cost,) = figures_of_full().cost
     assert isinstance(cost, Figure)
     (drawn,) = [layer["rows"] for layer in layers_of(cost) if layer["mark"]["type"] == "line"]
     assert {row["model"] for row in drawn} == {"llama-3.1-8b", "qwen3-30b-a3b", "hosted-moe"}
@@ -204,7 +210,7 @@ def test_the_bill_is_a_staircase_for_machines_and_a_line_for_tokens() -> None:
 
 
 def test_flips_are_marked_with_their_bands() -> None:
-    (cost,) = figures_of_decision(made.full()).cost
+    (cost,) = figures_of_full().cost
     assert isinstance(cost, Figure)
     for chart in (cost.wide, cost.narrow):
         assert chart is not None
@@ -222,7 +228,7 @@ def test_what_is_not_sure_is_hatched_and_what_is_sure_is_not() -> None:
     def hatched(figure: Figure | Missing) -> int:
         return sum(len(layer["rows"]) for layer in layers_of(figure) if "x1" in str(layer["encoding"].get("x")))
 
-    full = figures_of_decision(made.full())
+    full = figures_of_full()
     assert hatched(full.regions[0]) > 0
     assert hatched(full.maps[0]) > 0
     sure = [
@@ -246,7 +252,7 @@ def test_strokes_stay_in_their_box_and_rise(left: float, top: float, wide: float
 
 
 def test_a_map_tells_ties_from_what_nobody_can_serve() -> None:
-    figures = figures_of_decision(made.full())
+    figures = figures_of_full()
     context = figures.maps[0]
     assert isinstance(context, Figure)
     assert "context 512" in context.alt
@@ -302,7 +308,7 @@ def test_text_from_outside_is_escaped() -> None:
 
 
 def test_a_region_without_end_reaches_the_edge_of_the_strip() -> None:
-    strip = figures_of_decision(made.full()).regions[0]
+    strip = figures_of_full().regions[0]
     assert isinstance(strip, Figure)
     bars = layers_of(strip)[1]["rows"]
     assert [bar["left"] for bar in bars[1:]] == [bar["right"] for bar in bars[:-1]]

@@ -6,7 +6,6 @@ import json
 import math
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +42,7 @@ from breakeven.gateway.shared.block import Block, Shape
 from breakeven.gateway.shared.layout import Share
 from breakeven.stats.moments import NOTHING, Moments
 from breakeven.stats.sequential import difference_of_proportions, margin, proportion
+from tests.cli_fixtures import run_here
 
 # Who is in which arm.
 
@@ -671,8 +671,7 @@ def test_a_large_state_file_stays_small(tmp_path: Path) -> None:
 
 
 def command(*args: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "breakeven.cli", "experiment", "status", *args]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    return run_here("experiment", "status", *args)
 
 
 def test_the_command_tells_the_verdict(tmp_path: Path) -> None:

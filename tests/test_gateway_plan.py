@@ -279,7 +279,7 @@ def places(part: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_whatever_stands_anywhere_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     content = yaml.safe_load(GATEWAY)
     usual = {"name": "x", "kind": "ab", "model": "chat", "control": "a", "treatment": "c", "steps": [0.1, 0.2]}
@@ -555,7 +555,7 @@ def plans(draw: st.DrawFn) -> GatewayPlan:
 
 
 @given(plan=plans())
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_what_is_written_is_read_back(tmp_path: Path, plan: GatewayPlan) -> None:
     if plan.admin_port == plan.port:
         plan = replace(plan, admin=AdminPlan(port=None))

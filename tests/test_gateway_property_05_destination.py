@@ -80,7 +80,7 @@ def check(world: World, body: bytes, headers: dict[str, str], path: str) -> dict
 scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_field_and_no_header_changes_where_it_goes(world: World, data: st.DataObject) -> None:
     address = st.sampled_from(addresses(world))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from breakeven.cli.main import VERBS, help_text
+from tests.cli_fixtures import run_here
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -101,8 +101,7 @@ def test_every_verb_is_in_the_help_and_has_its_page(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb: str) -> None:
-    command = [sys.executable, "-m", "breakeven.cli", verb, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run_here(verb, "--help")
     assert done.returncode == 0, done.stderr
     assert f"breakeven {verb}" in done.stdout
 
@@ -129,10 +128,3 @@ def test_files_stay_readable() -> None:
         if lines > MAX_LINES:
             long.append(f"{path.relative_to(ROOT)}: {lines} lines, at most {MAX_LINES}")
     assert long == []
-
-
-def test_import_contracts_hold() -> None:
-    done = subprocess.run(
-        [Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr

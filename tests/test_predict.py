@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import doctest
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -33,6 +31,7 @@ from breakeven.model.catalogue import lookup
 from breakeven.pages.predicted import print_prediction
 from breakeven.results.predicted import PredictedPoint, PredictedRatio, Prediction
 from breakeven.stats.estimate import Estimate
+from tests.cli_fixtures import run_here
 from tests.predict_fixtures import CONSTANTS, MACHINE, profile
 
 
@@ -43,14 +42,7 @@ def data_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*args: str, columns: int = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "breakeven.cli", "predict", *args],
-        env={**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run_here("predict", *args, columns=columns)
 
 
 # --- profiles --------------------------------------------------------------------------------------------------------

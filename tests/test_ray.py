@@ -76,7 +76,7 @@ def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    """A local cluster of two workers."""
+    """A local cluster of two workers. Its many processes give up on each other where much else runs; hence `alone`."""
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -93,6 +93,7 @@ def dispersion(due_ns: np.ndarray, bins: int) -> float:
     return float(counts.var() / counts.mean())
 
 
+@pytest.mark.alone
 def test_two_workers_send_what_one_process_would(ray: Any, tmp_path: Path) -> None:
     workload = Workload(
         arrivals=Arrivals(process="poisson", rate_per_s=200),
@@ -125,6 +126,7 @@ def test_two_workers_send_what_one_process_would(ray: Any, tmp_path: Path) -> No
     assert ray.is_initialized()
 
 
+@pytest.mark.alone
 def test_a_lost_ray_worker_is_recorded_and_the_other_goes_on(ray: Any, tmp_path: Path) -> None:
     import psutil
 
@@ -152,6 +154,7 @@ def test_a_lost_ray_worker_is_recorded_and_the_other_goes_on(ray: Any, tmp_path:
     assert any(f"{len(lost)} requests were lost" in flag for flag in played.done.flagged)
 
 
+@pytest.mark.alone
 def test_a_key_that_the_workers_lack_is_named(ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 

@@ -109,7 +109,7 @@ def test_a_file_cut_in_its_weights_says_how_long_it_should_be(small_gguf: Path, 
         read_header(path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(share=st.floats(0, 0.999))
 def test_truncation_anywhere_is_a_user_error(small_gguf: Path, tmp_path: Path, share: float) -> None:
     whole = small_gguf.read_bytes()
@@ -120,7 +120,7 @@ def test_truncation_anywhere_is_a_user_error(small_gguf: Path, tmp_path: Path, s
         read_gguf(path)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_damage_in_the_header_is_read_or_a_user_error(small_gguf: Path, tmp_path: Path, data: st.DataObject) -> None:
     whole = bytearray(small_gguf.read_bytes())

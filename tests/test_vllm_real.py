@@ -25,7 +25,7 @@ from tests.vllm_fixtures import DENSE, MOE, real_vllm, write_config
 
 __all__ = ["real_vllm"]
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.alone]
 
 CONTEXT = 256
 

@@ -12,6 +12,7 @@ twenty. The interval shown is the usual 95 % one.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -275,6 +276,7 @@ def _cut_alike(old: _Blocks, new: _Blocks) -> bool:
     return old[1] == new[1] and [len(run) for run in old[0]] == [len(run) for run in new[0]]
 
 
+@functools.lru_cache(maxsize=256)
 def t_quantile(level: float, freedom: float) -> float:
     """Half-width, in standard errors, of a two-sided interval at `level` by Student's t.
 
