@@ -8,23 +8,18 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+
+from breakeven.wire.dialects import dialect_of
 
 LLAMA_CPP = "llama.cpp"
 VLLM = "vllm"
 KEY_VARIABLES = ("BREAKEVEN_API_KEY", "OPENAI_API_KEY")
 """Environment variables a key may come from, the first that is set wins."""
 
-_TAKES_TOKEN_IDS = frozenset({LLAMA_CPP, VLLM})
 _TOKENIZE_TIMEOUT_S = 30.0
-_TOKENIZE: Mapping[str, Callable[[str, str], dict[str, object]]] = {
-    LLAMA_CPP: lambda _, text: {"content": text, "add_special": False},
-    VLLM: lambda model, text: {"model": model, "prompt": text, "add_special_tokens": False},
-}
-"""Engines that answer POST /tokenize with `tokens`, and what they want to be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +67,7 @@ class Backend:
     @property
     def takes_token_ids(self) -> bool:
         """True when `/v1/completions` accepts a list of token ids as its prompt."""
-        return self.engine in _TAKES_TOKEN_IDS and not self.chat_only
+        return dialect_of(self.engine).token_ids and not self.chat_only
 
     @property
     def takes_extra_fields(self) -> bool:
@@ -100,10 +95,10 @@ class Backend:
 
     def tokenize(self, text: str) -> list[int] | None:
         """Token ids of `text` without special tokens, None when this engine has no way to ask."""
-        fields = _TOKENIZE.get(self.engine)
+        fields = dialect_of(self.engine).tokenize_fields(self.served_model, text)
         if fields is None:
             return None
-        body = json.dumps(fields(self.served_model, text)).encode()
+        body = json.dumps(fields).encode()
         headers = {"Content-Type": "application/json", **self.headers()}
         request = urllib.request.Request(f"{self.url}/tokenize", data=body, headers=headers)
         try:

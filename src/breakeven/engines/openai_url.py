@@ -14,13 +14,12 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from breakeven.engines.backend import KEY_VARIABLES, LLAMA_CPP, VLLM, Backend, key_variable, open_url
+from breakeven.engines.backend import KEY_VARIABLES, Backend, key_variable, open_url
 from breakeven.errors import UserError
+from breakeven.wire.dialects import dialects
 
 _TIMEOUT_S = 15.0
 _PROBE_TIMEOUT_S = 120.0
-_ENGINES = {"llamacpp": LLAMA_CPP, "vllm": VLLM, "sglang": "sglang"}
-"""What `owned_by` in `/v1/models` says, and the engine it tells of."""
 _NAMES_SHOWN = 8
 
 
@@ -65,7 +64,8 @@ def connect(text: str) -> Backend:
     found = next((entry for entry in models if backend.model in (entry["id"], *_list(entry, "aliases"))), None)
     if models and found is None:
         raise UserError(f"{backend.url} has no model {backend.model}; {_offer(backend.model, models)}")
-    engine = _ENGINES.get(str((found or {}).get("owned_by", "")).lower(), "unknown")
+    owner = str((found or {}).get("owned_by", "")).lower()
+    engine = next((name for name, dialect in dialects().items() if owner and dialect.owned_by == owner), "unknown")
     settings = {"engine": engine, "url": f"{backend.url}/v1", "served_model": backend.model, **_probe(backend)}
     return Backend(backend.url, backend.model, backend.api_key_env, settings, None, None)
 

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from breakeven.engines.backend import LLAMA_CPP, Backend
+from breakeven.engines.backend import Backend
 from breakeven.errors import UserError
 from breakeven.measure.events import RequestDone
 from breakeven.version import __version__
 from breakeven.wire.client import HttpClient
 from breakeven.wire.connection import Exchange
+from breakeven.wire.dialects import dialect_of
 from breakeven.wire.message import Headers, Trouble
 from breakeven.wire.reply import BrokenStreamError, Reply
 
@@ -244,7 +245,7 @@ class Recording:
             server_timings=reply.timings,
             error=error,
             detail=None if detail is None else pool.tidy(detail)[:_DETAIL_CHARS],
-            anomalies=reply.anomalies(call.max_tokens, several_usages_expected=backend.engine == "vllm"),
+            anomalies=reply.anomalies(call.max_tokens, several_usages_expected=pool.dialect.several_usages),
             issued_ns=self.issued_ns,
             asked_prompt_tokens=call.prompt_tokens,
             asked_output_tokens=call.max_tokens,
@@ -272,7 +273,8 @@ class Pool:
     ) -> None:
         """Opens nothing yet. Raises UserError for a key that cannot be sent in a header."""
         self.backend = backend
-        self._keep = backend.pid is None and backend.engine != LLAMA_CPP
+        self.dialect = dialect_of(backend.engine)
+        self._keep = backend.pid is None and self.dialect.keeps_connections
         self._headers = _header_lines(backend)
         self._secrets = [value.removeprefix("Bearer ") for value in backend.headers().values()]
         parts = urlsplit(backend.url)

@@ -302,10 +302,11 @@ class ClientConnection(asyncio.Protocol):
             elif self._fed_bytes > HEADER_BYTES:
                 exchange.trouble("too_large", f"the head of the answer is larger than {HEADER_BYTES} bytes")
             return False
-        if self._fed_bytes > HEADER_BYTES:
-            if sum(len(name) + len(value) + 4 for name, value in self._headers) > HEADER_BYTES:
-                exchange.trouble("too_large", f"the head of the answer is larger than {HEADER_BYTES} bytes")
-                return False
+        if self._fed_bytes > HEADER_BYTES and sum(len(name) + len(value) + 4 for name, value in self._headers) > (
+            HEADER_BYTES
+        ):
+            exchange.trouble("too_large", f"the head of the answer is larger than {HEADER_BYTES} bytes")
+            return False
         if self._odd and not self._complete:  # nothing was passed on, so another backend can still be asked
             exchange.trouble("garbage", self._odd)
             return False

@@ -13,7 +13,7 @@ from breakeven.gateway.serve.lane import secret_of
 from breakeven.gateway.shared.block import Block
 from breakeven.gateway.shared.layout import Count, Known, Load, State
 from breakeven.wire.client import HttpClient
-from breakeven.wire.metric_names import engine_numbers
+from breakeven.wire.dialects import engine_numbers
 
 EXPERT_TOKENS = re.compile(
     r'^breakeven:expert_tokens_total\{(?:[^}]*,)?expert="(\d{1,4})"[^}]*\} +(\S+)$', re.MULTILINE

@@ -27,7 +27,7 @@ from breakeven.measure import noise
 from breakeven.measure.energy import EnergyCounter
 from breakeven.measure.events import EnergySample, EngineSample, Event
 from breakeven.measure.progress import LoadState
-from breakeven.wire.metric_names import EngineNumbers, engine_numbers
+from breakeven.wire.dialects import EngineNumbers, engine_numbers
 
 TIMEOUT_S = 0.5
 FAILURES = 3
