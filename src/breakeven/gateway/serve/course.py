@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Generic, Literal, Protocol, TypeVar
 
-from breakeven.gateway.shared.layout import Count, Load
+from breakeven.gateway.shared.layout import Count, UnderWay
 
 CLIENT_LEFT = 499
 """nginx's word for a client that closed before its answer; it stands in the log only."""
@@ -173,7 +173,7 @@ class Course(Generic[Place, One]):
                 return
             if entered == "wait":
                 self.waits_at = lane
-                lane.add(Load.QUEUED, 1)
+                lane.add(UnderWay.QUEUED, 1)
                 return
             lane.counted(Count.SHED)
         self._refuse()
@@ -204,7 +204,7 @@ class Course(Generic[Place, One]):
 
     def no_place(self, lane: Place, why: str) -> None:
         """It lost its place in line without going."""
-        lane.add(Load.QUEUED, -1)
+        lane.add(UnderWay.QUEUED, -1)
         lane.counted(Count.SHED)
         self.waits_at = None
         self.refuse(503, f"no place became free: {why}", "overloaded", retry_s=1.0)
@@ -212,7 +212,7 @@ class Course(Generic[Place, One]):
     def go(self, lane: Place, *, hedge: bool = False) -> None:
         """There is a place at this backend: ask it."""
         if self.waits_at is not None:
-            self.waits_at.add(Load.QUEUED, -1)
+            self.waits_at.add(UnderWay.QUEUED, -1)
             self.waits_at = None
         self.wanted = None
         one = self._effects.prepare(self, lane, hedge=hedge)
@@ -287,7 +287,7 @@ class Course(Generic[Place, One]):
             return
         if self.waits_at is not None:
             self._effects.leave(self, self.waits_at)
-            self.waits_at.add(Load.QUEUED, -1)
+            self.waits_at.add(UnderWay.QUEUED, -1)
             self.waits_at = None
         if self.wanted is not None:
             self._effects.unwant(self, self.wanted)

@@ -26,7 +26,7 @@ from breakeven.gateway.serve.course import Course
 from breakeven.gateway.serve.forward import JSON, Forward, say
 from breakeven.gateway.serve.lane import Lane, Line
 from breakeven.gateway.serve.leg import Leg
-from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import (
     USAGE_COLUMNS,
     USED_NANO_USD,
@@ -61,7 +61,7 @@ class Desk:
         plan: GatewayPlan,
         speeds: dict[str, Speed],
         rows: Rows,
-        block: Block,
+        block: SharedBlock,
         worker: int,
         entries: Sequence[KeyEntry] | None,
         log: DecisionLog | None,
