@@ -151,6 +151,6 @@ class Arms:
         copy = Forward(home, request, Nobody(), self._anyone, asked, ask, policy, choice)
         asked.model = forward.asked.model
         copy.experiment, copy.arm, copy.group, copy.shadow_of = plan.name, arm, group, forward.id
-        course = copy.course([lane])
+        course: Course[Lane, Leg] = Course(copy, [lane], policy.attempts, hedges=False)
         self.copies.add(course)
         copy.begin(course)

@@ -153,7 +153,7 @@ class Course(Generic[Place, One]):
         """A backend was chosen. The best one that can be asked at once; else a place in the line of the best one."""
         effects, order = self._effects, self.order
         now_s = effects.now_s()
-        if not self.attempts and self._wait_for_engine(order[0] if order else None, now_s):
+        if not self.attempts and order and self._wait_for_engine(order[0], now_s):
             return
         for k, lane in enumerate(order):
             if effects.take(self, lane, now_s):
@@ -178,9 +178,9 @@ class Course(Generic[Place, One]):
             lane.counted(Count.SHED)
         self._refuse()
 
-    def _wait_for_engine(self, lane: Place | None, now_s: float) -> bool:
+    def _wait_for_engine(self, lane: Place, now_s: float) -> bool:
         """Wait for an engine of ours that is not loaded, if it can be: it was chosen with its loading in mind."""
-        if lane is None or self._effects.ready(lane) or not self._effects.want(self, lane, now_s):
+        if self._effects.ready(lane) or not self._effects.want(self, lane, now_s):
             return False
         self.order.remove(lane)
         self.wanted = lane

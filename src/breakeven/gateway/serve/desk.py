@@ -12,8 +12,7 @@ import msgspec
 
 from breakeven.gateway.experiment import assign
 from breakeven.gateway.guard import HedgeBudget
-from breakeven.gateway.keys.entry import KeyEntry
-from breakeven.gateway.keys.store import Keys
+from breakeven.gateway.keys.entry import KeyEntry, Keys
 from breakeven.gateway.keys.windows import Windows
 from breakeven.gateway.plan.model import ENDPOINTS, GatewayPlan, PolicyPlan
 from breakeven.gateway.route.choose import choose
@@ -169,8 +168,8 @@ class Desk:
                 return
             spent = self.windows.spend(client.slot, entry.limits, unix_s, tokens, usd)
         forward = Forward(self, request, responder, client, asked, ask, policy, choice)
-        course = forward.course([self.lanes[index] for index in choice.order])
-        order = course.order
+        order = [self.lanes[index] for index in choice.order]
+        course: Course[Lane, Leg] = Course(forward, order, policy.attempts, hedges=policy.hedge is not None)
         if policy.policy == NAMED and choice.reason == "only":
             choice.reason = "named"
         if experiments := self.experiments[asked.model]:

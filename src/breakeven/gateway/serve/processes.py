@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from breakeven.errors import BreakevenError
 from breakeven.gateway.keys.budgets import SharedWindows, budget_path, save_budgets
-from breakeven.gateway.keys.entry import KeyEntry
-from breakeven.gateway.keys.store import Keys, follow
+from breakeven.gateway.keys.entry import KeyEntry, Keys
+from breakeven.gateway.keys.store import follow
 from breakeven.gateway.plan.model import GatewayPlan, Limits
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.seen.record import DecisionRecord
