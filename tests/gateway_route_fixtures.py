@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from breakeven.gateway.plan.model import BackendPlan, PolicyPlan
 from breakeven.gateway.route.build import table_of
-from breakeven.gateway.route.speed import Table
+from breakeven.gateway.route.speed import SpeedTable
 from breakeven.gateway.route.view import Ask, Score, View
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
 from breakeven.traffic.workload import Slo
@@ -52,7 +52,7 @@ def policy(name: str = "breakeven", **said: object) -> PolicyPlan:
 
 
 @lru_cache(maxsize=8)
-def real_table(model: str, machine: str = "h100-sxm") -> Table:
+def real_table(model: str, machine: str = "h100-sxm") -> SpeedTable:
     """The table of a catalogued model on a catalogued chip."""
     return table_of(BackendPlan(name=model, url="http://localhost/v1", model=model, machine=machine))
 

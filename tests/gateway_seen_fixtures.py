@@ -11,7 +11,7 @@ from breakeven.gateway.plan.model import BackendPlan, ExperimentPlan, GatewayPla
 from breakeven.gateway.route.view import Score
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
 from breakeven.gateway.seen.snapshot import ArmState, Difference, ExperimentState, Snapshot, snapshot
-from breakeven.gateway.shared.block import Block, Shape
+from breakeven.gateway.shared.block import Shape, SharedBlock
 from breakeven.gateway.shared.layout import (
     RATIO_BOUNDS,
     TIME_BOUNDS_S,
@@ -22,9 +22,9 @@ from breakeven.gateway.shared.layout import (
     Count,
     Global,
     Known,
-    Load,
     State,
-    Usage,
+    UnderWay,
+    Used,
 )
 from breakeven.results.cost import Api, Own, Rented
 from breakeven.traffic.workload import Slo
@@ -76,9 +76,9 @@ def plan() -> GatewayPlan:
     )
 
 
-def block() -> Block:
+def block() -> SharedBlock:
     """Two workers, room for a few more names than are used."""
-    made = Block(Shape(workers=3, backends=5, keys=4, models=2, experiments=2))
+    made = SharedBlock(Shape(workers=3, backends=5, keys=4, models=2, experiments=2))
     for row, up in enumerate((1, 1, -1, -1)):
         made.known.put(0, row, Known.UP, up)
     made.known.put(0, 3, Known.STATE, State.UNLOADED)
@@ -112,7 +112,7 @@ class World:
         self.now_s += seconds
         running = {DENSE: rate * (1 - share) * 2, MOE: rate * share * 2, API: 0.0, "tiny": 0.0}
         for name, row in self.rows.backends.items():
-            self.block.load.put(1, row, Load.IN_FLIGHT, round(running[name]))
+            self.block.load.put(1, row, UnderWay.IN_FLIGHT, round(running[name]))
             if name in (DENSE, MOE):
                 self.block.known.put(0, row, Known.POLLED_S, self.now_s)
                 self.block.known.put(0, row, Known.RUNNING, round(running[name]))
@@ -152,10 +152,10 @@ class World:
         key = self.number % 2
         for grid, entity in ((self.block.key_usage, key), (self.block.model_usage, 0)):
             mine = grid.mine(worker)
-            mine[entity * len(Usage) + Usage.REQUESTS] += 1
-            mine[entity * len(Usage) + Usage.PROMPT_TOKENS] += 400
-            mine[entity * len(Usage) + Usage.OUTPUT_TOKENS] += 150
-            mine[entity * len(Usage) + Usage.NANO_USD] += round(usd * 1e9)
+            mine[entity * len(Used) + Used.REQUESTS] += 1
+            mine[entity * len(Used) + Used.PROMPT_TOKENS] += 400
+            mine[entity * len(Used) + Used.OUTPUT_TOKENS] += 150
+            mine[entity * len(Used) + Used.NANO_USD] += round(usd * 1e9)
         other = DENSE if name == MOE else MOE
         record = DecisionRecord(
             id=f"req-{self.number:06d}",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, PolicyPlan
-from breakeven.gateway.shared.block import Block, Shape
+from breakeven.gateway.shared.block import Shape, SharedBlock
 from breakeven.gateway.shared.layout import State
 from breakeven.gateway.swap.effects import Event
 from breakeven.gateway.swap.scheduler import Scheduler
@@ -161,9 +161,9 @@ def plan_of(*backends: BackendPlan, memory_bytes: int | None = None, **rest: Any
     return GatewayPlan(path=None, backends=backends, policies=(policy,), memory_bytes=memory_bytes, **rest)
 
 
-def block_for(plan: GatewayPlan) -> tuple[Block, dict[str, int]]:
+def block_for(plan: GatewayPlan) -> tuple[SharedBlock, dict[str, int]]:
     """The shared block of one worker, and the rows of its backends."""
-    block = Block(Shape(workers=2, backends=8, keys=1, models=1, experiments=1))
+    block = SharedBlock(Shape(workers=2, backends=8, keys=1, models=1, experiments=1))
     return block, {backend.name: row for row, backend in enumerate(plan.backends)}
 
 

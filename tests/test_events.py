@@ -25,10 +25,9 @@ from breakeven.measure.events import (
     RequestDone,
     StudyStarted,
     StudyStopped,
-    Usage,
     read_events,
 )
-from breakeven.wire.reply import ServerTimings
+from breakeven.wire.reply import ServerTimings, Usage
 
 EVENTS: list[Event] = [
     StudyStarted(fingerprint="f", version="0.1", started_at="2026-01-01T00:00:00Z", command="compare", seed=1),

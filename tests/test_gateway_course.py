@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.gateway.serve.course import CLIENT_LEFT, Course, Judgement
-from breakeven.gateway.shared.layout import Count, Load
+from breakeven.gateway.shared.layout import Count, UnderWay
 
 
 class Lane:
@@ -22,7 +22,7 @@ class Lane:
         self.counts: dict[int, int] = {}
 
     def add(self, column: int, by: int) -> None:
-        assert column == Load.QUEUED
+        assert column == UnderWay.QUEUED
         self.queued += by
 
     def counted(self, column: int, by: int = 1) -> None:

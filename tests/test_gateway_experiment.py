@@ -38,8 +38,8 @@ from breakeven.gateway.route.choose import BROKEN
 from breakeven.gateway.route.view import Score
 from breakeven.gateway.seen.log import DecisionLog, log_file
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
-from breakeven.gateway.shared.block import Block, Shape
-from breakeven.gateway.shared.layout import Share
+from breakeven.gateway.shared.block import Shape, SharedBlock
+from breakeven.gateway.shared.layout import Treatment
 from breakeven.stats.moments import NOTHING, Moments
 from breakeven.stats.sequential import difference_of_proportions, margin, proportion
 from tests.cli_fixtures import run_here
@@ -582,24 +582,24 @@ def write(directory: Path, made: list[DecisionRecord], worker: int = 1) -> None:
     log.close()
 
 
-def block() -> Block:
-    return Block(Shape(workers=2, backends=2, keys=1, models=1, experiments=3))
+def block() -> SharedBlock:
+    return SharedBlock(Shape(workers=2, backends=2, keys=1, models=1, experiments=3))
 
 
 def test_workers_are_told_shares_and_stops(tmp_path: Path) -> None:
     shared = block()
     plan = gateway(experiment(share=0.3), experiment(name="canary", kind="canary", steps=STEPS, hold=20))
     running = Experiments(plan, shared, tmp_path, {"try-moe": 2, "canary": 0})
-    assert shared.share.get(0, 2, Share.SHARE) == 0.3
-    assert shared.share.get(0, 0, Share.SHARE) == 0.1
+    assert shared.share.get(0, 2, Treatment.SHARE) == 0.3
+    assert shared.share.get(0, 0, Treatment.SHARE) == 0.1
     write(tmp_path, latencies(random.Random(1), 1500, 0.5))
     write(tmp_path, [arm_record(n, n % 5 == 0, experiment="canary") for n in range(200)], worker=2)
     states = {state.name: state for state in running.step(0.0)}
     assert states["try-moe"].state == "stopped"
     assert states["try-moe"].winner == "moe"
     assert "0.5" in states["try-moe"].reason
-    assert (shared.share.get(0, 2, Share.SHARE), shared.share.get(0, 2, Share.STOPPED)) == (0.0, 1.0)
-    assert (shared.share.get(0, 0, Share.SHARE), shared.share.get(0, 0, Share.STOPPED)) == (0.5, 0.0)
+    assert (shared.share.get(0, 2, Treatment.SHARE), shared.share.get(0, 2, Treatment.STOPPED)) == (0.0, 1.0)
+    assert (shared.share.get(0, 0, Treatment.SHARE), shared.share.get(0, 0, Treatment.STOPPED)) == (0.5, 0.0)
     assert states["canary"].share == 0.5
 
 

@@ -21,8 +21,17 @@ from breakeven.api.gateway import expiry
 from breakeven.cli.main import dispatch
 from breakeven.errors import UserError
 from breakeven.gateway.keys import store
-from breakeven.gateway.keys.entry import LONGEST_S, MOST_AMOUNT, KeyEntry, KeyLimit, limit_text, parse_limit, stamped
-from breakeven.gateway.keys.store import Keys, follow
+from breakeven.gateway.keys.entry import (
+    LONGEST_S,
+    MOST_AMOUNT,
+    KeyEntry,
+    KeyLimit,
+    Keys,
+    limit_text,
+    parse_limit,
+    stamped,
+)
+from breakeven.gateway.keys.store import follow
 from breakeven.traffic.workload import Slo
 
 

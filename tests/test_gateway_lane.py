@@ -16,15 +16,15 @@ from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.route.view import usd_per_s
 from breakeven.gateway.serve.account import usd_of
 from breakeven.gateway.serve.lane import REFRESH_S, STALE_S, Lane, secret_of
-from breakeven.gateway.shared.block import Block, Shape
-from breakeven.gateway.shared.layout import Known, Load, State
+from breakeven.gateway.shared.block import Shape, SharedBlock
+from breakeven.gateway.shared.layout import Known, State, UnderWay
 from breakeven.results.cost import Api, Own, Rented
 
 SHAPE = Shape(workers=4, backends=3, keys=1, models=1, experiments=1)
 SLOT = 2
 
 
-def lane_of(block: Block, worker: int = 1, **fields: object) -> Lane:
+def lane_of(block: SharedBlock, worker: int = 1, **fields: object) -> Lane:
     plan = BackendPlan(name="b", url="http://127.0.0.1:1/v1", **fields)  # type: ignore[arg-type]
     return Lane(0, plan, SLOT, block, worker, Observed(), Limits(), 10)
 
@@ -33,11 +33,11 @@ def lane_of(block: Block, worker: int = 1, **fields: object) -> Lane:
 def test_running_is_ours_everywhere_and_what_others_sent_by_themselves(
     in_flight: list[int], at_poll: int, told: int
 ) -> None:
-    block = Block(SHAPE)
+    block = SharedBlock(SHAPE)
     lane = lane_of(block, slots=16, limit=100)
     for worker, count in enumerate(in_flight, start=1):
-        block.load.put(worker, SLOT, Load.IN_FLIGHT, count)
-        block.load.put(worker, 0, Load.IN_FLIGHT, 999)
+        block.load.put(worker, SLOT, UnderWay.IN_FLIGHT, count)
+        block.load.put(worker, 0, UnderWay.IN_FLIGHT, 999)
     now_s = time.monotonic()
     block.known.put(0, SLOT, Known.POLLED_S, now_s)
     block.known.put(0, SLOT, Known.RUNNING, float(told))
@@ -51,7 +51,7 @@ def test_running_is_ours_everywhere_and_what_others_sent_by_themselves(
 
 
 def test_numbers_that_nobody_renewed_are_stale_and_those_never_told_are_not() -> None:
-    block = Block(SHAPE)
+    block = SharedBlock(SHAPE)
     lane = lane_of(block)
     now_s = time.monotonic()
     assert not lane.refresh(now_s).stale
@@ -60,16 +60,16 @@ def test_numbers_that_nobody_renewed_are_stale_and_those_never_told_are_not() ->
 
 
 def test_other_workers_are_looked_at_again_after_a_moment() -> None:
-    block = Block(SHAPE)
+    block = SharedBlock(SHAPE)
     lane = lane_of(block)
     now_s = time.monotonic()
     assert lane.refresh(now_s).running == 0
-    block.load.put(2, SLOT, Load.IN_FLIGHT, 3)
+    block.load.put(2, SLOT, UnderWay.IN_FLIGHT, 3)
     assert lane.refresh(now_s + 2 * REFRESH_S).running == 3
 
 
 def test_an_engine_that_is_not_loaded_says_how_long_it_would_take() -> None:
-    block = Block(SHAPE)
+    block = SharedBlock(SHAPE)
     lane = lane_of(block)
     now_s = time.monotonic()
     for state, ready, load_s in ((State.READY, True, 0.0), (State.LOADING, False, 7.0), (State.FAILED, False, None)):
@@ -80,7 +80,7 @@ def test_an_engine_that_is_not_loaded_says_how_long_it_would_take() -> None:
 
 
 def test_what_was_learned_is_in_the_view() -> None:
-    block = Block(SHAPE)
+    block = SharedBlock(SHAPE)
     lane = lane_of(block)
     block.known.put(0, SLOT, Known.TTFT_LOG, log(2.0))
     block.known.put(0, SLOT, Known.TPOT_LOG, log(0.5))
@@ -90,7 +90,7 @@ def test_what_was_learned_is_in_the_view() -> None:
 
 
 def test_means_start_with_the_first_value_and_move_slowly() -> None:
-    lane = lane_of(Block(SHAPE))
+    lane = lane_of(SharedBlock(SHAPE))
     usual = lane.output_tokens
     lane.learn_mean(Known.OUTPUT_TOKENS, 100.0)
     assert lane.output_tokens == 100.0 != usual
@@ -100,17 +100,17 @@ def test_means_start_with_the_first_value_and_move_slowly() -> None:
 
 def test_an_api_is_paid_by_the_token_and_cached_ones_cost_less() -> None:
     price = Api(usd_per_mtok_input=1.0, usd_per_mtok_output=10.0, usd_per_mtok_cached_input=0.1)
-    lane = lane_of(Block(SHAPE), price=price)
+    lane = lane_of(SharedBlock(SHAPE), price=price)
     assert usd_of(lane, 1000, 0, 100, 3) == pytest.approx(1000e-6 + 1000e-6)
     assert usd_of(lane, 1000, 400, 100, 3) == pytest.approx(600e-6 + 40e-6 + 1000e-6)
 
 
 def test_a_machine_is_paid_by_the_second_it_is_held_up() -> None:
-    lane = lane_of(Block(SHAPE), price=Rented(usd_per_hour=3.6))
+    lane = lane_of(SharedBlock(SHAPE), price=Rented(usd_per_hour=3.6))
     alone = usd_of(lane, 100, 0, 10, 0)
     assert alone == pytest.approx(0.001 * lane.view.speed.added_s(100, 10, 0, 105))
     assert usd_of(lane, 100, 0, 10, 9) < alone
-    assert usd_of(lane_of(Block(SHAPE)), 100, 0, 10, 0) == 0.0
+    assert usd_of(lane_of(SharedBlock(SHAPE)), 100, 0, 10, 0) == 0.0
 
 
 def test_a_bought_machine_costs_its_purchase_its_upkeep_and_its_power() -> None:

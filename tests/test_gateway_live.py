@@ -17,7 +17,7 @@ from breakeven.gateway.live.admin import admin_handler
 from breakeven.gateway.plan.model import Limits
 from breakeven.gateway.seen.metrics import render
 from breakeven.gateway.seen.record import Attempt
-from breakeven.gateway.shared.layout import Count, Global, Known, Load, State
+from breakeven.gateway.shared.layout import Count, Global, Known, State, UnderWay
 from breakeven.wire.listen import open_sockets
 from breakeven.wire.message import Request, Responder
 from breakeven.wire.server import HttpServer
@@ -183,8 +183,8 @@ async def test_a_gateway_that_is_away_or_started_again_loses_nothing(browser: Br
 async def test_breakers_engines_and_warnings_are_said(browser: Browser) -> None:
     world = World()
     world.warnings = ["A warning with <b>markup</b> in it."]
-    world.block.load.put(1, 2, Load.BREAKER, 2)
-    world.block.load.put(1, 0, Load.IN_FLIGHT, 64)
+    world.block.load.put(1, 2, UnderWay.BREAKER, 2)
+    world.block.load.put(1, 0, UnderWay.IN_FLIGHT, 64)
     world.block.known.put(0, 3, Known.STATE, State.LOADING)
     world.block.known.put(0, 3, Known.PROGRESS, 0.42)
     world.block.worker.put(1, 0, 1, 12)

@@ -14,8 +14,8 @@ from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan, Po
 from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.serve import lane as lane_module
 from breakeven.gateway.serve.desk import Desk, Front
-from breakeven.gateway.shared.block import Block, Shape
-from breakeven.gateway.shared.layout import Known, Load, Rows, State
+from breakeven.gateway.shared.block import Shape, SharedBlock
+from breakeven.gateway.shared.layout import Known, Rows, State, UnderWay
 from breakeven.wire.message import Headers, Request
 
 BODY = {"model": "local", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
@@ -57,7 +57,7 @@ def _told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def asked(
     behaviour: str, *, stream: bool = True, comes: bool = True, wait_s: float = 20.0
-) -> tuple[Client, Block]:
+) -> tuple[Client, SharedBlock]:
     """One request for a model that is being loaded, and that then answers with `behaviour`, or never comes."""
     plan = GatewayPlan(
         path=None,
@@ -65,7 +65,7 @@ async def asked(
         policies=(PolicyPlan(model="chat", backends=("local",)),),
         maximum_wait_s=wait_s,
     )
-    block = Block(Shape(workers=2, backends=1, keys=1, models=2, experiments=1))
+    block = SharedBlock(Shape(workers=2, backends=1, keys=1, models=2, experiments=1))
     rows = Rows({"local": 0}, {"": 0}, {"chat": 0, "local": 1}, {})
     block.known.put(0, 0, Known.STATE, State.LOADING)
     block.known.put(0, 0, Known.LOAD_S, 1.0)
@@ -76,7 +76,7 @@ async def asked(
         body = json.dumps({**BODY, "stream": stream}).encode()
         headers = ((b"host", b"127.0.0.1"), (b"content-type", b"application/json"))
         Front(desk).handle(Request("POST", "/v1/chat/completions", "", headers, body, "127.0.0.1", 1), client)  # type: ignore[arg-type]
-        assert block.load.total(0, Load.WANTED) == 1
+        assert block.load.total(0, UnderWay.WANTED) == 1
         if comes:
             if stream:
                 while not client.said:
@@ -95,7 +95,7 @@ async def test_a_stream_hears_how_far_loading_is_and_then_its_answer() -> None:
     assert client.status == 200
     assert client.said.startswith(b": loading local, 40 %\n\n")
     assert b"data: [DONE]" in client.said
-    assert block.load.total(0, Load.WANTED) == block.load.total(0, Load.IN_FLIGHT) == 0
+    assert block.load.total(0, UnderWay.WANTED) == block.load.total(0, UnderWay.IN_FLIGHT) == 0
 
 
 async def test_an_error_after_the_promise_is_an_event_of_the_stream() -> None:
@@ -115,4 +115,4 @@ async def test_an_answer_in_one_piece_waits_in_silence() -> None:
 async def test_an_engine_that_does_not_come_in_time_is_told() -> None:
     client, block = await asked("ok", stream=False, comes=False, wait_s=0.05)
     assert client.status == 503
-    assert block.load.total(0, Load.WANTED) == 0
+    assert block.load.total(0, UnderWay.WANTED) == 0

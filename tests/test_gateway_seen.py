@@ -29,8 +29,8 @@ from breakeven.gateway.seen.metrics import (
 )
 from breakeven.gateway.seen.record import Attempt
 from breakeven.gateway.seen.snapshot import standing_usd_per_hour
-from breakeven.gateway.shared.block import Block, Shape
-from breakeven.gateway.shared.layout import Count, Global, Known, Load, State, Usage
+from breakeven.gateway.shared.block import Shape, SharedBlock
+from breakeven.gateway.shared.layout import Count, Global, Known, State, UnderWay, Used
 from breakeven.results.cost import Own, Rented
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -86,7 +86,7 @@ def test_histograms_count_what_was_timed(world: World) -> None:
 
 
 def test_states_of_backends_are_shown(world: World) -> None:
-    world.block.load.put(1, 1, Load.BREAKER, 2)
+    world.block.load.put(1, 1, UnderWay.BREAKER, 2)
     world.block.known.put(0, 3, Known.STATE, State.LOADING)
     world.block.known.put(0, 3, Known.PROGRESS, 0.4)
     world.block.known.put(0, 0, Known.TTFT_LOG, math.log(2))
@@ -111,13 +111,13 @@ def test_label_values_come_from_the_plan_alone(world: World) -> None:
 
 @given(st.dictionaries(st.text(max_size=8), st.integers(0, 1000), max_size=3 * MOST_KEYS))
 def test_keys_are_bounded_and_nothing_is_lost(requests: dict[str, int]) -> None:
-    totals = {name: [float(number)] + [0.0] * (len(Usage) - 1) for name, number in requests.items()}
+    totals = {name: [float(number)] + [0.0] * (len(Used) - 1) for name, number in requests.items()}
     lines = bounded(totals)
     assert len(lines) <= MOST_KEYS + 1
-    assert sum(total[Usage.REQUESTS] for _, total in lines) == sum(requests.values())
+    assert sum(total[Used.REQUESTS] for _, total in lines) == sum(requests.values())
     if len(requests) > MOST_KEYS:
         assert lines[-1][0] == OTHER
-        least = min(total[Usage.REQUESTS] for _, total in lines[:-1])
+        least = min(total[Used.REQUESTS] for _, total in lines[:-1])
         named = {name for name, _ in lines[:-1]}
         assert all(number <= least for name, number in requests.items() if name not in named)
 
@@ -142,14 +142,14 @@ def test_metrics_of_hundreds_of_backends_stay_bounded() -> None:
     world = World()
     backends = tuple(BackendPlan(name=f"b{i}", url="http://127.0.0.1:1/v1") for i in range(300))
     world.plan = replace(world.plan, backends=backends)
-    world.block = Block(Shape(workers=3, backends=300, keys=4, models=2, experiments=2))
+    world.block = SharedBlock(Shape(workers=3, backends=300, keys=4, models=2, experiments=2))
     world.rows = Named(backends={f"b{i}": i for i in range(300)})
     assert len(render(world.block, world.plan, world.rows)) < 300 * 16_000
 
 
 def test_snapshot_says_what_the_block_says_and_no_prompt(world: World) -> None:
-    world.block.load.put(1, 0, Load.BREAKER, 1)
-    world.block.load.put(2, 0, Load.BREAKER, 2)
+    world.block.load.put(1, 0, UnderWay.BREAKER, 1)
+    world.block.load.put(2, 0, UnderWay.BREAKER, 2)
     world.block.everywhere.put(0, 0, Global.DRAINING, 1)
     world.recent[0].model = "m" * 100_000
     shown = world.snapshot()

@@ -29,7 +29,7 @@ from breakeven.gateway.route.speed import (
     OBSERVED_BOUND,
     WIDTH_MOST,
     Observed,
-    Table,
+    SpeedTable,
     bound_of,
     corrected,
     healed,
@@ -116,11 +116,11 @@ def test_a_full_engine_keeps_a_request_waiting_for_a_place() -> None:
     assert table.tpot_s(9, 700) == table.tpot_s(4, 700)
 
 
-def table_of_slots(slots: int) -> Table:
+def table_of_slots(slots: int) -> SpeedTable:
     made = speed_of(
         BackendPlan(name="b", url="http://localhost/v1", model="llama-3.2-1b", machine="apple-m2-pro", slots=slots)
     )
-    assert isinstance(made, Table)
+    assert isinstance(made, SpeedTable)
     return made
 
 
@@ -161,7 +161,7 @@ def test_where_speeds_come_from() -> None:
     assert isinstance(speed_of(plain), Observed)
     local = BackendPlan(name="l", local=LocalPlan(model="llama-3.2-1b", slots=2), machine="apple-m2-pro")
     made = speed_of(local)
-    assert isinstance(made, Table)
+    assert isinstance(made, SpeedTable)
     assert made.places(100) == 2
     with pytest.raises(UserError, match=r"backend x: .*no-such-model"):
         speed_of(BackendPlan(name="x", url="http://localhost/v1", model="no-such-model", machine="h100-sxm"))

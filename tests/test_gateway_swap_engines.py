@@ -22,7 +22,7 @@ from breakeven.engines.start import start, weights_of
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan
 from breakeven.gateway.plan.origins import READER_SLO, plan_of_models
-from breakeven.gateway.shared.layout import Count, Known, Load, State
+from breakeven.gateway.shared.layout import Count, Known, State, UnderWay
 from breakeven.gateway.swap.effects import Engines, Event, Failed, Loaded, Unloaded, scrubbed
 from breakeven.gateway.swap.needs import check_local, local_backends, needs_of, threads_of
 from breakeven.gateway.swap.prepare import prepare
@@ -101,14 +101,14 @@ def test_cells_tell_what_happens(pair: GatewayPlan) -> None:
     assert w.known("dense", Known.LOAD_S) == 0.0
     assert w.known("moe", Known.LOAD_S) > 0.0
 
-    w.block.load.put(1, w.rows["moe"], Load.WANTED, 2)
-    w.block.load.put(1, w.rows["dense"], Load.IN_FLIGHT, 1)
+    w.block.load.put(1, w.rows["moe"], UnderWay.WANTED, 2)
+    w.block.load.put(1, w.rows["dense"], UnderWay.IN_FLIGHT, 1)
     w.pass_s(61.0)
     w.pass_s(61.0)
     assert w.state("dense") is State.DRAINING
     w.pass_s(10.0)
     assert w.effects.unloads == []
-    w.block.load.put(1, w.rows["dense"], Load.IN_FLIGHT, 0)
+    w.block.load.put(1, w.rows["dense"], UnderWay.IN_FLIGHT, 0)
     w.pass_s(0.0)
     assert w.effects.unloads == ["dense"]
     w.effects.tell(Unloaded("dense"))
@@ -256,14 +256,14 @@ def test_two_real_engines_swap_within_memory(
             (engine,) = engines_below()
             assert "canary-5d1f" not in json.dumps(engine.environ())
             assert engine.environ()["OMP_WAIT_POLICY"] == "PASSIVE"
-            block.load.put(1, rows["moe"], Load.WANTED, 3)
+            block.load.put(1, rows["moe"], UnderWay.WANTED, 3)
             await until(lambda: state("moe") is State.READY)
-            block.load.put(1, rows["moe"], Load.WANTED, 0)
+            block.load.put(1, rows["moe"], UnderWay.WANTED, 0)
             await answers("moe")
             assert state("dense") is State.UNLOADED
-            block.load.put(1, rows["dense"], Load.WANTED, 1)
+            block.load.put(1, rows["dense"], UnderWay.WANTED, 1)
             await until(lambda: state("dense") is State.READY)
-            block.load.put(1, rows["dense"], Load.WANTED, 0)
+            block.load.put(1, rows["dense"], UnderWay.WANTED, 0)
             await answers("dense")
         finally:
             task.cancel()

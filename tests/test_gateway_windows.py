@@ -22,8 +22,8 @@ from breakeven.gateway.keys.budgets import SharedWindows, budget_path, load_budg
 from breakeven.gateway.keys.entry import KeyEntry, KeyLimit, parse_limit, stamped
 from breakeven.gateway.keys.windows import BUCKETS, OwnRow, Windows, put_row, row_buckets, row_sum
 from breakeven.gateway.plan.model import Redis
-from breakeven.gateway.shared.block import Block, Shape
-from breakeven.gateway.shared.layout import Usage
+from breakeven.gateway.shared.block import Shape, SharedBlock
+from breakeven.gateway.shared.layout import Used
 
 SHAPE = Shape(workers=4, backends=1, keys=3, models=1, experiments=1)
 DAY = 1_700_000_000.0
@@ -33,7 +33,7 @@ def limits_of(*texts: str, key: str = "anna") -> tuple[KeyLimit, ...]:
     return tuple(stamped(parse_limit(text), key) for text in texts)
 
 
-def worker_of(block: Block, worker: int) -> Windows:
+def worker_of(block: SharedBlock, worker: int) -> Windows:
     return Windows(block, worker)
 
 
@@ -41,7 +41,7 @@ def worker_of(block: Block, worker: int) -> Windows:
 
 
 def test_a_limit_is_reached_and_the_window_frees_it() -> None:
-    windows, limits = worker_of(Block(SHAPE), 1), limits_of("3 requests/min")
+    windows, limits = worker_of(SharedBlock(SHAPE), 1), limits_of("3 requests/min")
     for _ in range(3):
         assert windows.refused(0, limits, DAY) is None
         windows.spend(0, limits, DAY)
@@ -57,7 +57,7 @@ def test_a_limit_is_reached_and_the_window_frees_it() -> None:
 
 
 def test_what_is_expected_is_held_and_what_was_taken_is_counted() -> None:
-    windows, limits = worker_of(Block(SHAPE), 1), limits_of("1000 tokens/min", "1 usd/day")
+    windows, limits = worker_of(SharedBlock(SHAPE), 1), limits_of("1000 tokens/min", "1 usd/day")
     spent = windows.spend(0, limits, DAY, 900, 0.1)
     refusal = windows.refused(0, limits, DAY, 200)
     assert refusal is not None
@@ -75,7 +75,7 @@ def test_what_is_expected_is_held_and_what_was_taken_is_counted() -> None:
 
 
 def test_a_request_above_the_limit_by_itself_is_told_so() -> None:
-    windows, limits = worker_of(Block(SHAPE), 1), limits_of("1000 tokens/min")
+    windows, limits = worker_of(SharedBlock(SHAPE), 1), limits_of("1000 tokens/min")
     refusal = windows.refused(0, limits, DAY, 1001)
     assert refusal is not None
     assert refusal.retry_after_s is None
@@ -83,7 +83,7 @@ def test_a_request_above_the_limit_by_itself_is_told_so() -> None:
 
 
 def test_a_request_never_sent_is_not_counted() -> None:
-    windows, limits = worker_of(Block(SHAPE), 1), limits_of("1 requests/min", "10 tokens/min")
+    windows, limits = worker_of(SharedBlock(SHAPE), 1), limits_of("1 requests/min", "10 tokens/min")
     spent = windows.spend(0, limits, DAY, 10)
     assert windows.refused(0, limits, DAY) is not None
     windows.settle(spent, DAY, requests=0)
@@ -91,7 +91,7 @@ def test_a_request_never_sent_is_not_counted() -> None:
 
 
 def test_a_key_without_limits_costs_nothing() -> None:
-    block = Block(SHAPE)
+    block = SharedBlock(SHAPE)
     windows = worker_of(block, 1)
     assert windows.refused(0, (), DAY) is None
     assert windows.spend(0, (), DAY) is None
@@ -100,7 +100,7 @@ def test_a_key_without_limits_costs_nothing() -> None:
 
 
 def test_a_correction_after_the_bucket_has_gone_never_makes_the_window_negative() -> None:
-    windows, limits = worker_of(Block(SHAPE), 1), limits_of("1000 tokens/min")
+    windows, limits = worker_of(SharedBlock(SHAPE), 1), limits_of("1000 tokens/min")
     spent = windows.spend(0, limits, DAY, 900)
     windows.settle(spent, DAY + 300, 100)
     refusal = windows.refused(0, limits, DAY + 300, 1001)
@@ -129,7 +129,7 @@ EVENTS = st.lists(
 @settings(max_examples=150, deadline=None)
 def test_never_more_than_the_limit_in_any_window(events: list[tuple[float, int, int, int, float]], most: int) -> None:
     """Three workers; requests that reserve an estimate and settle for no more than it some time later."""
-    block = Block(SHAPE)
+    block = SharedBlock(SHAPE)
     workers = {k: worker_of(block, k) for k in (1, 2, 3)}
     limits = (stamped(KeyLimit("requests", 7, 60.0), "anna"), stamped(KeyLimit("tokens", most, 60.0), "anna"))
     now_s, began, under_way = DAY, [], []
@@ -153,7 +153,7 @@ def test_never_more_than_the_limit_in_any_window(events: list[tuple[float, int, 
 @given(gaps=st.lists(st.floats(0.0, 30.0), min_size=1, max_size=60))
 @settings(max_examples=100, deadline=None)
 def test_nobody_is_held_back_more_than_a_fifteenth_too_long(gaps: list[float]) -> None:
-    windows, limits = worker_of(Block(SHAPE), 1), limits_of("5 requests/min")
+    windows, limits = worker_of(SharedBlock(SHAPE), 1), limits_of("5 requests/min")
     now_s, began = DAY, []
     for gap_s in gaps:
         now_s += gap_s
@@ -170,7 +170,7 @@ def test_nobody_is_held_back_more_than_a_fifteenth_too_long(gaps: list[float]) -
 )
 @settings(max_examples=150, deadline=None)
 def test_a_row_is_summed_as_its_buckets_are(amounts: list[tuple[int, int]], look: int) -> None:
-    block, stamp = Block(SHAPE), 77
+    block, stamp = SharedBlock(SHAPE), 77
     row = OwnRow(block.windows.cells, 0, stamp, 15.0, DAY)
     truth: dict[int, int] = {}
     now_s = DAY
@@ -190,7 +190,7 @@ def test_a_row_is_summed_as_its_buckets_are(amounts: list[tuple[int, int]], look
 
 
 def test_a_clock_set_back_changes_nothing() -> None:
-    windows, limits = worker_of(Block(SHAPE), 1), limits_of("1 requests/min")
+    windows, limits = worker_of(SharedBlock(SHAPE), 1), limits_of("1 requests/min")
     windows.spend(0, limits, DAY)
     assert windows.refused(0, limits, DAY - 3600) is not None
     windows.spend(0, limits, DAY - 3600)
@@ -203,7 +203,7 @@ def test_a_clock_set_back_changes_nothing() -> None:
 
 
 def test_workers_see_each_other_and_only_the_same_key() -> None:
-    block, limits = Block(SHAPE), limits_of("2 requests/min")
+    block, limits = SharedBlock(SHAPE), limits_of("2 requests/min")
     first, second = worker_of(block, 1), worker_of(block, 2)
     first.spend(0, limits, DAY)
     second.spend(0, limits, DAY)
@@ -214,7 +214,7 @@ def test_workers_see_each_other_and_only_the_same_key() -> None:
 
 
 def test_a_dead_worker_s_spending_is_kept_and_its_streams_are_freed() -> None:
-    block, limits = Block(SHAPE), limits_of("3 requests/min", "9 usd/day")
+    block, limits = SharedBlock(SHAPE), limits_of("3 requests/min", "9 usd/day")
     for worker in (1, 2):
         windows = worker_of(block, worker)
         windows.spend(0, limits, DAY + worker, 0, 4e-9)
@@ -228,11 +228,11 @@ def test_a_dead_worker_s_spending_is_kept_and_its_streams_are_freed() -> None:
     refusal = third.refused(0, limits, DAY + 3)
     assert refusal is not None
     assert refusal.used == 3
-    assert block.key_usage.total(0, Usage.STREAMS) == 0
+    assert block.key_usage.total(0, Used.STREAMS) == 0
 
 
 def test_streams_are_counted_over_workers() -> None:
-    block = Block(SHAPE)
+    block = SharedBlock(SHAPE)
     first, second = worker_of(block, 1), worker_of(block, 2)
     assert first.open_stream(1, 2)
     assert second.open_stream(1, 2)
@@ -246,7 +246,7 @@ def test_streams_are_counted_over_workers() -> None:
     assert not any(block.key_usage.cells)
 
 
-def _ask_often(block: Block, worker: int, limits: tuple[KeyLimit, ...]) -> None:
+def _ask_often(block: SharedBlock, worker: int, limits: tuple[KeyLimit, ...]) -> None:
     windows, admitted = worker_of(block, worker), 0
     for _ in range(2000):
         if windows.refused(0, limits, time.time()) is None:
@@ -256,7 +256,7 @@ def _ask_often(block: Block, worker: int, limits: tuple[KeyLimit, ...]) -> None:
 
 
 def test_processes_at_once_keep_one_limit() -> None:
-    block, limits = Block(SHAPE), limits_of("900 requests/day")
+    block, limits = SharedBlock(SHAPE), limits_of("900 requests/day")
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_ask_often, args=(block, worker, limits)) for worker in (1, 2, 3)]
     for process in processes:
@@ -279,7 +279,7 @@ def entry_of(name: str, *texts: str) -> KeyEntry:
     return KeyEntry(name=name, id=name, digest=bytes(32), limits=limits_of(*texts, key=name))
 
 
-def used(block: Block, slot: int, entry: KeyEntry, which: int = 0) -> int:
+def used(block: SharedBlock, slot: int, entry: KeyEntry, which: int = 0) -> int:
     refusal = worker_of(block, 3).refused(slot, (entry.limits[which],), time.time(), 10**16, 1e7)
     if refusal is None:
         return 0
@@ -290,7 +290,7 @@ def test_budgets_survive_a_restart_and_a_move_of_rows(tmp_path: Path) -> None:
     path = budget_path(tmp_path / "keys.json")
     assert path.name == "keys.budgets.json"
     anna, bert = entry_of("anna", "10 usd/day"), entry_of("bert", "500 tokens/hour")
-    before = Block(SHAPE)
+    before = SharedBlock(SHAPE)
     machine = load_budgets(path, before, [anna, bert], {"anna": 0, "bert": 1})
     now_s = time.time()
     worker_of(before, 1).spend(0, anna.limits, now_s, 0, 3.0)
@@ -298,27 +298,27 @@ def test_budgets_survive_a_restart_and_a_move_of_rows(tmp_path: Path) -> None:
     worker_of(before, 2).spend(1, bert.limits, now_s, 123)
     save_budgets(path, before, [anna, bert], {"anna": 0, "bert": 1}, machine)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    after = Block(SHAPE)
+    after = SharedBlock(SHAPE)
     assert load_budgets(path, after, [bert, anna], {"anna": 2, "bert": 0}) == machine
     assert used(after, 2, anna) == 4 * 10**9
     assert used(after, 0, bert) == 123
     # Saved again without anything new, nothing is counted twice.
     save_budgets(path, after, [bert, anna], {"anna": 2, "bert": 0}, machine)
-    third = Block(SHAPE)
+    third = SharedBlock(SHAPE)
     load_budgets(path, third, [anna], {"anna": 0})
     assert used(third, 0, anna) == 4 * 10**9
 
 
 def test_old_spending_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, anna, now_s = tmp_path / "b.json", entry_of("anna", "4 requests/min"), time.time()
-    block = Block(SHAPE)
+    block = SharedBlock(SHAPE)
     for _ in range(4):
         worker_of(block, 1).spend(0, anna.limits, now_s)
     monkeypatch.setattr(time, "time", lambda: now_s)
     save_budgets(path, block, [anna], {"anna": 0}, "m")
     for later_s, refused in ((1.0, True), (59.0, True), (70.0, False)):
         monkeypatch.setattr(time, "time", lambda later_s=later_s: now_s + later_s)
-        after = Block(SHAPE)
+        after = SharedBlock(SHAPE)
         load_budgets(path, after, [anna], {"anna": 0})
         assert (worker_of(after, 1).refused(0, anna.limits, time.time()) is not None) is refused
 
@@ -328,7 +328,7 @@ def test_a_damaged_budget_file_is_told(tmp_path: Path) -> None:
     for content in (b"{", b"[]", b'{"schema":"x","saved_s":1,"machine":"m","spent":[]}'):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"b\.json.*delete it"):
-            load_budgets(path, Block(SHAPE), [], {})
+            load_budgets(path, SharedBlock(SHAPE), [], {})
 
 
 # Other machines.
@@ -378,7 +378,7 @@ class Machine:
     """A gateway of one worker that shares its limits."""
 
     def __init__(self, name: str, *entries: KeyEntry) -> None:
-        self.block, self.said = Block(SHAPE), []  # type: ignore[var-annotated]
+        self.block, self.said = SharedBlock(SHAPE), []  # type: ignore[var-annotated]
         self.slots = {entry.name: k for k, entry in enumerate(entries)}
         # A slow test machine is not a Redis that is away.
         self.shared = SharedWindows(Redis(timeout_s=5.0), self.block, name, self.said.append)
@@ -520,16 +520,16 @@ def test_an_address_that_is_none_is_told_without_repeating_it(monkeypatch: pytes
     pytest.importorskip("redis", reason="the redis package is not installed (breakeven[scale])")
     monkeypatch.delenv("BREAKEVEN_REDIS_URL", raising=False)
     with pytest.raises(UserError, match="BREAKEVEN_REDIS_URL holds no address"):
-        SharedWindows(Redis(), Block(SHAPE), "m", print)
+        SharedWindows(Redis(), SharedBlock(SHAPE), "m", print)
     monkeypatch.setenv("BREAKEVEN_REDIS_URL", "http://:canary@host")
     with pytest.raises(UserError, match="redis://HOST") as caught:
-        SharedWindows(Redis(), Block(SHAPE), "m", print)
+        SharedWindows(Redis(), SharedBlock(SHAPE), "m", print)
     assert "canary" not in str(caught.value)
 
 
 def test_rows_are_whole_while_they_are_rewritten() -> None:
     """A reader never takes another limit's row for its own, and a row put anew keeps its stamp throughout."""
-    block = Block(SHAPE)
+    block = SharedBlock(SHAPE)
     put_row(block.windows.cells, 0, 5, 100, {100: 3, 84: 9})
     assert row_sum(block.windows.cells, 0, 5, 100) == 3, "bucket 84 is outside the ring"
     put_row(block.windows.cells, 0, 6, 100, {})

@@ -9,28 +9,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.gateway.shared.block import Block, Shape, Slots
-from breakeven.gateway.shared.layout import Count, Known, Load
+from breakeven.gateway.shared.block import Shape, SharedBlock, Slots
+from breakeven.gateway.shared.layout import Count, Known, UnderWay
 
 SHAPE = Shape(workers=3, backends=4, keys=2, models=2, experiments=1)
 
 
 def test_what_a_child_writes_its_parent_reads() -> None:
-    block = Block(SHAPE)
+    block = SharedBlock(SHAPE)
     child = os.fork()
     if child == 0:
-        block.load.mine(1)[2 * block.load.columns + Load.IN_FLIGHT] = 7
+        block.load.mine(1)[2 * block.load.columns + UnderWay.IN_FLIGHT] = 7
         block.known.put(0, 3, Known.RUNNING, 2.5)
         os._exit(0)
     os.waitpid(child, 0)
-    assert block.load.total(2, Load.IN_FLIGHT) == 7
+    assert block.load.total(2, UnderWay.IN_FLIGHT) == 7
     assert block.known.get(0, 3, Known.RUNNING) == 2.5
-    assert block.load.total(1, Load.IN_FLIGHT) == 0
+    assert block.load.total(1, UnderWay.IN_FLIGHT) == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 1000)), max_size=40))
 def test_totals_are_sums_over_workers(writes: list[tuple[int, int, int]]) -> None:
-    block = Block(SHAPE)
+    block = SharedBlock(SHAPE)
     for worker, backend, value in writes:
         block.count.mine(worker)[backend * block.count.columns + Count.OK] += value
     for backend in range(4):
@@ -38,14 +38,14 @@ def test_totals_are_sums_over_workers(writes: list[tuple[int, int, int]]) -> Non
 
 
 def test_a_dead_worker_counts_on_but_has_nothing_under_way() -> None:
-    block = Block(SHAPE)
+    block = SharedBlock(SHAPE)
     block.count.put(1, 0, Count.REQUESTS, 5)
-    block.load.put(1, 0, Load.IN_FLIGHT, 2)
+    block.load.put(1, 0, UnderWay.IN_FLIGHT, 2)
     block.windows.put(1, 0, 1, 9)
     block.retire(1)
     assert block.count.total(0, Count.REQUESTS) == 5
     assert block.count.get(1, 0, Count.REQUESTS) == 0
-    assert block.load.total(0, Load.IN_FLIGHT) == 0
+    assert block.load.total(0, UnderWay.IN_FLIGHT) == 0
 
 
 def test_names_keep_their_rows_and_too_many_are_refused() -> None:

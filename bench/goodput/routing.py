@@ -15,7 +15,16 @@ from bench.goodput.cases import LONGEST_ANSWER, LONGEST_PROMPT, Place, steps_of
 from breakeven.forecast.simulator.state import Jobs, Requests
 from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.route.build import table_from
-from breakeven.gateway.route.speed import USUAL_OUTPUT, Observed, Table, bound_of, corrected, healed, peaked, widened
+from breakeven.gateway.route.speed import (
+    USUAL_OUTPUT,
+    Observed,
+    SpeedTable,
+    bound_of,
+    corrected,
+    healed,
+    peaked,
+    widened,
+)
 from breakeven.gateway.route.view import Score, Speed, view_of
 from breakeven.gateway.serve.account import LEAST_GAPS
 from breakeven.gateway.serve.poll import HEAL_S, POLL_S
@@ -39,8 +48,8 @@ class Known:
         else:
             steps, batching = steps_of(place.model, place.machine, context)
             made = table_from(steps, batching, LONGEST_PROMPT + LONGEST_ANSWER)
-            speed = object.__new__(Table)
-            for slot in Table.__slots__:
+            speed = object.__new__(SpeedTable)
+            for slot in SpeedTable.__slots__:
                 setattr(speed, slot, getattr(made, slot))
             slots = batching.max_sequences
         plan = BackendPlan(

@@ -37,7 +37,7 @@ LONGEST_DIGITS = 9
 
 State = Literal["closed", "half_open", "open"]
 CODES: dict[State, int] = {"closed": 0, "half_open": 1, "open": 2}
-"""As `Load.BREAKER` has them."""
+"""As `UnderWay.BREAKER` has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

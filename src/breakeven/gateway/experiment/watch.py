@@ -20,8 +20,8 @@ from breakeven.gateway.plan.model import ExperimentPlan, GatewayPlan
 from breakeven.gateway.seen.read_log import Follower
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.seen.snapshot import ExperimentState
-from breakeven.gateway.shared.block import Block
-from breakeven.gateway.shared.layout import Share
+from breakeven.gateway.shared.block import SharedBlock
+from breakeven.gateway.shared.layout import Treatment
 
 STATE_FILE = "experiments.json"
 STATE_SCHEMA = "breakeven.experiment_state/1"
@@ -70,15 +70,15 @@ def read_state(directory: Path) -> StateFile | None:
 class Experiments:
     """All experiments of a plan. `step` now and then; `save` at the end.
 
-    `slots`: rows of `Block.share` by experiment name; None: by their order in the plan. `block` None: nothing is told
-    to workers. With `keep` the state is saved beside the log every few seconds and when something changes; a restart
-    continues from it, and from the first line that is not in it.
+    `slots`: rows of `SharedBlock.share` by experiment name; None: by their order in the plan. `block` None: nothing is
+    told to workers. With `keep` the state is saved beside the log every few seconds and when something changes; a
+    restart continues from it, and from the first line that is not in it.
     """
 
     def __init__(
         self,
         plan: GatewayPlan,
-        block: Block | None,
+        block: SharedBlock | None,
         log_directory: Path | None,
         slots: Mapping[str, int] | None = None,
         *,
@@ -176,8 +176,8 @@ class Experiments:
             return
         for name, experiment in self._plans.items():
             row = self._slots[name]
-            self._block.share.put(0, row, Share.SHARE, self._share(experiment))
-            self._block.share.put(0, row, Share.STOPPED, float(self._saved[name].state != "running"))
+            self._block.share.put(0, row, Treatment.SHARE, self._share(experiment))
+            self._block.share.put(0, row, Treatment.STOPPED, float(self._saved[name].state != "running"))
 
     def _state(self, experiment: ExperimentPlan) -> ExperimentState:
         saved = self._saved[experiment.name]

@@ -29,7 +29,7 @@ from breakeven.gateway.keys.entry import KeyEntry, KeyLimit
 from breakeven.gateway.keys.store import replace_file
 from breakeven.gateway.keys.windows import BUCKETS, number, put_row, row_buckets
 from breakeven.gateway.plan.model import Redis
-from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import WINDOW_COLUMNS
 
 SCHEMA = "breakeven.key_budgets/1"
@@ -54,7 +54,7 @@ def budget_path(keys: Path) -> Path:
     return keys.with_name(f"{keys.stem}.budgets.json")
 
 
-def load_budgets(path: Path, block: Block, entries: Iterable[KeyEntry], slots: Mapping[str, int]) -> str:
+def load_budgets(path: Path, block: SharedBlock, entries: Iterable[KeyEntry], slots: Mapping[str, int]) -> str:
     """Put what was saved into row 0 and return this machine's name for others. `slots`: rows by key's name.
 
     Without a file everything starts at 0. Call it before workers exist. Raises UserError for a file that is damaged.
@@ -81,7 +81,9 @@ def load_budgets(path: Path, block: Block, entries: Iterable[KeyEntry], slots: M
     return file.machine
 
 
-def save_budgets(path: Path, block: Block, entries: Iterable[KeyEntry], slots: Mapping[str, int], machine: str) -> None:
+def save_budgets(
+    path: Path, block: SharedBlock, entries: Iterable[KeyEntry], slots: Mapping[str, int], machine: str
+) -> None:
     """Write what the windows hold now, of all this machine's workers. Raises UserError when it cannot be written."""
     now_s = time.time()
     spent = []
@@ -92,7 +94,9 @@ def save_budgets(path: Path, block: Block, entries: Iterable[KeyEntry], slots: M
     replace_file(path, msgspec.json.encode(file) + b"\n")
 
 
-def limit_cells(block: Block, entries: Iterable[KeyEntry], slots: Mapping[str, int]) -> Iterator[tuple[KeyLimit, int]]:
+def limit_cells(
+    block: SharedBlock, entries: Iterable[KeyEntry], slots: Mapping[str, int]
+) -> Iterator[tuple[KeyLimit, int]]:
     """Every limit with the place of its cells in row 0 of the grid."""
     windows = block.shape.windows
     for entry in entries:
@@ -103,7 +107,7 @@ def limit_cells(block: Block, entries: Iterable[KeyEntry], slots: Mapping[str, i
             yield limit, (slot * windows + i) * WINDOW_COLUMNS
 
 
-def ours(block: Block, at: int, limit: KeyLimit, last: int) -> dict[int, int]:
+def ours(block: SharedBlock, at: int, limit: KeyLimit, last: int) -> dict[int, int]:
     """What this machine's workers spent, by bucket up to `last`; `at`: as `limit_cells` gives it."""
     grid = block.windows
     found: dict[int, int] = {}
@@ -151,7 +155,7 @@ class SharedWindows:
     def __init__(
         self,
         plan: Redis,
-        block: Block,
+        block: SharedBlock,
         machine: str,
         say: Callable[[str], None],
         every_s: float = EVERY_S,

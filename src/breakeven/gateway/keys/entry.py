@@ -1,10 +1,16 @@
-"""What a key is and what it may spend, and how limits are written: `1000 requests/min`, `2M tokens/day`."""
+"""What a key is and what it may spend, and how limits are written: `1000 requests/min`, `2M tokens/day`.
+
+Whose key a request carries: unknown, revoked, expired and malformed ones are answered alike, by the same steps.
+"""
 
 from __future__ import annotations
 
+import hmac
 import re
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import Literal
 
 from breakeven.errors import UserError
@@ -33,6 +39,9 @@ _UNIT_S = {
 _WRITTEN = (("day", 86400.0), ("hour", 3600.0), ("min", 60.0), ("sec", 1.0))
 _TIMES = {"": 1, "k": 10**3, "m": 10**6}
 _LIMIT = re.compile(r"\$?\s*([0-9]+(?:\.[0-9]+)?)\s*([kM]?)\s*([a-z]+)\s*/\s*([0-9]+)?\s*([a-z]+?)s?", re.ASCII)
+_BEARER = b"bearer "
+_LONGEST = 256
+_NOBODY = bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +124,42 @@ def stamped(limit: KeyLimit, key_id: str) -> KeyLimit:
     digest = blake2b(f"{key_id}\0{limit.what}\0{limit.window_s!r}".encode(), digest_size=8).digest()
     stamp = int.from_bytes(digest, "big") >> 1
     return KeyLimit(limit.what, limit.amount, limit.window_s, stamp or 1)
+
+
+class Keys:
+    """The keys of one worker. Its entries change only by going."""
+
+    __slots__ = ("_by_digest",)
+
+    def __init__(self, entries: Iterable[KeyEntry]) -> None:
+        """Revoked entries are left out."""
+        self._by_digest = {entry.digest: entry for entry in entries if entry.revoked_s is None}
+
+    def find(
+        self, authorization: bytes | None, api_key: bytes | None = None, unix_s: float | None = None
+    ) -> KeyEntry | None:
+        """The key of `Authorization: Bearer ...` or, without that header, of `x-api-key`; None: no valid one.
+
+        The secret's digest is looked up and compared in constant time. A digest that misses tells nothing of those
+        that are there: nobody can choose a secret by the beginning of its SHA-256.
+        """
+        if authorization is not None:
+            secret = authorization[7:] if authorization[:7].lower() == _BEARER else b""
+        else:
+            secret = api_key or b""
+        if len(secret) > _LONGEST:
+            secret = b""
+        digest = sha256(secret.strip()).digest()
+        entry = self._by_digest.get(digest)
+        same = hmac.compare_digest(digest, _NOBODY if entry is None else entry.digest)
+        if entry is None or not same or not secret:
+            return None
+        return entry if entry.live(time.time() if unix_s is None else unix_s) else None
+
+    def only(self, entries: Iterable[KeyEntry]) -> None:
+        """Drop every key that is not among `entries` any more, for a file that changed; none is added."""
+        stay = {entry.digest for entry in entries if entry.revoked_s is None}
+        self._by_digest = {digest: entry for digest, entry in self._by_digest.items() if digest in stay}
+
+    def __len__(self) -> int:
+        return len(self._by_digest)

@@ -1,29 +1,25 @@
 """The file of keys: JSON with digests only, mode 0600, replaced whole under a lock. `create` shows a secret, once.
 
 A secret has 256 random bits, so a plain SHA-256 cannot be guessed back and needs no salt or slow hash.
-
-Whose key a request carries. Unknown, revoked, expired and malformed ones are answered alike, by the same steps.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import hmac
 import os
 import re
 import secrets
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.gateway.keys.entry import MOST_LIMITS, KeyEntry, KeyLimit, limit_text, parse_limit, stamped
+from breakeven.gateway.keys.entry import MOST_LIMITS, KeyEntry, KeyLimit, Keys, limit_text, parse_limit, stamped
 from breakeven.traffic.workload import Slo
 
 SCHEMA = "breakeven.key_file/1"
@@ -236,50 +232,6 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-_BEARER = b"bearer "
-_LONGEST = 256
-_NOBODY = bytes(32)
-
-
-class Keys:
-    """The keys of one worker. Its entries change only by going."""
-
-    __slots__ = ("_by_digest",)
-
-    def __init__(self, entries: Iterable[KeyEntry]) -> None:
-        """Revoked entries are left out."""
-        self._by_digest = {entry.digest: entry for entry in entries if entry.revoked_s is None}
-
-    def find(
-        self, authorization: bytes | None, api_key: bytes | None = None, unix_s: float | None = None
-    ) -> KeyEntry | None:
-        """The key of `Authorization: Bearer ...` or, without that header, of `x-api-key`; None: no valid one.
-
-        The secret's digest is looked up and compared in constant time. A digest that misses tells nothing of those
-        that are there: nobody can choose a secret by the beginning of its SHA-256.
-        """
-        if authorization is not None:
-            secret = authorization[7:] if authorization[:7].lower() == _BEARER else b""
-        else:
-            secret = api_key or b""
-        if len(secret) > _LONGEST:
-            secret = b""
-        digest = sha256(secret.strip()).digest()
-        entry = self._by_digest.get(digest)
-        same = hmac.compare_digest(digest, _NOBODY if entry is None else entry.digest)
-        if entry is None or not same or not secret:
-            return None
-        return entry if entry.live(time.time() if unix_s is None else unix_s) else None
-
-    def only(self, entries: Iterable[KeyEntry]) -> None:
-        """Drop every key that is not among `entries` any more, for a file that changed; none is added."""
-        stay = {entry.digest for entry in entries if entry.revoked_s is None}
-        self._by_digest = {digest: entry for digest, entry in self._by_digest.items() if digest in stay}
-
-    def __len__(self) -> int:
-        return len(self._by_digest)
 
 
 def follow(keys: Keys, path: Path, seen: tuple[int, int, int]) -> tuple[int, int, int]:

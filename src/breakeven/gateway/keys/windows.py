@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from breakeven.gateway.keys.entry import NANO, KeyLimit, What, limit_text
-from breakeven.gateway.shared.block import Block
-from breakeven.gateway.shared.layout import WINDOW_COLUMNS, WINDOW_RING, Usage, Window
+from breakeven.gateway.shared.block import SharedBlock
+from breakeven.gateway.shared.layout import WINDOW_COLUMNS, WINDOW_RING, Used, Window
 
 BUCKETS = WINDOW_RING - 1
 """In one window."""
@@ -190,7 +190,7 @@ class Windows:
 
     __slots__ = ("_block", "_cells", "_keys", "_slots", "_usage", "_usage_step", "_worker")
 
-    def __init__(self, block: Block, worker: int) -> None:
+    def __init__(self, block: SharedBlock, worker: int) -> None:
         """`worker`: the row that this process writes."""
         self._block, self._worker, self._slots = block, worker, block.shape.windows
         self._cells: Any = block.windows.cells
@@ -251,7 +251,7 @@ class Windows:
 
     def open_stream(self, slot: int, most: int) -> bool:
         """Take one of a key's places for answers under way, over all workers; False when all are taken."""
-        at = slot * self._block.key_usage.columns + Usage.STREAMS
+        at = slot * self._block.key_usage.columns + Used.STREAMS
         if sum(self._usage[at :: self._usage_step].tolist()) >= most:
             return False
         self._usage[self._worker * self._usage_step + at] += 1
@@ -259,7 +259,7 @@ class Windows:
 
     def close_stream(self, slot: int) -> None:
         """Give it back."""
-        at = slot * self._block.key_usage.columns + Usage.STREAMS
+        at = slot * self._block.key_usage.columns + Used.STREAMS
         self._usage[self._worker * self._usage_step + at] -= 1
 
     def _counted(self, slot: int, limits: Sequence[KeyLimit], unix_s: float) -> list[_Counted]:
@@ -292,8 +292,8 @@ class Windows:
         return window_s
 
 
-def retire(block: Block, worker: int) -> None:
-    """Keep what a dead worker's keys spent (in row 0) and free their streams. Call it before `Block.retire`.
+def retire(block: SharedBlock, worker: int) -> None:
+    """Keep what a dead worker's keys spent (in row 0) and free their streams. Call it before `SharedBlock.retire`.
 
     Only the supervisor may, since row 0 is its own.
     """
@@ -315,5 +315,5 @@ def retire(block: Block, worker: int) -> None:
         cells[at + Window.STAMP] = 0
         put_row(cells, kept, stamp, last, buckets)
     usage = block.key_usage.mine(worker)
-    for at in range(Usage.STREAMS, len(usage), block.key_usage.columns):
+    for at in range(Used.STREAMS, len(usage), block.key_usage.columns):
         usage[at] = 0

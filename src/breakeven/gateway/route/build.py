@@ -19,7 +19,7 @@ from breakeven.forecast.profiles import profile_named
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.gateway.plan.model import BackendPlan
-from breakeven.gateway.route.speed import GRAIN, Cell, Observed, Table
+from breakeven.gateway.route.speed import GRAIN, Cell, Observed, SpeedTable
 from breakeven.gateway.route.view import Speed
 from breakeven.model.resolve import resolve_spec
 
@@ -44,7 +44,7 @@ def speed_of(backend: BackendPlan) -> Speed:
     return Observed.of(backend.speed, places)
 
 
-def table_of(backend: BackendPlan) -> Table:
+def table_of(backend: BackendPlan) -> SpeedTable:
     """The table of a backend that names its model and machine. Raises UserError where it does not, or for unknown ones.
 
     A local engine's slots and context are its plan's; others run as many sequences as `slots`, or their engine's usual.
@@ -64,8 +64,8 @@ def table_of(backend: BackendPlan) -> Table:
     except UserError as error:
         raise UserError(f"backend {backend.name}: {error}") from error
     # Each backend has its own answers, so its own usual length.
-    copy = object.__new__(Table)
-    for slot in Table.__slots__:
+    copy = object.__new__(SpeedTable)
+    for slot in SpeedTable.__slots__:
         setattr(copy, slot, getattr(made, slot))
     return copy
 
@@ -79,7 +79,7 @@ def _table(
     devices: int,
     slots: int | None,
     context: int | None,
-) -> Table:
+) -> SpeedTable:
     profile = profile_named(machine, engine, devices, format_name)
     steps = step_model(resolve_spec(model), profile, format_name or default_format(profile), devices)
     policy = policy_of(steps)
@@ -88,7 +88,7 @@ def _table(
     return table_from(steps, policy, min(context or MOST_CONTEXT, MOST_CONTEXT))
 
 
-def table_from(model: StepModel, policy: Policy, context: int = MOST_CONTEXT) -> Table:
+def table_from(model: StepModel, policy: Policy, context: int = MOST_CONTEXT) -> SpeedTable:
     """The table of a step model under an engine's policy, for sequences of up to `context` tokens."""
     places = policy.max_sequences
     d_D = _grid(0, max(places, 2), 3)
@@ -102,7 +102,7 @@ def table_from(model: StepModel, policy: Policy, context: int = MOST_CONTEXT) ->
     # A longer prompt never takes less, though the last step of a shorter one may have had room to spare.
     extra_DT = np.maximum.accumulate(extra_DT, axis=1)
     rate_D = _rate_s(model, policy, d_D)
-    return Table(
+    return SpeedTable(
         running=d_D.tolist(),
         tokens=t_T.tolist(),
         decode=[

@@ -33,7 +33,7 @@ from random import Random
 
 from breakeven.gateway.plan.model import PolicyPlan
 from breakeven.gateway.route.policies import POLICIES, behind, most_headroom
-from breakeven.gateway.route.speed import Table
+from breakeven.gateway.route.speed import SpeedTable
 from breakeven.gateway.route.view import Ask, Choice, Score, View
 
 BROKEN = "its breaker is open"
@@ -55,7 +55,7 @@ def score(ask: Ask, view: View, floor: float | None = None) -> Score:
         running = float(view.slots)
     # This request's own tokens count: half of its answer is there on average while it decodes.
     context = (view.context * running + prompt + 0.5 * output) / (running + 1.0)
-    if type(speed) is Table:
+    if type(speed) is SpeedTable:
         # The same three numbers for one look at its grids.
         ttft, tpot, added = speed.together(prompt, output, running, context, view.ahead_tokens, line)
     else:

@@ -106,7 +106,7 @@ Cell = tuple[float, float, float, float]
 """a, b, c, d of a + x (b + y d) + y c within one cell of a grid."""
 
 
-class Table:
+class SpeedTable:
     """A `Speed` from a step model. Made by `breakeven.gateway.route.build`; plain numbers, so it can be pickled.
 
     `output_tokens`: of a usual answer; whoever knows better sets it. `width`: half width of the interval of

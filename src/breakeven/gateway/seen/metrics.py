@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from breakeven.gateway.plan.model import GatewayPlan
-from breakeven.gateway.shared.block import Block, Grid
+from breakeven.gateway.shared.block import SharedBlock, SharedGrid
 from breakeven.gateway.shared.layout import (
     RATIO_BOUNDS,
     RATIO_BUCKETS,
@@ -26,12 +26,12 @@ from breakeven.gateway.shared.layout import (
     Count,
     Global,
     Known,
-    Load,
     Process,
     Rows,
-    Share,
     State,
-    Usage,
+    Treatment,
+    UnderWay,
+    Used,
 )
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ COUNTERS = {
 }
 TOKENS = {"input": Count.PROMPT_TOKENS, "cached_input": Count.CACHED_TOKENS, "output": Count.OUTPUT_TOKENS}
 LOADS = {
-    "in_flight": (Load.IN_FLIGHT, "Requests that the backend works on for this gateway."),
-    "decoding": (Load.DECODING, "Of these, requests whose first byte has come."),
-    "queued": (Load.QUEUED, "Requests that wait at the gateway for a place at the backend."),
-    "waiting_for_load": (Load.WANTED, "Requests that wait for this local engine to be loaded."),
+    "in_flight": (UnderWay.IN_FLIGHT, "Requests that the backend works on for this gateway."),
+    "decoding": (UnderWay.DECODING, "Of these, requests whose first byte has come."),
+    "queued": (UnderWay.QUEUED, "Requests that wait at the gateway for a place at the backend."),
+    "waiting_for_load": (UnderWay.WANTED, "Requests that wait for this local engine to be loaded."),
 }
 POLLED = {
     "engine_running": (Known.RUNNING, "Requests the engine says it works on, other people's included."),
@@ -78,7 +78,7 @@ POLLED = {
 }
 
 
-def render(block: Block, plan: GatewayPlan, rows: Rows) -> bytes:
+def render(block: SharedBlock, plan: GatewayPlan, rows: Rows) -> bytes:
     """The page in Prometheus' text format. Costs some milliseconds; never called by a worker that serves."""
     # Imported here: it takes a while, and only the process that is asked for metrics needs it.
     from prometheus_client import generate_latest
@@ -89,7 +89,7 @@ def render(block: Block, plan: GatewayPlan, rows: Rows) -> bytes:
 class _Collector:
     """What `generate_latest` asks for: everything anew each time."""
 
-    def __init__(self, block: Block, plan: GatewayPlan, rows: Rows) -> None:
+    def __init__(self, block: SharedBlock, plan: GatewayPlan, rows: Rows) -> None:
         self.block, self.plan, self.rows = block, plan, rows
 
     def collect(self) -> Iterator[Metric]:
@@ -179,7 +179,7 @@ class _Collector:
         yield from (polled_at, *polled.values(), state, progress, load_s, *factors.values())
         yield from (ttft, tpot, ttft_ratio, tpot_ratio)
 
-    def _usage(self, what: str, grid: Grid, rows: Any) -> Iterator[Metric]:
+    def _usage(self, what: str, grid: SharedGrid, rows: Any) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         labels = [what]
@@ -189,12 +189,12 @@ class _Collector:
         refused = CounterMetricFamily(f"{PREFIX}{what}_refused", f"Requests refused by {what}.", labels=labels)
         streams = GaugeMetricFamily(f"{PREFIX}{what}_in_flight", f"Requests under way by {what}.", labels=labels)
         for name, total in bounded({name: grid.totals(row) for name, row in rows.items()}):
-            requests.add_metric([name], total[Usage.REQUESTS])
-            tokens.add_metric([name, "input"], total[Usage.PROMPT_TOKENS])
-            tokens.add_metric([name, "output"], total[Usage.OUTPUT_TOKENS])
-            usd.add_metric([name], total[Usage.NANO_USD] / 1e9)
-            refused.add_metric([name], total[Usage.REFUSED])
-            streams.add_metric([name], total[Usage.STREAMS])
+            requests.add_metric([name], total[Used.REQUESTS])
+            tokens.add_metric([name, "input"], total[Used.PROMPT_TOKENS])
+            tokens.add_metric([name, "output"], total[Used.OUTPUT_TOKENS])
+            usd.add_metric([name], total[Used.NANO_USD] / 1e9)
+            refused.add_metric([name], total[Used.REFUSED])
+            streams.add_metric([name], total[Used.STREAMS])
         yield from (requests, tokens, usd, refused, streams)
 
     def _whole(self) -> Iterator[Metric]:
@@ -204,7 +204,7 @@ class _Collector:
             PREFIX + "experiment_share", "The treatment's share of requests now.", labels=["experiment"]
         )
         for name, row in self.rows.experiments.items():
-            shares.add_metric([name], self.block.share.get(0, row, Share.SHARE))
+            shares.add_metric([name], self.block.share.get(0, row, Treatment.SHARE))
         yield shares
         whole, worker = self.block.everywhere, self.block.worker
         yield CounterMetricFamily(
@@ -221,14 +221,14 @@ class _Collector:
             yield GaugeMetricFamily(PREFIX + name, text, value)
 
 
-def workers_of(block: Block) -> int:
+def workers_of(block: SharedBlock) -> int:
     """Worker processes that have said who they are."""
     return sum(1 for worker in range(1, block.shape.workers) if block.worker.get(worker, 0, Process.PID))
 
 
-def worst_breaker(block: Block, row: int) -> int:
+def worst_breaker(block: SharedBlock, row: int) -> int:
     """0 closed, 1 half open, 2 open: the highest of the workers'."""
-    return int(max(block.load.get(worker, row, Load.BREAKER) for worker in range(block.shape.workers)))
+    return int(max(block.load.get(worker, row, UnderWay.BREAKER) for worker in range(block.shape.workers)))
 
 
 def cumulative(counts: Sequence[float], bounds: Sequence[float]) -> list[tuple[str, float]]:
@@ -238,7 +238,7 @@ def cumulative(counts: Sequence[float], bounds: Sequence[float]) -> list[tuple[s
 
 def bounded(totals: dict[str, list[float]]) -> list[tuple[str, list[float]]]:
     """By requests, most first; what is past `MOST_KEYS` is summed up in one line."""
-    ranked = sorted(totals.items(), key=lambda item: (-item[1][Usage.REQUESTS], item[0]))
+    ranked = sorted(totals.items(), key=lambda item: (-item[1][Used.REQUESTS], item[0]))
     head, rest = ranked[:MOST_KEYS], ranked[MOST_KEYS:]
     if rest:
         head.append((OTHER, [sum(column) for column in zip(*(total for _, total in rest), strict=True)]))

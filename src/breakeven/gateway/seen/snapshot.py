@@ -14,7 +14,7 @@ import msgspec
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.seen.metrics import workers_of, worst_breaker
 from breakeven.gateway.seen.record import DecisionRecord
-from breakeven.gateway.shared.block import Block, Grid
+from breakeven.gateway.shared.block import SharedBlock, SharedGrid
 from breakeven.gateway.shared.layout import (
     RATIO_BOUNDS,
     RATIO_BUCKETS,
@@ -27,11 +27,11 @@ from breakeven.gateway.shared.layout import (
     Count,
     Global,
     Known,
-    Load,
     Process,
     Rows,
     State,
-    Usage,
+    UnderWay,
+    Used,
 )
 from breakeven.results.cost import Api
 from breakeven.version import __version__
@@ -161,7 +161,7 @@ class Snapshot(msgspec.Struct, kw_only=True):
 
 def snapshot(
     plan: GatewayPlan,
-    block: Block,
+    block: SharedBlock,
     rows: Rows,
     *,
     recent: Iterable[DecisionRecord] = (),
@@ -208,7 +208,7 @@ def snapshot(
     )
 
 
-def state_of(backend: BackendPlan, block: Block, row: int) -> str:
+def state_of(backend: BackendPlan, block: SharedBlock, row: int) -> str:
     """ready, loading, unloaded, draining, failed, away. Behind a URL: away when it was asked and did not answer."""
     if backend.local is not None:
         return State(int(block.known.get(0, row, Known.STATE))).name.lower()
@@ -228,7 +228,7 @@ def standing_usd_per_hour(backend: BackendPlan) -> float | None:
     return machine_usd_per_hour(price, power_of(price))
 
 
-def _backend(backend: BackendPlan, block: Block, row: int, expert_load: list[float] | None) -> BackendState:
+def _backend(backend: BackendPlan, block: SharedBlock, row: int, expert_load: list[float] | None) -> BackendState:
     total = [int(value) for value in block.count.totals(row)]
     polled = bool(block.known.get(0, row, Known.POLLED_S))
     state = state_of(backend, block, row)
@@ -244,8 +244,8 @@ def _backend(backend: BackendPlan, block: Block, row: int, expert_load: list[flo
         state=state,
         breaker=BREAKERS[worst_breaker(block, row)],
         limit=backend.limit,
-        in_flight=int(block.load.total(row, Load.IN_FLIGHT)),
-        queued=int(block.load.total(row, Load.QUEUED)) + int(block.load.total(row, Load.WANTED)),
+        in_flight=int(block.load.total(row, UnderWay.IN_FLIGHT)),
+        queued=int(block.load.total(row, UnderWay.QUEUED)) + int(block.load.total(row, UnderWay.WANTED)),
         engine_running=known(Known.RUNNING),
         engine_waiting=known(Known.WAITING),
         kv_share=share if (share := known(Known.KV_SHARE)) is not None and share >= 0.0 else None,
@@ -277,14 +277,14 @@ def _backend(backend: BackendPlan, block: Block, row: int, expert_load: list[flo
     )
 
 
-def _usage(grid: Grid, rows: Mapping[str, int]) -> list[KeyUsage]:
+def _usage(grid: SharedGrid, rows: Mapping[str, int]) -> list[KeyUsage]:
     """By requests, most first."""
     found = []
     for name, row in rows.items():
         total = grid.totals(row)
-        tokens = int(total[Usage.PROMPT_TOKENS] + total[Usage.OUTPUT_TOKENS])
+        tokens = int(total[Used.PROMPT_TOKENS] + total[Used.OUTPUT_TOKENS])
         found.append(
-            KeyUsage(name=name, requests=int(total[Usage.REQUESTS]), tokens=tokens, usd=total[Usage.NANO_USD] / 1e9)
+            KeyUsage(name=name, requests=int(total[Used.REQUESTS]), tokens=tokens, usd=total[Used.NANO_USD] / 1e9)
         )
     return sorted(found, key=lambda usage: (-usage.requests, usage.name))
 

@@ -21,8 +21,8 @@ from breakeven.gateway.serve.course import Course
 from breakeven.gateway.serve.forward import Forward, Home
 from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
-from breakeven.gateway.shared.block import Grid
-from breakeven.gateway.shared.layout import Share
+from breakeven.gateway.shared.block import SharedGrid
+from breakeven.gateway.shared.layout import Treatment
 from breakeven.wire.message import Headers, Request
 
 
@@ -59,7 +59,7 @@ class Arms:
         home: Home,
         plans: Sequence[ExperimentPlan],
         rows: Mapping[str, int],
-        share: Grid,
+        share: SharedGrid,
         lanes: Sequence[Lane],
         anyone: Client,
     ) -> None:
@@ -71,7 +71,7 @@ class Arms:
     def _now(self, plan: ExperimentPlan) -> tuple[float, bool]:
         """The treatment's share, and whether the experiment is stopped."""
         row = self._rows[plan.name]
-        return self._share.get(0, row, Share.SHARE), bool(self._share.get(0, row, Share.STOPPED))
+        return self._share.get(0, row, Treatment.SHARE), bool(self._share.get(0, row, Treatment.STOPPED))
 
     def assign(self, forward: Forward, order: list[Lane], request: Request, experiments: Sequence[int]) -> None:
         """Give a request its arm in the first of these experiments that takes it; the arm's backend is asked first."""
@@ -151,6 +151,6 @@ class Arms:
         copy = Forward(home, request, Nobody(), self._anyone, asked, ask, policy, choice)
         asked.model = forward.asked.model
         copy.experiment, copy.arm, copy.group, copy.shadow_of = plan.name, arm, group, forward.id
-        course = copy.course([lane])
+        course: Course[Lane, Leg] = Course(copy, [lane], policy.attempts, hedges=False)
         self.copies.add(course)
         copy.begin(course)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Generic, Literal, Protocol, TypeVar
 
-from breakeven.gateway.shared.layout import Count, Load
+from breakeven.gateway.shared.layout import Count, UnderWay
 
 CLIENT_LEFT = 499
 """nginx's word for a client that closed before its answer; it stands in the log only."""
@@ -153,7 +153,7 @@ class Course(Generic[Place, One]):
         """A backend was chosen. The best one that can be asked at once; else a place in the line of the best one."""
         effects, order = self._effects, self.order
         now_s = effects.now_s()
-        if not self.attempts and self._wait_for_engine(order[0] if order else None, now_s):
+        if not self.attempts and order and self._wait_for_engine(order[0], now_s):
             return
         for k, lane in enumerate(order):
             if effects.take(self, lane, now_s):
@@ -173,14 +173,14 @@ class Course(Generic[Place, One]):
                 return
             if entered == "wait":
                 self.waits_at = lane
-                lane.add(Load.QUEUED, 1)
+                lane.add(UnderWay.QUEUED, 1)
                 return
             lane.counted(Count.SHED)
         self._refuse()
 
-    def _wait_for_engine(self, lane: Place | None, now_s: float) -> bool:
+    def _wait_for_engine(self, lane: Place, now_s: float) -> bool:
         """Wait for an engine of ours that is not loaded, if it can be: it was chosen with its loading in mind."""
-        if lane is None or self._effects.ready(lane) or not self._effects.want(self, lane, now_s):
+        if self._effects.ready(lane) or not self._effects.want(self, lane, now_s):
             return False
         self.order.remove(lane)
         self.wanted = lane
@@ -204,7 +204,7 @@ class Course(Generic[Place, One]):
 
     def no_place(self, lane: Place, why: str) -> None:
         """It lost its place in line without going."""
-        lane.add(Load.QUEUED, -1)
+        lane.add(UnderWay.QUEUED, -1)
         lane.counted(Count.SHED)
         self.waits_at = None
         self.refuse(503, f"no place became free: {why}", "overloaded", retry_s=1.0)
@@ -212,7 +212,7 @@ class Course(Generic[Place, One]):
     def go(self, lane: Place, *, hedge: bool = False) -> None:
         """There is a place at this backend: ask it."""
         if self.waits_at is not None:
-            self.waits_at.add(Load.QUEUED, -1)
+            self.waits_at.add(UnderWay.QUEUED, -1)
             self.waits_at = None
         self.wanted = None
         one = self._effects.prepare(self, lane, hedge=hedge)
@@ -287,7 +287,7 @@ class Course(Generic[Place, One]):
             return
         if self.waits_at is not None:
             self._effects.leave(self, self.waits_at)
-            self.waits_at.add(Load.QUEUED, -1)
+            self.waits_at.add(UnderWay.QUEUED, -1)
             self.waits_at = None
         if self.wanted is not None:
             self._effects.unwant(self, self.wanted)

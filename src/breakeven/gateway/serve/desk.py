@@ -12,8 +12,7 @@ import msgspec
 
 from breakeven.gateway.experiment import assign
 from breakeven.gateway.guard import HedgeBudget
-from breakeven.gateway.keys.entry import KeyEntry
-from breakeven.gateway.keys.store import Keys
+from breakeven.gateway.keys.entry import KeyEntry, Keys
 from breakeven.gateway.keys.windows import Windows
 from breakeven.gateway.plan.model import ENDPOINTS, GatewayPlan, PolicyPlan
 from breakeven.gateway.route.choose import choose
@@ -26,7 +25,7 @@ from breakeven.gateway.serve.course import Course
 from breakeven.gateway.serve.forward import JSON, Forward, say
 from breakeven.gateway.serve.lane import Lane, Line
 from breakeven.gateway.serve.leg import Leg
-from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import (
     USAGE_COLUMNS,
     USED_NANO_USD,
@@ -60,7 +59,7 @@ class Desk:
         plan: GatewayPlan,
         speeds: dict[str, Speed],
         rows: Rows,
-        block: Block,
+        block: SharedBlock,
         worker: int,
         entries: Sequence[KeyEntry] | None,
         log: DecisionLog | None,
@@ -168,8 +167,8 @@ class Desk:
                 return
             spent = self.windows.spend(client.slot, entry.limits, unix_s, tokens, usd)
         forward = Forward(self, request, responder, client, asked, ask, policy, choice)
-        course = forward.course([self.lanes[index] for index in choice.order])
-        order = course.order
+        order = [self.lanes[index] for index in choice.order]
+        course: Course[Lane, Leg] = Course(forward, order, policy.attempts, hedges=policy.hedge is not None)
         if policy.policy == NAMED and choice.reason == "only":
             choice.reason = "named"
         if experiments := self.experiments[asked.model]:

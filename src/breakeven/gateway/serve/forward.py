@@ -109,11 +109,6 @@ class Forward:
         self._timer: TimerHandle | None = None
         self.experiment = self.arm = self.group = self.shadow_of = ""
 
-    def course(self, order: list[Lane]) -> Course[Lane, Leg]:
-        """Its state machine. The client's leaving is an event of it."""
-        policy = self.policy
-        return Course(self, order, policy.attempts, hedges=policy.hedge is not None)
-
     def begin(self, course: Course[Lane, Leg]) -> None:
         """Send it, or wait for a place."""
         responder = self.responder

@@ -21,7 +21,7 @@ from breakeven.gateway.guard import CODES, Breaker, Gate
 from breakeven.gateway.plan.model import BackendPlan, Limits
 from breakeven.gateway.route.speed import bound_of, peaked
 from breakeven.gateway.route.view import Speed, View, view_of
-from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import (
     AHEAD_TOKENS,
     BYTES_PER_TOKEN,
@@ -40,8 +40,8 @@ from breakeven.gateway.shared.layout import (
     WAITING,
     Count,
     Known,
-    Load,
     State,
+    UnderWay,
 )
 from breakeven.wire.client import HttpClient
 
@@ -113,7 +113,7 @@ class Lane:
         index: int,
         plan: BackendPlan,
         slot: int,
-        block: Block,
+        block: SharedBlock,
         worker: int,
         speed: Speed,
         limits: Limits,
@@ -158,7 +158,7 @@ class Lane:
     # Shared numbers. `add` and `known` are on the hot path.
 
     def add(self, column: int, by: int) -> None:
-        """Raise or lower one of this worker's `Load` cells."""
+        """Raise or lower one of this worker's `UnderWay` cells."""
         self._load[self._load_at + column] += by
 
     def counted(self, column: int, by: int = 1) -> None:
@@ -258,7 +258,7 @@ class Lane:
     def _show_breaker(self, before: str) -> None:
         state = self.breaker.state
         if state != before:
-            self._load[self._load_at + Load.BREAKER] = CODES[state]
+            self._load[self._load_at + UnderWay.BREAKER] = CODES[state]
             if state == "open":
                 self.counted(Count.BREAKER_OPENED)
 
@@ -317,14 +317,14 @@ class Line:
         if lane.plan.local is None or lane.known(Known.STATE) == State.FAILED:
             return False
         self._wanted.setdefault(lane, {})[waiter] = (now_s, now_s)
-        lane.add(Load.WANTED, 1)
+        lane.add(UnderWay.WANTED, 1)
         self._watch()
         return True
 
     def unwant(self, lane: Lane, waiter: Waiter) -> None:
         """Wait no more."""
         if self._wanted.get(lane, {}).pop(waiter, None) is not None:
-            lane.add(Load.WANTED, -1)
+            lane.add(UnderWay.WANTED, -1)
 
     def _watch(self) -> None:
         if self._timer is None:

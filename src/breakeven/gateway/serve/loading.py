@@ -23,7 +23,7 @@ from breakeven.results.cost import Own
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class ServedPlan:
     """A plan, the speed of each of its backends by name, and its keys (None: none is asked)."""
 
     plan: GatewayPlan
@@ -31,7 +31,7 @@ class Loaded:
     keys: tuple[KeyEntry, ...] | None
 
 
-def load(read: Callable[[], GatewayPlan]) -> Loaded:
+def load(read: Callable[[], GatewayPlan]) -> ServedPlan:
     """Read and check everything here, in this process. Raises UserError for what cannot be served."""
     from breakeven.gateway.serve.lane import secret_of
     from breakeven.wire.target import tls_of
@@ -51,7 +51,7 @@ def load(read: Callable[[], GatewayPlan]) -> Loaded:
 
         keys = load_keys(plan.keys)
     plan = replace(plan, backends=tuple(map(_powered, plan.backends)))
-    return Loaded(plan, {backend.name: _speed(backend) for backend in plan.backends}, keys)
+    return ServedPlan(plan, {backend.name: _speed(backend) for backend in plan.backends}, keys)
 
 
 def _powered(backend: BackendPlan) -> BackendPlan:
@@ -80,7 +80,7 @@ def _speed(backend: BackendPlan) -> Speed:
     return speed_of(backend)
 
 
-def load_apart(read: Callable[[], GatewayPlan]) -> Callable[[], Loaded]:
+def load_apart(read: Callable[[], GatewayPlan]) -> Callable[[], ServedPlan]:
     """Begin to `load` in a child process; what comes back waits for it. That raises what the child raised."""
     ours, theirs = os.pipe()
     child = os.fork()
@@ -92,7 +92,7 @@ def load_apart(read: Callable[[], GatewayPlan]) -> Callable[[], Loaded]:
         os._exit(0)
     os.close(theirs)
 
-    def result() -> Loaded:
+    def result() -> ServedPlan:
         with os.fdopen(ours, "rb") as answer:
             said = answer.read()
         with contextlib.suppress(ChildProcessError):
@@ -102,13 +102,13 @@ def load_apart(read: Callable[[], GatewayPlan]) -> Callable[[], Loaded]:
         outcome = pickle.loads(said)
         if isinstance(outcome, BaseException):
             raise outcome
-        loaded: Loaded = outcome
+        loaded: ServedPlan = outcome
         return loaded
 
     return result
 
 
-def _outcome(read: Callable[[], GatewayPlan]) -> Loaded | BaseException:
+def _outcome(read: Callable[[], GatewayPlan]) -> ServedPlan | BaseException:
     # A grid of a few hundred cells needs no threads, and a pool of them costs memory.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:

@@ -10,8 +10,8 @@ import time
 from breakeven.errors import BreakevenError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.serve.lane import secret_of
-from breakeven.gateway.shared.block import Block
-from breakeven.gateway.shared.layout import Count, Known, Load, State
+from breakeven.gateway.shared.block import SharedBlock
+from breakeven.gateway.shared.layout import Count, Known, State, UnderWay
 from breakeven.wire.client import HttpClient
 from breakeven.wire.dialects import engine_numbers
 
@@ -31,7 +31,7 @@ MOST_REQUESTS = 1e6
 class Poller:
     """One task a backend. It opens connections of its own, apart from the workers'."""
 
-    def __init__(self, plan: GatewayPlan, slots: dict[str, int], block: Block) -> None:
+    def __init__(self, plan: GatewayPlan, slots: dict[str, int], block: SharedBlock) -> None:
         self.plan, self.slots, self.block = plan, slots, block
         self.expert_load: dict[str, list[float]] = {}
         """Tokens routed to each expert, by backends that report it."""
@@ -79,7 +79,7 @@ class Poller:
     async def _look(self, client: HttpClient, slot: int, name: str) -> bool:
         """One look; False when the page says nothing of an engine."""
         known = self.block.known
-        ours = self.block.load.total(slot, Load.IN_FLIGHT)
+        ours = self.block.load.total(slot, UnderWay.IN_FLIGHT)
         try:
             status, body = await client.get("/metrics")
         except BreakevenError:
@@ -97,7 +97,7 @@ class Poller:
         known.put(0, slot, Known.WAITING, _believable(numbers.waiting or 0.0))
         known.put(0, slot, Known.KV_SHARE, -1.0 if numbers.kv_share is None else numbers.kv_share)
         # Requests begin and end while the page is on its way: the larger count takes none of ours for a stranger's.
-        known.put(0, slot, Known.OURS_AT_POLL, max(ours, self.block.load.total(slot, Load.IN_FLIGHT)))
+        known.put(0, slot, Known.OURS_AT_POLL, max(ours, self.block.load.total(slot, UnderWay.IN_FLIGHT)))
         known.put(0, slot, Known.POLLED_S, time.monotonic())
         return True
 

@@ -24,16 +24,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from breakeven.errors import BreakevenError
 from breakeven.gateway.keys.budgets import SharedWindows, budget_path, save_budgets
-from breakeven.gateway.keys.entry import KeyEntry
-from breakeven.gateway.keys.store import Keys, follow
+from breakeven.gateway.keys.entry import KeyEntry, Keys
+from breakeven.gateway.keys.store import follow
 from breakeven.gateway.plan.model import GatewayPlan, Limits
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.seen.snapshot import ExperimentState, Snapshot, snapshot
 from breakeven.gateway.serve.desk import Desk, Front
-from breakeven.gateway.serve.loading import Loaded
+from breakeven.gateway.serve.loading import ServedPlan
 from breakeven.gateway.serve.poll import Poller
-from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Process, Rows
 from breakeven.wire.server import HttpServer
 
@@ -52,7 +52,7 @@ ADMIN_LIMITS = Limits(body_bytes=64 * 1024, header_bytes=16 * 1024, connections=
 
 
 def run_worker(
-    loaded: Loaded, rows: Rows, block: Block, worker: int, listening: socket.socket, ready: Callable[[], None]
+    loaded: ServedPlan, rows: Rows, block: SharedBlock, worker: int, listening: socket.socket, ready: Callable[[], None]
 ) -> int:
     """Serve on `listening` until SIGTERM; returns the exit status. `ready` is called once it accepts."""
     import uvloop
@@ -66,7 +66,7 @@ def run_worker(
 
 
 async def _serve(
-    loaded: Loaded, rows: Rows, block: Block, worker: int, listening: socket.socket, ready: Callable[[], None]
+    loaded: ServedPlan, rows: Rows, block: SharedBlock, worker: int, listening: socket.socket, ready: Callable[[], None]
 ) -> int:
     plan = loaded.plan
     log = None if plan.log.directory is None else DecisionLog(plan.log.directory, worker, plan.log)
@@ -108,7 +108,7 @@ async def _serve(
     return 1 if cut else 0
 
 
-def _tell(desk: Desk, edge: HttpServer, block: Block, worker: int) -> None:
+def _tell(desk: Desk, edge: HttpServer, block: SharedBlock, worker: int) -> None:
     """Numbers for the watching process that need not be exact to the moment."""
     if desk.log is not None:
         block.worker.put(worker, 0, Process.DROPPED, desk.log.dropped)
@@ -116,7 +116,7 @@ def _tell(desk: Desk, edge: HttpServer, block: Block, worker: int) -> None:
     block.worker.put(worker, 0, Process.UNDER_WAY, edge.under_way)
 
 
-class News(NamedTuple):
+class NewPlan(NamedTuple):
     """A plan that is served from now on."""
 
     plan: GatewayPlan
@@ -126,14 +126,14 @@ class News(NamedTuple):
 
 def send_news(to: socket.socket, plan: GatewayPlan, keys: tuple[KeyEntry, ...] | None, rows: Rows) -> None:
     """Tell the watching process. It may take its time: what is sent waits in the socket."""
-    said = pickle.dumps(News(plan, keys, rows))
+    said = pickle.dumps(NewPlan(plan, keys, rows))
     to.sendall(len(said).to_bytes(_LENGTH, "big") + said)
 
 
-async def next_news(reader: asyncio.StreamReader) -> News:
+async def next_news(reader: asyncio.StreamReader) -> NewPlan:
     """Wait for the next plan."""
     length = int.from_bytes(await reader.readexactly(_LENGTH), "big")
-    news: News = pickle.loads(await reader.readexactly(length))
+    news: NewPlan = pickle.loads(await reader.readexactly(length))
     return news
 
 
@@ -141,7 +141,7 @@ def run_watcher(
     plan: GatewayPlan,
     keys: tuple[KeyEntry, ...] | None,
     rows: Rows,
-    block: Block,
+    block: SharedBlock,
     machine: str,
     admin: Sequence[socket.socket],
     news: socket.socket,
@@ -149,13 +149,13 @@ def run_watcher(
     """Watch until SIGTERM; returns the exit status. `news`: where new plans come from."""
     import uvloop
 
-    return uvloop.run(Watcher(News(plan, keys, rows), block, machine).run(admin, news))
+    return uvloop.run(Watcher(NewPlan(plan, keys, rows), block, machine).run(admin, news))
 
 
 class Watcher:
     """What the page shows and what the workers are told comes together here."""
 
-    def __init__(self, now: News, block: Block, machine: str) -> None:
+    def __init__(self, now: NewPlan, block: SharedBlock, machine: str) -> None:
         """Nothing runs yet. `machine`: this machine's name among those that share limits."""
         self.now, self.block, self.machine = now, block, machine
         self.recent: list[DecisionRecord] = []

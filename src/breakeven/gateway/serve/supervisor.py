@@ -22,9 +22,9 @@ from breakeven.gateway.keys.budgets import budget_path, load_budgets
 from breakeven.gateway.keys.windows import retire
 from breakeven.gateway.plan.check import check_reload
 from breakeven.gateway.plan.model import GatewayPlan
-from breakeven.gateway.serve.loading import Loaded, load_apart
+from breakeven.gateway.serve.loading import ServedPlan, load_apart
 from breakeven.gateway.serve.processes import run_watcher, run_worker, send_news
-from breakeven.gateway.shared.block import Block, Shape, Slots
+from breakeven.gateway.shared.block import Shape, SharedBlock, Slots
 from breakeven.gateway.shared.layout import Global, Rows
 from breakeven.gateway.swap.prepare import prepare
 from breakeven.wire.listen import open_sockets
@@ -54,7 +54,7 @@ class Child:
 class Supervisor:
     """Everything that outlives a reload: sockets, shared memory, rows, children."""
 
-    def __init__(self, loaded: Loaded, read: Callable[[], GatewayPlan], say: Callable[[str], None]) -> None:
+    def __init__(self, loaded: ServedPlan, read: Callable[[], GatewayPlan], say: Callable[[str], None]) -> None:
         """Opens the sockets. `read`: how to read the plan anew. Raises UserError when a port is taken."""
         self._read, self._say = read, say
         self.loaded = loaded
@@ -70,7 +70,7 @@ class Supervisor:
                 raise
         keys = self.loaded.keys or ()
         rows = 1 + plan.workers * GENERATIONS
-        self.block = Block(
+        self.block = SharedBlock(
             Shape(
                 workers=rows,
                 backends=2 * len(plan.backends) + SPARE,
@@ -233,7 +233,7 @@ class Supervisor:
 
     # Reloading and ending.
 
-    def _name(self, loaded: Loaded) -> Rows:
+    def _name(self, loaded: ServedPlan) -> Rows:
         plan = loaded.plan
         models = [*(policy.model for policy in plan.policies), *(backend.name for backend in plan.backends)]
         return Rows(

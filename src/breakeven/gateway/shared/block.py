@@ -1,7 +1,7 @@
 """One block of memory that the gateway's processes inherit: no name, no file, gone with the last of them.
 
-Rows of a `Grid` belong to workers (0 is for what dead workers counted) and entities: backends, keys, models. Aligned
-words of 8 bytes are read and written whole, so a reader never sees half a number.
+Rows of a `SharedGrid` belong to workers (0 is for what dead workers counted) and entities: backends, keys, models.
+Aligned words of 8 bytes are read and written whole, so a reader never sees half a number.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from breakeven.errors import UserError
-from breakeven.gateway.shared.layout import COUNT_COLUMNS, WINDOW_COLUMNS, Global, Known, Load, Process, Share, Usage
+from breakeven.gateway.shared.layout import (
+    COUNT_COLUMNS,
+    WINDOW_COLUMNS,
+    Global,
+    Known,
+    Process,
+    Treatment,
+    UnderWay,
+    Used,
+)
 
 WORD = 8
 
@@ -30,7 +39,7 @@ class Shape:
     """Limits a key can have."""
 
 
-class Grid:
+class SharedGrid:
     """Cells by worker, entity and column; `cells` is flat. A grid without workers has one row of entities."""
 
     __slots__ = ("cells", "columns", "entities", "workers")
@@ -73,34 +82,34 @@ class Grid:
                 mine[i] = 0
 
 
-class Block:
+class SharedBlock:
     """The shared grids. Made once, before any process is forked."""
 
     def __init__(self, shape: Shape) -> None:
         """All cells 0."""
         w, b = shape.workers, shape.backends
         grids: Mapping[str, tuple[str, int, int, int]] = {
-            "load": ("q", w, b, len(Load)),
+            "load": ("q", w, b, len(UnderWay)),
             "count": ("q", w, b, COUNT_COLUMNS),
-            "key_usage": ("q", w, shape.keys, len(Usage)),
-            "model_usage": ("q", w, shape.models, len(Usage)),
+            "key_usage": ("q", w, shape.keys, len(Used)),
+            "model_usage": ("q", w, shape.models, len(Used)),
             "windows": ("q", w + 1, shape.keys * shape.windows, WINDOW_COLUMNS),
             "worker": ("q", w, 1, len(Process)),
             "known": ("d", 1, b, len(Known)),
-            "share": ("d", 1, shape.experiments, len(Share)),
+            "share": ("d", 1, shape.experiments, len(Treatment)),
             "everywhere": ("d", 1, 1, len(Global)),
         }
         words = sum(w * e * c for _, w, e, c in grids.values())
         self.shape = shape
         self._memory = mmap.mmap(-1, max(1, words) * WORD)
         whole = memoryview(self._memory)
-        made: dict[str, Grid] = {}
+        made: dict[str, SharedGrid] = {}
         at = 0
         for name, (kind, workers, entities, columns) in grids.items():
             size = workers * entities * columns * WORD
             part = whole[at : at + size]
             cells: Any = part.cast("q") if kind == "q" else part.cast("d")
-            made[name] = Grid(cells, workers, entities, columns)
+            made[name] = SharedGrid(cells, workers, entities, columns)
             at += size
         self.load = made["load"]
         self.count = made["count"]

@@ -22,7 +22,7 @@ RATIO_BOUNDS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3
 TIME_BUCKETS, RATIO_BUCKETS = len(TIME_BOUNDS_S) + 1, len(RATIO_BOUNDS) + 1
 
 
-class Load(IntEnum):
+class UnderWay(IntEnum):
     """By worker and backend, int64: what goes up and down. All are 0 when nothing is under way."""
 
     IN_FLIGHT = 0
@@ -73,7 +73,7 @@ TPOT_RATIO_HISTOGRAM = TTFT_RATIO_HISTOGRAM + RATIO_BUCKETS
 COUNT_COLUMNS = TPOT_RATIO_HISTOGRAM + RATIO_BUCKETS
 
 
-class Usage(IntEnum):
+class Used(IntEnum):
     """By worker and key, and by worker and public model, int64."""
 
     REQUESTS = 0
@@ -156,7 +156,7 @@ class Global(IntEnum):
     RECONCILED_S = 3
 
 
-class Share(IntEnum):
+class Treatment(IntEnum):
     """By experiment, float64, written by the watching process."""
 
     SHARE = 0
@@ -175,9 +175,9 @@ class Rows(msgspec.Struct, frozen=True):
 # The same columns as plain whole numbers: looking one up in an enumeration costs more than adding to it.
 
 IN_FLIGHT, DECODING, AHEAD_TOKENS, CONTEXT_TOKENS = map(
-    int, (Load.IN_FLIGHT, Load.DECODING, Load.AHEAD_TOKENS, Load.CONTEXT_TOKENS)
+    int, (UnderWay.IN_FLIGHT, UnderWay.DECODING, UnderWay.AHEAD_TOKENS, UnderWay.CONTEXT_TOKENS)
 )
-QUEUED = int(Load.QUEUED)
+QUEUED = int(UnderWay.QUEUED)
 
 REQUESTS, OK, NO_FINISH = int(Count.REQUESTS), int(Count.OK), int(Count.NO_FINISH)
 PROMPT_TOKENS, CACHED_TOKENS, OUTPUT_TOKENS = map(int, (Count.PROMPT_TOKENS, Count.CACHED_TOKENS, Count.OUTPUT_TOKENS))
@@ -191,7 +191,7 @@ TTFT_LOG, TPOT_LOG, TTFT_WIDTH = int(Known.TTFT_LOG), int(Known.TPOT_LOG), int(K
 BYTES_PER_TOKEN, MEAN_OUTPUT = int(Known.BYTES_PER_TOKEN), int(Known.OUTPUT_TOKENS)
 
 USED_REQUESTS, USED_PROMPT, USED_OUTPUT, USED_NANO_USD = map(
-    int, (Usage.REQUESTS, Usage.PROMPT_TOKENS, Usage.OUTPUT_TOKENS, Usage.NANO_USD)
+    int, (Used.REQUESTS, Used.PROMPT_TOKENS, Used.OUTPUT_TOKENS, Used.NANO_USD)
 )
-USED_REFUSED = int(Usage.REFUSED)
-USAGE_COLUMNS = len(Usage)
+USED_REFUSED = int(Used.REFUSED)
+USAGE_COLUMNS = len(Used)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from breakeven.gateway.plan.model import GatewayPlan
-from breakeven.gateway.shared.block import Block
+from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Known, State
 
 
-def prepare(plan: GatewayPlan, block: Block, rows: Mapping[str, int]) -> None:
+def prepare(plan: GatewayPlan, block: SharedBlock, rows: Mapping[str, int]) -> None:
     """Nobody has been asked yet, and no local engine that is not there yet may look ready. `rows`: by backend."""
     for backend in plan.backends:
         row = rows[backend.name]

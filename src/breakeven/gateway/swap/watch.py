@@ -1,6 +1,6 @@
 """Hot swap in the watching process: reads what workers ask of local engines, and tells them what is there.
 
-Workers write `Load.WANTED` and `Load.IN_FLIGHT`; this writes `Known.STATE`, `PROGRESS`, `LOAD_S` and `PORT`.
+Workers write `UnderWay.WANTED` and `UnderWay.IN_FLIGHT`; this writes `Known.STATE`, `PROGRESS`, `LOAD_S` and `PORT`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import assert_never
 
 from breakeven.engines.cache import cache_directory
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
-from breakeven.gateway.shared.block import Block
-from breakeven.gateway.shared.layout import Count, Known, Load, State
+from breakeven.gateway.shared.block import SharedBlock
+from breakeven.gateway.shared.layout import Count, Known, State, UnderWay
 from breakeven.gateway.swap import types
 from breakeven.gateway.swap.effects import WRITING, Effects, Engines, Event, Failed, Loaded, Measured, Unloaded
 from breakeven.gateway.swap.needs import budget_of, is_synthetic, local_backends, needs_of, threads_of
@@ -40,7 +40,7 @@ class Swapper:
     def __init__(
         self,
         plan: GatewayPlan,
-        block: Block,
+        block: SharedBlock,
         rows: Mapping[str, int],
         *,
         logs: Path | None = None,
@@ -117,10 +117,10 @@ class Swapper:
             row = self._rows.get(name)
             if row is None:
                 continue
-            waiting = max(0, int(self._block.load.total(row, Load.WANTED)))
+            waiting = max(0, int(self._block.load.total(row, UnderWay.WANTED)))
             # Since when anybody waits without a break: never less than the oldest request's wait.
             since_s = self._wanted_since.setdefault(name, now_s) if waiting else self._wanted_since.pop(name, now_s)
-            in_flight = max(0, int(self._block.load.total(row, Load.IN_FLIGHT)))
+            in_flight = max(0, int(self._block.load.total(row, UnderWay.IN_FLIGHT)))
             demand[name] = Demand(waiting, now_s - since_s if waiting else 0.0, in_flight, self._service_s(row))
         return demand
 
