@@ -50,7 +50,7 @@ EngineName = Annotated[str, one_of("llama.cpp", "vllm")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Demand(FilePart):
+class Incoming(FilePart):
     """What comes in. Exactly one of `rate`, `users` and `trace` says how much; a trace may be scaled to a `rate`."""
 
     rate: Rate | None = None
@@ -142,7 +142,7 @@ class TokenPrice(FilePart):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Price(FilePart):
+class PriceTerms(FilePart):
     """Exactly one kind of price, and who says so."""
 
     own: OwnPrice | None = None
@@ -180,8 +180,8 @@ class Price(FilePart):
         )
 
     @classmethod
-    def of(cls, pricing: Pricing) -> Price:
-        """The price as it stands in a file: `Price.of(x).pricing` is `x`."""
+    def of(cls, pricing: Pricing) -> PriceTerms:
+        """The price as it stands in a file: `PriceTerms.of(x).pricing` is `x`."""
         if isinstance(pricing, Own):
             own = OwnPrice(
                 usd=pricing.usd,
@@ -204,7 +204,7 @@ class Price(FilePart):
         return cls(api=api)
 
 
-PRICE = read_as(Price, lambda price: price.pricing)
+PRICE = read_as(PriceTerms, lambda price: price.pricing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,7 +338,7 @@ class StudyPlan(FilePart):
 
     name: Annotated[str, OPEN] = ""
     question: Annotated[str, OPEN] = QUESTION
-    load: Demand
+    load: Incoming
     service: Annotated[ServiceLevel, SLO_WORDS] = field(metadata={"alias": "slo"})
     parts: Annotated[tuple[TrafficPart, ...], LIST] = ()
     budget_usd_per_month: Usd | None = None

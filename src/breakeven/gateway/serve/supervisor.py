@@ -28,7 +28,7 @@ from breakeven.gateway.serve.watcher import run_watcher
 from breakeven.gateway.serve.worker import run_worker
 from breakeven.gateway.shared.block import Block, Shape, Slots
 from breakeven.gateway.shared.layout import Global, Rows
-from breakeven.gateway.swap.prepare import prepare
+from breakeven.gateway.swap.types import prepare
 from breakeven.wire.server.listen import open_sockets
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
