@@ -13,7 +13,7 @@ from decision_fixtures import both, decision, dense, full, moe, no_difference, n
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from breakeven.answer.study.plan import OwnPrice, PriceTerms, RentedPrice, TokenPrice
+from breakeven.answer.study.price import OwnPrice, PriceTerms, RentedPrice, TokenPrice
 from breakeven.answer.study.values import FilePart, keys_of
 from breakeven.answer.study.yaml_file import parts_in
 from breakeven.errors import UserError

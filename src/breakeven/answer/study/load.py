@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from breakeven.answer.study.plan import QUESTION, CandidatePlan, Incoming, Location, StudyPlan
+from breakeven.answer.study.plan import QUESTION, CandidatePlan, Incoming, StudyPlan
+from breakeven.answer.study.price import Location
 from breakeven.answer.study.yaml_file import read_mapping, record_of
 from breakeven.errors import UserError
 from breakeven.results.cost import Api, Pricing, Rented

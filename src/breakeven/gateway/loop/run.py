@@ -13,14 +13,7 @@ import msgspec
 
 from breakeven.answer.decide import Phase, decide
 from breakeven.answer.study.load import RANGE, read_study
-from breakeven.answer.study.plan import (
-    CandidatePlan,
-    Incoming,
-    QualityPlan,
-    SchedulerLimits,
-    ServiceLevel,
-    StudyPlan,
-)
+from breakeven.answer.study.plan import CandidatePlan, Incoming, QualityPlan, SchedulerLimits, ServiceLevel, StudyPlan
 from breakeven.answer.study.yaml_file import read_mapping
 from breakeven.errors import UserError
 from breakeven.gateway.loop.traffic import Logged, workload_of_log, write_trace

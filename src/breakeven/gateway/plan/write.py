@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from breakeven.answer.study.plan import PriceTerms
+from breakeven.answer.study.price import PriceTerms
 from breakeven.answer.study.values import FilePart, keys_of
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import LOCAL_ENDPOINTS, USUAL_ENDPOINTS, AdminPlan, BackendPlan, GatewayPlan
