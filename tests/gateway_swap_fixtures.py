@@ -15,7 +15,7 @@ from breakeven.gateway.shared.block import Shape, SharedBlock
 from breakeven.gateway.shared.layout import State
 from breakeven.gateway.swap.effects import Event
 from breakeven.gateway.swap.scheduler import Scheduler
-from breakeven.gateway.swap.types import Demand, Drain, Effect, EngineNeed, Load, Resume, Unload
+from breakeven.gateway.swap.types import Demand, Drain, Effect, EngineNeed, Resume, StartEngine, Unload
 from tests.small_models import BASE, CONFIGS
 
 TICK_S = 0.25
@@ -74,7 +74,7 @@ class World:
 
     def _carry_out(self, effect: Effect, engine: Pretended) -> None:
         match effect:
-            case Load():
+            case StartEngine():
                 assert engine.state == "off"
                 engine.state, engine.since_s = "loading", self.now_s
                 engine.loads.append(self.now_s)

@@ -12,8 +12,8 @@ from breakeven.answer.candidates import Facts, ruled_out
 from breakeven.answer.study.plan import (
     CandidatePlan,
     Constraints,
-    Demand,
     FineTuning,
+    Incoming,
     QualityPlan,
     ServiceLevel,
     StudyPlan,
@@ -38,7 +38,7 @@ PLAN = StudyPlan(
     workload=Workload(arrivals=Arrivals(process="poisson", rate_per_s=10)),
     trace=None,
     load_per_s=10,
-    load=Demand(rate=10),
+    load=Incoming(rate=10),
     service=ServiceLevel(ttft_s=1),
     low_per_s=1,
     high_per_s=100,

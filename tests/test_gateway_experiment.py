@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.gateway.experiment import canary as canaries
 from breakeven.gateway.experiment.answer import is_refusal
 from breakeven.gateway.experiment.assign import (
     MOST_BYTES,
@@ -29,9 +28,18 @@ from breakeven.gateway.experiment.assign import (
     repeated,
     sticky_unit,
 )
-from breakeven.gateway.experiment.canary import Canary
-from breakeven.gateway.experiment.compare import difference, differences, progress, stop
-from breakeven.gateway.experiment.tally import BUCKETS, WAITING, Tally, values_of
+from breakeven.gateway.experiment.compare import (
+    Canary,
+    canary_look,
+    canary_progress,
+    canary_share,
+    canary_tally,
+    difference,
+    differences,
+    progress,
+    stop,
+)
+from breakeven.gateway.experiment.tally import BUCKETS, WAITING, ArmTally, values_of
 from breakeven.gateway.experiment.watch import STATE_FILE, Experiments, read_state, status
 from breakeven.gateway.plan.model import ExperimentPlan, LogPlan
 from breakeven.gateway.route.choose import BROKEN
@@ -137,7 +145,7 @@ def test_nothing_against_nothing_is_not_sure() -> None:
 
 def first_stop(plan: ExperimentPlan, made: list[DecisionRecord], every: int = 25) -> str | None:
     """Looks again and again; the state at which it stops."""
-    tally = Tally()
+    tally = ArmTally()
     for n, one in enumerate(made, 1):
         tally.add(plan, one)
         if n % every == 0 and (over := stop(plan, tally)):
@@ -238,7 +246,7 @@ def test_a_copy_is_compared_with_its_own_request() -> None:
     # Lengths differ a hundredfold between requests; the copy always takes a tenth longer.
     plan = experiment(kind="shadow")
     rng = random.Random(2)
-    paired, unpaired = Tally(), Tally()
+    paired, unpaired = ArmTally(), ArmTally()
     for n in range(200):
         e2e_s = math.exp(rng.uniform(-2.3, 2.3))
         first = arm_record(n, False, e2e_s=e2e_s)
@@ -262,7 +270,7 @@ def test_copies_without_their_request_are_forgotten(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(module, "WAITING", 10)
     assert WAITING > 10
-    tally = Tally()
+    tally = ArmTally()
     for n in range(50):
         tally.add(experiment(kind="shadow"), arm_record(n, True, id=f"copy{n}", shadow_of=f"r{n}"))
     assert len(tally.waiting) == 10
@@ -295,13 +303,13 @@ def test_what_says_nothing_of_the_arm_is_not_counted() -> None:
     hedge = Attempt(backend="dense", outcome="answered", start_s=0.5, seconds=0.5, hedge=True)
     slow = Attempt(backend="moe", outcome="hedge_lost", start_s=0.0, seconds=1.0)
     assert values_of(arm_record(1, True, backend="dense", attempts=[slow, hedge]), "moe") is None
-    tally = Tally()
+    tally = ArmTally()
     tally.add(experiment(), record(1))
     assert tally.requests == [0, 0]
 
 
 def test_every_metric_is_told_with_its_arms() -> None:
-    tally = Tally()
+    tally = ArmTally()
     rng = random.Random(4)
     for n in range(400):
         treatment = n % 2 == 1
@@ -347,7 +355,7 @@ def test_arms_that_are_exactly_equal_never_differ_by_rounding(value: float, cont
 
 
 def test_few_users_give_no_interval_and_say_so() -> None:
-    tally = Tally()
+    tally = ArmTally()
     for n in range(400):
         tally.add(experiment(), arm_record(n, n % 2 == 1, e2e_s=1.0 + n % 2, session=1 + n % 6))
     assert stop(experiment(), tally) is None
@@ -373,16 +381,16 @@ def test_shorter_is_not_better() -> None:
 def run_canary(plan: ExperimentPlan, made: object, most: int = 3000, every: int = 20) -> tuple[Canary, list[float]]:
     """Feeds requests from `made(number, share)` and looks now and then; the end and every share there was."""
     assert callable(made)
-    at, tally, shares = Canary(), Tally(), [plan.steps[0]]
+    at, tally, shares = Canary(), ArmTally(), [plan.steps[0]]
     for n in range(most):
-        tally.add(plan, made(n, canaries.share(plan, at)))
+        tally.add(plan, made(n, canary_share(plan, at)))
         if n % every == 0:
-            after = canaries.look(plan, at, tally)
+            after = canary_look(plan, at, tally)
             if after.step != at.step:
-                tally = canaries.next_tally(plan, after, tally)
+                tally = canary_tally(plan, after, tally)
             at = after
-            if canaries.share(plan, at) != shares[-1]:
-                shares.append(canaries.share(plan, at))
+            if canary_share(plan, at) != shares[-1]:
+                shares.append(canary_share(plan, at))
     return at, shares
 
 
@@ -465,29 +473,29 @@ def test_a_canary_that_looks_worse_is_held_and_says_so() -> None:
         return arm_record(n, treatment, e2e_s=rng.lognormvariate(0.35 if treatment else 0, 0.8))
 
     at, _ = run_canary(plan, made, 600)
-    tally = Tally()
+    tally = ArmTally()
     for n in range(600):
         tally.add(plan, made(n, 0.1))
     assert at == Canary()
-    assert "held at 10% after" in canaries.progress(plan, at, tally)
-    assert "time to the end" in canaries.progress(plan, at, tally)
-    assert "0 of 40" in canaries.progress(plan, at, Tally())
+    assert "held at 10% after" in canary_progress(plan, at, tally)
+    assert "time to the end" in canary_progress(plan, at, tally)
+    assert "0 of 40" in canary_progress(plan, at, ArmTally())
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(["ok", "failed", "slow"])), max_size=80))
 def test_a_canary_never_skips_a_step_and_never_comes_back(events: list[tuple[bool, str]]) -> None:
     plan = experiment(kind="canary", hold=3, most=30, least=1, steps=STEPS)
-    at, tally = Canary(), Tally()
+    at, tally = Canary(), ArmTally()
     for n, (treatment, how) in enumerate(events):
         one = failed(n, treatment) if how == "failed" else arm_record(n, treatment, e2e_s=9.0 if how == "slow" else 1.0)
         tally.add(plan, one)
-        after = canaries.look(plan, at, tally)
+        after = canary_look(plan, at, tally)
         assert after.step in (at.step, at.step + 1)
         if at.state != "running":
             assert after == at
         if after.step != at.step:
-            tally = canaries.next_tally(plan, after, tally)
+            tally = canary_tally(plan, after, tally)
         at = after
 
 
@@ -522,8 +530,8 @@ def test_how_answers_vary() -> None:
 
 
 def test_variability_is_compared_by_prompt_and_repetitions_are_no_requests() -> None:
-    tally = Tally()
-    shadowed = Tally()
+    tally = ArmTally()
+    shadowed = ArmTally()
     for n in range(80):
         shadowed.add(experiment(kind="shadow"), arm_record(n, False, group=f"r{n}", answer_hash="a"))
         for treatment in (False, True):

@@ -13,7 +13,7 @@ from decision_fixtures import both, decision, dense, full, moe, no_difference, n
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from breakeven.answer.study.plan import OwnPrice, Price, RentedPrice, TokenPrice
+from breakeven.answer.study.price import OwnPrice, PriceTerms, RentedPrice, TokenPrice
 from breakeven.answer.study.values import FilePart, keys_of
 from breakeven.answer.study.yaml_file import parts_in
 from breakeven.errors import UserError
@@ -388,7 +388,7 @@ def test_a_hub_id_is_taken_without_the_network(tmp_path: Path) -> None:
 def test_every_key_is_explained() -> None:
     page = (ROOT / "docs" / "gateway-yaml.md").read_text(encoding="utf-8")
     shared = {"ttft", "tpot", "usd_per_hour", "own", "rented", "api", "source", "tokens_per_s"}
-    priced = {OwnPrice, RentedPrice, TokenPrice, Price}
+    priced = {OwnPrice, RentedPrice, TokenPrice, PriceTerms}
     keys = {key for each in parts_in(GatewayPlan) - priced for key in keys_of(each)} - shared
     assert [key for key in sorted(keys) if not re.search(rf"`[^`\n]*\b{key}\b[^`\n]*`", page)] == []
 

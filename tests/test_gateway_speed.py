@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.routing_goodput import SCENARIOS, good_share
-from breakeven.answer.study.plan import ApiSpeed
+from breakeven.answer.study.price import ApiSpeed
 from breakeven.errors import UserError
 from breakeven.forecast.model import step_model
 from breakeven.forecast.predict import default_format

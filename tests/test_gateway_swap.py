@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from breakeven.errors import UserError
 from breakeven.gateway.shared.layout import State
 from breakeven.gateway.swap.scheduler import FAIR, SETTLE_S, Scheduler
-from breakeven.gateway.swap.types import Demand, Drain, EngineNeed, Load, Resume, Unload
+from breakeven.gateway.swap.types import Demand, Drain, EngineNeed, Resume, StartEngine, Unload
 from tests.gateway_swap_fixtures import TICK_S, World
 
 GB = 10**9
@@ -27,10 +27,10 @@ def two(load_s: float = 4.0, service_s: float = 1.0, **limits: float) -> World:
 
 def test_what_fits_is_loaded_unasked_in_the_order_of_the_plan() -> None:
     world = two()
-    assert world.step() == [Load("dense")]
+    assert world.step() == [StartEngine("dense")]
     assert world.state("moe") is State.UNLOADED
     both = World([(EngineNeed("a", GB, 1.0), 1.0, 1.0), (EngineNeed("b", GB, 1.0), 1.0, 1.0)], 2 * GB)
-    assert both.step() == [Load("a"), Load("b")]
+    assert both.step() == [StartEngine("a"), StartEngine("b")]
 
 
 def test_what_is_pinned_comes_first() -> None:
@@ -38,7 +38,7 @@ def test_what_is_pinned_comes_first() -> None:
     with pytest.raises(UserError, match=r"a needs 3.0 GB beside the pinned 3.0 GB .* give it a smaller format"):
         Scheduler(needs, 5 * GB, 20.0, 60.0)
     world = World([(EngineNeed("a", 2 * GB, 1.0), 1.0, 1.0), (needs[1], 1.0, 1.0)], 5 * GB)
-    assert world.step() == [Load("b"), Load("a")]
+    assert world.step() == [StartEngine("b"), StartEngine("a")]
 
 
 @pytest.mark.parametrize("pinned", [False, True])
@@ -53,7 +53,7 @@ def test_an_idle_engine_gives_way_at_once_after_its_dwell() -> None:
     world.arrive("moe")
     world.run(2 * TICK_S + SETTLE_S + 4.0 + 2 * TICK_S)
     assert world.state("moe") is State.READY
-    assert [type(effect) for _, effect in world.effects] == [Load, Drain, Unload, Load]
+    assert [type(effect) for _, effect in world.effects] == [StartEngine, Drain, Unload, StartEngine]
 
 
 def test_dwell_is_kept() -> None:
@@ -138,7 +138,7 @@ def test_failures_wait_twice_as_long_each_time() -> None:
     world.arrive("only")
     tries = []
     while len(tries) < 5 and world.now_s < 100:
-        if world.step() == [Load("only")]:
+        if world.step() == [StartEngine("only")]:
             tries.append(world.now_s)
             world.failed("only")
         world.now_s += 0.125
@@ -176,13 +176,13 @@ def test_another_plan_keeps_what_it_does_not_change() -> None:
     assert world.scheduler.names == ("dense", "moe")
     world.scheduler.replan(new, (), 4 * GB)
     assert world.scheduler.state("dense") is State.READY
-    assert world.scheduler.step(world.now_s, {}) == [Load("other")]
+    assert world.scheduler.step(world.now_s, {}) == [StartEngine("other")]
     world.scheduler.loaded("other", world.now_s)
     world.scheduler.replan(new, ("dense",), 4 * GB)
     assert world.scheduler.step(world.now_s, {}) == [Drain("dense")]
     assert world.scheduler.step(world.now_s + 2 * SETTLE_S, {}) == [Unload("dense")]
     world.scheduler.unloaded("dense", world.now_s + 2 * SETTLE_S)
-    assert world.scheduler.step(world.now_s + 2 * SETTLE_S, {}) == [Load("dense")]
+    assert world.scheduler.step(world.now_s + 2 * SETTLE_S, {}) == [StartEngine("dense")]
 
 
 def test_how_long_until_it_would_be_there() -> None:

@@ -23,9 +23,9 @@ from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan
 from breakeven.gateway.plan.origins import READER_SLO, plan_of_models
 from breakeven.gateway.shared.layout import Count, Known, State, UnderWay
-from breakeven.gateway.swap.effects import Engines, Event, Failed, Loaded, Unloaded, scrubbed
+from breakeven.gateway.swap.effects import EngineFailed, EngineLoaded, Engines, EngineUnloaded, Event, scrubbed
 from breakeven.gateway.swap.needs import check_local, local_backends, needs_of, threads_of
-from breakeven.gateway.swap.prepare import prepare
+from breakeven.gateway.swap.types import prepare
 from breakeven.gateway.swap.watch import Swapper
 from tests.gateway_swap_fixtures import Pretending, ask, block_for, described, plan_of
 
@@ -96,7 +96,7 @@ def test_cells_tell_what_happens(pair: GatewayPlan) -> None:
     assert 0.0 < w.known("dense", Known.PROGRESS) < 1.0
     w.pass_s(1000.0)
     assert w.known("dense", Known.PROGRESS) == 0.99
-    w.effects.tell(Loaded("dense", 4321, 2.0, 10))
+    w.effects.tell(EngineLoaded("dense", 4321, 2.0, 10))
     assert (w.state("dense"), w.known("dense", Known.PORT), w.known("dense", Known.PROGRESS)) == (State.READY, 4321, 1)
     assert w.known("dense", Known.LOAD_S) == 0.0
     assert w.known("moe", Known.LOAD_S) > 0.0
@@ -111,10 +111,10 @@ def test_cells_tell_what_happens(pair: GatewayPlan) -> None:
     w.block.load.put(1, w.rows["dense"], UnderWay.IN_FLIGHT, 0)
     w.pass_s(0.0)
     assert w.effects.unloads == ["dense"]
-    w.effects.tell(Unloaded("dense"))
+    w.effects.tell(EngineUnloaded("dense"))
     assert w.effects.loads == [("dense", 1), ("moe", 1)]
     assert (w.state("dense"), w.known("dense", Known.PORT)) == (State.UNLOADED, 0)
-    w.effects.tell(Failed("moe", "it fell over"))
+    w.effects.tell(EngineFailed("moe", "it fell over"))
     assert w.state("moe") is State.FAILED
     assert "moe could not be run here: it fell over" in w.swapper.warnings
 
@@ -139,7 +139,7 @@ def test_a_request_takes_as_long_as_was_counted(pair: GatewayPlan) -> None:
 def test_another_plan_keeps_engines_and_lets_others_go(pair: GatewayPlan, tmp_path: Path) -> None:
     w = Watched(pair)
     w.swapper.tick()
-    w.effects.tell(Loaded("dense", 4321, 2.0, None))
+    w.effects.tell(EngineLoaded("dense", 4321, 2.0, None))
     third = local("third", described(tmp_path, "qwen3"))
     plan = plan_of(pair.backends[0], third, memory_bytes=pair.memory_bytes)
     w.swapper.replan(plan, {"dense": 0, "third": 2})
@@ -150,7 +150,7 @@ def test_another_plan_keeps_engines_and_lets_others_go(pair: GatewayPlan, tmp_pa
     w.swapper.tick()
     assert w.state("dense") is State.DRAINING
     w.pass_s(1.0)
-    w.effects.tell(Unloaded("dense"))
+    w.effects.tell(EngineUnloaded("dense"))
     w.pass_s(0.0)
     assert w.effects.loads[-1] in (("dense", 1), ("third", 1))
     with pytest.raises(UserError, match="needs"):
@@ -311,7 +311,7 @@ def test_what_cannot_be_loaded_says_why(pair: GatewayPlan, tmp_path: Path) -> No
         engines = Engines(tmp_path / "logs", events.append)
         engines.load(local("../x; touch pwned #$(touch pwned)", broken), 1)
         await until(lambda: bool(events))
-        assert isinstance(events[0], Failed)
+        assert isinstance(events[0], EngineFailed)
         assert "could not load" in events[0].reason
         assert [path.parent for path in tmp_path.rglob("*.log")] == [tmp_path / "logs"]
         assert not Path("pwned").exists()  # no shell reads a name
@@ -344,7 +344,7 @@ def test_no_engine_outlives_us(pair: GatewayPlan, tmp_path: Path, number: signal
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as us:
         assert us.stdout is not None
         try:
-            assert us.stdout.readline().startswith("Loaded(name='dense'")
+            assert us.stdout.readline().startswith("EngineLoaded(name='dense'")
             (engine,) = psutil.Process(us.pid).children(recursive=True)
         finally:
             us.send_signal(number)

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.api.gateway import expiry
-from breakeven.cli.words import duration, percent
+from breakeven.cli.main import dispatch
 from breakeven.errors import UserError
 from breakeven.traffic.words import (
     option_seconds,
@@ -178,33 +177,51 @@ def test_durations_and_rates() -> None:
         parse_rates("2,5,2")
 
 
-@pytest.mark.parametrize("text", ["90s", "1min", "1m", "2h", "500ms", "90", "1.5 min"])
-def test_every_verb_takes_every_form_of_a_duration(text: str) -> None:
-    seconds = parse_duration(text)
-    assert option_seconds("--budget", text, "a time such as 90s, 3m or 1h") == seconds
-    if text != "90":
+ACCEPTING = {
+    ("compare", "--budget"): ("compare", "no-such-model", "nor-this"),
+    ("compare", "--precision"): ("compare", "no-such-model", "nor-this"),
+    ("capacity", "--budget"): ("capacity", "no-such-model", "--slo", "ttft=1s"),
+    ("capacity", "--share"): ("capacity", "no-such-model", "--slo", "ttft=1s"),
+    ("cost", "--share"): ("cost", "no-such-model", "--machine", "l40s"),
+    ("cost", "--cached"): ("cost", "no-such-model", "--machine", "l40s"),
+    ("bench", "--duration"): ("bench", "no-such-model"),
+    ("simulate", "--duration"): ("simulate", "no-such-model", "--machine", "l40s"),
+}
+"""A command line that ends at a model nobody knows, once its options have been read."""
+
+
+@pytest.mark.parametrize("words", ACCEPTING, ids=" ".join)
+def test_every_verb_takes_every_form_of_a_duration_and_a_share(words: tuple[str, str]) -> None:
+    times, shares = ("90s", "1min", "1m", "2h", "500ms", "90", "1.5 min"), ("90%", "0.9", ".9", "90 %", "90.0%")
+    for text in times if words[1] in ("--budget", "--duration") else shares:
+        with pytest.raises(UserError, match="no-such-model") as told:
+            dispatch([*ACCEPTING[words], words[1], text])
+        assert words[1] not in str(told.value)
+
+
+def test_durations_and_shares_mean_the_same_wherever_they_stand() -> None:
+    for text, seconds in (("90s", 90), ("1min", 60), ("1.5 min", 90), ("2h", 7200), ("500ms", 0.5), ("40us", 4e-5)):
+        assert parse_duration(text) == option_seconds("--budget", text) == pytest.approx(seconds)
         assert parse_slo(f"e2e={text.replace(' ', '')}").e2e_s == pytest.approx(seconds)
-    if text not in ("90", "500ms"):
-        assert expiry(text, 100.0) == pytest.approx(100 + seconds)
-    assert duration(text) == seconds
+    for text in ("90%", "0.9", ".9", "90 %", "90.0%"):
+        assert parse_share(text) == option_share("--share", text, "a percentage") == 0.9
 
 
-@pytest.mark.parametrize("text", ["90%", "0.9", ".9", "90 %", "90.0%"])
-def test_every_verb_takes_every_form_of_a_share(text: str) -> None:
-    assert parse_share(text) == option_share("--share", text, "a percentage from 0% to 100%", 1.0) == 0.9
-    assert percent("--precision", text) == 0.9
-
-
-def test_an_option_that_cannot_be_read_is_named_with_what_to_give() -> None:
-    for text in ("x", "", "-1", "1 parsec", "1:30"):
-        with pytest.raises(UserError, match=re.escape(f"--budget {text!r}: give a time such as 90s, 3m or 1h")):
-            duration(text)
-    for text in ("x", "", "-1", "-2%", "nan", "2%%"):
-        with pytest.raises(UserError, match=re.escape(f"--precision {text!r}: give a percentage such as 2%")):
-            percent("--precision", text, "2%")
-    for text in ("120%", "-1%", "90", "x"):
-        with pytest.raises(UserError, match=re.escape(f"--share {text!r}: give a percentage from 0% to 100%")):
-            option_share("--share", text, "a percentage from 0% to 100%", 1.0)
+@pytest.mark.parametrize(
+    ("verb", "option", "right", "wrong"),
+    [
+        ("compare", "--budget", "a time such as 90s, 3m or 1h", ("x", "", "-1", "1 parsec", "1:30")),
+        ("compare", "--precision", "a percentage such as 2%", ("x", "", "-1", "-2%", "nan", "2%%")),
+        ("capacity", "--share", "a percentage such as 5%", ("x", "", "-1%")),
+        ("cost", "--share", "a percentage from 0% to 100%", ("120%", "-1%", "90", "x")),
+    ],
+)
+def test_an_option_that_cannot_be_read_is_named_with_what_to_give(
+    verb: str, option: str, right: str, wrong: tuple[str, ...]
+) -> None:
+    for text in wrong:
+        with pytest.raises(UserError, match=re.escape(f"{option} {text!r}: give {right}")):
+            dispatch([*ACCEPTING[verb, option], f"{option}={text}"])
 
 
 @given(st.text(alphabet="uniformlgaestpcx0159:±,-[]. ", max_size=24))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from breakeven.answer.study.init import QUESTIONS, init_study, interview, study_text
 from breakeven.answer.study.load import read_study, read_study_trace
-from breakeven.answer.study.plan import CandidatePlan, Constraints, Demand, FineTuning, QualityPlan, StudyPlan
+from breakeven.answer.study.plan import CandidatePlan, Constraints, FineTuning, Incoming, QualityPlan, StudyPlan
 from breakeven.answer.study.values import key_of, keys_of
 from breakeven.answer.study.yaml_file import parts_in
 from breakeven.errors import UserError
@@ -305,7 +305,7 @@ def test_every_key_is_explained() -> None:
 
 def test_the_page_names_no_other_key_and_every_default_of_the_load() -> None:
     page = (ROOT / "docs/decide.md").read_text(encoding="utf-8")
-    parts = {"load": Demand, "candidates": CandidatePlan}
+    parts = {"load": Incoming, "candidates": CandidatePlan}
     for section, part in parts.items():
         text = page.partition(f"### {section}\n")[2].partition("\n### ")[0]
         rows = re.findall(r"^\| (`.*?) \|(?:.*\|)? (.*?) ?\|$", text, re.MULTILINE)

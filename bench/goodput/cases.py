@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.answer.study.plan import ApiSpeed
+from breakeven.answer.study.price import ApiSpeed
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.predict import default_format
 from breakeven.forecast.profiles import profile_named

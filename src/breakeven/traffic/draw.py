@@ -1,7 +1,4 @@
-"""Distributions of token counts.
-
-Drawing a schedule: every random choice of a run, made once, before it.
-"""
+"""Drawing a schedule: every random choice of a run, made once, before it. Arrivals and lengths by name."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The schedule: concrete requests with due times, fixed before a run and played alike for every candidate.
 
-Cutting one schedule among workers.
+It may be cut among workers: the parts share no request and together are all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What traffic is: arrivals, lengths, sessions and the service level asked for. `measure/schedule` draws it.
+"""What traffic is: arrivals, lengths, sessions and the service level asked for. `draw.py` draws it.
 
 The service level as people write it: `ttft=1s,tpot=80ms`.
 """
@@ -26,7 +26,7 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Length(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A distribution of token counts; `kind` is a name in `breakeven.measure.schedule.LENGTHS`.
+    """A distribution of token counts; `kind` is a name in `breakeven.traffic.draw.LENGTHS`.
 
     fixed: `mean`. uniform: `low` to `high`, both included. normal, lognormal: `mean` and `sd`, both of the tokens
     themselves, clipped to `low`..`high` where given.
@@ -40,7 +40,7 @@ class Length(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Arrivals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """When requests come; `process` is a name in `breakeven.measure.schedule.ARRIVALS`.
+    """When requests come; `process` is a name in `breakeven.traffic.draw.ARRIVALS`.
 
     closed: `concurrency` streams, each waiting `think_s` after an answer. constant, poisson: `rate_per_s`.
     gamma: `rate_per_s` with coefficient of variation `cv` of the gaps. steps: Poisson through `steps`, each

@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from breakeven.answer.study.plan import QUESTION, CandidatePlan, Demand, Location, StudyPlan
+from breakeven.answer.study.plan import QUESTION, CandidatePlan, Incoming, StudyPlan
+from breakeven.answer.study.price import Location
 from breakeven.answer.study.yaml_file import read_mapping, record_of
 from breakeven.errors import UserError
 from breakeven.results.cost import Api, Pricing, Rented
@@ -132,7 +133,7 @@ def _check(where: str, study: StudyPlan, names: list[str]) -> None:
         check_format(f"{where}: formats.{i}", name)
 
 
-def _arrivals(where: str, load: Demand, directory: Path) -> tuple[Path | None, Arrivals, float]:
+def _arrivals(where: str, load: Incoming, directory: Path) -> tuple[Path | None, Arrivals, float]:
     """The trace, how requests arrive, and their mean rate."""
     if load.trace is None:
         rate = load.rate if load.rate is not None else (load.users or 0) * (load.requests_per_user or 0.0)
@@ -147,7 +148,7 @@ def _arrivals(where: str, load: Demand, directory: Path) -> tuple[Path | None, A
     return path, Arrivals(process="trace", trace=path.name, rate_scale=scale), recorded * scale
 
 
-def _range(where: str, load: Demand, load_per_s: float) -> tuple[float, float]:
+def _range(where: str, load: Incoming, load_per_s: float) -> tuple[float, float]:
     grown = load_per_s * max(1.0, (1 + load.growth_per_year) ** GROWTH_YEARS)
     low = load.low if load.low is not None else load_per_s / RANGE
     high = load.high if load.high is not None else max(load_per_s * RANGE, grown)

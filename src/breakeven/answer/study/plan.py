@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+from breakeven.answer.study.price import PRICE, ApiSpeed, EngineName, Location
 from breakeven.answer.study.values import (
     FACT,
     LIST,
@@ -19,10 +20,8 @@ from breakeven.answer.study.values import (
     Above0,
     ArrivalWords,
     AtLeast0,
-    AtLeast1,
     Count,
     CountAbove0,
-    Date,
     FilePart,
     Flag,
     Growth,
@@ -35,22 +34,18 @@ from breakeven.answer.study.values import (
     Share,
     TokenLength,
     Usd,
-    one_of,
-    read_as,
     read_by,
     text,
 )
-from breakeven.results.cost import Api, Own, Pricing, Rented
+from breakeven.results.cost import Api, Pricing
 from breakeven.traffic.workload import Slo, Workload
 
-Location = Literal["edge", "on-premise", "cloud"]
 QualitySource = Literal["own", "published", "size"]
 QUESTION = "Which of these should serve this traffic?"
-EngineName = Annotated[str, one_of("llama.cpp", "vllm")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Demand(FilePart):
+class Incoming(FilePart):
     """What comes in. Exactly one of `rate`, `users` and `trace` says how much; a trace may be scaled to a `rate`."""
 
     rate: Rate | None = None
@@ -108,112 +103,6 @@ class ServiceLevel(FilePart):
         if self.share == 0:
             raise ValueError("a share above 0")
         return self
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnPrice(FilePart):
-    """Bought hardware of one replica."""
-
-    usd: Usd
-    years: Above0
-    usd_per_kwh: Usd
-    idle_w: Power | None = None
-    busy_w: Power | None = None
-    overhead: AtLeast1 = 1.0
-    upkeep_usd_per_year: Usd = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RentedPrice(FilePart):
-    """A machine by the hour, all its devices together."""
-
-    usd_per_hour: Usd
-    date: Date | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenPrice(FilePart):
-    """A hosted model, dollars per million tokens."""
-
-    input: Usd
-    output: Usd
-    cached_input: Usd | None = None
-    date: Date | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Price(FilePart):
-    """Exactly one kind of price, and who says so."""
-
-    own: OwnPrice | None = None
-    rented: RentedPrice | None = None
-    api: TokenPrice | None = None
-    source: str | None = None
-
-    def as_typed(self) -> Self:
-        if sum(kind is not None for kind in (self.own, self.rented, self.api)) != 1:
-            raise ValueError("exactly one of own, rented and api")
-        return self
-
-    @property
-    def pricing(self) -> Pricing:
-        """The price as results hold it."""
-        if self.own is not None:
-            own = self.own
-            return Own(
-                usd=own.usd,
-                life_years=own.years,
-                usd_per_kwh=own.usd_per_kwh,
-                idle_w=own.idle_w,
-                busy_w=own.busy_w,
-                power_overhead=own.overhead,
-                yearly_upkeep_usd=own.upkeep_usd_per_year,
-            )
-        if self.rented is not None:
-            return Rented(usd_per_hour=self.rented.usd_per_hour, date=self.rented.date)
-        assert self.api is not None
-        return Api(
-            usd_per_mtok_input=self.api.input,
-            usd_per_mtok_output=self.api.output,
-            usd_per_mtok_cached_input=self.api.cached_input,
-            date=self.api.date,
-        )
-
-    @classmethod
-    def of(cls, pricing: Pricing) -> Price:
-        """The price as it stands in a file: `Price.of(x).pricing` is `x`."""
-        if isinstance(pricing, Own):
-            own = OwnPrice(
-                usd=pricing.usd,
-                years=pricing.life_years,
-                usd_per_kwh=pricing.usd_per_kwh,
-                idle_w=pricing.idle_w,
-                busy_w=pricing.busy_w,
-                overhead=pricing.power_overhead,
-                upkeep_usd_per_year=pricing.yearly_upkeep_usd,
-            )
-            return cls(own=own)
-        if isinstance(pricing, Rented):
-            return cls(rented=RentedPrice(usd_per_hour=pricing.usd_per_hour, date=pricing.date))
-        api = TokenPrice(
-            input=pricing.usd_per_mtok_input,
-            output=pricing.usd_per_mtok_output,
-            cached_input=pricing.usd_per_mtok_cached_input,
-            date=pricing.date,
-        )
-        return cls(api=api)
-
-
-PRICE = read_as(Price, lambda price: price.pricing)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApiSpeed(FilePart):
-    """How fast a hosted model answers, as its provider or somebody's measurement says; `source` says who."""
-
-    ttft_s: SecondsAbove0
-    tokens_per_s: Above0
-    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,7 +227,7 @@ class StudyPlan(FilePart):
 
     name: Annotated[str, OPEN] = ""
     question: Annotated[str, OPEN] = QUESTION
-    load: Demand
+    load: Incoming
     service: Annotated[ServiceLevel, SLO_WORDS] = field(metadata={"alias": "slo"})
     parts: Annotated[tuple[TrafficPart, ...], LIST] = ()
     budget_usd_per_month: Usd | None = None

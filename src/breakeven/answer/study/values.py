@@ -118,8 +118,8 @@ def whole(least: int, most: int | None = None) -> As:
 
 
 def number(*, gt: float | None = None, ge: float | None = None, lt: float | None = None) -> As:
-    """A finite number within these bounds."""
-    return As(lambda core, *_: core.float_schema(strict=True, allow_inf_nan=False, gt=gt, ge=ge, lt=lt))
+    """A finite number within these bounds; one with an end says itself what is beyond it."""
+    return As(lambda core, *_: core.float_schema(strict=True, allow_inf_nan=lt is not None, gt=gt, ge=ge, lt=lt))
 
 
 def one_of(*words: str) -> As:

@@ -78,7 +78,7 @@ KEEP_BYTES = 256 * 2**10
 """Of one answer: some 1,500 streamed tokens of chat."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class SaidAnswer(msgspec.Struct, frozen=True):
     """What an answer said. `digest` is empty where no text was found (an embedding, an error, a tool call alone)."""
 
     text: str
@@ -100,7 +100,7 @@ class Kept:
             self._parts.append(data[: self._left])
             self._left -= len(data)
 
-    def answer(self) -> Answer:
+    def answer(self) -> SaidAnswer:
         """What the kept bytes say."""
         return read(b"".join(self._parts))
 
@@ -147,7 +147,7 @@ _decode = msgspec.json.Decoder(_Event).decode
 _TEXT_EVENTS = ("response.output_text.delta", "response.refusal.delta")
 
 
-def read(raw: bytes) -> Answer:
+def read(raw: bytes) -> SaidAnswer:
     """The answer in `raw`: one JSON object, or server-sent events, the last of which may be cut short.
 
     Of several choices the first is taken. Never raises: what cannot be read has no text.
@@ -166,7 +166,7 @@ def read(raw: bytes) -> Answer:
         finish = ended or finish
         refused = refused or declined
     text = "".join(texts)
-    return Answer(text, is_refusal(text, finish) or refused, answer_digest(text) if text else "")
+    return SaidAnswer(text, is_refusal(text, finish) or refused, answer_digest(text) if text else "")
 
 
 def _said(event: _Event) -> tuple[str, str, bool]:

@@ -1,4 +1,4 @@
-"""What an experiment's records add up to: one `Tally` that a record changes in constant time and memory.
+"""What an experiment's records add up to: one `ArmTally` that a record changes in constant time and memory.
 
 It is what the watching process saves, so a restart goes on where it was.
 """
@@ -60,7 +60,7 @@ def cluster_unit(plan: ExperimentPlan, record: DecisionRecord) -> str:
     return str(record.session) if record.session else ""
 
 
-class Group(msgspec.Struct):
+class PromptGroup(msgspec.Struct):
     """Answers of one arm to one prompt."""
 
     digests: list[str] = []
@@ -69,7 +69,7 @@ class Group(msgspec.Struct):
     """By place in VARIETY: what of it is in the sums."""
 
 
-class Tally(msgspec.Struct):
+class ArmTally(msgspec.Struct):
     """Everything known of two arms. Arm 0 is the control, 1 the treatment."""
 
     requests: list[int] = msgspec.field(default_factory=lambda: [0, 0])
@@ -82,7 +82,7 @@ class Tally(msgspec.Struct):
     """By bucket of users, what of each metric is in the sums."""
     waiting: dict[str, tuple[int, Values]] = {}
     """A shadow's half pairs by the request's id: arm and values."""
-    groups: dict[str, Group] = {}
+    groups: dict[str, PromptGroup] = {}
 
     def add(self, plan: ExperimentPlan, record: DecisionRecord) -> None:
         """One record of this experiment."""
@@ -124,11 +124,11 @@ class Tally(msgspec.Struct):
         """Observations of one metric in one arm."""
         return self.hits[metric][2 * arm + 1] if metric in self.hits else round(self.moments[metric].count(arm))
 
-    def control_only(self) -> Tally:
+    def control_only(self) -> ArmTally:
         """A new tally that knows this one's control and no treatment."""
         moments = {name: one.control_only() for name, one in self.moments.items()}
         hits = {name: [*counts[:2], 0, 0] for name, counts in self.hits.items()}
-        return Tally(requests=[self.requests[0], 0], moments=moments, hits=hits, clustered=self.clustered)
+        return ArmTally(requests=[self.requests[0], 0], moments=moments, hits=hits, clustered=self.clustered)
 
     def _put(self, unit: str, clusters: list[Cluster]) -> None:
         if not unit:
@@ -151,7 +151,7 @@ class Tally(msgspec.Struct):
         name = f"{arm} {record.group}"
         group = self.groups.get(name)
         if group is None:
-            group = self.groups[name] = Group(counted=[NOTHING] * len(VARIETY))
+            group = self.groups[name] = PromptGroup(counted=[NOTHING] * len(VARIETY))
             if len(self.groups) > GROUPS:
                 del self.groups[next(iter(self.groups))]
         group.digests.append(record.answer_hash)

@@ -11,11 +11,19 @@ from pathlib import Path
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.gateway.experiment import canary as canaries
 from breakeven.gateway.experiment.assign import first_share
-from breakeven.gateway.experiment.canary import Canary
-from breakeven.gateway.experiment.compare import arms, differences, progress, stop
-from breakeven.gateway.experiment.tally import Tally
+from breakeven.gateway.experiment.compare import (
+    Canary,
+    arms,
+    canary_look,
+    canary_progress,
+    canary_share,
+    canary_tally,
+    differences,
+    progress,
+    stop,
+)
+from breakeven.gateway.experiment.tally import ArmTally
 from breakeven.gateway.plan.model import ExperimentPlan, GatewayPlan
 from breakeven.gateway.seen.read_log import Follower
 from breakeven.gateway.seen.record import DecisionRecord
@@ -34,7 +42,7 @@ class Saved(msgspec.Struct, kw_only=True):
 
     settings: str
     since_s: float = 0.0
-    tally: Tally = msgspec.field(default_factory=Tally)
+    tally: ArmTally = msgspec.field(default_factory=ArmTally)
     canary: Canary = Canary()
     state: str = "running"
     winner: str | None = None
@@ -149,11 +157,11 @@ class Experiments:
         if saved.state != "running":
             return False
         if experiment.kind == "canary":
-            after = canaries.look(experiment, saved.canary, saved.tally)
+            after = canary_look(experiment, saved.canary, saved.tally)
             if after == saved.canary:
                 return False
             if after.step != saved.canary.step:
-                saved.tally = canaries.next_tally(experiment, after, saved.tally)
+                saved.tally = canary_tally(experiment, after, saved.tally)
                 # Requests that began at the old share belong to the old step.
                 saved.since_s = time.time()
             saved.canary, saved.state, saved.reason = after, after.state, after.reason
@@ -168,7 +176,7 @@ class Experiments:
     def _share(self, experiment: ExperimentPlan) -> float:
         saved = self._saved[experiment.name]
         if experiment.kind == "canary":
-            return canaries.share(experiment, saved.canary)
+            return canary_share(experiment, saved.canary)
         return first_share(experiment) if saved.state == "running" else 0.0
 
     def _tell(self) -> None:
@@ -187,9 +195,7 @@ class Experiments:
         elif saved.state == "running":
             canary = experiment.kind == "canary"
             now = (
-                canaries.progress(experiment, saved.canary, saved.tally)
-                if canary
-                else progress(experiment, saved.tally)
+                canary_progress(experiment, saved.canary, saved.tally) if canary else progress(experiment, saved.tally)
             )
             reason = "; ".join(filter(None, (saved.reason, now)))
         return ExperimentState(

@@ -13,14 +13,7 @@ import msgspec
 
 from breakeven.answer.decide import Phase, decide
 from breakeven.answer.study.load import RANGE, read_study
-from breakeven.answer.study.plan import (
-    CandidatePlan,
-    Demand,
-    QualityPlan,
-    SchedulerLimits,
-    ServiceLevel,
-    StudyPlan,
-)
+from breakeven.answer.study.plan import CandidatePlan, Incoming, QualityPlan, SchedulerLimits, ServiceLevel, StudyPlan
 from breakeven.answer.study.yaml_file import read_mapping
 from breakeven.errors import UserError
 from breakeven.gateway.loop.traffic import Logged, workload_of_log, write_trace
@@ -92,7 +85,7 @@ def study_of_gateway(plan: GatewayPlan, logged: Logged, trace: Path) -> tuple[St
         service=ServiceLevel(ttft_s=policy.slo.ttft_s, tpot_s=policy.slo.tpot_s),
         low_per_s=load_per_s / RANGE,
         high_per_s=load_per_s * RANGE,
-        load=Demand(trace=str(trace), cached=logged.cached_share or 0.0),
+        load=Incoming(trace=str(trace), cached=logged.cached_share or 0.0),
         quality=QualityPlan(
             source="own" if whole else None,
             scores={name: score for name, score in scores.items() if score is not None} if whole else {},

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NoReturn, Self, get_args
 from urllib.parse import urlsplit
 
-from breakeven.answer.study.plan import PRICE, ApiSpeed, EngineName, Location
+from breakeven.answer.study.price import PRICE, ApiSpeed, EngineName, Location
 from breakeven.answer.study.values import (
     FACT,
     HIDDEN,

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from breakeven.answer.study.load import model_named
-from breakeven.answer.study.plan import ApiSpeed
+from breakeven.answer.study.price import ApiSpeed
 from breakeven.engines.source import Source, parse_source
 from breakeven.engines.start import engine_named
 from breakeven.errors import UserError

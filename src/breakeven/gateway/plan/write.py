@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from breakeven.answer.study.plan import Price
+from breakeven.answer.study.price import PriceTerms
 from breakeven.answer.study.values import FilePart, keys_of
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import LOCAL_ENDPOINTS, USUAL_ENDPOINTS, AdminPlan, BackendPlan, GatewayPlan
@@ -158,7 +158,7 @@ def _value(name: str, value: object) -> object:
         terms = {"ttft": value.ttft_s, "tpot": value.tpot_s}
         return {term: f"{seconds!r}s" for term, seconds in terms.items() if seconds is not None}
     if isinstance(value, Own | Rented | Api):
-        return _told(Price.of(value))
+        return _told(PriceTerms.of(value))
     if isinstance(value, int | float) and name.endswith(("_s", "_w")) and not name.endswith("_per_s"):
         return f"{value!r}{'s' if name.endswith('_s') else 'W'}"
     if isinstance(value, Path):

@@ -31,7 +31,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from math import exp2, log
 
-from breakeven.answer.study.plan import ApiSpeed
+from breakeven.answer.study.price import ApiSpeed
 from breakeven.gateway.route.view import Speed
 
 BOUND = log(4.0)

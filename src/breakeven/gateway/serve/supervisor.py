@@ -26,7 +26,7 @@ from breakeven.gateway.serve.loading import ServedPlan, load_apart
 from breakeven.gateway.serve.processes import run_watcher, run_worker, send_news
 from breakeven.gateway.shared.block import Shape, SharedBlock, Slots
 from breakeven.gateway.shared.layout import Global, Rows
-from breakeven.gateway.swap.prepare import prepare
+from breakeven.gateway.swap.types import prepare
 from breakeven.wire.listen import open_sockets
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)

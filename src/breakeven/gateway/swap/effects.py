@@ -1,10 +1,8 @@
-"""What a started engine gets to see of our environment: what it needs to run, and no key of anybody's.
-
-Carry out what the scheduler decides: start, watch and stop real engines, each kept by a thread of its own.
+"""What the scheduler decides is carried out: real engines started, watched and stopped, a thread for each.
 
 A thread, because starting blocks for as long as a model loads, and because on Linux an engine's process ends with the
-thread that started it: whatever becomes of us, no engine is left behind. No shell is involved, and what an engine gets
-to see of our environment is in `environment.py`.
+thread that started it: whatever becomes of us, no engine is left behind. No shell is involved, and an engine gets to
+see of our environment what it needs to run, and no key of anybody's (`scrubbed`).
 """
 
 from __future__ import annotations
@@ -64,7 +62,7 @@ WRITING = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class EngineLoaded:
     """It answers on `port` of loopback, `load_s` seconds after its start, with `bytes` of memory (None: not told)."""
 
     name: str
@@ -74,7 +72,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class EngineMeasured:
     """It holds this much memory now."""
 
     name: str
@@ -82,7 +80,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class EngineFailed:
     """It did not load, or died; `reason` is one line."""
 
     name: str
@@ -90,23 +88,23 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Unloaded:
+class EngineUnloaded:
     """It has been stopped."""
 
     name: str
 
 
-Event = Loaded | Measured | Failed | Unloaded
+Event = EngineLoaded | EngineMeasured | EngineFailed | EngineUnloaded
 
 
 class Effects(Protocol):
     """What the scheduler's decisions do to the world. Every call returns at once; events tell what came of it."""
 
     def load(self, backend: BackendPlan, threads: int) -> None:
-        """Start this backend's engine; `Loaded` or `Failed` follows."""
+        """Start this backend's engine; `EngineLoaded` or `EngineFailed` follows."""
 
     def unload(self, name: str) -> None:
-        """Stop it; `Unloaded` follows."""
+        """Stop it; `EngineUnloaded` follows."""
 
     def progress(self, name: str) -> float | None:
         """Share of its weights written, 0 to 1; None when there is nothing to write."""
@@ -130,7 +128,7 @@ class _Keeper(threading.Thread):
         self.written: float | None = None
 
     def run(self) -> None:
-        """From start to stop; exactly one `Failed` or `Unloaded` comes last."""
+        """From start to stop; exactly one `EngineFailed` or `EngineUnloaded` comes last."""
         name = self.backend.name
         try:
             with ExitStack() as stack:
@@ -139,12 +137,12 @@ class _Keeper(threading.Thread):
             pass
         except (BreakevenError, OSError) as error:
             if not self.stop.is_set():
-                self.tell(Failed(name, str(error)))
+                self.tell(EngineFailed(name, str(error)))
                 return
         except Exception as error:
-            self.tell(Failed(name, f"{type(error).__name__}: {error}"))
+            self.tell(EngineFailed(name, f"{type(error).__name__}: {error}"))
             raise
-        self.tell(Unloaded(name))
+        self.tell(EngineUnloaded(name))
 
     def _start(self, stack: ExitStack) -> Running:
         plan = self.backend.local
@@ -172,7 +170,7 @@ class _Keeper(threading.Thread):
         port = urlsplit(running.backend.url).port
         if port is None:
             raise EngineError(f"{self.backend.name} says it listens at {running.backend.url}, which has no port")
-        self.tell(Loaded(self.backend.name, port, running.backend.load_s or 0.0, _held(running)))
+        self.tell(EngineLoaded(self.backend.name, port, running.backend.load_s or 0.0, _held(running)))
         return running
 
     def _watch(self, running: Running) -> None:
@@ -193,7 +191,7 @@ class _Keeper(threading.Thread):
                     raise
             asked_s = time.monotonic()
             if (held := _held(running)) is not None:
-                self.tell(Measured(self.backend.name, held))
+                self.tell(EngineMeasured(self.backend.name, held))
 
     def _written(self, done: int, total: int) -> None:
         self._check_wanted()
@@ -217,13 +215,13 @@ class Engines:
         self._closed = False
 
     def load(self, backend: BackendPlan, threads: int) -> None:
-        """Start this backend's engine; `Loaded` or `Failed` follows."""
+        """Start this backend's engine; `EngineLoaded` or `EngineFailed` follows."""
         keeper = _Keeper(backend, threads, self._logs / f"{_file_name(backend.name)}.log", self._tell)
         self._keepers[backend.name] = keeper
         keeper.start()
 
     def unload(self, name: str) -> None:
-        """Stop it; `Unloaded` follows."""
+        """Stop it; `EngineUnloaded` follows."""
         self._keepers[name].stop.set()
 
     def progress(self, name: str) -> float | None:

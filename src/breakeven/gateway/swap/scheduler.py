@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from breakeven.gateway.shared.layout import State
-from breakeven.gateway.swap.types import Demand, Drain, Effect, EngineNeed, Load, Resume, Unload, check_budget
+from breakeven.gateway.swap.types import Demand, Drain, Effect, EngineNeed, Resume, StartEngine, Unload, check_budget
 
 FAIR = 0.5
 """Share of the maximum wait after which an engine's turn has come; the rest is for draining others and for loading."""
@@ -218,7 +218,7 @@ class Scheduler:
         for engine in self._line(demand):
             if engine.bytes <= min(self.budget_bytes - self.used_bytes, self._promised(engine)):
                 engine.state, engine.changed_s = State.LOADING, now_s
-                effects.append(Load(engine.name))
+                effects.append(StartEngine(engine.name))
                 continue
             asked = demand.get(engine.name, IDLE)
             if not asked.waiting:

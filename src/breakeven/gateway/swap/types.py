@@ -1,11 +1,17 @@
-"""What local engines need, what they are asked for, and what can be done with them."""
+"""What local engines need, what they are asked for, what can be done with them, and how they stand before any starts.
+
+Apart from the rest, which needs the engines: the supervisor and the scheduler do not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from breakeven.errors import UserError
+from breakeven.gateway.plan.model import GatewayPlan
+from breakeven.gateway.shared.block import SharedBlock
+from breakeven.gateway.shared.layout import Known, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class StartEngine:
     """Start this engine; its memory is free."""
 
     name: str
@@ -61,7 +67,7 @@ class Unload:
     name: str
 
 
-Effect = Load | Drain | Resume | Unload
+Effect = StartEngine | Drain | Resume | Unload
 
 
 def check_budget(engines: Sequence[EngineNeed], budget_bytes: int) -> None:
@@ -79,3 +85,16 @@ def check_budget(engines: Sequence[EngineNeed], budget_bytes: int) -> None:
                 f"{need.name} needs {need.bytes / 1e9:.1f} GB{beside} and {room}; "
                 "give it a smaller format or context, fewer slots, or raise memory"
             )
+
+
+def prepare(plan: GatewayPlan, block: SharedBlock, rows: Mapping[str, int]) -> None:
+    """Nobody has been asked yet, and no local engine that is not there yet may look ready. `rows`: by backend."""
+    for backend in plan.backends:
+        row = rows[backend.name]
+        if not block.known.get(0, row, Known.POLLED_S):
+            block.known.put(0, row, Known.UP, -1.0)
+        if backend.local is None:
+            for column in (Known.STATE, Known.PROGRESS, Known.LOAD_S, Known.PORT):
+                block.known.put(0, row, column, 0.0)
+        elif not block.known.get(0, row, Known.PORT):
+            block.known.put(0, row, Known.STATE, State.UNLOADED)

@@ -16,11 +16,19 @@ from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Count, Known, State, UnderWay
 from breakeven.gateway.swap import types
-from breakeven.gateway.swap.effects import WRITING, Effects, Engines, Event, Failed, Loaded, Measured, Unloaded
+from breakeven.gateway.swap.effects import (
+    WRITING,
+    Effects,
+    EngineFailed,
+    EngineLoaded,
+    EngineMeasured,
+    Engines,
+    EngineUnloaded,
+    Event,
+)
 from breakeven.gateway.swap.needs import budget_of, is_synthetic, local_backends, needs_of, threads_of
-from breakeven.gateway.swap.prepare import prepare
 from breakeven.gateway.swap.scheduler import Scheduler
-from breakeven.gateway.swap.types import Demand
+from breakeven.gateway.swap.types import Demand, prepare
 
 TICK_S = 0.1
 """Between two looks at the demand."""
@@ -76,7 +84,7 @@ class Swapper:
         now_s, demand = self._clock(), self._demand()
         for effect in self._scheduler.step(now_s, demand):
             match effect:
-                case types.Load(name):
+                case types.StartEngine(name):
                     self._loading_since[name] = now_s
                     self._effects.load(self._backends[name], self._threads[name])
                 case types.Unload(name):
@@ -162,17 +170,17 @@ class Swapper:
     def _hear(self, event: Event) -> None:
         now_s = self._clock()
         match event:
-            case Loaded(name, port, load_s, held):
+            case EngineLoaded(name, port, load_s, held):
                 self._ports[name] = port
                 self.failures.pop(name, None)
                 self._scheduler.loaded(name, now_s, load_s, held)
-            case Measured(name, held):
+            case EngineMeasured(name, held):
                 self._scheduler.measured(name, held)
-            case Failed(name, reason):
+            case EngineFailed(name, reason):
                 self._ports.pop(name, None)
                 self.failures[name] = reason
                 self._scheduler.failed(name, now_s)
-            case Unloaded(name):
+            case EngineUnloaded(name):
                 self._ports.pop(name, None)
                 self._scheduler.unloaded(name, now_s)
                 if name not in self._scheduler.names and (row := self._rows.pop(name, None)) is not None:
