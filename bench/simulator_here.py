@@ -76,7 +76,7 @@ def main() -> None:
             rate = round(share * top, 2)
             directory = out / f"{path.stem}-{rate:g}"
             if (directory / "result.json").exists():
-                study = breakeven.recompute(directory)
+                study = breakeven.report(directory)
             else:
                 study = breakeven.bench(
                     str(path),

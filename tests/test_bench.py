@@ -161,7 +161,7 @@ def test_python_gives_the_same_result_as_the_log(tmp_path: Path) -> None:
             f"{server.url}/v1#golden", traffic, options=breakeven.LoadOptions(out=tmp_path / "out", processes=1)
         )
     assert [point.answered for point in study.points] == [20]
-    assert breakeven.recompute(tmp_path / "out") == study
+    assert breakeven.report(tmp_path / "out") == study
     assert (tmp_path / "out" / "report.html").is_file()
 
 

@@ -18,12 +18,12 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from breakeven.errors import BreakevenError, UserError
-from breakeven.pages.decision_files import save_decision, summary
 from breakeven.pages.decision_html import render_decision
-from breakeven.pages.decision_terminal import print_decision
+from breakeven.pages.decision_terminal import print_decision, summary
 from breakeven.pages.figures.decision import figures_of_decision
 from breakeven.pages.figures.figure import Figure, Missing, draw
 from breakeven.pages.figures.maps import STEP, strokes
+from breakeven.pages.saved import save_decision
 from breakeven.results import decision as spec
 from breakeven.results.decision import Decision, Region
 from breakeven.results.store import encode_decision, read_decision, write_decision
@@ -136,7 +136,7 @@ def test_saving_writes_the_data_and_the_page_and_the_summary_points_to_it(tmp_pa
     assert directory == tmp_path / "out"
     assert (directory / "result.json").read_bytes() == encode_decision(decision)
     assert (directory / "report.html").read_text().startswith("<!DOCTYPE html>")
-    said = summary(decision, directory)
+    said = summary(decision, directory / "report.html")
     assert said.startswith("No difference worth your time.")
     assert "report.html" in said
 

@@ -27,14 +27,14 @@ def log(tmp_path: Path) -> Path:
 
 
 def test_a_request_is_explained(log: Path) -> None:
-    assert "the only backend that can serve it" in breakeven.explain("r-1", log)
+    assert "the only backend that can serve it" in breakeven.explain("r-1", log).text
     with pytest.raises(UserError, match="holds no request r-2"):
         breakeven.explain("r-2", log)
 
 
 def test_a_log_without_experiments_says_so(log: Path) -> None:
     with pytest.raises(UserError, match="no gateway with experiments has logged here"):
-        breakeven.experiment_status(log)
+        breakeven.experiment.status(log)
 
 
 def test_what_cannot_be_served_is_refused_before_anything_starts(tmp_path: Path) -> None:

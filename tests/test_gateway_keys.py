@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from breakeven.cli.keys_run import expiry
+from breakeven.api.gateway import expiry
 from breakeven.cli.main import dispatch
 from breakeven.errors import UserError
 from breakeven.gateway.keys import store

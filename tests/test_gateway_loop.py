@@ -21,7 +21,7 @@ from breakeven.gateway.loop.run import decide_from_log, same_verdict, study_of_g
 from breakeven.gateway.loop.traffic import counts, traffic_of, workload_of_log, write_trace
 from breakeven.gateway.plan.load import read_gateway
 from breakeven.gateway.seen.record import DecisionRecord
-from breakeven.pages.decision_files import log_summary
+from breakeven.pages.decision_terminal import log_summary
 from breakeven.results.cost import Api
 from breakeven.results.decision import Share, Verdict
 from breakeven.results.store import write_decision
@@ -277,7 +277,7 @@ def test_a_verdict_that_fell_is_told_beside_the_saved_one(tmp_path: Path) -> Non
     assert told.before is not None
     assert (told.before.winner, told.decision.verdict.winner) == ("cheap", "dear")
     assert "The verdict has changed" in told.sentence
-    text = log_summary(told, tmp_path)
+    text = log_summary(told, tmp_path / "report.html")
     assert "ruled out: misses the SLO" in text
     assert "200 requests in" in text
     other = decide_from_log(study, [log], tmp_path / "out", saved=None)

@@ -194,7 +194,7 @@ def test_a_long_trace_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
         for a, b in zip(ours.percentiles, theirs.percentiles, strict=True):
             if a.seconds is not None and b.seconds is not None:
                 assert a.seconds.value == pytest.approx(b.seconds.value, rel=0.006)
-    monkeypatch.setattr("breakeven.cli.simulate_run.WHOLE_BYTES", 1000)
+    monkeypatch.setattr("breakeven.api.computed.WHOLE_BYTES", 1000)
     with pytest.raises(UserError, match="leave out --window"):
         dispatch(["simulate", "llama-3.2-1b", "--machine", "l4", "--trace", str(path), "--window", "0s-1m"])
     path.write_text("at_s,prompt_tokens,output_tokens\n" + "".join(reversed(lines)))

@@ -1,8 +1,7 @@
 """Mixture-of-Experts or dense: which language model should I run here, and at what load does the answer flip?
 
-`breakeven.compare([...])` does what `breakeven compare` does, and so do the other verbs; `report` is `recompute`, and
-two verbs whose names are rooms of the package, `breakeven.predict` and `breakeven.decide`, are `predict_models` and
-`decide_study`.
+Every verb of the command line stands here under its own name: `breakeven.compare([...])` does what `breakeven compare`
+does, `breakeven.keys.create("ann")` what `breakeven keys create ann` does. Beside them stand the words they take.
 Nothing heavy is imported before it is asked for.
 """
 
@@ -15,68 +14,148 @@ from breakeven.version import __version__
 if TYPE_CHECKING:
     from breakeven.answer.cost import CostOptions as CostOptions
     from breakeven.answer.cost import cost as cost
-    from breakeven.api import bench as bench
-    from breakeven.api import capacity as capacity
-    from breakeven.api import compare as compare
-    from breakeven.api import compare_under_load as compare_under_load
-    from breakeven.api import decide_from_log as decide_from_log
-    from breakeven.api import decide_study as decide_study
-    from breakeven.api import experiment_status as experiment_status
-    from breakeven.api import explain as explain
-    from breakeven.api import predict_models as predict_models
-    from breakeven.api import recompute as recompute
-    from breakeven.api import serve as serve
+    from breakeven.answer.study.init import ask as init_study
+    from breakeven.api.computed import decide as decide
+    from breakeven.api.computed import decide_from_log as decide_from_log
+    from breakeven.api.computed import predict as predict
+    from breakeven.api.computed import simulate as simulate
+    from breakeven.api.gateway import Experiment, Keys
+    from breakeven.api.gateway import explain as explain
+    from breakeven.api.gateway import serve as serve
+    from breakeven.api.inspected import Cache, Experts
+    from breakeven.api.inspected import machine as machine
+    from breakeven.api.inspected import machines as machines
+    from breakeven.api.inspected import models as models
+    from breakeven.api.inspected import profile as profile
+    from breakeven.api.inspected import synth as synth
+    from breakeven.api.inspected import trace as trace
+    from breakeven.api.measured import bench as bench
+    from breakeven.api.measured import capacity as capacity
+    from breakeven.api.measured import check as check
+    from breakeven.api.measured import compare as compare
+    from breakeven.api.measured import compare_under_load as compare_under_load
+    from breakeven.api.measured import report as report
+    from breakeven.forecast.simulator.fleet import Autoscale as Autoscale
+    from breakeven.forecast.simulator.fleet import Fleet as Fleet
+    from breakeven.lab.experts import Surgery as Surgery
+    from breakeven.results.cost import Api as Api
+    from breakeven.results.cost import Own as Own
+    from breakeven.results.cost import Rented as Rented
     from breakeven.runs.calibrate import CalibrateOptions as CalibrateOptions
     from breakeven.runs.calibrate import calibrate as calibrate
+    from breakeven.runs.capacity import CapacityOptions as CapacityOptions
     from breakeven.runs.load import LoadOptions as LoadOptions
     from breakeven.traffic.words import Words as Traffic
 
+    cache = Cache
+    experiment = Experiment
+    experts = Experts
+    keys = Keys
+
 _HOMES = {
-    "CalibrateOptions": ("breakeven.runs.calibrate", "CalibrateOptions"),
-    "CostOptions": ("breakeven.answer.cost", "CostOptions"),
-    "LoadOptions": ("breakeven.runs.load", "LoadOptions"),
-    "Traffic": ("breakeven.traffic.words", "Words"),
-    "bench": ("breakeven.api", "bench"),
-    "calibrate": ("breakeven.runs.calibrate", "calibrate"),
-    "capacity": ("breakeven.api", "capacity"),
-    "compare": ("breakeven.api", "compare"),
-    "compare_under_load": ("breakeven.api", "compare_under_load"),
-    "cost": ("breakeven.answer.cost", "cost"),
-    "decide_from_log": ("breakeven.api", "decide_from_log"),
-    "decide_study": ("breakeven.api", "decide_study"),
-    "experiment_status": ("breakeven.api", "experiment_status"),
-    "explain": ("breakeven.api", "explain"),
-    "predict_models": ("breakeven.api", "predict_models"),
-    "recompute": ("breakeven.api", "recompute"),
-    "serve": ("breakeven.api", "serve"),
+    "Api": ("results.cost", "Api"),
+    "Autoscale": ("forecast.simulator.fleet", "Autoscale"),
+    "CalibrateOptions": ("runs.calibrate", "CalibrateOptions"),
+    "CapacityOptions": ("runs.capacity", "CapacityOptions"),
+    "CostOptions": ("answer.cost", "CostOptions"),
+    "Fleet": ("forecast.simulator.fleet", "Fleet"),
+    "LoadOptions": ("runs.load", "LoadOptions"),
+    "Own": ("results.cost", "Own"),
+    "Rented": ("results.cost", "Rented"),
+    "Surgery": ("lab.experts", "Surgery"),
+    "Traffic": ("traffic.words", "Words"),
+    "bench": ("api.measured", "bench"),
+    "cache": ("api.inspected", "Cache"),
+    "calibrate": ("runs.calibrate", "calibrate"),
+    "capacity": ("api.measured", "capacity"),
+    "check": ("api.measured", "check"),
+    "compare": ("api.measured", "compare"),
+    "compare_under_load": ("api.measured", "compare_under_load"),
+    "cost": ("answer.cost", "cost"),
+    "decide": ("api.computed", "decide"),
+    "decide_from_log": ("api.computed", "decide_from_log"),
+    "experiment": ("api.gateway", "Experiment"),
+    "experts": ("api.inspected", "Experts"),
+    "explain": ("api.gateway", "explain"),
+    "init_study": ("answer.study.init", "ask"),
+    "keys": ("api.gateway", "Keys"),
+    "machine": ("api.inspected", "machine"),
+    "machines": ("api.inspected", "machines"),
+    "models": ("api.inspected", "models"),
+    "predict": ("api.computed", "predict"),
+    "profile": ("api.inspected", "profile"),
+    "report": ("api.measured", "report"),
+    "serve": ("api.gateway", "serve"),
+    "simulate": ("api.computed", "simulate"),
+    "synth": ("api.inspected", "synth"),
+    "trace": ("api.inspected", "trace"),
 }
+"""Public name to the module, below this package, that holds it, and its name there."""
+
+_FORMER = {
+    "decide_study": "decide",
+    "experiment_status": "experiment.status",
+    "predict_models": "predict",
+    "recompute": "report",
+}
+"""Names until 0.1, which still work, and what to write instead."""
 
 __all__ = [
+    "Api",
+    "Autoscale",
     "CalibrateOptions",
+    "CapacityOptions",
     "CostOptions",
+    "Fleet",
     "LoadOptions",
+    "Own",
+    "Rented",
+    "Surgery",
     "Traffic",
     "__version__",
     "bench",
+    "cache",
     "calibrate",
     "capacity",
+    "check",
     "compare",
     "compare_under_load",
     "cost",
+    "decide",
     "decide_from_log",
-    "decide_study",
-    "experiment_status",
+    "experiment",
+    "experts",
     "explain",
-    "predict_models",
-    "recompute",
+    "init_study",
+    "keys",
+    "machine",
+    "machines",
+    "models",
+    "predict",
+    "profile",
+    "report",
     "serve",
+    "simulate",
+    "synth",
+    "trace",
 ]
 
 
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
+    if name in _FORMER:
+        import warnings
+        from operator import attrgetter
+
+        new = _FORMER[name]
+        warnings.warn(f"breakeven.{name} is now breakeven.{new}", DeprecationWarning, stacklevel=2)
+        return attrgetter(new)(import_module("breakeven"))
     if name in _HOMES:
         module, there = _HOMES[name]
-        return getattr(import_module(module), there)
+        return getattr(import_module(f"breakeven.{module}"), there)
     raise AttributeError(f"module 'breakeven' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+import breakeven
+from breakeven.cli.words import Quiet, duration, resumable
+
 app = typer.Typer()
 
 EXAMPLES = """Run a few small synthetic models here and fit what `breakeven predict --machine this` needs.
@@ -33,28 +36,22 @@ def calibrate(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the engine.", show_default="one a core")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (breakeven.calibrate/1).")] = False,
     list_only: Annotated[bool, typer.Option("--list", help="Show the probes and loads, and run nothing.")] = False,
 ) -> None:
-    import sys
-
     from rich.console import Console
 
-    from breakeven.cli.compare_run import duration
     from breakeven.pages.calibration import calibration_json, calibration_lines, plan_lines
     from breakeven.pages.progress import Progress
-    from breakeven.runs.calibrate import CalibrateOptions
-    from breakeven.runs.calibrate import calibrate as run
 
-    options = CalibrateOptions(engine, format_name, duration(budget), out, resume, threads)
+    options = breakeven.CalibrateOptions(engine, format_name, duration(budget), out, resume, threads)
     if list_only:
         typer.echo("\n".join(plan_lines(options)))
         return
-    try:
-        with Progress(Console(stderr=True, highlight=False), quiet=quiet or as_json) as progress:
-            found = run(options, progress.update)
-    except KeyboardInterrupt:
-        print("\nfinished blocks are kept; run the same command with --resume to go on", file=sys.stderr)
-        raise
+    with (
+        resumable("finished blocks are kept"),
+        Progress(Console(stderr=True, highlight=False), quiet=quiet or as_json) as progress,
+    ):
+        found = breakeven.calibrate(options, progress.update)
     typer.echo(calibration_json(found).decode() if as_json else "\n".join(calibration_lines(found)))

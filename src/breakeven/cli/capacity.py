@@ -7,7 +7,29 @@ from typing import Annotated
 
 import typer
 
+import breakeven
+from breakeven.cli.words import (
+    Chat,
+    Engine,
+    ModelName,
+    Processes,
+    Quiet,
+    Ray,
+    Slots,
+    SyntheticFormat,
+    Threads,
+    Tokenizer,
+    command,
+    load_progress,
+    percent,
+    resumable,
+)
+from breakeven.cli.words import target as target_of
+from breakeven.errors import UserError
+
 app = typer.Typer()
+
+AXES = {None: ("rate", "users"), "rate": ("rate",), "users": ("users",)}
 
 EXAMPLES = """Find how much traffic one endpoint or model carries within a service level: requests/s, and users at once.
 
@@ -26,7 +48,7 @@ breakeven capacity llama-3.2-1b --slo ttft=1s --share 95% --precision 5% --only 
 def capacity(
     target: Annotated[str, typer.Argument(metavar="TARGET", show_default=False)],
     slo: Annotated[str, typer.Option(help="What a good request keeps: ttft=1s,tpot=80ms,itl=,e2e=.")],
-    model: Annotated[str | None, typer.Option("--model", help="The model's name at the server.")] = None,
+    model: ModelName = None,
     only: Annotated[str | None, typer.Option(help="Search only one: rate or users.", show_default="both")] = None,
     share: Annotated[str, typer.Option(help="Share of requests that must be good.")] = "90%",
     confidence: Annotated[str, typer.Option(help="How sure the limits must be.")] = "95%",
@@ -34,30 +56,78 @@ def capacity(
     think: Annotated[str, typer.Option(help="What a user waits between an answer and the next request.")] = "10s",
     prompt: Annotated[str, typer.Option(help="Tokens: 512, uniform:64-512, lognormal:1155,900.")] = "512",
     output: Annotated[str, typer.Option(help="Tokens, as for --prompt.")] = "128",
-    chat: Annotated[bool, typer.Option("--chat", help="Use /v1/chat/completions.")] = False,
+    chat: Chat = False,
     max_users: Annotated[int, typer.Option(help="Never try more users than this.")] = 4096,
     max_rate: Annotated[
         float | None, typer.Option(help="Never try a higher rate, requests/s.", show_default="what the client drives")
     ] = None,
     budget: Annotated[str, typer.Option(help="Stop measuring after about this long: 90s, 10m, 1h.")] = "10m",
-    processes: Annotated[int | None, typer.Option(help="Client processes.", show_default="as needed")] = None,
-    ray: Annotated[str | None, typer.Option("--ray", help="Make the load on a Ray cluster: its address.")] = None,
-    engine: Annotated[str, typer.Option(help="Starts TARGET where it is a model: llama.cpp or vllm.")] = "llama.cpp",
-    format_name: Annotated[
-        str | None,
-        typer.Option("--format", help="Weight format of a synthetic model.", show_default="Q4_K_M, BF16"),
-    ] = None,
-    slots: Annotated[int | None, typer.Option(help="Requests an engine started here works on at once.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Engine threads.", show_default="all CPUs")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, where the server cannot be asked.")] = None,
+    processes: Processes = None,
+    ray: Ray = None,
+    engine: Engine = "llama.cpp",
+    format_name: SyntheticFormat = None,
+    slots: Slots = None,
+    threads: Threads = None,
+    tokenizer: Tokenizer = None,
     seed: Annotated[int, typer.Option(help="Same seed, same schedules.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Directory for result and log.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted search.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of the summary.")] = False,
 ) -> None:
-    from breakeven.cli import capacity_run, load_run
+    from breakeven.traffic.words import parse_length
 
-    search = capacity_run.search_of(locals())
-    where = load_run.target(target, model)
-    capacity_run.run(where, slo, search, load_run.options(locals()), quiet=quiet, as_json=as_json)
+    if only not in AXES:
+        raise UserError(f"--only {only!r}: give rate or users, or leave it out for both")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: give 0 or more")
+    search = breakeven.CapacityOptions(
+        prompt=parse_length(prompt),
+        output=parse_length(output),
+        chat=chat,
+        think_s=_seconds("--think", think),
+        target_share=percent("--share", share),
+        confidence=percent("--confidence", confidence),
+        precision=percent("--precision", precision),
+        budget_s=_seconds("--budget", budget),
+        axes=AXES[only],
+        most_users=max_users,
+        highest_rate=max_rate,
+        seed=seed,
+    )
+    where = target_of(target, model)
+    options = breakeven.LoadOptions(
+        out=out,
+        resume=resume,
+        processes=processes,
+        engine=engine,
+        format_name=format_name,
+        threads=threads,
+        slots=slots,
+        tokenizer=tokenizer,
+        ray_address=ray,
+        command=command(),
+    )
+    from breakeven.pages.saved import json_text, show
+
+    saved: list[Path] = []
+    with resumable("what was found is in result.json"), load_progress(quiet=quiet or as_json) as shown:
+        study = breakeven.capacity(
+            where,
+            slo,
+            search,
+            options=options,
+            on_state=shown.update,
+            on_phase=shown.phase,
+            on_saved=saved.append,
+        )
+    typer.echo(json_text(study)) if as_json else show(study, saved[0])
+
+
+def _seconds(option: str, text: str) -> float:
+    from breakeven.traffic.words import parse_duration
+
+    try:
+        return parse_duration(text)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None

@@ -7,6 +7,20 @@ from typing import Annotated
 
 import typer
 
+import breakeven
+from breakeven.cli.words import (
+    Processes,
+    Quiet,
+    Slots,
+    SyntheticFormat,
+    Threads,
+    Tokenizer,
+    command,
+    load_progress,
+    percent,
+)
+from breakeven.cli.words import target as target_of
+
 app = typer.Typer()
 
 EXAMPLES = """Compare a run with a saved one. Exit status 1 only when an interval says that something got worse.
@@ -29,21 +43,40 @@ def check(
     url: Annotated[str | None, typer.Option(help="Run on this server: http://host:port/v1#model.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="The model's name at --url.")] = None,
     tolerance: Annotated[str, typer.Option(help="Differences up to this are never worse.")] = "5%",
-    processes: Annotated[int | None, typer.Option(help="Client processes.", show_default="as needed")] = None,
+    processes: Processes = None,
     engine: Annotated[str, typer.Option(help="Of a model started here: llama.cpp or vllm.")] = "llama.cpp",
-    format_name: Annotated[
-        str | None,
-        typer.Option("--format", help="Weight format of a synthetic model.", show_default="Q4_K_M, BF16"),
-    ] = None,
-    slots: Annotated[int | None, typer.Option(help="Requests an engine started here works on at once.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Engine threads.", show_default="all CPUs")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, where the server cannot be asked.")] = None,
+    format_name: SyntheticFormat = None,
+    slots: Slots = None,
+    threads: Threads = None,
+    tokenizer: Tokenizer = None,
     out: Annotated[Path | None, typer.Option(help="Directory for the new run.", show_default=False)] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the summary.")] = False,
 ) -> int:
-    from breakeven.cli import check_run, load_run
+    where = None if url is None else target_of(url, model)
+    options = breakeven.LoadOptions(
+        out=out,
+        processes=processes,
+        engine=engine,
+        format_name=format_name,
+        threads=threads,
+        slots=slots,
+        tokenizer=tokenizer,
+        command=command(),
+    )
+    share = percent("--tolerance", tolerance)
+    with load_progress(quiet=quiet or as_json or new is not None) as shown:
+        found = breakeven.check(
+            baseline, new, url=where, tolerance=share, options=options, on_state=shown.update, on_phase=shown.phase
+        )
+    if as_json:
+        from breakeven.pages.saved import json_text
 
-    target = None if url is None else load_run.target(url, model)
-    options = load_run.options(locals())
-    return check_run.run(baseline, new, target, tolerance, options, quiet=quiet, as_json=as_json)
+        typer.echo(json_text(found))
+    else:
+        from rich.console import Console
+
+        from breakeven.pages.load_terminal import print_check
+
+        print_check(found, Console(highlight=False))
+    return int(found.worse)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+import breakeven
+from breakeven.cli.words import Quiet, Speed, Threads, Window, command, load_progress, percent, resumable
+from breakeven.cli.words import duration as duration_of
+from breakeven.errors import UserError
 
 app = typer.Typer()
 
@@ -40,8 +46,8 @@ def compare(
     rate: Annotated[str | None, typer.Option(help="Open loop instead: requests/s, comma-separated.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Replay a trace instead (see `breakeven bench`).")] = None,
     arrivals: Annotated[str, typer.Option(help="With --rate: constant, poisson, gamma:CV.")] = "poisson",
-    speed: Annotated[float, typer.Option(help="Of the trace: 0.5 stretches its gaps to twice the time.")] = 1.0,
-    window: Annotated[str | None, typer.Option(help="Part of the trace, in its own time: 0s-10m.")] = None,
+    speed: Speed = 1.0,
+    window: Window = None,
     duration: Annotated[str | None, typer.Option(help="With --rate: measured time a turn.", show_default="60s")] = None,
     warm_up: Annotated[str | None, typer.Option(help="With --rate: same traffic before a turn, not counted.")] = None,
     rounds: Annotated[int, typer.Option(help="With --rate: turns a candidate gets at each.")] = 2,
@@ -55,22 +61,105 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Directory for result, log and page.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted study.")] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same weights, prompts and order.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="Engine threads.", show_default="all CPUs")] = None,
+    threads: Threads = None,
     charts: Annotated[bool, typer.Option("--charts", help="Also write each chart as an SVG file.")] = False,
     inside: Annotated[bool, typer.Option(help="Profile the models and trace their routing afterwards.")] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of the summary.")] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Compare the largest prepared pair that fits here.")] = False,
 ) -> None:
-    given = locals()
     if rate is not None or trace is not None:
-        from breakeven.cli import load_run
-
-        load_run.compare(models or [], load_run.traffic(given), load_run.options(given), given)
+        traffic = breakeven.Traffic(
+            rate=rate,
+            trace=trace,
+            arrivals=arrivals,
+            speed=speed,
+            window=window,
+            duration=duration,
+            warm_up=warm_up,
+            prompt=prompt,
+            output=output,
+            slo=slo,
+            seed=seed,
+        )
+        options = breakeven.LoadOptions(
+            out=out,
+            resume=resume,
+            engine=engine,
+            format_name=format_name,
+            threads=threads,
+            slots=slots,
+            command=command(),
+        )
+        _under_load(models or [], traffic, rounds, options, quiet=quiet, as_json=as_json)
         return
-    from breakeven.cli import compare_run
+    if not re.fullmatch(r"\d+(,\d+)*", streams):
+        raise UserError(f"--streams {streams!r}: give whole numbers separated by commas, such as 1,2,4,8")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: give 0 or more")
+    lengths = {"prompt_tokens": tokens("--prompt", prompt), "output_tokens": tokens("--output", output)}
+    relative, budget_s = percent("--precision", precision, "2%"), duration_of(budget)
+    from rich.console import Console
 
-    words = compare_run.Words(
-        format_name or "Q4_K_M", streams, prompt, output, precision, budget, out, resume, seed, threads, inside
-    )
-    compare_run.run(models or [], words, charts=charts, quiet=quiet, as_json=as_json, demo=demo)
+    from breakeven.pages.progress import Progress
+    from breakeven.pages.saved import json_text, show
+
+    saved: list[Path] = []
+    with (
+        resumable("finished blocks are kept"),
+        Progress(Console(stderr=True, highlight=False), quiet=quiet or as_json) as progress,
+    ):
+        result = breakeven.compare(
+            models or [],
+            format=format_name or "Q4_K_M",
+            streams=[int(part) for part in streams.split(",")],
+            **{name: n for name, n in lengths.items() if n is not None},
+            precision=relative,
+            budget_s=budget_s,
+            out=out,
+            resume=resume,
+            seed=seed,
+            threads=threads,
+            look_inside=inside,
+            charts=charts,
+            demo=demo,
+            command=command(),
+            on_progress=progress.update,
+            on_saved=saved.append,
+        )
+    typer.echo(json_text(result) + "\n") if as_json else show(result, saved[0])
+
+
+def _under_load(
+    models: list[str],
+    traffic: breakeven.Traffic,
+    rounds: int,
+    options: breakeven.LoadOptions,
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Candidates under the same traffic."""
+    from breakeven.pages.saved import json_text, show
+
+    saved: list[Path] = []
+    with load_progress(quiet=quiet or as_json) as shown:
+        study = breakeven.compare_under_load(
+            models,
+            traffic,
+            rounds=rounds,
+            options=options,
+            on_state=shown.update,
+            on_phase=shown.phase,
+            on_saved=saved.append,
+        )
+    typer.echo(json_text(study)) if as_json else show(study, saved[0])
+
+
+def tokens(option: str, text: str | None) -> int | None:
+    """A fixed number of tokens; distributions belong to loads. Raises UserError."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"-?\d+", text.strip()):
+        raise UserError(f"{option} {text!r}: give a whole number; distributions go with --rate")
+    return int(text)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import breakeven
+from breakeven.cli.words import EngineByMachine, Format, print_json
+from breakeven.errors import UserError
+
 app = typer.Typer()
+
+OWN = "dollars, years, dollars per kWh and, if known, idle and busy watts: 1400,4,0.30 or 1400,4,0.30,15,60"
+API = "dollars per million tokens in and out and, if billed apart, cached: hosted=0.10,0.40 or hosted=0.10,0.40,0.025"
 
 EXAMPLES = """Price MODELs at one or more loads: $/request, $/Mtok, replicas, energy, and every break-even load.
 
@@ -26,11 +36,9 @@ breakeven cost gemma-3-12b --machine rtx-5090 --own 4000,3,0.30,80,500 --score g
 def cost(
     models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...", show_default=False)] = None,
     machine: Annotated[str, typer.Option(help="A chip's name, a profile or chip file, or this.")] = "this",
-    engine: Annotated[str | None, typer.Option(help="llama.cpp or vllm.", show_default="by machine")] = None,
+    engine: EngineByMachine = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Devices of one replica.", show_default="1")] = None,
-    format_name: Annotated[
-        str | None, typer.Option("--format", help="Weight format.", show_default="Q4_K_M, or BF16 with vllm")
-    ] = None,
+    format_name: Format = None,
     rate: Annotated[str | None, typer.Option(help="Requests/s: 1,10,100.", show_default="around the capacity")] = None,
     usd_per_hour: Annotated[float | None, typer.Option(help="Rent of one replica.", show_default="catalogue")] = None,
     own: Annotated[
@@ -59,6 +67,96 @@ def cost(
     seed: Annotated[int, typer.Option(help="Same seed, same traffic.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (breakeven.cost/1).")] = False,
 ) -> None:
-    from breakeven.cli.cost_run import run
+    from breakeven.traffic.words import parse_rates, traffic_of
+    from breakeven.traffic.workload import Slo, parse_slo
 
-    run(models or [], locals(), as_json=as_json)
+    rates = None if rate is None else parse_rates(rate)
+    traffic = traffic_of(
+        breakeven.Traffic(
+            rate=None if trace is not None else "1",
+            arrivals=arrivals,
+            trace=trace,
+            prompt=prompt,
+            output=output,
+            turns=turns,
+            think=think,
+            seed=seed,
+        )
+    )
+    options = breakeven.CostOptions(
+        workload=traffic.workloads[0],
+        trace=traffic.trace,
+        machine=machine,
+        engine=engine,
+        devices=devices,
+        format_name=format_name,
+        pricing=_pricing(usd_per_hour, own),
+        apis=dict(_api(text) for text in api or ()),
+        rates=rates,
+        slo=parse_slo(slo) if slo else Slo(),
+        good_share=_share("--share", share),
+        cached_share=_share("--cached", cached),
+        scores=_by_name("--score", score or ()),
+        benchmark=benchmark,
+        answers=_by_name("--answer", answer or ()),
+        changes=what_if,
+    )
+    result = breakeven.cost(models or [], options)
+    if as_json:
+        print_json(result)
+    else:
+        from rich.console import Console
+
+        from breakeven.pages.predicted import print_cost
+
+        print_cost(result, Console())
+
+
+def _pricing(usd_per_hour: float | None, own: str | None) -> breakeven.Own | breakeven.Rented | None:
+    if usd_per_hour is not None and own is not None:
+        raise UserError("--usd-per-hour and --own are two prices of one machine; give one of them")
+    if usd_per_hour is not None:
+        return breakeven.Rented(usd_per_hour=usd_per_hour)
+    if own is None:
+        return None
+    numbers = _numbers("--own", own, (3, 5), OWN)
+    idle_w, busy_w = numbers[3:] if len(numbers) == 5 else (None, None)
+    return breakeven.Own(usd=numbers[0], life_years=numbers[1], usd_per_kwh=numbers[2], idle_w=idle_w, busy_w=busy_w)
+
+
+def _api(text: str) -> tuple[str, breakeven.Api]:
+    name, equals, prices = text.rpartition("=")
+    if equals and not name.strip():
+        raise UserError(f"--api {text!r}: give a name before =, as {API}")
+    numbers = _numbers("--api", prices, (2, 3), API)
+    cached = numbers[2] if len(numbers) == 3 else None
+    api = breakeven.Api(usd_per_mtok_input=numbers[0], usd_per_mtok_output=numbers[1], usd_per_mtok_cached_input=cached)
+    return name.strip() or "api", api
+
+
+def _numbers(option: str, text: str, counts: tuple[int, ...], form: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) not in counts or not all(0 <= number < math.inf for number in found):
+        raise UserError(f"{option} {text!r}: give {form}")
+    return found
+
+
+def _by_name(option: str, texts: Sequence[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        if not name or not re.fullmatch(r"\d+(\.\d*)?|\.\d+", number):
+            raise UserError(f"{option} {text!r}: give a candidate and its number, such as {option} olmoe-1b-7b=0.62")
+        found[name] = float(number)
+    return found
+
+
+def _share(option: str, text: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    number = float(match[1]) / 100 if match else -1.0
+    if not 0 <= number <= 1:
+        raise UserError(f"{option} {text!r}: give a percentage from 0% to 100%")
+    return number

@@ -8,6 +8,10 @@ from typing import Annotated
 
 import typer
 
+import breakeven
+from breakeven.cli.words import Quiet
+from breakeven.errors import UserError
+
 app = typer.Typer()
 
 
@@ -23,7 +27,7 @@ def decide(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for result and page.", show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Decide between candidates for a workload, from measurements, predictions and prices.
 
@@ -32,20 +36,15 @@ def decide(
     breakeven decide --init                        (asks, and writes study.yaml)
     breakeven decide study.yaml --from-log log/    (on the traffic that came)
     """
-    from breakeven.answer.decide import decide as run
-    from breakeven.answer.study.load import read_study
-    from breakeven.errors import UserError
-    from breakeven.pages.decision_files import save_decision, summary
-    from breakeven.results.store import encode_decision
-
     if init:
-        from breakeven.answer.study.init import ask
-
-        path = ask(study or Path("study.yaml"))
+        path = breakeven.init_study(study or Path("study.yaml"))
         typer.echo(f"Wrote {path}. Read it, then run: breakeven decide {path}")
         return
     if study is None:
         raise UserError("give a study file, such as examples/bursty-small-business.yaml, or --init to write one")
+    from breakeven.pages.decision_terminal import log_summary, summary
+    from breakeven.pages.saved import PAGE, RESULT, json_text
+
     shown = sys.stderr.isatty() and not quiet
 
     def on_phase(phase: str, subject: str) -> None:
@@ -54,16 +53,14 @@ def decide(
             sys.stderr.flush()
 
     if from_log:
-        from breakeven.cli.decide_log import run_from_log
-
-        said = run_from_log(study, from_log, out, json, on_phase)
-        if shown:
-            sys.stderr.write("\r\x1b[K")
-        typer.echo(said)
-        return
-    plan = read_study(study)
-    result = run(plan, on_phase)
+        directory = out or Path("results") / f"{study.stem}-from-log"
+        saved = Path("results") / study.stem / RESULT
+        again = breakeven.decide_from_log(study, from_log, directory, saved=saved, on_phase=on_phase)
+        said = json_text(again) if json else log_summary(again, directory / PAGE)
+    else:
+        directory = out or Path("results") / study.stem
+        result = breakeven.decide(study, directory, on_phase=on_phase)
+        said = json_text(result) if json else summary(result, directory / PAGE)
     if shown:
         sys.stderr.write("\r\x1b[K")
-    directory = save_decision(result, out or Path("results") / plan.path.stem)
-    typer.echo(encode_decision(result).decode().rstrip() if json else summary(result, directory))
+    typer.echo(said)

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+import breakeven
+from breakeven.cli.words import Log, print_json
+
 SCHEMA = "breakeven.experiment/1"
 
 app = typer.Typer(no_args_is_help=True, help="Show how a gateway's experiments stand: A/B, shadow, canary.")
@@ -19,7 +22,7 @@ def experiment() -> None:
 
 @app.command()
 def status(
-    log: Annotated[Path | None, typer.Option("--log", help="The decision log's directory.", metavar="DIR")] = None,
+    log: Log = None,
     gateway: Annotated[
         Path | None,
         typer.Option("--gateway", help="The gateway's file: compute from its log as it is now.", metavar="FILE"),
@@ -31,18 +34,12 @@ def status(
     With --log, as the running gateway saved them (every few seconds). With --gateway, computed from the log as it is
     now; both together: that file's experiments, computed from that directory. Nothing is changed.
     """
-    import msgspec
-
-    from breakeven.cli.log_directory import log_directory
-    from breakeven.gateway.experiment.watch import status as states_of
-
-    states = states_of(*log_directory(log, gateway))
+    states = breakeven.experiment.status(log, gateway)
     if as_json:
-        content = msgspec.json.encode({"schema": SCHEMA, "experiments": states})
-        typer.echo(msgspec.json.format(content, indent=2).decode())
+        print_json({"schema": SCHEMA, "experiments": states})
         return
     from rich.console import Console
 
-    from breakeven.pages.experiments import print_experiments
+    from breakeven.pages.gateway import print_experiments
 
     print_experiments(states, Console())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from breakeven.lab.experts import Surgery
+import breakeven
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -30,9 +29,7 @@ def split(
 
     Example: breakeven experts split smollm2.gguf --experts 8 --out smollm2-8x.gguf
     """
-    from breakeven.lab.experts import split as cut
-
-    _tell(cut(model, out, experts, used, seed=seed))
+    _tell(breakeven.experts.split(model, out, experts, used, seed))
 
 
 @app.command()
@@ -47,12 +44,10 @@ def copy(
 
     Example: breakeven experts copy smollm2.gguf --experts 8 --used 2 --out smollm2-8copies.gguf
     """
-    from breakeven.lab.experts import copy as repeat
-
-    _tell(repeat(model, out, experts, used, seed=seed))
+    _tell(breakeven.experts.copy(model, out, experts, used, seed))
 
 
-def _tell(done: Surgery) -> None:
+def _tell(done: breakeven.Surgery) -> None:
     if done.same_function:
         meaning = "it computes what the dense model does, up to rounding"
         if done.scale_error:

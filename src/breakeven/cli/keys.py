@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
-from breakeven.cli.keys_run import expiry, limits_of, row_of, slo_of, table_of
+import breakeven
+from breakeven.cli.words import print_json
 
 SCHEMA = "breakeven.keys/1"
 app = typer.Typer(help="Make, list and revoke the keys that clients of `breakeven serve` carry.", no_args_is_help=True)
@@ -33,19 +33,18 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a key and print its secret. It is shown this once: the file keeps only a digest of it."""
-    from breakeven.gateway.keys import store
-
-    secret = store.create(
-        file,
+    secret = breakeven.keys.create(
         name,
-        models=tuple(part for one in models.split(",") if (part := one.strip())),
-        admin=admin,
-        limits=limits_of(limit or [], usd or []),
-        slo=slo_of(slo),
+        file,
+        models=[part for one in models.split(",") if (part := one.strip())],
+        limits=limit or [],
+        usd=usd or [],
+        slo=slo,
         priority=priority,
-        expires=expiry(expires),
+        expires=expires,
+        admin=admin,
     )
-    typer.echo(_json({"file": str(file), "name": name, "secret": secret}) if as_json else secret)
+    print_json({"schema": SCHEMA, "file": str(file), "name": name, "secret": secret}) if as_json else typer.echo(secret)
     if not as_json:
         typer.echo(f"Key {name} is in {file}. The line above is its only copy: hand it over now.", err=True)
 
@@ -53,23 +52,20 @@ def create(
 @app.command("list")
 def list_keys(file: File = DEFAULT, as_json: Json = False) -> None:
     """List keys with what they may do; no secret is stored, so none is shown."""
-    from breakeven.gateway.keys import store
+    from breakeven.pages.gateway import key_row, keys_table
 
-    entries = store.listing(file)
+    entries = breakeven.keys.list(file)
     if as_json:
-        typer.echo(_json({"file": str(file), "keys": [row_of(entry) for entry in entries]}))
+        print_json({"schema": SCHEMA, "file": str(file), "keys": [key_row(entry) for entry in entries]})
     else:
-        typer.echo(table_of(entries))
+        typer.echo(keys_table(entries))
 
 
 @app.command()
 def revoke(name: Annotated[str, typer.Argument(help="Its name.")], file: File = DEFAULT, as_json: Json = False) -> None:
     """Revoke a key for good; a running gateway refuses it within seconds."""
-    from breakeven.gateway.keys import store
-
-    store.revoke(file, name)
-    typer.echo(_json({"file": str(file), "revoked": name}) if as_json else f"key {name} in {file} is revoked")
-
-
-def _json(content: dict[str, object]) -> str:
-    return msgspec.json.format(msgspec.json.encode({"schema": SCHEMA, **content}), indent=2).decode()
+    breakeven.keys.revoke(name, file)
+    if as_json:
+        print_json({"schema": SCHEMA, "file": str(file), "revoked": name})
+    else:
+        typer.echo(f"key {name} in {file} is revoked")

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
 
-from breakeven.model.catalogue import entries, lookup, names
-from breakeven.model.resolve import resolve_spec
-from breakeven.model.summary import Detail, detail, summarise
-from breakeven.pages.catalogue import print_detail, print_list
+import breakeven
+from breakeven.cli.words import print_json
 
 SCHEMA = "breakeven.models/1"
 
@@ -29,21 +25,13 @@ def models(
     json: Annotated[bool, typer.Option("--json", help=f"Print JSON ({SCHEMA}).")] = False,
 ) -> None:
     """List the models known by name, or show one: counts, bytes by format, KV, experts, source."""
+    from rich.console import Console
+
+    from breakeven.pages.catalogue import print_detail, print_list
+
     if name is None:
-        listed = [summarise(known, lookup(known)) for known in names()]
-        _print_json({"models": listed}) if json else print_list(listed, Console())
+        listed = breakeven.models()
+        print_json({"schema": SCHEMA, "models": listed}) if json else print_list(listed, Console())
         return
-    found = _detail(name)
-    _print_json({"model": found}) if json else print_detail(found, Console())
-
-
-def _detail(text: str) -> Detail:
-    spec = resolve_spec(text)
-    # A file may carry a catalogued model's name and other shapes; only the very same model gets the short name.
-    same = (entry.name for entry in entries() if entry.hub_id == spec.name and lookup(entry.name) == spec)
-    return detail(next(same, spec.name), spec)
-
-
-def _print_json(content: dict[str, object]) -> None:
-    payload = {"schema": SCHEMA, **content}
-    typer.echo(msgspec.json.format(msgspec.json.encode(payload), indent=2).decode())
+    found = breakeven.models(name)
+    print_json({"schema": SCHEMA, "model": found}) if json else print_detail(found, Console())

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+import breakeven
+from breakeven.cli.words import Devices, EngineByMachine, Format, print_json
+from breakeven.errors import UserError
 
 app = typer.Typer()
 
@@ -24,13 +29,11 @@ def predict(
         list[str] | None,
         typer.Option(help="A chip's name, a profile or chip file, or this; repeat it.", show_default="this"),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="llama.cpp or vllm.", show_default="by machine")] = None,
-    devices: Annotated[int | None, typer.Option(min=1, help="Devices that share a model.", show_default="1")] = None,
+    engine: EngineByMachine = None,
+    devices: Devices = None,
     batch: Annotated[str, typer.Option(help="Sequences that decode in one step.")] = "1",
     context: Annotated[str, typer.Option(help="Tokens each has in its cache; also the prompt's length.")] = "512",
-    format_name: Annotated[
-        str | None, typer.Option("--format", help="Weight format.", show_default="Q4_K_M, or BF16 with vllm")
-    ] = None,
+    format_name: Format = None,
     routing: Annotated[
         list[str] | None,
         typer.Option(help="MODEL=FILE, what `breakeven trace --json` printed; without it routing is taken as even."),
@@ -38,25 +41,42 @@ def predict(
     expert_parallel: Annotated[bool, typer.Option("--expert-parallel", help="Part experts, not matrices.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (breakeven.predict/1).")] = False,
 ) -> None:
-    import msgspec
-    from rich.console import Console
-
-    from breakeven.cli.predict_run import numbers, routings
-    from breakeven.forecast.predict import predict as run
-    from breakeven.pages.predicted import print_prediction
-
-    result = run(
+    result = breakeven.predict(
         models,
         machine or ["this"],
         engine=engine,
         devices=devices,
         batches=numbers("--batch", batch),
         contexts=numbers("--context", context),
-        format_name=format_name,
-        frequencies=routings(routing or [], models),
+        format=format_name,
+        routing=_files(routing or [], models),
         expert_parallel=expert_parallel,
     )
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
+        print_json(result)
     else:
+        from rich.console import Console
+
+        from breakeven.pages.predicted import print_prediction
+
         print_prediction(result, Console())
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Whole numbers parted by commas. Raises UserError for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"{option} {text}: give whole numbers from 1, parted by commas, such as 1,8,32")
+    return [int(part) for part in parts]
+
+
+def _files(texts: list[str], models: list[str]) -> dict[str, Path]:
+    """File by model from MODEL=FILE, or FILE alone where there is one model. Raises UserError for other words."""
+    found = {}
+    for text in texts:
+        name, _, file = text.rpartition("=")
+        name = name or (models[0] if len(models) == 1 else "")
+        if name not in models:
+            raise UserError(f"--routing {text}: give MODEL=FILE with a MODEL of this command ({', '.join(models)})")
+        found[name] = Path(file)
+    return found

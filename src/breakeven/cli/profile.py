@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+import breakeven
+
 app = typer.Typer()
 
 
@@ -23,22 +25,14 @@ def profile(
 
     Example: breakeven profile olmoe.gguf --prompt 256
     """
-    import msgspec
-    from rich.console import Console
-
-    from breakeven.engines.inside.client import profile as run
-    from breakeven.engines.inside.summary import ProfileSummary
-    from breakeven.engines.start import gguf_of
-    from breakeven.pages.inside import show_profile
-
-    path = gguf_of(model)
-    summary = ProfileSummary(
-        profiles=[
-            run(path, phase=phase, prompt_tokens=prompt, steps=steps, threads=threads)
-            for phase in ("decode", "prefill")
-        ]
-    )
+    summary = breakeven.profile(model, prompt_tokens=prompt, steps=steps, threads=threads)
     if json:
+        import msgspec
+
         typer.echo(msgspec.json.encode(summary).decode())
     else:
+        from rich.console import Console
+
+        from breakeven.pages.inside import show_profile
+
         show_profile(summary, Console())

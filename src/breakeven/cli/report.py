@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+import breakeven
+
 app = typer.Typer()
 
 EXAMPLES = """Compute a study's result again from its events.jsonl, and write result and page anew.
@@ -26,6 +28,7 @@ def report(
     charts: Annotated[bool, typer.Option("--charts", help="Also write a comparison's charts as SVG.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result instead of the summary.")] = False,
 ) -> None:
-    from breakeven.cli import report_run
+    from breakeven.pages.saved import json_text, show
 
-    report_run.run(directory, out or directory, charts=charts, as_json=as_json)
+    study = breakeven.report(directory, out or directory, charts=charts)
+    typer.echo(json_text(study)) if as_json else show(study, out or directory)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+import breakeven
+
 app = typer.Typer()
 
 
@@ -32,7 +34,13 @@ def serve(
     breakeven serve --from results/my-study/result.json
     breakeven serve llama-3.2-1b olmoe-1b-7b
     """
-    from breakeven.gateway.serve.run import run, source_of
-
-    read = source_of(what or [], from_decision, host=host, port=port, workers=workers, admin_port=admin_port)
-    sys.exit(run(read, check_only=check))
+    status = breakeven.serve(
+        *(what or []),
+        decision=from_decision,
+        host=host,
+        port=port,
+        workers=workers,
+        admin_port=admin_port,
+        check=check,
+    )
+    sys.exit(status)

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+import breakeven
+from breakeven.cli.words import (
+    Arrivals,
+    Concurrency,
+    Devices,
+    EngineByMachine,
+    Format,
+    Output,
+    Prompt,
+    Rate,
+    SloOption,
+    Speed,
+    Think,
+    Turns,
+    WarmUp,
+    Window,
+    print_json,
+)
+from breakeven.errors import UserError
 
 app = typer.Typer()
 
@@ -25,29 +46,25 @@ breakeven simulate llama-3.1-8b --machine h100-sxm --rate 50 --autoscale 1-4 --s
 def simulate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Catalogue name, hub id, config or file.")],
     machine: Annotated[str, typer.Option(help="A chip's name, a profile or chip file, or this.")] = "this",
-    engine: Annotated[str | None, typer.Option(help="llama.cpp or vllm.", show_default="by machine")] = None,
-    devices: Annotated[int | None, typer.Option(min=1, help="Devices that share a model.", show_default="1")] = None,
-    format_name: Annotated[
-        str | None, typer.Option("--format", help="Weight format.", show_default="Q4_K_M, or BF16 with vllm")
-    ] = None,
-    rate: Annotated[str | None, typer.Option(help="Open loop: requests/s, comma-separated.")] = None,
-    concurrency: Annotated[str | None, typer.Option(help="Closed loop: requests at once, comma-separated.")] = None,
+    engine: EngineByMachine = None,
+    devices: Devices = None,
+    format_name: Format = None,
+    rate: Rate = None,
+    concurrency: Concurrency = None,
     trace: Annotated[Path | None, typer.Option(help="A trace: Azure, Mooncake, GuideLLM, AIPerf, CSV.")] = None,
     schedule: Annotated[Path | None, typer.Option(help="A schedule file that a run wrote.")] = None,
-    arrivals: Annotated[
-        str, typer.Option(help="constant, poisson, gamma:CV, steps:2x30s,5x30s or ramp:1-10.")
-    ] = "poisson",
-    speed: Annotated[float, typer.Option(help="Of the trace: 0.5 stretches its gaps to twice the time.")] = 1.0,
-    window: Annotated[str | None, typer.Option(help="Part of the trace, in its own time: 0s-10m.")] = None,
+    arrivals: Arrivals = "poisson",
+    speed: Speed = 1.0,
+    window: Window = None,
     duration: Annotated[str | None, typer.Option(help="Of arrivals.", show_default="10m")] = None,
     requests: Annotated[int | None, typer.Option(help="Requests a load.", show_default=False)] = None,
-    warm_up: Annotated[str | None, typer.Option(help="Same traffic before, never counted.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Tokens: 512, uniform:64-512, lognormal:1155,900.")] = None,
-    output: Annotated[str | None, typer.Option(help="Tokens, as for --prompt.")] = None,
-    turns: Annotated[int, typer.Option(help="Turns of a conversation; the context grows.")] = 1,
-    think: Annotated[str, typer.Option(help="Pause before the next turn, or of a stream.")] = "0s",
+    warm_up: WarmUp = None,
+    prompt: Prompt = None,
+    output: Output = None,
+    turns: Turns = 1,
+    think: Think = "0s",
     sharing: Annotated[bool, typer.Option("--sharing", help="Prompts share the prefixes the trace says.")] = False,
-    slo: Annotated[str | None, typer.Option(help="What a good request keeps: ttft=1s,tpot=80ms,itl=,e2e=.")] = None,
+    slo: SloOption = None,
     replicas: Annotated[int, typer.Option(min=1, help="Machines that serve the model.")] = 1,
     balancing: Annotated[str, typer.Option(help="round_robin, least_loaded or random.")] = "least_loaded",
     autoscale: Annotated[str | None, typer.Option(help="Instead of --replicas: 1-4.", show_default=False)] = None,
@@ -59,6 +76,56 @@ def simulate(
     seed: Annotated[int, typer.Option(help="Same seed, same traffic.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (breakeven.simulate/1).")] = False,
 ) -> None:
-    from breakeven.cli import simulate_run
+    traffic = breakeven.Traffic(
+        rate=rate,
+        concurrency=concurrency,
+        trace=trace,
+        arrivals=arrivals,
+        speed=speed,
+        window=window,
+        duration=duration,
+        requests=requests,
+        warm_up=warm_up,
+        prompt=prompt,
+        output=output,
+        turns=turns,
+        think=think,
+        sharing=sharing,
+        slo=slo,
+        seed=seed,
+    )
+    fleet = breakeven.Fleet(replicas=replicas, balancing=balancing, seed=seed)
+    if autoscale is not None:
+        scale = _scale(autoscale, per_replica, start_up)
+        fleet = breakeven.Fleet(balancing=balancing, autoscale=scale, seed=seed)
+    study = breakeven.simulate(
+        model,
+        traffic,
+        schedule=schedule,
+        machine=machine,
+        engine=engine,
+        devices=devices,
+        format=format_name,
+        fleet=fleet,
+        slots=slots,
+        step_tokens=step_tokens,
+        kv_tokens=kv_tokens,
+    )
+    if as_json:
+        print_json(study)
+    else:
+        from rich.console import Console
 
-    simulate_run.run(model, locals(), as_json=as_json)
+        from breakeven.pages.predicted import print_simulation
+
+        print_simulation(study, Console())
+
+
+def _scale(text: str, per_replica: int, start_up: str) -> breakeven.Autoscale:
+    from breakeven.traffic.words import parse_duration
+
+    match = re.fullmatch(r"(\d+)-(\d+)", text.strip())
+    if match is None:
+        raise UserError(f"--autoscale {text!r}: give the fewest and the most replicas, such as 1-4")
+    start_s = parse_duration(start_up)
+    return breakeven.Autoscale(least=int(match[1]), most=int(match[2]), per_replica=per_replica, start_s=start_s)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+import breakeven
 
 app = typer.Typer()
 
@@ -25,16 +26,8 @@ def synth(
 
     Example: breakeven synth olmoe-1b-7b --format Q4_0 --routing zipf:1.2 --out olmoe.gguf
     """
-    from breakeven.engines.synthesis.routing import parse_routing
-    from breakeven.engines.synthesis.write import synthesise
-    from breakeven.model.formats.named import format_named
-    from breakeven.model.resolve import resolve_spec
-
-    spec = resolve_spec(model)
-    started = time.monotonic()
-    synthesise(spec, format_named(format_name).name, out, routing=parse_routing(routing), seed=seed)
-    size = out.stat().st_size
+    done = breakeven.synth(model, out, format=format_name, routing=routing, seed=seed)
     typer.echo(
-        f"{out}: {spec.name}, {format_name}, {size / 1e9:.2f} GB in {time.monotonic() - started:.1f} s; "
+        f"{done.path}: {done.model}, {done.format}, {done.size_bytes / 1e9:.2f} GB in {done.seconds:.1f} s; "
         "synthetic weights: speed and memory only"
     )

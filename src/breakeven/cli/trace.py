@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+import breakeven
+
 app = typer.Typer()
 
 
@@ -22,36 +24,14 @@ def trace(
 
     Example: breakeven trace olmoe.gguf --text english.txt --text code.py
     """
-    import msgspec
-    from rich.console import Console
-
-    from breakeven.engines.inside.client import trace as run
-    from breakeven.engines.inside.summary import summarise
-    from breakeven.engines.start import gguf_of
-    from breakeven.pages.inside import show_trace
-
-    path = gguf_of(model)
-    summary = summarise(run(path, _texts(text), threads=threads, max_tokens=max_tokens))
+    summary = breakeven.trace(model, text, threads=threads, max_tokens=max_tokens)
     if json:
+        import msgspec
+
         typer.echo(msgspec.json.encode(summary).decode())
     else:
+        from rich.console import Console
+
+        from breakeven.pages.inside import show_trace
+
         show_trace(summary, Console())
-
-
-def _texts(paths: list[Path]) -> dict[str, str]:
-    """Label to text; a label is the file's name, or its whole path where two files share a name."""
-    from breakeven.errors import UserError
-
-    names = [path.name for path in paths]
-    texts: dict[str, str] = {}
-    for path in paths:
-        label = path.name if names.count(path.name) == 1 else str(path)
-        if label in texts:
-            raise UserError(f"{path} is given twice; give each text once")
-        try:
-            texts[label] = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); give a text file") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path} is not UTF-8 text; convert it or give another") from None
-    return texts

@@ -1,6 +1,6 @@
-"""The catalogue of chips in a terminal.
+"""What is known by name, models and chips, and this machine, in a terminal.
 
-The catalogue and its models in a terminal; readable from 40 columns on, because columns give way by importance.
+Readable from 40 columns on, because columns give way by importance.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from breakeven.hardware.chips import Chip, Price
+from breakeven.hardware.machine import MachineSpec
 from breakeven.model.summary import LISTED_FORMAT, Detail, Experts, Summary
 from breakeven.model.tensors import Group
 from breakeven.pages.words import bytes_text, count_text, number
@@ -29,15 +30,7 @@ COLUMNS = (
 
 def print_chips(chips: Sequence[Chip], console: Console) -> None:
     """Print one line a chip, readable from 40 columns on."""
-    shown = [index for index, column in enumerate(COLUMNS) if console.width >= column[2]]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for index in shown:
-        heading, justify, _ = COLUMNS[index]
-        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
-    for chip in chips:
-        cells = _cells(chip)
-        table.add_row(*(cells[index] for index in shown))
-    console.print(table)
+    console.print(_table(COLUMNS, [_cells(chip) for chip in chips], console.width))
     console.print(
         "Nominal figures of data sheets. `breakeven machines NAME` shows one with its source.", highlight=False
     )
@@ -205,3 +198,31 @@ def _format_row(model: Detail, index: int) -> list[str]:
         of(Group.EMBEDDING),
         of(Group.OUTPUT_HEAD) if Group.OUTPUT_HEAD in stored.by_group else "tied",
     ]
+
+
+def _size(n_bytes: int) -> str:
+    """Binary units, because memory and caches come in them."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.1f} {unit}"
+    return f"{n_bytes / 1024:.0f} KiB"
+
+
+def machine_lines(machine: MachineSpec) -> list[str]:
+    """What `breakeven machine` prints."""
+    cores = f"{machine.logical_cores} logical"
+    if machine.physical_cores is not None:
+        cores = f"{machine.physical_cores} physical, {cores}"
+    caches = ", ".join(f"{level} {_size(size)}" for level, size in machine.cache_bytes.items())
+    gpus = [f"{gpu.name}, {_size(gpu.memory_bytes)}, driver {gpu.driver}" for gpu in machine.gpus]
+    rows = [
+        ("CPU", machine.cpu),
+        ("Cores", cores),
+        ("Instructions", " ".join(machine.instruction_sets) or "not available"),
+        ("Caches", caches or "not available"),
+        ("Memory", f"{_size(machine.memory_bytes)}, {_size(machine.available_memory_bytes)} free"),
+        ("OS", machine.os),
+        ("Virtualised", machine.virtualised or "not available"),
+        *(("GPU", text) for text in gpus or ["none found"]),
+    ]
+    return [f"{label:<13}{text}" for label, text in rows]

@@ -1,8 +1,10 @@
-"""A decision in a terminal or a pipe: the verdict first, then what it costs, where it flips and what it rests on."""
+"""A decision in a terminal or a pipe: the verdict first, then what it costs, where it flips and what it rests on.
+
+One made again on logged traffic says first what the log held, and what each fleet would have cost.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -25,18 +27,19 @@ from breakeven.pages.decision_words import (
     share_line,
     span_text,
     traffic_rows,
+    usd,
     usd_span,
     value_of,
 )
 from breakeven.pages.load_words import ended
-from breakeven.pages.terminal import LONGEST_NAME, listed, packed, shortened, wrapped
+from breakeven.pages.terminal import LONGEST_NAME, Say, listed, packed, say_on, say_tables, shortened
 from breakeven.pages.words import number, percent_text
-from breakeven.results.decision import CandidateResult, Decision
+from breakeven.results.decision import CandidateResult, Decision, Fleet, LogDecision
+from breakeven.results.predicted import Span
 
 NOTHING = "-"
 # Columns of kind, bill, machines and use; a name has what they leave.
 ROOM_FOR_NUMBERS = 46
-Say = Callable[..., None]
 
 
 def print_decision(decision: Decision, console: Console, page: Path | None) -> None:
@@ -45,9 +48,7 @@ def print_decision(decision: Decision, console: Console, page: Path | None) -> N
     Readable from 60 columns on; colour only where `console` is a terminal.
     """
 
-    def say(text: str = "", style: str = "", indent: int = 0) -> None:
-        wrapped(console, text, style, indent)
-
+    say = say_on(console)
     say(decision.verdict.sentence, "bold")
     listed("Why", [ended(text) for text in decision.verdict.because], say)
     listed("Who gets what", [share_line(share) for share in decision.verdict.shares], say)
@@ -90,11 +91,7 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
             column.append(cell)
     longest = max(LONGEST_NAME, width - ROOM_FOR_NUMBERS)
     first = ["", *(shortened(each.name, longest) + (" *" if each.ruled_out else "") for each in decision.candidates)]
-    for position, lines in enumerate(packed(first, [[column] for column in columns], width - 2)):
-        if position:
-            say()
-        for line in lines:
-            say(line, indent=2)
+    say_tables(packed(first, [[column] for column in columns], width - 2), say)
     if any(each.ruled_out for each in decision.candidates):
         say("*: ruled out by a constraint, for the reason below.", "dim", 2)
     say(f"A month is {number(MONTH_HOURS)} h of this load. Brackets hold intervals.", "dim", 2)
@@ -135,3 +132,50 @@ def _about(candidate: CandidateResult, decision: Decision, say: Say) -> None:
 def _ruled_out(decision: Decision, say: Say) -> None:
     lines = [f"{each.name}: {'; '.join(each.ruled_out)}" for each in decision.candidates if each.ruled_out]
     listed("Ruled out", lines, say)
+
+
+def summary(decision: Decision, page: Path) -> str:
+    """What `print_decision` says about what was saved beside `page`: in colour and as wide as the terminal, if any."""
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        print_decision(decision, console, page)
+    return captured.get().rstrip("\n")
+
+
+_HOUR_S, _DAY_S = 3600.0, 86_400.0
+
+
+def log_summary(result: LogDecision, page: Path) -> str:
+    """What the log held, whether the verdict stands, and what each fleet would have cost."""
+    traffic = result.traffic
+    lines = [
+        f"{traffic.requests:,} requests in {_period(traffic.span_s)}, {traffic.rate_per_s:.3g}/s on average; "
+        f"{traffic.left_out:,} records were no traffic."
+    ]
+    if traffic.estimated:
+        lines.append(f"Lengths of {traffic.estimated:,} of them are estimates: nobody counted their tokens to the end.")
+    lines += ["", result.sentence, "", f"This period cost {usd(traffic.usd)} as the gateway counted it. Alone:"]
+    width = max(len(fleet.candidate) for fleet in result.fleets)
+    lines += [f"  {fleet.candidate:<{width}}  {_fleet_cost(fleet)}" for fleet in result.fleets]
+    if result.left_out_backends:
+        lines.append(f"Left out, as neither machine nor price is known: {', '.join(result.left_out_backends)}.")
+    return "\n".join([*lines, "", f"Details: {page}; the traffic as a trace: {traffic.trace}"])
+
+
+def _fleet_cost(fleet: Fleet) -> str:
+    if fleet.usd is None:
+        return f"cannot: {fleet.ruled_out[0]}" if fleet.ruled_out else "no price known"
+    machines = "" if fleet.replicas is None else f", {_between(fleet.replicas, '{:.0f}')} replicas"
+    why = f"; ruled out: {fleet.ruled_out[0]}" if fleet.ruled_out else ""
+    return f"{usd_span(fleet.usd)}{machines}{why}"
+
+
+def _between(span: Span, form: str) -> str:
+    value, low, high = (form.format(each) for each in (span.value, span.low, span.high))
+    return value if low == high else f"{value} ({low} to {high})"
+
+
+def _period(seconds: float) -> str:
+    if seconds >= 2 * _DAY_S:
+        return f"{seconds / _DAY_S:.1f} days"
+    return f"{seconds / _HOUR_S:.1f} hours" if seconds >= _HOUR_S else f"{seconds / 60:.1f} minutes"

@@ -1,9 +1,4 @@
-"""What must be said about how a run under load was measured, before any of its numbers.
-
-Runs under load in a terminal or a pipe: the headline first, then every load, then what the numbers rest on.
-
-Columns come in groups that are packed into as many tables as the width needs, so that nothing is cut off.
-"""
+"""Runs under load in a terminal or a pipe: headline, warnings, every load, then what the numbers rest on."""
 
 from __future__ import annotations
 
@@ -40,8 +35,8 @@ from breakeven.pages.load_words import (
     units_of,
     workload_rows,
 )
-from breakeven.pages.terminal import columns, listed, packed, shortened, wrapped
-from breakeven.pages.words import NO_DIFFERENCE, RATIO_PLACES, grouped, interval, number, percent_text, value
+from breakeven.pages.terminal import Say, columns, listed, packed, ratio_table, say_on, say_tables, shortened
+from breakeven.pages.words import NO_DIFFERENCE, grouped, number, percent_text, winner_text
 from breakeven.results.load import CapacityStudy, Check, Limit, LoadPoint, LoadStudy, Percentile, Trial
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -70,7 +65,6 @@ def _numbers(flag: str) -> list[float]:
     return [float(number) for number in _NUMBER.findall(flag)]
 
 
-Say = Callable[..., None]
 LONGEST_REASON = 12
 NO_NUMBER = "-"
 SHOWN_DELAYS = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
@@ -78,7 +72,7 @@ VERDICT_WORDS = {"worse": "worse", "better": "better", "same": NO_DIFFERENCE}
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class Columns:
     """Columns that belong together and are never torn apart: heads and, for each row, as many cells."""
 
     heads: tuple[str, ...]
@@ -90,7 +84,7 @@ def print_load(study: LoadStudy, console: Console, page: Path | None) -> None:
 
     Readable from 60 columns on; colour only where `console` is a terminal.
     """
-    say = _say(console)
+    say = say_on(console)
     say(study.headline, "bold")
     for text in [*load_caveats(study), *warnings_of(study.points)]:
         say(text, "yellow")
@@ -110,7 +104,7 @@ def print_load(study: LoadStudy, console: Console, page: Path | None) -> None:
 
 def print_capacity(study: CapacityStudy, console: Console, page: Path | None) -> None:
     """Print `study`: headline, caveats, each limit with its trials, page. Readable from 60 columns on."""
-    say = _say(console)
+    say = say_on(console)
     say(study.headline, "bold")
     for text in load_caveats(study):
         say(text, "yellow")
@@ -130,7 +124,7 @@ def print_capacity(study: CapacityStudy, console: Console, page: Path | None) ->
 
 def print_check(check: Check, console: Console) -> None:
     """Print `check`: headline, caveats, every metric over the saved one. Readable from 60 columns on."""
-    say = _say(console)
+    say = say_on(console)
     say(check.headline, "bold red" if check.worse else "bold")
     for text in check.caveats:
         say(capital(text), "yellow")
@@ -138,25 +132,12 @@ def print_check(check: Check, console: Console) -> None:
         say()
         say(f"{load}: new over saved", "bold")
         rows = [
-            [
-                load_metric(each.metric).title,
-                value(each.new_over_old, places=RATIO_PLACES),
-                interval(each.new_over_old, places=RATIO_PLACES) or "no interval",
-                VERDICT_WORDS.get(each.verdict, each.verdict),
-            ]
+            (load_metric(each.metric).title, each.new_over_old, VERDICT_WORDS.get(each.verdict, each.verdict))
             for each in group
         ]
-        for line in columns([["", "ratio", "95 % interval", ""], *rows], text_columns=(3,)):
-            say(line, indent=2)
+        ratio_table(rows, "", say)
     say()
     say(f"Saved run: {check.baseline}", "dim")
-
-
-def _say(console: Console) -> Say:
-    def say(text: str = "", style: str = "", indent: int = 0) -> None:
-        wrapped(console, text, style, indent)
-
-    return say
 
 
 def _points(study: LoadStudy, width: int, say: Say) -> None:
@@ -167,12 +148,7 @@ def _points(study: LoadStudy, width: int, say: Say) -> None:
         say()
         say(f"{name} ({known[name]})" if known.get(name) else name, "bold")
         first = ["load", *(shortened(point.load) for point in points)]
-        tables = packed(first, [_filled(group, points) for group in groups], width - 2)
-        for position, lines in enumerate(tables):
-            if position:
-                say()
-            for line in lines:
-                say(line, indent=2)
+        say_tables(packed(first, [_filled(group, points) for group in groups], width - 2), say)
         for reason in _reasons(points):
             say(reason, "dim", 2)
     if study.points:
@@ -180,32 +156,34 @@ def _points(study: LoadStudy, width: int, say: Say) -> None:
         say(f"{named}. TTFT and E2E count from when a request was due. Brackets hold 95 % intervals.", "dim")
 
 
-def _groups(study: LoadStudy, units: dict[str, Unit]) -> list[Group]:
+def _groups(study: LoadStudy, units: dict[str, Unit]) -> list[Columns]:
     """Column groups in reading order; goodput only where a service level was asked for."""
 
-    def of(metric: str, *wanted: float) -> Group:
+    def of(metric: str, *wanted: float) -> Columns:
         title, unit = load_metric(metric).title, units[metric]
-        return Group(
+        return Columns(
             heads=tuple(f"{title} p{p:g}" if p == wanted[0] else f"p{p:g}" for p in wanted),
             cells=lambda point: tuple(_cell(percentile_of(point, metric, p), unit) for p in wanted),
         )
 
     groups = [
-        Group(
+        Columns(
             ("offered", "achieved", "out tok/s"),
             lambda point: (offered_text(point), rate_text(point.requests_per_s), number(point.output_tokens_per_s)),
         )
     ]
     if any(point.good is not None for point in study.points):
         groups.append(
-            Group(("goodput", "good requests"), lambda point: (rate_text(point.goodput_per_s), share_text(point.good)))
+            Columns(
+                ("goodput", "good requests"), lambda point: (rate_text(point.goodput_per_s), share_text(point.good))
+            )
         )
     groups += [
         of("ttft_s", 50, 90, 99),
         of("tpot_s", 50, 99),
         of("itl_s", 99),
         of("e2e_s", 50, 99),
-        Group(("failed",), lambda point: (f"{point.requests - point.answered} of {point.requests}",)),
+        Columns(("failed",), lambda point: (f"{point.requests - point.answered} of {point.requests}",)),
     ]
     return groups
 
@@ -228,7 +206,7 @@ def _reasons(points: Sequence[LoadPoint]) -> list[str]:
     return [f'"{NO_NUMBER}": {why} ({", ".join(dict.fromkeys(loads))}).' for why, loads in found.items()]
 
 
-def _filled(group: Group, points: Sequence[LoadPoint]) -> list[list[str]]:
+def _filled(group: Columns, points: Sequence[LoadPoint]) -> list[list[str]]:
     """The columns of a group: heads, then a cell for each point."""
     rows = [group.heads, *(group.cells(point) for point in points)]
     return [[row[column] for row in rows] for column in range(len(group.heads))]
@@ -239,17 +217,7 @@ def _differences(study: LoadStudy, say: Say) -> None:
         metric = load_metric(key)
         say()
         say(f"{metric.title}: {a} over {b} ({metric.direction})", "bold")
-        rows = [
-            [
-                shortened(each.load),
-                value(each.ratio, places=RATIO_PLACES),
-                interval(each.ratio, places=RATIO_PLACES) or "no interval",
-                NO_DIFFERENCE if each.winner is None else each.winner,
-            ]
-            for each in group
-        ]
-        for line in columns([["", "ratio", "95 % interval", "winner"], *rows], text_columns=(3,)):
-            say(line, indent=2)
+        ratio_table([(shortened(each.load), each.ratio, winner_text(each)) for each in group], "winner", say)
         if dropped := sum(each.dropped_pairs for each in group):
             say(f"{dropped} pairs left out because one of the two failed; goodput counts them.", "dim", 2)
 

@@ -1,9 +1,4 @@
-"""Costs in a terminal: where the cheaper one changes first, then every load, then what it rests on.
-
-Predicted speeds in a terminal: the numbers, who is faster, and what both rest on.
-
-Simulated traffic in a terminal: delays and rates by load, and what they rest on.
-"""
+"""What is predicted, in a terminal: costs, speeds and simulated traffic; tables first, then what they rest on."""
 
 from __future__ import annotations
 
@@ -28,34 +23,44 @@ MOST_FLIPS = 4
 """Shown of one pair: two staircases may overtake each other a hundred times."""
 
 
+def _say(console: Console, line: str, style: str | None = None) -> None:
+    console.print(line, style=style, highlight=False, markup=False)
+
+
+def _say_tables(console: Console, tables: Sequence[Sequence[str]], *, parted: bool) -> None:
+    for index, table in enumerate(tables):
+        if parted and index:
+            console.print()
+        for line in table:
+            _say(console, line)
+
+
 def print_cost(result: Cost, console: Console) -> None:
     """Print flips, one table a load, what would change it, and the notes."""
     for line in _flips(result.break_even):
-        _say_cost(console, line, style="bold")
+        _say(console, line, style="bold")
     if result.break_even:
         console.print()
     for rate in dict.fromkeys(point.rate_per_s for points in result.candidates.values() for point in points):
-        _say_cost(console, f"At {number(rate)} requests/s", style="bold")
+        _say(console, f"At {number(rate)} requests/s", style="bold")
         shown = [
             (name, point) for name, points in result.candidates.items() for point in points if point.rate_per_s == rate
         ]
-        for table in _cost_tables(shown, console.width):
-            for line in table:
-                _say_cost(console, line)
+        _say_tables(console, _cost_tables(shown, console.width), parted=False)
         console.print()
     for name, capacity in result.capacity_per_s.items():
         carried = "any load" if capacity is None else f"{_range(capacity)} requests/s a replica"
         idle = result.idle_usd_per_hour.get(name, 0.0)
-        _say_cost(console, f"{name}: carries {carried}; costs ${number(idle)} an hour with no load at all.")
+        _say(console, f"{name}: carries {carried}; costs ${number(idle)} an hour with no load at all.")
     if result.what_if:
         console.print()
-        _say_cost(console, "What would change it", style="bold")
+        _say(console, "What would change it", style="bold")
         for change in result.what_if:
             for line in _changes(change):
-                _say_cost(console, line)
+                _say(console, line)
     console.print()
     for note in result.notes:
-        _say_cost(console, note, style="dim")
+        _say(console, note, style="dim")
 
 
 def _flips(found: Sequence[BreakEven]) -> list[str]:
@@ -107,10 +112,6 @@ def _whole(span: Span) -> str:
     return f"{span.value:.0f}" if span.low == span.high else f"{span.value:.0f} ({span.low:.0f}-{span.high:.0f})"
 
 
-def _say_cost(console: Console, line: str, style: str | None = None) -> None:
-    console.print(line, style=style, highlight=False, markup=False)
-
-
 BOUNDS = {"weights": "weights", "kv": "KV", "compute": "compute", "overhead": "overheads"}
 
 
@@ -121,20 +122,13 @@ def print_prediction(result: Prediction, console: Console) -> None:
         devices = f"{first.devices} x " if first.devices > 1 else ""
         _say(console, f"{devices}{machine}, {first.engine}, {first.format}: predicted, not measured", style="bold")
         ratios = [ratio for ratio in result.ratios if ratio.machine == machine]
-        for index, table in enumerate(_prediction_tables(points, ratios, console.width)):
-            console.print() if index else None
-            for line in table:
-                _say(console, line)
+        _say_tables(console, _prediction_tables(points, ratios, console.width), parted=True)
         for pair in grouped(ratios, lambda ratio: ratio.model).values():
             _say(console, _verdict(pair))
         for note, named in grouped(((n, p) for p in points for n in p.notes), lambda pair: pair[0]).items():
             _say(console, f"{_where([point for _, point in named], points)}{note}", style="dim")
         _say(console, f"Constants: {result.profiles[machine]}.", style="dim")
         console.print()
-
-
-def _say(console: Console, line: str, style: str | None = None) -> None:
-    console.print(line, style=style, highlight=False, markup=False)
 
 
 def _prediction_tables(
@@ -212,23 +206,20 @@ def print_simulation(study: SimulationStudy, console: Console) -> None:
     """Print a table with a column for each load, notes, and how the constants came about."""
     devices = f"{study.devices} x " if study.devices > 1 else ""
     where = f"{devices}{study.machine}, {study.engine}, {study.format}, {study.replicas}"
-    _say_simulation(console, f"{shortened(study.model)} on {where}: simulated, not measured", style="bold")
+    _say(console, f"{shortened(study.model)} on {where}: simulated, not measured", style="bold")
     names = ["", *(point.load for point in study.points)]
-    for index, table in enumerate(packed(names, _groups(study), console.width)):
-        console.print() if index else None
-        for line in table:
-            _say_simulation(console, line)
+    _say_tables(console, packed(names, _groups(study), console.width), parted=True)
     for note in study.notes:
-        _say_simulation(console, note, style="dim")
+        _say(console, note, style="dim")
     kv_tokens = study.policy.get("kv_tokens")
     room = f"room for {kv_tokens:,} tokens of keys and values" if kv_tokens is not None else "room without limit"
-    _say_simulation(
+    _say(
         console,
         f"Batching: up to {study.policy['max_sequences']:,} sequences and {study.policy['max_step_tokens']:,} tokens a "
         f"step, {room} on each replica.",
         style="dim",
     )
-    _say_simulation(console, f"Constants: {study.profile}.", style="dim")
+    _say(console, f"Constants: {study.profile}.", style="dim")
 
 
 def _groups(study: SimulationStudy) -> list[list[list[str]]]:
@@ -262,7 +253,3 @@ def _percentile(point: SimulatedPoint, metric: str, p: float) -> str:
 def _span(span: Span, factor: float = 1.0) -> str:
     value, low, high = (number(factor * x) for x in (span.value, span.low, span.high))
     return value if low == high == value else f"{value} ({low}-{high})"
-
-
-def _say_simulation(console: Console, line: str, style: str | None = None) -> None:
-    console.print(line, style=style, highlight=False, markup=False)

@@ -1,14 +1,7 @@
-"""Where a running study is shown: a block redrawn in place on a terminal, else plain lines, seconds apart.
-
-A running comparison as it happens: the ratio and its interval, tightening.
+"""A run as it happens: a comparison's ratios tightening, or traffic, delays, failures and queue under load.
 
 On a terminal one block of lines is redrawn in place; anywhere else plain lines appear, seconds apart, so that a log
 stays short.
-
-A run under load as it happens: traffic, delays so far, failures, how much room the client has left, and the queue.
-
-On a terminal one block of lines is redrawn in place; anywhere else one plain line appears, seconds apart, so that a
-log stays short.
 """
 
 from __future__ import annotations

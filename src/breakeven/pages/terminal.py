@@ -1,8 +1,7 @@
-"""A comparison in a terminal or a pipe: the verdict first, then the numbers it rests on.
+"""How results stand in a terminal or a pipe, and a comparison there: the verdict first, then what it rests on.
 
-No boxes and no markup: lines read the same in a log, and a name such as "[red]" stays what it is.
-
-Tables of text for a terminal: columns come in groups, cut into as many tables as the width needs.
+No boxes and no markup: lines read the same in a log, and a name such as "[red]" stays what it is. Columns come in
+groups, cut into as many tables as the width needs.
 """
 
 from __future__ import annotations
@@ -42,9 +41,7 @@ def print_comparison(result: Comparison, console: Console, report_path: Path | N
     Readable from 60 columns on; colour only where `console` is a terminal.
     """
 
-    def say(text: str = "", style: str = "", indent: int = 0) -> None:
-        wrapped(console, text, style, indent)
-
+    say = say_on(console)
     say(result.verdict.headline, "bold")
     for caveat in caveats_of(result):
         say(caveat, "yellow")
@@ -70,6 +67,15 @@ def stopped_text(result: Comparison) -> str:
         "budget": f"stopped at the budget, before the precision asked ({asked}) was sure",
         "interrupted": "interrupted: what was finished by then is shown",
     }.get(result.stopped_because, f"stopped: {result.stopped_because}")
+
+
+def say_on(console: Console) -> Say:
+    """A function of text, style and indent that prints on `console` as `wrapped` does."""
+
+    def say(text: str = "", style: str = "", indent: int = 0) -> None:
+        wrapped(console, text, style, indent)
+
+    return say
 
 
 def wrapped(console: Console, text: str, style: str, indent: int) -> None:
@@ -127,21 +133,21 @@ def _ratios(result: Comparison, say: Say) -> None:
         metric = metric_of(key)
         say()
         say(f"{metric.title}: {a} over {b} ({metric.direction})", "bold")
-        rows = [
-            [
-                streams_text(pair.streams),
-                value(pair.ratio, places=RATIO_PLACES),
-                interval(pair.ratio, places=RATIO_PLACES) or "no interval",
-                winner_text(pair),
-            ]
-            for pair in group
-        ]
-        for line in columns([["", "ratio", "95 % interval", "winner"], *rows], text_columns=(3,)):
-            say(line, indent=2)
+        ratio_table([(streams_text(pair.streams), pair.ratio, winner_text(pair)) for pair in group], "winner", say)
     shown = {pair.metric for pair in _headline_pairs(result)}
     left_out = sorted({metric_of(pair.metric).title for pair in result.pairs if pair.metric not in shown}, reverse=True)
     if left_out:
         say(f"Ratios of {' and '.join(left_out)} are in the page and in result.json.", "dim")
+
+
+def ratio_table(rows: Sequence[tuple[str, Estimate, str]], last: str, say: Say) -> None:
+    """Ratios with their intervals; what each is of stands before it, and under `last` what it means."""
+    cells = [
+        [of, value(ratio, places=RATIO_PLACES), interval(ratio, places=RATIO_PLACES) or "no interval", meaning]
+        for of, ratio, meaning in rows
+    ]
+    for line in columns([["", "ratio", "95 % interval", last], *cells], text_columns=(3,)):
+        say(line, indent=2)
 
 
 _HEADLINE_TITLES = ("Decode", "Prefill")
@@ -174,6 +180,7 @@ def _memory(result: Comparison) -> list[str]:
 
 
 def listed(title: str, lines: list[str], say: Say) -> None:
+    """`lines` as a list under its title; nothing where there are none."""
     if not lines:
         return
     say()
@@ -198,6 +205,15 @@ def packed(first: list[str], groups: list[list[list[str]]], width: int) -> list[
         else:
             tables.append(list(group))
     return [columns(list(zip(first, *table, strict=True))) for table in tables]
+
+
+def say_tables(tables: Sequence[Sequence[str]], say: Say) -> None:
+    """Tables of lines, indented, an empty line between them."""
+    for position, lines in enumerate(tables):
+        if position:
+            say()
+        for line in lines:
+            say(line, indent=2)
 
 
 def shortened(name: str, longest: int = LONGEST_NAME) -> str:

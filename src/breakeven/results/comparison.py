@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from breakeven.stats.estimate import Estimate, Point
 from breakeven.hardware.machine import MachineSpec
+from breakeven.stats.estimate import Estimate, Point
 
 SCHEMA = "breakeven.compare/1"
 

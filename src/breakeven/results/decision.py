@@ -8,10 +8,12 @@ A public contract: fields are only added. docs/json-gateway.md describes each.
 from __future__ import annotations
 
 from typing import Literal
+
 import msgspec
+
 from breakeven.results.cost import CostPoint, Pricing
-from breakeven.stats.estimate import Provenance
 from breakeven.results.predicted import Span
+from breakeven.stats.estimate import Provenance
 from breakeven.traffic.workload import Slo, Workload
 
 DECISION_SCHEMA = "breakeven.decision/1"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from breakeven.stats.estimate import Estimate
 from breakeven.hardware.machine import MachineSpec
+from breakeven.stats.estimate import Estimate
 from breakeven.traffic.workload import Slo, Workload
 
 LOAD_SCHEMA = "breakeven.load/1"

@@ -6,7 +6,9 @@ Simulated traffic: what `breakeven simulate` returns and prints as JSON. A publi
 from __future__ import annotations
 
 from typing import Literal
+
 import msgspec
+
 from breakeven.traffic.workload import Slo, Workload
 
 PREDICT_SCHEMA = "breakeven.predict/1"

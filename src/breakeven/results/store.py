@@ -12,13 +12,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
+
 import msgspec
+
 from breakeven.errors import BreakevenError, UserError
 from breakeven.results.comparison import SCHEMA, Comparison
-from breakeven.errors import UserError
-from breakeven.results.load import CAPACITY_SCHEMA, CHECK_SCHEMA, LOAD_SCHEMA, CapacityStudy, Check, LoadStudy
-from breakeven.results.comparison import Comparison
 from breakeven.results.decision import DECISION_SCHEMA, Decision
+from breakeven.results.load import CAPACITY_SCHEMA, CHECK_SCHEMA, LOAD_SCHEMA, CapacityStudy, Check, LoadStudy
 
 T = TypeVar("T", bound=msgspec.Struct)
 

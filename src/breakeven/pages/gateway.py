@@ -1,14 +1,18 @@
-"""A gateway's experiments in a terminal: the verdict first, then each metric of both arms."""
+"""What the gateway's verbs show: experiments, the verdict first and then each metric of both arms, and keys."""
 
 from __future__ import annotations
 
+import datetime
+import time
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from breakeven.gateway.keys.entry import KeyEntry, limit_text
 from breakeven.gateway.seen.snapshot import Difference, ExperimentState
 from breakeven.pages.words import number
+from breakeven.traffic.workload import slo_text
 
 SHARES = {"errors", "refusals", "distinct_answers"}
 SECONDS = {"ttft", "tpot", "e2e"}
@@ -101,3 +105,54 @@ def _points(one: Difference) -> str:
     if one.difference_low is None or one.difference_high is None:
         return value
     return f"{value} ({100 * one.difference_low:+.2f} to {100 * one.difference_high:+.2f})"
+
+
+def key_row(entry: KeyEntry) -> dict[str, object]:
+    """A key as JSON shows it; neither secret nor digest."""
+    return {
+        "name": entry.name,
+        "id": entry.id,
+        "state": _state_of(entry),
+        "models": list(entry.models),
+        "admin": entry.admin,
+        "limits": [limit_text(limit) for limit in entry.limits],
+        "slo": None if entry.slo is None else slo_text(entry.slo),
+        "priority": entry.priority,
+        "created_s": entry.created_s,
+        "expires_s": entry.expires_s,
+        "revoked_s": entry.revoked_s,
+    }
+
+
+def _state_of(entry: KeyEntry) -> str:
+    """live, expired or revoked."""
+    if entry.revoked_s is not None:
+        return "revoked"
+    return "live" if entry.live(time.time()) else "expired"
+
+
+def keys_table(entries: Sequence[KeyEntry]) -> str:
+    """A line a key."""
+    if not entries:
+        return "no keys; make one with: breakeven keys create NAME"
+    rows = [("name", "state", "made", "ends", "models", "limits")]
+    for entry in entries:
+        models = ",".join(entry.models) or "all"
+        rows.append(
+            (
+                entry.name,
+                _state_of(entry) + (" admin" if entry.admin else ""),
+                _day(entry.created_s),
+                "-" if entry.expires_s is None else _day(entry.expires_s),
+                models,
+                "; ".join(limit_text(limit) for limit in entry.limits) or "none",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _day(unix_s: float) -> str:
+    return datetime.datetime.fromtimestamp(unix_s, datetime.UTC).strftime("%Y-%m-%d")

@@ -1,0 +1,197 @@
+"""Verbs that start no engine: what would happen, what it would cost, and which to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from breakeven.errors import UserError
+from breakeven.forecast.long_trace import WHOLE_BYTES, simulate_long_trace
+from breakeven.forecast.model import StepModel, step_model
+from breakeven.forecast.predict import default_format
+from breakeven.forecast.predict import predict as run_prediction
+from breakeven.forecast.profiles import profile_named
+from breakeven.forecast.routing import read_routing
+from breakeven.forecast.simulated import simulate_schedules
+from breakeven.forecast.simulator.fleet import Fleet
+from breakeven.forecast.simulator.policy import Policy
+from breakeven.forecast.simulator.run import policy_of
+from breakeven.model.resolve import resolve_spec
+from breakeven.results.predicted import Prediction, SimulationStudy
+from breakeven.traffic.draw import draw
+from breakeven.traffic.schedule import Schedule
+from breakeven.traffic.schedule_file import load_schedule
+from breakeven.traffic.words import Words, traffic_of
+from breakeven.traffic.workload import Slo, parse_slo
+
+if TYPE_CHECKING:
+    from breakeven.answer.study.plan import StudyPlan
+    from breakeven.results.decision import Decision, LogDecision
+
+SIMULATED_S = 600.0
+FOUR_STREAMS = Words()
+ONE_REPLICA = Fleet()
+OnPhase = Callable[[str, str], None]
+
+
+def predict(
+    models: Sequence[str],
+    machines: Sequence[str] = ("this",),
+    *,
+    engine: str | None = None,
+    devices: int | None = None,
+    batches: Sequence[int] = (1,),
+    contexts: Sequence[int] = (512,),
+    format: str | None = None,
+    routing: Mapping[str, Path] | None = None,
+    expert_parallel: bool = False,
+) -> Prediction:
+    """Predicted step times and memory of every model on every machine; `breakeven predict` explains both.
+
+    Machines are slugs, files or "this"; None as the machine's class usually runs models. `routing`: what
+    `breakeven trace --json` printed, by model as named in `models`; without it routing is taken as even. Raises
+    UserError for unknown names.
+    """
+    return run_prediction(
+        models,
+        machines,
+        engine=engine,
+        devices=devices,
+        batches=batches,
+        contexts=contexts,
+        format_name=format,
+        frequencies={model: read_routing(file) for model, file in (routing or {}).items()},
+        expert_parallel=expert_parallel,
+    )
+
+
+def simulate(
+    model: str,
+    traffic: Words = FOUR_STREAMS,
+    *,
+    schedule: Path | str | None = None,
+    machine: str = "this",
+    engine: str | None = None,
+    devices: int | None = None,
+    format: str | None = None,
+    fleet: Fleet = ONE_REPLICA,
+    slots: int | None = None,
+    step_tokens: int | None = None,
+    kv_tokens: int | None = None,
+) -> SimulationStudy:
+    """How the engine would answer `traffic`, without running it, as `breakeven simulate` does.
+
+    `traffic` holds the words of the command line: `Traffic(rate="5,20", slo="ttft=1s")`; with `schedule`, a file that
+    a run wrote, only its service level counts. `slots`, `step_tokens` and `kv_tokens` None: what the engine does and
+    what fits. Raises UserError for unknown names, traffic that makes no sense and a model that does not fit.
+    """
+    profile = profile_named(machine, engine, devices, format)
+    steps = step_model(resolve_spec(model), profile, format or default_format(profile), devices)
+
+    def policy(length: float | None) -> Policy:
+        usual = policy_of(steps, length)
+        return replace(
+            usual,
+            max_sequences=usual.max_sequences if slots is None else slots,
+            max_step_tokens=usual.max_step_tokens if step_tokens is None else step_tokens,
+            kv_tokens=usual.kv_tokens if kv_tokens is None else kv_tokens,
+        )
+
+    trace = traffic.trace
+    if trace is not None and trace.is_file() and trace.stat().st_size > WHOLE_BYTES:
+        return _long(steps, traffic, trace, schedule, policy(None), fleet, machine)
+    schedules, slo = _schedules(traffic, schedule)
+    longest = max(float((each.prompt_N + each.output_N).mean()) for each in schedules)
+    return simulate_schedules(steps, schedules, slo=slo, policy=policy(longest), fleet=fleet, machine=machine)
+
+
+def _long(
+    steps: StepModel,
+    traffic: Words,
+    trace: Path,
+    schedule: Path | str | None,
+    policy: Policy,
+    fleet: Fleet,
+    machine: str,
+) -> SimulationStudy:
+    """A trace longer than fits in memory, part by part."""
+    given = {
+        "rate": traffic.rate,
+        "concurrency": traffic.concurrency,
+        "schedule": schedule,
+        "window": traffic.window,
+        "duration": traffic.duration,
+        "requests": traffic.requests,
+        "prompt": traffic.prompt,
+        "output": traffic.output,
+        "warm-up": traffic.warm_up,
+    }
+    for option, value in given.items():
+        if value is not None:
+            raise UserError(f"{trace} is too long to be read whole: leave out --{option}, or cut the file")
+    slo = parse_slo(traffic.slo) if traffic.slo else None
+    return simulate_long_trace(
+        steps,
+        trace,
+        speed=traffic.speed,
+        sharing=traffic.sharing,
+        slo=slo,
+        policy=policy,
+        fleet=fleet,
+        machine=machine,
+    )
+
+
+def _schedules(traffic: Words, schedule: Path | str | None) -> tuple[list[Schedule], Slo | None]:
+    if schedule is None:
+        asked = traffic_of(traffic, SIMULATED_S)
+        return [draw(workload, asked.trace) for workload in asked.workloads], asked.slo
+    for other, value in (("rate", traffic.rate), ("concurrency", traffic.concurrency), ("trace", traffic.trace)):
+        if value is not None:
+            raise UserError(f"--schedule and --{other} are different kinds of load; give one of them")
+    return [load_schedule(Path(schedule))], parse_slo(traffic.slo) if traffic.slo else None
+
+
+def decide(
+    study: Path | str | StudyPlan,
+    out: Path | str | None = None,
+    *,
+    on_phase: OnPhase = lambda phase, subject: None,
+) -> Decision:
+    """The verdict on a study, a file or a plan made in Python; with `out` also its result.json and page there.
+
+    Raises UserError naming file and key for a study that makes no sense.
+    """
+    from breakeven.answer.decide import decide as run_decision
+    from breakeven.answer.study.load import read_study
+    from breakeven.pages.saved import save_decision
+
+    result = run_decision(read_study(Path(study)) if isinstance(study, Path | str) else study, on_phase)
+    if out is not None:
+        save_decision(result, Path(out))
+    return result
+
+
+def decide_from_log(
+    study: Path | str,
+    logs: Sequence[Path | str],
+    out: Path | str,
+    *,
+    saved: Path | str | None = None,
+    on_phase: OnPhase = lambda phase, subject: None,
+) -> LogDecision:
+    """The study, or a gateway's file, decided again on the traffic in decision logs, as `decide --from-log` does.
+
+    Writes the traffic as a trace, `from-log.json`, `result.json` and `report.html` into `out`. `saved`: the result.json
+    that holds the verdict so far, if any. Raises UserError for what cannot be read.
+    """
+    from breakeven.gateway.loop.run import decide_from_log as run_from_log
+    from breakeven.pages.saved import save_log_decision
+
+    before = None if saved is None else Path(saved)
+    result = run_from_log(Path(study), [Path(log) for log in logs], Path(out), on_phase, before)
+    on_phase("writing", str(out))
+    save_log_decision(result, Path(out))
+    return result

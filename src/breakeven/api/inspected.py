@@ -1,0 +1,200 @@
+"""Verbs that look at models, machines and weight files, or make the latter.
+
+Each imports what it needs when it is called: describing this machine needs no engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+from breakeven.errors import UserError
+
+if TYPE_CHECKING:
+    from breakeven.engines.cache import Entry
+    from breakeven.engines.inside.summary import ProfileSummary, TraceSummary
+    from breakeven.hardware.chips import Chip
+    from breakeven.hardware.machine import MachineSpec
+    from breakeven.lab.experts import Surgery
+    from breakeven.model.summary import Detail, Summary
+
+
+@overload
+def models(name: None = None) -> list[Summary]: ...
+@overload
+def models(name: str) -> Detail: ...
+def models(name: str | None = None) -> list[Summary] | Detail:
+    """The models known by name; or one (a name, a hub id, a file) in numbers: counts, bytes by format, KV, experts.
+
+    Raises UserError for a model that cannot be found or read.
+    """
+    from breakeven.model.catalogue import entries, lookup, names
+    from breakeven.model.resolve import resolve_spec
+    from breakeven.model.summary import detail, summarise
+
+    if name is None:
+        return [summarise(known, lookup(known)) for known in names()]
+    spec = resolve_spec(name)
+    # A file may carry a catalogued model's name and other shapes; only the very same model gets the short name.
+    same = (entry.name for entry in entries() if entry.hub_id == spec.name and lookup(entry.name) == spec)
+    return detail(next(same, spec.name), spec)
+
+
+@overload
+def machines(name: None = None) -> Sequence[Chip]: ...
+@overload
+def machines(name: str) -> Chip: ...
+def machines(name: str | None = None) -> Sequence[Chip] | Chip:
+    """The chips known by name; or one, by name or from a YAML or JSON file that describes it.
+
+    Raises UserError for a name that is not known and a file that makes no sense.
+    """
+    from breakeven.hardware.chips import chip_named, chips, read_chip
+
+    if name is None:
+        return chips()
+    path = Path(name).expanduser()
+    return read_chip(path) if path.suffix in (".yaml", ".yml", ".json") else chip_named(name)
+
+
+def machine() -> MachineSpec:
+    """This machine as an engine sees it: CPU, cores and memory this process may use, caches, GPUs."""
+    from breakeven.hardware.reader import read_machine
+
+    return read_machine()
+
+
+@dataclass(frozen=True, slots=True)
+class Synthesised:
+    """A weight file that `synth` wrote: of which model, how large, and how long it took."""
+
+    path: Path
+    model: str
+    format: str
+    size_bytes: int
+    seconds: float
+
+
+def synth(
+    model: str, out: Path | str, *, format: str = "Q4_K_M", routing: str = "uniform", seed: int = 0
+) -> Synthesised:
+    """Write a GGUF with the exact tensors of `model` and random weights: good for speed and memory only.
+
+    `routing`: "uniform", or "zipf:S" for a skew with exponent S. The same seed gives the same bytes. Raises UserError
+    for what is unknown, NotSupportedError for a family that llama.cpp does not run.
+    """
+    from breakeven.engines.synthesis.routing import parse_routing
+    from breakeven.engines.synthesis.write import synthesise
+    from breakeven.model.formats.named import format_named
+    from breakeven.model.resolve import resolve_spec
+
+    spec, path = resolve_spec(model), Path(out)
+    started = time.monotonic()
+    synthesise(spec, format_named(format).name, path, routing=parse_routing(routing), seed=seed)
+    return Synthesised(path, spec.name, format, path.stat().st_size, time.monotonic() - started)
+
+
+class Cache:
+    """`breakeven cache`: its verbs; never made."""
+
+    @staticmethod
+    def directory() -> Path:
+        """Where synthetic weight files are kept."""
+        from breakeven.engines.cache import cache_directory
+
+        return cache_directory()
+
+    @staticmethod
+    def prune(unused_days: float = 0.0) -> Sequence[Entry]:
+        """Delete weight files not used for so many days; they are written again when needed. The files deleted."""
+        from breakeven.engines.cache import prune
+
+        return prune(unused_days * 86400)
+
+    @staticmethod
+    def list() -> Sequence[Entry]:
+        """The weight files kept, most recently used first."""
+        from breakeven.engines.cache import entries
+
+        return entries()
+
+
+class Experts:
+    """`breakeven experts`: its verbs; never made."""
+
+    @staticmethod
+    def split(model: Path | str, out: Path | str, experts: int = 8, used: int | None = None, seed: int = 0) -> Surgery:
+        """Cut every feed-forward of a dense GGUF into experts, of which `used` (None: all) run per token.
+
+        With all of them used the model computes what it did before. Raises UserError for a file or numbers that do not
+        allow it.
+        """
+        from breakeven.lab.experts import split
+
+        return split(Path(model), Path(out), experts, used, seed=seed)
+
+    @staticmethod
+    def copy(model: Path | str, out: Path | str, experts: int = 8, used: int | None = None, seed: int = 0) -> Surgery:
+        """Repeat every feed-forward as equal experts behind a random router, `used` (None: 2) per token.
+
+        Same answers, more bytes. Raises UserError as `split` does.
+        """
+        from breakeven.lab.experts import copy
+
+        return copy(Path(model), Path(out), experts, used, seed=seed)
+
+
+def trace(
+    model: str, texts: Mapping[str, str] | Sequence[Path], *, threads: int | None = None, max_tokens: int = 2048
+) -> TraceSummary:
+    """Run texts through a model and tell how its experts are used: balance, dead experts, experts per step.
+
+    `model`: a .gguf file, or a model to synthesise in Q4_K_M. `texts`: by label, or files that hold them. Each is cut
+    at `max_tokens`. Raises UserError for an empty or unreadable text, NotSupportedError for a dense model.
+    """
+    from breakeven.engines.inside.client import trace as run
+    from breakeven.engines.inside.summary import summarise
+    from breakeven.engines.start import gguf_of
+
+    path = gguf_of(model)
+    labelled = texts if isinstance(texts, Mapping) else _texts(texts)
+    return summarise(run(path, labelled, threads=threads, max_tokens=max_tokens))
+
+
+def _texts(paths: Sequence[Path]) -> dict[str, str]:
+    """Label to text; a label is the file's name, or its whole path where two files share a name."""
+    names = [path.name for path in paths]
+    texts: dict[str, str] = {}
+    for path in paths:
+        label = path.name if names.count(path.name) == 1 else str(path)
+        if label in texts:
+            raise UserError(f"{path} is given twice; give each text once")
+        try:
+            texts[label] = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); give a text file") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not UTF-8 text; convert it or give another") from None
+    return texts
+
+
+def profile(
+    model: str, *, prompt_tokens: int = 128, steps: int | None = None, threads: int | None = None
+) -> ProfileSummary:
+    """Time the parts of a model's decode and prefill steps: attention, router, experts, head and the rest.
+
+    `model` as for `trace`. `steps` None: 32 decode and 4 prefill. Raises UserError for numbers below 1.
+    """
+    from breakeven.engines.inside.client import Phase
+    from breakeven.engines.inside.client import profile as run
+    from breakeven.engines.inside.summary import ProfileSummary
+    from breakeven.engines.start import gguf_of
+
+    path = gguf_of(model)
+    phases: tuple[Phase, ...] = ("decode", "prefill")
+    return ProfileSummary(
+        profiles=[run(path, phase=each, prompt_tokens=prompt_tokens, steps=steps, threads=threads) for each in phases]
+    )

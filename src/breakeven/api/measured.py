@@ -1,0 +1,206 @@
+"""Verbs that run engines here or ask servers, and those that read what such runs left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from breakeven.errors import UserError
+from breakeven.measure.events import iter_events
+from breakeven.measure.paired.plan import Plan
+from breakeven.measure.progress import LoadState, ProgressState
+from breakeven.pages.saved import save
+from breakeven.results.comparison import Comparison
+from breakeven.results.load import CapacityStudy, Check, LoadStudy
+from breakeven.results.store import read_load, write_load
+from breakeven.runs.bench import bench as run_bench
+from breakeven.runs.bench import compare_under_load as run_under_load
+from breakeven.runs.bench import rate_loads, trace_turns
+from breakeven.runs.bench import rounds as repeated
+from breakeven.runs.capacity import CapacityOptions
+from breakeven.runs.capacity import capacity as run_capacity
+from breakeven.runs.check import TOLERANCE
+from breakeven.runs.check import check as compare_runs
+from breakeven.runs.compare import Options
+from breakeven.runs.compare import compare as run_comparison
+from breakeven.runs.demo import demo_pair
+from breakeven.runs.load import LoadOptions
+from breakeven.runs.load_study import load_study
+from breakeven.runs.recheck import log_of, replay
+from breakeven.runs.recompute import Study, recompute
+from breakeven.traffic.words import Words, traffic_of
+from breakeven.traffic.workload import parse_slo
+
+DEFAULTS = Plan()
+FOUR_STREAMS = Words()
+RESULT = "result.json"
+
+
+def compare(
+    models: Sequence[str] = (),
+    *,
+    format: str = "Q4_K_M",
+    streams: Sequence[int] = DEFAULTS.streams,
+    prompt_tokens: int = DEFAULTS.prompt_tokens,
+    output_tokens: int = DEFAULTS.output_tokens,
+    precision: float = DEFAULTS.precision,
+    budget_s: float = DEFAULTS.budget_s,
+    out: Path | str | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+    look_inside: bool = True,
+    charts: bool = False,
+    demo: bool = False,
+    command: str = "breakeven.compare",
+    on_progress: Callable[[ProgressState], None] = lambda state: None,
+    on_saved: Callable[[Path], None] = lambda directory: None,
+) -> Comparison:
+    """Measure `models` against each other on this machine; `breakeven compare` explains what a model may be.
+
+    `precision` is relative (0.02: 2 %), `budget_s` seconds of measuring. Writes `result.json`, `events.jsonl` and
+    `report.html` to `out` (default: a new directory under `results`, which `on_saved` hears), with `charts` every
+    chart too. `demo`: the largest prepared pair that fits here instead of `models`. `command` is recorded. Raises
+    UserError for what cannot be compared and EngineError when an engine fails.
+    """
+    plan = Plan(tuple(streams), prompt_tokens, output_tokens, precision, budget_s, seed)
+    options = Options(plan, format, _path(out), resume, threads, look_inside, command)
+    if demo:
+        if models:
+            raise UserError("--demo chooses its own models; leave either it or them out")
+        models, options = demo_pair(options)
+    result, directory = run_comparison(models, options, on_progress)
+    save(result, directory, charts=charts)
+    on_saved(directory)
+    return result
+
+
+def bench(
+    target: str,
+    traffic: Words = FOUR_STREAMS,
+    *,
+    rounds: int = 1,
+    options: LoadOptions | None = None,
+    on_state: Callable[[LoadState], None] = lambda state: None,
+    on_phase: Callable[[str, str], None] = lambda phase, subject: None,
+    on_saved: Callable[[Path], None] = lambda directory: None,
+) -> LoadStudy:
+    """Measure one server (`http://host:port/v1#model`) or model under load, as `breakeven bench` does.
+
+    `traffic` holds the words of the command line: `Traffic(rate="2,5", slo="ttft=1s")`. Writes result, log and page to
+    `options.out` (default: a new directory under `results`, which `on_saved` hears). Raises UserError for what cannot
+    be asked and EngineError when an engine fails.
+    """
+    asked = traffic_of(traffic)
+    if rounds < 1:
+        raise UserError("--rounds must be 1 or more")
+    loads = [load for workload in asked.workloads for load in repeated(workload, rounds)]
+    study, directory = run_bench(
+        target, loads, asked.slo, options, trace=asked.trace, on_state=on_state, on_phase=on_phase
+    )
+    save(study, directory)
+    on_saved(directory)
+    return study
+
+
+def compare_under_load(
+    models: Sequence[str],
+    traffic: Words,
+    *,
+    rounds: int = 2,
+    options: LoadOptions | None = None,
+    on_state: Callable[[LoadState], None] = lambda state: None,
+    on_phase: Callable[[str, str], None] = lambda phase, subject: None,
+    on_saved: Callable[[Path], None] = lambda directory: None,
+) -> LoadStudy:
+    """Measure candidates under the same traffic, as `breakeven compare --rate` or `--trace` does; see `bench`."""
+    asked = traffic_of(traffic)
+    whole = asked.workloads[0]
+    loads = rate_loads(asked.workloads, rounds) if asked.trace is None else trace_turns(whole, asked.trace)
+    study, directory = run_under_load(
+        models, loads, asked.slo, options, asked=whole, trace=asked.trace, on_state=on_state, on_phase=on_phase
+    )
+    save(study, directory)
+    on_saved(directory)
+    return study
+
+
+def capacity(
+    target: str,
+    slo: str,
+    search: CapacityOptions | None = None,
+    *,
+    options: LoadOptions | None = None,
+    on_state: Callable[[LoadState], None] = lambda state: None,
+    on_phase: Callable[[str, str], None] = lambda phase, subject: None,
+    on_saved: Callable[[Path], None] = lambda directory: None,
+) -> CapacityStudy:
+    """Find how much traffic `target` carries within `slo` ("ttft=1s,tpot=80ms"), as `breakeven capacity` does.
+
+    Writes and raises as `bench` does.
+    """
+    study, directory = run_capacity(target, parse_slo(slo), search, options, on_state=on_state, on_phase=on_phase)
+    save(study, directory)
+    on_saved(directory)
+    return study
+
+
+def check(
+    baseline: Path | str,
+    new: Path | str | None = None,
+    *,
+    url: str | None = None,
+    tolerance: float = TOLERANCE,
+    options: LoadOptions | None = None,
+    on_state: Callable[[LoadState], None] = lambda state: None,
+    on_phase: Callable[[str, str], None] = lambda phase, subject: None,
+) -> Check:
+    """Compare a run with a saved one, both directories that `bench` wrote; `worse` only where an interval says so.
+
+    Without `new` the saved schedule is played again, on `url` or on what the saved run measured; the new run is written
+    to `options.out`. Differences up to `tolerance` (a share) are never worse. Raises UserError for what is no such run.
+    """
+    old = Path(baseline)
+    place = _path(new)
+    if place is not None and url is not None:
+        raise UserError("NEW is a run that was saved and --url asks for one to be made; give one of them")
+    saved = _saved_run(old)
+    if place is None:
+        study, place = replay(old, url, options or LoadOptions(), on_state=on_state, on_phase=on_phase)
+        write_load(study, place / RESULT)
+    else:
+        study = _saved_run(place)
+    old_log, new_log = log_of(old), log_of(place)
+    logs = (iter_events(old_log), iter_events(new_log)) if old_log and new_log else None
+    return compare_runs(saved, study, logs=logs, tolerance=tolerance, name=str(baseline))
+
+
+def _saved_run(place: Path) -> LoadStudy:
+    """The saved run at a directory or file: its result.json, else computed from its log."""
+    if not place.exists():
+        raise UserError(f"{place} does not exist; give a directory that `breakeven bench --out` wrote")
+    result = place / RESULT if place.is_dir() else place
+    if result.is_file():
+        return read_load(result)
+    log = log_of(place)
+    if log is None:
+        raise UserError(f"{place} holds neither {RESULT} nor events.jsonl; give what `breakeven bench --out` wrote")
+    return load_study(log)
+
+
+def report(directory: Path | str, out: Path | str | None = None, *, charts: bool = False) -> Study:
+    """The result of a study again, from the event log in its directory alone; with `out` result and page there too.
+
+    `charts`: also each chart of a comparison, in `out`. Raises UserError when the directory holds no study, and for
+    charts of another kind of study.
+    """
+    study = recompute(Path(directory))
+    if charts and not isinstance(study, Comparison):
+        raise UserError("--charts writes the figures of a comparison without load; this study's are in its page")
+    if out is not None:
+        save(study, Path(out), charts=charts)
+    return study
+
+
+def _path(given: Path | str | None) -> Path | None:
+    return None if given is None else Path(given)

@@ -1,0 +1,112 @@
+"""From words on a command line to arguments of the API: the options that several verbs share, and how they are read.
+
+Nothing heavy is imported here, so that `breakeven VERB --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from breakeven.errors import UserError
+
+if TYPE_CHECKING:
+    from breakeven.pages.progress import LoadProgress
+
+UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+# Options that say the same wherever they stand.
+Rate = Annotated[str | None, typer.Option(help="Open loop: requests/s, comma-separated.")]
+Concurrency = Annotated[str | None, typer.Option(help="Closed loop: requests at once, comma-separated.")]
+Arrivals = Annotated[str, typer.Option(help="constant, poisson, gamma:CV, steps:2x30s,5x30s or ramp:1-10.")]
+Speed = Annotated[float, typer.Option(help="Of the trace: 0.5 stretches its gaps to twice the time.")]
+Window = Annotated[str | None, typer.Option(help="Part of the trace, in its own time: 0s-10m.")]
+WarmUp = Annotated[str | None, typer.Option(help="Same traffic before, never counted.")]
+Prompt = Annotated[str | None, typer.Option(help="Tokens: 512, uniform:64-512, lognormal:1155,900.")]
+Output = Annotated[str | None, typer.Option(help="Tokens, as for --prompt.")]
+Turns = Annotated[int, typer.Option(help="Turns of a conversation; the context grows.")]
+Think = Annotated[str, typer.Option(help="Pause before the next turn, or of a stream.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Use /v1/chat/completions.")]
+SloOption = Annotated[str | None, typer.Option(help="What a good request keeps: ttft=1s,tpot=80ms,itl=,e2e=.")]
+ModelName = Annotated[str | None, typer.Option("--model", help="The model's name at the server.")]
+Processes = Annotated[int | None, typer.Option(help="Client processes.", show_default="as needed")]
+Ray = Annotated[str | None, typer.Option("--ray", help="Make the load on a Ray cluster: its address.")]
+Engine = Annotated[str, typer.Option(help="Starts TARGET where it is a model: llama.cpp or vllm.")]
+SyntheticFormat = Annotated[
+    str | None, typer.Option("--format", help="Weight format of a synthetic model.", show_default="Q4_K_M, BF16")
+]
+Format = Annotated[
+    str | None, typer.Option("--format", help="Weight format.", show_default="Q4_K_M, or BF16 with vllm")
+]
+EngineByMachine = Annotated[str | None, typer.Option(help="llama.cpp or vllm.", show_default="by machine")]
+Devices = Annotated[int | None, typer.Option(min=1, help="Devices that share a model.", show_default="1")]
+Slots = Annotated[int | None, typer.Option(help="Requests an engine started here works on at once.")]
+Threads = Annotated[int | None, typer.Option(help="Engine threads.", show_default="all CPUs")]
+Tokenizer = Annotated[Path | None, typer.Option(help="tokenizer.json, where the server cannot be asked.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Log = Annotated[Path | None, typer.Option("--log", help="The decision log's directory.", metavar="DIR")]
+
+
+def target(text: str, model: str | None) -> str:
+    """TARGET and --model as one source. Raises UserError when they do not go together."""
+    if not text.startswith(("http://", "https://")):
+        if model is not None:
+            raise UserError("--model names a model at a server; TARGET is a model itself, so leave it out")
+        return text
+    if model is not None and "#" in text and text.partition("#")[2] != model:
+        raise UserError(f"TARGET names another model than --model {model}; give one of them")
+    return text if model is None or "#" in text else f"{text}#{model}"
+
+
+def percent(option: str, text: str, example: str = "5%") -> float:
+    """A share from "90%" or "0.9". Raises UserError naming `option`."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)", text.strip())
+    if not match:
+        raise UserError(f"{option} {text!r}: give a percentage such as {example}")
+    return float(match[1]) / (100 if match[2] else 1)
+
+
+def duration(text: str) -> float:
+    """Seconds from "90s", "3m", "1h" or a plain number of seconds. Raises UserError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if not match:
+        raise UserError(f"--budget {text!r}: give a time such as 90s, 3m or 1h")
+    return float(match[1]) * UNITS_S[match[2]]
+
+
+def command() -> str:
+    """This command line, as results record it."""
+    return "breakeven " + shlex.join(sys.argv[1:])
+
+
+def load_progress(*, quiet: bool) -> LoadProgress:
+    """The view of a run under load, on standard error."""
+    from rich.console import Console
+
+    from breakeven.pages.progress import LoadProgress
+
+    return LoadProgress(Console(stderr=True, highlight=False), quiet=quiet)
+
+
+@contextmanager
+def resumable(kept: str) -> Iterator[None]:
+    """What is run can be interrupted and gone on with; `kept` says what of it is not lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\n{kept}; run the same command with --resume to go on", file=sys.stderr)
+        raise
+
+
+def print_json(content: object) -> None:
+    """Print a result, indented."""
+    import msgspec
+
+    typer.echo(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())

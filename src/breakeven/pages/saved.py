@@ -1,0 +1,69 @@
+"""Any result as files, its data and the page beside it, and as a summary on the terminal that points to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from breakeven.pages.decision_html import write_decision_report
+from breakeven.pages.figures.comparison import export_charts
+from breakeven.pages.html import write_report
+from breakeven.pages.load_html import write_capacity_report, write_load_report
+from breakeven.pages.load_terminal import print_capacity, print_load
+from breakeven.pages.terminal import print_comparison
+from breakeven.results.decision import Decision, LogDecision
+from breakeven.results.load import CapacityStudy, LoadStudy
+from breakeven.results.store import encode, write_capacity, write_decision, write_load, write_result, write_whole
+from breakeven.runs.recompute import Study
+
+RESULT, PAGE, LOG_RESULT = "result.json", "report.html", "from-log.json"
+
+
+def save(study: Study, out: Path, *, charts: bool = False) -> None:
+    """Write `result.json` and `report.html` into `out`, and with `charts` each figure of a comparison below it."""
+    page, file = out / PAGE, out / RESULT
+    if isinstance(study, LoadStudy):
+        write_load(study, file)
+        write_load_report(study, page)
+    elif isinstance(study, CapacityStudy):
+        write_capacity(study, file)
+        write_capacity_report(study, page)
+    else:
+        write_result(study, file)
+        write_report(study, page)
+        if charts:
+            export_charts(study, out / "charts")
+
+
+def json_text(result: msgspec.Struct) -> str:
+    """What the file of a result holds. Raises `BreakevenError` when a number in it is not finite."""
+    return encode(result).decode().rstrip()
+
+
+def show(study: Study, out: Path, console: Console | None = None) -> None:
+    """Print the summary of what `save` wrote into `out`."""
+    console, page = console or Console(highlight=False), out / PAGE
+    if isinstance(study, LoadStudy):
+        print_load(study, console, page)
+    elif isinstance(study, CapacityStudy):
+        print_capacity(study, console, page)
+    else:
+        print_comparison(study, console, page)
+
+
+def save_decision(decision: Decision, directory: Path) -> Path:
+    """Write `result.json` and `report.html` into `directory`, which is returned.
+
+    Raises `UserError` when the directory cannot be written, `BreakevenError` when a number is not finite.
+    """
+    write_decision(decision, directory / RESULT)
+    write_decision_report(decision, directory / PAGE)
+    return directory
+
+
+def save_log_decision(result: LogDecision, directory: Path) -> Path:
+    """Write `from-log.json`, and the decision with its page, into `directory`, which is returned."""
+    write_whole(directory / LOG_RESULT, encode(result))
+    return save_decision(result.decision, directory)
