@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from breakeven.pages import words
 from breakeven.pages.figures import figure as svg
@@ -12,11 +13,14 @@ from breakeven.pages.figures.comparison import figures_of
 from breakeven.pages.figures.figure import Figure, Missing
 from breakeven.pages.terminal import stopped_text
 from breakeven.results.comparison import Comparison, Pair
+from breakeven.results.load import LoadDifference
 from breakeven.results.store import write_whole
 from breakeven.stats.estimate import Estimate
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+P = TypeVar("P", Pair, LoadDifference)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ def render_report(result: Comparison) -> str:
             points=[
                 point for group in words.grouped(result.points, lambda each: each.model).values() for point in group
             ],
-            pairs=_by_models(result.pairs),
+            pairs=by_models(result.pairs, words.METRICS),
             ratio_places=words.RATIO_PLACES,
             energy=any(point.joules_per_token for point in result.points),
             metrics=list(words.METRICS.values()),
@@ -111,9 +115,9 @@ def drawn(figures: list[Figure | Missing]) -> list[Drawn | Missing]:
     ]
 
 
-def _by_models(pairs: list[Pair]) -> dict[tuple[str, str], list[Pair]]:
-    """Ratios under the two models they compare, in the study's order."""
-    order = {key: index for index, key in enumerate(words.METRICS)}
+def by_models(pairs: Sequence[P], known: Iterable[str]) -> dict[tuple[str, str], list[P]]:
+    """Ratios under the two models they compare, in the study's order; by metric in the order of those `known`."""
+    order = {key: index for index, key in enumerate(known)}
     # Sorting is stable, so a metric's loads stay as the study lists them.
     by_metric = sorted(pairs, key=lambda pair: order.get(pair.metric, len(order)))
     found = words.grouped(by_metric, lambda pair: (pair.a, pair.b))

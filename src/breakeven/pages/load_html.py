@@ -6,10 +6,10 @@ from pathlib import Path
 
 from breakeven.pages import words
 from breakeven.pages.figures.axes import axes_of
-from breakeven.pages.figures.curve import delay_curve, goodput_curve
 from breakeven.pages.figures.figure import Figure, Missing
+from breakeven.pages.figures.latency import delay_curve, goodput_curve
 from breakeven.pages.figures.trials import dot_plots, trials_plot
-from breakeven.pages.html import Cell, drawn, environment_of_pages
+from breakeven.pages.html import Cell, by_models, drawn, environment_of_pages
 from breakeven.pages.load_terminal import met_text, number_of, warnings_of
 from breakeven.pages.load_words import (
     LOAD_METRICS,
@@ -38,7 +38,7 @@ from breakeven.pages.load_words import (
     units_of,
     workload_rows,
 )
-from breakeven.results.load import CapacityStudy, EngineState, LoadDifference, LoadPoint, LoadStudy, Share
+from breakeven.results.load import CapacityStudy, EngineState, LoadPoint, LoadStudy, Share
 from breakeven.results.store import write_whole
 
 # Delays that every reader wants; all others stand in the details of a load.
@@ -107,7 +107,7 @@ def render_load(study: LoadStudy) -> str:
         steady=steady_short,
         tells=any(point.engine is not None and point.engine.samples for point in study.points),
         queue=queue_cells,
-        differences=_by_models(study.differences),
+        differences=by_models(study.differences, LOAD_METRICS),
         ratio_places=words.RATIO_PLACES,
         rows=workload_rows(study.workload, study.slo, study.points),
     )
@@ -194,11 +194,3 @@ def about(point: LoadPoint) -> list[tuple[str, str]]:
     ]
     conversation = conversation_text(point)
     return rows if conversation is None else [*rows, ("Conversations", conversation)]
-
-
-def _by_models(differences: list[LoadDifference]) -> dict[tuple[str, str], list[LoadDifference]]:
-    """Differences under the two models they compare, by metric in the order of the table of metrics."""
-    order = {key: index for index, key in enumerate(LOAD_METRICS)}
-    by_metric = sorted(differences, key=lambda each: order.get(each.metric, len(order)))
-    found = words.grouped(by_metric, lambda each: (each.a, each.b))
-    return {names: found[names] for names in dict.fromkeys((each.a, each.b) for each in differences)}

@@ -1,9 +1,7 @@
-"""From a Vega-Lite chart to an SVG that knows light from dark.
+"""What a figure is, the look that all of them share, and how a chart becomes an SVG that knows light from dark.
 
 Charts are drawn in sentinel colours, one for each role. Afterwards a role becomes a CSS variable (inside the page,
 where the reader's theme sets it) or a concrete colour (in a file of its own).
-
-What a figure is, and the look that all of them share.
 """
 
 from __future__ import annotations
@@ -171,6 +169,30 @@ def shapes_of(result: Study) -> dict[str, str]:
     """The mark of each model, for print and for those who do not see the colour."""
     names = dict.fromkeys(model.name for model in result.models)
     return {name: SHAPES[index % len(SHAPES)] for index, name in enumerate(names)}
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The models of a study, in its order: everyone keeps colour and mark through the whole page."""
+
+    models: Sequence[Named]
+
+    def colours(self, names: Sequence[str]) -> alt.Scale:
+        """The colours of `names` for Altair."""
+        import altair as alt
+
+        return alt.Scale(domain=list(names), range=[series_of(self)[name].sentinel for name in names])
+
+    def marks(self, names: Sequence[str]) -> alt.Scale:
+        """The marks of `names` for Altair."""
+        import altair as alt
+
+        return alt.Scale(domain=list(names), range=[shapes_of(self)[name] for name in names])
+
+    def known(self, names: Iterable[str]) -> list[str]:
+        """Those of the models that stand among `names`, in the study's order."""
+        wanted = set(names)
+        return [name for name in series_of(self) if name in wanted]
 
 
 def legend(narrow: bool, columns: int = 0) -> alt.Legend:

@@ -1,6 +1,6 @@
-"""Diagonal lines over what is not sure: they read on paper and without colour.
+"""Who is best where: a strip over the load alone, and maps of load by context or precision.
 
-Who is best where: a strip over the load alone, and maps of load by context or precision.
+What is not sure lies under diagonal lines, which read on paper and without colour.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from breakeven.pages.decision_words import kind_words, region_line
-from breakeven.pages.figures.decision_axes import LETTER, Cast, Side, cast_of, legend_of, loads_of, now_words
+from breakeven.pages.figures.axes import LETTER, Side, legend_of, loads_of, now_words
 from breakeven.pages.figures.figure import (
     INK,
     LEVEL,
@@ -21,6 +21,7 @@ from breakeven.pages.figures.figure import (
     PAPER,
     RULE,
     WIDE,
+    Cast,
     Figure,
     Missing,
     data_of,
@@ -82,7 +83,7 @@ AXES = {"load": "requests/s", "context": "context, tokens", "batch": "sequences 
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class MapGrid:
     """A map as rows and columns. `labels` stand on the axes; `cells` hold column and row of each."""
 
     columns: list[float]
@@ -134,7 +135,7 @@ def _strip_caption(regions: Sequence[Region]) -> str:
 def _strip(decision: Decision, rates: Sequence[float], narrow: bool) -> Drawing:
     import altair as alt
 
-    cast = cast_of(decision)
+    cast = Cast(decision.candidates)
     width = float(NARROW if narrow else WIDE) - 26
     loads = loads_of(rates, "requests/s")
     rows: list[dict[str, Any]] = [
@@ -206,24 +207,24 @@ def _said(found: DecisionMap) -> str:
     return " ".join(rows)
 
 
-def _grid(found: DecisionMap) -> Grid:
+def _grid(found: DecisionMap) -> MapGrid:
     columns = sorted({cell.x for cell in found.cells})
     numbers = sorted({float(cell.y) for cell in found.cells if not isinstance(cell.y, str)}, reverse=True)
     # Numbers grow upwards as on any axis; formats stand in the order the study gives.
     texts = list(dict.fromkeys(cell.y for cell in found.cells if isinstance(cell.y, str)))
     rows: list[float | str] = [*numbers, *texts]
     places = {(columns.index(cell.x), rows.index(_row(cell))): cell for cell in found.cells}
-    return Grid(columns, rows, places, "tokens" if found.y == "context" else "")
+    return MapGrid(columns, rows, places, "tokens" if found.y == "context" else "")
 
 
 def _row(cell: MapCell) -> float | str:
     return cell.y if isinstance(cell.y, str) else float(cell.y)
 
 
-def _map_chart(decision: Decision, found: DecisionMap, grid: Grid, narrow: bool) -> Drawing:
+def _map_chart(decision: Decision, found: DecisionMap, grid: MapGrid, narrow: bool) -> Drawing:
     import altair as alt
 
-    cast = cast_of(decision)
+    cast = Cast(decision.candidates)
     widest = max(len(label) for label in grid.y_labels)
     left = 14 + min(WIDEST_ROW_LABEL, LETTER * widest)
     width = math.floor(((NARROW if narrow else WIDE) - left - 12) / len(grid.columns)) * len(grid.columns)

@@ -1,7 +1,4 @@
-"""A capacity search: the share of good requests at every load tried, and the share asked for.
-
-The percentiles of every delay under one load, one row each: what is drawn where there is no curve to draw.
-"""
+"""Where there is no curve to draw: the trials of a capacity search, and the percentiles of every delay as dots."""
 
 from __future__ import annotations
 
@@ -15,12 +12,12 @@ from breakeven.pages.figures.figure import (
     NARROW,
     SERIES,
     WIDE,
+    Cast,
     Figure,
     Missing,
     data_of,
     legend,
     series_of,
-    shapes_of,
     slack,
     styled,
 )
@@ -179,9 +176,8 @@ def _dot_chart(study: LoadStudy, rows: list[dict[str, Any]], narrow: bool) -> Dr
 
     width = NARROW - 124 if narrow else WIDE - 244
     field = "short" if narrow else "words"
-    names = [name for name in series_of(study) if any(row["model"] == name for row in rows)]
-    colours = alt.Scale(domain=names, range=[series_of(study)[name].sentinel for name in names])
-    shapes = alt.Scale(domain=names, range=[shapes_of(study)[name] for name in names])
+    cast = Cast(study.models)
+    names = cast.known(row["model"] for row in rows)
     # Long names would run into each other in one row.
     stacked = narrow or sum(len(name) for name in names) > LEGEND_LETTERS
     key = legend(narrow, columns=1 if stacked else 0) if len(names) > 1 else None
@@ -203,7 +199,7 @@ def _dot_chart(study: LoadStudy, rows: list[dict[str, Any]], narrow: bool) -> Dr
         ),
     )
     x = alt.X("value:Q", scale=scale.scale(), axis=axis)
-    colour = alt.Color("model:N", scale=colours, legend=key)
+    colour = alt.Color("model:N", scale=cast.colours(names), legend=key)
     base = alt.Chart().encode(y=y)
     layers = [
         base.transform_filter("isValid(datum.low)")
@@ -211,7 +207,7 @@ def _dot_chart(study: LoadStudy, rows: list[dict[str, Any]], narrow: bool) -> Dr
         .encode(x=alt.X("low:Q", scale=scale.scale(), axis=axis), x2="high:Q", color=colour),
         base.transform_filter("isValid(datum.value)")
         .mark_point(filled=True, size=60, opacity=1)
-        .encode(x=x, color=colour, shape=alt.Shape("model:N", scale=shapes, legend=key)),
+        .encode(x=x, color=colour, shape=alt.Shape("model:N", scale=cast.marks(names), legend=key)),
         base.mark_text(align="left").encode(x=alt.value(width + 10), text=f"{field}:N"),
     ]
     drawn = (
