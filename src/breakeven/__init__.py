@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from breakeven.api.computed import decide_from_log as decide_from_log
     from breakeven.api.computed import predict as predict
     from breakeven.api.computed import simulate as simulate
-    from breakeven.api.gateway import Experiment, Keys
+    from breakeven.api.gateway import ExperimentVerbs, KeyVerbs
     from breakeven.api.gateway import explain as explain
     from breakeven.api.gateway import serve as serve
-    from breakeven.api.inspected import Cache, Experts
+    from breakeven.api.inspected import CacheVerbs, ExpertVerbs
     from breakeven.api.inspected import machine as machine
     from breakeven.api.inspected import machines as machines
     from breakeven.api.inspected import models as models
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from breakeven.api.measured import report as report
     from breakeven.forecast.simulator.fleet import Autoscale as Autoscale
     from breakeven.forecast.simulator.fleet import Fleet as Fleet
+    from breakeven.hardware.machine import MachineSpec as MachineSpec
     from breakeven.lab.experts import Surgery as Surgery
     from breakeven.results.cost import Api as Api
     from breakeven.results.cost import Own as Own
@@ -47,10 +48,10 @@ if TYPE_CHECKING:
     from breakeven.runs.load import LoadOptions as LoadOptions
     from breakeven.traffic.words import Words as Traffic
 
-    cache = Cache
-    experiment = Experiment
-    experts = Experts
-    keys = Keys
+    cache = CacheVerbs
+    experiment = ExperimentVerbs
+    experts = ExpertVerbs
+    keys = KeyVerbs
 
 _HOMES = {
     "Api": ("results.cost", "Api"),
@@ -60,12 +61,13 @@ _HOMES = {
     "CostOptions": ("answer.cost", "CostOptions"),
     "Fleet": ("forecast.simulator.fleet", "Fleet"),
     "LoadOptions": ("runs.load", "LoadOptions"),
+    "MachineSpec": ("hardware.machine", "MachineSpec"),
     "Own": ("results.cost", "Own"),
     "Rented": ("results.cost", "Rented"),
     "Surgery": ("lab.experts", "Surgery"),
     "Traffic": ("traffic.words", "Words"),
     "bench": ("api.measured", "bench"),
-    "cache": ("api.inspected", "Cache"),
+    "cache": ("api.inspected", "CacheVerbs"),
     "calibrate": ("runs.calibrate", "calibrate"),
     "capacity": ("api.measured", "capacity"),
     "check": ("api.measured", "check"),
@@ -74,11 +76,11 @@ _HOMES = {
     "cost": ("answer.cost", "cost"),
     "decide": ("api.computed", "decide"),
     "decide_from_log": ("api.computed", "decide_from_log"),
-    "experiment": ("api.gateway", "Experiment"),
-    "experts": ("api.inspected", "Experts"),
+    "experiment": ("api.gateway", "ExperimentVerbs"),
+    "experts": ("api.inspected", "ExpertVerbs"),
     "explain": ("api.gateway", "explain"),
     "init_study": ("answer.study.init", "ask"),
-    "keys": ("api.gateway", "Keys"),
+    "keys": ("api.gateway", "KeyVerbs"),
     "machine": ("api.inspected", "machine"),
     "machines": ("api.inspected", "machines"),
     "models": ("api.inspected", "models"),
@@ -108,6 +110,7 @@ __all__ = [
     "CostOptions",
     "Fleet",
     "LoadOptions",
+    "MachineSpec",
     "Own",
     "Rented",
     "Surgery",

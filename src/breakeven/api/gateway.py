@@ -86,7 +86,7 @@ def explain(request_id: str, log: Path | str | None = None, gateway: Path | str 
     return Explanation(EXPLAIN_SCHEMA, chosen(record), could_choose(record), words(record), record)
 
 
-class Experiment:
+class ExperimentVerbs:
     """`breakeven experiment`: its verbs; never made."""
 
     @staticmethod
@@ -118,7 +118,7 @@ def _log_directory(log: Path | str | None, gateway: Path | str | None) -> tuple[
     return directory, plan
 
 
-class Keys:
+class KeyVerbs:
     """`breakeven keys`: its verbs; never made."""
 
     @staticmethod

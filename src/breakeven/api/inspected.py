@@ -97,7 +97,7 @@ def synth(
     return Synthesised(path, spec.name, format, path.stat().st_size, time.monotonic() - started)
 
 
-class Cache:
+class CacheVerbs:
     """`breakeven cache`: its verbs; never made."""
 
     @staticmethod
@@ -122,7 +122,7 @@ class Cache:
         return entries()
 
 
-class Experts:
+class ExpertVerbs:
     """`breakeven experts`: its verbs; never made."""
 
     @staticmethod

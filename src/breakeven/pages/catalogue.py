@@ -1,4 +1,4 @@
-"""What is known by name, models and chips, and this machine, in a terminal.
+"""What is known by name, models and chips, in a terminal.
 
 Readable from 40 columns on, because columns give way by importance.
 """
@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from breakeven.hardware.chips import Chip, Price
-from breakeven.hardware.machine import MachineSpec
 from breakeven.model.summary import LISTED_FORMAT, Detail, Experts, Summary
 from breakeven.model.tensors import Group
 from breakeven.pages.words import bytes_text, count_text, number
@@ -198,31 +197,3 @@ def _format_row(model: Detail, index: int) -> list[str]:
         of(Group.EMBEDDING),
         of(Group.OUTPUT_HEAD) if Group.OUTPUT_HEAD in stored.by_group else "tied",
     ]
-
-
-def _size(n_bytes: int) -> str:
-    """Binary units, because memory and caches come in them."""
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20)):
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:.1f} {unit}"
-    return f"{n_bytes / 1024:.0f} KiB"
-
-
-def machine_lines(machine: MachineSpec) -> list[str]:
-    """What `breakeven machine` prints."""
-    cores = f"{machine.logical_cores} logical"
-    if machine.physical_cores is not None:
-        cores = f"{machine.physical_cores} physical, {cores}"
-    caches = ", ".join(f"{level} {_size(size)}" for level, size in machine.cache_bytes.items())
-    gpus = [f"{gpu.name}, {_size(gpu.memory_bytes)}, driver {gpu.driver}" for gpu in machine.gpus]
-    rows = [
-        ("CPU", machine.cpu),
-        ("Cores", cores),
-        ("Instructions", " ".join(machine.instruction_sets) or "not available"),
-        ("Caches", caches or "not available"),
-        ("Memory", f"{_size(machine.memory_bytes)}, {_size(machine.available_memory_bytes)} free"),
-        ("OS", machine.os),
-        ("Virtualised", machine.virtualised or "not available"),
-        *(("GPU", text) for text in gpus or ["none found"]),
-    ]
-    return [f"{label:<13}{text}" for label, text in rows]
