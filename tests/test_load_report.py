@@ -21,7 +21,7 @@ from breakeven.errors import BreakevenError, UserError
 from breakeven.pages import load_words as words
 from breakeven.pages.figures.axes import Scale, apart, axes_of, scale_of
 from breakeven.pages.figures.figure import Figure, Missing, draw
-from breakeven.pages.load_html import (
+from breakeven.pages.html import (
     figures_of_load,
     render_capacity,
     render_load,

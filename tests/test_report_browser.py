@@ -19,8 +19,7 @@ import load_report_fixtures as made_load
 import pytest
 import report_fixtures as made
 
-from breakeven.pages.html import write_report
-from breakeven.pages.load_html import write_capacity_report, write_load_report
+from breakeven.pages.html import write_capacity_report, write_load_report, write_report
 from breakeven.results.comparison import Comparison
 from breakeven.results.load import CapacityStudy
 

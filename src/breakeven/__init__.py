@@ -14,7 +14,7 @@ from breakeven.version import __version__
 if TYPE_CHECKING:
     from breakeven.answer.cost import CostOptions as CostOptions
     from breakeven.answer.cost import cost as cost
-    from breakeven.answer.study.init import ask as init_study
+    from breakeven.answer.study.init import ask
     from breakeven.api.computed import decide as decide
     from breakeven.api.computed import decide_from_log as decide_from_log
     from breakeven.api.computed import predict as predict
@@ -46,12 +46,14 @@ if TYPE_CHECKING:
     from breakeven.runs.calibrate import calibrate as calibrate
     from breakeven.runs.capacity import CapacityOptions as CapacityOptions
     from breakeven.runs.load import LoadOptions as LoadOptions
-    from breakeven.traffic.words import Words as Traffic
+    from breakeven.traffic.words import Words
 
     cache = CacheVerbs
     experiment = ExperimentVerbs
     experts = ExpertVerbs
+    init_study = ask
     keys = KeyVerbs
+    Traffic = Words
 
 _HOMES = {
     "Api": ("results.cost", "Api"),
@@ -102,46 +104,7 @@ _FORMER = {
 }
 """Names until 0.1, which still work, and what to write instead."""
 
-__all__ = [
-    "Api",
-    "Autoscale",
-    "CalibrateOptions",
-    "CapacityOptions",
-    "CostOptions",
-    "Fleet",
-    "LoadOptions",
-    "MachineSpec",
-    "Own",
-    "Rented",
-    "Surgery",
-    "Traffic",
-    "__version__",
-    "bench",
-    "cache",
-    "calibrate",
-    "capacity",
-    "check",
-    "compare",
-    "compare_under_load",
-    "cost",
-    "decide",
-    "decide_from_log",
-    "experiment",
-    "experts",
-    "explain",
-    "init_study",
-    "keys",
-    "machine",
-    "machines",
-    "models",
-    "predict",
-    "profile",
-    "report",
-    "serve",
-    "simulate",
-    "synth",
-    "trace",
-]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -115,6 +115,8 @@ def compare_under_load(
 ) -> LoadStudy:
     """Measure candidates under the same traffic, as `breakeven compare --rate` or `--trace` does; see `bench`."""
     asked = traffic_of(traffic)
+    if rounds < 1 and asked.trace is None:
+        raise UserError("--rounds must be 1 or more")
     whole = asked.workloads[0]
     loads = rate_loads(asked.workloads, rounds) if asked.trace is None else trace_turns(whole, asked.trace)
     study, directory = run_under_load(

@@ -9,8 +9,7 @@ from rich.console import Console
 
 from breakeven.pages.decision_html import write_decision_report
 from breakeven.pages.figures.comparison import export_charts
-from breakeven.pages.html import write_report
-from breakeven.pages.load_html import write_capacity_report, write_load_report
+from breakeven.pages.html import write_capacity_report, write_load_report, write_report
 from breakeven.pages.load_terminal import print_capacity, print_load
 from breakeven.pages.terminal import print_comparison
 from breakeven.results.decision import Decision, LogDecision
