@@ -17,9 +17,9 @@ import pytest
 
 from breakeven.engines.backend import Backend
 from breakeven.engines.llama_cpp.server import LlamaCppServer, log_tail
-from breakeven.engines.llama_cpp.settings import available_threads
 from breakeven.engines.openai_url import connect
 from breakeven.errors import EngineError, UserError
+from breakeven.hardware.reader import available_threads
 from breakeven.measure.paired.blocks import block_metrics, server_prefill_tokens_per_s
 from breakeven.measure.requests import run_block
 from breakeven.wire.client.request import Request

@@ -5,7 +5,6 @@ It is a process of its own because a library that is not the known one can crash
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import statistics
@@ -17,12 +16,12 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
+from breakeven.engines.family import die_with_parent
 from breakeven.engines.inside import messages as m
 from breakeven.engines.inside.library import Context, Library, Model, library_path
 from breakeven.engines.inside.observe import RoutingObserver, TimeObserver
 from breakeven.errors import BreakevenError, NotSupportedError
 
-_PR_SET_PDEATHSIG = 1
 _UNTIMED_STEPS = 2
 _PASSES_FOR_COST = 3
 
@@ -165,14 +164,6 @@ def _timed(context: Context, tokens: list[int], position: int) -> float:
     return (time.perf_counter_ns() - started_ns) / 1e9
 
 
-def _die_with(parent_pid: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends, in whatever way."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)
-
-
 def _replies_only() -> BinaryIO:
     """Standard output for replies alone: whatever the library prints goes to standard error."""
     replies = os.fdopen(os.dup(1), "wb")
@@ -190,7 +181,7 @@ def main() -> None:
         try:
             request = msgspec.json.decode(line, type=m.Request)
             if isinstance(request, m.Load):
-                _die_with(request.parent_pid)
+                die_with_parent(request.parent_pid)
                 worker = Worker(request)
                 reply = worker.loaded()
             elif worker is None:

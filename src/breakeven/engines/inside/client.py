@@ -28,11 +28,14 @@ from numpy.typing import NDArray
 from breakeven.engines.inside import messages as m
 from breakeven.engines.inside.observe import COMBINATION, EXPERTS, KINDS, ROUTER
 from breakeven.engines.inside.routing import frequencies
+from breakeven.engines.keeper import log_lines
 from breakeven.errors import EngineError, NotSupportedError, UserError
+from breakeven.hardware.reader import available_threads
 from breakeven.results.comparison import NodeTime, Profile, Routing
 
 _R = TypeVar("_R", bound=m.Reply)
 _LAST_LINES = 5
+_LOG_TAIL_BYTES = 65_536
 _CLOSE_TIMEOUT_S = 10.0
 _GGUF_MAGIC = b"GGUF"
 
@@ -42,11 +45,6 @@ WAIT_SETTINGS: Mapping[str, str] = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUN
 Without a spin every node pays for waking a thread, which made the small nodes of SmolLM2-135M four times slower; with
 GNU OpenMP's own default, one busy neighbour on two cores cost nine tenths of the speed.
 """
-
-
-def default_threads() -> int:
-    """CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Inside:
@@ -77,7 +75,7 @@ class Inside:
             self.loaded = self.ask(
                 m.Load(
                     model=str(self.model),
-                    threads=threads or default_threads(),
+                    threads=threads or available_threads(),
                     folder=str(self.folder),
                     parent_pid=os.getpid(),
                 ),
@@ -149,8 +147,7 @@ class Inside:
         self._scratch.cleanup()
 
     def _last_lines(self) -> list[str]:
-        text = (self.folder / "stderr").read_text(errors="replace")
-        return [line.strip() for line in text.splitlines() if line.strip()][-_LAST_LINES:]
+        return log_lines(self.folder / "stderr", _LOG_TAIL_BYTES)[-_LAST_LINES:]
 
     def _obituary(self) -> str:
         status = self._child.wait(_CLOSE_TIMEOUT_S)
