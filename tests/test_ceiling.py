@@ -16,7 +16,7 @@ import pytest
 from breakeven.engines.backend import Backend
 from breakeven.errors import BreakevenError
 from breakeven.measure import ceiling
-from breakeven.measure.requests import run_block
+from breakeven.measure.runner import run_block
 from breakeven.wire.client.request import Request
 from breakeven.wire.server.instant import ANSWER_BYTES, instant_server
 

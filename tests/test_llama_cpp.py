@@ -20,8 +20,8 @@ from breakeven.engines.llama_cpp.server import LlamaCppServer, log_tail
 from breakeven.engines.openai_url import connect
 from breakeven.errors import EngineError, UserError
 from breakeven.hardware.reader import available_threads
-from breakeven.measure.paired.blocks import block_metrics, server_prefill_tokens_per_s
-from breakeven.measure.requests import run_block
+from breakeven.measure.paired.blocks import block_metrics
+from breakeven.measure.runner import run_block
 from breakeven.wire.client.request import Request
 
 PROMPT, OUTPUT = 64, 32
@@ -96,8 +96,9 @@ async def test_one_stream_agrees_with_the_engines_own_clock(running: tuple[Llama
     assert metrics.exact
     assert metrics.decode_tokens_per_s == pytest.approx(metrics.server_decode_tokens_per_s, rel=0.05)
     # The engine's prefill leaves out the way there and back, so ours can only be slower.
-    theirs = server_prefill_tokens_per_s(done)
-    assert theirs is not None
+    timings = done.server_timings
+    assert timings is not None
+    theirs = timings.prompt_n * 1e3 / timings.prompt_ms
     assert metrics.prefill_tokens_per_s is not None
     assert 0 < metrics.prefill_tokens_per_s <= theirs * 1.01
 

@@ -10,7 +10,7 @@ from golden_server import Script, golden_server
 from breakeven.engines.backend import KEY_VARIABLES
 from breakeven.engines.openai_url import connect, is_url, parse_url
 from breakeven.errors import UserError
-from breakeven.measure.requests import run_block
+from breakeven.measure.runner import run_block
 from breakeven.wire.client.request import Request
 
 SECRET = "sk-very-secret"

@@ -17,8 +17,7 @@ from breakeven.pages.html import write_report
 from breakeven.pages.progress import Progress
 from breakeven.pages.terminal import print_comparison
 from breakeven.results.store import encode_result, write_result
-from breakeven.runs.compare import Options, compare
-from breakeven.runs.demo import demo_pair
+from breakeven.runs.compare import Options, compare, demo_pair
 
 DEFAULTS = Plan()
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}

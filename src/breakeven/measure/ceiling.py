@@ -23,7 +23,7 @@ import msgspec
 from breakeven.engines.backend import Backend
 from breakeven.errors import BreakevenError
 from breakeven.measure.events import ClientCeiling, RequestDone
-from breakeven.measure.requests import quiet_gc
+from breakeven.measure.player.clocks import quiet_gc
 from breakeven.wire.client.pool import Call, Pool, new_loop
 from breakeven.wire.server.instant import instant_server
 

@@ -32,7 +32,7 @@ CONFIDENT = 1.96
 How = Literal["own", "published", "size"]
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True):
+class ScoreSource(msgspec.Struct, frozen=True, kw_only=True):
     """Where published scores come from, and by which harness."""
 
     name: str
@@ -58,7 +58,7 @@ class _Published(msgspec.Struct, frozen=True, kw_only=True):
 
     about: str
     items: dict[str, int]
-    sources: dict[str, Source]
+    sources: dict[str, ScoreSource]
     rows: list[Row]
 
 
@@ -102,7 +102,7 @@ def published() -> tuple[Row, ...]:
     return tuple(_data().rows)
 
 
-def sources() -> Mapping[str, Source]:
+def sources() -> Mapping[str, ScoreSource]:
     """The sources that `published` rows name."""
     return _data().sources
 
@@ -126,7 +126,7 @@ def _published(candidates: Mapping[str, ModelSpec], benchmark: str | None) -> di
     return None
 
 
-def _score(share: float, benchmark: str, stage: str, source: Source, items: Mapping[str, int]) -> QualityScore:
+def _score(share: float, benchmark: str, stage: str, source: ScoreSource, items: Mapping[str, int]) -> QualityScore:
     low = high = None
     if benchmark in items:
         # Wilson's interval of a share: how far another draw of as many questions could have come out.

@@ -78,7 +78,7 @@ VERDICT_WORDS = {"worse": "worse", "better": "better", "same": NO_DIFFERENCE}
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class _Group:
     """Columns that belong together and are never torn apart: heads and, for each row, as many cells."""
 
     heads: tuple[str, ...]
@@ -180,32 +180,32 @@ def _points(study: LoadStudy, width: int, say: Say) -> None:
         say(f"{named}. TTFT and E2E count from when a request was due. Brackets hold 95 % intervals.", "dim")
 
 
-def _groups(study: LoadStudy, units: dict[str, Unit]) -> list[Group]:
+def _groups(study: LoadStudy, units: dict[str, Unit]) -> list[_Group]:
     """Column groups in reading order; goodput only where a service level was asked for."""
 
-    def of(metric: str, *wanted: float) -> Group:
+    def of(metric: str, *wanted: float) -> _Group:
         title, unit = load_metric(metric).title, units[metric]
-        return Group(
+        return _Group(
             heads=tuple(f"{title} p{p:g}" if p == wanted[0] else f"p{p:g}" for p in wanted),
             cells=lambda point: tuple(_cell(percentile_of(point, metric, p), unit) for p in wanted),
         )
 
     groups = [
-        Group(
+        _Group(
             ("offered", "achieved", "out tok/s"),
             lambda point: (offered_text(point), rate_text(point.requests_per_s), number(point.output_tokens_per_s)),
         )
     ]
     if any(point.good is not None for point in study.points):
         groups.append(
-            Group(("goodput", "good requests"), lambda point: (rate_text(point.goodput_per_s), share_text(point.good)))
+            _Group(("goodput", "good requests"), lambda point: (rate_text(point.goodput_per_s), share_text(point.good)))
         )
     groups += [
         of("ttft_s", 50, 90, 99),
         of("tpot_s", 50, 99),
         of("itl_s", 99),
         of("e2e_s", 50, 99),
-        Group(("failed",), lambda point: (f"{point.requests - point.answered} of {point.requests}",)),
+        _Group(("failed",), lambda point: (f"{point.requests - point.answered} of {point.requests}",)),
     ]
     return groups
 
@@ -228,7 +228,7 @@ def _reasons(points: Sequence[LoadPoint]) -> list[str]:
     return [f'"{NO_NUMBER}": {why} ({", ".join(dict.fromkeys(loads))}).' for why, loads in found.items()]
 
 
-def _filled(group: Group, points: Sequence[LoadPoint]) -> list[list[str]]:
+def _filled(group: _Group, points: Sequence[LoadPoint]) -> list[list[str]]:
     """The columns of a group: heads, then a cell for each point."""
     rows = [group.heads, *(group.cells(point) for point in points)]
     return [[row[column] for row in rows] for column in range(len(group.heads))]

@@ -1,7 +1,4 @@
-"""Distributions of token counts.
-
-Drawing a schedule: every random choice of a run, made once, before it.
-"""
+"""Drawing a schedule: every random choice of a run, arrivals and token counts alike, made once, before it."""
 
 from __future__ import annotations
 

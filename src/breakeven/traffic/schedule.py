@@ -1,7 +1,4 @@
-"""The schedule: concrete requests with due times, fixed before a run and played alike for every candidate.
-
-Cutting one schedule among workers.
-"""
+"""The schedule: requests with due times, fixed before a run, played alike for every candidate, cut among workers."""
 
 from __future__ import annotations
 
