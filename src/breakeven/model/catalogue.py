@@ -125,7 +125,7 @@ def spec_from_facts(row: Mapping[str, object]) -> ModelSpec:
     """The model of one row, with its published total when the row has one.
 
     Raises UserError naming the fact that a row lacks. Whether the count agrees with the published total is for
-    `guard.check_count` to say.
+    `arithmetic.check_count` to say.
     """
     name, source = str(row.get("name", "unnamed")), str(row.get("source", "facts"))
     config: dict[str, object] = {theirs: row[ours] for ours, theirs in _KEYS.items() if ours in row}

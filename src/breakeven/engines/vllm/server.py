@@ -25,7 +25,11 @@ from breakeven.errors import UserError
 VARIABLE = "BREAKEVEN_VLLM"
 """Environment variable that may name a Python interpreter that has vLLM, or a `vllm` executable."""
 
+ARGUMENTS = "BREAKEVEN_VLLM_ARGS"
+"""Environment variable with further flags for `vllm serve`; the last of a repeated flag counts."""
+
 _MODULE = ("-m", "vllm.entrypoints.cli.main")
+_VERSION_TIMEOUT_S = 10.0
 
 
 def find_vllm() -> list[str]:
@@ -104,12 +108,6 @@ def reported(log: Path) -> dict[str, str]:
     if tokens := _KV_TOKENS.search(text):
         found["kv_cache_tokens"] = tokens[1].replace(",", "")
     return found
-
-
-ARGUMENTS = "BREAKEVEN_VLLM_ARGS"
-"""Environment variable with further flags for `vllm serve`; the last of a repeated flag counts."""
-
-_VERSION_TIMEOUT_S = 10.0
 
 
 class VllmServer(KeptEngine):
