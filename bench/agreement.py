@@ -15,7 +15,7 @@ from breakeven.engines import cache
 from breakeven.engines.inside.client import bare_decode_rate
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.measure.paired.blocks import block_metrics
-from breakeven.measure.requests import CompletionRequest, run_block
+from breakeven.measure.runner import CompletionRequest, run_block
 from breakeven.model.catalogue import lookup
 
 PROMPT, OUTPUT = 64, 64

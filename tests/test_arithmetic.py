@@ -27,7 +27,7 @@ from breakeven.model.arithmetic import (
 )
 from breakeven.model.catalogue import lookup, names
 from breakeven.model.formats.gguf import FORMATS
-from breakeven.model.tensors import Group
+from breakeven.model.tensors import TensorGroup
 
 
 def model(*layers: Layer, hidden: int = 64, tied: bool = False) -> ModelSpec:
@@ -120,7 +120,7 @@ def test_batches_that_touch_the_experts(name: str, half: float, ninety: float) -
 def test_bytes_of_a_decoded_token_that_explain_a_measured_pair() -> None:
     """688 MB and 763 MB in Q4_0: the published figure for the MoE leaves out its 8.4 MB of F32 routers."""
     moe, dense = lookup("olmoe-1b-7b"), lookup("llama-3.2-1b")
-    routers = bytes_by_group(moe, "Q4_0")[Group.ROUTER]
+    routers = bytes_by_group(moe, "Q4_0")[TensorGroup.ROUTER]
     assert (decode_bytes(moe, "Q4_0", 1) - routers) / 1e6 == pytest.approx(688, abs=1.5)
     assert decode_bytes(dense, "Q4_0", 1) / 1e6 == pytest.approx(763, abs=0.5)
 
@@ -166,8 +166,8 @@ def test_a_decode_step_reads_more_the_larger_its_batch_and_never_more_than_all(
 ) -> None:
     step, larger = decode_bytes(spec, name, batch), decode_bytes(spec, name, batch + 1)
     by_group = bytes_by_group(spec, name)
-    unread = 0 if spec.tied_embeddings else by_group[Group.EMBEDDING]
-    assert file_bytes(spec, name) - by_group.get(Group.ROUTED_EXPERTS, 0) - unread <= step
+    unread = 0 if spec.tied_embeddings else by_group[TensorGroup.EMBEDDING]
+    assert file_bytes(spec, name) - by_group.get(TensorGroup.ROUTED_EXPERTS, 0) - unread <= step
     assert step <= larger <= (file_bytes(spec, name) - unread) * (1 + 1e-12)
     if not spec.is_moe:
         assert step == larger
@@ -180,10 +180,10 @@ def test_given_frequencies_replace_the_uniform_ones() -> None:
         Layer(Gqa(4, 2, 16), MoeFfn(4, 1, 64)),
     )
     uniform, one_expert = [0.25] * 4, [1.0, 0.0, 0.0, 0.0]
-    experts = bytes_by_group(spec, "F16")[Group.ROUTED_EXPERTS]
+    experts = bytes_by_group(spec, "F16")[TensorGroup.ROUTED_EXPERTS]
     assert decode_bytes(spec, "F16", 8, [uniform, uniform]) == pytest.approx(decode_bytes(spec, "F16", 8))
     assert decode_bytes(spec, "F16", 8, [one_expert] * 2) == pytest.approx(
-        file_bytes(spec, "F16") - bytes_by_group(spec, "F16")[Group.EMBEDDING] - 0.75 * experts
+        file_bytes(spec, "F16") - bytes_by_group(spec, "F16")[TensorGroup.EMBEDDING] - 0.75 * experts
     )
     with pytest.raises(ValueError, match="frequencies of 1 layers, but 2 layers route"):
         decode_bytes(spec, "F16", 8, [uniform])

@@ -12,14 +12,14 @@ import pytest
 from breakeven.errors import UserError
 from breakeven.model.architecture import Gqa
 from breakeven.model.arithmetic import total_params
-from breakeven.model.catalogue import Entry, entries, find, lookup, names
+from breakeven.model.catalogue import CatalogueEntry, entries, find, lookup, names
 
 ROOT = Path(__file__).parent.parent
 PAPER = ("olmoe-1b-7b", "llama-3.2-1b", "qwen2.5-1.5b", "gemma-2-2b")
 
 
 @pytest.mark.parametrize("entry", entries(), ids=names())
-def test_count_agrees_with_the_published_total(entry: Entry) -> None:
+def test_count_agrees_with_the_published_total(entry: CatalogueEntry) -> None:
     spec = lookup(entry.name)
     assert spec.published_total_params is not None
     assert total_params(spec) == pytest.approx(spec.published_total_params, rel=0.03)

@@ -16,7 +16,7 @@ import pytest
 from breakeven.engines.backend import Backend
 from breakeven.errors import BreakevenError
 from breakeven.measure import ceiling
-from breakeven.measure.requests import CompletionRequest, run_block
+from breakeven.measure.runner import CompletionRequest, run_block
 from breakeven.wire.instant import ANSWER_BYTES, instant_server
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from breakeven.engines.backend import Backend
 from breakeven.measure.events import RequestDone
 from breakeven.measure.paired.blocks import block_metrics
-from breakeven.measure.requests import ERROR_KINDS, CompletionRequest, quiet_gc, run_block
+from breakeven.measure.player.clocks import quiet_gc
+from breakeven.measure.runner import ERROR_KINDS, CompletionRequest, run_block
 from breakeven.wire.sse import MAX_EVENT_BYTES, SseParser
 
 MS = 1_000_000

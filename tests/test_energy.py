@@ -18,7 +18,6 @@ from breakeven.measure.energy import (
     open_counter,
     open_rail,
     open_rapl,
-    why_unavailable,
 )
 
 RANGE_UJ = 262_143_328_850
@@ -67,13 +66,11 @@ def test_rapl_that_cannot_be_read_is_no_counter(tmp_path: Path) -> None:
     path = domain(tmp_path, "intel-rapl:0", "package-0", 0)
     (path / "energy_uj").unlink()
     assert open_rapl(tmp_path) is None
-    assert "only by root" in why_unavailable(tmp_path)
 
 
-def test_a_machine_without_counters_says_so(tmp_path: Path) -> None:
+def test_a_machine_without_counters_has_none(tmp_path: Path) -> None:
     assert open_rapl(tmp_path) is None
     assert open_rail(tmp_path) is None
-    assert why_unavailable(tmp_path).startswith("energy: not available (no RAPL")
 
 
 def test_nvml_gives_joules_since_opening() -> None:

@@ -19,7 +19,7 @@ from breakeven.model.catalogue import entries, lookup
 from breakeven.model.formats.ggml import GgmlType, block_bytes, block_size
 from breakeven.model.formats.gguf import FORMATS
 from breakeven.model.formats.named import format_named, tensor_bytes, tensor_types
-from breakeven.model.tensors import Group, Tensor, tensors
+from breakeven.model.tensors import Tensor, TensorGroup, tensors
 
 TABLES: dict[str, dict[str, dict[str, dict[str, str]]]] = json.loads(
     (Path(__file__).parent / "data" / "llama_cpp_types.json").read_text()
@@ -86,13 +86,13 @@ def test_bytes_of_published_files(model: str, name: str) -> None:
     assert published["quant"] == name
     counted = bytes_by_group(lookup(model), name)
     assert file_bytes(lookup(model), name) == pytest.approx(published["total"], rel=1e-4)
-    assert counted[Group.OUTPUT_HEAD] == published["output_head"]
-    assert counted[Group.EMBEDDING] == published["token_embd"]
-    assert counted.get(Group.ROUTED_EXPERTS, 0) == published.get("expert_weights", 0)
+    assert counted[TensorGroup.OUTPUT_HEAD] == published["output_head"]
+    assert counted[TensorGroup.EMBEDDING] == published["token_embd"]
+    assert counted.get(TensorGroup.ROUTED_EXPERTS, 0) == published.get("expert_weights", 0)
     rest = sum(
         nbytes
         for group, nbytes in counted.items()
-        if group not in (Group.OUTPUT_HEAD, Group.EMBEDDING, Group.ROUTED_EXPERTS)
+        if group not in (TensorGroup.OUTPUT_HEAD, TensorGroup.EMBEDDING, TensorGroup.ROUTED_EXPERTS)
     )
     assert rest == pytest.approx(published["dense_block_weights"] + published["global_weights"], rel=1e-4)
 
@@ -181,7 +181,7 @@ def test_tied_embedding_is_stored_as_the_head() -> None:
 
 def test_rows_must_be_whole_blocks() -> None:
     with pytest.raises(ValueError, match="rows of 40 elements are not whole Q4_0 blocks of 32"):
-        tensor_bytes(Tensor("x.weight", (8, 40), Group.ATTENTION, 0), GgmlType.Q4_0)
+        tensor_bytes(Tensor("x.weight", (8, 40), TensorGroup.ATTENTION, 0), GgmlType.Q4_0)
 
 
 def test_every_format_stores_every_catalogued_model_of_two_kinds() -> None:

@@ -15,7 +15,7 @@ from breakeven.model.catalogue import lookup, names
 from breakeven.model.formats.gguf import FORMATS
 from breakeven.model.formats.gpu import GPU_FORMATS, GpuType, gpu_tensor_bytes
 from breakeven.model.formats.named import format_for, format_named, tensor_types
-from breakeven.model.tensors import Group, Tensor, tensors
+from breakeven.model.tensors import Tensor, TensorGroup, tensors
 
 
 @pytest.mark.parametrize(
@@ -41,33 +41,35 @@ def test_only_linear_layers_are_quantized(model: str, chosen: str) -> None:
     kinds = tensor_types(spec, chosen)
     assert kinds.keys() == {tensor.name for tensor in tensors(spec)}
     for tensor in tensors(spec):
-        kept = tensor.group in (Group.EMBEDDING, Group.OUTPUT_HEAD, Group.ROUTER, Group.NORM)
+        kept = tensor.group in (TensorGroup.EMBEDDING, TensorGroup.OUTPUT_HEAD, TensorGroup.ROUTER, TensorGroup.NORM)
         if kept or len(tensor.shape) == 1 or tensor.name.endswith(("bias", "conv1d.weight", "conv.weight")):
             assert kinds[tensor.name] == "BF16", tensor.name
     linear = next(t for t in tensors(spec) if t.name.endswith(("ffn_gate_exps.weight", "blk.5.ffn_gate.weight")))
-    if linear.group is Group.ROUTED_EXPERTS or chosen != "MXFP4_BF16":
+    if linear.group is TensorGroup.ROUTED_EXPERTS or chosen != "MXFP4_BF16":
         assert kinds[linear.name] in (GPU_FORMATS[chosen].linear, GPU_FORMATS[chosen].latent_linear)
 
 
 def test_latent_attention_keeps_its_bits_in_four_bit_formats() -> None:
     deepseek = lookup("deepseek-v3")
     wide, narrow = bytes_by_group(deepseek, "bf16"), bytes_by_group(deepseek, "nvfp4")
-    assert narrow[Group.ATTENTION] == wide[Group.ATTENTION]
-    assert narrow[Group.SHARED_EXPERTS] < wide[Group.SHARED_EXPERTS] / 3
-    assert bytes_by_group(deepseek, "int4")[Group.SHARED_EXPERTS] == wide[Group.SHARED_EXPERTS]
-    assert bytes_by_group(deepseek, "fp8")[Group.ATTENTION] < 0.51 * wide[Group.ATTENTION]
+    assert narrow[TensorGroup.ATTENTION] == wide[TensorGroup.ATTENTION]
+    assert narrow[TensorGroup.SHARED_EXPERTS] < wide[TensorGroup.SHARED_EXPERTS] / 3
+    assert bytes_by_group(deepseek, "int4")[TensorGroup.SHARED_EXPERTS] == wide[TensorGroup.SHARED_EXPERTS]
+    assert bytes_by_group(deepseek, "fp8")[TensorGroup.ATTENTION] < 0.51 * wide[TensorGroup.ATTENTION]
 
 
 def test_experts_alone_are_quantized_in_mxfp4() -> None:
     spec = lookup("gpt-oss-20b")
     kinds = tensor_types(spec, "mxfp4_bf16")
-    assert {kinds[t.name] for t in tensors(spec) if t.group is Group.ROUTED_EXPERTS and len(t.shape) == 3} == {"MXFP4"}
-    assert {kinds[t.name] for t in tensors(spec) if t.group is not Group.ROUTED_EXPERTS} == {"BF16"}
+    assert {kinds[t.name] for t in tensors(spec) if t.group is TensorGroup.ROUTED_EXPERTS and len(t.shape) == 3} == {
+        "MXFP4"
+    }
+    assert {kinds[t.name] for t in tensors(spec) if t.group is not TensorGroup.ROUTED_EXPERTS} == {"BF16"}
 
 
 @given(st.sampled_from(sorted(GpuType)), st.integers(1, 64), st.integers(1, 4096))
 def test_bytes_of_a_matrix_hold_its_weights_and_scales(kind: GpuType, rows: int, row: int) -> None:
-    size = gpu_tensor_bytes(Tensor("x.weight", (rows, row), Group.ATTENTION, 0), kind)
+    size = gpu_tensor_bytes(Tensor("x.weight", (rows, row), TensorGroup.ATTENTION, 0), kind)
     bits = 8 if kind in (GpuType.FP8, GpuType.INT8) else 4
     shared_by = {GpuType.INT4: 128, GpuType.INT4_G32: 32, GpuType.NVFP4: 16}.get(kind, row)
     groups = -(-row // shared_by)

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from breakeven.cli.profile import app as profile_app
 from breakeven.cli.trace import app as trace_app
-from breakeven.engines.inside import layout, routing
+from breakeven.engines.inside import layout, summary
 from breakeven.engines.inside.client import Inside, bare_decode_rate, profile, router_share, trace
 from breakeven.engines.inside.observe import (
     ATTENTION,
@@ -219,30 +219,30 @@ def test_statistics_of_any_routing_are_within_their_bounds(e: int, k_share: floa
     k = max(1, int(e * k_share))
     rng = np.random.default_rng(seed)
     ids = np.argsort(rng.random((3, tokens, e)), axis=2)[..., :k].astype(np.int32)
-    loads = routing.frequencies(ids, e)
+    loads = summary.frequencies(ids, e)
     assert np.allclose(loads.sum(axis=1), k)
-    assert (routing.max_over_mean(loads) <= e / k + 1e-9).all()
-    assert ((routing.entropy(loads) >= -1e-9) & (routing.entropy(loads) <= 1 + 1e-9)).all()
-    distinct = routing.distinct(ids, tokens, 1, rng)
+    assert (summary.max_over_mean(loads) <= e / k + 1e-9).all()
+    assert ((summary.entropy(loads) >= -1e-9) & (summary.entropy(loads) <= 1 + 1e-9)).all()
+    distinct = summary.distinct(ids, tokens, 1, rng)
     assert distinct.tolist() == [len(np.unique(layer)) for layer in ids]
-    assert np.allclose(routing.specialisation([loads, routing.frequencies(ids[:, :1], e)]).sum(axis=(0, 2)), 0)
+    assert np.allclose(summary.specialisation([loads, summary.frequencies(ids[:, :1], e)]).sum(axis=(0, 2)), 0)
 
 
 def test_statistics_of_a_known_routing() -> None:
     ids = np.array([[[0, 1], [0, 2], [0, 1], [0, 2]]], np.int32)
-    loads = routing.frequencies(ids, 4)
+    loads = summary.frequencies(ids, 4)
     assert loads.tolist() == [[1.0, 0.5, 0.5, 0.0]]
-    assert routing.max_over_mean(loads).tolist() == [2.0]
-    assert routing.variation(loads)[0] == pytest.approx(np.sqrt(0.125) / 0.5)
-    assert routing.entropy(loads)[0] == pytest.approx(1.5 / 2)
-    assert routing.dead_experts(loads) == [(0, 3)]
-    assert routing.entropy(np.ones((1, 4)))[0] == pytest.approx(1)
+    assert summary.max_over_mean(loads).tolist() == [2.0]
+    assert summary.variation(loads)[0] == pytest.approx(np.sqrt(0.125) / 0.5)
+    assert summary.entropy(loads)[0] == pytest.approx(1.5 / 2)
+    assert summary.dead_experts(loads) == [(0, 3)]
+    assert summary.entropy(np.ones((1, 4)))[0] == pytest.approx(1)
 
 
 def test_uniform_expectation_is_the_mean_over_all_choices() -> None:
     pairs = list(itertools.combinations(range(5), 2))
     steps = [len(set(a + b)) for a in pairs for b in pairs]
-    assert routing.uniform_distinct(5, 2, 2) == pytest.approx(np.mean(steps))
+    assert summary.uniform_distinct(5, 2, 2) == pytest.approx(np.mean(steps))
 
 
 def test_trace_prints_a_sentence_tables_and_json(moe_gguf: Path, tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ import pytest
 
 from breakeven.engines.backend import Backend
 from breakeven.engines.llama_cpp.server import LlamaCppServer, log_tail
-from breakeven.engines.llama_cpp.settings import available_threads
 from breakeven.engines.openai_url import connect
 from breakeven.errors import EngineError, UserError
-from breakeven.measure.paired.blocks import block_metrics, server_prefill_tokens_per_s
-from breakeven.measure.requests import CompletionRequest, run_block
+from breakeven.hardware.reader import available_threads
+from breakeven.measure.paired.blocks import block_metrics
+from breakeven.measure.runner import CompletionRequest, run_block
 
 PROMPT, OUTPUT = 64, 32
 
@@ -98,8 +98,9 @@ async def test_one_stream_agrees_with_the_engines_own_clock(running: tuple[Llama
         metrics = block_metrics([done])
         assert metrics.exact
         # The engine's prefill leaves out the way there and back, so ours can only be slower.
-        theirs = server_prefill_tokens_per_s(done)
-        assert theirs is not None
+        timings = done.server_timings
+        assert timings is not None
+        theirs = timings.prompt_n * 1e3 / timings.prompt_ms
         assert metrics.prefill_tokens_per_s is not None
         assert 0 < metrics.prefill_tokens_per_s <= theirs * 1.01
         assert metrics.decode_tokens_per_s is not None

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from breakeven.measure.events import RequestDone
 from breakeven.measure.player.clocks import Alarm
 from breakeven.measure.player.job import Job, Outstanding, followers, parts
-from breakeven.measure.player.tally import FLUSH_BYTES, Batch, Delays, LiveWindow, Recorder, mean_per_s, peak_per_s
+from breakeven.measure.player.tally import (
+    FLUSH_BYTES,
+    AnswerDelays,
+    Batch,
+    LiveWindow,
+    Recorder,
+    mean_per_s,
+    peak_per_s,
+)
 from breakeven.wire.client import new_loop
 from tests.load_fixtures import PlainBodies, backend_at, closed_schedule, schedule_of
 
@@ -86,7 +94,7 @@ def test_a_closed_loop_offers_no_rate() -> None:
 def test_the_window_forgets_what_is_old_and_what_does_not_fit() -> None:
     window = LiveWindow(capacity=4)
     assert window.percentile("ttft", 50, 0) is None
-    window.add(Delays(i * 10**9, float(i), None if i % 2 else 0.5, 0.0) for i in range(6))
+    window.add(AnswerDelays(i * 10**9, float(i), None if i % 2 else 0.5, 0.0) for i in range(6))
     assert window.percentile("ttft", 0, 5 * 10**9) == 2.0  # the two oldest made room
     assert window.percentile("ttft", 100, 5 * 10**9) == 5.0
     assert window.percentile("tpot", 50, 5 * 10**9) == 0.5
@@ -124,7 +132,7 @@ def test_a_batch_tells_all_that_happened_since_the_one_before() -> None:
     (batch,) = batches
     assert (batch.worker, batch.issued, batch.ended_n, batch.answered, batch.events) == (3, 2, 2, 1, 2)
     assert (batch.errors, batch.begun, batch.ended, batch.last_due_ns) == ({"reset": 1}, [(0, 7), (1, 9)], [0, 1], 9)
-    assert batch.delays == [Delays(40, 10e-9, 10e-9, 5e-9)]
+    assert batch.delays == [AnswerDelays(40, 10e-9, 10e-9, 5e-9)]
     assert batch.lines.count(b"\n") == 2
 
 

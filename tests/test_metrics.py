@@ -19,7 +19,6 @@ from breakeven.measure.paired.blocks import (
     decode_window_ns,
     prefill_tokens_per_s,
     server_decode_tokens_per_s,
-    server_prefill_tokens_per_s,
     token_gaps_s,
 )
 from breakeven.results import metrics
@@ -145,7 +144,6 @@ def test_the_engines_own_account_counts_steps() -> None:
     timings = ServerTimings(prompt_n=100, prompt_ms=500.0, predicted_n=5, predicted_ms=200.0)
     done = request([0, 1], server_timings=timings)
     assert server_decode_tokens_per_s(done) == pytest.approx(20.0)
-    assert server_prefill_tokens_per_s(done) == pytest.approx(200.0)
     assert block_metrics([done, done]).server_decode_tokens_per_s == pytest.approx(40.0)
     assert server_decode_tokens_per_s(request([0, 1])) is None
     assert block_metrics([done, request([0, 1])]).server_decode_tokens_per_s is None

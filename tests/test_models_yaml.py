@@ -13,7 +13,7 @@ from breakeven.model.architecture import DenseFfn, Gqa, LinearAttention, Mla, Mo
 from breakeven.model.catalogue import lookup
 from breakeven.model.layouts.registry import FAMILIES
 from breakeven.model.readers.yaml import read_yaml
-from breakeven.model.readers.yaml_form import ModelFile, Run
+from breakeven.model.readers.yaml_form import LayerRun, ModelFile
 from breakeven.model.tensors import tensors
 
 PAGE = Path(__file__).parents[1] / "docs" / "models-yaml.md"
@@ -35,7 +35,7 @@ def test_the_examples_of_the_page_can_be_read(text: str, tmp_path: Path) -> None
 
 def test_the_page_explains_every_key_and_names_every_family_that_runs() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    keys = ({*ModelFile.model_fields, *Run.model_fields} - {"base"}) | {"from"}
+    keys = ({*ModelFile.model_fields, *LayerRun.model_fields} - {"base"}) | {"from"}
     assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
     assert [f.name for f in FAMILIES.values() if f.gguf_architecture and f"`{f.name}`" not in page] == []
 

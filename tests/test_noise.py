@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.measure.noise import LIMITS, Reading, _throttle_count, assess, judge, sample, summarise
+from breakeven.measure.noise import LIMITS, Reading, _throttle_count, assess, sample, summarise
 
 QUIET = Reading(at_ns=0, busy_s=100.0, steal_s=1.0, total_s=1000.0, own_s=50.0, swap_bytes=0, throttled=0)
 """Ten seconds of two cores later, with our own processes using both, the counters read `LATER`."""
@@ -24,7 +24,7 @@ def later(**changes: float) -> Reading:
 
 
 def test_our_own_work_is_not_noise() -> None:
-    assert judge(QUIET, LATER) == []
+    assert assess(QUIET, LATER).reasons == []
     noise = assess(QUIET, LATER)
     assert noise.other_cpu_share == 0.0
     assert noise.steal_share == 0.0
@@ -44,7 +44,7 @@ def test_our_own_work_is_not_noise() -> None:
     ],
 )
 def test_each_kind_of_noise_is_named(after: Reading, reason: str) -> None:
-    assert judge(QUIET, after) == [reason]
+    assert assess(QUIET, after).reasons == [reason]
 
 
 @pytest.mark.parametrize(
@@ -57,16 +57,16 @@ def test_each_kind_of_noise_is_named(after: Reading, reason: str) -> None:
     ],
 )
 def test_what_stays_within_the_limits_is_quiet(after: Reading) -> None:
-    assert judge(QUIET, after) == []
+    assert assess(QUIET, after).reasons == []
 
 
 def test_the_clock_is_judged_under_load_only() -> None:
     slow, fast = later(clock_mhz=800.0), later(clock_mhz=4000.0)
-    assert judge(slow, fast) == []
+    assert assess(slow, fast).reasons == []
     noise = assess(slow, fast, during=(later(clock_mhz=4000.0), later(clock_mhz=3500.0)))
     assert noise.reasons == ["the clock fell from 4000 to 3500 MHz"]
     assert (noise.clock_mhz_low, noise.clock_mhz_high) == (3500.0, 4000.0)
-    assert judge(slow, fast, during=(later(clock_mhz=4000.0), later(clock_mhz=3700.0))) == []
+    assert assess(slow, fast, during=(later(clock_mhz=4000.0), later(clock_mhz=3700.0))).reasons == []
 
 
 def test_a_counter_that_is_missing_gives_no_number() -> None:

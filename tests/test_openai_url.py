@@ -10,7 +10,7 @@ from golden_server import Script, golden_server
 from breakeven.engines.backend import KEY_VARIABLES
 from breakeven.engines.openai_url import connect, is_url, parse_url
 from breakeven.errors import UserError
-from breakeven.measure.requests import CompletionRequest, run_block
+from breakeven.measure.runner import CompletionRequest, run_block
 
 SECRET = "sk-very-secret"
 

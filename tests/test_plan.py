@@ -7,11 +7,11 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.measure.paired.plan import SETTLED_ROUNDS, LoadState, Plan, Stop, next_load, order
+from breakeven.measure.paired.plan import SETTLED_ROUNDS, Enough, LoadSoFar, Plan, next_load, order
 
 
-def fresh(streams: tuple[int, ...] = (1, 2, 4)) -> list[LoadState]:
-    return [LoadState(s, 0, math.inf, None) for s in streams]
+def fresh(streams: tuple[int, ...] = (1, 2, 4)) -> list[LoadSoFar]:
+    return [LoadSoFar(s, 0, math.inf, None) for s in streams]
 
 
 def test_the_first_round_runs_whatever_the_budget() -> None:
@@ -19,21 +19,21 @@ def test_the_first_round_runs_whatever_the_budget() -> None:
 
 
 def test_a_load_that_would_pass_the_budget_is_left_out() -> None:
-    loads = [LoadState(1, 1, math.inf, 5.0), LoadState(8, 0, math.inf, None)]
+    loads = [LoadSoFar(1, 1, math.inf, 5.0), LoadSoFar(8, 0, math.inf, None)]
     assert next_load(Plan(budget_s=20.0), loads, 10.0) == 1
-    assert next_load(Plan(budget_s=20.0), loads, 16.0) == Stop("budget")
+    assert next_load(Plan(budget_s=20.0), loads, 16.0) == Enough("budget")
 
 
 def test_every_load_gets_an_interval_before_any_gets_a_better_one() -> None:
-    loads = [LoadState(1, 3, 0.5, 1.0), LoadState(2, 2, math.inf, 1.0), LoadState(4, 3, 0.5, 1.0)]
+    loads = [LoadSoFar(1, 3, 0.5, 1.0), LoadSoFar(2, 2, math.inf, 1.0), LoadSoFar(4, 3, 0.5, 1.0)]
     assert next_load(Plan(), loads, 0.0) == 2
 
 
 def test_precise_loads_are_left_alone_and_end_the_run() -> None:
-    done = LoadState(1, SETTLED_ROUNDS, 0.01, 1.0)
-    assert next_load(Plan(), [done, LoadState(2, 4, 0.03, 1.0)], 0.0) == 2
-    assert next_load(Plan(), [done], 0.0) == Stop("precision")
-    early = LoadState(1, SETTLED_ROUNDS - 1, 0.001, 1.0)
+    done = LoadSoFar(1, SETTLED_ROUNDS, 0.01, 1.0)
+    assert next_load(Plan(), [done, LoadSoFar(2, 4, 0.03, 1.0)], 0.0) == 2
+    assert next_load(Plan(), [done], 0.0) == Enough("precision")
+    early = LoadSoFar(1, SETTLED_ROUNDS - 1, 0.001, 1.0)
     assert next_load(Plan(), [early], 0.0) == 1, "three values agree by accident too often"
 
 
@@ -49,9 +49,9 @@ def test_a_run_ends_and_never_starts_a_round_it_cannot_afford(
     rounds = dict.fromkeys(streams, 0)
     elapsed = 0.0
     for _ in range(20_000):
-        loads = [LoadState(s, n, math.inf if n < 3 else 1.0, round_s * s if n else None) for s, n in rounds.items()]
+        loads = [LoadSoFar(s, n, math.inf if n < 3 else 1.0, round_s * s if n else None) for s, n in rounds.items()]
         choice = next_load(plan, loads, elapsed)
-        if isinstance(choice, Stop):
+        if isinstance(choice, Enough):
             assert choice.because == "budget"
             break
         if sum(rounds.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from breakeven.model.architecture import ModelSpec
 from breakeven.model.layouts.registry import family_of
 from breakeven.model.readers.gguf import read_gguf, spec_from_gguf
 from breakeven.model.readers.gguf_header import read_header
-from breakeven.model.readers.hf import params_by_tensor, read_hf
+from breakeven.model.readers.hf import read_hf, safetensors_rows
 from breakeven.model.tensors import tensors
 
 
@@ -185,7 +186,9 @@ def test_shapes_beside_a_configuration_are_its_published_total(tmp_path: Path) -
     total = sum(tensor.params for tensor in tensors(small_spec("qwen3")))
     _safetensors(directory / "model.safetensors", {**shapes, "vision_tower.weight": (5000, 5000)})
     assert read_hf(str(directory)).published_total_params == total
-    assert sum(params_by_tensor(directory / "model.safetensors").values()) == total + 25_000_000
+    assert (
+        sum(math.prod(shape) for _, _, shape in safetensors_rows(directory / "model.safetensors")) == total + 25_000_000
+    )
     _safetensors(directory / "model.safetensors", shapes, dtype="U8")
     assert read_hf(str(directory)).published_total_params is None
 
@@ -206,7 +209,7 @@ def test_damaged_safetensors_are_user_errors(tmp_path: Path) -> None:
     for content in (b"", b"1234567", bytes(8), struct.pack("<Q", 50) + b"{}", struct.pack("<Q", 4) + b"nope"):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"safetensors|truncated"):
-            params_by_tensor(path)
+            list(safetensors_rows(path))
 
 
 def test_what_is_no_model_is_said_to_be_none(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from breakeven.engines import cache
 from breakeven.engines.inside.client import trace
 from breakeven.engines.llama_cpp.server import LlamaCppServer
-from breakeven.engines.synthesis.routing import Routing, parse_routing
+from breakeven.engines.synthesis.routing import ExpertUse, parse_routing
 from breakeven.engines.synthesis.write import synthesise, synthesised_bytes
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.model.catalogue import lookup
@@ -95,7 +95,7 @@ def test_the_file_holds_exactly_the_tensors_of_the_model(name: str, tmp_path: Pa
 @pytest.mark.parametrize("name", MOE)
 @pytest.mark.parametrize("zipf", [0.0, 1.2])
 def test_real_routing_is_the_routing_asked_for(name: str, zipf: float, tmp_path: Path) -> None:
-    routing = Routing(zipf)
+    routing = ExpertUse(zipf)
     path = synthesise(small(name), "Q4_K_M", tmp_path / "m.gguf", routing=routing)
     ids = np.random.default_rng(0).integers(0, 1024, TOKENS).tolist()
     traced = trace(path, {"tokens": ids}, threads=1).routing()
@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
 def test_frequencies_add_up_and_fall_with_rank(n_experts: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, n_experts))
     zipf = data.draw(st.sampled_from([0.0, 0.5, 1.2, 3.0]))
-    shares = Routing(zipf).frequencies(n_experts, k)
+    shares = ExpertUse(zipf).frequencies(n_experts, k)
     assert math.isclose(shares.sum(), k, rel_tol=1e-9)
     assert np.all(np.diff(shares) <= 1e-12)
     assert shares.max() <= 1 + 1e-9
@@ -135,7 +135,7 @@ def test_a_routing_that_means_nothing_is_refused(text: str) -> None:
 
 def test_what_cannot_be_promised_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dense"):
-        synthesise(small("llama"), "Q4_0", tmp_path / "m.gguf", routing=Routing(1.2))
+        synthesise(small("llama"), "Q4_0", tmp_path / "m.gguf", routing=ExpertUse(1.2))
     with pytest.raises(UserError, match="vocabulary"):
         synthesise(small("llama", vocab_size=100), "Q4_0", tmp_path / "m.gguf")
     counted_only = next(name for name, family in FAMILIES.items() if family.gguf_architecture is None)

@@ -11,7 +11,7 @@ from breakeven.model.architecture import ModelSpec
 from breakeven.model.catalogue import entries, spec_from_facts
 from breakeven.model.readers.gguf import read_gguf
 from breakeven.model.readers.gguf_header import read_header
-from breakeven.model.tensors import Group, Tensor, tensors
+from breakeven.model.tensors import Tensor, TensorGroup, tensors
 
 _FACTS = {entry.name: entry.facts for entry in entries()}
 
@@ -64,7 +64,7 @@ def test_latent_attention_keeps_its_two_halves_apart() -> None:
     assert "blk.1.attn_q.weight" not in found
     assert found["blk.0.ffn_down.weight"].shape == (64, 96)
     assert found["blk.1.ffn_down_shexp.weight"].shape == (64, 2 * 32)
-    assert found["blk.1.exp_probs_b.bias"].group is Group.ROUTER
+    assert found["blk.1.exp_probs_b.bias"].group is TensorGroup.ROUTER
     assert "blk.0.ffn_gate_inp.weight" not in found
     assert "blk.1.attn_q.weight" in _by_name(small_spec("deepseek-v2-lite"))
 
@@ -82,7 +82,7 @@ def test_interleaved_layers_alternate_between_dense_and_experts() -> None:
     found = _by_name(small_spec("llama4"))
     assert found["blk.0.ffn_up.weight"].shape == (128, 64)
     assert found["blk.1.ffn_up_exps.weight"].shape == (8, 96, 64)
-    assert found["blk.1.ffn_up_shexp.weight"].group is Group.SHARED_EXPERTS
+    assert found["blk.1.ffn_up_shexp.weight"].group is TensorGroup.SHARED_EXPERTS
     assert "blk.1.ffn_up.weight" not in found
 
 
@@ -91,5 +91,5 @@ def test_convolution_layers_have_no_attention() -> None:
     assert found["blk.0.shortconv.in_proj.weight"].shape == (192, 64)
     assert "blk.0.attn_q.weight" not in found
     assert found["blk.2.attn_q_norm.weight"].shape == (16,)
-    assert found["token_embd_norm.weight"].group is Group.NORM
+    assert found["token_embd_norm.weight"].group is TensorGroup.NORM
     assert "output_norm.weight" not in found

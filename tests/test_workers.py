@@ -14,7 +14,7 @@ import pytest
 from breakeven.errors import BreakevenError
 from breakeven.measure.events import LoadDone, LoadWorker, RequestDone, read_events
 from breakeven.measure.player.tally import Batch
-from breakeven.measure.player.worker import News, frame
+from breakeven.measure.player.worker import WorkerNews, frame
 from breakeven.measure.progress import LoadState
 from tests.load_fixtures import closed_schedule, plain_server, play, schedule_of
 
@@ -127,6 +127,6 @@ def test_a_message_survives_its_pipe() -> None:
     import msgspec
 
     batch = Batch(worker=1, issued=2, lines=b"a\n" * 3, begun=[(1, 2)], ended=[3], errors={"reset": 1})
-    news = News(msgspec.Raw(msgspec.msgpack.encode(batch)))
-    decoded = msgspec.msgpack.decode(frame(news)[4:], type=News)
+    news = WorkerNews(msgspec.Raw(msgspec.msgpack.encode(batch)))
+    decoded = msgspec.msgpack.decode(frame(news)[4:], type=WorkerNews)
     assert msgspec.msgpack.decode(decoded.batch, type=Batch) == batch

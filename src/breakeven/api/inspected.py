@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, overload
 from breakeven.errors import UserError
 
 if TYPE_CHECKING:
-    from breakeven.engines.cache import Entry
+    from breakeven.engines.cache import CachedFile
     from breakeven.engines.inside.summary import ProfileSummary, TraceSummary
     from breakeven.hardware.chips import Chip
     from breakeven.hardware.machine import MachineSpec
@@ -108,14 +108,14 @@ class CacheVerbs:
         return cache_directory()
 
     @staticmethod
-    def prune(unused_days: float = 0.0) -> Sequence[Entry]:
+    def prune(unused_days: float = 0.0) -> Sequence[CachedFile]:
         """Delete weight files not used for so many days; they are written again when needed. The files deleted."""
         from breakeven.engines.cache import prune
 
         return prune(unused_days * 86400)
 
     @staticmethod
-    def list() -> Sequence[Entry]:
+    def list() -> Sequence[CachedFile]:
         """The weight files kept, most recently used first."""
         from breakeven.engines.cache import entries
 

@@ -21,9 +21,8 @@ from breakeven.runs.capacity import CapacityOptions
 from breakeven.runs.capacity import capacity as run_capacity
 from breakeven.runs.check import TOLERANCE
 from breakeven.runs.check import check as compare_runs
-from breakeven.runs.compare import Options
+from breakeven.runs.compare import Options, demo_pair
 from breakeven.runs.compare import compare as run_comparison
-from breakeven.runs.demo import demo_pair
 from breakeven.runs.load import LoadOptions
 from breakeven.runs.load_study import load_study
 from breakeven.runs.recheck import log_of, replay

@@ -12,14 +12,14 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from breakeven.engines.synthesis.routing import Routing
+from breakeven.engines.synthesis.routing import ExpertUse
 from breakeven.engines.synthesis.write import RECIPE, Progress, synthesise
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CachedFile:
     """A file in the cache: its size and when it was last used (seconds since the epoch)."""
 
     path: Path
@@ -34,7 +34,7 @@ def cache_directory() -> Path:
     return (Path(base) if base else home) / "breakeven" / "weights"
 
 
-def cached_path(spec: ModelSpec, format_name: str, routing: Routing, seed: int) -> Path:
+def cached_path(spec: ModelSpec, format_name: str, routing: ExpertUse, seed: int) -> Path:
     """The file these weights have, or would have, in the cache."""
     content = msgspec.json.encode((RECIPE, spec, format_name, str(routing), seed))
     key = hashlib.sha256(content).hexdigest()[:12]
@@ -46,12 +46,12 @@ def provide(
     spec: ModelSpec,
     format_name: str,
     *,
-    routing: Routing | None = None,
+    routing: ExpertUse | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Path:
     """The synthetic file of `spec`, written first if it is not there. Raises what `synthesise` raises."""
-    routing = routing or Routing()
+    routing = routing or ExpertUse()
     path = cached_path(spec, format_name, routing, seed)
     if path.exists():
         os.utime(path)
@@ -65,16 +65,16 @@ def provide(
     return synthesise(spec, format_name, path, routing=routing, seed=seed, progress=progress)
 
 
-def entries() -> list[Entry]:
+def entries() -> list[CachedFile]:
     """Every file in the cache, most recently used first."""
     found = []
     for path in cache_directory().glob("*.gguf"):
         stat = path.stat()
-        found.append(Entry(path, stat.st_size, stat.st_mtime))
+        found.append(CachedFile(path, stat.st_size, stat.st_mtime))
     return sorted(found, key=lambda entry: -entry.used_at_s)
 
 
-def prune(unused_for_s: float = 0.0) -> list[Entry]:
+def prune(unused_for_s: float = 0.0) -> list[CachedFile]:
     """Delete files not used for `unused_for_s`, and what interrupted writers left behind; return the files deleted."""
     gone = [entry for entry in entries() if time.time() - entry.used_at_s >= unused_for_s]
     for entry in gone:

@@ -18,6 +18,13 @@ REPACKED_SHARE = 1.1
 the system may drop again."""
 RESERVE = 0.92
 """Share of the available memory that may be planned with."""
+CONTEXT_STEP = 256
+"""llama.cpp rounds a slot's context up to this."""
+
+
+def whole_context(tokens: int) -> int:
+    """Tokens a slot gets when it is asked for so many."""
+    return -(-tokens // CONTEXT_STEP) * CONTEXT_STEP
 
 
 def needed_bytes(spec: ModelSpec, format_name: str, context: int, slots: int) -> int:

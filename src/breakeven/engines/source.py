@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from breakeven.engines.openai_url import is_url
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.resolve import resolve_spec
+
+SYNTHETIC = "synthetic weights: speed and memory only"
+"""What stands beside every number that weights of our own writing gave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,7 @@ class Source:
 
 def parse_source(text: str) -> Source:
     """Read one MODEL argument. Raises UserError for what does not exist or cannot be read."""
-    if text.startswith(("http://", "https://")):
+    if is_url(text):
         return Source(text, text.partition("#")[2] or text, None, url=text)
     if text.endswith(".gguf"):
         path = Path(text).expanduser()
@@ -59,3 +64,8 @@ def parse_sources(texts: list[str]) -> list[Source]:
             name += " (again)"
         sources.append(Source(source.text, name, source.spec, source.path, source.url))
     return sources
+
+
+def slug(name: str) -> str:
+    """`name` as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-").lower()[:60] or "model"

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal
 
 from breakeven.engines import cache, openai_url
-from breakeven.engines.backend import LLAMA_CPP, VLLM, Backend, MemoryUse
+from breakeven.engines.backend import LLAMA_CPP, VLLM, Backend
+from breakeven.engines.keeper import KeptEngine
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.engines.memory import check_memory
 from breakeven.engines.source import Source, parse_source
@@ -42,20 +42,6 @@ class Running:
         return self.source.name
 
 
-class Server(Protocol):
-    """What every engine's server offers beside its `Backend`."""
-
-    def __enter__(self) -> Backend: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
-
-    def memory(self) -> MemoryUse | None: ...
-
-    def check_alive(self) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Engine:
     """An engine Breakeven can start. `formats` are the weight formats it can be given, None for all.
@@ -69,7 +55,7 @@ class Engine:
     formats: tuple[str, ...] | None
     check_memory: Callable[[Sequence[Source], str, int, int, int], None] | None
     weights: Callable[[Source, str, int, Progress | None], Path]
-    server: Callable[[Source, Path, Serving], Server]
+    server: Callable[[Source, Path, Serving], KeptEngine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +137,7 @@ def engine_named(name: str) -> Engine:
         raise UserError(f"no engine is called {name!r}{hint} (there are: {', '.join(ENGINES)})") from None
 
 
-def _check(engine: str, server: Server) -> None:
+def _check(engine: str, server: KeptEngine) -> None:
     """A request can fail a moment before the process is seen to have ended."""
     server.check_alive()
     if server.memory() is None:
@@ -168,7 +154,7 @@ def _gguf(source: Source, format_name: str, seed: int, progress: Progress | None
     return cache.provide(source.spec, format_name, seed=seed, progress=progress)
 
 
-def _llama_cpp(source: Source, path: Path, serving: Serving) -> Server:
+def _llama_cpp(source: Source, path: Path, serving: Serving) -> KeptEngine:
     return LlamaCppServer(
         path,
         context=serving.context,
@@ -188,7 +174,7 @@ def _directory(source: Source, format_name: str, seed: int, progress: Progress |
     return vllm_directory.provide(source.text, source.spec, format_name)
 
 
-def _vllm(source: Source, path: Path, serving: Serving) -> Server:
+def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
     real = vllm_directory.has_weights(path)
     dtype = "auto" if real else vllm_directory.dtype_of(path)
     # Four bytes an element is the most that a flag of the user's can make of it.

@@ -302,7 +302,6 @@ def _from_file(path: Path, engine: str | None, devices: int | None, format_name:
 
 
 def _from_chip(chip: Chip, engine: str | None, devices: int | None, format_name: str | None) -> Profile:
-    pass  # DROPPED
 
     return profile_of_chip(chip, engine or default_engine(chip, format_name), devices or 1, format_name)
 

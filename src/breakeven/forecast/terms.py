@@ -28,7 +28,7 @@ from breakeven.model.arithmetic import (
     state_bytes,
 )
 from breakeven.model.formats.named import tensor_bytes, tensor_types
-from breakeven.model.tensors import Group, tensors
+from breakeven.model.tensors import TensorGroup, tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Terms:
 def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELEMENT_BYTES) -> Terms:
     """The terms of `spec` in a weight format. Raises UserError for an unknown format."""
     kinds = tensor_types(spec, format_name)
-    head = Group.EMBEDDING if spec.tied_embeddings else Group.OUTPUT_HEAD
+    head = TensorGroup.EMBEDDING if spec.tied_embeddings else TensorGroup.OUTPUT_HEAD
     fixed: dict[str, float] = {}
     routed: dict[tuple[int, int, int], dict[str, float]] = {}
     head_bytes, head_type = 0.0, ""
@@ -110,12 +110,12 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
     for tensor in tensors(spec):
         kind, nbytes = kinds[tensor.name], float(tensor_bytes(tensor, kinds[tensor.name]))
         ffn = spec.layers[tensor.layer].ffn if tensor.layer is not None else None
-        if tensor.group is Group.ROUTED_EXPERTS and isinstance(ffn, MoeFfn):
+        if tensor.group is TensorGroup.ROUTED_EXPERTS and isinstance(ffn, MoeFfn):
             found = routed.setdefault((ffn.n_experts, ffn.n_experts_per_token, ffn.expert_width), {})
             found[kind.value] = found.get(kind.value, 0.0) + nbytes
             used = tensor.params * ffn.n_experts_per_token / ffn.n_experts
             expert_work[kind.value] = expert_work.get(kind.value, 0.0) + used
-        elif tensor.group is not Group.EMBEDDING or spec.tied_embeddings:
+        elif tensor.group is not TensorGroup.EMBEDDING or spec.tied_embeddings:
             fixed[kind.value] = fixed.get(kind.value, 0.0) + nbytes
             work[kind.value] = work.get(kind.value, 0.0) + tensor.params
         if tensor.group is head:

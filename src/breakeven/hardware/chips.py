@@ -1,8 +1,7 @@
-"""What a chip's data sheet says: memory, bandwidth, peak rates, power, and prices with their dates.
+"""The chips Breakeven knows by name, and those a user describes: what the data sheet says.
 
-A chip that a user describes: a YAML or JSON file with what its data sheet says, in the units data sheets use.
-
-The chips Breakeven knows by name: package data, each with the source of its figures.
+Memory, bandwidth, peak rates, power, and prices with their dates. The catalogue is package data, each figure with its
+source; a chip of one's own is a YAML or JSON file in the units data sheets use.
 """
 
 from __future__ import annotations
@@ -199,7 +198,6 @@ def read_chip(path: Path) -> Chip:
 
     Raises UserError that names the file, the key, what was found and what would be right.
     """
-    pass  # DROPPED  # pydantic, which the catalogue does not need
 
     return read_chip_form(path)
 

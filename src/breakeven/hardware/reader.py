@@ -1,11 +1,8 @@
-"""Is this a virtual machine or a container? Told from the kernel's files alone.
-
-Virtualisation matters to a measurement because neighbours can take CPU time that only shows as steal.
-
-Reads what this machine is from the kernel's own files; runs no other program on Linux.
+"""Reads what this machine is from the kernel's own files; runs no other program on Linux.
 
 What a container or an affinity mask withholds does not count: cores and memory are those this process may use.
-Every reader takes the root of the file system, so that captured machines can be read as well as this one.
+Whether it is a virtual machine matters to a measurement, because neighbours can take CPU time that only shows as
+steal. Every reader takes the root of the file system, so that captured machines can be read as well as this one.
 It does not know the memory's speed: that is measured, never read.
 """
 
@@ -383,3 +380,8 @@ def read_machine() -> MachineSpec:
         virtualised=read_virtualised(),
         gpus=read_gpus(),
     )
+
+
+def available_threads() -> int:
+    """CPUs this process may run on, which a container or `taskset` can make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -53,7 +53,7 @@ class SourceTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class DenseFile:
     """A GGUF whose bytes are mapped, not read."""
 
     header: GgufHeader
@@ -68,7 +68,7 @@ class Source:
         return value
 
 
-def open_gguf(path: Path) -> Source:
+def open_gguf(path: Path) -> DenseFile:
     """The file, mapped. Raises UserError for one that is missing, not GGUF or truncated, or of an unknown type."""
     header = read_header(path)
     data: Bytes = np.memmap(path, np.uint8, "r")
@@ -79,10 +79,10 @@ def open_gguf(path: Path) -> Source:
         begin = header.data_offset_bytes + tensor.offset_bytes
         kind = GGMLQuantizationType[tensor.type_name]
         tensors.append(SourceTensor(tensor.name, tensor.shape[::-1], kind, data[begin : begin + tensor.n_bytes]))
-    return Source(header, data, tuple(tensors))
+    return DenseFile(header, data, tuple(tensors))
 
 
-def rewrite(source: Source, out: Path, numbers: Mapping[str, int], tensors: list[OutTensor]) -> int:
+def rewrite(source: DenseFile, out: Path, numbers: Mapping[str, int], tensors: list[OutTensor]) -> int:
     """Write `out`, whole or not at all: the source's metadata with `numbers` set (uint32), then `tensors`.
 
     Returns its size in bytes. Raises UserError when the place has no room or cannot be written, BreakevenError when
@@ -108,7 +108,7 @@ def rewrite(source: Source, out: Path, numbers: Mapping[str, int], tensors: list
     return total
 
 
-def _head(source: Source, numbers: Mapping[str, int], tensors: list[OutTensor]) -> bytes:
+def _head(source: DenseFile, numbers: Mapping[str, int], tensors: list[OutTensor]) -> bytes:
     kept = [source.data[a:b].tobytes() for key, (a, b) in source.header.spans.items() if key not in numbers]
     added = [_string(key) + struct.pack("<II", _UINT32, value) for key, value in numbers.items()]
     infos = []

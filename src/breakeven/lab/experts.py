@@ -19,7 +19,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.container import OutTensor, Source, SourceTensor, open_gguf, rewrite
+from breakeven.lab.container import DenseFile, OutTensor, SourceTensor, open_gguf, rewrite
 from breakeven.lab.scaling import Bytes, check_scalable, scaled
 
 # LLAMA_MAX_EXPERTS of src/llama-hparams.h.
@@ -83,7 +83,7 @@ def copy(source: Path, out: Path, experts: int, used: int | None = None, *, seed
     return Surgery(out, experts, k, width, n_bytes, True, 0.0)
 
 
-def _dense_llama(source: Path) -> tuple[Source, int]:
+def _dense_llama(source: Path) -> tuple[DenseFile, int]:
     """The source and the width of its feed-forward, if this can be done to it."""
     reader = open_gguf(source)
     architecture = reader.header.architecture
@@ -136,7 +136,7 @@ def _part(tensor: SourceTensor) -> str | None:
 
 
 def _write(
-    source: Source,
+    source: DenseFile,
     out: Path,
     experts: int,
     used: int,

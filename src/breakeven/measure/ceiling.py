@@ -23,8 +23,8 @@ import msgspec
 from breakeven.engines.backend import Backend
 from breakeven.errors import BreakevenError
 from breakeven.measure.events import ClientCeiling, RequestDone
+from breakeven.measure.player.clocks import quiet_gc
 from breakeven.measure.pool import Call, Pool
-from breakeven.measure.requests import quiet_gc
 from breakeven.wire.client import new_loop
 from breakeven.wire.instant import instant_server
 

@@ -225,10 +225,3 @@ def open_counter(root: Path = ROOT) -> EnergyCounter | None:
     if not counters:
         return None
     return counters[0] if len(counters) == 1 else Together(counters)
-
-
-def why_unavailable(root: Path = ROOT) -> str:
-    """Why there is no number, and what would give one; for when `open_counter` returned None."""
-    if _package_domains(root):
-        return "energy: not available (the CPU's RAPL counter can be read only by root)"
-    return "energy: not available (no RAPL, NVIDIA or board counter here)"

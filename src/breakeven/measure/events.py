@@ -78,7 +78,7 @@ class RequestDone(_Event, frozen=True, tag="request_done"):
     `due_ns` when the schedule wanted it sent, `sent_ns` when it was, `headers_ns` when the response began, `first_ns`
     and `last_ns` when the first and last output arrived, `done_ns` when all was over; None: it never came to that.
     `chunk_ns[i]` is when the i-th piece of output arrived and `chunk_tokens[i]` how many tokens it carried, which only
-    some engines tell (None: not told). `error` is a kind from `breakeven.measure.requests.ERROR_KINDS` or
+    some engines tell (None: not told). `error` is a kind from `breakeven.measure.runner.ERROR_KINDS` or
     `http_<status>`; `detail` says it in words. `anomalies` are oddities of a stream that was still usable.
     """
 

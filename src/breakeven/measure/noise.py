@@ -22,7 +22,7 @@ import psutil
 from breakeven.results.comparison import NoiseRecord
 
 
-class NoiseLimits(msgspec.Struct, frozen=True, kw_only=True):
+class QuietLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What still counts as quiet."""
 
     other_cpu_share: float = 0.05
@@ -39,7 +39,7 @@ class NoiseLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Where the sensor names no limit of its own: x86 CPUs throttle from 95 to 105 C."""
 
 
-LIMITS = NoiseLimits()
+LIMITS = QuietLimits()
 
 CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal", "x86_pkg_temp", "acpitz")
 """Drivers whose sensors sit on the CPU, best first (Intel, AMD, Arm boards, firmware)."""
@@ -172,7 +172,7 @@ def _grown(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None else max(0.0, after - before)
 
 
-def assess(before: Reading, after: Reading, during: Sequence[Reading] = (), limits: NoiseLimits = LIMITS) -> BlockNoise:
+def assess(before: Reading, after: Reading, during: Sequence[Reading] = (), limits: QuietLimits = LIMITS) -> BlockNoise:
     """Judge a block from readings at its ends and, for the clock, `during` it. Pure.
 
     Shares are of all cores' time between the ends:
@@ -222,11 +222,6 @@ def assess(before: Reading, after: Reading, during: Sequence[Reading] = (), limi
     )
 
 
-def judge(before: Reading, after: Reading, limits: NoiseLimits = LIMITS, during: Sequence[Reading] = ()) -> list[str]:
-    """Why a block is suspect, in words; empty when the machine was quiet."""
-    return assess(before, after, during, limits).reasons
-
-
 def summarise(blocks: Sequence[BlockNoise], repeated: int = 0) -> NoiseRecord:
     """One record over all blocks that count. `repeated`: noisy blocks that were run again. Pure."""
     swapped = [block.swap_bytes for block in blocks if block.swap_bytes is not None]
@@ -260,7 +255,12 @@ def _largest(values: Iterable[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def busy(listen_s: float, limits: NoiseLimits = LIMITS) -> bool:
+QUIET_CHECK_S = 0.5
+"""How long to listen before engines start. Their threads spin at barriers, which other work turns from a gain of 4 %
+into a loss of 80 % (30 to 4 tok/s beside one busy process on two cores), so on a busy machine they sleep."""
+
+
+def busy(listen_s: float = QUIET_CHECK_S, limits: QuietLimits = LIMITS) -> bool:
     """True when other processes use more of the CPU than a quiet machine allows, over the next `listen_s` seconds."""
     before = sample()
     time.sleep(listen_s)

@@ -1,4 +1,4 @@
-"""What a running comparison tells whoever watches it. Data only: how it looks is the report's affair."""
+"""What a running study tells whoever watches it. Data only: how it looks is the page's affair."""
 
 from __future__ import annotations
 

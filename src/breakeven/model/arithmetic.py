@@ -1,9 +1,8 @@
 """What a model's shapes imply: parameters, bytes and operations, before anything is run.
 
 Pure functions over a `ModelSpec`. Notation as in the literature: B sequences decode in one step, E experts, k of them
-for each token. Speed follows the bytes a step touches; memory follows all of them. Never one number for both.
-
-Refusing a description whose weights do not add up to what was published.
+for each token. Speed follows the bytes a step touches; memory follows all of them. Never one number for both. A
+description whose weights do not add up to what was published is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from functools import lru_cache
 from breakeven.errors import UserError
 from breakeven.model.architecture import Gqa, Layer, LinearAttention, Mla, ModelSpec, MoeFfn, ShortConv
 from breakeven.model.formats.named import format_named, tensor_bytes, tensor_types
-from breakeven.model.tensors import Group, Tensor, tensors
+from breakeven.model.tensors import Tensor, TensorGroup, tensors
 
 KV_ELEMENT_BYTES = 2.0
 """llama.cpp keeps keys and values as F16 unless told otherwise (include/llama.h: type_k, type_v)."""
@@ -44,15 +43,15 @@ def active_params(spec: ModelSpec) -> int:
     return sum(_active(spec, tensor) for tensor in _tensors(spec))
 
 
-def params_by_group(spec: ModelSpec) -> dict[Group, int]:
+def params_by_group(spec: ModelSpec) -> dict[TensorGroup, int]:
     """Total parameters of each group of tensors that the model has."""
-    found: dict[Group, int] = {}
+    found: dict[TensorGroup, int] = {}
     for tensor in _tensors(spec):
         found[tensor.group] = found.get(tensor.group, 0) + tensor.params
     return found
 
 
-def bytes_by_group(spec: ModelSpec, format_name: str) -> dict[Group, int]:
+def bytes_by_group(spec: ModelSpec, format_name: str) -> dict[TensorGroup, int]:
     """Bytes of each group of tensors in a weight format; raises UserError for an unknown format."""
     return {group: sum(by_layer.values()) for group, by_layer in _sizes(spec, format_named(format_name).name).items()}
 
@@ -101,9 +100,9 @@ def decode_bytes(
     shares = _occupancies(routing, batch, frequencies)
     touched = 0.0
     for group, by_layer in sizes.items():
-        if group is Group.ROUTED_EXPERTS:
+        if group is TensorGroup.ROUTED_EXPERTS:
             touched += sum(nbytes * shares[layer] for layer, nbytes in by_layer.items() if layer is not None)
-        elif group is not Group.EMBEDDING or spec.tied_embeddings:
+        elif group is not TensorGroup.EMBEDDING or spec.tied_embeddings:
             touched += sum(by_layer.values())
     return touched
 
@@ -175,24 +174,24 @@ def _tensors(spec: ModelSpec) -> tuple[Tensor, ...]:
 
 
 @lru_cache(maxsize=64)
-def _sizes(spec: ModelSpec, format_name: str) -> Mapping[Group, Mapping[int | None, int]]:
+def _sizes(spec: ModelSpec, format_name: str) -> Mapping[TensorGroup, Mapping[int | None, int]]:
     """Bytes by group and layer."""
     kinds = tensor_types(spec, format_name)
-    found: dict[Group, dict[int | None, int]] = {}
+    found: dict[TensorGroup, dict[int | None, int]] = {}
     for tensor in _tensors(spec):
         by_layer = found.setdefault(tensor.group, {})
         by_layer[tensor.layer] = by_layer.get(tensor.layer, 0) + tensor_bytes(tensor, kinds[tensor.name])
     return found
 
 
-def _head_group(spec: ModelSpec) -> Group:
-    return Group.EMBEDDING if spec.tied_embeddings else Group.OUTPUT_HEAD
+def _head_group(spec: ModelSpec) -> TensorGroup:
+    return TensorGroup.EMBEDDING if spec.tied_embeddings else TensorGroup.OUTPUT_HEAD
 
 
 def _active(spec: ModelSpec, tensor: Tensor) -> int:
-    if tensor.group is Group.EMBEDDING and not spec.tied_embeddings:
+    if tensor.group is TensorGroup.EMBEDDING and not spec.tied_embeddings:
         return 0
-    if tensor.group is Group.ROUTED_EXPERTS and tensor.layer is not None:
+    if tensor.group is TensorGroup.ROUTED_EXPERTS and tensor.layer is not None:
         ffn = spec.layers[tensor.layer].ffn
         if isinstance(ffn, MoeFfn):
             return tensor.params // ffn.n_experts * ffn.n_experts_per_token

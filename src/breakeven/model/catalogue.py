@@ -1,10 +1,7 @@
-"""The models Breakeven knows by name: package data, each with its source, each checked against its published total.
+"""The models Breakeven knows by name: package data, each with source and licence, checked against its published total.
 
-A row of the published-facts table, turned into the configuration it was taken from and read by its family.
-
-The table's keys are its own; its values are those of released configurations.
-
-Under which licence the weights of a catalogued model were published.
+A row of the table holds published facts under keys of its own; it is turned into the configuration it was taken from
+and read by its family, as a file would be.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from breakeven.model.layouts.registry import spec_from_config
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CatalogueEntry:
     """One catalogued model: its short name, its hub id, and the facts as published."""
 
     name: str
@@ -45,7 +42,7 @@ def lookup(name: str) -> ModelSpec:
     return _spec(find(name).name)
 
 
-def find(name: str) -> Entry:
+def find(name: str) -> CatalogueEntry:
     """The catalogue's entry of this name, matched as in `lookup`; raises UserError that offers the nearest names."""
     asked = name.strip().lower()
     for entry in entries():
@@ -57,10 +54,12 @@ def find(name: str) -> Entry:
 
 
 @lru_cache(maxsize=1)
-def entries() -> tuple[Entry, ...]:
+def entries() -> tuple[CatalogueEntry, ...]:
     """All of the catalogue, by short name."""
     text = resources.files("breakeven.model").joinpath("data", "models.json").read_text(encoding="utf-8")
-    return tuple(Entry(short, str(facts["name"]), facts) for short, facts in json.loads(text)["models"].items())
+    return tuple(
+        CatalogueEntry(short, str(facts["name"]), facts) for short, facts in json.loads(text)["models"].items()
+    )
 
 
 @lru_cache(maxsize=128)
@@ -68,7 +67,7 @@ def _spec(short: str) -> ModelSpec:
     return spec_from_facts(next(entry.facts for entry in entries() if entry.name == short))
 
 
-def _keys(entry: Entry) -> tuple[str, str, str]:
+def _keys(entry: CatalogueEntry) -> tuple[str, str, str]:
     hub_id = entry.hub_id.lower()
     return entry.name, hub_id, hub_id.rpartition("/")[2]
 
@@ -126,7 +125,7 @@ def spec_from_facts(row: Mapping[str, object]) -> ModelSpec:
     """The model of one row, with its published total when the row has one.
 
     Raises UserError naming the fact that a row lacks. Whether the count agrees with the published total is for
-    `guard.check_count` to say.
+    `arithmetic.check_count` to say.
     """
     name, source = str(row.get("name", "unnamed")), str(row.get("source", "facts"))
     config: dict[str, object] = {theirs: row[ours] for ours, theirs in _KEYS.items() if ours in row}

@@ -46,7 +46,7 @@ class QualityScore(msgspec.Struct, frozen=True, kw_only=True):
     source: str | None = None
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True):
+class ScoreSource(msgspec.Struct, frozen=True, kw_only=True):
     """Where published scores come from, and by which harness."""
 
     name: str
@@ -72,7 +72,7 @@ class _Published(msgspec.Struct, frozen=True, kw_only=True):
 
     about: str
     items: dict[str, int]
-    sources: dict[str, Source]
+    sources: dict[str, ScoreSource]
     rows: list[Row]
 
 
@@ -116,7 +116,7 @@ def published() -> tuple[Row, ...]:
     return tuple(_data().rows)
 
 
-def sources() -> Mapping[str, Source]:
+def sources() -> Mapping[str, ScoreSource]:
     """The sources that `published` rows name."""
     return _data().sources
 
@@ -140,7 +140,7 @@ def _published(candidates: Mapping[str, ModelSpec], benchmark: str | None) -> di
     return None
 
 
-def _score(share: float, benchmark: str, stage: str, source: Source, items: Mapping[str, int]) -> QualityScore:
+def _score(share: float, benchmark: str, stage: str, source: ScoreSource, items: Mapping[str, int]) -> QualityScore:
     low = high = None
     if benchmark in items:
         # Wilson's interval of a share: how far another draw of as many questions could have come out.

@@ -22,7 +22,7 @@ from breakeven.model.arithmetic import (
 from breakeven.model.formats.gguf import FORMATS
 from breakeven.model.formats.gpu import GPU_FORMATS
 from breakeven.model.layouts.registry import family_of
-from breakeven.model.tensors import Group
+from breakeven.model.tensors import TensorGroup
 
 LISTED_FORMAT = "Q4_K_M"
 """The format a list of models shows the size in."""
@@ -71,7 +71,7 @@ class Stored:
     format: str
     total_bytes: int
     decode_bytes: float
-    by_group: dict[Group, int]
+    by_group: dict[TensorGroup, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Detail:
     """What there is to say about one model."""
 
     summary: Summary
-    params_by_group: dict[Group, int]
+    params_by_group: dict[TensorGroup, int]
     formats: tuple[Stored, ...]
     contexts: tuple[Cached, ...]
     state_bytes: float

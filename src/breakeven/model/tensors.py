@@ -2,7 +2,7 @@
 
 Shapes are in numpy order, slowest axis first, so a matrix is (out, in) and stacked experts are (experts, out, in);
 GGUF stores the same numbers reversed. Names and shapes follow llama.cpp's `src/models/<architecture>.cpp`. Where a
-family stores a tensor under another name, its entry in `families` says so.
+family stores a tensor under another name, its entry in `layouts` says so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from breakeven.model.architecture import (
 from breakeven.model.layouts.registry import family_of
 
 
-class Group(StrEnum):
+class TensorGroup(StrEnum):
     """What a tensor is for. A bias counts with the matrix it belongs to."""
 
     ROUTED_EXPERTS = "routed_experts"
@@ -45,7 +45,7 @@ class Tensor:
 
     name: str
     shape: tuple[int, ...]
-    group: Group
+    group: TensorGroup
     layer: int | None
 
     @property
@@ -54,14 +54,14 @@ class Tensor:
         return math.prod(self.shape)
 
 
-_Item = tuple[str, str, tuple[int, ...], Group]
+_Item = tuple[str, str, tuple[int, ...], TensorGroup]
 """Stem, suffix ("weight", "bias", "" for none), shape, group: a tensor before its layer and final name are known."""
 
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """The model's tensors in file order: embedding, blocks, final norm, output head (absent when tied)."""
     names = family_of(spec).tensor_names
-    found = [_named(("token_embd", "weight", (spec.vocab, spec.hidden), Group.EMBEDDING), None, names)]
+    found = [_named(("token_embd", "weight", (spec.vocab, spec.hidden), TensorGroup.EMBEDDING), None, names)]
     for index, layer in enumerate(spec.layers):
         found += [_named(item, index, names) for item in _layer(spec, layer)]
     found += [_named(item, None, names) for item in _tail(spec)]
@@ -77,9 +77,9 @@ def _named(item: _Item, layer: int | None, names: Mapping[str, str]) -> Tensor:
 def _tail(spec: ModelSpec) -> Iterator[_Item]:
     yield from _norm("output_norm", spec.hidden, spec.layer_norm)
     if not spec.tied_embeddings:
-        yield "output", "weight", (spec.vocab, spec.hidden), Group.OUTPUT_HEAD
+        yield "output", "weight", (spec.vocab, spec.hidden), TensorGroup.OUTPUT_HEAD
     if spec.output_bias:
-        yield "output", "bias", (spec.vocab,), Group.OUTPUT_HEAD
+        yield "output", "bias", (spec.vocab,), TensorGroup.OUTPUT_HEAD
 
 
 def _layer(spec: ModelSpec, layer: Layer) -> Iterator[_Item]:
@@ -99,7 +99,7 @@ def _layer(spec: ModelSpec, layer: Layer) -> Iterator[_Item]:
     yield from _norm("ffn_norm", hidden, spec.layer_norm)
     match layer.ffn:
         case DenseFfn():
-            yield from _gated("", Group.DENSE_FFN, hidden, layer.ffn.width, bias=layer.ffn.bias)
+            yield from _gated("", TensorGroup.DENSE_FFN, hidden, layer.ffn.width, bias=layer.ffn.bias)
         case MoeFfn():
             yield from _moe(hidden, layer.ffn)
     if layer.post_norms:
@@ -107,15 +107,15 @@ def _layer(spec: ModelSpec, layer: Layer) -> Iterator[_Item]:
 
 
 def _norm(stem: str, width: int, bias: bool = False) -> Iterator[_Item]:
-    yield stem, "weight", (width,), Group.NORM
+    yield stem, "weight", (width,), TensorGroup.NORM
     if bias:
-        yield stem, "bias", (width,), Group.NORM
+        yield stem, "bias", (width,), TensorGroup.NORM
 
 
 def _matrix(stem: str, out: int, width: int, bias: bool = False) -> Iterator[_Item]:
-    yield stem, "weight", (out, width), Group.ATTENTION
+    yield stem, "weight", (out, width), TensorGroup.ATTENTION
     if bias:
-        yield stem, "bias", (out,), Group.ATTENTION
+        yield stem, "bias", (out,), TensorGroup.ATTENTION
 
 
 def _gqa(hidden: int, a: Gqa) -> Iterator[_Item]:
@@ -130,7 +130,7 @@ def _gqa(hidden: int, a: Gqa) -> Iterator[_Item]:
         yield from _norm("attn_q_norm", queries if whole else a.head_dim)
         yield from _norm("attn_k_norm", keys if whole else a.head_dim)
     if a.sinks:
-        yield "attn_sinks", "weight", (a.heads,), Group.ATTENTION
+        yield "attn_sinks", "weight", (a.heads,), TensorGroup.ATTENTION
 
 
 def _mla(hidden: int, a: Mla) -> Iterator[_Item]:
@@ -144,8 +144,8 @@ def _mla(hidden: int, a: Mla) -> Iterator[_Item]:
     yield from _matrix("attn_kv_a_mqa", a.kv_lora_rank + a.rope_dim, hidden)
     yield from _norm("attn_kv_a_norm", a.kv_lora_rank)
     # One matrix in the paper, kept as two so that decoding can absorb the key half into the query.
-    yield "attn_k_b", "weight", (a.heads, a.kv_lora_rank, a.nope_dim), Group.ATTENTION
-    yield "attn_v_b", "weight", (a.heads, a.value_dim, a.kv_lora_rank), Group.ATTENTION
+    yield "attn_k_b", "weight", (a.heads, a.kv_lora_rank, a.nope_dim), TensorGroup.ATTENTION
+    yield "attn_v_b", "weight", (a.heads, a.value_dim, a.kv_lora_rank), TensorGroup.ATTENTION
     yield from _matrix("attn_output", hidden, a.heads * a.value_dim)
 
 
@@ -153,9 +153,9 @@ def _linear_attention(hidden: int, a: LinearAttention) -> Iterator[_Item]:
     keys, values = a.key_heads * a.key_dim, a.value_heads * a.value_dim
     yield from _matrix("attn_qkv", 2 * keys + values, hidden)
     yield from _matrix("attn_gate", values, hidden)
-    yield "ssm_conv1d", "weight", (2 * keys + values, a.conv_kernel), Group.ATTENTION
-    yield "ssm_dt", "bias", (a.value_heads,), Group.ATTENTION
-    yield "ssm_a", "", (a.value_heads,), Group.ATTENTION
+    yield "ssm_conv1d", "weight", (2 * keys + values, a.conv_kernel), TensorGroup.ATTENTION
+    yield "ssm_dt", "bias", (a.value_heads,), TensorGroup.ATTENTION
+    yield "ssm_a", "", (a.value_heads,), TensorGroup.ATTENTION
     yield from _matrix("ssm_ba", 2 * a.value_heads, hidden)
     yield from _norm("ssm_norm", a.value_dim)
     yield from _matrix("ssm_out", hidden, values)
@@ -168,27 +168,27 @@ def _short_conv(hidden: int, a: ShortConv) -> Iterator[_Item]:
 
 
 def _moe(hidden: int, f: MoeFfn) -> Iterator[_Item]:
-    yield "ffn_gate_inp", "weight", (f.n_experts, hidden), Group.ROUTER
+    yield "ffn_gate_inp", "weight", (f.n_experts, hidden), TensorGroup.ROUTER
     if f.router_bias:
-        yield "ffn_gate_inp", "bias", (f.n_experts,), Group.ROUTER
+        yield "ffn_gate_inp", "bias", (f.n_experts,), TensorGroup.ROUTER
     if f.selection_bias:
-        yield "exp_probs_b", "bias", (f.n_experts,), Group.ROUTER
+        yield "exp_probs_b", "bias", (f.n_experts,), TensorGroup.ROUTER
     stack = (f.n_experts,)
-    yield from _gated("_exps", Group.ROUTED_EXPERTS, hidden, f.expert_width, stack=stack, bias=f.expert_bias)
+    yield from _gated("_exps", TensorGroup.ROUTED_EXPERTS, hidden, f.expert_width, stack=stack, bias=f.expert_bias)
     if f.shared_width:
-        yield from _gated("_shexp", Group.SHARED_EXPERTS, hidden, f.shared_width)
+        yield from _gated("_shexp", TensorGroup.SHARED_EXPERTS, hidden, f.shared_width)
     if f.shared_gate:
-        yield "ffn_gate_inp_shexp", "weight", (hidden,), Group.SHARED_EXPERTS
+        yield "ffn_gate_inp_shexp", "weight", (hidden,), TensorGroup.SHARED_EXPERTS
     if f.dense_width:
-        yield from _gated("", Group.DENSE_FFN, hidden, f.dense_width)
+        yield from _gated("", TensorGroup.DENSE_FFN, hidden, f.dense_width)
         # Each of the two paths is normed on its own before they are added (Gemma 4).
-        yield "ffn_gate_inp", "scale", (hidden,), Group.ROUTER
+        yield "ffn_gate_inp", "scale", (hidden,), TensorGroup.ROUTER
         for stem in ("pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2"):
             yield from _norm(stem, hidden)
 
 
 def _gated(
-    suffix: str, group: Group, hidden: int, width: int, *, stack: tuple[int, ...] = (), bias: bool = False
+    suffix: str, group: TensorGroup, hidden: int, width: int, *, stack: tuple[int, ...] = (), bias: bool = False
 ) -> Iterator[_Item]:
     """Gate, up and down of one feed-forward, or of `stack` of them side by side."""
     for stem, out, across in (("gate", width, hidden), ("up", width, hidden), ("down", hidden, width)):

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from breakeven.hardware.chips import Chip, Price
 from breakeven.model.summary import LISTED_FORMAT, Detail, Experts, Summary
-from breakeven.model.tensors import Group
+from breakeven.model.tensors import TensorGroup
 from breakeven.pages.words import bytes_text, count_text, number
 
 COLUMNS = (
@@ -185,15 +185,15 @@ def _head(model: Detail) -> list[str]:
 def _format_row(model: Detail, index: int) -> list[str]:
     stored = model.formats[index]
 
-    def of(group: Group) -> str:
+    def of(group: TensorGroup) -> str:
         return bytes_text(stored.by_group[group]) if group in stored.by_group else "-"
 
     return [
         stored.format,
         bytes_text(stored.total_bytes),
         bytes_text(stored.decode_bytes),
-        of(Group.ROUTED_EXPERTS),
-        of(Group.SHARED_EXPERTS),
-        of(Group.EMBEDDING),
-        of(Group.OUTPUT_HEAD) if Group.OUTPUT_HEAD in stored.by_group else "tied",
+        of(TensorGroup.ROUTED_EXPERTS),
+        of(TensorGroup.SHARED_EXPERTS),
+        of(TensorGroup.EMBEDDING),
+        of(TensorGroup.OUTPUT_HEAD) if TensorGroup.OUTPUT_HEAD in stored.by_group else "tied",
     ]

@@ -1,6 +1,6 @@
-"""`breakeven bench`: one endpoint or model under one or more loads.
+"""`breakeven bench`: one endpoint or model under one or more loads; and `compare` under load.
 
-`breakeven compare` under load: candidates take turns on the same schedules, at several rates or along a trace.
+Candidates of a comparison take turns on the same schedules, at several rates or along a trace.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from breakeven.traffic.workload import Slo, Workload
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class NamedLoad:
     """One load of a study and its name in every table. `round` counts repetitions with fresh arrivals."""
 
     name: str
@@ -47,14 +47,16 @@ def name_of(workload: Workload) -> str:
     return f"{arrivals.rate_per_s:g} req/s"
 
 
-def rounds(workload: Workload, n: int) -> list[Load]:
+def rounds(workload: Workload, n: int) -> list[NamedLoad]:
     """`workload` n times, each with arrivals and lengths of its own."""
-    return [Load(name_of(workload), msgspec.structs.replace(workload, seed=workload.seed + k), k) for k in range(n)]
+    return [
+        NamedLoad(name_of(workload), msgspec.structs.replace(workload, seed=workload.seed + k), k) for k in range(n)
+    ]
 
 
 def bench(
     target: str,
-    loads: Sequence[Load],
+    loads: Sequence[NamedLoad],
     slo: Slo | None = None,
     options: LoadOptions | None = None,
     *,
@@ -75,7 +77,7 @@ def bench(
 def play(
     kind: str,
     targets: Sequence[str],
-    loads: Sequence[Load],
+    loads: Sequence[NamedLoad],
     slo: Slo | None,
     options: LoadOptions,
     *,
@@ -123,13 +125,13 @@ TURN_WARM_UP_S = 10.0
 """Of the trace before a turn, played first and not counted: queues and caches are as if the trace had run on."""
 
 
-def rate_loads(workloads: Sequence[Workload], n_rounds: int) -> list[Load]:
+def rate_loads(workloads: Sequence[Workload], n_rounds: int) -> list[NamedLoad]:
     """Every rate in every round; rounds are outermost, so that each rate is spread over the whole run."""
     repeated = [rounds(workload, n_rounds) for workload in workloads]
     return [of_rate[k] for k in range(n_rounds) for of_rate in repeated]
 
 
-def trace_turns(workload: Workload, trace: TraceRows, turn_s: float = TURN_S) -> list[Load]:
+def trace_turns(workload: Workload, trace: TraceRows, turn_s: float = TURN_S) -> list[NamedLoad]:
     """A trace cut into turns of about `turn_s` seconds of playing time, each a round of one load.
 
     A turn begins with the TURN_WARM_UP_S before it, which do not count. A session that spans two turns is cut there,
@@ -148,13 +150,13 @@ def trace_turns(workload: Workload, trace: TraceRows, turn_s: float = TURN_S) ->
         warm_s = min(TURN_WARM_UP_S, (begin - start_s) / arrivals.rate_scale)
         cut = msgspec.structs.replace(arrivals, start_s=begin - warm_s * arrivals.rate_scale, end_s=end)
         turn = msgspec.structs.replace(workload, arrivals=cut, warm_up_s=warm_s, seed=workload.seed + k)
-        turns.append(Load(name_of(workload), turn, k))
+        turns.append(NamedLoad(name_of(workload), turn, k))
     return turns
 
 
 def compare_under_load(
     models: Sequence[str],
-    loads: Sequence[Load],
+    loads: Sequence[NamedLoad],
     slo: Slo | None = None,
     options: LoadOptions | None = None,
     *,

@@ -1,9 +1,8 @@
-"""A calibration's event log as step times: a pure function, so that a profile can be fitted again from its log.
-
-`breakeven calibrate`: a few small probes in the real engine, and from them the constants of this machine.
+"""`breakeven calibrate`: a few small probes in the real engine, and from them the constants of this machine.
 
 Probes run one after the other, each under every load, forward in even rounds and backward in odd ones, as long as the
-budget lasts. Everything measured is in the event log; the profile is a pure function of it.
+budget lasts. Everything measured is in the event log; the profile is a pure function of it, so that it can be fitted
+again.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ from breakeven.measure.paired.blocks import block_metrics
 from breakeven.measure.paired.plan import order
 from breakeven.measure.probe import ProbeRun, step_s
 from breakeven.measure.progress import ProgressState
+from breakeven.measure.runner import Candidate
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import format_named
 from breakeven.results.store import LOG, fingerprint
@@ -98,7 +98,6 @@ LEAST_PROBES = 4
 MIN_PROBES = 2
 IDLE_S = 2.0
 """How long the idle power is listened to, where there is a counter."""
-QUIET_CHECK_S = 0.5
 SEED = 0
 
 OnProgress = Callable[[ProgressState], None]
@@ -164,7 +163,7 @@ def calibrate(options: CalibrateOptions, on_progress: OnProgress = lambda state:
     return profile_of(history, options, machine, directory, run.idle_w, probes, engine.name, format_name, gpu=gpu)
 
 
-class Plan(NamedTuple):
+class ProbePlan(NamedTuple):
     """What a calibration would run. `gpu`: the engine's weights lie on a GPU."""
 
     engine: Engine
@@ -174,7 +173,7 @@ class Plan(NamedTuple):
     loads: tuple[ProbeLoad, ...]
 
 
-def plan(options: CalibrateOptions, machine: MachineSpec) -> Plan:
+def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
     """The probes and loads for `machine`. Raises UserError for an engine, format or machine that cannot be probed."""
     engine = engine_named(options.engine)
     format_name = _format(engine, options.format_name)
@@ -183,7 +182,7 @@ def plan(options: CalibrateOptions, machine: MachineSpec) -> Plan:
     probes = options.probes or probes_for(format_name, gpu=gpu, memory_bytes=memory)
     if len(probes) < MIN_PROBES:
         raise UserError("this machine has too little free memory for the probes; close other programs and try again")
-    return Plan(engine, format_name, gpu, probes, options.loads or loads_for(gpu=gpu))
+    return ProbePlan(engine, format_name, gpu, probes, options.loads or loads_for(gpu=gpu))
 
 
 def profile_of(
@@ -251,7 +250,7 @@ class _Run:
         """Measure. The first probes run whatever the budget, the others when they are expected to end within it."""
         energy = open_counter()
         self.idle_w = _idle_watts(energy)
-        wait = "passive" if noise.busy(QUIET_CHECK_S) else None
+        wait = "passive" if noise.busy() else None
         took: dict[str, float] = {}
         for number in range(1000):
             for index in order(number, len(self.probes)):
@@ -291,7 +290,7 @@ class _Run:
             backend = running.backend
             ready = BackendReady(model=spec.name, settings=backend.settings, load_s=backend.load_s)
             _add(self.log, self.history, ready)
-            run = ProbeRun(spec.name, backend, running.alive, self.log, self.history, SEED, energy)
+            run = ProbeRun(Candidate(spec.name, backend, running.alive), self.log, self.history, SEED, energy)
             run.warm_up()
             for load in loads:
                 self._show("measuring", spec.name)

@@ -8,7 +8,7 @@ no clock, no engine and no file: a budget is kept by whoever runs the trials, an
     then one trial well above, unless one was made on the way: a load that meets above one that fails is a
     contradiction; both are tried once more, and if they insist, the limit is reported as not monotone.
 
-A trial is decided by evidence that may be looked at after every run (`measure.sequential`). The whole search may be
+A trial is decided by evidence that may be looked at after every run (`stats.sequential`). The whole search may be
 wrong with probability 1 - confidence; each of its at most `max_trials` trials gets an equal part of that.
 """
 

@@ -1,22 +1,23 @@
-"""The comparison from start to end: models in, `Comparison` out, with everything that happened in a directory."""
+"""`breakeven compare`: models in, `Comparison` out, all that happened in a directory; and the prepared pairs."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from breakeven.engines import openai_url
-from breakeven.engines.memory import check_memory
-from breakeven.engines.source import Source, parse_sources
+from breakeven.engines.cache import cache_directory
+from breakeven.engines.memory import CONTEXT_STEP, RESERVE, check_memory, needed_bytes, whole_context
+from breakeven.engines.source import Source, parse_sources, slug
 from breakeven.engines.start import Running, start, weights_of
-from breakeven.engines.synthesis.routing import Routing
+from breakeven.engines.synthesis.routing import ExpertUse
 from breakeven.engines.synthesis.write import check_routable
 from breakeven.errors import BreakevenError, UserError
 from breakeven.hardware.reader import read_machine
@@ -25,20 +26,17 @@ from breakeven.measure.energy import open_counter
 from breakeven.measure.events import BackendReady, BackendStopped, Event, EventWriter, StudyStarted, StudyStopped
 from breakeven.measure.paired.blocks import blocks_of
 from breakeven.measure.paired.plan import Plan
-from breakeven.measure.paired.run import Candidate, PairedRun
+from breakeven.measure.paired.run import PairedRun
 from breakeven.measure.progress import ProgressState, RatioRow
+from breakeven.measure.runner import Candidate
+from breakeven.model.arithmetic import file_bytes
+from breakeven.model.catalogue import lookup
 from breakeven.model.formats.named import format_named
 from breakeven.results.comparison import Comparison
 from breakeven.results.store import LOG, fingerprint
 from breakeven.runs import result
 from breakeven.runs.directory import open_directory
 from breakeven.version import __version__
-
-CONTEXT_STEP = 256
-"""llama.cpp rounds a slot's context up to this."""
-QUIET_CHECK_S = 0.5
-"""How long to listen before the engines start. Their threads spin at barriers, which other work turns from a gain of
-4 % into a loss of 80 % (30 to 4 tok/s beside one busy process on two cores), so on a busy machine they sleep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +83,12 @@ def compare(
     options.check()
     sources = parse_sources(list(models))
     plan = options.plan
-    context = -(-(plan.prompt_tokens + plan.output_tokens + 8) // CONTEXT_STEP) * CONTEXT_STEP
+    context = whole_context(plan.prompt_tokens + plan.output_tokens + 8)
     slots = max(plan.streams)
     format_name = format_named(options.format_name).name
     for source in sources:
         if source.synthetic and source.spec is not None:
-            check_routable(source.spec, Routing())
+            check_routable(source.spec, ExpertUse())
         elif source.url is not None:
             openai_url.connect(source.url)  # refused now rather than after gigabytes were written
     machine = read_machine()
@@ -102,7 +100,7 @@ def compare(
         options.threads,
         __version__,
     )
-    default = Path("results") / "-vs-".join(_slug(s.name) for s in sources)
+    default = Path("results") / "-vs-".join(slug(s.name) for s in sources)
     mark = fingerprint(question)
     directory, history = open_directory(options.out, default, mark, options.resume)
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -136,7 +134,7 @@ def compare(
             whole = {block.model for block in blocks_of(history)} >= {s.name for s in sources}
             if whole:
                 nothing_seen = [None] * len(running)
-                told = result.facts(plan, format_name, machine, running, nothing_seen, result.Inside())
+                told = result.facts(plan, format_name, machine, running, nothing_seen, result.InsideViews())
                 history.append(told)
                 with contextlib.suppress(BreakevenError):  # a full disk must not hide why the run ended
                     log.append(told)
@@ -145,7 +143,7 @@ def compare(
             if whole:
                 result.save_partial(result.comparison_of(history), directory)
             raise
-        inside = result.Inside()
+        inside = result.InsideViews()
         if options.look_inside:
             inside = result.look_inside(running, plan, options.threads, show.phase)
         _add(log, history, result.facts(plan, format_name, machine, running, peaks, inside))
@@ -164,10 +162,10 @@ def _start_all(
     show: _Show,
 ) -> Iterator[Running]:
     """Bring the candidates up one after the other; on a busy machine their threads sleep rather than spin."""
-    wait: Literal["passive"] | None = "passive" if noise.busy(QUIET_CHECK_S) else None
+    wait: Literal["passive"] | None = "passive" if noise.busy() else None
     for source, path in zip(sources, paths, strict=True):
         show.phase("loading", source.name)
-        log = directory / f"{_slug(source.name)}.log"
+        log = directory / f"{slug(source.name)}.log"
         yield start(
             stack, source, path, context=context, slots=slots, log=log, threads=options.threads, wait_policy=wait
         )
@@ -180,10 +178,6 @@ def _add(log: EventWriter, history: list[Event], event: Event) -> None:
 
 def _measured_s(history: Sequence[Event]) -> float:
     return sum(block.seconds for block in blocks_of(history))
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-").lower()[:60] or "model"
 
 
 class _Show:
@@ -212,3 +206,35 @@ class _Show:
 
     def measuring(self, elapsed_s: float, rows: list[RatioRow]) -> None:
         self._sink(ProgressState("measuring", elapsed_s, self._plan.budget_s, rows=tuple(rows)))
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """A Mixture-of-Experts model, the dense one people weigh it against, and a plan of three minutes on two cores."""
+
+    models: tuple[str, str]
+    plan: Plan
+
+
+DEMOS = (  # the largest first
+    Demo(("olmoe-1b-7b", "llama-3.2-1b"), Plan((1, 4), 32, 32, 0.02, 175.0)),  # the pair of arXiv 2606.21428
+    Demo(("granite-3.1-3b-a800m", "llama-3.2-1b"), Plan((1, 4), 32, 32, 0.02, 175.0)),
+    Demo(("granite-3.1-1b-a400m", "smollm2-360m"), Plan((1, 4), 32, 32, 0.02, 120.0)),
+)
+
+
+def demo_pair(options: Options) -> tuple[list[str], Options]:
+    """The largest pair that fits this machine's memory and disk. Raises UserError when none does."""
+    available = read_machine().available_memory_bytes
+    place = next(p for p in (cache_directory(), *cache_directory().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    for demo in DEMOS:
+        specs = [lookup(name) for name in demo.models]
+        memory = sum(needed_bytes(s, options.format_name, CONTEXT_STEP, max(demo.plan.streams)) for s in specs)
+        disk = sum(file_bytes(s, options.format_name) for s in specs)
+        if memory <= RESERVE * available and disk <= free:
+            return list(demo.models), replace(options, plan=replace(demo.plan, seed=options.plan.seed))
+    raise UserError(
+        f"the smallest demonstration needs {memory / 1e9:.1f} GB of memory and {disk / 1e9:.1f} GB of disk;"
+        f" this machine has {available / 1e9:.1f} GB and {Path(place)} {free / 1e9:.1f} GB"
+    )

@@ -1,6 +1,6 @@
 """A study under load while it runs: engines up, client tested, one log; then candidate after candidate on a schedule.
 
-What a study asks for (loads, rounds, who plays when) is decided elsewhere: `bench`, `load_compare`, `capacity`.
+What a study asks for (loads, rounds, who plays when) is decided elsewhere: `bench`, `capacity`, `recheck`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from types import TracebackType
 import numpy as np
 
 from breakeven.engines import openai_url
-from breakeven.engines.source import Source
+from breakeven.engines.memory import whole_context
+from breakeven.engines.source import SYNTHETIC, Source, slug
 from breakeven.engines.start import Running, engine_named, start, weights_of
 from breakeven.errors import UserError
 from breakeven.hardware.reader import read_machine
@@ -41,16 +41,12 @@ from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Slo, Workload
 from breakeven.version import __version__
 
-CONTEXT_STEP = 256
-"""llama.cpp rounds a slot's context up to this."""
 CONTEXT_SPARE = 16
 DEFAULT_SLOTS = 8
 """Requests an engine of ours works on at once in an open loop; what comes beyond waits in its queue."""
-QUIET_CHECK_S = 0.5
 USEFUL_SHARE = 0.5
 """A client above half of its ceiling adds delays of its own (docs/client.md)."""
 URL_CAVEAT = "An engine behind a URL may share its machine with others; its noise cannot be seen from here."
-SYNTHETIC = "synthetic weights: speed and memory only"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +106,7 @@ class Session:
         options.check()
         self._kind, self._sources, self._workload, self._slo = kind, list(sources), workload, slo
         self._options, self._trace = options, trace
-        self._context = -(-(context_tokens + CONTEXT_SPARE) // CONTEXT_STEP) * CONTEXT_STEP
+        self._context = whole_context(context_tokens + CONTEXT_SPARE)
         self._slots = options.slots or slots
         self._target_share, self._confidence = target_share, confidence
         self._on_state, self._on_phase = on_state, on_phase
@@ -221,7 +217,7 @@ class Session:
         default = Path("results") / ("-vs-".join(slug(s.name) for s in sources) + f"-{self._kind}")
         self.directory, history = open_directory(options.out, default, mark, options.resume)
         self._recall(history)
-        wait = "passive" if noise.busy(QUIET_CHECK_S) else None
+        wait = "passive" if noise.busy() else None
         for source in sources:
             self._on_phase("loading", source.name)
             self.running.append(
@@ -327,11 +323,6 @@ def context_of(schedules: Sequence[Schedule]) -> int:
         before_N = np.where(first_N > 0, sums_N[first_N - 1], 0)
         most = max(most, int((sums_N - before_N).max()))
     return most
-
-
-def slug(name: str) -> str:
-    """`name` as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-").lower()[:60] or "model"
 
 
 def _model(up: Running) -> LoadModel:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from breakeven.engines.openai_url import is_url
 from breakeven.engines.source import parse_source
 from breakeven.errors import UserError
 from breakeven.measure.events import LoadDone, LoadStarted, iter_events
@@ -40,7 +41,7 @@ def log_of(place: Path) -> Path | None:
 def target_of(study: LoadStudy) -> str:
     """What a saved run measured, as one would type it."""
     model = study.models[0]
-    if model.source.startswith(("http://", "https://")):
+    if is_url(model.source):
         return f"{model.source}#{model.name}"
     return model.name if model.synthetic else model.source
 

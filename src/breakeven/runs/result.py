@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from breakeven.engines.source import SYNTHETIC
 from breakeven.engines.start import Running
 from breakeven.errors import BreakevenError, UserError
 from breakeven.hardware.machine import MachineSpec
@@ -19,13 +20,12 @@ from breakeven.results.store import RESULT, write
 from breakeven.runs.verdict import decide
 from breakeven.traffic import prompts
 
-SYNTHETIC = "synthetic weights: speed and memory only"
 DECODE_STEPS, PREFILL_STEPS = 16, 2
 TRACE_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Inside:
+class InsideViews:
     """What looking inside the candidates showed; empty where it could not, with the reason as a caveat."""
 
     profiles: list[Profile] = field(default_factory=list)
@@ -35,11 +35,11 @@ class Inside:
 
 def look_inside(
     running: Sequence[Running], plan: Plan, threads: int | None, show: Callable[[str, str], None]
-) -> Inside:
+) -> InsideViews:
     """Profile every candidate that has a weight file, and trace the routing of those that route."""
     from breakeven.engines.inside.client import profile, trace
 
-    found = Inside()
+    found = InsideViews()
     for candidate in running:
         name, path = candidate.source.name, candidate.path
         if path is None:
@@ -76,7 +76,7 @@ def facts(
     machine: MachineSpec,
     running: Sequence[Running],
     peaks: Sequence[int | None],
-    inside: Inside,
+    inside: InsideViews,
 ) -> events.StudyFacts:
     """What the log must also hold, so that the whole result can be computed from it."""
     models = [_model(r, format_name, peak) for r, peak in zip(running, peaks, strict=True)]

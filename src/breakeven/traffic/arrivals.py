@@ -1,18 +1,10 @@
-"""What an arrival process is: until when it runs, and what it gives.
+"""When requests arrive: six processes in one table, each saying until when it runs and what it gives.
 
-Closed loop: `concurrency` streams, each asking again `think_s` after its answer.
-
-Constant rate: one request every 1/rate seconds, the first at 0.
-
-Gamma: independent gaps of a chosen burstiness; a coefficient of variation of 1 is Poisson.
-
-Poisson: independent exponential gaps, as of many people who do not know of each other.
-
-Ramp: Poisson arrivals whose rate changes evenly from one value to another.
-
-Steps: Poisson arrivals whose rate jumps at given times.
-
-Trace: the arrivals somebody recorded, gaps as they were, cut to a window and played faster or slower.
+constant: one request every 1/rate seconds, the first at 0. poisson: independent exponential gaps, as of many people who
+do not know of each other; its rate may change evenly from one value to another (ramp) or jump at given times (steps).
+gamma: independent gaps of a chosen burstiness; a coefficient of variation of 1 is Poisson. closed: `concurrency`
+streams, each asking again `think_s` after its answer. trace: the arrivals somebody recorded, gaps as they were, cut to
+a window and played faster or slower.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Drawing a schedule: every random choice of a run, made once, before it. Arrivals and lengths by name."""
+"""Drawing a schedule: every random choice of a run, arrivals and token counts alike, made once, before it."""
 
 from __future__ import annotations
 

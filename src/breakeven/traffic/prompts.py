@@ -3,10 +3,9 @@
 Experts are chosen by the text, so streams that repeat one prompt flatter a Mixture-of-Experts model; every prompt here
 is a different shuffle of prose, mail, code and data in ten languages, with a salt in front that defeats prefix caches.
 
-Text of an exact number of tokens, cut from a long one whose tokens were counted before.
-
-A corpus is a chain of pieces, each led by one separator byte: ",123" where a backend takes token ids, " word", already
-escaped for JSON, where it takes text. A stretch of pieces without its first separator is then ready to be sent.
+Exact lengths are cut from a corpus whose tokens were counted before: a chain of pieces, each led by one separator byte,
+",123" where a backend takes token ids, " word", already escaped for JSON, where it takes text. A stretch of pieces
+without its first separator is then ready to be sent.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def passages(languages: tuple[str, ...] = ()) -> tuple[str, ...]:
     unknown = [language for language in languages if language not in LANGUAGES]
     if unknown:
         raise UserError(f"no built-in text in {', '.join(unknown)}; there is {', '.join(LANGUAGES)}")
-    text = resources.files("breakeven.measure.prompts").joinpath("data/passages.txt").read_text("utf-8")
+    text = resources.files("breakeven.traffic").joinpath("data/passages.txt").read_text("utf-8")
     tagged = (line.split("\t", 1) for line in text.splitlines())
     return tuple(
         passage.replace("\\n", "\n").replace("\\t", "\t")

@@ -1,7 +1,4 @@
-"""The schedule: concrete requests with due times, fixed before a run and played alike for every candidate.
-
-It may be cut among workers: the parts share no request and together are all.
-"""
+"""The schedule: requests with due times, fixed before a run, played alike for every candidate, cut among workers."""
 
 from __future__ import annotations
 

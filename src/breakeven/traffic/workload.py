@@ -1,7 +1,4 @@
-"""What traffic is: arrivals, lengths, sessions and the service level asked for. `draw.py` draws it.
-
-The service level as people write it: `ttft=1s,tpot=80ms`.
-"""
+"""What traffic is: arrivals, lengths, sessions and the service level (`ttft=1s,tpot=80ms`). `draw` draws it."""
 
 from __future__ import annotations
 

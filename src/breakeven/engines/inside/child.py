@@ -1,11 +1,11 @@
 """The process that looks inside: reads requests on its standard input, answers on its standard output.
 
 It is a process of its own because a library that is not the known one can crash it, and because llama.cpp prints.
+Parent and child say one JSON line a message; arrays travel as .npy files in `folder`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import statistics
@@ -17,52 +17,154 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
-from breakeven.engines.inside import messages as m
+from breakeven.engines.family import die_with_parent
 from breakeven.engines.inside.library import Context, Library, Model, library_path
 from breakeven.engines.inside.observe import RoutingObserver, TimeObserver
 from breakeven.errors import BreakevenError, NotSupportedError
 
-_PR_SET_PDEATHSIG = 1
 _UNTIMED_STEPS = 2
 _PASSES_FOR_COST = 3
+
+
+class LoadFile(msgspec.Struct, tag="load", frozen=True, kw_only=True):
+    """First message: which file, how many threads, where arrays go, and whose death to follow."""
+
+    model: str
+    threads: int
+    folder: str
+    parent_pid: int
+
+
+class Tokenize(msgspec.Struct, tag="tokenize", frozen=True, kw_only=True):
+    """A text to tokens. Answered by `Tokens`."""
+
+    text: str
+
+
+class Trace(msgspec.Struct, tag="trace", frozen=True, kw_only=True):
+    """Route these sequences. Answered by `Routed`; ids in ids-<n>.npy."""
+
+    sequences: list[list[int]]
+    batch: int
+
+
+class Time(msgspec.Struct, tag="time", frozen=True, kw_only=True):
+    """Time by kind over `steps` steps. Answered by `Timed`."""
+
+    phase: str
+    tokens: list[int]
+    steps: int
+
+
+class Rate(msgspec.Struct, tag="rate", frozen=True, kw_only=True):
+    """Decode `tokens` one by one after `prompt`. Answered by `Rated`."""
+
+    prompt: list[int]
+    tokens: list[int]
+
+
+class Logits(msgspec.Struct, tag="logits", frozen=True, kw_only=True):
+    """Logits after every token, in logits.npy. Answered by `Done`."""
+
+    tokens: list[int]
+
+
+class Greedy(msgspec.Struct, tag="greedy", frozen=True, kw_only=True):
+    """The likeliest continuation. Answered by `Tokens`."""
+
+    tokens: list[int]
+    n: int
+
+
+Request = LoadFile | Tokenize | Trace | Time | Rate | Logits | Greedy
+
+
+class Done(msgspec.Struct, tag="done", frozen=True, kw_only=True):
+    """Nothing to tell."""
+
+
+class LoadedFile(msgspec.Struct, tag="loaded", frozen=True, kw_only=True):
+    """What the file says of itself. n_experts is 0 for a dense model."""
+
+    architecture: str
+    n_vocab: int
+    n_experts: int
+    n_experts_per_token: int
+
+
+class Tokens(msgspec.Struct, tag="tokens", frozen=True, kw_only=True):
+    """Token ids."""
+
+    ids: list[int]
+
+
+class Routed(msgspec.Struct, tag="routed", frozen=True, kw_only=True):
+    """Which layers route, and what watching them cost: 0.05 is 5 %."""
+
+    layers: list[int]
+    observing_overhead: float
+
+
+class Timed(msgspec.Struct, tag="timed", frozen=True, kw_only=True):
+    """Median seconds a step by kind, and medians of whole steps watched and unwatched."""
+
+    seconds: dict[str, float]
+    observed_step_s: float
+    plain_step_s: float
+
+
+class Rated(msgspec.Struct, tag="rated", frozen=True, kw_only=True):
+    """Seconds of each single-token step, in order."""
+
+    steps_s: list[float]
+
+
+class Unable(msgspec.Struct, tag="failed", frozen=True, kw_only=True):
+    """`supported` false: this build or model cannot do it. Otherwise it went wrong."""
+
+    text: str
+    supported: bool
+
+
+Reply = Done | LoadedFile | Tokens | Routed | Timed | Rated | Unable
 
 
 class Worker:
     """One loaded model and the requests it answers."""
 
-    def __init__(self, load: m.Load) -> None:
+    def __init__(self, load: LoadFile) -> None:
         self._library = Library(library_path())
         self._model = Model(self._library, Path(load.model), load.threads)
         self._folder = Path(load.folder)
 
-    def loaded(self) -> m.Loaded:
+    def loaded(self) -> LoadedFile:
         """What the file says of itself."""
-        return m.Loaded(
+        return LoadedFile(
             architecture=self._model.meta("general.architecture") or "unknown",
             n_vocab=self._model.n_vocab,
             n_experts=self._model.architecture_number("expert_count"),
             n_experts_per_token=self._model.architecture_number("expert_used_count"),
         )
 
-    def answer(self, request: m.Request) -> m.Reply:
+    def answer(self, request: Request) -> Reply:
         """Do what is asked. Raises BreakevenError when it cannot be done."""
         match request:
-            case m.Tokenize():
-                return m.Tokens(ids=self._model.tokenize(request.text))
-            case m.Trace():
+            case Tokenize():
+                return Tokens(ids=self._model.tokenize(request.text))
+            case Trace():
                 return self._trace(request)
-            case m.Time():
+            case Time():
                 return self._time(request)
-            case m.Rate():
+            case Rate():
                 return self._rate(request)
-            case m.Logits():
+            case Logits():
                 return self._logits(request)
-            case m.Greedy():
+            case Greedy():
                 return self._greedy(request)
-            case m.Load():
+            case LoadFile():
                 raise NotSupportedError("this process has its model already")
 
-    def _trace(self, request: m.Trace) -> m.Routed:
+    def _trace(self, request: Trace) -> Routed:
         observer = RoutingObserver(self._library)
         longest = max(len(sequence) for sequence in request.sequences)
         context = Context(self._model, longest, request.batch, observer)
@@ -82,7 +184,7 @@ class Worker:
             np.save(self._folder / f"ids-{index}.npy", ids_LTK)
         context.close()
         plain.close()
-        return m.Routed(layers=layers, observing_overhead=overhead)
+        return Routed(layers=layers, observing_overhead=overhead)
 
     def _trace_cost(self, observed: Context, plain: Context, tokens: list[int]) -> float:
         """Fastest of a few alternating passes over one batch, watched over unwatched, minus one."""
@@ -93,7 +195,7 @@ class Worker:
                 seconds[context].append(_timed(context, tokens, 0))
         return min(seconds[observed]) / min(seconds[plain]) - 1
 
-    def _time(self, request: m.Time) -> m.Timed:
+    def _time(self, request: Time) -> Timed:
         observer = TimeObserver(self._library)
         decode = request.phase == "decode"
         n_prompt = len(request.tokens) - (request.steps + _UNTIMED_STEPS if decode else 0)
@@ -125,29 +227,29 @@ class Worker:
                         spent.setdefault(kind, []).append(nanoseconds)
         observed.close()
         plain.close()
-        return m.Timed(
+        return Timed(
             seconds={kind: statistics.median(each) / 1e9 for kind, each in spent.items()},
             observed_step_s=statistics.median(observed_s),
             plain_step_s=statistics.median(plain_s),
         )
 
-    def _rate(self, request: m.Rate) -> m.Rated:
+    def _rate(self, request: Rate) -> Rated:
         context = Context(self._model, len(request.prompt) + len(request.tokens), len(request.prompt))
         context.decode(request.prompt, 0)
         start = len(request.prompt)
         steps_s = [_timed(context, [token], start + index) for index, token in enumerate(request.tokens)]
         context.close()
-        return m.Rated(steps_s=steps_s)
+        return Rated(steps_s=steps_s)
 
-    def _logits(self, request: m.Logits) -> m.Done:
+    def _logits(self, request: Logits) -> Done:
         context = Context(self._model, len(request.tokens), len(request.tokens))
         context.decode(request.tokens, 0, outputs=True)
         logits_TV = np.stack([context.logits(index) for index in range(len(request.tokens))])
         context.close()
         np.save(self._folder / "logits.npy", logits_TV)
-        return m.Done()
+        return Done()
 
-    def _greedy(self, request: m.Greedy) -> m.Tokens:
+    def _greedy(self, request: Greedy) -> Tokens:
         context = Context(self._model, len(request.tokens) + request.n, len(request.tokens))
         context.decode(request.tokens, 0)
         ids = [int(context.logits(-1).argmax())]
@@ -155,7 +257,7 @@ class Worker:
             context.decode(ids[-1:], len(request.tokens) + len(ids) - 1)
             ids.append(int(context.logits(-1).argmax()))
         context.close()
-        return m.Tokens(ids=ids)
+        return Tokens(ids=ids)
 
 
 def _timed(context: Context, tokens: list[int], position: int) -> float:
@@ -163,14 +265,6 @@ def _timed(context: Context, tokens: list[int], position: int) -> float:
     started_ns = time.perf_counter_ns()
     context.decode(tokens, position)
     return (time.perf_counter_ns() - started_ns) / 1e9
-
-
-def _die_with(parent_pid: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends, in whatever way."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)
 
 
 def _replies_only() -> BinaryIO:
@@ -186,19 +280,19 @@ def main() -> None:
     replies = _replies_only()
     worker: Worker | None = None
     for line in sys.stdin.buffer:
-        reply: m.Reply
+        reply: Reply
         try:
-            request = msgspec.json.decode(line, type=m.Request)
-            if isinstance(request, m.Load):
-                _die_with(request.parent_pid)
+            request = msgspec.json.decode(line, type=Request)
+            if isinstance(request, LoadFile):
+                die_with_parent(request.parent_pid)
                 worker = Worker(request)
                 reply = worker.loaded()
             elif worker is None:
-                reply = m.Failed(text="no model is loaded", supported=True)
+                reply = Unable(text="no model is loaded", supported=True)
             else:
                 reply = worker.answer(request)
         except BreakevenError as error:
-            reply = m.Failed(text=str(error), supported=not isinstance(error, NotSupportedError))
+            reply = Unable(text=str(error), supported=not isinstance(error, NotSupportedError))
         replies.write(msgspec.json.encode(reply) + b"\n")
         replies.flush()
 

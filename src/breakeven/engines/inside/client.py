@@ -1,8 +1,6 @@
-"""The parent's end of the process that looks inside.
+"""Look inside a GGUF: where a step's time goes, how fast a bare decode loop runs, which experts a text reaches.
 
-Where a step's time goes, and how fast a bare decode loop runs.
-
-Which experts a text reaches, from the running model.
+The model runs in a child process of its own (`inside/child.py`); this is the parent's end of it, and what is asked.
 
 Legend: L layers that route, T tokens, K experts a token.
 """
@@ -16,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
@@ -25,14 +22,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.engines.inside import messages as m
+from breakeven.engines.inside import child as m
 from breakeven.engines.inside.observe import COMBINATION, EXPERTS, KINDS, ROUTER
-from breakeven.engines.inside.routing import frequencies
+from breakeven.engines.inside.summary import Traced
+from breakeven.engines.keeper import log_lines
 from breakeven.errors import EngineError, NotSupportedError, UserError
-from breakeven.results.comparison import NodeTime, Profile, Routing
+from breakeven.hardware.reader import available_threads
+from breakeven.results.comparison import NodeTime, Profile
 
 _R = TypeVar("_R", bound=m.Reply)
 _LAST_LINES = 5
+_LOG_TAIL_BYTES = 65_536
 _CLOSE_TIMEOUT_S = 10.0
 _GGUF_MAGIC = b"GGUF"
 
@@ -42,11 +42,6 @@ WAIT_SETTINGS: Mapping[str, str] = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUN
 Without a spin every node pays for waking a thread, which made the small nodes of SmolLM2-135M four times slower; with
 GNU OpenMP's own default, one busy neighbour on two cores cost nine tenths of the speed.
 """
-
-
-def default_threads() -> int:
-    """CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Inside:
@@ -75,13 +70,13 @@ class Inside:
         )
         try:
             self.loaded = self.ask(
-                m.Load(
+                m.LoadFile(
                     model=str(self.model),
-                    threads=threads or default_threads(),
+                    threads=threads or available_threads(),
                     folder=str(self.folder),
                     parent_pid=os.getpid(),
                 ),
-                m.Loaded,
+                m.LoadedFile,
             )
         except BaseException:
             self.close()
@@ -113,7 +108,7 @@ class Inside:
         if not line:
             raise EngineError(self._obituary())
         reply = msgspec.json.decode(line, type=m.Reply)
-        if isinstance(reply, m.Failed):
+        if isinstance(reply, m.Unable):
             if not reply.supported:
                 raise NotSupportedError(reply.text)
             raise EngineError("; ".join([reply.text, *self._last_lines()]))
@@ -149,8 +144,7 @@ class Inside:
         self._scratch.cleanup()
 
     def _last_lines(self) -> list[str]:
-        text = (self.folder / "stderr").read_text(errors="replace")
-        return [line.strip() for line in text.splitlines() if line.strip()][-_LAST_LINES:]
+        return log_lines(self.folder / "stderr", _LOG_TAIL_BYTES)[-_LAST_LINES:]
 
     def _obituary(self) -> str:
         status = self._child.wait(_CLOSE_TIMEOUT_S)
@@ -250,39 +244,6 @@ def random_tokens(n_vocab: int, n: int, seed: int) -> list[int]:
 
 MAX_TOKENS = 2048
 _BATCH = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Traced:
-    """Routed experts of one model over one or more texts, token by token."""
-
-    model: str
-    layers: tuple[int, ...]
-    """Numbers of the layers that route; the first axis of every array follows them."""
-    n_experts: int
-    n_experts_per_token: int
-    ids: Mapping[str, NDArray[np.int32]]
-    """Text label to ids (L, T, K)."""
-    truncated: tuple[str, ...]
-    """Labels of texts cut at the limit of tokens."""
-    observing_overhead: float
-    """How much slower watching made a batch: 0.05 is 5 %."""
-
-    def all_ids(self) -> NDArray[np.int32]:
-        """Every text's ids one after the other (L, T, K)."""
-        return np.concatenate(list(self.ids.values()), axis=1)
-
-    def routing(self) -> Routing:
-        """All texts together, as a study keeps it."""
-        ids_LTK = self.all_ids()
-        return Routing(
-            model=self.model,
-            layers=list(self.layers),
-            n_experts=self.n_experts,
-            n_experts_per_token=ids_LTK.shape[2],
-            tokens=ids_LTK.shape[1],
-            frequencies=frequencies(ids_LTK, self.n_experts).tolist(),
-        )
 
 
 def trace(

@@ -163,7 +163,7 @@ CONTEXT_DEFAULTS: Mapping[str, object] = {
 }
 
 
-class Batch(c.Structure):
+class LlamaBatch(c.Structure):
     """`llama_batch`."""
 
     _fields_ = (
@@ -183,7 +183,7 @@ class GgmlInitParams(c.Structure):
     _fields_ = (("mem_size", c.c_size_t), ("mem_buffer", c.c_void_p), ("no_alloc", c.c_bool))
 
 
-class Tensor(c.Structure):
+class GgmlTensor(c.Structure):
     """`ggml_tensor`."""
 
     _fields_ = (

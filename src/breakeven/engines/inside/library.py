@@ -1,6 +1,6 @@
-"""llama.cpp's C functions, taken from the shared library that the xllamacpp wheel brings. Child process only.
+"""A loaded model and its contexts, over llama.cpp's C functions. Child process only.
 
-A loaded model and its contexts, over the C functions. Child process only.
+The functions come from the shared library that the xllamacpp wheel brings; `layout` proves that it is the known one.
 
 Legend: T tokens, V vocabulary.
 """
@@ -20,11 +20,11 @@ from breakeven.engines.inside.layout import (
     CONTEXT_DEFAULTS,
     EVAL_CALLBACK,
     MODEL_DEFAULTS,
-    Batch,
     ContextParams,
     GgmlInitParams,
+    GgmlTensor,
+    LlamaBatch,
     ModelParams,
-    Tensor,
     unknown_layout,
     verify,
 )
@@ -45,8 +45,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "llama_model_free": (None, [_P]),
     "llama_init_from_model": (_P, [_P, ContextParams]),
     "llama_free": (None, [_P]),
-    "llama_batch_get_one": (Batch, [c.POINTER(_I), _I]),
-    "llama_decode": (_I, [_P, Batch]),
+    "llama_batch_get_one": (LlamaBatch, [c.POINTER(_I), _I]),
+    "llama_decode": (_I, [_P, LlamaBatch]),
     "llama_synchronize": (None, [_P]),
     "llama_get_logits_ith": (c.POINTER(c.c_float), [_P, _I]),
     "llama_get_memory": (_P, [_P]),
@@ -122,14 +122,14 @@ class Library:
             weight = self._c.ggml_new_tensor_2d(context, 0, 7, 3)
             view = self._c.ggml_view_2d(context, weight, 5, 3, 28, 8)
             product = self._c.ggml_mul_mat(context, weight, self._c.ggml_new_tensor_2d(context, 0, 7, 2))
-            t_weight, t_view, t_product = (Tensor.from_address(a) for a in (weight, view, product))
+            t_weight, t_view, t_product = (GgmlTensor.from_address(a) for a in (weight, view, product))
             facts = (
                 tuple(t_weight.ne) == (7, 3, 1, 1),
                 tuple(t_weight.nb) == (4, 28, 84, 84),
                 (t_view.view_src, t_view.view_offs, t_view.nb[1]) == (weight, 8, 28),
                 t_product.src[0] == weight,
                 self._c.ggml_op_name(t_product.op) == b"MUL_MAT",
-                self._c.ggml_get_name(weight) - weight == Tensor.name.offset,
+                self._c.ggml_get_name(weight) - weight == GgmlTensor.name.offset,
             )
         finally:
             self._c.ggml_free(context)
@@ -242,7 +242,7 @@ class Context:
             self._token[index] = token
             self._pos[index] = position + index
             self._wanted[index] = outputs or index == n - 1
-        batch = Batch(n, self._token, None, self._pos, self._n_seq_id, self._seq_id, self._wanted)
+        batch = LlamaBatch(n, self._token, None, self._pos, self._n_seq_id, self._seq_id, self._wanted)
         status = self._library.llama_decode(self.address, batch)
         self._library.llama_synchronize(self.address)
         if self.failure:

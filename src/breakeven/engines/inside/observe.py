@@ -1,12 +1,10 @@
-"""Which part of a model a node of the compute graph belongs to: one table, and the order in which it is asked.
+"""What is read from the nodes of a running graph: routed experts, or time by part of the model. Child process only.
 
 A node is placed by the weight it multiplies, else by its name, else by its operation; one that has neither a known
 name nor a weight (llama.cpp names such nodes `node_<n>`) goes with the node before it, because llama.cpp builds a
 graph part by part. Norms, residual additions, the embedding look-up and anything unknown are "rest".
 Names as llama.cpp gives them in `build_moe_ffn`, `build_ffn`, `build_attn` (src/llama-graph.cpp) and in src/models/
 for llama, qwen2, qwen3, qwen3moe, olmoe, gemma2, gemma3, granite, granitemoe, phimoe, deepseek2 and gpt-oss.
-
-What is read from the nodes of a running graph: routed experts, or time by kind. Child process only.
 
 Legend: T tokens of a batch, K experts a token.
 """
@@ -21,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.engines.inside.layout import Tensor
+from breakeven.engines.inside.layout import GgmlTensor
 from breakeven.engines.inside.library import Library
 from breakeven.errors import EngineError
 
@@ -107,7 +105,7 @@ def kind_of(name: str, operation: str, sources: Sequence[str], previous: str) ->
 
 
 _ROUTED = b"ffn_moe_topk-"
-_NAME_OFFSET = Tensor.name.offset
+_NAME_OFFSET = GgmlTensor.name.offset
 _INT32 = 26
 _INT32_BYTES = 4
 
@@ -123,14 +121,14 @@ class RoutingObserver:
         """Observe the nodes `ffn_moe_topk-<layer>` and no other."""
         wanted = c.string_at(node + _NAME_OFFSET, len(_ROUTED)) == _ROUTED
         if wanted and not ask:
-            tensor = Tensor.from_address(node)
+            tensor = GgmlTensor.from_address(node)
             self.batches.setdefault(int(tensor.name[len(_ROUTED) :]), []).append(read_ids(self._library, node))
         return True if not ask else wanted
 
 
 def read_ids(library: Library, node: int) -> NDArray[np.int32]:
     """The int32 matrix (T, K) in a node, which is usually a view: rows of K within rows of all experts."""
-    tensor = Tensor.from_address(node)
+    tensor = GgmlTensor.from_address(node)
     if tensor.type != _INT32 or tensor.ne[2] != 1 or tensor.ne[3] != 1:
         raise EngineError(f"{tensor.name.decode()} is not a matrix of int32 (type {tensor.type}): unknown build")
     # ggml_nbytes of a view spans from its first to its last element, gaps included.
@@ -187,8 +185,10 @@ class TimeObserver:
         return self._pending is not None
 
     def _kind(self, node: int) -> str | None:
-        tensor = Tensor.from_address(node)
-        sources = [Tensor.from_address(address).name.decode(errors="replace") for address in tensor.src[:3] if address]
+        tensor = GgmlTensor.from_address(node)
+        sources = [
+            GgmlTensor.from_address(address).name.decode(errors="replace") for address in tensor.src[:3] if address
+        ]
         operation = self._library.ggml_op_name(tensor.op).decode()
         previous = next((kind for kind in reversed(self._kinds) if kind), REST)
         return kind_of(tensor.name.decode(errors="replace"), operation, sources, previous)

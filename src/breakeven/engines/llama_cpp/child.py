@@ -1,7 +1,8 @@
 """The child process that runs llama.cpp's server: `python -m breakeven.engines.llama_cpp.child URL_FD`.
 
-Settings arrive as one line of JSON on standard input, which then stays open: its end means the parent is gone. The
-URL leaves through file descriptor URL_FD. Standard output and error are the log, because llama.cpp writes there from C.
+`ServerSettings` arrive as one line of JSON on standard input, which then stays open: its end means the parent is gone.
+`ServerReady` leaves through file descriptor URL_FD. Standard output and error are the log, because llama.cpp writes
+there from C.
 """
 
 from __future__ import annotations
@@ -9,48 +10,79 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import signal
 import sys
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from breakeven.engines.llama_cpp.settings import ServerReady, ServerSettings
+from breakeven.engines.family import die_with_parent
 
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+KvType = Literal["f16", "bf16", "f32", "q8_0", "q4_0"]
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that decides how the engine runs; nothing is left to a default that could differ by machine.
+
+    `name` is what `/v1/models` calls the model. `context` is in tokens per slot; `slots` is how many sequences decode
+    at once. `batch` and `micro_batch` are in tokens. `flash_attention` None lets llama.cpp decide. `gpu_layers` -1
+    offloads every layer. `prompt_cache` keeps a slot's last prompt for requests that do not say themselves.
+    `embeddings` answers `/v1/embeddings` too, for a larger output buffer.
+    """
+
+    model: str
+    name: str
+    threads: int
+    context: int
+    slots: int
+    batch: int = 2048
+    micro_batch: int = 512
+    flash_attention: bool | None = None
+    kv_type: KvType = "f16"
+    gpu_layers: int = 0
+    repack: bool = True
+    prompt_cache: bool = False
+    embeddings: bool = False
+    parent_pid: int = 0
+
+    def as_strings(self) -> dict[str, str]:
+        """The settings as a report shows them."""
+        flash = {None: "auto", True: "on", False: "off"}[self.flash_attention]
+        return {
+            "threads": str(self.threads),
+            "context_per_slot": str(self.context),
+            "slots": str(self.slots),
+            "batch": str(self.batch),
+            "micro_batch": str(self.micro_batch),
+            "flash_attention": flash,
+            "kv_type": self.kv_type,
+            "gpu_layers": str(self.gpu_layers),
+            "repack": "on" if self.repack else "off",
+            "prompt_cache": "on" if self.prompt_cache else "off",
+        }
+
+
+class ServerReady(msgspec.Struct, frozen=True, kw_only=True):
+    """The child's one message: where it listens and what it is built from."""
+
+    url: str
+    engine_version: str
+    ggml_version: str
+    ggml_commit: str
+    kernels: str
 
 
 def main() -> None:
     """Serve until the parent dies or kills us."""
     url_fd = int(sys.argv[1])
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=ServerSettings)
-    _die_with_parent(settings.parent_pid)
+    die_with_parent(settings.parent_pid, watch_input=True)
     server, ready = _start(settings)
     with os.fdopen(url_fd, "wb") as pipe:
         pipe.write(msgspec.json.encode(ready))
     # The main thread keeps `server` alive; the engine runs in threads of its own.
     threading.Event().wait()
     del server
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """Arrange to be killed when the parent ends, however it ends.
-
-    On Linux the kernel does it even while the engine holds this process busy loading. Elsewhere, and for a parent
-    whose starting thread has ended, the end of standard input does.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before the line above took effect
-        os._exit(1)
-
-    def watch() -> None:
-        while os.read(0, 4096):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _start(settings: ServerSettings) -> tuple[Any, ServerReady]:

@@ -24,7 +24,7 @@ HOTTEST = 0.98
 
 
 @dataclass(frozen=True, slots=True)
-class Routing:
+class ExpertUse:
     """How often experts are used: `zipf` is the exponent s of frequency ~ rank**-s, 0 for uniform."""
 
     zipf: float = 0.0
@@ -45,16 +45,16 @@ class Routing:
         return shares
 
 
-def parse_routing(text: str) -> Routing:
+def parse_routing(text: str) -> ExpertUse:
     """Read `uniform` or `zipf:S`. Raises UserError for anything else."""
     if text == "uniform":
-        return Routing()
+        return ExpertUse()
     match = re.fullmatch(r"zipf:(\d+(?:\.\d+)?)", text)
     if not match or not 0 < float(match[1]) <= 4:
         raise UserError(
             f"routing {text!r} is not known: use uniform, or zipf:S with S between 0 and 4, such as zipf:1.2"
         )
-    return Routing(float(match[1]))
+    return ExpertUse(float(match[1]))
 
 
 def biases_for(frequencies: Doubles, k: int, rng: np.random.Generator) -> Doubles:

@@ -1,11 +1,9 @@
-"""Is there a place to write a weight file, and room for it? Asked before the first byte.
+"""Write a synthetic GGUF: header, then every tensor streamed to disk in file order.
 
-A byte-level tokenizer that encodes any text, padded to a model's vocabulary.
-
-Token i < 256 stands for one byte in GPT-2's printable alphabet. The rest of the vocabulary are words no text encodes
-to, but which a synthetic model generates: each decodes to visible text, so every generated token reaches the client.
-
-Write a synthetic GGUF: header, then every tensor streamed to disk in file order.
+Whether there is a place for it, and room, is asked before the first byte. Its tokenizer is of bytes and encodes any
+text: token i < 256 stands for one byte in GPT-2's printable alphabet. The rest of the vocabulary are words no text
+encodes to, but which a synthetic model generates: each decodes to visible text, so every generated token reaches the
+client.
 """
 
 from __future__ import annotations
@@ -22,9 +20,9 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize
 
-from breakeven.engines.synthesis.blocks import BlockPool, Bytes
-from breakeven.engines.synthesis.fill import Fill, Values, embedding_std, values_of
-from breakeven.engines.synthesis.routing import Doubles, Routing, biases_for, router_rows
+from breakeven.engines.source import SYNTHETIC
+from breakeven.engines.synthesis.fill import BlockPool, Bytes, Fill, Values, embedding_std, values_of
+from breakeven.engines.synthesis.routing import Doubles, ExpertUse, biases_for, router_rows
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
 from breakeven.model.architecture import ModelSpec, MoeFfn
 from breakeven.model.formats.named import gguf_types
@@ -107,7 +105,7 @@ def synthesise(
     format_name: str,
     out: Path,
     *,
-    routing: Routing | None = None,
+    routing: ExpertUse | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Path:
@@ -116,7 +114,7 @@ def synthesise(
     Raises NotSupportedError for a family llama.cpp gets no file of, UserError for an unwritable place or one without
     room, BreakevenError when the disk fills meanwhile.
     """
-    routing = routing or Routing()
+    routing = routing or ExpertUse()
     check_routable(spec, routing)
     writer = _header(spec, format_name, routing, seed)
     needed = synthesised_bytes(spec, format_name) + 64 * spec.vocab
@@ -141,7 +139,7 @@ def synthesise(
     return out
 
 
-def check_routable(spec: ModelSpec, routing: Routing) -> None:
+def check_routable(spec: ModelSpec, routing: ExpertUse) -> None:
     """Raise NotSupportedError where a skew cannot be promised."""
     if FAMILIES[spec.family].gguf_architecture is None:
         able = ", ".join(sorted(name for name, family in FAMILIES.items() if family.gguf_architecture))
@@ -164,11 +162,11 @@ def _stream(seed: int, name: str) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
 
 
-def _header(spec: ModelSpec, format_name: str, routing: Routing, seed: int) -> GGUFWriter:
+def _header(spec: ModelSpec, format_name: str, routing: ExpertUse, seed: int) -> GGUFWriter:
     family = FAMILIES[spec.family]
     writer = GGUFWriter(None, str(family.gguf_architecture))
     writer.add_name(spec.name)
-    writer.add_description("synthetic weights: speed and memory only")
+    writer.add_description(SYNTHETIC)
     writer.add_string("breakeven.format", format_name)
     writer.add_string("breakeven.routing", str(routing))
     writer.add_uint32("breakeven.seed", seed)
@@ -212,7 +210,7 @@ def add_value(writer: GGUFWriter, key: str, value: object) -> None:
 
 
 def _write_tensors(
-    path: Path, spec: ModelSpec, format_name: str, routing: Routing, seed: int, progress: Progress | None
+    path: Path, spec: ModelSpec, format_name: str, routing: ExpertUse, seed: int, progress: Progress | None
 ) -> None:
     types = _types(spec, format_name)
     pools = {
@@ -294,7 +292,7 @@ def _first_element(spec: ModelSpec, pool: BlockPool | None) -> float:
 def _router(
     spec: ModelSpec,
     tensor: Tensor,
-    routing: Routing,
+    routing: ExpertUse,
     first: float,
     skews: dict[tuple[int, int], Doubles],
     rng: np.random.Generator,

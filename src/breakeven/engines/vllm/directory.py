@@ -1,8 +1,7 @@
-"""From a model to the `config.json` vLLM reads: one function a family, for the families that are plain in both.
+"""The directory vLLM loads a model from: the user's own, or one of shapes without weights, written into the cache.
 
-Each is the inverse of its family's reader, and is held to it: what was written is read back and must be the same model.
-
-The directory vLLM loads a model from: the user's own, or one of shapes without weights, written into the cache.
+Its `config.json` is written by one function a family, for the families that are plain in both forms. Each is the
+inverse of its family's reader, and is held to it: what was written is read back and must be the same model.
 """
 
 from __future__ import annotations

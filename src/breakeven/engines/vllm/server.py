@@ -1,40 +1,35 @@
-"""Where vLLM is: the command that runs it, from what the user named or what the environment has.
+"""vLLM: where it is, how `vllm serve` is started, and what its log says.
 
-What vLLM's log says: the lines that explain an end, and the settings it reports.
-
-A vLLM server as a resource: it is up inside the `with` block and all its processes are gone after it.
+The command is what the user named or the environment has; the settings of a run are read from the log, as the engine
+core reports them, because a flag that was asked for may not be what ran.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
 import re
-import select
 import shlex
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
-from breakeven.engines.backend import VLLM, Backend, MemoryUse, open_url, tree_memory
-from breakeven.engines.vllm import keeper
-from breakeven.errors import EngineError, UserError
+from breakeven.engines.backend import VLLM, Backend, open_url
+from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, free_port, log_lines
+from breakeven.errors import UserError
 
 VARIABLE = "BREAKEVEN_VLLM"
 """Environment variable that may name a Python interpreter that has vLLM, or a `vllm` executable."""
 
+ARGUMENTS = "BREAKEVEN_VLLM_ARGS"
+"""Environment variable with further flags for `vllm serve`; the last of a repeated flag counts."""
+
 _MODULE = ("-m", "vllm.entrypoints.cli.main")
+_VERSION_TIMEOUT_S = 10.0
 
 
 def find_vllm() -> list[str]:
@@ -86,17 +81,13 @@ _KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 
 def last_words(log: Path) -> str:
     """The last log lines that matter, as the tail of an error's one line."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        text = ""
-    found = [line for line in (_PREFIX.sub("", line).strip() for line in text.splitlines()) if line]
+    raw = log_lines(log, _TAIL_BYTES)
+    found = [line for line in (_PREFIX.sub("", line).strip() for line in raw) if line]
     if not found:
         return f"; its log {log} is empty"
     telling = [line[:_LINE_CHARACTERS] for line in found if _TELLING.match(line)]
     lines = list(dict.fromkeys(telling))[:_LINES] or [line[:_LINE_CHARACTERS] for line in found[-_LINES:]]
+    text = "\n".join(raw)
     advice = next((f"; {advice}" for words, advice in _NEXT_STEP.items() if words in text), "")
     return f"; its log {log} says: {' | '.join(lines)}{advice}"
 
@@ -119,17 +110,7 @@ def reported(log: Path) -> dict[str, str]:
     return found
 
 
-ARGUMENTS = "BREAKEVEN_VLLM_ARGS"
-"""Environment variable with further flags for `vllm serve`; the last of a repeated flag counts."""
-
-_POLL_S = 0.1
-_HEALTH_TIMEOUT_S = 10.0
-_END_TIMEOUT_S = 3.0
-_STOP_TIMEOUT_S = 15.0
-_FIRST_TOKEN_TIMEOUT_S = 300.0
-
-
-class VllmServer:
+class VllmServer(KeptEngine):
     """Context manager: starts `vllm serve` on one model directory and gives its `Backend`.
 
     `context` is tokens a sequence (--max-model-len), `slots` sequences at once (--max-num-seqs). `load_format` "dummy"
@@ -139,10 +120,11 @@ class VllmServer:
     `arguments` come after ours and those in BREAKEVEN_VLLM_ARGS after all. `environment` replaces what this process
     would hand down.
 
-    Enter it from a thread that outlives it (the main thread): on Linux vLLM is ended when the thread that started it
-    ends. Raises UserError for settings that cannot be or no vLLM, EngineError (with the log's last words that matter)
-    when it does not start or cannot complete one token.
+    Raises UserError for settings that cannot be or no vLLM, EngineError (with the log's last words that matter) when
+    it does not start or cannot complete one token.
     """
+
+    title = "vLLM"
 
     def __init__(
         self,
@@ -160,16 +142,15 @@ class VllmServer:
         name: str | None = None,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
-        ready_timeout_s: float = 1800.0,
+        ready_timeout_s: float = READY_TIMEOUT_S,
     ) -> None:
         for what, number in {"context": context, "slots": slots, "kv_cache_gib": kv_cache_gib}.items():
             if number < 1:
                 raise UserError(f"{what} is {number}; give 1 or more")
         if threads is not None and threads < 1:
             raise UserError(f"threads is {threads}; give 1 or more")
+        super().__init__(name or model.name, log, ready_timeout_s)
         self.model = model
-        self.name = name or model.name
-        self.log = log
         caching = "--enable-prefix-caching" if prefix_caching else "--no-enable-prefix-caching"
         self.flags: list[str] = [
             *("--max-model-len", str(context), "--max-num-seqs", str(slots), "--dtype", dtype),
@@ -186,54 +167,25 @@ class VllmServer:
             self.environment |= {"KMP_BLOCKTIME": "0" if wait_policy == "passive" else "infinite"}
         self._inherited = environment
         self._slots, self._context = slots, context
-        self._ready_timeout_s = ready_timeout_s
-        self._keeper: subprocess.Popen[bytes] | None = None
-        self._pid: int | None = None
-        self._url: str | None = None
-        self._last_memory: MemoryUse | None = None
 
-    def __enter__(self) -> Backend:
+    def last_words(self) -> str:
+        """The last log lines that matter, as the tail of an error's one line."""
+        return last_words(self.log)
+
+    def _bring_up(self) -> Backend:
         if not self.model.exists():
             raise UserError(f"{self.model} does not exist; give the directory of a Hugging Face model")
         command = find_vllm()
         flags = [*self.flags, *_further_flags()]
-        started = time.monotonic()
-        port = _free_port()
+        port = free_port()
         url = f"http://127.0.0.1:{port}"
-        try:
-            self._spawn(command, ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", self.name, *flags])
-            self._wait_healthy(url, started)
-            load_s = time.monotonic() - started
-            self._complete_one(url)
-        except BaseException:
-            self._stop()
-            raise
-        self._url = url
+        address = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", self.name]
+        inherited = os.environ if self._inherited is None else self._inherited
+        self._spawn_family([*command, "serve", str(self.model), *address, *flags], {**inherited, **self.environment})
+        waited = f"within {self._ready_timeout_s:.0f} s"
+        load_s = self._wait_healthy(url, f"vLLM did not load {self.model} {waited}")
+        self._complete_one(url)
         return Backend(url, self.name, None, self._settings(url, command, flags), self._pid, load_s)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()
-
-    def memory(self) -> MemoryUse | None:
-        """Memory of all of vLLM's processes together, now or as it was when they were stopped; None before."""
-        if self._pid is not None:
-            self._last_memory = tree_memory(self._pid) or self._last_memory
-        return self._last_memory
-
-    def check_alive(self) -> None:
-        """Raise EngineError, with vLLM's last words, when it has ended or no longer answers."""
-        self._raise_if_ended()
-        if self._url is None:
-            return
-        try:
-            with open_url(f"{self._url}/health", timeout_s=_HEALTH_TIMEOUT_S):
-                return
-        except (OSError, HTTPException, ValueError):
-            self._await_end()
-            self._raise_if_ended()
-            raise EngineError(f"vLLM no longer answers for {self.name}{last_words(self.log)}") from None
 
     def _settings(self, url: str, command: Sequence[str], flags: Sequence[str]) -> dict[str, str]:
         """What repeats the run. Dtype, device and length are as vLLM reports them, not as they were asked for."""
@@ -249,88 +201,6 @@ class VllmServer:
             **reported(self.log),
         }
 
-    def _spawn(self, command: Sequence[str], arguments: Sequence[str]) -> None:
-        read_fd, write_fd = os.pipe()
-        try:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            with self.log.open("wb") as log:
-                self._keeper = subprocess.Popen(
-                    # Isolated: what PYTHONPATH holds is for vLLM.
-                    [
-                        *(sys.executable, "-I", keeper.__file__, str(write_fd)),
-                        *(*command, "serve", str(self.model), *arguments),
-                    ],
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(write_fd,),
-                    env={**(os.environ if self._inherited is None else self._inherited), **self.environment},
-                    start_new_session=True,  # Ctrl-C is for us to handle; we then stop vLLM
-                )
-        except OSError as error:
-            os.close(read_fd)
-            raise EngineError(f"vLLM could not be started: {error}") from error
-        finally:
-            os.close(write_fd)
-        with os.fdopen(read_fd) as pipe:
-            ready = select.select([pipe], [], [], self._ready_timeout_s)[0]
-            told = pipe.read() if ready else ""
-        if not told:
-            raise EngineError(f"vLLM could not be started with {command[0]}{last_words(self.log)}")
-        self._pid = int(told)
-
-    def _wait_healthy(self, url: str, started: float) -> None:
-        while True:
-            try:
-                with open_url(f"{url}/health", timeout_s=_HEALTH_TIMEOUT_S):
-                    return
-            except (OSError, HTTPException, ValueError):
-                self._raise_if_ended()
-            if time.monotonic() - started > self._ready_timeout_s:
-                waited = f"within {self._ready_timeout_s:.0f} s"
-                raise EngineError(f"vLLM did not load {self.model} {waited}{last_words(self.log)}")
-            time.sleep(_POLL_S)
-
-    def _complete_one(self, url: str) -> None:
-        """Some failures, such as an instruction this processor lacks, show only when a token is computed."""
-        body = json.dumps({"model": self.name, "prompt": [1, 2, 3], "max_tokens": 2, "ignore_eos": True}).encode()
-        request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
-        try:
-            with open_url(request, timeout_s=_FIRST_TOKEN_TIMEOUT_S) as response:
-                response.read()
-        except (OSError, HTTPException, ValueError) as error:
-            self._await_end()
-            self._raise_if_ended()
-            raise EngineError(
-                f"vLLM loaded {self.name} but did not complete a token ({error}){last_words(self.log)}"
-            ) from None
-
-    def _raise_if_ended(self) -> None:
-        if self._keeper is not None and self._keeper.poll() is not None:
-            code = self._keeper.returncode
-            how = f"killed by signal {code - 128}" if code > 128 else f"exit status {code}"
-            raise EngineError(f"vLLM ended while running {self.name} ({how}){last_words(self.log)}")
-
-    def _await_end(self) -> None:
-        """Give a server that is ending the time to do so."""
-        if self._keeper is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._keeper.wait(timeout=_END_TIMEOUT_S)
-
-    def _stop(self) -> None:
-        """Let the keeper end everything; should it fail to, end its process group."""
-        if self._keeper is None:
-            return
-        self.memory()
-        if self._keeper.stdin:
-            self._keeper.stdin.close()
-        try:
-            self._keeper.wait(timeout=_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._keeper.pid, signal.SIGKILL)
-            self._keeper.wait()
-
 
 def _further_flags() -> list[str]:
     text = os.environ.get(ARGUMENTS, "")
@@ -340,17 +210,9 @@ def _further_flags() -> list[str]:
         raise UserError(f"{ARGUMENTS} cannot be read ({error}); write it as on a command line") from None
 
 
-def _free_port() -> int:
-    """A port of the loopback address that nobody has at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _version(url: str) -> str:
     try:
-        with open_url(f"{url}/version", timeout_s=_HEALTH_TIMEOUT_S) as response:
+        with open_url(f"{url}/version", timeout_s=_VERSION_TIMEOUT_S) as response:
             version = json.load(response).get("version")
     except (OSError, HTTPException, ValueError, AttributeError):
         return "unknown"

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from breakeven.engines.backend import LLAMA_CPP
-from breakeven.engines.llama_cpp.settings import available_threads
 from breakeven.engines.memory import RESERVE, need_of
 from breakeven.engines.source import Source, parse_source
 from breakeven.engines.start import engine_named
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.swap.types import EngineNeed, check_budget
-from breakeven.hardware.reader import read_machine
+from breakeven.hardware.reader import available_threads, read_machine
 
 START_S = 1.0
 """Guess of an engine's start without its weights, until it is measured."""

@@ -1,9 +1,7 @@
-"""What one block of requests says: rates and delays as plain arithmetic on recorded times.
+"""From the event log of a comparison to numbers: what each block says, which blocks count, what they say together.
 
-Pure functions. A chunk is not a token: where the engine tells how many tokens each piece of output carried, that is
-used; where it does not, the tokens of a stream are shared out evenly over its pieces, and `exact` is False.
-
-From the event log to numbers: which blocks count, and what they say together. Pure functions over events.
+Pure functions over events. A chunk is not a token: where the engine tells how many tokens each piece of output carried,
+that is used; where it does not, the tokens of a stream are shared out evenly over its pieces, and `exact` is False.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from itertools import accumulate
 
 from breakeven.measure import events
 from breakeven.measure.events import RequestDone
-from breakeven.measure.paired.plan import LoadState, Plan
+from breakeven.measure.paired.plan import LoadSoFar, Plan
 from breakeven.measure.progress import RatioRow
 from breakeven.results.comparison import Pair, SelfCheck
 from breakeven.results.metrics import COMPARED, metric_of
@@ -129,14 +127,6 @@ def server_decode_tokens_per_s(request: RequestDone) -> float | None:
     return (timings.predicted_n - 1) * 1e3 / timings.predicted_ms
 
 
-def server_prefill_tokens_per_s(request: RequestDone) -> float | None:
-    """llama.cpp's own prefill rate of one request; None without timings. Concurrent prompts share its time."""
-    timings = request.server_timings
-    if timings is None or timings.prompt_n < 1 or timings.prompt_ms <= 0:
-        return None
-    return timings.prompt_n * 1e3 / timings.prompt_ms
-
-
 def token_gaps_s(request: RequestDone) -> list[float]:
     """Gaps between consecutive tokens of one stream in seconds, one for each token after the first piece.
 
@@ -196,7 +186,7 @@ docs/benchmarks.md nothing so small could be told apart."""
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class FinishedBlock:
     """One finished block that counts."""
 
     model: str
@@ -219,11 +209,11 @@ class Block:
         return found if found and found > 0 else None
 
 
-def blocks_of(log: Sequence[events.Event]) -> list[Block]:
+def blocks_of(log: Sequence[events.Event]) -> list[FinishedBlock]:
     """Blocks that ended well, in order; of several attempts at one only the last."""
     started: dict[str, events.BlockStarted] = {}
     requests: dict[str, list[events.RequestDone]] = {}
-    found: dict[tuple[str, int, int], Block] = {}
+    found: dict[tuple[str, int, int], FinishedBlock] = {}
     for event in log:
         match event:
             case events.BlockStarted(check=None):
@@ -233,7 +223,7 @@ def blocks_of(log: Sequence[events.Event]) -> list[Block]:
                 requests[event.block].append(event)
             case events.BlockDone(ok=True) if event.block in started:
                 start = started[event.block]
-                found[start.model, start.streams, start.round] = Block(
+                found[start.model, start.streams, start.round] = FinishedBlock(
                     start.model,
                     start.streams,
                     start.round,
@@ -265,7 +255,7 @@ def self_checks(log: Sequence[events.Event], seed: int) -> list[SelfCheck]:
     return found
 
 
-def ratios(blocks: Sequence[Block], a: str, b: str, metric: str, streams: int) -> list[float]:
+def ratios(blocks: Sequence[FinishedBlock], a: str, b: str, metric: str, streams: int) -> list[float]:
     """`a` over `b`, one value for every round in which both have the metric."""
     values: dict[str, dict[int, float]] = {a: {}, b: {}}
     for block in blocks:
@@ -275,7 +265,7 @@ def ratios(blocks: Sequence[Block], a: str, b: str, metric: str, streams: int) -
     return [values[a][r] / values[b][r] for r in sorted(values[a].keys() & values[b].keys())]
 
 
-def load_states(blocks: Sequence[Block], plan: Plan, names: Sequence[str]) -> list[LoadState]:
+def load_states(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) -> list[LoadSoFar]:
     """How far each load of the plan is: rounds that every candidate finished, and its widest decode ratio."""
     states = []
     for streams in plan.streams:
@@ -287,11 +277,11 @@ def load_states(blocks: Sequence[Block], plan: Plan, names: Sequence[str]) -> li
             if (found := ratios(blocks, a, b, HEADLINE, streams))
         ]
         last = [b.seconds for b in mine][-len(names) :]
-        states.append(LoadState(streams, rounds, max(widths, default=float("inf")), sum(last) if rounds else None))
+        states.append(LoadSoFar(streams, rounds, max(widths, default=float("inf")), sum(last) if rounds else None))
     return states
 
 
-def points(blocks: Sequence[Block], plan: Plan, names: Sequence[str]) -> list[Point]:
+def points(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) -> list[Point]:
     """Every candidate at every load that has blocks."""
     found = []
     for streams, name in itertools.product(plan.streams, names):
@@ -315,7 +305,7 @@ def points(blocks: Sequence[Block], plan: Plan, names: Sequence[str]) -> list[Po
     return found
 
 
-def pairs(blocks: Sequence[Block], plan: Plan, names: Sequence[str]) -> list[Pair]:
+def pairs(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) -> list[Pair]:
     """Every two candidates, for every metric and load that has pairs of blocks."""
     found = []
     for metric, streams in itertools.product(COMPARED, plan.streams):
@@ -333,7 +323,7 @@ def winner_of(a: str, b: str, metric: str, estimate: Estimate) -> str:
     return a if (estimate.value > 1) != (not metric_of(metric).more_is_better) else b
 
 
-def pair_rows(blocks: Sequence[Block], names: Sequence[str]) -> list[RatioRow]:
+def pair_rows(blocks: Sequence[FinishedBlock], names: Sequence[str]) -> list[RatioRow]:
     """The decode ratios so far, for whoever watches."""
     rows = []
     for streams in sorted({b.streams for b in blocks}):

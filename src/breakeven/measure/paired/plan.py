@@ -32,7 +32,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadState:
+class LoadSoFar:
     """How far one load is: rounds finished, the widest pair's relative half-width, seconds a round takes, if known."""
 
     streams: int
@@ -42,13 +42,13 @@ class LoadState:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class Enough:
     """The run is over. `because`: precision or budget."""
 
     because: str
 
 
-def next_load(plan: Plan, loads: Sequence[LoadState], elapsed_s: float) -> int | Stop:
+def next_load(plan: Plan, loads: Sequence[LoadSoFar], elapsed_s: float) -> int | Enough:
     """The number of streams of the next round, or why there is none.
 
     Loads without an interval come first, cheapest first, for they may be all the budget buys; then whichever has the
@@ -56,20 +56,20 @@ def next_load(plan: Plan, loads: Sequence[LoadState], elapsed_s: float) -> int |
     """
     open_loads = [x for x in loads if x.rounds < SETTLED_ROUNDS or x.half_width > plan.precision]
     if not open_loads:
-        return Stop("precision")
+        return Enough("precision")
     if not any(x.rounds for x in loads):
         return min(x.streams for x in open_loads)
     left = plan.budget_s - elapsed_s
     affordable = [x for x in open_loads if _expected_s(x, loads) <= left]
     if not affordable:
-        return Stop("budget")
+        return Enough("budget")
     unsettled = [x for x in affordable if x.rounds < MIN_ROUNDS]
     if unsettled:
         return min(unsettled, key=lambda x: x.streams).streams
     return min(affordable, key=lambda x: (x.rounds, x.streams)).streams
 
 
-def _expected_s(load: LoadState, loads: Sequence[LoadState]) -> float:
+def _expected_s(load: LoadSoFar, loads: Sequence[LoadSoFar]) -> float:
     """Seconds its next round will take: as its last one, else scaled from the nearest smaller load."""
     if load.round_s is not None:
         return load.round_s

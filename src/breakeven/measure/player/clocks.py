@@ -1,27 +1,28 @@
-"""An alarm that rings when it was set for, not a millisecond later.
+"""Time as a player needs it: an alarm to the nanosecond, a loop that nothing holds up, clocks of other machines.
 
 epoll and libuv round waiting times to whole milliseconds, which would pin arrivals to a grid. The kernel's timerfd
 counts nanoseconds and wakes epoll like any other file, so no spinning is needed: the engine may share our cores. Where
 there is no timerfd (not Linux) the loop's own timer is used.
 
-How far another machine's monotonic clock is from ours, and how surely we know. Pure but for the pings.
-
-A ping asks the other side for its time and brackets the answer with two readings here: the other clock was read at some
-moment between them, so its offset is known to half the bracket. The shortest of many brackets says most (Cristian,
+Another machine's clock is compared by pings: each asks the other side for its time and brackets the answer with two
+readings here, so the offset is known to half the bracket. The shortest of many brackets says most (Cristian,
 "Probabilistic clock synchronization", 1989).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from breakeven.errors import BreakevenError
+from breakeven.wire.client import new_loop
 
 _S = 1_000_000_000
 
@@ -123,3 +124,40 @@ def measure_offset(ask: Callable[[], int], who: str, pings: int = PINGS) -> Offs
             f"{MOST_UNCERTAIN_NS / 1e6:g} ms; use workers nearer to this machine, or a less busy cluster"
         )
     return offset
+
+
+SWITCH_S = 0.0005
+"""Longest a drawing or writing thread may keep the interpreter from the loop. Python's own 5 ms would be seen."""
+
+
+@contextlib.contextmanager
+def quiet_gc() -> Iterator[None]:
+    """Keep the garbage collector out of a measurement: what exists is set aside, and nothing is collected inside."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def quick_switches() -> Iterator[None]:
+    """Let no other thread of this process keep the interpreter for long."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before_s)
+
+
+@contextlib.contextmanager
+def quiet_loop() -> Iterator[asyncio.Runner]:
+    """A loop to play on: no garbage collector, and no other thread for long."""
+    with quiet_gc(), quick_switches(), asyncio.Runner(loop_factory=new_loop) as runner:
+        yield runner

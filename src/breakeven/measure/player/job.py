@@ -1,26 +1,20 @@
-"""What a player of the schedule must know, and which rows are its own.
-
-What a lost worker leaves behind: requests that nobody will ever report.
-"""
+"""What a player of the schedule must know, which rows are its own, and what a lost one leaves behind."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.engines.backend import Backend
+from breakeven.measure.bodies import Bodies
 from breakeven.measure.events import RequestDone
 from breakeven.measure.player.tally import Batch, Recorder
 from breakeven.measure.pool import Call
 from breakeven.traffic.schedule import DEPENDS, Schedule, part
-
-if TYPE_CHECKING:
-    from breakeven.measure.bodies import Bodies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

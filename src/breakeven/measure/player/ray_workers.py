@@ -21,9 +21,11 @@ import msgspec
 
 from breakeven.errors import BreakevenError, UserError
 from breakeven.measure.events import LoadWorker
-from breakeven.measure.player.clocks import MOST_UNCERTAIN_NS, Offset, measure_offset
+from breakeven.measure.player.clocks import MOST_UNCERTAIN_NS, Offset, measure_offset, quiet_loop
+from breakeven.measure.player.dispatch import Player
 from breakeven.measure.player.job import Job, Outstanding, parts
 from breakeven.measure.player.tally import Batch, Recorder
+from breakeven.measure.pool import Pool
 
 READY_S = 120.0
 KNOCK_S = 5.0
@@ -39,7 +41,7 @@ class Playing:
         self._queue: queue.Queue[bytes | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._player: Any = None
+        self._player: Player | None = None
         self._detail: str | None = None
         self._error: str | None = None
         self._job: Job | None = None
@@ -78,21 +80,14 @@ class Playing:
                 self._loop.call_soon_threadsafe(self._player.cancel, detail)
 
     def _run(self, start_ns: int, shift_ns: int) -> None:
-        from breakeven.measure.player.run import quick_switches
-        from breakeven.measure.requests import quiet_gc
-        from breakeven.wire.client import new_loop
-
         try:
-            with quiet_gc(), quick_switches(), asyncio.Runner(loop_factory=new_loop) as runner:
+            with quiet_loop() as runner:
                 runner.run(self._play(start_ns, shift_ns))
         except Exception as error:
             self._error = f"{type(error).__name__}: {error}"
         self._queue.put(None)
 
     async def _play(self, start_ns: int, shift_ns: int) -> None:
-        from breakeven.measure.player.dispatch import Player
-        from breakeven.measure.pool import Pool
-
         assert self._job is not None
         self._loop = asyncio.get_running_loop()
         pool = Pool(self._job.backend)

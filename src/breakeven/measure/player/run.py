@@ -1,9 +1,8 @@
-"""The event log behind a thread, so that a slow disk never delays a request.
+"""Plays one schedule against one backend and writes down what happens: the heart of every run under load.
 
-Plays one schedule against one backend and writes down what happens: the heart of every run under load.
-
-The schedule was drawn before and is played as it stands. Every request becomes one line of the log, in whatever state
-it ends; nothing is kept in memory but the last half minute of delays, so a run may be of any length.
+The schedule was drawn before and is played as it stands, by a crew: this process, several processes here, or workers on
+other machines. Every request becomes one line of the log, in whatever state it ends, written by a thread so that a slow
+disk never delays a request. Only the last half minute of delays is kept in memory, so a run may be of any length.
 """
 
 from __future__ import annotations
@@ -13,31 +12,29 @@ import contextlib
 import dataclasses
 import ipaddress
 import queue
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 
 from breakeven.engines.backend import Backend
 from breakeven.errors import BreakevenError, UserError
+from breakeven.measure.bodies import Bodies
 from breakeven.measure.energy import EnergyCounter
-from breakeven.measure.events import ClientCeiling, Event, EventWriter, LoadDone, LoadStarted, NoiseSample
-from breakeven.measure.player.crew import Crew, LocalCrew
-from breakeven.measure.player.dispatch import FAILED, INTERRUPTED
+from breakeven.measure.events import ClientCeiling, Event, EventWriter, LoadDone, LoadStarted, LoadWorker, NoiseSample
+from breakeven.measure.player.clocks import quiet_loop
+from breakeven.measure.player.dispatch import FAILED, INTERRUPTED, Player
 from breakeven.measure.player.job import Job
-from breakeven.measure.player.tally import Batch, Tally, refuse_more_than
+from breakeven.measure.player.ray_workers import RayCrew
+from breakeven.measure.player.tally import Batch, Recorder, RunTally, refuse_more_than
 from breakeven.measure.player.watch import EngineWatch, Watch
+from breakeven.measure.player.worker import ProcessCrew
+from breakeven.measure.pool import Pool
 from breakeven.measure.progress import LoadState
-from breakeven.measure.requests import quiet_gc
 from breakeven.traffic.schedule import Schedule
-from breakeven.wire.client import new_loop
-
-if TYPE_CHECKING:
-    from breakeven.measure.bodies import Bodies
 
 
 class BackgroundLog:
@@ -79,8 +76,76 @@ class BackgroundLog:
                     self._on_error()
 
 
-SWITCH_S = 0.0005
-"""Longest a drawing or writing thread may keep the interpreter from the loop. Python's own 5 ms would be seen."""
+class Crew(Protocol):
+    """One run's players. `ready`, then `play`, then `finished`; `close` in any case."""
+
+    lead_s: float
+    """From the order to start to the start itself."""
+    pids: list[int]
+    """Processes of ours on this machine beside this one."""
+    flags: list[str]
+    """What a reader of the result must know: lost workers, clocks that moved."""
+
+    async def ready(self) -> list[LoadWorker]:
+        """Get everything in place; who plays. Raises BreakevenError when that cannot be."""
+
+    def play(self, start_ns: int) -> None:
+        """Start at this moment of this process's monotonic clock."""
+
+    def cancel(self, detail: str) -> None:
+        """End everything in flight; `finished` follows soon."""
+
+    async def finished(self) -> None:
+        """Wait until every request is over. Raises what went wrong in a player."""
+
+    async def close(self) -> None:
+        """Let go of processes and connections."""
+
+
+class LocalCrew:
+    """Plays on this process's own loop."""
+
+    def __init__(self, job: Job, take: Callable[[Batch], None]) -> None:
+        self.lead_s = 0.02
+        self.pids: list[int] = []
+        self.flags: list[str] = []
+        self._job, self._take = job, take
+        self._pool: Pool | None = None
+        self._player: Player | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def ready(self) -> list[LoadWorker]:
+        """Nothing to wait for."""
+        self._pool = Pool(self._job.backend)
+        self._player = Player(self._job, self._pool, Recorder(self._take))
+        return []
+
+    def play(self, start_ns: int) -> None:
+        """Start at this moment."""
+        assert self._player is not None
+        self._task = asyncio.ensure_future(self._player.play(start_ns))
+
+    def cancel(self, detail: str) -> None:
+        """End everything in flight."""
+        if self._player is not None:
+            self._player.cancel(detail)
+
+    async def finished(self) -> None:
+        """Wait until every request is over."""
+        assert self._task is not None
+        # Whoever stops waiting, as Ctrl-C does, still wants what is in flight to be recorded.
+        await asyncio.shield(self._task)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._pool is not None:
+            await self._pool.close()
+
+
 END_GRACE_S = 15.0
 """Longest a player may take to end what it was told to cancel."""
 
@@ -126,7 +191,7 @@ def run_load(
         backend = dataclasses.replace(backend, model=model, settings=settings)
     job = Job(backend=backend, schedule=schedule, bodies=bodies, block=block, drain_s=drain_s)
     processes = min(processes, job.most_workers())
-    tally = Tally(model, load, schedule, ceiling)
+    tally = RunTally(model, load, schedule, ceiling)
     started = LoadStarted(
         block=block,
         model=model,
@@ -140,7 +205,7 @@ def run_load(
         shares_cores=_is_here(backend),
     )
     run = _Run(job, log, tally, started, on_state, alive, pids, energy, stop)
-    with quiet_gc(), quick_switches(), asyncio.Runner(loop_factory=new_loop) as runner:
+    with quiet_loop() as runner:
         done = runner.run(run.play(_crew(job, processes, ray_address, run.take)))
     with contextlib.suppress(BreakevenError) if run.error is not None else contextlib.nullcontext():
         log.append(done)
@@ -153,14 +218,8 @@ def run_load(
 
 def _crew(job: Job, processes: int, ray_address: str | None, take: Callable[[Batch], None]) -> Crew:
     if ray_address is not None:
-        from breakeven.measure.player.ray_workers import RayCrew
-
         return RayCrew(job, processes, ray_address, take)
-    if processes > 1:
-        from breakeven.measure.player.workers import ProcessCrew
-
-        return ProcessCrew(job, processes, take)
-    return LocalCrew(job, take)
+    return ProcessCrew(job, processes, take) if processes > 1 else LocalCrew(job, take)
 
 
 class _Run:
@@ -170,7 +229,7 @@ class _Run:
         self,
         job: Job,
         log: EventWriter,
-        tally: Tally,
+        tally: RunTally,
         started: LoadStarted,
         on_state: Callable[[LoadState], None],
         alive: Callable[[], None],
@@ -290,14 +349,3 @@ def _is_here(backend: Backend) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
-
-
-@contextlib.contextmanager
-def quick_switches() -> Iterator[None]:
-    """Let no other thread of this process keep the interpreter for long."""
-    before_s = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before_s)

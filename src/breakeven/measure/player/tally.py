@@ -1,16 +1,9 @@
-"""What a player of the schedule tells: its finished requests as lines of the log, in batches, with a short summary.
+"""What players tell, added up: batches of finished requests on their way to the log, and the moment's view of the run.
 
 Writing a line an answer would cost a system call each, and one process more would cost a message each. A batch is
-handed on every `FLUSH_S` or `FLUSH_BYTES`, so a killed run loses no more than that.
-
-What the last half minute of a run looked like: a ring of delays and the percentiles over it.
-
-The ring holds the latest `CAPACITY` answers, so that a run of any length needs the same memory; above 270 answers a
-second it spans less than the half minute.
-
-Whether the client can offer what the schedule asks for at all.
-
-Running totals of one run, and the moment's view of it that people watch.
+handed on every `FLUSH_S` or `FLUSH_BYTES`, so a killed run loses no more than that. The view of the last half minute
+is a ring of the latest `CAPACITY` answers, so that a run of any length needs the same memory; above 270 answers a
+second it spans less. Whether the client can offer what the schedule asks for at all is judged here too.
 """
 
 from __future__ import annotations
@@ -31,7 +24,7 @@ FLUSH_S = 0.05
 FLUSH_BYTES = 65_536
 
 
-class Delays(msgspec.Struct, frozen=True, array_like=True):
+class AnswerDelays(msgspec.Struct, frozen=True, array_like=True):
     """Of one answered request, seconds. `ttft` from due; `lag` is sent minus due."""
 
     done_ns: int
@@ -55,7 +48,7 @@ class Batch(msgspec.Struct, kw_only=True, array_like=True):
     """Pieces of output received."""
     last_due_ns: int = 0
     errors: dict[str, int] = {}
-    delays: list[Delays] = []
+    delays: list[AnswerDelays] = []
     begun: list[tuple[int, int]] = []
     ended: list[int] = []
     lines: bytes = b""
@@ -120,7 +113,7 @@ class Recorder:
         if done.first_ns is not None and done.last_ns is not None and done.output_tokens > 1:
             tpot = (done.last_ns - done.first_ns) / 1e9 / (done.output_tokens - 1)
         ttft, lag = (first_ns - done.due_ns) / 1e9, (done.sent_ns - done.due_ns) / 1e9
-        batch.delays.append(Delays(done.done_ns + self._shift_ns, ttft, tpot, lag))
+        batch.delays.append(AnswerDelays(done.done_ns + self._shift_ns, ttft, tpot, lag))
 
 
 def shifted(done: RequestDone, by_ns: int) -> RequestDone:
@@ -156,7 +149,7 @@ class LiveWindow:
         self._next = 0
         self._totals: deque[tuple[int, int, int]] = deque()
 
-    def add(self, delays: Iterable[Delays]) -> None:
+    def add(self, delays: Iterable[AnswerDelays]) -> None:
         """Remember answers; the oldest make room."""
         for one in delays:
             tpot = np.nan if one.tpot is None else one.tpot
@@ -224,7 +217,7 @@ def refuse_more_than(ceiling: ClientCeiling, schedule: Schedule) -> None:
         )
 
 
-class Tally:
+class RunTally:
     """Adds batches up. Set `start_ns` when the run starts."""
 
     def __init__(self, model: str, load: str, schedule: Schedule, ceiling: ClientCeiling | None) -> None:

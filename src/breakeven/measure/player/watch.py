@@ -1,11 +1,8 @@
-"""Asks an engine's `/metrics` how it is doing while requests run. It never disturbs them: nothing here raises or waits.
+"""What is looked at while a schedule is played: engine, energy, noise, clocks, and whoever watches the screen.
 
-Each look is a connection of its own, so it stands in nobody's queue and is not counted among the load.
-
-What is looked at while a schedule is played: engine, energy, noise, clocks, and whoever watches the screen.
-
-Nothing here may delay a request: whatever reads files or draws runs in a thread, what asks the engine has a connection
-of its own, and a look that takes too long only delays the next look.
+Nothing here may delay a request, and nothing raises: whatever reads files or draws runs in a thread, the engine's
+`/metrics` is asked over connections of their own, which stand in nobody's queue and are not counted among the load, and
+a look that takes too long only delays the next look.
 """
 
 from __future__ import annotations

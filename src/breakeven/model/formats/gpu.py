@@ -17,7 +17,7 @@ from enum import StrEnum
 
 from breakeven.model.architecture import Mla, ModelSpec
 from breakeven.model.formats.ggml import GgmlType
-from breakeven.model.tensors import Group, Tensor, tensors
+from breakeven.model.tensors import Tensor, TensorGroup, tensors
 
 
 class GpuType(StrEnum):
@@ -42,9 +42,9 @@ _LAYOUT: dict[GpuType, tuple[float, int | None, float]] = {
 """Bits a weight, weights that share a scale (None: a row), bytes of a scale."""
 
 
-_ROUTED = frozenset({Group.ROUTED_EXPERTS})
-_FEED_FORWARD = _ROUTED | {Group.SHARED_EXPERTS, Group.DENSE_FFN}
-_LINEAR = _FEED_FORWARD | {Group.ATTENTION}
+_ROUTED = frozenset({TensorGroup.ROUTED_EXPERTS})
+_FEED_FORWARD = _ROUTED | {TensorGroup.SHARED_EXPERTS, TensorGroup.DENSE_FFN}
+_LINEAR = _FEED_FORWARD | {TensorGroup.ATTENTION}
 _KEPT = ("ssm_conv1d", "shortconv.conv", "ssm_ba", "ffn_gate_inp", "attn_sinks")
 
 
@@ -58,8 +58,8 @@ class GpuFormat:
     name: str
     linear: NumberType
     summary: str
-    groups: frozenset[Group] = _LINEAR
-    latent_groups: frozenset[Group] = _LINEAR
+    groups: frozenset[TensorGroup] = _LINEAR
+    latent_groups: frozenset[TensorGroup] = _LINEAR
     latent_linear: NumberType | None = None
 
 
@@ -107,5 +107,5 @@ def gpu_tensor_types(spec: ModelSpec, chosen: GpuFormat) -> dict[str, NumberType
 
 
 def _linear(tensor: Tensor) -> bool:
-    matrix = len(tensor.shape) - (1 if tensor.group is Group.ROUTED_EXPERTS else 0) > 1
+    matrix = len(tensor.shape) - (1 if tensor.group is TensorGroup.ROUTED_EXPERTS else 0) > 1
     return matrix and tensor.name.endswith("weight") and not any(part in tensor.name for part in _KEPT)

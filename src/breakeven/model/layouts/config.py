@@ -1,6 +1,7 @@
 """What Breakeven knows about one model family: how to read its configuration and how to write its GGUF metadata.
 
-Reading a Hugging Face `config.json`: one fact under any of its names, or an error that names the fact.
+A Hugging Face `config.json` names one fact in several ways; `Config` finds it under any of them, or raises an error
+that names the fact.
 """
 
 from __future__ import annotations

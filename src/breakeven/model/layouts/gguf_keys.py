@@ -1,6 +1,7 @@
-"""GGUF metadata that most families share; keys as llama.cpp's `src/llama-arch.cpp` reads them.
+"""GGUF metadata that most families share, and what it cannot express.
 
-What llama.cpp can express: one layout a family, where a spec can say anything of any layer.
+Keys as llama.cpp's `src/llama-arch.cpp` reads them. A file states one layout for the whole family, where a spec can say
+anything of any layer; what does not fit is refused here.
 """
 
 from __future__ import annotations

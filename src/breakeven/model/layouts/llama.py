@@ -1,12 +1,8 @@
-"""Llama, Mistral and Mixtral: one layout in llama.cpp; with experts it is Mixtral.
+"""Families that are Llama with small differences: one kind of layer throughout, full attention.
 
-Qwen 2 and 2.5 (biases on queries, keys and values) and Qwen 3 (norms on queries and keys), dense and routed.
-
-OLMoE: queries and keys normed over the whole projection, 64 narrow experts, weights not renormalised.
-
-Phi-3.5-MoE: LayerNorm with biases, biases in attention and at the output.
-
-IBM Granite 3, dense and routed: Llama's layout with four multipliers.
+Llama, Mistral and Mixtral are one layout in llama.cpp. Qwen 2 has biases on queries, keys and values, Qwen 3 norms on
+queries and keys. OLMoE norms them over the whole projection and does not renormalise the weights of its 64 narrow
+experts. Phi-3.5-MoE has LayerNorm and biases. IBM Granite 3 has four multipliers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Latent attention with shared experts and leading dense layers: DeepSeek V2 and V3, Kimi K2, Moonlight, and kin.
+"""Families whose layers differ in kind: latent attention, convolutions, leading dense layers.
 
-LFM2-MoE: gated short convolutions with attention here and there, leading dense layers, then experts.
-
-Families that are counted but not written: GLM-4.5, MiniMax-M2, MiMo-V2, Qwen3-Next and Qwen 3.5.
+DeepSeek V2 and V3, Kimi K2, Moonlight and kin: latent attention, shared experts, leading dense layers. LFM2-MoE: gated
+short convolutions with attention here and there. GLM-4.5, MiniMax-M2, MiMo-V2, Qwen3-Next and Qwen 3.5 are counted but
+not written.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A model described by hand that follows no known family: it can be counted, not written.
+"""The model families Breakeven knows. To add one: a `Family` beside its kin, a line here, a test.
 
-The model families Breakeven knows. To add one: a file with a `Family`, a line here, a test.
+A model described by hand may follow none of them: it can be counted, not written.
 """
 
 from __future__ import annotations

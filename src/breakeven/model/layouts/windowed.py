@@ -1,8 +1,8 @@
-"""Gemma 2, 3 and 4: sliding and full attention in turn, norms before and after both halves, tied embeddings.
+"""Families whose layers take turns: Gemma, gpt-oss and Llama 4.
 
-gpt-oss: sliding and full attention in turn, one learned sink a head, biases everywhere, the second norm renamed.
-
-Llama 4: dense and routed layers in turn, one shared expert, three chunked-attention layers to one full.
+Gemma 2, 3 and 4: sliding and full attention, norms before and after both halves, tied embeddings. gpt-oss: sliding and
+full attention, one learned sink a head, biases everywhere, the second norm renamed. Llama 4: dense and routed layers,
+one shared expert, three chunked-attention layers to one full.
 """
 
 from __future__ import annotations

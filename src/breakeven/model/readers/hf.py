@@ -1,6 +1,7 @@
-"""How many weights a checkpoint holds, from its safetensors headers or index; the weights are not read.
+"""A Hugging Face model's description: its `config.json` from a file, a directory or, when online, the hub.
 
-A Hugging Face model's description: its `config.json` from a file, a directory or, when online, the hub.
+Where safetensors files or their index lie beside it, the number of weights they promise is read too, without reading
+the weights, so that a description that misses some is noticed.
 """
 
 from __future__ import annotations
@@ -27,14 +28,6 @@ _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _BYTES_BY_DTYPE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
-
-
-def params_by_tensor(path: Path) -> dict[str, int]:
-    """Weights in each tensor of one `.safetensors` file.
-
-    Layout: uint64 length of the header, then that many bytes of JSON. Raises UserError for anything else.
-    """
-    return {name: math.prod(shape) for name, _, shape in _rows(path)}
 
 
 def published_total(directory: Path, config: Mapping[str, object]) -> int | None:
@@ -88,7 +81,7 @@ def _total_of_files(files: list[Path], config: Mapping[str, object]) -> int | No
     layers = config.get("num_hidden_layers")
     total = 0
     for path in files:
-        for name, dtype, shape in _rows(path):
+        for name, dtype, shape in safetensors_rows(path):
             if dtype not in _FLOATS:
                 return None  # packed weights: the shape is not the model's
             if not _NOT_TEXT.search(name) and not _beyond(name, layers):
@@ -101,7 +94,7 @@ def _beyond(name: str, layers: object) -> bool:
     return isinstance(layers, int) and index is not None and int(index[1]) >= layers
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def safetensors_rows(path: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     try:
         with path.open("rb") as file:
             prefix = file.read(8)

@@ -72,7 +72,7 @@ class LayerKeys(BaseModel):
         return {key: getattr(self, key) for key in LayerKeys.model_fields if getattr(self, key) is not None}
 
 
-class Run(LayerKeys):
+class LayerRun(LayerKeys):
     """`repeat` layers alike."""
 
     repeat: Positive = 1
@@ -90,7 +90,7 @@ class ModelFile(LayerKeys):
     context: Positive | None = None
     tied_embeddings: StrictBool | None = None
     n_layers: Positive | None = None
-    layers: list[Run] | None = Field(default=None, min_length=1)
+    layers: list[LayerRun] | None = Field(default=None, min_length=1)
     rope_base: Number | None = None
     rope_dimensions: Positive | None = None
     norm_epsilon: Number | None = None
@@ -122,7 +122,7 @@ def _first(error: ValidationError) -> str:
     detail = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        known = [*Run.model_fields] if len(detail["loc"]) > 1 else [*ModelFile.model_fields, "from"]
+        known = [*LayerRun.model_fields] if len(detail["loc"]) > 1 else [*ModelFile.model_fields, "from"]
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
         return f"{key}: no such key{f', did you mean {near[0]}?' if near else ''}; {DOCS}"
     right = detail["msg"].removeprefix("Input should be ")

@@ -1,17 +1,12 @@
-"""Azure LLM inference traces: CSV with TIMESTAMP, ContextTokens, GeneratedTokens.
+"""Traces whose every line stands for itself, read whole or a part at a time: Azure's, Mooncake's and our own.
 
-Published at github.com/Azure/AzurePublicDataset.
+Azure LLM inference traces (github.com/Azure/AzurePublicDataset): CSV with TIMESTAMP, ContextTokens, GeneratedTokens.
+Mooncake traces (github.com/kvcache-ai/Mooncake, FAST25-release): JSON lines with timestamp (ms), input_length,
+output_length and hash_ids of 512 prompt tokens each; equal ids mean equal text up to there. Our own: CSV with a header,
+or JSON lines, of at_s, prompt_tokens, output_tokens and, optionally, session, turn and think_s.
 
-Mooncake traces: JSON lines with timestamp (ms), input_length, output_length and hash_ids of 512 prompt tokens each.
-
-Equal ids mean equal text up to there (github.com/kvcache-ai/Mooncake, FAST25-release).
-
-Our own traces: CSV with a header, or JSON lines, of at_s, prompt_tokens, output_tokens and, optionally, session,
-turn and think_s.
-
-Traces too long for memory, a part at a time: the formats in which every line stands for itself.
-
-Rows must be in order of time, as recorders write them; conversations need the whole file and are refused.
+A trace too long for memory is read a part at a time. Its rows must be in order of time, as recorders write them;
+conversations need the whole file and are refused.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""AIPerf's per-request records (profile_export.jsonl): the requests it sent, to be sent again.
+"""Requests that another tool sent, to be sent again: AIPerf's and GuideLLM's result files.
 
-Field names as in aiperf 0.13.0: `metadata.{benchmark_phase,credit_issued_ns,request_start_ns,request_end_ns,
-conversation_id,turn_index,x_correlation_id}` and `metrics.{input_sequence_length,output_sequence_length}.value`.
-
-GuideLLM's result file (benchmarks.json, schema version 2): the requests it sent, to be sent again.
-
-Field names as in guidellm 0.8.1: `benchmarks[].requests.{successful,incomplete,errored}[]` with `prompt_tokens`,
+AIPerf's per-request records (profile_export.jsonl), field names as in aiperf 0.13.0: `metadata.{benchmark_phase,
+credit_issued_ns,request_start_ns,request_end_ns,conversation_id,turn_index,x_correlation_id}` and
+`metrics.{input_sequence_length,output_sequence_length}.value`. GuideLLM's benchmarks.json (schema version 2), field
+names as in guidellm 0.8.1: `benchmarks[].requests.{successful,incomplete,errored}[]` with `prompt_tokens`,
 `output_tokens` and `info.timings` in seconds of Unix time.
 """
 

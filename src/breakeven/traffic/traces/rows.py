@@ -1,7 +1,4 @@
-"""The requests of a trace, whichever file they came from.
-
-Reading trace files line by line, with errors that name the place.
-"""
+"""The requests of a trace, whichever file they came from; reading files by lines, with errors that name the place."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The process between us and vLLM: `python keeper.py PID_FD COMMAND...`.
+"""The child's end of the keeper: how a process of ours dies with its parent, alone or at the head of a family.
 
-vLLM is a family of processes: an API server, an engine core, a worker for each device. The keeper adopts those whose
-parent dies and ends them all when vLLM ends, when it is told to (SIGTERM), or when standard input ends, which means
-that whoever started it is gone. Runs on the standard library alone, because it lives as long as vLLM does.
+`die_with_parent` is for children written here. `python family.py PID_FD COMMAND...` stands between us and a program
+that is a family of processes, as vLLM is: an API server, an engine core, a worker for each device. It adopts those
+whose parent dies and ends them all when the program ends, when it is told to (SIGTERM), or when standard input ends,
+which means that whoever started it is gone. Standard library alone, because it lives as long as the engine does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +24,28 @@ _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.5
 _GRACE_S = 5.0
 _GRACE_OF_THE_LEFT_S = 1.0
+
+
+def die_with_parent(parent_pid: int, *, watch_input: bool = False) -> None:
+    """Arrange to be killed when the parent ends, however it ends.
+
+    On Linux the kernel does it even while the engine holds this process busy loading. Elsewhere, and for a parent
+    whose starting thread has ended, the end of standard input does: with `watch_input` a thread waits for it, for a
+    child that does not read it anyway.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it died before the line above took effect
+        os._exit(1)
+    if not watch_input:
+        return
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main() -> None:
@@ -55,7 +79,7 @@ def _told_to_end(wake_fd: int) -> bool:
 
 
 def _end_all(child: subprocess.Popen[bytes]) -> None:
-    """End vLLM and whatever it left: first kindly, so that it frees its shared memory, then not."""
+    """End the program and whatever it left: first kindly, so that it frees its shared memory, then not."""
     if child.poll() is None:
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -86,7 +110,7 @@ def _is_tracker(pid: int) -> bool:
 
 
 def _reap(child: subprocess.Popen[bytes]) -> None:
-    """Collect the adopted that have ended; vLLM's own status is for `child` to collect."""
+    """Collect the adopted that have ended; the program's own status is for `child` to collect."""
     child.poll()
     for pid in _children():
         if pid != child.pid:
@@ -95,7 +119,7 @@ def _reap(child: subprocess.Popen[bytes]) -> None:
 
 
 def _children() -> list[int]:
-    """Processes whose parent we are, zombies included. Only vLLM itself where there is no /proc."""
+    """Processes whose parent we are, zombies included. Only the program itself where there is no /proc."""
     me, found = os.getpid(), []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
