@@ -14,7 +14,8 @@ from breakeven.pages.load_terminal import print_capacity, print_load
 from breakeven.pages.terminal import print_comparison
 from breakeven.results.decision import Decision, LogDecision
 from breakeven.results.load import CapacityStudy, LoadStudy
-from breakeven.results.store import RESULT, encode, write
+from breakeven.results.store import RESULT as RESULT
+from breakeven.results.store import encode, write
 from breakeven.runs.recompute import Study
 
 PAGE, LOG_RESULT = "report.html", "from-log.json"
