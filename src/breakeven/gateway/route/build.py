@@ -138,7 +138,7 @@ def read_s(model: StepModel, policy: Policy, d_D: Floats, t_T: Floats) -> Floats
     """Seconds of the steps that read prompts of `t_T` tokens while `d_D` others decode, by both.
 
     A step takes what its budget leaves beside the others, in passes of `micro_batch` where the engine has them; the
-    others' tokens are in the first pass (`predict.simulate.engine`).
+    others' tokens are in the first pass (`forecast.simulator.engine`).
     """
     d_DT, left_DT = (x.copy() for x in np.broadcast_arrays(d_D[:, None], t_T[None, :]))
     read_DT, seconds_DT = np.zeros_like(left_DT), np.zeros_like(left_DT)

@@ -21,7 +21,7 @@ o tokens in a usual answer:
 step: a decode step of the step model. A prompt of I tokens is read in k steps, which take `extra` longer than they
 would without it. rate: seconds that one more prompt token adds to a step that has prompts in it. r: the part of a step
 that passes before one can join, a half, and one more where the engine plans a step ahead. On an idle engine step(0) is
-nothing, and `extra` all of the reading. The sources are `predict.model`, `predict.serving` and `predict.simulate`.
+nothing, and `extra` all of the reading. The sources are `forecast.model`, `forecast.serving` and `forecast.simulator`.
 
 numpy is needed to build a table and not to read it: a look-up is a few dozen operations on floats.
 """

@@ -102,7 +102,7 @@ class Poller:
         return True
 
     async def _heal(self) -> None:
-        """Corrections of backends that nobody hears of fade: see `route.correct`."""
+        """Corrections of backends that nobody hears of fade: see `route.speed`."""
         from breakeven.gateway.route.speed import healed
 
         seen: dict[int, float] = {}
