@@ -39,8 +39,8 @@ assert libc.prctl(22, 2, ctypes.byref(program), 0, 0) == 0
 """
 """Load the call's number; kill the process if it is `connect`, else allow it. 38: no new privileges, 22: filter."""
 EVERYTHING = """
-import importlib, pkgutil, breakeven, breakeven.gateway, breakeven.cli
-names = [found.name for part in (breakeven.gateway, breakeven.cli)
+import importlib, pkgutil, breakeven, breakeven.gateway, breakeven.cli, breakeven.wire
+names = [found.name for part in (breakeven.gateway, breakeven.cli, breakeven.wire)
          for found in pkgutil.walk_packages(part.__path__, part.__name__ + ".") if "__main__" not in found.name]
 for name in names:
     try:
