@@ -76,51 +76,46 @@ class _Waits:
     first_byte_s: None = None
 
 
-class Recording:
-    """A request under way. Made by `Pool.start`; the only thing to do with it is to cancel it."""
+class Recording(Exchange):
+    """A request under way, its own sink. Made by `Pool.start`; the only thing to do with it is to cancel it."""
 
     __slots__ = (
-        "_exchange", "_headers_ns", "_on_done", "_on_first", "_pool", "_retry_after_s", "_whole", "call", "issued_ns",
-        "over", "reply", "status",
+        "_headers_ns", "_on_done", "_on_first", "_pool", "_retry_after_s", "_whole", "call", "reply", "status",
     )  # fmt: skip
 
     def __init__(
-        self, pool: Pool, call: Call, on_done: Callable[[RequestDone], None], on_first: Callable[[], None] | None
+        self,
+        pool: Pool,
+        head: bytes,
+        call: Call,
+        on_done: Callable[[RequestDone], None],
+        on_first: Callable[[], None] | None,
     ) -> None:
+        super().__init__(pool.client, head, call.body, self, time.monotonic_ns())
         self._pool, self.call = pool, call
         self._on_done: Callable[[RequestDone], None] | None = on_done
         self._on_first = on_first
         self._whole: list[bytes] = []
         """Pieces of a body that is not a stream: an answer in one piece, or the text of a refusal."""
         self.reply = Reply()
-        self.over = False
         self.status = 0
         """HTTP status of the answer, 0 while there is none."""
         self._headers_ns: int | None = None
         self._retry_after_s: float | None = None
-        self.issued_ns = time.monotonic_ns()
-        self._exchange: Exchange
-
-    def send(self, client: HttpClient, head: bytes) -> None:
-        """Send it. Its own limits, where it has some, are not the client's."""
-        call = self.call
-        exchange = self._exchange = client.issue(head, call.body, self)
         if call.stall_timeout_s is not None:
-            exchange.idle_ns = round(call.stall_timeout_s * _S)
-            client.watch(call.stall_timeout_s)
+            self.idle_ns = round(call.stall_timeout_s * _S)
         if call.total_timeout_s is not None:
-            exchange.total_ns = round(call.total_timeout_s * _S)
-            client.watch(call.total_timeout_s)
+            self.total_ns = round(call.total_timeout_s * _S)
 
     def cancel(self) -> None:
         """End it here and now as "cancelled"; no effect on one that is over."""
-        self._end("cancelled", "cancelled by the client")
+        self._finish("cancelled", "cancelled by the client")
 
     # The sink.
 
     def on_head(self, status: int, headers: Headers) -> None:
         """The answer's head."""
-        self.status, self._headers_ns = status, self._exchange.heard_ns
+        self.status, self._headers_ns = status, self.heard_ns
         if status in _WAIT_STATUSES:
             told = {name: value.decode("latin-1") for name, value in headers}
             if value := told.get(b"retry-after"):
@@ -128,25 +123,24 @@ class Recording:
 
     def on_body(self, data: bytes) -> None:
         """Bytes of the body. Ends the exchange when they are no answer."""
-        exchange = self._exchange
         if self.status == 200 and self.call.stream:
             reply = self.reply
             try:
-                ended = reply.feed(data, exchange.heard_ns)
+                ended = reply.feed(data, self.heard_ns)
             except BrokenStreamError as error:
                 self._first()
-                self._end(error.kind, str(error))
+                self._finish(error.kind, str(error))
                 return
             if self._on_first is not None and reply.chunk_ns:
                 self._first()
             if ended:
-                exchange.total_ns = min(exchange.total_ns, exchange.heard_ns - exchange.issued_ns + _DRAIN_NS)
+                self.total_ns = min(self.total_ns, self.heard_ns - self.issued_ns + _DRAIN_NS)
         else:
             self._whole.append(data)
             limit = MAX_WHOLE_BYTES if self.status == 200 else _REFUSAL_BYTES
             if (len(self._whole) > 1 or len(data) > limit) and sum(map(len, self._whole)) > limit:
                 if self.status == 200:
-                    self._end("broken_stream", f"the answer is longer than {limit} bytes")
+                    self._finish("broken_stream", f"the answer is longer than {limit} bytes")
                 else:
                     self._end_by_status()
 
@@ -158,48 +152,44 @@ class Recording:
         reply = self.reply
         try:
             if not self.call.stream:
-                reply.take_whole(b"".join(self._whole), self._exchange.heard_ns)
+                reply.take_whole(b"".join(self._whole), self.heard_ns)
             elif reply.done_ns is None:
                 reply.end()
         except BrokenStreamError as error:
-            self._end(error.kind, str(error))
+            self._finish(error.kind, str(error))
         else:
-            self._end(None, None)
+            self._finish(None, None)
 
     def on_trouble(self, trouble: Trouble, detail: str) -> None:
         """The connection broke, or time is up: an error, unless what came before says more."""
-        exchange = self._exchange
         if self.reply.done_ns is not None:
             self.reply.note("no_close_after_done")
-            self._end(None, None)
+            self._finish(None, None)
         elif self.status not in (0, 200):
             self._end_by_status()
-        elif trouble in ("refused", "unreachable") and exchange.failure is not None:
-            failure = exchange.failure
-            self._end("unreachable", f"no connection to {self._pool.place}: {failure or type(failure).__name__}")
+        elif trouble in ("refused", "unreachable") and self.failure is not None:
+            failure = self.failure
+            self._finish("unreachable", f"no connection to {self._pool.place}: {failure or type(failure).__name__}")
         elif trouble in ("reset", "cut"):
-            where = "before an answer" if exchange.heard_ns == exchange.sent_ns else "inside the answer"
-            self._end("reset", f"the connection closed {where}{f' ({exchange.failure})' if exchange.failure else ''}")
+            where = "before an answer" if self.heard_ns == self.sent_ns else "inside the answer"
+            self._finish("reset", f"the connection closed {where}{f' ({self.failure})' if self.failure else ''}")
         elif trouble == "timeout" and detail.startswith("no connection"):
-            self._end("unreachable", detail)
+            self._finish("unreachable", detail)
         else:
-            self._end("broken_stream" if trouble in ("garbage", "too_large") else trouble, detail)
+            self._finish("broken_stream" if trouble in ("garbage", "too_large") else trouble, detail)
 
     def _end_by_status(self) -> None:
         """The server answered with an HTTP error; what came of its text is kept as the detail."""
-        self._end(f"http_{self.status}", b"".join(self._whole).decode(errors="replace"))
+        self._finish(f"http_{self.status}", b"".join(self._whole).decode(errors="replace"))
 
-    def _end(self, error: str | None, detail: str | None) -> None:
+    def _finish(self, error: str | None, detail: str | None) -> None:
         """Over, once. A connection that it still has is of no more use."""
-        if self.over:
-            return
-        self.over = True
-        self._exchange.cancel()
         on_done, self._on_done, self._on_first = self._on_done, None, None
-        pool = self._pool
-        pool.live.discard(self)
-        if on_done is not None:
-            on_done(self._result(error, detail, pool))
+        if on_done is None:
+            return
+        if not self.over:
+            self._leave(keep=False)
+        on_done(self._result(error, detail, self._pool))
 
     def _note_retry_after(self, value: str, date: str) -> None:
         """Keep what a `Retry-After` header asks: seconds, or a date, counted from the answer's own `Date`."""
@@ -220,11 +210,11 @@ class Recording:
             on_first()
 
     def _result(self, error: str | None, detail: str | None, pool: Pool) -> RequestDone:
-        call, reply, backend, exchange = self.call, self.reply, pool.backend, self._exchange
+        call, reply, backend = self.call, self.reply, pool.backend
         count = reply.output_tokens
         if error is None and call.ignore_eos and count < call.max_tokens and reply.counted:
             error, detail = "short", f"{count} tokens came of {call.max_tokens} asked for"
-        if exchange.sent_twice:
+        if self.sent_twice:
             reply.note("reconnected")
         times, usage = reply.chunk_ns, reply.usage
         return RequestDone(
@@ -234,7 +224,7 @@ class Recording:
             prompt_tokens=usage.prompt_tokens if usage is not None else call.prompt_tokens,
             output_tokens=count,
             due_ns=self.issued_ns if call.due_ns is None else call.due_ns,
-            sent_ns=exchange.sent_ns or self.issued_ns,
+            sent_ns=self.sent_ns or self.issued_ns,
             done_ns=reply.done_ns or time.monotonic_ns(),
             headers_ns=self._headers_ns,
             first_ns=times[0] if times else None,
@@ -280,7 +270,7 @@ class Pool:
         parts = urlsplit(backend.url)
         self.place, self._base = parts.netloc, parts.path
         self._heads: dict[tuple[str, bool], bytes] = {}
-        self._client = HttpClient(
+        self.client = HttpClient(
             backend.url,
             timeouts=_Waits(stall_timeout_s, total_timeout_s or _FOREVER_S),
             allow_link_local=True,
@@ -289,7 +279,6 @@ class Pool:
             redirects=True,
             passes_on=None,
         )
-        self.live: set[Recording] = set()
         _allow_many_files()
 
     def start(
@@ -300,19 +289,20 @@ class Pool:
         `on_done` is called once, on the loop, whatever happens; `on_first` before it, when the first output arrived.
         Neither may raise. Both may start further requests.
         """
-        recording = Recording(self, call, on_done, on_first)
-        self.live.add(recording)
         head = self._heads.get((call.path, call.stream))
         if head is None:
             head = self._heads[call.path, call.stream] = self._head(call)
-        recording.send(self._client, head % len(call.body))
+        recording = Recording(self, head % len(call.body), call, on_done, on_first)
+        if call.stall_timeout_s is not None:
+            self.client.watch(call.stall_timeout_s)
+        if call.total_timeout_s is not None:
+            self.client.watch(call.total_timeout_s)
+        self.client.start(recording)
         return recording
 
     async def close(self) -> None:
         """Cancel what is under way, close every connection, and wait until they are."""
-        for recording in list(self.live):
-            recording.cancel()
-        await self._client.close()
+        await self.client.close()
 
     def tidy(self, detail: str) -> str:
         """`detail` on one line, and without the key should the server have echoed it."""

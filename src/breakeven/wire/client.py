@@ -117,7 +117,7 @@ class HttpClient:
         self._heads: dict[tuple[bytes, str], bytes] = {}
         self._idle: dict[ClientConnection, None] = {}
         self._open: set[ClientConnection] = set()
-        self._live: set[Exchange] = set()
+        self.live: set[Exchange] = set()
         self._hasty = 0
         self._closed = False
         self._sweep_s = _SWEEP_S
@@ -136,7 +136,7 @@ class HttpClient:
     @property
     def under_way(self) -> int:
         """Requests that have not ended."""
-        return len(self._live)
+        return len(self.live)
 
     def send(self, path: str, headers: Headers, body: bytes, sink: Sink, method: bytes = b"POST") -> Exchange:
         """Issue a request and return at once; the sink hears of it later, never during this call.
@@ -152,14 +152,26 @@ class HttpClient:
             return exchange
         exchange = Exchange(self, head, body, sink, time.monotonic_ns())
         exchange.head_only = method == b"HEAD"
-        self._start(exchange)
+        self.start(exchange)
         return exchange
 
-    def issue(self, head: bytes, body: bytes, sink: Sink) -> Exchange:
-        """Issue a request whose head is made already; otherwise as `send`."""
-        exchange = Exchange(self, head, body, sink, time.monotonic_ns())
-        self._start(exchange)
-        return exchange
+    def start(self, exchange: Exchange) -> None:
+        """Issue a request that is made already; otherwise as `send`."""
+        if self._closed:
+            self._refuse(exchange, "unreachable", "the gateway is stopping")
+            return
+        self.live.add(exchange)
+        if self._sweeper is None:
+            self.watch(self._shortest_s)
+        idle = self._idle
+        while idle:
+            connection, _ = idle.popitem()
+            if connection.usable:
+                connection.send(exchange)
+                return
+            self._note_hasty(connection)
+            connection.close()
+        self._connect(exchange)
 
     async def get(self, path: str, *, timeout_s: float = 2.0, limit_bytes: int = 1 << 20) -> tuple[int, bytes]:
         """Status and body of a short answer, such as `/metrics`. Raises GetError when none came."""
@@ -176,8 +188,8 @@ class HttpClient:
     async def close(self) -> None:
         """Cancel what is under way, close every connection, and wait until they are."""
         self._closed = True
-        tasks: list[asyncio.Task[None] | asyncio.Task[list[str]]] = [one.task for one in self._live if one.task]
-        for exchange in list(self._live):
+        tasks: list[asyncio.Task[None] | asyncio.Task[list[str]]] = [one.task for one in self.live if one.task]
+        for exchange in list(self.live):
             exchange.cancel()
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -194,13 +206,9 @@ class HttpClient:
 
     # Called by exchanges and connections.
 
-    def forget(self, exchange: Exchange) -> None:
-        """An exchange is over."""
-        self._live.discard(exchange)
-
     def release(self, connection: ClientConnection) -> None:
         """A connection is free. The one used last is used next: it is the least likely to have been closed."""
-        if self._closed or (connection.streamed and self._hasty >= _HASTY):
+        if self._closed or (self._hasty >= _HASTY and connection.streamed):
             connection.close()
         else:
             self._idle[connection] = None
@@ -228,25 +236,8 @@ class HttpClient:
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
 
-    def _start(self, exchange: Exchange) -> None:
-        if self._closed:
-            self._refuse(exchange, "unreachable", "the gateway is stopping")
-            return
-        self._live.add(exchange)
-        if self._sweeper is None:
-            self.watch(self._shortest_s)
-        idle = self._idle
-        while idle:
-            connection, _ = idle.popitem()
-            if connection.usable:
-                connection.send(exchange)
-                return
-            self._note_hasty(connection)
-            connection.close()
-        self._connect(exchange)
-
     def _refuse(self, exchange: Exchange, trouble: Trouble, why: str) -> None:
-        self._live.add(exchange)
+        self.live.add(exchange)
         asyncio.get_running_loop().call_soon(exchange.trouble, trouble, why)
 
     def _note_hasty(self, connection: ClientConnection) -> None:
@@ -343,7 +334,7 @@ class HttpClient:
         """End whatever is late. One timer for all: a timer a request would cost more than the request."""
         self._sweeper = None
         now_ns = time.monotonic_ns()
-        late = [(exchange, why) for exchange in self._live if (why := exchange.late(now_ns, self._connect_ns))]
+        late = [(exchange, why) for exchange in self.live if (why := exchange.late(now_ns, self._connect_ns))]
         for exchange, why in late:
             if exchange.task is not None:
                 self._addresses = []  # a black hole: the next one asks for the name anew
@@ -351,7 +342,7 @@ class HttpClient:
         for connection in [idle for idle in self._idle if now_ns - idle.rested_ns > _REST_S * _S]:
             del self._idle[connection]
             connection.close()
-        if self._sweeper is None and (self._live or self._idle):
+        if self._sweeper is None and (self.live or self._idle):
             self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
 
 

@@ -31,32 +31,18 @@ class Owner(Protocol):
 
     `first_byte_ns` None: the time between two bytes holds for the first as well. `wary`: it asks the system whether a
     resting connection is still good. `passes_on`: makes the headers that a sink is told of those that came; None: it
-    is told all of them. `redirects`: a redirect is an answer like any other, not a trouble.
+    is told all of them. `redirects`: a redirect is an answer like any other, not a trouble. `live`: exchanges that
+    have not ended.
     """
 
-    @property
-    def first_byte_ns(self) -> int | None: ...
-
-    @property
-    def idle_ns(self) -> int: ...
-
-    @property
-    def total_ns(self) -> int: ...
-
-    @property
-    def response_bytes(self) -> int: ...
-
-    @property
-    def wary(self) -> bool: ...
-
-    @property
-    def redirects(self) -> bool: ...
-
-    @property
-    def passes_on(self) -> Callable[[Headers], Headers] | None: ...
-
-    def forget(self, exchange: Exchange) -> None:
-        """An exchange is over."""
+    live: set[Exchange]
+    first_byte_ns: int | None
+    idle_ns: int
+    total_ns: int
+    response_bytes: int
+    wary: bool
+    redirects: bool
+    passes_on: Callable[[Headers], Headers] | None
 
     def release(self, connection: ClientConnection) -> None:
         """A connection is free."""
@@ -117,7 +103,12 @@ class Exchange:
 
     def end(self, *, keep: bool) -> None:
         """The answer is whole. `keep`: its connection may serve again."""
-        sink = self._leave(keep=keep)
+        self.over = True  # as in `_leave`; a good end is worth its own lines
+        sink, self.sink = self.sink, None
+        connection, self.connection = self.connection, None
+        self.client.live.discard(self)
+        if connection is not None:
+            connection.leave(keep)
         if sink is not None:
             sink.on_end()
 
@@ -150,12 +141,11 @@ class Exchange:
         sink, self.sink = self.sink, None
         connection, self.connection = self.connection, None
         task, self.task = self.task, None
-        self.client.forget(self)
+        self.client.live.discard(self)
         if task is not None:
             task.cancel()
         if connection is not None:
-            connection.leave(keep=keep)
-        self.body = self.head = b""
+            connection.leave(keep)
         return sink
 
 
@@ -163,9 +153,9 @@ class ClientConnection(asyncio.Protocol):
     """A connection of a client. `exchange` is what it works on, None while it rests."""
 
     __slots__ = (
-        "_body_bytes", "_client", "_complete", "_counted", "_fed_bytes", "_framed", "_head_done", "_head_told",
-        "_headers", "_heard", "_interim", "_keep", "_odd", "_parser", "_pieces", "_poll", "_served", "_status",
-        "_streamed", "_transport", "exchange", "rested_ns",
+        "_body_bytes", "_client", "_complete", "_fed_bytes", "_framed", "_head_done", "_head_told",
+        "_headers", "_heard", "_interim", "_keep", "_length", "_odd", "_parser", "_pieces", "_poll", "_served",
+        "_status", "_streamed", "_transport", "exchange", "rested_ns",
     )  # fmt: skip
 
     def __init__(self, client: Owner) -> None:
@@ -175,17 +165,20 @@ class ClientConnection(asyncio.Protocol):
         self._poll: select.poll | None = None
         self._served = 0
         self._streamed = False
+        self._pieces: list[bytes] = []
         self.exchange: Exchange | None = None
         self.rested_ns = 0
         self._begin()
 
     def _begin(self) -> None:
         self._headers: list[tuple[bytes, bytes]] = []
-        self._pieces: list[bytes] = []
         self._status = self._fed_bytes = self._body_bytes = 0
-        self._heard = self._framed = self._counted = self._interim = self._complete = self._keep = False
+        self._heard = self._framed = self._interim = self._complete = self._keep = False
         self._head_done = self._head_told = False
+        self._length = -1
         self._odd = ""
+        if self._pieces:
+            self._pieces = []
 
     @property
     def is_open(self) -> bool:
@@ -195,7 +188,8 @@ class ClientConnection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Another request can be sent: it is open, and the server, if the system is asked, has not spoken unasked."""
-        return self.is_open and (self._poll is None or not self._poll.poll(0))
+        transport, poll = self._transport, self._poll
+        return transport is not None and not transport.is_closing() and (poll is None or not poll.poll(0))
 
     @property
     def streamed(self) -> bool:
@@ -220,11 +214,11 @@ class ClientConnection(asyncio.Protocol):
         if exchange.paused:
             self.pause()
 
-    def leave(self, *, keep: bool) -> None:
+    def leave(self, keep: bool) -> None:
         """The exchange is over: rest if the server lets us keep the connection, else close."""
         paused = self.exchange is not None and self.exchange.paused
         self.exchange = None
-        if not self._counted:
+        if self._length < 0:
             # httptools hands the trailers of one answer to the next as its headers. Only chunked ones have any.
             self._parser = None
         self._served += 1
@@ -316,13 +310,9 @@ class ClientConnection(asyncio.Protocol):
             detail = f"answered {self._status}; redirects are not followed, set `url` to the last one"
             exchange.trouble("forbidden", detail)
             return False
-        self._streamed = False
-        for name, value in self._headers:
-            if name == b"content-type":
-                self._streamed = value.startswith(b"text/event-stream")
-            elif name == b"content-length" and int(value) > exchange.limit_bytes:  # llhttp took digits alone
-                exchange.trouble("too_large", f"the answer is larger than {exchange.limit_bytes} bytes")
-                return False
+        if self._length > exchange.limit_bytes:
+            exchange.trouble("too_large", f"the answer is larger than {exchange.limit_bytes} bytes")
+            return False
         self._head_told = True
         passed = self._headers if client.passes_on is None else client.passes_on(self._headers)
         exchange.sink.on_head(self._status, passed)  # type: ignore[union-attr]
@@ -361,13 +351,17 @@ class ClientConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self._complete:
             self._odd = self._odd or "a second answer to one question"
+        else:
+            self._streamed = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head_done:  # a trailer, or a second answer
             return
         name = name.lower()
         if name == b"content-length":
-            self._framed = self._counted = True
+            self._framed, self._length = True, int(value)  # llhttp took digits alone
+        elif name == b"content-type":
+            self._streamed = value.startswith(b"text/event-stream")
         elif name == b"transfer-encoding":
             self._framed = True
             if value.strip().lower() != b"chunked":
@@ -392,8 +386,8 @@ class ClientConnection(asyncio.Protocol):
         if self._complete:
             return
         if self._interim:
-            self._interim = self._framed = self._counted = False
-            self._headers = []
+            self._interim = self._framed = False
+            self._headers, self._length = [], -1
         else:
             self._complete = True
             self._keep = self._parser is not None and self._parser.should_keep_alive()

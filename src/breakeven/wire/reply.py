@@ -88,10 +88,12 @@ class Reply:
     """Accumulates one answer. A piece of output is an event that brings text or, where told, tokens."""
 
     __slots__ = (
+        "_as_told",
         "_counts",
         "_finished",
         "_notes",
         "_parser",
+        "_told",
         "_usage",
         "_usages",
         "chunk_ns",
@@ -106,10 +108,13 @@ class Reply:
         self.done_ns: int | None = None
         self.counted = True
         """False for an answer in one piece whose server told no numbers: nothing is known of its tokens then."""
-        self._parser = SseParser()
+        self._parser: SseParser | None = None
+        """None for what is no stream."""
         self._counts: list[int] = []
         """Tokens so far, as told by the server after each piece; shorter than `chunk_ns` when it does not tell."""
         self._usage: _Usage | None = None
+        self._told: _Usage | None = None
+        self._as_told: Usage | None = None
         self._usages = 0
         self._finished = False
         self._notes: list[str] = []
@@ -119,8 +124,11 @@ class Reply:
 
         Raises BrokenStreamError for what is not an event of a completion.
         """
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = SseParser()
         try:
-            events = self._parser.feed(piece)
+            events = parser.feed(piece)
         except ValueError as error:
             raise BrokenStreamError(str(error)) from error
         for data in events:
@@ -149,7 +157,7 @@ class Reply:
 
     def end(self) -> None:
         """The connection closed without `[DONE]`. Raises BrokenStreamError unless the answer is whole all the same."""
-        if self._parser.unfinished:
+        if self._parser is not None and self._parser.unfinished:
             raise BrokenStreamError("the stream ends inside an event")
         if not self._finished:
             what = "before the answer was finished" if self.chunk_ns else "without any output"
@@ -167,12 +175,16 @@ class Reply:
         told = self._usage
         if told is None:
             return None
+        if self._told is told:
+            return self._as_told
         details = told.prompt_tokens_details
-        return Usage(
+        self._told = told
+        self._as_told = Usage(
             prompt_tokens=told.prompt_tokens,
             completion_tokens=told.completion_tokens,
             cached_tokens=details.cached_tokens if details else None,
         )
+        return self._as_told
 
     @property
     def output_tokens(self) -> int:
