@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.closed_form import steady_tpot_s
 from bench.published.fitting import Fit, Problem, fitted, problem
 from bench.published.judged import judged
 from bench.published.leaving_out import by_machine, by_model, left_out
@@ -25,7 +26,6 @@ from bench.published.predicting import model_of, on_device
 from bench.published.records import Observation, read
 from breakeven.forecast.constants import Error, Range
 from breakeven.forecast.profiles import Efficiencies, Entry
-from breakeven.forecast.serving_closed_form import steady_tpot_s
 from breakeven.model.arithmetic import active_params
 
 Floats = NDArray[np.float64]

@@ -21,7 +21,7 @@ from breakeven.results.decision import (
     MapCell,
     NextMeasurement,
     Region,
-    Share,
+    TrafficShare,
     Verdict,
 )
 from breakeven.stats.estimate import Estimate
@@ -331,13 +331,13 @@ def both() -> Decision:
             sentence="Both: short requests to llama-3.2-1b on the device, the rest to qwen3-30b-a3b.",
             because=["Seven in ten requests are under 512 tokens"],
             shares=[
-                Share(
+                TrafficShare(
                     candidate="llama-3.2-1b on the device",
                     traffic="prompts under 512 tokens",
                     share=0.7,
                     usd_per_hour=span(0.02),
                 ),
-                Share(candidate="qwen3-30b-a3b", traffic="all others", share=0.3, usd_per_hour=exact(2.99)),
+                TrafficShare(candidate="qwen3-30b-a3b", traffic="all others", share=0.3, usd_per_hour=exact(2.99)),
             ],
         ),
         flips=[
@@ -395,7 +395,7 @@ def hostile() -> Decision:
             winner=HOSTILE,
             sentence=HOSTILE,
             because=[HOSTILE],
-            shares=[Share(candidate=HOSTILE, traffic=HOSTILE, share=1.0)],
+            shares=[TrafficShare(candidate=HOSTILE, traffic=HOSTILE, share=1.0)],
         ),
         regions=[
             Region(low_per_s=0.1, high_per_s=None, winner=HOSTILE, runner_up=HOSTILE, margin=span(2.0), certain=False)

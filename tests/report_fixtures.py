@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from breakeven.hardware.machine import Gpu, MachineSpec
-from breakeven.results.comparison import Comparison, ModelResult, NodeTime, NoiseRecord, Pair, Profile, Routing, Verdict
-from breakeven.stats.estimate import Estimate, Point
+from breakeven.results.comparison import (
+    ComparedPoint,
+    Comparison,
+    ComparisonVerdict,
+    ModelResult,
+    NodeProfile,
+    NodeTime,
+    NoiseRecord,
+    Pair,
+    Routing,
+)
+from breakeven.stats.estimate import Estimate
 
 HOSTILE = "<script>alert('x')</script> & [red]\"name\""
 STREAMS = (1, 2, 4, 8)
@@ -14,8 +24,8 @@ def estimate(value: float, half: float = 0.01, n: int = 12) -> Estimate:
     return Estimate(value, value * (1 - half), value * (1 + half), n, "measured")
 
 
-def point(model: str, streams: int, speed: float) -> Point:
-    return Point(
+def point(model: str, streams: int, speed: float) -> ComparedPoint:
+    return ComparedPoint(
         model=model,
         streams=streams,
         prompt_tokens=128,
@@ -114,11 +124,11 @@ NOISE = NoiseRecord(
 )
 
 
-def profile(model: str, phase: str, routed: bool) -> Profile:
+def profile(model: str, phase: str, routed: bool) -> NodeProfile:
     scale = 0.03 if phase == "decode" else 0.9
     kinds = {"attention": 0.22, "head": 0.16, "rest": 0.06}
     kinds |= {"router": 0.04, "expert products": 0.47, "combination": 0.05} if routed else {"dense feed-forward": 0.56}
-    return Profile(
+    return NodeProfile(
         model=model,
         phase=phase,
         tokens=64 if phase == "decode" else 128,
@@ -165,7 +175,7 @@ def comparison(models: list[ModelResult], speeds: list[float], **changes: object
         ],
         "pairs": found,
         "noise": NOISE,
-        "verdict": Verdict(
+        "verdict": ComparisonVerdict(
             headline=f"Run {models[-1].name} here: it decodes 6 % faster at one stream in a fifth of the memory.",
             winner=models[-1].name,
             reasons=[
@@ -211,7 +221,7 @@ def same_twice() -> Comparison:
         twins,
         [33.4, 33.4],
         pairs=level,
-        verdict=Verdict(
+        verdict=ComparisonVerdict(
             headline="No difference found: the same model ran twice.",
             winner=None,
             reasons=["both are the same file"],
@@ -240,7 +250,7 @@ def urls_only() -> Comparison:
         for name in ("served-a", "served-b")
     ]
     points = [
-        Point(
+        ComparedPoint(
             model=model.name,
             streams=streams,
             prompt_tokens=128,
@@ -287,7 +297,7 @@ def urls_only() -> Comparison:
         virtualised=None,
         gpus=[],
     )
-    verdict = Verdict(
+    verdict = ComparisonVerdict(
         headline="No difference found.", winner=None, reasons=[], memory=[], would_change=["a longer budget"]
     )
     return comparison(
@@ -310,6 +320,8 @@ def hostile() -> Comparison:
         [moe(HOSTILE), dense()],
         [31.5, 33.4],
         command=f"breakeven compare {HOSTILE!r}",
-        verdict=Verdict(headline=HOSTILE, winner=HOSTILE, reasons=[HOSTILE], memory=[HOSTILE], would_change=[HOSTILE]),
+        verdict=ComparisonVerdict(
+            headline=HOSTILE, winner=HOSTILE, reasons=[HOSTILE], memory=[HOSTILE], would_change=[HOSTILE]
+        ),
         caveats=[HOSTILE],
     )

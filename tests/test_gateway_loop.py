@@ -23,7 +23,7 @@ from breakeven.gateway.plan.load import read_gateway
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.pages.decision_terminal import log_summary
 from breakeven.results.cost import Api
-from breakeven.results.decision import Share, Verdict
+from breakeven.results.decision import TrafficShare, Verdict
 from breakeven.results.store import write
 from breakeven.traffic.traces.read import read_trace
 from breakeven.traffic.workload import Arrivals, Workload
@@ -217,7 +217,7 @@ def test_a_gateway_that_cannot_be_judged_says_what_is_missing(tmp_path: Path, te
 
 
 def verdict(outcome: Any, winner: str | None, *mix: str) -> Verdict:
-    shares = [Share(candidate=name, traffic="", share=0.5) for name in mix]
+    shares = [TrafficShare(candidate=name, traffic="", share=0.5) for name in mix]
     return Verdict(outcome=outcome, winner=winner, sentence="", because=[], shares=shares)
 
 

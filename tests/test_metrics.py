@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,13 @@ from breakeven.measure.paired.blocks import (
     token_gaps_s,
 )
 from breakeven.results import metrics
+from breakeven.results.comparison import ComparedPoint
+from breakeven.results.point import OF_LATENCY, latency_point, nearest, of_compared, of_decided, of_load
 from breakeven.results.predicted import PredictedPoint, SimulatedPoint
 from breakeven.runs import check, load_study
-from breakeven.stats.estimate import Point
+from breakeven.stats.estimate import Estimate, measured
 from breakeven.wire.reply import ServerTimings
+from tests import decision_fixtures, load_report_fixtures, report_fixtures
 
 S = 1_000_000_000
 
@@ -163,7 +167,7 @@ def test_every_metric_of_a_result_is_registered_and_explained() -> None:
         *(*check.DELAYS, check.TOKENS, check.GOODPUT, check.ERRORS),
         *(*compared.DELAYS, *compared.RATES, compared.METRIC, *differences.CROSSED, *load_study.HEADLINE_METRICS),
     }
-    for struct in (Point, PredictedPoint, SimulatedPoint):
+    for struct in (ComparedPoint, PredictedPoint, SimulatedPoint):
         asked |= {field.name for field in msgspec.structs.fields(struct) if "Estimate" in str(field.type)}
     assert asked <= set(metrics.METRICS), asked - set(metrics.METRICS)
     for key, metric in metrics.METRICS.items():
@@ -176,3 +180,31 @@ def test_a_metric_of_another_version_is_shown_under_its_own_name() -> None:
     found = metrics.metric_of("later_s")
     assert (found.title, found.scale, found.direction) == ("later_s", 1.0, "more is better")
     assert metrics.metric_of("ttft_s").advantage == "the lower TTFT"
+
+
+def test_whatever_was_measured_simulated_or_decided_is_a_point() -> None:
+    study, decision = load_report_fixtures.crossing(), decision_fixtures.full()
+    delay = measured(0.2, None, 0.3, 700)
+    found = [of_compared(each) for each in report_fixtures.two_models().points]
+    found += [of_load(each) for each in study.points]
+    found += [each for candidate in decision.candidates for each in of_decided(candidate)]
+    assert {point.provenance for point in found} >= {"measured", "predicted"}
+    for point in found:
+        assert point.candidate
+        assert set(point.metrics) <= set(metrics.METRICS)
+        assert {key for key, _ in point.percentiles} <= set(metrics.LATENCIES)
+    assert latency_point(of_load(study.points[0]), 0.5) is None, "too few requests for a p99"
+    loaded = next(point for point in map(of_load, load_report_fixtures.one_point().points) if point.percentiles)
+    loaded = replace(loaded, rate_per_s=2.0, percentiles={**loaded.percentiles, **dict.fromkeys(OF_LATENCY, delay)})
+    again = latency_point(loaded, 0.5)
+    assert again is not None
+    assert again.ttft_p50_s == again.e2e_p99_s == Estimate(0.2, 0.2, 0.3)
+    assert latency_point(replace(loaded, rate_per_s=None), 0.5) is None
+    latency = decision.candidates[0].latency
+    assert [point.rate_per_s for point in of_decided(decision.candidates[0])] == [each.rate_per_s for each in latency]
+
+
+def test_the_nearest_load_is_so_as_a_ratio() -> None:
+    assert nearest([1.0, 10.0, 100.0], 30.0) == 1
+    assert nearest([1.0, 10.0, 100.0], 40.0) == 2
+    assert nearest([1.0, 4.0], 2.0) == 0

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.closed_form import steady_state, steady_tpot_s
 from breakeven.errors import UserError
 from breakeven.forecast.model import step_model
 from breakeven.forecast.profiles import ENGINES, efficiencies, efficiency_of, profile_of_chip
-from breakeven.forecast.serving_closed_form import steady_state, steady_tpot_s
 from breakeven.hardware.chips import chip_named, chips
 from breakeven.model.catalogue import lookup
 

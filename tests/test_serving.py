@@ -16,7 +16,7 @@ from breakeven.errors import UserError
 from breakeven.forecast.constants import Constants, Error, Origin, Profile
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.serving import (
-    Replica,
+    TrialReplica,
     capacity_of,
     capacity_per_s,
     highest_that_meets,
@@ -69,7 +69,7 @@ def model(name: str = "llama-3.2-1b") -> StepModel:
     return step_model(lookup(name), profile(), "Q8_0")
 
 
-def placed(policy: Policy, name: str = "llama-3.2-1b") -> Replica:
+def placed(policy: Policy, name: str = "llama-3.2-1b") -> TrialReplica:
     found = replica_of(model(name), policy, WORKLOAD)
     assert found is not None
     return found

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from simulate_fixtures import TINY_POLICY, model, naive_simulation
 
 from breakeven.errors import UserError
-from breakeven.forecast.simulator.fleet import BALANCING, Autoscale, Fleet
-from breakeven.forecast.simulator.policy import Policy, policy_named, table_of
+from breakeven.forecast.simulator.policy import BALANCING, Autoscale, Fleet, Policy, policy_named, table_of
 from breakeven.forecast.simulator.results import Simulation
 from breakeven.forecast.simulator.run import simulate, simulate_parts
 from breakeven.forecast.simulator.state import NOBODY, Requests, requests_of

@@ -15,9 +15,10 @@ from simulate_fixtures import TINY_POLICY, model, profile
 from breakeven.cli.main import dispatch
 from breakeven.errors import UserError
 from breakeven.forecast.long_trace import simulate_long_trace
-from breakeven.forecast.simulated import requests_of_schedule, simulate_schedule, simulate_traffic
-from breakeven.forecast.simulator.fleet import Fleet
+from breakeven.forecast.simulated import simulate_schedule, simulate_traffic
+from breakeven.forecast.simulator.policy import Fleet
 from breakeven.forecast.simulator.run import policy_of
+from breakeven.forecast.simulator.state import requests_of_schedule
 from breakeven.results import predicted
 from breakeven.results.predicted import SimulationStudy
 from breakeven.traffic.draw import draw
@@ -163,7 +164,7 @@ def test_every_field_is_documented() -> None:
     structs = [
         each for each in vars(predicted).values() if isinstance(each, type) and each.__module__ == predicted.__name__
     ]
-    assert len(structs) == 5
+    assert len(structs) == 8
     for each in structs:
         for field in msgspec.structs.fields(each):
             assert f"| `{field.encode_name}` |" in sections.get(each.__name__, ""), f"{each.__name__}.{field.name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from breakeven.measure.paired.blocks import winner_of
-from breakeven.results.comparison import ModelResult, Pair, SelfCheck, Verdict
+from breakeven.results.comparison import ComparisonVerdict, ModelResult, Pair, SelfCheck
 from breakeven.runs.verdict import decide
 from breakeven.stats.estimate import Estimate
 
@@ -44,7 +44,7 @@ def pair(value: float, streams: int = 1, half: float = 0.02, metric: str = "deco
     )
 
 
-def verdict(*pairs: Pair) -> Verdict:
+def verdict(*pairs: Pair) -> ComparisonVerdict:
     return decide([model("moe", True), model("dense", False)], [], list(pairs), [])
 
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.closed_form import steady_state
 from bench.published.records import Observation
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.profiles import Entry, profile_with
-from breakeven.forecast.serving_closed_form import steady_state
 from breakeven.forecast.terms import terms_of
 from breakeven.model.formats.named import format_named
 

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from breakeven.api.measured import compare as compare
     from breakeven.api.measured import compare_under_load as compare_under_load
     from breakeven.api.measured import report as report
-    from breakeven.forecast.simulator.fleet import Autoscale as Autoscale
-    from breakeven.forecast.simulator.fleet import Fleet as Fleet
+    from breakeven.forecast.simulator.policy import Autoscale as Autoscale
+    from breakeven.forecast.simulator.policy import Fleet as Fleet
     from breakeven.hardware.machine import MachineSpec as MachineSpec
     from breakeven.lab.experts import Surgery as Surgery
     from breakeven.results.cost import Api as Api

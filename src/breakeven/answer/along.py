@@ -13,16 +13,24 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from breakeven.answer.draws import Floats
-from breakeven.answer.evaluate import Evaluated, elsewhere, kinds_of
+from breakeven.answer.evaluate import Evaluated, kinds_of, model_of, placed, policy_of, room_bytes
 from breakeven.answer.flips import along, precision_flips
 from breakeven.answer.regions import SURE
 from breakeven.answer.study.plan import StudyPlan
-from breakeven.answer.worlds import Contender, Worlds, worlds_of
+from breakeven.answer.worlds import Contender, Floats, Worlds, worlds_of
 from breakeven.errors import UserError
+from breakeven.forecast.serving import capacity_per_s, replica_of
+from breakeven.price.pricing import PricedTraffic
+from breakeven.price.workload import with_answers
 from breakeven.results.decision import DecisionMap, Flip, Kind, MapCell
+from breakeven.results.point import nearest
+from breakeven.stats.estimate import Estimate
 from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Arrivals, Length, Workload
+
+QUICK_REQUESTS, QUICK_PRECISION = 300, 0.08
+"""For maps: a quarter of the requests, and a coarser search."""
+
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Prompt lengths looked at, over the study's own."""
@@ -79,7 +87,7 @@ def shown_rates(low: float, high: float) -> list[float]:
 
 
 def _cell(worlds: Worlds, y: float | str, rate: float, kinds: dict[str, Kind]) -> MapCell:
-    at = int(np.abs(np.log(worlds.rates_R / rate)).argmin())
+    at = nearest(worlds.rates_R, rate)
     winners_D = worlds.winners_DR[:, at]
     found, counts = np.unique(winners_D, return_counts=True)
     best, share = int(found[counts.argmax()]), float(counts.max() / len(winners_D))
@@ -209,7 +217,7 @@ def _with_load(plan: StudyPlan) -> Floats:
 
 def _at(worlds: Worlds, rate_per_s: float) -> Worlds:
     """The same worlds at one load alone."""
-    at = int(np.abs(np.log(worlds.rates_R / rate_per_s)).argmin())
+    at = nearest(worlds.rates_R, rate_per_s)
     here = slice(at, at + 1)
     return replace(
         worlds,
@@ -218,3 +226,40 @@ def _at(worlds: Worlds, rate_per_s: float) -> Worlds:
         e2e_s_CDR=worlds.e2e_s_CDR[..., here],
         winners_DR=worlds.winners_DR[:, here],
     )
+
+
+def elsewhere(
+    study: StudyPlan,
+    found: Evaluated,
+    trace: TraceRows | None,
+    *,
+    traffic: PricedTraffic | None = None,
+    workload: Workload | None = None,
+    format_name: str | None = None,
+) -> Evaluated:
+    """The same candidate under another workload or in another format: its capacity alone, from a short simulation.
+
+    The interval keeps the relative width that the study itself found. An API stays as it is. Raises UserError for a
+    format the engine does not have.
+    """
+    if found.model is None or found.policy is None:
+        return replace(found, traffic=traffic or found.traffic)
+    traffic = traffic or found.traffic
+    model = found.model
+    if format_name is not None and format_name.upper() != model.format.upper():
+        model = placed(model_of(found.plan, format_name), found.typical_tokens).scaled(found.model.scale)
+    needed = model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens))
+    there = replace(
+        found, model=model, capacity=None, needed_bytes=needed, available_bytes=room_bytes(model), traffic=traffic
+    )
+    if not there.fits:
+        return there
+    asked, trace = with_answers(workload or study.workload, trace, study.quality.answer_tokens.get(found.plan.name))
+    policy = policy_of(found.plan, model, traffic.prompt_tokens + traffic.output_tokens)
+    replica = replica_of(model, policy, asked, trace, QUICK_REQUESTS)
+    value = 0.0
+    if replica is not None:
+        value = capacity_per_s(replica, study.slo, study.good_share, precision=QUICK_PRECISION)
+    was = found.capacity
+    low, high = (was.least / was.value, was.most / was.value) if was is not None and was.value > 0 else (1.0, 1.0)
+    return replace(there, capacity=Estimate(value=value, low=value * low, high=value * high))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from breakeven.answer.draws import Floats
 from breakeven.answer.evaluate import Evaluated
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
+from breakeven.answer.worlds import Floats
 from breakeven.model.catalogue import licence_of
 from breakeven.model.quality import QualityScore, quality_of
 from breakeven.price.staircase import cost_points

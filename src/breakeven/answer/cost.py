@@ -18,7 +18,7 @@ from breakeven.errors import UserError
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.predict import default_format
 from breakeven.forecast.profiles import profile_named
-from breakeven.forecast.serving import Replica, capacity_of, mean_batch, prefill_share, replica_of
+from breakeven.forecast.serving import TrialReplica, capacity_of, mean_batch, prefill_share, replica_of
 from breakeven.forecast.simulator.policy import policy_named
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.model.quality import QualityScore, quality_of
@@ -76,7 +76,7 @@ class Served:
 
     offer: Offer
     model: StepModel | None = None
-    replica: Replica | None = None
+    replica: TrialReplica | None = None
     share: float | None = None
     notes: Sequence[str] = ()
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from breakeven.answer.draws import Doubt, doubt_of
-from breakeven.answer.measured import capacity_measured, latency_measured, read_measured
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
-from breakeven.answer.worlds import Contender
+from breakeven.answer.worlds import Contender, Doubt, doubt_of
 from breakeven.errors import UserError
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.predict import default_format
 from breakeven.forecast.profiles import profile_named
-from breakeven.forecast.serving import capacity_of, capacity_per_s, latency_points, replica_of
+from breakeven.forecast.serving import capacity_of, latency_points
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of as engine_policy
 from breakeven.forecast.terms import ON_DEVICE
@@ -27,12 +26,12 @@ from breakeven.price.pricing import Power, PricedTraffic, power_of
 from breakeven.price.workload import priced_traffic, replica_price, with_answers
 from breakeven.results.cost import Api, Pricing
 from breakeven.results.decision import Kind, LatencyPoint
-from breakeven.stats.estimate import Estimate, Provenance, exactly
+from breakeven.results.load import CapacityStudy, LoadPoint, LoadStudy
+from breakeven.results.point import latency_point, of_load
+from breakeven.results.store import RESULT, UnreadError, read
+from breakeven.stats.estimate import Estimate, Provenance, exactly, measured
 from breakeven.traffic.traces.rows import TraceRows
-from breakeven.traffic.workload import Workload
 
-QUICK_REQUESTS, QUICK_PRECISION = 300, 0.08
-"""For maps: a quarter of the requests, and a coarser search."""
 SLOTS_BESIDE_HOST = 4
 """Sequences whose keys and values keep their place on a device that leaves weights to the host."""
 LATENCY_LOADS = (0.2, 0.5, 0.8, 1.0)
@@ -125,7 +124,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
     traffic = priced_traffic(workload, trace, study.cached_share)
     if plan.model is None or plan.is_api or (plan.measured is not None and plan.machine is None):
         return _without_model(study, plan, traffic)
-    model = _placed(model_of(plan), traffic.prompt_tokens + traffic.output_tokens)
+    model = placed(model_of(plan), traffic.prompt_tokens + traffic.output_tokens)
     pricing, power, notes = bill_of(plan, model)
     found = Evaluated(
         plan=plan,
@@ -140,7 +139,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         doubt=doubt_of(plan.name, model.profile.name, model.error("decode")),
         provenance="predicted",
         needed_bytes=model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens)),
-        available_bytes=_available(model),
+        available_bytes=room_bytes(model),
         notes=notes,
     )
     if not found.fits and plan.measured is None:
@@ -165,43 +164,6 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
     rates = sorted({*(share * capacity.value for share in LATENCY_LOADS), mine})
     delays = latency_points(model, policy, workload, study.slo, rates, trace, requests=study.workload.requests)
     return replace(found, capacity=capacity, latency=delays)
-
-
-def elsewhere(
-    study: StudyPlan,
-    found: Evaluated,
-    trace: TraceRows | None,
-    *,
-    traffic: PricedTraffic | None = None,
-    workload: Workload | None = None,
-    format_name: str | None = None,
-) -> Evaluated:
-    """The same candidate under another workload or in another format: its capacity alone, from a short simulation.
-
-    The interval keeps the relative width that the study itself found. An API stays as it is. Raises UserError for a
-    format the engine does not have.
-    """
-    if found.model is None or found.policy is None:
-        return replace(found, traffic=traffic or found.traffic)
-    traffic = traffic or found.traffic
-    model = found.model
-    if format_name is not None and format_name.upper() != model.format.upper():
-        model = _placed(model_of(found.plan, format_name), found.typical_tokens).scaled(found.model.scale)
-    needed = model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens))
-    there = replace(
-        found, model=model, capacity=None, needed_bytes=needed, available_bytes=_available(model), traffic=traffic
-    )
-    if not there.fits:
-        return there
-    asked, trace = with_answers(workload or study.workload, trace, study.quality.answer_tokens.get(found.plan.name))
-    policy = policy_of(found.plan, model, traffic.prompt_tokens + traffic.output_tokens)
-    replica = replica_of(model, policy, asked, trace, QUICK_REQUESTS)
-    value = 0.0
-    if replica is not None:
-        value = capacity_per_s(replica, study.slo, study.good_share, precision=QUICK_PRECISION)
-    was = found.capacity
-    low, high = (was.least / was.value, was.most / was.value) if was is not None and was.value > 0 else (1.0, 1.0)
-    return replace(there, capacity=Estimate(value=value, low=value * low, high=value * high))
 
 
 def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic) -> Evaluated:
@@ -253,7 +215,7 @@ def bill_of(plan: CandidatePlan, model: StepModel) -> tuple[Pricing | None, Powe
     return pricing, power_of(pricing, profile.idle_w, profile.busy_w, model.devices), notes
 
 
-def _placed(model: StepModel, context: float) -> StepModel:
+def placed(model: StepModel, context: float) -> StepModel:
     """With host memory beside the device, what does not fit the device moves there, as llama.cpp does it.
 
     Host memory that the study does not name is not counted on.
@@ -263,7 +225,7 @@ def _placed(model: StepModel, context: float) -> StepModel:
     return model.placed(SLOTS_BESIDE_HOST, context)
 
 
-def _available(model: StepModel) -> float | None:
+def room_bytes(model: StepModel) -> float | None:
     """Bytes that weights and keys and values may take: on the devices, and on the host where weights lie there."""
     usable = model.usable_bytes()
     return None if usable is None else usable + model.residency.away_bytes
@@ -303,3 +265,62 @@ def kinds_of(found: Sequence[Evaluated]) -> Mapping[str, str]:
     """ "dense" or "MoE" by candidate, for sentences."""
     words = {"dense": "dense", "moe": "MoE", "unknown": "unknown architecture"}
     return {e.plan.name: words[e.kind] for e in found}
+
+
+def read_measured(path: Path) -> LoadStudy | CapacityStudy:
+    """The saved study at `path`, a directory or its result.json. Raises UserError for anything else."""
+    file = path / RESULT if path.is_dir() else path
+    try:
+        return read(file, LoadStudy, CapacityStudy)
+    except UnreadError as error:
+        if isinstance(error.__cause__, OSError):
+            why = f"cannot be read ({error.detail}); give a study's directory"
+        elif error.schema is None:
+            why = f"is not a result of Breakeven ({error.detail})"
+        else:
+            why = (
+                f"holds {error.schema or 'no schema'}; give a result of `breakeven capacity`, `bench` or "
+                "`compare --rate`, which know the load a candidate carries"
+            )
+        raise UserError(f"measured: {file} {why}") from error
+
+
+def capacity_measured(study: LoadStudy | CapacityStudy, model: str | None, good_share: float) -> Estimate:
+    """The highest rate that kept the SLO, between the last that did and the first that did not.
+
+    Raises UserError when the study does not say, or is of several models and `model` names none of them.
+    """
+    if isinstance(study, CapacityStudy):
+        rate = study.rate
+        if rate is None or rate.value is None:
+            raise UserError("measured: this capacity study found no rate; run `breakeven capacity` again")
+        low, high = rate.low or 0.0, rate.high or rate.value
+        return measured(rate.value, min(low, rate.value), max(high, rate.value), len(rate.trials))
+    points = sorted(_points(study, model), key=lambda p: p.rate_per_s or 0.0)
+    if any(p.good is None for p in points) or len(points) < 2:
+        raise UserError("measured: this study has no SLO or a single rate; run it with --slo and several rates")
+    kept = [p.rate_per_s or 0.0 for p in points if p.good is not None and p.good.share >= good_share]
+    failed = [p.rate_per_s or 0.0 for p in points if p.good is not None and p.good.share < good_share]
+    low = max((rate for rate in kept if not failed or rate < min(failed)), default=0.0)
+    high = min(failed, default=max(kept, default=0.0))
+    value = math.sqrt(low * high) if low > 0 else 0.0
+    return measured(value, low, high, len(points))
+
+
+def latency_measured(study: LoadStudy | CapacityStudy, model: str | None, capacity: Estimate) -> list[LatencyPoint]:
+    """Delays at every rate the study ran; empty for a capacity study, which keeps none."""
+    if isinstance(study, CapacityStudy):
+        return []
+    found = []
+    for point in map(of_load, sorted(_points(study, model), key=lambda p: p.rate_per_s or 0.0)):
+        used = min((point.rate_per_s or 0.0) / capacity.value, 1.0) if capacity.value > 0 else 1.0
+        if (known := latency_point(point, used)) is not None:
+            found.append(known)
+    return found
+
+
+def _points(study: LoadStudy, model: str | None) -> Sequence[LoadPoint]:
+    names = [m.name for m in study.models]
+    if len(names) > 1 and model not in names:
+        raise UserError(f"measured: the study is of {', '.join(names)}; name the candidate's model as one of them")
+    return [p for p in study.points if p.rate_per_s is not None and (len(names) == 1 or p.model == model)]

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from breakeven.answer.draws import Floats, factors, span_of
 from breakeven.answer.evaluate import Evaluated
 from breakeven.answer.regions import Handover
 from breakeven.answer.words import rate_text
-from breakeven.answer.worlds import COST_TIE, Worlds
+from breakeven.answer.worlds import COST_TIE, Floats, Worlds, factors, span_of
 from breakeven.results.decision import Flip
 from breakeven.stats.estimate import Estimate, bracketed
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from breakeven.answer.draws import DRAWS, Doubt, Floats, capacities, factors, span_of
-from breakeven.answer.worlds import Contender, bills
+from breakeven.answer.worlds import DRAWS, Contender, Doubt, Floats, bills, capacities, factors, span_of
 from breakeven.results.cost import Api
-from breakeven.results.decision import Share
+from breakeven.results.decision import TrafficShare
 from breakeven.stats.estimate import Estimate
 
 WORTH_IT = 0.05
@@ -23,7 +22,7 @@ MOST_BASE_REPLICAS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TrafficPart:
     """A share of the requests and the contenders that may serve it, by name."""
 
     name: str
@@ -35,7 +34,7 @@ class Part:
 class Mix:
     """Several candidates together: who gets what, the bill, and the bill of the best single candidate over it."""
 
-    shares: list[Share]
+    shares: list[TrafficShare]
     usd_per_hour: Estimate
     single: str | None
     """The best candidate that may serve everything alone; None: there is none."""
@@ -43,7 +42,7 @@ class Mix:
     by_parts: bool
 
 
-def best_mix(contenders: Sequence[Contender], parts: Sequence[Part], rate_per_s: float, seed: int) -> Mix | None:
+def best_mix(contenders: Sequence[Contender], parts: Sequence[TrafficPart], rate_per_s: float, seed: int) -> Mix | None:
     """The cheapest mix that saves WORTH_IT over any single candidate in the predicted world; None when none does."""
     # Who may serve every part may serve all of it; nobody else may take the rest in a split by amount.
     whole = [c for c in contenders if all(c.name in part.allowed for part in parts)]
@@ -69,8 +68,8 @@ def best_mix(contenders: Sequence[Contender], parts: Sequence[Part], rate_per_s:
 
 
 def _by_parts(
-    contenders: Sequence[Contender], parts: Sequence[Part], rate_per_s: float, seed: int
-) -> list[tuple[list[Share], Floats, bool]]:
+    contenders: Sequence[Contender], parts: Sequence[TrafficPart], rate_per_s: float, seed: int
+) -> list[tuple[list[TrafficShare], Floats, bool]]:
     """Every assignment of parts to two or more contenders; parts with the same contender share its machines."""
     if len(parts) < 2:
         return []
@@ -93,7 +92,7 @@ def _by_parts(
 
 def _base_and_rest(
     contenders: Sequence[Contender], rate_per_s: float, seed: int
-) -> list[tuple[list[Share], Floats, bool]]:
+) -> list[tuple[list[TrafficShare], Floats, bool]]:
     """For every ordered pair: n full machines of the first take what they can, the second takes the rest."""
     found = []
     for base, rest in itertools.permutations(contenders, 2):
@@ -136,5 +135,5 @@ def _bill(contender: Contender, rate_per_s: float, seed: int) -> Floats:
     return bills(contender.pricing, rate_D, capacity_D, contender.traffic, contender.power, contender.max_replicas)
 
 
-def _share(name: str, traffic: str, share: float, bill_D: Floats) -> Share:
-    return Share(candidate=name, traffic=traffic, share=share, usd_per_hour=span_of(bill_D))
+def _share(name: str, traffic: str, share: float, bill_D: Floats) -> TrafficShare:
+    return TrafficShare(candidate=name, traffic=traffic, share=share, usd_per_hour=span_of(bill_D))

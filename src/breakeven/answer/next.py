@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from breakeven.answer.draws import Doubt
 from breakeven.answer.regions import handovers_of
-from breakeven.answer.worlds import COST_TIE, Contender, worlds_of
+from breakeven.answer.worlds import COST_TIE, Contender, Doubt, worlds_of
 from breakeven.results.decision import NextMeasurement
+from breakeven.results.point import nearest
 from breakeven.stats.estimate import Estimate
 
 CALIBRATED = 0.22
@@ -97,7 +97,7 @@ def _band(contenders: Sequence[Contender], rates: np.ndarray, rate_per_s: float,
     if handovers:
         near = min(handovers, key=lambda h: abs(math.log(h.rate_per_s.value / rate_per_s)))
         return near.rate_per_s.most / max(near.rate_per_s.least, 1e-12)
-    at = int(np.abs(np.log(rates / rate_per_s)).argmin())
+    at = nearest(rates, rate_per_s)
     order = np.argsort(worlds.usd_per_hour_CDR[:, 0, at])
     if len(order) < 2 or not np.isfinite(worlds.usd_per_hour_CDR[order[1], 0, at]):
         return None

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from breakeven.answer.draws import Floats, span_of
-from breakeven.answer.worlds import COST_TIE, SPEED_TIE, Worlds
+from breakeven.answer.worlds import COST_TIE, SPEED_TIE, Floats, Worlds, span_of
 from breakeven.results.decision import Region
+from breakeven.results.point import nearest
 from breakeven.stats.estimate import Estimate, bracketed
 
 SURE = 0.9
@@ -116,7 +116,7 @@ class Standing:
 
 def standing_at(worlds: Worlds, rate_per_s: float) -> Standing:
     """Who wins at the load nearest to `rate_per_s`, and by how much."""
-    at = int(np.abs(np.log(worlds.rates_R / rate_per_s)).argmin())
+    at = nearest(worlds.rates_R, rate_per_s)
     index, sure = winner_at(worlds, rate_per_s)
     if index < 0:
         return Standing(None, sure)
@@ -131,7 +131,7 @@ def standing_at(worlds: Worlds, rate_per_s: float) -> Standing:
 
 def winner_at(worlds: Worlds, rate_per_s: float) -> tuple[int, float]:
     """Index of the winner at the load nearest to `rate_per_s` (-1: nobody) and the share of worlds it wins in."""
-    at = int(np.abs(np.log(worlds.rates_R / rate_per_s)).argmin())
+    at = nearest(worlds.rates_R, rate_per_s)
     winners_D = worlds.winners_DR[:, at]
     names, counts = np.unique(winners_D, return_counts=True)
     best = int(counts.argmax())

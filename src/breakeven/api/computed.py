@@ -15,8 +15,7 @@ from breakeven.forecast.predict import predict as run_prediction
 from breakeven.forecast.profiles import profile_named
 from breakeven.forecast.routing import read_routing
 from breakeven.forecast.simulated import simulate_schedules
-from breakeven.forecast.simulator.fleet import Fleet
-from breakeven.forecast.simulator.policy import Policy
+from breakeven.forecast.simulator.policy import Fleet, Policy
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.model.resolve import resolve_spec
 from breakeven.results.predicted import Prediction, SimulationStudy

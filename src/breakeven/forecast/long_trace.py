@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.simulated import LEAST_BEYOND, PERCENTILES, study_of, widest_phase
-from breakeven.forecast.simulator.fleet import Fleet
-from breakeven.forecast.simulator.policy import Policy
+from breakeven.forecast.simulator.policy import Fleet, Policy
 from breakeven.forecast.simulator.results import Simulation
 from breakeven.forecast.simulator.run import policy_of, simulate_parts
 from breakeven.forecast.simulator.state import Requests
@@ -49,8 +48,8 @@ def simulate_long_trace(
     fleet = fleet or Fleet()
     policy = policy or policy_of(model)
 
-    def tallied(which: StepModel) -> Tally:
-        tally = Tally()
+    def tallied(which: StepModel) -> TraceTally:
+        tally = TraceTally()
         for run in simulate_parts(_requests(path, speed, sharing, rows), which, policy, fleet):
             tally.add(run, slo)
         return tally
@@ -76,7 +75,7 @@ def _requests(path: Path, speed: float, sharing: bool, rows: int) -> Iterator[Re
 
 
 @dataclass(slots=True)
-class Tally:
+class TraceTally:
     """Sums over the parts of one run."""
 
     counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
@@ -140,7 +139,9 @@ class Tally:
 _BINS = int(math.log(LONGEST_S / SHORTEST_S) / WIDTH) + 2
 
 
-def _point(tallies: Sequence[Tally], reading: Sequence[Tally], speed: float, slo: Slo | None) -> SimulatedPoint:
+def _point(
+    tallies: Sequence[TraceTally], reading: Sequence[TraceTally], speed: float, slo: Slo | None
+) -> SimulatedPoint:
     """`tallies`: with the step model as it is, its fast and its slow end; `reading`: the same for first tokens."""
     middle = tallies[0]
     return SimulatedPoint(
@@ -165,7 +166,7 @@ def _point(tallies: Sequence[Tally], reading: Sequence[Tally], speed: float, slo
     )
 
 
-def _latency(metric: str, tallies: Sequence[Tally]) -> SimulatedLatency:
+def _latency(metric: str, tallies: Sequence[TraceTally]) -> SimulatedLatency:
     percentiles = []
     for p in PERCENTILES:
         values = [tally.percentile(metric, p) for tally in tallies]

@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.forecast.model import StepModel
-from breakeven.forecast.simulated import requests_of_schedule
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.results import Simulation
 from breakeven.forecast.simulator.run import simulate
-from breakeven.forecast.simulator.state import Requests
+from breakeven.forecast.simulator.state import Requests, requests_of_schedule
 from breakeven.results.decision import LatencyPoint
 from breakeven.stats.estimate import Estimate, around, bracketed, exactly
 from breakeven.traffic.draw import draw
@@ -46,7 +45,7 @@ HOPELESS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Replica:
+class TrialReplica:
     """One replica and the traffic it is asked to carry: `requests`, at a mean rate of one a second until told."""
 
     model: StepModel
@@ -73,7 +72,7 @@ class Replica:
 
 def replica_of(
     model: StepModel, policy: Policy, workload: Workload, trace: TraceRows | None = None, requests: int | None = None
-) -> Replica | None:
+) -> TrialReplica | None:
     """A replica of `model` before `workload`, its arrivals at one a second; None where no request fits beside it.
 
     `requests`: how many are drawn; None: as many as fill it several times. A trace that has fewer gives what it has.
@@ -89,10 +88,10 @@ def replica_of(
     wanted = min(MOST_REQUESTS, round(TIMES_IN_FLIGHT * in_flight))
     if requests is None and wanted > len(few):
         few = unit_requests(workload, trace, wanted)
-    return Replica(model, policy, few)
+    return TrialReplica(model, policy, few)
 
 
-def saturation_per_s(replica: Replica) -> float:
+def saturation_per_s(replica: TrialReplica) -> float:
     """Requests a second of a replica that always has another one waiting; in conversations, without any thinking."""
     asked = replica.requests
     n = len(asked)
@@ -158,7 +157,7 @@ def capacity_of(
 
 
 def capacity_per_s(
-    replica: Replica,
+    replica: TrialReplica,
     slo: Slo,
     good_share: float,
     *,
@@ -204,7 +203,7 @@ def highest_that_meets(
     return math.sqrt(low * high)
 
 
-def prefill_share(replica: Replica, rate_per_s: float) -> float:
+def prefill_share(replica: TrialReplica, rate_per_s: float) -> float:
     """Share of a replica's busy time that prompts take at a rate: what steps last longer for having one in them."""
     run = replica.run(rate_per_s)
     steps = run.steps
@@ -218,7 +217,7 @@ def prefill_share(replica: Replica, rate_per_s: float) -> float:
     return float(np.sum(extra_s_M)) / busy_s if busy_s > 0 else 0.0
 
 
-def mean_batch(replica: Replica, rate_per_s: float) -> float:
+def mean_batch(replica: TrialReplica, rate_per_s: float) -> float:
     """Sequences that decode together, on average over the steps in which any does."""
     steps = replica.run(rate_per_s).steps
     decode_M = np.where(steps.decoding_M > 0, steps.steps_M, 0)
@@ -247,7 +246,7 @@ def latency_points(
     return [_latency(rate, [(replica, replica.run(rate)) for replica in replicas], slo) for rate in rates]
 
 
-def _latency(rate: float, runs: Sequence[tuple[Replica, Simulation]], slo: Slo) -> LatencyPoint:
+def _latency(rate: float, runs: Sequence[tuple[TrialReplica, Simulation]], slo: Slo) -> LatencyPoint:
     """`runs`: with the step model as it is, its fast and its slow end."""
     counted = [replica.counted(run) for replica, run in runs]
     spans = {

@@ -19,7 +19,7 @@ import msgspec
 
 from breakeven.errors import BreakevenError
 from breakeven.hardware.machine import MachineSpec
-from breakeven.results.comparison import ModelResult, Profile, Routing
+from breakeven.results.comparison import ModelResult, NodeProfile, Routing
 from breakeven.results.load import LoadModel
 from breakeven.traffic.workload import Slo, Workload
 from breakeven.wire.reply import ServerTimings, Usage
@@ -249,7 +249,7 @@ class StudyFacts(_Event, frozen=True, tag="study_facts"):
     precision: float
     machine: MachineSpec
     models: list[ModelResult]
-    profiles: list[Profile] = []
+    profiles: list[NodeProfile] = []
     routings: list[Routing] = []
     caveats: list[str] = []
 

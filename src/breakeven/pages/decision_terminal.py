@@ -34,7 +34,7 @@ from breakeven.pages.decision_words import (
 from breakeven.pages.load_words import ended
 from breakeven.pages.terminal import LONGEST_NAME, Say, listed, packed, say_on, say_tables, shortened
 from breakeven.pages.words import number, percent_text
-from breakeven.results.decision import CandidateResult, Decision, Fleet, LogDecision
+from breakeven.results.decision import CandidateResult, Decision, LogDecision, LoggedFleet
 from breakeven.stats.estimate import Estimate
 
 NOTHING = "-"
@@ -162,7 +162,7 @@ def log_summary(result: LogDecision, page: Path) -> str:
     return "\n".join([*lines, "", f"Details: {page}; the traffic as a trace: {traffic.trace}"])
 
 
-def _fleet_cost(fleet: Fleet) -> str:
+def _fleet_cost(fleet: LoggedFleet) -> str:
     if fleet.usd is None:
         return f"cannot: {fleet.ruled_out[0]}" if fleet.ruled_out else "no price known"
     machines = "" if fleet.replicas is None else f", {_between(fleet.replicas, '{:.0f}')} replicas"

@@ -18,7 +18,7 @@ from breakeven.results.decision import (
     LatencyPoint,
     NextMeasurement,
     Region,
-    Share,
+    TrafficShare,
 )
 from breakeven.stats.estimate import Estimate, exactly
 
@@ -212,7 +212,7 @@ def margin_text(region: Region) -> str:
     return "costs the same" if same else f"costs {span_text(region.margin)} times as much"
 
 
-def share_line(share: Share) -> str:
+def share_line(share: TrafficShare) -> str:
     """Which traffic goes to whom when the answer is both."""
     price = "" if share.usd_per_hour is None else f", {usd_span(share.usd_per_hour, MONTH_HOURS)} a month"
     return f"{share.candidate}: {share.traffic} ({percent_text(share.share)} of requests{price})"

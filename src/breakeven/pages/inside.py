@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from breakeven.engines.inside.summary import ProfileSummary, TextTraced, TraceSummary
-from breakeven.results.comparison import Profile
+from breakeven.results.comparison import NodeProfile
 
 # Darker is more of the layer's mean load; a space is an expert no token reached.
 _SHADES = "·░▒▓█"
@@ -113,7 +113,7 @@ def _favourites(summary: TraceSummary, text: TextTraced) -> str:
     return ", ".join(f"{layer}/{expert} +{difference:.2f}" for difference, layer, expert in ranked[:_PICKED])
 
 
-def _times(profile: Profile) -> Table:
+def _times(profile: NodeProfile) -> Table:
     tokens = "1 token" if profile.tokens == 1 else f"{profile.tokens} tokens"
     table = Table(title=f"{profile.phase}: one step of {tokens}")
     table.add_column("part")

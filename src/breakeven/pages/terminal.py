@@ -27,9 +27,9 @@ from breakeven.pages.words import (
     winner_text,
     with_interval,
 )
-from breakeven.results.comparison import Comparison, Pair
+from breakeven.results.comparison import ComparedPoint, Comparison, Pair
 from breakeven.results.metrics import METRICS, metric_of
-from breakeven.stats.estimate import Estimate, Point
+from breakeven.stats.estimate import Estimate
 
 Say = Callable[..., None]
 
@@ -107,7 +107,7 @@ def _points(result: Comparison, say: Say) -> None:
         say(f"{prompt} prompt and {output} output tokens; brackets hold 95 % intervals.", "dim")
 
 
-def _point_row(point: Point, energy: bool, say_lengths: bool) -> list[str]:
+def _point_row(point: ComparedPoint, energy: bool, say_lengths: bool) -> list[str]:
     streams = f"{point.streams}"
     if say_lengths:
         streams += f" ({point.prompt_tokens}+{point.output_tokens})"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from breakeven.hardware.machine import MachineSpec
-from breakeven.stats.estimate import Estimate, Point
+from breakeven.stats.estimate import Estimate
 
 SCHEMA = "breakeven.compare/1"
 
@@ -32,6 +32,21 @@ class ModelResult(msgspec.Struct, frozen=True, kw_only=True):
     """Engine, build and flags: everything needed to run it again."""
 
 
+class ComparedPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate at one load. None: not available here."""
+
+    model: str
+    streams: int
+    prompt_tokens: int
+    output_tokens: int
+    decode_tokens_per_s: Estimate | None
+    """All streams together, over the part of a block in which every stream decodes."""
+    prefill_tokens_per_s: Estimate | None
+    ttft_s: Estimate | None
+    itl_s: Estimate | None
+    joules_per_token: Estimate | None = None
+
+
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
     """`a` over `b` for one metric at one load. `winner` is None for "no difference found"."""
 
@@ -52,7 +67,7 @@ class NodeTime(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class Profile(msgspec.Struct, frozen=True, kw_only=True):
+class NodeProfile(msgspec.Struct, frozen=True, kw_only=True):
     """Where a model's time goes. `phase` is decode or prefill."""
 
     model: str
@@ -103,7 +118,7 @@ class NoiseRecord(msgspec.Struct, frozen=True, kw_only=True):
     reasons: list[str] = []
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class ComparisonVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """Which to run. `winner` is None when no difference was found or it depends on the load."""
 
     headline: str
@@ -129,11 +144,11 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     command: str
     machine: MachineSpec
     models: list[ModelResult]
-    points: list[Point]
+    points: list[ComparedPoint]
     pairs: list[Pair]
     noise: NoiseRecord
-    verdict: Verdict
-    profiles: list[Profile] = []
+    verdict: ComparisonVerdict
+    profiles: list[NodeProfile] = []
     routings: list[Routing] = []
     self_checks: list[SelfCheck] = []
     caveats: list[str] = []

@@ -136,7 +136,7 @@ class Assumption(msgspec.Struct, frozen=True, kw_only=True):
     source: str
 
 
-class Share(msgspec.Struct, frozen=True, kw_only=True):
+class TrafficShare(msgspec.Struct, frozen=True, kw_only=True):
     """Which traffic goes to whom when the answer is both."""
 
     candidate: str
@@ -152,7 +152,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     winner: str | None
     sentence: str
     because: list[str]
-    shares: list[Share] = []
+    shares: list[TrafficShare] = []
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,7 +182,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 DECIDE_LOG_SCHEMA = "breakeven.decide_log/1"
 
 
-class Fleet(msgspec.Struct, frozen=True, kw_only=True):
+class LoggedFleet(msgspec.Struct, frozen=True, kw_only=True):
     """The whole traffic served by one candidate alone, sized for the logged load. None: not known."""
 
     candidate: str
@@ -225,6 +225,6 @@ class LogDecision(msgspec.Struct, frozen=True, kw_only=True):
     """The saved decision it was read from; None: the study was decided again as it stands."""
     stands: bool | None
     sentence: str
-    fleets: list[Fleet]
+    fleets: list[LoggedFleet]
     left_out_backends: list[str]
     decision: Decision

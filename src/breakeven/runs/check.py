@@ -30,6 +30,7 @@ from breakeven.measure.load.part import Part, measured_part, meets, sums_by_bloc
 from breakeven.measure.load.points import output_tokens, rate_spans, values_s
 from breakeven.results.load import Check, CheckedMetric, LoadPoint, LoadStudy
 from breakeven.results.metrics import metric_of
+from breakeven.results.point import of_load
 from breakeven.stats import intervals
 from breakeven.stats.estimate import Estimate, measured
 from breakeven.stats.percentiles import wilson
@@ -137,9 +138,10 @@ def from_points(points: Sequence[LoadPoint], *, with_goodput: bool) -> dict[Key,
     """The same from a result without its log. Rates have no interval there, goodput only that of its share."""
     found: dict[Key, Level] = {}
     for point in points:
-        for latency in point.latencies:
-            if latency.metric in DELAYS and latency.mean is not None and latency.mean.value > 0:
-                found[point.load, latency.metric] = _of_estimate(latency.mean)
+        means = of_load(point).metrics
+        for metric in DELAYS:
+            if metric in means and means[metric].value > 0:
+                found[point.load, metric] = _of_estimate(means[metric])
         if point.output_tokens_per_s > 0:
             found[point.load, TOKENS] = Level(math.log(point.output_tokens_per_s), None, None)
         if with_goodput and point.good is not None and point.concurrency is None:

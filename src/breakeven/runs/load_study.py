@@ -11,6 +11,7 @@ from breakeven.measure.load.differences import crossings, differences
 from breakeven.measure.load.points import load_points
 from breakeven.results.load import Crossing, LoadDifference, LoadPoint, LoadStudy
 from breakeven.results.metrics import metric_of
+from breakeven.results.point import of_load
 from breakeven.traffic.workload import Slo, slo_text
 
 HEADLINE_METRICS = ("capacity_per_s", "goodput_per_s", "tpot_s", "ttft_s")
@@ -121,5 +122,5 @@ def _won(difference: LoadDifference, *, everywhere: bool) -> str:
 
 
 def _typical(point: LoadPoint, metric: str) -> float | None:
-    found = next((latency for latency in point.latencies if latency.metric == metric), None)
-    return found.mean.value if found and found.mean else None
+    found = of_load(point).metrics.get(metric)
+    return None if found is None else found.value

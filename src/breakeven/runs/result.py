@@ -15,7 +15,7 @@ from breakeven.measure import events, noise
 from breakeven.measure.paired.blocks import blocks_of, pairs, points, self_checks
 from breakeven.measure.paired.plan import Plan
 from breakeven.model.arithmetic import active_params, decode_bytes, total_params
-from breakeven.results.comparison import Comparison, ModelResult, NoiseRecord, Profile, Routing
+from breakeven.results.comparison import Comparison, ModelResult, NodeProfile, NoiseRecord, Routing
 from breakeven.results.store import RESULT, write
 from breakeven.runs.verdict import decide
 from breakeven.traffic import prompts
@@ -28,7 +28,7 @@ TRACE_TOKENS = 256
 class InsideViews:
     """What looking inside the candidates showed; empty where it could not, with the reason as a caveat."""
 
-    profiles: list[Profile] = field(default_factory=list)
+    profiles: list[NodeProfile] = field(default_factory=list)
     routings: list[Routing] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from breakeven.results.comparison import ModelResult, Pair, Profile, SelfCheck, Verdict
-from breakeven.stats.estimate import Estimate, Point
+from breakeven.results.comparison import ComparedPoint, ComparisonVerdict, ModelResult, NodeProfile, Pair, SelfCheck
+from breakeven.stats.estimate import Estimate
 
 DECODE, PREFILL = "decode_tokens_per_s", "prefill_tokens_per_s"
 EXPLAINED = 0.10
@@ -14,16 +14,16 @@ EXPLAINED = 0.10
 
 def decide(
     models: Sequence[ModelResult],
-    points: Sequence[Point],
+    points: Sequence[ComparedPoint],
     pairs: Sequence[Pair],
-    profiles: Sequence[Profile],
+    profiles: Sequence[NodeProfile],
     checks: Sequence[SelfCheck] = (),
-) -> Verdict:
+) -> ComparisonVerdict:
     """The verdict on a study. The winner is whoever decodes faster at every load where a difference was found."""
     names = [m.name for m in models]
     decode = [p for p in pairs if p.metric == DECODE]
     winner = _overall(names, decode)
-    return Verdict(
+    return ComparisonVerdict(
         headline=_headline(names, decode, pairs, winner),
         winner=winner,
         reasons=[*_reasons(models, pairs, profiles), *map(_checked, checks)],
@@ -125,7 +125,7 @@ def _loads(streams: Sequence[int]) -> str:
     return (", ".join(ordered[:-1]) + " and " if len(ordered) > 1 else "") + ordered[-1] + " streams"
 
 
-def _reasons(models: Sequence[ModelResult], pairs: Sequence[Pair], profiles: Sequence[Profile]) -> list[str]:
+def _reasons(models: Sequence[ModelResult], pairs: Sequence[Pair], profiles: Sequence[NodeProfile]) -> list[str]:
     found = []
     by_name = {m.name: m for m in models}
     single = next((p for p in pairs if p.metric == DECODE and p.streams == 1), None)
@@ -183,7 +183,7 @@ def _memory(models: Sequence[ModelResult]) -> list[str]:
     return lines
 
 
-def _would_change(models: Sequence[ModelResult], decode: Sequence[Pair], points: Sequence[Point]) -> list[str]:
+def _would_change(models: Sequence[ModelResult], decode: Sequence[Pair], points: Sequence[ComparedPoint]) -> list[str]:
     lines = []
     open_pairs = [p for p in decode if p.winner is None and p.ratio.low is not None]
     if open_pairs:

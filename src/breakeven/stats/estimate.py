@@ -1,4 +1,4 @@
-"""A number with its interval, and the point where every part of Breakeven meets."""
+"""A number with its interval: the one way in which Breakeven says how sure it is."""
 
 from __future__ import annotations
 
@@ -68,18 +68,3 @@ def bracketed(value: float, low: float, high: float) -> Estimate:
 def around(value_and_ends: Sequence[float]) -> Estimate:
     """The first value, and the range of all: what a model says as it is and at its ends."""
     return Estimate(value_and_ends[0], min(value_and_ends), max(value_and_ends))
-
-
-class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate at one load. None: not available here."""
-
-    model: str
-    streams: int
-    prompt_tokens: int
-    output_tokens: int
-    decode_tokens_per_s: Estimate | None
-    """All streams together, over the part of a block in which every stream decodes."""
-    prefill_tokens_per_s: Estimate | None
-    ttft_s: Estimate | None
-    itl_s: Estimate | None
-    joules_per_token: Estimate | None = None

@@ -28,7 +28,7 @@ from breakeven.engines.inside.summary import Traced
 from breakeven.engines.keeper import log_lines
 from breakeven.errors import EngineError, NotSupportedError, UserError
 from breakeven.hardware.reader import available_threads
-from breakeven.results.comparison import NodeTime, Profile
+from breakeven.results.comparison import NodeProfile, NodeTime
 
 _R = TypeVar("_R", bound=m.Reply)
 _LAST_LINES = 5
@@ -182,7 +182,7 @@ def profile(
     threads: int | None = None,
     name: str | None = None,
     seed: int = 0,
-) -> Profile:
+) -> NodeProfile:
     """Median time of each kind of node in one step, of one stream decoding or of a prompt being read.
 
     The tokens are drawn evenly from the vocabulary: speed does not depend on what they say, and distinct ones reach
@@ -195,7 +195,7 @@ def profile(
         n = prompt_tokens + (steps + _UNTIMED_STEPS if phase == "decode" else 0)
         tokens = random_tokens(inside.loaded.n_vocab, n, seed)
         timed = inside.ask(m.Time(phase=phase, tokens=tokens, steps=steps), m.Timed)
-    return Profile(
+    return NodeProfile(
         model=name or model.stem,
         phase=phase,
         tokens=1 if phase == "decode" else prompt_tokens,

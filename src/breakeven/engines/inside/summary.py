@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.results.comparison import Profile, Routing
+from breakeven.results.comparison import NodeProfile, Routing
 
 Ids = NDArray[np.int32]
 Floats = NDArray[np.float64]
@@ -185,7 +185,7 @@ class ProfileSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Where time goes, by phase."""
 
     schema: str = "breakeven.profile/1"
-    profiles: list[Profile]
+    profiles: list[NodeProfile]
 
     @property
     def headline(self) -> str:

@@ -26,8 +26,8 @@ from breakeven.errors import BreakevenError
 from breakeven.forecast.calibration.parameters import (
     Observation,
     Parameter,
+    ParameterTable,
     Phase,
-    Table,
     parameters,
     suggested,
     table,
@@ -91,7 +91,9 @@ def refit(observations: Sequence[Observation], near: Fitted) -> Constants:
     return _constants(base, chosen, _minimise(table(observations), base, chosen, start, near.noise, kept))
 
 
-def _settle(data: Table, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float) -> tuple[Floats, float]:
+def _settle(
+    data: ParameterTable, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float
+) -> tuple[Floats, float]:
     """Alternate between the constants and the noise they leave until both stand."""
     for _ in range(4):
         x = _minimise(data, base, chosen, x, noise, range(len(chosen)))
@@ -106,7 +108,12 @@ def _settle(data: Table, base: Constants, chosen: Sequence[Parameter], x: Floats
 
 
 def _minimise(
-    data: Table, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float, moving: Sequence[int] | range
+    data: ParameterTable,
+    base: Constants,
+    chosen: Sequence[Parameter],
+    x: Floats,
+    noise: float,
+    moving: Sequence[int] | range,
 ) -> Floats:
     """Levenberg-Marquardt over the parameters `moving`; the others stay where `x` has them."""
     free = np.array(list(moving), dtype=np.intp)
@@ -136,7 +143,7 @@ def _minimise(
 
 
 def _linearised(
-    data: Table, base: Constants, chosen: Sequence[Parameter], x: Floats, free: NDArray[np.intp]
+    data: ParameterTable, base: Constants, chosen: Sequence[Parameter], x: Floats, free: NDArray[np.intp]
 ) -> tuple[Floats, Floats]:
     """Residuals and their derivatives by the free parameters, as differences."""
     here = data.log_predicted(_constants(base, chosen, x))
@@ -148,7 +155,7 @@ def _linearised(
     return here - data.log_seconds, jacobian
 
 
-def _objective(data: Table, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float) -> float:
+def _objective(data: ParameterTable, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float) -> float:
     """Half the sum of squared deviations: residuals over noise by Huber's measure, parameters over their spread."""
     r = np.abs(data.log_predicted(_constants(base, chosen, x)) - data.log_seconds) / noise
     huber = np.where(r <= HUBER, 0.5 * r * r, HUBER * r - 0.5 * HUBER**2)
@@ -157,7 +164,7 @@ def _objective(data: Table, base: Constants, chosen: Sequence[Parameter], x: Flo
 
 
 def _least_certain_first(
-    data: Table, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float
+    data: ParameterTable, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float
 ) -> list[int]:
     """Parameters whose spread the data hardly narrowed (to more than half), least first: candidates to be put back."""
     _, jacobian = _linearised(data, base, chosen, x, np.arange(len(chosen)))

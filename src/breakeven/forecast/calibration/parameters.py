@@ -41,7 +41,7 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class ParameterTable:
     """Observations by model as arrays, so that one pass through the step equation serves all of a model's."""
 
     observations: tuple[Observation, ...]
@@ -57,7 +57,7 @@ class Table:
         return found
 
 
-def table(observations: Sequence[Observation]) -> Table:
+def table(observations: Sequence[Observation]) -> ParameterTable:
     """Observations grouped by model."""
     by_terms: dict[int, tuple[Terms, list[tuple[float, float, float, float]], list[int]]] = {}
     for i, seen in enumerate(observations):
@@ -65,7 +65,7 @@ def table(observations: Sequence[Observation]) -> Table:
         rows.append(arguments(seen))
         where.append(i)
     groups = tuple((terms, np.array(rows).T, np.array(where)) for terms, rows, where in by_terms.values())
-    return Table(tuple(observations), groups, np.log([seen.seconds for seen in observations]))
+    return ParameterTable(tuple(observations), groups, np.log([seen.seconds for seen in observations]))
 
 
 def arguments(seen: Observation) -> tuple[float, float, float, float]:

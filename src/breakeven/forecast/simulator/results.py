@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from breakeven.forecast.simulator.engine import Replica
-from breakeven.forecast.simulator.fleet import Scaler
-from breakeven.forecast.simulator.policy import Policy
+from breakeven.forecast.simulator.policy import Policy, Scaler
 from breakeven.forecast.simulator.state import Jobs, Requests
 from breakeven.traffic.workload import Slo
 

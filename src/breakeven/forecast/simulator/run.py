@@ -19,8 +19,16 @@ import numpy as np
 from breakeven.errors import UserError
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.simulator.engine import Replica
-from breakeven.forecast.simulator.fleet import BALANCING, Fleet, Scaler
-from breakeven.forecast.simulator.policy import POLICIES, Policy, StepTable, policy_named, table_of
+from breakeven.forecast.simulator.policy import (
+    BALANCING,
+    POLICIES,
+    Fleet,
+    Policy,
+    Scaler,
+    StepTable,
+    policy_named,
+    table_of,
+)
 from breakeven.forecast.simulator.results import Simulation, simulation_of
 from breakeven.forecast.simulator.state import NOBODY, Jobs, Requests
 

@@ -19,6 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.errors import UserError
+from breakeven.traffic.schedule import DEPENDS, Schedule
+
+SESSION_CHUNK_TOKENS = 64
+"""What a conversation's history is cached in."""
+NS = 1e9
 
 
 class Blocks:
@@ -209,3 +214,51 @@ class Jobs:
         for name in _CARRIED:
             theirs = getattr(other, name)
             getattr(self, name)[:n] = [theirs[i] for i in numbers]
+
+
+def requests_of_schedule(schedule: Schedule) -> Requests:
+    """A schedule as the simulator takes it, in the schedule's order.
+
+    A later turn's prompt counts the whole history. Prefixes are shared where the workload says that they are, or where
+    conversations carry their history.
+    """
+    n = len(schedule)
+    turn_N, prompt_N = schedule.turn_N.astype(np.int64), schedule.prompt_N.astype(np.int64)
+    output_N = schedule.output_N.astype(np.int64)
+    arrivals, workload = schedule.workload.arrivals, schedule.workload
+    after_N = think_s_N = None
+    if (turn_N > 0).any() or arrivals.is_closed:
+        after_N = np.where(turn_N > 0, np.arange(n) - 1, NOBODY)
+        think_s_N = schedule.think_ns_N / NS
+    before_N = np.concatenate([[0], np.cumsum(prompt_N + output_N)])[:-1]
+    # Everything said since the conversation began, and this turn's message.
+    context_N = before_N - before_N[np.arange(n) - turn_N] + prompt_N
+    prefix, chunk = _prefixes(schedule, context_N + output_N)
+    closes_s = np.inf
+    if arrivals.is_closed and workload.duration_s is not None:
+        closes_s = workload.warm_up_s + workload.duration_s
+    return Requests(
+        arrival_s_N=np.where(schedule.due_ns_N == DEPENDS, np.nan, schedule.due_ns_N / NS),
+        prompt_tokens_N=context_N,
+        output_tokens_N=output_N,
+        after_N=after_N,
+        think_s_N=think_s_N,
+        prefix=prefix,
+        prefix_tokens=chunk,
+        streams=arrivals.concurrency if arrivals.is_closed else None,
+        closes_s=closes_s,
+    )
+
+
+def _prefixes(schedule: Schedule, held_N: NDArray[np.int64]) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """Ids of shared text by request, and how many tokens each stands for."""
+    if (schedule.turn_N > 0).any():
+        # Text of a conversation is told apart by its first row: a trace may lack names for some of them.
+        heads = (np.arange(len(schedule)) - schedule.turn_N).tolist()
+        longest = int(held_N.max()) // SESSION_CHUNK_TOKENS + 1
+        counts = (held_N // SESSION_CHUNK_TOKENS).tolist()
+        ids = (tuple(range(head * longest, head * longest + k)) for head, k in zip(heads, counts, strict=True))
+        return tuple(ids), SESSION_CHUNK_TOKENS
+    if schedule.workload.sharing and schedule.blocks:
+        return schedule.blocks, schedule.block_tokens
+    return (), schedule.block_tokens

@@ -24,11 +24,12 @@ from breakeven.results.decision import (
     DECISION_SCHEMA,
     CandidateResult,
     Decision,
-    Fleet,
     LogDecision,
+    LoggedFleet,
     LoggedTraffic,
     Verdict,
 )
+from breakeven.results.point import nearest
 from breakeven.results.store import RESULT
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 from breakeven.version import __version__
@@ -207,15 +208,16 @@ def sentence_of(before: Decision | None, after: Decision, stands: bool | None) -
     return f"The verdict has changed, {loads}. Before: {before.verdict.sentence} Now: {after.verdict.sentence}"
 
 
-def fleet_of(found: CandidateResult, logged: Logged) -> Fleet:
+def fleet_of(found: CandidateResult, logged: Logged) -> LoggedFleet:
     """What `found` alone would have cost over the logged period: its hourly cost at the mean load, times the hours.
 
     Whole machines that run all the time, as many as keep the service level through the log's own bursts.
     """
-    point = min(found.cost, key=lambda each: abs(each.rate_per_s - logged.rate_per_s), default=None)
+    rates = [each.rate_per_s for each in found.cost]
+    point = found.cost[nearest(rates, logged.rate_per_s)] if rates else None
     hours = logged.rows.span_s / 3600.0
     hourly = None if point is None else point.usd_per_hour
-    return Fleet(
+    return LoggedFleet(
         candidate=found.name,
         replicas=None if point is None else point.replicas,
         usd_per_hour=hourly,

@@ -34,7 +34,7 @@ _Sample = TypeVar("_Sample", events.EngineSample, events.EnergySample)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Requests:
+class RequestColumns:
     """All requests of one run, warm-up included, as columns of length N; NEVER and UNKNOWN stand for None."""
 
     index_N: NDArray[np.int32]
@@ -84,7 +84,7 @@ class LoadRun:
     shares_cores: bool
     from_ns: int
     to_ns: int
-    requests: Requests
+    requests: RequestColumns
     error_kinds: tuple[str, ...]
     anomalies: dict[str, NDArray[np.int32]]
     """Rows that had each kind."""
@@ -151,7 +151,7 @@ def gap_of_code_ns(code: int) -> float:
     return math.exp((code - 1) * _LOG_STEP) if code else 0.0
 
 
-def gap_histogram(requests: Requests, chosen_N: NDArray[np.bool_]) -> NDArray[np.int64]:
+def gap_histogram(requests: RequestColumns, chosen_N: NDArray[np.bool_]) -> NDArray[np.int64]:
     """How often each of the 65,536 codes occurs among the gaps of the chosen requests."""
     counts = np.zeros(65_536, dtype=np.int64)
     ends = np.cumsum(requests.gaps_N, dtype=np.int64)
@@ -278,7 +278,7 @@ class _Building:
             shares_cores=start.shares_cores,
             from_ns=start.measure_from_ns - start.at_ns,
             to_ns=end.arrivals_end_ns - start.at_ns if end is not None else due_end,
-            requests=Requests(
+            requests=RequestColumns(
                 **columns,
                 gap_sum_N=np.frombuffer(self.gap_sum, np.float64),
                 gap_max_N=np.frombuffer(self.gap_max, np.float64),

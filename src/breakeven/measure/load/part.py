@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.measure.load.columns import NEVER, LoadRun, Requests
+from breakeven.measure.load.columns import NEVER, LoadRun, RequestColumns
 from breakeven.results.load import Steady
 from breakeven.stats import intervals
 from breakeven.stats.steady import LEAST_BLOCKS, settled
@@ -108,7 +108,7 @@ def steady_parts(parts: list[Part]) -> tuple[Steady, list[Part]]:
     return steady, [part_from(part, start, end) for part in parts]
 
 
-def tpot_ns(requests: Requests) -> Floats:
+def tpot_ns(requests: RequestColumns) -> Floats:
     """(last - first) / (tokens - 1) of each answered request of N; NaN with one token, or one piece."""
     tokens = requests.output_N
     there = requests.answered & (tokens > 1) & (requests.pieces_N > 1)
@@ -117,7 +117,7 @@ def tpot_ns(requests: Requests) -> Floats:
     return found
 
 
-def meets(requests: Requests, slo: Slo) -> Bools:
+def meets(requests: RequestColumns, slo: Slo) -> Bools:
     """Which requests were answered and met every term of `slo`. A term on tokens holds where there is one token."""
     good = requests.answered
     if slo.ttft_s is not None:
@@ -140,7 +140,7 @@ def sums_by_block(part: Part, values_N: Floats, blocks: int) -> tuple[Floats, Fl
     return sums, np.bincount(block, minlength=blocks).astype(np.float64)
 
 
-def arrived(requests: Requests, amounts_N: NDArray[np.int32], chosen_N: Bools, start: float, end: float) -> float:
+def arrived(requests: RequestColumns, amounts_N: NDArray[np.int32], chosen_N: Bools, start: float, end: float) -> float:
     """How many of `amounts_N` (tokens or pieces) of the chosen requests arrived from `start` to `end`.
 
     The first arrives at the first time, the others evenly up to the last.
@@ -174,7 +174,7 @@ def in_flight(part: Part) -> tuple[float, int]:
     return float(in_flight_by_block(part, 1)[0]), int(there.max(initial=0))
 
 
-def _area_until(requests: Requests, times: Floats) -> Floats:
+def _area_until(requests: RequestColumns, times: Floats) -> Floats:
     """Request-nanoseconds in flight before each time."""
     found = [float((np.minimum(requests.done_N, t) - requests.sent_N).clip(min=0).sum(dtype=np.float64)) for t in times]
     return np.array(found)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.measure.events import Event
-from breakeven.measure.load.columns import UNKNOWN, LoadRun, Requests, collect, gap_histogram, gap_of_code_ns
+from breakeven.measure.load.columns import UNKNOWN, LoadRun, RequestColumns, collect, gap_histogram, gap_of_code_ns
 from breakeven.measure.load.health import client_health, engine_state, joules
 from breakeven.measure.load.part import (
     NS,
@@ -111,7 +111,7 @@ def _point(measured: list[Part], slo: Slo | None) -> LoadPoint:
     )
 
 
-def values_s(metric: str, requests: Requests) -> Floats:
+def values_s(metric: str, requests: RequestColumns) -> Floats:
     """One delay of every request of N in seconds, NaN where it has none; for ITL the mean gap of each request."""
     found = np.full(len(requests), np.nan)
     there = requests.answered

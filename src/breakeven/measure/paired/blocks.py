@@ -17,10 +17,10 @@ from breakeven.measure import events
 from breakeven.measure.events import RequestDone
 from breakeven.measure.paired.plan import LoadSoFar, Plan
 from breakeven.measure.progress import RatioRow
-from breakeven.results.comparison import Pair, SelfCheck
+from breakeven.results.comparison import ComparedPoint, Pair, SelfCheck
 from breakeven.results.metrics import COMPARED, metric_of
 from breakeven.stats import intervals
-from breakeven.stats.estimate import Estimate, Point
+from breakeven.stats.estimate import Estimate
 
 _NS = 1e9
 
@@ -281,7 +281,7 @@ def load_states(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str
     return states
 
 
-def points(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) -> list[Point]:
+def points(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) -> list[ComparedPoint]:
     """Every candidate at every load that has blocks."""
     found = []
     for streams, name in itertools.product(plan.streams, names):
@@ -293,7 +293,7 @@ def points(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) ->
         }
         joules = [b.joules / b.metrics.output_tokens for b in mine if b.joules and b.metrics.output_tokens]
         found.append(
-            Point(
+            ComparedPoint(
                 model=name,
                 streams=streams,
                 prompt_tokens=round(sum(b.metrics.prompt_tokens for b in mine) / len(mine) / streams),

@@ -23,12 +23,11 @@ from breakeven.pages.figures.figure import (
     styled,
 )
 from breakeven.pages.figures.model import memory, node_times, routing_maps
-from breakeven.pages.figures.trials import METRICS
 from breakeven.pages.words import RATIO_PLACES, grouped, interval, streams_text, value, winner_text, with_interval
-from breakeven.results.comparison import Comparison, Pair
-from breakeven.results.metrics import Metric, metric_of
+from breakeven.results.comparison import ComparedPoint, Comparison, Pair
+from breakeven.results.metrics import METRICS, Metric, metric_of
 from breakeven.results.store import write_whole
-from breakeven.stats.estimate import Estimate, Point
+from breakeven.stats.estimate import Estimate
 
 if TYPE_CHECKING:
     import altair as alt
@@ -75,7 +74,7 @@ def _together(key: str) -> str:
     return ", all streams together" if key == "decode_tokens_per_s" else ""
 
 
-def _row(point: Point, key: str) -> dict[str, Any] | None:
+def _row(point: ComparedPoint, key: str) -> dict[str, Any] | None:
     estimate: Estimate | None = getattr(point, key)
     if estimate is None:
         return None
@@ -143,7 +142,7 @@ def _end_labels(rows: list[dict[str, Any]], top: float, last: int) -> alt.Chart:
     return labels
 
 
-def _alt(title: str, points: list[Point], key: str) -> str:
+def _alt(title: str, points: list[ComparedPoint], key: str) -> str:
     said = [
         f"{point.model} at {streams_text(point.streams)}: {with_interval(getattr(point, key))}"
         for point in points

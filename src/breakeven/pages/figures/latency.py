@@ -53,6 +53,7 @@ from breakeven.pages.words import number
 from breakeven.results.decision import CandidateResult, Decision, LatencyPoint
 from breakeven.results.load import Crossing, LoadPoint, LoadStudy
 from breakeven.results.metrics import metric_of
+from breakeven.results.point import OF_LATENCY
 from breakeven.stats.estimate import Estimate
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ def latency_curves(decision: Decision) -> list[Figure | Missing]:
 
 
 def _span(point: LatencyPoint, metric: str, what: str) -> Estimate:
-    found: Estimate = getattr(point, f"{metric.removesuffix('_s')}_{what}_s")
+    found: Estimate = getattr(point, OF_LATENCY[metric, float(what.removeprefix("p"))])
     return found
 
 

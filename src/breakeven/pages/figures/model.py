@@ -20,7 +20,7 @@ from breakeven.pages.figures.figure import (
     styled,
 )
 from breakeven.pages.words import bytes_text, number, percent_text, seconds_text
-from breakeven.results.comparison import Comparison, Profile, Routing
+from breakeven.results.comparison import Comparison, NodeProfile, Routing
 
 if TYPE_CHECKING:
     import altair as alt
@@ -114,7 +114,7 @@ def node_times(result: Comparison) -> Figure | Missing:
     )
 
 
-def _overhead(model: str, profiles: list[Profile]) -> str:
+def _overhead(model: str, profiles: list[NodeProfile]) -> str:
     """What observing cost a model, and its router's share, by phase."""
     said = " and ".join(f"{percent_text(profile.observing_overhead)} in {profile.phase}" for profile in profiles)
     routers = [
@@ -126,12 +126,12 @@ def _overhead(model: str, profiles: list[Profile]) -> str:
     return f"Observing slowed {model} by {said}{router}."
 
 
-def _profile_alt(profile: Profile) -> str:
+def _profile_alt(profile: NodeProfile) -> str:
     parts = ", ".join(f"{node.kind} {seconds_text(node.seconds)}" for node in profile.nodes)
     return f"{profile.model}, {profile.phase}: {parts}."
 
 
-def _node_chart(profiles: list[Profile], narrow: bool) -> Drawing:
+def _node_chart(profiles: list[NodeProfile], narrow: bool) -> Drawing:
     import altair as alt
 
     found = {node.kind for profile in profiles for node in profile.nodes}
@@ -150,7 +150,7 @@ def _node_chart(profiles: list[Profile], narrow: bool) -> Drawing:
     return styled(alt.vconcat(*phases, spacing=18).resolve_scale(x="independent"), narrow, right=12)
 
 
-def _phase_chart(profiles: list[Profile], kinds: list[str], colour: alt.Color, narrow: bool) -> alt.FacetChart:
+def _phase_chart(profiles: list[NodeProfile], kinds: list[str], colour: alt.Color, narrow: bool) -> alt.FacetChart:
     import altair as alt
 
     rows = [
