@@ -55,7 +55,7 @@ def occupancy(found: Occupancy) -> Iterator[None]:
         return [found(group, n) for group in terms.experts]
 
     with (
-        patch("breakeven.forecast.step.occupancies", occupancies),
+        patch("breakeven.forecast.terms.occupancies", occupancies),
         patch("breakeven.forecast.model.occupancies", occupancies),
     ):
         yield

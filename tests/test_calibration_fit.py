@@ -24,8 +24,7 @@ from breakeven.forecast.calibration.parameters import (
 )
 from breakeven.forecast.calibration.probes import SETS, SMALL, dense, loads_for, moe, probes_for, slots_and_context
 from breakeven.forecast.constants import Constants
-from breakeven.forecast.step import step_parts, step_s
-from breakeven.forecast.terms import terms_of
+from breakeven.forecast.terms import step_parts, step_s, terms_of
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import file_bytes
 

@@ -14,8 +14,7 @@ from bench.published.leaving_out import by_machine, by_model, left_out
 from bench.published.predicting import predict
 from bench.published.records import Observation
 from breakeven.forecast.profiles import profile_of_chip, profile_with
-from breakeven.forecast.step import step_s
-from breakeven.forecast.terms import terms_of
+from breakeven.forecast.terms import step_s, terms_of
 from breakeven.hardware.chips import chip_named
 from breakeven.model.catalogue import lookup
 

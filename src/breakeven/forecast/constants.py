@@ -17,7 +17,7 @@ PROFILE_SCHEMA = "breakeven.calibration/1"
 
 
 class Constants(msgspec.Struct, frozen=True, kw_only=True):
-    """The step model's constants; `breakeven.forecast.step` gives the equation. Rates are achieved ones, not nominal.
+    """The step model's constants; `breakeven.forecast.terms` gives the equation. Rates are achieved ones, not nominal.
 
     The costs in seconds are those the bytes and operations do not explain.
     """

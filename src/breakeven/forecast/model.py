@@ -27,8 +27,19 @@ from numpy.typing import ArrayLike
 
 from breakeven.forecast.constants import Constants, Error, Profile
 from breakeven.forecast.routing import Routing, routing_known, skewed, with_frequencies
-from breakeven.forecast.step import Floats, Parts, experts_s, occupancies, step_parts
-from breakeven.forecast.terms import ON_DEVICE, AttentionGroup, Residency, Terms, residency, terms_of
+from breakeven.forecast.terms import (
+    ON_DEVICE,
+    AttentionGroup,
+    Floats,
+    Parts,
+    Residency,
+    Terms,
+    experts_s,
+    occupancies,
+    residency,
+    step_parts,
+    terms_of,
+)
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import format_for, format_named
 
@@ -200,7 +211,7 @@ class StepModel:
         prefill_tokens: ArrayLike = 0.0,
         prefill_context: ArrayLike = 0.0,
     ) -> Parts:
-        """See `breakeven.forecast.step.step_parts`; arguments broadcast, `scale` is not applied to the parts.
+        """See `breakeven.forecast.terms.step_parts`; arguments broadcast, `scale` is not applied to the parts.
 
         Bytes are those of all devices together.
         """

@@ -16,7 +16,7 @@ from breakeven.forecast.constants import Profile, Range
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.profiles import profile_named
 from breakeven.forecast.routing import Routing, routing_known, skewed
-from breakeven.forecast.step import Floats, Parts
+from breakeven.forecast.terms import Floats, Parts
 from breakeven.model.formats.gpu import GpuFormat
 from breakeven.model.formats.named import format_named
 from breakeven.model.resolve import resolve_spec

@@ -34,7 +34,7 @@ from breakeven.forecast.calibration.parameters import (
     with_values,
 )
 from breakeven.forecast.constants import Constants, Error, Range
-from breakeven.forecast.step import Floats
+from breakeven.forecast.terms import Floats
 
 HUBER = 1.5
 """Residuals beyond so many standard deviations count linearly."""

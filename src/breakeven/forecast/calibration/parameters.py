@@ -13,8 +13,7 @@ import msgspec
 import numpy as np
 
 from breakeven.forecast.constants import Constants
-from breakeven.forecast.step import Floats, step_s
-from breakeven.forecast.terms import Terms
+from breakeven.forecast.terms import Floats, Terms, step_s
 
 Phase = Literal["decode", "prefill"]
 
@@ -69,7 +68,7 @@ def table(observations: Sequence[Observation]) -> ParameterTable:
 
 
 def arguments(seen: Observation) -> tuple[float, float, float, float]:
-    """D, C, P and C_P of `breakeven.forecast.step.step_s`. A prompt's token attends to half of it on average."""
+    """D, C, P and C_P of `breakeven.forecast.terms.step_s`. A prompt's token attends to half of it on average."""
     if seen.phase == "decode":
         return float(seen.sequences), seen.tokens, 0.0, 0.0
     return 0.0, 0.0, seen.sequences * seen.tokens, (seen.tokens + 1.0) / 2.0

@@ -127,17 +127,6 @@ class Simulation:
         ranks = np.ceil(np.asarray(p, np.float64) / 100.0 * len(values)).astype(np.int64)
         return np.asarray(values[np.clip(ranks - 1, 0, len(values) - 1)], np.float64)
 
-    def itl_percentiles(self, p: ArrayLike) -> Floats:
-        """Percentiles over the gaps between tokens of all requests, in seconds: every step counts once a sequence."""
-        gaps_M = self.steps.step_s_M
-        weights_M = self.steps.steps_M * self.steps.decoding_M
-        order_M = np.argsort(gaps_M, kind="stable")
-        below_M = np.cumsum(weights_M[order_M])
-        if not len(below_M) or below_M[-1] == 0:
-            return np.full(np.shape(p), np.nan)
-        ranks = np.maximum(np.ceil(np.asarray(p, np.float64) / 100.0 * below_M[-1]), 1)
-        return np.asarray(gaps_M[order_M][np.searchsorted(below_M, ranks)], np.float64)
-
     def good(self, slo: Slo) -> Bools:
         """Requests that keep every term of `slo`; a term on gaps counts for answers of more than one token."""
         found_N = self.served.copy()
