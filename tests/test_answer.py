@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.answer.flips import along, growth_flip
-from breakeven.answer.mixes import TrafficPart, best_mix
+from breakeven.answer.mixes import MixPart, best_mix
 from breakeven.answer.next import calibration_of, narrowest
 from breakeven.answer.regions import handovers_of, regions_of, winner_at
 from breakeven.answer.worlds import Contender, Doubt, bills, capacities, factors, span_of, worlds_of
@@ -144,7 +144,7 @@ def test_a_base_of_our_own_and_the_rest_by_the_token() -> None:
 def test_parts_go_to_whom_may_serve_them() -> None:
     small = contender("small", "dense", 0.1, exact(100.0))
     large = contender("large", "moe", 4.0, exact(5.0))
-    parts = [TrafficPart("easy", 0.8, frozenset(["small", "large"])), TrafficPart("hard", 0.2, frozenset(["large"]))]
+    parts = [MixPart("easy", 0.8, frozenset(["small", "large"])), MixPart("hard", 0.2, frozenset(["large"]))]
     mix = best_mix([small, large], parts, 20.0, 0)
     assert mix is not None
     assert {share.candidate: share.share for share in mix.shares} == {"small": 0.8, "large": pytest.approx(0.2)}

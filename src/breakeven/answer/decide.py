@@ -14,7 +14,7 @@ from breakeven.answer.advice import advice_for
 from breakeven.answer.along import along_context, along_precision
 from breakeven.answer.candidates import Reasons, needed, result_of, scores_of, why_not
 from breakeven.answer.evaluate import Evaluated, evaluate
-from breakeven.answer.mixes import Mix, TrafficPart, best_mix
+from breakeven.answer.mixes import Mix, MixPart, best_mix
 from breakeven.answer.regions import Handover, Standing, handovers_of, regions_of, standing_at
 from breakeven.answer.study.load import read_study_trace
 from breakeven.answer.study.plan import StudyPlan
@@ -120,7 +120,7 @@ def _mix(
         if not ruled[e.plan.name].ever and (lower or not ruled[e.plan.name].quality) and (c := e.contender())
     ]
     parts = [
-        TrafficPart(
+        MixPart(
             p.name, p.share, frozenset(c.name for c in contenders if _may_serve(p.candidates, p.floor, c.name, scores))
         )
         for p in plan.parts

@@ -22,7 +22,7 @@ MOST_BASE_REPLICAS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class TrafficPart:
+class MixPart:
     """A share of the requests and the contenders that may serve it, by name."""
 
     name: str
@@ -42,7 +42,7 @@ class Mix:
     by_parts: bool
 
 
-def best_mix(contenders: Sequence[Contender], parts: Sequence[TrafficPart], rate_per_s: float, seed: int) -> Mix | None:
+def best_mix(contenders: Sequence[Contender], parts: Sequence[MixPart], rate_per_s: float, seed: int) -> Mix | None:
     """The cheapest mix that saves WORTH_IT over any single candidate in the predicted world; None when none does."""
     # Who may serve every part may serve all of it; nobody else may take the rest in a split by amount.
     whole = [c for c in contenders if all(c.name in part.allowed for part in parts)]
@@ -68,7 +68,7 @@ def best_mix(contenders: Sequence[Contender], parts: Sequence[TrafficPart], rate
 
 
 def _by_parts(
-    contenders: Sequence[Contender], parts: Sequence[TrafficPart], rate_per_s: float, seed: int
+    contenders: Sequence[Contender], parts: Sequence[MixPart], rate_per_s: float, seed: int
 ) -> list[tuple[list[TrafficShare], Floats, bool]]:
     """Every assignment of parts to two or more contenders; parts with the same contender share its machines."""
     if len(parts) < 2:
