@@ -57,11 +57,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Api": ("results.cost", "Api"),
-    "Autoscale": ("forecast.simulator.fleet", "Autoscale"),
+    "Autoscale": ("forecast.simulator.policy", "Autoscale"),
     "CalibrateOptions": ("runs.calibrate", "CalibrateOptions"),
     "CapacityOptions": ("runs.capacity", "CapacityOptions"),
     "CostOptions": ("answer.cost", "CostOptions"),
-    "Fleet": ("forecast.simulator.fleet", "Fleet"),
+    "Fleet": ("forecast.simulator.policy", "Fleet"),
     "LoadOptions": ("runs.load", "LoadOptions"),
     "MachineSpec": ("hardware.machine", "MachineSpec"),
     "Own": ("results.cost", "Own"),
