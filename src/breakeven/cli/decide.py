@@ -43,8 +43,7 @@ def decide(
     if study is None:
         raise UserError("give a study file, such as examples/bursty-small-business.yaml, or --init to write one")
     from breakeven.pages.decision_terminal import log_summary, summary
-    from breakeven.pages.saved import PAGE, json_text
-    from breakeven.results.store import RESULT
+    from breakeven.pages.saved import PAGE, RESULT, json_text
 
     shown = sys.stderr.isatty() and not quiet
 

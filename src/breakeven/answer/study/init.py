@@ -19,7 +19,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class InterviewQuestion:
     """`check` raises UserError for an answer that cannot be used."""
 
     key: str
@@ -214,23 +214,25 @@ RTX_4090_RENT = "0.60/h"
 """US dollars, of the machine that is the default: RunPod on demand, March 2026, as listed by deploybase.ai."""
 
 QUESTIONS = (
-    Question("what", "What is it for?", "our chat service", lambda text: text),
-    Question(
+    InterviewQuestion("what", "What is it for?", "our chat service", lambda text: text),
+    InterviewQuestion(
         "models", "Which models could do it? (names from `breakeven models`)", "qwen3-30b-a3b qwen3-14b", _check_models
     ),
-    Question(
+    InterviewQuestion(
         "machines",
         "On which machines? (`breakeven machines` lists them; this: the one here)",
         "rtx-4090",
         _check_machines,
     ),
-    Question("price", "What does one machine cost? (0.60/h rented, 2800 bought, unknown)", RTX_4090_RENT, _check_price),
-    Question("rate", "How many requests come? (2/s, 40/min, 5000/day)", "1/s", parse_rate),
-    Question("lengths", "How many tokens has a question, and an answer?", "512 128", _check_lengths),
-    Question(
+    InterviewQuestion(
+        "price", "What does one machine cost? (0.60/h rented, 2800 bought, unknown)", RTX_4090_RENT, _check_price
+    ),
+    InterviewQuestion("rate", "How many requests come? (2/s, 40/min, 5000/day)", "1/s", parse_rate),
+    InterviewQuestion("lengths", "How many tokens has a question, and an answer?", "512 128", _check_lengths),
+    InterviewQuestion(
         "slo", "How fast is fast enough? (ttft: first token, tpot: each further)", "ttft=2s,tpot=100ms", parse_slo
     ),
-    Question("stays", "Must the data stay on your own premises? (yes, no)", "no", _check_yes),
+    InterviewQuestion("stays", "Must the data stay on your own premises? (yes, no)", "no", _check_yes),
 )
 
 _TEMPLATE = """\

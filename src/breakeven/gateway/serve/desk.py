@@ -23,7 +23,7 @@ from breakeven.gateway.serve.arms import Arms
 from breakeven.gateway.serve.ask import Asked, BadAskError, Client, asks, new_ask, read_body
 from breakeven.gateway.serve.course import Course
 from breakeven.gateway.serve.forward import JSON, Forward, say
-from breakeven.gateway.serve.lane import Lane, Line
+from breakeven.gateway.serve.lane import Lane, WaitingLine
 from breakeven.gateway.serve.leg import Leg
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import (
@@ -105,7 +105,7 @@ class Desk:
         self.anyone = Client(None, rows.keys.get("", 0))
         self.clients = {entry.name: Client(entry, rows.keys[entry.name]) for entry in entries or ()}
         self.windows = Windows(block, worker)
-        self.line = Line(self.loop, plan.limits, plan.maximum_wait_s)
+        self.line = WaitingLine(self.loop, plan.limits, plan.maximum_wait_s)
         self.arms = Arms(self, plan.experiments, rows.experiments, block.share, self.lanes, self.anyone)
         self.draining = False
         self.under_way = 0

@@ -17,7 +17,7 @@ from breakeven.gateway.route.choose import score_of
 from breakeven.gateway.route.view import REASONS, Ask, Choice
 from breakeven.gateway.serve.ask import Asked, Client
 from breakeven.gateway.serve.course import Course
-from breakeven.gateway.serve.lane import Lane, Line
+from breakeven.gateway.serve.lane import Lane, WaitingLine
 from breakeven.gateway.serve.leg import Leg
 from breakeven.wire.message import Headers, Request, Responder, error_body
 
@@ -43,7 +43,7 @@ class Home(Protocol):
 
     loop: AbstractEventLoop
     plan: GatewayPlan
-    line: Line
+    line: WaitingLine
     budgets: dict[str, HedgeBudget]
 
     def new_id(self) -> str:

@@ -1,6 +1,6 @@
 """One backend as one worker sees it: its connections, its breaker and gate, its numbers in shared memory, its view.
 
-`Line` is everybody of one worker who waits: for a place at a backend, or for an engine of ours to be loaded.
+`WaitingLine` is everybody of one worker who waits: for a place at a backend, or for an engine of ours to be loaded.
 
 Numbers of other workers are read again only every few milliseconds: ours are exact, theirs hardly change in between.
 """
@@ -263,7 +263,7 @@ class Lane:
                 self.counted(Count.BREAKER_OPENED)
 
 
-class Line:
+class WaitingLine:
     """Everybody of one worker who waits. One timer while anybody does."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limits: Limits, maximum_wait_s: float) -> None:

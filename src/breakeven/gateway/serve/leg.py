@@ -10,7 +10,7 @@ from breakeven.gateway.guard import USUAL_HOLD_S, retry_after_s
 from breakeven.gateway.route.view import Ask
 from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, body_for
 from breakeven.gateway.serve.course import Course, Judgement, status_fails_over
-from breakeven.gateway.serve.lane import Lane, Line
+from breakeven.gateway.serve.lane import Lane, WaitingLine
 from breakeven.gateway.serve.tap import Scrub, StreamTap, WholeTap, headers_without
 from breakeven.gateway.shared.layout import AHEAD_TOKENS, CONTEXT_TOKENS, DECODING, IN_FLIGHT, REQUESTS
 from breakeven.wire.connection import Exchange
@@ -69,7 +69,7 @@ class Leg:
     )
 
     def __init__(
-        self, forward: Sender, course: Course[Lane, Leg], lane: Lane, line: Line, *, keep: bool, hedge: bool
+        self, forward: Sender, course: Course[Lane, Leg], lane: Lane, line: WaitingLine, *, keep: bool, hedge: bool
     ) -> None:
         """Counts itself as under way; `send` follows. `keep`: the answer's text is wanted after its end."""
         self._forward, self._course, self.lane, self._line, self.hedge = forward, course, lane, line, hedge

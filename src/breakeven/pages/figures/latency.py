@@ -1,7 +1,4 @@
-"""Latency curves: delays against load, of what was measured and of one replica as it was predicted; and goodput.
-
-Every curve here goes through `_lines`: the median (or mean) solid, the tail dashed and hollow, names at the ends.
-"""
+"""Latency curves: delays against load, measured or predicted, and goodput; the tail is dashed, its marks hollow."""
 
 from __future__ import annotations
 
