@@ -22,7 +22,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
-from breakeven.wire.answer import Answer
+from breakeven.wire.answer import HttpAnswer
 from breakeven.wire.behaviours import chunk, whole
 from breakeven.wire.message import Request
 from breakeven.wire.playing import TURN, Piece, Play, Scene, Then
@@ -92,7 +92,7 @@ class MockServer(ScriptedServer):
             self.replies[chat] = _response(body)
         self.plain = {chat: chunk(_event("0", chat)) * max(1, script.per_write) for chat in (False, True)}
 
-    def handle(self, request: Request, answer: Answer) -> None:
+    def handle(self, request: Request, answer: HttpAnswer) -> None:
         """A completion; anything else is a page."""
         path, body = request.path, request.body
         if request.method != "POST" or not path.endswith("completions"):
@@ -148,7 +148,7 @@ class MockServer(ScriptedServer):
     def gone(self) -> None:
         """A client left: nothing is counted."""
 
-    def ended(self, then: Then, answer: Answer) -> None:
+    def ended(self, then: Then, answer: HttpAnswer) -> None:
         """A stream is whole."""
         answer.finish()
         self._answered()

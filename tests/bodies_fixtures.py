@@ -11,7 +11,7 @@ from typing import Any
 
 from breakeven.engines.backend import Backend
 from breakeven.wire.behaviours import whole
-from breakeven.wire.completions import Question
+from breakeven.wire.completions import ScriptedRequest
 from breakeven.wire.message import Request
 from breakeven.wire.playing import Scene
 from breakeven.wire.scripted import ScriptedServer, Step
@@ -41,7 +41,7 @@ def toy(
         pieces = split(json.loads(request.body)["content"])
         return _document({"tokens": [zlib.crc32(piece.encode()) % 50_000 for piece in pieces]}, status)
 
-    def step(question: Question) -> Step:
+    def step(question: ScriptedRequest) -> Step:
         asked.append(question.fields)
         return _document({"usage": {"prompt_tokens": count(question.fields, split)}} if usage else {}, status)
 

@@ -16,7 +16,7 @@ import pytest
 from breakeven.engines.backend import Backend
 from breakeven.measure.events import ClientCeiling, EventWriter, LoadDone, LoadStarted, RequestDone
 from breakeven.traffic.schedule import Schedule
-from breakeven.wire.completions import Question
+from breakeven.wire.completions import ScriptedRequest
 from breakeven.wire.scripted import ScriptedServer, Step
 
 
@@ -40,7 +40,7 @@ class QueueServer(ScriptedServer):
         """Requests answered in full."""
         return self.seen.answered
 
-    def _step(self, question: Question) -> Step:
+    def _step(self, question: ScriptedRequest) -> Step:
         gap_s = self.service_s / question.chunks
         return {"first_s": gap_s, "chunk_s": gap_s}
 

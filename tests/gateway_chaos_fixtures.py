@@ -25,7 +25,7 @@ from zlib import crc32
 
 import httptools
 import msgspec
-from chaos_server import Question, chaos_process, document, events
+from chaos_server import ScriptedRequest, chaos_process, document, events
 from gateway_serve_fixtures import Gateway, serving, wait
 
 from breakeven.gateway.keys.store import create
@@ -381,10 +381,10 @@ class _Party:
                 client.transport.resume_reading()
         await asyncio.wait([over], timeout=PATIENCE_S)
         client.done = None if over.done() else client.done
-        return _judged(client, number, over.done(), path, Question(path, number, "real", stream, wants_usage, chunks))
+        return _judged(client, number, over.done(), path, asked)
 
 
-def _judged(client: _Client, number: str, over: bool, path: str, question: Question) -> Told:
+def _judged(client: _Client, number: str, over: bool, path: str, question: ScriptedRequest) -> Told:
     """What kind of ending that was."""
     ident = client.headers.get(b"x-breakeven-request-id", b"").decode()
     body = b"".join(client.body)
@@ -413,7 +413,7 @@ def _judged(client: _Client, number: str, over: bool, path: str, question: Quest
     return told("whole") if body in _right(question, path) else told("wrong", repr(body[-400:]))
 
 
-def _right(question: Question, path: str) -> list[bytes]:
+def _right(question: ScriptedRequest, path: str) -> list[bytes]:
     """Every body that a good backend gives to this question."""
     if not question.stream:
         # One behaviour streams whatever it is asked.

@@ -26,7 +26,7 @@ import psutil
 import yaml
 
 from breakeven.wire.behaviours import chunk, head, whole
-from breakeven.wire.completions import Question
+from breakeven.wire.completions import ScriptedRequest
 from breakeven.wire.message import Request
 from breakeven.wire.playing import Scene
 from breakeven.wire.scripted import ScriptedServer, Step
@@ -253,7 +253,7 @@ def echo(status: int = 400, *, pieces: bool = False) -> Iterator[str]:
     /metrics repeats them too.
     """
 
-    def step(question: Question) -> Step:
+    def step(question: ScriptedRequest) -> Step:
         sent = server.seen.headers[-1]
         body = json.dumps({"error": {"message": f"you sent {sent}", "code": 1}}).encode()
         lines = [f"x-you-sent-{name}: {value}" for name, value in sent.items()]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from breakeven.wire.behaviours import whole
-from breakeven.wire.completions import Question
+from breakeven.wire.completions import ScriptedRequest
 from breakeven.wire.message import Request
 from breakeven.wire.playing import Scene
 from breakeven.wire.scripted import Page, ScriptedServer, Step
@@ -122,7 +122,7 @@ class GoldenServer(ScriptedServer):
         """Where each request came from; a kept connection keeps its port."""
         return list(self.seen.peers)
 
-    def _step(self, question: Question) -> Step:
+    def _step(self, question: ScriptedRequest) -> Step:
         if self.refuse_extra_fields and "ignore_eos" in question.fields:
             return whole(b'{"error": {"message": "unrecognized argument: ignore_eos"}}', status=400)
         return self.scripts[min(question.number, len(self.scripts)) - 1].step()

@@ -18,7 +18,7 @@ from breakeven.measure.player.run import run_load
 from breakeven.traffic.schedule import DEPENDS, Schedule
 from breakeven.traffic.workload import Arrivals, Workload
 from breakeven.wire.behaviours import stream, whole
-from breakeven.wire.completions import Question
+from breakeven.wire.completions import ScriptedRequest
 from breakeven.wire.scripted import ScriptedServer, Step
 
 MS = 1_000_000
@@ -58,7 +58,7 @@ class PlainServer(ScriptedServer):
         """Requests under way at one time."""
         return self.seen.most_under_way
 
-    def _step(self, question: Question) -> Step:
+    def _step(self, question: ScriptedRequest) -> Step:
         body = question.fields
         index, now_ns = int(body["i"]), time.monotonic_ns()
         if len(self.indices) == self.stall_at:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from chaos_server import BEHAVIOURS, ChaosServer, Question
+from chaos_server import BEHAVIOURS, ChaosServer, ScriptedRequest
 from gateway_serve_fixtures import Gateway, Listener, Reply, ask, question, serving, wait
 
 COSTS = {"api": {"input": 1, "output": 1}}
@@ -31,7 +31,7 @@ class House:
     bad: ChaosServer
 
 
-def _by_model(question: Question) -> str:
+def _by_model(question: ScriptedRequest) -> str:
     return question.model if question.model in BEHAVIOURS else "ok"
 
 

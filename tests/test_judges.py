@@ -20,7 +20,7 @@ from found import Found  # noqa: E402
 from table import BEGIN, END, HEAD, write  # noqa: E402
 
 from breakeven.wire.behaviours import whole  # noqa: E402
-from breakeven.wire.completions import Question  # noqa: E402
+from breakeven.wire.completions import ScriptedRequest  # noqa: E402
 from breakeven.wire.scripted import ScriptedServer, Step  # noqa: E402
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
@@ -109,7 +109,7 @@ def test_rows_replace_those_of_the_same_judge_and_backend(tmp_path: Path) -> Non
     assert text.count("| j |") == text.count("| k |") == 1
 
 
-def _echo(question: Question) -> Step:
+def _echo(question: ScriptedRequest) -> Step:
     """Answers with what it was asked, the name of the model aside, as a stream where it was asked to."""
     asked = question.fields
     stream, usage = asked.get("stream"), (asked.pop("stream_options", None) or {}).get("include_usage")

@@ -28,7 +28,7 @@ class Host(Protocol):
     draining: bool
 
 
-class Line(Protocol):
+class ServerLine(Protocol):
     """The connection that an answer goes out on. `keep`: it stays open afterwards. `old`: the request was HTTP/1.0."""
 
     keep: bool
@@ -53,14 +53,14 @@ class Line(Protocol):
         """The answer ends here. `reset`: an ordinary close would look like its end."""
 
 
-class Answer:
+class HttpAnswer:
     """A `Responder`."""
 
     __slots__ = ("_bound", "_connection", "_head_only", "_left", "gone", "on_gone", "on_pause", "on_resume", "paused")
 
-    def __init__(self, connection: Line, head_only: bool, paused: bool) -> None:
+    def __init__(self, connection: ServerLine, head_only: bool, paused: bool) -> None:
         """`head_only`: the request was HEAD."""
-        self._connection: Line | None = connection
+        self._connection: ServerLine | None = connection
         self._head_only = head_only
         self._bound = _WAITING
         self._left = 0
@@ -189,7 +189,7 @@ class Answer:
         # Whoever answers holds this answer, which holds their methods: without the circle both go at once.
         self._connection = self.on_gone = self.on_pause = self.on_resume = None
 
-    def _head(self, connection: Line, status: int, headers: Headers, framing: bytes) -> bytes:
+    def _head(self, connection: ServerLine, status: int, headers: Headers, framing: bytes) -> bytes:
         line = LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
         parts = [line, connection.server.date_line, framing]
         lines = 1 + bool(framing) + 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from breakeven.wire import sse
-from breakeven.wire.completions import Question, document, events
+from breakeven.wire.completions import ScriptedRequest, document, events
 from breakeven.wire.playing import Piece, Scene, Then
 
 
@@ -33,12 +33,12 @@ def error(status: int, *lines: str) -> Scene:
     return whole(body, *lines, status=status)
 
 
-def stream(question: Question, *lines: str, last: bytes = b"0\r\n\r\n", **left: Any) -> Scene:
+def stream(question: ScriptedRequest, *lines: str, last: bytes = b"0\r\n\r\n", **left: Any) -> Scene:
     """An answer in events, as `events` makes them of `left`."""
     return played(question, events(question, **left), *lines, last=last)
 
 
-def played(question: Question, made: list[bytes], *lines: str, last: bytes = b"0\r\n\r\n") -> Scene:
+def played(question: ScriptedRequest, made: list[bytes], *lines: str, last: bytes = b"0\r\n\r\n") -> Scene:
     """These events in the time of the question: the first after `first_s`, then every `chunk_s`, the end as `end_s`."""
     pieces: list[Piece] = [head(200, "content-type: text/event-stream", "transfer-encoding: chunked", *lines)]
     waits = [0.0, question.first_s] if question.head_first else [question.first_s, 0.0]
@@ -67,18 +67,18 @@ def whole(body: bytes, *lines: str, kind: str = "application/json", status: int 
     return Scene([head(status, f"content-type: {kind}", f"content-length: {len(body)}", *lines) + body], [wait_s])
 
 
-def ok(question: Question, *lines: str) -> Scene:
+def ok(question: ScriptedRequest, *lines: str) -> Scene:
     """What was asked for."""
     if question.stream:
         return stream(question, *lines)
     return whole(document(question), *lines, wait_s=_whole_s(question))
 
 
-def _whole_s(question: Question) -> float:
+def _whole_s(question: ScriptedRequest) -> float:
     return question.first_s + question.chunk_s * (question.chunks - (question.end_s == 0.0))
 
 
-def _half(question: Question, then: Then, extra: bytes = b"") -> Scene:
+def _half(question: ScriptedRequest, then: Then, extra: bytes = b"") -> Scene:
     """A part of the answer: after the head and some of the body."""
     good = ok(question)
     if len(good.pieces) > 1:
@@ -90,26 +90,26 @@ def _half(question: Question, then: Then, extra: bytes = b"") -> Scene:
     return Scene([top + b"\r\n\r\n" + body[: len(body) // 2]], good.waits_s, then)
 
 
-def _slow(question: Question) -> Scene:
+def _slow(question: ScriptedRequest) -> Scene:
     data = b"".join(map(bytes_of, ok(question).pieces))
     step = max(1, len(data) // 200)
     pieces: list[Piece] = [data[start : start + step] for start in range(0, len(data), step)]
     return Scene(pieces, [question.slow_s] * len(pieces))
 
 
-def _huge_body(question: Question) -> Scene:
+def _huge_body(question: ScriptedRequest) -> Scene:
     block = chunk(b"x" * 65536)
     count = question.huge_bytes // 65536
     return Scene([head(200, "transfer-encoding: chunked"), *[block] * count, b"0\r\n\r\n"])
 
 
-def _garbage_mid(question: Question) -> Scene:
+def _garbage_mid(question: ScriptedRequest) -> Scene:
     if question.stream:
         return _half(question, "hang", b"zz not a chunk\r\n")
     return Scene([head(200, "transfer-encoding: chunked") + chunk(b'{"id": "') + b"zz not a chunk\r\n"], then="hang")
 
 
-def _no_length(question: Question) -> Scene:
+def _no_length(question: ScriptedRequest) -> Scene:
     body = b"".join(events(question)) if question.stream else document(question)
     kind = "text/event-stream" if question.stream else "application/json"
     return Scene([head(200, f"content-type: {kind}", "connection: close") + body], then="close")
@@ -121,13 +121,13 @@ def _after(answer: Scene, then: Then, extra: bytes = b"") -> Scene:
     return answer
 
 
-def _interim(question: Question) -> Scene:
+def _interim(question: ScriptedRequest) -> Scene:
     answer = ok(question)
     early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"
     return Scene([early, *answer.pieces], [0.0, *answer.waits_s])
 
 
-def _truncated(question: Question) -> Scene:
+def _truncated(question: ScriptedRequest) -> Scene:
     """Everything but its end: the last chunk of a stream, the last byte of a document."""
     if question.stream:
         return _after(stream(question, last=b""), "close")
@@ -135,52 +135,52 @@ def _truncated(question: Question) -> Scene:
     return Scene([bytes_of(good.pieces[0])[:-1]], good.waits_s, "close")
 
 
-def _uncounted(question: Question) -> Scene:
+def _uncounted(question: ScriptedRequest) -> Scene:
     """Nothing is told of tokens."""
     if question.stream:
         return stream(question, usage=0)
     return whole(document(question, usage=False), wait_s=_whole_s(question))
 
 
-def _bad_event(question: Question) -> Scene:
+def _bad_event(question: ScriptedRequest) -> Scene:
     if question.stream:
         return stream(question, half=sse.event(b'{"choices": [oops'))
     return whole(b"<html>oops</html>", wait_s=_whole_s(question))
 
 
-def _engine_error(question: Question) -> Scene:
+def _engine_error(question: ScriptedRequest) -> Scene:
     told = b'{"error": {"message": "out of memory", "code": 500}}'
     return stream(question, half=sse.event(told)) if question.stream else whole(told, wait_s=_whole_s(question))
 
 
-def _half_event(question: Question) -> Scene:
+def _half_event(question: ScriptedRequest) -> Scene:
     return _half(question, "keep", chunk(b'data: {"choices": [{"te') + b"0\r\n\r\n")
 
 
-def _unended(question: Question) -> Scene:
+def _unended(question: ScriptedRequest) -> Scene:
     """No event ends."""
     return played(question, [event.rstrip(b"\n") for event in events(question)])
 
 
-def _drip(question: Question) -> Scene:
+def _drip(question: ScriptedRequest) -> Scene:
     """Half of the answer, then byte by byte something that is never a whole event."""
     scene = _half(question, "hang")
     drops = [chunk(b"data:x"[k % 6 :][:1]) for k in range(150)]
     return Scene([*scene.pieces, *drops], [*scene.waits_s, *[0.02] * len(drops)], "hang")
 
 
-def _late_output(question: Question) -> Scene:
+def _late_output(question: ScriptedRequest) -> Scene:
     scene = stream(question, last=b"")
     late = chunk(sse.event(b'{"choices": [{"text": "late"}]}')) + b"0\r\n\r\n"
     return Scene([*scene.pieces, late], [*scene.waits_s, 0.01])
 
 
-def _short(question: Question) -> Scene:
+def _short(question: ScriptedRequest) -> Scene:
     question.chunks //= 2
     return ok(question)
 
 
-def _unframed_end(question: Question) -> Scene:
+def _unframed_end(question: ScriptedRequest) -> Scene:
     """All of the stream but the end of its framing: it stays open."""
     return _after(stream(question, last=b""), "hang")
 
@@ -195,7 +195,7 @@ ODD_HEADERS = (
     "x-kept: yes",
 )
 
-TRANSPORT: dict[str, Callable[[Question], Scene]] = {
+TRANSPORT: dict[str, Callable[[ScriptedRequest], Scene]] = {
     "ok": ok,
     "reset_before_head": lambda q: Scene([], then="reset"),
     "close_before_head": lambda q: Scene([], then="close"),
@@ -232,7 +232,7 @@ TRANSPORT: dict[str, Callable[[Question], Scene]] = {
     "switching": lambda q: Scene([head(101, "upgrade: x", "connection: upgrade")], then="hang"),
 }
 """What is odd in how the answer comes, or nothing."""
-CONTENT: dict[str, Callable[[Question], Scene]] = {
+CONTENT: dict[str, Callable[[ScriptedRequest], Scene]] = {
     "401": lambda q: error(401),
     "404": lambda q: error(404),
     "uncounted": _uncounted,
@@ -250,14 +250,14 @@ CONTENT: dict[str, Callable[[Question], Scene]] = {
 BEHAVIOURS = TRANSPORT | CONTENT
 
 
-def answers_of(file: Path) -> tuple[Callable[[Question], Scene], dict[str, Scene]]:
+def answers_of(file: Path) -> tuple[Callable[[ScriptedRequest], Scene], dict[str, Scene]]:
     """A script and pages from a JSON file: by path, `whole`, a document, and `events`, data of a stream's in order.
 
     `usage`: data of one more event before the last, where the question asks for it.
     """
     told: dict[str, dict[str, Any]] = json.loads(file.read_text())
 
-    def step(question: Question) -> Scene:
+    def step(question: ScriptedRequest) -> Scene:
         found = told.get(question.path)
         if found is None:
             return error(404)

@@ -31,7 +31,7 @@ class Body(msgspec.Struct):
 
 
 @dataclass(slots=True)
-class Question:
+class ScriptedRequest:
     """What was asked, and the settings that it is answered by.
 
     `chunks`: pieces of output; `chunk_tokens`: tokens of each in turn, when a piece is not a token. `first_s`,
@@ -91,7 +91,7 @@ class Question:
         return found
 
 
-def usage_of(question: Question) -> dict[str, Any]:
+def usage_of(question: ScriptedRequest) -> dict[str, Any]:
     output = question.chunks
     usage: dict[str, Any] = {
         "prompt_tokens": question.prompt_tokens,
@@ -103,14 +103,14 @@ def usage_of(question: Question) -> dict[str, Any]:
     return usage
 
 
-def _timings(question: Question, predicted: int) -> dict[str, float]:
+def _timings(question: ScriptedRequest, predicted: int) -> dict[str, float]:
     """The count of llama.cpp."""
     ms = 10.0 * max(predicted - 1, 0)
     return {"prompt_n": question.prompt_tokens, "prompt_ms": 1.0, "predicted_n": predicted, "predicted_ms": ms}
 
 
 def events(
-    question: Question, *, finish: bool = True, done: bool = True, usage: int = 1, half: bytes | None = None
+    question: ScriptedRequest, *, finish: bool = True, done: bool = True, usage: int = 1, half: bytes | None = None
 ) -> list[bytes]:
     """The events of a stream. `usage`: how often it is told. `half`: what comes in between, half way."""
     if question.path.endswith("/messages"):
@@ -155,7 +155,7 @@ def _event(name: str, data: dict[str, object]) -> bytes:
     return sse.event(msgspec.json.encode({"type": name, **data}), name.encode())
 
 
-def _messages_events(question: Question) -> list[bytes]:
+def _messages_events(question: ScriptedRequest) -> list[bytes]:
     delta = _event("content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": f"{question.id} "}})
     usage = {"input_tokens": question.prompt_tokens, "output_tokens": question.chunks}
     message = {"id": f"chaos-{question.id}", "type": "message", "role": "assistant", "content": [], "usage": usage}
@@ -169,7 +169,7 @@ def _messages_events(question: Question) -> list[bytes]:
     ]
 
 
-def _responses_events(question: Question) -> list[bytes]:
+def _responses_events(question: ScriptedRequest) -> list[bytes]:
     response = {"id": f"chaos-{question.id}", "object": "response", "status": "completed", "model": question.model}
     usage = {"input_tokens": question.prompt_tokens, "output_tokens": question.chunks}
     delta = _event("response.output_text.delta", {"delta": f"{question.id} "})
@@ -180,7 +180,7 @@ def _responses_events(question: Question) -> list[bytes]:
     ]
 
 
-def document(question: Question, usage: bool = True) -> bytes:
+def document(question: ScriptedRequest, usage: bool = True) -> bytes:
     """A whole answer."""
     text = f"{question.id} " * question.chunks
     common: dict[str, object] = {"id": f"chaos-{question.id}", "created": 1, "model": question.model}

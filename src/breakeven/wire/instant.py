@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from functools import cache
 
 from breakeven.errors import BreakevenError
-from breakeven.wire.answer import Answer
+from breakeven.wire.answer import HttpAnswer
 from breakeven.wire.client import new_loop
 from breakeven.wire.listen import open_sockets
 from breakeven.wire.message import Request
@@ -70,10 +70,10 @@ class _Turns:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, gap_s: float) -> None:
         self._loop, self._gap_s = loop, gap_s
-        self._left: dict[Answer, int] = {}
-        self._endings: dict[Answer, bytes] = {}
+        self._left: dict[HttpAnswer, int] = {}
+        self._endings: dict[HttpAnswer, bytes] = {}
 
-    def add(self, answer: Answer, tokens: int) -> None:
+    def add(self, answer: HttpAnswer, tokens: int) -> None:
         if not self._left:
             self._plan()
         self._left[answer] = tokens
@@ -81,7 +81,7 @@ class _Turns:
         answer.on_gone = lambda: self._drop(answer)
         answer.raw(_STREAM_HEAD)
 
-    def _drop(self, answer: Answer) -> None:
+    def _drop(self, answer: HttpAnswer) -> None:
         self._left.pop(answer, None)
         self._endings.pop(answer, None)
 
@@ -112,7 +112,7 @@ async def _serve() -> None:
     loop = asyncio.get_running_loop()
     flood, paced = _Turns(loop, 0.0), _Turns(loop, PACE_S)
 
-    def answer(request: Request, answer: Answer) -> None:
+    def answer(request: Request, answer: HttpAnswer) -> None:
         body = request.body
         asked = _MAX_TOKENS.search(body)
         tokens = int(asked[1]) if asked else 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from breakeven.wire.answer import Answer
+from breakeven.wire.answer import HttpAnswer
 
 _S = 1_000_000_000
 
@@ -96,7 +96,7 @@ class Stage(Protocol):
     def gone(self) -> None:
         """A client left before its answer was whole."""
 
-    def ended(self, then: Then, answer: Answer) -> None:
+    def ended(self, then: Then, answer: HttpAnswer) -> None:
         """An answer is over."""
 
 
@@ -105,7 +105,7 @@ class Play:
 
     __slots__ = ("_stage", "_step", "_wrote_ns", "answer", "scene")
 
-    def __init__(self, stage: Stage, answer: Answer, scene: Scene, wrote_ns: list[int]) -> None:
+    def __init__(self, stage: Stage, answer: HttpAnswer, scene: Scene, wrote_ns: list[int]) -> None:
         self._stage, self.answer, self.scene, self._wrote_ns = stage, answer, scene, wrote_ns
         self._step = 0
 

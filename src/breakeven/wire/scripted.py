@@ -33,17 +33,17 @@ from typing import Any, Self
 
 import msgspec
 
-from breakeven.wire.answer import Answer
+from breakeven.wire.answer import HttpAnswer
 from breakeven.wire.behaviours import BEHAVIOURS, answers_of, whole
-from breakeven.wire.completions import Body, Question
+from breakeven.wire.completions import Body, ScriptedRequest
 from breakeven.wire.listen import open_sockets
 from breakeven.wire.message import Request
 from breakeven.wire.playing import Clock, Play, Scene, Then
 from breakeven.wire.server import HttpServer, ServerConnection, ServerLimits
 
 Step = str | Scene | Mapping[str, Any] | None
-"""A behaviour's name, an answer, or settings of `Question` for this one request, "do" among them for the name."""
-Script = str | Mapping[str, float] | Sequence[Step] | Callable[[Question], Step]
+"""A behaviour's name, an answer, or settings of this one `ScriptedRequest`, "do" among them for the name."""
+Script = str | Mapping[str, float] | Sequence[Step] | Callable[[ScriptedRequest], Step]
 Page = Scene | Callable[[Request], Scene]
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
 PATIENT = ServerLimits(body_bytes=2**30, connections=2**20, read_s=3600.0, idle_s=3600.0, write_s=3600.0)
@@ -89,7 +89,7 @@ class _Http(HttpServer):
 
 
 class ScriptedServer:
-    """The server. `settings` are fields of `Question` (chunks, first_s, chunk_s, ...).
+    """The server. `settings` are fields of `ScriptedRequest` (chunks, first_s, chunk_s, ...).
 
     `pages`: what other paths answer, beside the usual ones. `key`: who does not send it as a bearer is refused.
     `at_once`: so many answers are under way at a time, the others wait. `exact`: waits count from when a piece was due,
@@ -127,7 +127,7 @@ class ScriptedServer:
         self.exact, self._spin_s = exact, spin_s
         self.new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
         self._dice = random.Random(seed)
-        self._waiting: deque[tuple[Request, Answer, int]] = deque()
+        self._waiting: deque[tuple[Request, HttpAnswer, int]] = deque()
         self._thread: threading.Thread | None = None
         self.loop: asyncio.AbstractEventLoop
         self.clock: Clock
@@ -207,7 +207,7 @@ class ScriptedServer:
         self._http.stop_accepting()
         self._http.reset_all()
 
-    def handle(self, request: Request, answer: Answer) -> None:
+    def handle(self, request: Request, answer: HttpAnswer) -> None:
         """One request."""
         seen = self.seen
         if self.key is not None and request.header(b"authorization") != b"Bearer " + self.key.encode():
@@ -233,7 +233,7 @@ class ScriptedServer:
         else:
             self._begin(request, answer, seen.requests, wrote_ns)
 
-    def _begin(self, request: Request, answer: Answer, number: int, wrote_ns: list[int]) -> None:
+    def _begin(self, request: Request, answer: HttpAnswer, number: int, wrote_ns: list[int]) -> None:
         self.seen.under_way += 1
         self.seen.most_under_way = max(self.seen.most_under_way, self.seen.under_way)
         Play(self, answer, self._scene(request, number), wrote_ns).begin()
@@ -252,7 +252,7 @@ class ScriptedServer:
                 self._begin(request, answer, number, [])
                 return
 
-    def ended(self, then: Then, answer: Answer) -> None:
+    def ended(self, then: Then, answer: HttpAnswer) -> None:
         """An answer is over."""
         if then in ("keep", "close"):
             self.seen.answered += 1
@@ -270,7 +270,7 @@ class ScriptedServer:
                 answer.abort(reset=True)
         self.left()
 
-    def _give(self, answer: Answer, scene: Scene) -> None:
+    def _give(self, answer: HttpAnswer, scene: Scene) -> None:
         for piece in scene.pieces:
             answer.raw(piece if isinstance(piece, bytes) else piece(time.monotonic_ns()))
         answer.finish()
@@ -280,9 +280,9 @@ class ScriptedServer:
         try:
             asked = _decode(request.body)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return BEHAVIOURS["400"](Question(request.path, "?"))
+            return BEHAVIOURS["400"](ScriptedRequest(request.path, "?"))
         ident = _text(request, b"x-chaos-id") or asked.chaos_id or f"n{number}"
-        question = Question(request.path, ident, asked.model, asked.stream, body=request.body, number=number)
+        question = ScriptedRequest(request.path, ident, asked.model, asked.stream, body=request.body, number=number)
         question.usage = asked.stream_options is not None and asked.stream_options.include_usage
         for name, value in self.settings.items():
             setattr(question, name, value)
@@ -297,7 +297,7 @@ class ScriptedServer:
         seen.ids[ident] += 1
         return step if isinstance(step, Scene) else BEHAVIOURS[step or "ok"](question)
 
-    def _next(self, question: Question) -> Step:
+    def _next(self, question: ScriptedRequest) -> Step:
         script = self.script
         if isinstance(script, str):
             return script

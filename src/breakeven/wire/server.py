@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from typing import cast
 
-from breakeven.wire.answer import LINES, Answer
+from breakeven.wire.answer import LINES, HttpAnswer
 from breakeven.wire.message import Refused, Request, error_body
 from breakeven.wire.reader import Bounds, Reader
 
@@ -65,7 +65,7 @@ class ServerConnection(asyncio.Protocol):
         self.server = server
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._reader: Reader = cast(Reader, None)
-        self._answer: Answer | None = None
+        self._answer: HttpAnswer | None = None
         self._later: list[bytes] = []
         self._later_bytes = 0
         self._deaf = self._pumping = self._paused = self._reading_paused = False
@@ -165,7 +165,7 @@ class ServerConnection(asyncio.Protocol):
     def _begin(self, request: Request, keep: bool, old: bool) -> None:
         self.keep, self.old = keep, old
         self.server.under_way += 1
-        answer = self._answer = Answer(self, request.method == "HEAD", self._paused)
+        answer = self._answer = HttpAnswer(self, request.method == "HEAD", self._paused)
         try:
             self.server.handler(request, answer)
         except Exception:
@@ -240,7 +240,7 @@ class ServerConnection(asyncio.Protocol):
         self._transport.abort()
 
     def refuse(self, refused: Refused) -> None:
-        """Answer for the edge itself, and close."""
+        """Answer for the server itself, and close."""
         self._deaf = True
         body = error_body(refused.status, refused.message, code=refused.code)
         rest = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
@@ -285,7 +285,7 @@ class HttpServer:
     `under_way`: requests whose answer has not ended.
     """
 
-    def __init__(self, handler: Callable[[Request, Answer], None], limits: Bounds | None = None) -> None:
+    def __init__(self, handler: Callable[[Request, HttpAnswer], None], limits: Bounds | None = None) -> None:
         """Opens nothing yet."""
         limits = limits or ServerLimits()
         self.handler, self.limits = handler, limits
