@@ -381,6 +381,7 @@ class _Party:
                 client.transport.resume_reading()
         await asyncio.wait([over], timeout=PATIENCE_S)
         client.done = None if over.done() else client.done
+        asked = ScriptedRequest(path, number, "real", stream, wants_usage, chunks=chunks)
         return _judged(client, number, over.done(), path, asked)
 
 
