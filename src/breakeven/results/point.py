@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from breakeven.results.comparison import ComparedPoint
 from breakeven.results.decision import CandidateResult, LatencyPoint
 from breakeven.results.load import LoadPoint
-from breakeven.results.predicted import PredictedPoint, SimulatedPoint
 from breakeven.stats.estimate import Estimate, Provenance, bracketed, exactly, measured
 from breakeven.stats.percentiles import Percentile
 
@@ -84,42 +83,6 @@ def of_load(point: LoadPoint) -> Point:
 
 def _of_percentile(found: Percentile, n: int) -> Estimate | None:
     return None if found.value is None else measured(found.value, found.low, found.high, n)
-
-
-def of_predicted(point: PredictedPoint) -> Point:
-    """A predicted step: a batch is a closed loop of as many streams."""
-    return Point(
-        candidate=point.model,
-        load=f"batch {point.batch}",
-        provenance="predicted",
-        machine=point.machine,
-        streams=point.batch,
-        metrics={"step_s": point.step_s, "prefill_s": point.prefill_s},
-    )
-
-
-def of_simulated(point: SimulatedPoint, candidate: str, machine: str | None = None) -> Point:
-    """A simulated load of `candidate`."""
-    return Point(
-        candidate=candidate,
-        load=point.load,
-        provenance="predicted",
-        machine=machine,
-        rate_per_s=point.rate_per_s,
-        streams=point.concurrency,
-        metrics=_known(
-            {
-                key: getattr(point, key)
-                for key in ("good_share", "goodput_per_s", "requests_per_s", "output_tokens_per_s")
-            }
-        ),
-        percentiles={
-            (latency.metric, each.p): each.seconds
-            for latency in point.latencies
-            for each in latency.percentiles
-            if each.seconds is not None
-        },
-    )
 
 
 def of_decided(candidate: CandidateResult) -> list[Point]:

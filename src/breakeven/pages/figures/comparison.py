@@ -26,8 +26,8 @@ from breakeven.pages.figures.model import memory, node_times, routing_maps
 from breakeven.pages.words import RATIO_PLACES, grouped, interval, streams_text, value, winner_text, with_interval
 from breakeven.results.comparison import ComparedPoint, Comparison, Pair
 from breakeven.results.metrics import METRICS, Metric, metric_of
+from breakeven.results.point import Point, of_compared
 from breakeven.results.store import write_whole
-from breakeven.stats.estimate import Estimate
 
 if TYPE_CHECKING:
     import altair as alt
@@ -52,7 +52,7 @@ def throughput(result: Comparison, key: str) -> list[Figure | Missing]:
             for point in sorted(group, key=lambda each: each.streams)
             if (point.prompt_tokens, point.output_tokens) == (prompt, output)
         ]
-        rows = [row for point in points if (row := _row(point, key)) is not None]
+        rows = [row for point in map(of_compared, points) if (row := _row(point, key)) is not None]
         if not rows:
             continue
         suffix = f"-{prompt}-{output}" if len(lengths) > 1 else ""
@@ -74,11 +74,11 @@ def _together(key: str) -> str:
     return ", all streams together" if key == "decode_tokens_per_s" else ""
 
 
-def _row(point: ComparedPoint, key: str) -> dict[str, Any] | None:
-    estimate: Estimate | None = getattr(point, key)
+def _row(point: Point, key: str) -> dict[str, Any] | None:
+    estimate = point.metrics.get(key)
     if estimate is None:
         return None
-    row = {"model": point.model, "streams": point.streams, "value": estimate.value}
+    row = {"model": point.candidate, "streams": point.streams, "value": estimate.value}
     if estimate.low is not None and estimate.high is not None:
         row |= {"low": estimate.low, "high": estimate.high}
     return row

@@ -47,11 +47,10 @@ from breakeven.pages.figures.figure import (
 )
 from breakeven.pages.load_words import Unit, delay_interval, delay_text, latency_of, percentile_of, unit_of
 from breakeven.pages.words import number
-from breakeven.results.decision import CandidateResult, Decision, LatencyPoint
+from breakeven.results.decision import CandidateResult, Decision
 from breakeven.results.load import Crossing, LoadPoint, LoadStudy
 from breakeven.results.metrics import metric_of
-from breakeven.results.point import OF_LATENCY
-from breakeven.stats.estimate import Estimate
+from breakeven.results.point import of_decided
 
 if TYPE_CHECKING:
     import altair as alt
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     from breakeven.pages.figures.figure import Drawing
 
 P50, P99, MEAN = "p50", "p99", "mean"
+PERCENTILE = {P50: 50.0, P99: 99.0}
 # Percentiles that are drawn: the median solid, the tail dashed.
 DRAWN = ((50.0, P50), (99.0, P99))
 DASHES = {P50: [1, 0], P99: [5, 4], MEAN: [1, 0]}
@@ -299,11 +299,6 @@ def latency_curves(decision: Decision) -> list[Figure | Missing]:
     ]
 
 
-def _span(point: LatencyPoint, metric: str, what: str) -> Estimate:
-    found: Estimate = getattr(point, OF_LATENCY[metric, float(what.removeprefix("p"))])
-    return found
-
-
 def _replica_curve(decision: Decision, metric: str, bound: float | None) -> Figure | Missing:
     name = metric_of(metric).title
     title = f"{name} against load on one replica"
@@ -312,10 +307,10 @@ def _replica_curve(decision: Decision, metric: str, bound: float | None) -> Figu
         return Missing(title, f"{name}: no candidate's delays were simulated or measured over load.")
     shown = (P50, P99) if 2 * len(told) <= MOST_LINES else (P99,)
     spans = [
-        (candidate.name, what, point.rate_per_s, _span(point, metric, what))
+        (point.candidate, what, point.rate_per_s, point.percentiles[metric, PERCENTILE[what]])
         for candidate in told
         for what in shown
-        for point in candidate.latency
+        for point in of_decided(candidate)
     ]
     unit = unit_of([span.value for *_, span in spans])
     whole: list[dict[str, Any]] = [
@@ -347,9 +342,9 @@ def _replica_curve(decision: Decision, metric: str, bound: float | None) -> Figu
 def _said(candidate: CandidateResult, metric: str, shown: tuple[str, ...]) -> str:
     every = max(1, -(-len(candidate.latency) // 6))
     told = [
-        f"{' and '.join(f'{what} {delay_span(_span(point, metric, what))}' for what in shown)} at "
-        f"{number(point.rate_per_s)} req/s"
-        for point in candidate.latency[::every]
+        f"{' and '.join(f'{what} {delay_span(point.percentiles[metric, PERCENTILE[what]])}' for what in shown)} at "
+        f"{number(point.rate_per_s or 0.0)} req/s"
+        for point in of_decided(candidate)[::every]
     ]
     return f"{candidate.name}: {', '.join(told)}"
 
