@@ -6,6 +6,7 @@ import json
 import re
 import string
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.hardware.chips import Chip, chip_named, chips, read_chip, slug_of
+from breakeven.hardware.chip_file import read_chip
+from breakeven.hardware.chips import Chip, chip_named, chips, slug_of
 from tests.cli_fixtures import run_here
 
 SLUGS = [chip.slug for chip in chips()]
@@ -192,3 +194,12 @@ def test_the_page_shows_a_description_that_can_be_read(tmp_path: Path) -> None:
 def test_the_page_names_every_field() -> None:
     listed = set(re.findall(r"`(\w+)`", PAGE.read_text()))
     assert set(Chip.__struct_fields__) <= listed
+
+
+def test_looking_a_chip_up_by_name_needs_no_library_that_reads_files() -> None:
+    code = (
+        "import sys; from breakeven.forecast import profiles, predict; from breakeven.hardware.chips import chip_named;"
+        "chip_named('h100'); sys.exit('pydantic' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -52,12 +52,16 @@ def machines(name: str | None = None) -> Sequence[Chip] | Chip:
 
     Raises UserError for a name that is not known and a file that makes no sense.
     """
-    from breakeven.hardware.chips import chip_named, chips, read_chip
+    from breakeven.hardware.chips import chip_named, chips
 
     if name is None:
         return chips()
     path = Path(name).expanduser()
-    return read_chip(path) if path.suffix in (".yaml", ".yml", ".json") else chip_named(name)
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        return chip_named(name)
+    from breakeven.hardware.chip_file import read_chip
+
+    return read_chip(path)
 
 
 def machine() -> MachineSpec:

@@ -296,7 +296,7 @@ def _from_file(path: Path, engine: str | None, devices: int | None, format_name:
         if engine not in (None, profile.engine):
             raise UserError(f"{path} is a profile of {profile.engine}, not of {engine}; leave --engine out")
         return profile
-    from breakeven.hardware.chips import read_chip
+    from breakeven.hardware.chip_file import read_chip
 
     return _from_chip(read_chip(path), engine, devices, format_name)
 
