@@ -212,3 +212,21 @@ async def test_two_answers_to_one_question_spoil_the_connection() -> None:
         second = await send(pool, call_of(1, stream=False))
     assert (first.error, second.error) == (None, None)
     assert second.anomalies == [], "it went out on a connection of its own"
+
+
+@on_both_loops
+async def test_a_call_with_a_limit_of_its_own_does_not_loosen_the_pools() -> None:
+    with golden_server(Script(fault="stall")) as server:
+        async with pool_of(server, total_timeout_s=0.3) as pool:
+            looked: list[float] = []
+            watch = pool.client.watch
+
+            def noted(timeout_s: float) -> None:
+                looked.append(timeout_s)
+                watch(timeout_s)
+
+            pool.client.watch = noted  # type: ignore[method-assign]
+            done = await send(pool, call_of(stall_timeout_s=100.0))
+    assert done.error == "timeout"
+    assert "not finished within 0.3 s" in (done.detail or "")
+    assert min(looked) == 0.3, "the pool's own limit says how often is looked"

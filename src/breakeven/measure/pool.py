@@ -168,8 +168,8 @@ class Recording(Exchange):
         elif self.status not in (0, 200):
             self._end_by_status()
         elif trouble in ("refused", "unreachable") and self.failure is not None:
-            failure = self.failure
-            self._finish("unreachable", f"no connection to {self._pool.place}: {failure or type(failure).__name__}")
+            why = str(self.failure) or type(self.failure).__name__
+            self._finish("unreachable", f"no connection to {self._pool.place}: {why}")
         elif trouble in ("reset", "cut"):
             where = "before an answer" if self.heard_ns == self.sent_ns else "inside the answer"
             self._finish("reset", f"the connection closed {where}{f' ({self.failure})' if self.failure else ''}")
@@ -293,11 +293,11 @@ class Pool:
         if head is None:
             head = self._heads[call.path, call.stream] = self._head(call)
         recording = Recording(self, head % len(call.body), call, on_done, on_first)
+        self.client.start(recording)  # before its own limits: the first one starts the looks for the pool's
         if call.stall_timeout_s is not None:
             self.client.watch(call.stall_timeout_s)
         if call.total_timeout_s is not None:
             self.client.watch(call.total_timeout_s)
-        self.client.start(recording)
         return recording
 
     async def close(self) -> None:

@@ -273,7 +273,7 @@ class HttpClient:
             trouble, detail = "refused", f"nobody listens at {self._host}:{self._port}"
         except (OSError, ValueError) as error:
             exchange.failure = error
-            detail = f"no connection to {self._host}:{self._port}: {error or type(error).__name__}"
+            detail = f"no connection to {self._host}:{self._port}: {str(error) or type(error).__name__}"
         else:
             exchange.task = None
             if exchange.over:
