@@ -1,7 +1,7 @@
 """Is a run worse than a saved one? Pure: two results, or better their two logs, in; a `Check` out.
 
 Both runs are cut into blocks of time, and every metric becomes the log of a ratio of sums, with one value a block
-(`measure.block_values`). Where the same requests were due in the same blocks, as when a saved schedule was played
+(`stats.intervals`). Where the same requests were due in the same blocks, as when a saved schedule was played
 again, the blocks are paired, so that what bursts of arrivals do to both runs cancels; otherwise the runs are taken as
 independent. New over old is the difference of the logs with Student's (Welch's) t interval.
 

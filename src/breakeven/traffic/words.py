@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from breakeven.errors import UserError
-from breakeven.traffic.workload import Arrivals, Length, Slo, Workload, parse_slo
+from breakeven.traffic.workload import UNITS_S, Arrivals, Length, Slo, Workload, parse_slo
 
 if TYPE_CHECKING:  # traces need numpy, which whoever only reads a duration does without
     from breakeven.traffic.traces.rows import TraceRows
 
-_UNITS_S = {"us": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([0-9.]+(?:[eE][+-]?\d+)?)\s*(us|ms|s|min|m|h)?")
 _MOST = 1e9
 _DAY_S = 86_400.0
@@ -43,7 +42,7 @@ def parse_duration(text: str) -> float:
     seconds = _number(match[1]) if match else None
     if match is None or seconds is None:
         raise UserError(f"{text!r} is no duration; write 60s, 500ms, 10m or 1h")
-    return seconds * _UNITS_S[match[2] or "s"]
+    return seconds * UNITS_S[match[2] or "s"]
 
 
 def parse_share(text: str) -> float:

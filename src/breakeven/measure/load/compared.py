@@ -3,15 +3,12 @@
 Delays are compared pair by pair: the same request of the same schedule, answered by both. Rates are compared over the
 same stretch of both runs. Blocks are of neighbouring requests, or of time, so that a block holds what moves together.
 
-Shapes: P pairs, B blocks.
-
-How much more traffic one candidate carries than another within the service level: the ratio of their capacities.
-
+Over several rates, capacities are compared too: how much more traffic one candidate carries within the service level.
 Capacity is the rate at which the share of good requests falls below TARGET_SHARE, straight between the rates measured
 on a logarithmic axis. The interval comes from resampling blocks of time, the same blocks for both candidates. Where a
 candidate is good enough at every rate measured, or at none, its capacity was not seen, and there is no ratio.
 
-Shapes: L rates, R resamples, B blocks.
+Shapes: P pairs, B blocks, L rates, R resamples.
 """
 
 from __future__ import annotations
@@ -43,7 +40,7 @@ class Compared:
     """One metric of `a` over that of `b` under one load.
 
     `values_B` have the log of the ratio as their mean and its uncertainty as their spread; with fewer than
-    `block_values.MIN_BLOCKS` of them there is none to tell.
+    `intervals.MIN_BLOCKS` of them there is none to tell.
     """
 
     a: str

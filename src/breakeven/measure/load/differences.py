@@ -1,10 +1,9 @@
-"""Which of two candidates is better under a load, and by how much: `a` over `b`, or "no difference found".
+"""Which of two candidates is better under a load and by how much, and at which load the better one changes.
 
-At which load the better candidate changes.
-
-The log of the ratio of two candidates is drawn through the loads measured, straight between them on a logarithmic axis
-of load; where it passes 0 the curves cross. The band comes from the same blocks as the intervals of the differences:
-each resample of them gives a curve, and each curve a crossing.
+A difference is a ratio, `a` over `b`, or "no difference found". For a crossing, the log of the ratio is drawn through
+the loads measured, straight between them on a logarithmic axis of load; where it passes 0 the curves cross. The band
+comes from the same blocks as the intervals of the differences: each resample of them gives a curve, and each curve a
+crossing.
 
 Shapes: L loads, R resamples, B blocks.
 """

@@ -1,6 +1,6 @@
 """Weight formats by name: which number type every tensor of a model gets, and how many bytes that is.
 
-Two worlds: files of llama.cpp (`gguf_formats`) and the formats of GPU engines (`gpu_formats`). What reads a format here
+Two worlds: files of llama.cpp (`gguf`) and the formats of GPU engines (`gpu`). What reads a format here
 does not care which it is; what writes files for llama.cpp asks for `gguf_types`.
 """
 

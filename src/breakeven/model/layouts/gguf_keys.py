@@ -126,10 +126,10 @@ def why_not_written(spec: ModelSpec, family: Family) -> str | None:
     """Why a file of this spec would not load in llama.cpp, None when nothing known stands against it."""
     if family.gguf_architecture is None:
         return f"files of family {family.name} cannot be written yet"
-    return _attention_writable(spec, family) or _feed_forward_writable(spec, family)
+    return _attention_refused(spec, family) or _feed_forward_refused(spec, family)
 
 
-def _attention_writable(spec: ModelSpec, family: Family) -> str | None:
+def _attention_refused(spec: ModelSpec, family: Family) -> str | None:
     found = [layer.attention for layer in spec.layers]
     for a in found:
         if not isinstance(a, family.attention):
@@ -146,7 +146,7 @@ def _attention_writable(spec: ModelSpec, family: Family) -> str | None:
     return None
 
 
-def _feed_forward_writable(spec: ModelSpec, family: Family) -> str | None:
+def _feed_forward_refused(spec: ModelSpec, family: Family) -> str | None:
     routed = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeFfn)]
     dense = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, DenseFfn)]
     if not _alike(routed) or not _alike(dense):

@@ -10,10 +10,6 @@ from collections.abc import Mapping
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.layouts import gguf_keys, llama, mixed, windowed
-from breakeven.model.layouts import llama as granite
-from breakeven.model.layouts import llama as olmoe
-from breakeven.model.layouts import llama as phimoe
-from breakeven.model.layouts import llama as qwen
 from breakeven.model.layouts.config import HELP, Family
 from breakeven.model.layouts.gguf_keys import none_yet
 
@@ -30,15 +26,15 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         llama.LLAMA,
-        qwen.QWEN2,
-        qwen.QWEN3,
-        qwen.QWEN3MOE,
-        olmoe.OLMOE,
+        llama.QWEN2,
+        llama.QWEN3,
+        llama.QWEN3MOE,
+        llama.OLMOE,
         windowed.GEMMA2,
         windowed.GEMMA3,
-        granite.GRANITE,
-        granite.GRANITEMOE,
-        phimoe.PHIMOE,
+        llama.GRANITE,
+        llama.GRANITEMOE,
+        llama.PHIMOE,
         mixed.DEEPSEEK2,
         windowed.GPT_OSS,
         windowed.LLAMA4,
