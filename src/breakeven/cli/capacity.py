@@ -29,7 +29,6 @@ from breakeven.errors import UserError
 
 app = typer.Typer()
 
-AXES = {None: ("rate", "users"), "rate": ("rate",), "users": ("users",)}
 
 EXAMPLES = """Find how much traffic one endpoint or model carries within a service level: requests/s, and users at once.
 
@@ -77,8 +76,6 @@ def capacity(
 ) -> None:
     from breakeven.traffic.words import option_seconds, parse_length
 
-    if only not in AXES:
-        raise UserError(f"--only {only!r}: give rate or users, or leave it out for both")
     if seed < 0:
         raise UserError(f"--seed {seed}: give 0 or more")
     search = breakeven.CapacityOptions(
@@ -90,7 +87,7 @@ def capacity(
         confidence=percent("--confidence", confidence),
         precision=percent("--precision", precision),
         budget_s=option_seconds("--budget", budget),
-        axes=AXES[only],
+        axes=breakeven.CapacityOptions.axes_of(only),
         most_users=max_users,
         highest_rate=max_rate,
         seed=seed,

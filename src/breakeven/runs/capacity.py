@@ -65,8 +65,18 @@ class CapacityOptions:
     highest_rate: float | None = None
     seed: int = 0
 
+    @staticmethod
+    def axes_of(only: str | None) -> tuple[str, ...]:
+        """What `--only rate`, `--only users` or neither searches. Raises UserError for any other word."""
+        axes = {None: (RATE, USERS), "rate": (RATE,), "users": (USERS,)}
+        if only not in axes:
+            raise UserError(f"--only {only!r}: give rate or users, or leave it out for both")
+        return axes[only]
+
     def check(self) -> None:
         """Raise UserError for numbers that mean nothing."""
+        if not self.axes or not {RATE, USERS}.issuperset(self.axes):
+            raise UserError(f"axes {self.axes!r}: give those of CapacityOptions.axes_of, for rate, users or both")
         if self.budget_s <= 0:
             raise UserError("--budget must be above zero, such as 10m")
         if self.think_s < 0:
