@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import json
 import random
 import re
+import time
+import weakref
 
 import pytest
 from chaos_server import BEHAVIOURS, ChaosServer, chaos_process
@@ -377,6 +380,31 @@ async def test_nobody_listens_and_nobody_answers() -> None:
             assert (await ask(upstream)).ends == ["end"]
     async with upstream_of("http://no-such-host.invalid:1") as upstream:
         assert (await ask(upstream)).ends == ["unreachable"]
+
+
+class Watched(Exchange):
+    """An exchange whose end can be seen: it has no slots of its own."""
+
+
+@on_both_loops
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://no-such-host.invalid:1"])
+async def test_what_found_no_server_goes_at_once_with_what_it_held(url: str) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        async with upstream_of(url, Timeouts(connect_s=20)) as upstream:
+            memory = Memory()
+            exchange = Watched(upstream, b"POST / HTTP/1.1\r\n\r\n", b"x" * 1000, memory, time.monotonic_ns())
+            upstream.start(exchange)
+            await memory.done.wait()
+            assert memory.ends in (["refused"], ["unreachable"])
+            assert isinstance(exchange.failure, OSError)
+            assert (exchange.head, exchange.body) == (b"", b"")
+            seen = weakref.ref(exchange)
+            del exchange
+            await until(lambda: seen() is None)
+    finally:
+        gc.enable()
 
 
 @on_both_loops

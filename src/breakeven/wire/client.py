@@ -269,10 +269,11 @@ class HttpClient:
         except ForbiddenAddressError as error:
             trouble, detail = "forbidden", str(error)
         except ConnectionRefusedError as error:
-            exchange.failure = error
+            # Without its traceback, whose frames hold the exchange: both go at once, not with the next collection.
+            exchange.failure = error.with_traceback(None)
             trouble, detail = "refused", f"nobody listens at {self._host}:{self._port}"
         except (OSError, ValueError) as error:
-            exchange.failure = error
+            exchange.failure = error.with_traceback(None)
             detail = f"no connection to {self._host}:{self._port}: {str(error) or type(error).__name__}"
         else:
             exchange.task = None

@@ -146,6 +146,7 @@ class Exchange:
             task.cancel()
         if connection is not None:
             connection.leave(keep)
+        self.body = self.head = b""
         return sink
 
 
