@@ -1,8 +1,6 @@
-"""The study's workload with another context length, for flips and maps along it.
+"""The study asked again at other context lengths and in other weight formats: flips along them, and maps.
 
-Who wins over load and context, and over load and precision: the study asked again, many times.
-
-The study asked again at other context lengths and in other weight formats.
+A map says who wins over load and context, or over load and precision.
 """
 
 from __future__ import annotations

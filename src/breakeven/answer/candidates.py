@@ -1,7 +1,4 @@
-"""Which of a study's constraints a candidate breaks, in words.
-
-What the table says of one candidate: quality, constraints, delays and costs over the loads.
-"""
+"""What the table says of one candidate: quality, constraints it breaks, delays and costs over the loads."""
 
 from __future__ import annotations
 

@@ -1,10 +1,7 @@
-"""One candidate of `breakeven cost`: a model on a machine, predicted, simulated and priced, or a hosted one.
+"""`breakeven cost`: what models on machines, and hosted ones, cost at a load, and where the cheaper one changes.
 
-What would change the costs: another precision, a second device, speculation, another rent.
-
-`breakeven cost`: what models on machines, and hosted ones, cost at a load, and where the cheaper one changes.
-
-Every capacity is that of a simulated replica under predicted step times, so a cost has the step model's interval.
+Also what would change that: another precision, a second device, speculation, another rent. Every capacity is that of a
+simulated replica under predicted step times, so a cost has the step model's interval.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Numbers as people read them.
+"""The verdict in words: one sentence, the reasons behind it, and its numbers as people read them.
 
-The verdict in words: one sentence, and the reasons behind it. Pure: the same numbers give the same words.
+Pure: the same numbers give the same words.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""What may be wrong, drawn many times: step-time errors that models on one machine share, and those they do not.
+"""What may be wrong, drawn many times, and what every candidate costs and how fast it answers in each such world.
 
 A verdict's bands come from here. Each draw is one possible world: every machine's profile is off by one factor, every
 model by one more. A difference between two models on one machine keeps only the second, which is why it is known
 better than either speed.
 
-One candidate's bill for whole arrays of loads and capacities: `price.staircase`, drawn many times.
-
-What every candidate costs and how fast it answers, at every load, in every drawn world.
+A candidate's bill for whole arrays of loads and capacities is `price.staircase`, drawn many times.
 
 Legend: C candidates, D draws (the first is the prediction itself), R loads.
 """

@@ -1,4 +1,7 @@
-"""One model on several devices of one machine: a first approximation, and every prediction that uses it says so.
+"""One model in one format on one machine: the step model with everything filled in, on several devices too.
+
+Also what a model occupies while it runs, and how many tokens of keys and values fit beside it. Several devices are a
+first approximation, and every prediction that uses it says so:
 
 Tensor parallel (vLLM): every device holds 1/N of each matrix and of the key heads; two all-reduces a layer, each moving
 2 (N - 1) / N of the activations over the link (the bound of a ring; Patarasuk & Yuan, JPDC 2009). A latent cache (MLA)
@@ -9,10 +12,6 @@ By layers (llama.cpp): devices work one after the other, which adds memory and n
 
 Not in it: overlap of communication with arithmetic, several machines, attention replicated by request and the
 all-to-alls that come with it.
-
-What a model occupies while it runs, and how many tokens of keys and values fit beside it.
-
-One model in one format on one machine: the step model with everything filled in.
 """
 
 from __future__ import annotations

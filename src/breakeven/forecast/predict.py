@@ -1,8 +1,7 @@
-"""What must be said beside a prediction: how its constants came about, extrapolation, approximation, lack of room.
+"""Models on machines at batches and contexts: every combination, with its interval and what it rests on.
 
-How much faster one model is than another on one machine: surer than either speed, because the machine cancels.
-
-Models on machines at batches and contexts: every combination, with its interval and what it rests on.
+How much faster one model is than another is surer than either speed, because the machine cancels. What must be said
+beside a prediction: how its constants came about, extrapolation, approximation, lack of room.
 """
 
 from __future__ import annotations

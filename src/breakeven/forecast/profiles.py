@@ -1,11 +1,9 @@
-"""A profile without probes: what a chip's data sheet says, times the efficiencies its class of machine reaches.
+"""From what a person types to a profile: this machine, a file, or a chip's name; and profiles on disk.
 
-The efficiencies stand in `data/efficiencies.json`, by engine family and class of chip, with where each came from and
-how far predictions were off when a model, or a machine, was left out of the fit. The script `bench/fit_prior.py`
-writes that file from public measurements. A class that nobody measured borrows from its neighbours, and its interval
-says so.
-
-Profiles on disk, and from what a person types to a profile: this machine, a file, or a chip's name.
+A chip's profile needs no probes: what its data sheet says, times the efficiencies its class of machine reaches. They
+stand in `data/efficiencies.json`, by engine family and class of chip, with where each came from and how far predictions
+were off when a model, or a machine, was left out of the fit. The script `bench/fit_prior.py` writes that file from
+public measurements. A class that nobody measured borrows from its neighbours, and its interval says so.
 """
 
 from __future__ import annotations

@@ -1,17 +1,15 @@
-"""What a model asks of a machine in one step, reduced to the few numbers the step model multiplies.
+"""One forward pass: what it reads and computes, where the weights lie, and how long it takes, vectorised.
 
-`Terms` depend on neither batch nor context; `step_parts` combines them with both.
+`Terms` are what a model asks of a machine in one step, reduced to the few numbers the step model multiplies. They
+depend on neither batch nor context; `step_parts` combines them with both.
 
-Where the weights of a model larger than its device lie: device, host memory, disk.
-
-What is never read whole leaves first (the embedding table), then routed experts, whose bytes are read least often,
-then everything else: the order in which llama.cpp's own fitting moves tensors. A part that lies elsewhere is read at
-that place's rate, one after the other with the device's own reading.
+Weights of a model larger than its device lie on the device, in host memory and on disk (`Residency`). What is never
+read whole leaves first (the embedding table), then routed experts, whose bytes are read least often, then everything
+else: the order in which llama.cpp's own fitting moves tensors. A part that lies elsewhere is read at that place's rate,
+one after the other with the device's own reading.
 
 First approximation: what has a place keeps it. An operating system that reads a file larger than memory in a circle
 can throw every page away before its next use; then the whole file is read from disk in every step.
-
-How long one forward pass takes: the step model, vectorised.
 
 A step carries D decoding sequences, whose contexts sum to C_D tokens, and P prompt tokens that attend to C_P tokens
 each on average. n = D + P tokens pass through the weights. With occupancy u (share of routed-expert bytes touched):

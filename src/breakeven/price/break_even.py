@@ -1,9 +1,7 @@
-"""Who is cheapest over a range of loads: exact, from where the staircases step and their lines cross.
+"""Who is cheapest over a range of loads, and the break-even loads at which that changes, each with its band.
 
 Between two steps every cost is a line in the rate, so the winner changes only at a step or where two lines meet. All
 of these places are computed; nothing is sampled.
-
-Break-even load: where the cheaper of two candidates changes, every flip over a range, each with its band.
 
 Below both capacities the cheaper standing bill wins whatever the architecture. The first flip is usually where the
 cheaper replica is full; after it the two staircases can overtake each other many times.

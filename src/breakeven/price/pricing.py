@@ -1,6 +1,4 @@
-"""Traffic as a bill sees it: how many tokens a request has, and how many requests a conversation.
-
-What one replica costs: by the hour for machines bought or rented, by the token for an API.
+"""What one replica costs, by the hour for machines bought or rented, by the token for an API; and traffic as billed.
 
 A machine's bill has two parts. The standing part runs whether or not anybody asks anything: rent, or purchase spread
 over the hardware's life, and the power of an idle machine. The other follows the load: the power above idle, or the

@@ -1,4 +1,11 @@
-"""Money and power for what people want: tasks solved, not tokens.
+"""Cost as a function of load: replicas are whole machines, so it climbs in steps; how many replicas a load needs.
+
+    C(rate) = standing * max(1, ceil(rate / capacity)) + 3600 * added * rate          dollars an hour
+
+`capacity` is the highest rate that one replica serves under the service level, so headroom is in it already, and
+utilisation is rate / (replicas * capacity), never an input. An API has no replicas, and no cost without load.
+
+What people want is tasks solved, not tokens:
 
     usd per solved task = usd per request / share solved         (a failed task costs as much as a solved one)
     intelligence per dollar = its inverse                        tasks solved for one dollar
@@ -6,13 +13,6 @@
 
 How long answers get differs between models more than speed does: a candidate's own mean output length belongs in its
 traffic, and is in the cost of its requests.
-
-Cost as a function of load: replicas are whole machines, so it climbs in steps.
-
-    C(rate) = standing * max(1, ceil(rate / capacity)) + 3600 * added * rate          dollars an hour
-
-`capacity` is the highest rate that one replica serves under the service level, so headroom is in it already, and
-utilisation is rate / (replicas * capacity), never an input. An API has no replicas, and no cost without load.
 """
 
 from __future__ import annotations

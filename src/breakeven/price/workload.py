@@ -1,6 +1,6 @@
-"""A workload as a bill sees it, and as a model that answers at another length makes it.
+"""What goes into a bill: a workload's mean tokens, a model's own length of answers, the price of a replica.
 
-The price of one replica: as the user says, else an hourly price of the catalogue, named with its date.
+That price is what the user says, else an hourly one of the catalogue, named with its date.
 """
 
 from __future__ import annotations

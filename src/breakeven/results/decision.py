@@ -1,8 +1,7 @@
-"""A verdict and everything it rests on: `breakeven decide --json`. A public contract: fields are only added.
+"""A verdict and everything it rests on, as `breakeven decide --json` prints it; and one on logged traffic.
 
-What `breakeven decide --from-log --json` prints: a decision on real traffic, beside the one made before it.
-
-A public contract: fields are only added. docs/json-gateway.md describes each.
+Both are public contracts: fields are only added. docs/decision-json.md describes those of a `Decision`,
+docs/json-gateway.md those of a `LogDecision`, which sets a decision on real traffic beside the one made before it.
 """
 
 from __future__ import annotations

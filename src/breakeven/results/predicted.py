@@ -1,6 +1,6 @@
-"""Predicted steps: what `breakeven predict` returns and prints as JSON. A public contract: fields are only added.
+"""Predicted steps and simulated traffic: what `breakeven predict` and `breakeven simulate` return and print as JSON.
 
-Simulated traffic: what `breakeven simulate` returns and prints as JSON. A public contract: fields are only added.
+Public contracts: fields are only added.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a calibration fits to: times of single steps, each with the model that took them.
+"""What a calibration fits, constants, and what it fits them to, times of single steps.
 
-The constants a calibration fits: where each starts, how far it may go, and how strongly it is held there.
+Of each constant: where it starts, how far it may go, and how strongly it is held there.
 """
 
 from __future__ import annotations

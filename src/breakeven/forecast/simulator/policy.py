@@ -1,4 +1,4 @@
-"""How an engine fills its steps: the few settings in which servers differ.
+"""How an engine fills its steps, how a fleet shares requests and grows, and step times looked up in a table.
 
 vLLM (V1 scheduler, `vllm/v1/core/sched/scheduler.py`): every step first gives one token to each running sequence, then
 what is left of `max_num_batched_tokens` to prompts, in order of arrival, cut into chunks. Blocks of keys and values are
@@ -9,11 +9,9 @@ llama.cpp (`tools/server/server-context.cpp`, `update_slots`): a request waits f
 own. A step takes one token of every generating slot and prompt tokens up to `n_batch`, and runs as several passes of
 `n_ubatch` tokens each; nobody gets a token before all of them are done, so prompts hold up everyone's answers.
 
-Step times looked up: the step model on a grid once, interpolated many thousand times.
-
-The step model is piecewise smooth and rises along every axis, so linear interpolation between points a quarter of an
-octave apart (half of one along contexts) keeps its order. It stays within a few per mille, and within 8 % where memory
-and arithmetic change places.
+The table: the step model on a grid once, interpolated many thousand times. The step model is piecewise smooth and rises
+along every axis, so linear interpolation between points a quarter of an octave apart (half of one along contexts) keeps
+its order. It stays within a few per mille, and within 8 % where memory and arithmetic change places.
 
 Axes: D decoding sequences, C their mean context, P prompt tokens, Q mean context of a prompt token.
 """

@@ -1,8 +1,7 @@
 """The simulation: arrivals in order of time, replicas moved on to each of them.
 
-Traces longer than memory: a part of the requests at a time, and only those in flight carried from part to part.
-
-The parts give what the whole would: replicas keep their state, requests change their numbers and nothing else.
+Traces longer than memory are played a part at a time, and only requests in flight are carried from part to part. The
+parts give what the whole would: replicas keep their state, requests change their numbers and nothing else.
 """
 
 from __future__ import annotations

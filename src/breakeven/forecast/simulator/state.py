@@ -1,11 +1,9 @@
-"""Keys and values on one replica: blocks taken, given back, and kept for prompts that begin alike.
+"""What a simulation holds: requests as columns, the state of each, and blocks of keys and values on one replica.
 
 A sequence's blocks are its own, except those of a prefix that the cache holds, which sequences share. What nobody uses
 stays in the cache until room is needed; the longest unused goes first.
-
-What a simulation is asked to serve: requests as columns, whichever schedule or trace they came from.
-
-The state of every request of a run, as columns of plain lists: read and written once an event.
+Requests are columns whichever schedule or trace they came from; their state is plain lists, read and written once an
+event.
 """
 
 from __future__ import annotations
