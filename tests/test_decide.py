@@ -188,6 +188,17 @@ def test_the_command_writes_result_and_page(
     assert "<html" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_without_out_the_result_is_named_after_the_study_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = study(tmp_path, HEAD + PAIR)
+    (tmp_path / "latest.yaml").symlink_to(path)
+    assert _run(["decide", "latest.yaml", "--quiet"]) == 0
+    assert f"results/{path.stem}/report.html" in capsys.readouterr().out.replace("\n", "")
+    assert [found.name for found in (tmp_path / "results").iterdir()] == [path.stem]
+
+
 def test_no_study_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(["decide"]) == 2
     assert "--init" in capsys.readouterr().err

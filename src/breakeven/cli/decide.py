@@ -58,7 +58,8 @@ def decide(
         again = breakeven.decide_from_log(study, from_log, directory, saved=saved, on_phase=on_phase)
         said = json_text(again) if json else log_summary(again, directory / PAGE)
     else:
-        directory = out or Path("results") / study.stem
+        # A link is named after the study that it leads to.
+        directory = out or Path("results") / study.expanduser().resolve().stem
         result = breakeven.decide(study, directory, on_phase=on_phase)
         said = json_text(result) if json else summary(result, directory / PAGE)
     if shown:
