@@ -613,6 +613,7 @@ class Side:
             text = text.replace(str(path), name)
         text = re.sub(r"(?<= at )0x[0-9a-f]{8,}", "<address>", text)
         text = re.sub(rf"(?<![\w.]){re.escape(self.version)}(?![\w.])", "<version>", text)
+        text = re.sub(r"(?<= GB in )[\d.]+(?= s; synthetic)", "#", text)
         for pattern, name in hide:
             text = re.sub(pattern, name, text)
         return text

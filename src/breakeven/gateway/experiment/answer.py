@@ -1,4 +1,6 @@
-"""Is this answer a refusal? By what the backend says of it, else by how the text begins.
+"""What an experiment reads in an answer: its text, whether it is a refusal, whether it equals another's.
+
+Is this answer a refusal? By what the backend says of it, else by how the text begins.
 
 Phrases that models trained to decline begin with, in English. It errs both ways: a refusal in other words or another
 language is missed, a story whose first sentence is "I'm sorry, but I can't" counts as one. Errors that both arms share

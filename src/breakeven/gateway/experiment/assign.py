@@ -1,4 +1,6 @@
-"""Which arm of an experiment a request belongs to: a pure function of the experiment's name and the caller's unit.
+"""Which requests an experiment touches: the arm of each, those that are copied, those that are asked again.
+
+Which arm of an experiment a request belongs to: a pure function of the experiment's name and the caller's unit.
 
 Equal units go to one arm as long as the share stands. A unit's place on [0, 1) never moves, so when a share grows
 whoever was in the treatment stays in it, and when it shrinks nobody is moved into it.

@@ -1,6 +1,6 @@
-"""What a key is and what it may spend, and how limits are written: `1000 requests/min`, `2M tokens/day`.
+"""What a key is and may spend, how limits are written (`1000 requests/min`, `2M tokens/day`), whose key a request has.
 
-Whose key a request carries: unknown, revoked, expired and malformed ones are answered alike, by the same steps.
+Unknown, revoked, expired and malformed ones are answered alike, by the same steps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""One limit's spending lately, as rows of the shared grid keep it: buckets of a fifteenth of the window.
+"""What every key has spent lately, limit by limit, and whether it may spend more.
+
+One limit's spending lately, as rows of the shared grid keep it: buckets of a fifteenth of the window.
 
 The newest sixteen buckets always cover the whole window, so their sum is never less than what the window holds, and
 spending that stays below a limit by their sum is below it in every window wherever it begins. The price: what was spent
@@ -9,7 +11,7 @@ Buckets are numbered by Unix time, so that rows of other workers, of a file, and
 What each key has spent lately, and whether it may spend more: a look at shared memory, nothing leaves the process.
 
 A request is counted when it starts, with the tokens and dollars it is expected to take, and corrected to what it took
-when it ends: a hundred at once cannot each believe that the budget is still free. See `keys.ring` for what a window is.
+when it ends: a hundred at once cannot each believe that the budget is still free.
 
 Other workers' rows are read for every request. Nothing is locked: workers together overstep a limit by at most the
 requests that they check in the same microseconds, one each.

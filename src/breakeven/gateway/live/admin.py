@@ -1,4 +1,6 @@
-"""The live page as one file: its parts are put together once, so that it asks for nothing but its own data.
+"""The admin listener and the page it shows.
+
+The live page as one file: its parts are put together once, so that it asks for nothing but its own data.
 
 The admin listener: the live page, its data, metrics, health. Its own port, its own secret, nothing that changes.
 

@@ -1,4 +1,6 @@
-"""A decision as a running gateway: its candidates become backends, its verdict the policy.
+"""Gateways that nobody wrote a file for: one made of a decision, one of a command line's models.
+
+A decision as a running gateway: its candidates become backends, its verdict the policy.
 
 What a decision does not know is where a server listens. Candidates on this machine are started here; for the others a
 gateway file is written beside the decision, with the URLs left to be filled in.

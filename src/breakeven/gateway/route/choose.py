@@ -1,4 +1,6 @@
-"""What one backend would give one request at the load it has now: TTFT, TPOT, dollars, and how well that fits.
+"""Where a request goes: every backend's score, replicas, shedding, exploring, and the order of failover.
+
+What one backend would give one request at the load it has now: TTFT, TPOT, dollars, and how well that fits.
 
     ttft     = factor_ttft (load_s + line at the gateway + speed.ttft_s(...))
     tpot     = factor_tpot speed.tpot_s(running + 1, context with this one)

@@ -1,4 +1,6 @@
-"""How predictions correct themselves from what happened. Pure functions; a worker keeps the numbers.
+"""How fast a backend answers at a load, and how that corrects itself from what happened.
+
+How predictions correct themselves from what happened. Pure functions; a worker keeps the numbers.
 
     x        = ln(actual / predicted), predicted without any correction
     log_factor += GAIN (clip(x - log_factor, -SURPRISE, SURPRISE)), kept within +-bound

@@ -4,7 +4,7 @@ For the watching process, which reads the log: nothing here runs beside a reques
 OpenTelemetry's own environment variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, say where to. Prompts and answers are
 never in it, whether the log stores them or not. Needs the extra `otel`.
 
-From the decision log to OpenTelemetry: every record once, from the moment on in which this begins.
+Every record is exported once, from the moment on in which this begins.
 """
 
 from __future__ import annotations
