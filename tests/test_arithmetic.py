@@ -57,7 +57,7 @@ moes = st.builds(
 denses = st.builds(DenseFfn, st.sampled_from([64, 128]))
 models = st.builds(
     lambda layers, tied: model(*layers, tied=tied),
-    st.lists(st.builds(Layer, attentions, st.one_of(moes, denses)), min_size=1, max_size=4),
+    st.lists(st.builds(Layer, attentions.map(lambda mixer: (mixer,)), st.one_of(moes, denses)), min_size=1, max_size=4),
     st.booleans(),
 )
 routings = st.integers(2, 64).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
@@ -175,9 +175,9 @@ def test_a_decode_step_reads_more_the_larger_its_batch_and_never_more_than_all(
 
 def test_given_frequencies_replace_the_uniform_ones() -> None:
     spec = model(
-        Layer(Gqa(4, 2, 16), MoeFfn(4, 1, 64)),
-        Layer(Gqa(4, 2, 16), DenseFfn(64)),
-        Layer(Gqa(4, 2, 16), MoeFfn(4, 1, 64)),
+        Layer((Gqa(4, 2, 16),), MoeFfn(4, 1, 64)),
+        Layer((Gqa(4, 2, 16),), DenseFfn(64)),
+        Layer((Gqa(4, 2, 16),), MoeFfn(4, 1, 64)),
     )
     uniform, one_expert = [0.25] * 4, [1.0, 0.0, 0.0, 0.0]
     experts = bytes_by_group(spec, "F16")[TensorGroup.ROUTED_EXPERTS]
@@ -193,16 +193,16 @@ def test_given_frequencies_replace_the_uniform_ones() -> None:
 
 def test_cache_of_each_kind_of_attention() -> None:
     ffn = DenseFfn(64)
-    assert kv_bytes(model(Layer(Gqa(8, 2, 16), ffn)), 100) == 2 * 2 * 2 * 16 * 100
-    assert kv_bytes(model(Layer(Gqa(8, 2, 16, value_head_dim=8), ffn)), 100) == 2 * 2 * (16 + 8) * 100
-    assert kv_bytes(model(Layer(Gqa(8, 2, 16, window=30), ffn)), 100) == 2 * 2 * 2 * 16 * 30
-    assert kv_bytes(model(Layer(Mla(4, 32, 16, 8, 32), ffn)), 100) == 2 * (32 + 8) * 100
-    assert kv_bytes(model(Layer(ShortConv(3), ffn)), 100) == 0
-    assert state_bytes(model(Layer(ShortConv(3), ffn), hidden=64)) == 4 * 64 * 2
+    assert kv_bytes(model(Layer((Gqa(8, 2, 16),), ffn)), 100) == 2 * 2 * 2 * 16 * 100
+    assert kv_bytes(model(Layer((Gqa(8, 2, 16, value_head_dim=8),), ffn)), 100) == 2 * 2 * (16 + 8) * 100
+    assert kv_bytes(model(Layer((Gqa(8, 2, 16, window=30),), ffn)), 100) == 2 * 2 * 2 * 16 * 30
+    assert kv_bytes(model(Layer((Mla(4, 32, 16, 8, 32),), ffn)), 100) == 2 * (32 + 8) * 100
+    assert kv_bytes(model(Layer((ShortConv(3),), ffn)), 100) == 0
+    assert state_bytes(model(Layer((ShortConv(3),), ffn), hidden=64)) == 4 * 64 * 2
     linear = LinearAttention(key_heads=2, value_heads=4, key_dim=16, value_dim=8, conv_kernel=4)
-    assert state_bytes(model(Layer(linear, ffn))) == 4 * (4 * 16 * 8 + (2 * 2 * 16 + 4 * 8) * 3)
-    assert state_bytes(model(Layer(Gqa(8, 2, 16), ffn))) == 0
-    assert kv_bytes(model(Layer(Gqa(8, 2, 16), ffn)), 100, element_bytes=34 / 32) == 2 * 2 * 16 * 100 * 34 / 32
+    assert state_bytes(model(Layer((linear,), ffn))) == 4 * (4 * 16 * 8 + (2 * 2 * 16 + 4 * 8) * 3)
+    assert state_bytes(model(Layer((Gqa(8, 2, 16),), ffn))) == 0
+    assert kv_bytes(model(Layer((Gqa(8, 2, 16),), ffn)), 100, element_bytes=34 / 32) == 2 * 2 * 16 * 100 * 34 / 32
 
 
 def test_cache_of_published_models() -> None:
@@ -220,7 +220,7 @@ def test_cache_grows_by_its_bytes_per_token(spec: ModelSpec, context: int) -> No
 
 
 def test_operations_of_a_dense_layer() -> None:
-    spec = model(Layer(Gqa(4, 2, 16), DenseFfn(64)))
+    spec = model(Layer((Gqa(4, 2, 16),), DenseFfn(64)))
     head = spec.vocab * spec.hidden
     attention = 2 * 4 * (16 + 16)
     assert flops_per_token(spec, 100, Phase.DECODE) == 2 * active_params(spec) + attention * 100

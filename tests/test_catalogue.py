@@ -73,7 +73,7 @@ def test_unknown_name_offers_the_nearest(asked: str, near: str) -> None:
 
 def test_qwen_2_5_is_the_released_one() -> None:
     spec = lookup("Qwen/Qwen2.5-1.5B")
-    attention = spec.layers[0].attention
+    attention = spec.layers[0].mixer
     assert isinstance(attention, Gqa)
     assert attention.qkv_bias
     assert spec.tied_embeddings

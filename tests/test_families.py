@@ -8,7 +8,7 @@ import pytest
 from families_fixtures import SMALL, small_config, small_spec
 
 from breakeven.errors import UserError
-from breakeven.model.architecture import DenseFfn, Gating, Gqa, LinearAttention, MoeFfn, ShortConv
+from breakeven.model.architecture import DenseFfn, Gating, Gqa, LinearAttention, MoeFfn, OutputGate, ShortConv
 from breakeven.model.arithmetic import check_count
 from breakeven.model.catalogue import entries, spec_from_facts
 from breakeven.model.layouts.registry import FAMILIES, family_of, spec_from_config, why_not_written
@@ -109,26 +109,26 @@ def test_llama4_widths_are_not_mixed_up() -> None:
 
 def test_qwen35_attends_in_every_fourth_layer_with_a_doubled_query() -> None:
     layers = spec_from_facts(_FACTS["qwen3.5-27b"]).layers
-    attends = [i for i, layer in enumerate(layers) if isinstance(layer.attention, Gqa)]
+    attends = [i for i, layer in enumerate(layers) if isinstance(layer.mixer, Gqa)]
     assert attends == list(range(3, 64, 4))
-    assert all(isinstance(layers[i].attention, LinearAttention) for i in range(64) if i not in attends)
-    attention = layers[3].attention
+    assert all(isinstance(layers[i].mixer, LinearAttention) for i in range(64) if i not in attends)
+    attention = layers[3].mixer
     assert isinstance(attention, Gqa)
-    assert attention.output_gate
+    assert attention.output_gate is OutputGate.TWIN
 
 
 def test_gemma4_runs_a_dense_feed_forward_beside_its_experts() -> None:
     layers = spec_from_facts(_FACTS["gemma-4-26b-a4b"]).layers
     assert {layer.ffn.dense_width for layer in layers if isinstance(layer.ffn, MoeFfn)} == {2112}
-    heads = [(a.head_dim, a.window) for a in (layer.attention for layer in layers) if isinstance(a, Gqa)]
+    heads = [(a.head_dim, a.window) for a in (layer.mixer for layer in layers) if isinstance(a, Gqa)]
     assert heads.count((512, None)) == 5
     assert heads.count((256, 1024)) == 25
 
 
 def test_gemma_slides_in_all_but_the_last_layer_of_a_period() -> None:
-    windows = [layer.attention.window for layer in small_spec("gemma3").layers if isinstance(layer.attention, Gqa)]
+    windows = [layer.mixer.window for layer in small_spec("gemma3").layers if isinstance(layer.mixer, Gqa)]
     assert windows == [512, 512, 512, 512, 512, None, 512]
-    windows = [layer.attention.window for layer in small_spec("gemma2").layers if isinstance(layer.attention, Gqa)]
+    windows = [layer.mixer.window for layer in small_spec("gemma2").layers if isinstance(layer.mixer, Gqa)]
     assert windows == [512, None, 512, None]
 
 
@@ -141,7 +141,7 @@ def test_deepseek_v3_chooses_by_sigmoid_with_a_bias_and_v2_by_softmax() -> None:
 
 
 def test_lfm2_layers_follow_layer_types() -> None:
-    kinds = [type(layer.attention) for layer in small_spec("lfm2moe").layers]
+    kinds = [type(layer.mixer) for layer in small_spec("lfm2moe").layers]
     assert kinds == [ShortConv, ShortConv, Gqa, ShortConv]
 
 

@@ -73,17 +73,17 @@ def test_layers_are_cut_and_lengthened_only_when_alike(tmp_path: Path) -> None:
 
 def test_a_new_window_is_for_the_layers_that_slide(tmp_path: Path) -> None:
     layers = _read(tmp_path, "from: gemma2\nwindow: 64\n").layers
-    assert [layer.attention.window for layer in layers if isinstance(layer.attention, Gqa)] == [64, None, 64, None]
+    assert [layer.mixer.window for layer in layers if isinstance(layer.mixer, Gqa)] == [64, None, 64, None]
 
 
 def test_keys_of_a_run_come_before_those_at_the_top(tmp_path: Path) -> None:
     hybrid = _read(tmp_path, next(text for text in EXAMPLES if "name: hybrid" in text))
-    kinds = [type(layer.attention) for layer in hybrid.layers]
+    kinds = [type(layer.mixer) for layer in hybrid.layers]
     assert kinds == [LinearAttention] * 3 + [Gqa] + [LinearAttention] * 3 + [Gqa]
-    assert hybrid.layers[3].attention == Gqa(16, 4, 64)
-    assert hybrid.layers[7].attention == Gqa(16, 4, 64, window=1024)
+    assert hybrid.layers[3].mixer == Gqa(16, 4, 64)
+    assert hybrid.layers[7].mixer == Gqa(16, 4, 64, window=1024)
     latent = _read(tmp_path, next(text for text in EXAMPLES if "kv_lora_rank" in text))
-    assert {type(layer.attention) for layer in latent.layers} == {Mla}
+    assert {type(layer.mixer) for layer in latent.layers} == {Mla}
     assert [type(layer.ffn) for layer in latent.layers] == [DenseFfn] + [MoeFfn] * 11
     assert latent.layers[1].ffn == MoeFfn(32, 4, 512, n_shared_experts=1, shared_width=512)
 

@@ -77,7 +77,12 @@ def shard(terms: Terms, devices: int, split: Split) -> Terms:
             for group in terms.experts
         ),
         attention=tuple(
-            replace(group, kv_bytes=group.kv_bytes / kv_ways(group, devices), flops=group.flops / devices)
+            replace(
+                group,
+                kv_bytes=group.kv_bytes / kv_ways(group, devices),
+                read_bytes=group.read_bytes / kv_ways(group, devices),
+                flops=group.flops / devices,
+            )
             for group in terms.attention
         ),
     )
@@ -149,8 +154,7 @@ def cache_bytes(terms: Terms, batch: float, context: float, devices: int, split:
     total = terms.state_bytes / 2.0
     for group in terms.attention:
         copies = devices / kv_ways(group, devices) if split in ("tensor", "experts") else 1.0
-        span = context if group.window is None else min(context, group.window)
-        total += copies * group.kv_bytes * span
+        total += copies * group.kv_bytes * group.kept(context)
     return batch * total
 
 

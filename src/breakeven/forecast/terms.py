@@ -37,17 +37,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from breakeven.forecast.constants import Constants
-from breakeven.model.architecture import Gqa, Mla, ModelSpec, MoeFfn
+from breakeven.model.architecture import Mla, ModelSpec, MoeFfn
 from breakeven.model.arithmetic import (
     KV_ELEMENT_BYTES,
     active_params,
-    attention_flops,
+    attends,
     file_bytes,
-    kv_elements,
+    scan_flops,
     state_bytes,
 )
 from breakeven.model.formats.named import tensor_bytes, tensor_types
 from breakeven.model.tensors import TensorGroup, tensors
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +70,29 @@ class ExpertGroup:
 
 @dataclass(frozen=True, slots=True)
 class AttentionGroup:
-    """Layers that attend alike: `kv_bytes` a token and `flops` a position attended to, of all of them together.
+    """Caches that are alike: `kv_bytes` kept of an entry and `flops` on one that is read, of all of them together.
 
-    `kv_heads`: heads that can be parted among devices; 1 for a latent shared by all heads (MLA), which every device
-    keeps whole.
+    `window`, `every` and `top` as in `breakeven.model.arithmetic.Attends`; `read_bytes`: read of an entry, more than is
+    kept where layers share a cache. `kv_heads`: heads that can be parted among devices; 1 for a latent shared by all
+    heads (MLA), which every device keeps whole.
     """
 
     window: int | None
     kv_bytes: float
     flops: float
     kv_heads: int = 1
+    every: int = 1
+    top: int | None = None
+    read_bytes: float = 0.0
+
+    def kept(self, context: float) -> float:
+        """Entries kept of a sequence of `context` tokens."""
+        return (context if self.window is None else min(context, self.window)) / self.every
+
+    def read(self, context: Floats) -> Floats:
+        """Entries of sequences of `context` tokens that a token reads."""
+        limit = min(self.window or math.inf, math.inf if self.top is None else self.top * self.every)
+        return (context if limit == math.inf else np.minimum(context, limit)) / self.every
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +128,7 @@ class Terms:
 
     def kv_bytes(self, context: float) -> float:
         """Keys and values of one sequence of `context` tokens."""
-        return sum(g.kv_bytes * (context if g.window is None else min(context, g.window)) for g in self.attention)
+        return sum(g.kv_bytes * g.kept(context) for g in self.attention)
 
 
 @lru_cache(maxsize=256)
@@ -121,6 +136,7 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
     """The terms of `spec` in a weight format. Raises UserError for an unknown format."""
     kinds = tensor_types(spec, format_name)
     head = TensorGroup.EMBEDDING if spec.tied_embeddings else TensorGroup.OUTPUT_HEAD
+    unread = {TensorGroup.TABLE, TensorGroup.MTP, TensorGroup.CONSTANT, TensorGroup.EMBEDDING} - {head}
     fixed: dict[str, float] = {}
     routed: dict[tuple[int, int, int], dict[str, float]] = {}
     head_bytes, head_type = 0.0, ""
@@ -134,7 +150,7 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
             found[kind.value] = found.get(kind.value, 0.0) + nbytes
             used = tensor.params * ffn.n_experts_per_token / ffn.n_experts
             expert_work[kind.value] = expert_work.get(kind.value, 0.0) + used
-        elif tensor.group is not TensorGroup.EMBEDDING or spec.tied_embeddings:
+        elif tensor.group not in unread:
             fixed[kind.value] = fixed.get(kind.value, 0.0) + nbytes
             work[kind.value] = work.get(kind.value, 0.0) + tensor.params
         if tensor.group is head:
@@ -147,16 +163,14 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
     experts = tuple(
         ExpertGroup(shape[0], shape[1], widths.count(shape), tuple(found.items())) for shape, found in routed.items()
     )
-    attention: dict[tuple[int | None, int], list[float]] = {}
+    attention: dict[tuple[int | None, int, int, int | None], list[float]] = {}
     for layer in spec.layers:
-        if not isinstance(layer.attention, Gqa | Mla):
-            continue
-        gqa = layer.attention if isinstance(layer.attention, Gqa) else None
-        key = (gqa.window, gqa.kv_heads) if gqa else (None, 1)
-        mine = attention.setdefault(key, [0.0, 0.0])
-        mine[0] += kv_element_bytes * kv_elements(layer)
-        mine[1] += attention_flops(layer, 1.0)
-    constant = sum(attention_flops(layer, 1.0) for layer in spec.layers if not isinstance(layer.attention, Gqa | Mla))
+        for a in attends(layer):
+            mine = attention.setdefault((a.window, a.kv_heads, a.every, a.top), [0.0, 0.0, 0.0])
+            mine[0] += kv_element_bytes * a.elements
+            mine[1] += a.flops
+            mine[2] += kv_element_bytes * a.reads
+    constant = sum(scan_flops(layer) for layer in spec.layers)
     head_params = spec.hidden * spec.vocab
     worked = math.fsum((*work.values(), *expert_work.values()))
     return Terms(
@@ -173,8 +187,11 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
         token_flops=2.0 * active_params(spec) + constant,
         head_flops=2.0 * head_params,
         experts=experts,
-        attention=tuple(AttentionGroup(window, mine[0], mine[1], heads) for (window, heads), mine in attention.items()),
-        latent_kv=any(isinstance(layer.attention, Mla) for layer in spec.layers),
+        attention=tuple(
+            AttentionGroup(window, kept, flops, heads, every, top, read)
+            for (window, heads, every, top), (kept, flops, read) in attention.items()
+        ),
+        latent_kv=any(isinstance(mixer, Mla) for layer in spec.layers for mixer in layer.mixers),
         work=tuple((kind, n / worked) for kind, n in work.items()),
         expert_work=tuple((kind, n / worked) for kind, n in expert_work.items()),
         head_type=head_type,
@@ -226,9 +243,6 @@ def residency(terms: Terms, room_bytes: float, host_bytes: float | None) -> Resi
         experts_disk=experts_share * (1.0 - in_host),
         away_bytes=min(over, terms.total_bytes),
     )
-
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,12 +309,11 @@ def step_parts(
         host_s = zeros + host_bytes / (constants.host_bytes_per_s or HOST_BYTES_PER_S)
         disk_s = zeros + disk_bytes / (constants.disk_bytes_per_s or DISK_BYTES_PER_S)
     kv_token, attention_d, attention_p = zeros, zeros, zeros
-    for attends in terms.attention:
-        span = c if attends.window is None else np.minimum(c, attends.window)
-        prompt_span = pc if attends.window is None else np.minimum(pc, attends.window)
-        kv_token = kv_token + attends.kv_bytes * span
-        attention_d = attention_d + attends.flops * span
-        attention_p = attention_p + attends.flops * prompt_span
+    for cache in terms.attention:
+        span = cache.read(c)
+        kv_token = kv_token + cache.read_bytes * span
+        attention_d = attention_d + cache.flops * span
+        attention_p = attention_p + cache.flops * cache.read(pc)
     kv = d * (terms.state_bytes + kv_token)
     kv_s = kv / constants.kv_bytes_per_s
     single, tiled, routed, head = _work(terms, constants)

@@ -1,144 +1,202 @@
-"""What a model is: its layers, one by one, and nothing about how it is run.
+"""What a model is: its layers, one by one, and the tables beside them; nothing about how it is run.
 
-A hybrid is a model whose layers differ, so every layer carries its own attention and its own feed-forward.
-This module knows shapes only. Names of tensors live in `tensors`, weight formats in `formats`, and the
-arithmetic on both in `arithmetic`.
+A layer is made of parts: mixers, which move information between tokens (attention of a kind, a state-space model, a
+convolution), and a feed-forward. Most layers have one of each; some have two mixers side by side (Falcon-H1), some
+only a mixer or only a feed-forward (Nemotron-H). A hybrid is a model whose layers differ, so every layer carries its
+own parts.
+
+Shapes only: parts are in `parts`, names of tensors in `tensors`, weight formats in `formats`, arithmetic on both in
+`arithmetic`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
+from breakeven.model.parts import (
+    CompressedAttention,
+    DenseFfn,
+    FeedForward,
+    Gating,
+    Gqa,
+    Indexer,
+    KimiDelta,
+    Lightning,
+    LinearAttention,
+    Mamba1,
+    Mamba2,
+    Mixer,
+    Mla,
+    MoeFfn,
+    Norms,
+    OutputGate,
+    QkNorm,
+    ShortConv,
+)
 
-class QkNorm(StrEnum):
-    """Where queries and keys are normalised: not at all, per head (Qwen3), or over the whole projection (OLMoE)."""
-
-    NONE = "none"
-    HEAD = "head"
-    FULL = "full"
-
-
-class Gating(StrEnum):
-    """How router logits become the weights of the chosen experts."""
-
-    SOFTMAX = "softmax"
-    SIGMOID = "sigmoid"
-    SOFTMAX_AFTER_TOP_K = "softmax_after_top_k"
-
-
-@dataclass(frozen=True, slots=True)
-class Gqa:
-    """Softmax attention over cached keys and values; MHA when `kv_heads == heads`, MQA when it is 1.
-
-    `window`: positions a sliding-window layer sees (None: all). `output_gate` doubles the query projection
-    (Qwen3-Next). `sinks`: one learned logit a head (gpt-oss).
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    window: int | None = None
-    qk_norm: QkNorm = QkNorm.NONE
-    qkv_bias: bool = False
-    output_bias: bool = False
-    output_gate: bool = False
-    sinks: bool = False
-    value_head_dim: int | None = None
-    """None: as `head_dim`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mla:
-    """Multi-head latent attention (DeepSeek-V2): the cache holds `kv_lora_rank + rope_dim` elements a token."""
-
-    heads: int
-    kv_lora_rank: int
-    nope_dim: int
-    rope_dim: int
-    value_dim: int
-    q_lora_rank: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LinearAttention:
-    """Gated delta-net (Qwen3-Next, Qwen3.5): a constant state of `value_heads * key_dim * value_dim` elements."""
-
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    conv_kernel: int = 4
-
-
-@dataclass(frozen=True, slots=True)
-class ShortConv:
-    """Gated short convolution (LFM2): a constant state of `hidden * (kernel - 1)` elements."""
-
-    kernel: int = 3
-
-
-Attention = Gqa | Mla | LinearAttention | ShortConv
-
-
-@dataclass(frozen=True, slots=True)
-class DenseFfn:
-    """A gated feed-forward (up, gate, down) of `width`."""
-
-    width: int
-    bias: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class MoeFfn:
-    """`n_experts` gated feed-forwards of `expert_width`, of which a router picks `n_experts_per_token`.
-
-    `shared_width` is the width of all shared experts together (0: none), `shared_gate` a learned scalar gate on
-    them (Qwen). `dense_width` is a dense feed-forward run beside the experts in the same layer (Gemma 4).
-    `selection_bias`: a bias used to choose experts but not to weight them (DeepSeek-V3).
-    """
-
-    n_experts: int
-    n_experts_per_token: int
-    expert_width: int
-    n_shared_experts: int = 0
-    shared_width: int = 0
-    shared_gate: bool = False
-    dense_width: int = 0
-    router_bias: bool = False
-    selection_bias: bool = False
-    expert_bias: bool = False
-    gating: Gating = Gating.SOFTMAX
-    normalise_weights: bool = True
-    weights_scale: float = 1.0
-    n_groups: int = 1
-    n_groups_used: int = 1
-
-
-FeedForward = DenseFfn | MoeFfn
+__all__ = [
+    "CompressedAttention",
+    "DenseFfn",
+    "FeedForward",
+    "FileTensors",
+    "Gating",
+    "Gqa",
+    "Indexer",
+    "KimiDelta",
+    "Layer",
+    "Lightning",
+    "LinearAttention",
+    "Mamba1",
+    "Mamba2",
+    "Mixer",
+    "Mla",
+    "ModelSpec",
+    "MoeFfn",
+    "Mtp",
+    "NgramTable",
+    "Norms",
+    "OutputGate",
+    "PerLayerEmbedding",
+    "QkNorm",
+    "Quantization",
+    "Rope",
+    "Scales",
+    "ShortConv",
+    "StoredTensor",
+    "Streams",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One transformer block."""
+    """One block: its mixers (usually one; none; two side by side) and its feed-forward (or none)."""
 
-    attention: Attention
-    ffn: FeedForward
-    post_norms: bool = False
-    """Two further norms, after attention and after the feed-forward (Gemma 2 and 3)."""
+    mixers: tuple[Mixer, ...]
+    ffn: FeedForward | None = None
+    norms: Norms = Norms.BEFORE
+
+    @property
+    def mixer(self) -> Mixer | None:
+        """The layer's first mixer, None when it has none."""
+        return self.mixers[0] if self.mixers else None
 
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary position embedding: base frequency and how many of a head's dimensions turn (None: all)."""
+    """Rotary position embedding: base frequency and how many of a head's dimensions turn (None: all).
+
+    `window_base`: the base of sliding layers where it is another. `scaling` and `factor`: `linear` or `yarn` stretched
+    by so much from `original_context`.
+    """
 
     base: float = 10000.0
     dimensions: int | None = None
+    window_base: float | None = None
+    scaling: str | None = None
+    factor: float = 1.0
+    original_context: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PerLayerEmbedding:
+    """A second embedding table with a row of `layers * width` for each of `vocab` tokens, read by row (Gemma 3n, 4)."""
+
+    width: int
+    vocab: int
+
+
+@dataclass(frozen=True, slots=True)
+class NgramTable:
+    """Tables of hashed n-grams, `rows` of `width` in all, read by row; `layers` (from 0) use what is read.
+
+    Each of those layers has a key and a value projection of `joined` elements (all heads' rows together) and a
+    convolution over `kernel` tokens of each residual stream.
+    """
+
+    rows: int
+    width: int
+    joined: int
+    layers: tuple[int, ...]
+    kernel: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Several residual streams beside each other.
+
+    Hyper-connections (DeepSeek-V4): `count` streams mixed before and after each part, `low_rank` where the mixing goes
+    through one. AltUp (Gemma 3n): `altup`, with a low-rank residual of `laurel_rank`.
+    """
+
+    count: int
+    low_rank: int = 0
+    altup: bool = False
+    laurel_rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mtp:
+    """Blocks that draft the tokens after the next: in the file's bytes, run only when drafting is asked for.
+
+    `embedding`, `head`: each block brings an embedding table, an output head, of its own.
+    """
+
+    layers: tuple[Layer, ...]
+    embedding: bool = False
+    head: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Granite's four multipliers."""
+
+    embedding: float = 1.0
+    residual: float = 1.0
+    attention: float = 1.0
+    logit: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a weight file: `shape` in numpy order, slowest first; `type_name` as ggml names it."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FileTensors:
+    """The tensors of the file a model was read from, as they are. `label`: the file's own word for its mixture.
+
+    Two are the same only when they are one object, so that a model stays quick to compare.
+    """
+
+    label: str
+    tensors: tuple[StoredTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How a checkpoint is published: a weight format by name, and what its configuration leaves in 16 bits.
+
+    `kept`: names or patterns of modules as the configuration spells them; `re:` marks a regular expression.
+    `experts`: the routed experts' format where it is another (DeepSeek-V4).
+    """
+
+    format_name: str
+    kept: tuple[str, ...] = ()
+    experts: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """An architecture. `family` names an entry of `breakeven.model.layouts.registry.FAMILIES`."""
+    """An architecture. `family` names an entry of `breakeven.model.layouts.registry.FAMILIES`.
+
+    `stored`: the file's own tensors when it was read from one; `quantization`: as published, when it says.
+    `assumed`: keys that were passed over because the user said so.
+    """
 
     name: str
     family: str
@@ -157,18 +215,15 @@ class ModelSpec:
     logit_softcap: float | None = None
     scales: Scales | None = None
     published_total_params: int | None = None
+    per_layer_embedding: PerLayerEmbedding | None = None
+    ngrams: NgramTable | None = None
+    streams: Streams | None = None
+    mtp: Mtp | None = None
+    stored: FileTensors | None = None
+    quantization: Quantization | None = None
+    assumed: tuple[str, ...] = ()
 
     @property
     def is_moe(self) -> bool:
         """True when any layer routes."""
         return any(isinstance(layer.ffn, MoeFfn) for layer in self.layers)
-
-
-@dataclass(frozen=True, slots=True)
-class Scales:
-    """Granite's four multipliers."""
-
-    embedding: float = 1.0
-    residual: float = 1.0
-    attention: float = 1.0
-    logit: float = 1.0

@@ -9,11 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
 from breakeven.errors import UserError
-from breakeven.model.architecture import Gqa, Layer, LinearAttention, Mla, ModelSpec, MoeFfn, ShortConv
+from breakeven.model.architecture import (
+    CompressedAttention,
+    Gqa,
+    Indexer,
+    KimiDelta,
+    Layer,
+    Lightning,
+    LinearAttention,
+    Mamba1,
+    Mamba2,
+    Mixer,
+    Mla,
+    ModelSpec,
+    MoeFfn,
+    ShortConv,
+)
 from breakeven.model.formats.named import format_named, tensor_bytes, tensor_types
 from breakeven.model.tensors import Tensor, TensorGroup, tensors
 
@@ -31,22 +47,27 @@ class Phase(StrEnum):
 
 
 def total_params(spec: ModelSpec) -> int:
-    """All weights, biases and norms; a tied embedding counts once."""
-    return sum(tensor.params for tensor in _tensors(spec))
+    """All weights, biases and norms, drafting blocks left out; a tied embedding counts once."""
+    return sum(tensor.params for tensor in tensors(spec) if tensor.group is not TensorGroup.MTP)
+
+
+def mtp_params(spec: ModelSpec) -> int:
+    """Weights of the blocks that draft further tokens, their own tables included."""
+    return sum(tensor.params for tensor in tensors(spec) if tensor.group is TensorGroup.MTP)
 
 
 def active_params(spec: ModelSpec) -> int:
-    """Weights one token passes through: everything but the embedding lookup, and k of the E experts of each layer.
+    """Weights one token passes through: everything but tables read by row, and k of the E experts of each layer.
 
-    The output head counts, also when it is the embedding table (tied).
+    The output head counts, also when it is the embedding table (tied). Drafting blocks do not.
     """
-    return sum(_active(spec, tensor) for tensor in _tensors(spec))
+    return sum(_active(spec, tensor) for tensor in tensors(spec))
 
 
 def params_by_group(spec: ModelSpec) -> dict[TensorGroup, int]:
     """Total parameters of each group of tensors that the model has."""
     found: dict[TensorGroup, int] = {}
-    for tensor in _tensors(spec):
+    for tensor in tensors(spec):
         found[tensor.group] = found.get(tensor.group, 0) + tensor.params
     return found
 
@@ -102,7 +123,7 @@ def decode_bytes(
     for group, by_layer in sizes.items():
         if group is TensorGroup.ROUTED_EXPERTS:
             touched += sum(nbytes * shares[layer] for layer, nbytes in by_layer.items() if layer is not None)
-        elif group is not TensorGroup.EMBEDDING or spec.tied_embeddings:
+        elif _read_whole(spec, group):
             touched += sum(by_layer.values())
     return touched
 
@@ -110,10 +131,9 @@ def decode_bytes(
 def kv_bytes(spec: ModelSpec, context: int, element_bytes: float = KV_ELEMENT_BYTES) -> float:
     """Bytes of keys and values of one sequence of `context` tokens, sliding windows full at their width.
 
-    GQA keeps kv_heads * (key + value width) elements a token and layer, MLA kv_lora_rank + rope_dim (DeepSeek-V2,
-    arXiv 2405.04434), linear and convolution layers none: see `state_bytes`.
+    `attends` says what each layer keeps; layers with a constant state keep nothing here: see `state_bytes`.
     """
-    return element_bytes * sum(kv_elements(layer) * _span(layer, context) for layer in spec.layers)
+    return element_bytes * sum(a.elements * a.kept(context) for layer in spec.layers for a in attends(layer))
 
 
 def kv_bytes_per_token(spec: ModelSpec, context: int = 0, element_bytes: float = KV_ELEMENT_BYTES) -> float:
@@ -122,50 +142,133 @@ def kv_bytes_per_token(spec: ModelSpec, context: int = 0, element_bytes: float =
 
 
 def state_bytes(spec: ModelSpec, element_bytes: float = STATE_ELEMENT_BYTES) -> float:
-    """Bytes of the state of one sequence that do not grow with it: linear attention and convolutions."""
-    return element_bytes * sum(_state_elements(spec, layer) for layer in spec.layers)
+    """Bytes of the state of one sequence that do not grow with it."""
+    return element_bytes * sum(_state_elements(spec, mixer) for layer in spec.layers for mixer in layer.mixers)
 
 
 def flops_per_token(spec: ModelSpec, context: int, phase: Phase) -> float:
     """Floating-point operations of one token: 2 for each active weight, and attention over what came before.
 
     Decode: the token at position `context` (itself included). Prefill: the mean over a prompt of `context` tokens,
-    where the output head is computed for the last one alone. Attention: `attention_flops`.
+    where the output head is computed for the last one alone. Attention: `attends`; states: `scan_flops`.
     """
     prefill = phase is Phase.PREFILL
-    head = sum(t.params for t in _tensors(spec) if t.group is _head_group(spec))
+    head = sum(t.params for t in tensors(spec) if t.group is _head_group(spec))
     weights = active_params(spec) - head + head / (max(context, 1) if prefill else 1)
-    spans = _mean_span if prefill else _span
-    return 2.0 * weights + sum(attention_flops(layer, spans(layer, context)) for layer in spec.layers)
+    over = sum(
+        a.flops * (a.mean_read(context) if prefill else a.read(context))
+        for layer in spec.layers
+        for a in attends(layer)
+    )
+    return 2.0 * weights + over + sum(scan_flops(layer) for layer in spec.layers)
 
 
-def kv_elements(layer: Layer) -> int:
-    """Elements of keys and values that a layer keeps of one token; 0 for layers with a constant state."""
-    match layer.attention:
-        case Gqa() as a:
-            return a.kv_heads * (a.head_dim + _value_dim(a))
-        case Mla() as a:
-            return a.kv_lora_rank + a.rope_dim
-        case LinearAttention() | ShortConv():
-            return 0
+@dataclass(frozen=True, slots=True)
+class Attends:
+    """One cache of a layer: what it keeps of a token, and what a later token does with it.
 
-
-def attention_flops(layer: Layer, span: float) -> float:
-    """Operations of one token that attends to `span` positions, in one layer; `span` plays no part in linear attention.
-
-    2 heads (key + value width) a position (Kaplan et al., arXiv 2001.08361); MLA, on the latent,
-    2 heads (2 kv_lora_rank + rope_dim).
+    `elements`: kept of each entry; 0 where the cache is another layer's. `reads`: elements of an entry that are read.
+    `flops`: operations on an entry that is read. `window`: tokens kept at most (None: all). `every`: tokens to an
+    entry. `top`: entries read at most (None: all). `kv_heads`: heads that can be parted among devices.
     """
-    match layer.attention:
+
+    elements: int
+    reads: int
+    flops: float
+    window: int | None = None
+    every: int = 1
+    top: int | None = None
+    kv_heads: int = 1
+
+    def kept(self, context: float) -> float:
+        """Entries kept of a sequence of `context` tokens."""
+        return (context if self.window is None else min(context, self.window)) / self.every
+
+    def read(self, context: float) -> float:
+        """Entries that the last of `context` tokens attends to."""
+        kept = self.kept(context)
+        return kept if self.top is None else min(kept, self.top)
+
+    def mean_read(self, context: int) -> float:
+        """`read` averaged over the tokens of a prompt."""
+        if context < 1:
+            return 0.0
+        # Entries read grow by 1 / every a token until the window or the choice is full.
+        limit = min(
+            context,
+            math.inf if self.window is None else self.window,
+            math.inf if self.top is None else self.top * self.every,
+        )
+        full = int(limit)
+        return (full * (full + 1) / 2 + (context - full) * full) / context / self.every
+
+
+def attends(layer: Layer) -> tuple[Attends, ...]:
+    """The caches a layer reads; none for layers with a constant state.
+
+    GQA keeps kv_heads * (key + value width) elements a token and costs 2 heads (key + value width) operations a
+    position (Kaplan et al., arXiv 2001.08361); MLA keeps kv_lora_rank + rope_dim and works on the latent,
+    2 heads (2 kv_lora_rank + rope_dim) (DeepSeek-V2, arXiv 2405.04434). An indexer keeps a key beside them and limits
+    what is read (DeepSeek-V3.2); DeepSeek-V4 keeps a window and, of older tokens, one entry for each `ratio`.
+    """
+    return tuple(a for mixer in layer.mixers for a in _attends(mixer))
+
+
+def _attends(mixer: Mixer) -> tuple[Attends, ...]:
+    match mixer:
         case Gqa() as a:
-            return 2.0 * a.heads * (a.head_dim + _value_dim(a)) * span
+            each = a.kv_heads * (a.head_dim + a.value_dim)
+            flops = 2.0 * a.heads * (a.head_dim + a.value_dim)
+            top = a.indexer.top_k if a.indexer else None
+            own = Attends(0 if a.shares_kv else each, each, flops, a.window, top=top, kv_heads=a.kv_heads)
+            return (own, *_indexed(a.indexer))
         case Mla() as a:
-            return 2.0 * a.heads * (2 * a.kv_lora_rank + a.rope_dim) * span
+            each = a.kv_lora_rank + a.rope_dim
+            top = a.indexer.top_k if a.indexer else None
+            flops = 2.0 * a.heads * (2 * a.kv_lora_rank + a.rope_dim)
+            return (Attends(each, each, flops, top=top), *_indexed(a.indexer))
+        case CompressedAttention() as a:
+            flops = 4.0 * a.heads * a.head_dim
+            near = Attends(a.head_dim, a.head_dim, flops, a.window)
+            if not a.ratio:
+                return (near,)
+            top = a.indexer.top_k if a.indexer else None
+            far = Attends(a.head_dim, a.head_dim, flops, every=a.ratio, top=top)
+            return (near, far, *_indexed(a.indexer))
+        case _:
+            return ()
+
+
+def _indexed(i: Indexer | None) -> tuple[Attends, ...]:
+    if i is None or not i.owns_weights:
+        return ()
+    elements = i.kv_heads * i.head_dim
+    return (Attends(elements, elements, 2.0 * i.heads * i.head_dim, every=i.every),)
+
+
+def scan_flops(layer: Layer) -> float:
+    """Operations of one token on the constant states of a layer; convolution taps are weights, counted with them.
+
+    Gated delta-nets decay, read, write and query a state matrix a head: 1 + 2 + 2 + 2 (arXiv 2412.06464). State-space
+    models and fixed decay: decay, write, query, 1 + 2 + 2 (arXiv 2405.21060).
+    """
+    return sum(_scan(mixer) for mixer in layer.mixers)
+
+
+def _scan(mixer: Mixer) -> float:
+    match mixer:
         case LinearAttention() as a:
-            # Decay, read, write and query of one state matrix a head: 1 + 2 + 2 + 2 (Gated DeltaNet, arXiv 2412.06464).
             return 7.0 * a.value_heads * a.key_dim * a.value_dim
-        case ShortConv():
-            return 0.0  # its taps are weights, counted with the others
+        case KimiDelta() as a:
+            return 7.0 * a.heads * a.head_dim**2
+        case Lightning() as a:
+            return 5.0 * a.heads * a.head_dim**2
+        case Mamba2() as a:
+            return 5.0 * a.inner * a.state
+        case Mamba1() as a:
+            return 5.0 * a.inner * a.state
+        case _:
+            return 0.0
 
 
 @lru_cache(maxsize=32)
@@ -178,7 +281,7 @@ def _sizes(spec: ModelSpec, format_name: str) -> Mapping[TensorGroup, Mapping[in
     """Bytes by group and layer."""
     kinds = tensor_types(spec, format_name)
     found: dict[TensorGroup, dict[int | None, int]] = {}
-    for tensor in _tensors(spec):
+    for tensor in tensors(spec):
         by_layer = found.setdefault(tensor.group, {})
         by_layer[tensor.layer] = by_layer.get(tensor.layer, 0) + tensor_bytes(tensor, kinds[tensor.name])
     return found
@@ -188,8 +291,15 @@ def _head_group(spec: ModelSpec) -> TensorGroup:
     return TensorGroup.EMBEDDING if spec.tied_embeddings else TensorGroup.OUTPUT_HEAD
 
 
+def _read_whole(spec: ModelSpec, group: TensorGroup) -> bool:
+    """Whether a step reads all of a group; routed experts apart."""
+    if group is TensorGroup.EMBEDDING:
+        return spec.tied_embeddings
+    return group not in (TensorGroup.TABLE, TensorGroup.MTP, TensorGroup.CONSTANT)
+
+
 def _active(spec: ModelSpec, tensor: Tensor) -> int:
-    if tensor.group is TensorGroup.EMBEDDING and not spec.tied_embeddings:
+    if not _read_whole(spec, tensor.group):
         return 0
     if tensor.group is TensorGroup.ROUTED_EXPERTS and tensor.layer is not None:
         ffn = spec.layers[tensor.layer].ffn
@@ -211,33 +321,23 @@ def _occupancies(
     return {i: occupancy_of(row, batch) for i, row in zip(routing, frequencies, strict=True)}
 
 
-def _value_dim(attention: Gqa) -> int:
-    return attention.head_dim if attention.value_head_dim is None else attention.value_head_dim
-
-
-def _state_elements(spec: ModelSpec, layer: Layer) -> int:
-    match layer.attention:
+def _state_elements(spec: ModelSpec, mixer: Mixer) -> int:
+    match mixer:
         case LinearAttention() as a:
             channels = 2 * a.key_heads * a.key_dim + a.value_heads * a.value_dim
             return a.value_heads * a.key_dim * a.value_dim + channels * (a.conv_kernel - 1)
+        case KimiDelta() as a:
+            return a.heads * a.head_dim * (a.head_dim + 3 * (a.conv_kernel - 1))
+        case Lightning() as a:
+            return a.heads * a.head_dim**2
+        case Mamba2() as a:
+            return a.inner * a.state + (a.inner + 2 * a.groups * a.state) * (a.conv_kernel - 1)
+        case Mamba1() as a:
+            return a.inner * (a.state + a.conv_kernel - 1)
         case ShortConv() as a:
             return spec.hidden * (a.kernel - 1)
-        case Gqa() | Mla():
+        case _:
             return 0
-
-
-def _span(layer: Layer, context: int) -> float:
-    """Positions that the last of `context` tokens attends to, and that the cache keeps."""
-    window = layer.attention.window if isinstance(layer.attention, Gqa) else None
-    return context if window is None else min(context, window)
-
-
-def _mean_span(layer: Layer, context: int) -> float:
-    """`_span` averaged over the tokens of a prompt."""
-    if context < 1:
-        return 0.0
-    full = int(_span(layer, context))
-    return (full * (full + 1) / 2 + (context - full) * full) / context
 
 
 TOLERANCE = 0.03
@@ -248,7 +348,7 @@ def check_count(spec: ModelSpec, published_total_params: int | None) -> None:
     """Raise UserError with both numbers when the spec's weights miss the published total by over 3 %; None: unknown."""
     if published_total_params is None:
         return
-    counted = sum(tensor.params for tensor in tensors(spec))
+    counted = total_params(spec)
     off = counted / published_total_params - 1
     if abs(off) > TOLERANCE:
         raise UserError(

@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from breakeven.model.architecture import Attention, DenseFfn, FeedForward, Gqa, LinearAttention, Mla, ModelSpec, MoeFfn
+from breakeven.model.architecture import (
+    CompressedAttention,
+    DenseFfn,
+    FeedForward,
+    Gqa,
+    Indexer,
+    KimiDelta,
+    Lightning,
+    LinearAttention,
+    Mamba1,
+    Mamba2,
+    Mixer,
+    Mla,
+    ModelSpec,
+    MoeFfn,
+    ShortConv,
+)
 from breakeven.model.arithmetic import (
     Phase,
     active_params,
@@ -172,28 +188,49 @@ def _experts(spec: ModelSpec) -> Experts | None:
 def _layer_kinds(spec: ModelSpec) -> Iterator[LayerKind]:
     counts: dict[tuple[str, str], int] = {}
     for layer in spec.layers:
-        kind = _attention_words(layer.attention), _ffn_words(layer.ffn)
+        mixers = " beside ".join(_mixer_words(mixer) for mixer in layer.mixers) or "no mixer"
+        kind = mixers, "no feed-forward" if layer.ffn is None else _ffn_words(layer.ffn)
         counts[kind] = counts.get(kind, 0) + 1
     for (attention, ffn), count in counts.items():
         yield LayerKind(count, attention, ffn)
 
 
-def _attention_words(attention: Attention) -> str:
-    match attention:
+def _mixer_words(mixer: Mixer) -> str:
+    match mixer:
         case Gqa() as a:
             window = "" if a.window is None else f", window {a.window}"
-            return f"attention, {a.heads} heads on {a.kv_heads} of {a.head_dim}{window}"
+            shared = ", keys and values of another layer" if a.shares_kv else ""
+            sparse = _indexer_words(a.indexer)
+            return f"attention, {a.heads} heads on {a.kv_heads} of {a.head_dim}{window}{shared}{sparse}"
         case Mla() as a:
-            return f"latent attention, {a.heads} heads on {a.kv_lora_rank} + {a.rope_dim}"
+            sparse = _indexer_words(a.indexer)
+            return f"latent attention, {a.heads} heads on {a.kv_lora_rank} + {a.rope_dim}{sparse}"
+        case CompressedAttention() as a:
+            far = f", older tokens {a.ratio} to one" if a.ratio else ""
+            return f"compressed attention, {a.heads} heads on one of {a.head_dim}, window {a.window}{far}"
         case LinearAttention() as a:
             return f"linear attention, {a.value_heads} states of {a.key_dim} x {a.value_dim}"
-        case _:
-            return f"short convolution over {attention.kernel}"
+        case KimiDelta() as a:
+            return f"Kimi delta attention, {a.heads} states of {a.head_dim} x {a.head_dim}"
+        case Lightning() as a:
+            return f"linear attention with fixed decay, {a.heads} states of {a.head_dim} x {a.head_dim}"
+        case Mamba2() as a:
+            return f"Mamba-2, {a.heads} heads of {a.head_dim} x {a.state}"
+        case Mamba1() as a:
+            return f"Mamba, {a.inner} x {a.state}"
+        case ShortConv() as a:
+            return f"short convolution over {a.kernel}"
+
+
+def _indexer_words(indexer: Indexer | None) -> str:
+    return "" if indexer is None else f", reads {indexer.top_k} positions"
 
 
 def _ffn_words(ffn: FeedForward) -> str:
     if isinstance(ffn, DenseFfn):
-        return f"dense {ffn.width}"
+        return f"dense {ffn.width}{'' if ffn.gated else ', no gate'}"
     shared = f" + {ffn.shared_width} shared" if ffn.shared_width else ""
     beside = f" + dense {ffn.dense_width}" if ffn.dense_width else ""
-    return f"{ffn.n_experts_per_token} of {ffn.n_experts} experts of {ffn.expert_width}{shared}{beside}"
+    latent = f" on {ffn.latent_width}" if ffn.latent_width else ""
+    plain = "" if ffn.gated else ", no gate"
+    return f"{ffn.n_experts_per_token} of {ffn.n_experts} experts of {ffn.expert_width}{latent}{shared}{beside}{plain}"

@@ -21,7 +21,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from breakeven.model.architecture import ModelSpec
+from breakeven.model.architecture import ModelSpec, Norms
 from breakeven.model.layouts.registry import family_of
 from breakeven.model.tensors import Tensor, TensorGroup
 
@@ -75,7 +75,9 @@ def values_of(spec: ModelSpec, tensor: Tensor) -> Values:
     if tensor.layer is None and tensor.name.endswith("norm.weight"):
         return Values(Fill.SIGNS)
     if len(tensor.shape) == 1:
-        post = tensor.layer is not None and spec.layers[tensor.layer].post_norms and short.startswith("post_")
+        post = (
+            tensor.layer is not None and spec.layers[tensor.layer].norms is Norms.AROUND and short.startswith("post_")
+        )
         return Values(Fill.SMALL, RESIDUAL * size) if post else Values(Fill.ONES)
     if tensor.group is TensorGroup.EMBEDDING:
         return Values(Fill.EMBEDDING, embedding_std(spec))

@@ -113,11 +113,12 @@ def _unsayable(spec: ModelSpec) -> str:
 
 def _plain(spec: ModelSpec) -> bool:
     """True when every layer attends alike and at most two kinds of feed-forward occur."""
-    return all(isinstance(layer.attention, Gqa) for layer in spec.layers) and len({x.ffn for x in spec.layers}) <= 2
+    return all(isinstance(layer.mixer, Gqa) for layer in spec.layers) and len({x.ffn for x in spec.layers}) <= 2
 
 
 def _base(spec: ModelSpec, model_type: str, architecture: str) -> _Config:
     attention, ffn = _attention(spec), spec.layers[0].ffn
+    assert ffn is not None
     return {
         "architectures": [architecture],
         "model_type": model_type,
@@ -137,7 +138,7 @@ def _base(spec: ModelSpec, model_type: str, architecture: str) -> _Config:
 
 
 def _attention(spec: ModelSpec) -> Gqa:
-    attention = spec.layers[0].attention
+    attention = spec.layers[0].mixer
     assert isinstance(attention, Gqa)
     return attention
 

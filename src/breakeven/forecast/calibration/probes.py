@@ -48,7 +48,7 @@ def dense(
     name: str, hidden: int, layers: int, width: int, heads: int, kv_heads: int, head_dim: int = 64, vocab: int = VOCAB
 ) -> ModelSpec:
     """A dense probe: `layers` alike, feed-forward of `width`, untied head."""
-    layer = Layer(Gqa(heads, kv_heads, head_dim, qk_norm=QkNorm.HEAD), DenseFfn(width))
+    layer = Layer((Gqa(heads, kv_heads, head_dim, qk_norm=QkNorm.HEAD),), DenseFfn(width))
     return _spec(name, "qwen3", hidden, vocab, (layer,) * layers)
 
 
@@ -63,7 +63,7 @@ def moe(
     vocab: int = VOCAB,
 ) -> ModelSpec:
     """A probe whose every layer routes; `experts`: how many, how many a token, width of one."""
-    layer = Layer(Gqa(heads, kv_heads, head_dim, qk_norm=QkNorm.HEAD), MoeFfn(*experts))
+    layer = Layer((Gqa(heads, kv_heads, head_dim, qk_norm=QkNorm.HEAD),), MoeFfn(*experts))
     return _spec(name, "qwen3moe", hidden, vocab, (layer,) * layers)
 
 

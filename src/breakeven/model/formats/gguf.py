@@ -327,12 +327,12 @@ def _is_70b(spec: ModelSpec) -> bool:
 
 def _gqa(spec: ModelSpec) -> int:
     """Query heads that share a key, as `llama_hparams::n_gqa` reads them off the first layer."""
-    first = spec.layers[0].attention
+    first = spec.layers[0].mixer
     if isinstance(first, ShortConv):
         return 0  # its file says 0 key heads there
     if isinstance(first, Mla):
         return first.heads  # one latent serves all heads
-    softmax = (layer.attention for layer in spec.layers if isinstance(layer.attention, Gqa))
+    softmax = (mixer for layer in spec.layers for mixer in layer.mixers if isinstance(mixer, Gqa))
     # A linear-attention layer carries the head counts of the softmax layers of its model.
     found = next(softmax, None)
     return found.heads // found.kv_heads if found else 0

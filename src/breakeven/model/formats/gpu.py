@@ -45,7 +45,7 @@ _LAYOUT: dict[GpuType, tuple[float, int | None, float]] = {
 _ROUTED = frozenset({TensorGroup.ROUTED_EXPERTS})
 _FEED_FORWARD = _ROUTED | {TensorGroup.SHARED_EXPERTS, TensorGroup.DENSE_FFN}
 _LINEAR = _FEED_FORWARD | {TensorGroup.ATTENTION}
-_KEPT = ("ssm_conv1d", "shortconv.conv", "ssm_ba", "ffn_gate_inp", "attn_sinks")
+_KEPT = ("ssm_conv1d", "shortconv.conv", "ssm_ba", "ssm_alpha", "ssm_beta", "ffn_gate_inp", "attn_sinks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def gpu_tensor_bytes(tensor: Tensor, kind: GpuType) -> int:
 
 def gpu_tensor_types(spec: ModelSpec, chosen: GpuFormat) -> dict[str, NumberType]:
     """The type of every tensor of a model, by name, in a format of GPU engines."""
-    latent = spec.is_moe and any(isinstance(layer.attention, Mla) for layer in spec.layers)
+    latent = spec.is_moe and any(isinstance(mixer, Mla) for layer in spec.layers for mixer in layer.mixers)
     groups = chosen.latent_groups if latent else chosen.groups
     linear = (chosen.latent_linear if latent else None) or chosen.linear
     return {

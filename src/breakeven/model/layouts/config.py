@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import cast
 
 from breakeven.errors import UserError
-from breakeven.model.architecture import Attention, Gqa, ModelSpec
+from breakeven.model.architecture import Gqa, Mixer, ModelSpec
 
 GgufValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
 """A metadata value; a whole number is written as uint32, a list as an array of its elements' type."""
@@ -36,10 +36,11 @@ class Family:
     `gguf_architecture`: llama.cpp's name; None when Breakeven can count the family but not write files of it yet.
     `from_config(config, name, source)`: the text model of a configuration; raises UserError naming a missing fact.
     `gguf_metadata(spec)`: architecture keys without the tokenizer's, e.g. `olmoe.block_count`.
-    `tensor_names`: tensors that llama.cpp keeps under another stem in this family.
+    `tensor_names`: tensors that llama.cpp keeps under another stem in this family. `joined`: the stem of one that it
+    stacks from several along their outputs. `split`: the stems of several equal ones that it keeps one as.
     `window_period`, `window_default`: where a file does not say which layers slide, all but the last of each period
     do, over this many positions; None: the family has no sliding layers whatever a file says.
-    `ffn_order`, `attention`: what llama.cpp expects of the layers; nothing when there is no architecture.
+    `ffn_order`, `mixers`: what llama.cpp expects of the layers; nothing when there is no architecture.
     `scales_embeddings`: the engine multiplies embeddings by sqrt(hidden) (Gemma).
     `routed_as`, `dense_as`: the family that has this layout with experts, or without; None: there is none.
     """
@@ -50,10 +51,12 @@ class Family:
     from_config: Callable[[Mapping[str, object], str, str], ModelSpec]
     gguf_metadata: Callable[[ModelSpec], dict[str, GgufValue]]
     tensor_names: Mapping[str, str] = field(default_factory=dict)
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     window_period: int | None = None
     window_default: int | None = None
     ffn_order: FfnOrder = FfnOrder.DENSE
-    attention: tuple[type[Attention], ...] = (Gqa,)
+    mixers: tuple[type[Mixer], ...] = (Gqa,)
     routed_as: str | None = None
     dense_as: str | None = None
     scales_embeddings: bool = False

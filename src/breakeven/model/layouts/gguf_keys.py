@@ -34,7 +34,7 @@ def metadata(arch: str, spec: ModelSpec) -> dict[str, GgufValue]:
 
 def _attention(spec: ModelSpec) -> dict[str, GgufValue]:
     for layer in spec.layers:
-        a = layer.attention
+        a = layer.mixer
         if isinstance(a, Mla):
             # llama.cpp runs latent attention as one key-value head of the latent's size.
             return {
@@ -48,7 +48,7 @@ def _attention(spec: ModelSpec) -> dict[str, GgufValue]:
                 "attention.value_length_mla": a.value_dim,
                 "rope.dimension_count": a.rope_dim,
             }
-    per_layer = [layer.attention for layer in spec.layers]
+    per_layer = [layer.mixer for layer in spec.layers]
     softmax = [a for a in per_layer if isinstance(a, Gqa)]
     if not softmax:
         return {}
@@ -74,7 +74,7 @@ def _attention(spec: ModelSpec) -> dict[str, GgufValue]:
 
 def window_pattern(arch: str, spec: ModelSpec) -> dict[str, GgufValue]:
     """Which layers slide, one flag a layer; empty when none does."""
-    slides = [isinstance(layer.attention, Gqa) and layer.attention.window is not None for layer in spec.layers]
+    slides = [isinstance(layer.mixer, Gqa) and layer.mixer.window is not None for layer in spec.layers]
     return {f"{arch}.attention.sliding_window_pattern": slides} if any(slides) else {}
 
 
@@ -130,10 +130,10 @@ def why_not_written(spec: ModelSpec, family: Family) -> str | None:
 
 
 def _attention_refused(spec: ModelSpec, family: Family) -> str | None:
-    found = [layer.attention for layer in spec.layers]
+    found = [layer.mixer for layer in spec.layers]
     for a in found:
-        if not isinstance(a, family.attention):
-            allowed = " and ".join(_NAMES[kind] for kind in family.attention)
+        if not isinstance(a, family.mixers):
+            allowed = " and ".join(_NAMES[kind] for kind in family.mixers)
             return f"llama.cpp's {family.gguf_architecture} has {allowed}, not {_NAMES[type(a)]}"
     softmax = [a for a in found if isinstance(a, Gqa)]
     windows = {a.window for a in softmax if a.window is not None}

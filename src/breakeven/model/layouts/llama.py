@@ -11,18 +11,18 @@ from collections.abc import Mapping
 from functools import partial
 
 from breakeven.errors import UserError
-from breakeven.model.architecture import Gating, Gqa, Layer, ModelSpec, QkNorm, Scales
+from breakeven.model.architecture import Gating, Gqa, ModelSpec, QkNorm, Scales
 from breakeven.model.layouts.config import EXPERTS, Config, Family, FfnOrder, GgufValue
 from breakeven.model.layouts.gguf_keys import metadata
-from breakeven.model.layouts.parts import dense, gqa, model, moe, n_layers
+from breakeven.model.layouts.parts import block, dense, gqa, model, moe, n_layers
 
 
 def llama_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
     """Read a `llama`, `mistral` or `mixtral` configuration."""
     c = Config(config, name, source)
     bias = c.flag_or(False, "attention_bias")
-    layer = Layer(
-        attention=gqa(c, qkv_bias=bias, output_bias=bias),
+    layer = block(
+        mixer=gqa(c, qkv_bias=bias, output_bias=bias),
         # Mixtral keeps the width of one expert where dense models keep theirs.
         ffn=moe(c, width=("intermediate_size",)) if c.has(*EXPERTS) else dense(c),
     )
@@ -49,14 +49,14 @@ LLAMA = Family(
 def qwen2_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
     """Read a `qwen2` configuration. `sliding_window` counts only with `use_sliding_window`, which no release sets."""
     c = Config(config, name, source)
-    layer = Layer(attention=gqa(c, qkv_bias=True), ffn=dense(c))
+    layer = block(mixer=gqa(c, qkv_bias=True), ffn=dense(c))
     return model(c, "qwen2", [layer] * n_layers(c), rope_base=1000000.0)
 
 
 def qwen3_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
     """Read a `qwen3` configuration; `head_dim` is not hidden / heads."""
     c = Config(config, name, source)
-    layer = Layer(attention=gqa(c, head_dim_required=True, qk_norm=QkNorm.HEAD), ffn=dense(c))
+    layer = block(mixer=gqa(c, head_dim_required=True, qk_norm=QkNorm.HEAD), ffn=dense(c))
     return model(c, "qwen3", [layer] * n_layers(c), rope_base=1000000.0)
 
 
@@ -69,7 +69,7 @@ def qwen3moe_from_config(config: Mapping[str, object], name: str, source: str) -
         raise UserError(f"{source}: {name}: decoder_sparse_step is {step}, it must be 1 or more")
     never = set(c.list_of("mlp_only_layers") or ())
     layers = [
-        Layer(attention, moe(c) if (i + 1) % step == 0 and i not in never else dense(c)) for i in range(n_layers(c))
+        block(attention, moe(c) if (i + 1) % step == 0 and i not in never else dense(c)) for i in range(n_layers(c))
     ]
     return model(c, "qwen3moe", layers, rope_base=1000000.0)
 
@@ -90,7 +90,7 @@ QWEN3MOE = Family(
 def olmoe_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
     """Read an `olmoe` configuration; `intermediate_size` is the width of one expert."""
     c = Config(config, name, source)
-    layer = Layer(attention=gqa(c, qk_norm=QkNorm.FULL), ffn=moe(c, width=("intermediate_size",), normalise=False))
+    layer = block(mixer=gqa(c, qk_norm=QkNorm.FULL), ffn=moe(c, width=("intermediate_size",), normalise=False))
     return model(c, "olmoe", [layer] * n_layers(c))
 
 
@@ -104,7 +104,7 @@ def phimoe_from_config(config: Mapping[str, object], name: str, source: str) -> 
     """
     c = Config(config, name, source)
     bias = c.flag_or(True, "attention_bias")
-    layer = Layer(gqa(c, qkv_bias=bias, output_bias=bias), moe(c, width=("intermediate_size",), normalise=True))
+    layer = block(gqa(c, qkv_bias=bias, output_bias=bias), moe(c, width=("intermediate_size",), normalise=True))
     return model(c, "phimoe", [layer] * n_layers(c), layer_norm=True, output_bias=c.flag_or(True, "lm_head_bias"))
 
 
@@ -127,7 +127,7 @@ def granite_from_config(config: Mapping[str, object], name: str, source: str) ->
     c = Config(config, name, source)
     bias = c.flag_or(False, "attention_bias")
     attention = gqa(c, qkv_bias=bias, output_bias=bias)
-    return model(c, "granite", [Layer(attention, dense(c))] * n_layers(c), scales=_scales(c, attention))
+    return model(c, "granite", [block(attention, dense(c))] * n_layers(c), scales=_scales(c, attention))
 
 
 def granitemoe_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
@@ -142,7 +142,7 @@ def granitemoe_from_config(config: Mapping[str, object], name: str, source: str)
         shared_width=shared,
         n_shared=1 if shared else 0,
     )
-    return model(c, "granitemoe", [Layer(attention, ffn)] * n_layers(c), tied=True, scales=_scales(c, attention))
+    return model(c, "granitemoe", [block(attention, ffn)] * n_layers(c), tied=True, scales=_scales(c, attention))
 
 
 def _metadata(arch: str, spec: ModelSpec) -> dict[str, GgufValue]:

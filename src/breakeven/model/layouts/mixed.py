@@ -12,10 +12,20 @@ from dataclasses import replace
 from functools import partial
 
 from breakeven.errors import UserError
-from breakeven.model.architecture import Gating, Gqa, Layer, LinearAttention, Mla, ModelSpec, MoeFfn, QkNorm, ShortConv
+from breakeven.model.architecture import (
+    Gating,
+    Gqa,
+    LinearAttention,
+    Mla,
+    ModelSpec,
+    MoeFfn,
+    OutputGate,
+    QkNorm,
+    ShortConv,
+)
 from breakeven.model.layouts.config import EXPERT_WIDTH, EXPERTS, HELP, Config, Family, FfnOrder, GgufValue
 from breakeven.model.layouts.gguf_keys import leading_dense, metadata, none_yet
-from breakeven.model.layouts.parts import dense, gqa, mla, model, moe, n_layers
+from breakeven.model.layouts.parts import block, dense, gqa, mla, model, moe, n_layers
 
 _V2_TYPES = ("deepseek_v2",)
 _V3_TYPES = ("deepseek_v3", "kimi_k2", "kimi_k25")
@@ -32,7 +42,7 @@ def deepseek_from_config(family: str, config: Mapping[str, object], name: str, s
     layers = []
     for i in range(n_layers(c)):
         routes = c.has(*EXPERTS) and i >= first and i % every == 0
-        layers.append(Layer(attention, _moe(c, sigmoid=sigmoid, v2=v2) if routes else dense(c)))
+        layers.append(block(attention, _moe(c, sigmoid=sigmoid, v2=v2) if routes else dense(c)))
     return model(c, family, layers)
 
 
@@ -60,7 +70,7 @@ DEEPSEEK2 = Family(
     partial(deepseek_from_config, "deepseek2"),
     deepseek_gguf_metadata,
     ffn_order=FfnOrder.LEADING_DENSE,
-    attention=(Mla,),
+    mixers=(Mla,),
 )
 # V3.2 and GLM-5 add a small indexer that picks positions; its weights, under 1 % of the total, are not counted.
 DEEPSEEK32 = Family("deepseek32", ("deepseek_v32",), None, partial(deepseek_from_config, "deepseek32"), none_yet)
@@ -79,7 +89,7 @@ def lfm2_from_config(config: Mapping[str, object], name: str, source: str) -> Mo
     routed = moe(c, gating=Gating.SIGMOID, selection_bias=c.flag_or(True, "use_expert_bias"))
     first = c.whole_or(0, "num_dense_layers")
     layers = [
-        Layer(attention if kind == "full_attention" else conv, routed if i >= first else dense(c))
+        block(attention if kind == "full_attention" else conv, routed if i >= first else dense(c))
         for i, kind in enumerate(kinds)
     ]
     # The key of this name is absent from released configurations: embeddings are tied.
@@ -88,7 +98,7 @@ def lfm2_from_config(config: Mapping[str, object], name: str, source: str) -> Mo
 
 def lfm2_gguf_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
     """Keys of the `lfm2moe` architecture; layers without attention have no key-value heads."""
-    kernel = next((a.kernel for a in (layer.attention for layer in spec.layers) if isinstance(a, ShortConv)), 3)
+    kernel = next((a.kernel for a in (layer.mixer for layer in spec.layers) if isinstance(a, ShortConv)), 3)
     return metadata("lfm2moe", spec) | leading_dense("lfm2moe", spec) | {"lfm2moe.shortconv.l_cache": kernel}
 
 
@@ -99,7 +109,7 @@ LFM2MOE = Family(
     lfm2_from_config,
     lfm2_gguf_metadata,
     ffn_order=FfnOrder.LEADING_DENSE,
-    attention=(Gqa, ShortConv),
+    mixers=(Gqa, ShortConv),
     tensor_names={"output_norm": "token_embd_norm"},
 )
 
@@ -118,7 +128,7 @@ def glm4moe_from_config(config: Mapping[str, object], name: str, source: str) ->
         selection_bias=True,
     )
     first = c.whole_or(0, "first_k_dense_replace")
-    layers = [Layer(attention, routed if i >= first else dense(c)) for i in range(n_layers(c))]
+    layers = [block(attention, routed if i >= first else dense(c)) for i in range(n_layers(c))]
     return model(c, "glm4moe", layers, rope_base=1000000.0)
 
 
@@ -127,7 +137,7 @@ def minimax_m2_from_config(config: Mapping[str, object], name: str, source: str)
     c = Config(config, name, source)
     attention = gqa(c, head_dim_required=True, qk_norm=QkNorm.FULL)
     routed = moe(c, width=("intermediate_size",), gating=Gating.SIGMOID, selection_bias=True)
-    return model(c, "minimax-m2", [Layer(attention, routed)] * n_layers(c), rope_base=5000000.0)
+    return model(c, "minimax-m2", [block(attention, routed)] * n_layers(c), rope_base=5000000.0)
 
 
 def mimo2_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
@@ -149,7 +159,7 @@ def mimo2_from_config(config: Mapping[str, object], name: str, source: str) -> M
     routes = [bool(flag) for flag in c.list_of("moe_layer_freq") or [1] * count]
     routed = moe(c, gating=Gating.SIGMOID, selection_bias=True)
     layers = [
-        Layer(sliding if slide else full, routed if route else dense(c))
+        block(sliding if slide else full, routed if route else dense(c))
         for slide, route in zip(slides, routes, strict=True)
     ]
     return model(c, "mimo2", layers, rope_base=5000000.0)
@@ -158,7 +168,12 @@ def mimo2_from_config(config: Mapping[str, object], name: str, source: str) -> M
 def qwen3next_from_config(family: str, config: Mapping[str, object], name: str, source: str) -> ModelSpec:
     """Read a `qwen3_next` or `qwen3_5` configuration: three gated delta-net layers to one of gated attention."""
     c = Config(config, name, source)
-    attention = gqa(c, head_dim_required=True, qk_norm=QkNorm.HEAD, output_gate=c.flag_or(True, "attn_output_gate"))
+    attention = gqa(
+        c,
+        head_dim_required=True,
+        qk_norm=QkNorm.HEAD,
+        output_gate=OutputGate.TWIN if c.flag_or(True, "attn_output_gate") else OutputGate.NONE,
+    )
     linear = LinearAttention(
         key_heads=c.whole("linear_num_key_heads"),
         value_heads=c.whole("linear_num_value_heads"),
@@ -175,7 +190,7 @@ def qwen3next_from_config(family: str, config: Mapping[str, object], name: str, 
     count = n_layers(c)
     every = c.whole_or(4, "full_attention_interval")
     kinds = c.kinds(count) or ["linear_attention" if (i + 1) % every else "full_attention" for i in range(count)]
-    layers = [Layer(linear if kind == "linear_attention" else attention, ffn) for kind in kinds]
+    layers = [block(linear if kind == "linear_attention" else attention, ffn) for kind in kinds]
     return model(c, family, layers, rope_base=10000000.0)
 
 
@@ -194,4 +209,5 @@ QWEN35 = Family(
     partial(qwen3next_from_config, "qwen35"),
     none_yet,
     _SECOND_NORM,
+    split={"ssm_ba": ("ssm_beta", "ssm_alpha")},
 )

@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from breakeven.errors import UserError
-from breakeven.model.architecture import DenseFfn, Gating, Gqa, Layer, Mla, ModelSpec, MoeFfn, QkNorm, Rope, Scales
+from breakeven.model.architecture import (
+    DenseFfn,
+    FeedForward,
+    Gating,
+    Gqa,
+    Layer,
+    Mixer,
+    Mla,
+    ModelSpec,
+    MoeFfn,
+    Norms,
+    OutputGate,
+    QkNorm,
+    Rope,
+    Scales,
+)
 from breakeven.model.layouts.config import CONTEXT, EXPERT_WIDTH, EXPERTS, HELP, TOP_K, Config
 
 
@@ -17,7 +32,7 @@ def gqa(
     qk_norm: QkNorm = QkNorm.NONE,
     qkv_bias: bool = False,
     output_bias: bool = False,
-    output_gate: bool = False,
+    output_gate: OutputGate = OutputGate.NONE,
     sinks: bool = False,
 ) -> Gqa:
     """Attention of one layer. `head_dim_required`: the family's head size is not hidden / heads and must be given."""
@@ -43,6 +58,11 @@ def gqa(
         output_gate=output_gate,
         sinks=sinks,
     )
+
+
+def block(mixer: Mixer, ffn: FeedForward, norms: Norms = Norms.BEFORE) -> Layer:
+    """A layer with one mixer and a feed-forward, as most are."""
+    return Layer((mixer,), ffn, norms)
 
 
 def mla(c: Config) -> Mla:

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from breakeven.model.architecture import Gating, Gqa, Layer, ModelSpec, MoeFfn, QkNorm
+from breakeven.model.architecture import Gating, Gqa, ModelSpec, MoeFfn, Norms, QkNorm
 from breakeven.model.layouts.config import EXPERTS, Config, Family, FfnOrder, GgufValue
 from breakeven.model.layouts.gguf_keys import metadata, none_yet, window_pattern
-from breakeven.model.layouts.parts import dense, gqa, model, moe, n_layers
+from breakeven.model.layouts.parts import block, dense, gqa, model, moe, n_layers
 
 
 def _slides(c: Config, period: int) -> list[bool]:
@@ -32,7 +32,7 @@ def gemma2_from_config(config: Mapping[str, object], name: str, source: str) -> 
     c = Config(config, name, source)
     full = gqa(c, head_dim_required=True)
     sliding = replace(full, window=c.whole("sliding_window"))
-    layers = [Layer(sliding if slides else full, dense(c), post_norms=True) for slides in _slides(c, 2)]
+    layers = [block(sliding if slides else full, dense(c), norms=Norms.AROUND) for slides in _slides(c, 2)]
     return model(
         c,
         "gemma2",
@@ -48,7 +48,7 @@ def gemma3_from_config(config: Mapping[str, object], name: str, source: str) -> 
     c = Config(config, name, source)
     full = gqa(c, head_dim_required=True, qk_norm=QkNorm.HEAD)
     sliding = replace(full, window=c.whole("sliding_window"))
-    layers = [Layer(sliding if slides else full, dense(c), post_norms=True) for slides in _slides(c, 6)]
+    layers = [block(sliding if slides else full, dense(c), norms=Norms.AROUND) for slides in _slides(c, 6)]
     return model(c, "gemma3", layers, tied=True, rope_base=1000000.0)
 
 
@@ -64,7 +64,7 @@ def gemma4_from_config(config: Mapping[str, object], name: str, source: str) -> 
     )
     routed = c.has(*EXPERTS)
     ffn = moe(c, dense_width=c.whole("intermediate_size")) if routed else dense(c)
-    layers = [Layer(sliding if slides else full, ffn, post_norms=True) for slides in _slides(c, 6)]
+    layers = [block(sliding if slides else full, ffn, norms=Norms.AROUND) for slides in _slides(c, 6)]
     return model(c, "gemma4", layers, tied=True, rope_base=1000000.0)
 
 
@@ -108,7 +108,7 @@ def gpt_oss_from_config(config: Mapping[str, object], name: str, source: str) ->
     )
     count = n_layers(c)
     kinds = c.kinds(count) or ["full_attention" if i % 2 else "sliding_attention" for i in range(count)]
-    layers = [Layer(sliding if kind == "sliding_attention" else full, ffn) for kind in kinds]
+    layers = [block(sliding if kind == "sliding_attention" else full, ffn) for kind in kinds]
     return model(c, "gpt-oss", layers, rope_base=150000.0)
 
 
@@ -152,7 +152,7 @@ def llama4_from_config(config: Mapping[str, object], name: str, source: str) -> 
         shared_width=c.whole("intermediate_size"),
     )
     layers = [
-        Layer(
+        block(
             full if (i + 1) % 4 == 0 else chunked,
             routed if (i + 1) % step == 0 else dense(c, "intermediate_size_mlp"),
         )

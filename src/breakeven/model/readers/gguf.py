@@ -7,16 +7,18 @@ from pathlib import Path
 
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.model.architecture import (
-    Attention,
     DenseFfn,
     FeedForward,
     Gating,
     Gqa,
     Layer,
     LinearAttention,
+    Mixer,
     Mla,
     ModelSpec,
     MoeFfn,
+    Norms,
+    OutputGate,
     QkNorm,
     Rope,
     Scales,
@@ -88,7 +90,7 @@ class _Read:
         layers = tuple(self.layer(i) for i in range(count))
         vocab, hidden = self.need("token_embd.weight", 2)
         dimensions = self.whole("rope.dimension_count", 0) or None
-        usual = {_rotated(layer.attention) for layer in layers}
+        usual = {_rotated(layer.mixers[0]) for layer in layers}
         return ModelSpec(
             name=name,
             family=self.family.name,
@@ -117,9 +119,10 @@ class _Read:
         return index.isdigit() and int(index) < layers
 
     def layer(self, i: int) -> Layer:
-        return Layer(self.attention(i), self.feed_forward(i), post_norms=self.has(i, "post_ffw_norm"))
+        norms = Norms.AROUND if self.has(i, "post_ffw_norm") else Norms.BEFORE
+        return Layer((self.attention(i),), self.feed_forward(i), norms)
 
-    def attention(self, i: int) -> Attention:
+    def attention(self, i: int) -> Mixer:
         if self.has(i, "attn_kv_a_mqa"):
             return self.mla(i)
         if self.has(i, "shortconv.conv"):
@@ -150,7 +153,7 @@ class _Read:
             qk_norm=norm,
             qkv_bias=self.has(i, "attn_q", "bias") or self.has(i, "attn_qkv", "bias"),
             output_bias=self.has(i, "attn_output", "bias"),
-            output_gate=queries == 2 * heads * head_dim,
+            output_gate=OutputGate.TWIN if queries == 2 * heads * head_dim else OutputGate.NONE,
             sinks=self.has(i, "attn_sinks"),
             value_head_dim=None if value_dim == head_dim else value_dim,
         )
@@ -264,7 +267,7 @@ class _Read:
 _DAMAGED = "convert the model again with a current llama.cpp"
 
 
-def _rotated(a: Attention) -> int | None:
+def _rotated(a: Mixer) -> int | None:
     """How many dimensions of a head turn when nothing says otherwise; None: the layer has no positions."""
     match a:
         case Mla():

@@ -9,15 +9,16 @@ from typing import Any, TypeVar
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import (
-    Attention,
     DenseFfn,
     FeedForward,
     Gqa,
     Layer,
     LinearAttention,
+    Mixer,
     Mla,
     ModelSpec,
     MoeFfn,
+    Norms,
     Rope,
     ShortConv,
 )
@@ -25,7 +26,7 @@ from breakeven.model.arithmetic import check_count
 from breakeven.model.layouts.registry import FAMILIES, why_not_written
 from breakeven.model.readers.yaml_form import DOCS, ModelFile, read_form
 
-_Part = TypeVar("_Part", bound=Attention | FeedForward)
+_Part = TypeVar("_Part", bound=Mixer | FeedForward)
 
 _ATTENTIONS: dict[str, type[Gqa] | type[Mla] | type[LinearAttention] | type[ShortConv]] = {
     "gqa": Gqa,
@@ -113,13 +114,13 @@ def _layer(where: str, keys: Mapping[str, object], hidden: int) -> Layer:
         keys.setdefault("kv_heads", heads)
         if hidden % heads == 0:
             keys.setdefault("head_dim", hidden // heads)
-    attention: Attention = _part(where, kind, keys)
+    attention: Mixer = _part(where, kind, keys)
     ffn: FeedForward
     if keys.get("ffn", "experts" if keys.get("n_experts") else "dense") == "experts":
         ffn = _experts(where, keys)
     else:
         ffn = _part(where, DenseFfn, keys)
-    return Layer(attention, ffn, post_norms=bool(keys.get("post_norms", False)))
+    return Layer((attention,), ffn, Norms.AROUND if keys.get("post_norms") else Norms.BEFORE)
 
 
 def _experts(where: str, keys: Mapping[str, object]) -> MoeFfn:
@@ -187,26 +188,32 @@ def _cut(path: Path, form: ModelFile, base: ModelSpec) -> tuple[Layer, ...]:
 
 
 def _slides(layer: Layer) -> bool:
-    return isinstance(layer.attention, Gqa) and layer.attention.window is not None
+    return isinstance(layer.mixer, Gqa) and layer.mixer.window is not None
 
 
 def _takes(layer: Layer, key: str) -> bool:
-    return key == "post_norms" or any(_field(part, key) for part in (layer.attention, layer.ffn))
+    return key == "post_norms" or any(_field(part, key) for part in (*layer.mixers, layer.ffn))
 
 
-def _field(part: Attention | FeedForward, key: str) -> str | None:
+def _field(part: Mixer | FeedForward | None, key: str) -> str | None:
+    if part is None:
+        return None
     return next((f.name for f in fields(part) if _KEYS.get(f.name, f.name) == key), None)
 
 
 def _set(layer: Layer, key: str, value: object) -> Layer:
     if key == "post_norms":
-        return replace(layer, post_norms=bool(value))
-    attention, ffn = layer.attention, layer.ffn
-    if (name := _field(attention, key)) is not None:
-        attention = replace(attention, **{name: value})  # type: ignore[arg-type]
-    if (name := _field(ffn, key)) is not None:
-        ffn = replace(ffn, **{name: value})  # type: ignore[arg-type]
-    return replace(layer, attention=attention, ffn=ffn)
+        return replace(layer, norms=Norms.AROUND if value else Norms.BEFORE)
+    return replace(
+        layer,
+        mixers=tuple(_with(mixer, key, value) for mixer in layer.mixers),
+        ffn=layer.ffn and _with(layer.ffn, key, value),
+    )
+
+
+def _with(part: _Part, key: str, value: object) -> _Part:
+    name = _field(part, key)
+    return part if name is None else replace(part, **{name: value})  # type: ignore[arg-type]
 
 
 def _with_rest(form: ModelFile, spec: ModelSpec) -> ModelSpec:
@@ -236,7 +243,7 @@ def _check(path: Path, spec: ModelSpec) -> None:
             "count without running"
         )
     for i, layer in enumerate(spec.layers):
-        a, f = layer.attention, layer.ffn
+        a, f = layer.mixer, layer.ffn
         if isinstance(a, Gqa) and a.heads % a.kv_heads:
             raise UserError(f"{path}: kv_heads: found {a.kv_heads}, it must divide heads, {a.heads} (layer {i})")
         if isinstance(f, MoeFfn) and not 0 < f.n_experts_per_token <= f.n_experts:
