@@ -11,7 +11,9 @@ from breakeven.errors import UserError
 from breakeven.model.architecture import (
     CompressedAttention,
     DenseFfn,
+    Gqa,
     Layer,
+    Mla,
     ModelSpec,
     MoeFfn,
     Mtp,
@@ -243,6 +245,9 @@ def _mtp(c: Config, cls: ModelClass, layers: Sequence[Layer], kinds: Sequence[st
         block = replace(layers[-1], mixers=(attends or layers)[-1].mixers)
         if isinstance(near := block.mixer, CompressedAttention):
             block = replace(block, mixers=(replace(near, ratio=0, indexer=None),))
+        if isinstance(last := block.mixer, Mla | Gqa) and last.indexer is not None:
+            # It has an indexer of its own where layers share theirs.
+            block = replace(block, mixers=(replace(last, indexer=replace(last.indexer, owns_weights=True)),))
         if cls.mtp_dense:
             block = replace(block, ffn=DenseFfn(c.whole(*DENSE_WIDTH, *WIDTH)))
     return Mtp((block,) * min(count, 64), embedding=tables, head=tables)
