@@ -310,7 +310,7 @@ def test_every_real_file_counts_to_its_own_bytes(smollm2_gguf: Path) -> None:
     [
         (_read_from(*OWN_TENSORS), "llama.cpp", "file"),
         (_read_from(*OWN_TENSORS), "vllm", "file"),
-        (replace(_narrow(512), quantization=Quantization("AWQ_G128")), "vllm", "AWQ_G128"),
+        (replace(_narrow(512), quantization=Quantization("AWQ")), "vllm", "AWQ"),
         (replace(_narrow(512), quantization=Quantization("MXFP4_BF16")), "llama.cpp", "MXFP4"),
         (lookup("gpt-oss-120b"), "llama.cpp", "MXFP4"),
         (lookup("gpt-oss-20b"), "vllm", "MXFP4"),
