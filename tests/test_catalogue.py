@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.model.architecture import Gqa
+from breakeven.model.architecture import FileTensors, Gqa, StoredTensor
 from breakeven.model.arithmetic import active_params, total_params
 from breakeven.model.catalogue import (
     CatalogueEntry,
@@ -30,7 +31,8 @@ from breakeven.model.catalogue import (
     unpacked,
 )
 from breakeven.model.formats.named import FORMATS, GPU_FORMATS
-from breakeven.model.summary import summarise
+from breakeven.model.summary import detail, summarise
+from breakeven.model.tensors import tensors
 
 ROOT = Path(__file__).parent.parent
 PAPER = ("olmoe-1b-7b", "llama-3.2-1b", "qwen2.5-1.5b", "gemma-2-2b")
@@ -126,6 +128,15 @@ def test_qwen_2_5_is_the_released_one() -> None:
     assert spec.tied_embeddings
     assert (spec.hidden, len(spec.layers), spec.context) == (1536, 28, 131072)
     assert total_params(spec) == 1_543_714_304  # the checkpoint's own count
+
+
+def test_a_files_own_types_come_before_every_other_format() -> None:
+    spec = lookup("smollm2-135m")
+    stored = tuple(StoredTensor(t.name, t.shape, "F32", 4 * t.params) for t in tensors(spec))
+    shown = detail("mine", replace(spec, stored=FileTensors("Q4_K - Medium", stored))).formats
+    assert (shown[0].format, shown[0].label) == ("file", "Q4_K - Medium (this file)")
+    assert shown[0].total_bytes == 4 * total_params(spec)
+    assert [each.format for each in shown[1:]] == [*FORMATS, *GPU_FORMATS]
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,20 @@ def test_a_file_of_weights_is_shown_under_its_own_name(smollm2_gguf: Path) -> No
     assert model["summary"]["name"] not in names()
 
 
+def test_the_format_a_model_was_published_in_comes_first() -> None:
+    formats = shown("gpt-oss-20b")["model"]["formats"]
+    assert (formats[0]["format"], formats[0]["label"]) == ("MXFP4", "MXFP4 (published)")
+
+
+def test_keys_and_values_in_another_type() -> None:
+    half, eighth = shown("qwen3-8b")["model"], shown("qwen3-8b", "--kv", "q8_0")["model"]
+    assert (half["kv_type"], eighth["kv_type"]) == ("f16", "q8_0")
+    assert eighth["contexts"][0]["kv_bytes"] == half["contexts"][0]["kv_bytes"] * 34 / 64
+    assert "KV in q8_0 at " in run("qwen3-8b", "--kv", "q8_0").stdout
+    done = run("qwen3-8b", "--kv", "q9")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
 def test_unknown_name_is_one_line_and_status_2() -> None:
     done = run("lama-3.2-1b")
     assert done.returncode == 2

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 @overload
 def models(name: None = None, *, like: str | None = None) -> list[Summary]: ...
 @overload
-def models(name: str) -> Detail: ...
-def models(name: str | None = None, *, like: str | None = None) -> list[Summary] | Detail:
+def models(name: str, *, kv: str = "f16") -> Detail: ...
+def models(name: str | None = None, *, like: str | None = None, kv: str = "f16") -> list[Summary] | Detail:
     """The models known by name; or one (a name, a hub id, a file) in numbers: counts, bytes by format, KV, experts.
 
-    `like`: only those with these words in their names. Raises UserError for a model that cannot be found or read.
+    `like`: only those with these words in their names. `kv`: type of keys and values of the one. Raises UserError for a
+    model that cannot be found or read, and an unknown type.
     """
     from breakeven.model.catalogue import entries, find, lookup, matching, names
     from breakeven.model.resolve import resolve_spec
@@ -42,7 +43,7 @@ def models(name: str | None = None, *, like: str | None = None) -> list[Summary]
     # A file may carry a catalogued model's name and other shapes; only the very same model gets the short name.
     same = (entry for entry in entries() if entry.hub_id == spec.name and lookup(entry.name) == spec)
     entry = next(same, None)
-    return detail(entry.name if entry else spec.name, spec, entry)
+    return detail(entry.name if entry else spec.name, spec, entry, kv)
 
 
 @overload

@@ -38,8 +38,7 @@ from breakeven.model.arithmetic import (
     total_params,
 )
 from breakeven.model.catalogue import CatalogueEntry, Counterpart, ModelFacts, counterparts
-from breakeven.model.formats.gguf import FORMATS
-from breakeven.model.formats.gpu import GPU_FORMATS
+from breakeven.model.formats.named import FORMATS, GPU_FORMATS, OWN, default_format, kv_element_bytes, label
 from breakeven.model.layouts.registry import family_of
 from breakeven.model.tensors import TensorGroup
 
@@ -113,7 +112,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """The cache of one sequence: keys and values (F16) at a context, and what attention over it costs a token."""
+    """The cache of one sequence: keys and values at a context, and what attention over it costs a token."""
 
     context: int
     kv_bytes: float
@@ -160,6 +159,7 @@ class Detail:
     layer_kinds: tuple[LayerKind, ...]
     facts: Published | None = None
     compare_with: tuple[Counterpart, ...] = ()
+    kv_type: str = "f16"
 
 
 def size_class(total: float) -> str:
@@ -208,18 +208,24 @@ def _is_hybrid(layer: Layer) -> bool:
     return any(not isinstance(mixer, Gqa | Mla | CompressedAttention) for mixer in layer.mixers)
 
 
-def detail(name: str, spec: ModelSpec, entry: CatalogueEntry | None = None) -> Detail:
-    """Everything for a model called `name`; `entry` where it is the catalogue's."""
+def detail(name: str, spec: ModelSpec, entry: CatalogueEntry | None = None, kv: str = "f16") -> Detail:
+    """Everything for a model called `name`; `entry` where it is the catalogue's, `kv` the type of keys and values.
+
+    The first format is the file's own, or the one a model was published in where that is not a 16-bit one. Raises
+    UserError for an unknown type.
+    """
+    element = kv_element_bytes(kv)
     contexts = [context for context in CONTEXTS if context < spec.context] + [spec.context]
     return Detail(
         summary=summarise(name, spec, entry.facts if entry else None),
         params_by_group=params_by_group(spec),
-        formats=tuple(_stored(spec, name) for name in (*FORMATS, *GPU_FORMATS)),
-        contexts=tuple(_cached(spec, context) for context in contexts),
+        formats=tuple(_formats(spec)),
+        contexts=tuple(_cached(spec, context, element) for context in contexts),
         state_bytes=state_bytes(spec),
         layer_kinds=tuple(_layer_kinds(spec)),
         facts=_published(entry.facts) if entry else None,
         compare_with=counterparts(entry) if entry else (),
+        kv_type=kv.strip().lower(),
     )
 
 
@@ -235,15 +241,24 @@ def _published(facts: ModelFacts) -> Published:
     )
 
 
-def _stored(spec: ModelSpec, name: str) -> Stored:
+def _formats(spec: ModelSpec) -> Iterator[Stored]:
+    first = default_format(spec, "vllm")
+    if first != "BF16":
+        yield _stored(spec, first, f"{label(spec, first)} ({'this file' if first == OWN else 'published'})")
+    for name in (*FORMATS, *GPU_FORMATS):
+        if name != first or first == "BF16":
+            yield _stored(spec, name, name)
+
+
+def _stored(spec: ModelSpec, name: str, shown: str) -> Stored:
     by_group = bytes_by_group(spec, name)
-    return Stored(name, sum(by_group.values()), decode_bytes(spec, name, 1), by_group, name)
+    return Stored(name, sum(by_group.values()), decode_bytes(spec, name, 1), by_group, shown)
 
 
-def _cached(spec: ModelSpec, context: int) -> Cached:
+def _cached(spec: ModelSpec, context: int, element_bytes: float) -> Cached:
     return Cached(
         context=context,
-        kv_bytes=kv_bytes(spec, context),
+        kv_bytes=kv_bytes(spec, context, element_bytes),
         decode_flops=flops_per_token(spec, context, Phase.DECODE),
         prefill_flops=flops_per_token(spec, context, Phase.PREFILL),
     )

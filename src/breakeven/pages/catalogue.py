@@ -171,9 +171,10 @@ def print_detail(model: Detail, console: Console, full: bool = False) -> None:
         highlight=False,
     )
     console.print()
+    kv = "KV" if model.kv_type == "f16" else f"KV in {model.kv_type}"
     for at in model.contexts:
         console.print(
-            f"KV at {at.context:>7,} tokens: {bytes_text(at.kv_bytes)}; "
+            f"{kv} at {at.context:>7,} tokens: {bytes_text(at.kv_bytes)}; "
             f"{number(at.decode_flops / 1e9)} GFLOP a decoded token, {number(at.prefill_flops / 1e9)} a prompt token",
             highlight=False,
         )
@@ -194,11 +195,12 @@ def _published(model: Detail) -> list[str]:
     facts = model.facts
     if facts is None:
         return []
-    active = (
-        "" if facts.active_params is None else f", active {count_text(facts.active_params)} ({facts.active_source})"
-    )
+    active = "" if facts.active_params is None else f", active {count_text(facts.active_params)}"
     total = model.summary.published_total_params
-    lines = [] if total is None else [f"Published: {count_text(total)} ({model.summary.published_source}){active}"]
+    # Where a figure was read in a repository, its address would fill lines; `--json` has it.
+    source = model.summary.published_source or ""
+    said_by = "" if source.startswith("github:") else f" ({source})"
+    lines = [] if total is None else [f"Published: {count_text(total)}{said_by}{active}"]
     said = [
         f"licence {model.summary.licence}" if model.summary.licence else "",
         f"weights in {model.summary.native_format}" if model.summary.native_format else "",
