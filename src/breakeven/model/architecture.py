@@ -125,11 +125,13 @@ class Streams:
     """Several residual streams beside each other.
 
     Hyper-connections (DeepSeek-V4): `count` streams mixed before and after each part, `low_rank` where the mixing goes
-    through one. AltUp (Gemma 3n): `altup`, with a low-rank residual of `laurel_rank`.
+    through one, `joins` with weights of its own before the head. AltUp (Gemma 3n): `altup`, with a low-rank residual of
+    `laurel_rank`.
     """
 
     count: int
     low_rank: int = 0
+    joins: bool = True
     altup: bool = False
     laurel_rank: int = 0
 

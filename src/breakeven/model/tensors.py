@@ -137,7 +137,7 @@ def _front(spec: ModelSpec) -> Iterator[Item]:
     if (streams := spec.streams) is not None and streams.altup:
         for stem in ("altup_proj", "altup_unembd_proj"):
             yield Item(stem, "weight", (streams.count - 1, spec.hidden, spec.hidden), TensorGroup.STREAM)
-    elif streams is not None:
+    elif streams is not None and streams.joins:
         yield from _hyper("output_hc", spec, streams.count)
 
 
