@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from families_fixtures import SMALL, small_config, small_spec
 
@@ -158,9 +159,9 @@ def test_the_guard_gives_both_numbers() -> None:
 
 def test_the_guard_refuses_a_class_default_in_place_of_the_released_width() -> None:
     # OLMoE's configuration class says 2048, the released model 1024.
-    wrong = {**_FACTS["olmoe-1b-7b"], "intermediate": 2048}
-    spec = spec_from_facts(wrong)
-    with pytest.raises(UserError, match="6,900,000,000 were published"):
+    facts = _FACTS["olmoe-1b-7b"]
+    spec = spec_from_facts(msgspec.structs.replace(facts, config={**facts.config, "intermediate_size": 2048}))
+    with pytest.raises(UserError, match="6,919,161,856 were published"):
         check_count(spec, spec.published_total_params)
 
 

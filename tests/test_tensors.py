@@ -29,10 +29,6 @@ def test_a_released_model_counts_to_the_last_weight(name: str) -> None:
     assert _total(spec_from_facts(_FACTS[name])) == EXACT[name]
 
 
-def test_every_catalogued_model_has_an_independent_count() -> None:
-    assert set(_FACTS) <= set(COUNTED_B) | set(EXACT)
-
-
 @pytest.mark.parametrize("name", sorted(COUNTED_B))
 def test_counts_agree_with_the_published_table(name: str) -> None:
     # The table leaves out norms, biases and the small parts of linear attention, and rounds to 0.001 billion.
