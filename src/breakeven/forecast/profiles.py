@@ -265,10 +265,15 @@ def default_engine(chip: Chip, format_name: str | None = None) -> str:
     usual = "vllm" if chip.chip_class in SERVING_CLASSES else "llama.cpp"
     if format_name is None or chip.chip_class not in BOTH_CLASSES:
         return usual
+    return engine_of_format(format_name) or usual
+
+
+def engine_of_format(format_name: str) -> str | None:
+    """The one engine that reads a weight format; None where both do. Raises UserError for an unknown format."""
     chosen = format_named(format_name)
     if isinstance(chosen, GpuFormat):
         return "vllm"
-    return "llama.cpp" if chosen.quantized and chosen.name != "MXFP4" else usual
+    return "llama.cpp" if chosen.quantized and chosen.name != "MXFP4" else None
 
 
 def _this(engine: str | None, devices: int | None, format_name: str | None) -> Profile:
@@ -292,7 +297,9 @@ def _from_file(path: Path, engine: str | None, devices: int | None, format_name:
     if path.suffix.lower() == ".json" and _is_profile(path):
         profile = load_profile(path)
         if engine not in (None, profile.engine):
-            raise UserError(f"{path} is a profile of {profile.engine}, not of {engine}; leave --engine out")
+            raise UserError(
+                f"{path} is a profile of {profile.engine}, not of {engine}; give one of {engine}, or leave --engine out"
+            )
         return profile
     from breakeven.hardware.chip_file import read_chip
 

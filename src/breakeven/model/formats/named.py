@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.model.architecture import ModelSpec
+from breakeven.model.architecture import Gqa, ModelSpec
 from breakeven.model.formats.ggml import BLOCKS, GgmlType, block_bytes, block_size
 from breakeven.model.formats.gguf import FORMATS, Format, category, types_in
 from breakeven.model.formats.gpu import GPU_FORMATS, GpuFormat, GpuType, NumberType, gpu_tensor_bytes, gpu_tensor_types
@@ -20,6 +20,8 @@ from breakeven.model.tensors import Tensor
 __all__ = [
     "FORMATS",
     "GPU_FORMATS",
+    "KV_TYPES",
+    "OWN",
     "Format",
     "GgmlType",
     "GpuFormat",
@@ -27,9 +29,13 @@ __all__ = [
     "block_bytes",
     "block_size",
     "category",
+    "default_format",
     "format_for",
     "format_named",
     "gguf_types",
+    "kv_element_bytes",
+    "kv_for",
+    "label",
     "tensor_bytes",
     "tensor_types",
 ]
@@ -96,3 +102,76 @@ def _refuse_gpu_format(chosen: Format | GpuFormat) -> Format:
             "choose one of its own, such as Q8_0, Q4_K_M or MXFP4 (`breakeven models NAME` lists them with their sizes)"
         )
     return chosen
+
+
+OWN = "file"
+"""Every tensor as the file that a model was read from has it."""
+
+KV_TYPES: dict[str, float] = {
+    "f32": 4.0,
+    "f16": 2.0,
+    "bf16": 2.0,
+    "fp8": 1.0,
+    "q8_0": 34 / 32,
+    "q5_1": 24 / 32,
+    "q5_0": 22 / 32,
+    "q4_1": 20 / 32,
+    "q4_0": 18 / 32,
+    "iq4_nl": 18 / 32,
+}
+"""Bytes of an element of keys and values."""
+
+
+def kv_element_bytes(name: str) -> float:
+    """Bytes of an element of keys and values in a type; raises UserError for an unknown one."""
+    found = KV_TYPES.get(name.strip().lower())
+    if found is None:
+        raise UserError(f"no type of keys and values is called {name!r}; there are {', '.join(KV_TYPES)}")
+    return found
+
+
+def default_format(spec: ModelSpec, engine: str) -> str:
+    """The format a model is run in when nobody says."""
+    if spec.stored is not None:
+        return OWN
+    if spec.quantization is not None and engine != "llama.cpp":
+        return spec.quantization.format_name
+    return "BF16" if engine == "vllm" else "Q4_K_M"
+
+
+def label(spec: ModelSpec, format_name: str) -> str:
+    """A format as people see it."""
+    return spec.stored.label if format_name == OWN and spec.stored is not None else format_name
+
+
+_KV_OF_ENGINES = {
+    "llama.cpp": tuple(name for name in KV_TYPES if name != "fp8"),
+    "vllm": ("f16", "bf16", "fp8"),
+}
+
+
+def kv_for(engine: str, name: str, spec: ModelSpec | None = None) -> str:
+    """The type of keys and values that an engine is asked for, by its own name.
+
+    Raises UserError for an unknown type, NotSupportedError for one that the engine does not keep, or not of `spec`.
+    """
+    size = kv_element_bytes(name)
+    asked = name.strip().lower()
+    able = _KV_OF_ENGINES.get(engine)
+    if able is not None and asked not in able:
+        others = [other for other, names in _KV_OF_ENGINES.items() if asked in names]
+        elsewhere = f", or give --engine {others[0]}" if others else ""
+        raise NotSupportedError(f"{engine} keeps no {asked} keys and values; give one of {', '.join(able)}{elsewhere}")
+    if engine == "llama.cpp" and size < 2 and spec is not None:
+        heads = [mixer for layer in spec.layers for mixer in layer.mixers if isinstance(mixer, Gqa)]
+        odd = [width for a in heads for width in (a.head_dim, a.value_dim) if width % KV_BLOCK]
+        if odd:
+            raise NotSupportedError(
+                f"{spec.name}: llama.cpp cannot keep heads of {odd[0]} elements in {asked}, whose blocks are of "
+                f"{KV_BLOCK}; give --kv f16"
+            )
+    return asked
+
+
+KV_BLOCK = 32
+"""Elements of one block of every quantised type of keys and values (src/llama-context.cpp refuses a part of one)."""
