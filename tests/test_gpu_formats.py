@@ -13,7 +13,7 @@ from breakeven.errors import NotSupportedError, UserError
 from breakeven.model.arithmetic import bytes_by_group, decode_bytes, file_bytes
 from breakeven.model.catalogue import lookup, names
 from breakeven.model.formats.gguf import FORMATS
-from breakeven.model.formats.gpu import GPU_FORMATS, GpuType, gpu_tensor_bytes
+from breakeven.model.formats.gpu import GPU_FORMATS, GpuType, gpu_format, gpu_tensor_bytes
 from breakeven.model.formats.named import format_for, format_named, tensor_types
 from breakeven.model.tensors import Tensor, TensorGroup, tensors
 
@@ -67,11 +67,18 @@ def test_experts_alone_are_quantized_in_mxfp4() -> None:
     assert {kinds[t.name] for t in tensors(spec) if t.group is not TensorGroup.ROUTED_EXPERTS} == {"BF16"}
 
 
-@given(st.sampled_from(sorted(GpuType)), st.integers(1, 64), st.integers(1, 4096))
-def test_bytes_of_a_matrix_hold_its_weights_and_scales(kind: GpuType, rows: int, row: int) -> None:
-    size = gpu_tensor_bytes(Tensor("x.weight", (rows, row), TensorGroup.ATTENTION, 0), kind)
-    bits = 8 if kind in (GpuType.FP8, GpuType.INT8) else 4
-    shared_by = {GpuType.INT4: 128, GpuType.INT4_G32: 32, GpuType.NVFP4: 16}.get(kind, row)
+def _type(name: str) -> GpuType:
+    found = gpu_format(name)
+    assert found is not None
+    assert isinstance(found.linear, GpuType)
+    return found.linear
+
+
+@given(st.sampled_from(["FP8", "INT8", "INT4", "INT4_G32", "NVFP4"]), st.integers(1, 64), st.integers(1, 4096))
+def test_bytes_of_a_matrix_hold_its_weights_and_scales(name: str, rows: int, row: int) -> None:
+    size = gpu_tensor_bytes(Tensor("x.weight", (rows, row), TensorGroup.ATTENTION, 0), _type(name))
+    bits = 8 if name in ("FP8", "INT8") else 4
+    shared_by = {"INT4": 128, "INT4_G32": 32, "NVFP4": 16}.get(name, row)
     groups = -(-row // shared_by)
     weights = rows * row * bits / 8
     assert weights < size <= weights + 4 * rows * groups + 1

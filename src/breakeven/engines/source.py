@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from breakeven.engines.backend import LLAMA_CPP
 from breakeven.engines.openai_url import is_url
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.formats.named import OWN, default_format, format_named
+from breakeven.model.formats.named import OWN, GpuFormat, OwnFormat, default_format, format_named
 from breakeven.model.resolve import resolve_spec, split_format
 
 SYNTHETIC = "synthetic weights: speed and memory only"
@@ -66,8 +67,9 @@ def weight_format(source: Source, asked: str | None, engine: str, usual: str | N
     """
     if chosen := source.format_name or asked:
         return format_named(chosen).name
-    own = OWN if source.spec is None else default_format(source.spec, engine)
-    return own if own != OWN else usual or "Q4_K_M"
+    own = format_named(OWN if source.spec is None else default_format(source.spec, engine))
+    unread = isinstance(own, OwnFormat) or (engine == LLAMA_CPP and isinstance(own, GpuFormat))
+    return (usual or "Q4_K_M") if unread else own.name
 
 
 def parse_sources(texts: list[str]) -> list[Source]:

@@ -15,14 +15,10 @@ from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.profiles import THIS, engine_of_format, profile_named
 from breakeven.forecast.routing import Routing
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.formats.named import OWN, default_format
+from breakeven.model.formats.named import DEFAULT_FORMATS, OWN, default_format
 from breakeven.model.resolve import resolve_spec, split_format
 
 LLAMA_CPP = "llama.cpp"
-
-
-USUAL_FORMATS = {"vllm": "BF16"}
-"""By engine; Q4_K_M, the usual choice of local machines, for all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +48,7 @@ class AskedModel:
             return self.format_name
         own = default_format(self.spec, profile.engine)
         probed = profile.origin.format if profile.origin.how == "probes" else None
-        return probed if probed is not None and own == USUAL_FORMATS.get(profile.engine, "Q4_K_M") else own
+        return probed if probed is not None and own == DEFAULT_FORMATS.get(profile.engine, "Q4_K_M") else own
 
 
 def asked_model(text: str, format_name: str | None = None) -> AskedModel:
@@ -75,23 +71,19 @@ def profiles_for(
 def _leads(models: Sequence[AskedModel]) -> str | None:
     """A format that decides on the engine for models that leave it open; None where nothing does, or two disagree."""
     for asked in (True, False):
-        deciding = [_GGUF if m.is_file else m.own_format for m in models if bool(m.format_name or m.is_file) == asked]
+        deciding = [OWN if m.is_file else m.own_format for m in models if bool(m.format_name or m.is_file) == asked]
         engines = {engine: name for name in deciding if name and (engine := engine_of_format(name))}
         if engines:
             return next(iter(engines.values())) if len(engines) == 1 else None
     return None
 
 
-_GGUF = "Q4_K_M"
-"""A format that only llama.cpp reads, in place of a file's own."""
-
-
 def _profile_for(
     model: AskedModel, machine: str, engine: str | None, devices: int | None, leads: str | None, first: str | None
 ) -> Profile:
-    own = _GGUF if model.is_file else model.own_format
+    own = OWN if model.is_file else model.own_format
     if machine == THIS or model.is_file:
-        follows = leads == _GGUF and (own is None or engine_of_format(own) is None)
+        follows = leads == OWN and (own is None or engine_of_format(own) is None)
         engine = engine or (LLAMA_CPP if model.is_file or follows else None)
         return profile_named(machine, engine, devices, first)
     if engine is None:

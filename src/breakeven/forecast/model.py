@@ -24,7 +24,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from breakeven.errors import UserError
 from breakeven.forecast.constants import Constants, Error, Profile
 from breakeven.forecast.routing import Routing, routing_known, skewed, with_frequencies
 from breakeven.forecast.terms import (
@@ -41,7 +40,7 @@ from breakeven.forecast.terms import (
     terms_of,
 )
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.formats.named import OWN, format_for, format_named, kv_element_bytes, kv_for, label
+from breakeven.model.formats.named import format_for, format_named, kv_element_bytes, kv_for, label
 
 Split = Literal["none", "tensor", "experts", "layers"]
 
@@ -358,12 +357,9 @@ def step_model(
     `frequencies`: measured routing, a row of shares for each layer that routes; None: taken as even. `kv`: type of keys
     and values, None: of 16 bits. `reserve`: tokens each cache is made for, None: those in use.
     """
-    chosen = format_name if format_name == OWN else format_named(format_name).name
-    if chosen == OWN and spec.stored is None:
-        raise UserError(f"{spec.name} is no weight file and has no types of its own; name a format, such as Q4_K_M")
-    # To GPU engines MXFP4 is another mixture than to llama.cpp.
-    as_is = chosen == OWN or profile.engine == "llama.cpp"
-    stored = chosen if as_is else format_for(profile.engine, chosen).name
+    chosen = format_named(format_name).name
+    # To GPU engines MXFP4 is another mixture than to llama.cpp, and a file of llama.cpp's nothing at all.
+    stored = chosen if profile.engine == "llama.cpp" else format_for(profile.engine, chosen).name
     kept = kv_for(profile.engine, kv or "f16", spec)
     terms = terms_of(spec, stored, kv_element_bytes(kept))
     if frequencies is not None:

@@ -16,8 +16,8 @@ from breakeven.forecast.constants import Profile, Range
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.routing import Routing, routing_known, skewed
 from breakeven.forecast.terms import Floats, Parts
-from breakeven.model.formats.gpu import GpuFormat
-from breakeven.model.formats.named import OWN, format_named
+from breakeven.model.formats.gpu import MLX, GpuFormat
+from breakeven.model.formats.named import OwnFormat, format_named
 from breakeven.results.predicted import Bound, PredictedPoint, PredictedRatio, Prediction
 from breakeven.stats.estimate import Estimate
 from breakeven.version import __version__
@@ -98,9 +98,11 @@ def _extrapolations(model: StepModel, batch: int, context: int) -> list[str]:
 def _types(model: StepModel) -> list[str]:
     """A calibration knows what unpacking costs for the number types of its probes alone."""
     profile = model.profile
-    if profile.origin.how != "probes" or profile.origin.format in (None, OWN):
+    if profile.origin.how != "probes" or profile.origin.format is None:
         return []
     probed = format_named(profile.origin.format)
+    if isinstance(probed, OwnFormat):
+        return []
     base = probed.linear if isinstance(probed, GpuFormat) else probed.default
     seen = {base.value, "F32", *profile.constants.type_cost, *profile.constants.type_compute}
     kinds = [*model.terms.fixed, *(kind for group in model.terms.experts for kind in group.types)]
@@ -126,11 +128,9 @@ def _beyond(known: Range, value: float) -> str:
 def _approximations(model: StepModel, batch: int) -> list[str]:
     notes = []
     engine = model.profile.engine
-    if model.format == OWN:
-        if engine != LLAMA_CPP:
-            notes.append(f"a GGUF file is llama.cpp's: {engine} may not read it; these are the times of as many bytes")
-    elif engine == LLAMA_CPP and isinstance(format_named(model.format), GpuFormat):
-        notes.append(f"llama.cpp does not read {model.format}: these are the times of as many bytes")
+    chosen = format_named(model.format)
+    if isinstance(chosen, GpuFormat) and (engine == LLAMA_CPP or chosen.home == MLX):
+        notes.append(f"{engine} does not read {model.format}: these are the times of as many bytes")
     if model.kv not in WHOLE_KV:
         notes.append(f"{model.kv} keys and values: the time of their bytes; what unpacking them takes is not in it")
     if model.split == "layers":

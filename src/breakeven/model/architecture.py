@@ -182,12 +182,14 @@ class Quantization:
     """How a checkpoint is published: a weight format by name, and what its configuration leaves in 16 bits.
 
     `kept`: names or patterns of modules as the configuration spells them; `re:` marks a regular expression.
-    `experts`: the routed experts' format where it is another (DeepSeek-V4).
+    `experts`: the routed experts' format where it is another (DeepSeek-V4). `others`: modules by such patterns, each
+    with the format it is stored in where that is another.
     """
 
     format_name: str
     kept: tuple[str, ...] = ()
     experts: str | None = None
+    others: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
