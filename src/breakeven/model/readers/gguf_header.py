@@ -21,6 +21,13 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 4
 _MAX_NESTING = 4
+_MAX_HEADER_BYTES = 1 << 26
+_MAX_ENTRIES = 1 << 16
+_MAX_VALUES = 1 << 21
+"""Bytes of a header, keys or tensors in it, and values in all its lists: over twice what the largest vocabulary takes.
+
+A file of a few bytes can promise more of each than a machine has, and a sparse one can even hold it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,8 @@ def _parse(path: Path, file: BinaryIO, file_bytes: int) -> GgufHeader:
     # The shortest key takes 13 bytes and the shortest tensor 32, so larger counts are damage, not a long file.
     if n_keys * 13 + n_tensors * 32 > file_bytes:
         raise reader.truncated(n_keys * 13 + n_tensors * 32)
+    if max(n_keys, n_tensors) > _MAX_ENTRIES:
+        raise reader.damaged(f"{n_keys:,} keys and {n_tensors:,} tensors, at most {_MAX_ENTRIES:,} of each are read")
     metadata: dict[str, MetadataValue] = {}
     spans: dict[str, tuple[int, int]] = {}
     for _ in range(n_keys):
@@ -136,6 +145,7 @@ class _Reader:
     def __init__(self, path: Path, file: BinaryIO, file_bytes: int) -> None:
         self.path, self.file, self.file_bytes = path, file, file_bytes
         self.position = file.tell()
+        self.values_left = _MAX_VALUES
 
     def truncated(self, promised: int) -> UserError:
         return UserError(
@@ -150,6 +160,8 @@ class _Reader:
         # Checked before reading, so that a damaged length asks for no memory.
         if self.position > self.file_bytes:
             raise self.truncated(self.position)
+        if self.position > _MAX_HEADER_BYTES:
+            raise self.damaged(f"it goes on past {_MAX_HEADER_BYTES >> 20} MiB")
         data = self.file.read(size)
         if len(data) != size:  # the file shrank while it was read
             raise self.truncated(self.position)
@@ -173,11 +185,20 @@ class _Reader:
 
     def _array(self, depth: int) -> list[MetadataValue]:
         element, count = int(self.scalar("<I")), int(self.scalar("<Q"))
+        # A list in a list, which no known file has, is slow to read and so counts for many.
+        self.values_left -= count * (64 if element == _ARRAY else 1)
+        # A string takes 8 bytes at least and an array 12, so a count beyond the file is damage.
+        least = struct.calcsize(_SCALARS.get(element, "<Q"))
+        if count * least > self.file_bytes:
+            raise self.truncated(count * least)
+        if self.values_left < 0:
+            raise self.damaged(f"a list of {count:,} values, at most {_MAX_VALUES:,} are read")
         if element in _SCALARS:
             form = _SCALARS[element]
             data = self.take(count * struct.calcsize(form))
             return [value for (value,) in struct.iter_unpack(form, data)]
-        # A string takes 8 bytes at least and an array 12, so a count beyond the file is damage.
-        if count * 8 > self.file_bytes:
-            raise self.truncated(count * 8)
+        if element == _STRING:
+            # A vocabulary: most of a header's time passes here, so without a call for each number.
+            take, unpack = self.take, struct.Struct("<Q").unpack
+            return [take(unpack(take(8))[0]).decode("utf-8", errors="replace") for _ in range(count)]
         return [self.value(element, depth + 1) for _ in range(count)]

@@ -17,7 +17,7 @@ from pathlib import Path
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import check_count
-from breakeven.model.layouts.registry import spec_from_config
+from breakeven.model.layouts.derive import spec_from_config
 
 INDEX = "model.safetensors.index.json"
 
