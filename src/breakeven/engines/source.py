@@ -11,7 +11,7 @@ from breakeven.engines.openai_url import is_url
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import OWN, GpuFormat, OwnFormat, default_format, format_named
-from breakeven.model.resolve import resolve_spec, split_format
+from breakeven.model.resolve import resolve_spec, split_format, weight_file
 
 SYNTHETIC = "synthetic weights: speed and memory only"
 """What stands beside every number that weights of our own writing gave."""
@@ -48,13 +48,11 @@ def parse_source(text: str) -> Source:
     if is_url(text):
         return Source(text, text.partition("#")[2] or text, None, url=text)
     bare, format_name = split_format(text)
-    if bare.endswith(".gguf"):
-        path = Path(bare).expanduser()
-        if not path.is_file():
-            raise UserError(f"{bare}: no such file")
-        if format_name is not None:
+    if (path := weight_file(bare)) is not None:
+        if format_name not in (None, OWN):
             raise UserError(f"{text}: a weight file runs in its own types; leave :{format_name} out")
-        return Source(text, path.stem, resolve_spec(text), path=path)
+        spec = resolve_spec(bare)
+        return Source(bare, spec.name, spec, path=path)
     spec = resolve_spec(text)
     name = bare.split("/")[-1] if not Path(bare).exists() else spec.name
     return Source(text, name + text[len(bare) :], spec, format_name=format_name)

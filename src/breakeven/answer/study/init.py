@@ -177,10 +177,10 @@ def _part(text: str, i: int) -> str:
 
 def _format_lines(model: str, machine: str) -> list[str]:
     """The format as a line of a candidate; none where the model has one of its own."""
-    from breakeven.model.resolve import split_format
+    from breakeven.model.resolve import is_weight_file, split_format
 
     name, format_name = split_format(model)
-    return [] if format_name or Path(name).suffix == ".gguf" else [f"    format: {_format(machine)}"]
+    return [] if format_name or is_weight_file(name) else [f"    format: {_format(machine)}"]
 
 
 def _format(machine: str) -> str:

@@ -207,7 +207,8 @@ def model_named(place: str, text: str, directory: Path) -> str:
 
     _ask(place, lambda: bare_name(text))
     name, format_name = split_format(text)
-    if Path(name).suffix in _PATHS or (directory / Path(name).expanduser()).is_file():
+    place_of = directory / Path(name).expanduser()
+    if Path(name).suffix in _PATHS or place_of.is_file() or ("/" in name and place_of.is_dir()):
         path = str(existing(place, directory, name))
         return path if format_name is None else f"{path}:{format_name}"
     if "/" not in name:

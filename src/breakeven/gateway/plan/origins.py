@@ -36,7 +36,7 @@ from breakeven.gateway.plan.model import (
 )
 from breakeven.gateway.plan.write import write_gateway
 from breakeven.gateway.swap.needs import check_local
-from breakeven.model.resolve import split_format
+from breakeven.model.resolve import is_weight_file, split_format
 from breakeven.results.cost import Api
 from breakeven.results.decision import DECISION_SCHEMA, CandidateResult, Decision, Kind
 from breakeven.results.store import RESULT
@@ -139,7 +139,7 @@ def _backend(name: str, found: CandidateResult, decision: Decision) -> BackendPl
     slots, context = 4, _context(decision.workload)
     # A file has types of its own, and a name that says its format says it once.
     bare, behind = split_format(found.model)
-    named = None if hosted or behind or Path(bare).suffix == ".gguf" else found.format
+    named = None if hosted or behind or is_weight_file(bare) else found.format
     kv = None if found.kv in (None, "f16") else found.kv
     local = None
     if here:
