@@ -40,7 +40,7 @@ from breakeven.forecast.terms import (
     terms_of,
 )
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.formats.named import format_for, format_named
+from breakeven.model.formats.named import format_for, format_named, kv_element_bytes, kv_for, label
 
 Split = Literal["none", "tensor", "experts", "layers"]
 
@@ -180,7 +180,8 @@ SEPARATE_MEMORY = ("datacenter", "workstation", "consumer")
 class StepModel:
     """Step times of `terms` under `profile`. `scale` multiplies every time: the ends of an interval are models too.
 
-    `terms` are the whole model's; each of `devices` does its part of them. `residency`: where the weights lie.
+    `terms` are the whole model's; each of `devices` does its part of them. `residency`: where the weights lie. `kv`:
+    the type of keys and values. `reserve`: tokens that each sequence's cache is made for, where more than are in use.
     """
 
     spec: ModelSpec
@@ -191,11 +192,18 @@ class StepModel:
     expert_parallel: bool = False
     residency: Residency = ON_DEVICE
     asked_format: str | None = None
+    kv: str = "f16"
+    reserve: float = 0.0
 
     @property
     def format(self) -> str:
         """The weight format by the name people use; `terms.format` names what the engine means by it."""
         return self.asked_format or self.terms.format
+
+    @property
+    def format_label(self) -> str:
+        """The weight format for a reader: of a file in its own types, what it calls its mixture."""
+        return label(self.spec, self.format)
 
     @property
     def split(self) -> Split:
@@ -277,10 +285,14 @@ class StepModel:
         return fast, self.scaled(float(np.exp(width)))
 
     def memory_bytes(self, batch: float, context: float) -> float:
-        """Weights, keys and values of `batch` sequences of `context` tokens, and buffers, on all devices."""
+        """Weights, keys and values of `batch` sequences of `context` tokens, and buffers, on all devices.
+
+        A cache made for more tokens than are in use takes the room of them all.
+        """
         held = 1 if self.split in ("none", "layers") else self.devices
         buffers = buffer_bytes(self.terms, self.profile.engine, held)
-        return self.terms.total_bytes + cache_bytes(self.terms, batch, context, self.devices, self.split) + buffers
+        length = max(context, self.reserve)
+        return self.terms.total_bytes + cache_bytes(self.terms, batch, length, self.devices, self.split) + buffers
 
     def usable_bytes(self) -> float | None:
         """Memory of all devices that a model may take; None: the profile does not say."""
@@ -337,17 +349,30 @@ def step_model(
     *,
     frequencies: Routing | None = None,
     expert_parallel: bool = False,
+    kv: str | None = None,
+    reserve: float | None = None,
 ) -> StepModel:
     """`spec` in a weight format under `profile`, one sequence's cache beside it. Raises UserError for what is unknown.
 
-    `frequencies`: measured routing, a row of shares for each layer that routes; None: taken as even.
+    `frequencies`: measured routing, a row of shares for each layer that routes; None: taken as even. `kv`: type of keys
+    and values, None: of 16 bits. `reserve`: tokens each cache is made for, None: those in use.
     """
     chosen = format_named(format_name).name
-    # To GPU engines MXFP4 is another mixture than to llama.cpp.
+    # To GPU engines MXFP4 is another mixture than to llama.cpp, and a file of llama.cpp's nothing at all.
     stored = chosen if profile.engine == "llama.cpp" else format_for(profile.engine, chosen).name
-    terms = terms_of(spec, stored)
+    kept = kv_for(profile.engine, kv or "f16", spec)
+    terms = terms_of(spec, stored, kv_element_bytes(kept))
     if frequencies is not None:
         terms = with_frequencies(terms, spec, frequencies)
     devices = devices or profile.devices
-    model = StepModel(spec, terms, profile, devices, expert_parallel=expert_parallel, asked_format=chosen)
+    model = StepModel(
+        spec,
+        terms,
+        profile,
+        devices,
+        expert_parallel=expert_parallel,
+        asked_format=chosen,
+        kv=kept,
+        reserve=reserve or 0.0,
+    )
     return model.placed(1, min(spec.context, 4096))

@@ -113,8 +113,11 @@ def _gqa(hidden: int, a: Gqa) -> Iterator[Item]:
             yield from norm("attn_k_norm", keys if whole else a.head_dim)
     if a.sinks:
         yield from _vector("attn_sinks", a.heads)
-    if a.indexer is not None:
-        yield from _indexer(hidden, hidden, a.indexer)
+    if (i := a.indexer) is not None and i.owns_weights:
+        yield from _matrix("indexer.q_proj", i.heads * i.head_dim, hidden)
+        yield from _matrix("indexer.k_proj", i.kv_heads * i.head_dim, hidden)
+        yield from norm("indexer.q_norm", i.head_dim)
+        yield from norm("indexer.k_norm", i.head_dim)
 
 
 def _gate(hidden: int, gate: OutputGate, heads: int, value_dim: int) -> Iterator[Item]:
@@ -150,8 +153,11 @@ def _mla(hidden: int, a: Mla) -> Iterator[Item]:
     yield from _matrix("attn_kv_a_mqa", a.kv_lora_rank + a.rope_dim, hidden)
     yield from norm("attn_kv_a_norm", a.kv_lora_rank)
     # One matrix in the paper, kept as two so that decoding can absorb the key half into the query.
-    yield Item("attn_k_b", "weight", (a.heads, a.kv_lora_rank, a.nope_dim), TensorGroup.ATTENTION)
-    yield Item("attn_v_b", "weight", (a.heads, a.value_dim, a.kv_lora_rank), TensorGroup.ATTENTION)
+    if a.caches_latent:
+        yield Item("attn_k_b", "weight", (a.heads, a.kv_lora_rank, a.nope_dim), TensorGroup.ATTENTION)
+        yield Item("attn_v_b", "weight", (a.heads, a.value_dim, a.kv_lora_rank), TensorGroup.ATTENTION)
+    else:
+        yield from _matrix("attn_kv_b", a.heads * (a.nope_dim + a.value_dim), a.kv_lora_rank)
     yield from _matrix("attn_output", hidden, a.heads * a.value_dim)
     yield from _gate(hidden, a.output_gate, a.heads, a.value_dim)
     if a.indexer is not None:
@@ -173,7 +179,7 @@ def _compressed(hidden: int, a: CompressedAttention) -> Iterator[Item]:
     if (i := a.indexer) is not None and i.owns_weights:
         yield from _matrix("indexer.attn_q_b", i.heads * i.head_dim, a.q_lora_rank)
         yield from _matrix("indexer.proj", i.heads, hidden)
-        yield from _compressor("indexer.compressor", hidden, i.head_dim, a.ratio)
+        yield from _compressor("indexer_compressor", hidden, i.head_dim, a.ratio)
 
 
 def _compressor(stem: str, hidden: int, width: int, ratio: int) -> Iterator[Item]:

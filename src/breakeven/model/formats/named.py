@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.model.architecture import ModelSpec
+from breakeven.model.architecture import Gqa, ModelSpec
 from breakeven.model.formats.ggml import (
     BLOCKS,
     KV_TYPES,
@@ -54,6 +54,7 @@ __all__ = [
     "format_named",
     "gguf_types",
     "kv_element_bytes",
+    "kv_for",
     "label",
     "quantization_of",
     "tensor_bytes",
@@ -197,3 +198,36 @@ def _refuse_gpu_format(chosen: Format | GpuFormat) -> Format:
             "choose one of its own, such as Q8_0, Q4_K_M or MXFP4 (`breakeven models NAME` lists them with their sizes)"
         )
     return chosen
+
+
+_KV_OF_ENGINES = {
+    "llama.cpp": tuple(name for name in KV_TYPES if name != "fp8"),
+    "vllm": ("f16", "bf16", "fp8"),
+}
+
+
+def kv_for(engine: str, name: str, spec: ModelSpec | None = None) -> str:
+    """The type of keys and values that an engine is asked for, by its own name.
+
+    Raises UserError for an unknown type, NotSupportedError for one that the engine does not keep, or not of `spec`.
+    """
+    size = kv_element_bytes(name)
+    asked = name.strip().lower()
+    able = _KV_OF_ENGINES.get(engine)
+    if able is not None and asked not in able:
+        others = [other for other, names in _KV_OF_ENGINES.items() if asked in names]
+        elsewhere = f", or give --engine {others[0]}" if others else ""
+        raise NotSupportedError(f"{engine} keeps no {asked} keys and values; give one of {', '.join(able)}{elsewhere}")
+    if engine == "llama.cpp" and size < 2 and spec is not None:
+        heads = [mixer for layer in spec.layers for mixer in layer.mixers if isinstance(mixer, Gqa)]
+        odd = [width for a in heads for width in (a.head_dim, a.value_dim) if width % KV_BLOCK]
+        if odd:
+            raise NotSupportedError(
+                f"{spec.name}: llama.cpp cannot keep heads of {odd[0]} elements in {asked}, whose blocks are of "
+                f"{KV_BLOCK}; give --kv f16"
+            )
+    return asked
+
+
+KV_BLOCK = 32
+"""Elements of one block of every quantised type of keys and values (src/llama-context.cpp refuses a part of one)."""
