@@ -271,6 +271,7 @@ def _point(model: StepModel, name: str, machine: str, batch: int, context: int) 
         bound=max(seconds, key=lambda part: seconds[part]),
         parts_s={str(part): value for part, value in seconds.items()},
         notes=notes_of(model, batch, context),
+        memory=model.memory(batch, context).rows(),
     )
 
 

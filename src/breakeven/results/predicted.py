@@ -47,6 +47,8 @@ class PredictedPoint(msgspec.Struct, frozen=True, kw_only=True):
     """The decode step's time by what takes it."""
     notes: list[str] = []
     """Extrapolations, approximations and what does not fit, in words."""
+    memory: dict[str, float] = {}
+    """`memory_bytes` by what takes it: weights, kv, state, compute (the engine's buffers), output."""
 
 
 class PredictedRatio(msgspec.Struct, frozen=True, kw_only=True):
