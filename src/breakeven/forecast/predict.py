@@ -281,6 +281,7 @@ def _point(model: StepModel, name: str, machine: str, batch: int, context: int, 
         prompt=prompt,
         reserve=round(max(context, model.reserve)),
         kv=model.kv,
+        memory=model.memory(batch, context).rows(),
     )
 
 

@@ -143,7 +143,7 @@ def _prediction_tables(
         *([[[f"over {shortened(ratios[0].over)}", *(_over(point, ratios) for point in points)]]] if ratios else []),
         [["Step ms", *(number(point.step_s.value * 1e3) for point in points)]],
         [["Prefill tok/s", *(number(point.prefill_tokens_per_s) for point in points)]],
-        [["Memory", *(_memory(point) for point in points)]],
+        [["Memory", *(_memory(point) for point in points)], *_memory_rows(points)],
         [["Limited by", *(BOUNDS.get(point.bound, point.bound) for point in points)]],
     ]
     return packed(names, groups, width)
@@ -167,6 +167,18 @@ def _over(point: PredictedPoint, ratios: Sequence[PredictedRatio]) -> str:
 
 def _memory(point: PredictedPoint) -> str:
     return bytes_text(point.memory_bytes) + ("" if point.fits else " does not fit")
+
+
+MEMORY_ROWS = {"Weights": ("weights",), "KV, state": ("kv", "state"), "Buffers": ("compute", "output")}
+
+
+def _memory_rows(points: Sequence[PredictedPoint]) -> list[list[str]]:
+    """What the memory is made of, under its sum."""
+    sums = {
+        head: [sum(point.memory.get(part, 0.0) for part in parts) for point in points]
+        for head, parts in MEMORY_ROWS.items()
+    }
+    return [[head, *(bytes_text(nbytes) for nbytes in found)] for head, found in sums.items()]
 
 
 def _ratio(span: Estimate) -> str:

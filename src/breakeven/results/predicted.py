@@ -53,6 +53,8 @@ class PredictedPoint(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that each sequence's cache is made for: memory alone, speed is that of `context`."""
     kv: str = "f16"
     """Type of keys and values."""
+    memory: dict[str, float] = {}
+    """`memory_bytes` by what takes it: weights, kv, state, compute (the engine's buffers), output."""
 
 
 class PredictedRatio(msgspec.Struct, frozen=True, kw_only=True):
