@@ -99,10 +99,7 @@ def _gqa(f: BlockFacts, i: int) -> Gqa:
             if (heads + kv_heads) * head_dim + kv_heads * value_dim != wide:
                 head_dim = value_dim = f.part(wide, heads + 2 * kv_heads, i, "fused queries, keys and values")
     elif has_keys:
-        queries, keys = f.rows(i, "attn_q"), f.rows(i, "attn_k")
-        heads, kv_heads, head_dim, twin = _heads(f, i, (queries, keys), (heads, kv_heads), key_length)
-        values = f.rows(i, "attn_v") if f.has(i, "attn_v") else keys
-        value_dim = f.part(values, kv_heads, i, "values")
+        heads, kv_heads, head_dim, value_dim, twin = _heads(f, i, (heads, kv_heads), key_length)
         gate = OutputGate.TWIN if twin else gate
     else:
         # Keys and values are another layer's.
@@ -133,19 +130,24 @@ def _gqa(f: BlockFacts, i: int) -> Gqa:
     )
 
 
-def _heads(
-    f: BlockFacts, i: int, widths: tuple[int, int], said: tuple[int, int], key_length: int
-) -> tuple[int, int, int, bool]:
-    """Heads, key-value heads, their size and whether a gate lies beside the queries, of the matrices' widths.
+def _heads(f: BlockFacts, i: int, said: tuple[int, int], key_length: int) -> tuple[int, int, int, int, bool]:
+    """Heads, key-value heads, sizes of a key and a value, and whether a gate lies beside the queries: from the widths.
 
     What the keys say counts where it fits: one number for all layers may be wrong for some (Gemma 4's full layers).
     """
-    (queries, keys), (heads, kv_heads) = widths, said
+    queries, keys = f.rows(i, "attn_q"), f.rows(i, "attn_k")
+    values = f.rows(i, "attn_v") if f.has(i, "attn_v") else keys
+    out = f.block(i, "attn_output", 2)[1]
+    heads, kv_heads = said
     for size in (keys // kv_heads if kv_heads and keys % kv_heads == 0 else 0, key_length):
-        if size and keys % size == 0 and queries in (heads * size, 2 * heads * size):
-            return heads, keys // size, size, queries == 2 * heads * size
+        if not size or keys % size or values % (keys // size):
+            continue
+        value = values // (keys // size)
+        if queries in (heads * size, 2 * heads * size) and out == heads * value:
+            return heads, keys // size, size, value, queries == 2 * heads * size
     if key_length and queries % key_length == 0 and keys % key_length == 0:
-        return queries // key_length, keys // key_length, key_length, False
+        kv_heads = keys // key_length
+        return queries // key_length, kv_heads, key_length, f.part(values, kv_heads, i, "values"), False
     raise f.refused(f"block {i} has queries of {queries} and keys of {keys} for {heads} and {kv_heads} heads")
 
 
