@@ -202,6 +202,28 @@ def test_one_number_for_all_layers_may_be_wrong_for_some() -> None:
     assert [layer.mixer for layer in spec.layers] == [Gqa(4, 2, 16, window=8), Gqa(4, 1, 32)]
 
 
+def test_gemma4_31b_at_full_size() -> None:
+    """10 layers of 60 see everything: 11.6 GB at 131,072 tokens, where a window passed over would make it 118 GB."""
+    hidden, width = 5376, 21504
+    layers: list[Shapes] = []
+    for i in range(60):
+        full = i % 6 == 5
+        size, kv = (512, 4) if full else (256, 16)
+        block: Shapes = dict.fromkeys(AROUND, (hidden,)) | {"attn_q_norm": (size,), "attn_k_norm": (size,)}
+        block |= {"attn_q": (32 * size, hidden), "attn_k": (kv * size, hidden), "attn_output": (hidden, 32 * size)}
+        block |= {"ffn_gate": (width, hidden), "ffn_up": (width, hidden), "ffn_down": (hidden, width)}
+        layers.append(block if full else block | {"attn_v": (kv * size, hidden)})
+    keys: dict[str, object] = {"attention.head_count": 32, "attention.sliding_window": 1024}
+    keys |= {"attention.head_count_kv": [4 if i % 6 == 5 else 16 for i in range(60)]}
+    keys |= {"attention.key_length": 512, "attention.value_length": 512, "context_length": 262144}
+    keys |= {"attention.key_length_swa": 256, "attention.value_length_swa": 256}
+    keys |= {"attention.sliding_window_pattern": [i % 6 != 5 for i in range(60)]}
+    spec = read("gemma4", layers, keys, {"token_embd": (262144, hidden), "output_norm": (hidden,)})
+    assert (windows(spec).count(None), windows(spec).count(1024)) == (10, 50)
+    assert round(kv_bytes(spec, 131072) / 1e9, 1) == 11.6
+    assert round(total_params(spec) / 1e9, 1) == 30.7
+
+
 MLA_BLOCK: Shapes = {
     **NORMS,
     "attn_q_a": (24, H),

@@ -22,13 +22,18 @@ def resolve_spec(text: str, assume: bool = False) -> ModelSpec:
 
     `assume`: read on past what is not known in a file; the model's `assumed` says what that was.
     """
-    from breakeven.model.readers import gguf, hf, yaml
+    from breakeven.model.readers import hf
 
     path = Path(text).expanduser()
     if (weights := weight_file(text)) is not None:
-        return gguf.read_gguf(weights, assume=assume)
+        from breakeven.model.readers.gguf import read_gguf
+
+        return read_gguf(weights, assume=assume)
     if path.suffix in (".yaml", ".yml"):
-        return yaml.read_yaml(path, partial(resolve_spec, assume=assume))
+        # It takes a while to import, and only such a file needs it.
+        from breakeven.model.readers.yaml import read_yaml
+
+        return read_yaml(path, partial(resolve_spec, assume=assume))
     if path.suffix == ".json" or path.is_dir():
         return hf.read_hf(text)
     if path.is_file():
