@@ -274,6 +274,10 @@ def test_an_indexer_may_be_shared_between_layers() -> None:
         Indexer(3, 16, 128),
         Indexer(3, 16, 128, owns_weights=False),
     ]
+    pooled = {**INDEXER, "indexer_compressor_gate": (16, H), "indexer_compressor_ape": (4, 16)}
+    nope = MLA_BLOCK | {"attn_kv_a_mqa": (32, H), "attn_q_b": (4 * 12, 24)}
+    spec = read("glm5next", [{**nope, **dense(), **pooled}], {**keys, "attention.indexer.kpool": 4})
+    assert spec.layers[0].mixer == Mla(4, 32, 12, 0, 16, 24, indexer=Indexer(3, 16, 128, every=4, pools=True))
 
 
 def test_fused_matrices_are_taken_apart() -> None:
@@ -614,7 +618,7 @@ def test_tables_and_streams_beside_the_blocks() -> None:
     )
     assert spec.ngrams == NgramTable(rows=5000, width=5, joined=40, layers=(1,), kernel=4)
     assert (spec.streams, spec.per_layer_embedding) == (Streams(4, low_rank=12), None)
-    indexer = Indexer(3, 16, 512, every=4)
+    indexer = Indexer(3, 16, 512, every=4, weighs=False)
     twin = Gqa(4, 2, 16, qk_norm=QkNorm.HEAD, output_gate=OutputGate.TWIN, indexer=indexer)
     assert [layer.mixer for layer in spec.layers] == [twin, twin]
 

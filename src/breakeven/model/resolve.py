@@ -12,16 +12,22 @@ from pathlib import Path
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.catalogue import lookup
+from breakeven.model.layouts.derive import assuming
 
 _GIVE = "give a .gguf file, a directory with config.json, or a model's name"
 _MOST_MANIFEST_BYTES = 1 << 20
 
 
-def resolve_spec(text: str, assume: bool = False) -> ModelSpec:
+def resolve_spec(text: str, *, assume: bool = False) -> ModelSpec:
     """The architecture `text` names. Raises UserError when nothing of that name is found or it cannot be read.
 
-    `assume`: read on past what is not known in a file; the model's `assumed` says what that was.
+    `assume`: read on past what is not known in a file and could change the layout; the model's `assumed` lists it.
     """
+    with assuming(assume):
+        return _resolved(text, assume)
+
+
+def _resolved(text: str, assume: bool) -> ModelSpec:
     from breakeven.model.readers import hf
 
     path = Path(text).expanduser()

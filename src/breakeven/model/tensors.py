@@ -150,12 +150,13 @@ def _front(spec: ModelSpec) -> Iterator[Item]:
     if (streams := spec.streams) is not None and streams.altup:
         for stem in ("altup_proj", "altup_unembd_proj"):
             yield Item(stem, "weight", (streams.count - 1, spec.hidden, spec.hidden), TensorGroup.STREAM)
-    elif streams is not None:
+    elif streams is not None and streams.joins:
         yield from _hyper("output_hc", spec, streams.count)
 
 
 def _tail(spec: ModelSpec) -> Iterator[Item]:
-    yield from norm("output_norm", spec.hidden, spec.layer_norm)
+    if spec.streams is None or not spec.streams.low_rank:
+        yield from norm("output_norm", spec.hidden, spec.layer_norm)
     if not spec.tied_embeddings:
         yield Item("output", "weight", (spec.vocab, spec.hidden), TensorGroup.OUTPUT_HEAD)
     if spec.output_bias:
@@ -176,7 +177,10 @@ def _drafting(spec: ModelSpec) -> Iterator[Item]:
 
 def _layer(spec: ModelSpec, index: int, layer: Layer, *, drafts: bool = False) -> Iterator[Item]:
     hidden, bias = spec.hidden, spec.layer_norm
-    before, after = layer.norms is not Norms.AFTER, layer.norms in (Norms.AROUND, Norms.AFTER)
+    # Streams that are mixed through a low rank are normed there, before each part.
+    mixed = spec.streams is not None and spec.streams.low_rank > 0 and not drafts
+    before = layer.norms is not Norms.AFTER and not mixed
+    after = layer.norms in (Norms.AROUND, Norms.AFTER)
     if layer.mixers:
         if before:
             yield from norm("attn_norm", hidden, bias)

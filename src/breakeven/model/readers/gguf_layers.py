@@ -157,19 +157,29 @@ def _length(f: BlockFacts, key: str, i: int, window: int | None) -> int:
     return usual if window is None else f.at(f"{key}_swa", i, usual)
 
 
-def _indexer(f: BlockFacts, i: int, window: int | None, *, every: int = 0) -> Indexer | None:
+def _indexer(f: BlockFacts, i: int, window: int | None, *, compressed: int = 0) -> Indexer | None:
     if not f.indexed or window is not None:
         return None
     head_dim, top = f.whole("attention.indexer.key_length"), f.whole("attention.indexer.top_k")
     heads = f.whole("attention.indexer.head_count")
-    every = every or f.whole("attention.indexer.kpool", f.whole("attention.indexer.block_size", 1)) or 1
+    every = compressed or f.whole("attention.indexer.kpool", f.whole("attention.indexer.block_size", 1)) or 1
     own = f.has(i, "indexer.attn_q_b", "indexer.q_proj")
     if own and head_dim:
         heads = f.part(f.rows(i, "indexer.attn_q_b", "indexer.q_proj"), head_dim, i, "an indexer's queries")
     kv_heads = 1
     if own and f.has(i, "indexer.attn_k", "indexer.k_proj"):
         kv_heads = f.part(f.rows(i, "indexer.attn_k", "indexer.k_proj"), head_dim, i, "an indexer's keys")
-    return Indexer(heads, head_dim, top, kv_heads, every, owns_weights=own)
+    # A layer that uses another's choice has a scorer of the same kind.
+    return Indexer(
+        heads,
+        head_dim,
+        top,
+        kv_heads,
+        every,
+        owns_weights=own,
+        pools=not compressed and "indexer_compressor_gate" in f.stems,
+        weighs="indexer.proj" in f.stems,
+    )
 
 
 def _mla(f: BlockFacts, i: int) -> Mla:
@@ -219,7 +229,7 @@ def _compressed(f: BlockFacts, i: int) -> CompressedAttention:
         window=f.whole("attention.sliding_window"),
         ratio=ratio,
         sinks=f.has(i, "attn_sinks"),
-        indexer=_indexer(f, i, None, every=ratio) if f.has(i, "indexer.attn_q_b") else None,
+        indexer=_indexer(f, i, None, compressed=ratio) if f.has(i, "indexer.attn_q_b") else None,
     )
 
 
