@@ -16,6 +16,7 @@ from breakeven.forecast.routing import read_routing
 from breakeven.forecast.simulated import simulate_schedules
 from breakeven.forecast.simulator.policy import Fleet, Policy
 from breakeven.forecast.simulator.run import policy_of
+from breakeven.model.layouts.derive import assuming
 from breakeven.results.predicted import Prediction, SimulationStudy
 from breakeven.traffic.draw import draw
 from breakeven.traffic.schedule import Schedule
@@ -47,29 +48,31 @@ def predict(
     kv: str | None = None,
     prompt: int | None = None,
     reserve: int | None = None,
+    assume: bool = False,
 ) -> Prediction:
     """Predicted step times and memory of every model on every machine; `breakeven predict` explains both.
 
     Models may name their format (`NAME:FORMAT`); `format` is that of the others, None: each one's own. Machines are
     slugs, files or "this"; None as the machine's class usually runs models. `routing`: what `breakeven trace --json`
     printed, by model as named in `models`; without it routing is taken as even. `kv`: type of keys and values, such as
-    "q8_0". `prompt`, `reserve`: tokens of a prompt, and those each cache is made for; None: as the context. Raises
-    UserError for unknown names.
+    "q8_0". `prompt`, `reserve`: tokens of a prompt, and those each cache is made for; None: as the context. `assume`:
+    read configurations on past keys that are not known. Raises UserError for unknown names.
     """
-    return run_prediction(
-        models,
-        machines,
-        engine=engine,
-        devices=devices,
-        batches=batches,
-        contexts=contexts,
-        format_name=format,
-        frequencies={model: read_routing(file) for model, file in (routing or {}).items()},
-        expert_parallel=expert_parallel,
-        kv=kv,
-        prompt=prompt,
-        reserve=reserve,
-    )
+    with assuming(assume):
+        return run_prediction(
+            models,
+            machines,
+            engine=engine,
+            devices=devices,
+            batches=batches,
+            contexts=contexts,
+            format_name=format,
+            frequencies={model: read_routing(file) for model, file in (routing or {}).items()},
+            expert_parallel=expert_parallel,
+            kv=kv,
+            prompt=prompt,
+            reserve=reserve,
+        )
 
 
 def simulate(
