@@ -99,7 +99,10 @@ class Gqa:
 
 @dataclass(frozen=True, slots=True)
 class Mla:
-    """Multi-head latent attention (DeepSeek-V2): the cache holds `kv_lora_rank + rope_dim` elements a token."""
+    """Multi-head latent attention (DeepSeek-V2): the cache holds `kv_lora_rank + rope_dim` elements a token.
+
+    `window`: positions a sliding-window layer sees (None: all).
+    """
 
     heads: int
     kv_lora_rank: int
@@ -109,6 +112,7 @@ class Mla:
     q_lora_rank: int | None = None
     output_gate: OutputGate = OutputGate.NONE
     indexer: Indexer | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
