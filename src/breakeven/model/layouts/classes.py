@@ -225,6 +225,7 @@ CLASSES: dict[str, ModelClass] = {
     **dict.fromkeys(
         ("glm5_next", "glm5_next_text"), replace(_glm_dsa, family="glm5next", delta="kimi", joins=False, defaults={})
     ),
+    "mistral_large_3": replace(_deepseek2, normalise=True),
     "mistral4": replace(_deepseek2, family="mistral4", normalise=True),
     "sarvam_mla": replace(_deepseek3, family="sarvam", mtp_tables=False),
     "kimi_linear": _kimi_linear,

@@ -101,7 +101,7 @@ def _class_of(c: Config, config: Mapping[str, object]) -> ModelClass:
     if known is None and not c.has("dim"):
         raise UserError(f"{c.source}: {c.name} does not say model_type, so its layout is unknown; add it, or {HELP}")
     if known is None:
-        return CLASSES["deepseek_v3" if c.has("kv_lora_rank") else "mixtral" if c.has("moe.num_experts") else "mistral"]
+        return CLASSES["mistral_large_3" if c.has("kv_lora_rank") else "mistral"]
     if c.flag_or(False, "is_encoder_decoder") or c.has("encoder_layers", "num_encoder_layers", "encoder"):
         raise UserError(
             f"{c.source}: {c.name}: model_type {known!r} has an encoder beside its decoder; Breakeven describes "

@@ -198,8 +198,8 @@ def _experts(c: Config, cls: ModelClass, count: int, gated: bool) -> list[MoeFfn
     keys: tuple[str, ...] = (cls.expert_key,) if cls.expert_key else EXPERT_WIDTH
     if cls.expert_key:
         c.touch(*EXPERT_WIDTH)
-    elif not c.has(*EXPERT_WIDTH) and cls.family == "custom":
-        # A class that is not known: with no width of their own, experts are as wide as the file's one width.
+    elif not c.has(*EXPERT_WIDTH) and cls.family in ("custom", "llama"):
+        # With no width of their own, experts are as wide as the file's one width.
         keys = WIDTH
     widths = c.per_layer(count, *keys)
     shared, n_shared = _shared(c, cls, widths)

@@ -13,9 +13,9 @@ class ModelClass:
     """The defaults of one class of models.
 
     `family`, `routed`: llama.cpp's name for files of it, and with experts. `tied`: None when the file must say.
-    Attention: `attention_bias_output`, whether `attention_bias` means the output matrix too; `head_dim_given`: heads are
-    not hidden / heads wide; `gate`, and `gate_of_true` where a key says no more than true; `linear_qk_norm`, of layers
-    with fixed decay; `delta`: what linear layers are where keys do not tell; `full_rank_gate`: of Kimi's delta net;
+    Attention: `attention_bias_output`, whether `attention_bias` means the output matrix too; `head_dim_given`: heads
+    are not hidden / heads wide; `gate`, and `gate_of_true` where a key says no more than true; `linear_qk_norm`, of
+    layers with fixed decay; `delta`: what linear layers are where keys do not tell; `full_rank_gate`: of Kimi nets;
     `kv_matrices_shared`: layers that share a cache keep key and value matrices; `indexed_by_word`: layers whose word is
     plain attention have no indexer; `parallel_mamba`: attention and a state-space mixer in every layer.
     Order: `pattern`, kinds of layers in turn where no key says, `first_full` with a full one first; `sliding_alone`:
