@@ -32,8 +32,8 @@ def models(
     """The models known by name; or one (a name, a hub id, a file) in numbers: counts, bytes by format, KV, experts.
 
     `like`: only those with these words in their names. `kv`: type of keys and values of the one. `assume`: read a
-    configuration on past keys that are not known and could change the layout. Raises UserError for a model that cannot be
-    found or read, and an unknown type.
+    configuration on past keys that are not known and could change the layout. Raises UserError for a model that cannot
+    be found or read, and an unknown type.
     """
     from breakeven.model.catalogue import entries, find, lookup, matching, names
     from breakeven.model.resolve import resolve_spec
