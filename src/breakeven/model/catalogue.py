@@ -232,9 +232,17 @@ def counterparts(entry: CatalogueEntry) -> tuple[Counterpart, ...]:
 
 
 def _near(entry: CatalogueEntry, others: list[CatalogueEntry], sizes: Mapping[str, float]) -> tuple[str, str] | None:
+    def far(other: CatalogueEntry) -> float:
+        return abs(math.log(sizes[other.name] / sizes[entry.name]))
+
     for kin, group in _kin(entry, others):
-        best = min(group, key=lambda other: abs(math.log(sizes[other.name] / sizes[entry.name])), default=None)
-        if best is not None and abs(math.log(sizes[best.name] / sizes[entry.name])) <= math.log(FAR):
+        # Of models as near as each other to 1 %, the one that sees what this one sees, then the plainest name.
+        best = min(
+            group,
+            key=lambda other: (round(far(other), 2), other.facts.towers != entry.facts.towers, len(other.name)),
+            default=None,
+        )
+        if best is not None and far(best) <= math.log(FAR):
             return best.name, kin
     return None
 
