@@ -129,8 +129,11 @@ def _indexer(hidden: int, query_width: int, i: Indexer) -> Iterator[Item]:
         return
     yield from _matrix("indexer.attn_q_b", i.heads * i.head_dim, query_width)
     yield from _matrix("indexer.attn_k", i.kv_heads * i.head_dim, hidden)
-    yield from norm("indexer.k_norm", i.head_dim, bias=True)
-    yield from _matrix("indexer.proj", i.heads, hidden)
+    yield from norm("indexer.k_norm", i.head_dim, bias=i.weighs)
+    if i.weighs:
+        yield from _matrix("indexer.proj", i.heads, hidden)
+    else:
+        yield from norm("indexer.q_norm", i.head_dim)
     if i.pools:
         yield from _matrix("indexer.compressor_gate", i.head_dim, hidden)
         yield from _matrix("indexer.compressor_ape", i.every, i.head_dim)

@@ -52,7 +52,8 @@ class Indexer:
     """A small scorer that picks the positions attention reads (DeepSeek-V3.2): `top_k` of them.
 
     It caches one key of `head_dim` for every `every` tokens. `owns_weights` False: the layer uses another's choice.
-    `pools`: keys of a block are weighed by weights of their own, not averaged (GLM-5.3).
+    `pools`: keys of a block are weighed by weights of their own, not averaged (GLM-5.3). `weighs` False: heads count
+    alike, and queries are normed as keys are (Qwen 4).
     """
 
     heads: int
@@ -62,6 +63,7 @@ class Indexer:
     every: int = 1
     owns_weights: bool = True
     pools: bool = False
+    weighs: bool = True
 
 
 @dataclass(frozen=True, slots=True)

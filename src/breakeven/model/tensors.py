@@ -142,7 +142,8 @@ def _front(spec: ModelSpec) -> Iterator[Item]:
 
 
 def _tail(spec: ModelSpec) -> Iterator[Item]:
-    yield from norm("output_norm", spec.hidden, spec.layer_norm)
+    if spec.streams is None or not spec.streams.low_rank:
+        yield from norm("output_norm", spec.hidden, spec.layer_norm)
     if not spec.tied_embeddings:
         yield Item("output", "weight", (spec.vocab, spec.hidden), TensorGroup.OUTPUT_HEAD)
     if spec.output_bias:
@@ -163,7 +164,10 @@ def _drafting(spec: ModelSpec) -> Iterator[Item]:
 
 def _layer(spec: ModelSpec, index: int, layer: Layer, *, drafts: bool = False) -> Iterator[Item]:
     hidden, bias = spec.hidden, spec.layer_norm
-    before, after = layer.norms is not Norms.AFTER, layer.norms in (Norms.AROUND, Norms.AFTER)
+    # Streams that are mixed through a low rank are normed there, before each part.
+    mixed = spec.streams is not None and spec.streams.low_rank > 0 and not drafts
+    before = layer.norms is not Norms.AFTER and not mixed
+    after = layer.norms in (Norms.AROUND, Norms.AFTER)
     if layer.mixers:
         if before:
             yield from norm("attn_norm", hidden, bias)
@@ -217,10 +221,13 @@ def _hyper(stem: str, spec: ModelSpec, out: int) -> Iterator[Item]:
     assert streams is not None
     width = streams.count * spec.hidden
     if streams.low_rank:
+        yield from norm(f"{stem}_norm", width)
         yield Item(f"{stem}_fn_a", "weight", (streams.low_rank, width), TensorGroup.STREAM)
-        yield Item(f"{stem}_fn_b", "weight", (out, streams.low_rank), TensorGroup.STREAM)
-    else:
-        yield Item(f"{stem}_fn", "weight", (out, width), TensorGroup.STREAM)
+        yield Item(f"{stem}_fn_b", "weight", (width, streams.low_rank), TensorGroup.STREAM)
+        if out != streams.count:
+            yield Item(f"{stem}_inject", "weight", (streams.count, width), TensorGroup.STREAM)
+        return
+    yield Item(f"{stem}_fn", "weight", (out, width), TensorGroup.STREAM)
     yield Item(f"{stem}_base", "weight", (out,), TensorGroup.STREAM)
     yield Item(f"{stem}_scale", "weight", (1 if out == streams.count else 3,), TensorGroup.STREAM)
 

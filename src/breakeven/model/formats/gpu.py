@@ -120,6 +120,7 @@ _FURTHER: dict[str, GpuFormat] = {
         _linear_format(GpuType("FP8_BLOCK", 8, 128, 4, rows=128), "8-bit floats, one scale for 128 x 128 (DeepSeek)"),
         _linear_format(GpuType("MXFP8", 8, 32, 1), "8-bit floats, an 8-bit scale for every 32"),
         _linear_format(GpuType("MXFP4_LINEAR", 4, 32, 1), "all linear layers in 4-bit floats, a scale for every 32"),
+        _linear_format(GpuType("AWQ", 4, 128, 2.5), "4-bit integers, a scale and a zero point for every 128"),
         # bitsandbytes: a 32-bit scale for every 64, or those scales in 8 bits with one for every 256 of them
         _linear_format(GpuType("NF4", 4, 64, 4), "4 bits from a table of values (bitsandbytes)"),
         _linear_format(GpuType("NF4_DQ", 4, 64, 1 + 4 / 256), "NF4 with its scales in 8 bits (double quantization)"),
@@ -129,11 +130,11 @@ _FURTHER: dict[str, GpuFormat] = {
     )
 }
 
-_ALIASES = {"AWQ": "AWQ_G128", "GPTQ": "GPTQ4_G128", "INT4_G128": "INT4"}
-_FAMILY = re.compile(r"(INT|GPTQ|AWQ|MLX)([2-8]?)(?:_G(\d{1,4})|_(ROW))?")
+_ALIASES = {"AWQ_G128": "AWQ", "GPTQ": "GPTQ4_G128", "INT4_G128": "INT4"}
+_PATTERN = re.compile(r"(INT|GPTQ|AWQ|MLX)([234568]?)(?:_G(8|16|32|64|128|256|512|1024)|_(ROW))?")
 COMMON: tuple[str, ...] = (
     *_FURTHER,
-    *("INT4_G64", "INT4_G32", "AWQ", "AWQ_G64", "AWQ_G32", "GPTQ4_G128", "GPTQ8_G128"),
+    *("INT4_G64", "INT4_G32", "AWQ_G64", "AWQ_G32", "GPTQ4_G128", "GPTQ8_G128"),
     *(f"MLX{bits}{group}" for bits in (3, 4, 5, 6, 8) for group in ("", "_G32")),
 )
 """Names of further formats; others of these families follow their pattern: bits, then weights that share a scale."""
@@ -146,35 +147,27 @@ def gpu_format(name: str) -> GpuFormat | None:
     INT<bits>_G<group> has 16-bit scales; GPTQ<bits>_G<group> and AWQ_G<group> packed zero points too; MLX<bits> and
     MLX<bits>_G<group> a 16-bit scale and a 16-bit bias for every 64, or group. `_ROW` is one scale a row.
     """
+    name = _ALIASES.get(name, name)
     known = GPU_FORMATS.get(name) or _FURTHER.get(name)
-    if known is not None:
+    found = _PATTERN.fullmatch(name)
+    if known is not None or found is None:
         return known
-    if name in _ALIASES and name != "AWQ":
-        return gpu_format(_ALIASES[name])
-    found = _FAMILY.fullmatch(_ALIASES.get(name, name))
-    if found is None:
-        return None
-    family, bits, group = found[1], int(found[2] or 4), int(found[3] or 0) or None
-    if (group is not None and group < 8) or (group is None and family != "MLX" and found[4] is None):
-        return None
+    family, bits, group, row = found.groups()
     if family == "MLX":
-        if found[4] or bits == 7 or (found[3] and group == 64):
-            return gpu_format(f"MLX{bits}") if group == 64 and bits != 7 else None
-        return _mlx(
-            GpuType(name, bits, group or 64, 4),
-            f"MLX in {bits} bits: a scale and a bias for every {group or 64}, embedding and head included",
-        )
-    if family == "AWQ":
-        if bits != 4 or found[2]:
+        if not bits or row:
             return None
-        return _linear_format(
-            GpuType(name, 4, group, 2.5), f"4-bit integers with zero points, for every {group or 'row'}"
-        )
-    zeros = bits / 8 if family == "GPTQ" else 0.0
-    what = "with zero points, " if zeros else ""
-    return _linear_format(
-        GpuType(name, bits, group, 2 + zeros), f"{bits}-bit integers {what}a scale for every {group or 'row'}"
-    )
+        # As mlx-lm does by itself, 64 goes without saying.
+        return gpu_format(f"MLX{bits}") if group == "64" else _mlx_integers(name, int(bits), int(group or 64))
+    if (family == "AWQ") == bool(bits) or not (group or row):
+        return None
+    zeros = {"INT": 0.0, "AWQ": 0.5}.get(family, int(bits or 4) / 8)
+    kind = GpuType(name, int(bits or 4), int(group) if group else None, 2 + zeros)
+    what = "a scale and a zero point" if zeros else "a scale"
+    return _linear_format(kind, f"{kind.bits}-bit integers, {what} for every {group or 'row'}")
+
+
+def _mlx_integers(name: str, bits: int, group: int) -> GpuFormat:
+    return _mlx(GpuType(name, bits, group, 4), f"MLX in {bits} bits, a scale and a bias for every {group}")
 
 
 def gpu_tensor_bytes(tensor: Tensor, kind: GpuType) -> int:

@@ -13,7 +13,7 @@ from breakeven.model.tensors import Tensor
 
 _ATTENTION = ("self_attn", "attn", "attention", "mixer")
 _FFN = ("mlp", "feed_forward", "block_sparse_moe", "moe", "mixer", "ffn")
-_SHARED = ("shared_experts", "shared_expert", "shared_mlp", "shared_head_mlp")
+_SHARED = ("shared_experts", "shared_expert")
 
 _LEAVES: dict[str, tuple[str, ...]] = {
     "attn_q": ("q_proj", "qkv_proj"),
@@ -55,10 +55,10 @@ _LEAVES: dict[str, tuple[str, ...]] = {
     "shortconv.out_proj": ("out_proj",),
 }
 _FFN_LEAVES: dict[str, tuple[str, ...]] = {
-    "gate": ("gate_proj", "gate_up_proj", "w1"),
-    "up": ("up_proj", "gate_up_proj", "w3"),
-    "gate_up": ("gate_up_proj",),
-    "down": ("down_proj", "w2"),
+    "gate": ("gate_proj", "gate_up_proj", "w1", "input_linear"),
+    "up": ("up_proj", "gate_up_proj", "w3", "input_linear"),
+    "gate_up": ("gate_up_proj", "input_linear"),
+    "down": ("down_proj", "w2", "output_linear"),
 }
 _LATENT = {"ffn_latent_down": ("fc1_latent_proj", "latent_down"), "ffn_latent_up": ("fc2_latent_proj", "latent_up")}
 _OUTSIDE: dict[str, tuple[str, ...]] = {
@@ -103,6 +103,8 @@ def _inside(spec: ModelSpec, layer: int, stem: str) -> Iterator[str]:
         yield from _STREAMS[stem]
         return
     if stem.startswith("ffn_"):
+        if stem.endswith("_shexp"):  # Granite keeps them beside its experts
+            yield "shared_mlp.output_linear" if "down" in stem else "shared_mlp.input_linear"
         yield from (f"{parent}.{leaf}" for parent in _FFN for leaf in _ffn(stem))
         return
     leaves = _LEAVES.get(stem, (stem,))

@@ -274,6 +274,7 @@ def _indexers(c: Config, count: int) -> list[Indexer | None]:
         kv_heads=c.whole_or(1, "indexer_kv_heads"),
         every=max(1, c.whole_or(1, "index_kpool", "indexer_compress_ratio")),
         pools=c.whole_or(1, "index_kpool") > 1,
+        weighs=not c.has("indexer_n_heads"),
     )
     shared = replace(own, owns_weights=False)
     types = c.listed("indexer_types", count)
