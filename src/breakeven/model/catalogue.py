@@ -30,8 +30,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `hub_id`: the id whose files these are. `also`: further names of the same shapes, such as the base model's id.
     `kind`: hybrid where some layers mix tokens without softmax attention. `date`: of creation on the hub. `towers`:
-    for other senses, published beside the language model and not counted. `native`: the weight format of the published
-    files where it is not a 16-bit one. `total`: parameters of the language model, drafting blocks and towers apart
+    for other senses, published beside the language model and not counted. `total`: parameters of the language model, drafting blocks and towers apart
     (docs/models.md says which figure). `source`: where the configuration comes from.
     """
 
@@ -43,7 +42,6 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     licence_source: str | None = None
     languages: tuple[str, ...] = ()
     towers: tuple[str, ...] = ()
-    native: str | None = None
     total: int | None = None
     total_source: str | None = None
     active: int | None = None

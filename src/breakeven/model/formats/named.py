@@ -125,8 +125,8 @@ def format_for(engine: str, name: str) -> Format | GpuFormat | OwnFormat:
 def default_format(spec: ModelSpec, engine: str) -> str:
     """The format a model is stored in when nobody says.
 
-    A file has its own types; a checkpoint is as its configuration says, if the engine reads that; some models exist in one format only; all
-    others are what people run on the engine.
+    A file has its own types; a checkpoint is as its configuration says, if the engine reads that; some models exist in
+    one format only; all others are what people run on the engine.
     """
     if spec.stored is not None:
         return OWN
