@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from breakeven.errors import printable
 from breakeven.model.parts import (
     CompressedAttention,
     DenseFfn,
@@ -226,6 +227,11 @@ class ModelSpec:
     stored: FileTensors | None = None
     quantization: Quantization | None = None
     assumed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """A file may call itself anything; what it says is printed in many places and must not drive a terminal."""
+        object.__setattr__(self, "name", printable(self.name))
+        object.__setattr__(self, "source", printable(self.source))
 
     @property
     def is_moe(self) -> bool:

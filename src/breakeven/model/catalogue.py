@@ -30,8 +30,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `hub_id`: the id whose files these are. `also`: further names of the same shapes, such as the base model's id.
     `kind`: hybrid where some layers mix tokens without softmax attention. `date`: of creation on the hub. `towers`:
-    for other senses, published beside the language model and not counted. `total`: parameters of the language model, drafting blocks and towers apart
-    (docs/models.md says which figure). `source`: where the configuration comes from.
+    for other senses, published beside the language model and not counted. `total`: parameters of the language model,
+    drafting blocks and towers apart (docs/models.md says which figure). `source`: where the configuration comes from.
     """
 
     hub_id: str

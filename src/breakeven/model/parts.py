@@ -99,7 +99,11 @@ class Gqa:
 
 @dataclass(frozen=True, slots=True)
 class Mla:
-    """Multi-head latent attention (DeepSeek-V2): the cache holds `kv_lora_rank + rope_dim` elements a token."""
+    """Multi-head latent attention (DeepSeek-V2): the cache holds `kv_lora_rank + rope_dim` elements a token.
+
+    `window`: positions a sliding layer sees (None: all). `caches_latent` False: a file from before its key and value
+    halves were split; llama.cpp keeps whole keys and values of it.
+    """
 
     heads: int
     kv_lora_rank: int
@@ -109,6 +113,8 @@ class Mla:
     q_lora_rank: int | None = None
     output_gate: OutputGate = OutputGate.NONE
     indexer: Indexer | None = None
+    window: int | None = None
+    caches_latent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
