@@ -175,6 +175,23 @@ def test_models_of_eight_experts_keep_more_bits_in_attention() -> None:
     assert kinds["blk.0.ffn_gate_inp.weight"] == "F32"
 
 
+@pytest.mark.parametrize(
+    ("name", "out"),
+    [
+        ("Q3_K_L", "Q3_K"),
+        ("Q3_K_S", "Q5_K"),
+        ("IQ3_M", "Q5_K"),
+        ("IQ1_S", "Q5_K"),
+        ("Q2_K_S", "Q2_K"),
+        ("Q5_1", "Q5_1"),
+    ],
+)
+def test_attention_outputs_of_eight_experts(name: str, out: str) -> None:
+    kinds = tensor_types(_eight_experts(), name)
+    assert kinds["blk.5.attn_output.weight"] == out
+    assert kinds["blk.5.attn_k.weight"] == ("Q4_K" if name.startswith("IQ1") else "Q8_0")
+
+
 def _narrow(hidden: int) -> ModelSpec:
     layer = Layer((Gqa(4, 2, 16),), DenseFfn(96))
     return ModelSpec("n", "llama", hidden, 320, 512, False, (layer,) * 2, "test")
