@@ -27,7 +27,7 @@ from breakeven.model.architecture import (
     StoredTensor,
 )
 from breakeven.model.arithmetic import bytes_by_group, file_bytes
-from breakeven.model.catalogue import entries, lookup
+from breakeven.model.catalogue import entries, lookup, names
 from breakeven.model.formats.ggml import GgmlType, block_bytes, block_size
 from breakeven.model.formats.gguf import FORMATS, types_in
 from breakeven.model.formats.named import (
@@ -66,7 +66,7 @@ def _listed(table: dict[str, dict[str, str]]) -> dict[str, str]:
 
 def _cases() -> Iterator[Any]:
     for model, by_format in TABLES.items():
-        for name in by_format:
+        for name in by_format if model in names() else ():
             yield pytest.param(model, name, id=f"{model}-{name}")
 
 
@@ -78,7 +78,7 @@ def _always_f32(tensor: Tensor) -> bool:
 @pytest.mark.parametrize(("model", "name"), list(_cases()))
 def test_types_are_those_of_llama_cpp(model: str, name: str) -> None:
     listed = _listed(TABLES[model][name])
-    spec = lookup(model)
+    spec = replace(lookup(model), mtp=None)  # the tables' files have no blocks that draft
     if "output.weight" in listed:  # the tables read some tied models off files that store the head apart
         spec = replace(spec, tied_embeddings=False)
     everything = tensors(spec)
