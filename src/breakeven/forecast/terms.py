@@ -43,6 +43,7 @@ from breakeven.model.arithmetic import (
     active_params,
     attends,
     file_bytes,
+    loaded,
     scan_flops,
     state_bytes,
 )
@@ -134,6 +135,7 @@ class Terms:
 @lru_cache(maxsize=256)
 def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELEMENT_BYTES) -> Terms:
     """The terms of `spec` in a weight format. Raises UserError for an unknown format."""
+    spec = loaded(spec)
     kinds = tensor_types(spec, format_name)
     head = TensorGroup.EMBEDDING if spec.tied_embeddings else TensorGroup.OUTPUT_HEAD
     unread = {TensorGroup.TABLE, TensorGroup.MTP, TensorGroup.CONSTANT, TensorGroup.EMBEDDING} - {head}
