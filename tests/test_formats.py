@@ -71,7 +71,7 @@ def _cases() -> Iterator[Any]:
 
 
 def _always_f32(tensor: Tensor) -> bool:
-    kept = ("ffn_gate_inp.weight", "ssm_conv1d.weight")
+    kept = ("ffn_gate_inp.weight", "ssm_conv1d.weight", "_norm.weight")
     return len(tensor.shape) == 1 or not tensor.name.endswith(".weight") or tensor.name.endswith(kept)
 
 

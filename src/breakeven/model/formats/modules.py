@@ -37,8 +37,8 @@ _LEAVES: dict[str, tuple[str, ...]] = {
     "indexer.attn_q_b": ("indexer.wq_b",),
     "indexer.attn_k": ("indexer.wk",),
     "indexer.proj": ("indexer.weights_proj",),
-    "indexer.compressor_kv": ("indexer.compressor.wkv",),
-    "indexer.compressor_gate": ("indexer.compressor.wgate",),
+    "indexer_compressor_kv": ("indexer.compressor.wkv",),
+    "indexer_compressor_gate": ("indexer.compressor.wgate",),
     "ssm_in": ("in_proj",),
     "ssm_out": ("out_proj",),
     "ssm_x": ("x_proj",),
@@ -65,9 +65,8 @@ _LATENT = {"ffn_latent_down": ("fc1_latent_proj", "latent_down"), "ffn_latent_up
 _OUTSIDE: dict[str, tuple[str, ...]] = {
     "token_embd": ("embed_tokens", "embeddings", "tok_embeddings"),
     "output": ("lm_head", "output"),
-    "per_layer_token_embd": ("embed_tokens_per_layer",),
+    "per_layer_token_embd": ("embed_tokens_per_layer", "ple.ple_embedding.ngram_embedding", "ngram_embedding"),
     "per_layer_model_proj": ("per_layer_model_projection",),
-    "ple.ngram_embd": ("ple.ple_embedding.ngram_embedding", "ngram_embedding"),
 }
 _STREAMS: dict[str, tuple[str, ...]] = {
     "inp_gate": ("per_layer_input_gate",),
