@@ -48,7 +48,6 @@ def facts_of(about: dict[str, Any], config: dict[str, object]) -> ModelFacts:
         licence_source=about.get("licence_source"),
         languages=tuple(about.get("languages", ())),
         towers=tuple(about.get("towers", ())),
-        native=about.get("native"),
         active=None if active is None else round(active * 1e9),
         active_source=None if active is None else published.get("source"),
         source=about["source"],

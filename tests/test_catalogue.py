@@ -46,7 +46,7 @@ def test_count_agrees_with_the_published_total(entry: CatalogueEntry) -> None:
         assert entry.facts.total_source
         assert counted == pytest.approx(entry.facts.total, rel=0.03)
     if entry.name in COUNTS:
-        assert counted == pytest.approx(COUNTS[entry.name], rel=0.03)
+        assert counted == pytest.approx(COUNTS[entry.name], rel=0.005)
 
 
 @pytest.mark.parametrize("entry", entries(), ids=names())

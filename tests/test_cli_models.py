@@ -88,7 +88,7 @@ def test_list_as_json() -> None:
     assert by_name["qwen3-30b-a3b"]["experts"]["n_experts_per_token"] == 8
     assert by_name["qwen3-30b-a3b"]["licence"] == "apache-2.0"
     assert by_name["qwen3-30b-a3b"]["size_class"] == "10 to 40 B"
-    assert by_name["gpt-oss-20b"]["native_format"] == "mxfp4"
+    assert by_name["gpt-oss-20b"]["native_format"] == "MXFP4"
     assert by_name["qwen3.5-35b-a3b"]["hybrid"]
     assert by_name["llama-3.2-1b"]["experts"] is None
     assert by_name["llama-3.2-1b"]["kind"] == "dense"

@@ -78,7 +78,7 @@ def _always_f32(tensor: Tensor) -> bool:
 @pytest.mark.parametrize(("model", "name"), list(_cases()))
 def test_types_are_those_of_llama_cpp(model: str, name: str) -> None:
     listed = _listed(TABLES[model][name])
-    spec = lookup(model)
+    spec = replace(lookup(model), mtp=None)  # the tables were made of files without drafting blocks
     if "output.weight" in listed:  # the tables read some tied models off files that store the head apart
         spec = replace(spec, tied_embeddings=False)
     everything = tensors(spec)

@@ -25,6 +25,9 @@ def models(
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="A line for every model; of one, every weight format.")] = False,
     kv: Annotated[str, typer.Option("--kv", help="Type of keys and values: f16, q8_0, q4_0, fp8.")] = "f16",
+    assume: Annotated[
+        bool, typer.Option("--assume", help="Read on past keys of a config.json that are not known.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help=f"Print JSON ({SCHEMA}).")] = False,
 ) -> None:
     """List the models known by name, those with a word in their names, or show one: counts, bytes, KV, experts."""
@@ -40,7 +43,7 @@ def models(
         listed = breakeven.models(like=name)
         print_json({"schema": SCHEMA, "models": listed}) if json else print_list(listed, Console())
         return
-    found = breakeven.models(name, kv=kv)
+    found = breakeven.models(name, kv=kv, assume=assume)
     print_json({"schema": SCHEMA, "model": found}) if json else print_detail(found, Console(), full)
 
 

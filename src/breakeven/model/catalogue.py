@@ -30,9 +30,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `hub_id`: the id whose files these are. `also`: further names of the same shapes, such as the base model's id.
     `kind`: hybrid where some layers mix tokens without softmax attention. `date`: of creation on the hub. `towers`:
-    for other senses, published beside the language model and not counted. `native`: the weight format of the published
-    files where it is not a 16-bit one. `total`: parameters of the language model, drafting blocks and towers apart
-    (docs/models.md says which figure). `source`: where the configuration comes from.
+    for other senses, published beside the language model and not counted. `total`: parameters of the language model,
+    drafting blocks and towers apart (docs/models.md says which figure). `source`: where the configuration comes from.
     """
 
     hub_id: str
@@ -43,7 +42,6 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     licence_source: str | None = None
     languages: tuple[str, ...] = ()
     towers: tuple[str, ...] = ()
-    native: str | None = None
     total: int | None = None
     total_source: str | None = None
     active: int | None = None
@@ -232,9 +230,17 @@ def counterparts(entry: CatalogueEntry) -> tuple[Counterpart, ...]:
 
 
 def _near(entry: CatalogueEntry, others: list[CatalogueEntry], sizes: Mapping[str, float]) -> tuple[str, str] | None:
+    def far(other: CatalogueEntry) -> float:
+        return abs(math.log(sizes[other.name] / sizes[entry.name]))
+
     for kin, group in _kin(entry, others):
-        best = min(group, key=lambda other: abs(math.log(sizes[other.name] / sizes[entry.name])), default=None)
-        if best is not None and abs(math.log(sizes[best.name] / sizes[entry.name])) <= math.log(FAR):
+        # Of models as near as each other to 1 %, the one that sees what this one sees, then the plainest name.
+        best = min(
+            group,
+            key=lambda other: (round(far(other), 2), other.facts.towers != entry.facts.towers, len(other.name)),
+            default=None,
+        )
+        if best is not None and far(best) <= math.log(FAR):
             return best.name, kin
     return None
 

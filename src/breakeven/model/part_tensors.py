@@ -113,11 +113,8 @@ def _gqa(hidden: int, a: Gqa) -> Iterator[Item]:
             yield from norm("attn_k_norm", keys if whole else a.head_dim)
     if a.sinks:
         yield from _vector("attn_sinks", a.heads)
-    if (i := a.indexer) is not None and i.owns_weights:
-        yield from _matrix("indexer.q_proj", i.heads * i.head_dim, hidden)
-        yield from _matrix("indexer.k_proj", i.kv_heads * i.head_dim, hidden)
-        yield from norm("indexer.q_norm", i.head_dim)
-        yield from norm("indexer.k_norm", i.head_dim)
+    if a.indexer is not None:
+        yield from _indexer(hidden, hidden, a.indexer)
 
 
 def _gate(hidden: int, gate: OutputGate, heads: int, value_dim: int) -> Iterator[Item]:
@@ -130,16 +127,16 @@ def _gate(hidden: int, gate: OutputGate, heads: int, value_dim: int) -> Iterator
 def _indexer(hidden: int, query_width: int, i: Indexer) -> Iterator[Item]:
     if not i.owns_weights:
         return
-    yield from _matrix("indexer.attn_q_b", i.heads * i.head_dim, query_width)
-    yield from _matrix("indexer.attn_k", i.kv_heads * i.head_dim, hidden)
+    yield from _matrix("indexer.attn_q_b" if i.weighs else "indexer.q_proj", i.heads * i.head_dim, query_width)
+    yield from _matrix("indexer.attn_k" if i.weighs else "indexer.k_proj", i.kv_heads * i.head_dim, hidden)
     yield from norm("indexer.k_norm", i.head_dim, bias=i.weighs)
     if i.weighs:
         yield from _matrix("indexer.proj", i.heads, hidden)
     else:
         yield from norm("indexer.q_norm", i.head_dim)
     if i.pools:
-        yield from _matrix("indexer.compressor_gate", i.head_dim, hidden)
-        yield from _matrix("indexer.compressor_ape", i.every, i.head_dim)
+        yield from _matrix("indexer_compressor_gate", i.head_dim, hidden)
+        yield from _matrix("indexer_compressor_ape", i.every, i.head_dim)
 
 
 def _mla(hidden: int, a: Mla) -> Iterator[Item]:

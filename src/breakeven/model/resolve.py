@@ -13,25 +13,38 @@ from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.catalogue import find, lookup
 from breakeven.model.formats.named import format_named
+from breakeven.model.layouts.derive import assumes, assuming
 
 _GIVE = "give a .gguf file, a directory with config.json, or a model's name"
 _MOST_MANIFEST_BYTES = 1 << 20
 
 
-def resolve_spec(text: str, assume: bool = False) -> ModelSpec:
+def resolve_spec(text: str, assume: bool | None = None) -> ModelSpec:
     """The architecture `text` names, whatever format stands behind it.
 
     Raises UserError when nothing of that name is found or it cannot be read, and for a format that is none. `assume`:
-    read on past what is not known in a file; the model's `assumed` says what that was.
+    read on past what is not known in a file and could change the layout; the model's `assumed` lists it. None: as
+    `assuming` says.
     """
-    from breakeven.model.readers import gguf, hf, yaml
+    reads_on = assumes() if assume is None else assume
+    with assuming(reads_on):
+        return _resolved(text, reads_on)
+
+
+def _resolved(text: str, assume: bool) -> ModelSpec:
+    from breakeven.model.readers import hf
 
     text = bare_name(text)
     path = Path(text).expanduser()
     if (weights := weight_file(text)) is not None:
-        return gguf.read_gguf(weights, assume=assume)
+        from breakeven.model.readers.gguf import read_gguf
+
+        return read_gguf(weights, assume=assume)
     if path.suffix in (".yaml", ".yml"):
-        return yaml.read_yaml(path, partial(resolve_spec, assume=assume))
+        # It takes a while to import, and only such a file needs it.
+        from breakeven.model.readers.yaml import read_yaml
+
+        return read_yaml(path, partial(resolve_spec, assume=assume))
     if path.suffix == ".json" or path.is_dir():
         return hf.read_hf(text)
     if path.is_file():
@@ -85,13 +98,20 @@ def _parted(text: str) -> tuple[str, str]:
 def _names_a_model(text: str) -> bool:
     if text.endswith((":", "/", "\\")):
         return False
-    if "/" in text or "\\" in text or Path(text).suffix.lower() in _SUFFIXES:
-        return True
+    return "/" in text or "\\" in text or Path(text).suffix.lower() in _SUFFIXES or _is_known(text)
+
+
+def _is_known(text: str) -> bool:
     try:
         find(text)
     except UserError:
         return False
     return True
+
+
+def is_catalogued(text: str) -> bool:
+    """Whether `text` is a name, or hub id, of the catalogue, and no path that exists."""
+    return _is_known(text) and not Path(text).expanduser().exists()
 
 
 _SUFFIXES = (".gguf", ".yaml", ".yml", ".json", ".bin")

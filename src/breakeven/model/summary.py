@@ -189,19 +189,17 @@ def summarise(name: str, spec: ModelSpec, facts: ModelFacts | None = None) -> Su
         size_class=size_class(total),
         mtp_params=mtp_params(spec),
         published_source=facts.total_source if facts else None,
-        native_format=native_format(spec, facts),
+        native_format=native_format(spec),
         licence=facts.licence if facts else None,
     )
 
 
-def native_format(spec: ModelSpec, facts: ModelFacts | None) -> str | None:
+def native_format(spec: ModelSpec) -> str | None:
     """The weight format a model is published in, in words; None for 16 bits and where nothing says."""
-    if facts is not None:
-        return facts.native
     if spec.quantization is None:
         return None
     experts = f", experts {spec.quantization.experts}" if spec.quantization.experts else ""
-    return spec.quantization.format_name + experts
+    return spec.quantization.format_name.replace("MXFP4_BF16", "MXFP4") + experts
 
 
 def _is_hybrid(layer: Layer) -> bool:

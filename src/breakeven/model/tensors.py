@@ -94,10 +94,14 @@ Every name of llama.cpp's language models (gguf-py's constants, and what newer f
 """
 
 
+_ANY_GROUP = re.compile("|".join(f"(?P<g{i}>{pattern})" for i, (pattern, _) in enumerate(_GROUPS)))
+
+
 @lru_cache(maxsize=4096)
 def group_of(stem: str) -> TensorGroup | None:
     """The group of a tensor by its name without `blk.N.`; None for a name that is not known."""
-    return next((group for pattern, group in _GROUPS if re.match(pattern, stem)), None)
+    found = _ANY_GROUP.match(stem)
+    return _GROUPS[int(found.lastgroup[1:])][1] if found is not None and found.lastgroup else None
 
 
 def _named(items: Iterable[Item], layer: int | None, family: Family) -> Iterator[Tensor]:

@@ -207,7 +207,8 @@ def _published(model: Detail) -> list[str]:
         f"of {facts.date}" if facts.date else "",
     ]
     if any(said):
-        lines.append(", ".join(each for each in said if each).capitalize())
+        words = ", ".join(each for each in said if each)
+        lines.append(words[0].upper() + words[1:])
     if facts.languages:
         lines.append(f"Languages: {' '.join(facts.languages)}")
     if facts.towers:

@@ -126,14 +126,16 @@ def format_for(engine: str, name: str) -> Format | GpuFormat | OwnFormat:
 def default_format(spec: ModelSpec, engine: str) -> str:
     """The format a model is stored in when nobody says.
 
-    A file has its own types; a checkpoint is as its configuration says; some models exist in one format only; all
-    others are what people run on the engine.
+    A file has its own types; a checkpoint is as its configuration says, if the engine reads that; some models exist in
+    one format only; all others are what people run on the engine.
     """
     if spec.stored is not None:
         return OWN
     if spec.quantization is not None:
         said = spec.quantization.format_name
-        return "MXFP4" if said == "MXFP4_BF16" else said
+        said = "MXFP4" if said == "MXFP4_BF16" else said
+        if engine != "llama.cpp" or said in FORMATS:
+            return said
     name = spec.name.rsplit("/", 1)[-1].lower()
     only = next((chosen for start, chosen in _ONLY_IN if name.startswith(start)), None)
     if only is not None and (engine in DEFAULT_FORMATS or only in FORMATS):

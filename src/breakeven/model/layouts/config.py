@@ -202,15 +202,13 @@ class Config:
             raise self.length(key, len(found), count)
         return list(found)[:count]
 
-    def rope_base(self, default: float) -> float:
-        """`rope_theta`, which newer configurations keep inside `rope_parameters`, for full layers where they differ."""
-        inside = self.get("rope_parameters.full_attention")
-        if isinstance(inside, Mapping) and isinstance(theta := inside.get("rope_theta"), int | float):
-            return float(theta)
-        theta = self.get("rope_parameters.rope_theta")
-        if not self.has("rope_theta") and isinstance(theta, int | float):
-            return float(theta)
-        return self.number_or(default, "rope_theta")
+    def inside(self, key: str) -> dict[str, object] | None:
+        """The facts of an object, whether it is kept whole or by its keys; None when it is absent."""
+        value = self.get(key)
+        if isinstance(value, Mapping):
+            return dict(value)
+        found = {k.removeprefix(f"{key}."): v for k, v in self.values.items() if k.startswith(f"{key}.")}
+        return found or None
 
     def missing(self, *keys: str) -> UserError:
         """An error that names a fact that is not there."""

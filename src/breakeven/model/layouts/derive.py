@@ -24,6 +24,7 @@ from breakeven.model.architecture import (
     Scales,
     Streams,
 )
+from breakeven.model.formats.published import quantization_of
 from breakeven.model.layouts.classes import CLASSES, UNKNOWN, ModelClass
 from breakeven.model.layouts.config import CONTEXT, DENSE_WIDTH, EPSILON, HELP, HIDDEN, LAYERS, TIED, WIDTH, Config
 from breakeven.model.layouts.ffns import ffns_of
@@ -47,6 +48,11 @@ def assuming(yes: bool = True) -> Iterator[None]:
         _ASSUME.reset(token)
 
 
+def assumes() -> bool:
+    """Whether `assuming` holds."""
+    return _ASSUME.get()
+
+
 def spec_from_config(config: Mapping[str, object], name: str, source: str, *, assume: bool | None = None) -> ModelSpec:
     """Read a Hugging Face configuration, or Mistral's `params.json`, by its keys and what its class decides.
 
@@ -60,7 +66,7 @@ def spec_from_config(config: Mapping[str, object], name: str, source: str, *, as
     c.fill(cls.defaults)
     c.touch(*cls.idle)
     layers, kinds = _layers(c, cls)
-    spec = _model(c, cls, layers, kinds)
+    spec = _model(c, cls, layers, kinds, config)
     strange = c.unknown(len(layers))
     if strange and not c.assume:
         raise UserError(_not_known(c, strange))
@@ -129,23 +135,25 @@ def _norms(c: Config, cls: ModelClass) -> Norms:
     return Norms.BEFORE if cls.norms is Norms.PARALLEL else cls.norms
 
 
-def _model(c: Config, cls: ModelClass, layers: list[Layer], kinds: Sequence[str]) -> ModelSpec:
+def _model(
+    c: Config, cls: ModelClass, layers: list[Layer], kinds: Sequence[str], config: Mapping[str, object]
+) -> ModelSpec:
     hidden, vocab = c.whole(*HIDDEN), c.whole("vocab_size")
     routes = any(isinstance(layer.ffn, MoeFfn) for layer in layers)
-    family = cls.routed if routes and cls.routed else cls.family
+    names = (cls.routed if routes else None, cls.family)
     tied = c.first(TIED)
     if tied is None and cls.tied is None:
         raise c.missing(*TIED)
     return ModelSpec(
         name=c.name,
-        family=family if family in FAMILIES else "custom",
+        family=next((family for family in names if family in FAMILIES), "custom"),
         hidden=hidden,
         vocab=vocab,
         context=c.whole(*CONTEXT),
         tied_embeddings=c.flag_or(bool(cls.tied), *TIED),
         layers=tuple(layers),
         source=c.source,
-        rope=Rope(base=c.rope_base(cls.rope_base)),
+        rope=_rope(c, cls, layers),
         norm_epsilon=c.number_or(1e-5, *EPSILON),
         layer_norm=cls.layer_norm,
         output_bias=c.flag_or(cls.lm_head_bias, "lm_head_bias"),
@@ -155,8 +163,46 @@ def _model(c: Config, cls: ModelClass, layers: list[Layer], kinds: Sequence[str]
         per_layer_embedding=_per_layer(c, vocab),
         ngrams=_ngrams(c, hidden),
         streams=_streams(c, cls),
+        quantization=quantization_of(config),
         mtp=_mtp(c, cls, layers, kinds),
     )
+
+
+def _rope(c: Config, cls: ModelClass, layers: Sequence[Layer]) -> Rope:
+    """Rotary embedding; newer files keep it inside `rope_parameters`, one for each kind of attention."""
+    full = c.inside("rope_parameters.full_attention") or c.inside("rope_parameters") or {}
+    near = c.inside("rope_parameters.sliding_attention") or {}
+    old = c.inside("rope_scaling") or {}
+    share = full.get("partial_rotary_factor", c.get("partial_rotary_factor"))
+    head_dim = next((m.head_dim for layer in layers for m in layer.mixers if isinstance(m, Gqa)), 0)
+    turned = c.whole_or(0, "rotary_dim")
+    if not turned and isinstance(share, float) and 0 < share < 1:
+        turned = int(head_dim * share)
+    window_base = c.number_or(0.0, "rope_local_base_freq", "swa_rope_theta") or _number(near.get("rope_theta"))
+    kind = next((w for f in (full, old) for k in ("rope_type", "type") if (w := f.get(k)) in ("yarn", "linear")), None)
+    found = Rope(
+        base=_number(full.get("rope_theta")) or c.number_or(cls.rope_base, "rope_theta"),
+        dimensions=turned if 0 < turned < head_dim else None,
+        window_base=window_base if any(_slides(layer) for layer in layers) else None,
+    )
+    if kind is None:
+        return found
+    facts = full if full.get("factor") is not None else old
+    original = facts.get("original_max_position_embeddings")
+    return replace(
+        found,
+        scaling=str(kind),
+        factor=_number(facts.get("factor")) or 1.0,
+        original_context=original if isinstance(original, int) and original > 0 else None,
+    )
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+
+
+def _slides(layer: Layer) -> bool:
+    return any(isinstance(m, Gqa) and m.window is not None for m in layer.mixers)
 
 
 def _cap(c: Config, default: float | None, key: str) -> float | None:

@@ -53,7 +53,8 @@ class BlockFacts:
         self.blocks = {i for i, _ in inside}
         self.drafting = {i for i, stem in inside if stem.startswith("nextn.")}
         self.time_mixing = {i for i, stem in inside if stem.startswith("time_mix_")}
-        self.indexed = any(stem.startswith("indexer.") for _, stem in inside)
+        self.stems = {stem.rsplit(".", 1)[0] for _, stem in inside}
+        self.indexed = any(stem.startswith("indexer.") for stem in self.stems)
 
     def refused(self, what: str) -> UserError:
         return UserError(

@@ -99,10 +99,7 @@ def _gqa(f: BlockFacts, i: int) -> Gqa:
             if (heads + kv_heads) * head_dim + kv_heads * value_dim != wide:
                 head_dim = value_dim = f.part(wide, heads + 2 * kv_heads, i, "fused queries, keys and values")
     elif has_keys:
-        queries, keys = f.rows(i, "attn_q"), f.rows(i, "attn_k")
-        heads, kv_heads, head_dim, twin = _heads(f, i, (queries, keys), (heads, kv_heads), key_length)
-        values = f.rows(i, "attn_v") if f.has(i, "attn_v") else keys
-        value_dim = f.part(values, kv_heads, i, "values")
+        heads, kv_heads, head_dim, value_dim, twin = _heads(f, i, (heads, kv_heads), key_length)
         gate = OutputGate.TWIN if twin else gate
     else:
         # Keys and values are another layer's.
@@ -133,19 +130,24 @@ def _gqa(f: BlockFacts, i: int) -> Gqa:
     )
 
 
-def _heads(
-    f: BlockFacts, i: int, widths: tuple[int, int], said: tuple[int, int], key_length: int
-) -> tuple[int, int, int, bool]:
-    """Heads, key-value heads, their size and whether a gate lies beside the queries, of the matrices' widths.
+def _heads(f: BlockFacts, i: int, said: tuple[int, int], key_length: int) -> tuple[int, int, int, int, bool]:
+    """Heads, key-value heads, sizes of a key and a value, and whether a gate lies beside the queries: from the widths.
 
     What the keys say counts where it fits: one number for all layers may be wrong for some (Gemma 4's full layers).
     """
-    (queries, keys), (heads, kv_heads) = widths, said
+    queries, keys = f.rows(i, "attn_q"), f.rows(i, "attn_k")
+    values = f.rows(i, "attn_v") if f.has(i, "attn_v") else keys
+    out = f.block(i, "attn_output", 2)[1]
+    heads, kv_heads = said
     for size in (keys // kv_heads if kv_heads and keys % kv_heads == 0 else 0, key_length):
-        if size and keys % size == 0 and queries in (heads * size, 2 * heads * size):
-            return heads, keys // size, size, queries == 2 * heads * size
+        if not size or keys % size or values % (keys // size):
+            continue
+        value = values // (keys // size)
+        if queries in (heads * size, 2 * heads * size) and out == heads * value:
+            return heads, keys // size, size, value, queries == 2 * heads * size
     if key_length and queries % key_length == 0 and keys % key_length == 0:
-        return queries // key_length, keys // key_length, key_length, False
+        kv_heads = keys // key_length
+        return queries // key_length, kv_heads, key_length, f.part(values, kv_heads, i, "values"), False
     raise f.refused(f"block {i} has queries of {queries} and keys of {keys} for {heads} and {kv_heads} heads")
 
 
@@ -155,19 +157,29 @@ def _length(f: BlockFacts, key: str, i: int, window: int | None) -> int:
     return usual if window is None else f.at(f"{key}_swa", i, usual)
 
 
-def _indexer(f: BlockFacts, i: int, window: int | None, *, every: int = 0) -> Indexer | None:
+def _indexer(f: BlockFacts, i: int, window: int | None, *, compressed: int = 0) -> Indexer | None:
     if not f.indexed or window is not None:
         return None
     head_dim, top = f.whole("attention.indexer.key_length"), f.whole("attention.indexer.top_k")
     heads = f.whole("attention.indexer.head_count")
-    every = every or f.whole("attention.indexer.kpool", f.whole("attention.indexer.block_size", 1)) or 1
+    every = compressed or f.whole("attention.indexer.kpool", f.whole("attention.indexer.block_size", 1)) or 1
     own = f.has(i, "indexer.attn_q_b", "indexer.q_proj")
     if own and head_dim:
         heads = f.part(f.rows(i, "indexer.attn_q_b", "indexer.q_proj"), head_dim, i, "an indexer's queries")
     kv_heads = 1
     if own and f.has(i, "indexer.attn_k", "indexer.k_proj"):
         kv_heads = f.part(f.rows(i, "indexer.attn_k", "indexer.k_proj"), head_dim, i, "an indexer's keys")
-    return Indexer(heads, head_dim, top, kv_heads, every, owns_weights=own)
+    # A layer that uses another's choice has a scorer of the same kind.
+    return Indexer(
+        heads,
+        head_dim,
+        top,
+        kv_heads,
+        every,
+        owns_weights=own,
+        pools=not compressed and "indexer_compressor_gate" in f.stems,
+        weighs="indexer.proj" in f.stems,
+    )
 
 
 def _mla(f: BlockFacts, i: int) -> Mla:
@@ -217,7 +229,7 @@ def _compressed(f: BlockFacts, i: int) -> CompressedAttention:
         window=f.whole("attention.sliding_window"),
         ratio=ratio,
         sinks=f.has(i, "attn_sinks"),
-        indexer=_indexer(f, i, None, every=ratio) if f.has(i, "indexer.attn_q_b") else None,
+        indexer=_indexer(f, i, None, compressed=ratio) if f.has(i, "indexer.attn_q_b") else None,
     )
 
 
