@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from breakeven.answer.cost import CostOptions, cost
 from breakeven.engines.memory import need_of
-from breakeven.engines.source import parse_source, parse_sources, weight_format
+from breakeven.engines.source import assumed_caveats, parse_source, parse_sources, weight_format
 from breakeven.engines.start import ENGINES, format_of, kv_type, start
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import UserError
@@ -24,12 +24,13 @@ from breakeven.hardware.reader import read_machine
 from breakeven.model.arithmetic import file_bytes, kv_bytes
 from breakeven.model.catalogue import lookup, names
 from breakeven.model.formats.named import FORMATS, GPU_FORMATS, KV_TYPES, kv_element_bytes, kv_for
+from breakeven.model.layouts.derive import assuming
 from breakeven.model.resolve import resolve_spec, split_format
 from breakeven.results.cost import Rented
 from breakeven.traffic.workload import Arrivals, Length, Workload
 from tests.cli_fixtures import run_here
 from tests.predict_fixtures import profile
-from tests.small_models import small
+from tests.small_models import BASE, small
 
 FORMAT_NAMES = sorted({*FORMATS, *GPU_FORMATS})
 PAIR = ["gpt-oss-120b:MXFP4", "qwen3-32b:Q4_K_M"]
@@ -143,6 +144,27 @@ def test_two_engines_share_no_error() -> None:
 def test_published_formats_are_the_default() -> None:
     assert [p.format for p in predict(["gpt-oss-20b", "qwen3-14b"], ["rtx-3090"]).points] == ["MXFP4", "Q4_K_M"]
     assert predict(["gpt-oss-20b"], ["rtx-3090"], format_name="Q8_0").points[0].format == "Q8_0"
+    formats = {
+        machine: (point.engine, point.format)
+        for machine in ("h100-sxm", "rtx-4090", "apple-m3-ultra")
+        for point in predict(["deepseek-v3"], [machine]).points
+    }
+    assert formats == {
+        "h100-sxm": ("vllm", "FP8_BLOCK"),
+        "rtx-4090": ("llama.cpp", "Q4_K_M"),
+        "apple-m3-ultra": ("llama.cpp", "Q4_K_M"),
+    }
+
+
+def test_a_configuration_is_taken_as_it_says(tmp_path: Path) -> None:
+    said = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (tmp_path / "config.json").write_text(json.dumps({**BASE, "model_type": "llama", "quantization_config": said}))
+    path = str(tmp_path / "config.json")
+    for machine in ("h100-sxm", "rtx-4090"):
+        by_file, other = predict([path, "qwen3-14b"], [machine]).points
+        assert (by_file.engine, by_file.format) == ("vllm", "FP8_BLOCK")
+        assert (other.engine, other.format) == ("vllm", "BF16")
+    assert predict([f"{path}:Q4_K_M"], ["rtx-4090"]).points[0].engine == "llama.cpp"
 
 
 def test_what_was_probed_is_the_default_here() -> None:
@@ -338,6 +360,23 @@ def test_llama_cpp_starts_with_the_keys_and_values_asked_for(tmp_path: Path, smo
         )
         with urlopen(asked, timeout=60) as answer:
             assert json.load(answer)["usage"]["completion_tokens"] == 4
+
+
+def test_what_is_not_known_is_read_past_when_told_to(tmp_path: Path) -> None:
+    config = {"model_type": "llama", **BASE, "attention_stride_of_heads": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    path = str(tmp_path / "config.json")
+    with pytest.raises(UserError, match=r"attention_stride_of_heads.*--assume"):
+        parse_source(path)
+    for verb, *options in (("predict",), ("simulate", "--rate", "1", "--requests", "20"), ("cost", "--rate", "1")):
+        refused = run_here(verb, path, "--machine", "rtx-3090", *options)
+        assert refused.returncode == 2
+        done = run_here(verb, path, "--machine", "rtx-3090", *options, "--assume", columns=300)
+        assert done.returncode == 0, done.stderr
+        assert "read on past attention_stride_of_heads, which is not known here" in done.stdout
+    with assuming():
+        (caveat,) = assumed_caveats([parse_source(path)])
+    assert "attention_stride_of_heads" in caveat
 
 
 def test_json_only_gains() -> None:

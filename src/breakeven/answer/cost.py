@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from breakeven.errors import UserError
-from breakeven.forecast.asked import AskedModel, asked_model, model_on, profiles_for
+from breakeven.forecast.asked import AskedModel, asked_model, assumed_notes, model_on, profiles_for
 from breakeven.forecast.constants import Profile
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.serving import TrialReplica, capacity_of, mean_batch, prefill_share, replica_of
 from breakeven.forecast.simulator.policy import policy_named
 from breakeven.forecast.simulator.run import policy_of
+from breakeven.model.layouts.derive import assuming
 from breakeven.model.quality import QualityScore, quality_of
 from breakeven.price.break_even import Offer, break_evens_of
 from breakeven.price.pricing import idle_usd_per_hour, power_of
@@ -43,10 +44,11 @@ class CostOptions:
     """What costs are asked for. None: as the machine's class does it, or as its catalogue says.
 
     `machine`: of models that name none themselves (`MODEL@MACHINE`), and `format_name` of those without one
-    (`MODEL:FORMAT`). `kv`: type of keys and values. `pricing`: of one replica. `apis`: hosted models
-    by name. `rates`: loads in requests/s. `slo` without terms: capacity is the saturation rate. `scores`: share of
-    tasks solved, and `answers`: mean output tokens, both by model as it was given; without scores, published ones of
-    `benchmark` (None: the first that covers all). `changes`: also look at what would change the costs.
+    (`MODEL:FORMAT`). `kv`: type of keys and values. `assume`: read models on past what is not known in their files.
+    `pricing`: of one replica. `apis`: hosted models by name. `rates`: loads in requests/s. `slo` without terms:
+    capacity is the saturation rate. `scores`: share of tasks solved, and `answers`: mean output tokens, both by model
+    as it was given; without scores, published ones of `benchmark` (None: the first that covers all). `changes`: also
+    look at what would change the costs.
     """
 
     workload: Workload
@@ -56,6 +58,7 @@ class CostOptions:
     devices: int | None = None
     format_name: str | None = None
     kv: str | None = None
+    assume: bool = False
     pricing: Own | Rented | None = None
     apis: Mapping[str, Api] = field(default_factory=dict)
     rates: tuple[float, ...] | None = None
@@ -110,6 +113,7 @@ def served_as(
     origin = "probes of this machine" if profile.origin.how == "probes" else "its data sheet"
     kept = "" if model.kv == "f16" else f", {model.kv} keys and values,"
     notes = [f"{model.format_label}{kept} on {profile.name} with {profile.engine}, predicted from {origin}; {note}"]
+    notes += assumed_notes(model.spec)
     if replica is None:
         notes.append("the weights and one request do not fit the device's memory")
     elif not capacity.value > 0:
@@ -136,7 +140,8 @@ def served_as(
 def _asked(name: str, options: CostOptions) -> tuple[AskedModel, str]:
     """The model of `MODEL[:FORMAT][@MACHINE]`, and its machine."""
     text, _, place = name.partition("@")
-    return asked_model(text, options.format_name), place or options.machine
+    with assuming(options.assume):
+        return asked_model(text, options.format_name), place or options.machine
 
 
 def _profiles(models: Sequence[str], options: CostOptions) -> list[Profile]:

@@ -13,7 +13,7 @@ import numpy as np
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Contender, Doubt, doubt_of
 from breakeven.errors import UserError
-from breakeven.forecast.asked import asked_model, model_on, profiles_for
+from breakeven.forecast.asked import asked_model, assumed_notes, model_on, profiles_for
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.serving import capacity_of, latency_points
 from breakeven.forecast.simulator.policy import Policy
@@ -140,7 +140,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         provenance="predicted",
         needed_bytes=model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens)),
         available_bytes=room_bytes(model),
-        notes=notes,
+        notes=[*assumed_notes(model.spec), *notes],
     )
     if not found.fits and plan.measured is None:
         return found

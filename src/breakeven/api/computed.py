@@ -56,7 +56,7 @@ def predict(
     slugs, files or "this"; None as the machine's class usually runs models. `routing`: what `breakeven trace --json`
     printed, by model as named in `models`; without it routing is taken as even. `kv`: type of keys and values, such as
     "q8_0". `prompt`, `reserve`: tokens of a prompt, and those each cache is made for; None: as the context. `assume`:
-    read configurations on past keys that are not known. Raises UserError for unknown names.
+    read descriptions on past what is not known in them. Raises UserError for unknown names.
     """
     with assuming(assume):
         return run_prediction(
@@ -89,15 +89,17 @@ def simulate(
     step_tokens: int | None = None,
     kv_tokens: int | None = None,
     kv: str | None = None,
+    assume: bool = False,
 ) -> SimulationStudy:
     """How the engine would answer `traffic`, without running it, as `breakeven simulate` does.
 
-    `traffic` holds the words of the command line: `Traffic(rate="5,20", slo="ttft=1s")`; with `schedule`, a file that
-    a run wrote, only its service level counts. `slots`, `step_tokens` and `kv_tokens` None: what the engine does and
-    what fits. `model`, `format` and `kv` as for `predict`. Raises UserError for unknown names, traffic that makes no
-    sense and a model that does not fit.
+    `traffic` holds the words of the command line: `Traffic(rate="5,20", slo="ttft=1s")`; with `schedule`, a file that a
+    run wrote, only its service level counts. `slots`, `step_tokens` and `kv_tokens` None: what the engine does and what
+    fits. `model`, `format`, `kv` and `assume` as for `predict`. Raises UserError for unknown names, traffic that makes
+    no sense and a model that does not fit.
     """
-    asked = asked_model(model, format)
+    with assuming(assume):
+        asked = asked_model(model, format)
     steps = model_on(asked, profiles_for([asked], machine, engine, devices)[0], devices, kv=kv)
 
     def policy(length: float | None) -> Policy:
@@ -168,17 +170,20 @@ def decide(
     study: Path | str | StudyPlan,
     out: Path | str | None = None,
     *,
+    assume: bool = False,
     on_phase: OnPhase = lambda phase, subject: None,
 ) -> Decision:
     """The verdict on a study, a file or a plan made in Python; with `out` also its result.json and page there.
 
-    Raises UserError naming file and key for a study that makes no sense.
+    `assume`: read descriptions of models on past what is not known in them. Raises UserError naming file and key for a
+    study that makes no sense.
     """
     from breakeven.answer.decide import decide as run_decision
     from breakeven.answer.study.load import read_study
     from breakeven.pages.saved import save_decision
 
-    result = run_decision(read_study(Path(study)) if isinstance(study, Path | str) else study, on_phase)
+    with assuming(assume):
+        result = run_decision(read_study(Path(study)) if isinstance(study, Path | str) else study, on_phase)
     if out is not None:
         save_decision(result, Path(out))
     return result

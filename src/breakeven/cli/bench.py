@@ -10,6 +10,7 @@ import typer
 import breakeven
 from breakeven.cli.words import (
     Arrivals,
+    Assume,
     Chat,
     Concurrency,
     Engine,
@@ -79,6 +80,7 @@ def bench(
     engine: Engine = "llama.cpp",
     format_name: SyntheticFormat = None,
     kv: Kv = None,
+    assume: Assume = False,
     slots: Slots = None,
     tokenizer: Tokenizer = None,
     seed: Annotated[int, typer.Option(help="Same seed, same schedule.")] = 0,
@@ -116,6 +118,7 @@ def bench(
         engine=engine,
         format_name=format_name,
         kv=kv,
+        assume=assume,
         slots=slots,
         tokenizer=tokenizer,
         ray_address=ray,

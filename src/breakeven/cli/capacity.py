@@ -9,6 +9,7 @@ import typer
 
 import breakeven
 from breakeven.cli.words import (
+    Assume,
     Chat,
     Engine,
     Kv,
@@ -67,6 +68,7 @@ def capacity(
     engine: Engine = "llama.cpp",
     format_name: SyntheticFormat = None,
     kv: Kv = None,
+    assume: Assume = False,
     slots: Slots = None,
     threads: Threads = None,
     tokenizer: Tokenizer = None,
@@ -102,6 +104,7 @@ def capacity(
         engine=engine,
         format_name=format_name,
         kv=kv,
+        assume=assume,
         threads=threads,
         slots=slots,
         tokenizer=tokenizer,

@@ -9,6 +9,7 @@ import typer
 
 import breakeven
 from breakeven.cli.words import (
+    Assume,
     Kv,
     Processes,
     Quiet,
@@ -48,6 +49,7 @@ def check(
     engine: Annotated[str, typer.Option(help="Of a model started here: llama.cpp or vllm.")] = "llama.cpp",
     format_name: SyntheticFormat = None,
     kv: Kv = None,
+    assume: Assume = False,
     slots: Slots = None,
     threads: Threads = None,
     tokenizer: Tokenizer = None,
@@ -62,6 +64,7 @@ def check(
         engine=engine,
         format_name=format_name,
         kv=kv,
+        assume=assume,
         threads=threads,
         slots=slots,
         tokenizer=tokenizer,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Kv, Quiet, Speed, Threads, Window, command, load_progress, percent, resumable
+from breakeven.cli.words import Assume, Kv, Quiet, Speed, Threads, Window, command, load_progress, percent, resumable
 from breakeven.cli.words import duration as duration_of
 from breakeven.errors import UserError
 
@@ -48,6 +48,7 @@ def compare(
         ),
     ] = None,
     kv: Kv = None,
+    assume: Assume = False,
     streams: Annotated[str, typer.Option(help="Loads: requests at once, comma-separated.")] = "1,2,4,8",
     rate: Annotated[str | None, typer.Option(help="Open loop instead: requests/s, comma-separated.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Replay a trace instead (see `breakeven bench`).")] = None,
@@ -94,6 +95,7 @@ def compare(
             engine=engine,
             format_name=format_name,
             kv=kv,
+            assume=assume,
             threads=threads,
             slots=slots,
             command=command(),
@@ -120,6 +122,7 @@ def compare(
             models or [],
             format=format_name,
             kv=kv,
+            assume=assume,
             streams=[int(part) for part in streams.split(",")],
             **{name: n for name, n in lengths.items() if n is not None},
             precision=relative,

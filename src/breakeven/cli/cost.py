@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import EngineByMachine, Format, Kv, print_json
+from breakeven.cli.words import Assume, EngineByMachine, Format, Kv, print_json
 from breakeven.errors import UserError
 
 app = typer.Typer()
@@ -41,6 +41,7 @@ def cost(
     devices: Annotated[int | None, typer.Option(min=1, help="Devices of one replica.", show_default="1")] = None,
     format_name: Format = None,
     kv: Kv = None,
+    assume: Assume = False,
     rate: Annotated[str | None, typer.Option(help="Requests/s: 1,10,100.", show_default="around the capacity")] = None,
     usd_per_hour: Annotated[float | None, typer.Option(help="Rent of one replica.", show_default="catalogue")] = None,
     own: Annotated[
@@ -93,6 +94,7 @@ def cost(
         devices=devices,
         format_name=format_name,
         kv=kv,
+        assume=assume,
         pricing=_pricing(usd_per_hour, own),
         apis=dict(_api(text) for text in api or ()),
         rates=rates,

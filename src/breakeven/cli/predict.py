@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Devices, EngineByMachine, Format, Kv, print_json
+from breakeven.cli.words import Assume, Devices, EngineByMachine, Format, Kv, print_json
 from breakeven.errors import UserError
 
 app = typer.Typer()
@@ -51,9 +51,7 @@ def predict(
         typer.Option(help="MODEL=FILE, what `breakeven trace --json` printed; without it routing is taken as even."),
     ] = None,
     expert_parallel: Annotated[bool, typer.Option("--expert-parallel", help="Part experts, not matrices.")] = False,
-    assume: Annotated[
-        bool, typer.Option("--assume", help="Read on past keys of a config.json that are not known.")
-    ] = False,
+    assume: Assume = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (breakeven.predict/1).")] = False,
 ) -> None:
     result = breakeven.predict(

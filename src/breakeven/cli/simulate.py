@@ -11,6 +11,7 @@ import typer
 import breakeven
 from breakeven.cli.words import (
     Arrivals,
+    Assume,
     Concurrency,
     Devices,
     EngineByMachine,
@@ -51,6 +52,7 @@ def simulate(
     devices: Devices = None,
     format_name: Format = None,
     kv: Kv = None,
+    assume: Assume = False,
     rate: Rate = None,
     concurrency: Concurrency = None,
     trace: Annotated[Path | None, typer.Option(help="A trace: Azure, Mooncake, GuideLLM, AIPerf, CSV.")] = None,
@@ -113,6 +115,7 @@ def simulate(
         step_tokens=step_tokens,
         kv_tokens=kv_tokens,
         kv=kv,
+        assume=assume,
     )
     if as_json:
         print_json(study)

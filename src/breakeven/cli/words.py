@@ -57,6 +57,7 @@ Kv = Annotated[
     str | None,
     typer.Option("--kv", help="Type of keys and values: f16, q8_0, q4_0, fp8, ...", show_default="f16"),
 ]
+Assume = Annotated[bool, typer.Option("--assume", help="Read models on past what is not known in their files.")]
 EngineByMachine = Annotated[str | None, typer.Option(help="llama.cpp or vllm.", show_default="by machine")]
 Devices = Annotated[int | None, typer.Option(min=1, help="Devices that share a model.", show_default="1")]
 Slots = Annotated[int | None, typer.Option(help="Requests an engine started here works on at once.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,6 +83,15 @@ def parse_sources(texts: list[str]) -> list[Source]:
             name += " (again)"
         sources.append(replace(source, name=name))
     return sources
+
+
+def assumed_caveats(sources: Iterable[Source]) -> list[str]:
+    """What was passed over in descriptions of models, because the user said so."""
+    return [
+        f"{source.name} was read on past {', '.join(source.spec.assumed)}, which is not known here."
+        for source in sources
+        if source.spec is not None and source.spec.assumed
+    ]
 
 
 def slug(name: str) -> str:

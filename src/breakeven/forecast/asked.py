@@ -16,18 +16,19 @@ from breakeven.forecast.profiles import THIS, engine_of_format, profile_named
 from breakeven.forecast.routing import Routing
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import DEFAULT_FORMATS, OWN, default_format
-from breakeven.model.resolve import resolve_spec, split_format
+from breakeven.model.resolve import is_catalogued, resolve_spec, split_format
 
 LLAMA_CPP = "llama.cpp"
 
 
 @dataclass(frozen=True, slots=True)
 class AskedModel:
-    """A model as it was named. `format_name` None: nobody said."""
+    """A model as it was named. `format_name` None: nobody said. `by_name`: it is a catalogued name and no file."""
 
     name: str
     spec: ModelSpec
     format_name: str | None = None
+    by_name: bool = False
 
     @property
     def is_file(self) -> bool:
@@ -36,24 +37,36 @@ class AskedModel:
 
     @property
     def own_format(self) -> str | None:
-        """The format asked for, else the one its checkpoint was published in; None for neither, and for a file."""
-        if self.is_file:
-            return None
-        published = self.spec.quantization.format_name if self.spec.quantization is not None else None
-        return self.format_name or published
+        """The format asked for, else the one that its configuration says; None for neither, and for a weight file.
+
+        Of a model by name, people run other formats than the published one where their engine does not read that.
+        """
+        if self.is_file or self.by_name or self.spec.quantization is None:
+            return self.format_name
+        return self.format_name or default_format(self.spec, "vllm")
 
     def format_under(self, profile: Profile) -> str:
         """The format it is taken in: as asked, else its own, else the one probed, else the engine's usual one."""
         if self.format_name is not None:
             return self.format_name
-        own = default_format(self.spec, profile.engine)
+        own, usual = default_format(self.spec, profile.engine), DEFAULT_FORMATS.get(profile.engine, "Q4_K_M")
+        if self.by_name and engine_of_format(own) not in (None, profile.engine):
+            own = usual
         probed = profile.origin.format if profile.origin.how == "probes" else None
-        return probed if probed is not None and own == DEFAULT_FORMATS.get(profile.engine, "Q4_K_M") else own
+        return probed if probed is not None and own == usual else own
 
 
 def asked_model(text: str, format_name: str | None = None) -> AskedModel:
     """The model that `text` names, in the format behind its name, else in `format_name`. Raises UserError."""
-    return AskedModel(text, resolve_spec(text), split_format(text)[1] or format_name)
+    spec, (bare, behind) = resolve_spec(text), split_format(text)
+    return AskedModel(text, spec, behind or format_name, by_name=is_catalogued(bare))
+
+
+def assumed_notes(spec: ModelSpec) -> list[str]:
+    """What was passed over in a model's description, for whoever reads numbers of it."""
+    if not spec.assumed:
+        return []
+    return [f"read on past {', '.join(spec.assumed)}, which is not known here: the layout may be another"]
 
 
 def profiles_for(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from breakeven.errors import UserError
-from breakeven.forecast.asked import LLAMA_CPP, asked_model, model_on, profiles_for
+from breakeven.forecast.asked import LLAMA_CPP, asked_model, assumed_notes, model_on, profiles_for
 from breakeven.forecast.constants import Profile, Range
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.routing import Routing, routing_known, skewed
@@ -56,6 +56,7 @@ def origin_text(profile: Profile) -> str:
 def notes_of(model: StepModel, batch: int, context: int) -> list[str]:
     """What a reader of one point must know."""
     return [
+        *assumed_notes(model.spec),
         *_room(model, batch, context),
         *_extrapolations(model, batch, context),
         *_types(model),

@@ -13,20 +13,22 @@ from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.catalogue import find, lookup
 from breakeven.model.formats.named import format_named
-from breakeven.model.layouts.derive import assuming
+from breakeven.model.layouts.derive import assumes, assuming
 
 _GIVE = "give a .gguf file, a directory with config.json, or a model's name"
 _MOST_MANIFEST_BYTES = 1 << 20
 
 
-def resolve_spec(text: str, *, assume: bool = False) -> ModelSpec:
+def resolve_spec(text: str, assume: bool | None = None) -> ModelSpec:
     """The architecture `text` names, whatever format stands behind it.
 
     Raises UserError when nothing of that name is found or it cannot be read, and for a format that is none. `assume`:
-    read on past what is not known in a file; the model's `assumed` says what that was.
+    read on past what is not known in a file and could change the layout; the model's `assumed` lists it. None: as
+    `assuming` says.
     """
-    with assuming(assume):
-        return _resolved(text, assume)
+    reads_on = assumes() if assume is None else assume
+    with assuming(reads_on):
+        return _resolved(text, reads_on)
 
 
 def _resolved(text: str, assume: bool) -> ModelSpec:
@@ -96,13 +98,20 @@ def _parted(text: str) -> tuple[str, str]:
 def _names_a_model(text: str) -> bool:
     if text.endswith((":", "/", "\\")):
         return False
-    if "/" in text or "\\" in text or Path(text).suffix.lower() in _SUFFIXES:
-        return True
+    return "/" in text or "\\" in text or Path(text).suffix.lower() in _SUFFIXES or _is_known(text)
+
+
+def _is_known(text: str) -> bool:
     try:
         find(text)
     except UserError:
         return False
     return True
+
+
+def is_catalogued(text: str) -> bool:
+    """Whether `text` is a name, or hub id, of the catalogue, and no path that exists."""
+    return _is_known(text) and not Path(text).expanduser().exists()
 
 
 _SUFFIXES = (".gguf", ".yaml", ".yml", ".json", ".bin")

@@ -33,6 +33,7 @@ from breakeven.measure.runner import Candidate
 from breakeven.model.arithmetic import file_bytes
 from breakeven.model.catalogue import lookup
 from breakeven.model.formats.named import format_named
+from breakeven.model.layouts.derive import assuming
 from breakeven.results.comparison import Comparison
 from breakeven.results.store import LOG, fingerprint
 from breakeven.runs import result
@@ -44,12 +45,14 @@ from breakeven.version import __version__
 class Options:
     """What a comparison may be told beside its models; the fields are those of `breakeven compare`.
 
-    `format_name`: of synthetic models that name none; None: each one's own, else Q4_K_M.
+    `format_name`: of synthetic models that name none; None: each one's own, else Q4_K_M. `assume`: read
+    models on past what is not known in their files.
     """
 
     plan: Plan = field(default_factory=Plan)
     format_name: str | None = None
     kv: str | None = None
+    assume: bool = False
     out: Path | None = None
     resume: bool = False
     threads: int | None = None
@@ -86,7 +89,8 @@ def compare(
     """
     options = options or Options()
     options.check()
-    sources = parse_sources(list(models))
+    with assuming(options.assume):
+        sources = parse_sources(list(models))
     plan = options.plan
     context = whole_context(plan.prompt_tokens + plan.output_tokens + 8)
     slots = max(plan.streams)

@@ -18,7 +18,7 @@ import numpy as np
 
 from breakeven.engines import openai_url
 from breakeven.engines.memory import whole_context
-from breakeven.engines.source import SYNTHETIC, Source, slug
+from breakeven.engines.source import SYNTHETIC, Source, assumed_caveats, slug
 from breakeven.engines.start import Running, engine_named, format_of, kv_type, start, weights_of
 from breakeven.errors import UserError
 from breakeven.hardware.reader import read_machine
@@ -54,7 +54,8 @@ class LoadOptions:
     """What a study under load may be told beside its targets and traffic.
 
     `processes` None: as many as it takes; `format_name`: of models that name none; None: each one's own, else
-    the engine's usual one. `kv`: type of keys and values of engines started here.
+    the engine's usual one. `kv`: type of keys and values of engines started here. `assume`: read models on
+    past what is not known in their files.
     """
 
     out: Path | None = None
@@ -64,6 +65,7 @@ class LoadOptions:
     engine: str = "llama.cpp"
     format_name: str | None = None
     kv: str | None = None
+    assume: bool = False
     threads: int | None = None
     slots: int | None = None
     tokenizer: Path | None = None
@@ -312,6 +314,7 @@ class Session:
             found.append(SYNTHETIC)
         if any(up.source.url for up in self.running):
             found.append(URL_CAVEAT)
+        found += assumed_caveats(self._sources)
         if len({s.text for s in self._sources}) < len(self._sources):
             found.append("A/A run: a model against itself; any difference found here is an error of the measurement.")
         return found

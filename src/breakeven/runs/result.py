@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from breakeven.engines.backend import LLAMA_CPP
-from breakeven.engines.source import SYNTHETIC, Source, weight_format
+from breakeven.engines.source import SYNTHETIC, Source, assumed_caveats, weight_format
 from breakeven.engines.start import Running
 from breakeven.errors import BreakevenError, UserError
 from breakeven.hardware.machine import MachineSpec
@@ -198,4 +198,4 @@ def _caveats(running: Sequence[Running], models: Sequence[ModelResult]) -> list[
         found.append("A/A run: a model against itself; any difference found here is an error of the measurement.")
     if any(r.source.url for r in running):
         found.append("An engine behind a URL may share its machine with others; its noise cannot be seen from here.")
-    return found
+    return [*found, *assumed_caveats(r.source for r in running)]

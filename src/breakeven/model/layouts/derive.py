@@ -62,6 +62,11 @@ def assuming(yes: bool = True) -> Iterator[None]:
         _ASSUME.reset(token)
 
 
+def assumes() -> bool:
+    """Whether `assuming` holds."""
+    return _ASSUME.get()
+
+
 def spec_from_config(config: Mapping[str, object], name: str, source: str, *, assume: bool | None = None) -> ModelSpec:
     """Read a Hugging Face configuration, or Mistral's `params.json`, by its keys and what its class decides.
 
