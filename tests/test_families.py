@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from families_fixtures import SMALL, small_config, small_spec
 
@@ -11,7 +12,8 @@ from breakeven.errors import UserError
 from breakeven.model.architecture import DenseFfn, Gating, Gqa, LinearAttention, MoeFfn, OutputGate, ShortConv
 from breakeven.model.arithmetic import check_count
 from breakeven.model.catalogue import entries, spec_from_facts
-from breakeven.model.layouts.registry import FAMILIES, family_of, spec_from_config, why_not_written
+from breakeven.model.layouts.derive import spec_from_config
+from breakeven.model.layouts.registry import FAMILIES, family_of, why_not_written
 from breakeven.model.readers.gguf import spec_from_gguf
 from breakeven.model.tensors import tensors
 
@@ -50,10 +52,8 @@ def test_every_catalogued_family_that_can_be_written_round_trips_at_full_size(na
     assert back.layers == spec.layers
 
 
-def test_registry_is_keyed_by_name_and_no_model_type_is_claimed_twice() -> None:
+def test_registry_is_keyed_by_name() -> None:
     assert all(name == family.name for name, family in FAMILIES.items())
-    claimed = [model_type for family in FAMILIES.values() for model_type in family.model_types]
-    assert len(claimed) == len(set(claimed))
 
 
 @pytest.mark.parametrize(
@@ -159,9 +159,9 @@ def test_the_guard_gives_both_numbers() -> None:
 
 def test_the_guard_refuses_a_class_default_in_place_of_the_released_width() -> None:
     # OLMoE's configuration class says 2048, the released model 1024.
-    wrong = {**_FACTS["olmoe-1b-7b"], "intermediate": 2048}
-    spec = spec_from_facts(wrong)
-    with pytest.raises(UserError, match="6,900,000,000 were published"):
+    facts = _FACTS["olmoe-1b-7b"]
+    spec = spec_from_facts(msgspec.structs.replace(facts, config={**facts.config, "intermediate_size": 2048}))
+    with pytest.raises(UserError, match="6,919,161,856 were published"):
         check_count(spec, spec.published_total_params)
 
 

@@ -23,24 +23,30 @@ if TYPE_CHECKING:
 
 
 @overload
-def models(name: None = None) -> list[Summary]: ...
+def models(name: None = None, *, like: str | None = None) -> list[Summary]: ...
 @overload
-def models(name: str) -> Detail: ...
-def models(name: str | None = None) -> list[Summary] | Detail:
+def models(name: str, *, kv: str = "f16", assume: bool = False) -> Detail: ...
+def models(
+    name: str | None = None, *, like: str | None = None, kv: str = "f16", assume: bool = False
+) -> list[Summary] | Detail:
     """The models known by name; or one (a name, a hub id, a file) in numbers: counts, bytes by format, KV, experts.
 
-    Raises UserError for a model that cannot be found or read.
+    `like`: only those with these words in their names. `kv`: type of keys and values of the one. `assume`: read a
+    configuration on past keys that are not known and could change the layout. Raises UserError for a model that cannot
+    be found or read, and an unknown type.
     """
-    from breakeven.model.catalogue import entries, lookup, names
+    from breakeven.model.catalogue import entries, find, lookup, matching, names
     from breakeven.model.resolve import resolve_spec
     from breakeven.model.summary import detail, summarise
 
     if name is None:
-        return [summarise(known, lookup(known)) for known in names()]
-    spec = resolve_spec(name)
+        known = names() if like is None else matching(like)
+        return [summarise(each, lookup(each), find(each).facts) for each in known]
+    spec = resolve_spec(name, assume=assume)
     # A file may carry a catalogued model's name and other shapes; only the very same model gets the short name.
-    same = (entry.name for entry in entries() if entry.hub_id == spec.name and lookup(entry.name) == spec)
-    return detail(next(same, spec.name), spec)
+    same = (entry for entry in entries() if entry.hub_id == spec.name and lookup(entry.name) == spec)
+    entry = next(same, None)
+    return detail(entry.name if entry else spec.name, spec, entry, kv)
 
 
 @overload

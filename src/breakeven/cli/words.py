@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that `breakeven VERB --help` stays quick.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -104,4 +105,6 @@ def print_json(content: object) -> None:
     """Print a result, indented."""
     import msgspec
 
-    typer.echo(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())
+    text = msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
+    # JSON may hold DEL and the C1 controls as they are; a terminal obeys them.
+    typer.echo(re.sub(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda found: f"\\u{ord(found[0]):04x}", text))

@@ -9,7 +9,7 @@ from pathlib import Path
 from breakeven.engines.openai_url import is_url
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.resolve import resolve_spec
+from breakeven.model.resolve import resolve_spec, weight_file
 
 SYNTHETIC = "synthetic weights: speed and memory only"
 """What stands beside every number that weights of our own writing gave."""
@@ -43,11 +43,9 @@ def parse_source(text: str) -> Source:
     """Read one MODEL argument. Raises UserError for what does not exist or cannot be read."""
     if is_url(text):
         return Source(text, text.partition("#")[2] or text, None, url=text)
-    if text.endswith(".gguf"):
-        path = Path(text).expanduser()
-        if not path.is_file():
-            raise UserError(f"{text}: no such file")
-        return Source(text, path.stem, resolve_spec(text), path=path)
+    if (path := weight_file(text)) is not None:
+        spec = resolve_spec(text)
+        return Source(text, spec.name, spec, path=path)
     spec = resolve_spec(text)
     return Source(text, text.split("/")[-1] if not Path(text).exists() else spec.name, spec)
 

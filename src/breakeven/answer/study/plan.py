@@ -174,7 +174,7 @@ class Constraints(FilePart):
     power_w: Power | None = None
     """Of one replica when busy."""
     licences: Annotated[tuple[str, ...], LIST] = ()
-    """The only ones allowed, as in `model/data/licences.json`; case does not matter."""
+    """The only ones allowed, as in `model/data/models.json`; case does not matter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
