@@ -83,12 +83,19 @@ class Synthesised:
 
 
 def synth(
-    model: str, out: Path | str, *, format: str = "Q4_K_M", routing: str = "uniform", seed: int = 0
+    model: str,
+    out: Path | str,
+    *,
+    format: str = "Q4_K_M",
+    routing: str = "uniform",
+    seed: int = 0,
+    mtp: bool = False,
 ) -> Synthesised:
     """Write a GGUF with the exact tensors of `model` and random weights: good for speed and memory only.
 
-    `routing`: "uniform", or "zipf:S" for a skew with exponent S. The same seed gives the same bytes. Raises UserError
-    for what is unknown, NotSupportedError for a family that llama.cpp does not run.
+    `routing`: "uniform", or "zipf:S" for a skew with exponent S. The same seed gives the same bytes. `mtp`: with
+    the model's drafting blocks. Raises UserError for what is unknown, NotSupportedError for a layout that llama.cpp
+    does not load.
     """
     from breakeven.engines.synthesis.routing import parse_routing
     from breakeven.engines.synthesis.write import synthesise
@@ -97,7 +104,7 @@ def synth(
 
     spec, path = resolve_spec(model), Path(out)
     started = time.monotonic()
-    synthesise(spec, format_named(format).name, path, routing=parse_routing(routing), seed=seed)
+    synthesise(spec, format_named(format).name, path, routing=parse_routing(routing), seed=seed, mtp=mtp)
     return Synthesised(path, spec.name, format, path.stat().st_size, time.monotonic() - started)
 
 

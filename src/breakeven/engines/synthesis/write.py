@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,15 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize
 
 from breakeven.engines.source import SYNTHETIC
-from breakeven.engines.synthesis.fill import BlockPool, Bytes, Fill, Values, embedding_std, values_of
+from breakeven.engines.synthesis.fill import (
+    BlockPool,
+    Bytes,
+    Fill,
+    Values,
+    embedding_std,
+    rotary_factors,
+    values_of,
+)
 from breakeven.engines.synthesis.routing import Doubles, ExpertUse, biases_for, router_rows
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
 from breakeven.model.architecture import ModelSpec, MoeFfn
@@ -65,17 +75,28 @@ def byte_alphabet() -> list[str]:
     return alphabet
 
 
-def tokens_of(vocab: int) -> tuple[list[str], list[int]]:
-    """The `vocab` tokens and their types. Raises UserError when the vocabulary cannot hold the byte alphabet."""
-    if vocab < 256 + N_SPECIAL:
-        raise UserError(f"a vocabulary of {vocab} cannot be synthesised: give at least {256 + N_SPECIAL} tokens")
+_PHI3_WORDS = ("</s>", "<s>", "<unk>", "<|endoftext|>")
+"""What llama.cpp looks up in the vocabulary of every model whose name says Phi-3, and fails without."""
+
+
+def tokens_of(vocab: int, name: str = "") -> tuple[list[str], list[int]]:
+    """The `vocab` tokens of a model of this name, and their types.
+
+    Raises UserError when the vocabulary cannot hold the byte alphabet.
+    """
+    if vocab < 256 + N_SPECIAL + len(_PHI3_WORDS):
+        raise UserError(
+            f"a vocabulary of {vocab} cannot be synthesised: give at least {256 + N_SPECIAL + len(_PHI3_WORDS)} tokens"
+        )
     words = [f"\u0120w{i}" for i in range(vocab - 256 - N_SPECIAL)]
+    if any(said in name.lower() for said in ("phi-3", "phi3")):
+        words[: len(_PHI3_WORDS)] = _PHI3_WORDS
     tokens = [*byte_alphabet(), "<|bos|>", "<|eos|>", "<|pad|>", *words]
     return tokens, [NORMAL] * 256 + [CONTROL] * N_SPECIAL + [NORMAL] * len(words)
 
 
 ALIGNMENT = 32
-RECIPE = 1
+RECIPE = 2
 """Changes whenever the same request would give other bytes; part of the key of a cached file."""
 
 ADVICE = "choose another place, a smaller --format, or prune with `breakeven cache prune`"
@@ -87,7 +108,7 @@ Progress = Callable[[int, int], None]
 def tensor_bytes(tensor: Tensor, kind: GGMLQuantizationType) -> int:
     """Bytes of a tensor's data in a type."""
     elements, size = GGML_QUANT_SIZES[kind]
-    return tensor.params // elements * size
+    return math.prod(tensor.shape) // elements * size
 
 
 def _types(spec: ModelSpec, format_name: str) -> dict[str, GGMLQuantizationType]:
@@ -96,6 +117,7 @@ def _types(spec: ModelSpec, format_name: str) -> dict[str, GGMLQuantizationType]
 
 def synthesised_bytes(spec: ModelSpec, format_name: str) -> int:
     """Size of the file's tensor data, alignment included; the header adds some megabytes of vocabulary."""
+    spec = as_written(spec) if spec.stored is not None else spec
     types = _types(spec, format_name)
     return sum(-(-tensor_bytes(t, types[t.name]) // ALIGNMENT) * ALIGNMENT for t in tensors(spec))
 
@@ -107,14 +129,20 @@ def synthesise(
     *,
     routing: ExpertUse | None = None,
     seed: int = 0,
+    mtp: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write `spec` in `format_name` to `out`, whole or not at all; the same arguments give the same bytes.
 
-    Raises NotSupportedError for a family llama.cpp gets no file of, UserError for an unwritable place or one without
+    `mtp`: with the blocks that draft further tokens, where llama.cpp loads them.
+
+    Raises NotSupportedError for a layout llama.cpp gets no file of, UserError for an unwritable place or one without
     room, BreakevenError when the disk fills meanwhile.
     """
     routing = routing or ExpertUse()
+    if mtp:
+        _check_drafts(spec)
+    spec = as_written(spec, mtp=mtp)
     check_routable(spec, routing)
     writer = _header(spec, format_name, routing, seed)
     needed = synthesised_bytes(spec, format_name) + 64 * spec.vocab
@@ -139,12 +167,26 @@ def synthesise(
     return out
 
 
+def as_written(spec: ModelSpec, *, mtp: bool = False) -> ModelSpec:
+    """The model that a file is made of: its layout alone, and its drafting blocks only if asked for."""
+    return replace(spec, stored=None, mtp=spec.mtp if mtp else None)
+
+
+def _check_drafts(spec: ModelSpec) -> None:
+    if spec.mtp is None:
+        raise UserError(f"{spec.name} has no blocks that draft tokens; leave --mtp out")
+    if not FAMILIES[spec.family].limits.mtp:
+        raise NotSupportedError(
+            f"{spec.name}: llama.cpp loads no drafting blocks of the family {spec.family}; leave --mtp out"
+        )
+
+
 def check_routable(spec: ModelSpec, routing: ExpertUse) -> None:
     """Raise NotSupportedError where a skew cannot be promised."""
     if FAMILIES[spec.family].gguf_architecture is None:
-        able = ", ".join(sorted(name for name, family in FAMILIES.items() if family.gguf_architecture))
         raise NotSupportedError(
-            f"{spec.name}: Breakeven counts the family {spec.family} but cannot write weights for it; it can for {able}"
+            f"{spec.name}: {why_not_written(spec)}: Breakeven counts it but cannot write weights for it; "
+            "docs/synth.md names the families it can"
         )
     if reason := why_not_written(spec):
         raise NotSupportedError(f"{spec.name}: llama.cpp would not load a file of it: {reason}")
@@ -173,7 +215,7 @@ def _header(spec: ModelSpec, format_name: str, routing: ExpertUse, seed: int) ->
     writer.add_uint32("breakeven.recipe", RECIPE)
     for key, value in family.gguf_metadata(spec).items():
         add_value(writer, key, value)
-    words, kinds = tokens_of(spec.vocab)
+    words, kinds = tokens_of(spec.vocab, spec.name)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(words)
@@ -227,6 +269,8 @@ def _write_tensors(
             if values.fill is Fill.ROUTER:
                 rows = _router(spec, tensor, routing, first, skews, rng)
                 pieces: Iterator[Bytes] = iter([rows.astype(np.float32).reshape(-1).view(np.uint8)])
+            elif values.fill is Fill.ROTARY:
+                pieces = iter([rotary_factors(spec.rope, tensor.shape[0]).view(np.uint8)])
             elif kind is GGMLQuantizationType.F32:
                 pieces = iter([_plain(tensor, values, rng).view(np.uint8)])
             else:
@@ -251,10 +295,13 @@ def _plain(tensor: Tensor, values: Values, rng: np.random.Generator) -> np.ndarr
     n = tensor.params
     if values.fill is Fill.SIGNS:
         return rng.choice(np.array([-1.0, 1.0], np.float32), n)
-    if values.fill in (Fill.ZEROS, Fill.ONES, Fill.SMALL):
-        constant = {Fill.ZEROS: 0.0, Fill.ONES: 1.0, Fill.SMALL: values.std}[values.fill]
+    if values.fill in (Fill.ZEROS, Fill.ONES, Fill.CONSTANT):
+        constant = {Fill.ZEROS: 0.0, Fill.ONES: 1.0, Fill.CONSTANT: values.std}[values.fill]
         return np.full(n, constant, np.float32)
-    return rng.standard_normal(n, dtype=np.float32) * np.float32(values.std)
+    drawn = rng.standard_normal(n, dtype=np.float32) * np.float32(values.std)
+    if values.fill is Fill.RESIDUAL:
+        drawn[: tensor.shape[-1]] = 0.0
+    return drawn
 
 
 def _random(tensor: Tensor, values: Values, pool: BlockPool, rng: np.random.Generator) -> Iterator[Bytes]:

@@ -233,7 +233,15 @@ FORMATS: dict[str, Format] = {
 # (src/models/llama.cpp, src/models/qwen2.cpp: load_arch_hparams; src/llama-quant.cpp: LLM_TYPE_70B).
 _DEPTH_OF_70B = {"llama": 80, "qwen2": 80}
 
-_KEPT_F32 = ("ffn_gate_inp.weight", "ssm_conv1d", "shortconv.conv.weight", "_norm.weight")
+_KEPT_F32 = (
+    "ffn_gate_inp.weight",
+    "ssm_conv1d",
+    "shortconv.conv.weight",
+    "_norm.weight",
+    "altup",
+    "laurel",
+    "per_layer_model_proj",
+)
 
 
 def types_in(spec: ModelSpec, chosen: Format) -> dict[str, GgmlType]:

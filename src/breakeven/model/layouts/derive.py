@@ -49,8 +49,8 @@ READERS: dict[str, Callable[[Mapping[str, object], str, str], ModelSpec]] = {
     "qwen3_next": partial(_qwen3next, "qwen3next"),
     "qwen3_5": partial(_qwen3next, "qwen35"),
     "qwen3_5_text": partial(_qwen3next, "qwen35"),
-    "qwen3_5_moe": partial(_qwen3next, "qwen35"),
-    "qwen3_5_moe_text": partial(_qwen3next, "qwen35"),
+    "qwen3_5_moe": partial(_qwen3next, "qwen35moe"),
+    "qwen3_5_moe_text": partial(_qwen3next, "qwen35moe"),
 }
 
 

@@ -102,16 +102,18 @@ def mimo2_from_config(config: Mapping[str, object], name: str, source: str) -> M
     """Read a `mimo_v2_flash` configuration: sliding layers may have other heads, `moe_layer_freq` may be a list."""
     c = Config(config, name, source)
     full = gqa(c, head_dim_required=True)
-    full = replace(full, value_head_dim=c.whole_or(full.head_dim, "v_head_dim"))
+    value_dim = c.whole_or(full.head_dim, "v_head_dim")
+    full = replace(full, value_head_dim=None if value_dim == full.head_dim else value_dim)
     sliding = replace(
         full,
         heads=c.whole_or(full.heads, "swa_num_attention_heads"),
         kv_heads=c.whole_or(full.kv_heads, "swa_num_key_value_heads"),
         head_dim=c.whole_or(full.head_dim, "swa_head_dim"),
-        value_head_dim=c.whole_or(full.value_head_dim or full.head_dim, "swa_v_head_dim"),
         window=c.whole("sliding_window"),
         sinks=c.flag_or(True, "add_swa_attention_sink_bias"),
     )
+    value_dim = c.whole_or(full.value_dim, "swa_v_head_dim")
+    sliding = replace(sliding, value_head_dim=None if value_dim == sliding.head_dim else value_dim)
     count = n_layers(c)
     slides = [bool(flag) for flag in c.list_of("hybrid_layer_pattern") or [(i + 1) % 6 for i in range(count)]]
     routes = [bool(flag) for flag in c.list_of("moe_layer_freq") or [1] * count]
