@@ -14,6 +14,7 @@ from breakeven.model.architecture import (
     Indexer,
     KimiDelta,
     Layer,
+    Lightning,
     LinearAttention,
     Mamba1,
     Mamba2,
@@ -268,6 +269,14 @@ LAYOUTS: dict[str, ModelSpec] = {
             [DENSE, SIGMOID_SHARED, SIGMOID_SHARED],
         ),
     ),
+    "bailingmoe3": _model(
+        "bailingmoe3",
+        _layers(
+            [KimiDelta(4, 64), replace(LATENT, output_gate=OutputGate.HEAD), KimiDelta(4, 64)],
+            [DENSE, SIGMOID_SHARED, SIGMOID_SHARED],
+        ),
+    ),
+    "minimax-01": _model("minimax-01", _layers([Lightning(4, 4, 64), ATTENTION, Lightning(4, 4, 64)], [MOE] * 3)),
 }
 
 ROUTED = tuple(name for name, spec in LAYOUTS.items() if spec.is_moe)

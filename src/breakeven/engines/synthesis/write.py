@@ -168,8 +168,17 @@ def synthesise(
 
 
 def as_written(spec: ModelSpec, *, mtp: bool = False) -> ModelSpec:
-    """The model that a file is made of: its layout alone, and its drafting blocks only if asked for."""
-    return replace(spec, stored=None, mtp=spec.mtp if mtp else None)
+    """The model that a file is made of: its layout alone, and its drafting blocks only if asked for.
+
+    A per-layer table gets a row for every token, as llama.cpp's converter fills it up (Gemma 3n).
+    """
+    rows = spec.per_layer_embedding
+    return replace(
+        spec,
+        stored=None,
+        mtp=spec.mtp if mtp else None,
+        per_layer_embedding=None if rows is None else replace(rows, vocab=spec.vocab),
+    )
 
 
 def _check_drafts(spec: ModelSpec) -> None:

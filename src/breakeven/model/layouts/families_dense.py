@@ -61,8 +61,6 @@ def _gemma3n_refused(spec: ModelSpec) -> str | None:
         return f"has {_GEMMA3N_ALTUP} streams and a rank of {_GEMMA3N_LAUREL}"
     if rows is not None and rows.width != _GEMMA3N_PER_LAYER:
         return f"has an embedding of {_GEMMA3N_PER_LAYER} for each layer"
-    if rows is not None and rows.vocab != spec.vocab:
-        return "has as many rows in its per-layer table as in its vocabulary"
     shared = [isinstance(layer.mixer, Gqa) and layer.mixer.shares_kv for layer in spec.layers]
     if shared != [i >= _GEMMA3N_OWN_CACHES for i in range(len(shared))]:
         return f"shares caches in all layers after the first {_GEMMA3N_OWN_CACHES}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from breakeven.model.architecture import (
     Gqa,
     KimiDelta,
+    Lightning,
     LinearAttention,
     Mamba1,
     Mamba2,
@@ -15,7 +16,7 @@ from breakeven.model.architecture import (
     ShortConv,
 )
 from breakeven.model.layouts.families_dense import SECOND_NORM
-from breakeven.model.layouts.family import Family, FfnOrder, LayoutLimits
+from breakeven.model.layouts.family import Family, FfnOrder, GgufValue, LayoutLimits
 from breakeven.model.layouts.gguf_keys import (
     full_attention,
     layer_norm_epsilon,
@@ -36,6 +37,33 @@ def _delta_net_refused(spec: ModelSpec) -> str | None:
 def _twice_as_wide(spec: ModelSpec) -> str | None:
     inner = {a.inner for layer in spec.layers for a in layer.mixers if isinstance(a, Mamba1 | Mamba2)}
     return "has Mamba layers twice as wide as the hidden state" if inner - {2 * spec.hidden} else None
+
+
+def _bounded_gates(_: ModelSpec) -> dict[str, GgufValue]:
+    """The decay's gate is kept above a bound, in Ling 3.0 as its configuration class has it."""
+    return {"kda.safe_gate": True, "kda.gate_lower_bound": -5.0}
+
+
+def _bailing3_refused(spec: ModelSpec) -> str | None:
+    parts = [a for layer in spec.layers for a in layer.mixers]
+    if len({a.heads for a in parts if isinstance(a, Mla | KimiDelta)}) > 1:
+        return "has as many heads in latent as in linear layers"
+    if any(isinstance(a, KimiDelta) and a.gate_rank is not None for a in parts):
+        return "projects decays and gates in full"
+    if any(isinstance(a, Mla) and a.output_gate is not OutputGate.HEAD for a in parts):
+        return "has a gate for each head of latent attention"
+    return None
+
+
+def _residual_scale(spec: ModelSpec) -> dict[str, GgufValue]:
+    return {"residual_scale": spec.scales.residual if spec.scales else 1.0}
+
+
+def _minimax01_refused(spec: ModelSpec) -> str | None:
+    parts = [a for layer in spec.layers for a in layer.mixers if isinstance(a, Lightning)]
+    if any(a.kv_heads != a.heads or not a.output_gate or a.qk_norm is not QkNorm.NONE for a in parts):
+        return "has a key head for every query head and an output gate in its linear layers"
+    return None
 
 
 def _falcon_h1_refused(spec: ModelSpec) -> str | None:
@@ -162,5 +190,23 @@ HYBRID_FAMILIES = (
         ffn_order=FfnOrder.LEADING_DENSE,
         mixers=(Mla, KimiDelta),
         limits=LayoutLimits(tied=False, shared=None, shared_whole=True, selection_bias=True, more=_kimi_refused),
+    ),
+    Family(
+        "bailingmoe3",
+        "bailingmoe3",
+        says("bailingmoe3", leading_dense, _bounded_gates),
+        tensor_names={"ssm_f": "ssm_f_a", "ssm_g": "ssm_g_a"},
+        ffn_order=FfnOrder.LEADING_DENSE,
+        mixers=(Mla, KimiDelta),
+        limits=LayoutLimits(shared=True, selection_bias=True, more=_bailing3_refused),
+    ),
+    Family(
+        "minimax-01",
+        "minimax-01",
+        says("minimax-01", full_attention, _residual_scale),
+        tensor_names={"attn_sub_norm": "attn_norm_2"},
+        ffn_order=FfnOrder.ROUTED,
+        mixers=(Gqa, Lightning),
+        limits=LayoutLimits(more=_minimax01_refused),
     ),
 )

@@ -85,7 +85,7 @@ def _mixers(spec: ModelSpec, family: Family) -> str | None:
                 allowed = " and ".join(_NAMES[kind] for kind in family.mixers)
                 return f"has {allowed}, not {_NAMES[type(a)]}"
         if family.limits.side_by_side:
-            if tuple(type(a) for a in layer.mixers) != family.mixers:
+            if len(layer.mixers) != len(family.mixers) or {type(a) for a in layer.mixers} != set(family.mixers):
                 return f"has {' and '.join(_NAMES[kind] for kind in family.mixers)} side by side in every layer"
         elif family.limits.lone_parts:
             if len(layer.mixers) + (layer.ffn is not None) != 1:

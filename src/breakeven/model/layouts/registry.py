@@ -17,11 +17,11 @@ from breakeven.model.layouts.gguf_keys import none_yet
 
 _COUNTED = (
     # Architectures of llama.cpp that Breakeven counts and does not write.
-    *(Family(name, None, none_yet) for name in ("deepseek4", "glm5-next", "bailingmoe3", "minimax-01", "qwen4exp")),
+    *(Family(name, None, none_yet) for name in ("deepseek4", "glm5-next", "qwen4exp")),
     # Layouts that no architecture of llama.cpp has.
     *(
         Family(name, None, none_yet, known_to_llama_cpp=False)
-        for name in ("flex-olmo", "olmo-hybrid", "longcat-flash", "custom")
+        for name in ("flexolmo", "olmo-hybrid", "longcat-flash", "custom")
     ),
 )
 
