@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from breakeven.model.architecture import (
+    CompressedAttention,
     DenseFfn,
     FeedForward,
     Gating,
@@ -47,6 +48,8 @@ SHARED = replace(MOE, n_shared_experts=1, shared_width=256)
 SIGMOID_SHARED = replace(SIGMOID, n_shared_experts=1, shared_width=256)
 LATENT = Mla(heads=4, kv_lora_rank=256, nope_dim=64, rope_dim=64, value_dim=64, q_lora_rank=256)
 PICKING = replace(LATENT, indexer=Indexer(heads=4, head_dim=128, top_k=32))
+COMPRESSED = CompressedAttention(4, 256, q_lora_rank=256, output_groups=2, output_lora_rank=128, window=64)
+SQRT_SHARED = replace(SIGMOID_SHARED, gating=Gating.SQRT_SOFTPLUS)
 DELTA = LinearAttention(key_heads=2, value_heads=4, key_dim=64, value_dim=64)
 MAMBA2 = Mamba2(heads=8, head_dim=64, state=64, groups=2)
 
@@ -268,6 +271,14 @@ LAYOUTS: dict[str, ModelSpec] = {
             [KimiDelta(4, 64, gate_rank=64), replace(LATENT, q_lora_rank=None), KimiDelta(4, 64, gate_rank=64)],
             [DENSE, SIGMOID_SHARED, SIGMOID_SHARED],
         ),
+    ),
+    "deepseek4": _model(
+        "deepseek4",
+        _layers(
+            [COMPRESSED, replace(COMPRESSED, ratio=4, indexer=Indexer(4, 128, 64)), replace(COMPRESSED, ratio=128)],
+            [replace(SQRT_SHARED, selection_bias=False), SQRT_SHARED, SQRT_SHARED],
+        ),
+        streams=Streams(4),
     ),
     "bailingmoe3": _model(
         "bailingmoe3",

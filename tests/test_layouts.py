@@ -143,4 +143,4 @@ def test_what_the_loader_cannot_say_is_refused(spec: ModelSpec, why: str) -> Non
 def test_what_llama_cpp_has_no_architecture_for_is_refused_by_name() -> None:
     why = why_not_written(replace(LLAMA, family="olmo-hybrid"))
     assert why == "llama.cpp build 11549 has no architecture olmo-hybrid yet"
-    assert why_not_written(replace(LLAMA, family="deepseek4")) == "files of family deepseek4 cannot be written yet"
+    assert why_not_written(replace(LLAMA, family="qwen4exp")) == "files of family qwen4exp cannot be written yet"

@@ -167,7 +167,7 @@ def _compressed(hidden: int, a: CompressedAttention) -> Iterator[Item]:
     if (i := a.indexer) is not None and i.owns_weights:
         yield from _matrix("indexer.attn_q_b", i.heads * i.head_dim, a.q_lora_rank)
         yield from _matrix("indexer.proj", i.heads, hidden)
-        yield from _compressor("indexer.compressor", hidden, i.head_dim, a.ratio)
+        yield from _compressor("indexer_compressor", hidden, i.head_dim, a.ratio)
 
 
 def _compressor(stem: str, hidden: int, width: int, ratio: int) -> Iterator[Item]:

@@ -80,7 +80,7 @@ _GROUPS: tuple[tuple[str, TensorGroup], ...] = (
     (r"ffn_(gate|up|down)_shexp|ffn_gate_inp_shexp", TensorGroup.SHARED_EXPERTS),
     (r"ffn_gate_inp|exp_probs_b|ffn_gate_tid2eid", TensorGroup.ROUTER),
     (r"ffn_(gate|up|down|latent_down|latent_up|act)", TensorGroup.DENSE_FFN),
-    (r"attn_|ssm_|shortconv\.|indexer\.|time_mix|channel_mix|cross_attn|layer_out", TensorGroup.ATTENTION),
+    (r"attn_|ssm_|shortconv\.|indexer[._]|time_mix|channel_mix|cross_attn|layer_out", TensorGroup.ATTENTION),
     (r"per_layer_model_proj|inp_gate|proj\.|altup|laurel|hc_|layer_output_scale|output_hc", TensorGroup.STREAM),
 )
 """What a block's tensor, or one outside the blocks, is for: the first pattern that its name begins with."""
@@ -197,6 +197,8 @@ def _layer(spec: ModelSpec, index: int, layer: Layer, *, drafts: bool = False) -
                 yield from ffn_items("", TensorGroup.DENSE_FFN, hidden, f.width, bias=f.bias, gated=f.gated)
             case MoeFfn() as f:
                 yield from moe_items(hidden, f, around=layer.norms is Norms.AROUND)
+                if family_of(spec).token_routed and not f.selection_bias:
+                    yield Item("ffn_gate_tid2eid", "weight", (spec.vocab, f.n_experts_per_token), TensorGroup.ROUTER)
         if after:
             yield from norm("post_ffw_norm", hidden, bias)
     if not drafts:

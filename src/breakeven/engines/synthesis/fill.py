@@ -39,7 +39,9 @@ RESIDUAL_WRITERS = frozenset(
 DECAY = -1.0
 """What state-space models and delta-nets multiply time steps with: states fade, and never grow."""
 COEFFICIENT = 0.03
-"""Spread of the coefficients that mix residual streams (Gemma 3n)."""
+"""Spread of the coefficients that mix residual streams (Gemma 3n, DeepSeek-V4)."""
+TOKEN_TABLE = "ffn_gate_tid2eid"
+"""Stem of the table that says which experts a token goes to."""
 
 
 class Fill(StrEnum):
@@ -51,6 +53,8 @@ class Fill(StrEnum):
     """The gain of a norm on what a block adds (Gemma, OLMo 2), and decays."""
     SIGNS = "signs"
     ROUTER = "router"
+    LOOKUP = "lookup"
+    """The experts of each token, as whole numbers."""
     ROTARY = "rotary"
     """Factors of rotary frequencies."""
     RANDOM = "random"
@@ -79,9 +83,11 @@ def values_of(spec: ModelSpec, tensor: Tensor) -> Values:
     stem = short.removesuffix(".weight")
     if tensor.group is TensorGroup.CONSTANT:
         return Values(Fill.ROTARY)
+    if stem == TOKEN_TABLE:
+        return Values(Fill.LOOKUP)
     if tensor.group is TensorGroup.ROUTER and len(tensor.shape) == 2 and tensor.shape[0] > 1:
         return Values(Fill.ROUTER)
-    if short.endswith("bias") or stem in ("attn_sinks", "exp_probs_b"):
+    if short.endswith("bias") or stem in ("attn_sinks", "exp_probs_b") or stem.endswith("_base"):
         return Values(Fill.ZEROS)
     if stem == "ssm_a":
         return Values(Fill.CONSTANT, DECAY)
@@ -96,6 +102,8 @@ def values_of(spec: ModelSpec, tensor: Tensor) -> Values:
         return Values(Fill.RANDOM, LOGIT_STD * unit)
     if stem in ("altup_correct_coef", "altup_predict_coef"):
         return Values(Fill.RANDOM, COEFFICIENT)
+    if stem in ("hc_attn_fn", "hc_ffn_fn", "output_hc_fn"):
+        return Values(Fill.RANDOM, COEFFICIENT * unit)
     added = RESIDUAL * _state_size(spec) * unit
     if stem in RESIDUAL_WRITERS:
         return Values(Fill.RESIDUAL, added)
@@ -125,6 +133,14 @@ def _state_size(spec: ModelSpec) -> float:
 def _ffn(spec: ModelSpec, tensor: Tensor) -> DenseFfn | MoeFfn | None:
     layers = spec.layers + (spec.mtp.layers if spec.mtp is not None else ())
     return layers[tensor.layer].ffn if tensor.layer is not None else None
+
+
+def experts_by_token(
+    tokens: int, k: int, n_experts: int, rng: np.random.Generator
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    """For each token `k` different experts, evenly spread from a random first: every expert as often as another."""
+    first = rng.integers(n_experts, size=(tokens, 1))
+    return ((first + np.arange(k) * (n_experts // k)) % n_experts).astype(np.int32)
 
 
 def rotary_factors(rope: Rope, pairs: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -24,11 +24,13 @@ from gguf.quants import dequantize
 
 from breakeven.engines.source import SYNTHETIC
 from breakeven.engines.synthesis.fill import (
+    TOKEN_TABLE,
     BlockPool,
     Bytes,
     Fill,
     Values,
     embedding_std,
+    experts_by_token,
     rotary_factors,
     values_of,
 )
@@ -112,7 +114,8 @@ def tensor_bytes(tensor: Tensor, kind: GGMLQuantizationType) -> int:
 
 
 def _types(spec: ModelSpec, format_name: str) -> dict[str, GGMLQuantizationType]:
-    return {name: GGMLQuantizationType[str(kind)] for name, kind in gguf_types(spec, format_name).items()}
+    kinds = {name: GGMLQuantizationType[str(kind)] for name, kind in gguf_types(spec, format_name).items()}
+    return {name: GGMLQuantizationType.I32 if TOKEN_TABLE in name else kind for name, kind in kinds.items()}
 
 
 def synthesised_bytes(spec: ModelSpec, format_name: str) -> int:
@@ -206,6 +209,8 @@ def check_routable(spec: ModelSpec, routing: ExpertUse) -> None:
         raise UserError(f"{spec.name} is dense: it has no routing to set, leave --routing out")
     if any(ffn.n_groups > 1 for ffn in moe):
         raise NotSupportedError(f"{spec.name} routes to groups of experts first; only --routing uniform is possible")
+    if FAMILIES[spec.family].token_routed and not all(ffn.selection_bias for ffn in moe):
+        raise NotSupportedError(f"{spec.name} routes by token in some layers; only --routing uniform is possible")
 
 
 def _stream(seed: int, name: str) -> np.random.Generator:
@@ -266,7 +271,7 @@ def _write_tensors(
     types = _types(spec, format_name)
     pools = {
         kind: BlockPool(kind, _stream(seed, f"pool {kind.name}"))
-        for kind in sorted(set(types.values()) - {GGMLQuantizationType.F32})
+        for kind in sorted(set(types.values()) - {GGMLQuantizationType.F32, GGMLQuantizationType.I32})
     }
     total, done = synthesised_bytes(spec, format_name), 0
     skews: dict[tuple[int, int], Doubles] = {}
@@ -278,6 +283,9 @@ def _write_tensors(
             if values.fill is Fill.ROUTER:
                 rows = _router(spec, tensor, routing, first, skews, rng)
                 pieces: Iterator[Bytes] = iter([rows.astype(np.float32).reshape(-1).view(np.uint8)])
+            elif values.fill is Fill.LOOKUP:
+                n_experts = _experts(spec, tensor).n_experts
+                pieces = iter([experts_by_token(*tensor.shape, n_experts, rng).reshape(-1).view(np.uint8)])
             elif values.fill is Fill.ROTARY:
                 pieces = iter([rotary_factors(spec.rope, tensor.shape[0]).view(np.uint8)])
             elif kind is GGMLQuantizationType.F32:
@@ -345,6 +353,12 @@ def _first_element(spec: ModelSpec, pool: BlockPool | None) -> float:
     return float(np.mean(rows[:, 0] / np.sqrt(np.mean(rows**2, axis=1))))
 
 
+def _experts(spec: ModelSpec, tensor: Tensor) -> MoeFfn:
+    ffn = spec.layers[tensor.layer or 0].ffn
+    assert isinstance(ffn, MoeFfn)
+    return ffn
+
+
 def _router(
     spec: ModelSpec,
     tensor: Tensor,
@@ -354,8 +368,7 @@ def _router(
     rng: np.random.Generator,
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     n_experts, hidden = tensor.shape
-    ffn = spec.layers[tensor.layer or 0].ffn
-    k = ffn.n_experts_per_token if isinstance(ffn, MoeFfn) else 1
+    k = _experts(spec, tensor).n_experts_per_token
     if (n_experts, k) not in skews:
         skews[n_experts, k] = biases_for(routing.frequencies(n_experts, k), k, np.random.default_rng(0))
     return router_rows(n_experts, hidden, skews[n_experts, k], first, rng)

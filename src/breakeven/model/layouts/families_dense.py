@@ -151,7 +151,7 @@ DENSE_FAMILIES = (
             qk_norms=_HEAD,
             may_differ=("shares_kv",),
             per_layer=True,
-            altup=True,
+            streams="altup",
             more=_gemma3n_refused,
         ),
         scales_embeddings=True,

@@ -1,12 +1,11 @@
-"""Families of llama.cpp that route in some or all of their layers, all with attention of one sort."""
+"""Families of llama.cpp that route in some or all of their layers, all with softmax attention over cached keys."""
 
 from __future__ import annotations
 
-from breakeven.model.architecture import Gqa, Mla, ModelSpec, MoeFfn, Norms, OutputGate, QkNorm
+from breakeven.model.architecture import Gqa, ModelSpec, MoeFfn, Norms, OutputGate, QkNorm
 from breakeven.model.layouts.families_dense import JOINED_QKV, SECOND_NORM
 from breakeven.model.layouts.family import Family, FfnOrder, GgufValue, LayoutLimits
 from breakeven.model.layouts.gguf_keys import (
-    indexer,
     layer_norm_epsilon,
     leading_dense,
     logit_scale,
@@ -56,18 +55,6 @@ def _cohere2moe(spec: ModelSpec) -> dict[str, GgufValue]:
     return layer_norm_epsilon(spec) | logit_scale(spec) | leading_dense(spec) | window_pattern(spec)
 
 
-def _deepseek2_refused(spec: ModelSpec) -> str | None:
-    ranked = any(isinstance(layer.mixer, Mla) and layer.mixer.q_lora_rank for layer in spec.layers)
-    if len(spec.layers) in (26, 27) and ranked:
-        return f"projects queries directly in models of {len(spec.layers)} layers"
-    return None
-
-
-def _ranked(spec: ModelSpec) -> str | None:
-    direct = any(isinstance(layer.mixer, Mla) and layer.mixer.q_lora_rank is None for layer in spec.layers)
-    return "projects queries through a low rank" if direct else None
-
-
 def _dots1_refused(spec: ModelSpec) -> str | None:
     shares = any(isinstance(layer.mixer, Gqa) and layer.mixer.kv_heads != layer.mixer.heads for layer in spec.layers)
     return "has a key head for every query head" if shares else None
@@ -86,8 +73,6 @@ def _one_shared(spec: ModelSpec) -> str | None:
 
 
 _HEAD = (QkNorm.HEAD,)
-_MLA = LayoutLimits(shared=True, shared_whole=True, selection_bias=None, mtp=True, more=_ranked)
-_DSA = LayoutLimits(shared=True, shared_whole=True, selection_bias=None, indexer=True, mtp=True, more=_ranked)
 
 MOE_FAMILIES = (
     Family(
@@ -156,38 +141,6 @@ MOE_FAMILIES = (
         ffn_order=FfnOrder.EVERY_STEP,
         limits=LayoutLimits(shared=True, more=_one_shared),
         rope_table=True,
-    ),
-    Family(
-        "deepseek2",
-        "deepseek2",
-        says("deepseek2", leading_dense),
-        ffn_order=FfnOrder.LEADING_DENSE,
-        mixers=(Mla,),
-        limits=LayoutLimits(shared=True, shared_whole=True, selection_bias=None, mtp=True, more=_deepseek2_refused),
-    ),
-    Family(
-        "mistral4",
-        "mistral4",
-        says("mistral4", leading_dense),
-        ffn_order=FfnOrder.LEADING_DENSE,
-        mixers=(Mla,),
-        limits=_MLA,
-    ),
-    Family(
-        "deepseek32",
-        "deepseek32",
-        says("deepseek32", leading_dense, indexer),
-        ffn_order=FfnOrder.LEADING_DENSE,
-        mixers=(Mla,),
-        limits=_DSA,
-    ),
-    Family(
-        "glm-dsa",
-        "glm-dsa",
-        says("glm-dsa", leading_dense, indexer),
-        ffn_order=FfnOrder.LEADING_DENSE,
-        mixers=(Mla,),
-        limits=_DSA,
     ),
     Family(
         "glm4moe",

@@ -31,7 +31,8 @@ class LayoutLimits:
     from layer to layer. `square`: queries are as wide as the hidden state. `tied`: the head is the embedding table.
     `shared_whole`: the shared experts are so many experts wide. `beside`: a dense feed-forward runs beside experts.
     `lone_parts`: layers have a mixer or a feed-forward. `side_by_side`: layers have every mixer of the family.
-    `same_width`: dense layers are as wide as one expert. `more`: what else would not load, as a sentence's end.
+    `streams`: the kind of several residual streams, "altup" or "hyper". `same_width`: dense layers are as wide as one
+    expert. `more`: what else would not load, as a sentence's end.
     """
 
     norms: tuple[Norms, ...] = (Norms.BEFORE,)
@@ -53,7 +54,7 @@ class LayoutLimits:
     chunks: bool = False
     indexer: bool = False
     per_layer: bool | None = False
-    altup: bool = False
+    streams: str | None = None
     lone_parts: bool = False
     side_by_side: bool = False
     same_width: bool = False
@@ -77,6 +78,7 @@ class Family:
     `rope_table`: its files may carry a table of rotary factors (`rope_freqs`); "always": they must.
     `scales_embeddings`: the engine multiplies embeddings by sqrt(hidden) (Gemma).
     `routed_as`, `dense_as`: the family that has this layout with experts, or without; None: there is none.
+    `token_routed`: a routed layer without a bias for choosing looks its experts up by token (DeepSeek-V4).
     `known_to_llama_cpp`: for a family that is not written: whether llama.cpp has it.
     """
 
@@ -97,4 +99,5 @@ class Family:
     routed_as: str | None = None
     dense_as: str | None = None
     scales_embeddings: bool = False
+    token_routed: bool = False
     known_to_llama_cpp: bool = True

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from breakeven.model.architecture import (
+    CompressedAttention,
     DenseFfn,
     Gating,
     Gqa,
@@ -72,9 +73,11 @@ def _blocks(spec: ModelSpec) -> tuple[Layer, ...]:
 
 
 def _attention(spec: ModelSpec, *, marks_caches: bool) -> dict[str, GgufValue]:
-    latent = _first(spec, Mla)
+    latent, compressed = _first(spec, Mla), _first(spec, CompressedAttention)
     keys: dict[str, GgufValue] = {}
-    if latent is not None:
+    if compressed is not None:
+        keys = _compressed(spec, compressed)
+    elif latent is not None:
         # llama.cpp runs latent attention as one key-value head of the latent's size.
         keys = {
             "attention.head_count": latent.heads,
@@ -98,6 +101,28 @@ def _attention(spec: ModelSpec, *, marks_caches: bool) -> dict[str, GgufValue]:
     if spec.logit_softcap is not None:
         keys["final_logit_softcapping"] = spec.logit_softcap
     return keys
+
+
+def _compressed(spec: ModelSpec, a: CompressedAttention) -> dict[str, GgufValue]:
+    """DeepSeek-V4's attention. What only its engine's arithmetic needs is as in the released configurations."""
+    parts = [layer.mixer for layer in spec.layers]
+    picks = next((p.indexer for p in parts if isinstance(p, CompressedAttention) and p.indexer), None)
+    return {
+        "attention.head_count": a.heads,
+        "attention.head_count_kv": 1,
+        "attention.key_length": a.head_dim,
+        "attention.value_length": a.head_dim,
+        "attention.q_lora_rank": a.q_lora_rank,
+        "attention.sliding_window": a.window,
+        "attention.output_group_count": a.output_groups,
+        "attention.output_lora_rank": a.output_lora_rank,
+        "attention.compress_ratios": [p.ratio if isinstance(p, CompressedAttention) else 0 for p in parts],
+        "attention.compress_rope_freq_base": 160000.0,
+        "attention.indexer.head_count": picks.heads if picks else 1,
+        "attention.indexer.key_length": picks.head_dim if picks else a.head_dim // 2,
+        "attention.indexer.top_k": picks.top_k if picks else 1,
+        "rope.dimension_count": spec.rope.dimensions or 64,
+    }
 
 
 def _heads(spec: ModelSpec, softmax: list[Gqa], *, marks_caches: bool) -> dict[str, GgufValue]:
@@ -266,6 +291,19 @@ def full_attention(spec: ModelSpec) -> dict[str, GgufValue]:
     if all(flag == bool((i + 1) % step) for i, flag in enumerate(linear[: len(spec.layers)])):
         return {"full_attention_interval": step}
     return {"attention.recurrent_layers": linear}
+
+
+def streams(spec: ModelSpec) -> dict[str, GgufValue]:
+    """Hyper-connections of DeepSeek-V4, and the first layers that route by token."""
+    routed = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeFfn)]
+    return {
+        "hyper_connection.count": spec.streams.count if spec.streams else 1,
+        "hyper_connection.sinkhorn_iterations": 20,
+        "hyper_connection.epsilon": 1e-6,
+        "hash_layer_count": sum(not f.selection_bias for f in routed),
+        "expert_weights_scale": routed[0].weights_scale if routed else 1.0,
+        "swiglu_clamp_exp": [10.0] * len(spec.layers),
+    }
 
 
 def indexer(spec: ModelSpec) -> dict[str, GgufValue]:

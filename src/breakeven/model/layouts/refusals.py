@@ -125,6 +125,9 @@ def _attention(spec: ModelSpec, family: Family) -> str | None:
 
 
 def _neutral(a: Mixer) -> Mixer:
+    """A mixer without what may differ from layer to layer."""
+    if isinstance(a, CompressedAttention):
+        return replace(a, ratio=0, indexer=None)
     return replace(a, indexer=None) if isinstance(a, Mla) else a
 
 
@@ -169,7 +172,8 @@ def _feed_forwards(spec: ModelSpec, family: Family) -> str | None:
         if f.gated is not family.limits.gated:
             return f"has feed-forwards of {'three matrices' if family.limits.gated else 'two matrices, without a gate'}"
     vary = family.limits.lone_parts or family.limits.per_layer is None
-    if not _alike(routed) or not (vary or _alike(dense)):
+    kinds = [replace(f, selection_bias=False) for f in routed] if family.token_routed else routed
+    if not _alike(kinds) or not (vary or _alike(dense)):
         return "has one width for dense layers and one kind of experts"
     order = [isinstance(layer.ffn, MoeFfn) for layer in spec.layers if layer.ffn is not None]
     if family.ffn_order not in _orders(order):
@@ -190,9 +194,9 @@ def _around(spec: ModelSpec, family: Family) -> str | None:
         return f"has {'an' if limits.per_layer else 'no'} embedding for each layer"
     if spec.ngrams is not None:
         return "has no tables of n-grams"
-    streams = spec.streams
-    if (streams is not None) is not limits.altup or (streams is not None and not streams.altup):
-        return "has four residual streams" if limits.altup else "has one residual stream"
+    streams = None if spec.streams is None else "altup" if spec.streams.altup else "hyper"
+    if streams != limits.streams:
+        return "has one residual stream" if limits.streams is None else "has several residual streams"
     return None
 
 

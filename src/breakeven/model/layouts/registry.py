@@ -1,6 +1,7 @@
 """The families Breakeven knows: llama.cpp's architectures, each with the keys its files have.
 
-To add one: a `Family` in the table of its kind (`families_dense`, `families_moe`, `families_hybrid`) and a test. A
+To add one: a `Family` in the table of its kind (`families_dense`, `families_moe`,
+`families_latent`, `families_hybrid`) and a test. A
 model whose layout fits none of them is `custom`: it can be counted, not written.
 """
 
@@ -11,13 +12,14 @@ from breakeven.model.architecture import ModelSpec
 from breakeven.model.layouts import refusals
 from breakeven.model.layouts.families_dense import DENSE_FAMILIES
 from breakeven.model.layouts.families_hybrid import HYBRID_FAMILIES
+from breakeven.model.layouts.families_latent import LATENT_FAMILIES
 from breakeven.model.layouts.families_moe import MOE_FAMILIES
 from breakeven.model.layouts.family import Family
 from breakeven.model.layouts.gguf_keys import none_yet
 
 _COUNTED = (
     # Architectures of llama.cpp that Breakeven counts and does not write.
-    *(Family(name, None, none_yet) for name in ("deepseek4", "glm5-next", "qwen4exp")),
+    *(Family(name, None, none_yet) for name in ("glm5-next", "qwen4exp")),
     # Layouts that no architecture of llama.cpp has.
     *(
         Family(name, None, none_yet, known_to_llama_cpp=False)
@@ -26,7 +28,7 @@ _COUNTED = (
 )
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (*DENSE_FAMILIES, *MOE_FAMILIES, *HYBRID_FAMILIES, *_COUNTED)
+    family.name: family for family in (*DENSE_FAMILIES, *MOE_FAMILIES, *LATENT_FAMILIES, *HYBRID_FAMILIES, *_COUNTED)
 }
 
 _BY_ARCHITECTURE = {family.gguf_architecture: family for family in FAMILIES.values() if family.gguf_architecture}
