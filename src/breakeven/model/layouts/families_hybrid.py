@@ -1,15 +1,13 @@
-"""Families of llama.cpp whose layers mix tokens in more than one way: state-space models, delta-nets, convolutions."""
+"""Families of llama.cpp that mix softmax attention with state-space models, delta-nets or convolutions."""
 
 from __future__ import annotations
 
 from breakeven.model.architecture import (
     Gqa,
-    KimiDelta,
     Lightning,
     LinearAttention,
     Mamba1,
     Mamba2,
-    Mla,
     ModelSpec,
     OutputGate,
     QkNorm,
@@ -39,22 +37,6 @@ def _twice_as_wide(spec: ModelSpec) -> str | None:
     return "has Mamba layers twice as wide as the hidden state" if inner - {2 * spec.hidden} else None
 
 
-def _bounded_gates(_: ModelSpec) -> dict[str, GgufValue]:
-    """The decay's gate is kept above a bound, in Ling 3.0 as its configuration class has it."""
-    return {"kda.safe_gate": True, "kda.gate_lower_bound": -5.0}
-
-
-def _bailing3_refused(spec: ModelSpec) -> str | None:
-    parts = [a for layer in spec.layers for a in layer.mixers]
-    if len({a.heads for a in parts if isinstance(a, Mla | KimiDelta)}) > 1:
-        return "has as many heads in latent as in linear layers"
-    if any(isinstance(a, KimiDelta) and a.gate_rank is not None for a in parts):
-        return "projects decays and gates in full"
-    if any(isinstance(a, Mla) and a.output_gate is not OutputGate.HEAD for a in parts):
-        return "has a gate for each head of latent attention"
-    return None
-
-
 def _residual_scale(spec: ModelSpec) -> dict[str, GgufValue]:
     return {"residual_scale": spec.scales.residual if spec.scales else 1.0}
 
@@ -69,15 +51,6 @@ def _minimax01_refused(spec: ModelSpec) -> str | None:
 def _falcon_h1_refused(spec: ModelSpec) -> str | None:
     heads = {len({(a.kv_heads, a.heads) for a in layer.mixers if isinstance(a, Gqa)}) for layer in spec.layers}
     return None if heads == {1} else "has the same heads in every layer"
-
-
-def _kimi_refused(spec: ModelSpec) -> str | None:
-    parts = [a for layer in spec.layers for a in layer.mixers]
-    if len({a.heads for a in parts if isinstance(a, Mla | KimiDelta)}) > 1:
-        return "has as many heads in latent as in linear layers"
-    if any(isinstance(a, KimiDelta) and a.gate_rank != a.head_dim for a in parts):
-        return "projects decays and gates through one head's size"
-    return None
 
 
 _HEAD = (QkNorm.HEAD,)
@@ -182,23 +155,6 @@ HYBRID_FAMILIES = (
         ffn_order=FfnOrder.ANY,
         mixers=(Gqa, Mamba1),
         limits=LayoutLimits(square=True, same_width=True, more=_twice_as_wide),
-    ),
-    Family(
-        "kimi-linear",
-        "kimi-linear",
-        says("kimi-linear", leading_dense),
-        ffn_order=FfnOrder.LEADING_DENSE,
-        mixers=(Mla, KimiDelta),
-        limits=LayoutLimits(tied=False, shared=None, shared_whole=True, selection_bias=True, more=_kimi_refused),
-    ),
-    Family(
-        "bailingmoe3",
-        "bailingmoe3",
-        says("bailingmoe3", leading_dense, _bounded_gates),
-        tensor_names={"ssm_f": "ssm_f_a", "ssm_g": "ssm_g_a"},
-        ffn_order=FfnOrder.LEADING_DENSE,
-        mixers=(Mla, KimiDelta),
-        limits=LayoutLimits(shared=True, selection_bias=True, more=_bailing3_refused),
     ),
     Family(
         "minimax-01",

@@ -1,9 +1,9 @@
-"""Families of llama.cpp whose caches are compressed: DeepSeek's latent attention, with a scorer, and V4's entries."""
+"""Families of llama.cpp with compressed caches: latent attention, alone or between linear layers, and V4's entries."""
 
 from __future__ import annotations
 
-from breakeven.model.architecture import CompressedAttention, Mla, ModelSpec, MoeFfn
-from breakeven.model.layouts.family import Family, FfnOrder, LayoutLimits
+from breakeven.model.architecture import CompressedAttention, KimiDelta, Mla, ModelSpec, MoeFfn, OutputGate
+from breakeven.model.layouts.family import Family, FfnOrder, GgufValue, LayoutLimits
 from breakeven.model.layouts.gguf_keys import indexer, leading_dense, says, streams
 
 
@@ -32,6 +32,31 @@ def _deepseek4_refused(spec: ModelSpec) -> str | None:
         return "has a scorer with heads of another size than attention's"
     if spec.streams is not None and spec.streams.count != 4:
         return "has four residual streams"
+    return None
+
+
+def _bounded_gates(_: ModelSpec) -> dict[str, GgufValue]:
+    """The decay's gate is kept above a bound, in Ling 3.0 as its configuration class has it."""
+    return {"kda.safe_gate": True, "kda.gate_lower_bound": -5.0}
+
+
+def _bailing3_refused(spec: ModelSpec) -> str | None:
+    parts = [a for layer in spec.layers for a in layer.mixers]
+    if len({a.heads for a in parts if isinstance(a, Mla | KimiDelta)}) > 1:
+        return "has as many heads in latent as in linear layers"
+    if any(isinstance(a, KimiDelta) and a.gate_rank is not None for a in parts):
+        return "projects decays and gates in full"
+    if any(isinstance(a, Mla) and a.output_gate is not OutputGate.HEAD for a in parts):
+        return "has a gate for each head of latent attention"
+    return None
+
+
+def _kimi_refused(spec: ModelSpec) -> str | None:
+    parts = [a for layer in spec.layers for a in layer.mixers]
+    if len({a.heads for a in parts if isinstance(a, Mla | KimiDelta)}) > 1:
+        return "has as many heads in latent as in linear layers"
+    if any(isinstance(a, KimiDelta) and a.gate_rank != a.head_dim for a in parts):
+        return "projects decays and gates through one head's size"
     return None
 
 
@@ -86,5 +111,22 @@ LATENT_FAMILIES = (
             more=_deepseek4_refused,
         ),
         token_routed=True,
+    ),
+    Family(
+        "kimi-linear",
+        "kimi-linear",
+        says("kimi-linear", leading_dense),
+        ffn_order=FfnOrder.LEADING_DENSE,
+        mixers=(Mla, KimiDelta),
+        limits=LayoutLimits(tied=False, shared=None, shared_whole=True, selection_bias=True, more=_kimi_refused),
+    ),
+    Family(
+        "bailingmoe3",
+        "bailingmoe3",
+        says("bailingmoe3", leading_dense, _bounded_gates),
+        tensor_names={"ssm_f": "ssm_f_a", "ssm_g": "ssm_g_a"},
+        ffn_order=FfnOrder.LEADING_DENSE,
+        mixers=(Mla, KimiDelta),
+        limits=LayoutLimits(shared=True, selection_bias=True, more=_bailing3_refused),
     ),
 )

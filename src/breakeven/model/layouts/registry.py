@@ -1,8 +1,7 @@
 """The families Breakeven knows: llama.cpp's architectures, each with the keys its files have.
 
-To add one: a `Family` in the table of its kind (`families_dense`, `families_moe`,
-`families_latent`, `families_hybrid`) and a test. A
-model whose layout fits none of them is `custom`: it can be counted, not written.
+To add one: a `Family` in the table of its kind (`families_dense`, `families_moe`, `families_latent`,
+`families_hybrid`) and a test. A model whose layout fits none of them is `custom`: it can be counted, not written.
 """
 
 from __future__ import annotations
