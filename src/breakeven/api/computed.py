@@ -17,6 +17,7 @@ from breakeven.forecast.routing import read_routing
 from breakeven.forecast.simulated import simulate_schedules
 from breakeven.forecast.simulator.policy import Fleet, Policy
 from breakeven.forecast.simulator.run import policy_of
+from breakeven.model.layouts.derive import assuming
 from breakeven.model.resolve import resolve_spec
 from breakeven.results.predicted import Prediction, SimulationStudy
 from breakeven.traffic.draw import draw
@@ -46,24 +47,26 @@ def predict(
     format: str | None = None,
     routing: Mapping[str, Path] | None = None,
     expert_parallel: bool = False,
+    assume: bool = False,
 ) -> Prediction:
     """Predicted step times and memory of every model on every machine; `breakeven predict` explains both.
 
     Machines are slugs, files or "this"; None as the machine's class usually runs models. `routing`: what
-    `breakeven trace --json` printed, by model as named in `models`; without it routing is taken as even. Raises
-    UserError for unknown names.
+    `breakeven trace --json` printed, by model as named in `models`; without it routing is taken as even. `assume`: read
+    configurations on past keys that are not known. Raises UserError for unknown names.
     """
-    return run_prediction(
-        models,
-        machines,
-        engine=engine,
-        devices=devices,
-        batches=batches,
-        contexts=contexts,
-        format_name=format,
-        frequencies={model: read_routing(file) for model, file in (routing or {}).items()},
-        expert_parallel=expert_parallel,
-    )
+    with assuming(assume):
+        return run_prediction(
+            models,
+            machines,
+            engine=engine,
+            devices=devices,
+            batches=batches,
+            contexts=contexts,
+            format_name=format,
+            frequencies={model: read_routing(file) for model, file in (routing or {}).items()},
+            expert_parallel=expert_parallel,
+        )
 
 
 def simulate(

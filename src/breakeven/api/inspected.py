@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 @overload
 def models(name: None = None) -> list[Summary]: ...
 @overload
-def models(name: str) -> Detail: ...
-def models(name: str | None = None) -> list[Summary] | Detail:
+def models(name: str, *, assume: bool = False) -> Detail: ...
+def models(name: str | None = None, *, assume: bool = False) -> list[Summary] | Detail:
     """The models known by name; or one (a name, a hub id, a file) in numbers: counts, bytes by format, KV, experts.
 
-    Raises UserError for a model that cannot be found or read.
+    `assume`: read a configuration on past keys that are not known and could change the layout. Raises UserError for a
+    model that cannot be found or read.
     """
     from breakeven.model.catalogue import entries, lookup, names
     from breakeven.model.resolve import resolve_spec
@@ -37,7 +38,7 @@ def models(name: str | None = None) -> list[Summary] | Detail:
 
     if name is None:
         return [summarise(known, lookup(known)) for known in names()]
-    spec = resolve_spec(name)
+    spec = resolve_spec(name, assume=assume)
     # A file may carry a catalogued model's name and other shapes; only the very same model gets the short name.
     same = (entry.name for entry in entries() if entry.hub_id == spec.name and lookup(entry.name) == spec)
     return detail(next(same, spec.name), spec)

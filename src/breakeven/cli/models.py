@@ -22,6 +22,9 @@ def models(
             help="A name of the list, a hub id, a config.json, a directory, a .gguf or a .yaml.", metavar="NAME"
         ),
     ] = None,
+    assume: Annotated[
+        bool, typer.Option("--assume", help="Read on past keys of a config.json that are not known.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help=f"Print JSON ({SCHEMA}).")] = False,
 ) -> None:
     """List the models known by name, or show one: counts, bytes by format, KV, experts, source."""
@@ -33,5 +36,5 @@ def models(
         listed = breakeven.models()
         print_json({"schema": SCHEMA, "models": listed}) if json else print_list(listed, Console())
         return
-    found = breakeven.models(name)
+    found = breakeven.models(name, assume=assume)
     print_json({"schema": SCHEMA, "model": found}) if json else print_detail(found, Console())

@@ -39,6 +39,9 @@ def predict(
         typer.Option(help="MODEL=FILE, what `breakeven trace --json` printed; without it routing is taken as even."),
     ] = None,
     expert_parallel: Annotated[bool, typer.Option("--expert-parallel", help="Part experts, not matrices.")] = False,
+    assume: Annotated[
+        bool, typer.Option("--assume", help="Read on past keys of a config.json that are not known.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (breakeven.predict/1).")] = False,
 ) -> None:
     result = breakeven.predict(
@@ -51,6 +54,7 @@ def predict(
         format=format_name,
         routing=_files(routing or [], models),
         expert_parallel=expert_parallel,
+        assume=assume,
     )
     if as_json:
         print_json(result)

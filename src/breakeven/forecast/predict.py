@@ -17,7 +17,7 @@ from breakeven.forecast.profiles import profile_named
 from breakeven.forecast.routing import Routing, routing_known, skewed
 from breakeven.forecast.terms import Floats, Parts
 from breakeven.model.formats.gpu import GpuFormat
-from breakeven.model.formats.named import format_named
+from breakeven.model.formats.named import OwnFormat, format_named
 from breakeven.model.resolve import resolve_spec
 from breakeven.results.predicted import Bound, PredictedPoint, PredictedRatio, Prediction
 from breakeven.stats.estimate import Estimate
@@ -100,6 +100,8 @@ def _types(model: StepModel) -> list[str]:
     if profile.origin.how != "probes" or profile.origin.format is None:
         return []
     probed = format_named(profile.origin.format)
+    if isinstance(probed, OwnFormat):
+        return []
     base = probed.linear if isinstance(probed, GpuFormat) else probed.default
     seen = {base.value, "F32", *profile.constants.type_cost, *profile.constants.type_compute}
     kinds = [*model.terms.fixed, *(kind for group in model.terms.experts for kind in group.types)]

@@ -23,7 +23,7 @@ from breakeven.hardware.chips import Chip, ChipClass
 from breakeven.hardware.machine import MachineSpec
 from breakeven.hardware.reader import read_machine
 from breakeven.model.formats.gpu import GpuFormat
-from breakeven.model.formats.named import format_named
+from breakeven.model.formats.named import OwnFormat, format_named
 from breakeven.version import __version__
 
 ENGINES = ("llama.cpp", "vllm")
@@ -268,6 +268,8 @@ def default_engine(chip: Chip, format_name: str | None = None) -> str:
     chosen = format_named(format_name)
     if isinstance(chosen, GpuFormat):
         return "vllm"
+    if isinstance(chosen, OwnFormat):
+        return "llama.cpp"
     return "llama.cpp" if chosen.quantized and chosen.name != "MXFP4" else usual
 
 

@@ -144,7 +144,8 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
     expert_work: dict[str, float] = {}
     for tensor in tensors(spec):
         kind, nbytes = kinds[tensor.name], float(tensor_bytes(tensor, kinds[tensor.name]))
-        ffn = spec.layers[tensor.layer].ffn if tensor.layer is not None else None
+        # Drafting blocks come after the model's own.
+        ffn = spec.layers[tensor.layer].ffn if tensor.layer is not None and tensor.layer < len(spec.layers) else None
         if tensor.group is TensorGroup.ROUTED_EXPERTS and isinstance(ffn, MoeFfn):
             found = routed.setdefault((ffn.n_experts, ffn.n_experts_per_token, ffn.expert_width), {})
             found[kind.value] = found.get(kind.value, 0.0) + nbytes

@@ -226,7 +226,7 @@ def _attends(mixer: Mixer) -> tuple[Attends, ...]:
             each = a.kv_lora_rank + a.rope_dim
             top = a.indexer.top_k if a.indexer else None
             flops = 2.0 * a.heads * (2 * a.kv_lora_rank + a.rope_dim)
-            return (Attends(each, each, flops, top=top), *_indexed(a.indexer))
+            return (Attends(each, each, flops, a.window, top=top), *_indexed(a.indexer))
         case CompressedAttention() as a:
             flops = 4.0 * a.heads * a.head_dim
             near = Attends(a.head_dim, a.head_dim, flops, a.window)

@@ -129,8 +129,14 @@ def _indexer(hidden: int, query_width: int, i: Indexer) -> Iterator[Item]:
         return
     yield from _matrix("indexer.attn_q_b", i.heads * i.head_dim, query_width)
     yield from _matrix("indexer.attn_k", i.kv_heads * i.head_dim, hidden)
-    yield from norm("indexer.k_norm", i.head_dim, bias=True)
-    yield from _matrix("indexer.proj", i.heads, hidden)
+    yield from norm("indexer.k_norm", i.head_dim, bias=i.weighs)
+    if i.weighs:
+        yield from _matrix("indexer.proj", i.heads, hidden)
+    else:
+        yield from norm("indexer.q_norm", i.head_dim)
+    if i.pools:
+        yield from _matrix("indexer.compressor_gate", i.head_dim, hidden)
+        yield from _matrix("indexer.compressor_ape", i.every, i.head_dim)
 
 
 def _mla(hidden: int, a: Mla) -> Iterator[Item]:
@@ -287,6 +293,7 @@ def moe_items(hidden: int, f: MoeFfn, *, around: bool) -> Iterator[Item]:
         if around:
             # Each of the two paths is normed on its own before they are added (Gemma 4).
             yield Item("ffn_gate_inp", "scale", (hidden,), TensorGroup.ROUTER)
+            yield Item("ffn_down_exps", "scale", (f.n_experts,), TensorGroup.ROUTER)
             for stem in ("pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2"):
                 yield from norm(stem, hidden)
         else:

@@ -7,10 +7,18 @@ from pathlib import Path
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.catalogue import lookup
+from breakeven.model.layouts.derive import assuming
 
 
-def resolve_spec(text: str) -> ModelSpec:
-    """The architecture `text` names. Raises UserError when nothing of that name is found or it cannot be read."""
+def resolve_spec(text: str, *, assume: bool = False) -> ModelSpec:
+    """The architecture `text` names. Raises UserError when nothing of that name is found or it cannot be read.
+
+    `assume`: read a configuration on past keys that are not known and could change the layout; `assumed` of the result
+    lists them.
+    """
+    if assume:
+        with assuming():
+            return resolve_spec(text)
     from breakeven.model.readers import gguf, hf, yaml
 
     path = Path(text).expanduser()

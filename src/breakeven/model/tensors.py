@@ -70,7 +70,7 @@ def stored_tensor(name: str, shape: tuple[int, ...], n_layers: int) -> Tensor:
 
 
 _GROUPS: tuple[tuple[str, TensorGroup], ...] = (
-    (r"rope_freqs|rope_factors_(long|short)", TensorGroup.CONSTANT),
+    (r"rope_freqs|rope_factors_(long|short)|ffn_gate_tid2eid", TensorGroup.CONSTANT),
     (r"nextn\.", TensorGroup.MTP),
     (r"token_embd_norm|.*norm[^.]*(\.[a-z]+)?$", TensorGroup.NORM),
     (r"token_embd|token_types|position_embd", TensorGroup.EMBEDDING),
@@ -78,7 +78,7 @@ _GROUPS: tuple[tuple[str, TensorGroup], ...] = (
     (r"output\.|output$", TensorGroup.OUTPUT_HEAD),
     (r"ffn_(gate|up|down|gate_up)_(exps|chexps)|ffn_(gate|up|down)\.\d+", TensorGroup.ROUTED_EXPERTS),
     (r"ffn_(gate|up|down)_shexp|ffn_gate_inp_shexp", TensorGroup.SHARED_EXPERTS),
-    (r"ffn_gate_inp|exp_probs_b|ffn_gate_tid2eid", TensorGroup.ROUTER),
+    (r"ffn_gate_inp|exp_probs_b", TensorGroup.ROUTER),
     (r"ffn_(gate|up|down|latent_down|latent_up|act)", TensorGroup.DENSE_FFN),
     (r"attn_|ssm_|shortconv\.|indexer[._]|time_mix|channel_mix|cross_attn|layer_out", TensorGroup.ATTENTION),
     (r"per_layer_model_proj|inp_gate|proj\.|altup|laurel|hc_|layer_output_scale|output_hc", TensorGroup.STREAM),
@@ -139,7 +139,7 @@ def _front(spec: ModelSpec) -> Iterator[Item]:
     if (streams := spec.streams) is not None and streams.altup:
         for stem in ("altup_proj", "altup_unembd_proj"):
             yield Item(stem, "weight", (streams.count - 1, spec.hidden, spec.hidden), TensorGroup.STREAM)
-    elif streams is not None:
+    elif streams is not None and streams.joins:
         yield from _hyper("output_hc", spec, streams.count)
 
 
@@ -159,7 +159,8 @@ def _rotary(spec: ModelSpec) -> Iterator[Item]:
 
 
 def _tail(spec: ModelSpec) -> Iterator[Item]:
-    yield from norm("output_norm", spec.hidden, spec.layer_norm)
+    if spec.streams is None or not spec.streams.low_rank:
+        yield from norm("output_norm", spec.hidden, spec.layer_norm)
     if not spec.tied_embeddings:
         yield Item("output", "weight", (spec.vocab, spec.hidden), TensorGroup.OUTPUT_HEAD)
     if spec.output_bias:
@@ -180,7 +181,10 @@ def _drafting(spec: ModelSpec) -> Iterator[Item]:
 
 def _layer(spec: ModelSpec, index: int, layer: Layer, *, drafts: bool = False) -> Iterator[Item]:
     hidden, bias = spec.hidden, spec.layer_norm
-    before, after = layer.norms is not Norms.AFTER, layer.norms in (Norms.AROUND, Norms.AFTER)
+    # Streams that are mixed through a low rank are normed there, before each part.
+    mixed = spec.streams is not None and spec.streams.low_rank > 0 and not drafts
+    before = layer.norms is not Norms.AFTER and not mixed
+    after = layer.norms in (Norms.AROUND, Norms.AFTER)
     if layer.mixers:
         if before:
             yield from norm("attn_norm", hidden, bias)
@@ -198,7 +202,8 @@ def _layer(spec: ModelSpec, index: int, layer: Layer, *, drafts: bool = False) -
             case MoeFfn() as f:
                 yield from moe_items(hidden, f, around=layer.norms is Norms.AROUND)
                 if family_of(spec).token_routed and not f.selection_bias:
-                    yield Item("ffn_gate_tid2eid", "weight", (spec.vocab, f.n_experts_per_token), TensorGroup.ROUTER)
+                    table = (spec.vocab, f.n_experts_per_token)
+                    yield Item("ffn_gate_tid2eid", "weight", table, TensorGroup.CONSTANT)
         if after:
             yield from norm("post_ffw_norm", hidden, bias)
     if not drafts:
@@ -236,10 +241,13 @@ def _hyper(stem: str, spec: ModelSpec, out: int) -> Iterator[Item]:
     assert streams is not None
     width = streams.count * spec.hidden
     if streams.low_rank:
+        yield from norm(f"{stem}_norm", width)
         yield Item(f"{stem}_fn_a", "weight", (streams.low_rank, width), TensorGroup.STREAM)
-        yield Item(f"{stem}_fn_b", "weight", (out, streams.low_rank), TensorGroup.STREAM)
-    else:
-        yield Item(f"{stem}_fn", "weight", (out, width), TensorGroup.STREAM)
+        yield Item(f"{stem}_fn_b", "weight", (width, streams.low_rank), TensorGroup.STREAM)
+        if out != streams.count:
+            yield Item(f"{stem}_inject", "weight", (streams.count, width), TensorGroup.STREAM)
+        return
+    yield Item(f"{stem}_fn", "weight", (out, width), TensorGroup.STREAM)
     yield Item(f"{stem}_base", "weight", (out,), TensorGroup.STREAM)
     yield Item(f"{stem}_scale", "weight", (1 if out == streams.count else 3,), TensorGroup.STREAM)
 

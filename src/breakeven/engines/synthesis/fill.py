@@ -82,9 +82,7 @@ def values_of(spec: ModelSpec, tensor: Tensor) -> Values:
     short = tensor.name.split(".", 2)[-1] if tensor.layer is not None else tensor.name
     stem = short.removesuffix(".weight")
     if tensor.group is TensorGroup.CONSTANT:
-        return Values(Fill.ROTARY)
-    if stem == TOKEN_TABLE:
-        return Values(Fill.LOOKUP)
+        return Values(Fill.LOOKUP if stem == TOKEN_TABLE else Fill.ROTARY)
     if tensor.group is TensorGroup.ROUTER and len(tensor.shape) == 2 and tensor.shape[0] > 1:
         return Values(Fill.ROUTER)
     if short.endswith("bias") or stem in ("attn_sinks", "exp_probs_b") or stem.endswith("_base"):

@@ -36,7 +36,7 @@ from breakeven.engines.synthesis.fill import (
 )
 from breakeven.engines.synthesis.routing import Doubles, ExpertUse, biases_for, router_rows
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
-from breakeven.model.architecture import ModelSpec, MoeFfn
+from breakeven.model.architecture import Gqa, ModelSpec, MoeFfn, QkNorm
 from breakeven.model.formats.named import gguf_types
 from breakeven.model.layouts.registry import FAMILIES, why_not_written
 from breakeven.model.tensors import Tensor, tensors
@@ -173,11 +173,21 @@ def synthesise(
 def as_written(spec: ModelSpec, *, mtp: bool = False) -> ModelSpec:
     """The model that a file is made of: its layout alone, and its drafting blocks only if asked for.
 
-    A per-layer table gets a row for every token, as llama.cpp's converter fills it up (Gemma 3n).
+    A per-layer table gets a row for every token (Gemma 3n), queries and keys get the norms that stand for a scale
+    (Muse), as llama.cpp's converter adds them.
     """
-    rows = spec.per_layer_embedding
+    rows, layers = spec.per_layer_embedding, spec.layers
+    if FAMILIES[spec.family].norms_that_scale:
+        layers = tuple(
+            replace(
+                layer,
+                mixers=tuple(replace(a, qk_norm=QkNorm.HEAD) if isinstance(a, Gqa) else a for a in layer.mixers),
+            )
+            for layer in layers
+        )
     return replace(
         spec,
+        layers=layers,
         stored=None,
         mtp=spec.mtp if mtp else None,
         per_layer_embedding=None if rows is None else replace(rows, vocab=spec.vocab),

@@ -241,7 +241,8 @@ DENSE_FAMILIES = (
         "muse-glimmer",
         says("muse-glimmer", logit_scale, window_pattern),
         window_period=4,
-        limits=LayoutLimits(norms=_AROUND, qk_norms=_HEAD, gates=(OutputGate.FULL,), tied=False),
+        limits=LayoutLimits(norms=_AROUND, qk_norms=(QkNorm.NONE, QkNorm.HEAD), gates=(OutputGate.FULL,), tied=False),
+        norms_that_scale=True,
     ),
     Family(
         "nemotron",

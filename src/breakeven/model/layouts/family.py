@@ -79,6 +79,7 @@ class Family:
     `scales_embeddings`: the engine multiplies embeddings by sqrt(hidden) (Gemma).
     `routed_as`, `dense_as`: the family that has this layout with experts, or without; None: there is none.
     `token_routed`: a routed layer without a bias for choosing looks its experts up by token (DeepSeek-V4).
+    `norms_that_scale`: files carry norms on queries and keys that the model does not have, to scale them (Muse).
     `known_to_llama_cpp`: for a family that is not written: whether llama.cpp has it.
     """
 
@@ -100,4 +101,5 @@ class Family:
     dense_as: str | None = None
     scales_embeddings: bool = False
     token_routed: bool = False
+    norms_that_scale: bool = False
     known_to_llama_cpp: bool = True
