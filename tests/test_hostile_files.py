@@ -6,6 +6,8 @@ count against it.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import resource
 import struct
@@ -16,6 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from families_fixtures import SMALL, small_config
+
+from breakeven.errors import UserError
+from breakeven.model.layouts.registry import spec_from_config
+from breakeven.model.summary import detail
 
 MOST_CPU_S = 5.0
 """Of which Python, typer and the readers' imports take one."""
@@ -111,3 +118,116 @@ def test_a_hostile_gguf_is_refused(name: str, tmp_path: Path) -> None:
     path.write_bytes(head)
     os.truncate(path, max(size, len(head)))
     assert told in refused("models", path)
+
+
+_CONFIG: dict[str, object] = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, it must be at most 1,000"),
+        ({"hidden_size": 10**300}, "..., it must be at most 1,000,000,000,000"),
+        ({"rope_theta": 10**400}, "it must be a number"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps is nan, it must be a number"),
+        ({"num_attention_heads": "\x1b[31m" * 10**5}, "it must be a positive whole number"),
+        ({"model_type": "\x1b[31mZ"}, "config.json"),
+    ],
+)
+def test_a_hostile_configuration_is_refused(changed: dict[str, object], told: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(_CONFIG | changed))
+    assert told in refused("models", path)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a":' * 100_000, "not JSON (it is nested too deeply)"),
+        ('{"hidden_size":' + "9" * 10_000 + "}", "not JSON (a number has too many digits)"),
+        ("[" + "[]," * 1_100_000 + "[]]", "not JSON (it holds more than 1,000,000 values)"),
+        ("x" * 5_000_000, "larger than 4 MB"),
+        ("[]", "it must be a JSON object"),
+    ],
+)
+def test_json_that_is_no_configuration_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    assert told in refused("models", path)
+
+
+def _row(**changed: object) -> bytes:
+    return json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} | changed}).encode()
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        (b"[" * 200_000, "nested too deeply"),
+        (_row(shape=[10**18] * 6), "has no shape"),
+        (_row(shape=[2] * 10**5), "has no shape"),
+        (b'{"\\u001b[31mZ": {"shape": 3}}', "has no shape"),
+        (b"{" + b"," * 2_000_000 + b"}", "holds more than 1,000,000 values"),
+        (None, "not a safetensors file"),
+    ],
+)
+def test_a_hostile_safetensors_header_is_refused(header: bytes | None, told: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(_CONFIG))
+    size = 2**62 if header is None else len(header)
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", size) + (header or b""))
+    assert told in refused("models", tmp_path)
+
+
+def test_what_a_file_calls_itself_does_not_drive_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(_CONFIG | {"_name_or_path": "\x1b[31mZ\x1b]0;t\x07\x9b\u202e"}))
+    for words in (["models"], ["models", "--json"], ["predict", "--machine", "rtx-4090"]):
+        ended = run(words[0], path, *words[1:])
+        assert ended.status == 0, ended
+        assert "?[31mZ" in ended.out or words[0] == "predict"  # which calls it by its directory
+        assert all(line.isprintable() for line in ended.out.split("\n"))
+
+
+_VALUES: list[object] = [
+    10**400,
+    -1,
+    0,
+    2.5,
+    math.nan,
+    math.inf,
+    1e308,
+    "x",
+    "",
+    True,
+    None,
+    [],
+    [[]],
+    {},
+    {"a": {}},
+    [None],
+]
+
+
+@pytest.mark.parametrize("family", sorted(SMALL))
+def test_no_value_of_a_configuration_is_a_crash(family: str) -> None:
+    """Each key of a small configuration, and those that many know, with everything that a value may be."""
+    config = small_config(family)
+    known = {"rope_scaling", "rope_parameters", "quantization_config", "text_config", "layer_types", "sliding_window"}
+    known |= {"head_dim", "num_nextn_predict_layers", "tie_word_embeddings", "hidden_act", "norm_topk_prob"}
+    for key in sorted(config.keys() | known):
+        for value in _VALUES:
+            try:
+                spec = spec_from_config(config | {key: value}, "n", "config.json")
+                detail("n", spec)
+            except UserError as error:
+                assert len(str(error)) < 1000  # noqa: PT017

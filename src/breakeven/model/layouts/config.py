@@ -13,6 +13,7 @@ from typing import cast
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import Gqa, Mixer, ModelSpec
+from breakeven.model.readers.bounded import MOST_LAYERS, MOST_WHOLE, shown
 
 GgufValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
 """A metadata value; a whole number is written as uint32, a list as an array of its elements' type."""
@@ -62,6 +63,8 @@ class Family:
     scales_embeddings: bool = False
 
 
+MOST_NUMBER = 1e100
+
 HELP = "see docs/models-yaml.md to describe the model by hand"
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -105,7 +108,8 @@ class Config:
             value = self.values.get(key)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            # Neither infinite nor not a number, which JSON in Python's dialect may say.
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MOST_NUMBER:
                 raise self._wrong(key, "a number")
             return float(value)
         return default
@@ -152,14 +156,17 @@ class Config:
         inside = self.values.get("rope_parameters")
         if not self.has("rope_theta") and isinstance(inside, Mapping):
             theta = inside.get("rope_theta")
-            return float(theta) if isinstance(theta, int | float) else default
+            return float(theta) if isinstance(theta, int | float) and 0 < theta < MOST_NUMBER else default
         return self.number_or(default, "rope_theta")
 
     def _whole(self, key: str, least: int = 1) -> int:
         value = self.values[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise self._wrong(key, "a positive whole number" if least else "a whole number, zero or more")
+        most = MOST_LAYERS if "layer" in key else MOST_WHOLE
+        if value > most:
+            raise self._wrong(key, f"at most {most:,}")
         return value
 
     def _wrong(self, key: str, right: str) -> UserError:
-        return UserError(f"{self.source}: {self.name}: {key} is {self.values[key]!r}, it must be {right}")
+        return UserError(f"{self.source}: {self.name}: {key} is {shown(self.values[key])}, it must be {right}")

@@ -49,7 +49,7 @@ def gqa(
         head_dim = hidden // heads
     return Gqa(
         heads=heads,
-        kv_heads=c.whole_or(heads, "num_key_value_heads"),
+        kv_heads=c.whole("num_key_value_heads") if c.has("num_key_value_heads") else heads,
         head_dim=head_dim,
         window=window,
         qk_norm=qk_norm,
