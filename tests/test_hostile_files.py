@@ -6,6 +6,7 @@ count against it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -136,7 +137,7 @@ _CONFIG: dict[str, object] = {
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, it must be at most 1,000"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, it must be at most 512"),
         ({"hidden_size": 10**300}, "..., it must be at most 1,000,000,000,000"),
         ({"rope_theta": 10**400}, "it must be a number"),
         ({"rms_norm_eps": math.nan}, "rms_norm_eps is nan, it must be a number"),
@@ -196,6 +197,43 @@ def test_what_a_file_calls_itself_does_not_drive_the_terminal(tmp_path: Path) ->
         assert ended.status == 0, ended
         assert "?[31mZ" in ended.out or words[0] == "predict"  # which calls it by its directory
         assert all(line.isprintable() for line in ended.out.split("\n"))
+
+
+_SMALL = "hidden: 64\nvocab: 100\ncontext: 64\nheads: 4\nffn_width: 128\n"
+
+
+def _folds(line: str) -> str:
+    """Nine times a letter's value in each next letter's."""
+    letters = "abcdefghi"
+    return "".join(
+        line.format(next=after, folded=",".join([f"*{before}"] * 9)) + "\n"
+        for before, after in itertools.pairwise(letters)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: &a [x]\n" + _folds("{next}: &{next} [{folded}]"), "aliases unfold to more than 100,000 values"),
+        ("a: &a {k: 1}\n" + _folds("{next}: &{next} {{<<: [{folded}]}}"), "aliases unfold to more than 100,000 values"),
+        (_SMALL + "n_layers: 1000000000\n", "n_layers: found 1000000000, it must be less than or equal to 512"),
+        (_SMALL + "layers: [{repeat: 1000000000}]\n", "layers.0.repeat: found 1000000000"),
+        (_SMALL + "layers: [{repeat: 500, pattern: [{repeat: 500}]}]\n", "repeat: makes more than 512 layers"),
+        (_SMALL + "n_layers: 2\nhidden2: " + "9" * 5000, "a number has too many digits"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("a: " + "{a: " * 5000, "nested too deeply"),
+        ("- " * 5000, "nested too deeply"),
+        ("x: 1\n" * 20_000, "larger than 0.064 MB"),
+        ('from: "\\e[31mZ\\u009b"\n', "no model is called"),
+        ('"\\e[31mZ": 1\n', "no such key"),
+        (_SMALL + 'n_layers: 2\nfamily: "\\e[31mZ"\n', "family: found"),
+        ("from: m.yaml\n", "leads back to this file"),
+    ],
+)
+def test_a_hostile_yaml_is_refused(text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert told in refused("models", "m.yaml")
 
 
 _VALUES: list[object] = [

@@ -16,7 +16,7 @@ import yaml
 
 MOST_WHOLE = 10**12
 """The largest number that a width, a count or a context may be: far beyond any model, and harmless to multiply."""
-MOST_LAYERS = 1000
+MOST_LAYERS = 512
 """The deepest published model has 126."""
 MOST_TYPED_BYTES = 64_000
 """Of a file that describes one thing and is typed by hand."""
