@@ -6,6 +6,7 @@ count against it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -15,15 +16,22 @@ import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import load_log_fixtures
+import msgspec
 import pytest
 from families_fixtures import SMALL, small_config
+from load_report_fixtures import served
+from report_fixtures import two_models
 
-from breakeven.errors import UserError
+from breakeven.errors import BreakevenError, UserError
+from breakeven.measure import events
 from breakeven.model.layouts.registry import spec_from_config
 from breakeven.model.summary import detail
+from breakeven.runs.recompute import recompute
 
 MOST_CPU_S = 5.0
 """Of which Python, typer and the readers' imports take one."""
@@ -234,6 +242,67 @@ def test_a_hostile_yaml_is_refused(text: str, told: str, tmp_path: Path, monkeyp
     (tmp_path / "m.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     assert told in refused("models", "m.yaml")
+
+
+def _log(requests: Sequence[events.Event]) -> list[dict[str, Any]]:
+    opening = events.LoadStudyStarted(
+        kind="bench",
+        fingerprint="f",
+        version="0.1",
+        started_at="2026-01-01T00:00:00Z",
+        command="c",
+        seed=1,
+        machine=two_models().machine,
+        models=[served("a")],
+        workload=load_log_fixtures.POISSON,
+    )
+    whole = [opening, *load_log_fixtures.run(requests, to_s=2.0), events.StudyStopped(because="budget", measured_s=3.0)]
+    return [json.loads(msgspec.json.encode(event)) for event in whole]
+
+
+def _write_log(directory: Path, lines: Iterable[object]) -> Path:
+    (directory / "events.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return directory
+
+
+def test_no_number_in_an_event_log_is_a_crash(tmp_path: Path) -> None:
+    log = _log([load_log_fixtures.request(i, due_s=0.1 * i) for i in range(6)])
+    recompute(_write_log(tmp_path, log))
+    for position, event in enumerate(log[1:5], start=1):
+        for key, value in event.items():
+            if not isinstance(value, int | float | list):
+                continue
+            for strange in (2**63 - 1, -(2**62), 2**31, 10**400, -1, 0, 1e308, None, "x", [2**62]):
+                changed = [*log[:position], {**event, key: strange}, *log[position + 1 :]]
+                with contextlib.suppress(BreakevenError):
+                    recompute(_write_log(tmp_path, changed))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b'{"event":"study_started","x":' + b"[" * 100_000, "line 1: not an event"),
+        (b'{"event":"study_started","seed":' + b"9" * 10_000 + b"}", "line 1: not an event"),
+        (b'{"event":"\x1b[31mZ"}', "line 1: not an event"),
+        (b'{"event":"\\u001b[31mZ"}', "line 1: not an event"),
+        (b"\x00" * 100, "line 1: not an event"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["report", "check"])
+def test_a_hostile_event_log_is_refused(line: bytes, told: str, verb: str, tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(line + b"\n")
+    os.truncate(tmp_path / "events.jsonl", 3 * 10**9)
+    (tmp_path / "result.json").write_bytes(line)
+    if verb == "report":
+        assert told in refused("report", tmp_path)
+    else:
+        assert "result.json" in refused("check", tmp_path, tmp_path)
+
+
+def test_a_log_without_a_line_of_ours_is_refused_however_large(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").touch()
+    os.truncate(tmp_path / "events.jsonl", 3 * 10**9)
+    assert "line 1: not an event" in refused("report", tmp_path)
 
 
 _VALUES: list[object] = [
