@@ -78,6 +78,8 @@ SHARED_WIDTH = (
 EPSILON = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "norm_epsilon")
 
 TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
+_MOST = 10**9
+"""More than any size in a configuration; what is larger is damaged or hostile."""
 _NESTED = (
     "linear_attn_config",
     "moe",
@@ -156,7 +158,7 @@ class Config:
         if key is None:
             return default
         value = self.values[key]
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
             raise self.wrong(key, "a number")
         return float(value)
 
@@ -197,7 +199,7 @@ class Config:
             return [self._whole(key, least=1 if default is None else 0)] * count
         if len(value) != count:
             raise self.length(key, len(value), count)
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value):
+        if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= _MOST for n in value):
             raise self.wrong(key, "whole numbers, zero or more")
         return [cast(int, n) for n in value]
 
@@ -255,8 +257,19 @@ class Config:
             and speaks(key, value, count)
         )
 
+    def indices(self, key: str) -> list[int] | None:
+        """`key` as numbers of layers, None when absent."""
+        found = self.list_of(key)
+        if found is None:
+            return None
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
+            raise self.wrong(key, "whole numbers, one for each such layer")
+        return [cast(int, i) for i in found]
+
     def _whole(self, key: str, least: int = 1) -> int:
         value = self.values[key]
+        if isinstance(value, int) and value > _MOST:
+            raise self.wrong(key, "a whole number of a size that models have")
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise self.wrong(key, "a positive whole number" if least else "a whole number, zero or more")
         return value
@@ -341,7 +354,7 @@ _HARMLESS = re.compile(
             # Functions and scales without weights.
             r"(^|_)act$|activation|_func(tion)?$|^act_|swiglu|_limit$|_clip|clamp|_multipliers?$|_scal(e|ing|ar|es)$|_scale_",
             r"scaling|softcap|_cap$|_alpha$|_beta$|_eps$|epsilon|^temperature|_coeff?$|_coef_|_threshold$|_weight_scale",
-            r"^use_bidirectional|causal|^use_associative_scan|fp32_combine|shared_expert_overlap|allow_neg_eigval|^scale_(emb|depth)",
+            r"^use_bidirectional|causal|^use_gemma_norm$|^use_associative_scan|fp32_combine|shared_expert_overlap|allow_neg_eigval|^scale_(emb|depth)",
             r"^dim_model_base$|_(alpha|beta)_factor$|_multiplier_init$|sink_init$|^att_impl|^need_fp32|^yarn_only|^norm_expert_weight",
             r"^attention_method|^scoring_|^score_|_selection_fn$|combination_strategy",
             r"^(norm_topk_prob|moe_renormalize|route_norm|norm_head|topk_method|expert_selection|router_dtype)",
