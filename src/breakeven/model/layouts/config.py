@@ -104,6 +104,8 @@ class Config:
         merged: dict[str, object] = {}
         for part in parts:
             merged |= {k: v for k, v in part.items() if v is not None or k not in merged}
+        # Whether the head is tied is for the whole model to say, where both say it.
+        merged |= {key: values[key] for key in TIED if values.get(key) is not None}
         self.values = _flat(merged)
         # What stands outside the language model's part belongs to towers, unless it is a fact that is asked for.
         self.own = frozenset(_flat(parts[-1]))
