@@ -71,7 +71,7 @@ def with_total(facts: ModelFacts, about: dict[str, Any], counted: int) -> ModelF
         words = f"the hub's tensor count, {hub:,}, less what else it holds: {check['difference']}"
         return msgspec.structs.replace(facts, total=alone, total_source=words)
     if hub:
-        return msgspec.structs.replace(facts, total=hub, total_source="the hub's tensor count")
+        return msgspec.structs.replace(facts, total=hub, total_source="the hub's tensor count, whatever else is in it")
     if rounded:
         return msgspec.structs.replace(facts, total=round(rounded * 1e9), total_source=published["source"])
     return facts
