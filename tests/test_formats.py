@@ -27,7 +27,7 @@ from breakeven.model.architecture import (
     StoredTensor,
 )
 from breakeven.model.arithmetic import bytes_by_group, file_bytes
-from breakeven.model.catalogue import lookup
+from breakeven.model.catalogue import lookup, names
 from breakeven.model.formats.ggml import GgmlType, block_bytes, block_size
 from breakeven.model.formats.gguf import FORMATS, types_in
 from breakeven.model.formats.named import (
@@ -66,7 +66,7 @@ def _listed(table: dict[str, dict[str, str]]) -> dict[str, str]:
 
 def _cases() -> Iterator[Any]:
     for model, by_format in TABLES.items():
-        for name in by_format:
+        for name in by_format if model in names() else ():
             yield pytest.param(model, name, id=f"{model}-{name}")
 
 
@@ -78,7 +78,7 @@ def _always_f32(tensor: Tensor) -> bool:
 @pytest.mark.parametrize(("model", "name"), list(_cases()))
 def test_types_are_those_of_llama_cpp(model: str, name: str) -> None:
     listed = _listed(TABLES[model][name])
-    spec = replace(lookup(model), mtp=None)  # the tables were made of files without drafting blocks
+    spec = replace(lookup(model), mtp=None)  # the tables' files have no blocks that draft
     if "output.weight" in listed:  # the tables read some tied models off files that store the head apart
         spec = replace(spec, tied_embeddings=False)
     everything = tensors(spec)
@@ -172,6 +172,23 @@ def test_models_of_eight_experts_keep_more_bits_in_attention() -> None:
     assert kinds["blk.4.ffn_down_exps.weight"] == "Q4_K"
     assert kinds["blk.6.ffn_down_exps.weight"] == "Q6_K"
     assert kinds["blk.0.ffn_gate_inp.weight"] == "F32"
+
+
+@pytest.mark.parametrize(
+    ("name", "out"),
+    [
+        ("Q3_K_L", "Q3_K"),
+        ("Q3_K_S", "Q5_K"),
+        ("IQ3_M", "Q5_K"),
+        ("IQ1_S", "Q5_K"),
+        ("Q2_K_S", "Q2_K"),
+        ("Q5_1", "Q5_1"),
+    ],
+)
+def test_attention_outputs_of_eight_experts(name: str, out: str) -> None:
+    kinds = tensor_types(_eight_experts(), name)
+    assert kinds["blk.5.attn_output.weight"] == out
+    assert kinds["blk.5.attn_k.weight"] == ("Q4_K" if name.startswith("IQ1") else "Q8_0")
 
 
 def _narrow(hidden: int) -> ModelSpec:
@@ -311,12 +328,17 @@ def test_every_real_file_counts_to_its_own_bytes(smollm2_gguf: Path) -> None:
         (_read_from(*OWN_TENSORS), "vllm", "file"),
         (replace(_narrow(512), quantization=Quantization("AWQ")), "vllm", "AWQ"),
         (replace(_narrow(512), quantization=Quantization("MXFP4_BF16")), "llama.cpp", "MXFP4"),
+        (replace(_narrow(512), quantization=Quantization("FP8_BLOCK")), "llama.cpp", "Q4_K_M"),
+        (replace(_narrow(512), quantization=Quantization("AWQ"), name="Qwen/Qwen3-32B-AWQ"), "llama.cpp", "AWQ"),
+        (replace(_narrow(512), quantization=Quantization("AWQ"), source=__file__), "llama.cpp", "AWQ"),
         (lookup("gpt-oss-120b"), "llama.cpp", "MXFP4"),
         (lookup("gpt-oss-20b"), "vllm", "MXFP4"),
         (lookup("llama-3.1-8b"), "llama.cpp", "Q4_K_M"),
         (lookup("llama-3.1-8b"), "vllm", "BF16"),
         (lookup("deepseek-v3"), "vllm", "FP8_BLOCK"),
         (lookup("deepseek-v3"), "llama.cpp", "Q4_K_M"),
+        (replace(lookup("deepseek-v3"), name="unsloth/DeepSeek-V3-bf16"), "vllm", "BF16"),
+        (replace(lookup("llama-3.1-8b"), name="deepseek-ai/DeepSeek-R1-Distill-Llama-8B"), "vllm", "BF16"),
     ],
 )
 def test_format_where_nobody_says(spec: ModelSpec, engine: str, chosen: str) -> None:

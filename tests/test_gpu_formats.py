@@ -374,7 +374,7 @@ def test_contents_of_hf_quant_config() -> None:
         ({"quant_method": "gptq"}, r"does not say bits; it must be a number of bits"),
         ({"quant_method": "gptq", "bits": "four"}, r"says 'four' for bits"),
         ({"quant_method": "awq", "bits": 4, "group_size": "x"}, r"group_size in quantization_config is 'x'"),
-        ({"quant_method": "awq", "bits": 7, "group_size": 128}, r"weights stored as GPTQ7_G128 are not known here"),
+        ({"quant_method": "awq", "bits": 7, "group_size": 128}, r"weights stored as 'GPTQ7_G128' are not known here"),
         ({"quant_method": "compressed-tensors"}, r"has no config_groups; add them"),
         ({"quant_method": "modelopt", "quant_algo": "W2A2"}, r"quant_algo 'W2A2' is not known here"),
         ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, r"MIXED_PRECISION does not say which module"),
@@ -382,7 +382,7 @@ def test_contents_of_hf_quant_config() -> None:
             {"quant_method": "fp8", "ignored_layers": 3},
             r"ignored_layers in quantization_config must be a list of names",
         ),
-        ({"group_size": 64, "bits": 7}, r"weights stored as MLX7 are not known here"),
+        ({"group_size": 64, "bits": 7}, r"weights stored as 'MLX7' are not known here"),
         (["fp8"], r"quantization_config is \['fp8'\], it must be a mapping"),
     ],
 )
@@ -506,6 +506,19 @@ def test_changes_by_module_in_gptq_and_mlx() -> None:
     assert kinds["blk.4.attn_k.weight"] == "BF16"
     assert kinds["blk.0.ffn_down_exps.weight"] == "GPTQ8_G64"
     assert kinds["blk.1.ffn_down_exps.weight"] == "GPTQ4_G128"
+    part = quantization_of(
+        {
+            "quantization_config": {
+                "quant_method": "gptq",
+                "bits": 4,
+                "group_size": 128,
+                "modules_in_block_to_quantize": [["self_attn.q_proj", "self_attn.k_proj"], ["mlp.experts.0.up_proj"]],
+            }
+        }
+    )
+    kinds = {n: str(kind) for n, kind in tensor_types(replace(spec, quantization=part), "GPTQ4_G128").items()}
+    stored = {n.split(".", 2)[2] for n, kind in kinds.items() if kind != "BF16"}
+    assert stored == {"attn_q.weight", "attn_k.weight", "ffn_up_exps.weight"}
     mlx = quantization_of(
         {
             "quantization": {
@@ -535,3 +548,43 @@ def test_expressions_that_would_take_for_ever_are_refused(pattern: str) -> None:
     with pytest.raises(UserError, match=r"the expression .* in quantization_config"):
         _kept(lookup("deepseek-v3"), pattern)
     assert time.monotonic() - started < 5
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=8), inside, max_size=3),
+    max_leaves=6,
+)
+_WHOLE: tuple[dict[str, Any], ...] = (
+    FP8,
+    {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"+:x": {"bits": 8, "group_size": 32}}},
+    {"quant_method": "awq", "bits": 4, "group_size": 128},
+    {"quant_method": "auto-round", "bits": 4, "group_size": 128, "extra_config": {"x": {"bits": 8}}},
+    _compressed(num_bits=4, group_size=32, strategy="group", type="int"),
+    {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": {"x": {"quant_algo": "FP8"}}},
+    {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4", "group_size": 32}}},
+    {"bits": 4, "group_size": 64, "model.x": {"bits": 6, "group_size": 32}},
+)
+
+
+def _spoiled(value: Any, draw: Any) -> Any:
+    """The same facts with one of them, at any depth, replaced by anything."""
+    if not isinstance(value, dict) or not value:
+        return draw(_JSON)
+    key = draw(st.sampled_from(sorted(value)))
+    inside = value[key]
+    changed = _spoiled(inside, draw) if isinstance(inside, dict) and draw(st.booleans()) else draw(_JSON)
+    return {**value, key: changed}
+
+
+@given(st.data())
+def test_whatever_a_configuration_says_is_read_or_refused_in_a_sentence(data: Any) -> None:
+    facts = _spoiled(data.draw(st.sampled_from(_WHOLE)), data.draw)
+    said, found = "", None
+    try:
+        found = quantization_of({"quantization_config": facts})
+    except UserError as error:
+        said = str(error)
+    assert said.isprintable()
+    assert len(said) < 500
+    assert found is None or gpu_format(found.format_name) is not None

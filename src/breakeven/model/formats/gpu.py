@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from breakeven.model.architecture import Mla, ModelSpec
+from breakeven.model.architecture import Mla, ModelSpec, Quantization
 from breakeven.model.formats.ggml import GgmlType, OwnType
 from breakeven.model.formats.modules import Modules
 from breakeven.model.tensors import Tensor, TensorGroup, group_of, tensors
@@ -192,13 +193,18 @@ def gpu_tensor_types(spec: ModelSpec, chosen: GpuFormat) -> dict[str, NumberType
     """
     said = spec.quantization
     if said is not None and said.format_name == chosen.name:
-        modules = Modules(spec, said)
-        routed = gpu_format(said.experts) if said.experts else None
-        return {t.name: _published(t, chosen, routed, modules) for t in tensors(spec)}
+        return dict(_published_types(spec, said, chosen))
     latent = spec.is_moe and any(isinstance(mixer, Mla) for layer in spec.layers for mixer in layer.mixers)
     groups = chosen.latent_groups if latent else chosen.groups
     linear = (chosen.latent_linear if latent else None) or chosen.linear
     return {t.name: linear if _linear(t, groups) and _fits(t, chosen) else GgmlType.BF16 for t in tensors(spec)}
+
+
+@lru_cache(maxsize=32)
+def _published_types(spec: ModelSpec, said: Quantization, chosen: GpuFormat) -> Mapping[str, NumberType]:
+    modules = Modules(spec, said)
+    routed = gpu_format(said.experts) if said.experts else None
+    return {t.name: _published(t, chosen, routed, modules) for t in tensors(spec)}
 
 
 def _published(tensor: Tensor, chosen: GpuFormat, routed: GpuFormat | None, modules: Modules) -> NumberType:

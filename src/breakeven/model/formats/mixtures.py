@@ -224,7 +224,7 @@ FORMATS: dict[str, Format] = {
             T.Q6_K,
             "3 bits, 5 where it matters",
             {V: _always(T.Q5_K), DOWN: _always(T.Q5_K), OUT: _always(T.Q5_K)},
-            _EIGHT,
+            {**_EIGHT, OUT: T.Q3_K},
         ),
         Format(
             "Q3_K_M",

@@ -6,6 +6,7 @@ import fnmatch
 import re
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import LinearAttention, Mamba1, Mamba2, ModelSpec, Quantization, ShortConv
@@ -143,28 +144,37 @@ class _Patterns:
     """Patterns of module names: plain names, globs with `*`, and regular expressions after `re:`.
 
     A plain name means the module and all below it, wherever its parts stand in a row: `lm_head`, `gate`,
-    `model.layers.3.mlp`. Globs and expressions are asked of the module and of those around it.
+    `model.layers.3.mlp`. Globs and expressions are asked of the module and of those around it. `alike`: none of them
+    has a number, so that what holds of one layer's module holds of all.
     """
 
-    def __init__(self, patterns: Sequence[str]) -> None:
+    def __init__(self, patterns: Sequence[str], *, alike: bool) -> None:
+        self._alike = alike
         self._plain: set[tuple[str, ...]] = set()
-        self._expressions: list[tuple[int | None, re.Pattern[str]]] = []
+        self._expressions: list[_Expression] = []
         globs: dict[int | None, list[str]] = {}
         self._seen: dict[str, bool] = {}
         self._spent_s = 0.0
         for pattern in patterns:
             if pattern.startswith("re:"):
-                self._expressions.append((_layer_of(pattern), _expression(pattern[3:])))
+                self._expressions.append(_expression(pattern[3:]))
             elif any(sign in pattern for sign in "*?["):
-                globs.setdefault(_layer_of(pattern), []).append(fnmatch.translate(pattern))
+                globs.setdefault(_layer_of(pattern), []).append(pattern)
             else:
                 parts = pattern.strip(".").removesuffix(".weight").split(".")
                 while len(parts) > 1 and parts[0] in _OUTER:
                     parts = parts[1:]
                 self._plain.add(tuple(parts))
-        self._expressions += [(layer, re.compile("|".join(parts))) for layer, parts in globs.items()]
+        for layer, together in globs.items():
+            whole = re.compile("|".join(fnmatch.translate(pattern) for pattern in together))
+            self._expressions.append(_Expression(whole, layer, _SPELLINGS, around=True))
+        if len(self._expressions) > _MOST_EXPRESSIONS:
+            raise UserError("quantization_config has too many patterns; name the modules instead")
 
     def match(self, name: str, layer: int | None) -> bool:
+        if not self._plain and not self._expressions:
+            return False
+        name = _LAYER.sub("layers.0", name) if self._alike else name
         if name not in self._seen:
             self._seen[name] = self._plainly(name) or self._matched(name, layer)
         return self._seen[name]
@@ -175,45 +185,64 @@ class _Patterns:
         return bool(self._plain) and any(parts[i:j] in self._plain for i in ends for j in ends[i + 1 :])
 
     def _matched(self, name: str, layer: int | None) -> bool:
-        mine = [pattern for at, pattern in self._expressions if at is None or at == layer]
-        if not mine:
-            return False
-        parts = name.split(".")
-        around = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
-        spelled = [f"{outer}{one}" for one in around for outer in _SPELLINGS]
         started = time.thread_time()
-        found = any(pattern.match(one) for pattern in mine for one in spelled)
+        found = any(each.match(name) for each in self._expressions if each.layer is None or each.layer == layer)
         self._spent_s += time.thread_time() - started
         if self._spent_s > _MOST_S:
             raise UserError("the patterns in quantization_config take too long to compare; name the modules instead")
         return found
 
 
+_LAYER = re.compile(r"\blayers\.\d+")
 _SPELLINGS = ("", "model.", "model.language_model.", "language_model.model.", "backbone.")
 _MOST_S = 1.5
+_MOST_EXPRESSIONS = 1000
 _LONGEST_EXPRESSION = 1000
 _MOST_REPEATS = 4
 """An expression of more open repeats can take longer than anybody waits for a single name."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Expression:
+    """A pattern, and of which names it need be asked, so that models of many layers are not waited for.
+
+    `layer`: the only one whose modules it can mean. `spellings`: beginnings of a name that differ to it. `around`: it
+    can mean a module that holds the one in question.
+    """
+
+    pattern: re.Pattern[str]
+    layer: int | None
+    spellings: tuple[str, ...]
+    around: bool
+
+    def match(self, name: str) -> bool:
+        parts = name.split(".")
+        least = 0 if self.around else len(parts) - 1
+        names = (".".join(parts[:n]) for n in range(len(parts), least, -1))
+        return any(self.pattern.match(outer + one) for one in names for outer in self.spellings)
+
+
 def _layer_of(pattern: str) -> int | None:
     """The one layer that a pattern names, so that it is asked of that layer's modules alone."""
     found = re.search(r"layers(?:\\?\.)(\d+)\\?\.", pattern)
-    return int(found[1]) if found else None
+    return int(found[1]) if found and "|" not in pattern and "mtp" not in pattern else None
 
 
-def _expression(text: str) -> re.Pattern[str]:
+def _expression(text: str) -> _Expression:
     nested = re.search(r"[*+}]\)[*+{]", text)
     if len(text) > _LONGEST_EXPRESSION or nested or len(re.findall(r"[*+{]", text)) > _MOST_REPEATS:
         raise UserError(
             f"the expression {text[:60]!r} in quantization_config is too involved; name the modules instead"
         )
     try:
-        return re.compile(text)
+        pattern = re.compile(text)
     except re.error as error:
         raise UserError(
             f"the expression {text[:60]!r} in quantization_config is not valid: {error}; mend it"
         ) from error
+    # What begins with anything does not care how a name begins, and what ends openly takes all below a module.
+    spellings = ("model.",) if text.startswith(".*") else _SPELLINGS
+    return _Expression(pattern, _layer_of(text), spellings, around="$" in text or "(?" in text)
 
 
 class Modules:
@@ -221,24 +250,27 @@ class Modules:
 
     def __init__(self, spec: ModelSpec, said: Quantization) -> None:
         self._spec = spec
-        self._kept = _Patterns(said.kept)
+        self._kept = _sorted_out(said.kept)
         by_format: dict[str, list[str]] = {}
         for pattern, format_name in said.others:
             by_format.setdefault(format_name, []).append(pattern)
-        self._others = {name: _Patterns(patterns) for name, patterns in by_format.items()}
+        self._others = {name: _sorted_out(patterns) for name, patterns in by_format.items()}
 
     def is_kept(self, tensor: Tensor) -> bool:
         """Whether the tensor's module stays in 16 bits."""
-        return any(self._kept.match(name, tensor.layer) for name in module_names(self._spec, tensor))
+        return _match(self._kept, module_names(self._spec, tensor), tensor.layer)
 
     def other_format(self, tensor: Tensor) -> str | None:
         """The format of the tensor's module where it is another than the model's."""
         names = module_names(self._spec, tensor) if self._others else ()
-        return next(
-            (
-                format_name
-                for format_name, patterns in self._others.items()
-                if any(patterns.match(name, tensor.layer) for name in names)
-            ),
-            None,
-        )
+        return next((found for found, parts in self._others.items() if _match(parts, names, tensor.layer)), None)
+
+
+def _sorted_out(patterns: Sequence[str]) -> tuple[_Patterns, _Patterns]:
+    numbered = {pattern for pattern in patterns if re.search(r"\d", pattern)}
+    alike = [pattern for pattern in patterns if pattern not in numbered]
+    return _Patterns(alike, alike=True), _Patterns(sorted(numbered), alike=False)
+
+
+def _match(parts: tuple[_Patterns, _Patterns], names: Sequence[str], layer: int | None) -> bool:
+    return any(patterns.match(name, layer) for patterns in parts for name in names)

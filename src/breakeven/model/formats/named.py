@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -90,7 +91,9 @@ _ONLY_IN: tuple[tuple[str, str], ...] = (
     ("minimax-m2", "FP8_BLOCK"),  # MiniMaxAI/MiniMax-M2 and M2.5
     ("mimo-v2", "FP8_BLOCK"),  # XiaomiMiMo/MiMo-V2-Flash
 )
-"""Models that their makers published in one format only, by the beginning of their names."""
+"""Mixtures of experts that their makers published in one format only, by the beginning of their names."""
+
+_SAYS_FORMAT = re.compile(r"fp8|fp4|awq|gptq|int[48]|w[48]a|bnb|\dbit|\d-bit|mlx", re.IGNORECASE)
 
 
 def format_named(name: str) -> Format | GpuFormat | OwnFormat:
@@ -137,7 +140,9 @@ def default_format(spec: ModelSpec, engine: str) -> str:
         if engine != "llama.cpp" or said in FORMATS:
             return said
     name = spec.name.rsplit("/", 1)[-1].lower()
-    only = next((chosen for start, chosen in _ONLY_IN if name.startswith(start)), None)
+    # Small dense models taught by these bear their names, and so do copies that others widened to 16 bits.
+    same = spec.is_moe and not any(width in name for width in ("bf16", "fp16"))
+    only = next((chosen for start, chosen in _ONLY_IN if same and name.startswith(start)), None)
     if only is not None and (engine in DEFAULT_FORMATS or only in FORMATS):
         return only
     return DEFAULT_FORMATS.get(engine, "Q4_K_M")

@@ -104,7 +104,7 @@ def _fbgemm(facts: _Facts) -> Quantization:
 def _awq(facts: _Facts) -> Quantization:
     bits, group = _whole(facts, "bits", "w_bit"), _group(facts)
     zeros = facts.get("zero_point", True) is not False
-    return _quantization(_integers(bits, group, zeros), facts)
+    return _quantization(_integers(bits, group, _family(bits, zeros)), facts)
 
 
 def _gptq(facts: _Facts) -> Quantization:
@@ -115,9 +115,22 @@ def _gptq(facts: _Facts) -> Quantization:
         if str(pattern).startswith("-:"):
             kept.append("re:" + str(pattern)[2:])
         elif isinstance(change, Mapping):
-            name = _gptq_name(int(change.get("bits", bits)), int(change.get("group_size", group or -1)))
+            name = _changed(bits, group, cast(_Facts, change))
             others.append(("re:" + str(pattern).removeprefix("+:"), name))
-    return _quantization(_gptq_name(bits, group or -1), facts, tuple(others), kept)
+    base = _integers(bits, group, "GPTQ")
+    inside = facts.get("modules_in_block_to_quantize")
+    if isinstance(inside, list) and inside:
+        # Where the modules are listed, what is not among them is not quantized.
+        listed = [name for part in inside for name in (part if isinstance(part, list) else [part])]
+        others += [(str(name), base) for name in listed]
+        kept.append(EVERYTHING)
+    return _quantization(base, facts, tuple(others), kept)
+
+
+def _changed(bits: int, group: int | None, change: _Facts) -> str:
+    """The format of a module that differs from the others in some facts."""
+    mine = _whole(change, "bits") if change.get("bits") is not None else bits
+    return _integers(mine, _group(change) if change.get("group_size") is not None else group, "GPTQ")
 
 
 def _auto_round(facts: _Facts) -> Quantization:
@@ -128,15 +141,15 @@ def _auto_round(facts: _Facts) -> Quantization:
     elif kind.startswith("nv_fp"):
         base = "NVFP4"
     else:
-        base = _gptq_name(bits, group or -1)
+        base = _integers(bits, group, "GPTQ")
     kept, others = [], []
     extra = facts.get("extra_config")
     for name, change in extra.items() if isinstance(extra, Mapping) else ():
-        if isinstance(change, Mapping) and isinstance(change.get("bits"), int):
-            if change["bits"] >= 16:
-                kept.append(str(name))
-            else:
-                others.append((str(name), _gptq_name(change["bits"], int(change.get("group_size", group or -1)))))
+        facts_of = cast(_Facts, change) if isinstance(change, Mapping) else {}
+        if facts_of.get("bits") is not None and _whole(facts_of, "bits") >= 16:
+            kept.append(str(name))
+        elif facts_of:
+            others.append((str(name), _changed(bits, group, facts_of)))
     return _quantization(base, facts, tuple(others), kept)
 
 
@@ -176,7 +189,8 @@ def _weights(weights: _Facts) -> str:
         raise UserError(f"floats of {bits} bits in quantization_config are not known here; {HELP}")
     if bits == 8 and strategy in ("tensor", "channel"):
         return "INT8"
-    return _integers(bits, group if strategy not in ("tensor", "channel") else None, weights.get("symmetric") is False)
+    family = _family(bits, weights.get("symmetric") is False)
+    return _integers(bits, None if strategy in ("tensor", "channel") else group, family)
 
 
 _ALGORITHMS = {
@@ -232,7 +246,7 @@ def _algorithm(algorithm: object, group: int | None = None) -> str:
         raise UserError(
             f"quant_algo {str(algorithm)!r:.40} is not known here (known: {', '.join(_ALGORITHMS)}); {HELP}"
         )
-    return _integers(4, group, zeros=False) if name == "INT4" and group else name
+    return _integers(4, group, "INT") if name == "INT4" and group else name
 
 
 def _mxfp4(facts: _Facts) -> Quantization:
@@ -258,7 +272,7 @@ def _quark(facts: _Facts) -> Quantization:
         "fp4": "MXFP4_LINEAR",
         "fp8_e4m3": "FP8" if scheme == "per_channel" else "FP8_TENSOR",
         "int8": "INT8",
-        "int4": _integers(4, _group(cast(_Facts, weight)), zeros=weight.get("symmetric") is False),
+        "int4": _integers(4, _group(cast(_Facts, weight)), _family(4, weight.get("symmetric") is False)),
     }
     if kind not in names:
         raise UserError(f"quark's number type {kind!r:.40} is not known here (known: {', '.join(names)}); {HELP}")
@@ -298,15 +312,13 @@ _METHODS: dict[str, Callable[[_Facts], Quantization | None]] = {
 }
 
 
-def _integers(bits: int, group: int | None, zeros: bool) -> str:
-    place = f"_G{group}" if group else "_ROW"
-    if zeros:
-        return f"AWQ{place}" if bits == 4 else f"GPTQ{bits}{place}"
-    return f"INT{bits}{place}"
+def _integers(bits: int, group: int | None, family: str) -> str:
+    """A format's name; `family`: INT with a scale, GPTQ with a zero point beside it, AWQ in 4 bits."""
+    return f"{family}{'' if family == 'AWQ' else bits}{f'_G{group}' if group else '_ROW'}"
 
 
-def _gptq_name(bits: int, group: int) -> str:
-    return f"GPTQ{bits}_G{group}" if group > 0 else f"GPTQ{bits}_ROW"
+def _family(bits: int, zeros: bool) -> str:
+    return ("AWQ" if bits == 4 else "GPTQ") if zeros else "INT"
 
 
 def _quantization(
@@ -314,7 +326,7 @@ def _quantization(
 ) -> Quantization:
     unknown = next((one for one in (name, *(other for _, other in others)) if gpu_format(one) is None), None)
     if unknown is not None:
-        raise UserError(f"weights stored as {unknown} are not known here; {HELP}")
+        raise UserError(f"weights stored as {unknown!r:.60} are not known here; {HELP}")
     found = gpu_format(name)
     assert found is not None
     left = (*kept, *(pattern for key in _KEPT_KEYS for pattern in _names(facts, key)))
