@@ -14,6 +14,7 @@ from breakeven.model.arithmetic import active_params, decode_bytes, file_bytes, 
 from breakeven.model.catalogue import find, lookup, matching, names
 from breakeven.model.formats.gguf import FORMATS
 from breakeven.model.formats.gpu import GPU_FORMATS
+from breakeven.model.readers.gguf_header import read_header
 from breakeven.model.summary import LARGEST, SIZE_CLASSES
 from tests.cli_fixtures import run_here
 
@@ -146,6 +147,9 @@ def test_a_file_of_weights_is_shown_under_its_own_name(smollm2_gguf: Path) -> No
     model = shown(str(smollm2_gguf))["model"]
     assert model["summary"]["total_params"] == shown("smollm2-135m")["model"]["summary"]["total_params"]
     assert model["summary"]["name"] not in names()
+    assert model["formats"][0]["format"] == "file"
+    assert model["formats"][0]["total_bytes"] == sum(t.n_bytes or 0 for t in read_header(smollm2_gguf).tensors)
+    assert "(this file)" in run(str(smollm2_gguf)).stdout
 
 
 def test_the_format_a_model_was_published_in_comes_first() -> None:

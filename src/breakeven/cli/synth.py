@@ -23,12 +23,13 @@ def synth(
     ] = None,
     routing: Annotated[str, typer.Option(help="uniform, or zipf:S for a skew with exponent S.")] = "uniform",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
+    mtp: Annotated[bool, typer.Option("--mtp", help="With the model's drafting (MTP) blocks.")] = False,
 ) -> None:
     """Write a GGUF with the exact tensors of MODEL and random weights: good for speed and memory only.
 
     Example: breakeven synth olmoe-1b-7b --format Q4_0 --routing zipf:1.2 --out olmoe.gguf
     """
-    done = breakeven.synth(model, out, format=format_name, routing=routing, seed=seed)
+    done = breakeven.synth(model, out, format=format_name, routing=routing, seed=seed, mtp=mtp)
     typer.echo(
         f"{done.path}: {done.model}, {done.format}, {done.size_bytes / 1e9:.2f} GB in {done.seconds:.1f} s; "
         "synthetic weights: speed and memory only"

@@ -222,7 +222,7 @@ def load_profile(path: Path) -> Profile:
         profile = msgspec.json.decode(path.read_bytes(), type=Profile)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give what `breakeven calibrate` wrote") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"{path} is no profile: {error}; give what `breakeven calibrate` wrote") from error
     if profile.schema != PROFILE_SCHEMA:
         raise UserError(f"{path} has schema {profile.schema}, this version reads {PROFILE_SCHEMA}; calibrate again")
@@ -321,7 +321,7 @@ def _is_profile(path: Path) -> bool:
     """Whether a JSON file has a profile's constants; a chip's description has none."""
     try:
         content = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, RecursionError):
         return False  # the reader of chips says what is wrong
     return isinstance(content, dict) and ("constants" in content or content.get("schema") == PROFILE_SCHEMA)
 

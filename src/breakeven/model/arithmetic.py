@@ -30,7 +30,7 @@ from breakeven.model.architecture import (
     MoeFfn,
     ShortConv,
 )
-from breakeven.model.formats.named import format_named, tensor_bytes, tensor_types
+from breakeven.model.formats.named import FORMATS, format_named, tensor_bytes, tensor_types
 from breakeven.model.tensors import Tensor, TensorGroup, tensors
 
 KV_ELEMENT_BYTES = 2.0
@@ -73,7 +73,10 @@ def params_by_group(spec: ModelSpec) -> dict[TensorGroup, int]:
 
 
 def bytes_by_group(spec: ModelSpec, format_name: str) -> dict[TensorGroup, int]:
-    """Bytes of each group of tensors that are loaded, in a weight format; raises UserError for an unknown format."""
+    """Bytes of each group of tensors in a weight format; raises UserError for an unknown format.
+
+    Drafting blocks are a group of checkpoints' formats; files converted for llama.cpp leave them out.
+    """
     return {group: sum(by_layer.values()) for group, by_layer in _sizes(spec, format_named(format_name).name).items()}
 
 
@@ -291,7 +294,9 @@ def loaded(spec: ModelSpec) -> ModelSpec:
 @lru_cache(maxsize=64)
 def _sizes(spec: ModelSpec, format_name: str) -> Mapping[TensorGroup, Mapping[int | None, int]]:
     """Bytes by group and layer."""
-    spec = loaded(spec)
+    # Checkpoints hold the drafting blocks; who converts one for llama.cpp leaves them out.
+    if format_name in FORMATS and FORMATS[format_name].quantized:
+        spec = loaded(spec)
     kinds = tensor_types(spec, format_name)
     found: dict[TensorGroup, dict[int | None, int]] = {}
     for tensor in tensors(spec):

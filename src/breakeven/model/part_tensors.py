@@ -205,7 +205,7 @@ def _kimi_delta(hidden: int, a: KimiDelta) -> Iterator[Item]:
     wide = a.heads * a.head_dim
     for part in ("q", "k", "v"):
         yield from _matrix(f"attn_{part}", wide, hidden)
-        yield from _matrix(f"ssm_conv1d_{part}", wide, a.conv_kernel)
+        yield Item(f"ssm_conv1d_{part}", "weight", (wide, 1, a.conv_kernel), TensorGroup.ATTENTION)
     for part in ("f", "g"):
         if a.gate_rank is None:
             yield from _matrix(f"ssm_{part}", wide, hidden)
@@ -214,7 +214,7 @@ def _kimi_delta(hidden: int, a: KimiDelta) -> Iterator[Item]:
             yield from _matrix(f"ssm_{part}_b", wide, a.gate_rank)
     yield from _matrix("ssm_beta", a.heads, hidden)
     yield from _vector("ssm_dt", wide, "bias")
-    yield from _vector("ssm_a", a.heads, "")
+    yield Item("ssm_a", "", (a.heads, 1), TensorGroup.ATTENTION)
     yield from norm("ssm_norm", a.head_dim)
     yield from _matrix("attn_output", hidden, wide)
 
@@ -299,6 +299,8 @@ def moe_items(hidden: int, f: MoeFfn, *, around: bool) -> Iterator[Item]:
             yield Item("ffn_down_exps", "scale", (f.n_experts,), TensorGroup.ROUTER)
             for stem in ("pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2"):
                 yield from norm(stem, hidden)
+        else:
+            yield from norm("ffn_norm_exps", hidden)
 
 
 def ffn_items(

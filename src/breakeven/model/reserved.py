@@ -108,11 +108,10 @@ def _ffn(ffn: FeedForward, hidden: int) -> float:
     if isinstance(ffn, DenseFfn):
         return (3 if ffn.gated else 2) * ffn.width
     matrices = 3 if ffn.gated else 2
-    inside = matrices * ffn.n_experts_per_token * ffn.expert_width
-    # After them the experts' outputs, plain and weighted, with two hidden widths less beside them.
-    outputs = 2 * (ffn.n_experts_per_token - 1) * hidden
-    beside = matrices * max(ffn.shared_width, ffn.dense_width)
-    return max(inside, outputs, beside)
+    width, outputs = ffn.n_experts_per_token * ffn.expert_width, ffn.n_experts_per_token * hidden
+    # The experts' outputs take the place that gate and up have left, where they fit in there.
+    routed = matrices * width + (outputs if outputs > (matrices - 1) * width else 0)
+    return max(routed, matrices * max(ffn.shared_width, ffn.dense_width))
 
 
 def _mixer(mixer: Mixer, hidden: int) -> float:
@@ -126,8 +125,7 @@ def _mixer(mixer: Mixer, hidden: int) -> float:
         case CompressedAttention() as a:
             return 3 * a.heads * a.head_dim + a.q_lora_rank
         case LinearAttention() as a:
-            values = a.value_heads * a.value_dim
-            return 2 * (2 * a.key_heads * a.key_dim + values) + 3 * values
+            return 2 * (2 * a.key_heads * a.key_dim + a.value_heads * a.value_dim)
         case KimiDelta() as a:
             return 9 * a.heads * a.head_dim
         case Lightning() as a:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from breakeven.model.architecture import DenseFfn, Layer, ModelSpec, MoeFfn, NgramTable, Norms
+from breakeven.model.architecture import DenseFfn, Gqa, Layer, ModelSpec, MoeFfn, NgramTable, Norms
 from breakeven.model.layouts.family import Family
 from breakeven.model.layouts.registry import family_of
 from breakeven.model.part_tensors import Item, TensorGroup, ffn_items, mixer_items, moe_items, norm
@@ -109,7 +109,8 @@ def _named(items: Iterable[Item], layer: int | None, family: Family) -> Iterator
     block = "" if layer is None else f"blk.{layer}."
     for item in _joined(items, family):
         for stem, shape in _split(item, family):
-            name = f"{block}{family.tensor_names.get(stem, stem)}{'.' if item.suffix else ''}{item.suffix}"
+            suffix = "" if stem in family.bare else item.suffix
+            name = f"{block}{family.tensor_names.get(stem, stem)}{'.' if suffix else ''}{suffix}"
             yield Tensor(name, shape, item.group, layer)
 
 
@@ -140,6 +141,7 @@ def _split(item: Item, family: Family) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _front(spec: ModelSpec) -> Iterator[Item]:
     yield Item("token_embd", "weight", (spec.vocab, spec.hidden), TensorGroup.EMBEDDING)
+    yield from _rotary(spec)
     layers = len(spec.layers)
     if (rows := spec.per_layer_embedding) is not None:
         yield Item("per_layer_token_embd", "weight", (rows.vocab, layers * rows.width), TensorGroup.TABLE)
@@ -152,6 +154,21 @@ def _front(spec: ModelSpec) -> Iterator[Item]:
             yield Item(stem, "weight", (streams.count - 1, spec.hidden, spec.hidden), TensorGroup.STREAM)
     elif streams is not None and streams.joins:
         yield from _hyper("output_hc", spec, streams.count)
+
+
+def _rotary(spec: ModelSpec) -> Iterator[Item]:
+    """Tables of factors that stretch rotary frequencies, one for each pair of dimensions that turn."""
+    family = family_of(spec)
+    full = next(
+        (a for layer in spec.layers for a in layer.mixers if isinstance(a, Gqa) and a.window is None),
+        None,
+    )
+    if full is None:
+        return
+    if family.rope_table == "always":
+        yield Item("rope_freqs", "weight", (full.head_dim // 2,), TensorGroup.CONSTANT)
+    elif family.rope_table and spec.rope.scaling == "llama3":
+        yield Item("rope_freqs", "weight", ((spec.rope.dimensions or full.head_dim) // 2,), TensorGroup.CONSTANT)
 
 
 def _tail(spec: ModelSpec) -> Iterator[Item]:
@@ -197,6 +214,9 @@ def _layer(spec: ModelSpec, index: int, layer: Layer, *, drafts: bool = False) -
                 yield from ffn_items("", TensorGroup.DENSE_FFN, hidden, f.width, bias=f.bias, gated=f.gated)
             case MoeFfn() as f:
                 yield from moe_items(hidden, f, around=layer.norms is Norms.AROUND)
+                if family_of(spec).token_routed and not f.selection_bias:
+                    table = (spec.vocab, f.n_experts_per_token)
+                    yield Item("ffn_gate_tid2eid", "weight", table, TensorGroup.CONSTANT)
         if after:
             yield from norm("post_ffw_norm", hidden, bias)
     if not drafts:

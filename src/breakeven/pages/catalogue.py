@@ -111,6 +111,10 @@ FORMAT_COLUMNS = (
 
 _CLASSES = (*(name for name, _ in SIZE_CLASSES), LARGEST)
 
+APART_COLUMNS = (("Tables", "right", 92), ("Drafting", "right", 84))
+"""Shown of models that have them."""
+_APART = {"Tables": TensorGroup.TABLE, "Drafting": TensorGroup.MTP}
+
 
 def print_groups(known: Sequence[CatalogueEntry], console: Console) -> None:
     """Print the names of all models by size and kind: what stands before the first dash only once."""
@@ -161,8 +165,9 @@ def print_detail(model: Detail, console: Console, full: bool = False) -> None:
     for index, line in enumerate(_head(model)):
         console.print(line, style="bold" if index == 0 else None, highlight=False, markup=False)
     console.print()
+    columns = (*FORMAT_COLUMNS, *(row for row in APART_COLUMNS if _APART[row[0]] in model.params_by_group))
     shown = [stored for stored in model.formats if full or _is_common(stored, model)]
-    console.print(_table(FORMAT_COLUMNS, [_format_row(stored) for stored in shown], console.width))
+    console.print(_table(columns, [_format_row(stored, columns) for stored in shown], console.width))
     console.print(
         "Read/token: weight bytes one decode step of one sequence touches."
         + (
@@ -215,6 +220,8 @@ def _published(model: Detail) -> list[str]:
         lines.append(f"Beside it, not counted: {' and '.join(facts.towers)} tower")
     if facts.also:
         lines.append(f"The same shapes: {', '.join(facts.also)}")
+    if facts.note:
+        lines.append(f"Note: {facts.note}")
     return lines
 
 
@@ -285,7 +292,7 @@ def _is_common(stored: Stored, model: Detail) -> bool:
     return stored.format in COMMON_FORMATS or (stored is model.formats[0] and stored.label != stored.format)
 
 
-def _format_row(stored: Stored) -> list[str]:
+def _format_row(stored: Stored, columns: Sequence[tuple[str, str, int]]) -> list[str]:
 
     def of(group: TensorGroup) -> str:
         return bytes_text(stored.by_group[group]) if group in stored.by_group else "-"
@@ -298,4 +305,5 @@ def _format_row(stored: Stored) -> list[str]:
         of(TensorGroup.SHARED_EXPERTS),
         of(TensorGroup.EMBEDDING),
         of(TensorGroup.OUTPUT_HEAD) if TensorGroup.OUTPUT_HEAD in stored.by_group else "tied",
+        *(of(_APART[heading]) for heading, _, _ in columns if heading in _APART),
     ]

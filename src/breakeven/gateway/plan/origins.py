@@ -100,7 +100,7 @@ def _read(path: Path) -> Decision:
         ) from error
     try:
         decision = msgspec.json.decode(content, type=Decision)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: is no decision ({error}); give the result.json that breakeven decide wrote") from None
     if decision.schema != DECISION_SCHEMA:
         raise UserError(f"{path}: has schema {decision.schema!r}, this version reads {DECISION_SCHEMA!r}; decide again")

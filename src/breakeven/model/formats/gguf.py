@@ -7,6 +7,8 @@ walked by that file's own tensors, so fused ones and drafting blocks are where t
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from breakeven.model.architecture import CompressedAttention, Gqa, Lightning, LinearAttention, Mla, ModelSpec, MoeFfn
 from breakeven.model.formats.ggml import FALLBACKS, GgmlType, OwnType, block_size, own_type
 from breakeven.model.formats.mixtures import FORMATS, Category, Format, Place
@@ -35,25 +37,34 @@ def types_in(spec: ModelSpec, chosen: Format) -> dict[str, GgmlType]:
     Source: src/llama-quant.cpp, `llama_tensor_get_type`. What is not quantized keeps the type its file has.
     """
     everything = tensors(spec)
-    own = own_types(spec)
     tied = not any(tensor.name == "output.weight" for tensor in everything)
+    is_70b = _is_70b(spec)
+    kinds = {
+        tensor.name: _kind(chosen, tensor, found, tied=tied, is_70b=is_70b) if isinstance(found, Place) else found
+        for tensor, found in _walk(spec, chosen.imatrix)
+    }
+    return {tensor.name: kinds[tensor.name] for tensor in everything}
+
+
+@lru_cache(maxsize=8)
+def _walk(spec: ModelSpec, imatrix: bool) -> tuple[tuple[Tensor, Place | GgmlType], ...]:
+    """Every tensor with its place in the walk, or with the type it keeps in any format: the same for all of them."""
+    everything = tensors(spec)
+    own = own_types(spec)
     experts = max((layer.ffn.n_experts for layer in spec.layers if isinstance(layer.ffn, MoeFfn)), default=0)
-    gqa, is_70b = _gqa(spec), _is_70b(spec)
+    gqa = _gqa(spec)
     roles = {tensor.name: category(tensor.name) for tensor in everything if _is_matrix(tensor)}
     n_values = sum(1 for role in roles.values() if role is V)
     # Drafting blocks count as layers here.
     n_layers = max((tensor.layer for tensor in everything if tensor.layer is not None), default=-1) + 1
     seen = dict.fromkeys(Category, 0)
-    kinds: dict[str, GgmlType] = {}
+    found: list[tuple[Tensor, Place | GgmlType]] = []
     # llama.cpp walks a file by layer and then by name, and some rules count on the way.
     for tensor in sorted(everything, key=lambda t: (-1 if t.layer is None else t.layer, t.name)):
-        if tensor.name not in roles:
-            kept = own.get(tensor.name, T.F32)
-            kinds[tensor.name] = kept if isinstance(kept, GgmlType) else T.F32
-            continue
-        if any(part in tensor.name for part in _KEPT_F16):
-            kept = own.get(tensor.name, T.F16)
-            kinds[tensor.name] = kept if isinstance(kept, GgmlType) else T.F16
+        stays = T.F32 if tensor.name not in roles else T.F16
+        if tensor.name not in roles or any(part in tensor.name for part in _KEPT_F16):
+            kept = own.get(tensor.name, stays)
+            found.append((tensor, kept if isinstance(kept, GgmlType) else stays))
             continue
         role = roles[tensor.name]
         running = seen[role]
@@ -61,9 +72,8 @@ def types_in(spec: ModelSpec, chosen: Format) -> dict[str, GgmlType]:
         by_layer = role in _FEED_FORWARD and experts > 1 and tensor.layer is not None
         index = tensor.layer if by_layer and tensor.layer is not None else running
         count = n_values if role is V else n_layers
-        place = Place(role, index, count, running, gqa, experts, chosen.imatrix)
-        kinds[tensor.name] = _kind(chosen, tensor, place, tied=tied, is_70b=is_70b)
-    return {tensor.name: kinds[tensor.name] for tensor in everything}
+        found.append((tensor, Place(role, index, count, running, gqa, experts, imatrix)))
+    return tuple(found)
 
 
 def own_types(spec: ModelSpec) -> dict[str, GgmlType | OwnType]:

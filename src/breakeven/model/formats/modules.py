@@ -37,8 +37,10 @@ _LEAVES: dict[str, tuple[str, ...]] = {
     "indexer.attn_q_b": ("indexer.wq_b",),
     "indexer.attn_k": ("indexer.wk",),
     "indexer.proj": ("indexer.weights_proj",),
-    "indexer.compressor_kv": ("indexer.compressor.wkv",),
-    "indexer.compressor_gate": ("indexer.compressor.wgate",),
+    "indexer.q_proj": ("index_q_proj", "indexer.q_proj"),
+    "indexer.k_proj": ("index_k_proj", "indexer.k_proj"),
+    "indexer_compressor_kv": ("indexer.compressor.wkv",),
+    "indexer_compressor_gate": ("indexer.compressor.wgate",),
     "ssm_in": ("in_proj",),
     "ssm_out": ("out_proj",),
     "ssm_x": ("x_proj",),
@@ -67,8 +69,8 @@ _OUTSIDE: dict[str, tuple[str, ...]] = {
     "output": ("lm_head", "output"),
     "per_layer_token_embd": ("embed_tokens_per_layer",),
     "per_layer_model_proj": ("per_layer_model_projection",),
-    "ple.ngram_embd": ("ple.ple_embedding.ngram_embedding", "ngram_embedding"),
 }
+_NGRAMS = ("ple.ple_embedding.ngram_embedding", "ngram_embedding")
 _STREAMS: dict[str, tuple[str, ...]] = {
     "inp_gate": ("per_layer_input_gate",),
     "proj": ("per_layer_projection",),
@@ -86,7 +88,9 @@ def module_names(spec: ModelSpec, tensor: Tensor) -> tuple[str, ...]:
     """The modules that hold a tensor, as families spell them, without what stands before `layers`."""
     stem = tensor.name.removesuffix(".weight")
     if tensor.layer is None:
-        return _OUTSIDE.get(stem, (stem,))
+        # llama.cpp keeps a table of n-grams in the place of per-layer embeddings.
+        by_ngram = stem == "per_layer_token_embd" and spec.ngrams is not None
+        return _NGRAMS if by_ngram else _OUTSIDE.get(stem, (stem,))
     stem = stem.split(".", 2)[-1]
     inside = tuple(_inside(spec, tensor.layer, stem))
     count = len(spec.layers)

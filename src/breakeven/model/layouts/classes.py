@@ -105,7 +105,7 @@ _glm_dsa = replace(
     mtp_tables=False,
     defaults={"index_topk": 2048, "index_n_heads": 32, "index_head_dim": 128},
 )
-_glm5 = replace(_glm_dsa, family="glm5next", delta="kimi", joins=False, defaults={})
+_glm5 = replace(_glm_dsa, family="glm5-next", delta="kimi", joins=False, defaults={})
 _glm4moe = ModelClass(
     "glm4moe",
     tied=False,
@@ -223,17 +223,17 @@ CLASSES: dict[str, ModelClass] = {
     "glm_moe_dsa": _glm_dsa,
     "glm4_moe_lite": replace(_deepseek3, mtp_tables=True),
     **dict.fromkeys(
-        ("glm5_next", "glm5_next_text"), replace(_glm_dsa, family="glm5next", delta="kimi", joins=False, defaults={})
+        ("glm5_next", "glm5_next_text"), replace(_glm_dsa, family="glm5-next", delta="kimi", joins=False, defaults={})
     ),
     "mistral_large_3": replace(_deepseek2, normalise=True),
     "mistral4": replace(_deepseek2, family="mistral4", normalise=True),
     "sarvam_mla": replace(_deepseek3, family="sarvam", mtp_tables=False),
     "kimi_linear": _kimi_linear,
-    "bailing_hybrid": replace(_kimi_linear, family="bailing-hybrid", gate=OutputGate.HEAD, full_rank_gate=True),
+    "bailing_hybrid": replace(_kimi_linear, family="bailingmoe3", gate=OutputGate.HEAD, full_rank_gate=True),
     **dict.fromkeys(("bailing_moe", "bailing_moe_v2"), _bailing),
     "sarvam_moe": _bailing,
     **dict.fromkeys(("glm4_moe", "glm4v_moe", "glm4v_moe_text"), _glm4moe),
-    "solar_open": replace(_glm4moe, family="solar-open", qkv_bias=False),
+    "solar_open": replace(_glm4moe, family="glm4moe", qkv_bias=False),
     "dots1": ModelClass("dots1", tied=False, qk_norm=_HEAD, gating=_SIGMOID, selection_bias=True),
     **dict.fromkeys(("mimo_v2_flash", "mimo_v2"), _mimo2),
     "minimax_m2": _minimax,
@@ -255,7 +255,7 @@ CLASSES: dict[str, ModelClass] = {
         ("hunyuan_v1_moe", "hunyuan"),
         ModelClass("hunyuan-moe", tied=True, qk_norm=_HEAD, idle=("use_mixed_mlp_moe", "dense_list")),
     ),
-    "hy_v3": ModelClass("hy-v3", tied=False, qk_norm=_HEAD, gating=_SIGMOID, selection_bias=True),
+    "hy_v3": ModelClass("hy_v3", tied=False, qk_norm=_HEAD, gating=_SIGMOID, selection_bias=True),
     "afmoe": ModelClass(
         "afmoe",
         tied=False,

@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from breakeven.errors import UserError
+from breakeven.model.readers.bounded import MOST_LAYERS, MOST_WHOLE, shown
+
+MOST_NUMBER = 1e100
 
 HELP = "see docs/models-yaml.md to describe the model by hand"
 
@@ -156,7 +159,8 @@ class Config:
         if key is None:
             return default
         value = self.values[key]
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        # Neither infinite nor not a number, which JSON in Python's dialect may say.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MOST_NUMBER:
             raise self.wrong(key, "a number")
         return float(value)
 
@@ -197,7 +201,7 @@ class Config:
             return [self._whole(key, least=1 if default is None else 0)] * count
         if len(value) != count:
             raise self.length(key, len(value), count)
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value):
+        if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= MOST_WHOLE for n in value):
             raise self.wrong(key, "whole numbers, zero or more")
         return [cast(int, n) for n in value]
 
@@ -237,11 +241,7 @@ class Config:
 
     def wrong(self, key: str, right: str) -> UserError:
         """An error that shows a value and says what it must be."""
-        shown = repr(self.values[key])
-        return UserError(
-            f"{self.source}: {self.name}: {key} is {shown if len(shown) < 80 else shown[:77] + '...'}, "
-            f"it must be {right}"
-        )
+        return UserError(f"{self.source}: {self.name}: {key} is {shown(self.values[key])}, it must be {right}")
 
     def unknown(self, count: int) -> list[str]:
         """Keys that nobody used, that are not known to be harmless, and that could change a tensor."""
@@ -259,6 +259,9 @@ class Config:
         value = self.values[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise self.wrong(key, "a positive whole number" if least else "a whole number, zero or more")
+        most = MOST_LAYERS if key in LAYERS else MOST_WHOLE
+        if value > most:
+            raise self.wrong(key, f"at most {most:,}")
         return value
 
 

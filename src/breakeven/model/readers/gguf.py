@@ -191,9 +191,8 @@ def _rotated(a: Mixer) -> int | None:
 
 def _scales(f: BlockFacts) -> Scales | None:
     keys = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
-    if all(f.get(key) is None for key in keys):
-        return None
-    return Scales(*(f.number(key, 1.0) for key in keys))
+    scales = Scales(*(f.number(key, 1.0) for key in keys))
+    return None if scales == Scales() else scales
 
 
 def _first(f: BlockFacts, stem: str) -> int | None:
@@ -227,8 +226,12 @@ def _streams(f: BlockFacts, hidden: int) -> Streams | None:
         return Streams(count, altup=True, laurel_rank=0 if i is None else f.rows(i, "laurel_l"))
     for stem in ("hc_attn_fn", "hc_attn_down"):
         if (i := _first(f, stem)) is not None:
-            rows, wide = f.block(i, stem, 2)
-            return Streams(f.part(wide, hidden, i, "residual streams"), rows if stem == "hc_attn_down" else 0)
+            rank, wide = f.block(i, stem, 2)
+            return Streams(
+                count=f.part(wide, hidden, i, "residual streams"),
+                low_rank=rank if stem == "hc_attn_down" else 0,
+                joins=any(tensor.startswith("output_hc_") for tensor in f.shapes),
+            )
     return None
 
 

@@ -32,6 +32,9 @@ _PERIODS = {
 """Where a file does not say which layers slide: all but the last of each so many (negative: but the first; 0: all),
 over so many positions unless the file says. What llama.cpp fixes for an architecture (src/models/*.cpp)."""
 
+GEMMA3N_OWN_CACHES = 20
+"""Layers that keep a cache of their own in gemma3n files that do not say (`n_layer_kv_from_start`)."""
+
 _WINDOW_UNUSED = re.compile(
     r"(llama|mistral[34]|qwen[23].*|phi[23]|phimoe|starcoder2?|internlm2|granite.*|minicpm.*|glm.*|ernie.*|hunyuan.*"
     r"|deepseek2|bailing.*|dots1|minimax-m2|seed_oss|falcon.*|lfm2.*|nemotron.*|jamba|apertus)$"
@@ -63,8 +66,8 @@ class BlockFacts:
         )
 
     def has(self, i: int, *stems: str, suffix: str = "weight") -> bool:
-        """Whether block `i` has a tensor of one of these stems."""
-        return any(f"blk.{i}.{stem}.{suffix}" in self.shapes for stem in stems)
+        """Whether block `i` has a tensor of one of these stems; some architectures leave the suffix out."""
+        return any(f"blk.{i}.{stem}.{suffix}" in self.shapes or f"blk.{i}.{stem}" in self.shapes for stem in stems)
 
     def block(self, i: int, stem: str, dims: int, suffix: str = "weight") -> tuple[int, ...]:
         return self.need(f"blk.{i}.{stem}.{suffix}", dims)

@@ -30,7 +30,7 @@ from breakeven.model.architecture import (
     ShortConv,
 )
 from breakeven.model.layouts.gguf_keys import GATING_CODES
-from breakeven.model.readers.gguf_facts import DAMAGED, BlockFacts
+from breakeven.model.readers.gguf_facts import DAMAGED, GEMMA3N_OWN_CACHES, BlockFacts
 from breakeven.model.readers.gguf_facts import window as window_of
 
 _GATINGS = {code: gating for gating, code in GATING_CODES.items()} | {4: Gating.SQRT_SOFTPLUS}
@@ -54,7 +54,8 @@ def _norms(f: BlockFacts, i: int, *, both: bool) -> Norms:
     if after:
         return Norms.AROUND
     second = f.has(i, "ffn_norm", "post_attention_norm", "attn_output_norm", "ffn_norm_exps")
-    return Norms.PARALLEL if both and not second else Norms.BEFORE
+    # Without any, the streams that the layer reads from are normed (Qwen 4).
+    return Norms.PARALLEL if both and not second and f.has(i, "attn_norm") else Norms.BEFORE
 
 
 def _mixers(f: BlockFacts, i: int) -> list[Mixer]:
@@ -111,7 +112,7 @@ def _gqa(f: BlockFacts, i: int) -> Gqa:
     if f.has(i, "attn_gate"):
         gate = OutputGate.HEAD if f.rows(i, "attn_gate") == heads else OutputGate.FULL
     norm = f.size(i, "attn_q_norm")
-    shared = f.whole("attention.shared_kv_layers", 0)
+    shared = f.whole("attention.shared_kv_layers", _shared_unsaid(f))
     return Gqa(
         heads=heads,
         kv_heads=kv_heads,
@@ -128,6 +129,10 @@ def _gqa(f: BlockFacts, i: int) -> Gqa:
         kv_matrices=fused or has_keys,
         indexer=_indexer(f, i, window),
     )
+
+
+def _shared_unsaid(f: BlockFacts) -> int:
+    return max(0, f.own_blocks - GEMMA3N_OWN_CACHES) if f.architecture == "gemma3n" else 0
 
 
 def _heads(f: BlockFacts, i: int, said: tuple[int, int], key_length: int) -> tuple[int, int, int, int, bool]:
@@ -333,7 +338,7 @@ def _experts(f: BlockFacts, i: int, n_experts: int, inside: int, width: int) -> 
         shared_gate=f.has(i, "ffn_gate_inp_shexp"),
         dense_width=f.block(i, "ffn_down", 2)[1] if f.has(i, "ffn_down") else 0,
         router_bias=f.has(i, "ffn_gate_inp", suffix="bias"),
-        selection_bias=f.has(i, "exp_probs_b", suffix="bias"),
+        selection_bias=f.has(i, "exp_probs_b", suffix="bias") or f.has(i, "exp_probs_b"),
         expert_bias=f.has(i, "ffn_down_exps", suffix="bias"),
         gating=_GATINGS.get(f.whole("expert_gating_func", 0), fixed),
         normalise_weights=f.get("expert_weights_norm") is not False,

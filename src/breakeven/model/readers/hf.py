@@ -6,18 +6,19 @@ the weights, so that a description that misses some is noticed.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import check_count, mtp_params
 from breakeven.model.layouts.derive import spec_from_config
+from breakeven.model.readers.bounded import bounded_json, read_bounded, shown
 
 INDEX = "model.safetensors.index.json"
 
@@ -31,6 +32,11 @@ _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _BYTES_BY_DTYPE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
+_MAX_DIMENSIONS = 8
+_MAX_CONFIG_BYTES = 4_000_000
+_MAX_INDEX_BYTES = 64_000_000
+_MOST_BYTES = 10**16
+"""Of a checkpoint: more is damage."""
 
 
 def published_total(directory: Path, config: Mapping[str, object], spec: ModelSpec) -> int | None:
@@ -67,17 +73,19 @@ def total_of_index(index: Mapping[str, object], config: Mapping[str, object], sp
         beside += spec.vocab * spec.hidden
     total = metadata.get("total_parameters")
     if isinstance(total, int):
-        return total - beside
+        return total - beside if 0 < total < _MOST_BYTES else None
     total_bytes = metadata.get("total_size")
     dtype = config.get("dtype", config.get("torch_dtype"))
     size = _BYTES_BY_DTYPE.get(str(dtype))
-    return int(total_bytes) // size - beside if isinstance(total_bytes, int | float) and size else None
+    if not size or not isinstance(total_bytes, int | float) or not size <= total_bytes < _MOST_BYTES:
+        return None
+    return int(total_bytes) // size - beside
 
 
 def read_json(path: Path) -> dict[str, object]:
     """A JSON object from a file; raises UserError when it cannot be read or is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = bounded_json(read_bounded(path, _MAX_INDEX_BYTES if path.name == INDEX else _MAX_CONFIG_BYTES))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
@@ -124,18 +132,19 @@ def safetensors_rows(path: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     if len(text) < length:
         raise UserError(f"{path}: truncated: header promises {length + 8:,} bytes, file has {len(text) + 8:,}")
     try:
-        header = json.loads(text)
+        header = bounded_json(text)
     except ValueError as error:
-        raise UserError(f"{path}: not a safetensors file (its header is not JSON: {error})") from error
+        raise UserError(f"{path}: not a safetensors file (its header is not JSON of tensors: {error})") from error
     if not isinstance(header, dict):
         raise UserError(f"{path}: not a safetensors file (its header is no JSON object)")
     for name, row in header.items():
         if name == "__metadata__":
             continue
         shape = row.get("shape") if isinstance(row, dict) else None
-        if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
-            raise UserError(f"{path}: damaged safetensors header: tensor {name!r} has no shape; fetch it again")
-        yield name, str(row.get("dtype")), tuple(shape)
+        sizes: list[Any] = shape if isinstance(shape, list) and len(shape) <= _MAX_DIMENSIONS else [None]
+        if not all(isinstance(n, int) and 0 <= n < _MOST_BYTES for n in sizes):
+            raise UserError(f"{path}: damaged safetensors header: tensor {shown(name)} has no shape; fetch it again")
+        yield name, str(row.get("dtype")), tuple(sizes)
 
 
 CONFIG = "config.json"
