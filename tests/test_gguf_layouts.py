@@ -398,6 +398,9 @@ def test_kimi_delta_attention_beside_latent_attention() -> None:
     kda |= {f"ssm_conv1d_{part}": (1, 64, 1, 4) for part in "qkv"}
     kda |= {"ssm_f_a": (16, H), "ssm_f_b": (64, 16), "ssm_g_a": (16, H), "ssm_g_b": (64, 16), "ssm_beta": (4, H)}
     kda |= {"ssm_dt.bias": (64,), "ssm_a": (4, 1), "ssm_norm": (16,)}
+    full = without(kda, "ssm_f_b", "ssm_g_b") | {"ssm_f_a": (64, H), "ssm_g_a": (64, H)}
+    keys: dict[str, object] = {"attention.head_count_kv": [0]}
+    assert read("bailingmoe3", [full], keys).layers[0].mixer == KimiDelta(4, 16, 4, gate_rank=None)
     spec = read("kimi-linear", [kda, {**MLA_BLOCK, **dense()}], {"attention.head_count_kv": [0, 1], "kda.head_dim": 16})
     assert [layer.mixer for layer in spec.layers] == [KimiDelta(4, 16, 4, gate_rank=16), Mla(4, 32, 12, 8, 16, 24)]
 
@@ -409,6 +412,8 @@ def test_other_mixers() -> None:
     assert spec.layers[0].mixer == ShortConv(3)
     fixed: Shapes = {**NORMS, **dense(), "attn_qkv": (192, H), "attn_gate": (64, H), "attn_sub_norm": (64,)}
     fixed["attn_output"] = (H, 64)
+    second = without(fixed, "attn_sub_norm") | {"attn_norm_2": (64,)}
+    assert read("minimax-01", [second], {"attention.head_count_kv": 4}).layers[0].mixer == Lightning(4, 4, 16)
     spec = read("minimax-01", [fixed], {"attention.head_count_kv": 4})
     assert spec.layers[0].mixer == Lightning(4, 4, 16)
 

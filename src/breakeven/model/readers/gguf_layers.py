@@ -72,7 +72,7 @@ def _mixers(f: BlockFacts, i: int) -> list[Mixer]:
         found.append(_kimi_delta(f, i))
     elif delta:
         found.append(_linear_attention(f, i))
-    elif f.has(i, "attn_qkv") and f.has(i, "attn_sub_norm"):
+    elif f.has(i, "attn_qkv") and f.has(i, "attn_gate") and f.has(i, "attn_sub_norm", "attn_norm_2"):
         found.append(_lightning(f, i))
     elif f.has(i, "attn_q", "attn_qkv"):
         found.append(_gqa(f, i))
@@ -260,7 +260,8 @@ def _kimi_delta(f: BlockFacts, i: int) -> KimiDelta:
         heads=heads,
         head_dim=f.part(f.rows(i, "attn_q"), heads, i, "queries"),
         conv_kernel=f.block(i, "ssm_conv1d_q", 2)[-1],
-        gate_rank=f.rows(i, "ssm_g_a") if f.has(i, "ssm_g_a") else None,
+        # Projections of full rank have no second half.
+        gate_rank=f.rows(i, "ssm_g_a") if f.has(i, "ssm_g_b") else None,
     )
 
 
