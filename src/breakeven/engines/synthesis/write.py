@@ -294,8 +294,9 @@ def _write_tensors(
                 rows = _router(spec, tensor, routing, first, skews, rng)
                 pieces: Iterator[Bytes] = iter([rows.astype(np.float32).reshape(-1).view(np.uint8)])
             elif values.fill is Fill.LOOKUP:
-                n_experts = _experts(spec, tensor).n_experts
-                pieces = iter([experts_by_token(*tensor.shape, n_experts, rng).reshape(-1).view(np.uint8)])
+                tokens, k = tensor.shape
+                table = experts_by_token(tokens, k, _experts(spec, tensor).n_experts, rng)
+                pieces = iter([table.reshape(-1).view(np.uint8)])
             elif values.fill is Fill.ROTARY:
                 pieces = iter([rotary_factors(spec.rope, tensor.shape[0]).view(np.uint8)])
             elif kind is GGMLQuantizationType.F32:

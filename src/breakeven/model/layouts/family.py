@@ -77,6 +77,7 @@ class Family:
     `ffn_order`, `mixers`, `limits`: what llama.cpp expects of the layers; nothing when there is no architecture.
     `rope_table`: its files may carry a table of rotary factors (`rope_freqs`); "always": they must.
     `scales_embeddings`: the engine multiplies embeddings by sqrt(hidden) (Gemma).
+    `attention_as`: the dense and the routed family of a model whose layers all attend, where it is another.
     `routed_as`, `dense_as`: the family that has this layout with experts, or without; None: there is none.
     `token_routed`: a routed layer without a bias for choosing looks its experts up by token (DeepSeek-V4).
     `norms_that_scale`: files carry norms on queries and keys that the model does not have, to scale them (Muse).
@@ -97,6 +98,7 @@ class Family:
     mixers: tuple[type[Mixer], ...] = (Gqa,)
     limits: LayoutLimits = LayoutLimits()
     rope_table: bool | str = False
+    attention_as: tuple[str, str] | None = None
     routed_as: str | None = None
     dense_as: str | None = None
     scales_embeddings: bool = False
