@@ -135,8 +135,8 @@ def _indexer(hidden: int, query_width: int, i: Indexer) -> Iterator[Item]:
     else:
         yield from norm("indexer.q_norm", i.head_dim)
     if i.pools:
-        yield from _matrix("indexer.compressor_gate", i.head_dim, hidden)
-        yield from _matrix("indexer.compressor_ape", i.every, i.head_dim)
+        yield from _matrix("indexer_compressor_gate", i.head_dim, hidden)
+        yield from _matrix("indexer_compressor_ape", i.every, i.head_dim)
 
 
 def _mla(hidden: int, a: Mla) -> Iterator[Item]:

@@ -70,7 +70,7 @@ class Family:
     `gguf_metadata(spec)`: architecture keys without the tokenizer's, e.g. `olmoe.block_count`.
     `tensor_names`: tensors that llama.cpp keeps under another stem in this family. `joined`: the stem of one that it
     stacks from several along their outputs. `split`: the stems of several equal ones that it keeps one as. `bare`:
-    stems of tensors whose names end there, without `.weight`.
+    stems of tensors whose names end there, without `.weight`. `flat`: stems of columns that it keeps as vectors.
     `window_period`, `window_default`: where a file does not say which layers slide, all but the last of each period
     do (`full_first`: all but the first), over this many positions; no period: the family has no sliding layers
     whatever a file says.
@@ -91,6 +91,7 @@ class Family:
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bare: frozenset[str] = frozenset()
+    flat: frozenset[str] = frozenset()
     window_period: int | None = None
     window_default: int | None = None
     full_first: bool = False
