@@ -354,7 +354,7 @@ def _random(tensor: Tensor, values: Values, pool: BlockPool, rng: np.random.Gene
 
 def _first_element(spec: ModelSpec, pool: BlockPool | None) -> float:
     """What the normalised hidden state holds in its first place: read off marked embedding rows."""
-    if pool is None:  # embeddings in F32 are written without a mark
+    if pool is None or not pool.marks:  # embeddings of some types are written without a mark
         return 0.0
     pool.scale_to(embedding_std(spec))
     rng = np.random.Generator(np.random.SFC64(0))
