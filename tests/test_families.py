@@ -82,8 +82,8 @@ def test_a_malformed_fact_is_shown(wrong: object) -> None:
 
 
 def test_an_unknown_family_is_named_with_the_way_out() -> None:
-    with pytest.raises(UserError, match=r"'mamba2' is not known here.*models-yaml\.md"):
-        spec_from_config({"model_type": "mamba2"}, "m", "cfg")
+    with pytest.raises(UserError, match=r"'mamba9' is not known here.*models-yaml\.md"):
+        spec_from_config({"model_type": "mamba9"}, "m", "cfg")
     with pytest.raises(UserError, match="does not say model_type"):
         spec_from_config({"hidden_size": 64}, "m", "cfg")
 

@@ -89,22 +89,26 @@ class Synthesised:
 
 
 def synth(
-    model: str, out: Path | str, *, format: str = "Q4_K_M", routing: str = "uniform", seed: int = 0
+    model: str, out: Path | str, *, format: str | None = None, routing: str = "uniform", seed: int = 0
 ) -> Synthesised:
     """Write a GGUF with the exact tensors of `model` and random weights: good for speed and memory only.
 
+    `format`: where the model names none (`NAME:FORMAT`); None: the one it is published in, else Q4_K_M.
     `routing`: "uniform", or "zipf:S" for a skew with exponent S. The same seed gives the same bytes. Raises UserError
     for what is unknown, NotSupportedError for a family that llama.cpp does not run.
     """
+    from breakeven.engines.backend import LLAMA_CPP
+    from breakeven.engines.source import Source, weight_format
     from breakeven.engines.synthesis.routing import parse_routing
     from breakeven.engines.synthesis.write import synthesise
-    from breakeven.model.formats.named import format_named
-    from breakeven.model.resolve import resolve_spec
+    from breakeven.model.resolve import resolve_spec, split_format
 
     spec, path = resolve_spec(model), Path(out)
+    source = Source(model, spec.name, spec, format_name=split_format(model)[1])
+    weights = weight_format(source, format, LLAMA_CPP)
     started = time.monotonic()
-    synthesise(spec, format_named(format).name, path, routing=parse_routing(routing), seed=seed)
-    return Synthesised(path, spec.name, format, path.stat().st_size, time.monotonic() - started)
+    synthesise(spec, weights, path, routing=parse_routing(routing), seed=seed)
+    return Synthesised(path, spec.name, weights, path.stat().st_size, time.monotonic() - started)
 
 
 class CacheVerbs:
@@ -162,8 +166,9 @@ def trace(
 ) -> TraceSummary:
     """Run texts through a model and tell how its experts are used: balance, dead experts, experts per step.
 
-    `model`: a .gguf file, or a model to synthesise in Q4_K_M. `texts`: by label, or files that hold them. Each is cut
-    at `max_tokens`. Raises UserError for an empty or unreadable text, NotSupportedError for a dense model.
+    `model`: a .gguf file, or a model to synthesise, in Q4_K_M unless it names or has another format. `texts`: by label,
+    or files that hold them. Each is cut at `max_tokens`. Raises UserError for an empty or unreadable text,
+    NotSupportedError for a dense model.
     """
     from breakeven.engines.inside.client import trace as run
     from breakeven.engines.inside.summary import summarise

@@ -11,6 +11,7 @@ import breakeven
 from breakeven.cli.words import (
     Chat,
     Engine,
+    Kv,
     ModelName,
     Processes,
     Quiet,
@@ -65,6 +66,7 @@ def capacity(
     ray: Ray = None,
     engine: Engine = "llama.cpp",
     format_name: SyntheticFormat = None,
+    kv: Kv = None,
     slots: Slots = None,
     threads: Threads = None,
     tokenizer: Tokenizer = None,
@@ -99,6 +101,7 @@ def capacity(
         processes=processes,
         engine=engine,
         format_name=format_name,
+        kv=kv,
         threads=threads,
         slots=slots,
         tokenizer=tokenizer,

@@ -9,6 +9,7 @@ import typer
 
 import breakeven
 from breakeven.cli.words import (
+    Kv,
     Processes,
     Quiet,
     Slots,
@@ -46,6 +47,7 @@ def check(
     processes: Processes = None,
     engine: Annotated[str, typer.Option(help="Of a model started here: llama.cpp or vllm.")] = "llama.cpp",
     format_name: SyntheticFormat = None,
+    kv: Kv = None,
     slots: Slots = None,
     threads: Threads = None,
     tokenizer: Tokenizer = None,
@@ -59,6 +61,7 @@ def check(
         processes=processes,
         engine=engine,
         format_name=format_name,
+        kv=kv,
         threads=threads,
         slots=slots,
         tokenizer=tokenizer,

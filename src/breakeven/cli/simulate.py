@@ -15,6 +15,7 @@ from breakeven.cli.words import (
     Devices,
     EngineByMachine,
     Format,
+    Kv,
     Output,
     Prompt,
     Rate,
@@ -44,11 +45,12 @@ breakeven simulate llama-3.1-8b --machine h100-sxm --rate 50 --autoscale 1-4 --s
 
 @app.command(help=EXAMPLES)
 def simulate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Catalogue name, hub id, config or file.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name, hub id, config or file; with :FORMAT.")],
     machine: Annotated[str, typer.Option(help="A chip's name, a profile or chip file, or this.")] = "this",
     engine: EngineByMachine = None,
     devices: Devices = None,
     format_name: Format = None,
+    kv: Kv = None,
     rate: Rate = None,
     concurrency: Concurrency = None,
     trace: Annotated[Path | None, typer.Option(help="A trace: Azure, Mooncake, GuideLLM, AIPerf, CSV.")] = None,
@@ -110,6 +112,7 @@ def simulate(
         slots=slots,
         step_tokens=step_tokens,
         kv_tokens=kv_tokens,
+        kv=kv,
     )
     if as_json:
         print_json(study)

@@ -18,7 +18,9 @@ def synth(
         str, typer.Argument(help="Catalogue name, hub id, config.json, YAML or .gguf whose shapes to take.")
     ],
     out: Annotated[Path, typer.Option(help="File to write.")],
-    format_name: Annotated[str, typer.Option("--format", help="Weight format.")] = "Q4_K_M",
+    format_name: Annotated[
+        str | None, typer.Option("--format", help="Weight format.", show_default="its own, else Q4_K_M")
+    ] = None,
     routing: Annotated[str, typer.Option(help="uniform, or zipf:S for a skew with exponent S.")] = "uniform",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
 ) -> None:

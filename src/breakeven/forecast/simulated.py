@@ -128,7 +128,7 @@ def study_of(
         machine=machine or model.profile.name,
         engine=model.profile.engine,
         devices=model.devices,
-        format=model.format,
+        format=model.format_label,
         policy={name: value for name, value in asdict(policy).items() if name != "name"},
         replicas=_fleet_text(fleet),
         workload=workload,
@@ -137,6 +137,7 @@ def study_of(
         profile=origin_text(model.profile),
         notes=_notes(model, points),
         seed=workload.seed,
+        kv=model.kv,
     )
 
 

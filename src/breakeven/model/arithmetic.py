@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 
@@ -73,7 +73,7 @@ def params_by_group(spec: ModelSpec) -> dict[TensorGroup, int]:
 
 
 def bytes_by_group(spec: ModelSpec, format_name: str) -> dict[TensorGroup, int]:
-    """Bytes of each group of tensors in a weight format; raises UserError for an unknown format."""
+    """Bytes of each group of tensors that are loaded, in a weight format; raises UserError for an unknown format."""
     return {group: sum(by_layer.values()) for group, by_layer in _sizes(spec, format_named(format_name).name).items()}
 
 
@@ -280,8 +280,18 @@ def _tensors(spec: ModelSpec) -> tuple[Tensor, ...]:
 
 
 @lru_cache(maxsize=64)
+def loaded(spec: ModelSpec) -> ModelSpec:
+    """The model as an engine loads it when nobody drafts: without the drafting blocks that its description announces.
+
+    A file's own stay, they are among its bytes.
+    """
+    return spec if spec.mtp is None or spec.stored is not None else replace(spec, mtp=None)
+
+
+@lru_cache(maxsize=64)
 def _sizes(spec: ModelSpec, format_name: str) -> Mapping[TensorGroup, Mapping[int | None, int]]:
     """Bytes by group and layer."""
+    spec = loaded(spec)
     kinds = tensor_types(spec, format_name)
     found: dict[TensorGroup, dict[int | None, int]] = {}
     for tensor in tensors(spec):

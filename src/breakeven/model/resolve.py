@@ -1,4 +1,4 @@
-"""From what a user types to a model: catalogue name, hub id, configuration, YAML or weight file.
+"""From what a user types to a model: catalogue name, hub id, configuration, YAML or weight file; and its format.
 
 A path that exists is read for what is in it, whatever it is called: weights come under any name.
 """
@@ -11,7 +11,8 @@ from pathlib import Path
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.catalogue import lookup
+from breakeven.model.catalogue import find, lookup
+from breakeven.model.formats.named import format_named
 from breakeven.model.layouts.derive import assuming
 
 _GIVE = "give a .gguf file, a directory with config.json, or a model's name"
@@ -19,9 +20,10 @@ _MOST_MANIFEST_BYTES = 1 << 20
 
 
 def resolve_spec(text: str, *, assume: bool = False) -> ModelSpec:
-    """The architecture `text` names. Raises UserError when nothing of that name is found or it cannot be read.
+    """The architecture `text` names, whatever format stands behind it.
 
-    `assume`: read on past what is not known in a file and could change the layout; the model's `assumed` lists it.
+    Raises UserError when nothing of that name is found or it cannot be read, and for a format that is none. `assume`:
+    read on past what is not known in a file; the model's `assumed` says what that was.
     """
     with assuming(assume):
         return _resolved(text, assume)
@@ -30,6 +32,7 @@ def resolve_spec(text: str, *, assume: bool = False) -> ModelSpec:
 def _resolved(text: str, assume: bool) -> ModelSpec:
     from breakeven.model.readers import hf
 
+    text = bare_name(text)
     path = Path(text).expanduser()
     if (weights := weight_file(text)) is not None:
         from breakeven.model.readers.gguf import read_gguf
@@ -52,6 +55,59 @@ def _resolved(text: str, assume: bool) -> ModelSpec:
         return hf.read_hf(text)
 
 
+def split_format(text: str) -> tuple[str, str | None]:
+    """`NAME:FORMAT` as the name and the format's own name; `text` and None where no format stands behind it.
+
+    The last colon parts them, and only where what follows is a format and what stands before can name a model: a
+    path, a hub id, a catalogued name. URLs, ports, drive letters and tags (`llama3:8b`) stay as they are.
+    """
+    head, tail = _parted(text)
+    if not tail:
+        return text, None
+    try:
+        return head, format_named(tail).name
+    except UserError:
+        return text, None
+
+
+def bare_name(text: str) -> str:
+    """What `split_format` leaves of a name. Raises UserError for a word in a format's place that is none."""
+    head, format_name = split_format(text)
+    if format_name is not None:
+        return head
+    head, tail = _parted(text)
+    if tail and not Path(text).expanduser().exists():
+        try:
+            format_named(tail)
+        except UserError as error:
+            raise UserError(f"{text}: {error}; or write {head} alone") from None
+    return text
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """Both sides of the last colon, where the left one can name a model; else `text` and nothing."""
+    head, colon, tail = text.rpartition(":")
+    # One letter before a colon is a drive.
+    if not colon or "://" in text or len(head) < 2 or "/" in tail or "\\" in tail or not _names_a_model(head):
+        return text, ""
+    return head, tail.strip()
+
+
+def _names_a_model(text: str) -> bool:
+    if text.endswith((":", "/", "\\")):
+        return False
+    if "/" in text or "\\" in text or Path(text).suffix.lower() in _SUFFIXES:
+        return True
+    try:
+        find(text)
+    except UserError:
+        return False
+    return True
+
+
+_SUFFIXES = (".gguf", ".yaml", ".yml", ".json", ".bin")
+
+
 def weight_file(text: str) -> Path | None:
     """The GGUF that `text` means, to be given to an engine: of a split one the first part; None when it means none.
 
@@ -70,6 +126,12 @@ def weight_file(text: str) -> Path | None:
     if path.suffix == ".gguf":
         raise UserError(f"{text}: {_what(path, magic)}")
     return _of_manifest(path) if magic[:1] == b"{" else None
+
+
+def is_weight_file(text: str) -> bool:
+    """Whether `text` is a path at which `weight_file` looks for a GGUF, and one is there or should be."""
+    path = Path(text).expanduser()
+    return path.suffix == ".gguf" or (path.exists() and weight_file(text) is not None)
 
 
 def _begin(path: Path) -> bytes:

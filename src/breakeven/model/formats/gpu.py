@@ -76,6 +76,10 @@ class GpuFormat:
     home: str = "GPU engines"
 
 
+MLX = "MLX"
+"""The home of formats of mlx-lm."""
+
+
 FP8 = GpuType("FP8", 8, None, 4)  # one scale a row (compressed-tensors, strategy channel)
 INT8 = GpuType("INT8", 8, None, 4)
 NVFP4 = GpuType("NVFP4", 4, 16, 1)  # one FP8 scale for 16 weights, and one a tensor (ModelOpt, group_size 16)
@@ -111,7 +115,7 @@ def _linear_format(kind: GpuType, summary: str) -> GpuFormat:
 
 def _mlx(kind: GpuType, summary: str) -> GpuFormat:
     everything = _LINEAR | _TABLES | {TensorGroup.STREAM}
-    return GpuFormat(kind.value, kind, summary, everything, everything, home="MLX")
+    return GpuFormat(kind.value, kind, summary, everything, everything, home=MLX)
 
 
 _FURTHER: dict[str, GpuFormat] = {
@@ -242,6 +246,6 @@ def _linear(tensor: Tensor, groups: frozenset[TensorGroup]) -> bool:
 def _fits(tensor: Tensor, chosen: GpuFormat) -> bool:
     """MLX leaves a matrix as it is when its rows are not whole groups."""
     kind = chosen.linear
-    if chosen.home != "MLX" or not isinstance(kind, GpuType) or kind.group is None:
+    if chosen.home != MLX or not isinstance(kind, GpuType) or kind.group is None:
         return True
     return tensor.shape[-1] % kind.group == 0

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.model.architecture import ModelSpec
+from breakeven.model.architecture import Gqa, ModelSpec
 from breakeven.model.formats.ggml import (
     BLOCKS,
     KV_TYPES,
@@ -56,6 +54,7 @@ __all__ = [
     "format_named",
     "gguf_types",
     "kv_element_bytes",
+    "kv_for",
     "label",
     "quantization_of",
     "tensor_bytes",
@@ -93,8 +92,6 @@ _ONLY_IN: tuple[tuple[str, str], ...] = (
 )
 """Mixtures of experts that their makers published in one format only, by the beginning of their names."""
 
-_SAYS_FORMAT = re.compile(r"fp8|fp4|awq|gptq|int[48]|w[48]a|bnb|\dbit|\d-bit|mlx", re.IGNORECASE)
-
 
 def format_named(name: str) -> Format | GpuFormat | OwnFormat:
     """The format of this name, in any case; raises UserError that offers the nearest names."""
@@ -129,19 +126,16 @@ def format_for(engine: str, name: str) -> Format | GpuFormat | OwnFormat:
 def default_format(spec: ModelSpec, engine: str) -> str:
     """The format a model is stored in when nobody says.
 
-    A file has its own types; a checkpoint is as its configuration says; some models exist in one format only; all
-    others are what people run on the engine. llama.cpp reads no checkpoint: under it one counts as it is where it was
-    named as such, by its own configuration or a name that says the format; of models known by name people take a GGUF.
+    A file has its own types; a checkpoint is as its configuration says, if the engine reads that; some models exist in
+    one format only; all others are what people run on the engine.
     """
     if spec.stored is not None:
         return OWN
     if spec.quantization is not None:
         said = spec.quantization.format_name
-        if said == "MXFP4_BF16":
-            return "MXFP4"
-        if engine != "llama.cpp" or _SAYS_FORMAT.search(spec.name) or Path(spec.source).exists():
+        said = "MXFP4" if said == "MXFP4_BF16" else said
+        if engine != "llama.cpp" or said in FORMATS:
             return said
-        return DEFAULT_FORMATS.get(engine, "Q4_K_M")
     name = spec.name.rsplit("/", 1)[-1].lower()
     # Small dense models taught by these bear their names, and so do copies that others widened to 16 bits.
     same = spec.is_moe and not any(width in name for width in ("bf16", "fp16"))
@@ -208,3 +202,36 @@ def _refuse_gpu_format(chosen: Format | GpuFormat) -> Format:
             "choose one of its own, such as Q8_0, Q4_K_M or MXFP4 (`breakeven models NAME` lists them with their sizes)"
         )
     return chosen
+
+
+_KV_OF_ENGINES = {
+    "llama.cpp": tuple(name for name in KV_TYPES if name != "fp8"),
+    "vllm": ("f16", "bf16", "fp8"),
+}
+
+
+def kv_for(engine: str, name: str, spec: ModelSpec | None = None) -> str:
+    """The type of keys and values that an engine is asked for, by its own name.
+
+    Raises UserError for an unknown type, NotSupportedError for one that the engine does not keep, or not of `spec`.
+    """
+    size = kv_element_bytes(name)
+    asked = name.strip().lower()
+    able = _KV_OF_ENGINES.get(engine)
+    if able is not None and asked not in able:
+        others = [other for other, names in _KV_OF_ENGINES.items() if asked in names]
+        elsewhere = f", or give --engine {others[0]}" if others else ""
+        raise NotSupportedError(f"{engine} keeps no {asked} keys and values; give one of {', '.join(able)}{elsewhere}")
+    if engine == "llama.cpp" and size < 2 and spec is not None:
+        heads = [mixer for layer in spec.layers for mixer in layer.mixers if isinstance(mixer, Gqa)]
+        odd = [width for a in heads for width in (a.head_dim, a.value_dim) if width % KV_BLOCK]
+        if odd:
+            raise NotSupportedError(
+                f"{spec.name}: llama.cpp cannot keep heads of {odd[0]} elements in {asked}, whose blocks are of "
+                f"{KV_BLOCK}; give --kv f16"
+            )
+    return asked
+
+
+KV_BLOCK = 32
+"""Elements of one block of every quantised type of keys and values (src/llama-context.cpp refuses a part of one)."""

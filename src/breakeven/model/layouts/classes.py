@@ -6,83 +6,10 @@ RMSNorm before each part, no norms on queries and keys, no biases.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from breakeven.model.architecture import Gating, Norms, OutputGate, QkNorm
-
-
-@dataclass(frozen=True, slots=True)
-class ModelClass:
-    """The defaults of one class of models.
-
-    `family`, `routed`: llama.cpp's name for files of it, and with experts. `tied`: None when the file must say.
-    `head_dim_given`: heads are not hidden / heads wide. `pattern`: kinds of layers in turn where no key says;
-    `first_full`: with the first layer full whatever the pattern. `sliding_alone`: every layer slides when there is a
-    window and nothing else is said; `no_window`: windows are not applied. `expert_key`: the key of an expert's width;
-    `gate`: on attention; `gate_key`: where a key decides about it. `attention_bias_output`: `attention_bias` means the
-    output matrix too. `shared_experts`, `shared_gate`: as the class builds them. `dense_beside`: a dense feed-forward
-    in layers that route. `parallel_mamba`: attention and state-space mixer in every layer. `delta`: what linear layers
-    are where keys do not tell. `idle`: keys that stand in its files and build nothing. `defaults`: values of keys that
-    its files may leave out. `own_norms`: norms of layers without attention where they differ.
-    `window_optional`: without a window in the file every layer is full. `kinds_required`: the key that must say what
-    each layer is; `stand_in`: kinds in turn where it does not and the user reads on. `full_rank_gate`: of Kimi's delta
-    net. `dense_only`: the class has no experts, whatever stands in the file. `joins`: residual streams are weighed
-    before the head.
-    """
-
-    family: str = "custom"
-    routed: str | None = None
-    tied: bool | None = None
-    qk_norm: QkNorm = QkNorm.NONE
-    linear_qk_norm: QkNorm = QkNorm.NONE
-    qkv_bias: bool = False
-    output_bias: bool = False
-    attention_bias_output: bool = True
-    mlp_bias: bool = False
-    norms: Norms = Norms.BEFORE
-    own_norms: Norms | None = None
-    layer_norm: bool = False
-    lm_head_bias: bool = False
-    head_dim_given: bool = False
-    pattern: tuple[str, ...] = ()
-    first_full: bool = False
-    sliding_alone: bool = True
-    no_window: bool = False
-    window_optional: bool = False
-    kinds_required: str = ""
-    stand_in: tuple[str, ...] = ()
-    full_rank_gate: bool = False
-    dense_only: bool = False
-    joins: bool = True
-    sinks: bool = False
-    gate: OutputGate = OutputGate.NONE
-    gate_of_true: OutputGate = OutputGate.FULL
-    parallel_mamba: bool = False
-    delta: str = ""
-    kv_matrices_shared: bool = True
-    dt_norms: bool = False
-    mamba_norm: bool = True
-    gated: bool | None = None
-    no_ffn: bool = False
-    expert_key: str | None = None
-    gating: Gating = Gating.SOFTMAX
-    normalise: bool = True
-    selection_bias: bool = False
-    router_bias: bool = False
-    expert_bias: bool = False
-    shared_experts: int = 0
-    shared_gate: bool = False
-    dense_beside: bool = False
-    mtp_tables: bool = False
-    mtp_dense: bool = False
-    rope_base: float = 10000.0
-    scaled: bool = False
-    attention_softcap: float | None = None
-    logit_softcap: float | None = None
-    idle: tuple[str, ...] = ()
-    defaults: Mapping[str, object] = field(default_factory=dict)
-
+from breakeven.model.layouts.model_class import ModelClass
 
 _HEAD, _FULL = QkNorm.HEAD, QkNorm.FULL
 _SIGMOID = Gating.SIGMOID
@@ -236,6 +163,14 @@ _nemotron_h = ModelClass(
 )
 _kimi_linear = replace(_deepseek3, family="kimi-linear", delta="kimi", mtp_tables=False)
 
+_glm4 = ModelClass("glm4", tied=False, qkv_bias=True, attention_bias_output=False, norms=Norms.AROUND)
+_minimax1 = ModelClass(
+    "minimax-01", tied=False, delta="lightning", expert_key="intermediate_size", idle=("block_size", "postnorm")
+)
+_minimax3 = replace(_minimax, family="minimax-m3", qk_norm=_HEAD, indexed_by_word=True)
+_mamba = ModelClass("mamba2", tied=True, no_ffn=True, defaults={"max_position_embeddings": 1 << 20})
+"""Any length will do for a state; llama.cpp's converter writes the same."""
+
 CLASSES: dict[str, ModelClass] = {
     **dict.fromkeys(("llama", "mistral", "mistral3", "ministral3", "cwm"), _llama),
     "mixtral": _mixtral,
@@ -290,6 +225,7 @@ CLASSES: dict[str, ModelClass] = {
     **dict.fromkeys(
         ("glm5_next", "glm5_next_text"), replace(_glm_dsa, family="glm5next", delta="kimi", joins=False, defaults={})
     ),
+    "mistral_large_3": replace(_deepseek2, normalise=True),
     "mistral4": replace(_deepseek2, family="mistral4", normalise=True),
     "sarvam_mla": replace(_deepseek3, family="sarvam", mtp_tables=False),
     "kimi_linear": _kimi_linear,
@@ -353,10 +289,74 @@ CLASSES: dict[str, ModelClass] = {
     "mellum": ModelClass("mellum", tied=False, qk_norm=_HEAD),
     "apertus": ModelClass("apertus", tied=False, qk_norm=_HEAD, gated=False),
     "nemotron_h": _nemotron_h,
+    **dict.fromkeys(("glm4v", "glm4v_text", "glm46v_text"), _glm4),
+    "glm": replace(_glm4, family="chatglm", norms=Norms.BEFORE),
+    "glm4": _glm4,
+    "bitnet": ModelClass("bitnet", tied=True, gated=True),
+    "axk1": replace(_deepseek3, mtp_tables=False),
+    "longcat_flash": ModelClass("longcat", tied=False, double=True, selection_bias=True),
+    "lfm3": replace(_lfm2, family="lfm3", routed=None, gate_of_true=OutputGate.HEAD),
+    **dict.fromkeys(("minimax", "minimax_text_01", "minimax_m1"), _minimax1),
+    **dict.fromkeys(("minimax_m3", "minimax_m3_vl", "minimax_m3_vl_text"), _minimax3),
+    "bailing_moe_linear": replace(_bailing, family="bailing-linear", delta="lightning", linear_qk_norm=_HEAD),
+    **dict.fromkeys(("dots3_note", "dots3_note_text"), replace(_deepseek3, family="dots3", gate=OutputGate.HEAD)),
+    "hy_v4": replace(_deepseek3, family="hy-v4", gate=OutputGate.FULL, mtp_tables=False),
+    "hyperclovax": ModelClass("hyperclovax", tied=False, scaled=True),
+    "granite_swa": replace(_granite, tied=True, sinks=True, family="granite-swa", routed=None),
+    "granitemoe_swa": replace(_granitemoe, sinks=True, family="granite-swa", routed=None),
+    "flint": replace(_qwen2moe, family="flint", qkv_bias=False, qk_norm=_HEAD, sinks=True, shared_gate=False),
+    "lara_mini": replace(_qwen3next, family="lara", gate=OutputGate.NONE, shared_gate=False),
+    "kolibri1": ModelClass(
+        "kolibri", tied=False, qk_norm=_HEAD, norms=Norms.AROUND, gating=_SIGMOID, selection_bias=True
+    ),
+    "step3p5": ModelClass("step35", tied=False, qk_norm=_HEAD, gating=_SIGMOID, selection_bias=True),
+    "minicpm3": ModelClass("minicpm3", tied=True),
+    "nemotron": replace(_llama, family="nemotron", routed=None, gated=False, layer_norm=True),
+    **dict.fromkeys(("nemotron-nas", "nemotron_nas", "deci"), ModelClass("deci", tied=False)),
+    "stablelm": ModelClass("stablelm", tied=False, layer_norm=True),
+    "starcoder2": ModelClass(
+        "starcoder2", tied=True, layer_norm=True, gated=False, qkv_bias=True, output_bias=True, mlp_bias=True
+    ),
+    "phi": ModelClass(
+        "phi2",
+        tied=False,
+        layer_norm=True,
+        gated=False,
+        qkv_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+        lm_head_bias=True,
+        norms=Norms.PARALLEL,
+    ),
+    "gpt_neox": ModelClass(
+        "gptneox",
+        tied=False,
+        layer_norm=True,
+        gated=False,
+        qkv_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+        idle=("use_parallel_residual",),
+    ),
+    "jais2": ModelClass("jais2", tied=False, layer_norm=True),
+    "vaultgemma": replace(_gemma2, norms=Norms.BEFORE, family="vaultgemma"),
+    "bamba": ModelClass("bamba", tied=False),
+    **dict.fromkeys(("mamba", "falcon_mamba"), replace(_mamba, family="mamba")),
+    "mamba2": _mamba,
     "jamba": ModelClass("jamba", tied=False, expert_key="intermediate_size", normalise=False, dt_norms=True),
     "falcon_h1": ModelClass("falcon-h1", tied=False, parallel_mamba=True, mamba_norm=False),
 }
 """Classes by `model_type`. To add one: a row here, and only for what its keys do not say."""
 
-UNKNOWN = ModelClass()
-"""What is taken for granted of a class that is not in the table."""
+REFUSED = {
+    "jetmoe": "its attention is a mixture of experts",
+    "zamba": "layers share one attention block",
+    "zamba2": "layers share one attention block",
+    "rwkv": "its mixer is not known here",
+    "xlstm": "its mixer is not known here",
+    "recurrent_gemma": "its recurrent blocks are not known here",
+    "arctic": "its dense residual is not known here",
+    "blt": "it has encoders of bytes beside the model",
+    "zaya": "its convolutional attention is not known here",
+}
+"""Classes whose keys do not tell that they differ, and what they differ in."""

@@ -53,7 +53,13 @@ TOP_K = (
     "num_selected_experts",
     "moe.num_experts_per_tok",
 )
-EXPERT_WIDTH = ("moe_intermediate_size", "expert_intermediate_size", "moe_ffn_hidden_size", "moe.expert_hidden_dim")
+EXPERT_WIDTH = (
+    "moe_intermediate_size",
+    "expert_intermediate_size",
+    "moe_ffn_hidden_size",
+    "expert_ffn_hidden_size",
+    "moe.expert_hidden_dim",
+)
 SHARED_EXPERTS = (
     "n_shared_experts",
     "num_shared_experts",
@@ -66,11 +72,12 @@ SHARED_WIDTH = (
     "moe_shared_expert_intermediate_size",
     "shared_intermediate_size",
     "share_expert_dim",
+    "shared_experts_intermediate_size",
     "shared_expert_dim",
 )
 EPSILON = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "norm_epsilon")
 
-_TEXT = ("text_config", "llm_config", "language_config")
+TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
 _NESTED = (
     "linear_attn_config",
     "moe",
@@ -91,12 +98,13 @@ class Config:
     """
 
     def __init__(self, values: Mapping[str, object], name: str, source: str) -> None:
-        inner = next((part for key in _TEXT if isinstance(part := values.get(key), Mapping)), None)
-        own = cast(Mapping[str, object], inner if inner is not None else values)
-        merged = {**values, **{k: v for k, v in own.items() if v is not None or k not in values}}
+        parts = text_parts(values)
+        merged: dict[str, object] = {}
+        for part in parts:
+            merged |= {k: v for k, v in part.items() if v is not None or k not in merged}
         self.values = _flat(merged)
         # What stands outside the language model's part belongs to towers, unless it is a fact that is asked for.
-        self.own = frozenset(_flat(own))
+        self.own = frozenset(_flat(parts[-1]))
         self.name = name
         self.source = source
         self._used: set[str] = set()
@@ -254,6 +262,14 @@ class Config:
         return value
 
 
+def text_parts(values: Mapping[str, object]) -> list[Mapping[str, object]]:
+    """The file, and the language model's part within it, from the outside in."""
+    parts = [values]
+    while inner := [part for key in TEXT if isinstance(part := parts[-1].get(key), Mapping)]:
+        parts.append(cast(Mapping[str, object], inner[0]))
+    return parts
+
+
 def _flat(values: Mapping[str, object]) -> dict[str, object]:
     found: dict[str, object] = {}
     for key, value in values.items():
@@ -325,7 +341,9 @@ _HARMLESS = re.compile(
             # Functions and scales without weights.
             r"(^|_)act$|activation|_func(tion)?$|^act_|swiglu|_limit$|_clip|clamp|_multipliers?$|_scal(e|ing|ar|es)$|_scale_",
             r"scaling|softcap|_cap$|_alpha$|_beta$|_eps$|epsilon|^temperature|_coeff?$|_coef_|_threshold$|_weight_scale",
-            r"^use_bidirectional|causal|^attention_method|^scoring_|^score_|_selection_fn$|combination_strategy",
+            r"^use_bidirectional|causal|^use_associative_scan|fp32_combine|shared_expert_overlap|allow_neg_eigval|^scale_(emb|depth)",
+            r"^dim_model_base$|_(alpha|beta)_factor$|_multiplier_init$|sink_init$|^att_impl|^need_fp32|^yarn_only|^norm_expert_weight",
+            r"^attention_method|^scoring_|^score_|_selection_fn$|combination_strategy",
             r"^(norm_topk_prob|moe_renormalize|route_norm|norm_head|topk_method|expert_selection|router_dtype)",
             r"^topk_group|group_limited|use_grouped_topk|num_limited_groups|num_expert_group|^n_group$",
             r"^moe_router_(?!enable)|^router_(?!latent|dim|hidden|bias)|^moe_(token_dispatcher|permute|layer_fused|backend|impl)",

@@ -11,8 +11,10 @@ from breakeven.errors import UserError
 from breakeven.model.architecture import (
     CompressedAttention,
     DenseFfn,
+    FeedForward,
     Gqa,
     Layer,
+    Mixer,
     Mla,
     ModelSpec,
     MoeFfn,
@@ -25,11 +27,23 @@ from breakeven.model.architecture import (
     Streams,
 )
 from breakeven.model.formats.published import quantization_of
-from breakeven.model.layouts.classes import CLASSES, UNKNOWN, ModelClass
-from breakeven.model.layouts.config import CONTEXT, DENSE_WIDTH, EPSILON, HELP, HIDDEN, LAYERS, TIED, WIDTH, Config
+from breakeven.model.layouts.classes import CLASSES, REFUSED
+from breakeven.model.layouts.config import (
+    CONTEXT,
+    DENSE_WIDTH,
+    EPSILON,
+    HELP,
+    HIDDEN,
+    LAYERS,
+    TIED,
+    WIDTH,
+    Config,
+    text_parts,
+)
 from breakeven.model.layouts.ffns import ffns_of
 from breakeven.model.layouts.kinds import ONE_PART, kinds_in_letters, kinds_of
 from breakeven.model.layouts.mixers import mixers_of
+from breakeven.model.layouts.model_class import UNKNOWN, ModelClass
 from breakeven.model.layouts.registry import FAMILIES
 
 MAX_LAYERS = 10_000
@@ -79,8 +93,7 @@ def _not_known(c: Config, strange: Sequence[str]) -> str:
 
 def _class_of(c: Config, config: Mapping[str, object]) -> ModelClass:
     """The class of the inner or the outer `model_type`; keys alone describe one that is not in the table."""
-    nested = [config.get(key) for key in ("text_config", "llm_config", "language_config")]
-    types = [*(part.get("model_type") for part in nested if isinstance(part, Mapping)), config.get("model_type")]
+    types = [part.get("model_type") for part in reversed(text_parts(config))]
     for model_type in types:
         if isinstance(model_type, str) and model_type in CLASSES:
             return CLASSES[model_type]
@@ -88,13 +101,16 @@ def _class_of(c: Config, config: Mapping[str, object]) -> ModelClass:
     if known is None and not c.has("dim"):
         raise UserError(f"{c.source}: {c.name} does not say model_type, so its layout is unknown; add it, or {HELP}")
     if known is None:
-        return CLASSES["deepseek_v3" if c.has("kv_lora_rank") else "mixtral" if c.has("moe.num_experts") else "mistral"]
+        return CLASSES["mistral_large_3" if c.has("kv_lora_rank") else "mistral"]
     if c.flag_or(False, "is_encoder_decoder") or c.has("encoder_layers", "num_encoder_layers", "encoder"):
         raise UserError(
             f"{c.source}: {c.name}: model_type {known!r} has an encoder beside its decoder; Breakeven describes "
             "decoders alone"
         )
+    if known in REFUSED:
+        raise UserError(f"{c.source}: {c.name}: model_type {known!r} is not read: {REFUSED[known]}; {HELP}")
     c.stranger = known
+    c.assumed.append("model_type")
     return UNKNOWN
 
 
@@ -104,11 +120,25 @@ def _layers(c: Config, cls: ModelClass) -> tuple[list[Layer], list[str]]:
     mixers = mixers_of(c, cls, kinds)
     ffns = ffns_of(c, cls, kinds)
     norms = _norms(c, cls)
+    if cls.double:
+        return _doubled(c, mixers, ffns, norms), [*kinds, *kinds]
     layers = []
     for kind, mixer, ffn in zip(kinds, mixers, ffns, strict=True):
         own = cls.own_norms if cls.own_norms is not None and kind in ("linear", "mamba", "conv") else norms
         layers.append(Layer(mixer, ffn, own))
     return layers, kinds
+
+
+def _doubled(
+    c: Config, mixers: Sequence[tuple[Mixer, ...]], ffns: Sequence[FeedForward | None], norms: Norms
+) -> list[Layer]:
+    """LongCat's layers hold two of everything and experts beside the first feed-forward: as two layers each."""
+    dense = DenseFfn(c.whole(*WIDTH))
+    layers = []
+    for mixer, ffn in zip(mixers, ffns, strict=True):
+        beside = replace(ffn, dense_width=dense.width) if isinstance(ffn, MoeFfn) else ffn
+        layers += [Layer(mixer, beside, norms), Layer(mixer, dense, norms)]
+    return layers
 
 
 def _count(c: Config) -> int:
@@ -125,8 +155,11 @@ def _count(c: Config) -> int:
 
 
 def _norms(c: Config, cls: ModelClass) -> Norms:
-    if c.flag_or(cls.norms is Norms.PARALLEL, "use_parallel_block", "parallel_attn", "use_parallel_residual"):
+    keys = ("use_parallel_block", "parallel_attn", "use_parallel_residual")
+    if c.flag_or(cls.norms is Norms.PARALLEL, *(key for key in keys if key not in cls.idle)):
         return Norms.PARALLEL
+    if c.flag_or(False, "use_sandwich_norm", "sandwich_norm", "use_post_norm"):
+        return Norms.AROUND
     return Norms.BEFORE if cls.norms is Norms.PARALLEL else cls.norms
 
 
@@ -176,7 +209,7 @@ def _rope(c: Config, cls: ModelClass, layers: Sequence[Layer]) -> Rope:
     window_base = c.number_or(0.0, "rope_local_base_freq", "swa_rope_theta") or _number(near.get("rope_theta"))
     kind = next((w for f in (full, old) for k in ("rope_type", "type") if (w := f.get(k)) in ("yarn", "linear")), None)
     found = Rope(
-        base=_number(full.get("rope_theta")) or c.number_or(cls.rope_base, "rope_theta"),
+        base=_number(full.get("rope_theta")) or _theta(c, cls),
         dimensions=turned if 0 < turned < head_dim else None,
         window_base=window_base if any(_slides(layer) for layer in layers) else None,
     )
@@ -190,6 +223,14 @@ def _rope(c: Config, cls: ModelClass, layers: Sequence[Layer]) -> Rope:
         factor=_number(facts.get("factor")) or 1.0,
         original_context=original if isinstance(original, int) and original > 0 else None,
     )
+
+
+def _theta(c: Config, cls: ModelClass) -> float:
+    """`rope_theta`; of a list with one a layer, that of full attention, which is the largest."""
+    value = c.get("rope_theta")
+    if isinstance(value, list):
+        return max((n for x in value if (n := _number(x)) is not None), default=cls.rope_base)
+    return c.number_or(cls.rope_base, "rope_theta")
 
 
 def _number(value: object) -> float | None:

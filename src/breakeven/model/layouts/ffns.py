@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import DenseFfn, FeedForward, Gating, MoeFfn
-from breakeven.model.layouts.classes import ModelClass
 from breakeven.model.layouts.config import (
     DENSE_WIDTH,
     EXPERT_WIDTH,
     EXPERTS,
+    HELP,
+    HIDDEN,
     SHARED_EXPERTS,
     SHARED_WIDTH,
     TOP_K,
     WIDTH,
     Config,
 )
+from breakeven.model.layouts.model_class import ModelClass
 
 _UNGATED = ("relu2", "xielu", "relu_squared")
 """Activations of feed-forwards that have no gate matrix, where the class does not say."""
+
+_GATED = ("silu", "swish", "swiglu", "swigluoai", "geglu")
 
 _ROUTED_KEYS = (
     r"moe_|moe\.|num_experts|n_routed|num_local_experts|n_shared_experts|num_shared_expert|shared_(expert_)?intermediate"
@@ -34,6 +38,11 @@ def ffns_of(c: Config, cls: ModelClass, kinds: Sequence[str]) -> list[FeedForwar
     count = len(kinds)
     alone = any(kind in ("experts", "dense") for kind in kinds)
     n_experts = _n_experts(c, cls)
+    blocks = _of_blocks(c, count, _gated(c, cls))
+    if blocks is not None:
+        c.touch(*WIDTH)
+        c.touch_all(_ROUTED_KEYS)
+        return blocks
     if alone:
         routes = [kind == "experts" for kind in kinds]
         has = [kind in ("experts", "dense") for kind in kinds]
@@ -54,6 +63,30 @@ def ffns_of(c: Config, cls: ModelClass, kinds: Sequence[str]) -> list[FeedForwar
     return [None if not h else experts[i] if r else dense[i] for i, (h, r) in enumerate(zip(has, routes, strict=True))]
 
 
+def _of_blocks(c: Config, count: int, gated: bool) -> list[FeedForward | None] | None:
+    """Feed-forwards of layers that `block_configs` describes one by one (Nemotron-NAS): a width, or a multiple."""
+    blocks = c.listed("block_configs", count)
+    if blocks is None:
+        return None
+    hidden = c.whole(*HIDDEN)
+    found: list[FeedForward | None] = []
+    for block in blocks:
+        facts = block.get("ffn") if isinstance(block, Mapping) else None
+        if not isinstance(facts, Mapping) or facts.get("replace_with_linear") or facts.get("moe"):
+            raise c.wrong("block_configs", "an object with a dense ffn, or none, for each layer")
+        width, factor = facts.get("intermediate_size"), facts.get("ffn_mult")
+        if facts.get("no_op"):
+            found.append(None)
+        elif isinstance(width, int) and width > 0:
+            found.append(DenseFfn(width, gated=gated))
+        elif isinstance(factor, int | float) and 0 < factor < 1000:
+            # Two thirds, as a gated feed-forward has three matrices; then up to a multiple of 256.
+            found.append(DenseFfn(-(-int(2 * factor * hidden / 3) // 256) * 256, gated=gated))
+        else:
+            raise c.wrong("block_configs", "an ffn with ffn_mult or intermediate_size in each layer")
+    return found
+
+
 def _n_experts(c: Config, cls: ModelClass) -> int:
     if cls.dense_only or not c.flag_or(True, "enable_moe_block"):
         c.touch(*EXPERTS)
@@ -62,8 +95,15 @@ def _n_experts(c: Config, cls: ModelClass) -> int:
 
 
 def _gated(c: Config, cls: ModelClass) -> bool:
-    act = c.text_or("", "mlp_hidden_act", "hidden_act", "hidden_activation")
-    return act not in _UNGATED if cls.gated is None else cls.gated
+    act = c.text_or("", "mlp_hidden_act", "hidden_act", "hidden_activation", "activation_function", "hidden_func")
+    if cls.gated is not None:
+        return cls.gated
+    if c.stranger and act and act not in (*_UNGATED, *_GATED):
+        raise UserError(
+            f"{c.source}: {c.name}: the tensor layout of model_type {c.stranger[:60]!r} is not known here, and its "
+            f"hidden_act {act[:40]!r} does not tell whether feed-forwards have a gate matrix; {HELP}"
+        )
+    return act not in _UNGATED
 
 
 def order_of(c: Config, count: int) -> list[bool]:
@@ -87,7 +127,7 @@ def order_of(c: Config, count: int) -> list[bool]:
         "moe_layer_num_skipped",
     )
     rules.append([i >= first for i in every])
-    freq = max(1, c.whole_or(1, "moe_layer_freq", "moe_layer_frequency", "moe.route_every_n"))
+    freq = max(1, c.whole_or(1, "moe_layer_freq", "moe_layer_frequency", "moe_every_n_layer", "moe.route_every_n"))
     rules.append([i % freq == 0 for i in every])
     step = c.whole_or(1, "decoder_sparse_step", "interleave_moe_layer_step")
     if step < 1:
@@ -158,8 +198,8 @@ def _experts(c: Config, cls: ModelClass, count: int, gated: bool) -> list[MoeFfn
     keys: tuple[str, ...] = (cls.expert_key,) if cls.expert_key else EXPERT_WIDTH
     if cls.expert_key:
         c.touch(*EXPERT_WIDTH)
-    elif not c.has(*EXPERT_WIDTH) and cls.family == "custom":
-        # A class that is not known: with no width of their own, experts are as wide as the file's one width.
+    elif not c.has(*EXPERT_WIDTH) and cls.family in ("custom", "llama"):
+        # With no width of their own, experts are as wide as the file's one width.
         keys = WIDTH
     widths = c.per_layer(count, *keys)
     shared, n_shared = _shared(c, cls, widths)
@@ -222,7 +262,7 @@ def _shared(c: Config, cls: ModelClass, widths: Sequence[int]) -> tuple[list[int
 
 def _beside(c: Config, cls: ModelClass) -> int:
     """Width of a dense feed-forward in the layers that route."""
-    if cls.dense_beside or c.flag_or(False, "parallel_attn_mlp_res", "moe_dense_residual"):
+    if cls.dense_beside:
         return c.whole(*WIDTH)
     return 0
 

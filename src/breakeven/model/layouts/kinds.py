@@ -1,31 +1,30 @@
 """From keys to what stands in each layer: which kind of mixer, by a list, a pattern, a period or the class.
 
 A layer's kind is one of a few words, whatever the file calls it: `full` and `sliding` attention (`chunked`: in blocks),
-`linear` (a delta net or fixed decay), `mamba`, `conv`, `both` (attention and Mamba side by side), `none`, and `experts`
-or `dense` for a feed-forward alone.
+`indexed` (it reads what a scorer picks), `linear` (a delta net or fixed decay), `mamba`, `conv`, `both` (attention and
+Mamba side by side), `none`, and `experts` or `dense` for a feed-forward alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from breakeven.errors import UserError
-from breakeven.model.layouts.classes import ModelClass
 from breakeven.model.layouts.config import HEADS, HELP, WINDOW, Config
+from breakeven.model.layouts.model_class import ModelClass
 
 _WORDS = {
-    "full": ("full_attention", "attention", "full", "global", "global_attention", "attn", "*", "G", "A",
-             "indexed_attention", "deepseek_sparse_attention", "sparse_attention"),
+    "full": ("full_attention", "attention", "full", "global", "global_attention", "attn", "*", "G", "A"),
+    "indexed": ("indexed_attention", "deepseek_sparse_attention", "sparse_attention", "minimax_m3_sparse"),
     "sliding": ("sliding_attention", "sliding", "local", "local_attention", "sliding_window", "L", "S", "swa"),
     "chunked": ("chunked_attention",),
     "linear": ("linear_attention", "linear", "kda", "gated_delta_net", "gdn", "lightning", "lightning_attention"),
     "mamba": ("mamba", "mamba2", "mamba1", "ssm", "M"),
     "conv": ("conv", "short_conv", "shortconv"),
-    "none": ("none", "no_op"),
     "experts": ("moe", "E"),
     "dense": ("mlp", "-"),
-    "compressed_sparse": ("compressed_sparse_attention",),
-    "compressed_heavy": ("heavily_compressed_attention",),
+    "none": ("no_op", "none", "skip"),
+    "compressed": ("compressed_sparse_attention", "heavily_compressed_attention"),
 }  # fmt: skip
 _KINDS = {word: kind for kind, words in _WORDS.items() for word in words}
 
@@ -35,10 +34,11 @@ ONE_PART = ("experts", "dense")
 
 def kinds_of(c: Config, cls: ModelClass, count: int) -> list[str]:
     """What each of `count` layers mixes tokens with; raises UserError for a word that is not known."""
-    for rule in (_listed, _lettered, _by_index, _by_period, _by_window):
+    for rule in (_block_configs, _listed, _lettered, _by_index, _by_period, _by_window):
         found = rule(c, cls, count)
         if found is not None:
-            _idle(c, found)
+            if rule is not _by_window:
+                _idle(c, found)
             return found
     if cls.kinds_required:
         if not (c.assume and cls.stand_in):
@@ -54,17 +54,30 @@ def kinds_in_letters(c: Config, key: str) -> list[str] | None:
     return [_kind(c, key, letter) for letter in text if letter != "|"] or None
 
 
-def kind_of_word(c: Config, key: str, word: object) -> str:
-    """The kind that one entry of a list of layers names."""
-    return _kind(c, key, word)
-
-
 def _kind(c: Config, key: str, word: object) -> str:
     found = _KINDS.get(str(word))
     if found is None:
         raise UserError(
             f"{c.source}: {c.name}: {key} names a kind of layer, {str(word)[:40]!r}, that is not known; {HELP}"
         )
+    return found
+
+
+def _block_configs(c: Config, cls: ModelClass, count: int) -> list[str] | None:
+    """Layers described one by one (Nemotron-NAS): attention, or none."""
+    blocks = c.listed("block_configs", count)
+    if blocks is None:
+        return None
+    found = []
+    for block in blocks:
+        attention = block.get("attention") if isinstance(block, Mapping) else None
+        if not isinstance(attention, Mapping):
+            raise c.wrong("block_configs", "an object with attention and ffn for each layer")
+        if attention.get("replace_with_linear") or attention.get("mamba") or attention.get("llama4"):
+            raise UserError(
+                f"{c.source}: {c.name}: block_configs replaces attention by a part that is not known here; {HELP}"
+            )
+        found.append("none" if attention.get("no_op") else "full")
     return found
 
 
@@ -106,6 +119,9 @@ def _by_index(c: Config, cls: ModelClass, count: int) -> list[str] | None:
     flags = c.listed("attn_type_list", count) if "attn_type_list" not in cls.idle else None
     if flags is not None:
         return ["full" if flag else "linear" for flag in flags]
+    chosen = c.listed("sparse_attention_config.sparse_attention_freq", count)
+    if chosen is not None:
+        return ["indexed" if flag else "full" for flag in chosen]
     pattern = c.listed("hybrid_layer_pattern", count)
     return None if pattern is None else ["sliding" if flag else "full" for flag in pattern]
 
