@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.model.architecture import Gqa, ModelSpec
@@ -92,6 +94,8 @@ _ONLY_IN: tuple[tuple[str, str], ...] = (
 )
 """Mixtures of experts that their makers published in one format only, by the beginning of their names."""
 
+_SAYS_FORMAT = re.compile(r"fp8|fp4|awq|gptq|int[48]|w[48]a|bnb|\dbit|\d-bit|mlx", re.IGNORECASE)
+
 
 def format_named(name: str) -> Format | GpuFormat | OwnFormat:
     """The format of this name, in any case; raises UserError that offers the nearest names."""
@@ -126,16 +130,19 @@ def format_for(engine: str, name: str) -> Format | GpuFormat | OwnFormat:
 def default_format(spec: ModelSpec, engine: str) -> str:
     """The format a model is stored in when nobody says.
 
-    A file has its own types; a checkpoint is as its configuration says, if the engine reads that; some models exist in
-    one format only; all others are what people run on the engine.
+    A file has its own types; a checkpoint is as its configuration says; some models exist in one format only; all
+    others are what people run on the engine. llama.cpp reads no checkpoint: under it one counts as it is where it was
+    named as such, by its own configuration or a name that says the format; of models known by name people take a GGUF.
     """
     if spec.stored is not None:
         return OWN
     if spec.quantization is not None:
         said = spec.quantization.format_name
-        said = "MXFP4" if said == "MXFP4_BF16" else said
-        if engine != "llama.cpp" or said in FORMATS:
+        if said == "MXFP4_BF16":
+            return "MXFP4"
+        if engine != "llama.cpp" or _SAYS_FORMAT.search(spec.name) or Path(spec.source).exists():
             return said
+        return DEFAULT_FORMATS.get(engine, "Q4_K_M")
     name = spec.name.rsplit("/", 1)[-1].lower()
     # Small dense models taught by these bear their names, and so do copies that others widened to 16 bits.
     same = spec.is_moe and not any(width in name for width in ("bf16", "fp16"))
