@@ -48,9 +48,11 @@ SHARED = replace(MOE, n_shared_experts=1, shared_width=256)
 SIGMOID_SHARED = replace(SIGMOID, n_shared_experts=1, shared_width=256)
 LATENT = Mla(heads=4, kv_lora_rank=256, nope_dim=64, rope_dim=64, value_dim=64, q_lora_rank=256)
 PICKING = replace(LATENT, indexer=Indexer(heads=4, head_dim=128, top_k=32))
+POOLING = Indexer(heads=4, head_dim=128, top_k=32, every=4, pools=True)
 COMPRESSED = CompressedAttention(4, 256, q_lora_rank=256, output_groups=2, output_lora_rank=128, window=64)
 SQRT_SHARED = replace(SIGMOID_SHARED, gating=Gating.SQRT_SOFTPLUS)
 DELTA = LinearAttention(key_heads=2, value_heads=4, key_dim=64, value_dim=64)
+KIMI = KimiDelta(4, 64, gate_rank=64)
 MAMBA2 = Mamba2(heads=8, head_dim=64, state=64, groups=2)
 
 
@@ -268,7 +270,7 @@ LAYOUTS: dict[str, ModelSpec] = {
     "kimi-linear": _model(
         "kimi-linear",
         _layers(
-            [KimiDelta(4, 64, gate_rank=64), replace(LATENT, q_lora_rank=None), KimiDelta(4, 64, gate_rank=64)],
+            [KIMI, replace(LATENT, q_lora_rank=None), KIMI],
             [DENSE, SIGMOID_SHARED, SIGMOID_SHARED],
         ),
     ),
@@ -279,6 +281,18 @@ LAYOUTS: dict[str, ModelSpec] = {
             [replace(SQRT_SHARED, selection_bias=False), SQRT_SHARED, SQRT_SHARED],
         ),
         streams=Streams(4),
+    ),
+    "glm5-next": _model(
+        "glm5-next",
+        _layers(
+            [
+                KimiDelta(4, 64, gate_rank=64),
+                replace(LATENT, rope_dim=0, indexer=POOLING),
+                KimiDelta(4, 64, gate_rank=64),
+            ],
+            [DENSE, SIGMOID_SHARED, SIGMOID_SHARED],
+        ),
+        streams=Streams(4, joins=False),
     ),
     "bailingmoe3": _model(
         "bailingmoe3",

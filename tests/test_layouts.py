@@ -122,6 +122,7 @@ def with_layer(spec: ModelSpec, **facts: object) -> ModelSpec:
         (replace(LLAMA, layers=(Layer((Gqa(4, 2, 64),), None),)), "has a feed-forward in every layer"),
         (replace(LLAMA, layers=(Layer((Gqa(4, 2, 64),), DENSE, Norms.AFTER),)), "has a norm before each part"),
         (replace(LLAMA, layers=(Layer((Gqa(4, 2, 64),), DenseFfn(512, gated=False)),)), "of three matrices"),
+        (replace(LAYOUTS["granitehybrid-dense"], layers=LLAMA.layers), "has Mamba-2 in at least one layer"),
         (with_layer(LAYOUTS["phi3"], head_dim=32), "make up the hidden size"),
         (replace(LAYOUTS["olmo2"], tied_embeddings=True), "has an output head of its own"),
         (replace(LAYOUTS["qwen3vlmoe"], layers=(Layer((NORMED,), replace(MOE, selection_bias=True)),)), "no bias for"),

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from breakeven.forecast.constants import Constants, Error, Profile
-from breakeven.forecast.memory import USABLE, Memory, Split, kv_tokens, kv_ways, memory_of
+from breakeven.forecast.memory import LLAMA_CPP_MARGIN_BYTES, USABLE, Memory, Split, kv_tokens, kv_ways, memory_of
 from breakeven.forecast.routing import Routing, routing_known, skewed, with_frequencies
 from breakeven.forecast.terms import (
     ON_DEVICE,
@@ -246,9 +246,13 @@ class StepModel:
         profile = self.profile
         if profile.memory_bytes is None:
             return None
+        one = float(profile.memory_bytes)
+        if profile.chip is None:
+            one *= USABLE
+        elif profile.chip.chip_class in SEPARATE_MEMORY:
+            one = max(one - LLAMA_CPP_MARGIN_BYTES, 0.0) if profile.engine == "llama.cpp" else USABLE * one
         # Of a chip that shares its memory with the system, the data-sheet profile has taken the system's part off.
-        shared = profile.chip is not None and profile.chip.chip_class not in SEPARATE_MEMORY
-        return (1.0 if shared else USABLE) * profile.memory_bytes * self.devices
+        return one * self.devices
 
     def fits(self, batch: float, context: float) -> bool:
         """Whether the devices hold the model and this batch; True where their memory is not known."""

@@ -110,6 +110,7 @@ def _named(items: Iterable[Item], layer: int | None, family: Family) -> Iterator
     for item in _joined(items, family):
         for stem, shape in _split(item, family):
             suffix = "" if stem in family.bare else item.suffix
+            shape = (math.prod(shape),) if stem in family.flat else shape
             name = f"{block}{family.tensor_names.get(stem, stem)}{'.' if suffix else ''}{suffix}"
             yield Tensor(name, shape, item.group, layer)
 

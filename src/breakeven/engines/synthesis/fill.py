@@ -173,7 +173,11 @@ class Layout:
     fixed: tuple[tuple[int, bytes], ...] = ()
     """Sub-scales set to one, so that every block has the same spread."""
     first_code: tuple[tuple[int, int, int], ...] = ()
-    """(offset, keep mask, set bits) that give the block's first element its largest code."""
+    """(offset, keep mask, set bits) that give the block's first element its largest code; none: it has no such code."""
+    in_nibbles: bool = False
+    """The scale lies in the high four bits of four 16-bit words from `scale_at`, whose rest is set to zero."""
+    ternary: bool = False
+    """Two bits an element, of which the fourth code is not used."""
 
 
 LAYOUTS: dict[GGMLQuantizationType, Layout] = {
@@ -195,6 +199,17 @@ LAYOUTS: dict[GGMLQuantizationType, Layout] = {
         208, fixed=((192, b"\x01" * 16),), first_code=((0, 0xF0, 0x0F), (128, 0xFC, 0x03))
     ),
     GGMLQuantizationType.IQ4_XS: Layout(0, fixed=((2, b"\xaa\xaa" + b"\x11" * 4),), first_code=((8, 0xF0, 0x0F),)),
+    GGMLQuantizationType.IQ1_S: Layout(0),
+    GGMLQuantizationType.IQ1_M: Layout(48, in_nibbles=True),
+    GGMLQuantizationType.IQ2_XXS: Layout(0),
+    GGMLQuantizationType.IQ2_XS: Layout(0, fixed=((66, b"\x11" * 8),)),
+    GGMLQuantizationType.IQ2_S: Layout(0, fixed=((74, b"\x11" * 8),)),
+    GGMLQuantizationType.IQ3_XXS: Layout(0),
+    GGMLQuantizationType.IQ3_S: Layout(
+        0, fixed=((106, b"\x00" * 4),), first_code=((2, 0x00, 0x04), (66, 0xFE, 0x00), (74, 0xFE, 0x00))
+    ),
+    GGMLQuantizationType.TQ1_0: Layout(52),
+    GGMLQuantizationType.TQ2_0: Layout(64, ternary=True),
 }
 
 FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
@@ -226,6 +241,9 @@ class BlockPool:
         layout = LAYOUTS[self.kind]
         for at, value in layout.fixed:
             self._blocks[:, at : at + len(value)] = np.frombuffer(value, np.uint8)
+        if layout.ternary:
+            codes = self._blocks[:, : layout.scale_at]
+            codes &= ~((codes & (codes << 1)) & np.uint8(0xAA))
         self._set_scale(1.0)
         self._spread = float(np.std(dequantize(self._blocks[:4096], self.kind)))
 
@@ -235,6 +253,11 @@ class BlockPool:
 
     def _set_scale(self, scale: float) -> None:
         layout = LAYOUTS[self.kind]
+        if layout.in_nibbles:
+            bits = int.from_bytes(np.float16(scale).tobytes(), "little")
+            words = np.array([((bits >> (4 * i)) & 0xF) << 12 for i in range(4)], "<u2")
+            self._blocks[:, layout.scale_at : layout.scale_at + 8] = words.view(np.uint8)
+            return
         fields = [(layout.scale_at, scale)]
         if layout.minimum_at is not None:
             fields.append((layout.minimum_at, scale * layout.minimum_over_scale))
@@ -260,6 +283,11 @@ class BlockPool:
             piece = self._blocks[start : start + n_blocks]
             n_blocks -= len(piece)
             yield piece
+
+    @property
+    def marks(self) -> bool:
+        """Whether `mark_first` can mark rows of this type."""
+        return self.kind in FLOATS or self.kind == GGMLQuantizationType.MXFP4 or bool(LAYOUTS[self.kind].first_code)
 
     def mark_first(self, rows: Bytes) -> Bytes:
         """A copy of `rows` (n, row_bytes) whose first element is the same large value in every row."""

@@ -294,8 +294,8 @@ def _write_tensors(
                 rows = _router(spec, tensor, routing, first, skews, rng)
                 pieces: Iterator[Bytes] = iter([rows.astype(np.float32).reshape(-1).view(np.uint8)])
             elif values.fill is Fill.LOOKUP:
-                n_experts = _experts(spec, tensor).n_experts
-                pieces = iter([experts_by_token(*tensor.shape, n_experts, rng).reshape(-1).view(np.uint8)])
+                n_experts, (n_tokens, used) = _experts(spec, tensor).n_experts, tensor.shape
+                pieces = iter([experts_by_token(n_tokens, used, n_experts, rng).reshape(-1).view(np.uint8)])
             elif values.fill is Fill.ROTARY:
                 pieces = iter([rotary_factors(spec.rope, tensor.shape[0]).view(np.uint8)])
             elif kind is GGMLQuantizationType.F32:
@@ -354,7 +354,7 @@ def _random(tensor: Tensor, values: Values, pool: BlockPool, rng: np.random.Gene
 
 def _first_element(spec: ModelSpec, pool: BlockPool | None) -> float:
     """What the normalised hidden state holds in its first place: read off marked embedding rows."""
-    if pool is None:  # embeddings in F32 are written without a mark
+    if pool is None or not pool.marks:  # embeddings of some types are written without a mark
         return 0.0
     pool.scale_to(embedding_std(spec))
     rng = np.random.Generator(np.random.SFC64(0))

@@ -29,6 +29,14 @@ _KEPT_F32 = ("ffn_gate_inp.weight", "ffn_gate_tid2eid", "ssm_conv1d", "shortconv
 _COEFFICIENTS = ("altup_correct_coef", "altup_predict_coef")
 _KEPT_F16 = ("altup", "laurel", "per_layer_model_proj", "indexer.k_proj.weight", "indexer.q_proj.weight")
 """Small matrices that stay as they were converted."""
+_ALSO_F32 = {"glm5-next": ("hc_", "indexer_compressor_")}
+_ALSO_F16 = {
+    "glm5-next": (
+        *("indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "ssm_f_a", "ssm_f_b", "ssm_g_a", "ssm_g_b"),
+        *("ssm_beta", "attn_kv_a_mqa", "attn_k_b", "attn_v_b"),
+    )
+}
+"""The same, of one architecture."""
 
 
 def types_in(spec: ModelSpec, chosen: Format) -> dict[str, GgmlType]:
@@ -53,7 +61,9 @@ def _walk(spec: ModelSpec, imatrix: bool) -> tuple[tuple[Tensor, Place | GgmlTyp
     own = own_types(spec)
     experts = max((layer.ffn.n_experts for layer in spec.layers if isinstance(layer.ffn, MoeFfn)), default=0)
     gqa = _gqa(spec)
-    roles = {tensor.name: category(tensor.name) for tensor in everything if _is_matrix(tensor)}
+    architecture = family_of(spec).gguf_architecture or ""
+    kept_f32, kept_f16 = _ALSO_F32.get(architecture, ()), (*_KEPT_F16, *_ALSO_F16.get(architecture, ()))
+    roles = {tensor.name: category(tensor.name) for tensor in everything if _is_matrix(tensor, kept_f32)}
     n_values = sum(1 for role in roles.values() if role is V)
     # Drafting blocks count as layers here.
     n_layers = max((tensor.layer for tensor in everything if tensor.layer is not None), default=-1) + 1
@@ -62,7 +72,7 @@ def _walk(spec: ModelSpec, imatrix: bool) -> tuple[tuple[Tensor, Place | GgmlTyp
     # llama.cpp walks a file by layer and then by name, and some rules count on the way.
     for tensor in sorted(everything, key=lambda t: (-1 if t.layer is None else t.layer, t.name)):
         stays = T.F32 if tensor.name not in roles else T.F16
-        if tensor.name not in roles or any(part in tensor.name for part in _KEPT_F16):
+        if tensor.name not in roles or any(part in tensor.name for part in kept_f16):
             kept = own.get(tensor.name, stays)
             found.append((tensor, kept if isinstance(kept, GgmlType) else stays))
             continue
@@ -132,12 +142,12 @@ def _fitting(kind: GgmlType, row: int) -> GgmlType:
     return smaller if row % block_size(smaller) == 0 else T.F16
 
 
-def _is_matrix(tensor: Tensor) -> bool:
+def _is_matrix(tensor: Tensor, also_kept: tuple[str, ...] = ()) -> bool:
     """Whether the tensor is stored in the format at all: vectors, biases, routers and small convolutions stay F32."""
     shape = tensor.shape
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
-    kept = any(part in tensor.name for part in (*_KEPT_F32, *_COEFFICIENTS))
+    kept = any(part in tensor.name for part in (*_KEPT_F32, *_COEFFICIENTS, *also_kept))
     return len(shape) > 1 and tensor.name.endswith("weight") and not kept
 
 

@@ -175,12 +175,16 @@ def _model(
     hidden, vocab = c.whole(*HIDDEN), c.whole("vocab_size")
     routes = any(isinstance(layer.ffn, MoeFfn) for layer in layers)
     names = (cls.routed if routes else None, cls.family)
+    family = next((name for name in names if name in FAMILIES), "custom")
+    alone = FAMILIES[family].attention_as
+    if alone is not None and all(isinstance(a, Gqa) for layer in layers for a in layer.mixers):
+        family = alone[routes]
     tied = c.first(TIED)
     if tied is None and cls.tied is None:
         raise c.missing(*TIED)
     return ModelSpec(
         name=c.name,
-        family=next((family for family in names if family in FAMILIES), "custom"),
+        family=family,
         hidden=hidden,
         vocab=vocab,
         context=c.whole(*CONTEXT),

@@ -136,6 +136,7 @@ HYBRID_FAMILIES = (
         mixers=(Gqa, Mamba2),
         limits=LayoutLimits(shared=None, more=_twice_as_wide),
         rope_table=True,
+        attention_as=("granite", "granitemoe"),
         routed_as="granitehybrid",
         dense_as="granitehybrid",
     ),

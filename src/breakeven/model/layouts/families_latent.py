@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from breakeven.model.architecture import CompressedAttention, KimiDelta, Mla, ModelSpec, MoeFfn, OutputGate
 from breakeven.model.layouts.family import Family, FfnOrder, GgufValue, LayoutLimits
-from breakeven.model.layouts.gguf_keys import indexer, leading_dense, says, streams
+from breakeven.model.layouts.gguf_keys import hyper_connections, indexer, leading_dense, says, streams
 
 
 def _deepseek2_refused(spec: ModelSpec) -> str | None:
@@ -58,6 +58,17 @@ def _kimi_refused(spec: ModelSpec) -> str | None:
     if any(isinstance(a, KimiDelta) and a.gate_rank != a.head_dim for a in parts):
         return "projects decays and gates through one head's size"
     return None
+
+
+def _glm5_next_refused(spec: ModelSpec) -> str | None:
+    parts = [a for layer in spec.layers for a in layer.mixers if isinstance(a, Mla)]
+    if any(a.rope_dim for a in parts):
+        return "has no rotary part in its latent attention"
+    if any(a.indexer is not None and not (a.indexer.pools and a.indexer.every > 1) for a in parts):
+        return "has a scorer whose keys are pooled"
+    if spec.streams is not None and (spec.streams.joins or spec.streams.count != 4):
+        return "has four residual streams that are summed before the head"
+    return _kimi_refused(spec)
 
 
 _MLA = LayoutLimits(shared=True, shared_whole=True, selection_bias=None, mtp=True, more=_ranked)
@@ -128,5 +139,22 @@ LATENT_FAMILIES = (
         ffn_order=FfnOrder.LEADING_DENSE,
         mixers=(Mla, KimiDelta),
         limits=LayoutLimits(shared=True, selection_bias=True, more=_bailing3_refused),
+    ),
+    Family(
+        "glm5-next",
+        "glm5-next",
+        says("glm5-next", leading_dense, indexer, hyper_connections),
+        flat=frozenset({"ssm_a"}),
+        ffn_order=FfnOrder.LEADING_DENSE,
+        mixers=(Mla, KimiDelta),
+        limits=LayoutLimits(
+            tied=False,
+            shared=True,
+            shared_whole=True,
+            selection_bias=True,
+            indexer=True,
+            streams="hyper",
+            more=_glm5_next_refused,
+        ),
     ),
 )

@@ -70,13 +70,14 @@ class Family:
     `gguf_metadata(spec)`: architecture keys without the tokenizer's, e.g. `olmoe.block_count`.
     `tensor_names`: tensors that llama.cpp keeps under another stem in this family. `joined`: the stem of one that it
     stacks from several along their outputs. `split`: the stems of several equal ones that it keeps one as. `bare`:
-    stems of tensors whose names end there, without `.weight`.
+    stems of tensors whose names end there, without `.weight`. `flat`: stems of columns that it keeps as vectors.
     `window_period`, `window_default`: where a file does not say which layers slide, all but the last of each period
     do (`full_first`: all but the first), over this many positions; no period: the family has no sliding layers
     whatever a file says.
     `ffn_order`, `mixers`, `limits`: what llama.cpp expects of the layers; nothing when there is no architecture.
     `rope_table`: its files may carry a table of rotary factors (`rope_freqs`); "always": they must.
     `scales_embeddings`: the engine multiplies embeddings by sqrt(hidden) (Gemma).
+    `attention_as`: the dense and the routed family of a model whose layers all attend, where it is another.
     `routed_as`, `dense_as`: the family that has this layout with experts, or without; None: there is none.
     `token_routed`: a routed layer without a bias for choosing looks its experts up by token (DeepSeek-V4).
     `norms_that_scale`: files carry norms on queries and keys that the model does not have, to scale them (Muse).
@@ -90,6 +91,7 @@ class Family:
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bare: frozenset[str] = frozenset()
+    flat: frozenset[str] = frozenset()
     window_period: int | None = None
     window_default: int | None = None
     full_first: bool = False
@@ -97,6 +99,7 @@ class Family:
     mixers: tuple[type[Mixer], ...] = (Gqa,)
     limits: LayoutLimits = LayoutLimits()
     rope_table: bool | str = False
+    attention_as: tuple[str, str] | None = None
     routed_as: str | None = None
     dense_as: str | None = None
     scales_embeddings: bool = False

@@ -293,13 +293,19 @@ def full_attention(spec: ModelSpec) -> dict[str, GgufValue]:
     return {"attention.recurrent_layers": linear}
 
 
-def streams(spec: ModelSpec) -> dict[str, GgufValue]:
-    """Hyper-connections of DeepSeek-V4, and the first layers that route by token."""
-    routed = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeFfn)]
+def hyper_connections(spec: ModelSpec) -> dict[str, GgufValue]:
+    """Several residual streams; how they are mixed is as in the released configurations."""
     return {
         "hyper_connection.count": spec.streams.count if spec.streams else 1,
         "hyper_connection.sinkhorn_iterations": 20,
         "hyper_connection.epsilon": 1e-6,
+    }
+
+
+def streams(spec: ModelSpec) -> dict[str, GgufValue]:
+    """Hyper-connections of DeepSeek-V4, and the first layers that route by token."""
+    routed = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeFfn)]
+    return hyper_connections(spec) | {
         "hash_layer_count": sum(not f.selection_bias for f in routed),
         "expert_weights_scale": routed[0].weights_scale if routed else 1.0,
         "swiglu_clamp_exp": [10.0] * len(spec.layers),
@@ -315,6 +321,8 @@ def indexer(spec: ModelSpec) -> dict[str, GgufValue]:
         "attention.indexer.key_length": first.head_dim,
         "attention.indexer.top_k": first.top_k,
     }
+    if first.pools:
+        keys["attention.indexer.kpool"] = first.every
     full = [
         own and isinstance(layer.mixer, Mla) and layer.mixer.indexer is not None and layer.mixer.indexer.owns_weights
         for own, layer in zip(owns, spec.layers, strict=True)

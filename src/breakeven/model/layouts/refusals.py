@@ -94,6 +94,9 @@ def _mixers(spec: ModelSpec, family: Family) -> str | None:
             return "has one mixer in every layer"
         elif layer.ffn is None:
             return "has a feed-forward in every layer"
+    for kind in family.mixers:
+        if not any(isinstance(a, kind) for layer in spec.layers for a in layer.mixers):
+            return f"has {_NAMES[kind]} in at least one layer"
     return None
 
 

@@ -18,7 +18,7 @@ from breakeven.model.layouts.gguf_keys import none_yet
 
 _COUNTED = (
     # Architectures of llama.cpp that Breakeven counts and does not write.
-    *(Family(name, None, none_yet) for name in ("glm5-next", "qwen4exp")),
+    *(Family(name, None, none_yet) for name in ("qwen4exp",)),
     # Layouts that no architecture of llama.cpp has.
     *(
         Family(name, None, none_yet, known_to_llama_cpp=False)
