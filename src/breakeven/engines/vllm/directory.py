@@ -100,7 +100,8 @@ def config_of(spec: ModelSpec) -> _Config:
         raise NotSupportedError(_unsayable(spec))
     config = writer(spec)
     again = spec_from_config(config, spec.name, spec.source)
-    if again != replace(spec, published_total_params=None):
+    # Dummy weights have 16 bits, whatever a model was published in.
+    if again != replace(spec, published_total_params=None, quantization=None):
         raise NotSupportedError(_unsayable(spec))
     return config
 
@@ -120,6 +121,11 @@ def _plain(spec: ModelSpec) -> bool:
 def _base(spec: ModelSpec, model_type: str, architecture: str) -> _Config:
     attention, ffn = _attention(spec), spec.layers[0].ffn
     assert ffn is not None
+    scaling = {
+        "rope_type": spec.rope.scaling,
+        "factor": spec.rope.factor,
+        "original_max_position_embeddings": spec.rope.original_context,
+    }
     return {
         "architectures": [architecture],
         "model_type": model_type,
@@ -133,6 +139,7 @@ def _base(spec: ModelSpec, model_type: str, architecture: str) -> _Config:
         "max_position_embeddings": spec.context,
         "rms_norm_eps": spec.norm_epsilon,
         "rope_theta": spec.rope.base,
+        **({"rope_scaling": scaling} if spec.rope.scaling else {}),
         "hidden_act": "silu",
         "tie_word_embeddings": spec.tied_embeddings,
     }
