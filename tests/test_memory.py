@@ -165,6 +165,6 @@ def test_what_an_engine_here_needs(tmp_path: Path) -> None:
     beside = beside_weights_bytes(spec, 4096, 4)
     assert beside > 4 * (reserved_kv_bytes(spec, 4096) + state_bytes(spec))
     assert needed_bytes(spec, "Q4_K_M", 4096, 4) > file_bytes(spec, "Q4_K_M") + beside
-    halved = beside - beside_weights_bytes(spec, 4096, 4, kv_element_bytes=1.0)
+    halved = beside - beside_weights_bytes(spec, 4096, 4, element_bytes=1.0)
     assert halved == pytest.approx(4 * reserved_kv_bytes(spec, 4096) / 2)
     assert need_of(parse_source("http://127.0.0.1:1"), "Q4_K_M", 4096, 4) == 0

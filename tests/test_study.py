@@ -155,7 +155,7 @@ def test_what_is_wrong_is_named_with_its_place(
         ("- 1\n- 2\n", "must hold keys"),
         ("load: [", "not YAML"),
         ("seed: 1\nseed: 2\n", "key 'seed' is written twice"),
-        ("a: &a [*a]\n", "not YAML (found unconstructable recursive node"),
+        ("a: &a [*a]\n", "not YAML (an alias in it stands for something that holds the alias"),
         ("? [1]\n: 2\n", "study.yaml"),
     ],
 )

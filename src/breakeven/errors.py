@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """`text` with a question mark for whatever drives a terminal: names and messages quote what files say."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
+
+
 class BreakevenError(Exception):
     """Something went wrong here (exit status 1)."""
 

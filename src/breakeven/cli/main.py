@@ -9,7 +9,7 @@ import os
 import sys
 from typing import NamedTuple
 
-from breakeven.errors import BreakevenError, UserError
+from breakeven.errors import BreakevenError, UserError, printable
 from breakeven.version import __version__
 
 INTERRUPTED = 130
@@ -104,8 +104,8 @@ def dispatch(args: list[str]) -> int:
 
 
 def one_line(text: str) -> str:
-    """`text` without line breaks, for standard error."""
-    return " ".join(text.split())
+    """`text` without line breaks or control characters, for standard error."""
+    return printable(" ".join(text.split()))
 
 
 def _complain(text: str) -> None:

@@ -22,6 +22,8 @@ Split = Literal["none", "tensor", "experts", "layers"]
 USABLE = 0.9
 """Share of a device's memory that weights, keys, values and buffers may take: vLLM's gpu_memory_utilization default.
 The tenth left over stands for the system, the display and fragmentation on other machines too."""
+LLAMA_CPP_MARGIN_BYTES = 2**30
+"""What llama.cpp's own fitting leaves free on a device (common/common.h: fit_params_target, 1024 MiB)."""
 VLLM_BUFFER_TOKENS = 8192
 """vLLM's max_num_batched_tokens on large devices."""
 VLLM_BUFFER_WIDTHS = 18

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from breakeven.forecast.constants import Constants, Error, Profile
-from breakeven.forecast.memory import USABLE, Memory, Split, kv_tokens, kv_ways, memory_of
+from breakeven.forecast.memory import LLAMA_CPP_MARGIN_BYTES, USABLE, Memory, Split, kv_tokens, kv_ways, memory_of
 from breakeven.forecast.routing import Routing, routing_known, skewed, with_frequencies
 from breakeven.forecast.terms import (
     ON_DEVICE,
@@ -39,7 +39,7 @@ from breakeven.forecast.terms import (
     terms_of,
 )
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.formats.named import format_for, format_named
+from breakeven.model.formats.named import format_for, format_named, kv_element_bytes, kv_for, label
 
 LINK_BYTES_PER_S = 25e9
 """One direction between two devices on PCIe 4.0 x16, where neither profile nor chip says. A judgement."""
@@ -125,7 +125,8 @@ SEPARATE_MEMORY = ("datacenter", "workstation", "consumer")
 class StepModel:
     """Step times of `terms` under `profile`. `scale` multiplies every time: the ends of an interval are models too.
 
-    `terms` are the whole model's; each of `devices` does its part of them. `residency`: where the weights lie.
+    `terms` are the whole model's; each of `devices` does its part of them. `residency`: where the weights lie. `kv`:
+    the type of keys and values. `reserve`: tokens that each sequence's cache is made for, where more than are in use.
     """
 
     spec: ModelSpec
@@ -136,11 +137,18 @@ class StepModel:
     expert_parallel: bool = False
     residency: Residency = ON_DEVICE
     asked_format: str | None = None
+    kv: str = "f16"
+    reserve: float = 0.0
 
     @property
     def format(self) -> str:
         """The weight format by the name people use; `terms.format` names what the engine means by it."""
         return self.asked_format or self.terms.format
+
+    @property
+    def format_label(self) -> str:
+        """The weight format for a reader: of a file in its own types, what it calls its mixture."""
+        return label(self.spec, self.format)
 
     @property
     def split(self) -> Split:
@@ -222,8 +230,12 @@ class StepModel:
         return fast, self.scaled(float(np.exp(width)))
 
     def memory(self, batch: float, context: float) -> Memory:
-        """What `batch` sequences of `context` tokens take on all devices, by what takes it."""
-        return memory_of(self.spec, self.terms, self.profile, batch, context, self.devices, self.split)
+        """What `batch` sequences of `context` tokens take on all devices, by what takes it.
+
+        A cache made for more tokens than are in use takes the room of them all.
+        """
+        length = max(context, self.reserve)
+        return memory_of(self.spec, self.terms, self.profile, batch, length, self.devices, self.split)
 
     def memory_bytes(self, batch: float, context: float) -> float:
         """Weights, keys and values of `batch` sequences of `context` tokens, and buffers, on all devices."""
@@ -234,9 +246,13 @@ class StepModel:
         profile = self.profile
         if profile.memory_bytes is None:
             return None
+        one = float(profile.memory_bytes)
+        if profile.chip is None:
+            one *= USABLE
+        elif profile.chip.chip_class in SEPARATE_MEMORY:
+            one = max(one - LLAMA_CPP_MARGIN_BYTES, 0.0) if profile.engine == "llama.cpp" else USABLE * one
         # Of a chip that shares its memory with the system, the data-sheet profile has taken the system's part off.
-        shared = profile.chip is not None and profile.chip.chip_class not in SEPARATE_MEMORY
-        return (1.0 if shared else USABLE) * profile.memory_bytes * self.devices
+        return one * self.devices
 
     def fits(self, batch: float, context: float) -> bool:
         """Whether the devices hold the model and this batch; True where their memory is not known."""
@@ -284,17 +300,30 @@ def step_model(
     *,
     frequencies: Routing | None = None,
     expert_parallel: bool = False,
+    kv: str | None = None,
+    reserve: float | None = None,
 ) -> StepModel:
     """`spec` in a weight format under `profile`, one sequence's cache beside it. Raises UserError for what is unknown.
 
-    `frequencies`: measured routing, a row of shares for each layer that routes; None: taken as even.
+    `frequencies`: measured routing, a row of shares for each layer that routes; None: taken as even. `kv`: type of keys
+    and values, None: of 16 bits. `reserve`: tokens each cache is made for, None: those in use.
     """
     chosen = format_named(format_name).name
-    # To GPU engines MXFP4 is another mixture than to llama.cpp.
+    # To GPU engines MXFP4 is another mixture than to llama.cpp, and a file of llama.cpp's nothing at all.
     stored = chosen if profile.engine == "llama.cpp" else format_for(profile.engine, chosen).name
-    terms = terms_of(spec, stored)
+    kept = kv_for(profile.engine, kv or "f16", spec)
+    terms = terms_of(spec, stored, kv_element_bytes(kept))
     if frequencies is not None:
         terms = with_frequencies(terms, spec, frequencies)
     devices = devices or profile.devices
-    model = StepModel(spec, terms, profile, devices, expert_parallel=expert_parallel, asked_format=chosen)
+    model = StepModel(
+        spec,
+        terms,
+        profile,
+        devices,
+        expert_parallel=expert_parallel,
+        asked_format=chosen,
+        kv=kept,
+        reserve=reserve or 0.0,
+    )
     return model.placed(1, min(spec.context, 4096))

@@ -71,7 +71,7 @@ def read_routing(path: Path) -> Routing:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give what `breakeven trace --json` prints"
         ) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"{path}: {error}; give what `breakeven trace --json` prints") from error
     return [layer.frequencies for layer in found.layers]
 

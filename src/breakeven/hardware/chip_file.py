@@ -5,15 +5,14 @@ Beside the catalogue because it needs pydantic, which whoever only looks a chip 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from breakeven.errors import UserError
 from breakeven.hardware.chips import Chip, ChipClass, Price, slug_of
+from breakeven.model.readers.bounded import MOST_TYPED_BYTES, bounded_json, bounded_yaml, read_bounded, shown
 
 EXAMPLE = "name: My board\nclass: sbc\nbandwidth_gb_per_s: 34.1\nmemory_gb: 16\npeak_tflops: {fp16: 0.5}\n"
 """The least a file may hold is its first three lines."""
@@ -66,15 +65,14 @@ def read_chip(path: Path) -> Chip:
     Raises UserError that names the file, the key, what was found and what would be right.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        data = read_bounded(path, MOST_TYPED_BYTES)
+        content = bounded_json(data) if path.suffix == ".json" else bounded_yaml(data)
+    except OSError as error:
         raise UserError(f"{path}: cannot be read ({error}); give a YAML or JSON file that describes a chip") from error
-    try:
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not well-formed: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not well-formed: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: found {_shown(content)} where keys were expected, such as {_RIGHT_KEYS}")
+        raise UserError(f"{path}: found {shown(content)} where keys were expected, such as {_RIGHT_KEYS}")
     try:
         form = _Form.model_validate(content)
     except ValidationError as error:
@@ -110,9 +108,4 @@ def _said(error: ValidationError) -> str:
         return f"{key} is missing; give {_RIGHT.get(top, 'it')}"
     if first["type"] == "extra_forbidden":
         return f"no key is called {key!r}; the keys are {_RIGHT_KEYS}"
-    return f"{key}: found {_shown(first['input'])}; right is {_RIGHT.get(top, first['msg'])}"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return f"{key}: found {shown(first['input'])}; right is {_RIGHT.get(top, first['msg'])}"

@@ -11,18 +11,24 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, TypeAlias
+from typing import Annotated, BinaryIO, TypeAlias
 
 import msgspec
 
-from breakeven.errors import BreakevenError
+from breakeven.errors import BreakevenError, UserError
 from breakeven.hardware.machine import MachineSpec
 from breakeven.results.comparison import ModelResult, NodeProfile, Routing
 from breakeven.results.load import LoadModel
 from breakeven.traffic.workload import Slo, Workload
 from breakeven.wire.reply import ServerTimings, Usage
+
+Ns = Annotated[int, msgspec.Meta(ge=-(2**61), le=2**61)]
+"""Nanoseconds of a clock, or another number that columns of 64 bits hold, differences too."""
+Count = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+"""What columns of 32 bits hold."""
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
@@ -62,12 +68,12 @@ class BlockStarted(_Event, frozen=True, tag="block_started"):
 
     block: str
     model: str
-    streams: int
-    prompt_tokens: int
-    output_tokens: int
-    at_ns: int
-    round: int = 0
-    attempt: int = 1
+    streams: Count
+    prompt_tokens: Count
+    output_tokens: Count
+    at_ns: Ns
+    round: Count = 0
+    attempt: Count = 1
     check: str | None = None
     """Not part of the comparison but of the self-check: "same" (every stream one prompt) or "distinct"."""
 
@@ -84,32 +90,32 @@ class RequestDone(_Event, frozen=True, tag="request_done"):
 
     block: str
     model: str
-    stream: int
-    prompt_tokens: int
-    output_tokens: int
-    due_ns: int
-    sent_ns: int
-    done_ns: int
-    headers_ns: int | None = None
-    first_ns: int | None = None
-    last_ns: int | None = None
-    chunk_ns: list[int] = []
-    chunk_tokens: list[int] | None = None
+    stream: Count
+    prompt_tokens: Count
+    output_tokens: Count
+    due_ns: Ns
+    sent_ns: Ns
+    done_ns: Ns
+    headers_ns: Ns | None = None
+    first_ns: Ns | None = None
+    last_ns: Ns | None = None
+    chunk_ns: list[Ns] = []
+    chunk_tokens: list[Count] | None = None
     usage: Usage | None = None
     server_timings: ServerTimings | None = None
     error: str | None = None
     detail: str | None = None
     anomalies: list[str] = []
-    issued_ns: int | None = None
+    issued_ns: Ns | None = None
     """When the client took it up, before it had a connection; `sent_ns` is when its bytes were handed to the system."""
-    asked_prompt_tokens: int | None = None
-    asked_output_tokens: int | None = None
+    asked_prompt_tokens: Count | None = None
+    asked_output_tokens: Count | None = None
     """What the schedule wanted, under load; `prompt_tokens` and `output_tokens` are what the engine counted."""
     warm: bool = False
     """Part of the warm-up: never counted."""
-    session: int | None = None
-    turn: int = 0
-    worker: int = 0
+    session: Ns | None = None
+    turn: Count = 0
+    worker: Count = 0
     retry_after_s: float | None = None
     """What a 429 or 503 asked us to wait. We do not: the schedule is fixed."""
 
@@ -118,7 +124,7 @@ class NoiseSample(_Event, frozen=True, tag="noise_sample"):
     """How quiet the machine was during one block. None: this machine does not tell."""
 
     block: str
-    at_ns: int
+    at_ns: Ns
     other_cpu_share: float | None = None
     steal_share: float | None = None
     swap_bytes: int | None = None
@@ -135,7 +141,7 @@ class BlockDone(_Event, frozen=True, tag="block_done"):
 
     block: str
     ok: bool
-    at_ns: int
+    at_ns: Ns
     flagged: list[str] = []
     joules: float | None = None
 
@@ -169,7 +175,7 @@ class ClientCeiling(_Event, frozen=True, tag="client_ceiling"):
 
     requests_per_s: float
     stream_events_per_s: float
-    processes: int
+    processes: Count
 
 
 class LoadStarted(_Event, frozen=True, tag="load_started"):
@@ -184,10 +190,10 @@ class LoadStarted(_Event, frozen=True, tag="load_started"):
     load: str
     workload: Workload
     schedule: str
-    at_ns: int
-    measure_from_ns: int
-    round: int = 0
-    processes: int = 1
+    at_ns: Ns
+    measure_from_ns: Ns
+    round: Count = 0
+    processes: Count = 1
     shares_cores: bool = False
 
 
@@ -198,17 +204,17 @@ class LoadWorker(_Event, frozen=True, tag="load_worker"):
     """
 
     block: str
-    worker: int
+    worker: Count
     host: str
-    offset_ns: int = 0
-    uncertainty_ns: int = 0
+    offset_ns: Ns = 0
+    uncertainty_ns: Ns = 0
 
 
 class EngineSample(_Event, frozen=True, tag="engine_sample"):
     """What the engine's `/metrics` said at one moment; the last two are totals since it started. None: not told."""
 
     block: str
-    at_ns: int
+    at_ns: Ns
     running: float | None = None
     waiting: float | None = None
     kv_share: float | None = None
@@ -220,7 +226,7 @@ class EnergySample(_Event, frozen=True, tag="energy_sample"):
     """The machine's energy counter at one moment, joules since it was opened."""
 
     block: str
-    at_ns: int
+    at_ns: Ns
     joules: float
 
 
@@ -233,8 +239,8 @@ class LoadDone(_Event, frozen=True, tag="load_done"):
 
     block: str
     ok: bool
-    at_ns: int
-    arrivals_end_ns: int
+    at_ns: Ns
+    arrivals_end_ns: Ns
     because: str = "finished"
     flagged: list[str] = []
     wall_step_s: float | None = None
@@ -243,9 +249,9 @@ class LoadDone(_Event, frozen=True, tag="load_done"):
 class StudyFacts(_Event, frozen=True, tag="study_facts"):
     """What a finished comparison knows that its blocks do not tell: what was asked, and what the candidates are."""
 
-    streams: list[int]
-    prompt_tokens: int
-    output_tokens: int
+    streams: list[Count]
+    prompt_tokens: Count
+    output_tokens: Count
     precision: float
     machine: MachineSpec
     models: list[ModelResult]
@@ -336,20 +342,24 @@ class EventWriter:
         self._file.close()
 
 
+_LONGEST_LINE_BYTES = 1 << 26
+"""Of an event; a file without a line's end is none of ours, however large."""
+
+
 def iter_events(path: Path) -> Iterator[Event]:
     """The events of a log in order, one at a time. A last line without an end, left by a killed run, is skipped.
 
-    Raises BreakevenError naming file and line for any other line that is not an event.
+    Raises UserError naming file and line for any other line that is not an event.
     """
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
+            for number, line in enumerate(iter(partial(file.readline, _LONGEST_LINE_BYTES), b""), start=1):
+                if not line.endswith(b"\n") and len(line) < _LONGEST_LINE_BYTES:
                     return
                 try:
                     event = _decoder.decode(line)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    raise BreakevenError(
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                    raise UserError(
                         f"{path}, line {number}: not an event ({error}); remove that line or start in another directory"
                     ) from error
                 yield event

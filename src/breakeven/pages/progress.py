@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from breakeven.errors import printable
 from breakeven.measure.progress import LoadState, ProgressState, RatioRow
 from breakeven.pages.load_words import counts_text, unit_of
 from breakeven.pages.words import bytes_text, number, percent_text, seconds_text, streams_text
@@ -184,7 +185,7 @@ class LoadProgress(Screen):
         """Say what happens between loads, such as "loading" and the model's name."""
         if self._quiet:
             return
-        text = _printable(f"{what} {subject}".rstrip())
+        text = printable(f"{what} {subject}".rstrip())
         if not self._redrawn(lambda: [_fitted(text, self._console.width)]):
             self._say([text])
 
@@ -213,7 +214,7 @@ def load_plain_line(state: LoadState) -> str:
         parts.append(f"client at {percent_text(state.headroom)} of its ceiling")
     if (queue := _queue(state)) is not None:
         parts.append(f"engine {queue}")
-    return _printable("; ".join(parts))
+    return printable("; ".join(parts))
 
 
 def load_live_lines(state: LoadState, width: int) -> list[str]:
@@ -229,7 +230,7 @@ def load_live_lines(state: LoadState, width: int) -> list[str]:
     ]
     lines = [_with_bar(_head(state), _load_share(state), width)]
     lines += [f"  {name:<8}  {text}" for name, text in rows]
-    return [_fitted(_printable(line), width) for line in lines]
+    return [_fitted(printable(line), width) for line in lines]
 
 
 def _head(state: LoadState) -> str:
@@ -289,8 +290,3 @@ def _with_bar(text: str, share: float | None, width: int) -> str:
 def _fitted(line: str, width: int) -> str:
     """`line`, cut to `width` cells; a wide character takes two."""
     return line if cell_len(line) <= width else set_cell_size(line, max(0, width - 2)) + ".."[: max(0, width)]
-
-
-def _printable(text: str) -> str:
-    # A name is free text: an escape sequence in it must not reach the terminal.
-    return "".join(char if char.isprintable() else "?" for char in text)

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from breakeven.errors import printable
 from breakeven.pages.words import (
     NOT_AVAILABLE,
     RATIO_PLACES,
@@ -79,8 +80,7 @@ def say_on(console: Console) -> Say:
 
 def wrapped(console: Console, text: str, style: str, indent: int) -> None:
     """Print by words within the console's width; continuation lines stand under the first one's text."""
-    # A name is free text: an escape sequence in it must not reach the terminal.
-    text = "".join(char if char.isprintable() else "?" for char in text)
+    text = printable(text)
     hang = indent + (2 if text.startswith("- ") else 0)
     room = max(20, console.width - hang)
     body = text[2:] if text.startswith("- ") else text

@@ -122,7 +122,7 @@ def read(path: Path, *types: type[msgspec.Struct]) -> msgspec.Struct:
         schema = msgspec.json.decode(content, type=_Head).schema
     except msgspec.ValidationError as error:
         raise UnreadError(f"{path} is not the result of a {noun}: {error}.", str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadError(
             f"{path} is not JSON: {error}. Give the result.json of a finished {noun}.", str(error)
         ) from error
@@ -135,7 +135,7 @@ def read(path: Path, *types: type[msgspec.Struct]) -> msgspec.Struct:
         raise UnreadError(f"{path} has {has}, {ours}", has, schema or "")
     try:
         return msgspec.json.decode(content, type=kinds[schema])
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, RecursionError) as error:
         noun = KINDS[kinds[schema]].noun
         raise UnreadError(f"{path} is not a whole result: {error}. Run the {noun} again.", str(error)) from error
 

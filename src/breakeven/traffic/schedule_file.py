@@ -94,7 +94,7 @@ def load_schedule(path: Path) -> Schedule:
 def _load(path: Path, lines: Iterator[bytes]) -> Schedule:
     try:
         header = _header.decode(next(lines, b""))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
             f"{path}, line 1: not the header of a schedule ({error}); give a file that a run wrote"
         ) from error
@@ -127,7 +127,7 @@ def _load(path: Path, lines: Iterator[bytes]) -> Schedule:
             planned = _planned.decode(line)
             _check(planned, i, schedule)
             _fill(schedule, i, planned)
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, OverflowError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, OverflowError) as error:
             cut = "" if line.endswith(b"\n") else "; the file ends in the middle of this line"
             raise UserError(f"{where}: not a request ({error}){cut}") from error
         if planned.blocks:

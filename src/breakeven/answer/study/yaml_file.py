@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from breakeven.answer.study.values import HIDDEN, FilePart, keys_of
 from breakeven.errors import UserError
+from breakeven.model.readers.bounded import bounded_yaml, shown
 
 _Part = TypeVar("_Part", bound=FilePart)
 
 MOST_BYTES = 1_000_000
 """Such a file is typed by hand; a larger one is something else."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key written twice, of which the usual loader keeps the last without a word."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-    seen: set[str] = set()
-    for key_node, _ in node.value:
-        key = str(key_node.value)
-        if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is written twice", key_node.start_mark)
-        seen.add(key)
-    loader.flatten_mapping(node)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def read_mapping(path: Path, *, too_large: str, give: str, keys: str) -> dict[Any, Any]:
@@ -47,12 +29,11 @@ def read_mapping(path: Path, *, too_large: str, give: str, keys: str) -> dict[An
     try:
         if path.is_file() and path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path}: is {path.stat().st_size / 1e6:.0f} MB; {too_large}")
-        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "is not UTF-8 text"
-        raise UserError(f"{path}: cannot be read ({why}); {give}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        found = bounded_yaml(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {give}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not YAML ({error})") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds {shown(found)}, it must hold {keys}")
     return found
@@ -125,9 +106,3 @@ def parts_in(part: type[FilePart]) -> set[type[FilePart]]:
     """`part` and every record inside it."""
     inner = (_part_in(_hints(part)[name]) for name in keys_of(part).values())  # type: ignore[arg-type]
     return {part}.union(*(parts_in(each) for each in inner if each is not None))
-
-
-def shown(value: object) -> str:
-    """`value` as an error shows it, cut to 60 letters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

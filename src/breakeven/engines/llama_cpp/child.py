@@ -12,13 +12,14 @@ import os
 import re
 import sys
 import threading
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from breakeven.engines.family import die_with_parent
 
-KvType = Literal["f16", "bf16", "f32", "q8_0", "q4_0"]
+KvType = str
+"""A type of ggml's that llama.cpp keeps keys and values in, such as f16 or q8_0."""
 VERBOSE = 4
 """llama.cpp's log level that tells what model and context are made of; its server's own is 3."""
 

@@ -67,7 +67,7 @@ def load_budgets(path: Path, block: SharedBlock, entries: Iterable[KeyEntry], sl
         raise UserError(f"{path} cannot be read ({error.strerror}); it must belong to who runs the gateway") from None
     try:
         file = msgspec.json.decode(data, type=_File)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}; delete it to count keys' spending from 0") from None
     if file.schema != SCHEMA:
         raise UserError(

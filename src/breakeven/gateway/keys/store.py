@@ -181,7 +181,7 @@ def _read(path: Path) -> _File:
         raise UserError(f"{path} can be written by other users, who could add keys; run: chmod 600 {path}")
     try:
         file = msgspec.json.decode(data, type=_File)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is no file of keys: {error}; correct or restore it") from None
     if file.schema != SCHEMA:
         raise UserError(f"{path}: schema is {file.schema!r} and this version reads {SCHEMA!r}")

@@ -120,6 +120,7 @@ def _candidate(plan: BackendPlan) -> CandidatePlan:
         engine=plan.engine,
         devices=plan.devices,
         format=plan.format,
+        kv=plan.kv,
         location=plan.place,
         pricing=plan.price,
         policy=SchedulerLimits(max_sequences=plan.slots),
@@ -232,7 +233,7 @@ def _saved(path: Path | None) -> tuple[Decision | None, Path | None]:
         return None, None
     try:
         decision = msgspec.json.decode(path.read_bytes(), type=Decision)
-    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise UserError(f"{path}: is no decision ({error}); remove it, or decide the study again") from None
     if decision.schema != DECISION_SCHEMA:
         raise UserError(f"{path}: has schema {decision.schema!r}, this version reads {DECISION_SCHEMA!r}; decide again")

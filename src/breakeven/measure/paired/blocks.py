@@ -221,7 +221,8 @@ def blocks_of(log: Sequence[events.Event]) -> list[FinishedBlock]:
                 requests[event.block] = []
             case events.RequestDone() if event.block in requests:
                 requests[event.block].append(event)
-            case events.BlockDone(ok=True) if event.block in started:
+            # A log that others wrote, or a run that was killed, may end a block that has no whole answer.
+            case events.BlockDone(ok=True) if _answered(requests.get(event.block, ())):
                 start = started[event.block]
                 found[start.model, start.streams, start.round] = FinishedBlock(
                     start.model,
@@ -235,6 +236,10 @@ def blocks_of(log: Sequence[events.Event]) -> list[FinishedBlock]:
     return list(found.values())
 
 
+def _answered(requests: Sequence[events.RequestDone]) -> bool:
+    return bool(requests) and not any(request.error for request in requests)
+
+
 def self_checks(log: Sequence[events.Event], seed: int) -> list[SelfCheck]:
     """Decode with one prompt in all streams over decode with distinct ones, for every model that was checked."""
     started = {e.block: e for e in log if isinstance(e, events.BlockStarted) and e.check}
@@ -243,6 +248,8 @@ def self_checks(log: Sequence[events.Event], seed: int) -> list[SelfCheck]:
         if isinstance(event, events.BlockDone) and event.ok and event.block in started:
             start = started[event.block]
             requests = [e for e in log if isinstance(e, events.RequestDone) and e.block == event.block]
+            if not _answered(requests):
+                continue
             if rate := block_metrics(requests).decode_tokens_per_s:
                 rates.setdefault(start.model, {})[start.round, start.check or ""] = rate
     streams = {e.model: e.streams for e in started.values()}

@@ -142,7 +142,7 @@ def guidellm_read_one(path: Path, which: int | None) -> TraceRows:
         report = _report.decode(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read the trace {path}: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: is not a GuideLLM result ({error}); give its benchmarks.json, whole") from error
     count = len(report.benchmarks)
     if which is None and count != 1:

@@ -147,7 +147,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     for number, line in lines_of(path):
         try:
             yield number, decode(line)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise UserError(
                 f"{path}, line {number}: is not a JSON object ({error}); the file may be cut off or edited"
             ) from error
