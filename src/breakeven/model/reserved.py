@@ -44,7 +44,7 @@ residual streams (Gemma 3n) count twice each: what they hold, and what is foreto
 _HELD_GPU = 3
 _HELD_HEAD_GPU = 2
 """On GPUs inputs are copies that end with their last use. Under the head the residual and the norm's output are left:
-Qwen3.5-9B reserves 501 MiB there at any context, 485 of logits and twice 8; a 27 B model of that family 505, twice 10.
+Qwen3.5-9B reserves 501 MiB there at any context, 485 of logits and twice 8; Qwen3.8-27B 505, twice 10.
 Without those logits that one reserves 132 MiB at 4,096 tokens: 4 of mask, 102 of its feed-forward, about 3 times 10."""
 
 
