@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.layouts.registry import spec_from_config
+from breakeven.model.layouts.derive import spec_from_config
 
 _BASE: dict[str, object] = {
     "hidden_size": 64,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.layouts.registry import spec_from_config
+from breakeven.model.layouts.derive import spec_from_config
 
 BASE: dict[str, Any] = {
     "hidden_size": 256,

@@ -24,7 +24,7 @@ from breakeven.engines.vllm.directory import WRITERS, config_of, provide
 from breakeven.engines.vllm.server import VllmServer, find_vllm, last_words
 from breakeven.errors import EngineError, NotSupportedError, UserError
 from breakeven.model.catalogue import lookup, names
-from breakeven.model.layouts.registry import spec_from_config
+from breakeven.model.layouts.derive import spec_from_config
 from tests.vllm_fixtures import DENSE, MOE, fake_vllm, write_config
 
 __all__ = ["fake_vllm"]

@@ -14,7 +14,7 @@ from breakeven.hardware.chips import Chip, chip_named, slug_of
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import check_count
 from breakeven.model.catalogue import lookup
-from breakeven.model.layouts.registry import spec_from_config
+from breakeven.model.layouts.derive import spec_from_config
 
 _LLAMA = {
     "model_type": "llama",

@@ -17,7 +17,7 @@ import msgspec
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.layouts.registry import spec_from_config
+from breakeven.model.layouts.derive import spec_from_config
 
 
 @dataclass(frozen=True, slots=True)

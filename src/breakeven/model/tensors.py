@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from breakeven.model.architecture import DenseFfn, Layer, ModelSpec, MoeFfn, NgramTable, Norms
-from breakeven.model.layouts.config import Family
+from breakeven.model.layouts.family import Family
 from breakeven.model.layouts.registry import family_of
 from breakeven.model.part_tensors import Item, TensorGroup, ffn_items, mixer_items, moe_items, norm
 

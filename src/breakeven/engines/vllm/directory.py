@@ -22,7 +22,7 @@ from breakeven.engines.synthesis.write import BOS, CHAT_TEMPLATE, EOS, N_SPECIAL
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.model.architecture import DenseFfn, Gqa, ModelSpec, MoeFfn
 from breakeven.model.formats.gpu import GPU_FORMATS
-from breakeven.model.layouts.registry import spec_from_config
+from breakeven.model.layouts.derive import spec_from_config
 
 _Config = dict[str, Any]
 

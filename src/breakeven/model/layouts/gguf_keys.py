@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import replace
 
 from breakeven.model.architecture import DenseFfn, Gating, Gqa, LinearAttention, Mla, ModelSpec, MoeFfn, ShortConv
-from breakeven.model.layouts.config import Family, FfnOrder, GgufValue
+from breakeven.model.layouts.family import Family, FfnOrder, GgufValue
 
 GATING_CODES = {Gating.SOFTMAX: 1, Gating.SIGMOID: 2, Gating.SOFTMAX_AFTER_TOP_K: 3}
 """llama.cpp's `llama_expert_gating_func_type`."""

@@ -8,12 +8,10 @@ experts. Phi-3.5-MoE has LayerNorm and biases. IBM Granite 3 has four multiplier
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import Gating, Gqa, ModelSpec, QkNorm, Scales
-from breakeven.model.layouts.config import EXPERTS, Config, Family, FfnOrder, GgufValue
-from breakeven.model.layouts.gguf_keys import metadata
+from breakeven.model.layouts.config import EXPERTS, Config
 from breakeven.model.layouts.parts import block, dense, gqa, model, moe, n_layers
 
 
@@ -27,23 +25,6 @@ def llama_from_config(config: Mapping[str, object], name: str, source: str) -> M
         ffn=moe(c, width=("intermediate_size",)) if c.has(*EXPERTS) else dense(c),
     )
     return model(c, "llama", [layer] * n_layers(c))
-
-
-def llama_gguf_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
-    """Keys of the `llama` architecture."""
-    return metadata("llama", spec)
-
-
-LLAMA = Family(
-    name="llama",
-    model_types=("llama", "mistral", "mixtral", "mistral3", "ministral3"),
-    gguf_architecture="llama",
-    from_config=llama_from_config,
-    gguf_metadata=llama_gguf_metadata,
-    ffn_order=FfnOrder.ALIKE,
-    routed_as="llama",
-    dense_as="llama",
-)
 
 
 def qwen2_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
@@ -74,27 +55,11 @@ def qwen3moe_from_config(config: Mapping[str, object], name: str, source: str) -
     return model(c, "qwen3moe", layers, rope_base=1000000.0)
 
 
-QWEN2 = Family("qwen2", ("qwen2",), "qwen2", qwen2_from_config, partial(metadata, "qwen2"))
-QWEN3 = Family("qwen3", ("qwen3",), "qwen3", qwen3_from_config, partial(metadata, "qwen3"), routed_as="qwen3moe")
-QWEN3MOE = Family(
-    "qwen3moe",
-    ("qwen3_moe",),
-    "qwen3moe",
-    qwen3moe_from_config,
-    partial(metadata, "qwen3moe"),
-    ffn_order=FfnOrder.ROUTED,
-    dense_as="qwen3",
-)
-
-
 def olmoe_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
     """Read an `olmoe` configuration; `intermediate_size` is the width of one expert."""
     c = Config(config, name, source)
     layer = block(mixer=gqa(c, qk_norm=QkNorm.FULL), ffn=moe(c, width=("intermediate_size",), normalise=False))
     return model(c, "olmoe", [layer] * n_layers(c))
-
-
-OLMOE = Family("olmoe", ("olmoe",), "olmoe", olmoe_from_config, partial(metadata, "olmoe"), ffn_order=FfnOrder.ROUTED)
 
 
 def phimoe_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
@@ -106,11 +71,6 @@ def phimoe_from_config(config: Mapping[str, object], name: str, source: str) -> 
     bias = c.flag_or(True, "attention_bias")
     layer = block(gqa(c, qkv_bias=bias, output_bias=bias), moe(c, width=("intermediate_size",), normalise=True))
     return model(c, "phimoe", [layer] * n_layers(c), layer_norm=True, output_bias=c.flag_or(True, "lm_head_bias"))
-
-
-PHIMOE = Family(
-    "phimoe", ("phimoe",), "phimoe", phimoe_from_config, partial(metadata, "phimoe"), ffn_order=FfnOrder.ROUTED
-)
 
 
 def _scales(c: Config, attention: Gqa) -> Scales:
@@ -143,41 +103,3 @@ def granitemoe_from_config(config: Mapping[str, object], name: str, source: str)
         n_shared=1 if shared else 0,
     )
     return model(c, "granitemoe", [block(attention, ffn)] * n_layers(c), tied=True, scales=_scales(c, attention))
-
-
-def _metadata(arch: str, spec: ModelSpec) -> dict[str, GgufValue]:
-    scales = spec.scales or Scales()
-    return metadata(arch, spec) | {
-        f"{arch}.embedding_scale": scales.embedding,
-        f"{arch}.residual_scale": scales.residual,
-        f"{arch}.attention.scale": scales.attention,
-        f"{arch}.logit_scale": scales.logit,
-    }
-
-
-def _granite_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
-    return _metadata("granite", spec)
-
-
-def _granitemoe_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
-    return _metadata("granitemoe", spec)
-
-
-GRANITE = Family(
-    "granite",
-    ("granite",),
-    "granite",
-    granite_from_config,
-    _granite_metadata,
-    ffn_order=FfnOrder.ALIKE,
-    routed_as="granitemoe",
-)
-GRANITEMOE = Family(
-    "granitemoe",
-    ("granitemoe", "granitemoeshared"),
-    "granitemoe",
-    granitemoe_from_config,
-    _granitemoe_metadata,
-    ffn_order=FfnOrder.ALIKE,
-    dense_as="granite",
-)

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import (
     Gating,
-    Gqa,
     LinearAttention,
-    Mla,
     ModelSpec,
     MoeFfn,
     OutputGate,
     QkNorm,
     ShortConv,
 )
-from breakeven.model.layouts.config import EXPERT_WIDTH, EXPERTS, HELP, Config, Family, FfnOrder, GgufValue
-from breakeven.model.layouts.gguf_keys import leading_dense, metadata, none_yet
+from breakeven.model.layouts.config import EXPERT_WIDTH, EXPERTS, HELP, Config
 from breakeven.model.layouts.parts import block, dense, gqa, mla, model, moe, n_layers
 
 _V2_TYPES = ("deepseek_v2",)
@@ -58,26 +54,6 @@ def _moe(c: Config, *, sigmoid: bool, v2: bool) -> MoeFfn:
     )
 
 
-def deepseek_gguf_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
-    """Keys of the `deepseek2` architecture."""
-    return metadata("deepseek2", spec) | leading_dense("deepseek2", spec)
-
-
-DEEPSEEK2 = Family(
-    "deepseek2",
-    (*_V2_TYPES, *_V3_TYPES),
-    "deepseek2",
-    partial(deepseek_from_config, "deepseek2"),
-    deepseek_gguf_metadata,
-    ffn_order=FfnOrder.LEADING_DENSE,
-    mixers=(Mla,),
-)
-# V3.2 and GLM-5 add a small indexer that picks positions; its weights, under 1 % of the total, are not counted.
-DEEPSEEK32 = Family("deepseek32", ("deepseek_v32",), None, partial(deepseek_from_config, "deepseek32"), none_yet)
-GLM_DSA = Family("glm-dsa", ("glm_moe_dsa",), None, partial(deepseek_from_config, "glm-dsa"), none_yet)
-MISTRAL4 = Family("mistral4", ("mistral4",), None, partial(deepseek_from_config, "mistral4"), none_yet)
-
-
 def lfm2_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
     """Read an `lfm2_moe` configuration; `layer_types` says which layers attend."""
     c = Config(config, name, source)
@@ -94,24 +70,6 @@ def lfm2_from_config(config: Mapping[str, object], name: str, source: str) -> Mo
     ]
     # The key of this name is absent from released configurations: embeddings are tied.
     return model(c, "lfm2moe", layers, tied=c.flag_or(True, "tie_embedding"), rope_base=1000000.0)
-
-
-def lfm2_gguf_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
-    """Keys of the `lfm2moe` architecture; layers without attention have no key-value heads."""
-    kernel = next((a.kernel for a in (layer.mixer for layer in spec.layers) if isinstance(a, ShortConv)), 3)
-    return metadata("lfm2moe", spec) | leading_dense("lfm2moe", spec) | {"lfm2moe.shortconv.l_cache": kernel}
-
-
-LFM2MOE = Family(
-    "lfm2moe",
-    ("lfm2_moe",),
-    "lfm2moe",
-    lfm2_from_config,
-    lfm2_gguf_metadata,
-    ffn_order=FfnOrder.LEADING_DENSE,
-    mixers=(Gqa, ShortConv),
-    tensor_names={"output_norm": "token_embd_norm"},
-)
 
 
 def glm4moe_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
@@ -192,22 +150,3 @@ def qwen3next_from_config(family: str, config: Mapping[str, object], name: str, 
     kinds = c.kinds(count) or ["linear_attention" if (i + 1) % every else "full_attention" for i in range(count)]
     layers = [block(linear if kind == "linear_attention" else attention, ffn) for kind in kinds]
     return model(c, family, layers, rope_base=10000000.0)
-
-
-_SECOND_NORM = {"ffn_norm": "post_attention_norm"}
-
-GLM4MOE = Family("glm4moe", ("glm4_moe",), None, glm4moe_from_config, none_yet, _SECOND_NORM)
-MINIMAX_M2 = Family("minimax-m2", ("minimax_m2",), None, minimax_m2_from_config, none_yet)
-MIMO2 = Family("mimo2", ("mimo_v2_flash",), None, mimo2_from_config, none_yet)
-QWEN3NEXT = Family(
-    "qwen3next", ("qwen3_next",), None, partial(qwen3next_from_config, "qwen3next"), none_yet, _SECOND_NORM
-)
-QWEN35 = Family(
-    "qwen35",
-    ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
-    None,
-    partial(qwen3next_from_config, "qwen35"),
-    none_yet,
-    _SECOND_NORM,
-    split={"ssm_ba": ("ssm_beta", "ssm_alpha")},
-)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 
-from breakeven.model.architecture import Gating, Gqa, ModelSpec, MoeFfn, Norms, QkNorm
-from breakeven.model.layouts.config import EXPERTS, Config, Family, FfnOrder, GgufValue
-from breakeven.model.layouts.gguf_keys import metadata, none_yet, window_pattern
+from breakeven.model.architecture import Gating, Gqa, ModelSpec, Norms, QkNorm
+from breakeven.model.layouts.config import EXPERTS, Config
 from breakeven.model.layouts.parts import block, dense, gqa, model, moe, n_layers
 
 
@@ -68,32 +66,6 @@ def gemma4_from_config(config: Mapping[str, object], name: str, source: str) -> 
     return model(c, "gemma4", layers, tied=True, rope_base=1000000.0)
 
 
-def _metadata(arch: str, spec: ModelSpec) -> dict[str, GgufValue]:
-    return metadata(arch, spec) | window_pattern(arch, spec)
-
-
-GEMMA2 = Family(
-    "gemma2",
-    ("gemma2",),
-    "gemma2",
-    gemma2_from_config,
-    partial(_metadata, "gemma2"),
-    window_period=2,
-    window_default=4096,
-    scales_embeddings=True,
-)
-GEMMA3 = Family(
-    "gemma3",
-    ("gemma3", "gemma3_text"),
-    "gemma3",
-    gemma3_from_config,
-    partial(_metadata, "gemma3"),
-    window_period=6,
-    scales_embeddings=True,
-)
-GEMMA4 = Family("gemma4", ("gemma4", "gemma4_text"), None, gemma4_from_config, none_yet)
-
-
 def gpt_oss_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
     """Read a `gpt_oss` configuration; `intermediate_size` is the width of one expert."""
     c = Config(config, name, source)
@@ -110,23 +82,6 @@ def gpt_oss_from_config(config: Mapping[str, object], name: str, source: str) ->
     kinds = c.kinds(count) or ["full_attention" if i % 2 else "sliding_attention" for i in range(count)]
     layers = [block(sliding if kind == "sliding_attention" else full, ffn) for kind in kinds]
     return model(c, "gpt-oss", layers, rope_base=150000.0)
-
-
-def gpt_oss_gguf_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
-    """Keys of the `gpt-oss` architecture."""
-    return metadata("gpt-oss", spec) | window_pattern("gpt-oss", spec)
-
-
-GPT_OSS = Family(
-    "gpt-oss",
-    ("gpt_oss",),
-    "gpt-oss",
-    gpt_oss_from_config,
-    gpt_oss_gguf_metadata,
-    tensor_names={"ffn_norm": "post_attention_norm"},
-    window_period=2,
-    ffn_order=FfnOrder.ROUTED,
-)
 
 
 _CHUNK = 8192
@@ -159,21 +114,3 @@ def llama4_from_config(config: Mapping[str, object], name: str, source: str) -> 
         for i in range(n_layers(c))
     ]
     return model(c, "llama4", layers, rope_base=500000.0)
-
-
-def llama4_gguf_metadata(spec: ModelSpec) -> dict[str, GgufValue]:
-    """Keys of the `llama4` architecture, which knows one step between routed layers and no other order."""
-    first = next((i for i, layer in enumerate(spec.layers) if isinstance(layer.ffn, MoeFfn)), len(spec.layers))
-    return metadata("llama4", spec) | window_pattern("llama4", spec) | {"llama4.interleave_moe_layer_step": first + 1}
-
-
-LLAMA4 = Family(
-    "llama4",
-    ("llama4", "llama4_text"),
-    "llama4",
-    llama4_from_config,
-    llama4_gguf_metadata,
-    window_period=4,
-    window_default=_CHUNK,
-    ffn_order=FfnOrder.EVERY_STEP,
-)

@@ -25,7 +25,7 @@ from breakeven.model.architecture import (
     ShortConv,
 )
 from breakeven.model.arithmetic import check_count
-from breakeven.model.layouts.config import Family
+from breakeven.model.layouts.family import Family
 from breakeven.model.layouts.gguf_keys import GATING_CODES
 from breakeven.model.layouts.registry import FAMILIES, family_of_architecture
 from breakeven.model.readers.gguf_header import read_header

@@ -17,7 +17,7 @@ from typing import Any
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import check_count
-from breakeven.model.layouts.registry import spec_from_config
+from breakeven.model.layouts.derive import spec_from_config
 from breakeven.model.readers.bounded import bounded_json, read_bounded, shown
 
 INDEX = "model.safetensors.index.json"
