@@ -29,7 +29,7 @@ from report_fixtures import two_models
 
 from breakeven.errors import BreakevenError, UserError
 from breakeven.measure import events
-from breakeven.model.layouts.registry import spec_from_config
+from breakeven.model.layouts.derive import spec_from_config
 from breakeven.model.summary import detail
 from breakeven.runs.recompute import recompute
 
