@@ -1,96 +1,120 @@
-"""Write the catalogue's data from a table of published model facts.
+"""Write the catalogue's data from a directory of published configurations, or add some to it.
 
-    python scripts/make_catalogue.py FACTS.json
+    python scripts/make_catalogue.py DIRECTORY [--out FILE] [--from FILE]
 
-Keeps the rows that Breakeven can describe tensor by tensor and whose count agrees with the published total within 3 %;
-says which it left out and why. Derived numbers of the table are dropped: Breakeven computes its own.
+A file of the directory is NAME.json: the keys of a model's config.json, and under `_about` what is known of it
+(`hub_id`, `kind`, `source`, `published`, `hub_params`, `count_check`, `licence`, ...). Rows of the catalogue given by
+--from stay unless a file of that name replaces them. A row gets in when Breakeven reads its configuration and counts
+within 3 % of the published total; else it is left out, and why is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from breakeven.errors import BreakevenError
-from breakeven.model.arithmetic import total_params
-from breakeven.model.catalogue import spec_from_facts
+from breakeven.model.arithmetic import TOLERANCE, total_params
+from breakeven.model.catalogue import CatalogueFile, ModelFacts, packed, spec_from_facts
 
-TARGET = Path(__file__).parent.parent / "src" / "breakeven" / "spec" / "data" / "models.json"
-GUARD = 0.03
-DERIVED = {
-    "arch",
-    "counted_total_b",
-    "counted_active_b",
-    "routed_expert_share",
-    "count_vs_published_pct",
-    "kv_elems_per_token_per_layer",
-}
+TARGET = Path(__file__).parent.parent / "src" / "breakeven" / "model" / "data" / "models.json"
 ABOUT = (
-    "Architecture facts of published language models: shapes and counts, no weights. Each row names its source; "
-    "published_* come from the model's name or card and serve to check the count. gguf_bytes are sizes of published "
-    "files. The models themselves carry their publishers' licences. Written by scripts/make_catalogue.py."
+    "Architecture facts of published language models: the keys of their config.json that describe the language model, "
+    "as published, and what their publishers say; no weights. A list in short is {length, runs}: runs of "
+    "[times, value], over again until it is so long. total: parameters of the language model alone; total_source says "
+    "whose figure. Licences, dates and languages are those of the hub's cards (as listed in llmfit 1.1.17, PyPI) where "
+    "no other source is named. The models themselves carry their publishers' licences. Written by "
+    "scripts/make_catalogue.py."
 )
-EXTRA: list[dict[str, object]] = [
-    {
-        "name": "Qwen/Qwen2.5-1.5B",
-        "model_type": "qwen2",
-        "hidden": 1536,
-        "layers": 28,
-        "heads": 12,
-        "kv_heads": 2,
-        "head_dim": 128,
-        "intermediate": 8960,
-        "vocab": 151936,
-        "tied_embeddings": True,
-        "context": 131072,
-        "attention": "GQA",
-        "source": "config.json of Qwen/Qwen2.5-1.5B as kept in kaitchup/Qwen2.5-1.5B-AutoRound-GPTQ-asym-4bit; "
-        "total from the model card",
-        "published_total_b": 1.54,
-        "published_active_b": 1.54,
-    },
-]
-NOISE = re.compile(r"-(instruct|it|base|bf16|fp8|nvfp4|v0\.\d|\d{4})(?=-|$)")
+SAME = 0.001
+"""A hub's count this near to the language model's own has nothing else in it (scales of FP8 at most)."""
 
 
-def short_name(hub_id: str) -> str:
-    """`allenai/OLMoE-1B-7B-0125-Instruct` is `olmoe-1b-7b`: no owner, no date, no tuning stage, lower case."""
-    return NOISE.sub("", hub_id.rpartition("/")[2].lower().removeprefix("meta-"))
+def facts_of(about: dict[str, Any], config: dict[str, object]) -> ModelFacts:
+    """The row of one file; `total` is filled in by `with_total`."""
+    published = about.get("published") or {}
+    active = published.get("active_b") if about["kind"].endswith("moe") else None
+    return ModelFacts(
+        hub_id=about["hub_id"],
+        also=tuple(about.get("also", ())),
+        kind=about["kind"],
+        date=about.get("date"),
+        licence=about.get("licence"),
+        licence_source=about.get("licence_source"),
+        languages=tuple(about.get("languages", ())),
+        towers=tuple(about.get("towers", ())),
+        active=None if active is None else round(active * 1e9),
+        active_source=None if active is None else published.get("source"),
+        source=about["source"],
+        note=about.get("note"),
+        config={key: packed(value) for key, value in config.items()},
+    )
 
 
-def kept(row: dict[str, object]) -> str | None:
-    """None when the row belongs in the catalogue, else why not."""
-    try:
-        spec = spec_from_facts(row)
-    except BreakevenError as error:
-        return str(error)
-    if spec.published_total_params is None:
-        return "no published total to check against"
-    off = total_params(spec) / spec.published_total_params - 1
-    return f"counts {off:+.1%} against the published total" if abs(off) > GUARD else None
+def with_total(facts: ModelFacts, about: dict[str, Any], counted: int) -> ModelFacts:
+    """The row with the published figure that is of the language model alone, by the rule of docs/models.md."""
+    check = about.get("count_check") or {}
+    alone = check.get("computed_total") or counted
+    hub = (about.get("hub_params") or {}).get("value")
+    published = about.get("published") or {}
+    rounded = published.get("total_b")
+    if hub and abs(hub / alone - 1) <= SAME:
+        return msgspec.structs.replace(facts, total=hub, total_source="the hub's tensor count")
+    if rounded and abs(rounded * 1e9 / alone - 1) <= TOLERANCE:
+        return msgspec.structs.replace(facts, total=round(rounded * 1e9), total_source=published["source"])
+    if hub and check.get("difference"):
+        words = f"the hub's tensor count, {hub:,}, less what else it holds: {check['difference']}"
+        return msgspec.structs.replace(facts, total=alone, total_source=words)
+    if hub:
+        return msgspec.structs.replace(facts, total=hub, total_source="the hub's tensor count")
+    if rounded:
+        return msgspec.structs.replace(facts, total=round(rounded * 1e9), total_source=published["source"])
+    return facts
 
 
 def main() -> None:
+    """Read, check, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("facts", type=Path)
+    parser.add_argument("directory", type=Path)
     parser.add_argument("--out", type=Path, default=TARGET)
+    parser.add_argument("--from", dest="base", type=Path, help="a catalogue whose rows stay")
     given = parser.parse_args()
-    rows = json.loads(given.facts.read_text())["models"] + EXTRA
-    models: dict[str, dict[str, object]] = {}
-    for row in rows:
-        if why := kept(row):
-            print(f"left out {row['name']}: {why}", file=sys.stderr)
+    models = msgspec.json.decode(given.base.read_bytes(), type=CatalogueFile).models if given.base else {}
+    for path in sorted(given.directory.glob("*.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        about = config.pop("_about")
+        try:
+            row = facts_of(about, config)
+            counted = total_params(spec_from_facts(row))
+            row = with_total(row, about, counted)
+        except BreakevenError as error:
+            print(f"left out {path.stem}: {error}", file=sys.stderr)
             continue
-        short = short_name(row["name"])
-        if short in models:
-            sys.exit(f"{row['name']} and {models[short]['name']} are both {short}")
-        models[short] = {key: value for key, value in row.items() if key not in DERIVED}
-    text = json.dumps({"about": ABOUT, "models": dict(sorted(models.items()))}, indent=1, ensure_ascii=False)
-    given.out.write_text(text + "\n")
+        if row.total is not None and abs(off := counted / row.total - 1) > TOLERANCE:
+            print(f"left out {path.stem}: counts {off:+.1%} against the published {row.total:,}", file=sys.stderr)
+            continue
+        models[path.stem] = row
+    hub_ids = [row.hub_id for row in models.values()]
+    if twice := sorted({hub_id for hub_id in hub_ids if hub_ids.count(hub_id) > 1}):
+        sys.exit(f"in two rows: {', '.join(twice)}")
+    given.out.write_text(_text(models), encoding="utf-8")
     print(f"{len(models)} models in {given.out}")
+
+
+def _text(models: dict[str, ModelFacts]) -> str:
+    """Two lines a model, the configuration on the second: short enough to read, whole enough to compare."""
+    rows = []
+    for name in sorted(models):
+        fields = msgspec.to_builtins(models[name])
+        config = json.dumps(fields.pop("config"), ensure_ascii=False)
+        rows.append(f'"{name}": {json.dumps(fields, ensure_ascii=False)[:-1]},\n  "config": {config}}}')
+    about = json.dumps(ABOUT, ensure_ascii=False)
+    return f'{{"about": {about},\n"models": {{\n' + ",\n".join(rows) + "\n}}\n"
 
 
 if __name__ == "__main__":

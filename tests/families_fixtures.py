@@ -107,7 +107,7 @@ COUNTED_B = {
     "kimi-k2.5": 1026.407,
     "minimax-m2.5": 228.689,
     "glm-5": 743.179,
-    "mimo-v2-flash": 315.672,
+    "mimo-v2-flash": 308.779,
     "gemma-4-26b-a4b": 25.232,
     "gemma-4-31b": 30.696,
     "deepseek-v2-lite": 15.706,

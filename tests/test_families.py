@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from families_fixtures import SMALL, small_config, small_spec
 
@@ -42,10 +43,13 @@ def test_metadata_is_plain_and_under_the_architecture(key: str) -> None:
 def test_every_catalogued_family_that_can_be_written_round_trips_at_full_size(name: str) -> None:
     spec = spec_from_facts(_FACTS[name])
     family = family_of(spec)
+    reason = why_not_written(spec)
     if family.gguf_architecture is None:
-        assert why_not_written(spec) == f"files of family {spec.family} cannot be written yet"
+        assert reason is not None
         return
-    assert why_not_written(spec) is None
+    assert reason is None
+    if spec.family in ("deepseek32", "glm-dsa"):
+        return  # their scorer is read back where files are read by their tensors
     metadata = {"general.architecture": family.gguf_architecture, **family.gguf_metadata(spec)}
     back = spec_from_gguf(metadata, {t.name: t.shape for t in tensors(spec)}, name=spec.name, source=spec.source)
     assert back.layers == spec.layers
@@ -81,8 +85,8 @@ def test_a_malformed_fact_is_shown(wrong: object) -> None:
 
 
 def test_an_unknown_family_is_named_with_the_way_out() -> None:
-    with pytest.raises(UserError, match=r"'mamba2' is not known here.*models-yaml\.md"):
-        spec_from_config({"model_type": "mamba2"}, "m", "cfg")
+    with pytest.raises(UserError, match=r"'mamba9' is not known here.*models-yaml\.md"):
+        spec_from_config({"model_type": "mamba9"}, "m", "cfg")
     with pytest.raises(UserError, match="does not say model_type"):
         spec_from_config({"hidden_size": 64}, "m", "cfg")
 
@@ -158,9 +162,9 @@ def test_the_guard_gives_both_numbers() -> None:
 
 def test_the_guard_refuses_a_class_default_in_place_of_the_released_width() -> None:
     # OLMoE's configuration class says 2048, the released model 1024.
-    wrong = {**_FACTS["olmoe-1b-7b"], "intermediate": 2048}
-    spec = spec_from_facts(wrong)
-    with pytest.raises(UserError, match="6,900,000,000 were published"):
+    facts = _FACTS["olmoe-1b-7b"]
+    spec = spec_from_facts(msgspec.structs.replace(facts, config={**facts.config, "intermediate_size": 2048}))
+    with pytest.raises(UserError, match="6,919,161,856 were published"):
         check_count(spec, spec.published_total_params)
 
 

@@ -12,13 +12,36 @@ from typing import Any
 import gguf
 import pytest
 
-from breakeven.errors import UserError
-from breakeven.model.architecture import DenseFfn, Gqa, Layer, ModelSpec, MoeFfn
+from breakeven.errors import NotSupportedError, UserError
+from breakeven.model.architecture import (
+    DenseFfn,
+    FileTensors,
+    Gqa,
+    KimiDelta,
+    Layer,
+    Mamba2,
+    Mla,
+    ModelSpec,
+    MoeFfn,
+    Quantization,
+    StoredTensor,
+)
 from breakeven.model.arithmetic import bytes_by_group, file_bytes
-from breakeven.model.catalogue import entries, lookup
+from breakeven.model.catalogue import lookup, names
 from breakeven.model.formats.ggml import GgmlType, block_bytes, block_size
-from breakeven.model.formats.gguf import FORMATS
-from breakeven.model.formats.named import format_named, tensor_bytes, tensor_types
+from breakeven.model.formats.gguf import FORMATS, types_in
+from breakeven.model.formats.named import (
+    KV_TYPES,
+    OWN,
+    default_format,
+    format_for,
+    format_named,
+    gguf_types,
+    kv_element_bytes,
+    label,
+    tensor_bytes,
+    tensor_types,
+)
 from breakeven.model.tensors import Tensor, TensorGroup, tensors
 
 TABLES: dict[str, dict[str, dict[str, dict[str, str]]]] = json.loads(
@@ -43,19 +66,19 @@ def _listed(table: dict[str, dict[str, str]]) -> dict[str, str]:
 
 def _cases() -> Iterator[Any]:
     for model, by_format in TABLES.items():
-        for name in by_format:
+        for name in by_format if model in names() else ():
             yield pytest.param(model, name, id=f"{model}-{name}")
 
 
 def _always_f32(tensor: Tensor) -> bool:
-    kept = ("ffn_gate_inp.weight", "ssm_conv1d.weight")
+    kept = ("ffn_gate_inp.weight", "ssm_conv1d.weight", "_norm.weight")
     return len(tensor.shape) == 1 or not tensor.name.endswith(".weight") or tensor.name.endswith(kept)
 
 
 @pytest.mark.parametrize(("model", "name"), list(_cases()))
 def test_types_are_those_of_llama_cpp(model: str, name: str) -> None:
     listed = _listed(TABLES[model][name])
-    spec = lookup(model)
+    spec = replace(lookup(model), mtp=None)  # the tables' files have no blocks that draft
     if "output.weight" in listed:  # the tables read some tied models off files that store the head apart
         spec = replace(spec, tied_embeddings=False)
     everything = tensors(spec)
@@ -64,7 +87,10 @@ def test_types_are_those_of_llama_cpp(model: str, name: str) -> None:
     # llama.cpp's table takes MXFP4 as that format's default and lists all that is not a stack of experts.
     default = FORMATS[name].stacked or FORMATS[name].default
     expected = {t.name: GgmlType.F32 if _always_f32(t) else GgmlType(listed.get(t.name, default)) for t in everything}
-    assert tensor_types(spec, name) == expected
+    # The tables are of quantizing without an importance matrix, also in formats that cannot be made so.
+    assert types_in(spec, replace(FORMATS[name], imatrix=False)) == expected
+    if name != "IQ3_XXS":  # the only one of them that an importance matrix changes
+        assert tensor_types(spec, name) == expected
 
 
 def test_real_file_has_the_types_we_assign(smollm2_gguf: Path) -> None:
@@ -74,25 +100,24 @@ def test_real_file_has_the_types_we_assign(smollm2_gguf: Path) -> None:
     assert file_bytes(lookup("smollm2-135m"), "Q4_1") == sum(int(tensor.n_bytes) for tensor in reader.tensors)
 
 
+# Header facts of published files, from llamafit 0.1.1 (PyPI): llama3.facts.json and gpt-oss.facts.json.
 @pytest.mark.parametrize(
-    ("model", "name"), [("llama-3.1-8b", "Q4_K_M"), ("gpt-oss-20b", "MXFP4"), ("gpt-oss-120b", "MXFP4")]
+    ("model", "name", "total", "head", "embedding", "experts", "rest"),
+    [
+        ("llama-3.1-8b", "Q4_K_M", 4_912_898_304, 430_940_160, 295_501_824, 0, 4_186_456_320),
+        ("gpt-oss-20b", "MXFP4", 12_096_558_336, 615_329_280, 615_329_280, 10_178_887_680, 687_012_096),
+        ("gpt-oss-120b", "MXFP4", 63_374_323_968, 615_329_280, 615_329_280, 61_073_326_080, 1_070_339_328),
+    ],
 )
-def test_bytes_of_published_files(model: str, name: str) -> None:
-    facts = next(entry.facts for entry in entries() if entry.name == model)
-    published = facts["gguf_bytes"]
-    assert isinstance(published, dict)
-    assert published["quant"] == name
+def test_bytes_of_published_files(
+    model: str, name: str, total: int, head: int, embedding: int, experts: int, rest: int
+) -> None:
     counted = bytes_by_group(lookup(model), name)
-    assert file_bytes(lookup(model), name) == pytest.approx(published["total"], rel=1e-4)
-    assert counted[TensorGroup.OUTPUT_HEAD] == published["output_head"]
-    assert counted[TensorGroup.EMBEDDING] == published["token_embd"]
-    assert counted.get(TensorGroup.ROUTED_EXPERTS, 0) == published.get("expert_weights", 0)
-    rest = sum(
-        nbytes
-        for group, nbytes in counted.items()
-        if group not in (TensorGroup.OUTPUT_HEAD, TensorGroup.EMBEDDING, TensorGroup.ROUTED_EXPERTS)
-    )
-    assert rest == pytest.approx(published["dense_block_weights"] + published["global_weights"], rel=1e-4)
+    assert file_bytes(lookup(model), name) == pytest.approx(total, rel=1e-4)
+    assert counted.pop(TensorGroup.OUTPUT_HEAD) == head
+    assert counted.pop(TensorGroup.EMBEDDING) == embedding
+    assert counted.pop(TensorGroup.ROUTED_EXPERTS, 0) == experts
+    assert sum(counted.values()) == pytest.approx(rest, rel=1e-4)
 
 
 # Sizes in gigabytes that hub pages show for files people downloaded: mradermacher/Mixtral-8x7B-v0.1-GGUF,
@@ -116,6 +141,10 @@ def test_bytes_of_published_files(model: str, name: str) -> None:
 )
 def test_sizes_of_downloaded_files(model: str, name: str, gigabytes: float) -> None:
     assert file_bytes(lookup(model), name) / 1e9 == pytest.approx(gigabytes, rel=3e-3)
+
+
+def test_types_are_all_that_ggml_has() -> None:
+    assert {kind.value for kind in GgmlType} == {kind.name for kind in gguf.GGML_QUANT_SIZES}
 
 
 def test_blocks_are_those_of_ggml() -> None:
@@ -143,6 +172,23 @@ def test_models_of_eight_experts_keep_more_bits_in_attention() -> None:
     assert kinds["blk.4.ffn_down_exps.weight"] == "Q4_K"
     assert kinds["blk.6.ffn_down_exps.weight"] == "Q6_K"
     assert kinds["blk.0.ffn_gate_inp.weight"] == "F32"
+
+
+@pytest.mark.parametrize(
+    ("name", "out"),
+    [
+        ("Q3_K_L", "Q3_K"),
+        ("Q3_K_S", "Q5_K"),
+        ("IQ3_M", "Q5_K"),
+        ("IQ1_S", "Q5_K"),
+        ("Q2_K_S", "Q2_K"),
+        ("Q5_1", "Q5_1"),
+    ],
+)
+def test_attention_outputs_of_eight_experts(name: str, out: str) -> None:
+    kinds = tensor_types(_eight_experts(), name)
+    assert kinds["blk.5.attn_output.weight"] == out
+    assert kinds["blk.5.attn_k.weight"] == ("Q4_K" if name.startswith("IQ1") else "Q8_0")
 
 
 def _narrow(hidden: int) -> ModelSpec:
@@ -210,3 +256,127 @@ def test_the_page_lists_every_format() -> None:
     ]
     listed = {name.strip() for row in rows for name in row.split(",")}
     assert FORMATS.keys() <= listed
+
+
+def _read_from(*stored: StoredTensor, name: str = "UD-Q2_K_XL") -> ModelSpec:
+    return replace(_narrow(512), stored=FileTensors(name, stored))
+
+
+OWN_TENSORS = (
+    StoredTensor("token_embd.weight", (320, 512), "Q4_K", 320 * 2 * 144),
+    StoredTensor("rope_freqs.weight", (8,), "F32", 32),
+    StoredTensor("output.weight", (320, 512), "Q6_K", 320 * 2 * 210),
+    StoredTensor("blk.0.attn_qkv.weight", (128, 512), "IQ4_KS", 128 * 272),  # a type ggml does not have
+    StoredTensor("blk.0.attn_norm.weight", (512,), "F32", 2048),
+    StoredTensor("blk.0.ffn_down.weight", (512, 96), "Q8_0", 512 * 3 * 34),
+    StoredTensor("blk.2.nextn.eh_proj.weight", (512, 1024), "BF16", 1 << 20),  # a block that drafts
+)
+
+
+def test_a_file_has_its_own_types_and_bytes() -> None:
+    spec = _read_from(*OWN_TENSORS)
+    kinds = tensor_types(spec, OWN)
+    assert {name: str(kind) for name, kind in kinds.items()} == {t.name: t.type_name for t in OWN_TENSORS}
+    assert [tensor_bytes(t, kinds[t.name]) for t in tensors(spec)] == [t.n_bytes for t in OWN_TENSORS]
+    assert file_bytes(spec, OWN) == sum(t.n_bytes for t in OWN_TENSORS)
+    by_group = bytes_by_group(spec, "FILE")
+    assert by_group[TensorGroup.CONSTANT] == 32
+    assert by_group[TensorGroup.MTP] == 1 << 20
+    assert by_group[TensorGroup.ATTENTION] == 128 * 272
+
+
+def test_another_format_of_a_file_is_what_its_tensors_would_be() -> None:
+    kinds = tensor_types(_read_from(*OWN_TENSORS), "Q4_K_S")
+    assert kinds["blk.0.attn_qkv.weight"] == "Q5_K"  # the fused projection counts as values
+    assert kinds["blk.2.nextn.eh_proj.weight"] == "Q4_K"
+    assert kinds["rope_freqs.weight"] == "F32"
+    assert kinds["blk.0.ffn_down.weight"] == "Q5_0"  # rows of 96
+
+
+def test_bytes_that_a_known_type_does_not_explain_are_the_files() -> None:
+    odd = StoredTensor("output.weight", (320, 500), "Q4_K", 99_999)
+    spec = _read_from(odd)
+    assert file_bytes(spec, OWN) == 99_999
+    assert str(tensor_types(spec, OWN)["output.weight"]) == "Q4_K"
+
+
+def test_only_a_file_has_types_of_its_own() -> None:
+    with pytest.raises(UserError, match=r"n was not read from a weight file.*name a format, such as Q4_K_M"):
+        tensor_types(_narrow(512), OWN)
+    with pytest.raises(NotSupportedError, match=r"no tensor of type IQ4_KS can be written"):
+        gguf_types(_read_from(*OWN_TENSORS), OWN)
+    with pytest.raises(NotSupportedError, match=r"vllm does not run a GGUF file.*BF16"):
+        format_for("vllm", "file")
+    assert format_for("llama.cpp", "file").name == OWN
+
+
+def test_every_real_file_counts_to_its_own_bytes(smollm2_gguf: Path) -> None:
+    reader = gguf.GGUFReader(smollm2_gguf)
+    stored = tuple(
+        StoredTensor(t.name, tuple(int(n) for n in reversed(t.shape)), t.tensor_type.name, int(t.n_bytes))
+        for t in reader.tensors
+    )
+    spec = replace(lookup("smollm2-135m"), stored=FileTensors("Q4_1", stored))
+    assert file_bytes(spec, OWN) == sum(t.n_bytes for t in stored)
+    assert tensor_types(spec, "Q4_1") == tensor_types(spec, OWN)
+
+
+@pytest.mark.parametrize(
+    ("spec", "engine", "chosen"),
+    [
+        (_read_from(*OWN_TENSORS), "llama.cpp", "file"),
+        (_read_from(*OWN_TENSORS), "vllm", "file"),
+        (replace(_narrow(512), quantization=Quantization("AWQ")), "vllm", "AWQ"),
+        (replace(_narrow(512), quantization=Quantization("MXFP4_BF16")), "llama.cpp", "MXFP4"),
+        (replace(_narrow(512), quantization=Quantization("FP8_BLOCK")), "llama.cpp", "Q4_K_M"),
+        (replace(_narrow(512), quantization=Quantization("AWQ"), name="Qwen/Qwen3-32B-AWQ"), "llama.cpp", "AWQ"),
+        (replace(_narrow(512), quantization=Quantization("AWQ"), source=__file__), "llama.cpp", "AWQ"),
+        (lookup("gpt-oss-120b"), "llama.cpp", "MXFP4"),
+        (lookup("gpt-oss-20b"), "vllm", "MXFP4"),
+        (lookup("llama-3.1-8b"), "llama.cpp", "Q4_K_M"),
+        (lookup("llama-3.1-8b"), "vllm", "BF16"),
+        (lookup("deepseek-v3"), "vllm", "FP8_BLOCK"),
+        (lookup("deepseek-v3"), "llama.cpp", "Q4_K_M"),
+        (replace(lookup("deepseek-v3"), quantization=None), "vllm", "FP8_BLOCK"),
+        (replace(lookup("deepseek-v3"), quantization=None, name="unsloth/DeepSeek-V3-bf16"), "vllm", "BF16"),
+        (replace(lookup("llama-3.1-8b"), name="deepseek-ai/DeepSeek-R1-Distill-Llama-8B"), "vllm", "BF16"),
+    ],
+)
+def test_format_where_nobody_says(spec: ModelSpec, engine: str, chosen: str) -> None:
+    assert default_format(spec, engine) == chosen
+
+
+def test_a_file_is_called_what_it_calls_itself() -> None:
+    assert label(_read_from(*OWN_TENSORS), OWN) == "UD-Q2_K_XL"
+    assert label(_narrow(512), "q4_k_m") == "Q4_K_M"
+
+
+@pytest.mark.parametrize(
+    ("name", "nbytes"),
+    [("f32", 4.0), ("f16", 2.0), ("bf16", 2.0), ("Q8_0", 34 / 32), ("q5_1", 0.75), ("q4_0", 18 / 32), ("fp8", 1.0)],
+)
+def test_bytes_of_a_cached_element(name: str, nbytes: float) -> None:
+    assert kv_element_bytes(name) == nbytes
+
+
+def test_types_of_a_cache_are_named_where_one_is_unknown() -> None:
+    with pytest.raises(UserError, match=r"no type of key-value cache is called 'q3_k'; choose one of f32, f16.*fp8"):
+        kv_element_bytes("q3_k")
+    assert all(kv_element_bytes(name) > 0 for name in KV_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "kind"),
+    [
+        (Gqa(32, 8, 128), "Q4_K"),
+        (Gqa(8, 8, 128), "Q3_K"),
+        (Mamba2(8, 64, 128), "Q3_K"),  # its file says 0 key heads for the first layer
+        (KimiDelta(8, 128), "Q3_K"),
+        (Mla(32, 512, 128, 64, 128), "Q4_K"),
+    ],
+)
+def test_heads_to_a_key_are_those_of_the_first_layer(mixer: Any, kind: str) -> None:
+    after = Layer((Gqa(32, 8, 128),), DenseFfn(1024))
+    layers = (Layer((mixer,), DenseFfn(1024)), after)
+    spec = ModelSpec("h", "custom", 4096, 32000, 32768, False, layers, "test")
+    assert tensor_types(spec, "Q2_K")["blk.1.attn_v.weight"] == kind

@@ -15,7 +15,7 @@ from families_fixtures import small_config, small_spec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from breakeven.errors import NotSupportedError, UserError
+from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.layouts.registry import family_of
 from breakeven.model.readers.gguf import read_gguf, spec_from_gguf
@@ -24,11 +24,11 @@ from breakeven.model.readers.hf import read_hf, safetensors_rows
 from breakeven.model.tensors import tensors
 
 
-def _write_gguf(path: Path, spec: ModelSpec, extra: Mapping[str, int] | None = None) -> None:
+def _write_gguf(path: Path, spec: ModelSpec) -> None:
     """A whole GGUF file of a small spec, in F16, as another program writes it."""
     family = family_of(spec)
     writer = gguf.GGUFWriter(path, family.gguf_architecture)
-    for key, value in {**family.gguf_metadata(spec), **(extra or {})}.items():
+    for key, value in family.gguf_metadata(spec).items():
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):
@@ -75,6 +75,14 @@ def test_the_header_agrees_with_another_reader(small_gguf: Path) -> None:
     assert [ours.data_offset_bytes + t.offset_bytes for t in ours.tensors] == [t.data_offset for t in theirs.tensors]
     for key, value in ours.metadata.items():
         assert value == theirs.fields[key].contents()
+    # Lists of the tokenizer alone are stepped over, and where they lie is known all the same.
+    own = {key for key in theirs.fields if not key.startswith("GGUF.")}
+    lists = {key for key in own if theirs.fields[key].types[0] is gguf.GGUFValueType.ARRAY}
+    assert own - ours.metadata.keys() == {key for key in lists if key.startswith("tokenizer.")} != set()
+    assert ours.spans.keys() == own
+    begin, end = ours.spans["tokenizer.ggml.tokens"]
+    field = theirs.fields["tokenizer.ggml.tokens"]
+    assert (begin, end - begin) == (field.offset, sum(int(part.nbytes) for part in field.parts))
 
 
 def test_a_real_file_is_read(smollm2_gguf: Path) -> None:
@@ -137,26 +145,18 @@ def test_damage_in_the_header_is_read_or_a_user_error(small_gguf: Path, tmp_path
     assert spec.layers
 
 
-def test_one_part_of_a_split_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "part-00001-of-00003.gguf"
-    _write_gguf(path, small_spec("llama"), {"split.count": 3})
-    with pytest.raises(NotSupportedError, match="one of 3 parts"):
-        read_gguf(path)
-
-
 def test_an_unknown_architecture_of_known_parts_is_read_as_custom() -> None:
     spec = small_spec("llama")
     metadata = {key.replace("llama.", "newcomer."): value for key, value in family_of(spec).gguf_metadata(spec).items()}
     shapes = {tensor.name: tensor.shape for tensor in tensors(spec)}
     read = spec_from_gguf({"general.architecture": "newcomer", **metadata}, shapes, name="n", source="s")
     assert (read.family, read.layers) == ("custom", spec.layers)
-    with pytest.raises(UserError, match="were published"):
-        spec_from_gguf(
-            {"general.architecture": "newcomer", **metadata},
-            {**shapes, "blk.0.unheard_of.weight": (300, 300)},
-            name="n",
-            source="s",
-        )
+    stranger = {**shapes, "blk.0.unheard_of.weight": (3, 3)}
+    with pytest.raises(UserError, match=r"s: tensor blk\.0\.unheard_of\.weight is not known here .* --assume"):
+        spec_from_gguf({"general.architecture": "newcomer", **metadata}, stranger, name="n", source="s")
+    wide = {**shapes, "blk.1.attn_v_extra.weight": (64, 64)}
+    with pytest.raises(UserError, match=r"block 1 has 16,384 weights in attention tensors, its layout has 12,288"):
+        spec_from_gguf({"general.architecture": "newcomer", **metadata}, wide, name="n", source="s")
 
 
 def _safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16") -> None:

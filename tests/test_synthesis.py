@@ -13,23 +13,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.engines import cache
 from breakeven.engines.inside.client import trace
 from breakeven.engines.llama_cpp.server import LlamaCppServer
+from breakeven.engines.synthesis.fill import FLOATS, LAYOUTS, BlockPool
 from breakeven.engines.synthesis.routing import ExpertUse, parse_routing
 from breakeven.engines.synthesis.write import synthesise, synthesised_bytes
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.model.catalogue import lookup
+from breakeven.model.formats.gguf import FORMATS as FORMAT_TABLE
+from breakeven.model.formats.gguf import types_in
 from breakeven.model.layouts.registry import FAMILIES
 from breakeven.model.readers.gguf import read_gguf
 from breakeven.model.tensors import tensors
 from tests.small_models import CONFIGS, MOE, small
 
-FORMATS = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q6_K", "Q2_K")
+FORMATS = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q6_K", "Q2_K", "IQ4_XS", "IQ3_M", "IQ1_M", "TQ2_0")
 TOKENS = 1024
 
 
@@ -81,6 +85,28 @@ def test_every_format_loads_and_generates(format_name: str, tmp_path: Path) -> N
     assert all(math.isfinite(step["logprob"]) for step in answer["completion_probabilities"])
 
 
+@pytest.mark.parametrize("kind", [*LAYOUTS, GGMLQuantizationType.F16, GGMLQuantizationType.BF16])
+def test_random_blocks_of_every_type_have_the_spread_asked_for(kind: GGMLQuantizationType) -> None:
+    rng = np.random.Generator(np.random.SFC64(0))
+    pool = BlockPool(kind, rng, 1 << 20)
+    pool.scale_to(0.05)
+    blocks = np.concatenate(list(pool.take(4096, rng)))
+    values = dequantize(blocks, kind)
+    assert abs(float(values.std()) / 0.05 - 1) < 0.02
+    assert abs(float(values.mean())) < 0.015, "codes from -8 to 7 lie half a step low, no more"
+    if pool.marks:
+        marked = dequantize(pool.mark_first(blocks), kind).reshape(len(blocks), -1)
+        assert np.ptp(marked[:, 0]) < 1e-6
+        assert marked[0, 0] > 0.05
+
+
+def test_every_format_of_llama_cpp_can_be_written() -> None:
+    spec = small("olmoe")
+    kinds = {kind for chosen in FORMAT_TABLE.values() for kind in types_in(spec, chosen).values()}
+    able = {kind.name for kind in (*LAYOUTS, *FLOATS, GGMLQuantizationType.MXFP4)}
+    assert {str(kind) for kind in kinds} <= able
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_file_holds_exactly_the_tensors_of_the_model(name: str, tmp_path: Path) -> None:
     spec = small(name)
@@ -90,6 +116,13 @@ def test_the_file_holds_exactly_the_tensors_of_the_model(name: str, tmp_path: Pa
     again = read_gguf(path)
     assert {t.name: t.shape for t in tensors(again)} == held
     assert 0 <= path.stat().st_size - synthesised_bytes(spec, "Q4_K_M") < 100_000
+
+
+def test_a_skew_is_carried_by_embeddings_of_three_bits_too(tmp_path: Path) -> None:
+    path = synthesise(small("qwen3moe"), "IQ3_M", tmp_path / "m.gguf", routing=ExpertUse(1.2))
+    ids = np.random.default_rng(0).integers(0, 1024, TOKENS).tolist()
+    traced = trace(path, {"tokens": ids}, threads=1).routing()
+    assert np.max(traced.frequencies) > 0.6
 
 
 @pytest.mark.parametrize("name", MOE)

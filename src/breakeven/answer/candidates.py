@@ -12,6 +12,7 @@ from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Floats
 from breakeven.model.catalogue import licence_of
 from breakeven.model.quality import QualityScore, quality_of
+from breakeven.model.resolve import bare_name
 from breakeven.price.staircase import cost_points
 from breakeven.results.cost import Api, CostPoint
 from breakeven.results.decision import CandidateResult
@@ -84,7 +85,8 @@ def _licence(plan: StudyPlan, candidate: CandidatePlan) -> str | None:
     allowed = {name.lower() for name in plan.constraints.licences}
     if not allowed or candidate.is_api:
         return None
-    known = candidate.licence or (licence.id if candidate.model and (licence := licence_of(candidate.model)) else None)
+    catalogued = None if candidate.model is None else licence_of(bare_name(candidate.model))
+    known = candidate.licence or (None if catalogued is None else catalogued.id)
     if known is None:
         return "has a licence that is not known here; write `licence:` beside the candidate"
     if known.lower() in allowed:
@@ -204,7 +206,7 @@ def result_of(
         kind=found.kind,
         machine=model.profile.name if model is not None else (found.plan.machine or "hosted"),
         engine=model.profile.engine if model is not None else (found.plan.engine or "hosted"),
-        format=model.format if model is not None else (found.plan.format or "as hosted"),
+        format=model.format_label if model is not None else (found.plan.format or "as hosted"),
         devices=found.plan.devices,
         location=found.plan.location,
         provenance=found.provenance,
@@ -219,6 +221,7 @@ def result_of(
         latency=list(found.latency),
         cost=cost,
         notes=found.notes,
+        kv=model.kv if model is not None else None,
     )
 
 

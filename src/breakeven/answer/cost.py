@@ -6,20 +6,20 @@ simulated replica under predicted step times, so a cost has the step model's int
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from breakeven.errors import UserError
-from breakeven.forecast.model import StepModel, step_model
-from breakeven.forecast.predict import default_format
-from breakeven.forecast.profiles import profile_named
+from breakeven.forecast.asked import AskedModel, asked_model, assumed_notes, model_on, profiles_for
+from breakeven.forecast.constants import Profile
+from breakeven.forecast.model import StepModel
 from breakeven.forecast.serving import TrialReplica, capacity_of, mean_batch, prefill_share, replica_of
 from breakeven.forecast.simulator.policy import policy_named
 from breakeven.forecast.simulator.run import policy_of
+from breakeven.model.layouts.derive import assuming
 from breakeven.model.quality import QualityScore, quality_of
-from breakeven.model.resolve import resolve_spec
 from breakeven.price.break_even import Offer, break_evens_of
 from breakeven.price.pricing import idle_usd_per_hour, power_of
 from breakeven.price.sensitivity import (
@@ -43,10 +43,12 @@ from breakeven.version import __version__
 class CostOptions:
     """What costs are asked for. None: as the machine's class does it, or as its catalogue says.
 
-    `machine`: of models that name none themselves (`MODEL@MACHINE`). `pricing`: of one replica. `apis`: hosted models
-    by name. `rates`: loads in requests/s. `slo` without terms: capacity is the saturation rate. `scores`: share of
-    tasks solved, and `answers`: mean output tokens, both by model as it was given; without scores, published ones of
-    `benchmark` (None: the first that covers all). `changes`: also look at what would change the costs.
+    `machine`: of models that name none themselves (`MODEL@MACHINE`), and `format_name` of those without one
+    (`MODEL:FORMAT`). `kv`: type of keys and values. `assume`: read models on past what is not known in their files.
+    `pricing`: of one replica. `apis`: hosted models by name. `rates`: loads in requests/s. `slo` without terms:
+    capacity is the saturation rate. `scores`: share of tasks solved, and `answers`: mean output tokens, both by model
+    as it was given; without scores, published ones of `benchmark` (None: the first that covers all). `changes`: also
+    look at what would change the costs.
     """
 
     workload: Workload
@@ -55,6 +57,8 @@ class CostOptions:
     engine: str | None = None
     devices: int | None = None
     format_name: str | None = None
+    kv: str | None = None
+    assume: bool = False
     pricing: Own | Rented | None = None
     apis: Mapping[str, Api] = field(default_factory=dict)
     rates: tuple[float, ...] | None = None
@@ -84,14 +88,19 @@ def served_as(
     *,
     format_name: str | None = None,
     devices: int | None = None,
+    profile: Profile | None = None,
 ) -> Served:
-    """A model on a machine: predicted, simulated and priced, perhaps in another format or on other devices."""
-    text, _, place = name.partition("@")
-    spec = resolve_spec(text)
-    asked = devices or options.devices
-    profile = profile_named(place or options.machine, options.engine, asked, format_name or options.format_name)
-    weights = format_name or options.format_name or default_format(profile)
-    model = step_model(spec, profile, weights, asked)
+    """A model on a machine: predicted, simulated and priced, perhaps in another format or on other devices.
+
+    `profile`: its machine's, where it is known already; None: as for this model alone.
+    """
+    asked, machine = _asked(name, options)
+    if format_name is not None:
+        asked = replace(asked, format_name=format_name)
+    count = devices or options.devices
+    if profile is None:
+        profile = profiles_for([asked], machine, options.engine, count)[0]
+    model = model_on(asked, profile, count, kv=options.kv)
     workload, trace = with_answers(options.workload, options.trace, options.answers.get(name))
     pricing, note = replica_price(profile, options.pricing, model.devices)
     traffic = priced_traffic(workload, trace, options.cached_share)
@@ -102,7 +111,9 @@ def served_as(
     capacity = capacity_of(model, policy, workload, options.slo, options.good_share, trace)
     replica = replica_of(model, policy, workload, trace)
     origin = "probes of this machine" if profile.origin.how == "probes" else "its data sheet"
-    notes = [f"{model.format} on {profile.name} with {profile.engine}, predicted from {origin}; {note}"]
+    kept = "" if model.kv == "f16" else f", {model.kv} keys and values,"
+    notes = [f"{model.format_label}{kept} on {profile.name} with {profile.engine}, predicted from {origin}; {note}"]
+    notes += assumed_notes(model.spec)
     if replica is None:
         notes.append("the weights and one request do not fit the device's memory")
     elif not capacity.value > 0:
@@ -124,6 +135,23 @@ def served_as(
         share=prefill_share(replica, capacity.value) if replica is not None and capacity.value > 0 else None,
         notes=notes,
     )
+
+
+def _asked(name: str, options: CostOptions) -> tuple[AskedModel, str]:
+    """The model of `MODEL[:FORMAT][@MACHINE]`, and its machine."""
+    text, _, place = name.partition("@")
+    with assuming(options.assume):
+        return asked_model(text, options.format_name), place or options.machine
+
+
+def _profiles(models: Sequence[str], options: CostOptions) -> list[Profile]:
+    """Each model's profile; those on one machine are run by one engine where that can be."""
+    asked = [_asked(name, options) for name in models]
+    found: dict[str, Iterator[Profile]] = {}
+    for machine in dict.fromkeys(machine for _, machine in asked):
+        here = [model for model, where in asked if where == machine]
+        found[machine] = iter(profiles_for(here, machine, options.engine, options.devices))
+    return [next(found[machine]) for _, machine in asked]
 
 
 def hosted(name: str, api: Api, options: CostOptions) -> Served:
@@ -221,7 +249,8 @@ def cost(models: Sequence[str], options: CostOptions) -> Cost:
     for given in (options.scores, options.answers):
         if strangers := [name for name in given if name not in names]:
             raise UserError(f"{strangers[0]!r} is no candidate here; there are {', '.join(names)}")
-    served = [served_as(name, options) for name in models]
+    profiles = _profiles(models, options)
+    served = [served_as(name, options, profile=profile) for name, profile in zip(models, profiles, strict=True)]
     served += [hosted(name, api, options) for name, api in options.apis.items()]
     offers = [one.offer for one in served]
     quality = _quality(served, options)

@@ -13,9 +13,8 @@ import numpy as np
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Contender, Doubt, doubt_of
 from breakeven.errors import UserError
-from breakeven.forecast.model import StepModel, step_model
-from breakeven.forecast.predict import default_format
-from breakeven.forecast.profiles import profile_named
+from breakeven.forecast.asked import asked_model, assumed_notes, model_on, profiles_for
+from breakeven.forecast.model import StepModel
 from breakeven.forecast.serving import capacity_of, latency_points
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of as engine_policy
@@ -97,13 +96,14 @@ def model_of(plan: CandidatePlan, format_name: str | None = None) -> StepModel:
         raise UserError(
             f"candidate {plan.name}: say its machine (`breakeven machines` lists them), or give an API price"
         )
-    fmt = format_name or plan.format
-    spec = resolve_spec(plan.model)
-    profile = profile_named(plan.machine, plan.engine, plan.devices, fmt)
+    asked = asked_model(plan.model, plan.format)
+    if format_name is not None:
+        asked = replace(asked, format_name=format_name)
+    profile = profiles_for([asked], plan.machine, plan.engine, plan.devices)[0]
     said = {"memory_bytes": plan.memory_bytes, "host_memory_bytes": plan.host_memory_bytes}
     if changed := {name: value for name, value in said.items() if value is not None}:
         profile = msgspec.structs.replace(profile, **changed)
-    return step_model(spec, profile, fmt or default_format(profile), plan.devices)
+    return model_on(asked, profile, plan.devices, kv=plan.kv)
 
 
 def policy_of(plan: CandidatePlan, model: StepModel, context: float) -> Policy:
@@ -140,7 +140,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         provenance="predicted",
         needed_bytes=model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens)),
         available_bytes=room_bytes(model),
-        notes=notes,
+        notes=[*assumed_notes(model.spec), *notes],
     )
     if not found.fits and plan.measured is None:
         return found

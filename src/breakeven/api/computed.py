@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from breakeven.errors import UserError
+from breakeven.forecast.asked import asked_model, model_on, profiles_for
 from breakeven.forecast.long_trace import WHOLE_BYTES, simulate_long_trace
-from breakeven.forecast.model import StepModel, step_model
-from breakeven.forecast.predict import default_format
+from breakeven.forecast.model import StepModel
 from breakeven.forecast.predict import predict as run_prediction
-from breakeven.forecast.profiles import profile_named
 from breakeven.forecast.routing import read_routing
 from breakeven.forecast.simulated import simulate_schedules
 from breakeven.forecast.simulator.policy import Fleet, Policy
 from breakeven.forecast.simulator.run import policy_of
-from breakeven.model.resolve import resolve_spec
+from breakeven.model.layouts.derive import assuming
 from breakeven.results.predicted import Prediction, SimulationStudy
 from breakeven.traffic.draw import draw
 from breakeven.traffic.schedule import Schedule
@@ -46,24 +45,34 @@ def predict(
     format: str | None = None,
     routing: Mapping[str, Path] | None = None,
     expert_parallel: bool = False,
+    kv: str | None = None,
+    prompt: int | None = None,
+    reserve: int | None = None,
+    assume: bool = False,
 ) -> Prediction:
     """Predicted step times and memory of every model on every machine; `breakeven predict` explains both.
 
-    Machines are slugs, files or "this"; None as the machine's class usually runs models. `routing`: what
-    `breakeven trace --json` printed, by model as named in `models`; without it routing is taken as even. Raises
-    UserError for unknown names.
+    Models may name their format (`NAME:FORMAT`); `format` is that of the others, None: each one's own. Machines are
+    slugs, files or "this"; None as the machine's class usually runs models. `routing`: what `breakeven trace --json`
+    printed, by model as named in `models`; without it routing is taken as even. `kv`: type of keys and values, such as
+    "q8_0". `prompt`, `reserve`: tokens of a prompt, and those each cache is made for; None: as the context. `assume`:
+    read descriptions on past what is not known in them. Raises UserError for unknown names.
     """
-    return run_prediction(
-        models,
-        machines,
-        engine=engine,
-        devices=devices,
-        batches=batches,
-        contexts=contexts,
-        format_name=format,
-        frequencies={model: read_routing(file) for model, file in (routing or {}).items()},
-        expert_parallel=expert_parallel,
-    )
+    with assuming(assume):
+        return run_prediction(
+            models,
+            machines,
+            engine=engine,
+            devices=devices,
+            batches=batches,
+            contexts=contexts,
+            format_name=format,
+            frequencies={model: read_routing(file) for model, file in (routing or {}).items()},
+            expert_parallel=expert_parallel,
+            kv=kv,
+            prompt=prompt,
+            reserve=reserve,
+        )
 
 
 def simulate(
@@ -79,15 +88,19 @@ def simulate(
     slots: int | None = None,
     step_tokens: int | None = None,
     kv_tokens: int | None = None,
+    kv: str | None = None,
+    assume: bool = False,
 ) -> SimulationStudy:
     """How the engine would answer `traffic`, without running it, as `breakeven simulate` does.
 
-    `traffic` holds the words of the command line: `Traffic(rate="5,20", slo="ttft=1s")`; with `schedule`, a file that
-    a run wrote, only its service level counts. `slots`, `step_tokens` and `kv_tokens` None: what the engine does and
-    what fits. Raises UserError for unknown names, traffic that makes no sense and a model that does not fit.
+    `traffic` holds the words of the command line: `Traffic(rate="5,20", slo="ttft=1s")`; with `schedule`, a file that a
+    run wrote, only its service level counts. `slots`, `step_tokens` and `kv_tokens` None: what the engine does and what
+    fits. `model`, `format`, `kv` and `assume` as for `predict`. Raises UserError for unknown names, traffic that makes
+    no sense and a model that does not fit.
     """
-    profile = profile_named(machine, engine, devices, format)
-    steps = step_model(resolve_spec(model), profile, format or default_format(profile), devices)
+    with assuming(assume):
+        asked = asked_model(model, format)
+    steps = model_on(asked, profiles_for([asked], machine, engine, devices)[0], devices, kv=kv)
 
     def policy(length: float | None) -> Policy:
         usual = policy_of(steps, length)
@@ -157,17 +170,20 @@ def decide(
     study: Path | str | StudyPlan,
     out: Path | str | None = None,
     *,
+    assume: bool = False,
     on_phase: OnPhase = lambda phase, subject: None,
 ) -> Decision:
     """The verdict on a study, a file or a plan made in Python; with `out` also its result.json and page there.
 
-    Raises UserError naming file and key for a study that makes no sense.
+    `assume`: read descriptions of models on past what is not known in them. Raises UserError naming file and key for a
+    study that makes no sense.
     """
     from breakeven.answer.decide import decide as run_decision
     from breakeven.answer.study.load import read_study
     from breakeven.pages.saved import save_decision
 
-    result = run_decision(read_study(Path(study)) if isinstance(study, Path | str) else study, on_phase)
+    with assuming(assume):
+        result = run_decision(read_study(Path(study)) if isinstance(study, Path | str) else study, on_phase)
     if out is not None:
         save_decision(result, Path(out))
     return result

@@ -36,16 +36,17 @@ def serve(
     workers: int | None = None,
     admin_port: int | None = None,
     check: bool = False,
+    kv: str | None = None,
 ) -> int:
     """Serve a gateway file, models, or a saved decision, as `breakeven serve` does, until SIGTERM; the exit status.
 
-    With `check` what would be served is only checked. It forks, so call it from a program that runs no threads and no
-    event loop. Raises UserError for what cannot be served.
+    `kv`: type of the keys and values of models that are started. With `check` what would be served is only checked. It
+    forks, so call it from a program that runs no threads and no event loop. Raises UserError for what cannot be served.
     """
     from breakeven.gateway.serve.run import run, source_of
 
     saved = None if decision is None else Path(decision)
-    read = source_of(what, saved, host=host, port=port, workers=workers, admin_port=admin_port)
+    read = source_of(what, saved, host=host, port=port, workers=workers, admin_port=admin_port, kv=kv)
     return run(read, check_only=check)
 
 

@@ -23,24 +23,30 @@ if TYPE_CHECKING:
 
 
 @overload
-def models(name: None = None) -> list[Summary]: ...
+def models(name: None = None, *, like: str | None = None) -> list[Summary]: ...
 @overload
-def models(name: str) -> Detail: ...
-def models(name: str | None = None) -> list[Summary] | Detail:
+def models(name: str, *, kv: str = "f16", assume: bool = False) -> Detail: ...
+def models(
+    name: str | None = None, *, like: str | None = None, kv: str = "f16", assume: bool = False
+) -> list[Summary] | Detail:
     """The models known by name; or one (a name, a hub id, a file) in numbers: counts, bytes by format, KV, experts.
 
-    Raises UserError for a model that cannot be found or read.
+    `like`: only those with these words in their names. `kv`: type of keys and values of the one. `assume`: read a
+    configuration on past keys that are not known and could change the layout. Raises UserError for a model that cannot
+    be found or read, and an unknown type.
     """
-    from breakeven.model.catalogue import entries, lookup, names
+    from breakeven.model.catalogue import entries, find, lookup, matching, names
     from breakeven.model.resolve import resolve_spec
     from breakeven.model.summary import detail, summarise
 
     if name is None:
-        return [summarise(known, lookup(known)) for known in names()]
-    spec = resolve_spec(name)
+        known = names() if like is None else matching(like)
+        return [summarise(each, lookup(each), find(each).facts) for each in known]
+    spec = resolve_spec(name, assume=assume)
     # A file may carry a catalogued model's name and other shapes; only the very same model gets the short name.
-    same = (entry.name for entry in entries() if entry.hub_id == spec.name and lookup(entry.name) == spec)
-    return detail(next(same, spec.name), spec)
+    same = (entry for entry in entries() if entry.hub_id == spec.name and lookup(entry.name) == spec)
+    entry = next(same, None)
+    return detail(entry.name if entry else spec.name, spec, entry, kv)
 
 
 @overload
@@ -83,22 +89,33 @@ class Synthesised:
 
 
 def synth(
-    model: str, out: Path | str, *, format: str = "Q4_K_M", routing: str = "uniform", seed: int = 0
+    model: str,
+    out: Path | str,
+    *,
+    format: str | None = None,
+    routing: str = "uniform",
+    seed: int = 0,
+    mtp: bool = False,
 ) -> Synthesised:
     """Write a GGUF with the exact tensors of `model` and random weights: good for speed and memory only.
 
-    `routing`: "uniform", or "zipf:S" for a skew with exponent S. The same seed gives the same bytes. Raises UserError
-    for what is unknown, NotSupportedError for a family that llama.cpp does not run.
+    `format`: where the model names none (`NAME:FORMAT`); None: the one it is published in, else Q4_K_M.
+    `routing`: "uniform", or "zipf:S" for a skew with exponent S. The same seed gives the same bytes. `mtp`: with
+    the model's drafting blocks. Raises UserError for what is unknown, NotSupportedError for a layout that llama.cpp
+    does not load.
     """
+    from breakeven.engines.backend import LLAMA_CPP
+    from breakeven.engines.source import Source, weight_format
     from breakeven.engines.synthesis.routing import parse_routing
     from breakeven.engines.synthesis.write import synthesise
-    from breakeven.model.formats.named import format_named
-    from breakeven.model.resolve import resolve_spec
+    from breakeven.model.resolve import resolve_spec, split_format
 
     spec, path = resolve_spec(model), Path(out)
+    source = Source(model, spec.name, spec, format_name=split_format(model)[1])
+    weights = weight_format(source, format, LLAMA_CPP)
     started = time.monotonic()
-    synthesise(spec, format_named(format).name, path, routing=parse_routing(routing), seed=seed)
-    return Synthesised(path, spec.name, format, path.stat().st_size, time.monotonic() - started)
+    synthesise(spec, weights, path, routing=parse_routing(routing), seed=seed, mtp=mtp)
+    return Synthesised(path, spec.name, weights, path.stat().st_size, time.monotonic() - started)
 
 
 class CacheVerbs:
@@ -156,8 +173,9 @@ def trace(
 ) -> TraceSummary:
     """Run texts through a model and tell how its experts are used: balance, dead experts, experts per step.
 
-    `model`: a .gguf file, or a model to synthesise in Q4_K_M. `texts`: by label, or files that hold them. Each is cut
-    at `max_tokens`. Raises UserError for an empty or unreadable text, NotSupportedError for a dense model.
+    `model`: a .gguf file, or a model to synthesise, in Q4_K_M unless it names or has another format. `texts`: by label,
+    or files that hold them. Each is cut at `max_tokens`. Raises UserError for an empty or unreadable text,
+    NotSupportedError for a dense model.
     """
     from breakeven.engines.inside.client import trace as run
     from breakeven.engines.inside.summary import summarise

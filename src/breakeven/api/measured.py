@@ -37,7 +37,9 @@ FOUR_STREAMS = Words()
 def compare(
     models: Sequence[str] = (),
     *,
-    format: str = "Q4_K_M",
+    format: str | None = None,
+    kv: str | None = None,
+    assume: bool = False,
     streams: Sequence[int] = DEFAULTS.streams,
     prompt_tokens: int = DEFAULTS.prompt_tokens,
     output_tokens: int = DEFAULTS.output_tokens,
@@ -56,13 +58,15 @@ def compare(
 ) -> Comparison:
     """Measure `models` against each other on this machine; `breakeven compare` explains what a model may be.
 
-    `precision` is relative (0.02: 2 %), `budget_s` seconds of measuring. Writes `result.json`, `events.jsonl` and
-    `report.html` to `out` (default: a new directory under `results`, which `on_saved` hears), with `charts` every
-    chart too. `demo`: the largest prepared pair that fits here instead of `models`. `command` is recorded. Raises
-    UserError for what cannot be compared and EngineError when an engine fails.
+    `format`: of synthetic models that name none (`NAME:FORMAT`); None: each one's own, else Q4_K_M. `kv`: type of keys
+    and values, None: 16 bits. `assume`: read models on past what is not known in their files. `precision` is relative
+    (0.02: 2 %), `budget_s` seconds of measuring. Writes `result.json`, `events.jsonl` and `report.html` to `out`
+    (default: a new directory under `results`, which `on_saved` hears), with `charts` every chart too. `demo`: the
+    largest prepared pair that fits here instead of `models`. `command` is recorded. Raises UserError for what cannot be
+    compared and EngineError when an engine fails.
     """
     plan = Plan(tuple(streams), prompt_tokens, output_tokens, precision, budget_s, seed)
-    options = Options(plan, format, _path(out), resume, threads, look_inside, command)
+    options = Options(plan, format, kv, assume, _path(out), resume, threads, look_inside, command)
     if demo:
         if models:
             raise UserError("--demo chooses its own models; leave either it or them out")

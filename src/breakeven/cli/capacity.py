@@ -9,8 +9,10 @@ import typer
 
 import breakeven
 from breakeven.cli.words import (
+    Assume,
     Chat,
     Engine,
+    Kv,
     ModelName,
     Processes,
     Quiet,
@@ -65,6 +67,8 @@ def capacity(
     ray: Ray = None,
     engine: Engine = "llama.cpp",
     format_name: SyntheticFormat = None,
+    kv: Kv = None,
+    assume: Assume = False,
     slots: Slots = None,
     threads: Threads = None,
     tokenizer: Tokenizer = None,
@@ -99,6 +103,8 @@ def capacity(
         processes=processes,
         engine=engine,
         format_name=format_name,
+        kv=kv,
+        assume=assume,
         threads=threads,
         slots=slots,
         tokenizer=tokenizer,

@@ -9,6 +9,8 @@ import typer
 
 import breakeven
 from breakeven.cli.words import (
+    Assume,
+    Kv,
     Processes,
     Quiet,
     Slots,
@@ -46,6 +48,8 @@ def check(
     processes: Processes = None,
     engine: Annotated[str, typer.Option(help="Of a model started here: llama.cpp or vllm.")] = "llama.cpp",
     format_name: SyntheticFormat = None,
+    kv: Kv = None,
+    assume: Assume = False,
     slots: Slots = None,
     threads: Threads = None,
     tokenizer: Tokenizer = None,
@@ -59,6 +63,8 @@ def check(
         processes=processes,
         engine=engine,
         format_name=format_name,
+        kv=kv,
+        assume=assume,
         threads=threads,
         slots=slots,
         tokenizer=tokenizer,

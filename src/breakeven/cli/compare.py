@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Quiet, Speed, Threads, Window, command, load_progress, percent, resumable
+from breakeven.cli.words import Assume, Kv, Quiet, Speed, Threads, Window, command, load_progress, percent, resumable
 from breakeven.cli.words import duration as duration_of
 from breakeven.errors import UserError
 
@@ -24,6 +24,7 @@ or a server: http://host:port/v1#name. Models that are not files get synthetic w
 breakeven compare olmoe-1b-7b llama-3.2-1b
 breakeven compare olmoe-1b-7b llama-3.2-1b qwen2.5-1.5b --streams 1,4 --budget 10m
 breakeven compare my-model.gguf llama-3.2-1b --format Q4_0 --precision 1%
+breakeven compare llama-3.2-1b:Q8_0 llama-3.2-1b:Q4_K_M --kv q8_0
 breakeven compare http://localhost:8000/v1#qwen3 http://localhost:8001/v1#mixtral
 breakeven compare olmoe-1b-7b olmoe-1b-7b      (a model against itself: should find no difference)
 
@@ -40,8 +41,14 @@ def compare(
     models: Annotated[list[str] | None, typer.Argument(metavar="MODEL MODEL [MODEL...]", show_default=False)] = None,
     format_name: Annotated[
         str | None,
-        typer.Option("--format", help="Weight format of synthetic models.", show_default="Q4_K_M, BF16"),
+        typer.Option(
+            "--format",
+            help="Weight format of synthetic models that name none (MODEL:FORMAT).",
+            show_default="its own, else Q4_K_M, BF16",
+        ),
     ] = None,
+    kv: Kv = None,
+    assume: Assume = False,
     streams: Annotated[str, typer.Option(help="Loads: requests at once, comma-separated.")] = "1,2,4,8",
     rate: Annotated[str | None, typer.Option(help="Open loop instead: requests/s, comma-separated.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Replay a trace instead (see `breakeven bench`).")] = None,
@@ -87,6 +94,8 @@ def compare(
             resume=resume,
             engine=engine,
             format_name=format_name,
+            kv=kv,
+            assume=assume,
             threads=threads,
             slots=slots,
             command=command(),
@@ -111,7 +120,9 @@ def compare(
     ):
         result = breakeven.compare(
             models or [],
-            format=format_name or "Q4_K_M",
+            format=format_name,
+            kv=kv,
+            assume=assume,
             streams=[int(part) for part in streams.split(",")],
             **{name: n for name, n in lengths.items() if n is not None},
             precision=relative,

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import EngineByMachine, Format, print_json
+from breakeven.cli.words import Assume, EngineByMachine, Format, Kv, print_json
 from breakeven.errors import UserError
 
 app = typer.Typer()
@@ -21,8 +21,9 @@ API = "dollars per million tokens in and out and, if billed apart, cached: hoste
 
 EXAMPLES = """Price MODELs at one or more loads: $/request, $/Mtok, replicas, energy, and every break-even load.
 
-MODEL runs on --machine, or on its own: qwen3-30b-a3b@h100-sxm. Prices are of one replica, which is a whole machine;
-without one, the catalogue's newest hourly price is taken and named. Nothing is measured: see `breakeven capacity`.
+MODEL runs on --machine, or on its own, perhaps in its own format: qwen3-30b-a3b:Q8_0@rtx-5090. Prices are of one
+replica, which is a whole machine; without one, the catalogue's newest hourly price is taken and named. Nothing is
+measured: see `breakeven capacity`.
 
 \b
 breakeven cost llama-3.1-8b qwen3-30b-a3b --machine h100-sxm --format fp8 --rate 1,10,100 --slo ttft=1s,tpot=50ms
@@ -39,6 +40,8 @@ def cost(
     engine: EngineByMachine = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Devices of one replica.", show_default="1")] = None,
     format_name: Format = None,
+    kv: Kv = None,
+    assume: Assume = False,
     rate: Annotated[str | None, typer.Option(help="Requests/s: 1,10,100.", show_default="around the capacity")] = None,
     usd_per_hour: Annotated[float | None, typer.Option(help="Rent of one replica.", show_default="catalogue")] = None,
     own: Annotated[
@@ -90,6 +93,8 @@ def cost(
         engine=engine,
         devices=devices,
         format_name=format_name,
+        kv=kv,
+        assume=assume,
         pricing=_pricing(usd_per_hour, own),
         apis=dict(_api(text) for text in api or ()),
         rates=rates,

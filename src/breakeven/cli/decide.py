@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Quiet
+from breakeven.cli.words import Assume, Quiet
 from breakeven.errors import UserError
 
 app = typer.Typer()
@@ -27,6 +27,7 @@ def decide(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for result and page.", show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    assume: Assume = False,
     quiet: Quiet = False,
 ) -> None:
     """Decide between candidates for a workload, from measurements, predictions and prices.
@@ -60,7 +61,7 @@ def decide(
     else:
         # A link is named after the study that it leads to.
         directory = out or Path("results") / study.expanduser().resolve().stem
-        result = breakeven.decide(study, directory, on_phase=on_phase)
+        result = breakeven.decide(study, directory, assume=assume, on_phase=on_phase)
         said = json_text(result) if json else summary(result, directory / PAGE)
     if shown:
         sys.stderr.write("\r\x1b[K")

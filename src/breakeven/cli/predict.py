@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Devices, EngineByMachine, Format, print_json
+from breakeven.cli.words import Assume, Devices, EngineByMachine, Format, Kv, print_json
 from breakeven.errors import UserError
 
 app = typer.Typer()
@@ -18,13 +18,17 @@ EXAMPLES = """Predict decode and prefill speed of MODELs, with intervals, on thi
 \b
 breakeven predict olmoe-1b-7b llama-3.2-1b --machine apple-m2-pro
 breakeven predict qwen3-30b-a3b qwen3-14b --machine h100-sxm --batch 1,8,32 --format fp8
+breakeven predict gpt-oss-120b:MXFP4 qwen3-32b:Q4_K_M --machine rtx-3090
+breakeven predict my-model.gguf --machine rtx-2080 --context 512 --reserve 8192 --kv q8_0
 breakeven predict olmoe-1b-7b --machine this --context 512,4096 --json
 """
 
 
 @app.command(help=EXAMPLES)
 def predict(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Catalogue name, hub id, config or file.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Name, hub id, config or file; with :FORMAT.")
+    ],
     machine: Annotated[
         list[str] | None,
         typer.Option(help="A chip's name, a profile or chip file, or this; repeat it.", show_default="this"),
@@ -32,13 +36,22 @@ def predict(
     engine: EngineByMachine = None,
     devices: Devices = None,
     batch: Annotated[str, typer.Option(help="Sequences that decode in one step.")] = "1",
-    context: Annotated[str, typer.Option(help="Tokens each has in its cache; also the prompt's length.")] = "512",
+    context: Annotated[str, typer.Option(help="Tokens each has in its cache.")] = "512",
+    prompt: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of the prompt that is read.", show_default="as --context")
+    ] = None,
+    reserve: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens each cache is made for: memory alone.", show_default="as --context"),
+    ] = None,
     format_name: Format = None,
+    kv: Kv = None,
     routing: Annotated[
         list[str] | None,
         typer.Option(help="MODEL=FILE, what `breakeven trace --json` printed; without it routing is taken as even."),
     ] = None,
     expert_parallel: Annotated[bool, typer.Option("--expert-parallel", help="Part experts, not matrices.")] = False,
+    assume: Assume = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (breakeven.predict/1).")] = False,
 ) -> None:
     result = breakeven.predict(
@@ -51,6 +64,10 @@ def predict(
         format=format_name,
         routing=_files(routing or [], models),
         expert_parallel=expert_parallel,
+        kv=kv,
+        prompt=prompt,
+        reserve=reserve,
+        assume=assume,
     )
     if as_json:
         print_json(result)

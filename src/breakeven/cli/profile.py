@@ -13,7 +13,7 @@ app = typer.Typer()
 
 @app.command()
 def profile(
-    model: Annotated[str, typer.Argument(help="A .gguf file, or a model to synthesise in Q4_K_M.")],
+    model: Annotated[str, typer.Argument(help="A .gguf file, or a model to synthesise (Q4_K_M).")],
     prompt: Annotated[int, typer.Option(min=1, help="Prompt length in tokens.")] = 128,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps to time; 32 decode and 4 prefill unless given.")

@@ -25,6 +25,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0: any free one.", show_default="8000")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes.", show_default="1")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port of the live page.", show_default="8001")] = None,
+    kv: Annotated[
+        str | None, typer.Option("--kv", help="Of models: type of keys and values.", show_default="f16")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the file.")] = False,
 ) -> None:
     """Serve models behind one endpoint, each request where it is predicted to be best.
@@ -32,7 +35,7 @@ def serve(
     \b
     breakeven serve examples/gateway.yaml
     breakeven serve --from results/my-study/result.json
-    breakeven serve llama-3.2-1b olmoe-1b-7b
+    breakeven serve llama-3.2-1b:Q8_0 olmoe-1b-7b --kv q8_0
     """
     status = breakeven.serve(
         *(what or []),
@@ -42,5 +45,6 @@ def serve(
         workers=workers,
         admin_port=admin_port,
         check=check,
+        kv=kv,
     )
     sys.exit(status)

@@ -11,10 +11,12 @@ import typer
 import breakeven
 from breakeven.cli.words import (
     Arrivals,
+    Assume,
     Concurrency,
     Devices,
     EngineByMachine,
     Format,
+    Kv,
     Output,
     Prompt,
     Rate,
@@ -44,11 +46,13 @@ breakeven simulate llama-3.1-8b --machine h100-sxm --rate 50 --autoscale 1-4 --s
 
 @app.command(help=EXAMPLES)
 def simulate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Catalogue name, hub id, config or file.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name, hub id, config or file; with :FORMAT.")],
     machine: Annotated[str, typer.Option(help="A chip's name, a profile or chip file, or this.")] = "this",
     engine: EngineByMachine = None,
     devices: Devices = None,
     format_name: Format = None,
+    kv: Kv = None,
+    assume: Assume = False,
     rate: Rate = None,
     concurrency: Concurrency = None,
     trace: Annotated[Path | None, typer.Option(help="A trace: Azure, Mooncake, GuideLLM, AIPerf, CSV.")] = None,
@@ -110,6 +114,8 @@ def simulate(
         slots=slots,
         step_tokens=step_tokens,
         kv_tokens=kv_tokens,
+        kv=kv,
+        assume=assume,
     )
     if as_json:
         print_json(study)

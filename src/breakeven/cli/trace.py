@@ -14,7 +14,7 @@ app = typer.Typer()
 
 @app.command()
 def trace(
-    model: Annotated[str, typer.Argument(help="A .gguf file, or a model to synthesise in Q4_K_M.")],
+    model: Annotated[str, typer.Argument(help="A .gguf file, or a model to synthesise (Q4_K_M).")],
     text: Annotated[list[Path], typer.Option("--text", help="A text file; repeat it to compare texts.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="Cut each text here.")] = 2048,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all cores unless given.")] = None,

@@ -38,11 +38,26 @@ Processes = Annotated[int | None, typer.Option(help="Client processes.", show_de
 Ray = Annotated[str | None, typer.Option("--ray", help="Make the load on a Ray cluster: its address.")]
 Engine = Annotated[str, typer.Option(help="Starts TARGET where it is a model: llama.cpp or vllm.")]
 SyntheticFormat = Annotated[
-    str | None, typer.Option("--format", help="Weight format of a synthetic model.", show_default="Q4_K_M, BF16")
+    str | None,
+    typer.Option(
+        "--format",
+        help="Weight format of a synthetic model that names none (MODEL:FORMAT).",
+        show_default="its own, else Q4_K_M, BF16",
+    ),
 ]
 Format = Annotated[
-    str | None, typer.Option("--format", help="Weight format.", show_default="Q4_K_M, or BF16 with vllm")
+    str | None,
+    typer.Option(
+        "--format",
+        help="Weight format of models that name none (MODEL:FORMAT).",
+        show_default="a file's or checkpoint's own, else Q4_K_M, or BF16 with vllm",
+    ),
 ]
+Kv = Annotated[
+    str | None,
+    typer.Option("--kv", help="Type of keys and values: f16, q8_0, q4_0, fp8, ...", show_default="f16"),
+]
+Assume = Annotated[bool, typer.Option("--assume", help="Read models on past what is not known in their files.")]
 EngineByMachine = Annotated[str | None, typer.Option(help="llama.cpp or vllm.", show_default="by machine")]
 Devices = Annotated[int | None, typer.Option(min=1, help="Devices that share a model.", show_default="1")]
 Slots = Annotated[int | None, typer.Option(help="Requests an engine started here works on at once.")]

@@ -4,72 +4,97 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from breakeven.engines.source import Source
+from breakeven.engines.backend import LLAMA_CPP
+from breakeven.engines.source import Source, weight_format
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.arithmetic import file_bytes, kv_bytes, total_params
+from breakeven.model.arithmetic import KV_ELEMENT_BYTES, file_bytes, state_bytes, total_params
 from breakeven.model.catalogue import lookup, names
 from breakeven.model.formats.gguf import FORMATS
+from breakeven.model.formats.named import kv_element_bytes
+from breakeven.model.reserved import CONTEXT_STEP, compute_bytes, output_bytes, reserved_kv_bytes, whole_context
 
-COMPUTE_BYTES = 600_000_000
-"""Engine, compute buffers and logits of one llama.cpp server: a cautious allowance, not a measurement."""
+__all__ = ["CONTEXT_STEP", "RESERVE", "check_memory", "need_of", "needed_bytes", "whole_context"]
+
+ENGINE_BYTES = 100e6
+ENGINE_TOKEN_BYTES = 250
+"""A llama.cpp server beside its buffers: the process, and what it keeps of each word of its vocabulary. Build 11549
+holds 25 MB and 200 bytes a word."""
+UNKNOWN_BYTES = 600e6
+"""The same and all buffers of a model whose shapes are not known: a cautious allowance, not a measurement."""
 REPACKED_SHARE = 1.1
 """Anonymous memory over file size: on CPUs llama.cpp keeps a re-ordered copy beside the mapped file, whose own pages
 the system may drop again."""
 RESERVE = 0.92
 """Share of the available memory that may be planned with."""
-CONTEXT_STEP = 256
-"""llama.cpp rounds a slot's context up to this."""
 
 
-def whole_context(tokens: int) -> int:
-    """Tokens a slot gets when it is asked for so many."""
-    return -(-tokens // CONTEXT_STEP) * CONTEXT_STEP
+def needed_bytes(spec: ModelSpec, format_name: str, context: int, slots: int, kv: str = "f16") -> int:
+    """Memory one backend must have, in bytes: repacked weights, caches and states of every slot, buffers, process."""
+    beside = beside_weights_bytes(spec, context, slots, kv_element_bytes(kv))
+    return round(REPACKED_SHARE * file_bytes(spec, format_name) + beside)
 
 
-def needed_bytes(spec: ModelSpec, format_name: str, context: int, slots: int) -> int:
-    """Memory one backend must have, in bytes: repacked weights, KV cache for every slot, compute buffers."""
-    return round(REPACKED_SHARE * file_bytes(spec, format_name) + slots * kv_bytes(spec, context) + COMPUTE_BYTES)
+def beside_weights_bytes(spec: ModelSpec, context: int, slots: int, element_bytes: float = KV_ELEMENT_BYTES) -> float:
+    """What one llama.cpp server on CPUs takes beside its weights, with `slots` sequences of `context` tokens.
+
+    `element_bytes`: of keys and values.
+    """
+    caches = slots * (reserved_kv_bytes(spec, context, element_bytes) + state_bytes(spec))
+    buffers = compute_bytes(spec, context, slots, gpu=False, every_logit=False) + output_bytes(spec, slots)
+    return caches + buffers + ENGINE_BYTES + ENGINE_TOKEN_BYTES * spec.vocab
 
 
-def check_memory(sources: Sequence[Source], format_name: str, context: int, slots: int, available_bytes: int) -> None:
-    """Raise UserError, with the numbers and the nearest thing that fits, unless all candidates fit side by side."""
-    needs = {s.name: need_of(s, format_name, context, slots) for s in sources}
+def check_memory(
+    sources: Sequence[Source],
+    format_name: str | None,
+    context: int,
+    slots: int,
+    available_bytes: int,
+    kv: str = "f16",
+) -> None:
+    """Raise UserError, with the numbers and the nearest thing that fits, unless all candidates fit side by side.
+
+    `format_name`: of those that name none; None: each one's own. `kv`: the type of keys and values.
+    """
+    needs = {s.name: need_of(s, format_name, context, slots, kv) for s in sources}
     total, room = sum(needs.values()), RESERVE * available_bytes
     if total <= room:
         return
     parts = ", ".join(f"{name} {need / 1e9:.1f} GB" for name, need in needs.items())
     raise UserError(
         f"this needs {total / 1e9:.1f} GB of memory ({parts}) and {available_bytes / 1e9:.1f} GB is available;"
-        f" {_advice(sources, format_name, context, slots, room)}"
+        f" {_advice(sources, format_name, context, slots, room, kv)}"
     )
 
 
-def need_of(source: Source, format_name: str, context: int, slots: int) -> int:
+def need_of(source: Source, format_name: str | None, context: int, slots: int, kv: str = "f16") -> int:
     """Bytes that one candidate must have: 0 behind a URL; for a file of an unknown family, without its KV cache."""
     if source.url is not None:
         return 0
     if source.path is not None:
         size = source.path.stat().st_size
-        kv = slots * kv_bytes(source.spec, context) if source.spec else 0
-        return round(REPACKED_SHARE * size + kv + COMPUTE_BYTES)
+        each = kv_element_bytes(kv)
+        beside = beside_weights_bytes(source.spec, context, slots, each) if source.spec else UNKNOWN_BYTES
+        return round(REPACKED_SHARE * size + beside)
     assert source.spec is not None
-    return needed_bytes(source.spec, format_name, context, slots)
+    return needed_bytes(source.spec, weight_format(source, format_name, LLAMA_CPP), context, slots, kv)
 
 
-def _advice(sources: Sequence[Source], format_name: str, context: int, slots: int, room: float) -> str:
+def _advice(sources: Sequence[Source], format_name: str | None, context: int, slots: int, room: float, kv: str) -> str:
     smaller = sorted(
         FORMATS, key=lambda name: -sum(file_bytes(s.spec, name) for s in sources if s.synthetic and s.spec)
     )
     for name in smaller:
-        total = sum(need_of(s, name, context, slots) for s in sources)
+        total = sum(need_of(s, name, context, slots, kv) for s in sources)
         if name != format_name and total <= room:
             return f"--format {name} fits ({total / 1e9:.1f} GB)"
-    largest = max(sources, key=lambda s: need_of(s, format_name, context, slots))
-    rest = sum(need_of(s, format_name, context, slots) for s in sources if s is not largest)
+    largest = max(sources, key=lambda s: need_of(s, format_name, context, slots, kv))
+    rest = sum(need_of(s, format_name, context, slots, kv) for s in sources if s is not largest)
     moe = largest.spec.is_moe if largest.spec else False
     for name in sorted(names(), key=lambda n: -total_params(lookup(n))):
         spec = lookup(name)
-        if spec.is_moe == moe and rest + needed_bytes(spec, format_name, context, slots) <= room:
+        weights = format_name or "Q4_K_M"
+        if spec.is_moe == moe and rest + needed_bytes(spec, weights, context, slots, kv) <= room:
             return f"in place of {largest.name}, {name} would fit"
     return "fewer --streams, a shorter --prompt or a larger machine would help"

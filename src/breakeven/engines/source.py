@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from breakeven.engines.backend import LLAMA_CPP
 from breakeven.engines.openai_url import is_url
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.resolve import resolve_spec
+from breakeven.model.formats.named import OWN, GpuFormat, OwnFormat, default_format, format_named
+from breakeven.model.resolve import resolve_spec, split_format, weight_file
 
 SYNTHETIC = "synthetic weights: speed and memory only"
 """What stands beside every number that weights of our own writing gave."""
@@ -20,6 +23,7 @@ class Source:
     """One candidate before it runs. Exactly one of `path` (a GGUF that exists), `url` and `synthetic` holds.
 
     `spec` is None where the architecture is unknown: an URL, or a GGUF of a family Breakeven does not know.
+    `format_name`: the weight format behind the name, as in `text`.
     """
 
     text: str
@@ -27,6 +31,7 @@ class Source:
     spec: ModelSpec | None
     path: Path | None = None
     url: str | None = None
+    format_name: str | None = None
 
     @property
     def is_moe(self) -> bool:
@@ -43,13 +48,27 @@ def parse_source(text: str) -> Source:
     """Read one MODEL argument. Raises UserError for what does not exist or cannot be read."""
     if is_url(text):
         return Source(text, text.partition("#")[2] or text, None, url=text)
-    if text.endswith(".gguf"):
-        path = Path(text).expanduser()
-        if not path.is_file():
-            raise UserError(f"{text}: no such file")
-        return Source(text, path.stem, resolve_spec(text), path=path)
+    bare, format_name = split_format(text)
+    if (path := weight_file(bare)) is not None:
+        if format_name not in (None, OWN):
+            raise UserError(f"{text}: a weight file runs in its own types; leave :{format_name} out")
+        spec = resolve_spec(bare)
+        return Source(bare, spec.name, spec, path=path)
     spec = resolve_spec(text)
-    return Source(text, text.split("/")[-1] if not Path(text).exists() else spec.name, spec)
+    name = bare.split("/")[-1] if not Path(bare).exists() else spec.name
+    return Source(text, name + text[len(bare) :], spec, format_name=format_name)
+
+
+def weight_format(source: Source, asked: str | None, engine: str, usual: str | None = None) -> str:
+    """The format in which `engine` gets a candidate: that behind its name, else as `asked`, else its own.
+
+    `usual`: the engine's, for what has none of its own. Raises UserError for an unknown format.
+    """
+    if chosen := source.format_name or asked:
+        return format_named(chosen).name
+    own = format_named(OWN if source.spec is None else default_format(source.spec, engine))
+    unread = isinstance(own, OwnFormat) or (engine == LLAMA_CPP and isinstance(own, GpuFormat))
+    return (usual or "Q4_K_M") if unread else own.name
 
 
 def parse_sources(texts: list[str]) -> list[Source]:
@@ -62,8 +81,17 @@ def parse_sources(texts: list[str]) -> list[Source]:
         name, taken = source.name, {s.name for s in sources}
         while name in taken:
             name += " (again)"
-        sources.append(Source(source.text, name, source.spec, source.path, source.url))
+        sources.append(replace(source, name=name))
     return sources
+
+
+def assumed_caveats(sources: Iterable[Source]) -> list[str]:
+    """What was passed over in descriptions of models, because the user said so."""
+    return [
+        f"{source.name} was read on past {', '.join(source.spec.assumed)}, which is not known here."
+        for source in sources
+        if source.spec is not None and source.spec.assumed
+    ]
 
 
 def slug(name: str) -> str:

@@ -16,12 +16,13 @@ from breakeven.engines.backend import LLAMA_CPP, VLLM, Backend
 from breakeven.engines.keeper import KeptEngine
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.engines.memory import check_memory
-from breakeven.engines.source import Source, parse_source
+from breakeven.engines.source import Source, parse_source, weight_format
 from breakeven.engines.vllm import directory as vllm_directory
 from breakeven.engines.vllm.server import VllmServer
 from breakeven.errors import EngineError, UserError
 from breakeven.model.arithmetic import kv_bytes
-from breakeven.model.formats.named import gguf_types
+from breakeven.model.formats.named import gguf_types, kv_element_bytes, kv_for
+from breakeven.model.resolve import split_format
 
 Progress = Callable[[int, int], None]
 WaitPolicy = Literal["passive"] | None
@@ -53,7 +54,7 @@ class Engine:
     name: str
     default_format: str
     formats: tuple[str, ...] | None
-    check_memory: Callable[[Sequence[Source], str, int, int, int], None] | None
+    check_memory: Callable[[Sequence[Source], str | None, int, int, int, str], None] | None
     weights: Callable[[Source, str, int, Progress | None], Path]
     server: Callable[[Source, Path, Serving], KeptEngine]
 
@@ -62,7 +63,8 @@ class Engine:
 class Serving:
     """How a candidate is served: tokens a sequence, sequences at once, the engine's log, its threads, its caches.
 
-    `embeddings`: it answers `/v1/embeddings` too. `environment`: all it gets to see; None: what this process has.
+    `kv`: the type of keys and values. `embeddings`: it answers `/v1/embeddings` too. `environment`: all it gets to see;
+    None: what this process has.
     """
 
     context: int
@@ -73,20 +75,45 @@ class Serving:
     share_prefixes: bool
     embeddings: bool = False
     environment: Mapping[str, str] | None = None
+    kv: str = "f16"
 
 
 def weights_of(
-    source: Source, format_name: str, seed: int, progress: Progress | None, *, engine: str = LLAMA_CPP
+    source: Source, format_name: str | None, seed: int, progress: Progress | None, *, engine: str = LLAMA_CPP
 ) -> Path | None:
     """What `engine` loads for a candidate, written into the cache if need be; None for a URL.
 
-    A GGUF for llama.cpp, the directory of a Hugging Face model for vLLM. Raises UserError for a format or a family
-    that the engine cannot be given.
+    A GGUF for llama.cpp, the directory of a Hugging Face model for vLLM. `format_name`: where the candidate names none;
+    None: its own, else the engine's usual one. Raises UserError for a format or a family that the engine cannot be
+    given.
     """
-    return None if source.url is not None else engine_named(engine).weights(source, format_name, seed, progress)
+    if source.url is not None:
+        return None
+    kind = engine_named(engine)
+    return kind.weights(source, format_of(source, format_name, kind), seed, progress)
 
 
-def gguf_of(text: str, format_name: str = "Q4_K_M") -> Path:
+def format_of(source: Source, asked: str | None, engine: Engine) -> str:
+    """The weight format a candidate gets: what `weight_format` says, where the engine can be given it unasked."""
+    found = weight_format(source, asked, engine.name, engine.default_format)
+    unasked = source.format_name is None and asked is None
+    return engine.default_format if unasked and engine.formats is not None and found not in engine.formats else found
+
+
+def kv_type(sources: Sequence[Source], engine: str, asked: str | None) -> str:
+    """The type of keys and values that `engine` starts these candidates with; `asked` None: 16 bits.
+
+    Raises UserError for what an engine that runs already, or the engine named, cannot be told.
+    """
+    if asked is None:
+        return "f16"
+    if any(source.url is not None for source in sources):
+        raise UserError("--kv: a server keeps keys and values in the type it was started with; leave --kv out")
+    found = {kv_for(engine, asked, source.spec) for source in sources}
+    return found.pop() if found else "f16"
+
+
+def gguf_of(text: str, format_name: str | None = None) -> Path:
     """The weight file that MODEL means: itself, or synthetic weights of its shape. Raises UserError for a URL."""
     source = parse_source(text)
     path = weights_of(source, format_name, 0, None)
@@ -109,19 +136,20 @@ def start(
     share_prefixes: bool = False,
     embeddings: bool = False,
     environment: Mapping[str, str] | None = None,
+    kv: str = "f16",
 ) -> Running:
     """Start or connect to a candidate; the engine stops when `stack` closes.
 
     `path` is what `weights_of` gave for this `engine`. `wait_policy` "passive" lets the engine's threads sleep at
     barriers, for a machine that has other work. `share_prefixes` keeps the keys and values of earlier prompts; without,
-    every request starts cold unless it says otherwise. `embeddings` and `environment` as in `Serving`.
+    every request starts cold unless it says otherwise. `embeddings`, `environment` and `kv` as in `Serving`.
     """
     if source.url is not None:
         return Running(source, openai_url.connect(source.url), None, lambda: None)
     assert path is not None
     kind = engine_named(engine)
     server = kind.server(
-        source, path, Serving(context, slots, log, threads, wait_policy, share_prefixes, embeddings, environment)
+        source, path, Serving(context, slots, log, threads, wait_policy, share_prefixes, embeddings, environment, kv)
     )
     backend = stack.enter_context(server)
     return Running(source, backend, path if path.is_file() else None, lambda: _check(kind.name, server))
@@ -166,12 +194,15 @@ def _llama_cpp(source: Source, path: Path, serving: Serving) -> KeptEngine:
         prompt_cache=serving.share_prefixes,
         embeddings=serving.embeddings,
         environment=serving.environment,
+        kv_type=serving.kv,
+        # llama.cpp reads quantised values in its flash attention alone, and left to choose it may not take that.
+        flash_attention=True if kv_element_bytes(serving.kv) < 2 else None,
     )
 
 
 def _directory(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
     """vLLM draws dummy weights itself, always the same, so `seed` has no part in them."""
-    return vllm_directory.provide(source.text, source.spec, format_name)
+    return vllm_directory.provide(split_format(source.text)[0], source.spec, format_name)
 
 
 def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
@@ -193,8 +224,12 @@ def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
         load_format="auto" if real else "dummy",
         # A quarter more, because vLLM hands out its cache in blocks.
         kv_cache_gib=max(1, math.ceil(1.25 * cache_bytes / 2**30)),
+        arguments=() if serving.kv == "f16" else ("--kv-cache-dtype", _VLLM_KV.get(serving.kv, serving.kv)),
     )
 
+
+_VLLM_KV = {"bf16": "bfloat16"}
+"""vLLM's word where it is another."""
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine

@@ -1,7 +1,7 @@
 """One model in one format on one machine: the step model with everything filled in, on several devices too.
 
-Also what a model occupies while it runs, and how many tokens of keys and values fit beside it. Several devices are a
-first approximation, and every prediction that uses it says so:
+What a model occupies while it runs is worked out in `memory`. Several devices are a first approximation, and every
+prediction that uses it says so:
 
 Tensor parallel (vLLM): every device holds 1/N of each matrix and of the key heads; two all-reduces a layer, each moving
 2 (N - 1) / N of the activations over the link (the bound of a ring; Patarasuk & Yuan, JPDC 2009). A latent cache (MLA)
@@ -19,16 +19,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from breakeven.forecast.constants import Constants, Error, Profile
+from breakeven.forecast.memory import LLAMA_CPP_MARGIN_BYTES, USABLE, Memory, Split, kv_tokens, kv_ways, memory_of
 from breakeven.forecast.routing import Routing, routing_known, skewed, with_frequencies
 from breakeven.forecast.terms import (
     ON_DEVICE,
-    AttentionGroup,
     Floats,
     Parts,
     Residency,
@@ -40,9 +39,7 @@ from breakeven.forecast.terms import (
     terms_of,
 )
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.formats.named import format_for, format_named
-
-Split = Literal["none", "tensor", "experts", "layers"]
+from breakeven.model.formats.named import format_for, format_named, kv_element_bytes, kv_for, label
 
 LINK_BYTES_PER_S = 25e9
 """One direction between two devices on PCIe 4.0 x16, where neither profile nor chip says. A judgement."""
@@ -88,11 +85,6 @@ def shard(terms: Terms, devices: int, split: Split) -> Terms:
     )
 
 
-def kv_ways(group: AttentionGroup, devices: int) -> int:
-    """Devices that a group's keys and values are parted among; the others keep copies."""
-    return min(devices, group.kv_heads)
-
-
 def collectives_s(
     terms: Terms, constants: Constants, tokens: ArrayLike, devices: int, split: Split, link: float | None
 ) -> Floats:
@@ -123,53 +115,6 @@ def waiting_s(sharded: Terms, constants: Constants, tokens: ArrayLike, devices: 
     return total
 
 
-USABLE = 0.9
-"""Share of a device's memory that weights, keys, values and buffers may take: vLLM's gpu_memory_utilization default.
-The tenth left over stands for the system, the display and fragmentation on other machines too."""
-LLAMA_CPP_BUFFER_TOKENS = 512
-"""llama.cpp reserves a step of n_ubatch tokens (src/llama-context.cpp: graph_reserve)."""
-LLAMA_CPP_BUFFER_WIDTHS = 16
-"""Activations of one token that live at once, in hidden widths of 4 bytes. Build 11549 reserves 13 for SmolLM2-135M and
-17 for granite-3.1-1b-a400m, after the mask of its context."""
-VLLM_BUFFER_TOKENS = 8192
-"""vLLM's max_num_batched_tokens on large devices."""
-VLLM_BUFFER_WIDTHS = 18
-"""Activations of one token that live at once, in hidden widths of 2 bytes: the gated feed-forward's, mostly. A
-judgement, near vLLM's own "activation peak" of 1.2 GB for an 8 B model."""
-VLLM_RUNTIME_BYTES = 1e9
-"""CUDA context and captured graphs, a device. A judgement."""
-
-
-def buffer_bytes(terms: Terms, engine: str, devices: int = 1) -> float:
-    """Bytes that an engine holds beside weights and cache, on all devices."""
-    if engine == "vllm":
-        activations = VLLM_BUFFER_TOKENS * VLLM_BUFFER_WIDTHS * 2.0 * terms.hidden
-        return devices * (activations + VLLM_RUNTIME_BYTES)
-    return devices * LLAMA_CPP_BUFFER_TOKENS * 4.0 * LLAMA_CPP_BUFFER_WIDTHS * terms.hidden
-
-
-def cache_bytes(terms: Terms, batch: float, context: float, devices: int, split: Split) -> float:
-    """Keys, values and state of `batch` sequences of `context` tokens, copies on several devices included."""
-    # `state_bytes` of the terms counts a read and a write.
-    total = terms.state_bytes / 2.0
-    for group in terms.attention:
-        copies = devices / kv_ways(group, devices) if split in ("tensor", "experts") else 1.0
-        total += copies * group.kv_bytes * group.kept(context)
-    return batch * total
-
-
-def cache_tokens(terms: Terms, room_bytes: float, context: float | None, devices: int, split: Split) -> int | None:
-    """Tokens whose keys and values fit into `room_bytes`; None when tokens take none.
-
-    `context`: length of the sequences, where sliding windows save memory; None: as if no window were full.
-    """
-    length = 1.0 if context is None else max(context, 1.0)
-    per_token = cache_bytes(terms, 1, length, devices, split) - cache_bytes(terms, 1, 0, devices, split)
-    if per_token <= 0:
-        return None
-    return max(0, math.floor(room_bytes / (per_token / length)))
-
-
 PROMPT_STEP_TOKENS = {"llama.cpp": 512, "vllm": 8192}
 """Prompt tokens of one step: llama.cpp's n_ubatch, vLLM's max_num_batched_tokens on large devices."""
 SEPARATE_MEMORY = ("datacenter", "workstation", "consumer")
@@ -180,7 +125,8 @@ SEPARATE_MEMORY = ("datacenter", "workstation", "consumer")
 class StepModel:
     """Step times of `terms` under `profile`. `scale` multiplies every time: the ends of an interval are models too.
 
-    `terms` are the whole model's; each of `devices` does its part of them. `residency`: where the weights lie.
+    `terms` are the whole model's; each of `devices` does its part of them. `residency`: where the weights lie. `kv`:
+    the type of keys and values. `reserve`: tokens that each sequence's cache is made for, where more than are in use.
     """
 
     spec: ModelSpec
@@ -191,11 +137,18 @@ class StepModel:
     expert_parallel: bool = False
     residency: Residency = ON_DEVICE
     asked_format: str | None = None
+    kv: str = "f16"
+    reserve: float = 0.0
 
     @property
     def format(self) -> str:
         """The weight format by the name people use; `terms.format` names what the engine means by it."""
         return self.asked_format or self.terms.format
+
+    @property
+    def format_label(self) -> str:
+        """The weight format for a reader: of a file in its own types, what it calls its mixture."""
+        return label(self.spec, self.format)
 
     @property
     def split(self) -> Split:
@@ -276,20 +229,30 @@ class StepModel:
             fast = replace(fast, terms=skewed(self.terms))
         return fast, self.scaled(float(np.exp(width)))
 
+    def memory(self, batch: float, context: float) -> Memory:
+        """What `batch` sequences of `context` tokens take on all devices, by what takes it.
+
+        A cache made for more tokens than are in use takes the room of them all.
+        """
+        length = max(context, self.reserve)
+        return memory_of(self.spec, self.terms, self.profile, batch, length, self.devices, self.split)
+
     def memory_bytes(self, batch: float, context: float) -> float:
         """Weights, keys and values of `batch` sequences of `context` tokens, and buffers, on all devices."""
-        held = 1 if self.split in ("none", "layers") else self.devices
-        buffers = buffer_bytes(self.terms, self.profile.engine, held)
-        return self.terms.total_bytes + cache_bytes(self.terms, batch, context, self.devices, self.split) + buffers
+        return self.memory(batch, context).total
 
     def usable_bytes(self) -> float | None:
         """Memory of all devices that a model may take; None: the profile does not say."""
         profile = self.profile
         if profile.memory_bytes is None:
             return None
+        one = float(profile.memory_bytes)
+        if profile.chip is None:
+            one *= USABLE
+        elif profile.chip.chip_class in SEPARATE_MEMORY:
+            one = max(one - LLAMA_CPP_MARGIN_BYTES, 0.0) if profile.engine == "llama.cpp" else USABLE * one
         # Of a chip that shares its memory with the system, the data-sheet profile has taken the system's part off.
-        shared = profile.chip is not None and profile.chip.chip_class not in SEPARATE_MEMORY
-        return (1.0 if shared else USABLE) * profile.memory_bytes * self.devices
+        return one * self.devices
 
     def fits(self, batch: float, context: float) -> bool:
         """Whether the devices hold the model and this batch; True where their memory is not known."""
@@ -305,7 +268,7 @@ class StepModel:
         if usable is None:
             return None
         room = usable - self.memory_bytes(0, 0) + self.residency.away_bytes
-        return cache_tokens(self.terms, max(room, 0.0), context, self.devices, self.split)
+        return kv_tokens(self.terms, max(room, 0.0), context, self.devices, self.split)
 
     def placed(self, batch: float, context: float) -> StepModel:
         """The same model with what does not fit beside this batch's cache moved to host memory and disk.
@@ -337,17 +300,30 @@ def step_model(
     *,
     frequencies: Routing | None = None,
     expert_parallel: bool = False,
+    kv: str | None = None,
+    reserve: float | None = None,
 ) -> StepModel:
     """`spec` in a weight format under `profile`, one sequence's cache beside it. Raises UserError for what is unknown.
 
-    `frequencies`: measured routing, a row of shares for each layer that routes; None: taken as even.
+    `frequencies`: measured routing, a row of shares for each layer that routes; None: taken as even. `kv`: type of keys
+    and values, None: of 16 bits. `reserve`: tokens each cache is made for, None: those in use.
     """
     chosen = format_named(format_name).name
-    # To GPU engines MXFP4 is another mixture than to llama.cpp.
+    # To GPU engines MXFP4 is another mixture than to llama.cpp, and a file of llama.cpp's nothing at all.
     stored = chosen if profile.engine == "llama.cpp" else format_for(profile.engine, chosen).name
-    terms = terms_of(spec, stored)
+    kept = kv_for(profile.engine, kv or "f16", spec)
+    terms = terms_of(spec, stored, kv_element_bytes(kept))
     if frequencies is not None:
         terms = with_frequencies(terms, spec, frequencies)
     devices = devices or profile.devices
-    model = StepModel(spec, terms, profile, devices, expert_parallel=expert_parallel, asked_format=chosen)
+    model = StepModel(
+        spec,
+        terms,
+        profile,
+        devices,
+        expert_parallel=expert_parallel,
+        asked_format=chosen,
+        kv=kept,
+        reserve=reserve or 0.0,
+    )
     return model.placed(1, min(spec.context, 4096))

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from breakeven.errors import UserError
+from breakeven.forecast.asked import LLAMA_CPP, asked_model, assumed_notes, model_on, profiles_for
 from breakeven.forecast.constants import Profile, Range
-from breakeven.forecast.model import StepModel, step_model
-from breakeven.forecast.profiles import profile_named
+from breakeven.forecast.model import StepModel
 from breakeven.forecast.routing import Routing, routing_known, skewed
 from breakeven.forecast.terms import Floats, Parts
-from breakeven.model.formats.gpu import GpuFormat
-from breakeven.model.formats.named import format_named
-from breakeven.model.resolve import resolve_spec
+from breakeven.model.formats.gpu import MLX, GpuFormat
+from breakeven.model.formats.named import OwnFormat, format_named
 from breakeven.results.predicted import Bound, PredictedPoint, PredictedRatio, Prediction
 from breakeven.stats.estimate import Estimate
 from breakeven.version import __version__
@@ -31,6 +30,8 @@ QUANTITIES = {
 }
 MINOR = 0.05
 """Number types with less of a model's bytes go unmentioned."""
+WHOLE_KV = ("f32", "f16", "bf16")
+"""Types of keys and values that an engine uses as they are."""
 SLACK = 1.25
 """Beyond the range by less than this factor is no extrapolation worth a line."""
 
@@ -55,6 +56,7 @@ def origin_text(profile: Profile) -> str:
 def notes_of(model: StepModel, batch: int, context: int) -> list[str]:
     """What a reader of one point must know."""
     return [
+        *assumed_notes(model.spec),
         *_room(model, batch, context),
         *_extrapolations(model, batch, context),
         *_types(model),
@@ -65,8 +67,8 @@ def notes_of(model: StepModel, batch: int, context: int) -> list[str]:
 def _room(model: StepModel, batch: int, context: int) -> list[str]:
     usable = model.usable_bytes()
     notes = []
-    if context > model.spec.context:
-        notes.append(f"{context:,} tokens are more than the model's own limit of {model.spec.context:,}")
+    if (longest := round(max(context, model.reserve))) > model.spec.context:
+        notes.append(f"{longest:,} tokens are more than the model's own limit of {model.spec.context:,}")
     if usable is None or model.fits(batch, context):
         return notes
     need = f"needs {model.memory_bytes(batch, context) / 1e9:.3g} GB, {usable / 1e9:.3g} GB can be used"
@@ -100,6 +102,8 @@ def _types(model: StepModel) -> list[str]:
     if profile.origin.how != "probes" or profile.origin.format is None:
         return []
     probed = format_named(profile.origin.format)
+    if isinstance(probed, OwnFormat):
+        return []
     base = probed.linear if isinstance(probed, GpuFormat) else probed.default
     seen = {base.value, "F32", *profile.constants.type_cost, *profile.constants.type_compute}
     kinds = [*model.terms.fixed, *(kind for group in model.terms.experts for kind in group.types)]
@@ -124,8 +128,12 @@ def _beyond(known: Range, value: float) -> str:
 
 def _approximations(model: StepModel, batch: int) -> list[str]:
     notes = []
-    if model.profile.engine == "llama.cpp" and isinstance(format_named(model.format), GpuFormat):
-        notes.append(f"llama.cpp does not read {model.format}: these are the times of as many bytes")
+    engine = model.profile.engine
+    chosen = format_named(model.format)
+    if isinstance(chosen, GpuFormat) and (engine == LLAMA_CPP or chosen.home == MLX):
+        notes.append(f"{engine} does not read {model.format}: these are the times of as many bytes")
+    if model.kv not in WHOLE_KV:
+        notes.append(f"{model.kv} keys and values: the time of their bytes; what unpacking them takes is not in it")
     if model.split == "layers":
         notes.append(f"{model.devices} devices work one after the other on their layers: more memory, no more speed")
     elif model.split != "none":
@@ -139,11 +147,13 @@ def speed_ratio(of: StepModel, over: StepModel, batch: float, context: float) ->
     """Decode speed of `of` over that of `over`, both at this batch and context; above 1 `of` is faster.
 
     Each model's error beyond what it shares with others on its machine (`Error.between_models`) is independent of the
-    other's, so squares add. Where the routing of one is not known and the profile comes from probes, that model may
-    be as fast as uneven routing makes it.
+    other's, so squares add; in two engines they share nothing. Where the routing of one is not known and the profile
+    comes from probes, that model may be as fast as uneven routing makes it.
     """
     value = float(over.step_s(batch, context) / of.step_s(batch, context))
-    width = math.hypot(of.error("decode").between_models, over.error("decode").between_models)
+    errors = of.error("decode"), over.error("decode")
+    same = of.profile.engine == over.profile.engine
+    width = math.hypot(*(error.between_models if same else error.log_half_width for error in errors))
     fast, fast_over = _fastest(of, batch, context), _fastest(over, batch, context)
     return Estimate(value=value, low=value * math.exp(-width) * fast_over, high=value * math.exp(width) / fast)
 
@@ -152,22 +162,8 @@ def _fastest(model: StepModel, batch: float, context: float) -> float:
     """Step time under uneven routing over that under even routing; 1 where routing is known or in the errors."""
     if model.profile.origin.how != "probes" or routing_known(model.terms):
         return 1.0
-    uneven = StepModel(
-        model.spec, skewed(model.terms), model.profile, model.devices, 1.0, model.expert_parallel, model.residency
-    )
+    uneven = replace(model, terms=skewed(model.terms), scale=1.0)
     return float(uneven.step_s(batch, context) * model.scale / model.step_s(batch, context))
-
-
-DEFAULT_FORMATS = {"vllm": "BF16"}
-"""By engine; Q4_K_M, the usual choice of local machines, for all others."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A machine as the caller named it."""
-
-    name: str
-    profile: Profile
 
 
 def predict(
@@ -181,51 +177,63 @@ def predict(
     format_name: str | None = None,
     frequencies: Mapping[str, Routing] | None = None,
     expert_parallel: bool = False,
+    kv: str | None = None,
+    prompt: int | None = None,
+    reserve: int | None = None,
 ) -> Prediction:
     """Predicted steps of every model on every machine, in that order, then by context and batch.
 
-    `frequencies`: measured routing by model, as named in `models`; see `predict.routing`. `engine`, `devices` and
-    `format_name` None: as the machine's class runs models. Raises UserError for unknown models, machines and formats.
+    `frequencies`: measured routing by model, as named in `models`; see `predict.routing`. `engine` and `devices` None:
+    as the machine's class runs models. `format_name`: of models that name none; None: each model's own. `kv`: type of
+    keys and values, None: 16 bits. `prompt`, `reserve`: tokens of a prompt, and tokens that each cache is made for;
+    None: as many as the context. Raises UserError for unknown models, machines and formats.
     """
-    if min([*batches, *contexts], default=0) < 1:
+    least = [*batches, *contexts, *(n for n in (prompt, reserve) if n is not None)]
+    if min(least, default=0) < 1:
         raise UserError("a batch and a context are 1 or more; give numbers such as --batch 1,8,32 --context 512")
-    places = [_Place(name, profile_named(name, engine, devices, format_name)) for name in machines]
-    specs = [(name, resolve_spec(name)) for name in models]
+    if reserve is not None and reserve < max(contexts):
+        raise UserError(
+            f"--reserve {reserve} is less than the {max(contexts)} tokens of --context that are in use; "
+            "give as many or more"
+        )
+    asked = [asked_model(name, format_name) for name in models]
+    placed = [(name, profiles_for(asked, name, engine, devices)) for name in machines]
     points: list[PredictedPoint] = []
     ratios: list[PredictedRatio] = []
-    for place in places:
+    for machine, profiles in placed:
         steps = {
-            name: step_model(
-                spec,
-                place.profile,
-                format_name or default_format(place.profile),
+            model.name: model_on(
+                model,
+                profile,
                 devices,
-                frequencies=(frequencies or {}).get(name),
+                frequencies=(frequencies or {}).get(model.name),
                 expert_parallel=expert_parallel,
+                kv=kv,
+                reserve=reserve,
             )
-            for name, spec in specs
+            for model, profile in zip(asked, profiles, strict=True)
         }
         for name, model in steps.items():
-            points += points_of(model, name, place.name, batches, contexts)
-        ratios += _ratios(steps, place.name, batches, contexts)
+            points += points_of(model, name, machine, batches, contexts, prompt)
+        ratios += _ratios(steps, machine, batches, contexts)
     return Prediction(
         version=__version__,
         points=points,
         ratios=ratios,
-        profiles={place.name: origin_text(place.profile) for place in places},
+        profiles={machine: "; ".join(dict.fromkeys(map(origin_text, profiles))) for machine, profiles in placed},
     )
 
 
-def default_format(profile: Profile) -> str:
-    """The weight format models are stored in when nobody says: the one probed, else the engine's usual one."""
-    return profile.origin.format or DEFAULT_FORMATS.get(profile.engine, "Q4_K_M")
-
-
 def points_of(
-    model: StepModel, name: str, machine: str, batches: Sequence[int], contexts: Sequence[int]
+    model: StepModel,
+    name: str,
+    machine: str,
+    batches: Sequence[int],
+    contexts: Sequence[int],
+    prompt: int | None = None,
 ) -> list[PredictedPoint]:
-    """One model's points; `name` and `machine` as the caller calls them."""
-    return [_point(model.placed(b, c), name, machine, b, c) for c in contexts for b in batches]
+    """One model's points; `name` and `machine` as the caller calls them. `prompt` None: as long as the context."""
+    return [_point(model.placed(b, c), name, machine, b, c, prompt or c) for c in contexts for b in batches]
 
 
 def _ratios(
@@ -247,10 +255,10 @@ def _ratios(
     ]
 
 
-def _point(model: StepModel, name: str, machine: str, batch: int, context: int) -> PredictedPoint:
+def _point(model: StepModel, name: str, machine: str, batch: int, context: int, prompt: int) -> PredictedPoint:
     parts = model.parts(batch, context)
     step = _span(model, "decode", lambda m: float(m.step_s(batch, context)))
-    prefill = _span(model, "prefill", lambda m: float(m.prefill_s(context)))
+    prefill = _span(model, "prefill", lambda m: float(m.prefill_s(prompt)))
     seconds = {part: float(value) for part, value in _taken(parts).items() if value.any()}
     return PredictedPoint(
         model=name,
@@ -259,11 +267,11 @@ def _point(model: StepModel, name: str, machine: str, batch: int, context: int) 
         devices=model.devices,
         batch=batch,
         context=context,
-        format=model.format,
+        format=model.format_label,
         kind="moe" if model.terms.moe else "dense",
         step_s=step,
         decode_tokens_per_s=batch / step.value,
-        prefill_tokens_per_s=context / prefill.value,
+        prefill_tokens_per_s=prompt / prefill.value,
         prefill_s=prefill,
         fits=model.fits(batch, context),
         memory_bytes=model.memory_bytes(batch, context),
@@ -271,6 +279,10 @@ def _point(model: StepModel, name: str, machine: str, batch: int, context: int) 
         bound=max(seconds, key=lambda part: seconds[part]),
         parts_s={str(part): value for part, value in seconds.items()},
         notes=notes_of(model, batch, context),
+        prompt=prompt,
+        reserve=round(max(context, model.reserve)),
+        kv=model.kv,
+        memory=model.memory(batch, context).rows(),
     )
 
 

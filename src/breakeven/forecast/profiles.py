@@ -22,8 +22,8 @@ from breakeven.forecast.constants import PROFILE_SCHEMA, Constants, Error, Origi
 from breakeven.hardware.chips import Chip, ChipClass
 from breakeven.hardware.machine import MachineSpec
 from breakeven.hardware.reader import read_machine
-from breakeven.model.formats.gpu import GpuFormat
-from breakeven.model.formats.named import format_named
+from breakeven.model.formats.gpu import MLX, GpuFormat
+from breakeven.model.formats.named import OwnFormat, format_named
 from breakeven.version import __version__
 
 ENGINES = ("llama.cpp", "vllm")
@@ -172,12 +172,16 @@ def peak_flops(chip: Chip, found: Efficiency, *, engine: str, format_name: str |
     )
     if engine != "vllm" or format_name is None:
         return sixteen
-    wanted = {"fp8": ("fp8",), "int8": ("int8", "fp8"), "nvfp4": ("fp4", "fp8")}.get(_plain(format_name), ())
+    wanted = _UNITS.get(format_named(format_name).name, ())
     return max([sixteen, *(chip.peak_flops[kind] for kind in wanted if kind in chip.peak_flops)])
 
 
-def _plain(format_name: str) -> str:
-    return format_named(format_name).name.lower()
+_UNITS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("FP8", "FP8_TENSOR", "FP8_BLOCK", "MXFP8"), ("fp8",)),
+    "INT8": ("int8", "fp8"),
+    "NVFP4": ("fp4", "fp8"),
+}
+"""Units that multiply in a weight format's own width, the narrowest first."""
 
 
 THIS = "this"
@@ -265,10 +269,17 @@ def default_engine(chip: Chip, format_name: str | None = None) -> str:
     usual = "vllm" if chip.chip_class in SERVING_CLASSES else "llama.cpp"
     if format_name is None or chip.chip_class not in BOTH_CLASSES:
         return usual
+    return engine_of_format(format_name) or usual
+
+
+def engine_of_format(format_name: str) -> str | None:
+    """The one engine that reads a weight format; None where both do, or neither. Raises UserError for no format."""
     chosen = format_named(format_name)
     if isinstance(chosen, GpuFormat):
-        return "vllm"
-    return "llama.cpp" if chosen.quantized and chosen.name != "MXFP4" else usual
+        return None if chosen.home == MLX else "vllm"
+    if isinstance(chosen, OwnFormat):
+        return "llama.cpp"
+    return "llama.cpp" if chosen.quantized and chosen.name != "MXFP4" else None
 
 
 def _this(engine: str | None, devices: int | None, format_name: str | None) -> Profile:
@@ -292,7 +303,9 @@ def _from_file(path: Path, engine: str | None, devices: int | None, format_name:
     if path.suffix.lower() == ".json" and _is_profile(path):
         profile = load_profile(path)
         if engine not in (None, profile.engine):
-            raise UserError(f"{path} is a profile of {profile.engine}, not of {engine}; leave --engine out")
+            raise UserError(
+                f"{path} is a profile of {profile.engine}, not of {engine}; give one of {engine}, or leave --engine out"
+            )
         return profile
     from breakeven.hardware.chip_file import read_chip
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from breakeven.forecast.asked import assumed_notes
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.predict import origin_text
 from breakeven.forecast.simulator.policy import Fleet, Policy
@@ -128,7 +129,7 @@ def study_of(
         machine=machine or model.profile.name,
         engine=model.profile.engine,
         devices=model.devices,
-        format=model.format,
+        format=model.format_label,
         policy={name: value for name, value in asdict(policy).items() if name != "name"},
         replicas=_fleet_text(fleet),
         workload=workload,
@@ -137,6 +138,7 @@ def study_of(
         profile=origin_text(model.profile),
         notes=_notes(model, points),
         seed=workload.seed,
+        kv=model.kv,
     )
 
 
@@ -239,7 +241,7 @@ def _fleet_text(fleet: Fleet) -> str:
 
 
 def _notes(model: StepModel, points: Sequence[SimulatedPoint]) -> list[str]:
-    notes = []
+    notes = assumed_notes(model.spec)
     refused = sum(point.refused for point in points)
     if refused:
         notes.append(f"{refused} requests are longer than one replica's keys and values and were refused")

@@ -43,6 +43,7 @@ from breakeven.model.arithmetic import (
     active_params,
     attends,
     file_bytes,
+    loaded,
     scan_flops,
     state_bytes,
 )
@@ -134,6 +135,7 @@ class Terms:
 @lru_cache(maxsize=256)
 def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELEMENT_BYTES) -> Terms:
     """The terms of `spec` in a weight format. Raises UserError for an unknown format."""
+    spec = loaded(spec)
     kinds = tensor_types(spec, format_name)
     head = TensorGroup.EMBEDDING if spec.tied_embeddings else TensorGroup.OUTPUT_HEAD
     unread = {TensorGroup.TABLE, TensorGroup.MTP, TensorGroup.CONSTANT, TensorGroup.EMBEDDING} - {head}
@@ -144,7 +146,8 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
     expert_work: dict[str, float] = {}
     for tensor in tensors(spec):
         kind, nbytes = kinds[tensor.name], float(tensor_bytes(tensor, kinds[tensor.name]))
-        ffn = spec.layers[tensor.layer].ffn if tensor.layer is not None else None
+        # Drafting blocks come after the model's own.
+        ffn = spec.layers[tensor.layer].ffn if tensor.layer is not None and tensor.layer < len(spec.layers) else None
         if tensor.group is TensorGroup.ROUTED_EXPERTS and isinstance(ffn, MoeFfn):
             found = routed.setdefault((ffn.n_experts, ffn.n_experts_per_token, ffn.expert_width), {})
             found[kind.value] = found.get(kind.value, 0.0) + nbytes

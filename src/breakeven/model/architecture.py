@@ -126,11 +126,13 @@ class Streams:
     """Several residual streams beside each other.
 
     Hyper-connections (DeepSeek-V4): `count` streams mixed before and after each part, `low_rank` where the mixing goes
-    through one. AltUp (Gemma 3n): `altup`, with a low-rank residual of `laurel_rank`.
+    through one, `joins` with weights of its own before the head. AltUp (Gemma 3n): `altup`, with a low-rank residual of
+    `laurel_rank`.
     """
 
     count: int
     low_rank: int = 0
+    joins: bool = True
     altup: bool = False
     laurel_rank: int = 0
 
@@ -183,12 +185,14 @@ class Quantization:
     """How a checkpoint is published: a weight format by name, and what its configuration leaves in 16 bits.
 
     `kept`: names or patterns of modules as the configuration spells them; `re:` marks a regular expression.
-    `experts`: the routed experts' format where it is another (DeepSeek-V4).
+    `experts`: the routed experts' format where it is another (DeepSeek-V4). `others`: modules by such patterns, each
+    with the format it is stored in where that is another.
     """
 
     format_name: str
     kept: tuple[str, ...] = ()
     experts: str | None = None
+    others: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

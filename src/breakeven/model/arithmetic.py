@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 
@@ -30,7 +30,7 @@ from breakeven.model.architecture import (
     MoeFfn,
     ShortConv,
 )
-from breakeven.model.formats.named import format_named, tensor_bytes, tensor_types
+from breakeven.model.formats.named import FORMATS, format_named, tensor_bytes, tensor_types
 from breakeven.model.tensors import Tensor, TensorGroup, tensors
 
 KV_ELEMENT_BYTES = 2.0
@@ -73,7 +73,10 @@ def params_by_group(spec: ModelSpec) -> dict[TensorGroup, int]:
 
 
 def bytes_by_group(spec: ModelSpec, format_name: str) -> dict[TensorGroup, int]:
-    """Bytes of each group of tensors in a weight format; raises UserError for an unknown format."""
+    """Bytes of each group of tensors in a weight format; raises UserError for an unknown format.
+
+    Drafting blocks are a group of checkpoints' formats; files converted for llama.cpp leave them out.
+    """
     return {group: sum(by_layer.values()) for group, by_layer in _sizes(spec, format_named(format_name).name).items()}
 
 
@@ -226,7 +229,10 @@ def _attends(mixer: Mixer) -> tuple[Attends, ...]:
             each = a.kv_lora_rank + a.rope_dim
             top = a.indexer.top_k if a.indexer else None
             flops = 2.0 * a.heads * (2 * a.kv_lora_rank + a.rope_dim)
-            return (Attends(each, each, flops, top=top), *_indexed(a.indexer))
+            if not a.caches_latent:
+                each = a.heads * (a.nope_dim + a.rope_dim + a.value_dim)
+                flops = 2.0 * each
+            return (Attends(each, each, flops, a.window, top=top), *_indexed(a.indexer))
         case CompressedAttention() as a:
             flops = 4.0 * a.heads * a.head_dim
             near = Attends(a.head_dim, a.head_dim, flops, a.window)
@@ -277,8 +283,20 @@ def _tensors(spec: ModelSpec) -> tuple[Tensor, ...]:
 
 
 @lru_cache(maxsize=64)
+def loaded(spec: ModelSpec) -> ModelSpec:
+    """The model as an engine loads it when nobody drafts: without the drafting blocks that its description announces.
+
+    A file's own stay, they are among its bytes.
+    """
+    return spec if spec.mtp is None or spec.stored is not None else replace(spec, mtp=None)
+
+
+@lru_cache(maxsize=64)
 def _sizes(spec: ModelSpec, format_name: str) -> Mapping[TensorGroup, Mapping[int | None, int]]:
     """Bytes by group and layer."""
+    # Checkpoints hold the drafting blocks; who converts one for llama.cpp leaves them out.
+    if format_name in FORMATS and FORMATS[format_name].quantized:
+        spec = loaded(spec)
     kinds = tensor_types(spec, format_name)
     found: dict[TensorGroup, dict[int | None, int]] = {}
     for tensor in tensors(spec):

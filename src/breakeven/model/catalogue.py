@@ -1,32 +1,79 @@
 """The models Breakeven knows by name: package data, each with source and licence, checked against its published total.
 
-A row of the table holds published facts under keys of its own; it is turned into the configuration it was taken from
-and read by its family, as a file would be.
+A row holds the keys of the published config.json, read as such a file is, and what its publisher says of the model.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
+from typing import Literal
 
 import msgspec
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
+from breakeven.model.arithmetic import active_params, total_params
 from breakeven.model.layouts.derive import spec_from_config
+from breakeven.model.quality import DENSE_EQUIVALENT
+
+Kind = Literal["dense", "moe", "hybrid-dense", "hybrid-moe"]
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One row: what was published of a model.
+
+    `hub_id`: the id whose files these are. `also`: further names of the same shapes, such as the base model's id.
+    `kind`: hybrid where some layers mix tokens without softmax attention. `date`: of creation on the hub. `towers`:
+    for other senses, published beside the language model and not counted. `total`: parameters of the language model,
+    drafting blocks and towers apart (docs/models.md says which figure). `source`: where the configuration comes from.
+    """
+
+    hub_id: str
+    also: tuple[str, ...] = ()
+    kind: Kind
+    date: str | None = None
+    licence: str | None = None
+    licence_source: str | None = None
+    languages: tuple[str, ...] = ()
+    towers: tuple[str, ...] = ()
+    total: int | None = None
+    total_source: str | None = None
+    active: int | None = None
+    active_source: str | None = None
+    source: str
+    note: str | None = None
+    config: dict[str, object]
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether it routes."""
+        return self.kind.endswith("moe")
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """One catalogued model: its short name, its hub id, and the facts as published."""
+    """One catalogued model: its short name, and the facts as published."""
 
     name: str
-    hub_id: str
-    facts: Mapping[str, object]
+    facts: ModelFacts
+
+    @property
+    def hub_id(self) -> str:
+        """The id whose files were described."""
+        return self.facts.hub_id
+
+
+class CatalogueFile(msgspec.Struct):
+    """The data file."""
+
+    about: str
+    models: dict[str, ModelFacts]
 
 
 def names() -> list[str]:
@@ -45,115 +92,92 @@ def lookup(name: str) -> ModelSpec:
 def find(name: str) -> CatalogueEntry:
     """The catalogue's entry of this name, matched as in `lookup`; raises UserError that offers the nearest names."""
     asked = name.strip().lower()
-    for entry in entries():
-        if asked in _keys(entry):
-            return entry
+    if (found := _by_key().get(asked)) is not None:
+        return found
     raise UserError(
         f"no model is called {name!r}; nearest: {', '.join(_nearest(asked))} (`breakeven models` lists all)"
     )
 
 
+def matching(text: str) -> list[str]:
+    """Short names of the models in whose names a part begins with each word of `text`, in any case and order."""
+    words = [re.compile(rf"(?<![a-z0-9]){re.escape(word)}") for word in text.lower().split()]
+    keys = {entry.name: " ".join(_keys(entry)) for entry in entries()} if words else {}
+    return [name for name, key in keys.items() if all(word.search(key) for word in words)]
+
+
 @lru_cache(maxsize=1)
 def entries() -> tuple[CatalogueEntry, ...]:
     """All of the catalogue, by short name."""
-    text = resources.files("breakeven.model").joinpath("data", "models.json").read_text(encoding="utf-8")
-    return tuple(
-        CatalogueEntry(short, str(facts["name"]), facts) for short, facts in json.loads(text)["models"].items()
-    )
+    data = resources.files("breakeven.model").joinpath("data", "models.json").read_bytes()
+    models = msgspec.json.decode(data, type=CatalogueFile).models
+    return tuple(CatalogueEntry(name, models[name]) for name in sorted(models))
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=256)
 def _spec(short: str) -> ModelSpec:
     return spec_from_facts(next(entry.facts for entry in entries() if entry.name == short))
 
 
-def _keys(entry: CatalogueEntry) -> tuple[str, str, str]:
-    hub_id = entry.hub_id.lower()
-    return entry.name, hub_id, hub_id.rpartition("/")[2]
+@lru_cache(maxsize=1)
+def _by_key() -> Mapping[str, CatalogueEntry]:
+    # A short name wins over another model's hub id without its owner.
+    found = {key: entry for entry in entries() for key in _keys(entry)}
+    return found | {entry.name: entry for entry in entries()}
+
+
+def _keys(entry: CatalogueEntry) -> tuple[str, ...]:
+    ids = [name.lower() for name in (entry.hub_id, *entry.facts.also)]
+    return entry.name, *ids, *(each.rpartition("/")[2] for each in ids)
 
 
 def _nearest(asked: str) -> list[str]:
-    owners = {key: entry.name for entry in entries() for key in _keys(entry)}
-    # Three keys a model, so three times as many matches as names wanted.
-    found = difflib.get_close_matches(asked, owners, n=9, cutoff=0.3) or sorted(owners)
+    owners = {key: entry.name for key, entry in _by_key().items()}
+    # Several keys a model, so several times as many matches as names wanted.
+    found = difflib.get_close_matches(asked, owners, n=12, cutoff=0.3) or sorted(owners)
     return list(dict.fromkeys(owners[key] for key in found))[:3]
 
 
-_KEYS = {
-    "hidden": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "intermediate": "intermediate_size",
-    "vocab": "vocab_size",
-    "tied_embeddings": "tie_word_embeddings",
-    "context": "max_position_embeddings",
-    "sliding_window": "sliding_window",
-    "n_experts": "num_experts",
-    "top_k": "num_experts_per_tok",
-    "expert_intermediate": "moe_intermediate_size",
-    "shared_expert_intermediate": "shared_expert_intermediate_size",
-    "n_shared_experts": "n_shared_experts",
-    "first_dense_layers": "first_k_dense_replace",
-}
-"""The table's key for each fact, and Hugging Face's."""
-
-_SAME = (
-    "model_type",
-    "interleave_moe_layer_step",
-    "intermediate_size_mlp",
-    "decoder_sparse_step",
-    "full_attention_interval",
-    "linear_num_key_heads",
-    "linear_num_value_heads",
-    "linear_key_head_dim",
-    "linear_value_head_dim",
-    "attn_output_gate",
-    "num_global_key_value_heads",
-    "global_head_dim",
-    "kv_lora_rank",
-    "q_lora_rank",
-    "qk_nope_head_dim",
-    "qk_rope_head_dim",
-    "v_head_dim",
-)
-"""Keys the table takes over unchanged."""
-
-
-def spec_from_facts(row: Mapping[str, object]) -> ModelSpec:
+def spec_from_facts(facts: ModelFacts) -> ModelSpec:
     """The model of one row, with its published total when the row has one.
 
-    Raises UserError naming the fact that a row lacks. Whether the count agrees with the published total is for
+    Raises UserError for a configuration that cannot be read. Whether the count agrees with the published total is for
     `arithmetic.check_count` to say.
     """
-    name, source = str(row.get("name", "unnamed")), str(row.get("source", "facts"))
-    config: dict[str, object] = {theirs: row[ours] for ours, theirs in _KEYS.items() if ours in row}
-    config |= {key: row[key] for key in _SAME if key in row}
-    if "first_dense_layers" in row:
-        config["num_dense_layers"] = row["first_dense_layers"]
-    if isinstance(row.get("layer_types"), Mapping):
-        config["layer_types"] = _in_turn(row["layer_types"], name)  # type: ignore[arg-type]
-    spec = spec_from_config(config, name, source)
-    published = row.get("published_total_b")
-    return replace(spec, published_total_params=round(published * 1e9) if isinstance(published, int | float) else None)
+    config = {key: unpacked(value) for key, value in facts.config.items()}
+    return replace(spec_from_config(config, facts.hub_id, facts.source), published_total_params=facts.total)
 
 
-def _in_turn(counts: Mapping[str, int], name: str) -> list[str]:
-    """Layers of two kinds when only their numbers are known: the rarer kind ends each run of the other.
+RUNS = frozenset({"length", "runs"})
+"""The keys of a list in short: `runs` of `[times, value]`, over again until `length` values stand there."""
 
-    That is the released order of every family in the table but LFM2, whose six attention layers stand within one
-    place of it.
-    """
-    if len(counts) == 1:
-        return [kind for kind, count in counts.items() for _ in range(count)]
-    if len(counts) != 2:
-        raise UserError(f"{name}: layer_types counts {len(counts)} kinds, the table's form knows two")
-    # Where both are equally many, the one that attends to everything comes second.
-    rare, common = sorted(counts, key=lambda kind: (counts[kind], kind != "full_attention"))
-    total = sum(counts.values())
-    ends = {(i + 1) * total // counts[rare] - 1 for i in range(counts[rare])}
-    return [rare if i in ends else common for i in range(total)]
+
+def unpacked(value: object) -> object:
+    """A configuration's value with the lists that are written in short as they were published."""
+    if isinstance(value, list):
+        return [unpacked(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() != RUNS:
+        return {key: unpacked(each) for key, each in value.items()}
+    once = [each for times, each in value["runs"] for _ in range(times)]
+    return [unpacked(once[i % len(once)]) for i in range(value["length"])]
+
+
+def packed(value: object) -> object:
+    """The inverse of `unpacked`: lists of numbers or words written in short where that is shorter."""
+    if isinstance(value, dict):
+        return {key: packed(each) for key, each in value.items()}
+    if not isinstance(value, list) or len(value) < 8 or not all(isinstance(v, int | float | str) for v in value):
+        return value
+    periods = (p for p in range(1, len(value)) if all(value[i] == value[i % p] for i in range(len(value))))
+    runs: list[list[object]] = []
+    for each in value[: next(periods, len(value))]:
+        if runs and runs[-1][1] == each:
+            runs[-1][0] = int(str(runs[-1][0])) + 1
+        else:
+            runs.append([1, each])
+    return {"length": len(value), "runs": runs} if 2 * len(runs) < len(value) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,19 +190,88 @@ class Licence:
 
 def licence_of(model: str) -> Licence | None:
     """The licence of the catalogued model of this name or hub id; None where none is known."""
-    try:
-        entry = find(model)
-    except UserError:
+    entry = _by_key().get(model.strip().lower())
+    if entry is None or entry.facts.licence is None:
         return None
-    return _licences().get(entry.name)
+    card = f"https://huggingface.co/{entry.hub_id}"
+    return Licence(entry.facts.licence, entry.facts.licence_source or card)
 
 
-@lru_cache(maxsize=1)
-def _licences() -> dict[str, Licence]:
-    file = resources.files("breakeven.model").joinpath("data", "licences.json")
-    return msgspec.json.decode(file.read_bytes(), type=_File).licences
+@dataclass(frozen=True, slots=True)
+class Counterpart:
+    """A model of the other kind to compare with, and why: how near it is in which size."""
+
+    name: str
+    why: str
 
 
-class _File(msgspec.Struct):
-    about: str
-    licences: dict[str, Licence]
+_SERIES = re.compile(r"[a-z.]+(-[a-z]+)*?-?v?\d+(\.\d+)?(?![.\dbmtx])")
+FAR = 2.0
+"""Sizes further apart than this do not make a pair while another family has a nearer model."""
+
+
+def counterparts(entry: CatalogueEntry) -> tuple[Counterpart, ...]:
+    """For a MoE the dense models to compare it with, for a dense model the MoE: at most one by each size.
+
+    The sizes: total parameters (as much memory), dense-equivalent ones, sqrt(total * active) times what `quality` found
+    (as good, by size), and active ones (as fast, by size). The same family first, then the same owner, then any.
+    """
+    others = [other for other in entries() if other.facts.is_moe != entry.facts.is_moe]
+    found: dict[str, Counterpart] = {}
+    for why, size in (
+        ("total parameters", total_of),
+        ("dense-equivalent size", _equivalent),
+        ("active parameters", _active),
+    ):
+        near = _near(entry, others, {other.name: size(other) for other in (entry, *others)})
+        if near is not None:
+            found.setdefault(near[0], Counterpart(near[0], f"{near[1]}, nearest in {why}"))
+    return tuple(found.values())
+
+
+def _near(entry: CatalogueEntry, others: list[CatalogueEntry], sizes: Mapping[str, float]) -> tuple[str, str] | None:
+    def far(other: CatalogueEntry) -> float:
+        return abs(math.log(sizes[other.name] / sizes[entry.name]))
+
+    for kin, group in _kin(entry, others):
+        # Of models as near as each other to 1 %, the one that sees what this one sees, then the plainest name.
+        best = min(
+            group,
+            key=lambda other: (round(far(other), 2), other.facts.towers != entry.facts.towers, len(other.name)),
+            default=None,
+        )
+        if best is not None and far(best) <= math.log(FAR):
+            return best.name, kin
+    return None
+
+
+def _kin(entry: CatalogueEntry, others: list[CatalogueEntry]) -> Iterator[tuple[str, list[CatalogueEntry]]]:
+    owner = entry.hub_id.partition("/")[0]
+    yield "same family", [other for other in others if series(other.name) == series(entry.name)]
+    yield "same owner", [other for other in others if other.hub_id.partition("/")[0] == owner]
+    yield "other family", others
+
+
+def series(name: str) -> str:
+    """The family and generation in a short name: `qwen3.5` of `qwen3.5-35b-a3b`, `mixtral` of `mixtral-8x7b`."""
+    found = _SERIES.match(name)
+    return found[0] if found else re.split(r"-\d", name)[0]
+
+
+def _active(entry: CatalogueEntry) -> float:
+    facts = entry.facts
+    if facts.active is None and facts.is_moe:
+        return float(active_params(_spec(entry.name)))
+    return float(facts.active or total_of(entry))
+
+
+def _equivalent(entry: CatalogueEntry) -> float:
+    total = float(total_of(entry))
+    return DENSE_EQUIVALENT[1] * math.sqrt(total * _active(entry)) if entry.facts.is_moe else total
+
+
+def total_of(entry: CatalogueEntry) -> int:
+    """Parameters of the language model as published; as counted where no total was."""
+    if entry.facts.total is not None:
+        return entry.facts.total
+    return total_params(_spec(entry.name))

@@ -127,10 +127,16 @@ def _gate(hidden: int, gate: OutputGate, heads: int, value_dim: int) -> Iterator
 def _indexer(hidden: int, query_width: int, i: Indexer) -> Iterator[Item]:
     if not i.owns_weights:
         return
-    yield from _matrix("indexer.attn_q_b", i.heads * i.head_dim, query_width)
-    yield from _matrix("indexer.attn_k", i.kv_heads * i.head_dim, hidden)
-    yield from norm("indexer.k_norm", i.head_dim, bias=True)
-    yield from _matrix("indexer.proj", i.heads, hidden)
+    yield from _matrix("indexer.attn_q_b" if i.weighs else "indexer.q_proj", i.heads * i.head_dim, query_width)
+    yield from _matrix("indexer.attn_k" if i.weighs else "indexer.k_proj", i.kv_heads * i.head_dim, hidden)
+    yield from norm("indexer.k_norm", i.head_dim, bias=i.weighs)
+    if i.weighs:
+        yield from _matrix("indexer.proj", i.heads, hidden)
+    else:
+        yield from norm("indexer.q_norm", i.head_dim)
+    if i.pools:
+        yield from _matrix("indexer_compressor_gate", i.head_dim, hidden)
+        yield from _matrix("indexer_compressor_ape", i.every, i.head_dim)
 
 
 def _mla(hidden: int, a: Mla) -> Iterator[Item]:
@@ -144,8 +150,11 @@ def _mla(hidden: int, a: Mla) -> Iterator[Item]:
     yield from _matrix("attn_kv_a_mqa", a.kv_lora_rank + a.rope_dim, hidden)
     yield from norm("attn_kv_a_norm", a.kv_lora_rank)
     # One matrix in the paper, kept as two so that decoding can absorb the key half into the query.
-    yield Item("attn_k_b", "weight", (a.heads, a.kv_lora_rank, a.nope_dim), TensorGroup.ATTENTION)
-    yield Item("attn_v_b", "weight", (a.heads, a.value_dim, a.kv_lora_rank), TensorGroup.ATTENTION)
+    if a.caches_latent:
+        yield Item("attn_k_b", "weight", (a.heads, a.kv_lora_rank, a.nope_dim), TensorGroup.ATTENTION)
+        yield Item("attn_v_b", "weight", (a.heads, a.value_dim, a.kv_lora_rank), TensorGroup.ATTENTION)
+    else:
+        yield from _matrix("attn_kv_b", a.heads * (a.nope_dim + a.value_dim), a.kv_lora_rank)
     yield from _matrix("attn_output", hidden, a.heads * a.value_dim)
     yield from _gate(hidden, a.output_gate, a.heads, a.value_dim)
     if a.indexer is not None:
@@ -167,7 +176,7 @@ def _compressed(hidden: int, a: CompressedAttention) -> Iterator[Item]:
     if (i := a.indexer) is not None and i.owns_weights:
         yield from _matrix("indexer.attn_q_b", i.heads * i.head_dim, a.q_lora_rank)
         yield from _matrix("indexer.proj", i.heads, hidden)
-        yield from _compressor("indexer.compressor", hidden, i.head_dim, a.ratio)
+        yield from _compressor("indexer_compressor", hidden, i.head_dim, a.ratio)
 
 
 def _compressor(stem: str, hidden: int, width: int, ratio: int) -> Iterator[Item]:
@@ -196,7 +205,7 @@ def _kimi_delta(hidden: int, a: KimiDelta) -> Iterator[Item]:
     wide = a.heads * a.head_dim
     for part in ("q", "k", "v"):
         yield from _matrix(f"attn_{part}", wide, hidden)
-        yield from _matrix(f"ssm_conv1d_{part}", wide, a.conv_kernel)
+        yield Item(f"ssm_conv1d_{part}", "weight", (wide, 1, a.conv_kernel), TensorGroup.ATTENTION)
     for part in ("f", "g"):
         if a.gate_rank is None:
             yield from _matrix(f"ssm_{part}", wide, hidden)
@@ -205,7 +214,7 @@ def _kimi_delta(hidden: int, a: KimiDelta) -> Iterator[Item]:
             yield from _matrix(f"ssm_{part}_b", wide, a.gate_rank)
     yield from _matrix("ssm_beta", a.heads, hidden)
     yield from _vector("ssm_dt", wide, "bias")
-    yield from _vector("ssm_a", a.heads, "")
+    yield Item("ssm_a", "", (a.heads, 1), TensorGroup.ATTENTION)
     yield from norm("ssm_norm", a.head_dim)
     yield from _matrix("attn_output", hidden, wide)
 
@@ -287,8 +296,11 @@ def moe_items(hidden: int, f: MoeFfn, *, around: bool) -> Iterator[Item]:
         if around:
             # Each of the two paths is normed on its own before they are added (Gemma 4).
             yield Item("ffn_gate_inp", "scale", (hidden,), TensorGroup.ROUTER)
+            yield Item("ffn_down_exps", "scale", (f.n_experts,), TensorGroup.ROUTER)
             for stem in ("pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2"):
                 yield from norm(stem, hidden)
+        else:
+            yield from norm("ffn_norm_exps", hidden)
 
 
 def ffn_items(

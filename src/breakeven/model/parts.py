@@ -52,6 +52,8 @@ class Indexer:
     """A small scorer that picks the positions attention reads (DeepSeek-V3.2): `top_k` of them.
 
     It caches one key of `head_dim` for every `every` tokens. `owns_weights` False: the layer uses another's choice.
+    `pools`: keys of a block are weighed by weights of their own, not averaged (GLM-5.3). `weighs` False: heads count
+    alike, and queries are normed as keys are (Qwen 4).
     """
 
     heads: int
@@ -60,6 +62,8 @@ class Indexer:
     kv_heads: int = 1
     every: int = 1
     owns_weights: bool = True
+    pools: bool = False
+    weighs: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,11 @@ class Gqa:
 
 @dataclass(frozen=True, slots=True)
 class Mla:
-    """Multi-head latent attention (DeepSeek-V2): the cache holds `kv_lora_rank + rope_dim` elements a token."""
+    """Multi-head latent attention (DeepSeek-V2): the cache holds `kv_lora_rank + rope_dim` elements a token.
+
+    `window`: positions a sliding layer sees (None: all). `caches_latent` False: a file from before its key and value
+    halves were split; llama.cpp keeps whole keys and values of it.
+    """
 
     heads: int
     kv_lora_rank: int
@@ -105,6 +113,8 @@ class Mla:
     q_lora_rank: int | None = None
     output_gate: OutputGate = OutputGate.NONE
     indexer: Indexer | None = None
+    window: int | None = None
+    caches_latent: bool = True
 
 
 @dataclass(frozen=True, slots=True)

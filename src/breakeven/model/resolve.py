@@ -1,28 +1,217 @@
-"""From what a user types to a model: catalogue name, hub id, config, YAML or GGUF."""
+"""From what a user types to a model: catalogue name, hub id, configuration, YAML or weight file; and its format.
+
+A path that exists is read for what is in it, whatever it is called: weights come under any name.
+"""
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.catalogue import lookup
+from breakeven.model.catalogue import find, lookup
+from breakeven.model.formats.named import format_named
+from breakeven.model.layouts.derive import assumes, assuming
+
+_GIVE = "give a .gguf file, a directory with config.json, or a model's name"
+_MOST_MANIFEST_BYTES = 1 << 20
 
 
-def resolve_spec(text: str) -> ModelSpec:
-    """The architecture `text` names. Raises UserError when nothing of that name is found or it cannot be read."""
-    from breakeven.model.readers import gguf, hf, yaml
+def resolve_spec(text: str, assume: bool | None = None) -> ModelSpec:
+    """The architecture `text` names, whatever format stands behind it.
 
+    Raises UserError when nothing of that name is found or it cannot be read, and for a format that is none. `assume`:
+    read on past what is not known in a file and could change the layout; the model's `assumed` lists it. None: as
+    `assuming` says.
+    """
+    reads_on = assumes() if assume is None else assume
+    with assuming(reads_on):
+        return _resolved(text, reads_on)
+
+
+def _resolved(text: str, assume: bool) -> ModelSpec:
+    from breakeven.model.readers import hf
+
+    text = bare_name(text)
     path = Path(text).expanduser()
-    if path.suffix == ".gguf":
-        return gguf.read_gguf(path)
+    if (weights := weight_file(text)) is not None:
+        from breakeven.model.readers.gguf import read_gguf
+
+        return read_gguf(weights, assume=assume)
     if path.suffix in (".yaml", ".yml"):
-        return yaml.read_yaml(path, resolve_spec)
+        # It takes a while to import, and only such a file needs it.
+        from breakeven.model.readers.yaml import read_yaml
+
+        return read_yaml(path, partial(resolve_spec, assume=assume))
     if path.suffix == ".json" or path.is_dir():
         return hf.read_hf(text)
+    if path.is_file():
+        return _described(path)
     try:
         return lookup(text)
     except UserError:
         if text.count("/") != 1:
             raise
         return hf.read_hf(text)
+
+
+def split_format(text: str) -> tuple[str, str | None]:
+    """`NAME:FORMAT` as the name and the format's own name; `text` and None where no format stands behind it.
+
+    The last colon parts them, and only where what follows is a format and what stands before can name a model: a
+    path, a hub id, a catalogued name. URLs, ports, drive letters and tags (`llama3:8b`) stay as they are.
+    """
+    head, tail = _parted(text)
+    if not tail:
+        return text, None
+    try:
+        return head, format_named(tail).name
+    except UserError:
+        return text, None
+
+
+def bare_name(text: str) -> str:
+    """What `split_format` leaves of a name. Raises UserError for a word in a format's place that is none."""
+    head, format_name = split_format(text)
+    if format_name is not None:
+        return head
+    head, tail = _parted(text)
+    if tail and not Path(text).expanduser().exists():
+        try:
+            format_named(tail)
+        except UserError as error:
+            raise UserError(f"{text}: {error}; or write {head} alone") from None
+    return text
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """Both sides of the last colon, where the left one can name a model; else `text` and nothing."""
+    head, colon, tail = text.rpartition(":")
+    # One letter before a colon is a drive.
+    if not colon or "://" in text or len(head) < 2 or "/" in tail or "\\" in tail or not _names_a_model(head):
+        return text, ""
+    return head, tail.strip()
+
+
+def _names_a_model(text: str) -> bool:
+    if text.endswith((":", "/", "\\")):
+        return False
+    return "/" in text or "\\" in text or Path(text).suffix.lower() in _SUFFIXES or _is_known(text)
+
+
+def _is_known(text: str) -> bool:
+    try:
+        find(text)
+    except UserError:
+        return False
+    return True
+
+
+def is_catalogued(text: str) -> bool:
+    """Whether `text` is a name, or hub id, of the catalogue, and no path that exists."""
+    return _is_known(text) and not Path(text).expanduser().exists()
+
+
+_SUFFIXES = (".gguf", ".yaml", ".yml", ".json", ".bin")
+
+
+def weight_file(text: str) -> Path | None:
+    """The GGUF that `text` means, to be given to an engine: of a split one the first part; None when it means none.
+
+    A file by its first bytes, the model of an Ollama manifest, or the only GGUF in a directory without config.json.
+    Raises UserError for a `.gguf` that is missing or something else, and for a directory with several.
+    """
+    from breakeven.model.readers.gguf_file import first_part
+
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return None if (path / "config.json").exists() else _only_gguf(path)
+    magic = _begin(path)
+    if magic[:4] == b"GGUF":
+        part = first_part(path)
+        return part if part.is_file() else path
+    if path.suffix == ".gguf":
+        raise UserError(f"{text}: {_what(path, magic)}")
+    return _of_manifest(path) if magic[:1] == b"{" else None
+
+
+def is_weight_file(text: str) -> bool:
+    """Whether `text` is a path at which `weight_file` looks for a GGUF, and one is there or should be."""
+    path = Path(text).expanduser()
+    return path.suffix == ".gguf" or (path.exists() and weight_file(text) is not None)
+
+
+def _begin(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError:
+        return b""
+
+
+def _only_gguf(directory: Path) -> Path | None:
+    from breakeven.model.readers.gguf_file import first_part
+
+    found = [p for p in sorted(directory.glob("*.gguf")) if "mmproj" not in p.name and first_part(p) == p]
+    if len(found) > 1:
+        names = ", ".join(p.name for p in found[:4]) + (" ..." if len(found) > 4 else "")
+        raise UserError(f"{directory}: holds {len(found)} models ({names}); give one of the files")
+    return found[0] if found else None
+
+
+def _of_manifest(path: Path) -> Path | None:
+    """The weights that an Ollama manifest names, in the store it lies in; None for any other JSON."""
+    try:
+        if path.stat().st_size > _MOST_MANIFEST_BYTES:
+            return None
+        layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
+        digest = next(each["digest"] for each in layers if each["mediaType"] == "application/vnd.ollama.image.model")
+    except (OSError, ValueError, LookupError, TypeError, StopIteration, RecursionError):
+        return None
+    blob = str(digest).replace(":", "-")
+    for store in path.resolve().parents:
+        if (found := store / "blobs" / Path(blob).name).is_file():
+            return found
+    raise UserError(
+        f"{path}: an Ollama manifest whose weights ({blob[:19]}...) are not in the store beside it; pull it"
+    )
+
+
+def _described(path: Path) -> ModelSpec:
+    """The model of a file that is no GGUF and whose name does not say what it is."""
+    from breakeven.model.readers import hf
+
+    magic = _begin(path)
+    if magic.lstrip()[:1] == b"{":
+        return hf.read_hf(str(path))
+    if _is_safetensors(magic) and (path.parent / "config.json").is_file():
+        return hf.read_hf(str(path.parent))
+    raise UserError(f"{path}: {_what(path, magic)}")
+
+
+def _is_safetensors(magic: bytes) -> bool:
+    return len(magic) > 9 and magic[8:9] == b"{" and int.from_bytes(magic[:8], "little") < 1 << 32
+
+
+def _what(path: Path, magic: bytes) -> str:
+    """What a file without a model in it is, and what to do."""
+    if not magic:
+        if not path.is_file():
+            return (
+                f"cannot be read ({'a directory' if path.is_dir() else 'no such file'}); give the path of a .gguf file"
+            )
+        return "not a model: it is empty; fetch it again"
+    text = magic.lstrip().lower()
+    if magic.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file itself; run `git lfs pull` there, or fetch the file by its own address"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, not a model; the address gave an error or wants a login: fetch the file itself"
+    if _is_safetensors(magic):
+        return "a safetensors file, which holds weights and no layout; put config.json beside it and give the directory"
+    if magic[:4] in (b"lmgg", b"fmgg", b"tjgg", b"algg"):
+        return "a file of llama.cpp's form before GGUF, which nothing reads any more; get a GGUF of the model"
+    if magic[:2] == b"PK" or magic[:1] == b"\x80":
+        return f"a PyTorch checkpoint or an archive; {_GIVE}"
+    return f"not a model: it begins with {magic[:4]!r}; {_GIVE}"

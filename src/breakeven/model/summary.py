@@ -12,6 +12,7 @@ from breakeven.model.architecture import (
     Gqa,
     Indexer,
     KimiDelta,
+    Layer,
     Lightning,
     LinearAttention,
     Mamba1,
@@ -31,12 +32,13 @@ from breakeven.model.arithmetic import (
     flops_per_token,
     kv_bytes,
     kv_bytes_per_token,
+    mtp_params,
     params_by_group,
     state_bytes,
     total_params,
 )
-from breakeven.model.formats.gguf import FORMATS
-from breakeven.model.formats.gpu import GPU_FORMATS
+from breakeven.model.catalogue import CatalogueEntry, Counterpart, ModelFacts, counterparts
+from breakeven.model.formats.named import FORMATS, GPU_FORMATS, OWN, default_format, kv_element_bytes, label
 from breakeven.model.layouts.registry import family_of
 from breakeven.model.tensors import TensorGroup
 
@@ -44,6 +46,9 @@ LISTED_FORMAT = "Q4_K_M"
 """The format a list of models shows the size in."""
 CONTEXTS = (1024, 8192, 32768, 131072)
 """Contexts at which the cache of one sequence is given, besides the model's own limit."""
+SIZE_CLASSES = (("up to 3 B", 3e9), ("3 to 10 B", 10e9), ("10 to 40 B", 40e9), ("40 to 150 B", 150e9))
+"""Groups of the list, each with the total up to which a model belongs to it; larger ones are `LARGEST`."""
+LARGEST = "over 150 B"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,12 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One line of the list. `llama_cpp`: the architecture's name there, None when no file of it can be written yet."""
+    """One line of the list. `llama_cpp`: the architecture's name there, None when no file of it can be written yet.
+
+    `hybrid`: some layers mix tokens without softmax attention. `total_params` leaves out `mtp_params`, the blocks that
+    draft further tokens; so does `published_total_params`, whose `published_source` says whose figure it is.
+    `native_format`: of the published weights where it is not a 16-bit one.
+    """
 
     name: str
     hub_id: str
@@ -78,21 +88,31 @@ class Summary:
     listed_bytes: int
     kv_bytes_per_token: float
     source: str
+    hybrid: bool = False
+    size_class: str = LARGEST
+    mtp_params: int = 0
+    published_source: str | None = None
+    native_format: str | None = None
+    licence: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A model in one weight format. `decode_bytes`: weight bytes one decode step of one sequence reads."""
+    """A model in one weight format, `label` as people see it.
+
+    `decode_bytes`: weight bytes one decode step of one sequence reads.
+    """
 
     format: str
     total_bytes: int
     decode_bytes: float
     by_group: dict[TensorGroup, int]
+    label: str
 
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """The cache of one sequence: keys and values (F16) at a context, and what attention over it costs a token."""
+    """The cache of one sequence: keys and values at a context, and what attention over it costs a token."""
 
     context: int
     kv_bytes: float
@@ -110,8 +130,26 @@ class LayerKind:
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """What a publisher says of a model beyond its shapes. `also`: further names of the same shapes. `date`: of creation
+    on the hub. `towers`: for other senses, not counted. `active_params` as published: some leave out embedding or head.
+    """
+
+    also: tuple[str, ...]
+    date: str | None
+    languages: tuple[str, ...]
+    towers: tuple[str, ...]
+    active_params: int | None
+    active_source: str | None
+    note: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Detail:
-    """What there is to say about one model."""
+    """What there is to say about one model. `facts`: as published, None where the model is not the catalogue's.
+
+    `compare_with`: models of the other kind to compare it with.
+    """
 
     summary: Summary
     params_by_group: dict[TensorGroup, int]
@@ -119,17 +157,26 @@ class Detail:
     contexts: tuple[Cached, ...]
     state_bytes: float
     layer_kinds: tuple[LayerKind, ...]
+    facts: Published | None = None
+    compare_with: tuple[Counterpart, ...] = ()
+    kv_type: str = "f16"
 
 
-def summarise(name: str, spec: ModelSpec) -> Summary:
-    """The list's line for a model called `name`."""
+def size_class(total: float) -> str:
+    """The group of the list for a model of so many parameters."""
+    return next((name for name, most in SIZE_CLASSES if total <= most), LARGEST)
+
+
+def summarise(name: str, spec: ModelSpec, facts: ModelFacts | None = None) -> Summary:
+    """The list's line for a model called `name`; `facts` where it is the catalogue's."""
+    total = total_params(spec)
     return Summary(
         name=name,
         hub_id=spec.name,
         kind="MoE" if spec.is_moe else "dense",
         family=spec.family,
         llama_cpp=family_of(spec).gguf_architecture,
-        total_params=total_params(spec),
+        total_params=total,
         active_params=active_params(spec),
         published_total_params=spec.published_total_params,
         n_layers=len(spec.layers),
@@ -138,31 +185,78 @@ def summarise(name: str, spec: ModelSpec) -> Summary:
         listed_bytes=sum(bytes_by_group(spec, LISTED_FORMAT).values()),
         kv_bytes_per_token=kv_bytes_per_token(spec),
         source=spec.source,
+        hybrid=any(_is_hybrid(layer) for layer in spec.layers),
+        size_class=size_class(total),
+        mtp_params=mtp_params(spec),
+        published_source=facts.total_source if facts else None,
+        native_format=native_format(spec),
+        licence=facts.licence if facts else None,
     )
 
 
-def detail(name: str, spec: ModelSpec) -> Detail:
-    """Everything for a model called `name`."""
+def native_format(spec: ModelSpec) -> str | None:
+    """The weight format a model is published in, in words; None for 16 bits and where nothing says."""
+    if spec.quantization is None:
+        return None
+    experts = f", experts {spec.quantization.experts}" if spec.quantization.experts else ""
+    return spec.quantization.format_name.replace("MXFP4_BF16", "MXFP4") + experts
+
+
+def _is_hybrid(layer: Layer) -> bool:
+    return any(not isinstance(mixer, Gqa | Mla | CompressedAttention) for mixer in layer.mixers)
+
+
+def detail(name: str, spec: ModelSpec, entry: CatalogueEntry | None = None, kv: str = "f16") -> Detail:
+    """Everything for a model called `name`; `entry` where it is the catalogue's, `kv` the type of keys and values.
+
+    The first format is the file's own, or the one a model was published in where that is not a 16-bit one. Raises
+    UserError for an unknown type.
+    """
+    element = kv_element_bytes(kv)
     contexts = [context for context in CONTEXTS if context < spec.context] + [spec.context]
     return Detail(
-        summary=summarise(name, spec),
+        summary=summarise(name, spec, entry.facts if entry else None),
         params_by_group=params_by_group(spec),
-        formats=tuple(_stored(spec, name) for name in (*FORMATS, *GPU_FORMATS)),
-        contexts=tuple(_cached(spec, context) for context in contexts),
+        formats=tuple(_formats(spec)),
+        contexts=tuple(_cached(spec, context, element) for context in contexts),
         state_bytes=state_bytes(spec),
         layer_kinds=tuple(_layer_kinds(spec)),
+        facts=_published(entry.facts) if entry else None,
+        compare_with=counterparts(entry) if entry else (),
+        kv_type=kv.strip().lower(),
     )
 
 
-def _stored(spec: ModelSpec, name: str) -> Stored:
+def _published(facts: ModelFacts) -> Published:
+    return Published(
+        also=facts.also,
+        date=facts.date,
+        languages=facts.languages,
+        towers=facts.towers,
+        active_params=facts.active,
+        active_source=facts.active_source,
+        note=facts.note,
+    )
+
+
+def _formats(spec: ModelSpec) -> Iterator[Stored]:
+    first = default_format(spec, "vllm")
+    if first != "BF16":
+        yield _stored(spec, first, f"{label(spec, first)} ({'this file' if first == OWN else 'published'})")
+    for name in (*FORMATS, *GPU_FORMATS):
+        if name != first or first == "BF16":
+            yield _stored(spec, name, name)
+
+
+def _stored(spec: ModelSpec, name: str, shown: str) -> Stored:
     by_group = bytes_by_group(spec, name)
-    return Stored(name, sum(by_group.values()), decode_bytes(spec, name, 1), by_group)
+    return Stored(name, sum(by_group.values()), decode_bytes(spec, name, 1), by_group, shown)
 
 
-def _cached(spec: ModelSpec, context: int) -> Cached:
+def _cached(spec: ModelSpec, context: int, element_bytes: float) -> Cached:
     return Cached(
         context=context,
-        kv_bytes=kv_bytes(spec, context),
+        kv_bytes=kv_bytes(spec, context, element_bytes),
         decode_flops=flops_per_token(spec, context, Phase.DECODE),
         prefill_flops=flops_per_token(spec, context, Phase.PREFILL),
     )

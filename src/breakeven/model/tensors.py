@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from breakeven.model.architecture import DenseFfn, Layer, ModelSpec, MoeFfn, NgramTable, Norms
+from breakeven.model.architecture import DenseFfn, Gqa, Layer, ModelSpec, MoeFfn, NgramTable, Norms
 from breakeven.model.layouts.family import Family
 from breakeven.model.layouts.registry import family_of
 from breakeven.model.part_tensors import Item, TensorGroup, ffn_items, mixer_items, moe_items, norm
@@ -70,25 +70,38 @@ def stored_tensor(name: str, shape: tuple[int, ...], n_layers: int) -> Tensor:
 
 
 _GROUPS: tuple[tuple[str, TensorGroup], ...] = (
-    (r"rope_freqs|rope_factors_(long|short)", TensorGroup.CONSTANT),
+    (r"rope_freqs|rope_factors_(long|short)|attn_rot_embd|ffn_gate_tid2eid", TensorGroup.CONSTANT),
     (r"nextn\.", TensorGroup.MTP),
-    (r"token_embd_norm|.*norm[^.]*(\.[a-z]+)?$", TensorGroup.NORM),
+    (r"([a-z0-9]+[._])*norm(_[a-z0-9]+)?\b", TensorGroup.NORM),
     (r"token_embd|token_types|position_embd", TensorGroup.EMBEDDING),
-    (r"per_layer_token_embd|ple\.|ngram", TensorGroup.TABLE),
-    (r"output\.|output$", TensorGroup.OUTPUT_HEAD),
+    (r"per_layer_token_embd|ngram|engram_embd", TensorGroup.TABLE),
+    (r"output\.|output$|cls\b|dense_[23]\b", TensorGroup.OUTPUT_HEAD),
     (r"ffn_(gate|up|down|gate_up)_(exps|chexps)|ffn_(gate|up|down)\.\d+", TensorGroup.ROUTED_EXPERTS),
-    (r"ffn_(gate|up|down)_shexp|ffn_gate_inp_shexp", TensorGroup.SHARED_EXPERTS),
-    (r"ffn_gate_inp|exp_probs_b|ffn_gate_tid2eid", TensorGroup.ROUTER),
-    (r"ffn_(gate|up|down|latent_down|latent_up|act)", TensorGroup.DENSE_FFN),
-    (r"attn_|ssm_|shortconv\.|indexer\.|time_mix|channel_mix|cross_attn|layer_out", TensorGroup.ATTENTION),
-    (r"per_layer_model_proj|inp_gate|proj\.|altup|laurel|hc_|layer_output_scale|output_hc", TensorGroup.STREAM),
+    (r"ffn_(gate|up|down|gate_up)_shexp|ffn_gate_inp_shexp", TensorGroup.SHARED_EXPERTS),
+    (r"ffn_gate_inp|exp_probs_b", TensorGroup.ROUTER),
+    (r"ffn_(gate|up|down|latent_down|latent_up|routed_down|routed_up|act)\b|ffn\b", TensorGroup.DENSE_FFN),
+    (r"vis_(gate|up|down)\b", TensorGroup.DENSE_FFN),
+    (r"attn_res_score|ffn_res_score|output_res_score", TensorGroup.STREAM),
+    (r"(vis_)?attn_|ssm_|shortconv\.|indexer[._]|time_mix|channel_mix|cross_attn", TensorGroup.ATTENTION),
+    (
+        r"per_layer_model_proj|inp_gate\b|proj\b|altup_|laurel_|(output_)?hc_|layer_output_scale|ple_",
+        TensorGroup.STREAM,
+    ),
 )
-"""What a block's tensor, or one outside the blocks, is for: the first pattern that its name begins with."""
+"""What a block's tensor, or one outside the blocks, is for: the first pattern that its name begins with.
+
+Every name of llama.cpp's language models (gguf-py's constants, and what newer files add) has its group.
+"""
 
 
+_ANY_GROUP = re.compile("|".join(f"(?P<g{i}>{pattern})" for i, (pattern, _) in enumerate(_GROUPS)))
+
+
+@lru_cache(maxsize=4096)
 def group_of(stem: str) -> TensorGroup | None:
     """The group of a tensor by its name without `blk.N.`; None for a name that is not known."""
-    return next((group for pattern, group in _GROUPS if re.match(pattern, stem)), None)
+    found = _ANY_GROUP.match(stem)
+    return _GROUPS[int(found.lastgroup[1:])][1] if found is not None and found.lastgroup else None
 
 
 def _named(items: Iterable[Item], layer: int | None, family: Family) -> Iterator[Tensor]:
@@ -96,7 +109,9 @@ def _named(items: Iterable[Item], layer: int | None, family: Family) -> Iterator
     block = "" if layer is None else f"blk.{layer}."
     for item in _joined(items, family):
         for stem, shape in _split(item, family):
-            name = f"{block}{family.tensor_names.get(stem, stem)}{'.' if item.suffix else ''}{item.suffix}"
+            suffix = "" if stem in family.bare else item.suffix
+            shape = (math.prod(shape),) if stem in family.flat else shape
+            name = f"{block}{family.tensor_names.get(stem, stem)}{'.' if suffix else ''}{suffix}"
             yield Tensor(name, shape, item.group, layer)
 
 
@@ -127,22 +142,39 @@ def _split(item: Item, family: Family) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _front(spec: ModelSpec) -> Iterator[Item]:
     yield Item("token_embd", "weight", (spec.vocab, spec.hidden), TensorGroup.EMBEDDING)
+    yield from _rotary(spec)
     layers = len(spec.layers)
     if (rows := spec.per_layer_embedding) is not None:
         yield Item("per_layer_token_embd", "weight", (rows.vocab, layers * rows.width), TensorGroup.TABLE)
         yield Item("per_layer_model_proj", "weight", (layers * rows.width, spec.hidden), TensorGroup.STREAM)
         yield from norm("per_layer_proj_norm", rows.width)
     if (table := spec.ngrams) is not None:
-        yield Item("ple.ngram_embd", "weight", (table.rows, table.width), TensorGroup.TABLE)
+        yield Item("per_layer_token_embd", "weight", (table.rows, table.width), TensorGroup.TABLE)
     if (streams := spec.streams) is not None and streams.altup:
         for stem in ("altup_proj", "altup_unembd_proj"):
             yield Item(stem, "weight", (streams.count - 1, spec.hidden, spec.hidden), TensorGroup.STREAM)
-    elif streams is not None:
+    elif streams is not None and streams.joins:
         yield from _hyper("output_hc", spec, streams.count)
 
 
+def _rotary(spec: ModelSpec) -> Iterator[Item]:
+    """Tables of factors that stretch rotary frequencies, one for each pair of dimensions that turn."""
+    family = family_of(spec)
+    full = next(
+        (a for layer in spec.layers for a in layer.mixers if isinstance(a, Gqa) and a.window is None),
+        None,
+    )
+    if full is None:
+        return
+    if family.rope_table == "always":
+        yield Item("rope_freqs", "weight", (full.head_dim // 2,), TensorGroup.CONSTANT)
+    elif family.rope_table and spec.rope.scaling == "llama3":
+        yield Item("rope_freqs", "weight", ((spec.rope.dimensions or full.head_dim) // 2,), TensorGroup.CONSTANT)
+
+
 def _tail(spec: ModelSpec) -> Iterator[Item]:
-    yield from norm("output_norm", spec.hidden, spec.layer_norm)
+    if spec.streams is None or not spec.streams.low_rank:
+        yield from norm("output_norm", spec.hidden, spec.layer_norm)
     if not spec.tied_embeddings:
         yield Item("output", "weight", (spec.vocab, spec.hidden), TensorGroup.OUTPUT_HEAD)
     if spec.output_bias:
@@ -163,7 +195,10 @@ def _drafting(spec: ModelSpec) -> Iterator[Item]:
 
 def _layer(spec: ModelSpec, index: int, layer: Layer, *, drafts: bool = False) -> Iterator[Item]:
     hidden, bias = spec.hidden, spec.layer_norm
-    before, after = layer.norms is not Norms.AFTER, layer.norms in (Norms.AROUND, Norms.AFTER)
+    # Streams that are mixed through a low rank are normed there, before each part.
+    mixed = spec.streams is not None and spec.streams.low_rank > 0 and not drafts
+    before = layer.norms is not Norms.AFTER and not mixed
+    after = layer.norms in (Norms.AROUND, Norms.AFTER)
     if layer.mixers:
         if before:
             yield from norm("attn_norm", hidden, bias)
@@ -180,6 +215,9 @@ def _layer(spec: ModelSpec, index: int, layer: Layer, *, drafts: bool = False) -
                 yield from ffn_items("", TensorGroup.DENSE_FFN, hidden, f.width, bias=f.bias, gated=f.gated)
             case MoeFfn() as f:
                 yield from moe_items(hidden, f, around=layer.norms is Norms.AROUND)
+                if family_of(spec).token_routed and not f.selection_bias:
+                    table = (spec.vocab, f.n_experts_per_token)
+                    yield Item("ffn_gate_tid2eid", "weight", table, TensorGroup.CONSTANT)
         if after:
             yield from norm("post_ffw_norm", hidden, bias)
     if not drafts:
@@ -215,19 +253,22 @@ def _streams(spec: ModelSpec, index: int) -> Iterator[Item]:
 def _hyper(stem: str, spec: ModelSpec, out: int) -> Iterator[Item]:
     streams = spec.streams
     assert streams is not None
-    width = streams.count * spec.hidden
-    if streams.low_rank:
-        yield Item(f"{stem}_fn_a", "weight", (streams.low_rank, width), TensorGroup.STREAM)
-        yield Item(f"{stem}_fn_b", "weight", (out, streams.low_rank), TensorGroup.STREAM)
-    else:
-        yield Item(f"{stem}_fn", "weight", (out, width), TensorGroup.STREAM)
+    width, head = streams.count * spec.hidden, out == streams.count
+    if rank := streams.low_rank:
+        yield from norm(f"{stem}_norm", width)
+        yield Item(f"{stem}_down", "weight", (rank, width), TensorGroup.STREAM)
+        yield Item(f"{stem}_up", "weight", (width, rank), TensorGroup.STREAM)
+        if not head:
+            yield Item(f"{stem}_inject", "weight", (streams.count, width), TensorGroup.STREAM)
+        return
+    yield Item(f"{stem}_fn", "weight", (out, width), TensorGroup.STREAM)
     yield Item(f"{stem}_base", "weight", (out,), TensorGroup.STREAM)
-    yield Item(f"{stem}_scale", "weight", (1 if out == streams.count else 3,), TensorGroup.STREAM)
+    yield Item(f"{stem}_scale", "weight", (1 if head else 3,), TensorGroup.STREAM)
 
 
 def _ngram(hidden: int, table: NgramTable, streams: int) -> Iterator[Item]:
     yield Item("ple_key", "weight", (streams * hidden, table.joined), TensorGroup.STREAM)
     yield Item("ple_value", "weight", (hidden, table.joined), TensorGroup.STREAM)
     yield Item("ple_conv1d", "weight", (streams * hidden, table.kernel), TensorGroup.STREAM)
-    for stem in ("ple_key_norm", "ple_query_norm", "ple_conv_norm"):
+    for stem in ("ple_norm_key", "ple_norm_query", "ple_norm_conv"):
         yield from norm(stem, streams * hidden)

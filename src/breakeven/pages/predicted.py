@@ -115,7 +115,10 @@ def print_prediction(result: Prediction, console: Console) -> None:
     for machine, points in grouped(result.points, lambda point: point.machine).items():
         first = points[0]
         devices = f"{first.devices} x " if first.devices > 1 else ""
-        _say(console, f"{devices}{machine}, {first.engine}, {first.format}: predicted, not measured", style="bold")
+        # What all have alike; where they differ each says it in the table.
+        alike = [found.pop() for found in ({p.engine for p in points}, {p.format for p in points}) if len(found) == 1]
+        with_ = [machine, *alike, *_cache(first)]
+        _say(console, f"{devices}{', '.join(with_)}: predicted, not measured", style="bold")
         ratios = [ratio for ratio in result.ratios if ratio.machine == machine]
         _say_tables(console, _prediction_tables(points, ratios, console.width), parted=True)
         for pair in grouped(ratios, lambda ratio: ratio.model).values():
@@ -132,15 +135,24 @@ def _prediction_tables(
     several = len({(point.batch, point.context) for point in points}) > 1
     label = [("B=" + str(point.batch) + f" {point.context:,} " if several else "") for point in points]
     names = ["Model", *(f"{at}{shortened(point.model)}" for at, point in zip(label, points, strict=True))]
+    formats, engines = [point.format for point in points], [point.engine for point in points]
+    own = [[[head, *told]] for head, told in (("Format", formats), ("Engine", engines)) if len(set(told)) > 1]
     groups = [
+        *own,
         [["Decode tok/s", *(_speed(point) for point in points)]],
         *([[[f"over {shortened(ratios[0].over)}", *(_over(point, ratios) for point in points)]]] if ratios else []),
         [["Step ms", *(number(point.step_s.value * 1e3) for point in points)]],
         [["Prefill tok/s", *(number(point.prefill_tokens_per_s) for point in points)]],
-        [["Memory", *(_memory(point) for point in points)]],
+        [["Memory", *(_memory(point) for point in points)], *_memory_rows(points)],
         [["Limited by", *(BOUNDS.get(point.bound, point.bound) for point in points)]],
     ]
     return packed(names, groups, width)
+
+
+def _cache(point: PredictedPoint) -> list[str]:
+    """What is unusual about the caches: their type, and that they are made for more tokens than are in use."""
+    kv = [] if point.kv == "f16" else [f"{point.kv} keys and values"]
+    return [*kv, f"caches of {point.reserve:,} tokens"] if point.reserve > point.context else kv
 
 
 def _speed(point: PredictedPoint) -> str:
@@ -155,6 +167,18 @@ def _over(point: PredictedPoint, ratios: Sequence[PredictedRatio]) -> str:
 
 def _memory(point: PredictedPoint) -> str:
     return bytes_text(point.memory_bytes) + ("" if point.fits else " does not fit")
+
+
+MEMORY_ROWS = {"Weights": ("weights",), "KV, state": ("kv", "state"), "Buffers": ("compute", "output")}
+
+
+def _memory_rows(points: Sequence[PredictedPoint]) -> list[list[str]]:
+    """What the memory is made of, under its sum."""
+    sums = {
+        head: [sum(point.memory.get(part, 0.0) for part in parts) for point in points]
+        for head, parts in MEMORY_ROWS.items()
+    }
+    return [[head, *(bytes_text(nbytes) for nbytes in found)] for head, found in sums.items()]
 
 
 def _ratio(span: Estimate) -> str:
@@ -200,7 +224,8 @@ SHOWN = (50.0, 99.0)
 def print_simulation(study: SimulationStudy, console: Console) -> None:
     """Print a table with a column for each load, notes, and how the constants came about."""
     devices = f"{study.devices} x " if study.devices > 1 else ""
-    where = f"{devices}{study.machine}, {study.engine}, {study.format}, {study.replicas}"
+    kv = "" if study.kv == "f16" else f"{study.kv} keys and values, "
+    where = f"{devices}{study.machine}, {study.engine}, {study.format}, {kv}{study.replicas}"
     _say(console, f"{shortened(study.model)} on {where}: simulated, not measured", style="bold")
     names = ["", *(point.load for point in study.points)]
     _say_tables(console, packed(names, _groups(study), console.width), parted=True)

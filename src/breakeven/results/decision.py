@@ -62,6 +62,8 @@ class CandidateResult(msgspec.Struct, frozen=True, kw_only=True):
     latency: list[LatencyPoint]
     cost: list[CostPoint]
     notes: list[str] = []
+    kv: str | None = None
+    """Type of keys and values; None where no step model says."""
 
 
 class Region(msgspec.Struct, frozen=True, kw_only=True):

@@ -155,6 +155,8 @@ class LoadModel(msgspec.Struct, frozen=True, kw_only=True):
     synthetic: bool
     moe: bool | None
     settings: dict[str, str] = {}
+    format: str | None = None
+    """Weight format of synthetic weights."""
 
 
 class LoadStudy(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,9 +20,9 @@ Bound = Literal["weights", "kv", "compute", "overhead", "host", "disk", "link"]
 class PredictedPoint(msgspec.Struct, frozen=True, kw_only=True):
     """One model at one batch and context on one machine.
 
-    `step_s` is one decode step of `batch` sequences of `context` tokens each; `prefill_s` reads one prompt of `context`
-    tokens. `bound`: what takes the largest part of the decode step. `memory_bytes` is weights, keys and values of the
-    batch, and buffers, on all devices together.
+    `step_s` is one decode step of `batch` sequences of `context` tokens each; `prefill_s` reads one prompt of `prompt`
+    tokens. `format`: the model's own, and of a file what it calls its mixture. `bound`: what takes the largest part of
+    the decode step. `memory_bytes` is weights, keys and values of the batch, and buffers, on all devices together.
     """
 
     model: str
@@ -47,6 +47,14 @@ class PredictedPoint(msgspec.Struct, frozen=True, kw_only=True):
     """The decode step's time by what takes it."""
     notes: list[str] = []
     """Extrapolations, approximations and what does not fit, in words."""
+    prompt: int = 0
+    """Tokens of the prompt that `prefill_s` is of."""
+    reserve: int = 0
+    """Tokens that each sequence's cache is made for: memory alone, speed is that of `context`."""
+    kv: str = "f16"
+    """Type of keys and values."""
+    memory: dict[str, float] = {}
+    """`memory_bytes` by what takes it: weights, kv, state, compute (the engine's buffers), output."""
 
 
 class PredictedRatio(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,3 +168,5 @@ class SimulationStudy(msgspec.Struct, frozen=True, kw_only=True):
     """How the step model's constants came about, in words."""
     notes: list[str]
     seed: int
+    kv: str = "f16"
+    """Type of keys and values."""

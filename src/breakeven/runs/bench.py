@@ -16,6 +16,7 @@ from breakeven.engines.source import parse_source, parse_sources
 from breakeven.errors import UserError
 from breakeven.measure.paired.plan import order
 from breakeven.measure.progress import LoadState
+from breakeven.model.layouts.derive import assuming
 from breakeven.results.load import LoadStudy
 from breakeven.runs.load import DEFAULT_SLOTS, LoadOptions, Session, context_of
 from breakeven.runs.load_study import load_study
@@ -90,7 +91,8 @@ def play(
 
     `asked`: the workload the loads are parts of, the first load's where they are not.
     """
-    sources = parse_sources(list(targets)) if len(targets) > 1 else [parse_source(targets[0])]
+    with assuming(options.assume):
+        sources = parse_sources(list(targets)) if len(targets) > 1 else [parse_source(targets[0])]
     schedules = [draw(load.workload, trace) for load in loads]
     if any(len(schedule) == 0 for schedule in schedules):
         raise UserError("no request falls into the measured time; give a higher --rate or a longer --duration")

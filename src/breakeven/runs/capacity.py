@@ -21,6 +21,7 @@ from breakeven.engines.source import parse_source
 from breakeven.errors import BreakevenError, UserError
 from breakeven.measure.events import ClientCeiling, iter_events
 from breakeven.measure.progress import LoadState
+from breakeven.model.layouts.derive import assuming
 from breakeven.results.load import CapacityStudy
 from breakeven.results.store import RESULT, write
 from breakeven.runs.capacity_search import Finished, Search, SearchPlan, Wanted, bracket, next_trial, told
@@ -130,7 +131,8 @@ def capacity(
     search.check()
     if slo == Slo():
         raise UserError("capacity means nothing without a service level; give --slo, such as ttft=1s,tpot=80ms")
-    source = parse_source(target)
+    with assuming(options.assume):
+        source = parse_source(target)
     alone = search.workload(Arrivals(process="closed", concurrency=1), PROBE_REQUESTS, 0.0, search.seed)
     lengths = draw(msgspec.structs.replace(alone, requests=LENGTH_SAMPLE))
     # The budget is left out of what identifies the study: a search may be resumed with a longer one.

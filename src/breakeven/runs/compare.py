@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from breakeven.engines import openai_url
+from breakeven.engines.backend import LLAMA_CPP
 from breakeven.engines.cache import cache_directory
 from breakeven.engines.memory import CONTEXT_STEP, RESERVE, check_memory, needed_bytes, whole_context
 from breakeven.engines.source import Source, parse_sources, slug
-from breakeven.engines.start import Running, start, weights_of
+from breakeven.engines.start import Running, kv_type, start, weights_of
 from breakeven.engines.synthesis.routing import ExpertUse
 from breakeven.engines.synthesis.write import check_routable
 from breakeven.errors import BreakevenError, UserError
@@ -32,6 +33,7 @@ from breakeven.measure.runner import Candidate
 from breakeven.model.arithmetic import file_bytes
 from breakeven.model.catalogue import lookup
 from breakeven.model.formats.named import format_named
+from breakeven.model.layouts.derive import assuming
 from breakeven.results.comparison import Comparison
 from breakeven.results.store import LOG, fingerprint
 from breakeven.runs import result
@@ -41,10 +43,16 @@ from breakeven.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a comparison may be told beside its models; the fields are those of `breakeven compare`."""
+    """What a comparison may be told beside its models; the fields are those of `breakeven compare`.
+
+    `format_name`: of synthetic models that name none; None: each one's own, else Q4_K_M. `assume`: read
+    models on past what is not known in their files.
+    """
 
     plan: Plan = field(default_factory=Plan)
-    format_name: str = "Q4_K_M"
+    format_name: str | None = None
+    kv: str | None = None
+    assume: bool = False
     out: Path | None = None
     resume: bool = False
     threads: int | None = None
@@ -81,21 +89,23 @@ def compare(
     """
     options = options or Options()
     options.check()
-    sources = parse_sources(list(models))
+    with assuming(options.assume):
+        sources = parse_sources(list(models))
     plan = options.plan
     context = whole_context(plan.prompt_tokens + plan.output_tokens + 8)
     slots = max(plan.streams)
-    format_name = format_named(options.format_name).name
+    format_name = None if options.format_name is None else format_named(options.format_name).name
+    kv = kv_type(sources, LLAMA_CPP, options.kv)
     for source in sources:
         if source.synthetic and source.spec is not None:
             check_routable(source.spec, ExpertUse())
         elif source.url is not None:
             openai_url.connect(source.url)  # refused now rather than after gigabytes were written
     machine = read_machine()
-    check_memory(sources, format_name, context, slots, machine.available_memory_bytes)
+    check_memory(sources, format_name, context, slots, machine.available_memory_bytes, kv)
     question = (
         [(s.text, str(s.spec)) for s in sources],
-        format_name,
+        (format_name, kv),
         (plan.streams, plan.prompt_tokens, plan.output_tokens, plan.seed),
         options.threads,
         __version__,
@@ -120,7 +130,7 @@ def compare(
         peaks: list[int | None] = []
         try:
             with ExitStack() as stack:
-                for up in _start_all(stack, sources, paths, context, slots, options, directory, show):
+                for up in _start_all(stack, sources, paths, context, slots, options, directory, show, kv):
                     running.append(up)
                     settings = up.backend.settings
                     _add(log, history, BackendReady(model=up.name, settings=settings, load_s=up.backend.load_s))
@@ -160,6 +170,7 @@ def _start_all(
     options: Options,
     directory: Path,
     show: _Show,
+    kv: str,
 ) -> Iterator[Running]:
     """Bring the candidates up one after the other; on a busy machine their threads sleep rather than spin."""
     wait: Literal["passive"] | None = "passive" if noise.busy() else None
@@ -167,7 +178,15 @@ def _start_all(
         show.phase("loading", source.name)
         log = directory / f"{slug(source.name)}.log"
         yield start(
-            stack, source, path, context=context, slots=slots, log=log, threads=options.threads, wait_policy=wait
+            stack,
+            source,
+            path,
+            context=context,
+            slots=slots,
+            log=log,
+            threads=options.threads,
+            wait_policy=wait,
+            kv=kv,
         )
 
 
@@ -230,8 +249,9 @@ def demo_pair(options: Options) -> tuple[list[str], Options]:
     free = shutil.disk_usage(place).free
     for demo in DEMOS:
         specs = [lookup(name) for name in demo.models]
-        memory = sum(needed_bytes(s, options.format_name, CONTEXT_STEP, max(demo.plan.streams)) for s in specs)
-        disk = sum(file_bytes(s, options.format_name) for s in specs)
+        weights, streams = options.format_name or "Q4_K_M", max(demo.plan.streams)
+        memory = sum(needed_bytes(s, weights, CONTEXT_STEP, streams, options.kv or "f16") for s in specs)
+        disk = sum(file_bytes(s, weights) for s in specs)
         if memory <= RESERVE * available and disk <= free:
             return list(demo.models), replace(options, plan=replace(demo.plan, seed=options.plan.seed))
     raise UserError(

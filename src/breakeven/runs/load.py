@@ -18,8 +18,8 @@ import numpy as np
 
 from breakeven.engines import openai_url
 from breakeven.engines.memory import whole_context
-from breakeven.engines.source import SYNTHETIC, Source, slug
-from breakeven.engines.start import Running, engine_named, start, weights_of
+from breakeven.engines.source import SYNTHETIC, Source, assumed_caveats, slug
+from breakeven.engines.start import Running, engine_named, format_of, kv_type, start, weights_of
 from breakeven.errors import UserError
 from breakeven.hardware.reader import read_machine
 from breakeven.measure import events, noise
@@ -53,7 +53,9 @@ URL_CAVEAT = "An engine behind a URL may share its machine with others; its nois
 class LoadOptions:
     """What a study under load may be told beside its targets and traffic.
 
-    `processes` None: as many as it takes; `format_name` None: the engine's own default.
+    `processes` None: as many as it takes; `format_name`: of models that name none; None: each one's own, else
+    the engine's usual one. `kv`: type of keys and values of engines started here. `assume`: read models on
+    past what is not known in their files.
     """
 
     out: Path | None = None
@@ -62,6 +64,8 @@ class LoadOptions:
     ray_address: str | None = None
     engine: str = "llama.cpp"
     format_name: str | None = None
+    kv: str | None = None
+    assume: bool = False
     threads: int | None = None
     slots: int | None = None
     tokenizer: Path | None = None
@@ -114,7 +118,7 @@ class Session:
             kind,
             [(s.text, str(s.spec)) for s in sources],
             (workload, slo, target_share, confidence, question),
-            (options.engine, options.format_name, options.threads, self._slots),
+            (options.engine, options.format_name, options.kv, options.threads, self._slots),
             __version__,
         )
         self._stack = ExitStack()
@@ -210,9 +214,10 @@ class Session:
                 openai_url.connect(source.url)  # refused now rather than after gigabytes were written
         self.machine = machine = read_machine()
         engine = engine_named(options.engine)
-        format_name = format_named(options.format_name or engine.default_format).name
+        format_name = None if options.format_name is None else format_named(options.format_name).name
+        kv = kv_type(sources, engine.name, options.kv)
         if engine.check_memory is not None:
-            engine.check_memory(sources, format_name, self._context, self._slots, machine.available_memory_bytes)
+            engine.check_memory(sources, format_name, self._context, self._slots, machine.available_memory_bytes, kv)
         mark = fingerprint(self._question)
         default = Path("results") / ("-vs-".join(slug(s.name) for s in sources) + f"-{self._kind}")
         self.directory, history = open_directory(options.out, default, mark, options.resume)
@@ -232,6 +237,7 @@ class Session:
                     wait_policy="passive" if wait or len(sources) > 1 else None,
                     engine=options.engine,
                     share_prefixes=self._workload.sharing,
+                    kv=kv,
                 )
             )
         self._energy = open_counter()
@@ -250,7 +256,7 @@ class Session:
                 command=options.command,
                 seed=self._workload.seed,
                 machine=machine,
-                models=[_model(up) for up in self.running],
+                models=[_model(up, format_of(up.source, format_name, engine)) for up in self.running],
                 workload=self._workload,
                 slo=self._slo,
                 target_share=self._target_share,
@@ -308,6 +314,7 @@ class Session:
             found.append(SYNTHETIC)
         if any(up.source.url for up in self.running):
             found.append(URL_CAVEAT)
+        found += assumed_caveats(self._sources)
         if len({s.text for s in self._sources}) < len(self._sources):
             found.append("A/A run: a model against itself; any difference found here is an error of the measurement.")
         return found
@@ -325,13 +332,14 @@ def context_of(schedules: Sequence[Schedule]) -> int:
     return most
 
 
-def _model(up: Running) -> LoadModel:
+def _model(up: Running, weights: str) -> LoadModel:
     source, spec = up.source, up.source.spec
     return LoadModel(
         name=source.name,
         source=spec.source if spec else source.text.partition("#")[0],
         synthetic=source.synthetic,
         moe=spec.is_moe if spec else None,
+        format=weights if source.synthetic else None,
         settings=up.backend.settings,
     )
 

@@ -12,6 +12,7 @@ from breakeven.engines.source import parse_source
 from breakeven.errors import UserError
 from breakeven.measure.events import LoadDone, LoadStarted, iter_events
 from breakeven.measure.progress import LoadState
+from breakeven.model.layouts.derive import assuming
 from breakeven.results.load import LoadStudy
 from breakeven.results.store import LOG
 from breakeven.runs.load import DEFAULT_SLOTS, LoadOptions, Session, context_of
@@ -68,10 +69,12 @@ def replay(
     if not turns:
         raise UserError(f"{log} holds no run that ended well; run bench again")
     streams = [turn.workload.arrivals.concurrency or DEFAULT_SLOTS for turn in turns]
+    with assuming(options.assume):
+        source = parse_source(target or target_of(saved))
     session = _Replay(
         {(turn.load, turn.round): turn for turn in turns},
         "bench",
-        [parse_source(target or target_of(saved))],
+        [source],
         turns[0].workload,
         saved.slo,
         options,

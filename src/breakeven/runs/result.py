@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from breakeven.engines.source import SYNTHETIC
+from breakeven.engines.backend import LLAMA_CPP
+from breakeven.engines.source import SYNTHETIC, Source, assumed_caveats, weight_format
 from breakeven.engines.start import Running
 from breakeven.errors import BreakevenError, UserError
 from breakeven.hardware.machine import MachineSpec
@@ -15,6 +16,7 @@ from breakeven.measure import events, noise
 from breakeven.measure.paired.blocks import blocks_of, pairs, points, self_checks
 from breakeven.measure.paired.plan import Plan
 from breakeven.model.arithmetic import active_params, decode_bytes, total_params
+from breakeven.model.formats.named import OWN, label
 from breakeven.results.comparison import Comparison, ModelResult, NodeProfile, NoiseRecord, Routing
 from breakeven.results.store import RESULT, write
 from breakeven.runs.verdict import decide
@@ -72,7 +74,7 @@ def _trace_text(candidate: Running, plan: Plan) -> str | list[int]:
 
 def facts(
     plan: Plan,
-    format_name: str,
+    format_name: str | None,
     machine: MachineSpec,
     running: Sequence[Running],
     peaks: Sequence[int | None],
@@ -135,22 +137,37 @@ def save_partial(result: Comparison, directory: Path) -> None:
         write(result, directory / RESULT)
 
 
-def _model(running: Running, format_name: str, peak: int | None) -> ModelResult:
+def _model(running: Running, format_name: str | None, peak: int | None) -> ModelResult:
     source, spec = running.source, running.source.spec
+    weights = weight_format(source, format_name, LLAMA_CPP)
     return ModelResult(
         name=source.name,
         source=spec.source if spec else source.text.partition("#")[0],
         synthetic=source.synthetic,
-        format=format_name if source.synthetic else None,
+        format=weights if source.synthetic else _file_format(source),
         moe=spec.is_moe if spec else None,
         total_params=total_params(spec) if spec else None,
         active_params=active_params(spec) if spec else None,
         file_bytes=running.path.stat().st_size if running.path else None,
         peak_rss_bytes=peak,
         load_s=running.backend.load_s,
-        decode_bytes_per_token=round(decode_bytes(spec, format_name, 1)) if spec and source.synthetic else None,
+        decode_bytes_per_token=_decode_bytes(source, weights),
         settings=running.backend.settings,
     )
+
+
+def _file_format(source: Source) -> str | None:
+    """What a weight file calls its mixture of types."""
+    return label(source.spec, OWN) if source.spec is not None and source.spec.stored is not None else None
+
+
+def _decode_bytes(source: Source, weights: str) -> int | None:
+    spec = source.spec
+    if spec is None or source.url is not None:
+        return None
+    if source.synthetic:
+        return round(decode_bytes(spec, weights, 1))
+    return round(decode_bytes(spec, OWN, 1)) if spec.stored is not None else None
 
 
 def noise_record(history: Sequence[events.Event]) -> NoiseRecord:
@@ -181,4 +198,4 @@ def _caveats(running: Sequence[Running], models: Sequence[ModelResult]) -> list[
         found.append("A/A run: a model against itself; any difference found here is an error of the measurement.")
     if any(r.source.url for r in running):
         found.append("An engine behind a URL may share its machine with others; its noise cannot be seen from here.")
-    return found
+    return [*found, *assumed_caveats(r.source for r in running)]

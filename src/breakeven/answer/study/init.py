@@ -87,7 +87,7 @@ def study_text(answers: Mapping[str, str], directory: Path = Path()) -> str:
             lines = [f"  - name: {_quoted(f'{model} on {machine}')}", f"    model: {_quoted(model)}"]
             lines += [
                 f"    machine: {_quoted(machine)}",
-                f"    format: {_format(machine)}",
+                *_format_lines(model, machine),
                 *_price_lines(answers["price"]),
             ]
             # Rented machines are taken to stand elsewhere unless the study says otherwise.
@@ -110,8 +110,10 @@ def study_text(answers: Mapping[str, str], directory: Path = Path()) -> str:
 
 def _check_models(text: str) -> None:
     from breakeven.model.catalogue import find
+    from breakeven.model.resolve import bare_name
 
-    _check_each(text, "model", (".yaml", ".yml", ".json", ".gguf"), lambda name: "/" in name or find(name))
+    names = " ".join(bare_name(name) for name in _words(text))
+    _check_each(names, "model", (".yaml", ".yml", ".json", ".gguf"), lambda name: "/" in name or find(name))
 
 
 def _check_machines(text: str) -> None:
@@ -155,9 +157,14 @@ def _words(text: str) -> list[str]:
 
 
 def _from(directory: Path, word: str) -> str:
-    """A file named from here as it is named from `directory`; anything else as it is."""
-    path = Path(word).expanduser()
-    return os.path.relpath(path, directory) if path.suffix and path.is_file() else word
+    """A file named from here as it is named from `directory`; anything else as it is, and the format behind either."""
+    from breakeven.model.resolve import split_format
+
+    name, format_name = split_format(word)
+    path = Path(name).expanduser()
+    if not (path.suffix and path.is_file()):
+        return word
+    return os.path.relpath(path, directory) + ("" if format_name is None else f":{format_name}")
 
 
 def _lengths(text: str) -> list[str]:
@@ -166,6 +173,14 @@ def _lengths(text: str) -> list[str]:
 
 def _part(text: str, i: int) -> str:
     return _lengths(text)[i]
+
+
+def _format_lines(model: str, machine: str) -> list[str]:
+    """The format as a line of a candidate; none where the model has one of its own."""
+    from breakeven.model.resolve import is_weight_file, split_format
+
+    name, format_name = split_format(model)
+    return [] if format_name or is_weight_file(name) else [f"    format: {_format(machine)}"]
 
 
 def _format(machine: str) -> str:

@@ -168,7 +168,9 @@ def _candidate(
     model = None if plan.model is None else model_named(f"{place}.model", plan.model, directory)
     machine = None if plan.machine is None else machine_named(f"{place}.machine", plan.machine, directory)
     if plan.format is not None:
-        check_format(f"{place}.format", plan.format)
+        check_format(f"{place}.format", plan.format, plan.model)
+    if plan.kv is not None:
+        check_kv(f"{place}.kv", plan.engine, plan.kv)
     location = location_of(f"{place}.location", typed.get("location"), plan.pricing, "on-premise")
     shown = plan.model or (plan.measured and plan.measured.stem) or "hosted model"
     usual = f"{shown} by API" if plan.is_api else f"{shown} on {plan.machine or 'measured'}"
@@ -197,13 +199,22 @@ def location_of(place: str, said: Location | None, pricing: Pricing | None, usua
 
 
 def model_named(place: str, text: str, directory: Path) -> str:
-    """A path made absolute, a hub id as it is, a catalogue name checked. Raises UserError that begins with `place`."""
-    if Path(text).suffix in _PATHS:
-        return str(existing(place, directory, text))
-    if "/" not in text:
+    """A path made absolute, a hub id as it is, a catalogue name checked, each with the format behind it.
+
+    Raises UserError that begins with `place`.
+    """
+    from breakeven.model.resolve import bare_name, split_format
+
+    _ask(place, lambda: bare_name(text))
+    name, format_name = split_format(text)
+    place_of = directory / Path(name).expanduser()
+    if Path(name).suffix in _PATHS or place_of.is_file() or ("/" in name and place_of.is_dir()):
+        path = str(existing(place, directory, name))
+        return path if format_name is None else f"{path}:{format_name}"
+    if "/" not in name:
         from breakeven.model.catalogue import find
 
-        _ask(place, lambda: find(text))
+        _ask(place, lambda: find(name))
     return text
 
 
@@ -219,11 +230,22 @@ def machine_named(place: str, text: str, directory: Path) -> str:
     return text
 
 
-def check_format(place: str, text: str) -> None:
-    """Raises UserError that begins with `place` where no weight format is called so."""
+def check_format(place: str, text: str, model: str | None = None) -> None:
+    """Raises UserError that begins with `place` where no format is called so, or `model` names another behind it."""
     from breakeven.model.formats.named import format_named
+    from breakeven.model.resolve import split_format
 
     _ask(place, lambda: format_named(text))
+    behind = None if model is None else split_format(model)[1]
+    if behind is not None and behind != format_named(text).name:
+        raise UserError(f"{place}: found {text!r}, and the model is named {model}; say its format once")
+
+
+def check_kv(place: str, engine: str | None, text: str) -> None:
+    """Raises UserError that begins with `place` where no type of keys and values is called so, or not to `engine`."""
+    from breakeven.model.formats.named import kv_element_bytes, kv_for
+
+    _ask(place, lambda: kv_element_bytes(text) if engine is None else kv_for(engine, text))
 
 
 def _ask(place: str, look_up: Callable[[], object]) -> None:

@@ -121,7 +121,8 @@ class CandidatePlan(FilePart):
 
     `model` is what `resolve_spec` takes (None: an API whose model nobody knows). `machine` is a chip's slug, a profile
     or chip file as an absolute path, or "this"; None for an API and where `measured` names the machine. `engine` None:
-    the one usual on that machine. `format` None: as published. `measured`: a saved result of `breakeven bench`,
+    the one usual on that machine. `format` None: a file's own, else as published, else as the engine usually has it.
+    `kv`: type of keys and values (None: 16 bits). `measured`: a saved result of `breakeven bench`,
     `load` or `compare`. `memory_bytes`: of one device, where it differs from the data sheet.
     """
 
@@ -131,6 +132,7 @@ class CandidatePlan(FilePart):
     engine: EngineName | None = None
     devices: CountAbove0 = 1
     format: str | None = None
+    kv: str | None = None
     location: Annotated[Location, OPEN] = "on-premise"
     pricing: Annotated[Pricing, PRICE] | None = field(default=None, metadata={"alias": "price"})
     measured: Annotated[Path, PLACE] | None = None
@@ -174,7 +176,7 @@ class Constraints(FilePart):
     power_w: Power | None = None
     """Of one replica when busy."""
     licences: Annotated[tuple[str, ...], LIST] = ()
-    """The only ones allowed, as in `model/data/licences.json`; case does not matter."""
+    """The only ones allowed, as in `model/data/models.json`; case does not matter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,12 +27,13 @@ _PASSES_FOR_COST = 3
 
 
 class LoadFile(msgspec.Struct, tag="load", frozen=True, kw_only=True):
-    """First message: which file, how many threads, where arrays go, and whose death to follow."""
+    """First message: which file, how many threads, where arrays go, whose death to follow; drafting blocks too?"""
 
     model: str
     threads: int
     folder: str
     parent_pid: int
+    mtp: bool = False
 
 
 class Tokenize(msgspec.Struct, tag="tokenize", frozen=True, kw_only=True):
@@ -134,7 +135,7 @@ class Worker:
 
     def __init__(self, load: LoadFile) -> None:
         self._library = Library(library_path())
-        self._model = Model(self._library, Path(load.model), load.threads)
+        self._model = Model(self._library, Path(load.model), load.threads, mtp=load.mtp)
         self._folder = Path(load.folder)
 
     def loaded(self) -> LoadedFile:
@@ -169,12 +170,13 @@ class Worker:
         longest = max(len(sequence) for sequence in request.sequences)
         context = Context(self._model, longest, request.batch, observer)
         plain = Context(self._model, longest, request.batch)
-        overhead = self._trace_cost(context, plain, request.sequences[0][: request.batch])
+        overhead = self._trace_cost(context, plain, request.sequences[0][: request.batch], observer)
         layers: list[int] = []
         for index, sequence in enumerate(request.sequences):
             observer.batches.clear()
             context.clear()
             for start in range(0, len(sequence), request.batch):
+                observer.begin_batch()
                 # Outputs for every token: the last layer drops the tokens whose output nobody asked for.
                 context.decode(sequence[start : start + request.batch], start, outputs=True)
             layers = sorted(observer.batches)
@@ -186,11 +188,12 @@ class Worker:
         plain.close()
         return Routed(layers=layers, observing_overhead=overhead)
 
-    def _trace_cost(self, observed: Context, plain: Context, tokens: list[int]) -> float:
+    def _trace_cost(self, observed: Context, plain: Context, tokens: list[int], observer: RoutingObserver) -> float:
         """Fastest of a few alternating passes over one batch, watched over unwatched, minus one."""
         seconds: dict[Context, list[float]] = {observed: [], plain: []}
         for _ in range(_PASSES_FOR_COST):
             for context in (plain, observed):
+                observer.begin_batch()
                 context.clear()
                 seconds[context].append(_timed(context, tokens, 0))
         return min(seconds[observed]) / min(seconds[plain]) - 1

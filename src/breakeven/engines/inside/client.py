@@ -50,8 +50,15 @@ class Inside:
     Use it in the thread that made it, or one that outlives it: the kernel ties the child to that thread.
     """
 
-    def __init__(self, model: Path, threads: int | None = None, environment: Mapping[str, str] | None = None) -> None:
-        """Start the child and load `model`; `environment` is added to this process's own.
+    def __init__(
+        self,
+        model: Path,
+        threads: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        *,
+        mtp: bool = False,
+    ) -> None:
+        """Start the child and load `model`, with drafting blocks if asked; `environment` is added to this process's.
 
         Raises UserError for a file that is not GGUF, NotSupportedError for a library whose layout is not the known
         one, EngineError with the child's last lines when it dies.
@@ -75,6 +82,7 @@ class Inside:
                     threads=threads or available_threads(),
                     folder=str(self.folder),
                     parent_pid=os.getpid(),
+                    mtp=mtp,
                 ),
                 m.LoadedFile,
             )

@@ -152,12 +152,17 @@ NodeCallback = Callable[[int, bool], bool]
 class Model:
     """A GGUF in memory. Threads: how many one step may use."""
 
-    def __init__(self, library: Library, path: Path, threads: int) -> None:
-        """Load with llama.cpp's defaults (mapped file, repacking). Raises EngineError when it cannot be loaded."""
+    def __init__(self, library: Library, path: Path, threads: int, *, mtp: bool = False) -> None:
+        """Load with llama.cpp's defaults (mapped file, repacking), drafting blocks only if asked for.
+
+        Raises EngineError when it cannot be loaded.
+        """
         self.library = library
         self.threads = threads
         self.path = path
-        self.address = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
+        params = library.llama_model_default_params()
+        params.load_mtp = mtp
+        self.address = library.llama_model_load_from_file(str(path).encode(), params)
         if not self.address:
             raise EngineError(f"llama.cpp cannot load {path}")
         self._vocab = library.llama_model_get_vocab(self.address)

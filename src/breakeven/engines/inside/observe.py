@@ -4,7 +4,7 @@ A node is placed by the weight it multiplies, else by its name, else by its oper
 name nor a weight (llama.cpp names such nodes `node_<n>`) goes with the node before it, because llama.cpp builds a
 graph part by part. Norms, residual additions, the embedding look-up and anything unknown are "rest".
 Names as llama.cpp gives them in `build_moe_ffn`, `build_ffn`, `build_attn` (src/llama-graph.cpp) and in src/models/
-for llama, qwen2, qwen3, qwen3moe, olmoe, gemma2, gemma3, granite, granitemoe, phimoe, deepseek2 and gpt-oss.
+for the architectures of `model.layouts.registry`.
 
 Legend: T tokens of a batch, K experts a token.
 """
@@ -111,19 +111,31 @@ _INT32_BYTES = 4
 
 
 class RoutingObserver:
-    """Keeps the ids of the experts chosen, layer by layer, batch by batch."""
+    """Keeps the ids of the experts chosen, layer by layer, batch by batch.
+
+    A block that runs two sets of experts on one choice (GroveMoE) names it twice: the first of a batch counts.
+    """
 
     def __init__(self, library: Library) -> None:
         self._library = library
+        self._seen: set[int] = set()
         self.batches: dict[int, list[NDArray[np.int32]]] = {}
+
+    def begin_batch(self) -> None:
+        """Expect every layer's choice again."""
+        self._seen.clear()
 
     def __call__(self, node: int, ask: bool) -> bool:
         """Observe the nodes `ffn_moe_topk-<layer>` and no other."""
-        wanted = c.string_at(node + _NAME_OFFSET, len(_ROUTED)) == _ROUTED
-        if wanted and not ask:
-            tensor = GgmlTensor.from_address(node)
-            self.batches.setdefault(int(tensor.name[len(_ROUTED) :]), []).append(read_ids(self._library, node))
-        return True if not ask else wanted
+        if c.string_at(node + _NAME_OFFSET, len(_ROUTED)) != _ROUTED:
+            return not ask
+        number = c.string_at(node + _NAME_OFFSET)[len(_ROUTED) :]
+        if not number.isdigit() or int(number) in self._seen:
+            return not ask
+        if not ask:
+            self._seen.add(int(number))
+            self.batches.setdefault(int(number), []).append(read_ids(self._library, node))
+        return True
 
 
 def read_ids(library: Library, node: int) -> NDArray[np.int32]:

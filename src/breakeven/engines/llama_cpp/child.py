@@ -12,13 +12,16 @@ import os
 import re
 import sys
 import threading
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from breakeven.engines.family import die_with_parent
 
-KvType = Literal["f16", "bf16", "f32", "q8_0", "q4_0"]
+KvType = str
+"""A type of ggml's that llama.cpp keeps keys and values in, such as f16 or q8_0."""
+VERBOSE = 4
+"""llama.cpp's log level that tells what model and context are made of; its server's own is 3."""
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +30,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     `name` is what `/v1/models` calls the model. `context` is in tokens per slot; `slots` is how many sequences decode
     at once. `batch` and `micro_batch` are in tokens. `flash_attention` None lets llama.cpp decide. `gpu_layers` -1
     offloads every layer. `prompt_cache` keeps a slot's last prompt for requests that do not say themselves.
-    `embeddings` answers `/v1/embeddings` too, for a larger output buffer.
+    `embeddings` answers `/v1/embeddings` too, for a larger output buffer. `verbose` logs what is loaded and reserved.
     """
 
     model: str
@@ -43,6 +46,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     repack: bool = True
     prompt_cache: bool = False
     embeddings: bool = False
+    verbose: bool = False
     parent_pid: int = 0
 
     def as_strings(self) -> dict[str, str]:
@@ -115,6 +119,8 @@ def _start(settings: ServerSettings) -> tuple[Any, ServerReady]:
     params.endpoint_metrics = True
     params.embedding = settings.embeddings
     params.ui = False
+    if settings.verbose:
+        params.verbosity = VERBOSE
     params.hostnames = ["127.0.0.1"]
     params.port = 0
 

@@ -27,7 +27,7 @@ class LlamaCppServer(KeptEngine):
 
     `wait_policy` "passive" lets idle engine threads sleep, which costs a few per cent on a quiet machine and saves the
     run on a shared one; None leaves the engine's default. `environment` is all that the child gets to see; None: what
-    this process has.
+    this process has. `verbose` puts into the log what llama.cpp loads and reserves.
 
     Raises UserError for settings that cannot be, EngineError (with the last log lines) when the model does not load.
     """
@@ -53,6 +53,7 @@ class LlamaCppServer(KeptEngine):
         name: str | None = None,
         prompt_cache: bool = False,
         embeddings: bool = False,
+        verbose: bool = False,
         environment: Mapping[str, str] | None = None,
         ready_timeout_s: float = READY_TIMEOUT_S,
     ) -> None:
@@ -74,6 +75,7 @@ class LlamaCppServer(KeptEngine):
             repack=repack,
             prompt_cache=prompt_cache,
             embeddings=embeddings,
+            verbose=verbose,
         )
         self._wait_policy = wait_policy
         self._environment = environment

@@ -21,7 +21,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from breakeven.model.architecture import ModelSpec, Norms
+from breakeven.model.architecture import DenseFfn, ModelSpec, MoeFfn, Norms, Rope
 from breakeven.model.layouts.registry import family_of
 from breakeven.model.tensors import Tensor, TensorGroup
 
@@ -32,7 +32,16 @@ LOGIT_STD = 1.5
 GATED_LOSS = 2.5
 """A gated feed-forward on unit inputs comes out this much smaller: 1 / rms(silu(a) * b) for unit normals a, b."""
 
-RESIDUAL_WRITERS = ("attn_output.weight", "out_proj.weight", "ssm_out.weight")
+RESIDUAL_WRITERS = frozenset(
+    {"attn_output", "attn_output_b", "shortconv.out_proj", "ssm_out", "ffn_latent_up", "laurel_r", "proj"}
+)
+"""Matrices beside `ffn_down` that write to the hidden state, by stem."""
+DECAY = -1.0
+"""What state-space models and delta-nets multiply time steps with: states fade, and never grow."""
+COEFFICIENT = 0.03
+"""Spread of the coefficients that mix residual streams (Gemma 3n, DeepSeek-V4)."""
+TOKEN_TABLE = "ffn_gate_tid2eid"
+"""Stem of the table that says which experts a token goes to."""
 
 
 class Fill(StrEnum):
@@ -40,10 +49,14 @@ class Fill(StrEnum):
 
     ZEROS = "zeros"
     ONES = "ones"
-    SMALL = "small"
-    """The gain of a norm on what a block adds (Gemma)."""
+    CONSTANT = "constant"
+    """The gain of a norm on what a block adds (Gemma, OLMo 2), and decays."""
     SIGNS = "signs"
     ROUTER = "router"
+    LOOKUP = "lookup"
+    """The experts of each token, as whole numbers."""
+    ROTARY = "rotary"
+    """Factors of rotary frequencies."""
     RANDOM = "random"
     EMBEDDING = "embedding"
     """Random, first element of each row constant."""
@@ -53,7 +66,7 @@ class Fill(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """`std` is the standard deviation of random values, and the value itself for SMALL."""
+    """`std` is the standard deviation of random values, and the value itself for CONSTANT."""
 
     fill: Fill
     std: float = 0.0
@@ -67,28 +80,78 @@ def embedding_std(spec: ModelSpec) -> float:
 def values_of(spec: ModelSpec, tensor: Tensor) -> Values:
     """What to write into `tensor` of `spec`."""
     short = tensor.name.split(".", 2)[-1] if tensor.layer is not None else tensor.name
-    size = embedding_std(spec) * (spec.hidden**0.5 if family_of(spec).scales_embeddings else 1.0)
+    stem = short.removesuffix(".weight")
+    if tensor.group is TensorGroup.CONSTANT:
+        return Values(Fill.LOOKUP if stem == TOKEN_TABLE else Fill.ROTARY)
     if tensor.group is TensorGroup.ROUTER and len(tensor.shape) == 2 and tensor.shape[0] > 1:
         return Values(Fill.ROUTER)
-    if short.endswith("bias") or "sinks" in short or "exp_probs_b" in short:
+    if short.endswith("bias") or stem in ("attn_sinks", "exp_probs_b") or stem.endswith("_base"):
         return Values(Fill.ZEROS)
-    if tensor.layer is None and tensor.name.endswith("norm.weight"):
+    if stem == "ssm_a":
+        return Values(Fill.CONSTANT, DECAY)
+    if tensor.layer is None and tensor.name in ("output_norm.weight", "token_embd_norm.weight"):
         return Values(Fill.SIGNS)
-    if len(tensor.shape) == 1:
-        post = (
-            tensor.layer is not None and spec.layers[tensor.layer].norms is Norms.AROUND and short.startswith("post_")
-        )
-        return Values(Fill.SMALL, RESIDUAL * size) if post else Values(Fill.ONES)
+    if len(tensor.shape) == 1 or stem in ("ssm_d", "ssm_norm"):
+        return _gain(spec, tensor, stem)
+    unit = float(tensor.shape[-1] ** -0.5)
     if tensor.group is TensorGroup.EMBEDDING:
         return Values(Fill.EMBEDDING, embedding_std(spec))
-    unit = float(tensor.shape[-1] ** -0.5)
     if tensor.group is TensorGroup.OUTPUT_HEAD:
         return Values(Fill.RANDOM, LOGIT_STD * unit)
-    if short.endswith(RESIDUAL_WRITERS):
-        return Values(Fill.RESIDUAL, RESIDUAL * size * unit)
-    if short.startswith("ffn_down"):
-        return Values(Fill.RESIDUAL, RESIDUAL * size * unit * GATED_LOSS)
+    if stem in ("altup_correct_coef", "altup_predict_coef"):
+        return Values(Fill.RANDOM, COEFFICIENT)
+    if stem in ("hc_attn_fn", "hc_ffn_fn", "output_hc_fn"):
+        return Values(Fill.RANDOM, COEFFICIENT * unit)
+    added = RESIDUAL * _state_size(spec) * unit
+    if stem in RESIDUAL_WRITERS:
+        return Values(Fill.RESIDUAL, added)
+    if stem.startswith("ffn_down"):
+        ffn = _ffn(spec, tensor)
+        loss = GATED_LOSS if ffn is None or ffn.gated else 1.0
+        if isinstance(ffn, MoeFfn) and ffn.latent_width and stem == "ffn_down_exps":
+            return Values(Fill.RANDOM, unit * loss)  # `ffn_latent_up` writes what it returns
+        return Values(Fill.RESIDUAL, added * loss)
     return Values(Fill.RANDOM, unit)
+
+
+def _gain(spec: ModelSpec, tensor: Tensor, stem: str) -> Values:
+    """One, or little for a norm after a part: what it lets through is added to the hidden state."""
+    if tensor.layer is not None and tensor.layer < len(spec.layers):
+        after = spec.layers[tensor.layer].norms in (Norms.AROUND, Norms.AFTER)
+        if after and stem.startswith(("post_", "laurel_post_norm")):
+            return Values(Fill.CONSTANT, RESIDUAL * _state_size(spec))
+    return Values(Fill.ONES)
+
+
+def _state_size(spec: ModelSpec) -> float:
+    """Size of the hidden state's elements, the embeddings' own."""
+    return embedding_std(spec) * (spec.hidden**0.5 if family_of(spec).scales_embeddings else 1.0)
+
+
+def _ffn(spec: ModelSpec, tensor: Tensor) -> DenseFfn | MoeFfn | None:
+    layers = spec.layers + (spec.mtp.layers if spec.mtp is not None else ())
+    return layers[tensor.layer].ffn if tensor.layer is not None else None
+
+
+def experts_by_token(
+    tokens: int, k: int, n_experts: int, rng: np.random.Generator
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    """For each token `k` different experts, evenly spread from a random first: every expert as often as another."""
+    first = rng.integers(n_experts, size=(tokens, 1))
+    return ((first + np.arange(k) * (n_experts // k)) % n_experts).astype(np.int32)
+
+
+def rotary_factors(rope: Rope, pairs: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """What rotary frequencies are divided by, one a pair: ones, or Llama 3.1's stretch of the slow ones.
+
+    Source: `llama3` in transformers' `modeling_rope_utils.py`; its slow and fast limits are 1 and 4 turns.
+    """
+    factors = np.ones(pairs, np.float32)
+    if rope.scaling == "llama3" and rope.original_context:
+        turns = rope.original_context / (2 * np.pi * rope.base ** (np.arange(pairs) / pairs))
+        smooth = np.clip((turns - 1.0) / 3.0, 0.0, 1.0)
+        factors = (1.0 / (smooth + (1.0 - smooth) / rope.factor)).astype(np.float32)
+    return factors
 
 
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
@@ -110,7 +173,11 @@ class Layout:
     fixed: tuple[tuple[int, bytes], ...] = ()
     """Sub-scales set to one, so that every block has the same spread."""
     first_code: tuple[tuple[int, int, int], ...] = ()
-    """(offset, keep mask, set bits) that give the block's first element its largest code."""
+    """(offset, keep mask, set bits) that give the block's first element its largest code; none: it has no such code."""
+    in_nibbles: bool = False
+    """The scale lies in the high four bits of four 16-bit words from `scale_at`, whose rest is set to zero."""
+    ternary: bool = False
+    """Two bits an element, of which the fourth code is not used."""
 
 
 LAYOUTS: dict[GGMLQuantizationType, Layout] = {
@@ -131,6 +198,18 @@ LAYOUTS: dict[GGMLQuantizationType, Layout] = {
     GGMLQuantizationType.Q6_K: Layout(
         208, fixed=((192, b"\x01" * 16),), first_code=((0, 0xF0, 0x0F), (128, 0xFC, 0x03))
     ),
+    GGMLQuantizationType.IQ4_XS: Layout(0, fixed=((2, b"\xaa\xaa" + b"\x11" * 4),), first_code=((8, 0xF0, 0x0F),)),
+    GGMLQuantizationType.IQ1_S: Layout(0),
+    GGMLQuantizationType.IQ1_M: Layout(48, in_nibbles=True),
+    GGMLQuantizationType.IQ2_XXS: Layout(0),
+    GGMLQuantizationType.IQ2_XS: Layout(0, fixed=((66, b"\x11" * 8),)),
+    GGMLQuantizationType.IQ2_S: Layout(0, fixed=((74, b"\x11" * 8),)),
+    GGMLQuantizationType.IQ3_XXS: Layout(0),
+    GGMLQuantizationType.IQ3_S: Layout(
+        0, fixed=((106, b"\x00" * 4),), first_code=((2, 0x00, 0x04), (66, 0xFE, 0x00), (74, 0xFE, 0x00))
+    ),
+    GGMLQuantizationType.TQ1_0: Layout(52),
+    GGMLQuantizationType.TQ2_0: Layout(64, ternary=True),
 }
 
 FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
@@ -162,6 +241,9 @@ class BlockPool:
         layout = LAYOUTS[self.kind]
         for at, value in layout.fixed:
             self._blocks[:, at : at + len(value)] = np.frombuffer(value, np.uint8)
+        if layout.ternary:
+            codes = self._blocks[:, : layout.scale_at]
+            codes &= ~((codes & (codes << 1)) & np.uint8(0xAA))
         self._set_scale(1.0)
         self._spread = float(np.std(dequantize(self._blocks[:4096], self.kind)))
 
@@ -171,6 +253,11 @@ class BlockPool:
 
     def _set_scale(self, scale: float) -> None:
         layout = LAYOUTS[self.kind]
+        if layout.in_nibbles:
+            bits = int.from_bytes(np.float16(scale).tobytes(), "little")
+            words = np.array([((bits >> (4 * i)) & 0xF) << 12 for i in range(4)], "<u2")
+            self._blocks[:, layout.scale_at : layout.scale_at + 8] = words.view(np.uint8)
+            return
         fields = [(layout.scale_at, scale)]
         if layout.minimum_at is not None:
             fields.append((layout.minimum_at, scale * layout.minimum_over_scale))
@@ -196,6 +283,11 @@ class BlockPool:
             piece = self._blocks[start : start + n_blocks]
             n_blocks -= len(piece)
             yield piece
+
+    @property
+    def marks(self) -> bool:
+        """Whether `mark_first` can mark rows of this type."""
+        return self.kind in FLOATS or self.kind == GGMLQuantizationType.MXFP4 or bool(LAYOUTS[self.kind].first_code)
 
     def mark_first(self, rows: Bytes) -> Bytes:
         """A copy of `rows` (n, row_bytes) whose first element is the same large value in every row."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,20 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize
 
 from breakeven.engines.source import SYNTHETIC
-from breakeven.engines.synthesis.fill import BlockPool, Bytes, Fill, Values, embedding_std, values_of
+from breakeven.engines.synthesis.fill import (
+    TOKEN_TABLE,
+    BlockPool,
+    Bytes,
+    Fill,
+    Values,
+    embedding_std,
+    experts_by_token,
+    rotary_factors,
+    values_of,
+)
 from breakeven.engines.synthesis.routing import Doubles, ExpertUse, biases_for, router_rows
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
-from breakeven.model.architecture import ModelSpec, MoeFfn
+from breakeven.model.architecture import Gqa, ModelSpec, MoeFfn, QkNorm
 from breakeven.model.formats.named import gguf_types
 from breakeven.model.layouts.registry import FAMILIES, why_not_written
 from breakeven.model.tensors import Tensor, tensors
@@ -65,17 +77,28 @@ def byte_alphabet() -> list[str]:
     return alphabet
 
 
-def tokens_of(vocab: int) -> tuple[list[str], list[int]]:
-    """The `vocab` tokens and their types. Raises UserError when the vocabulary cannot hold the byte alphabet."""
-    if vocab < 256 + N_SPECIAL:
-        raise UserError(f"a vocabulary of {vocab} cannot be synthesised: give at least {256 + N_SPECIAL} tokens")
+_PHI3_WORDS = ("</s>", "<s>", "<unk>", "<|endoftext|>")
+"""What llama.cpp looks up in the vocabulary of every model whose name says Phi-3, and fails without."""
+
+
+def tokens_of(vocab: int, name: str = "") -> tuple[list[str], list[int]]:
+    """The `vocab` tokens of a model of this name, and their types.
+
+    Raises UserError when the vocabulary cannot hold the byte alphabet.
+    """
+    if vocab < 256 + N_SPECIAL + len(_PHI3_WORDS):
+        raise UserError(
+            f"a vocabulary of {vocab} cannot be synthesised: give at least {256 + N_SPECIAL + len(_PHI3_WORDS)} tokens"
+        )
     words = [f"\u0120w{i}" for i in range(vocab - 256 - N_SPECIAL)]
+    if any(said in name.lower() for said in ("phi-3", "phi3")):
+        words[: len(_PHI3_WORDS)] = _PHI3_WORDS
     tokens = [*byte_alphabet(), "<|bos|>", "<|eos|>", "<|pad|>", *words]
     return tokens, [NORMAL] * 256 + [CONTROL] * N_SPECIAL + [NORMAL] * len(words)
 
 
 ALIGNMENT = 32
-RECIPE = 1
+RECIPE = 2
 """Changes whenever the same request would give other bytes; part of the key of a cached file."""
 
 ADVICE = "choose another place, a smaller --format, or prune with `breakeven cache prune`"
@@ -87,15 +110,17 @@ Progress = Callable[[int, int], None]
 def tensor_bytes(tensor: Tensor, kind: GGMLQuantizationType) -> int:
     """Bytes of a tensor's data in a type."""
     elements, size = GGML_QUANT_SIZES[kind]
-    return tensor.params // elements * size
+    return math.prod(tensor.shape) // elements * size
 
 
 def _types(spec: ModelSpec, format_name: str) -> dict[str, GGMLQuantizationType]:
-    return {name: GGMLQuantizationType[str(kind)] for name, kind in gguf_types(spec, format_name).items()}
+    kinds = {name: GGMLQuantizationType[str(kind)] for name, kind in gguf_types(spec, format_name).items()}
+    return {name: GGMLQuantizationType.I32 if TOKEN_TABLE in name else kind for name, kind in kinds.items()}
 
 
 def synthesised_bytes(spec: ModelSpec, format_name: str) -> int:
     """Size of the file's tensor data, alignment included; the header adds some megabytes of vocabulary."""
+    spec = as_written(spec) if spec.stored is not None else spec
     types = _types(spec, format_name)
     return sum(-(-tensor_bytes(t, types[t.name]) // ALIGNMENT) * ALIGNMENT for t in tensors(spec))
 
@@ -107,14 +132,20 @@ def synthesise(
     *,
     routing: ExpertUse | None = None,
     seed: int = 0,
+    mtp: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write `spec` in `format_name` to `out`, whole or not at all; the same arguments give the same bytes.
 
-    Raises NotSupportedError for a family llama.cpp gets no file of, UserError for an unwritable place or one without
+    `mtp`: with the blocks that draft further tokens, where llama.cpp loads them.
+
+    Raises NotSupportedError for a layout llama.cpp gets no file of, UserError for an unwritable place or one without
     room, BreakevenError when the disk fills meanwhile.
     """
     routing = routing or ExpertUse()
+    if mtp:
+        _check_drafts(spec)
+    spec = as_written(spec, mtp=mtp)
     check_routable(spec, routing)
     writer = _header(spec, format_name, routing, seed)
     needed = synthesised_bytes(spec, format_name) + 64 * spec.vocab
@@ -139,12 +170,45 @@ def synthesise(
     return out
 
 
+def as_written(spec: ModelSpec, *, mtp: bool = False) -> ModelSpec:
+    """The model that a file is made of: its layout alone, and its drafting blocks only if asked for.
+
+    A per-layer table gets a row for every token (Gemma 3n), queries and keys get the norms that stand for a scale
+    (Muse), as llama.cpp's converter adds them.
+    """
+    rows, layers = spec.per_layer_embedding, spec.layers
+    if FAMILIES[spec.family].norms_that_scale:
+        layers = tuple(
+            replace(
+                layer,
+                mixers=tuple(replace(a, qk_norm=QkNorm.HEAD) if isinstance(a, Gqa) else a for a in layer.mixers),
+            )
+            for layer in layers
+        )
+    return replace(
+        spec,
+        layers=layers,
+        stored=None,
+        mtp=spec.mtp if mtp else None,
+        per_layer_embedding=None if rows is None else replace(rows, vocab=spec.vocab),
+    )
+
+
+def _check_drafts(spec: ModelSpec) -> None:
+    if spec.mtp is None:
+        raise UserError(f"{spec.name} has no blocks that draft tokens; leave --mtp out")
+    if not FAMILIES[spec.family].limits.mtp:
+        raise NotSupportedError(
+            f"{spec.name}: llama.cpp loads no drafting blocks of the family {spec.family}; leave --mtp out"
+        )
+
+
 def check_routable(spec: ModelSpec, routing: ExpertUse) -> None:
     """Raise NotSupportedError where a skew cannot be promised."""
     if FAMILIES[spec.family].gguf_architecture is None:
-        able = ", ".join(sorted(name for name, family in FAMILIES.items() if family.gguf_architecture))
         raise NotSupportedError(
-            f"{spec.name}: Breakeven counts the family {spec.family} but cannot write weights for it; it can for {able}"
+            f"{spec.name}: {why_not_written(spec)}: Breakeven counts it but cannot write weights for it; "
+            "docs/synth.md names the families it can"
         )
     if reason := why_not_written(spec):
         raise NotSupportedError(f"{spec.name}: llama.cpp would not load a file of it: {reason}")
@@ -155,6 +219,8 @@ def check_routable(spec: ModelSpec, routing: ExpertUse) -> None:
         raise UserError(f"{spec.name} is dense: it has no routing to set, leave --routing out")
     if any(ffn.n_groups > 1 for ffn in moe):
         raise NotSupportedError(f"{spec.name} routes to groups of experts first; only --routing uniform is possible")
+    if FAMILIES[spec.family].token_routed and not all(ffn.selection_bias for ffn in moe):
+        raise NotSupportedError(f"{spec.name} routes by token in some layers; only --routing uniform is possible")
 
 
 def _stream(seed: int, name: str) -> np.random.Generator:
@@ -173,7 +239,7 @@ def _header(spec: ModelSpec, format_name: str, routing: ExpertUse, seed: int) ->
     writer.add_uint32("breakeven.recipe", RECIPE)
     for key, value in family.gguf_metadata(spec).items():
         add_value(writer, key, value)
-    words, kinds = tokens_of(spec.vocab)
+    words, kinds = tokens_of(spec.vocab, spec.name)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(words)
@@ -215,7 +281,7 @@ def _write_tensors(
     types = _types(spec, format_name)
     pools = {
         kind: BlockPool(kind, _stream(seed, f"pool {kind.name}"))
-        for kind in sorted(set(types.values()) - {GGMLQuantizationType.F32})
+        for kind in sorted(set(types.values()) - {GGMLQuantizationType.F32, GGMLQuantizationType.I32})
     }
     total, done = synthesised_bytes(spec, format_name), 0
     skews: dict[tuple[int, int], Doubles] = {}
@@ -227,6 +293,11 @@ def _write_tensors(
             if values.fill is Fill.ROUTER:
                 rows = _router(spec, tensor, routing, first, skews, rng)
                 pieces: Iterator[Bytes] = iter([rows.astype(np.float32).reshape(-1).view(np.uint8)])
+            elif values.fill is Fill.LOOKUP:
+                n_experts, (n_tokens, used) = _experts(spec, tensor).n_experts, tensor.shape
+                pieces = iter([experts_by_token(n_tokens, used, n_experts, rng).reshape(-1).view(np.uint8)])
+            elif values.fill is Fill.ROTARY:
+                pieces = iter([rotary_factors(spec.rope, tensor.shape[0]).view(np.uint8)])
             elif kind is GGMLQuantizationType.F32:
                 pieces = iter([_plain(tensor, values, rng).view(np.uint8)])
             else:
@@ -251,10 +322,13 @@ def _plain(tensor: Tensor, values: Values, rng: np.random.Generator) -> np.ndarr
     n = tensor.params
     if values.fill is Fill.SIGNS:
         return rng.choice(np.array([-1.0, 1.0], np.float32), n)
-    if values.fill in (Fill.ZEROS, Fill.ONES, Fill.SMALL):
-        constant = {Fill.ZEROS: 0.0, Fill.ONES: 1.0, Fill.SMALL: values.std}[values.fill]
+    if values.fill in (Fill.ZEROS, Fill.ONES, Fill.CONSTANT):
+        constant = {Fill.ZEROS: 0.0, Fill.ONES: 1.0, Fill.CONSTANT: values.std}[values.fill]
         return np.full(n, constant, np.float32)
-    return rng.standard_normal(n, dtype=np.float32) * np.float32(values.std)
+    drawn = rng.standard_normal(n, dtype=np.float32) * np.float32(values.std)
+    if values.fill is Fill.RESIDUAL:
+        drawn[: tensor.shape[-1]] = 0.0
+    return drawn
 
 
 def _random(tensor: Tensor, values: Values, pool: BlockPool, rng: np.random.Generator) -> Iterator[Bytes]:
@@ -280,13 +354,19 @@ def _random(tensor: Tensor, values: Values, pool: BlockPool, rng: np.random.Gene
 
 def _first_element(spec: ModelSpec, pool: BlockPool | None) -> float:
     """What the normalised hidden state holds in its first place: read off marked embedding rows."""
-    if pool is None:  # embeddings in F32 are written without a mark
+    if pool is None or not pool.marks:  # embeddings of some types are written without a mark
         return 0.0
     pool.scale_to(embedding_std(spec))
     rng = np.random.Generator(np.random.SFC64(0))
     blocks = np.concatenate(list(pool.take(256 * (spec.hidden // pool.block_elements), rng)))
     rows = dequantize(pool.mark_first(blocks.reshape(256, -1)), pool.kind)
     return float(np.mean(rows[:, 0] / np.sqrt(np.mean(rows**2, axis=1))))
+
+
+def _experts(spec: ModelSpec, tensor: Tensor) -> MoeFfn:
+    ffn = spec.layers[tensor.layer or 0].ffn
+    assert isinstance(ffn, MoeFfn)
+    return ffn
 
 
 def _router(
@@ -298,8 +378,7 @@ def _router(
     rng: np.random.Generator,
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     n_experts, hidden = tensor.shape
-    ffn = spec.layers[tensor.layer or 0].ffn
-    k = ffn.n_experts_per_token if isinstance(ffn, MoeFfn) else 1
+    k = _experts(spec, tensor).n_experts_per_token
     if (n_experts, k) not in skews:
         skews[n_experts, k] = biases_for(routing.frequencies(n_experts, k), k, np.random.default_rng(0))
     return router_rows(n_experts, hidden, skews[n_experts, k], first, rng)

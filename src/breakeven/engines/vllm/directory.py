@@ -23,6 +23,7 @@ from breakeven.errors import NotSupportedError, UserError
 from breakeven.model.architecture import DenseFfn, Gqa, ModelSpec, MoeFfn
 from breakeven.model.formats.gpu import GPU_FORMATS
 from breakeven.model.layouts.derive import spec_from_config
+from breakeven.model.resolve import weight_file
 
 _Config = dict[str, Any]
 
@@ -178,7 +179,7 @@ def provide(text: str, spec: ModelSpec | None, format_name: str) -> Path:
     of `format_name`. Raises NotSupportedError for a GGUF, a format vLLM is not given, or a family not written here.
     """
     path = Path(text).expanduser()
-    if path.suffix == ".gguf":
+    if path.suffix == ".gguf" or weight_file(text) is not None:
         raise NotSupportedError(f"{text}: vLLM gets no GGUF from Breakeven; give a name or a Hugging Face directory")
     if path.is_dir() and has_weights(path):
         return path

@@ -71,7 +71,7 @@ def policy_of(model: StepModel, context: float | None = None) -> Policy:
     room = model.kv_tokens(context)
     if room is not None and room < 1:
         raise UserError(
-            f"{model.terms.name} in {model.format} leaves no room for keys and values on {model.profile.name}; "
+            f"{model.terms.name} in {model.format_label} leaves no room for keys and values on {model.profile.name}; "
             "give a smaller format, more devices or another machine"
         )
     return replace(policy, kv_tokens=room)

@@ -120,6 +120,7 @@ def _candidate(plan: BackendPlan) -> CandidatePlan:
         engine=plan.engine,
         devices=plan.devices,
         format=plan.format,
+        kv=plan.kv,
         location=plan.place,
         pricing=plan.price,
         policy=SchedulerLimits(max_sequences=plan.slots),

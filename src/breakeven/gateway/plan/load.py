@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from breakeven.answer.study.load import check_format, existing, location_of, machine_named, model_named
+from breakeven.answer.study.load import check_format, check_kv, existing, location_of, machine_named, model_named
 from breakeven.answer.study.yaml_file import read_mapping, record_of
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.gateway.plan.check import check_plan
@@ -80,7 +80,9 @@ def _backend(place: str, plan: BackendPlan, typed: Mapping[str, Any], directory:
     local = None if plan.local is None else _local(f"{place}.local", plan.local, directory)
     model = local.model if local else plan.model and model_named(f"{place}.model", plan.model, directory)
     if plan.format is not None:
-        check_format(f"{place}.format", plan.format)
+        check_format(f"{place}.format", plan.format, plan.model)
+    if plan.kv is not None:
+        check_kv(f"{place}.kv", plan.engine, plan.kv)
     location = location_of(
         f"{place}.location", typed.get("location"), plan.price, "on-premise" if local is None else "edge"
     )
@@ -94,6 +96,7 @@ def _backend(place: str, plan: BackendPlan, typed: Mapping[str, Any], directory:
         machine=_machine(f"{place}.machine", plan, directory),
         engine=local.engine if local else plan.engine,
         format=local.format if local else plan.format,
+        kv=local.kv if local else plan.kv,
         slots=local.slots if local else plan.slots,
         context=local.context if local else plan.context,
         endpoints=tuple(dict.fromkeys(typed.get("endpoints") or usual)),
@@ -106,7 +109,9 @@ def _local(place: str, plan: LocalPlan, directory: Path) -> LocalPlan:
     if plan.model.startswith(("http://", "https://")):
         raise UserError(f"{place}.model: found {plan.model!r}, which runs already; give it as `url:` instead of local")
     if plan.format is not None:
-        check_format(f"{place}.format", plan.format)
+        check_format(f"{place}.format", plan.format, plan.model)
+    if plan.kv is not None:
+        check_kv(f"{place}.kv", plan.engine, plan.kv)
     return replace(plan, model=model_named(f"{place}.model", plan.model, directory))
 
 
@@ -127,9 +132,11 @@ def _machine(place: str, plan: BackendPlan, directory: Path) -> str | None:
 
 def _kind(place: str, model: str | None) -> Kind:
     """From the model's own shape. A hub id is not asked for, since reading a file must not use the network."""
-    if model is None or (Path(model).suffix not in _SPEC_FILES and "/" in model):
+    from breakeven.model.resolve import resolve_spec, split_format
+
+    name = None if model is None else split_format(model)[0]
+    if model is None or name is None or (Path(name).suffix not in _SPEC_FILES and "/" in name):
         return "unknown"
-    from breakeven.model.resolve import resolve_spec
 
     try:
         return "moe" if resolve_spec(model).is_moe else "dense"

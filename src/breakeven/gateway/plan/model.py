@@ -132,6 +132,8 @@ class LocalPlan(FilePart):
     model: str
     engine: EngineName = "llama.cpp"
     format: str | None = None
+    kv: str | None = None
+    """Type of keys and values; None: 16 bits."""
     context: CountAbove0 = 4096
     slots: CountAbove0 = 4
     threads: CountAbove0 | None = None
@@ -153,7 +155,7 @@ class BackendPlan(FilePart):
     """One place that answers. Either `url` (ends in /v1) or `local`.
 
     `served_model`: what the backend calls its model; None: `name`. `api_key_env`: the variable that holds its key.
-    `model`, `machine`, `engine`, `format`, `devices` name the step model that predicts it (as `breakeven predict`
+    `model`, `machine`, `engine`, `format`, `kv`, `devices` name the step model that predicts it (as `breakeven predict`
     takes them); `machine` None: no step model, latency is learned from `speed` and from what is observed.
     `quality`: the user's own score, 0 to 1. `limit`: requests in flight at once. `replica_of`: backends that share a
     value serve the same model on the same kind of machine, and are balanced among each other.
@@ -172,6 +174,7 @@ class BackendPlan(FilePart):
     machine: str | None = None
     engine: EngineName | None = None
     format: str | None = None
+    kv: str | None = None
     devices: CountAbove0 = 1
     slots: CountAbove0 | None = None
     """Sequences the engine runs at once, beyond which requests wait inside it; None: the engine's usual number."""

@@ -21,7 +21,7 @@ import msgspec
 
 from breakeven.answer.study.load import model_named
 from breakeven.answer.study.price import ApiSpeed
-from breakeven.engines.source import Source, parse_source
+from breakeven.engines.source import Source, parse_source, weight_format
 from breakeven.engines.start import engine_named
 from breakeven.errors import UserError
 from breakeven.forecast.profiles import THIS, profile_named
@@ -36,6 +36,7 @@ from breakeven.gateway.plan.model import (
 )
 from breakeven.gateway.plan.write import write_gateway
 from breakeven.gateway.swap.needs import check_local
+from breakeven.model.resolve import is_weight_file, split_format
 from breakeven.results.cost import Api
 from breakeven.results.decision import DECISION_SCHEMA, CandidateResult, Decision, Kind
 from breakeven.results.store import RESULT
@@ -136,9 +137,13 @@ def _backend(name: str, found: CandidateResult, decision: Decision) -> BackendPl
     hosted = isinstance(found.pricing, Api)
     here = not hosted and found.location != "cloud" and _is_this(found.machine)
     slots, context = 4, _context(decision.workload)
+    # A file has types of its own, and a name that says its format says it once.
+    bare, behind = split_format(found.model)
+    named = None if hosted or behind or is_weight_file(bare) else found.format
+    kv = None if found.kv in (None, "f16") else found.kv
     local = None
     if here:
-        local = LocalPlan(model=found.model, engine=found.engine, format=found.format, context=context, slots=slots)
+        local = LocalPlan(model=found.model, engine=found.engine, format=named, kv=kv, context=context, slots=slots)
     quality = found.quality.value if found.quality.how in ("own", "published") else None
     model = _known_model(found.model)
     machine = None if hosted or model is None else _slug_of(found.machine)
@@ -150,7 +155,8 @@ def _backend(name: str, found: CandidateResult, decision: Decision) -> BackendPl
         model=model,
         machine="this" if here else machine,
         engine=None if hosted else found.engine,
-        format=None if hosted else found.format,
+        format=named,
+        kv=kv,
         devices=found.devices,
         slots=slots if here else None,
         context=context if here else None,
@@ -254,6 +260,7 @@ def plan_of_models(
     *,
     engine: str = "llama.cpp",
     format_name: str | None = None,
+    kv: str | None = None,
     context: int = 4096,
     slots: int = 4,
     slo: Slo = READER_SLO,
@@ -261,15 +268,14 @@ def plan_of_models(
 ) -> GatewayPlan:
     """A gateway of MODEL arguments as `breakeven compare` takes them; a URL is a backend that already runs.
 
-    `context` is tokens a sequence, `slots` sequences at once, of each. Each model answers to its own name, and all
-    together to "breakeven" by the policy of that name, dense ones first. Engines that do not fit together take turns.
-    Raises UserError for a model that cannot be, or does not fit even alone.
+    `kv`: type of keys and values. `context` is tokens a sequence, `slots` sequences at once, of each. Each model
+    answers to its own name, and all together to "breakeven" by the policy of that name, dense ones first. Engines that
+    do not fit together take turns. Raises UserError for a model that cannot be, or does not fit even alone.
     """
     if not models:
         raise UserError("name the models to serve, such as: breakeven serve llama-3.2-1b olmoe-1b-7b")
-    chosen_format = format_name or engine_named(engine).default_format
-    machine = _machine(engine, chosen_format)
-    local = LocalPlan(model="", engine=engine, format=chosen_format, context=context, slots=slots)
+    machine = _machine(engine, format_name or engine_named(engine).default_format)
+    local = LocalPlan(model="", engine=engine, format=format_name, kv=kv, context=context, slots=slots)
     backends: list[BackendPlan] = []
     for text in models:
         source = parse_source(text)
@@ -286,15 +292,18 @@ def plan_of_models(
 
 def _local(name: str, source: Source, local: LocalPlan, machine: str | None) -> BackendPlan:
     context = min(local.context, source.spec.context) if source.spec else local.context
+    weights = weight_format(source, local.format, local.engine) if source.synthetic else None
+    behind = source.format_name is not None
     return BackendPlan(
         name=name,
-        local=replace(local, model=source.text, context=context),
+        local=replace(local, model=source.text, context=context, format=None if behind else weights),
         kind=_kind(source),
         place="edge",
         model=source.text if source.spec is not None else None,
         machine=machine if source.spec is not None else None,
         engine=local.engine,
-        format=local.format if source.synthetic else None,
+        format=None if behind else weights,
+        kv=local.kv,
         slots=local.slots,
         context=context,
         endpoints=LOCAL_ENDPOINTS,

@@ -13,15 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.errors import UserError
-from breakeven.forecast.model import StepModel, step_model
-from breakeven.forecast.predict import default_format
-from breakeven.forecast.profiles import profile_named
+from breakeven.forecast.asked import asked_model, model_on, profiles_for
+from breakeven.forecast.model import StepModel
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.route.speed import GRAIN, Cell, Observed, SpeedTable
 from breakeven.gateway.route.view import Speed
-from breakeven.model.resolve import resolve_spec
 
 Floats = NDArray[np.float64]
 
@@ -60,7 +58,8 @@ def table_of(backend: BackendPlan) -> SpeedTable:
     name = backend.format or (local.format if local is not None else None)
     slots = local.slots if local is not None else backend.slots
     try:
-        made = _table(model, backend.machine, engine, name, backend.devices, slots, backend.context)
+        kv = backend.kv or (local.kv if local is not None else None)
+        made = _table(model, backend.machine, engine, name, backend.devices, slots, backend.context, kv)
     except UserError as error:
         raise UserError(f"backend {backend.name}: {error}") from error
     # Each backend has its own answers, so its own usual length.
@@ -79,9 +78,10 @@ def _table(
     devices: int,
     slots: int | None,
     context: int | None,
+    kv: str | None,
 ) -> SpeedTable:
-    profile = profile_named(machine, engine, devices, format_name)
-    steps = step_model(resolve_spec(model), profile, format_name or default_format(profile), devices)
+    asked = asked_model(model, format_name)
+    steps = model_on(asked, profiles_for([asked], machine, engine, devices)[0], devices, kv=kv)
     policy = policy_of(steps)
     if slots is not None:
         policy = replace(policy, max_sequences=slots, max_step_tokens=max(policy.max_step_tokens, slots))

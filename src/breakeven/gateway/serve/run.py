@@ -18,15 +18,18 @@ def source_of(
     port: int | None = None,
     workers: int | None = None,
     admin_port: int | None = None,
+    kv: str | None = None,
 ) -> Callable[[], GatewayPlan]:
     """How to read the plan, now and at every reload: a gateway file, a decision, or models. Raises UserError.
 
-    What is given beside it replaces what it says.
+    What is given beside it replaces what it says; `kv` is of models alone.
     """
     if (decision is None) == (not what):
         raise UserError("give a gateway file such as examples/gateway.yaml, or models, or --from a saved decision")
     files = [one for one in what if one.endswith((".yaml", ".yml"))]
     is_file = len(what) == 1 and bool(files) and _is_gateway(Path(what[0]))
+    if kv is not None and (is_file or decision is not None):
+        raise UserError("--kv goes with models; in a gateway's file write `kv:` beside the model")
 
     def read() -> GatewayPlan:
         if decision is not None:
@@ -40,7 +43,7 @@ def source_of(
         else:
             from breakeven.gateway.plan.origins import plan_of_models
 
-            plan = plan_of_models(what)
+            plan = plan_of_models(what, kv=kv)
         from breakeven.gateway.plan.check import check_plan, with_options
 
         plan = with_options(plan, host=host, port=port, workers=workers, admin_port=admin_port)

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from breakeven.engines.source import parse_source
-from breakeven.engines.start import Running, engine_named, start, weights_of
+from breakeven.engines.start import Running, kv_type, start, weights_of
 from breakeven.errors import BreakevenError, EngineError
 from breakeven.gateway.plan.model import BackendPlan
 
@@ -147,9 +147,8 @@ class _Keeper(threading.Thread):
     def _start(self, stack: ExitStack) -> Running:
         plan = self.backend.local
         assert plan is not None
-        engine = engine_named(plan.engine)
         source = parse_source(plan.model)
-        path = weights_of(source, plan.format or engine.default_format, 0, self._written, engine=plan.engine)
+        path = weights_of(source, plan.format, 0, self._written, engine=plan.engine)
         self.written = None
         self._check_wanted()
         running = start(
@@ -164,6 +163,7 @@ class _Keeper(threading.Thread):
             engine=plan.engine,
             share_prefixes=True,
             embeddings="/v1/embeddings" in self.backend.endpoints,
+            kv=kv_type([source], plan.engine, plan.kv),
             environment=scrubbed(os.environ),
         )
         self._check_wanted()

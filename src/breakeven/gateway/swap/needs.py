@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from breakeven.engines.backend import LLAMA_CPP
 from breakeven.engines.memory import RESERVE, need_of
 from breakeven.engines.source import Source, parse_source
-from breakeven.engines.start import engine_named
+from breakeven.engines.start import engine_named, format_of, kv_type
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.swap.types import EngineNeed, check_budget
@@ -65,8 +65,8 @@ def _need(backend: BackendPlan) -> EngineNeed:
     plan = backend.local
     assert plan is not None
     source = _source(backend.name, plan.model)
-    engine = engine_named(plan.engine)
-    size = need_of(source, plan.format or engine.default_format, plan.context, plan.slots)
+    kv = kv_type([source], plan.engine, plan.kv)
+    size = need_of(source, format_of(source, plan.format, engine_named(plan.engine)), plan.context, plan.slots, kv)
     return EngineNeed(backend.name, size, START_S + size / READ_BYTES_PER_S, plan.pinned)
 
 

@@ -201,5 +201,5 @@ def _recipe(backend: BackendPlan | None) -> object:
         return None
     local = backend.local
     embeds = "/v1/embeddings" in backend.endpoints
-    how = (local.model, local.engine, local.format, local.context, local.slots, local.threads)
+    how = (local.model, local.engine, local.format, local.kv, local.context, local.slots, local.threads)
     return (*how, backend.served_model or backend.name, embeds)

@@ -1,70 +1,344 @@
-"""From a Hugging Face configuration to a model."""
+"""From a configuration to a model: layers derived from what its keys announce, the tables and drafting beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
 
 from breakeven.errors import UserError
-from breakeven.model.architecture import ModelSpec
-from breakeven.model.layouts import llama, mixed, windowed
-from breakeven.model.layouts.config import HELP
+from breakeven.model.architecture import (
+    CompressedAttention,
+    DenseFfn,
+    FeedForward,
+    Gqa,
+    Layer,
+    Mixer,
+    Mla,
+    ModelSpec,
+    MoeFfn,
+    Mtp,
+    NgramTable,
+    Norms,
+    PerLayerEmbedding,
+    Rope,
+    Scales,
+    Streams,
+)
+from breakeven.model.formats.published import quantization_of
+from breakeven.model.layouts.classes import CLASSES, REFUSED
+from breakeven.model.layouts.config import (
+    CONTEXT,
+    DENSE_WIDTH,
+    EPSILON,
+    HELP,
+    HIDDEN,
+    LAYERS,
+    TIED,
+    WIDTH,
+    Config,
+    text_parts,
+)
+from breakeven.model.layouts.ffns import ffns_of
+from breakeven.model.layouts.kinds import ONE_PART, kinds_in_letters, kinds_of
+from breakeven.model.layouts.mixers import mixers_of
+from breakeven.model.layouts.model_class import UNKNOWN, ModelClass
+from breakeven.model.layouts.registry import FAMILIES
 
-_qwen3next = mixed.qwen3next_from_config
-_deepseek = mixed.deepseek_from_config
+MAX_LAYERS = 10_000
+"""More than any model has; a file that says more is damaged or hostile."""
 
-READERS: dict[str, Callable[[Mapping[str, object], str, str], ModelSpec]] = {
-    "llama": llama.llama_from_config,
-    "mistral": llama.llama_from_config,
-    "mixtral": llama.llama_from_config,
-    "mistral3": llama.llama_from_config,
-    "ministral3": llama.llama_from_config,
-    "qwen2": llama.qwen2_from_config,
-    "qwen3": llama.qwen3_from_config,
-    "qwen3_moe": llama.qwen3moe_from_config,
-    "olmoe": llama.olmoe_from_config,
-    "phimoe": llama.phimoe_from_config,
-    "granite": llama.granite_from_config,
-    "granitemoe": llama.granitemoe_from_config,
-    "granitemoeshared": llama.granitemoe_from_config,
-    "gemma2": windowed.gemma2_from_config,
-    "gemma3": windowed.gemma3_from_config,
-    "gemma3_text": windowed.gemma3_from_config,
-    "gemma4": windowed.gemma4_from_config,
-    "gemma4_text": windowed.gemma4_from_config,
-    "gpt_oss": windowed.gpt_oss_from_config,
-    "llama4": windowed.llama4_from_config,
-    "llama4_text": windowed.llama4_from_config,
-    "deepseek_v2": partial(_deepseek, "deepseek2"),
-    "deepseek_v3": partial(_deepseek, "deepseek2"),
-    "kimi_k2": partial(_deepseek, "deepseek2"),
-    "kimi_k25": partial(_deepseek, "deepseek2"),
-    "deepseek_v32": partial(_deepseek, "deepseek32"),
-    "glm_moe_dsa": partial(_deepseek, "glm-dsa"),
-    "mistral4": partial(_deepseek, "mistral4"),
-    "lfm2_moe": mixed.lfm2_from_config,
-    "glm4_moe": mixed.glm4moe_from_config,
-    "minimax_m2": mixed.minimax_m2_from_config,
-    "mimo_v2_flash": mixed.mimo2_from_config,
-    "qwen3_next": partial(_qwen3next, "qwen3next"),
-    "qwen3_5": partial(_qwen3next, "qwen35"),
-    "qwen3_5_text": partial(_qwen3next, "qwen35"),
-    "qwen3_5_moe": partial(_qwen3next, "qwen35"),
-    "qwen3_5_moe_text": partial(_qwen3next, "qwen35"),
-}
+_ASSUME: ContextVar[bool] = ContextVar("assume", default=False)
 
 
-def spec_from_config(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
-    """Read a Hugging Face configuration by its `model_type`, or that of its `text_config`.
+@contextmanager
+def assuming(yes: bool = True) -> Iterator[None]:
+    """While this holds, configurations are read on past keys that are not known; the models say which."""
+    token = _ASSUME.set(yes)
+    try:
+        yield
+    finally:
+        _ASSUME.reset(token)
 
-    Raises UserError for a family Breakeven does not know and for a missing or malformed fact.
+
+def assumes() -> bool:
+    """Whether `assuming` holds."""
+    return _ASSUME.get()
+
+
+def spec_from_config(config: Mapping[str, object], name: str, source: str, *, assume: bool | None = None) -> ModelSpec:
+    """Read a Hugging Face configuration, or Mistral's `params.json`, by its keys and what its class decides.
+
+    `assume`: read on past keys that are not known and could change the layout; they are listed in `assumed`. None: as
+    `assuming` says. Raises UserError for such a key, for a layout that cannot be described, and for a missing or
+    malformed fact.
     """
-    nested = config.get("text_config")
-    inner = nested.get("model_type") if isinstance(nested, Mapping) else None
-    outer = config.get("model_type")
-    if outer is None and inner is None:
-        raise UserError(f"{source}: {name} does not say model_type, so its layout is unknown; add it, or {HELP}")
-    for model_type in (inner, outer):
-        if isinstance(model_type, str) and model_type in READERS:
-            return READERS[model_type](config, name, source)
-    raise UserError(f"{source}: {name}: the tensor layout of model_type {inner or outer!r} is not known here; {HELP}")
+    c = Config(config, name, source)
+    c.assume = _ASSUME.get() if assume is None else assume
+    cls = _class_of(c, config)
+    c.fill(cls.defaults)
+    c.touch(*cls.idle)
+    layers, kinds = _layers(c, cls)
+    spec = _model(c, cls, layers, kinds, config)
+    strange = c.unknown(len(layers))
+    if strange and not c.assume:
+        raise UserError(_not_known(c, strange))
+    return replace(spec, assumed=(*c.assumed, *strange)) if strange or c.assumed else spec
+
+
+def _not_known(c: Config, strange: Sequence[str]) -> str:
+    shown = ", ".join(f"`{key[:60]}`" for key in strange[:3]) + (f" and {len(strange) - 3} more" if strange[3:] else "")
+    many = len(strange) > 1
+    return (
+        f"{c.source}: {c.name}: {'keys' if many else 'key'} {shown} {'are' if many else 'is'} not known and could "
+        "change the layout; `--assume` reads on without, and the result says so"
+    )
+
+
+def _class_of(c: Config, config: Mapping[str, object]) -> ModelClass:
+    """The class of the inner or the outer `model_type`; keys alone describe one that is not in the table."""
+    types = [part.get("model_type") for part in reversed(text_parts(config))]
+    for model_type in types:
+        if isinstance(model_type, str) and model_type in CLASSES:
+            return CLASSES[model_type]
+    known = next((str(found) for found in types if isinstance(found, str)), None)
+    if known is None and not c.has("dim"):
+        raise UserError(f"{c.source}: {c.name} does not say model_type, so its layout is unknown; add it, or {HELP}")
+    if known is None:
+        return CLASSES["mistral_large_3" if c.has("kv_lora_rank") else "mistral"]
+    if c.flag_or(False, "is_encoder_decoder") or c.has("encoder_layers", "num_encoder_layers", "encoder"):
+        raise UserError(
+            f"{c.source}: {c.name}: model_type {known!r} has an encoder beside its decoder; Breakeven describes "
+            "decoders alone"
+        )
+    if known in REFUSED:
+        raise UserError(f"{c.source}: {c.name}: model_type {known!r} is not read: {REFUSED[known]}; {HELP}")
+    c.stranger = known
+    c.assumed.append("model_type")
+    return UNKNOWN
+
+
+def _layers(c: Config, cls: ModelClass) -> tuple[list[Layer], list[str]]:
+    count = _count(c)
+    kinds = kinds_of(c, cls, count)
+    mixers = mixers_of(c, cls, kinds)
+    ffns = ffns_of(c, cls, kinds)
+    norms = _norms(c, cls)
+    if cls.double:
+        return _doubled(c, mixers, ffns, norms), [*kinds, *kinds]
+    layers = []
+    for kind, mixer, ffn in zip(kinds, mixers, ffns, strict=True):
+        own = cls.own_norms if cls.own_norms is not None and kind in ("linear", "mamba", "conv") else norms
+        layers.append(Layer(mixer, ffn, own))
+    return layers, kinds
+
+
+def _doubled(
+    c: Config, mixers: Sequence[tuple[Mixer, ...]], ffns: Sequence[FeedForward | None], norms: Norms
+) -> list[Layer]:
+    """LongCat's layers hold two of everything and experts beside the first feed-forward: as two layers each."""
+    dense = DenseFfn(c.whole(*WIDTH))
+    layers = []
+    for mixer, ffn in zip(mixers, ffns, strict=True):
+        beside = replace(ffn, dense_width=dense.width) if isinstance(ffn, MoeFfn) else ffn
+        layers += [Layer(mixer, beside, norms), Layer(mixer, dense, norms)]
+    return layers
+
+
+def _count(c: Config) -> int:
+    """How many blocks; drafting blocks beyond them are apart."""
+    if not c.has(*LAYERS):
+        for key in ("layer_types", "layers_block_type", "hybrid_override_pattern"):
+            found = c.get(key)
+            if isinstance(found, list | str) and found:
+                return len(found)
+    count = c.whole(*LAYERS)
+    if count > MAX_LAYERS:
+        raise UserError(f"{c.source}: {c.name}: num_hidden_layers is {count:,}, no model has over {MAX_LAYERS:,}")
+    return count
+
+
+def _norms(c: Config, cls: ModelClass) -> Norms:
+    keys = ("use_parallel_block", "parallel_attn", "use_parallel_residual")
+    if c.flag_or(cls.norms is Norms.PARALLEL, *(key for key in keys if key not in cls.idle)):
+        return Norms.PARALLEL
+    if c.flag_or(False, "use_sandwich_norm", "sandwich_norm", "use_post_norm"):
+        return Norms.AROUND
+    return Norms.BEFORE if cls.norms is Norms.PARALLEL else cls.norms
+
+
+def _model(
+    c: Config, cls: ModelClass, layers: list[Layer], kinds: Sequence[str], config: Mapping[str, object]
+) -> ModelSpec:
+    hidden, vocab = c.whole(*HIDDEN), c.whole("vocab_size")
+    routes = any(isinstance(layer.ffn, MoeFfn) for layer in layers)
+    names = (cls.routed if routes else None, cls.family)
+    family = next((name for name in names if name in FAMILIES), "custom")
+    alone = FAMILIES[family].attention_as
+    if alone is not None and all(isinstance(a, Gqa) for layer in layers for a in layer.mixers):
+        family = alone[routes]
+    tied = c.first(TIED)
+    if tied is None and cls.tied is None:
+        raise c.missing(*TIED)
+    return ModelSpec(
+        name=c.name,
+        family=family,
+        hidden=hidden,
+        vocab=vocab,
+        context=c.whole(*CONTEXT),
+        tied_embeddings=c.flag_or(bool(cls.tied), *TIED),
+        layers=tuple(layers),
+        source=c.source,
+        rope=_rope(c, cls, layers),
+        norm_epsilon=c.number_or(1e-5, *EPSILON),
+        layer_norm=cls.layer_norm,
+        output_bias=c.flag_or(cls.lm_head_bias, "lm_head_bias"),
+        attention_softcap=_cap(c, cls.attention_softcap, "attn_logit_softcapping"),
+        logit_softcap=_cap(c, cls.logit_softcap, "final_logit_softcapping"),
+        scales=_scales(c, layers) if cls.scaled else None,
+        per_layer_embedding=_per_layer(c, vocab),
+        ngrams=_ngrams(c, hidden),
+        streams=_streams(c, cls),
+        quantization=quantization_of(config),
+        mtp=_mtp(c, cls, layers, kinds),
+    )
+
+
+def _rope(c: Config, cls: ModelClass, layers: Sequence[Layer]) -> Rope:
+    """Rotary embedding; newer files keep it inside `rope_parameters`, one for each kind of attention."""
+    full = c.inside("rope_parameters.full_attention") or c.inside("rope_parameters") or {}
+    near = c.inside("rope_parameters.sliding_attention") or {}
+    old = c.inside("rope_scaling") or {}
+    share = full.get("partial_rotary_factor", c.get("partial_rotary_factor"))
+    head_dim = next((m.head_dim for layer in layers for m in layer.mixers if isinstance(m, Gqa)), 0)
+    turned = c.whole_or(0, "rotary_dim")
+    if not turned and isinstance(share, float) and 0 < share < 1:
+        turned = int(head_dim * share)
+    window_base = c.number_or(0.0, "rope_local_base_freq", "swa_rope_theta") or _number(near.get("rope_theta"))
+    kind = next((w for f in (full, old) for k in ("rope_type", "type") if (w := f.get(k)) in ("yarn", "linear")), None)
+    found = Rope(
+        base=_number(full.get("rope_theta")) or _theta(c, cls),
+        dimensions=turned if 0 < turned < head_dim else None,
+        window_base=window_base if any(_slides(layer) for layer in layers) else None,
+    )
+    if kind is None:
+        return found
+    facts = full if full.get("factor") is not None else old
+    original = facts.get("original_max_position_embeddings")
+    return replace(
+        found,
+        scaling=str(kind),
+        factor=_number(facts.get("factor")) or 1.0,
+        original_context=original if isinstance(original, int) and original > 0 else None,
+    )
+
+
+def _theta(c: Config, cls: ModelClass) -> float:
+    """`rope_theta`; of a list with one a layer, that of full attention, which is the largest."""
+    value = c.get("rope_theta")
+    if isinstance(value, list):
+        return max((n for x in value if (n := _number(x)) is not None), default=cls.rope_base)
+    return c.number_or(cls.rope_base, "rope_theta")
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+
+
+def _slides(layer: Layer) -> bool:
+    return any(isinstance(m, Gqa) and m.window is not None for m in layer.mixers)
+
+
+def _cap(c: Config, default: float | None, key: str) -> float | None:
+    """A cap on logits, only where the class has one."""
+    return None if default is None else c.number_or(default, key)
+
+
+def _scales(c: Config, layers: Sequence[Layer]) -> Scales:
+    head_dim = next((getattr(m, "head_dim", 0) for layer in layers for m in layer.mixers if hasattr(m, "kv_heads")), 0)
+    return Scales(
+        embedding=c.number_or(1.0, "embedding_multiplier"),
+        residual=c.number_or(1.0, "residual_multiplier"),
+        attention=c.number_or((head_dim or 1) ** -0.5, "attention_multiplier"),
+        logit=c.number_or(1.0, "logits_scaling"),
+    )
+
+
+def _per_layer(c: Config, vocab: int) -> PerLayerEmbedding | None:
+    rows = c.whole_or(vocab, "vocab_size_per_layer_input")
+    width = c.whole_or(0, "hidden_size_per_layer_input")
+    return PerLayerEmbedding(width, rows) if width else None
+
+
+def _streams(c: Config, cls: ModelClass) -> Streams | None:
+    altup = c.whole_or(0, "altup_num_inputs")
+    if altup:
+        c.touch("altup_active_idx", "altup_correct_scale")
+        return Streams(altup, altup=True, laurel_rank=c.whole_or(0, "laurel_rank"))
+    count = c.whole_or(0, "hc_mult", "hc_count")
+    return Streams(count, low_rank=c.whole_or(0, "hc_lowrank"), joins=cls.joins) if count else None
+
+
+def _ngrams(c: Config, hidden: int) -> NgramTable | None:
+    """Hashed n-grams: each head of each order has its own prime number of rows, all padded together."""
+    c.touch("split_ngram_parts", "seed")
+    ids = c.list_of("ple_layer_ids")
+    if not ids:
+        if c.has("ngram_size", "heads_per_ngram") and c.has("ple_embed_dim"):
+            raise c.missing("ple_layer_ids")
+        c.touch_all("ple_|.*ngram")
+        return None
+    heads = c.whole("heads_per_ngram") * (c.whole("ngram_size") - 1)
+    joined = c.whole_or(hidden, "ple_embed_dim")
+    rows, prime = 0, c.whole("ngram_vocab_size_base")
+    if heads > 1024 or prime > 10**10:
+        raise c.wrong("ngram_vocab_size_base", "that of a table that fits a disk")
+    for _ in range(heads):
+        prime = _next_prime(prime)
+        rows += prime
+    step = max(1, c.whole_or(1, "make_ngram_vocab_size_divisible_by"))
+    return NgramTable(
+        rows=-(-rows // step) * step,
+        width=joined // heads,
+        joined=joined,
+        layers=tuple(int(str(i)) - 1 for i in ids),
+        kernel=c.whole_or(4, "ple_conv_kernel_size"),
+    )
+
+
+def _next_prime(after: int) -> int:
+    found = after + 1
+    while any(found % n == 0 for n in range(2, int(found**0.5) + 1)):
+        found += 1
+    return found
+
+
+_DRAFTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", "mtp.num_hidden_layers")
+
+
+def _mtp(c: Config, cls: ModelClass, layers: Sequence[Layer], kinds: Sequence[str]) -> Mtp | None:
+    """Blocks that draft, each as the last layer of the model unless a pattern says otherwise."""
+    count = c.whole_or(0, *_DRAFTS)
+    tables = c.flag_or(cls.mtp_tables, "mtp_use_dedicated_embeddings")
+    pattern = kinds_in_letters(c, "mtp_hybrid_override_pattern")
+    c.touch("mtp_layers_block_type")
+    c.touch_all(r"mtp\.")
+    if not count:
+        return None
+    if any(kind in ONE_PART for kind in kinds):
+        wanted = pattern or ["full", "experts"]
+        mixer = next((x.mixers for x, kind in zip(layers, kinds, strict=True) if kind in wanted and x.mixers), ())
+        ffn = next((x.ffn for x, kind in zip(layers, kinds, strict=True) if kind in wanted and x.ffn), None)
+        block = Layer(mixer, ffn)
+    else:
+        attends = [x for x, kind in zip(layers, kinds, strict=True) if kind in ("full", "sliding", "chunked")]
+        block = replace(layers[-1], mixers=(attends or layers)[-1].mixers)
+        if isinstance(near := block.mixer, CompressedAttention):
+            block = replace(block, mixers=(replace(near, ratio=0, indexer=None),))
+        if isinstance(last := block.mixer, Mla | Gqa) and last.indexer is not None:
+            # It has an indexer of its own where layers share theirs.
+            block = replace(block, mixers=(replace(last, indexer=replace(last.indexer, owns_weights=True)),))
+        if cls.mtp_dense:
+            block = replace(block, ffn=DenseFfn(c.whole(*DENSE_WIDTH, *WIDTH)))
+    return Mtp((block,) * min(count, 64), embedding=tables, head=tables)

@@ -16,14 +16,17 @@ from typing import Any
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.arithmetic import check_count
+from breakeven.model.arithmetic import check_count, mtp_params
 from breakeven.model.layouts.derive import spec_from_config
 from breakeven.model.readers.bounded import bounded_json, read_bounded, shown
 
 INDEX = "model.safetensors.index.json"
 
-_NOT_TEXT = re.compile(r"vision|visual|audio|image|multi_modal|mm_projector|(^|\.)mtp\.|eh_proj|shared_head")
-"""Towers for other senses and next-token-prediction blocks: published beside the language model, not part of it."""
+_NOT_TEXT = re.compile(r"vision|visual|audio|image|multi_modal|mm_projector|patch_merger")
+"""Towers for other senses: published beside the language model, not part of it."""
+_DRAFTS = re.compile(r"(^|\.)mtp\.|eh_proj|shared_head|nextn")
+"""Blocks that draft further tokens."""
+_HEAD = re.compile(r"(^|\.)(lm_head|output)\.weight$")
 
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _BYTES_BY_DTYPE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -36,8 +39,10 @@ _MOST_BYTES = 10**16
 """Of a checkpoint: more is damage."""
 
 
-def published_total(directory: Path, config: Mapping[str, object]) -> int | None:
-    """Weights of the checkpoint whose files lie in `directory`; None when they do not say.
+def published_total(directory: Path, config: Mapping[str, object], spec: ModelSpec) -> int | None:
+    """Weights of the checkpoint whose files lie in `directory`, as `spec` counts them; None when they do not say.
+
+    Drafting blocks, towers and a second copy of a tied head are left out, as they are in the model's own count.
 
     Quantised and multimodal checkpoints say nothing usable in an index; their shapes do when the files are there.
     """
@@ -45,24 +50,36 @@ def published_total(directory: Path, config: Mapping[str, object]) -> int | None
     index_path = directory / INDEX
     index = read_json(index_path) if index_path.is_file() else {}
     if files and _complete(files, index):
-        return _total_of_files(files, config)
-    return total_of_index(index, config)
+        return _total_of_files(files, spec)
+    return total_of_index(index, config, spec)
 
 
-def total_of_index(index: Mapping[str, object], config: Mapping[str, object]) -> int | None:
-    """Weights that an index's `metadata` promises, by its own count or by bytes over the configuration's dtype."""
+def total_of_index(index: Mapping[str, object], config: Mapping[str, object], spec: ModelSpec) -> int | None:
+    """Weights that an index's `metadata` promises, by its own count or by bytes over the configuration's dtype.
+
+    What the index names beside the model is taken off: drafting blocks as `spec` describes them, a tied head's copy.
+    None for a checkpoint with towers, whose size an index does not tell.
+    """
     metadata = index.get("metadata")
     if not isinstance(metadata, Mapping) or "quantization_config" in config or "vision_config" in config:
         return None
+    names = index.get("weight_map")
+    tensors = [str(name) for name in names] if isinstance(names, Mapping) else []
+    drafts = [name for name in tensors if _DRAFTS.search(name) or _beyond(name, len(spec.layers))]
+    if any(_NOT_TEXT.search(name) for name in tensors if name not in set(drafts)) or (drafts and spec.mtp is None):
+        return None
+    beside = mtp_params(spec) if drafts else 0
+    if spec.tied_embeddings and any(_HEAD.search(name) for name in tensors):
+        beside += spec.vocab * spec.hidden
     total = metadata.get("total_parameters")
     if isinstance(total, int):
-        return total if 0 < total < _MOST_BYTES else None
+        return total - beside if 0 < total < _MOST_BYTES else None
     total_bytes = metadata.get("total_size")
     dtype = config.get("dtype", config.get("torch_dtype"))
     size = _BYTES_BY_DTYPE.get(str(dtype))
     if not size or not isinstance(total_bytes, int | float) or not size <= total_bytes < _MOST_BYTES:
         return None
-    return int(total_bytes) // size
+    return int(total_bytes) // size - beside
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -85,21 +102,21 @@ def _complete(files: list[Path], index: Mapping[str, object]) -> bool:
     return {str(name) for name in weight_map.values()} <= {file.name for file in files}
 
 
-def _total_of_files(files: list[Path], config: Mapping[str, object]) -> int | None:
-    layers = config.get("num_hidden_layers")
+def _total_of_files(files: list[Path], spec: ModelSpec) -> int | None:
     total = 0
     for path in files:
         for name, dtype, shape in safetensors_rows(path):
             if dtype not in _FLOATS:
                 return None  # packed weights: the shape is not the model's
-            if not _NOT_TEXT.search(name) and not _beyond(name, layers):
+            apart = _NOT_TEXT.search(name) or _DRAFTS.search(name) or _beyond(name, len(spec.layers))
+            if not apart and not (spec.tied_embeddings and _HEAD.search(name)):
                 total += math.prod(shape)
     return total
 
 
-def _beyond(name: str, layers: object) -> bool:
+def _beyond(name: str, layers: int) -> bool:
     index = re.search(r"\blayers\.(\d+)\.", name)
-    return isinstance(layers, int) and index is not None and int(index[1]) >= layers
+    return index is not None and int(index[1]) >= layers
 
 
 def safetensors_rows(path: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -157,7 +174,7 @@ def _read_file(path: Path) -> ModelSpec:
     fallback = path.resolve().parent.name if path.name == CONFIG else path.stem
     name = named if isinstance(named, str) and named else fallback
     spec = spec_from_config(config, name, str(path))
-    return _checked(spec, published_total(path.parent, config))
+    return _checked(spec, published_total(path.parent, config, spec))
 
 
 def _read_hub(hub_id: str) -> ModelSpec:
@@ -167,7 +184,7 @@ def _read_hub(hub_id: str) -> ModelSpec:
     config = read_json(config_path)
     spec = spec_from_config(config, hub_id, f"huggingface:{hub_id}/{CONFIG}")
     index_path = _fetch(hub_id, INDEX)
-    return _checked(spec, total_of_index(read_json(index_path), config) if index_path else None)
+    return _checked(spec, total_of_index(read_json(index_path), config, spec) if index_path else None)
 
 
 def _checked(spec: ModelSpec, total: int | None) -> ModelSpec:

@@ -1,0 +1,363 @@
+"""The weight format a checkpoint is published in, read from its configuration.
+
+`quantization_config` of config.json as vLLM, transformers and SGLang read it, `hf_quant_config.json` of ModelOpt, and
+`quantization` of mlx-lm. One reader a method, in a table; what is not known is refused by name, never passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
+
+from breakeven.errors import UserError
+from breakeven.model.architecture import Quantization
+from breakeven.model.formats.gpu import gpu_format
+
+_Facts = Mapping[str, object]
+
+_KEPT_KEYS = (
+    "modules_to_not_convert",
+    "ignore",
+    "ignored_layers",
+    "exclude_modules",
+    "exclude",
+    "llm_int8_skip_modules",
+)
+HELP = "leave quantization_config out and name a format with --format"
+EVERYTHING = "*"
+
+
+def quantization_of(config: Mapping[str, object]) -> Quantization | None:
+    """How the checkpoint of this configuration is stored; None where it is not quantized.
+
+    `config`: the contents of config.json, or of hf_quant_config.json. Raises UserError for a method that is not known
+    and for facts that are missing, saying what to do.
+    """
+    for holder in _holders(config):
+        for key in ("quantization_config", "compression_config", "quantization"):
+            facts = holder.get(key)
+            if isinstance(facts, Mapping) and facts:
+                return _with_experts(_read(cast(_Facts, facts)), config)
+            if facts is not None and not isinstance(facts, Mapping):
+                raise UserError(f"{key} is {facts!r:.60}, it must be a mapping; mend it, or {HELP}")
+    return None
+
+
+def _holders(config: _Facts) -> Iterator[_Facts]:
+    yield config
+    nested = config.get("text_config")
+    if isinstance(nested, Mapping):
+        yield cast(_Facts, nested)
+
+
+def _with_experts(found: Quantization | None, config: _Facts) -> Quantization | None:
+    kind = next((h["expert_dtype"] for h in _holders(config) if h.get("expert_dtype") is not None), None)
+    if found is None or kind is None:
+        return found
+    experts = {"fp4": "MXFP4_LINEAR", "mxfp4": "MXFP4_LINEAR", "nvfp4": "NVFP4", "fp8": found.format_name}
+    name = experts.get(str(kind).lower())
+    if name is None:
+        raise UserError(f"expert_dtype {kind!r:.40} is not known here; it can be fp4, nvfp4 or fp8, or {HELP}")
+    return Quantization(found.format_name, found.kept, None if name == found.format_name else name, found.others)
+
+
+def _read(facts: _Facts) -> Quantization | None:
+    method = facts.get("quant_method")
+    if method is None:
+        method = next((name for key, name in _TOLD_BY.items() if key in facts), None)
+    if method is None:
+        raise UserError(f"quantization_config does not say quant_method; add it, or {HELP}")
+    reader = _METHODS.get(str(method).lower().replace("_", "-"))
+    if reader is None:
+        known = ", ".join(sorted({*_METHODS} - {"auto-round", "intel/auto-round"}))
+        raise UserError(f"quantization method {str(method)!r:.60} is not known here (known: {known}); {HELP}")
+    return reader(facts)
+
+
+_TOLD_BY = {
+    "quant_algo": "modelopt",
+    "quantized_layers": "modelopt",
+    "config_groups": "compressed-tensors",
+    "load_in_4bit": "bitsandbytes",
+    "_load_in_4bit": "bitsandbytes",
+    "load_in_8bit": "bitsandbytes",
+    "bits": "mlx",
+    "mode": "mlx",
+}
+"""Older files, and MLX's, name no method; a key that only one of them has tells."""
+
+
+def _fp8(facts: _Facts) -> Quantization:
+    block = facts.get("weight_block_size")
+    name = "FP8_TENSOR"
+    if isinstance(block, Sequence) and not isinstance(block, str) and len(block) == 2:
+        # One scale for 32 in a row is the micro-scaled form; all larger blocks cost next to nothing.
+        name = "MXFP8" if list(block) == [1, 32] else "FP8_BLOCK"
+    others = tuple((pattern, name) for pattern in _names(facts, "modules_to_convert"))
+    return _quantization(name, facts, others)
+
+
+def _fbgemm(facts: _Facts) -> Quantization:
+    return _quantization("FP8", facts)
+
+
+def _awq(facts: _Facts) -> Quantization:
+    bits, group = _whole(facts, "bits", "w_bit"), _group(facts)
+    zeros = facts.get("zero_point", True) is not False
+    return _quantization(_integers(bits, group, _family(bits, zeros)), facts)
+
+
+def _gptq(facts: _Facts) -> Quantization:
+    kept, others = [], []
+    bits, group = _whole(facts, "bits"), _group(facts)
+    dynamic = facts.get("dynamic")
+    for pattern, change in dynamic.items() if isinstance(dynamic, Mapping) else ():
+        if str(pattern).startswith("-:"):
+            kept.append("re:" + str(pattern)[2:])
+        elif isinstance(change, Mapping):
+            name = _changed(bits, group, cast(_Facts, change))
+            others.append(("re:" + str(pattern).removeprefix("+:"), name))
+    base = _integers(bits, group, "GPTQ")
+    inside = facts.get("modules_in_block_to_quantize")
+    if isinstance(inside, list) and inside:
+        # Where the modules are listed, what is not among them is not quantized.
+        listed = [name for part in inside for name in (part if isinstance(part, list) else [part])]
+        others += [(str(name), base) for name in listed]
+        kept.append(EVERYTHING)
+    return _quantization(base, facts, tuple(others), kept)
+
+
+def _changed(bits: int, group: int | None, change: _Facts) -> str:
+    """The format of a module that differs from the others in some facts."""
+    mine = _whole(change, "bits") if change.get("bits") is not None else bits
+    return _integers(mine, _group(change) if change.get("group_size") is not None else group, "GPTQ")
+
+
+def _auto_round(facts: _Facts) -> Quantization:
+    kind = str(facts.get("data_type", "int")).lower()
+    bits, group = _whole(facts, "bits"), _group(facts)
+    if kind.startswith("mx_fp"):
+        base = "MXFP4_LINEAR" if bits == 4 else "MXFP8"
+    elif kind.startswith("nv_fp"):
+        base = "NVFP4"
+    else:
+        base = _integers(bits, group, "GPTQ")
+    kept, others = [], []
+    extra = facts.get("extra_config")
+    for name, change in extra.items() if isinstance(extra, Mapping) else ():
+        facts_of = cast(_Facts, change) if isinstance(change, Mapping) else {}
+        if facts_of.get("bits") is not None and _whole(facts_of, "bits") >= 16:
+            kept.append(str(name))
+        elif facts_of:
+            others.append((str(name), _changed(bits, group, facts_of)))
+    return _quantization(base, facts, tuple(others), kept)
+
+
+def _compressed_tensors(facts: _Facts) -> Quantization | None:
+    groups = facts.get("config_groups")
+    if not isinstance(groups, Mapping) or not groups:
+        raise UserError(f"quantization_config of compressed-tensors has no config_groups; add them, or {HELP}")
+    stored: list[tuple[str, tuple[str, ...]]] = []
+    for group in groups.values():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if isinstance(weights, Mapping):
+            stored.append((_weights(cast(_Facts, weights)), _names(cast(_Facts, group), "targets")))
+    return _grouped(stored, facts) if stored else None
+
+
+def _grouped(stored: Sequence[tuple[str, tuple[str, ...]]], facts: _Facts) -> Quantization:
+    """Groups of modules, each in a format; one of them may be all linear layers."""
+    classes = ("Linear", "FusedMoE", "MoE", "ParallelLMHead")
+    base = next((name for name, targets in stored if not targets or any(t in classes for t in targets)), None)
+    listed = tuple((t, name) for name, targets in stored for t in targets if t not in classes)
+    if base is not None:
+        return _quantization(base, facts, tuple((t, name) for t, name in listed if name != base))
+    # Modules are all listed: what is not among them is not quantized. The experts' format is what the file is called.
+    base = next((name for name, targets in stored if any("expert" in t for t in targets)), stored[0][0])
+    return _quantization(base, facts, listed, [EVERYTHING])
+
+
+def _weights(weights: _Facts) -> str:
+    bits, group = _whole(weights, "num_bits"), _group(weights)
+    strategy = str(weights.get("strategy") or ("group" if group else "tensor"))
+    if str(weights.get("type", "int")) == "float":
+        if bits == 4:
+            return "MXFP4_LINEAR" if group == 32 else "NVFP4"
+        if bits == 8:
+            wide = {"tensor": "FP8_TENSOR", "channel": "FP8", "block": "FP8_BLOCK", "group": "FP8_BLOCK"}
+            return "MXFP8" if group == 32 else wide.get(strategy, "FP8")
+        raise UserError(f"floats of {bits} bits in quantization_config are not known here; {HELP}")
+    if bits == 8 and strategy in ("tensor", "channel"):
+        return "INT8"
+    family = _family(bits, weights.get("symmetric") is False)
+    return _integers(bits, None if strategy in ("tensor", "channel") else group, family)
+
+
+_ALGORITHMS = {
+    "FP8": "FP8_TENSOR",
+    "FP8_PER_CHANNEL_PER_TOKEN": "FP8",
+    "FP8_PB_WO": "FP8_BLOCK",
+    "FP8_PB_REAL": "FP8_BLOCK",
+    "MXFP8": "MXFP8",
+    "NVFP4": "NVFP4",
+    "NVFP4_AWQ": "NVFP4",
+    "W4A8_NVFP4_FP8": "NVFP4",
+    "W4A16_NVFP4": "NVFP4",
+    "MXFP4": "MXFP4_LINEAR",
+    "W4A8_MXFP4_FP8": "MXFP4_LINEAR",
+    "INT8_SQ": "INT8",
+    "W8A8_SQ_PER_CHANNEL": "INT8",
+    "W8A16": "INT8",
+    "INT4_AWQ": "INT4",
+    "W4A16_AWQ": "INT4",
+    "W4A8_AWQ": "INT4",
+    "W4A16": "INT4",
+}
+"""ModelOpt's algorithms (modelopt/torch/export/model_config.py), by how they store weights."""
+
+
+def _modelopt(facts: _Facts) -> Quantization | None:
+    inner = facts.get("quantization")
+    facts = cast(_Facts, inner) if isinstance(inner, Mapping) else facts
+    algorithm = facts.get("quant_algo")
+    if algorithm is None:
+        # A key-value cache in 8 bits alone leaves the weights as they are.
+        return _compressed_tensors(facts) if facts.get("config_groups") else None
+    listed = facts.get("quantized_layers")
+    if str(algorithm) == "MIXED_PRECISION":
+        if isinstance(listed, Mapping) and listed:
+            by_format: dict[str, list[str]] = {}
+            for name, layer in listed.items():
+                kind = layer.get("quant_algo") if isinstance(layer, Mapping) else None
+                by_format.setdefault(_algorithm(kind), []).append(str(name))
+            return _grouped([(name, tuple(targets)) for name, targets in by_format.items()], facts)
+        if facts.get("config_groups"):
+            return _compressed_tensors(facts)
+        raise UserError(
+            "quant_algo MIXED_PRECISION does not say which module is stored how (no quantized_layers); "
+            f"take the configuration that lists them, or {HELP}"
+        )
+    return _quantization(_algorithm(algorithm, _group(facts)), facts)
+
+
+def _algorithm(algorithm: object, group: int | None = None) -> str:
+    name = _ALGORITHMS.get(str(algorithm).upper())
+    if name is None:
+        raise UserError(
+            f"quant_algo {str(algorithm)!r:.40} is not known here (known: {', '.join(_ALGORITHMS)}); {HELP}"
+        )
+    return _integers(4, group, "INT") if name == "INT4" and group else name
+
+
+def _mxfp4(facts: _Facts) -> Quantization:
+    return _quantization("MXFP4_BF16", facts)
+
+
+def _bitsandbytes(facts: _Facts) -> Quantization | None:
+    if facts.get("load_in_4bit") or facts.get("_load_in_4bit"):
+        name = "NF4_DQ" if facts.get("bnb_4bit_use_double_quant") else "NF4"
+        return _quantization(name, facts)
+    eight = facts.get("load_in_8bit") or facts.get("_load_in_8bit")
+    return _quantization("INT8", facts) if eight else None
+
+
+def _quark(facts: _Facts) -> Quantization:
+    whole = facts.get("global_quant_config")
+    weight = whole.get("weight") if isinstance(whole, Mapping) else None
+    weight = weight[0] if isinstance(weight, list) and weight else weight
+    if not isinstance(weight, Mapping):
+        raise UserError(f"quantization_config of quark has no global_quant_config.weight; add it, or {HELP}")
+    kind, scheme = str(weight.get("dtype")), str(weight.get("qscheme"))
+    names = {
+        "fp4": "MXFP4_LINEAR",
+        "fp8_e4m3": "FP8" if scheme == "per_channel" else "FP8_TENSOR",
+        "int8": "INT8",
+        "int4": _integers(4, _group(cast(_Facts, weight)), _family(4, weight.get("symmetric") is False)),
+    }
+    if kind not in names:
+        raise UserError(f"quark's number type {kind!r:.40} is not known here (known: {', '.join(names)}); {HELP}")
+    return _quantization(names[kind], facts)
+
+
+def _mlx(facts: _Facts) -> Quantization:
+    kept = [name for name, change in facts.items() if change is False]
+    others = [(n, _mlx_name(cast(_Facts, c))) for n, c in facts.items() if isinstance(c, Mapping) and "bits" in c]
+    return _quantization(_mlx_name(facts), facts, tuple(others), kept)
+
+
+def _mlx_name(facts: _Facts) -> str:
+    mode = str(facts.get("mode", "affine"))
+    if mode == "affine":
+        bits, group = _whole(facts, "bits"), _group(facts) or 64
+        return f"MLX{bits}" if group == 64 else f"MLX{bits}_G{group}"
+    return f"MLX_{mode.upper()}"
+
+
+_METHODS: dict[str, Callable[[_Facts], Quantization | None]] = {
+    "fp8": _fp8,
+    "fbgemm-fp8": _fbgemm,
+    "awq": _awq,
+    "awq-marlin": _awq,
+    "gptq": _gptq,
+    "gptq-marlin": _gptq,
+    "auto-round": _auto_round,
+    "intel/auto-round": _auto_round,
+    "compressed-tensors": _compressed_tensors,
+    "modelopt": _modelopt,
+    "modelopt-fp4": _modelopt,
+    "mxfp4": _mxfp4,
+    "bitsandbytes": _bitsandbytes,
+    "quark": _quark,
+    "mlx": _mlx,
+}
+
+
+def _integers(bits: int, group: int | None, family: str) -> str:
+    """A format's name; `family`: INT with a scale, GPTQ with a zero point beside it, AWQ in 4 bits."""
+    return f"{family}{'' if family == 'AWQ' else bits}{f'_G{group}' if group else '_ROW'}"
+
+
+def _family(bits: int, zeros: bool) -> str:
+    return ("AWQ" if bits == 4 else "GPTQ") if zeros else "INT"
+
+
+def _quantization(
+    name: str, facts: _Facts, others: tuple[tuple[str, str], ...] = (), kept: Sequence[str] = ()
+) -> Quantization:
+    unknown = next((one for one in (name, *(other for _, other in others)) if gpu_format(one) is None), None)
+    if unknown is not None:
+        raise UserError(f"weights stored as {unknown!r:.60} are not known here; {HELP}")
+    found = gpu_format(name)
+    assert found is not None
+    left = (*kept, *(pattern for key in _KEPT_KEYS for pattern in _names(facts, key)))
+    expressions = (f"re:{pattern}" for pattern in _names(facts, "modules_to_not_convert_with_regex"))
+    return Quantization(found.name, tuple(dict.fromkeys((*left, *expressions))), None, others)
+
+
+def _names(facts: _Facts, key: str) -> tuple[str, ...]:
+    listed = facts.get(key)
+    if listed is None:
+        return ()
+    if isinstance(listed, str):
+        return (listed,)
+    if not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed):
+        raise UserError(f"{key} in quantization_config must be a list of names; mend it, or {HELP}")
+    return tuple(listed)
+
+
+def _whole(facts: _Facts, *keys: str) -> int:
+    found = next((facts[key] for key in keys if facts.get(key) is not None), None)
+    if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= 16:
+        what = "does not say" if found is None else f"says {found!r:.40} for"
+        raise UserError(f"quantization_config {what} {keys[0]}; it must be a number of bits, or {HELP}")
+    return found
+
+
+def _group(facts: _Facts) -> int | None:
+    """Weights that share a scale; None for a whole row."""
+    found = next((facts[key] for key in ("group_size", "q_group_size") if facts.get(key) is not None), None)
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise UserError(f"group_size in quantization_config is {found!r:.40}, it must be a whole number; or {HELP}")
+    return found if found > 0 else None

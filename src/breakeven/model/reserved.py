@@ -1,0 +1,138 @@
+"""What llama.cpp reserves for a model beside its weights, from shapes: cells of caches, compute and output buffers.
+
+Before it answers, llama.cpp lays out the graph of one full micro-batch over the whole context and reserves what lives
+at once at its fullest moment (src/llama-context.cpp: sched_reserve; ggml/src/ggml-alloc.c). That moment is a layer's
+feed-forward, its attention, or the output head. Which tensors live then was read off build 11549 by changing one size
+at a time (bench/memory.py): every coefficient below is a number of such tensors.
+"""
+
+from __future__ import annotations
+
+import math
+
+from breakeven.model.architecture import (
+    CompressedAttention,
+    DenseFfn,
+    FeedForward,
+    Gqa,
+    KimiDelta,
+    Lightning,
+    LinearAttention,
+    Mamba1,
+    Mamba2,
+    Mixer,
+    Mla,
+    ModelSpec,
+    ShortConv,
+)
+from breakeven.model.arithmetic import KV_ELEMENT_BYTES, attends
+
+MICRO_BATCH = 512
+"""Tokens of one forward pass of a prompt (n_ubatch)."""
+CONTEXT_STEP = 256
+"""llama.cpp rounds the cells of a cache up to a multiple of this (src/llama-context.cpp, llama-kv-cache-iswa.cpp)."""
+ONE_LOGIT_BUILD = 9500
+"""Since about this build (June 2026, pull request 23861) llama.cpp's server asks for the logits of one token a
+sequence. Older ones, and programs that do not ask, reserve them for a whole micro-batch."""
+
+_F32 = 4.0
+_MASK = 2.0
+"""Bytes of an entry of the attention mask under flash attention; 4 without."""
+_HELD = 5
+"""Hidden widths that live beside a layer's own tensors: input embedding, residuals, a norm's output."""
+_HELD_GPU = 3
+_HELD_HEAD_GPU = 2
+"""On GPUs inputs are copies that end with their last use. Under the head the residual and the norm's output are left:
+Qwen3.5-9B reserves 501 MiB there at any context, 485 of logits and twice 8; a 27 B model of that family 505, twice 10.
+Without those logits that one reserves 132 MiB at 4,096 tokens: 4 of mask, 102 of its feed-forward, about 3 times 10."""
+
+
+def whole_context(tokens: float) -> int:
+    """Cells that a sequence gets when it is asked for so many tokens."""
+    return math.ceil(tokens / CONTEXT_STEP) * CONTEXT_STEP
+
+
+def cells(context: float, window: int | None) -> int:
+    """Cells of one sequence in a layer's cache; a sliding window keeps room for the micro-batch that passes it."""
+    whole = whole_context(context)
+    return whole if window is None else min(whole, whole_context(window + MICRO_BATCH))
+
+
+def reserved_kv_bytes(spec: ModelSpec, context: float, element_bytes: float = KV_ELEMENT_BYTES) -> float:
+    """Bytes of keys and values that one sequence of `context` tokens is given."""
+    found = (a.elements * cells(context, a.window) / a.every for layer in spec.layers for a in attends(layer))
+    return element_bytes * sum(found)
+
+
+def output_bytes(spec: ModelSpec, sequences: float) -> float:
+    """Bytes of the buffer, in host memory, that logits are copied to: one row a sequence."""
+    return _F32 * spec.vocab * max(sequences, 1)
+
+
+def compute_bytes(
+    spec: ModelSpec, context: float, sequences: float = 1, *, gpu: bool, every_logit: bool, flash: bool = True
+) -> float:
+    """Bytes of the compute buffer for `sequences` of `context` tokens each; 0 tokens: no cache beside it.
+
+    `gpu`: all layers lie on a device of their own. `every_logit`: logits are reserved for a whole micro-batch, as
+    builds before `ONE_LOGIT_BUILD` do, not for one token a sequence. `flash`: flash attention is on, as llama.cpp
+    decides wherever a device can.
+    """
+    tokens = min(MICRO_BATCH, whole_context(context) * max(sequences, 1)) if context else MICRO_BATCH
+    rows = tokens if every_logit else max(sequences, 1)
+    hidden = spec.hidden
+    # The last layer's feed-forward runs for the rows whose logits are wanted.
+    fed = spec.layers if every_logit or len(spec.layers) == 1 else spec.layers[:-1]
+    live = [_ffn(layer.ffn, hidden) for layer in fed if layer.ffn is not None]
+    live += [_mixer(m, hidden) + _scores(m, context, flash) for layer in spec.layers for m in layer.mixers]
+    mask = (_MASK if flash else _F32) * tokens * _mask_cells(spec, context)
+    layers = mask + _F32 * tokens * (max(live, default=0) + (_HELD_GPU if gpu else _HELD) * hidden)
+    head = _F32 * (rows * spec.vocab + tokens * (_HELD_HEAD_GPU if gpu else _HELD) * hidden)
+    return max(layers, head if gpu else mask + head)
+
+
+def _mask_cells(spec: ModelSpec, context: float) -> int:
+    """Positions of one token in all masks: one mask for each size of cache."""
+    return sum({a.window: cells(context, a.window) for layer in spec.layers for a in attends(layer)}.values())
+
+
+def _scores(mixer: Mixer, context: float, flash: bool) -> float:
+    """Elements of one token's attention scores, which flash attention never writes out."""
+    if flash or not isinstance(mixer, Gqa | Mla | CompressedAttention):
+        return 0.0
+    return mixer.heads * cells(context, mixer.window if isinstance(mixer, Gqa) else None)
+
+
+def _ffn(ffn: FeedForward, hidden: int) -> float:
+    """Elements of one token that live in a feed-forward beyond what is held: gate, up and their product."""
+    if isinstance(ffn, DenseFfn):
+        return (3 if ffn.gated else 2) * ffn.width
+    matrices = 3 if ffn.gated else 2
+    width, outputs = ffn.n_experts_per_token * ffn.expert_width, ffn.n_experts_per_token * hidden
+    # The experts' outputs take the place that gate and up have left, where they fit in there.
+    routed = matrices * width + (outputs if outputs > (matrices - 1) * width else 0)
+    return max(routed, matrices * max(ffn.shared_width, ffn.dense_width))
+
+
+def _mixer(mixer: Mixer, hidden: int) -> float:
+    """Elements of one token that live in a mixer beyond what is held."""
+    match mixer:
+        case Gqa() as a:
+            return 2 * a.heads * a.head_dim + a.kv_heads * (a.head_dim + a.value_dim)
+        case Mla() as a:
+            latent = 2 * (a.kv_lora_rank + a.rope_dim)
+            return a.heads * (latent + a.nope_dim) + (a.q_lora_rank or 0)
+        case CompressedAttention() as a:
+            return 3 * a.heads * a.head_dim + a.q_lora_rank
+        case LinearAttention() as a:
+            return 2 * (2 * a.key_heads * a.key_dim + a.value_heads * a.value_dim)
+        case KimiDelta() as a:
+            return 9 * a.heads * a.head_dim
+        case Lightning() as a:
+            return 4 * a.heads * a.head_dim
+        case Mamba2() as a:
+            return 5 * a.inner + 4 * a.groups * a.state
+        case Mamba1() as a:
+            return 6 * a.inner
+        case ShortConv():
+            return 4 * hidden
