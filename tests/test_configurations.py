@@ -513,7 +513,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1,000,000,000"),
+            ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1,000,000,000, no model has over 4,096"),
             ({"layer_types": ["full_attention"] * 3}, "layer_types names 3 layers, num_hidden_layers says 4"),
             ({"num_key_value_heads": [1, 2]}, "num_key_value_heads names 2 layers"),
             ({"intermediate_size": [96, 96, "x", 96]}, "whole numbers"),

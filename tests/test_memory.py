@@ -135,7 +135,7 @@ def test_logits_of_a_micro_batch_count_unless_a_newer_build_is_known() -> None:
     spec = lookup("qwen3.5-27b")
     older = compute_bytes(spec, 4096, gpu=True, every_logit=True)
     newer = compute_bytes(spec, 4096, gpu=True, every_logit=False)
-    # 505 and 132 MiB were measured of a model of these widths.
+    # 505 and 132 MiB were published of Qwen3.8-27B, which has this vocabulary and, by its buffer, this hidden width.
     assert older / MIB == pytest.approx(505, abs=1)
     assert newer / MIB == pytest.approx(132, rel=0.05)
     assert older >= 512 * spec.vocab * 4

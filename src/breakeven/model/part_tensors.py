@@ -285,6 +285,8 @@ def moe_items(hidden: int, f: MoeFfn, *, around: bool) -> Iterator[Item]:
     if f.latent_width:
         yield Item("ffn_latent_down", "weight", (f.latent_width, hidden), TensorGroup.DENSE_FFN)
         yield Item("ffn_latent_up", "weight", (hidden, f.latent_width), TensorGroup.DENSE_FFN)
+        if f.latent_norm:
+            yield from norm("ffn_latent_norm", f.latent_width)
     if f.chunk_width:
         yield from ffn_items("_chexps", TensorGroup.ROUTED_EXPERTS, hidden, f.chunk_width, stack=(f.chunk_experts,))
     if f.shared_width:

@@ -238,9 +238,10 @@ class MoeFfn:
     `shared_width` is the width of all shared experts together (0: none), `shared_gate` a learned scalar gate on
     them (Qwen). `dense_width` is a dense feed-forward run beside the experts in the same layer (Gemma 4, Arctic).
     `gated` False: experts of two matrices, shared ones too (Nemotron 3). `latent_width`: routed experts run on this
-    width, between two projections of the layer (Nemotron 3 Super). `chunk_width`, `chunk_experts`: small adjugate
-    experts beside groups of experts (GroveMoE). `zero_experts`: further choices of the router that cost nothing
-    (LongCat). `selection_bias`: a bias used to choose experts but not to weight them (DeepSeek-V3).
+    width, between two projections of the layer (Nemotron 3 Super); `latent_norm`: normed before the second (Kimi K3).
+    `chunk_width`, `chunk_experts`: small adjugate experts beside groups of experts (GroveMoE). `zero_experts`: further
+    choices of the router that cost nothing (LongCat). `selection_bias`: a bias used to choose experts but not to weight
+    them (DeepSeek-V3).
     """
 
     n_experts: int
@@ -260,6 +261,7 @@ class MoeFfn:
     n_groups_used: int = 1
     gated: bool = True
     latent_width: int = 0
+    latent_norm: bool = False
     chunk_experts: int = 0
     chunk_width: int = 0
     zero_experts: int = 0

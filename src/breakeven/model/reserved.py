@@ -39,11 +39,12 @@ _F32 = 4.0
 _MASK = 2.0
 """Bytes of an entry of the attention mask under flash attention; 4 without."""
 _HELD = 5
-"""Hidden widths that live beside a layer's own tensors: input embedding, residuals, a norm's output."""
+"""Hidden widths that live beside a layer's own tensors: input embedding, residuals, a norm's output. Further
+residual streams (Gemma 3n) count twice each: what they hold, and what is foretold of them."""
 _HELD_GPU = 3
 _HELD_HEAD_GPU = 2
 """On GPUs inputs are copies that end with their last use. Under the head the residual and the norm's output are left:
-Qwen3.5-9B reserves 501 MiB there at any context, 485 of logits and twice 8; a 27 B model of that family 505, twice 10.
+Qwen3.5-9B reserves 501 MiB there at any context, 485 of logits and twice 8; Qwen3.8-27B 505, twice 10.
 Without those logits that one reserves 132 MiB at 4,096 tokens: 4 of mask, 102 of its feed-forward, about 3 times 10."""
 
 
@@ -83,10 +84,18 @@ def compute_bytes(
     hidden = spec.hidden
     # The last layer's feed-forward runs for the rows whose logits are wanted.
     fed = spec.layers if every_logit or len(spec.layers) == 1 else spec.layers[:-1]
-    live = [_ffn(layer.ffn, hidden) for layer in fed if layer.ffn is not None]
-    live += [_mixer(m, hidden) + _scores(m, context, flash) for layer in spec.layers for m in layer.mixers]
+    live = [tokens * _ffn(layer.ffn, hidden) for layer in fed if layer.ffn is not None]
+    live += [
+        tokens * (_mixer(m, hidden) + _scores(m, context, flash)) + max(sequences, 1) * _state(m)
+        for layer in spec.layers
+        for m in layer.mixers
+    ]
     mask = (_MASK if flash else _F32) * tokens * _mask_cells(spec, context)
-    layers = mask + _F32 * tokens * (max(live, default=0) + (_HELD_GPU if gpu else _HELD) * hidden)
+    # A row of the per-layer embedding stays through all layers; it is gathered, projected and added up before them.
+    rows_beside = tokens * (spec.per_layer_embedding.width * len(spec.layers) if spec.per_layer_embedding else 0)
+    fullest = max(max(live, default=0.0) + rows_beside, 3 * rows_beside)
+    held = (_HELD_GPU if gpu else _HELD) + (2 * (spec.streams.count - 1) if spec.streams else 0)
+    layers = mask + _F32 * (fullest + tokens * held * hidden)
     head = _F32 * (rows * spec.vocab + tokens * (_HELD_HEAD_GPU if gpu else _HELD) * hidden)
     return max(layers, head if gpu else mask + head)
 
@@ -104,10 +113,13 @@ def _scores(mixer: Mixer, context: float, flash: bool) -> float:
 
 
 def _ffn(ffn: FeedForward, hidden: int) -> float:
-    """Elements of one token that live in a feed-forward beyond what is held: gate, up and their product."""
+    """Elements of one token that live in a feed-forward beyond what is held: gate, up and their product.
+
+    Without a gate the activation is worked out in place.
+    """
+    matrices = 3 if ffn.gated else 1
     if isinstance(ffn, DenseFfn):
-        return (3 if ffn.gated else 2) * ffn.width
-    matrices = 3 if ffn.gated else 2
+        return matrices * ffn.width
     width, outputs = ffn.n_experts_per_token * ffn.expert_width, ffn.n_experts_per_token * hidden
     # The experts' outputs take the place that gate and up have left, where they fit in there.
     routed = matrices * width + (outputs if outputs > (matrices - 1) * width else 0)
@@ -127,12 +139,25 @@ def _mixer(mixer: Mixer, hidden: int) -> float:
         case LinearAttention() as a:
             return 2 * (2 * a.key_heads * a.key_dim + a.value_heads * a.value_dim)
         case KimiDelta() as a:
-            return 9 * a.heads * a.head_dim
+            return 8 * a.heads * a.head_dim
         case Lightning() as a:
             return 4 * a.heads * a.head_dim
         case Mamba2() as a:
-            return 5 * a.inner + 4 * a.groups * a.state
+            return 5 * a.inner + 4.6 * a.groups * a.state
         case Mamba1() as a:
-            return 6 * a.inner
+            return 5 * a.inner
         case ShortConv():
             return 4 * hidden
+
+
+def _state(mixer: Mixer) -> float:
+    """Elements of one sequence's state, which a scan writes behind its outputs."""
+    match mixer:
+        case LinearAttention() as a:
+            return a.value_heads * a.key_dim * a.value_dim
+        case KimiDelta() as a:
+            return a.heads * a.head_dim**2
+        case Mamba2() | Mamba1() as a:
+            return a.inner * a.state
+        case _:
+            return 0.0

@@ -161,13 +161,21 @@ _nemotron_h = ModelClass(
     selection_bias=True,
     kinds_required="hybrid_override_pattern",
 )
-_kimi_linear = replace(_deepseek3, family="kimi-linear", delta="kimi", mtp_tables=False)
+_kimi_linear = replace(
+    _deepseek3,
+    family="kimi-linear",
+    delta="kimi",
+    mtp_tables=False,
+    # Kimi K3's layers attend to blocks of layers before them by a vector each: a millionth of its weights.
+    idle=("attn_res_block_size",),
+)
 
 _glm4 = ModelClass("glm4", tied=False, qkv_bias=True, attention_bias_output=False, norms=Norms.AROUND)
 _minimax1 = ModelClass(
     "minimax-01", tied=False, delta="lightning", expert_key="intermediate_size", idle=("block_size", "postnorm")
 )
 _minimax3 = replace(_minimax, family="minimax-m3", qk_norm=_HEAD, indexed_by_word=True)
+_step3p5 = ModelClass("step35", tied=False, qk_norm=_HEAD, gating=_SIGMOID, selection_bias=True)
 _mamba = ModelClass("mamba2", tied=True, no_ffn=True, defaults={"max_position_embeddings": 1 << 20})
 """Any length will do for a state; llama.cpp's converter writes the same."""
 
@@ -219,7 +227,10 @@ CLASSES: dict[str, ModelClass] = {
         family="deepseek32",
         defaults={"index_topk": 2048, "index_n_heads": 64, "index_head_dim": 128},
     ),
-    "deepseek_v4": ModelClass("deepseek4", tied=False, gating=Gating.SQRT_SOFTPLUS, selection_bias=True),
+    **dict.fromkeys(
+        ("deepseek_v4", "deepseek_ref"),
+        ModelClass("deepseek4", tied=False, gating=Gating.SQRT_SOFTPLUS, selection_bias=True),
+    ),
     "glm_moe_dsa": _glm_dsa,
     "glm4_moe_lite": replace(_deepseek3, mtp_tables=True),
     **dict.fromkeys(
@@ -309,7 +320,8 @@ CLASSES: dict[str, ModelClass] = {
     "kolibri1": ModelClass(
         "kolibri", tied=False, qk_norm=_HEAD, norms=Norms.AROUND, gating=_SIGMOID, selection_bias=True
     ),
-    "step3p5": ModelClass("step35", tied=False, qk_norm=_HEAD, gating=_SIGMOID, selection_bias=True),
+    "mimo": replace(_qwen2, family="mimo"),
+    **dict.fromkeys(("step3p5", "step3p7"), _step3p5),
     "minicpm3": ModelClass("minicpm3", tied=True),
     "nemotron": replace(_llama, family="nemotron", routed=None, gated=False, layer_norm=True),
     **dict.fromkeys(("nemotron-nas", "nemotron_nas", "deci"), ModelClass("deci", tied=False)),

@@ -105,6 +105,8 @@ class Config:
         merged: dict[str, object] = {}
         for part in parts:
             merged |= {k: v for k, v in part.items() if v is not None or k not in merged}
+        # Whether the head is tied is for the whole model to say, where both say it.
+        merged |= {key: values[key] for key in TIED if values.get(key) is not None}
         self.values = _flat(merged)
         # What stands outside the language model's part belongs to towers, unless it is a fact that is asked for.
         self.own = frozenset(_flat(parts[-1]))
@@ -255,6 +257,15 @@ class Config:
             and speaks(key, value, count)
         )
 
+    def indices(self, key: str) -> list[int] | None:
+        """`key` as numbers of layers, None when absent."""
+        found = self.list_of(key)
+        if found is None:
+            return None
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
+            raise self.wrong(key, "whole numbers, one for each such layer")
+        return [cast(int, i) for i in found]
+
     def _whole(self, key: str, least: int = 1) -> int:
         value = self.values[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -344,7 +355,7 @@ _HARMLESS = re.compile(
             # Functions and scales without weights.
             r"(^|_)act$|activation|_func(tion)?$|^act_|swiglu|_limit$|_clip|clamp|_multipliers?$|_scal(e|ing|ar|es)$|_scale_",
             r"scaling|softcap|_cap$|_alpha$|_beta$|_eps$|epsilon|^temperature|_coeff?$|_coef_|_threshold$|_weight_scale",
-            r"^use_bidirectional|causal|^use_associative_scan|fp32_combine|shared_expert_overlap|allow_neg_eigval|^scale_(emb|depth)",
+            r"^use_bidirectional|causal|^use_gemma_norm$|^use_associative_scan|fp32_combine|shared_expert_overlap|allow_neg_eigval|^scale_(emb|depth)",
             r"^dim_model_base$|_(alpha|beta)_factor$|_multiplier_init$|sink_init$|^att_impl|^need_fp32|^yarn_only|^norm_expert_weight",
             r"^attention_method|^scoring_|^score_|_selection_fn$|combination_strategy",
             r"^(norm_topk_prob|moe_renormalize|route_norm|norm_head|topk_method|expert_selection|router_dtype)",

@@ -22,6 +22,7 @@ from breakeven.model.architecture import (
     NgramTable,
     Norms,
     PerLayerEmbedding,
+    Quantization,
     Rope,
     Scales,
     Streams,
@@ -46,7 +47,7 @@ from breakeven.model.layouts.mixers import mixers_of
 from breakeven.model.layouts.model_class import UNKNOWN, ModelClass
 from breakeven.model.layouts.registry import FAMILIES
 
-MAX_LAYERS = 10_000
+MAX_LAYERS = 4096
 """More than any model has; a file that says more is damaged or hostile."""
 
 _ASSUME: ContextVar[bool] = ContextVar("assume", default=False)
@@ -200,7 +201,7 @@ def _model(
         per_layer_embedding=_per_layer(c, vocab),
         ngrams=_ngrams(c, hidden),
         streams=_streams(c, cls),
-        quantization=quantization_of(config),
+        quantization=_quantization(c, config),
         mtp=_mtp(c, cls, layers, kinds),
     )
 
@@ -250,6 +251,13 @@ def _slides(layer: Layer) -> bool:
     return any(isinstance(m, Gqa) and m.window is not None for m in layer.mixers)
 
 
+def _quantization(c: Config, config: Mapping[str, object]) -> Quantization | None:
+    try:
+        return quantization_of(config)
+    except UserError as error:
+        raise UserError(f"{c.source}: {c.name}: {error}") from error
+
+
 def _cap(c: Config, default: float | None, key: str) -> float | None:
     """A cap on logits, only where the class has one."""
     return None if default is None else c.number_or(default, key)
@@ -283,7 +291,7 @@ def _streams(c: Config, cls: ModelClass) -> Streams | None:
 def _ngrams(c: Config, hidden: int) -> NgramTable | None:
     """Hashed n-grams: each head of each order has its own prime number of rows, all padded together."""
     c.touch("split_ngram_parts", "seed")
-    ids = c.list_of("ple_layer_ids")
+    ids = c.indices("ple_layer_ids")
     if not ids:
         if c.has("ngram_size", "heads_per_ngram") and c.has("ple_embed_dim"):
             raise c.missing("ple_layer_ids")
@@ -292,8 +300,8 @@ def _ngrams(c: Config, hidden: int) -> NgramTable | None:
     heads = c.whole("heads_per_ngram") * (c.whole("ngram_size") - 1)
     joined = c.whole_or(hidden, "ple_embed_dim")
     rows, prime = 0, c.whole("ngram_vocab_size_base")
-    if heads > 1024 or prime > 10**10:
-        raise c.wrong("ngram_vocab_size_base", "that of a table that fits a disk")
+    if heads > 256:
+        raise c.wrong("heads_per_ngram", "a number of heads of which no table has more than 256")
     for _ in range(heads):
         prime = _next_prime(prime)
         rows += prime
@@ -302,7 +310,7 @@ def _ngrams(c: Config, hidden: int) -> NgramTable | None:
         rows=-(-rows // step) * step,
         width=joined // heads,
         joined=joined,
-        layers=tuple(int(str(i)) - 1 for i in ids),
+        layers=tuple(i - 1 for i in ids),
         kernel=c.whole_or(4, "ple_conv_kernel_size"),
     )
 

@@ -135,7 +135,7 @@ def order_of(c: Config, count: int) -> list[bool]:
         if key == "decoder_sparse_step":
             raise UserError(f"{c.source}: {c.name}: {key} is {step}, it must be 1 or more")
         step = 1
-    never = set(c.list_of("mlp_only_layers") or ())
+    never = set(c.indices("mlp_only_layers") or ())
     rules.append([(i + 1) % step == 0 and i not in never for i in every])
     if c.has("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"):
         start = c.whole_or(0, "moe_layer_start_index")
@@ -152,8 +152,7 @@ def _order_listed(c: Config, count: int) -> list[bool] | None:
     words = c.listed("mlp_layer_types", count)
     if words is not None:
         known = {"dense": False, "sparse": True, "moe": True, "hash_moe": True, "mlp": False}
-        unknown = next((word for word in words if word not in known), None)
-        if unknown is not None:
+        if any(str(word) not in known for word in words):
             raise c.wrong("mlp_layer_types", "'dense' or 'sparse' in each layer")
         return [known[str(word)] for word in words]
     for key in ("moe_layer_freq", "is_moe_layer", "moe_layer_pattern"):
@@ -162,7 +161,7 @@ def _order_listed(c: Config, count: int) -> list[bool] | None:
     for key in ("moe_layers_enum", "moe_layers", "moe_layer_indices"):
         value = c.get(key)
         if isinstance(value, str):
-            value = [int(part) for part in value.split(",") if part.strip().isdigit()]
+            value = [int(part) for part in value.split(",") if part.strip().isdecimal()]
         if isinstance(value, list | tuple) and value:
             return [i in value for i in range(count)]
     return None
@@ -230,6 +229,7 @@ def _experts(c: Config, cls: ModelClass, count: int, gated: bool) -> list[MoeFfn
         n_groups_used=max(1, c.whole_or(1, "topk_group", "num_limited_groups", "moe.num_expert_groups_per_tok")),
         gated=gated,
         latent_width=c.whole_or(0, "moe_latent_size", "routed_expert_hidden_size"),
+        latent_norm=c.flag_or(False, "latent_moe_use_norm"),
         zero_experts=c.whole_or(0, "zero_expert_num"),
     )
     # DeepSeek-V4's first layers choose experts by a table of tokens, with nothing to bias.

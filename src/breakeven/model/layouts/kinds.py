@@ -106,14 +106,14 @@ def _lettered(c: Config, cls: ModelClass, count: int) -> list[str] | None:
 
 def _by_index(c: Config, cls: ModelClass, count: int) -> list[str] | None:
     """Layers named by their numbers."""
-    full = c.list_of("linear_attn_config.full_attn_layers")
-    linear = c.list_of("linear_attn_config.kda_layers")
+    full = c.indices("linear_attn_config.full_attn_layers")
+    linear = c.indices("linear_attn_config.kda_layers")
     if full is not None or linear is not None:
         first = c.whole_or(1, "linear_attn_config.kda_layer_index_base", "kda_layer_index_base")
         attends = {i + first for i in range(count)} - set(linear) if linear is not None else set(full or ())
         return ["full" if i + first in attends else "linear" for i in range(count)]
     for key, other in (("full_attn_idxs", "conv"), ("attn_layer_indices", "mamba")):
-        indices = c.list_of(key)
+        indices = c.indices(key)
         if indices is not None:
             return ["full" if i in indices else other for i in range(count)]
     flags = c.listed("attn_type_list", count) if "attn_type_list" not in cls.idle else None
