@@ -203,7 +203,7 @@ _FIELDS: dict[str, st.SearchStrategy[object]] = {
     "QkNorm": st.sampled_from(QkNorm),
     "Gating": st.sampled_from(Gating),
     "OutputGate": st.sampled_from(OutputGate),
-    "Indexer | None": st.none() | st.builds(Indexer, _SIZES, _SIZES, _SIZES, _SIZES, _SIZES, st.booleans()),
+    "Indexer | None": st.none() | st.builds(Indexer, *[_SIZES] * 5, *[st.booleans()] * 3),
 }
 _FITTING = {"heads": 72, "kv_heads": 4, "key_heads": 4, "value_heads": 8, "groups": 4, "output_groups": 4}
 _FITTING |= {"n_experts": 64, "n_groups": 4, "chunk_experts": 8}
@@ -248,9 +248,17 @@ _SPECS = st.builds(
     scales=st.none() | st.builds(Scales, st.just(12.0), st.just(0.25)),
     per_layer_embedding=st.none() | st.builds(PerLayerEmbedding, _SIZES, _SIZES),
     ngrams=st.none() | st.builds(NgramTable, _SIZES, _SIZES, _SIZES, st.just((0,)), _SIZES),
-    streams=st.none() | st.builds(Streams, _SIZES, st.integers(0, 3), st.booleans(), st.integers(0, 3)),
+    streams=st.none() | st.builds(Streams, _SIZES, st.integers(0, 3), st.booleans(), st.booleans(), st.integers(0, 3)),
     mtp=st.none() | st.builds(Mtp, st.lists(_LAYERS, min_size=1, max_size=2).map(tuple), st.booleans(), st.booleans()),
-    quantization=st.none() | st.builds(Quantization, st.just("FP8"), st.just(("re:.*x",)), _FIELDS["str | None"]),
+    quantization=st.none()
+    | st.builds(
+        Quantization,
+        st.just("FP8"),
+        st.just(("re:.*x",)),
+        _FIELDS["str | None"],
+        st.sampled_from([(), (("a", "INT8"),)]),
+    ),
+    assumed=st.sampled_from([(), ("model_type",)]),
 )
 
 
@@ -265,7 +273,7 @@ def test_the_form_has_a_key_for_every_field_of_every_part() -> None:
     wanted = {key_of(kind, field.name) for kind in parts for field in fields(kind)}
     assert wanted - LayerKeys.model_fields.keys() == set()
     assert {field.name for field in fields(Indexer)} == set(IndexerKeys.model_fields)
-    beside = {"name", "family", "layers", "source", "rope", "stored", "assumed", "output_bias"}
+    beside = {"name", "family", "layers", "source", "rope", "stored", "output_bias"}
     assert {field.name for field in fields(ModelSpec)} - beside - set(ModelFile.model_fields) == set()
 
 

@@ -16,6 +16,8 @@ import yaml
 
 MOST_WHOLE = 10**12
 """The largest number that a width, a count or a context may be: far beyond any model, and harmless to multiply."""
+MOST_PARAMS = 10**15
+"""Of a model, all together; trillions have been published."""
 MOST_LAYERS = 512
 """The deepest published model has 126."""
 MOST_TYPED_BYTES = 64_000

@@ -325,7 +325,7 @@ def _revised(entry: _Entry, layer: Layer, given: Keys, hidden: int, seen: Mappin
 
 
 def _slides(layer: Layer) -> bool:
-    return any(isinstance(mixer, Gqa) and mixer.window is not None for mixer in layer.mixers)
+    return any(isinstance(mixer, Gqa | Mla) and mixer.window is not None for mixer in layer.mixers)
 
 
 def _takes(layer: Layer, key: str) -> bool:

@@ -13,6 +13,7 @@ from breakeven.errors import UserError
 from breakeven.model.architecture import Gating, Norms, OutputGate, QkNorm
 from breakeven.model.readers.bounded import (
     MOST_LAYERS,
+    MOST_PARAMS,
     MOST_TYPED_BYTES,
     MOST_WHOLE,
     bounded_yaml,
@@ -69,6 +70,8 @@ class IndexerKeys(BaseModel):
     kv_heads: Positive | None = None
     every: Positive | None = None
     owns_weights: StrictBool | None = None
+    pools: StrictBool | None = None
+    weighs: StrictBool | None = None
 
 
 class LayerKeys(BaseModel):
@@ -92,9 +95,10 @@ class LayerKeys(BaseModel):
     kv_matrices: StrictBool | None = None
     indexer: Annotated[IndexerKeys, BeforeValidator(lambda value: {} if value == "none" else value)] | None = None
     kv_lora_rank: Positive | None = None
+    caches_latent: StrictBool | None = None
     q_lora_rank: OrNone | None = None
     nope_dim: Positive | None = None
-    rope_dim: Positive | None = None
+    rope_dim: Whole | None = None
     value_dim: Positive | None = None
     output_groups: Positive | None = None
     output_lora_rank: Positive | None = None
@@ -203,6 +207,7 @@ class _Ngrams(_Part):
 class _Streams(_Part):
     count: Annotated[int, Field(gt=0, le=1000, strict=True)]
     low_rank: Whole | None = None
+    joins: StrictBool | None = None
     altup: StrictBool | None = None
     laurel_rank: Whole | None = None
 
@@ -217,6 +222,7 @@ class _Quantization(_Part):
     format: str
     kept: list[str] | None = None
     experts: str | None = None
+    others: dict[str, str] | None = None
 
 
 def _blocks(value: object) -> object:
@@ -262,7 +268,8 @@ class ModelFile(LayerKeys):
     streams: _Streams | None = None
     mtp: Annotated[_Mtp, BeforeValidator(_blocks)] | None = None
     quantization: Annotated[_Quantization, BeforeValidator(_format)] | None = None
-    published_total_params: Positive | None = None
+    assumed: list[str] | None = None
+    published_total_params: Annotated[int, Field(gt=0, le=MOST_PARAMS, strict=True)] | None = None
 
 
 def read_form(path: Path) -> ModelFile:

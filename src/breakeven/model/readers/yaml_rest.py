@@ -75,7 +75,11 @@ def with_rest(
     if form.mtp is not None:
         rest["mtp"] = Mtp(drafts(form.mtp.layers), bool(form.mtp.embedding), bool(form.mtp.head))
     if (published := form.quantization) is not None:
-        rest["quantization"] = Quantization(published.format, tuple(published.kept or ()), published.experts)
+        rest["quantization"] = Quantization(
+            published.format, tuple(published.kept or ()), published.experts, tuple((published.others or {}).items())
+        )
+    if form.assumed is not None:
+        rest["assumed"] = tuple(form.assumed)
     return replace(spec, **rest)
 
 
@@ -94,7 +98,10 @@ def rest_of(spec: ModelSpec) -> dict[str, object]:
     if (published := spec.quantization) is not None:
         kept = {"kept": list(published.kept)} if published.kept else {}
         experts = {"experts": published.experts} if published.experts else {}
-        found["quantization"] = {"format": published.format_name, **kept, **experts}
+        others = {"others": dict(published.others)} if published.others else {}
+        found["quantization"] = {"format": published.format_name, **kept, **experts, **others}
+    if spec.assumed:
+        found["assumed"] = list(spec.assumed)
     return found
 
 
