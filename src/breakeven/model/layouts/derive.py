@@ -179,6 +179,9 @@ def _model(
     alone = FAMILIES[family].attention_as
     if alone is not None and all(isinstance(a, Gqa) for layer in layers for a in layer.mixers):
         family = alone[routes]
+    narrowed = any(isinstance(layer.ffn, MoeFfn) and layer.ffn.latent_width for layer in layers)
+    if narrowed and not FAMILIES[family].limits.latent:
+        family = "custom"  # Kimi K3: llama.cpp's kimi-linear has no experts on a narrower state
     tied = c.first(TIED)
     if tied is None and cls.tied is None:
         raise c.missing(*TIED)
