@@ -141,6 +141,7 @@ class LayerKeys(BaseModel):
     shared_gate: StrictBool | None = None
     dense_width: Whole | None = None
     latent_width: Whole | None = None
+    latent_norm: StrictBool | None = None
     zero_experts: Whole | None = None
     chunk_experts: Whole | None = None
     chunk_width: Whole | None = None
