@@ -273,6 +273,10 @@ class _Reader:
             form = _SCALARS[element]
             data = self.take(count * struct.calcsize(form))
             return [value for (value,) in struct.iter_unpack(form, data)]
+        if element == _STRING:
+            # Two million may be read, so without a call for each number.
+            take, unpack = self.take, struct.Struct("<Q").unpack
+            return [take(unpack(take(8))[0]).decode("utf-8", errors="replace") for _ in range(count)]
         return [self.value(element, depth + 1) for _ in range(count)]
 
     def skip_array(self) -> None:
