@@ -20,7 +20,6 @@ from statistics import fmean
 import numpy as np
 
 from breakeven.forecast.model import StepModel, step_model
-from breakeven.forecast.predict import default_format
 from breakeven.forecast.profiles import profile_named
 from breakeven.forecast.simulator.engine import Replica
 from breakeven.forecast.simulator.policy import Policy
@@ -30,6 +29,7 @@ from breakeven.gateway.plan.model import PolicyPlan
 from breakeven.gateway.route.build import table_from
 from breakeven.gateway.route.choose import choose
 from breakeven.gateway.route.view import Ask, View
+from breakeven.model.formats.named import default_format
 from breakeven.model.resolve import resolve_spec
 from breakeven.traffic.workload import Slo
 
@@ -60,8 +60,8 @@ POLICIES = ("breakeven", "breakeven, true lengths", "breakeven, shedding", "fast
 @lru_cache(maxsize=8)
 def engine(model: str, machine: str) -> tuple[StepModel, Policy]:
     """A model on a machine, as its engine batches it."""
-    profile = profile_named(machine)
-    steps = step_model(resolve_spec(model), profile, default_format(profile))
+    spec, profile = resolve_spec(model), profile_named(machine)
+    steps = step_model(spec, profile, profile.origin.format or default_format(spec, profile.engine))
     return steps, policy_of(steps, 1500)
 
 

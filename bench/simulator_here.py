@@ -16,11 +16,11 @@ from pathlib import Path
 
 import breakeven
 from breakeven.forecast.model import step_model
-from breakeven.forecast.predict import default_format
 from breakeven.forecast.profiles import load_profile
 from breakeven.forecast.serving import replica_of, saturation_per_s
 from breakeven.forecast.simulated import simulate_schedules
 from breakeven.forecast.simulator.run import policy_of
+from breakeven.model.formats.named import default_format
 from breakeven.model.resolve import resolve_spec
 from breakeven.results.load import LoadPoint, LoadStudy
 from breakeven.results.predicted import SimulatedPoint
@@ -66,7 +66,8 @@ def main() -> None:
     profile = load_profile(asked.profile)
     rows: list[Row] = []
     for path in MODELS:
-        model = step_model(resolve_spec(str(path)), profile, default_format(profile))
+        spec = resolve_spec(str(path))
+        model = step_model(spec, profile, profile.origin.format or default_format(spec, profile.engine))
         policy = policy_of(model, 160)
         replica = replica_of(model, policy, SHAPE)
         assert replica is not None

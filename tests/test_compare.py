@@ -252,7 +252,7 @@ WRONG = [
     (["olmo-1b-7b", "llama-3.2-1b"], "olmoe-1b-7b"),
     (["llama-3.2-1b"], "at least two"),
     (["llama-3.2-1b", "missing.gguf"], "no such file"),
-    (["llama-3.2-1b", "text.gguf"], "not a GGUF"),
+    (["llama-3.2-1b", "text.gguf"], "not a model"),
     (["llama-3.2-1b", "cut.gguf"], "truncated"),
     (["llama-3.2-1b", "wrong-count"], "counts 2,625,792 parameters, 49,500,000 were published"),
     (["llama-3.2-1b", "unknown-family"], "docs/models-yaml.md"),

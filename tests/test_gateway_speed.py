@@ -16,7 +16,6 @@ from bench.routing_goodput import SCENARIOS, good_share
 from breakeven.answer.study.price import ApiSpeed
 from breakeven.errors import UserError
 from breakeven.forecast.model import step_model
-from breakeven.forecast.predict import default_format
 from breakeven.forecast.profiles import profile_named
 from breakeven.forecast.simulator.run import policy_of, simulate
 from breakeven.forecast.simulator.state import Requests
@@ -36,6 +35,7 @@ from breakeven.gateway.route.speed import (
     peaked,
     widened,
 )
+from breakeven.model.formats.named import default_format
 from breakeven.model.resolve import resolve_spec
 
 MODELS = ("llama-3.1-8b", "qwen3-30b-a3b")
@@ -44,8 +44,8 @@ tokens = st.floats(1, 60_000)
 
 
 def model_of(name: str, machine: str):
-    profile = profile_named(machine)
-    return step_model(resolve_spec(name), profile, default_format(profile))
+    spec, profile = resolve_spec(name), profile_named(machine)
+    return step_model(spec, profile, profile.origin.format or default_format(spec, profile.engine))
 
 
 @pytest.mark.parametrize("name", MODELS)

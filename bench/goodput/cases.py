@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from breakeven.answer.study.price import ApiSpeed
 from breakeven.forecast.model import StepModel, step_model
-from breakeven.forecast.predict import default_format
 from breakeven.forecast.profiles import profile_named
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.forecast.simulator.state import Requests
+from breakeven.model.formats.named import default_format
 from breakeven.model.resolve import resolve_spec
 from breakeven.results.cost import Api, Own, Rented
 from breakeven.traffic.traces.read import read_trace
@@ -82,8 +82,8 @@ CASES = {
 @lru_cache(maxsize=64)
 def steps_of(model: str, machine: str, context: float) -> tuple[StepModel, Policy]:
     """A model on a machine and its engine's batching, for sequences of `context` tokens usually."""
-    profile = profile_named(machine)
-    steps = step_model(resolve_spec(model), profile, default_format(profile))
+    spec, profile = resolve_spec(model), profile_named(machine)
+    steps = step_model(spec, profile, profile.origin.format or default_format(spec, profile.engine))
     return steps, policy_of(steps, context)
 
 

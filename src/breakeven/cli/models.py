@@ -33,31 +33,14 @@ def models(
     """List the models known by name, those with a word in their names, or show one: counts, bytes, KV, experts."""
     from rich.console import Console
 
-    from breakeven.model.catalogue import entries
-    from breakeven.pages.catalogue import print_detail, print_groups, print_list
+    from breakeven.pages.catalogue import is_part, print_detail, print_groups, print_list
 
     if name is None and not full and not json:
-        print_groups(entries(), Console())
+        print_groups(Console())
         return
-    if name is None or _is_part(name):
+    if name is None or is_part(name):
         listed = breakeven.models(like=name)
         print_json({"schema": SCHEMA, "models": listed}) if json else print_list(listed, Console())
         return
     found = breakeven.models(name, kv=kv, assume=assume)
     print_json({"schema": SCHEMA, "model": found}) if json else print_detail(found, Console(), full)
-
-
-def _is_part(name: str) -> bool:
-    """Whether this is no model's name and no path, but a part of catalogued names."""
-    from pathlib import Path
-
-    from breakeven.errors import UserError
-    from breakeven.model.catalogue import find, matching
-
-    if Path(name).suffix in (".gguf", ".json", ".yaml", ".yml") or Path(name).expanduser().exists():
-        return False
-    try:
-        find(name)
-    except UserError:
-        return bool(matching(name))
-    return False

@@ -6,12 +6,14 @@ Readable from 40 columns on, because columns give way by importance.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from breakeven.errors import UserError
 from breakeven.hardware.chips import Chip, Price
-from breakeven.model.catalogue import CatalogueEntry, total_of
+from breakeven.model.catalogue import CatalogueEntry, entries, find, matching, total_of
 from breakeven.model.summary import LARGEST, LISTED_FORMAT, SIZE_CLASSES, Detail, Experts, Stored, Summary, size_class
 from breakeven.model.tensors import TensorGroup
 from breakeven.pages.words import bytes_text, count_text, grouped, number
@@ -116,8 +118,21 @@ APART_COLUMNS = (("Tables", "right", 92), ("Drafting", "right", 84))
 _APART = {"Tables": TensorGroup.TABLE, "Drafting": TensorGroup.MTP}
 
 
-def print_groups(known: Sequence[CatalogueEntry], console: Console) -> None:
+def is_part(text: str) -> bool:
+    """Whether this is no model's name and no path, but a part of catalogued names: a list is what was asked for."""
+    path = Path(text).expanduser()
+    if path.suffix in (".gguf", ".json", ".yaml", ".yml") or path.exists():
+        return False
+    try:
+        find(text)
+    except UserError:
+        return bool(matching(text))
+    return False
+
+
+def print_groups(console: Console) -> None:
     """Print the names of all models by size and kind: what stands before the first dash only once."""
+    known = entries()
     by_class = grouped(known, lambda entry: size_class(total_of(entry)))
     kinds = sum(entry.facts.is_moe for entry in known)
     console.print(f"{len(known)} models by total parameters: {len(known) - kinds} dense, {kinds} MoE", style="bold")
