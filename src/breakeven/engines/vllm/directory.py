@@ -18,7 +18,8 @@ from typing import Any
 import msgspec
 
 from breakeven.engines.cache import cache_directory
-from breakeven.engines.synthesis.write import BOS, CHAT_TEMPLATE, EOS, N_SPECIAL, PAD, tokens_of
+from breakeven.engines.synthesis.directory import vocabulary, write_tokenizer
+from breakeven.engines.synthesis.write import BOS, EOS, PAD
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.model.architecture import DenseFfn, Gqa, ModelSpec, MoeFfn
 from breakeven.model.formats.gpu import GPU_FORMATS
@@ -244,7 +245,7 @@ def _write(name: str, config: dict[str, Any], dtype: str, beside: Path | None) -
         for file in own:
             shutil.copy(file, scratch / file.name)
         if not own:
-            _write_tokenizer(scratch, _vocabulary(config, name))
+            write_tokenizer(scratch, vocabulary(config, name))
         scratch.chmod(0o755)
         scratch.rename(target)
     except OSError:
@@ -255,49 +256,3 @@ def _write(name: str, config: dict[str, Any], dtype: str, beside: Path | None) -
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return target
-
-
-def _vocabulary(config: Mapping[str, Any], name: str) -> int:
-    nested = config.get("text_config")
-    size = config.get("vocab_size") or (nested.get("vocab_size") if isinstance(nested, dict) else None)
-    if not isinstance(size, int):
-        raise UserError(f"{name}: its configuration gives no vocab_size; put a tokenizer.json beside it")
-    return size
-
-
-def _write_tokenizer(directory: Path, vocab: int) -> None:
-    """The byte-level tokenizer of synthetic GGUF files, in Hugging Face's form: the same text, the same token ids."""
-    tokens, _ = tokens_of(vocab)
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    tokenizer: dict[str, Any] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": i, "content": tokens[i], **flags} for i in range(256, 256 + N_SPECIAL)],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": [],
-        },
-    }
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokens[BOS],
-        "eos_token": tokens[EOS],
-        "pad_token": tokens[PAD],
-        "chat_template": CHAT_TEMPLATE,
-        "clean_up_tokenization_spaces": False,
-    }
-    (directory / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
