@@ -96,14 +96,20 @@ def synth(
     routing: str = "uniform",
     seed: int = 0,
     mtp: bool = False,
+    engine: str = "llama.cpp",
 ) -> Synthesised:
     """Write a GGUF with the exact tensors of `model` and random weights: good for speed and memory only.
+
+    `engine`: of which it is for. For "mlx" and "vllm" `out` becomes a Hugging Face directory; mlx-lm must be installed
+    to say what it loads, and vLLM draws the weights itself (`--load-format dummy`), so its directory holds none.
 
     `format`: where the model names none (`NAME:FORMAT`); None: the one it is published in, else Q4_K_M.
     `routing`: "uniform", or "zipf:S" for a skew with exponent S. The same seed gives the same bytes. `mtp`: with
     the model's drafting blocks. Raises UserError for what is unknown, NotSupportedError for a layout that llama.cpp
     does not load.
     """
+    if engine != "llama.cpp":
+        return _synth_directory(model, Path(out), format, engine, seed, plain=routing == "uniform" and not mtp)
     from breakeven.engines.backend import LLAMA_CPP
     from breakeven.engines.source import Source, weight_format
     from breakeven.engines.synthesis.routing import parse_routing
@@ -116,6 +122,30 @@ def synth(
     started = time.monotonic()
     synthesise(spec, weights, path, routing=parse_routing(routing), seed=seed, mtp=mtp)
     return Synthesised(path, spec.name, weights, path.stat().st_size, time.monotonic() - started)
+
+
+def _synth_directory(
+    model: str, out: Path, format_name: str | None, engine: str, seed: int, *, plain: bool
+) -> Synthesised:
+    from breakeven.engines.synthesis.directory import synthesise_mlx, write_without_weights
+    from breakeven.engines.vllm.directory import FORMATS, configuration_of
+    from breakeven.errors import NotSupportedError, UserError
+    from breakeven.model.resolve import resolve_spec, split_format
+
+    if engine not in ("mlx", "vllm"):
+        raise UserError(f"no file is written for engine {engine!r}; choose llama.cpp, mlx or vllm")
+    if not plain:
+        raise NotSupportedError(f"--routing and --mtp are for llama.cpp's files; leave them out with --engine {engine}")
+    spec, started = resolve_spec(model), time.monotonic()
+    chosen = (split_format(model)[1] or format_name or ("MLX4" if engine == "mlx" else "BF16")).upper()
+    config, size = configuration_of(model, spec), 0
+    if engine == "mlx":
+        size = synthesise_mlx(config, spec, chosen, out, seed=seed)
+    elif chosen not in FORMATS:
+        raise NotSupportedError(f"{chosen} cannot be drawn as dummy weights; with vllm choose {' or '.join(FORMATS)}")
+    else:
+        write_without_weights(config, out, name=spec.name, dtype=FORMATS[chosen])
+    return Synthesised(out, spec.name, chosen, size, time.monotonic() - started)
 
 
 class CacheVerbs:

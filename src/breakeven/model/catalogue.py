@@ -148,6 +148,14 @@ def spec_from_facts(facts: ModelFacts) -> ModelSpec:
     return replace(spec_from_config(config, facts.hub_id, facts.source), published_total_params=facts.total)
 
 
+def published_config(spec: ModelSpec) -> dict[str, object] | None:
+    """The configuration of the catalogued model that `spec` is, as published; None for a model that is none of them."""
+    entry = _by_key().get(spec.name.lower())
+    if entry is None or _spec(entry.name) != spec:
+        return None
+    return {key: unpacked(value) for key, value in entry.facts.config.items()}
+
+
 RUNS = frozenset({"length", "runs"})
 """The keys of a list in short: `runs` of `[times, value]`, over again until `length` values stand there."""
 

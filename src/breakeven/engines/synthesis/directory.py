@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,6 +34,7 @@ from breakeven.engines.synthesis.write import (
 )
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.model.architecture import DenseFfn, Gqa, ModelSpec
+from breakeven.model.arithmetic import TOLERANCE, total_params
 
 CONFIG = "config.json"
 SHARD_BYTES = 4_000_000_000
@@ -45,7 +45,7 @@ MLX_FORMATS = "BF16, F16 or one of MLX, such as MLX4 or MLX8"
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
+class StoredArray:
     """One array that an engine loads: `dtype` as safetensors spells it."""
 
     name: str
@@ -62,8 +62,8 @@ _SIZES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1, "F8_E4M3": 1}
 
 
 def mlx_parameters(
-    config: Mapping[str, Any], spec: ModelSpec, format_name: str
-) -> tuple[list[Parameter], dict[str, Any]]:
+    config: Mapping[str, object], spec: ModelSpec, format_name: str
+) -> tuple[list[StoredArray], dict[str, object]]:
     """What mlx-lm would load of the configuration of `spec` in a format, and the configuration that says so.
 
     Raises NotSupportedError without mlx-lm, for a model it does not know and for a format it has not.
@@ -81,6 +81,7 @@ def mlx_parameters(
         model_class, args_class = utils._get_classes(config=plain)
         model = model_class(args_class.from_dict(plain))
         model.set_dtype(getattr(arrays, dtype))
+        counted = sum(value.size for key, value in trees.tree_flatten(model.parameters()) if not _own_head(key, spec))
         if bits is not None:
             with contextlib.redirect_stdout(io.StringIO()):
                 model, plain = utils.quantize_model(model, plain, group, bits)
@@ -88,18 +89,27 @@ def mlx_parameters(
         found = trees.tree_flatten(model.parameters())
     except Exception as error:  # mlx-lm raises whatever its model's constructor meets
         raise NotSupportedError(f"{spec.name}: mlx-lm cannot build it ({' '.join(str(error).split())})") from error
+    if abs(counted / total_params(spec) - 1) > TOLERANCE:
+        raise NotSupportedError(
+            f"{spec.name}: mlx-lm would build {counted:,} parameters of it where the model has {total_params(spec):,}; "
+            "it reads another layout from this configuration, so nothing is written"
+        )
     kinds = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint32": "U32", "uint8": "U8"}
-    rows = [Parameter(key, tuple(value.shape), kinds[str(value.dtype).rpartition(".")[2]]) for key, value in found]
-    # Its Gemma has a head of its own until it finds none in the file.
-    rows = [row for row in rows if not (spec.tied_embeddings and "lm_head." in row.name)]
+    rows = [StoredArray(key, tuple(value.shape), kinds[str(value.dtype).rpartition(".")[2]]) for key, value in found]
+    rows = [row for row in rows if not _own_head(row.name, spec)]
     return rows, {**plain, "torch_dtype": dtype}
 
 
-def _complete(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+def _own_head(name: str, spec: ModelSpec) -> bool:
+    """Whether this is a head that the model has not: mlx-lm's Gemma has one until it finds none in the file."""
+    return spec.tied_embeddings and "lm_head." in name
+
+
+def _complete(config: Mapping[str, object], spec: ModelSpec) -> dict[str, object]:
     """The configuration without its quantization, and with what mlx-lm asks for where others have a default."""
     softmax = next((mixer for layer in spec.layers for mixer in layer.mixers if isinstance(mixer, Gqa)), None)
     dense = next((layer.ffn for layer in spec.layers if isinstance(layer.ffn, DenseFfn)), None)
-    usual: dict[str, Any] = {
+    usual: dict[str, object] = {
         **dict.fromkeys(("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"), spec.norm_epsilon),
         **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"), 1.0),
         **dict.fromkeys(("rope_scaling", "sliding_window", "sliding_window_pattern")),
@@ -131,7 +141,7 @@ def _mlx_format(format_name: str) -> tuple[int | None, int, str]:
 
 
 def synthesise_mlx(
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     spec: ModelSpec,
     format_name: str,
     out: Path,
@@ -149,7 +159,8 @@ def synthesise_mlx(
     with _directory(out, total) as scratch:
         write_config(scratch, said, spec.name)
         shards = list(_shards(rows))
-        done, files = 0, {}
+        done = 0
+        files: dict[str, str] = {}
         for index, shard in enumerate(shards, 1):
             file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
             files |= dict.fromkeys((row.name for row in shard), file)
@@ -162,7 +173,7 @@ def synthesise_mlx(
     return total
 
 
-def write_without_weights(config: Mapping[str, Any], out: Path, *, name: str, dtype: str = "bfloat16") -> None:
+def write_without_weights(config: Mapping[str, object], out: Path, *, name: str, dtype: str = "bfloat16") -> None:
     """Write configuration and tokenizer alone, for vLLM with `--load-format dummy`.
 
     Raises UserError where there is no place or room.
@@ -171,7 +182,7 @@ def write_without_weights(config: Mapping[str, Any], out: Path, *, name: str, dt
         write_config(scratch, {**config, "torch_dtype": dtype}, name)
 
 
-def write_config(directory: Path, config: Mapping[str, Any], name: str) -> None:
+def write_config(directory: Path, config: Mapping[str, object], name: str) -> None:
     """Write `config.json` and the byte tokenizer that its vocabulary holds."""
     said = {**config, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
     said.pop("dtype", None)
@@ -196,8 +207,8 @@ def _directory(out: Path, needed_bytes: int) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _shards(rows: Sequence[Parameter]) -> Iterator[list[Parameter]]:
-    shard: list[Parameter] = []
+def _shards(rows: Sequence[StoredArray]) -> Iterator[list[StoredArray]]:
+    shard: list[StoredArray] = []
     size = 0
     for row in rows:
         if shard and size + row.n_bytes > SHARD_BYTES:
@@ -209,7 +220,7 @@ def _shards(rows: Sequence[Parameter]) -> Iterator[list[Parameter]]:
         yield shard
 
 
-def _write_shard(path: Path, rows: Sequence[Parameter], seed: int) -> Iterator[int]:
+def _write_shard(path: Path, rows: Sequence[StoredArray], seed: int) -> Iterator[int]:
     """Write one safetensors file; yields the bytes of each tensor as it is on disk."""
     at, header = 0, {}
     for row in rows:
@@ -223,16 +234,16 @@ def _write_shard(path: Path, rows: Sequence[Parameter], seed: int) -> Iterator[i
             rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(row.name.encode())]))
             block, left = _values(row, rng), row.n_bytes
             while left > 0:
-                left -= file.write(block[:left])
+                left -= file.write(block if len(block) <= left else block[:left])
             yield row.n_bytes
 
 
-def _values(row: Parameter, rng: np.random.Generator) -> memoryview:
+def _values(row: StoredArray, rng: np.random.Generator) -> bytes:
     """Bytes to repeat over a tensor: gains of one, biases of zero, matrices that keep the size of what passes."""
     elements = min(int(np.prod(row.shape, dtype=np.int64)), _CHUNK // _SIZES[row.dtype])
     last = row.name.rpartition(".")[2]
     if row.dtype in ("U32", "U8"):  # packed codes
-        return memoryview(rng.integers(0, 256, elements * _SIZES[row.dtype], np.uint8))
+        return rng.integers(0, 256, elements * _SIZES[row.dtype], np.uint8).tobytes()
     if last == "scales":
         return _floats(np.full(elements, _SCALE), row.dtype)
     if last == "biases":  # codes are centred
@@ -248,14 +259,14 @@ _SCALE = 0.004
 """Step of quantized values: of 4 bits they come to a spread of about 0.02."""
 
 
-def _floats(values: np.ndarray[tuple[int], np.dtype[np.float64]], dtype: str) -> memoryview:
+def _floats(values: np.ndarray[tuple[int], np.dtype[np.float64]], dtype: str) -> bytes:
     wide = values.astype(np.float32)
     if dtype == "BF16":
-        return memoryview((wide.view(np.uint32) >> np.uint32(16)).astype(np.uint16).view(np.uint8))
-    return memoryview((wide.astype(np.float16) if dtype == "F16" else wide).view(np.uint8))
+        return (wide.view(np.uint32) >> np.uint32(16)).astype(np.uint16).tobytes()
+    return (wide.astype(np.float16) if dtype == "F16" else wide).tobytes()
 
 
-def vocabulary(config: Mapping[str, Any], name: str) -> int:
+def vocabulary(config: Mapping[str, object], name: str) -> int:
     """Tokens of a configuration's vocabulary; raises UserError when it does not say."""
     nested = config.get("text_config")
     size = config.get("vocab_size") or (nested.get("vocab_size") if isinstance(nested, dict) else None)
@@ -269,7 +280,7 @@ def write_tokenizer(directory: Path, vocab: int) -> None:
     tokens, _ = tokens_of(vocab)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    tokenizer: dict[str, Any] = {
+    tokenizer: dict[str, object] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,

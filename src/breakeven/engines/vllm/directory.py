@@ -7,6 +7,7 @@ inverse of its family's reader, and is held to it: what was written is read back
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import shutil
 import tempfile
@@ -22,9 +23,10 @@ from breakeven.engines.synthesis.directory import vocabulary, write_tokenizer
 from breakeven.engines.synthesis.write import BOS, EOS, PAD
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.model.architecture import DenseFfn, Gqa, ModelSpec, MoeFfn
+from breakeven.model.catalogue import published_config
 from breakeven.model.formats.gpu import GPU_FORMATS
 from breakeven.model.layouts.derive import spec_from_config
-from breakeven.model.resolve import weight_file
+from breakeven.model.resolve import bare_name, weight_file
 
 _Config = dict[str, Any]
 
@@ -202,7 +204,42 @@ def provide(text: str, spec: ModelSpec | None, format_name: str) -> Path:
         name = spec.name if spec else given.parent.name
         return _write(name, json.loads(given.read_text(encoding="utf-8")), dtype, given.parent)
     assert spec is not None  # only a GGUF can be without
-    return _write(spec.name, config_of(spec), dtype, None)
+    return _write(spec.name, configuration_of(text, spec), dtype, None)
+
+
+def configuration_of(text: str, spec: ModelSpec) -> _Config:
+    """The configuration of `spec`, which `text` names: its own file's, one written from its layout, or as published.
+
+    Without its quantization, since weights that are drawn have the format they are asked for in. Raises
+    NotSupportedError for a model that is neither catalogued nor of a family that is written.
+    """
+    path = Path(bare_name(text)).expanduser()
+    given = path / _CONFIG if path.is_dir() else path
+    if given.suffix == ".json" and given.is_file():
+        config = json.loads(given.read_text(encoding="utf-8"))
+    else:
+        try:
+            return config_of(spec)
+        except NotSupportedError:
+            published = published_config(spec)
+            if published is None:
+                raise
+            config = published
+    config = {key: value for key, value in config.items() if key != "quantization_config"}
+    return config if "architectures" in config else {**config, **_architectures(config)}
+
+
+def _architectures(config: Mapping[str, Any]) -> _Config:
+    """The class that vLLM looks for, as transformers calls that of a `model_type`; nothing without transformers."""
+    try:
+        names = importlib.import_module("transformers.models.auto.modeling_auto")
+    except ImportError:
+        return {}
+    for table in ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"):
+        found = getattr(names, table, {}).get(config.get("model_type"))
+        if isinstance(found, str):
+            return {"architectures": [found]}
+    return {}
 
 
 def _not_drawn(format_name: str) -> str:
