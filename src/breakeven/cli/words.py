@@ -60,6 +60,16 @@ Kv = Annotated[
 Assume = Annotated[bool, typer.Option("--assume", help="Read models on past what is not known in their files.")]
 EngineByMachine = Annotated[str | None, typer.Option(help="llama.cpp or vllm.", show_default="by machine")]
 Devices = Annotated[int | None, typer.Option(min=1, help="Devices that share a model.", show_default="1")]
+GpuLayers = Annotated[
+    str | None,
+    typer.Option("--gpu-layers", help="Layers on the GPU: auto, all or how many.", show_default="auto"),
+]
+CpuMoe = Annotated[
+    str | None,
+    typer.Option("--cpu-moe", help="Layers whose experts stay in host memory: auto or how many.", show_default="auto"),
+]
+Device = Annotated[str | None, typer.Option("--device", help="Devices by the engine's names: CUDA0,CUDA1.")]
+TensorSplit = Annotated[str | None, typer.Option("--tensor-split", help="Shares of the layers by device: 3,1.")]
 Slots = Annotated[int | None, typer.Option(help="Requests an engine started here works on at once.")]
 Threads = Annotated[int | None, typer.Option(help="Engine threads.", show_default="all CPUs")]
 Tokenizer = Annotated[Path | None, typer.Option(help="tokenizer.json, where the server cannot be asked.")]

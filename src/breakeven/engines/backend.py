@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
+from breakeven.hardware.placement import Placed
 from breakeven.wire.dialects import dialect_of
 
 LLAMA_CPP = "llama.cpp"
@@ -44,7 +45,7 @@ class Backend:
 
     `url` ends before `/v1`. `model` is what the study calls it. `api_key_env` is the *name* of the environment
     variable that holds the key, never the key. `settings` repeats the run: engine, build and flags as strings. `pid`
-    and `load_s` are None for an engine we did not start.
+    and `load_s` are None for an engine we did not start. `placed`: what lies where, None where it does not tell.
     """
 
     url: str
@@ -53,6 +54,7 @@ class Backend:
     settings: dict[str, str]
     pid: int | None
     load_s: float | None
+    placed: Placed | None = None
 
     @property
     def engine(self) -> str:

@@ -20,6 +20,7 @@ from breakeven.engines.source import Source, parse_source, weight_format
 from breakeven.engines.vllm import directory as vllm_directory
 from breakeven.engines.vllm.server import VllmServer
 from breakeven.errors import EngineError, UserError
+from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.arithmetic import kv_bytes
 from breakeven.model.formats.named import gguf_types, kv_element_bytes, kv_for
 from breakeven.model.resolve import split_format
@@ -64,7 +65,7 @@ class Serving:
     """How a candidate is served: tokens a sequence, sequences at once, the engine's log, its threads, its caches.
 
     `kv`: the type of keys and values. `embeddings`: it answers `/v1/embeddings` too. `environment`: all it gets to see;
-    None: what this process has.
+    None: what this process has. `placement`: what is to lie where. `arguments`: further flags of the user's.
     """
 
     context: int
@@ -76,6 +77,8 @@ class Serving:
     embeddings: bool = False
     environment: Mapping[str, str] | None = None
     kv: str = "f16"
+    placement: Placement = AUTO
+    arguments: tuple[str, ...] = ()
 
 
 def weights_of(
@@ -137,20 +140,33 @@ def start(
     embeddings: bool = False,
     environment: Mapping[str, str] | None = None,
     kv: str = "f16",
+    placement: Placement = AUTO,
+    arguments: tuple[str, ...] = (),
 ) -> Running:
     """Start or connect to a candidate; the engine stops when `stack` closes.
 
     `path` is what `weights_of` gave for this `engine`. `wait_policy` "passive" lets the engine's threads sleep at
     barriers, for a machine that has other work. `share_prefixes` keeps the keys and values of earlier prompts; without,
-    every request starts cold unless it says otherwise. `embeddings`, `environment` and `kv` as in `Serving`.
+    every request starts cold unless it says otherwise. What else there is: as in `Serving`.
     """
     if source.url is not None:
         return Running(source, openai_url.connect(source.url), None, lambda: None)
     assert path is not None
     kind = engine_named(engine)
-    server = kind.server(
-        source, path, Serving(context, slots, log, threads, wait_policy, share_prefixes, embeddings, environment, kv)
+    serving = Serving(
+        context,
+        slots,
+        log,
+        threads,
+        wait_policy,
+        share_prefixes,
+        embeddings,
+        environment,
+        kv,
+        placement,
+        arguments,
     )
+    server = kind.server(source, path, serving)
     backend = stack.enter_context(server)
     return Running(source, backend, path if path.is_file() else None, lambda: _check(kind.name, server))
 

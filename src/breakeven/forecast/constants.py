@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from breakeven.hardware.chips import Chip
-from breakeven.hardware.machine import MachineSpec
+from breakeven.hardware.machine import HostMemory, MachineSpec
 
 PROFILE_SCHEMA = "breakeven.calibration/1"
 
@@ -123,6 +123,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int | None
     """Of one device; what a model must fit into."""
     host_memory_bytes: int | None = None
+    host: HostMemory | None = None
+    """What stands beside the devices, where it was described."""
     chip: Chip | None = None
     machine: MachineSpec | None = None
     idle_w: float | None = None

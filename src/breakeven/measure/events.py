@@ -20,6 +20,7 @@ import msgspec
 
 from breakeven.errors import BreakevenError, UserError
 from breakeven.hardware.machine import MachineSpec
+from breakeven.hardware.placement import Placed
 from breakeven.results.comparison import ModelResult, NodeProfile, Routing
 from breakeven.results.load import LoadModel
 from breakeven.traffic.workload import Slo, Workload
@@ -54,6 +55,7 @@ class BackendReady(_Event, frozen=True, tag="backend_ready"):
     settings: dict[str, str]
     load_s: float | None = None
     peak_rss_bytes: int | None = None
+    placed: Placed | None = None
 
 
 class BackendStopped(_Event, frozen=True, tag="backend_stopped"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from breakeven.hardware.machine import MachineSpec
+from breakeven.hardware.placement import Placed
 from breakeven.stats.estimate import Estimate
 
 SCHEMA = "breakeven.compare/1"
@@ -30,6 +31,8 @@ class ModelResult(msgspec.Struct, frozen=True, kw_only=True):
     """Weight bytes one stream's decode step reads, output head included."""
     settings: dict[str, str] = {}
     """Engine, build and flags: everything needed to run it again."""
+    placed: Placed | None = None
+    """Which layers and experts lay where, with bytes by device; None: the engine does not tell."""
 
 
 class ComparedPoint(msgspec.Struct, frozen=True, kw_only=True):

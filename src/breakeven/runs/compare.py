@@ -133,7 +133,13 @@ def compare(
                 for up in _start_all(stack, sources, paths, context, slots, options, directory, show, kv):
                     running.append(up)
                     settings = up.backend.settings
-                    _add(log, history, BackendReady(model=up.name, settings=settings, load_s=up.backend.load_s))
+                    _add(
+                        log,
+                        history,
+                        BackendReady(
+                            model=up.name, settings=settings, load_s=up.backend.load_s, placed=up.backend.placed
+                        ),
+                    )
                 candidates = [Candidate(r.name, r.backend, r.alive, r.source.is_moe) for r in running]
                 because = PairedRun(plan, candidates, log, history, show.measuring, open_counter()).run()
                 peaks = [r.backend.peak_rss_bytes() for r in running]

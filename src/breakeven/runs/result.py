@@ -153,6 +153,7 @@ def _model(running: Running, format_name: str | None, peak: int | None) -> Model
         load_s=running.backend.load_s,
         decode_bytes_per_token=_decode_bytes(source, weights),
         settings=running.backend.settings,
+        placed=running.backend.placed,
     )
 
 
