@@ -70,7 +70,7 @@ def mlx_parameters(
     does not know and for a format it has not.
     """
     bits, group, dtype = _mlx_format(format_name)
-    question = {"config": _complete(config, spec), "bits": bits, "group": group, "dtype": dtype}
+    question: dict[str, object] = {"config": _complete(config, spec), "bits": bits, "group": group, "dtype": dtype}
     answer: dict[str, Any] = layout.ask_here(question) if python is None else layout.ask_there(question, python)
     if "missing" in answer:
         raise NotSupportedError(
