@@ -17,6 +17,7 @@ from breakeven.wire.dialects import dialect_of
 
 LLAMA_CPP = "llama.cpp"
 VLLM = "vllm"
+MLX = "mlx"
 KEY_VARIABLES = ("BREAKEVEN_API_KEY", "OPENAI_API_KEY")
 """Environment variables a key may come from, the first that is set wins."""
 
@@ -75,6 +76,11 @@ class Backend:
     def takes_extra_fields(self) -> bool:
         """True when fields beyond OpenAI's, such as `ignore_eos`, do not make it refuse a request."""
         return self.settings.get("extra_fields") != "refused"
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Tokens at which it ends a text, as far as they are known."""
+        return tuple(int(token) for token in self.settings.get("end_tokens", "").split())
 
     @property
     def chat_only(self) -> bool:

@@ -167,12 +167,23 @@ class KeptEngine(ABC):
                 raise EngineError(f"{too_late}{self.last_words()}")
             time.sleep(self.poll_s)
 
-    def _complete_one(self, url: str) -> None:
-        """Some failures, such as an instruction this processor lacks, show only when a token is computed."""
-        body = json.dumps({"model": self.name, "prompt": [1, 2, 3], "max_tokens": 2, "ignore_eos": True}).encode()
+    def _complete_one(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        prompt: str | Sequence[int] = (1, 2, 3),
+        timeout_s: float = _FIRST_TOKEN_TIMEOUT_S,
+    ) -> None:
+        """Some failures, such as an instruction this processor lacks, show only when a token is computed.
+
+        `model`: what the server calls it, where not by our name. Some load it first, within `timeout_s`.
+        """
+        asked = {"model": model or self.name, "prompt": prompt, "max_tokens": 2, "ignore_eos": True}
+        body = json.dumps(asked).encode()
         request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
         try:
-            with open_url(request, timeout_s=_FIRST_TOKEN_TIMEOUT_S) as response:
+            with open_url(request, timeout_s=timeout_s) as response:
                 response.read()
         except (OSError, HTTPException, ValueError) as error:
             self._await_end()

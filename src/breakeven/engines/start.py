@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from breakeven.engines import cache, openai_url
-from breakeven.engines.backend import LLAMA_CPP, VLLM, Backend
+from breakeven.engines.backend import LLAMA_CPP, MLX, VLLM, Backend
 from breakeven.engines.keeper import KeptEngine
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.engines.memory import check_memory
+from breakeven.engines.mlx import server as mlx_server
 from breakeven.engines.source import Source, parse_source, weight_format
 from breakeven.engines.vllm import directory as vllm_directory
 from breakeven.engines.vllm.server import VllmServer
@@ -247,11 +248,30 @@ def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
 _VLLM_KV = {"bf16": "bfloat16"}
 """vLLM's word where it is another."""
 
+
+def _mlx_directory(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
+    return mlx_server.provide(split_format(source.text)[0], source.spec, format_name, seed, progress)
+
+
+def _mlx(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    return mlx_server.MlxServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        prompt_cache=serving.share_prefixes,
+        environment=serving.environment,
+        arguments=serving.arguments,
+    )
+
+
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
         Engine(LLAMA_CPP, "Q4_K_M", None, check_memory, _gguf, _llama_cpp),
         Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm),
+        Engine(MLX, "MLX4", mlx_server.FORMATS, None, _mlx_directory, _mlx),
     )
 }
 """The engines that `--engine` may name."""
