@@ -16,6 +16,8 @@ from breakeven.hardware.placement import Placed
 from breakeven.wire.dialects import dialect_of
 
 LLAMA_CPP = "llama.cpp"
+LLAMA_SERVER = "llama-server"
+"""llama.cpp too, as the user's own executable."""
 VLLM = "vllm"
 KEY_VARIABLES = ("BREAKEVEN_API_KEY", "OPENAI_API_KEY")
 """Environment variables a key may come from, the first that is set wins."""

@@ -43,7 +43,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     POST /tokenize is asked, None where there is none. `fields`, `stream_options`: what a completion is asked beside
     OpenAI's fields, so that each piece of a stream says how many tokens came so far: a chunk is not a token. Values
     that begin with $ are filled in. `several_usages`: its streams tell them more than once. `keeps_connections`: False
-    where it promises to keep a connection and closes it right after a stream.
+    where it promises to keep a connection and closes it right after a stream. `like`: the engine whose dialect it is.
     """
 
     owned_by: str = ""
@@ -53,6 +53,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: dict[str, bool] = {}
     several_usages: bool = False
     keeps_connections: bool = True
+    like: str = ""
     metrics: dict[str, str | list[str]] = {}
 
     def tokenize_fields(self, model: str, text: str) -> dict[str, object] | None:
@@ -77,7 +78,8 @@ class Speaker(Protocol):
 def dialects() -> dict[str, Dialect]:
     """By engine."""
     text = resources.files("breakeven.wire").joinpath("dialects.json").read_bytes()
-    return msgspec.json.decode(text, type=dict[str, Dialect])
+    found = msgspec.json.decode(text, type=dict[str, Dialect])
+    return {engine: found[dialect.like] if dialect.like else dialect for engine, dialect in found.items()}
 
 
 def dialect_of(engine: str) -> Dialect:
