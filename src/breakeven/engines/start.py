@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from breakeven.engines import cache, openai_url
-from breakeven.engines.backend import LLAMA_CPP, MLX, VLLM, Backend
+from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, MLX, VLLM, Backend
 from breakeven.engines.keeper import KeptEngine
+from breakeven.engines.llama_cpp.binary import LlamaServer
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.engines.memory import check_memory
 from breakeven.engines.mlx import server as mlx_server
@@ -113,7 +114,8 @@ def kv_type(sources: Sequence[Source], engine: str, asked: str | None) -> str:
         return "f16"
     if any(source.url is not None for source in sources):
         raise UserError("--kv: a server keeps keys and values in the type it was started with; leave --kv out")
-    found = {kv_for(engine, asked, source.spec) for source in sources}
+    reads = LLAMA_CPP if engine == LLAMA_SERVER else engine
+    found = {kv_for(reads, asked, source.spec) for source in sources}
     return found.pop() if found else "f16"
 
 
@@ -217,6 +219,25 @@ def _llama_cpp(source: Source, path: Path, serving: Serving) -> KeptEngine:
     )
 
 
+def _llama_server(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    return LlamaServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        threads=serving.threads,
+        wait_policy=serving.wait_policy,
+        prompt_cache=serving.share_prefixes,
+        embeddings=serving.embeddings,
+        environment=serving.environment,
+        kv_type=serving.kv,
+        flash_attention=True if kv_element_bytes(serving.kv) < 2 else None,
+        placement=serving.placement,
+        arguments=serving.arguments,
+    )
+
+
 def _directory(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
     """vLLM draws dummy weights itself, always the same, so `seed` has no part in them."""
     return vllm_directory.provide(split_format(source.text)[0], source.spec, format_name)
@@ -270,6 +291,7 @@ ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
         Engine(LLAMA_CPP, "Q4_K_M", None, check_memory, _gguf, _llama_cpp),
+        Engine(LLAMA_SERVER, "Q4_K_M", None, check_memory, _gguf, _llama_server),
         Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm),
         Engine(MLX, "MLX4", mlx_server.FORMATS, None, _mlx_directory, _mlx),
     )
