@@ -18,6 +18,7 @@ from breakeven.wire.dialects import dialect_of
 LLAMA_CPP = "llama.cpp"
 VLLM = "vllm"
 MLX = "mlx"
+SGLANG = "sglang"
 KEY_VARIABLES = ("BREAKEVEN_API_KEY", "OPENAI_API_KEY")
 """Environment variables a key may come from, the first that is set wins."""
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from breakeven.engines import cache, openai_url
-from breakeven.engines.backend import LLAMA_CPP, MLX, VLLM, Backend
+from breakeven.engines.backend import LLAMA_CPP, MLX, SGLANG, VLLM, Backend
 from breakeven.engines.keeper import KeptEngine
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.engines.memory import check_memory
 from breakeven.engines.mlx import server as mlx_server
+from breakeven.engines.sglang import SglangServer
 from breakeven.engines.source import Source, parse_source, weight_format
 from breakeven.engines.vllm import directory as vllm_directory
 from breakeven.engines.vllm.server import VllmServer
@@ -266,11 +267,33 @@ def _mlx(source: Source, path: Path, serving: Serving) -> KeptEngine:
     )
 
 
+def _sglang(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    real = vllm_directory.has_weights(path)
+    return SglangServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        dtype="auto" if real else vllm_directory.dtype_of(path),
+        load_format="auto" if real else "dummy",
+        prefix_caching=serving.share_prefixes,
+        kv_dtype=_SGLANG_KV.get(serving.kv),
+        environment=serving.environment,
+        arguments=serving.arguments,
+    )
+
+
+_SGLANG_KV = {"bf16": "bfloat16", "fp8": "fp8_e4m3"}
+"""SGLang's words for what is not the model's own type."""
+
+
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
         Engine(LLAMA_CPP, "Q4_K_M", None, check_memory, _gguf, _llama_cpp),
         Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm),
+        Engine(SGLANG, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _sglang),
         Engine(MLX, "MLX4", mlx_server.FORMATS, None, _mlx_directory, _mlx),
     )
 }
