@@ -19,6 +19,8 @@ LLAMA_CPP = "llama.cpp"
 VLLM = "vllm"
 MLX = "mlx"
 SGLANG = "sglang"
+OLLAMA = "ollama"
+LM_STUDIO = "lmstudio"
 KEY_VARIABLES = ("BREAKEVEN_API_KEY", "OPENAI_API_KEY")
 """Environment variables a key may come from, the first that is set wins."""
 

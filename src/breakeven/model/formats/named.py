@@ -216,6 +216,8 @@ _KV_OF_ENGINES = {
     "vllm": ("f16", "bf16", "fp8"),
     "sglang": ("f16", "bf16", "fp8"),
     "mlx": ("f16",),
+    "ollama": ("f16",),
+    "lmstudio": ("f16",),
 }
 
 
