@@ -20,6 +20,9 @@ LLAMA_SERVER = "llama-server"
 """llama.cpp too, as the user's own executable."""
 VLLM = "vllm"
 MLX = "mlx"
+SGLANG = "sglang"
+OLLAMA = "ollama"
+LM_STUDIO = "lmstudio"
 KEY_VARIABLES = ("BREAKEVEN_API_KEY", "OPENAI_API_KEY")
 """Environment variables a key may come from, the first that is set wins."""
 

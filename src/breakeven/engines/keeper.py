@@ -43,6 +43,8 @@ class KeptEngine(ABC):
 
     title: ClassVar[str]
     """The engine's name in errors."""
+    ours: ClassVar[bool] = True
+    """False for a server that ran before us and runs on after us: its processes and their memory are not ours."""
     poll_s: ClassVar[float] = 0.1
     """How often a server that loads is asked whether it is there."""
     end_timeout_s: ClassVar[float] = 3.0

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 from breakeven.engines import cache, openai_url
-from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, MLX, VLLM, Backend
+from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, MLX, OLLAMA, SGLANG, VLLM, Backend
 from breakeven.engines.keeper import KeptEngine
 from breakeven.engines.llama_cpp.binary import LlamaServer
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.engines.memory import check_memory
 from breakeven.engines.mlx import server as mlx_server
+from breakeven.engines.ollama import OllamaModel
+from breakeven.engines.sglang import SglangServer
 from breakeven.engines.source import Source, parse_source, weight_format
 from breakeven.engines.vllm import directory as vllm_directory
 from breakeven.engines.vllm.server import VllmServer
@@ -100,7 +102,8 @@ def weights_of(
 
 def format_of(source: Source, asked: str | None, engine: Engine) -> str:
     """The weight format a candidate gets: what `weight_format` says, where the engine can be given it unasked."""
-    found = weight_format(source, asked, engine.name, engine.default_format)
+    reader = LLAMA_CPP if engine.weights is _gguf else engine.name  # whatever its name, llama.cpp reads the file
+    found = weight_format(source, asked, reader, engine.default_format)
     unasked = source.format_name is None and asked is None
     return engine.default_format if unasked and engine.formats is not None and found not in engine.formats else found
 
@@ -187,7 +190,7 @@ def engine_named(name: str) -> Engine:
 def _check(engine: str, server: KeptEngine) -> None:
     """A request can fail a moment before the process is seen to have ended."""
     server.check_alive()
-    if server.memory() is None:
+    if server.ours and server.memory() is None:
         time.sleep(0.2)
         server.check_alive()
         raise EngineError(f"{engine} stopped answering; run again with --resume")
@@ -287,12 +290,48 @@ def _mlx(source: Source, path: Path, serving: Serving) -> KeptEngine:
     )
 
 
+def _sglang(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    real = vllm_directory.has_weights(path)
+    return SglangServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        dtype="auto" if real else vllm_directory.dtype_of(path),
+        load_format="auto" if real else "dummy",
+        prefix_caching=serving.share_prefixes,
+        kv_dtype=_SGLANG_KV.get(serving.kv),
+        environment=serving.environment,
+        arguments=serving.arguments,
+    )
+
+
+_SGLANG_KV = {"bf16": "bfloat16", "fp8": "fp8_e4m3"}
+"""SGLang's words for what is not the model's own type."""
+
+
+def _ollama(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    return OllamaModel(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        threads=serving.threads,
+        name=source.name,
+        placement=serving.placement,
+        layers=len(source.spec.layers) + 1 if source.spec else None,
+    )
+
+
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
         Engine(LLAMA_CPP, "Q4_K_M", None, check_memory, _gguf, _llama_cpp),
         Engine(LLAMA_SERVER, "Q4_K_M", None, check_memory, _gguf, _llama_server),
         Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm),
+        Engine(SGLANG, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _sglang),
+        Engine(OLLAMA, "Q4_K_M", None, None, _gguf, _ollama),
         Engine(MLX, "MLX4", mlx_server.FORMATS, None, _mlx_directory, _mlx),
     )
 }

@@ -46,6 +46,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     where it promises to keep a connection and closes it right after a stream. `seeds`: False where a request with a
     seed is kept out of the batch. `bars_ends`: it knows no `ignore_eos`, but a bias against the tokens that end a text.
     `like`: the engine whose dialect it is.
+    `metrics_at`: the path of its metrics on its host; empty: `/metrics` below its address.
     """
 
     owned_by: str = ""
@@ -58,6 +59,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     seeds: bool = True
     bars_ends: bool = False
     like: str = ""
+    metrics_at: str = ""
     metrics: dict[str, str | list[str]] = {}
 
     def tokenize_fields(self, model: str, text: str) -> dict[str, object] | None:
