@@ -297,7 +297,7 @@ def _flat(values: Mapping[str, object]) -> dict[str, object]:
 _SHAPE = re.compile(
     r"size|dim|rank|num|head|layer|expert|width|interval|pattern|bias|norm|gat(e|ing)|kernel|state|group|vocab|hidden"
     r"|latent|table|embed|ffn|mlp|block|freq|period|offset|every|share|proj|tie|window|stream|conv|count|^n_|channels"
-    r"|depth|rnn|recurrent|loop|memory|slot|adapter|lora|expan|ratio"
+    r"|dense|sparse|depth|rnn|recurrent|loop|memory|slot|adapter|lora|expan|ratio"
 )
 """Parts of names that say something of a shape."""
 _SHAPE_OF_NUMBER = re.compile(r"size|dim|width|expan|ffn_mult|mlp_ratio|rank")
@@ -363,7 +363,7 @@ _HARMLESS = re.compile(
             r"^moe_router_(?!enable)|^router_(?!latent|dim|hidden|bias)|^moe_(token_dispatcher|permute|layer_fused|backend|impl)",
             r"activation_sparsity|interleave$|sinkhorn|^hc_eps|lower_bound|safe_gate|always_select|_impl$|_backend$|_mode$",
             r"^(mamba_)?chunk_size$|^mamba_(chunk|ssm_|hidden|dt_|norm_before)|^time_step_(min|max|floor|limit)|_cache_dtype",
-            r"^use_mamba_kernels|^ssm_(cfg|multip)|^attention_window_prefill|max_cache|cache_implementation|^use_swiglu",
+            r"^use_mamba(_kernels|py)|^ssm_(cfg|multip)|^attention_window_prefill|max_cache|cache_implementation|^use_swiglu",
             # Other senses.
             r"vision|visual|audio|image|video|speech|^mm_|multimodal|^vit_|anyres|^pool_type|projector|pixel|spatial_merge",
             r"^(deepstack|perceiver|boi|eoi|boa|eoa|img|patch_|vq_|codec|tts_|talker|thinker|resampler)",
