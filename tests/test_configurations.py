@@ -518,6 +518,33 @@ class TestUnknownKeys:
             spec = read(PLAIN, layer_types=listed, **changes)
             assert all(isinstance(x.mixer, Gqa) and x.mixer.window is None for x in spec.layers)
 
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"engram": {"heads": 8, "rows": 10**6}},
+            {"engram_table_rows": 10**6},
+            {"ngram_vocab_size_ratio": 78},
+            {"rope_head_dim": 64},
+            {"causal_conv_kernel": 4},
+            {"language_adapter_dim": 64},
+            {"kv_cache_heads": 2},
+            {"initial_scale_rank": 8},
+        ],
+    )
+    def test_a_size_is_one_whatever_it_is_called(self, changes: dict[str, Any]) -> None:
+        with pytest.raises(UserError, match=f"`{next(iter(changes))}` is not known"):
+            read(PLAIN, **changes)
+
+    def test_heads_are_shared_evenly(self) -> None:
+        for kv_heads in (3, 8):
+            with pytest.raises(UserError, match=f"layer 0 has 4 heads for {kv_heads} key-value heads"):
+                read(PLAIN, num_key_value_heads=kv_heads)
+
+    def test_no_window_may_be_written_as_a_number(self) -> None:
+        for window in (0, -1):
+            spec = read(PLAIN, sliding_window=window)
+            assert all(isinstance(x.mixer, Gqa) and x.mixer.window is None for x in spec.layers)
+
     def test_one_of_a_key_that_is_not_known_counts(self) -> None:
         with pytest.raises(UserError, match="`first_dense_replace` is not known"):
             read(PLAIN, first_dense_replace=1)

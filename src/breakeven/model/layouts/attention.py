@@ -127,7 +127,13 @@ def _gqa(c: Config, cls: ModelClass, kinds: Sequence[str]) -> list[Gqa | None]:
         if change.get("value_head_dim") == change.get("head_dim", head_dim):
             change.pop("value_head_dim", None)
         own = _own_of_layer(c, i, _OWN)
-        found.append(replace(a, **(change | own)))  # type: ignore[arg-type]
+        a = replace(a, **(change | own))  # type: ignore[arg-type]
+        if a.kv_heads < 1 or a.heads % a.kv_heads:
+            raise UserError(
+                f"{c.source}: {c.name}: layer {i} has {a.heads} heads for {a.kv_heads} key-value heads, of which each "
+                "must serve as many; one of them must change"
+            )
+        found.append(a)
     return found
 
 

@@ -178,7 +178,10 @@ def _plain_kind(c: Config, cls: ModelClass) -> str:
 def _windowed(c: Config) -> bool:
     """Whether the file has a window that is in use."""
     used = c.flag_or(True, "use_sliding_window")
-    return c.has(*WINDOW) and used
+    key = c.first(WINDOW)
+    value = None if key is None else c.values[key]
+    # Some files say 0 or -1 for none.
+    return used and key is not None and not (isinstance(value, int) and value <= 0)
 
 
 def _idle(c: Config, kinds: Sequence[str]) -> None:
