@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +15,7 @@ from rich.text import Text
 from breakeven.errors import UserError
 from breakeven.hardware.chips import Chip, Price
 from breakeven.model.catalogue import CatalogueEntry, entries, find, matching, total_of
+from breakeven.model.resolve import path_of
 from breakeven.model.summary import LARGEST, LISTED_FORMAT, SIZE_CLASSES, Detail, Experts, Stored, Summary, size_class
 from breakeven.model.tensors import TensorGroup
 from breakeven.pages.words import bytes_text, count_text, grouped, number
@@ -122,8 +122,8 @@ _APART = {"Tables": TensorGroup.TABLE, "Drafting": TensorGroup.MTP}
 
 def is_part(text: str) -> bool:
     """Whether this is no model's name and no path, but a part of catalogued names: a list is what was asked for."""
-    path = Path(text).expanduser()
-    if path.suffix in (".gguf", ".json", ".yaml", ".yml") or path.exists():
+    path = path_of(text)
+    if path.suffix.lower() in (".gguf", ".json", ".yaml", ".yml") or path.exists():
         return False
     try:
         find(text)

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import Quantization
 from breakeven.model.formats.gpu import gpu_format
+from breakeven.model.layouts.config import text_parts
 
 _Facts = Mapping[str, object]
 
@@ -23,6 +25,7 @@ _KEPT_KEYS = (
     "exclude",
     "llm_int8_skip_modules",
 )
+SAID_IN = ("quantization_config", "compression_config", "quantization")
 HELP = "leave quantization_config out and name a format with --format"
 EVERYTHING = "*"
 
@@ -33,8 +36,8 @@ def quantization_of(config: Mapping[str, object]) -> Quantization | None:
     `config`: the contents of config.json, or of hf_quant_config.json. Raises UserError for a method that is not known
     and for facts that are missing, saying what to do.
     """
-    for holder in _holders(config):
-        for key in ("quantization_config", "compression_config", "quantization"):
+    for holder in text_parts(config):
+        for key in SAID_IN:
             facts = holder.get(key)
             if isinstance(facts, Mapping) and facts:
                 return _with_experts(_read(cast(_Facts, facts)), config)
@@ -43,15 +46,8 @@ def quantization_of(config: Mapping[str, object]) -> Quantization | None:
     return None
 
 
-def _holders(config: _Facts) -> Iterator[_Facts]:
-    yield config
-    nested = config.get("text_config")
-    if isinstance(nested, Mapping):
-        yield cast(_Facts, nested)
-
-
 def _with_experts(found: Quantization | None, config: _Facts) -> Quantization | None:
-    kind = next((h["expert_dtype"] for h in _holders(config) if h.get("expert_dtype") is not None), None)
+    kind = next((h["expert_dtype"] for h in text_parts(config) if h.get("expert_dtype") is not None), None)
     if found is None or kind is None:
         return found
     experts = {"fp4": "MXFP4_LINEAR", "mxfp4": "MXFP4_LINEAR", "nvfp4": "NVFP4", "fp8": found.format_name}
@@ -67,7 +63,9 @@ def _read(facts: _Facts) -> Quantization | None:
         method = next((name for key, name in _TOLD_BY.items() if key in facts), None)
     if method is None:
         raise UserError(f"quantization_config does not say quant_method; add it, or {HELP}")
-    reader = _METHODS.get(str(method).lower().replace("_", "-"))
+    word = str(method).lower().replace("_", "-")
+    # vLLM's names of ModelOpt's algorithms: what they are, quant_algo says.
+    reader = _modelopt if word.startswith("modelopt-") else _METHODS.get(word)
     if reader is None:
         known = ", ".join(sorted({*_METHODS} - {"auto-round", "intel/auto-round"}))
         raise UserError(f"quantization method {str(method)!r:.60} is not known here (known: {known}); {HELP}")
@@ -81,6 +79,7 @@ _TOLD_BY = {
     "load_in_4bit": "bitsandbytes",
     "_load_in_4bit": "bitsandbytes",
     "load_in_8bit": "bitsandbytes",
+    "qformat_weight": "mistral",
     "bits": "mlx",
     "mode": "mlx",
 }
@@ -97,8 +96,12 @@ def _fp8(facts: _Facts) -> Quantization:
     return _quantization(name, facts, others)
 
 
-def _fbgemm(facts: _Facts) -> Quantization:
-    return _quantization("FP8", facts)
+def _mistral(facts: _Facts) -> Quantization:
+    """Of Mistral's params.json."""
+    kind = facts.get("qformat_weight")
+    if kind != "fp8_e4m3":
+        raise UserError(f"qformat_weight {kind!r:.40} is not known here (known: fp8_e4m3); {HELP}")
+    return _quantization("FP8_TENSOR", facts)
 
 
 def _awq(facts: _Facts) -> Quantization:
@@ -124,6 +127,8 @@ def _gptq(facts: _Facts) -> Quantization:
         listed = [name for part in inside for name in (part if isinstance(part, list) else [part])]
         others += [(str(name), base) for name in listed]
         kept.append(EVERYTHING)
+    if facts.get("lm_head") is True:
+        others.append(("lm_head", base))
     return _quantization(base, facts, tuple(others), kept)
 
 
@@ -146,15 +151,22 @@ def _auto_round(facts: _Facts) -> Quantization:
     extra = facts.get("extra_config")
     for name, change in extra.items() if isinstance(extra, Mapping) else ():
         facts_of = cast(_Facts, change) if isinstance(change, Mapping) else {}
+        # A name with signs of an expression in it is one, to be found anywhere.
+        pattern = f"re:.*{str(name).removeprefix('.*')}" if re.search(r"[*+?^$()\[\]{}|\\]", str(name)) else str(name)
         if facts_of.get("bits") is not None and _whole(facts_of, "bits") >= 16:
-            kept.append(str(name))
+            kept.append(pattern)
         elif facts_of:
-            others.append((str(name), _changed(bits, group, facts_of)))
+            others.append((pattern, _changed(bits, group, facts_of)))
     return _quantization(base, facts, tuple(others), kept)
 
 
 def _compressed_tensors(facts: _Facts) -> Quantization | None:
     groups = facts.get("config_groups")
+    sparse = facts.get("sparsity_config")
+    if isinstance(sparse, Mapping) and sparse.get("format", "dense") != "dense":
+        raise UserError(f"weights stored as {sparse['format']!r:.40} (without their zeros) are not known here; {HELP}")
+    if not groups and (sparse or facts.get("kv_cache_scheme")):
+        return None  # of the weights nothing is said: zeros among them, or a key-value cache in fewer bits
     if not isinstance(groups, Mapping) or not groups:
         raise UserError(f"quantization_config of compressed-tensors has no config_groups; add them, or {HELP}")
     stored: list[tuple[str, tuple[str, ...]]] = []
@@ -170,6 +182,9 @@ def _grouped(stored: Sequence[tuple[str, tuple[str, ...]]], facts: _Facts) -> Qu
     classes = ("Linear", "FusedMoE", "MoE", "ParallelLMHead")
     base = next((name for name, targets in stored if not targets or any(t in classes for t in targets)), None)
     listed = tuple((t, name) for name, targets in stored for t in targets if t not in classes)
+    strange = next((t for t, _ in listed if re.fullmatch(r"[A-Z]\w+", t)), None)
+    if strange is not None:
+        raise UserError(f"config_groups names modules of class {strange[:60]!r}, which is not known here; {HELP}")
     if base is not None:
         return _quantization(base, facts, tuple((t, name) for t, name in listed if name != base))
     # Modules are all listed: what is not among them is not quantized. The experts' format is what the file is called.
@@ -222,14 +237,16 @@ def _modelopt(facts: _Facts) -> Quantization | None:
     algorithm = facts.get("quant_algo")
     if algorithm is None:
         # A key-value cache in 8 bits alone leaves the weights as they are.
+        if not {"quant_algo", "config_groups", "kv_cache_quant_algo", "kv_cache_scheme"} & facts.keys():
+            raise UserError(f"quantization_config of modelopt does not say quant_algo; add it, or {HELP}")
         return _compressed_tensors(facts) if facts.get("config_groups") else None
     listed = facts.get("quantized_layers")
     if str(algorithm) == "MIXED_PRECISION":
         if isinstance(listed, Mapping) and listed:
             by_format: dict[str, list[str]] = {}
             for name, layer in listed.items():
-                kind = layer.get("quant_algo") if isinstance(layer, Mapping) else None
-                by_format.setdefault(_algorithm(kind), []).append(str(name))
+                own = cast(_Facts, layer) if isinstance(layer, Mapping) else {}
+                by_format.setdefault(_algorithm(own.get("quant_algo"), _group(own)), []).append(str(name))
             return _grouped([(name, tuple(targets)) for name, targets in by_format.items()], facts)
         if facts.get("config_groups"):
             return _compressed_tensors(facts)
@@ -263,10 +280,22 @@ def _bitsandbytes(facts: _Facts) -> Quantization | None:
 
 def _quark(facts: _Facts) -> Quantization:
     whole = facts.get("global_quant_config")
-    weight = whole.get("weight") if isinstance(whole, Mapping) else None
-    weight = weight[0] if isinstance(weight, list) and weight else weight
-    if not isinstance(weight, Mapping):
+    base = _quark_weight(whole)
+    if base is None:
         raise UserError(f"quantization_config of quark has no global_quant_config.weight; add it, or {HELP}")
+    layers = facts.get("layer_quant_config")
+    changes = layers.items() if isinstance(layers, Mapping) else ()
+    named = [(str(name), _quark_weight(change)) for name, change in changes]
+    others = tuple((name, found) for name, found in named if found is not None)
+    return _quantization(base, facts, others, [name for name, found in named if found is None])
+
+
+def _quark_weight(said: object) -> str | None:
+    weight = said.get("weight") if isinstance(said, Mapping) else None
+    # Of several steps the last is what is stored.
+    weight = weight[-1] if isinstance(weight, list) and weight else weight
+    if not isinstance(weight, Mapping):
+        return None
     kind, scheme = str(weight.get("dtype")), str(weight.get("qscheme"))
     names = {
         "fp4": "MXFP4_LINEAR",
@@ -276,7 +305,7 @@ def _quark(facts: _Facts) -> Quantization:
     }
     if kind not in names:
         raise UserError(f"quark's number type {kind!r:.40} is not known here (known: {', '.join(names)}); {HELP}")
-    return _quantization(names[kind], facts)
+    return names[kind]
 
 
 def _mlx(facts: _Facts) -> Quantization:
@@ -295,7 +324,8 @@ def _mlx_name(facts: _Facts) -> str:
 
 _METHODS: dict[str, Callable[[_Facts], Quantization | None]] = {
     "fp8": _fp8,
-    "fbgemm-fp8": _fbgemm,
+    **dict.fromkeys(("fbgemm-fp8", "ptpc-fp8", "w8a8-fp8"), lambda facts: _quantization("FP8", facts)),
+    "w8a8-int8": lambda facts: _quantization("INT8", facts),
     "awq": _awq,
     "awq-marlin": _awq,
     "gptq": _gptq,
@@ -303,8 +333,8 @@ _METHODS: dict[str, Callable[[_Facts], Quantization | None]] = {
     "auto-round": _auto_round,
     "intel/auto-round": _auto_round,
     "compressed-tensors": _compressed_tensors,
+    "mistral": _mistral,
     "modelopt": _modelopt,
-    "modelopt-fp4": _modelopt,
     "mxfp4": _mxfp4,
     "bitsandbytes": _bitsandbytes,
     "quark": _quark,
