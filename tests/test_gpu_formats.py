@@ -541,6 +541,22 @@ def test_experts_in_a_format_of_their_own() -> None:
         quantization_of({"quantization_config": FP8, "expert_dtype": "int3"})
 
 
+def test_experts_alone_in_a_format_of_their_own() -> None:
+    spec = lookup("qwen3-30b-a3b")
+    for kind, format_name, stored in (("fp4", "MXFP4_BF16", "MXFP4"), ("nvfp4", "NVFP4", "NVFP4")):
+        found = quantization_of({"expert_dtype": kind})
+        assert found is not None
+        assert found.format_name == format_name
+        kinds = tensor_types(replace(spec, quantization=found), format_name)
+        assert str(kinds["blk.5.ffn_up_exps.weight"]) == stored
+        assert str(kinds["blk.5.attn_q.weight"]) == str(kinds["output.weight"]) == "BF16"
+    assert quantization_of({"expert_dtype": "bfloat16"}) is None
+    wide = quantization_of({"quantization_config": FP8, "expert_dtype": "bfloat16"})
+    kinds = tensor_types(replace(spec, quantization=wide), "FP8_BLOCK")
+    assert str(kinds["blk.5.ffn_up_exps.weight"]) == "BF16"
+    assert str(kinds["blk.5.attn_q.weight"]) == "FP8_BLOCK"
+
+
 def test_modules_in_several_formats() -> None:
     spec = lookup("qwen3.5-35b-a3b")
     layers = {

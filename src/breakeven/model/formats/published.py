@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 from breakeven.errors import UserError
@@ -43,18 +44,32 @@ def quantization_of(config: Mapping[str, object]) -> Quantization | None:
                 return _with_experts(_read(cast(_Facts, facts)), config)
             if facts is not None and not isinstance(facts, Mapping):
                 raise UserError(f"{key} is {facts!r:.60}, it must be a mapping; mend it, or {HELP}")
-    return None
+    return _with_experts(None, config)
 
 
 def _with_experts(found: Quantization | None, config: _Facts) -> Quantization | None:
+    """What `expert_dtype` says of the routed experts, also where nothing else is quantized."""
     kind = next((h["expert_dtype"] for h in text_parts(config) if h.get("expert_dtype") is not None), None)
-    if found is None or kind is None:
+    if kind is None:
         return found
-    experts = {"fp4": "MXFP4_LINEAR", "mxfp4": "MXFP4_LINEAR", "nvfp4": "NVFP4", "fp8": found.format_name}
-    name = experts.get(str(kind).lower())
-    if name is None:
-        raise UserError(f"expert_dtype {kind!r:.40} is not known here; it can be fp4, nvfp4 or fp8, or {HELP}")
-    return Quantization(found.format_name, found.kept, None if name == found.format_name else name, found.others)
+    asked = str(kind).lower()
+    if asked in _WIDE:
+        return found if found is None else replace(found, kept=(*found.kept, "experts"))
+    if asked not in _EXPERTS:
+        raise UserError(f"expert_dtype {kind!r:.40} is not known here; it can be fp4, nvfp4, fp8 or bf16, or {HELP}")
+    name = _EXPERTS[asked]
+    if found is None:
+        # The experts alone: MXFP4 with everything else in 16 bits has a name of its own.
+        if name == "MXFP4_LINEAR":
+            return Quantization("MXFP4_BF16")
+        return Quantization(name, (EVERYTHING,), others=(("experts", name),))
+    if asked == "fp8":
+        name = found.format_name if "FP8" in found.format_name else name
+    return replace(found, experts=None if name == found.format_name else name)
+
+
+_EXPERTS = {"fp4": "MXFP4_LINEAR", "mxfp4": "MXFP4_LINEAR", "nvfp4": "NVFP4", "fp8": "FP8"}
+_WIDE = ("bf16", "bfloat16", "fp16", "float16")
 
 
 def _read(facts: _Facts) -> Quantization | None:
