@@ -13,7 +13,7 @@ from typing import cast
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import Quantization
-from breakeven.model.formats.gpu import gpu_format
+from breakeven.model.formats.gpu import gpu_format, integer_family, integers
 from breakeven.model.layouts.config import text_parts
 
 _Facts = Mapping[str, object]
@@ -122,7 +122,7 @@ def _mistral(facts: _Facts) -> Quantization:
 def _awq(facts: _Facts) -> Quantization:
     bits, group = _whole(facts, "bits", "w_bit"), _group(facts)
     zeros = facts.get("zero_point", True) is not False
-    return _quantization(_integers(bits, group, _family(bits, zeros)), facts)
+    return _quantization(integers(bits, group, integer_family(bits, zeros)), facts)
 
 
 def _gptq(facts: _Facts) -> Quantization:
@@ -135,7 +135,7 @@ def _gptq(facts: _Facts) -> Quantization:
         elif isinstance(change, Mapping):
             name = _changed(bits, group, cast(_Facts, change))
             others.append(("re:" + str(pattern).removeprefix("+:"), name))
-    base = _integers(bits, group, "GPTQ")
+    base = integers(bits, group, "GPTQ")
     inside = facts.get("modules_in_block_to_quantize")
     if isinstance(inside, list) and inside:
         # Where the modules are listed, what is not among them is not quantized.
@@ -150,7 +150,7 @@ def _gptq(facts: _Facts) -> Quantization:
 def _changed(bits: int, group: int | None, change: _Facts) -> str:
     """The format of a module that differs from the others in some facts."""
     mine = _whole(change, "bits") if change.get("bits") is not None else bits
-    return _integers(mine, _group(change) if change.get("group_size") is not None else group, "GPTQ")
+    return integers(mine, _group(change) if change.get("group_size") is not None else group, "GPTQ")
 
 
 def _auto_round(facts: _Facts) -> Quantization:
@@ -161,7 +161,7 @@ def _auto_round(facts: _Facts) -> Quantization:
     elif kind.startswith("nv_fp"):
         base = "NVFP4"
     else:
-        base = _integers(bits, group, "GPTQ")
+        base = integers(bits, group, "GPTQ")
     kept, others = [], []
     extra = facts.get("extra_config")
     for name, change in extra.items() if isinstance(extra, Mapping) else ():
@@ -219,8 +219,8 @@ def _weights(weights: _Facts) -> str:
         raise UserError(f"floats of {bits} bits in quantization_config are not known here; {HELP}")
     if bits == 8 and strategy in ("tensor", "channel"):
         return "INT8"
-    family = _family(bits, weights.get("symmetric") is False)
-    return _integers(bits, None if strategy in ("tensor", "channel") else group, family)
+    family = integer_family(bits, weights.get("symmetric") is False)
+    return integers(bits, None if strategy in ("tensor", "channel") else group, family)
 
 
 _ALGORITHMS = {
@@ -278,7 +278,7 @@ def _algorithm(algorithm: object, group: int | None = None) -> str:
         raise UserError(
             f"quant_algo {str(algorithm)!r:.40} is not known here (known: {', '.join(_ALGORITHMS)}); {HELP}"
         )
-    return _integers(4, group, "INT") if name == "INT4" and group else name
+    return integers(4, group, "INT") if name == "INT4" and group else name
 
 
 def _mxfp4(facts: _Facts) -> Quantization:
@@ -316,7 +316,7 @@ def _quark_weight(said: object) -> str | None:
         "fp4": "MXFP4_LINEAR",
         "fp8_e4m3": "FP8" if scheme == "per_channel" else "FP8_TENSOR",
         "int8": "INT8",
-        "int4": _integers(4, _group(cast(_Facts, weight)), _family(4, weight.get("symmetric") is False)),
+        "int4": integers(4, _group(cast(_Facts, weight)), integer_family(4, weight.get("symmetric") is False)),
     }
     if kind not in names:
         raise UserError(f"quark's number type {kind!r:.40} is not known here (known: {', '.join(names)}); {HELP}")
@@ -355,15 +355,6 @@ _METHODS: dict[str, Callable[[_Facts], Quantization | None]] = {
     "quark": _quark,
     "mlx": _mlx,
 }
-
-
-def _integers(bits: int, group: int | None, family: str) -> str:
-    """A format's name; `family`: INT with a scale, GPTQ with a zero point beside it, AWQ in 4 bits."""
-    return f"{family}{'' if family == 'AWQ' else bits}{f'_G{group}' if group else '_ROW'}"
-
-
-def _family(bits: int, zeros: bool) -> str:
-    return ("AWQ" if bits == 4 else "GPTQ") if zeros else "INT"
 
 
 def _quantization(
