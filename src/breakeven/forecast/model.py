@@ -286,7 +286,8 @@ class StepModel:
 def _host_bytes(profile: Profile) -> float | None:
     """Memory beside the device's own that weights may lie in; None: not known, taken as enough."""
     chip_class = profile.chip.chip_class if profile.chip else None
-    has_own = bool(profile.machine and profile.machine.gpus) if chip_class is None else chip_class in SEPARATE_MEMORY
+    cards = [gpu for gpu in profile.machine.gpus if not gpu.unified] if profile.machine else []
+    has_own = bool(cards) if chip_class is None else chip_class in SEPARATE_MEMORY
     if not has_own:
         return 0.0
     return None if profile.host_memory_bytes is None else USABLE * profile.host_memory_bytes
