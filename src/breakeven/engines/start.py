@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from breakeven.engines import cache, openai_url
-from breakeven.engines.backend import LLAMA_CPP, MLX, OLLAMA, SGLANG, VLLM, Backend
+from breakeven.engines.backend import LLAMA_CPP, LM_STUDIO, MLX, OLLAMA, SGLANG, VLLM, Backend
+from breakeven.engines.borrowed import refuse_placement
 from breakeven.engines.keeper import KeptEngine
 from breakeven.engines.llama_cpp.server import LlamaCppServer
+from breakeven.engines.lm_studio import LmStudioModel
 from breakeven.engines.memory import check_memory
 from breakeven.engines.mlx import server as mlx_server
 from breakeven.engines.ollama import OllamaModel
@@ -226,6 +228,7 @@ def _directory(source: Source, format_name: str, seed: int, progress: Progress |
 
 
 def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "vLLM", _BY_ITSELF)
     real = vllm_directory.has_weights(path)
     dtype = "auto" if real else vllm_directory.dtype_of(path)
     # Four bytes an element is the most that a flag of the user's can make of it.
@@ -244,12 +247,17 @@ def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
         load_format="auto" if real else "dummy",
         # A quarter more, because vLLM hands out its cache in blocks.
         kv_cache_gib=max(1, math.ceil(1.25 * cache_bytes / 2**30)),
-        arguments=() if serving.kv == "f16" else ("--kv-cache-dtype", _VLLM_KV.get(serving.kv, serving.kv)),
+        arguments=(*_vllm_kv(serving.kv), *serving.arguments),
     )
+
+
+def _vllm_kv(kv: str) -> tuple[str, ...]:
+    return () if kv == "f16" else ("--kv-cache-dtype", _VLLM_KV.get(kv, kv))
 
 
 _VLLM_KV = {"bf16": "bfloat16"}
 """vLLM's word where it is another."""
+_BY_ITSELF = "it places a model by itself; leave it out"
 
 
 def _mlx_directory(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
@@ -257,6 +265,7 @@ def _mlx_directory(source: Source, format_name: str, seed: int, progress: Progre
 
 
 def _mlx(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "MLX", _BY_ITSELF)
     return mlx_server.MlxServer(
         path,
         context=serving.context,
@@ -270,6 +279,7 @@ def _mlx(source: Source, path: Path, serving: Serving) -> KeptEngine:
 
 
 def _sglang(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "SGLang", _BY_ITSELF)
     real = vllm_directory.has_weights(path)
     return SglangServer(
         path,
@@ -303,6 +313,17 @@ def _ollama(source: Source, path: Path, serving: Serving) -> KeptEngine:
     )
 
 
+def _lm_studio(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    return LmStudioModel(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        placement=serving.placement,
+    )
+
+
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
@@ -310,6 +331,7 @@ ENGINES: dict[str, Engine] = {
         Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm),
         Engine(SGLANG, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _sglang),
         Engine(OLLAMA, "Q4_K_M", None, None, _gguf, _ollama),
+        Engine(LM_STUDIO, "Q4_K_M", None, None, _gguf, _lm_studio),
         Engine(MLX, "MLX4", mlx_server.FORMATS, None, _mlx_directory, _mlx),
     )
 }
