@@ -217,7 +217,7 @@ def test_what_mlx_is_not_given(tmp_path: Path, fake_mlx: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["mlx", "sglang", "vllm"])
 def test_a_placement_is_not_passed_over(tmp_path: Path, engine: str) -> None:
-    with ExitStack() as stack, pytest.raises(UserError, match="--cpu-moe: .* has no such setting"):
+    with ExitStack() as stack, pytest.raises(UserError, match=r"--cpu-moe: .* has no such setting"):
         start(
             stack,
             Source("m", "m", None),
