@@ -123,7 +123,7 @@ def test_a_file_is_linked_run_and_taken_out(studio: ScriptedLmStudio, gguf: Path
     with up as backend:
         (link,) = studio.folder.glob("breakeven-tmp/breakeven-tmp-tiny-moe-*/*.gguf")
         assert link.samefile(gguf)
-        assert studio.loaded == {link.parent.name: {"context_length": 96, "offload_kv_cache_to_gpu": True}}
+        assert studio.loaded == {link.parent.name: {"context_length": 512, "offload_kv_cache_to_gpu": True}}
         assert (backend.served_model, backend.load_s, backend.pid) == (link.parent.name, 1.5, None)
         assert backend.settings["offload_kv_cache_to_gpu"] == "True"
         assert backend.placed is None, "its API does not tell"

@@ -29,6 +29,9 @@ ADDRESS = "http://127.0.0.1:1234"
 NOTICE_TIMEOUT_S = 30.0
 """How long it may take to notice a new file."""
 
+LEAST_CONTEXT = 512
+"""Below, the texts that find out how long a token is would not fit."""
+
 _POLL_S = 0.5
 
 
@@ -49,7 +52,8 @@ def models_folder() -> Path:
 class LmStudioModel(BorrowedEngine):
     """Context manager: links `gguf` into LM Studio's folder, has it loaded, gives its `Backend`, takes it out after.
 
-    `context` is tokens a sequence; it says itself how many sequences it serves at once and what lies on the GPU.
+    `context` is tokens a sequence; `tokenizer`: a file that counts its tokens. How many sequences it serves at once and
+    what lies on the GPU it settles itself.
 
     Raises UserError when it does not run, does not notice the file, or has no setting for `placement`; EngineError when
     it refuses the model.
@@ -67,6 +71,7 @@ class LmStudioModel(BorrowedEngine):
         slots: int,
         log: Path,
         name: str | None = None,
+        tokenizer: Path | None = None,
         placement: Placement = AUTO,
         notice_timeout_s: float = NOTICE_TIMEOUT_S,
     ) -> None:
@@ -76,8 +81,8 @@ class LmStudioModel(BorrowedEngine):
         super().__init__(address, name or gguf.stem, log, headers)
         instead = "its HTTP API leaves that to its own settings; leave it out, or use llama.cpp"
         refuse_placement(placement, "LM Studio", instead)
-        self.gguf, self.context = gguf, context
-        self._slots, self._notice_timeout_s = slots, notice_timeout_s
+        self.gguf, self.context = gguf, max(context, LEAST_CONTEXT)
+        self._slots, self._notice_timeout_s, self._tokenizer = slots, notice_timeout_s, tokenizer
         self._key = KEY if token else None
 
     def _alive(self) -> None:
@@ -115,6 +120,7 @@ class LmStudioModel(BorrowedEngine):
             "served_model": served,
             "slots": f"its own, {self._slots} wanted",
             "context_per_slot": str(self.context),
+            **({"tokenizer": str(self._tokenizer)} if self._tokenizer else {}),
             "prompt_cache": "its own, always on",
             **({str(key): str(value) for key, value in config.items()} if isinstance(config, dict) else {}),
         }

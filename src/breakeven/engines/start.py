@@ -102,11 +102,26 @@ def weights_of(
 
 
 def format_of(source: Source, asked: str | None, engine: Engine) -> str:
-    """The weight format a candidate gets: what `weight_format` says, where the engine can be given it unasked."""
+    """The weight format a candidate gets: what `weight_format` says, where the engine can be given it unasked.
+
+    A directory with weights has the format it has.
+    """
+    if engine.weights is not _gguf and (stored := _stored_format(source)) is not None:
+        return stored
     reader = LLAMA_CPP if engine.weights is _gguf else engine.name  # whatever its name, llama.cpp reads the file
     found = weight_format(source, asked, reader, engine.default_format)
     unasked = source.format_name is None and asked is None
     return engine.default_format if unasked and engine.formats is not None and found not in engine.formats else found
+
+
+def _stored_format(source: Source) -> str | None:
+    """That of a directory with weights; None for everything else."""
+    given = Path(split_format(source.text)[0]).expanduser()
+    if not given.is_dir() or not vllm_directory.has_weights(given):
+        return None
+    if source.spec is not None and source.spec.quantization is not None:
+        return source.spec.quantization.format_name
+    return "F16" if vllm_directory.dtype_of(given) == "float16" else "BF16"
 
 
 def kv_type(sources: Sequence[Source], engine: str, asked: str | None) -> str:
@@ -308,6 +323,7 @@ def _ollama(source: Source, path: Path, serving: Serving) -> KeptEngine:
         log=serving.log,
         threads=serving.threads,
         name=source.name,
+        tokenizer=_tokenizer(source),
         placement=serving.placement,
         layers=len(source.spec.layers) + 1 if source.spec else None,
     )
@@ -320,8 +336,14 @@ def _lm_studio(source: Source, path: Path, serving: Serving) -> KeptEngine:
         slots=serving.slots,
         log=serving.log,
         name=source.name,
+        tokenizer=_tokenizer(source),
         placement=serving.placement,
     )
+
+
+def _tokenizer(source: Source) -> Path | None:
+    """What counts the tokens of a synthetic file, where its engine does not."""
+    return cache.byte_tokenizer(source.spec.vocab) if source.synthetic and source.spec else None
 
 
 ENGINES: dict[str, Engine] = {

@@ -45,6 +45,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     that begin with $ are filled in. `several_usages`: its streams tell them more than once. `keeps_connections`: False
     where it promises to keep a connection and closes it right after a stream. `seeds`: False where a request with a
     seed is kept out of the batch. `bars_ends`: it knows no `ignore_eos`, but a bias against the tokens that end a text.
+    `extra_fields`: False where it passes over what OpenAI has not, so that a text ends where the model ends it.
     `metrics_at`: the path of its metrics on its host; empty: `/metrics` below its address.
     """
 
@@ -57,6 +58,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     keeps_connections: bool = True
     seeds: bool = True
     bars_ends: bool = False
+    extra_fields: bool = True
     metrics_at: str = ""
     metrics: dict[str, str | list[str]] = {}
 
