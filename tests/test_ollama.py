@@ -18,7 +18,7 @@ import pytest
 
 from breakeven.engines.backend import Backend
 from breakeven.engines.ollama import OllamaModel, address_of, digest_of
-from breakeven.engines.source import parse_source
+from breakeven.engines.source import Source, parse_source
 from breakeven.engines.start import ENGINES, format_of, start, weights_of
 from breakeven.errors import EngineError, UserError
 from breakeven.hardware.placement import HOST, MemoryAt, Placed, Placement
@@ -305,6 +305,22 @@ def test_tokens_of_a_synthetic_file_are_counted_for_it(ollama: ScriptedOllama, t
         encode = encoder(up.backend, None)
         assert encode is not None
         assert encode("é") == [195, 169]
+
+
+@pytest.mark.parametrize("engine", ["ollama", "lmstudio"])
+def test_flags_for_a_server_that_runs_already_are_refused(gguf: Path, tmp_path: Path, engine: str) -> None:
+    with ExitStack() as stack, pytest.raises(UserError, match=r"--mlock: .* runs already and takes no flags"):
+        start(
+            stack,
+            Source("m", "m", None, path=gguf),
+            gguf,
+            context=64,
+            slots=1,
+            log=tmp_path / "log",
+            threads=None,
+            engine=engine,
+            arguments=("--mlock",),
+        )
 
 
 def test_a_model_published_for_gpus_gets_a_format_that_it_reads() -> None:

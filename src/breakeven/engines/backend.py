@@ -16,6 +16,8 @@ from breakeven.hardware.placement import Placed
 from breakeven.wire.dialects import dialect_of
 
 LLAMA_CPP = "llama.cpp"
+LLAMA_SERVER = "llama-server"
+"""llama.cpp too, as the user's own executable."""
 VLLM = "vllm"
 MLX = "mlx"
 SGLANG = "sglang"

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from breakeven.engines import cache, openai_url
-from breakeven.engines.backend import LLAMA_CPP, LM_STUDIO, MLX, OLLAMA, SGLANG, VLLM, Backend
+from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, LM_STUDIO, MLX, OLLAMA, SGLANG, VLLM, Backend
 from breakeven.engines.borrowed import refuse_placement
 from breakeven.engines.keeper import KeptEngine
+from breakeven.engines.llama_cpp.binary import LlamaServer
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.engines.lm_studio import LmStudioModel
 from breakeven.engines.memory import check_memory
@@ -133,7 +134,8 @@ def kv_type(sources: Sequence[Source], engine: str, asked: str | None) -> str:
         return "f16"
     if any(source.url is not None for source in sources):
         raise UserError("--kv: a server keeps keys and values in the type it was started with; leave --kv out")
-    found = {kv_for(engine, asked, source.spec) for source in sources}
+    reads = LLAMA_CPP if engine == LLAMA_SERVER else engine
+    found = {kv_for(reads, asked, source.spec) for source in sources}
     return found.pop() if found else "f16"
 
 
@@ -237,6 +239,25 @@ def _llama_cpp(source: Source, path: Path, serving: Serving) -> KeptEngine:
     )
 
 
+def _llama_server(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    return LlamaServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        threads=serving.threads,
+        wait_policy=serving.wait_policy,
+        prompt_cache=serving.share_prefixes,
+        embeddings=serving.embeddings,
+        environment=serving.environment,
+        kv_type=serving.kv,
+        flash_attention=True if kv_element_bytes(serving.kv) < 2 else None,
+        placement=serving.placement,
+        arguments=serving.arguments,
+    )
+
+
 def _directory(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
     """vLLM draws dummy weights itself, always the same, so `seed` has no part in them."""
     return vllm_directory.provide(split_format(source.text)[0], source.spec, format_name)
@@ -316,6 +337,7 @@ _SGLANG_KV = {"bf16": "bfloat16", "fp8": "fp8_e4m3"}
 
 
 def _ollama(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    _refuse_flags(serving, "Ollama")
     return OllamaModel(
         path,
         context=serving.context,
@@ -330,6 +352,7 @@ def _ollama(source: Source, path: Path, serving: Serving) -> KeptEngine:
 
 
 def _lm_studio(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    _refuse_flags(serving, "LM Studio")
     return LmStudioModel(
         path,
         context=serving.context,
@@ -341,6 +364,11 @@ def _lm_studio(source: Source, path: Path, serving: Serving) -> KeptEngine:
     )
 
 
+def _refuse_flags(serving: Serving, title: str) -> None:
+    if serving.arguments:
+        raise UserError(f"{' '.join(serving.arguments)}: {title} runs already and takes no flags; leave them out")
+
+
 def _tokenizer(source: Source) -> Path | None:
     """What counts the tokens of a synthetic file, where its engine does not."""
     return cache.byte_tokenizer(source.spec.vocab) if source.synthetic and source.spec else None
@@ -350,6 +378,7 @@ ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
         Engine(LLAMA_CPP, "Q4_K_M", None, check_memory, _gguf, _llama_cpp),
+        Engine(LLAMA_SERVER, "Q4_K_M", None, check_memory, _gguf, _llama_server),
         Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm),
         Engine(SGLANG, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _sglang),
         Engine(OLLAMA, "Q4_K_M", None, None, _gguf, _ollama),

@@ -161,3 +161,31 @@ def _patterns(given: tuple[str, ...]) -> tuple[str, ...]:
         if not pattern or not place:
             raise UserError(f"--override-tensor {text}: give PATTERN=PLACE, such as exps=CPU")
     return tuple(given)
+
+
+WORDS = {"gpu-layers": "gpu_layers", "cpu-moe": "cpu_moe", "device": "device", "tensor-split": "tensor_split"}
+"""What may stand behind `MODEL@`, and the argument of `placement_of` that it gives."""
+
+
+def split_served(text: str) -> tuple[str, str | None, dict[str, str]]:
+    """`MODEL@ENGINE,KEY=VALUE,...` as the model, the engine and arguments of `placement_of`; all but MODEL may lack.
+
+    A list within a value is joined by `+` or `/`, because a comma parts the words: `device=CUDA0+CUDA1`,
+    `tensor-split=3/1`. Raises UserError for a word that is neither.
+    """
+    head, _, tail = text.rpartition("@")
+    if not head or "/" in tail.partition("=")[0] or "\\" in tail:
+        return text, None, {}
+    engine: str | None = None
+    found: dict[str, str] = {}
+    for word in tail.split(","):
+        key, equals, value = (part.strip() for part in word.partition("="))
+        if equals and key in WORDS and value:
+            found[WORDS[key]] = value.replace("+", ",")
+        elif not equals and key and engine is None:
+            engine = key
+        else:
+            keys = ", ".join(f"{known}=" for known in WORDS)
+            raise UserError(f"{text}: {word!r} is no engine and none of {keys}; write such as {head}@cpu-moe=12")
+    placement_of(**found)  # type: ignore[arg-type]  # a value that cannot be is refused here
+    return head, engine, found

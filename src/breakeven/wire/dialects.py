@@ -46,6 +46,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     where it promises to keep a connection and closes it right after a stream. `seeds`: False where a request with a
     seed is kept out of the batch. `bars_ends`: it knows no `ignore_eos`, but a bias against the tokens that end a text.
     `extra_fields`: False where it passes over what OpenAI has not, so that a text ends where the model ends it.
+    `like`: the engine whose dialect it is.
     `metrics_at`: the path of its metrics on its host; empty: `/metrics` below its address.
     """
 
@@ -59,6 +60,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     seeds: bool = True
     bars_ends: bool = False
     extra_fields: bool = True
+    like: str = ""
     metrics_at: str = ""
     metrics: dict[str, str | list[str]] = {}
 
@@ -87,7 +89,8 @@ class Speaker(Protocol):
 def dialects() -> dict[str, Dialect]:
     """By engine."""
     text = resources.files("breakeven.wire").joinpath("dialects.json").read_bytes()
-    return msgspec.json.decode(text, type=dict[str, Dialect])
+    found = msgspec.json.decode(text, type=dict[str, Dialect])
+    return {engine: found[dialect.like] if dialect.like else dialect for engine, dialect in found.items()}
 
 
 def dialect_of(engine: str) -> Dialect:
