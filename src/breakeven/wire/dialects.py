@@ -90,7 +90,8 @@ def dialects() -> dict[str, Dialect]:
     """By engine."""
     text = resources.files("breakeven.wire").joinpath("dialects.json").read_bytes()
     found = msgspec.json.decode(text, type=dict[str, Dialect])
-    return {engine: found[dialect.like] if dialect.like else dialect for engine, dialect in found.items()}
+    spoken = {engine: found[dialect.like or engine] for engine, dialect in found.items()}
+    return {engine: msgspec.structs.replace(dialect, like=found[engine].like) for engine, dialect in spoken.items()}
 
 
 def dialect_of(engine: str) -> Dialect:
@@ -147,10 +148,11 @@ def completion_fields(
 
 @cache
 def metric_names() -> dict[str, dict[str, tuple[str, ...]]]:
-    """Engine -> field of `EngineNumbers` -> names, newest first."""
+    """Engine -> field of `EngineNumbers` -> names, newest first; one that speaks as another does is not repeated."""
     return {
         engine: {field: tuple(dialect.metrics.get(field, ())) for field in FIELDS}
         for engine, dialect in dialects().items()
+        if not dialect.like
     }
 
 
