@@ -468,7 +468,8 @@ def test_experts_alone_in_a_format_of_their_own() -> None:
     spec = lookup("qwen3-30b-a3b")
     for kind, format_name, stored in (("fp4", "MXFP4_BF16", "MXFP4"), ("nvfp4", "NVFP4", "NVFP4")):
         found = quantization_of({"expert_dtype": kind})
-        assert found is not None and found.format_name == format_name
+        assert found is not None
+        assert found.format_name == format_name
         kinds = tensor_types(replace(spec, quantization=found), format_name)
         assert str(kinds["blk.5.ffn_up_exps.weight"]) == stored
         assert str(kinds["blk.5.attn_q.weight"]) == str(kinds["output.weight"]) == "BF16"

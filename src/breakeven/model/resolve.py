@@ -34,6 +34,8 @@ def resolve_spec(text: str, assume: bool | None = None) -> ModelSpec:
 def _resolved(text: str, assume: bool) -> ModelSpec:
     from breakeven.model.readers import hf
 
+    if not text.strip():
+        raise UserError(f"the model's name is empty; {_GIVE}")
     text = bare_name(text)
     path = Path(text).expanduser()
     if (weights := weight_file(text)) is not None:

@@ -64,7 +64,9 @@ def _with_experts(found: Quantization | None, config: _Facts) -> Quantization | 
     name = _EXPERTS[asked]
     if found is None:
         # The experts alone: MXFP4 with everything else in 16 bits has a name of its own.
-        return Quantization("MXFP4_BF16") if name == "MXFP4_LINEAR" else Quantization(name, (EVERYTHING,), others=(("experts", name),))
+        if name == "MXFP4_LINEAR":
+            return Quantization("MXFP4_BF16")
+        return Quantization(name, (EVERYTHING,), others=(("experts", name),))
     if asked == "fp8":
         name = found.format_name if "FP8" in found.format_name else name
     return replace(found, experts=None if name == found.format_name else name)
