@@ -25,6 +25,7 @@ from breakeven.model.architecture import (
     Mixer,
     Mla,
     ModelSpec,
+    MoeFfn,
     ShortConv,
 )
 from breakeven.model.arithmetic import KV_ELEMENT_BYTES, attends
@@ -43,6 +44,10 @@ _MASK = 2.0
 _HELD = 5
 """Hidden widths that live beside a layer's own tensors: input embedding, residuals, a norm's output. Further
 residual streams (Gemma 3n) count twice each: what they hold, and what is foretold of them."""
+_HELD_LENT = 2
+"""The same while a copy of a matrix lies beside them."""
+STREAMED_ROWS = 32
+"""Fewer tokens are multiplied where the weights lie, by the CPU (GGML_OP_OFFLOAD_MIN_BATCH)."""
 _HELD_GPU = 3
 _HELD_HEAD_GPU = 2
 """On GPUs inputs are copies that end with their last use. Under the head the residual and the norm's output are left:
@@ -120,16 +125,20 @@ def device_compute_bytes(
         # A device with the head alone has the last layer's rows to norm.
         own = replace(spec, layers=tuple(spec.layers[i] for i in sorted(shapes.layers)) or spec.layers[-1:])
         found.append(compute_bytes(own, context, sequences, gpu=True, every_logit=every_logit and shapes.head))
+    rows = tokens if every_logit else max(sequences, 1)
     mask = _MASK * tokens * _mask_cells(spec, context)
     for lent in shapes.streamed:
-        held = mask + _F32 * tokens * (_HELD_GPU + shapes.shared) * spec.hidden
-        ffn = spec.layers[lent.layer].ffn
-        if ffn is not None:
-            inside, outside = _inside(ffn, spec.hidden)
-            twice = 2 if ffn.gated else 1
-            found.append(held + lent.into + _F32 * tokens * twice * inside)
-            found.append(held + lent.out + _F32 * tokens * (inside + outside))
-        found += [held + lent.beside + _F32 * tokens * _mixer(m, spec.hidden) for m in spec.layers[lent.layer].mixers]
+        held = mask + _F32 * tokens * _HELD_LENT * spec.hidden
+        layer = spec.layers[lent.layer]
+        found += [held + lent.beside + _F32 * tokens * _mixer(m, spec.hidden) for m in layer.mixers]
+        # The last layer's feed-forward runs for the rows whose logits are wanted; few rows are multiplied on the CPU.
+        if layer.ffn is None or (lent.layer == len(spec.layers) - 1 and rows < STREAMED_ROWS):
+            continue
+        inside, outside = _inside(layer.ffn, spec.hidden)
+        # The place that a copied matrix left is not filled again before the activation's output is.
+        found.append(held + lent.into + _F32 * tokens * (3 if layer.ffn.gated else 1) * inside)
+        crossing = spec.hidden if shapes.shared and isinstance(layer.ffn, MoeFfn) else 0
+        found.append(held + lent.out + _F32 * tokens * (inside + outside + crossing))
     return max(found)
 
 
