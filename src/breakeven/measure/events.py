@@ -78,6 +78,16 @@ class BlockStarted(_Event, frozen=True, tag="block_started"):
     attempt: Count = 1
     check: str | None = None
     """Not part of the comparison but of the self-check: "same" (every stream one prompt) or "distinct"."""
+    turn: Count | None = None
+    """Of candidates that take turns, each started afresh for its own; None: all were up together."""
+
+
+class TurnStarted(_Event, frozen=True, tag="turn_started"):
+    """Candidates take turns: what each does in this one. Loads by their streams, and the numbers of their rounds."""
+
+    turn: Count
+    streams: list[Count]
+    rounds: list[Count]
 
 
 class RequestDone(_Event, frozen=True, tag="request_done"):
@@ -257,6 +267,7 @@ class StudyFacts(_Event, frozen=True, tag="study_facts"):
     precision: float
     machine: MachineSpec
     models: list[ModelResult]
+    loaded: str = "together"
     profiles: list[NodeProfile] = []
     routings: list[Routing] = []
     caveats: list[str] = []
@@ -275,6 +286,7 @@ Event: TypeAlias = (
     | BackendReady
     | BackendStopped
     | BlockStarted
+    | TurnStarted
     | RequestDone
     | NoiseSample
     | BlockDone

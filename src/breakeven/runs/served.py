@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from breakeven.engines.backend import LLAMA_CPP
-from breakeven.engines.source import Source
-from breakeven.engines.start import Engine, engine_named, kv_type
+from breakeven.engines.memory import RESERVE, need_of
+from breakeven.engines.source import Source, slug
+from breakeven.engines.start import Engine, Running, engine_named, kv_type, start
 from breakeven.errors import UserError
 from breakeven.hardware.machine import MachineSpec
 from breakeven.hardware.placement import AUTO, Placement, placement_of
+from breakeven.measure import noise
+from breakeven.measure.events import BackendReady, BackendStopped
+from breakeven.measure.paired.plan import MIN_ROUNDS
+
+READ_BYTES_PER_S = 1e9
+"""How fast weights are taken to be read, to say how long loading takes before it was seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,17 +86,83 @@ def kv_of(sources: Sequence[Source], ways: Sequence[ServedAs], asked: str | None
 def check_fit(
     sources: Sequence[Source],
     ways: Sequence[ServedAs],
-    format_name: str | None,
+    formats: Sequence[str],
     context: int,
     slots: int,
     machine: MachineSpec,
     kv: str,
-) -> None:
-    """Raise UserError unless all candidates fit side by side, as far as their engines leave that to be told."""
-    for engine in {way.engine.name: way.engine for way in ways}.values():
-        mine = [s for s, way in zip(sources, ways, strict=True) if way.engine.name == engine.name]
-        if engine.check_memory is not None:
-            engine.check_memory(mine, format_name, context, slots, machine.available_memory_bytes, kv)
+) -> str | None:
+    """None where all candidates fit side by side, else why they must take turns.
+
+    Raises UserError, with the numbers and the nearest thing that fits, for one that does not fit even alone. Engines
+    that only know their memory themselves are not asked.
+    """
+    free = machine.available_memory_bytes
+    needs: dict[str, int] = {}
+    for source, way, weights in zip(sources, ways, formats, strict=True):
+        if way.engine.check_memory is not None and source.url is None:
+            way.engine.check_memory([source], weights, context, slots, free, kv)
+            needs[source.name] = need_of(source, weights, context, slots, kv)
+    if sum(needs.values()) <= RESERVE * free:
+        return None
+    parts = ", ".join(f"{name} {need / 1e9:.1f} GB" for name, need in needs.items())
+    extra_s = MIN_ROUNDS * sum(needs.values()) / READ_BYTES_PER_S
+    return (
+        f"the candidates do not fit side by side ({parts}; {free / 1e9:.1f} GB is free), so they take turns: each is"
+        f" loaded {MIN_ROUNDS} times or more, about {_time(extra_s)} beside the budget at 1 GB/s"
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crew:
+    """Brings candidates up, and records it. `share_prefixes`: engines keep what earlier prompts left."""
+
+    sources: Sequence[Source] = field(kw_only=False)
+    ways: Sequence[ServedAs] = field(kw_only=False)
+    paths: Sequence[Path | None] = field(kw_only=False)
+    directory: Path = field(kw_only=False)
+    context: int
+    slots: int
+    kv: str
+    threads: int | None
+    share_prefixes: bool = False
+    passive: bool = False
+    """Their threads sleep rather than spin; on a busy machine they do so anyway."""
+    on_phase: Callable[[str, str], None]
+    record: Callable[[BackendReady | BackendStopped], None] = lambda event: None
+
+    def up(self, stack: ExitStack, index: int) -> Running:
+        """Start a candidate, until `stack` closes."""
+        source, way = self.sources[index], self.ways[index]
+        self.on_phase("loading", source.name)
+        running = start(
+            stack,
+            source,
+            self.paths[index],
+            context=self.context,
+            slots=self.slots,
+            log=self.directory / f"{slug(source.name)}.log",
+            threads=self.threads,
+            wait_policy="passive" if self.passive or noise.busy() else None,
+            engine=way.engine.name,
+            share_prefixes=self.share_prefixes,
+            kv=self.kv,
+            placement=way.placement,
+            arguments=way.arguments,
+        )
+        backend = running.backend
+        self.record(
+            BackendReady(model=source.name, settings=backend.settings, load_s=backend.load_s, placed=backend.placed)
+        )
+        return running
+
+    def stopped(self, running: Running) -> None:
+        """Record the memory that a candidate took, just before it stops."""
+        self.record(BackendStopped(model=running.name, peak_rss_bytes=running.backend.peak_rss_bytes()))
 
 
 def usual_engine(asked: str | None, machine: MachineSpec) -> tuple[str, str | None]:
