@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from breakeven.engines.backend import LLAMA_CPP
+from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER
 from breakeven.engines.openai_url import is_url
 from breakeven.errors import UserError
 from breakeven.hardware.placement import split_served
@@ -78,6 +78,8 @@ def weight_format(source: Source, asked: str | None, engine: str, usual: str | N
 
     `usual`: the engine's, for what has none of its own. Raises UserError for an unknown format.
     """
+    if engine == LLAMA_SERVER:  # it reads what the embedded one reads
+        engine = LLAMA_CPP
     if chosen := source.format_name or asked:
         return format_named(chosen).name
     own = format_named(OWN if source.spec is None else default_format(source.spec, engine))

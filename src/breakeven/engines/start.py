@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 from breakeven.engines import cache, openai_url
-from breakeven.engines.backend import LLAMA_CPP, VLLM, Backend
+from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, MLX, OLLAMA, SGLANG, VLLM, Backend
 from breakeven.engines.keeper import KeptEngine
+from breakeven.engines.llama_cpp.binary import LlamaServer
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.engines.memory import check_memory
+from breakeven.engines.mlx import server as mlx_server
+from breakeven.engines.ollama import OllamaModel
+from breakeven.engines.sglang import SglangServer
 from breakeven.engines.source import Source, parse_source, weight_format
 from breakeven.engines.vllm import directory as vllm_directory
 from breakeven.engines.vllm.server import VllmServer
@@ -98,7 +102,8 @@ def weights_of(
 
 def format_of(source: Source, asked: str | None, engine: Engine) -> str:
     """The weight format a candidate gets: what `weight_format` says, where the engine can be given it unasked."""
-    found = weight_format(source, asked, engine.name, engine.default_format)
+    reader = LLAMA_CPP if engine.weights is _gguf else engine.name  # whatever its name, llama.cpp reads the file
+    found = weight_format(source, asked, reader, engine.default_format)
     unasked = source.format_name is None and asked is None
     return engine.default_format if unasked and engine.formats is not None and found not in engine.formats else found
 
@@ -112,7 +117,8 @@ def kv_type(sources: Sequence[Source], engine: str, asked: str | None) -> str:
         return "f16"
     if any(source.url is not None for source in sources):
         raise UserError("--kv: a server keeps keys and values in the type it was started with; leave --kv out")
-    found = {kv_for(engine, asked, source.spec) for source in sources}
+    reads = LLAMA_CPP if engine == LLAMA_SERVER else engine
+    found = {kv_for(reads, asked, source.spec) for source in sources}
     return found.pop() if found else "f16"
 
 
@@ -184,7 +190,7 @@ def engine_named(name: str) -> Engine:
 def _check(engine: str, server: KeptEngine) -> None:
     """A request can fail a moment before the process is seen to have ended."""
     server.check_alive()
-    if server.memory() is None:
+    if server.ours and server.memory() is None:
         time.sleep(0.2)
         server.check_alive()
         raise EngineError(f"{engine} stopped answering; run again with --resume")
@@ -213,6 +219,25 @@ def _llama_cpp(source: Source, path: Path, serving: Serving) -> KeptEngine:
         kv_type=serving.kv,
         # llama.cpp reads quantised values in its flash attention alone, and left to choose it may not take that.
         flash_attention=True if kv_element_bytes(serving.kv) < 2 else None,
+    )
+
+
+def _llama_server(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    return LlamaServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        threads=serving.threads,
+        wait_policy=serving.wait_policy,
+        prompt_cache=serving.share_prefixes,
+        embeddings=serving.embeddings,
+        environment=serving.environment,
+        kv_type=serving.kv,
+        flash_attention=True if kv_element_bytes(serving.kv) < 2 else None,
+        placement=serving.placement,
+        arguments=serving.arguments,
     )
 
 
@@ -247,11 +272,67 @@ def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
 _VLLM_KV = {"bf16": "bfloat16"}
 """vLLM's word where it is another."""
 
+
+def _mlx_directory(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
+    return mlx_server.provide(split_format(source.text)[0], source.spec, format_name, seed, progress)
+
+
+def _mlx(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    return mlx_server.MlxServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        prompt_cache=serving.share_prefixes,
+        environment=serving.environment,
+        arguments=serving.arguments,
+    )
+
+
+def _sglang(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    real = vllm_directory.has_weights(path)
+    return SglangServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        dtype="auto" if real else vllm_directory.dtype_of(path),
+        load_format="auto" if real else "dummy",
+        prefix_caching=serving.share_prefixes,
+        kv_dtype=_SGLANG_KV.get(serving.kv),
+        environment=serving.environment,
+        arguments=serving.arguments,
+    )
+
+
+_SGLANG_KV = {"bf16": "bfloat16", "fp8": "fp8_e4m3"}
+"""SGLang's words for what is not the model's own type."""
+
+
+def _ollama(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    return OllamaModel(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        threads=serving.threads,
+        name=source.name,
+        placement=serving.placement,
+        layers=len(source.spec.layers) + 1 if source.spec else None,
+    )
+
+
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
         Engine(LLAMA_CPP, "Q4_K_M", None, check_memory, _gguf, _llama_cpp),
+        Engine(LLAMA_SERVER, "Q4_K_M", None, check_memory, _gguf, _llama_server),
         Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm),
+        Engine(SGLANG, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _sglang),
+        Engine(OLLAMA, "Q4_K_M", None, None, _gguf, _ollama),
+        Engine(MLX, "MLX4", mlx_server.FORMATS, None, _mlx_directory, _mlx),
     )
 }
 """The engines that `--engine` may name."""

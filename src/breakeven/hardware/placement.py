@@ -61,6 +61,8 @@ class MemoryAt(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes: int | None = None
     """Keys, values and states."""
     compute_bytes: int | None = None
+    held_bytes: int | None = None
+    """All three together, where it tells no more than that."""
     peak_bytes: int | None = None
     """The most that its counter showed in use while it was measured, whoever used it."""
     total_bytes: int | None = None
@@ -83,7 +85,11 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
     def words(self) -> str:
         """In a few words, such as "25/25 layers on the GPU, experts of 12 in host memory"."""
         if self.gpu_layers is None:
-            return "placement not available"
+            held = {at.place: at.held_bytes for at in self.memory if at.held_bytes is not None}
+            if not held or not sum(held.values()):
+                return "placement not available"
+            on_device = sum(size for place, size in held.items() if place != HOST)
+            return f"{on_device / sum(held.values()):.0%} of its memory on the GPU"
         if self.gpu_layers == 0:
             return "on the CPU"
         of = "" if self.layers is None else f"/{self.layers}"

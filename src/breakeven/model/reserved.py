@@ -9,6 +9,8 @@ at a time (bench/memory.py): every coefficient below is a number of such tensors
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from breakeven.model.architecture import (
     CompressedAttention,
@@ -68,6 +70,35 @@ def reserved_kv_bytes(spec: ModelSpec, context: float, element_bytes: float = KV
 def output_bytes(spec: ModelSpec, sequences: float) -> float:
     """Bytes of the buffer, in host memory, that logits are copied to: one row a sequence."""
     return _F32 * spec.vocab * max(sequences, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedShapes:
+    """What one place computes: `layers` by index, the output head or not.
+
+    `device`: it is none of the CPU's. `streamed_bytes`: the largest tensor in host memory that is copied to it to
+    multiply a prompt. `alone`: there is no other place.
+    """
+
+    layers: Collection[int]
+    head: bool
+    streamed_bytes: float = 0.0
+    device: bool = True
+    alone: bool = False
+
+
+def compute_at(
+    spec: ModelSpec, shapes: PlacedShapes, context: float, sequences: float = 1, *, every_logit: bool
+) -> float:
+    """Bytes of one place's compute buffer, when a model is spread over a host and devices."""
+    if shapes.alone:
+        return compute_bytes(spec, context, sequences, gpu=False, every_logit=every_logit)
+    tokens = min(MICRO_BATCH, whole_context(context) * max(sequences, 1)) if context else MICRO_BATCH
+    inputs = _MASK * tokens * _mask_cells(spec, context) + _F32 * tokens * spec.hidden
+    if not shapes.layers and not shapes.head and not shapes.streamed_bytes:
+        return 0.0 if shapes.device else inputs
+    own = replace(spec, layers=tuple(spec.layers[i] for i in sorted(shapes.layers)) or spec.layers[-1:])
+    return compute_bytes(own, context, sequences, gpu=shapes.device, every_logit=every_logit) + shapes.streamed_bytes
 
 
 def compute_bytes(

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from breakeven.engines.family import die_with_parent
+from breakeven.hardware.system import open_inherited
 
 KvType = str
 """A type of ggml's that llama.cpp keeps keys and values in, such as f16 or q8_0."""
@@ -78,7 +79,7 @@ class ServerReady(msgspec.Struct, frozen=True, kw_only=True):
 
 def main() -> None:
     """Serve until the parent dies or kills us."""
-    url_fd = int(sys.argv[1])
+    url_fd = open_inherited(sys.argv[1])
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=ServerSettings)
     die_with_parent(settings.parent_pid, watch_input=True)
     server, ready = _start(settings)

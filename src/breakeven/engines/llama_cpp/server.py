@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -12,14 +11,11 @@ from typing import Literal
 import msgspec
 
 from breakeven.engines.backend import LLAMA_CPP, Backend
-from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, log_lines
+from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine
 from breakeven.engines.llama_cpp.child import KvType, ServerReady, ServerSettings
+from breakeven.engines.llama_cpp.report import last_words
 from breakeven.errors import EngineError, UserError
 from breakeven.hardware.reader import available_threads
-
-_LOG_LINES = 6
-_LOG_TAIL_BYTES = 16_384
-_TIMESTAMP = re.compile(r"^\d+(\.\d+)+ [A-Z] ")
 
 
 class LlamaCppServer(KeptEngine):
@@ -82,8 +78,7 @@ class LlamaCppServer(KeptEngine):
 
     def last_words(self) -> str:
         """The last log lines that matter, as the tail of an error's one line."""
-        lines = log_tail(self.log)
-        return f"; its log {self.log} ends: {' | '.join(lines)}" if lines else f"; its log {self.log} is empty"
+        return last_words(self.log)
 
     def _bring_up(self) -> Backend:
         if importlib.util.find_spec("xllamacpp") is None:
@@ -121,10 +116,3 @@ class LlamaCppServer(KeptEngine):
         # An exit status only says that Python stopped on llama.cpp's refusal, which the log explains.
         how = f" ({self._how_it_ended()})" if self._signal() is not None else ""
         raise EngineError(f"llama.cpp could not load {self.settings.model}{how}{self.last_words()}")
-
-
-def log_tail(log: Path, lines: int = _LOG_LINES) -> list[str]:
-    """The last `lines` lines of an engine's log, those that llama.cpp marks as errors when there are any."""
-    found = log_lines(log, _LOG_TAIL_BYTES)
-    errors = [line for line in found if " E " in line[:16] or line.startswith(("GGML_ASSERT", "terminate called"))]
-    return [_TIMESTAMP.sub("", line) for line in (errors or found)[-lines:]]
