@@ -87,13 +87,13 @@ class Speaker(Protocol):
 def dialects() -> dict[str, Dialect]:
     """By engine."""
     text = resources.files("breakeven.wire").joinpath("dialects.json").read_bytes()
-    found = msgspec.json.decode(text, type=dict[str, Dialect])
-    return {engine: found[dialect.like] if dialect.like else dialect for engine, dialect in found.items()}
+    return msgspec.json.decode(text, type=dict[str, Dialect])
 
 
 def dialect_of(engine: str) -> Dialect:
     """An engine's dialect; that of an unknown one speaks OpenAI's alone."""
-    return dialects().get(engine) or _PLAIN
+    found = dialects().get(engine) or _PLAIN
+    return dialects()[found.like] if found.like else found
 
 
 _PLAIN = Dialect()
