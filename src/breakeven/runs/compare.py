@@ -36,7 +36,7 @@ from breakeven.results.comparison import Comparison
 from breakeven.results.store import LOG, fingerprint
 from breakeven.runs import result
 from breakeven.runs.directory import open_directory
-from breakeven.runs.served import Crew, EngineWords, check_fit, kv_of, served
+from breakeven.runs.served import Candidates, EngineWords, check_fit, kv_of, served
 from breakeven.version import __version__
 
 
@@ -135,7 +135,7 @@ def compare(
     )
     with EventWriter(directory / LOG) as log:
         _add(log, history, opening)
-        crew = Crew(
+        crew = Candidates(
             sources,
             ways,
             paths,
@@ -180,7 +180,7 @@ def _in_turns(history: Sequence[Event], apart: str | None) -> bool:
     return begun[0].turn is not None if begun else apart is not None
 
 
-def _measured(crew: Crew, plan: Plan, log: EventWriter, history: list[Event], show: _Show, in_turns: bool) -> str:
+def _measured(crew: Candidates, plan: Plan, log: EventWriter, history: list[Event], show: _Show, in_turns: bool) -> str:
     """Measure, with all candidates up at once or one after the other; why it ended."""
     names = [source.name for source in crew.sources]
     if in_turns:
@@ -194,7 +194,7 @@ def _measured(crew: Crew, plan: Plan, log: EventWriter, history: list[Event], sh
         return because
 
 
-def _turns_of(crew: Crew) -> Callable[[int], contextlib.AbstractContextManager[Candidate]]:
+def _turns_of(crew: Candidates) -> Callable[[int], contextlib.AbstractContextManager[Candidate]]:
     """A candidate, up for as long as its turn lasts."""
 
     @contextlib.contextmanager

@@ -35,7 +35,7 @@ from breakeven.model.formats.named import format_named
 from breakeven.results.load import LoadModel, LoadPoint
 from breakeven.results.store import LOG, fingerprint
 from breakeven.runs.directory import open_directory
-from breakeven.runs.served import Crew, EngineWords, check_fit, kv_of, served
+from breakeven.runs.served import Candidates, EngineWords, check_fit, kv_of, served
 from breakeven.traffic.draw import draw
 from breakeven.traffic.schedule import Schedule
 from breakeven.traffic.schedule_file import load_schedule, save_schedule
@@ -257,7 +257,7 @@ class Session:
             weights_of(s, format_name, self._workload.seed, None, engine=how.engine.name)
             for s, how in zip(sources, served_as, strict=True)
         ]
-        self._crew = Crew(
+        self._crew = Candidates(
             sources,
             served_as,
             paths,

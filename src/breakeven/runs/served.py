@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from breakeven.engines.backend import LLAMA_CPP
+from breakeven.engines.devices import EngineDevice, listed, usual_engine
 from breakeven.engines.memory import RESERVE, need_of
 from breakeven.engines.source import Source, slug
 from breakeven.engines.start import Engine, Running, engine_named, kv_type, start
@@ -18,6 +18,8 @@ from breakeven.measure import noise
 from breakeven.measure.events import BackendReady, BackendStopped
 from breakeven.measure.paired.plan import MIN_ROUNDS
 
+FITTING_MARGIN_BYTES = 2**30
+"""What llama.cpp's own fitting leaves free on a device."""
 READ_BYTES_PER_S = 1e9
 """How fast weights are taken to be read, to say how long loading takes before it was seen."""
 
@@ -99,18 +101,41 @@ def check_fit(
     """
     free = machine.available_memory_bytes
     needs: dict[str, int] = {}
+    host_bytes = 0.0
+    pools: dict[str, tuple[float, bool]] = {}
+    """By engine: what its candidates need on its devices, and whether they hold it."""
     for source, way, weights in zip(sources, ways, formats, strict=True):
-        if way.engine.check_memory is not None and source.url is None:
-            way.engine.check_memory([source], weights, context, slots, free, kv)
-            needs[source.name] = need_of(source, weights, context, slots, kv)
-    if sum(needs.values()) <= RESERVE * free:
+        if way.engine.check_memory is None or source.url is not None:
+            continue
+        way.engine.check_memory([source], weights, context, slots, free, kv, way.placement)
+        gpus = _gpus(way)
+        needs[source.name] = need_of(source, weights, context, slots, kv)
+        if not gpus or any(gpu.kind == "igpu" for gpu in gpus):
+            host_bytes += needs[source.name]
+        if gpus:
+            # Side by side each must lie as it would alone: whoever comes second would be fitted into what is left.
+            wanted = need_of(source, weights, context, slots, kv, repacked=1.0) + pools.get(way.engine.name, (0.0,))[0]
+            room = sum(gpu.free_bytes or 0 for gpu in gpus) - FITTING_MARGIN_BYTES
+            pools[way.engine.name] = (wanted, wanted <= room)
+    together = len(needs) < 2 or (host_bytes <= RESERVE * free and all(fits for _, fits in pools.values()))
+    if together and len(pools) < 2:
         return None
     parts = ", ".join(f"{name} {need / 1e9:.1f} GB" for name, need in needs.items())
     extra_s = MIN_ROUNDS * sum(needs.values()) / READ_BYTES_PER_S
+    where = "on the device" if host_bytes <= RESERVE * free else f"in the {free / 1e9:.1f} GB that are free"
     return (
-        f"the candidates do not fit side by side ({parts}; {free / 1e9:.1f} GB is free), so they take turns: each is"
+        f"the candidates do not fit side by side {where} ({parts}), so they take turns: each is"
         f" loaded {MIN_ROUNDS} times or more, about {_time(extra_s)} beside the budget at 1 GB/s"
     )
+
+
+def _gpus(way: ServedAs) -> list[EngineDevice]:
+    """The devices on which an engine of llama.cpp's may place a candidate."""
+    if way.placement.gpu_layers == 0:
+        return []
+    found = [device for device in listed() if device.engine == way.engine.name and device.is_gpu]
+    asked = [name.lower() for name in way.placement.devices]
+    return [device for device in found if not asked or device.place.lower() in asked]
 
 
 def _time(seconds: float) -> str:
@@ -118,7 +143,7 @@ def _time(seconds: float) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Crew:
+class Candidates:
     """Brings candidates up, and records it. `share_prefixes`: engines keep what earlier prompts left."""
 
     sources: Sequence[Source] = field(kw_only=False)
@@ -163,8 +188,3 @@ class Crew:
     def stopped(self, running: Running) -> None:
         """Record the memory that a candidate took, just before it stops."""
         self.record(BackendStopped(model=running.name, peak_rss_bytes=running.backend.peak_rss_bytes()))
-
-
-def usual_engine(asked: str | None, machine: MachineSpec) -> tuple[str, str | None]:
-    """The engine that is used, and what must be said of that choice."""
-    return asked or LLAMA_CPP, None

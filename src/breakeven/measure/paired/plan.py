@@ -83,14 +83,14 @@ MOST_ROUNDS_A_TURN = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class TurnPlan:
     """What every candidate does between its load and its unload: loads by their streams, each this many rounds."""
 
     streams: tuple[int, ...]
     rounds: int
 
 
-def next_turn(plan: Plan, loads: Sequence[LoadSoFar], elapsed_s: float) -> Turn | Enough:
+def next_turn(plan: Plan, loads: Sequence[LoadSoFar], elapsed_s: float) -> TurnPlan | Enough:
     """The next turn of candidates that do not fit side by side, or why there is none.
 
     `loads`: with turns in the place of rounds, and at least one with the seconds of a round, guessed before the first
@@ -114,7 +114,7 @@ def next_turn(plan: Plan, loads: Sequence[LoadSoFar], elapsed_s: float) -> Turn 
         return Enough("budget")
     wanted = max(1, SETTLED_ROUNDS - done)
     rounds = int(left / (wanted * round_s)) if round_s > 0 else MOST_ROUNDS_A_TURN
-    return Turn(tuple(chosen), min(MOST_ROUNDS_A_TURN, max(1, rounds)))
+    return TurnPlan(tuple(chosen), min(MOST_ROUNDS_A_TURN, max(1, rounds)))
 
 
 def order(round_number: int, n_candidates: int) -> list[int]:
