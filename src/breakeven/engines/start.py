@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from breakeven.engines import cache, openai_url
 from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, LM_STUDIO, MLX, OLLAMA, SGLANG, VLLM, Backend
@@ -18,7 +18,7 @@ from breakeven.engines.keeper import KeptEngine
 from breakeven.engines.llama_cpp.binary import LlamaServer
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.engines.lm_studio import LmStudioModel
-from breakeven.engines.memory import check_memory
+from breakeven.engines.memory import check_memory, check_memory_of_binary
 from breakeven.engines.mlx import server as mlx_server
 from breakeven.engines.ollama import OllamaModel
 from breakeven.engines.sglang import SglangServer
@@ -50,6 +50,21 @@ class Running:
         return self.source.name
 
 
+class MemoryCheck(Protocol):
+    """Raises UserError unless all candidates fit side by side in what is available to host and devices."""
+
+    def __call__(
+        self,
+        sources: Sequence[Source],
+        format_name: str | None,
+        context: int,
+        slots: int,
+        available_bytes: int,
+        kv: str = "f16",
+        placement: Placement = AUTO,
+    ) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """An engine Breakeven can start. `formats` are the weight formats it can be given, None for all.
@@ -61,7 +76,7 @@ class Engine:
     name: str
     default_format: str
     formats: tuple[str, ...] | None
-    check_memory: Callable[[Sequence[Source], str | None, int, int, int, str], None] | None
+    check_memory: MemoryCheck | None
     weights: Callable[[Source, str, int, Progress | None], Path]
     server: Callable[[Source, Path, Serving], KeptEngine]
 
@@ -222,6 +237,8 @@ def _gguf(source: Source, format_name: str, seed: int, progress: Progress | None
 
 
 def _llama_cpp(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    if serving.arguments:
+        raise UserError(f"{serving.arguments[0]}: the embedded llama.cpp takes no flags; give --engine {LLAMA_SERVER}")
     return LlamaCppServer(
         path,
         context=serving.context,
@@ -233,6 +250,7 @@ def _llama_cpp(source: Source, path: Path, serving: Serving) -> KeptEngine:
         prompt_cache=serving.share_prefixes,
         embeddings=serving.embeddings,
         environment=serving.environment,
+        placement=serving.placement,
         kv_type=serving.kv,
         # llama.cpp reads quantised values in its flash attention alone, and left to choose it may not take that.
         flash_attention=True if kv_element_bytes(serving.kv) < 2 else None,
@@ -253,6 +271,7 @@ def _llama_server(source: Source, path: Path, serving: Serving) -> KeptEngine:
         environment=serving.environment,
         kv_type=serving.kv,
         flash_attention=True if kv_element_bytes(serving.kv) < 2 else None,
+        random_weights=source.synthetic,
         placement=serving.placement,
         arguments=serving.arguments,
     )
@@ -378,7 +397,7 @@ ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
         Engine(LLAMA_CPP, "Q4_K_M", None, check_memory, _gguf, _llama_cpp),
-        Engine(LLAMA_SERVER, "Q4_K_M", None, check_memory, _gguf, _llama_server),
+        Engine(LLAMA_SERVER, "Q4_K_M", None, check_memory_of_binary, _gguf, _llama_server),
         Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm),
         Engine(SGLANG, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _sglang),
         Engine(OLLAMA, "Q4_K_M", None, None, _gguf, _ollama),
