@@ -283,7 +283,7 @@ def main() -> None:
         golden.append({"case": CASES.index(case), "model": case.model, "layers": case.layers, **asdict(said)})
     print(f"{datetime.date.today()}, {build}: placement alike in {same} of {len(golden)}, memory within 5 % in {close}")
     if asked.golden:
-        asked.golden.write_text(json.dumps(golden, indent=1) + "\n")
+        asked.golden.write_text("[\n" + ",\n".join(map(json.dumps, golden)) + "\n]\n")
 
 
 if __name__ == "__main__":

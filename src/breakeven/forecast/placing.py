@@ -284,11 +284,12 @@ class _Sizes:
             caches[at] = caches.get(at, 0.0) + nbytes
         found = {}
         own = blocks[: len(self.spec.layers)]
+        away = tuple(replace(a, cache=self.kv[a.layer] if own[a.layer] == HOST else 0.0) for a in away)
         for i, device in enumerate(devices):
             layers = tuple(j for j, at in enumerate(own) if at == device.place)
             # Prompts are multiplied by weights in host memory on the first device.
             lent = away if i == 0 else ()
-            shapes = PlacedShapes(layers, head == device.place, lent, shared=HOST in own and i == 0)
+            shapes = PlacedShapes(layers, head == device.place, lent)
             compute = device_compute_bytes(self.spec, shapes, self.context, self.slots, every_logit=self.every_logit)
             found[device.place] = PlaceBytes(weights.get(device.place, 0.0), caches.get(device.place, 0.0), compute)
         compute = (
