@@ -92,6 +92,38 @@ def test_shares_part_the_layers_of_unlike_devices() -> None:
     assert one.layers_by_device == {"CUDA1": 10}
 
 
+@pytest.mark.parametrize(
+    ("gpu_layers", "shares", "rpc", "vulkan", "host"),
+    [
+        (99, (1.0, 1.0), (37.08, 10.0), (26.37, 6.0), (2.25, 0.0)),
+        (99, (3.0, 1.0), (52.12, 14.0), (11.33, 2.0), (2.25, 0.0)),
+        (6, (1.0, 3.0), (15.04, 4.0), (26.37, 6.0), (24.29, 6.0)),
+    ],
+)
+def test_two_unlike_devices_hold_what_llama_cpp_reported(
+    gpu_layers: int,
+    shares: tuple[float, float],
+    rpc: tuple[float, ...],
+    vulkan: tuple[float, ...],
+    host: tuple[float, ...],
+) -> None:
+    """Build 10068, an RPC server before a Vulkan device: weights and caches in MiB, from its log."""
+    spec = small(
+        "qwen3moe",
+        num_hidden_layers=8,
+        hidden_size=512,
+        vocab_size=8192,
+        moe_intermediate_size=512,
+        num_experts=16,
+        max_position_embeddings=4096,
+    )
+    devices = [DeviceRoom("RPC0", 24 * GB), DeviceRoom("Vulkan0", 2 * 2**30)]
+    asked = Placement(gpu_layers=gpu_layers, tensor_split=shares)
+    found = place(spec, "Q4_K_M", devices, context=4096, placement=asked).memory
+    for at, said in (("RPC0", rpc), ("Vulkan0", vulkan), (HOST, host)):
+        assert (found[at].weights / 2**20, found[at].kv / 2**20) == pytest.approx(said, abs=0.01)
+
+
 def test_a_device_or_place_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(UserError, match="--device CUDA7: no such device; there: Vulkan0"):
         place(DENSE, "Q8_0", CARD, context=2048, placement=Placement(devices=("CUDA7",)))
