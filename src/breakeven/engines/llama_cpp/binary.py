@@ -43,8 +43,8 @@ class LlamaServer(KeptEngine):
 
     `context` is tokens a slot, `slots` sequences at once. `placement`: fitted unless it says otherwise. `arguments`
     come after ours. `random_weights`: it generates no bytes that are no text, because builds of mid-2026 answer 500 to
-    those (llama.cpp issue 27543). `environment` is all that it gets to see; None: what this process has. What else there is: as in
-    `LlamaCppServer`.
+    those (llama.cpp issue 27543). `environment` is all that it gets to see; None: what this process has. What else
+    there is: as in `LlamaCppServer`.
 
     Raises UserError for settings or a placement that cannot be and when there is no llama-server, EngineError (with
     the log's last words) when the model does not load or no token can be computed.
