@@ -87,6 +87,9 @@ def run_verb(name: str, args: list[str]) -> int:
     command = get_command(import_module(VERBS[name].module).app)
     # typer gives every app its own completion options, which would complete `breakeven`, not one verb of it.
     command.params = [param for param in command.params if param.name not in COMPLETION_OPTIONS]
+    if any(param.name == "engine_flag" for param in command.params) and "--" in args:
+        at = args.index("--")  # what stands behind it is the engine's, to the letter
+        args = [*args[:at], *(f"--engine-flag={flag}" for flag in args[at + 1 :])]
     status = command.main(args, prog_name=f"breakeven {name}", standalone_mode=False)
     # Outside standalone mode the command's own return value comes back; only an integer is a status.
     return status if isinstance(status, int) else 0

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from breakeven.engines import cache, openai_url
-from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, VLLM, Backend
+from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, LM_STUDIO, MLX, OLLAMA, SGLANG, VLLM, Backend
+from breakeven.engines.borrowed import refuse_placement
 from breakeven.engines.keeper import KeptEngine
 from breakeven.engines.llama_cpp.binary import LlamaServer
 from breakeven.engines.llama_cpp.server import LlamaCppServer
+from breakeven.engines.lm_studio import LmStudioModel
 from breakeven.engines.memory import check_memory, check_memory_of_binary
+from breakeven.engines.mlx import server as mlx_server
+from breakeven.engines.ollama import OllamaModel
+from breakeven.engines.sglang import SglangServer
 from breakeven.engines.source import Source, parse_source, weight_format
 from breakeven.engines.vllm import directory as vllm_directory
 from breakeven.engines.vllm.server import VllmServer
@@ -113,10 +118,26 @@ def weights_of(
 
 
 def format_of(source: Source, asked: str | None, engine: Engine) -> str:
-    """The weight format a candidate gets: what `weight_format` says, where the engine can be given it unasked."""
-    found = weight_format(source, asked, engine.name, engine.default_format)
+    """The weight format a candidate gets: what `weight_format` says, where the engine can be given it unasked.
+
+    A directory with weights has the format it has.
+    """
+    if engine.weights is not _gguf and (stored := _stored_format(source)) is not None:
+        return stored
+    reader = LLAMA_CPP if engine.weights is _gguf else engine.name  # whatever its name, llama.cpp reads the file
+    found = weight_format(source, asked, reader, engine.default_format)
     unasked = source.format_name is None and asked is None
     return engine.default_format if unasked and engine.formats is not None and found not in engine.formats else found
+
+
+def _stored_format(source: Source) -> str | None:
+    """That of a directory with weights; None for everything else."""
+    given = Path(split_format(source.text)[0]).expanduser()
+    if not given.is_dir() or not vllm_directory.has_weights(given):
+        return None
+    if source.spec is not None and source.spec.quantization is not None:
+        return source.spec.quantization.format_name
+    return "F16" if vllm_directory.dtype_of(given) == "float16" else "BF16"
 
 
 def kv_type(sources: Sequence[Source], engine: str, asked: str | None) -> str:
@@ -201,7 +222,7 @@ def engine_named(name: str) -> Engine:
 def _check(engine: str, server: KeptEngine) -> None:
     """A request can fail a moment before the process is seen to have ended."""
     server.check_alive()
-    if server.memory() is None:
+    if server.ours and server.memory() is None:
         time.sleep(0.2)
         server.check_alive()
         raise EngineError(f"{engine} stopped answering; run again with --resume")
@@ -262,6 +283,7 @@ def _directory(source: Source, format_name: str, seed: int, progress: Progress |
 
 
 def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "vLLM", _BY_ITSELF)
     real = vllm_directory.has_weights(path)
     dtype = "auto" if real else vllm_directory.dtype_of(path)
     # Four bytes an element is the most that a flag of the user's can make of it.
@@ -280,12 +302,96 @@ def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
         load_format="auto" if real else "dummy",
         # A quarter more, because vLLM hands out its cache in blocks.
         kv_cache_gib=max(1, math.ceil(1.25 * cache_bytes / 2**30)),
-        arguments=() if serving.kv == "f16" else ("--kv-cache-dtype", _VLLM_KV.get(serving.kv, serving.kv)),
+        arguments=(*_vllm_kv(serving.kv), *serving.arguments),
     )
+
+
+def _vllm_kv(kv: str) -> tuple[str, ...]:
+    return () if kv == "f16" else ("--kv-cache-dtype", _VLLM_KV.get(kv, kv))
 
 
 _VLLM_KV = {"bf16": "bfloat16"}
 """vLLM's word where it is another."""
+_BY_ITSELF = "it places a model by itself; leave it out"
+
+
+def _mlx_directory(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
+    return mlx_server.provide(split_format(source.text)[0], source.spec, format_name, seed, progress)
+
+
+def _mlx(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "MLX", _BY_ITSELF)
+    return mlx_server.MlxServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        prompt_cache=serving.share_prefixes,
+        environment=serving.environment,
+        arguments=serving.arguments,
+    )
+
+
+def _sglang(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "SGLang", _BY_ITSELF)
+    real = vllm_directory.has_weights(path)
+    return SglangServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        dtype="auto" if real else vllm_directory.dtype_of(path),
+        load_format="auto" if real else "dummy",
+        prefix_caching=serving.share_prefixes,
+        kv_dtype=_SGLANG_KV.get(serving.kv),
+        environment=serving.environment,
+        arguments=serving.arguments,
+    )
+
+
+_SGLANG_KV = {"bf16": "bfloat16", "fp8": "fp8_e4m3"}
+"""SGLang's words for what is not the model's own type."""
+
+
+def _ollama(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    _refuse_flags(serving, "Ollama")
+    return OllamaModel(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        threads=serving.threads,
+        name=source.name,
+        tokenizer=_tokenizer(source),
+        placement=serving.placement,
+        layers=len(source.spec.layers) + 1 if source.spec else None,
+    )
+
+
+def _lm_studio(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    _refuse_flags(serving, "LM Studio")
+    return LmStudioModel(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        tokenizer=_tokenizer(source),
+        placement=serving.placement,
+    )
+
+
+def _refuse_flags(serving: Serving, title: str) -> None:
+    if serving.arguments:
+        raise UserError(f"{' '.join(serving.arguments)}: {title} runs already and takes no flags; leave them out")
+
+
+def _tokenizer(source: Source) -> Path | None:
+    """What counts the tokens of a synthetic file, where its engine does not."""
+    return cache.byte_tokenizer(source.spec.vocab) if source.synthetic and source.spec else None
+
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
@@ -293,6 +399,10 @@ ENGINES: dict[str, Engine] = {
         Engine(LLAMA_CPP, "Q4_K_M", None, check_memory, _gguf, _llama_cpp),
         Engine(LLAMA_SERVER, "Q4_K_M", None, check_memory_of_binary, _gguf, _llama_server),
         Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm),
+        Engine(SGLANG, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _sglang),
+        Engine(OLLAMA, "Q4_K_M", None, None, _gguf, _ollama),
+        Engine(LM_STUDIO, "Q4_K_M", None, None, _gguf, _lm_studio),
+        Engine(MLX, "MLX4", mlx_server.FORMATS, None, _mlx_directory, _mlx),
     )
 }
 """The engines that `--engine` may name."""

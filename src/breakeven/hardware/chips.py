@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from typing import Literal
@@ -76,17 +76,19 @@ def chip_named(name: str) -> Chip:
     A size may follow ("apple-m2-max-64gb"): where memory is sold in several sizes it becomes the chip's.
     Raises UserError that offers the nearest names and says how to describe a chip that is not here.
     """
-    known = _by_key()
-    asked = slug_of(name)
-    for key in (asked, _bare(asked)):
-        if key in known:
-            return known[key]
-    if sized := _of_size(asked):
-        return sized
+    if found := chip_or_none(name):
+        return found
     raise UserError(
-        f"no chip is called {name!r}; nearest: {', '.join(_nearest(asked))} (`breakeven machines` lists all), "
+        f"no chip is called {name!r}; nearest: {', '.join(_nearest(slug_of(name)))} (`breakeven machines` lists all), "
         + HOW_TO_DESCRIBE
     )
+
+
+def chip_or_none(name: str) -> Chip | None:
+    """As `chip_named`, None where no chip is called so: what a driver calls a device need not be one of the list."""
+    known = _by_key()
+    asked = slug_of(name)
+    return known.get(asked) or known.get(_bare(asked)) or _of_size(asked)
 
 
 _SOLD_IN_SIZES = {"apple", "unified", "sbc", "integrated"}
@@ -105,6 +107,72 @@ def _of_size(asked: str) -> Chip | None:
     if chip.chip_class not in _SOLD_IN_SIZES or not 0 < size < chip.memory_bytes:
         return None
     return msgspec.structs.replace(chip, slug=f"{chip.slug}-{found[2]}gb", memory_bytes=size)
+
+
+MOST_DEVICES = 64
+"""Of a machine that is described."""
+_SIZE = re.compile(r"(\d{1,7}(?:\.\d{1,3})?) ?([mgt])(?:i?b)?", re.IGNORECASE)
+_RATE = re.compile(r"(\d{1,7}(?:\.\d{1,3})?) ?([mgt])b(?:/s|ps)", re.IGNORECASE)
+
+
+def size_of(text: str) -> int:
+    """Bytes of "64GB" or "64 GiB", which mean the same here: memory is sold in powers of two. Raises ValueError."""
+    found = _SIZE.fullmatch(text.strip())
+    size = round(float(found[1]) * 2 ** {"m": 20, "g": 30, "t": 40}[found[2].lower()]) if found else 0
+    if not 2**20 <= size <= 2**50:
+        raise ValueError("a size with its unit, such as 64GB")
+    return size
+
+
+def rate_of(text: str) -> float:
+    """Bytes a second of "51.2GB/s", in powers of ten as data sheets give them. Raises ValueError."""
+    found = _RATE.fullmatch(text.strip())
+    rate = float(round(float(found[1]) * 10 ** {"m": 6, "g": 9, "t": 12}[found[2].lower()])) if found else 0.0
+    if not 1e6 <= rate <= 1e15:
+        raise ValueError("a rate with its unit, such as 51.2GB/s")
+    return rate
+
+
+def devices_named(text: str) -> tuple[Chip, ...]:
+    """The chips of "rtx-3090", "2xrtx-3090" or, with another size of memory than is sold, "rtx-2080-ti:22GB".
+
+    Raises UserError as `chip_named` does, and for a number or a size that makes no sense.
+    """
+    found = re.fullmatch(r"\s*(?:(\d{1,9}) ?[x*] ?)?([^:]*)(?::(.*))?", text, re.IGNORECASE | re.DOTALL)
+    if found is None:  # a second colon
+        raise UserError(f"{text!r} is no device; give its name, such as rtx-3090, 2xrtx-3090 or rtx-2080-ti:22GB")
+    count = int(found[1] or 1)
+    if not 1 <= count <= MOST_DEVICES:
+        raise UserError(f"{text!r}: found {count} devices; give 1 to {MOST_DEVICES}, such as 2xrtx-3090")
+    chip = chip_named(found[2])
+    if found[3] is not None:
+        try:
+            size = size_of(found[3])
+        except ValueError as error:
+            raise UserError(f"{text!r}: found {found[3]!r} behind {chip.slug}; right is {error}") from None
+        if size != chip.memory_bytes:
+            chip = msgspec.structs.replace(chip, slug=f"{chip.slug}:{size_words(size)}", memory_bytes=size)
+    return (chip,) * count
+
+
+def size_words(size_bytes: int) -> str:
+    """A size as `size_of` reads it, "64GB"."""
+    return _exact(size_bytes, (("GB", 2**30), ("MB", 2**20)), size_of)
+
+
+def rate_words(bytes_per_s: float) -> str:
+    """A rate as `rate_of` reads it, "51.2GB/s"."""
+    return _exact(bytes_per_s, (("GB/s", 1e9), ("MB/s", 1e6)), rate_of)
+
+
+def _exact(value: float, units: Sequence[tuple[str, float]], read: Callable[[str], float]) -> str:
+    """In the first unit of at least 1 that loses nothing, else in the last."""
+    text = ""
+    for unit, factor in units:
+        text = f"{value / factor:.3f}".rstrip("0").rstrip(".") + unit
+        if value >= factor and read(text) == value:
+            break
+    return text
 
 
 _VENDORS = {"nvidia", "amd", "intel", "geforce", "radeon", "rx", "quadro", "tesla", "tm", "r", "cpu", "gpu", "chip"}

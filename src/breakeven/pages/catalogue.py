@@ -5,15 +5,18 @@ Readable from 40 columns on, because columns give way by importance.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from breakeven.errors import UserError
-from breakeven.hardware.chips import Chip, Price
+from breakeven.hardware.chips import Chip, Price, rate_words, size_words
+from breakeven.hardware.machine import Machine
 from breakeven.model.catalogue import CatalogueEntry, entries, find, matching, total_of
+from breakeven.model.resolve import path_of
 from breakeven.model.summary import LARGEST, LISTED_FORMAT, SIZE_CLASSES, Detail, Experts, Stored, Summary, size_class
 from breakeven.model.tensors import TensorGroup
 from breakeven.pages.words import bytes_text, count_text, grouped, number
@@ -55,6 +58,33 @@ def print_chip(chip: Chip, console: Console) -> None:
     ]
     if chip.note:
         rows.append(("Note", chip.note))
+    _print_rows(rows, console)
+
+
+def print_machine(machine: Machine, console: Console) -> None:
+    """Print a machine that is described: its devices, what stands beside them, and the rates between."""
+    console.print(machine.name, style="bold", highlight=False, markup=False)
+    rows = [
+        ("Device", f"{chip.name}, {_memory(chip)} at {_rate(chip.bandwidth_bytes_per_s)}") for chip in machine.devices
+    ]
+    host = machine.host
+    if host is None:
+        rows.append(("Host", "not described"))
+    else:
+        size, rate = host.memory_bytes, host.bandwidth_bytes_per_s
+        words = [
+            "memory of unknown size" if size is None else size_words(size),
+            "rate not said" if rate is None else f"at {rate_words(rate)}" + (f" ({host.words})" if host.words else ""),
+            "" if host.cores is None else f"{host.cores} cores",
+        ]
+        rows.append(("Host", ", ".join(word for word in words if word)))
+    for label, moved in (("Link", machine.link_bytes_per_s), ("Disk", machine.disk_bytes_per_s)):
+        if moved is not None:
+            rows.append((label, rate_words(moved)))
+    _print_rows(rows, console)
+
+
+def _print_rows(rows: Sequence[tuple[str, str]], console: Console) -> None:
     for label, text in rows:
         console.print(f"{label:<11}{text}", highlight=False, markup=False, soft_wrap=True)
 
@@ -120,8 +150,8 @@ _APART = {"Tables": TensorGroup.TABLE, "Drafting": TensorGroup.MTP}
 
 def is_part(text: str) -> bool:
     """Whether this is no model's name and no path, but a part of catalogued names: a list is what was asked for."""
-    path = Path(text).expanduser()
-    if path.suffix in (".gguf", ".json", ".yaml", ".yml") or path.exists():
+    path = path_of(text)
+    if path.suffix.lower() in (".gguf", ".json", ".yaml", ".yml") or path.exists():
         return False
     try:
         find(text)
@@ -136,21 +166,23 @@ def print_groups(console: Console) -> None:
     by_class = grouped(known, lambda entry: size_class(total_of(entry)))
     kinds = sum(entry.facts.is_moe for entry in known)
     console.print(f"{len(known)} models by total parameters: {len(known) - kinds} dense, {kinds} MoE", style="bold")
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column()
+    console.print(
+        "`breakeven models NAME` shows one, `models qwen3.5` all with that name.\n"
+        "gemma-3-1b -3-270m: gemma-3-1b, gemma-3-270m. * hybrid: layers with a state",
+        highlight=False,
+    )
     for name in _CLASSES:
         for moe, kind in ((False, "dense"), (True, "MoE")):
             group = [entry for entry in by_class.get(name, []) if entry.facts.is_moe == moe]
             if group:
-                table.add_row("" if moe else name, f"{len(group)} {kind}", _shortened(group))
-    console.print(table, highlight=False)
-    console.print(
-        "gemma-3-1b -3-270m: gemma-3-1b, gemma-3-270m. * hybrid: some layers keep a state, no cache.\n"
-        "`breakeven models NAME` shows one, `models qwen3.5` those with that in their names, `--full` all.",
-        highlight=False,
-    )
+                _print_group(f"{name}, {len(group)} {kind}:", _shortened(group), console)
+
+
+def _print_group(heading: str, names: str, console: Console) -> None:
+    lines = textwrap.wrap(f"{heading} {names}", console.width, subsequent_indent="  ", break_on_hyphens=False)
+    shown = Text("\n".join(lines))
+    shown.stylize("bold", 0, len(heading))
+    console.print(shown, highlight=False, soft_wrap=True)
 
 
 def _shortened(group: Sequence[CatalogueEntry]) -> str:

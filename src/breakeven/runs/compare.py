@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from breakeven.engines import openai_url
-from breakeven.engines.backend import LLAMA_CPP
 from breakeven.engines.cache import cache_directory
-from breakeven.engines.memory import CONTEXT_STEP, RESERVE, check_memory, needed_bytes, whole_context
+from breakeven.engines.memory import CONTEXT_STEP, RESERVE, needed_bytes, whole_context
 from breakeven.engines.source import Source, parse_sources, slug
-from breakeven.engines.start import Running, kv_type, start, weights_of
+from breakeven.engines.start import Running, format_of, start, weights_of
 from breakeven.engines.synthesis.routing import ExpertUse
 from breakeven.engines.synthesis.write import check_routable
 from breakeven.errors import BreakevenError, UserError
@@ -38,6 +37,7 @@ from breakeven.results.comparison import Comparison
 from breakeven.results.store import LOG, fingerprint
 from breakeven.runs import result
 from breakeven.runs.directory import open_directory
+from breakeven.runs.served import EngineWords, ServedAs, check_fit, kv_of, served
 from breakeven.version import __version__
 
 
@@ -58,6 +58,7 @@ class Options:
     threads: int | None = None
     look_inside: bool = True
     command: str = "breakeven.compare"
+    asked: EngineWords = field(default_factory=EngineWords)
 
     def check(self) -> None:
         """Raise UserError for numbers that mean nothing."""
@@ -95,17 +96,21 @@ def compare(
     context = whole_context(plan.prompt_tokens + plan.output_tokens + 8)
     slots = max(plan.streams)
     format_name = None if options.format_name is None else format_named(options.format_name).name
-    kv = kv_type(sources, LLAMA_CPP, options.kv)
     for source in sources:
         if source.synthetic and source.spec is not None:
             check_routable(source.spec, ExpertUse())
         elif source.url is not None:
             openai_url.connect(source.url)  # refused now rather than after gigabytes were written
     machine = read_machine()
-    check_memory(sources, format_name, context, slots, machine.available_memory_bytes, kv)
+    ways, notice = served(options.asked, sources, machine)
+    show = _Show(on_progress, plan)
+    if notice is not None:
+        show.phase(notice, "")
+    kv = kv_of(sources, ways, options.kv)
+    check_fit(sources, ways, format_name, context, slots, machine, kv)
     question = (
-        [(s.text, str(s.spec)) for s in sources],
-        (format_name, kv),
+        [s.question for s in sources],
+        (format_name, kv, options.asked),
         (plan.streams, plan.prompt_tokens, plan.output_tokens, plan.seed),
         options.threads,
         __version__,
@@ -114,8 +119,11 @@ def compare(
     mark = fingerprint(question)
     directory, history = open_directory(options.out, default, mark, options.resume)
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    show = _Show(on_progress, plan)
-    paths = [weights_of(s, format_name, plan.seed, show.writing(s)) for s in sources]
+    formats = [format_of(s, format_name, way.engine) for s, way in zip(sources, ways, strict=True)]
+    paths = [
+        weights_of(s, format_name, plan.seed, show.writing(s), engine=way.engine.name)
+        for s, way in zip(sources, ways, strict=True)
+    ]
     opening = StudyStarted(
         fingerprint=mark,
         version=__version__,
@@ -130,7 +138,7 @@ def compare(
         peaks: list[int | None] = []
         try:
             with ExitStack() as stack:
-                for up in _start_all(stack, sources, paths, context, slots, options, directory, show, kv):
+                for up in _start_all(stack, sources, ways, paths, context, slots, options, directory, show, kv):
                     running.append(up)
                     settings = up.backend.settings
                     _add(
@@ -150,7 +158,9 @@ def compare(
             whole = {block.model for block in blocks_of(history)} >= {s.name for s in sources}
             if whole:
                 nothing_seen = [None] * len(running)
-                told = result.facts(plan, format_name, machine, running, nothing_seen, result.InsideViews())
+                told = result.facts(
+                    plan, formats[: len(running)], machine, running, nothing_seen, result.InsideViews(), notice
+                )
                 history.append(told)
                 with contextlib.suppress(BreakevenError):  # a full disk must not hide why the run ended
                     log.append(told)
@@ -162,7 +172,7 @@ def compare(
         inside = result.InsideViews()
         if options.look_inside:
             inside = result.look_inside(running, plan, options.threads, show.phase)
-        _add(log, history, result.facts(plan, format_name, machine, running, peaks, inside))
+        _add(log, history, result.facts(plan, formats, machine, running, peaks, inside, notice))
         _add(log, history, StudyStopped(because=because, measured_s=_measured_s(history)))
     return result.comparison_of(history), directory
 
@@ -170,6 +180,7 @@ def compare(
 def _start_all(
     stack: ExitStack,
     sources: Sequence[Source],
+    ways: Sequence[ServedAs],
     paths: Sequence[Path | None],
     context: int,
     slots: int,
@@ -180,7 +191,7 @@ def _start_all(
 ) -> Iterator[Running]:
     """Bring the candidates up one after the other; on a busy machine their threads sleep rather than spin."""
     wait: Literal["passive"] | None = "passive" if noise.busy() else None
-    for source, path in zip(sources, paths, strict=True):
+    for source, way, path in zip(sources, ways, paths, strict=True):
         show.phase("loading", source.name)
         log = directory / f"{slug(source.name)}.log"
         yield start(
@@ -193,6 +204,9 @@ def _start_all(
             threads=options.threads,
             wait_policy=wait,
             kv=kv,
+            engine=way.engine.name,
+            placement=way.placement,
+            arguments=way.arguments,
         )
 
 

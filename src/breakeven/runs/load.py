@@ -19,7 +19,7 @@ import numpy as np
 from breakeven.engines import openai_url
 from breakeven.engines.memory import whole_context
 from breakeven.engines.source import SYNTHETIC, Source, assumed_caveats, slug
-from breakeven.engines.start import Running, engine_named, format_of, kv_type, start, weights_of
+from breakeven.engines.start import Running, format_of, start, weights_of
 from breakeven.errors import UserError
 from breakeven.hardware.reader import read_machine
 from breakeven.measure import events, noise
@@ -34,6 +34,7 @@ from breakeven.model.formats.named import format_named
 from breakeven.results.load import LoadModel, LoadPoint
 from breakeven.results.store import LOG, fingerprint
 from breakeven.runs.directory import open_directory
+from breakeven.runs.served import EngineWords, check_fit, kv_of, served
 from breakeven.traffic.draw import draw
 from breakeven.traffic.schedule import Schedule
 from breakeven.traffic.schedule_file import load_schedule, save_schedule
@@ -55,14 +56,20 @@ class LoadOptions:
 
     `processes` None: as many as it takes; `format_name`: of models that name none; None: each one's own, else
     the engine's usual one. `kv`: type of keys and values of engines started here. `assume`: read models on
-    past what is not known in their files.
+    past what is not known in their files. `engine` None: the one that suits this machine. `gpu_layers`, `cpu_moe`,
+    `device`, `tensor_split`: where weights are to lie, as on the command line; `engine_flags`: the engine's own flags.
     """
 
     out: Path | None = None
     resume: bool = False
     processes: int | None = None
     ray_address: str | None = None
-    engine: str = "llama.cpp"
+    engine: str | None = None
+    gpu_layers: str | int | None = None
+    cpu_moe: str | int | None = None
+    device: str | None = None
+    tensor_split: str | None = None
+    engine_flags: tuple[str, ...] = ()
     format_name: str | None = None
     kv: str | None = None
     assume: bool = False
@@ -71,6 +78,18 @@ class LoadOptions:
     tokenizer: Path | None = None
     drain_s: float = 60.0
     command: str = "breakeven"
+
+    @property
+    def asked(self) -> EngineWords:
+        """How engines are to be started."""
+        return EngineWords(
+            engine=self.engine,
+            gpu_layers=self.gpu_layers,
+            cpu_moe=self.cpu_moe,
+            device=self.device,
+            tensor_split=self.tensor_split,
+            flags=self.engine_flags,
+        )
 
     def check(self) -> None:
         """Raise UserError for numbers that mean nothing."""
@@ -116,9 +135,9 @@ class Session:
         self._on_state, self._on_phase = on_state, on_phase
         self._question = (
             kind,
-            [(s.text, str(s.spec)) for s in sources],
+            [s.question for s in sources],
             (workload, slo, target_share, confidence, question),
-            (options.engine, options.format_name, options.kv, options.threads, self._slots),
+            (options.asked, options.format_name, options.kv, options.threads, self._slots),
             __version__,
         )
         self._stack = ExitStack()
@@ -213,31 +232,34 @@ class Session:
             if source.url is not None:
                 openai_url.connect(source.url)  # refused now rather than after gigabytes were written
         self.machine = machine = read_machine()
-        engine = engine_named(options.engine)
+        served_as, self._notice = served(options.asked, sources, machine)
+        if self._notice is not None:
+            self._on_phase(self._notice, "")
         format_name = None if options.format_name is None else format_named(options.format_name).name
-        kv = kv_type(sources, engine.name, options.kv)
-        if engine.check_memory is not None:
-            engine.check_memory(sources, format_name, self._context, self._slots, machine.available_memory_bytes, kv)
+        kv = kv_of(sources, served_as, options.kv)
+        check_fit(sources, served_as, format_name, self._context, self._slots, machine, kv)
         mark = fingerprint(self._question)
         default = Path("results") / ("-vs-".join(slug(s.name) for s in sources) + f"-{self._kind}")
         self.directory, history = open_directory(options.out, default, mark, options.resume)
         self._recall(history)
         wait = "passive" if noise.busy() else None
-        for source in sources:
+        for source, how in zip(sources, served_as, strict=True):
             self._on_phase("loading", source.name)
             self.running.append(
                 start(
                     self._stack,
                     source,
-                    weights_of(source, format_name, self._workload.seed, None, engine=options.engine),
+                    weights_of(source, format_name, self._workload.seed, None, engine=how.engine.name),
                     context=self._context,
                     slots=self._slots,
                     log=self.directory / f"{slug(source.name)}.log",
                     threads=options.threads,
                     wait_policy="passive" if wait or len(sources) > 1 else None,
-                    engine=options.engine,
+                    engine=how.engine.name,
                     share_prefixes=self._workload.sharing,
                     kv=kv,
+                    placement=how.placement,
+                    arguments=how.arguments,
                 )
             )
         self._energy = open_counter()
@@ -256,7 +278,10 @@ class Session:
                 command=options.command,
                 seed=self._workload.seed,
                 machine=machine,
-                models=[_model(up, format_of(up.source, format_name, engine)) for up in self.running],
+                models=[
+                    _model(up, format_of(up.source, format_name, how.engine))
+                    for up, how in zip(self.running, served_as, strict=True)
+                ],
                 workload=self._workload,
                 slo=self._slo,
                 target_share=self._target_share,
@@ -309,13 +334,13 @@ class Session:
         self._log.append(self.ceiling)
 
     def _caveats(self) -> list[str]:
-        found = []
+        found = [] if self._notice is None else [self._notice]
         if any(up.source.synthetic for up in self.running):
             found.append(SYNTHETIC)
         if any(up.source.url for up in self.running):
             found.append(URL_CAVEAT)
         found += assumed_caveats(self._sources)
-        if len({s.text for s in self._sources}) < len(self._sources):
+        if len({repr(s.question) for s in self._sources}) < len(self._sources):
             found.append("A/A run: a model against itself; any difference found here is an error of the measurement.")
         return found
 
@@ -341,6 +366,7 @@ def _model(up: Running, weights: str) -> LoadModel:
         moe=spec.is_moe if spec else None,
         format=weights if source.synthetic else None,
         settings=up.backend.settings,
+        placed=up.backend.placed,
     )
 
 

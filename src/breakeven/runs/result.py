@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from breakeven.engines.backend import LLAMA_CPP
-from breakeven.engines.source import SYNTHETIC, Source, assumed_caveats, weight_format
+from breakeven.engines.source import SYNTHETIC, Source, assumed_caveats
 from breakeven.engines.start import Running
 from breakeven.errors import BreakevenError, UserError
 from breakeven.hardware.machine import MachineSpec
@@ -74,14 +73,18 @@ def _trace_text(candidate: Running, plan: Plan) -> str | list[int]:
 
 def facts(
     plan: Plan,
-    format_name: str | None,
+    formats: Sequence[str],
     machine: MachineSpec,
     running: Sequence[Running],
     peaks: Sequence[int | None],
     inside: InsideViews,
+    notice: str | None = None,
 ) -> events.StudyFacts:
-    """What the log must also hold, so that the whole result can be computed from it."""
-    models = [_model(r, format_name, peak) for r, peak in zip(running, peaks, strict=True)]
+    """What the log must also hold, so that the whole result can be computed from it.
+
+    `formats`: of the weights, by candidate. `notice`: what must be said of the engine.
+    """
+    models = [_model(r, weights, peak) for r, weights, peak in zip(running, formats, peaks, strict=True)]
     return events.StudyFacts(
         streams=list(plan.streams),
         prompt_tokens=plan.prompt_tokens,
@@ -91,7 +94,7 @@ def facts(
         models=models,
         profiles=inside.profiles,
         routings=inside.routings,
-        caveats=[*_caveats(running, models), *inside.caveats],
+        caveats=[*([] if notice is None else [notice]), *_caveats(running, models), *inside.caveats],
     )
 
 
@@ -137,9 +140,8 @@ def save_partial(result: Comparison, directory: Path) -> None:
         write(result, directory / RESULT)
 
 
-def _model(running: Running, format_name: str | None, peak: int | None) -> ModelResult:
+def _model(running: Running, weights: str, peak: int | None) -> ModelResult:
     source, spec = running.source, running.source.spec
-    weights = weight_format(source, format_name, LLAMA_CPP)
     return ModelResult(
         name=source.name,
         source=spec.source if spec else source.text.partition("#")[0],
@@ -183,6 +185,9 @@ def noise_record(history: Sequence[events.Event]) -> NoiseRecord:
             clock_mhz_high=e.clock_mhz_high,
             temperature_c_high=e.temperature_c_high,
             reasons=ended[e.block].flagged,
+            device_clock_mhz_low=e.device_clock_mhz_low,
+            device_clock_mhz_high=e.device_clock_mhz_high,
+            device_temperature_c_high=e.device_temperature_c_high,
         )
         for e in history
         if isinstance(e, events.NoiseSample) and e.block in ended and ended[e.block].ok
@@ -195,7 +200,7 @@ def _caveats(running: Sequence[Running], models: Sequence[ModelResult]) -> list[
     names = [m.name for m in models if m.synthetic]
     if names:
         found.append(SYNTHETIC)
-    if len({r.source.text for r in running}) < len(running):
+    if len({repr(r.source.question) for r in running}) < len(running):
         found.append("A/A run: a model against itself; any difference found here is an error of the measurement.")
     if any(r.source.url for r in running):
         found.append("An engine behind a URL may share its machine with others; its noise cannot be seen from here.")

@@ -20,6 +20,7 @@ from breakeven.engines.devices import EngineDevice, devices_of_library
 from breakeven.engines.family import die_with_parent
 from breakeven.engines.llama_cpp.report import experts_pattern
 from breakeven.hardware.placement import AUTO, Placement
+from breakeven.hardware.system import open_inherited
 
 KvType = str
 """A type of ggml's that llama.cpp keeps keys and values in, such as f16 or q8_0."""
@@ -84,7 +85,7 @@ class ServerReady(msgspec.Struct, frozen=True, kw_only=True):
 
 def main() -> None:
     """Serve until the parent dies or kills us."""
-    url_fd = int(sys.argv[1])
+    url_fd = open_inherited(sys.argv[1])
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=ServerSettings)
     die_with_parent(settings.parent_pid, watch_input=True)
     server, ready = _start(settings)

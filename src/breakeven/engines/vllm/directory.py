@@ -190,7 +190,9 @@ def provide(text: str, spec: ModelSpec | None, format_name: str) -> Path:
     """
     path = Path(text).expanduser()
     if path.suffix == ".gguf" or weight_file(text) is not None:
-        raise NotSupportedError(f"{text}: vLLM gets no GGUF from Breakeven; give a name or a Hugging Face directory")
+        raise NotSupportedError(
+            f"{text}: vLLM gets no GGUF from Breakeven, nor does SGLang; give a name or a Hugging Face directory"
+        )
     if path.is_dir() and has_weights(path):
         return path
     dtype = FORMATS.get(format_name)
