@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from breakeven.engines.backend import LLAMA_CPP, VLLM
+from breakeven.engines.devices import usual_engine
 from breakeven.engines.source import Source
 from breakeven.engines.start import Engine, engine_named, start, weights_of
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
@@ -40,7 +41,7 @@ from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import format_named
 from breakeven.results.store import LOG, fingerprint
 from breakeven.runs.directory import open_directory
-from breakeven.runs.served import EngineWords, usual_engine
+from breakeven.runs.served import EngineWords
 from breakeven.version import __version__
 
 LEAST_STEPS = 4
