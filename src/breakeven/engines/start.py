@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from breakeven.engines import cache, openai_url
 from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, LM_STUDIO, MLX, OLLAMA, SGLANG, VLLM, Backend
@@ -18,7 +18,7 @@ from breakeven.engines.keeper import KeptEngine
 from breakeven.engines.llama_cpp.binary import LlamaServer
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.engines.lm_studio import LmStudioModel
-from breakeven.engines.memory import check_memory, check_memory_of_binary
+from breakeven.engines.memory import MemoryCheck, check_memory, check_memory_of_binary
 from breakeven.engines.mlx import server as mlx_server
 from breakeven.engines.ollama import OllamaModel
 from breakeven.engines.sglang import SglangServer
@@ -48,21 +48,6 @@ class Running:
     def name(self) -> str:
         """The candidate's name in every table."""
         return self.source.name
-
-
-class MemoryCheck(Protocol):
-    """Raises UserError unless all candidates fit side by side in what is available to host and devices."""
-
-    def __call__(
-        self,
-        sources: Sequence[Source],
-        format_name: str | None,
-        context: int,
-        slots: int,
-        available_bytes: int,
-        kv: str = "f16",
-        placement: Placement = AUTO,
-    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
