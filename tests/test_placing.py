@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import MOE, small
 
+from bench.placement import CASES, LLVMPIPE_LARGEST_BYTES, predicted
 from breakeven.errors import UserError
+from breakeven.forecast.memory import check_room
 from breakeven.forecast.placing import DeviceRoom, lacking, place
 from breakeven.hardware.placement import HOST, Placement
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import file_bytes
+from breakeven.model.catalogue import lookup
 from breakeven.model.reserved import reserved_kv_bytes
 from breakeven.model.tensors import TensorGroup
 
@@ -108,6 +115,71 @@ def test_what_is_too_small_is_said_with_numbers() -> None:
     assert said is not None
     assert said.startswith("needs ")
     assert said.endswith(" GB of RAM beside the card; 1.0 GB are there")
+
+
+RECORDED = json.loads((Path(__file__).parent / "data" / "placements.json").read_text())
+"""What llama-server build 10068 reported of bench/placement.py's cases on a Vulkan device of 2 GiB."""
+FITTED_OTHERWISE = {0, 26}
+"""One more layer of experts in host memory, by 2 MiB of compute buffer; and attention with sinks over caches in host
+memory, for which this build turns flash attention off and newer ones do not."""
+MEMORY_OTHERWISE = {26, 27}
+
+
+@pytest.mark.parametrize("said", RECORDED, ids=lambda said: f"{said['case']}-{said['model']}")
+def test_a_placement_is_the_one_that_llama_cpp_reported(said: dict[str, Any]) -> None:
+    case = CASES[said["case"]]
+    assert (case.model, case.layers) == (said["model"], said["layers"])
+    ours = predicted(case, [DeviceRoom("Vulkan0", 2**31, largest_bytes=LLVMPIPE_LARGEST_BYTES)], 2048)
+    if said["case"] not in FITTED_OTHERWISE:
+        assert (ours.gpu_layers, ours.cpu_moe) == (said["gpu_layers"], said["cpu_moe"])
+    if said["case"] not in MEMORY_OTHERWISE:
+        for at, sizes in said["bytes_at"].items():
+            assert ours.total(at) == pytest.approx(sum(sizes.values()), rel=0.0501)
+
+
+def test_nine_of_ten_recorded_placements_are_foretold() -> None:
+    assert len(RECORDED) == len(CASES) >= 20
+    assert len(FITTED_OTHERWISE) <= 0.1 * len(RECORDED)
+    assert len(MEMORY_OTHERWISE) <= 0.1 * len(RECORDED)
+
+
+@pytest.mark.parametrize(
+    ("card_gb", "host_gb", "placement", "words"),
+    [
+        (
+            24,
+            32,
+            Placement(),
+            r"gpt-oss-120b in MXFP4 needs [\d.]+ GB of RAM beside the card; 32.0 GB are there; hunyuan-a13b would fit",
+        ),
+        (24, 64, Placement(gpu_layers="all"), r"needs [\d.]+ GB on CUDA0; 24.0 GB are free; --gpu-layers auto fits"),
+    ],
+)
+def test_a_model_that_fits_nowhere_is_refused_with_the_nearest_that_does(
+    card_gb: float, host_gb: float, placement: Placement, words: str
+) -> None:
+    card = [DeviceRoom("CUDA0", card_gb * GB)]
+    with pytest.raises(UserError, match=words):
+        check_room(lookup("gpt-oss-120b"), "MXFP4", card, host_gb * GB, context=8192, placement=placement)
+
+
+def test_a_smaller_format_is_offered_before_another_model() -> None:
+    with pytest.raises(UserError, match=r"needs .* 3\.0 GB are there; --format Q\d\w+ fits"):
+        check_room(BIG, "F16", CARD, 3e9, context=2048)
+
+
+def test_a_model_that_fits_is_placed() -> None:
+    card = [DeviceRoom("CUDA0", 24 * GB)]
+    found = check_room(lookup("gpt-oss-120b"), "MXFP4", card, 64 * GB, context=8192)
+    assert found.gpu_layers == 37
+    assert 20 < found.cpu_moe < 36
+
+
+def test_a_tensor_above_the_devices_limit_stays_in_host_memory() -> None:
+    narrow = [DeviceRoom("Vulkan0", 2 * 2**30, largest_bytes=60e6)]
+    found = place(DENSE, "Q8_0", narrow, context=2048, placement=Placement(gpu_layers="all"))
+    kept = {p.group for p in found.parts if p.place == HOST}
+    assert kept == {TensorGroup.EMBEDDING, TensorGroup.OUTPUT_HEAD, TensorGroup.DENSE_FFN}
 
 
 @given(

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from breakeven.engines import cache, openai_url
-from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, MLX, OLLAMA, SGLANG, VLLM, Backend
+from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, LM_STUDIO, MLX, OLLAMA, SGLANG, VLLM, Backend
+from breakeven.engines.borrowed import refuse_placement
 from breakeven.engines.keeper import KeptEngine
 from breakeven.engines.llama_cpp.binary import LlamaServer
 from breakeven.engines.llama_cpp.server import LlamaCppServer
+from breakeven.engines.lm_studio import LmStudioModel
 from breakeven.engines.memory import check_memory, check_memory_of_binary
 from breakeven.engines.mlx import server as mlx_server
 from breakeven.engines.ollama import OllamaModel
@@ -116,7 +118,12 @@ def weights_of(
 
 
 def format_of(source: Source, asked: str | None, engine: Engine) -> str:
-    """The weight format a candidate gets: what `weight_format` says, where the engine can be given it unasked."""
+    """The weight format a candidate gets: what `weight_format` says, where the engine can be given it unasked.
+
+    A directory with weights has the format it has.
+    """
+    if engine.weights is not _gguf and (stored := vllm_directory.stored_format(source.text, source.spec)):
+        return stored
     reader = LLAMA_CPP if engine.weights is _gguf else engine.name  # whatever its name, llama.cpp reads the file
     found = weight_format(source, asked, reader, engine.default_format)
     unasked = source.format_name is None and asked is None
@@ -175,17 +182,7 @@ def start(
     assert path is not None
     kind = engine_named(engine)
     serving = Serving(
-        context,
-        slots,
-        log,
-        threads,
-        wait_policy,
-        share_prefixes,
-        embeddings,
-        environment,
-        kv,
-        placement,
-        arguments,
+        context, slots, log, threads, wait_policy, share_prefixes, embeddings, environment, kv, placement, arguments
     )
     server = kind.server(source, path, serving)
     backend = stack.enter_context(server)
@@ -266,6 +263,7 @@ def _directory(source: Source, format_name: str, seed: int, progress: Progress |
 
 
 def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "vLLM", _BY_ITSELF)
     real = vllm_directory.has_weights(path)
     dtype = "auto" if real else vllm_directory.dtype_of(path)
     # Four bytes an element is the most that a flag of the user's can make of it.
@@ -284,12 +282,17 @@ def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
         load_format="auto" if real else "dummy",
         # A quarter more, because vLLM hands out its cache in blocks.
         kv_cache_gib=max(1, math.ceil(1.25 * cache_bytes / 2**30)),
-        arguments=() if serving.kv == "f16" else ("--kv-cache-dtype", _VLLM_KV.get(serving.kv, serving.kv)),
+        arguments=(*_vllm_kv(serving.kv), *serving.arguments),
     )
+
+
+def _vllm_kv(kv: str) -> tuple[str, ...]:
+    return () if kv == "f16" else ("--kv-cache-dtype", _VLLM_KV.get(kv, kv))
 
 
 _VLLM_KV = {"bf16": "bfloat16"}
 """vLLM's word where it is another."""
+_BY_ITSELF = "it places a model by itself; leave it out"
 
 
 def _mlx_directory(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
@@ -297,6 +300,7 @@ def _mlx_directory(source: Source, format_name: str, seed: int, progress: Progre
 
 
 def _mlx(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "MLX", _BY_ITSELF)
     return mlx_server.MlxServer(
         path,
         context=serving.context,
@@ -310,6 +314,7 @@ def _mlx(source: Source, path: Path, serving: Serving) -> KeptEngine:
 
 
 def _sglang(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "SGLang", _BY_ITSELF)
     real = vllm_directory.has_weights(path)
     return SglangServer(
         path,
@@ -331,6 +336,7 @@ _SGLANG_KV = {"bf16": "bfloat16", "fp8": "fp8_e4m3"}
 
 
 def _ollama(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    _refuse_flags(serving, "Ollama")
     return OllamaModel(
         path,
         context=serving.context,
@@ -338,9 +344,33 @@ def _ollama(source: Source, path: Path, serving: Serving) -> KeptEngine:
         log=serving.log,
         threads=serving.threads,
         name=source.name,
+        tokenizer=_tokenizer(source),
         placement=serving.placement,
         layers=len(source.spec.layers) + 1 if source.spec else None,
     )
+
+
+def _lm_studio(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    _refuse_flags(serving, "LM Studio")
+    return LmStudioModel(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        tokenizer=_tokenizer(source),
+        placement=serving.placement,
+    )
+
+
+def _refuse_flags(serving: Serving, title: str) -> None:
+    if serving.arguments:
+        raise UserError(f"{' '.join(serving.arguments)}: {title} runs already and takes no flags; leave them out")
+
+
+def _tokenizer(source: Source) -> Path | None:
+    """What counts the tokens of a synthetic file, where its engine does not."""
+    return cache.byte_tokenizer(source.spec.vocab) if source.synthetic and source.spec else None
 
 
 ENGINES: dict[str, Engine] = {
@@ -351,6 +381,7 @@ ENGINES: dict[str, Engine] = {
         Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm),
         Engine(SGLANG, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _sglang),
         Engine(OLLAMA, "Q4_K_M", None, None, _gguf, _ollama),
+        Engine(LM_STUDIO, "Q4_K_M", None, None, _gguf, _lm_studio),
         Engine(MLX, "MLX4", mlx_server.FORMATS, None, _mlx_directory, _mlx),
     )
 }

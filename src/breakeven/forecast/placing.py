@@ -8,18 +8,27 @@ as long as they fit, and a part of one more. What it weighs by is memory alone, 
 from __future__ import annotations
 
 import bisect
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from breakeven.errors import UserError
-from breakeven.forecast.fitting import Keeps, Take, dense_from_the_back, whole_from_the_front
+from breakeven.forecast.fitting import EXPERTS, Take, Told, dense_from_the_back, plan_of, whole_from_the_front
 from breakeven.hardware.placement import AUTO, HOST, MemoryAt, Placed, Placement
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import attends, loaded, state_bytes
 from breakeven.model.formats.named import format_named, kv_element_bytes, tensor_bytes, tensor_types
-from breakeven.model.reserved import PlacedShapes, cells, compute_at, output_bytes
+from breakeven.model.reserved import (
+    PlacedShapes,
+    Streamed,
+    cells,
+    compute_bytes,
+    device_compute_bytes,
+    host_compute_bytes,
+    output_bytes,
+)
 from breakeven.model.tensors import TensorGroup, tensors
 
 MARGIN_BYTES = 2**30
@@ -27,23 +36,19 @@ MARGIN_BYTES = 2**30
 HOST_NAMES = ("cpu", "host")
 _INPUT = re.compile(r"token_embd|token_types|position_embd|per_layer_token_embd")
 """Tables that are read by row stay in host memory, however many layers are asked for."""
-_EXPERTS = r"ffn_(up|down|gate_up|gate)_(ch|)exps"
-_OVERFLOW: Mapping[Keeps, str] = {
-    "attention": r"ffn_(gate|up|gate_up|down).*",
-    "up": r"ffn_(gate|gate_up|down).*",
-    "gate": r"ffn_down.*",
-    "experts": _EXPERTS,
-}
-"""What of a layer goes elsewhere, by the last part that stays (common/fit.cpp: get_overflow_pattern)."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceRoom:
-    """A device and the bytes that are free on it, in the order the engine lists them. `unified`: host memory's own."""
+    """A device and the bytes that are free on it, in the order the engine lists them. `unified`: host memory's own.
+
+    `largest_bytes`: of one tensor, where the device sets a limit (Vulkan's maxStorageBufferRange); others stay behind.
+    """
 
     place: str
     free_bytes: float
     unified: bool = False
+    largest_bytes: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +147,7 @@ def place(
     sizes = _Sizes(spec, format_named(format_name).name, context, slots, kv, every_logit)
     layers = sizes.layers + 1
     asked = layers if isinstance(placement.gpu_layers, str) or placement.fitted else placement.gpu_layers
-    plan = _Plan(
+    plan = Told(
         gpu_layers=min(asked, layers) if chosen else 0,
         shares=_shares(chosen, placement),
         rules=_rules(sizes, chosen, placement),
@@ -169,15 +174,6 @@ def lacking(placed: PlacedModel, devices: Sequence[DeviceRoom], host_bytes: floa
         beside = "" if shared or not placed.gpu_layers else " beside the card" + ("s" if len(devices) > 1 else "")
         said.append(f"{_gb(need)} of RAM{beside}; {_gb(host_bytes)} are there")
     return f"needs {', and '.join(said)}" if said else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What llama.cpp is told: `-ngl`, `-ts`, and what goes elsewhere: a pattern and its place, by layer (None: all)."""
-
-    gpu_layers: int
-    shares: tuple[float, ...]
-    rules: tuple[tuple[int | None, str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +217,7 @@ class _Sizes:
             for layer in spec.layers
         )
 
-    def by_layer(self, plan: _Plan, devices: Sequence[DeviceRoom]) -> list[str]:
+    def by_layer(self, plan: Told, devices: Sequence[DeviceRoom]) -> list[str]:
         """The place of each block, and of the output head behind them."""
         blocks = self.layers + 1
         start, total = blocks - plan.gpu_layers, sum(plan.shares)
@@ -232,11 +228,12 @@ class _Sizes:
             found.append(devices[on].place if 0 <= on < len(devices) else HOST)
         return found
 
-    def placed(self, plan: _Plan, devices: Sequence[DeviceRoom], fitted: bool) -> PlacedModel:
+    def placed(self, plan: Told, devices: Sequence[DeviceRoom], fitted: bool) -> PlacedModel:
         """Everything where the plan puts it."""
         *blocks, head = self.by_layer(plan, devices)
         held: dict[tuple[int | None, TensorGroup, str, bool], int] = {}
-        carried: dict[str, int] = {}
+        away: dict[int, Streamed] = {}
+        limits = {d.place: d.largest_bytes for d in devices if d.largest_bytes is not None}
         for weight in self.weights:
             layer = weight.layer
             default = blocks[layer] if layer is not None else HOST if _INPUT.match(weight.name) else head
@@ -246,14 +243,15 @@ class _Sizes:
                     for only, pattern, to in plan.rules
                     if (only is None or only == layer) and _matcher(pattern).search(weight.name)
                 ),
-                default,
+                HOST if weight.n_bytes > limits.get(default, math.inf) else default,
             )
             key = (layer, weight.group, where, False)
             held[key] = held.get(key, 0) + weight.n_bytes
-            if weight.name == "token_embd.weight" and self.tied and head != HOST and where != head:
+            tied = weight.name == "token_embd.weight" and self.tied and HOST == where != head
+            if tied and weight.n_bytes <= limits.get(head, math.inf):
                 held[(None, weight.group, head, True)] = weight.n_bytes
-            elif where == HOST and layer is not None:
-                carried[weight.name] = weight.n_bytes
+            elif where == HOST and layer is not None and layer < len(self.spec.layers):
+                away[layer] = _lent(away.get(layer, Streamed(layer)), weight)
         parts = tuple(PlacedPart(layer, group, at, n, copy) for (layer, group, at, copy), n in held.items())
         experts_away = {p.layer for p in parts if p.group is TensorGroup.ROUTED_EXPERTS and p.place == HOST}
         return PlacedModel(
@@ -261,7 +259,7 @@ class _Sizes:
             gpu_layers=plan.gpu_layers,
             layers=self.layers + 1,
             cpu_moe=len(experts_away),
-            memory=self._memory(parts, blocks, head, devices, max(carried.values(), default=0)),
+            memory=self._memory(parts, blocks, head, devices, tuple(away.values())),
             parts=parts,
             layer_places=tuple(blocks),
             head_place=head,
@@ -276,7 +274,7 @@ class _Sizes:
         blocks: Sequence[str],
         head: str,
         devices: Sequence[DeviceRoom],
-        largest_away: int,
+        away: tuple[Streamed, ...],
     ) -> dict[str, PlaceBytes]:
         weights: dict[str, float] = {}
         for part in parts:
@@ -285,19 +283,30 @@ class _Sizes:
         for at, nbytes in zip(blocks, self.kv, strict=False):
             caches[at] = caches.get(at, 0.0) + nbytes
         found = {}
+        own = blocks[: len(self.spec.layers)]
+        away = tuple(replace(a, cache=self.kv[a.layer] if own[a.layer] == HOST else 0.0) for a in away)
         for i, device in enumerate(devices):
-            own = tuple(j for j, at in enumerate(blocks[: len(self.spec.layers)]) if at == device.place)
-            shapes = PlacedShapes(own, head == device.place, largest_away if i == 0 else 0, device=True)
-            compute = self._compute(shapes)
+            layers = tuple(j for j, at in enumerate(own) if at == device.place)
+            # Prompts are multiplied by weights in host memory on the first device.
+            lent = away if i == 0 else ()
+            shapes = PlacedShapes(layers, head == device.place, lent)
+            compute = device_compute_bytes(self.spec, shapes, self.context, self.slots, every_logit=self.every_logit)
             found[device.place] = PlaceBytes(weights.get(device.place, 0.0), caches.get(device.place, 0.0), compute)
-        own = tuple(j for j, at in enumerate(blocks[: len(self.spec.layers)]) if at == HOST)
-        compute = self._compute(PlacedShapes(own, head == HOST, 0, device=False, alone=not devices))
+        compute = (
+            host_compute_bytes(self.spec, self.context, self.slots)
+            if devices
+            else compute_bytes(self.spec, self.context, self.slots, gpu=False, every_logit=self.every_logit)
+        )
         output = output_bytes(self.spec, self.slots)
         found[HOST] = PlaceBytes(weights.get(HOST, 0.0), caches.get(HOST, 0.0), compute, output)
         return found
 
-    def _compute(self, shapes: PlacedShapes) -> float:
-        return compute_at(self.spec, shapes, self.context, self.slots, every_logit=self.every_logit)
+
+def _lent(so_far: Streamed, weight: _Weight) -> Streamed:
+    """What a layer has in host memory, with one more of its tensors."""
+    stem = weight.name.split(".", 2)[-1]
+    kind = "out" if stem.startswith("ffn_down") else "into" if stem.startswith("ffn_") else "beside"
+    return replace(so_far, **{kind: max(getattr(so_far, kind), weight.n_bytes)})
 
 
 def _chosen(devices: Sequence[DeviceRoom], placement: Placement) -> tuple[DeviceRoom, ...]:
@@ -337,44 +346,28 @@ def _rules(sizes: _Sizes, devices: Sequence[DeviceRoom], placement: Placement) -
             raise UserError(f"--override-tensor {text}: no place is called {to}; there: CPU, {', '.join(places)}")
         rules.append((None, pattern, places[to.lower()]))
     if isinstance(placement.cpu_moe, int):
-        rules += [(None, rf"blk\.{i}\.{_EXPERTS}", HOST) for i in range(min(placement.cpu_moe, sizes.layers))]
+        rules += [(None, rf"blk\.{i}\.{EXPERTS}", HOST) for i in range(min(placement.cpu_moe, sizes.layers))]
     return tuple(rules)
 
 
-def _fitted(
-    sizes: _Sizes, devices: Sequence[DeviceRoom], plan: _Plan, margin_bytes: float, *, may_change: bool
-) -> _Plan:
+def _fitted(sizes: _Sizes, devices: Sequence[DeviceRoom], plan: Told, margin_bytes: float, *, may_change: bool) -> Told:
     """What common/fit.cpp chooses: `plan`, which puts all on the devices, where that leaves the margins."""
     targets = [d.free_bytes - margin_bytes for d in devices]
 
-    def needs(one: _Plan) -> list[float]:
+    def needs(one: Told) -> list[float]:
         memory = sizes.placed(one, devices, fitted=True).memory
         return [memory[d.place].total for d in devices]
 
     if all(need <= target for need, target in zip(needs(plan), targets, strict=True)) or not may_change:
         return plan
 
-    def taken(takes: Sequence[Take]) -> _Plan:
-        return _plan_of(takes, sizes.layers + 1, devices)
+    def taken(takes: Sequence[Take]) -> Told:
+        return plan_of(takes, sizes.layers + 1, [d.place for d in devices])
 
     takes = dense_from_the_back(sizes.layers + 1, targets, sizes.routed, lambda some: needs(taken(some)))
-    if sizes.routed and sum(targets) > sum(needs(replace(plan, rules=((None, _EXPERTS, HOST),)))):
+    if sizes.routed and sum(targets) > sum(needs(replace(plan, rules=((None, EXPERTS, HOST),)))):
         takes = whole_from_the_front(takes, targets, lambda some: needs(taken(some)))
     return taken(takes)
-
-
-def _plan_of(takes: Sequence[Take], blocks: int, devices: Sequence[DeviceRoom]) -> _Plan:
-    layers = sum(take.layers for take in takes)
-    at, rules = blocks - layers, []
-    for i, take in enumerate(takes):
-        at += take.full
-        for layer in range(at, at + take.part):
-            first = layer == at
-            pattern = _OVERFLOW[take.keeps if first else "experts"]
-            to = devices[i + 1].place if first and take.onward else HOST
-            rules.append((layer, rf"blk\.{layer}\.{pattern}", to))
-        at += take.part
-    return _Plan(layers, tuple(float(take.layers) for take in takes), tuple(rules))
 
 
 def _gb(nbytes: float) -> str:
