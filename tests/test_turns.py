@@ -28,12 +28,12 @@ def state(streams: int, turns: int, width: float = math.inf, round_s: float | No
     return LoadSoFar(streams, turns, width, round_s)
 
 
-def test_the_first_turn_runs_whatever_the_budget_and_large_loads_only_where_three_turns_fit() -> None:
+def test_the_first_turns_run_whatever_the_budget_and_large_loads_only_where_three_turns_fit() -> None:
     dear = Plan(streams=(1, 4), budget_s=1.0)
     assert next_turn(dear, [state(1, 0, round_s=10.0), state(4, 0)], 0.0) == TurnPlan((1,), 1)
     # A round of 1 stream takes 10 s and one of 4 is taken to need 40: three turns of both are 150 s.
-    assert next_turn(PLAN, [state(1, 0, round_s=10.0), state(4, 0)], 0.0) == TurnPlan((1,), 3)
-    wide = Plan(streams=(1, 4), budget_s=400.0)
+    assert next_turn(PLAN, [state(1, 0, round_s=10.0), state(4, 0)], 0.0) == TurnPlan((1,), 1)
+    wide = Plan(streams=(1, 4), budget_s=800.0)
     assert next_turn(wide, [state(1, 0, round_s=10.0), state(4, 0)], 0.0) == TurnPlan((1, 4), 2)
 
 
@@ -41,7 +41,8 @@ def test_a_turn_has_as_many_rounds_as_leave_time_for_the_turns_still_wanted() ->
     loads = [state(1, 1, round_s=1.0), state(4, 1, round_s=2.0)]
     assert next_turn(PLAN, loads, 60.0) == TurnPlan((1, 4), 6)
     assert next_turn(PLAN, loads, 0.0) == TurnPlan((1, 4), MOST_ROUNDS_A_TURN)
-    assert next_turn(PLAN, loads, 119.0) == Enough("budget")
+    assert next_turn(PLAN, loads, 119.0) == TurnPlan((1,), 1), "an interval needs three"
+    assert next_turn(PLAN, [state(1, 3, 0.5, 1.0), state(4, 3, 0.5, 2.0)], 119.5) == Enough("budget")
 
 
 def test_it_ends_by_precision_or_budget_and_leaves_out_what_is_known_well_enough() -> None:
