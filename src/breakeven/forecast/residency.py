@@ -164,7 +164,7 @@ def mixed(of: list[Constants], shares: tuple[float, ...]) -> Constants:
     """Constants of unlike devices that work one after the other, each on its share of the layers."""
 
     def rate(name: str) -> float:
-        return 1.0 / sum(share / getattr(c, name) for c, share in zip(of, shares, strict=True))
+        return 1.0 / float(sum(share / getattr(c, name) for c, share in zip(of, shares, strict=True)))
 
     def cost(name: str) -> float:
         return float(sum(share * getattr(c, name) for c, share in zip(of, shares, strict=True)))
