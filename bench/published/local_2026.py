@@ -181,6 +181,8 @@ def _machine(row: dict[str, str], on_cpu: bool) -> Machine | str:
         return Machine(name=chip.slug, devices=(chip,))
     if chip is None or "mixed rig" in row["machine"]:
         return f"device not known: {row['machine']}"
+    if host is not None and host.bandwidth_bytes_per_s is None:
+        return "host memory whose rate is not told"
     count = int(row["n_devices"] or 1)
     return Machine(name=f"{chip.slug} {row['host_memory']}", devices=(chip,) * count, host=host)
 
