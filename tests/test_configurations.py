@@ -495,6 +495,72 @@ class TestUnknownKeys:
         with pytest.raises(UserError, match="layer_types names a kind of layer, 'retention', that is not known"):
             read(NEW, layer_types=["retention"] * 4)
 
+    @pytest.mark.parametrize(
+        ("changes", "missing"),
+        [
+            ({"num_expert": 64}, "num_experts"),
+            ({"moe_experts": 64, "moe_intermediate_size": 32}, "num_experts"),
+            ({"moe_config": {"expert_total": 64}}, "num_experts"),
+            ({"enable_moe_block": True}, "num_experts"),
+            ({"layer_types": ["sliding_attention", "full_attention"] * 2}, "sliding_window"),
+            ({"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}, "kv_lora_rank"),
+        ],
+    )
+    def test_a_part_that_is_announced_and_not_told_is_missing(self, changes: dict[str, Any], missing: str) -> None:
+        with pytest.raises(UserError, match=f"does not say {missing}"):
+            read(PLAIN, **changes)
+
+    def test_a_part_that_is_said_to_be_absent_is_absent(self) -> None:
+        assert not read(PLAIN, num_experts=None, top_k_experts=8).is_moe
+        assert not read(PLAIN, num_local_experts=0, expert_intermediate_size=64).is_moe
+        listed = ["sliding_attention", "full_attention"] * 2
+        for changes in ({"sliding_window": None}, {"use_sliding_window": False}):
+            spec = read(PLAIN, layer_types=listed, **changes)
+            assert all(isinstance(x.mixer, Gqa) and x.mixer.window is None for x in spec.layers)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"engram": {"heads": 8, "rows": 10**6}},
+            {"engram_table_rows": 10**6},
+            {"ngram_vocab_size_ratio": 78},
+            {"rope_head_dim": 64},
+            {"causal_conv_kernel": 4},
+            {"language_adapter_dim": 64},
+            {"kv_cache_heads": 2},
+            {"initial_scale_rank": 8},
+        ],
+    )
+    def test_a_size_is_one_whatever_it_is_called(self, changes: dict[str, Any]) -> None:
+        with pytest.raises(UserError, match=f"`{next(iter(changes))}` is not known"):
+            read(PLAIN, **changes)
+
+    def test_heads_are_shared_evenly(self) -> None:
+        for kv_heads in (3, 8):
+            with pytest.raises(UserError, match=f"layer 0 has 4 heads for {kv_heads} key-value heads"):
+                read(PLAIN, num_key_value_heads=kv_heads)
+
+    def test_no_window_may_be_written_as_a_number(self) -> None:
+        for window in (0, -1):
+            spec = read(PLAIN, sliding_window=window)
+            assert all(isinstance(x.mixer, Gqa) and x.mixer.window is None for x in spec.layers)
+
+    def test_one_of_a_key_that_is_not_known_counts(self) -> None:
+        with pytest.raises(UserError, match="`first_dense_replace` is not known"):
+            read(PLAIN, first_dense_replace=1)
+
+    def test_layers_without_attention_leave_its_keys_idle(self) -> None:
+        mamba = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "layer_types": ["mamba"] * 4}
+        spec = read(PLAIN, **mamba, attention_bias=True, kv_lora_rank=16, qk_nope_head_dim=16)
+        assert all(isinstance(layer.mixer, Mamba2) for layer in spec.layers)
+        indices = read(PLAIN, model_type="bamba", attn_layer_indices=None, **(mamba | {"layer_types": None}))
+        assert all(isinstance(layer.mixer, Mamba2) for layer in indices.layers)
+
+    def test_the_width_of_a_model_of_mixers_alone_is_theirs(self) -> None:
+        base = {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100, "state_size": 16}
+        wide = spec_from_config({**base, "intermediate_size": 192}, "m", "m.json")
+        assert [layer.mixer.inner for layer in wide.layers if isinstance(layer.mixer, Mamba1)] == [192] * 2
+
     def test_an_encoder_is_told_apart(self) -> None:
         with pytest.raises(UserError, match="has an encoder beside its decoder"):
             read(NEW, is_encoder_decoder=True)

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,11 @@ def test_each_engine_in_its_own_words() -> None:
     assert engine_numbers(SGLANG) == EngineNumbers(running=4, waiting=1, kv_share=0.28)
     assert engine_numbers(LLAMA_CPP) == EngineNumbers(running=2, waiting=5, cached_prompt_tokens=0)
     assert engine_numbers("vllm:gpu_cache_usage_perc 0.1") == EngineNumbers(kv_share=0.1)
+    trtllm = (
+        'trtllm_num_requests_running{model_name="m"} 3\ntrtllm_num_requests_waiting 2\ntrtllm_kv_cache_utilization 0.4'
+    )
+    assert engine_numbers(trtllm) == EngineNumbers(running=3, waiting=2, kv_share=0.4)
+    assert engine_numbers('ovms_current_graphs{name="m"} 6\novms_streams 1') == EngineNumbers(running=6)
     assert engine_numbers("python_gc_objects_collected_total 3\n<html>") is None
 
 
@@ -169,3 +175,12 @@ async def test_a_real_llama_cpp_tells_what_it_does(smollm2_gguf: Path, tmp_path:
         sample = await EngineWatch(backend).sample("b")
     assert sample is not None
     assert (sample.running, sample.waiting, sample.cached_prompt_tokens) == (0, 0, 0)
+
+
+async def test_an_engine_that_tells_elsewhere_is_asked_there() -> None:
+    page = b"trtllm_num_requests_running 3\n"
+    async with serving(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(page), page) as (backend, got):
+        sample = await EngineWatch(replace(backend, settings={"engine": "tensorrt-llm"})).sample("b")
+    assert got[0].startswith(b"GET /prometheus/metrics HTTP/1.1\r\n")
+    assert sample is not None
+    assert sample.running == 3

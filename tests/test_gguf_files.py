@@ -170,6 +170,24 @@ def test_a_split_file_is_read_from_any_part(tmp_path: Path) -> None:
         assert (source.path, source.name) == (paths[0], "big-Q8_0")
 
 
+def test_a_suffix_counts_in_any_case(tmp_path: Path) -> None:
+    spec = small_spec("deepseek-v3")
+    for path in write_split(tmp_path, spec, 2):
+        path.rename(path.with_suffix(".GGUF"))
+    for name in ("", "big-Q8_0-00002-of-00002.GGUF"):
+        assert resolve_spec(str(tmp_path / name)).name == "big-Q8_0"
+    with pytest.raises(UserError, match=r"no such file\); give the path of a .gguf file"):
+        resolve_spec(str(tmp_path / "x.GGUF"))
+
+
+@pytest.mark.parametrize("text", ["a\0b.gguf", "a" * 5000, "b" * 300 + ".yaml", "~nobody-has-this-name/m.gguf"])
+def test_what_can_be_no_path_is_refused(text: str) -> None:
+    for name in (text, f"{text}:Q4_K_M"):
+        with pytest.raises(UserError) as error:
+            resolve_spec(name)
+        assert len(str(error.value)) < 300
+
+
 def test_a_missing_or_foreign_part_is_named(tmp_path: Path) -> None:
     spec = small_spec("qwen3moe")
     paths = write_split(tmp_path, spec, 3)

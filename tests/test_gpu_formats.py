@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ from breakeven.model.formats.gguf import FORMATS
 from breakeven.model.formats.gpu import GPU_FORMATS, GpuType, gpu_format, gpu_tensor_bytes
 from breakeven.model.formats.modules import module_names
 from breakeven.model.formats.named import format_for, format_named, quantization_of, tensor_bytes, tensor_types
+from breakeven.model.resolve import resolve_spec
 from breakeven.model.tensors import Tensor, TensorGroup, tensors
 
 
@@ -332,13 +334,26 @@ def _compressed(**weights: Any) -> dict[str, Any]:
             },
             "MXFP4_LINEAR",
         ),
+        (
+            {
+                "quant_method": "quark",
+                "global_quant_config": {"weight": [{"dtype": "fp8_e4m3"}, {"dtype": "int4", "qscheme": "per_channel"}]},
+            },
+            "INT4_ROW",
+        ),
+        ({"quant_method": "ptpc_fp8"}, "FP8"),
+        ({"quant_method": "w8a8_int8"}, "INT8"),
+        ({"quant_method": "modelopt_mxfp8", "quant_algo": "MXFP8"}, "MXFP8"),
+        ({"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}, "FP8_TENSOR"),
         ({"group_size": 64, "bits": 4}, "MLX4"),
         ({"group_size": 32, "bits": 6, "mode": "affine"}, "MLX6_G32"),
         ({"group_size": 32, "bits": 4, "mode": "mxfp4"}, "MLX_MXFP4"),
     ],
 )
 def test_the_format_a_configuration_says(facts: dict[str, Any], chosen: str) -> None:
-    for config in ({"quantization_config": facts}, {"text_config": {"quantization_config": facts}}):
+    inside = {"quantization_config": facts}
+    nested = [{key: inside} for key in ("text_config", "llm_config", "language_config")]
+    for config in (inside, *nested, {"thinker_config": {"text_config": inside}}):
         found = quantization_of(config)
         assert found is not None
         assert found.format_name == chosen
@@ -350,6 +365,8 @@ def test_no_format_is_said() -> None:
     assert quantization_of({"quantization_config": None}) is None
     assert quantization_of({"quantization_config": {"quant_method": "modelopt", "quant_algo": None}}) is None
     assert quantization_of({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": False}}) is None
+    cache = {"quant_method": "compressed-tensors", "config_groups": {}, "kv_cache_scheme": {"num_bits": 8}}
+    assert quantization_of({"quantization_config": cache}) is None
 
 
 def test_contents_of_hf_quant_config() -> None:
@@ -377,6 +394,19 @@ def test_contents_of_hf_quant_config() -> None:
         ({"quant_method": "awq", "bits": 4, "group_size": "x"}, r"group_size in quantization_config is 'x'"),
         ({"quant_method": "awq", "bits": 7, "group_size": 128}, r"weights stored as 'GPTQ7_G128' are not known here"),
         ({"quant_method": "compressed-tensors"}, r"has no config_groups; add them"),
+        (
+            {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}},
+            r"weights stored as 'sparse-24-bitmask' \(without their zeros\) are not known here",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"a": {"targets": ["LlamaMLP"], "weights": {"num_bits": 8, "type": "float"}}},
+            },
+            r"modules of class 'LlamaMLP', which is not known here",
+        ),
+        ({"quant_method": "modelopt"}, r"modelopt does not say quant_algo; add it"),
+        ({"qformat_weight": "int3"}, r"qformat_weight 'int3' is not known here"),
         ({"quant_method": "modelopt", "quant_algo": "W2A2"}, r"quant_algo 'W2A2' is not known here"),
         ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, r"MIXED_PRECISION does not say which module"),
         (
@@ -391,6 +421,53 @@ def test_what_a_configuration_says_wrongly(facts: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
         quantization_of({"quantization_config": facts})
     assert "\n" not in str(error.value)
+
+
+def _types(name: str, facts: dict[str, Any]) -> dict[str, str]:
+    found = quantization_of({"quantization_config": facts})
+    assert found is not None
+    types = tensor_types(replace(lookup(name), quantization=found), found.format_name)
+    return {tensor: str(kind) for tensor, kind in types.items()}
+
+
+def test_modules_with_a_format_of_their_own() -> None:
+    head = _types("llama-3.1-8b", {"quant_method": "gptq", "bits": 4, "group_size": 128, "lm_head": True})
+    assert head["output.weight"] == "GPTQ4_G128"
+    rounded = {"quant_method": "auto-round", "bits": 4, "group_size": 128}
+    mixed = _types(
+        "llama-3.1-8b", {**rounded, "extra_config": {".*self_attn.*": {"bits": 8}, r"layers\.1\.": {"bits": 16}}}
+    )
+    assert (mixed["blk.0.attn_q.weight"], mixed["blk.0.ffn_up.weight"]) == ("GPTQ8_G128", "GPTQ4_G128")
+    assert mixed["blk.1.ffn_up.weight"] == "BF16"
+    quark = {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4"}}}
+    eight = {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}}
+    named = _types("llama-3.1-8b", {**quark, "layer_quant_config": {"*self_attn*": eight, "*layers.3.mlp*": {}}})
+    assert (named["blk.3.attn_q.weight"], named["blk.2.ffn_up.weight"]) == ("FP8_TENSOR", "MXFP4_LINEAR")
+    assert named["blk.3.ffn_up.weight"] == "BF16"
+    listed = {"model.layers.0.mlp.up_proj": {"quant_algo": "W4A16_AWQ", "group_size": 64}}
+    algorithm = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": listed}
+    assert _types("llama-3.1-8b", algorithm)["blk.0.ffn_up.weight"] == "INT4_G64"
+
+
+def test_a_format_that_lies_beside_the_configuration(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    config |= {"num_hidden_layers": 2, "vocab_size": 100, "max_position_embeddings": 64, "tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    said = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"producer": {}, "quantization": said}))
+    for where in (tmp_path, tmp_path / "config.json"):
+        assert resolve_spec(str(where)).quantization == Quantization("NVFP4", ("lm_head",))
+    # The configuration's own word counts.
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    assert resolve_spec(str(tmp_path)).quantization == Quantization("FP8_TENSOR")
+
+
+def test_a_directory_of_mistral(tmp_path: Path) -> None:
+    params = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "hidden_dim": 128}
+    params |= {"vocab_size": 100, "norm_eps": 1e-5, "max_seq_len": 64, "quantization": {"qformat_weight": "fp8_e4m3"}}
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    spec = resolve_spec(str(tmp_path))
+    assert (spec.name, spec.quantization) == (tmp_path.name, Quantization("FP8_TENSOR"))
 
 
 def _kept(spec: ModelSpec, *kept: str, chosen: str = "INT4_G32") -> set[str]:
@@ -462,6 +539,22 @@ def test_experts_in_a_format_of_their_own() -> None:
     assert str(kinds["blk.5.ffn_up_shexp.weight"]) == str(kinds["blk.5.attn_q_a.weight"]) == "FP8_BLOCK"
     with pytest.raises(UserError, match="expert_dtype 'int3' is not known here"):
         quantization_of({"quantization_config": FP8, "expert_dtype": "int3"})
+
+
+def test_experts_alone_in_a_format_of_their_own() -> None:
+    spec = lookup("qwen3-30b-a3b")
+    for kind, format_name, stored in (("fp4", "MXFP4_BF16", "MXFP4"), ("nvfp4", "NVFP4", "NVFP4")):
+        found = quantization_of({"expert_dtype": kind})
+        assert found is not None
+        assert found.format_name == format_name
+        kinds = tensor_types(replace(spec, quantization=found), format_name)
+        assert str(kinds["blk.5.ffn_up_exps.weight"]) == stored
+        assert str(kinds["blk.5.attn_q.weight"]) == str(kinds["output.weight"]) == "BF16"
+    assert quantization_of({"expert_dtype": "bfloat16"}) is None
+    wide = quantization_of({"quantization_config": FP8, "expert_dtype": "bfloat16"})
+    kinds = tensor_types(replace(spec, quantization=wide), "FP8_BLOCK")
+    assert str(kinds["blk.5.ffn_up_exps.weight"]) == "BF16"
+    assert str(kinds["blk.5.attn_q.weight"]) == "FP8_BLOCK"
 
 
 def test_modules_in_several_formats() -> None:

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from breakeven.engines.backend import Backend
-from breakeven.engines.llama_cpp.server import LlamaCppServer, log_tail
+from breakeven.engines.llama_cpp.report import log_tail
+from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.engines.openai_url import connect
 from breakeven.errors import EngineError, UserError
 from breakeven.hardware.reader import available_threads

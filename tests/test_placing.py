@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import MOE, small
 
+from bench.placement import CASES, LLVMPIPE_LARGEST_BYTES, predicted
 from breakeven.errors import UserError
 from breakeven.forecast.memory import check_room
 from breakeven.forecast.placing import DeviceRoom, lacking, place
@@ -110,6 +115,32 @@ def test_what_is_too_small_is_said_with_numbers() -> None:
     assert said is not None
     assert said.startswith("needs ")
     assert said.endswith(" GB of RAM beside the card; 1.0 GB are there")
+
+
+RECORDED = json.loads((Path(__file__).parent / "data" / "placements.json").read_text())
+"""What llama-server build 10068 reported of bench/placement.py's cases on a Vulkan device of 2 GiB."""
+FITTED_OTHERWISE = {0, 26}
+"""One more layer of experts in host memory, by 2 MiB of compute buffer; and attention with sinks over caches in host
+memory, for which this build turns flash attention off and newer ones do not."""
+MEMORY_OTHERWISE = {26, 27}
+
+
+@pytest.mark.parametrize("said", RECORDED, ids=lambda said: f"{said['case']}-{said['model']}")
+def test_a_placement_is_the_one_that_llama_cpp_reported(said: dict[str, Any]) -> None:
+    case = CASES[said["case"]]
+    assert (case.model, case.layers) == (said["model"], said["layers"])
+    ours = predicted(case, [DeviceRoom("Vulkan0", 2**31, largest_bytes=LLVMPIPE_LARGEST_BYTES)], 2048)
+    if said["case"] not in FITTED_OTHERWISE:
+        assert (ours.gpu_layers, ours.cpu_moe) == (said["gpu_layers"], said["cpu_moe"])
+    if said["case"] not in MEMORY_OTHERWISE:
+        for at, sizes in said["bytes_at"].items():
+            assert ours.total(at) == pytest.approx(sum(sizes.values()), rel=0.0501)
+
+
+def test_nine_of_ten_recorded_placements_are_foretold() -> None:
+    assert len(RECORDED) == len(CASES) >= 20
+    assert len(FITTED_OTHERWISE) <= 0.1 * len(RECORDED)
+    assert len(MEMORY_OTHERWISE) <= 0.1 * len(RECORDED)
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,15 @@ def test_json_is_the_result(tmp_path: Path) -> None:
     assert found.schema == "breakeven.predict/1"
 
 
+def test_no_control_character_of_a_name_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from rich.console import Console
+
+    file = tmp_path / "bad\x1b[31m\x07.yaml"
+    file.write_text("from: llama-3.2-1b\n")
+    print_prediction(predict([str(file)], ["apple-m2-pro"]), Console(width=120))
+    assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
+
+
 @pytest.mark.parametrize("columns", [40, 80, 160])
 def test_the_table_fits_the_terminal(columns: int, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console

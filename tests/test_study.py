@@ -112,7 +112,11 @@ def test_a_small_study_gets_its_defaults(tmp_path: Path) -> None:
         ({"candidates__0__machine": "h1000"}, "candidates.0.machine", "h1000"),
         ({"candidates__0__machine": "box.yaml"}, "candidates.0.machine", "does not exist"),
         ({"candidates__0__format": "q99"}, "candidates.0.format", "q99"),
-        ({"candidates__0__engine": "vlm"}, "candidates.0.engine", "found 'vlm', it must be 'llama.cpp' or 'vllm'"),
+        (
+            {"candidates__0__engine": "vlm"},
+            "candidates.0.engine",
+            "found 'vlm', it must be 'llama.cpp', 'llama-",
+        ),
         ({"candidates__0__machine": None}, "candidates.0", "a machine"),
         ({"candidates__2__machine": "rtx-4090"}, "candidates.2", "an API price alone"),
         ({"candidates__2__location": "edge"}, "candidates.2.location", "must be cloud"),

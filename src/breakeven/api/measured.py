@@ -27,6 +27,7 @@ from breakeven.runs.load import LoadOptions
 from breakeven.runs.load_study import load_study
 from breakeven.runs.recheck import log_of, replay
 from breakeven.runs.recompute import Study, recompute
+from breakeven.runs.served import EngineWords
 from breakeven.traffic.words import Words, traffic_of
 from breakeven.traffic.workload import parse_slo
 
@@ -40,6 +41,12 @@ def compare(
     format: str | None = None,
     kv: str | None = None,
     assume: bool = False,
+    engine: str | None = None,
+    gpu_layers: str | int | None = None,
+    cpu_moe: str | int | None = None,
+    device: str | None = None,
+    tensor_split: str | None = None,
+    engine_flags: Sequence[str] = (),
     streams: Sequence[int] = DEFAULTS.streams,
     prompt_tokens: int = DEFAULTS.prompt_tokens,
     output_tokens: int = DEFAULTS.output_tokens,
@@ -58,6 +65,10 @@ def compare(
 ) -> Comparison:
     """Measure `models` against each other on this machine; `breakeven compare` explains what a model may be.
 
+    `engine` None: the one that suits this machine; `gpu_layers` ("auto", "all" or a number), `cpu_moe`, `device` and
+    `tensor_split`: where weights are to lie, of candidates that do not say so themselves (`NAME@cpu-moe=12`);
+    `engine_flags`: the engine's own flags.
+
     `format`: of synthetic models that name none (`NAME:FORMAT`); None: each one's own, else Q4_K_M. `kv`: type of keys
     and values, None: 16 bits. `assume`: read models on past what is not known in their files. `precision` is relative
     (0.02: 2 %), `budget_s` seconds of measuring. Writes `result.json`, `events.jsonl` and `report.html` to `out`
@@ -66,7 +77,15 @@ def compare(
     compared and EngineError when an engine fails.
     """
     plan = Plan(tuple(streams), prompt_tokens, output_tokens, precision, budget_s, seed)
-    options = Options(plan, format, kv, assume, _path(out), resume, threads, look_inside, command)
+    asked = EngineWords(
+        engine=engine,
+        gpu_layers=gpu_layers,
+        cpu_moe=cpu_moe,
+        device=device,
+        tensor_split=tensor_split,
+        flags=tuple(engine_flags),
+    )
+    options = Options(plan, format, kv, assume, _path(out), resume, threads, look_inside, command, asked)
     if demo:
         if models:
             raise UserError("--demo chooses its own models; leave either it or them out")

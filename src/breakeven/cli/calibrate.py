@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Quiet, duration, resumable
+from breakeven.cli.words import (
+    CpuMoe,
+    Device,
+    Engine,
+    EngineFlags,
+    GpuLayers,
+    Quiet,
+    TensorSplit,
+    duration,
+    resumable,
+)
 
 app = typer.Typer()
 
@@ -20,13 +30,19 @@ It takes about ten minutes, writes a profile, and tells how far off predictions 
 breakeven calibrate
 breakeven calibrate --format Q8_0 --budget 5m
 breakeven calibrate --engine vllm --out here.json
+breakeven calibrate --engine llama-server --gpu-layers all
 breakeven calibrate --list
 """
 
 
 @app.command(help=EXAMPLES)
 def calibrate(
-    engine: Annotated[str, typer.Option(help="llama.cpp or vllm.")] = "llama.cpp",
+    engine: Engine = None,
+    gpu_layers: GpuLayers = None,
+    cpu_moe: CpuMoe = None,
+    device: Device = None,
+    tensor_split: TensorSplit = None,
+    engine_flag: EngineFlags = None,
     format_name: Annotated[
         str | None, typer.Option("--format", help="Weight format of the probes.", show_default="Q4_K_M, BF16")
     ] = None,
@@ -45,7 +61,19 @@ def calibrate(
     from breakeven.pages.calibration import calibration_json, calibration_lines, plan_lines
     from breakeven.pages.progress import Progress
 
-    options = breakeven.CalibrateOptions(engine, format_name, duration(budget), out, resume, threads)
+    options = breakeven.CalibrateOptions(
+        engine,
+        format_name,
+        duration(budget),
+        out,
+        resume,
+        threads,
+        gpu_layers=gpu_layers,
+        cpu_moe=cpu_moe,
+        device=device,
+        tensor_split=tensor_split,
+        engine_flags=tuple(engine_flag or ()),
+    )
     if list_only:
         typer.echo("\n".join(plan_lines(options)))
         return

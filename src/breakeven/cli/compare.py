@@ -9,7 +9,24 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Assume, Kv, Quiet, Speed, Threads, Window, command, load_progress, percent, resumable
+from breakeven.cli.words import (
+    Assume,
+    CpuMoe,
+    Device,
+    Engine,
+    EngineFlags,
+    GpuLayers,
+    Kv,
+    Quiet,
+    Speed,
+    TensorSplit,
+    Threads,
+    Window,
+    command,
+    load_progress,
+    percent,
+    resumable,
+)
 from breakeven.cli.words import duration as duration_of
 from breakeven.errors import UserError
 
@@ -59,7 +76,12 @@ def compare(
     warm_up: Annotated[str | None, typer.Option(help="With --rate: same traffic before a turn, not counted.")] = None,
     rounds: Annotated[int, typer.Option(help="With --rate: turns a candidate gets at each.")] = 2,
     slo: Annotated[str | None, typer.Option(help="Under load, what a good request keeps: ttft=1s,tpot=80ms.")] = None,
-    engine: Annotated[str, typer.Option(help="Starts the models under load: llama.cpp or vllm.")] = "llama.cpp",
+    engine: Engine = None,
+    gpu_layers: GpuLayers = None,
+    cpu_moe: CpuMoe = None,
+    device: Device = None,
+    tensor_split: TensorSplit = None,
+    engine_flag: EngineFlags = None,
     slots: Annotated[int | None, typer.Option(help="Under load: requests an engine works on at once.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt length in tokens.", show_default="128")] = None,
     output: Annotated[str | None, typer.Option(help="Tokens to generate per request.", show_default="64")] = None,
@@ -93,6 +115,11 @@ def compare(
             out=out,
             resume=resume,
             engine=engine,
+            gpu_layers=gpu_layers,
+            cpu_moe=cpu_moe,
+            device=device,
+            tensor_split=tensor_split,
+            engine_flags=tuple(engine_flag or ()),
             format_name=format_name,
             kv=kv,
             assume=assume,
@@ -123,6 +150,12 @@ def compare(
             format=format_name,
             kv=kv,
             assume=assume,
+            engine=engine,
+            gpu_layers=gpu_layers,
+            cpu_moe=cpu_moe,
+            device=device,
+            tensor_split=tensor_split,
+            engine_flags=tuple(engine_flag or ()),
             streams=[int(part) for part in streams.split(",")],
             **{name: n for name, n in lengths.items() if n is not None},
             precision=relative,

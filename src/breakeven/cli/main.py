@@ -5,6 +5,7 @@ It parses nothing but its own two options, so that `breakeven --help` costs no m
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import NamedTuple
@@ -87,6 +88,9 @@ def run_verb(name: str, args: list[str]) -> int:
     command = get_command(import_module(VERBS[name].module).app)
     # typer gives every app its own completion options, which would complete `breakeven`, not one verb of it.
     command.params = [param for param in command.params if param.name not in COMPLETION_OPTIONS]
+    if any(param.name == "engine_flag" for param in command.params) and "--" in args:
+        at = args.index("--")  # what stands behind it is the engine's, to the letter
+        args = [*args[:at], *(f"--engine-flag={flag}" for flag in args[at + 1 :])]
     status = command.main(args, prog_name=f"breakeven {name}", standalone_mode=False)
     # Outside standalone mode the command's own return value comes back; only an integer is a status.
     return status if isinstance(status, int) else 0
@@ -108,6 +112,9 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def _complain(text: str) -> None:
     sys.stderr.write(f"breakeven: {one_line(text)}\n")
 
@@ -124,6 +131,15 @@ def _run(args: list[str]) -> int:
     except BrokenPipeError:
         # The reader (head, less) left: nothing more to say, and Python's flush at exit must not say it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        # What Python still holds of the output would fail again, with a traceback, as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _complain(
+            f"{error.filename or 'the output'}: cannot be written ({error.strerror}); make room, or write elsewhere"
+        )
         return 1
     except Exception as error:
         # typer is imported by now if it is what raised; importing it at the top would cost --help 0.1 s.

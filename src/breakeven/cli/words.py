@@ -36,7 +36,14 @@ SloOption = Annotated[str | None, typer.Option(help="What a good request keeps: 
 ModelName = Annotated[str | None, typer.Option("--model", help="The model's name at the server.")]
 Processes = Annotated[int | None, typer.Option(help="Client processes.", show_default="as needed")]
 Ray = Annotated[str | None, typer.Option("--ray", help="Make the load on a Ray cluster: its address.")]
-Engine = Annotated[str, typer.Option(help="Starts TARGET where it is a model: llama.cpp or vllm.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="Starts models: llama.cpp, llama-server, vllm, mlx, ollama, ...", show_default="what suits here"),
+]
+EngineFlags = Annotated[
+    list[str] | None,
+    typer.Option("--engine-flag", help="One more flag for the engine; or give all of them behind --.", metavar="FLAG"),
+]
 SyntheticFormat = Annotated[
     str | None,
     typer.Option(

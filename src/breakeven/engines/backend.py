@@ -16,7 +16,13 @@ from breakeven.hardware.placement import Placed
 from breakeven.wire.dialects import dialect_of
 
 LLAMA_CPP = "llama.cpp"
+LLAMA_SERVER = "llama-server"
+"""llama.cpp too, as the user's own executable."""
 VLLM = "vllm"
+MLX = "mlx"
+SGLANG = "sglang"
+OLLAMA = "ollama"
+LM_STUDIO = "lmstudio"
 KEY_VARIABLES = ("BREAKEVEN_API_KEY", "OPENAI_API_KEY")
 """Environment variables a key may come from, the first that is set wins."""
 
@@ -73,8 +79,13 @@ class Backend:
 
     @property
     def takes_extra_fields(self) -> bool:
-        """True when fields beyond OpenAI's, such as `ignore_eos`, do not make it refuse a request."""
-        return self.settings.get("extra_fields") != "refused"
+        """True when it neither refuses fields beyond OpenAI's, such as `ignore_eos`, nor passes them over."""
+        return self.settings.get("extra_fields") != "refused" and dialect_of(self.engine).extra_fields
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Tokens at which it ends a text, as far as they are known."""
+        return tuple(int(token) for token in self.settings.get("end_tokens", "").split())
 
     @property
     def chat_only(self) -> bool:

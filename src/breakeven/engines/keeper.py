@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
-import signal
 import socket
 import subprocess
 import sys
@@ -22,11 +20,12 @@ from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
-from typing import IO, ClassVar
+from typing import ClassVar
 
 from breakeven.engines import family
 from breakeven.engines.backend import Backend, MemoryUse, open_url, process_memory, tree_memory
 from breakeven.errors import EngineError
+from breakeven.hardware import system
 
 READY_TIMEOUT_S = 1800.0
 _HEALTH_TIMEOUT_S = 10.0
@@ -44,6 +43,8 @@ class KeptEngine(ABC):
 
     title: ClassVar[str]
     """The engine's name in errors."""
+    ours: ClassVar[bool] = True
+    """False for a server that ran before us and runs on after us: its processes and their memory are not ours."""
     poll_s: ClassVar[float] = 0.1
     """How often a server that loads is asked whether it is there."""
     end_timeout_s: ClassVar[float] = 3.0
@@ -129,17 +130,17 @@ class KeptEngine(ABC):
         """Run `before FD after` with output to the log; what it writes to FD until it closes that."""
         self._started_s = time.monotonic()
         read_fd, write_fd = os.pipe()
+        word, passed = system.inherited(write_fd)
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("wb") as log:
                 self._child = subprocess.Popen(
-                    [*before, str(write_fd), *after],
+                    [*before, word, *after],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(write_fd,),
                     env=dict(environment),
-                    start_new_session=True,  # Ctrl-C is for us to handle; we then stop the child
+                    **passed,  # in a session of its own: Ctrl-C is for us to handle; we then stop the child
                 )
         except OSError as error:
             os.close(read_fd)
@@ -147,25 +148,14 @@ class KeptEngine(ABC):
         finally:
             os.close(write_fd)
         assert self._child.stdin is not None
-        with os.fdopen(read_fd, "rb", buffering=0) as pipe:
-            if hello:
-                try:
-                    self._child.stdin.write(hello)
-                    self._child.stdin.flush()
-                except BrokenPipeError:
-                    return b""
-            return self._read_all(pipe)
-
-    def _read_all(self, pipe: IO[bytes]) -> bytes | None:
-        message = b""
-        while True:
-            left = self._ready_timeout_s - (time.monotonic() - self._started_s)
-            if left <= 0 or not select.select([pipe], [], [], left)[0]:
-                return None
-            part = pipe.read(4096)
-            if not part:
-                return message
-            message += part
+        if hello:
+            try:
+                self._child.stdin.write(hello)
+                self._child.stdin.flush()
+            except OSError:  # it has ended; Windows calls it an invalid argument
+                os.close(read_fd)
+                return b""
+        return system.read_to_end(read_fd, self._ready_timeout_s)
 
     def _wait_healthy(self, url: str, too_late: str) -> float:
         """Wait until it answers at `url`; seconds since it was started. Raises EngineError, `too_late` if it is."""
@@ -179,12 +169,25 @@ class KeptEngine(ABC):
                 raise EngineError(f"{too_late}{self.last_words()}")
             time.sleep(self.poll_s)
 
-    def _complete_one(self, url: str) -> None:
-        """Some failures, such as an instruction this processor lacks, show only when a token is computed."""
-        body = json.dumps({"model": self.name, "prompt": [1, 2, 3], "max_tokens": 2, "ignore_eos": True}).encode()
-        request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+    def _complete_one(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        prompt: str | Sequence[int] = (1, 2, 3),
+        timeout_s: float = _FIRST_TOKEN_TIMEOUT_S,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Some failures, such as an instruction this processor lacks, show only when a token is computed.
+
+        `model`: what the server calls it, where not by our name. Some load it first, within `timeout_s`.
+        """
+        asked = {"model": model or self.name, "prompt": prompt, "max_tokens": 2, "ignore_eos": True}
+        body = json.dumps(asked).encode()
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        request = urllib.request.Request(f"{url}/v1/completions", body, sent)
         try:
-            with open_url(request, timeout_s=_FIRST_TOKEN_TIMEOUT_S) as response:
+            with open_url(request, timeout_s=timeout_s) as response:
                 response.read()
         except (OSError, HTTPException, ValueError) as error:
             self._await_end()
@@ -218,7 +221,7 @@ class KeptEngine(ABC):
         if number is None:
             return f"exit status {self._child.returncode if self._child else None}"
         # Of a family the system may have killed any one; that its first was killed does not say why.
-        memory = number == signal.SIGKILL and not self._family
+        memory = number == system.KILLED and not self._family
         return f"killed by signal {number}{', as the system does when memory runs out' if memory else ''}"
 
     def _stop(self) -> None:
@@ -236,8 +239,7 @@ class KeptEngine(ABC):
         try:
             child.wait(timeout=_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+            system.kill_session(child.pid)
             child.wait()
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from breakeven.engines.backend import LLAMA_CPP
+from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER
 from breakeven.engines.openai_url import is_url
 from breakeven.errors import UserError
+from breakeven.hardware.placement import split_served
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import OWN, GpuFormat, OwnFormat, default_format, format_named
 from breakeven.model.resolve import resolve_spec, split_format, weight_file
@@ -23,7 +24,8 @@ class Source:
     """One candidate before it runs. Exactly one of `path` (a GGUF that exists), `url` and `synthetic` holds.
 
     `spec` is None where the architecture is unknown: an URL, or a GGUF of a family Breakeven does not know.
-    `format_name`: the weight format behind the name, as in `text`.
+    `format_name`: the weight format behind the name, as in `text`. `engine` and `words`, arguments of `placement_of`,
+    are this candidate's own, from behind its `@`, which `text` leaves out.
     """
 
     text: str
@@ -32,6 +34,13 @@ class Source:
     path: Path | None = None
     url: str | None = None
     format_name: str | None = None
+    engine: str | None = None
+    words: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def question(self) -> tuple[object, ...]:
+        """What makes it the same candidate as another."""
+        return (self.text, str(self.spec), self.engine, sorted(self.words.items()))
 
     @property
     def is_moe(self) -> bool:
@@ -48,6 +57,11 @@ def parse_source(text: str) -> Source:
     """Read one MODEL argument. Raises UserError for what does not exist or cannot be read."""
     if is_url(text):
         return Source(text, text.partition("#")[2] or text, None, url=text)
+    if "@" in text and not Path(text).expanduser().exists():
+        model, engine, words = split_served(text)
+        if engine is not None or words:
+            source = parse_source(model)
+            return replace(source, name=source.name + text[len(model) :], engine=engine, words=words)
     bare, format_name = split_format(text)
     if (path := weight_file(bare)) is not None:
         if format_name not in (None, OWN):
@@ -64,6 +78,8 @@ def weight_format(source: Source, asked: str | None, engine: str, usual: str | N
 
     `usual`: the engine's, for what has none of its own. Raises UserError for an unknown format.
     """
+    if engine == LLAMA_SERVER:  # it reads what the embedded one reads
+        engine = LLAMA_CPP
     if chosen := source.format_name or asked:
         return format_named(chosen).name
     own = format_named(OWN if source.spec is None else default_format(source.spec, engine))

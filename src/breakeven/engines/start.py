@@ -9,13 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from breakeven.engines import cache, openai_url
-from breakeven.engines.backend import LLAMA_CPP, VLLM, Backend
+from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, LM_STUDIO, MLX, OLLAMA, SGLANG, VLLM, Backend
+from breakeven.engines.borrowed import refuse_placement
 from breakeven.engines.keeper import KeptEngine
+from breakeven.engines.llama_cpp.binary import LlamaServer
 from breakeven.engines.llama_cpp.server import LlamaCppServer
-from breakeven.engines.memory import check_memory
+from breakeven.engines.lm_studio import LmStudioModel
+from breakeven.engines.memory import check_memory, check_memory_of_binary
+from breakeven.engines.mlx import server as mlx_server
+from breakeven.engines.ollama import OllamaModel
+from breakeven.engines.sglang import SglangServer
 from breakeven.engines.source import Source, parse_source, weight_format
 from breakeven.engines.vllm import directory as vllm_directory
 from breakeven.engines.vllm.server import VllmServer
@@ -44,6 +50,21 @@ class Running:
         return self.source.name
 
 
+class MemoryCheck(Protocol):
+    """Raises UserError unless all candidates fit side by side in what is available to host and devices."""
+
+    def __call__(
+        self,
+        sources: Sequence[Source],
+        format_name: str | None,
+        context: int,
+        slots: int,
+        available_bytes: int,
+        kv: str = "f16",
+        placement: Placement = AUTO,
+    ) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """An engine Breakeven can start. `formats` are the weight formats it can be given, None for all.
@@ -55,7 +76,7 @@ class Engine:
     name: str
     default_format: str
     formats: tuple[str, ...] | None
-    check_memory: Callable[[Sequence[Source], str | None, int, int, int, str], None] | None
+    check_memory: MemoryCheck | None
     weights: Callable[[Source, str, int, Progress | None], Path]
     server: Callable[[Source, Path, Serving], KeptEngine]
 
@@ -97,8 +118,14 @@ def weights_of(
 
 
 def format_of(source: Source, asked: str | None, engine: Engine) -> str:
-    """The weight format a candidate gets: what `weight_format` says, where the engine can be given it unasked."""
-    found = weight_format(source, asked, engine.name, engine.default_format)
+    """The weight format a candidate gets: what `weight_format` says, where the engine can be given it unasked.
+
+    A directory with weights has the format it has.
+    """
+    if engine.weights is not _gguf and (stored := vllm_directory.stored_format(source.text, source.spec)):
+        return stored
+    reader = LLAMA_CPP if engine.weights is _gguf else engine.name  # whatever its name, llama.cpp reads the file
+    found = weight_format(source, asked, reader, engine.default_format)
     unasked = source.format_name is None and asked is None
     return engine.default_format if unasked and engine.formats is not None and found not in engine.formats else found
 
@@ -112,7 +139,8 @@ def kv_type(sources: Sequence[Source], engine: str, asked: str | None) -> str:
         return "f16"
     if any(source.url is not None for source in sources):
         raise UserError("--kv: a server keeps keys and values in the type it was started with; leave --kv out")
-    found = {kv_for(engine, asked, source.spec) for source in sources}
+    reads = LLAMA_CPP if engine == LLAMA_SERVER else engine
+    found = {kv_for(reads, asked, source.spec) for source in sources}
     return found.pop() if found else "f16"
 
 
@@ -154,17 +182,7 @@ def start(
     assert path is not None
     kind = engine_named(engine)
     serving = Serving(
-        context,
-        slots,
-        log,
-        threads,
-        wait_policy,
-        share_prefixes,
-        embeddings,
-        environment,
-        kv,
-        placement,
-        arguments,
+        context, slots, log, threads, wait_policy, share_prefixes, embeddings, environment, kv, placement, arguments
     )
     server = kind.server(source, path, serving)
     backend = stack.enter_context(server)
@@ -184,7 +202,7 @@ def engine_named(name: str) -> Engine:
 def _check(engine: str, server: KeptEngine) -> None:
     """A request can fail a moment before the process is seen to have ended."""
     server.check_alive()
-    if server.memory() is None:
+    if server.ours and server.memory() is None:
         time.sleep(0.2)
         server.check_alive()
         raise EngineError(f"{engine} stopped answering; run again with --resume")
@@ -199,6 +217,8 @@ def _gguf(source: Source, format_name: str, seed: int, progress: Progress | None
 
 
 def _llama_cpp(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    if serving.arguments:
+        raise UserError(f"{serving.arguments[0]}: the embedded llama.cpp takes no flags; give --engine {LLAMA_SERVER}")
     return LlamaCppServer(
         path,
         context=serving.context,
@@ -210,9 +230,30 @@ def _llama_cpp(source: Source, path: Path, serving: Serving) -> KeptEngine:
         prompt_cache=serving.share_prefixes,
         embeddings=serving.embeddings,
         environment=serving.environment,
+        placement=serving.placement,
         kv_type=serving.kv,
         # llama.cpp reads quantised values in its flash attention alone, and left to choose it may not take that.
         flash_attention=True if kv_element_bytes(serving.kv) < 2 else None,
+    )
+
+
+def _llama_server(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    return LlamaServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        threads=serving.threads,
+        wait_policy=serving.wait_policy,
+        prompt_cache=serving.share_prefixes,
+        embeddings=serving.embeddings,
+        environment=serving.environment,
+        kv_type=serving.kv,
+        flash_attention=True if kv_element_bytes(serving.kv) < 2 else None,
+        random_weights=source.synthetic,
+        placement=serving.placement,
+        arguments=serving.arguments,
     )
 
 
@@ -222,6 +263,7 @@ def _directory(source: Source, format_name: str, seed: int, progress: Progress |
 
 
 def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "vLLM", _BY_ITSELF)
     real = vllm_directory.has_weights(path)
     dtype = "auto" if real else vllm_directory.dtype_of(path)
     # Four bytes an element is the most that a flag of the user's can make of it.
@@ -240,18 +282,107 @@ def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
         load_format="auto" if real else "dummy",
         # A quarter more, because vLLM hands out its cache in blocks.
         kv_cache_gib=max(1, math.ceil(1.25 * cache_bytes / 2**30)),
-        arguments=() if serving.kv == "f16" else ("--kv-cache-dtype", _VLLM_KV.get(serving.kv, serving.kv)),
+        arguments=(*_vllm_kv(serving.kv), *serving.arguments),
     )
+
+
+def _vllm_kv(kv: str) -> tuple[str, ...]:
+    return () if kv == "f16" else ("--kv-cache-dtype", _VLLM_KV.get(kv, kv))
 
 
 _VLLM_KV = {"bf16": "bfloat16"}
 """vLLM's word where it is another."""
+_BY_ITSELF = "it places a model by itself; leave it out"
+
+
+def _mlx_directory(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
+    return mlx_server.provide(split_format(source.text)[0], source.spec, format_name, seed, progress)
+
+
+def _mlx(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "MLX", _BY_ITSELF)
+    return mlx_server.MlxServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        prompt_cache=serving.share_prefixes,
+        environment=serving.environment,
+        arguments=serving.arguments,
+    )
+
+
+def _sglang(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "SGLang", _BY_ITSELF)
+    real = vllm_directory.has_weights(path)
+    return SglangServer(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        dtype="auto" if real else vllm_directory.dtype_of(path),
+        load_format="auto" if real else "dummy",
+        prefix_caching=serving.share_prefixes,
+        kv_dtype=_SGLANG_KV.get(serving.kv),
+        environment=serving.environment,
+        arguments=serving.arguments,
+    )
+
+
+_SGLANG_KV = {"bf16": "bfloat16", "fp8": "fp8_e4m3"}
+"""SGLang's words for what is not the model's own type."""
+
+
+def _ollama(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    _refuse_flags(serving, "Ollama")
+    return OllamaModel(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        threads=serving.threads,
+        name=source.name,
+        tokenizer=_tokenizer(source),
+        placement=serving.placement,
+        layers=len(source.spec.layers) + 1 if source.spec else None,
+    )
+
+
+def _lm_studio(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    _refuse_flags(serving, "LM Studio")
+    return LmStudioModel(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        tokenizer=_tokenizer(source),
+        placement=serving.placement,
+    )
+
+
+def _refuse_flags(serving: Serving, title: str) -> None:
+    if serving.arguments:
+        raise UserError(f"{' '.join(serving.arguments)}: {title} runs already and takes no flags; leave them out")
+
+
+def _tokenizer(source: Source) -> Path | None:
+    """What counts the tokens of a synthetic file, where its engine does not."""
+    return cache.byte_tokenizer(source.spec.vocab) if source.synthetic and source.spec else None
+
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
         Engine(LLAMA_CPP, "Q4_K_M", None, check_memory, _gguf, _llama_cpp),
+        Engine(LLAMA_SERVER, "Q4_K_M", None, check_memory_of_binary, _gguf, _llama_server),
         Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm),
+        Engine(SGLANG, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _sglang),
+        Engine(OLLAMA, "Q4_K_M", None, None, _gguf, _ollama),
+        Engine(LM_STUDIO, "Q4_K_M", None, None, _gguf, _lm_studio),
+        Engine(MLX, "MLX4", mlx_server.FORMATS, None, _mlx_directory, _mlx),
     )
 }
 """The engines that `--engine` may name."""

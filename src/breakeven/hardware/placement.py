@@ -61,6 +61,8 @@ class MemoryAt(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes: int | None = None
     """Keys, values and states."""
     compute_bytes: int | None = None
+    held_bytes: int | None = None
+    """All three together, where it tells no more than that."""
     peak_bytes: int | None = None
     """The most that its counter showed in use while it was measured, whoever used it."""
     total_bytes: int | None = None
@@ -83,7 +85,11 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
     def words(self) -> str:
         """In a few words, such as "25/25 layers on the GPU, experts of 12 in host memory"."""
         if self.gpu_layers is None:
-            return "placement not available"
+            held = {at.place: at.held_bytes for at in self.memory if at.held_bytes is not None}
+            if not held or not sum(held.values()):
+                return "placement not available"
+            on_device = sum(size for place, size in held.items() if place != HOST)
+            return f"{on_device / sum(held.values()):.0%} of its memory on the GPU"
         if self.gpu_layers == 0:
             return "on the CPU"
         of = "" if self.layers is None else f"/{self.layers}"
@@ -155,3 +161,31 @@ def _patterns(given: tuple[str, ...]) -> tuple[str, ...]:
         if not pattern or not place:
             raise UserError(f"--override-tensor {text}: give PATTERN=PLACE, such as exps=CPU")
     return tuple(given)
+
+
+WORDS = {"gpu-layers": "gpu_layers", "cpu-moe": "cpu_moe", "device": "device", "tensor-split": "tensor_split"}
+"""What may stand behind `MODEL@`, and the argument of `placement_of` that it gives."""
+
+
+def split_served(text: str) -> tuple[str, str | None, dict[str, str]]:
+    """`MODEL@ENGINE,KEY=VALUE,...` as the model, the engine and arguments of `placement_of`; all but MODEL may lack.
+
+    A list within a value is joined by `+` or `/`, because a comma parts the words: `device=CUDA0+CUDA1`,
+    `tensor-split=3/1`. Raises UserError for a word that is neither.
+    """
+    head, _, tail = text.rpartition("@")
+    if not head or "/" in tail.partition("=")[0] or "\\" in tail:
+        return text, None, {}
+    engine: str | None = None
+    found: dict[str, str] = {}
+    for word in tail.split(","):
+        key, equals, value = (part.strip() for part in word.partition("="))
+        if equals and key in WORDS and value:
+            found[WORDS[key]] = value.replace("+", ",")
+        elif not equals and key and engine is None:
+            engine = key
+        else:
+            keys = ", ".join(f"{known}=" for known in WORDS)
+            raise UserError(f"{text}: {word!r} is no engine and none of {keys}; write such as {head}@cpu-moe=12")
+    placement_of(**found)  # type: ignore[arg-type]  # a value that cannot be is refused here
+    return head, engine, found

@@ -7,7 +7,6 @@ followed, so a key goes nowhere but to the URL it is for.
 
 from __future__ import annotations
 
-import contextlib
 import email.utils
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 from breakeven.engines.backend import Backend
 from breakeven.errors import UserError
+from breakeven.hardware.system import allow_many_files
 from breakeven.measure.events import RequestDone
 from breakeven.version import __version__
 from breakeven.wire.client import HttpClient
@@ -279,7 +279,7 @@ class Pool:
             redirects=True,
             passes_on=None,
         )
-        _allow_many_files()
+        allow_many_files()
 
     def start(
         self, call: Call, on_done: Callable[[RequestDone], None], on_first: Callable[[], None] | None = None
@@ -331,15 +331,3 @@ def _header_lines(backend: Backend) -> list[str]:
             f"the key in {backend.api_key_env} holds a line break or other unprintable character; set it anew"
         )
     return lines
-
-
-def _allow_many_files() -> None:
-    """Raise this process's soft limit of open files to the hard one: every request under way needs a connection."""
-    try:
-        import resource
-    except ImportError:  # not a Unix
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -34,12 +34,14 @@ _BREAK_AFTER = re.compile(r"(?<=[、。，；：！？])")
 
 
 def encoder(backend: Backend, tokenizer: Path | None) -> Encode | None:
-    """What turns text into token ids without special ones: the backend, else the file, else nothing.
+    """What turns text into token ids without special ones: the backend, the file, what its model has, or nothing.
 
     Raises UserError for a tokenizer file that is none.
     """
     if backend.tokenize(_ANCHOR) is not None:
         return backend.tokenize
+    if tokenizer is None and "tokenizer" in backend.settings:
+        tokenizer = Path(backend.settings["tokenizer"])
     if tokenizer is None:
         return None
     from tokenizers import Tokenizer

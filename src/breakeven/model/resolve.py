@@ -6,6 +6,7 @@ A path that exists is read for what is in it, whatever it is called: weights com
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from breakeven.model.architecture import ModelSpec
 from breakeven.model.catalogue import find, lookup
 from breakeven.model.formats.named import format_named
 from breakeven.model.layouts.derive import assumes, assuming
+from breakeven.model.readers.bounded import shown
 
 _GIVE = "give a .gguf file, a directory with config.json, or a model's name"
 _MOST_MANIFEST_BYTES = 1 << 20
+_LONGEST_PATH = 4000
 
 
 def resolve_spec(text: str, assume: bool | None = None) -> ModelSpec:
@@ -31,11 +34,23 @@ def resolve_spec(text: str, assume: bool | None = None) -> ModelSpec:
         return _resolved(text, reads_on)
 
 
+def path_of(text: str) -> Path:
+    """What a user typed as a path, `~` unfolded. Raises UserError for text that no path can be."""
+    if "\0" in text or len(text) > _LONGEST_PATH or any(len(os.fsencode(part)) > 255 for part in text.split("/")):
+        raise UserError(f"{shown(text)} is no name or path of a model; {_GIVE}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{shown(text)}: {str(error).rstrip('.')}; write the path in full") from error
+
+
 def _resolved(text: str, assume: bool) -> ModelSpec:
     from breakeven.model.readers import hf
 
+    if not text.strip():
+        raise UserError(f"the model's name is empty; {_GIVE}")
     text = bare_name(text)
-    path = Path(text).expanduser()
+    path = path_of(text)
     if (weights := weight_file(text)) is not None:
         from breakeven.model.readers.gguf import read_gguf
 
@@ -78,7 +93,7 @@ def bare_name(text: str) -> str:
     if format_name is not None:
         return head
     head, tail = _parted(text)
-    if tail and not Path(text).expanduser().exists():
+    if tail and not path_of(text).exists():
         try:
             format_named(tail)
         except UserError as error:
@@ -111,7 +126,7 @@ def _is_known(text: str) -> bool:
 
 def is_catalogued(text: str) -> bool:
     """Whether `text` is a name, or hub id, of the catalogue, and no path that exists."""
-    return _is_known(text) and not Path(text).expanduser().exists()
+    return _is_known(text) and not path_of(text).exists()
 
 
 _SUFFIXES = (".gguf", ".yaml", ".yml", ".json", ".bin")
@@ -125,22 +140,22 @@ def weight_file(text: str) -> Path | None:
     """
     from breakeven.model.readers.gguf_file import first_part
 
-    path = Path(text).expanduser()
+    path = path_of(text)
     if path.is_dir():
         return None if (path / "config.json").exists() else _only_gguf(path)
     magic = _begin(path)
     if magic[:4] == b"GGUF":
         part = first_part(path)
         return part if part.is_file() else path
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         raise UserError(f"{text}: {_what(path, magic)}")
     return _of_manifest(path) if magic[:1] == b"{" else None
 
 
 def is_weight_file(text: str) -> bool:
     """Whether `text` is a path at which `weight_file` looks for a GGUF, and one is there or should be."""
-    path = Path(text).expanduser()
-    return path.suffix == ".gguf" or (path.exists() and weight_file(text) is not None)
+    path = path_of(text)
+    return path.suffix.lower() == ".gguf" or (path.exists() and weight_file(text) is not None)
 
 
 def _begin(path: Path) -> bytes:
@@ -154,7 +169,8 @@ def _begin(path: Path) -> bytes:
 def _only_gguf(directory: Path) -> Path | None:
     from breakeven.model.readers.gguf_file import first_part
 
-    found = [p for p in sorted(directory.glob("*.gguf")) if "mmproj" not in p.name and first_part(p) == p]
+    files = sorted(p for p in directory.iterdir() if p.suffix.lower() == ".gguf")
+    found = [p for p in files if "mmproj" not in p.name and first_part(p) == p]
     if len(found) > 1:
         names = ", ".join(p.name for p in found[:4]) + (" ..." if len(found) > 4 else "")
         raise UserError(f"{directory}: holds {len(found)} models ({names}); give one of the files")

@@ -5,16 +5,18 @@ Readable from 40 columns on, because columns give way by importance.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from breakeven.errors import UserError
 from breakeven.hardware.chips import Chip, Price, rate_words, size_words
 from breakeven.hardware.machine import Machine
 from breakeven.model.catalogue import CatalogueEntry, entries, find, matching, total_of
+from breakeven.model.resolve import path_of
 from breakeven.model.summary import LARGEST, LISTED_FORMAT, SIZE_CLASSES, Detail, Experts, Stored, Summary, size_class
 from breakeven.model.tensors import TensorGroup
 from breakeven.pages.words import bytes_text, count_text, grouped, number
@@ -148,8 +150,8 @@ _APART = {"Tables": TensorGroup.TABLE, "Drafting": TensorGroup.MTP}
 
 def is_part(text: str) -> bool:
     """Whether this is no model's name and no path, but a part of catalogued names: a list is what was asked for."""
-    path = Path(text).expanduser()
-    if path.suffix in (".gguf", ".json", ".yaml", ".yml") or path.exists():
+    path = path_of(text)
+    if path.suffix.lower() in (".gguf", ".json", ".yaml", ".yml") or path.exists():
         return False
     try:
         find(text)
@@ -164,21 +166,23 @@ def print_groups(console: Console) -> None:
     by_class = grouped(known, lambda entry: size_class(total_of(entry)))
     kinds = sum(entry.facts.is_moe for entry in known)
     console.print(f"{len(known)} models by total parameters: {len(known) - kinds} dense, {kinds} MoE", style="bold")
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column()
+    console.print(
+        "`breakeven models NAME` shows one, `models qwen3.5` all with that name.\n"
+        "gemma-3-1b -3-270m: gemma-3-1b, gemma-3-270m. * hybrid: layers with a state",
+        highlight=False,
+    )
     for name in _CLASSES:
         for moe, kind in ((False, "dense"), (True, "MoE")):
             group = [entry for entry in by_class.get(name, []) if entry.facts.is_moe == moe]
             if group:
-                table.add_row("" if moe else name, f"{len(group)} {kind}", _shortened(group))
-    console.print(table, highlight=False)
-    console.print(
-        "gemma-3-1b -3-270m: gemma-3-1b, gemma-3-270m. * hybrid: some layers keep a state, no cache.\n"
-        "`breakeven models NAME` shows one, `models qwen3.5` those with that in their names, `--full` all.",
-        highlight=False,
-    )
+                _print_group(f"{name}, {len(group)} {kind}:", _shortened(group), console)
+
+
+def _print_group(heading: str, names: str, console: Console) -> None:
+    lines = textwrap.wrap(f"{heading} {names}", console.width, subsequent_indent="  ", break_on_hyphens=False)
+    shown = Text("\n".join(lines))
+    shown.stylize("bold", 0, len(heading))
+    console.print(shown, highlight=False, soft_wrap=True)
 
 
 def _shortened(group: Sequence[CatalogueEntry]) -> str:
@@ -209,7 +213,7 @@ def print_detail(model: Detail, console: Console, full: bool = False) -> None:
         console.print(line, style="bold" if index == 0 else None, highlight=False, markup=False)
     console.print()
     columns = (*FORMAT_COLUMNS, *(row for row in APART_COLUMNS if _APART[row[0]] in model.params_by_group))
-    shown = [stored for stored in model.formats if full or _is_common(stored, model)]
+    shown = [stored for stored in model.formats if full or _is_common(stored)]
     console.print(_table(columns, [_format_row(stored, columns) for stored in shown], console.width))
     console.print(
         "Read/token: weight bytes one decode step of one sequence touches."
@@ -328,11 +332,11 @@ def _beside(model: Detail) -> list[str]:
 
 
 COMMON_FORMATS = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "MXFP4", "FP8", "INT4", "NVFP4")
-"""Formats that are shown of every model; the rest is for `--full`."""
+"""Formats that are shown of every model, beside the file's own and the one asked for; the rest is for `--full`."""
 
 
-def _is_common(stored: Stored, model: Detail) -> bool:
-    return stored.format in COMMON_FORMATS or (stored is model.formats[0] and stored.label != stored.format)
+def _is_common(stored: Stored) -> bool:
+    return stored.format in COMMON_FORMATS or stored.label != stored.format
 
 
 def _format_row(stored: Stored, columns: Sequence[tuple[str, str, int]]) -> list[str]:

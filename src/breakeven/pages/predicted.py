@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from breakeven.errors import printable
 from breakeven.pages.terminal import packed, shortened
 from breakeven.pages.words import bytes_text, grouped, number
 from breakeven.results.cost import BreakEven, Cost, CostPoint, WhatIf
@@ -19,7 +20,7 @@ MOST_FLIPS = 4
 
 
 def _say(console: Console, line: str, style: str | None = None) -> None:
-    console.print(line, style=style, highlight=False, markup=False)
+    console.print(printable(line), style=style, highlight=False, markup=False)
 
 
 def _say_tables(console: Console, tables: Sequence[Sequence[str]], *, parted: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from breakeven.hardware.machine import MachineSpec
+from breakeven.hardware.placement import Placed
 from breakeven.stats.estimate import Estimate
 from breakeven.stats.percentiles import Percentile, Share
 from breakeven.traffic.workload import Slo, Workload
@@ -157,6 +158,8 @@ class LoadModel(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, str] = {}
     format: str | None = None
     """Weight format of synthetic weights."""
+    placed: Placed | None = None
+    """Which layers and experts lay where, with bytes by device; None: the engine does not tell."""
 
 
 class LoadStudy(msgspec.Struct, frozen=True, kw_only=True):

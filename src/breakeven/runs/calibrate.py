@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from breakeven.engines.backend import LLAMA_CPP, VLLM
+from breakeven.engines.devices import usual_engine
 from breakeven.engines.source import Source
 from breakeven.engines.start import Engine, engine_named, start, weights_of
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
@@ -40,6 +41,7 @@ from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import format_named
 from breakeven.results.store import LOG, fingerprint
 from breakeven.runs.directory import open_directory
+from breakeven.runs.served import EngineWords
 from breakeven.version import __version__
 
 LEAST_STEPS = 4
@@ -108,9 +110,11 @@ class CalibrateOptions:
     """The fields are those of `breakeven calibrate`. `format_name` None: what the engine usually runs.
 
     `probes` and `loads` empty: chosen for this machine. `out`: the profile's file; its log is kept beside it.
+    `engine` None: the one that suits this machine. `gpu_layers`, `cpu_moe`, `device`, `tensor_split`: where the probes'
+    weights are to lie; `engine_flags`: the engine's own flags.
     """
 
-    engine: str = LLAMA_CPP
+    engine: str | None = None
     format_name: str | None = None
     budget_s: float = BUDGET_S
     out: Path | None = None
@@ -118,6 +122,23 @@ class CalibrateOptions:
     threads: int | None = None
     probes: tuple[ModelSpec, ...] = ()
     loads: tuple[ProbeLoad, ...] = ()
+    gpu_layers: str | int | None = None
+    cpu_moe: str | int | None = None
+    device: str | None = None
+    tensor_split: str | None = None
+    engine_flags: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> EngineWords:
+        """How the engine is to be started."""
+        return EngineWords(
+            engine=self.engine,
+            gpu_layers=self.gpu_layers,
+            cpu_moe=self.cpu_moe,
+            device=self.device,
+            tensor_split=self.tensor_split,
+            flags=self.engine_flags,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +163,8 @@ def calibrate(options: CalibrateOptions, on_progress: OnProgress = lambda state:
         raise UserError("--budget must be above zero, such as 10m")
     machine = read_machine()
     engine, format_name, gpu, probes, loads = plan(options, machine)
-    mark = fingerprint((engine.name, format_name, [str(p) for p in probes], loads, options.threads, __version__))
+    asked = (engine.name, options.asked)
+    mark = fingerprint((asked, format_name, [str(p) for p in probes], loads, options.threads, __version__))
     where = options.out.with_name(options.out.stem + "-calibration") if options.out else None
     default = Path("results") / f"calibrate-{engine.name}-{format_name.lower()}"
     directory, history = open_directory(where, default, mark, options.resume)
@@ -175,7 +197,8 @@ class ProbePlan(NamedTuple):
 
 def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
     """The probes and loads for `machine`. Raises UserError for an engine, format or machine that cannot be probed."""
-    engine = engine_named(options.engine)
+    engine = engine_named(usual_engine(options.engine, machine)[0])
+    options.asked.placement()  # refused now rather than after the probes were written
     format_name = _format(engine, options.format_name)
     gpu = bool(machine.gpus) and engine.name == VLLM
     memory = machine.gpus[0].memory_bytes if gpu else machine.available_memory_bytes
@@ -286,9 +309,13 @@ class _Run:
                 threads=self.options.threads,
                 wait_policy="passive" if passive else None,
                 engine=self.engine.name,
+                placement=self.options.asked.placement(),
+                arguments=self.options.engine_flags,
             )
             backend = running.backend
-            ready = BackendReady(model=spec.name, settings=backend.settings, load_s=backend.load_s)
+            ready = BackendReady(
+                model=spec.name, settings=backend.settings, load_s=backend.load_s, placed=backend.placed
+            )
             _add(self.log, self.history, ready)
             run = ProbeRun(Candidate(spec.name, backend, running.alive), self.log, self.history, SEED, energy)
             run.warm_up()

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
 import numpy as np
 
 from breakeven.engines import openai_url
 from breakeven.engines.memory import whole_context
 from breakeven.engines.source import SYNTHETIC, Source, assumed_caveats, slug
-from breakeven.engines.start import Running, engine_named, format_of, kv_type, start, weights_of
+from breakeven.engines.start import Running, format_of, weights_of
 from breakeven.errors import UserError
 from breakeven.hardware.reader import read_machine
-from breakeven.measure import events, noise
+from breakeven.measure import events
 from breakeven.measure.bodies import Bodies, prepare_bodies
 from breakeven.measure.ceiling import measure_ceiling
 from breakeven.measure.energy import open_counter
@@ -34,6 +35,7 @@ from breakeven.model.formats.named import format_named
 from breakeven.results.load import LoadModel, LoadPoint
 from breakeven.results.store import LOG, fingerprint
 from breakeven.runs.directory import open_directory
+from breakeven.runs.served import Candidates, EngineWords, check_fit, kv_of, served
 from breakeven.traffic.draw import draw
 from breakeven.traffic.schedule import Schedule
 from breakeven.traffic.schedule_file import load_schedule, save_schedule
@@ -46,6 +48,8 @@ DEFAULT_SLOTS = 8
 """Requests an engine of ours works on at once in an open loop; what comes beyond waits in its queue."""
 USEFUL_SHARE = 0.5
 """A client above half of its ceiling adds delays of its own (docs/client.md)."""
+LOADED_WARM_UP_S = 10.0
+"""Of the same traffic after each load of candidates that take turns, not counted."""
 URL_CAVEAT = "An engine behind a URL may share its machine with others; its noise cannot be seen from here."
 
 
@@ -55,14 +59,20 @@ class LoadOptions:
 
     `processes` None: as many as it takes; `format_name`: of models that name none; None: each one's own, else
     the engine's usual one. `kv`: type of keys and values of engines started here. `assume`: read models on
-    past what is not known in their files.
+    past what is not known in their files. `engine` None: the one that suits this machine. `gpu_layers`, `cpu_moe`,
+    `device`, `tensor_split`: where weights are to lie, as on the command line; `engine_flags`: the engine's own flags.
     """
 
     out: Path | None = None
     resume: bool = False
     processes: int | None = None
     ray_address: str | None = None
-    engine: str = "llama.cpp"
+    engine: str | None = None
+    gpu_layers: str | int | None = None
+    cpu_moe: str | int | None = None
+    device: str | None = None
+    tensor_split: str | None = None
+    engine_flags: tuple[str, ...] = ()
     format_name: str | None = None
     kv: str | None = None
     assume: bool = False
@@ -71,6 +81,18 @@ class LoadOptions:
     tokenizer: Path | None = None
     drain_s: float = 60.0
     command: str = "breakeven"
+
+    @property
+    def asked(self) -> EngineWords:
+        """How engines are to be started."""
+        return EngineWords(
+            engine=self.engine,
+            gpu_layers=self.gpu_layers,
+            cpu_moe=self.cpu_moe,
+            device=self.device,
+            tensor_split=self.tensor_split,
+            flags=self.engine_flags,
+        )
 
     def check(self) -> None:
         """Raise UserError for numbers that mean nothing."""
@@ -116,9 +138,9 @@ class Session:
         self._on_state, self._on_phase = on_state, on_phase
         self._question = (
             kind,
-            [(s.text, str(s.spec)) for s in sources],
+            [s.question for s in sources],
             (workload, slo, target_share, confidence, question),
-            (options.engine, options.format_name, options.kv, options.threads, self._slots),
+            (options.asked, options.format_name, options.kv, options.threads, self._slots),
             __version__,
         )
         self._stack = ExitStack()
@@ -127,7 +149,9 @@ class Session:
         self._attempts: dict[tuple[str, str, int], int] = {}
         self.because = "finished"
         """Why the study ends when nothing goes wrong; a search that runs out of time says "budget"."""
-        self.running: list[Running] = []
+        self._turn, self._up = ExitStack(), dict[int, Running]()
+        self.in_turns = False
+        """Whether candidates do not fit side by side, and each is loaded when it plays."""
         self.ceiling: events.ClientCeiling | None = None
 
     def __enter__(self) -> Session:
@@ -148,14 +172,17 @@ class Session:
                 detail = str(error) if error is not None and str(error) else None
                 self._log.append(events.StudyStopped(because=because, measured_s=0.0, detail=detail))
         finally:
+            self._turn.close()
             self._stack.close()
 
     def play(self, index: int, workload: Workload, *, load: str, round: int = 0) -> None:
         """Let candidate `index` serve `workload`, drawn once for every candidate; skipped where the log has it."""
-        up = self.running[index]
-        key = (up.name, load, round)
+        key = (self._sources[index].name, load, round)
         if key in self._finished:
             return
+        if self.in_turns and not workload.arrivals.trace:
+            workload = msgspec.structs.replace(workload, warm_up_s=max(workload.warm_up_s, LOADED_WARM_UP_S))
+        up = self._running(index)
         schedule, file = self._schedule(workload, load, round)
         ceiling = self._tested_client(schedule)
         self._on_phase("preparing prompts", up.name)
@@ -180,7 +207,7 @@ class Session:
                 ceiling=None if self._options.ray_address else ceiling,
                 on_state=self._on_state,
                 alive=up.alive,
-                pids=[r.backend.pid for r in self.running if r.backend.pid is not None],
+                pids=[r.backend.pid for r in self._up.values() if r.backend.pid is not None],
                 energy=self._energy,
             )
         finally:
@@ -189,7 +216,7 @@ class Session:
 
     def point(self, index: int, load: str) -> LoadPoint:
         """What candidate `index` did under `load` so far, all rounds together."""
-        name = self.running[index].name
+        name = self._sources[index].name
         mine = load_points(self._events_of(name, load), self._slo)
         return mine[0]
 
@@ -213,33 +240,40 @@ class Session:
             if source.url is not None:
                 openai_url.connect(source.url)  # refused now rather than after gigabytes were written
         self.machine = machine = read_machine()
-        engine = engine_named(options.engine)
+        served_as, notice = served(options.asked, sources, machine)
         format_name = None if options.format_name is None else format_named(options.format_name).name
-        kv = kv_type(sources, engine.name, options.kv)
-        if engine.check_memory is not None:
-            engine.check_memory(sources, format_name, self._context, self._slots, machine.available_memory_bytes, kv)
+        kv = kv_of(sources, served_as, options.kv)
+        formats = [format_of(s, format_name, how.engine) for s, how in zip(sources, served_as, strict=True)]
+        apart = check_fit(sources, served_as, formats, self._context, self._slots, machine, kv)
+        self.in_turns = apart is not None
+        self._said = [words for words in (notice, apart) if words is not None]
+        for words in self._said:
+            self._on_phase(words, "")
         mark = fingerprint(self._question)
         default = Path("results") / ("-vs-".join(slug(s.name) for s in sources) + f"-{self._kind}")
         self.directory, history = open_directory(options.out, default, mark, options.resume)
         self._recall(history)
-        wait = "passive" if noise.busy() else None
-        for source in sources:
-            self._on_phase("loading", source.name)
-            self.running.append(
-                start(
-                    self._stack,
-                    source,
-                    weights_of(source, format_name, self._workload.seed, None, engine=options.engine),
-                    context=self._context,
-                    slots=self._slots,
-                    log=self.directory / f"{slug(source.name)}.log",
-                    threads=options.threads,
-                    wait_policy="passive" if wait or len(sources) > 1 else None,
-                    engine=options.engine,
-                    share_prefixes=self._workload.sharing,
-                    kv=kv,
-                )
-            )
+        paths = [
+            weights_of(s, format_name, self._workload.seed, None, engine=how.engine.name)
+            for s, how in zip(sources, served_as, strict=True)
+        ]
+        self._crew = Candidates(
+            sources,
+            served_as,
+            paths,
+            self.directory,
+            context=self._context,
+            slots=self._slots,
+            kv=kv,
+            threads=options.threads,
+            share_prefixes=self._workload.sharing,
+            passive=len(sources) > 1,
+            on_phase=self._on_phase,
+            # What is up before the log is opened stands in its opening.
+            record=lambda event: self._log.append(event) if self.in_turns else None,
+        )
+        if not self.in_turns:
+            self._up = {index: self._crew.up(self._stack, index) for index in range(len(sources))}
         self._energy = open_counter()
         began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         # Alike for every candidate of a study, and other than in any study before: a server that kept its prefix cache
@@ -256,7 +290,7 @@ class Session:
                 command=options.command,
                 seed=self._workload.seed,
                 machine=machine,
-                models=[_model(up, format_of(up.source, format_name, engine)) for up in self.running],
+                models=[_model(source, formats[i], self._up.get(i)) for i, source in enumerate(sources)],
                 workload=self._workload,
                 slo=self._slo,
                 target_share=self._target_share,
@@ -265,6 +299,15 @@ class Session:
                 resumed=bool(history),
             )
         )
+
+    def _running(self, index: int) -> Running:
+        """A candidate that answers: loaded now where they take turns, and whoever was up before is not."""
+        if index not in self._up:
+            for up in self._up.values():
+                self._crew.stopped(up)
+            self._turn.close()
+            self._up = {index: self._crew.up(self._turn, index)}
+        return self._up[index]
 
     def _recall(self, history: Sequence[events.Event]) -> None:
         started: dict[str, tuple[str, str, int]] = {}
@@ -309,13 +352,13 @@ class Session:
         self._log.append(self.ceiling)
 
     def _caveats(self) -> list[str]:
-        found = []
-        if any(up.source.synthetic for up in self.running):
+        found = [*self._said]
+        if any(source.synthetic for source in self._sources):
             found.append(SYNTHETIC)
-        if any(up.source.url for up in self.running):
+        if any(source.url for source in self._sources):
             found.append(URL_CAVEAT)
         found += assumed_caveats(self._sources)
-        if len({s.text for s in self._sources}) < len(self._sources):
+        if len({repr(s.question) for s in self._sources}) < len(self._sources):
             found.append("A/A run: a model against itself; any difference found here is an error of the measurement.")
         return found
 
@@ -332,15 +375,16 @@ def context_of(schedules: Sequence[Schedule]) -> int:
     return most
 
 
-def _model(up: Running, weights: str) -> LoadModel:
-    source, spec = up.source, up.source.spec
+def _model(source: Source, weights: str, up: Running | None) -> LoadModel:
+    spec = source.spec
     return LoadModel(
         name=source.name,
         source=spec.source if spec else source.text.partition("#")[0],
         synthetic=source.synthetic,
         moe=spec.is_moe if spec else None,
         format=weights if source.synthetic else None,
-        settings=up.backend.settings,
+        settings=up.backend.settings if up else {},
+        placed=up.backend.placed if up else None,
     )
 
 

@@ -8,13 +8,13 @@ belongs to one exchange at a time; whatever arrives while it belongs to none clo
 from __future__ import annotations
 
 import asyncio
-import select
 import time
 from collections.abc import Callable
 from typing import Protocol, cast
 
 import httptools
 
+from breakeven.hardware.system import readiness
 from breakeven.wire.message import Headers, Sink, Trouble
 
 HEADER_BYTES = 64 * 2**10
@@ -163,7 +163,7 @@ class ClientConnection(asyncio.Protocol):
         self._client = client
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
-        self._poll: select.poll | None = None
+        self._poll: Callable[[], bool] | None = None
         self._served = 0
         self._streamed = False
         self._pieces: list[bytes] = []
@@ -190,7 +190,7 @@ class ClientConnection(asyncio.Protocol):
     def usable(self) -> bool:
         """Another request can be sent: it is open, and the server, if the system is asked, has not spoken unasked."""
         transport, poll = self._transport, self._poll
-        return transport is not None and not transport.is_closing() and (poll is None or not poll.poll(0))
+        return transport is not None and not transport.is_closing() and (poll is None or not poll())
 
     @property
     def streamed(self) -> bool:
@@ -252,9 +252,8 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         socket = transport.get_extra_info("socket") if self._client.wary else None
-        if socket is not None and hasattr(select, "poll"):
-            self._poll = select.poll()
-            self._poll.register(socket.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
+        if socket is not None:
+            self._poll = readiness(socket.fileno())
 
     def data_received(self, data: bytes) -> None:
         now_ns = time.monotonic_ns()

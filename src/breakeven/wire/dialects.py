@@ -43,7 +43,11 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     POST /tokenize is asked, None where there is none. `fields`, `stream_options`: what a completion is asked beside
     OpenAI's fields, so that each piece of a stream says how many tokens came so far: a chunk is not a token. Values
     that begin with $ are filled in. `several_usages`: its streams tell them more than once. `keeps_connections`: False
-    where it promises to keep a connection and closes it right after a stream.
+    where it promises to keep a connection and closes it right after a stream. `seeds`: False where a request with a
+    seed is kept out of the batch. `bars_ends`: it knows no `ignore_eos`, but a bias against the tokens that end a text.
+    `extra_fields`: False where it passes over what OpenAI has not, so that a text ends where the model ends it.
+    `like`: the engine whose dialect it is.
+    `metrics_at`: the path of its metrics on its host; empty: `/metrics` below its address.
     """
 
     owned_by: str = ""
@@ -53,6 +57,11 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: dict[str, bool] = {}
     several_usages: bool = False
     keeps_connections: bool = True
+    seeds: bool = True
+    bars_ends: bool = False
+    extra_fields: bool = True
+    like: str = ""
+    metrics_at: str = ""
     metrics: dict[str, str | list[str]] = {}
 
     def tokenize_fields(self, model: str, text: str) -> dict[str, object] | None:
@@ -72,12 +81,17 @@ class Speaker(Protocol):
     @property
     def takes_extra_fields(self) -> bool: ...
 
+    @property
+    def end_tokens(self) -> tuple[int, ...]: ...
+
 
 @cache
 def dialects() -> dict[str, Dialect]:
     """By engine."""
     text = resources.files("breakeven.wire").joinpath("dialects.json").read_bytes()
-    return msgspec.json.decode(text, type=dict[str, Dialect])
+    found = msgspec.json.decode(text, type=dict[str, Dialect])
+    spoken = {engine: found[dialect.like or engine] for engine, dialect in found.items()}
+    return {engine: msgspec.structs.replace(dialect, like=found[engine].like) for engine, dialect in spoken.items()}
 
 
 def dialect_of(engine: str) -> Dialect:
@@ -86,6 +100,8 @@ def dialect_of(engine: str) -> Dialect:
 
 
 _PLAIN = Dialect()
+_BARRED = -1000.0
+"""A bias that no logit makes up for."""
 
 
 def _filled(fields: dict[str, str | bool], values: dict[str, object]) -> dict[str, object]:
@@ -114,14 +130,16 @@ def completion_fields(
         "temperature": temperature,
         "stream": stream,
     }
-    if seed is not None:
+    dialect = dialect_of(backend.engine)
+    if seed is not None and dialect.seeds:
         fields["seed"] = seed
     if backend.takes_extra_fields:
-        if ignore_eos:
+        if ignore_eos and not dialect.bars_ends:
             fields["ignore_eos"] = True
+        elif ignore_eos and backend.end_tokens:
+            fields["logit_bias"] = {str(token): _BARRED for token in backend.end_tokens}
         if top_k is not None:
             fields["top_k"] = top_k
-    dialect = dialect_of(backend.engine)
     fields |= _filled(dialect.fields, {"$cache_prompt": cache_prompt})
     if stream:
         fields["stream_options"] = {"include_usage": True, **dialect.stream_options}
@@ -130,10 +148,11 @@ def completion_fields(
 
 @cache
 def metric_names() -> dict[str, dict[str, tuple[str, ...]]]:
-    """Engine -> field of `EngineNumbers` -> names, newest first."""
+    """Engine -> field of `EngineNumbers` -> names, newest first; one that speaks as another does is not repeated."""
     return {
         engine: {field: tuple(dialect.metrics.get(field, ())) for field in FIELDS}
         for engine, dialect in dialects().items()
+        if not dialect.like
     }
 
 

@@ -13,6 +13,7 @@ import ipaddress
 import socket
 
 from breakeven.errors import UserError
+from breakeven.hardware.system import reuse_address, share_port
 
 _WEB = (b"http://", b"https://")
 BACKLOG = 4096
@@ -34,7 +35,7 @@ def open_sockets(host: str, port: int, count: int) -> list[socket.socket]:
         for _ in range(count):
             one = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             opened.append(one)
-            _bind(one, address, shared=True)
+            _bind(one, address, shared=count > 1)
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted connections inherit it
             one.listen(BACKLOG)
             one.setblocking(False)
@@ -63,9 +64,9 @@ def _resolve(host: str, port: int) -> tuple[int, tuple[str | int | bytes, ...]]:
 
 
 def _bind(one: socket.socket, address: tuple[str | int | bytes, ...], *, shared: bool) -> None:
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reuse_address(one)
     if shared:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        share_port(one)
     if one.family == socket.AF_INET6:
         with contextlib.suppress(OSError):
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

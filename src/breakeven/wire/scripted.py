@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import ssl
 import subprocess
@@ -33,6 +32,7 @@ from typing import Any, Self
 
 import msgspec
 
+from breakeven.hardware.system import pin_to_core
 from breakeven.wire.answer import HttpAnswer
 from breakeven.wire.behaviours import BEHAVIOURS, answers_of, whole
 from breakeven.wire.completions import Body, ScriptedRequest
@@ -377,7 +377,7 @@ def main() -> None:
     parser.add_argument("--huge-bytes", type=int, default=8 * 2**20)
     given = parser.parse_args()
     if given.core is not None:
-        os.sched_setaffinity(0, {given.core})
+        pin_to_core(given.core)
     settings = {"chunks": given.chunks, "first_s": given.first_s, "chunk_s": given.chunk_s}
     settings["huge_bytes"] = given.huge_bytes
     import uvloop

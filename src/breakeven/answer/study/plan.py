@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from breakeven.answer.study.price import PRICE, ApiSpeed, EngineName, Location
+from breakeven.answer.study.price import PLACED, PRICE, ApiSpeed, EngineName, Location
 from breakeven.answer.study.values import (
     FACT,
     LIST,
@@ -37,6 +37,7 @@ from breakeven.answer.study.values import (
     read_by,
     text,
 )
+from breakeven.hardware.placement import Placement
 from breakeven.results.cost import Api, Pricing
 from breakeven.traffic.workload import Slo, Workload
 
@@ -122,8 +123,8 @@ class CandidatePlan(FilePart):
     `model` is what `resolve_spec` takes (None: an API whose model nobody knows). `machine` is a chip's slug, a profile
     or chip file as an absolute path, or "this"; None for an API and where `measured` names the machine. `engine` None:
     the one usual on that machine. `format` None: a file's own, else as published, else as the engine usually has it.
-    `kv`: type of keys and values (None: 16 bits). `measured`: a saved result of `breakeven bench`,
-    `load` or `compare`. `memory_bytes`: of one device, where it differs from the data sheet.
+    `kv`: type of keys and values (None: 16 bits). `placement`: where its weights are to lie. `measured`: a saved result
+    of `breakeven bench`, `load` or `compare`. `memory_bytes`: of one device, where it differs from the data sheet.
     """
 
     name: Annotated[str, text(1, 80), OPEN] = ""
@@ -133,6 +134,7 @@ class CandidatePlan(FilePart):
     devices: CountAbove0 = 1
     format: str | None = None
     kv: str | None = None
+    placement: Annotated[Placement, PLACED] | None = None
     location: Annotated[Location, OPEN] = "on-premise"
     pricing: Annotated[Pricing, PRICE] | None = field(default=None, metadata={"alias": "price"})
     measured: Annotated[Path, PLACE] | None = None

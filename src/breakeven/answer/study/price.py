@@ -8,11 +8,68 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from breakeven.answer.study.values import Above0, AtLeast1, Date, FilePart, Power, SecondsAbove0, Usd, one_of, read_as
+from breakeven.answer.study.values import (
+    LIST,
+    Above0,
+    AtLeast1,
+    Date,
+    FilePart,
+    Power,
+    SecondsAbove0,
+    Usd,
+    one_of,
+    read_as,
+    read_by,
+)
+from breakeven.errors import UserError
+from breakeven.hardware.placement import Placement, placement_of
 from breakeven.results.cost import Api, Own, Pricing, Rented
 
 Location = Literal["edge", "on-premise", "cloud"]
-EngineName = Annotated[str, one_of("llama.cpp", "vllm")]
+EngineName = Annotated[str, one_of("llama.cpp", "llama-server", "mlx", "ollama", "sglang", "vllm")]
+
+
+def _word(value: object) -> object:
+    """Numbers and lists of YAML as they would be typed."""
+    return ",".join(map(str, value)) if isinstance(value, list) else value if value is None else str(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementKeys(FilePart):
+    """Where weights are to lie, in the words of the command line's options. None: as the engine's own fitting chooses.
+
+    `gpu_layers`: auto, all or how many. `cpu_moe`: auto, or the layers whose experts stay in host memory. `device`:
+    CUDA0,CUDA1. `tensor_split`: 3,1. `override_tensor`: a list of PATTERN=PLACE.
+    """
+
+    gpu_layers: Annotated[str | None, read_by(_word)] = None
+    cpu_moe: Annotated[str | None, read_by(_word)] = None
+    device: Annotated[str | None, read_by(_word)] = None
+    tensor_split: Annotated[str | None, read_by(_word)] = None
+    override_tensor: Annotated[tuple[str, ...], LIST] = ()
+
+    def placement(self) -> Placement:
+        """What is asked for. Raises ValueError that says what would be right."""
+        try:
+            return placement_of(
+                self.gpu_layers, self.cpu_moe, self.device, self.tensor_split, overrides=self.override_tensor
+            )
+        except UserError as error:
+            raise ValueError(str(error).partition(": ")[2]) from None
+
+    @staticmethod
+    def of(placement: Placement) -> PlacementKeys:
+        """The keys that give this placement."""
+        return PlacementKeys(
+            gpu_layers=None if placement.gpu_layers == "auto" else str(placement.gpu_layers),
+            cpu_moe=None if placement.cpu_moe is None else str(placement.cpu_moe),
+            device=",".join(placement.devices) or None,
+            tensor_split=",".join(f"{share:g}" for share in placement.tensor_split) or None,
+            override_tensor=placement.overrides,
+        )
+
+
+PLACED = read_as(PlacementKeys, PlacementKeys.placement)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -12,21 +11,21 @@ from typing import Literal
 import msgspec
 
 from breakeven.engines.backend import LLAMA_CPP, Backend
-from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, log_lines
+from breakeven.engines.devices import check_devices, embedded_devices
+from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine
 from breakeven.engines.llama_cpp.child import KvType, ServerReady, ServerSettings
+from breakeven.engines.llama_cpp.report import last_words, placed_of
 from breakeven.errors import EngineError, UserError
+from breakeven.hardware.placement import AUTO, Placement
 from breakeven.hardware.reader import available_threads
-
-_LOG_LINES = 6
-_LOG_TAIL_BYTES = 16_384
-_TIMESTAMP = re.compile(r"^\d+(\.\d+)+ [A-Z] ")
 
 
 class LlamaCppServer(KeptEngine):
     """Context manager: starts llama.cpp on one GGUF in a child process and gives its `Backend`.
 
     `wait_policy` "passive" lets idle engine threads sleep, which costs a few per cent on a quiet machine and saves the
-    run on a shared one; None leaves the engine's default. `environment` is all that the child gets to see; None: what
+    run on a shared one; None leaves the engine's default. `placement`: as llama.cpp fits it to the GPUs that this build
+    lists, on the CPU where it lists none. `environment` is all that the child gets to see; None: what
     this process has. `verbose` puts into the log what llama.cpp loads and reserves.
 
     Raises UserError for settings that cannot be, EngineError (with the last log lines) when the model does not load.
@@ -47,7 +46,7 @@ class LlamaCppServer(KeptEngine):
         batch: int = 2048,
         flash_attention: bool | None = None,
         kv_type: KvType = "f16",
-        gpu_layers: int = 0,
+        placement: Placement = AUTO,
         repack: bool = True,
         wait_policy: Literal["active", "passive"] | None = None,
         name: str | None = None,
@@ -71,7 +70,7 @@ class LlamaCppServer(KeptEngine):
             batch=batch,
             flash_attention=flash_attention,
             kv_type=kv_type,
-            gpu_layers=gpu_layers,
+            placement=placement,
             repack=repack,
             prompt_cache=prompt_cache,
             embeddings=embeddings,
@@ -82,8 +81,7 @@ class LlamaCppServer(KeptEngine):
 
     def last_words(self) -> str:
         """The last log lines that matter, as the tail of an error's one line."""
-        lines = log_tail(self.log)
-        return f"; its log {self.log} ends: {' | '.join(lines)}" if lines else f"; its log {self.log} is empty"
+        return last_words(self.log)
 
     def _bring_up(self) -> Backend:
         if importlib.util.find_spec("xllamacpp") is None:
@@ -91,17 +89,25 @@ class LlamaCppServer(KeptEngine):
         model = Path(self.settings.model)
         if not model.is_file():
             raise UserError(f"{model} does not exist or is not a file; give the path of a GGUF file")
+        asked = self.settings.placement
+        if asked.devices or asked.tensor_split or asked.cpu_moe is not None or asked.gpu_layers not in ("auto", 0):
+            gpus = [device for device in embedded_devices() if device.is_gpu]
+            check_devices(asked, gpus, LLAMA_CPP, "built in")
         ready = self._load()
         load_s = self._wait_healthy(ready.url, f"llama.cpp loaded the model but does not answer at {ready.url}")
+        gpus = [device for device in ready.devices if device.is_gpu]
+        placed = placed_of(self.log.read_text(errors="replace"), asked) if gpus else None
         settings = {
             "engine": LLAMA_CPP,
             "build": f"xllamacpp {ready.engine_version}",
             "ggml": f"{ready.ggml_version} ({ready.ggml_commit})",
             "kernels": ready.kernels,
             **self.settings.as_strings(),
+            **({"devices": ", ".join(f"{gpu.place} ({gpu.description})" for gpu in gpus)} if gpus else {}),
+            "gpu_layers": str(placed.gpu_layers) if placed else "0",
             "wait_policy": self._wait_policy or "default",
         }
-        return Backend(ready.url, self.name, None, settings, self._pid, load_s)
+        return Backend(ready.url, self.name, None, settings, self._pid, load_s, placed)
 
     def _load(self) -> ServerReady:
         """Start the child and wait for its one message."""
@@ -121,10 +127,3 @@ class LlamaCppServer(KeptEngine):
         # An exit status only says that Python stopped on llama.cpp's refusal, which the log explains.
         how = f" ({self._how_it_ended()})" if self._signal() is not None else ""
         raise EngineError(f"llama.cpp could not load {self.settings.model}{how}{self.last_words()}")
-
-
-def log_tail(log: Path, lines: int = _LOG_LINES) -> list[str]:
-    """The last `lines` lines of an engine's log, those that llama.cpp marks as errors when there are any."""
-    found = log_lines(log, _LOG_TAIL_BYTES)
-    errors = [line for line in found if " E " in line[:16] or line.startswith(("GGML_ASSERT", "terminate called"))]
-    return [_TIMESTAMP.sub("", line) for line in (errors or found)[-lines:]]

@@ -8,8 +8,6 @@ it. vLLM draws its own random weights from a configuration (`--load-format dummy
 from __future__ import annotations
 
 import contextlib
-import importlib
-import io
 import json
 import re
 import shutil
@@ -18,9 +16,11 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from breakeven.engines.mlx import layout
 from breakeven.engines.synthesis.write import (
     ADVICE,
     BOS,
@@ -62,42 +62,33 @@ _SIZES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1, "F8_E4M3": 1}
 
 
 def mlx_parameters(
-    config: Mapping[str, object], spec: ModelSpec, format_name: str
+    config: Mapping[str, object], spec: ModelSpec, format_name: str, python: str | None = None
 ) -> tuple[list[StoredArray], dict[str, object]]:
     """What mlx-lm would load of the configuration of `spec` in a format, and the configuration that says so.
 
-    Raises NotSupportedError without mlx-lm, for a model it does not know and for a format it has not.
+    `python`: the interpreter that has mlx-lm; None: this one. Raises NotSupportedError without mlx-lm, for a model it
+    does not know and for a format it has not.
     """
     bits, group, dtype = _mlx_format(format_name)
-    try:
-        utils, trees = importlib.import_module("mlx_lm.utils"), importlib.import_module("mlx.utils")
-        arrays = importlib.import_module("mlx.core")
-    except ImportError as error:
+    question: dict[str, object] = {"config": _complete(config, spec), "bits": bits, "group": group, "dtype": dtype}
+    answer: dict[str, Any] = layout.ask_here(question) if python is None else layout.ask_there(question, python)
+    if "missing" in answer:
         raise NotSupportedError(
-            f"mlx-lm is not installed ({error}); run `pip install mlx-lm`, on Linux with `mlx[cpu]` beside it"
-        ) from error
-    plain = _complete(config, spec)
-    try:
-        model_class, args_class = utils._get_classes(config=plain)
-        model = model_class(args_class.from_dict(plain))
-        model.set_dtype(getattr(arrays, dtype))
-        counted = sum(value.size for key, value in trees.tree_flatten(model.parameters()) if not _own_head(key, spec))
-        if bits is not None:
-            with contextlib.redirect_stdout(io.StringIO()):
-                model, plain = utils.quantize_model(model, plain, group, bits)
-        # Arrays are lazy: asking for shapes allocates none.
-        found = trees.tree_flatten(model.parameters())
-    except Exception as error:  # mlx-lm raises whatever its model's constructor meets
-        raise NotSupportedError(f"{spec.name}: mlx-lm cannot build it ({' '.join(str(error).split())})") from error
+            f"mlx-lm is not installed ({answer['missing']}); "
+            "run `pip install mlx-lm`, on Linux with `mlx[cpu]` beside it"
+        )
+    if "refused" in answer:
+        raise NotSupportedError(f"{spec.name}: mlx-lm cannot build it ({answer['refused']})")
+    counted = sum(size for key, size in answer["counts"] if not _own_head(key, spec))
     if abs(counted / total_params(spec) - 1) > TOLERANCE:
         raise NotSupportedError(
             f"{spec.name}: mlx-lm would build {counted:,} parameters of it where the model has {total_params(spec):,}; "
             "it reads another layout from this configuration, so nothing is written"
         )
     kinds = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint32": "U32", "uint8": "U8"}
-    rows = [StoredArray(key, tuple(value.shape), kinds[str(value.dtype).rpartition(".")[2]]) for key, value in found]
+    rows = [StoredArray(key, tuple(shape), kinds[kind]) for key, shape, kind in answer["rows"]]
     rows = [row for row in rows if not _own_head(row.name, spec)]
-    return rows, {**plain, "torch_dtype": dtype}
+    return rows, {**answer["config"], "torch_dtype": dtype}
 
 
 def _own_head(name: str, spec: ModelSpec) -> bool:
@@ -148,16 +139,19 @@ def synthesise_mlx(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    python: str | None = None,
+    endless: bool = False,
 ) -> int:
     """Write `spec`, whose configuration is `config`, with random weights to the directory `out`, whole or not at all.
 
-    Returns the bytes of its weights; the same arguments give the same bytes. Raises what `mlx_parameters` does, and
-    UserError where there is no place or room.
+    `python`: the interpreter that has mlx-lm. `endless`: without a token that ends a text. Returns the bytes of its
+    weights; the same arguments give the same bytes. Raises what `mlx_parameters` does, and UserError where there is no
+    place or room.
     """
-    rows, said = mlx_parameters(config, spec, format_name)
+    rows, said = mlx_parameters(config, spec, format_name, python)
     total = sum(row.n_bytes for row in rows)
     with _directory(out, total) as scratch:
-        write_config(scratch, said, spec.name)
+        write_config(scratch, said, spec.name, endless=endless)
         shards = list(_shards(rows))
         done = 0
         files: dict[str, str] = {}
@@ -182,12 +176,12 @@ def write_without_weights(config: Mapping[str, object], out: Path, *, name: str,
         write_config(scratch, {**config, "torch_dtype": dtype}, name)
 
 
-def write_config(directory: Path, config: Mapping[str, object], name: str) -> None:
-    """Write `config.json` and the byte tokenizer that its vocabulary holds."""
-    said = {**config, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+def write_config(directory: Path, config: Mapping[str, object], name: str, *, endless: bool = False) -> None:
+    """Write `config.json` and the byte tokenizer that its vocabulary holds; `endless`: no token ends a text."""
+    said = {**config, "bos_token_id": BOS, "eos_token_id": [] if endless else EOS, "pad_token_id": PAD}
     said.pop("dtype", None)
     (directory / CONFIG).write_text(json.dumps(said, indent=1), encoding="utf-8")
-    write_tokenizer(directory, vocabulary(config, name))
+    write_tokenizer(directory, vocabulary(config, name), endless=endless)
 
 
 @contextlib.contextmanager
@@ -275,7 +269,7 @@ def vocabulary(config: Mapping[str, object], name: str) -> int:
     return size
 
 
-def write_tokenizer(directory: Path, vocab: int) -> None:
+def write_tokenizer(directory: Path, vocab: int, *, endless: bool = False) -> None:
     """Write the byte-level tokenizer of synthetic GGUF files in Hugging Face's form: the same text, the same ids."""
     tokens, _ = tokens_of(vocab)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -304,7 +298,7 @@ def write_tokenizer(directory: Path, vocab: int) -> None:
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": tokens[BOS],
-        "eos_token": tokens[EOS],
+        **({} if endless else {"eos_token": tokens[EOS]}),
         "pad_token": tokens[PAD],
         "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,

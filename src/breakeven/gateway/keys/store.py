@@ -5,7 +5,6 @@ A secret has 256 random bits, so a plain SHA-256 cannot be guessed back and need
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -20,6 +19,7 @@ import msgspec
 
 from breakeven.errors import UserError
 from breakeven.gateway.keys.entry import MOST_LIMITS, KeyEntry, KeyLimit, Keys, limit_text, parse_limit, stamped
+from breakeven.hardware.system import lock
 from breakeven.traffic.workload import Slo
 
 SCHEMA = "breakeven.key_file/1"
@@ -228,7 +228,7 @@ def _locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); choose a directory that you may write") from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle)
         yield
     finally:
         os.close(handle)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NoReturn, Self, get_args
 from urllib.parse import urlsplit
 
-from breakeven.answer.study.price import PRICE, ApiSpeed, EngineName, Location
+from breakeven.answer.study.price import PLACED, PRICE, ApiSpeed, EngineName, Location
 from breakeven.answer.study.values import (
     FACT,
     HIDDEN,
@@ -39,6 +39,7 @@ from breakeven.answer.study.values import (
     text,
     whole,
 )
+from breakeven.hardware.placement import Placement
 from breakeven.results.cost import Api, Pricing
 from breakeven.results.decision import Kind
 from breakeven.traffic.workload import Slo
@@ -126,14 +127,16 @@ Port = Annotated[int, whole(0, 65535)]
 class LocalPlan(FilePart):
     """An engine that the gateway starts itself and may stop again when others need its memory.
 
-    `model` is what `breakeven compare` takes: a catalogue name, a .gguf file, a config. `pinned`: never unloaded.
+    `model` is what `breakeven compare` takes: a catalogue name, a .gguf file, a config. `pinned`: never unloaded. `kv`:
+    type of keys and values, None: 16 bits. `placement`: where weights are to lie; `arguments`: the engine's own flags.
     """
 
     model: str
     engine: EngineName = "llama.cpp"
     format: str | None = None
     kv: str | None = None
-    """Type of keys and values; None: 16 bits."""
+    placement: Annotated[Placement, PLACED] | None = None
+    arguments: Annotated[tuple[str, ...], LIST] = ()
     context: CountAbove0 = 4096
     slots: CountAbove0 = 4
     threads: CountAbove0 | None = None

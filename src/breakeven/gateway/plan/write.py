@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
-from breakeven.answer.study.price import PriceTerms
+from breakeven.answer.study.price import PlacementKeys, PriceTerms
 from breakeven.answer.study.values import FilePart, keys_of
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import LOCAL_ENDPOINTS, USUAL_ENDPOINTS, AdminPlan, BackendPlan, GatewayPlan
+from breakeven.hardware.placement import Placement
 from breakeven.results.cost import Api, Own, Rented
 from breakeven.traffic.workload import Slo
 
@@ -157,6 +158,8 @@ def _value(name: str, value: object) -> object:
     if isinstance(value, Slo):
         terms = {"ttft": value.ttft_s, "tpot": value.tpot_s}
         return {term: f"{seconds!r}s" for term, seconds in terms.items() if seconds is not None}
+    if isinstance(value, Placement):
+        return _told(PlacementKeys.of(value))
     if isinstance(value, Own | Rented | Api):
         return _told(PriceTerms.of(value))
     if isinstance(value, int | float) and name.endswith(("_s", "_w")) and not name.endswith("_per_s"):

@@ -44,6 +44,12 @@ def series(directory: Path) -> dict[int, list[tuple[int, Path]]]:
     return {worker: sorted(files) for worker, files in sorted(found.items())}
 
 
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)
+
+
 def _complain(text: str) -> None:
     sys.stderr.write(f"breakeven: {text}\n")
 
@@ -170,9 +176,9 @@ class DecisionLog:
         if files := series(self.directory).get(self.worker):
             self._number = max(self._number, files[-1][0])
         path = log_file(self.directory, self.worker, self._number)
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self._size = os.fstat(self._file).st_size
-        if self._size and os.pread(self._file, 1, self._size - 1) != b"\n":
+        if self._size and _last_byte(path) != b"\n":
             self._size += os.write(self._file, b"\n")
 
     def _rotate(self) -> None:
@@ -184,5 +190,5 @@ class DecisionLog:
             if number <= self._number - self.plan.keep:
                 path.unlink(missing_ok=True)
         path = log_file(self.directory, self.worker, self._number)
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self._size = 0

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from breakeven.errors import BreakevenError, UserError
+from breakeven.errors import BreakevenError, NotSupportedError, UserError
 from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.route.speed import Observed
@@ -82,6 +82,8 @@ def _speed(backend: BackendPlan) -> Speed:
 
 def load_apart(read: Callable[[], GatewayPlan]) -> Callable[[], ServedPlan]:
     """Begin to `load` in a child process; what comes back waits for it. That raises what the child raised."""
+    if sys.platform == "win32":
+        raise NotSupportedError("the gateway runs on Linux and macOS; on Windows run it inside WSL")
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import GatewayPlan
+from breakeven.hardware.system import spreads_connections
+
+if TYPE_CHECKING:
+    from breakeven.gateway.serve.loading import ServedPlan
 
 
 def source_of(
@@ -53,7 +58,7 @@ def source_of(
 
 
 def run(read: Callable[[], GatewayPlan], *, check_only: bool = False) -> int:
-    """Serve until told to end. Raises UserError for a plan that cannot be served."""
+    """Serve until told to end. Raises UserError for a plan that cannot be served, and on Windows."""
     from breakeven.gateway.serve.loading import load_apart
 
     result = load_apart(read)
@@ -61,23 +66,28 @@ def run(read: Callable[[], GatewayPlan], *, check_only: bool = False) -> int:
         plan = result().plan
         print(f"{len(plan.backends)} backends, {len(plan.policies)} public models: it can be served.")
         return 0
-    # Read over there while this process gets ready here.
-    from breakeven.gateway.serve.supervisor import Supervisor
+    if sys.platform != "win32":
+        # Read over there while this process gets ready here.
+        from breakeven.gateway.serve.supervisor import Supervisor
 
-    supervisor = Supervisor(result(), read, _say)
+        loaded = result()
+        if loaded.plan.workers > 1 and not spreads_connections():
+            raise UserError("workers: this system does not spread connections over processes; set it to 1")
+        supervisor = Supervisor(loaded, read, _say)
+        return supervisor.run(lambda: _greet(supervisor.loaded, supervisor.port, supervisor.admin_port))
+    raise UserError("the gateway runs on Linux and macOS; on Windows run it inside WSL")
 
-    def ready() -> None:
-        plan = supervisor.loaded.plan
-        host = f"[{plan.host}]" if ":" in plan.host else plan.host
-        models = ", ".join(policy.model for policy in plan.policies)
-        print(f"Serving {models} at http://{host}:{supervisor.port}/v1")
-        if supervisor.admin_port is not None:
-            print(f"Live page at http://{plan.admin_host}:{supervisor.admin_port}/")
-        if supervisor.loaded.keys is None:
-            print("No key is asked: only this machine can reach it. `breakeven keys create` makes one.")
-        sys.stdout.flush()
 
-    return supervisor.run(ready)
+def _greet(loaded: ServedPlan, port: int, admin_port: int | None) -> None:
+    plan = loaded.plan
+    host = f"[{plan.host}]" if ":" in plan.host else plan.host
+    models = ", ".join(policy.model for policy in plan.policies)
+    print(f"Serving {models} at http://{host}:{port}/v1")
+    if admin_port is not None:
+        print(f"Live page at http://{plan.admin_host}:{admin_port}/")
+    if loaded.keys is None:
+        print("No key is asked: only this machine can reach it. `breakeven keys create` makes one.")
+    sys.stdout.flush()
 
 
 def _is_gateway(path: Path) -> bool:

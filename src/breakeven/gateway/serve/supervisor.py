@@ -8,7 +8,6 @@ watching process; what a dead worker had under way is gone, what it counted is k
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 import sys
@@ -27,7 +26,10 @@ from breakeven.gateway.serve.processes import run_watcher, run_worker, send_news
 from breakeven.gateway.shared.block import Shape, SharedBlock, Slots
 from breakeven.gateway.shared.layout import Global, Rows
 from breakeven.gateway.swap.types import prepare
+from breakeven.hardware.system import allow_many_files, wait_signal
 from breakeven.wire.listen import open_sockets
+
+assert sys.platform != "win32"  # `run` has said so
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 GENERATIONS = 3
@@ -113,7 +115,7 @@ class Supervisor:
     def run(self, on_ready: Callable[[], None]) -> int:
         """Serve until told to end; returns the exit status. `on_ready` is called when every worker accepts."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        _allow_many_files()
+        allow_many_files()  # every request under way takes two connections
         self._start_watcher()
         if not self._start_workers():
             self._end(0.0)
@@ -123,7 +125,7 @@ class Supervisor:
 
     def _watch(self) -> int:
         while True:
-            number = signal.sigwaitinfo(SIGNALS).si_signo
+            number = wait_signal(SIGNALS)
             if number == signal.SIGCHLD:
                 self._reap()
             elif number == signal.SIGHUP:
@@ -299,18 +301,10 @@ class Supervisor:
         """Until these have ended. A second SIGTERM or SIGINT cuts it short."""
         until_s = time.monotonic() + timeout_s
         while any(pid in self.children for pid in pids) and (left_s := until_s - time.monotonic()) > 0:
-            got = signal.sigtimedwait(SIGNALS, left_s)
+            got = wait_signal(SIGNALS, left_s)
             self._reap()
-            if got is not None and got.si_signo in (signal.SIGTERM, signal.SIGINT):
+            if got in (signal.SIGTERM, signal.SIGINT):
                 return
-
-
-def _allow_many_files() -> None:
-    """Every request under way takes two connections: raise the soft limit of open files to the hard one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _close(sockets: Sequence[socket.socket]) -> None:

@@ -25,6 +25,7 @@ from breakeven.engines.source import parse_source
 from breakeven.engines.start import Running, kv_type, start, weights_of
 from breakeven.errors import BreakevenError, EngineError
 from breakeven.gateway.plan.model import BackendPlan
+from breakeven.hardware.placement import AUTO
 
 NAMES = frozenset(
     {
@@ -165,6 +166,8 @@ class _Keeper(threading.Thread):
             embeddings="/v1/embeddings" in self.backend.endpoints,
             kv=kv_type([source], plan.engine, plan.kv),
             environment=scrubbed(os.environ),
+            placement=plan.placement or AUTO,
+            arguments=plan.arguments,
         )
         self._check_wanted()
         port = urlsplit(running.backend.url).port

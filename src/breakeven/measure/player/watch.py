@@ -24,7 +24,7 @@ from breakeven.measure import noise
 from breakeven.measure.energy import EnergyCounter
 from breakeven.measure.events import EnergySample, EngineSample, Event
 from breakeven.measure.progress import LoadState
-from breakeven.wire.dialects import EngineNumbers, engine_numbers
+from breakeven.wire.dialects import EngineNumbers, dialect_of, engine_numbers
 
 TIMEOUT_S = 0.5
 FAILURES = 3
@@ -41,7 +41,7 @@ class EngineWatch:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
         lines = [
-            f"GET {parts.path}/metrics HTTP/1.1",
+            f"GET {dialect_of(backend.engine).metrics_at or parts.path + '/metrics'} HTTP/1.1",
             f"Host: {parts.netloc}",
             "Accept: text/plain",
             "Connection: close",

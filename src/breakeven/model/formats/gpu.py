@@ -249,3 +249,13 @@ def _fits(tensor: Tensor, chosen: GpuFormat) -> bool:
     if chosen.home != MLX or not isinstance(kind, GpuType) or kind.group is None:
         return True
     return tensor.shape[-1] % kind.group == 0
+
+
+def integers(bits: int, group: int | None, family: str) -> str:
+    """A format's name; `family`: INT with a scale, GPTQ with a zero point beside it, AWQ in 4 bits."""
+    return f"{family}{'' if family == 'AWQ' else bits}{f'_G{group}' if group else '_ROW'}"
+
+
+def integer_family(bits: int, zeros: bool) -> str:
+    """What `integers` calls a format with or without zero points."""
+    return ("AWQ" if bits == 4 else "GPTQ") if zeros else "INT"

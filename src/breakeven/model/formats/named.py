@@ -214,6 +214,10 @@ def _refuse_gpu_format(chosen: Format | GpuFormat) -> Format:
 _KV_OF_ENGINES = {
     "llama.cpp": tuple(name for name in KV_TYPES if name != "fp8"),
     "vllm": ("f16", "bf16", "fp8"),
+    "sglang": ("f16", "bf16", "fp8"),
+    "mlx": ("f16",),
+    "ollama": ("f16",),
+    "lmstudio": ("f16",),
 }
 
 

@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import Quantization
-from breakeven.model.formats.gpu import gpu_format
+from breakeven.model.formats.gpu import gpu_format, integer_family, integers
+from breakeven.model.layouts.config import text_parts
 
 _Facts = Mapping[str, object]
 
@@ -23,6 +26,7 @@ _KEPT_KEYS = (
     "exclude",
     "llm_int8_skip_modules",
 )
+SAID_IN = ("quantization_config", "compression_config", "quantization")
 HELP = "leave quantization_config out and name a format with --format"
 EVERYTHING = "*"
 
@@ -33,32 +37,39 @@ def quantization_of(config: Mapping[str, object]) -> Quantization | None:
     `config`: the contents of config.json, or of hf_quant_config.json. Raises UserError for a method that is not known
     and for facts that are missing, saying what to do.
     """
-    for holder in _holders(config):
-        for key in ("quantization_config", "compression_config", "quantization"):
+    for holder in text_parts(config):
+        for key in SAID_IN:
             facts = holder.get(key)
             if isinstance(facts, Mapping) and facts:
                 return _with_experts(_read(cast(_Facts, facts)), config)
             if facts is not None and not isinstance(facts, Mapping):
                 raise UserError(f"{key} is {facts!r:.60}, it must be a mapping; mend it, or {HELP}")
-    return None
-
-
-def _holders(config: _Facts) -> Iterator[_Facts]:
-    yield config
-    nested = config.get("text_config")
-    if isinstance(nested, Mapping):
-        yield cast(_Facts, nested)
+    return _with_experts(None, config)
 
 
 def _with_experts(found: Quantization | None, config: _Facts) -> Quantization | None:
-    kind = next((h["expert_dtype"] for h in _holders(config) if h.get("expert_dtype") is not None), None)
-    if found is None or kind is None:
+    """What `expert_dtype` says of the routed experts, also where nothing else is quantized."""
+    kind = next((h["expert_dtype"] for h in text_parts(config) if h.get("expert_dtype") is not None), None)
+    if kind is None:
         return found
-    experts = {"fp4": "MXFP4_LINEAR", "mxfp4": "MXFP4_LINEAR", "nvfp4": "NVFP4", "fp8": found.format_name}
-    name = experts.get(str(kind).lower())
-    if name is None:
-        raise UserError(f"expert_dtype {kind!r:.40} is not known here; it can be fp4, nvfp4 or fp8, or {HELP}")
-    return Quantization(found.format_name, found.kept, None if name == found.format_name else name, found.others)
+    asked = str(kind).lower()
+    if asked in _WIDE:
+        return found if found is None else replace(found, kept=(*found.kept, "experts"))
+    if asked not in _EXPERTS:
+        raise UserError(f"expert_dtype {kind!r:.40} is not known here; it can be fp4, nvfp4, fp8 or bf16, or {HELP}")
+    name = _EXPERTS[asked]
+    if found is None:
+        # The experts alone: MXFP4 with everything else in 16 bits has a name of its own.
+        if name == "MXFP4_LINEAR":
+            return Quantization("MXFP4_BF16")
+        return Quantization(name, (EVERYTHING,), others=(("experts", name),))
+    if asked == "fp8":
+        name = found.format_name if "FP8" in found.format_name else name
+    return replace(found, experts=None if name == found.format_name else name)
+
+
+_EXPERTS = {"fp4": "MXFP4_LINEAR", "mxfp4": "MXFP4_LINEAR", "nvfp4": "NVFP4", "fp8": "FP8"}
+_WIDE = ("bf16", "bfloat16", "fp16", "float16")
 
 
 def _read(facts: _Facts) -> Quantization | None:
@@ -67,7 +78,9 @@ def _read(facts: _Facts) -> Quantization | None:
         method = next((name for key, name in _TOLD_BY.items() if key in facts), None)
     if method is None:
         raise UserError(f"quantization_config does not say quant_method; add it, or {HELP}")
-    reader = _METHODS.get(str(method).lower().replace("_", "-"))
+    word = str(method).lower().replace("_", "-")
+    # vLLM's names of ModelOpt's algorithms: what they are, quant_algo says.
+    reader = _modelopt if word.startswith("modelopt-") else _METHODS.get(word)
     if reader is None:
         known = ", ".join(sorted({*_METHODS} - {"auto-round", "intel/auto-round"}))
         raise UserError(f"quantization method {str(method)!r:.60} is not known here (known: {known}); {HELP}")
@@ -81,6 +94,7 @@ _TOLD_BY = {
     "load_in_4bit": "bitsandbytes",
     "_load_in_4bit": "bitsandbytes",
     "load_in_8bit": "bitsandbytes",
+    "qformat_weight": "mistral",
     "bits": "mlx",
     "mode": "mlx",
 }
@@ -97,14 +111,18 @@ def _fp8(facts: _Facts) -> Quantization:
     return _quantization(name, facts, others)
 
 
-def _fbgemm(facts: _Facts) -> Quantization:
-    return _quantization("FP8", facts)
+def _mistral(facts: _Facts) -> Quantization:
+    """Of Mistral's params.json."""
+    kind = facts.get("qformat_weight")
+    if kind != "fp8_e4m3":
+        raise UserError(f"qformat_weight {kind!r:.40} is not known here (known: fp8_e4m3); {HELP}")
+    return _quantization("FP8_TENSOR", facts)
 
 
 def _awq(facts: _Facts) -> Quantization:
     bits, group = _whole(facts, "bits", "w_bit"), _group(facts)
     zeros = facts.get("zero_point", True) is not False
-    return _quantization(_integers(bits, group, _family(bits, zeros)), facts)
+    return _quantization(integers(bits, group, integer_family(bits, zeros)), facts)
 
 
 def _gptq(facts: _Facts) -> Quantization:
@@ -117,20 +135,22 @@ def _gptq(facts: _Facts) -> Quantization:
         elif isinstance(change, Mapping):
             name = _changed(bits, group, cast(_Facts, change))
             others.append(("re:" + str(pattern).removeprefix("+:"), name))
-    base = _integers(bits, group, "GPTQ")
+    base = integers(bits, group, "GPTQ")
     inside = facts.get("modules_in_block_to_quantize")
     if isinstance(inside, list) and inside:
         # Where the modules are listed, what is not among them is not quantized.
         listed = [name for part in inside for name in (part if isinstance(part, list) else [part])]
         others += [(str(name), base) for name in listed]
         kept.append(EVERYTHING)
+    if facts.get("lm_head") is True:
+        others.append(("lm_head", base))
     return _quantization(base, facts, tuple(others), kept)
 
 
 def _changed(bits: int, group: int | None, change: _Facts) -> str:
     """The format of a module that differs from the others in some facts."""
     mine = _whole(change, "bits") if change.get("bits") is not None else bits
-    return _integers(mine, _group(change) if change.get("group_size") is not None else group, "GPTQ")
+    return integers(mine, _group(change) if change.get("group_size") is not None else group, "GPTQ")
 
 
 def _auto_round(facts: _Facts) -> Quantization:
@@ -141,20 +161,27 @@ def _auto_round(facts: _Facts) -> Quantization:
     elif kind.startswith("nv_fp"):
         base = "NVFP4"
     else:
-        base = _integers(bits, group, "GPTQ")
+        base = integers(bits, group, "GPTQ")
     kept, others = [], []
     extra = facts.get("extra_config")
     for name, change in extra.items() if isinstance(extra, Mapping) else ():
         facts_of = cast(_Facts, change) if isinstance(change, Mapping) else {}
+        # A name with signs of an expression in it is one, to be found anywhere.
+        pattern = f"re:.*{str(name).removeprefix('.*')}" if re.search(r"[*+?^$()\[\]{}|\\]", str(name)) else str(name)
         if facts_of.get("bits") is not None and _whole(facts_of, "bits") >= 16:
-            kept.append(str(name))
+            kept.append(pattern)
         elif facts_of:
-            others.append((str(name), _changed(bits, group, facts_of)))
+            others.append((pattern, _changed(bits, group, facts_of)))
     return _quantization(base, facts, tuple(others), kept)
 
 
 def _compressed_tensors(facts: _Facts) -> Quantization | None:
     groups = facts.get("config_groups")
+    sparse = facts.get("sparsity_config")
+    if isinstance(sparse, Mapping) and sparse.get("format", "dense") != "dense":
+        raise UserError(f"weights stored as {sparse['format']!r:.40} (without their zeros) are not known here; {HELP}")
+    if not groups and (sparse or facts.get("kv_cache_scheme")):
+        return None  # of the weights nothing is said: zeros among them, or a key-value cache in fewer bits
     if not isinstance(groups, Mapping) or not groups:
         raise UserError(f"quantization_config of compressed-tensors has no config_groups; add them, or {HELP}")
     stored: list[tuple[str, tuple[str, ...]]] = []
@@ -170,6 +197,9 @@ def _grouped(stored: Sequence[tuple[str, tuple[str, ...]]], facts: _Facts) -> Qu
     classes = ("Linear", "FusedMoE", "MoE", "ParallelLMHead")
     base = next((name for name, targets in stored if not targets or any(t in classes for t in targets)), None)
     listed = tuple((t, name) for name, targets in stored for t in targets if t not in classes)
+    strange = next((t for t, _ in listed if re.fullmatch(r"[A-Z]\w+", t)), None)
+    if strange is not None:
+        raise UserError(f"config_groups names modules of class {strange[:60]!r}, which is not known here; {HELP}")
     if base is not None:
         return _quantization(base, facts, tuple((t, name) for t, name in listed if name != base))
     # Modules are all listed: what is not among them is not quantized. The experts' format is what the file is called.
@@ -189,8 +219,8 @@ def _weights(weights: _Facts) -> str:
         raise UserError(f"floats of {bits} bits in quantization_config are not known here; {HELP}")
     if bits == 8 and strategy in ("tensor", "channel"):
         return "INT8"
-    family = _family(bits, weights.get("symmetric") is False)
-    return _integers(bits, None if strategy in ("tensor", "channel") else group, family)
+    family = integer_family(bits, weights.get("symmetric") is False)
+    return integers(bits, None if strategy in ("tensor", "channel") else group, family)
 
 
 _ALGORITHMS = {
@@ -222,14 +252,16 @@ def _modelopt(facts: _Facts) -> Quantization | None:
     algorithm = facts.get("quant_algo")
     if algorithm is None:
         # A key-value cache in 8 bits alone leaves the weights as they are.
+        if not {"quant_algo", "config_groups", "kv_cache_quant_algo", "kv_cache_scheme"} & facts.keys():
+            raise UserError(f"quantization_config of modelopt does not say quant_algo; add it, or {HELP}")
         return _compressed_tensors(facts) if facts.get("config_groups") else None
     listed = facts.get("quantized_layers")
     if str(algorithm) == "MIXED_PRECISION":
         if isinstance(listed, Mapping) and listed:
             by_format: dict[str, list[str]] = {}
             for name, layer in listed.items():
-                kind = layer.get("quant_algo") if isinstance(layer, Mapping) else None
-                by_format.setdefault(_algorithm(kind), []).append(str(name))
+                own = cast(_Facts, layer) if isinstance(layer, Mapping) else {}
+                by_format.setdefault(_algorithm(own.get("quant_algo"), _group(own)), []).append(str(name))
             return _grouped([(name, tuple(targets)) for name, targets in by_format.items()], facts)
         if facts.get("config_groups"):
             return _compressed_tensors(facts)
@@ -246,7 +278,7 @@ def _algorithm(algorithm: object, group: int | None = None) -> str:
         raise UserError(
             f"quant_algo {str(algorithm)!r:.40} is not known here (known: {', '.join(_ALGORITHMS)}); {HELP}"
         )
-    return _integers(4, group, "INT") if name == "INT4" and group else name
+    return integers(4, group, "INT") if name == "INT4" and group else name
 
 
 def _mxfp4(facts: _Facts) -> Quantization:
@@ -263,20 +295,32 @@ def _bitsandbytes(facts: _Facts) -> Quantization | None:
 
 def _quark(facts: _Facts) -> Quantization:
     whole = facts.get("global_quant_config")
-    weight = whole.get("weight") if isinstance(whole, Mapping) else None
-    weight = weight[0] if isinstance(weight, list) and weight else weight
-    if not isinstance(weight, Mapping):
+    base = _quark_weight(whole)
+    if base is None:
         raise UserError(f"quantization_config of quark has no global_quant_config.weight; add it, or {HELP}")
+    layers = facts.get("layer_quant_config")
+    changes = layers.items() if isinstance(layers, Mapping) else ()
+    named = [(str(name), _quark_weight(change)) for name, change in changes]
+    others = tuple((name, found) for name, found in named if found is not None)
+    return _quantization(base, facts, others, [name for name, found in named if found is None])
+
+
+def _quark_weight(said: object) -> str | None:
+    weight = said.get("weight") if isinstance(said, Mapping) else None
+    # Of several steps the last is what is stored.
+    weight = weight[-1] if isinstance(weight, list) and weight else weight
+    if not isinstance(weight, Mapping):
+        return None
     kind, scheme = str(weight.get("dtype")), str(weight.get("qscheme"))
     names = {
         "fp4": "MXFP4_LINEAR",
         "fp8_e4m3": "FP8" if scheme == "per_channel" else "FP8_TENSOR",
         "int8": "INT8",
-        "int4": _integers(4, _group(cast(_Facts, weight)), _family(4, weight.get("symmetric") is False)),
+        "int4": integers(4, _group(cast(_Facts, weight)), integer_family(4, weight.get("symmetric") is False)),
     }
     if kind not in names:
         raise UserError(f"quark's number type {kind!r:.40} is not known here (known: {', '.join(names)}); {HELP}")
-    return _quantization(names[kind], facts)
+    return names[kind]
 
 
 def _mlx(facts: _Facts) -> Quantization:
@@ -295,7 +339,8 @@ def _mlx_name(facts: _Facts) -> str:
 
 _METHODS: dict[str, Callable[[_Facts], Quantization | None]] = {
     "fp8": _fp8,
-    "fbgemm-fp8": _fbgemm,
+    **dict.fromkeys(("fbgemm-fp8", "ptpc-fp8", "w8a8-fp8"), lambda facts: _quantization("FP8", facts)),
+    "w8a8-int8": lambda facts: _quantization("INT8", facts),
     "awq": _awq,
     "awq-marlin": _awq,
     "gptq": _gptq,
@@ -303,22 +348,13 @@ _METHODS: dict[str, Callable[[_Facts], Quantization | None]] = {
     "auto-round": _auto_round,
     "intel/auto-round": _auto_round,
     "compressed-tensors": _compressed_tensors,
+    "mistral": _mistral,
     "modelopt": _modelopt,
-    "modelopt-fp4": _modelopt,
     "mxfp4": _mxfp4,
     "bitsandbytes": _bitsandbytes,
     "quark": _quark,
     "mlx": _mlx,
 }
-
-
-def _integers(bits: int, group: int | None, family: str) -> str:
-    """A format's name; `family`: INT with a scale, GPTQ with a zero point beside it, AWQ in 4 bits."""
-    return f"{family}{'' if family == 'AWQ' else bits}{f'_G{group}' if group else '_ROW'}"
-
-
-def _family(bits: int, zeros: bool) -> str:
-    return ("AWQ" if bits == 4 else "GPTQ") if zeros else "INT"
 
 
 def _quantization(

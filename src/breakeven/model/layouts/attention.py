@@ -26,6 +26,10 @@ def attention_of(c: Config, cls: ModelClass, kinds: Sequence[str]) -> list[Mixer
     """Softmax attention of each layer that has it, latent where there is a rank."""
     if not set(ATTENDS) & set(kinds):
         c.touch(*HEADS, *KV_HEADS, *HEAD_DIM, *WINDOW)
+        c.touch_all(
+            r"(kv|q)_lora_rank|qk_(nope_|rope_)?head_dim|v_head_dim|(use_)?(attention|qkv)_bias|attention_\w+_bias"
+        )
+        c.touch_all(r"use_mla$|(use_)?qk_norm")
         return [None] * len(kinds)
     indexers = _indexers(c, cls, kinds)
     if c.whole_or(0, "kv_lora_rank") and c.flag_or(True, "use_mla"):
@@ -44,6 +48,8 @@ def attention_of(c: Config, cls: ModelClass, kinds: Sequence[str]) -> list[Mixer
             )
             for i, (kind, indexer) in enumerate(zip(kinds, indexers, strict=True))
         ]
+    if "kv_lora_rank" not in c.values and c.has("qk_nope_head_dim") and c.flag_or(True, "use_mla"):
+        raise c.missing("kv_lora_rank")
     c.touch("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "use_mla")
     found = _gqa(c, cls, kinds)
     shared = min(c.whole_or(0, "num_kv_shared_layers"), max(len(kinds) - 1, 0))
@@ -121,7 +127,13 @@ def _gqa(c: Config, cls: ModelClass, kinds: Sequence[str]) -> list[Gqa | None]:
         if change.get("value_head_dim") == change.get("head_dim", head_dim):
             change.pop("value_head_dim", None)
         own = _own_of_layer(c, i, _OWN)
-        found.append(replace(a, **(change | own)))  # type: ignore[arg-type]
+        a = replace(a, **(change | own))  # type: ignore[arg-type]
+        if a.kv_heads < 1 or a.heads % a.kv_heads:
+            raise UserError(
+                f"{c.source}: {c.name}: layer {i} has {a.heads} heads for {a.kv_heads} key-value heads, of which each "
+                "must serve as many; one of them must change"
+            )
+        found.append(a)
     return found
 
 

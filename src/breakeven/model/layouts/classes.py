@@ -109,7 +109,6 @@ _glm5 = replace(_glm_dsa, family="glm5-next", delta="kimi", joins=False, default
 _glm4moe = ModelClass(
     "glm4moe",
     tied=False,
-    head_dim_given=True,
     qkv_bias=True,
     attention_bias_output=False,
     gating=_SIGMOID,
@@ -200,7 +199,8 @@ CLASSES: dict[str, ModelClass] = {
     "qwen2_moe": _qwen2moe,
     **dict.fromkeys(("qwen3", "qwen3_vl", "qwen3_vl_text"), replace(_qwen3, dense_only=True)),
     **dict.fromkeys(
-        ("qwen3_moe", "qwen3_vl_moe", "qwen3_vl_moe_text"), replace(_qwen3, family="qwen3moe", routed="qwen3moe")
+        ("qwen3_moe", "qwen3_vl_moe", "qwen3_vl_moe_text"),
+        replace(_qwen3, family="qwen3moe", routed="qwen3moe", head_dim_given=False),
     ),
     "qwen3_next": _qwen3next,
     **dict.fromkeys(("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), _qwen35),
@@ -281,6 +281,7 @@ CLASSES: dict[str, ModelClass] = {
         "laguna",
         tied=False,
         qk_norm=_HEAD,
+        sliding_alone=False,
         gate=OutputGate.FULL,
         gate_of_true=OutputGate.HEAD,
         gating=_SIGMOID,
@@ -297,7 +298,7 @@ CLASSES: dict[str, ModelClass] = {
             defaults={"max_position_embeddings": 131072},
         ),
     ),
-    "mellum": ModelClass("mellum", tied=False, qk_norm=_HEAD),
+    "mellum": ModelClass("mellum", tied=False, qk_norm=_HEAD, sliding_alone=False),
     "apertus": ModelClass("apertus", tied=False, qk_norm=_HEAD, gated=False),
     "nemotron_h": _nemotron_h,
     **dict.fromkeys(("glm4v", "glm4v_text", "glm46v_text"), _glm4),
@@ -352,7 +353,7 @@ CLASSES: dict[str, ModelClass] = {
     ),
     "jais2": ModelClass("jais2", tied=False, layer_norm=True),
     "vaultgemma": replace(_gemma2, norms=Norms.BEFORE, family="vaultgemma"),
-    "bamba": ModelClass("bamba", tied=False),
+    "bamba": ModelClass("bamba", tied=False, pattern=("mamba",)),
     **dict.fromkeys(("mamba", "falcon_mamba"), replace(_mamba, family="mamba")),
     "mamba2": _mamba,
     "jamba": ModelClass("jamba", tied=False, expert_key="intermediate_size", normalise=False, dt_norms=True),

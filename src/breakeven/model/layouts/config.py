@@ -297,7 +297,7 @@ def _flat(values: Mapping[str, object]) -> dict[str, object]:
 _SHAPE = re.compile(
     r"size|dim|rank|num|head|layer|expert|width|interval|pattern|bias|norm|gat(e|ing)|kernel|state|group|vocab|hidden"
     r"|latent|table|embed|ffn|mlp|block|freq|period|offset|every|share|proj|tie|window|stream|conv|count|^n_|channels"
-    r"|depth|rnn|recurrent|loop|memory|slot|adapter|lora|expan|ratio"
+    r"|dense|sparse|depth|rnn|recurrent|loop|memory|slot|adapter|lora|expan|ratio"
 )
 """Parts of names that say something of a shape."""
 _SHAPE_OF_NUMBER = re.compile(r"size|dim|width|expan|ffn_mult|mlp_ratio|rank")
@@ -349,21 +349,21 @@ _HARMLESS = re.compile(
             r"^(ep_size|tp_size|pp_size|expert_parallel|expert_model_parallel)$|load_balanc|^seq_aux$|router_bias_update",
             r"^moe\.(expert_parallel|expert_model_parallel)$|update_rate|^rescale_|^residual_in_fp32$|^(ff|attn)_?(out)?_scale$",
             # Positions: they turn what is there.
-            r"rope|rotary|^position_embedding_(type|base|xdrope)$|alibi|^use_pos|^mla_use_nope|^use_nope|^nope_|^yarn|mscale",
+            r"(rope|rotary)(?!.*(head_dim|heads|rank)$)|^position_embedding_(type|base|xdrope)$|alibi|^use_pos|^mla_use_nope|^use_nope|^nope_|^yarn|mscale",
             r"^original_max_position|^initial_context|^max_window_layers$|^llama_4_scaling|attn_temperature|^floor_scale",
             r"^attn_scale|^use_logn_attn|^use_dynamic_ntk|^long_factor|^short_factor|^max_position|^max_seq|length_extrap",
             # Functions and scales without weights.
             r"(^|_)act$|activation|_func(tion)?$|^act_|swiglu|_limit$|_clip|clamp|_multipliers?$|_scal(e|ing|ar|es)$|_scale_",
             r"scaling|softcap|_cap$|_alpha$|_beta$|_eps$|epsilon|^temperature|_coeff?$|_coef_|_threshold$|_weight_scale",
-            r"^use_bidirectional|causal|^use_gemma_norm$|^use_associative_scan|fp32_combine|shared_expert_overlap|allow_neg_eigval|^scale_(emb|depth)",
+            r"^use_bidirectional|causal(?!.*(kernel|conv|dim|size))|^use_gemma_norm$|^use_associative_scan|fp32_combine|shared_expert_overlap|allow_neg_eigval|^scale_(emb|depth)",
             r"^dim_model_base$|_(alpha|beta)_factor$|_multiplier_init$|sink_init$|^att_impl|^need_fp32|^yarn_only|^norm_expert_weight",
             r"^attention_method|^scoring_|^score_|_selection_fn$|combination_strategy",
             r"^(norm_topk_prob|moe_renormalize|route_norm|norm_head|topk_method|expert_selection|router_dtype)",
             r"^topk_group|group_limited|use_grouped_topk|num_limited_groups|num_expert_group|^n_group$",
-            r"^moe_router_(?!enable)|^router_(?!latent|dim|hidden|bias)|^moe_(token_dispatcher|permute|layer_fused|backend|impl)",
+            r"^(moe_)?router_(?!enable|latent|dim|hidden|bias|mlp|num|n_|rank|size|inter|layers)|^moe_(token_dispatcher|permute|layer_fused|backend|impl)",
             r"activation_sparsity|interleave$|sinkhorn|^hc_eps|lower_bound|safe_gate|always_select|_impl$|_backend$|_mode$",
             r"^(mamba_)?chunk_size$|^mamba_(chunk|ssm_|hidden|dt_|norm_before)|^time_step_(min|max|floor|limit)|_cache_dtype",
-            r"^use_mamba_kernels|^ssm_(cfg|multip)|^attention_window_prefill|max_cache|cache_implementation|^use_swiglu",
+            r"^use_mamba(_kernels|py)|^ssm_(cfg|multip)|^attention_window_prefill|max_cache|cache_implementation|^use_swiglu",
             # Other senses.
             r"vision|visual|audio|image|video|speech|^mm_|multimodal|^vit_|anyres|^pool_type|projector|pixel|spatial_merge",
             r"^(deepstack|perceiver|boi|eoi|boa|eoa|img|patch_|vq_|codec|tts_|talker|thinker|resampler)",
@@ -373,6 +373,16 @@ _HARMLESS = re.compile(
 """Keys that change no tensor of a language model, or only say again what tensors are made of."""
 
 
+_MEASURE = re.compile(r"(^|_)(dims?|ranks?|heads|experts|width|(hidden|intermediate|memory)_size|layers)$")
+_MEASURE_OF_NOTHING = re.compile(
+    r"vision|visual|audio|image|video|speech|^mm_|^vit_|^(tts|talker|thinker|codec|vq)_|pixel|projector|deepstack"
+    r"|^max_window_layers$|^no_rope_layers$|^(rotary|rope)_dim$|mscale|^cross_attention_hidden_size$|_dt_rank$|^_"
+)
+"""What ends like a size is one, whatever stands before it, but for towers and a few that are known."""
+
+
 def harmless(key: str) -> bool:
     """Whether a key is known to change no tensor."""
+    if _MEASURE.search(key) and not _MEASURE_OF_NOTHING.search(key):
+        return False
     return _HARMLESS.search(key) is not None

@@ -298,7 +298,8 @@ def _ngrams(c: Config, hidden: int) -> NgramTable | None:
     if not ids:
         if c.has("ngram_size", "heads_per_ngram") and c.has("ple_embed_dim"):
             raise c.missing("ple_layer_ids")
-        c.touch_all("ple_|.*ngram")
+        if ids is not None:
+            c.touch_all("ple_|ngram_(size|vocab_size_base)$|heads_per_ngram")
         return None
     heads = c.whole("heads_per_ngram") * (c.whole("ngram_size") - 1)
     joined = c.whole_or(hidden, "ple_embed_dim")

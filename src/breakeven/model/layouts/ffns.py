@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from breakeven.model.layouts.config import (
     TOP_K,
     WIDTH,
     Config,
+    harmless,
 )
 from breakeven.model.layouts.model_class import ModelClass
 
@@ -31,6 +33,8 @@ _ROUTED_KEYS = (
     r"|first_k_dense|decoder_sparse_step|mlp_only_layers|expert_|experts_per|top_k_experts|num_dense_layers|router_"
     r"|interleave_moe|n_group$|num_expert|shared_expert|use_(expert|routing)_bias|enable_moe|zero_expert"
 )
+
+_OF_EXPERTS = re.compile(r"(.*_)?experts?(_.*)?$|moe_(intermediate|ffn_hidden)_size$|top_k_experts$|moe_(top)?_?k$")
 
 
 def ffns_of(c: Config, cls: ModelClass, kinds: Sequence[str]) -> list[FeedForward | None]:
@@ -91,7 +95,21 @@ def _n_experts(c: Config, cls: ModelClass) -> int:
     if cls.dense_only or not c.flag_or(True, "enable_moe_block"):
         c.touch(*EXPERTS)
         return 0
+    if not any(key in c.values for key in EXPERTS) and _announces_experts(c):
+        raise c.missing(*EXPERTS)
     return c.whole_or(0, *EXPERTS)
+
+
+def _announces_experts(c: Config) -> bool:
+    """Whether the file has a size or a count of experts although it does not say how many there are."""
+    own = any(_of_experts(key, value) for key, value in c.values.items() if key in c.own)
+    return own or c.flag_or(False, "enable_moe_block")
+
+
+def _of_experts(key: str, value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(_of_experts(str(inner), fact) for inner, fact in value.items())
+    return isinstance(value, int) and value > 1 and _OF_EXPERTS.match(key) is not None and not harmless(key)
 
 
 def _gated(c: Config, cls: ModelClass) -> bool:
@@ -256,7 +274,8 @@ def _shared(c: Config, cls: ModelClass, widths: Sequence[int]) -> tuple[list[int
     if wide is not None:
         given = c.whole_or(0, wide)
         n = numbers[0] or (1 if given else 0)
-        return [given] * count, n if given else 0
+        each = n if wide == "shared_experts_intermediate_size" else 1
+        return [given * each] * count, n if given else 0
     return [n * w for n, w in zip(numbers, widths, strict=True)], numbers[0]
 
 

@@ -91,6 +91,8 @@ def _listed(c: Config, cls: ModelClass, count: int) -> list[str] | None:
             c.touch_all(r"attn_layer_(period|offset|indices)|layer_group_size|attn_type_list|hybrid_override_pattern")
             c.touch_all(r"linear_attn_config\.(kda_layers|full_attn_layers|kda_layer_index_base)|kda_layer")
             kinds = [_kind(c, key, word) for word in listed]
+            if "sliding" in kinds and not any(k in c.values for k in WINDOW) and c.flag_or(True, "use_sliding_window"):
+                raise c.missing(*WINDOW)
             return kinds if _windowed(c) else ["full" if k == "sliding" else k for k in kinds]
     return None
 
@@ -176,7 +178,10 @@ def _plain_kind(c: Config, cls: ModelClass) -> str:
 def _windowed(c: Config) -> bool:
     """Whether the file has a window that is in use."""
     used = c.flag_or(True, "use_sliding_window")
-    return c.has(*WINDOW) and used
+    key = c.first(WINDOW)
+    value = None if key is None else c.values[key]
+    # Some files say 0 or -1 for none.
+    return used and key is not None and not (isinstance(value, int) and value <= 0)
 
 
 def _idle(c: Config, kinds: Sequence[str]) -> None:

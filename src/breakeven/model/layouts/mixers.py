@@ -89,7 +89,9 @@ def _mamba(c: Config, cls: ModelClass) -> Mixer:
     expand = c.number_or(2.0, "mamba_expand", "expand")
     heads = c.whole_or(0, "mamba_n_heads", "mamba_num_heads", "n_mamba_heads", "num_heads")
     c.touch("mamba_expand", "expand", "time_step_rank")
-    inner = c.whole_or(round(expand * hidden), "mamba_d_ssm", "mamba_intermediate_size")
+    # Of a model without feed-forwards the one width that is said is the mixer's.
+    widths = ("mamba_d_ssm", "mamba_intermediate_size", *(("intermediate_size",) if cls.no_ffn else ()))
+    inner = c.whole_or(round(expand * hidden), *widths)
     if not heads and not c.has("mamba_d_head", "mamba_head_dim", "mamba_headdim"):
         return Mamba1(
             inner=inner,

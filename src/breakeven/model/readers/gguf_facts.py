@@ -18,14 +18,18 @@ _PERIODS = {
     "gemma3n": (5, 0),
     "gemma-embedding": (6, 0),
     "cohere2": (4, 0),
-    "cohere2-moe": (4, 0),
+    "cohere2moe": (-4, 0),
     "olmo2": (4, 0),
     "exaone4": (4, 0),
     "exaone-moe": (4, 128),
     "gpt-oss": (2, 0),
     "afmoe": (4, 0),
+    "laguna": (-4, 0),
+    "mellum": (4, 0),
+    "muse-glimmer": (4, 0),
     "plamo3": (8, 0),
-    "smallthinker": (-4, 4096),
+    "smallthinker": (-4, 0),
+    "lfm2": (0, 0),
     "modern-bert": (-3, 0),
     "deepseek4": (0, 0),
 }
@@ -36,8 +40,8 @@ GEMMA3N_OWN_CACHES = 20
 """Layers that keep a cache of their own in gemma3n files that do not say (`n_layer_kv_from_start`)."""
 
 _WINDOW_UNUSED = re.compile(
-    r"(llama|mistral[34]|qwen[23].*|phi[23]|phimoe|starcoder2?|internlm2|granite.*|minicpm.*|glm.*|ernie.*|hunyuan.*"
-    r"|deepseek2|bailing.*|dots1|minimax-m2|seed_oss|falcon.*|lfm2.*|nemotron.*|jamba|apertus)$"
+    r"(llama|mistral[34]|qwen[23].*|phi[23]|phimoe|starcoder2?|internlm2|granite(moe|hybrid|switch)?|minicpm.*|glm.*|ernie.*|hunyuan.*"
+    r"|deepseek2|bailing.*|dots1|minimax-m2|seed_oss|falcon.*|lfm2moe|nemotron.*|jamba|apertus)$"
 )
 """Architectures that llama.cpp runs with full attention although files may name a window."""
 

@@ -11,7 +11,7 @@ from breakeven.errors import NotSupportedError, UserError
 from breakeven.model.architecture import StoredTensor
 from breakeven.model.readers.gguf_header import GgufHeader, read_header
 
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)?$")
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?i:gguf))?$")
 _LABEL = re.compile(
     r"(?:^|(?<=[-._ ]))(?:UD-)?(?:I?Q\d(?:_\d|_K)?(?:_[A-Z]+)*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|BF16|F16|F32)$",
     re.IGNORECASE,
@@ -109,7 +109,7 @@ def rows(header: GgufHeader) -> list[StoredTensor]:
 
 def _stem(path: Path) -> str:
     found = _PART.match(path.name)
-    return found["stem"] if found else path.name.removesuffix(".gguf").removesuffix(".bin")
+    return found["stem"] if found else re.sub(r"(\.bin)?(\.gguf)?$", "", path.name, count=1, flags=re.IGNORECASE)
 
 
 def model_name(header: GgufHeader) -> str:

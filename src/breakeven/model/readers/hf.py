@@ -17,6 +17,8 @@ from typing import Any
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import check_count, mtp_params
+from breakeven.model.formats.published import SAID_IN
+from breakeven.model.layouts.config import text_parts
 from breakeven.model.layouts.derive import spec_from_config
 from breakeven.model.readers.bounded import bounded_json, read_bounded, shown
 
@@ -61,7 +63,9 @@ def total_of_index(index: Mapping[str, object], config: Mapping[str, object], sp
     None for a checkpoint with towers, whose size an index does not tell.
     """
     metadata = index.get("metadata")
-    if not isinstance(metadata, Mapping) or "quantization_config" in config or "vision_config" in config:
+    if not isinstance(metadata, Mapping) or "vision_config" in config:
+        return None
+    if spec.quantization is not None or "quantization_config" in config:
         return None
     names = index.get("weight_map")
     tensors = [str(name) for name in names] if isinstance(names, Mapping) else []
@@ -148,6 +152,10 @@ def safetensors_rows(path: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
 
 
 CONFIG = "config.json"
+PARAMS = "params.json"
+"""What Mistral publishes in its place."""
+QUANT_CONFIG = "hf_quant_config.json"
+"""What ModelOpt writes beside a configuration that does not say the format."""
 
 
 def read_hf(where: str) -> ModelSpec:
@@ -158,9 +166,12 @@ def read_hf(where: str) -> ModelSpec:
     """
     path = Path(where).expanduser()
     if path.is_dir():
-        if not (path / CONFIG).is_file():
-            raise UserError(f"{where}: no {CONFIG} in this directory; give a directory of a Hugging Face model")
-        path = path / CONFIG
+        found = next((path / name for name in (CONFIG, PARAMS) if (path / name).is_file()), None)
+        if found is None:
+            raise UserError(
+                f"{where}: holds neither {CONFIG} nor a .gguf file; give a directory of a Hugging Face model, or a file"
+            )
+        path = found
     if path.is_file():
         return _read_file(path)
     if where.count("/") == 1 and not where.startswith(("/", ".", "~")):
@@ -170,19 +181,32 @@ def read_hf(where: str) -> ModelSpec:
 
 def _read_file(path: Path) -> ModelSpec:
     config = read_json(path)
+    if path.name == CONFIG and (path.parent / QUANT_CONFIG).is_file():
+        config = _with_format(config, path.parent / QUANT_CONFIG)
     named = config.get("_name_or_path")
-    fallback = path.resolve().parent.name if path.name == CONFIG else path.stem
+    fallback = path.resolve().parent.name if path.name in (CONFIG, PARAMS) else path.stem
     name = named if isinstance(named, str) and named else fallback
     spec = spec_from_config(config, name, str(path))
     return _checked(spec, published_total(path.parent, config, spec))
 
 
+def _with_format(config: dict[str, object], path: Path) -> dict[str, object]:
+    """A configuration with what lies beside it of its format, where it says nothing of that itself."""
+    return {**config, "quantization_config": read_json(path).get("quantization")} if _is_silent(config) else config
+
+
+def _is_silent(config: Mapping[str, object]) -> bool:
+    return all(part.get(key) is None for part in text_parts(config) for key in SAID_IN)
+
+
 def _read_hub(hub_id: str) -> ModelSpec:
-    config_path = _fetch(hub_id, CONFIG)
+    config_path = _fetch(hub_id, CONFIG) or _fetch(hub_id, PARAMS)
     if config_path is None:
         raise UserError(f"{hub_id}: has no {CONFIG} on the hub; describe the model by hand (docs/models-yaml.md)")
     config = read_json(config_path)
-    spec = spec_from_config(config, hub_id, f"huggingface:{hub_id}/{CONFIG}")
+    if _is_silent(config) and (beside := _fetch(hub_id, QUANT_CONFIG, needed=False)) is not None:
+        config = _with_format(config, beside)
+    spec = spec_from_config(config, hub_id, f"huggingface:{hub_id}/{config_path.name}")
     index_path = _fetch(hub_id, INDEX)
     return _checked(spec, total_of_index(read_json(index_path), config, spec) if index_path else None)
 
@@ -192,24 +216,42 @@ def _checked(spec: ModelSpec, total: int | None) -> ModelSpec:
     return replace(spec, published_total_params=total)
 
 
-def _fetch(hub_id: str, file: str) -> Path | None:
-    """A small file of a hub repository through the hub's own cache; None when the repository has no such file."""
-    # The client takes a while to import, and only a hub id needs it.
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+def _fetch(hub_id: str, file: str, *, needed: bool = True) -> Path | None:
+    """A small file of a hub repository through the hub's own cache; None when the repository has no such file.
 
+    `needed`: False gives None, too, when nothing can be asked and the cache does not have it.
+    """
+    # The client takes a while to import, and only a hub id needs it.
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    unreachable = (
+        f"{hub_id}: not in the local hub cache and the hub cannot be reached; "
+        "go online, or give a config.json, a .gguf file or a name that `breakeven models` lists"
+    )
     try:
+        if not isinstance(try_to_load_from_cache(hub_id, file), str):
+            # Without a network the download would ask five times more, for half a minute.
+            get_hf_file_metadata(hf_hub_url(hub_id, file), timeout=10)
         return Path(hf_hub_download(hub_id, file, etag_timeout=10))
     except LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{hub_id}: not in the local hub cache and the hub cannot be reached; "
-            "go online, or give a config.json, a .gguf file or a name that `breakeven models` lists"
-        ) from error
+        if not needed:
+            return None
+        raise UserError(unreachable) from error
     except EntryNotFoundError:
         return None
     except HFValidationError as error:
         raise UserError(f"{hub_id}: not a hub id ({error})") from error
     except Exception as error:  # the client raises its transport's own errors: name, gate, network
+        if not isinstance(error, HfHubHTTPError):
+            if not needed:
+                return None
+            raise UserError(unreachable) from error
         reason = str(error).strip().splitlines()
         raise UserError(
             f"{hub_id}: cannot be fetched ({reason[0] if reason else type(error).__name__}); "

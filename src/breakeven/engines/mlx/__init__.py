@@ -1,0 +1,1 @@
+"""MLX: `mlx_lm.server` on a directory in its own layout."""

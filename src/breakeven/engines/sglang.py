@@ -1,0 +1,166 @@
+"""SGLang: where it is, how its server is started, and what it reports of itself.
+
+It loads the directories that vLLM does, dummy weights included. The settings of a run are read from `/server_info`,
+because a flag that was asked for may not be what ran: it sizes its cache by the memory it finds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Literal
+
+from breakeven.engines.backend import SGLANG, Backend, open_url
+from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, free_port, log_lines
+from breakeven.errors import UserError
+
+VARIABLE = "BREAKEVEN_SGLANG"
+"""Environment variable that may name a Python interpreter that has SGLang, or an `sglang` executable."""
+ARGUMENTS = "BREAKEVEN_SGLANG_ARGS"
+"""Environment variable with further flags for its server; the last of a repeated flag counts."""
+
+_MODULE = ("-m", "sglang.launch_server")
+_TIMEOUT_S = 10.0
+_TAIL_BYTES = 262_144
+_LINES = 4
+_LINE_CHARACTERS = 300
+_PREFIX = re.compile(r"^\[\d{4}-\d\d-\d\d [\d:.]+[^\]]*\]\s*")
+_TELLING = re.compile(r"^(Fatal Python error|(\w+\.)*\w*(Error|Exception): |(\S+: )?error: )")
+_REPORTED = {
+    "device": "device",
+    "dtype": "dtype",
+    "max_model_len": "context_length",
+    "quantization": "quantization",
+    "mem_fraction_static": "mem_fraction_static",
+    "kv_cache_tokens": "max_total_num_tokens",
+    "attention_backend": "attention_backend",
+    "tensor_parallel": "tp_size",
+}
+"""Our names for what `/server_info` says."""
+
+
+def find_sglang() -> list[str]:
+    """The command line that starts its server.
+
+    In this order: what BREAKEVEN_SGLANG names, the module `sglang` of this interpreter, the executable `sglang` on the
+    PATH. Raises UserError when there is none.
+    """
+    if named := os.environ.get(VARIABLE):
+        found = shutil.which(str(Path(named).expanduser()))
+        if found is None:
+            raise UserError(f"{VARIABLE} is {named}, which is no executable; name a Python interpreter or an sglang")
+        return [found, *_MODULE] if Path(named).name.startswith("python") else [found, "serve"]
+    spec = importlib.util.find_spec("sglang")
+    if spec is not None and spec.origin is not None:  # a mere folder called sglang has no origin
+        return [sys.executable, *_MODULE]
+    if executable := shutil.which("sglang"):
+        return [executable, "serve"]
+    raise UserError(
+        "SGLang is not here; install it into this environment (pip install sglang), put sglang on the PATH, "
+        f"or name its Python interpreter in {VARIABLE}"
+    )
+
+
+class SglangServer(KeptEngine):
+    """Context manager: starts SGLang on one model directory and gives its `Backend`.
+
+    `context` is tokens a sequence (--context-length), `slots` sequences at once (--max-running-requests). `load_format`
+    "dummy" needs no weights in `model`. `prefix_caching` keeps the keys and values of earlier prompts; off, every
+    request starts cold. `kv_dtype` None: that of the model. `arguments` come after ours and those in
+    BREAKEVEN_SGLANG_ARGS after all.
+
+    Raises UserError for settings that cannot be or no SGLang, EngineError (with the log's last words that matter) when
+    it does not start or cannot complete one token.
+    """
+
+    title = "SGLang"
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        context: int,
+        slots: int,
+        log: Path,
+        dtype: str = "auto",
+        load_format: Literal["auto", "dummy"] = "auto",
+        prefix_caching: bool = False,
+        kv_dtype: str | None = None,
+        name: str | None = None,
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        ready_timeout_s: float = READY_TIMEOUT_S,
+    ) -> None:
+        for what, number in {"context": context, "slots": slots}.items():
+            if number < 1:
+                raise UserError(f"{what} is {number}; give 1 or more")
+        super().__init__(name or model.name, log, ready_timeout_s)
+        self.model = model
+        self.flags = [
+            *("--context-length", str(context), "--max-running-requests", str(slots), "--dtype", dtype),
+            *("--load-format", load_format, "--enable-metrics", "--enable-cache-report", "--log-level", "warning"),
+            *(() if prefix_caching else ("--disable-radix-cache",)),
+            *(() if kv_dtype is None else ("--kv-cache-dtype", kv_dtype)),
+            *arguments,
+        ]
+        self._inherited = environment
+        self._slots, self._context, self._caches = slots, context, prefix_caching
+
+    def last_words(self) -> str:
+        """The last log lines that matter, as the tail of an error's one line."""
+        found = [line for line in (_PREFIX.sub("", line).strip() for line in log_lines(self.log, _TAIL_BYTES)) if line]
+        if not found:
+            return f"; its log {self.log} is empty"
+        telling = list(dict.fromkeys(line for line in found if _TELLING.match(line)))[:_LINES] or found[-_LINES:]
+        return f"; its log {self.log} says: {' | '.join(line[:_LINE_CHARACTERS] for line in telling)}"
+
+    def _bring_up(self) -> Backend:
+        if not self.model.exists():
+            raise UserError(f"{self.model} does not exist; give the directory of a Hugging Face model")
+        command = find_sglang()
+        try:
+            flags = [*self.flags, *shlex.split(os.environ.get(ARGUMENTS, ""))]
+        except ValueError as error:
+            raise UserError(f"{ARGUMENTS} cannot be read ({error}); write it as on a command line") from None
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        address = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", self.name]
+        environment = {**(os.environ if self._inherited is None else self._inherited), "PYTHONFAULTHANDLER": "1"}
+        self._spawn_family([*command, "--model-path", str(self.model), *address, *flags], environment)
+        waited = f"within {self._ready_timeout_s:.0f} s"
+        load_s = self._wait_healthy(url, f"SGLang did not load {self.model} {waited}")
+        self._complete_one(url)
+        info = _server_info(url)
+        settings = {
+            "engine": SGLANG,
+            "build": f"sglang {info.get('version', 'unknown')}",
+            "command": " ".join([Path(command[0]).name, *command[1:]]),
+            "flags": shlex.join(flags),
+            "served_model": self.name,
+            "slots": str(self._slots),
+            "context_per_slot": str(self._context),
+            "prompt_cache": "on" if self._caches else "off",
+            **{ours: str(info[theirs]) for ours, theirs in _REPORTED.items() if info.get(theirs) is not None},
+        }
+        return Backend(url, self.name, None, settings, self._pid, load_s)
+
+
+def _server_info(url: str) -> dict[str, Any]:
+    """What it says of itself, at the address of newer versions or of older ones; nothing where it does not."""
+    for path in ("/server_info", "/get_server_info"):
+        try:
+            with open_url(f"{url}{path}", timeout_s=_TIMEOUT_S) as response:
+                found = json.load(response)
+        except (OSError, HTTPException, ValueError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}

@@ -1,0 +1,153 @@
+"""What operating systems do in their own ways, each with a plain fallback: the one place that asks which one this is.
+
+Linux has it all. macOS lacks waiting for signals with a timeout, the pinning of cores and a shared port that the kernel
+spreads connections over. Windows has no process groups, no inherited descriptors and no locks of Unix's kind. What
+other rooms need of a system they ask for here; only the reader of this machine, the head of an engine's family and a
+player's alarm, which run on one kernel's own files and calls, look for themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+KILLED = 9
+"""The signal that ends a process whatever it does; Windows knows none and is told so by number alone."""
+_LOOK_S = 0.02
+"""How often a system without waiting for signals with a timeout is asked for one."""
+
+
+def kill_session(pid: int) -> None:
+    """End a process that leads a session and all in its group; on Windows those below it in the tree."""
+    if sys.platform == "win32":
+        subprocess.run(["taskkill", "/PID", str(pid), "/T", "/F"], capture_output=True, check=False)
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def inherited(fd: int) -> tuple[str, dict[str, Any]]:
+    """How a child gets at our open `fd`: the word it is told, and what `subprocess.Popen` needs for it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        handle = msvcrt.get_osfhandle(fd)
+        os.set_handle_inheritable(handle, True)
+        start = subprocess.STARTUPINFO(lpAttributeList={"handle_list": [handle]})
+        # A group of its own: Ctrl-C is for us to handle.
+        return str(handle), {"startupinfo": start, "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return str(fd), {"pass_fds": (fd,), "start_new_session": True}
+
+
+def open_inherited(word: str) -> int:
+    """The child's end of `inherited`: a descriptor that can be written to."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        return msvcrt.open_osfhandle(int(word), os.O_WRONLY)
+    return int(word)
+
+
+def read_to_end(fd: int, timeout_s: float) -> bytes | None:
+    """All that is written to a pipe until its other end closes; None when that took too long. Closes `fd`."""
+    until_s, message = time.monotonic() + timeout_s, b""
+    with os.fdopen(fd, "rb", buffering=0) as pipe:
+        if sys.platform == "win32":  # select knows sockets alone
+            found: list[bytes] = []
+            reader = threading.Thread(target=lambda: found.append(pipe.read()), daemon=True)
+            reader.start()
+            reader.join(max(0.0, timeout_s))
+            return found[0] if found else None
+        while True:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0 or not select.select([pipe], [], [], left_s)[0]:
+                return None
+            part = pipe.read(4096)
+            if not part:
+                return message
+            message += part
+
+
+def allow_many_files() -> None:
+    """Raise this process's soft limit of open files to the hard one: a request under way needs a connection or two."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def spreads_connections() -> bool:
+    """Whether the kernel spreads connections over the sockets of processes that share a port, as Linux does."""
+    return sys.platform == "linux"
+
+
+def reuse_address(one: socket.socket) -> None:
+    """Let a port be taken again whose last connections still linger; Windows does so by itself."""
+    if sys.platform == "win32":
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+    else:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+
+def share_port(one: socket.socket) -> None:
+    """Let other sockets of ours listen on the same port. Raises OSError where there is no such thing."""
+    if sys.platform == "win32":
+        raise OSError("ports cannot be shared on Windows")
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+def lock(fd: int) -> None:
+    """Wait until no other process holds a lock on this open file; it is held until the file is closed."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(fd, msvcrt.LK_LOCK, 1)
+        return
+    import fcntl
+
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def readiness(fd: int) -> Callable[[], bool] | None:
+    """A quick look whether a socket has something to read or is closed; None where the system has no poll."""
+    if sys.platform == "win32":
+        return None
+    poll = select.poll()
+    poll.register(fd, select.POLLIN | select.POLLHUP | select.POLLERR)
+    return lambda: bool(poll.poll(0))
+
+
+def pin_to_core(core: int) -> None:
+    """Run on this core alone; nothing where the system does not let a process choose."""
+    if sys.platform == "linux":
+        os.sched_setaffinity(0, {core})
+
+
+def wait_signal(signals: Collection[signal.Signals], timeout_s: float | None = None) -> int | None:
+    """The next of `signals`, which must be blocked; None when none came within the time."""
+    if sys.platform == "win32":
+        raise NotImplementedError("signals cannot be waited for on Windows")
+    if sys.platform == "linux":
+        got = signal.sigwaitinfo(signals) if timeout_s is None else signal.sigtimedwait(signals, timeout_s)
+        return None if got is None else got.si_signo
+    if timeout_s is None:
+        return signal.sigwait(signals)
+    until_s = time.monotonic() + timeout_s
+    while not signal.sigpending() & set(signals):
+        if (left_s := until_s - time.monotonic()) <= 0:
+            return None
+        time.sleep(min(_LOOK_S, left_s))
+    return signal.sigwait(signals)

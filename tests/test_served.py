@@ -1,0 +1,209 @@
+"""Engine and placement: as typed for all candidates, behind the name of one, in a study's and a gateway's file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import breakeven
+from breakeven.answer.study.load import read_study
+from breakeven.answer.study.price import PlacementKeys
+from breakeven.engines import start
+from breakeven.engines.source import parse_source, parse_sources
+from breakeven.engines.start import ENGINES
+from breakeven.errors import UserError
+from breakeven.gateway.plan.load import read_gateway
+from breakeven.gateway.plan.write import write_gateway
+from breakeven.hardware.placement import Placement, split_served
+from breakeven.hardware.reader import read_machine
+from breakeven.runs.served import EngineWords, served
+from tests.cli_fixtures import run_here
+from tests.golden_server import Script, golden_server
+from tests.test_compare import write_config
+
+
+def test_what_stands_behind_the_at_is_the_candidates_own() -> None:
+    text = "olmoe-1b-7b:Q8_0@llama-server,gpu-layers=all,cpu-moe=12,device=CUDA0+CUDA1,tensor-split=3/1"
+    source = parse_source(text)
+    assert (source.name, source.text, source.format_name) == (text, "olmoe-1b-7b:Q8_0", "Q8_0")
+    assert source.engine == "llama-server"
+    assert EngineWords(cpu_moe=3, gpu_layers=7).placement(source) == Placement(
+        gpu_layers="all", cpu_moe=12, devices=("CUDA0", "CUDA1"), tensor_split=(3.0, 1.0)
+    )
+
+
+def test_what_it_does_not_say_is_as_the_options_say() -> None:
+    own, plain = parse_sources(["olmoe-1b-7b@cpu-moe=2", "llama-3.2-1b"])
+    asked = EngineWords(gpu_layers="all", cpu_moe="auto", flags=("--no-mmap",))
+    ways, notice = served(asked, [own, plain], read_machine())
+    assert [way.placement for way in ways] == [
+        Placement(gpu_layers="all", cpu_moe=2),
+        Placement(gpu_layers="all", cpu_moe="auto"),
+    ]
+    assert all(way.arguments == ("--no-mmap",) for way in ways)
+    assert notice is None or isinstance(notice, str)
+
+
+def test_one_model_in_two_places_is_no_a_a_run_and_twice_the_same_is() -> None:
+    two = parse_sources(["olmoe-1b-7b@cpu-moe=2", "olmoe-1b-7b@cpu-moe=4"])
+    assert two[0].question != two[1].question
+    same = parse_sources(["olmoe-1b-7b@cpu-moe=2", "olmoe-1b-7b@cpu-moe=2"])
+    assert same[0].question == same[1].question
+    assert [s.name for s in same] == ["olmoe-1b-7b@cpu-moe=2", "olmoe-1b-7b@cpu-moe=2 (again)"]
+
+
+def test_a_file_with_an_at_in_its_name_is_a_file(tmp_path: Path) -> None:
+    directory = Path(write_config(tmp_path, "olmoe")).rename(tmp_path / "a@b")
+    assert parse_source(str(directory)).engine is None
+    assert split_served("some@where/model") == ("some@where/model", None, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("olmoe-1b-7b@cpu-moe=many", "--cpu-moe many"),
+        ("olmoe-1b-7b@layers=3", "'layers=3' is no engine"),
+        ("olmoe-1b-7b@llama.cpp,vllm", "'vllm' is no engine and none of gpu-layers="),
+        ("olmoe-1b-7b@", "'' is no engine"),
+        ("olmoe-1b-7b@lama.cpp", "did you mean llama.cpp"),
+    ],
+)
+def test_words_that_are_none_are_refused(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        served(EngineWords(), [parse_source(text)], read_machine())
+
+
+@pytest.mark.parametrize("verb", ["compare", "bench", "capacity"])
+def test_the_placement_of_a_server_is_its_own(verb: str, tmp_path: Path) -> None:
+    with golden_server(Script(ttft_s=0.0, itl_s=0.0)) as server:
+        target = f"{server.url}/v1#golden"
+        words = {
+            "compare": [target, target],
+            "bench": [target, "--rate", "1"],
+            "capacity": [target, "--slo", "ttft=1s"],
+        }[verb]
+        done = run_here(verb, *words, "--gpu-layers", "all", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "keeps its weights where they lie" in done.stderr
+
+
+@contextmanager
+def started_with(monkeypatch: pytest.MonkeyPatch, seen: list[start.Serving]) -> Iterator[None]:
+    """Engines that only say how they would have been started."""
+
+    def note(source: Any, path: Any, serving: start.Serving) -> Any:
+        seen.append(serving)
+        raise UserError("not started")
+
+    engine = ENGINES["llama.cpp"]
+    changed = start.Engine(
+        engine.name, engine.default_format, engine.formats, engine.check_memory, engine.weights, note
+    )
+    monkeypatch.setitem(ENGINES, "llama.cpp", changed)
+    yield
+
+
+VERBS: dict[str, Callable[[str], list[str]]] = {
+    "compare": lambda model: ["compare", model, model],
+    "compare under load": lambda model: ["compare", model, model, "--rate", "1"],
+    "bench": lambda model: ["bench", model, "--rate", "1"],
+    "capacity": lambda model: ["capacity", model, "--slo", "ttft=1s"],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_hands_placement_and_flags_to_the_engine(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    seen: list[start.Serving] = []
+    model = write_config(tmp_path, "olmoe")
+    words = [
+        *("--engine", "llama.cpp", "--gpu-layers", "3", "--cpu-moe", "auto", "--device", "CUDA1", "--quiet"),
+        *("--tensor-split", "3,1", "--engine-flag", "-v", "--", "--flash-attn", "on"),
+    ]
+    with started_with(monkeypatch, seen):
+        done = run_here(*VERBS[verb](model), *words, cwd=tmp_path)
+    assert "not started" in done.stderr, done.stderr
+    asked = Placement(gpu_layers=3, cpu_moe="auto", devices=("CUDA1",), tensor_split=(3.0, 1.0))
+    assert (seen[0].placement, seen[0].arguments) == (asked, ("-v", "--flash-attn", "on"))
+
+
+def test_calibrate_hands_them_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("breakeven.runs.calibrate.weights_of", lambda *_, **__: tmp_path)
+    seen: list[start.Serving] = []
+    with started_with(monkeypatch, seen):
+        done = run_here("calibrate", "--engine", "llama.cpp", "--cpu-moe", "2", "--quiet", "--", "-nkvo", cwd=tmp_path)
+    assert "not started" in done.stderr, done.stderr
+    assert (seen[0].placement, seen[0].arguments) == (Placement(cpu_moe=2), ("-nkvo",))
+
+
+def test_python_takes_the_same_words(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--gpu-layers some"):
+        breakeven.compare(["olmoe-1b-7b", "llama-3.2-1b"], gpu_layers="some", out=tmp_path / "out")
+    options = breakeven.LoadOptions(cpu_moe="few", out=tmp_path / "out")
+    with pytest.raises(UserError, match="--cpu-moe few"):
+        breakeven.bench("olmoe-1b-7b", breakeven.Traffic(rate="1"), options=options)
+    assert not (tmp_path / "out").exists()
+
+
+STUDY = {
+    "load": {"rate": "2/s", "prompt": 512, "output": 128},
+    "slo": {"ttft": "2s"},
+    "candidates": [
+        {
+            "model": "olmoe-1b-7b",
+            "machine": "rtx-4090",
+            "price": {"rented": {"usd_per_hour": 1}},
+            "engine": "llama-server",
+            "placement": {"gpu_layers": "all", "cpu_moe": 4, "device": ["CUDA0", "CUDA1"], "tensor_split": [3, 1]},
+        }
+    ],
+}
+
+
+def written(path: Path, content: object) -> Path:
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_study_carries_the_placement_of_a_candidate(tmp_path: Path) -> None:
+    candidate = read_study(written(tmp_path / "study.yaml", STUDY)).candidates[0]
+    assert candidate.engine == "llama-server"
+    asked = Placement(gpu_layers="all", cpu_moe=4, devices=("CUDA0", "CUDA1"), tensor_split=(3.0, 1.0))
+    assert candidate.placement == asked
+    assert PlacementKeys.of(asked).placement() == asked
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"cpu_moe": "most"}, "auto, or of how many layers the experts stay"),
+        ({"gpu_layer": 3}, "did you mean gpu_layers"),
+        ({"tensor_split": "a,b"}, "a share for each device"),
+        ({"override_tensor": ["exps"]}, "give PATTERN=PLACE"),
+    ],
+)
+def test_a_placement_that_cannot_be_names_file_and_key(keys: dict[str, object], says: str, tmp_path: Path) -> None:
+    wrong = {**STUDY, "candidates": [{**STUDY["candidates"][0], "placement": keys}]}  # type: ignore[dict-item, index]
+    with pytest.raises(UserError, match=r"candidates\.0\.placement") as refused:
+        read_study(written(tmp_path / "study.yaml", wrong))
+    assert says in str(refused.value)
+
+
+def test_a_gateway_starts_its_engines_where_they_are_to_lie(tmp_path: Path) -> None:
+    local = {"model": "olmoe-1b-7b", "placement": {"cpu_moe": "auto"}, "arguments": ["--no-mmap"]}
+    file = written(tmp_path / "gateway.yaml", {"backends": [{"name": "moe", "local": local}]})
+    plan = read_gateway(file, {})
+    assert plan.backends[0].local is not None
+    assert plan.backends[0].local.placement == Placement(cpu_moe="auto")
+    assert plan.backends[0].local.arguments == ("--no-mmap",)
+    again = read_gateway(write_gateway(plan, tmp_path / "again.yaml"), {})
+    assert again.backends[0].local == plan.backends[0].local

@@ -1,0 +1,111 @@
+"""What other rooms ask of the operating system, and that each of those asks in one place alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from breakeven.hardware import system
+
+SOURCE = Path(__file__).parents[1] / "src" / "breakeven"
+OWN_KERNEL = {
+    "hardware/system.py": "the seam itself",
+    "hardware/reader.py": "reads the kernel's files",
+    "engines/family.py": "runs alone, on the standard library",
+    "engines/backend.py": "memory of processes, from /proc or not at all",
+    "engines/inside/child.py": "ignores Ctrl-C, as all systems can",
+    "measure/player/clocks.py": "the kernel's timer",
+    "gateway/serve/supervisor.py": "never imported on Windows",
+    "gateway/serve/processes.py": "never imported on Windows",
+    "gateway/serve/loading.py": "refuses Windows, then forks",
+}
+
+
+def test_what_one_system_alone_has_is_asked_for_in_one_place() -> None:
+    words = re.compile(
+        r"\bfcntl\b|\bresource\.|SO_REUSEPORT|os\.fork|killpg|sched_setaffinity|pass_fds|prctl|sigwaitinfo|"
+        r"sigtimedwait|select\.poll|os\.pread|signal\.SIG(KILL|HUP|CHLD)|sys\.platform"
+    )
+    found = {
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        if words.search(re.sub(r'""".*?"""|#.*', "", path.read_text(), flags=re.DOTALL))
+    }
+    allowed = {*OWN_KERNEL, "forecast/profiles.py", "engines/cache.py", "gateway/serve/run.py"}
+    assert found - allowed == set()
+
+
+def test_a_child_writes_into_what_it_inherits() -> None:
+    read_fd, write_fd = os.pipe()
+    word, passed = system.inherited(write_fd)
+    program = (
+        "import os,sys; from breakeven.hardware import system; os.write(system.open_inherited(sys.argv[1]), b'up')"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, word], **passed) as child:
+        os.close(write_fd)
+        assert system.read_to_end(read_fd, 60.0) == b"up"
+        child.wait()
+
+
+def test_reading_to_the_end_gives_up_in_time() -> None:
+    read_fd, write_fd = os.pipe()
+    began = time.monotonic()
+    assert system.read_to_end(read_fd, 0.05) is None
+    assert time.monotonic() - began < 30
+    os.close(write_fd)
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_blocked_signal_is_waited_for(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system.sys, "platform", platform)
+    wanted = {signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+    try:
+        assert system.wait_signal(wanted, 0.01) is None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert system.wait_signal(wanted, 30.0) == signal.SIGUSR1
+        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1))
+        timer.start()
+        assert system.wait_signal(wanted) == signal.SIGUSR1
+        timer.join()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_a_socket_that_has_something_to_read_is_ready() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ready = system.readiness(ours.fileno())
+        assert ready is not None
+        assert not ready()
+        theirs.send(b"x")
+        assert ready()
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    first = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    system.lock(first)
+    had: list[bool] = []
+
+    def second() -> None:
+        other = os.open(tmp_path / "lock", os.O_RDWR)
+        system.lock(other)
+        had.append(True)
+        os.close(other)
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    thread.join(0.1)
+    assert not had
+    os.close(first)
+    thread.join(30)
+    assert had
