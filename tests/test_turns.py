@@ -146,7 +146,9 @@ def test_models_that_do_not_fit_together_take_turns(
     assert [e.model for e in ready[:4]] == [*forward, *backward], "A B, then B A, each started afresh"
     assert len(ready) == 2 * len(turns)
     of_load = {streams: sum(streams in turn.streams for turn in turns) for streams in (1, 2)}
-    assert all(p.ratio.n == of_load[p.streams] for p in result.pairs), "a pair is a turn, not a round"
+    for found in result.pairs:  # tokens that arrive all at once have no decode rate, which a busy machine can do
+        n = of_load[found.streams]
+        assert found.ratio.n == n if found.metric == "ttft_s" else found.ratio.n <= n, "a pair is a turn, not a round"
     for block in (e for e in log if isinstance(e, BlockStarted) and e.check is None):
         assert block.turn is not None
     assert [c.model for c in result.self_checks] == [names[0]]
