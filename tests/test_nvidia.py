@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from breakeven.hardware.devices import read_gpus
 from breakeven.hardware.machine import Gpu
-from breakeven.hardware.reader import read_gpus
 from breakeven.measure.energy import open_nvml
 
 pynvml = pytest.importorskip("pynvml", reason="the extra gpu is not installed")

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from small_models import MOE, small
 
 from breakeven.errors import UserError
+from breakeven.forecast.memory import check_room
 from breakeven.forecast.placing import DeviceRoom, lacking, place
 from breakeven.hardware.placement import HOST, Placement
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import file_bytes
+from breakeven.model.catalogue import lookup
 from breakeven.model.reserved import reserved_kv_bytes
 from breakeven.model.tensors import TensorGroup
 
@@ -108,6 +110,45 @@ def test_what_is_too_small_is_said_with_numbers() -> None:
     assert said is not None
     assert said.startswith("needs ")
     assert said.endswith(" GB of RAM beside the card; 1.0 GB are there")
+
+
+@pytest.mark.parametrize(
+    ("card_gb", "host_gb", "placement", "words"),
+    [
+        (
+            24,
+            32,
+            Placement(),
+            r"gpt-oss-120b in MXFP4 needs [\d.]+ GB of RAM beside the card; 32.0 GB are there; hunyuan-a13b would fit",
+        ),
+        (24, 64, Placement(gpu_layers="all"), r"needs [\d.]+ GB on CUDA0; 24.0 GB are free; --gpu-layers auto fits"),
+    ],
+)
+def test_a_model_that_fits_nowhere_is_refused_with_the_nearest_that_does(
+    card_gb: float, host_gb: float, placement: Placement, words: str
+) -> None:
+    card = [DeviceRoom("CUDA0", card_gb * GB)]
+    with pytest.raises(UserError, match=words):
+        check_room(lookup("gpt-oss-120b"), "MXFP4", card, host_gb * GB, context=8192, placement=placement)
+
+
+def test_a_smaller_format_is_offered_before_another_model() -> None:
+    with pytest.raises(UserError, match=r"needs .* 3\.0 GB are there; --format Q\d\w+ fits"):
+        check_room(BIG, "F16", CARD, 3e9, context=2048)
+
+
+def test_a_model_that_fits_is_placed() -> None:
+    card = [DeviceRoom("CUDA0", 24 * GB)]
+    found = check_room(lookup("gpt-oss-120b"), "MXFP4", card, 64 * GB, context=8192)
+    assert found.gpu_layers == 37
+    assert 20 < found.cpu_moe < 36
+
+
+def test_a_tensor_above_the_devices_limit_stays_in_host_memory() -> None:
+    narrow = [DeviceRoom("Vulkan0", 2 * 2**30, largest_bytes=60e6)]
+    found = place(DENSE, "Q8_0", narrow, context=2048, placement=Placement(gpu_layers="all"))
+    kept = {p.group for p in found.parts if p.place == HOST}
+    assert kept == {TensorGroup.EMBEDDING, TensorGroup.OUTPUT_HEAD, TensorGroup.DENSE_FFN}
 
 
 @given(

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from breakeven.errors import UserError
 from breakeven.forecast.constants import Constants
 from breakeven.forecast.model import StepModel, shard, step_model
+from breakeven.forecast.residency import ON_DEVICE
 from breakeven.forecast.routing import MOST_LEVELS, routing_known, skewed, with_frequencies
-from breakeven.forecast.terms import ON_DEVICE, ExpertGroup, Terms, occupancies, residency, step_parts, terms_of
+from breakeven.forecast.terms import ExpertGroup, Terms, occupancies, residency, step_parts, terms_of
 from breakeven.model.architecture import MoeFfn
 from breakeven.model.arithmetic import Phase as ArithmeticPhase
 from breakeven.model.arithmetic import decode_bytes, flops_per_token, kv_bytes, occupancy_of

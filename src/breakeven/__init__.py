@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from breakeven.api.measured import report as report
     from breakeven.forecast.simulator.policy import Autoscale as Autoscale
     from breakeven.forecast.simulator.policy import Fleet as Fleet
+    from breakeven.hardware.machine import Gpu as Gpu
+    from breakeven.hardware.machine import Machine as Machine
     from breakeven.hardware.machine import MachineSpec as MachineSpec
     from breakeven.lab.experts import Surgery as Surgery
     from breakeven.results.cost import Api as Api
@@ -62,7 +64,9 @@ _HOMES = {
     "CapacityOptions": ("runs.capacity", "CapacityOptions"),
     "CostOptions": ("answer.cost", "CostOptions"),
     "Fleet": ("forecast.simulator.policy", "Fleet"),
+    "Gpu": ("hardware.machine", "Gpu"),
     "LoadOptions": ("runs.load", "LoadOptions"),
+    "Machine": ("hardware.machine", "Machine"),
     "MachineSpec": ("hardware.machine", "MachineSpec"),
     "Own": ("results.cost", "Own"),
     "Rented": ("results.cost", "Rented"),

@@ -15,10 +15,10 @@ from breakeven.answer.worlds import Contender, Doubt, doubt_of
 from breakeven.errors import UserError
 from breakeven.forecast.asked import asked_model, assumed_notes, model_on, profiles_for
 from breakeven.forecast.model import StepModel
+from breakeven.forecast.residency import ON_DEVICE
 from breakeven.forecast.serving import capacity_of, latency_points
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of as engine_policy
-from breakeven.forecast.terms import ON_DEVICE
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.resolve import resolve_spec
 from breakeven.price.pricing import Power, PricedTraffic, power_of
@@ -221,7 +221,7 @@ def placed(model: StepModel, context: float) -> StepModel:
     Host memory that the study does not name is not counted on.
     """
     if model.profile.host_memory_bytes is None or model.fits(1, context):
-        return replace(model, residency=ON_DEVICE)
+        return replace(model, residency=ON_DEVICE, lies=None)
     return model.placed(SLOTS_BESIDE_HOST, context)
 
 

@@ -16,6 +16,7 @@ from breakeven.forecast.routing import read_routing
 from breakeven.forecast.simulated import simulate_schedules
 from breakeven.forecast.simulator.policy import Fleet, Policy
 from breakeven.forecast.simulator.run import policy_of
+from breakeven.hardware.placement import placement_of
 from breakeven.model.layouts.derive import assuming
 from breakeven.results.predicted import Prediction, SimulationStudy
 from breakeven.traffic.draw import draw
@@ -49,14 +50,20 @@ def predict(
     prompt: int | None = None,
     reserve: int | None = None,
     assume: bool = False,
+    gpu_layers: str | int | None = None,
+    cpu_moe: str | int | None = None,
+    device: str | None = None,
+    tensor_split: str | None = None,
 ) -> Prediction:
     """Predicted step times and memory of every model on every machine; `breakeven predict` explains both.
 
     Models may name their format (`NAME:FORMAT`); `format` is that of the others, None: each one's own. Machines are
-    slugs, files or "this"; None as the machine's class usually runs models. `routing`: what `breakeven trace --json`
-    printed, by model as named in `models`; without it routing is taken as even. `kv`: type of keys and values, such as
-    "q8_0". `prompt`, `reserve`: tokens of a prompt, and those each cache is made for; None: as the context. `assume`:
-    read descriptions on past what is not known in them. Raises UserError for unknown names.
+    slugs, words such as "rtx-3090+ddr4-3200x2:64GB", files or "this"; None as its class usually runs models.
+    `routing`: what `breakeven trace --json` printed, by model as named in `models`; without it routing is taken as
+    even. `kv`: type of keys and values, such as "q8_0". `prompt`, `reserve`: tokens of a prompt, and those each cache
+    is made for; None: as the context. `assume`: read descriptions on past what is not known in them. `gpu_layers`
+    ("auto", "all" or how many), `cpu_moe` ("auto" or how many), `device` and `tensor_split` are what llama.cpp is told.
+    Raises UserError for unknown names.
     """
     with assuming(assume):
         return run_prediction(
@@ -72,6 +79,7 @@ def predict(
             kv=kv,
             prompt=prompt,
             reserve=reserve,
+            placement=placement_of(gpu_layers, cpu_moe, device, tensor_split),
         )
 
 

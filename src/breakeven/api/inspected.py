@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from breakeven.engines.cache import CachedFile
     from breakeven.engines.inside.summary import ProfileSummary, TraceSummary
     from breakeven.hardware.chips import Chip
-    from breakeven.hardware.machine import MachineSpec
+    from breakeven.hardware.machine import Gpu, Machine, MachineSpec
     from breakeven.lab.experts import Surgery
     from breakeven.model.summary import Detail, Summary
 
@@ -52,29 +52,36 @@ def models(
 @overload
 def machines(name: None = None) -> Sequence[Chip]: ...
 @overload
-def machines(name: str) -> Chip: ...
-def machines(name: str | None = None) -> Sequence[Chip] | Chip:
-    """The chips known by name; or one, by name or from a YAML or JSON file that describes it.
+def machines(name: str) -> Chip | Machine: ...
+def machines(name: str | None = None) -> Sequence[Chip] | Chip | Machine:
+    """The chips known by name; or one, by name or from a YAML or JSON file that describes it; or a whole machine.
 
-    Raises UserError for a name that is not known and a file that makes no sense.
+    Parts joined by "+", and files that say more than a chip, are machines: `rtx-3090+ddr4-3200x2:64GB`. Raises
+    UserError for a name that is not known and a file that makes no sense.
     """
-    from breakeven.hardware.chips import chip_named, chips
+    from breakeven.hardware.chips import chips
+    from breakeven.hardware.described import machine_named
+    from breakeven.hardware.machine import Machine
 
     if name is None:
         return chips()
-    path = Path(name).expanduser()
-    if path.suffix not in (".yaml", ".yml", ".json"):
-        return chip_named(name)
-    from breakeven.hardware.chip_file import read_chip
-
-    return read_chip(path)
+    found = machine_named(name)
+    chip = found.devices[0]
+    return chip if found == Machine(name=found.name, devices=(chip,)) else found
 
 
-def machine() -> MachineSpec:
-    """This machine as an engine sees it: CPU, cores and memory this process may use, caches, GPUs."""
+def machine(measure: bool = False, listed: Sequence[Gpu] = ()) -> MachineSpec:
+    """This machine as an engine sees it: CPU, cores and memory this process may use, caches, GPUs.
+
+    `measure`: also the rate at which all those cores read the memory, in about two seconds. `listed`: devices as an
+    engine names them, which are joined to what the drivers tell. Raises BreakevenError where there is too little free
+    memory to measure in.
+    """
+    from breakeven.hardware.memory import measured
     from breakeven.hardware.reader import read_machine
 
-    return read_machine()
+    here = read_machine(listed)
+    return measured(here) if measure else here
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`breakeven machines`: the catalogue of chips, or one chip with its source."""
+"""`breakeven machines`: the catalogue of chips, one chip with its source, or a machine that is described."""
 
 from __future__ import annotations
 
@@ -18,22 +18,31 @@ app = typer.Typer()
 def machines(
     name: Annotated[
         str | None,
-        typer.Argument(help="A name of the list, or a YAML or JSON file that describes a chip.", metavar="NAME"),
+        typer.Argument(
+            help="A name of the list, parts joined by +, or a YAML or JSON file that describes yours.",
+            metavar="NAME",
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help=f"Print JSON ({SCHEMA}).")] = False,
 ) -> None:
     """List the chips known by name, or show one: memory, bandwidth, peak rates, power, prices with dates, source.
 
-    A chip that is missing can be described in a file and named wherever a machine is asked for. The least such a file
-    holds: `name: My board`, `class: sbc`, `bandwidth_gb_per_s: 34.1`; docs/machines.md gives every key.
+    A whole machine is its parts joined by +, such as `rtx-3090+ddr4-3200x2:64GB`. A chip that is missing can be
+    described in a file and named wherever a machine is asked for. The least such a file holds: `name: My board`,
+    `class: sbc`, `bandwidth_gb_per_s: 34.1`; docs/machines.md gives every key.
     """
     from rich.console import Console
 
-    from breakeven.pages.catalogue import print_chip, print_chips
+    from breakeven.pages.catalogue import print_chip, print_chips, print_machine
 
     if name is None:
         found = breakeven.machines()
         print_json({"schema": SCHEMA, "machines": found}) if json else print_chips(found, Console())
         return
-    chip = breakeven.machines(name)
-    print_json({"schema": SCHEMA, "machine": chip}) if json else print_chip(chip, Console())
+    one = breakeven.machines(name)
+    if json:
+        print_json({"schema": SCHEMA, "machine": one})
+    elif isinstance(one, breakeven.Machine):
+        print_machine(one, Console())
+    else:
+        print_chip(one, Console())

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Assume, Devices, EngineByMachine, Format, Kv, print_json
+from breakeven.cli.words import (
+    Assume,
+    CpuMoe,
+    Device,
+    Devices,
+    EngineByMachine,
+    Format,
+    GpuLayers,
+    Kv,
+    TensorSplit,
+    print_json,
+)
 from breakeven.errors import UserError
 
 app = typer.Typer()
@@ -18,7 +29,7 @@ EXAMPLES = """Predict decode and prefill speed of MODELs, with intervals, on thi
 \b
 breakeven predict olmoe-1b-7b llama-3.2-1b --machine apple-m2-pro
 breakeven predict qwen3-30b-a3b qwen3-14b --machine h100-sxm --batch 1,8,32 --format fp8
-breakeven predict gpt-oss-120b:MXFP4 qwen3-32b:Q4_K_M --machine rtx-3090
+breakeven predict gpt-oss-120b:MXFP4 qwen3-32b:Q4_K_M --machine rtx-3090+ddr4-3200x2:64GB --cpu-moe 27
 breakeven predict my-model.gguf --machine rtx-2080 --context 512 --reserve 8192 --kv q8_0
 breakeven predict olmoe-1b-7b --machine this --context 512,4096 --json
 """
@@ -31,7 +42,7 @@ def predict(
     ],
     machine: Annotated[
         list[str] | None,
-        typer.Option(help="A chip's name, a profile or chip file, or this; repeat it.", show_default="this"),
+        typer.Option(help="A chip, chip+ddr5-5600x2:64GB, a file, or this; repeat it.", show_default="this"),
     ] = None,
     engine: EngineByMachine = None,
     devices: Devices = None,
@@ -51,6 +62,10 @@ def predict(
         typer.Option(help="MODEL=FILE, what `breakeven trace --json` printed; without it routing is taken as even."),
     ] = None,
     expert_parallel: Annotated[bool, typer.Option("--expert-parallel", help="Part experts, not matrices.")] = False,
+    gpu_layers: GpuLayers = None,
+    cpu_moe: CpuMoe = None,
+    device: Device = None,
+    tensor_split: TensorSplit = None,
     assume: Assume = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (breakeven.predict/1).")] = False,
 ) -> None:
@@ -68,6 +83,10 @@ def predict(
         prompt=prompt,
         reserve=reserve,
         assume=assume,
+        gpu_layers=gpu_layers,
+        cpu_moe=cpu_moe,
+        device=device,
+        tensor_split=tensor_split,
     )
     if as_json:
         print_json(result)

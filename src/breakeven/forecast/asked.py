@@ -14,6 +14,7 @@ from breakeven.forecast.constants import Profile
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.profiles import THIS, engine_of_format, profile_named
 from breakeven.forecast.routing import Routing
+from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import DEFAULT_FORMATS, OWN, default_format
 from breakeven.model.resolve import is_catalogued, resolve_spec, split_format
@@ -114,6 +115,7 @@ def model_on(
     expert_parallel: bool = False,
     kv: str | None = None,
     reserve: float | None = None,
+    placement: Placement = AUTO,
 ) -> StepModel:
     """`step_model` of a model as asked. Raises UserError for what the engine cannot do."""
     return step_model(
@@ -125,4 +127,5 @@ def model_on(
         expert_parallel=expert_parallel,
         kv=kv,
         reserve=reserve,
+        placement=placement,
     )

@@ -46,6 +46,12 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     """Weights that do not fit the device and lie in host memory."""
     disk_bytes_per_s: float | None = None
     """Weights that fit neither."""
+    host_flops_per_s: float | None = None
+    """Matrix products on the CPU beside a device. None: as fast as host memory delivers."""
+    stream_bytes_per_s: float | None = None
+    """Between host memory and a device: weights that a large step copies, and tokens. None: nothing is copied."""
+    handover_s: float = 0.0
+    """Each time that a step passes between the CPU and a device."""
     link_bytes_per_s: float | None = None
     link_s: float = 0.0
     """Latency of one collective between devices."""
@@ -80,6 +86,8 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     """Models left out, one at a time; 0: nothing to check against, the width is a judgement."""
     coverage: float | None = None
+    spilled: bool = False
+    """Of models that lie in part in host memory."""
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +133,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     host_memory_bytes: int | None = None
     host: HostMemory | None = None
     """What stands beside the devices, where it was described."""
+    others: list[Profile] = []
+    """Further devices where they are unlike; `devices` counts all of them."""
     chip: Chip | None = None
     machine: MachineSpec | None = None
     idle_w: float | None = None

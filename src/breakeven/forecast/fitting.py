@@ -70,11 +70,11 @@ def whole_from_the_front(takes: list[Take], targets: Sequence[float], needs: Nee
     """Turn layers without their experts into whole ones, front to back, and try a part of one more on each device."""
     last = len(targets) - 1
     memory = needs(takes)
+    if not takes[last].layers:
+        return takes
     start = last
     while start > 0 and takes[start - 1].layers:
         start -= 1
-    if not takes[start].layers:
-        return takes
     i = 0
     while i <= start <= last:
         high, start_high = _all_whole(takes, i, start), last

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from breakeven.errors import UserError
 from breakeven.forecast.constants import Profile
+from breakeven.forecast.placing import DeviceRoom, PlacedModel, lacking, place
 from breakeven.forecast.terms import AttentionGroup, Terms
+from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.architecture import ModelSpec
+from breakeven.model.arithmetic import file_bytes, total_params
+from breakeven.model.catalogue import lookup, names
+from breakeven.model.formats.named import label
 from breakeven.model.reserved import ONE_LOGIT_BUILD, cells, compute_bytes, output_bytes
 
 Split = Literal["none", "tensor", "experts", "layers"]
@@ -31,6 +38,8 @@ VLLM_BUFFER_WIDTHS = 18
 judgement, near vLLM's own "activation peak" of 1.2 GB for an 8 B model."""
 VLLM_RUNTIME_BYTES = 1e9
 """CUDA context and captured graphs, a device. A judgement."""
+LADDER = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ2_XXS")
+"""Formats that people step down by, largest first."""
 ON_CPU = ("cpu", "sbc")
 """Classes of chips on which llama.cpp computes with the CPU."""
 _BUILD = re.compile(r"[.b](\d{4,6})\b")
@@ -120,3 +129,54 @@ def kv_tokens(terms: Terms, room_bytes: float, context: float | None, devices: i
     if per_sequence <= 0:
         return None
     return max(0, math.floor(room_bytes / (per_sequence / length)))
+
+
+def check_room(
+    spec: ModelSpec,
+    format_name: str,
+    devices: Sequence[DeviceRoom],
+    host_bytes: float | None,
+    *,
+    context: float,
+    slots: float = 1,
+    placement: Placement = AUTO,
+    kv: str = "f16",
+) -> PlacedModel:
+    """The model placed; UserError with the numbers, and the nearest thing that fits, where it fits nowhere.
+
+    `host_bytes`: of RAM that may be filled; None: not known, so not asked for.
+    """
+
+    def tried(model: ModelSpec, in_format: str, how: Placement = placement) -> tuple[PlacedModel, str | None]:
+        found = place(model, in_format, devices, context=context, slots=slots, placement=how, kv=kv)
+        return found, lacking(found, devices, host_bytes)
+
+    placed, missing = tried(spec, format_name)
+    if missing is None:
+        return placed
+    advice = "a shorter context, fewer slots or a larger machine would help"
+    room = sum(d.free_bytes for d in devices if not d.unified) + (host_bytes or 0.0)
+    if placement != AUTO and tried(spec, format_name, AUTO)[1] is None:
+        advice = "--gpu-layers auto fits"
+    elif smaller := _smaller_format(spec, format_name, room, lambda other: tried(spec, other)[1] is None):
+        advice = f"--format {smaller} fits"
+    else:
+        # Never a model of the other kind: which of the two kinds it should be is what is asked.
+        nearest = "Q4_K_M" if spec.stored is not None else format_name
+        each = file_bytes(spec, format_name) / total_params(spec)
+        alike = [(total_params(lookup(name)), name) for name in names() if lookup(name).is_moe == spec.is_moe]
+        small = (name for n, name in sorted(alike, reverse=True) if n * each < room)
+        found = next((name for name in small if tried(lookup(name), nearest)[1] is None), None)
+        advice = f"{found} would fit" if found is not None else advice
+    raise UserError(f"{spec.name} in {label(spec, format_name)} {missing}; {advice}")
+
+
+def _smaller_format(spec: ModelSpec, format_name: str, room: float, fits: Callable[[str], bool]) -> str | None:
+    """The largest of llama.cpp's usual formats below this one that fits; none for a file, which has its own types."""
+    if spec.stored is not None:
+        return None
+    now = file_bytes(spec, format_name)
+    for name in LADDER:
+        if file_bytes(spec, name) < min(now, room) and fits(name):
+            return name
+    return None

@@ -1,124 +1,54 @@
 """One model in one format on one machine: the step model with everything filled in, on several devices too.
 
-What a model occupies while it runs is worked out in `memory`. Several devices are a first approximation, and every
-prediction that uses it says so:
-
-Tensor parallel (vLLM): every device holds 1/N of each matrix and of the key heads; two all-reduces a layer, each moving
-2 (N - 1) / N of the activations over the link (the bound of a ring; Patarasuk & Yuan, JPDC 2009). A latent cache (MLA)
-is copied to every device, and so are key heads when there are fewer of them than devices.
-Expert parallel (vLLM, attention still parted): every device holds E/N whole experts, runs all tokens through those of
-them that are chosen, and the same all-reduce adds up; the device with the most experts touched is waited for.
-By layers (llama.cpp): devices work one after the other, which adds memory and no speed.
-
-Not in it: overlap of communication with arithmetic, several machines, attention replicated by request and the
-all-to-alls that come with it.
+What a model occupies while it runs is worked out in `memory`, where it lies in `placing`, what several devices make
+of it in `devices`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from breakeven.errors import UserError
 from breakeven.forecast.constants import Constants, Error, Profile
-from breakeven.forecast.memory import LLAMA_CPP_MARGIN_BYTES, USABLE, Memory, Split, kv_tokens, kv_ways, memory_of
+from breakeven.forecast.devices import (
+    apart,
+    collectives_s,
+    device_names,
+    host_bytes,
+    shard,
+    split_of,
+    usable,
+    waiting_s,
+)
+from breakeven.forecast.memory import (
+    LLAMA_CPP_MARGIN_BYTES,
+    Memory,
+    Split,
+    every_logit,
+    kv_tokens,
+    memory_of,
+)
+from breakeven.forecast.placing import DeviceRoom, PlacedModel, lacking, place
+from breakeven.forecast.residency import ON_DEVICE, Residency, mixed, residency_of
 from breakeven.forecast.routing import Routing, routing_known, skewed, with_frequencies
 from breakeven.forecast.terms import (
-    ON_DEVICE,
     Floats,
     Parts,
-    Residency,
     Terms,
-    experts_s,
-    occupancies,
     residency,
     step_parts,
     terms_of,
 )
+from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import format_for, format_named, kv_element_bytes, kv_for, label
 
-LINK_BYTES_PER_S = 25e9
-"""One direction between two devices on PCIe 4.0 x16, where neither profile nor chip says. A judgement."""
-LINK_S = 10e-6
-"""Latency of one collective, where a profile does not say. A judgement."""
-ACTIVATION_BYTES = 2.0
-
-
-def split_of(engine: str, devices: int, expert_parallel: bool = False) -> Split:
-    """How an engine spreads a model over devices by default."""
-    if devices == 1:
-        return "none"
-    if engine == "llama.cpp":
-        return "layers"
-    return "experts" if expert_parallel else "tensor"
-
-
-def shard(terms: Terms, devices: int, split: Split) -> Terms:
-    """What one device does of `terms`, in bytes and operations."""
-    if split in ("none", "layers"):
-        return terms
-    return replace(
-        terms,
-        fixed=tuple((kind, nbytes / devices) for kind, nbytes in terms.fixed),
-        head_bytes=terms.head_bytes / devices,
-        total_bytes=terms.total_bytes / devices,
-        state_bytes=terms.state_bytes / devices,
-        token_flops=terms.token_flops / devices,
-        head_flops=terms.head_flops / devices,
-        experts=tuple(
-            replace(group, types=tuple((kind, nbytes / devices) for kind, nbytes in group.types))
-            for group in terms.experts
-        ),
-        attention=tuple(
-            replace(
-                group,
-                kv_bytes=group.kv_bytes / kv_ways(group, devices),
-                read_bytes=group.read_bytes / kv_ways(group, devices),
-                flops=group.flops / devices,
-            )
-            for group in terms.attention
-        ),
-    )
-
-
-def collectives_s(
-    terms: Terms, constants: Constants, tokens: ArrayLike, devices: int, split: Split, link: float | None
-) -> Floats:
-    """Seconds that a step of `tokens` spends between devices. `link`: the chip's bytes/s in one direction, if known."""
-    n = np.asarray(tokens, dtype=np.float64)
-    if split == "none":
-        return np.zeros_like(n)
-    rate = constants.link_bytes_per_s or link or LINK_BYTES_PER_S
-    latency = constants.link_s or LINK_S
-    moved_s = n * terms.hidden * ACTIVATION_BYTES / rate
-    if split == "layers":
-        return (devices - 1) * (moved_s + latency)
-    return 2.0 * terms.layers * (2.0 * (devices - 1) / devices * moved_s + latency)
-
-
-def waiting_s(sharded: Terms, constants: Constants, tokens: ArrayLike, devices: int) -> Floats:
-    """Seconds of an expert-parallel step in which devices wait for the one that reads the most experts.
-
-    Experts touched on a device are about binomial with mean m = E u / N and variance m (1 - u); the largest of N such
-    lies about sqrt(2 ln N) standard deviations up.
-    """
-    total = np.zeros_like(np.asarray(tokens, dtype=np.float64))
-    for group, share in zip(sharded.experts, occupancies(sharded, tokens, constants.routing_alpha), strict=True):
-        mean = np.maximum(group.n_experts / devices * share, 1e-9)
-        excess = math.sqrt(2.0 * math.log(devices)) * np.sqrt((1.0 - share) / mean)
-        most = np.minimum(excess, 1.0 / np.maximum(share, 1e-9) - 1.0)  # no device touches more than all it has
-        total = total + experts_s(group, constants) * share * most
-    return total
-
-
 PROMPT_STEP_TOKENS = {"llama.cpp": 512, "vllm": 8192}
 """Prompt tokens of one step: llama.cpp's n_ubatch, vLLM's max_num_batched_tokens on large devices."""
-SEPARATE_MEMORY = ("datacenter", "workstation", "consumer")
-"""Chips whose memory is not the host's."""
 
 
 @dataclass(frozen=True)  # not slotted: `device_terms` is kept once computed
@@ -127,6 +57,8 @@ class StepModel:
 
     `terms` are the whole model's; each of `devices` does its part of them. `residency`: where the weights lie. `kv`:
     the type of keys and values. `reserve`: tokens that each sequence's cache is made for, where more than are in use.
+    `placement`: what llama.cpp is told on devices with memory of their own; `lies`: what came of it, None where nobody
+    asked and everything fits.
     """
 
     spec: ModelSpec
@@ -139,6 +71,10 @@ class StepModel:
     asked_format: str | None = None
     kv: str = "f16"
     reserve: float = 0.0
+    placement: Placement = AUTO
+    lies: PlacedModel | None = None
+    lies_for: tuple[float, float] | None = None
+    """Batch and context that it was placed for."""
 
     @property
     def format(self) -> str:
@@ -160,6 +96,17 @@ class StepModel:
         """What one device does."""
         return shard(self.terms, self.devices, self.split)
 
+    @cached_property
+    def constants(self) -> Constants:
+        """The profile's; of unlike devices what they make together of their shares of the layers."""
+        profile = self.profile
+        if not profile.others:
+            return profile.constants
+        shares = self.residency.by_device or (1.0 / self.devices,) * self.devices
+        if len(shares) != len(profile.others) + 1 or not sum(shares):
+            return profile.constants
+        return mixed([profile.constants, *(other.constants for other in profile.others)], shares)
+
     def parts(
         self,
         decoding: ArrayLike,
@@ -171,7 +118,7 @@ class StepModel:
 
         Bytes are those of all devices together.
         """
-        constants = self.profile.constants
+        constants = self.constants
         parts = step_parts(
             self.device_terms, constants, decoding, decode_context, prefill_tokens, prefill_context, self.residency
         )
@@ -211,7 +158,9 @@ class StepModel:
     def error(self, phase: str) -> Error:
         """How far this profile's predictions of this kind of model were off."""
         kind = "moe" if self.terms.moe else "dense"
-        return next(e for e in self.profile.errors if e.phase == phase and e.kind == kind)
+        alike = [e for e in self.profile.errors if e.phase == phase and e.kind == kind]
+        spilled = not self.residency.whole
+        return next((e for e in alike if e.spilled == spilled), alike[0])
 
     def scaled(self, factor: float) -> StepModel:
         """The same model, every step `factor` times as long."""
@@ -243,20 +192,22 @@ class StepModel:
 
     def usable_bytes(self) -> float | None:
         """Memory of all devices that a model may take; None: the profile does not say."""
-        profile = self.profile
-        if profile.memory_bytes is None:
+        rooms = [usable(one) for one in (self.profile, *self.profile.others)]
+        if any(room is None for room in rooms):
             return None
-        one = float(profile.memory_bytes)
-        if profile.chip is None:
-            one *= USABLE
-        elif profile.chip.chip_class in SEPARATE_MEMORY:
-            one = max(one - LLAMA_CPP_MARGIN_BYTES, 0.0) if profile.engine == "llama.cpp" else USABLE * one
-        # Of a chip that shares its memory with the system, the data-sheet profile has taken the system's part off.
-        return one * self.devices
+        known = [room for room in rooms if room is not None]
+        # Alike devices share one profile, unlike ones have each their own.
+        return known[0] * self.devices if len(known) == 1 else sum(known)
 
     def fits(self, batch: float, context: float) -> bool:
-        """Whether the devices hold the model and this batch; True where their memory is not known."""
+        """Whether the devices hold the model and this batch; True where their memory is not known.
+
+        Of a placed model whether everything that a step reads lies on them, and has room.
+        """
         usable = self.usable_bytes()
+        if self.lies is not None:
+            placed = self if (batch, context) == self.lies_for else self.placed(batch, context)
+            return placed.residency.whole and placed.lacking() is None
         return usable is None or self.memory_bytes(batch, context) <= usable
 
     def kv_tokens(self, context: float | None = None) -> int | None:
@@ -273,23 +224,73 @@ class StepModel:
     def placed(self, batch: float, context: float) -> StepModel:
         """The same model with what does not fit beside this batch's cache moved to host memory and disk.
 
-        Only llama.cpp does that by itself; other engines refuse such a model, and it comes back as it is.
+        Only llama.cpp does that by itself; other engines refuse such a model, and it comes back as it is. Where devices
+        have memory of their own it is placed as `placement` says, "auto" as llama.cpp's own fitting chooses.
         """
         usable = self.usable_bytes()
-        if usable is None or self.profile.engine != "llama.cpp" or self.fits(batch, context):
-            return replace(self, residency=ON_DEVICE)
+        bare = replace(self, residency=ON_DEVICE, lies=None)
+        if usable is None or self.profile.engine != "llama.cpp":
+            return bare
+        if apart(self.profile):
+            if self.placement == AUTO and self.devices == 1 and bare.fits(batch, context):
+                return bare
+            return self._lying(batch, context)
+        if bare.fits(batch, context):
+            return bare
         room = usable - (self.memory_bytes(batch, context) - self.terms.total_bytes)
-        host = _host_bytes(self.profile)
-        return replace(self, residency=residency(self.terms, max(room, 0.0), host))
+        host = host_bytes(self.profile)
+        return replace(bare, residency=residency(self.terms, max(room, 0.0), host))
+
+    def _lying(self, batch: float, context: float) -> StepModel:
+        length = round(max(context, self.reserve, 1))
+        found = _place(
+            self.spec, self.terms.format, tuple(self.rooms()), length, max(batch, 1), self.placement, self.kv,
+            every_logit(self.profile),
+        )  # fmt: skip
+        return replace(
+            self,
+            residency=residency_of(found, self.spec, host_bytes(self.profile)),
+            lies=found,
+            lies_for=(batch, context),
+        )
+
+    def rooms(self) -> list[DeviceRoom]:
+        """The devices and what is free on each, by the names that engines list them under."""
+        profiles = [self.profile, *self.profile.others]
+        if len(profiles) == 1:
+            profiles *= self.devices
+        free = [(usable(one) or 0.0) + LLAMA_CPP_MARGIN_BYTES for one in profiles]
+        return [DeviceRoom(name, n) for name, n in zip(device_names(profiles), free, strict=True)]
+
+    def lacking(self) -> str | None:
+        """Which place is too small for what lies there, with the numbers; None: none, or not known."""
+        return None if self.lies is None else lacking(self.lies, self.rooms(), host_bytes(self.profile))
 
 
-def _host_bytes(profile: Profile) -> float | None:
-    """Memory beside the device's own that weights may lie in; None: not known, taken as enough."""
-    chip_class = profile.chip.chip_class if profile.chip else None
-    has_own = bool(profile.machine and profile.machine.gpus) if chip_class is None else chip_class in SEPARATE_MEMORY
-    if not has_own:
-        return 0.0
-    return None if profile.host_memory_bytes is None else USABLE * profile.host_memory_bytes
+@lru_cache(maxsize=512)
+def _place(
+    spec: ModelSpec,
+    format_name: str,
+    rooms: tuple[DeviceRoom, ...],
+    context: int,
+    batch: float,
+    placement: Placement,
+    kv: str,
+    logits: bool,
+) -> PlacedModel:
+    return place(spec, format_name, rooms, context=context, slots=batch, placement=placement, kv=kv, every_logit=logits)
+
+
+def _placeable(profile: Profile) -> None:
+    """Raises UserError where there is nothing to place."""
+    if profile.engine != "llama.cpp":
+        raise UserError(
+            f"{profile.engine} keeps a whole model on its devices; --gpu-layers and --cpu-moe are of --engine llama.cpp"
+        )
+    if not apart(profile):
+        raise UserError(
+            f"{profile.name} has one memory for all, nothing lies beside a device; leave --gpu-layers and --cpu-moe out"
+        )
 
 
 def step_model(
@@ -302,13 +303,17 @@ def step_model(
     expert_parallel: bool = False,
     kv: str | None = None,
     reserve: float | None = None,
+    placement: Placement = AUTO,
 ) -> StepModel:
     """`spec` in a weight format under `profile`, one sequence's cache beside it. Raises UserError for what is unknown.
 
     `frequencies`: measured routing, a row of shares for each layer that routes; None: taken as even. `kv`: type of keys
-    and values, None: of 16 bits. `reserve`: tokens each cache is made for, None: those in use.
+    and values, None: of 16 bits. `reserve`: tokens each cache is made for, None: those in use. `placement`: what
+    llama.cpp is told; on a machine whose devices share its memory, and in another engine, a UserError.
     """
     chosen = format_named(format_name).name
+    if placement != AUTO:
+        _placeable(profile)
     # To GPU engines MXFP4 is another mixture than to llama.cpp, and a file of llama.cpp's nothing at all.
     stored = chosen if profile.engine == "llama.cpp" else format_for(profile.engine, chosen).name
     kept = kv_for(profile.engine, kv or "f16", spec)
@@ -325,5 +330,6 @@ def step_model(
         asked_format=chosen,
         kv=kept,
         reserve=reserve or 0.0,
+        placement=placement,
     )
     return model.placed(1, min(spec.context, 4096))

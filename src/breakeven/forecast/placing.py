@@ -8,6 +8,7 @@ as long as they fit, and a part of one more. What it weighs by is memory alone, 
 from __future__ import annotations
 
 import bisect
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,15 @@ from breakeven.hardware.placement import AUTO, HOST, MemoryAt, Placed, Placement
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import attends, loaded, state_bytes
 from breakeven.model.formats.named import format_named, kv_element_bytes, tensor_bytes, tensor_types
-from breakeven.model.reserved import PlacedShapes, cells, compute_at, output_bytes
+from breakeven.model.reserved import (
+    PlacedShapes,
+    Streamed,
+    cells,
+    compute_bytes,
+    device_compute_bytes,
+    host_compute_bytes,
+    output_bytes,
+)
 from breakeven.model.tensors import TensorGroup, tensors
 
 MARGIN_BYTES = 2**30
@@ -39,11 +48,15 @@ _OVERFLOW: Mapping[Keeps, str] = {
 
 @dataclass(frozen=True, slots=True)
 class DeviceRoom:
-    """A device and the bytes that are free on it, in the order the engine lists them. `unified`: host memory's own."""
+    """A device and the bytes that are free on it, in the order the engine lists them. `unified`: host memory's own.
+
+    `largest_bytes`: of one tensor, where the device sets a limit (Vulkan's maxStorageBufferRange); others stay behind.
+    """
 
     place: str
     free_bytes: float
     unified: bool = False
+    largest_bytes: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +249,8 @@ class _Sizes:
         """Everything where the plan puts it."""
         *blocks, head = self.by_layer(plan, devices)
         held: dict[tuple[int | None, TensorGroup, str, bool], int] = {}
-        carried: dict[str, int] = {}
+        away: dict[int, Streamed] = {}
+        limits = {d.place: d.largest_bytes for d in devices if d.largest_bytes is not None}
         for weight in self.weights:
             layer = weight.layer
             default = blocks[layer] if layer is not None else HOST if _INPUT.match(weight.name) else head
@@ -246,14 +260,15 @@ class _Sizes:
                     for only, pattern, to in plan.rules
                     if (only is None or only == layer) and _matcher(pattern).search(weight.name)
                 ),
-                default,
+                HOST if weight.n_bytes > limits.get(default, math.inf) else default,
             )
             key = (layer, weight.group, where, False)
             held[key] = held.get(key, 0) + weight.n_bytes
-            if weight.name == "token_embd.weight" and self.tied and head != HOST and where != head:
+            tied = weight.name == "token_embd.weight" and self.tied and HOST == where != head
+            if tied and weight.n_bytes <= limits.get(head, math.inf):
                 held[(None, weight.group, head, True)] = weight.n_bytes
-            elif where == HOST and layer is not None:
-                carried[weight.name] = weight.n_bytes
+            elif where == HOST and layer is not None and layer < len(self.spec.layers):
+                away[layer] = _lent(away.get(layer, Streamed(layer)), weight)
         parts = tuple(PlacedPart(layer, group, at, n, copy) for (layer, group, at, copy), n in held.items())
         experts_away = {p.layer for p in parts if p.group is TensorGroup.ROUTED_EXPERTS and p.place == HOST}
         return PlacedModel(
@@ -261,7 +276,7 @@ class _Sizes:
             gpu_layers=plan.gpu_layers,
             layers=self.layers + 1,
             cpu_moe=len(experts_away),
-            memory=self._memory(parts, blocks, head, devices, max(carried.values(), default=0)),
+            memory=self._memory(parts, blocks, head, devices, tuple(away.values())),
             parts=parts,
             layer_places=tuple(blocks),
             head_place=head,
@@ -276,7 +291,7 @@ class _Sizes:
         blocks: Sequence[str],
         head: str,
         devices: Sequence[DeviceRoom],
-        largest_away: int,
+        away: tuple[Streamed, ...],
     ) -> dict[str, PlaceBytes]:
         weights: dict[str, float] = {}
         for part in parts:
@@ -285,19 +300,29 @@ class _Sizes:
         for at, nbytes in zip(blocks, self.kv, strict=False):
             caches[at] = caches.get(at, 0.0) + nbytes
         found = {}
+        own = blocks[: len(self.spec.layers)]
         for i, device in enumerate(devices):
-            own = tuple(j for j, at in enumerate(blocks[: len(self.spec.layers)]) if at == device.place)
-            shapes = PlacedShapes(own, head == device.place, largest_away if i == 0 else 0, device=True)
-            compute = self._compute(shapes)
+            layers = tuple(j for j, at in enumerate(own) if at == device.place)
+            # Prompts are multiplied by weights in host memory on the first device.
+            lent = away if i == 0 else ()
+            shapes = PlacedShapes(layers, head == device.place, lent, shared=HOST in own and i == 0)
+            compute = device_compute_bytes(self.spec, shapes, self.context, self.slots, every_logit=self.every_logit)
             found[device.place] = PlaceBytes(weights.get(device.place, 0.0), caches.get(device.place, 0.0), compute)
-        own = tuple(j for j, at in enumerate(blocks[: len(self.spec.layers)]) if at == HOST)
-        compute = self._compute(PlacedShapes(own, head == HOST, 0, device=False, alone=not devices))
+        compute = (
+            host_compute_bytes(self.spec, self.context, self.slots)
+            if devices
+            else compute_bytes(self.spec, self.context, self.slots, gpu=False, every_logit=self.every_logit)
+        )
         output = output_bytes(self.spec, self.slots)
         found[HOST] = PlaceBytes(weights.get(HOST, 0.0), caches.get(HOST, 0.0), compute, output)
         return found
 
-    def _compute(self, shapes: PlacedShapes) -> float:
-        return compute_at(self.spec, shapes, self.context, self.slots, every_logit=self.every_logit)
+
+def _lent(so_far: Streamed, weight: _Weight) -> Streamed:
+    """What a layer has in host memory, with one more of its tensors."""
+    stem = weight.name.split(".", 2)[-1]
+    kind = "out" if stem.startswith("ffn_down") else "into" if stem.startswith("ffn_") else "beside"
+    return replace(so_far, **{kind: max(getattr(so_far, kind), weight.n_bytes)})
 
 
 def _chosen(devices: Sequence[DeviceRoom], placement: Placement) -> tuple[DeviceRoom, ...]:

@@ -14,8 +14,10 @@ from breakeven.errors import UserError
 from breakeven.forecast.asked import LLAMA_CPP, asked_model, assumed_notes, model_on, profiles_for
 from breakeven.forecast.constants import Profile, Range
 from breakeven.forecast.model import StepModel
+from breakeven.forecast.residency import OFFLOAD_TOKENS
 from breakeven.forecast.routing import Routing, routing_known, skewed
 from breakeven.forecast.terms import Floats, Parts
+from breakeven.hardware.placement import AUTO, HOST, Placement
 from breakeven.model.formats.gpu import MLX, GpuFormat
 from breakeven.model.formats.named import OwnFormat, format_named
 from breakeven.results.predicted import Bound, PredictedPoint, PredictedRatio, Prediction
@@ -69,19 +71,37 @@ def _room(model: StepModel, batch: int, context: int) -> list[str]:
     notes = []
     if (longest := round(max(context, model.reserve))) > model.spec.context:
         notes.append(f"{longest:,} tokens are more than the model's own limit of {model.spec.context:,}")
-    if usable is None or model.fits(batch, context):
+    if usable is None or (model.lies is None and model.fits(batch, context)):
         return notes
     need = f"needs {model.memory_bytes(batch, context) / 1e9:.3g} GB, {usable / 1e9:.3g} GB can be used"
     where = model.residency
+    if model.lies is not None:
+        return [*notes, *_placed(model, usable)]
     if where.whole:
         return [*notes, f"does not fit: {need}; the times are what they would be if it did"]
     away = where.away_bytes / model.terms.total_bytes
-    disk = max(where.experts_disk, where.fixed_disk) > 0
-    host = max(where.experts_host, where.fixed_host) > 0
-    place = "host memory and disk" if host and disk else "disk" if disk else "host memory"
-    notes.append(f"does not fit: {need}; {away:.0%} of the weights are read from {place} (first approximation)")
-    if model.usable_bytes() and model.memory_bytes(batch, context) - model.terms.total_bytes > (usable or 0):
-        notes.append("keys and values alone are more than the device holds")
+    notes.append(f"does not fit: {need}; {away:.0%} of the weights are read from disk (first approximation)")
+    return notes
+
+
+def _placed(model: StepModel, usable: float) -> list[str]:
+    """Where a model lies that does not lie on its devices alone, and which place is too small."""
+    lies, where = model.lies, model.residency
+    assert lies is not None
+    notes = [] if where.whole else [lies.placed().words()]
+    for room in model.rooms():
+        if (need := lies.memory[room.place].total if room.place in lies.memory else 0.0) > room.free_bytes:
+            short = f"{need / 1e9:.3g} GB on {room.place}; {room.free_bytes / 1e9:.3g} GB are there"
+            notes.append(f"does not fit: needs {short}; the times are what they would be if it did")
+    host, need = model.profile.host_memory_bytes, lies.memory[HOST].total
+    if host is None and not where.whole:
+        notes.append(f"needs {need / 1e9:.3g} GB of RAM beside the card; how much there is was not said")
+    elif host is not None and not where.whole:
+        notes.append(f"needs {need / 1e9:.3g} GB of RAM beside the card; {host / 1e9:.3g} GB are there")
+    if where.fixed_disk or where.experts_disk:
+        notes.append("RAM is too small for it: the rest is paged from disk for every token (the best case is shown)")
+    if not where.whole and model.profile.constants.stream_bytes_per_s is not None:
+        notes.append(f"prompts of {OFFLOAD_TOKENS} tokens and more copy weights in host memory over the link")
     return notes
 
 
@@ -153,6 +173,8 @@ def speed_ratio(of: StepModel, over: StepModel, batch: float, context: float) ->
     value = float(over.step_s(batch, context) / of.step_s(batch, context))
     errors = of.error("decode"), over.error("decode")
     same = of.profile.engine == over.profile.engine
+    # What host memory adds to one alone does not cancel.
+    same = same and of.residency.whole == over.residency.whole
     width = math.hypot(*(error.between_models if same else error.log_half_width for error in errors))
     fast, fast_over = _fastest(of, batch, context), _fastest(over, batch, context)
     return Estimate(value=value, low=value * math.exp(-width) * fast_over, high=value * math.exp(width) / fast)
@@ -180,13 +202,15 @@ def predict(
     kv: str | None = None,
     prompt: int | None = None,
     reserve: int | None = None,
+    placement: Placement = AUTO,
 ) -> Prediction:
     """Predicted steps of every model on every machine, in that order, then by context and batch.
 
     `frequencies`: measured routing by model, as named in `models`; see `predict.routing`. `engine` and `devices` None:
     as the machine's class runs models. `format_name`: of models that name none; None: each model's own. `kv`: type of
     keys and values, None: 16 bits. `prompt`, `reserve`: tokens of a prompt, and tokens that each cache is made for;
-    None: as many as the context. Raises UserError for unknown models, machines and formats.
+    None: as many as the context. `placement`: what llama.cpp is told of layers and experts.
+    Raises UserError for unknown models, machines and formats.
     """
     least = [*batches, *contexts, *(n for n in (prompt, reserve) if n is not None)]
     if min(least, default=0) < 1:
@@ -210,6 +234,7 @@ def predict(
                 expert_parallel=expert_parallel,
                 kv=kv,
                 reserve=reserve,
+                placement=placement,
             )
             for model, profile in zip(asked, profiles, strict=True)
         }
@@ -283,6 +308,8 @@ def _point(model: StepModel, name: str, machine: str, batch: int, context: int, 
         reserve=round(max(context, model.reserve)),
         kv=model.kv,
         memory=model.memory(batch, context).rows(),
+        placed=None if model.lies is None else model.lies.placed(),
+        host_bytes=0.0 if model.lies is None else model.lies.memory[HOST].total,
     )
 
 

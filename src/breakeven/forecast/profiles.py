@@ -19,8 +19,15 @@ import msgspec
 
 from breakeven.errors import UserError
 from breakeven.forecast.constants import PROFILE_SCHEMA, Constants, Error, Origin, Profile, Range
+from breakeven.forecast.residency import (
+    CORE_FLOPS_PER_S,
+    HOST_FLOPS_PER_S,
+    PCIE_BYTES_PER_S,
+    SERVER_BYTES_PER_S,
+)
 from breakeven.hardware.chips import Chip, ChipClass
-from breakeven.hardware.machine import MachineSpec
+from breakeven.hardware.described import machine_named
+from breakeven.hardware.machine import Machine, MachineSpec
 from breakeven.hardware.reader import read_machine
 from breakeven.model.formats.gpu import MLX, GpuFormat
 from breakeven.model.formats.named import OwnFormat, format_named
@@ -32,8 +39,8 @@ ENGINES = ("llama.cpp", "vllm")
 class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
     """What one class of machine makes of its data sheet under one engine.
 
-    Shares are of the published figure. `flops_per_byte` stands in for a peak rate that the maker does not publish:
-    peak operations a second over bytes a second. `usable_memory` is the share of memory an engine may fill.
+    Shares are of the published figure. `flops_per_byte`: peak operations over bytes, where none is published.
+    `usable_memory`: the share of memory an engine may fill.
     """
 
     weight_share: float
@@ -52,6 +59,10 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
     usable_memory: float = 1.0
     host_bytes_per_s: float | None = None
     disk_bytes_per_s: float | None = None
+    host_share: float = 0.6  # of host memory's nominal rate, read by the CPU beside a device: a PC's few channels
+    host_server_share: float = 0.4  # the same of a server's many channels
+    stream_share: float = 0.5  # of the nominal link between host memory and a device
+    handover_s: float = 5e-5
     link_share: float = 0.7
     link_bytes_per_s: float | None = None
     link_s: float = 0.0
@@ -134,6 +145,9 @@ def profile_with(
             prefill_token_s=found.prefill_token_s,
             routing_alpha=found.routing_alpha,
             host_bytes_per_s=found.host_bytes_per_s,
+            host_flops_per_s=HOST_FLOPS_PER_S if found.host_bytes_per_s else None,
+            stream_bytes_per_s=PCIE_BYTES_PER_S * found.stream_share if found.host_bytes_per_s else None,
+            handover_s=found.handover_s,
             disk_bytes_per_s=found.disk_bytes_per_s,
             link_bytes_per_s=link,
             link_s=found.link_s,
@@ -156,6 +170,53 @@ def profile_with(
         chip=chip,
         idle_w=None if chip.tdp_w is None else chip.tdp_w * found.idle_share,
         busy_w=None if chip.tdp_w is None else chip.tdp_w * found.busy_share,
+    )
+
+
+def profile_of_machine(machine: Machine, engine: str, devices: int | None, format_name: str | None = None) -> Profile:
+    """What `engine` should reach on a described machine: its devices, and what lies beside them in host memory.
+
+    `devices`: how many of them, from the first; of one described device as many like it. None: all. Raises UserError
+    for unlike devices in an engine that parts models evenly, and for more devices than there are.
+    """
+    described = len(machine.devices)
+    if devices is not None and 1 < described < devices:
+        raise UserError(f"{devices} devices of {machine.name}: it has {described}; give at most that many")
+    count = devices or described
+    chosen = machine.devices[: min(count, described)]
+    profile = profile_of_chip(chosen[0], engine, count, format_name)
+    unlike = len({chip.slug for chip in chosen}) > 1
+    if unlike and engine != "llama.cpp":
+        raise UserError(f"{engine} parts a model evenly among like devices; use --engine llama.cpp on {machine.name}")
+    found = beside(profile, machine)
+    others = [profile_of_chip(chip, engine, 1, format_name) for chip in chosen[1:]] if unlike else []
+    name = machine.name if described > 1 or machine.host else profile.name
+    return msgspec.structs.replace(found, name=name, others=others)
+
+
+def beside(profile: Profile, machine: Machine) -> Profile:
+    """`profile` with the described machine's host memory, link and disk."""
+    host, constants = machine.host, profile.constants
+    share = efficiency_of(profile.chip.chip_class, profile.engine).efficiency if profile.chip else None
+    if share is None or share.host_bytes_per_s is None:
+        return msgspec.structs.replace(profile, host=host)
+    nominal = host.bandwidth_bytes_per_s if host else None
+    found = constants.host_bytes_per_s
+    if nominal is not None:
+        found = nominal * (share.host_share if nominal < SERVER_BYTES_PER_S else share.host_server_share)
+    flops = host.cores * CORE_FLOPS_PER_S if host and host.cores else constants.host_flops_per_s
+    link, disk = machine.link_bytes_per_s, machine.disk_bytes_per_s
+    return msgspec.structs.replace(
+        profile,
+        host=host,
+        host_memory_bytes=host.memory_bytes if host else None,
+        constants=msgspec.structs.replace(
+            constants,
+            host_bytes_per_s=found,
+            host_flops_per_s=flops,
+            stream_bytes_per_s=constants.stream_bytes_per_s if link is None else link * share.stream_share,
+            disk_bytes_per_s=disk or constants.disk_bytes_per_s,
+        ),
     )
 
 
@@ -248,17 +309,15 @@ def profile_named(
     """The profile of what a person calls a machine.
 
     "this": the newest calibrated profile of this machine, one of `format_name` before others. A path: a profile, or a
-    chip described in YAML or JSON. Else the name of a catalogued chip, from its data sheet. `engine` None: the one that
-    such machines run. Raises UserError when there is no such profile, and says what to do.
+    machine described in YAML or JSON. Else a machine in words (`rtx-3090+ddr4-3200x2:64GB`), from data sheets. `engine`
+    None: the one that such machines run. Raises UserError when there is no such profile, and says what to do.
     """
     if machine == THIS:
         return _this(engine, devices, format_name)
     path = Path(machine).expanduser()
     if path.suffix.lower() in (".json", ".yaml", ".yml"):
         return _from_file(path, engine, devices, format_name)
-    from breakeven.hardware.chips import chip_named
-
-    return _from_chip(chip_named(machine), engine, devices, format_name)
+    return _described(machine_named(machine), engine, devices, format_name)
 
 
 def default_engine(chip: Chip, format_name: str | None = None) -> str:
@@ -307,14 +366,11 @@ def _from_file(path: Path, engine: str | None, devices: int | None, format_name:
                 f"{path} is a profile of {profile.engine}, not of {engine}; give one of {engine}, or leave --engine out"
             )
         return profile
-    from breakeven.hardware.chip_file import read_chip
-
-    return _from_chip(read_chip(path), engine, devices, format_name)
+    return _described(machine_named(str(path)), engine, devices, format_name)
 
 
-def _from_chip(chip: Chip, engine: str | None, devices: int | None, format_name: str | None) -> Profile:
-
-    return profile_of_chip(chip, engine or default_engine(chip, format_name), devices or 1, format_name)
+def _described(machine: Machine, engine: str | None, devices: int | None, format_name: str | None) -> Profile:
+    return profile_of_machine(machine, engine or default_engine(machine.devices[0], format_name), devices, format_name)
 
 
 def _is_profile(path: Path) -> bool:

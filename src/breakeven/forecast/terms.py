@@ -3,10 +3,10 @@
 `Terms` are what a model asks of a machine in one step, reduced to the few numbers the step model multiplies. They
 depend on neither batch nor context; `step_parts` combines them with both.
 
-Weights of a model larger than its device lie on the device, in host memory and on disk (`Residency`). What is never
-read whole leaves first (the embedding table), then routed experts, whose bytes are read least often, then everything
-else: the order in which llama.cpp's own fitting moves tensors. A part that lies elsewhere is read at that place's rate,
-one after the other with the device's own reading.
+Weights of a model larger than its device lie on the device, in host memory and on disk (`Residency`); a part that lies
+elsewhere is read at that place's rate, one after the other with the device's own reading (`residency.away_s`). Where
+nobody placed it (`residency`), what is never read whole leaves first (the embedding table), then routed experts, whose
+bytes are read least often, then everything else.
 
 First approximation: what has a place keeps it. An operating system that reads a file larger than memory in a circle
 can throw every page away before its next use; then the whole file is read from disk in every step.
@@ -21,7 +21,9 @@ each on average. n = D + P tokens pass through the weights. With occupancy u (sh
     t = max(t_mem, t_flops) + (1 - overlap) min(t_mem, t_flops)
         + step_s + layer_s L + moe_layer_s L_moe + expert_s (experts touched) + sequence_s D + prefill_token_s P
         + element_s L hidden n
-        + (weight bytes in host memory) / host_bytes_per_s + (weight bytes on disk) / disk_bytes_per_s
+        + max((weight bytes in host memory) / host_bytes_per_s, F_host / host_flops_per_s) + KV_host / host_bytes_per_s
+        + (weight bytes on disk) / disk_bytes_per_s + handover_s (handovers)
+    n >= 32: host weights cross the link instead, (their bytes) / stream_bytes_per_s, and the device multiplies
 
 The form, with u(B) = 1 - (1 - k/E)^B, is the roofline model of decode (Pope et al., arXiv 2211.05102) with uniform
 routing's expected occupancy; the costs in seconds are what bytes and operations do not explain.
@@ -37,6 +39,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from breakeven.forecast.constants import Constants
+from breakeven.forecast.residency import ON_DEVICE, Residency, away_s
 from breakeven.model.architecture import Mla, ModelSpec, MoeFfn
 from breakeven.model.arithmetic import (
     KV_ELEMENT_BYTES,
@@ -201,32 +204,6 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
     )
 
 
-HOST_BYTES_PER_S = 40e9
-"""Weights in host memory, where a profile does not say: two channels of DDR5 reach about this. A judgement."""
-DISK_BYTES_PER_S = 2e9
-"""Weights read through a memory map from an NVMe disk, where a profile does not say. A judgement."""
-
-
-@dataclass(frozen=True, slots=True)
-class Residency:
-    """Shares of a model's fixed bytes (W_f) and of its routed experts that lie in host memory and on disk."""
-
-    fixed_host: float = 0.0
-    fixed_disk: float = 0.0
-    experts_host: float = 0.0
-    experts_disk: float = 0.0
-    away_bytes: float = 0.0
-    """What left the device, the embedding table included."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether the device holds everything."""
-        return not (self.fixed_host or self.fixed_disk or self.experts_host or self.experts_disk)
-
-
-ON_DEVICE = Residency()
-
-
 def residency(terms: Terms, room_bytes: float, host_bytes: float | None) -> Residency:
     """Where the weights lie when the device has `room_bytes` for them and the host `host_bytes` (None: enough)."""
     over = terms.total_bytes - room_bytes
@@ -262,7 +239,7 @@ class Parts:
     host_s: Floats
     disk_s: Floats
     link_s: Floats
-    """Between devices; filled in by `StepModel`."""
+    """Between host memory and devices; `StepModel` adds what passes between devices."""
 
 
 def occupancies(terms: Terms, tokens: ArrayLike, alpha: float = 1.0) -> list[Floats]:
@@ -305,12 +282,6 @@ def step_parts(
         here = 1.0 - where.experts_host - where.experts_disk
         weights_s = weights_s + experts_s(group, constants) * here * share
         touched = touched + group.layers * group.n_experts * share
-    host_s, disk_s = zeros, zeros
-    if not where.whole:
-        host_bytes = fixed_bytes * where.fixed_host + expert_bytes * where.experts_host
-        disk_bytes = fixed_bytes * where.fixed_disk + expert_bytes * where.experts_disk
-        host_s = zeros + host_bytes / (constants.host_bytes_per_s or HOST_BYTES_PER_S)
-        disk_s = zeros + disk_bytes / (constants.disk_bytes_per_s or DISK_BYTES_PER_S)
     kv_token, attention_d, attention_p = zeros, zeros, zeros
     for cache in terms.attention:
         span = cache.read(c)
@@ -318,7 +289,7 @@ def step_parts(
         attention_d = attention_d + cache.flops * span
         attention_p = attention_p + cache.flops * cache.read(pc)
     kv = d * (terms.state_bytes + kv_token)
-    kv_s = kv / constants.kv_bytes_per_s
+    kv_s = kv * (1.0 - where.kv_host) / constants.kv_bytes_per_s
     single, tiled, routed, head = _work(terms, constants)
     flops_d = terms.token_flops * (tiled + routed) * d
     if constants.tile > 1:
@@ -336,8 +307,20 @@ def step_parts(
         + constants.prefill_token_s * p
         + constants.element_s * terms.layers * terms.hidden * n
     )
+    outside = sum(share for _, share in terms.work)
+    away = away_s(
+        where,
+        constants,
+        n + zeros,
+        fixed_bytes=fixed_bytes,
+        expert_bytes=expert_bytes,
+        kv_bytes=kv,
+        weight_flops=(terms.token_flops * outside, terms.token_flops * (1.0 - outside)),
+        attention_flops=d * attention_d + p * attention_p,
+        hidden=terms.hidden,
+    )
     memory_s = weights_s + kv_s
-    total = np.maximum(memory_s, compute_s) + overhead_s + host_s + disk_s
+    total = np.maximum(memory_s, compute_s) + overhead_s + away.host_s + away.disk_s + away.link_s
     if constants.overlap != 1.0:
         total = total + (1.0 - constants.overlap) * np.minimum(memory_s, compute_s)
     return Parts(
@@ -348,9 +331,9 @@ def step_parts(
         total_s=total,
         weight_bytes=fixed_bytes + expert_bytes,
         kv_bytes=kv,
-        host_s=host_s,
-        disk_s=disk_s,
-        link_s=zeros,
+        host_s=away.host_s,
+        disk_s=away.disk_s,
+        link_s=away.link_s,
     )
 
 

@@ -37,6 +37,10 @@ class Gpu(msgspec.Struct, frozen=True):
     """Whether its memory is the machine's own."""
     place: str | None = None
     """What an engine calls it, such as CUDA0, Vulkan0 or Metal."""
+    memory_told: bool = True
+    """False: no driver here tells its memory; it is that of the catalogue's card of this name."""
+    link_bytes_per_s: float | None = None
+    """To host memory over PCI Express, one direction, nominal."""
 
 
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +60,10 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     gpus: list[Gpu]
     memory_bytes_per_s: float | None = None
     """What reading memory with all cores reached; None: not measured."""
+    memory_bytes_per_s_range: tuple[float, float] | None = None
+    """The slowest and the fastest pass of that measurement."""
+    memory_kind: str | None = None
+    """As the firmware says it, such as "ddr4-3200, 2 modules"; None: not told to this user."""
 
 
 class HostMemory(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,20 +3,23 @@
 What a container or an affinity mask withholds does not count: cores and memory are those this process may use.
 Whether it is a virtual machine matters to a measurement, because neighbours can take CPU time that only shows as
 steal. Every reader takes the root of the file system, so that captured machines can be read as well as this one.
-It does not know the memory's speed: that is measured, never read.
+It does not know the memory's speed: that is measured (`memory`), never read. The accelerators are read by `devices`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import psutil
 
+from breakeven.hardware.devices import apple_gpus, joined, read_gpus
 from breakeven.hardware.machine import Gpu, MachineSpec
+from breakeven.hardware.memory import read_memory_kind
 
 DMI_VENDORS = (
     ("QEMU", "QEMU/KVM"),
@@ -286,43 +289,17 @@ def read_os(root: Path = ROOT) -> str:
     return f"{system}, {platform.system()} {platform.release()}, {platform.machine()}"
 
 
-def read_gpus() -> list[Gpu]:
-    """NVIDIA GPUs; none when nvidia-ml-py is not installed or finds no driver."""
+def _said_by(*command: str) -> str | None:
+    """What a program of macOS prints; None when it is not there, fails or takes too long."""
     try:
-        import pynvml
-    except ImportError:
-        return []
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    gpus: list[Gpu] = []
-    try:
-        driver = _words(pynvml.nvmlSystemGetDriverVersion())
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            # One GPU may be lost, or its memory not be told (unified memory); the others still count.
-            with contextlib.suppress(pynvml.NVMLError):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                name = _words(pynvml.nvmlDeviceGetName(handle))
-                gpus.append(Gpu(name, int(pynvml.nvmlDeviceGetMemoryInfo(handle).total), driver))
-    except pynvml.NVMLError:
-        return gpus
-    finally:
-        pynvml.nvmlShutdown()
-    return gpus
-
-
-def _words(value: str | bytes) -> str:
-    """Older bindings return bytes."""
-    return value.decode() if isinstance(value, bytes) else value
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _sysctl(name: str) -> str | None:
-    try:
-        done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return _said_by("sysctl", "-n", name)
 
 
 def _read_mac() -> MachineSpec:
@@ -353,14 +330,17 @@ def _read_mac() -> MachineSpec:
         available_memory_bytes=memory.available,
         os=f"macOS {platform.mac_ver()[0]}, {platform.machine()}",
         virtualised={"1": "hypervisor", "0": "no"}.get(guest or ""),
-        gpus=[],
+        gpus=apple_gpus(_said_by("system_profiler", "SPDisplaysDataType", "-json") or "", memory.total),
     )
 
 
-def read_machine() -> MachineSpec:
-    """This machine, as far as this process may use it."""
-    if platform.system() == "Darwin":
-        return _read_mac()
+def read_machine(listed: Sequence[Gpu] = ()) -> MachineSpec:
+    """This machine, as far as this process may use it; `listed`: what an engine here calls its devices."""
+    spec = _read_mac() if platform.system() == "Darwin" else _read_linux()
+    return msgspec.structs.replace(spec, gpus=joined(spec.gpus, listed)) if listed else spec
+
+
+def _read_linux() -> MachineSpec:
     affinity = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset[int]()
     cpus = affinity or frozenset(range(psutil.cpu_count() or 1))
     quota = read_cpu_quota()
@@ -379,6 +359,7 @@ def read_machine() -> MachineSpec:
         os=read_os(),
         virtualised=read_virtualised(),
         gpus=read_gpus(),
+        memory_kind=read_memory_kind(),
     )
 
 

@@ -9,7 +9,7 @@ at a time (bench/memory.py): every coefficient below is a number of such tensors
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from breakeven.model.architecture import (
@@ -73,32 +73,76 @@ def output_bytes(spec: ModelSpec, sequences: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedShapes:
-    """What one place computes: `layers` by index, the output head or not.
+class Streamed:
+    """Weights of one layer that lie in host memory and are copied to a device to multiply a prompt, one at a time.
 
-    `device`: it is none of the CPU's. `streamed_bytes`: the largest tensor in host memory that is copied to it to
-    multiply a prompt. `alone`: there is no other place.
+    `into`, `out`: bytes of the largest matrix that makes a feed-forward's inside, and of the one behind it; `beside`:
+    of all others.
+    """
+
+    layer: int
+    into: float = 0.0
+    out: float = 0.0
+    beside: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedShapes:
+    """What one device computes: `layers` by index, the output head or not, and what it is lent by host memory.
+
+    `shared`: other layers' caches lie in host memory, so activations come and go.
     """
 
     layers: Collection[int]
     head: bool
-    streamed_bytes: float = 0.0
-    device: bool = True
-    alone: bool = False
+    streamed: Sequence[Streamed] = ()
+    shared: bool = False
 
 
-def compute_at(
+def host_compute_bytes(spec: ModelSpec, context: float, sequences: float = 1) -> float:
+    """Bytes of the buffer in host memory while devices compute: a prompt's embeddings, as tokens and given, and masks.
+
+    What the CPU still computes of a prompt is attention over caches in host memory, and finds room in there.
+    """
+    tokens = _tokens(context, sequences)
+    return _MASK * tokens * _mask_cells(spec, context) + _F32 * tokens * 2 * spec.hidden
+
+
+def device_compute_bytes(
     spec: ModelSpec, shapes: PlacedShapes, context: float, sequences: float = 1, *, every_logit: bool
 ) -> float:
-    """Bytes of one place's compute buffer, when a model is spread over a host and devices."""
-    if shapes.alone:
-        return compute_bytes(spec, context, sequences, gpu=False, every_logit=every_logit)
-    tokens = min(MICRO_BATCH, whole_context(context) * max(sequences, 1)) if context else MICRO_BATCH
-    inputs = _MASK * tokens * _mask_cells(spec, context) + _F32 * tokens * spec.hidden
-    if not shapes.layers and not shapes.head and not shapes.streamed_bytes:
-        return 0.0 if shapes.device else inputs
-    own = replace(spec, layers=tuple(spec.layers[i] for i in sorted(shapes.layers)) or spec.layers[-1:])
-    return compute_bytes(own, context, sequences, gpu=shapes.device, every_logit=every_logit) + shapes.streamed_bytes
+    """Bytes of one device's compute buffer, when it computes a part of the model."""
+    if not shapes.layers and not shapes.head and not shapes.streamed:
+        return 0.0
+    tokens = _tokens(context, sequences)
+    found = [0.0]
+    if shapes.layers or shapes.head:
+        # A device with the head alone has the last layer's rows to norm.
+        own = replace(spec, layers=tuple(spec.layers[i] for i in sorted(shapes.layers)) or spec.layers[-1:])
+        found.append(compute_bytes(own, context, sequences, gpu=True, every_logit=every_logit and shapes.head))
+    mask = _MASK * tokens * _mask_cells(spec, context)
+    for lent in shapes.streamed:
+        held = mask + _F32 * tokens * (_HELD_GPU + shapes.shared) * spec.hidden
+        ffn = spec.layers[lent.layer].ffn
+        if ffn is not None:
+            inside, outside = _inside(ffn, spec.hidden)
+            twice = 2 if ffn.gated else 1
+            found.append(held + lent.into + _F32 * tokens * twice * inside)
+            found.append(held + lent.out + _F32 * tokens * (inside + outside))
+        found += [held + lent.beside + _F32 * tokens * _mixer(m, spec.hidden) for m in spec.layers[lent.layer].mixers]
+    return max(found)
+
+
+def _tokens(context: float, sequences: float) -> float:
+    """Tokens of the micro-batch that is reserved for."""
+    return min(MICRO_BATCH, whole_context(context) * max(sequences, 1)) if context else MICRO_BATCH
+
+
+def _inside(ffn: FeedForward, hidden: int) -> tuple[float, float]:
+    """Elements of one token between a feed-forward's matrices, and behind them, over its experts."""
+    if isinstance(ffn, DenseFfn):
+        return ffn.width, hidden
+    return ffn.n_experts_per_token * ffn.expert_width, ffn.n_experts_per_token * hidden
 
 
 def compute_bytes(
@@ -110,7 +154,7 @@ def compute_bytes(
     builds before `ONE_LOGIT_BUILD` do, not for one token a sequence. `flash`: flash attention is on, as llama.cpp
     decides wherever a device can.
     """
-    tokens = min(MICRO_BATCH, whole_context(context) * max(sequences, 1)) if context else MICRO_BATCH
+    tokens = _tokens(context, sequences)
     rows = tokens if every_logit else max(sequences, 1)
     hidden = spec.hidden
     # The last layer's feed-forward runs for the rows whose logits are wanted.

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from breakeven.errors import UserError
-from breakeven.hardware.chips import Chip, Price
+from breakeven.hardware.chips import Chip, Price, rate_words, size_words
+from breakeven.hardware.machine import Machine
 from breakeven.model.catalogue import CatalogueEntry, entries, find, matching, total_of
 from breakeven.model.resolve import path_of
 from breakeven.model.summary import LARGEST, LISTED_FORMAT, SIZE_CLASSES, Detail, Experts, Stored, Summary, size_class
@@ -57,6 +58,33 @@ def print_chip(chip: Chip, console: Console) -> None:
     ]
     if chip.note:
         rows.append(("Note", chip.note))
+    _print_rows(rows, console)
+
+
+def print_machine(machine: Machine, console: Console) -> None:
+    """Print a machine that is described: its devices, what stands beside them, and the rates between."""
+    console.print(machine.name, style="bold", highlight=False, markup=False)
+    rows = [
+        ("Device", f"{chip.name}, {_memory(chip)} at {_rate(chip.bandwidth_bytes_per_s)}") for chip in machine.devices
+    ]
+    host = machine.host
+    if host is None:
+        rows.append(("Host", "not described"))
+    else:
+        size, rate = host.memory_bytes, host.bandwidth_bytes_per_s
+        words = [
+            "memory of unknown size" if size is None else size_words(size),
+            "rate not said" if rate is None else f"at {rate_words(rate)}" + (f" ({host.words})" if host.words else ""),
+            "" if host.cores is None else f"{host.cores} cores",
+        ]
+        rows.append(("Host", ", ".join(word for word in words if word)))
+    for label, moved in (("Link", machine.link_bytes_per_s), ("Disk", machine.disk_bytes_per_s)):
+        if moved is not None:
+            rows.append((label, rate_words(moved)))
+    _print_rows(rows, console)
+
+
+def _print_rows(rows: Sequence[tuple[str, str]], console: Console) -> None:
     for label, text in rows:
         console.print(f"{label:<11}{text}", highlight=False, markup=False, soft_wrap=True)
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from breakeven.hardware.placement import Placed
 from breakeven.stats.estimate import Estimate
 from breakeven.traffic.workload import Slo, Workload
 
@@ -55,6 +56,10 @@ class PredictedPoint(msgspec.Struct, frozen=True, kw_only=True):
     """Type of keys and values."""
     memory: dict[str, float] = {}
     """`memory_bytes` by what takes it: weights, kv, state, compute (the engine's buffers), output."""
+    placed: Placed | None = None
+    """What llama.cpp puts where, with the memory of each place; None: everything lies on one device."""
+    host_bytes: float = 0.0
+    """Memory needed beside the devices."""
 
 
 class PredictedRatio(msgspec.Struct, frozen=True, kw_only=True):
