@@ -17,11 +17,12 @@ from breakeven.engines.backend import Backend
 from breakeven.engines.mlx import server as mlx
 from breakeven.engines.mlx.layout import ask_there
 from breakeven.engines.mlx.server import VARIABLE, MlxServer, end_tokens, find_mlx, interpreter_of, provide
-from breakeven.engines.source import parse_source
+from breakeven.engines.source import Source, parse_source
 from breakeven.engines.start import start, weights_of
 from breakeven.engines.synthesis import directory
 from breakeven.engines.synthesis.directory import StoredArray
 from breakeven.errors import EngineError, NotSupportedError, UserError
+from breakeven.hardware.placement import Placement
 from breakeven.measure.token_counts import encoder
 from breakeven.wire.dialects import completion_fields
 from tests.vllm_fixtures import MOE, write_config
@@ -212,6 +213,22 @@ def test_what_mlx_is_not_given(tmp_path: Path, fake_mlx: Path) -> None:
     with pytest.raises(NotSupportedError, match="mlx-lm is not installed"):
         weights_of(source, "MLX4", 0, None, engine="mlx")
     assert not list((tmp_path / "cache").rglob("config.json"))
+
+
+@pytest.mark.parametrize("engine", ["mlx", "sglang", "vllm"])
+def test_a_placement_is_not_passed_over(tmp_path: Path, engine: str) -> None:
+    with ExitStack() as stack, pytest.raises(UserError, match=r"--cpu-moe: .* has no such setting"):
+        start(
+            stack,
+            Source("m", "m", None),
+            real_directory(tmp_path),
+            context=8,
+            slots=1,
+            log=tmp_path / "log",
+            threads=None,
+            engine=engine,
+            placement=Placement(cpu_moe=3),
+        )
 
 
 @pytest.fixture

@@ -18,11 +18,13 @@ import pytest
 
 from breakeven.engines.backend import Backend
 from breakeven.engines.ollama import OllamaModel, address_of, digest_of
-from breakeven.engines.source import parse_source
+from breakeven.engines.source import Source, parse_source
 from breakeven.engines.start import ENGINES, format_of, start, weights_of
 from breakeven.errors import EngineError, UserError
 from breakeven.hardware.placement import HOST, MemoryAt, Placed, Placement
+from breakeven.measure.token_counts import encoder
 from breakeven.wire.dialects import completion_fields
+from tests.vllm_fixtures import DENSE, write_config
 
 
 class ScriptedOllama:
@@ -135,7 +137,7 @@ def test_a_file_is_put_in_run_and_taken_out(ollama: ScriptedOllama, gguf: Path, 
     with up as backend:
         (name,) = ollama.models
         assert name.startswith("breakeven-tmp-tiny-moe-")
-        assert ollama.models[name]["parameters"] == {"num_ctx": 96, "num_gpu": 20, "num_thread": 4}
+        assert ollama.models[name]["parameters"] == {"num_ctx": 512, "num_gpu": 20, "num_thread": 4}
         assert ollama.models[name]["template"] == "{{ .Prompt }}"
         assert (backend.url, backend.served_model, backend.pid) == (ollama.address, name, None)
         assert backend.settings["build"] == "ollama 0.12.3"
@@ -149,6 +151,7 @@ def test_a_file_is_put_in_run_and_taken_out(ollama: ScriptedOllama, gguf: Path, 
         up.check_alive()
         fields = completion_fields(backend, max_tokens=3, temperature=1.0)
         assert fields["model"] == name
+        assert "ignore_eos" not in fields, "it passes over such a field, and a short answer is then no error"
     assert (ollama.models, ollama.loaded, records(tmp_path)) == ({}, set(), [])
     with model(gguf, tmp_path):
         pass
@@ -288,6 +291,36 @@ def test_start_takes_it_by_name(ollama: ScriptedOllama, tmp_path: Path, smollm2_
         assert backend.placed is not None
         assert backend.placed.layers == len(source.spec.layers) + 1 if source.spec else False
     assert ollama.models == {}
+
+
+def test_tokens_of_a_synthetic_file_are_counted_for_it(ollama: ScriptedOllama, tmp_path: Path) -> None:
+    source = parse_source(str(write_config(tmp_path / "tiny", DENSE)))
+    with ExitStack() as stack:
+        path = weights_of(source, "Q8_0", 0, None, engine="ollama")
+        up = start(stack, source, path, context=64, slots=1, log=tmp_path / "log", threads=None, engine="ollama")
+        again = start(stack, source, path, context=64, slots=1, log=tmp_path / "log", threads=None, engine="ollama")
+        assert up.backend.settings["tokenizer"] == again.backend.settings["tokenizer"]
+        assert len(ollama.models) == 2
+        pytest.importorskip("tokenizers")
+        encode = encoder(up.backend, None)
+        assert encode is not None
+        assert encode("é") == [195, 169]
+
+
+@pytest.mark.parametrize("engine", ["ollama", "lmstudio"])
+def test_flags_for_a_server_that_runs_already_are_refused(gguf: Path, tmp_path: Path, engine: str) -> None:
+    with ExitStack() as stack, pytest.raises(UserError, match=r"--mlock: .* runs already and takes no flags"):
+        start(
+            stack,
+            Source("m", "m", None, path=gguf),
+            gguf,
+            context=64,
+            slots=1,
+            log=tmp_path / "log",
+            threads=None,
+            engine=engine,
+            arguments=("--mlock",),
+        )
 
 
 def test_a_model_published_for_gpus_gets_a_format_that_it_reads() -> None:

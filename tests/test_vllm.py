@@ -19,7 +19,7 @@ import pytest
 from breakeven.engines import openai_url
 from breakeven.engines.backend import Backend, tree_memory
 from breakeven.engines.source import parse_source
-from breakeven.engines.start import ENGINES, start, weights_of
+from breakeven.engines.start import ENGINES, format_of, start, weights_of
 from breakeven.engines.vllm.directory import WRITERS, config_of, provide
 from breakeven.engines.vllm.server import VllmServer, find_vllm, last_words
 from breakeven.errors import EngineError, NotSupportedError, UserError
@@ -194,6 +194,26 @@ def test_an_unknown_engine_is_refused_with_those_there_are() -> None:
 def test_the_default_format_of_an_engine_is_one_it_takes(name: str) -> None:
     formats = ENGINES[name].formats
     assert formats is None or ENGINES[name].default_format in formats
+
+
+@pytest.mark.parametrize(
+    ("engine", "quantization", "format_name"),
+    [
+        ("vllm", {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, "FP8"),
+        ("vllm", {"torch_dtype": "float16"}, "F16"),
+        ("vllm", {}, "BF16"),
+        ("mlx", {"quantization": {"group_size": 64, "bits": 8}}, "MLX8"),
+        ("mlx", {}, "BF16"),
+    ],
+)
+def test_a_directory_with_weights_has_the_format_it_has(
+    tmp_path: Path, engine: str, quantization: dict[str, object], format_name: str
+) -> None:
+    given = write_config(tmp_path / "real", {**DENSE, **quantization})
+    (given / "pytorch_model.bin").touch()
+    source = parse_source(str(given))
+    assert format_of(source, None, ENGINES[engine]).startswith(format_name)
+    assert weights_of(source, None, 0, None, engine=engine) == given
 
 
 class TestFinding:

@@ -79,8 +79,8 @@ class Backend:
 
     @property
     def takes_extra_fields(self) -> bool:
-        """True when fields beyond OpenAI's, such as `ignore_eos`, do not make it refuse a request."""
-        return self.settings.get("extra_fields") != "refused"
+        """True when it neither refuses fields beyond OpenAI's, such as `ignore_eos`, nor passes them over."""
+        return self.settings.get("extra_fields") != "refused" and dialect_of(self.engine).extra_fields
 
     @property
     def end_tokens(self) -> tuple[int, ...]:

@@ -118,13 +118,15 @@ class BorrowedEngine(KeptEngine):
         return f"{MARK}-{slug(self.name)[:40]}-{secrets.token_hex(4)}"
 
     def write_down(self, facts: Mapping[str, str]) -> None:
-        """Keep `facts`, which `_take_out` gets, until it is done. Before anything is put in."""
+        """Keep `facts`, which `_take_out` gets, until it is done: before anything is put in, and when more is known."""
         folder = self._folder()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._record = folder / f"{MARK}-{os.getpid()}-{secrets.token_hex(4)}.json"
+            self._record = self._record or folder / f"{MARK}-{os.getpid()}-{secrets.token_hex(4)}.json"
             mine = {"address": self.address, "pid": os.getpid(), "began_s": psutil.Process().create_time()}
-            self._record.write_text(json.dumps({**mine, "facts": dict(facts)}), encoding="utf-8")
+            scratch = self._record.with_suffix(".new")
+            scratch.write_text(json.dumps({**mine, "facts": dict(facts)}), encoding="utf-8")
+            scratch.replace(self._record)
         except OSError as error:
             raise UserError(
                 f"cannot write to {folder}: {error.strerror}; set XDG_CACHE_HOME to a writable place"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from breakeven.engines.synthesis.directory import write_tokenizer
 from breakeven.engines.synthesis.routing import ExpertUse
 from breakeven.engines.synthesis.write import RECIPE, Progress, synthesise
 from breakeven.errors import UserError
@@ -63,6 +67,24 @@ def provide(
             f"cannot make {path.parent}: {error.strerror}; set XDG_CACHE_HOME to a writable place"
         ) from error
     return synthesise(spec, format_name, path, routing=routing, seed=seed, progress=progress)
+
+
+def byte_tokenizer(vocab: int) -> Path:
+    """The tokenizer of a synthetic file of so many tokens as a `tokenizer.json`, for engines that count none for us."""
+    folder = cache_directory().parent / "tokenizers" / f"bytes-{vocab}"
+    if not (folder / "tokenizer.json").is_file():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
+            write_tokenizer(scratch, vocab)
+            with contextlib.suppress(OSError):  # another process may have been first
+                scratch.rename(folder)
+            shutil.rmtree(scratch, ignore_errors=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {folder.parent}: {error.strerror}; set XDG_CACHE_HOME to a writable place"
+            ) from error
+    return folder / "tokenizer.json"
 
 
 def entries() -> list[CachedFile]:

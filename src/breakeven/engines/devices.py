@@ -22,10 +22,11 @@ import msgspec
 from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER
 from breakeven.errors import UserError
 from breakeven.hardware.machine import MachineSpec
+from breakeven.hardware.placement import Placement
 
 VARIABLE = "BREAKEVEN_LLAMA_SERVER"
 """Environment variable that may name a `llama-server` executable, or that of ik_llama.cpp."""
-HOMEBREW = ("/opt/homebrew/bin", "/usr/local/bin", "/home/linuxbrew/.linuxbrew/bin")
+HOMEBREW = ("/opt/homebrew/bin", "/usr/local/bin", str(Path("/home", "linuxbrew/.linuxbrew/bin")))
 """Where Homebrew puts executables, which a process that no shell started may not have on its PATH."""
 Kind = Literal["gpu", "igpu", "cpu", "accel"]
 
@@ -236,6 +237,37 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         raise UserError(f"{words} did not answer within {_ASK_TIMEOUT_S:.0f} s; name another in {VARIABLE}") from None
     except OSError as error:
         raise UserError(f"{command[0]} cannot be run ({error.strerror}); name a llama-server in {VARIABLE}") from None
+
+
+def check_devices(placement: Placement, gpus: Sequence[EngineDevice], engine: str, build: str) -> None:
+    """Raise UserError for a placement that asks for a device which this build does not list, or that cannot be."""
+    if placement.cpu_moe == "auto" and (isinstance(placement.gpu_layers, int) or placement.overrides):
+        raise UserError(
+            "--cpu-moe auto: llama.cpp chooses layers and experts together; leave --gpu-layers out, or give --cpu-moe "
+            "a number"
+        )
+    spelled(placement.devices, gpus)
+    wants = placement.gpu_layers not in ("auto", 0) or placement.cpu_moe is not None or placement.tensor_split
+    if wants and not gpus:
+        raise UserError(
+            f"{engine} ({build}) lists no GPU, so nothing can be placed on one; leave --gpu-layers and --cpu-moe out, "
+            "or use a build for this machine's GPU"
+        )
+    if len(placement.tensor_split) > max(1, len(placement.devices) or len(gpus)):
+        raise UserError(
+            f"--tensor-split gives {len(placement.tensor_split)} shares and {engine} lists "
+            f"{', '.join(gpu.place for gpu in gpus)}"
+        )
+
+
+def spelled(asked: Sequence[str], gpus: Sequence[EngineDevice]) -> list[str]:
+    """The devices asked for, as the engine spells them. Raises UserError that names those there are."""
+    known = {gpu.place.lower(): gpu.place for gpu in gpus}
+    for place in asked:
+        if place.lower() not in known:
+            there = ", ".join(f"{gpu.place} ({gpu.description})" for gpu in gpus) or "none"
+            raise UserError(f"--device {place}: the engine has no such device (it lists: {there})")
+    return [known[place.lower()] for place in asked]
 
 
 def usual_engine(asked: str | None, machine: MachineSpec) -> tuple[str, str | None]:

@@ -176,6 +176,7 @@ class KeptEngine(ABC):
         model: str | None = None,
         prompt: str | Sequence[int] = (1, 2, 3),
         timeout_s: float = _FIRST_TOKEN_TIMEOUT_S,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """Some failures, such as an instruction this processor lacks, show only when a token is computed.
 
@@ -183,7 +184,8 @@ class KeptEngine(ABC):
         """
         asked = {"model": model or self.name, "prompt": prompt, "max_tokens": 2, "ignore_eos": True}
         body = json.dumps(asked).encode()
-        request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        request = urllib.request.Request(f"{url}/v1/completions", body, sent)
         try:
             with open_url(request, timeout_s=timeout_s) as response:
                 response.read()

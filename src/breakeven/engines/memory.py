@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 
 from breakeven.engines.backend import LLAMA_CPP
+from breakeven.engines.devices import EngineDevice, embedded_devices, find_llama_server, read_binary
 from breakeven.engines.source import Source, weight_format
 from breakeven.errors import UserError
+from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import KV_ELEMENT_BYTES, file_bytes, state_bytes, total_params
 from breakeven.model.catalogue import lookup, names
@@ -14,7 +17,15 @@ from breakeven.model.formats.gguf import FORMATS
 from breakeven.model.formats.named import kv_element_bytes
 from breakeven.model.reserved import CONTEXT_STEP, compute_bytes, output_bytes, reserved_kv_bytes, whole_context
 
-__all__ = ["CONTEXT_STEP", "RESERVE", "check_memory", "need_of", "needed_bytes", "whole_context"]
+__all__ = [
+    "CONTEXT_STEP",
+    "RESERVE",
+    "check_memory",
+    "check_memory_of_binary",
+    "need_of",
+    "needed_bytes",
+    "whole_context",
+]
 
 ENGINE_BYTES = 100e6
 ENGINE_TOKEN_BYTES = 250
@@ -29,10 +40,12 @@ RESERVE = 0.92
 """Share of the available memory that may be planned with."""
 
 
-def needed_bytes(spec: ModelSpec, format_name: str, context: int, slots: int, kv: str = "f16") -> int:
+def needed_bytes(
+    spec: ModelSpec, format_name: str, context: int, slots: int, kv: str = "f16", *, repacked: float = REPACKED_SHARE
+) -> int:
     """Memory one backend must have, in bytes: repacked weights, caches and states of every slot, buffers, process."""
     beside = beside_weights_bytes(spec, context, slots, kv_element_bytes(kv))
-    return round(REPACKED_SHARE * file_bytes(spec, format_name) + beside)
+    return round(repacked * file_bytes(spec, format_name) + beside)
 
 
 def beside_weights_bytes(spec: ModelSpec, context: int, slots: int, element_bytes: float = KV_ELEMENT_BYTES) -> float:
@@ -52,23 +65,86 @@ def check_memory(
     slots: int,
     available_bytes: int,
     kv: str = "f16",
+    placement: Placement = AUTO,
+    devices: Callable[[], Sequence[EngineDevice]] = embedded_devices,
 ) -> None:
     """Raise UserError, with the numbers and the nearest thing that fits, unless all candidates fit side by side.
 
-    `format_name`: of those that name none; None: each one's own. `kv`: the type of keys and values.
+    In host memory and on the devices that `devices` lists, together: what lies where is the engine's to fit, unless
+    all is asked for on them. `format_name`: of those that name none; None: each one's own. `kv`: the type of keys and
+    values.
     """
     needs = {s.name: need_of(s, format_name, context, slots, kv) for s in sources}
     total, room = sum(needs.values()), RESERVE * available_bytes
+    whole = placement.gpu_layers == "all" and placement.cpu_moe is None and not placement.overrides
+    if total <= room and not whole:
+        return
+    gpus: list[EngineDevice] = []
+    if placement.gpu_layers != 0:
+        with contextlib.suppress(UserError):
+            gpus = [device for device in devices() if device.is_gpu and _meant(device, placement)]
+    if any(gpu.free_bytes is None for gpu in gpus):
+        return
+    own = sum(gpu.free_bytes or 0 for gpu in gpus if gpu.kind == "gpu")
+    if whole and gpus:
+        _check_devices_hold(sources, format_name, context, slots, kv, gpus)
+        return
+    if gpus:
+        room += own
     if total <= room:
         return
     parts = ", ".join(f"{name} {need / 1e9:.1f} GB" for name, need in needs.items())
+    beside = f", {own / 1e9:.1f} GB of it free on {', '.join(gpu.place for gpu in gpus)}" if own else ""
     raise UserError(
-        f"this needs {total / 1e9:.1f} GB of memory ({parts}) and {available_bytes / 1e9:.1f} GB is available;"
-        f" {_advice(sources, format_name, context, slots, room, kv)}"
+        f"this needs {total / 1e9:.1f} GB of memory ({parts}) and {(available_bytes + own) / 1e9:.1f} GB is available"
+        f"{beside}; {_advice(sources, format_name, context, slots, room, kv)}"
     )
 
 
-def need_of(source: Source, format_name: str | None, context: int, slots: int, kv: str = "f16") -> int:
+def check_memory_of_binary(
+    sources: Sequence[Source],
+    format_name: str | None,
+    context: int,
+    slots: int,
+    available_bytes: int,
+    kv: str = "f16",
+    placement: Placement = AUTO,
+) -> None:
+    """`check_memory` with the devices of the user's llama-server. Raises UserError when there is none, too."""
+    devices = read_binary(find_llama_server()).devices
+    check_memory(sources, format_name, context, slots, available_bytes, kv, placement, lambda: devices)
+
+
+def _meant(device: EngineDevice, placement: Placement) -> bool:
+    return not placement.devices or device.place.lower() in (place.lower() for place in placement.devices)
+
+
+def _check_devices_hold(
+    sources: Sequence[Source], format_name: str | None, context: int, slots: int, kv: str, gpus: Sequence[EngineDevice]
+) -> None:
+    """Raise UserError unless the devices hold everything at once; memory in use by others is not theirs to give."""
+    needs = {s.name: need_of(s, format_name, context, slots, kv, repacked=1.0) for s in sources}
+    free = sum(gpu.free_bytes or 0 for gpu in gpus)
+    if sum(needs.values()) <= free:
+        return
+    parts = ", ".join(f"{name} {need / 1e9:.1f} GB" for name, need in needs.items())
+    auto = " or --cpu-moe auto, which keeps experts in host memory" if any(s.is_moe for s in sources) else ""
+    raise UserError(
+        f"--gpu-layers all needs {sum(needs.values()) / 1e9:.1f} GB on the GPU ({parts}) and "
+        f"{', '.join(f'{gpu.place} has {(gpu.free_bytes or 0) / 1e9:.1f} GB free' for gpu in gpus)}; "
+        f"leave it out, so that as many layers as fit go there{auto}"
+    )
+
+
+def need_of(
+    source: Source,
+    format_name: str | None,
+    context: int,
+    slots: int,
+    kv: str = "f16",
+    *,
+    repacked: float = REPACKED_SHARE,
+) -> int:
     """Bytes that one candidate must have: 0 behind a URL; for a file of an unknown family, without its KV cache."""
     if source.url is not None:
         return 0
@@ -76,9 +152,10 @@ def need_of(source: Source, format_name: str | None, context: int, slots: int, k
         size = source.path.stat().st_size
         each = kv_element_bytes(kv)
         beside = beside_weights_bytes(source.spec, context, slots, each) if source.spec else UNKNOWN_BYTES
-        return round(REPACKED_SHARE * size + beside)
+        return round(repacked * size + beside)
     assert source.spec is not None
-    return needed_bytes(source.spec, weight_format(source, format_name, LLAMA_CPP), context, slots, kv)
+    weights = weight_format(source, format_name, LLAMA_CPP)
+    return needed_bytes(source.spec, weights, context, slots, kv, repacked=repacked)
 
 
 def _advice(sources: Sequence[Source], format_name: str | None, context: int, slots: int, room: float, kv: str) -> str:

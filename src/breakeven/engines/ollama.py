@@ -27,6 +27,9 @@ GPU = "GPU"
 ALL_LAYERS = 999
 """More layers than any model has: Ollama's `num_gpu` counts them."""
 
+LEAST_CONTEXT = 512
+"""Below, the texts that find out how long a token is would not fit."""
+
 _PORT = 11434
 _BLOB = re.compile(r"sha256-([0-9a-f]{64})")
 _CHUNK = 4 << 20
@@ -52,8 +55,9 @@ def address_of(text: str | None) -> str:
 class OllamaModel(BorrowedEngine):
     """Context manager: puts `gguf` into the Ollama that runs, loads it, gives its `Backend`, and removes it after.
 
-    `context` is tokens a sequence (num_ctx). `slots`, the type of keys and values and whether prompts are kept are the
-    server's own settings. `layers`: how many the model has, its head counted, where it is known.
+    `context` is tokens a sequence (num_ctx). `tokenizer`: a file that counts its tokens. `slots`, the type of keys and
+    values and whether prompts are kept are the server's own settings. `layers`: how many the model has, its head
+    counted, where it is known.
 
     Raises UserError when no Ollama runs or it has no setting for `placement`, EngineError when it refuses the model.
     """
@@ -71,6 +75,7 @@ class OllamaModel(BorrowedEngine):
         log: Path,
         threads: int | None = None,
         name: str | None = None,
+        tokenizer: Path | None = None,
         placement: Placement = AUTO,
         layers: int | None = None,
     ) -> None:
@@ -79,8 +84,8 @@ class OllamaModel(BorrowedEngine):
         instead = "it takes --gpu-layers alone; leave it out, or use llama.cpp"
         refuse_placement(placement, "Ollama", instead, taken=("--gpu-layers",))
         self.placement, self.layers = placement, layers
-        self._slots = slots
-        self.parameters: dict[str, object] = {"num_ctx": context}
+        self._slots, self._tokenizer = slots, tokenizer
+        self.parameters: dict[str, object] = {"num_ctx": max(context, LEAST_CONTEXT)}
         if placement.gpu_layers != "auto":
             self.parameters["num_gpu"] = ALL_LAYERS if placement.gpu_layers == "all" else placement.gpu_layers
         if threads is not None:
@@ -114,6 +119,7 @@ class OllamaModel(BorrowedEngine):
             "flags": " ".join(f"{key}={value}" for key, value in self.parameters.items()),
             "slots": f"the server's (OLLAMA_NUM_PARALLEL), {self._slots} wanted",
             "context_per_slot": str(self.parameters["num_ctx"]),
+            **({"tokenizer": str(self._tokenizer)} if self._tokenizer else {}),
             "prompt_cache": "the server's, always on",
             "placement": self.placement.words(),
         }

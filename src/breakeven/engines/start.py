@@ -9,14 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from breakeven.engines import cache, openai_url
-from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, MLX, OLLAMA, SGLANG, VLLM, Backend
+from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, LM_STUDIO, MLX, OLLAMA, SGLANG, VLLM, Backend
+from breakeven.engines.borrowed import refuse_placement
 from breakeven.engines.keeper import KeptEngine
 from breakeven.engines.llama_cpp.binary import LlamaServer
 from breakeven.engines.llama_cpp.server import LlamaCppServer
-from breakeven.engines.memory import check_memory
+from breakeven.engines.lm_studio import LmStudioModel
+from breakeven.engines.memory import check_memory, check_memory_of_binary
 from breakeven.engines.mlx import server as mlx_server
 from breakeven.engines.ollama import OllamaModel
 from breakeven.engines.sglang import SglangServer
@@ -48,6 +50,21 @@ class Running:
         return self.source.name
 
 
+class MemoryCheck(Protocol):
+    """Raises UserError unless all candidates fit side by side in what is available to host and devices."""
+
+    def __call__(
+        self,
+        sources: Sequence[Source],
+        format_name: str | None,
+        context: int,
+        slots: int,
+        available_bytes: int,
+        kv: str = "f16",
+        placement: Placement = AUTO,
+    ) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """An engine Breakeven can start. `formats` are the weight formats it can be given, None for all.
@@ -59,7 +76,7 @@ class Engine:
     name: str
     default_format: str
     formats: tuple[str, ...] | None
-    check_memory: Callable[[Sequence[Source], str | None, int, int, int, str], None] | None
+    check_memory: MemoryCheck | None
     weights: Callable[[Source, str, int, Progress | None], Path]
     server: Callable[[Source, Path, Serving], KeptEngine]
 
@@ -101,11 +118,26 @@ def weights_of(
 
 
 def format_of(source: Source, asked: str | None, engine: Engine) -> str:
-    """The weight format a candidate gets: what `weight_format` says, where the engine can be given it unasked."""
+    """The weight format a candidate gets: what `weight_format` says, where the engine can be given it unasked.
+
+    A directory with weights has the format it has.
+    """
+    if engine.weights is not _gguf and (stored := _stored_format(source)) is not None:
+        return stored
     reader = LLAMA_CPP if engine.weights is _gguf else engine.name  # whatever its name, llama.cpp reads the file
     found = weight_format(source, asked, reader, engine.default_format)
     unasked = source.format_name is None and asked is None
     return engine.default_format if unasked and engine.formats is not None and found not in engine.formats else found
+
+
+def _stored_format(source: Source) -> str | None:
+    """That of a directory with weights; None for everything else."""
+    given = Path(split_format(source.text)[0]).expanduser()
+    if not given.is_dir() or not vllm_directory.has_weights(given):
+        return None
+    if source.spec is not None and source.spec.quantization is not None:
+        return source.spec.quantization.format_name
+    return "F16" if vllm_directory.dtype_of(given) == "float16" else "BF16"
 
 
 def kv_type(sources: Sequence[Source], engine: str, asked: str | None) -> str:
@@ -205,6 +237,8 @@ def _gguf(source: Source, format_name: str, seed: int, progress: Progress | None
 
 
 def _llama_cpp(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    if serving.arguments:
+        raise UserError(f"{serving.arguments[0]}: the embedded llama.cpp takes no flags; give --engine {LLAMA_SERVER}")
     return LlamaCppServer(
         path,
         context=serving.context,
@@ -216,6 +250,7 @@ def _llama_cpp(source: Source, path: Path, serving: Serving) -> KeptEngine:
         prompt_cache=serving.share_prefixes,
         embeddings=serving.embeddings,
         environment=serving.environment,
+        placement=serving.placement,
         kv_type=serving.kv,
         # llama.cpp reads quantised values in its flash attention alone, and left to choose it may not take that.
         flash_attention=True if kv_element_bytes(serving.kv) < 2 else None,
@@ -236,6 +271,7 @@ def _llama_server(source: Source, path: Path, serving: Serving) -> KeptEngine:
         environment=serving.environment,
         kv_type=serving.kv,
         flash_attention=True if kv_element_bytes(serving.kv) < 2 else None,
+        random_weights=source.synthetic,
         placement=serving.placement,
         arguments=serving.arguments,
     )
@@ -247,6 +283,7 @@ def _directory(source: Source, format_name: str, seed: int, progress: Progress |
 
 
 def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "vLLM", _BY_ITSELF)
     real = vllm_directory.has_weights(path)
     dtype = "auto" if real else vllm_directory.dtype_of(path)
     # Four bytes an element is the most that a flag of the user's can make of it.
@@ -265,12 +302,17 @@ def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
         load_format="auto" if real else "dummy",
         # A quarter more, because vLLM hands out its cache in blocks.
         kv_cache_gib=max(1, math.ceil(1.25 * cache_bytes / 2**30)),
-        arguments=() if serving.kv == "f16" else ("--kv-cache-dtype", _VLLM_KV.get(serving.kv, serving.kv)),
+        arguments=(*_vllm_kv(serving.kv), *serving.arguments),
     )
+
+
+def _vllm_kv(kv: str) -> tuple[str, ...]:
+    return () if kv == "f16" else ("--kv-cache-dtype", _VLLM_KV.get(kv, kv))
 
 
 _VLLM_KV = {"bf16": "bfloat16"}
 """vLLM's word where it is another."""
+_BY_ITSELF = "it places a model by itself; leave it out"
 
 
 def _mlx_directory(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
@@ -278,6 +320,7 @@ def _mlx_directory(source: Source, format_name: str, seed: int, progress: Progre
 
 
 def _mlx(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "MLX", _BY_ITSELF)
     return mlx_server.MlxServer(
         path,
         context=serving.context,
@@ -291,6 +334,7 @@ def _mlx(source: Source, path: Path, serving: Serving) -> KeptEngine:
 
 
 def _sglang(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    refuse_placement(serving.placement, "SGLang", _BY_ITSELF)
     real = vllm_directory.has_weights(path)
     return SglangServer(
         path,
@@ -312,6 +356,7 @@ _SGLANG_KV = {"bf16": "bfloat16", "fp8": "fp8_e4m3"}
 
 
 def _ollama(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    _refuse_flags(serving, "Ollama")
     return OllamaModel(
         path,
         context=serving.context,
@@ -319,19 +364,44 @@ def _ollama(source: Source, path: Path, serving: Serving) -> KeptEngine:
         log=serving.log,
         threads=serving.threads,
         name=source.name,
+        tokenizer=_tokenizer(source),
         placement=serving.placement,
         layers=len(source.spec.layers) + 1 if source.spec else None,
     )
+
+
+def _lm_studio(source: Source, path: Path, serving: Serving) -> KeptEngine:
+    _refuse_flags(serving, "LM Studio")
+    return LmStudioModel(
+        path,
+        context=serving.context,
+        slots=serving.slots,
+        log=serving.log,
+        name=source.name,
+        tokenizer=_tokenizer(source),
+        placement=serving.placement,
+    )
+
+
+def _refuse_flags(serving: Serving, title: str) -> None:
+    if serving.arguments:
+        raise UserError(f"{' '.join(serving.arguments)}: {title} runs already and takes no flags; leave them out")
+
+
+def _tokenizer(source: Source) -> Path | None:
+    """What counts the tokens of a synthetic file, where its engine does not."""
+    return cache.byte_tokenizer(source.spec.vocab) if source.synthetic and source.spec else None
 
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
         Engine(LLAMA_CPP, "Q4_K_M", None, check_memory, _gguf, _llama_cpp),
-        Engine(LLAMA_SERVER, "Q4_K_M", None, check_memory, _gguf, _llama_server),
+        Engine(LLAMA_SERVER, "Q4_K_M", None, check_memory_of_binary, _gguf, _llama_server),
         Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm),
         Engine(SGLANG, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _sglang),
         Engine(OLLAMA, "Q4_K_M", None, None, _gguf, _ollama),
+        Engine(LM_STUDIO, "Q4_K_M", None, None, _gguf, _lm_studio),
         Engine(MLX, "MLX4", mlx_server.FORMATS, None, _mlx_directory, _mlx),
     )
 }

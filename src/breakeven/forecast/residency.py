@@ -6,6 +6,7 @@ llama.cpp computes where weights lie: on the CPU for host memory, so tokens are 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -164,7 +165,7 @@ def mixed(of: list[Constants], shares: tuple[float, ...]) -> Constants:
     """Constants of unlike devices that work one after the other, each on its share of the layers."""
 
     def rate(name: str) -> float:
-        return 1.0 / sum(share / getattr(c, name) for c, share in zip(of, shares, strict=True))
+        return 1.0 / math.fsum(share / getattr(c, name) for c, share in zip(of, shares, strict=True))
 
     def cost(name: str) -> float:
         return float(sum(share * getattr(c, name) for c, share in zip(of, shares, strict=True)))

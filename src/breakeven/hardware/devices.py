@@ -54,21 +54,26 @@ def pci_devices(root: Path = ROOT) -> Iterator[tuple[str, Path]]:
 
 def read_gpus(root: Path = ROOT) -> list[Gpu]:
     """Every accelerator that this machine's drivers tell of; those of unknown memory are left out."""
-    found = _nvml() if root == ROOT else []
-    found = found or _nvidia_files(root)
+    return [gpu for gpu, _ in located_gpus(root)]
+
+
+def located_gpus(root: Path = ROOT) -> list[tuple[Gpu, Path | int | None]]:
+    """As `read_gpus`, each with its number in NVIDIA's library or its directory; None: it has neither."""
+    found: list[tuple[Gpu, Path | int | None]] = list(_nvml()) if root == ROOT else []
+    found = found or [(gpu, None) for gpu in _nvidia_files(root)]
     nvidia = bool(found)
     for vendor, device in pci_devices(root):
         read = _READERS.get(vendor)
         if read is None or (vendor == NVIDIA and nvidia):
             continue
         if gpu := read(device, root):
-            found.append(gpu)
-    return found or _jetson(root)
+            found.append((gpu, device))
+    return found or [(gpu, None) for gpu in _jetson(root)]
 
 
-def machine_memory_bytes(root: Path = ROOT) -> int | None:
-    """What the kernel has to give, which a device without memory of its own shares."""
-    found = re.search(r"^MemTotal:\s+(\d+) kB", text_of(root / "proc/meminfo") or "", re.MULTILINE)
+def machine_memory_bytes(root: Path = ROOT, line: str = "MemTotal") -> int | None:
+    """What the kernel has to give, which a device without memory of its own shares; or another line of its table."""
+    found = re.search(rf"^{line}:\s+(\d+) kB", text_of(root / "proc/meminfo") or "", re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 
 
@@ -221,8 +226,8 @@ def _is_tegra(root: Path) -> bool:
     return "nvidia,tegra" in (text_of(root / "proc/device-tree/compatible") or "")
 
 
-def _nvml() -> list[Gpu]:
-    """NVIDIA GPUs; none when nvidia-ml-py is not installed or finds no driver."""
+def _nvml() -> list[tuple[Gpu, int]]:
+    """NVIDIA GPUs with their numbers; none when nvidia-ml-py is not installed or finds no driver."""
     try:
         import pynvml
     except ImportError:
@@ -231,7 +236,7 @@ def _nvml() -> list[Gpu]:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return []
-    gpus: list[Gpu] = []
+    gpus: list[tuple[Gpu, int]] = []
     try:
         driver = _words(pynvml.nvmlSystemGetDriverVersion())
         for index in range(pynvml.nvmlDeviceGetCount()):
@@ -245,9 +250,10 @@ def _nvml() -> list[Gpu]:
                     # A DGX Spark's or Jetson's driver counts none, because it is the machine's.
                     shared = machine_memory_bytes() if _shares(name) else None
                     if shared:
-                        gpus.append(Gpu(name, shared, driver, unified=True))
+                        gpus.append((Gpu(name, shared, driver, unified=True), index))
                     continue
-                gpus.append(Gpu(name, memory, driver, unified=_shares(name), link_bytes_per_s=_nvml_link(handle)))
+                link = _nvml_link(handle)
+                gpus.append((Gpu(name, memory, driver, unified=_shares(name), link_bytes_per_s=link), index))
     except pynvml.NVMLError:
         return gpus
     finally:

@@ -1,4 +1,4 @@
-"""Energy from the machine's own counters: NVIDIA's NVML, Intel's and AMD's RAPL, a board's power monitor.
+"""Energy from the machine's own counters: NVIDIA's NVML, AMD's and Intel's GPU sensors, RAPL, a board's power monitor.
 
 Each counter says which rail it reads, since a package's joules and a board's joules are not the same thing.
 Where there is no counter there is no number: `open_counter` returns None and every reader shows "not available".
@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
+
+from breakeven.hardware.devices import INTEL, located_gpus, pci_devices, text_of
+from breakeven.measure.devices import monitor_of, watts_of
 
 ROOT = Path("/")
 
@@ -90,11 +93,11 @@ class NvmlCounter:
 
 
 class RailCounter:
-    """A board's input power monitor, integrated over time by a thread of its own (trapezoids)."""
+    """A power monitor, such as a board's input, integrated over time by a thread of its own (trapezoids)."""
 
-    def __init__(self, label: str, read_watts: Callable[[], float], period_s: float = RAIL_PERIOD_S) -> None:
+    def __init__(self, rail: str, read_watts: Callable[[], float], period_s: float = RAIL_PERIOD_S) -> None:
         """`read_watts` reads the monitor once; it raises OSError when the monitor has gone."""
-        self.rail = f"board input {label} (power monitor, every {period_s * 1e3:.0f} ms)"
+        self.rail = f"{rail} (power monitor, every {period_s * 1e3:.0f} ms)"
         self._read_watts, self._period_s = read_watts, period_s
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._joules, self._last_ns, self._last_watts = 0.0, time.monotonic_ns(), read_watts()
@@ -181,7 +184,7 @@ def open_rail(root: Path = ROOT) -> RailCounter | None:
                     # hwmon's units are millivolts and milliamperes.
                     return int(volts.read_text()) * int(amperes.read_text()) / 1e6
 
-                return RailCounter(label, watts)
+                return RailCounter(f"board input {label}", watts)
             except (OSError, ValueError):
                 continue
     return None
@@ -214,6 +217,56 @@ def open_nvml() -> NvmlCounter | None:
     return None
 
 
+class IntelCounter:
+    """Intel cards' energy as their drivers count it: microjoules that do not wrap."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """`files`: one a card. Raises OSError or ValueError when one cannot be read."""
+        self._files = list(files)
+        self._start = [int(file.read_text()) for file in self._files]
+        self.rail = "GPU card (Intel)" if len(files) == 1 else f"{len(files)} GPU cards (Intel)"
+
+    def read_joules(self) -> float:
+        """Joules of all cards since it was opened."""
+        return sum(int(file.read_text()) - start for file, start in zip(self._files, self._start, strict=True)) / 1e6
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def open_intel(root: Path = ROOT) -> IntelCounter | None:
+    """Intel's cards, when there are some and each has a counter: the card's, else that of its package."""
+    monitors = [monitor_of(device) for vendor, device in pci_devices(root) if vendor == INTEL]
+    files = []
+    for monitor in filter(None, monitors):
+        by_label = {text_of(path): path for path in sorted(monitor.glob("energy*_label"))}
+        label = by_label.get("card") or by_label.get("pkg")
+        file = monitor / (label.name.replace("_label", "_input") if label else "energy1_input")
+        files += [file] if file.exists() else []
+    try:
+        return IntelCounter(files) if files and len(files) == len([each for each in monitors if each]) else None
+    except (OSError, ValueError):
+        return None
+
+
+def open_amd(root: Path = ROOT, integrated: bool = False) -> RailCounter | None:
+    """AMD's cards by their power sensors; or, `integrated`, the chip whose CPU and GPU share one."""
+    found = [where for gpu, where in located_gpus(root) if isinstance(where, Path) and gpu.unified == integrated]
+    found = [device for device in found if (device / "mem_info_vram_total").exists()]
+    monitors = [monitor for monitor in map(monitor_of, found) if monitor and watts_of(monitor) is not None]
+    if not monitors or len(monitors) < len(found):
+        return None
+
+    def watts() -> float:
+        now = [watts_of(monitor) for monitor in monitors]
+        if None in now:
+            raise OSError("amdgpu: the power sensor has gone")
+        return sum(each or 0.0 for each in now)
+
+    what = "CPU and GPU package" if integrated else "GPU board"
+    return RailCounter(f"{what} (amdgpu)" if len(monitors) == 1 else f"{len(monitors)} {what}s (amdgpu)", watts)
+
+
 def open_counter(root: Path = ROOT) -> EnergyCounter | None:
     """Every counter this machine has, as one; None when it has none that this user may read.
 
@@ -221,7 +274,11 @@ def open_counter(root: Path = ROOT) -> EnergyCounter | None:
     """
     if rail := open_rail(root):
         return rail
-    counters: list[EnergyCounter] = [counter for counter in (open_rapl(root), open_nvml()) if counter is not None]
+    rapl = open_rapl(root)
+    # One sensor counts a whole chip of AMD's, CPU included: beside RAPL it would count it twice.
+    package: EnergyCounter | None = rapl or open_amd(root, integrated=True)
+    opened: list[EnergyCounter | None] = [package, open_nvml(), open_amd(root), open_intel(root)]
+    counters = [counter for counter in opened if counter is not None]
     if not counters:
         return None
     return counters[0] if len(counters) == 1 else Together(counters)

@@ -133,6 +133,9 @@ class NoiseSample(_Event, frozen=True, tag="noise_sample"):
     clock_mhz_low: float | None = None
     clock_mhz_high: float | None = None
     temperature_c_high: float | None = None
+    device_clock_mhz_low: float | None = None
+    device_clock_mhz_high: float | None = None
+    device_temperature_c_high: float | None = None
 
 
 class BlockDone(_Event, frozen=True, tag="block_done"):

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from breakeven.measure.devices import DeviceReading, devices_here
 from breakeven.results.comparison import NoiseRecord
 
 
@@ -61,6 +62,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     clock_mhz: float | None = None
     temperature_c: float | None = None
     temperature_limit_c: float | None = None
+    devices: list[DeviceReading] = []
 
 
 class BlockNoise(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +75,10 @@ class BlockNoise(msgspec.Struct, frozen=True, kw_only=True):
     clock_mhz_high: float | None
     temperature_c_high: float | None
     reasons: list[str]
+    device_clock_mhz_low: float | None = None
+    """Of accelerators while the block ran; not judged."""
+    device_clock_mhz_high: float | None = None
+    device_temperature_c_high: float | None = None
 
 
 def _below(pids: Iterable[int]) -> set[int]:
@@ -164,6 +170,7 @@ def sample(pids: Iterable[int] = ()) -> Reading:
         clock_mhz=_clock_mhz(),
         temperature_c=temperature,
         temperature_limit_c=limit,
+        devices=devices_here().read(),
     )
 
 
@@ -211,6 +218,10 @@ def assess(before: Reading, after: Reading, during: Sequence[Reading] = (), limi
         limit_c = hot.temperature_limit_c or limits.temperature_c
         if hot.temperature_c >= limit_c:
             reasons.append(f"the CPU reached {hot.temperature_c:.0f} C (limit {limit_c:.0f} C)")
+    at_work = [device.clock_mhz for reading in during for device in reading.devices if device.clock_mhz is not None]
+    hottest = _largest(device.temperature_c for reading in readings for device in reading.devices)
+    # What a device says before a block belongs to what ran before it.
+    reasons += _device_reasons([*during, after])
     return BlockNoise(
         other_cpu_share=other,
         steal_share=steal,
@@ -219,7 +230,23 @@ def assess(before: Reading, after: Reading, during: Sequence[Reading] = (), limi
         clock_mhz_high=max(clocks, default=None),
         temperature_c_high=None if hot is None else hot.temperature_c,
         reasons=reasons,
+        device_clock_mhz_low=min(at_work, default=None),
+        device_clock_mhz_high=max(at_work, default=None),
+        device_temperature_c_high=hottest,
     )
+
+
+def _device_reasons(readings: Sequence[Reading]) -> list[str]:
+    """What heat did to accelerators, once a device. Their clocks are not judged: they move with the load by design."""
+    said: dict[int, str] = {}
+    for reading in readings:
+        for index, device in enumerate(reading.devices):
+            now, limit = device.temperature_c, device.temperature_limit_c
+            if device.throttled:
+                said[index] = f"{device.name} was slowed down by heat or its power supply"
+            elif now is not None and limit is not None and now >= limit:
+                said.setdefault(index, f"{device.name} reached its limit of {limit:.0f} C")
+    return [said[index] for index in sorted(said)]
 
 
 def summarise(blocks: Sequence[BlockNoise], repeated: int = 0) -> NoiseRecord:
@@ -235,6 +262,11 @@ def summarise(blocks: Sequence[BlockNoise], repeated: int = 0) -> NoiseRecord:
         clock_mhz_low=min((b.clock_mhz_low for b in blocks if b.clock_mhz_low is not None), default=None),
         clock_mhz_high=_largest(block.clock_mhz_high for block in blocks),
         temperature_c_high=_largest(block.temperature_c_high for block in blocks),
+        device_clock_mhz_low=min(
+            (b.device_clock_mhz_low for b in blocks if b.device_clock_mhz_low is not None), default=None
+        ),
+        device_clock_mhz_high=_largest(block.device_clock_mhz_high for block in blocks),
+        device_temperature_c_high=_largest(block.device_temperature_c_high for block in blocks),
         reasons=_merged([reason for block in blocks for reason in block.reasons]),
     )
 

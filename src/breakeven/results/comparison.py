@@ -119,6 +119,10 @@ class NoiseRecord(msgspec.Struct, frozen=True, kw_only=True):
     clock_mhz_high: float | None
     temperature_c_high: float | None
     reasons: list[str] = []
+    device_clock_mhz_low: float | None = None
+    """Of accelerators while blocks ran."""
+    device_clock_mhz_high: float | None = None
+    device_temperature_c_high: float | None = None
 
 
 class ComparisonVerdict(msgspec.Struct, frozen=True, kw_only=True):

@@ -185,6 +185,9 @@ def noise_record(history: Sequence[events.Event]) -> NoiseRecord:
             clock_mhz_high=e.clock_mhz_high,
             temperature_c_high=e.temperature_c_high,
             reasons=ended[e.block].flagged,
+            device_clock_mhz_low=e.device_clock_mhz_low,
+            device_clock_mhz_high=e.device_clock_mhz_high,
+            device_temperature_c_high=e.device_temperature_c_high,
         )
         for e in history
         if isinstance(e, events.NoiseSample) and e.block in ended and ended[e.block].ok

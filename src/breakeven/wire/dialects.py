@@ -45,6 +45,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     that begin with $ are filled in. `several_usages`: its streams tell them more than once. `keeps_connections`: False
     where it promises to keep a connection and closes it right after a stream. `seeds`: False where a request with a
     seed is kept out of the batch. `bars_ends`: it knows no `ignore_eos`, but a bias against the tokens that end a text.
+    `extra_fields`: False where it passes over what OpenAI has not, so that a text ends where the model ends it.
     `like`: the engine whose dialect it is.
     `metrics_at`: the path of its metrics on its host; empty: `/metrics` below its address.
     """
@@ -58,6 +59,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     keeps_connections: bool = True
     seeds: bool = True
     bars_ends: bool = False
+    extra_fields: bool = True
     like: str = ""
     metrics_at: str = ""
     metrics: dict[str, str | list[str]] = {}
@@ -88,7 +90,8 @@ def dialects() -> dict[str, Dialect]:
     """By engine."""
     text = resources.files("breakeven.wire").joinpath("dialects.json").read_bytes()
     found = msgspec.json.decode(text, type=dict[str, Dialect])
-    return {engine: found[dialect.like] if dialect.like else dialect for engine, dialect in found.items()}
+    spoken = {engine: found[dialect.like or engine] for engine, dialect in found.items()}
+    return {engine: msgspec.structs.replace(dialect, like=found[engine].like) for engine, dialect in spoken.items()}
 
 
 def dialect_of(engine: str) -> Dialect:
@@ -145,10 +148,11 @@ def completion_fields(
 
 @cache
 def metric_names() -> dict[str, dict[str, tuple[str, ...]]]:
-    """Engine -> field of `EngineNumbers` -> names, newest first."""
+    """Engine -> field of `EngineNumbers` -> names, newest first; one that speaks as another does is not repeated."""
     return {
         engine: {field: tuple(dialect.metrics.get(field, ())) for field in FIELDS}
         for engine, dialect in dialects().items()
+        if not dialect.like
     }
 
 

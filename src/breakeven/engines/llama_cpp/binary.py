@@ -14,17 +14,26 @@ from pathlib import Path
 from typing import Literal
 
 from breakeven.engines.backend import LLAMA_SERVER, Backend
-from breakeven.engines.devices import Binary, EngineDevice, devices_with, find_llama_server, read_binary
+from breakeven.engines.devices import (
+    Binary,
+    EngineDevice,
+    check_devices,
+    devices_with,
+    find_llama_server,
+    read_binary,
+    spelled,
+)
 from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, free_port
-from breakeven.engines.llama_cpp.report import EXPERTS, last_words, placed_of
+from breakeven.engines.llama_cpp.child import ALL_LAYERS
+from breakeven.engines.llama_cpp.report import experts_pattern, last_words, placed_of
 from breakeven.errors import EngineError, UserError
 from breakeven.hardware.placement import AUTO, Placement
 from breakeven.hardware.reader import available_threads
 
 OURS = ("--host", "--port", "--model", "-m", "--alias", "-a", "--api-key", "--api-key-file", "--ssl-key-file", "--path")
 """Flags of what Breakeven itself decides; given by the user they would make it ask the wrong server."""
-ALL_LAYERS = 9999
-"""More than any model has: all of them and the output head."""
+BYTES_BUT_ASCII = range(128, 256)
+"""Tokens of synthetic weights that stand for one byte which alone is no UTF-8 (`byte_alphabet`)."""
 _PORT_TRIES = 3
 _TAKEN = "couldn't bind"
 
@@ -33,8 +42,9 @@ class LlamaServer(KeptEngine):
     """Context manager: starts the user's `llama-server` on one GGUF and gives its `Backend`, with what lies where.
 
     `context` is tokens a slot, `slots` sequences at once. `placement`: fitted unless it says otherwise. `arguments`
-    come after ours. `environment` is all that it gets to see; None: what this process has. What else there is: as in
-    `LlamaCppServer`.
+    come after ours. `random_weights`: it generates no bytes that are no text, because builds of mid-2026 answer 500 to
+    those (llama.cpp issue 27543). `environment` is all that it gets to see; None: what this process has. What else
+    there is: as in `LlamaCppServer`.
 
     Raises UserError for settings or a placement that cannot be and when there is no llama-server, EngineError (with
     the log's last words) when the model does not load or no token can be computed.
@@ -58,6 +68,7 @@ class LlamaServer(KeptEngine):
         name: str | None = None,
         prompt_cache: bool = False,
         embeddings: bool = False,
+        random_weights: bool = False,
         placement: Placement = AUTO,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
@@ -83,6 +94,7 @@ class LlamaServer(KeptEngine):
             "prompt_cache": "on" if prompt_cache else "off",
         }
         self._embeddings = embeddings
+        self._random_weights = random_weights
         self._wait_policy = wait_policy
         self._environment = environment
 
@@ -102,7 +114,10 @@ class LlamaServer(KeptEngine):
         flags = [*self._flags(binary), *placement_flags(binary, devices, self.placement), *self.arguments]
         if self._wait_policy:
             environment["OMP_WAIT_POLICY"] = self._wait_policy.upper()
-        url, load_s = self._load(binary, flags, environment)
+        barred: list[str] = []
+        if self._random_weights and (flag := binary.flag("--logit-bias")) is not None:
+            barred = [word for token in BYTES_BUT_ASCII for word in (flag, f"{token}-1000")]
+        url, load_s = self._load(binary, [*barred, *flags], environment)
         self._complete_one(url)
         log = self.log.read_text(errors="replace") if self.log.is_file() else ""
         placed = placed_of(log, self.placement)
@@ -114,6 +129,7 @@ class LlamaServer(KeptEngine):
             **self._asked,
             "gpu_layers": str(placed.gpu_layers) if placed and placed.gpu_layers is not None else "unknown",
             "flags": shlex.join(flags),
+            **({"generates": "ASCII only"} if barred else {}),
             "wait_policy": self._wait_policy or "default",
         }
         return Backend(url, self.name, None, settings, self._pid, load_s, placed)
@@ -217,39 +233,3 @@ def placement_flags(binary: Binary, devices: Sequence[EngineDevice], placement: 
             raise UserError(f"{binary.build()} cannot keep experts in host memory; install a newer llama.cpp")
         flags += ["--override-tensor", experts_pattern(placement.cpu_moe) + "=CPU"]
     return flags
-
-
-def experts_pattern(layers: int) -> str:
-    """The routed experts of the first `layers` layers, as a pattern of tensor names."""
-    return rf"blk\.({'|'.join(map(str, range(layers)))})\.{EXPERTS}"
-
-
-def check_devices(placement: Placement, gpus: Sequence[EngineDevice], engine: str, build: str) -> None:
-    """Raise UserError for a placement that asks for a device which this build does not list, or that cannot be."""
-    if placement.cpu_moe == "auto" and (isinstance(placement.gpu_layers, int) or placement.overrides):
-        raise UserError(
-            "--cpu-moe auto: llama.cpp chooses layers and experts together; leave --gpu-layers out, or give --cpu-moe "
-            "a number"
-        )
-    spelled(placement.devices, gpus)
-    wants = placement.gpu_layers not in ("auto", 0) or placement.cpu_moe is not None or placement.tensor_split
-    if wants and not gpus:
-        raise UserError(
-            f"{engine} ({build}) lists no GPU, so nothing can be placed on one; leave --gpu-layers and --cpu-moe out, "
-            "or use a build for this machine's GPU"
-        )
-    if len(placement.tensor_split) > max(1, len(placement.devices) or len(gpus)):
-        raise UserError(
-            f"--tensor-split gives {len(placement.tensor_split)} shares and {engine} lists "
-            f"{', '.join(gpu.place for gpu in gpus)}"
-        )
-
-
-def spelled(asked: Sequence[str], gpus: Sequence[EngineDevice]) -> list[str]:
-    """The devices asked for, as the engine spells them. Raises UserError that names those there are."""
-    known = {gpu.place.lower(): gpu.place for gpu in gpus}
-    for place in asked:
-        if place.lower() not in known:
-            there = ", ".join(f"{gpu.place} ({gpu.description})" for gpu in gpus) or "none"
-            raise UserError(f"--device {place}: the engine has no such device (it lists: {there})")
-    return [known[place.lower()] for place in asked]

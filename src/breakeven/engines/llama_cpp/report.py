@@ -13,7 +13,7 @@ from pathlib import Path
 from breakeven.engines.keeper import log_lines
 from breakeven.hardware.placement import HOST, MemoryAt, Placed, Placement
 
-EXPERTS = r"ffn_(up|down|gate_up|gate)_(ch|)exps"
+_EXPERTS = r"ffn_(up|down|gate_up|gate)_(ch|)exps"
 """Routed experts among a layer's tensors, as llama.cpp's `--n-cpu-moe` names them (common/common.h)."""
 
 _BUFFER = re.compile(r"\s(\S+?(?:\[[^\]]*\])?) +(?:(model|KV|RS|compute|output) )?buffer size *= *([\d.]+) MiB")
@@ -37,6 +37,11 @@ _OUT_OF_MEMORY = re.compile(
 _ERROR = re.compile(
     r"^(GGML_ASSERT|terminate called|error\b|\S*error:|CUDA error|llama_model_load: error|AMX is not ready)"
 )
+
+
+def experts_pattern(layers: int) -> str:
+    """The routed experts of the first `layers` layers, as a pattern of tensor names."""
+    return rf"blk\.({'|'.join(map(str, range(layers)))})\.{_EXPERTS}"
 
 
 def placed_of(log: str, asked: Placement) -> Placed | None:

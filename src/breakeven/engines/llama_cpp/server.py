@@ -11,10 +11,12 @@ from typing import Literal
 import msgspec
 
 from breakeven.engines.backend import LLAMA_CPP, Backend
+from breakeven.engines.devices import check_devices, embedded_devices
 from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine
 from breakeven.engines.llama_cpp.child import KvType, ServerReady, ServerSettings
-from breakeven.engines.llama_cpp.report import last_words
+from breakeven.engines.llama_cpp.report import last_words, placed_of
 from breakeven.errors import EngineError, UserError
+from breakeven.hardware.placement import AUTO, Placement
 from breakeven.hardware.reader import available_threads
 
 
@@ -22,7 +24,8 @@ class LlamaCppServer(KeptEngine):
     """Context manager: starts llama.cpp on one GGUF in a child process and gives its `Backend`.
 
     `wait_policy` "passive" lets idle engine threads sleep, which costs a few per cent on a quiet machine and saves the
-    run on a shared one; None leaves the engine's default. `environment` is all that the child gets to see; None: what
+    run on a shared one; None leaves the engine's default. `placement`: as llama.cpp fits it to the GPUs that this build
+    lists, on the CPU where it lists none. `environment` is all that the child gets to see; None: what
     this process has. `verbose` puts into the log what llama.cpp loads and reserves.
 
     Raises UserError for settings that cannot be, EngineError (with the last log lines) when the model does not load.
@@ -43,7 +46,7 @@ class LlamaCppServer(KeptEngine):
         batch: int = 2048,
         flash_attention: bool | None = None,
         kv_type: KvType = "f16",
-        gpu_layers: int = 0,
+        placement: Placement = AUTO,
         repack: bool = True,
         wait_policy: Literal["active", "passive"] | None = None,
         name: str | None = None,
@@ -67,7 +70,7 @@ class LlamaCppServer(KeptEngine):
             batch=batch,
             flash_attention=flash_attention,
             kv_type=kv_type,
-            gpu_layers=gpu_layers,
+            placement=placement,
             repack=repack,
             prompt_cache=prompt_cache,
             embeddings=embeddings,
@@ -86,17 +89,25 @@ class LlamaCppServer(KeptEngine):
         model = Path(self.settings.model)
         if not model.is_file():
             raise UserError(f"{model} does not exist or is not a file; give the path of a GGUF file")
+        asked = self.settings.placement
+        if asked.devices or asked.tensor_split or asked.cpu_moe is not None or asked.gpu_layers not in ("auto", 0):
+            gpus = [device for device in embedded_devices() if device.is_gpu]
+            check_devices(asked, gpus, LLAMA_CPP, "built in")
         ready = self._load()
         load_s = self._wait_healthy(ready.url, f"llama.cpp loaded the model but does not answer at {ready.url}")
+        gpus = [device for device in ready.devices if device.is_gpu]
+        placed = placed_of(self.log.read_text(errors="replace"), asked) if gpus else None
         settings = {
             "engine": LLAMA_CPP,
             "build": f"xllamacpp {ready.engine_version}",
             "ggml": f"{ready.ggml_version} ({ready.ggml_commit})",
             "kernels": ready.kernels,
             **self.settings.as_strings(),
+            **({"devices": ", ".join(f"{gpu.place} ({gpu.description})" for gpu in gpus)} if gpus else {}),
+            "gpu_layers": str(placed.gpu_layers) if placed else "0",
             "wait_policy": self._wait_policy or "default",
         }
-        return Backend(ready.url, self.name, None, settings, self._pid, load_s)
+        return Backend(ready.url, self.name, None, settings, self._pid, load_s, placed)
 
     def _load(self) -> ServerReady:
         """Start the child and wait for its one message."""
