@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from breakeven.model.formats.gguf import FORMATS
 from breakeven.model.formats.gpu import GPU_FORMATS
 from breakeven.model.readers.gguf_header import read_header
 from breakeven.model.summary import LARGEST, SIZE_CLASSES
+from breakeven.pages.words import bytes_text, count_text, number
 from tests.cli_fixtures import run_here
 
 
@@ -174,3 +176,38 @@ def test_unknown_name_is_one_line_and_status_2() -> None:
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert "llama-3.2-1b" in done.stderr
+
+
+def test_a_format_behind_the_name_has_a_row_of_its_own() -> None:
+    rows = {row["format"]: row for row in shown("olmoe-1b-7b:Q4_0")["model"]["formats"]}
+    assert rows["Q4_0"]["label"] == "Q4_0 (asked for)"
+    assert len(rows) == len(shown("olmoe-1b-7b")["model"]["formats"])
+    for name, asked in (("olmoe-1b-7b", "IQ3_M"), ("qwen3-8b", "MLX4"), ("qwen3-8b", "BF16"), ("gpt-oss-20b", "Q8_0")):
+        done = run(f"{name}:{asked}")
+        assert done.returncode == 0, done.stderr
+        assert f"\n{asked} (asked for) " in done.stdout
+    assert "asked for" not in run("gpt-oss-20b:MXFP4").stdout  # the published row has it already
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_name_is_called_that(text: str) -> None:
+    done = run(text)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the model's name is empty" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+@pytest.mark.parametrize("args", [(), ("qwen3", "--json"), ("--help",)])
+def test_a_full_disk_under_the_output_is_one_line(args: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "breakeven.cli", "models", *args]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "No space left on device" in done.stderr
+
+
+def test_three_digits_stay_three_where_they_round_up() -> None:
+    assert number(9.9996) == "10.0"
+    assert (bytes_text(9.9995e9), bytes_text(999.9e6), bytes_text(999.4e6)) == ("10.0 GB", "1.00 GB", "999 MB")
+    assert (count_text(999_890_000), count_text(999_400_000)) == ("1.00 B", "999 M")

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from predict_fixtures import profile
 from rich.console import Console
-from small_models import small
+from small_models import MOE, small
 
 import breakeven
 from bench.memory import MIB, Case, measured, off, predicted, reported
@@ -79,7 +79,7 @@ class Small(Case):
                 hidden_size=512,
                 num_attention_heads=8,
                 intermediate_size=2048,
-                moe_intermediate_size=512,
+                **({"moe_intermediate_size": 512} if self.model in MOE else {}),
                 vocab_size=8192,
                 max_position_embeddings=65536,
             ),

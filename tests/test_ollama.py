@@ -226,6 +226,10 @@ def test_what_could_not_be_taken_out_is_at_the_next(ollama: ScriptedOllama, gguf
     ollama.refuses = {}
     told = json.loads(record.read_text())
     record.write_text(json.dumps({**told, "pid": 2**30}))  # as if that run had ended
+    ollama.refuses["/api/delete"] = (500, "busy still")
+    with model(gguf, tmp_path):
+        assert len(ollama.models) == 2, "it is no reason not to run"
+        ollama.refuses = {}
     with model(gguf, tmp_path):
         assert len(ollama.models) == 1
     assert (ollama.models, records(tmp_path)) == ({}, [])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import MOE, small
 
+from bench.placement import CASES, LLVMPIPE_LARGEST_BYTES, predicted
 from breakeven.errors import UserError
 from breakeven.forecast.memory import check_room
 from breakeven.forecast.placing import DeviceRoom, lacking, place
@@ -87,6 +92,38 @@ def test_shares_part_the_layers_of_unlike_devices() -> None:
     assert one.layers_by_device == {"CUDA1": 10}
 
 
+@pytest.mark.parametrize(
+    ("gpu_layers", "shares", "rpc", "vulkan", "host"),
+    [
+        (99, (1.0, 1.0), (37.08, 10.0), (26.37, 6.0), (2.25, 0.0)),
+        (99, (3.0, 1.0), (52.12, 14.0), (11.33, 2.0), (2.25, 0.0)),
+        (6, (1.0, 3.0), (15.04, 4.0), (26.37, 6.0), (24.29, 6.0)),
+    ],
+)
+def test_two_unlike_devices_hold_what_llama_cpp_reported(
+    gpu_layers: int,
+    shares: tuple[float, float],
+    rpc: tuple[float, ...],
+    vulkan: tuple[float, ...],
+    host: tuple[float, ...],
+) -> None:
+    """Build 10068, an RPC server before a Vulkan device: weights and caches in MiB, from its log."""
+    spec = small(
+        "qwen3moe",
+        num_hidden_layers=8,
+        hidden_size=512,
+        vocab_size=8192,
+        moe_intermediate_size=512,
+        num_experts=16,
+        max_position_embeddings=4096,
+    )
+    devices = [DeviceRoom("RPC0", 24 * GB), DeviceRoom("Vulkan0", 2 * 2**30)]
+    asked = Placement(gpu_layers=gpu_layers, tensor_split=shares)
+    found = place(spec, "Q4_K_M", devices, context=4096, placement=asked).memory
+    for at, said in (("RPC0", rpc), ("Vulkan0", vulkan), (HOST, host)):
+        assert (found[at].weights / 2**20, found[at].kv / 2**20) == pytest.approx(said, abs=0.01)
+
+
 def test_a_device_or_place_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(UserError, match="--device CUDA7: no such device; there: Vulkan0"):
         place(DENSE, "Q8_0", CARD, context=2048, placement=Placement(devices=("CUDA7",)))
@@ -110,6 +147,32 @@ def test_what_is_too_small_is_said_with_numbers() -> None:
     assert said is not None
     assert said.startswith("needs ")
     assert said.endswith(" GB of RAM beside the card; 1.0 GB are there")
+
+
+RECORDED = json.loads((Path(__file__).parent / "data" / "placements.json").read_text())
+"""What llama-server build 10068 reported of bench/placement.py's cases on a Vulkan device of 2 GiB."""
+FITTED_OTHERWISE = {0, 26}
+"""One more layer of experts in host memory, by 2 MiB of compute buffer; and attention with sinks over caches in host
+memory, for which this build turns flash attention off and newer ones do not."""
+MEMORY_OTHERWISE = {26, 27}
+
+
+@pytest.mark.parametrize("said", RECORDED, ids=lambda said: f"{said['case']}-{said['model']}")
+def test_a_placement_is_the_one_that_llama_cpp_reported(said: dict[str, Any]) -> None:
+    case = CASES[said["case"]]
+    assert (case.model, case.layers) == (said["model"], said["layers"])
+    ours = predicted(case, [DeviceRoom("Vulkan0", 2**31, largest_bytes=LLVMPIPE_LARGEST_BYTES)], 2048)
+    if said["case"] not in FITTED_OTHERWISE:
+        assert (ours.gpu_layers, ours.cpu_moe) == (said["gpu_layers"], said["cpu_moe"])
+    if said["case"] not in MEMORY_OTHERWISE:
+        for at, sizes in said["bytes_at"].items():
+            assert ours.total(at) == pytest.approx(sum(sizes.values()), rel=0.0501)
+
+
+def test_nine_of_ten_recorded_placements_are_foretold() -> None:
+    assert len(RECORDED) == len(CASES) >= 20
+    assert len(FITTED_OTHERWISE) <= 0.1 * len(RECORDED)
+    assert len(MEMORY_OTHERWISE) <= 0.1 * len(RECORDED)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from breakeven.hardware.placement import MemoryAt, Placed
 from breakeven.measure.paired.blocks import winner_of
 from breakeven.results.comparison import ComparisonVerdict, ModelResult, Pair, SelfCheck
 from breakeven.runs.verdict import decide
@@ -134,3 +136,34 @@ def test_three_models_have_a_winner_only_if_it_beats_both(swap: bool) -> None:
     assert decide(models, [], clear, []).winner == "x"
     beaten = [of("x", "y", 1.3), of("x", "z", 0.7), of("y", "z", 1.0)]
     assert decide(models, [], beaten[::-1] if swap else beaten, []).winner is None
+
+
+def lying(found: ModelResult, cpu_moe: int | None) -> ModelResult:
+    memory = [
+        MemoryAt(place="CUDA0", weights_bytes=3_000_000_000, kv_bytes=500_000_000, peak_bytes=4_000_000_000),
+        MemoryAt(place="host", weights_bytes=6_000_000_000),
+    ]
+    placed = Placed(how="fitted", gpu_layers=25, layers=25, cpu_moe=cpu_moe, memory=memory)
+    return msgspec.structs.replace(found, placed=placed)
+
+
+def test_a_verdict_names_where_each_lay_and_parts_decode_from_prefill() -> None:
+    models = [lying(model("moe", True), 12), lying(model("dense", False), None)]
+    found = decide(models, [], [pair(1.4), pair(1.2, metric="prefill_tokens_per_s")], [])
+    assert (
+        "Run moe here (25/25 layers on the GPU, experts of 12 in host memory): it decodes 1.40 times" in found.headline
+    )
+    assert "as fast as dense (25/25 layers on the GPU) with one stream" in found.headline
+    assert "and it reads prompts at 1.20 times" in found.headline
+    assert "moe, 25/25 layers on the GPU, experts of 12 in host memory" in found.reasons[0]
+    assert not any("something else costs" in reason for reason in found.reasons)
+    slower = decide(models, [], [pair(1.4), pair(0.5, metric="prefill_tokens_per_s")], [])
+    assert "but it reads prompts at 0.50 times" in slower.headline
+    assert any("copied to the device for a long prompt" in reason for reason in slower.reasons)
+    assert "3.50 GB (peak in use 4.00 GB) on CUDA0, 6.00 GB in host memory" in found.memory[0]
+
+
+def test_who_lay_on_no_device_is_not_said_to_have_lain_anywhere() -> None:
+    host = Placed(how="asked", gpu_layers=0, memory=[MemoryAt(place="host", weights_bytes=1)])
+    models = [msgspec.structs.replace(m, placed=host) for m in (model("moe", True), model("dense", False))]
+    assert decide(models, [], [pair(1.4)], []) == verdict(pair(1.4))

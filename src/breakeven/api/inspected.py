@@ -36,7 +36,7 @@ def models(
     be found or read, and an unknown type.
     """
     from breakeven.model.catalogue import entries, find, lookup, matching, names
-    from breakeven.model.resolve import resolve_spec
+    from breakeven.model.resolve import resolve_spec, split_format
     from breakeven.model.summary import detail, summarise
 
     if name is None:
@@ -46,7 +46,7 @@ def models(
     # A file may carry a catalogued model's name and other shapes; only the very same model gets the short name.
     same = (entry for entry in entries() if entry.hub_id == spec.name and lookup(entry.name) == spec)
     entry = next(same, None)
-    return detail(entry.name if entry else spec.name, spec, entry, kv)
+    return detail(entry.name if entry else spec.name, spec, entry, kv, split_format(name)[1])
 
 
 @overload

@@ -5,6 +5,7 @@ It parses nothing but its own two options, so that `breakeven --help` costs no m
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import NamedTuple
@@ -111,6 +112,9 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def _complain(text: str) -> None:
     sys.stderr.write(f"breakeven: {one_line(text)}\n")
 
@@ -127,6 +131,15 @@ def _run(args: list[str]) -> int:
     except BrokenPipeError:
         # The reader (head, less) left: nothing more to say, and Python's flush at exit must not say it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        # What Python still holds of the output would fail again, with a traceback, as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _complain(
+            f"{error.filename or 'the output'}: cannot be written ({error.strerror}); make room, or write elsewhere"
+        )
         return 1
     except Exception as error:
         # typer is imported by now if it is what raised; importing it at the top would cost --help 0.1 s.

@@ -37,7 +37,8 @@ ModelName = Annotated[str | None, typer.Option("--model", help="The model's name
 Processes = Annotated[int | None, typer.Option(help="Client processes.", show_default="as needed")]
 Ray = Annotated[str | None, typer.Option("--ray", help="Make the load on a Ray cluster: its address.")]
 Engine = Annotated[
-    str | None, typer.Option(help="Starts models: llama.cpp, llama-server, vllm, ...", show_default="what suits here")
+    str | None,
+    typer.Option(help="Starts models: llama.cpp, llama-server, vllm, mlx, ollama, ...", show_default="what suits here"),
 ]
 EngineFlags = Annotated[
     list[str] | None,

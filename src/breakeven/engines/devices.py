@@ -26,7 +26,7 @@ from breakeven.hardware.placement import Placement
 
 VARIABLE = "BREAKEVEN_LLAMA_SERVER"
 """Environment variable that may name a `llama-server` executable, or that of ik_llama.cpp."""
-HOMEBREW = ("/opt/homebrew/bin", "/usr/local/bin", str(Path("/home", "linuxbrew/.linuxbrew/bin")))
+HOMEBREW = (str(Path("/opt", "homebrew/bin")), "/usr/local/bin", str(Path("/home", "linuxbrew/.linuxbrew/bin")))
 """Where Homebrew puts executables, which a process that no shell started may not have on its PATH."""
 Kind = Literal["gpu", "igpu", "cpu", "accel"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from breakeven.engines.backend import LLAMA_CPP
 from breakeven.engines.devices import EngineDevice, embedded_devices, find_llama_server, read_binary
@@ -20,6 +21,7 @@ from breakeven.model.reserved import CONTEXT_STEP, compute_bytes, output_bytes, 
 __all__ = [
     "CONTEXT_STEP",
     "RESERVE",
+    "MemoryCheck",
     "check_memory",
     "check_memory_of_binary",
     "need_of",
@@ -38,6 +40,21 @@ REPACKED_SHARE = 1.1
 the system may drop again."""
 RESERVE = 0.92
 """Share of the available memory that may be planned with."""
+
+
+class MemoryCheck(Protocol):
+    """Raises UserError unless all candidates fit side by side in what is available to host and devices."""
+
+    def __call__(
+        self,
+        sources: Sequence[Source],
+        format_name: str | None,
+        context: int,
+        slots: int,
+        available_bytes: int,
+        kv: str = "f16",
+        placement: Placement = AUTO,
+    ) -> None: ...
 
 
 def needed_bytes(

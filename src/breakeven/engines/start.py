@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from breakeven.engines import cache, openai_url
 from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, LM_STUDIO, MLX, OLLAMA, SGLANG, VLLM, Backend
@@ -18,7 +18,7 @@ from breakeven.engines.keeper import KeptEngine
 from breakeven.engines.llama_cpp.binary import LlamaServer
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.engines.lm_studio import LmStudioModel
-from breakeven.engines.memory import check_memory, check_memory_of_binary
+from breakeven.engines.memory import MemoryCheck, check_memory, check_memory_of_binary
 from breakeven.engines.mlx import server as mlx_server
 from breakeven.engines.ollama import OllamaModel
 from breakeven.engines.sglang import SglangServer
@@ -48,21 +48,6 @@ class Running:
     def name(self) -> str:
         """The candidate's name in every table."""
         return self.source.name
-
-
-class MemoryCheck(Protocol):
-    """Raises UserError unless all candidates fit side by side in what is available to host and devices."""
-
-    def __call__(
-        self,
-        sources: Sequence[Source],
-        format_name: str | None,
-        context: int,
-        slots: int,
-        available_bytes: int,
-        kv: str = "f16",
-        placement: Placement = AUTO,
-    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,22 +107,12 @@ def format_of(source: Source, asked: str | None, engine: Engine) -> str:
 
     A directory with weights has the format it has.
     """
-    if engine.weights is not _gguf and (stored := _stored_format(source)) is not None:
+    if engine.weights is not _gguf and (stored := vllm_directory.stored_format(source.text, source.spec)):
         return stored
     reader = LLAMA_CPP if engine.weights is _gguf else engine.name  # whatever its name, llama.cpp reads the file
     found = weight_format(source, asked, reader, engine.default_format)
     unasked = source.format_name is None and asked is None
     return engine.default_format if unasked and engine.formats is not None and found not in engine.formats else found
-
-
-def _stored_format(source: Source) -> str | None:
-    """That of a directory with weights; None for everything else."""
-    given = Path(split_format(source.text)[0]).expanduser()
-    if not given.is_dir() or not vllm_directory.has_weights(given):
-        return None
-    if source.spec is not None and source.spec.quantization is not None:
-        return source.spec.quantization.format_name
-    return "F16" if vllm_directory.dtype_of(given) == "float16" else "BF16"
 
 
 def kv_type(sources: Sequence[Source], engine: str, asked: str | None) -> str:
@@ -192,17 +167,7 @@ def start(
     assert path is not None
     kind = engine_named(engine)
     serving = Serving(
-        context,
-        slots,
-        log,
-        threads,
-        wait_policy,
-        share_prefixes,
-        embeddings,
-        environment,
-        kv,
-        placement,
-        arguments,
+        context, slots, log, threads, wait_policy, share_prefixes, embeddings, environment, kv, placement, arguments
     )
     server = kind.server(source, path, serving)
     backend = stack.enter_context(server)

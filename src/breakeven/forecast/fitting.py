@@ -6,12 +6,33 @@ from the front. Between two bounds it guesses by false position, so the same byt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from breakeven.hardware.placement import HOST
+
 Keeps = Literal["experts", "gate", "up", "attention"]
 """The last of the first parted layer that stays: all but experts; up to its gate, its up matrix, its attention."""
+
+
+EXPERTS = r"ffn_(up|down|gate_up|gate)_(ch|)exps"
+_OVERFLOW: Mapping[Keeps, str] = {
+    "attention": r"ffn_(gate|up|gate_up|down).*",
+    "up": r"ffn_(gate|gate_up|down).*",
+    "gate": r"ffn_down.*",
+    "experts": EXPERTS,
+}
+"""What of a layer goes elsewhere, by the last part that stays (common/fit.cpp: get_overflow_pattern)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What llama.cpp is told: `-ngl`, `-ts`, and what goes elsewhere: a pattern and its place, by layer (None: all)."""
+
+    gpu_layers: int
+    shares: tuple[float, ...]
+    rules: tuple[tuple[int | None, str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +166,18 @@ def _step(gap: int, target: float, low: float, high: float) -> int:
 
 def _with(takes: Sequence[Take], i: int, take: Take) -> list[Take]:
     return [*takes[:i], take, *takes[i + 1 :]]
+
+
+def plan_of(takes: Sequence[Take], blocks: int, places: Sequence[str]) -> Told:
+    """What llama.cpp is told for these takes, devices named by `places`."""
+    layers = sum(take.layers for take in takes)
+    at, rules = blocks - layers, []
+    for i, take in enumerate(takes):
+        at += take.full
+        for layer in range(at, at + take.part):
+            first = layer == at
+            pattern = _OVERFLOW[take.keeps if first else "experts"]
+            to = places[i + 1] if first and take.onward else HOST
+            rules.append((layer, rf"blk\.{layer}\.{pattern}", to))
+        at += take.part
+    return Told(layers, tuple(float(take.layers) for take in takes), tuple(rules))

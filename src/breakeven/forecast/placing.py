@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from breakeven.errors import UserError
-from breakeven.forecast.fitting import Keeps, Take, dense_from_the_back, whole_from_the_front
+from breakeven.forecast.fitting import EXPERTS, Take, Told, dense_from_the_back, plan_of, whole_from_the_front
 from breakeven.hardware.placement import AUTO, HOST, MemoryAt, Placed, Placement
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import attends, loaded, state_bytes
@@ -36,14 +36,6 @@ MARGIN_BYTES = 2**30
 HOST_NAMES = ("cpu", "host")
 _INPUT = re.compile(r"token_embd|token_types|position_embd|per_layer_token_embd")
 """Tables that are read by row stay in host memory, however many layers are asked for."""
-_EXPERTS = r"ffn_(up|down|gate_up|gate)_(ch|)exps"
-_OVERFLOW: Mapping[Keeps, str] = {
-    "attention": r"ffn_(gate|up|gate_up|down).*",
-    "up": r"ffn_(gate|gate_up|down).*",
-    "gate": r"ffn_down.*",
-    "experts": _EXPERTS,
-}
-"""What of a layer goes elsewhere, by the last part that stays (common/fit.cpp: get_overflow_pattern)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +147,7 @@ def place(
     sizes = _Sizes(spec, format_named(format_name).name, context, slots, kv, every_logit)
     layers = sizes.layers + 1
     asked = layers if isinstance(placement.gpu_layers, str) or placement.fitted else placement.gpu_layers
-    plan = _Plan(
+    plan = Told(
         gpu_layers=min(asked, layers) if chosen else 0,
         shares=_shares(chosen, placement),
         rules=_rules(sizes, chosen, placement),
@@ -182,15 +174,6 @@ def lacking(placed: PlacedModel, devices: Sequence[DeviceRoom], host_bytes: floa
         beside = "" if shared or not placed.gpu_layers else " beside the card" + ("s" if len(devices) > 1 else "")
         said.append(f"{_gb(need)} of RAM{beside}; {_gb(host_bytes)} are there")
     return f"needs {', and '.join(said)}" if said else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What llama.cpp is told: `-ngl`, `-ts`, and what goes elsewhere: a pattern and its place, by layer (None: all)."""
-
-    gpu_layers: int
-    shares: tuple[float, ...]
-    rules: tuple[tuple[int | None, str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +217,7 @@ class _Sizes:
             for layer in spec.layers
         )
 
-    def by_layer(self, plan: _Plan, devices: Sequence[DeviceRoom]) -> list[str]:
+    def by_layer(self, plan: Told, devices: Sequence[DeviceRoom]) -> list[str]:
         """The place of each block, and of the output head behind them."""
         blocks = self.layers + 1
         start, total = blocks - plan.gpu_layers, sum(plan.shares)
@@ -245,7 +228,7 @@ class _Sizes:
             found.append(devices[on].place if 0 <= on < len(devices) else HOST)
         return found
 
-    def placed(self, plan: _Plan, devices: Sequence[DeviceRoom], fitted: bool) -> PlacedModel:
+    def placed(self, plan: Told, devices: Sequence[DeviceRoom], fitted: bool) -> PlacedModel:
         """Everything where the plan puts it."""
         *blocks, head = self.by_layer(plan, devices)
         held: dict[tuple[int | None, TensorGroup, str, bool], int] = {}
@@ -301,11 +284,12 @@ class _Sizes:
             caches[at] = caches.get(at, 0.0) + nbytes
         found = {}
         own = blocks[: len(self.spec.layers)]
+        away = tuple(replace(a, cache=self.kv[a.layer] if own[a.layer] == HOST else 0.0) for a in away)
         for i, device in enumerate(devices):
             layers = tuple(j for j, at in enumerate(own) if at == device.place)
             # Prompts are multiplied by weights in host memory on the first device.
             lent = away if i == 0 else ()
-            shapes = PlacedShapes(layers, head == device.place, lent, shared=HOST in own and i == 0)
+            shapes = PlacedShapes(layers, head == device.place, lent)
             compute = device_compute_bytes(self.spec, shapes, self.context, self.slots, every_logit=self.every_logit)
             found[device.place] = PlaceBytes(weights.get(device.place, 0.0), caches.get(device.place, 0.0), compute)
         compute = (
@@ -362,44 +346,28 @@ def _rules(sizes: _Sizes, devices: Sequence[DeviceRoom], placement: Placement) -
             raise UserError(f"--override-tensor {text}: no place is called {to}; there: CPU, {', '.join(places)}")
         rules.append((None, pattern, places[to.lower()]))
     if isinstance(placement.cpu_moe, int):
-        rules += [(None, rf"blk\.{i}\.{_EXPERTS}", HOST) for i in range(min(placement.cpu_moe, sizes.layers))]
+        rules += [(None, rf"blk\.{i}\.{EXPERTS}", HOST) for i in range(min(placement.cpu_moe, sizes.layers))]
     return tuple(rules)
 
 
-def _fitted(
-    sizes: _Sizes, devices: Sequence[DeviceRoom], plan: _Plan, margin_bytes: float, *, may_change: bool
-) -> _Plan:
+def _fitted(sizes: _Sizes, devices: Sequence[DeviceRoom], plan: Told, margin_bytes: float, *, may_change: bool) -> Told:
     """What common/fit.cpp chooses: `plan`, which puts all on the devices, where that leaves the margins."""
     targets = [d.free_bytes - margin_bytes for d in devices]
 
-    def needs(one: _Plan) -> list[float]:
+    def needs(one: Told) -> list[float]:
         memory = sizes.placed(one, devices, fitted=True).memory
         return [memory[d.place].total for d in devices]
 
     if all(need <= target for need, target in zip(needs(plan), targets, strict=True)) or not may_change:
         return plan
 
-    def taken(takes: Sequence[Take]) -> _Plan:
-        return _plan_of(takes, sizes.layers + 1, devices)
+    def taken(takes: Sequence[Take]) -> Told:
+        return plan_of(takes, sizes.layers + 1, [d.place for d in devices])
 
     takes = dense_from_the_back(sizes.layers + 1, targets, sizes.routed, lambda some: needs(taken(some)))
-    if sizes.routed and sum(targets) > sum(needs(replace(plan, rules=((None, _EXPERTS, HOST),)))):
+    if sizes.routed and sum(targets) > sum(needs(replace(plan, rules=((None, EXPERTS, HOST),)))):
         takes = whole_from_the_front(takes, targets, lambda some: needs(taken(some)))
     return taken(takes)
-
-
-def _plan_of(takes: Sequence[Take], blocks: int, devices: Sequence[DeviceRoom]) -> _Plan:
-    layers = sum(take.layers for take in takes)
-    at, rules = blocks - layers, []
-    for i, take in enumerate(takes):
-        at += take.full
-        for layer in range(at, at + take.part):
-            first = layer == at
-            pattern = _OVERFLOW[take.keeps if first else "experts"]
-            to = devices[i + 1].place if first and take.onward else HOST
-            rules.append((layer, rf"blk\.{layer}\.{pattern}", to))
-        at += take.part
-    return _Plan(layers, tuple(float(take.layers) for take in takes), tuple(rules))
 
 
 def _gb(nbytes: float) -> str:

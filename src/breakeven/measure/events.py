@@ -77,7 +77,17 @@ class BlockStarted(_Event, frozen=True, tag="block_started"):
     round: Count = 0
     attempt: Count = 1
     check: str | None = None
-    """Not part of the comparison but of the self-check: "same" (every stream one prompt) or "distinct"."""
+    """Of the self-check, not of the comparison: "same" (every stream one prompt) or "distinct"."""
+    turn: Count | None = None
+    """Of candidates that take turns; None: all were up together."""
+
+
+class TurnStarted(_Event, frozen=True, tag="turn_started"):
+    """Candidates take turns: what each does in this one. Loads by their streams, and the numbers of their rounds."""
+
+    turn: Count
+    streams: list[Count]
+    rounds: list[Count]
 
 
 class RequestDone(_Event, frozen=True, tag="request_done"):
@@ -112,7 +122,7 @@ class RequestDone(_Event, frozen=True, tag="request_done"):
     """When the client took it up, before it had a connection; `sent_ns` is when its bytes were handed to the system."""
     asked_prompt_tokens: Count | None = None
     asked_output_tokens: Count | None = None
-    """What the schedule wanted, under load; `prompt_tokens` and `output_tokens` are what the engine counted."""
+    """What the schedule wanted, under load; `*_tokens` are what the engine counted."""
     warm: bool = False
     """Part of the warm-up: never counted."""
     session: Ns | None = None
@@ -203,10 +213,8 @@ class LoadStarted(_Event, frozen=True, tag="load_started"):
 
 
 class LoadWorker(_Event, frozen=True, tag="load_worker"):
-    """One of several processes that play a schedule. Its clock plus `offset_ns` is the log's, to +- `uncertainty_ns`.
-
-    Every time in the log has been put onto the log's clock already. Both are 0 on one machine, whose clock is shared.
-    """
+    """One of several processes that play a schedule. Its clock plus `offset_ns` is the log's, to +- `uncertainty_ns`,
+    onto which every time in the log has been put already. Both are 0 on one machine."""
 
     block: str
     worker: Count
@@ -260,6 +268,7 @@ class StudyFacts(_Event, frozen=True, tag="study_facts"):
     precision: float
     machine: MachineSpec
     models: list[ModelResult]
+    loaded: str = "together"
     profiles: list[NodeProfile] = []
     routings: list[Routing] = []
     caveats: list[str] = []
@@ -278,6 +287,7 @@ Event: TypeAlias = (
     | BackendReady
     | BackendStopped
     | BlockStarted
+    | TurnStarted
     | RequestDone
     | NoiseSample
     | BlockDone

@@ -176,6 +176,7 @@ class BlockRunner:
         round: int,
         attempt: int,
         check: Literal["same", "distinct"] | None = None,
+        turn: int | None = None,
     ) -> bool:
         """Run one block; True when it must be run again. Raises EngineError or UserError when a request failed."""
         name, backend = requests[0].block, candidate.backend
@@ -192,6 +193,7 @@ class BlockRunner:
                 round=round,
                 attempt=attempt,
                 check=check,
+                turn=turn,
             )
         )
         results, during = asyncio.run(_run_watched(backend, requests, self.listen))

@@ -25,6 +25,7 @@ from breakeven.model.architecture import (
     Mixer,
     Mla,
     ModelSpec,
+    MoeFfn,
     ShortConv,
 )
 from breakeven.model.arithmetic import KV_ELEMENT_BYTES, attends
@@ -43,6 +44,12 @@ _MASK = 2.0
 _HELD = 5
 """Hidden widths that live beside a layer's own tensors: input embedding, residuals, a norm's output. Further
 residual streams (Gemma 3n) count twice each: what they hold, and what is foretold of them."""
+_HELD_LENT = 2
+"""The same while a copy of a matrix lies beside them."""
+_COPIED_CACHES = 1.25
+"""Room for copied keys and values over their bytes, 1 to 1.5 seen: the next may not fit where the last were."""
+STREAMED_ROWS = 32
+"""Fewer tokens are multiplied where the weights lie, by the CPU (GGML_OP_OFFLOAD_MIN_BATCH)."""
 _HELD_GPU = 3
 _HELD_HEAD_GPU = 2
 """On GPUs inputs are copies that end with their last use. Under the head the residual and the norm's output are left:
@@ -77,26 +84,23 @@ class Streamed:
     """Weights of one layer that lie in host memory and are copied to a device to multiply a prompt, one at a time.
 
     `into`, `out`: bytes of the largest matrix that makes a feed-forward's inside, and of the one behind it; `beside`:
-    of all others.
+    of all others. `cache`: bytes of its keys and values, where they lie in host memory too; they are copied as well.
     """
 
     layer: int
     into: float = 0.0
     out: float = 0.0
     beside: float = 0.0
+    cache: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedShapes:
-    """What one device computes: `layers` by index, the output head or not, and what it is lent by host memory.
-
-    `shared`: other layers' caches lie in host memory, so activations come and go.
-    """
+    """What one device computes: `layers` by index, the output head or not, and what it is lent by host memory."""
 
     layers: Collection[int]
     head: bool
     streamed: Sequence[Streamed] = ()
-    shared: bool = False
 
 
 def host_compute_bytes(spec: ModelSpec, context: float, sequences: float = 1) -> float:
@@ -120,17 +124,43 @@ def device_compute_bytes(
         # A device with the head alone has the last layer's rows to norm.
         own = replace(spec, layers=tuple(spec.layers[i] for i in sorted(shapes.layers)) or spec.layers[-1:])
         found.append(compute_bytes(own, context, sequences, gpu=True, every_logit=every_logit and shapes.head))
+    rows = tokens if every_logit else max(sequences, 1)
     mask = _MASK * tokens * _mask_cells(spec, context)
     for lent in shapes.streamed:
-        held = mask + _F32 * tokens * (_HELD_GPU + shapes.shared) * spec.hidden
-        ffn = spec.layers[lent.layer].ffn
-        if ffn is not None:
-            inside, outside = _inside(ffn, spec.hidden)
-            twice = 2 if ffn.gated else 1
-            found.append(held + lent.into + _F32 * tokens * twice * inside)
-            found.append(held + lent.out + _F32 * tokens * (inside + outside))
-        found += [held + lent.beside + _F32 * tokens * _mixer(m, spec.hidden) for m in spec.layers[lent.layer].mixers]
+        held = mask + _F32 * tokens * _HELD_LENT * spec.hidden
+        layer = spec.layers[lent.layer]
+        found += [held + lent.beside + _F32 * tokens * _mixer(m, spec.hidden) for m in layer.mixers]
+        if lent.cache:
+            heads = max((2 * m.heads * m.head_dim for m in layer.mixers if isinstance(m, Gqa)), default=0)
+            found.append(held + _COPIED_CACHES * lent.cache + _F32 * tokens * heads)
+        # The last layer's feed-forward runs for the rows whose logits are wanted; few rows are multiplied on the CPU.
+        if layer.ffn is None or (lent.layer == len(spec.layers) - 1 and rows < STREAMED_ROWS):
+            continue
+        inside, outside = (_F32 * tokens * n for n in _inside(layer.ffn, spec.hidden))
+        if isinstance(layer.ffn, MoeFfn) and layer.ffn.gated:
+            found.append(held + _lent_experts(lent, inside, outside))
+        else:
+            found.append(held + lent.into + (3 if layer.ffn.gated else 1) * inside)
+            found.append(held + lent.out + inside + outside)
     return max(found)
+
+
+def _lent_experts(lent: Streamed, inside: float, outside: float) -> float:
+    """Bytes at the fullest moment of experts whose matrices are copied to the device one after another.
+
+    Up's copy takes the place that gate's left. The product of both goes there if it fits; else behind them, and then
+    the outputs must find room between, beside down's copy, or go behind it.
+    """
+    if inside <= lent.into:
+        return max(lent.into + 2 * inside, inside + lent.out + outside)
+    between = lent.into + 2 * inside
+    behind = 0.0
+    for size in (lent.out, outside):
+        if size <= between:
+            between -= size
+        else:
+            behind += size
+    return lent.into + 3 * inside + behind
 
 
 def _tokens(context: float, sequences: float) -> float:

@@ -47,6 +47,8 @@ def path_of(text: str) -> Path:
 def _resolved(text: str, assume: bool) -> ModelSpec:
     from breakeven.model.readers import hf
 
+    if not text.strip():
+        raise UserError(f"the model's name is empty; {_GIVE}")
     text = bare_name(text)
     path = path_of(text)
     if (weights := weight_file(text)) is not None:

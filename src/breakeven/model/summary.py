@@ -206,18 +206,20 @@ def _is_hybrid(layer: Layer) -> bool:
     return any(not isinstance(mixer, Gqa | Mla | CompressedAttention) for mixer in layer.mixers)
 
 
-def detail(name: str, spec: ModelSpec, entry: CatalogueEntry | None = None, kv: str = "f16") -> Detail:
+def detail(
+    name: str, spec: ModelSpec, entry: CatalogueEntry | None = None, kv: str = "f16", asked: str | None = None
+) -> Detail:
     """Everything for a model called `name`; `entry` where it is the catalogue's, `kv` the type of keys and values.
 
-    The first format is the file's own, or the one a model was published in where that is not a 16-bit one. Raises
-    UserError for an unknown type.
+    The first format is the file's own, or the one a model was published in where that is not a 16-bit one; then comes
+    the one `asked` for by name. Raises UserError for an unknown type.
     """
     element = kv_element_bytes(kv)
     contexts = [context for context in CONTEXTS if context < spec.context] + [spec.context]
     return Detail(
         summary=summarise(name, spec, entry.facts if entry else None),
         params_by_group=params_by_group(spec),
-        formats=tuple(_formats(spec)),
+        formats=tuple(_formats(spec, asked)),
         contexts=tuple(_cached(spec, context, element) for context in contexts),
         state_bytes=state_bytes(spec),
         layer_kinds=tuple(_layer_kinds(spec)),
@@ -239,12 +241,14 @@ def _published(facts: ModelFacts) -> Published:
     )
 
 
-def _formats(spec: ModelSpec) -> Iterator[Stored]:
+def _formats(spec: ModelSpec, asked: str | None) -> Iterator[Stored]:
     first = default_format(spec, "vllm")
     if first != "BF16":
         yield _stored(spec, first, f"{label(spec, first)} ({'this file' if first == OWN else 'published'})")
+    if asked is not None and (asked != first or first == "BF16"):
+        yield _stored(spec, asked, f"{label(spec, asked)} (asked for)")
     for name in (*FORMATS, *GPU_FORMATS):
-        if name != first or first == "BF16":
+        if name != asked and (name != first or first == "BF16"):
             yield _stored(spec, name, name)
 
 

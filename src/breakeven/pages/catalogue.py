@@ -213,7 +213,7 @@ def print_detail(model: Detail, console: Console, full: bool = False) -> None:
         console.print(line, style="bold" if index == 0 else None, highlight=False, markup=False)
     console.print()
     columns = (*FORMAT_COLUMNS, *(row for row in APART_COLUMNS if _APART[row[0]] in model.params_by_group))
-    shown = [stored for stored in model.formats if full or _is_common(stored, model)]
+    shown = [stored for stored in model.formats if full or _is_common(stored)]
     console.print(_table(columns, [_format_row(stored, columns) for stored in shown], console.width))
     console.print(
         "Read/token: weight bytes one decode step of one sequence touches."
@@ -332,11 +332,11 @@ def _beside(model: Detail) -> list[str]:
 
 
 COMMON_FORMATS = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "MXFP4", "FP8", "INT4", "NVFP4")
-"""Formats that are shown of every model; the rest is for `--full`."""
+"""Formats that are shown of every model, beside the file's own and the one asked for; the rest is for `--full`."""
 
 
-def _is_common(stored: Stored, model: Detail) -> bool:
-    return stored.format in COMMON_FORMATS or (stored is model.formats[0] and stored.label != stored.format)
+def _is_common(stored: Stored) -> bool:
+    return stored.format in COMMON_FORMATS or stored.label != stored.format
 
 
 def _format_row(stored: Stored, columns: Sequence[tuple[str, str, int]]) -> list[str]:

@@ -44,7 +44,8 @@ def decimals_of(value: float, half_width: float | None = None) -> int:
     if value == 0 or not math.isfinite(value):
         return 0
     digits = 4 if half_width is not None and half_width < 0.005 * abs(value) else 3
-    return min(6, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # of the rounded value: 9.999 is 10.0, not 10.00
+    return min(6, max(0, digits - 1 - exponent))
 
 
 def interval(estimate: Estimate, scale: float = 1.0, places: int | None = None) -> str | None:
@@ -75,12 +76,16 @@ def _places(estimate: Estimate, scale: float) -> int:
     return decimals_of(estimate.value * scale, half_width)
 
 
+_ROUNDS_UP = 0.9995
+"""From here on three digits show one of the next larger unit: 999.9 M are 1.00 B, not 1000 M."""
+
+
 def bytes_text(count: float | None) -> str:
     """Bytes in decimal units, as disks and models are sold: 3.93 GB."""
     if count is None:
         return NOT_AVAILABLE
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= size:
+        if abs(count) >= size * _ROUNDS_UP:
             return f"{number(count / size)} {unit}"
     return f"{count:.0f} B"
 
@@ -90,7 +95,7 @@ def count_text(count: float | None) -> str:
     if count is None:
         return NOT_AVAILABLE
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(count) >= size:
+        if abs(count) >= size * _ROUNDS_UP:
             return f"{number(count / size)} {unit}"
     return f"{count:.0f}"
 

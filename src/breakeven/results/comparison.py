@@ -158,5 +158,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     profiles: list[NodeProfile] = []
     routings: list[Routing] = []
     self_checks: list[SelfCheck] = []
+    loaded: str = "together"
+    """together: all candidates were up at once. in turns: each was loaded for its turn and unloaded after it, because
+    they do not fit side by side; a pair is then one turn of each."""
     caveats: list[str] = []
     """Sentences that must stand beside the verdict, such as "synthetic weights: speed and memory only"."""

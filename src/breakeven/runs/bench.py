@@ -5,6 +5,7 @@ Candidates of a comparison take turns on the same schedules, at several rates or
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -113,9 +114,12 @@ def play(
         on_phase=on_phase,
     )
     with session:
-        for load in loads:
-            for index in order(load.round, len(sources)):
-                session.play(index, load.workload, load=load.name, round=load.round)
+        # Candidates that take turns play all loads of a round while they are up; others change after every load.
+        by_round = [list(group) for _, group in itertools.groupby(loads, key=lambda load: load.round)]
+        for playing in by_round if session.in_turns else [[load] for load in loads]:
+            for index in order(playing[0].round, len(sources)):
+                for load in playing:
+                    session.play(index, load.workload, load=load.name, round=load.round)
     return load_study(session.log_path), session.directory
 
 

@@ -10,23 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from breakeven.engines import openai_url
 from breakeven.engines.cache import cache_directory
 from breakeven.engines.memory import CONTEXT_STEP, RESERVE, needed_bytes, whole_context
 from breakeven.engines.source import Source, parse_sources, slug
-from breakeven.engines.start import Running, format_of, start, weights_of
+from breakeven.engines.start import format_of, weights_of
 from breakeven.engines.synthesis.routing import ExpertUse
 from breakeven.engines.synthesis.write import check_routable
 from breakeven.errors import BreakevenError, UserError
 from breakeven.hardware.reader import read_machine
-from breakeven.measure import noise
 from breakeven.measure.energy import open_counter
-from breakeven.measure.events import BackendReady, BackendStopped, Event, EventWriter, StudyStarted, StudyStopped
+from breakeven.measure.events import Event, EventWriter, StudyStarted, StudyStopped
 from breakeven.measure.paired.blocks import blocks_of
 from breakeven.measure.paired.plan import Plan
 from breakeven.measure.paired.run import PairedRun
+from breakeven.measure.paired.turns import TurnsRun
 from breakeven.measure.progress import ProgressState, RatioRow
 from breakeven.measure.runner import Candidate
 from breakeven.model.arithmetic import file_bytes
@@ -37,7 +36,7 @@ from breakeven.results.comparison import Comparison
 from breakeven.results.store import LOG, fingerprint
 from breakeven.runs import result
 from breakeven.runs.directory import open_directory
-from breakeven.runs.served import EngineWords, ServedAs, check_fit, kv_of, served
+from breakeven.runs.served import Candidates, EngineWords, check_fit, kv_of, served
 from breakeven.version import __version__
 
 
@@ -102,12 +101,14 @@ def compare(
         elif source.url is not None:
             openai_url.connect(source.url)  # refused now rather than after gigabytes were written
     machine = read_machine()
-    ways, notice = served(options.asked, sources, machine)
     show = _Show(on_progress, plan)
-    if notice is not None:
-        show.phase(notice, "")
+    ways, notice = served(options.asked, sources, machine)
     kv = kv_of(sources, ways, options.kv)
-    check_fit(sources, ways, format_name, context, slots, machine, kv)
+    formats = [format_of(s, format_name, way.engine) for s, way in zip(sources, ways, strict=True)]
+    apart = check_fit(sources, ways, formats, context, slots, machine, kv)
+    for words in (notice, apart):
+        if words is not None:
+            show.phase(words, "")
     question = (
         [s.question for s in sources],
         (format_name, kv, options.asked),
@@ -118,8 +119,8 @@ def compare(
     default = Path("results") / "-vs-".join(slug(s.name) for s in sources)
     mark = fingerprint(question)
     directory, history = open_directory(options.out, default, mark, options.resume)
+    in_turns = _in_turns(history, apart)
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    formats = [format_of(s, format_name, way.engine) for s, way in zip(sources, ways, strict=True)]
     paths = [
         weights_of(s, format_name, plan.seed, show.writing(s), engine=way.engine.name)
         for s, way in zip(sources, ways, strict=True)
@@ -134,33 +135,27 @@ def compare(
     )
     with EventWriter(directory / LOG) as log:
         _add(log, history, opening)
-        running: list[Running] = []
-        peaks: list[int | None] = []
+        crew = Candidates(
+            sources,
+            ways,
+            paths,
+            directory,
+            context=context,
+            slots=slots,
+            kv=kv,
+            threads=options.threads,
+            on_phase=show.phase,
+            record=lambda event: _add(log, history, event),
+        )
+        said = [words for words in (notice, apart) if words is not None]
+        asked = result.CompareFacts(plan, sources, formats, paths, machine, in_turns, said)
         try:
-            with ExitStack() as stack:
-                for up in _start_all(stack, sources, ways, paths, context, slots, options, directory, show, kv):
-                    running.append(up)
-                    settings = up.backend.settings
-                    _add(
-                        log,
-                        history,
-                        BackendReady(
-                            model=up.name, settings=settings, load_s=up.backend.load_s, placed=up.backend.placed
-                        ),
-                    )
-                candidates = [Candidate(r.name, r.backend, r.alive, r.source.is_moe) for r in running]
-                because = PairedRun(plan, candidates, log, history, show.measuring, open_counter()).run()
-                peaks = [r.backend.peak_rss_bytes() for r in running]
-                for up, peak in zip(running, peaks, strict=True):
-                    _add(log, history, BackendStopped(model=up.name, peak_rss_bytes=peak))
+            because = _measured(crew, plan, log, history, show, in_turns)
         except (KeyboardInterrupt, BreakevenError) as error:
             because = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             whole = {block.model for block in blocks_of(history)} >= {s.name for s in sources}
             if whole:
-                nothing_seen = [None] * len(running)
-                told = result.facts(
-                    plan, formats[: len(running)], machine, running, nothing_seen, result.InsideViews(), notice
-                )
+                told = result.facts(asked, history, result.InsideViews())
                 history.append(told)
                 with contextlib.suppress(BreakevenError):  # a full disk must not hide why the run ended
                     log.append(told)
@@ -171,43 +166,45 @@ def compare(
             raise
         inside = result.InsideViews()
         if options.look_inside:
-            inside = result.look_inside(running, plan, options.threads, show.phase)
-        _add(log, history, result.facts(plan, formats, machine, running, peaks, inside, notice))
+            inside = result.look_inside(asked, history, options.threads, show.phase)
+        _add(log, history, result.facts(asked, history, inside))
         _add(log, history, StudyStopped(because=because, measured_s=_measured_s(history)))
     return result.comparison_of(history), directory
 
 
-def _start_all(
-    stack: ExitStack,
-    sources: Sequence[Source],
-    ways: Sequence[ServedAs],
-    paths: Sequence[Path | None],
-    context: int,
-    slots: int,
-    options: Options,
-    directory: Path,
-    show: _Show,
-    kv: str,
-) -> Iterator[Running]:
-    """Bring the candidates up one after the other; on a busy machine their threads sleep rather than spin."""
-    wait: Literal["passive"] | None = "passive" if noise.busy() else None
-    for source, way, path in zip(sources, ways, paths, strict=True):
-        show.phase("loading", source.name)
-        log = directory / f"{slug(source.name)}.log"
-        yield start(
-            stack,
-            source,
-            path,
-            context=context,
-            slots=slots,
-            log=log,
-            threads=options.threads,
-            wait_policy=wait,
-            kv=kv,
-            engine=way.engine.name,
-            placement=way.placement,
-            arguments=way.arguments,
-        )
+def _in_turns(history: Sequence[Event], apart: str | None) -> bool:
+    """Whether candidates take turns: as the study began, for what is measured both ways is no pair."""
+    begun = blocks_of(history)
+    if begun and begun[0].turn is None and apart is not None:
+        raise UserError(f"this study began with all candidates up at once, but now {apart}; close other programs")
+    return begun[0].turn is not None if begun else apart is not None
+
+
+def _measured(crew: Candidates, plan: Plan, log: EventWriter, history: list[Event], show: _Show, in_turns: bool) -> str:
+    """Measure, with all candidates up at once or one after the other; why it ended."""
+    names = [source.name for source in crew.sources]
+    if in_turns:
+        return TurnsRun(plan, names, _turns_of(crew), log, history, show.measuring, open_counter()).run()
+    with ExitStack() as stack:
+        running = [crew.up(stack, index) for index in range(len(names))]
+        candidates = [Candidate(up.name, up.backend, up.alive, up.source.is_moe) for up in running]
+        because = PairedRun(plan, candidates, log, history, show.measuring, open_counter()).run()
+        for up in running:
+            crew.stopped(up)
+        return because
+
+
+def _turns_of(crew: Candidates) -> Callable[[int], contextlib.AbstractContextManager[Candidate]]:
+    """A candidate, up for as long as its turn lasts."""
+
+    @contextlib.contextmanager
+    def turn(index: int) -> Iterator[Candidate]:
+        with ExitStack() as stack:
+            up = crew.up(stack, index)
+            yield Candidate(up.name, up.backend, up.alive, up.source.is_moe)
+            crew.stopped(up)
+
+    return turn
 
 
 def _add(log: EventWriter, history: list[Event], event: Event) -> None:

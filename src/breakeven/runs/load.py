@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
 import numpy as np
 
 from breakeven.engines import openai_url
 from breakeven.engines.memory import whole_context
 from breakeven.engines.source import SYNTHETIC, Source, assumed_caveats, slug
-from breakeven.engines.start import Running, format_of, start, weights_of
+from breakeven.engines.start import Running, format_of, weights_of
 from breakeven.errors import UserError
 from breakeven.hardware.reader import read_machine
-from breakeven.measure import events, noise
+from breakeven.measure import events
 from breakeven.measure.bodies import Bodies, prepare_bodies
 from breakeven.measure.ceiling import measure_ceiling
 from breakeven.measure.energy import open_counter
@@ -34,7 +35,7 @@ from breakeven.model.formats.named import format_named
 from breakeven.results.load import LoadModel, LoadPoint
 from breakeven.results.store import LOG, fingerprint
 from breakeven.runs.directory import open_directory
-from breakeven.runs.served import EngineWords, check_fit, kv_of, served
+from breakeven.runs.served import Candidates, EngineWords, check_fit, kv_of, served
 from breakeven.traffic.draw import draw
 from breakeven.traffic.schedule import Schedule
 from breakeven.traffic.schedule_file import load_schedule, save_schedule
@@ -47,6 +48,8 @@ DEFAULT_SLOTS = 8
 """Requests an engine of ours works on at once in an open loop; what comes beyond waits in its queue."""
 USEFUL_SHARE = 0.5
 """A client above half of its ceiling adds delays of its own (docs/client.md)."""
+LOADED_WARM_UP_S = 10.0
+"""Of the same traffic after each load of candidates that take turns, not counted."""
 URL_CAVEAT = "An engine behind a URL may share its machine with others; its noise cannot be seen from here."
 
 
@@ -146,7 +149,9 @@ class Session:
         self._attempts: dict[tuple[str, str, int], int] = {}
         self.because = "finished"
         """Why the study ends when nothing goes wrong; a search that runs out of time says "budget"."""
-        self.running: list[Running] = []
+        self._turn, self._up = ExitStack(), dict[int, Running]()
+        self.in_turns = False
+        """Whether candidates do not fit side by side, and each is loaded when it plays."""
         self.ceiling: events.ClientCeiling | None = None
 
     def __enter__(self) -> Session:
@@ -167,14 +172,17 @@ class Session:
                 detail = str(error) if error is not None and str(error) else None
                 self._log.append(events.StudyStopped(because=because, measured_s=0.0, detail=detail))
         finally:
+            self._turn.close()
             self._stack.close()
 
     def play(self, index: int, workload: Workload, *, load: str, round: int = 0) -> None:
         """Let candidate `index` serve `workload`, drawn once for every candidate; skipped where the log has it."""
-        up = self.running[index]
-        key = (up.name, load, round)
+        key = (self._sources[index].name, load, round)
         if key in self._finished:
             return
+        if self.in_turns and not workload.arrivals.trace:
+            workload = msgspec.structs.replace(workload, warm_up_s=max(workload.warm_up_s, LOADED_WARM_UP_S))
+        up = self._running(index)
         schedule, file = self._schedule(workload, load, round)
         ceiling = self._tested_client(schedule)
         self._on_phase("preparing prompts", up.name)
@@ -199,7 +207,7 @@ class Session:
                 ceiling=None if self._options.ray_address else ceiling,
                 on_state=self._on_state,
                 alive=up.alive,
-                pids=[r.backend.pid for r in self.running if r.backend.pid is not None],
+                pids=[r.backend.pid for r in self._up.values() if r.backend.pid is not None],
                 energy=self._energy,
             )
         finally:
@@ -208,7 +216,7 @@ class Session:
 
     def point(self, index: int, load: str) -> LoadPoint:
         """What candidate `index` did under `load` so far, all rounds together."""
-        name = self.running[index].name
+        name = self._sources[index].name
         mine = load_points(self._events_of(name, load), self._slo)
         return mine[0]
 
@@ -232,36 +240,40 @@ class Session:
             if source.url is not None:
                 openai_url.connect(source.url)  # refused now rather than after gigabytes were written
         self.machine = machine = read_machine()
-        served_as, self._notice = served(options.asked, sources, machine)
-        if self._notice is not None:
-            self._on_phase(self._notice, "")
+        served_as, notice = served(options.asked, sources, machine)
         format_name = None if options.format_name is None else format_named(options.format_name).name
         kv = kv_of(sources, served_as, options.kv)
-        check_fit(sources, served_as, format_name, self._context, self._slots, machine, kv)
+        formats = [format_of(s, format_name, how.engine) for s, how in zip(sources, served_as, strict=True)]
+        apart = check_fit(sources, served_as, formats, self._context, self._slots, machine, kv)
+        self.in_turns = apart is not None
+        self._said = [words for words in (notice, apart) if words is not None]
+        for words in self._said:
+            self._on_phase(words, "")
         mark = fingerprint(self._question)
         default = Path("results") / ("-vs-".join(slug(s.name) for s in sources) + f"-{self._kind}")
         self.directory, history = open_directory(options.out, default, mark, options.resume)
         self._recall(history)
-        wait = "passive" if noise.busy() else None
-        for source, how in zip(sources, served_as, strict=True):
-            self._on_phase("loading", source.name)
-            self.running.append(
-                start(
-                    self._stack,
-                    source,
-                    weights_of(source, format_name, self._workload.seed, None, engine=how.engine.name),
-                    context=self._context,
-                    slots=self._slots,
-                    log=self.directory / f"{slug(source.name)}.log",
-                    threads=options.threads,
-                    wait_policy="passive" if wait or len(sources) > 1 else None,
-                    engine=how.engine.name,
-                    share_prefixes=self._workload.sharing,
-                    kv=kv,
-                    placement=how.placement,
-                    arguments=how.arguments,
-                )
-            )
+        paths = [
+            weights_of(s, format_name, self._workload.seed, None, engine=how.engine.name)
+            for s, how in zip(sources, served_as, strict=True)
+        ]
+        self._crew = Candidates(
+            sources,
+            served_as,
+            paths,
+            self.directory,
+            context=self._context,
+            slots=self._slots,
+            kv=kv,
+            threads=options.threads,
+            share_prefixes=self._workload.sharing,
+            passive=len(sources) > 1,
+            on_phase=self._on_phase,
+            # What is up before the log is opened stands in its opening.
+            record=lambda event: self._log.append(event) if self.in_turns else None,
+        )
+        if not self.in_turns:
+            self._up = {index: self._crew.up(self._stack, index) for index in range(len(sources))}
         self._energy = open_counter()
         began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         # Alike for every candidate of a study, and other than in any study before: a server that kept its prefix cache
@@ -278,10 +290,7 @@ class Session:
                 command=options.command,
                 seed=self._workload.seed,
                 machine=machine,
-                models=[
-                    _model(up, format_of(up.source, format_name, how.engine))
-                    for up, how in zip(self.running, served_as, strict=True)
-                ],
+                models=[_model(source, formats[i], self._up.get(i)) for i, source in enumerate(sources)],
                 workload=self._workload,
                 slo=self._slo,
                 target_share=self._target_share,
@@ -290,6 +299,15 @@ class Session:
                 resumed=bool(history),
             )
         )
+
+    def _running(self, index: int) -> Running:
+        """A candidate that answers: loaded now where they take turns, and whoever was up before is not."""
+        if index not in self._up:
+            for up in self._up.values():
+                self._crew.stopped(up)
+            self._turn.close()
+            self._up = {index: self._crew.up(self._turn, index)}
+        return self._up[index]
 
     def _recall(self, history: Sequence[events.Event]) -> None:
         started: dict[str, tuple[str, str, int]] = {}
@@ -334,10 +352,10 @@ class Session:
         self._log.append(self.ceiling)
 
     def _caveats(self) -> list[str]:
-        found = [] if self._notice is None else [self._notice]
-        if any(up.source.synthetic for up in self.running):
+        found = [*self._said]
+        if any(source.synthetic for source in self._sources):
             found.append(SYNTHETIC)
-        if any(up.source.url for up in self.running):
+        if any(source.url for source in self._sources):
             found.append(URL_CAVEAT)
         found += assumed_caveats(self._sources)
         if len({repr(s.question) for s in self._sources}) < len(self._sources):
@@ -357,16 +375,16 @@ def context_of(schedules: Sequence[Schedule]) -> int:
     return most
 
 
-def _model(up: Running, weights: str) -> LoadModel:
-    source, spec = up.source, up.source.spec
+def _model(source: Source, weights: str, up: Running | None) -> LoadModel:
+    spec = source.spec
     return LoadModel(
         name=source.name,
         source=spec.source if spec else source.text.partition("#")[0],
         synthetic=source.synthetic,
         moe=spec.is_moe if spec else None,
         format=weights if source.synthetic else None,
-        settings=up.backend.settings,
-        placed=up.backend.placed,
+        settings=up.backend.settings if up else {},
+        placed=up.backend.placed if up else None,
     )
 
 

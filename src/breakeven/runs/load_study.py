@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from breakeven.errors import UserError
-from breakeven.measure.events import Event, LoadDone, LoadStarted, LoadStudyStarted, StudyStopped, iter_events
+from breakeven.measure.events import (
+    BackendReady,
+    Event,
+    LoadDone,
+    LoadStarted,
+    LoadStudyStarted,
+    StudyStopped,
+    iter_events,
+)
 from breakeven.measure.load.differences import crossings, differences
 from breakeven.measure.load.points import load_points
 from breakeven.results.load import Crossing, LoadDifference, LoadPoint, LoadStudy
@@ -56,6 +66,8 @@ def _frame(log: Iterator[Event]) -> tuple[LoadStudyStarted | None, str, list[str
         match event:
             case LoadStudyStarted():
                 opening, because = opening or event, "killed"
+            case BackendReady() if opening is not None:
+                opening = _ready(opening, event)
             case StudyStopped():
                 because = event.because
             case LoadStarted():
@@ -64,6 +76,13 @@ def _frame(log: Iterator[Event]) -> tuple[LoadStudyStarted | None, str, list[str
                 if event.wall_step_s is not None:
                     notes.append(CLOCK_STEP.format(step=event.wall_step_s))
     return opening, because, list(dict.fromkeys(notes))
+
+
+def _ready(opening: LoadStudyStarted, ready: BackendReady) -> LoadStudyStarted:
+    """The opening with what was known only when a candidate came up."""
+    told = {"settings": ready.settings, "placed": ready.placed}
+    models = [msgspec.structs.replace(m, **told) if m.name == ready.model else m for m in opening.models]
+    return msgspec.structs.replace(opening, models=models)
 
 
 def headline(

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from breakeven.engines.backend import LLAMA_CPP
 from breakeven.engines.source import SYNTHETIC, Source, assumed_caveats
-from breakeven.engines.start import Running
 from breakeven.errors import BreakevenError, UserError
 from breakeven.hardware.machine import MachineSpec
 from breakeven.measure import events, noise
@@ -34,16 +34,35 @@ class InsideViews:
     caveats: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class CompareFacts:
+    """What a comparison knows before it measures. `formats` and `paths` are of the candidates' weights.
+
+    `said`: what must be said of how they are run.
+    """
+
+    plan: Plan
+    sources: Sequence[Source]
+    formats: Sequence[str]
+    paths: Sequence[Path | None]
+    machine: MachineSpec
+    in_turns: bool
+    said: Sequence[str]
+
+
 def look_inside(
-    running: Sequence[Running], plan: Plan, threads: int | None, show: Callable[[str, str], None]
+    asked: CompareFacts, history: Sequence[events.Event], threads: int | None, show: Callable[[str, str], None]
 ) -> InsideViews:
     """Profile every candidate that has a weight file, and trace the routing of those that route."""
     from breakeven.engines.inside.client import profile, trace
 
-    found = InsideViews()
-    for candidate in running:
-        name, path = candidate.source.name, candidate.path
-        if path is None:
+    found, plan = InsideViews(), asked.plan
+    for source, path in zip(asked.sources, asked.paths, strict=True):
+        name = source.name
+        if path is None or not path.is_file():
+            continue
+        if (why := _not_looked_into(_ready(history, name))) is not None:
+            found.caveats.append(f"{name} was not looked into: {why}.")
             continue
         show("looking inside", name)
         try:
@@ -54,48 +73,66 @@ def look_inside(
                         path, phase=phase, prompt_tokens=plan.prompt_tokens, steps=steps, threads=threads, name=name
                     )
                 )
-            if candidate.source.is_moe:
-                text = _trace_text(candidate, plan)
+            if source.is_moe:
+                text = _trace_text(source, plan)
                 found.routings.append(trace(path, {"trace": text}, threads=threads, name=name).routing())
         except BreakevenError as error:
             found.caveats.append(f"{name} could not be looked into: {error}")
     return found
 
 
-def _trace_text(candidate: Running, plan: Plan) -> str | list[int]:
+def _not_looked_into(ready: events.BackendReady | None) -> str | None:
+    """Why times by node would be of another run than the one measured: they are taken embedded, on the CPU."""
+    if ready is None:
+        return "it did not run"
+    if ready.placed is not None and ready.placed.gpu_layers:
+        return "times by node are taken on the CPU, and it ran on a device"
+    engine = ready.settings.get("engine", "unknown")
+    return None if engine == LLAMA_CPP else f"times by node are taken in the embedded llama.cpp, and it ran in {engine}"
+
+
+def _ready(history: Sequence[events.Event], name: str) -> events.BackendReady | None:
+    """How a candidate last came up."""
+    return next((e for e in reversed(history) if isinstance(e, events.BackendReady) and e.model == name), None)
+
+
+def _trace_text(source: Source, plan: Plan) -> str | list[int]:
     """Text for real weights. Synthetic ones know only bytes, so they get tokens from all over their vocabulary."""
-    spec = candidate.source.spec
-    if candidate.source.synthetic and spec is not None:
+    spec = source.spec
+    if source.synthetic and spec is not None:
         draw = prompts.rng(plan.seed, "trace")
         return [int(token) for token in draw.integers(0, spec.vocab, TRACE_TOKENS)]
     return prompts.prompt_text(plan.seed, "trace", 4 * TRACE_TOKENS)
 
 
-def facts(
-    plan: Plan,
-    formats: Sequence[str],
-    machine: MachineSpec,
-    running: Sequence[Running],
-    peaks: Sequence[int | None],
-    inside: InsideViews,
-    notice: str | None = None,
-) -> events.StudyFacts:
-    """What the log must also hold, so that the whole result can be computed from it.
-
-    `formats`: of the weights, by candidate. `notice`: what must be said of the engine.
-    """
-    models = [_model(r, weights, peak) for r, weights, peak in zip(running, formats, peaks, strict=True)]
+def facts(asked: CompareFacts, history: Sequence[events.Event], inside: InsideViews) -> events.StudyFacts:
+    """What the log must also hold, so that the whole result can be computed from it."""
+    models = [
+        _model(source, weights, path, history)
+        for source, weights, path in zip(asked.sources, asked.formats, asked.paths, strict=True)
+    ]
+    plan = asked.plan
     return events.StudyFacts(
         streams=list(plan.streams),
         prompt_tokens=plan.prompt_tokens,
         output_tokens=plan.output_tokens,
         precision=plan.precision,
-        machine=machine,
+        machine=asked.machine,
         models=models,
+        loaded="in turns" if asked.in_turns else "together",
         profiles=inside.profiles,
         routings=inside.routings,
-        caveats=[*([] if notice is None else [notice]), *_caveats(running, models), *inside.caveats],
+        caveats=[*asked.said, *_turns_said(asked, history), *_caveats(asked.sources), *inside.caveats],
     )
+
+
+def _turns_said(asked: CompareFacts, history: Sequence[events.Event]) -> list[str]:
+    loads = [e.load_s for e in history if isinstance(e, events.BackendReady) and e.load_s is not None]
+    if not asked.in_turns or not loads:
+        return []
+    turns = len({e.turn for e in history if isinstance(e, events.TurnStarted)})
+    times = f"{turns} time{'' if turns == 1 else 's'}"
+    return [f"The candidates took turns, {times}: {len(loads)} loads took {sum(loads):.0f} s beside the measuring."]
 
 
 def comparison_of(history: Sequence[events.Event]) -> Comparison:
@@ -130,6 +167,7 @@ def comparison_of(history: Sequence[events.Event]) -> Comparison:
         profiles=told.profiles,
         routings=told.routings,
         self_checks=checks,
+        loaded=told.loaded,
         caveats=told.caveats,
     )
 
@@ -140,8 +178,9 @@ def save_partial(result: Comparison, directory: Path) -> None:
         write(result, directory / RESULT)
 
 
-def _model(running: Running, weights: str, peak: int | None) -> ModelResult:
-    source, spec = running.source, running.source.spec
+def _model(source: Source, weights: str, path: Path | None, history: Sequence[events.Event]) -> ModelResult:
+    spec, ready = source.spec, _ready(history, source.name)
+    ended = [e for e in history if isinstance(e, events.BackendStopped) and e.model == source.name]
     return ModelResult(
         name=source.name,
         source=spec.source if spec else source.text.partition("#")[0],
@@ -150,12 +189,12 @@ def _model(running: Running, weights: str, peak: int | None) -> ModelResult:
         moe=spec.is_moe if spec else None,
         total_params=total_params(spec) if spec else None,
         active_params=active_params(spec) if spec else None,
-        file_bytes=running.path.stat().st_size if running.path else None,
-        peak_rss_bytes=peak,
-        load_s=running.backend.load_s,
+        file_bytes=path.stat().st_size if path is not None and path.is_file() else None,
+        peak_rss_bytes=max((e.peak_rss_bytes for e in ended if e.peak_rss_bytes is not None), default=None),
+        load_s=ready.load_s if ready else None,
         decode_bytes_per_token=_decode_bytes(source, weights),
-        settings=running.backend.settings,
-        placed=running.backend.placed,
+        settings=ready.settings if ready else {},
+        placed=ready.placed if ready else None,
     )
 
 
@@ -195,13 +234,12 @@ def noise_record(history: Sequence[events.Event]) -> NoiseRecord:
     return noise.summarise(heard, repeated=sum(not e.ok for e in ended.values()))
 
 
-def _caveats(running: Sequence[Running], models: Sequence[ModelResult]) -> list[str]:
+def _caveats(sources: Sequence[Source]) -> list[str]:
     found = []
-    names = [m.name for m in models if m.synthetic]
-    if names:
+    if any(source.synthetic for source in sources):
         found.append(SYNTHETIC)
-    if len({repr(r.source.question) for r in running}) < len(running):
+    if len({repr(source.question) for source in sources}) < len(sources):
         found.append("A/A run: a model against itself; any difference found here is an error of the measurement.")
-    if any(r.source.url for r in running):
+    if any(source.url for source in sources):
         found.append("An engine behind a URL may share its machine with others; its noise cannot be seen from here.")
-    return [*found, *assumed_caveats(r.source for r in running)]
+    return [*found, *assumed_caveats(sources)]

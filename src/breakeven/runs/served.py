@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from breakeven.engines.backend import LLAMA_CPP
-from breakeven.engines.source import Source
-from breakeven.engines.start import Engine, engine_named, kv_type
+from breakeven.engines.devices import EngineDevice, listed, usual_engine
+from breakeven.engines.memory import RESERVE, need_of
+from breakeven.engines.source import Source, slug
+from breakeven.engines.start import Engine, Running, engine_named, kv_type, start
 from breakeven.errors import UserError
 from breakeven.hardware.machine import MachineSpec
 from breakeven.hardware.placement import AUTO, Placement, placement_of
+from breakeven.measure import noise
+from breakeven.measure.events import BackendReady, BackendStopped
+from breakeven.measure.paired.plan import MIN_ROUNDS
+
+FITTING_MARGIN_BYTES = 2**30
+"""What llama.cpp's own fitting leaves free on a device."""
+READ_BYTES_PER_S = 1e9
+"""How fast weights are taken to be read, to say how long loading takes before it was seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,19 +88,103 @@ def kv_of(sources: Sequence[Source], ways: Sequence[ServedAs], asked: str | None
 def check_fit(
     sources: Sequence[Source],
     ways: Sequence[ServedAs],
-    format_name: str | None,
+    formats: Sequence[str],
     context: int,
     slots: int,
     machine: MachineSpec,
     kv: str,
-) -> None:
-    """Raise UserError unless all candidates fit side by side, as far as their engines leave that to be told."""
-    for engine in {way.engine.name: way.engine for way in ways}.values():
-        mine = [s for s, way in zip(sources, ways, strict=True) if way.engine.name == engine.name]
-        if engine.check_memory is not None:
-            engine.check_memory(mine, format_name, context, slots, machine.available_memory_bytes, kv)
+) -> str | None:
+    """None where all candidates fit side by side, else why they must take turns.
+
+    Raises UserError, with the numbers and the nearest thing that fits, for one that does not fit even alone. Engines
+    that only know their memory themselves are not asked.
+    """
+    free = machine.available_memory_bytes
+    needs: dict[str, int] = {}
+    host_bytes = 0.0
+    pools: dict[str, tuple[float, bool]] = {}
+    """By engine: what its candidates need on its devices, and whether they hold it."""
+    for source, way, weights in zip(sources, ways, formats, strict=True):
+        if way.engine.check_memory is None or source.url is not None:
+            continue
+        way.engine.check_memory([source], weights, context, slots, free, kv, way.placement)
+        gpus = _gpus(way)
+        needs[source.name] = need_of(source, weights, context, slots, kv)
+        if not gpus or any(gpu.kind == "igpu" for gpu in gpus):
+            host_bytes += needs[source.name]
+        if gpus:
+            # Side by side each must lie as it would alone: whoever comes second would be fitted into what is left.
+            wanted = need_of(source, weights, context, slots, kv, repacked=1.0) + pools.get(way.engine.name, (0.0,))[0]
+            room = sum(gpu.free_bytes or 0 for gpu in gpus) - FITTING_MARGIN_BYTES
+            pools[way.engine.name] = (wanted, wanted <= room)
+    together = len(needs) < 2 or (host_bytes <= RESERVE * free and all(fits for _, fits in pools.values()))
+    if together and len(pools) < 2:
+        return None
+    parts = ", ".join(f"{name} {need / 1e9:.1f} GB" for name, need in needs.items())
+    extra_s = MIN_ROUNDS * sum(needs.values()) / READ_BYTES_PER_S
+    where = "on the device" if host_bytes <= RESERVE * free else f"in the {free / 1e9:.1f} GB that are free"
+    return (
+        f"the candidates do not fit side by side {where} ({parts}), so they take turns: each is"
+        f" loaded {MIN_ROUNDS} times or more, about {_time(extra_s)} beside the budget at 1 GB/s"
+    )
 
 
-def usual_engine(asked: str | None, machine: MachineSpec) -> tuple[str, str | None]:
-    """The engine that is used, and what must be said of that choice."""
-    return asked or LLAMA_CPP, None
+def _gpus(way: ServedAs) -> list[EngineDevice]:
+    """The devices on which an engine of llama.cpp's may place a candidate."""
+    if way.placement.gpu_layers == 0:
+        return []
+    found = [device for device in listed() if device.engine == way.engine.name and device.is_gpu]
+    asked = [name.lower() for name in way.placement.devices]
+    return [device for device in found if not asked or device.place.lower() in asked]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """Brings candidates up, and records it. `share_prefixes`: engines keep what earlier prompts left."""
+
+    sources: Sequence[Source] = field(kw_only=False)
+    ways: Sequence[ServedAs] = field(kw_only=False)
+    paths: Sequence[Path | None] = field(kw_only=False)
+    directory: Path = field(kw_only=False)
+    context: int
+    slots: int
+    kv: str
+    threads: int | None
+    share_prefixes: bool = False
+    passive: bool = False
+    """Their threads sleep rather than spin; on a busy machine they do so anyway."""
+    on_phase: Callable[[str, str], None]
+    record: Callable[[BackendReady | BackendStopped], None] = lambda event: None
+
+    def up(self, stack: ExitStack, index: int) -> Running:
+        """Start a candidate, until `stack` closes."""
+        source, way = self.sources[index], self.ways[index]
+        self.on_phase("loading", source.name)
+        running = start(
+            stack,
+            source,
+            self.paths[index],
+            context=self.context,
+            slots=self.slots,
+            log=self.directory / f"{slug(source.name)}.log",
+            threads=self.threads,
+            wait_policy="passive" if self.passive or noise.busy() else None,
+            engine=way.engine.name,
+            share_prefixes=self.share_prefixes,
+            kv=self.kv,
+            placement=way.placement,
+            arguments=way.arguments,
+        )
+        backend = running.backend
+        self.record(
+            BackendReady(model=source.name, settings=backend.settings, load_s=backend.load_s, placed=backend.placed)
+        )
+        return running
+
+    def stopped(self, running: Running) -> None:
+        """Record the memory that a candidate took, just before it stops."""
+        self.record(BackendStopped(model=running.name, peak_rss_bytes=running.backend.peak_rss_bytes()))

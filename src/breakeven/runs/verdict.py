@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from breakeven.hardware.placement import HOST
 from breakeven.results.comparison import ComparedPoint, ComparisonVerdict, ModelResult, NodeProfile, Pair, SelfCheck
 from breakeven.stats.estimate import Estimate
 
@@ -24,9 +25,9 @@ def decide(
     decode = [p for p in pairs if p.metric == DECODE]
     winner = _overall(names, decode)
     return ComparisonVerdict(
-        headline=_headline(names, decode, pairs, winner),
+        headline=_headline(models, decode, pairs, winner),
         winner=winner,
-        reasons=[*_reasons(models, pairs, profiles), *map(_checked, checks)],
+        reasons=[*_placed(models), *_reasons(models, pairs, profiles), *map(_checked, checks)],
         memory=_memory(models),
         would_change=_would_change(models, decode, points),
     )
@@ -43,7 +44,30 @@ def _overall(names: Sequence[str], decode: Sequence[Pair]) -> str | None:
     return None
 
 
-def _headline(names: Sequence[str], decode: Sequence[Pair], pairs: Sequence[Pair], winner: str | None) -> str:
+def _placed(models: Sequence[ModelResult]) -> list[str]:
+    """Where each candidate lay, where any was on a device."""
+    if not any(_on_device(m) for m in models):
+        return []
+    return ["Where they lay: " + "; ".join(f"{m.name}, {m.placed.words()}" for m in models if m.placed) + "."]
+
+
+def _on_device(model: ModelResult) -> bool:
+    return model.placed is not None and any(at.place != HOST for at in model.placed.memory)
+
+
+def _spilled(model: ModelResult) -> bool:
+    """Whether it lies in both memories, so that some of its weights are read at another rate than the rest."""
+    placed = model.placed
+    if placed is None or not _on_device(model):
+        return False
+    part = placed.gpu_layers is not None and placed.layers is not None and 0 < placed.gpu_layers < placed.layers
+    return part or bool(placed.cpu_moe)
+
+
+def _headline(models: Sequence[ModelResult], decode: Sequence[Pair], pairs: Sequence[Pair], winner: str | None) -> str:
+    names = [m.name for m in models]
+    where = {m.name: f" ({m.placed.words()})" if m.placed and _on_device(m) else "" for m in models}
+    spilled = any(map(_spilled, models))
     if not decode:
         return "Nothing was measured for long enough to say which to run."
     if len(names) > 2:
@@ -65,15 +89,21 @@ def _headline(names: Sequence[str], decode: Sequence[Pair], pairs: Sequence[Pair
     factor = _over(first, winner)
     loser = b if winner == a else a
     at = _loads([p.streams for p in widest])
-    text = f"Run {winner} here: it decodes {_times(factor)} as fast as {loser} with {_streams(first.streams)}"
+    text = (
+        f"Run {winner} here{where[winner]}: it decodes {_times(factor)} as fast as {loser}{where[loser]} with "
+        f"{_streams(first.streams)}"
+    )
     if len(widest) > 1:
         best, worst = (f(_over(p, winner).value for p in widest) for f in (max, min))
         text += f", {worst:.2f} to {best:.2f} times over {at}"
     if unsure := [p.streams for p in decode if p.winner is None]:
         text += f"; no difference found with {_loads(unsure)}"
     prefill = next((p for p in pairs if p.metric == PREFILL and p.streams == first.streams), None)
-    if prefill and prefill.winner and prefill.winner != winner:
-        text += f"; but it reads prompts at {_times(_over(prefill, winner))} the speed"
+    if prefill and prefill.winner and (prefill.winner != winner or spilled):
+        but = "but" if prefill.winner != winner else "and"
+        text += f"; {but} it reads prompts at {_times(_over(prefill, winner))} the speed"
+    elif prefill and spilled:
+        text += "; no difference found in reading prompts"
     return text + "."
 
 
@@ -139,13 +169,20 @@ def _reasons(models: Sequence[ModelResult], pairs: Sequence[Pair], profiles: Seq
                 f"measured {single.ratio.value:.2f}"
             )
             off = single.ratio.value / by_bytes - 1
-            found.append(text + ("." if abs(off) <= EXPLAINED else f", so something else costs {_percent(abs(off))}."))
+            if _spilled(a) or _spilled(b):
+                found.append(f"{text}; what lies in host memory is read at another rate.")
+            elif abs(off) <= EXPLAINED:
+                found.append(f"{text}.")
+            else:
+                found.append(f"{text}, so something else costs {_percent(abs(off))}.")
     prefill = next((p for p in pairs if p.metric == PREFILL and p.winner), None)
     if prefill:
         slow = prefill.b if prefill.winner == prefill.a else prefill.a
         assert prefill.winner is not None
         speed = _over(prefill, slow)
         why = " because each expert's matrix products are thin" if _thin(by_name[slow], by_name[prefill.winner]) else ""
+        if _spilled(by_name[slow]) and not _spilled(by_name[prefill.winner]):
+            why = ": what lies in host memory is copied to the device for a long prompt, or multiplied on the CPU"
         found.append(f"Prefill of {slow} runs at {_percent(speed.value)} of {prefill.winner}'s rate{why}.")
     for profile in profiles:
         total = sum(node.seconds for node in profile.nodes)
@@ -179,8 +216,22 @@ def _memory(models: Sequence[ModelResult]) -> list[str]:
         file = f"{m.file_bytes / 1e9:.2f} GB file" if m.file_bytes else "file size not available"
         peak = f"{m.peak_rss_bytes / 1e9:.2f} GB resident at its peak" if m.peak_rss_bytes else "memory not available"
         load = f"loads in {m.load_s:.1f} s" if m.load_s is not None else "load time not available"
-        lines.append(f"{m.name}: {file}, {peak}, {load}.")
+        lines.append(f"{m.name}: {file}, {peak}, {load}{_by_place(m)}.")
     return lines
+
+
+def _by_place(model: ModelResult) -> str:
+    """What each place holds, where one of them is a device."""
+    if model.placed is None or not _on_device(model):
+        return ""
+    parts = []
+    for at in model.placed.memory:
+        told = [b for b in (at.weights_bytes, at.kv_bytes, at.compute_bytes) if b is not None]
+        held = sum(told) if told else at.held_bytes
+        size = "an unknown amount" if held is None else f"{held / 1e9:.2f} GB"
+        size += f" (peak in use {at.peak_bytes / 1e9:.2f} GB)" if at.peak_bytes is not None else ""
+        parts.append(f"{size} in host memory" if at.place == HOST else f"{size} on {at.place}")
+    return f"; {', '.join(parts)}"
 
 
 def _would_change(models: Sequence[ModelResult], decode: Sequence[Pair], points: Sequence[ComparedPoint]) -> list[str]:

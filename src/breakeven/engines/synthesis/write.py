@@ -45,14 +45,16 @@ from breakeven.model.tensors import Tensor, tensors
 def check_room(out: Path, needed_bytes: int, advice: str) -> None:
     """Raise UserError, ending in `advice`, unless `out`'s directory exists, is writable and has `needed_bytes` free."""
     if not out.parent.is_dir():
-        raise UserError(f"{out.parent} is not a directory; {advice}")
+        raise UserError(f"{out.parent} is not a directory; make it, or choose another place")
     if not os.access(out.parent, os.W_OK):
-        raise UserError(f"{out.parent} is read-only; {advice}")
+        raise UserError(f"{out.parent} is read-only; choose another place")
     free = shutil.disk_usage(out.parent).free
     if free < needed_bytes:
-        raise UserError(
-            f"{out.name} needs {needed_bytes / 1e9:.2f} GB and {out.parent} has {free / 1e9:.2f} GB free; {advice}"
-        )
+        raise UserError(f"{out.name} needs {_size(needed_bytes)} and {out.parent} has {_size(free)} free; {advice}")
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 10**9 else f"{n_bytes / 1e6:.1f} MB"
 
 
 N_SPECIAL = 3

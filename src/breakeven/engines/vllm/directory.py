@@ -26,7 +26,7 @@ from breakeven.model.architecture import DenseFfn, Gqa, ModelSpec, MoeFfn
 from breakeven.model.catalogue import published_config
 from breakeven.model.formats.gpu import GPU_FORMATS
 from breakeven.model.layouts.derive import spec_from_config
-from breakeven.model.resolve import bare_name, weight_file
+from breakeven.model.resolve import bare_name, split_format, weight_file
 
 _Config = dict[str, Any]
 
@@ -256,6 +256,16 @@ def dtype_of(directory: Path) -> str:
         return "auto"
     dtype = config.get("dtype") or config.get("torch_dtype") if isinstance(config, dict) else None
     return dtype if isinstance(dtype, str) else "auto"
+
+
+def stored_format(text: str, spec: ModelSpec | None) -> str | None:
+    """The format of a directory with weights that `text` names; None for everything else."""
+    given = Path(split_format(text)[0]).expanduser()
+    if not given.is_dir() or not has_weights(given):
+        return None
+    if spec is not None and spec.quantization is not None:
+        return spec.quantization.format_name
+    return "F16" if dtype_of(given) == "float16" else "BF16"
 
 
 def _write(name: str, config: dict[str, Any], dtype: str, beside: Path | None) -> Path:

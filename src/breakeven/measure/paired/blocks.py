@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -197,6 +197,8 @@ class FinishedBlock:
     metrics: BlockMetrics
     flagged: tuple[str, ...]
     joules: float | None
+    turn: int | None = None
+    """Of candidates that take turns."""
 
     def value(self, metric: str) -> float | None:
         """One of `COMPARED`; None when this block's requests do not give it."""
@@ -232,6 +234,7 @@ def blocks_of(log: Sequence[events.Event]) -> list[FinishedBlock]:
                     block_metrics(requests[event.block]),
                     tuple(event.flagged),
                     event.joules,
+                    start.turn,
                 )
     return list(found.values())
 
@@ -263,28 +266,51 @@ def self_checks(log: Sequence[events.Event], seed: int) -> list[SelfCheck]:
 
 
 def ratios(blocks: Sequence[FinishedBlock], a: str, b: str, metric: str, streams: int) -> list[float]:
-    """`a` over `b`, one value for every round in which both have the metric."""
+    """`a` over `b`, one value for every round in which both have the metric; of candidates in turns, for every turn.
+
+    Rounds of one turn share their processes, so they say together what one pair says: their geometric mean.
+    """
     values: dict[str, dict[int, float]] = {a: {}, b: {}}
+    turns: dict[int, int] = {}
     for block in blocks:
         value = block.value(metric)
         if block.streams == streams and block.model in values and value is not None:
             values[block.model][block.round] = value
-    return [values[a][r] / values[b][r] for r in sorted(values[a].keys() & values[b].keys())]
+            turns[block.round] = block.round if block.turn is None else block.turn
+    found = [(turns[r], values[a][r] / values[b][r]) for r in sorted(values[a].keys() & values[b].keys())]
+    return [value for _, value in found] if len({turn for turn, _ in found}) == len(found) else _by_turn(found)
+
+
+def _by_turn(found: Iterable[tuple[int, float]]) -> list[float]:
+    """The geometric mean of each turn's values."""
+    logs: dict[int, list[float]] = {}
+    for turn, value in found:
+        logs.setdefault(turn, []).append(math.log(value))
+    return [math.exp(statistics.fmean(mine)) for mine in logs.values()]
+
+
+def _levels(blocks: Sequence[FinishedBlock], metric: str) -> list[float]:
+    """One value a block, or a turn."""
+    there = [(block, value) for block in blocks if (value := block.value(metric))]
+    if all(block.turn is None for block, _ in there):
+        return [value for _, value in there]
+    return _by_turn((block.turn or 0, value) for block, value in there)
 
 
 def load_states(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) -> list[LoadSoFar]:
-    """How far each load of the plan is: rounds that every candidate finished, and its widest decode ratio."""
+    """How far each load of the plan is: rounds, or turns, that every candidate finished; its widest decode ratio."""
     states = []
     for streams in plan.streams:
         mine = [b for b in blocks if b.streams == streams]
-        rounds = min(len({b.round for b in mine if b.model == name}) for name in names)
+        rounds = min(len({b.round if b.turn is None else b.turn for b in mine if b.model == name}) for name in names)
         widths = [
             intervals.relative_half_width(intervals.ratio(found, plan.seed, PROCESS_FLOOR))
             for a, b in itertools.combinations(names, 2)
             if (found := ratios(blocks, a, b, HEADLINE, streams))
         ]
-        last = [b.seconds for b in mine][-len(names) :]
-        states.append(LoadSoFar(streams, rounds, max(widths, default=float("inf")), sum(last) if rounds else None))
+        last = {b.model: b.seconds for b in mine}
+        seconds = sum(last.values()) if rounds else None
+        states.append(LoadSoFar(streams, rounds, max(widths, default=float("inf")), seconds))
     return states
 
 
@@ -295,9 +321,7 @@ def points(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) ->
         mine = [b for b in blocks if b.streams == streams and b.model == name]
         if not mine:
             continue
-        levels = {
-            metric: intervals.level([v for b in mine if (v := b.value(metric))], plan.seed) for metric in COMPARED
-        }
+        levels = {metric: intervals.level(_levels(mine, metric), plan.seed) for metric in COMPARED}
         joules = [b.joules / b.metrics.output_tokens for b in mine if b.joules and b.metrics.output_tokens]
         found.append(
             ComparedPoint(

@@ -78,6 +78,47 @@ def _expected_s(load: LoadSoFar, loads: Sequence[LoadSoFar]) -> float:
     return (nearest.round_s or 0.0) * load.streams / nearest.streams
 
 
+MOST_ROUNDS_A_TURN = 8
+"""Past these the spread between turns, each with its engines started afresh, outweighs that within one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnPlan:
+    """What every candidate does between its load and its unload: loads by their streams, each this many rounds."""
+
+    streams: tuple[int, ...]
+    rounds: int
+
+
+def next_turn(plan: Plan, loads: Sequence[LoadSoFar], elapsed_s: float) -> TurnPlan | Enough:
+    """The next turn of candidates that do not fit side by side, or why there is none.
+
+    `loads`: with turns in the place of rounds, and at least one with the seconds of a round, guessed before the first
+    turn. As in `next_load` an end comes by precision or budget alone. As many turns as an interval needs always run,
+    with the smallest load at least; a load is left out, the largest first, when such turns of it would pass the budget.
+    A turn then has as many rounds as leave time for the turns still wanted: loading costs more than measuring.
+    """
+    open_loads = [x for x in loads if x.rounds < SETTLED_ROUNDS or x.half_width > plan.precision]
+    if not open_loads:
+        return Enough("precision")
+    done = max(x.rounds for x in loads)
+    left = plan.budget_s - elapsed_s
+    chosen: list[int] = []
+    round_s = 0.0
+    for load in sorted(open_loads, key=lambda x: x.streams):
+        together_s = round_s + _expected_s(load, loads)
+        # Engines that were loaded for fewer turns than an interval needs were loaded for nothing.
+        if max(1, MIN_ROUNDS - load.rounds) * together_s <= left or (not chosen and done < MIN_ROUNDS):
+            chosen.append(load.streams)
+            round_s = together_s
+    if not chosen:
+        return Enough("budget")
+    # Twice as many before anything was measured: a guess is a guess, and noise repeats blocks.
+    wanted = max(1, SETTLED_ROUNDS - done) * (1 if done else 2)
+    rounds = int(left / (wanted * round_s)) if round_s > 0 else MOST_ROUNDS_A_TURN
+    return TurnPlan(tuple(chosen), min(MOST_ROUNDS_A_TURN, max(1, rounds)))
+
+
 def order(round_number: int, n_candidates: int) -> list[int]:
     """Indices of the candidates in the order their blocks run in this round."""
     forward = list(range(n_candidates))

@@ -56,10 +56,10 @@ class PairedRun:
             self._round(choice, rounds, makers)
         for maker in makers:
             if maker.candidate.moe and max(self.plan.streams) > 1:
-                self._self_check(maker)
+                self.self_check(maker)
         return choice.because
 
-    def _self_check(self, maker: PromptMaker) -> None:
+    def self_check(self, maker: PromptMaker) -> None:
         """The same prompt in every stream against distinct ones, interleaved: short blocks, for the ratio alone."""
         streams = min(CHECK_STREAMS, max(self.plan.streams))
         for number in range(CHECK_ROUNDS):
@@ -71,16 +71,20 @@ class PairedRun:
 
     def _round(self, streams: int, number: int, makers: Sequence[PromptMaker]) -> None:
         done = {(b.model, b.round) for b in blocks_of(self.history) if b.streams == streams}
-        texts = [f"{streams}/{number}/{i}" for i in range(streams)]
         for index in order(number, len(makers)):
             maker, candidate = makers[index], makers[index].candidate
             if (candidate.name, number) in done:  # a resumed run had finished this half of the round
                 continue
-            for attempt in range(1, MAX_ATTEMPTS + 1):
-                name = f"{candidate.name}/{streams}/{number}/{attempt}"
-                requests = maker.requests(name, texts, self.plan.prompt_tokens, self.plan.output_tokens)
-                if not self._runner.block(candidate, requests, round=number, attempt=attempt):
-                    break
+            self.block(maker, streams, number)
+
+    def block(self, maker: PromptMaker, streams: int, number: int, turn: int | None = None) -> None:
+        """One candidate's block of a round, run again while the machine disturbs it. Every candidate gets its texts."""
+        candidate, texts = maker.candidate, [f"{streams}/{number}/{i}" for i in range(streams)]
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            name = f"{candidate.name}/{streams}/{number}/{attempt}"
+            requests = maker.requests(name, texts, self.plan.prompt_tokens, self.plan.output_tokens)
+            if not self._runner.block(candidate, requests, round=number, attempt=attempt, turn=turn):
+                break
 
     def _warm_up(self, maker: PromptMaker) -> None:
         """One short request with text of its own, never counted; it also tells how long a text's token is."""

@@ -168,7 +168,9 @@ def read_hf(where: str) -> ModelSpec:
     if path.is_dir():
         found = next((path / name for name in (CONFIG, PARAMS) if (path / name).is_file()), None)
         if found is None:
-            raise UserError(f"{where}: no {CONFIG} in this directory; give a directory of a Hugging Face model")
+            raise UserError(
+                f"{where}: holds neither {CONFIG} nor a .gguf file; give a directory of a Hugging Face model, or a file"
+            )
         path = found
     if path.is_file():
         return _read_file(path)
@@ -220,23 +222,36 @@ def _fetch(hub_id: str, file: str, *, needed: bool = True) -> Path | None:
     `needed`: False gives None, too, when nothing can be asked and the cache does not have it.
     """
     # The client takes a while to import, and only a hub id needs it.
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
+    unreachable = (
+        f"{hub_id}: not in the local hub cache and the hub cannot be reached; "
+        "go online, or give a config.json, a .gguf file or a name that `breakeven models` lists"
+    )
     try:
+        if not isinstance(try_to_load_from_cache(hub_id, file), str):
+            # Without a network the download would ask five times more, for half a minute.
+            get_hf_file_metadata(hf_hub_url(hub_id, file), timeout=10)
         return Path(hf_hub_download(hub_id, file, etag_timeout=10))
     except LocalEntryNotFoundError as error:
         if not needed:
             return None
-        raise UserError(
-            f"{hub_id}: not in the local hub cache and the hub cannot be reached; "
-            "go online, or give a config.json, a .gguf file or a name that `breakeven models` lists"
-        ) from error
+        raise UserError(unreachable) from error
     except EntryNotFoundError:
         return None
     except HFValidationError as error:
         raise UserError(f"{hub_id}: not a hub id ({error})") from error
     except Exception as error:  # the client raises its transport's own errors: name, gate, network
+        if not isinstance(error, HfHubHTTPError):
+            if not needed:
+                return None
+            raise UserError(unreachable) from error
         reason = str(error).strip().splitlines()
         raise UserError(
             f"{hub_id}: cannot be fetched ({reason[0] if reason else type(error).__name__}); "
