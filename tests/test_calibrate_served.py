@@ -89,14 +89,15 @@ def test_one_server_tells_its_step_and_what_it_cannot_tell(tmp_path: Path) -> No
 
 
 def test_two_servers_of_two_kinds_tell_more(tmp_path: Path) -> None:
-    with serving(meta=meta_of(DENSE)) as one, serving(2 * STEP_S, meta=meta_of(MOE)) as other:
+    with serving(meta=meta_of(DENSE)) as one, serving(meta=meta_of(MOE)) as other:
         found = calibrate(options(tmp_path, [one, other], [DENSE, MOE], format_name="Q4_K_M"))
     origin = found.profile.origin
     assert {each.seen.kind for each in found.left_out} == {"dense", "moe"}
     assert any("two shapes cannot part them" in words for words in origin.unknown)
     assert not any("routes" in words for words in origin.unknown)
     points = predict([DENSE, MOE], [str(found.path)], contexts=(40,), format_name="Q4_K_M").points
-    assert points[0].step_s.value < points[1].step_s.value
+    # Both read about as many bytes for a token.
+    assert [point.step_s.value for point in points] == pytest.approx([STEP_S, STEP_S], rel=0.4)
 
 
 @pytest.mark.parametrize(

@@ -363,9 +363,8 @@ def _from_file(path: Path, engine: str | None, devices: int | None, format_name:
     if path.suffix.lower() == ".json" and _is_profile(path):
         profile = load_profile(path)
         if engine not in (None, profile.engine, profile.origin.engine):
-            raise UserError(
-                f"{path} is a profile of {profile.engine}, not of {engine}; give one of {engine}, or leave --engine out"
-            )
+            mine = profile.origin.engine
+            raise UserError(f"{path} is a profile of {mine}, not of {engine}; give one of {engine}, or no --engine")
         return profile
     return _described(machine_named(str(path)), engine, devices, format_name)
 

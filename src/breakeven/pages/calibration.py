@@ -43,7 +43,7 @@ def calibration_lines(found: Calibration) -> list[str]:
         *_constant_lines(profile.constants, origin),
         "",
         "Left out of the fit, one probe at a time, and predicted:",
-        f"  {'':<16}{'median error':>13}{'90 % within':>13}{'covered':>9}{'probes':>8}",
+        f"  {'':<28}{'median error':>13}{'90 % within':>13}{'covered':>9}{'probes':>8}",
         *(_error_line(error) for error in profile.errors),
     ]
     if origin.at_prior:
@@ -122,13 +122,13 @@ def _constant_lines(constants: Constants, origin: Origin) -> list[str]:
 
 def error_words(error: Error) -> str:
     """Which sort of prediction an error is of."""
-    return f"{error.phase}, {error.kind}" + (", in part in host memory" if error.spilled else "")
+    return f"{error.phase}, {error.kind}" + (", host memory" if error.spilled else "")
 
 
 def _error_line(error: Error) -> str:
     covered = "-" if error.coverage is None else f"{error.coverage:.0%}"
     within = f"x{math.exp(error.log_half_width):.2f}"
-    return f"  {error_words(error):<16}{error.median:>13.1%}{within:>13}{covered:>9}{error.n:>8}"
+    return f"  {error_words(error):<28}{error.median:>13.1%}{within:>13}{covered:>9}{error.n:>8}"
 
 
 def _noise_words(found: Calibration) -> str:

@@ -164,7 +164,7 @@ def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
         return _plan_served(options)
     engine = engine_named(usual_engine(options.engine, machine)[0])
     format_name = _format(engine, options.format_name)
-    devices = devices_of(engine.name, placement)
+    devices = devices_of(engine.name, placement, options.engine_flags)
     gpu = bool(devices) or (bool(machine.gpus) and engine.name == VLLM)
     memory, large = float(machine.available_memory_bytes), gpu
     if devices:
@@ -216,7 +216,8 @@ def profile_of(
     if first is not None:
         size = first.memory_bytes or (gpu.memory_bytes if gpu else 0)
         device = Gpu(first.description, size, first.engine, first.kind == "igpu", first.place, size > 0)
-    memory = (device or gpu).memory_bytes if device or gpu else machine.memory_bytes
+    holds = device or gpu
+    memory = holds.memory_bytes if holds is not None else machine.memory_bytes
     placed = [e.placed.words() for e in history if isinstance(e, BackendReady) and e.placed is not None]
     profile = Profile(
         name=host_of_urls(options.urls) if served else first.description if first else gpu.name if gpu else machine.cpu,

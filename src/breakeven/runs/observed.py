@@ -5,7 +5,6 @@ Pure functions over events, so that a profile can be fitted again from its log.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -27,6 +26,8 @@ WHOLE_SHARE = 0.95
 """Of a server that tells no layers but bytes: with so much of them in one place the model counts as lying there."""
 CONTEXT_TOKENS = 512
 """What places are counted for; weights, which are all that is asked of it, do not depend on it."""
+LARGE_BYTES = 1e15
+"""More than any model: where it lay is known, not asked."""
 FEW_SHAPES = 3
 """From so many models the costs of a step, a layer and an expert come apart."""
 
@@ -95,7 +96,7 @@ def residency_as_placed(placed: Placed | None, spec: ModelSpec, format_name: str
 @lru_cache(maxsize=128)
 def _residency(spec: ModelSpec, format_name: str, gpu_layers: int, cpu_moe: int) -> Residency:
     asked = Placement(gpu_layers=gpu_layers, cpu_moe=cpu_moe)
-    large = [DeviceRoom("device", math.inf)]
+    large = [DeviceRoom("device", LARGE_BYTES)]
     return residency_of(place(spec, format_name, large, context=CONTEXT_TOKENS, placement=asked), spec, None)
 
 

@@ -13,7 +13,7 @@ from http.client import HTTPException
 from typing import Any
 
 from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, Backend, open_url
-from breakeven.engines.devices import EngineDevice, listed
+from breakeven.engines.devices import EngineDevice, devices_with, find_llama_server, listed, read_binary
 from breakeven.engines.openai_url import connect, is_url, parse_url
 from breakeven.engines.source import Source
 from breakeven.errors import UserError
@@ -50,14 +50,18 @@ class Subject:
         return Source(self.url or self.spec.name, self.name, None if self.url else self.spec, url=self.url)
 
 
-def devices_of(engine: str, asked: Placement) -> list[EngineDevice]:
-    """The GPUs on which an engine of llama.cpp's may place probes; none where it is told to leave them alone."""
+def devices_of(engine: str, asked: Placement, flags: Sequence[str] = ()) -> list[EngineDevice]:
+    """The GPUs on which an engine of llama.cpp's may place probes; none where it is told to leave them alone.
+
+    `flags`: the user's own, which may name servers that lend theirs.
+    """
     if engine not in PLACING or asked.gpu_layers == 0:
         return []
     wanted = [name.lower() for name in asked.devices]
+    known = devices_with(read_binary(find_llama_server()), flags) if engine == LLAMA_SERVER else listed()
     return [
         device
-        for device in listed()
+        for device in known
         if device.engine == engine and device.is_gpu and (not wanted or device.place.lower() in wanted)
     ]
 
