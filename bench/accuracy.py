@@ -26,6 +26,8 @@ from bench.published.fitting import Fit, fitted, problem
 from bench.published.judged import judged
 from bench.published.leaving_out import by_machine, by_model, left_out
 from bench.published.records import Observation, read
+from bench.published.spilled import inside, machine_of, spilled
+from breakeven.forecast.profiles import efficiencies
 
 Floats = NDArray[np.float64]
 OURS = "this model"
@@ -80,6 +82,26 @@ def table(data: Path, family: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def spilled_table(data: Path) -> str:
+    """Models in part in host memory: errors by machine, each left out of the fit of host memory's constants."""
+    found = spilled(data, [e for e in efficiencies().entries if e.engine == ENGINE["local"]])
+    lines = ["### In part in host memory", ""]
+    lines += ["| phase | machine | models | records | median error, machine left out | predicted over measured speed |"]
+    lines += ["|---|---|---|---|---|---|"]
+    names = [machine_of(r) for r in found.records]
+    for phase in ("decode", "prefill"):
+        every = [i for i, r in enumerate(found.records) if r.phase == phase]
+        named = {name: [i for i in every if names[i] == name] for name in dict.fromkeys(names[i] for i in every)}
+        for name, rows in {"all": every, **named}.items():
+            models = list(dict.fromkeys(found.records[i].spec.name.rpartition("/")[2] for i in rows))
+            ratio = float(np.exp(-np.median(found.errors[rows])))
+            told = ", ".join(models) if name != "all" else str(len(models))
+            lines.append(f"| {phase} | {name} | {told} | {len(rows)} | {median(found.errors[rows])} | {ratio:.2f} |")
+        lines.append(f"| {phase} | inside an interval set without the machine | | | {inside(found, every):.0%} | |")
+    constants = ", ".join(f"{name} {value:.3g}" for name, value in found.constants.items())
+    return "\n".join([*lines, "", f"Fitted to all: {constants}."]) + "\n"
+
+
 def left_aside(data: Path) -> str:
     """What was not used, by reason."""
     lines = ["### Records not used", ""]
@@ -97,7 +119,8 @@ def main() -> None:
     parser.add_argument("--family", choices=list(TITLES), action="append")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    parts = [*(table(given.data, family) for family in given.family or TITLES), left_aside(given.data)]
+    parts = [table(given.data, family) for family in given.family or TITLES]
+    parts += [spilled_table(given.data), left_aside(given.data)]
     text = "\n".join(parts)
     if given.out:
         given.out.write_text(text)

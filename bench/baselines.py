@@ -56,6 +56,6 @@ def occupancy(found: Occupancy) -> Iterator[None]:
 
     with (
         patch("breakeven.forecast.terms.occupancies", occupancies),
-        patch("breakeven.forecast.model.occupancies", occupancies),
+        patch("breakeven.forecast.devices.occupancies", occupancies),
     ):
         yield

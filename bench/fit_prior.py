@@ -24,6 +24,8 @@ from bench.published.judged import judged
 from bench.published.leaving_out import by_machine, by_model, left_out
 from bench.published.predicting import model_of, on_device
 from bench.published.records import Observation, read
+from bench.published.spilled import errors_of as errors_of_spilled
+from bench.published.spilled import machine_of, spilled, with_constants
 from breakeven.forecast.constants import Error, Range
 from breakeven.forecast.profiles import Efficiencies, Entry
 from breakeven.model.arithmetic import active_params
@@ -204,16 +206,35 @@ def _rounded(fit: Fit, chip_class: str) -> object:
     return msgspec.structs.replace(found, **{name: short(getattr(found, name)) for name in found.__struct_fields__})
 
 
+def with_host_memory(made: list[Entry], data: Path) -> list[Entry]:
+    """The entries of classes with host memory beside their devices, its constants and errors filled in."""
+    apart = [entry for entry in made if entry.efficiency.host_bytes_per_s]
+    found = spilled(data, apart)
+    errors = errors_of_spilled(found)
+    short = {name: float(f"{value:.3g}") for name, value in found.constants.items()}
+    machines = len({machine_of(r) for r in found.records})
+    basis = f"host memory fitted on {len(found.records)} published measurements of {machines} machines"
+    return [
+        msgspec.structs.replace(
+            with_constants(entry, short), errors=[*entry.errors, *errors], basis=f"{entry.basis}; {basis}"
+        )
+        if entry in apart
+        else entry
+        for entry in made
+    ]
+
+
 def main() -> None:
     """Fits both families and writes the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("src/breakeven/forecast/data/efficiencies.json"))
     given = parser.parse_args()
+    local, serving = (entries(family, given.data) for family in ENGINE)
     made = Efficiencies(
         date=DATE,
         sources=[*SOURCES["local"], *SOURCES["serving"]],
-        entries=[entry for family in ENGINE for entry in entries(family, given.data)],
+        entries=[*with_host_memory(local, given.data), *serving],
     )
     given.out.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
 

@@ -251,7 +251,9 @@ def test_a_reserve_decides_on_what_leaves_the_device() -> None:
         for reserve in (None, 20_000)
     )
     assert few.parts_s.get("host", 0.0) < apart.parts_s["host"]
-    assert few.parts_s["kv"] == apart.parts_s["kv"]
+    # Keys and values of layers that left are read where those lie, as many of them.
+    assert few.parts_s["kv"] > apart.parts_s["kv"]
+    assert few.bytes_read == apart.bytes_read
 
 
 def test_the_prompt_is_as_long_as_it_is_said_to_be() -> None:

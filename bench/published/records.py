@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.published.local_2026 import Record, read_local
 from bench.published.names import chip_of, format_of, model_of
 from breakeven.hardware.chips import Chip
 from breakeven.model.architecture import ModelSpec
@@ -84,7 +85,31 @@ def read(directory: Path) -> tuple[list[Observation], Counter[str]]:
                 skipped[made] += 1
             else:
                 found.append(made)
-    return _without_repeats(found), skipped
+    on_cpu, left = read_local(directory)
+    # Reading caches of other types is not what is fitted.
+    plain = [r for r in on_cpu if r.kv == "f16" or r.prompt == 0 or r.phase == "prefill"]
+    found += [_on_cpu(r) for r in plain if r.placement is None]
+    return _without_repeats(found), skipped + left
+
+
+def _on_cpu(r: Record) -> Observation:
+    return Observation(
+        source=f"local_2026.tsv:{r.id}",
+        family="local",
+        engine=r.engine,
+        old=False,
+        spec=r.spec,
+        format=r.format,
+        chip=r.machine.devices[0],
+        devices=1,
+        experts_apart=False,
+        concurrency=1.0,
+        rate=None,
+        prompt=r.prompt,
+        output=128.0,
+        phase="prefill" if r.phase == "prefill" else "decode",
+        seconds=r.seconds,
+    )
 
 
 def _without_repeats(observations: list[Observation]) -> list[Observation]:

@@ -188,17 +188,16 @@ def profile_of_machine(machine: Machine, engine: str, devices: int | None, forma
     unlike = len({chip.slug for chip in chosen}) > 1
     if unlike and engine != "llama.cpp":
         raise UserError(f"{engine} parts a model evenly among like devices; use --engine llama.cpp on {machine.name}")
-    found = beside(profile, machine)
+    found = beside(profile, machine, efficiency_of(chosen[0].chip_class, engine).efficiency)
     others = [profile_of_chip(chip, engine, 1, format_name) for chip in chosen[1:]] if unlike else []
     name = machine.name if described > 1 or machine.host else profile.name
     return msgspec.structs.replace(found, name=name, others=others)
 
 
-def beside(profile: Profile, machine: Machine) -> Profile:
+def beside(profile: Profile, machine: Machine, share: Efficiency) -> Profile:
     """`profile` with the described machine's host memory, link and disk."""
     host, constants = machine.host, profile.constants
-    share = efficiency_of(profile.chip.chip_class, profile.engine).efficiency if profile.chip else None
-    if share is None or share.host_bytes_per_s is None:
+    if share.host_bytes_per_s is None:
         return msgspec.structs.replace(profile, host=host)
     nominal = host.bandwidth_bytes_per_s if host else None
     found = constants.host_bytes_per_s
