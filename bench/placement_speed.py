@@ -30,19 +30,19 @@ from breakeven.runs.observed import finished, observations_of
 from breakeven.runs.probed import probes_placed
 
 FORMAT = "Q4_0"
+VOCAB = 1024
 PROBES = (
-    dense("placed-d512x6", 512, 6, 1536, 8, 2),
-    moe("placed-m512x4-e8k2", 512, 4, (8, 2, 512), 8, 2),
-    dense("placed-d256x12", 256, 12, 1024, 4, 2),
-    moe("placed-m512x8-e16k4", 512, 8, (16, 4, 256), 8, 2),
-    moe("placed-m768x4-e8k4", 768, 4, (8, 4, 512), 12, 4),
+    dense("placed-d256x4", 256, 4, 768, 4, 2, vocab=VOCAB),
+    moe("placed-m256x4-e8k2", 256, 4, (8, 2, 256), 4, 2, vocab=VOCAB),
+    dense("placed-d256x8", 256, 8, 512, 4, 2, vocab=VOCAB),
+    moe("placed-m256x6-e8k4", 256, 6, (8, 4, 128), 4, 2, vocab=VOCAB),
 )
 UNSEEN = (
-    moe("unseen-m512x6-e16k2", 512, 6, (16, 2, 512), 8, 4),
-    moe("unseen-m768x6-e8k2", 768, 6, (8, 2, 768), 12, 4),
-    moe("unseen-m640x5-e8k3", 640, 5, (8, 3, 512), 10, 2),
+    moe("unseen-m256x5-e16k3", 256, 5, (16, 3, 192), 4, 4, vocab=VOCAB),
+    moe("unseen-m320x4-e8k2", 320, 4, (8, 2, 320), 5, 1, vocab=VOCAB),
 )
-LOADS = (ProbeLoad(1, 24, 16), ProbeLoad(2, 24, 16), ProbeLoad(4, 24, 16), ProbeLoad(1, 128, 12))
+"""Small, because software Vulkan reads some ten megabytes a second."""
+LOADS = (ProbeLoad(1, 8, 14), ProbeLoad(2, 8, 14))
 CLEAR = 1.05
 """Places whose steps differ by less are in no order that a measurement could tell."""
 

@@ -362,8 +362,8 @@ def _from_file(path: Path, engine: str | None, devices: int | None, format_name:
     if path.suffix.lower() == ".json" and _is_profile(path):
         profile = load_profile(path)
         if engine not in (None, profile.engine, profile.origin.engine):
-            mine = profile.origin.engine
-            raise UserError(f"{path} is a profile of {mine}, not of {engine}; give one of {engine}, or no --engine")
+            found = f"{path} is a profile of {profile.origin.engine}, not of {engine}"
+            raise UserError(f"{found}; give one of {engine}, or leave --engine out")
         return profile
     return _described(machine_named(str(path)), engine, devices, format_name)
 
