@@ -1,10 +1,11 @@
 """How well a calibration predicts unseen models with none, half and all of their experts in host memory.
 
-    BREAKEVEN_LLAMA_SERVER=... python bench/placement_speed.py OUT [--budget 5m] [--again] [-- --rpc 127.0.0.1:50052]
+    python bench/placement_speed.py OUT [--budget 120] [--small] [--again] [-- --rpc HOST:PORT]
 
-Probes are measured and fitted, then other models are measured in the same places and predicted; nothing of them is in
-the fit. Every step is the median over as many rounds as the budget allows. Writes OUT/table.md, for docs/accuracy.md;
-`--again` reads the logs in OUT instead of measuring. Flags behind `--` go to llama-server.
+Takes the llama-server that BREAKEVEN_LLAMA_SERVER names. Probes are measured and fitted, then other models are measured
+in the same places and predicted; nothing of them is in the fit. Every step is the median over as many rounds as the
+budget allows. Writes OUT/table.md, for docs/accuracy.md; `--again` reads the logs in OUT instead of measuring. Flags
+behind `--` go to llama-server.
 """
 
 from __future__ import annotations
@@ -32,23 +33,42 @@ from breakeven.runs.probed import probes_placed
 FORMAT = "Q4_0"
 VOCAB = 1024
 PROBES = (
+    dense("placed-d512x6", 512, 6, 1536, 8, 2),
+    moe("placed-m512x4-e8k2", 512, 4, (8, 2, 512), 8, 2),
+    dense("placed-d256x12", 256, 12, 1024, 4, 2),
+    moe("placed-m512x8-e16k4", 512, 8, (16, 4, 256), 8, 2),
+    moe("placed-m768x4-e8k4", 768, 4, (8, 4, 512), 12, 4),
+)
+UNSEEN = (
+    moe("unseen-m512x6-e16k2", 512, 6, (16, 2, 512), 8, 4),
+    moe("unseen-m768x6-e8k2", 768, 6, (8, 2, 768), 12, 4),
+    moe("unseen-m512x5-e8k3", 512, 5, (8, 3, 1024), 8, 2),
+)
+LOADS = (ProbeLoad(1, 24, 16), ProbeLoad(2, 24, 16), ProbeLoad(4, 24, 16), ProbeLoad(1, 128, 12))
+SMALL_PROBES = (
     dense("placed-d256x4", 256, 4, 768, 4, 2, vocab=VOCAB),
     moe("placed-m256x4-e8k2", 256, 4, (8, 2, 256), 4, 2, vocab=VOCAB),
     dense("placed-d256x8", 256, 8, 512, 4, 2, vocab=VOCAB),
     moe("placed-m256x6-e8k4", 256, 6, (8, 4, 128), 4, 2, vocab=VOCAB),
 )
-UNSEEN = (
+SMALL_UNSEEN = (
     moe("unseen-m256x5-e16k3", 256, 5, (16, 3, 192), 4, 4, vocab=VOCAB),
     moe("unseen-m320x4-e8k2", 320, 4, (8, 2, 320), 5, 1, vocab=VOCAB),
 )
-"""Small, because software Vulkan reads some ten megabytes a second."""
-LOADS = (ProbeLoad(1, 8, 14), ProbeLoad(2, 8, 14))
+"""For software Vulkan, which reads some ten megabytes a second and compiles half a minute for every new batch."""
+SMALL_LOADS = (ProbeLoad(1, 8, 14), ProbeLoad(2, 8, 14))
 CLEAR = 1.05
 """Places whose steps differ by less are in no order that a measurement could tell."""
 
 
 def measured(
-    out: Path, specs: Sequence[ModelSpec], budget_s: float, flags: Sequence[str], *, again: bool
+    out: Path,
+    specs: Sequence[ModelSpec],
+    loads: Sequence[ProbeLoad],
+    budget_s: float,
+    flags: Sequence[str],
+    *,
+    again: bool,
 ) -> tuple[list[Observation], int, int]:
     """Steps of `specs` in every place, how many rounds each was measured, and how many blocks were disturbed."""
     log = out.with_name(f"{out.stem}-calibration") / "events.jsonl"
@@ -61,7 +81,7 @@ def measured(
             resume=log.is_file(),
             threads=2,
             probes=tuple(specs),
-            loads=LOADS,
+            loads=tuple(loads),
             gpu_layers="all",
             engine_flags=tuple(flags),
         )
@@ -110,17 +130,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--budget", type=float, default=120.0, help="seconds of probes, and of unseen models")
-    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--again", action="store_true", help="read the logs in OUT")
+    parser.add_argument("--small", action="store_true", help="models that software Vulkan runs in time")
     given, flags = parser.parse_known_args()
     flags = [flag for flag in flags if flag != "--"]
     given.out.mkdir(parents=True, exist_ok=True)
     before = os.getloadavg()[0]
-    seen, rounds, noisy = measured(given.out / "probes.json", PROBES, given.budget, flags, again=given.again)
-    unseen, again, noisy_too = measured(given.out / "unseen.json", UNSEEN, given.budget, flags, again=given.again)
+    few = given.small
+    probes, others, loads = (SMALL_PROBES, SMALL_UNSEEN, SMALL_LOADS) if few else (PROBES, UNSEEN, LOADS)
+    seen, rounds, noisy = measured(given.out / "probes.json", probes, loads, given.budget, flags, again=given.again)
+    unseen, more, noisy_too = measured(given.out / "unseen.json", others, loads, given.budget, flags, again=given.again)
     fitted = fit(seen)
     told = [
-        f"{len(seen)} steps of {len(PROBES)} probes ({rounds} rounds), {len(unseen)} of {len(UNSEEN)} unseen models"
-        f" ({again} rounds), {FORMAT}; {noisy + noisy_too} blocks disturbed; load average {before:.1f} before,"
+        f"{len(seen)} steps of {len(probes)} probes ({rounds} rounds), {len(unseen)} of {len(others)} unseen models"
+        f" ({more} rounds), {FORMAT}; {noisy + noisy_too} blocks disturbed; load average {before:.1f} before,"
         f" {os.getloadavg()[0]:.1f} after.",
         "",
         *lines(fitted, unseen),

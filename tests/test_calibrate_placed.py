@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from vulkan_fixtures import lent_device, llama_server
 
+from breakeven.engines.devices import EngineDevice
 from breakeven.errors import UserError
 from breakeven.forecast.calibration.probes import ProbeLoad, dense, moe
 from breakeven.forecast.model import step_model
 from breakeven.forecast.predict import predict
 from breakeven.forecast.profiles import load_profile, profile_named
 from breakeven.hardware.placement import Placement, placement_of
+from breakeven.hardware.reader import read_machine
 from breakeven.measure.events import BackendReady, read_events
 from breakeven.pages.calibration import calibration_lines, plan_lines
-from breakeven.runs.calibrate import CalibrateOptions, calibrate
+from breakeven.runs.calibrate import CalibrateOptions, calibrate, plan
 from breakeven.runs.probed import probes_placed
 
 __all__ = ["lent_device", "llama_server"]
@@ -86,3 +89,19 @@ def test_experts_move_only_where_nobody_said_where_they_lie() -> None:
     assert names(placement_of("all")) == [*plain, "tiny-m256x4@cpu-moe=2", "tiny-m256x4@cpu-moe=4"]
     assert names(placement_of("all"), beside=False) == plain
     assert names(placement_of("all", 1)) == names(placement_of(3)) == plain
+
+
+@pytest.mark.parametrize(("free", "large"), [(9 * 10**8, None), (3 * 10**9, False), (24 * 10**9, True)])
+def test_probes_are_as_large_as_the_device_has_room(
+    free: int, large: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = EngineDevice(engine="llama.cpp", place="CUDA0", description="a card", memory_bytes=free, free_bytes=free)
+    monkeypatch.setattr("breakeven.runs.calibrate.devices_of", lambda *_: [card])
+    machine = msgspec.structs.replace(read_machine(), available_memory_bytes=64 * 10**9)
+    if large is None:
+        with pytest.raises(UserError, match="CUDA0 has too little free memory"):
+            plan(CalibrateOptions(engine="llama.cpp"), machine)
+        return
+    found = plan(CalibrateOptions(engine="llama.cpp"), machine)
+    assert any(spec.name == "probe-d4096x12" for spec in found.probes) == large
+    assert len(found.subjects) == len(found.probes) + 2 * 3

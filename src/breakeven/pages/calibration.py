@@ -36,6 +36,7 @@ def calibration_lines(found: Calibration) -> list[str]:
     """What `breakeven calibrate` prints."""
     profile, origin = found.profile, found.profile.origin
     lines = [
+        *([found.notice, ""] if found.notice else []),
         f"{profile.name}, {origin.engine} ({origin.engine_version or 'build not told'}), {origin.format}",
         f"{origin.points} steps of {len({x.seen.model for x in found.left_out})} probes, measured in"
         f" {seconds_text(origin.seconds or 0.0)}" + _noise_words(found),
@@ -62,7 +63,10 @@ def calibration_lines(found: Calibration) -> list[str]:
 def plan_lines(options: CalibrateOptions) -> list[str]:
     """What `breakeven calibrate --list` prints. Raises UserError as the run would."""
     chosen = plan(options, read_machine())
-    lines = [f"{chosen.engine_name}, {chosen.format_name}: {len(chosen.probes)} probes, {len(chosen.loads)} loads each"]
+    lines = [chosen.notice] if chosen.notice else []
+    lines += [
+        f"{chosen.engine_name}, {chosen.format_name}: {len(chosen.probes)} probes, {len(chosen.loads)} loads each"
+    ]
     formats = {subject.spec.name: subject.format_name for subject in chosen.subjects}
     for spec in chosen.probes:
         total, active = total_params(spec), active_params(spec)

@@ -100,7 +100,7 @@ class CalibrateOptions:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A profile, where it was written, and what the fit left out and left over."""
+    """A profile, where it was written, what the fit left out and left over, and what must be said of the engine."""
 
     profile: Profile
     path: Path
@@ -108,6 +108,7 @@ class Calibration:
     fitted: Fitted
     left_out: list[LeftOut]
     noisy_blocks: int
+    notice: str | None = None
 
 
 def calibrate(options: CalibrateOptions, on_progress: OnProgress = lambda state: None) -> Calibration:
@@ -155,6 +156,8 @@ class ProbePlan(NamedTuple):
     devices: tuple[EngineDevice, ...] = ()
     engine: Engine | None = None
     """None: servers that run elsewhere."""
+    notice: str | None = None
+    """What must be said of the engine that was chosen."""
 
 
 def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
@@ -162,7 +165,8 @@ def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
     placement = options.asked.placement()  # refused now rather than after the probes were written
     if options.urls or options.shapes:
         return _plan_served(options)
-    engine = engine_named(usual_engine(options.engine, machine)[0])
+    usual, notice = usual_engine(options.engine, machine)
+    engine = engine_named(usual)
     format_name = _format(engine, options.format_name)
     devices = devices_of(engine.name, placement, options.engine_flags)
     gpu = bool(devices) or (bool(machine.gpus) and engine.name == VLLM)
@@ -170,7 +174,7 @@ def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
     if devices:
         rooms = [device.free_bytes or device.memory_bytes for device in devices]
         free = sum(room or 0 for room in rooms) - LLAMA_CPP_MARGIN_BYTES
-        memory = min(memory, float(free)) if all(rooms) and free > 0 else memory
+        memory = min(memory, max(float(free), 0.0)) if all(rooms) else memory
         large = memory >= LARGE_FROM_BYTES and all(device.kind == "gpu" for device in devices)
     elif gpu:
         memory = float(machine.gpus[0].memory_bytes)
@@ -181,7 +185,7 @@ def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
     own = any(device.kind == "gpu" for device in devices)
     subjects = probes_placed(probes, format_name, placement, beside_a_device=own)
     loads = options.loads or loads_for(gpu=gpu and engine.name == VLLM)
-    return ProbePlan(engine.name, format_name, gpu, tuple(probes), loads, subjects, tuple(devices), engine)
+    return ProbePlan(engine.name, format_name, gpu, tuple(probes), loads, subjects, tuple(devices), engine, notice)
 
 
 def _plan_served(options: CalibrateOptions) -> ProbePlan:
@@ -258,7 +262,7 @@ def profile_of(
     )
     path = save_profile(profile, options.out)
     noisy = sum(bool(done.flagged) for _, done in finished(history))
-    return Calibration(profile, path, directory / LOG, fitted, left_out, noisy)
+    return Calibration(profile, path, directory / LOG, fitted, left_out, noisy, chosen.notice)
 
 
 @dataclass(slots=True)
