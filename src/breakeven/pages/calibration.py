@@ -35,15 +35,18 @@ RATES = {
 def calibration_lines(found: Calibration) -> list[str]:
     """What `breakeven calibrate` prints."""
     profile, origin = found.profile, found.profile.origin
+    models = len({x.seen.model for x in found.left_out})
     lines = [
         *([found.notice, ""] if found.notice else []),
         f"{profile.name}, {origin.engine} ({origin.engine_version or 'build not told'}), {origin.format}",
-        f"{origin.points} steps of {len({x.seen.model for x in found.left_out})} probes, measured in"
+        f"{origin.points} steps of {models} {'models' if origin.sources else 'probes'}, measured in"
         f" {seconds_text(origin.seconds or 0.0)}" + _noise_words(found),
         "",
         *_constant_lines(profile.constants, origin),
         "",
-        "Left out of the fit, one probe at a time, and predicted:",
+        "Left out of the fit, one probe at a time, and predicted:"
+        if models > 1
+        else "Of one model nothing can be left out: what the fit leaves over of it, and a width that is judged:",
         f"  {'':<28}{'median error':>13}{'90 % within':>13}{'covered':>9}{'probes':>8}",
         *(_error_line(error) for error in profile.errors),
     ]
