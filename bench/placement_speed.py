@@ -67,6 +67,7 @@ def measured(
     loads: Sequence[ProbeLoad],
     budget_s: float,
     flags: Sequence[str],
+    threads: int,
     *,
     again: bool,
 ) -> tuple[list[Observation], int, int]:
@@ -79,7 +80,7 @@ def measured(
             budget_s=budget_s,
             out=out,
             resume=log.is_file(),
-            threads=2,
+            threads=threads,
             probes=tuple(specs),
             loads=tuple(loads),
             gpu_layers="all",
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--budget", type=float, default=120.0, help="seconds of probes, and of unseen models")
     parser.add_argument("--again", action="store_true", help="read the logs in OUT")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU beside the device; 1 where others use it")
     parser.add_argument("--small", action="store_true", help="models that software Vulkan runs in time")
     given, flags = parser.parse_known_args()
     flags = [flag for flag in flags if flag != "--"]
@@ -138,8 +140,9 @@ def main() -> None:
     before = os.getloadavg()[0]
     few = given.small
     probes, others, loads = (SMALL_PROBES, SMALL_UNSEEN, SMALL_LOADS) if few else (PROBES, UNSEEN, LOADS)
-    seen, rounds, noisy = measured(given.out / "probes.json", probes, loads, given.budget, flags, again=given.again)
-    unseen, more, noisy_too = measured(given.out / "unseen.json", others, loads, given.budget, flags, again=given.again)
+    plan = (loads, given.budget, flags, given.threads)
+    seen, rounds, noisy = measured(given.out / "probes.json", probes, *plan, again=given.again)
+    unseen, more, noisy_too = measured(given.out / "unseen.json", others, *plan, again=given.again)
     fitted = fit(seen)
     told = [
         f"{len(seen)} steps of {len(probes)} probes ({rounds} rounds), {len(unseen)} of {len(others)} unseen models"
