@@ -13,12 +13,14 @@ import msgspec
 import pytest
 
 import breakeven
-from breakeven.measure.events import BackendReady, BlockStarted, TurnStarted, read_events
+from breakeven.hardware.placement import MemoryAt, Placed
+from breakeven.measure.events import BackendReady, BackendStopped, BlockStarted, TurnStarted, read_events
 from breakeven.measure.paired.blocks import BlockMetrics, FinishedBlock, blocks_of, pairs, ratios
 from breakeven.measure.paired.plan import MIN_ROUNDS, MOST_ROUNDS_A_TURN, Enough, LoadSoFar, Plan, TurnPlan, next_turn
 from breakeven.results.comparison import Comparison
 from breakeven.results.load import LoadStudy
 from breakeven.results.store import read
+from breakeven.runs.result import placed_with_peaks
 from tests.test_compare import wait_for_blocks, write_config
 
 PLAN = Plan(streams=(1, 4), budget_s=120.0, precision=0.02)
@@ -143,7 +145,10 @@ def test_models_that_do_not_fit_together_take_turns(
     forward, backward = names, names[::-1]
     assert [e.model for e in ready[:4]] == [*forward, *backward], "A B, then B A, each started afresh"
     assert len(ready) == 2 * len(turns)
-    assert {p.ratio.n for p in result.pairs} <= {len(turns), len(turns) - 1}
+    of_load = {streams: sum(streams in turn.streams for turn in turns) for streams in (1, 2)}
+    for found in result.pairs:  # tokens that arrive all at once have no decode rate, which a busy machine can do
+        n = of_load[found.streams]
+        assert found.ratio.n == n if found.metric == "ttft_s" else found.ratio.n <= n, "a pair is a turn, not a round"
     for block in (e for e in log if isinstance(e, BlockStarted) and e.check is None):
         assert block.turn is not None
     assert [c.model for c in result.self_checks] == [names[0]]
@@ -192,3 +197,13 @@ def test_under_load_they_take_turns_too(pair: list[str], tmp_path: Path, monkeyp
     ready = [e.model for e in log if isinstance(e, BackendReady)]
     assert ready == [*names, names[0]], "who ends a round begins the next, and stays up"
     assert read(tmp_path / "out/result.json", LoadStudy) == study
+
+
+def test_the_highest_peak_of_a_device_over_all_turns_is_told() -> None:
+    def lies(peak: int | None) -> Placed:
+        return Placed(how="asked", gpu_layers=3, memory=[MemoryAt(place="CUDA0", weights_bytes=5, peak_bytes=peak)])
+
+    ended = [BackendStopped(model="a", placed=lies(peak)) for peak in (7, 9, 8)]
+    found = placed_with_peaks(BackendReady(model="a", settings={}, placed=lies(None)), ended)
+    assert found == lies(9)
+    assert placed_with_peaks(BackendReady(model="a", settings={}, placed=lies(None)), []) == lies(None)

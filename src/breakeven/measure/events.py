@@ -1,8 +1,7 @@
 """The event log: what happened, in the order it happened, one JSON object a line.
 
 It is the truth every statistic is computed from, so it only grows, each event is on its way to the disk when `append`
-returns, and a run that was killed is resumed from it. All times ending in `_ns` are of one monotonic clock and mean
-something only relative to each other within one run of the process.
+returns, and a run that was killed is resumed from it. Times in `_ns` are of one process's one monotonic clock.
 """
 
 from __future__ import annotations
@@ -59,14 +58,15 @@ class BackendReady(_Event, frozen=True, tag="backend_ready"):
 
 
 class BackendStopped(_Event, frozen=True, tag="backend_stopped"):
-    """A candidate was stopped. `peak_rss_bytes`: the largest resident set its process ever had."""
+    """A candidate was stopped. `peak_rss_bytes`: its largest resident set; `placed`: with the peaks of devices."""
 
     model: str
     peak_rss_bytes: int | None = None
+    placed: Placed | None = None
 
 
 class BlockStarted(_Event, frozen=True, tag="block_started"):
-    """A group of requests, issued together, is about to start. `round` counts the pairings it belongs to."""
+    """A group of requests, issued together, starts. `round` counts its pairings; `turn`: of candidates in turns."""
 
     block: str
     model: str
@@ -79,7 +79,6 @@ class BlockStarted(_Event, frozen=True, tag="block_started"):
     check: str | None = None
     """Of the self-check, not of the comparison: "same" (every stream one prompt) or "distinct"."""
     turn: Count | None = None
-    """Of candidates that take turns; None: all were up together."""
 
 
 class TurnStarted(_Event, frozen=True, tag="turn_started"):
@@ -118,8 +117,7 @@ class RequestDone(_Event, frozen=True, tag="request_done"):
     error: str | None = None
     detail: str | None = None
     anomalies: list[str] = []
-    issued_ns: Ns | None = None
-    """When the client took it up, before it had a connection; `sent_ns` is when its bytes were handed to the system."""
+    issued_ns: Ns | None = None  # when the client took it up; `sent_ns`: when its bytes were handed to the system
     asked_prompt_tokens: Count | None = None
     asked_output_tokens: Count | None = None
     """What the schedule wanted, under load; `*_tokens` are what the engine counted."""
@@ -128,8 +126,7 @@ class RequestDone(_Event, frozen=True, tag="request_done"):
     session: Ns | None = None
     turn: Count = 0
     worker: Count = 0
-    retry_after_s: float | None = None
-    """What a 429 or 503 asked us to wait. We do not: the schedule is fixed."""
+    retry_after_s: float | None = None  # what a 429 or 503 asked us to wait; we do not: the schedule is fixed
 
 
 class NoiseSample(_Event, frozen=True, tag="noise_sample"):
@@ -214,7 +211,7 @@ class LoadStarted(_Event, frozen=True, tag="load_started"):
 
 class LoadWorker(_Event, frozen=True, tag="load_worker"):
     """One of several processes that play a schedule. Its clock plus `offset_ns` is the log's, to +- `uncertainty_ns`,
-    onto which every time in the log has been put already. Both are 0 on one machine."""
+    onto which every time in the log has been put. Both are 0 on one machine."""
 
     block: str
     worker: Count

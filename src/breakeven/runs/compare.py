@@ -144,6 +144,7 @@ def compare(
             slots=slots,
             kv=kv,
             threads=options.threads,
+            gpus=machine.gpus,
             on_phase=show.phase,
             record=lambda event: _add(log, history, event),
         )

@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from breakeven.engines.backend import LLAMA_CPP
 from breakeven.engines.source import SYNTHETIC, Source, assumed_caveats
 from breakeven.errors import BreakevenError, UserError
 from breakeven.hardware.machine import MachineSpec
+from breakeven.hardware.placement import Placed
 from breakeven.measure import events, noise
 from breakeven.measure.paired.blocks import blocks_of, pairs, points, self_checks
 from breakeven.measure.paired.plan import Plan
@@ -194,8 +197,21 @@ def _model(source: Source, weights: str, path: Path | None, history: Sequence[ev
         load_s=ready.load_s if ready else None,
         decode_bytes_per_token=_decode_bytes(source, weights),
         settings=ready.settings if ready else {},
-        placed=ready.placed if ready else None,
+        placed=placed_with_peaks(ready, ended),
     )
+
+
+def placed_with_peaks(ready: events.BackendReady | None, ended: Sequence[events.BackendStopped]) -> Placed | None:
+    """Where a candidate lay, with the highest peak of each place over its turns."""
+    placed = ready.placed if ready else None
+    if placed is None:
+        return None
+    peaks: dict[str, int] = {}
+    for at in (at for event in ended if event.placed is not None for at in event.placed.memory):
+        if at.peak_bytes is not None:
+            peaks[at.place] = max(peaks.get(at.place, 0), at.peak_bytes)
+    memory = [msgspec.structs.replace(at, peak_bytes=peaks.get(at.place, at.peak_bytes)) for at in placed.memory]
+    return msgspec.structs.replace(placed, memory=memory)
 
 
 def _file_format(source: Source) -> str | None:

@@ -12,9 +12,10 @@ from breakeven.engines.memory import RESERVE, need_of
 from breakeven.engines.source import Source, slug
 from breakeven.engines.start import Engine, Running, engine_named, kv_type, start
 from breakeven.errors import UserError
-from breakeven.hardware.machine import MachineSpec
+from breakeven.hardware.machine import Gpu, MachineSpec
 from breakeven.hardware.placement import AUTO, Placement, placement_of
 from breakeven.measure import noise
+from breakeven.measure.devices import DeviceMemory, device_memory, with_peaks
 from breakeven.measure.events import BackendReady, BackendStopped
 from breakeven.measure.paired.plan import MIN_ROUNDS
 
@@ -155,6 +156,9 @@ class Candidates:
     kv: str
     threads: int | None
     share_prefixes: bool = False
+    gpus: Sequence[Gpu] = ()
+    """The machine's, whose memory is watched while a candidate is up."""
+    watches: dict[str, DeviceMemory] = field(default_factory=dict)
     passive: bool = False
     """Their threads sleep rather than spin; on a busy machine they do so anyway."""
     on_phase: Callable[[str, str], None]
@@ -180,6 +184,8 @@ class Candidates:
             arguments=way.arguments,
         )
         backend = running.backend
+        if backend.placed is not None and self.gpus:
+            self.watches[running.name] = stack.enter_context(device_memory())
         self.record(
             BackendReady(model=source.name, settings=backend.settings, load_s=backend.load_s, placed=backend.placed)
         )
@@ -187,4 +193,8 @@ class Candidates:
 
     def stopped(self, running: Running) -> None:
         """Record the memory that a candidate took, just before it stops."""
-        self.record(BackendStopped(model=running.name, peak_rss_bytes=running.backend.peak_rss_bytes()))
+        peak, placed = running.backend.peak_rss_bytes(), running.backend.placed
+        watch = self.watches.pop(running.name, None)
+        if placed is not None and watch is not None:
+            placed = with_peaks(placed, watch.peaks(), self.gpus)
+        self.record(BackendStopped(model=running.name, peak_rss_bytes=peak, placed=placed))
