@@ -17,13 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-<<<<<<< HEAD
-from breakeven.errors import UserError
-from breakeven.forecast.constants import PROFILE_SCHEMA, Constants, Error, Origin, Profile, Range, step_engine
-=======
 from breakeven.errors import UserError, expanded
-from breakeven.forecast.constants import PROFILE_SCHEMA, Constants, Error, Origin, Profile, Range
->>>>>>> 9e96bb879c654219abe51fc524d2345ef4b15fdf
+from breakeven.forecast.constants import PROFILE_SCHEMA, Constants, Error, Origin, Profile, Range, step_engine
 from breakeven.forecast.residency import (
     CORE_FLOPS_PER_S,
     HOST_FLOPS_PER_S,
