@@ -92,6 +92,27 @@ def test_what_does_not_fit_is_ruled_out_and_the_rest_decided(tmp_path: Path) -> 
     assert any("huge" in reason for reason in result.verdict.because)
 
 
+def test_a_machine_in_words_places_a_model_as_it_fits_or_as_told(tmp_path: Path) -> None:
+    one = (
+        PAIR.splitlines()[3].replace("rtx-4090", "rtx-2060+ddr4-3200x2:{ram}GB").replace("olmoe-1b-7b", "qwen3-30b-a3b")
+    )
+    told = one.replace("moe", "told").replace("price:", "placement: {cpu_moe: 40}, price:")
+    tight = one.replace("moe", "tight").replace("{ram}", "8")
+    text = "\n".join([HEAD, "candidates:", *(line.replace("{ram}", "64") for line in (one, told)), tight])
+    fitted, asked, short = decide(read_study(study(tmp_path, text))).candidates
+    assert any("49/49 layers on the GPU, experts of" in note for note in fitted.notes), fitted.notes
+    assert "49/49 layers on the GPU, experts of 40 in host memory" in asked.notes
+    assert any("of RAM beside the card" in note and "read from disk" in note for note in short.notes), short.notes
+    assert not any("of RAM" in note for note in fitted.notes)
+
+
+def test_devices_of_a_machine_in_words_are_all_used_unless_told(tmp_path: Path) -> None:
+    lines = [PAIR.splitlines()[2].replace("rtx-4090", "2xrtx-4090"), PAIR.splitlines()[3]]
+    lines.append(lines[0].replace("dense,", "one,").replace("price:", "devices: 1, price:"))
+    found = read_study(study(tmp_path, "\n".join([HEAD, "candidates:", *lines]))).candidates
+    assert [plan.devices for plan in found] == [2, 1, 1]
+
+
 def test_an_api_costs_nothing_when_nobody_asks(tmp_path: Path) -> None:
     text = HEAD + PAIR + HOSTED
     result = decide(read_study(study(tmp_path, text)))
