@@ -92,20 +92,6 @@ def test_what_does_not_fit_is_ruled_out_and_the_rest_decided(tmp_path: Path) -> 
     assert any("huge" in reason for reason in result.verdict.because)
 
 
-def test_a_machine_in_words_places_a_model_as_it_fits_or_as_told(tmp_path: Path) -> None:
-    one = (
-        PAIR.splitlines()[3].replace("rtx-4090", "rtx-2060+ddr4-3200x2:{ram}GB").replace("olmoe-1b-7b", "qwen3-30b-a3b")
-    )
-    told = one.replace("moe", "told").replace("price:", "placement: {cpu_moe: 40}, price:")
-    tight = one.replace("moe", "tight").replace("{ram}", "8")
-    text = "\n".join([HEAD, "candidates:", *(line.replace("{ram}", "64") for line in (one, told)), tight])
-    fitted, asked, short = decide(read_study(study(tmp_path, text))).candidates
-    assert any("49/49 layers on the GPU, experts of" in note for note in fitted.notes), fitted.notes
-    assert "49/49 layers on the GPU, experts of 40 in host memory" in asked.notes
-    assert any("of RAM beside the card" in note and "read from disk" in note for note in short.notes), short.notes
-    assert not any("of RAM" in note for note in fitted.notes)
-
-
 def test_devices_of_a_machine_in_words_are_all_used_unless_told(tmp_path: Path) -> None:
     lines = [PAIR.splitlines()[2].replace("rtx-4090", "2xrtx-4090"), PAIR.splitlines()[3]]
     lines.append(lines[0].replace("dense,", "one,").replace("price:", "devices: 1, price:"))
@@ -234,3 +220,31 @@ def test_a_result_of_another_kind_is_refused(tmp_path: Path, estimate: Estimate)
     text = HEAD + PAIR.replace("{name: dense,", "{name: dense, measured: seen,")
     with pytest.raises(UserError, match=r"breakeven\.compare/1"):
         decide(read_study(study(tmp_path, text)))
+
+
+def test_a_placement_in_a_study_is_what_is_predicted(tmp_path: Path) -> None:
+    """Experts of more layers in host memory: more of it needed, and slower."""
+    study = tmp_path / "study.yaml"
+
+    def decided(experts: int) -> tuple[str, float]:
+        study.write_text(
+            f"""
+load: {{rate: 0.02, prompt: 256, output: 64}}
+slo: {{ttft: 60s}}
+candidates:
+  - name: moe
+    model: gpt-oss-20b:MXFP4
+    machine: rtx-3090+ddr4-3200x2:64GB
+    placement: {{cpu_moe: {experts}}}
+  - {{name: dense, model: qwen3-14b, format: Q4_K_M, machine: rtx-3090}}
+"""
+        )
+        found = decide(read_study(study))
+        moe = next(one for one in found.candidates if one.name == "moe")
+        assert moe.capacity_per_s is not None
+        return " ".join(moe.notes), moe.capacity_per_s.value
+
+    (some, faster), (all_of_them, slower) = decided(4), decided(24)
+    assert "experts of 4 in host memory" in some
+    assert "experts of 24 in host memory" in all_of_them
+    assert faster > slower

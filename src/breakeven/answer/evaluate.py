@@ -15,6 +15,7 @@ from breakeven.answer.worlds import Contender, Doubt, doubt_of
 from breakeven.errors import UserError
 from breakeven.forecast.asked import asked_model, assumed_notes, model_on, profiles_for
 from breakeven.forecast.model import StepModel
+from breakeven.forecast.predict import placement_notes
 from breakeven.forecast.residency import ON_DEVICE
 from breakeven.forecast.serving import capacity_of, latency_points
 from breakeven.forecast.simulator.policy import Policy
@@ -141,7 +142,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         provenance="predicted",
         needed_bytes=model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens)),
         available_bytes=room_bytes(model),
-        notes=[*assumed_notes(model.spec), *_where(model), *notes],
+        notes=[*assumed_notes(model.spec), *placement_notes(model), *notes],
     )
     if not found.fits and plan.measured is None:
         return found
@@ -217,26 +218,15 @@ def bill_of(plan: CandidatePlan, model: StepModel) -> tuple[Pricing | None, Powe
 
 
 def placed(model: StepModel, context: float) -> StepModel:
-    """With host memory beside the device, what does not fit the device moves there, as llama.cpp does it or as told.
+    """With host memory beside the device, what does not fit the device moves there, as llama.cpp does it.
 
-    Host memory that the study does not name is not counted on, unless the study says what lies there.
+    A placement that was asked for stays as it is. Host memory that the study does not name is not counted on.
     """
-    if model.placement == AUTO and (model.profile.host_memory_bytes is None or model.fits(1, context)):
+    if model.placement != AUTO:
+        return model.placed(SLOTS_BESIDE_HOST, context)
+    if model.profile.host_memory_bytes is None or model.fits(1, context):
         return replace(model, residency=ON_DEVICE, lies=None)
     return model.placed(SLOTS_BESIDE_HOST, context)
-
-
-def _where(model: StepModel) -> list[str]:
-    """Where a model lies that does not lie on its devices alone, and what the place is short of."""
-    if model.lies is None:
-        return []
-    short = model.lacking()
-    paged = (
-        " (the rest is read from disk for every token)"
-        if model.residency.fixed_disk or model.residency.experts_disk
-        else ""
-    )
-    return [model.lies.placed().words(), *([] if short is None else [f"{short}{paged}"])]
 
 
 def room_bytes(model: StepModel) -> float | None:

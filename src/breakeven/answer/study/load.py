@@ -221,10 +221,7 @@ def model_named(place: str, text: str, directory: Path) -> str:
 
 
 def machine_named(place: str, text: str, directory: Path) -> str:
-    """A path made absolute, "this" as it is, a chip or a machine in words checked.
-
-    Raises UserError that begins with `place`.
-    """
+    """A path made absolute, "this" as it is, a machine in words checked. Raises UserError that begins with `place`."""
     if text == "this":
         return text
     if Path(text).suffix in _PATHS:
