@@ -154,3 +154,28 @@ def test_machine_speaks_json() -> None:
     assert told["schema"] == "breakeven.machine/1"
     assert told["logical_cores"] >= 1
     assert f"{told['cpu']}" in breakeven("machine").stdout
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("predict", "qwen3-32b", "--machine", "~nobody-here/pc.yaml"),
+        ("predict", "qwen3-32b", "--machine", "~nobody-here/pc"),
+        ("predict", "~nobody-here/model", "--machine", "rtx-3090"),
+        ("machines", "~nobody-here/pc.yaml"),
+        ("decide", "~nobody-here/study.yaml"),
+        ("compare", "~nobody-here/a.gguf@ollama", "~nobody-here/b.gguf"),
+    ],
+)
+def test_the_home_of_nobody_is_one_line(args: tuple[str, ...]) -> None:
+    done = breakeven(*args)
+    assert done.returncode == 2
+    assert done.stderr.endswith("no home directory is known for it; write the path in full\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_name_too_long_for_a_file_is_one_line() -> None:
+    done = breakeven("compare", "x" * 300 + "@ollama", "qwen3-0.6b")
+    assert done.returncode == 2
+    assert "is no name or path of a model" in done.stderr
+    assert done.stderr.count("\n") == 1

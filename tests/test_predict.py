@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from breakeven.errors import UserError
 from breakeven.forecast.constants import Range
@@ -25,6 +26,7 @@ from breakeven.forecast.profiles import (
 )
 from breakeven.forecast.routing import read_routing
 from breakeven.hardware.chips import chip_named
+from breakeven.hardware.placement import Placement
 from breakeven.hardware.reader import read_machine
 from breakeven.model.architecture import MoeFfn
 from breakeven.model.catalogue import lookup
@@ -233,6 +235,51 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     assert any(note.startswith("does not fit") for note in served.notes)
 
 
+def test_what_lies_in_ram_is_not_called_too_large(capsys: pytest.CaptureFixture[str]) -> None:
+    machine = "rtx-3090+ddr4-3200x2:64GB"
+    found = predict(["gpt-oss-120b:MXFP4"], [machine])
+    (point,) = found.points
+    assert (point.fits, point.lacking) == (False, None)
+    print_prediction(found, Console(width=160))
+    printed = capsys.readouterr().out
+    assert "GB in RAM" in printed
+    assert "not fit" not in printed
+
+
+def test_too_little_ram_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    found = predict(["gpt-oss-120b:MXFP4"], ["rtx-3090+ddr4-3200x2:40GB"])
+    (point,) = found.points
+    assert point.lacking is not None
+    assert point.lacking.startswith("needs 39.6 GB of RAM beside the card")
+    print_prediction(found, Console(width=160))
+    assert "does not fit" in capsys.readouterr().out
+    assert any("38.7 of 42.9 GB can be used" in note for note in point.notes)
+
+
+def test_what_cannot_run_is_not_called_faster(capsys: pytest.CaptureFixture[str]) -> None:
+    machine = "rtx-3090+ddr4-3200x2:64GB"
+    found = predict(["gpt-oss-120b:MXFP4", "qwen3-32b:Q4_K_M"], [machine], placement=Placement(gpu_layers="all"))
+    print_prediction(found, Console(width=200))
+    assert "gpt-oss-120b:MXFP4 would be faster, but does not fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "machine"),
+    [
+        ("gpt-oss-120b:MXFP4", "rtx-3090+ddr4-3200x2:64GB"),
+        ("gemma-3-12b:Q4_K_M", "gtx-1060-6gb+ddr4-3200x2:64GB"),  # its tied head has a second copy
+        ("qwen3-30b-a3b:Q4_K_M", "2xrtx-3060+ddr4-3200x2:64GB"),
+        ("qwen3-next-80b-a3b:Q4_K_M", "rtx-3090+ddr4-3200x2:64GB"),  # with states
+    ],
+)
+def test_memory_is_the_sum_of_its_places(model: str, machine: str) -> None:
+    for point in predict([model], [machine], batches=(1, 8), contexts=(512, 32768)).points:
+        assert point.placed is not None
+        held = [(at.weights_bytes or 0) + (at.kv_bytes or 0) + (at.compute_bytes or 0) for at in point.placed.memory]
+        assert sum(held) == pytest.approx(point.memory_bytes, abs=10)
+        assert sum(point.memory.values()) == pytest.approx(point.memory_bytes)
+
+
 def test_several_devices_are_marked_as_an_approximation() -> None:
     (point,) = predict(["llama-3.1-70b"], ["h100-sxm"], devices=4).points
     assert point.fits
@@ -289,8 +336,6 @@ def test_json_is_the_result(tmp_path: Path) -> None:
 
 
 def test_no_control_character_of_a_name_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from rich.console import Console
-
     file = tmp_path / "bad\x1b[31m\x07.yaml"
     file.write_text("from: llama-3.2-1b\n")
     print_prediction(predict([str(file)], ["apple-m2-pro"]), Console(width=120))
@@ -299,8 +344,6 @@ def test_no_control_character_of_a_name_is_printed(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("columns", [40, 80, 160])
 def test_the_table_fits_the_terminal(columns: int, capsys: pytest.CaptureFixture[str]) -> None:
-    from rich.console import Console
-
     found = predict(["olmoe-1b-7b", "llama-3.2-1b"], ["apple-m2-pro"], batches=(1, 8))
     print_prediction(found, Console(width=columns))
     text = capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def printable(text: str) -> str:
     """`text` with a question mark for whatever drives a terminal: names and messages quote what files say."""
@@ -26,3 +28,11 @@ class EngineError(BreakevenError):
 
 class NotSupportedError(UserError):
     """This build, machine or model cannot do what was asked; the text says what can."""
+
+
+def expanded(path: str | Path) -> Path:
+    """`path` with the home directory for its `~`. Raises UserError where that user has none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{printable(str(path))}: no home directory is known for it; write the path in full") from error

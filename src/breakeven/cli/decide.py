@@ -10,7 +10,7 @@ import typer
 
 import breakeven
 from breakeven.cli.words import Assume, Quiet
-from breakeven.errors import UserError
+from breakeven.errors import UserError, expanded
 
 app = typer.Typer()
 
@@ -60,7 +60,7 @@ def decide(
         said = json_text(again) if json else log_summary(again, directory / PAGE)
     else:
         # A link is named after the study that it leads to.
-        directory = out or Path("results") / study.expanduser().resolve().stem
+        directory = out or Path("results") / expanded(study).resolve().stem
         result = breakeven.decide(study, directory, assume=assume, on_phase=on_phase)
         said = json_text(result) if json else summary(result, directory / PAGE)
     if shown:

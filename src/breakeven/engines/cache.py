@@ -18,7 +18,7 @@ import psutil
 from breakeven.engines.synthesis.directory import write_tokenizer
 from breakeven.engines.synthesis.routing import ExpertUse
 from breakeven.engines.synthesis.write import RECIPE, Progress, synthesise
-from breakeven.errors import UserError
+from breakeven.errors import UserError, expanded
 from breakeven.model.architecture import ModelSpec
 
 
@@ -34,7 +34,7 @@ class CachedFile:
 def cache_directory() -> Path:
     """Where weight files are kept: `$XDG_CACHE_HOME/breakeven/weights`, else the platform's place for caches."""
     base = os.environ.get("XDG_CACHE_HOME")
-    home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    home = expanded("~") / ("Library/Caches" if sys.platform == "darwin" else ".cache")
     return (Path(base) if base else home) / "breakeven" / "weights"
 
 

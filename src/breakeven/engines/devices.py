@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER
-from breakeven.errors import UserError
+from breakeven.errors import UserError, expanded
 from breakeven.hardware.machine import MachineSpec
 from breakeven.hardware.placement import Placement
 
@@ -123,7 +123,7 @@ def find_llama_server(environment: Mapping[str, str] | None = None) -> Path:
     """
     inherited = os.environ if environment is None else environment
     if named := inherited.get(VARIABLE):
-        path = Path(named).expanduser()
+        path = expanded(named)
         found = shutil.which(str(path / "llama-server" if path.is_dir() else path))
         if found is None:
             raise UserError(f"{VARIABLE} is {named}, which is no executable; name a llama-server")

@@ -16,7 +16,7 @@ from typing import Any
 
 from breakeven.engines.backend import LM_STUDIO, Backend
 from breakeven.engines.borrowed import LOAD_TIMEOUT_S, MARK, BorrowedEngine, RefusedError, refuse_placement
-from breakeven.errors import EngineError, UserError
+from breakeven.errors import EngineError, UserError, expanded
 from breakeven.hardware.placement import AUTO, Placement
 
 VARIABLE = "BREAKEVEN_LMSTUDIO"
@@ -38,10 +38,10 @@ _POLL_S = 0.5
 def models_folder() -> Path:
     """Where it looks for models: as BREAKEVEN_LMSTUDIO_MODELS says, as its settings do, else its usual place."""
     if named := os.environ.get(FOLDER):
-        return Path(named).expanduser()
-    home = Path.home() / ".lmstudio"
+        return expanded(named)
+    home = expanded("~") / ".lmstudio"
     with contextlib.suppress(OSError):  # it writes down where its home is, where that was moved
-        home = Path((Path.home() / ".lmstudio-home-pointer").read_text(encoding="utf-8").strip() or home)
+        home = Path((expanded("~") / ".lmstudio-home-pointer").read_text(encoding="utf-8").strip() or home)
     with contextlib.suppress(OSError, ValueError, AttributeError):
         told = json.loads((home / "settings.json").read_text(encoding="utf-8")).get("downloadsFolder")
         if isinstance(told, str) and told:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from breakeven.engines.backend import SGLANG, Backend, open_url
 from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, free_port, log_lines
-from breakeven.errors import UserError
+from breakeven.errors import UserError, expanded
 
 VARIABLE = "BREAKEVEN_SGLANG"
 """Environment variable that may name a Python interpreter that has SGLang, or an `sglang` executable."""
@@ -54,7 +54,7 @@ def find_sglang() -> list[str]:
     PATH. Raises UserError when there is none.
     """
     if named := os.environ.get(VARIABLE):
-        found = shutil.which(str(Path(named).expanduser()))
+        found = shutil.which(str(expanded(named)))
         if found is None:
             raise UserError(f"{VARIABLE} is {named}, which is no executable; name a Python interpreter or an sglang")
         return [found, *_MODULE] if Path(named).name.startswith("python") else [found, "serve"]

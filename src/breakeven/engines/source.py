@@ -13,7 +13,7 @@ from breakeven.errors import UserError
 from breakeven.hardware.placement import split_served
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import OWN, GpuFormat, OwnFormat, default_format, format_named
-from breakeven.model.resolve import resolve_spec, split_format, weight_file
+from breakeven.model.resolve import path_of, resolve_spec, split_format, weight_file
 
 SYNTHETIC = "synthetic weights: speed and memory only"
 """What stands beside every number that weights of our own writing gave."""
@@ -57,7 +57,7 @@ def parse_source(text: str) -> Source:
     """Read one MODEL argument. Raises UserError for what does not exist or cannot be read."""
     if is_url(text):
         return Source(text, text.partition("#")[2] or text, None, url=text)
-    if "@" in text and not Path(text).expanduser().exists():
+    if "@" in text and not path_of(text).exists():
         model, engine, words = split_served(text)
         if engine is not None or words:
             source = parse_source(model)

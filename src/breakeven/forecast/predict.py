@@ -13,6 +13,8 @@ from dataclasses import replace
 from breakeven.errors import UserError
 from breakeven.forecast.asked import LLAMA_CPP, asked_model, assumed_notes, model_on, profiles_for
 from breakeven.forecast.constants import Profile, Range
+from breakeven.forecast.devices import host_bytes
+from breakeven.forecast.memory import Memory
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.residency import OFFLOAD_TOKENS
 from breakeven.forecast.routing import Routing, routing_known, skewed
@@ -73,7 +75,7 @@ def _room(model: StepModel, batch: int, context: int) -> list[str]:
         notes.append(f"{longest:,} tokens are more than the model's own limit of {model.spec.context:,}")
     if usable is None or (model.lies is None and model.fits(batch, context)):
         return notes
-    need = f"needs {model.memory_bytes(batch, context) / 1e9:.3g} GB, {usable / 1e9:.3g} GB can be used"
+    need = _needs(model, batch, context, usable)
     where = model.residency
     if model.lies is not None:
         return [*notes, *placement_notes(model)]
@@ -82,6 +84,17 @@ def _room(model: StepModel, batch: int, context: int) -> list[str]:
     away = where.away_bytes / model.terms.total_bytes
     notes.append(f"does not fit: {need}; {away:.0%} of the weights are read from disk (first approximation)")
     return notes
+
+
+def _lacking(model: StepModel, batch: int, context: int) -> str | None:
+    if model.lies is not None:
+        return model.lacking()
+    usable = model.usable_bytes()
+    return None if usable is None or model.fits(batch, context) else _needs(model, batch, context, usable)
+
+
+def _needs(model: StepModel, batch: int, context: int, usable: float) -> str:
+    return f"needs {model.memory_bytes(batch, context) / 1e9:.3g} GB, {usable / 1e9:.3g} GB can be used"
 
 
 def placement_notes(model: StepModel) -> list[str]:
@@ -95,10 +108,15 @@ def placement_notes(model: StepModel) -> list[str]:
             short = f"{need / 1e9:.3g} GB on {room.place}; {room.free_bytes / 1e9:.3g} GB are there"
             notes.append(f"does not fit: needs {short}; the times are what they would be if it did")
     host, need = model.profile.host_memory_bytes, lies.memory[HOST].total
-    if host is None and not where.whole:
-        notes.append(f"needs {need / 1e9:.3g} GB of RAM beside the card; how much there is was not said")
-    elif host is not None and not where.whole:
-        notes.append(f"needs {need / 1e9:.3g} GB of RAM beside the card; {host / 1e9:.3g} GB are there")
+    if not where.whole:
+        beside = f"needs {need / 1e9:.3g} GB of RAM" + (" beside the card" if lies.gpu_layers else "")
+        there = host_bytes(model.profile)
+        if host is None or there is None:
+            notes.append(f"{beside}; how much there is was not said")
+        elif need <= there or need > host:
+            notes.append(f"{beside}; {host / 1e9:.3g} GB are there")
+        else:
+            notes.append(f"{beside}; {there / 1e9:.3g} of {host / 1e9:.3g} GB can be used")
     if where.fixed_disk or where.experts_disk:
         notes.append("RAM is too small for it: the rest is paged from disk for every token (the best case is shown)")
     if not where.whole and model.profile.constants.stream_bytes_per_s is not None:
@@ -286,6 +304,7 @@ def _point(model: StepModel, name: str, machine: str, batch: int, context: int, 
     step = _span(model, "decode", lambda m: float(m.step_s(batch, context)))
     prefill = _span(model, "prefill", lambda m: float(m.prefill_s(prompt)))
     seconds = {part: float(value) for part, value in _taken(parts).items() if value.any()}
+    memory = _held(model, batch, context)
     return PredictedPoint(
         model=name,
         machine=machine,
@@ -300,7 +319,7 @@ def _point(model: StepModel, name: str, machine: str, batch: int, context: int, 
         prefill_tokens_per_s=prompt / prefill.value,
         prefill_s=prefill,
         fits=model.fits(batch, context),
-        memory_bytes=model.memory_bytes(batch, context),
+        memory_bytes=memory.total,
         bytes_read=float(parts.weight_bytes + parts.kv_bytes),
         bound=max(seconds, key=lambda part: seconds[part]),
         parts_s={str(part): value for part, value in seconds.items()},
@@ -308,9 +327,25 @@ def _point(model: StepModel, name: str, machine: str, batch: int, context: int, 
         prompt=prompt,
         reserve=round(max(context, model.reserve)),
         kv=model.kv,
-        memory=model.memory(batch, context).rows(),
+        memory=memory.rows(),
         placed=None if model.lies is None else model.lies.placed(),
         host_bytes=0.0 if model.lies is None else model.lies.memory[HOST].total,
+        lacking=_lacking(model, batch, context),
+    )
+
+
+def _held(model: StepModel, batch: int, context: int) -> Memory:
+    """What it takes: of a placed model in all places together, with the buffers and copies that each has."""
+    memory = model.memory(batch, context)
+    if model.lies is None:
+        return memory
+    places = model.lies.memory.values()
+    return Memory(
+        weights=sum(at.weights for at in places),
+        kv=max(sum(at.kv for at in places) - memory.state, 0.0),
+        state=memory.state,
+        compute=sum(at.compute for at in places),
+        output=sum(at.output for at in places),
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from breakeven.errors import UserError
+from breakeven.errors import UserError, expanded
 from breakeven.forecast.constants import PROFILE_SCHEMA, Constants, Error, Origin, Profile, Range
 from breakeven.forecast.residency import (
     CORE_FLOPS_PER_S,
@@ -256,7 +256,7 @@ SAME_MEMORY = 0.02
 def profile_directory() -> Path:
     """Where profiles are kept: `$XDG_DATA_HOME/breakeven/profiles`, else the platform's place for data."""
     base = os.environ.get("XDG_DATA_HOME")
-    home = Path.home() / ("Library/Application Support" if sys.platform == "darwin" else ".local/share")
+    home = expanded("~") / ("Library/Application Support" if sys.platform == "darwin" else ".local/share")
     return (Path(base) if base else home) / "breakeven" / "profiles"
 
 
@@ -313,7 +313,7 @@ def profile_named(
     """
     if machine == THIS:
         return _this(engine, devices, format_name)
-    path = Path(machine).expanduser()
+    path = expanded(machine)
     if path.suffix.lower() in (".json", ".yaml", ".yml"):
         return _from_file(path, engine, devices, format_name)
     return _described(machine_named(machine), engine, devices, format_name)

@@ -7,9 +7,8 @@ and the disk. Chips stay the catalogue's (`chips`); a file is read by `chip_file
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-from breakeven.errors import UserError
+from breakeven.errors import UserError, expanded
 from breakeven.hardware.chips import Chip, chip_or_none, devices_named
 from breakeven.hardware.machine import HostMemory, Machine, assembled, host_of, moved_of
 
@@ -33,7 +32,7 @@ def machine_named(text: str) -> Machine:
     if text.strip().lower().endswith(FILE_SUFFIXES):
         from breakeven.hardware.chip_file import read_described
 
-        return read_described(Path(text.strip()).expanduser())
+        return read_described(expanded(text.strip()))
     devices: list[Chip] = []
     once: dict[str, HostMemory | float] = {}
     for part in _parts(text):

@@ -10,7 +10,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from breakeven.errors import UserError
+from breakeven.errors import UserError, expanded
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.catalogue import find, lookup
 from breakeven.model.formats.named import format_named
@@ -38,10 +38,7 @@ def path_of(text: str) -> Path:
     """What a user typed as a path, `~` unfolded. Raises UserError for text that no path can be."""
     if "\0" in text or len(text) > _LONGEST_PATH or any(len(os.fsencode(part)) > 255 for part in text.split("/")):
         raise UserError(f"{shown(text)} is no name or path of a model; {_GIVE}")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{shown(text)}: {str(error).rstrip('.')}; write the path in full") from error
+    return expanded(text)
 
 
 def _resolved(text: str, assume: bool) -> ModelSpec:

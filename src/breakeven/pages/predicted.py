@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from rich.console import Console
 
@@ -123,7 +123,7 @@ def print_prediction(result: Prediction, console: Console) -> None:
         ratios = [ratio for ratio in result.ratios if ratio.machine == machine]
         _say_tables(console, _prediction_tables(points, ratios, console.width), parted=True)
         for pair in grouped(ratios, lambda ratio: ratio.model).values():
-            _say(console, _verdict(pair))
+            _say(console, _verdict(pair, points))
         for note, named in grouped(((n, p) for p in points for n in p.notes), lambda pair: pair[0]).items():
             _say(console, f"{_where([point for _, point in named], points)}{note}", style="dim")
         _say(console, f"Constants: {result.profiles[machine]}.", style="dim")
@@ -167,7 +167,11 @@ def _over(point: PredictedPoint, ratios: Sequence[PredictedRatio]) -> str:
 
 
 def _memory(point: PredictedPoint) -> str:
-    return bytes_text(point.memory_bytes) + ("" if point.fits else " does not fit")
+    """What it takes; what of it lies in host memory, where that is meant to; what does not fit, that it does not."""
+    total = bytes_text(point.memory_bytes)
+    if point.lacking is not None:
+        return f"{total}, does not fit"
+    return total if point.fits else f"{total}, {bytes_text(point.host_bytes)} in RAM"
 
 
 MEMORY_ROWS = {"Weights": ("weights",), "KV, state": ("kv", "state"), "Buffers": ("compute", "output")}
@@ -186,19 +190,28 @@ def _ratio(span: Estimate) -> str:
     return f"{span.value:.2f} ({span.low:.2f}-{span.high:.2f})"
 
 
-def _verdict(pair: Sequence[PredictedRatio]) -> str:
-    """What the intervals of two models' ratio say, over all batches and contexts."""
+def _verdict(pair: Sequence[PredictedRatio], points: Sequence[PredictedPoint]) -> str:
+    """What the intervals of two models' ratio say, over all batches and contexts.
+
+    Of a model that cannot run there, because a place is too small and nothing is read from disk, that it cannot.
+    """
+    cannot = {(p.model, p.batch, p.context) for p in points if p.lacking is not None and "disk" not in p.parts_s}
     said = [
         winner if len(some) == len(pair) else f"{winner} at {_loads(some, pair)}"
-        for winner, some in grouped(pair, _winner).items()
+        for winner, some in grouped(pair, lambda ratio: _winner(ratio, cannot)).items()
     ]
     return f"Decode, {pair[0].model} against {pair[0].over}: {'; '.join(said)}."
 
 
-def _winner(ratio: PredictedRatio) -> str:
+def _winner(ratio: PredictedRatio, cannot: Set[tuple[str, int, int]]) -> str:
     if ratio.decode.least > 1:
-        return f"{ratio.model} is faster"
-    return f"{ratio.over} is faster" if ratio.decode.most < 1 else "too close to call"
+        winner = ratio.model
+    elif ratio.decode.most < 1:
+        winner = ratio.over
+    else:
+        return "too close to call"
+    there = (winner, ratio.batch, ratio.context) not in cannot
+    return f"{winner} is faster" if there else f"{winner} would be faster, but does not fit"
 
 
 def _loads(some: Sequence[PredictedRatio], pair: Sequence[PredictedRatio]) -> str:

@@ -60,6 +60,8 @@ class PredictedPoint(msgspec.Struct, frozen=True, kw_only=True):
     """What llama.cpp puts where, with the memory of each place; None: everything lies on one device."""
     host_bytes: float = 0.0
     """Memory needed beside the devices."""
+    lacking: str | None = None
+    """Which memory is too small for it, with the numbers; None: none is, as far as is known."""
 
 
 class PredictedRatio(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from breakeven.answer.study.load import study_of
-from breakeven.errors import UserError
+from breakeven.errors import UserError, expanded
 from breakeven.traffic.words import parse_length, parse_rate
 from breakeven.traffic.workload import parse_slo
 
@@ -126,7 +126,7 @@ def _check_each(text: str, what: str, suffixes: tuple[str, ...], look_up: Callab
     for name in _words(text):
         if Path(name).suffix not in suffixes:
             look_up(name)
-        elif not Path(name).expanduser().exists():
+        elif not expanded(name).exists():
             raise UserError(f"{name} does not exist; give a {what}'s name or a file that is there")
     if not _words(text):
         raise UserError(f"give at least one {what}")
@@ -161,7 +161,7 @@ def _from(directory: Path, word: str) -> str:
     from breakeven.model.resolve import split_format
 
     name, format_name = split_format(word)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not (path.suffix and path.is_file()):
         return word
     return os.path.relpath(path, directory) + ("" if format_name is None else f":{format_name}")

@@ -16,7 +16,7 @@ from typing import Any
 from breakeven.answer.study.plan import QUESTION, CandidatePlan, Incoming, StudyPlan
 from breakeven.answer.study.price import Location
 from breakeven.answer.study.yaml_file import read_mapping, record_of
-from breakeven.errors import UserError
+from breakeven.errors import UserError, expanded
 from breakeven.results.cost import Api, Pricing, Rented
 from breakeven.traffic.traces.read import read_trace
 from breakeven.traffic.traces.rows import TraceRows
@@ -68,7 +68,7 @@ def read_study(path: Path) -> StudyPlan:
 
     Raises UserError naming file, key, what was found and what would be right.
     """
-    path = path.expanduser()
+    path = expanded(path)
     found = read_mapping(
         path,
         too_large="give a study file, not a trace",
@@ -209,7 +209,7 @@ def model_named(place: str, text: str, directory: Path) -> str:
 
     _ask(place, lambda: bare_name(text))
     name, format_name = split_format(text)
-    place_of = directory / Path(name).expanduser()
+    place_of = directory / expanded(name)
     if Path(name).suffix in _PATHS or place_of.is_file() or ("/" in name and place_of.is_dir()):
         path = str(existing(place, directory, name))
         return path if format_name is None else f"{path}:{format_name}"
@@ -269,7 +269,7 @@ def _ask(place: str, look_up: Callable[[], object]) -> None:
 
 def existing(place: str, directory: Path, text: str) -> Path:
     """A path made absolute. Raises UserError that begins with `place` where nothing is there."""
-    path = directory / Path(text).expanduser()
+    path = directory / expanded(text)
     if not path.exists():
         raise UserError(f"{place}: found {text!r}, which does not exist; paths count from the file's directory")
     return path.resolve()

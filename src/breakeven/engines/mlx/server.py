@@ -27,7 +27,7 @@ from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, free_port, log
 from breakeven.engines.synthesis.directory import CONFIG, synthesise_mlx
 from breakeven.engines.synthesis.write import Progress
 from breakeven.engines.vllm.directory import configuration_of, has_weights
-from breakeven.errors import NotSupportedError, UserError
+from breakeven.errors import NotSupportedError, UserError, expanded
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.resolve import weight_file
 
@@ -57,7 +57,7 @@ def find_mlx() -> str:
     Raises UserError when there is none.
     """
     if named := os.environ.get(VARIABLE):
-        found = shutil.which(str(Path(named).expanduser()))
+        found = shutil.which(str(expanded(named)))
         if found is None:
             raise UserError(f"{VARIABLE} is {named}, which is no executable; name an {NAME}")
         return found
@@ -92,7 +92,7 @@ def provide(
     cache, as the mlx-lm of the server found would store it. Raises NotSupportedError for a GGUF and for what that
     mlx-lm cannot build.
     """
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.suffix == ".gguf" or weight_file(text) is not None:
         raise NotSupportedError(f"{text}: MLX gets no GGUF from Breakeven; give a name or a directory in MLX's layout")
     if path.is_dir() and has_weights(path):

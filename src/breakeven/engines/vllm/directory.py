@@ -21,7 +21,7 @@ import msgspec
 from breakeven.engines.cache import cache_directory
 from breakeven.engines.synthesis.directory import vocabulary, write_tokenizer
 from breakeven.engines.synthesis.write import BOS, EOS, PAD
-from breakeven.errors import NotSupportedError, UserError
+from breakeven.errors import NotSupportedError, UserError, expanded
 from breakeven.model.architecture import DenseFfn, Gqa, ModelSpec, MoeFfn
 from breakeven.model.catalogue import published_config
 from breakeven.model.formats.gpu import GPU_FORMATS
@@ -188,7 +188,7 @@ def provide(text: str, spec: ModelSpec | None, format_name: str) -> Path:
     the configuration of its `spec`; both with a byte tokenizer where there is none, and to be loaded as dummy weights
     of `format_name`. Raises NotSupportedError for a GGUF, a format vLLM is not given, or a family not written here.
     """
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.suffix == ".gguf" or weight_file(text) is not None:
         raise NotSupportedError(
             f"{text}: vLLM gets no GGUF from Breakeven, nor does SGLang; give a name or a Hugging Face directory"
@@ -215,7 +215,7 @@ def configuration_of(text: str, spec: ModelSpec) -> _Config:
     Without its quantization, since weights that are drawn have the format they are asked for in. Raises
     NotSupportedError for a model that is neither catalogued nor of a family that is written.
     """
-    path = Path(bare_name(text)).expanduser()
+    path = expanded(bare_name(text))
     given = path / _CONFIG if path.is_dir() else path
     if given.suffix == ".json" and given.is_file():
         config = json.loads(given.read_text(encoding="utf-8"))
@@ -260,7 +260,7 @@ def dtype_of(directory: Path) -> str:
 
 def stored_format(text: str, spec: ModelSpec | None) -> str | None:
     """The format of a directory with weights that `text` names; None for everything else."""
-    given = Path(split_format(text)[0]).expanduser()
+    given = expanded(split_format(text)[0])
     if not given.is_dir() or not has_weights(given):
         return None
     if spec is not None and spec.quantization is not None:

@@ -20,7 +20,7 @@ from typing import Literal
 
 from breakeven.engines.backend import VLLM, Backend, open_url
 from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, free_port, log_lines
-from breakeven.errors import UserError
+from breakeven.errors import UserError, expanded
 
 VARIABLE = "BREAKEVEN_VLLM"
 """Environment variable that may name a Python interpreter that has vLLM, or a `vllm` executable."""
@@ -39,7 +39,7 @@ def find_vllm() -> list[str]:
     PATH. Raises UserError when there is none.
     """
     if named := os.environ.get(VARIABLE):
-        found = shutil.which(str(Path(named).expanduser()))
+        found = shutil.which(str(expanded(named)))
         if found is None:
             raise UserError(f"{VARIABLE} is {named}, which is no executable; name a Python interpreter or a vllm")
         return [found, *_MODULE] if Path(named).name.startswith("python") else [found]

@@ -10,7 +10,7 @@ from typing import Any
 
 from breakeven.answer.study.load import check_format, check_kv, existing, location_of, machine_named, model_named
 from breakeven.answer.study.yaml_file import read_mapping, record_of
-from breakeven.errors import NotSupportedError, UserError
+from breakeven.errors import NotSupportedError, UserError, expanded
 from breakeven.gateway.plan.check import check_plan
 from breakeven.gateway.plan.model import (
     LOCAL_ENDPOINTS,
@@ -42,7 +42,7 @@ def read_gateway(path: Path, environ: Mapping[str, str] = os.environ) -> Gateway
     Variables that it names must be set in `environ`; their values are looked at and not kept. Raises UserError naming
     file, key, what was found and what would be right.
     """
-    path = path.expanduser()
+    path = expanded(path)
     found = read_mapping(
         path,
         too_large="give a gateway file, not a log",
@@ -157,4 +157,4 @@ def _policy(plan: PolicyPlan, backends: tuple[BackendPlan, ...]) -> PolicyPlan:
 
 
 def _placed(directory: Path, path: Path | None) -> Path | None:
-    return None if path is None else (directory / path.expanduser()).resolve()
+    return None if path is None else (directory / expanded(path)).resolve()

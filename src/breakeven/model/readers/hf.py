@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from breakeven.errors import UserError
+from breakeven.errors import UserError, expanded
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import check_count, mtp_params
 from breakeven.model.formats.published import SAID_IN
@@ -164,7 +164,7 @@ def read_hf(where: str) -> ModelSpec:
     What lies beside the configuration gives the published total. Raises UserError for an unreadable or unknown
     configuration, for a count that misses the published total by over 3 %, and for a hub id that cannot be fetched.
     """
-    path = Path(where).expanduser()
+    path = expanded(where)
     if path.is_dir():
         found = next((path / name for name in (CONFIG, PARAMS) if (path / name).is_file()), None)
         if found is None:
