@@ -213,3 +213,31 @@ def test_a_result_of_another_kind_is_refused(tmp_path: Path, estimate: Estimate)
     text = HEAD + PAIR.replace("{name: dense,", "{name: dense, measured: seen,")
     with pytest.raises(UserError, match=r"breakeven\.compare/1"):
         decide(read_study(study(tmp_path, text)))
+
+
+def test_a_placement_in_a_study_is_what_is_predicted(tmp_path: Path) -> None:
+    """Experts of more layers in host memory: more of it needed, and slower."""
+    study = tmp_path / "study.yaml"
+
+    def decided(experts: int) -> tuple[str, float]:
+        study.write_text(
+            f"""
+load: {{rate: 0.02, prompt: 256, output: 64}}
+slo: {{ttft: 60s}}
+candidates:
+  - name: moe
+    model: gpt-oss-20b:MXFP4
+    machine: rtx-3090+ddr4-3200x2:64GB
+    placement: {{cpu_moe: {experts}}}
+  - {{name: dense, model: qwen3-14b, format: Q4_K_M, machine: rtx-3090}}
+"""
+        )
+        found = decide(read_study(study))
+        moe = next(one for one in found.candidates if one.name == "moe")
+        assert moe.capacity_per_s is not None
+        return " ".join(moe.notes), moe.capacity_per_s.value
+
+    (some, faster), (all_of_them, slower) = decided(4), decided(24)
+    assert "experts of 4 in host memory" in some
+    assert "experts of 24 in host memory" in all_of_them
+    assert faster > slower

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from breakeven.hardware.machine import Gpu as Gpu
     from breakeven.hardware.machine import Machine as Machine
     from breakeven.hardware.machine import MachineSpec as MachineSpec
+    from breakeven.hardware.placement import Placement as Placement
+    from breakeven.hardware.placement import placement_of as placement_of
     from breakeven.lab.experts import Surgery as Surgery
     from breakeven.results.cost import Api as Api
     from breakeven.results.cost import Own as Own
@@ -62,6 +64,8 @@ _HOMES = {
     "Autoscale": ("forecast.simulator.policy", "Autoscale"),
     "CalibrateOptions": ("runs.calibrate", "CalibrateOptions"),
     "CapacityOptions": ("runs.capacity", "CapacityOptions"),
+    "Placement": ("hardware.placement", "Placement"),
+    "placement_of": ("hardware.placement", "placement_of"),
     "CostOptions": ("answer.cost", "CostOptions"),
     "Fleet": ("forecast.simulator.policy", "Fleet"),
     "Gpu": ("hardware.machine", "Gpu"),

@@ -18,6 +18,7 @@ from breakeven.forecast.model import StepModel
 from breakeven.forecast.serving import TrialReplica, capacity_of, mean_batch, prefill_share, replica_of
 from breakeven.forecast.simulator.policy import policy_named
 from breakeven.forecast.simulator.run import policy_of
+from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.layouts.derive import assuming
 from breakeven.model.quality import QualityScore, quality_of
 from breakeven.price.break_even import Offer, break_evens_of
@@ -58,6 +59,7 @@ class CostOptions:
     devices: int | None = None
     format_name: str | None = None
     kv: str | None = None
+    placement: Placement = AUTO
     assume: bool = False
     pricing: Own | Rented | None = None
     apis: Mapping[str, Api] = field(default_factory=dict)
@@ -100,7 +102,7 @@ def served_as(
     count = devices or options.devices
     if profile is None:
         profile = profiles_for([asked], machine, options.engine, count)[0]
-    model = model_on(asked, profile, count, kv=options.kv)
+    model = model_on(asked, profile, count, kv=options.kv, placement=options.placement)
     workload, trace = with_answers(options.workload, options.trace, options.answers.get(name))
     pricing, note = replica_price(profile, options.pricing, model.devices)
     traffic = priced_traffic(workload, trace, options.cached_share)

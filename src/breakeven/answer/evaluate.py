@@ -15,10 +15,12 @@ from breakeven.answer.worlds import Contender, Doubt, doubt_of
 from breakeven.errors import UserError
 from breakeven.forecast.asked import asked_model, assumed_notes, model_on, profiles_for
 from breakeven.forecast.model import StepModel
+from breakeven.forecast.predict import placement_notes
 from breakeven.forecast.residency import ON_DEVICE
 from breakeven.forecast.serving import capacity_of, latency_points
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of as engine_policy
+from breakeven.hardware.placement import AUTO
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.resolve import resolve_spec
 from breakeven.price.pricing import Power, PricedTraffic, power_of
@@ -103,7 +105,7 @@ def model_of(plan: CandidatePlan, format_name: str | None = None) -> StepModel:
     said = {"memory_bytes": plan.memory_bytes, "host_memory_bytes": plan.host_memory_bytes}
     if changed := {name: value for name, value in said.items() if value is not None}:
         profile = msgspec.structs.replace(profile, **changed)
-    return model_on(asked, profile, plan.devices, kv=plan.kv)
+    return model_on(asked, profile, plan.devices, kv=plan.kv, placement=plan.placement or AUTO)
 
 
 def policy_of(plan: CandidatePlan, model: StepModel, context: float) -> Policy:
@@ -140,7 +142,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         provenance="predicted",
         needed_bytes=model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens)),
         available_bytes=room_bytes(model),
-        notes=[*assumed_notes(model.spec), *notes],
+        notes=[*assumed_notes(model.spec), *placement_notes(model), *notes],
     )
     if not found.fits and plan.measured is None:
         return found
@@ -218,8 +220,10 @@ def bill_of(plan: CandidatePlan, model: StepModel) -> tuple[Pricing | None, Powe
 def placed(model: StepModel, context: float) -> StepModel:
     """With host memory beside the device, what does not fit the device moves there, as llama.cpp does it.
 
-    Host memory that the study does not name is not counted on.
+    A placement that was asked for stays as it is. Host memory that the study does not name is not counted on.
     """
+    if model.placement != AUTO:
+        return model.placed(SLOTS_BESIDE_HOST, context)
     if model.profile.host_memory_bytes is None or model.fits(1, context):
         return replace(model, residency=ON_DEVICE, lies=None)
     return model.placed(SLOTS_BESIDE_HOST, context)

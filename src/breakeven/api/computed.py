@@ -98,17 +98,22 @@ def simulate(
     kv_tokens: int | None = None,
     kv: str | None = None,
     assume: bool = False,
+    gpu_layers: str | int | None = None,
+    cpu_moe: str | int | None = None,
+    device: str | None = None,
+    tensor_split: str | None = None,
 ) -> SimulationStudy:
     """How the engine would answer `traffic`, without running it, as `breakeven simulate` does.
 
     `traffic` holds the words of the command line: `Traffic(rate="5,20", slo="ttft=1s")`; with `schedule`, a file that a
     run wrote, only its service level counts. `slots`, `step_tokens` and `kv_tokens` None: what the engine does and what
-    fits. `model`, `format`, `kv` and `assume` as for `predict`. Raises UserError for unknown names, traffic that makes
-    no sense and a model that does not fit.
+    fits. `model`, `format`, `kv`, `assume` and what lies where as for `predict`. Raises UserError for unknown names,
+    traffic that makes no sense and a model that does not fit.
     """
     with assuming(assume):
         asked = asked_model(model, format)
-    steps = model_on(asked, profiles_for([asked], machine, engine, devices)[0], devices, kv=kv)
+    lies = placement_of(gpu_layers, cpu_moe, device, tensor_split)
+    steps = model_on(asked, profiles_for([asked], machine, engine, devices)[0], devices, kv=kv, placement=lies)
 
     def policy(length: float | None) -> Policy:
         usual = policy_of(steps, length)

@@ -11,7 +11,17 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Assume, EngineByMachine, Format, Kv, print_json
+from breakeven.cli.words import (
+    Assume,
+    CpuMoe,
+    Device,
+    EngineByMachine,
+    Format,
+    GpuLayers,
+    Kv,
+    TensorSplit,
+    print_json,
+)
 from breakeven.errors import UserError
 
 app = typer.Typer()
@@ -36,11 +46,15 @@ breakeven cost gemma-3-12b --machine rtx-5090 --own 4000,3,0.30,80,500 --score g
 @app.command(help=EXAMPLES)
 def cost(
     models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...", show_default=False)] = None,
-    machine: Annotated[str, typer.Option(help="A chip's name, a profile or chip file, or this.")] = "this",
+    machine: Annotated[str, typer.Option(help="A chip, chip+ddr5-5600x2:64GB, a file, or this.")] = "this",
     engine: EngineByMachine = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Devices of one replica.", show_default="1")] = None,
     format_name: Format = None,
     kv: Kv = None,
+    gpu_layers: GpuLayers = None,
+    cpu_moe: CpuMoe = None,
+    device: Device = None,
+    tensor_split: TensorSplit = None,
     assume: Assume = False,
     rate: Annotated[str | None, typer.Option(help="Requests/s: 1,10,100.", show_default="around the capacity")] = None,
     usd_per_hour: Annotated[float | None, typer.Option(help="Rent of one replica.", show_default="catalogue")] = None,
@@ -94,6 +108,7 @@ def cost(
         devices=devices,
         format_name=format_name,
         kv=kv,
+        placement=breakeven.placement_of(gpu_layers, cpu_moe, device, tensor_split),
         assume=assume,
         pricing=_pricing(usd_per_hour, own),
         apis=dict(_api(text) for text in api or ()),

@@ -76,7 +76,7 @@ def _room(model: StepModel, batch: int, context: int) -> list[str]:
     need = f"needs {model.memory_bytes(batch, context) / 1e9:.3g} GB, {usable / 1e9:.3g} GB can be used"
     where = model.residency
     if model.lies is not None:
-        return [*notes, *_placed(model, usable)]
+        return [*notes, *placement_notes(model)]
     if where.whole:
         return [*notes, f"does not fit: {need}; the times are what they would be if it did"]
     away = where.away_bytes / model.terms.total_bytes
@@ -84,10 +84,11 @@ def _room(model: StepModel, batch: int, context: int) -> list[str]:
     return notes
 
 
-def _placed(model: StepModel, usable: float) -> list[str]:
+def placement_notes(model: StepModel) -> list[str]:
     """Where a model lies that does not lie on its devices alone, and which place is too small."""
     lies, where = model.lies, model.residency
-    assert lies is not None
+    if lies is None:
+        return []
     notes = [] if where.whole else [lies.placed().words()]
     for room in model.rooms():
         if (need := lies.memory[room.place].total if room.place in lies.memory else 0.0) > room.free_bytes:

@@ -117,9 +117,9 @@ def _check_models(text: str) -> None:
 
 
 def _check_machines(text: str) -> None:
-    from breakeven.hardware.chips import chip_named
+    from breakeven.hardware.described import machine_named
 
-    _check_each(text, "machine", (".yaml", ".yml", ".json"), lambda name: name == "this" or chip_named(name))
+    _check_each(text, "machine", (".yaml", ".yml", ".json"), lambda name: name == "this" or machine_named(name))
 
 
 def _check_each(text: str, what: str, suffixes: tuple[str, ...], look_up: Callable[[str], object]) -> None:
@@ -186,11 +186,11 @@ def _format_lines(model: str, machine: str) -> list[str]:
 def _format(machine: str) -> str:
     """The weight format people commonly run there; a file and `this` may be anything, so llama.cpp's usual one."""
     from breakeven.forecast.profiles import default_engine
-    from breakeven.hardware.chips import chip_named
+    from breakeven.hardware.described import machine_named
 
     if machine == "this" or Path(machine).suffix:
         return "Q4_K_M"
-    chip = chip_named(machine)
+    chip = machine_named(machine).devices[0]
     if default_engine(chip) == "llama.cpp":
         return "Q4_K_M"
     return "fp8" if "fp8" in chip.peak_flops else "bf16"

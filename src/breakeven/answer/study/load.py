@@ -219,14 +219,14 @@ def model_named(place: str, text: str, directory: Path) -> str:
 
 
 def machine_named(place: str, text: str, directory: Path) -> str:
-    """A path made absolute, "this" as it is, a chip's name checked. Raises UserError that begins with `place`."""
+    """A path made absolute, "this" as it is, a machine in words checked. Raises UserError that begins with `place`."""
     if text == "this":
         return text
     if Path(text).suffix in _PATHS:
         return str(existing(place, directory, text))
-    from breakeven.hardware.chips import chip_named
+    from breakeven.hardware import described
 
-    _ask(place, lambda: chip_named(text))
+    _ask(place, lambda: described.machine_named(text))
     return text
 
 

@@ -195,11 +195,11 @@ def _known_model(text: str) -> str | None:
 
 
 def _slug_of(machine: str) -> str | None:
-    """The chip of that name, where it is one that files can name."""
-    from breakeven.hardware.chips import chip_named
+    """The machine, where it is one that files can name."""
+    from breakeven.hardware.described import machine_named
 
     try:
-        chip_named(machine)
+        machine_named(machine)
     except UserError:
         return None
     return machine

@@ -20,6 +20,7 @@ from breakeven.forecast.simulator.run import policy_of
 from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.route.speed import GRAIN, Cell, Observed, SpeedTable
 from breakeven.gateway.route.view import Speed
+from breakeven.hardware.placement import AUTO, Placement
 
 Floats = NDArray[np.float64]
 
@@ -59,7 +60,8 @@ def table_of(backend: BackendPlan) -> SpeedTable:
     slots = local.slots if local is not None else backend.slots
     try:
         kv = backend.kv or (local.kv if local is not None else None)
-        made = _table(model, backend.machine, engine, name, backend.devices, slots, backend.context, kv)
+        lies = (local.placement if local is not None else None) or AUTO
+        made = _table(model, backend.machine, engine, name, backend.devices, slots, backend.context, kv, lies)
     except UserError as error:
         raise UserError(f"backend {backend.name}: {error}") from error
     # Each backend has its own answers, so its own usual length.
@@ -79,9 +81,10 @@ def _table(
     slots: int | None,
     context: int | None,
     kv: str | None,
+    placement: Placement,
 ) -> SpeedTable:
     asked = asked_model(model, format_name)
-    steps = model_on(asked, profiles_for([asked], machine, engine, devices)[0], devices, kv=kv)
+    steps = model_on(asked, profiles_for([asked], machine, engine, devices)[0], devices, kv=kv, placement=placement)
     policy = policy_of(steps)
     if slots is not None:
         policy = replace(policy, max_sequences=slots, max_step_tokens=max(policy.max_step_tokens, slots))
