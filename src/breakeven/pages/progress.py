@@ -149,7 +149,8 @@ def _headline(state: ProgressState) -> str:
         spent += f" of at most {seconds_text(state.budget_s)}"
     if state.done_bytes is not None and state.total_bytes is not None:
         return f"{phase}: {bytes_text(state.done_bytes)} of {bytes_text(state.total_bytes)}, {spent}"
-    return f"{phase}: {spent}"
+    # A whole sentence is something to know, not something that is under way.
+    return phase if phase.endswith(".") else f"{phase}: {spent}"
 
 
 def _share(state: ProgressState) -> float | None:
