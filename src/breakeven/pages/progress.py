@@ -143,7 +143,7 @@ def ratio_bar(row: RatioRow, scale: float, width: int = BAR_WIDTH) -> str:
 
 
 def _headline(state: ProgressState) -> str:
-    phase = f"{state.phase} {state.subject}".rstrip()
+    phase = printable(f"{state.phase} {state.subject}".rstrip())
     spent = f"{state.elapsed_s:.0f} s" if state.elapsed_s < 100 else seconds_text(state.elapsed_s)
     if state.budget_s is not None:
         spent += f" of at most {seconds_text(state.budget_s)}"
