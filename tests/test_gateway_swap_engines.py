@@ -18,15 +18,16 @@ import psutil
 import pytest
 
 from breakeven.engines.source import parse_source
-from breakeven.engines.start import start, weights_of
+from breakeven.engines.start import ENGINES, start, weights_of
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan
 from breakeven.gateway.plan.origins import READER_SLO, plan_of_models
 from breakeven.gateway.shared.layout import Count, Known, State, UnderWay
 from breakeven.gateway.swap.effects import EngineFailed, EngineLoaded, Engines, EngineUnloaded, Event, scrubbed
-from breakeven.gateway.swap.needs import check_local, local_backends, needs_of, threads_of
+from breakeven.gateway.swap.needs import check_local, is_synthetic, local_backends, needs_of, threads_of
 from breakeven.gateway.swap.types import prepare
-from breakeven.gateway.swap.watch import Swapper
+from breakeven.gateway.swap.watch import Swapper, _recipe
+from breakeven.hardware.placement import Placement
 from tests.gateway_swap_fixtures import Pretending, ask, block_for, described, plan_of
 
 PATIENCE_S = 90.0
@@ -165,6 +166,34 @@ def test_engines_share_the_processors() -> None:
     assert set(threads_of(backends, needs, 100 * 10**9).values()) == {max(1, cpus // 2)}
     alone = max(need.bytes for need in needs)
     assert set(threads_of(backends, needs, alone).values()) == {cpus}
+
+
+def test_made_up_weights_are_said_to_be_made_up_in_every_engine(tmp_path: Path) -> None:
+    model = described(tmp_path, "llama")
+    for engine in ENGINES:
+        assert is_synthetic(local("a", model, engine=engine)), engine
+    assert not is_synthetic(BackendPlan(name="far", url="http://127.0.0.1:1/v1"))
+
+
+def test_a_directory_with_weights_is_not_made_up(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "vocab_size": 256}
+    config |= {"intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2, "torch_dtype": "bfloat16"}
+    config |= {"max_position_embeddings": 1024, "num_key_value_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    header = json.dumps({"packed": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"x")
+    assert not is_synthetic(local("a", tmp_path, engine="vllm"))
+    assert is_synthetic(local("a", tmp_path))  # llama.cpp reads no such file, so it gets a made-up one
+
+
+def test_another_placement_is_another_engine(pair: GatewayPlan) -> None:
+    dense = pair.backends[0]
+    assert dense.local is not None
+    same = replace(dense, local=replace(dense.local, pinned=True))
+    for changed in ({"placement": Placement(gpu_layers=0)}, {"arguments": ("--no-mmap",)}):
+        other = replace(dense, local=replace(dense.local, **changed))
+        assert _recipe(other) != _recipe(dense)
+    assert _recipe(same) == _recipe(dense)
 
 
 def test_one_command_makes_a_plan() -> None:

@@ -195,6 +195,7 @@ def _row(**changed: object) -> bytes:
         (b'{"\\u001b[31mZ": {"shape": 3}}', "has no shape"),
         (b"{" + b"," * 2_000_000 + b"}", "holds more than 1,000,000 values"),
         (None, "not a safetensors file"),
+        (b"{}", "hold no tensors"),
     ],
 )
 def test_a_hostile_safetensors_header_is_refused(header: bytes | None, told: str, tmp_path: Path) -> None:

@@ -273,6 +273,15 @@ def test_what_hangs_or_never_stops_writing_is_ended_with_its_children(
     assert not [command for command in commands if command in ("sleep 98765", "yes breakeven-never-ends")]
 
 
+def test_what_a_build_says_does_not_drive_the_terminal(tmp_path: Path) -> None:
+    help_text = HELP if "--list-devices" in HELP else f"{HELP}\n  --list-devices\n"
+    listed = "Available devices:\n  GPU\x1b[31m0: a card\x1b]0;x\x07 (100 MiB, 90 MiB free)\n"
+    binary = read_binary(script(tmp_path / "llama-server", help_text, listed, "version: \x1b[31m9\x07 (abc)"))
+    assert binary.version == "?[31m9? (abc)"
+    (device,) = binary.devices
+    assert (device.place, device.description) == ("GPU?[31m0", "a card?]0;x?")
+
+
 def test_a_device_that_runs_out_of_memory_is_said_to_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moe_gguf: Path
 ) -> None:

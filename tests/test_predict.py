@@ -256,6 +256,15 @@ def test_too_little_ram_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert any("38.7 of 42.9 GB can be used" in note for note in point.notes)
 
 
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [("rtx-3090", True), ("rtx-3090+ram:64GB", True), ("rtx-3090+ddr4-3200x2:64GB", False)],
+)
+def test_a_rate_of_ram_that_was_not_said_is_named(machine: str, said: bool) -> None:
+    (point,) = predict(["gpt-oss-120b:MXFP4"], [machine]).points
+    assert any(re.fullmatch(r"how fast its RAM is was not said; read at \d+ GB/s", n) for n in point.notes) is said
+
+
 def test_what_cannot_run_is_not_called_faster(capsys: pytest.CaptureFixture[str]) -> None:
     machine = "rtx-3090+ddr4-3200x2:64GB"
     found = predict(["gpt-oss-120b:MXFP4", "qwen3-32b:Q4_K_M"], [machine], placement=Placement(gpu_layers="all"))

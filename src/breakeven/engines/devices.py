@@ -22,7 +22,7 @@ from typing import Literal
 import msgspec
 
 from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER
-from breakeven.errors import UserError, expanded
+from breakeven.errors import UserError, expanded, printable
 from breakeven.hardware.machine import MachineSpec
 from breakeven.hardware.placement import Placement
 from breakeven.hardware.system import kill_session
@@ -250,10 +250,15 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
             said = []
             for file in (out, err):
                 file.seek(0)
-                said.append(file.read(_MOST_SAID_BYTES).decode(errors="replace").replace("\r\n", "\n"))
+                said.append(_plain(file.read(_MOST_SAID_BYTES).decode(errors="replace")))
             return subprocess.CompletedProcess(command, child.returncode, *said)
     except OSError as error:
         raise UserError(f"{command[0]} cannot be run ({error.strerror}); name a llama-server in {VARIABLE}") from None
+
+
+def _plain(text: str) -> str:
+    """Lines without what drives a terminal: names and versions in them are shown."""
+    return "\n".join(printable(line.replace("\t", " ")) for line in text.replace("\r\n", "\n").split("\n"))
 
 
 def _wait(child: subprocess.Popen[bytes], files: Sequence[int], words: str) -> None:

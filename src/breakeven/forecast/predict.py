@@ -16,7 +16,7 @@ from breakeven.forecast.constants import Profile, Range
 from breakeven.forecast.devices import host_bytes
 from breakeven.forecast.memory import Memory
 from breakeven.forecast.model import StepModel
-from breakeven.forecast.residency import OFFLOAD_TOKENS
+from breakeven.forecast.residency import HOST_BYTES_PER_S, OFFLOAD_TOKENS
 from breakeven.forecast.routing import Routing, routing_known, skewed
 from breakeven.forecast.terms import Floats, Parts
 from breakeven.hardware.placement import AUTO, HOST, Placement
@@ -117,6 +117,10 @@ def placement_notes(model: StepModel) -> list[str]:
             notes.append(f"{beside}; {host / 1e9:.3g} GB are there")
         else:
             notes.append(f"{beside}; {there / 1e9:.3g} of {host / 1e9:.3g} GB can be used")
+        known = model.profile.host is not None and model.profile.host.bandwidth_bytes_per_s is not None
+        if model.profile.chip is not None and not known:
+            rate = model.profile.constants.host_bytes_per_s or HOST_BYTES_PER_S
+            notes.append(f"how fast its RAM is was not said; read at {rate / 1e9:.3g} GB/s")
     if where.fixed_disk or where.experts_disk:
         notes.append("RAM is too small for it: the rest is paged from disk for every token (the best case is shown)")
     if not where.whole and model.profile.constants.stream_bytes_per_s is not None:

@@ -143,13 +143,14 @@ def ratio_bar(row: RatioRow, scale: float, width: int = BAR_WIDTH) -> str:
 
 
 def _headline(state: ProgressState) -> str:
-    phase = f"{state.phase} {state.subject}".rstrip()
+    phase = printable(f"{state.phase} {state.subject}".rstrip())
     spent = f"{state.elapsed_s:.0f} s" if state.elapsed_s < 100 else seconds_text(state.elapsed_s)
     if state.budget_s is not None:
         spent += f" of at most {seconds_text(state.budget_s)}"
     if state.done_bytes is not None and state.total_bytes is not None:
         return f"{phase}: {bytes_text(state.done_bytes)} of {bytes_text(state.total_bytes)}, {spent}"
-    return f"{phase}: {spent}"
+    # A whole sentence is something to know, not something that is under way.
+    return phase if phase.endswith(".") else f"{phase}: {spent}"
 
 
 def _share(state: ProgressState) -> float | None:

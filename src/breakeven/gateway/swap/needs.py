@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from breakeven.engines.backend import LLAMA_CPP
 from breakeven.engines.memory import RESERVE, need_of
 from breakeven.engines.source import Source, parse_source
 from breakeven.engines.start import engine_named, format_of, kv_type
+from breakeven.engines.vllm.directory import stored_format
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.swap.types import EngineNeed, check_budget
@@ -40,9 +40,14 @@ def budget_of(plan: GatewayPlan, held_bytes: int = 0) -> int:
 
 
 def is_synthetic(backend: BackendPlan) -> bool:
-    """Its weights are written by Breakeven from a description, so it answers at the right speed with noise."""
+    """Its weights are made up from a description, in whichever engine, so it answers at the right speed with noise."""
     plan = backend.local
-    return plan is not None and plan.engine == LLAMA_CPP and parse_source(plan.model).synthetic
+    if plan is None:
+        return False
+    source = parse_source(plan.model)
+    # A directory with weights is a description to llama.cpp, which reads none but a file's.
+    held = engine_named(plan.engine).formats is not None and stored_format(source.text, source.spec) is not None
+    return source.synthetic and not held
 
 
 def check_local(plan: GatewayPlan) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -201,5 +202,4 @@ def _recipe(backend: BackendPlan | None) -> object:
         return None
     local = backend.local
     embeds = "/v1/embeddings" in backend.endpoints
-    how = (local.model, local.engine, local.format, local.kv, local.context, local.slots, local.threads)
-    return (*how, backend.served_model or backend.name, embeds)
+    return replace(local, pinned=False), backend.served_model or backend.name, embeds

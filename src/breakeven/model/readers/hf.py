@@ -212,6 +212,8 @@ def _read_hub(hub_id: str) -> ModelSpec:
 
 
 def _checked(spec: ModelSpec, total: int | None) -> ModelSpec:
+    if total == 0:
+        raise UserError(f"{spec.source}: its weight files hold no tensors; give the directory as it was published")
     check_count(spec, total)
     return replace(spec, published_total_params=total)
 
