@@ -252,6 +252,27 @@ def test_what_is_no_llama_server_is_said_to_be_none(tmp_path: Path, monkeypatch:
     assert devices.find_llama_server() == found
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a script of Unix's")
+def test_what_hangs_or_never_stops_writing_is_ended_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrapper(name: str, line: str) -> Path:
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\n{line}\nexit 0\n")  # no exec: the program is a child of the script
+        path.chmod(0o755)
+        return path
+
+    monkeypatch.setattr(devices, "_ASK_TIMEOUT_S", 0.5)
+    with pytest.raises(UserError, match="hanging --help did not answer within"):
+        read_binary(wrapper("hanging", "sleep 98765"))
+    monkeypatch.setattr(devices, "_ASK_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(devices, "_MOST_SAID_BYTES", 10**6)
+    with pytest.raises(UserError, match="writing --help writes without end"):
+        read_binary(wrapper("writing", "yes breakeven-never-ends"))
+    commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands if command in ("sleep 98765", "yes breakeven-never-ends")]
+
+
 def test_a_device_that_runs_out_of_memory_is_said_to_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moe_gguf: Path
 ) -> None:

@@ -200,6 +200,15 @@ def test_a_smaller_format_is_offered_before_another_model() -> None:
         check_room(BIG, "F16", CARD, 3e9, context=2048)
 
 
+def test_advice_looks_into_no_more_models_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading and counting the whole catalogue takes seconds, so what is looked into is counted."""
+    looked: list[str] = []
+    monkeypatch.setattr("breakeven.forecast.memory.lookup", lambda name: looked.append(name) or lookup(name))
+    with pytest.raises(UserError, match="would fit"):
+        check_room(lookup("gpt-oss-120b"), "MXFP4", [DeviceRoom("CUDA0", 24 * GB)], 32 * GB, context=8192)
+    assert 1 <= len(looked) < 10
+
+
 def test_a_model_that_fits_is_placed() -> None:
     card = [DeviceRoom("CUDA0", 24 * GB)]
     found = check_room(lookup("gpt-oss-120b"), "MXFP4", card, 64 * GB, context=8192)

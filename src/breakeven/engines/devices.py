@@ -12,6 +12,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,7 @@ from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER
 from breakeven.errors import UserError, expanded
 from breakeven.hardware.machine import MachineSpec
 from breakeven.hardware.placement import Placement
+from breakeven.hardware.system import kill_session
 
 VARIABLE = "BREAKEVEN_LLAMA_SERVER"
 """Environment variable that may name a `llama-server` executable, or that of ik_llama.cpp."""
@@ -31,6 +34,8 @@ HOMEBREW = (str(Path("/opt", "homebrew/bin")), "/usr/local/bin", str(Path("/home
 Kind = Literal["gpu", "igpu", "cpu", "accel"]
 
 _ASK_TIMEOUT_S = 60.0
+_LOOK_S = 0.1
+_MOST_SAID_BYTES = 2**24
 _MIB = 2**20
 _DEVICE = re.compile(r"^\s+(\S+): (.*?) \((\d+) MiB, (\d+) MiB free\)\s*$", re.MULTILINE)
 _OLD_CUDA = re.compile(r"^\s+Device (\d+): (.+?), compute capability .*?(?:VRAM: (\d+) MiB)?\s*$", re.MULTILINE)
@@ -228,15 +233,39 @@ def _kind(kind: Kind, description: str) -> Kind:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run to its end. A program that hangs, or writes without end, is ended with all that it started.
+
+    It writes into files: a pipe that some child of a wrapper script keeps open would never end.
+    """
+    words = " ".join([Path(command[0]).name, *command[1:]])
     try:
-        return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_ASK_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired:
-        words = " ".join([Path(command[0]).name, *command[1:]])
-        raise UserError(f"{words} did not answer within {_ASK_TIMEOUT_S:.0f} s; name another in {VARIABLE}") from None
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
+            try:
+                _wait(child, [out.fileno(), err.fileno()], words)
+            except BaseException:
+                kill_session(child.pid)
+                child.wait()
+                raise
+            said = []
+            for file in (out, err):
+                file.seek(0)
+                said.append(file.read(_MOST_SAID_BYTES).decode(errors="replace").replace("\r\n", "\n"))
+            return subprocess.CompletedProcess(command, child.returncode, *said)
     except OSError as error:
         raise UserError(f"{command[0]} cannot be run ({error.strerror}); name a llama-server in {VARIABLE}") from None
+
+
+def _wait(child: subprocess.Popen[bytes], files: Sequence[int], words: str) -> None:
+    until = time.monotonic() + _ASK_TIMEOUT_S
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_LOOK_S)
+            return
+        if sum(os.fstat(fd).st_size for fd in files) > _MOST_SAID_BYTES:
+            raise UserError(f"{words} writes without end; name another in {VARIABLE}")
+        if time.monotonic() > until:
+            raise UserError(f"{words} did not answer within {_ASK_TIMEOUT_S:.0f} s; name another in {VARIABLE}")
 
 
 def check_devices(placement: Placement, gpus: Sequence[EngineDevice], engine: str, build: str) -> None:

@@ -19,7 +19,7 @@ from breakeven.forecast.terms import AttentionGroup, Terms
 from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import file_bytes, total_params
-from breakeven.model.catalogue import lookup, names
+from breakeven.model.catalogue import by_size, lookup
 from breakeven.model.formats.named import label
 from breakeven.model.reserved import ONE_LOGIT_BUILD, cells, compute_bytes, output_bytes
 
@@ -155,7 +155,8 @@ def check_room(
     if missing is None:
         return placed
     advice = "a shorter context, fewer slots or a larger machine would help"
-    room = sum(d.free_bytes for d in devices if not d.unified) + (host_bytes or 0.0)
+    left = LLAMA_CPP_MARGIN_BYTES if placement.fitted else 0.0
+    room = sum(max(d.free_bytes - left, 0.0) for d in devices if not d.unified) + (host_bytes or 0.0)
     if placement != AUTO and tried(spec, format_name, AUTO)[1] is None:
         advice = "--gpu-layers auto fits"
     elif smaller := _smaller_format(spec, format_name, room, lambda other: tried(spec, other)[1] is None):
@@ -164,8 +165,7 @@ def check_room(
         # Never a model of the other kind: which of the two kinds it should be is what is asked.
         nearest = "Q4_K_M" if spec.stored is not None else format_name
         each = file_bytes(spec, format_name) / total_params(spec)
-        alike = [(total_params(lookup(name)), name) for name in names() if lookup(name).is_moe == spec.is_moe]
-        small = (name for n, name in sorted(alike, reverse=True) if n * each < room)
+        small = (name for n, name in by_size(moe=spec.is_moe) if n * each < room)
         found = next((name for name in small if tried(lookup(name), nearest)[1] is None), None)
         advice = f"{found} would fit" if found is not None else advice
     raise UserError(f"{spec.name} in {label(spec, format_name)} {missing}; {advice}")

@@ -114,6 +114,13 @@ def entries() -> tuple[CatalogueEntry, ...]:
     return tuple(CatalogueEntry(name, models[name]) for name in sorted(models))
 
 
+@lru_cache(maxsize=2)
+def by_size(*, moe: bool) -> tuple[tuple[int, str], ...]:
+    """Parameters as published and short name of every model that routes, or of every other, the largest first."""
+    alike = [entry for entry in entries() if entry.facts.is_moe == moe]
+    return tuple(sorted(((total_of(entry), entry.name) for entry in alike), reverse=True))
+
+
 @lru_cache(maxsize=256)
 def _spec(short: str) -> ModelSpec:
     return spec_from_facts(next(entry.facts for entry in entries() if entry.name == short))
