@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import breakeven
 from breakeven.errors import BreakevenError
 from breakeven.hardware.chips import chip_named
 from breakeven.hardware.devices import _pci_ids, apple_gpus, joined, read_gpus
@@ -145,6 +147,25 @@ def test_what_only_an_engine_sees_comes_after() -> None:
         ("NVIDIA GeForce RTX 3090", None),
         ("llvmpipe (LLVM 15.0.6, 256 bits)", "Vulkan0"),
     ]
+
+
+def test_a_machine_lists_what_engines_here_can_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = tmp_path / "llama-server"
+    flags = "--model X\n--ctx-size N\n--parallel N\n--port N\n--batch-size N\n--list-devices"
+    devices = "  Vulkan7: A card that is not in any list (8192 MiB, 8000 MiB free)"
+    server.write_text(f"#!/bin/sh\ncase $1 in --help) echo '{flags}';; --list-devices) echo '{devices}';; esac\n")
+    server.chmod(0o755)
+    monkeypatch.setenv("BREAKEVEN_LLAMA_SERVER", str(server))
+    (gpu,) = [gpu for gpu in breakeven.machine().gpus if gpu.place == "Vulkan7"]
+    assert (gpu.name, gpu.memory_bytes, gpu.driver) == ("A card that is not in any list", 8 * GIB, "llama-server")
+    assert not any(gpu.place == "Vulkan7" for gpu in breakeven.machine(listed=()).gpus)
+
+
+def test_an_engine_that_tells_no_memory_leaves_it_as_sold() -> None:
+    (card,) = joined(
+        [msgspec.structs.replace(CARD, memory_told=False)], [Gpu(CARD.name, 0, "b", False, "CUDA0", False)]
+    )
+    assert (card.place, card.memory_bytes, card.memory_told) == ("CUDA0", 24 * GIB, False)
 
 
 def test_an_engine_tells_the_memory_that_a_driver_does_not() -> None:

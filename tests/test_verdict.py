@@ -76,6 +76,13 @@ def test_an_interval_that_holds_one_is_no_difference() -> None:
     assert any("larger --budget" in line for line in found.would_change)
 
 
+def test_a_wide_interval_is_not_called_the_same_speed() -> None:
+    found = verdict(pair(0.6, half=0.8))
+    assert found.winner is None
+    assert found.headline.startswith("No difference found, and none ruled out: moe decodes 0.60 (")
+    assert "the same speed" in verdict(pair(1.01)).headline
+
+
 def test_a_flip_names_both_sides_of_the_line() -> None:
     found = verdict(pair(1.2), pair(1.0, streams=2), pair(0.8, streams=4))
     assert found.winner is None

@@ -70,18 +70,34 @@ def machines(name: str | None = None) -> Sequence[Chip] | Chip | Machine:
     return chip if found == Machine(name=found.name, devices=(chip,)) else found
 
 
-def machine(measure: bool = False, listed: Sequence[Gpu] = ()) -> MachineSpec:
+def machine(measure: bool = False, listed: Sequence[Gpu] | None = None) -> MachineSpec:
     """This machine as an engine sees it: CPU, cores and memory this process may use, caches, GPUs.
 
     `measure`: also the rate at which all those cores read the memory, in about two seconds. `listed`: devices as an
-    engine names them, which are joined to what the drivers tell. Raises BreakevenError where there is too little free
-    memory to measure in.
+    engine names them, which are joined to what the drivers tell; None: the engines here are asked, in a second or two.
+    Raises BreakevenError where there is too little free memory to measure in.
     """
     from breakeven.hardware.memory import measured
     from breakeven.hardware.reader import read_machine
 
-    here = read_machine(listed)
+    here = read_machine(_of_engines() if listed is None else listed)
     return measured(here) if measure else here
+
+
+def _of_engines() -> list[Gpu]:
+    """GPUs as engines here name them; what two engines call by one name is one device."""
+    from breakeven.engines.devices import listed
+    from breakeven.hardware.machine import Gpu
+
+    found: dict[str, Gpu] = {}
+    for device in listed():
+        if device.is_gpu:
+            told = device.memory_bytes is not None
+            gpu = Gpu(
+                device.description, device.memory_bytes or 0, device.engine, device.kind == "igpu", device.place, told
+            )
+            found.setdefault(device.place, gpu)
+    return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,9 @@ def _rate(machine: breakeven.MachineSpec) -> str:
 
 def _gpu(gpu: breakeven.Gpu) -> str:
     memory = _size(gpu.memory_bytes)
-    if gpu.unified:
+    if not gpu.memory_bytes:
+        memory = "memory not available"
+    elif gpu.unified:
         memory += " of the machine's own"
     elif not gpu.memory_told:
         memory += " as sold (no driver tells it; for NVIDIA install the extra gpu)"

@@ -318,8 +318,9 @@ def joined(read: Sequence[Gpu], listed: Sequence[Gpu]) -> list[Gpu]:
             continue
         at, gpu = alike[0], found[alike[0]]
         if gpu.place is None:
-            memory = gpu.memory_bytes if gpu.memory_told else device.memory_bytes
-            found[at] = msgspec.structs.replace(gpu, place=device.place, memory_bytes=memory, memory_told=True)
+            memory = gpu.memory_bytes if gpu.memory_told or not device.memory_told else device.memory_bytes
+            told = gpu.memory_told or device.memory_told
+            found[at] = msgspec.structs.replace(gpu, place=device.place, memory_bytes=memory, memory_told=told)
         ways[at].add(way)
     return found
 

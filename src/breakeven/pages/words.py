@@ -166,7 +166,8 @@ def caveats_of(result: Comparison) -> list[str]:
         SYNTHETIC_CAVEAT in caveat.lower() for caveat in caveats
     ):
         caveats.insert(0, SYNTHETIC_CAVEAT)
-    return [caveat[:1].upper() + caveat[1:] for caveat in caveats]
+    names = tuple(model.name for model in result.models)
+    return [caveat if caveat.startswith(names) else caveat[:1].upper() + caveat[1:] for caveat in caveats]
 
 
 def noise_text(noise: NoiseRecord) -> str:

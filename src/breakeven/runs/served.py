@@ -119,13 +119,17 @@ def check_fit(
             room = sum(gpu.free_bytes or 0 for gpu in gpus) - FITTING_MARGIN_BYTES
             pools[way.engine.name] = (wanted, wanted <= room)
     together = len(needs) < 2 or (host_bytes <= RESERVE * free and all(fits for _, fits in pools.values()))
-    if together and len(pools) < 2:
+    lent = sum("--rpc" in way.arguments and source.url is None for source, way in zip(sources, ways, strict=True)) > 1
+    if together and len(pools) < 2 and not lent:
         return None
     parts = ", ".join(f"{name} {need / 1e9:.1f} GB" for name, need in needs.items())
     extra_s = MIN_ROUNDS * sum(needs.values()) / READ_BYTES_PER_S
     where = "on the device" if host_bytes <= RESERVE * free else f"in the {free / 1e9:.1f} GB that are free"
+    why = f"the candidates do not fit side by side {where} ({parts})"
+    if lent and together:
+        why = "what --rpc lends serves one engine at a time"
     return (
-        f"the candidates do not fit side by side {where} ({parts}), so they take turns: each is"
+        f"{why}, so they take turns: each is"
         f" loaded {MIN_ROUNDS} times or more, about {_time(extra_s)} beside the budget at 1 GB/s"
     )
 

@@ -11,6 +11,8 @@ from breakeven.stats.estimate import Estimate
 DECODE, PREFILL = "decode_tokens_per_s", "prefill_tokens_per_s"
 EXPLAINED = 0.10
 """A ratio of bytes within this of the ratio of rates counts as its explanation."""
+SAME = 0.25
+"""An interval wider than this to each side says nothing of two speeds being the same."""
 
 
 def decide(
@@ -78,6 +80,12 @@ def _headline(models: Sequence[ModelResult], decode: Sequence[Pair], pairs: Sequ
         return f"Too few pairs to say whether {a} or {b} is faster here; give a larger --budget."
     if not any(won.values()):
         closest = min(decode, key=lambda p: _width(p.ratio))
+        if _width(closest.ratio) > SAME:
+            span = f"{closest.ratio.value:.2f} ({closest.ratio.low:.2f} to {closest.ratio.high:.2f})"
+            return (
+                f"No difference found, and none ruled out: {a} decodes {span} times as fast as {b} here with "
+                f"{_streams(closest.streams)}; give a larger --budget, or a quieter machine."
+            )
         return (
             f"No difference found: {a} and {b} decode at the same speed here, "
             f"within {_percent(_width(closest.ratio))} ({_streams(closest.streams)})."

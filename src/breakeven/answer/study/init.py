@@ -235,7 +235,7 @@ QUESTIONS = (
     ),
     InterviewQuestion(
         "machines",
-        "On which machines? (`breakeven machines` lists them; this: the one here)",
+        "On which machines? (`breakeven machines` lists them; with RAM: rtx-3090+ddr4-3200x2:64GB; here: this)",
         "rtx-4090",
         _check_machines,
     ),
@@ -287,7 +287,8 @@ constraints:
 # fine_tuning: {{per_year: 4, adapters: 0}}
 
 # A price is that of one replica, all its devices together. A hosted model has no machine, but a price a million tokens:
-# `price: {{api: {{input: 0.05, output: 0.08}}}}`. A machine may also be a profile that `breakeven calibrate` wrote.
+# `price: {{api: {{input: 0.05, output: 0.08}}}}`. A machine may also be words such as
+# rtx-3090+ddr4-3200x2:64GB, or a profile that `breakeven calibrate` wrote.
 candidates:
 {candidates}
 """
