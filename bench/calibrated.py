@@ -27,7 +27,8 @@ from breakeven.measure.events import read_events
 from breakeven.measure.progress import ProgressState
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.resolve import resolve_spec
-from breakeven.runs.calibrate import CalibrateOptions, calibrate, observations_of
+from breakeven.runs.calibrate import CalibrateOptions, calibrate
+from breakeven.runs.observed import observations_of
 
 KEPT = Path(__file__).parent / "data" / "steps_2_cores.json"
 UNSEEN: tuple[ModelSpec, ...] = (

@@ -192,7 +192,7 @@ def test_the_table_says_each_format() -> None:
 @pytest.mark.parametrize("kv", [name for name in KV_TYPES if name != "fp8"])
 def test_a_cache_has_the_bytes_of_its_type(kv: str) -> None:
     def memory(kv: str | None) -> float:
-        return predict(["qwen3-32b"], ["rtx-3090"], contexts=(32_768,), kv=kv).points[0].memory_bytes
+        return predict(["qwen3-32b"], ["rtx-3090"], contexts=(32_768,), kv=kv).points[0].memory["kv"]
 
     spec = lookup("qwen3-32b")
     change = kv_bytes(spec, 32_768, kv_element_bytes(kv)) - kv_bytes(spec, 32_768)

@@ -18,7 +18,8 @@ from breakeven.measure.events import BlockDone, BlockStarted, Event, RequestDone
 from breakeven.measure.probe import step_s
 from breakeven.measure.progress import ProgressState
 from breakeven.pages.calibration import calibration_json, calibration_lines
-from breakeven.runs.calibrate import CalibrateOptions, Calibration, busy_watts, calibrate, finished, observations_of
+from breakeven.runs.calibrate import CalibrateOptions, Calibration, calibrate
+from breakeven.runs.observed import busy_watts, finished, observations_of
 
 PROBES = (
     dense("tiny-d256x4", 256, 4, 768, 4, 2),

@@ -25,8 +25,10 @@ from breakeven.forecast.calibration.parameters import (
 from breakeven.forecast.calibration.probes import SETS, SMALL, dense, loads_for, moe, probes_for, slots_and_context
 from breakeven.forecast.constants import Constants
 from breakeven.forecast.terms import step_parts, step_s, terms_of
+from breakeven.hardware.placement import MemoryAt, Placed
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import file_bytes
+from breakeven.runs.observed import residency_as_placed
 
 FORMAT = "Q4_K_M"
 TRUTH = Constants(
@@ -285,3 +287,112 @@ def test_probes_fit_the_memory_they_are_given() -> None:
     slots, context = slots_and_context(loads_for(gpu=False))
     assert slots == 8
     assert context == 768
+
+
+HOST_TRUTH = msgspec.structs.replace(
+    TRUTH,
+    tile=1,
+    tile_cost={},
+    host_bytes_per_s=6e9,
+    host_flops_per_s=3e10,
+    stream_bytes_per_s=2e9,
+    handover_s=1e-4,
+)
+PLACED = tuple(spec for spec in SMALL if spec.is_moe)[:4] + tuple(spec for spec in SMALL if not spec.is_moe)[:3]
+
+
+def placed_steps(specs: tuple[ModelSpec, ...], truth: Constants, noise: float = 0.0) -> list[Observation]:
+    """The same with none, half and all experts of what routes in host memory, at loads on both sides of 32 tokens."""
+    rng = np.random.default_rng(1)
+    found = []
+    for spec in specs:
+        layers, terms = len(spec.layers), terms_of(spec, FORMAT)
+        for away in (0, layers // 2, layers) if spec.is_moe else (0,):
+            placed = Placed(how="asked", gpu_layers=layers + 1, layers=layers + 1, cpu_moe=away)
+            where = residency_as_placed(placed, spec, FORMAT)
+            assert where is not None
+            for phase, streams, tokens in (
+                *(("decode", n, 40.0) for n in (1, 2, 4, 8)),
+                ("decode", 2, 520.0),
+                *(("prefill", 1, n) for n in (24.0, 128.0, 512.0)),
+            ):
+                blank = Observation(spec.name, terms, phase, streams, tokens, 1.0, 1, where)  # type: ignore[arg-type]
+                seconds = float(step_parts(terms, truth, *arguments(blank), where).total_s)
+                seconds *= math.exp(noise * rng.standard_normal())
+                found.append(Observation(spec.name, terms, blank.phase, streams, tokens, seconds, 1, where))
+    return found
+
+
+@settings(max_examples=3, deadline=None, derandomize=True)
+@given(st.floats(2e9, 2e10), st.floats(5e8, 1e10), st.floats(2e-5, 5e-4))
+def test_the_path_to_host_memory_comes_back(host: float, stream: float, handover: float) -> None:
+    truth = msgspec.structs.replace(
+        HOST_TRUTH, host_bytes_per_s=host, host_flops_per_s=5.0 * host, stream_bytes_per_s=stream, handover_s=handover
+    )
+    found = fit(placed_steps(PLACED, truth))
+    constants = found.constants
+    assert constants.stream_bytes_per_s == pytest.approx(stream, rel=0.05)
+    assert constants.handover_s == pytest.approx(handover, rel=0.1)
+    for name in ("host_bytes_per_s", "host_flops_per_s"):
+        if name not in found.at_prior:  # of reading and multiplying the longer alone shows
+            true = getattr(truth, name)
+            assert abs(math.log(getattr(constants, name) / true)) < max(0.06, 2.0 * found.spread[name])
+    unseen = placed_steps(UNSEEN, truth)
+    assert float(np.median(errors(constants, unseen))) < 0.03
+
+
+def test_an_unseen_model_is_predicted_wherever_its_experts_lie() -> None:
+    seen = placed_steps(PLACED, HOST_TRUTH, noise=0.05)
+    found = fit(seen)
+    unseen = placed_steps(UNSEEN, HOST_TRUTH)
+    off = errors(found.constants, unseen)
+    assert float(np.median(off)) < 0.1
+    decode = [x for x in unseen if x.phase == "decode" and x.model == "unseen-m" and x.sequences == 1]
+    predicted = table(decode).log_predicted(found.constants)
+    assert [int(i) for i in np.argsort(predicted)] == [int(i) for i in np.argsort([x.seconds for x in decode])]
+    assert {"stream_bytes_per_s", "handover_s"} <= set(found.spread)
+    told = errors_of(leave_models_out(seen, found))
+    assert {(e.phase, e.kind, e.spilled) for e in told} == {
+        (phase, kind, spilled)
+        for phase in ("decode", "prefill")
+        for kind in ("dense", "moe")
+        for spilled in (False, True)
+    }
+    assert all(e.n == 4 for e in told if e.spilled and e.kind == "moe")
+    assert all(e.n == 0 for e in told if e.spilled and e.kind == "dense")
+
+
+def test_one_shape_is_fitted_with_what_it_can_tell() -> None:
+    truth = msgspec.structs.replace(TRUTH, tile=1, tile_cost={}, step_s=0.0, layer_s=0.0, element_s=0.0, overlap=0.99)
+    alone = steps(SMALL[:1], truth)
+    found = fit(alone, few=True)
+    assert {"layer_s", "step_s", "element_s", "overlap"} <= set(found.at_prior)
+    assert float(np.median(np.abs(found.residuals))) < 0.05
+    with pytest.raises(BreakevenError, match="too few"):
+        fit(alone)
+    with pytest.raises(BreakevenError, match="too few"):
+        fit(alone[:2], few=True)
+
+
+@pytest.mark.parametrize(
+    ("placed", "whole"),
+    [
+        (None, True),
+        (Placed(how="asked", gpu_layers=0, layers=9), True),
+        (Placed(how="fitted", gpu_layers=9, layers=9), True),
+        (Placed(how="asked", gpu_layers=9, layers=9, cpu_moe=3), False),
+        (Placed(how="asked", gpu_layers=4, layers=9), False),
+        (
+            Placed(how="fitted", memory=[MemoryAt(place="GPU", held_bytes=99), MemoryAt(place="host", held_bytes=1)]),
+            True,
+        ),
+        (
+            Placed(how="fitted", memory=[MemoryAt(place="GPU", held_bytes=5), MemoryAt(place="host", held_bytes=5)]),
+            None,
+        ),
+    ],
+)
+def test_where_a_probe_lay_is_as_its_engine_said(placed: Placed | None, whole: bool | None) -> None:
+    spec = next(spec for spec in SMALL if spec.name == "probe-m1024x8-e32k4")
+    where = residency_as_placed(placed, spec, FORMAT)
+    assert (where.whole if where else None) == whole

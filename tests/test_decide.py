@@ -92,6 +92,13 @@ def test_what_does_not_fit_is_ruled_out_and_the_rest_decided(tmp_path: Path) -> 
     assert any("huge" in reason for reason in result.verdict.because)
 
 
+def test_devices_of_a_machine_in_words_are_all_used_unless_told(tmp_path: Path) -> None:
+    lines = [PAIR.splitlines()[2].replace("rtx-4090", "2xrtx-4090"), PAIR.splitlines()[3]]
+    lines.append(lines[0].replace("dense,", "one,").replace("price:", "devices: 1, price:"))
+    found = read_study(study(tmp_path, "\n".join([HEAD, "candidates:", *lines]))).candidates
+    assert [plan.devices for plan in found] == [2, 1, 1]
+
+
 def test_an_api_costs_nothing_when_nobody_asks(tmp_path: Path) -> None:
     text = HEAD + PAIR + HOSTED
     result = decide(read_study(study(tmp_path, text)))

@@ -369,7 +369,7 @@ def test_the_table_fits_the_terminal(columns: int, capsys: pytest.CaptureFixture
         (["olmoe-1b-7b", "--machine", "h100-sxm", "--batch", "0"], "--batch 0"),
         (["olmoe-1b-7b", "--machine", "h100-sxm", "--context", "1k"], "--context 1k"),
         (["olmoe-1b-7b", "--machine", "h100-sxm", "--format", "q9"], "no weight format"),
-        (["olmoe-1b-7b", "--machine", "h100-sxm", "--engine", "ollama"], "ollama"),
+        (["olmoe-1b-7b", "--machine", "h100-sxm", "--engine", "mlx"], "mlx"),
         (["olmoe-1b-7b", "--machine", "h100-sxm", "--routing", "x=y"], "MODEL=FILE"),
         (["olmoe-1b-7b"], "breakeven calibrate"),
     ],

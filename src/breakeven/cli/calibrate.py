@@ -31,12 +31,19 @@ breakeven calibrate
 breakeven calibrate --format Q8_0 --budget 5m
 breakeven calibrate --engine vllm --out here.json
 breakeven calibrate --engine llama-server --gpu-layers all
+breakeven calibrate http://localhost:8080/v1#my-model --shape qwen3-30b-a3b:Q4_K_M
 breakeven calibrate --list
 """
 
 
 @app.command(help=EXAMPLES)
 def calibrate(
+    urls: Annotated[
+        list[str] | None, typer.Argument(metavar="[URL]...", help="Servers of known shape to measure instead.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option("--shape", help="Model that the URL serves, for each URL in order.")
+    ] = None,
     engine: Engine = None,
     gpu_layers: GpuLayers = None,
     cpu_moe: CpuMoe = None,
@@ -73,6 +80,8 @@ def calibrate(
         device=device,
         tensor_split=tensor_split,
         engine_flags=tuple(engine_flag or ()),
+        urls=tuple(urls or ()),
+        shapes=tuple(shape or ()),
     )
     if list_only:
         typer.echo("\n".join(plan_lines(options)))

@@ -11,9 +11,16 @@ from typing import Literal
 import msgspec
 
 from breakeven.hardware.chips import Chip
-from breakeven.hardware.machine import HostMemory, MachineSpec
+from breakeven.hardware.machine import Gpu, HostMemory, MachineSpec
 
 PROFILE_SCHEMA = "breakeven.calibration/1"
+STEP_ENGINES = {"llama-server": "llama.cpp", "ollama": "llama.cpp", "lmstudio": "llama.cpp", "sglang": "vllm"}
+"""Engines that step, place and reserve as another does: whose model of a step stands for them."""
+
+
+def step_engine(name: str) -> str:
+    """The engine whose model of a step stands for this one."""
+    return STEP_ENGINES.get(name, name)
 
 
 class Constants(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,11 +121,22 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float | None = None
     at_prior: list[str] = []
     """Constants that the data could not identify and that stand at their prior."""
+    spread: dict[str, float] = {}
+    """By fitted constant: how far it may be off, as the standard deviation of its logarithm."""
+    unknown: list[str] = []
+    """In words: what was measured cannot tell this."""
+    kv: str | None = None
+    """Type of keys and values while it was measured; None: not told."""
+    placements: list[str] = []
+    """In words: where the probes' weights lay."""
     sources: list[str] = []
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """One machine and engine build. `chip` where it is a catalogued device, `machine` where it was probed."""
+    """One machine and engine build. `chip` where it is a catalogued device, `machine` where it was probed.
+
+    `engine` is the one whose model of a step it is (`step_engine`); `origin.engine` the one that ran.
+    """
 
     schema: str = PROFILE_SCHEMA
     name: str
@@ -136,6 +154,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     others: list[Profile] = []
     """Further devices where they are unlike; `devices` counts all of them."""
     chip: Chip | None = None
+    device: Gpu | None = None
+    """The device that the probes lay on, as their engine lists it."""
     machine: MachineSpec | None = None
     idle_w: float | None = None
     busy_w: float | None = None

@@ -110,12 +110,16 @@ BACKENDS = {"NVIDIA": "CUDA", "AMD": "ROCm", "Intel": "SYCL"}
 
 def device_names(profiles: Sequence[Profile]) -> list[str]:
     """CUDA0, CUDA1, ...: devices as llama.cpp lists them; Vulkan where the maker is not known."""
+    if (first := profiles[0].device) is not None and first.place and len(profiles) == 1:
+        return [first.place]
     kinds = [BACKENDS.get(p.chip.name.split()[0] if p.chip else "", "Vulkan") for p in profiles]
     return [f"{kind}{kinds[:i].count(kind)}" for i, kind in enumerate(kinds)]
 
 
 def apart(profile: Profile) -> bool:
     """Whether the devices have memory of their own, beside the host's."""
+    if profile.device is not None:
+        return not profile.device.unified
     if profile.chip is not None:
         return profile.chip.chip_class in SEPARATE_MEMORY
     return bool(profile.machine and any(not gpu.unified for gpu in profile.machine.gpus))
@@ -127,7 +131,8 @@ def usable(profile: Profile) -> float | None:
         return None
     one = float(profile.memory_bytes)
     if profile.chip is None:
-        return one * USABLE
+        margin = profile.engine == "llama.cpp" and profile.device is not None
+        return max(one - LLAMA_CPP_MARGIN_BYTES, 0.0) if margin else one * USABLE
     if profile.chip.chip_class in SEPARATE_MEMORY:
         return max(one - LLAMA_CPP_MARGIN_BYTES, 0.0) if profile.engine == "llama.cpp" else USABLE * one
     # Of a chip that shares its memory with the system, the data-sheet profile has taken the system's part off.

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from breakeven.errors import UserError, expanded
-from breakeven.forecast.constants import PROFILE_SCHEMA, Constants, Error, Origin, Profile, Range
+from breakeven.forecast.constants import PROFILE_SCHEMA, Constants, Error, Origin, Profile, Range, step_engine
 from breakeven.forecast.residency import (
     CORE_FLOPS_PER_S,
     HOST_FLOPS_PER_S,
@@ -263,7 +263,7 @@ def profile_directory() -> Path:
 def save_profile(profile: Profile, path: Path | None = None) -> Path:
     """Write a profile, by default where `profile_named` finds it; returns where. Raises UserError when it cannot."""
     if path is None:
-        parts = (profile.name, profile.engine, profile.origin.format, f"{profile.devices}x", profile.origin.date)
+        parts = (profile.name, profile.origin.engine, profile.origin.format, f"{profile.devices}x", profile.origin.date)
         path = profile_directory() / f"{_slug('-'.join(p for p in parts if p))}.json"
     content = msgspec.json.format(msgspec.json.encode(profile), indent=2)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -342,17 +342,18 @@ def engine_of_format(format_name: str) -> str | None:
 
 def _this(engine: str | None, devices: int | None, format_name: str | None) -> Profile:
     known = profiles_here(read_machine())
-    fitting = [p for p in known if engine in (None, p.engine) and devices in (None, p.devices)]
+    fitting = [p for p in known if engine in (None, p.origin.engine, p.engine) and devices in (None, p.devices)]
     if not fitting:
         wanted = f" with {engine}" if engine else ""
         wanted += f" on {devices} devices" if devices and devices > 1 else ""
-        others = ", ".join(sorted({p.engine for p in known}))
+        others = ", ".join(sorted({p.origin.engine for p in known}))
         raise UserError(
             f"this machine has not been calibrated{wanted}; run `breakeven calibrate"
             + (f" --engine {engine}`" if engine else "`")
             + ", or name a chip with --machine (`breakeven machines` lists them)"
             + (f"; calibrated so far: {others}" if others else "")
         )
+    fitting.sort(key=lambda p: engine not in (None, p.origin.engine))  # the engine itself before its relatives
     same_format = [p for p in fitting if _lower(p.origin.format) == _lower(format_name)]
     return (same_format or fitting)[0]
 
@@ -360,16 +361,16 @@ def _this(engine: str | None, devices: int | None, format_name: str | None) -> P
 def _from_file(path: Path, engine: str | None, devices: int | None, format_name: str | None) -> Profile:
     if path.suffix.lower() == ".json" and _is_profile(path):
         profile = load_profile(path)
-        if engine not in (None, profile.engine):
-            raise UserError(
-                f"{path} is a profile of {profile.engine}, not of {engine}; give one of {engine}, or leave --engine out"
-            )
+        if engine not in (None, profile.engine, profile.origin.engine):
+            found = f"{path} is a profile of {profile.origin.engine}, not of {engine}"
+            raise UserError(f"{found}; give one of {engine}, or leave --engine out")
         return profile
     return _described(machine_named(str(path)), engine, devices, format_name)
 
 
 def _described(machine: Machine, engine: str | None, devices: int | None, format_name: str | None) -> Profile:
-    return profile_of_machine(machine, engine or default_engine(machine.devices[0], format_name), devices, format_name)
+    chosen = step_engine(engine or default_engine(machine.devices[0], format_name))
+    return profile_of_machine(machine, chosen, devices, format_name)
 
 
 def _is_profile(path: Path) -> bool:

@@ -111,6 +111,25 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
+def copied(tokens: Floats, constants: Constants) -> NDArray[np.bool_]:
+    """Whether a step of so many tokens copies host weights over the link and multiplies on the device."""
+    none = constants.stream_bytes_per_s is None
+    return np.zeros(np.shape(tokens), dtype=bool) if none else np.asarray(tokens >= OFFLOAD_TOKENS)
+
+
+def on_device(where: Residency, constants: Constants, tokens: Floats) -> tuple[Floats, Floats]:
+    """Shares of a step's matrix products that the devices compute: outside routed experts, and in them.
+
+    All of them where nothing is known of what the CPU reaches: then it costs no more than reading.
+    """
+    one = np.ones(np.shape(tokens))
+    if where.whole or constants.host_flops_per_s is None:
+        return one, one
+    here = copied(tokens, constants)
+    plain, routed = where.fixed_host + where.fixed_disk, where.experts_host + where.experts_disk
+    return np.where(here, 1.0, 1.0 - plain), np.where(here, 1.0, 1.0 - routed)
+
+
 @dataclass(frozen=True, slots=True)
 class Away:
     """What a step pays for what does not lie on the devices, in seconds."""
@@ -145,18 +164,18 @@ def away_s(
     in_host = fixed_bytes * where.fixed_host + expert_bytes * where.experts_host
     on_disk = fixed_bytes * where.fixed_disk + expert_bytes * where.experts_disk
     stream = constants.stream_bytes_per_s
-    copied = np.zeros(np.shape(tokens), dtype=bool) if stream is None else tokens >= OFFLOAD_TOKENS
+    over_link = copied(tokens, constants)
     multiplied, attended = 0.0 * tokens, 0.0 * tokens
     if constants.host_flops_per_s is not None:
         plain, routed = weight_flops
         away = plain * (where.fixed_host + where.fixed_disk) + routed * (where.experts_host + where.experts_disk)
         multiplied = tokens * away / constants.host_flops_per_s
         attended = attention_flops * where.kv_host / constants.host_flops_per_s
-    host_s = np.where(copied, 0.0, np.maximum(in_host / rate, multiplied))
+    host_s = np.where(over_link, 0.0, np.maximum(in_host / rate, multiplied))
     host_s = host_s + np.maximum(kv_bytes * where.kv_host / rate, attended)
-    link_s = where.handovers * np.where(copied, 0.0, constants.handover_s)
+    link_s = where.handovers * np.where(over_link, 0.0, constants.handover_s)
     if stream is not None:
-        link_s = link_s + np.where(copied, (in_host + on_disk) / stream, 0.0)
+        link_s = link_s + np.where(over_link, (in_host + on_disk) / stream, 0.0)
         link_s = link_s + where.handovers * tokens * hidden * HANDED_BYTES / stream
     return Away(host_s, on_disk / (constants.disk_bytes_per_s or DISK_BYTES_PER_S) + 0.0 * tokens, link_s)
 

@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from breakeven.forecast.constants import Constants
-from breakeven.forecast.residency import ON_DEVICE, Residency, away_s
+from breakeven.forecast.residency import ON_DEVICE, Residency, away_s, on_device
 from breakeven.model.architecture import Mla, ModelSpec, MoeFfn
 from breakeven.model.arithmetic import (
     KV_ELEMENT_BYTES,
@@ -291,12 +291,14 @@ def step_parts(
     kv = d * (terms.state_bytes + kv_token)
     kv_s = kv * (1.0 - where.kv_host) / constants.kv_bytes_per_s
     single, tiled, routed, head = _work(terms, constants)
-    flops_d = terms.token_flops * (tiled + routed) * d
+    plain_here, routed_here = on_device(where, constants, n + zeros)
+    tiled_here, experts_here = tiled * plain_here, routed * routed_here
+    flops_d = terms.token_flops * (tiled_here + experts_here) * d
     if constants.tile > 1:
-        flops_d = flops_d + terms.token_flops * (single - tiled) * np.mod(d, constants.tile)
+        flops_d = flops_d + terms.token_flops * (single - tiled) * plain_here * np.mod(d, constants.tile)
     # A prompt needs the output head for its last token alone, which is nothing beside the prompt.
     compute_s = (flops_d + d * attention_d) / constants.decode_flops_per_s + p * (
-        terms.token_flops * (tiled + routed) - terms.head_flops * head + attention_p
+        terms.token_flops * (tiled_here + experts_here) - terms.head_flops * head * plain_here + attention_p
     ) * (1.0 / constants.prefill_flops_per_s)
     overhead_s = (
         constants.step_s

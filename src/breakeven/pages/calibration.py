@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from breakeven.forecast.calibration.fit import LeftOut
-from breakeven.forecast.constants import Constants, Error
+from breakeven.forecast.constants import Constants, Error, Origin
 from breakeven.hardware.reader import read_machine
 from breakeven.model.arithmetic import active_params, file_bytes, total_params
 from breakeven.pages.words import seconds_text
@@ -35,38 +35,51 @@ RATES = {
 def calibration_lines(found: Calibration) -> list[str]:
     """What `breakeven calibrate` prints."""
     profile, origin = found.profile, found.profile.origin
+    models = len({x.seen.model for x in found.left_out})
     lines = [
-        f"{profile.name}, {profile.engine} ({origin.engine_version or 'build not told'}), {origin.format}",
-        f"{origin.points} steps of {len({x.seen.model for x in found.left_out})} probes, measured in"
+        *([found.notice, ""] if found.notice else []),
+        f"{profile.name}, {origin.engine} ({origin.engine_version or 'build not told'}), {origin.format}",
+        f"{origin.points} steps of {models} {'models' if origin.sources else 'probes'}, measured in"
         f" {seconds_text(origin.seconds or 0.0)}" + _noise_words(found),
         "",
-        *_constant_lines(profile.constants, origin.at_prior),
+        *_constant_lines(profile.constants, origin),
         "",
-        "Left out of the fit, one probe at a time, and predicted:",
-        f"  {'':<16}{'median error':>13}{'90 % within':>13}{'covered':>9}{'probes':>8}",
+        "Left out of the fit, one probe at a time, and predicted:"
+        if models > 1
+        else "Of one model nothing can be left out: what the fit leaves over of it, and a width that is judged:",
+        f"  {'':<28}{'median error':>13}{'90 % within':>13}{'covered':>9}{'probes':>8}",
         *(_error_line(error) for error in profile.errors),
     ]
     if origin.at_prior:
         lines += ["", f"The data could not tell, and stand at their prior: {', '.join(origin.at_prior)}."]
+    if origin.unknown:
+        lines += ["", "What was measured cannot tell:", *(f"  {words}" for words in origin.unknown)]
     return [
         *lines,
         "",
         f"profile  {found.path}",
         f"log      {found.log_path}",
-        "use it   breakeven predict MODEL --machine this",
+        f"use it   breakeven predict MODEL --machine {'this' if profile.machine else found.path}",
     ]
 
 
 def plan_lines(options: CalibrateOptions) -> list[str]:
     """What `breakeven calibrate --list` prints. Raises UserError as the run would."""
     chosen = plan(options, read_machine())
-    lines = [f"{chosen.engine.name}, {chosen.format_name}: {len(chosen.probes)} probes, {len(chosen.loads)} loads each"]
+    lines = [chosen.notice] if chosen.notice else []
+    lines += [
+        f"{chosen.engine_name}, {chosen.format_name}: {len(chosen.probes)} probes, {len(chosen.loads)} loads each"
+    ]
+    formats = {subject.spec.name: subject.format_name for subject in chosen.subjects}
     for spec in chosen.probes:
         total, active = total_params(spec), active_params(spec)
-        size = file_bytes(spec, chosen.format_name)
+        size = file_bytes(spec, formats[spec.name])
         lines.append(
             f"  {spec.name:<24}{total / 1e6:>7.0f} M parameters, {active / 1e6:.0f} M active, {size / 1e6:.0f} MB"
         )
+    moved = [subject.name for subject in chosen.subjects if subject.name != subject.spec.name]
+    if moved:
+        lines.append(f"  with experts in host memory, too: {', '.join(moved)}")
     loads = ", ".join(f"{x.streams} x ({x.prompt_tokens} in, {x.output_tokens} out)" for x in chosen.loads)
     return [*lines, f"  loads: {loads}"]
 
@@ -85,8 +98,22 @@ def calibration_json(found: Calibration) -> bytes:
     return json.dumps(payload, indent=2).encode()
 
 
-def _constant_lines(constants: Constants, at_prior: Sequence[str]) -> list[str]:
+HOST_RATES = {
+    "host_bytes_per_s": ("reads weights in host memory at", 1e9, "GB/s"),
+    "host_flops_per_s": ("multiplies by them at", 1e9, "GFLOP/s"),
+    "stream_bytes_per_s": ("copies them to the device at", 1e9, "GB/s"),
+    "handover_s": ("passing between both costs", 1e-6, "us"),
+}
+"""Of probes with experts in host memory, with how far each may be off."""
+
+
+def _constant_lines(constants: Constants, origin: Origin) -> list[str]:
+    at_prior: Sequence[str] = origin.at_prior
     lines = []
+    for field, (words, unit, name) in HOST_RATES.items():
+        if (value := getattr(constants, field)) and (field in origin.spread or field in at_prior):
+            off = f" (x/ {math.exp(origin.spread[field]):.2f})" if field in origin.spread else "  (prior)"
+            lines.append(f"  {words:<32}{value / unit:>8.4g} {name}{off}")
     for field, (words, unit, name) in RATES.items():
         value = getattr(constants, field)
         mark = "  (prior)" if field in at_prior else ""
@@ -100,10 +127,15 @@ def _constant_lines(constants: Constants, at_prior: Sequence[str]) -> list[str]:
     return lines
 
 
+def error_words(error: Error) -> str:
+    """Which sort of prediction an error is of."""
+    return f"{error.phase}, {error.kind}" + (", host memory" if error.spilled else "")
+
+
 def _error_line(error: Error) -> str:
     covered = "-" if error.coverage is None else f"{error.coverage:.0%}"
     within = f"x{math.exp(error.log_half_width):.2f}"
-    return f"  {f'{error.phase}, {error.kind}':<16}{error.median:>13.1%}{within:>13}{covered:>9}{error.n:>8}"
+    return f"  {error_words(error):<28}{error.median:>13.1%}{within:>13}{covered:>9}{error.n:>8}"
 
 
 def _noise_words(found: Calibration) -> str:

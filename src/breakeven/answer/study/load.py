@@ -5,6 +5,7 @@ The trace of a study may be of any length: what does not fit into memory is repr
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -183,6 +184,7 @@ def _candidate(
         name=plan.name or usual,
         model=model,
         machine=machine,
+        devices=plan.devices if "devices" in typed or machine is None else _devices_of(machine),
         location=location,
         measured=None if plan.measured is None else existing(f"{place}.measured", directory, typed["measured"]),
         policy=policy,
@@ -228,6 +230,15 @@ def machine_named(place: str, text: str, directory: Path) -> str:
 
     _ask(place, lambda: described.machine_named(text))
     return text
+
+
+def _devices_of(machine: str) -> int:
+    """How many devices a machine that was described has; 1 of one that is known otherwise."""
+    from breakeven.hardware import described
+
+    with contextlib.suppress(UserError):
+        return len(described.machine_named(machine).devices)
+    return 1
 
 
 def check_format(place: str, text: str, model: str | None = None) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,31 +47,48 @@ SAME = 0.5
 MIN_OBSERVATIONS = 8
 
 
+FEW_OBSERVATIONS = 3
+"""Of models that people serve: one load of one model says more than nothing, and its interval says how little."""
+WHOLE_STEP = ("weight_bytes_per_s", "kv_bytes_per_s", "decode_flops_per_s", "prefill_flops_per_s", "sequence_s")
+"""What the loads of one model pull apart. All else is the same in every step of one shape."""
+TWO_SHAPES = ("step_s", "moe_layer_s", "prefill_token_s")
+"""What a second shape tells beside it."""
+HOST_PATH = ("host_bytes_per_s", "host_flops_per_s", "stream_bytes_per_s", "handover_s")
+
+
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """`residuals`: ln(predicted / measured) of the observations, in their order. `noise`: their robust spread."""
+    """`residuals`: ln(predicted / measured) of the observations, in their order. `noise`: their robust spread.
+
+    `spread`: by fitted constant, the standard deviation of its logarithm (of its logit where it is a share).
+    """
 
     constants: Constants
     at_prior: tuple[str, ...]
     residuals: Floats
     noise: float
+    spread: dict[str, float]
 
 
-def fit(observations: Sequence[Observation], tile: int = 1) -> Fitted:
+def fit(observations: Sequence[Observation], tile: int = 1, *, few: bool = False) -> Fitted:
     """Constants that explain `observations`. Raises BreakevenError when there are too few to fit.
 
-    `tile` as in `Constants`: known of the engine, not fitted.
+    `tile` as in `Constants`: known of the engine, not fitted. `few`: of one or two models no more is fitted than they
+    can tell, the rest stays at its prior.
     """
-    if len(observations) < MIN_OBSERVATIONS or len({seen.model for seen in observations}) < 2:
+    models = len({seen.model for seen in observations})
+    if len(observations) < (FEW_OBSERVATIONS if few else MIN_OBSERVATIONS) or models < (1 if few else 2):
         raise BreakevenError(
             f"{len(observations)} measured steps are too few for a calibration; give it a longer --budget"
         )
     base = suggested(observations, tile)
     chosen = parameters(observations, base)
     data = table(observations)
-    x, noise = _settle(data, base, chosen, np.array([p.to_scale(p.prior) for p in chosen]), FIRST_NOISE)
-    kept, at_prior = list(range(len(chosen))), []
-    for i in _least_certain_first(data, base, chosen, x, noise):
+    told = WHOLE_STEP + HOST_PATH + (TWO_SHAPES if models > 1 else ())
+    kept = [i for i, p in enumerate(chosen) if models >= FEW_MODELS or not few or p.field in told]
+    at_prior = [p.name for i, p in enumerate(chosen) if i not in kept]
+    x, noise = _settle(data, base, chosen, np.array([p.to_scale(p.prior) for p in chosen]), FIRST_NOISE, kept)
+    for i in _least_certain_first(data, base, chosen, x, noise, kept):
         trial = [k for k in kept if k != i]
         tried = x.copy()
         tried[i] = chosen[i].to_scale(chosen[i].prior)
@@ -79,7 +97,9 @@ def fit(observations: Sequence[Observation], tile: int = 1) -> Fitted:
             x, kept = tried, trial
             at_prior.append(chosen[i].name)
     constants = _constants(base, chosen, x)
-    return Fitted(constants, (*at_prior, "routing_alpha"), data.log_predicted(constants) - data.log_seconds, noise)
+    residuals = data.log_predicted(constants) - data.log_seconds
+    spread = dict(zip([chosen[i].name for i in kept], _after(data, base, chosen, x, noise, kept), strict=True))
+    return Fitted(constants, (*at_prior, "routing_alpha"), residuals, noise, spread)
 
 
 def refit(observations: Sequence[Observation], near: Fitted) -> Constants:
@@ -92,11 +112,11 @@ def refit(observations: Sequence[Observation], near: Fitted) -> Constants:
 
 
 def _settle(
-    data: ParameterTable, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float
+    data: ParameterTable, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float, kept: Sequence[int]
 ) -> tuple[Floats, float]:
     """Alternate between the constants and the noise they leave until both stand."""
     for _ in range(4):
-        x = _minimise(data, base, chosen, x, noise, range(len(chosen)))
+        x = _minimise(data, base, chosen, x, noise, kept)
         left = np.abs(data.log_predicted(_constants(base, chosen, x)) - data.log_seconds)
         # 1.4826 median |r| is the standard deviation of normal residuals.
         found = max(LEAST_NOISE, 1.4826 * float(np.median(left)))
@@ -113,7 +133,7 @@ def _minimise(
     chosen: Sequence[Parameter],
     x: Floats,
     noise: float,
-    moving: Sequence[int] | range,
+    moving: Sequence[int],
 ) -> Floats:
     """Levenberg-Marquardt over the parameters `moving`; the others stay where `x` has them."""
     free = np.array(list(moving), dtype=np.intp)
@@ -164,14 +184,21 @@ def _objective(data: ParameterTable, base: Constants, chosen: Sequence[Parameter
 
 
 def _least_certain_first(
-    data: ParameterTable, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float
+    data: ParameterTable, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float, kept: Sequence[int]
 ) -> list[int]:
     """Parameters whose spread the data hardly narrowed (to more than half), least first: candidates to be put back."""
-    _, jacobian = _linearised(data, base, chosen, x, np.arange(len(chosen)))
-    spread = np.array([p.spread for p in chosen])
-    after = np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian / noise**2 + np.diag(1.0 / spread**2))))
-    narrowed = after / spread
-    return [int(i) for i in np.argsort(-narrowed) if narrowed[i] > 0.5]
+    narrowed = np.array(_after(data, base, chosen, x, noise, kept)) / np.array([chosen[i].spread for i in kept])
+    return [kept[int(i)] for i in np.argsort(-narrowed) if narrowed[i] > 0.5]
+
+
+def _after(
+    data: ParameterTable, base: Constants, chosen: Sequence[Parameter], x: Floats, noise: float, kept: Sequence[int]
+) -> list[float]:
+    """Standard deviations of the parameters `kept`, on the fit's scale, after the data were seen."""
+    _, jacobian = _linearised(data, base, chosen, x, np.array(kept, dtype=np.intp))
+    prior = np.diag([1.0 / chosen[i].spread ** 2 for i in kept])
+    found = np.linalg.inv(jacobian.T @ jacobian / noise**2 + prior)
+    return [float(v) for v in np.sqrt(np.diag(found))]
 
 
 def _constants(base: Constants, chosen: Sequence[Parameter], x: Floats) -> Constants:
@@ -188,6 +215,9 @@ FEW_MODELS = 3
 """Fewer models of one kind than this say too little of it alone: both kinds' errors are taken together."""
 UNSEEN_FACTOR = 1.5
 """How much wider an interval is for a kind no probe was of: a judgement, for there is nothing to check it against."""
+ALONE_WIDTH = math.log(2.0)
+"""The least half width where one model alone was measured: others are within a factor of two. A judgement: on data
+sheets alone, which know no model of the machine at all, nine in ten lie within about as much."""
 PHASES: tuple[Phase, ...] = ("decode", "prefill")
 KINDS: tuple[Literal["dense", "moe"], ...] = ("dense", "moe")
 
@@ -201,7 +231,12 @@ class LeftOut:
 
 
 def leave_models_out(observations: Sequence[Observation], fitted: Fitted) -> list[LeftOut]:
-    """Every step, predicted by constants fitted without its model, in the order of `observations`."""
+    """Every step, predicted by constants fitted without its model, in the order of `observations`.
+
+    Of a single model nothing can be left out: what the fit leaves over of it is given.
+    """
+    if len({seen.model for seen in observations}) < 2:
+        return [LeftOut(seen, float(r)) for seen, r in zip(observations, fitted.residuals, strict=True)]
     found: dict[int, LeftOut] = {}
     for name in dict.fromkeys(seen.model for seen in observations):
         rest = [seen for seen in observations if seen.model != name]
@@ -214,25 +249,35 @@ def leave_models_out(observations: Sequence[Observation], fitted: Fitted) -> lis
 
 
 def errors_of(left_out: Sequence[LeftOut]) -> list[Error]:
-    """The error of every phase and kind. A phase without a single step gets that of decoding, widened, with n = 0."""
+    """The error of every phase and kind, and of MoE models in part in host memory where some lay there.
+
+    A phase without a single step gets that of decoding, widened, with n = 0. Of one model alone nothing was left out:
+    all is a judgement, and wide.
+    """
+    alone = len({x.seen.model for x in left_out}) < 2
     found = []
-    for phase in PHASES:
-        of_phase = [x for x in left_out if x.seen.phase == phase]
-        for kind in KINDS:
-            mine = [x for x in of_phase if x.seen.kind == kind]
-            models = len({x.seen.model for x in mine})
-            used = mine if models >= FEW_MODELS else of_phase or list(left_out)
-            error = _error(used, phase, kind)
-            if models == 0:
-                error = Error(
-                    phase=phase,
-                    kind=kind,
-                    log_half_width=UNSEEN_FACTOR * error.log_half_width,
-                    between_models=UNSEEN_FACTOR * error.between_models,
-                    median=error.median,
-                    n=0,
-                )
-            found.append(error)
+    for spilled in (False, True):
+        lying = [x for x in left_out if x.seen.where.whole != spilled]
+        if spilled and not lying:
+            continue
+        for phase in PHASES:
+            of_phase = [x for x in lying if x.seen.phase == phase]
+            for kind in KINDS:
+                mine = [x for x in of_phase if x.seen.kind == kind]
+                models = len({x.seen.model for x in mine})
+                used = mine if models >= FEW_MODELS else of_phase or lying or list(left_out)
+                error = _error(used, phase, kind)
+                if models == 0 or alone:
+                    least = ALONE_WIDTH if alone else 0.0
+                    error = Error(
+                        phase=phase,
+                        kind=kind,
+                        log_half_width=max(UNSEEN_FACTOR * error.log_half_width, least),
+                        between_models=max(UNSEEN_FACTOR * error.between_models, least),
+                        median=error.median,
+                        n=0,
+                    )
+                found.append(msgspec.structs.replace(error, spilled=spilled))
     return found
 
 

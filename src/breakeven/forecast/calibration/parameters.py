@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 
 from breakeven.forecast.constants import Constants
-from breakeven.forecast.terms import Floats, Terms, step_s
+from breakeven.forecast.residency import OFFLOAD_TOKENS, ON_DEVICE, Residency
+from breakeven.forecast.terms import Floats, Terms, step_parts
 
 Phase = Literal["decode", "prefill"]
 
@@ -22,7 +23,7 @@ Phase = Literal["decode", "prefill"]
 class Observation:
     """One measured step. Decode: `sequences` of `tokens` context each got a token; prefill: `tokens` were read at once.
 
-    `seconds` is the median over repetitions, `n` how many there were.
+    `seconds` is the median over repetitions, `n` how many there were. `where`: where the weights lay meanwhile.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Observation:
     tokens: float
     seconds: float
     n: int = 1
+    where: Residency = ON_DEVICE
 
     @property
     def kind(self) -> Literal["dense", "moe"]:
@@ -41,34 +43,36 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class ParameterTable:
-    """Observations by model as arrays, so that one pass through the step equation serves all of a model's."""
+    """Observations by model and place as arrays, so that one pass through the step equation serves all of them."""
 
     observations: tuple[Observation, ...]
-    groups: tuple[tuple[Terms, Floats, Floats], ...]
-    """Terms; rows of (D, C, P, C_P), the arguments of `step_s`; indices of the observations."""
+    groups: tuple[tuple[Terms, Residency, Floats, Floats], ...]
+    """Terms, where they lie; rows of (D, C, P, C_P), as in `step_parts`; indices of the observations."""
     log_seconds: Floats
 
     def log_predicted(self, constants: Constants) -> Floats:
         """ln(seconds) of every observation's step under `constants`, in their order."""
         found = np.empty(len(self.observations))
-        for terms, (d, c, p, pc), where in self.groups:
-            found[where.astype(np.intp)] = np.log(step_s(terms, constants, d, c, p, pc))
+        for terms, lies, (d, c, p, pc), where in self.groups:
+            found[where.astype(np.intp)] = np.log(step_parts(terms, constants, d, c, p, pc, lies).total_s)
         return found
 
 
 def table(observations: Sequence[Observation]) -> ParameterTable:
-    """Observations grouped by model."""
-    by_terms: dict[int, tuple[Terms, list[tuple[float, float, float, float]], list[int]]] = {}
+    """Observations grouped by model and place."""
+    grouped: dict[tuple[int, Residency], tuple[Terms, list[tuple[float, float, float, float]], list[int]]] = {}
     for i, seen in enumerate(observations):
-        _, rows, where = by_terms.setdefault(id(seen.terms), (seen.terms, [], []))
+        _, rows, where = grouped.setdefault((id(seen.terms), seen.where), (seen.terms, [], []))
         rows.append(arguments(seen))
         where.append(i)
-    groups = tuple((terms, np.array(rows).T, np.array(where)) for terms, rows, where in by_terms.values())
+    groups = tuple(
+        (terms, lies, np.array(rows).T, np.array(where)) for (_, lies), (terms, rows, where) in grouped.items()
+    )
     return ParameterTable(tuple(observations), groups, np.log([seen.seconds for seen in observations]))
 
 
 def arguments(seen: Observation) -> tuple[float, float, float, float]:
-    """D, C, P and C_P of `breakeven.forecast.terms.step_s`. A prompt's token attends to half of it on average."""
+    """D, C, P and C_P of `breakeven.forecast.terms.step_parts`. A prompt's token attends to half of it on average."""
     if seen.phase == "decode":
         return float(seen.sequences), seen.tokens, 0.0, 0.0
     return 0.0, 0.0, seen.sequences * seen.tokens, (seen.tokens + 1.0) / 2.0
@@ -117,6 +121,9 @@ COSTS = {
 }
 """Prior, least and most of the costs in seconds. The priors are what kernel launches (microseconds) and a token's
 sampling and sending (0.1 ms) take, as orders of magnitude; the spread of a factor e^2 makes them say no more."""
+HANDOVER = (5e-5, 1e-8, 1e-1)
+"""The same of passing between the CPU and a device once: a synchronisation and a launch."""
+HOST_RATES = ("host_bytes_per_s", "host_flops_per_s", "stream_bytes_per_s")
 COST_SPREAD = 2.0
 RATE_SPREAD = 1.5
 """Rates start at what the data themselves suggest, within a factor of e^1.5."""
@@ -157,6 +164,13 @@ def parameters(observations: Sequence[Observation], start: Constants) -> list[Pa
     found += [Parameter("type_compute", 1.0, TYPE_SPREAD, 0.2, 5.0, key=kind) for kind in others]
     if start.tile > 1:
         found.append(Parameter("tile_cost", TILE_PRIOR, TYPE_SPREAD, 0.1, 1.0, key=base))
+    for name in HOST_RATES:
+        if (prior := getattr(start, name)) is not None:
+            bounds = FLOPS_PER_S if name == "host_flops_per_s" else BYTES_PER_S
+            found.append(Parameter(name, prior, RATE_SPREAD, *bounds))
+    if any(seen.where.handovers for seen in observations):
+        value, low, high = HANDOVER
+        found.append(Parameter("handover_s", value, COST_SPREAD, low, high))
     return found
 
 
@@ -166,7 +180,8 @@ def suggested(observations: Sequence[Observation], tile: int = 1) -> Constants:
     `tile`: see `Constants.tile`; what the engine is known to do, not fitted.
     """
     weights, decode, prefill, kv = [], [], [], []
-    for seen in observations:
+    here = [seen for seen in observations if seen.where.whole]
+    for seen in here or observations:
         bytes_read = sum(n for _, n in seen.terms.fixed) + sum(
             n * group.per_token / group.n_experts for group in seen.terms.experts for _, n in group.types
         )
@@ -179,13 +194,42 @@ def suggested(observations: Sequence[Observation], tile: int = 1) -> Constants:
     most = [float(np.quantile(found, 0.9)) if found else None for found in (weights, decode, prefill, kv)]
     by_weights = most[0] or 1e10
     decode_flops = max(most[1] or 0.0, DECODE_SHARE * (most[2] or 0.0)) or 1e11
+    beside = _beside(observations)
     return Constants(
         weight_bytes_per_s=by_weights,
         kv_bytes_per_s=max(most[3] or 0.0, 0.3 * by_weights),
         decode_flops_per_s=decode_flops,
         prefill_flops_per_s=most[2] or decode_flops,
         tile=tile,
+        host_bytes_per_s=beside.get("host_bytes_per_s"),
+        host_flops_per_s=beside.get("host_flops_per_s"),
+        stream_bytes_per_s=beside.get("stream_bytes_per_s"),
     )
+
+
+def _beside(observations: Sequence[Observation]) -> dict[str, float]:
+    """`HOST_RATES` as the data suggest them: the fastest tenth of what lay in host memory, had it taken all the time.
+
+    Empty where nothing lay there; without a prompt long enough to be copied over the link that rate lacks.
+    """
+    found: dict[str, list[float]] = {name: [] for name in HOST_RATES}
+    for seen in observations:
+        if seen.where.whole:
+            continue
+        outside = sum(share for _, share in seen.terms.work)
+        flops = seen.terms.token_flops * (outside * seen.where.fixed_host + (1 - outside) * seen.where.experts_host)
+        fixed = sum(n for _, n in seen.terms.fixed) * seen.where.fixed_host
+        experts = [sum(n for _, n in group.types) for group in seen.terms.experts]
+        if seen.phase == "decode":
+            read = [
+                n * min(seen.sequences * group.per_token / group.n_experts, 1.0)
+                for n, group in zip(experts, seen.terms.experts, strict=True)
+            ]
+            found["host_bytes_per_s"].append((fixed + sum(read) * seen.where.experts_host) / seen.seconds)
+            found["host_flops_per_s"].append(flops * seen.sequences / seen.seconds)
+        elif seen.sequences * seen.tokens >= OFFLOAD_TOKENS:
+            found["stream_bytes_per_s"].append((fixed + sum(experts) * seen.where.experts_host) / seen.seconds)
+    return {name: float(np.quantile(rates, 0.9)) for name, rates in found.items() if rates and max(rates) > 0}
 
 
 def with_values(constants: Constants, parameters: Sequence[Parameter], values: Sequence[float]) -> Constants:

@@ -1,0 +1,170 @@
+"""What a calibration measures: probes started here, some with their experts elsewhere, or models served at URLs.
+
+A server's shape is taken from whoever names it, and refused where the server's own words contradict it.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import Any
+
+from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, Backend, open_url
+from breakeven.engines.devices import EngineDevice, devices_with, find_llama_server, listed, read_binary
+from breakeven.engines.openai_url import connect, is_url, parse_url
+from breakeven.engines.source import Source
+from breakeven.errors import UserError
+from breakeven.forecast.constants import step_engine
+from breakeven.forecast.profiles import engine_of_format
+from breakeven.hardware.placement import AUTO, Placement
+from breakeven.model.architecture import ModelSpec, MoeFfn
+from breakeven.model.arithmetic import file_bytes, total_params
+from breakeven.model.formats.named import default_format, format_named
+from breakeven.model.resolve import resolve_spec, split_format
+
+PLACED_MODELS = 3
+"""Models that route and are probed with none, half and all of their experts in host memory."""
+PLACING = (LLAMA_CPP, LLAMA_SERVER)
+"""Engines that keep experts in host memory when they are told to."""
+NEAR_PARAMS, NEAR_BYTES = 0.03, 0.10
+"""How far a server's count may be from ours: of parameters as everywhere; of bytes more, for files differ by recipe."""
+_ASK_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One model in one place. `name` as the log calls it; several subjects may be one `spec`."""
+
+    name: str
+    spec: ModelSpec
+    format_name: str
+    placement: Placement = AUTO
+    url: str | None = None
+
+    @property
+    def source(self) -> Source:
+        """What an engine is given."""
+        return Source(self.url or self.spec.name, self.name, None if self.url else self.spec, url=self.url)
+
+
+def devices_of(engine: str, asked: Placement, flags: Sequence[str] = ()) -> list[EngineDevice]:
+    """The GPUs on which an engine of llama.cpp's may place probes; none where it is told to leave them alone.
+
+    `flags`: the user's own, which may name servers that lend theirs.
+    """
+    if engine not in PLACING or asked.gpu_layers == 0:
+        return []
+    wanted = [name.lower() for name in asked.devices]
+    known = devices_with(read_binary(find_llama_server()), flags) if engine == LLAMA_SERVER else listed()
+    return [
+        device
+        for device in known
+        if device.engine == engine and device.is_gpu and (not wanted or device.place.lower() in wanted)
+    ]
+
+
+def probes_placed(
+    probes: Sequence[ModelSpec], format_name: str, asked: Placement, *, beside_a_device: bool
+) -> tuple[Subject, ...]:
+    """The probes as asked; beside a device of its own memory the first that route also with experts moved to the host.
+
+    Where the placement asked for names experts or layers already, it is left as it is.
+    """
+    found: list[Subject] = []
+    left = PLACED_MODELS if beside_a_device and asked.cpu_moe is None and asked.gpu_layers in ("auto", "all") else 0
+    for spec in probes:
+        found.append(Subject(spec.name, spec, format_name, asked))
+        routing = sum(isinstance(layer.ffn, MoeFfn) for layer in spec.layers)
+        if not routing or not left:
+            continue
+        left -= 1
+        for away in dict.fromkeys((len(spec.layers) // 2, len(spec.layers))):
+            there = Placement(gpu_layers="all", cpu_moe=away, devices=asked.devices, tensor_split=asked.tensor_split)
+            found.append(Subject(f"{spec.name}@cpu-moe={away}", spec, format_name, there))
+    return tuple(found)
+
+
+def served_shapes(urls: Sequence[str], shapes: Sequence[str], format_name: str | None) -> tuple[list[Subject], str]:
+    """The models served at `urls`, one of `shapes` each, and the engine that serves them.
+
+    Raises UserError for a URL or a shape that cannot be, for a server that is not there, and for one that says it
+    serves something else.
+    """
+    for text in urls:
+        if not is_url(text):
+            raise UserError(f"{text} is no URL; give http://host/v1#model and its shape with --shape, or no argument")
+    if len(shapes) != len(urls):
+        raise UserError(
+            f"URLs given: {len(urls)}, shapes: {len(shapes)}; give one --shape MODEL for each URL, in their order"
+        )
+    found: list[Subject] = []
+    engines: dict[str, None] = {}
+    for url, shape in zip(urls, shapes, strict=True):
+        spec, (bare, behind) = resolve_spec(shape), split_format(shape)
+        backend = connect(url)
+        told = backend.engine if backend.engine != "unknown" else None
+        chosen = format_named(behind or format_name or default_format(spec, told or LLAMA_CPP)).name
+        check_shape(backend, spec, chosen, said=behind is not None or format_name is not None)
+        engines[told or engine_of_format(chosen) or "vllm"] = None
+        name = bare if all(subject.name != bare for subject in found) else f"{bare}#{len(found) + 1}"
+        found.append(Subject(name, spec, chosen, url=url))
+    if len(engines) > 1:
+        raise UserError(f"the servers run {' and '.join(engines)}; a profile is of one engine, so calibrate one by one")
+    return found, next(iter(engines))
+
+
+def host_of_urls(urls: Sequence[str]) -> str:
+    """The hosts of these URLs, as a profile's name."""
+    return "+".join(dict.fromkeys(parse_url(url).url.partition("://")[2].partition("/")[0] for url in urls))
+
+
+def check_shape(backend: Backend, spec: ModelSpec, format_name: str, *, said: bool) -> None:
+    """Raise UserError where a server tells other numbers than a shape has. llama.cpp's tells some, most tell none.
+
+    `said`: somebody named the format.
+    """
+    told = _told(backend)
+    where = f"{backend.url} serves"
+    again = "give what it serves with --shape"
+    for key, ours, what in (("n_vocab", spec.vocab, "tokens in its vocabulary"), ("n_embd", spec.hidden, "wide")):
+        theirs = told.get(key)
+        # A vocabulary may be padded to a round number; a width never is.
+        if theirs and abs(theirs - ours) > (NEAR_PARAMS * ours if key == "n_vocab" else 0):
+            raise UserError(f"{where} a model {theirs:,.0f} {what} and {spec.name} has {ours:,}; {again}")
+    params, counted = told.get("n_params"), total_params(spec)
+    if params and abs(params - counted) > NEAR_PARAMS * counted:
+        raise UserError(
+            f"{where} {params / 1e9:.3g} billion parameters and {spec.name} has {counted / 1e9:.3g} billion; {again}"
+        )
+    size = told.get("size")
+    if size and step_engine(backend.engine) == LLAMA_CPP:
+        ours = file_bytes(spec, format_name)
+        if abs(size - ours) > NEAR_BYTES * ours:
+            other = "another" if said else "its"
+            raise UserError(
+                f"{where} {size / 1e9:.3g} GB of weights and {spec.name} in {format_name} has {ours / 1e9:.3g} GB;"
+                f" give {other} format with --format"
+            )
+
+
+def _told(backend: Backend) -> dict[str, float]:
+    """Numbers that the server says of its model, by llama.cpp's names; empty where it says none."""
+    found: dict[str, float] = {}
+    request = urllib.request.Request(f"{backend.url}/v1/models", headers=backend.headers())
+    try:
+        with open_url(request, timeout_s=_ASK_TIMEOUT_S) as response:
+            listing: Any = json.load(response)
+    except (OSError, HTTPException, ValueError):
+        return found
+    entries = listing.get("data") if isinstance(listing, dict) else None
+    for entry in entries if isinstance(entries, list) else []:
+        if not isinstance(entry, dict) or backend.model not in (entry.get("id"), *(entry.get("aliases") or ())):
+            continue
+        meta = entry.get("meta")
+        for key, value in meta.items() if isinstance(meta, dict) else ():
+            if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+                found[key] = float(value)
+    return found
