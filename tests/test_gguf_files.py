@@ -258,7 +258,7 @@ def test_an_ollama_manifest_leads_to_its_weights(tmp_path: Path) -> None:
 
 
 def test_a_directory_with_one_model_means_that_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no config\.json"):
+    with pytest.raises(UserError, match=r"holds neither config\.json nor a \.gguf file"):
         resolve_spec(str(tmp_path))
     paths = write_split(tmp_path, small_spec("qwen3moe"), 2)
     write_sparse(tmp_path / "mmproj-F16.gguf", {"general.architecture": "clip"}, [])

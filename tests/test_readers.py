@@ -213,7 +213,7 @@ def test_damaged_safetensors_are_user_errors(tmp_path: Path) -> None:
 
 
 def test_what_is_no_model_is_said_to_be_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no config\.json"):
+    with pytest.raises(UserError, match=r"holds neither config\.json nor a \.gguf file"):
         read_hf(str(tmp_path))
     with pytest.raises(UserError, match="no such file or directory, and not a hub id"):
         read_hf("nonesuch")
