@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from breakeven.errors import NotSupportedError
+
 KILLED = 9
 """The signal that ends a process whatever it does; Windows knows none and is told so by number alone."""
 _LOOK_S = 0.02
@@ -139,7 +141,7 @@ def pin_to_core(core: int) -> None:
 def wait_signal(signals: Collection[signal.Signals], timeout_s: float | None = None) -> int | None:
     """The next of `signals`, which must be blocked; None when none came within the time."""
     if sys.platform == "win32":
-        raise NotImplementedError("signals cannot be waited for on Windows")
+        raise NotSupportedError("signals cannot be waited for on Windows")
     if sys.platform == "linux":
         got = signal.sigwaitinfo(signals) if timeout_s is None else signal.sigtimedwait(signals, timeout_s)
         return None if got is None else got.si_signo
