@@ -266,6 +266,21 @@ class StepModel:
         """Which place is too small for what lies there, with the numbers; None: none, or not known."""
         return None if self.lies is None else lacking(self.lies, self.rooms(), host_bytes(self.profile))
 
+    def placement_words(self, batch: float, context: float) -> str | None:
+        """Where it lies beside a CPU, such as "65/65 layers on the GPU"; None where there is nothing to place.
+
+        Of a model that does not fit devices which hold all or nothing: None.
+        """
+        if self.lies is not None:
+            return self.lies.placed().words()
+        usable = self.usable_bytes()
+        if usable is None or not apart(self.profile) or not self.fits(batch, context):
+            return None
+        if self.profile.engine != "llama.cpp":
+            return "wholly on the GPU" if self.devices == 1 else "wholly on the GPUs"
+        layers = len(self.spec.layers) + 1
+        return f"{layers}/{layers} layers on the GPU"
+
 
 @lru_cache(maxsize=512)
 def _place(

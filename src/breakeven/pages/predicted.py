@@ -123,8 +123,10 @@ def print_prediction(result: Prediction, console: Console) -> None:
         ratios = [ratio for ratio in result.ratios if ratio.machine == machine]
         _say_tables(console, _prediction_tables(points, ratios, console.width), parted=True)
         for pair in grouped(ratios, lambda ratio: ratio.model).values():
-            _say(console, _verdict(pair, points))
-        for note, named in grouped(((n, p) for p in points for n in p.notes), lambda pair: pair[0]).items():
+            for line in _verdicts(pair, points):
+                _say(console, line)
+        told = [(n, p) for p in points for n in (*_lying(p, points), *p.notes)]
+        for note, named in grouped(told, lambda pair: pair[0]).items():
             _say(console, f"{_where([point for _, point in named], points)}{note}", style="dim")
         _say(console, f"Constants: {result.profiles[machine]}.", style="dim")
         console.print()
@@ -190,23 +192,37 @@ def _ratio(span: Estimate) -> str:
     return f"{span.value:.2f} ({span.low:.2f}-{span.high:.2f})"
 
 
-def _verdict(pair: Sequence[PredictedRatio], points: Sequence[PredictedPoint]) -> str:
-    """What the intervals of two models' ratio say, over all batches and contexts.
+def _lying(point: PredictedPoint, points: Sequence[PredictedPoint]) -> list[str]:
+    """Where a model lies, beside one that was placed: that one's notes say it, of a model wholly on the card this."""
+    if point.placement is None or point.placement in point.notes or all(p.placed is None for p in points):
+        return []
+    return [point.placement]
+
+
+def _verdicts(pair: Sequence[PredictedRatio], points: Sequence[PredictedPoint]) -> list[str]:
+    """What the intervals of two models' ratios say over all batches and contexts, decode and prefill apart.
 
     Of a model that cannot run there, because a place is too small and nothing is read from disk, that it cannot.
     """
     cannot = {(p.model, p.batch, p.context) for p in points if p.lacking is not None and "disk" not in p.parts_s}
-    said = [
-        winner if len(some) == len(pair) else f"{winner} at {_loads(some, pair)}"
-        for winner, some in grouped(pair, lambda ratio: _winner(ratio, cannot)).items()
-    ]
-    return f"Decode, {pair[0].model} against {pair[0].over}: {'; '.join(said)}."
+    lines = []
+    spans = {"Decode": [ratio.decode for ratio in pair], "Prefill": [ratio.prefill for ratio in pair]}
+    for phase, found in spans.items():
+        told = [(ratio, span) for ratio, span in zip(pair, found, strict=True) if span is not None]
+        said = grouped(told, lambda each: _winner(each[0], each[1], cannot))
+        words = [
+            winner if len(some) == len(pair) else f"{winner} at {_loads([ratio for ratio, _ in some], pair)}"
+            for winner, some in said.items()
+        ]
+        if words:
+            lines.append(f"{phase}, {pair[0].model} against {pair[0].over}: {'; '.join(words)}.")
+    return lines
 
 
-def _winner(ratio: PredictedRatio, cannot: Set[tuple[str, int, int]]) -> str:
-    if ratio.decode.least > 1:
+def _winner(ratio: PredictedRatio, span: Estimate, cannot: Set[tuple[str, int, int]]) -> str:
+    if span.least > 1:
         winner = ratio.model
-    elif ratio.decode.most < 1:
+    elif span.most < 1:
         winner = ratio.over
     else:
         return "too close to call"
