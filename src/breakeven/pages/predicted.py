@@ -206,10 +206,12 @@ def _verdicts(pair: Sequence[PredictedRatio], points: Sequence[PredictedPoint]) 
     """
     cannot = {(p.model, p.batch, p.context) for p in points if p.lacking is not None and "disk" not in p.parts_s}
     lines = []
-    spans = {"Decode": [ratio.decode for ratio in pair], "Prefill": [ratio.prefill for ratio in pair]}
-    for phase, found in spans.items():
-        told = [(ratio, span) for ratio, span in zip(pair, found, strict=True) if span is not None]
-        said = grouped(told, lambda each: _winner(each[0], each[1], cannot))
+    told: dict[str, list[tuple[PredictedRatio, Estimate]]] = {
+        "Decode": [(ratio, ratio.decode) for ratio in pair],
+        "Prefill": [(ratio, ratio.prefill) for ratio in pair if ratio.prefill is not None],
+    }
+    for phase, spans in told.items():
+        said = grouped(spans, lambda each: _winner(each[0], each[1], cannot))
         words = [
             winner if len(some) == len(pair) else f"{winner} at {_loads([ratio for ratio, _ in some], pair)}"
             for winner, some in said.items()
