@@ -21,6 +21,7 @@ from breakeven.forecast.residency import HOST_BYTES_PER_S, OFFLOAD_TOKENS
 from breakeven.forecast.routing import Routing, routing_known, skewed
 from breakeven.forecast.terms import Floats, Parts
 from breakeven.hardware.placement import AUTO, HOST, Placement
+from breakeven.model.formats.caches import DO_AS_ASKED, KV_TYPES
 from breakeven.model.formats.gpu import MLX, GpuFormat
 from breakeven.model.formats.named import OwnFormat, format_named
 from breakeven.results.predicted import Bound, PredictedPoint, PredictedRatio, Prediction
@@ -177,7 +178,10 @@ def _approximations(model: StepModel, batch: int) -> list[str]:
     if isinstance(chosen, GpuFormat) and (engine == LLAMA_CPP or chosen.home == MLX):
         notes.append(f"{engine} does not read {model.format}: these are the times of as many bytes")
     if model.kv not in WHOLE_KV:
-        notes.append(f"{model.kv} keys and values: the time of their bytes; what unpacking them takes is not in it")
+        said = ", as its checkpoint asks" if model.kv == model.spec.kv_cache else ""
+        notes.append(f"{model.kv} keys and values{said}: the time of their bytes; what unpacking takes is not in it")
+    elif (own := model.spec.kv_cache) is not None and own not in KV_TYPES and engine in DO_AS_ASKED:
+        notes.append(f"its checkpoint asks for {own} keys and values, which are not known here: counted as {model.kv}")
     if model.split == "layers":
         notes.append(f"{model.devices} devices work one after the other on their layers: more memory, no more speed")
     elif model.split != "none":

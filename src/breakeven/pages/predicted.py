@@ -118,7 +118,7 @@ def print_prediction(result: Prediction, console: Console) -> None:
         devices = f"{first.devices} x " if first.devices > 1 else ""
         # What all have alike; where they differ each says it in the table.
         alike = [found.pop() for found in ({p.engine for p in points}, {p.format for p in points}) if len(found) == 1]
-        with_ = [machine, *alike, *_cache(first)]
+        with_ = [machine, *alike, *_cache(points)]
         _say(console, f"{devices}{', '.join(with_)}: predicted, not measured", style="bold")
         ratios = [ratio for ratio in result.ratios if ratio.machine == machine]
         _say_tables(console, _prediction_tables(points, ratios, console.width), parted=True)
@@ -138,8 +138,12 @@ def _prediction_tables(
     several = len({(point.batch, point.context) for point in points}) > 1
     label = [("B=" + str(point.batch) + f" {point.context:,} " if several else "") for point in points]
     names = ["Model", *(f"{at}{shortened(point.model)}" for at, point in zip(label, points, strict=True))]
-    formats, engines = [point.format for point in points], [point.engine for point in points]
-    own = [[[head, *told]] for head, told in (("Format", formats), ("Engine", engines)) if len(set(told)) > 1]
+    may_differ = {
+        "Format": [point.format for point in points],
+        "Engine": [point.engine for point in points],
+        "KV type": [point.kv for point in points],
+    }
+    own = [[[head, *told]] for head, told in may_differ.items() if len(set(told)) > 1]
     groups = [
         *own,
         [["Decode tok/s", *(_speed(point) for point in points)]],
@@ -152,9 +156,13 @@ def _prediction_tables(
     return packed(names, groups, width)
 
 
-def _cache(point: PredictedPoint) -> list[str]:
-    """What is unusual about the caches: their type, and that they are made for more tokens than are in use."""
-    kv = [] if point.kv == "f16" else [f"{point.kv} keys and values"]
+def _cache(points: Sequence[PredictedPoint]) -> list[str]:
+    """What is unusual about the caches: their type, and that they are made for more tokens than are in use.
+
+    Types that differ stand in the table.
+    """
+    point, kinds = points[0], {point.kv for point in points}
+    kv = [f"{kind} keys and values" for kind in kinds if len(kinds) == 1 and kind != "f16"]
     return [*kv, f"caches of {point.reserve:,} tokens"] if point.reserve > point.context else kv
 
 
