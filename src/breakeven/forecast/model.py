@@ -47,8 +47,8 @@ from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import default_kv, format_for, format_named, kv_element_bytes, kv_for, label
 
-PROMPT_STEP_TOKENS = {"llama.cpp": 512, "vllm": 8192}
-"""Prompt tokens of one step: llama.cpp's n_ubatch, vLLM's max_num_batched_tokens on large devices."""
+PROMPT_STEP_TOKENS = {"llama.cpp": 512, "vllm": 8192, "mlx": 2048}
+"""Prompt tokens of one step: llama.cpp's n_ubatch, vLLM's max_num_batched_tokens on large devices, MLX's step size."""
 
 
 @dataclass(frozen=True)  # not slotted: `device_terms` is kept once computed
