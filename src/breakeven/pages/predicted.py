@@ -118,13 +118,15 @@ def print_prediction(result: Prediction, console: Console) -> None:
         devices = f"{first.devices} x " if first.devices > 1 else ""
         # What all have alike; where they differ each says it in the table.
         alike = [found.pop() for found in ({p.engine for p in points}, {p.format for p in points}) if len(found) == 1]
-        with_ = [machine, *alike, *_cache(first)]
+        with_ = [machine, *alike, *_cache(points)]
         _say(console, f"{devices}{', '.join(with_)}: predicted, not measured", style="bold")
         ratios = [ratio for ratio in result.ratios if ratio.machine == machine]
         _say_tables(console, _prediction_tables(points, ratios, console.width), parted=True)
         for pair in grouped(ratios, lambda ratio: ratio.model).values():
-            _say(console, _verdict(pair, points))
-        for note, named in grouped(((n, p) for p in points for n in p.notes), lambda pair: pair[0]).items():
+            for line in _verdicts(pair, points):
+                _say(console, line)
+        told = [(n, p) for p in points for n in (*_lying(p, points), *p.notes)]
+        for note, named in grouped(told, lambda pair: pair[0]).items():
             _say(console, f"{_where([point for _, point in named], points)}{note}", style="dim")
         _say(console, f"Constants: {result.profiles[machine]}.", style="dim")
         console.print()
@@ -136,8 +138,12 @@ def _prediction_tables(
     several = len({(point.batch, point.context) for point in points}) > 1
     label = [("B=" + str(point.batch) + f" {point.context:,} " if several else "") for point in points]
     names = ["Model", *(f"{at}{shortened(point.model)}" for at, point in zip(label, points, strict=True))]
-    formats, engines = [point.format for point in points], [point.engine for point in points]
-    own = [[[head, *told]] for head, told in (("Format", formats), ("Engine", engines)) if len(set(told)) > 1]
+    may_differ = {
+        "Format": [point.format for point in points],
+        "Engine": [point.engine for point in points],
+        "KV type": [point.kv for point in points],
+    }
+    own = [[[head, *told]] for head, told in may_differ.items() if len(set(told)) > 1]
     groups = [
         *own,
         [["Decode tok/s", *(_speed(point) for point in points)]],
@@ -150,9 +156,13 @@ def _prediction_tables(
     return packed(names, groups, width)
 
 
-def _cache(point: PredictedPoint) -> list[str]:
-    """What is unusual about the caches: their type, and that they are made for more tokens than are in use."""
-    kv = [] if point.kv == "f16" else [f"{point.kv} keys and values"]
+def _cache(points: Sequence[PredictedPoint]) -> list[str]:
+    """What is unusual about the caches: their type, and that they are made for more tokens than are in use.
+
+    Types that differ stand in the table.
+    """
+    point, kinds = points[0], {point.kv for point in points}
+    kv = [f"{kind} keys and values" for kind in kinds if len(kinds) == 1 and kind != "f16"]
     return [*kv, f"caches of {point.reserve:,} tokens"] if point.reserve > point.context else kv
 
 
@@ -190,23 +200,39 @@ def _ratio(span: Estimate) -> str:
     return f"{span.value:.2f} ({span.low:.2f}-{span.high:.2f})"
 
 
-def _verdict(pair: Sequence[PredictedRatio], points: Sequence[PredictedPoint]) -> str:
-    """What the intervals of two models' ratio say, over all batches and contexts.
+def _lying(point: PredictedPoint, points: Sequence[PredictedPoint]) -> list[str]:
+    """Where a model lies, beside one that was placed: that one's notes say it, of a model wholly on the card this."""
+    if point.placement is None or point.placement in point.notes or all(p.placed is None for p in points):
+        return []
+    return [point.placement]
+
+
+def _verdicts(pair: Sequence[PredictedRatio], points: Sequence[PredictedPoint]) -> list[str]:
+    """What the intervals of two models' ratios say over all batches and contexts, decode and prefill apart.
 
     Of a model that cannot run there, because a place is too small and nothing is read from disk, that it cannot.
     """
     cannot = {(p.model, p.batch, p.context) for p in points if p.lacking is not None and "disk" not in p.parts_s}
-    said = [
-        winner if len(some) == len(pair) else f"{winner} at {_loads(some, pair)}"
-        for winner, some in grouped(pair, lambda ratio: _winner(ratio, cannot)).items()
-    ]
-    return f"Decode, {pair[0].model} against {pair[0].over}: {'; '.join(said)}."
+    lines = []
+    told: dict[str, list[tuple[PredictedRatio, Estimate]]] = {
+        "Decode": [(ratio, ratio.decode) for ratio in pair],
+        "Prefill": [(ratio, ratio.prefill) for ratio in pair if ratio.prefill is not None],
+    }
+    for phase, spans in told.items():
+        said = grouped(spans, lambda each: _winner(each[0], each[1], cannot))
+        words = [
+            winner if len(some) == len(pair) else f"{winner} at {_loads([ratio for ratio, _ in some], pair)}"
+            for winner, some in said.items()
+        ]
+        if words:
+            lines.append(f"{phase}, {pair[0].model} against {pair[0].over}: {'; '.join(words)}.")
+    return lines
 
 
-def _winner(ratio: PredictedRatio, cannot: Set[tuple[str, int, int]]) -> str:
-    if ratio.decode.least > 1:
+def _winner(ratio: PredictedRatio, span: Estimate, cannot: Set[tuple[str, int, int]]) -> str:
+    if span.least > 1:
         winner = ratio.model
-    elif ratio.decode.most < 1:
+    elif span.most < 1:
         winner = ratio.over
     else:
         return "too close to call"
