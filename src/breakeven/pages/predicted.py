@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from functools import partial
 
 from rich.console import Console
 
 from breakeven.errors import printable
-from breakeven.pages.terminal import packed, shortened
+from breakeven.pages.terminal import Part, Say, packed, print_parts, shortened
 from breakeven.pages.words import bytes_text, grouped, number
 from breakeven.results.cost import BreakEven, Cost, CostPoint, WhatIf
 from breakeven.results.metrics import metric_of
@@ -31,32 +32,56 @@ def _say_tables(console: Console, tables: Sequence[Sequence[str]], *, parted: bo
             _say(console, line)
 
 
-def print_cost(result: Cost, console: Console) -> None:
+def print_cost(result: Cost, console: Console, *, full: bool = False) -> None:
     """Print flips, one table a load, what would change it, and the notes."""
-    for line in _flips(result.break_even):
-        _say(console, line, style="bold")
-    if result.break_even:
-        console.print()
-    for rate in dict.fromkeys(point.rate_per_s for points in result.candidates.values() for point in points):
-        _say(console, f"At {number(rate)} requests/s", style="bold")
+    flips = _flips(result.break_even)
+
+    def answer(say: Say) -> None:
+        for line in flips[:MOST_FLIPS]:
+            say(line, "bold")
+
+    def more_flips(say: Say) -> None:
+        for line in flips[MOST_FLIPS:]:
+            say(line, "bold")
+
+    def load(rate: float, say: Say) -> None:
+        say()
+        say(f"At {number(rate)} requests/s", "bold")
         shown = [
             (name, point) for name, points in result.candidates.items() for point in points if point.rate_per_s == rate
         ]
-        _say_tables(console, _cost_tables(shown, console.width), parted=False)
-        console.print()
-    for name, capacity in result.capacity_per_s.items():
-        carried = "any load" if capacity is None else f"{_range(capacity)} requests/s a replica"
-        idle = result.idle_usd_per_hour.get(name, 0.0)
-        _say(console, f"{name}: carries {carried}; costs ${number(idle)} an hour with no load at all.")
-    if result.what_if:
-        console.print()
-        _say(console, "What would change it", style="bold")
-        for change in result.what_if:
-            for line in _changes(change):
-                _say(console, line)
-    console.print()
-    for note in result.notes:
-        _say(console, note, style="dim")
+        for line in (line for table in _cost_tables(shown, console.width) for line in table):
+            say(line)
+
+    def carried(say: Say) -> None:
+        say()
+        for name, capacity in result.capacity_per_s.items():
+            load = "any load" if capacity is None else f"{_range(capacity)} requests/s a replica"
+            idle = result.idle_usd_per_hour.get(name, 0.0)
+            say(f"{name}: carries {load}; costs ${number(idle)} an hour with no load at all.")
+
+    def changes(say: Say) -> None:
+        if result.what_if:
+            say()
+            say("What would change it", "bold")
+        for line in (line for change in result.what_if for line in _changes(change)):
+            say(line)
+
+    def notes(say: Say) -> None:
+        say()
+        for note in result.notes:
+            say(note, "dim")
+
+    rates = list(dict.fromkeys(point.rate_per_s for points in result.candidates.values() for point in points))
+    parts = [
+        Part(answer),
+        Part(more_flips, 7, "more flips"),
+        *(Part(partial(load, rate), 4 if rate == rates[0] else 6, f"{number(rate)} requests/s") for rate in rates),
+        Part(carried, 3, "what a replica carries"),
+        Part(changes, 2, "what would change it"),
+        Part(notes, 5, "notes"),
+    ]
+    print_parts(parts, console, full=full)
 
 
 def _flips(found: Sequence[BreakEven]) -> list[str]:
@@ -261,25 +286,43 @@ DELAYS = ("ttft_s", "tpot_s", "e2e_s")
 SHOWN = (50.0, 99.0)
 
 
-def print_simulation(study: SimulationStudy, console: Console) -> None:
+def print_simulation(study: SimulationStudy, console: Console, *, full: bool = False) -> None:
     """Print a table with a column for each load, notes, and how the constants came about."""
     devices = f"{study.devices} x " if study.devices > 1 else ""
     kv = "" if study.kv == "f16" else f"{study.kv} keys and values, "
     where = f"{devices}{study.machine}, {study.engine}, {study.format}, {kv}{study.replicas}"
-    _say(console, f"{shortened(study.model)} on {where}: simulated, not measured", style="bold")
-    names = ["", *(point.load for point in study.points)]
-    _say_tables(console, packed(names, _groups(study), console.width), parted=True)
-    for note in study.notes:
-        _say(console, note, style="dim")
-    kv_tokens = study.policy.get("kv_tokens")
-    room = f"room for {kv_tokens:,} tokens of keys and values" if kv_tokens is not None else "room without limit"
-    _say(
-        console,
-        f"Batching: up to {study.policy['max_sequences']:,} sequences and {study.policy['max_step_tokens']:,} tokens a "
-        f"step, {room} on each replica.",
-        style="dim",
-    )
-    _say(console, f"Constants: {study.profile}.", style="dim")
+    tables = packed(["", *(point.load for point in study.points)], _groups(study), console.width)
+
+    def head(say: Say) -> None:
+        say(f"{shortened(study.model)} on {where}: simulated, not measured", "bold")
+
+    def table(index: int, say: Say) -> None:
+        if index:
+            say()
+        for line in tables[index]:
+            say(line)
+
+    def notes(say: Say) -> None:
+        for note in study.notes:
+            say(note, "dim")
+
+    def rests_on(say: Say) -> None:
+        kv_tokens = study.policy.get("kv_tokens")
+        room = f"room for {kv_tokens:,} tokens of keys and values" if kv_tokens is not None else "room without limit"
+        say(
+            f"Batching: up to {study.policy['max_sequences']:,} sequences and {study.policy['max_step_tokens']:,} "
+            f"tokens a step, {room} on each replica.",
+            "dim",
+        )
+        say(f"Constants: {study.profile}.", "dim")
+
+    parts = [
+        Part(head),
+        *(Part(partial(table, k), 0 if k == 0 else 2, "more columns") for k in range(len(tables))),
+        Part(notes, 3, "notes"),
+        Part(rests_on, 1, "batching and constants"),
+    ]
+    print_parts(parts, console, full=full)
 
 
 def _groups(study: SimulationStudy) -> list[list[list[str]]]:
