@@ -36,7 +36,7 @@ from breakeven.pages.load_words import (
     workload_rows,
 )
 from breakeven.pages.terminal import (
-    Part,
+    Passage,
     Say,
     columns,
     listed_parts,
@@ -116,13 +116,13 @@ def print_load(study: LoadStudy, console: Console, page: Path | None, *, full: b
         say(f"The run {ended_text(study.stopped_because)}.", "dim")
 
     parts = [
-        Part(answer),
-        Part(warnings, 1, "warnings"),
-        Part(lambda say: _points(study, console.width, say), 2, "every load"),
-        Part(lambda say: _differences(study, say), 3, "differences at each load"),
+        Passage(answer),
+        Passage(warnings, 1, "warnings"),
+        Passage(lambda say: _points(study, console.width, say), 2, "every load"),
+        Passage(lambda say: _differences(study, say), 3, "differences at each load"),
         *listed_parts("Where the curves cross", [ended(c.sentence) for c in study.crossings], most=3, rank=1),
-        Part(lambda say: _rest(study, say), 5, "what the numbers rest on"),
-        Part(traffic, 6, "the traffic"),
+        Passage(lambda say: _rest(study, say), 5, "what the numbers rest on"),
+        Passage(traffic, 6, "the traffic"),
     ]
     print_parts(parts, console, full=full, page=page)
 
@@ -152,8 +152,8 @@ def print_capacity(study: CapacityStudy, console: Console, page: Path | None, *,
         )
 
     limits = [(limit, noun) for limit, noun in ((study.rate, "req/s"), (study.users, "at once")) if limit is not None]
-    tables = [Part(partial(_trials, limit, noun), 1, f"trials in {noun}") for limit, noun in limits]
-    print_parts([Part(answer), *tables, Part(terms)], console, full=full, page=page)
+    tables = [Passage(partial(_trials, limit, noun), 1, f"trials in {noun}") for limit, noun in limits]
+    print_parts([Passage(answer), *tables, Passage(terms)], console, full=full, page=page)
 
 
 def print_check(check: Check, console: Console) -> None:

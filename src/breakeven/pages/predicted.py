@@ -8,7 +8,7 @@ from functools import partial
 from rich.console import Console
 
 from breakeven.errors import printable
-from breakeven.pages.terminal import Part, Say, packed, print_parts, shortened
+from breakeven.pages.terminal import Passage, Say, packed, print_parts, shortened
 from breakeven.pages.words import bytes_text, grouped, number
 from breakeven.results.cost import BreakEven, Cost, CostPoint, WhatIf
 from breakeven.results.metrics import metric_of
@@ -74,12 +74,12 @@ def print_cost(result: Cost, console: Console, *, full: bool = False) -> None:
 
     rates = list(dict.fromkeys(point.rate_per_s for points in result.candidates.values() for point in points))
     parts = [
-        Part(answer),
-        Part(more_flips, 7, "more flips"),
-        *(Part(partial(load, rate), 4 if rate == rates[0] else 6, f"{number(rate)} requests/s") for rate in rates),
-        Part(carried, 3, "what a replica carries"),
-        Part(changes, 2, "what would change it"),
-        Part(notes, 5, "notes"),
+        Passage(answer),
+        Passage(more_flips, 7, "more flips"),
+        *(Passage(partial(load, rate), 4 if rate == rates[0] else 6, f"{number(rate)} requests/s") for rate in rates),
+        Passage(carried, 3, "what a replica carries"),
+        Passage(changes, 2, "what would change it"),
+        Passage(notes, 5, "notes"),
     ]
     print_parts(parts, console, full=full)
 
@@ -317,10 +317,10 @@ def print_simulation(study: SimulationStudy, console: Console, *, full: bool = F
         say(f"Constants: {study.profile}.", "dim")
 
     parts = [
-        Part(head),
-        *(Part(partial(table, k), 0 if k == 0 else 2, "more columns") for k in range(len(tables))),
-        Part(notes, 3, "notes"),
-        Part(rests_on, 1, "batching and constants"),
+        Passage(head),
+        *(Passage(partial(table, k), 0 if k == 0 else 2, "more columns") for k in range(len(tables))),
+        Passage(notes, 3, "notes"),
+        Passage(rests_on, 1, "batching and constants"),
     ]
     print_parts(parts, console, full=full)
 

@@ -43,7 +43,7 @@ SCREEN_LINES = 45
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Passage:
     """Lines that belong together. Rank 0 always stands on the first screen; of the others the highest goes first.
 
     `name`: what is left out without it, in the line that says so.
@@ -54,7 +54,7 @@ class Part:
     name: str = ""
 
 
-def print_parts(parts: Sequence[Part], console: Console, *, full: bool, page: Path | None = None) -> None:
+def print_parts(parts: Sequence[Passage], console: Console, *, full: bool, page: Path | None = None) -> None:
     """Print `parts` in their order: all of them with `full`, else as many as one screen holds; then the page."""
     drawn = [(part, _drawn(part.draw, console)) for part in parts]
     left_out: list[str] = []
@@ -88,7 +88,7 @@ def _drawn(draw: Callable[[Say], None], console: Console) -> list[Text]:
     return lines
 
 
-def listed_parts(title: str, lines: Sequence[str], *, most: int, rank: int = 0, rest: int = 5) -> list[Part]:
+def listed_parts(title: str, lines: Sequence[str], *, most: int, rank: int = 0, rest: int = 5) -> list[Passage]:
     """A list under its title in two parts: the first `most` lines of one rank, the others of the rank `rest`."""
     more = lines[most:]
 
@@ -96,8 +96,8 @@ def listed_parts(title: str, lines: Sequence[str], *, most: int, rank: int = 0, 
         for line in more:
             say(f"- {line}", indent=2)
 
-    first = Part(lambda say: listed(title, list(lines[:most]), say), rank, title.lower())
-    return [first, Part(draw_more, rest, f"{len(more)} more of {title.lower()!r}")] if more else [first]
+    first = Passage(lambda say: listed(title, list(lines[:most]), say), rank, title.lower())
+    return [first, Passage(draw_more, rest, f"{len(more)} more of {title.lower()!r}")] if more else [first]
 
 
 def print_comparison(result: Comparison, console: Console, report_path: Path | None, *, full: bool = False) -> None:
@@ -121,14 +121,14 @@ def print_comparison(result: Comparison, console: Console, report_path: Path | N
             say(f"- {reason}", "dim", 2)
 
     parts = [
-        Part(answer),
-        Part(lambda say: _points(result, say), 1, "every load"),
+        Passage(answer),
+        Passage(lambda say: _points(result, say), 1, "every load"),
         *_ratios(result),
         *listed_parts("Why", result.verdict.reasons, most=3, rank=2, rest=7),
         *listed_parts("Memory", result.verdict.memory or _memory(result), most=4, rank=3, rest=6),
         *listed_parts("What would change it", result.verdict.would_change, most=2, rank=4, rest=8),
-        Part(noise),
-        Part(noise_reasons, 5, "what was noisy"),
+        Passage(noise),
+        Passage(noise_reasons, 5, "what was noisy"),
     ]
     print_parts(parts, console, full=full, page=report_path)
 
@@ -204,7 +204,7 @@ def _short(estimate: Estimate | None, scale: float = 1.0, unit: str = "") -> str
     return NOT_AVAILABLE if estimate is None else value(estimate, scale) + unit
 
 
-def _ratios(result: Comparison) -> list[Part]:
+def _ratios(result: Comparison) -> list[Passage]:
     """A table for every two models and metric; prefill and a fourth pair where there is room."""
 
     def table(key: str, a: str, b: str, group: Sequence[Pair], say: Say) -> None:
@@ -217,16 +217,16 @@ def _ratios(result: Comparison) -> list[Part]:
         say(f"Ratios of {' and '.join(left_out)} are in the page and in result.json.", "dim")
 
     shown = _headline_pairs(result)
-    parts: list[Part] = []
+    parts: list[Passage] = []
     for (key, a, b), group in grouped(shown, lambda pair: (pair.metric, pair.a, pair.b)).items():
         title = metric_of(key).title
         rank = 0 if len(parts) < MOST_PAIRS and (title == _HEADLINE_TITLES[0] or not parts) else 3
-        parts.append(Part(partial(table, key, a, b, group), rank, f"ratios of {title}"))
+        parts.append(Passage(partial(table, key, a, b, group), rank, f"ratios of {title}"))
     metrics = {pair.metric for pair in shown}
     left_out = sorted(
         {metric_of(pair.metric).title for pair in result.pairs if pair.metric not in metrics}, reverse=True
     )
-    return [*parts, Part(others, 6)] if left_out else parts
+    return [*parts, Passage(others, 6)] if left_out else parts
 
 
 def ratio_table(rows: Sequence[tuple[str, Estimate, str]], last: str, say: Say) -> None:
