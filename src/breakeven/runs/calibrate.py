@@ -167,6 +167,7 @@ def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
         return _plan_served(options)
     usual, notice = usual_engine(options.engine, machine)
     engine = engine_named(usual)
+    engine.check_placement(placement, options.engine_flags)
     format_name = _format(engine, options.format_name)
     devices = devices_of(engine.name, placement, options.engine_flags)
     gpu = bool(devices) or (bool(machine.gpus) and engine.name == VLLM)
