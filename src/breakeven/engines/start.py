@@ -25,7 +25,7 @@ from breakeven.engines.mlx import server as mlx_server
 from breakeven.engines.ollama import OllamaModel
 from breakeven.engines.ollama import refuse as ollama_refuses
 from breakeven.engines.sglang import SglangServer
-from breakeven.engines.source import Source, parse_source, weight_format
+from breakeven.engines.source import Source, weight_format
 from breakeven.engines.vllm import directory as vllm_directory
 from breakeven.engines.vllm.server import VllmServer
 from breakeven.errors import EngineError, UserError
@@ -134,12 +134,13 @@ def kv_type(sources: Sequence[Source], engine: str, asked: str | None) -> str:
     return found.pop() if found else "f16"
 
 
-def gguf_of(text: str, format_name: str | None = None) -> Path:
+def gguf_of(source: Source, progress: Progress | None = None) -> Path:
     """The weight file that MODEL means: itself, or synthetic weights of its shape. Raises UserError for a URL."""
-    source = parse_source(text)
-    path = weights_of(source, format_name, 0, None)
+    path = weights_of(source, None, 0, progress)
     if path is None:
-        raise UserError(f"{text}: what runs behind a URL cannot be looked into; give a .gguf file or a model's name")
+        raise UserError(
+            f"{source.text}: what runs behind a URL cannot be looked into; give a .gguf file or a model's name"
+        )
     return path
 
 

@@ -159,12 +159,14 @@ def _headline(state: ProgressState) -> str:
         spent += f" of at most {seconds_text(state.budget_s)}"
     if state.done_bytes is not None and state.total_bytes is not None:
         return f"{phase}: {bytes_text(state.done_bytes)} of {bytes_text(state.total_bytes)}, {spent}"
-    return f"{phase}: {spent}"
+    return f"{phase}: {spent}" if state.share is None else f"{phase}: {percent_text(state.share)}, {spent}"
 
 
 def _share(state: ProgressState) -> float | None:
     if state.done_bytes is not None and state.total_bytes:
         return state.done_bytes / state.total_bytes
+    if state.share is not None:
+        return state.share
     return state.elapsed_s / state.budget_s if state.budget_s else None
 
 

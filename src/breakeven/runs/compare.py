@@ -226,8 +226,8 @@ class _Show:
         self._plan = plan
         self._began = time.monotonic()
 
-    def phase(self, text: str, subject: str) -> None:
-        self._sink(ProgressState(text, time.monotonic() - self._began, subject=subject))
+    def phase(self, text: str, subject: str, share: float | None = None) -> None:
+        self._sink(ProgressState(text, time.monotonic() - self._began, subject=subject, share=share))
 
     def writing(self, source: Source) -> Callable[[int, int], None]:
         def report(done: int, total: int) -> None:
