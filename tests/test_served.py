@@ -21,6 +21,7 @@ from breakeven.engines.start import ENGINES
 from breakeven.errors import UserError
 from breakeven.gateway.plan.load import read_gateway
 from breakeven.gateway.plan.write import write_gateway
+from breakeven.gateway.serve.run import source_of
 from breakeven.hardware.placement import Placement, split_served
 from breakeven.hardware.reader import read_machine
 from breakeven.runs.served import EngineWords, served
@@ -193,9 +194,19 @@ def test_calibrate_hands_them_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("breakeven.runs.calibrate.weights_of", lambda *_, **__: tmp_path)
     seen: list[start.Serving] = []
     with started_with(monkeypatch, seen):
-        done = run_here("calibrate", "--engine", "llama.cpp", "--cpu-moe", "2", "--quiet", "--", "-nkvo", cwd=tmp_path)
+        words = ("--engine", "llama.cpp", "--cpu-moe", "2", "--kv", "q8_0", "--quiet", "--", "-nkvo")
+        done = run_here("calibrate", *words, cwd=tmp_path)
     assert "not started" in done.stderr, done.stderr
-    assert (seen[0].placement, seen[0].arguments) == (Placement(cpu_moe=2), ("-nkvo",))
+    assert (seen[0].placement, seen[0].arguments, seen[0].kv) == (Placement(cpu_moe=2), ("-nkvo",), "q8_0")
+
+
+def test_calibrate_refuses_a_kv_type_that_cannot_be(tmp_path: Path) -> None:
+    done = run_here("calibrate", "--engine", "vllm", "--kv", "q8_0", "--list", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "q8_0" in done.stderr
+    done = run_here("calibrate", "http://127.0.0.1:9/v1#x", "--shape", "olmoe-1b-7b", "--kv", "q8_0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "leave --engine, --threads, --kv" in done.stderr
 
 
 def test_python_takes_the_same_words(tmp_path: Path) -> None:
@@ -205,6 +216,45 @@ def test_python_takes_the_same_words(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--cpu-moe few"):
         breakeven.bench("olmoe-1b-7b", breakeven.Traffic(rate="1"), options=options)
     assert not (tmp_path / "out").exists()
+
+
+def test_serve_starts_models_as_typed_and_as_their_names_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    with started_with(monkeypatch, []):
+        read = source_of(
+            ["olmoe-1b-7b@cpu-moe=4", "llama-3.2-1b"],
+            None,
+            engine="llama.cpp",
+            placement={"gpu_layers": "all", "cpu_moe": 2, "device": None},
+        )
+        dense, moe = read().backends
+    assert dense.local is not None
+    assert moe.local is not None
+    assert dense.local.placement == Placement(gpu_layers="all", cpu_moe=2)
+    assert (moe.local.placement, moe.local.model) == (Placement(gpu_layers="all", cpu_moe=4), "olmoe-1b-7b")
+    plain = source_of(["llama-3.2-1b"], None)().backends[0]
+    assert plain.local is not None
+    assert (plain.local.engine, plain.local.placement) == ("llama.cpp", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["llama-3.2-1b", "--gpu-layers", "all"], "llama.cpp (built in) lists no GPU"),
+        (["llama-3.2-1b@device=CUDA9"], "--device CUDA9: the engine has no such device"),
+        (["llama-3.2-1b", "--engine", "vllm", "--cpu-moe", "2"], "--cpu-moe: vLLM has no such setting"),
+        (["llama-3.2-1b", "--engine", "lama.cpp"], "did you mean llama.cpp"),
+        (["http://127.0.0.1:9/v1#x", "--cpu-moe", "2"], "keeps its weights where they lie"),
+        (["gateway.yaml", "--gpu-layers", "0"], "engine and placement options go with models"),
+    ],
+)
+def test_serve_refuses_what_cannot_be(
+    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("breakeven.engines.devices.embedded_devices", lambda: ())
+    (tmp_path / "gateway.yaml").write_text("backends: []\n")
+    done = run_here("serve", *words, "--check", cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
 
 
 STUDY = {

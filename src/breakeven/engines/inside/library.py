@@ -179,7 +179,12 @@ class Model:
         nothing = (c.c_void_p * 1)(None)
         if gpu_layers == 0:
             params.devices = c.cast(nothing, c.c_void_p)
-        told = LOAD_CALLBACK(lambda share, _user_data: on_share(share) is None)
+
+        def loading(share: float, _user_data: int) -> bool:
+            on_share(share)
+            return True
+
+        told = LOAD_CALLBACK(loading)
         params.progress_callback = c.cast(told, c.c_void_p)
         self.address = library.llama_model_load_from_file(str(path).encode(), params)
         if not self.address:
