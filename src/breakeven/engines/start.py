@@ -14,15 +14,18 @@ from typing import Literal
 from breakeven.engines import cache, openai_url
 from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, LM_STUDIO, MLX, OLLAMA, SGLANG, VLLM, Backend
 from breakeven.engines.borrowed import refuse_placement
+from breakeven.engines.devices import check_embedded, check_user_binary
 from breakeven.engines.keeper import KeptEngine
 from breakeven.engines.llama_cpp.binary import LlamaServer
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.engines.lm_studio import LmStudioModel
+from breakeven.engines.lm_studio import refuse as lm_studio_refuses
 from breakeven.engines.memory import MemoryCheck, check_memory, check_memory_of_binary
 from breakeven.engines.mlx import server as mlx_server
 from breakeven.engines.ollama import OllamaModel
+from breakeven.engines.ollama import refuse as ollama_refuses
 from breakeven.engines.sglang import SglangServer
-from breakeven.engines.source import Source, parse_source, weight_format
+from breakeven.engines.source import Source, weight_format
 from breakeven.engines.vllm import directory as vllm_directory
 from breakeven.engines.vllm.server import VllmServer
 from breakeven.errors import EngineError, UserError
@@ -55,7 +58,8 @@ class Engine:
     """An engine Breakeven can start. `formats` are the weight formats it can be given, None for all.
 
     `check_memory` refuses candidates that do not fit together; None where only the engine knows its device.
-    `weights` finds or writes what the server loads; `server` is that server, not yet started.
+    `weights` finds or writes what the server loads; `server` is that server, not yet started. `check_placement` refuses
+    a placement, or flags, that it cannot be given here, before anything is written.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Engine:
     check_memory: MemoryCheck | None
     weights: Callable[[Source, str, int, Progress | None], Path]
     server: Callable[[Source, Path, Serving], KeptEngine]
+    check_placement: Callable[[Placement, Sequence[str]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +144,13 @@ def kv_type(sources: Sequence[Source], engine: str, asked: str | None) -> str:
     return found.pop() if found else "f16"
 
 
-def gguf_of(text: str, format_name: str | None = None) -> Path:
+def gguf_of(source: Source, progress: Progress | None = None) -> Path:
     """The weight file that MODEL means: itself, or synthetic weights of its shape. Raises UserError for a URL."""
-    source = parse_source(text)
-    path = weights_of(source, format_name, 0, None)
+    path = weights_of(source, None, 0, progress)
     if path is None:
-        raise UserError(f"{text}: what runs behind a URL cannot be looked into; give a .gguf file or a model's name")
+        raise UserError(
+            f"{source.text}: what runs behind a URL cannot be looked into; give a .gguf file or a model's name"
+        )
     return path
 
 
@@ -176,6 +182,7 @@ def start(
         return Running(source, openai_url.connect(source.url), None, lambda: None)
     assert path is not None
     kind = engine_named(engine)
+    kind.check_placement(placement, arguments)
     serving = Serving(
         context, slots, log, threads, wait_policy, share_prefixes, embeddings, environment, kv, placement, arguments
     )
@@ -212,8 +219,7 @@ def _gguf(source: Source, format_name: str, seed: int, progress: Progress | None
 
 
 def _llama_cpp(source: Source, path: Path, serving: Serving) -> KeptEngine:
-    if serving.arguments:
-        raise UserError(f"{serving.arguments[0]}: the embedded llama.cpp takes no flags; give --engine {LLAMA_SERVER}")
+    _embedded_takes_no(serving.arguments)
     return LlamaCppServer(
         path,
         context=serving.context,
@@ -230,6 +236,16 @@ def _llama_cpp(source: Source, path: Path, serving: Serving) -> KeptEngine:
         # llama.cpp reads quantised values in its flash attention alone, and left to choose it may not take that.
         flash_attention=True if kv_element_bytes(serving.kv) < 2 else None,
     )
+
+
+def _embedded_takes_no(flags: Sequence[str]) -> None:
+    if flags:
+        raise UserError(f"{flags[0]}: the embedded llama.cpp takes no flags; give --engine {LLAMA_SERVER}")
+
+
+def _check_embedded(placement: Placement, flags: Sequence[str]) -> None:
+    _embedded_takes_no(flags)
+    check_embedded(placement)
 
 
 def _llama_server(source: Source, path: Path, serving: Serving) -> KeptEngine:
@@ -258,7 +274,6 @@ def _directory(source: Source, format_name: str, seed: int, progress: Progress |
 
 
 def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
-    refuse_placement(serving.placement, "vLLM", _BY_ITSELF)
     real = vllm_directory.has_weights(path)
     dtype = "auto" if real else vllm_directory.dtype_of(path)
     # Four bytes an element is the most that a flag of the user's can make of it.
@@ -293,7 +308,6 @@ def _said_of(kv: str, source: Source) -> bool:
 
 _VLLM_KV = {"bf16": "bfloat16", "f16": "bfloat16"}
 """vLLM's word where it is another."""
-_BY_ITSELF = "it places a model by itself; leave it out"
 
 
 def _mlx_directory(source: Source, format_name: str, seed: int, progress: Progress | None) -> Path:
@@ -301,7 +315,6 @@ def _mlx_directory(source: Source, format_name: str, seed: int, progress: Progre
 
 
 def _mlx(source: Source, path: Path, serving: Serving) -> KeptEngine:
-    refuse_placement(serving.placement, "MLX", _BY_ITSELF)
     return mlx_server.MlxServer(
         path,
         context=serving.context,
@@ -315,7 +328,6 @@ def _mlx(source: Source, path: Path, serving: Serving) -> KeptEngine:
 
 
 def _sglang(source: Source, path: Path, serving: Serving) -> KeptEngine:
-    refuse_placement(serving.placement, "SGLang", _BY_ITSELF)
     real = vllm_directory.has_weights(path)
     return SglangServer(
         path,
@@ -369,6 +381,11 @@ def _refuse_flags(serving: Serving, title: str) -> None:
         raise UserError(f"{' '.join(serving.arguments)}: {title} runs already and takes no flags; leave them out")
 
 
+def _places_itself(title: str) -> Callable[[Placement, Sequence[str]], None]:
+    """The check of an engine that has no setting for where a model lies."""
+    return lambda placement, flags: refuse_placement(placement, title, "it places a model by itself; leave it out")
+
+
 def _tokenizer(source: Source) -> Path | None:
     """What counts the tokens of a synthetic file, where its engine does not."""
     return cache.byte_tokenizer(source.spec.vocab) if source.synthetic and source.spec else None
@@ -377,13 +394,13 @@ def _tokenizer(source: Source) -> Path | None:
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
-        Engine(LLAMA_CPP, "Q4_K_M", None, check_memory, _gguf, _llama_cpp),
-        Engine(LLAMA_SERVER, "Q4_K_M", None, check_memory_of_binary, _gguf, _llama_server),
-        Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm),
-        Engine(SGLANG, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _sglang),
-        Engine(OLLAMA, "Q4_K_M", None, None, _gguf, _ollama),
-        Engine(LM_STUDIO, "Q4_K_M", None, None, _gguf, _lm_studio),
-        Engine(MLX, "MLX4", mlx_server.FORMATS, None, _mlx_directory, _mlx),
+        Engine(LLAMA_CPP, "Q4_K_M", None, check_memory, _gguf, _llama_cpp, _check_embedded),
+        Engine(LLAMA_SERVER, "Q4_K_M", None, check_memory_of_binary, _gguf, _llama_server, check_user_binary),
+        Engine(VLLM, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _vllm, _places_itself("vLLM")),
+        Engine(SGLANG, "BF16", tuple(vllm_directory.FORMATS), None, _directory, _sglang, _places_itself("SGLang")),
+        Engine(OLLAMA, "Q4_K_M", None, None, _gguf, _ollama, lambda placement, _: ollama_refuses(placement)),
+        Engine(LM_STUDIO, "Q4_K_M", None, None, _gguf, _lm_studio, lambda placement, _: lm_studio_refuses(placement)),
+        Engine(MLX, "MLX4", mlx_server.FORMATS, None, _mlx_directory, _mlx, _places_itself("MLX")),
     )
 }
 """The engines that `--engine` may name."""
