@@ -21,6 +21,7 @@ from breakeven.pages.words import (
     describe,
     grouped,
     interval,
+    left_out_text,
     noise_text,
     seconds_text,
     streams_text,
@@ -52,7 +53,7 @@ def print_comparison(result: Comparison, console: Console, report_path: Path | N
     listed("What would change it", result.verdict.would_change, say)
     say()
     say(f"Noise: {noise_text(result.noise)}.", "dim")
-    for reason in result.noise.reasons:
+    for reason in [*result.noise.reasons, *left_out_text(result.pairs)]:
         say(f"- {reason}", "dim", 2)
     say(f"Measured for {seconds_text(result.measured_s)}; {stopped_text(result)}.", "dim")
     if report_path is not None:
