@@ -175,7 +175,8 @@ def _label(row: RatioRow) -> str:
 
 
 def _pairs(row: RatioRow) -> str:
-    return f"{row.pairs} pair{'' if row.pairs == 1 else 's'}"
+    beside = f", {row.left_out} left out" if row.left_out else ""
+    return f"{row.pairs} pair{'' if row.pairs == 1 else 's'}{beside}"
 
 
 def _ratio(row: RatioRow) -> str:

@@ -18,7 +18,8 @@ from breakeven.errors import BreakevenError, UserError
 from breakeven.hardware.machine import MachineSpec
 from breakeven.hardware.placement import Placed
 from breakeven.measure import events, noise
-from breakeven.measure.paired.blocks import blocks_of, pairs, points, self_checks
+from breakeven.measure.paired.blocks import blocks_of, self_checks
+from breakeven.measure.paired.pairs import pairs, points
 from breakeven.measure.paired.plan import Plan
 from breakeven.model.arithmetic import active_params, decode_bytes, total_params
 from breakeven.model.formats.named import OWN, label
