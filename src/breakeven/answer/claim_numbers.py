@@ -215,7 +215,7 @@ def _routing_spread(case: ClaimCase) -> Estimate:
     """P99 of a decode step over its mean, from nothing but which experts its tokens happen to choose.
 
     Of every layer's touched experts the variance is at most sum q (1 - q), q = (1 - p)^B being the chance that B
-    sequences miss one; layers choose independently. The step's time follows its bytes.
+    sequences miss one; layers choose independently. The step's time follows its bytes. The value is the most it can be.
     """
     model = _one(case)
     terms = skewed(model.terms, case.skew) if case.skew else model.terms
@@ -227,7 +227,8 @@ def _routing_spread(case: ClaimCase) -> Estimate:
         for _, nbytes in group.types
     )
     share = min(1.0, expert_bytes / float(parts.weight_bytes + parts.kv_bytes))
-    return exactly(1 + P99_NORMAL * spread * share)
+    most = 1 + P99_NORMAL * spread * share
+    return Estimate(most, 1.0, most)
 
 
 def _touched_deviation(terms: Terms, batch: int) -> float:

@@ -274,11 +274,11 @@ def _span(ends: Sequence[str]) -> str:
 def _short(part: ClaimPart) -> str:
     """A part in a few words: where it holds, or how far its numbers reach."""
     if part.verdict == "holds where":
-        return f"{part.says}, {'; '.join(part.where)}"
+        return f"{part.says}: {'; '.join(part.where)}"
     values = [finding.value.value for finding in part.findings]
     low, high = f"{min(values):.3g}", f"{max(values):.3g}"
     unit = "" if part.unit == "times" else f" {part.unit}"
-    return f"{part.says}: {low}{unit}" if low == high else f"{part.says}: {low} to {high}{unit}"
+    return f"{part.says} {low}{unit}" if low == high else f"{part.says} {low} to {high}{unit}"
 
 
 def compared_findings(run: RunSpec, pairs: Sequence[Pair]) -> list[ClaimFinding]:

@@ -61,7 +61,7 @@ def _cut(text: str, width: int) -> str:
 def print_claim(claim: Claim, say: Say, *, full: bool = False) -> None:
     """One sentence with its numbers; with `full` also records and the commands that print the numbers."""
     say(claim.sentence, "bold")
-    say(f"{claim.verdict.capitalize()}. {_dotted(claim.short)}", "bold")
+    say(f"{claim.verdict.capitalize()}: {_dotted(claim.short)}", "bold")
     say(f"Source: {_source(claim.source)}", "dim")
     if claim.note:
         say(claim.note, "dim")
@@ -125,7 +125,7 @@ def _section(claim: Claim) -> list[str]:
     link = f"[{claim.source.title}]({claim.source.url})" if claim.source.url else claim.source.title
     dated = f"{link}, {claim.source.date}" if claim.source.date else link
     says = f". There: {_dotted(claim.source.says)}" if claim.source.says else "."
-    lines = [f"## {claim.name}", f"*{claim.sentence}*", "", f"**{claim.verdict.capitalize()}.** {_dotted(claim.short)}"]
+    lines = [f"## {claim.name}", f"*{claim.sentence}*", "", f"**{claim.verdict.capitalize()}**: {_dotted(claim.short)}"]
     lines += ["", f"Source: {dated}{says}"]
     if claim.note:
         lines += ["", claim.note]
