@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -198,6 +199,34 @@ def test_a_ratio_is_surer_than_its_speeds(tmp_path: Path) -> None:
     )
     back = speed_ratio(*(step_model(lookup(m), profile(), "Q4_K_M") for m in ("llama-3.2-1b", "llama-3.2-3b")), 1, 512)
     assert back.low == pytest.approx(1 / ratio.decode.high)
+
+
+def test_decode_and_prefill_have_each_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    """A mixture with experts in host memory decodes fast and reads prompts slowly: neither says the other."""
+    machine = "rtx-4090+ddr5-6000x2:96GB+pcie3x4"
+    found = predict(["qwen3-32b:Q4_K_M", "qwen3-30b-a3b:Q8_0"], [machine], prompt=2048)
+    dense, moe = found.points
+    (ratio,) = found.ratios
+    assert ratio.prefill is not None
+    assert ratio.prompt == 2048
+    assert ratio.prefill.value == pytest.approx(dense.prefill_s.value / moe.prefill_s.value)
+    # Spilled beside whole: nothing cancels.
+    width, *both = (math.log(span.most / span.least) for span in (ratio.prefill, dense.prefill_s, moe.prefill_s))
+    assert width == pytest.approx(math.hypot(*both))
+    print_prediction(found, Console(width=200))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in lines if " against " in line] == ["Decode", "Prefill"]
+
+
+def test_a_model_wholly_on_the_card_says_so_beside_a_spilled_one(capsys: pytest.CaptureFixture[str]) -> None:
+    found = predict(["gpt-oss-120b:MXFP4", "qwen3-32b:Q4_K_M"], ["rtx-3090+ddr4-3200x2:64GB"])
+    moe, dense = found.points
+    assert moe.placed is not None
+    assert moe.placement == moe.placed.words()
+    assert (dense.placed, dense.placement) == (None, "65/65 layers on the GPU")
+    print_prediction(found, Console(width=200))
+    assert "qwen3-32b:Q4_K_M: 65/65 layers on the GPU" in capsys.readouterr().out
+    assert [p.placement for p in predict(["qwen3-32b"], ["apple-m3-ultra"]).points] == [None]
 
 
 def test_extrapolation_is_named(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ TensorSplit = Annotated[str | None, typer.Option("--tensor-split", help="Shares 
 Slots = Annotated[int | None, typer.Option(help="Requests an engine started here works on at once.")]
 Threads = Annotated[int | None, typer.Option(help="Engine threads.", show_default="all CPUs")]
 Tokenizer = Annotated[Path | None, typer.Option(help="tokenizer.json, where the server cannot be asked.")]
+Full = Annotated[bool, typer.Option("--full", help="All of the summary, not one screen of it.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Log = Annotated[Path | None, typer.Option("--log", help="The decision log's directory.", metavar="DIR")]
 

@@ -28,7 +28,7 @@ from breakeven.engines.vllm.server import VllmServer
 from breakeven.errors import EngineError, UserError
 from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.arithmetic import kv_bytes
-from breakeven.model.formats.named import gguf_types, kv_element_bytes, kv_for
+from breakeven.model.formats.named import default_kv, gguf_types, kv_element_bytes, kv_for
 from breakeven.model.resolve import split_format
 
 Progress = Callable[[int, int], None]
@@ -115,13 +115,23 @@ def format_of(source: Source, asked: str | None, engine: Engine) -> str:
     return engine.default_format if unasked and engine.formats is not None and found not in engine.formats else found
 
 
+def stored_in(source: Source) -> str | None:
+    """The format of the directory with weights that a candidate is; None for everything else."""
+    return vllm_directory.stored_format(source.text, source.spec)
+
+
 def kv_type(sources: Sequence[Source], engine: str, asked: str | None) -> str:
     """The type of keys and values that `engine` starts these candidates with; `asked` None: 16 bits.
 
-    Raises UserError for what an engine that runs already, or the engine named, cannot be told.
+    But for directories with weights that all ask for another, in an engine that does as they say. Raises UserError for
+    what an engine that runs already, or the engine named, cannot be told.
     """
     if asked is None:
-        return "f16"
+        own = {
+            default_kv(source.spec, engine, stored) if source.spec and (stored := stored_in(source)) else "f16"
+            for source in sources
+        }
+        return own.pop() if len(own) == 1 else "f16"
     if any(source.url is not None for source in sources):
         raise UserError("--kv: a server keeps keys and values in the type it was started with; leave --kv out")
     reads = LLAMA_CPP if engine == LLAMA_SERVER else engine
@@ -267,15 +277,21 @@ def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
         load_format="auto" if real else "dummy",
         # A quarter more, because vLLM hands out its cache in blocks.
         kv_cache_gib=max(1, math.ceil(1.25 * cache_bytes / 2**30)),
-        arguments=(*_vllm_kv(serving.kv), *serving.arguments),
+        arguments=(*_vllm_kv(serving.kv, source), *serving.arguments),
     )
 
 
-def _vllm_kv(kv: str) -> tuple[str, ...]:
-    return () if kv == "f16" else ("--kv-cache-dtype", _VLLM_KV.get(kv, kv))
+def _vllm_kv(kv: str, source: Source) -> tuple[str, ...]:
+    return ("--kv-cache-dtype", _VLLM_KV.get(kv, kv)) if _said_of(kv, source) else ()
 
 
-_VLLM_KV = {"bf16": "bfloat16"}
+def _said_of(kv: str, source: Source) -> bool:
+    """Whether a type must be said: 16 bits are what an engine takes unasked, unless a checkpoint asks for less."""
+    asks = source.spec is not None and source.spec.kv_cache is not None
+    return kv != "f16" or (asks and stored_in(source) is not None)
+
+
+_VLLM_KV = {"bf16": "bfloat16", "f16": "bfloat16"}
 """vLLM's word where it is another."""
 _BY_ITSELF = "it places a model by itself; leave it out"
 
@@ -310,13 +326,13 @@ def _sglang(source: Source, path: Path, serving: Serving) -> KeptEngine:
         dtype="auto" if real else vllm_directory.dtype_of(path),
         load_format="auto" if real else "dummy",
         prefix_caching=serving.share_prefixes,
-        kv_dtype=_SGLANG_KV.get(serving.kv),
+        kv_dtype=_SGLANG_KV.get(serving.kv) if _said_of(serving.kv, source) else None,
         environment=serving.environment,
         arguments=serving.arguments,
     )
 
 
-_SGLANG_KV = {"bf16": "bfloat16", "fp8": "fp8_e4m3"}
+_SGLANG_KV = {"bf16": "bfloat16", "f16": "bfloat16", "fp8": "fp8_e4m3"}
 """SGLang's words for what is not the model's own type."""
 
 

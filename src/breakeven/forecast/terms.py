@@ -222,6 +222,7 @@ def residency(terms: Terms, room_bytes: float, host_bytes: float | None) -> Resi
         experts_host=experts_share * in_host,
         experts_disk=experts_share * (1.0 - in_host),
         away_bytes=min(over, terms.total_bytes),
+        disk_bytes=min(over, terms.total_bytes) * (1.0 - in_host),
     )
 
 

@@ -19,6 +19,7 @@ from breakeven.pages.decision_words import (
     latency_at,
     load_words,
     memory_text,
+    notes_of,
     pricing_text,
     quality_text,
     region_line,
@@ -125,7 +126,7 @@ def _about(candidate: CandidateResult, decision: Decision, say: Say) -> None:
     if candidate.memory_bytes is not None:
         say(f"memory: {memory_text(candidate)}", indent=4)
     say(f"{quality_text(candidate.quality)}; {pricing_text(candidate.pricing)}", indent=4)
-    for note in candidate.notes:
+    for note in notes_of(candidate):
         say(note, "yellow", 4)
 
 
