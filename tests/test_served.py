@@ -16,8 +16,8 @@ import breakeven
 from breakeven.answer.study.load import read_study
 from breakeven.answer.study.price import PlacementKeys
 from breakeven.engines import start
+from breakeven.engines.kinds import ENGINES
 from breakeven.engines.source import parse_source, parse_sources
-from breakeven.engines.start import ENGINES
 from breakeven.errors import UserError
 from breakeven.gateway.plan.load import read_gateway
 from breakeven.gateway.plan.write import write_gateway

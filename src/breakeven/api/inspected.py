@@ -273,8 +273,9 @@ class _Look:
         from breakeven.engines.borrowed import refuse_placement
         from breakeven.engines.devices import check_embedded
         from breakeven.engines.inside.client import ALL_LAYERS
+        from breakeven.engines.kinds import engine_named
         from breakeven.engines.source import parse_source
-        from breakeven.engines.start import engine_named, gguf_of
+        from breakeven.engines.start import gguf_of
         from breakeven.hardware.placement import placement_of
         from breakeven.measure.progress import ProgressState
 

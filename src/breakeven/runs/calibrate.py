@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from breakeven.engines.backend import LLAMA_CPP, VLLM
 from breakeven.engines.devices import EngineDevice, usual_engine
-from breakeven.engines.start import Engine, engine_named, kv_type, start, weights_of
+from breakeven.engines.kinds import Engine, engine_named
+from breakeven.engines.start import kv_type, start, weights_of
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
 from breakeven.forecast.calibration.fit import Fitted, LeftOut, errors_of, fit, leave_models_out, ranges_of
 from breakeven.forecast.calibration.parameters import CPU_TILE

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from breakeven.engines.devices import EngineDevice, listed, usual_engine
+from breakeven.engines.kinds import Engine, engine_named
 from breakeven.engines.memory import RESERVE, need_of
 from breakeven.engines.source import Source, slug
-from breakeven.engines.start import Engine, Running, engine_named, kv_type, start
+from breakeven.engines.start import Running, kv_type, start
 from breakeven.errors import UserError
 from breakeven.hardware.machine import Gpu, MachineSpec
 from breakeven.hardware.placement import AUTO, Placement, placement_of

@@ -21,8 +21,9 @@ import msgspec
 
 from breakeven.answer.study.load import model_named
 from breakeven.answer.study.price import ApiSpeed
+from breakeven.engines.kinds import engine_named
 from breakeven.engines.source import Source, parse_source
-from breakeven.engines.start import engine_named, format_of
+from breakeven.engines.start import format_of
 from breakeven.errors import UserError
 from breakeven.forecast.profiles import THIS, profile_named
 from breakeven.gateway.plan.load import PUBLIC_NAME, read_gateway
