@@ -149,7 +149,9 @@ def calibrate(options: CalibrateOptions, on_progress: OnProgress = lambda state:
 
 
 class ProbePlan(NamedTuple):
-    """What a calibration would run. `gpu`: the engine's weights lie on a GPU; `devices`: those that it lists."""
+    """What a calibration would run. `gpu`: the engine's weights lie on a GPU; `devices`: those that it lists; `engine`
+    None: servers that run elsewhere; `notice`: what must be said of the engine that was chosen.
+    """
 
     engine_name: str
     format_name: str
@@ -160,9 +162,7 @@ class ProbePlan(NamedTuple):
     kv: str = "f16"
     devices: tuple[EngineDevice, ...] = ()
     engine: Engine | None = None
-    """None: servers that run elsewhere."""
     notice: str | None = None
-    """What must be said of the engine that was chosen."""
 
 
 def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
