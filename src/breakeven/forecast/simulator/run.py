@@ -259,6 +259,8 @@ class Run:
             home = home_of(session, len(self.scaler.ready_s)) if (session := self.sessions[i]) else None
             place = takers.index(home) if home is not None and home in takers else None
             k = takers[self.pick([loads[k] for k in takers], self.sent, place, self.rng)]
+            # Where none has started yet, it waits for the one it goes to.
+            at_s = max(at_s, self.scaler.ready_s[k] + self.policy.front_s)
         self.sent += 1
         self._give(i, present[k], at_s)
 
