@@ -63,6 +63,19 @@ def test_cache_bytes_and_operations_are_those_of_the_arithmetic(name: str, batch
     assert float(parts.compute_s) * CONSTANTS.decode_flops_per_s == pytest.approx(flops)
 
 
+def test_logits_are_moved_for_every_decoding_sequence_and_no_prompt() -> None:
+    found, moving = terms("llama-3.2-1b"), msgspec.structs.replace(CONSTANTS, logit_bytes=10.0)
+    for prompt in (0, 512):
+        extra = step_parts(found, moving, 8, 100, prompt).total_s - step_parts(found, CONSTANTS, 8, 100, prompt).total_s
+        assert float(extra) == pytest.approx(8 * 10.0 * lookup("llama-3.2-1b").vocab / CONSTANTS.kv_bytes_per_s)
+
+
+def test_layers_that_are_a_mixer_or_a_feed_forward_count_half() -> None:
+    assert len(lookup("nemotron-3-nano-30b-a3b").layers) == 52
+    assert terms("nemotron-3-nano-30b-a3b", "BF16").layers == 26
+    assert terms("llama-3.2-1b").layers == len(lookup("llama-3.2-1b").layers)
+
+
 @given(models, constants, batches, contexts, st.integers(0, 8192), st.integers(1, 64))
 def test_more_work_never_takes_less_time(
     name: str, given_constants: Constants, batch: int, context: int, prompt: int, more: int
