@@ -204,20 +204,21 @@ def with_errors(decode: float, prefill: float) -> StepModel:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.7, 1.0])
-def test_ends_of_mixed_work_add_independent_errors(share: float) -> None:
+def test_ends_of_mixed_work_add_what_prompts_are_off_beyond_decoding(share: float) -> None:
     model = with_errors(0.02, 0.06)
     decode, prompt = (8, 500), (0, 0, 512, 256)
     # As many of both steps as make prompts this share of the time.
     n, m = (1 - share) / float(model.step_s(*decode)), share / float(model.step_s(*prompt))
     times = [n * float(one.step_s(*decode)) + m * float(one.step_s(*prompt)) for one in model.ends(share)]
-    assert times[1] == pytest.approx(1 + np.hypot((1 - share) * 0.02, share * 0.06), rel=2e-3)
+    assert times[1] == pytest.approx(np.exp(np.hypot(0.02, share * np.sqrt(0.06**2 - 0.02**2))), rel=2e-3)
     assert times[0] == pytest.approx(1 / times[1], rel=2e-3)
 
 
 def test_ends_without_prompts_are_those_of_decoding() -> None:
     model = with_errors(0.2, 0.9)
-    for ours, known in zip(model.ends(0.0), model.low_high("decode"), strict=True):
-        assert float(ours.step_s(8, 500)) == pytest.approx(float(known.step_s(8, 500)))
+    for share, one in ((0.0, model), (0.6, with_errors(0.4, 0.3))):
+        for ours, known in zip(one.ends(share), one.low_high("decode"), strict=True):
+            assert float(ours.step_s(8, 500, 99, 50)) == pytest.approx(float(known.step_s(8, 500, 99, 50)))
     assert with_errors(0.0, 0.0).ends(0.5)[1] == with_errors(0.0, 0.0)
 
 
@@ -226,8 +227,10 @@ def test_a_prompt_in_a_step_is_off_by_its_own_error() -> None:
     plain = float(model.step_s(8, 500))
     added = float(model.step_s(8, 500, 512, 256)) - plain
     slow = model.ends(1.0)[1]
-    assert float(slow.step_s(8, 500)) == pytest.approx(plain)
-    assert float(slow.step_s(8, 500, 512, 256)) == pytest.approx(plain + added * np.exp(0.5))
+    assert float(slow.step_s(0, 0, 512, 256)) == pytest.approx(float(model.step_s(0, 0, 512, 256)) * np.exp(0.5))
+    common = float(slow.step_s(8, 500)) / plain
+    assert common == pytest.approx(np.exp(0.1**2 / 0.5))
+    assert float(slow.step_s(8, 500, 512, 256)) == pytest.approx(plain * common + added * np.exp(0.5))
 
 
 # --- several devices -------------------------------------------------------------------------------------------------

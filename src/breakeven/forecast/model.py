@@ -177,31 +177,29 @@ class StepModel:
     def low_high(self, phase: str = "decode") -> tuple[StepModel, StepModel]:
         """The fast and the slow end of the interval of one `phase`."""
         width = self.error(phase).log_half_width
-        return self._ends(width, width)
+        return self._ends(width, 0.0)
 
     def ends(self, prompt_share: float) -> tuple[StepModel, StepModel]:
         """The fast and the slow end of work of which prompts take `prompt_share` of the time.
 
-        Errors of decoding and of prompts are taken as independent. Of all pairs of errors that are as likely together
-        as one phase's interval is alone, the ends are those that change the work's time the most.
+        Decoding's error is taken to be in every step, and what prompts are off by beyond it as independent of it. Of
+        all pairs as likely together as one interval is alone, the ends are those that change the work's time the most.
         """
         decode, prefill = (self.error(phase).log_half_width for phase in ("decode", "prefill"))
-        pulls = ((1.0 - prompt_share) * decode, prompt_share * prefill)
-        size = math.hypot(*pulls)
-        if size == 0.0:
-            return self._ends(0.0, 0.0)
-        return self._ends(decode * pulls[0] / size, prefill * pulls[1] / size)
+        more = math.sqrt(max(prefill**2 - decode**2, 0.0))
+        size = math.hypot(decode, prompt_share * more)
+        return self._ends(decode**2 / size, prompt_share * more**2 / size) if size > 0.0 else self._ends(0.0, 0.0)
 
-    def _ends(self, decode: float, prefill: float) -> tuple[StepModel, StepModel]:
-        """Steps so much faster and slower, in log units, what prompts add to them `prefill`.
+    def _ends(self, steps: float, prompts: float) -> tuple[StepModel, StepModel]:
+        """Steps so much faster and slower, in log units, and what prompts add to them `prompts` more.
 
         Probes route evenly, so where routing is not known the fast end of a probed profile routes unevenly too.
         Errors of a datasheet profile come from real models and contain their routing.
         """
         fast, slow = (
             replace(
-                self.scaled(math.exp(sign * decode)),
-                prompt_scale=self.prompt_scale * math.exp(sign * (prefill - decode)),
+                self.scaled(math.exp(sign * steps)),
+                prompt_scale=self.prompt_scale * math.exp(sign * prompts),
             )
             for sign in (-1.0, 1.0)
         )
