@@ -184,12 +184,12 @@ def table(rows: list[Row]) -> str:
     for metric, p in LOOKED_AT:
         # A closed loop has no queue of its own making: it is listed, and not counted.
         some = [r for r in rows if r.what.endswith(f" {metric}/p{p}") and f" {FULL} " not in r.what]
-        off = sorted(r.off for r in some)
-        if off:
-            middle = (off[len(off) // 2] + off[(len(off) - 1) // 2]) / 2
+        errors = sorted(r.off for r in some)
+        if errors:
+            middle = (errors[len(errors) // 2] + errors[(len(errors) - 1) // 2]) / 2
             inside = sum(r.low <= r.measured <= r.high for r in some)
             target = f"{TARGETS[metric, p]:.0%}" if (metric, p) in TARGETS else ""
-            lines.append(f"| {metric} p{p} | {middle:.1%} | {off[-1]:.1%} | {inside} of {len(off)} | {target} |")
+            lines.append(f"| {metric} p{p} | {middle:.1%} | {errors[-1]:.1%} | {inside} of {len(errors)} | {target} |")
     return "\n".join(lines) + "\n"
 
 
