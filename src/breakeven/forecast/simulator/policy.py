@@ -3,7 +3,7 @@
 vLLM (V1 scheduler, `vllm/v1/core/sched/scheduler.py`): every step first gives one token to each running sequence, then
 what is left of `max_num_batched_tokens` to prompts, in order of arrival, cut into chunks. Blocks of keys and values are
 taken as they are needed; when none is left, the sequence admitted last gives its own back and starts over. Scheduling
-is asynchronous (`async_scheduling`, on by default): a step is put together while the one before it runs.
+is asynchronous (`async_scheduling`, on by default but on CPUs): a step is put together while the one before it runs.
 
 llama.cpp (`tools/server/server-context.cpp`, `update_slots`): a request waits for a free slot, whose context is its
 own. A step takes one token of every generating slot and prompt tokens up to `n_batch`, and runs as several passes of
@@ -93,8 +93,10 @@ class Policy:
 POLICIES: dict[str, Policy] = {
     # vllm serve on a data-centre GPU: EngineArgs.get_batch_defaults, usage OPENAI_API_SERVER, 70 GiB or more.
     "vllm": Policy(name="vllm", max_sequences=1024, max_step_tokens=8192, prefix_caching=True, ahead=True),
-    # The same on smaller GPUs and on CPUs.
+    # The same on smaller GPUs.
     "vllm-small": Policy(name="vllm-small", max_sequences=256, max_step_tokens=2048, prefix_caching=True, ahead=True),
+    # And on CPUs, where vllm/platforms/cpu.py turns asynchronous scheduling off.
+    "vllm-cpu": Policy(name="vllm-cpu", max_sequences=128, max_step_tokens=2048, prefix_caching=True),
     # As Breakeven starts it: prompt cache off, so that candidates meet the same work.
     "llama.cpp": Policy(name="llama.cpp", max_sequences=4, max_step_tokens=2048, micro_batch=512, block_tokens=1),
     # mlx_lm/server.py's defaults: --decode-concurrency 32, --prompt-concurrency 8, --prefill-step-size 2048; caches
