@@ -149,9 +149,7 @@ def calibrate(options: CalibrateOptions, on_progress: OnProgress = lambda state:
 
 
 class ProbePlan(NamedTuple):
-    """What a calibration would run. `gpu`: the engine's weights lie on a GPU; `devices`: those that it lists; `engine`
-    None: servers that run elsewhere; `notice`: what must be said of the engine that was chosen.
-    """
+    """What a calibration would run. `gpu`: weights lie on one; `engine` None: servers that run elsewhere."""
 
     engine_name: str
     format_name: str
