@@ -386,7 +386,7 @@ def test_the_verb_prints_json_and_tables(machine: str, capsys: pytest.CaptureFix
     assert run_verb("cost", [*words, "--json"]) == 0
     found = msgspec.json.decode(capsys.readouterr().out, type=Cost)
     assert found.pricing["olmoe-1b-7b"] == Own(usd=1400, life_years=4, usd_per_kwh=0.3, idle_w=15, busy_w=60)
-    assert run_verb("cost", words) == 0
+    assert run_verb("cost", [*words, "--full"]) == 0
     shown = capsys.readouterr().out
     assert "At 20.0 requests/s" in shown
     assert "cheaper" in shown
