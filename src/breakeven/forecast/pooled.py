@@ -49,7 +49,9 @@ FULL = 0.985
 """Of the saturation rate: a fleet that carries this much a replica cannot carry much more with another one."""
 FLAT = 1.03
 """A fleet of twice the size that carries no more than this much more a replica: the form knows the rest as well."""
-STEEP = 1.1
+NEAR = 0.8
+"""Of the saturation rate: from here one flat step is enough, below it takes two."""
+STEEP = 1.25
 """Growth of what a replica carries from one size to its double, from which the size between them is simulated too."""
 ENDS_AT = 4
 """Replicas of the largest fleet at which the ends of the interval are searched."""
@@ -163,7 +165,7 @@ def _pooled(
     stream: Stream, top: float, slo: Slo, good_share: float, first: float, sizes: Sequence[int]
 ) -> dict[int, float]:
     """What larger fleets carry of n times the saturation of one, by n; `first`: what one does."""
-    found = {1: first}
+    found, flat = {1: first}, 0
     for n in (*sizes, *LARGER):
         last = max(found)
         if not stream.fills(n) or (n > max(sizes) and found[last] > 0):
@@ -171,7 +173,9 @@ def _pooled(
         if n < 2 * last and (found[last] > 0 or n not in sizes):
             continue
         found[n] = _share_of_saturation(stream.before(n), top, slo, good_share, found[last], _next(found, n))
-        if found[n] >= FULL or (found[last] > 0 and found[n] < FLAT * found[last]):
+        flat = flat + 1 if found[last] > 0 and found[n] < FLAT * found[last] else 0
+        # Far below saturation one flat step may be luck.
+        if found[n] >= FULL or flat > (found[n] < NEAR):
             break
     # Where the form between two sizes spans much, the one between them too.
     for n in sizes:
