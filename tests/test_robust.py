@@ -141,6 +141,8 @@ def test_what_was_left_out_is_in_the_result_the_rows_and_the_levels() -> None:
     state = load_states(blocks, plan, ["a", "b"])[0]
     assert state.rounds == 9, "what was measured was measured"
     assert state.half_width == pytest.approx(0.005, abs=1e-4), "but the width is of what counts"
+    assert state.round_s == 2.0
+    assert load_states(blocks, plan, ["a", "b"], 36.0)[0].round_s == 4.0, "noise had every second block repeated"
 
 
 def test_a_turn_is_its_quiet_rounds() -> None:

@@ -1,8 +1,8 @@
 """`breakeven calibrate`: a few small probes in the real engine, and from them the constants of this machine.
 
-Probes run one after the other, each under every load, forward in even rounds and backward in odd ones, as long as the
-budget lasts. Everything measured is in the event log; the profile is a pure function of it, so that it can be fitted
-again.
+Probes run one after the other, each under every load, and from the first again while the budget lasts, A B C A B C:
+what the machine does meanwhile meets all alike, and shows in how far visits to one probe differ. Everything measured is
+in the event log; the profile is a pure function of it, so that it can be fitted again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from breakeven.engines.start import kv_type, start, weights_of
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
 from breakeven.forecast.calibration.fit import Fitted, LeftOut, errors_of, fit, leave_models_out, ranges_of
 from breakeven.forecast.calibration.parameters import CPU_TILE
-from breakeven.forecast.calibration.probes import ProbeLoad, loads_for, probes_for, slots_and_context
+from breakeven.forecast.calibration.probes import (
+    ProbeLoad,
+    Visit,
+    expected_s,
+    loads_for,
+    probes_for,
+    rounds_of,
+    slots_and_context,
+)
 from breakeven.forecast.constants import Origin, Profile, step_engine
 from breakeven.forecast.memory import LLAMA_CPP_MARGIN_BYTES
 from breakeven.forecast.profiles import save_profile
@@ -34,7 +42,6 @@ from breakeven.hardware.reader import read_machine
 from breakeven.measure import noise
 from breakeven.measure.energy import EnergyCounter, open_counter
 from breakeven.measure.events import BackendReady, BackendStopped, Event, EventWriter, StudyStarted, StudyStopped
-from breakeven.measure.paired.plan import order
 from breakeven.measure.probe import ProbeRun
 from breakeven.measure.progress import ProgressState
 from breakeven.measure.runner import Candidate
@@ -129,8 +136,8 @@ def calibrate(options: CalibrateOptions, on_progress: OnProgress = lambda state:
     )
     where = options.out.with_name(options.out.stem + "-calibration") if options.out else None
     what = f"calibrate-{chosen.engine_name}-{chosen.format_name.lower()}"
-    default = Path("results") / (f"{what}-{_slug(host_of_urls(options.urls))}" if options.urls else what)
-    directory, history = open_directory(where, default, mark, options.resume)
+    what += re.sub(r"[^A-Za-z0-9.]+", "-", f"-{host_of_urls(options.urls)}").rstrip("-") if options.urls else ""
+    directory, history = open_directory(where, Path("results") / what, mark, options.resume)
     began = time.monotonic()
     with EventWriter(directory / LOG) as log:
         _add(log, history, _opening(mark, began=bool(history)))
@@ -139,9 +146,8 @@ def calibrate(options: CalibrateOptions, on_progress: OnProgress = lambda state:
             run.rounds()
         except (KeyboardInterrupt, BreakevenError) as error:
             because = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            _add(
-                log, history, StudyStopped(because=because, measured_s=_measured_s(history), detail=str(error) or None)
-            )
+            stopped = StudyStopped(because=because, measured_s=_measured_s(history), detail=str(error) or None)
+            _add(log, history, stopped)
             raise
         _add(log, history, StudyStopped(because="budget", measured_s=_measured_s(history)))
     on_progress(ProgressState("fitting", time.monotonic() - began))
@@ -290,29 +296,33 @@ class _Run:
         """Measure. The first probes run whatever the budget, the others when they are expected to end within it."""
         energy = None if self.options.urls else open_counter()
         self.idle_w = _idle_watts(energy)
-        wait = "passive" if noise.busy() else None
-        took: dict[str, float] = {}
+        passive = noise.busy()
+        took: dict[str, Visit] = {}
         subjects = self.chosen.subjects
         models = list(dict.fromkeys(subject.spec.name for subject in subjects))[:LEAST_PROBES]
         least = {subject.name for subject in subjects if subject.spec.name in models}
-        for number in range(1000):
-            for index in order(number, len(subjects)):
-                subject = subjects[index]
-                left = [load for load in self.chosen.loads if not self._has(subject.name, load, number)]
+        for cycle in range(500):
+            visited = too_long = 0
+            for subject in subjects:
+                left = self._left(subject.name, cycle)
                 if not left:
                     continue
-                elapsed = time.monotonic() - self.began
-                expected = took.get(subject.name) or (sum(took.values()) / len(took) if took else 0.0)
-                enough = number > 0 or least <= self._probed()
-                if enough and elapsed + expected > self.options.budget_s:
-                    return
-                at = time.monotonic()
-                self._probe(subject, left, number, energy, passive=wait is not None)
-                took[subject.name] = time.monotonic() - at
+                ends_s = time.monotonic() - self.began + expected_s(took, subject.name, len(left))
+                if (cycle > 0 or least <= self._probed()) and ends_s > self.options.budget_s:
+                    too_long += 1
+                    if cycle == 0:
+                        return
+                    continue
+                took[subject.name] = self._probe(subject, left, energy, passive=passive)
+                visited += 1
+            if too_long and not visited:
+                return
 
     def _probe(
-        self, subject: Subject, loads: Sequence[ProbeLoad], number: int, energy: EnergyCounter | None, *, passive: bool
-    ) -> None:
+        self, subject: Subject, blocks: Sequence[tuple[ProbeLoad, int]], energy: EnergyCounter | None, *, passive: bool
+    ) -> Visit:
+        """Load a probe, run `blocks`, each a load and its round, and unload it."""
+        began = time.monotonic()
         engine = self.chosen.engine
         path = None
         if engine is not None:
@@ -342,18 +352,20 @@ class _Run:
             _add(self.log, self.history, ready)
             run = ProbeRun(Candidate(subject.name, backend, running.alive), self.log, self.history, SEED, energy)
             run.warm_up()
-            for load in loads:
+            at = time.monotonic()
+            for load, number in blocks:
                 self._show("measuring", subject.name)
                 run.block(load.streams, load.prompt_tokens, load.output_tokens, number)
+            blocks_s = time.monotonic() - at
             _add(self.log, self.history, BackendStopped(model=subject.name, peak_rss_bytes=backend.peak_rss_bytes()))
+        return Visit(time.monotonic() - began, blocks_s, len(blocks))
 
-    def _has(self, model: str, load: ProbeLoad, number: int) -> bool:
-        """Whether this block is in the log already, from before it was resumed."""
-        wanted = (model, load.streams, load.prompt_tokens, load.output_tokens, number)
-        return any(
-            (start.model, start.streams, start.prompt_tokens, start.output_tokens, start.round) == wanted
-            for start, _ in finished(self.history)
-        )
+    def _left(self, model: str, cycle: int) -> list[tuple[ProbeLoad, int]]:
+        """Loads and rounds of a visit, without what the log holds from before it was resumed."""
+        known = [begun for begun, _ in finished(self.history) if begun.model == model]
+        done = {(b.streams, b.prompt_tokens, b.output_tokens, b.round) for b in known}
+        wanted = [(load, number) for number in rounds_of(cycle) for load in self.chosen.loads]
+        return [(x, n) for x, n in wanted if (x.streams, x.prompt_tokens, x.output_tokens, n) not in done]
 
     def _probed(self) -> set[str]:
         return {start.model for start, _ in finished(self.history)}
@@ -384,10 +396,6 @@ def _idle_watts(energy: EnergyCounter | None) -> float | None:
     before, at = energy.read_joules(), time.monotonic()
     time.sleep(IDLE_S)
     return (energy.read_joules() - before) / (time.monotonic() - at)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
 
 
 def _measured_s(history: Sequence[Event]) -> float:

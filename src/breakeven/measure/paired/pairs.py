@@ -98,8 +98,14 @@ def _levels(blocks: Sequence[FinishedBlock], metric: str) -> list[float]:
     return _quiet_first([(_unit(b), value, not b.flagged) for b in blocks if (value := b.value(metric))])[0]
 
 
-def load_states(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) -> list[LoadSoFar]:
-    """How far each load of the plan is: rounds, or turns, that every candidate finished; its widest decode ratio."""
+def load_states(
+    blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str], measured_s: float = 0.0
+) -> list[LoadSoFar]:
+    """How far each load of the plan is: rounds, or turns, that every candidate finished; its widest decode ratio.
+
+    `measured_s`: what `blocks` took with those that noise had repeated. A next round is taken to need as much more.
+    """
+    repeats = max(1.0, measured_s / sum(b.seconds for b in blocks)) if blocks else 1.0
     states = []
     for streams in plan.streams:
         mine = [b for b in blocks if b.streams == streams]
@@ -113,7 +119,7 @@ def load_states(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str
             for metric in (HEADLINE, PREFILL)
         }
         last = {b.model: b.seconds for b in mine}
-        seconds = sum(last.values()) if rounds else None
+        seconds = repeats * sum(last.values()) if rounds else None
         decode = max(widths[HEADLINE], default=float("inf"))
         widest = max((width for found in widths.values() for width in found), default=decode)
         states.append(LoadSoFar(streams, rounds, decode, seconds, widest))

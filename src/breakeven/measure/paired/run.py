@@ -48,7 +48,7 @@ class PairedRun:
         while True:
             elapsed = before_s + time.monotonic() - started
             blocks = blocks_of(self.history)
-            states = load_states(blocks, self.plan, [c.name for c in self.candidates])
+            states = load_states(blocks, self.plan, [c.name for c in self.candidates], elapsed)
             self.on_progress(elapsed, pair_rows(blocks, [c.name for c in self.candidates]))
             choice = next_load(self.plan, states, elapsed)
             if isinstance(choice, Enough):
