@@ -30,8 +30,9 @@ from breakeven.measure.events import read_events
 from breakeven.measure.progress import ProgressState
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.resolve import resolve_spec
-from breakeven.runs.calibrate import CalibrateOptions, calibrate
+from breakeven.runs.calibrate import calibrate
 from breakeven.runs.observed import observations_of
+from breakeven.runs.probed import CalibrateOptions
 
 KEPT = Path(__file__).parent / "data" / "steps_2_cores.json"
 UNSEEN: tuple[ModelSpec, ...] = (

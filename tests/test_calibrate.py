@@ -24,8 +24,9 @@ from breakeven.measure.probe import step_s
 from breakeven.measure.progress import ProgressState
 from breakeven.pages.calibration import calibration_json, calibration_lines
 from breakeven.runs import calibrate as runner
-from breakeven.runs.calibrate import CalibrateOptions, Calibration, calibrate
+from breakeven.runs.calibrate import Calibration, calibrate
 from breakeven.runs.observed import busy_watts, finished, observations_of
+from breakeven.runs.probed import CalibrateOptions
 
 PROBES = (
     dense("tiny-d256x4", 256, 4, 768, 4, 2),

@@ -47,10 +47,10 @@ if TYPE_CHECKING:
     from breakeven.results.cost import Api as Api
     from breakeven.results.cost import Own as Own
     from breakeven.results.cost import Rented as Rented
-    from breakeven.runs.calibrate import CalibrateOptions as CalibrateOptions
     from breakeven.runs.calibrate import calibrate as calibrate
     from breakeven.runs.capacity import CapacityOptions as CapacityOptions
     from breakeven.runs.load import LoadOptions as LoadOptions
+    from breakeven.runs.probed import CalibrateOptions as CalibrateOptions
     from breakeven.traffic.words import Words
 
     cache = CacheVerbs
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Api": ("results.cost", "Api"),
     "Autoscale": ("forecast.simulator.policy", "Autoscale"),
-    "CalibrateOptions": ("runs.calibrate", "CalibrateOptions"),
+    "CalibrateOptions": ("runs.probed", "CalibrateOptions"),
     "CapacityOptions": ("runs.capacity", "CapacityOptions"),
     "Placement": ("hardware.placement", "Placement"),
     "placement_of": ("hardware.placement", "placement_of"),

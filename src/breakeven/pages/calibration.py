@@ -13,7 +13,8 @@ from breakeven.forecast.constants import Constants, Error, Origin
 from breakeven.hardware.reader import read_machine
 from breakeven.model.arithmetic import active_params, file_bytes, total_params
 from breakeven.pages.words import seconds_text
-from breakeven.runs.calibrate import CalibrateOptions, Calibration, plan
+from breakeven.runs.calibrate import Calibration
+from breakeven.runs.probed import CalibrateOptions, plan
 
 SCHEMA = "breakeven.calibrate/1"
 

@@ -15,29 +15,22 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from breakeven.engines.backend import LLAMA_CPP, VLLM
-from breakeven.engines.devices import EngineDevice, usual_engine
-from breakeven.engines.kinds import Engine, engine_named
-from breakeven.engines.start import kv_type, start, weights_of
-from breakeven.errors import BreakevenError, NotSupportedError, UserError
+from breakeven.engines.backend import LLAMA_CPP
+from breakeven.engines.start import start, weights_of
+from breakeven.errors import BreakevenError, UserError
 from breakeven.forecast.calibration.fit import Fitted, LeftOut, errors_of, fit, leave_models_out, ranges_of
 from breakeven.forecast.calibration.parameters import CPU_TILE
 from breakeven.forecast.calibration.probes import (
     ProbeLoad,
     Visit,
     expected_s,
-    loads_for,
-    probes_for,
     rounds_of,
     slots_and_context,
 )
 from breakeven.forecast.constants import Origin, Profile, step_engine
-from breakeven.forecast.memory import LLAMA_CPP_MARGIN_BYTES
 from breakeven.forecast.profiles import save_profile
 from breakeven.hardware.machine import Gpu, HostMemory, MachineSpec
-from breakeven.hardware.placement import AUTO
 from breakeven.hardware.reader import read_machine
 from breakeven.measure import noise
 from breakeven.measure.energy import EnergyCounter, open_counter
@@ -45,66 +38,19 @@ from breakeven.measure.events import BackendReady, BackendStopped, Event, EventW
 from breakeven.measure.probe import ProbeRun
 from breakeven.measure.progress import ProgressState
 from breakeven.measure.runner import Candidate
-from breakeven.model.architecture import ModelSpec
-from breakeven.model.formats.named import format_named
 from breakeven.results.store import LOG, fingerprint
 from breakeven.runs.directory import open_directory
 from breakeven.runs.observed import busy_watts, cannot_tell, finished, observations_of, on_a_device
-from breakeven.runs.probed import Subject, devices_of, host_of_urls, probes_placed, served_shapes
-from breakeven.runs.served import EngineWords
+from breakeven.runs.probed import CalibrateOptions, ProbePlan, Subject, host_of_urls, plan
 from breakeven.version import __version__
 
-BUDGET_S = 600.0
 LEAST_PROBES = 4
 """Run whatever the budget: two dense and two that route."""
-MIN_PROBES = 2
-LARGE_FROM_BYTES = 6e9
-"""A device with so much room gets the probes of GPUs, smaller ones and those that share the host's memory the CPU's."""
 IDLE_S = 2.0
 """How long the idle power is listened to, where there is a counter."""
 SEED = 0
 
 OnProgress = Callable[[ProgressState], None]
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrateOptions:
-    """The fields are those of `breakeven calibrate`. `format_name` None: what the engine usually runs.
-
-    `probes` and `loads` empty: chosen for this machine. `out`: the profile's file; its log is kept beside it.
-    `engine` None: the one that suits this machine. `gpu_layers`, `cpu_moe`, `device`, `tensor_split`: where the probes'
-    weights are to lie; `engine_flags`: the engine's own flags; `kv`: type of keys and values. `urls`: servers to
-    measure instead, each of one of `shapes`.
-    """
-
-    engine: str | None = None
-    format_name: str | None = None
-    budget_s: float = BUDGET_S
-    out: Path | None = None
-    resume: bool = False
-    threads: int | None = None
-    probes: tuple[ModelSpec, ...] = ()
-    loads: tuple[ProbeLoad, ...] = ()
-    gpu_layers: str | int | None = None
-    cpu_moe: str | int | None = None
-    device: str | None = None
-    tensor_split: str | None = None
-    engine_flags: tuple[str, ...] = ()
-    urls: tuple[str, ...] = ()
-    shapes: tuple[str, ...] = ()
-    kv: str | None = None
-
-    @property
-    def asked(self) -> EngineWords:
-        """How the engine is to be started."""
-        return EngineWords(
-            engine=self.engine,
-            gpu_layers=self.gpu_layers,
-            cpu_moe=self.cpu_moe,
-            device=self.device,
-            tensor_split=self.tensor_split,
-            flags=self.engine_flags,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,63 +98,6 @@ def calibrate(options: CalibrateOptions, on_progress: OnProgress = lambda state:
         _add(log, history, StudyStopped(because="budget", measured_s=_measured_s(history)))
     on_progress(ProgressState("fitting", time.monotonic() - began))
     return profile_of(history, options, chosen, machine, directory, run.idle_w)
-
-
-class ProbePlan(NamedTuple):
-    """What a calibration would run. `gpu`: weights lie on one; `engine` None: servers that run elsewhere."""
-
-    engine_name: str
-    format_name: str
-    gpu: bool
-    probes: tuple[ModelSpec, ...]
-    loads: tuple[ProbeLoad, ...]
-    subjects: tuple[Subject, ...] = ()
-    kv: str = "f16"
-    devices: tuple[EngineDevice, ...] = ()
-    engine: Engine | None = None
-    notice: str | None = None
-
-
-def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
-    """The probes and loads for `machine`. Raises UserError for an engine, format, machine or URL that cannot be."""
-    placement = options.asked.placement()  # refused now rather than after the probes were written
-    if options.urls or options.shapes:
-        return _plan_served(options)
-    usual, notice = usual_engine(options.engine, machine)
-    engine = engine_named(usual)
-    engine.check_placement(placement, options.engine_flags)
-    format_name = _format(engine, options.format_name)
-    devices = devices_of(engine.name, placement, options.engine_flags)
-    gpu = bool(devices) or (bool(machine.gpus) and engine.name == VLLM)
-    memory, large = float(machine.available_memory_bytes), gpu
-    if devices:
-        rooms = [device.free_bytes or device.memory_bytes for device in devices]
-        free = sum(room or 0 for room in rooms) - LLAMA_CPP_MARGIN_BYTES
-        memory = min(memory, max(float(free), 0.0)) if all(rooms) else memory
-        large = memory >= LARGE_FROM_BYTES and all(device.kind == "gpu" for device in devices)
-    elif gpu:
-        memory = float(machine.gpus[0].memory_bytes)
-    probes = options.probes or probes_for(format_name, gpu=large, memory_bytes=memory)
-    if len(probes) < MIN_PROBES:
-        where = f"{devices[0].place} has" if devices else "this machine has"
-        raise UserError(f"{where} too little free memory for the probes; close other programs and try again")
-    own = any(device.kind == "gpu" for device in devices)
-    subjects = probes_placed(probes, format_name, placement, beside_a_device=own)
-    loads = options.loads or loads_for(gpu=gpu and engine.name == VLLM)
-    kv = kv_type([subject.source for subject in subjects], engine.name, options.kv)
-    return ProbePlan(engine.name, format_name, gpu, tuple(probes), loads, subjects, kv, tuple(devices), engine, notice)
-
-
-def _plan_served(options: CalibrateOptions) -> ProbePlan:
-    beside = options.engine_flags or options.engine or options.threads or options.kv
-    if beside or options.asked.placement() != AUTO:
-        raise UserError(
-            "a server runs as it was started; leave --engine, --threads, --kv, placement and engine flags out"
-        )
-    subjects, engine = served_shapes(options.urls, options.shapes, options.format_name)
-    formats = "+".join(dict.fromkeys(subject.format_name for subject in subjects))
-    specs = tuple(subject.spec for subject in subjects)
-    return ProbePlan(engine, formats, False, specs, options.loads or loads_for(gpu=False), tuple(subjects))
 
 
 def profile_of(
@@ -372,15 +261,6 @@ class _Run:
 
     def _show(self, phase: str, subject: str) -> None:
         self.on_progress(ProgressState(phase, time.monotonic() - self.began, self.options.budget_s, subject=subject))
-
-
-def _format(engine: Engine, asked: str | None) -> str:
-    name = format_named(asked or engine.default_format).name
-    if engine.formats is not None and name not in engine.formats:
-        raise NotSupportedError(
-            f"{engine.name} gets no {name} from Breakeven; give one of --format {', '.join(engine.formats)}"
-        )
-    return name
 
 
 def _opening(mark: str, *, began: bool) -> StudyStarted:
