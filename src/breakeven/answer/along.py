@@ -19,6 +19,7 @@ from breakeven.answer.worlds import Contender, Floats, Worlds, worlds_of
 from breakeven.errors import UserError
 from breakeven.forecast.serving import capacity_per_s, replica_of
 from breakeven.price.pricing import PricedTraffic
+from breakeven.price.staircase import in_proportion, scaled
 from breakeven.price.workload import with_answers
 from breakeven.results.decision import DecisionMap, Flip, Kind, MapCell
 from breakeven.results.point import nearest
@@ -169,13 +170,11 @@ def anchored(able: Sequence[Evaluated], here: Sequence[Evaluated], there: Sequen
     """
     found = []
     for own, short, other in zip(able, here, there, strict=True):
-        if own.model is None or other.capacity is None or own.capacity is None or short.capacity is None:
+        if own.model is None or other.fleet is None or own.fleet is None or short.fleet is None:
             found.append(other)
             continue
-        scale = own.capacity.value / short.capacity.value if short.capacity.value > 0 else 1.0
-        span = other.capacity
-        scaled = span.scaled(scale)
-        found.append(replace(other, capacity=scaled))
+        was, now = short.fleet.one.value, other.fleet.one.value
+        found.append(replace(other, fleet=scaled(own.fleet, now / was) if was > 0 and now > 0 else other.fleet))
     return found
 
 
@@ -203,8 +202,8 @@ def _worlds(able: Sequence[Evaluated], found: Sequence[Evaluated], rates: Floats
     for was, now in zip(able, found, strict=True):
         contender = was.contender()
         if contender is not None:
-            contenders.append(replace(contender, capacity=now.capacity, traffic=now.traffic))
-            if now.model is not None and now.capacity is None:  # does not fit any more
+            contenders.append(replace(contender, fleet=now.fleet, traffic=now.traffic))
+            if now.model is not None and now.fleet is None:  # does not fit any more
                 contenders[-1] = replace(contenders[-1], max_replicas=0)
     return worlds_of(contenders, rates, seed) if contenders else None
 
@@ -248,7 +247,7 @@ def elsewhere(
         model = placed(model_of(found.plan, format_name), found.typical_tokens).scaled(found.model.scale)
     needed = model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens))
     there = replace(
-        found, model=model, capacity=None, needed_bytes=needed, available_bytes=room_bytes(model), traffic=traffic
+        found, model=model, fleet=None, needed_bytes=needed, available_bytes=room_bytes(model), traffic=traffic
     )
     if not there.fits:
         return there
@@ -260,4 +259,4 @@ def elsewhere(
         value = capacity_per_s(replica, study.slo, study.good_share, precision=QUICK_PRECISION)
     was = found.capacity
     low, high = (was.least / was.value, was.most / was.value) if was is not None and was.value > 0 else (1.0, 1.0)
-    return replace(there, capacity=Estimate(value=value, low=value * low, high=value * high))
+    return replace(there, fleet=in_proportion(Estimate(value=value, low=value * low, high=value * high)))

@@ -10,10 +10,11 @@ import numpy as np
 from breakeven.answer.evaluate import Evaluated
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Floats
+from breakeven.forecast.fleet import FleetCapacity
 from breakeven.model.catalogue import licence_of
 from breakeven.model.quality import QualityScore, quality_of
 from breakeven.model.resolve import bare_name
-from breakeven.price.staircase import cost_points
+from breakeven.price.staircase import cost_points, serves
 from breakeven.results.cost import Api, CostPoint
 from breakeven.results.decision import CandidateResult
 from breakeven.stats.estimate import Estimate
@@ -27,13 +28,13 @@ class Facts:
     """What is known of one candidate. None: not known, or does not apply; nothing is ruled out by what is not known.
 
     `memory_bytes` is what one replica needs, `memory_available_bytes` what its devices have together.
-    `capacity_per_s` is of one replica under the SLO; `usd_per_month` at the load of now.
+    `fleet`: what replicas carry under the SLO; `usd_per_month` at the load of now.
     """
 
     memory_bytes: float | None = None
     memory_available_bytes: float | None = None
     busy_w: float | None = None
-    capacity_per_s: Estimate | None = None
+    fleet: FleetCapacity | None = None
     usd_per_month: Estimate | None = None
     quality: QualityScore | None = None
 
@@ -112,20 +113,20 @@ def _quality(plan: StudyPlan, facts: Facts) -> str | None:
 
 
 def _speed(plan: StudyPlan, candidate: CandidatePlan, facts: Facts) -> list[str]:
-    capacity = facts.capacity_per_s
-    if capacity is None or candidate.is_api:
+    fleet = facts.fleet
+    if fleet is None or candidate.is_api:
         return []
-    if capacity.value <= 0:
-        doubt = DOUBT.replace("lower", "upper") if capacity.most > 0 else ""
+    if not serves(fleet):
+        doubt = DOUBT.replace("lower", "upper") if fleet.per_s_K[-1].most > 0 else ""
         return [f"misses the SLO at any load, even alone{doubt}"]
     if candidate.max_replicas is None or plan.parts:
         return []
     # Where traffic is split, no candidate need carry all of it.
-    needed = plan.load_per_s / capacity.value
+    needed = fleet.replicas(plan.load_per_s)
     if needed <= candidate.max_replicas:
         return []
     there = f"there {'is' if candidate.max_replicas == 1 else 'are'} {candidate.max_replicas}"
-    return [f"would take {needed:.3g} machines for {plan.load_per_s:.3g} requests/s under the SLO; {there}"]
+    return [f"would take {needed:.0f} machines for {plan.load_per_s:.3g} requests/s under the SLO; {there}"]
 
 
 def _budget(plan: StudyPlan, facts: Facts) -> str | None:
@@ -173,7 +174,7 @@ def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore) -> Reasons
     busy = found.power.busy_w if found.power is not None else None
     lasting = Facts(memory_bytes=found.needed_bytes, memory_available_bytes=found.available_bytes, busy_w=busy)
     ever = ruled_out(plan, found.plan, lasting)
-    if found.capacity is not None and found.capacity.value <= 0:
+    if found.fleet is not None and not serves(found.fleet):
         ever.append(_too_slow(plan.slo, found))
     if found.plan.is_api and found.latency and found.latency[0].good_share.value <= 0:
         ever.append("misses the SLO: its provider's own speed is slower than what is asked for")
@@ -183,7 +184,7 @@ def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore) -> Reasons
         return Reasons(ever, [], [])
     points = _costs(found, [plan.load_per_s], None)
     monthly = points[0].usd_per_hour.scaled(HOURS_PER_MONTH) if points else None
-    here = Facts(capacity_per_s=found.capacity, usd_per_month=monthly)
+    here = Facts(fleet=found.fleet, usd_per_month=monthly)
     return Reasons([], ruled_out(plan, found.plan, Facts(quality=quality)), ruled_out(plan, found.plan, here))
 
 
@@ -231,9 +232,9 @@ def needed(found: Sequence[Evaluated], reasons: Mapping[str, Reasons]) -> list[s
 
 
 def _costs(found: Evaluated, rates: Sequence[float], quality: QualityScore | None) -> list[CostPoint]:
-    if found.pricing is None or not (isinstance(found.pricing, Api) or found.capacity is not None):
+    if found.pricing is None or not (isinstance(found.pricing, Api) or found.fleet is not None):
         return []
-    return cost_points(found.pricing, found.capacity, found.traffic, rates, power=found.power, quality=quality)
+    return cost_points(found.pricing, found.fleet, found.traffic, rates, power=found.power, quality=quality)
 
 
 def _too_slow(slo: Slo, found: Evaluated) -> str:
