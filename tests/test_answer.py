@@ -15,7 +15,7 @@ from breakeven.answer.next import calibration_of, narrowest
 from breakeven.answer.regions import handovers_of, regions_of, winner_at
 from breakeven.answer.worlds import Contender, Doubt, bills, capacities, factors, span_of, worlds_of
 from breakeven.price.pricing import Power, PricedTraffic
-from breakeven.price.staircase import Curve, in_proportion, staircase
+from breakeven.price.staircase import FleetCurve, in_proportion, staircase
 from breakeven.results.cost import Api, Own, Pricing, Rented
 from breakeven.results.decision import Kind, LatencyPoint
 from breakeven.stats.estimate import Estimate
@@ -201,7 +201,7 @@ def test_drawn_bills_are_the_staircase(
     pricing: Pricing, rate: float, capacity: float, share: float, powered: bool
 ) -> None:
     power = Power(idle_w=50, busy_w=400) if powered else None
-    curve = Curve((1, 4), (capacity * share, 4 * capacity), 1.5 * capacity)
+    curve = FleetCurve((1, 4), (capacity * share, 4 * capacity), 1.5 * capacity)
     stairs = staircase(pricing, curve, TRAFFIC, power)
     drawn = bills(pricing, [rate], curve.needed([rate]), [curve.full_per_s], TRAFFIC, power)
     assert drawn[0] == pytest.approx(float(stairs.usd_per_hour(rate)))

@@ -34,7 +34,7 @@ from breakeven.price.pricing import (
     power_of,
     usd_per_added_request,
 )
-from breakeven.price.staircase import LEAST_CAPACITY, Curve, cost_points, in_proportion, per_solved, staircase
+from breakeven.price.staircase import LEAST_CAPACITY, FleetCurve, cost_points, in_proportion, per_solved, staircase
 from breakeven.results.cost import Api, BreakEven, Cost, CostPoint, Own, Pricing, Rented, WhatIf
 from breakeven.stats.estimate import Estimate
 
@@ -51,8 +51,8 @@ def fleet(value: float, factor: float = 1.0) -> FleetCapacity:
     return in_proportion(span(value, factor))
 
 
-def curve(value: float) -> Curve:
-    return Curve((1,), (value,))
+def curve(value: float) -> FleetCurve:
+    return FleetCurve((1,), (value,))
 
 
 def offer(name: str, pricing: Pricing, capacity: Estimate | None, power: Power | None = None) -> Offer:

@@ -96,6 +96,7 @@ class Evaluated:
             latency=self.latency,
             power=self.power,
             max_replicas=self.plan.max_replicas,
+            scale=self.plan.scale,
         )
 
 

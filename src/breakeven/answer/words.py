@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from breakeven.answer.mixes import Mix
 from breakeven.answer.regions import Standing
 from breakeven.answer.worlds import COST_TIE
-from breakeven.results.decision import CandidateResult, Flip, Outcome, Verdict
+from breakeven.results.decision import CandidateResult, Day, Flip, Outcome, Verdict
 from breakeven.stats.estimate import Estimate
 
 
@@ -34,6 +34,7 @@ def rate_text(per_s: float) -> str:
 
 
 PROBABLE = 0.9
+DAY_HOURS = 24
 
 
 def verdict_of(
@@ -43,8 +44,12 @@ def verdict_of(
     here: Standing,
     load_per_s: float,
     needed: Sequence[str],
+    day: Day | None = None,
 ) -> Verdict:
-    """The answer. No winner `here`: nobody can serve this, and `needed` says what it would take."""
+    """The answer. No winner `here`: nobody can serve this, and `needed` says what it would take.
+
+    With a `day`, `here` is who is cheapest over its hours.
+    """
     by_name = {c.name: c for c in candidates}
     kinds = {c.name: c.kind for c in candidates}
     if mix is not None:
@@ -54,8 +59,8 @@ def verdict_of(
         return Verdict(outcome="none", winner=None, sentence=sentence, because=list(needed))
     winner, sure = here.winner, here.sure
     best = by_name[winner]
-    because = [_capacity(best, load_per_s)]
-    if here.runner_up is not None and here.margin is not None:
+    because = [*(day.sentences if day is not None else []), _capacity(best, load_per_s)]
+    if day is None and here.runner_up is not None and here.margin is not None:
         because.append(_margin(here.runner_up, here.margin))
     if sure < PROBABLE:
         because.append(
@@ -73,11 +78,15 @@ def verdict_of(
     kind = {"moe": "MoE", "dense": "dense", "unknown": "hosted"}[best.kind]
     cost = next((p for p in best.cost if abs(p.rate_per_s - load_per_s) <= 1e-6 * load_per_s), None)
     bill = f": {usd_text(cost.usd_per_hour)} an hour" if cost is not None else ""
+    when = f"at {rate_text(load_per_s)}{bill}"
+    if day is not None:
+        spent = next(each.usd_per_day for each in day.bills if each.candidate == winner)
+        when = f"over the {'week' if len(day.hours_per_s) > DAY_HOURS else 'day'}: {usd_text(spent)} a day"
     probably = "" if sure >= PROBABLE else "Probably "
     verb = "run" if best.capacity_per_s is not None else "use"
-    sentence = (
-        f"{probably}{verb if probably else verb.capitalize()} {winner} ({kind}) at {rate_text(load_per_s)}{bill}."
-    )
+    sentence = f"{probably}{verb if probably else verb.capitalize()} {winner} ({kind}) {when}."
+    if day is not None and day.by_hour_usd_per_day is not None:
+        sentence += f" Taking turns by the hour costs {usd_text(day.by_hour_usd_per_day)}."
     return Verdict(outcome=outcome, winner=winner, sentence=sentence, because=because)
 
 

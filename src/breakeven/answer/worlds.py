@@ -19,9 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from breakeven.answer.study.plan import Scaling
 from breakeven.forecast.constants import Error
 from breakeven.forecast.fleet import FleetCapacity, carried, level, needed
 from breakeven.price.pricing import JOULES_PER_KWH, Power, PricedTraffic, machine_usd_per_hour, usd_per_added_request
+from breakeven.price.staircase import curve_ends, serves
 from breakeven.results.cost import Api, Own, Pricing
 from breakeven.results.decision import Kind, LatencyPoint
 from breakeven.stats.estimate import Estimate, bracketed
@@ -180,6 +182,13 @@ class Contender:
     latency: Sequence[LatencyPoint]
     power: Power | None = None
     max_replicas: int | None = None
+    scale: Scaling | None = None
+
+    def utilisation(self, rate_per_s: float) -> float | None:
+        """Share of the saturation throughput of its machines in use at a load, as predicted; None for an API."""
+        if self.fleet is None or not serves(self.fleet):
+            return None
+        return rate_per_s / (self.fleet.replicas(rate_per_s) * curve_ends(self.fleet)[0].full_per_s)
 
     def drawn(self, factor_D: Floats) -> DrawnFleet | None:
         """Its fleets in every draw; None for an API."""

@@ -15,6 +15,7 @@ from breakeven.pages.decision_words import (
     cost_at,
     delay_span,
     flip_line,
+    kept_line,
     kind_words,
     latency_at,
     load_words,
@@ -90,13 +91,19 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
         for column, cell in zip(columns, (kind_words(each.kind), *_bill(each, decision)), strict=True):
             column.append(cell)
     longest = max(LONGEST_NAME, width - ROOM_FOR_NUMBERS)
-    first = ["", *(shortened(each.name, longest) + (" *" if each.ruled_out else "") for each in decision.candidates)]
+    first = ["", *(shortened(each.name, longest) + _mark(each) for each in decision.candidates)]
     say_tables(packed(first, [[column] for column in columns], width - 2), say)
     if any(each.ruled_out for each in decision.candidates):
         say("*: ruled out by a constraint, for the reason below.", "dim", 2)
+    if any(each.borderline and not each.ruled_out for each in decision.candidates):
+        say("~: only just keeps the promise, or only just does not; a measurement would settle it.", "dim", 2)
     say(f"A month is {number(MONTH_HOURS)} h of this load. Brackets hold intervals.", "dim", 2)
     for each in decision.candidates:
         _about(each, decision, say)
+
+
+def _mark(candidate: CandidateResult) -> str:
+    return " *" if candidate.ruled_out else " ~" if candidate.borderline else ""
 
 
 def _bill(candidate: CandidateResult, decision: Decision) -> tuple[str, str, str]:
@@ -120,6 +127,8 @@ def _about(candidate: CandidateResult, decision: Decision, say: Say) -> None:
             f"{percent_text(point.good_share.value)} within the service level",
             indent=4,
         )
+    if candidate.shares:
+        say(kept_line(candidate), indent=4)
     if candidate.capacity_per_s is not None:
         say(f"one replica serves {span_text(candidate.capacity_per_s)} req/s within the service level", indent=4)
     if candidate.memory_bytes is not None:

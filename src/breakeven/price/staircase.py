@@ -88,7 +88,7 @@ MOST_STEPS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class FleetCurve:
     """What fleets of these sizes carry, requests/s, at one place of an interval. `saturation_per_s`: of one replica."""
 
     sizes_K: tuple[int, ...]
@@ -126,7 +126,7 @@ def serves(fleet: FleetCapacity) -> bool:
     return any(each.value > 0 for each in fleet.per_s_K)
 
 
-def curve_ends(fleet: FleetCapacity) -> tuple[Curve, Curve, Curve]:
+def curve_ends(fleet: FleetCapacity) -> tuple[FleetCurve, FleetCurve, FleetCurve]:
     """The fleet at its value, its low and its high end; the low end never 0 (`LEAST_CAPACITY`)."""
     top = fleet.saturation_per_s
     value = tuple(each.value for each in fleet.per_s_K)
@@ -134,12 +134,12 @@ def curve_ends(fleet: FleetCapacity) -> tuple[Curve, Curve, Curve]:
     high = tuple(max(each.most, each.value) for each in fleet.per_s_K)
     tops = (math.inf,) * 3 if top is None else (top.value, max(top.least, LEAST_CAPACITY * top.value), top.most)
     value_of, low_of, high_of = (
-        Curve(fleet.sizes_K, per_s, full) for per_s, full in zip((value, low, high), tops, strict=True)
+        FleetCurve(fleet.sizes_K, per_s, full) for per_s, full in zip((value, low, high), tops, strict=True)
     )
     return value_of, low_of, high_of
 
 
-def curve_at(fleet: FleetCapacity, at: float) -> Curve:
+def curve_at(fleet: FleetCapacity, at: float) -> FleetCurve:
     """The fleet `at` of the way to its high end, as logarithms (-1: at its low end)."""
     value, low, high = curve_ends(fleet)
     end, share = high if at > 0 else low, abs(at)
@@ -147,7 +147,7 @@ def curve_at(fleet: FleetCapacity, at: float) -> Curve:
     full = value.saturation_per_s
     if math.isfinite(full) and full > 0:
         full *= (end.saturation_per_s / full) ** share
-    return Curve(fleet.sizes_K, moved, full)
+    return FleetCurve(fleet.sizes_K, moved, full)
 
 
 def scaled(fleet: FleetCapacity, factor: float) -> FleetCapacity:
@@ -162,7 +162,7 @@ class Staircase:
     """Dollars an hour of one candidate over the rate. `curve` is None and `standing` 0 for an API."""
 
     standing_usd_per_hour: float
-    curve: Curve | None
+    curve: FleetCurve | None
     usd_per_added_request: float
 
     def replicas(self, rate_per_s: ArrayLike) -> Floats:
@@ -189,7 +189,9 @@ class Staircase:
         return math.inf if self.curve is None else float(self.curve.carried(MOST_STEPS))
 
 
-def staircase(pricing: Pricing, curve: Curve | None, traffic: PricedTraffic, power: Power | None = None) -> Staircase:
+def staircase(
+    pricing: Pricing, curve: FleetCurve | None, traffic: PricedTraffic, power: Power | None = None
+) -> Staircase:
     """The staircase of one candidate. Raises UserError for a price that means nothing or a machine without capacity."""
     check_pricing(pricing)
     if isinstance(pricing, Api):
