@@ -282,6 +282,67 @@ def test_a_larger_machine_at_the_same_price_never_costs_more(
     assert large.usd_per_hour(rate) <= small.usd_per_hour(rate)
 
 
+# --- fleets ----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def curves(draw: st.DrawFn) -> FleetCapacity:
+    """What fleets of up to five sizes carry, whatever a simulation may say of them."""
+    sizes = (1, *sorted(draw(st.sets(st.integers(2, 40), max_size=4))))
+    each = draw(st.lists(st.floats(0.05, 20.0), min_size=len(sizes), max_size=len(sizes)))
+    wide = draw(st.floats(1.0, 2.0))
+    spans = tuple(span(n * value, wide) for n, value in zip(sizes, each, strict=True))
+    top = span(max(each) * draw(st.floats(1.0, 3.0)), wide) if draw(st.booleans()) else None
+    return FleetCapacity(sizes, spans, top)
+
+
+@given(pricings, curves(), st.lists(st.floats(0.01, 1000), min_size=2, max_size=8, unique=True))
+def test_more_load_never_costs_less_on_a_fleet(pricing: Pricing, carries: FleetCapacity, rates: list[float]) -> None:
+    points = cost_points(pricing, carries, TRAFFIC, sorted(rates), power=power_of(pricing))
+    bills = [point.usd_per_hour.value for point in points]
+    assert all(a <= b * (1 + 1e-9) for a, b in itertools.pairwise(bills))
+    for point in points:
+        assert point.usd_per_hour.low <= point.usd_per_hour.value <= point.usd_per_hour.high
+        if point.replicas is not None and point.utilisation is not None and point.capacity_used is not None:
+            n = int(point.replicas.value)
+            assert carries.per_s(n) >= point.rate_per_s * (1 - 1e-5)
+            assert n == 1 or carries.per_s(n - 1) < point.rate_per_s * (1 + 1e-5)
+            assert point.capacity_used <= 1 + 1e-4
+            # What a fleet carries is never more than it does when it is full, where that is known.
+            assert carries.saturation_per_s is None or point.utilisation <= point.capacity_used * (1 + 1e-9)
+
+
+@given(curves(), money, st.floats(0.01, 500))
+def test_a_fleet_never_costs_more_than_as_many_machines_as_one_by_one(
+    carries: FleetCapacity, usd: float, rate: float
+) -> None:
+    alone = FleetCapacity((1,), carries.per_s_K[:1], carries.saturation_per_s)
+    (together,), (apart,) = (cost_points(Rented(usd_per_hour=usd), each, TRAFFIC, [rate]) for each in (carries, alone))
+    assert together.usd_per_hour.value <= apart.usd_per_hour.value * (1 + 1e-9)
+
+
+def test_bursts_pool_and_the_bill_says_so() -> None:
+    # One machine of two requests/s carries 0.5 within the level; four share their headroom and carry 6.
+    carries = FleetCapacity((1, 4), (span(0.5), span(6.0)), span(2.0))
+    (point,) = cost_points(Rented(usd_per_hour=1.0), carries, TRAFFIC, [6.0])
+    assert point.replicas is not None
+    assert point.replicas.value == 4
+    assert point.utilisation == pytest.approx(6 / 8)
+    assert point.capacity_used == pytest.approx(1.0)
+    (flip,) = break_evens(
+        Offer(name="many small", pricing=Rented(usd_per_hour=1.0), fleet=carries, traffic=TRAFFIC),
+        rented("one large", 3.5, 100.0),
+        0.01,
+        20.0,
+    )
+    assert flip.to == "one large"
+    assert flip.rate_per_s is not None
+    # Where the fourth small one is needed, and not at three times half a request.
+    assert flip.rate_per_s.value == pytest.approx(carries.per_s(3), rel=1e-6)
+    assert flip.utilisation == pytest.approx(carries.per_s(3) / 100.0, rel=1e-6)
+    assert "one large is 4% used there" in flip.meaning
+
+
 # --- flips -----------------------------------------------------------------------------------------------------------
 
 

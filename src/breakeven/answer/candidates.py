@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from breakeven.answer.evaluate import Evaluated
+from breakeven.answer.promise import edge_text, time_text
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Floats
 from breakeven.forecast.fleet import FleetCapacity
@@ -174,7 +175,10 @@ def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore) -> Reasons
     busy = found.power.busy_w if found.power is not None else None
     lasting = Facts(memory_bytes=found.needed_bytes, memory_available_bytes=found.available_bytes, busy_w=busy)
     ever = ruled_out(plan, found.plan, lasting)
-    if found.fleet is not None and not serves(found.fleet):
+    promise = found.promise
+    if promise is not None and promise.never is not None:
+        ever.append(promise.never + _faster(plan.slo, found))
+    elif found.fleet is not None and not serves(found.fleet):
         ever.append(_too_slow(plan.slo, found))
     if found.plan.is_api and found.latency and found.latency[0].good_share.value <= 0:
         ever.append("misses the SLO: its provider's own speed is slower than what is asked for")
@@ -199,7 +203,7 @@ def result_of(
     shown = sorted({*rates[np.linspace(0, len(rates) - 1, SHOWN_LOADS).astype(int)].tolist(), plan.load_per_s})
     solved = quality if quality.how in ("own", "published") else None
     cost = _costs(found, shown, solved)
-    model = found.model
+    model, promise = found.model, found.promise
     top = max((p.tokens_per_s for p in found.latency), default=None) if model is not None else None
     return CandidateResult(
         name=found.plan.name,
@@ -223,6 +227,8 @@ def result_of(
         cost=cost,
         notes=found.notes,
         kv=model.kv if model is not None else None,
+        shares=list(promise.shares) if promise is not None else [],
+        borderline=edge_text(promise.edge, plan.good_share) if promise is not None and promise.edge else None,
     )
 
 
@@ -239,6 +245,26 @@ def _costs(found: Evaluated, rates: Sequence[float], quality: QualityScore | Non
 
 def _too_slow(slo: Slo, found: Evaluated) -> str:
     """Which term of the SLO a single request breaks, and how much faster the machine would have to be."""
+    over = _worst(slo, found)
+    if over is None:
+        return "misses the SLO: too few of its requests keep it at any load, the long ones not even alone"
+    name, value, limit = over
+    return (
+        f"misses the SLO at any load: a typical request alone has {name} {time_text(value)} where {time_text(limit)} "
+        f"is asked for{_faster(slo, found)}"
+    )
+
+
+def _faster(slo: Slo, found: Evaluated) -> str:
+    """How much faster the machine would have to be for a typical request alone; empty where that keeps the SLO."""
+    over = _worst(slo, found)
+    return (
+        "" if over is None else f"; it would need a machine {over[1] / over[2]:.1f} times as fast, or a narrower format"
+    )
+
+
+def _worst(slo: Slo, found: Evaluated) -> tuple[str, float, float] | None:
+    """(term, value, limit) of the SLO that a typical request alone breaks most; None where it keeps all."""
     assert found.model is not None
     prompt, output = found.traffic.prompt_tokens, found.traffic.output_tokens
     ttft = float(found.model.step_s(0, 0, prompt, prompt / 2))
@@ -254,14 +280,4 @@ def _too_slow(slo: Slo, found: Evaluated) -> str:
         )
         if limit is not None and value > limit
     ]
-    if not over:
-        return "misses the SLO: too few of its requests keep it at any load, the long ones not even alone"
-    name, value, limit = max(over, key=lambda term: term[1] / term[2])
-    return (
-        f"misses the SLO at any load: a typical request alone has {name} {_time(value)} where {_time(limit)} is asked "
-        f"for; it would need a machine {value / limit:.1f} times as fast, or a narrower format"
-    )
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2g} s"
+    return max(over, key=lambda term: term[1] / term[2], default=None)

@@ -16,7 +16,8 @@ from breakeven.forecast.asked import AskedModel, asked_model, assumed_notes, mod
 from breakeven.forecast.constants import Profile
 from breakeven.forecast.fleet import FleetCapacity
 from breakeven.forecast.model import StepModel
-from breakeven.forecast.serving import TrialReplica, capacity_of, mean_batch, prefill_share, replica_of
+from breakeven.forecast.pooled import fleet_capacity_of
+from breakeven.forecast.serving import TrialReplica, mean_batch, prefill_share, replica_of
 from breakeven.forecast.simulator.policy import policy_named
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.hardware.placement import AUTO, Placement
@@ -37,6 +38,7 @@ from breakeven.price.sensitivity import (
 from breakeven.price.staircase import cost_points, in_proportion, scaled, serves
 from breakeven.price.workload import priced_traffic, replica_price, with_answers
 from breakeven.results.cost import Api, Cost, Own, Rented, WhatIf
+from breakeven.stats.estimate import exactly
 from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Slo, Workload, slo_text
 from breakeven.version import __version__
@@ -112,8 +114,8 @@ def served_as(
     room = model.kv_tokens(context)
     # Who has no room for a single token has no policy of its own; the capacity below comes out as 0.
     policy = policy_of(model, context) if room is None or room >= 1 else policy_named(profile.engine)
-    capacity = capacity_of(model, policy, workload, options.slo, options.good_share, trace)
-    fleet = in_proportion(capacity)
+    fleet = fleet_capacity_of(model, policy, workload, options.slo, options.good_share, trace)
+    fleet = in_proportion(exactly(0.0)) if fleet is None else fleet
     replica = replica_of(model, policy, workload, trace)
     origin = "probes of this machine" if profile.origin.how == "probes" else "its data sheet"
     kept = "" if model.kv == "f16" else f", {model.kv} keys and values,"

@@ -84,7 +84,14 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
         name=plan.name,
         question=plan.question,
         verdict=verdict_of(
-            results, flips, None if day is not None else mix, here, plan.load_per_s, needed(found, ruled), day
+            results,
+            flips,
+            None if day is not None else mix,
+            here,
+            plan.load_per_s,
+            needed(found, ruled),
+            day,
+            {e.plan.name: _capacity_of(plan, e).command for e in found if e.model is not None},
         ),
         load_per_s=plan.load_per_s,
         workload=plan.workload,
@@ -175,13 +182,16 @@ def _measurements(plan: StudyPlan, able: Sequence[Evaluated], rates: Floats) -> 
         model = mine[0].model
         if model is not None and model.profile.origin.how != "probes":
             options.append(narrow.calibration_of(name, model.profile.engine, [e.plan.name for e in mine]))
-    options += [
-        narrow.capacity_of(e.plan.name, e.plan.model or "", _profile(e), e.model.profile.engine, slo_text(plan.slo))
-        for e in local
-        if e.model is not None
-    ]
+    options += [_capacity_of(plan, e) for e in local]
     contenders = [c for e in able if (c := e.contender()) is not None]
     return narrow.narrowest(contenders, options, rates, plan.load_per_s, plan.seed)
+
+
+def _capacity_of(plan: StudyPlan, found: Evaluated) -> narrow.Option:
+    """Measuring the capacity of a candidate on its machine."""
+    engine = found.model.profile.engine if found.model is not None else ""
+    name, model = found.plan.name, found.plan.model or ""
+    return narrow.capacity_of(name, model, _profile(found), engine, slo_text(plan.slo))
 
 
 def _profile(found: Evaluated) -> str:

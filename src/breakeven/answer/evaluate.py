@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from breakeven.answer.promise import FEW, Asked, Promise, many_text, taken
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Contender, Doubt, doubt_of
 from breakeven.errors import UserError
@@ -18,14 +19,14 @@ from breakeven.forecast.fleet import FleetCapacity
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.predict import placement_notes
 from breakeven.forecast.residency import ON_DEVICE
-from breakeven.forecast.serving import capacity_of, latency_points
+from breakeven.forecast.serving import latency_points
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of as engine_policy
 from breakeven.hardware.placement import AUTO
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.resolve import resolve_spec
 from breakeven.price.pricing import Power, PricedTraffic, power_of
-from breakeven.price.staircase import in_proportion, serves
+from breakeven.price.staircase import in_proportion
 from breakeven.price.workload import priced_traffic, replica_price, with_answers
 from breakeven.results.cost import Api, Pricing
 from breakeven.results.decision import Kind, LatencyPoint
@@ -59,6 +60,8 @@ class Evaluated:
     needed_bytes: float | None
     available_bytes: float | None
     notes: list[str] = field(default_factory=list)
+    promise: Promise | None = None
+    """At the study's load; None where nothing was simulated."""
 
     @property
     def capacity(self) -> Estimate | None:
@@ -97,6 +100,7 @@ class Evaluated:
             power=self.power,
             max_replicas=self.plan.max_replicas,
             scale=self.plan.scale,
+            only_just=self.promise is not None and self.promise.only_just,
         )
 
 
@@ -157,8 +161,8 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
     policy = policy_of(plan, model, found.typical_tokens)
     found = replace(found, policy=policy)
     requests = study.workload.requests
-    capacity = capacity_of(model, policy, workload, study.slo, study.good_share, trace, requests=requests)
-    fleet = in_proportion(capacity)
+    asked = Asked(policy, workload, study.slo, study.good_share, trace, study.load_per_s, study.high_per_s, requests)
+    fleet = asked.fleet(model)
     if plan.measured is not None:
         seen = read_measured(plan.measured)
         told = capacity_measured(seen, plan.model, study.good_share)
@@ -168,9 +172,17 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         delays = latency_measured(seen, plan.model, told)
         doubt = _doubt_of(plan.name, told)
         mine = anchored_at(told, fleet)
-        return replace(found, model=model, fleet=mine, latency=delays, doubt=doubt, provenance="measured")
-    if not serves(fleet):
-        return replace(found, fleet=fleet)
+        shares = Promise(tuple(asked.shares(model, FEW)), None)
+        return replace(
+            found, model=model, fleet=mine, latency=delays, doubt=doubt, provenance="measured", promise=shares
+        )
+    promise = asked.promise(model, fleet)
+    found = replace(found, fleet=fleet, promise=promise)
+    if promise.machines is None:
+        return found
+    fleet = taken(fleet, promise.machines, study.load_per_s)
+    if note := many_text(promise, fleet, study.load_per_s):
+        found = replace(found, notes=[*found.notes, note])
     replicas = fleet.replicas(study.load_per_s)
     # Of as many as this load takes: one alone may carry next to nothing where bursts come.
     each = fleet.per_s(int(replicas)) / replicas
@@ -203,6 +215,7 @@ def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic
         seen = read_measured(plan.measured)
         told = capacity_measured(seen, plan.model, study.good_share)
         delays, doubt, provenance = latency_measured(seen, plan.model, told), _doubt_of(plan.name, told), "measured"
+    notes = [] if plan.is_api else ["one replica was measured; n of them are taken to carry n times as much"]
     return Evaluated(
         plan=plan,
         traffic=traffic,
@@ -217,6 +230,7 @@ def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic
         provenance="measured" if provenance == "measured" else "published",
         needed_bytes=None,
         available_bytes=None,
+        notes=notes,
     )
 
 

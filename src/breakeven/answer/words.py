@@ -6,6 +6,7 @@ Pure: the same numbers give the same words.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from breakeven.answer.mixes import Mix
 from breakeven.answer.regions import Standing
@@ -45,10 +46,12 @@ def verdict_of(
     load_per_s: float,
     needed: Sequence[str],
     day: Day | None = None,
+    settles: Mapping[str, str] = MappingProxyType({}),
 ) -> Verdict:
     """The answer. No winner `here`: nobody can serve this, and `needed` says what it would take.
 
-    With a `day`, `here` is who is cheapest over its hours.
+    With a `day`, `here` is who is cheapest over its hours. `settles`: by candidate, the command that would settle a
+    borderline promise.
     """
     by_name = {c.name: c for c in candidates}
     kinds = {c.name: c.kind for c in candidates}
@@ -69,6 +72,11 @@ def verdict_of(
         )
     because += [flip.meaning[0].upper() + flip.meaning[1:] + "." for flip in flips if flip.quantity == "load"][:3]
     ruled = [c for c in candidates if c.ruled_out]
+    edges = [c for c in candidates if c.borderline and not c.ruled_out]
+    because += [
+        f"{c.name} is {c.borderline}" + (f"; `{settles[c.name]}` would settle it." if c.name in settles else ".")
+        for c in edges
+    ]
     because += [f"{c.name} is ruled out: {c.ruled_out[0]}" for c in ruled]
     if here.same:
         both = f"{winner} and {here.runner_up}"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -183,6 +183,8 @@ class Contender:
     power: Power | None = None
     max_replicas: int | None = None
     scale: Scaling | None = None
+    only_just: bool = False
+    """No number of machines is sure to do: in draws whose steps are slower than predicted, none does."""
 
     def utilisation(self, rate_per_s: float) -> float | None:
         """Share of the saturation throughput of its machines in use at a load, as predicted; None for an API."""
@@ -194,7 +196,10 @@ class Contender:
         """Its fleets in every draw; None for an API."""
         if self.fleet is None:
             return None
-        return drawn_fleet(self.fleet, self.doubt.total if self.doubt is not None else 0.0, factor_D)
+        found = drawn_fleet(self.fleet, self.doubt.total if self.doubt is not None else 0.0, factor_D)
+        if not self.only_just:
+            return found
+        return replace(found, per_s_DK=np.where(factor_D[:, None] > 0, 0.0, found.per_s_DK))
 
     def bill(self, rate: Floats, replicas: ArrayLike, fleet: DrawnFleet | None) -> Floats:
         """Dollars an hour; arrays (D) or (D, R)."""
