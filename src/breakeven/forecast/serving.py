@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.forecast.model import StepModel
-from breakeven.forecast.simulator.policy import Policy
+from breakeven.forecast.simulator.policy import Fleet, Policy
 from breakeven.forecast.simulator.results import Simulation
 from breakeven.forecast.simulator.run import simulate
 from breakeven.forecast.simulator.state import Requests, requests_of_schedule
@@ -46,16 +46,20 @@ HOPELESS = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class TrialReplica:
-    """One replica and the traffic it is asked to carry: `requests`, at a mean rate of one a second until told."""
+    """A replica and the traffic it is asked to carry: `requests`, at a mean rate of one a second until told.
+
+    `replicas` of them share it behind one balancer, which follows the gateway's rule.
+    """
 
     model: StepModel
     policy: Policy
     requests: Requests
+    replicas: int = 1
 
     def run(self, rate_per_s: float) -> Simulation:
         """The same requests at another mean rate."""
         requests = replace(self.requests, arrival_s_N=self.requests.arrival_s_N / rate_per_s)
-        return simulate(requests, self.model, self.policy)
+        return simulate(requests, self.model, self.policy, Fleet(replicas=self.replicas, balancing="gateway"))
 
     def counted(self, run: Simulation) -> NDArray[np.bool_]:
         """Requests that arrive when the replica is warm and others still come."""
@@ -136,24 +140,44 @@ def capacity_of(
     middle = replica_of(model, policy, workload, trace, requests)
     if middle is None:
         return exactly(0.0)
-    fast, slow = model.low_high("decode")
+    return capacity_with_ends(middle, slo, good_share, with_ends(middle), precision)
+
+
+def with_ends(middle: TrialReplica) -> tuple[tuple[TrialReplica, float], ...]:
+    """(replica, saturation rate) as the step model is, with its slow and with its fast end."""
+    fast, slow = middle.model.low_high("decode")
     highest = saturation_per_s(middle)
-    value = capacity_per_s(middle, slo, good_share, precision=precision, highest=highest)
-    ends = []
+    found = [(middle, highest)]
     for end in (slow, fast):
-        factor = model.scale / end.scale
-        ends.append(
-            capacity_per_s(
-                replace(middle, model=end),
-                slo,
-                good_share,
-                precision=max(precision, END_PRECISION),
-                guess=value * factor if value > 0 else None,
-                # Steps that are all longer by one factor are the same run in slow motion.
-                highest=highest * factor if end.terms == model.terms and not middle.policy.front_s else None,
-            )
+        replica = replace(middle, model=end)
+        # Steps that are all longer by one factor are the same run in slow motion.
+        alike = end.terms == middle.model.terms and not middle.policy.front_s
+        found.append((replica, highest * middle.model.scale / end.scale if alike else saturation_per_s(replica)))
+    return tuple(found)
+
+
+def capacity_with_ends(
+    middle: TrialReplica,
+    slo: Slo,
+    good_share: float,
+    ends: Sequence[tuple[TrialReplica, float]],
+    precision: float = PRECISION,
+) -> Estimate:
+    """`capacity_of` for a replica whose `with_ends` are known."""
+    (_, highest), *outer = ends
+    value = capacity_per_s(middle, slo, good_share, precision=precision, highest=highest)
+    found = [
+        capacity_per_s(
+            end,
+            slo,
+            good_share,
+            precision=max(precision, END_PRECISION),
+            guess=value * middle.model.scale / end.model.scale if value > 0 else None,
+            highest=top,
         )
-    return bracketed(value, *ends)
+        for end, top in outer
+    ]
+    return bracketed(value, *found)
 
 
 def capacity_per_s(

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.errors import UserError
+from breakeven.forecast.balancing import of_two
 from breakeven.forecast.model import StepModel
 
 
@@ -193,26 +194,37 @@ def _places(grid: Floats, most: int) -> tuple[list[int], list[float]]:
     return at.tolist(), ((numbers - grid[at]) / (grid[at + 1] - grid[at])).tolist()
 
 
-Pick = Callable[[Sequence[int], int, Random], int]
-"""From requests in flight by replica that takes new ones, the number of this request, and a random stream: which."""
+Pick = Callable[[Sequence[int], int, int | None, Random], int]
+"""From requests in flight by replica that takes new ones, the number of this request, where among them its conversation
+belongs, and a random stream: which."""
 
 
-def round_robin(in_flight: Sequence[int], i: int, rng: Random) -> int:
+def round_robin(in_flight: Sequence[int], i: int, home: int | None, rng: Random) -> int:
     """One after the other."""
     return i % len(in_flight)
 
 
-def least_loaded(in_flight: Sequence[int], i: int, rng: Random) -> int:
+def least_loaded(in_flight: Sequence[int], i: int, home: int | None, rng: Random) -> int:
     """The one with the fewest requests, the first of several."""
     return min(range(len(in_flight)), key=in_flight.__getitem__)
 
 
-def random(in_flight: Sequence[int], i: int, rng: Random) -> int:
+def random(in_flight: Sequence[int], i: int, home: int | None, rng: Random) -> int:
     """Any one."""
     return rng.randrange(len(in_flight))
 
 
-BALANCING: dict[str, Pick] = {"round_robin": round_robin, "least_loaded": least_loaded, "random": random}
+def gateway(in_flight: Sequence[int], i: int, home: int | None, rng: Random) -> int:
+    """As Breakeven's gateway: the less loaded of two drawn, and a conversation where it was."""
+    return of_two(range(len(in_flight)), home, lambda k: in_flight[k] + 1.0, rng)[0]
+
+
+BALANCING: dict[str, Pick] = {
+    "round_robin": round_robin,
+    "least_loaded": least_loaded,
+    "random": random,
+    "gateway": gateway,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
