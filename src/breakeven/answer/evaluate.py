@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from breakeven.answer.promise import FEW, Asked, Promise, many_text, taken
+from breakeven.answer.promise import FEW, Promise, WhatIsAsked, many_text, taken
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Contender, Doubt, doubt_of
 from breakeven.errors import UserError
@@ -161,7 +161,9 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
     policy = policy_of(plan, model, found.typical_tokens)
     found = replace(found, policy=policy)
     requests = study.workload.requests
-    asked = Asked(policy, workload, study.slo, study.good_share, trace, study.load_per_s, study.high_per_s, requests)
+    asked = WhatIsAsked(
+        policy, workload, study.slo, study.good_share, trace, study.load_per_s, study.high_per_s, requests
+    )
     fleet = asked.fleet(model)
     if plan.measured is not None:
         seen = read_measured(plan.measured)

@@ -177,7 +177,7 @@ def sizes_for(most_per_s: float, saturation_per_s: float) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class WhatIsAsked:
     """What is asked of a candidate, whichever its step model: traffic, service level, the load and the largest one."""
 
     policy: Policy
