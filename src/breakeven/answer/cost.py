@@ -88,6 +88,10 @@ class Served:
     notes: Sequence[str] = ()
 
 
+FLEETS, FEW_FLEETS = (1, 2, 4, 8), (1, 4)
+"""Sizes of fleets that are simulated: of a candidate, and of what a change would make of it."""
+
+
 def served_as(
     name: str,
     options: CostOptions,
@@ -95,10 +99,11 @@ def served_as(
     format_name: str | None = None,
     devices: int | None = None,
     profile: Profile | None = None,
+    sizes: Sequence[int] = FLEETS,
 ) -> Served:
     """A model on a machine: predicted, simulated and priced, perhaps in another format or on other devices.
 
-    `profile`: its machine's, where it is known already; None: as for this model alone.
+    `profile`: its machine's, where it is known already; None: as for this model alone. `sizes`: fleets simulated.
     """
     asked, machine = _asked(name, options)
     if format_name is not None:
@@ -114,7 +119,7 @@ def served_as(
     room = model.kv_tokens(context)
     # Who has no room for a single token has no policy of its own; the capacity below comes out as 0.
     policy = policy_of(model, context) if room is None or room >= 1 else policy_named(profile.engine)
-    fleet = fleet_capacity_of(model, policy, workload, options.slo, options.good_share, trace)
+    fleet = fleet_capacity_of(model, policy, workload, options.slo, options.good_share, trace, sizes=sizes)
     fleet = in_proportion(exactly(0.0)) if fleet is None else fleet
     replica = replica_of(model, policy, workload, trace)
     origin = "probes of this machine" if profile.origin.how == "probes" else "its data sheet"
@@ -214,7 +219,7 @@ def _again(
     """The same candidate served differently; None where its engine or machine cannot."""
     assert one.model is not None
     try:
-        after = served_as(one.offer.name, options, format_name=format_name, devices=devices)
+        after = served_as(one.offer.name, options, format_name=format_name, devices=devices, sizes=FEW_FLEETS)
     except UserError:
         return None
     if devices is not None and options.pricing is not None:

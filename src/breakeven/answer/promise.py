@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from breakeven.forecast.fleet import SIZES, FleetCapacity, carried
+from breakeven.forecast.fleet import FleetCapacity, carried
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.pooled import fleet_capacity_of
 from breakeven.forecast.serving import replica_of, saturation_per_s
@@ -165,6 +165,8 @@ def _percent(share: float) -> str:
     return f"{percent:.0f} %" if percent == round(percent) else f"{percent:.1f} %"
 
 
+DOUBLES = (1, 2, 4, 8, 16)
+"""Fleets that are simulated for the curve; near the study's load every size is, for the promise."""
 ROOM = 2.0
 """Of the machines that the largest load keeps busy: fleets up to so many times that are simulated."""
 
@@ -172,8 +174,8 @@ ROOM = 2.0
 def sizes_for(most_per_s: float, saturation_per_s: float) -> tuple[int, ...]:
     """Fleets worth simulating for loads up to `most_per_s`; beyond the largest its form goes on."""
     busy = ROOM * most_per_s / saturation_per_s if saturation_per_s > 0 else 1.0
-    last = next((i for i, size in enumerate(SIZES) if size >= busy), len(SIZES) - 1)
-    return SIZES[: max(last, 1) + 1]
+    last = next((i for i, size in enumerate(DOUBLES) if size >= busy), len(DOUBLES) - 1)
+    return DOUBLES[: max(last, 1) + 1]
 
 
 @dataclass(frozen=True, slots=True)
