@@ -41,7 +41,7 @@ def test_one_machine_within_its_error_of_the_promise_is_borderline() -> None:
 
 
 def test_two_machines_are_borderline_only_where_the_sure_fleet_is_far_larger() -> None:
-    near = kept((0.5, 0.4, 0.6), (0.89, 0.85, 0.93), (0.895, 0.85, 0.93), alone=(0.95, 0.93, 0.96))
+    near = kept((0.5, 0.4, 0.6), (0.85, 0.82, 0.93), (0.895, 0.85, 0.93), alone=(0.95, 0.93, 0.96))
     assert judged(near, 4, 0.9) == Promise(tuple(near), 4)
     for fewest in (5, None):
         found = judged(near, fewest, 0.9)
@@ -49,6 +49,16 @@ def test_two_machines_are_borderline_only_where_the_sure_fleet_is_far_larger() -
         assert found.edge is not None
         assert "with 2 machines" in edge_text(found.edge, 0.9)
         assert found.only_just is (fewest is None)
+
+
+def test_a_wide_interval_makes_nobody_borderline_who_is_far_from_the_promise() -> None:
+    far = kept((0.55, 0.0, 1.0), (0.94, 0.5, 1.0), (0.99, 0.6, 1.0), alone=(1.0, 0.99, 1.0))
+    assert judged(far, 2, 0.9) == Promise(tuple(far), 2)
+
+
+def test_what_was_simulated_goes_before_the_curve() -> None:
+    few = kept((0.2, 0.1, 0.3), (0.5, 0.4, 0.6), (0.7, 0.6, 0.8), alone=(0.97, 0.93, 0.98))
+    assert judged(few, 2, 0.9).machines == 4
 
 
 def test_a_promise_that_is_kept_is_priced_by_the_simulation() -> None:
@@ -63,7 +73,7 @@ def test_what_misses_is_said_in_words() -> None:
     assert miss_text(Miss("tpot", 0.05, 0.061, "", 100, 100)) == "requests take 61 ms a token where 50 ms is asked for"
 
 
-spans = st.tuples(st.floats(0.0, 50.0), st.floats(0.0, 0.9), st.floats(1.0, 3.0))
+spans = st.tuples(st.floats(0.01, 50.0), st.floats(0.0, 0.9), st.floats(1.0, 3.0))
 
 
 @given(st.lists(spans, min_size=1, max_size=4), st.integers(1, 60), st.floats(0.01, 200.0))

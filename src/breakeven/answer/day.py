@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from breakeven.answer.regions import Standing
 from breakeven.answer.study.plan import Scaling
@@ -50,7 +51,7 @@ class Hourly:
             return self.contender.scale
         return Scaling() if isinstance(self.contender.pricing, Rented) else None
 
-    def running(self, hours_H: Floats, mine_H: Floats | None = None) -> Floats:
+    def running(self, hours_H: Floats, mine_H: NDArray[np.bool_] | None = None) -> Floats:
         """Machines that run in each hour, (D, H); `mine_H`: hours that it serves, None: all of them."""
         serves_H = np.ones(len(hours_H), bool) if mine_H is None else mine_H
         if self.contender.fleet is None:
@@ -63,7 +64,7 @@ class Hourly:
         # Who takes turns is sent home in hours that are not its own.
         return np.maximum(needed_DH, scaling.least if mine_H is None else 0.0)
 
-    def usd(self, hours_H: Floats, mine_H: Floats | None = None) -> Floats:
+    def usd(self, hours_H: Floats, mine_H: NDArray[np.bool_] | None = None) -> Floats:
         """Dollars over all hours, (D); infinite where no machines, or not those there are, carry an hour."""
         contender, pricing = self.contender, self.contender.pricing
         served_H = hours_H if mine_H is None else np.where(mine_H, hours_H, 0.0)
@@ -150,7 +151,7 @@ def _turns(all_of: Sequence[Hourly], hours_H: Floats) -> np.ndarray:
     return cost_CH.argmin(axis=0) if np.isfinite(cost_CH).any(axis=0).all() else np.zeros(len(hours_H), int)
 
 
-def _running_usd(each: Hourly, hours_H: Floats, mine_H: Floats) -> float:
+def _running_usd(each: Hourly, hours_H: Floats, mine_H: NDArray[np.bool_]) -> float:
     """What serving these hours alone costs beyond what standing aside does, starts apart, as predicted."""
     one = Hourly(each.contender, each.needed_DH[:1], each.full_D[:1])
     usd = float(one.usd(hours_H, mine_H)[0])

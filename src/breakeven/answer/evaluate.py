@@ -62,11 +62,13 @@ class Evaluated:
     notes: list[str] = field(default_factory=list)
     promise: Promise | None = None
     """At the study's load; None where nothing was simulated."""
+    one: Estimate | None = None
+    """What one replica carries, where `fleet` was made to agree with a simulation at the study's load."""
 
     @property
     def capacity(self) -> Estimate | None:
-        """Of one replica."""
-        return None if self.fleet is None else self.fleet.one
+        """Of one replica, as simulated or measured."""
+        return self.one if self.one is not None or self.fleet is None else self.fleet.one
 
     @property
     def kind(self) -> Kind:
@@ -179,7 +181,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
             found, model=model, fleet=mine, latency=delays, doubt=doubt, provenance="measured", promise=shares
         )
     promise = asked.promise(model, fleet)
-    found = replace(found, fleet=fleet, promise=promise)
+    found = replace(found, fleet=fleet, promise=promise, one=fleet.one)
     if promise.machines is None:
         return found
     fleet = taken(fleet, promise.machines, study.load_per_s)

@@ -30,6 +30,8 @@ MORE = (4, 8, 16)
 NOBODY = "cannot keep it with up to 16 machines, though alone it might: bursts are larger than that"
 MANY = 3.0
 """Times the machines that are busy: from there on (and two more) their number is explained."""
+NEAR = 2.0
+"""Times the misses that are allowed: who misses more is far from the promise, however wide its interval."""
 FAR = 2.0
 """A sure fleet of more than this many times the borderline one is another purchase, and no rounding up."""
 JUST = 1e-4
@@ -55,7 +57,8 @@ def judged(shares: Sequence[ShareKept], fewest: int | None, asked: float) -> Pro
     """The promise by its shares. `fewest`: machines that keep it by simulation, None where none do.
 
     `shares`: by machines, ascending, and alone (`machines` None) among them. Borderline are the fewest whose interval
-    reaches `asked` while the value does not, if that is one machine, or a sure fleet is far larger or there is none.
+    reaches `asked` while the value does not but is near it, if that is one machine, or a sure fleet is far larger or
+    there is none.
     """
     alone = next((each for each in shares if each.machines is None), None)
     if alone is not None and alone.share.most < asked:
@@ -70,7 +73,7 @@ def judged(shares: Sequence[ShareKept], fewest: int | None, asked: float) -> Pro
             continue
         if each.share.value >= asked or (fewest is not None and each.machines >= fewest):
             break
-        if each.share.most >= asked:
+        if each.share.most >= asked and 1 - each.share.value <= NEAR * (1 - asked):
             if each.machines == 1 or fewest is None or fewest > FAR * each.machines:
                 return Promise(tuple(shares), each.machines, each, only_just=fewest is None)
             break
@@ -165,7 +168,7 @@ def _percent(share: float) -> str:
     return f"{percent:.0f} %" if percent == round(percent) else f"{percent:.1f} %"
 
 
-DOUBLES = (1, 2, 4, 8, 16)
+DOUBLES = (1, 2, 4, 8)
 """Fleets that are simulated for the curve; near the study's load every size is, for the promise."""
 ROOM = 2.0
 """Of the machines that the largest load keeps busy: fleets up to so many times that are simulated."""
