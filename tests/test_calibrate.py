@@ -184,6 +184,8 @@ def test_quiet_blocks_count_before_noisy_ones() -> None:
     assert decode.visits == pytest.approx((0.010, 0.012)), "rounds 0 and 1 are visits of their own"
     assert (prefill.phase, prefill.tokens) == ("prefill", 32.0)
     assert prefill.seconds == pytest.approx(0.040)
+    small, _ = observations_of(log, specs, "Q4_K_M", "q8_0")
+    assert small.terms.kv_bytes(36.0) == pytest.approx(34 / 64 * decode.terms.kv_bytes(36.0))
     (noisy, _) = observations_of(block("c", 0, 50, ["steal"]), specs, "Q4_K_M")
     assert noisy.seconds == pytest.approx(0.050)
     assert busy_watts(log) == pytest.approx(5.0)

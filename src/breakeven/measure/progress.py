@@ -36,6 +36,8 @@ class ProgressState:
     rows: tuple[RatioRow, ...] = ()
     subject: str = ""
     """The model that the phase is about, if it is about one."""
+    share: float | None = None
+    """How much of the phase is done, where it is known and not in bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from breakeven.engines.backend import LLAMA_CPP, VLLM
 from breakeven.engines.devices import EngineDevice, usual_engine
-from breakeven.engines.start import Engine, engine_named, start, weights_of
-from breakeven.errors import BreakevenError, NotSupportedError, UserError
+from breakeven.engines.kinds import Engine, engine_named
+from breakeven.engines.start import kv_type, start, weights_of
+from breakeven.errors import BreakevenError, UserError
 from breakeven.forecast.calibration.fit import Fitted, LeftOut, errors_of, fit, leave_models_out, ranges_of
 from breakeven.forecast.calibration.parameters import CPU_TILE
 from breakeven.forecast.calibration.probes import (
@@ -45,11 +46,10 @@ from breakeven.measure.probe import ProbeRun
 from breakeven.measure.progress import ProgressState
 from breakeven.measure.runner import Candidate
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.formats.named import format_named
 from breakeven.results.store import LOG, fingerprint
 from breakeven.runs.directory import open_directory
 from breakeven.runs.observed import busy_watts, cannot_tell, finished, observations_of, on_a_device
-from breakeven.runs.probed import Subject, devices_of, host_of_urls, probes_placed, served_shapes
+from breakeven.runs.probed import Subject, devices_of, format_for, host_of_urls, probes_placed, served_shapes
 from breakeven.runs.served import EngineWords
 from breakeven.version import __version__
 
@@ -72,8 +72,8 @@ class CalibrateOptions:
 
     `probes` and `loads` empty: chosen for this machine. `out`: the profile's file; its log is kept beside it.
     `engine` None: the one that suits this machine. `gpu_layers`, `cpu_moe`, `device`, `tensor_split`: where the probes'
-    weights are to lie; `engine_flags`: the engine's own flags. `urls`: servers to measure instead, each of one of
-    `shapes`.
+    weights are to lie; `engine_flags`: the engine's own flags; `kv`: type of keys and values. `urls`: servers to
+    measure instead, each of one of `shapes`.
     """
 
     engine: str | None = None
@@ -91,6 +91,7 @@ class CalibrateOptions:
     engine_flags: tuple[str, ...] = ()
     urls: tuple[str, ...] = ()
     shapes: tuple[str, ...] = ()
+    kv: str | None = None
 
     @property
     def asked(self) -> EngineWords:
@@ -129,7 +130,9 @@ def calibrate(options: CalibrateOptions, on_progress: OnProgress = lambda state:
     machine = read_machine()
     chosen = plan(options, machine)
     kinds = [(s.name, str(s.spec), s.format_name, s.url) for s in chosen.subjects]
-    mark = fingerprint((chosen.engine_name, options.asked, kinds, chosen.loads, options.threads, __version__))
+    mark = fingerprint(
+        (chosen.engine_name, options.asked, kinds, chosen.loads, options.threads, options.kv, __version__)
+    )
     where = options.out.with_name(options.out.stem + "-calibration") if options.out else None
     what = f"calibrate-{chosen.engine_name}-{chosen.format_name.lower()}"
     what += re.sub(r"[^A-Za-z0-9.]+", "-", f"-{host_of_urls(options.urls)}").rstrip("-") if options.urls else ""
@@ -151,7 +154,7 @@ def calibrate(options: CalibrateOptions, on_progress: OnProgress = lambda state:
 
 
 class ProbePlan(NamedTuple):
-    """What a calibration would run. `gpu`: the engine's weights lie on a GPU; `devices`: those that it lists."""
+    """What a calibration would run. `gpu`: weights lie on one; `engine` None: servers that run elsewhere."""
 
     engine_name: str
     format_name: str
@@ -159,11 +162,10 @@ class ProbePlan(NamedTuple):
     probes: tuple[ModelSpec, ...]
     loads: tuple[ProbeLoad, ...]
     subjects: tuple[Subject, ...] = ()
+    kv: str = "f16"
     devices: tuple[EngineDevice, ...] = ()
     engine: Engine | None = None
-    """None: servers that run elsewhere."""
     notice: str | None = None
-    """What must be said of the engine that was chosen."""
 
 
 def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
@@ -173,7 +175,8 @@ def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
         return _plan_served(options)
     usual, notice = usual_engine(options.engine, machine)
     engine = engine_named(usual)
-    format_name = _format(engine, options.format_name)
+    engine.check_placement(placement, options.engine_flags)
+    format_name = format_for(engine, options.format_name)
     devices = devices_of(engine.name, placement, options.engine_flags)
     gpu = bool(devices) or (bool(machine.gpus) and engine.name == VLLM)
     memory, large = float(machine.available_memory_bytes), gpu
@@ -191,12 +194,16 @@ def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
     own = any(device.kind == "gpu" for device in devices)
     subjects = probes_placed(probes, format_name, placement, beside_a_device=own)
     loads = options.loads or loads_for(gpu=gpu and engine.name == VLLM)
-    return ProbePlan(engine.name, format_name, gpu, tuple(probes), loads, subjects, tuple(devices), engine, notice)
+    kv = kv_type([subject.source for subject in subjects], engine.name, options.kv)
+    return ProbePlan(engine.name, format_name, gpu, tuple(probes), loads, subjects, kv, tuple(devices), engine, notice)
 
 
 def _plan_served(options: CalibrateOptions) -> ProbePlan:
-    if options.asked.placement() != AUTO or options.engine_flags or options.engine or options.threads:
-        raise UserError("a server runs as it was started; leave --engine, --threads, placement and engine flags out")
+    beside = options.engine_flags or options.engine or options.threads or options.kv
+    if beside or options.asked.placement() != AUTO:
+        raise UserError(
+            "a server runs as it was started; leave --engine, --threads, --kv, placement and engine flags out"
+        )
     subjects, engine = served_shapes(options.urls, options.shapes, options.format_name)
     formats = "+".join(dict.fromkeys(subject.format_name for subject in subjects))
     specs = tuple(subject.spec for subject in subjects)
@@ -214,7 +221,7 @@ def profile_of(
     """Fit what the log holds, leave every model out once, write the profile. Raises BreakevenError for too little."""
     family, served = step_engine(chosen.engine_name), bool(options.urls)
     formats = {subject.name: subject.format_name for subject in chosen.subjects}
-    observations = observations_of(history, {s.name: s.spec for s in chosen.subjects}, formats)
+    observations = observations_of(history, {s.name: s.spec for s in chosen.subjects}, formats, chosen.kv)
     on_gpu = on_a_device(history) or (chosen.gpu and not chosen.devices)
     tile = CPU_TILE if family == LLAMA_CPP and not on_gpu and not served else 1
     fitted = fit(observations, tile, few=served)
@@ -333,6 +340,7 @@ class _Run:
                 threads=self.options.threads,
                 wait_policy="passive" if passive else None,
                 engine=engine.name if engine else LLAMA_CPP,  # of a URL nobody asks
+                kv=self.chosen.kv,
                 placement=subject.placement,
                 arguments=self.options.engine_flags,
             )
@@ -363,15 +371,6 @@ class _Run:
 
     def _show(self, phase: str, subject: str) -> None:
         self.on_progress(ProgressState(phase, time.monotonic() - self.began, self.options.budget_s, subject=subject))
-
-
-def _format(engine: Engine, asked: str | None) -> str:
-    name = format_named(asked or engine.default_format).name
-    if engine.formats is not None and name not in engine.formats:
-        raise NotSupportedError(
-            f"{engine.name} gets no {name} from Breakeven; give one of --format {', '.join(engine.formats)}"
-        )
-    return name
 
 
 def _opening(mark: str, *, began: bool) -> StudyStarted:

@@ -21,6 +21,7 @@ from breakeven.measure.events import BackendReady, Event
 from breakeven.measure.paired.blocks import block_metrics
 from breakeven.measure.probe import step_s
 from breakeven.model.architecture import ModelSpec
+from breakeven.model.formats.named import kv_element_bytes
 from breakeven.stats.robust import centre
 
 LEAST_STEPS = 4
@@ -44,11 +45,12 @@ def finished(log: Sequence[Event]) -> list[tuple[events.BlockStarted, events.Blo
 
 
 def observations_of(
-    log: Sequence[Event], specs: Mapping[str, ModelSpec], formats: str | Mapping[str, str]
+    log: Sequence[Event], specs: Mapping[str, ModelSpec], formats: str | Mapping[str, str], kv: str = "f16"
 ) -> list[Observation]:
     """Every load of every probe as one decode step and, for single streams, one prompt, over all rounds.
 
     `specs`, `formats`: by the name that the log calls a probe; probes of one model that lie elsewhere have one spec.
+    `kv`: the type their keys and values had.
     Flagged blocks count only where a load has no other. A decode step's context is its prompt and half its output. A
     probe of which only a part lay on a device, nobody knows which, is left out.
     """
@@ -85,7 +87,7 @@ def observations_of(
         tokens = prompt + output / 2 if phase == "decode" else float(prompt)
         typical = _typical([seconds for _, _, seconds in quiet])
         visits = tuple(map(_typical, by_visit.values()))
-        terms = terms_of(spec, format_name)
+        terms = terms_of(spec, format_name, kv_element_bytes(kv))
         found.append(Observation(spec.name, terms, phase, streams, tokens, typical, len(quiet), where, visits))
     return found
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, Backend, open_url
 from breakeven.engines.devices import EngineDevice, devices_with, find_llama_server, listed, read_binary
+from breakeven.engines.kinds import Engine
 from breakeven.engines.openai_url import connect, is_url, parse_url
 from breakeven.engines.source import Source
-from breakeven.errors import UserError
+from breakeven.errors import NotSupportedError, UserError
 from breakeven.forecast.constants import step_engine
 from breakeven.forecast.profiles import engine_of_format
 from breakeven.hardware.placement import AUTO, Placement
@@ -64,6 +65,16 @@ def devices_of(engine: str, asked: Placement, flags: Sequence[str] = ()) -> list
         for device in known
         if device.engine == engine and device.is_gpu and (not wanted or device.place.lower() in wanted)
     ]
+
+
+def format_for(engine: Engine, asked: str | None) -> str:
+    """The weight format of probes in `engine`: as asked, else its usual one. Raises NotSupportedError for another's."""
+    name = format_named(asked or engine.default_format).name
+    if engine.formats is not None and name not in engine.formats:
+        raise NotSupportedError(
+            f"{engine.name} gets no {name} from Breakeven; give one of --format {', '.join(engine.formats)}"
+        )
+    return name
 
 
 def probes_placed(
