@@ -303,6 +303,7 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "energy-ratio": Quantity("energy a token over energy a token", "times", _not_computed, no_commands),
     "power-ratio": Quantity("watts over watts", "times", _not_computed, no_commands),
-    "time-share": Quantity("share of the time", "of the gap", _not_computed, no_commands),
+    "time-share": Quantity("share of the time of MoE blocks", "times", _not_computed, no_commands),
+    "gap-share": Quantity("share of the gap in speed", "times", _not_computed, no_commands),
 }
 """Every quantity by the name that the data gives it."""

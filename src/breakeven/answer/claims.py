@@ -86,8 +86,6 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     measures: str
     part: int
     """Which part's rule judges it, counted from 0."""
-    scale: float = 1.0
-    """What is measured, times this, is what the part's rule is about."""
     minutes: float
     memory_gb: float
     streams: tuple[int, ...] = (1, 4)
@@ -302,5 +300,5 @@ def profiled_findings(run: RunSpec, profiles: Sequence[NodeProfile]) -> list[Cla
 
 
 def _measured(run: RunSpec, case: str, at: str, value: Estimate) -> ClaimFinding:
-    here = msgspec.structs.replace(value.scaled(run.scale), provenance="measured")
+    here = msgspec.structs.replace(value, provenance="measured")
     return ClaimFinding(case=case, at=at, value=here, verdict="open", record="measured here")
