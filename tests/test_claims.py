@@ -155,6 +155,22 @@ def test_a_part_asks_the_model_that_predict_asks() -> None:
     ]
 
 
+def test_a_case_nothing_is_known_of_stays_open_and_says_why() -> None:
+    part = PartSpec(
+        says="speed",
+        quantity="decode-speed",
+        holds=Rule(at_least=1),
+        along={"machine": ["apple-m1", "apple-m99"]},
+        cases=[ClaimCase(label="a", of="qwen3-4b", format="Q4_K_M")],
+    )
+    known, unknown = judge_part(part).findings
+    assert known.value is not None
+    assert unknown.value is None
+    assert unknown.verdict == "open"
+    assert "apple-m99" in (unknown.record or "")
+    assert judge_part(part).verdict == "holds where"
+
+
 def test_routing_alone_spreads_steps_most_where_few_experts_are_drawn() -> None:
     def spread(of: str, batch: int) -> float:
         case = ClaimCase(label="a", of=of, machine="h100-sxm", format="fp8", batch=batch)
@@ -210,8 +226,10 @@ def test_every_verdict_follows_from_numbers(judged: Claims) -> None:
         assert claim.verdict == whole_of([part.verdict for part in claim.parts], readings=spec.readings)
         for part in claim.parts:
             assert part.findings
-            assert all(math.isfinite(each.value.value) for each in part.findings)
-            assert all(each.value.least <= each.value.value <= each.value.most for each in part.findings)
+            for each in part.findings:
+                assert each.value is not None, f"{claim.name}: {each.case}, {each.at}: {each.record}"
+                assert math.isfinite(each.value.value)
+                assert each.value.least <= each.value.value <= each.value.most
             assert part.verdict != "holds where" or part.where
 
 
@@ -268,6 +286,7 @@ def test_a_comparison_here_is_judged_by_the_same_rule() -> None:
         for metric in ("decode_tokens_per_s", "ttft_s")
     ]
     (found,) = compared_findings(run, pairs)
+    assert found.value is not None
     assert found.value.value == pytest.approx(2.0)
     assert (found.value.provenance, found.at) == ("measured", "4 streams")
     (part,) = [judge_part(claim_specs()[3].parts[0], [found])]

@@ -193,15 +193,15 @@ def judge_part(part: PartSpec, measured: Sequence[ClaimFinding] = ()) -> ClaimPa
                 ClaimFinding(
                     case=case.label,
                     at=_place(at, axis) if swept and axis is not None else "",
-                    value=value,
-                    verdict=part.holds.judges(value),
-                    record=case.record,
+                    value=None if isinstance(value, str) else value,
+                    verdict="open" if isinstance(value, str) else part.holds.judges(value),
+                    record=value if isinstance(value, str) else case.record,
                     url=case.url,
                 )
             )
         if not case.published:
             commands += quantity.commands(along)
-    findings += [msgspec.structs.replace(finding, verdict=part.holds.judges(finding.value)) for finding in measured]
+    findings += measured_by(part.holds, measured)
     return ClaimPart(
         says=part.says,
         quantity=quantity.words,
@@ -212,6 +212,15 @@ def judge_part(part: PartSpec, measured: Sequence[ClaimFinding] = ()) -> ClaimPa
         findings=findings,
         commands=list(dict.fromkeys(commands)),
     )
+
+
+def measured_by(rule: Rule, found: Sequence[ClaimFinding]) -> list[ClaimFinding]:
+    """What was measured here, under a part's rule."""
+    return [
+        msgspec.structs.replace(finding, verdict=rule.judges(finding.value))
+        for finding in found
+        if finding.value is not None
+    ]
 
 
 def _at(case: ClaimCase, axis: str, place: float | str) -> ClaimCase:
@@ -243,7 +252,8 @@ def part_verdict(rule: Rule, findings: Sequence[ClaimFinding]) -> ClaimVerdict:
         return "open" if "open" in found else "holds"
     if holds:
         return "holds where" if fails or "open" in found else "holds"
-    near = any(rule.judges(exactly(finding.value.value)) == "holds" for finding in findings)
+    values = [finding.value.value for finding in findings if finding.value is not None]
+    near = any(rule.judges(exactly(value)) == "holds" for value in values)
     return "does not hold" if fails and not near else "open"
 
 
@@ -273,7 +283,9 @@ def _short(part: ClaimPart) -> str:
     """A part in a few words: where it holds, or how far its numbers reach."""
     if part.verdict == "holds where":
         return f"{part.says}: {'; '.join(part.where)}"
-    values = [finding.value.value for finding in part.findings]
+    values = [finding.value.value for finding in part.findings if finding.value is not None]
+    if not values:
+        return f"{part.says} not known"
     low, high = f"{min(values):.3g}", f"{max(values):.3g}"
     unit = "" if part.unit == "times" else f" {part.unit}"
     return f"{part.says} {low}{unit}" if low == high else f"{part.says} {low} to {high}{unit}"

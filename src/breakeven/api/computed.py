@@ -252,10 +252,10 @@ def claims(
     on_run(
         f"Measuring here, {takes.measures}: about {takes.minutes:g} minutes, {takes.memory_bytes / 1e9:g} GB of memory."
     )
-    return judge_claims(name, _measured(spec), on_claim)
+    return judge_claims(name, _measured(spec, on_run), on_claim)
 
 
-def _measured(run: RunSpec) -> list[ClaimFinding]:
+def _measured(run: RunSpec, on_run: Callable[[str], None]) -> list[ClaimFinding]:
     """What a measurement on this machine says of a claim."""
     from breakeven.answer.claims import compared_findings, profiled_findings
     from breakeven.api.inspected import profile
@@ -263,5 +263,10 @@ def _measured(run: RunSpec) -> list[ClaimFinding]:
 
     if run.over is None:
         return profiled_findings(run, profile(run.of).profiles)
-    result = compare([run.of, run.over], streams=run.streams, budget_s=60.0 * run.minutes / 2)
+    result = compare(
+        [run.of, run.over],
+        streams=run.streams,
+        budget_s=60.0 * run.minutes / 2,
+        on_saved=lambda directory: on_run(f"Saved in {directory}."),
+    )
     return compared_findings(run, result.pairs)

@@ -81,13 +81,15 @@ def print_claim(claim: Claim, say: Say, *, full: bool = False) -> None:
 
 
 def _findings(case: str, findings: Sequence[ClaimFinding], part: ClaimPart, say: Say) -> None:
-    told = [f"{f.at}{', ' if f.at else ''}{_number(f.value, part.unit)}: {_told(f)}" for f in findings]
+    told = [f"{f.at}{', ' if f.at else ''}{_told(f, part.unit)}" for f in findings]
     say(f"- {case}{'; ' if len(told) == 1 else ': '}{'; '.join(told)}", "", 2)
 
 
-def _told(finding: ClaimFinding) -> str:
+def _told(finding: ClaimFinding, unit: str) -> str:
+    if finding.value is None:
+        return f"not known ({finding.record})"
     how = "" if finding.value.provenance == "predicted" else f" ({finding.value.provenance})"
-    return f"{JUDGED[finding.verdict]}{how}"
+    return f"{_number(finding.value, unit)}: {JUDGED[finding.verdict]}{how}"
 
 
 def _behind(part: ClaimPart) -> list[str]:
@@ -147,9 +149,11 @@ def _section(claim: Claim) -> list[str]:
 
 
 def _row(finding: ClaimFinding) -> str:
-    told = finding.record or finding.value.provenance
+    provenance = "" if finding.value is None else finding.value.provenance
+    told = finding.record or provenance
     told = f"[{_cell(told)}]({finding.url})" if finding.url else _cell(told)
-    return f"| {_cell(finding.case)} | {finding.at} | {_number(finding.value)} | {JUDGED[finding.verdict]} | {told} |"
+    shown = "not known" if finding.value is None else _number(finding.value)
+    return f"| {_cell(finding.case)} | {finding.at} | {shown} | {JUDGED[finding.verdict]} | {told} |"
 
 
 def _cell(text: str) -> str:

@@ -35,11 +35,11 @@ class ClaimFinding(msgspec.Struct, frozen=True, kw_only=True):
     """Which models on which machine."""
     at: str
     """Where along the part's axis, in words; empty without one."""
-    value: Estimate
-    """Its provenance says whether it was predicted, published or measured here."""
+    value: Estimate | None
+    """Its provenance says whether it was predicted, published or measured here. None: nothing is known of the case."""
     verdict: Judged
     record: str | None = None
-    """Of a published number: what was measured, and by whom."""
+    """Of a published number: what was measured, and by whom. Of a case nothing is known of: why."""
     url: str | None = None
 
 
