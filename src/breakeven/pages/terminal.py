@@ -61,6 +61,7 @@ def print_parts(parts: Sequence[Passage], console: Console, *, full: bool, page:
 
     def end(say: Say) -> None:
         if left_out:
+            say()
             say(f"With --full also: {', '.join(left_out)}.", "dim")
         if page is not None:
             say(f"Page: {page}")
