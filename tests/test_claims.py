@@ -362,6 +362,13 @@ def test_a_run_says_first_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None
         raise UserError("no engine in this test")
 
     monkeypatch.setattr("breakeven.api.measured.compare", refuse)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     with pytest.raises(UserError, match="no engine"):
         breakeven.claims("arm", run=True, on_run=heard.append)
     assert heard == ["Measuring here, decode speed of llama-3.2-1b over olmoe-1b-7b: about 6 minutes, 10 GB of memory."]
+
+
+def test_a_sentence_about_a_processor_is_measured_on_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    with pytest.raises(UserError, match="arm is about aarch64 or arm64, and this is x86_64"):
+        breakeven.claims("arm", run=True)

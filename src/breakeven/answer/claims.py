@@ -86,6 +86,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     measures: str
     part: int
     """Which part's rule judges it, counted from 0."""
+    only_on: tuple[str, ...] = ()
+    """Processors, as the system calls them, that the sentence is about; any where empty."""
     minutes: float
     memory_gb: float
     streams: tuple[int, ...] = (1, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -248,6 +249,8 @@ def claims(
     spec = claim_named(name).run
     if spec is None:
         raise UserError(f"{name} cannot be measured here; `breakeven claims {name}` says what would settle it")
+    if spec.only_on and platform.machine() not in spec.only_on:
+        raise UserError(f"{name} is about {' or '.join(spec.only_on)}, and this is {platform.machine()}; run it there")
     takes = run_of(name, spec)
     on_run(
         f"Measuring here, {takes.measures}: about {takes.minutes:g} minutes, {takes.memory_bytes / 1e9:g} GB of memory."
