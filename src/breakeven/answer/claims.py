@@ -210,7 +210,8 @@ def judge_part(part: PartSpec, measured: Sequence[ClaimFinding] = ()) -> ClaimPa
         unit=quantity.unit,
         rule=part.holds.words(),
         verdict=part_verdict(part.holds, findings),
-        where=where_of(findings),
+        where=[] if part.holds.quantifier == "alike" else where_of(findings),
+        alike=part.holds.quantifier == "alike",
         findings=findings,
         commands=list(dict.fromkeys(commands)),
     )

@@ -58,6 +58,8 @@ class ClaimPart(msgspec.Struct, frozen=True, kw_only=True):
     findings: list[ClaimFinding]
     commands: list[str]
     """Commands that print the predicted numbers."""
+    alike: bool = False
+    """One winner for all cases is tested: of a number `holds` means at or above the line, `fails` below it."""
 
 
 class ClaimRun(msgspec.Struct, frozen=True, kw_only=True):
