@@ -173,6 +173,8 @@ def test_quiet_blocks_count_before_noisy_ones() -> None:
     assert decode.seconds == pytest.approx(0.011)
     assert (prefill.phase, prefill.tokens) == ("prefill", 32.0)
     assert prefill.seconds == pytest.approx(0.040)
+    small, _ = observations_of(log, specs, "Q4_K_M", "q8_0")
+    assert small.terms.kv_bytes(36.0) == pytest.approx(34 / 64 * decode.terms.kv_bytes(36.0))
     (noisy, _) = observations_of(block("c", 0, 50, ["steal"]), specs, "Q4_K_M")
     assert noisy.seconds == pytest.approx(0.050)
     assert busy_watts(log) == pytest.approx(5.0)

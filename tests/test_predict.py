@@ -253,6 +253,15 @@ def test_number_types_that_were_not_probed_are_named(tmp_path: Path) -> None:
     assert any("Q8_0 weights, probed with Q4_K_M" in note for note in other.notes)
 
 
+def test_a_profile_of_another_type_of_keys_and_values_is_said_to_be_one(tmp_path: Path) -> None:
+    probed = profile()
+    q8 = msgspec.structs.replace(probed, origin=msgspec.structs.replace(probed.origin, kv="q8_0"))
+    file = str(save_profile(q8, tmp_path / "q8.json"))
+    said = {kv: predict(["llama-3.2-1b"], [file], kv=kv).points[0].notes for kv in ("f16", "q8_0")}
+    assert any("measured with q8_0, not f16" in note for note in said["f16"])
+    assert not any("q8_0" in note for note in said["q8_0"])
+
+
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     small = saved(tmp_path, memory_bytes=3 * 10**9)
     (point,) = predict(["olmoe-1b-7b"], [small]).points

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from breakeven.engines.kinds import ENGINES, Serving
 from breakeven.engines.source import parse_source
-from breakeven.engines.start import ENGINES, Serving, kv_type
+from breakeven.engines.start import kv_type
 from breakeven.engines.vllm.server import VllmServer
 from breakeven.errors import UserError
 from breakeven.forecast.predict import predict

@@ -371,3 +371,16 @@ def test_the_page_is_the_same_each_time(tmp_path: Path) -> None:
     again = render_report(made.two_models())
     assert again == rendered("two_models")
     assert write_report(made.two_models(), tmp_path / "report.html").read_text() == again
+
+
+def test_pairs_that_noise_left_out_are_counted_in_terminal_and_page() -> None:
+    result = made.two_models()
+    marked = [msgspec.structs.replace(p, left_out=3) if p.streams == 1 else p for p in result.pairs]
+    marked = [msgspec.structs.replace(p, disturbed=2) if p.streams == 4 else p for p in marked]
+    noisy = msgspec.structs.replace(result, pairs=marked)
+    left = "Pairs left out because the machine was not quiet: 3 with 1 stream (12 count)."
+    kept = "Pairs that count though it was not, for want of quiet ones: 2 with 4 streams (12 count)."
+    for shown in (printed(noisy, width=200), render_report(noisy)):
+        assert left in shown
+        assert kept in shown
+    assert "Pairs left out" not in printed(result) + render_report(result)

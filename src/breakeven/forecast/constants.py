@@ -44,6 +44,8 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     expert_s: float = 0.0
     """Of each expert that a layer touches in a step."""
     sequence_s: float = 0.0
+    logit_bytes: float = 0.0
+    """Moved of each logit of a decoding sequence, by an engine that samples on its device."""
     prefill_token_s: float = 0.0
     element_s: float = 0.0
     """Of each element of a token's hidden state in each layer: norms, sums and conversions, no matrix products."""

@@ -177,7 +177,10 @@ def _approximations(model: StepModel, batch: int) -> list[str]:
     chosen = format_named(model.format)
     if isinstance(chosen, GpuFormat) and (engine == LLAMA_CPP or chosen.home == MLX):
         notes.append(f"{engine} does not read {model.format}: these are the times of as many bytes")
-    if model.kv not in WHOLE_KV:
+    probed = model.profile.origin.kv or "f16"
+    if probed not in WHOLE_KV and model.kv != probed:
+        notes.append(f"the rate of keys and values was measured with {probed}, not {model.kv}")
+    elif model.kv not in WHOLE_KV and model.kv != probed:
         said = ", as its checkpoint asks" if model.kv == model.spec.kv_cache else ""
         notes.append(f"{model.kv} keys and values{said}: the time of their bytes; what unpacking takes is not in it")
     elif (own := model.spec.kv_cache) is not None and own not in KV_TYPES and engine in DO_AS_ASKED:

@@ -24,6 +24,7 @@ from breakeven.pages.words import (
     describe,
     grouped,
     interval,
+    left_out_text,
     noise_text,
     seconds_text,
     streams_text,
@@ -115,6 +116,8 @@ def print_comparison(result: Comparison, console: Console, report_path: Path | N
     def noise(say: Say) -> None:
         say()
         say(f"Noise: {noise_text(result.noise)}.", "dim")
+        for text in left_out_text(result.pairs):
+            say(f"- {text}", "dim", 2)
         say(f"Measured for {seconds_text(result.measured_s)}; {stopped_text(result)}.", "dim")
 
     def noise_reasons(say: Say) -> None:

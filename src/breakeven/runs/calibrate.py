@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from breakeven.engines.backend import LLAMA_CPP, VLLM
 from breakeven.engines.devices import EngineDevice, usual_engine
-from breakeven.engines.start import Engine, engine_named, start, weights_of
+from breakeven.engines.kinds import Engine, engine_named
+from breakeven.engines.start import kv_type, start, weights_of
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
 from breakeven.forecast.calibration.fit import Fitted, LeftOut, errors_of, fit, leave_models_out, ranges_of
 from breakeven.forecast.calibration.parameters import CPU_TILE
@@ -65,8 +66,8 @@ class CalibrateOptions:
 
     `probes` and `loads` empty: chosen for this machine. `out`: the profile's file; its log is kept beside it.
     `engine` None: the one that suits this machine. `gpu_layers`, `cpu_moe`, `device`, `tensor_split`: where the probes'
-    weights are to lie; `engine_flags`: the engine's own flags. `urls`: servers to measure instead, each of one of
-    `shapes`.
+    weights are to lie; `engine_flags`: the engine's own flags; `kv`: type of keys and values. `urls`: servers to
+    measure instead, each of one of `shapes`.
     """
 
     engine: str | None = None
@@ -84,6 +85,7 @@ class CalibrateOptions:
     engine_flags: tuple[str, ...] = ()
     urls: tuple[str, ...] = ()
     shapes: tuple[str, ...] = ()
+    kv: str | None = None
 
     @property
     def asked(self) -> EngineWords:
@@ -122,7 +124,9 @@ def calibrate(options: CalibrateOptions, on_progress: OnProgress = lambda state:
     machine = read_machine()
     chosen = plan(options, machine)
     kinds = [(s.name, str(s.spec), s.format_name, s.url) for s in chosen.subjects]
-    mark = fingerprint((chosen.engine_name, options.asked, kinds, chosen.loads, options.threads, __version__))
+    mark = fingerprint(
+        (chosen.engine_name, options.asked, kinds, chosen.loads, options.threads, options.kv, __version__)
+    )
     where = options.out.with_name(options.out.stem + "-calibration") if options.out else None
     what = f"calibrate-{chosen.engine_name}-{chosen.format_name.lower()}"
     default = Path("results") / (f"{what}-{_slug(host_of_urls(options.urls))}" if options.urls else what)
@@ -145,7 +149,7 @@ def calibrate(options: CalibrateOptions, on_progress: OnProgress = lambda state:
 
 
 class ProbePlan(NamedTuple):
-    """What a calibration would run. `gpu`: the engine's weights lie on a GPU; `devices`: those that it lists."""
+    """What a calibration would run. `gpu`: weights lie on one; `engine` None: servers that run elsewhere."""
 
     engine_name: str
     format_name: str
@@ -153,11 +157,10 @@ class ProbePlan(NamedTuple):
     probes: tuple[ModelSpec, ...]
     loads: tuple[ProbeLoad, ...]
     subjects: tuple[Subject, ...] = ()
+    kv: str = "f16"
     devices: tuple[EngineDevice, ...] = ()
     engine: Engine | None = None
-    """None: servers that run elsewhere."""
     notice: str | None = None
-    """What must be said of the engine that was chosen."""
 
 
 def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
@@ -167,6 +170,7 @@ def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
         return _plan_served(options)
     usual, notice = usual_engine(options.engine, machine)
     engine = engine_named(usual)
+    engine.check_placement(placement, options.engine_flags)
     format_name = _format(engine, options.format_name)
     devices = devices_of(engine.name, placement, options.engine_flags)
     gpu = bool(devices) or (bool(machine.gpus) and engine.name == VLLM)
@@ -185,12 +189,16 @@ def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
     own = any(device.kind == "gpu" for device in devices)
     subjects = probes_placed(probes, format_name, placement, beside_a_device=own)
     loads = options.loads or loads_for(gpu=gpu and engine.name == VLLM)
-    return ProbePlan(engine.name, format_name, gpu, tuple(probes), loads, subjects, tuple(devices), engine, notice)
+    kv = kv_type([subject.source for subject in subjects], engine.name, options.kv)
+    return ProbePlan(engine.name, format_name, gpu, tuple(probes), loads, subjects, kv, tuple(devices), engine, notice)
 
 
 def _plan_served(options: CalibrateOptions) -> ProbePlan:
-    if options.asked.placement() != AUTO or options.engine_flags or options.engine or options.threads:
-        raise UserError("a server runs as it was started; leave --engine, --threads, placement and engine flags out")
+    beside = options.engine_flags or options.engine or options.threads or options.kv
+    if beside or options.asked.placement() != AUTO:
+        raise UserError(
+            "a server runs as it was started; leave --engine, --threads, --kv, placement and engine flags out"
+        )
     subjects, engine = served_shapes(options.urls, options.shapes, options.format_name)
     formats = "+".join(dict.fromkeys(subject.format_name for subject in subjects))
     specs = tuple(subject.spec for subject in subjects)
@@ -208,7 +216,7 @@ def profile_of(
     """Fit what the log holds, leave every model out once, write the profile. Raises BreakevenError for too little."""
     family, served = step_engine(chosen.engine_name), bool(options.urls)
     formats = {subject.name: subject.format_name for subject in chosen.subjects}
-    observations = observations_of(history, {s.name: s.spec for s in chosen.subjects}, formats)
+    observations = observations_of(history, {s.name: s.spec for s in chosen.subjects}, formats, chosen.kv)
     on_gpu = on_a_device(history) or (chosen.gpu and not chosen.devices)
     tile = CPU_TILE if family == LLAMA_CPP and not on_gpu and not served else 1
     fitted = fit(observations, tile, few=served)
@@ -323,6 +331,7 @@ class _Run:
                 threads=self.options.threads,
                 wait_policy="passive" if passive else None,
                 engine=engine.name if engine else LLAMA_CPP,  # of a URL nobody asks
+                kv=self.chosen.kv,
                 placement=subject.placement,
                 arguments=self.options.engine_flags,
             )

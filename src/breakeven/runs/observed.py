@@ -19,6 +19,7 @@ from breakeven.measure.events import BackendReady, Event
 from breakeven.measure.paired.blocks import block_metrics
 from breakeven.measure.probe import step_s
 from breakeven.model.architecture import ModelSpec
+from breakeven.model.formats.named import kv_element_bytes
 
 LEAST_STEPS = 4
 """Output tokens of a block whose decode steps count."""
@@ -41,11 +42,12 @@ def finished(log: Sequence[Event]) -> list[tuple[events.BlockStarted, events.Blo
 
 
 def observations_of(
-    log: Sequence[Event], specs: Mapping[str, ModelSpec], formats: str | Mapping[str, str]
+    log: Sequence[Event], specs: Mapping[str, ModelSpec], formats: str | Mapping[str, str], kv: str = "f16"
 ) -> list[Observation]:
     """Every load of every probe as one decode step and, for single streams, one prompt; medians over rounds.
 
     `specs`, `formats`: by the name that the log calls a probe; probes of one model that lie elsewhere have one spec.
+    `kv`: the type their keys and values had.
     Flagged blocks count only where a load has no other. A decode step's context is its prompt and half its output. A
     probe of which only a part lay on a device, nobody knows which, is left out.
     """
@@ -78,7 +80,7 @@ def observations_of(
         quiet = [seconds for flagged, seconds in values if not flagged] or [seconds for _, seconds in values]
         tokens = prompt + output / 2 if phase == "decode" else float(prompt)
         seconds = statistics.median(quiet)
-        terms = terms_of(spec, format_name)
+        terms = terms_of(spec, format_name, kv_element_bytes(kv))
         found.append(Observation(spec.name, terms, phase, streams, tokens, seconds, len(quiet), where))
     return found
 

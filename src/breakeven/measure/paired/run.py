@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from breakeven.measure import events
 from breakeven.measure.energy import EnergyCounter
-from breakeven.measure.paired.blocks import blocks_of, load_states, pair_rows
+from breakeven.measure.paired.blocks import blocks_of
+from breakeven.measure.paired.pairs import load_states, pair_rows
 from breakeven.measure.paired.plan import Enough, Plan, next_load, order
 from breakeven.measure.progress import RatioRow
 from breakeven.measure.runner import BlockRunner, Candidate, PromptMaker, raise_failed, run_block

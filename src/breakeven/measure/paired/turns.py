@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 
 from breakeven.measure import events
 from breakeven.measure.energy import EnergyCounter
-from breakeven.measure.paired.blocks import blocks_of, load_states, pair_rows
+from breakeven.measure.paired.blocks import blocks_of
+from breakeven.measure.paired.pairs import load_states, pair_rows
 from breakeven.measure.paired.plan import Enough, LoadSoFar, Plan, next_turn, order
 from breakeven.measure.paired.run import PairedRun
 from breakeven.measure.progress import RatioRow
