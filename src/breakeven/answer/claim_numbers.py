@@ -49,6 +49,8 @@ P99_NORMAL = 2.326
 """Standard deviations from the middle to the 99th percentile of a normal distribution."""
 SHAPE_SPREAD = 0.20
 """Either way, of how a step grows with its batch: what ratios of two batches are held to (a judgement)."""
+MOST_SEQUENCES = 256
+"""At once, as vLLM starts with."""
 CLAIM_REQUESTS, CLAIM_SEEDS = 1000, 3
 """Simulated at a load for its 99th percentile, and how many draws of them tell what of it is luck."""
 
@@ -88,6 +90,19 @@ def _each(number: Callable[[ClaimCase], Estimate]) -> Callable[[Sequence[ClaimCa
 def _decode_ratio(case: ClaimCase) -> Estimate:
     of, over = (_placed(model, case) for model in _two(case))
     return speed_ratio(of, over, case.batch, case.context)
+
+
+def _full_ratio(case: ClaimCase) -> Estimate:
+    """Decode speed over decode speed, each with as many sequences of the context as fit beside its weights."""
+    of, over = _two(case)
+    full = [int(min(MOST_SEQUENCES, (model.kv_tokens(case.context) or 0.0) // case.context)) for model in (of, over)]
+    if not all(full):
+        raise UserError(
+            f"claim case {case.label!r}: not one sequence of {case.context} tokens fits; name another machine"
+        )
+    rates = [batch / float(model.step_s(batch, case.context)) for batch, model in zip(full, (of, over), strict=True)]
+    value, known = rates[0] / rates[1], speed_ratio(of, over, full[1], case.context)
+    return Estimate(value, value * known.least / known.value, value * known.most / known.value)
 
 
 def _token_ms(case: ClaimCase) -> Estimate:
@@ -286,6 +301,9 @@ def _not_computed(cases: Sequence[ClaimCase]) -> list[Estimate]:
 
 QUANTITIES: dict[str, Quantity] = {
     "decode-ratio": Quantity("decode speed over decode speed", "times", _each(_decode_ratio), predict_commands),
+    "full-ratio": Quantity(
+        "decode speed over decode speed, each as full as it gets", "times", _each(_full_ratio), no_commands
+    ),
     "token-time": Quantity("time of one token", "ms", _each(_token_ms), predict_commands),
     "decode-speed": Quantity("decode speed", "tok/s", _each(_tokens_per_s), predict_commands),
     "memory-ratio": Quantity("memory over memory", "times", _each(_memory_ratio), predict_commands),
@@ -303,6 +321,7 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "energy-ratio": Quantity("energy a token over energy a token", "times", _not_computed, no_commands),
     "power-ratio": Quantity("watts over watts", "times", _not_computed, no_commands),
-    "time-share": Quantity("share of the time", "of the gap", _not_computed, no_commands),
+    "time-share": Quantity("share of the time of MoE blocks", "times", _not_computed, no_commands),
+    "gap-share": Quantity("share of the gap in speed", "times", _not_computed, no_commands),
 }
 """Every quantity by the name that the data gives it."""
