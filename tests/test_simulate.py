@@ -80,7 +80,8 @@ def some_policy(draw: st.DrawFn) -> Policy:
 
 @st.composite
 def some_fleet(draw: st.DrawFn) -> Fleet:
-    scale = Autoscale(least=1, most=3, per_replica=2, start_s=0.3, calm_s=0.5) if draw(st.booleans()) else None
+    least = draw(st.sampled_from([None, 0, 1]))
+    scale = None if least is None else Autoscale(least=least, most=3, per_replica=2, start_s=0.3, calm_s=0.5)
     return Fleet(replicas=draw(st.integers(1, 3)), balancing=draw(st.sampled_from(list(BALANCING))), autoscale=scale)
 
 
@@ -310,6 +311,39 @@ def test_autoscaling_adds_and_removes() -> None:
     assert fixed.e2e_s.mean() <= scaled.e2e_s.mean() < alone.e2e_s.mean()
 
 
+def test_the_last_replica_stops_and_who_comes_then_waits_for_it() -> None:
+    """Two clusters an hour apart: the machine is paid for while it starts, answers and keeps calm, and not between."""
+    arrival_s = np.array([0.0, 0.5, 1.0, 3600.0, 3601.0, 3640.0])
+    requests = requests_of(arrival_s, np.full(6, 128), np.full(6, 50))
+    scale = Autoscale(least=0, most=1, per_replica=8, start_s=30.0, calm_s=120.0)
+    run = simulate(requests, DENSE, TINY_POLICY, Fleet(autoscale=scale))
+    always = simulate(requests, DENSE, TINY_POLICY, Fleet(autoscale=replace(scale, least=1)))
+    assert run.served.all()
+    # Those who find it gone wait for what is left of its start; who comes while it is there does not.
+    for k in (0, 1, 2, 3, 4):
+        start_s = 0.0 if k < 3 else 3600.0
+        assert start_s + 30.0 < run.first_s_N[k] < start_s + 31.0
+    assert run.ttft_s[5] == pytest.approx(always.ttft_s[5])
+    ended_s = run.end_s_N[:3].max()
+    assert run.replica_seconds == pytest.approx((ended_s + 120.0) + (run.end_s - 3600.0))
+    assert always.replica_seconds == pytest.approx(always.end_s)
+
+
+def test_scaling_to_nothing_saves_most_of_a_quiet_day() -> None:
+    """A day with five busy hours: machine seconds by the least that stays."""
+    rng = np.random.default_rng(0)
+    hours = np.concatenate([h * 3600.0 + np.sort(rng.uniform(0, 3600, 400)) for h in (9, 10, 11, 14, 15)])
+    requests = requests_of(np.concatenate([[0.0], hours, [86000.0]]), np.full(2002, 128), np.full(2002, 100))
+    seconds = {
+        least: simulate(
+            requests, DENSE, TINY_POLICY, Fleet(autoscale=Autoscale(least=least, most=4, per_replica=4))
+        ).replica_seconds
+        for least in (0, 1)
+    }
+    assert 86000 <= seconds[1] < 1.3 * 86400
+    assert 5 * 3600 < seconds[0] < 8 * 3600 < 0.5 * seconds[1]
+
+
 def gap_percentiles(run: Simulation, p: list[float]) -> NDArray[np.float64]:
     """Over the gaps between tokens of all requests, in seconds: every step counts once a sequence."""
     gaps = np.repeat(run.steps.step_s_M, (run.steps.steps_M * run.steps.decoding_M).astype(int))
@@ -369,6 +403,7 @@ def test_the_table_is_near_the_step_model(d: int, c: float, p: int, q: float) ->
         (lambda: policy_named("sglang"), "llama.cpp"),
         (lambda: Fleet(balancing="best"), "round_robin"),
         (lambda: Autoscale(least=3, most=2), "least <= most"),
+        (lambda: Autoscale(least=0, most=0), "1 at most or more"),
     ],
 )
 def test_bad_input_is_refused(make, says: str) -> None:

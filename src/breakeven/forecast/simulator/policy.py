@@ -234,7 +234,8 @@ class Autoscale:
     """Replicas come and go with the requests in flight: ceil(in flight / `per_replica`) of them, `least` to `most`.
 
     A new one takes requests `start_s` after it was asked for. One goes when fewer were enough for `calm_s`; it ends
-    what it has. Decided whenever a request arrives.
+    what it has. Decided whenever a request arrives. With `least` 0 the last one goes too, `calm_s` after its answer;
+    who comes then waits until one has started.
     """
 
     least: int = 1
@@ -245,10 +246,16 @@ class Autoscale:
 
     def __post_init__(self) -> None:
         """Raises UserError for numbers that make no sense."""
-        if not (1 <= self.least <= self.most and self.per_replica >= 1 and self.start_s >= 0 and self.calm_s >= 0):
+        if not (
+            0 <= self.least <= self.most
+            and self.most >= 1
+            and self.per_replica >= 1
+            and self.start_s >= 0
+            and self.calm_s >= 0
+        ):
             raise UserError(
-                "autoscaling needs 1 <= least <= most replicas, 1 request per replica or more, and times of 0 s or "
-                f"more; found {self}"
+                "autoscaling needs 0 <= least <= most replicas, 1 at most or more, 1 request per replica or more, and "
+                f"times of 0 s or more; found {self}"
             )
 
 
@@ -292,7 +299,10 @@ class Scaler:
         """Replicas wanted within the last `calm_s`: falling, each the largest since its time."""
 
     def decide(self, now_s: float, in_flight: int, drained_s: Callable[[int], float]) -> list[int]:
-        """The replicas that take a request arriving now. `drained_s(k)`: when replica k ends what it has."""
+        """The replicas that take a request arriving now; all of them where none has started yet.
+
+        `drained_s(k)`: when replica k ends what it has. `in_flight` counts the new request.
+        """
         rule = self._rule
         if rule is None:
             return list(range(len(self.ready_s)))
@@ -311,7 +321,13 @@ class Scaler:
             self.paid_s += went_s - self.from_s[k]
             self.ready_s.pop()
             self.from_s.pop()
-        return [k for k, ready in enumerate(self.ready_s) if ready <= now_s]
+        if rule.least == 0 and in_flight == 1 and len(self.ready_s) == 1:
+            went_s = max(drained_s(0), self.ready_s[0]) + rule.calm_s
+            if went_s < now_s:
+                # Nobody was here: the last one had gone, and starts again.
+                self.paid_s += went_s - self.from_s[0]
+                self.ready_s[0], self.from_s[0] = now_s + rule.start_s, now_s
+        return [k for k, ready in enumerate(self.ready_s) if ready <= now_s] or list(range(len(self.ready_s)))
 
     def replica_seconds(self, end_s: float) -> float:
         """Of all replicas, from the start of the run to its end, starting up included."""
