@@ -27,6 +27,8 @@ MONTH_HOURS = 365.25 * 24 / 12
 FEW_PER_S = 0.1
 # A band this many times its value wide has ends of different size, each with digits of its own.
 WIDE = 0.5
+ALL = 0.9995
+"""Of the requests: shown as all of them."""
 NO_WINNER = "no difference worth your time"
 NOT_SEEN = "not in the range seen"
 # Two loads this far apart are not the same load, and the numbers of one do not stand for the other.
@@ -179,8 +181,11 @@ def memory_text(candidate: CandidateResult) -> str:
 
 def kept_line(candidate: CandidateResult) -> str:
     """Shares kept by machines: "keeps 89.9 % (85-94) with 1 machine, 97 % with 2, 99 % alone; misses: TTFT"."""
-    parts = []
+    parts, full = [], False
     for kept in candidate.shares:
+        if full and kept.machines is not None:
+            continue  # more machines keep all of them too
+        full = kept.share.value >= ALL
         few = "alone" if kept.machines is None else f"with {kept.machines}"
         parts.append(f"{share_text(kept.share)} {few}" + (" machine" if kept.machines == 1 else ""))
     worst = next((kept.worst for kept in reversed(candidate.shares) if kept.worst), None)
