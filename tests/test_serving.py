@@ -136,6 +136,25 @@ def test_the_interval_is_that_of_the_step_model() -> None:
     assert level.value / level.low > 1.1
 
 
+def test_what_prompts_are_off_by_widens_the_interval_as_they_weigh() -> None:
+    def width(prefill: float, prompt: int) -> float:
+        known = model()
+        errors = [
+            msgspec.structs.replace(e, log_half_width=prefill if e.phase == "prefill" else e.log_half_width)
+            for e in known.profile.errors
+        ]
+        wider = replace(known, profile=msgspec.structs.replace(known.profile, errors=errors))
+        workload = msgspec.structs.replace(WORKLOAD, prompt=Length(mean=prompt))
+        found = capacity_of(wider, BATCHED, workload, Slo(), 0.9)
+        assert found.low is not None
+        return math.log(found.value / found.low)
+
+    assert width(0.2, 500) == pytest.approx(0.2, rel=1e-6)
+    short, long = width(0.8, 50), width(0.8, 1500)
+    assert 0.2 <= short < long < 0.8
+    assert long > 0.3
+
+
 def test_who_misses_the_level_alone_carries_nothing() -> None:
     nothing = capacity_of(model(), BATCHED, WORKLOAD, Slo(tpot_s=1e-4), 0.9)
     assert (nothing.value, nothing.low, nothing.high) == (0.0, 0.0, 0.0)
@@ -379,7 +398,7 @@ def test_the_verb_prints_json_and_tables(machine: str, capsys: pytest.CaptureFix
     assert run_verb("cost", [*words, "--json"]) == 0
     found = msgspec.json.decode(capsys.readouterr().out, type=Cost)
     assert found.pricing["olmoe-1b-7b"] == Own(usd=1400, life_years=4, usd_per_kwh=0.3, idle_w=15, busy_w=60)
-    assert run_verb("cost", words) == 0
+    assert run_verb("cost", [*words, "--full"]) == 0
     shown = capsys.readouterr().out
     assert "At 20.0 requests/s" in shown
     assert "cheaper" in shown

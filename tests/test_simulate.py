@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from simulate_fixtures import TINY_POLICY, model, naive_simulation
 from breakeven.errors import UserError
 from breakeven.forecast.simulator.policy import BALANCING, Autoscale, Fleet, Policy, policy_named, table_of
 from breakeven.forecast.simulator.results import Simulation
-from breakeven.forecast.simulator.run import simulate, simulate_parts
+from breakeven.forecast.simulator.run import policy_of, simulate, simulate_parts
 from breakeven.forecast.simulator.state import NOBODY, Requests, requests_of
 from breakeven.traffic.workload import Slo
 
@@ -259,6 +260,23 @@ def test_prompts_of_llama_cpp_hold_up_answers() -> None:
         for budget, micro in ((2048, 512), (512, None))
     )
     assert llama.gap_s_N[0] > 3 * vllm.gap_s_N[0]
+
+
+def test_mlx_reads_prompts_beside_each_other_in_a_pass_of_their_own() -> None:
+    """mlx_lm.server: 2048 tokens of each of eight prompts a step, and what decodes goes before them."""
+    mlx = policy_named("mlx")
+    model = replace(DENSE, profile=msgspec.structs.replace(DENSE.profile, engine="mlx"))
+    assert policy_of(model).prompts == 8
+    prompts, n = 4096, 10
+    requests = Requests(arrival_s_N=np.zeros(n), prompt_tokens_N=np.full(n, prompts), output_tokens_N=np.full(n, 4))
+    run = simulate(requests, model, mlx)
+    steps = run.steps
+    # Eight prompts in two steps, then the other two beside eight that decode.
+    assert steps.prompt_tokens_M[:4].tolist() == [8 * 2048, 8 * 2048, 2 * 2048, 2 * 2048]
+    assert steps.decoding_M[:4].tolist() == [0, 0, 8, 8]
+    joined = simulate(requests, model, replace(mlx, apart=False)).steps
+    assert steps.step_s_M[0] == joined.step_s_M[0]
+    assert steps.step_s_M[2] > joined.step_s_M[2]  # the weights are read twice
 
 
 def test_preempted_requests_are_answered_in_full() -> None:

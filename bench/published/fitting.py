@@ -69,13 +69,15 @@ SERVING = (
     Knob("step_s", 1e-3, 0.7, 0.4),
     Knob("layer_s", 2e-5, 0.7, 0.4),
     Knob("moe_layer_s", 3e-5, 0.7, 0.4),
-    Knob("sequence_s", 1e-5, 0.7),
+    Knob("sequence_s", 3e-5, 0.7),
+    Knob("sequence_s batched", 0.3, 0.5),
+    Knob("routing_alpha", 0.9, 0.7, share=True),
     Knob("prefill_token_s", 5e-6, 0.7),
     Knob("link_s", 1e-5, 0.5),
     Knob("link_share", 0.6, 0.5, share=True),
     Knob("fp8_cost", 1.1, 0.15),
     Knob("fp4_cost", 1.1, 0.15),
-    Knob("int4_cost", 1.3, 0.2),
+    Knob("int4_cost", 1.2, 0.2, 0.3),
 )
 KNOBS = {"local": LOCAL, "serving": SERVING}
 OVERHEADS = ("step_s", "layer_s", "moe_layer_s", "sequence_s")
@@ -89,7 +91,9 @@ def dialect(o: Observation) -> str:
     name = o.engine.lower()
     if "mlx" in name:
         return "mlx"
-    return "old" if o.old and o.family == "local" else ""
+    if o.family == "serving":
+        return "batched" if o.batched else ""
+    return "old" if o.old else ""
 
 
 class Fit:
@@ -119,6 +123,7 @@ class Fit:
         made = {name: getattr(own, name) for name in Efficiency.__struct_fields__}
         made |= {name: value for name, value in v.items() if name in made}
         made |= {name: made[name] * factor for name in OVERHEADS}
+        made["sequence_s"] *= v.get(f"sequence_s {spoken}", 1.0)
         costs = dict.fromkeys(QUANTIZED, v["quantized_cost"]) if self.family == "local" else {}
         if self.family == "serving":
             costs = dict.fromkeys(EIGHT_BIT, v["fp8_cost"]) | dict.fromkeys(FLOAT4, v["fp4_cost"])

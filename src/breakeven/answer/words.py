@@ -92,7 +92,9 @@ def verdict_of(
         when = f"over the {'week' if len(day.hours_per_s) > DAY_HOURS else 'day'}: {usd_text(spent)} a day"
     probably = "" if sure >= PROBABLE else "Probably "
     verb = "run" if best.capacity_per_s is not None else "use"
-    sentence = f"{probably}{verb if probably else verb.capitalize()} {winner} ({kind}) {when}."
+    # Where somebody's weights lie in host memory, where the winner's lie is part of the answer.
+    lies = f", {best.placement}" if best.placement and any(c.placed is not None for c in candidates) else ""
+    sentence = f"{probably}{verb if probably else verb.capitalize()} {winner} ({kind}{lies}) {when}."
     if day is not None and day.by_hour_usd_per_day is not None:
         sentence += f" Taking turns by the hour costs {usd_text(day.by_hour_usd_per_day)}."
     return Verdict(outcome=outcome, winner=winner, sentence=sentence, because=because)

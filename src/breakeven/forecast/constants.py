@@ -44,6 +44,8 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     expert_s: float = 0.0
     """Of each expert that a layer touches in a step."""
     sequence_s: float = 0.0
+    logit_bytes: float = 0.0
+    """Moved of each logit of a decoding sequence, by an engine that samples on its device."""
     prefill_token_s: float = 0.0
     element_s: float = 0.0
     """Of each element of a token's hidden state in each layer: norms, sums and conversions, no matrix products."""
@@ -95,6 +97,11 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
     coverage: float | None = None
     spilled: bool = False
     """Of models that lie in part in host memory."""
+    repeat: float | None = None
+    """The part of `median` that is the machine's own: what the measurements it was held against are off by, from how
+    far they differ when they are repeated. None: nothing was measured twice."""
+    of_model: float | None = None
+    """What of `median` that does not explain."""
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ of it in `devices`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -45,10 +46,10 @@ from breakeven.forecast.terms import (
 )
 from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.formats.named import format_for, format_named, kv_element_bytes, kv_for, label
+from breakeven.model.formats.named import default_kv, format_for, format_named, kv_element_bytes, kv_for, label
 
-PROMPT_STEP_TOKENS = {"llama.cpp": 512, "vllm": 8192}
-"""Prompt tokens of one step: llama.cpp's n_ubatch, vLLM's max_num_batched_tokens on large devices."""
+PROMPT_STEP_TOKENS = {"llama.cpp": 512, "vllm": 8192, "mlx": 2048}
+"""Prompt tokens of one step: llama.cpp's n_ubatch, vLLM's max_num_batched_tokens on large devices, MLX's step size."""
 
 
 @dataclass(frozen=True)  # not slotted: `device_terms` is kept once computed
@@ -66,6 +67,8 @@ class StepModel:
     profile: Profile
     devices: int = 1
     scale: float = 1.0
+    prompt_scale: float = 1.0
+    """Times `scale`: what prompts add to a step."""
     expert_parallel: bool = False
     residency: Residency = ON_DEVICE
     asked_format: str | None = None
@@ -147,7 +150,12 @@ class StepModel:
         prefill_context: ArrayLike = 0.0,
     ) -> Floats:
         """Seconds of steps; arguments broadcast."""
-        return self.scale * self.parts(decoding, decode_context, prefill_tokens, prefill_context).total_s
+        whole = self.parts(decoding, decode_context, prefill_tokens, prefill_context).total_s
+        if self.prompt_scale != 1.0:
+            alone = np.asarray(decoding, dtype=np.float64) <= 0.0
+            plain = np.where(alone, 0.0, self.parts(decoding, decode_context).total_s)
+            whole = plain + self.prompt_scale * (whole - plain)
+        return self.scale * whole
 
     def prefill_s(self, prompt_tokens: ArrayLike) -> Floats:
         """Seconds to read one prompt alone, in as many equal steps as the engine's step limit asks for."""
@@ -167,16 +175,37 @@ class StepModel:
         return replace(self, scale=self.scale * factor)
 
     def low_high(self, phase: str = "decode") -> tuple[StepModel, StepModel]:
-        """The fast and the slow end of the interval of one `phase`.
+        """The fast and the slow end of the interval of one `phase`."""
+        width = self.error(phase).log_half_width
+        return self._ends(width, 0.0)
+
+    def ends(self, prompt_share: float) -> tuple[StepModel, StepModel]:
+        """The fast and the slow end of work of which prompts take `prompt_share` of the time.
+
+        Decoding's error is taken to be in every step, and what prompts are off by beyond it as independent of it. Of
+        all pairs as likely together as one interval is alone, the ends are those that change the work's time the most.
+        """
+        decode, prefill = (self.error(phase).log_half_width for phase in ("decode", "prefill"))
+        more = math.sqrt(max(prefill**2 - decode**2, 0.0))
+        size = math.hypot(decode, prompt_share * more)
+        return self._ends(decode**2 / size, prompt_share * more**2 / size) if size > 0.0 else self._ends(0.0, 0.0)
+
+    def _ends(self, steps: float, prompts: float) -> tuple[StepModel, StepModel]:
+        """Steps so much faster and slower, in log units, and what prompts add to them `prompts` more.
 
         Probes route evenly, so where routing is not known the fast end of a probed profile routes unevenly too.
         Errors of a datasheet profile come from real models and contain their routing.
         """
-        width = self.error(phase).log_half_width
-        fast = self.scaled(float(np.exp(-width)))
+        fast, slow = (
+            replace(
+                self.scaled(math.exp(sign * steps)),
+                prompt_scale=self.prompt_scale * math.exp(sign * prompts),
+            )
+            for sign in (-1.0, 1.0)
+        )
         if self.profile.origin.how == "probes" and not routing_known(self.terms):
             fast = replace(fast, terms=skewed(self.terms))
-        return fast, self.scaled(float(np.exp(width)))
+        return fast, slow
 
     def memory(self, batch: float, context: float) -> Memory:
         """What `batch` sequences of `context` tokens take on all devices, by what takes it.
@@ -266,6 +295,21 @@ class StepModel:
         """Which place is too small for what lies there, with the numbers; None: none, or not known."""
         return None if self.lies is None else lacking(self.lies, self.rooms(), host_bytes(self.profile))
 
+    def placement_words(self, batch: float, context: float) -> str | None:
+        """Where it lies beside a CPU, such as "65/65 layers on the GPU"; None where there is nothing to place.
+
+        Of a model that does not fit devices which hold all or nothing: None.
+        """
+        if self.lies is not None:
+            return self.lies.placed().words()
+        usable = self.usable_bytes()
+        if usable is None or not apart(self.profile) or not self.fits(batch, context):
+            return None
+        if self.profile.engine != "llama.cpp":
+            return "wholly on the GPU" if self.devices == 1 else "wholly on the GPUs"
+        layers = len(self.spec.layers) + 1
+        return f"{layers}/{layers} layers on the GPU"
+
 
 @lru_cache(maxsize=512)
 def _place(
@@ -308,15 +352,16 @@ def step_model(
     """`spec` in a weight format under `profile`, one sequence's cache beside it. Raises UserError for what is unknown.
 
     `frequencies`: measured routing, a row of shares for each layer that routes; None: taken as even. `kv`: type of keys
-    and values, None: of 16 bits. `reserve`: tokens each cache is made for, None: those in use. `placement`: what
-    llama.cpp is told; on a machine whose devices share its memory, and in another engine, a UserError.
+    and values, None: as the checkpoint asks where the engine does so, else of 16 bits. `reserve`: tokens each cache is
+    made for, None: those in use. `placement`: what llama.cpp is told; on a machine whose devices share its memory, and
+    in another engine, a UserError.
     """
     chosen = format_named(format_name).name
     if placement != AUTO:
         _placeable(profile)
     # To GPU engines MXFP4 is another mixture than to llama.cpp, and a file of llama.cpp's nothing at all.
     stored = chosen if profile.engine == "llama.cpp" else format_for(profile.engine, chosen).name
-    kept = kv_for(profile.engine, kv or "f16", spec)
+    kept = kv_for(profile.engine, kv or default_kv(spec, profile.engine, stored), spec)
     terms = terms_of(spec, stored, kv_element_bytes(kept))
     if frequencies is not None:
         terms = with_frequencies(terms, spec, frequencies)

@@ -6,6 +6,7 @@ beside a prediction: how its constants came about, extrapolation, approximation,
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from breakeven.forecast.residency import HOST_BYTES_PER_S, OFFLOAD_TOKENS
 from breakeven.forecast.routing import Routing, routing_known, skewed
 from breakeven.forecast.terms import Floats, Parts
 from breakeven.hardware.placement import AUTO, HOST, Placement
+from breakeven.model.formats.caches import DO_AS_ASKED, KV_TYPES
 from breakeven.model.formats.gpu import MLX, GpuFormat
 from breakeven.model.formats.named import OwnFormat, format_named
 from breakeven.results.predicted import Bound, PredictedPoint, PredictedRatio, Prediction
@@ -175,8 +177,14 @@ def _approximations(model: StepModel, batch: int) -> list[str]:
     chosen = format_named(model.format)
     if isinstance(chosen, GpuFormat) and (engine == LLAMA_CPP or chosen.home == MLX):
         notes.append(f"{engine} does not read {model.format}: these are the times of as many bytes")
-    if model.kv not in WHOLE_KV:
-        notes.append(f"{model.kv} keys and values: the time of their bytes; what unpacking them takes is not in it")
+    probed = model.profile.origin.kv or "f16"
+    if probed not in WHOLE_KV and model.kv != probed:
+        notes.append(f"the rate of keys and values was measured with {probed}, not {model.kv}")
+    elif model.kv not in WHOLE_KV and model.kv != probed:
+        said = ", as its checkpoint asks" if model.kv == model.spec.kv_cache else ""
+        notes.append(f"{model.kv} keys and values{said}: the time of their bytes; what unpacking takes is not in it")
+    elif (own := model.spec.kv_cache) is not None and own not in KV_TYPES and engine in DO_AS_ASKED:
+        notes.append(f"its checkpoint asks for {own} keys and values, which are not known here: counted as {model.kv}")
     if model.split == "layers":
         notes.append(f"{model.devices} devices work one after the other on their layers: more memory, no more speed")
     elif model.split != "none":
@@ -193,22 +201,31 @@ def speed_ratio(of: StepModel, over: StepModel, batch: float, context: float) ->
     other's, so squares add; in two engines they share nothing. Where the routing of one is not known and the profile
     comes from probes, that model may be as fast as uneven routing makes it.
     """
-    value = float(over.step_s(batch, context) / of.step_s(batch, context))
-    errors = of.error("decode"), over.error("decode")
+    return _ratio(of, over, "decode", lambda m: float(m.step_s(batch, context)))
+
+
+def prefill_ratio(of: StepModel, over: StepModel, prompt: float) -> Estimate:
+    """The same of reading one prompt, which is another world where weights lie in host memory."""
+    return _ratio(of, over, "prefill", lambda m: float(m.prefill_s(prompt)))
+
+
+def _ratio(of: StepModel, over: StepModel, phase: str, seconds: Callable[[StepModel], float]) -> Estimate:
+    value = seconds(over) / seconds(of)
+    errors = of.error(phase), over.error(phase)
     same = of.profile.engine == over.profile.engine
     # What host memory adds to one alone does not cancel.
     same = same and of.residency.whole == over.residency.whole
     width = math.hypot(*(error.between_models if same else error.log_half_width for error in errors))
-    fast, fast_over = _fastest(of, batch, context), _fastest(over, batch, context)
-    return Estimate(value=value, low=value * math.exp(-width) * fast_over, high=value * math.exp(width) / fast)
+    low = value * math.exp(-width) * _fastest(over, seconds)
+    return Estimate(value=value, low=low, high=value * math.exp(width) / _fastest(of, seconds))
 
 
-def _fastest(model: StepModel, batch: float, context: float) -> float:
-    """Step time under uneven routing over that under even routing; 1 where routing is known or in the errors."""
+def _fastest(model: StepModel, seconds: Callable[[StepModel], float]) -> float:
+    """Time under uneven routing over that under even routing; 1 where routing is known or in the errors."""
     if model.profile.origin.how != "probes" or routing_known(model.terms):
         return 1.0
     uneven = replace(model, terms=skewed(model.terms), scale=1.0)
-    return float(uneven.step_s(batch, context) * model.scale / model.step_s(batch, context))
+    return seconds(uneven) * model.scale / seconds(model)
 
 
 def predict(
@@ -263,7 +280,7 @@ def predict(
         }
         for name, model in steps.items():
             points += points_of(model, name, machine, batches, contexts, prompt)
-        ratios += _ratios(steps, machine, batches, contexts)
+        ratios += _ratios(steps, machine, batches, contexts, prompt)
     return Prediction(
         version=__version__,
         points=points,
@@ -285,22 +302,30 @@ def points_of(
 
 
 def _ratios(
-    models: Mapping[str, StepModel], machine: str, batches: Sequence[int], contexts: Sequence[int]
+    models: Mapping[str, StepModel],
+    machine: str,
+    batches: Sequence[int],
+    contexts: Sequence[int],
+    prompt: int | None,
 ) -> list[PredictedRatio]:
     first, *others = models
-    return [
-        PredictedRatio(
-            model=name,
-            over=first,
-            machine=machine,
-            batch=b,
-            context=c,
-            decode=speed_ratio(models[name].placed(b, c), models[first].placed(b, c), b, c),
-        )
-        for name in others
-        for c in contexts
-        for b in batches
-    ]
+    found = []
+    for name in others:
+        for c, b in itertools.product(contexts, batches):
+            of, over = models[name].placed(b, c), models[first].placed(b, c)
+            found.append(
+                PredictedRatio(
+                    model=name,
+                    over=first,
+                    machine=machine,
+                    batch=b,
+                    context=c,
+                    decode=speed_ratio(of, over, b, c),
+                    prefill=prefill_ratio(of, over, prompt or c),
+                    prompt=prompt or c,
+                )
+            )
+    return found
 
 
 def _point(model: StepModel, name: str, machine: str, batch: int, context: int, prompt: int) -> PredictedPoint:
@@ -335,6 +360,7 @@ def _point(model: StepModel, name: str, machine: str, batch: int, context: int, 
         placed=None if model.lies is None else model.lies.placed(),
         host_bytes=0.0 if model.lies is None else model.lies.memory[HOST].total,
         lacking=_lacking(model, batch, context),
+        placement=model.placement_words(batch, context),
     )
 
 

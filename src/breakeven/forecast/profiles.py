@@ -55,6 +55,7 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
     overlap: float = 1.0
     expert_s: float = 0.0
     prefill_token_s: float = 0.0
+    logit_bytes: float = 0.0
     routing_alpha: float = 1.0
     usable_memory: float = 1.0
     host_bytes_per_s: float | None = None
@@ -142,6 +143,7 @@ def profile_with(
             moe_layer_s=found.moe_layer_s,
             expert_s=found.expert_s,
             sequence_s=found.sequence_s,
+            logit_bytes=found.logit_bytes,
             prefill_token_s=found.prefill_token_s,
             routing_alpha=found.routing_alpha,
             host_bytes_per_s=found.host_bytes_per_s,

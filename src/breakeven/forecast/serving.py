@@ -40,6 +40,8 @@ END_PRECISION = 0.1
 MOST_TRIALS = 24
 LOWEST = 1e-3
 """Of the saturation rate: who keeps the level only below it does not keep it."""
+USUAL_LOAD = 0.7
+"""Of the saturation rate: where it is asked what prompts weigh."""
 HOPELESS = 1e-6
 """Of the saturation rate: requests so far apart are served alone."""
 
@@ -161,7 +163,7 @@ def capacity_of(
 ) -> Estimate:
     """Highest mean rate in requests/s at which `good_share` of the requests keep `slo`, on one replica.
 
-    The ends of the interval are those of the step model's, for decoding. Without terms in `slo` it is the saturation
+    The interval's ends are those of the step model (`StepModel.ends`). Without terms in `slo` it is the saturation
     rate; 0 where even requests served alone do not keep it, or nothing fits. Turns of a conversation count one by one.
     """
     middle = replica_of(model, policy, workload, trace, requests)
@@ -171,15 +173,19 @@ def capacity_of(
 
 
 def with_ends(middle: TrialReplica) -> tuple[tuple[TrialReplica, float], ...]:
-    """(replica, saturation rate) as the step model is, with its slow and with its fast end."""
-    fast, slow = middle.model.low_high("decode")
+    """(replica, saturation rate) as the step model is, with its slow and with its fast end.
+
+    The ends are those of this traffic: decoding and prompts are off by their own errors, as much as each weighs in it.
+    """
     highest = saturation_per_s(middle)
+    fast, slow = middle.model.ends(prefill_share(middle, USUAL_LOAD * highest) if highest > 0 else 0.0)
     found = [(middle, highest)]
     for end in (slow, fast):
         replica = replace(middle, model=end)
         # Steps that are all longer by one factor are the same run in slow motion.
-        alike = end.terms == middle.model.terms and not middle.policy.front_s
-        found.append((replica, highest * (middle.model.scale / end.scale) if alike else saturation_per_s(replica)))
+        even = end.terms == middle.model.terms and end.prompt_scale == middle.model.prompt_scale
+        alike = even and not middle.policy.front_s
+        found.append((replica, highest * middle.model.scale / end.scale if alike else saturation_per_s(replica)))
     return tuple(found)
 
 
@@ -199,7 +205,7 @@ def capacity_with_ends(
             slo,
             good_share,
             precision=max(precision, END_PRECISION),
-            guess=value * (middle.model.scale / end.model.scale) if value > 0 else None,
+            guess=value * top / highest if value > 0 else None,
             highest=top,
         )
         for end, top in outer
@@ -254,9 +260,12 @@ def highest_that_meets(
     return math.sqrt(low * high)
 
 
-def prefill_share(replica: TrialReplica, rate_per_s: float) -> float:
-    """Share of a replica's busy time that prompts take at a rate: what steps last longer for having one in them."""
-    run = replica.run(rate_per_s)
+def prefill_share(replica: TrialReplica, rate_per_s: float, run: Simulation | None = None) -> float:
+    """Share of a replica's busy time that prompts take at a rate: what steps last longer for having one in them.
+
+    `run`: the simulation at that rate, where it is known.
+    """
+    run = replica.run(rate_per_s) if run is None else run
     steps = run.steps
     mixed_M = steps.prompt_tokens_M > 0
     requests = replica.requests
@@ -287,14 +296,17 @@ def latency_points(
 ) -> list[LatencyPoint]:
     """How one replica answers at each of `rates` in requests/s; empty where nothing fits.
 
-    Intervals are those of the step model, for decoding: the slow end of a delay is simulated with slow steps.
+    Intervals are those of the step model: the slow end of a delay is simulated with slow steps.
     """
     middle = replica_of(model, policy, workload, trace, requests)
     if middle is None:
         return []
-    fast, slow = model.low_high("decode")
-    replicas = [middle, replace(middle, model=fast), replace(middle, model=slow)]
-    return [_latency(rate, [(replica, replica.run(rate)) for replica in replicas], slo) for rate in rates]
+    found = []
+    for rate in rates:
+        run = middle.run(rate)
+        ends = [replace(middle, model=end) for end in model.ends(prefill_share(middle, rate, run))]
+        found.append(_latency(rate, [(middle, run), *((end, end.run(rate)) for end in ends)], slo))
+    return found
 
 
 def _latency(rate: float, runs: Sequence[tuple[TrialReplica, Simulation]], slo: Slo) -> LatencyPoint:

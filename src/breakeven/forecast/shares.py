@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from breakeven.forecast.fleet import FleetCapacity
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.pooled import Bools, alone_run, alone_share, stream_of
-from breakeven.forecast.serving import TrialReplica
+from breakeven.forecast.serving import TrialReplica, prefill_share
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.results import Simulation
 from breakeven.stats.estimate import Estimate, bracketed
@@ -163,16 +163,16 @@ def fewest_at(
 
 def alone(one: TrialReplica, slo: Slo) -> Alone:
     """`one` replica's requests, each served by itself."""
-    fast, slow = one.model.low_high("decode")
     run, counted_N = alone_run(one)
+    fast, slow = one.model.ends(prefill_share(one, 0.0, run))
     shares = [alone_share(replace(one, model=end), slo) for end in (slow, fast)]
     return Alone(*_combined(run, slo, counted_N, shares), _miss(run, slo, counted_N))
 
 
 def _share(fleet: TrialReplica, slo: Slo, rate_per_s: float) -> tuple[Estimate, Estimate]:
     """The share that a fleet keeps at a load, and the same with the luck of the stream alone."""
-    fast, slow = fleet.model.low_high("decode")
     run = fleet.run(rate_per_s)
+    fast, slow = fleet.model.ends(prefill_share(fleet, rate_per_s, run))
     ends = [replace(fleet, model=end).good_share(rate_per_s, slo) for end in (slow, fast)]
     return _combined(run, slo, fleet.counted(run), ends)
 

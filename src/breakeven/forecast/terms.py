@@ -20,7 +20,7 @@ each on average. n = D + P tokens pass through the weights. With occupancy u (sh
               F by number type and place, each at its cost (type_compute, tile_cost, expert_compute)
     t = max(t_mem, t_flops) + (1 - overlap) min(t_mem, t_flops)
         + step_s + layer_s L + moe_layer_s L_moe + expert_s (experts touched) + sequence_s D + prefill_token_s P
-        + element_s L hidden n
+        + element_s L hidden n + logit_bytes vocab D / kv_bytes_per_s
         + max((weight bytes in host memory) / host_bytes_per_s, F_host / host_flops_per_s) + KV_host / host_bytes_per_s
         + (weight bytes on disk) / disk_bytes_per_s + handover_s (handovers)
     n >= 32: host weights cross the link instead, (their bytes) / stream_bytes_per_s, and the device multiplies
@@ -129,6 +129,8 @@ class Terms:
     expert_work: tuple[tuple[str, float], ...] = ()
     """The same of routed experts. Both together are 1."""
     head_type: str = ""
+    vocab: int = 0
+    """Logits of a sequence. Every device of a tensor-parallel engine gathers and samples all of them."""
 
     def kv_bytes(self, context: float) -> float:
         """Keys and values of one sequence of `context` tokens."""
@@ -184,7 +186,8 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
         moe=spec.is_moe,
         format=format_name,
         hidden=spec.hidden,
-        layers=len(spec.layers),
+        # What sums and norms cost is of blocks: some hybrids count a mixer and a feed-forward as a layer each.
+        layers=math.ceil(sum(bool(layer.mixers) + (layer.ffn is not None) for layer in spec.layers) / 2),
         moe_layers=len(widths),
         fixed=tuple(fixed.items()),
         head_bytes=head_bytes,
@@ -201,6 +204,7 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
         work=tuple((kind, n / worked) for kind, n in work.items()),
         expert_work=tuple((kind, n / worked) for kind, n in expert_work.items()),
         head_type=head_type,
+        vocab=spec.vocab,
     )
 
 
@@ -222,6 +226,7 @@ def residency(terms: Terms, room_bytes: float, host_bytes: float | None) -> Resi
         experts_host=experts_share * in_host,
         experts_disk=experts_share * (1.0 - in_host),
         away_bytes=min(over, terms.total_bytes),
+        disk_bytes=min(over, terms.total_bytes) * (1.0 - in_host),
     )
 
 
@@ -305,7 +310,7 @@ def step_parts(
         + constants.layer_s * terms.layers
         + constants.moe_layer_s * terms.moe_layers
         + constants.expert_s * touched
-        + constants.sequence_s * d
+        + (constants.sequence_s + constants.logit_bytes * terms.vocab / constants.kv_bytes_per_s) * d
         + constants.prefill_token_s * p
         + constants.element_s * terms.layers * terms.hidden * n
     )

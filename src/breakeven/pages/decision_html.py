@@ -204,7 +204,7 @@ def about(candidate: CandidateResult) -> list[tuple[str, str]]:
         ]
     if candidate.shares:
         rows.append(("Promise", say.kept_line(candidate)))
-    return rows + [("Note", note) for note in candidate.notes]
+    return rows + [("Note", note) for note in say.notes_of(candidate)]
 
 
 def flip_cell(flip: Flip) -> Cell:

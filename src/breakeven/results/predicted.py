@@ -62,12 +62,14 @@ class PredictedPoint(msgspec.Struct, frozen=True, kw_only=True):
     """Memory needed beside the devices."""
     lacking: str | None = None
     """Which memory is too small for it, with the numbers; None: none is, as far as is known."""
+    placement: str | None = None
+    """Where it lies, in words, on a machine whose devices have memory of their own; also where all lies on one."""
 
 
 class PredictedRatio(msgspec.Struct, frozen=True, kw_only=True):
-    """Decode speed of `model` over that of `over`, on one machine at one batch and context: above 1 `model` is faster.
+    """Speeds of `model` over those of `over`, on one machine at one batch and context: above 1 `model` is faster.
 
-    Surer than either speed: errors that both share cancel.
+    Decode and prefill apart: one may go to either model. Surer than either speed: errors that both share cancel.
     """
 
     model: str
@@ -76,6 +78,9 @@ class PredictedRatio(msgspec.Struct, frozen=True, kw_only=True):
     batch: int
     context: int
     decode: Estimate
+    prefill: Estimate | None = None
+    """Of reading one prompt of `prompt` tokens."""
+    prompt: int = 0
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):

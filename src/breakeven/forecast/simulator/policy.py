@@ -3,11 +3,16 @@
 vLLM (V1 scheduler, `vllm/v1/core/sched/scheduler.py`): every step first gives one token to each running sequence, then
 what is left of `max_num_batched_tokens` to prompts, in order of arrival, cut into chunks. Blocks of keys and values are
 taken as they are needed; when none is left, the sequence admitted last gives its own back and starts over. Scheduling
-is asynchronous (`async_scheduling`, on by default): a step is put together while the one before it runs.
+is asynchronous (`async_scheduling`, on by default but on CPUs): a step is put together while the one before it runs.
 
 llama.cpp (`tools/server/server-context.cpp`, `update_slots`): a request waits for a free slot, whose context is its
 own. A step takes one token of every generating slot and prompt tokens up to `n_batch`, and runs as several passes of
 `n_ubatch` tokens each; nobody gets a token before all of them are done, so prompts hold up everyone's answers.
+
+mlx_lm.server (0.32: `BatchGenerator._next` in `mlx_lm/generate.py`): a step gives one token to every generating
+sequence in a pass of its own, then runs one more over up to 2048 tokens of each of up to eight prompts. Answers of both
+are sent together, so prompts hold up everyone's. The token behind a prompt comes with the next step's first pass, which
+is not simulated, nor is the padding of prompts to the longest of them.
 
 The table: the step model on a grid once, interpolated many thousand times. The step model is piecewise smooth and rises
 along every axis, so linear interpolation between points a quarter of an octave apart (half of one along contexts) keeps
@@ -42,7 +47,8 @@ class Policy:
     of keys and values on one replica; None: what fits beside the weights. `slot_tokens`: context of one sequence; None:
     only `kv_tokens` limits it. `block_tokens`: what keys and values are taken in. `front_s`: from a request's arrival
     to the engine's queue and back (HTTP, tokenizer), beside the steps. `ahead`: a step is planned when the one
-    before it starts, so who arrives meanwhile joins the step after.
+    before it starts, so who arrives meanwhile joins the step after. `prompts`: how many are read at once, and
+    `prompt_tokens` of one in a step; None: as many as the step has room for. `apart`: what decodes has its own pass.
     """
 
     name: str
@@ -56,6 +62,9 @@ class Policy:
     prefix_caching: bool = False
     front_s: float = 0.0
     ahead: bool = False
+    prompts: int | None = None
+    prompt_tokens: int | None = None
+    apart: bool = False
 
     def __post_init__(self) -> None:
         """Raises UserError for settings under which no step could run."""
@@ -66,6 +75,8 @@ class Policy:
             "micro_batch": self.micro_batch,
             "kv_tokens": self.kv_tokens,
             "slot_tokens": self.slot_tokens,
+            "prompts": self.prompts,
+            "prompt_tokens": self.prompt_tokens,
         }
         for name, value in least.items():
             if value is not None and value < 1:
@@ -82,10 +93,23 @@ class Policy:
 POLICIES: dict[str, Policy] = {
     # vllm serve on a data-centre GPU: EngineArgs.get_batch_defaults, usage OPENAI_API_SERVER, 70 GiB or more.
     "vllm": Policy(name="vllm", max_sequences=1024, max_step_tokens=8192, prefix_caching=True, ahead=True),
-    # The same on smaller GPUs and on CPUs.
+    # The same on smaller GPUs.
     "vllm-small": Policy(name="vllm-small", max_sequences=256, max_step_tokens=2048, prefix_caching=True, ahead=True),
+    # And on CPUs, where vllm/platforms/cpu.py turns asynchronous scheduling off.
+    "vllm-cpu": Policy(name="vllm-cpu", max_sequences=128, max_step_tokens=2048, prefix_caching=True),
     # As Breakeven starts it: prompt cache off, so that candidates meet the same work.
     "llama.cpp": Policy(name="llama.cpp", max_sequences=4, max_step_tokens=2048, micro_batch=512, block_tokens=1),
+    # mlx_lm/server.py's defaults: --decode-concurrency 32, --prompt-concurrency 8, --prefill-step-size 2048; caches
+    # grow by 256 tokens (mlx_lm/models/cache.py: KVCache.step). The prompt cache is off, as Breakeven starts it.
+    "mlx": Policy(
+        name="mlx",
+        max_sequences=32,
+        max_step_tokens=8 * 2048 + 32,
+        block_tokens=256,
+        prompts=8,
+        prompt_tokens=2048,
+        apart=True,
+    ),
 }
 
 

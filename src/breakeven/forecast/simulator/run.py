@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from breakeven.errors import UserError
 from breakeven.forecast.balancing import home_of
+from breakeven.forecast.memory import on_gpu
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.simulator.engine import Replica
 from breakeven.forecast.simulator.policy import (
@@ -70,9 +71,12 @@ def policy_of(model: StepModel, context: float | None = None) -> Policy:
     `context`: usual length of a sequence in tokens, where sliding windows save memory. Raises UserError for an engine
     without a known policy, and for a model that leaves no room.
     """
-    policy = policy_named(model.profile.engine)
+    profile, policy = model.profile, policy_named(model.profile.engine)
     small = POLICIES.get(f"{policy.name}-small")
-    if small is not None and (model.profile.memory_bytes or 0) < LARGE_DEVICE_BYTES:
+    on_cpu = POLICIES.get(f"{policy.name}-cpu")
+    if on_cpu is not None and (profile.chip or profile.machine) and not on_gpu(profile):
+        policy = on_cpu
+    elif small is not None and (model.profile.memory_bytes or 0) < LARGE_DEVICE_BYTES:
         policy = small
     room = model.kv_tokens(context)
     if room is not None and room < 1:
