@@ -16,6 +16,7 @@ from breakeven.pages.decision_words import (
     cost_at,
     delay_span,
     flip_line,
+    kept_cell,
     kept_line,
     kind_words,
     latency_at,
@@ -46,7 +47,7 @@ from breakeven.pages.terminal import (
     shortened,
 )
 from breakeven.pages.words import number, percent_text
-from breakeven.results.decision import CandidateResult, Decision, LogDecision, LoggedFleet
+from breakeven.results.decision import CandidateResult, Decision, LogDecision, LoggedFleet, ShareKept
 from breakeven.stats.estimate import Estimate
 
 NOTHING = "-"
@@ -99,6 +100,9 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
     for each in decision.candidates:
         for column, cell in zip(columns, (kind_words(each.kind), *_bill(each, decision)), strict=True):
             column.append(cell)
+    if any(each.shares for each in decision.candidates):
+        heads = ["alone" if kept.machines is None else str(kept.machines) for kept in _most_shares(decision)]
+        columns.append([f"% kept {'/'.join(heads)}", *(kept_cell(each) or NOTHING for each in decision.candidates)])
     # A name has what the numbers leave.
     numbers = sum(max(map(len, column)) + 2 for column in columns)
     longest = max(LONGEST_NAME, width - 4 - numbers)
@@ -109,6 +113,10 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
     if any(each.borderline and not each.ruled_out for each in decision.candidates):
         say("~: only just keeps the promise, or only just does not; a measurement would settle it.", "dim", 2)
     say(f"A month is {number(MONTH_HOURS)} h of this load. Brackets hold intervals.", "dim", 2)
+
+
+def _most_shares(decision: Decision) -> list[ShareKept]:
+    return max((each.shares for each in decision.candidates), key=len)
 
 
 def _mark(candidate: CandidateResult) -> str:

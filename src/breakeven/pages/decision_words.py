@@ -201,6 +201,11 @@ def kept_line(candidate: CandidateResult) -> str:
     return f"{borderline}keeps {', '.join(parts)}" + (f"; missed most: {worst}" if worst else "")
 
 
+def kept_cell(candidate: CandidateResult) -> str:
+    """Percent kept with 1, 2 and 3 machines and alone, rounded down: "52/82/90/98"; empty where nobody knows."""
+    return "/".join(f"{math.floor(kept.share.value * 100 + 1e-9):.0f}" for kept in candidate.shares)
+
+
 def share_text(share: Estimate) -> str:
     """A share with its interval, rounded down: what misses 90 % by a hair must not read as 90 %."""
     value, low, high = (math.floor(each * 1000 + 1e-9) / 10 for each in (share.value, share.least, share.most))
