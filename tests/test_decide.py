@@ -64,6 +64,10 @@ def test_a_pair_gets_an_answer_with_everything_behind_it(pair: Decision) -> None
         assert candidate.capacity_per_s.low <= candidate.capacity_per_s.value <= candidate.capacity_per_s.high
         assert any(point.rate_per_s == 0.2 for point in candidate.cost)
         assert candidate.latency[-1].rate_per_s == pytest.approx(candidate.capacity_per_s.value)
+        assert [kept.machines for kept in candidate.shares] == [1, 2, 3, None]
+        values = [kept.share.value for kept in candidate.shares]
+        assert values == sorted(values)
+        assert candidate.borderline is None
     assert pair.regions[0].low_per_s == pytest.approx(0.02)
     for before, after in zip(pair.regions, pair.regions[1:], strict=False):
         assert before.high_per_s == after.low_per_s
@@ -85,6 +89,9 @@ def test_a_workload_nobody_can_serve_says_what_it_would_take(tmp_path: Path) -> 
     assert result.verdict.winner is None
     assert "times as fast" in " ".join(result.verdict.because)
     assert all(c.ruled_out for c in result.candidates)
+    for candidate in result.candidates:
+        assert "cannot keep it with any number of machines: 0 % even alone" in candidate.ruled_out[0]
+        assert candidate.cost == []
 
 
 def test_what_does_not_fit_is_ruled_out_and_the_rest_decided(tmp_path: Path) -> None:

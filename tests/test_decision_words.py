@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from breakeven.model.quality import QualityScore
 from breakeven.pages import decision_words as words
 from breakeven.results.cost import Own
-from breakeven.results.decision import Flip
+from breakeven.results.decision import Flip, ShareKept
 from breakeven.stats.estimate import Estimate
 
 
@@ -130,3 +130,15 @@ def test_an_interval_as_shown_never_excludes_its_value(value: float, below: floa
     if shown and "-0" not in words.value_of(span):
         low, high = (float(end.replace(",", "")) for end in re.fullmatch(r"([\d.,]+)-([\d.,]+)", shown).groups())  # type: ignore[union-attr]
         assert low <= float(words.value_of(span).replace(",", "")) <= high
+
+
+def test_shares_are_told_from_one_machine_to_alone() -> None:
+    few = [(1, 0.8996, 0.85, 0.94), (2, 0.97, 0.95, 0.98), (3, 0.99, 0.98, 1.0), (None, 0.9999, 0.99, 1.0)]
+    shares = [ShareKept(machines=n, share=Estimate(v, low, high), worst=None) for n, v, low, high in few]
+    edge = "borderline, 89.9 % (85 to 94) of 90 % asked"
+    told = words.kept_line(made.dense(shares=shares, borderline=edge))
+    assert told.startswith(f"{edge}; keeps 89.9 % (85-94) with 1 machine, 97 % (95-98) with 2,")
+    assert told.endswith("99.9 % (99-100) alone")
+    # Where one keeps all, more of them are no news.
+    shares[0] = ShareKept(machines=1, share=made.exact(1.0))
+    assert words.kept_line(made.dense(shares=shares)) == "keeps 100 % with 1 machine, 99.9 % (99-100) alone"

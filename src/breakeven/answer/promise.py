@@ -170,7 +170,7 @@ def _percent(share: float) -> str:
 
 DOUBLES = (1, 2, 4, 8)
 """Fleets that are simulated for the curve; near the study's load every size is, for the promise."""
-ROOM = 2.0
+ROOM = 1.2
 """Of the machines that the largest load keeps busy: fleets up to so many times that are simulated."""
 
 

@@ -73,7 +73,8 @@ def verdict_of(
     because += [flip.meaning[0].upper() + flip.meaning[1:] + "." for flip in flips if flip.quantity == "load"][:3]
     ruled = [c for c in candidates if c.ruled_out]
     edges = [c for c in candidates if c.borderline and not c.ruled_out]
-    because += [
+    # Right behind what the winner carries: who only just keeps a promise may be the answer.
+    because[1:1] = [
         f"{c.name} is {c.borderline}" + (f"; `{settles[c.name]}` would settle it." if c.name in settles else ".")
         for c in edges
     ]

@@ -16,6 +16,7 @@ from breakeven.pages.decision_words import (
     cost_at,
     delay_span,
     flip_line,
+    kept_cell,
     kept_line,
     kind_words,
     latency_at,
@@ -28,7 +29,6 @@ from breakeven.pages.decision_words import (
     rests_on,
     runs_on,
     share_line,
-    share_value,
     span_text,
     traffic_rows,
     usd,
@@ -47,7 +47,7 @@ from breakeven.pages.terminal import (
     shortened,
 )
 from breakeven.pages.words import number, percent_text
-from breakeven.results.decision import CandidateResult, Decision, LogDecision, LoggedFleet
+from breakeven.results.decision import CandidateResult, Decision, LogDecision, LoggedFleet, ShareKept
 from breakeven.stats.estimate import Estimate
 
 NOTHING = "-"
@@ -68,7 +68,6 @@ def print_decision(decision: Decision, console: Console, page: Path | None, *, f
         *listed_parts("Why", [ended(text) for text in decision.verdict.because], most=2, rest=7),
         *listed_parts("Who gets what", shares, most=4, rank=1, rest=3),
         Passage(lambda say: _candidates(decision, console.width, say)),
-        Passage(lambda say: _promises(decision, console.width, say), 3, "shares that keep the service level"),
         *(Passage(partial(_about, each, decision), 8, "each candidate") for each in decision.candidates),
         *listed_parts("Best by load", regions, most=len(regions), rank=6),
         *listed_parts("Where the answer changes", [flip_line(flip) for flip in decision.flips], most=2, rank=1),
@@ -101,6 +100,9 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
     for each in decision.candidates:
         for column, cell in zip(columns, (kind_words(each.kind), *_bill(each, decision)), strict=True):
             column.append(cell)
+    if any(each.shares for each in decision.candidates):
+        heads = ["alone" if kept.machines is None else str(kept.machines) for kept in _most_shares(decision)]
+        columns.append([f"% kept {'/'.join(heads)}", *(kept_cell(each) or NOTHING for each in decision.candidates)])
     # A name has what the numbers leave.
     numbers = sum(max(map(len, column)) + 2 for column in columns)
     longest = max(LONGEST_NAME, width - 4 - numbers)
@@ -113,25 +115,8 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
     say(f"A month is {number(MONTH_HOURS)} h of this load. Brackets hold intervals.", "dim", 2)
 
 
-def _promises(decision: Decision, width: int, say: Say) -> None:
-    """Of each candidate, the share of requests within the service level by the number of machines, and alone."""
-    told = [each for each in decision.candidates if each.shares]
-    if not told:
-        return
-    machines = sorted({kept.machines for each in told for kept in each.shares if kept.machines is not None})
-    columns = [[f"{n} machine{'' if n == 1 else 's'}"] for n in machines] + [["alone"]]
-    for each in told:
-        shares = {kept.machines: share_value(kept.share) for kept in each.shares}
-        for column, n in zip(columns, [*machines, None], strict=True):
-            column.append(shares.get(n, NOTHING))
-    say()
-    say(f"Requests within the service level, of {percent_text(decision.good_share)} asked", "bold")
-    longest = max(LONGEST_NAME, width - 4 - sum(max(map(len, column)) + 2 for column in columns))
-    first = ["", *(shortened(each.name, longest) + _mark(each) for each in told)]
-    say_tables(packed(first, [[column] for column in columns], width - 2), say)
-    for each in told:
-        if each.borderline and not each.ruled_out:
-            say(f"~ {each.name}: {each.borderline}", indent=2)
+def _most_shares(decision: Decision) -> list[ShareKept]:
+    return max((each.shares for each in decision.candidates), key=len)
 
 
 def _mark(candidate: CandidateResult) -> str:

@@ -27,6 +27,8 @@ MONTH_HOURS = 365.25 * 24 / 12
 FEW_PER_S = 0.1
 # A band this many times its value wide has ends of different size, each with digits of its own.
 WIDE = 0.5
+ALL = 0.9995
+"""Of the requests: shown as all of them."""
 NO_WINNER = "no difference worth your time"
 NOT_SEEN = "not in the range seen"
 # Two loads this far apart are not the same load, and the numbers of one do not stand for the other.
@@ -187,13 +189,21 @@ def memory_text(candidate: CandidateResult) -> str:
 
 def kept_line(candidate: CandidateResult) -> str:
     """Shares kept by machines: "keeps 89.9 % (85-94) with 1 machine, 97 % with 2, 99 % alone; misses: TTFT"."""
-    parts = []
+    parts, full = [], False
     for kept in candidate.shares:
+        if full and kept.machines is not None:
+            continue  # more machines keep all of them too
+        full = kept.share.value >= ALL
         few = "alone" if kept.machines is None else f"with {kept.machines}"
         parts.append(f"{share_text(kept.share)} {few}" + (" machine" if kept.machines == 1 else ""))
     worst = next((kept.worst for kept in reversed(candidate.shares) if kept.worst), None)
     borderline = f"{candidate.borderline}; " if candidate.borderline else ""
     return f"{borderline}keeps {', '.join(parts)}" + (f"; missed most: {worst}" if worst else "")
+
+
+def kept_cell(candidate: CandidateResult) -> str:
+    """Percent kept with 1, 2 and 3 machines and alone, rounded down: "52/82/90/98"; empty where nobody knows."""
+    return "/".join(f"{math.floor(kept.share.value * 100 + 1e-9):.0f}" for kept in candidate.shares)
 
 
 def share_text(share: Estimate) -> str:
