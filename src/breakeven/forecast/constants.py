@@ -41,6 +41,8 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     layer_s: float = 0.0
     moe_layer_s: float = 0.0
     """Beyond `layer_s`, of a layer that routes."""
+    mixer_layer_s: float = 0.0
+    """Beyond `layer_s`, of a layer that mixes tokens by a state (delta nets, state spaces) or a latent (MLA)."""
     expert_s: float = 0.0
     """Of each expert that a layer touches in a step."""
     sequence_s: float = 0.0
@@ -70,6 +72,12 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     where none is given. A CPU unpacks as it multiplies, and some types it multiplies faster than others."""
     expert_compute: float = 1.0
     """Seconds of an operation in routed experts over those of one elsewhere: few tokens each multiply slowly."""
+    vector_rows: int | None = None
+    """Sequences that a decode step multiplies one by one, at `decode_flops_per_s`; those beyond go in tiles, as prompts
+    do, at `prefill_flops_per_s`. None: all at `decode_flops_per_s`."""
+    expert_tile: float = 1.0
+    """Tokens that a tile of an expert's product holds: beyond `vector_rows`, every expert touched multiplies as many,
+    or all of the step where that has fewer, however few are its own. 1: its own alone."""
     tile: int = 1
     """Sequences that a decode step's matrix products take at once. What is left over goes one by one."""
     tile_cost: dict[str, float] = {}
