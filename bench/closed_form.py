@@ -47,20 +47,11 @@ def steady_state(
         *(np.asarray(x, dtype=np.float64) for x in (concurrency, prompt, output, chunk))
     )
     n, i, o, budget = loads
-    # An answer's tokens are read back from a cache that grows from the prompt to prompt + output.
-    context = i + o / 2.0
     room = np.maximum(budget - n, 1.0)
     pieces = np.maximum(np.ceil(i / room), 1.0)
-    # A piece attends to itself and to the pieces before it: half the prompt on average.
-    piece_context = i / 2.0
     decoding = n.copy()
     for _ in range(ROUNDS):
-        arriving = decoding / o * i  # prompt tokens a step must take for the loop to stay as it is
-        others = (1.0 - 1.0 / n) * arriving
-        piece = np.clip(others, i / pieces, room)
-        share = np.minimum(1.0, others / np.maximum(piece, 1e-9))
-        mixed = model.step_s(decoding, context, piece, piece_context)
-        tpot = (1.0 - share) * model.step_s(decoding, context) + share * mixed
+        tpot, mixed, arriving = _between_tokens(model, decoding, n, i, o, room, pieces)
         # Prompts in service take `pieces` mixed steps; when every step is full of them, the rest waits in line.
         prompt_s = pieces * mixed
         ends_per_s = decoding / (o * tpot)
@@ -70,3 +61,25 @@ def steady_state(
     # A prompt that arrives alone still waits for half of the step that is running.
     busy = np.where(n > 1.0, 0.5 * tpot, 0.0)
     return prompt_s + wait + busy, tpot
+
+
+def tpot_at_s(model: StepModel, decoding: ArrayLike, prompt: ArrayLike, output: ArrayLike) -> Floats:
+    """Mean time between tokens where so many sequences are known to decode at a time, however many wait."""
+    d, i, o = (np.asarray(x, dtype=np.float64) for x in (decoding, prompt, output))
+    room = np.maximum(DEFAULT_CHUNK - d, 1.0)
+    return _between_tokens(model, d, d, i, o, room, np.maximum(np.ceil(i / room), 1.0))[0]
+
+
+def _between_tokens(
+    model: StepModel, decoding: Floats, n: Floats, i: Floats, o: Floats, room: Floats, pieces: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """TPOT, a step that carries a piece of a prompt, and prompt tokens a step must take for all to stay as it is."""
+    # An answer's tokens are read back from a cache that grows from the prompt to prompt + output.
+    context = i + o / 2.0
+    arriving = decoding / o * i
+    others = (1.0 - 1.0 / n) * arriving
+    piece = np.clip(others, i / pieces, room)
+    share = np.minimum(1.0, others / np.maximum(piece, 1e-9))
+    # A piece attends to itself and to the pieces before it: half the prompt on average.
+    mixed = model.step_s(decoding, context, piece, i / 2.0)
+    return (1.0 - share) * model.step_s(decoding, context) + share * mixed, mixed, arriving

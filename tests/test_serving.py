@@ -124,6 +124,25 @@ def test_the_interval_is_that_of_the_step_model() -> None:
     assert level.value / level.low > 1.1
 
 
+def test_what_prompts_are_off_by_widens_the_interval_as_they_weigh() -> None:
+    def width(prefill: float, prompt: int) -> float:
+        known = model()
+        errors = [
+            msgspec.structs.replace(e, log_half_width=prefill if e.phase == "prefill" else e.log_half_width)
+            for e in known.profile.errors
+        ]
+        wider = replace(known, profile=msgspec.structs.replace(known.profile, errors=errors))
+        workload = msgspec.structs.replace(WORKLOAD, prompt=Length(mean=prompt))
+        found = capacity_of(wider, BATCHED, workload, Slo(), 0.9)
+        assert found.low is not None
+        return math.log(found.value / found.low)
+
+    assert width(0.2, 500) == pytest.approx(0.2, rel=1e-6)
+    short, long = width(0.8, 50), width(0.8, 1500)
+    assert 0.2 <= short < long < 0.8
+    assert long > 0.3
+
+
 def test_who_misses_the_level_alone_carries_nothing() -> None:
     nothing = capacity_of(model(), BATCHED, WORKLOAD, Slo(tpot_s=1e-4), 0.9)
     assert (nothing.value, nothing.low, nothing.high) == (0.0, 0.0, 0.0)

@@ -151,6 +151,9 @@ def test_invariants(requests: Requests, policy: Policy, fleet: Fleet, which) -> 
 @settings(max_examples=60, deadline=None)
 def test_a_run_equals_its_replay(requests: Requests, policy: Policy, fleet: Fleet) -> None:
     """Arrivals that answers decided, given as fixed times, lead to the same run."""
+    if requests.after_N is not None and fleet.balancing == "gateway":
+        # A record of arrivals does not say which of them are turns of one conversation, which that rule keeps together.
+        fleet = replace(fleet, balancing="least_loaded")
     run = simulate(requests, DENSE, policy, fleet)
     came = np.flatnonzero(run.issued_N)
     order = came[np.argsort(run.arrival_s_N[came], kind="stable")]
@@ -287,7 +290,10 @@ def test_balancing_spreads_load() -> None:
     }
     assert np.bincount(runs["round_robin"].replica_N).tolist() == [100, 100, 100]
     means = {name: run.e2e_s.mean() for name, run in runs.items()}
-    assert means["least_loaded"] == min(means.values())
+    assert means["least_loaded"] == min(means[name] for name in ("round_robin", "least_loaded", "random"))
+    # Two looked at are nearly as good as all.
+    assert means["least_loaded"] == pytest.approx(means["gateway"], rel=0.01)
+    assert means["gateway"] < means["random"]
 
 
 def test_autoscaling_adds_and_removes() -> None:

@@ -15,10 +15,12 @@ from simulate_fixtures import TINY_POLICY, model, profile
 from breakeven.cli.main import dispatch
 from breakeven.errors import UserError
 from breakeven.forecast.long_trace import simulate_long_trace
+from breakeven.forecast.profiles import profile_of_chip
 from breakeven.forecast.simulated import simulate_schedule, simulate_traffic
 from breakeven.forecast.simulator.policy import Fleet
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.forecast.simulator.state import requests_of_schedule
+from breakeven.hardware.chips import chip_named
 from breakeven.results import predicted
 from breakeven.results.predicted import SimulationStudy
 from breakeven.traffic.draw import draw
@@ -126,6 +128,14 @@ def test_percentiles_of_few_requests_are_not_given() -> None:
     entries = {entry.p: entry.seconds for entry in study.points[0].latencies[0].percentiles}
     assert entries[50.0] is not None
     assert entries[99.9] is None
+
+
+def test_on_a_cpu_vllm_plans_no_step_ahead() -> None:
+    gpu = profile_of_chip(chip_named("l40s"), "vllm")
+    cpu = msgspec.structs.replace(gpu, chip=msgspec.structs.replace(chip_named("l40s"), chip_class="cpu"))
+    ours, theirs = (policy_of(replace(DENSE, profile=one)) for one in (gpu, cpu))
+    assert (ours.ahead, ours.max_sequences) == (True, 256)
+    assert (theirs.ahead, theirs.max_sequences, theirs.max_step_tokens) == (False, 128, 2048)
 
 
 def test_a_model_that_leaves_no_room_is_refused() -> None:

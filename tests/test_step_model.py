@@ -63,6 +63,19 @@ def test_cache_bytes_and_operations_are_those_of_the_arithmetic(name: str, batch
     assert float(parts.compute_s) * CONSTANTS.decode_flops_per_s == pytest.approx(flops)
 
 
+def test_logits_are_moved_for_every_decoding_sequence_and_no_prompt() -> None:
+    found, moving = terms("llama-3.2-1b"), msgspec.structs.replace(CONSTANTS, logit_bytes=10.0)
+    for prompt in (0, 512):
+        extra = step_parts(found, moving, 8, 100, prompt).total_s - step_parts(found, CONSTANTS, 8, 100, prompt).total_s
+        assert float(extra) == pytest.approx(8 * 10.0 * lookup("llama-3.2-1b").vocab / CONSTANTS.kv_bytes_per_s)
+
+
+def test_layers_that_are_a_mixer_or_a_feed_forward_count_half() -> None:
+    assert len(lookup("nemotron-3-nano-30b-a3b").layers) == 52
+    assert terms("nemotron-3-nano-30b-a3b", "BF16").layers == 26
+    assert terms("llama-3.2-1b").layers == len(lookup("llama-3.2-1b").layers)
+
+
 @given(models, constants, batches, contexts, st.integers(0, 8192), st.integers(1, 64))
 def test_more_work_never_takes_less_time(
     name: str, given_constants: Constants, batch: int, context: int, prompt: int, more: int
@@ -181,6 +194,43 @@ def test_unknown_routing_widens_the_fast_end_alone() -> None:
         (fast, slow), (known_fast, known_slow) = (m.low_high() for m in (model, traced))
         assert bool(fast.step_s(batch, 1) < known_fast.step_s(batch, 1) * 0.999) is wider
         assert slow.step_s(batch, 1) == pytest.approx(known_slow.step_s(batch, 1))
+
+
+def with_errors(decode: float, prefill: float) -> StepModel:
+    kept = profile(engine="vllm")
+    widths = {"decode": decode, "prefill": prefill}
+    errors = [msgspec.structs.replace(e, log_half_width=widths[e.phase]) for e in kept.errors]
+    return StepModel(lookup("llama-3.2-1b"), terms("llama-3.2-1b"), msgspec.structs.replace(kept, errors=errors))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.7, 1.0])
+def test_ends_of_mixed_work_add_what_prompts_are_off_beyond_decoding(share: float) -> None:
+    model = with_errors(0.02, 0.06)
+    decode, prompt = (8, 500), (0, 0, 512, 256)
+    # As many of both steps as make prompts this share of the time.
+    n, m = (1 - share) / float(model.step_s(*decode)), share / float(model.step_s(*prompt))
+    times = [n * float(one.step_s(*decode)) + m * float(one.step_s(*prompt)) for one in model.ends(share)]
+    assert times[1] == pytest.approx(np.exp(np.hypot(0.02, share * np.sqrt(0.06**2 - 0.02**2))), rel=2e-3)
+    assert times[0] == pytest.approx(1 / times[1], rel=2e-3)
+
+
+def test_ends_without_prompts_are_those_of_decoding() -> None:
+    model = with_errors(0.2, 0.9)
+    for share, one in ((0.0, model), (0.6, with_errors(0.4, 0.3))):
+        for ours, known in zip(one.ends(share), one.low_high("decode"), strict=True):
+            assert float(ours.step_s(8, 500, 99, 50)) == pytest.approx(float(known.step_s(8, 500, 99, 50)))
+    assert with_errors(0.0, 0.0).ends(0.5)[1] == with_errors(0.0, 0.0)
+
+
+def test_a_prompt_in_a_step_is_off_by_its_own_error() -> None:
+    model = with_errors(0.1, 0.5)
+    plain = float(model.step_s(8, 500))
+    added = float(model.step_s(8, 500, 512, 256)) - plain
+    slow = model.ends(1.0)[1]
+    assert float(slow.step_s(0, 0, 512, 256)) == pytest.approx(float(model.step_s(0, 0, 512, 256)) * np.exp(0.5))
+    common = float(slow.step_s(8, 500)) / plain
+    assert common == pytest.approx(np.exp(0.1**2 / 0.5))
+    assert float(slow.step_s(8, 500, 512, 256)) == pytest.approx(plain * common + added * np.exp(0.5))
 
 
 # --- several devices -------------------------------------------------------------------------------------------------
@@ -326,3 +376,29 @@ def test_sequences_left_over_from_a_tile_cost_as_single_ones() -> None:
     tiled = msgspec.structs.replace(CONSTANTS, tile=4, tile_cost=dict.fromkeys(kinds, 0.5))
     times = [float(step_parts(found, tiled, n, 0).compute_s) for n in (1, 3, 4, 5, 8)]
     assert np.array(times) / times[0] == pytest.approx([1, 3, 2, 3, 4])
+
+
+def test_sequences_beyond_the_vector_kernels_go_in_tiles() -> None:
+    found = terms("llama-3.2-1b")
+    rows = msgspec.structs.replace(CONSTANTS, vector_rows=8, prefill_flops_per_s=10 * CONSTANTS.decode_flops_per_s)
+    eight, sixteen = (float(step_parts(found, rows, n, 0).compute_s) for n in (8, 16))
+    all_vectors = float(step_parts(found, CONSTANTS, 16, 0).compute_s)
+    assert eight == pytest.approx(all_vectors / 2)
+    assert sixteen - eight == pytest.approx((all_vectors - eight) / 10)
+
+
+def test_experts_multiply_whole_tiles_however_few_their_tokens_are() -> None:
+    found = terms("olmoe-1b-7b")
+    own = msgspec.structs.replace(CONSTANTS, vector_rows=8)
+    tiled = msgspec.structs.replace(own, expert_tile=32.0)
+    few, many = (step_parts(found, tiled, n, 1).compute_s / step_parts(found, own, n, 1).compute_s for n in (16, 4096))
+    assert few > 2
+    assert many == pytest.approx(1, rel=0.01)
+    assert step_parts(found, tiled, 8, 1).compute_s == pytest.approx(step_parts(found, own, 8, 1).compute_s)
+
+
+def test_delta_nets_and_latents_cost_more_than_plain_attention() -> None:
+    slow = msgspec.structs.replace(CONSTANTS, mixer_layer_s=1e-4)
+    for name, layers in (("llama-3.2-1b", 0), ("deepseek-v2-lite", 27), ("qwen3.5-35b-a3b", 30)):
+        more = step_parts(terms(name), slow, 1, 1).overhead_s - step_parts(terms(name), CONSTANTS, 1, 1).overhead_s
+        assert more == pytest.approx(layers * 1e-4), name

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from bench.published.predicting import groups_of, predict
 from bench.published.records import Observation
-from breakeven.forecast.profiles import Efficiency, Entry, backend_of
+from breakeven.forecast.profiles import Efficiency, Entry
+from breakeven.hardware.chips import backend_of
 
 Floats = NDArray[np.float64]
 
@@ -80,13 +81,15 @@ SERVING = (
     Knob("step_s", 1e-3, 0.7, 0.4),
     Knob("layer_s", 2e-5, 0.7, 0.4),
     Knob("moe_layer_s", 3e-5, 0.7, 0.4),
-    Knob("sequence_s", 1e-5, 0.7),
+    Knob("sequence_s", 3e-5, 0.7),
+    Knob("sequence_s batched", 0.3, 0.5),
+    Knob("routing_alpha", 0.9, 0.7, share=True),
     Knob("prefill_token_s", 5e-6, 0.7),
     Knob("link_s", 1e-5, 0.5),
     Knob("link_share", 0.6, 0.5, share=True),
     Knob("fp8_cost", 1.1, 0.15),
     Knob("fp4_cost", 1.1, 0.15),
-    Knob("int4_cost", 1.3, 0.2),
+    Knob("int4_cost", 1.2, 0.2, 0.3),
 )
 KNOBS = {"local": LOCAL, "serving": SERVING}
 QUANTIZED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_XS", "IQ4_NL", "MXFP4")
@@ -98,7 +101,7 @@ NEWEST = 2026
 def dialect(o: Observation) -> tuple[str, ...]:
     """The era and kind of engine, where they differ from what we predict: a build of this year, llama.cpp's own."""
     if o.family != "local":
-        return ()
+        return ("batched",) if o.batched else ()
     era = () if o.year >= NEWEST else (str(max(o.year, 2024)),)
     others = tuple(name for name in ("mlx", "ollama") if name in o.engine.lower())
     return (*era, *others[:1])
@@ -262,7 +265,9 @@ def refitted(theta: Floats, here: Floats, jacobian: Floats, spreads: Floats, row
         now = r + j @ moved
         trust = np.minimum(1.0, HUBER / np.maximum(np.abs(now), 1e-12))
         normal = j.T @ (trust[:, None] * j) + np.diag(1.0 / spreads**2)
-        moved = np.linalg.solve(normal, -(j.T @ (trust * r)) - theta / spreads**2)
+        before, moved = moved, np.linalg.solve(normal, -(j.T @ (trust * r)) - theta / spreads**2)
+        if float(np.abs(moved - before).max()) < 2e-3:
+            break
     return theta + moved
 
 

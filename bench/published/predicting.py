@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.closed_form import steady_state
+from bench.closed_form import steady_state, tpot_at_s
 from bench.published.records import Observation
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.profiles import Entry, profile_with
@@ -30,7 +30,7 @@ def groups_of(observations: Sequence[Observation]) -> list[list[int]]:
     found: dict[tuple[object, ...], list[int]] = {}
     for i, o in enumerate(observations):
         key = (id(o.spec), o.format, o.chip.slug, o.devices, o.experts_apart, o.engine, o.family, o.phase,
-               o.step_tokens, o.year)  # fmt: skip
+               o.step_tokens, o.year, o.decoding is None, o.batched)  # fmt: skip
         found.setdefault(key, []).append(i)
     return list(found.values())
 
@@ -86,4 +86,7 @@ def _group(some: Sequence[Observation], model: StepModel) -> Floats:
         for _ in range(RATE_ROUNDS):  # Little's law: requests in the system are arrivals times time spent in it
             ttft, tpot = steady_state(model, streams, prompt, output)
             streams = 0.5 * streams + 0.5 * np.maximum(rate * (ttft + output * tpot), 1.0)
+    decoding = np.array([o.decoding or 0.0 for o in some])
+    if decoding.all():
+        return tpot_at_s(model, decoding, prompt, output)
     return steady_state(model, streams, prompt, output)[1]

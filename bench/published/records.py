@@ -16,9 +16,11 @@ from typing import Any, Literal
 
 from bench.published.local_2026 import Record, read_local
 from bench.published.names import chip_of, format_of, model_of
+from bench.published.served_2026 import Served, read_served
 from bench.published.whole_2026 import Whole, read_whole, steps
 from breakeven.hardware.chips import Chip
 from breakeven.model.architecture import ModelSpec
+from breakeven.model.arithmetic import active_params
 
 Phase = Literal["decode", "prefill"]
 MOST_DEVICES = 8
@@ -30,6 +32,12 @@ FILES = (
 )
 STEADY_RATES = (1.0, 5.0, 10.0)
 """Requests a second of the H100 sweep that its 500 requests hold long enough to call a steady state."""
+BURST_RATE = 200.0
+"""Of the same sweep: all 500 requests are there at once."""
+MOST_OF_PEAK = 0.7
+"""No server is known to multiply a prompt faster than this share of what a data sheet says."""
+MOSTLY_WAITING = 0.5
+"""Below this share of time spent decoding, what is published is a queue."""
 SMALL_HOSTS = re.compile(r"^(pi |raspberry|radxa|minisforum ms-r1|hifive|system76 thelio astra)", re.I)
 """Arm and RISC-V boards with a graphics card attached: the host, not the card, sets much of their speed."""
 FIRST_OF_2026 = 7580
@@ -66,6 +74,10 @@ class Observation:
     """Prompt tokens of a step, where a record says so."""
     wall: bool = False
     """Tokens were counted over wall-clock time: the prompts between them are in `seconds`."""
+    decoding: float | None = None
+    """Sequences that decode at a time, where a record tells how long the others wait for their first token."""
+    batched: bool = False
+    """The server sends twenty tokens at a time (`--stream-interval 20`), which spares its host most of the work."""
 
     @property
     def kind(self) -> str:
@@ -89,8 +101,10 @@ def read(directory: Path) -> tuple[list[Observation], Counter[str]]:
     found: list[Observation] = []
     skipped: Counter[str] = Counter()
     for name in FILES:
-        for record in json.loads((directory / name).read_text())["records"]:
-            made = _observation(name, record)
+        records = json.loads((directory / name).read_text())["records"]
+        waits = {r["id"]: r["value"] / 1e3 for r in records if r["metric"] == "ttft" and "id" in r}
+        for record in records:
+            made = _observation(name, record, waits.get(record.get("id")))
             if isinstance(made, str):
                 skipped[made] += 1
             else:
@@ -100,8 +114,18 @@ def read(directory: Path) -> tuple[list[Observation], Counter[str]]:
     plain = [r for r in on_cpu if r.kv == "f16" or r.prompt == 0 or r.phase == "prefill"]
     found += [_on_cpu(r) for r in plain if r.placement is None]
     whole, aside = read_whole(directory)
-    found += [_on_device(r) for r in (*whole, *steps())]
-    return _without_repeats(found), skipped + left + aside
+    found += [_on_device(r) for r in whole]
+    served, unserved = read_served(directory)
+    found += [_served(r) for r in served]
+    cached = [o for o in found if _cached(o)]
+    found = [o for o in found if o not in cached]
+    skipped["prompts read faster than the chip multiplies"] += len(cached)
+    return _without_repeats(found), skipped + left + aside + unserved
+
+
+def of_threads() -> list[Observation]:
+    """Steps and prompts that llama.cpp's own threads tell (`whole_2026.STEPS`), which no directory holds."""
+    return [_on_device(r) for r in steps()]
 
 
 def _on_cpu(r: Record) -> Observation:
@@ -147,6 +171,37 @@ def _on_device(r: Whole) -> Observation:
     )
 
 
+def _served(r: Served) -> Observation:
+    return Observation(
+        source=f"local_2026.tsv:{r.id}",
+        family="serving",
+        engine=r.engine,
+        old=False,
+        spec=r.spec,
+        format=r.format,
+        chip=r.chip,
+        devices=r.devices,
+        experts_apart=False,
+        concurrency=r.streams,
+        rate=r.rate,
+        prompt=r.prompt,
+        output=r.output,
+        phase="decode",
+        seconds=r.seconds,
+        decoding=r.decoding,
+    )
+
+
+def _cached(o: Observation) -> bool:
+    """Whether prompts cannot have been read in the time between tokens: something was cached, or fewer were there."""
+    peaks = o.chip.peak_flops
+    if o.family != "serving" or o.rate or not peaks:
+        return False
+    tokens = (o.decoding or o.concurrency) / o.output * o.prompt
+    peak = peaks.get("fp8" if o.format == "FP8" else "fp4" if o.format == "NVFP4" else "bf16") or max(peaks.values())
+    return tokens * 2.0 * active_params(o.spec) > MOST_OF_PEAK * peak * o.devices * o.seconds
+
+
 def _without_repeats(observations: list[Observation]) -> list[Observation]:
     """One observation a configuration: the same run is often listed twice."""
     kept: dict[tuple[object, ...], Observation] = {}
@@ -159,7 +214,7 @@ def _without_repeats(observations: list[Observation]) -> list[Observation]:
     return list(kept.values())
 
 
-def _observation(file: str, r: dict[str, Any]) -> Observation | str:
+def _observation(file: str, r: dict[str, Any], wait_s: float | None = None) -> Observation | str:
     spec = model_of(r["model"])
     if spec is None:
         return f"model not known: {r['model']}"
@@ -199,7 +254,7 @@ def _observation(file: str, r: dict[str, Any]) -> Observation | str:
     )
     if file.startswith("local"):
         return _local(base, r)
-    return _inferencex(base, r) if file.startswith("inferencex") else _loaded(base, r)
+    return _inferencex(base, r, wait_s) if file.startswith("inferencex") else _loaded(base, r)
 
 
 def _year(engine: str) -> int:
@@ -233,7 +288,7 @@ def _local(base: Observation, r: dict[str, Any]) -> Observation | str:
     return replace(base, family=family, concurrency=streams, prompt=prompt, seconds=seconds)
 
 
-def _inferencex(base: Observation, r: dict[str, Any]) -> Observation | str:
+def _inferencex(base: Observation, r: dict[str, Any], wait_s: float | None) -> Observation | str:
     if r["metric"] != "tpot":
         return "TTFT of a served model"
     if str(r.get("attention_dp") or "1") not in ("0", "1"):
@@ -250,17 +305,32 @@ def _inferencex(base: Observation, r: dict[str, Any]) -> Observation | str:
     apart = base.spec.is_moe and moe_ep > 1
     if base.chip.slug.startswith("gb200") and r["concurrency"] > r["batch"]:
         return "several replicas"
+    seconds = r["value"] / 1e3
+    # Little's law: of those in the loop, the share of their time that they decode. Some servers let 100 of 512 in.
+    share = base.output * seconds / (base.output * seconds + wait_s) if wait_s else 1.0
+    if share < MOSTLY_WAITING:
+        return "load that mostly waits"
+    # InferenceX serves with this flag (benchmarks/*.sh of its repository).
+    tuned = bool(re.match("2026_|[a-z]+[0-9_]*_b[23]00_", r["id"]))
     return replace(
         base,
         family="serving",
         devices=devices,
         experts_apart=apart,
         concurrency=float(r["concurrency"]),
-        seconds=r["value"] / 1e3,
+        seconds=seconds,
+        decoding=max(1.0, share * r["concurrency"]) if wait_s else None,
+        batched=tuned,
     )
 
 
 def _loaded(base: Observation, r: dict[str, Any]) -> Observation | str:
+    if r["metric"] == "e2e_p99" and r["rps"] == BURST_RATE:
+        # All come within 2.5 s, nobody waits for room, and the last one has seen every prompt and every token.
+        requests, n = 500.0, base.output
+        if base.format == "F16" and base.spec.is_moe:
+            return "load that waits for room"
+        return replace(base, family="serving", concurrency=requests, decoding=requests, seconds=r["value"] / 1e3 / n)
     if r["metric"] == "tpot_p50":
         if r["rps"] not in STEADY_RATES:
             return "load that never settles"

@@ -42,7 +42,7 @@ BRIEF_KV = 1024.0
 VULKAN_ROWS = 8
 """Sequences above which Vulkan multiplies experts with tiles made for prompts, a third slower (llama.cpp 25356)."""
 STEPS: tuple[tuple[str, int, str, str, str, float, dict[int, float]], ...] = (
-    # pull request or issue of ggml-org/llama.cpp, year, chip, model, format, tokens in the cache, tokens/s by tokens of a step
+    # thread of ggml-org/llama.cpp, year, chip, model, format, tokens in the cache, tokens/s by tokens of a step
     ("15525", 2025, "rtx-3090", "deepseek-v2-lite", "Q4_0", 256.0,
      {1: 180.53, 16: 784.29, 32: 1209.58, 64: 1802.95}),
     ("15802", 2025, "rtx-3090", "llama-3.1-8b", "Q4_0", 256.0,
@@ -67,9 +67,9 @@ STEPS: tuple[tuple[str, int, str, str, str, float, dict[int, float]], ...] = (
     ("28204", 2026, "rtx-4090", "gemma-4-26b-a4b", "Q4_0", 80.0, {12: 960.3, 16: 1218.9, 24: 1559.7}),
     ("28204", 2026, "jetson-agx-thor", "gemma-4-26b-a4b", "Q4_0", 80.0, {12: 235.4, 16: 285.4, 24: 346.0}),
 )  # fmt: skip
-"""Steps of so many tokens as llama.cpp's threads tell them: prompts in micro-batches (llama-bench -ub), 28204
-sequences side by side (llama-batched-bench). Of 15525, 2 to 8 tokens are left out: pull 18958 replaced that kernel. A prompt's micro-batch takes what as many sequences take, but its head."""
-
+"""Steps of so many tokens as llama.cpp's threads tell them: prompts in micro-batches (llama-bench -ub), in 28204
+sequences side by side (llama-batched-bench). A prompt's micro-batch takes what as many sequences take, but its head.
+Of 15525 and 15631, 2 to 8 tokens are left out: pull 18958 replaced that kernel."""
 PROMPTS: tuple[tuple[str, int, str, str, str, float, float], ...] = (
     ("24546", 2026, "radeon-pro-w7800", "qwen3-30b-a3b", "Q4_K_M", 512.0, 3185.67),
     ("24546", 2026, "rx-7900-xtx", "gemma-4-26b-a4b", "Q6_K", 2048.0, 3197.90),

@@ -78,7 +78,7 @@ def simulate(
     sharing: Annotated[bool, typer.Option("--sharing", help="Prompts share the prefixes the trace says.")] = False,
     slo: SloOption = None,
     replicas: Annotated[int, typer.Option(min=1, help="Machines that serve the model.")] = 1,
-    balancing: Annotated[str, typer.Option(help="round_robin, least_loaded or random.")] = "least_loaded",
+    balancing: Annotated[str, typer.Option(help="round_robin, least_loaded, random or gateway.")] = "least_loaded",
     autoscale: Annotated[str | None, typer.Option(help="Instead of --replicas: 1-4.", show_default=False)] = None,
     per_replica: Annotated[int, typer.Option(help="Requests in flight that ask for one more replica.")] = 16,
     start_up: Annotated[str, typer.Option(help="Until a new replica answers.")] = "60s",

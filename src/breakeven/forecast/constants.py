@@ -6,6 +6,7 @@ the machine's class; everything predicted with it carries its error.
 
 from __future__ import annotations
 
+from math import exp
 from typing import Literal
 
 import msgspec
@@ -46,6 +47,8 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     expert_s: float = 0.0
     """Of each expert that a layer touches in a step."""
     sequence_s: float = 0.0
+    logit_bytes: float = 0.0
+    """Moved of each logit of a decoding sequence, by an engine that samples on its device."""
     prefill_token_s: float = 0.0
     element_s: float = 0.0
     """Of each element of a token's hidden state in each layer: norms, sums and conversions, no matrix products."""
@@ -101,8 +104,25 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     """Models left out, one at a time; 0: nothing to check against, the width is a judgement."""
     coverage: float | None = None
+    records: int = 0
+    """Published records of this class and backend behind it."""
+    machines: int = 0
     spilled: bool = False
     """Of models that lie in part in host memory."""
+
+    def words(self) -> str:
+        """How many records stand behind it, and how far off they were."""
+        if not self.n:
+            return f"no record of its own, typical of others; off by up to a factor {exp(self.log_half_width):.1f}"
+        counted = f"{_some(self.records, 'record')} of " if self.records else ""
+        machines = f" on {_some(self.machines, 'machine')}" if self.machines else ""
+        inside = "" if self.coverage is None else f", {self.coverage:.0%} inside the band"
+        off = f"left out of the fit, median {self.median:.0%} off{inside}"
+        return f"{counted}{_some(self.n, 'model')}{machines}; {off}"
+
+
+def _some(count: int, of: str) -> str:
+    return f"{count} {of}" if count == 1 else f"{count} {of}s"
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ of it in `devices`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -66,6 +67,8 @@ class StepModel:
     profile: Profile
     devices: int = 1
     scale: float = 1.0
+    prompt_scale: float = 1.0
+    """Times `scale`: what prompts add to a step."""
     expert_parallel: bool = False
     residency: Residency = ON_DEVICE
     asked_format: str | None = None
@@ -147,7 +150,12 @@ class StepModel:
         prefill_context: ArrayLike = 0.0,
     ) -> Floats:
         """Seconds of steps; arguments broadcast."""
-        return self.scale * self.parts(decoding, decode_context, prefill_tokens, prefill_context).total_s
+        whole = self.parts(decoding, decode_context, prefill_tokens, prefill_context).total_s
+        if self.prompt_scale != 1.0:
+            alone = np.asarray(decoding, dtype=np.float64) <= 0.0
+            plain = np.where(alone, 0.0, self.parts(decoding, decode_context).total_s)
+            whole = plain + self.prompt_scale * (whole - plain)
+        return self.scale * whole
 
     def prefill_s(self, prompt_tokens: ArrayLike, step_tokens: int | None = None) -> Floats:
         """Seconds to read one prompt alone, in as many equal steps as the engine's step limit asks for.
@@ -171,16 +179,37 @@ class StepModel:
         return replace(self, scale=self.scale * factor)
 
     def low_high(self, phase: str = "decode") -> tuple[StepModel, StepModel]:
-        """The fast and the slow end of the interval of one `phase`.
+        """The fast and the slow end of the interval of one `phase`."""
+        width = self.error(phase).log_half_width
+        return self._ends(width, 0.0)
+
+    def ends(self, prompt_share: float) -> tuple[StepModel, StepModel]:
+        """The fast and the slow end of work of which prompts take `prompt_share` of the time.
+
+        Decoding's error is taken to be in every step, and what prompts are off by beyond it as independent of it. Of
+        all pairs as likely together as one interval is alone, the ends are those that change the work's time the most.
+        """
+        decode, prefill = (self.error(phase).log_half_width for phase in ("decode", "prefill"))
+        more = math.sqrt(max(prefill**2 - decode**2, 0.0))
+        size = math.hypot(decode, prompt_share * more)
+        return self._ends(decode**2 / size, prompt_share * more**2 / size) if size > 0.0 else self._ends(0.0, 0.0)
+
+    def _ends(self, steps: float, prompts: float) -> tuple[StepModel, StepModel]:
+        """Steps so much faster and slower, in log units, and what prompts add to them `prompts` more.
 
         Probes route evenly, so where routing is not known the fast end of a probed profile routes unevenly too.
         Errors of a datasheet profile come from real models and contain their routing.
         """
-        width = self.error(phase).log_half_width
-        fast = self.scaled(float(np.exp(-width)))
+        fast, slow = (
+            replace(
+                self.scaled(math.exp(sign * steps)),
+                prompt_scale=self.prompt_scale * math.exp(sign * prompts),
+            )
+            for sign in (-1.0, 1.0)
+        )
         if self.profile.origin.how == "probes" and not routing_known(self.terms):
             fast = replace(fast, terms=skewed(self.terms))
-        return fast, self.scaled(float(np.exp(width)))
+        return fast, slow
 
     def memory(self, batch: float, context: float) -> Memory:
         """What `batch` sequences of `context` tokens take on all devices, by what takes it.

@@ -19,6 +19,7 @@ from breakeven.forecast.model import StepModel
 from breakeven.forecast.residency import HOST_BYTES_PER_S, OFFLOAD_TOKENS
 from breakeven.forecast.routing import Routing, routing_known, skewed
 from breakeven.forecast.terms import Floats, Parts
+from breakeven.hardware.chips import backend_of
 from breakeven.hardware.placement import AUTO, HOST, Placement
 from breakeven.model.formats.gpu import MLX, GpuFormat
 from breakeven.model.formats.named import OwnFormat, format_named
@@ -34,6 +35,7 @@ QUANTITIES = {
 }
 MINOR = 0.05
 """Number types with less of a model's bytes go unmentioned."""
+PHASES = ("decode", "prefill")
 WHOLE_KV = ("f32", "f16", "bf16")
 """Types of keys and values that an engine uses as they are."""
 SLACK = 1.25
@@ -64,8 +66,31 @@ def notes_of(model: StepModel, batch: int, context: int) -> list[str]:
         *_room(model, batch, context),
         *_extrapolations(model, batch, context),
         *_types(model),
+        *_unknown(model),
         *_approximations(model, batch),
     ]
+
+
+def why_of(model: StepModel) -> list[str]:
+    """What stands behind a model's predictions: by phase the class, its records, and how far they were off."""
+    return [f"{phase}: {_class(model)}, {model.error(phase).words()}" for phase in PHASES]
+
+
+def _class(model: StepModel) -> str:
+    profile, kind = model.profile, "MoE models" if model.terms.moe else "dense models"
+    if profile.origin.how == "probes" or profile.chip is None:
+        return f"probed {kind}"
+    where = f"on {profile.chip.chip_class} machines" if model.residency.whole else "in part in host memory"
+    return f"{kind} {where} ({backend_of(profile.chip) or profile.engine}) under {profile.engine}"
+
+
+def _unknown(model: StepModel) -> list[str]:
+    """That nobody published a speed of such models on such machines: the band is of others, and wide."""
+    missing = [phase for phase in PHASES if not model.error(phase).n]
+    if model.profile.origin.how == "probes" or not missing:
+        return []
+    of = f"published {missing[0]} speed" if len(missing) == 1 else "published speed"
+    return [f"no {of} of {_class(model)}: typical of others, a wide band; calibrate where you can"]
 
 
 def _room(model: StepModel, batch: int, context: int) -> list[str]:
@@ -322,6 +347,8 @@ def _point(model: StepModel, name: str, machine: str, batch: int, context: int, 
         decode_tokens_per_s=batch / step.value,
         prefill_tokens_per_s=prompt / prefill.value,
         prefill_s=prefill,
+        prefill_speed=Estimate(value=prompt / prefill.value, low=prompt / prefill.most, high=prompt / prefill.least),
+        why=why_of(model),
         fits=model.fits(batch, context),
         memory_bytes=memory.total,
         bytes_read=float(parts.weight_bytes + parts.kv_bytes),

@@ -25,7 +25,7 @@ from breakeven.forecast.residency import (
     PCIE_BYTES_PER_S,
     SERVER_BYTES_PER_S,
 )
-from breakeven.hardware.chips import Chip, ChipClass
+from breakeven.hardware.chips import Chip, ChipClass, backend_of
 from breakeven.hardware.described import machine_named
 from breakeven.hardware.machine import Machine, MachineSpec
 from breakeven.hardware.reader import read_machine
@@ -57,6 +57,7 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
     expert_s: float = 0.0
     prefill_token_s: float = 0.0
     element_bytes: float = 0.0  # moved of each element of a token's hidden state in a layer, at the nominal bandwidth
+    logit_bytes: float = 0.0
     routing_alpha: float = 1.0
     expert_compute: float = 1.0
     vector_rows: int | None = None
@@ -74,6 +75,10 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
     type_cost: dict[str, float] = {}
     idle_share: float = 0.1
     busy_share: float = 0.7
+
+
+AS_THEY_ARE = sorted({*Efficiency.__struct_fields__} & {*Constants.__struct_fields__} - {"link_bytes_per_s"})
+"""Constants that no data sheet scales."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,32 +112,12 @@ def efficiencies() -> Efficiencies:
     return msgspec.json.decode(raw, type=Efficiencies)
 
 
-def backend_of(chip: Chip) -> str:
-    """Whose kernels llama.cpp runs on a chip: cuda, metal, amd (ROCm or Vulkan), intel (SYCL or Vulkan), cpu.
-
-    Empty where neither its class nor its name tells.
-    """
-    if chip.chip_class in BACKENDS:
-        return BACKENDS[chip.chip_class]
-    return next((name for name, words in _VENDORS if re.match(words, chip.slug)), "")
-
-
-BACKENDS: dict[ChipClass, str] = {"apple": "metal", "sbc": "cpu", "cpu": "cpu", "jetson": "cuda"}
-_VENDORS = (
-    ("amd", r"rx-|radeon|mi\d|ryzen|steam-deck|instinct"),
-    ("intel", r"arc-|intel-arc"),
-    ("cuda", r"(rtx|gtx|quadro|titan|dgx|gb\d|gh\d|[ahblvpmt]\d)"),
-)
-
-
 def efficiency_of(chip_class: str, engine: str, backend: str = "") -> Entry:
     """The entry for a class of chip, of this backend where there is one. Raises UserError for an engine without any."""
     if engine not in ENGINES:
         raise UserError(f"no data-sheet profile for engine {engine!r}: there is one for {' and '.join(ENGINES)}")
     alike = [e for e in efficiencies().entries if (e.engine, e.chip_class) == (engine, chip_class)]
-    return next((e for e in alike if e.backend == backend), None) or next(
-        (e for e in alike if not e.backend), alike[0]
-    )
+    return next((e for e in alike if e.backend == backend), None) or next((e for e in alike if not e.backend), alike[0])
 
 
 def profile_of_chip(chip: Chip, engine: str, devices: int = 1, format_name: str | None = None) -> Profile:
@@ -164,27 +149,11 @@ def profile_with(
             kv_bytes_per_s=bandwidth * found.kv_share,
             decode_flops_per_s=peak * found.decode_flops_share,
             prefill_flops_per_s=peak * found.prefill_flops_share,
-            overlap=found.overlap,
-            step_s=found.step_s,
-            layer_s=found.layer_s,
-            moe_layer_s=found.moe_layer_s,
-            mixer_layer_s=found.mixer_layer_s,
-            expert_s=found.expert_s,
-            sequence_s=found.sequence_s,
-            prefill_token_s=found.prefill_token_s,
             element_s=found.element_bytes / bandwidth,
-            routing_alpha=found.routing_alpha,
-            expert_compute=found.expert_compute,
-            vector_rows=found.vector_rows,
-            expert_tile=found.expert_tile,
-            host_bytes_per_s=found.host_bytes_per_s,
             host_flops_per_s=HOST_FLOPS_PER_S if found.host_bytes_per_s else None,
             stream_bytes_per_s=PCIE_BYTES_PER_S * found.stream_share if found.host_bytes_per_s else None,
-            handover_s=found.handover_s,
-            disk_bytes_per_s=found.disk_bytes_per_s,
+            **{name: getattr(found, name) for name in AS_THEY_ARE},
             link_bytes_per_s=link,
-            link_s=found.link_s,
-            type_cost=found.type_cost,
         ),
         errors=entry.errors,
         ranges=entry.ranges,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.forecast.model import StepModel
-from breakeven.forecast.simulator.policy import Policy
+from breakeven.forecast.simulator.policy import Fleet, Policy
 from breakeven.forecast.simulator.results import Simulation
 from breakeven.forecast.simulator.run import simulate
 from breakeven.forecast.simulator.state import Requests, requests_of_schedule
@@ -40,22 +40,28 @@ END_PRECISION = 0.1
 MOST_TRIALS = 24
 LOWEST = 1e-3
 """Of the saturation rate: who keeps the level only below it does not keep it."""
+USUAL_LOAD = 0.7
+"""Of the saturation rate: where it is asked what prompts weigh."""
 HOPELESS = 1e-6
 """Of the saturation rate: requests so far apart are served alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrialReplica:
-    """One replica and the traffic it is asked to carry: `requests`, at a mean rate of one a second until told."""
+    """A replica and the traffic it is asked to carry: `requests`, at a mean rate of one a second until told.
+
+    `replicas` of them share it behind one balancer, which follows the gateway's rule.
+    """
 
     model: StepModel
     policy: Policy
     requests: Requests
+    replicas: int = 1
 
     def run(self, rate_per_s: float) -> Simulation:
         """The same requests at another mean rate."""
         requests = replace(self.requests, arrival_s_N=self.requests.arrival_s_N / rate_per_s)
-        return simulate(requests, self.model, self.policy)
+        return simulate(requests, self.model, self.policy, Fleet(replicas=self.replicas, balancing="gateway"))
 
     def counted(self, run: Simulation) -> NDArray[np.bool_]:
         """Requests that arrive when the replica is warm and others still come."""
@@ -130,30 +136,54 @@ def capacity_of(
 ) -> Estimate:
     """Highest mean rate in requests/s at which `good_share` of the requests keep `slo`, on one replica.
 
-    The ends of the interval are those of the step model's, for decoding. Without terms in `slo` it is the saturation
+    The interval's ends are those of the step model (`StepModel.ends`). Without terms in `slo` it is the saturation
     rate; 0 where even requests served alone do not keep it, or nothing fits. Turns of a conversation count one by one.
     """
     middle = replica_of(model, policy, workload, trace, requests)
     if middle is None:
         return exactly(0.0)
-    fast, slow = model.low_high("decode")
+    return capacity_with_ends(middle, slo, good_share, with_ends(middle), precision)
+
+
+def with_ends(middle: TrialReplica) -> tuple[tuple[TrialReplica, float], ...]:
+    """(replica, saturation rate) as the step model is, with its slow and with its fast end.
+
+    The ends are those of this traffic: decoding and prompts are off by their own errors, as much as each weighs in it.
+    """
     highest = saturation_per_s(middle)
-    value = capacity_per_s(middle, slo, good_share, precision=precision, highest=highest)
-    ends = []
+    fast, slow = middle.model.ends(prefill_share(middle, USUAL_LOAD * highest) if highest > 0 else 0.0)
+    found = [(middle, highest)]
     for end in (slow, fast):
-        factor = model.scale / end.scale
-        ends.append(
-            capacity_per_s(
-                replace(middle, model=end),
-                slo,
-                good_share,
-                precision=max(precision, END_PRECISION),
-                guess=value * factor if value > 0 else None,
-                # Steps that are all longer by one factor are the same run in slow motion.
-                highest=highest * factor if end.terms == model.terms and not middle.policy.front_s else None,
-            )
+        replica = replace(middle, model=end)
+        # Steps that are all longer by one factor are the same run in slow motion.
+        even = end.terms == middle.model.terms and end.prompt_scale == middle.model.prompt_scale
+        alike = even and not middle.policy.front_s
+        found.append((replica, highest * middle.model.scale / end.scale if alike else saturation_per_s(replica)))
+    return tuple(found)
+
+
+def capacity_with_ends(
+    middle: TrialReplica,
+    slo: Slo,
+    good_share: float,
+    ends: Sequence[tuple[TrialReplica, float]],
+    precision: float = PRECISION,
+) -> Estimate:
+    """`capacity_of` for a replica whose `with_ends` are known."""
+    (_, highest), *outer = ends
+    value = capacity_per_s(middle, slo, good_share, precision=precision, highest=highest)
+    found = [
+        capacity_per_s(
+            end,
+            slo,
+            good_share,
+            precision=max(precision, END_PRECISION),
+            guess=value * top / highest if value > 0 else None,
+            highest=top,
         )
-    return bracketed(value, *ends)
+        for end, top in outer
+    ]
+    return bracketed(value, *found)
 
 
 def capacity_per_s(
@@ -203,9 +233,12 @@ def highest_that_meets(
     return math.sqrt(low * high)
 
 
-def prefill_share(replica: TrialReplica, rate_per_s: float) -> float:
-    """Share of a replica's busy time that prompts take at a rate: what steps last longer for having one in them."""
-    run = replica.run(rate_per_s)
+def prefill_share(replica: TrialReplica, rate_per_s: float, run: Simulation | None = None) -> float:
+    """Share of a replica's busy time that prompts take at a rate: what steps last longer for having one in them.
+
+    `run`: the simulation at that rate, where it is known.
+    """
+    run = replica.run(rate_per_s) if run is None else run
     steps = run.steps
     mixed_M = steps.prompt_tokens_M > 0
     requests = replica.requests
@@ -236,14 +269,17 @@ def latency_points(
 ) -> list[LatencyPoint]:
     """How one replica answers at each of `rates` in requests/s; empty where nothing fits.
 
-    Intervals are those of the step model, for decoding: the slow end of a delay is simulated with slow steps.
+    Intervals are those of the step model: the slow end of a delay is simulated with slow steps.
     """
     middle = replica_of(model, policy, workload, trace, requests)
     if middle is None:
         return []
-    fast, slow = model.low_high("decode")
-    replicas = [middle, replace(middle, model=fast), replace(middle, model=slow)]
-    return [_latency(rate, [(replica, replica.run(rate)) for replica in replicas], slo) for rate in rates]
+    found = []
+    for rate in rates:
+        run = middle.run(rate)
+        ends = [replace(middle, model=end) for end in model.ends(prefill_share(middle, rate, run))]
+        found.append(_latency(rate, [(middle, run), *((end, end.run(rate)) for end in ends)], slo))
+    return found
 
 
 def _latency(rate: float, runs: Sequence[tuple[TrialReplica, Simulation]], slo: Slo) -> LatencyPoint:

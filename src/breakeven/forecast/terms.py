@@ -21,7 +21,7 @@ each on average. n = D + P tokens pass through the weights. With occupancy u (sh
               F by number type and place, each at its cost (type_compute, tile_cost, expert_compute)
     t = max(t_mem, t_flops) + (1 - overlap) min(t_mem, t_flops)
         + step_s + layer_s L + moe_layer_s L_moe + mixer_layer_s L_mixer + expert_s (experts touched)
-        + sequence_s D + prefill_token_s P + element_s L hidden n
+        + sequence_s D + prefill_token_s P + element_s L hidden n + logit_bytes vocab D / kv_bytes_per_s
         + max((weight bytes in host memory) / host_bytes_per_s, F_host / host_flops_per_s) + KV_host / host_bytes_per_s
         + (weight bytes on disk) / disk_bytes_per_s + handover_s (handovers)
     n >= 32: host weights cross the link instead, (their bytes) / stream_bytes_per_s, and the device multiplies
@@ -132,6 +132,8 @@ class Terms:
     head_type: str = ""
     mixer_layers: int = 0
     """Layers that mix tokens by more than plain attention: a state (delta nets, state spaces) or a latent (MLA)."""
+    vocab: int = 0
+    """Logits of a sequence. Every device of a tensor-parallel engine gathers and samples all of them."""
 
     def kv_bytes(self, context: float) -> float:
         """Keys and values of one sequence of `context` tokens."""
@@ -187,7 +189,8 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
         moe=spec.is_moe,
         format=format_name,
         hidden=spec.hidden,
-        layers=len(spec.layers),
+        # What sums and norms cost is of blocks: some hybrids count a mixer and a feed-forward as a layer each.
+        layers=math.ceil(sum(bool(layer.mixers) + (layer.ffn is not None) for layer in spec.layers) / 2),
         moe_layers=len(widths),
         fixed=tuple(fixed.items()),
         head_bytes=head_bytes,
@@ -208,6 +211,7 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
             flops > 0 or any(isinstance(mixer, Mla) for mixer in layer.mixers)
             for flops, layer in zip(scans, spec.layers, strict=True)
         ),
+        vocab=spec.vocab,
     )
 
 
@@ -322,7 +326,7 @@ def step_parts(
         + constants.moe_layer_s * terms.moe_layers
         + constants.mixer_layer_s * terms.mixer_layers
         + constants.expert_s * touched
-        + constants.sequence_s * d
+        + (constants.sequence_s + constants.logit_bytes * terms.vocab / constants.kv_bytes_per_s) * d
         + constants.prefill_token_s * p
         + constants.element_s * terms.layers * terms.hidden * n
     )

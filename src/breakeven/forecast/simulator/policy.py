@@ -3,7 +3,7 @@
 vLLM (V1 scheduler, `vllm/v1/core/sched/scheduler.py`): every step first gives one token to each running sequence, then
 what is left of `max_num_batched_tokens` to prompts, in order of arrival, cut into chunks. Blocks of keys and values are
 taken as they are needed; when none is left, the sequence admitted last gives its own back and starts over. Scheduling
-is asynchronous (`async_scheduling`, on by default): a step is put together while the one before it runs.
+is asynchronous (`async_scheduling`, on by default but on CPUs): a step is put together while the one before it runs.
 
 llama.cpp (`tools/server/server-context.cpp`, `update_slots`): a request waits for a free slot, whose context is its
 own. A step takes one token of every generating slot and prompt tokens up to `n_batch`, and runs as several passes of
@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.errors import UserError
+from breakeven.forecast.balancing import of_two
 from breakeven.forecast.model import StepModel
 
 
@@ -81,8 +82,10 @@ class Policy:
 POLICIES: dict[str, Policy] = {
     # vllm serve on a data-centre GPU: EngineArgs.get_batch_defaults, usage OPENAI_API_SERVER, 70 GiB or more.
     "vllm": Policy(name="vllm", max_sequences=1024, max_step_tokens=8192, prefix_caching=True, ahead=True),
-    # The same on smaller GPUs and on CPUs.
+    # The same on smaller GPUs.
     "vllm-small": Policy(name="vllm-small", max_sequences=256, max_step_tokens=2048, prefix_caching=True, ahead=True),
+    # And on CPUs, where vllm/platforms/cpu.py turns asynchronous scheduling off.
+    "vllm-cpu": Policy(name="vllm-cpu", max_sequences=128, max_step_tokens=2048, prefix_caching=True),
     # As Breakeven starts it: prompt cache off, so that candidates meet the same work.
     "llama.cpp": Policy(name="llama.cpp", max_sequences=4, max_step_tokens=2048, micro_batch=512, block_tokens=1),
 }
@@ -193,26 +196,37 @@ def _places(grid: Floats, most: int) -> tuple[list[int], list[float]]:
     return at.tolist(), ((numbers - grid[at]) / (grid[at + 1] - grid[at])).tolist()
 
 
-Pick = Callable[[Sequence[int], int, Random], int]
-"""From requests in flight by replica that takes new ones, the number of this request, and a random stream: which."""
+Pick = Callable[[Sequence[int], int, int | None, Random], int]
+"""From requests in flight by replica that takes new ones, the number of this request, where among them its conversation
+belongs, and a random stream: which."""
 
 
-def round_robin(in_flight: Sequence[int], i: int, rng: Random) -> int:
+def round_robin(in_flight: Sequence[int], i: int, home: int | None, rng: Random) -> int:
     """One after the other."""
     return i % len(in_flight)
 
 
-def least_loaded(in_flight: Sequence[int], i: int, rng: Random) -> int:
+def least_loaded(in_flight: Sequence[int], i: int, home: int | None, rng: Random) -> int:
     """The one with the fewest requests, the first of several."""
     return min(range(len(in_flight)), key=in_flight.__getitem__)
 
 
-def random(in_flight: Sequence[int], i: int, rng: Random) -> int:
+def random(in_flight: Sequence[int], i: int, home: int | None, rng: Random) -> int:
     """Any one."""
     return rng.randrange(len(in_flight))
 
 
-BALANCING: dict[str, Pick] = {"round_robin": round_robin, "least_loaded": least_loaded, "random": random}
+def gateway(in_flight: Sequence[int], i: int, home: int | None, rng: Random) -> int:
+    """As Breakeven's gateway: the less loaded of two drawn, and a conversation where it was."""
+    return of_two(range(len(in_flight)), home, lambda k: in_flight[k] + 1.0, rng)[0]
+
+
+BALANCING: dict[str, Pick] = {
+    "round_robin": round_robin,
+    "least_loaded": least_loaded,
+    "random": random,
+    "gateway": gateway,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,15 +7,18 @@ parts give what the whole would: replicas keep their state, requests change thei
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 from math import inf
 from random import Random
+from typing import overload
 
 import numpy as np
 
 from breakeven.errors import UserError
+from breakeven.forecast.balancing import home_of
+from breakeven.forecast.memory import on_gpu
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.simulator.engine import Replica
 from breakeven.forecast.simulator.policy import (
@@ -25,6 +28,7 @@ from breakeven.forecast.simulator.policy import (
     Policy,
     Scaler,
     StepTable,
+    gateway,
     policy_named,
     table_of,
 )
@@ -64,9 +68,12 @@ def policy_of(model: StepModel, context: float | None = None) -> Policy:
     `context`: usual length of a sequence in tokens, where sliding windows save memory. Raises UserError for an engine
     without a known policy, and for a model that leaves no room.
     """
-    policy = policy_named(model.profile.engine)
+    profile, policy = model.profile, policy_named(model.profile.engine)
     small = POLICIES.get(f"{policy.name}-small")
-    if small is not None and (model.profile.memory_bytes or 0) < LARGE_DEVICE_BYTES:
+    on_cpu = POLICIES.get(f"{policy.name}-cpu")
+    if on_cpu is not None and (profile.chip or profile.machine) and not on_gpu(profile):
+        policy = on_cpu
+    elif small is not None and (model.profile.memory_bytes or 0) < LARGE_DEVICE_BYTES:
         policy = small
     room = model.kv_tokens(context)
     if room is not None and room < 1:
@@ -88,6 +95,8 @@ class Run:
         self.scaler = Scaler(fleet)
         self.pick = BALANCING[fleet.balancing]
         self.rng = Random(fleet.seed)
+        self.seed = fleet.seed
+        self.fixed_size = fleet.autoscale is None
         self.arrival_s: list[float] = requests.arrival_s_N.tolist()
         self.sent = 0
         fixed_N = np.flatnonzero(np.isfinite(requests.arrival_s_N))
@@ -114,6 +123,27 @@ class Run:
             self.watched = frozenset(range(n))
         elif requests.after_N is not None:
             self.watched = frozenset(requests.after_N[requests.after_N != NOBODY].tolist())
+        self.least_think_s = min(self.think_s, default=0.0)
+        """The least time from an answer to what follows it; of turns where only these follow."""
+        if requests.streams is None and requests.after_N is not None:
+            follow = [self.think_s[i] for i in np.flatnonzero(requests.after_N != NOBODY).tolist()]
+            self.least_think_s = min(follow, default=0.0)
+        # Only the gateway's rule looks at two replicas; the others need every one as it stands.
+        self.drawn = self.pick is gateway and self.fixed_size and not self.watched
+        self.sessions = self._sessions(requests)
+
+    def _sessions(self, requests: Requests) -> list[int]:
+        """A number by request that its conversation has and no other; 0: a request of its own."""
+        found = [0] * len(requests)
+        if requests.after_N is None:
+            return found
+        rng = Random(f"sessions {self.seed}")
+        for i, before in enumerate(requests.after_N.tolist()):
+            if before != NOBODY:
+                found[i] = found[before]
+            elif self.next_turn[i] != NOBODY:
+                found[i] = rng.getrandbits(63) | 1
+        return found
 
     def result(self) -> Simulation:
         """Play to the end."""
@@ -127,13 +157,15 @@ class Run:
 
     def play(self, to_end: bool) -> None:
         """Serve every arrival; `to_end` False: leave in the replicas what is there when the last one has come."""
-        move = self._move_together if self.watched else self._move_alone
+        move = self._move_drawn if self.drawn else self._move_together if self.watched else self._move_alone
         at = 0
         while True:
             fixed_s = self.arrival_s[self.fixed[at]] if at < len(self.fixed) else inf
             due_s = self.due[0][0] if self.due else inf
             now_s = min(fixed_s, due_s)
             if now_s == inf and not to_end:
+                if self.fixed:
+                    self._move_alone(self.arrival_s[self.fixed[-1]] + self.policy.front_s)
                 return
             if not move(now_s + self.policy.front_s):
                 continue
@@ -154,27 +186,46 @@ class Run:
                 replica.advance(until_s)
         return True
 
-    def _move_together(self, until_s: float) -> bool:
-        """Move the replica that is furthest behind, no further than where another may end something first.
+    def _move_drawn(self, until_s: float) -> bool:
+        """A replica stands where it was last looked at, until it is looked at again or the run ends."""
+        return until_s < inf or self._move_alone(until_s)
 
-        False when a request became due, which may be before `until_s`.
+    def _move_together(self, until_s: float) -> bool:
+        """Move replicas on, none further than where what another one ends first may bring it a request.
+
+        Who ends nothing before `until_s` stays behind until it takes a request. False when a request became due, which
+        may be before `until_s`.
         """
         while True:
-            behind = [r for r in self.replicas if r.busy and r.clock < until_s]
-            if not behind:
+            ends = [
+                (end_s, r)
+                for r in self.replicas
+                if r.busy and r.clock < until_s and (end_s := r.next_end_s()) < until_s
+            ]
+            if not ends:
                 return True
-            first = min(behind, key=lambda r: r.clock)
-            limit_s = min((r.next_end_s() for r in self.replicas if r.busy and r is not first), default=inf)
-            seen = len(first.ended)
-            first.advance(min(until_s, limit_s), self.watched)
-            if self._answered(first, seen):
+            first_s, first = min(ends, key=lambda found: found[0])
+            if self.least_think_s > 0:
+                # Nothing can follow before someone has thought about what ends first.
+                to_s = min(until_s, first_s + self.least_think_s)
+                moved = [(r, len(r.ended)) for end_s, r in ends if end_s < to_s]
+                for r, _ in moved:
+                    r.advance(to_s)
+            else:
+                to_s = min((end_s for end_s, r in ends if r is not first), default=until_s)
+                moved = [(first, len(first.ended))]
+                first.advance(to_s, self.watched)
+            if self._answered(moved):
                 return False
 
-    def _answered(self, replica: Replica, seen: int) -> bool:
-        """Requests that wait for those `replica` ended since `seen` become due; whether there are any."""
+    def _answered(self, moved: list[tuple[Replica, int]]) -> bool:
+        """Requests that wait for those that replicas ended since `seen` become due; whether there are any."""
+        ended = [i for replica, seen in moved for i in replica.ended[seen:]]
+        if len(moved) > 1:
+            ended.sort(key=self.jobs.end_s.__getitem__)
         found = False
-        for i in replica.ended[seen:]:
-            found |= self._follows(i, replica.clock)
+        for i in ended:
+            found |= self._follows(i, self.jobs.end_s[i])
         return found
 
     def _follows(self, i: int, now_s: float) -> bool:
@@ -199,14 +250,55 @@ class Run:
             self._follows(i, now_s)
             return
         at_s = now_s + self.policy.front_s
-        if len(present) == 1:
-            present[0].enqueue(i, at_s)
+        if len(present) == 1 and self.fixed_size:
+            self._give(i, present[0], at_s)
             return
-        loads = [replica.load(at_s) for replica in present]
-        takers = self.scaler.decide(now_s, sum(loads) + 1, lambda k: present[k].clock)
-        k = takers[self.pick([loads[k] for k in takers], self.sent, self.rng)]
+        if self.drawn:
+            k = self.pick(_LoadsWhenAsked(present, at_s), self.sent, None, self.rng)
+        else:
+            loads = [replica.load(at_s) for replica in present]
+            takers = self.scaler.decide(
+                now_s, sum(loads) + 1, lambda k: max(present[k].clock, now_s) if loads[k] else present[k].clock
+            )
+            home = home_of(session, len(self.scaler.ready_s)) if (session := self.sessions[i]) else None
+            place = takers.index(home) if home is not None and home in takers else None
+            k = takers[self.pick([loads[k] for k in takers], self.sent, place, self.rng)]
         self.sent += 1
-        present[k].enqueue(i, at_s)
+        self._give(i, present[k], at_s)
+
+    def _give(self, i: int, replica: Replica, at_s: float) -> None:
+        if replica.clock < at_s and replica.busy:
+            seen = len(replica.ended)
+            # Its last step may go on past `at_s`, and end something then.
+            replica.advance(at_s)
+            self._answered([(replica, seen)])
+        replica.enqueue(i, at_s)
+
+
+class _LoadsWhenAsked(Sequence[int]):
+    """Requests in flight by replica at a time; whoever is looked at is moved on to it first."""
+
+    __slots__ = ("_at_s", "_replicas")
+
+    def __init__(self, replicas: list[Replica], at_s: float) -> None:
+        self._replicas, self._at_s = replicas, at_s
+
+    def __len__(self) -> int:
+        return len(self._replicas)
+
+    @overload
+    def __getitem__(self, k: int) -> int: ...
+
+    @overload
+    def __getitem__(self, k: slice) -> Sequence[int]: ...
+
+    def __getitem__(self, k: int | slice) -> int | Sequence[int]:
+        if isinstance(k, slice):
+            return [self[j] for j in range(*k.indices(len(self)))]
+        replica = self._replicas[k]
+        if replica.clock < self._at_s and replica.busy:
+            replica.advance(self._at_s)
+        return replica.load(self._at_s)
 
 
 def simulate_parts(
@@ -255,7 +347,7 @@ def _enter(run: Run, requests: Requests, model: StepModel, kept: list[int]) -> N
     run.arrival_s = requests.arrival_s_N.tolist()
     fresh_N = np.arange(len(kept), len(requests))
     run.fixed = fresh_N[np.argsort(requests.arrival_s_N[fresh_N], kind="stable")].tolist()
-    run.next_turn = [-1] * len(requests)
+    run.next_turn, run.sessions = [NOBODY] * len(requests), [0] * len(requests)
 
 
 def _joined(before: Requests, kept: list[int], part: Requests | None) -> Requests:
