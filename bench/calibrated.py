@@ -1,7 +1,10 @@
 """How well a calibration predicts shapes it has not seen, on one machine: error by batch, coverage, which is faster.
 
     python bench/calibrated.py                      the steps kept in bench/data, measured on 2 cores
-    python bench/calibrated.py --measure DIR        probes and unseen models here, forward and backward (30 minutes)
+    python bench/calibrated.py --measure DIR        probes and unseen models here, taking turns (30 minutes)
+
+"machine" is the part of the median error that the measurements themselves are off by, from repeating them on several
+visits; "model" is the rest. Steps that were measured on one visit (those kept) do not tell.
 
 Only the probes are fitted. The unseen models differ from them in width, depth, heads, head size, experts and number
 types, and include published ones.
@@ -19,7 +22,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from breakeven.forecast.calibration.fit import errors_of, fit, leave_models_out
+from breakeven.forecast.calibration.fit import errors_of, fit, leave_models_out, model_error, repeat_error
 from breakeven.forecast.calibration.parameters import CPU_TILE, Observation, Phase, table
 from breakeven.forecast.calibration.probes import SMALL, dense, loads_for, moe
 from breakeven.forecast.terms import terms_of
@@ -27,8 +30,9 @@ from breakeven.measure.events import read_events
 from breakeven.measure.progress import ProgressState
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.resolve import resolve_spec
-from breakeven.runs.calibrate import CalibrateOptions, calibrate
+from breakeven.runs.calibrate import calibrate
 from breakeven.runs.observed import observations_of
+from breakeven.runs.probed import CalibrateOptions
 
 KEPT = Path(__file__).parent / "data" / "steps_2_cores.json"
 UNSEEN: tuple[ModelSpec, ...] = (
@@ -133,7 +137,7 @@ def judge(found: Sequence[Observation]) -> list[Judged]:
 
 def report(judged: Sequence[Judged]) -> None:
     """Print the tables."""
-    print(f"{'unseen':<26}{'models':>7}{'steps':>7}{'median':>9}{'90 %':>8}{'covered':>9}")
+    print(f"{'unseen':<26}{'models':>7}{'steps':>7}{'median':>9}{'machine':>9}{'model':>8}{'90 %':>8}{'covered':>9}")
     for phase in ("decode", "prefill"):
         for kind in ("dense", "moe"):
             _row(f"{phase}, {kind}", [j for j in judged if (j.seen.phase, j.seen.kind) == (phase, kind)])
@@ -163,8 +167,10 @@ def _row(name: str, judged: Sequence[Judged]) -> None:
         off = np.abs(np.expm1([j.log_error for j in judged]))
         covered = np.mean([abs(j.log_error) <= j.half_width for j in judged])
         models = len({j.seen.model for j in judged})
-        row = f"{models:>7}{len(judged):>7}{np.median(off):>9.1%}{np.quantile(off, 0.9):>8.1%}{covered:>9.0%}"
-        print(f"{name:<26}{row}")
+        median, repeat = float(np.median(off)), repeat_error([j.seen for j in judged])
+        machine, model = ("-" if x is None else f"{x:.1%}" for x in (repeat, model_error(median, repeat)))
+        row = f"{models:>7}{len(judged):>7}{median:>9.1%}{machine:>9}{model:>8}"
+        print(f"{name:<26}{row}{np.quantile(off, 0.9):>8.1%}{covered:>9.0%}")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from breakeven.forecast.calibration.probes import ProbeLoad, dense, moe
 from breakeven.hardware.placement import placement_of
 from breakeven.measure.events import read_events
 from breakeven.model.architecture import ModelSpec
-from breakeven.runs.calibrate import CalibrateOptions, calibrate
+from breakeven.runs.calibrate import calibrate
 from breakeven.runs.observed import finished, observations_of
-from breakeven.runs.probed import probes_placed
+from breakeven.runs.probed import CalibrateOptions, probes_placed
 
 FORMAT = "Q4_0"
 VOCAB = 1024

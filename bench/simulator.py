@@ -8,7 +8,8 @@ are fitted through the simulator, every figure is judged by constants that never
 "dense or MoE" at each rate comes from those predictions. Which chip it was follows from what ran: the price
 of $6.98 an hour and Qwen3-30B in FP16 with 200,000 tokens beside it both mean the 94 GB one.
 
-Speed: one hour of the Azure conversation trace on one core; the target is a second.
+Speed: one hour of the Azure conversation trace on one core; the target is a second. Fleets of up to 16 before the same
+hour, with the ends of their intervals; the target is four seconds a candidate.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ from numpy.typing import NDArray
 from bench.published.names import model_of
 from breakeven.forecast.constants import Constants, Origin, Profile
 from breakeven.forecast.model import StepModel, step_model
+from breakeven.forecast.pooled import fleet_capacity_of
 from breakeven.forecast.profiles import profile_of_chip
+from breakeven.forecast.serving import capacity_of
 from breakeven.forecast.simulator.policy import Policy, policy_named
 from breakeven.forecast.simulator.results import Simulation
-from breakeven.forecast.simulator.run import simulate
+from breakeven.forecast.simulator.run import policy_of, simulate
 from breakeven.forecast.simulator.state import Requests, requests_of
 from breakeven.hardware.chips import chip_named
 from breakeven.model.resolve import resolve_spec
+from breakeven.traffic.traces.rows import TraceRows
+from breakeven.traffic.workload import Arrivals, Slo, Workload
 
 Floats = NDArray[np.float64]
 
@@ -47,6 +52,7 @@ USD_PER_HOUR = 6.98
 PROTOCOLS = ("models", "loads")
 TIE = 0.01
 """Costs this near to each other are alike; the faster answer wins."""
+FLEET_SLO = Slo(ttft_s=1.0, tpot_s=0.08)
 METRICS = ("output_throughput", "tpot_p50", "ttft_p50", "ttft_p99", "e2e_p99")
 NOISE = {"output_throughput": 0.05, "tpot_p50": 0.08, "ttft_p50": 0.15, "ttft_p99": 0.3, "e2e_p99": 0.08}
 """What is left of a measured figure once the model is right, in log units: a judgement that weighs them."""
@@ -325,7 +331,26 @@ def speed(trace_file: Path) -> dict[str, object]:
             f"{run.steps.total:,} steps in {len(run.steps.start_s_M):,} runs, {run.preemptions} preemptions"
         )
         found[f"{name} {format_name} {chip}"] = {"seconds": min(seconds), "steps": run.steps.total}
+        found[f"{name} {format_name} {chip}, fleets"] = fleets(trace, model)
     return found
+
+
+def fleets(trace: TraceRows, model: StepModel) -> dict[str, object]:
+    """Seconds of one core for what fleets carry of the hour, ends of the interval included, as for one candidate."""
+    asked = Workload(arrivals=Arrivals(process="trace"))
+    mean = float(np.mean(trace.prompt.astype(np.float64) + trace.output))
+    policy = policy_of(model, mean)
+    started = time.process_time()
+    capacity = fleet_capacity_of(model, policy, asked, FLEET_SLO, 0.9, trace)
+    seconds = time.process_time() - started
+    started = time.process_time()
+    capacity_of(model, policy, asked, FLEET_SLO, 0.9, trace)
+    one_s = time.process_time() - started
+    assert capacity is not None
+    each = {n: e.value / n for n, e in zip(capacity.sizes_K, capacity.per_s_K, strict=True)}
+    told = ", ".join(f"{n}: {value:.2f}" for n, value in each.items())
+    print(f"  fleets in {seconds:.2f} s, of which one replica {one_s:.2f} s; requests/s a replica by size: {told}")
+    return {"seconds": seconds, "one_replica_seconds": one_s, "per_replica": each}
 
 
 def main() -> None:

@@ -40,7 +40,8 @@ from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.model.resolve import resolve_spec
 from breakeven.results.load import LoadPoint, LoadStudy
-from breakeven.runs.calibrate import CalibrateOptions, calibrate
+from breakeven.runs.calibrate import calibrate
+from breakeven.runs.probed import CalibrateOptions
 from breakeven.traffic.schedule_file import load_schedule
 
 FORMAT = "BF16"

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.answer.cost import CostOptions, cost
+from breakeven.engines.kinds import ENGINES
 from breakeven.engines.memory import need_of
 from breakeven.engines.source import assumed_caveats, parse_source, parse_sources, weight_format
-from breakeven.engines.start import ENGINES, format_of, kv_type, start
+from breakeven.engines.start import format_of, kv_type, start
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import UserError
 from breakeven.forecast.asked import asked_model, profiles_for

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import pytest
 
 from breakeven.cli.main import dispatch
 from breakeven.engines.vllm.directory import FORMATS as VLLM_FORMATS
 from breakeven.errors import UserError
-from breakeven.forecast.calibration.probes import ProbeLoad, dense, moe
+from breakeven.forecast.calibration.probes import ProbeLoad, Visit, dense, moe
 from breakeven.forecast.constants import PROFILE_SCHEMA
 from breakeven.forecast.model import step_model
 from breakeven.forecast.profiles import load_profile, profile_named
-from breakeven.measure.events import BlockDone, BlockStarted, Event, RequestDone, StudyStopped, read_events
+from breakeven.hardware.reader import read_machine
+from breakeven.measure.events import BlockDone, BlockStarted, Event, EventWriter, RequestDone, StudyStopped, read_events
 from breakeven.measure.probe import step_s
 from breakeven.measure.progress import ProgressState
 from breakeven.pages.calibration import calibration_json, calibration_lines
-from breakeven.runs.calibrate import CalibrateOptions, Calibration, calibrate
+from breakeven.runs import calibrate as runner
+from breakeven.runs.calibrate import Calibration, calibrate
 from breakeven.runs.observed import busy_watts, finished, observations_of
+from breakeven.runs.probed import CalibrateOptions
 
 PROBES = (
     dense("tiny-d256x4", 256, 4, 768, 4, 2),
@@ -91,6 +98,10 @@ def test_constants_explain_the_probes(done: Calibration) -> None:
 def test_what_is_printed(done: Calibration) -> None:
     text = "\n".join(calibration_lines(done))
     assert "Left out of the fit" in text
+    assert "Nothing was measured twice" in text, "one visit each"
+    twice = [msgspec.structs.replace(e, median=0.1, repeat=0.06, of_model=0.08) for e in done.profile.errors]
+    again = replace(done, profile=msgspec.structs.replace(done.profile, errors=twice))
+    assert "  decode, dense                   10.0%     6.0%   8.0%" in "\n".join(calibration_lines(again))
     assert "routing_alpha" in text
     assert str(done.path) in text
     payload = json.loads(calibration_json(done))
@@ -170,9 +181,57 @@ def test_quiet_blocks_count_before_noisy_ones() -> None:
     log = [*block("a", 0, 10, []), *block("b", 1, 12, []), *block("c", 2, 50, ["steal"])]
     decode, prefill = observations_of(log, specs, "Q4_K_M")
     assert (decode.phase, decode.sequences, decode.tokens, decode.n) == ("decode", 1, 36.0, 2)
-    assert decode.seconds == pytest.approx(0.011)
+    assert decode.seconds == pytest.approx((0.010 * 0.012) ** 0.5), "the middle on the scale of logarithms"
+    assert decode.visits == pytest.approx((0.010, 0.012)), "rounds 0 and 1 are visits of their own"
     assert (prefill.phase, prefill.tokens) == ("prefill", 32.0)
     assert prefill.seconds == pytest.approx(0.040)
+    small, _ = observations_of(log, specs, "Q4_K_M", "q8_0")
+    assert small.terms.kv_bytes(36.0) == pytest.approx(34 / 64 * decode.terms.kv_bytes(36.0))
     (noisy, _) = observations_of(block("c", 0, 50, ["steal"]), specs, "Q4_K_M")
     assert noisy.seconds == pytest.approx(0.050)
     assert busy_watts(log) == pytest.approx(5.0)
+
+
+def visits_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, budget_s: float, held: list[Event]
+) -> list[tuple[str, list[int]]]:
+    """(probe, rounds) of every visit, on a clock of its own: 4 s to start an engine, 1 s a block."""
+    clock = SimpleNamespace(now=0.0)
+    made: list[tuple[str, list[int]]] = []
+
+    def probe(self: Any, subject: Any, blocks: Any, energy: object, *, passive: bool) -> Visit:
+        made.append((subject.name, [number for _, number in blocks]))
+        for load, number in blocks:
+            name = f"{subject.name}/{load.streams}/{load.prompt_tokens}/{number}"
+            at = {"model": subject.name, "streams": load.streams, "prompt_tokens": load.prompt_tokens}
+            self.history.append(
+                BlockStarted(block=name, output_tokens=load.output_tokens, at_ns=0, round=number, attempt=1, **at)
+            )
+            self.history.append(BlockDone(block=name, ok=True, at_ns=10**9, flagged=[]))
+        clock.now += 4.0 + len(blocks)
+        return Visit(4.0 + len(blocks), float(len(blocks)), len(blocks))
+
+    monkeypatch.setattr(runner._Run, "_probe", probe)
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(runner, "open_counter", lambda: None)
+    monkeypatch.setattr(runner.noise, "busy", lambda: False)
+    asked = options(tmp_path, budget_s=budget_s)
+    with EventWriter(tmp_path / "log.jsonl") as log:
+        runner._Run(asked, runner.plan(asked, read_machine()), tmp_path, log, held, lambda state: None, 0.0).rounds()
+    assert clock.now <= budget_s
+    return made
+
+
+def test_probes_take_turns_and_are_visited_again_within_the_budget(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = [spec.name for spec in PROBES]
+    held: list[Event] = []
+    made = visits_made(monkeypatch, tmp_path, 75.0, held)
+    # Four first visits of 7 s, four of two rounds and 10 s; what is left is too little for a ninth.
+    assert [name for name, _ in made] == names * 2
+    assert made[0] == (names[0], [0, 0, 0])
+    assert made[4] == (names[0], [1, 1, 1, 2, 2, 2])
+    more = visits_made(monkeypatch, tmp_path, 30.0, held)
+    assert [name for name, _ in more] == names[:3], "resumed, it goes on with the third visit"
+    assert more[0][1] == [3, 3, 3, 4, 4, 4]

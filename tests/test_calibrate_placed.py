@@ -18,8 +18,8 @@ from breakeven.hardware.placement import Placement, placement_of
 from breakeven.hardware.reader import read_machine
 from breakeven.measure.events import BackendReady, read_events
 from breakeven.pages.calibration import calibration_lines, plan_lines
-from breakeven.runs.calibrate import CalibrateOptions, calibrate, plan
-from breakeven.runs.probed import probes_placed
+from breakeven.runs.calibrate import calibrate
+from breakeven.runs.probed import CalibrateOptions, plan, probes_placed
 
 __all__ = ["lent_device", "llama_server"]
 

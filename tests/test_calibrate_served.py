@@ -21,7 +21,8 @@ from breakeven.measure.events import StudyStopped, read_events
 from breakeven.model.arithmetic import file_bytes, total_params
 from breakeven.model.resolve import resolve_spec
 from breakeven.pages.calibration import calibration_lines
-from breakeven.runs.calibrate import CalibrateOptions, calibrate
+from breakeven.runs.calibrate import calibrate
+from breakeven.runs.probed import CalibrateOptions
 from breakeven.wire.behaviours import whole
 from breakeven.wire.completions import ScriptedRequest
 from breakeven.wire.scripted import Page, ScriptedServer, Step

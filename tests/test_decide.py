@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from breakeven.answer.decide import decide
 from breakeven.answer.study.load import read_study
 from breakeven.cli.main import _run
 from breakeven.errors import UserError
 from breakeven.hardware.machine import MachineSpec
+from breakeven.pages.decision_terminal import print_decision
+from breakeven.pages.decision_words import runs_on
 from breakeven.results.decision import Decision
 from breakeven.results.load import CapacityStudy, Limit, LoadModel, Trial
 from breakeven.stats.estimate import Estimate
@@ -248,3 +252,48 @@ candidates:
     assert "experts of 4 in host memory" in some
     assert "experts of 24 in host memory" in all_of_them
     assert faster > slower
+
+
+BESIDE_HOST = """
+load: {{rate: 0.02, prompt: 256, output: 64, requests: 200}}
+slo: {{ttft: 120s, tpot: 1s}}
+candidates:
+  - name: moe
+    model: gpt-oss-120b:MXFP4
+    machine: rtx-3090+ddr4-3200x2:{ram}GB
+    price: {{rented: {{usd_per_hour: 0.2}}}}
+  - name: dense
+    model: qwen3-32b:Q4_K_M
+    machine: rtx-3090+ddr4-3200x2:{ram}GB
+    price: {{rented: {{usd_per_hour: 0.6}}}}
+"""
+
+
+def test_a_verdict_names_where_the_weights_lie(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = decide(read_study(study(tmp_path, BESIDE_HOST.format(ram=64))))
+    moe, dense = found.candidates
+    assert moe.placed is not None
+    assert moe.placement == moe.placed.words()
+    assert (moe.ruled_out, dense.ruled_out) == ([], [])
+    assert dense.placement == "65/65 layers on the GPU"
+    assert found.verdict.winner == "moe"
+    assert f"moe (MoE, {moe.placement})" in found.verdict.sentence
+    print_decision(found, Console(width=200), None)
+    printed = capsys.readouterr().out
+    for one in (moe, dense):
+        assert f"{one.name}: {runs_on(one)}" in printed
+        assert one.placement in runs_on(one)
+
+
+def test_too_little_ram_rules_out_with_the_number(tmp_path: Path) -> None:
+    """What would be paged from disk has no room: disk is no memory."""
+    found = decide(read_study(study(tmp_path, BESIDE_HOST.format(ram=32))))
+    moe = next(one for one in found.candidates if one.name == "moe")
+    assert re.match(r"needs \d\d\.\d GB of RAM beside the card; 30\.9 GB are there", moe.ruled_out[0])
+    assert moe.capacity_per_s is None
+    assert moe.memory_bytes is not None
+    assert moe.memory_available_bytes is not None
+    # 24 GiB of the card and nine tenths of 32 GiB, and nothing of the disk.
+    assert moe.memory_available_bytes < (24 + 0.9 * 32) * 2**30
+    assert found.verdict.winner == "dense"
+    assert any("of RAM beside the card" in why for why in found.verdict.because)

@@ -34,9 +34,10 @@ PAGE = Path("out/report.html")
 ROOT = Path(__file__).parent.parent
 
 
-def printed(decision: Decision, width: int = 60, terminal: bool = False) -> str:
+def printed(decision: Decision, width: int = 60, terminal: bool = False, full: bool = True) -> str:
     out = io.StringIO()
-    print_decision(decision, Console(file=out, width=width, force_terminal=terminal), PAGE)
+    console = Console(file=out, width=width, force_terminal=terminal)
+    print_decision(decision, console, PAGE, full=full)
     return out.getvalue()
 
 
@@ -135,6 +136,17 @@ def test_json_round_trip(name: str, tmp_path: Path) -> None:
     raw = msgspec.json.decode(written.read_bytes())
     assert raw["schema"] == "breakeven.decision/1"
     assert all("from" in flip and "from_" not in flip for flip in raw["flips"])
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_the_first_screen_is_one(name: str, width: int) -> None:
+    """At most 45 lines, the verdict first and the page last; what is missing is named."""
+    short, whole = (printed(getattr(made, name)(), width, full=full).splitlines() for full in (False, True))
+    assert len(short) <= 45
+    assert short[0] == whole[0]
+    assert short[-1] == whole[-1] == f"Page: {PAGE}"
+    assert ("--full" in "\n".join(short)) == (len(whole) > 45)
 
 
 def test_saving_writes_the_data_and_the_page_and_the_summary_points_to_it(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from breakeven.engines.kinds import ENGINES
 from breakeven.engines.source import parse_source
-from breakeven.engines.start import ENGINES, start, weights_of
+from breakeven.engines.start import start, weights_of
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan
 from breakeven.gateway.plan.origins import READER_SLO, plan_of_models

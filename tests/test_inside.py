@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import itertools
 import json
 import os
@@ -13,17 +14,21 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inside_fixtures import CODE, PROSE
+from rich.console import Console
 from small_models import small
 from typer.testing import CliRunner
 
+import breakeven
 from breakeven.cli.profile import app as profile_app
 from breakeven.cli.trace import app as trace_app
 from breakeven.engines.inside import layout, summary
-from breakeven.engines.inside.client import Inside, bare_decode_rate, profile, router_share, trace
+from breakeven.engines.inside.child import Time, Timed
+from breakeven.engines.inside.client import Inside, TooLongError, bare_decode_rate, profile, router_share, trace
 from breakeven.engines.inside.observe import (
     ATTENTION,
     COMBINATION,
@@ -36,10 +41,20 @@ from breakeven.engines.inside.observe import (
     kind_of,
     run_ends,
 )
+from breakeven.engines.source import parse_source
+from breakeven.engines.start import gguf_of
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import EngineError, NotSupportedError, UserError
+from breakeven.hardware.reader import read_machine
 from breakeven.lab.experts import split
+from breakeven.measure.events import BackendReady
+from breakeven.measure.paired.plan import Plan
+from breakeven.measure.progress import ProgressState
 from breakeven.model.architecture import MoeFfn
+from breakeven.pages.progress import Progress
+from breakeven.runs.result import CompareFacts, look_inside
+from tests.cli_fixtures import run_here
+from tests.test_compare import write_config
 
 runner = CliRunner()
 
@@ -251,13 +266,109 @@ def test_trace_prints_a_sentence_tables_and_json(moe_gguf: Path, tmp_path: Path)
     arguments = [str(moe_gguf), "--text", str(tmp_path / "prose.txt"), "--text", str(tmp_path / "code.py")]
     shown = runner.invoke(trace_app, arguments)
     assert shown.exit_code == 0
-    assert shown.output.startswith("moe routed ")
-    assert "if uniform" in shown.output
+    assert shown.stdout.startswith("moe routed ")
+    assert "if uniform" in shown.stdout
     told = json.loads(runner.invoke(trace_app, [*arguments, "--json"]).output)
     assert told["schema"] == "breakeven.trace/1"
     assert [text["label"] for text in told["texts"]] == ["prose.txt", "code.py"]
     assert np.shape(told["texts"][0]["specialisation"]) == (30, 8)
     assert told["steps"][0]["distinct"] == told["steps"][0]["uniform"] == 2
+
+
+def test_what_is_under_way_is_told_once_a_second(smollm2_gguf: Path) -> None:
+    said: list[tuple[float, str, float]] = []
+    with Inside(smollm2_gguf, 1, on_step=lambda what, share: said.append((time.monotonic(), what, share))) as inside:
+        inside.ask(Time(phase="decode", tokens=[5] * 35, steps=32), Timed)
+    assert said
+    assert {what for _, what, _ in said} <= {"loading", "decode"}
+    assert all(0 <= share <= 1 for *_, share in said)
+    assert len(said) <= said[-1][0] - said[0][0] + 2
+    out = io.StringIO()
+    with Progress(Console(file=out, width=80)) as progress:
+        progress.update(ProgressState("routing", 3.0, subject="moe", share=0.25))
+    assert out.getvalue() == "routing moe: 25 %, 3 s\n"
+
+
+def test_synthetic_weights_are_written_before_a_look_with_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    said: list[ProgressState] = []
+    breakeven.profile(write_config(tmp_path, "llama"), prompt_tokens=4, steps=1, on_progress=said.append)
+    assert said[0].phase == "writing weights"
+    assert said[0].total_bytes
+
+
+def test_a_look_ends_at_its_limit_and_leaves_no_child(smollm2_gguf: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(TooLongError, match="took longer than 2 s"), Inside(smollm2_gguf, limit_s=2.0) as inside:
+        inside.greedy([5], 100_000)
+    assert time.monotonic() - began < 30
+    with pytest.raises(TooLongError):
+        Inside(smollm2_gguf, limit_s=0.0)
+    assert not [child for child in psutil.Process().children() if "inside.child" in " ".join(child.cmdline())]
+
+
+def test_a_comparison_goes_on_where_looking_inside_takes_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sources = [parse_source(write_config(tmp_path, name)) for name in ("llama", "olmoe")]
+    paths = [gguf_of(source) for source in sources]
+    plan = Plan(streams=(1,), prompt_tokens=4, output_tokens=4)
+    asked = CompareFacts(plan, sources, ["Q4_K_M", "Q4_K_M"], paths, read_machine(), False, [])
+    ready = [BackendReady(model=source.name, settings={"engine": "llama.cpp"}) for source in sources]
+    said: list[str] = []
+    monkeypatch.setattr("breakeven.runs.result.INSIDE_S", 0.0)
+    found = look_inside(asked, ready, 1, lambda what, subject, share: said.append(f"{what} {subject}".strip()))
+    assert not found.profiles
+    late = "took too long (more than 0 s); run `breakeven profile` for it."
+    assert found.caveats == [f"Looking inside llama {late}", f"Looking inside olmoe {late}"]
+    assert said == ["looking inside llama", found.caveats[0], "looking inside olmoe", found.caveats[1]]
+    monkeypatch.setattr("breakeven.runs.result.INSIDE_S", 500.0)
+    found = look_inside(asked, ready, 1, lambda what, subject, share: None)
+    assert [(each.model, each.phase) for each in found.profiles] == [
+        (source.name, phase) for source in sources for phase in ("decode", "prefill")
+    ]
+    assert len(found.routings) == 1
+    assert not found.caveats
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--engine", "vllm"], "--engine vllm: only the built-in llama.cpp can be looked into"),
+        (["--cpu-moe", "2"], "--cpu-moe: the look inside has no such setting; it takes --gpu-layers alone"),
+        (["--cpu-moe", "auto"], "--cpu-moe: the look inside has no such setting"),
+        (["--device", "CUDA0"], "--device: the look inside has no such setting"),
+        (["--tensor-split", "1,1"], "--tensor-split: the look inside has no such setting"),
+        (["--gpu-layers", "3"], "llama.cpp (built in) lists no GPU"),
+        (["--gpu-layers", "some"], "--gpu-layers some: give auto, all"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["trace", "profile"])
+def test_placements_that_a_look_does_not_know_are_refused(
+    verb: str, words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("breakeven.engines.devices.embedded_devices", lambda: ())
+    (tmp_path / "x").write_text(PROSE)
+    given = ["--text", str(tmp_path / "x")] if verb == "trace" else []
+    done = run_here(verb, write_config(tmp_path, "olmoe"), *given, *words)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
+
+
+def test_what_stands_behind_a_models_at_is_refused_too(tmp_path: Path) -> None:
+    done = run_here("profile", write_config(tmp_path, "olmoe") + "@llama-server,cpu-moe=2")
+    assert done.returncode == 2
+    assert "--engine llama-server: only the built-in llama.cpp" in done.stderr
+
+
+def test_a_look_may_be_told_to_leave_a_gpu_alone(moe_gguf: Path) -> None:
+    with Inside(moe_gguf) as usual, Inside(moe_gguf, gpu_layers=0) as on_cpu:
+        assert on_cpu.greedy([5, 6, 7], 4) == usual.greedy([5, 6, 7], 4)
 
 
 def test_profile_prints_json(smollm2_gguf: Path) -> None:

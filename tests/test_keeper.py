@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from breakeven.engines.backend import Backend
-from breakeven.engines.keeper import KeptEngine, free_port, log_lines
+from breakeven.engines.keeper import KeptEngine, free_port, log_lines, telling_words
 from breakeven.errors import EngineError
 
 PROGRAM = """
@@ -116,3 +117,13 @@ def test_one_that_is_not_there_could_not_be_started(tmp_path: Path) -> None:
 
     with pytest.raises(EngineError, match=r"tiny could not be started with .*none"):
         Missing(tmp_path / "log").__enter__()
+
+
+def test_last_words_are_the_lines_that_tell(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("[10:00] loading\n[10:01] ValueError: first\n[10:01] ValueError: first\n[10:02] KeyError: last\n")
+    telling, prefix = re.compile(r"^\w+Error: "), re.compile(r"^\[[\d:]+\] ")
+    assert telling_words(log, telling, prefix=prefix).endswith("says: ValueError: first | KeyError: last")
+    assert telling_words(log, telling, prefix=prefix, most=1).endswith("says: ValueError: first")
+    assert telling_words(log, telling, prefix=prefix, most=1, latest=True).endswith("says: KeyError: last")
+    assert telling_words(log, re.compile("nothing"), most=1).endswith("says: [10:02] KeyError: last")

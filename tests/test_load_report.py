@@ -44,13 +44,15 @@ PAGE = Path("out/report.html")
 ROOT = Path(__file__).parent.parent
 
 
-def printed(study: LoadStudy | CapacityStudy | load.Check, width: int = 60, terminal: bool = False) -> str:
+def printed(
+    study: LoadStudy | CapacityStudy | load.Check, width: int = 60, terminal: bool = False, full: bool = True
+) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=terminal)
     if isinstance(study, LoadStudy):
-        print_load(study, console, PAGE)
+        print_load(study, console, PAGE, full=full)
     elif isinstance(study, CapacityStudy):
-        print_capacity(study, console, PAGE)
+        print_capacity(study, console, PAGE, full=full)
     else:
         print_check(study, console)
     return out.getvalue()
@@ -142,6 +144,18 @@ def test_a_terminal_of_any_width_holds_everything(name: str, width: int) -> None
     assert " ".join(text.split()).startswith(study.headline)
     assert "None" not in text
     assert text.isascii()
+
+
+@pytest.mark.parametrize("name", [*STUDIES, *CAPACITIES])
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_the_first_screen_is_one(name: str, width: int) -> None:
+    """At most 45 lines, the headline first and the page last; what is missing is named."""
+    study = getattr(made, name)()
+    short, whole = (printed(study, width, full=full).splitlines() for full in (False, True))
+    assert len(short) <= 45
+    assert short[0] == whole[0]
+    assert short[-1] == whole[-1] == f"Page: {PAGE}"
+    assert ("--full" in "\n".join(short)) == (len(whole) > 45)
 
 
 def test_narrow_and_wide_terminals_tell_the_same() -> None:

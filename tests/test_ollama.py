@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from breakeven.engines.backend import Backend
+from breakeven.engines.kinds import ENGINES
 from breakeven.engines.ollama import OllamaModel, address_of, digest_of
 from breakeven.engines.source import Source, parse_source
-from breakeven.engines.start import ENGINES, format_of, start, weights_of
+from breakeven.engines.start import format_of, start, weights_of
 from breakeven.errors import EngineError, UserError
 from breakeven.hardware.placement import HOST, MemoryAt, Placed, Placement
 from breakeven.measure.token_counts import encoder

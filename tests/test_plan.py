@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.measure.paired.plan import SETTLED_ROUNDS, Enough, LoadSoFar, Plan, next_load, order
+from breakeven.measure.paired.plan import SETTLED_ROUNDS, SURE_ROUNDS, Enough, LoadSoFar, Plan, next_load, order
 
 
 def fresh(streams: tuple[int, ...] = (1, 2, 4)) -> list[LoadSoFar]:
@@ -30,11 +30,22 @@ def test_every_load_gets_an_interval_before_any_gets_a_better_one() -> None:
 
 
 def test_precise_loads_are_left_alone_and_end_the_run() -> None:
-    done = LoadSoFar(1, SETTLED_ROUNDS, 0.01, 1.0)
+    done = LoadSoFar(1, SURE_ROUNDS, 0.01, 1.0)
     assert next_load(Plan(), [done, LoadSoFar(2, 4, 0.03, 1.0)], 0.0) == 2
     assert next_load(Plan(), [done], 0.0) == Enough("precision")
+    assert next_load(Plan(), [LoadSoFar(1, SURE_ROUNDS - 1, 0.01, 1.0)], 0.0) == 1, "five are narrow by accident"
+    assert next_load(Plan(), [LoadSoFar(1, SETTLED_ROUNDS, 0.006, 1.0)], 0.0) == Enough("precision"), "not that narrow"
     early = LoadSoFar(1, SETTLED_ROUNDS - 1, 0.001, 1.0)
     assert next_load(Plan(), [early], 0.0) == 1, "three values agree by accident too often"
+
+
+def test_the_widest_interval_is_narrowed_first_and_no_load_falls_behind() -> None:
+    wide, narrow = LoadSoFar(1, 8, 0.08, 1.0), LoadSoFar(4, 8, 0.03, 1.0)
+    assert next_load(Plan(), [wide, narrow], 0.0) == 1
+    assert next_load(Plan(), [wide, LoadSoFar(4, 8, 0.03, 1.0, widest=0.2)], 0.0) == 4, "prefill's is wider"
+    assert next_load(Plan(), [wide, LoadSoFar(4, SURE_ROUNDS - 1, 0.03, 1.0)], 0.0) == 4, "widths of few say little"
+    assert next_load(Plan(), [LoadSoFar(1, 17, 0.08, 1.0), narrow], 0.0) == 4
+    assert next_load(Plan(), [wide, LoadSoFar(4, 8, 0.08, 1.0)], 0.0) == 1, "the cheaper of two alike"
 
 
 @given(

@@ -128,7 +128,7 @@ def test_larger_fleets_get_the_requests_to_fill_them() -> None:
     few = stream_of(model(), replace(POLICY, max_sequences=64), BURSTY, None)
     assert few is not None
     assert len(few.before(2).requests) == len(few.one.requests) == 1200
-    assert len(few.before(16).requests) == 6 * 64 * 16
+    assert len(few.before(16).requests) == 4 * 64 * 16
     assert few.before(16).requests.prompt_tokens_N[:1200].tolist() == few.one.requests.prompt_tokens_N.tolist()
     assert few.fills(16)
     assert not few.fills(40)
@@ -138,7 +138,7 @@ def test_conversations_are_in_flight_while_their_users_think() -> None:
     talk = workload(3.0, turns=4, turn_think_s=5.0)
     stream = stream_of(model(), POLICY, talk, None)
     assert stream is not None
-    assert stream.wanted(8) > 2 * Stream(stream.one, talk, None, 6 * 4).wanted(8)
+    assert stream.wanted(8) > 2 * Stream(stream.one, talk, None, 4 * 4).wanted(8)
 
 
 @pytest.mark.parametrize("edge", [0.02, 0.11, 0.4, 0.405, 0.83, 0.999])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -219,6 +220,34 @@ def test_a_ratio_is_surer_than_its_speeds(tmp_path: Path) -> None:
     assert back.low == pytest.approx(1 / ratio.decode.high)
 
 
+def test_decode_and_prefill_have_each_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    """A mixture with experts in host memory decodes fast and reads prompts slowly: neither says the other."""
+    machine = "rtx-4090+ddr5-6000x2:96GB+pcie3x4"
+    found = predict(["qwen3-32b:Q4_K_M", "qwen3-30b-a3b:Q8_0"], [machine], prompt=2048)
+    dense, moe = found.points
+    (ratio,) = found.ratios
+    assert ratio.prefill is not None
+    assert ratio.prompt == 2048
+    assert ratio.prefill.value == pytest.approx(dense.prefill_s.value / moe.prefill_s.value)
+    # Spilled beside whole: nothing cancels.
+    width, *both = (math.log(span.most / span.least) for span in (ratio.prefill, dense.prefill_s, moe.prefill_s))
+    assert width == pytest.approx(math.hypot(*both))
+    print_prediction(found, Console(width=200))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in lines if " against " in line] == ["Decode", "Prefill"]
+
+
+def test_a_model_wholly_on_the_card_says_so_beside_a_spilled_one(capsys: pytest.CaptureFixture[str]) -> None:
+    found = predict(["gpt-oss-120b:MXFP4", "qwen3-32b:Q4_K_M"], ["rtx-3090+ddr4-3200x2:64GB"])
+    moe, dense = found.points
+    assert moe.placed is not None
+    assert moe.placement == moe.placed.words()
+    assert (dense.placed, dense.placement) == (None, "65/65 layers on the GPU")
+    print_prediction(found, Console(width=200))
+    assert "qwen3-32b:Q4_K_M: 65/65 layers on the GPU" in capsys.readouterr().out
+    assert [p.placement for p in predict(["qwen3-32b"], ["apple-m3-ultra"]).points] == [None]
+
+
 def test_extrapolation_is_named(tmp_path: Path) -> None:
     ranges = [
         Range(quantity="batch", low=1, high=8),
@@ -241,6 +270,15 @@ def test_number_types_that_were_not_probed_are_named(tmp_path: Path) -> None:
     )
     assert probed.notes == []
     assert any("Q8_0 weights, probed with Q4_K_M" in note for note in other.notes)
+
+
+def test_a_profile_of_another_type_of_keys_and_values_is_said_to_be_one(tmp_path: Path) -> None:
+    probed = profile()
+    q8 = msgspec.structs.replace(probed, origin=msgspec.structs.replace(probed.origin, kv="q8_0"))
+    file = str(save_profile(q8, tmp_path / "q8.json"))
+    said = {kv: predict(["llama-3.2-1b"], [file], kv=kv).points[0].notes for kv in ("f16", "q8_0")}
+    assert any("measured with q8_0, not f16" in note for note in said["f16"])
+    assert not any("q8_0" in note for note in said["q8_0"])
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

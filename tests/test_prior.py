@@ -39,7 +39,7 @@ def test_what_nobody_measured_has_no_count_and_a_wider_interval() -> None:
             if not entry.points:
                 assert error.n == 0
                 assert error.coverage is None
-    measured = efficiency_of("unified", "llama.cpp", "amd")
+    measured = efficiency_of("consumer", "llama.cpp", "cuda")
     unseen = efficiency_of("unified", "llama.cpp", "cuda")
     assert measured.points > 0
     assert unseen.points == 0

@@ -34,9 +34,10 @@ EVERY = ("two_models", "three_models", "same_twice", "urls_only", "hostile")
 ROOT = Path(__file__).parent.parent
 
 
-def printed(result: comparison.Comparison, width: int = 60, terminal: bool = False) -> str:
+def printed(result: comparison.Comparison, width: int = 60, terminal: bool = False, full: bool = True) -> str:
     out = io.StringIO()
-    print_comparison(result, Console(file=out, width=width, force_terminal=terminal), Path("out/report.html"))
+    console = Console(file=out, width=width, force_terminal=terminal)
+    print_comparison(result, console, Path("out/report.html"), full=full)
     return out.getvalue()
 
 
@@ -44,6 +45,17 @@ def printed(result: comparison.Comparison, width: int = 60, terminal: bool = Fal
 def rendered(name: str) -> str:
     """The page of a made-up comparison; drawing takes long enough to do it once."""
     return render_report(getattr(made, name)())
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_the_first_screen_is_one(name: str, width: int) -> None:
+    """At most 45 lines, the verdict first and the page last; what is missing is named."""
+    short, whole = (printed(getattr(made, name)(), width, full=full).splitlines() for full in (False, True))
+    assert len(short) <= 45
+    assert short[0] == whole[0]
+    assert short[-1] == whole[-1] == "Page: out/report.html"
+    assert ("--full" in "\n".join(short)) == (len(whole) > 45)
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -359,3 +371,16 @@ def test_the_page_is_the_same_each_time(tmp_path: Path) -> None:
     again = render_report(made.two_models())
     assert again == rendered("two_models")
     assert write_report(made.two_models(), tmp_path / "report.html").read_text() == again
+
+
+def test_pairs_that_noise_left_out_are_counted_in_terminal_and_page() -> None:
+    result = made.two_models()
+    marked = [msgspec.structs.replace(p, left_out=3) if p.streams == 1 else p for p in result.pairs]
+    marked = [msgspec.structs.replace(p, disturbed=2) if p.streams == 4 else p for p in marked]
+    noisy = msgspec.structs.replace(result, pairs=marked)
+    left = "Pairs left out because the machine was not quiet: 3 with 1 stream (12 count)."
+    kept = "Pairs that count though it was not, for want of quiet ones: 2 with 4 streams (12 count)."
+    for shown in (printed(noisy, width=200), render_report(noisy)):
+        assert left in shown
+        assert kept in shown
+    assert "Pairs left out" not in printed(result) + render_report(result)

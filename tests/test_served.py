@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,21 @@ import breakeven
 from breakeven.answer.study.load import read_study
 from breakeven.answer.study.price import PlacementKeys
 from breakeven.engines import start
+from breakeven.engines.kinds import ENGINES
 from breakeven.engines.source import parse_source, parse_sources
-from breakeven.engines.start import ENGINES
 from breakeven.errors import UserError
 from breakeven.gateway.plan.load import read_gateway
 from breakeven.gateway.plan.write import write_gateway
+from breakeven.gateway.serve.run import source_of
 from breakeven.hardware.placement import Placement, split_served
 from breakeven.hardware.reader import read_machine
 from breakeven.runs.served import EngineWords, served
 from tests.cli_fixtures import run_here
 from tests.golden_server import Script, golden_server
 from tests.test_compare import write_config
+from tests.vulkan_fixtures import lent_device, llama_server
+
+__all__ = ["lent_device", "llama_server"]
 
 
 def test_what_stands_behind_the_at_is_the_candidates_own() -> None:
@@ -38,16 +43,18 @@ def test_what_stands_behind_the_at_is_the_candidates_own() -> None:
     )
 
 
-def test_what_it_does_not_say_is_as_the_options_say() -> None:
+def test_what_it_does_not_say_is_as_the_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
     own, plain = parse_sources(["olmoe-1b-7b@cpu-moe=2", "llama-3.2-1b"])
-    asked = EngineWords(gpu_layers="all", cpu_moe="auto", flags=("--no-mmap",))
-    ways, notice = served(asked, [own, plain], read_machine())
+    asked = EngineWords(engine="llama.cpp", gpu_layers="all", cpu_moe="auto", flags=("--no-mmap",))
+    with started_with(monkeypatch, []):
+        ways, said = served(asked, [own, plain], read_machine())
     assert [way.placement for way in ways] == [
         Placement(gpu_layers="all", cpu_moe=2),
         Placement(gpu_layers="all", cpu_moe="auto"),
     ]
     assert all(way.arguments == ("--no-mmap",) for way in ways)
-    assert notice is None or isinstance(notice, str)
+    assert said[-1] == "llama-3.2-1b has no experts; --cpu-moe does nothing for it."
+    assert not any("olmoe" in words for words in said)
 
 
 def test_one_model_in_two_places_is_no_a_a_run_and_twice_the_same_is() -> None:
@@ -101,10 +108,7 @@ def started_with(monkeypatch: pytest.MonkeyPatch, seen: list[start.Serving]) -> 
         seen.append(serving)
         raise UserError("not started")
 
-    engine = ENGINES["llama.cpp"]
-    changed = start.Engine(
-        engine.name, engine.default_format, engine.formats, engine.check_memory, engine.weights, note
-    )
+    changed = replace(ENGINES["llama.cpp"], server=note, check_placement=lambda placement, flags: None)
     monkeypatch.setitem(ENGINES, "llama.cpp", changed)
     yield
 
@@ -135,14 +139,74 @@ def test_every_verb_hands_placement_and_flags_to_the_engine(
     assert (seen[0].placement, seen[0].arguments) == (asked, ("-v", "--flash-attn", "on"))
 
 
+GIVEN: dict[str, Callable[[str], list[str]]] = {**VERBS, "calibrate": lambda model: ["calibrate", "--budget", "1s"]}
+CANNOT_BE = {
+    "no GPU": (["--gpu-layers", "all"], "llama.cpp (built in) lists no GPU"),
+    "no such device": (["--device", "CUDA7"], "--device CUDA7: the engine has no such device (it lists: none)"),
+    "no flags": (["--engine-flag=--no-mmap"], "--no-mmap: the embedded llama.cpp takes no flags"),
+    "no placement": (["--engine", "mlx", "--cpu-moe", "2"], "--cpu-moe: MLX has no such setting"),
+}
+
+
+@pytest.mark.parametrize("asked", CANNOT_BE)
+@pytest.mark.parametrize("verb", GIVEN)
+def test_what_cannot_be_here_is_refused_before_anything_is_written(
+    verb: str, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("breakeven.engines.devices.embedded_devices", lambda: ())
+    words, says = CANNOT_BE[asked]
+    engine = [] if "--engine" in words else ["--engine", "llama.cpp"]
+    done = run_here(*GIVEN[verb](write_config(tmp_path, "olmoe")), *engine, *words, "--quiet", cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_device_that_a_real_llama_server_does_not_list_is_refused_before_anything_is_written(
+    lent_device: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = write_config(tmp_path, "llama")
+    asked = ["--engine", "llama-server", "--device", "RPC1", "--quiet", "--", *lent_device]
+    done = run_here("bench", model, "--rate", "1", *asked, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--device RPC1: the engine has no such device (it lists: RPC0 (" in done.stderr
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
+
+
+def test_what_is_said_of_a_run_is_said_once_and_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("breakeven.runs.served.RESERVE", 0.0)
+    models = [write_config(tmp_path, "llama"), write_config(tmp_path, "olmoe")]
+    with started_with(monkeypatch, []):
+        done = run_here("compare", *models, "--engine", "llama.cpp", "--cpu-moe", "2", cwd=tmp_path)
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if "has no experts" in line] == [
+        "llama has no experts; --cpu-moe does nothing for it."
+    ]
+    assert [line for line in lines if "take turns" in line and line.endswith("at 1 GB/s.")]
+
+
 def test_calibrate_hands_them_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("breakeven.runs.calibrate.weights_of", lambda *_, **__: tmp_path)
     seen: list[start.Serving] = []
     with started_with(monkeypatch, seen):
-        done = run_here("calibrate", "--engine", "llama.cpp", "--cpu-moe", "2", "--quiet", "--", "-nkvo", cwd=tmp_path)
+        words = ("--engine", "llama.cpp", "--cpu-moe", "2", "--kv", "q8_0", "--quiet", "--", "-nkvo")
+        done = run_here("calibrate", *words, cwd=tmp_path)
     assert "not started" in done.stderr, done.stderr
-    assert (seen[0].placement, seen[0].arguments) == (Placement(cpu_moe=2), ("-nkvo",))
+    assert (seen[0].placement, seen[0].arguments, seen[0].kv) == (Placement(cpu_moe=2), ("-nkvo",), "q8_0")
+
+
+def test_calibrate_refuses_a_kv_type_that_cannot_be(tmp_path: Path) -> None:
+    done = run_here("calibrate", "--engine", "vllm", "--kv", "q8_0", "--list", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "q8_0" in done.stderr
+    done = run_here("calibrate", "http://127.0.0.1:9/v1#x", "--shape", "olmoe-1b-7b", "--kv", "q8_0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "leave --engine, --threads, --kv" in done.stderr
 
 
 def test_python_takes_the_same_words(tmp_path: Path) -> None:
@@ -152,6 +216,45 @@ def test_python_takes_the_same_words(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--cpu-moe few"):
         breakeven.bench("olmoe-1b-7b", breakeven.Traffic(rate="1"), options=options)
     assert not (tmp_path / "out").exists()
+
+
+def test_serve_starts_models_as_typed_and_as_their_names_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    with started_with(monkeypatch, []):
+        read = source_of(
+            ["olmoe-1b-7b@cpu-moe=4", "llama-3.2-1b"],
+            None,
+            engine="llama.cpp",
+            placement={"gpu_layers": "all", "cpu_moe": 2, "device": None},
+        )
+        dense, moe = read().backends
+    assert dense.local is not None
+    assert moe.local is not None
+    assert dense.local.placement == Placement(gpu_layers="all", cpu_moe=2)
+    assert (moe.local.placement, moe.local.model) == (Placement(gpu_layers="all", cpu_moe=4), "olmoe-1b-7b")
+    plain = source_of(["llama-3.2-1b"], None)().backends[0]
+    assert plain.local is not None
+    assert (plain.local.engine, plain.local.placement) == ("llama.cpp", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["llama-3.2-1b", "--gpu-layers", "all"], "llama.cpp (built in) lists no GPU"),
+        (["llama-3.2-1b@device=CUDA9"], "--device CUDA9: the engine has no such device"),
+        (["llama-3.2-1b", "--engine", "vllm", "--cpu-moe", "2"], "--cpu-moe: vLLM has no such setting"),
+        (["llama-3.2-1b", "--engine", "lama.cpp"], "did you mean llama.cpp"),
+        (["http://127.0.0.1:9/v1#x", "--cpu-moe", "2"], "keeps its weights where they lie"),
+        (["gateway.yaml", "--gpu-layers", "0"], "engine and placement options go with models"),
+    ],
+)
+def test_serve_refuses_what_cannot_be(
+    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("breakeven.engines.devices.embedded_devices", lambda: ())
+    (tmp_path / "gateway.yaml").write_text("backends: []\n")
+    done = run_here("serve", *words, "--check", cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
 
 
 STUDY = {

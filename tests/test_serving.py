@@ -107,6 +107,18 @@ def test_the_level_is_kept_at_the_capacity_and_not_well_above() -> None:
     assert replica.good_share(capacity * 1.05, level) < 0.9
 
 
+@pytest.mark.parametrize("slo", [Slo(ttft_s=0.3, tpot_s=0.018), Slo(tpot_s=0.02), Slo(e2e_s=1.5), Slo(itl_s=0.05)])
+def test_a_trial_that_ends_early_has_the_verdict_of_the_whole(slo: Slo) -> None:
+    for replicas in (1, 3):
+        fleet = replace(placed(BATCHED), replicas=replicas)
+        top = replicas * saturation_per_s(fleet)
+        for share in (0.2, 0.6, 0.8, 0.95, 1.3):
+            whole = fleet.good_share(share * top, slo)
+            early = fleet.good_share(share * top, slo, 0.9)
+            assert (early >= 0.9) == (whole >= 0.9)
+            assert early == whole or max(early, whole) < 0.9
+
+
 def test_twice_as_slow_carries_half_as_much() -> None:
     fast, slow = placed(BATCHED), replace(placed(BATCHED), model=model().scaled(2.0))
     assert saturation_per_s(slow) == pytest.approx(saturation_per_s(fast) / 2, rel=1e-6)
@@ -386,7 +398,7 @@ def test_the_verb_prints_json_and_tables(machine: str, capsys: pytest.CaptureFix
     assert run_verb("cost", [*words, "--json"]) == 0
     found = msgspec.json.decode(capsys.readouterr().out, type=Cost)
     assert found.pricing["olmoe-1b-7b"] == Own(usd=1400, life_years=4, usd_per_kwh=0.3, idle_w=15, busy_w=60)
-    assert run_verb("cost", words) == 0
+    assert run_verb("cost", [*words, "--full"]) == 0
     shown = capsys.readouterr().out
     assert "At 20.0 requests/s" in shown
     assert "cheaper" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from simulate_fixtures import TINY_POLICY, model, naive_simulation
 from breakeven.errors import UserError
 from breakeven.forecast.simulator.policy import BALANCING, Autoscale, Fleet, Policy, policy_named, table_of
 from breakeven.forecast.simulator.results import Simulation
-from breakeven.forecast.simulator.run import simulate, simulate_parts
+from breakeven.forecast.simulator.run import policy_of, simulate, simulate_parts
 from breakeven.forecast.simulator.state import NOBODY, Requests, requests_of
 from breakeven.traffic.workload import Slo
 
@@ -80,7 +81,8 @@ def some_policy(draw: st.DrawFn) -> Policy:
 
 @st.composite
 def some_fleet(draw: st.DrawFn) -> Fleet:
-    scale = Autoscale(least=1, most=3, per_replica=2, start_s=0.3, calm_s=0.5) if draw(st.booleans()) else None
+    least = draw(st.sampled_from([None, 0, 1]))
+    scale = None if least is None else Autoscale(least=least, most=3, per_replica=2, start_s=0.3, calm_s=0.5)
     return Fleet(replicas=draw(st.integers(1, 3)), balancing=draw(st.sampled_from(list(BALANCING))), autoscale=scale)
 
 
@@ -260,6 +262,23 @@ def test_prompts_of_llama_cpp_hold_up_answers() -> None:
     assert llama.gap_s_N[0] > 3 * vllm.gap_s_N[0]
 
 
+def test_mlx_reads_prompts_beside_each_other_in_a_pass_of_their_own() -> None:
+    """mlx_lm.server: 2048 tokens of each of eight prompts a step, and what decodes goes before them."""
+    mlx = policy_named("mlx")
+    model = replace(DENSE, profile=msgspec.structs.replace(DENSE.profile, engine="mlx"))
+    assert policy_of(model).prompts == 8
+    prompts, n = 4096, 10
+    requests = Requests(arrival_s_N=np.zeros(n), prompt_tokens_N=np.full(n, prompts), output_tokens_N=np.full(n, 4))
+    run = simulate(requests, model, mlx)
+    steps = run.steps
+    # Eight prompts in two steps, then the other two beside eight that decode.
+    assert steps.prompt_tokens_M[:4].tolist() == [8 * 2048, 8 * 2048, 2 * 2048, 2 * 2048]
+    assert steps.decoding_M[:4].tolist() == [0, 0, 8, 8]
+    joined = simulate(requests, model, replace(mlx, apart=False)).steps
+    assert steps.step_s_M[0] == joined.step_s_M[0]
+    assert steps.step_s_M[2] > joined.step_s_M[2]  # the weights are read twice
+
+
 def test_preempted_requests_are_answered_in_full() -> None:
     policy = replace(TINY_POLICY, kv_tokens=800)
     run = simulate(requests_of(np.zeros(6), np.full(6, 100), np.full(6, 300)), DENSE, policy)
@@ -308,6 +327,39 @@ def test_autoscaling_adds_and_removes() -> None:
     assert min(first.values()) > 2.0
     assert alone.replica_seconds < scaled.replica_seconds < 0.5 * fixed.replica_seconds
     assert fixed.e2e_s.mean() <= scaled.e2e_s.mean() < alone.e2e_s.mean()
+
+
+def test_the_last_replica_stops_and_who_comes_then_waits_for_it() -> None:
+    """Two clusters an hour apart: the machine is paid for while it starts, answers and keeps calm, and not between."""
+    arrival_s = np.array([0.0, 0.5, 1.0, 3600.0, 3601.0, 3640.0])
+    requests = requests_of(arrival_s, np.full(6, 128), np.full(6, 50))
+    scale = Autoscale(least=0, most=1, per_replica=8, start_s=30.0, calm_s=120.0)
+    run = simulate(requests, DENSE, TINY_POLICY, Fleet(autoscale=scale))
+    always = simulate(requests, DENSE, TINY_POLICY, Fleet(autoscale=replace(scale, least=1)))
+    assert run.served.all()
+    # Those who find it gone wait for what is left of its start; who comes while it is there does not.
+    for k in (0, 1, 2, 3, 4):
+        start_s = 0.0 if k < 3 else 3600.0
+        assert start_s + 30.0 < run.first_s_N[k] < start_s + 31.0
+    assert run.ttft_s[5] == pytest.approx(always.ttft_s[5])
+    ended_s = run.end_s_N[:3].max()
+    assert run.replica_seconds == pytest.approx((ended_s + 120.0) + (run.end_s - 3600.0))
+    assert always.replica_seconds == pytest.approx(always.end_s)
+
+
+def test_scaling_to_nothing_saves_most_of_a_quiet_day() -> None:
+    """A day with five busy hours: machine seconds by the least that stays."""
+    rng = np.random.default_rng(0)
+    hours = np.concatenate([h * 3600.0 + np.sort(rng.uniform(0, 3600, 400)) for h in (9, 10, 11, 14, 15)])
+    requests = requests_of(np.concatenate([[0.0], hours, [86000.0]]), np.full(2002, 128), np.full(2002, 100))
+    seconds = {
+        least: simulate(
+            requests, DENSE, TINY_POLICY, Fleet(autoscale=Autoscale(least=least, most=4, per_replica=4))
+        ).replica_seconds
+        for least in (0, 1)
+    }
+    assert 86000 <= seconds[1] < 1.3 * 86400
+    assert 5 * 3600 < seconds[0] < 8 * 3600 < 0.5 * seconds[1]
 
 
 def gap_percentiles(run: Simulation, p: list[float]) -> NDArray[np.float64]:
@@ -369,6 +421,7 @@ def test_the_table_is_near_the_step_model(d: int, c: float, p: int, q: float) ->
         (lambda: policy_named("sglang"), "llama.cpp"),
         (lambda: Fleet(balancing="best"), "round_robin"),
         (lambda: Autoscale(least=3, most=2), "least <= most"),
+        (lambda: Autoscale(least=0, most=0), "1 at most or more"),
     ],
 )
 def test_bad_input_is_refused(make, says: str) -> None:

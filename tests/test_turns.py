@@ -15,7 +15,8 @@ import pytest
 import breakeven
 from breakeven.hardware.placement import MemoryAt, Placed
 from breakeven.measure.events import BackendReady, BackendStopped, BlockStarted, TurnStarted, read_events
-from breakeven.measure.paired.blocks import BlockMetrics, FinishedBlock, blocks_of, pairs, ratios
+from breakeven.measure.paired.blocks import BlockMetrics, FinishedBlock, blocks_of
+from breakeven.measure.paired.pairs import pairs, ratios
 from breakeven.measure.paired.plan import MIN_ROUNDS, MOST_ROUNDS_A_TURN, Enough, LoadSoFar, Plan, TurnPlan, next_turn
 from breakeven.results.comparison import Comparison
 from breakeven.results.load import LoadStudy
@@ -48,8 +49,8 @@ def test_a_turn_has_as_many_rounds_as_leave_time_for_the_turns_still_wanted() ->
 
 
 def test_it_ends_by_precision_or_budget_and_leaves_out_what_is_known_well_enough() -> None:
-    assert next_turn(PLAN, [state(1, 4, 0.01, 1.0), state(4, 4, 0.01, 2.0)], 10.0) == Enough("precision")
-    turn = next_turn(PLAN, [state(1, 4, 0.01, 1.0), state(4, 4, 0.05, 2.0)], 10.0)
+    assert next_turn(PLAN, [state(1, 6, 0.01, 1.0), state(4, 6, 0.01, 2.0)], 10.0) == Enough("precision")
+    turn = next_turn(PLAN, [state(1, 6, 0.01, 1.0), state(4, 6, 0.05, 2.0)], 10.0)
     assert isinstance(turn, TurnPlan)
     assert turn.streams == (4,)
     assert next_turn(PLAN, [state(1, 3, 0.01, 1.0), state(4, 3, 0.01, 2.0)], 10.0) != Enough("precision")

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from breakeven.hardware.placement import MemoryAt, Placed
-from breakeven.measure.paired.blocks import winner_of
+from breakeven.measure.paired.pairs import winner_of
 from breakeven.results.comparison import ComparisonVerdict, ModelResult, Pair, SelfCheck
 from breakeven.runs.verdict import decide
 from breakeven.stats.estimate import Estimate

@@ -18,8 +18,9 @@ import pytest
 
 from breakeven.engines import openai_url
 from breakeven.engines.backend import Backend, tree_memory
+from breakeven.engines.kinds import ENGINES
 from breakeven.engines.source import parse_source
-from breakeven.engines.start import ENGINES, format_of, start, weights_of
+from breakeven.engines.start import format_of, start, weights_of
 from breakeven.engines.vllm.directory import WRITERS, config_of, provide
 from breakeven.engines.vllm.server import VllmServer, find_vllm, last_words
 from breakeven.errors import EngineError, NotSupportedError, UserError

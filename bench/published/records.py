@@ -231,6 +231,8 @@ def _observation(file: str, r: dict[str, Any], wait_s: float | None = None) -> O
     chip = chip_of(r["hardware"])
     if chip is None:
         return f"chip not known: {r['hardware']}"
+    if chip.slug.startswith("gtx-"):
+        return "a card without tensor cores"  # what later cards multiply on, and shares of a peak are of
     name = format_of(r.get("quant"), r["model"])
     if name is None:
         return f"format not known: {r.get('quant')}"

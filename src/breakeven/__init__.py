@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from breakeven.answer.cost import CostOptions as CostOptions
     from breakeven.answer.cost import cost as cost
     from breakeven.answer.study.init import ask
+    from breakeven.api.computed import claims as claims
     from breakeven.api.computed import decide as decide
     from breakeven.api.computed import decide_from_log as decide_from_log
     from breakeven.api.computed import predict as predict
@@ -46,10 +47,10 @@ if TYPE_CHECKING:
     from breakeven.results.cost import Api as Api
     from breakeven.results.cost import Own as Own
     from breakeven.results.cost import Rented as Rented
-    from breakeven.runs.calibrate import CalibrateOptions as CalibrateOptions
     from breakeven.runs.calibrate import calibrate as calibrate
     from breakeven.runs.capacity import CapacityOptions as CapacityOptions
     from breakeven.runs.load import LoadOptions as LoadOptions
+    from breakeven.runs.probed import CalibrateOptions as CalibrateOptions
     from breakeven.traffic.words import Words
 
     cache = CacheVerbs
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Api": ("results.cost", "Api"),
     "Autoscale": ("forecast.simulator.policy", "Autoscale"),
-    "CalibrateOptions": ("runs.calibrate", "CalibrateOptions"),
+    "CalibrateOptions": ("runs.probed", "CalibrateOptions"),
     "CapacityOptions": ("runs.capacity", "CapacityOptions"),
     "Placement": ("hardware.placement", "Placement"),
     "placement_of": ("hardware.placement", "placement_of"),
@@ -81,6 +82,7 @@ _HOMES = {
     "calibrate": ("runs.calibrate", "calibrate"),
     "capacity": ("api.measured", "capacity"),
     "check": ("api.measured", "check"),
+    "claims": ("api.computed", "claims"),
     "compare": ("api.measured", "compare"),
     "compare_under_load": ("api.measured", "compare_under_load"),
     "cost": ("answer.cost", "cost"),

@@ -26,12 +26,14 @@ DOUBT = " (a prediction: the lower end of its interval would not)"
 class Facts:
     """What is known of one candidate. None: not known, or does not apply; nothing is ruled out by what is not known.
 
-    `memory_bytes` is what one replica needs, `memory_available_bytes` what its devices have together.
+    `memory_bytes` is what one replica needs, `memory_available_bytes` what its devices have together, `memory_lacking`
+    which place is too small, in words.
     `capacity_per_s` is of one replica under the SLO; `usd_per_month` at the load of now.
     """
 
     memory_bytes: float | None = None
     memory_available_bytes: float | None = None
+    memory_lacking: str | None = None
     busy_w: float | None = None
     capacity_per_s: Estimate | None = None
     usd_per_month: Estimate | None = None
@@ -62,8 +64,8 @@ def _place(plan: StudyPlan, candidate: CandidatePlan) -> str | None:
 
 def _memory(plan: StudyPlan, facts: Facts) -> str | None:
     needed, limit = facts.memory_bytes, plan.constraints.memory_bytes
-    if needed is None:
-        return None
+    if facts.memory_lacking is not None or needed is None:
+        return facts.memory_lacking
     if facts.memory_available_bytes is not None and needed > facts.memory_available_bytes:
         return f"needs {_gb(needed)} of memory; the machine has {_gb(facts.memory_available_bytes)}"
     if limit is not None and needed > limit:
@@ -171,7 +173,12 @@ class Reasons:
 def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore) -> Reasons:
     """Everything that keeps a candidate from being chosen."""
     busy = found.power.busy_w if found.power is not None else None
-    lasting = Facts(memory_bytes=found.needed_bytes, memory_available_bytes=found.available_bytes, busy_w=busy)
+    lasting = Facts(
+        memory_bytes=found.needed_bytes,
+        memory_available_bytes=found.available_bytes,
+        memory_lacking=found.lacking,
+        busy_w=busy,
+    )
     ever = ruled_out(plan, found.plan, lasting)
     if found.capacity is not None and found.capacity.value <= 0:
         ever.append(_too_slow(plan.slo, found))
@@ -222,6 +229,8 @@ def result_of(
         cost=cost,
         notes=found.notes,
         kv=model.kv if model is not None else None,
+        placement=found.placement,
+        placed=None if model is None or model.lies is None else model.lies.placed(),
     )
 
 

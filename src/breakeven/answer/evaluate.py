@@ -71,9 +71,21 @@ class Evaluated:
         return round(self.traffic.prompt_tokens + self.traffic.output_tokens)
 
     @property
+    def lacking(self) -> str | None:
+        """Which place of a placed model is too small, with the numbers; what was measured had room."""
+        return None if self.model is None or self.plan.measured is not None else self.model.lacking()
+
+    @property
     def fits(self) -> bool:
         """True where its weights and one request's keys and values have room; an API always fits."""
+        if self.lacking is not None:
+            return False
         return self.needed_bytes is None or self.available_bytes is None or self.needed_bytes <= self.available_bytes
+
+    @property
+    def placement(self) -> str | None:
+        """Where its weights lie, in words; None where there is nothing to place."""
+        return None if self.model is None else self.model.placement_words(1, self.typical_tokens)
 
     def contender(self) -> Contender | None:
         """As the verdict sees it; None when it has no price or serves nothing."""
@@ -230,9 +242,12 @@ def placed(model: StepModel, context: float) -> StepModel:
 
 
 def room_bytes(model: StepModel) -> float | None:
-    """Bytes that weights and keys and values may take: on the devices, and on the host where weights lie there."""
-    usable = model.usable_bytes()
-    return None if usable is None else usable + model.residency.away_bytes
+    """Bytes that weights and keys and values may take: on the devices, and on the host where weights lie there.
+
+    What is paged from disk has no room anywhere.
+    """
+    usable, where = model.usable_bytes(), model.residency
+    return None if usable is None else usable + where.away_bytes - where.disk_bytes
 
 
 def _api_latency(study: StudyPlan, plan: CandidatePlan, output: float) -> list[LatencyPoint]:

@@ -75,8 +75,10 @@ def verdict_of(
     bill = f": {usd_text(cost.usd_per_hour)} an hour" if cost is not None else ""
     probably = "" if sure >= PROBABLE else "Probably "
     verb = "run" if best.capacity_per_s is not None else "use"
+    # Where somebody's weights lie in host memory, where the winner's lie is part of the answer.
+    lies = f", {best.placement}" if best.placement and any(c.placed is not None for c in candidates) else ""
     sentence = (
-        f"{probably}{verb if probably else verb.capitalize()} {winner} ({kind}) at {rate_text(load_per_s)}{bill}."
+        f"{probably}{verb if probably else verb.capitalize()} {winner} ({kind}{lies}) at {rate_text(load_per_s)}{bill}."
     )
     return Verdict(outcome=outcome, winner=winner, sentence=sentence, because=because)
 

@@ -26,7 +26,9 @@ from breakeven.traffic.words import Words, traffic_of
 from breakeven.traffic.workload import Slo, parse_slo
 
 if TYPE_CHECKING:
+    from breakeven.answer.claims import RunSpec
     from breakeven.answer.study.plan import StudyPlan
+    from breakeven.results.claims import ClaimFinding, Claims
     from breakeven.results.decision import Decision, LogDecision
 
 SIMULATED_S = 600.0
@@ -223,3 +225,43 @@ def decide_from_log(
     on_phase("writing", str(out))
     save_log_decision(result, Path(out))
     return result
+
+
+def claims(
+    name: str | None = None,
+    *,
+    run: bool = False,
+    on_claim: Callable[[str], None] = lambda name: None,
+    on_run: Callable[[str], None] = lambda text: None,
+) -> Claims:
+    """The sentences that people come with, judged by today's model: all, or the one called `name`.
+
+    `run`: also measure that one on this machine, where it can be; `on_run` hears first what it takes. Raises UserError
+    for an unknown name, and where nothing can be measured here.
+    """
+    from breakeven.answer.claims import claim_named, judge_claims, run_of
+
+    if not run:
+        return judge_claims(name, on_claim=on_claim)
+    if name is None:
+        raise UserError("--run measures one claim; name it (`breakeven claims` lists them)")
+    spec = claim_named(name).run
+    if spec is None:
+        raise UserError(f"{name} cannot be measured here; `breakeven claims {name}` says what would settle it")
+    takes = run_of(name, spec)
+    on_run(
+        f"Measuring here, {takes.measures}: about {takes.minutes:g} minutes, {takes.memory_bytes / 1e9:g} GB of memory."
+    )
+    return judge_claims(name, _measured(spec), on_claim)
+
+
+def _measured(run: RunSpec) -> list[ClaimFinding]:
+    """What a measurement on this machine says of a claim."""
+    from breakeven.answer.claims import compared_findings, profiled_findings
+    from breakeven.api.inspected import profile
+    from breakeven.api.measured import compare
+
+    if run.over is None:
+        return profiled_findings(run, profile(run.of).profiles)
+    result = compare([run.of, run.over], streams=run.streams, budget_s=60.0 * run.minutes / 2)
+    return compared_findings(run, result.pairs)

@@ -37,16 +37,34 @@ def serve(
     admin_port: int | None = None,
     check: bool = False,
     kv: str | None = None,
+    engine: str | None = None,
+    gpu_layers: str | int | None = None,
+    cpu_moe: str | int | None = None,
+    device: str | None = None,
+    tensor_split: str | None = None,
 ) -> int:
     """Serve a gateway file, models, or a saved decision, as `breakeven serve` does, until SIGTERM; the exit status.
 
-    `kv`: type of the keys and values of models that are started. With `check` what would be served is only checked. It
-    forks, so call it from a program that runs no threads and no event loop. Raises UserError for what cannot be served.
+    Of models that are started, `kv`: type of the keys and values; `engine`, None: the built-in llama.cpp; `gpu_layers`,
+    `cpu_moe`, `device`, `tensor_split`: where weights lie, as for `compare`. With `check` what would be served is only
+    checked. It forks, so call it from a program that runs no threads and no event loop. Raises UserError for what
+    cannot be served.
     """
     from breakeven.gateway.serve.run import run, source_of
 
     saved = None if decision is None else Path(decision)
-    read = source_of(what, saved, host=host, port=port, workers=workers, admin_port=admin_port, kv=kv)
+    placement = {"gpu_layers": gpu_layers, "cpu_moe": cpu_moe, "device": device, "tensor_split": tensor_split}
+    read = source_of(
+        what,
+        saved,
+        host=host,
+        port=port,
+        workers=workers,
+        admin_port=admin_port,
+        kv=kv,
+        engine=engine,
+        placement=placement,
+    )
     return run(read, check_only=check)
 
 

@@ -6,7 +6,7 @@ Each imports what it needs when it is called: describing this machine needs no e
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from breakeven.hardware.chips import Chip
     from breakeven.hardware.machine import Gpu, Machine, MachineSpec
     from breakeven.lab.experts import Surgery
+    from breakeven.measure.progress import ProgressState
     from breakeven.model.summary import Detail, Summary
 
 
@@ -222,21 +223,84 @@ class ExpertVerbs:
 
 
 def trace(
-    model: str, texts: Mapping[str, str] | Sequence[Path], *, threads: int | None = None, max_tokens: int = 2048
+    model: str,
+    texts: Mapping[str, str] | Sequence[Path],
+    *,
+    threads: int | None = None,
+    max_tokens: int = 2048,
+    engine: str | None = None,
+    gpu_layers: str | int | None = None,
+    cpu_moe: str | int | None = None,
+    device: str | None = None,
+    tensor_split: str | None = None,
+    on_progress: Callable[[ProgressState], None] = lambda state: None,
 ) -> TraceSummary:
     """Run texts through a model and tell how its experts are used: balance, dead experts, experts per step.
 
     `model`: a .gguf file, or a model to synthesise, in Q4_K_M unless it names or has another format. `texts`: by label,
-    or files that hold them. Each is cut at `max_tokens`. Raises UserError for an empty or unreadable text,
-    NotSupportedError for a dense model.
+    or files that hold them. Each is cut at `max_tokens`. `gpu_layers`: as for `compare`, "auto" being all where the
+    built-in llama.cpp has a GPU; the other words of a placement and other engines are refused. Raises UserError for
+    them and for an empty or unreadable text, NotSupportedError for a dense model.
     """
     from breakeven.engines.inside.client import trace as run
     from breakeven.engines.inside.summary import summarise
-    from breakeven.engines.start import gguf_of
 
-    path = gguf_of(model)
     labelled = texts if isinstance(texts, Mapping) else _texts(texts)
-    return summarise(run(path, labelled, threads=threads, max_tokens=max_tokens))
+    words = {"gpu_layers": gpu_layers, "cpu_moe": cpu_moe, "device": device, "tensor_split": tensor_split}
+    look = _Look(model, engine, words, on_progress)
+    return summarise(
+        run(
+            look.path,
+            labelled,
+            threads=threads,
+            max_tokens=max_tokens,
+            gpu_layers=look.gpu_layers,
+            on_step=look.on_step,
+        )
+    )
+
+
+class _Look:
+    """What is looked into: its file, written first if need be, how much of it lies on a GPU, and who is told."""
+
+    def __init__(
+        self,
+        model: str,
+        engine: str | None,
+        words: Mapping[str, str | int | None],
+        on_progress: Callable[[ProgressState], None],
+    ) -> None:
+        from breakeven.engines.borrowed import refuse_placement
+        from breakeven.engines.devices import check_embedded
+        from breakeven.engines.inside.client import ALL_LAYERS
+        from breakeven.engines.kinds import engine_named
+        from breakeven.engines.source import parse_source
+        from breakeven.engines.start import gguf_of
+        from breakeven.hardware.placement import placement_of
+        from breakeven.measure.progress import ProgressState
+
+        source = parse_source(model)
+        began, name = time.monotonic(), source.name
+        named = source.engine or engine
+        if named is not None and engine_named(named).name != "llama.cpp":
+            raise UserError(f"--engine {named}: only the built-in llama.cpp can be looked into; leave --engine out")
+        asked = placement_of(**{**words, **source.words})  # type: ignore[arg-type]
+        takes_no = "it takes --gpu-layers alone; leave the other out"
+        refuse_placement(asked, "the look inside", takes_no, taken=("--gpu-layers",))
+        if asked.cpu_moe is not None:
+            raise UserError(f"--cpu-moe: the look inside has no such setting; {takes_no}")
+        check_embedded(asked)
+        self.gpu_layers = asked.gpu_layers if isinstance(asked.gpu_layers, int) else ALL_LAYERS
+
+        def writing(done: int, total: int) -> None:
+            spent_s = time.monotonic() - began
+            on_progress(ProgressState("writing weights", spent_s, done_bytes=done, total_bytes=total, subject=name))
+
+        def step(what: str, share: float) -> None:
+            on_progress(ProgressState(what, time.monotonic() - began, subject=name, share=share))
+
+        self.on_step = step
+        self.path = gguf_of(source, writing)
 
 
 def _texts(paths: Sequence[Path]) -> dict[str, str]:
@@ -257,19 +321,41 @@ def _texts(paths: Sequence[Path]) -> dict[str, str]:
 
 
 def profile(
-    model: str, *, prompt_tokens: int = 128, steps: int | None = None, threads: int | None = None
+    model: str,
+    *,
+    prompt_tokens: int = 128,
+    steps: int | None = None,
+    threads: int | None = None,
+    engine: str | None = None,
+    gpu_layers: str | int | None = None,
+    cpu_moe: str | int | None = None,
+    device: str | None = None,
+    tensor_split: str | None = None,
+    on_progress: Callable[[ProgressState], None] = lambda state: None,
 ) -> ProfileSummary:
     """Time the parts of a model's decode and prefill steps: attention, router, experts, head and the rest.
 
-    `model` as for `trace`. `steps` None: 32 decode and 4 prefill. Raises UserError for numbers below 1.
+    `model`, engine and placement as for `trace`. `steps` None: 32 decode and 4 prefill. Raises UserError for numbers
+    below 1, and as `trace` does.
     """
     from breakeven.engines.inside.client import Phase
     from breakeven.engines.inside.client import profile as run
     from breakeven.engines.inside.summary import ProfileSummary
-    from breakeven.engines.start import gguf_of
 
-    path = gguf_of(model)
     phases: tuple[Phase, ...] = ("decode", "prefill")
+    words = {"gpu_layers": gpu_layers, "cpu_moe": cpu_moe, "device": device, "tensor_split": tensor_split}
+    look = _Look(model, engine, words, on_progress)
     return ProfileSummary(
-        profiles=[run(path, phase=each, prompt_tokens=prompt_tokens, steps=steps, threads=threads) for each in phases]
+        profiles=[
+            run(
+                look.path,
+                phase=each,
+                prompt_tokens=prompt_tokens,
+                steps=steps,
+                threads=threads,
+                gpu_layers=look.gpu_layers,
+                on_step=look.on_step,
+            )
+            for each in phases
+        ]
     )

@@ -17,6 +17,7 @@ from breakeven.cli.words import (
     Device,
     Engine,
     EngineFlags,
+    Full,
     GpuLayers,
     Kv,
     ModelName,
@@ -97,6 +98,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Directory for result, log and page.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     quiet: Quiet = False,
+    full: Full = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of the summary.")] = False,
 ) -> None:
     where = target_of(target, model)
@@ -152,4 +154,4 @@ def bench(
             on_phase=shown.phase,
             on_saved=saved.append,
         )
-    typer.echo(json_text(study)) if as_json else show(study, saved[0])
+    typer.echo(json_text(study)) if as_json else show(study, saved[0], full=full)

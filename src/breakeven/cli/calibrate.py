@@ -14,6 +14,7 @@ from breakeven.cli.words import (
     Engine,
     EngineFlags,
     GpuLayers,
+    Kv,
     Quiet,
     TensorSplit,
     duration,
@@ -53,6 +54,7 @@ def calibrate(
     format_name: Annotated[
         str | None, typer.Option("--format", help="Weight format of the probes.", show_default="Q4_K_M, BF16")
     ] = None,
+    kv: Kv = None,
     budget: Annotated[str, typer.Option(help="Time to spend; the first four probes run whatever it is.")] = "10m",
     out: Annotated[
         Path | None, typer.Option(help="File of the profile.", show_default="where --machine this finds it")
@@ -82,6 +84,7 @@ def calibrate(
         engine_flags=tuple(engine_flag or ()),
         urls=tuple(urls or ()),
         shapes=tuple(shape or ()),
+        kv=kv,
     )
     if list_only:
         typer.echo("\n".join(plan_lines(options)))

@@ -15,6 +15,7 @@ from breakeven.cli.words import (
     Device,
     Engine,
     EngineFlags,
+    Full,
     GpuLayers,
     Kv,
     ModelName,
@@ -86,6 +87,7 @@ def capacity(
     out: Annotated[Path | None, typer.Option(help="Directory for result and log.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted search.")] = False,
     quiet: Quiet = False,
+    full: Full = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of the summary.")] = False,
 ) -> None:
     from breakeven.traffic.words import option_seconds, parse_length
@@ -139,4 +141,4 @@ def capacity(
             on_phase=shown.phase,
             on_saved=saved.append,
         )
-    typer.echo(json_text(study)) if as_json else show(study, saved[0])
+    typer.echo(json_text(study)) if as_json else show(study, saved[0], full=full)

@@ -15,6 +15,7 @@ from breakeven.cli.words import (
     Device,
     Engine,
     EngineFlags,
+    Full,
     GpuLayers,
     Kv,
     Quiet,
@@ -94,6 +95,7 @@ def compare(
     charts: Annotated[bool, typer.Option("--charts", help="Also write each chart as an SVG file.")] = False,
     inside: Annotated[bool, typer.Option(help="Profile the models and trace their routing afterwards.")] = True,
     quiet: Quiet = False,
+    full: Full = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of the summary.")] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Compare the largest prepared pair that fits here.")] = False,
 ) -> None:
@@ -127,7 +129,7 @@ def compare(
             slots=slots,
             command=command(),
         )
-        _under_load(models or [], traffic, rounds, options, quiet=quiet, as_json=as_json)
+        _under_load(models or [], traffic, rounds, options, quiet=quiet, full=full, as_json=as_json)
         return
     if not re.fullmatch(r"\d+(,\d+)*", streams):
         raise UserError(f"--streams {streams!r}: give whole numbers separated by commas, such as 1,2,4,8")
@@ -171,7 +173,7 @@ def compare(
             on_progress=progress.update,
             on_saved=saved.append,
         )
-    typer.echo(json_text(result) + "\n") if as_json else show(result, saved[0])
+    typer.echo(json_text(result) + "\n") if as_json else show(result, saved[0], full=full)
 
 
 def _under_load(
@@ -181,6 +183,7 @@ def _under_load(
     options: breakeven.LoadOptions,
     *,
     quiet: bool,
+    full: bool,
     as_json: bool,
 ) -> None:
     """Candidates under the same traffic."""
@@ -197,7 +200,7 @@ def _under_load(
             on_phase=shown.phase,
             on_saved=saved.append,
         )
-    typer.echo(json_text(study)) if as_json else show(study, saved[0])
+    typer.echo(json_text(study)) if as_json else show(study, saved[0], full=full)
 
 
 def tokens(option: str, text: str | None) -> int | None:

@@ -17,6 +17,7 @@ from breakeven.cli.words import (
     Device,
     EngineByMachine,
     Format,
+    Full,
     GpuLayers,
     Kv,
     TensorSplit,
@@ -82,6 +83,7 @@ def cost(
     answer: Annotated[list[str] | None, typer.Option(help="MODEL=400: mean tokens of its answers.")] = None,
     what_if: Annotated[bool, typer.Option("--what-if", help="Precision, devices, speculation, price.")] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same traffic.")] = 0,
+    full: Full = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (breakeven.cost/1).")] = False,
 ) -> None:
     from breakeven.traffic.words import parse_rates, traffic_of
@@ -129,7 +131,7 @@ def cost(
 
         from breakeven.pages.predicted import print_cost
 
-        print_cost(result, Console())
+        print_cost(result, Console(), full=full)
 
 
 def _pricing(usd_per_hour: float | None, own: str | None) -> breakeven.Own | breakeven.Rented | None:

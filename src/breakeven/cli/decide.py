@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Assume, Quiet
+from breakeven.cli.words import Assume, Full, Quiet
 from breakeven.errors import UserError, expanded
 
 app = typer.Typer()
@@ -26,6 +26,7 @@ def decide(
         typer.Option("--from-log", help="A gateway's decision log: decide on that traffic.", show_default=False),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for result and page.", show_default=False)] = None,
+    full: Full = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     assume: Assume = False,
     quiet: Quiet = False,
@@ -62,7 +63,7 @@ def decide(
         # A link is named after the study that it leads to.
         directory = out or Path("results") / expanded(study).resolve().stem
         result = breakeven.decide(study, directory, assume=assume, on_phase=on_phase)
-        said = json_text(result) if json else summary(result, directory / PAGE)
+        said = json_text(result) if json else summary(result, directory / PAGE, full=full)
     if shown:
         sys.stderr.write("\r\x1b[K")
     typer.echo(said)

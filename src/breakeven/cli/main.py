@@ -33,6 +33,7 @@ VERBS: dict[str, Verb] = {
     "predict": Verb("breakeven.cli.predict", "Predict speed and memory on this machine or another, without a run."),
     "cost": Verb("breakeven.cli.cost", "Price models at a load, and say at which load the cheaper one changes."),
     "decide": Verb("breakeven.cli.decide", "Which model to run for a workload, and at what load the answer flips."),
+    "claims": Verb("breakeven.cli.claims", 'Judge the sentences people come with, such as "MoE is 10 times faster".'),
     "serve": Verb("breakeven.cli.serve", "Serve models behind one endpoint, each request where it is served best."),
     "simulate": Verb("breakeven.cli.simulate", "Simulate traffic on a predicted engine: percentiles, goodput, queue."),
     "explain": Verb("breakeven.cli.explain", "Say why the gateway sent a request where it did."),

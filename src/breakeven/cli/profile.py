@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import breakeven
+from breakeven.cli.words import GpuLayers, InsideCpuMoe, InsideDevice, InsideEngine, InsideTensorSplit, Quiet
 
 app = typer.Typer()
 
@@ -19,20 +20,40 @@ def profile(
         int | None, typer.Option(min=1, help="Steps to time; 32 decode and 4 prefill unless given.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all cores unless given.")] = None,
+    engine: InsideEngine = None,
+    gpu_layers: GpuLayers = None,
+    cpu_moe: InsideCpuMoe = None,
+    device: InsideDevice = None,
+    tensor_split: InsideTensorSplit = None,
+    quiet: Quiet = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Time the parts of MODEL's decode and prefill steps: attention, router, experts, head and the rest.
 
     Example: breakeven profile olmoe.gguf --prompt 256
     """
-    summary = breakeven.profile(model, prompt_tokens=prompt, steps=steps, threads=threads)
+    from rich.console import Console
+
+    from breakeven.pages.progress import Progress
+
+    with Progress(Console(stderr=True, highlight=False), quiet=quiet or json) as progress:
+        summary = breakeven.profile(
+            model,
+            prompt_tokens=prompt,
+            steps=steps,
+            threads=threads,
+            engine=engine,
+            gpu_layers=gpu_layers,
+            cpu_moe=cpu_moe,
+            device=device,
+            tensor_split=tensor_split,
+            on_progress=progress.update,
+        )
     if json:
         import msgspec
 
         typer.echo(msgspec.json.encode(summary).decode())
     else:
-        from rich.console import Console
-
         from breakeven.pages.inside import show_profile
 
         show_profile(summary, Console())

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import breakeven
+from breakeven.cli.words import CpuMoe, Device, GpuLayers, TensorSplit
 
 app = typer.Typer()
 
@@ -28,6 +29,13 @@ def serve(
     kv: Annotated[
         str | None, typer.Option("--kv", help="Of models: type of keys and values.", show_default="f16")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Of models: llama.cpp, llama-server, vllm, ...", show_default="llama.cpp")
+    ] = None,
+    gpu_layers: GpuLayers = None,
+    cpu_moe: CpuMoe = None,
+    device: Device = None,
+    tensor_split: TensorSplit = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the file.")] = False,
 ) -> None:
     """Serve models behind one endpoint, each request where it is predicted to be best.
@@ -46,5 +54,10 @@ def serve(
         admin_port=admin_port,
         check=check,
         kv=kv,
+        engine=engine,
+        gpu_layers=gpu_layers,
+        cpu_moe=cpu_moe,
+        device=device,
+        tensor_split=tensor_split,
     )
     sys.exit(status)

@@ -18,6 +18,7 @@ from breakeven.cli.words import (
     Devices,
     EngineByMachine,
     Format,
+    Full,
     GpuLayers,
     Kv,
     Output,
@@ -86,6 +87,7 @@ def simulate(
     step_tokens: Annotated[int | None, typer.Option(help="Tokens in a step.", show_default="by engine")] = None,
     kv_tokens: Annotated[int | None, typer.Option(help="Room for keys and values.", show_default="what fits")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same traffic.")] = 0,
+    full: Full = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (breakeven.simulate/1).")] = False,
 ) -> None:
     traffic = breakeven.Traffic(
@@ -136,7 +138,7 @@ def simulate(
 
         from breakeven.pages.predicted import print_simulation
 
-        print_simulation(study, Console())
+        print_simulation(study, Console(), full=full)
 
 
 def _scale(text: str, per_replica: int, start_up: str) -> breakeven.Autoscale:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import breakeven
+from breakeven.cli.words import GpuLayers, InsideCpuMoe, InsideDevice, InsideEngine, InsideTensorSplit, Quiet
 
 app = typer.Typer()
 
@@ -18,20 +19,40 @@ def trace(
     text: Annotated[list[Path], typer.Option("--text", help="A text file; repeat it to compare texts.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="Cut each text here.")] = 2048,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all cores unless given.")] = None,
+    engine: InsideEngine = None,
+    gpu_layers: GpuLayers = None,
+    cpu_moe: InsideCpuMoe = None,
+    device: InsideDevice = None,
+    tensor_split: InsideTensorSplit = None,
+    quiet: Quiet = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run texts through MODEL and show how its experts are used: balance, dead experts, experts per step.
 
     Example: breakeven trace olmoe.gguf --text english.txt --text code.py
     """
-    summary = breakeven.trace(model, text, threads=threads, max_tokens=max_tokens)
+    from rich.console import Console
+
+    from breakeven.pages.progress import Progress
+
+    with Progress(Console(stderr=True, highlight=False), quiet=quiet or json) as progress:
+        summary = breakeven.trace(
+            model,
+            text,
+            threads=threads,
+            max_tokens=max_tokens,
+            engine=engine,
+            gpu_layers=gpu_layers,
+            cpu_moe=cpu_moe,
+            device=device,
+            tensor_split=tensor_split,
+            on_progress=progress.update,
+        )
     if json:
         import msgspec
 
         typer.echo(msgspec.json.encode(summary).decode())
     else:
-        from rich.console import Console
-
         from breakeven.pages.inside import show_trace
 
         show_trace(summary, Console())

@@ -77,9 +77,15 @@ CpuMoe = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="Devices by the engine's names: CUDA0,CUDA1.")]
 TensorSplit = Annotated[str | None, typer.Option("--tensor-split", help="Shares of the layers by device: 3,1.")]
+# What the look inside does not know and refuses in a sentence of its own; its help leaves them out.
+InsideEngine = Annotated[str | None, typer.Option("--engine", hidden=True)]
+InsideCpuMoe = Annotated[str | None, typer.Option("--cpu-moe", hidden=True)]
+InsideDevice = Annotated[str | None, typer.Option("--device", hidden=True)]
+InsideTensorSplit = Annotated[str | None, typer.Option("--tensor-split", hidden=True)]
 Slots = Annotated[int | None, typer.Option(help="Requests an engine started here works on at once.")]
 Threads = Annotated[int | None, typer.Option(help="Engine threads.", show_default="all CPUs")]
 Tokenizer = Annotated[Path | None, typer.Option(help="tokenizer.json, where the server cannot be asked.")]
+Full = Annotated[bool, typer.Option("--full", help="All of the summary, not one screen of it.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Log = Annotated[Path | None, typer.Option("--log", help="The decision log's directory.", metavar="DIR")]
 

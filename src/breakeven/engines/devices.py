@@ -294,6 +294,19 @@ def check_devices(placement: Placement, gpus: Sequence[EngineDevice], engine: st
         )
 
 
+def check_embedded(placement: Placement) -> None:
+    """`check_devices` with what the embedded llama.cpp lists; it is asked only where the placement needs a device."""
+    if msgspec.structs.replace(placement, overrides=()) not in (Placement(), Placement(gpu_layers=0)):
+        check_devices(placement, [device for device in embedded_devices() if device.is_gpu], LLAMA_CPP, "built in")
+
+
+def check_user_binary(placement: Placement, flags: Sequence[str]) -> None:
+    """`check_devices` with what the user's llama-server lists with these flags. Raises UserError if there is none."""
+    binary = read_binary(find_llama_server())
+    gpus = [device for device in devices_with(binary, flags) if device.is_gpu]
+    check_devices(placement, gpus, LLAMA_SERVER, binary.build())
+
+
 def spelled(asked: Sequence[str], gpus: Sequence[EngineDevice]) -> list[str]:
     """The devices asked for, as the engine spells them. Raises UserError that names those there are."""
     known = {gpu.place.lower(): gpu.place for gpu in gpus}

@@ -8,8 +8,12 @@ that is not ours (vLLM, and whatever else is started by a command line) runs as 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
+import re
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,13 +28,16 @@ from typing import ClassVar
 
 from breakeven.engines import family
 from breakeven.engines.backend import Backend, MemoryUse, open_url, process_memory, tree_memory
-from breakeven.errors import EngineError
+from breakeven.errors import EngineError, UserError, expanded
 from breakeven.hardware import system
 
 READY_TIMEOUT_S = 1800.0
 _HEALTH_TIMEOUT_S = 10.0
 _FIRST_TOKEN_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 15.0
+TAIL_BYTES = 262_144
+"""Of a log's end that last words are looked for in."""
+_LINE_CHARACTERS = 300
 
 
 class KeptEngine(ABC):
@@ -252,6 +259,56 @@ def log_lines(log: Path, most_bytes: int) -> list[str]:
     except OSError:
         return []
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def telling_words(
+    log: Path, telling: re.Pattern[str], *, prefix: re.Pattern[str] | None = None, most: int = 4, latest: bool = False
+) -> str:
+    """The lines in a log's end that `telling` finds, else its last ones, as the tail of an error's one line.
+
+    `prefix`: what each line begins with and nobody needs. `most` lines, the first that tell or the `latest`.
+    """
+    found = [
+        line
+        for line in (prefix.sub("", line).strip() if prefix else line for line in log_lines(log, TAIL_BYTES))
+        if line
+    ]
+    if not found:
+        return f"; its log {log} is empty"
+    told = list(dict.fromkeys(line for line in found if telling.search(line)))
+    lines = (told[-most:] if latest else told[:most]) or found[-most:]
+    return f"; its log {log} says: {' | '.join(line[:_LINE_CHARACTERS] for line in lines)}"
+
+
+def python_command(title: str, variable: str, module: Sequence[str], words: Sequence[str] = ()) -> list[str]:
+    """The command line of an engine that is a Python package, `-m MODULE`, with an executable of its name.
+
+    In this order: what the environment variable names, a Python interpreter or the executable; the package in this
+    interpreter; the executable on the PATH. An executable gets `words`. Raises UserError when there is none.
+    """
+    package = module[-1].partition(".")[0]
+    if named := os.environ.get(variable):
+        found = shutil.which(str(expanded(named)))
+        if found is None:
+            raise UserError(f"{variable} is {named}, which is no executable; name a Python interpreter or {package}")
+        return [found, *(module if Path(named).name.startswith("python") else words)]
+    spec = importlib.util.find_spec(package)
+    if spec is not None and spec.origin is not None:  # a mere folder of that name has no origin
+        return [sys.executable, *module]
+    if executable := shutil.which(package):
+        return [executable, *words]
+    raise UserError(
+        f"{title} is not here; install it into this environment (pip install {package}), put {package} on the PATH, "
+        f"or name its Python interpreter in {variable}"
+    )
+
+
+def further_flags(variable: str) -> list[str]:
+    """Flags that the user has in an environment variable. Raises UserError for what no shell would read."""
+    try:
+        return shlex.split(os.environ.get(variable, ""))
+    except ValueError as error:
+        raise UserError(f"{variable} cannot be read ({error}); write it as on a command line") from None
 
 
 def free_port() -> int:

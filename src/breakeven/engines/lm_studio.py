@@ -49,6 +49,12 @@ def models_folder() -> Path:
     return home / "models"
 
 
+def refuse(placement: Placement) -> None:
+    """Raise UserError for an option of a placement: its API has none."""
+    instead = "its HTTP API leaves that to its own settings; leave it out, or use llama.cpp"
+    refuse_placement(placement, "LM Studio", instead)
+
+
 class LmStudioModel(BorrowedEngine):
     """Context manager: links `gguf` into LM Studio's folder, has it loaded, gives its `Backend`, takes it out after.
 
@@ -79,8 +85,7 @@ class LmStudioModel(BorrowedEngine):
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         address = os.environ.get(VARIABLE, ADDRESS).rstrip("/").removesuffix("/v1")
         super().__init__(address, name or gguf.stem, log, headers)
-        instead = "its HTTP API leaves that to its own settings; leave it out, or use llama.cpp"
-        refuse_placement(placement, "LM Studio", instead)
+        refuse(placement)
         self.gguf, self.context = gguf, max(context, LEAST_CONTEXT)
         self._slots, self._notice_timeout_s, self._tokenizer = slots, notice_timeout_s, tokenizer
         self._key = KEY if token else None

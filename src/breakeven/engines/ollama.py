@@ -52,6 +52,12 @@ def address_of(text: str | None) -> str:
     return f"{scheme.lower() or 'http'}://{f'[{host}]' if ':' in host else host}:{port}{parts.path.rstrip('/')}"
 
 
+def refuse(placement: Placement) -> None:
+    """Raise UserError for any option of a placement but --gpu-layers."""
+    instead = "it takes --gpu-layers alone; leave it out, or use llama.cpp"
+    refuse_placement(placement, "Ollama", instead, taken=("--gpu-layers",))
+
+
 class OllamaModel(BorrowedEngine):
     """Context manager: puts `gguf` into the Ollama that runs, loads it, gives its `Backend`, and removes it after.
 
@@ -81,8 +87,7 @@ class OllamaModel(BorrowedEngine):
     ) -> None:
         super().__init__(address_of(os.environ.get(VARIABLE)), name or gguf.stem, log)
         self.gguf = gguf
-        instead = "it takes --gpu-layers alone; leave it out, or use llama.cpp"
-        refuse_placement(placement, "Ollama", instead, taken=("--gpu-layers",))
+        refuse(placement)
         self.placement, self.layers = placement, layers
         self._slots, self._tokenizer = slots, tokenizer
         self.parameters: dict[str, object] = {"num_ctx": max(context, LEAST_CONTEXT)}

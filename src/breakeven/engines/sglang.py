@@ -6,21 +6,25 @@ because a flag that was asked for may not be what ran: it sizes its cache by the
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import shlex
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
 from breakeven.engines.backend import SGLANG, Backend, open_url
-from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, free_port, log_lines
-from breakeven.errors import UserError, expanded
+from breakeven.engines.keeper import (
+    READY_TIMEOUT_S,
+    KeptEngine,
+    free_port,
+    further_flags,
+    python_command,
+    telling_words,
+)
+from breakeven.errors import UserError
 
 VARIABLE = "BREAKEVEN_SGLANG"
 """Environment variable that may name a Python interpreter that has SGLang, or an `sglang` executable."""
@@ -29,9 +33,6 @@ ARGUMENTS = "BREAKEVEN_SGLANG_ARGS"
 
 _MODULE = ("-m", "sglang.launch_server")
 _TIMEOUT_S = 10.0
-_TAIL_BYTES = 262_144
-_LINES = 4
-_LINE_CHARACTERS = 300
 _PREFIX = re.compile(r"^\[\d{4}-\d\d-\d\d [\d:.]+[^\]]*\]\s*")
 _TELLING = re.compile(r"^(Fatal Python error|(\w+\.)*\w*(Error|Exception): |(\S+: )?error: )")
 _REPORTED = {
@@ -48,25 +49,8 @@ _REPORTED = {
 
 
 def find_sglang() -> list[str]:
-    """The command line that starts its server.
-
-    In this order: what BREAKEVEN_SGLANG names, the module `sglang` of this interpreter, the executable `sglang` on the
-    PATH. Raises UserError when there is none.
-    """
-    if named := os.environ.get(VARIABLE):
-        found = shutil.which(str(expanded(named)))
-        if found is None:
-            raise UserError(f"{VARIABLE} is {named}, which is no executable; name a Python interpreter or an sglang")
-        return [found, *_MODULE] if Path(named).name.startswith("python") else [found, "serve"]
-    spec = importlib.util.find_spec("sglang")
-    if spec is not None and spec.origin is not None:  # a mere folder called sglang has no origin
-        return [sys.executable, *_MODULE]
-    if executable := shutil.which("sglang"):
-        return [executable, "serve"]
-    raise UserError(
-        "SGLang is not here; install it into this environment (pip install sglang), put sglang on the PATH, "
-        f"or name its Python interpreter in {VARIABLE}"
-    )
+    """The command line that starts its server; see `python_command`. Raises UserError when there is none."""
+    return python_command("SGLang", VARIABLE, _MODULE, ("serve",))
 
 
 class SglangServer(KeptEngine):
@@ -116,20 +100,13 @@ class SglangServer(KeptEngine):
 
     def last_words(self) -> str:
         """The last log lines that matter, as the tail of an error's one line."""
-        found = [line for line in (_PREFIX.sub("", line).strip() for line in log_lines(self.log, _TAIL_BYTES)) if line]
-        if not found:
-            return f"; its log {self.log} is empty"
-        telling = list(dict.fromkeys(line for line in found if _TELLING.match(line)))[:_LINES] or found[-_LINES:]
-        return f"; its log {self.log} says: {' | '.join(line[:_LINE_CHARACTERS] for line in telling)}"
+        return telling_words(self.log, _TELLING, prefix=_PREFIX)
 
     def _bring_up(self) -> Backend:
         if not self.model.exists():
             raise UserError(f"{self.model} does not exist; give the directory of a Hugging Face model")
         command = find_sglang()
-        try:
-            flags = [*self.flags, *shlex.split(os.environ.get(ARGUMENTS, ""))]
-        except ValueError as error:
-            raise UserError(f"{ARGUMENTS} cannot be read ({error}); write it as on a command line") from None
+        flags = [*self.flags, *further_flags(ARGUMENTS)]
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         address = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", self.name]

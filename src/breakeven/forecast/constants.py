@@ -109,6 +109,11 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
     machines: int = 0
     spilled: bool = False
     """Of models that lie in part in host memory."""
+    repeat: float | None = None
+    """The part of `median` that is the machine's own: what the measurements it was held against are off by, from how
+    far they differ when they are repeated. None: nothing was measured twice."""
+    of_model: float | None = None
+    """What of `median` that does not explain."""
 
     def words(self) -> str:
         """How many records stand behind it, and how far off they were."""

@@ -46,10 +46,10 @@ from breakeven.forecast.terms import (
 )
 from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.formats.named import format_for, format_named, kv_element_bytes, kv_for, label
+from breakeven.model.formats.named import default_kv, format_for, format_named, kv_element_bytes, kv_for, label
 
-PROMPT_STEP_TOKENS = {"llama.cpp": 512, "vllm": 8192}
-"""Prompt tokens of one step: llama.cpp's n_ubatch, vLLM's max_num_batched_tokens on large devices."""
+PROMPT_STEP_TOKENS = {"llama.cpp": 512, "vllm": 8192, "mlx": 2048}
+"""Prompt tokens of one step: llama.cpp's n_ubatch, vLLM's max_num_batched_tokens on large devices, MLX's step size."""
 
 
 @dataclass(frozen=True)  # not slotted: `device_terms` is kept once computed
@@ -299,6 +299,21 @@ class StepModel:
         """Which place is too small for what lies there, with the numbers; None: none, or not known."""
         return None if self.lies is None else lacking(self.lies, self.rooms(), host_bytes(self.profile))
 
+    def placement_words(self, batch: float, context: float) -> str | None:
+        """Where it lies beside a CPU, such as "65/65 layers on the GPU"; None where there is nothing to place.
+
+        Of a model that does not fit devices which hold all or nothing: None.
+        """
+        if self.lies is not None:
+            return self.lies.placed().words()
+        usable = self.usable_bytes()
+        if usable is None or not apart(self.profile) or not self.fits(batch, context):
+            return None
+        if self.profile.engine != "llama.cpp":
+            return "wholly on the GPU" if self.devices == 1 else "wholly on the GPUs"
+        layers = len(self.spec.layers) + 1
+        return f"{layers}/{layers} layers on the GPU"
+
 
 @lru_cache(maxsize=512)
 def _place(
@@ -341,15 +356,16 @@ def step_model(
     """`spec` in a weight format under `profile`, one sequence's cache beside it. Raises UserError for what is unknown.
 
     `frequencies`: measured routing, a row of shares for each layer that routes; None: taken as even. `kv`: type of keys
-    and values, None: of 16 bits. `reserve`: tokens each cache is made for, None: those in use. `placement`: what
-    llama.cpp is told; on a machine whose devices share its memory, and in another engine, a UserError.
+    and values, None: as the checkpoint asks where the engine does so, else of 16 bits. `reserve`: tokens each cache is
+    made for, None: those in use. `placement`: what llama.cpp is told; on a machine whose devices share its memory, and
+    in another engine, a UserError.
     """
     chosen = format_named(format_name).name
     if placement != AUTO:
         _placeable(profile)
     # To GPU engines MXFP4 is another mixture than to llama.cpp, and a file of llama.cpp's nothing at all.
     stored = chosen if profile.engine == "llama.cpp" else format_for(profile.engine, chosen).name
-    kept = kv_for(profile.engine, kv or "f16", spec)
+    kept = kv_for(profile.engine, kv or default_kv(spec, profile.engine, stored), spec)
     terms = terms_of(spec, stored, kv_element_bytes(kept))
     if frequencies is not None:
         terms = with_frequencies(terms, spec, frequencies)

@@ -21,7 +21,6 @@ from breakeven.forecast.model import StepModel
 from breakeven.forecast.serving import (
     END_PRECISION,
     MOST_REQUESTS,
-    TIMES_IN_FLIGHT,
     WARM_SHARE,
     TrialReplica,
     capacity_with_ends,
@@ -42,12 +41,20 @@ FLEET_PRECISION = 0.05
 """Between the highest rate seen to keep the level and the lowest seen to miss it; the answer lies between by shares."""
 FLEET_TRIALS = 12
 FAR = 1.3
+"""Between a rate that is kept and one that is not, from which shares say nothing of what is between."""
+FLEET_TIMES = 4.0
+"""A run has this many times the requests that full replicas have in flight. Few are full within a level: of one, whose
+requests are the cheapest, `TIMES_IN_FLIGHT`."""
 FULL = 0.985
 """Of the saturation rate: a fleet that carries this much a replica cannot carry much more with another one."""
-FLAT = 1.01
-"""A fleet that carries no more than this much more a replica than the one before has pooled what there was to pool."""
-STEEP = 1.1
+FLAT = 1.03
+"""A fleet of twice the size that carries no more than this much more a replica: the form knows the rest as well."""
+NEAR = 0.8
+"""Of the saturation rate: from here one flat step is enough, below it takes two."""
+STEEP = 1.25
 """Growth of what a replica carries from one size to its double, from which the size between them is simulated too."""
+ENDS_AT = 4
+"""Replicas of the largest fleet at which the ends of the interval are searched."""
 LARGER = (24, 32, 48, 64)
 """Tried where no smaller fleet carries anything."""
 APART_S = 1e6
@@ -92,7 +99,7 @@ def stream_of(
     asked, policy = one.requests, one.policy
     mean = float(np.mean(asked.prompt_tokens_N + asked.output_tokens_N))
     in_flight = policy.max_sequences if policy.kv_tokens is None else min(policy.max_sequences, policy.kv_tokens / mean)
-    times = float(TIMES_IN_FLIGHT)
+    times = FLEET_TIMES
     if asked.think_s_N is not None:
         # Conversations are in flight for as long as all of their turns take.
         in_flight += saturation_per_s(one) * float(np.mean(asked.think_s_N))
@@ -158,7 +165,7 @@ def _pooled(
     stream: Stream, top: float, slo: Slo, good_share: float, first: float, sizes: Sequence[int]
 ) -> dict[int, float]:
     """What larger fleets carry of n times the saturation of one, by n; `first`: what one does."""
-    found = {1: first}
+    found, flat = {1: first}, 0
     for n in (*sizes, *LARGER):
         last = max(found)
         if not stream.fills(n) or (n > max(sizes) and found[last] > 0):
@@ -166,7 +173,9 @@ def _pooled(
         if n < 2 * last and (found[last] > 0 or n not in sizes):
             continue
         found[n] = _share_of_saturation(stream.before(n), top, slo, good_share, found[last], _next(found, n))
-        if found[n] >= FULL or (found[last] > 0 and found[n] < FLAT * found[last]):
+        flat = flat + 1 if found[last] > 0 and found[n] < FLAT * found[last] else 0
+        # Far below saturation one flat step may be luck.
+        if found[n] >= FULL or flat > (found[n] < NEAR):
             break
     # Where the form between two sizes spans much, the one between them too.
     for n in sizes:
@@ -197,15 +206,19 @@ def _with_ends(
         return [first]
     outer: list[tuple[float, float, float]] = []
     for (end, top), at_1 in zip(ends[1:], (first.least, first.most), strict=True):
-        alone_x = at_1 / top if top > 0 else 0.0
-        fleet = replace(stream.before(largest), model=end.model)
-        most_x = _share_of_saturation(fleet, top, slo, good_share, alone_x, found[largest], END_PRECISION)
-        outer.append((top, alone_x, max(most_x, alone_x)))
+        x_1 = at_1 / top if top > 0 else 0.0
+        x_k = 0.0
+        for k in dict.fromkeys((max(n for n in found if n <= ENDS_AT), largest)):
+            if k > 1 and x_k <= 0:
+                fleet = replace(stream.before(k), model=end.model)
+                guess = min(1.0, x_1 * found[k] / found[1]) if found[1] > 0 and x_1 > 0 else found[k]
+                x_k = _share_of_saturation(fleet, top, slo, good_share, x_1, guess, END_PRECISION)
+                gain = max(0.0, x_k - x_1) / (1.0 - k**-0.5)
+        outer.append((top, x_1, gain))
     spans = [first]
     for n in sorted(found)[1:]:
-        # Between the sizes as a - b / sqrt(n).
-        way = (1.0 - n**-0.5) / (1.0 - largest**-0.5)
-        low, high = (n * top * _between(x_1, x_n, way) for top, x_1, x_n in outer)
+        # Between the sizes, and beyond, as a - b / sqrt(n).
+        low, high = (n * top * min(1.0, x_1 + gain * (1.0 - n**-0.5)) for top, x_1, gain in outer)
         spans.append(bracketed(n * found[n] * ends[0][1], low, high))
     return spans
 
@@ -241,8 +254,11 @@ def _share_of_saturation(
         return 0.0
     if guess is None or least <= 0:
         near = guess * highest if guess else None
-        return highest_that_meets(lambda r: fleet.good_share(r, slo) >= good_share, highest, precision, near) / highest
-    return climb(lambda x: fleet.good_share(x * highest, slo) - good_share, least, most, guess, precision)
+        return (
+            highest_that_meets(lambda r: fleet.good_share(r, slo, good_share) >= good_share, highest, precision, near)
+            / highest
+        )
+    return climb(lambda x: fleet.good_share(x * highest, slo, good_share) - good_share, least, most, guess, precision)
 
 
 def climb(over: Callable[[float], float], least: float, most: float, guess: float, precision: float) -> float:

@@ -6,12 +6,13 @@ beside a prediction: how its constants came about, extrapolation, approximation,
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from breakeven.errors import UserError
-from breakeven.forecast.asked import LLAMA_CPP, asked_model, assumed_notes, model_on, profiles_for
+from breakeven.forecast.asked import LLAMA_CPP, asked_model, known_notes, model_on, profiles_for, why_of
 from breakeven.forecast.constants import Profile, Range
 from breakeven.forecast.devices import host_bytes
 from breakeven.forecast.memory import Memory
@@ -19,8 +20,8 @@ from breakeven.forecast.model import StepModel
 from breakeven.forecast.residency import HOST_BYTES_PER_S, OFFLOAD_TOKENS
 from breakeven.forecast.routing import Routing, routing_known, skewed
 from breakeven.forecast.terms import Floats, Parts
-from breakeven.hardware.chips import backend_of
 from breakeven.hardware.placement import AUTO, HOST, Placement
+from breakeven.model.formats.caches import DO_AS_ASKED, KV_TYPES
 from breakeven.model.formats.gpu import MLX, GpuFormat
 from breakeven.model.formats.named import OwnFormat, format_named
 from breakeven.results.predicted import Bound, PredictedPoint, PredictedRatio, Prediction
@@ -35,7 +36,6 @@ QUANTITIES = {
 }
 MINOR = 0.05
 """Number types with less of a model's bytes go unmentioned."""
-PHASES = ("decode", "prefill")
 WHOLE_KV = ("f32", "f16", "bf16")
 """Types of keys and values that an engine uses as they are."""
 SLACK = 1.25
@@ -62,35 +62,12 @@ def origin_text(profile: Profile) -> str:
 def notes_of(model: StepModel, batch: int, context: int) -> list[str]:
     """What a reader of one point must know."""
     return [
-        *assumed_notes(model.spec),
+        *known_notes(model),
         *_room(model, batch, context),
         *_extrapolations(model, batch, context),
         *_types(model),
-        *_unknown(model),
         *_approximations(model, batch),
     ]
-
-
-def why_of(model: StepModel) -> list[str]:
-    """What stands behind a model's predictions: by phase the class, its records, and how far they were off."""
-    return [f"{phase}: {_class(model)}, {model.error(phase).words()}" for phase in PHASES]
-
-
-def _class(model: StepModel) -> str:
-    profile, kind = model.profile, "MoE models" if model.terms.moe else "dense models"
-    if profile.origin.how == "probes" or profile.chip is None:
-        return f"probed {kind}"
-    where = f"on {profile.chip.chip_class} machines" if model.residency.whole else "in part in host memory"
-    return f"{kind} {where} ({backend_of(profile.chip) or profile.engine}) under {profile.engine}"
-
-
-def _unknown(model: StepModel) -> list[str]:
-    """That nobody published a speed of such models on such machines: the band is of others, and wide."""
-    missing = [phase for phase in PHASES if not model.error(phase).n]
-    if model.profile.origin.how == "probes" or not missing:
-        return []
-    of = f"published {missing[0]} speed" if len(missing) == 1 else "published speed"
-    return [f"no {of} of {_class(model)}: typical of others, a wide band; calibrate where you can"]
 
 
 def _room(model: StepModel, batch: int, context: int) -> list[str]:
@@ -200,8 +177,14 @@ def _approximations(model: StepModel, batch: int) -> list[str]:
     chosen = format_named(model.format)
     if isinstance(chosen, GpuFormat) and (engine == LLAMA_CPP or chosen.home == MLX):
         notes.append(f"{engine} does not read {model.format}: these are the times of as many bytes")
-    if model.kv not in WHOLE_KV:
-        notes.append(f"{model.kv} keys and values: the time of their bytes; what unpacking them takes is not in it")
+    probed = model.profile.origin.kv or "f16"
+    if probed not in WHOLE_KV and model.kv != probed:
+        notes.append(f"the rate of keys and values was measured with {probed}, not {model.kv}")
+    elif model.kv not in WHOLE_KV and model.kv != probed:
+        said = ", as its checkpoint asks" if model.kv == model.spec.kv_cache else ""
+        notes.append(f"{model.kv} keys and values{said}: the time of their bytes; what unpacking takes is not in it")
+    elif (own := model.spec.kv_cache) is not None and own not in KV_TYPES and engine in DO_AS_ASKED:
+        notes.append(f"its checkpoint asks for {own} keys and values, which are not known here: counted as {model.kv}")
     if model.split == "layers":
         notes.append(f"{model.devices} devices work one after the other on their layers: more memory, no more speed")
     elif model.split != "none":
@@ -218,22 +201,31 @@ def speed_ratio(of: StepModel, over: StepModel, batch: float, context: float) ->
     other's, so squares add; in two engines they share nothing. Where the routing of one is not known and the profile
     comes from probes, that model may be as fast as uneven routing makes it.
     """
-    value = float(over.step_s(batch, context) / of.step_s(batch, context))
-    errors = of.error("decode"), over.error("decode")
+    return _ratio(of, over, "decode", lambda m: float(m.step_s(batch, context)))
+
+
+def prefill_ratio(of: StepModel, over: StepModel, prompt: float) -> Estimate:
+    """The same of reading one prompt, which is another world where weights lie in host memory."""
+    return _ratio(of, over, "prefill", lambda m: float(m.prefill_s(prompt)))
+
+
+def _ratio(of: StepModel, over: StepModel, phase: str, seconds: Callable[[StepModel], float]) -> Estimate:
+    value = seconds(over) / seconds(of)
+    errors = of.error(phase), over.error(phase)
     same = of.profile.engine == over.profile.engine
     # What host memory adds to one alone does not cancel.
     same = same and of.residency.whole == over.residency.whole
     width = math.hypot(*(error.between_models if same else error.log_half_width for error in errors))
-    fast, fast_over = _fastest(of, batch, context), _fastest(over, batch, context)
-    return Estimate(value=value, low=value * math.exp(-width) * fast_over, high=value * math.exp(width) / fast)
+    low = value * math.exp(-width) * _fastest(over, seconds)
+    return Estimate(value=value, low=low, high=value * math.exp(width) / _fastest(of, seconds))
 
 
-def _fastest(model: StepModel, batch: float, context: float) -> float:
-    """Step time under uneven routing over that under even routing; 1 where routing is known or in the errors."""
+def _fastest(model: StepModel, seconds: Callable[[StepModel], float]) -> float:
+    """Time under uneven routing over that under even routing; 1 where routing is known or in the errors."""
     if model.profile.origin.how != "probes" or routing_known(model.terms):
         return 1.0
     uneven = replace(model, terms=skewed(model.terms), scale=1.0)
-    return float(uneven.step_s(batch, context) * model.scale / model.step_s(batch, context))
+    return seconds(uneven) * model.scale / seconds(model)
 
 
 def predict(
@@ -288,7 +280,7 @@ def predict(
         }
         for name, model in steps.items():
             points += points_of(model, name, machine, batches, contexts, prompt)
-        ratios += _ratios(steps, machine, batches, contexts)
+        ratios += _ratios(steps, machine, batches, contexts, prompt)
     return Prediction(
         version=__version__,
         points=points,
@@ -310,22 +302,30 @@ def points_of(
 
 
 def _ratios(
-    models: Mapping[str, StepModel], machine: str, batches: Sequence[int], contexts: Sequence[int]
+    models: Mapping[str, StepModel],
+    machine: str,
+    batches: Sequence[int],
+    contexts: Sequence[int],
+    prompt: int | None,
 ) -> list[PredictedRatio]:
     first, *others = models
-    return [
-        PredictedRatio(
-            model=name,
-            over=first,
-            machine=machine,
-            batch=b,
-            context=c,
-            decode=speed_ratio(models[name].placed(b, c), models[first].placed(b, c), b, c),
-        )
-        for name in others
-        for c in contexts
-        for b in batches
-    ]
+    found = []
+    for name in others:
+        for c, b in itertools.product(contexts, batches):
+            of, over = models[name].placed(b, c), models[first].placed(b, c)
+            found.append(
+                PredictedRatio(
+                    model=name,
+                    over=first,
+                    machine=machine,
+                    batch=b,
+                    context=c,
+                    decode=speed_ratio(of, over, b, c),
+                    prefill=prefill_ratio(of, over, prompt or c),
+                    prompt=prompt or c,
+                )
+            )
+    return found
 
 
 def _point(model: StepModel, name: str, machine: str, batch: int, context: int, prompt: int) -> PredictedPoint:
@@ -362,6 +362,7 @@ def _point(model: StepModel, name: str, machine: str, batch: int, context: int, 
         placed=None if model.lies is None else model.lies.placed(),
         host_bytes=0.0 if model.lies is None else model.lies.memory[HOST].total,
         lacking=_lacking(model, batch, context),
+        placement=model.placement_words(batch, context),
     )
 
 

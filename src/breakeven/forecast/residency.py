@@ -56,6 +56,8 @@ class Residency:
     experts_disk: float = 0.0
     away_bytes: float = 0.0
     """What left the device, the embedding table included."""
+    disk_bytes: float = 0.0
+    """Of those, what host memory does not hold either: read from disk for every token."""
     kv_host: float = 0.0
     handovers: int = 0
     by_device: tuple[float, ...] = ()
@@ -101,6 +103,7 @@ def residency_of(placed: PlacedModel, spec: ModelSpec, host_bytes: float | None)
         experts_host=experts_away * (1.0 - on_disk),
         experts_disk=experts_away * on_disk,
         away_bytes=host.weights,
+        disk_bytes=on_disk * host.weights,
         kv_host=_share(sum(kv), sum(placed.kv_by_layer)),
         handovers=2 * len(parted) + passed,
         by_device=tuple(_share(n, layers) for n in placed.layers_by_device.values()) if several else (),

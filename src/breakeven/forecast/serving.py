@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.simulator.policy import Fleet, Policy
 from breakeven.forecast.simulator.results import Simulation
-from breakeven.forecast.simulator.run import simulate
+from breakeven.forecast.simulator.run import Run, simulate
 from breakeven.forecast.simulator.state import Requests, requests_of_schedule
 from breakeven.results.decision import LatencyPoint
 from breakeven.stats.estimate import Estimate, around, bracketed, exactly
@@ -58,10 +58,14 @@ class TrialReplica:
     requests: Requests
     replicas: int = 1
 
+    def begun(self, rate_per_s: float) -> Run:
+        """The same requests at another mean rate, not served yet."""
+        requests = replace(self.requests, arrival_s_N=self.requests.arrival_s_N / rate_per_s)
+        return Run(requests, self.model, self.policy, Fleet(replicas=self.replicas, balancing="gateway"))
+
     def run(self, rate_per_s: float) -> Simulation:
         """The same requests at another mean rate."""
-        requests = replace(self.requests, arrival_s_N=self.requests.arrival_s_N / rate_per_s)
-        return simulate(requests, self.model, self.policy, Fleet(replicas=self.replicas, balancing="gateway"))
+        return self.begun(rate_per_s).result()
 
     def counted(self, run: Simulation) -> NDArray[np.bool_]:
         """Requests that arrive when the replica is warm and others still come."""
@@ -70,10 +74,33 @@ class TrialReplica:
         with np.errstate(invalid="ignore"):
             return (run.arrival_s_N >= first_s + WARM_SHARE * (last_s - first_s)) & (run.arrival_s_N <= last_s)
 
-    def good_share(self, rate_per_s: float, slo: Slo) -> float:
-        """Share of requests that keep `slo` at a rate."""
-        run = self.run(rate_per_s)
-        return run.good_share(slo, self.counted(run))
+    def good_share(self, rate_per_s: float, slo: Slo, enough: float = 0.0) -> float:
+        """Share of requests that keep `slo` at a rate.
+
+        Once it is certain to be below `enough` the run ends: what comes back then is below it, and only about right.
+        """
+        run = self.begun(rate_per_s)
+        if enough <= 0 or run.requests.depends:
+            whole = run.result()
+            return whole.good_share(slo, self.counted(whole))
+        arrival_s_N = run.requests.arrival_s_N
+        counted_N = arrival_s_N >= arrival_s_N[0] + WARM_SHARE * (arrival_s_N[-1] - arrival_s_N[0])
+        most = (1.0 - enough) * int(np.sum(counted_N))
+        told: list[float] = []
+
+        def certain(run: Run) -> bool:
+            late = int(np.sum(run.late(slo) & counted_N))
+            if late <= most + 1.0:
+                return False
+            came = int(np.sum(counted_N & (arrival_s_N <= run.arrival_s[run.reached])))
+            told.append(min(1.0 - late / max(came, late), enough - 1e-9))
+            return True
+
+        run.play(to_end=True, stop=certain)
+        if told:
+            return told[0]
+        whole = run.outcome()
+        return whole.good_share(slo, self.counted(whole))
 
 
 def replica_of(
@@ -202,7 +229,7 @@ def capacity_per_s(
         return highest
 
     def meets(rate: float) -> bool:
-        return replica.good_share(rate, slo) >= good_share
+        return replica.good_share(rate, slo, good_share) >= good_share
 
     return highest_that_meets(meets, highest, precision, guess)
 

@@ -17,7 +17,7 @@ each on average. n = D + P tokens pass through the weights. With occupancy u (sh
     bytes   = W_f + W_r u(n)                         weights
     t_mem   = sum over number types (bytes * type_cost) / weight_bytes_per_s + KV(D, C_D) / kv_bytes_per_s
     t_flops = F_V / decode_flops_per_s + (F_T + F_P) / prefill_flops_per_s
-              F_V of the first vector_rows sequences, F_T of those beyond, F_P of the prompt's tokens,
+              F_V: the first vector_rows sequences, F_T: those beyond, F_P: the prompt;
               F by number type and place, each at its cost (type_compute, tile_cost, expert_compute)
     t = max(t_mem, t_flops) + (1 - overlap) min(t_mem, t_flops)
         + step_s + layer_s L + moe_layer_s L_moe + mixer_layer_s L_mixer + expert_s (experts touched)
@@ -233,6 +233,7 @@ def residency(terms: Terms, room_bytes: float, host_bytes: float | None) -> Resi
         experts_host=experts_share * in_host,
         experts_disk=experts_share * (1.0 - in_host),
         away_bytes=min(over, terms.total_bytes),
+        disk_bytes=min(over, terms.total_bytes) * (1.0 - in_host),
     )
 
 
@@ -310,14 +311,12 @@ def step_parts(
     plain = terms.token_flops * tiled * plain_here
     in_experts = terms.token_flops * routed * routed_here
     vector = math.inf if constants.vector_rows is None else float(constants.vector_rows)
-    in_tiles = np.maximum(d - vector, 0.0)
-    flops_d = plain * (d - in_tiles) + d * attention_d
+    in_tiles, by_row = np.maximum(d - vector, 0.0), np.where(n <= vector, d, 0.0)
+    flops_d = plain * (d - in_tiles) + in_experts * by_row + d * attention_d
     if constants.tile > 1:
         flops_d = flops_d + terms.token_flops * (single - tiled) * plain_here * np.mod(d, constants.tile)
     # A prompt needs the output head for its last token alone, which is nothing beside the prompt.
     flops_p = plain * (in_tiles + p) + p * (attention_p - terms.head_flops * head * plain_here)
-    by_row = np.where(n <= vector, d, 0.0)
-    flops_d = flops_d + in_experts * by_row
     flops_p = flops_p + in_experts * (n - by_row) * np.where(n <= vector, 1.0, filled)
     compute_s = flops_d / constants.decode_flops_per_s + flops_p / constants.prefill_flops_per_s
     overhead_s = (

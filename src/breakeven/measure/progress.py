@@ -16,6 +16,8 @@ class RatioRow:
     pairs: int
     label: str = ""
     """What is over what, such as "olmoe-1b-7b over llama-3.2-1b"; empty when there is only one pair."""
+    left_out: int = 0
+    """Pairs beside those that a neighbour on the machine disturbed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class ProgressState:
     rows: tuple[RatioRow, ...] = ()
     subject: str = ""
     """The model that the phase is about, if it is about one."""
+    share: float | None = None
+    """How much of the phase is done, where it is known and not in bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -199,7 +199,8 @@ class Quantization:
 class ModelSpec:
     """An architecture. `family` names an entry of `breakeven.model.layouts.registry.FAMILIES`.
 
-    `stored`: the file's own tensors when it was read from one; `quantization`: as published, when it says.
+    `stored`: the file's own tensors when it was read from one; `quantization`: as published, when it says;
+    `kv_cache`: the type of keys and values that its checkpoint asks for.
     `assumed`: keys that were passed over because the user said so.
     """
 
@@ -226,6 +227,7 @@ class ModelSpec:
     mtp: Mtp | None = None
     stored: FileTensors | None = None
     quantization: Quantization | None = None
+    kv_cache: str | None = None
     assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

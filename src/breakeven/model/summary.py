@@ -94,6 +94,7 @@ class Summary:
     published_source: str | None = None
     native_format: str | None = None
     licence: str | None = None
+    native_kv: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +192,7 @@ def summarise(name: str, spec: ModelSpec, facts: ModelFacts | None = None) -> Su
         published_source=facts.total_source if facts else None,
         native_format=native_format(spec),
         licence=facts.licence if facts else None,
+        native_kv=spec.kv_cache,
     )
 
 

@@ -13,7 +13,8 @@ from breakeven.forecast.constants import Constants, Error, Origin
 from breakeven.hardware.reader import read_machine
 from breakeven.model.arithmetic import active_params, file_bytes, total_params
 from breakeven.pages.words import seconds_text
-from breakeven.runs.calibrate import CalibrateOptions, Calibration, plan
+from breakeven.runs.calibrate import Calibration
+from breakeven.runs.probed import CalibrateOptions, plan
 
 SCHEMA = "breakeven.calibrate/1"
 
@@ -47,8 +48,9 @@ def calibration_lines(found: Calibration) -> list[str]:
         "Left out of the fit, one probe at a time, and predicted:"
         if models > 1
         else "Of one model nothing can be left out: what the fit leaves over of it, and a width that is judged:",
-        f"  {'':<28}{'median error':>13}{'90 % within':>13}{'covered':>9}{'probes':>8}",
+        f"  {'':<24}{'median error':>13}{'machine':>9}{'model':>7}{'90 % within':>13}{'covered':>9}{'probes':>8}",
         *(_error_line(error) for error in profile.errors),
+        *_error_words(profile.errors),
     ]
     if origin.at_prior:
         lines += ["", f"The data could not tell, and stand at their prior: {', '.join(origin.at_prior)}."]
@@ -135,7 +137,18 @@ def error_words(error: Error) -> str:
 def _error_line(error: Error) -> str:
     covered = "-" if error.coverage is None else f"{error.coverage:.0%}"
     within = f"x{math.exp(error.log_half_width):.2f}"
-    return f"  {error_words(error):<28}{error.median:>13.1%}{within:>13}{covered:>9}{error.n:>8}"
+    machine, model = ("-" if part is None else f"{part:.1%}" for part in (error.repeat, error.of_model))
+    row = f"{error.median:>13.1%}{machine:>9}{model:>7}{within:>13}{covered:>9}{error.n:>8}"
+    return f"  {error_words(error):<24}{row}"
+
+
+def _error_words(errors: Sequence[Error]) -> list[str]:
+    """What the parts of the error are."""
+    if all(error.repeat is None for error in errors):
+        return [
+            "  Nothing was measured twice, so the machine's part of the error is not known; give a longer --budget."
+        ]
+    return ["  machine: what the measurements themselves are off by, from repeating them; model: the rest."]
 
 
 def _noise_words(found: Calibration) -> str:

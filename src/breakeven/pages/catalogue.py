@@ -230,6 +230,12 @@ def print_detail(model: Detail, console: Console, full: bool = False) -> None:
             f"{number(at.decode_flops / 1e9)} GFLOP a decoded token, {number(at.prefill_flops / 1e9)} a prompt token",
             highlight=False,
         )
+    if (asked := model.summary.native_kv) is not None:
+        console.print(
+            f"Its checkpoint asks for {asked} keys and values; vLLM, SGLang and TensorRT-LLM do so unless told not to.",
+            highlight=False,
+            markup=False,
+        )
     if model.state_bytes:
         console.print(f"State of a sequence, at any length: {bytes_text(model.state_bytes)}", highlight=False)
     for line in _published(model):

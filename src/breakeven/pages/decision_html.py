@@ -202,7 +202,7 @@ def about(candidate: CandidateResult) -> list[tuple[str, str]]:
             if candidate.capacity_per_s is not None
             else ("One replica", f"capacity {words.NOT_AVAILABLE}{most}"),
         ]
-    return rows + [("Note", note) for note in candidate.notes]
+    return rows + [("Note", note) for note in say.notes_of(candidate)]
 
 
 def flip_cell(flip: Flip) -> Cell:

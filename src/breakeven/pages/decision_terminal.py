@@ -5,6 +5,7 @@ One made again on logged traffic says first what the log held, and what each fle
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from breakeven.pages.decision_words import (
     latency_at,
     load_words,
     memory_text,
+    notes_of,
     pricing_text,
     quality_text,
     region_line,
@@ -32,40 +34,50 @@ from breakeven.pages.decision_words import (
     value_of,
 )
 from breakeven.pages.load_words import ended
-from breakeven.pages.terminal import LONGEST_NAME, Say, listed, packed, say_on, say_tables, shortened
+from breakeven.pages.terminal import (
+    LONGEST_NAME,
+    Passage,
+    Say,
+    listed_parts,
+    packed,
+    print_parts,
+    say_tables,
+    shortened,
+)
 from breakeven.pages.words import number, percent_text
 from breakeven.results.decision import CandidateResult, Decision, LogDecision, LoggedFleet
 from breakeven.stats.estimate import Estimate
 
 NOTHING = "-"
-# Columns of kind, bill, machines and use; a name has what they leave.
-ROOM_FOR_NUMBERS = 46
 
 
-def print_decision(decision: Decision, console: Console, page: Path | None) -> None:
+def print_decision(decision: Decision, console: Console, page: Path | None, *, full: bool = False) -> None:
     """Print `decision`: verdict, why, every candidate at the study's load, flips, what to measure, advice, page.
 
     Readable from 60 columns on; colour only where `console` is a terminal.
     """
+    ruled_out = [f"{each.name}: {'; '.join(each.ruled_out)}" for each in decision.candidates if each.ruled_out]
+    shares = [share_line(share) for share in decision.verdict.shares]
+    regions = [region_line(region) for region in decision.regions]
+    advice = [f"{each.topic}: {ended(each.text)} Source: {each.source}" for each in decision.advice]
+    narrowing = [f"{each.command}: {each.why}; {band_line(each)}" for each in decision.next_measurements]
+    parts = [
+        Passage(lambda say: say(decision.verdict.sentence, "bold")),
+        *listed_parts("Why", [ended(text) for text in decision.verdict.because], most=2, rest=7),
+        *listed_parts("Who gets what", shares, most=4, rank=1, rest=3),
+        Passage(lambda say: _candidates(decision, console.width, say)),
+        *(Passage(partial(_about, each, decision), 8, "each candidate") for each in decision.candidates),
+        *listed_parts("Best by load", regions, most=len(regions), rank=6),
+        *listed_parts("Where the answer changes", [flip_line(flip) for flip in decision.flips], most=2, rank=1),
+        *listed_parts("Ruled out", ruled_out, most=3, rank=2, rest=4),
+        *listed_parts("What would narrow the answer most", narrowing, most=1, rank=2),
+        *listed_parts("What arithmetic cannot settle", advice, most=len(advice), rank=9),
+        Passage(lambda say: _traffic(decision, say), 7, "the traffic"),
+    ]
+    print_parts(parts, console, full=full, page=page)
 
-    say = say_on(console)
-    say(decision.verdict.sentence, "bold")
-    listed("Why", [ended(text) for text in decision.verdict.because], say)
-    listed("Who gets what", [share_line(share) for share in decision.verdict.shares], say)
-    _candidates(decision, console.width, say)
-    listed("Best by load", [region_line(region) for region in decision.regions], say)
-    listed("Where the answer changes", [flip_line(flip) for flip in decision.flips], say)
-    _ruled_out(decision, say)
-    listed(
-        "What would narrow the answer most",
-        [f"{each.command}: {each.why}; {band_line(each)}" for each in decision.next_measurements],
-        say,
-    )
-    listed(
-        "What arithmetic cannot settle",
-        [f"{each.topic}: {ended(each.text)} Source: {each.source}" for each in decision.advice],
-        say,
-    )
+
+def _traffic(decision: Decision, say: Say) -> None:
     say()
     for name, text in traffic_rows(decision):
         say(f"{name}: {text}.", "dim")
@@ -75,8 +87,6 @@ def print_decision(decision: Decision, console: Console, page: Path | None) -> N
             f"{count} number{'s' if count > 1 else ''} the answer rests on, with sources: in the page and result.json.",
             "dim",
         )
-    if page is not None:
-        say(f"Page: {page}")
 
 
 def _candidates(decision: Decision, width: int, say: Say) -> None:
@@ -84,19 +94,18 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
         return
     say()
     say(f"At {load_words(decision.load_per_s)}: {rests_on(decision.candidates)}", "bold")
-    heads = ("kind", "a month", "machines", "used")
-    columns = [[head] for head in heads]
+    columns = [[head] for head in ("kind", "a month", "machines", "used")]
     for each in decision.candidates:
         for column, cell in zip(columns, (kind_words(each.kind), *_bill(each, decision)), strict=True):
             column.append(cell)
-    longest = max(LONGEST_NAME, width - ROOM_FOR_NUMBERS)
+    # A name has what the numbers leave.
+    numbers = sum(max(map(len, column)) + 2 for column in columns)
+    longest = max(LONGEST_NAME, width - 4 - numbers)
     first = ["", *(shortened(each.name, longest) + (" *" if each.ruled_out else "") for each in decision.candidates)]
     say_tables(packed(first, [[column] for column in columns], width - 2), say)
     if any(each.ruled_out for each in decision.candidates):
         say("*: ruled out by a constraint, for the reason below.", "dim", 2)
     say(f"A month is {number(MONTH_HOURS)} h of this load. Brackets hold intervals.", "dim", 2)
-    for each in decision.candidates:
-        _about(each, decision, say)
 
 
 def _bill(candidate: CandidateResult, decision: Decision) -> tuple[str, str, str]:
@@ -125,20 +134,15 @@ def _about(candidate: CandidateResult, decision: Decision, say: Say) -> None:
     if candidate.memory_bytes is not None:
         say(f"memory: {memory_text(candidate)}", indent=4)
     say(f"{quality_text(candidate.quality)}; {pricing_text(candidate.pricing)}", indent=4)
-    for note in candidate.notes:
+    for note in notes_of(candidate):
         say(note, "yellow", 4)
 
 
-def _ruled_out(decision: Decision, say: Say) -> None:
-    lines = [f"{each.name}: {'; '.join(each.ruled_out)}" for each in decision.candidates if each.ruled_out]
-    listed("Ruled out", lines, say)
-
-
-def summary(decision: Decision, page: Path) -> str:
+def summary(decision: Decision, page: Path, *, full: bool = False) -> str:
     """What `print_decision` says about what was saved beside `page`: in colour and as wide as the terminal, if any."""
     console = Console(highlight=False)
     with console.capture() as captured:
-        print_decision(decision, console, page)
+        print_decision(decision, console, page, full=full)
     return captured.get().rstrip("\n")
 
 

@@ -121,12 +121,20 @@ def kind_words(kind: Kind | None) -> str:
 
 
 def runs_on(candidate: CandidateResult) -> str:
-    """Where a candidate runs: "2 x h100-sxm, vllm, fp8, cloud"; a hosted model has only its place."""
+    """Where a candidate runs, and where in it the weights lie: "2 x h100-sxm, vllm, fp8, wholly on the GPUs, cloud".
+
+    A hosted model has only its place.
+    """
     devices = f"{candidate.devices} x " if candidate.devices > 1 and candidate.machine else ""
-    parts = [devices + candidate.machine, candidate.engine, candidate.format, candidate.location]
+    parts = [devices + candidate.machine, candidate.engine, candidate.format, candidate.placement, candidate.location]
     if isinstance(candidate.pricing, Api):
         parts = ["hosted, paid by the token"]
     return ", ".join(dict.fromkeys(part for part in parts if part))
+
+
+def notes_of(candidate: CandidateResult) -> list[str]:
+    """What must be known beside a candidate; where it lies stands with what it runs on."""
+    return [note for note in candidate.notes if note != candidate.placement]
 
 
 def pricing_text(pricing: Pricing | None) -> str:

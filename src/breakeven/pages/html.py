@@ -96,6 +96,7 @@ def render_report(result: Comparison) -> str:
             ],
             pairs=by_models(result.pairs, METRICS),
             ratio_places=words.RATIO_PLACES,
+            left_out=words.left_out_text(result.pairs),
             placed=[m for m in result.models if m.placed is not None and m.placed.memory],
             energy=any(point.joules_per_token for point in result.points),
             metrics=[METRICS[key] for key in COMPARED],

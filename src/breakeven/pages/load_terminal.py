@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -34,7 +35,18 @@ from breakeven.pages.load_words import (
     units_of,
     workload_rows,
 )
-from breakeven.pages.terminal import Say, columns, listed, packed, ratio_table, say_on, say_tables, shortened
+from breakeven.pages.terminal import (
+    Passage,
+    Say,
+    columns,
+    listed_parts,
+    packed,
+    print_parts,
+    ratio_table,
+    say_on,
+    say_tables,
+    shortened,
+)
 from breakeven.pages.words import NO_DIFFERENCE, grouped, number, percent_text, winner_text
 from breakeven.results.load import CapacityStudy, Check, Limit, LoadPoint, LoadStudy, Trial
 from breakeven.results.metrics import metric_of
@@ -80,47 +92,68 @@ class Columns:
     cells: Callable[[LoadPoint], tuple[str, ...]]
 
 
-def print_load(study: LoadStudy, console: Console, page: Path | None) -> None:
+def print_load(study: LoadStudy, console: Console, page: Path | None, *, full: bool = False) -> None:
     """Print `study`: headline, caveats, warnings, every load, differences, crossings, what it rests on, page.
 
     Readable from 60 columns on; colour only where `console` is a terminal.
     """
-    say = say_on(console)
-    say(study.headline, "bold")
-    for text in [*load_caveats(study), *warnings_of(study.points)]:
-        say(text, "yellow")
-    if not study.points:
-        say("No load was finished, so there is nothing to show.")
-    _points(study, console.width, say)
-    _differences(study, say)
-    listed("Where the curves cross", [ended(crossing.sentence) for crossing in study.crossings], say)
-    _rest(study, say)
-    say()
-    for name, text in workload_rows(study.workload, study.slo, study.points):
-        say(f"{name}: {text}.", "dim")
-    say(f"The run {ended_text(study.stopped_because)}.", "dim")
-    if page is not None:
-        say(f"Page: {page}")
+
+    def answer(say: Say) -> None:
+        say(study.headline, "bold")
+        for text in load_caveats(study):
+            say(text, "yellow")
+
+    def warnings(say: Say) -> None:
+        for text in warnings_of(study.points):
+            say(text, "yellow")
+        if not study.points:
+            say("No load was finished, so there is nothing to show.")
+
+    def traffic(say: Say) -> None:
+        say()
+        for name, text in workload_rows(study.workload, study.slo, study.points):
+            say(f"{name}: {text}.", "dim")
+        say(f"The run {ended_text(study.stopped_because)}.", "dim")
+
+    parts = [
+        Passage(answer),
+        Passage(warnings, 1, "warnings"),
+        Passage(lambda say: _points(study, console.width, say), 2, "every load"),
+        Passage(lambda say: _differences(study, say), 3, "differences at each load"),
+        *listed_parts("Where the curves cross", [ended(c.sentence) for c in study.crossings], most=3, rank=1),
+        Passage(lambda say: _rest(study, say), 5, "what the numbers rest on"),
+        Passage(traffic, 6, "the traffic"),
+    ]
+    print_parts(parts, console, full=full, page=page)
 
 
-def print_capacity(study: CapacityStudy, console: Console, page: Path | None) -> None:
+def print_capacity(study: CapacityStudy, console: Console, page: Path | None, *, full: bool = False) -> None:
     """Print `study`: headline, caveats, each limit with its trials, page. Readable from 60 columns on."""
-    say = say_on(console)
-    say(study.headline, "bold")
-    for text in load_caveats(study):
-        say(text, "yellow")
-    for limit, noun in ((study.rate, "req/s"), (study.users, "at once")):
-        if limit is not None:
-            _limit(limit, noun, study.headline, say)
-    say()
-    say(
-        f"Meets the service level ({slo_words(study.slo)}): {percent_text(study.target_share)} of requests or more, "
-        f"decided at {percent_text(study.confidence)} confidence; brackets hold 95 % intervals.",
-        "dim",
-    )
-    say(f"{describe_model(study.model) or study.model.name}. The search {ended_text(study.stopped_because)}.", "dim")
-    if page is not None:
-        say(f"Page: {page}")
+
+    def answer(say: Say) -> None:
+        say(study.headline, "bold")
+        for text in load_caveats(study):
+            say(text, "yellow")
+        for limit, _ in limits:
+            if limit.sentence != study.headline:
+                say(limit.sentence, "bold")
+            if not limit.monotone:
+                say("A higher load met the service level where a lower one failed: the limit means little.", "yellow")
+
+    def terms(say: Say) -> None:
+        say()
+        say(
+            f"Meets the service level ({slo_words(study.slo)}): {percent_text(study.target_share)} of requests or "
+            f"more, decided at {percent_text(study.confidence)} confidence; brackets hold 95 % intervals.",
+            "dim",
+        )
+        say(
+            f"{describe_model(study.model) or study.model.name}. The search {ended_text(study.stopped_because)}.", "dim"
+        )
+
+    limits = [(limit, noun) for limit, noun in ((study.rate, "req/s"), (study.users, "at once")) if limit is not None]
+    tables = [Passage(partial(_trials, limit, noun), 1, f"trials in {noun}") for limit, noun in limits]
+    print_parts([Passage(answer), *tables, Passage(terms)], console, full=full, page=page)
 
 
 def print_check(check: Check, console: Console) -> None:
@@ -250,16 +283,12 @@ def _rest(study: LoadStudy, say: Say) -> None:
                 say(f"- {point.model + ' at ' if several else ''}{shortened(point.load)}: {text}", indent=2)
 
 
-def _limit(limit: Limit, noun: str, headline: str, say: Say) -> None:
-    say()
-    if limit.sentence != headline:
-        say(limit.sentence, "bold")
-    if not limit.monotone:
-        say("A higher load met the service level where a lower one failed: the limit means little.", "yellow")
+def _trials(limit: Limit, noun: str, say: Say) -> None:
     rows = [
         [number_of(trial.load), f"{trial.good.hits} of {trial.good.n}", share_text(trial.good), met_text(trial)]
         for trial in sorted(limit.trials, key=lambda trial: trial.load)
     ]
+    say()
     for line in columns([[noun, "good", "share", ""], *rows], text_columns=(3,)):
         say(line, indent=2)
 

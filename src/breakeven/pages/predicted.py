@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from functools import partial
 
 from rich.console import Console
 
 from breakeven.errors import printable
-from breakeven.pages.terminal import packed, shortened
+from breakeven.pages.terminal import Passage, Say, packed, print_parts, shortened
 from breakeven.pages.words import bytes_text, grouped, number
 from breakeven.results.cost import BreakEven, Cost, CostPoint, WhatIf
 from breakeven.results.metrics import metric_of
@@ -31,32 +32,56 @@ def _say_tables(console: Console, tables: Sequence[Sequence[str]], *, parted: bo
             _say(console, line)
 
 
-def print_cost(result: Cost, console: Console) -> None:
+def print_cost(result: Cost, console: Console, *, full: bool = False) -> None:
     """Print flips, one table a load, what would change it, and the notes."""
-    for line in _flips(result.break_even):
-        _say(console, line, style="bold")
-    if result.break_even:
-        console.print()
-    for rate in dict.fromkeys(point.rate_per_s for points in result.candidates.values() for point in points):
-        _say(console, f"At {number(rate)} requests/s", style="bold")
+    flips = _flips(result.break_even)
+
+    def answer(say: Say) -> None:
+        for line in flips[:MOST_FLIPS]:
+            say(line, "bold")
+
+    def more_flips(say: Say) -> None:
+        for line in flips[MOST_FLIPS:]:
+            say(line, "bold")
+
+    def load(rate: float, say: Say) -> None:
+        say()
+        say(f"At {number(rate)} requests/s", "bold")
         shown = [
             (name, point) for name, points in result.candidates.items() for point in points if point.rate_per_s == rate
         ]
-        _say_tables(console, _cost_tables(shown, console.width), parted=False)
-        console.print()
-    for name, capacity in result.capacity_per_s.items():
-        carried = "any load" if capacity is None else f"{_range(capacity)} requests/s a replica"
-        idle = result.idle_usd_per_hour.get(name, 0.0)
-        _say(console, f"{name}: carries {carried}; costs ${number(idle)} an hour with no load at all.")
-    if result.what_if:
-        console.print()
-        _say(console, "What would change it", style="bold")
-        for change in result.what_if:
-            for line in _changes(change):
-                _say(console, line)
-    console.print()
-    for note in result.notes:
-        _say(console, note, style="dim")
+        for line in (line for table in _cost_tables(shown, console.width) for line in table):
+            say(line)
+
+    def carried(say: Say) -> None:
+        say()
+        for name, capacity in result.capacity_per_s.items():
+            load = "any load" if capacity is None else f"{_range(capacity)} requests/s a replica"
+            idle = result.idle_usd_per_hour.get(name, 0.0)
+            say(f"{name}: carries {load}; costs ${number(idle)} an hour with no load at all.")
+
+    def changes(say: Say) -> None:
+        if result.what_if:
+            say()
+            say("What would change it", "bold")
+        for line in (line for change in result.what_if for line in _changes(change)):
+            say(line)
+
+    def notes(say: Say) -> None:
+        say()
+        for note in result.notes:
+            say(note, "dim")
+
+    rates = list(dict.fromkeys(point.rate_per_s for points in result.candidates.values() for point in points))
+    parts = [
+        Passage(answer),
+        Passage(more_flips, 7, "more flips"),
+        *(Passage(partial(load, rate), 4 if rate == rates[0] else 6, f"{number(rate)} requests/s") for rate in rates),
+        Passage(carried, 3, "what a replica carries"),
+        Passage(changes, 2, "what would change it"),
+        Passage(notes, 5, "notes"),
+    ]
+    print_parts(parts, console, full=full)
 
 
 def _flips(found: Sequence[BreakEven]) -> list[str]:
@@ -118,13 +143,15 @@ def print_prediction(result: Prediction, console: Console, *, why: bool = False)
         devices = f"{first.devices} x " if first.devices > 1 else ""
         # What all have alike; where they differ each says it in the table.
         alike = [found.pop() for found in ({p.engine for p in points}, {p.format for p in points}) if len(found) == 1]
-        with_ = [machine, *alike, *_cache(first)]
+        with_ = [machine, *alike, *_cache(points)]
         _say(console, f"{devices}{', '.join(with_)}: predicted, not measured", style="bold")
         ratios = [ratio for ratio in result.ratios if ratio.machine == machine]
         _say_tables(console, _prediction_tables(points, ratios, console.width), parted=True)
         for pair in grouped(ratios, lambda ratio: ratio.model).values():
-            _say(console, _verdict(pair, points))
-        for note, named in grouped(((n, p) for p in points for n in p.notes), lambda pair: pair[0]).items():
+            for line in _verdicts(pair, points):
+                _say(console, line)
+        told = [(n, p) for p in points for n in (*_lying(p, points), *p.notes)]
+        for note, named in grouped(told, lambda pair: pair[0]).items():
             _say(console, f"{_where([point for _, point in named], points)}{note}", style="dim")
         _say(console, f"Constants: {result.profiles[machine]}.", style="dim")
         for reason, of in grouped(((n, p) for p in points for n in p.why) if why else (), lambda one: one[0]).items():
@@ -138,8 +165,12 @@ def _prediction_tables(
     several = len({(point.batch, point.context) for point in points}) > 1
     label = [("B=" + str(point.batch) + f" {point.context:,} " if several else "") for point in points]
     names = ["Model", *(f"{at}{shortened(point.model)}" for at, point in zip(label, points, strict=True))]
-    formats, engines = [point.format for point in points], [point.engine for point in points]
-    own = [[[head, *told]] for head, told in (("Format", formats), ("Engine", engines)) if len(set(told)) > 1]
+    may_differ = {
+        "Format": [point.format for point in points],
+        "Engine": [point.engine for point in points],
+        "KV type": [point.kv for point in points],
+    }
+    own = [[[head, *told]] for head, told in may_differ.items() if len(set(told)) > 1]
     groups = [
         *own,
         [["Decode tok/s", *(_speed(point) for point in points)]],
@@ -152,9 +183,13 @@ def _prediction_tables(
     return packed(names, groups, width)
 
 
-def _cache(point: PredictedPoint) -> list[str]:
-    """What is unusual about the caches: their type, and that they are made for more tokens than are in use."""
-    kv = [] if point.kv == "f16" else [f"{point.kv} keys and values"]
+def _cache(points: Sequence[PredictedPoint]) -> list[str]:
+    """What is unusual about the caches: their type, and that they are made for more tokens than are in use.
+
+    Types that differ stand in the table.
+    """
+    point, kinds = points[0], {point.kv for point in points}
+    kv = [f"{kind} keys and values" for kind in kinds if len(kinds) == 1 and kind != "f16"]
     return [*kv, f"caches of {point.reserve:,} tokens"] if point.reserve > point.context else kv
 
 
@@ -196,23 +231,39 @@ def _ratio(span: Estimate) -> str:
     return f"{span.value:.2f} ({span.low:.2f}-{span.high:.2f})"
 
 
-def _verdict(pair: Sequence[PredictedRatio], points: Sequence[PredictedPoint]) -> str:
-    """What the intervals of two models' ratio say, over all batches and contexts.
+def _lying(point: PredictedPoint, points: Sequence[PredictedPoint]) -> list[str]:
+    """Where a model lies, beside one that was placed: that one's notes say it, of a model wholly on the card this."""
+    if point.placement is None or point.placement in point.notes or all(p.placed is None for p in points):
+        return []
+    return [point.placement]
+
+
+def _verdicts(pair: Sequence[PredictedRatio], points: Sequence[PredictedPoint]) -> list[str]:
+    """What the intervals of two models' ratios say over all batches and contexts, decode and prefill apart.
 
     Of a model that cannot run there, because a place is too small and nothing is read from disk, that it cannot.
     """
     cannot = {(p.model, p.batch, p.context) for p in points if p.lacking is not None and "disk" not in p.parts_s}
-    said = [
-        winner if len(some) == len(pair) else f"{winner} at {_loads(some, pair)}"
-        for winner, some in grouped(pair, lambda ratio: _winner(ratio, cannot)).items()
-    ]
-    return f"Decode, {pair[0].model} against {pair[0].over}: {'; '.join(said)}."
+    lines = []
+    told: dict[str, list[tuple[PredictedRatio, Estimate]]] = {
+        "Decode": [(ratio, ratio.decode) for ratio in pair],
+        "Prefill": [(ratio, ratio.prefill) for ratio in pair if ratio.prefill is not None],
+    }
+    for phase, spans in told.items():
+        said = grouped(spans, lambda each: _winner(each[0], each[1], cannot))
+        words = [
+            winner if len(some) == len(pair) else f"{winner} at {_loads([ratio for ratio, _ in some], pair)}"
+            for winner, some in said.items()
+        ]
+        if words:
+            lines.append(f"{phase}, {pair[0].model} against {pair[0].over}: {'; '.join(words)}.")
+    return lines
 
 
-def _winner(ratio: PredictedRatio, cannot: Set[tuple[str, int, int]]) -> str:
-    if ratio.decode.least > 1:
+def _winner(ratio: PredictedRatio, span: Estimate, cannot: Set[tuple[str, int, int]]) -> str:
+    if span.least > 1:
         winner = ratio.model
-    elif ratio.decode.most < 1:
+    elif span.most < 1:
         winner = ratio.over
     else:
         return "too close to call"
@@ -241,25 +292,43 @@ DELAYS = ("ttft_s", "tpot_s", "e2e_s")
 SHOWN = (50.0, 99.0)
 
 
-def print_simulation(study: SimulationStudy, console: Console) -> None:
+def print_simulation(study: SimulationStudy, console: Console, *, full: bool = False) -> None:
     """Print a table with a column for each load, notes, and how the constants came about."""
     devices = f"{study.devices} x " if study.devices > 1 else ""
     kv = "" if study.kv == "f16" else f"{study.kv} keys and values, "
     where = f"{devices}{study.machine}, {study.engine}, {study.format}, {kv}{study.replicas}"
-    _say(console, f"{shortened(study.model)} on {where}: simulated, not measured", style="bold")
-    names = ["", *(point.load for point in study.points)]
-    _say_tables(console, packed(names, _groups(study), console.width), parted=True)
-    for note in study.notes:
-        _say(console, note, style="dim")
-    kv_tokens = study.policy.get("kv_tokens")
-    room = f"room for {kv_tokens:,} tokens of keys and values" if kv_tokens is not None else "room without limit"
-    _say(
-        console,
-        f"Batching: up to {study.policy['max_sequences']:,} sequences and {study.policy['max_step_tokens']:,} tokens a "
-        f"step, {room} on each replica.",
-        style="dim",
-    )
-    _say(console, f"Constants: {study.profile}.", style="dim")
+    tables = packed(["", *(point.load for point in study.points)], _groups(study), console.width)
+
+    def head(say: Say) -> None:
+        say(f"{shortened(study.model)} on {where}: simulated, not measured", "bold")
+
+    def table(index: int, say: Say) -> None:
+        if index:
+            say()
+        for line in tables[index]:
+            say(line)
+
+    def notes(say: Say) -> None:
+        for note in study.notes:
+            say(note, "dim")
+
+    def rests_on(say: Say) -> None:
+        kv_tokens = study.policy.get("kv_tokens")
+        room = f"room for {kv_tokens:,} tokens of keys and values" if kv_tokens is not None else "room without limit"
+        say(
+            f"Batching: up to {study.policy['max_sequences']:,} sequences and {study.policy['max_step_tokens']:,} "
+            f"tokens a step, {room} on each replica.",
+            "dim",
+        )
+        say(f"Constants: {study.profile}.", "dim")
+
+    parts = [
+        Passage(head),
+        *(Passage(partial(table, k), 0 if k == 0 else 2, "more columns") for k in range(len(tables))),
+        Passage(notes, 3, "notes"),
+        Passage(rests_on, 1, "batching and constants"),
+    ]
+    print_parts(parts, console, full=full)
 
 
 def _groups(study: SimulationStudy) -> list[list[list[str]]]:

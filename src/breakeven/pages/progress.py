@@ -65,6 +65,14 @@ class Screen:
         self._live.update(Text("\n".join(lines()), no_wrap=True, overflow="crop"), refresh=True)
         return True
 
+    def _told(self, text: str) -> bool:
+        """A whole sentence is something to know, not something under way: it stays, and nothing is drawn over it."""
+        if not text.endswith("."):
+            return False
+        if self._may_say(text, ""):
+            self._say([text])
+        return True
+
     def _may_say(self, what: str, subject: str) -> bool:
         """Whether a plain line is due: at once about something new, else after a while."""
         now = self._clock()
@@ -94,6 +102,8 @@ class Progress(Screen):
     def update(self, state: ProgressState) -> None:
         """Show `state`. Cheap enough to call for every block or megabyte."""
         if self._quiet:
+            return
+        if not state.subject and self._told(printable(state.phase)):
             return
         self._scale = min(SCALE_HIGH, max(self._scale, widest(state.rows)))
         if not self._redrawn(lambda: live_lines(state, self._scale)) and self._may_say(state.phase, state.subject):
@@ -149,13 +159,14 @@ def _headline(state: ProgressState) -> str:
         spent += f" of at most {seconds_text(state.budget_s)}"
     if state.done_bytes is not None and state.total_bytes is not None:
         return f"{phase}: {bytes_text(state.done_bytes)} of {bytes_text(state.total_bytes)}, {spent}"
-    # A whole sentence is something to know, not something that is under way.
-    return phase if phase.endswith(".") else f"{phase}: {spent}"
+    return f"{phase}: {spent}" if state.share is None else f"{phase}: {percent_text(state.share)}, {spent}"
 
 
 def _share(state: ProgressState) -> float | None:
     if state.done_bytes is not None and state.total_bytes:
         return state.done_bytes / state.total_bytes
+    if state.share is not None:
+        return state.share
     return state.elapsed_s / state.budget_s if state.budget_s else None
 
 
@@ -164,7 +175,8 @@ def _label(row: RatioRow) -> str:
 
 
 def _pairs(row: RatioRow) -> str:
-    return f"{row.pairs} pair{'' if row.pairs == 1 else 's'}"
+    beside = f", {row.left_out} left out" if row.left_out else ""
+    return f"{row.pairs} pair{'' if row.pairs == 1 else 's'}{beside}"
 
 
 def _ratio(row: RatioRow) -> str:
@@ -187,7 +199,7 @@ class LoadProgress(Screen):
         if self._quiet:
             return
         text = printable(f"{what} {subject}".rstrip())
-        if not self._redrawn(lambda: [_fitted(text, self._console.width)]):
+        if not self._told(text) and not self._redrawn(lambda: [_fitted(text, self._console.width)]):
             self._say([text])
 
     def update(self, state: LoadState) -> None:

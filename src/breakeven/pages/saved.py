@@ -40,15 +40,15 @@ def json_text(result: msgspec.Struct) -> str:
     return encode(result).decode().rstrip()
 
 
-def show(study: Study, out: Path, console: Console | None = None) -> None:
-    """Print the summary of what `save` wrote into `out`."""
+def show(study: Study, out: Path, console: Console | None = None, *, full: bool = False) -> None:
+    """Print the summary of what `save` wrote into `out`: one screen of it, or with `full` all."""
     console, page = console or Console(highlight=False), out / PAGE
     if isinstance(study, LoadStudy):
-        print_load(study, console, page)
+        print_load(study, console, page, full=full)
     elif isinstance(study, CapacityStudy):
-        print_capacity(study, console, page)
+        print_capacity(study, console, page, full=full)
     else:
-        print_comparison(study, console, page)
+        print_comparison(study, console, page, full=full)
 
 
 def save_decision(decision: Decision, directory: Path) -> Path:

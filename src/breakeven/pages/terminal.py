@@ -1,12 +1,15 @@
 """How results stand in a terminal or a pipe, and a comparison there: the verdict first, then what it rests on.
 
 No boxes and no markup: lines read the same in a log, and a name such as "[red]" stays what it is. Columns come in
-groups, cut into as many tables as the width needs.
+groups, cut into as many tables as the width needs. What a verb says comes in parts, and the first screen holds those
+that matter most: `print_parts`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +24,7 @@ from breakeven.pages.words import (
     describe,
     grouped,
     interval,
+    left_out_text,
     noise_text,
     seconds_text,
     streams_text,
@@ -35,28 +39,102 @@ from breakeven.stats.estimate import Estimate
 Say = Callable[..., None]
 
 
-def print_comparison(result: Comparison, console: Console, report_path: Path | None) -> None:
+SCREEN_LINES = 45
+"""Of the first screen, at most; parts of rank 0 are never left out for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Lines that belong together. Rank 0 always stands on the first screen; of the others the highest goes first.
+
+    `name`: what is left out without it, in the line that says so.
+    """
+
+    draw: Callable[[Say], None]
+    rank: int = 0
+    name: str = ""
+
+
+def print_parts(parts: Sequence[Passage], console: Console, *, full: bool, page: Path | None = None) -> None:
+    """Print `parts` in their order: all of them with `full`, else as many as one screen holds; then the page."""
+    drawn = [(part, _drawn(part.draw, console)) for part in parts]
+    left_out: list[str] = []
+
+    def end(say: Say) -> None:
+        if left_out:
+            say()
+            say(f"With --full also: {', '.join(left_out)}.", "dim")
+        if page is not None:
+            say(f"Page: {page}")
+
+    while not full and sum(len(lines) for _, lines in drawn) + len(_drawn(end, console)) > SCREEN_LINES:
+        at = max(range(len(drawn)), key=lambda k: (drawn[k][0].rank, k))
+        if drawn[at][0].rank == 0:
+            break
+        part, lines = drawn.pop(at)
+        if lines and part.name and part.name not in left_out:
+            left_out.insert(0, part.name)
+    shown = [line for _, lines in drawn for line in lines]
+    first = next((k for k, line in enumerate(shown) if line.plain), 0)
+    for line in [*shown[first:], *_drawn(end, console)]:
+        console.print(line, soft_wrap=True)
+
+
+def _drawn(draw: Callable[[Say], None], console: Console) -> list[Text]:
+    lines: list[Text] = []
+
+    def say(text: str = "", style: str = "", indent: int = 0) -> None:
+        lines.extend(_wrap(console, text, style, indent))
+
+    draw(say)
+    return lines
+
+
+def listed_parts(title: str, lines: Sequence[str], *, most: int, rank: int = 0, rest: int = 5) -> list[Passage]:
+    """A list under its title in two parts: the first `most` lines of one rank, the others of the rank `rest`."""
+    more = lines[most:]
+
+    def draw_more(say: Say) -> None:
+        for line in more:
+            say(f"- {line}", indent=2)
+
+    first = Passage(lambda say: listed(title, list(lines[:most]), say), rank, title.lower())
+    return [first, Passage(draw_more, rest, f"{len(more)} more of {title.lower()!r}")] if more else [first]
+
+
+def print_comparison(result: Comparison, console: Console, report_path: Path | None, *, full: bool = False) -> None:
     """Print `result`: verdict, table, ratios, reasons, memory, what would change it, caveats, noise, page.
 
     Readable from 60 columns on; colour only where `console` is a terminal.
     """
 
-    say = say_on(console)
-    say(result.verdict.headline, "bold")
-    for caveat in caveats_of(result):
-        say(caveat, "yellow")
-    _points(result, say)
-    _ratios(result, say)
-    listed("Why", result.verdict.reasons, say)
-    listed("Memory", result.verdict.memory or _memory(result), say)
-    listed("What would change it", result.verdict.would_change, say)
-    say()
-    say(f"Noise: {noise_text(result.noise)}.", "dim")
-    for reason in result.noise.reasons:
-        say(f"- {reason}", "dim", 2)
-    say(f"Measured for {seconds_text(result.measured_s)}; {stopped_text(result)}.", "dim")
-    if report_path is not None:
-        say(f"Page: {report_path}")
+    def answer(say: Say) -> None:
+        say(result.verdict.headline, "bold")
+        for caveat in caveats_of(result):
+            say(caveat, "yellow")
+
+    def noise(say: Say) -> None:
+        say()
+        say(f"Noise: {noise_text(result.noise)}.", "dim")
+        for text in left_out_text(result.pairs):
+            say(f"- {text}", "dim", 2)
+        say(f"Measured for {seconds_text(result.measured_s)}; {stopped_text(result)}.", "dim")
+
+    def noise_reasons(say: Say) -> None:
+        for reason in result.noise.reasons:
+            say(f"- {reason}", "dim", 2)
+
+    parts = [
+        Passage(answer),
+        Passage(lambda say: _points(result, say), 1, "every load"),
+        *_ratios(result),
+        *listed_parts("Why", result.verdict.reasons, most=3, rank=2, rest=7),
+        *listed_parts("Memory", result.verdict.memory or _memory(result), most=4, rank=3, rest=6),
+        *listed_parts("What would change it", result.verdict.would_change, most=2, rank=4, rest=8),
+        Passage(noise),
+        Passage(noise_reasons, 5, "what was noisy"),
+    ]
+    print_parts(parts, console, full=full, page=report_path)
 
 
 def stopped_text(result: Comparison) -> str:
@@ -80,15 +158,21 @@ def say_on(console: Console) -> Say:
 
 def wrapped(console: Console, text: str, style: str, indent: int) -> None:
     """Print by words within the console's width; continuation lines stand under the first one's text."""
+    for line in _wrap(console, text, style, indent):
+        console.print(line, soft_wrap=True)
+
+
+def _wrap(console: Console, text: str, style: str, indent: int) -> list[Text]:
     text = printable(text)
     hang = indent + (2 if text.startswith("- ") else 0)
     room = max(20, console.width - hang)
     body = text[2:] if text.startswith("- ") else text
-    lines = Text(body, style=style).wrap(console, room) if body else [Text("")]
-    for position, line in enumerate(lines):
+    found = []
+    for position, line in enumerate(Text(body, style=style).wrap(console, room) if body else [Text("")]):
         line.rstrip()
         lead = " " * indent + "- " if position == 0 and hang > indent else " " * hang
-        console.print(Text(lead, style=style) + line, soft_wrap=True)
+        found.append(Text(lead, style=style) + line)
+    return found
 
 
 def _points(result: Comparison, say: Say) -> None:
@@ -124,19 +208,29 @@ def _short(estimate: Estimate | None, scale: float = 1.0, unit: str = "") -> str
     return NOT_AVAILABLE if estimate is None else value(estimate, scale) + unit
 
 
-def _ratios(result: Comparison, say: Say) -> None:
-    def heading(pair: Pair) -> tuple[str, str, str]:
-        return pair.metric, pair.a, pair.b
+def _ratios(result: Comparison) -> list[Passage]:
+    """A table for every two models and metric; prefill and a fourth pair where there is room."""
 
-    for (key, a, b), group in grouped(_headline_pairs(result), heading).items():
+    def table(key: str, a: str, b: str, group: Sequence[Pair], say: Say) -> None:
         metric = metric_of(key)
         say()
         say(f"{metric.title}: {a} over {b} ({metric.direction})", "bold")
         ratio_table([(streams_text(pair.streams), pair.ratio, winner_text(pair)) for pair in group], "winner", say)
-    shown = {pair.metric for pair in _headline_pairs(result)}
-    left_out = sorted({metric_of(pair.metric).title for pair in result.pairs if pair.metric not in shown}, reverse=True)
-    if left_out:
+
+    def others(say: Say) -> None:
         say(f"Ratios of {' and '.join(left_out)} are in the page and in result.json.", "dim")
+
+    shown = _headline_pairs(result)
+    parts: list[Passage] = []
+    for (key, a, b), group in grouped(shown, lambda pair: (pair.metric, pair.a, pair.b)).items():
+        title = metric_of(key).title
+        rank = 0 if len(parts) < MOST_PAIRS and (title == _HEADLINE_TITLES[0] or not parts) else 3
+        parts.append(Passage(partial(table, key, a, b, group), rank, f"ratios of {title}"))
+    metrics = {pair.metric for pair in shown}
+    left_out = sorted(
+        {metric_of(pair.metric).title for pair in result.pairs if pair.metric not in metrics}, reverse=True
+    )
+    return [*parts, Passage(others, 6)] if left_out else parts
 
 
 def ratio_table(rows: Sequence[tuple[str, Estimate, str]], last: str, say: Say) -> None:
@@ -150,6 +244,8 @@ def ratio_table(rows: Sequence[tuple[str, Estimate, str]], last: str, say: Say) 
 
 
 _HEADLINE_TITLES = ("Decode", "Prefill")
+MOST_PAIRS = 3
+"""Of models whose ratios stand on the first screen."""
 
 
 def _headline_pairs(result: Comparison) -> list[Pair]:

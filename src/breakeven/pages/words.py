@@ -6,10 +6,10 @@ Intervals are written "low-high" in plain text. What is not known reads "not ava
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
-from breakeven.results.comparison import Comparison, ModelResult, NoiseRecord
+from breakeven.results.comparison import Comparison, ModelResult, NoiseRecord, Pair
 from breakeven.stats.estimate import Estimate
 
 T = TypeVar("T")
@@ -168,6 +168,18 @@ def caveats_of(result: Comparison) -> list[str]:
         caveats.insert(0, SYNTHETIC_CAVEAT)
     names = tuple(model.name for model in result.models)
     return [caveat if caveat.startswith(names) else caveat[:1].upper() + caveat[1:] for caveat in caveats]
+
+
+def left_out_text(pairs: Sequence[Pair]) -> list[str]:
+    """What noise did to the pairs of a comparison, load by load: which were left out, and which count all the same."""
+    rows = {pair.streams: pair for pair in reversed(pairs) if pair.left_out or pair.disturbed}
+    loads = [rows[streams] for streams in sorted(rows)]
+    left = [f"{p.left_out} with {streams_text(p.streams)} ({p.ratio.n} count)" for p in loads if p.left_out]
+    kept = [f"{p.disturbed} with {streams_text(p.streams)} ({p.ratio.n} count)" for p in loads if p.disturbed]
+    return [
+        *([f"Pairs left out because the machine was not quiet: {', '.join(left)}."] if left else []),
+        *([f"Pairs that count though it was not, for want of quiet ones: {', '.join(kept)}."] if kept else []),
+    ]
 
 
 def noise_text(noise: NoiseRecord) -> str:

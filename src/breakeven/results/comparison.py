@@ -60,6 +60,10 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     streams: int
     ratio: Estimate
     winner: str | None
+    left_out: int = 0
+    """Rounds with a flagged block that did not enter, because enough quiet ones stood."""
+    disturbed: int = 0
+    """Rounds with a flagged block that did enter, for want of quiet ones."""
 
 
 class NodeTime(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from breakeven.hardware.placement import Placed
 from breakeven.model.quality import QualityScore
 from breakeven.results.cost import CostPoint, Pricing
 from breakeven.stats.estimate import Estimate, Provenance
@@ -64,6 +65,10 @@ class CandidateResult(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str] = []
     kv: str | None = None
     """Type of keys and values; None where no step model says."""
+    placement: str | None = None
+    """Where its weights lie, in words; None where there is nothing to place, or it does not fit."""
+    placed: Placed | None = None
+    """What llama.cpp puts where, with the memory of each place; None: everything lies on one device."""
 
 
 class Region(msgspec.Struct, frozen=True, kw_only=True):

@@ -66,12 +66,14 @@ class PredictedPoint(msgspec.Struct, frozen=True, kw_only=True):
     """`prefill_tokens_per_s` with its interval, from prompts that were left out of the fit."""
     why: list[str] = []
     """What stands behind decoding and reading prompts: the class of machine, its records, how far they were off."""
+    placement: str | None = None
+    """Where it lies, in words, on a machine whose devices have memory of their own; also where all lies on one."""
 
 
 class PredictedRatio(msgspec.Struct, frozen=True, kw_only=True):
-    """Decode speed of `model` over that of `over`, on one machine at one batch and context: above 1 `model` is faster.
+    """Speeds of `model` over those of `over`, on one machine at one batch and context: above 1 `model` is faster.
 
-    Surer than either speed: errors that both share cancel.
+    Decode and prefill apart: one may go to either model. Surer than either speed: errors that both share cancel.
     """
 
     model: str
@@ -80,6 +82,9 @@ class PredictedRatio(msgspec.Struct, frozen=True, kw_only=True):
     batch: int
     context: int
     decode: Estimate
+    prefill: Estimate | None = None
+    """Of reading one prompt of `prompt` tokens."""
+    prompt: int = 0
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):

@@ -102,13 +102,13 @@ def compare(
             openai_url.connect(source.url)  # refused now rather than after gigabytes were written
     machine = read_machine()
     show = _Show(on_progress, plan)
-    ways, notice = served(options.asked, sources, machine)
+    ways, notices = served(options.asked, sources, machine)
     kv = kv_of(sources, ways, options.kv)
     formats = [format_of(s, format_name, way.engine) for s, way in zip(sources, ways, strict=True)]
     apart = check_fit(sources, ways, formats, context, slots, machine, kv)
-    for words in (notice, apart):
-        if words is not None:
-            show.phase(words, "")
+    said = notices if apart is None else [*notices, apart]
+    for words in said:
+        show.phase(words, "")
     question = (
         [s.question for s in sources],
         (format_name, kv, options.asked),
@@ -148,7 +148,6 @@ def compare(
             on_phase=show.phase,
             record=lambda event: _add(log, history, event),
         )
-        said = [words for words in (notice, apart) if words is not None]
         asked = result.CompareFacts(plan, sources, formats, paths, machine, in_turns, said)
         try:
             because = _measured(crew, plan, log, history, show, in_turns)
@@ -177,7 +176,9 @@ def _in_turns(history: Sequence[Event], apart: str | None) -> bool:
     """Whether candidates take turns: as the study began, for what is measured both ways is no pair."""
     begun = blocks_of(history)
     if begun and begun[0].turn is None and apart is not None:
-        raise UserError(f"this study began with all candidates up at once, but now {apart}; close other programs")
+        raise UserError(
+            f"this study began with all candidates up at once, but now {apart.rstrip('.')}; close other programs"
+        )
     return begun[0].turn is not None if begun else apart is not None
 
 
@@ -225,8 +226,8 @@ class _Show:
         self._plan = plan
         self._began = time.monotonic()
 
-    def phase(self, text: str, subject: str) -> None:
-        self._sink(ProgressState(text, time.monotonic() - self._began, subject=subject))
+    def phase(self, text: str, subject: str, share: float | None = None) -> None:
+        self._sink(ProgressState(text, time.monotonic() - self._began, subject=subject, share=share))
 
     def writing(self, source: Source) -> Callable[[int, int], None]:
         def report(done: int, total: int) -> None:

@@ -240,13 +240,13 @@ class Session:
             if source.url is not None:
                 openai_url.connect(source.url)  # refused now rather than after gigabytes were written
         self.machine = machine = read_machine()
-        served_as, notice = served(options.asked, sources, machine)
+        served_as, notices = served(options.asked, sources, machine)
         format_name = None if options.format_name is None else format_named(options.format_name).name
         kv = kv_of(sources, served_as, options.kv)
         formats = [format_of(s, format_name, how.engine) for s, how in zip(sources, served_as, strict=True)]
         apart = check_fit(sources, served_as, formats, self._context, self._slots, machine, kv)
         self.in_turns = apart is not None
-        self._said = [words for words in (notice, apart) if words is not None]
+        self._said = notices if apart is None else [*notices, apart]
         for words in self._said:
             self._on_phase(words, "")
         mark = fingerprint(self._question)

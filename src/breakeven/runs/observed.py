@@ -5,11 +5,13 @@ Pure functions over events, so that a profile can be fitted again from its log.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from breakeven.forecast.calibration.parameters import Observation, Phase
+from breakeven.forecast.calibration.probes import cycle_of
 from breakeven.forecast.placing import DeviceRoom, place
 from breakeven.forecast.residency import ON_DEVICE, Residency, residency_of
 from breakeven.forecast.terms import terms_of
@@ -19,6 +21,8 @@ from breakeven.measure.events import BackendReady, Event
 from breakeven.measure.paired.blocks import block_metrics
 from breakeven.measure.probe import step_s
 from breakeven.model.architecture import ModelSpec
+from breakeven.model.formats.named import kv_element_bytes
+from breakeven.stats.robust import centre
 
 LEAST_STEPS = 4
 """Output tokens of a block whose decode steps count."""
@@ -41,11 +45,12 @@ def finished(log: Sequence[Event]) -> list[tuple[events.BlockStarted, events.Blo
 
 
 def observations_of(
-    log: Sequence[Event], specs: Mapping[str, ModelSpec], formats: str | Mapping[str, str]
+    log: Sequence[Event], specs: Mapping[str, ModelSpec], formats: str | Mapping[str, str], kv: str = "f16"
 ) -> list[Observation]:
-    """Every load of every probe as one decode step and, for single streams, one prompt; medians over rounds.
+    """Every load of every probe as one decode step and, for single streams, one prompt, over all rounds.
 
     `specs`, `formats`: by the name that the log calls a probe; probes of one model that lie elsewhere have one spec.
+    `kv`: the type their keys and values had.
     Flagged blocks count only where a load has no other. A decode step's context is its prompt and half its output. A
     probe of which only a part lay on a device, nobody knows which, is left out.
     """
@@ -56,7 +61,7 @@ def observations_of(
         elif isinstance(event, events.RequestDone):
             requests.setdefault(event.block, []).append(event)
     lay = {e.model: e.placed for e in log if isinstance(e, BackendReady)}
-    times: dict[_Key, list[tuple[bool, float]]] = {}
+    times: dict[_Key, list[tuple[bool, int, float]]] = {}
     for begun, done in finished(log):
         mine = requests.get(begun.block, [])
         if begun.model not in specs or not mine:
@@ -65,22 +70,31 @@ def observations_of(
         load = (begun.streams, prompt, begun.output_tokens)
         seconds = step_s(mine) if begun.output_tokens >= LEAST_STEPS else None
         if seconds:
-            times.setdefault((begun.model, "decode", *load), []).append((bool(done.flagged), seconds))
+            times.setdefault((begun.model, "decode", *load), []).append((bool(done.flagged), begun.round, seconds))
         ttft_s = block_metrics(mine).service_ttft_s if begun.streams == 1 else None
         if ttft_s:
-            times.setdefault((begun.model, "prefill", *load), []).append((bool(done.flagged), ttft_s))
+            times.setdefault((begun.model, "prefill", *load), []).append((bool(done.flagged), begun.round, ttft_s))
     found = []
     for (name, phase, streams, prompt, output), values in times.items():
         spec, format_name = specs[name], formats if isinstance(formats, str) else formats[name]
         where = residency_as_placed(lay.get(name), spec, format_name)
         if where is None:
             continue
-        quiet = [seconds for flagged, seconds in values if not flagged] or [seconds for _, seconds in values]
+        quiet = [value for value in values if not value[0]] or values
+        by_visit: dict[int, list[float]] = {}
+        for _, number, seconds in quiet:
+            by_visit.setdefault(cycle_of(number), []).append(seconds)
         tokens = prompt + output / 2 if phase == "decode" else float(prompt)
-        seconds = statistics.median(quiet)
-        terms = terms_of(spec, format_name)
-        found.append(Observation(spec.name, terms, phase, streams, tokens, seconds, len(quiet), where))
+        typical = _typical([seconds for _, _, seconds in quiet])
+        visits = tuple(map(_typical, by_visit.values()))
+        terms = terms_of(spec, format_name, kv_element_bytes(kv))
+        found.append(Observation(spec.name, terms, phase, streams, tokens, typical, len(quiet), where, visits))
     return found
+
+
+def _typical(seconds: Sequence[float]) -> float:
+    """Times of one load as one, on the scale of logarithms, where a disturbed block counts for little."""
+    return math.exp(centre([math.log(value) for value in seconds]))
 
 
 def residency_as_placed(placed: Placed | None, spec: ModelSpec, format_name: str) -> Residency | None:

@@ -10,20 +10,27 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, Backend, open_url
-from breakeven.engines.devices import EngineDevice, devices_with, find_llama_server, listed, read_binary
+from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, VLLM, Backend, open_url
+from breakeven.engines.devices import EngineDevice, devices_with, find_llama_server, listed, read_binary, usual_engine
+from breakeven.engines.kinds import Engine, engine_named
 from breakeven.engines.openai_url import connect, is_url, parse_url
 from breakeven.engines.source import Source
-from breakeven.errors import UserError
+from breakeven.engines.start import kv_type
+from breakeven.errors import NotSupportedError, UserError
+from breakeven.forecast.calibration.probes import ProbeLoad, loads_for, probes_for
 from breakeven.forecast.constants import step_engine
+from breakeven.forecast.memory import LLAMA_CPP_MARGIN_BYTES
 from breakeven.forecast.profiles import engine_of_format
+from breakeven.hardware.machine import MachineSpec
 from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.architecture import ModelSpec, MoeFfn
 from breakeven.model.arithmetic import file_bytes, total_params
 from breakeven.model.formats.named import default_format, format_named
 from breakeven.model.resolve import resolve_spec, split_format
+from breakeven.runs.served import EngineWords
 
 PLACED_MODELS = 3
 """Models that route and are probed with none, half and all of their experts in host memory."""
@@ -32,6 +39,10 @@ PLACING = (LLAMA_CPP, LLAMA_SERVER)
 NEAR_PARAMS, NEAR_BYTES = 0.03, 0.10
 """How far a server's count may be from ours: of parameters as everywhere; of bytes more, for files differ by recipe."""
 _ASK_TIMEOUT_S = 15.0
+BUDGET_S = 600.0
+MIN_PROBES = 2
+LARGE_FROM_BYTES = 6e9
+"""A device with so much room gets the probes of GPUs, smaller ones and those that share the host's memory the CPU's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,112 @@ class Subject:
     def source(self) -> Source:
         """What an engine is given."""
         return Source(self.url or self.spec.name, self.name, None if self.url else self.spec, url=self.url)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateOptions:
+    """The fields are those of `breakeven calibrate`. `format_name` None: what the engine usually runs.
+
+    `probes` and `loads` empty: chosen for this machine. `out`: the profile's file; its log is kept beside it.
+    `engine` None: the one that suits this machine. `gpu_layers`, `cpu_moe`, `device`, `tensor_split`: where the probes'
+    weights are to lie; `engine_flags`: the engine's own flags; `kv`: type of keys and values. `urls`: servers to
+    measure instead, each of one of `shapes`.
+    """
+
+    engine: str | None = None
+    format_name: str | None = None
+    budget_s: float = BUDGET_S
+    out: Path | None = None
+    resume: bool = False
+    threads: int | None = None
+    probes: tuple[ModelSpec, ...] = ()
+    loads: tuple[ProbeLoad, ...] = ()
+    gpu_layers: str | int | None = None
+    cpu_moe: str | int | None = None
+    device: str | None = None
+    tensor_split: str | None = None
+    engine_flags: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
+    kv: str | None = None
+
+    @property
+    def asked(self) -> EngineWords:
+        """How the engine is to be started."""
+        return EngineWords(
+            engine=self.engine,
+            gpu_layers=self.gpu_layers,
+            cpu_moe=self.cpu_moe,
+            device=self.device,
+            tensor_split=self.tensor_split,
+            flags=self.engine_flags,
+        )
+
+
+class ProbePlan(NamedTuple):
+    """What a calibration would run. `gpu`: weights lie on one; `engine` None: servers that run elsewhere."""
+
+    engine_name: str
+    format_name: str
+    gpu: bool
+    probes: tuple[ModelSpec, ...]
+    loads: tuple[ProbeLoad, ...]
+    subjects: tuple[Subject, ...] = ()
+    kv: str = "f16"
+    devices: tuple[EngineDevice, ...] = ()
+    engine: Engine | None = None
+    notice: str | None = None
+
+
+def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
+    """The probes and loads for `machine`. Raises UserError for an engine, format, machine or URL that cannot be."""
+    placement = options.asked.placement()  # refused now rather than after the probes were written
+    if options.urls or options.shapes:
+        return _plan_served(options)
+    usual, notice = usual_engine(options.engine, machine)
+    engine = engine_named(usual)
+    engine.check_placement(placement, options.engine_flags)
+    format_name = _format(engine, options.format_name)
+    devices = devices_of(engine.name, placement, options.engine_flags)
+    gpu = bool(devices) or (bool(machine.gpus) and engine.name == VLLM)
+    memory, large = float(machine.available_memory_bytes), gpu
+    if devices:
+        rooms = [device.free_bytes or device.memory_bytes for device in devices]
+        free = sum(room or 0 for room in rooms) - LLAMA_CPP_MARGIN_BYTES
+        memory = min(memory, max(float(free), 0.0)) if all(rooms) else memory
+        large = memory >= LARGE_FROM_BYTES and all(device.kind == "gpu" for device in devices)
+    elif gpu:
+        memory = float(machine.gpus[0].memory_bytes)
+    probes = options.probes or probes_for(format_name, gpu=large, memory_bytes=memory)
+    if len(probes) < MIN_PROBES:
+        where = f"{devices[0].place} has" if devices else "this machine has"
+        raise UserError(f"{where} too little free memory for the probes; close other programs and try again")
+    own = any(device.kind == "gpu" for device in devices)
+    subjects = probes_placed(probes, format_name, placement, beside_a_device=own)
+    loads = options.loads or loads_for(gpu=gpu and engine.name == VLLM)
+    kv = kv_type([subject.source for subject in subjects], engine.name, options.kv)
+    return ProbePlan(engine.name, format_name, gpu, tuple(probes), loads, subjects, kv, tuple(devices), engine, notice)
+
+
+def _plan_served(options: CalibrateOptions) -> ProbePlan:
+    beside = options.engine_flags or options.engine or options.threads or options.kv
+    if beside or options.asked.placement() != AUTO:
+        raise UserError(
+            "a server runs as it was started; leave --engine, --threads, --kv, placement and engine flags out"
+        )
+    subjects, engine = served_shapes(options.urls, options.shapes, options.format_name)
+    formats = "+".join(dict.fromkeys(subject.format_name for subject in subjects))
+    specs = tuple(subject.spec for subject in subjects)
+    return ProbePlan(engine, formats, False, specs, options.loads or loads_for(gpu=False), tuple(subjects))
+
+
+def _format(engine: Engine, asked: str | None) -> str:
+    name = format_named(asked or engine.default_format).name
+    if engine.formats is not None and name not in engine.formats:
+        raise NotSupportedError(
+            f"{engine.name} gets no {name} from Breakeven; give one of --format {', '.join(engine.formats)}"
+        )
+    return name
 
 
 def devices_of(engine: str, asked: Placement, flags: Sequence[str] = ()) -> list[EngineDevice]:

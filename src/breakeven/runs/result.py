@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import msgspec
 
@@ -15,7 +18,8 @@ from breakeven.errors import BreakevenError, UserError
 from breakeven.hardware.machine import MachineSpec
 from breakeven.hardware.placement import Placed
 from breakeven.measure import events, noise
-from breakeven.measure.paired.blocks import blocks_of, pairs, points, self_checks
+from breakeven.measure.paired.blocks import blocks_of, self_checks
+from breakeven.measure.paired.pairs import pairs, points
 from breakeven.measure.paired.plan import Plan
 from breakeven.model.arithmetic import active_params, decode_bytes, total_params
 from breakeven.model.formats.named import OWN, label
@@ -25,6 +29,8 @@ from breakeven.runs.verdict import decide
 from breakeven.traffic import prompts
 
 DECODE_STEPS, PREFILL_STEPS = 16, 2
+INSIDE_S = 120.0
+"""What looking inside all candidates may take; each gets an even share of what is left."""
 TRACE_TOKENS = 256
 
 
@@ -54,34 +60,66 @@ class CompareFacts:
 
 
 def look_inside(
-    asked: CompareFacts, history: Sequence[events.Event], threads: int | None, show: Callable[[str, str], None]
+    asked: CompareFacts,
+    history: Sequence[events.Event],
+    threads: int | None,
+    show: Callable[[str, str, float | None], None],
 ) -> InsideViews:
-    """Profile every candidate that has a weight file, and trace the routing of those that route."""
-    from breakeven.engines.inside.client import profile, trace
+    """Profile every candidate that has a weight file, and trace the routing of those that route, in `INSIDE_S`."""
+    from breakeven.engines.inside.client import TooLongError, profile, trace
 
     found, plan = InsideViews(), asked.plan
+    files: list[tuple[Source, Path]] = []
     for source, path in zip(asked.sources, asked.paths, strict=True):
-        name = source.name
         if path is None or not path.is_file():
             continue
-        if (why := _not_looked_into(_ready(history, name))) is not None:
-            found.caveats.append(f"{name} was not looked into: {why}.")
-            continue
-        show("looking inside", name)
+        if (why := _not_looked_into(_ready(history, source.name))) is not None:
+            found.caveats.append(f"{source.name} was not looked into: {why}.")
+        else:
+            files.append((source, path))
+    left_s = INSIDE_S
+    for index, (source, path) in enumerate(files):
+        name, began, share_s = source.name, time.monotonic(), left_s / (len(files) - index)
+        show("looking inside", name, None)
+        look = functools.partial(_look, path, name, threads, began + share_s, show)
         try:
             for phase in ("decode", "prefill"):
                 steps = DECODE_STEPS if phase == "decode" else PREFILL_STEPS
-                found.profiles.append(
-                    profile(
-                        path, phase=phase, prompt_tokens=plan.prompt_tokens, steps=steps, threads=threads, name=name
-                    )
-                )
+                found.profiles.append(profile(**look(), phase=phase, prompt_tokens=plan.prompt_tokens, steps=steps))
             if source.is_moe:
-                text = _trace_text(source, plan)
-                found.routings.append(trace(path, {"trace": text}, threads=threads, name=name).routing())
+                found.routings.append(trace(**look(), texts={"trace": _trace_text(source, plan)}).routing())
+        except TooLongError:
+            found.caveats.append(
+                f"Looking inside {name} took too long (more than {share_s:.0f} s); run `breakeven profile` for it."
+            )
+            show(found.caveats[-1], "", None)
         except BreakevenError as error:
             found.caveats.append(f"{name} could not be looked into: {error}")
+        left_s = max(left_s - (time.monotonic() - began), 0.0)
     return found
+
+
+class _Look(TypedDict):
+    model: Path
+    name: str
+    threads: int | None
+    gpu_layers: int
+    limit_s: float
+    on_step: Callable[[str, float], None]
+
+
+def _look(
+    path: Path, name: str, threads: int | None, until_s: float, show: Callable[[str, str, float | None], None]
+) -> _Look:
+    """What every look at one candidate is given: on the CPU, as it was measured, and until then."""
+    return {
+        "model": path,
+        "name": name,
+        "threads": threads,
+        "gpu_layers": 0,
+        "limit_s": max(until_s - time.monotonic(), 0.0),
+        "on_step": lambda what, share: show(f"looking inside ({what})", name, share),
+    }
 
 
 def _not_looked_into(ready: events.BackendReady | None) -> str | None:

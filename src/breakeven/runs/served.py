@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from breakeven.engines.devices import EngineDevice, listed, usual_engine
+from breakeven.engines.kinds import Engine, engine_named
 from breakeven.engines.memory import RESERVE, need_of
 from breakeven.engines.source import Source, slug
-from breakeven.engines.start import Engine, Running, engine_named, kv_type, start
+from breakeven.engines.start import Running, kv_type, start
 from breakeven.errors import UserError
 from breakeven.hardware.machine import Gpu, MachineSpec
 from breakeven.hardware.placement import AUTO, Placement, placement_of
@@ -60,10 +61,10 @@ class ServedAs:
     arguments: tuple[str, ...] = ()
 
 
-def served(asked: EngineWords, sources: Sequence[Source], machine: MachineSpec) -> tuple[list[ServedAs], str | None]:
-    """How each of `sources` is started, and what must be said of the engine that was chosen.
+def served(asked: EngineWords, sources: Sequence[Source], machine: MachineSpec) -> tuple[list[ServedAs], list[str]]:
+    """How each of `sources` is started, and what must be said of it.
 
-    Raises UserError for an engine or a placement that cannot be, or that no candidate could be given.
+    Raises UserError for an engine, a device or a placement that cannot be here, or that no candidate could be given.
     """
     usual, notice = usual_engine(asked.engine, machine)
     here = [source for source in sources if source.url is None]
@@ -75,8 +76,17 @@ def served(asked: EngineWords, sources: Sequence[Source], machine: MachineSpec) 
         )
         for source in sources
     ]
-    chosen = {each.engine.name for source, each in zip(sources, found, strict=True) if source.url is None}
-    return found, notice if usual in chosen else None
+    started = [(source, way) for source, way in zip(sources, found, strict=True) if source.url is None]
+    for _, way in started:
+        way.engine.check_placement(way.placement, way.arguments)
+    said = [notice] if notice is not None and usual in {way.engine.name for _, way in started} else []
+    idle = [source.name for source, way in started if way.placement.cpu_moe is not None and _is_dense(source)]
+    said += [f"{name} has no experts; --cpu-moe does nothing for it." for name in dict.fromkeys(idle)]
+    return found, said
+
+
+def _is_dense(source: Source) -> bool:
+    return source.spec is not None and not source.is_moe
 
 
 def kv_of(sources: Sequence[Source], ways: Sequence[ServedAs], asked: str | None) -> str:
@@ -130,7 +140,7 @@ def check_fit(
         why = "what --rpc lends serves one engine at a time"
     return (
         f"{why}, so they take turns: each is"
-        f" loaded {MIN_ROUNDS} times or more, about {_time(extra_s)} beside the budget at 1 GB/s"
+        f" loaded {MIN_ROUNDS} times or more, about {_time(extra_s)} beside the budget at 1 GB/s."
     )
 
 

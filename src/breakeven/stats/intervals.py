@@ -1,15 +1,13 @@
-"""Intervals on ratios of paired blocks.
+"""Intervals on means of log ratios: the percentile bootstrap, stretched for small samples, and never narrower than
+Student's t interval of the same values. Pairs of blocks, which a neighbour may spoil, are `stats.robust`'s.
 
-The unit is a pair of neighbouring blocks, one of each candidate, so slow drift of the machine cancels. Ratios live on
-the log scale. The interval is the percentile bootstrap of the mean log ratio, stretched for small samples, and never
-narrower than Student's t interval of the same pairs.
-
-Intervals on ratios of sums, from sums by block of time.
+Intervals on ratios of sums, from sums by block of time. Here every value counts: a block of stalls is part of the
+answer.
 
 Requests that are near in time share a queue and a batch, so single requests are not independent; blocks long enough
 nearly are. Every statistic here is the log of a ratio of sums over blocks. The jackknife turns it into one value a
 block whose mean is the statistic and whose spread is its standard error (Efron 1982, The Jackknife, the Bootstrap and
-Other Resampling Plans, chapter 3), so that `measure.statistics` gives interval and verdict as for any paired values.
+Other Resampling Plans, chapter 3), so that `ratio` gives interval and verdict as for any paired values.
 Where neighbouring blocks move together they are made longer, and what correlation is left spreads the values by what it
 costs a first-order autoregression.
 
@@ -50,10 +48,10 @@ def small_sample_stretch(n: int) -> float:
     The percentile bootstrap is narrow by sqrt((n-1)/n) and uses normal where t is due (Hesterberg 2015,
     "What teachers should know about the bootstrap", section 4.3).
     """
-    return _t(T_975, n) / Z_975 * math.sqrt(n / (n - 1))
+    return student(T_975, n) / Z_975 * math.sqrt(n / (n - 1))
 
 
-def _t(table: Mapping[int, float], n: int) -> float:
+def student(table: Mapping[int, float], n: int) -> float:
     """Student's t for a mean of n values; of the next smaller sample in the table, to be on the safe side."""
     return table[max(freedom for freedom in table if freedom <= n - 1)]
 
@@ -66,7 +64,7 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float,
     means = sample[draws].mean(axis=1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     stretch = small_sample_stretch(len(sample))
-    least = _t(T_975, len(sample)) * float(sample.std(ddof=1)) / math.sqrt(len(sample))
+    least = student(T_975, len(sample)) * float(sample.std(ddof=1)) / math.sqrt(len(sample))
     below, above = stretch * (centre - float(low)), stretch * (float(high) - centre)
     return centre, centre - max(below, least), centre + max(above, least)
 
@@ -89,16 +87,6 @@ def ratio(a_over_b: Sequence[float], seed: int = 0, floor: float = 0.0) -> Estim
     )
 
 
-def level(values: Sequence[float], seed: int = 0) -> Estimate | None:
-    """Estimate of a positive quantity (a rate, a time) from one value a block; None without values."""
-    if not values:
-        return None
-    if len(values) < MIN_PAIRS:
-        return measured(sum(values) / len(values), None, None, len(values))
-    centre, low, high = mean_interval([math.log(value) for value in values], seed)
-    return measured(math.exp(centre), math.exp(low), math.exp(high), len(values))
-
-
 def relative_half_width(estimate: Estimate) -> float:
     """Half the interval's width over the value; infinite without an interval."""
     if estimate.low is None or estimate.high is None:
@@ -115,7 +103,7 @@ def differs(a_over_b: Sequence[float], floor: float = 0.0) -> bool:
     logs = np.log(np.asarray(a_over_b, dtype=np.float64))
     if len(logs) < MIN_PAIRS:
         return False
-    half_width = _t(T_995, len(logs)) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    half_width = student(T_995, len(logs)) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
     return abs(float(logs.mean())) > math.hypot(half_width, floor)
 
 

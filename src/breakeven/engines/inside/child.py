@@ -11,6 +11,7 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,16 +25,21 @@ from breakeven.errors import BreakevenError, NotSupportedError
 
 _UNTIMED_STEPS = 2
 _PASSES_FOR_COST = 3
+_SAY_EVERY_S = 1.0
 
 
 class LoadFile(msgspec.Struct, tag="load", frozen=True, kw_only=True):
-    """First message: which file, how many threads, where arrays go, whose death to follow; drafting blocks too?"""
+    """First message: which file, how many threads, where arrays go, whose death to follow; drafting blocks too?
+
+    `gpu_layers`: -1 for all, where this build has a GPU.
+    """
 
     model: str
     threads: int
     folder: str
     parent_pid: int
     mtp: bool = False
+    gpu_layers: int = -1
 
 
 class Tokenize(msgspec.Struct, tag="tokenize", frozen=True, kw_only=True):
@@ -127,16 +133,32 @@ class Unable(msgspec.Struct, tag="failed", frozen=True, kw_only=True):
     supported: bool
 
 
-Reply = Done | LoadedFile | Tokens | Routed | Timed | Rated | Unable
+class Doing(msgspec.Struct, tag="doing", frozen=True, kw_only=True):
+    """Said now and then before the reply: what is under way, and how much of it is done."""
+
+    what: str
+    share: float
+
+
+Reply = Done | LoadedFile | Tokens | Routed | Timed | Rated | Unable | Doing
+Say = Callable[[str, float], None]
 
 
 class Worker:
     """One loaded model and the requests it answers."""
 
-    def __init__(self, load: LoadFile) -> None:
+    def __init__(self, load: LoadFile, say: Say) -> None:
         self._library = Library(library_path())
-        self._model = Model(self._library, Path(load.model), load.threads, mtp=load.mtp)
+        self._model = Model(
+            self._library,
+            Path(load.model),
+            load.threads,
+            mtp=load.mtp,
+            gpu_layers=load.gpu_layers,
+            on_share=lambda share: say("loading", share),
+        )
         self._folder = Path(load.folder)
+        self._say = say
 
     def loaded(self) -> LoadedFile:
         """What the file says of itself."""
@@ -172,6 +194,7 @@ class Worker:
         plain = Context(self._model, longest, request.batch)
         overhead = self._trace_cost(context, plain, request.sequences[0][: request.batch], observer)
         layers: list[int] = []
+        done, whole = 0, sum(len(sequence) for sequence in request.sequences)
         for index, sequence in enumerate(request.sequences):
             observer.batches.clear()
             context.clear()
@@ -179,6 +202,8 @@ class Worker:
                 observer.begin_batch()
                 # Outputs for every token: the last layer drops the tokens whose output nobody asked for.
                 context.decode(sequence[start : start + request.batch], start, outputs=True)
+                done += len(sequence[start : start + request.batch])
+                self._say("routing", done / whole)
             layers = sorted(observer.batches)
             if not layers:
                 raise NotSupportedError("no node of this model's graph chooses experts, so there is nothing to trace")
@@ -211,6 +236,7 @@ class Worker:
         observed_s: list[float] = []
         plain_s: list[float] = []
         for step in range(request.steps + _UNTIMED_STEPS):
+            self._say(request.phase, step / (request.steps + _UNTIMED_STEPS))
             at = n_prompt + step if decode else 0
             tokens = request.tokens[at : at + 1] if decode else request.tokens
             # Alternating which goes first: the second finds the caches warmer.
@@ -277,10 +303,30 @@ def _replies_only() -> BinaryIO:
     return replies
 
 
+class _Sayer:
+    """Says what is under way, each thing once a second at most: what is done sooner needs no words."""
+
+    def __init__(self, replies: BinaryIO) -> None:
+        self._replies = replies
+        self._said_at = time.monotonic()
+
+    def __call__(self, what: str, share: float) -> None:
+        if time.monotonic() - self._said_at >= _SAY_EVERY_S:
+            self._said_at = time.monotonic()
+            write(self._replies, Doing(what=what, share=share))
+
+
+def write(replies: BinaryIO, reply: Reply) -> None:
+    """One message to the parent."""
+    replies.write(msgspec.json.encode(reply) + b"\n")
+    replies.flush()
+
+
 def main() -> None:
     """Serve requests until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = _replies_only()
+    say = _Sayer(replies)
     worker: Worker | None = None
     for line in sys.stdin.buffer:
         reply: Reply
@@ -288,7 +334,7 @@ def main() -> None:
             request = msgspec.json.decode(line, type=Request)
             if isinstance(request, LoadFile):
                 die_with_parent(request.parent_pid)
-                worker = Worker(request)
+                worker = Worker(request, say)
                 reply = worker.loaded()
             elif worker is None:
                 reply = Unable(text="no model is loaded", supported=True)
@@ -296,8 +342,7 @@ def main() -> None:
                 reply = worker.answer(request)
         except BreakevenError as error:
             reply = Unable(text=str(error), supported=not isinstance(error, NotSupportedError))
-        replies.write(msgspec.json.encode(reply) + b"\n")
-        replies.flush()
+        write(replies, reply)
 
 
 if __name__ == "__main__":

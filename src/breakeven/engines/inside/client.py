@@ -13,7 +13,8 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
@@ -31,10 +32,20 @@ from breakeven.hardware.reader import available_threads
 from breakeven.results.comparison import NodeProfile, NodeTime
 
 _R = TypeVar("_R", bound=m.Reply)
+ALL_LAYERS = -1
+"""On the GPU, where the build has one."""
 _LAST_LINES = 5
 _LOG_TAIL_BYTES = 65_536
 _CLOSE_TIMEOUT_S = 10.0
 _GGUF_MAGIC = b"GGUF"
+
+OnStep = Callable[[str, float], None]
+"""What is under way, such as "loading", and how much of it is done: a share. Told once a second."""
+
+
+class TooLongError(EngineError):
+    """Looking inside took longer than it may."""
+
 
 WAIT_SETTINGS: Mapping[str, str] = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
 """How idle OpenMP threads wait, unless the environment says otherwise: spin some microseconds, then sleep.
@@ -57,13 +68,18 @@ class Inside:
         environment: Mapping[str, str] | None = None,
         *,
         mtp: bool = False,
+        gpu_layers: int = ALL_LAYERS,
+        limit_s: float | None = None,
+        on_step: OnStep = lambda what, share: None,
     ) -> None:
         """Start the child and load `model`, with drafting blocks if asked; `environment` is added to this process's.
 
-        Raises UserError for a file that is not GGUF, NotSupportedError for a library whose layout is not the known
-        one, EngineError with the child's last lines when it dies.
+        `limit_s`: the child is ended after so long. Raises UserError for a file that is not GGUF, NotSupportedError for
+        a library whose layout is not the known one, EngineError with the child's last lines when it dies, and
+        TooLongError.
         """
         self.model = _checked(model)
+        self._limit_s, self._on_step, self._late = limit_s, on_step, False
         self._scratch = tempfile.TemporaryDirectory(prefix="breakeven-inside-")
         self.folder = Path(self._scratch.name)
         self._log = (self.folder / "stderr").open("wb")
@@ -75,6 +91,11 @@ class Inside:
             stderr=self._log,
             env=environment,
         )
+        self._clock: threading.Timer | None = None
+        if limit_s is not None:
+            self._clock = threading.Timer(limit_s, self._end_late)
+            self._clock.daemon = True
+            self._clock.start()
         try:
             self.loaded = self.ask(
                 m.LoadFile(
@@ -83,6 +104,7 @@ class Inside:
                     folder=str(self.folder),
                     parent_pid=os.getpid(),
                     mtp=mtp,
+                    gpu_layers=gpu_layers,
                 ),
                 m.LoadedFile,
             )
@@ -107,15 +129,19 @@ class Inside:
         """One request, one reply of the type expected. Raises NotSupportedError or EngineError."""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._child.stdin.write(msgspec.json.encode(request) + b"\n")
             self._child.stdin.flush()
+        reply: m.Reply = m.Doing(what="", share=0.0)
+        while isinstance(reply, m.Doing):
             line = self._child.stdout.readline()
-        except BrokenPipeError:
-            line = b""
-        if not line:
-            raise EngineError(self._obituary())
-        reply = msgspec.json.decode(line, type=m.Reply)
+            if not line and self._late:
+                raise TooLongError(f"looking inside {self.model.name} took longer than {self._limit_s:.0f} s")
+            if not line:
+                raise EngineError(self._obituary())
+            reply = msgspec.json.decode(line, type=m.Reply)
+            if isinstance(reply, m.Doing):
+                self._on_step(reply.what, reply.share)
         if isinstance(reply, m.Unable):
             if not reply.supported:
                 raise NotSupportedError(reply.text)
@@ -138,8 +164,14 @@ class Inside:
         """The `n` tokens that follow when the likeliest is taken each time."""
         return self.ask(m.Greedy(tokens=list(tokens), n=n), m.Tokens).ids
 
+    def _end_late(self) -> None:
+        self._late = True
+        self._child.kill()
+
     def close(self) -> None:
         """End the child and remove its files. Safe to call twice."""
+        if self._clock is not None:
+            self._clock.cancel()
         if self._child.stdin is not None and not self._child.stdin.closed:
             with contextlib.suppress(BrokenPipeError):
                 self._child.stdin.close()
@@ -190,16 +222,19 @@ def profile(
     threads: int | None = None,
     name: str | None = None,
     seed: int = 0,
+    gpu_layers: int = ALL_LAYERS,
+    limit_s: float | None = None,
+    on_step: OnStep = lambda what, share: None,
 ) -> NodeProfile:
     """Median time of each kind of node in one step, of one stream decoding or of a prompt being read.
 
     The tokens are drawn evenly from the vocabulary: speed does not depend on what they say, and distinct ones reach
-    as many experts as a text can. Raises UserError for numbers below 1.
+    as many experts as a text can. `limit_s`, `on_step`: as for `Inside`. Raises UserError for numbers below 1.
     """
     steps = (DECODE_STEPS if phase == "decode" else PREFILL_STEPS) if steps is None else steps
     if prompt_tokens < 1 or steps < 1:
         raise UserError(f"a profile needs at least 1 prompt token and 1 step, not {prompt_tokens} and {steps}")
-    with Inside(model, threads) as inside:
+    with Inside(model, threads, gpu_layers=gpu_layers, limit_s=limit_s, on_step=on_step) as inside:
         n = prompt_tokens + (steps + _UNTIMED_STEPS if phase == "decode" else 0)
         tokens = random_tokens(inside.loaded.n_vocab, n, seed)
         timed = inside.ask(m.Time(phase=phase, tokens=tokens, steps=steps), m.Timed)
@@ -261,15 +296,18 @@ def trace(
     threads: int | None = None,
     max_tokens: int = MAX_TOKENS,
     name: str | None = None,
+    gpu_layers: int = ALL_LAYERS,
+    limit_s: float | None = None,
+    on_step: OnStep = lambda what, share: None,
 ) -> Traced:
     """Run each text through a GGUF and keep the experts every layer chose for every token.
 
     texts: label to text, or to token ids. Each runs as its own sequence, cut at `max_tokens`.
-    Raises NotSupportedError for a dense model, UserError for an empty text.
+    `limit_s`, `on_step`: as for `Inside`. Raises NotSupportedError for a dense model, UserError for an empty text.
     """
     if not texts:
         raise UserError("no text to trace: give at least one with --text FILE")
-    with Inside(model, threads) as inside:
+    with Inside(model, threads, gpu_layers=gpu_layers, limit_s=limit_s, on_step=on_step) as inside:
         loaded = inside.loaded
         if loaded.n_experts == 0:
             raise NotSupportedError(

@@ -31,6 +31,8 @@ from breakeven.engines.inside.layout import (
 from breakeven.errors import EngineError, NotSupportedError
 
 LOG_CALLBACK = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
+LOAD_CALLBACK = c.CFUNCTYPE(c.c_bool, c.c_float, c.c_void_p)
+"""`llama_progress_callback`: share, user data; false ends the loading."""
 _LOG_LEVEL_WARN = 3
 _LOG_LEVEL_ERROR = 4
 
@@ -152,16 +154,38 @@ NodeCallback = Callable[[int, bool], bool]
 class Model:
     """A GGUF in memory. Threads: how many one step may use."""
 
-    def __init__(self, library: Library, path: Path, threads: int, *, mtp: bool = False) -> None:
+    def __init__(
+        self,
+        library: Library,
+        path: Path,
+        threads: int,
+        *,
+        mtp: bool = False,
+        gpu_layers: int = -1,
+        on_share: Callable[[float], None] = lambda share: None,
+    ) -> None:
         """Load with llama.cpp's defaults (mapped file, repacking), drafting blocks only if asked for.
 
-        Raises EngineError when it cannot be loaded.
+        `gpu_layers`: -1 for all; 0 leaves a GPU alone altogether. `on_share` is told how much is loaded. Raises
+        EngineError when it cannot be loaded.
         """
         self.library = library
         self.threads = threads
         self.path = path
         params = library.llama_model_default_params()
         params.load_mtp = mtp
+        params.n_gpu_layers = gpu_layers
+        # A list that ends at once, as for `--device none`: else a GPU without layers still multiplies long prompts.
+        nothing = (c.c_void_p * 1)(None)
+        if gpu_layers == 0:
+            params.devices = c.cast(nothing, c.c_void_p)
+
+        def loading(share: float, _user_data: int) -> bool:
+            on_share(share)
+            return True
+
+        told = LOAD_CALLBACK(loading)
+        params.progress_callback = c.cast(told, c.c_void_p)
         self.address = library.llama_model_load_from_file(str(path).encode(), params)
         if not self.address:
             raise EngineError(f"llama.cpp cannot load {path}")

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from breakeven.engines.backend import LLAMA_CPP, Backend
-from breakeven.engines.devices import check_devices, embedded_devices
+from breakeven.engines.devices import check_embedded
 from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine
 from breakeven.engines.llama_cpp.child import KvType, ServerReady, ServerSettings
 from breakeven.engines.llama_cpp.report import last_words, placed_of
@@ -90,9 +90,7 @@ class LlamaCppServer(KeptEngine):
         if not model.is_file():
             raise UserError(f"{model} does not exist or is not a file; give the path of a GGUF file")
         asked = self.settings.placement
-        if asked.devices or asked.tensor_split or asked.cpu_moe is not None or asked.gpu_layers not in ("auto", 0):
-            gpus = [device for device in embedded_devices() if device.is_gpu]
-            check_devices(asked, gpus, LLAMA_CPP, "built in")
+        check_embedded(asked)
         ready = self._load()
         load_s = self._wait_healthy(ready.url, f"llama.cpp loaded the model but does not answer at {ready.url}")
         gpus = [device for device in ready.devices if device.is_gpu]

@@ -23,7 +23,7 @@ import msgspec
 
 from breakeven.engines.backend import MLX, Backend
 from breakeven.engines.cache import cache_directory
-from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, free_port, log_lines
+from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, free_port, further_flags, telling_words
 from breakeven.engines.synthesis.directory import CONFIG, synthesise_mlx
 from breakeven.engines.synthesis.write import Progress
 from breakeven.engines.vllm.directory import configuration_of, has_weights
@@ -46,8 +46,6 @@ FORMATS = ("MLX4", "MLX8", "MLX3", "MLX5", "MLX6", "MLX2", "MLX4_G32", "MLX8_G32
 _RECIPE = 1
 """Goes up when the same model would be written otherwise."""
 _SHEBANG = re.compile(r"(/\S*/python[\d.]*)")
-_TAIL_BYTES = 262_144
-_LINES = 3
 _TELLING = re.compile(r"(generation thread died|^(\w+\.)*\w*(Error|Exception): |: error: )")
 
 
@@ -173,20 +171,12 @@ class MlxServer(KeptEngine):
 
     def last_words(self) -> str:
         """The last log lines that matter, as the tail of an error's one line."""
-        found = log_lines(self.log, _TAIL_BYTES)
-        if not found:
-            return f"; its log {self.log} is empty"
-        telling = list(dict.fromkeys(line for line in found if _TELLING.search(line)))[-_LINES:] or found[-_LINES:]
-        return f"; its log {self.log} says: {' | '.join(telling)}"
+        return telling_words(self.log, _TELLING, most=3, latest=True)
 
     def _bring_up(self) -> Backend:
         if not self.model.is_dir():
             raise UserError(f"{self.model} is no directory; give that of a model in MLX's layout")
-        command, further = find_mlx(), os.environ.get(ARGUMENTS, "")
-        try:
-            flags = [*self.flags, *shlex.split(further)]
-        except ValueError as error:
-            raise UserError(f"{ARGUMENTS} cannot be read ({error}); write it as on a command line") from None
+        command, flags = find_mlx(), [*self.flags, *further_flags(ARGUMENTS)]
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         address = ["--host", "127.0.0.1", "--port", str(port), "--model", str(self.model)]

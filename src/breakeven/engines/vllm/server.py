@@ -6,21 +6,27 @@ core reports them, because a flag that was asked for may not be what ran.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import shlex
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
 from breakeven.engines.backend import VLLM, Backend, open_url
-from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, free_port, log_lines
-from breakeven.errors import UserError, expanded
+from breakeven.engines.keeper import (
+    READY_TIMEOUT_S,
+    TAIL_BYTES,
+    KeptEngine,
+    free_port,
+    further_flags,
+    log_lines,
+    python_command,
+    telling_words,
+)
+from breakeven.errors import UserError
 
 VARIABLE = "BREAKEVEN_VLLM"
 """Environment variable that may name a Python interpreter that has vLLM, or a `vllm` executable."""
@@ -33,30 +39,10 @@ _VERSION_TIMEOUT_S = 10.0
 
 
 def find_vllm() -> list[str]:
-    """The command line that stands for `vllm`.
-
-    In this order: what BREAKEVEN_VLLM names, the module `vllm` of this interpreter, the executable `vllm` on the
-    PATH. Raises UserError when there is none.
-    """
-    if named := os.environ.get(VARIABLE):
-        found = shutil.which(str(expanded(named)))
-        if found is None:
-            raise UserError(f"{VARIABLE} is {named}, which is no executable; name a Python interpreter or a vllm")
-        return [found, *_MODULE] if Path(named).name.startswith("python") else [found]
-    spec = importlib.util.find_spec("vllm")
-    if spec is not None and spec.origin is not None:  # a mere folder called vllm has no origin
-        return [sys.executable, *_MODULE]
-    if executable := shutil.which("vllm"):
-        return [executable]
-    raise UserError(
-        "vLLM is not here; install it into this environment (pip install vllm), put vllm on the PATH, "
-        f"or name its Python interpreter in {VARIABLE}"
-    )
+    """The command line that stands for `vllm`; see `python_command`. Raises UserError when there is none."""
+    return python_command("vLLM", VARIABLE, _MODULE)
 
 
-_LINES = 4
-_TAIL_BYTES = 262_144
-_LINE_CHARACTERS = 300
 _PREFIX = re.compile(r"^(\(\w[\w-]* pid=\d+\)\s*)?([A-Z]+ \d\d-\d\d [\d:]+ )?(\[[\w.]+:\d+\] ?)?\s*")
 _TELLING = re.compile(r"^(Fatal Python error|Value error,|(\w+\.)*\w*(Error|Exception): |error: |vllm: error)")
 _NEXT_STEP = {
@@ -81,15 +67,9 @@ _KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 
 def last_words(log: Path) -> str:
     """The last log lines that matter, as the tail of an error's one line."""
-    raw = log_lines(log, _TAIL_BYTES)
-    found = [line for line in (_PREFIX.sub("", line).strip() for line in raw) if line]
-    if not found:
-        return f"; its log {log} is empty"
-    telling = [line[:_LINE_CHARACTERS] for line in found if _TELLING.match(line)]
-    lines = list(dict.fromkeys(telling))[:_LINES] or [line[:_LINE_CHARACTERS] for line in found[-_LINES:]]
-    text = "\n".join(raw)
+    text = "\n".join(log_lines(log, TAIL_BYTES))
     advice = next((f"; {advice}" for words, advice in _NEXT_STEP.items() if words in text), "")
-    return f"; its log {log} says: {' | '.join(lines)}{advice}"
+    return telling_words(log, _TELLING, prefix=_PREFIX) + advice
 
 
 def reported(log: Path) -> dict[str, str]:
@@ -176,7 +156,7 @@ class VllmServer(KeptEngine):
         if not self.model.exists():
             raise UserError(f"{self.model} does not exist; give the directory of a Hugging Face model")
         command = find_vllm()
-        flags = [*self.flags, *_further_flags()]
+        flags = [*self.flags, *further_flags(ARGUMENTS)]
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         address = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", self.name]
@@ -200,14 +180,6 @@ class VllmServer(KeptEngine):
             "context_per_slot": str(self._context),
             **reported(self.log),
         }
-
-
-def _further_flags() -> list[str]:
-    text = os.environ.get(ARGUMENTS, "")
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"{ARGUMENTS} cannot be read ({error}); write it as on a command line") from None
 
 
 def _version(url: str) -> str:

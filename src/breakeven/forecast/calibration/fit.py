@@ -211,6 +211,8 @@ def _value(constants: Constants, parameter: Parameter) -> float:
 
 
 COVERAGE = 0.9
+MAD_TO_SD = 1.4826
+"""Standard deviation of a normal spread over its median distance from the middle."""
 FEW_MODELS = 3
 """Fewer models of one kind than this say too little of it alone: both kinds' errors are taken together."""
 UNSEEN_FACTOR = 1.5
@@ -281,6 +283,29 @@ def errors_of(left_out: Sequence[LeftOut]) -> list[Error]:
     return found
 
 
+def repeat_error(seen: Sequence[Observation]) -> float | None:
+    """The median relative error that these measurements have of themselves; None where none was made on two visits.
+
+    From how far visits lie from their load's mean: their pooled robust standard deviation s, of which the mean of v
+    visits keeps s / sqrt(v). The median of |N(0, s)| is 0.6745 s.
+    """
+    away: list[float] = []
+    for each in seen:
+        v = len(each.visits)
+        if v > 1:
+            logs = np.log(each.visits)
+            away += (np.abs(logs - logs.mean()) * math.sqrt(v / (v - 1))).tolist()
+    if not away:
+        return None
+    one_visit = MAD_TO_SD * float(np.median(away))
+    return math.expm1(one_visit / MAD_TO_SD * math.sqrt(float(np.mean([1 / max(1, len(x.visits)) for x in seen]))))
+
+
+def model_error(median: float, repeat: float | None) -> float | None:
+    """What of a median error the repeat error does not explain: independent errors add as squares."""
+    return None if repeat is None else math.sqrt(max(0.0, median**2 - repeat**2))
+
+
 def half_width(errors: Sequence[float], models: int) -> float:
     """The conformal half width of |ln(predicted / measured)|; the largest where there are too few."""
     ordered = sorted(abs(error) for error in errors)
@@ -309,14 +334,17 @@ def _error(left_out: Sequence[LeftOut], phase: Phase, kind: Literal["dense", "mo
     offsets = [float(np.mean(mine)) for mine in by_model.values()]
     # 1.645 standard deviations hold 90 % of normal offsets, as the half width holds 90 % of errors.
     between = 1.645 * float(np.std(offsets, ddof=1)) if len(offsets) > 1 else float(np.max(np.abs(errors)))
+    median, repeat = float(np.median(np.abs(np.expm1(errors)))), repeat_error([x.seen for x in left_out])
     return Error(
         phase=phase,
         kind=kind,
         log_half_width=half_width(errors.tolist(), len(by_model)),
         between_models=between,
-        median=float(np.median(np.abs(np.expm1(errors)))),
+        median=median,
         n=len(by_model),
         coverage=_coverage(by_model),
+        repeat=repeat,
+        of_model=model_error(median, repeat),
     )
 
 

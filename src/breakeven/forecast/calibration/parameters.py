@@ -23,7 +23,8 @@ Phase = Literal["decode", "prefill"]
 class Observation:
     """One measured step. Decode: `sequences` of `tokens` context each got a token; prefill: `tokens` were read at once.
 
-    `seconds` is the median over repetitions, `n` how many there were. `where`: where the weights lay meanwhile.
+    `seconds` is the Hodges-Lehmann estimate over repetitions, `n` how many there were. `visits`: the same of each time
+    that the probe was loaded and measured. `where`: where the weights lay meanwhile.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Observation:
     seconds: float
     n: int = 1
     where: Residency = ON_DEVICE
+    visits: tuple[float, ...] = ()
 
     @property
     def kind(self) -> Literal["dense", "moe"]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from breakeven.model.architecture import DenseFfn, Gqa, Layer, ModelSpec, MoeFfn, QkNorm
 from breakeven.model.arithmetic import file_bytes
@@ -126,6 +127,36 @@ def probes_for(format_name: str, *, gpu: bool, memory_bytes: float) -> tuple[Mod
 def loads_for(*, gpu: bool) -> tuple[ProbeLoad, ...]:
     """The loads each probe runs under."""
     return DECODE_LOADS + PREFILL_LOADS + (WIDE_LOADS if gpu else ())
+
+
+def rounds_of(cycle: int) -> tuple[int, ...]:
+    """The rounds of blocks that a probe runs on one visit; every load once a round.
+
+    The first visit has one, so that a short budget sees every probe; later ones have two, because starting an engine
+    costs as much as a round and an engine's blocks scatter among themselves.
+    """
+    return (0,) if cycle == 0 else (2 * cycle - 1, 2 * cycle)
+
+
+def cycle_of(round_number: int) -> int:
+    """The visit that a round belonged to."""
+    return (round_number + 1) // 2
+
+
+class Visit(NamedTuple):
+    """What one visit to a probe took: all of it, its blocks, and how many they were."""
+
+    whole_s: float
+    blocks_s: float
+    blocks: int
+
+
+def expected_s(took: Mapping[str, Visit], name: str, blocks: int) -> float:
+    """Seconds that a visit with so many blocks will take: as its last one, else as the others'."""
+    last = took.get(name)
+    if last is None:
+        return sum(visit.whole_s for visit in took.values()) / len(took) if took else 0.0
+    return last.whole_s + last.blocks_s * (blocks / last.blocks - 1)
 
 
 def slots_and_context(loads: Sequence[ProbeLoad]) -> tuple[int, int]:

@@ -143,11 +143,12 @@ class Replica:
             return []
         policy, jobs = self._policy, self._jobs
         budget = policy.max_step_tokens - len(self._running)
+        most = policy.prompt_tokens or policy.max_step_tokens
         plan: list[tuple[int, int]] = []
         for i in self._prefill:
             if budget <= 0:
                 return plan
-            n = min(jobs.target[i] - jobs.read[i], budget)
+            n = min(jobs.target[i] - jobs.read[i], budget, most)
             plan.append((i, n))
             budget -= n
         if not (may_admit and self._waiting):
@@ -156,11 +157,13 @@ class Replica:
         planned_s = self._planned_s if policy.ahead and (self._running or self._prefill) else inf
         while self._waiting and budget > 0 and len(self._running) + len(self._prefill) < policy.max_sequences:
             i = self._waiting[0]
+            if policy.prompts is not None and len(self._prefill) >= policy.prompts:
+                break
             if jobs.queued_s[i] > planned_s or not self._admit(i, budget, reserved, first=not plan):
                 break
             self._waiting.popleft()
             self._prefill.append(i)
-            n = min(jobs.target[i] - jobs.read[i], budget)
+            n = min(jobs.target[i] - jobs.read[i], budget, most)
             plan.append((i, n))
             budget -= n
         return plan
@@ -208,6 +211,8 @@ class Replica:
 
     def _seconds(self, d: int, context: float, tokens: int, span: float) -> float:
         """A step, in one pass or as many as the policy needs."""
+        if self._policy.apart and d:
+            return self._table.decode_s(d, context) + self._seconds(0, 0.0, tokens, span)
         micro = self._policy.micro_batch
         if micro is None or d + tokens <= micro:
             return self._table.mixed_s(d, context, tokens, span)

@@ -9,6 +9,11 @@ llama.cpp (`tools/server/server-context.cpp`, `update_slots`): a request waits f
 own. A step takes one token of every generating slot and prompt tokens up to `n_batch`, and runs as several passes of
 `n_ubatch` tokens each; nobody gets a token before all of them are done, so prompts hold up everyone's answers.
 
+mlx_lm.server (0.32: `BatchGenerator._next` in `mlx_lm/generate.py`): a step gives one token to every generating
+sequence in a pass of its own, then runs one more over up to 2048 tokens of each of up to eight prompts. Answers of both
+are sent together, so prompts hold up everyone's. The token behind a prompt comes with the next step's first pass, which
+is not simulated, nor is the padding of prompts to the longest of them.
+
 The table: the step model on a grid once, interpolated many thousand times. The step model is piecewise smooth and rises
 along every axis, so linear interpolation between points a quarter of an octave apart (half of one along contexts) keeps
 its order. It stays within a few per mille, and within 8 % where memory and arithmetic change places.
@@ -42,7 +47,8 @@ class Policy:
     of keys and values on one replica; None: what fits beside the weights. `slot_tokens`: context of one sequence; None:
     only `kv_tokens` limits it. `block_tokens`: what keys and values are taken in. `front_s`: from a request's arrival
     to the engine's queue and back (HTTP, tokenizer), beside the steps. `ahead`: a step is planned when the one
-    before it starts, so who arrives meanwhile joins the step after.
+    before it starts, so who arrives meanwhile joins the step after. `prompts`: how many are read at once, and
+    `prompt_tokens` of one in a step; None: as many as the step has room for. `apart`: what decodes has its own pass.
     """
 
     name: str
@@ -56,6 +62,9 @@ class Policy:
     prefix_caching: bool = False
     front_s: float = 0.0
     ahead: bool = False
+    prompts: int | None = None
+    prompt_tokens: int | None = None
+    apart: bool = False
 
     def __post_init__(self) -> None:
         """Raises UserError for settings under which no step could run."""
@@ -66,6 +75,8 @@ class Policy:
             "micro_batch": self.micro_batch,
             "kv_tokens": self.kv_tokens,
             "slot_tokens": self.slot_tokens,
+            "prompts": self.prompts,
+            "prompt_tokens": self.prompt_tokens,
         }
         for name, value in least.items():
             if value is not None and value < 1:
@@ -88,6 +99,17 @@ POLICIES: dict[str, Policy] = {
     "vllm-cpu": Policy(name="vllm-cpu", max_sequences=128, max_step_tokens=2048, prefix_caching=True),
     # As Breakeven starts it: prompt cache off, so that candidates meet the same work.
     "llama.cpp": Policy(name="llama.cpp", max_sequences=4, max_step_tokens=2048, micro_batch=512, block_tokens=1),
+    # mlx_lm/server.py's defaults: --decode-concurrency 32, --prompt-concurrency 8, --prefill-step-size 2048; caches
+    # grow by 256 tokens (mlx_lm/models/cache.py: KVCache.step). The prompt cache is off, as Breakeven starts it.
+    "mlx": Policy(
+        name="mlx",
+        max_sequences=32,
+        max_step_tokens=8 * 2048 + 32,
+        block_tokens=256,
+        prompts=8,
+        prompt_tokens=2048,
+        apart=True,
+    ),
 }
 
 
@@ -234,7 +256,8 @@ class Autoscale:
     """Replicas come and go with the requests in flight: ceil(in flight / `per_replica`) of them, `least` to `most`.
 
     A new one takes requests `start_s` after it was asked for. One goes when fewer were enough for `calm_s`; it ends
-    what it has. Decided whenever a request arrives.
+    what it has. Decided whenever a request arrives. With `least` 0 the last one goes too, `calm_s` after its answer;
+    who comes then waits until one has started.
     """
 
     least: int = 1
@@ -245,10 +268,16 @@ class Autoscale:
 
     def __post_init__(self) -> None:
         """Raises UserError for numbers that make no sense."""
-        if not (1 <= self.least <= self.most and self.per_replica >= 1 and self.start_s >= 0 and self.calm_s >= 0):
+        if not (
+            0 <= self.least <= self.most
+            and self.most >= 1
+            and self.per_replica >= 1
+            and self.start_s >= 0
+            and self.calm_s >= 0
+        ):
             raise UserError(
-                "autoscaling needs 1 <= least <= most replicas, 1 request per replica or more, and times of 0 s or "
-                f"more; found {self}"
+                "autoscaling needs 0 <= least <= most replicas, 1 at most or more, 1 request per replica or more, and "
+                f"times of 0 s or more; found {self}"
             )
 
 
@@ -292,7 +321,10 @@ class Scaler:
         """Replicas wanted within the last `calm_s`: falling, each the largest since its time."""
 
     def decide(self, now_s: float, in_flight: int, drained_s: Callable[[int], float]) -> list[int]:
-        """The replicas that take a request arriving now. `drained_s(k)`: when replica k ends what it has."""
+        """The replicas that take a request arriving now; all of them where none has started yet.
+
+        `drained_s(k)`: when replica k ends what it has. `in_flight` counts the new request.
+        """
         rule = self._rule
         if rule is None:
             return list(range(len(self.ready_s)))
@@ -311,7 +343,13 @@ class Scaler:
             self.paid_s += went_s - self.from_s[k]
             self.ready_s.pop()
             self.from_s.pop()
-        return [k for k, ready in enumerate(self.ready_s) if ready <= now_s]
+        if rule.least == 0 and in_flight == 1 and len(self.ready_s) == 1:
+            went_s = max(drained_s(0), self.ready_s[0]) + rule.calm_s
+            if went_s < now_s:
+                # Nobody was here: the last one had gone, and starts again.
+                self.paid_s += went_s - self.from_s[0]
+                self.ready_s[0], self.from_s[0] = now_s + rule.start_s, now_s
+        return [k for k, ready in enumerate(self.ready_s) if ready <= now_s] or list(range(len(self.ready_s)))
 
     def replica_seconds(self, end_s: float) -> float:
         """Of all replicas, from the start of the run to its end, starting up included."""

@@ -7,7 +7,7 @@ parts give what the whole would: replicas keep their state, requests change thei
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 from math import inf
@@ -15,6 +15,7 @@ from random import Random
 from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from breakeven.errors import UserError
 from breakeven.forecast.balancing import home_of
@@ -34,8 +35,10 @@ from breakeven.forecast.simulator.policy import (
 )
 from breakeven.forecast.simulator.results import Simulation, simulation_of
 from breakeven.forecast.simulator.state import NOBODY, Jobs, Requests
+from breakeven.traffic.workload import Slo
 
 _LEAST_CONTEXT = 8192
+BETWEEN_STOPS = 256
 LARGE_DEVICE_BYTES = 70 * 2**30
 """From here on vLLM takes larger steps by default (`EngineArgs.get_batch_defaults`)."""
 
@@ -99,6 +102,8 @@ class Run:
         self.fixed_size = fleet.autoscale is None
         self.arrival_s: list[float] = requests.arrival_s_N.tolist()
         self.sent = 0
+        self.reached = 0
+        """The last request that came at a time of its own."""
         fixed_N = np.flatnonzero(np.isfinite(requests.arrival_s_N))
         self.fixed: list[int] = fixed_N[np.argsort(requests.arrival_s_N[fixed_N], kind="stable")].tolist()
         self.due: list[tuple[float, int]] = []
@@ -155,8 +160,26 @@ class Run:
         end_s = max((r.clock for r in self.replicas), default=0.0)
         return simulation_of(self.requests, self.jobs, self.arrival_s, self.replicas, self.policy, self.scaler, end_s)
 
-    def play(self, to_end: bool) -> None:
-        """Serve every arrival; `to_end` False: leave in the replicas what is there when the last one has come."""
+    def late(self, slo: Slo) -> NDArray[np.bool_]:
+        """Requests of which it is known by now that they miss `slo`, whatever comes; gaps are not looked at."""
+        arrival_s_N = np.asarray(self.arrival_s)
+        first_s_N, end_s_N = np.asarray(self.jobs.first_s), np.asarray(self.jobs.end_s)
+        found_N = np.asarray(self.jobs.refused, np.bool_)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            if slo.ttft_s is not None:
+                found_N |= first_s_N - arrival_s_N > slo.ttft_s
+            if slo.e2e_s is not None:
+                found_N |= end_s_N - arrival_s_N > slo.e2e_s
+            if slo.tpot_s is not None:
+                output_N = self.requests.output_tokens_N
+                found_N |= (output_N > 1) & ((end_s_N - first_s_N) / np.maximum(output_N - 1, 1) > slo.tpot_s)
+        return found_N
+
+    def play(self, to_end: bool, stop: Callable[[Run], bool] | None = None) -> None:
+        """Serve every arrival; `to_end` False: leave in the replicas what is there when the last one has come.
+
+        `stop` is asked every `BETWEEN_STOPS` arrivals whether to leave it at that.
+        """
         move = self._move_drawn if self.drawn else self._move_together if self.watched else self._move_alone
         at = 0
         while True:
@@ -177,6 +200,9 @@ class Run:
             else:
                 i = self.fixed[at]
                 at += 1
+                self.reached = i
+                if stop is not None and at % BETWEEN_STOPS == 0 and stop(self):
+                    return
             self._arrive(i, now_s)
 
     def _move_alone(self, until_s: float) -> bool:
@@ -263,6 +289,8 @@ class Run:
             home = home_of(session, len(self.scaler.ready_s)) if (session := self.sessions[i]) else None
             place = takers.index(home) if home is not None and home in takers else None
             k = takers[self.pick([loads[k] for k in takers], self.sent, place, self.rng)]
+            # Where none has started yet, it waits for the one it goes to.
+            at_s = max(at_s, self.scaler.ready_s[k] + self.policy.front_s)
         self.sent += 1
         self._give(i, present[k], at_s)
 

@@ -21,8 +21,9 @@ import msgspec
 
 from breakeven.answer.study.load import model_named
 from breakeven.answer.study.price import ApiSpeed
-from breakeven.engines.source import Source, parse_source, weight_format
-from breakeven.engines.start import engine_named
+from breakeven.engines.kinds import engine_named
+from breakeven.engines.source import Source, parse_source
+from breakeven.engines.start import format_of
 from breakeven.errors import UserError
 from breakeven.forecast.profiles import THIS, profile_named
 from breakeven.gateway.plan.load import PUBLIC_NAME, read_gateway
@@ -36,6 +37,7 @@ from breakeven.gateway.plan.model import (
 )
 from breakeven.gateway.plan.write import write_gateway
 from breakeven.gateway.swap.needs import check_local
+from breakeven.hardware.placement import AUTO, placement_of
 from breakeven.model.resolve import is_weight_file, split_format
 from breakeven.results.cost import Api
 from breakeven.results.decision import DECISION_SCHEMA, CandidateResult, Decision, Kind
@@ -259,6 +261,7 @@ def plan_of_models(
     models: Sequence[str],
     *,
     engine: str = "llama.cpp",
+    placement: Mapping[str, str | int | None] | None = None,
     format_name: str | None = None,
     kv: str | None = None,
     context: int = 4096,
@@ -268,21 +271,42 @@ def plan_of_models(
 ) -> GatewayPlan:
     """A gateway of MODEL arguments as `breakeven compare` takes them; a URL is a backend that already runs.
 
-    `kv`: type of keys and values. `context` is tokens a sequence, `slots` sequences at once, of each. Each model
+    `engine` and `placement`, arguments of `placement_of`: what a model does not say behind its own `@`. `kv`: type of
+    keys and values. `context` is tokens a sequence, `slots` sequences at once, of each. Each model
     answers to its own name, and all together to "breakeven" by the policy of that name, dense ones first. Engines that
     do not fit together take turns. Raises UserError for a model that cannot be, or does not fit even alone.
     """
     if not models:
         raise UserError("name the models to serve, such as: breakeven serve llama-3.2-1b olmoe-1b-7b")
-    machine = _machine(engine, format_name or engine_named(engine).default_format)
-    local = LocalPlan(model="", engine=engine, format=format_name, kv=kv, context=context, slots=slots)
+    typed = placement_of(**(placement or {}))  # type: ignore[arg-type]
+    machines: dict[str, str | None] = {}
     backends: list[BackendPlan] = []
     for text in models:
         source = parse_source(text)
         name = source.name
         if name == PUBLIC_NAME or any(backend.name == name for backend in backends):
             raise UserError(f"two things would be called {name}; write a gateway file to give them names of their own")
-        backends.append(_url(name, source) if source.url else _local(name, source, local, machine))
+        if source.url:
+            backends.append(_url(name, source))
+            continue
+        kind = engine_named(source.engine or engine)
+        lies = placement_of(**{**(placement or {}), **source.words})  # type: ignore[arg-type]
+        kind.check_placement(lies, ())
+        asked = None if lies == AUTO else lies
+        local = LocalPlan(
+            model="",
+            engine=kind.name,
+            format=format_name,
+            kv=kv,
+            placement=asked,
+            context=context,
+            slots=slots,
+        )
+        if kind.name not in machines:
+            machines[kind.name] = _machine(kind.name, format_name or kind.default_format)
+        backends.append(_local(name, source, local, machines[kind.name]))
+    if typed != AUTO and all(backend.local is None for backend in backends):
+        raise UserError("a server that runs keeps its weights where they lie; leave placement out")
     backends.sort(key=lambda backend: backend.kind != "dense")  # stable: otherwise as they were named
     policy = PolicyPlan(model=PUBLIC_NAME, backends=tuple(backend.name for backend in backends), slo=slo)
     plan = GatewayPlan(path=None, backends=tuple(backends), policies=(policy,), memory_bytes=memory_bytes)
@@ -292,7 +316,7 @@ def plan_of_models(
 
 def _local(name: str, source: Source, local: LocalPlan, machine: str | None) -> BackendPlan:
     context = min(local.context, source.spec.context) if source.spec else local.context
-    weights = weight_format(source, local.format, local.engine) if source.synthetic else None
+    weights = format_of(source, local.format, engine_named(local.engine)) if source.synthetic else None
     behind = source.format_name is not None
     return BackendPlan(
         name=name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,12 @@ def source_of(
     workers: int | None = None,
     admin_port: int | None = None,
     kv: str | None = None,
+    engine: str | None = None,
+    placement: Mapping[str, str | int | None] | None = None,
 ) -> Callable[[], GatewayPlan]:
     """How to read the plan, now and at every reload: a gateway file, a decision, or models. Raises UserError.
 
-    What is given beside it replaces what it says; `kv` is of models alone.
+    What is given beside it replaces what it says; `kv`, `engine` and `placement` are of models alone.
     """
     if (decision is None) == (not what):
         raise UserError("give a gateway file such as examples/gateway.yaml, or models, or --from a saved decision")
@@ -35,6 +37,12 @@ def source_of(
     is_file = len(what) == 1 and bool(files) and _is_gateway(Path(what[0]))
     if kv is not None and (is_file or decision is not None):
         raise UserError("--kv goes with models; in a gateway's file write `kv:` beside the model")
+    words = {name: word for name, word in (placement or {}).items() if word is not None}
+    if (engine is not None or words) and (is_file or decision is not None):
+        raise UserError(
+            "engine and placement options go with models; in a gateway's file write `engine:` and `placement:` "
+            "beside the model"
+        )
 
     def read() -> GatewayPlan:
         if decision is not None:
@@ -48,7 +56,7 @@ def source_of(
         else:
             from breakeven.gateway.plan.origins import plan_of_models
 
-            plan = plan_of_models(what, kv=kv)
+            plan = plan_of_models(what, engine=engine or "llama.cpp", placement=words, kv=kv)
         from breakeven.gateway.plan.check import check_plan, with_options
 
         plan = with_options(plan, host=host, port=port, workers=workers, admin_port=admin_port)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from breakeven.engines.kinds import engine_named
 from breakeven.engines.memory import RESERVE, need_of
 from breakeven.engines.source import Source, parse_source
-from breakeven.engines.start import engine_named, format_of, kv_type
+from breakeven.engines.start import format_of, kv_type
 from breakeven.engines.vllm.directory import stored_format
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan

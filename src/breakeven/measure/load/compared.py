@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from breakeven.measure.load.columns import LoadRun
 from breakeven.measure.load.part import Floats, Part, measured_part, meets, part_from, steady_parts
 from breakeven.measure.load.points import output_tokens, values_s
-from breakeven.measure.paired.blocks import PROCESS_FLOOR
+from breakeven.measure.paired.pairs import PROCESS_FLOOR
 from breakeven.results.load import LoadDifference
 from breakeven.stats import intervals
 from breakeven.stats.estimate import measured

@@ -20,7 +20,7 @@ from breakeven.measure.events import Event
 from breakeven.measure.load.columns import LoadRun, collect
 from breakeven.measure.load.compared import Compared, axis_value, capacity_differences, compared
 from breakeven.measure.load.part import Floats
-from breakeven.measure.paired.blocks import PROCESS_FLOOR
+from breakeven.measure.paired.pairs import PROCESS_FLOOR
 from breakeven.results.load import Crossing, LoadDifference
 from breakeven.results.metrics import metric_of
 from breakeven.stats import intervals

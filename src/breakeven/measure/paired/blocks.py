@@ -1,4 +1,4 @@
-"""From the event log of a comparison to numbers: what each block says, which blocks count, what they say together.
+"""From the event log of a comparison to numbers: what each block says, and which of several attempts at it counts.
 
 Pure functions over events. A chunk is not a token: where the engine tells how many tokens each piece of output carried,
 that is used; where it does not, the tokens of a stream are shared out evenly over its pieces, and `exact` is False.
@@ -6,21 +6,16 @@ that is used; where it does not, the tokens of a stream are shared out evenly ov
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from breakeven.measure import events
 from breakeven.measure.events import RequestDone
-from breakeven.measure.paired.plan import LoadSoFar, Plan
-from breakeven.measure.progress import RatioRow
-from breakeven.results.comparison import ComparedPoint, Pair, SelfCheck
-from breakeven.results.metrics import COMPARED, metric_of
+from breakeven.results.comparison import SelfCheck
 from breakeven.stats import intervals
-from breakeven.stats.estimate import Estimate
 
 _NS = 1e9
 
@@ -175,16 +170,6 @@ def _mean_delay_s(ends: Sequence[int], starts: Sequence[int]) -> float:
     return statistics.fmean(end - start for end, start in zip(ends, starts, strict=True)) / _NS
 
 
-HEADLINE = "decode_tokens_per_s"
-
-PROCESS_FLOOR = 0.005
-"""Relative difference that two processes running one and the same file can show on a quiet machine, as one half-width.
-
-Blocks of one pair of processes share whatever memory layout those processes got, so their spread cannot show it. It is
-a judgement, not a measurement: runs of one file repeat within 1 % on a quiet machine, and on the noisy one of
-docs/benchmarks.md nothing so small could be told apart."""
-
-
 @dataclass(frozen=True, slots=True)
 class FinishedBlock:
     """One finished block that counts."""
@@ -263,105 +248,3 @@ def self_checks(log: Sequence[events.Event], seed: int) -> list[SelfCheck]:
             estimate = intervals.ratio([mine[r, "same"] / mine[r, "distinct"] for r in rounds], seed)
             found.append(SelfCheck(model=model, streams=streams[model], same_over_distinct=estimate))
     return found
-
-
-def ratios(blocks: Sequence[FinishedBlock], a: str, b: str, metric: str, streams: int) -> list[float]:
-    """`a` over `b`, one value for every round in which both have the metric; of candidates in turns, for every turn.
-
-    Rounds of one turn share their processes, so they say together what one pair says: their geometric mean.
-    """
-    values: dict[str, dict[int, float]] = {a: {}, b: {}}
-    turns: dict[int, int] = {}
-    for block in blocks:
-        value = block.value(metric)
-        if block.streams == streams and block.model in values and value is not None:
-            values[block.model][block.round] = value
-            turns[block.round] = block.round if block.turn is None else block.turn
-    found = [(turns[r], values[a][r] / values[b][r]) for r in sorted(values[a].keys() & values[b].keys())]
-    return [value for _, value in found] if len({turn for turn, _ in found}) == len(found) else _by_turn(found)
-
-
-def _by_turn(found: Iterable[tuple[int, float]]) -> list[float]:
-    """The geometric mean of each turn's values."""
-    logs: dict[int, list[float]] = {}
-    for turn, value in found:
-        logs.setdefault(turn, []).append(math.log(value))
-    return [math.exp(statistics.fmean(mine)) for mine in logs.values()]
-
-
-def _levels(blocks: Sequence[FinishedBlock], metric: str) -> list[float]:
-    """One value a block, or a turn."""
-    there = [(block, value) for block in blocks if (value := block.value(metric))]
-    if all(block.turn is None for block, _ in there):
-        return [value for _, value in there]
-    return _by_turn((block.turn or 0, value) for block, value in there)
-
-
-def load_states(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) -> list[LoadSoFar]:
-    """How far each load of the plan is: rounds, or turns, that every candidate finished; its widest decode ratio."""
-    states = []
-    for streams in plan.streams:
-        mine = [b for b in blocks if b.streams == streams]
-        rounds = min(len({b.round if b.turn is None else b.turn for b in mine if b.model == name}) for name in names)
-        widths = [
-            intervals.relative_half_width(intervals.ratio(found, plan.seed, PROCESS_FLOOR))
-            for a, b in itertools.combinations(names, 2)
-            if (found := ratios(blocks, a, b, HEADLINE, streams))
-        ]
-        last = {b.model: b.seconds for b in mine}
-        seconds = sum(last.values()) if rounds else None
-        states.append(LoadSoFar(streams, rounds, max(widths, default=float("inf")), seconds))
-    return states
-
-
-def points(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) -> list[ComparedPoint]:
-    """Every candidate at every load that has blocks."""
-    found = []
-    for streams, name in itertools.product(plan.streams, names):
-        mine = [b for b in blocks if b.streams == streams and b.model == name]
-        if not mine:
-            continue
-        levels = {metric: intervals.level(_levels(mine, metric), plan.seed) for metric in COMPARED}
-        joules = [b.joules / b.metrics.output_tokens for b in mine if b.joules and b.metrics.output_tokens]
-        found.append(
-            ComparedPoint(
-                model=name,
-                streams=streams,
-                prompt_tokens=round(sum(b.metrics.prompt_tokens for b in mine) / len(mine) / streams),
-                output_tokens=round(sum(b.metrics.output_tokens for b in mine) / len(mine) / streams),
-                joules_per_token=intervals.level(joules, plan.seed),
-                **levels,
-            )
-        )
-    return found
-
-
-def pairs(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) -> list[Pair]:
-    """Every two candidates, for every metric and load that has pairs of blocks."""
-    found = []
-    for metric, streams in itertools.product(COMPARED, plan.streams):
-        for a, b in itertools.combinations(names, 2):
-            values = ratios(blocks, a, b, metric, streams)
-            if values:
-                estimate = intervals.ratio(values, plan.seed, PROCESS_FLOOR)
-                winner = winner_of(a, b, metric, estimate) if intervals.differs(values, PROCESS_FLOOR) else None
-                found.append(Pair(a=a, b=b, metric=metric, streams=streams, ratio=estimate, winner=winner))
-    return found
-
-
-def winner_of(a: str, b: str, metric: str, estimate: Estimate) -> str:
-    """Who is better, given that the ratio is not 1."""
-    return a if (estimate.value > 1) != (not metric_of(metric).more_is_better) else b
-
-
-def pair_rows(blocks: Sequence[FinishedBlock], names: Sequence[str]) -> list[RatioRow]:
-    """The decode ratios so far, for whoever watches."""
-    rows = []
-    for streams in sorted({b.streams for b in blocks}):
-        for a, b in itertools.combinations(names, 2):
-            values = ratios(blocks, a, b, HEADLINE, streams)
-            if values:
-                e = intervals.ratio(values, 0, PROCESS_FLOOR)
-                label = f"{a} over {b}" if len(names) > 2 else ""
-                rows.append(RatioRow(streams, e.value, e.low, e.high, len(values), label))
-    return rows

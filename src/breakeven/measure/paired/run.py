@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from breakeven.measure import events
 from breakeven.measure.energy import EnergyCounter
-from breakeven.measure.paired.blocks import blocks_of, load_states, pair_rows
+from breakeven.measure.paired.blocks import blocks_of
+from breakeven.measure.paired.pairs import load_states, pair_rows
 from breakeven.measure.paired.plan import Enough, Plan, next_load, order
 from breakeven.measure.progress import RatioRow
 from breakeven.measure.runner import BlockRunner, Candidate, PromptMaker, raise_failed, run_block
@@ -47,7 +48,7 @@ class PairedRun:
         while True:
             elapsed = before_s + time.monotonic() - started
             blocks = blocks_of(self.history)
-            states = load_states(blocks, self.plan, [c.name for c in self.candidates])
+            states = load_states(blocks, self.plan, [c.name for c in self.candidates], elapsed)
             self.on_progress(elapsed, pair_rows(blocks, [c.name for c in self.candidates]))
             choice = next_load(self.plan, states, elapsed)
             if isinstance(choice, Enough):

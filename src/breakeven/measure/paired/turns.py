@@ -11,11 +11,12 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from breakeven.measure import events
 from breakeven.measure.energy import EnergyCounter
-from breakeven.measure.paired.blocks import blocks_of, load_states, pair_rows
+from breakeven.measure.paired.blocks import blocks_of
+from breakeven.measure.paired.pairs import load_states, pair_rows
 from breakeven.measure.paired.plan import Enough, LoadSoFar, Plan, next_turn, order
 from breakeven.measure.paired.run import PairedRun
 from breakeven.measure.progress import RatioRow
@@ -109,12 +110,8 @@ class TurnsRun:
         return found
 
     def _states(self) -> list[LoadSoFar]:
-        """How far each load is; a round takes what it took with the blocks that noise had repeated."""
-        blocks = blocks_of(self.history)
-        repeats = max(1.0, self._measured_s / sum(b.seconds for b in blocks)) if blocks else 1.0
-        return [
-            replace(x, round_s=x.round_s and x.round_s * repeats) for x in load_states(blocks, self.plan, self.names)
-        ]
+        """How far each load is."""
+        return load_states(blocks_of(self.history), self.plan, self.names, self._measured_s)
 
     def _first_request(self, maker: PromptMaker) -> float:
         """One request as it is measured, never counted; seconds it took. It tells how long a text's token is."""

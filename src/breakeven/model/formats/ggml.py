@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from breakeven.errors import UserError
-
 
 class GgmlType(StrEnum):
     """How ggml stores the elements of one tensor; the value is ggml's own name."""
@@ -139,28 +137,3 @@ def own_type(name: str, shape: tuple[int, ...], n_bytes: int) -> GgmlType | OwnT
     # A tensor of less or more bytes than its shape says is counted as it lies in the file.
     whole = shape and shape[-1] % size == 0 and math.prod(shape) // size * each == n_bytes
     return kind if whole else OwnType(kind.value, n_bytes)
-
-
-_KV: dict[str, GgmlType | float] = {
-    "f32": _T.F32,
-    "f16": _T.F16,
-    "bf16": _T.BF16,
-    "q8_0": _T.Q8_0,
-    "q5_1": _T.Q5_1,
-    "q5_0": _T.Q5_0,
-    "q4_1": _T.Q4_1,
-    "q4_0": _T.Q4_0,
-    "iq4_nl": _T.IQ4_NL,
-    "fp8": 1.0,
-}
-
-KV_TYPES: tuple[str, ...] = tuple(_KV)
-"""Types of cached keys and values: llama.cpp's (`--cache-type-k`), and `fp8` of GPU engines (`--kv-cache-dtype`)."""
-
-
-def kv_element_bytes(name: str) -> float:
-    """Bytes of one cached element, scales included; raises UserError that names the types there are."""
-    found = _KV.get(name.strip().lower())
-    if found is None:
-        raise UserError(f"no type of key-value cache is called {name!r}; choose one of {', '.join(KV_TYPES)}")
-    return found if isinstance(found, float) else BLOCKS[found][1] / BLOCKS[found][0]

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.model.architecture import Gqa, ModelSpec
+from breakeven.model.architecture import ModelSpec
+from breakeven.model.formats.caches import DO_AS_ASKED, KV_TYPES, kv_element_bytes, kv_for
 from breakeven.model.formats.ggml import (
     BLOCKS,
-    KV_TYPES,
     GgmlType,
     OwnType,
     block_bytes,
     block_size,
-    kv_element_bytes,
 )
 from breakeven.model.formats.gguf import FORMATS, Format, category, own_types, types_in
 from breakeven.model.formats.gpu import (
@@ -52,6 +51,7 @@ __all__ = [
     "block_size",
     "category",
     "default_format",
+    "default_kv",
     "format_for",
     "format_named",
     "gguf_types",
@@ -211,38 +211,13 @@ def _refuse_gpu_format(chosen: Format | GpuFormat) -> Format:
     return chosen
 
 
-_KV_OF_ENGINES = {
-    "llama.cpp": tuple(name for name in KV_TYPES if name != "fp8"),
-    "vllm": ("f16", "bf16", "fp8"),
-    "sglang": ("f16", "bf16", "fp8"),
-    "mlx": ("f16",),
-    "ollama": ("f16",),
-    "lmstudio": ("f16",),
-}
+def default_kv(spec: ModelSpec, engine: str, format_name: str) -> str:
+    """The type of keys and values a model gets when nobody says: 16 bits, or what its checkpoint asks for.
 
-
-def kv_for(engine: str, name: str, spec: ModelSpec | None = None) -> str:
-    """The type of keys and values that an engine is asked for, by its own name.
-
-    Raises UserError for an unknown type, NotSupportedError for one that the engine does not keep, or not of `spec`.
+    The latter in engines that do as it says, where it runs in the format that it was published in.
     """
-    size = kv_element_bytes(name)
-    asked = name.strip().lower()
-    able = _KV_OF_ENGINES.get(engine)
-    if able is not None and asked not in able:
-        others = [other for other, names in _KV_OF_ENGINES.items() if asked in names]
-        elsewhere = f", or give --engine {others[0]}" if others else ""
-        raise NotSupportedError(f"{engine} keeps no {asked} keys and values; give one of {', '.join(able)}{elsewhere}")
-    if engine == "llama.cpp" and size < 2 and spec is not None:
-        heads = [mixer for layer in spec.layers for mixer in layer.mixers if isinstance(mixer, Gqa)]
-        odd = [width for a in heads for width in (a.head_dim, a.value_dim) if width % KV_BLOCK]
-        if odd:
-            raise NotSupportedError(
-                f"{spec.name}: llama.cpp cannot keep heads of {odd[0]} elements in {asked}, whose blocks are of "
-                f"{KV_BLOCK}; give --kv f16"
-            )
-    return asked
-
-
-KV_BLOCK = 32
-"""Elements of one block of every quantised type of keys and values (src/llama-context.cpp refuses a part of one)."""
+    asked = spec.kv_cache
+    if asked not in KV_TYPES or engine not in DO_AS_ASKED:
+        return "f16"
+    published = format_for(engine, default_format(spec, engine)).name
+    return asked if format_for(engine, format_name).name == published else "f16"

@@ -27,6 +27,7 @@ from breakeven.model.architecture import (
     Scales,
     Streams,
 )
+from breakeven.model.formats.caches import published_kv
 from breakeven.model.formats.published import quantization_of
 from breakeven.model.layouts.classes import CLASSES, REFUSED
 from breakeven.model.layouts.config import (
@@ -185,6 +186,7 @@ def _model(
     tied = c.first(TIED)
     if tied is None and cls.tied is None:
         raise c.missing(*TIED)
+    quantization, kv_cache = _stored(c, config)
     return ModelSpec(
         name=c.name,
         family=family,
@@ -204,7 +206,8 @@ def _model(
         per_layer_embedding=_per_layer(c, vocab),
         ngrams=_ngrams(c, hidden),
         streams=_streams(c, cls),
-        quantization=_quantization(c, config),
+        quantization=quantization,
+        kv_cache=kv_cache,
         mtp=_mtp(c, cls, layers, kinds),
     )
 
@@ -254,9 +257,10 @@ def _slides(layer: Layer) -> bool:
     return any(isinstance(m, Gqa) and m.window is not None for m in layer.mixers)
 
 
-def _quantization(c: Config, config: Mapping[str, object]) -> Quantization | None:
+def _stored(c: Config, config: Mapping[str, object]) -> tuple[Quantization | None, str | None]:
+    """How its weights are stored, and the type of keys and values that it asks for."""
     try:
-        return quantization_of(config)
+        return quantization_of(config), published_kv(config)
     except UserError as error:
         raise UserError(f"{c.source}: {c.name}: {error}") from error
 

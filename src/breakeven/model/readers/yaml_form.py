@@ -269,6 +269,7 @@ class ModelFile(LayerKeys):
     streams: _Streams | None = None
     mtp: Annotated[_Mtp, BeforeValidator(_blocks)] | None = None
     quantization: Annotated[_Quantization, BeforeValidator(_format)] | None = None
+    kv_cache: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")] | None = None
     assumed: list[str] | None = None
     published_total_params: Annotated[int, Field(gt=0, le=MOST_PARAMS, strict=True)] | None = None
 

@@ -37,6 +37,7 @@ _PLAIN = {
     "head_bias": "output_bias",
     "attention_softcap": "attention_softcap",
     "logit_softcap": "logit_softcap",
+    "kv_cache": "kv_cache",
     "published_total_params": "published_total_params",
 }
 """Key of the file, field of the model."""
