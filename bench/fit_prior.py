@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -19,15 +21,17 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.closed_form import steady_tpot_s
-from bench.published.fitting import Fit, Problem, fitted, problem
+from bench.published.by_class import class_table, ratio_table
+from bench.published.fitting import Fit, Problem, backend, fitted, problem
 from bench.published.judged import judged
 from bench.published.leaving_out import by_machine, by_model, left_out
 from bench.published.predicting import model_of, on_device
-from bench.published.records import Observation, read
+from bench.published.records import Observation, of_threads, read
 from bench.published.spilled import errors_of as errors_of_spilled
 from bench.published.spilled import machine_of, spilled, with_constants
 from breakeven.forecast.constants import Error, Range
 from breakeven.forecast.profiles import Efficiencies, Entry
+from breakeven.hardware.chips import backend_of, chips
 from breakeven.model.arithmetic import active_params
 
 Floats = NDArray[np.float64]
@@ -38,7 +42,7 @@ LEAN = 8
 UNSEEN = 1.25
 """How much wider than the family's an interval is in a class that nobody measured. A judgement."""
 SOURCES = {
-    "local": ["published single-stream speeds (llama.cpp, Ollama, MLX), each record with its source"],
+    "local": ["published speeds (llama.cpp, Ollama, MLX), each record with its source"],
     "serving": [
         "aiconfigurator silicon samples (Apache-2.0), vLLM rows",
         "vllm-cost-meter (MIT)",
@@ -53,14 +57,15 @@ DATE = "2026-11"
 def usable(data: Path, family: str) -> list[Observation]:
     """A family's observations whose model we think the device holds."""
     base = judged(ENGINE[family])
-    some = [o for o in read(data)[0] if o.family == family]
+    some = [o for o in (*read(data)[0], *of_threads()) if o.family == family]
     return [o for o in some if on_device(o, base[o.chip.chip_class])]
 
 
 def width(observations: Sequence[Observation], errors: Floats) -> float:
     """The |error| that covers `COVER` of what was left out; n records of one model on one chip count as sqrt(n)."""
     pairs = [(o.model_group, o.chip.slug) for o in observations]
-    weight = np.array([pairs.count(p) ** -0.5 for p in pairs])
+    counts = Counter(pairs)
+    weight = np.array([counts[p] ** -0.5 for p in pairs])
     order = np.argsort(np.abs(errors))
     reached = np.cumsum(weight[order]) / (weight.sum() + 1.0)  # the one more that has not been seen (conformal)
     return float(np.abs(errors)[order][min(int(np.searchsorted(reached, COVER)), len(errors) - 1)])
@@ -83,7 +88,7 @@ def phases_of(asked: Problem, fit: Fit) -> list[str]:
     for o in asked.observations:
         phase: str = o.phase
         if o.family == "serving" and o.concurrency > 1:
-            model = model_of(o, fit.entry(o.chip.chip_class))
+            model = model_of(o, fit.entry(o.chip.chip_class, kernels=backend(o)))
             tpot = steady_tpot_s(model, o.concurrency, o.prompt, o.output)[1]
             plain = float(model.step_s(o.concurrency, o.prompt + o.output / 2))
             phase = "decode" if plain > MOSTLY * tpot else "prefill"
@@ -92,9 +97,12 @@ def phases_of(asked: Problem, fit: Fit) -> list[str]:
 
 
 def errors_of(
-    chip_class: str, asked: Problem, phases: list[str], model_out: Floats, machine_out: Floats
+    chip_class: str, kernels: str, asked: Problem, phases: list[str], model_out: Floats, machine_out: Floats
 ) -> list[Error]:
-    """The class's errors by phase and kind of model, leaning on the whole family where it has little data."""
+    """The errors of a class and backend by phase and kind of model.
+
+    Where they have little data they lean on the backend's other classes, and those on the whole family.
+    """
     obs = asked.observations
     apart = centred(obs, model_out)
     found = []
@@ -105,42 +113,41 @@ def errors_of(
             if len({obs[i].model_group for i in family}) < 2:  # too few to tell: all errors of this kind, wider
                 family = [i for i, o in enumerate(obs) if o.kind == kind]
                 stretch = UNSEEN
-            own = [i for i in family if obs[i].chip.chip_class == chip_class and phases[i] == phase]
-            pairs = len({(obs[i].model_group, obs[i].chip.slug) for i in own})
-            share = pairs / (pairs + LEAN)
-
-            def blended(
-                errors: Floats,
-                family: list[int] = family,
-                own: list[int] = own,
-                share: float = share,
-                stretch: float = stretch,
-            ) -> float:
-                whole = [i for i in family if np.isfinite(errors[i])]
-                mine = [i for i in own if np.isfinite(errors[i])]
-                if not whole:  # no machine with two models: nothing says what would cancel
-                    return float("inf")
-                pooled = width([obs[i] for i in whole], errors[whole]) * stretch
-                if not own:
-                    return pooled * UNSEEN
-                here = width([obs[i] for i in mine], errors[mine]) if mine else pooled
-                return share * here + (1.0 - share) * pooled
-
-            half = max(blended(model_out), blended(machine_out))
-            rows = own or family
+            alike = [i for i in family if backend(obs[i]) == kernels] if kernels else family
+            own = [i for i in alike if obs[i].chip.chip_class == chip_class and phases[i] == phase]
+            levels = [family, alike, own] if kernels else [family, own]
+            half = max(_blended(errors, obs, levels) for errors in (model_out, machine_out)) * stretch
+            between = _blended(apart, obs, levels) * stretch
+            rows = own or alike or family
             both = np.concatenate([model_out[rows], machine_out[rows]])
             found.append(
                 Error(
                     phase=phase,
                     kind=kind,
                     log_half_width=round(half, 4),
-                    between_models=round(min(blended(apart), half), 4),
+                    between_models=round(min(between, half), 4),
                     median=round(float(np.median(np.abs(np.expm1(both)))), 4),
                     n=len({obs[i].model_group for i in own}),
                     coverage=round(float(np.mean(np.abs(both) <= half)), 3) if own else None,
+                    records=len(own),
+                    machines=len({obs[i].chip.slug for i in own}),
                 )
             )
     return found
+
+
+def _blended(errors: Floats, obs: Sequence[Observation], levels: list[list[int]]) -> float:
+    """The width of the last level, each leaning on the one before it as far as its own data are few."""
+    known = [[i for i in rows if np.isfinite(errors[i])] for rows in levels]
+    if not known[0]:  # no machine with two models: nothing says what would cancel
+        return float("inf")
+    found = width([obs[i] for i in known[0]], errors[known[0]])
+    for rows in known[1:]:
+        pairs = len({(obs[i].model_group, obs[i].chip.slug) for i in rows})
+        share = pairs / (pairs + LEAN)
+        if rows:
+            found = share * width([obs[i] for i in rows], errors[rows]) + (1.0 - share) * found
+    return found if levels[-1] else found * UNSEEN
 
 
 def ranges_of(observations: Sequence[Observation]) -> list[Range]:
@@ -153,56 +160,77 @@ def ranges_of(observations: Sequence[Observation]) -> list[Range]:
     return [Range(quantity=name, low=min(values), high=max(values)) for name, values in spans.items() if values]
 
 
-def at_prior(fit: Fit, asked: Problem, chip_class: str) -> list[str]:
-    """Constants of a class about which its own data say little: more than 0.8 of the prior's variance is left."""
+def left_of_priors(fit: Fit, asked: Problem) -> dict[tuple[str, str], float]:
+    """By slot, the share of its prior's variance that the data left."""
     here = asked.residuals(fit, fit.theta)
     jacobian = asked.jacobian(fit, fit.theta, here)
     covariance = np.linalg.inv(jacobian.T @ jacobian + np.diag(1.0 / fit.spreads**2))
-    left = np.diag(covariance) / fit.spreads**2
-    known = {name for (name, c), share in zip(fit.slots, left, strict=True) if c == chip_class and share < 0.8}
-    whole = {name for (name, c), share in zip(fit.slots, left, strict=True) if not c and share < 0.8}
-    return [
-        k.name for k in fit.knobs if k.name not in (known if k.between is not None else whole) and " " not in k.name
-    ]
+    return dict(zip(fit.slots, np.diag(covariance) / fit.spreads**2, strict=True))
 
 
-def entries(family: str, data: Path) -> list[Entry]:
-    """Entries of all classes under one engine."""
+def at_prior(fit: Fit, left: dict[tuple[str, str], float], chip_class: str, kernels: str) -> list[str]:
+    """Constants about which a class's own data, or its backend's, say little: they left 0.8 of the prior or more."""
+    known = {name for (name, of), share in left.items() if of in (chip_class, kernels) and of and share < 0.8}
+    whole = {name for (name, of), share in left.items() if not of and share < 0.8}
+    parted = {k.name for k in fit.knobs if k.between is not None or k.across is not None}
+    return [k.name for k in fit.knobs if " " not in k.name and k.name not in (known if k.name in parted else whole)]
+
+
+def entries(family: str, data: Path) -> tuple[list[Entry], str]:
+    """Entries of all classes under one engine, and the tables of what was left out."""
     base, asked = judged(ENGINE[family]), problem(usable(data, family))
     fit = fitted(asked, base)
     model_out, machine_out = left_out(asked, fit, by_model, by_machine)
-    phases = phases_of(asked, fit)
+    phases, left = phases_of(asked, fit), left_of_priors(fit, asked)
     made = []
-    for chip_class in base:
-        own = [o for o in asked.observations if o.chip.chip_class == chip_class]
+    for chip_class, kernels in kinds_of(family, base):
+        own = [o for o in asked.observations if o.chip.chip_class == chip_class and kernels in ("", backend(o))]
         basis = (
             f"fitted on {len(own)} published measurements of {len({o.model_group for o in own})} models on "
             f"{len({o.chip.slug for o in own})} chips of this class"
             if own
             else "no published measurement of this class was used: the typical values of all others"
         )
+        if kernels and not own:
+            alike = sum(backend(o) == kernels for o in asked.observations)
+            basis = f"no published measurement of this class was used: those of {alike} with the same kernels elsewhere"
         made.append(
             Entry(
                 engine=ENGINE[family],
                 chip_class=chip_class,
-                efficiency=_rounded(fit, chip_class),
-                errors=errors_of(chip_class, asked, phases, model_out, machine_out),
+                backend=kernels,
+                efficiency=_rounded(fit, chip_class, kernels),
+                errors=errors_of(chip_class, kernels, asked, phases, model_out, machine_out),
                 ranges=ranges_of(own or asked.observations),
                 basis=basis,
                 points=len(own),
-                at_prior=at_prior(fit, asked, chip_class) if own else [k.name for k in fit.knobs if " " not in k.name],
+                at_prior=at_prior(fit, left, chip_class, kernels)
+                if own
+                else [k.name for k in fit.knobs if " " not in k.name],
             )
         )
-    return made
+    tables = class_table(asked.observations, machine_out, made)
+    if family == "local":
+        tables += "\n" + ratio_table(asked.observations, machine_out)
+    return made, tables
 
 
-def _rounded(fit: Fit, chip_class: str) -> object:
+def kinds_of(family: str, base: dict[str, Entry]) -> list[tuple[str, str]]:
+    """Classes and backends of the catalogue, and each class with no matter whose kernels."""
+    found = [(chip_class, "") for chip_class in base]
+    if family == "local":
+        seen = {(chip.chip_class, backend_of(chip)) for chip in chips()}
+        found += sorted((c, b) for c, b in seen if b and c in base)
+    return found
+
+
+def _rounded(fit: Fit, chip_class: str, kernels: str) -> object:
     def short(x: object) -> object:
         if isinstance(x, dict):
             return {key: short(value) for key, value in x.items()}
         return float(f"{x:.3g}") if isinstance(x, float) else x
 
-    found = fit.efficiency(chip_class)
+    found = fit.efficiency(chip_class, kernels=kernels)
     return msgspec.structs.replace(found, **{name: short(getattr(found, name)) for name in found.__struct_fields__})
 
 
@@ -225,12 +253,14 @@ def with_host_memory(made: list[Entry], data: Path) -> list[Entry]:
 
 
 def main() -> None:
-    """Fits both families and writes the file."""
+    """Fits both families, writes the file and prints the tables by class of docs/accuracy.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("src/breakeven/forecast/data/efficiencies.json"))
     given = parser.parse_args()
-    local, serving = (entries(family, given.data) for family in ENGINE)
+    with ProcessPoolExecutor(2) as pool:
+        (local, local_tables), (serving, serving_tables) = pool.map(entries, ENGINE, [given.data] * len(ENGINE))
+    print(local_tables, serving_tables, sep="\n")
     made = Efficiencies(
         date=DATE,
         sources=[*SOURCES["local"], *SOURCES["serving"]],

@@ -182,6 +182,25 @@ def test_points_come_by_machine_model_context_and_batch(tmp_path: Path) -> None:
     assert {p.kind for p in found.points if p.model == "olmoe-1b-7b"} == {"moe"}
 
 
+def test_prompts_have_an_interval_and_every_number_says_what_stands_behind_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = predict(["qwen3-30b-a3b:Q4_K_M", "qwen3-14b:Q4_K_M"], ["ryzen-ai-max-395", "jetson-agx-orin-64gb"])
+    for point in found.points:
+        speed = point.prefill_speed
+        assert speed is not None
+        assert speed.least < point.prefill_tokens_per_s < speed.most
+        assert [reason.partition(":")[0] for reason in point.why] == ["decode", "prefill"]
+    known, unknown = found.points[0], found.points[3]
+    assert re.search(
+        r"decode: MoE models on unified machines \(amd\) under llama.cpp, \d+ records of \d+ models", known.why[0]
+    )
+    assert not any("no published" in note for note in known.notes)
+    assert any("no published speed of dense models on jetson machines (cuda)" in note for note in unknown.notes)
+    print_prediction(found, Console(width=100), why=True)
+    assert "left out of the fit, median" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_format_is_the_probed_one_then_the_engines(tmp_path: Path) -> None:
     assert predict(["llama-3.2-1b"], [saved(tmp_path, format_name="Q8_0")]).points[0].format == "Q8_0"
     assert predict(["llama-3.2-1b"], ["h100-sxm"]).points[0].format == "BF16"

@@ -39,8 +39,8 @@ def test_what_nobody_measured_has_no_count_and_a_wider_interval() -> None:
             if not entry.points:
                 assert error.n == 0
                 assert error.coverage is None
-    measured = efficiency_of("consumer", "llama.cpp")
-    unseen = efficiency_of("jetson", "llama.cpp")
+    measured = efficiency_of("consumer", "llama.cpp", "cuda")
+    unseen = efficiency_of("unified", "llama.cpp", "cuda")
     assert measured.points > 0
     assert unseen.points == 0
     on_card = [error for error in measured.errors if not error.spilled]
@@ -51,7 +51,7 @@ def test_what_nobody_measured_has_no_count_and_a_wider_interval() -> None:
 def test_origin_says_how_the_constants_came_about() -> None:
     origin = profile_of_chip(chip_named("rtx-4090"), "llama.cpp").origin
     assert origin.how == "datasheet"
-    assert origin.points == efficiency_of("consumer", "llama.cpp").points
+    assert origin.points == efficiency_of("consumer", "llama.cpp", "cuda").points
     assert any("data sheet" in source for source in origin.sources)
 
 

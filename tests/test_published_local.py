@@ -10,7 +10,7 @@ import pytest
 from bench.fit_prior import with_host_memory
 from bench.published.local_2026 import Record, read_local
 from bench.published.records import read
-from bench.published.spilled import KNOBS, Predictor, errors_of, inside, spilled, values
+from bench.published.spilled import KNOBS, Predictor, by_kind, errors_of, inside, spilled, values
 from breakeven.forecast.profiles import efficiencies
 
 COLUMNS = [
@@ -134,7 +134,7 @@ def test_the_fit_finds_host_memory_again(tmp_path: Path) -> None:
         for metric in ({}, {"metric": "prefill_tok_s", "prompt_or_depth_tokens": "2048"})
     ]  # fmt: skip
     records, _ = read_local(written(tmp_path, *changes))
-    predictor = Predictor(records, {e.chip_class: e for e in ENTRIES})
+    predictor = Predictor(records, by_kind(ENTRIES))
     theta = np.array([0.4, -0.3, 0.3, 0.2])
     times = predictor.seconds(theta, range(len(records)))
     spoken = [

@@ -376,3 +376,29 @@ def test_sequences_left_over_from_a_tile_cost_as_single_ones() -> None:
     tiled = msgspec.structs.replace(CONSTANTS, tile=4, tile_cost=dict.fromkeys(kinds, 0.5))
     times = [float(step_parts(found, tiled, n, 0).compute_s) for n in (1, 3, 4, 5, 8)]
     assert np.array(times) / times[0] == pytest.approx([1, 3, 2, 3, 4])
+
+
+def test_sequences_beyond_the_vector_kernels_go_in_tiles() -> None:
+    found = terms("llama-3.2-1b")
+    rows = msgspec.structs.replace(CONSTANTS, vector_rows=8, prefill_flops_per_s=10 * CONSTANTS.decode_flops_per_s)
+    eight, sixteen = (float(step_parts(found, rows, n, 0).compute_s) for n in (8, 16))
+    all_vectors = float(step_parts(found, CONSTANTS, 16, 0).compute_s)
+    assert eight == pytest.approx(all_vectors / 2)
+    assert sixteen - eight == pytest.approx((all_vectors - eight) / 10)
+
+
+def test_experts_multiply_whole_tiles_however_few_their_tokens_are() -> None:
+    found = terms("olmoe-1b-7b")
+    own = msgspec.structs.replace(CONSTANTS, vector_rows=8)
+    tiled = msgspec.structs.replace(own, expert_tile=32.0)
+    few, many = (step_parts(found, tiled, n, 1).compute_s / step_parts(found, own, n, 1).compute_s for n in (16, 4096))
+    assert few > 2
+    assert many == pytest.approx(1, rel=0.01)
+    assert step_parts(found, tiled, 8, 1).compute_s == pytest.approx(step_parts(found, own, 8, 1).compute_s)
+
+
+def test_delta_nets_and_latents_cost_more_than_plain_attention() -> None:
+    slow = msgspec.structs.replace(CONSTANTS, mixer_layer_s=1e-4)
+    for name, layers in (("llama-3.2-1b", 0), ("deepseek-v2-lite", 27), ("qwen3.5-35b-a3b", 30)):
+        more = step_parts(terms(name), slow, 1, 1).overhead_s - step_parts(terms(name), CONSTANTS, 1, 1).overhead_s
+        assert more == pytest.approx(layers * 1e-4), name

@@ -21,6 +21,8 @@ LOCAL_CLASSES: dict[str, dict[str, float | None]] = {
 STEP_S = 3e-4
 """llama.cpp's sampling and graph building in a step."""
 SEQUENCE_S = 5e-5
+VECTOR_ROWS = 8
+"""Tokens of a step up to which llama.cpp multiplies one by one (MMVQ_MAX_BATCH_SIZE; mul_mat_vec_max_cols)."""
 LOGIT_BYTES = 10.0
 """vLLM's greedy sampler: 2 bytes read, 4 written as float32, 4 read for the largest (vllm/v1/sample/sampler.py)."""
 DISK_BYTES_PER_S = 3e9
@@ -43,6 +45,7 @@ def judged(engine: str) -> dict[str, Entry]:
             layer_s=5e-5,
             moe_layer_s=8e-5,
             sequence_s=SEQUENCE_S,
+            vector_rows=VECTOR_ROWS if engine == "llama.cpp" else None,
             logit_bytes=LOGIT_BYTES if engine == "vllm" else 0.0,
             usable_memory=own["usable_memory"] or 1.0,
             host_bytes_per_s=own["host_bytes_per_s"],

@@ -115,7 +115,7 @@ def _record(row: dict[str, str]) -> Record | str:
         return "prompt's length not published"
     if "long (" in row["prompt_or_depth_tokens"]:
         return "context's length not published"
-    spec, name = _model(row["model"]), _format(row["format"])
+    spec, name = model_from(row["model"]), _format(row["format"])
     if spec is None or name is None:
         return f"model or format not known: {row['model']} {row['format']}"
     on_cpu = row["placement"].startswith("cpu")
@@ -145,9 +145,12 @@ def _record(row: dict[str, str]) -> Record | str:
     )
 
 
-def _model(name: str) -> ModelSpec | None:
+def model_from(name: str) -> ModelSpec | None:
+    """The architecture of a model's name, or of an Ollama tag or file of it; None when it is not known."""
     bare = name.rpartition("/")[2].lower().replace("deepseek-coder-v2-lite", "deepseek-v2-lite")
-    bare = re.sub(r"-(instruct|it)(-2507)?$|-17b-16e-instruct$", "", bare)
+    bare = re.sub(r":(?=\d)", "-", bare).partition(":")[0].replace("qwen3.6-35b", "qwen3.6-35b-a3b")
+    bare = re.sub(r"-(\d+bit|mxfp4-q8|qat|gguf|mlx|chat)\b", "", bare).replace("a3b-a3b", "a3b").removeprefix("meta-")
+    bare = re.sub(r"-(instruct|it)(-25\d\d)?$|-17b-16e-instruct$", "", bare)
     for known in (bare, f"{bare}-17b-16e"):
         try:
             return lookup(known)

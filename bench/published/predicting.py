@@ -15,7 +15,8 @@ from bench.closed_form import steady_state, tpot_at_s
 from bench.published.records import Observation
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.profiles import Entry, profile_with
-from breakeven.forecast.terms import terms_of
+from breakeven.forecast.terms import Terms, terms_of
+from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import format_named
 
 Floats = NDArray[np.float64]
@@ -29,7 +30,7 @@ def groups_of(observations: Sequence[Observation]) -> list[list[int]]:
     found: dict[tuple[object, ...], list[int]] = {}
     for i, o in enumerate(observations):
         key = (id(o.spec), o.format, o.chip.slug, o.devices, o.experts_apart, o.engine, o.family, o.phase,
-               o.decoding is None, o.batched)  # fmt: skip
+               o.step_tokens, o.year, o.decoding is None, o.batched)  # fmt: skip
         found.setdefault(key, []).append(i)
     return list(found.values())
 
@@ -37,8 +38,19 @@ def groups_of(observations: Sequence[Observation]) -> list[list[int]]:
 def model_of(o: Observation, entry: Entry) -> StepModel:
     """The step model of an observation, all weights on the device."""
     profile = profile_with(o.chip, entry, o.devices, o.format, "", [])
-    terms = terms_of(o.spec, format_named(o.format).name)
+    terms = _terms(id(o.spec), o)
     return StepModel(o.spec, terms, profile, o.devices, expert_parallel=o.experts_apart)
+
+
+def _terms(spec_id: int, o: Observation) -> Terms:
+    """`terms_of`, without hashing a whole architecture each time: observations live as long as the fit."""
+    key = (spec_id, o.format)
+    if key not in _TERMS or _TERMS[key][0] is not o.spec:
+        _TERMS[key] = (o.spec, terms_of(o.spec, format_named(o.format).name))
+    return _TERMS[key][1]
+
+
+_TERMS: dict[tuple[int, str], tuple[ModelSpec, Terms]] = {}
 
 
 def on_device(o: Observation, entry: Entry) -> bool:
@@ -62,9 +74,12 @@ def _group(some: Sequence[Observation], model: StepModel) -> Floats:
         np.array([getattr(o, name) for o in some], dtype=np.float64) for name in ("prompt", "output", "concurrency")
     )
     if some[0].phase == "prefill":
-        return model.prefill_s(prompt)
+        return model.prefill_s(prompt, some[0].step_tokens)
     if some[0].family == "local":
-        return model.step_s(streams, prompt + output / 2.0)
+        step = model.step_s(streams, prompt + output / 2.0)
+        wall = np.array([o.wall for o in some])
+        # While a request answers, as many prompts as there are streams are read, alone.
+        return step + wall * streams * model.prefill_s(prompt) / output if wall.any() else step
     rate = np.array([o.rate or 0.0 for o in some])
     if rate.any():
         streams = np.ones_like(rate)

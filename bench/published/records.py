@@ -17,6 +17,7 @@ from typing import Any, Literal
 from bench.published.local_2026 import Record, read_local
 from bench.published.names import chip_of, format_of, model_of
 from bench.published.served_2026 import Served, read_served
+from bench.published.whole_2026 import Whole, read_whole, steps
 from breakeven.hardware.chips import Chip
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import active_params
@@ -39,6 +40,8 @@ MOSTLY_WAITING = 0.5
 """Below this share of time spent decoding, what is published is a queue."""
 SMALL_HOSTS = re.compile(r"^(pi |raspberry|radxa|minisforum ms-r1|hifive|system76 thelio astra)", re.I)
 """Arm and RISC-V boards with a graphics card attached: the host, not the card, sets much of their speed."""
+FIRST_OF_2026 = 7580
+"""llama.cpp's build at the turn of the year."""
 BRIEF_PROMPT = 64
 """Tokens taken for a prompt whose length was not published; a short question."""
 
@@ -65,6 +68,12 @@ class Observation:
     output: float
     phase: Phase
     seconds: float
+    year: int = 2026
+    """Of the engine's build, where it was told or can be guessed."""
+    step_tokens: int | None = None
+    """Prompt tokens of a step, where a record says so."""
+    wall: bool = False
+    """Tokens were counted over wall-clock time: the prompts between them are in `seconds`."""
     decoding: float | None = None
     """Sequences that decode at a time, where a record tells how long the others wait for their first token."""
     batched: bool = False
@@ -78,7 +87,8 @@ class Observation:
     @property
     def model_group(self) -> str:
         """Models of one shape, whatever their training: left out together."""
-        return re.sub(r"-(instruct|thinking|coder|base|it|chat|2507).*$", "", self.spec.name.lower())
+        name = self.spec.name.lower().replace("qwen3.6", "qwen3.5").replace("coder-30b", "30b")
+        return re.sub(r"-(instruct|thinking|coder|base|it|chat|2507).*$", "", name)
 
     @property
     def chip_group(self) -> str:
@@ -103,12 +113,19 @@ def read(directory: Path) -> tuple[list[Observation], Counter[str]]:
     # Reading caches of other types is not what is fitted.
     plain = [r for r in on_cpu if r.kv == "f16" or r.prompt == 0 or r.phase == "prefill"]
     found += [_on_cpu(r) for r in plain if r.placement is None]
-    served, aside = read_served(directory)
+    whole, aside = read_whole(directory)
+    found += [_on_device(r) for r in whole]
+    served, unserved = read_served(directory)
     found += [_served(r) for r in served]
     cached = [o for o in found if _cached(o)]
     found = [o for o in found if o not in cached]
     skipped["prompts read faster than the chip multiplies"] += len(cached)
-    return _without_repeats(found), skipped + left + aside
+    return _without_repeats(found), skipped + left + aside + unserved
+
+
+def of_threads() -> list[Observation]:
+    """Steps and prompts that llama.cpp's own threads tell (`whole_2026.STEPS`), which no directory holds."""
+    return [_on_device(r) for r in steps()]
 
 
 def _on_cpu(r: Record) -> Observation:
@@ -128,6 +145,29 @@ def _on_cpu(r: Record) -> Observation:
         output=128.0,
         phase="prefill" if r.phase == "prefill" else "decode",
         seconds=r.seconds,
+    )
+
+
+def _on_device(r: Whole) -> Observation:
+    return Observation(
+        source=r.id if " " in r.id else f"local_2026.tsv:{r.id}",
+        family="local",
+        engine=r.engine,
+        old=False,
+        spec=r.spec,
+        format=r.format,
+        chip=r.chip,
+        devices=r.devices,
+        experts_apart=False,
+        concurrency=r.streams,
+        rate=None,
+        prompt=r.prompt,
+        output=r.output,
+        phase="prefill" if r.phase == "prefill" else "decode",
+        seconds=r.seconds,
+        year=r.year,
+        step_tokens=r.step_tokens,
+        wall=r.wall,
     )
 
 
@@ -191,6 +231,8 @@ def _observation(file: str, r: dict[str, Any], wait_s: float | None = None) -> O
     chip = chip_of(r["hardware"])
     if chip is None:
         return f"chip not known: {r['hardware']}"
+    if chip.slug.startswith("gtx-"):
+        return "a card without tensor cores"  # what later cards multiply on, and shares of a peak are of
     name = format_of(r.get("quant"), r["model"])
     if name is None:
         return f"format not known: {r.get('quant')}"
@@ -210,10 +252,19 @@ def _observation(file: str, r: dict[str, Any], wait_s: float | None = None) -> O
         output=float(r.get("gen_len") or 128),
         phase="decode",
         seconds=0.0,
+        year=_year(str(r["engine"])),
     )
     if file.startswith("local"):
         return _local(base, r)
     return _inferencex(base, r, wait_s) if file.startswith("inferencex") else _loaded(base, r)
+
+
+def _year(engine: str) -> int:
+    """When a build was made; records that do not say it were published through 2025."""
+    if found := re.search(r"20\d\d", engine):
+        return int(found[0])
+    build = re.search(r"\bb(\d{4,5})\b", engine)
+    return 2026 if build and int(build[1]) > FIRST_OF_2026 else 2025
 
 
 def _local(base: Observation, r: dict[str, Any]) -> Observation | str:

@@ -22,6 +22,7 @@ from breakeven.forecast.constants import Error, Profile
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.profiles import Entry, beside, profile_with
 from breakeven.forecast.terms import Terms
+from breakeven.hardware.chips import backend_of
 
 Floats = NDArray[np.float64]
 KNOBS = (
@@ -77,6 +78,18 @@ def profile_of(r: Record, entry: Entry) -> Profile:
     return beside(plain, r.machine, entry.efficiency)
 
 
+def by_kind(entries: Sequence[Entry]) -> dict[str, Entry]:
+    """Entries by class and backend."""
+    return {f"{entry.chip_class} {entry.backend}".strip(): entry for entry in entries}
+
+
+def entry_of(entries: dict[str, Entry], r: Record) -> Entry:
+    """The entry of a record's card: of its class and backend, else of its class."""
+    chip = r.machine.devices[0]
+    own = f"{chip.chip_class} {backend_of(chip)}"
+    return entries[own] if own in entries else entries[chip.chip_class]
+
+
 class Predictor:
     """Predicts records again and again; where weights lie is worked out once."""
 
@@ -86,7 +99,7 @@ class Predictor:
 
     def _model(self, r: Record) -> StepModel:
         assert r.placement is not None
-        profile = profile_of(r, self.entries[r.machine.devices[0].chip_class])
+        profile = profile_of(r, entry_of(self.entries, r))
         model = step_model(r.spec, profile, r.format, placement=r.placement, kv=r.kv)
         model = model.placed(1, max(r.prompt + 128.0, 4096.0))
         return replace(model, terms=_scaled(model.terms, r.sized(model.terms)))
@@ -99,7 +112,7 @@ class Predictor:
 
     def _one(self, i: int, entries: dict[str, Entry]) -> float:
         r = self.records[i]
-        model = replace(self.models[i], profile=profile_of(r, entries[r.machine.devices[0].chip_class]))
+        model = replace(self.models[i], profile=profile_of(r, entry_of(entries, r)))
         if r.phase == "decode":
             return float(model.step_s(1.0, r.prompt + 64.0))
         steps = np.ceil(r.prompt / r.step_tokens)
@@ -144,7 +157,7 @@ def fit(predictor: Predictor, rows: Sequence[int]) -> Floats:
 def spilled(directory: Path, entries: Sequence[Entry]) -> Spilled:
     """The fit on top of the entries of llama.cpp, and its errors with each machine left out."""
     records = usable(directory)
-    predictor = Predictor(records, {entry.chip_class: entry for entry in entries})
+    predictor = Predictor(records, by_kind(entries))
     every = list(range(len(records)))
     theta = fit(predictor, every)
     truth = np.log([r.seconds for r in records])

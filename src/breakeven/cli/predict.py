@@ -67,6 +67,7 @@ def predict(
     device: Device = None,
     tensor_split: TensorSplit = None,
     assume: Assume = False,
+    why: Annotated[bool, typer.Option("--why", help="Say which records stand behind it, and how far off.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (breakeven.predict/1).")] = False,
 ) -> None:
     result = breakeven.predict(
@@ -95,7 +96,7 @@ def predict(
 
         from breakeven.pages.predicted import print_prediction
 
-        print_prediction(result, Console())
+        print_prediction(result, Console(), why=why)
 
 
 def numbers(option: str, text: str) -> list[int]:

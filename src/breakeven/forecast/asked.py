@@ -14,12 +14,14 @@ from breakeven.forecast.constants import Profile
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.profiles import THIS, engine_of_format, profile_named
 from breakeven.forecast.routing import Routing
+from breakeven.hardware.chips import backend_of
 from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import DEFAULT_FORMATS, OWN, default_format
 from breakeven.model.resolve import is_catalogued, resolve_spec, split_format
 
 LLAMA_CPP = "llama.cpp"
+PHASES = ("decode", "prefill")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +131,29 @@ def model_on(
         reserve=reserve,
         placement=placement,
     )
+
+
+def why_of(model: StepModel) -> list[str]:
+    """What stands behind a model's predictions: by phase the class, its records, and how far they were off."""
+    return [f"{phase}: {_class(model)}, {model.error(phase).words()}" for phase in PHASES]
+
+
+def _class(model: StepModel) -> str:
+    profile, kind = model.profile, "MoE models" if model.terms.moe else "dense models"
+    if profile.origin.how == "probes" or profile.chip is None:
+        return f"probed {kind}"
+    where = f"on {profile.chip.chip_class} machines" if model.residency.whole else "in part in host memory"
+    return f"{kind} {where} ({backend_of(profile.chip) or profile.engine}) under {profile.engine}"
+
+
+def known_notes(model: StepModel) -> list[str]:
+    """What was assumed of the model, and that nobody published a speed of such models on such machines.
+
+    Then the band is of others, and wide.
+    """
+    notes = assumed_notes(model.spec)
+    missing = [phase for phase in PHASES if not model.error(phase).n]
+    if model.profile.origin.how == "probes" or not missing:
+        return notes
+    of = f"published {missing[0]} speed" if len(missing) == 1 else "published speed"
+    return [*notes, f"no {of} of {_class(model)}: typical of others, a wide band; calibrate where you can"]

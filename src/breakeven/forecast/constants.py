@@ -6,6 +6,7 @@ the machine's class; everything predicted with it carries its error.
 
 from __future__ import annotations
 
+from math import exp
 from typing import Literal
 
 import msgspec
@@ -41,6 +42,8 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     layer_s: float = 0.0
     moe_layer_s: float = 0.0
     """Beyond `layer_s`, of a layer that routes."""
+    mixer_layer_s: float = 0.0
+    """Beyond `layer_s`, of a layer that mixes tokens by a state (delta nets, state spaces) or a latent (MLA)."""
     expert_s: float = 0.0
     """Of each expert that a layer touches in a step."""
     sequence_s: float = 0.0
@@ -72,6 +75,12 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     where none is given. A CPU unpacks as it multiplies, and some types it multiplies faster than others."""
     expert_compute: float = 1.0
     """Seconds of an operation in routed experts over those of one elsewhere: few tokens each multiply slowly."""
+    vector_rows: int | None = None
+    """Sequences that a decode step multiplies one by one, at `decode_flops_per_s`; those beyond go in tiles, as prompts
+    do, at `prefill_flops_per_s`. None: all at `decode_flops_per_s`."""
+    expert_tile: float = 1.0
+    """Tokens that a tile of an expert's product holds: beyond `vector_rows`, every expert touched multiplies as many,
+    or all of the step where that has fewer, however few are its own. 1: its own alone."""
     tile: int = 1
     """Sequences that a decode step's matrix products take at once. What is left over goes one by one."""
     tile_cost: dict[str, float] = {}
@@ -95,6 +104,9 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     """Models left out, one at a time; 0: nothing to check against, the width is a judgement."""
     coverage: float | None = None
+    records: int = 0
+    """Published records of this class and backend behind it."""
+    machines: int = 0
     spilled: bool = False
     """Of models that lie in part in host memory."""
     repeat: float | None = None
@@ -102,6 +114,20 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
     far they differ when they are repeated. None: nothing was measured twice."""
     of_model: float | None = None
     """What of `median` that does not explain."""
+
+    def words(self) -> str:
+        """How many records stand behind it, and how far off they were."""
+        if not self.n:
+            return f"no record of its own, typical of others; off by up to a factor {exp(self.log_half_width):.1f}"
+        counted = f"{_some(self.records, 'record')} of " if self.records else ""
+        machines = f" on {_some(self.machines, 'machine')}" if self.machines else ""
+        inside = "" if self.coverage is None else f", {self.coverage:.0%} inside the band"
+        off = f"left out of the fit, median {self.median:.0%} off{inside}"
+        return f"{counted}{_some(self.n, 'model')}{machines}; {off}"
+
+
+def _some(count: int, of: str) -> str:
+    return f"{count} {of}" if count == 1 else f"{count} {of}s"
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True):

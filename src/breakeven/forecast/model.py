@@ -157,10 +157,14 @@ class StepModel:
             whole = plain + self.prompt_scale * (whole - plain)
         return self.scale * whole
 
-    def prefill_s(self, prompt_tokens: ArrayLike) -> Floats:
-        """Seconds to read one prompt alone, in as many equal steps as the engine's step limit asks for."""
+    def prefill_s(self, prompt_tokens: ArrayLike, step_tokens: int | None = None) -> Floats:
+        """Seconds to read one prompt alone, in as many equal steps as the engine's step limit asks for.
+
+        `step_tokens`: that limit; None: the engine's own.
+        """
         tokens = np.maximum(np.asarray(prompt_tokens, dtype=np.float64), 1.0)
-        steps = np.ceil(tokens / PROMPT_STEP_TOKENS.get(self.profile.engine, PROMPT_STEP_TOKENS["llama.cpp"]))
+        limit = step_tokens or PROMPT_STEP_TOKENS.get(self.profile.engine, PROMPT_STEP_TOKENS["llama.cpp"])
+        steps = np.ceil(tokens / limit)
         return steps * self.step_s(0.0, 0.0, tokens / steps, (tokens + 1.0) / 2.0)
 
     def error(self, phase: str) -> Error:

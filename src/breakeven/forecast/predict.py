@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from breakeven.errors import UserError
-from breakeven.forecast.asked import LLAMA_CPP, asked_model, assumed_notes, model_on, profiles_for
+from breakeven.forecast.asked import LLAMA_CPP, asked_model, known_notes, model_on, profiles_for, why_of
 from breakeven.forecast.constants import Profile, Range
 from breakeven.forecast.devices import host_bytes
 from breakeven.forecast.memory import Memory
@@ -62,7 +62,7 @@ def origin_text(profile: Profile) -> str:
 def notes_of(model: StepModel, batch: int, context: int) -> list[str]:
     """What a reader of one point must know."""
     return [
-        *assumed_notes(model.spec),
+        *known_notes(model),
         *_room(model, batch, context),
         *_extrapolations(model, batch, context),
         *_types(model),
@@ -347,6 +347,8 @@ def _point(model: StepModel, name: str, machine: str, batch: int, context: int, 
         decode_tokens_per_s=batch / step.value,
         prefill_tokens_per_s=prompt / prefill.value,
         prefill_s=prefill,
+        prefill_speed=Estimate(value=prompt / prefill.value, low=prompt / prefill.most, high=prompt / prefill.least),
+        why=why_of(model),
         fits=model.fits(batch, context),
         memory_bytes=memory.total,
         bytes_read=float(parts.weight_bytes + parts.kv_bytes),

@@ -25,7 +25,7 @@ from breakeven.forecast.residency import (
     PCIE_BYTES_PER_S,
     SERVER_BYTES_PER_S,
 )
-from breakeven.hardware.chips import Chip, ChipClass
+from breakeven.hardware.chips import Chip, ChipClass, backend_of
 from breakeven.hardware.described import machine_named
 from breakeven.hardware.machine import Machine, MachineSpec
 from breakeven.hardware.reader import read_machine
@@ -51,12 +51,17 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
     step_s: float
     layer_s: float
     moe_layer_s: float
+    mixer_layer_s: float = 0.0
     sequence_s: float
     overlap: float = 1.0
     expert_s: float = 0.0
     prefill_token_s: float = 0.0
+    element_bytes: float = 0.0  # moved of each element of a token's hidden state in a layer, at the nominal bandwidth
     logit_bytes: float = 0.0
     routing_alpha: float = 1.0
+    expert_compute: float = 1.0
+    vector_rows: int | None = None
+    expert_tile: float = 1.0
     usable_memory: float = 1.0
     host_bytes_per_s: float | None = None
     disk_bytes_per_s: float | None = None
@@ -72,11 +77,17 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
     busy_share: float = 0.7
 
 
+AS_THEY_ARE = sorted({*Efficiency.__struct_fields__} & {*Constants.__struct_fields__} - {"link_bytes_per_s"})
+"""Constants that no data sheet scales."""
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One class of machine under one engine: its efficiency, its errors, and where both come from."""
 
     engine: str
     chip_class: str
+    backend: str = ""
+    """Whose kernels the engine runs on such chips (`backend_of`); empty: no matter whose."""
     efficiency: Efficiency
     errors: list[Error]
     ranges: list[Range] = []
@@ -101,11 +112,12 @@ def efficiencies() -> Efficiencies:
     return msgspec.json.decode(raw, type=Efficiencies)
 
 
-def efficiency_of(chip_class: str, engine: str) -> Entry:
-    """The entry for a class of chip. Raises UserError for an engine that has none."""
+def efficiency_of(chip_class: str, engine: str, backend: str = "") -> Entry:
+    """The entry for a class of chip, of this backend where there is one. Raises UserError for an engine without any."""
     if engine not in ENGINES:
         raise UserError(f"no data-sheet profile for engine {engine!r}: there is one for {' and '.join(ENGINES)}")
-    return next(e for e in efficiencies().entries if e.engine == engine and e.chip_class == chip_class)
+    alike = [e for e in efficiencies().entries if (e.engine, e.chip_class) == (engine, chip_class)]
+    return next((e for e in alike if e.backend == backend), None) or next((e for e in alike if not e.backend), alike[0])
 
 
 def profile_of_chip(chip: Chip, engine: str, devices: int = 1, format_name: str | None = None) -> Profile:
@@ -116,7 +128,7 @@ def profile_of_chip(chip: Chip, engine: str, devices: int = 1, format_name: str 
     """
     if devices < 1:
         raise UserError(f"{devices} devices of {chip.slug}: give at least 1")
-    entry = efficiency_of(chip.chip_class, engine)
+    entry = efficiency_of(chip.chip_class, engine, backend_of(chip))
     return profile_with(chip, entry, devices, format_name, efficiencies().date, efficiencies().sources)
 
 
@@ -137,23 +149,11 @@ def profile_with(
             kv_bytes_per_s=bandwidth * found.kv_share,
             decode_flops_per_s=peak * found.decode_flops_share,
             prefill_flops_per_s=peak * found.prefill_flops_share,
-            overlap=found.overlap,
-            step_s=found.step_s,
-            layer_s=found.layer_s,
-            moe_layer_s=found.moe_layer_s,
-            expert_s=found.expert_s,
-            sequence_s=found.sequence_s,
-            logit_bytes=found.logit_bytes,
-            prefill_token_s=found.prefill_token_s,
-            routing_alpha=found.routing_alpha,
-            host_bytes_per_s=found.host_bytes_per_s,
+            element_s=found.element_bytes / bandwidth,
             host_flops_per_s=HOST_FLOPS_PER_S if found.host_bytes_per_s else None,
             stream_bytes_per_s=PCIE_BYTES_PER_S * found.stream_share if found.host_bytes_per_s else None,
-            handover_s=found.handover_s,
-            disk_bytes_per_s=found.disk_bytes_per_s,
+            **{name: getattr(found, name) for name in AS_THEY_ARE},
             link_bytes_per_s=link,
-            link_s=found.link_s,
-            type_cost=found.type_cost,
         ),
         errors=entry.errors,
         ranges=entry.ranges,
@@ -190,7 +190,7 @@ def profile_of_machine(machine: Machine, engine: str, devices: int | None, forma
     unlike = len({chip.slug for chip in chosen}) > 1
     if unlike and engine != "llama.cpp":
         raise UserError(f"{engine} parts a model evenly among like devices; use --engine llama.cpp on {machine.name}")
-    found = beside(profile, machine, efficiency_of(chosen[0].chip_class, engine).efficiency)
+    found = beside(profile, machine, efficiency_of(chosen[0].chip_class, engine, backend_of(chosen[0])).efficiency)
     others = [profile_of_chip(chip, engine, 1, format_name) for chip in chosen[1:]] if unlike else []
     name = machine.name if described > 1 or machine.host else profile.name
     return msgspec.structs.replace(found, name=name, others=others)

@@ -16,11 +16,12 @@ each on average. n = D + P tokens pass through the weights. With occupancy u (sh
 
     bytes   = W_f + W_r u(n)                         weights
     t_mem   = sum over number types (bytes * type_cost) / weight_bytes_per_s + KV(D, C_D) / kv_bytes_per_s
-    t_flops = F_D / decode_flops_per_s + F_P / prefill_flops_per_s
+    t_flops = F_V / decode_flops_per_s + (F_T + F_P) / prefill_flops_per_s
+              F_V: the first vector_rows sequences, F_T: those beyond, F_P: the prompt;
               F by number type and place, each at its cost (type_compute, tile_cost, expert_compute)
     t = max(t_mem, t_flops) + (1 - overlap) min(t_mem, t_flops)
-        + step_s + layer_s L + moe_layer_s L_moe + expert_s (experts touched) + sequence_s D + prefill_token_s P
-        + element_s L hidden n + logit_bytes vocab D / kv_bytes_per_s
+        + step_s + layer_s L + moe_layer_s L_moe + mixer_layer_s L_mixer + expert_s (experts touched)
+        + sequence_s D + prefill_token_s P + element_s L hidden n + logit_bytes vocab D / kv_bytes_per_s
         + max((weight bytes in host memory) / host_bytes_per_s, F_host / host_flops_per_s) + KV_host / host_bytes_per_s
         + (weight bytes on disk) / disk_bytes_per_s + handover_s (handovers)
     n >= 32: host weights cross the link instead, (their bytes) / stream_bytes_per_s, and the device multiplies
@@ -129,6 +130,8 @@ class Terms:
     expert_work: tuple[tuple[str, float], ...] = ()
     """The same of routed experts. Both together are 1."""
     head_type: str = ""
+    mixer_layers: int = 0
+    """Layers that mix tokens by more than plain attention: a state (delta nets, state spaces) or a latent (MLA)."""
     vocab: int = 0
     """Logits of a sequence. Every device of a tensor-parallel engine gathers and samples all of them."""
 
@@ -178,7 +181,7 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
             mine[0] += kv_element_bytes * a.elements
             mine[1] += a.flops
             mine[2] += kv_element_bytes * a.reads
-    constant = sum(scan_flops(layer) for layer in spec.layers)
+    scans = [scan_flops(layer) for layer in spec.layers]
     head_params = spec.hidden * spec.vocab
     worked = math.fsum((*work.values(), *expert_work.values()))
     return Terms(
@@ -193,7 +196,7 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
         head_bytes=head_bytes,
         total_bytes=float(file_bytes(spec, format_name)),
         state_bytes=2.0 * state_bytes(spec),
-        token_flops=2.0 * active_params(spec) + constant,
+        token_flops=2.0 * active_params(spec) + sum(scans),
         head_flops=2.0 * head_params,
         experts=experts,
         attention=tuple(
@@ -204,6 +207,10 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
         work=tuple((kind, n / worked) for kind, n in work.items()),
         expert_work=tuple((kind, n / worked) for kind, n in expert_work.items()),
         head_type=head_type,
+        mixer_layers=sum(
+            flops > 0 or any(isinstance(mixer, Mla) for mixer in layer.mixers)
+            for flops, layer in zip(scans, spec.layers, strict=True)
+        ),
         vocab=spec.vocab,
     )
 
@@ -282,11 +289,15 @@ def step_parts(
     n = d + p
     fixed_bytes = sum(nbytes for _, nbytes in terms.fixed)
     expert_bytes, weights_s, touched = zeros, zeros + _fixed_s(terms, constants, where), zeros
+    filled = zeros + 1.0
     for group, share in zip(terms.experts, occupancies(terms, n, constants.routing_alpha), strict=True):
         expert_bytes = expert_bytes + sum(nbytes for _, nbytes in group.types) * share
         here = 1.0 - where.experts_host - where.experts_disk
         weights_s = weights_s + experts_s(group, constants) * here * share
         touched = touched + group.layers * group.n_experts * share
+        if constants.expert_tile > 1.0:  # columns multiplied over columns needed, of the group that wastes most
+            columns = group.n_experts * share * np.minimum(n, constants.expert_tile)
+            filled = np.maximum(filled, columns / np.maximum(n * group.per_token, 1.0))
     kv_token, attention_d, attention_p = zeros, zeros, zeros
     for cache in terms.attention:
         span = cache.read(c)
@@ -297,18 +308,22 @@ def step_parts(
     kv_s = kv * (1.0 - where.kv_host) / constants.kv_bytes_per_s
     single, tiled, routed, head = _work(terms, constants)
     plain_here, routed_here = on_device(where, constants, n + zeros)
-    tiled_here, experts_here = tiled * plain_here, routed * routed_here
-    flops_d = terms.token_flops * (tiled_here + experts_here) * d
+    plain = terms.token_flops * tiled * plain_here
+    in_experts = terms.token_flops * routed * routed_here
+    vector = math.inf if constants.vector_rows is None else float(constants.vector_rows)
+    in_tiles, by_row = np.maximum(d - vector, 0.0), np.where(n <= vector, d, 0.0)
+    flops_d = plain * (d - in_tiles) + in_experts * by_row + d * attention_d
     if constants.tile > 1:
         flops_d = flops_d + terms.token_flops * (single - tiled) * plain_here * np.mod(d, constants.tile)
     # A prompt needs the output head for its last token alone, which is nothing beside the prompt.
-    compute_s = (flops_d + d * attention_d) / constants.decode_flops_per_s + p * (
-        terms.token_flops * (tiled_here + experts_here) - terms.head_flops * head * plain_here + attention_p
-    ) * (1.0 / constants.prefill_flops_per_s)
+    flops_p = plain * (in_tiles + p) + p * (attention_p - terms.head_flops * head * plain_here)
+    flops_p = flops_p + in_experts * (n - by_row) * np.where(n <= vector, 1.0, filled)
+    compute_s = flops_d / constants.decode_flops_per_s + flops_p / constants.prefill_flops_per_s
     overhead_s = (
         constants.step_s
         + constants.layer_s * terms.layers
         + constants.moe_layer_s * terms.moe_layers
+        + constants.mixer_layer_s * terms.mixer_layers
         + constants.expert_s * touched
         + (constants.sequence_s + constants.logit_bytes * terms.vocab / constants.kv_bytes_per_s) * d
         + constants.prefill_token_s * p
@@ -376,7 +391,7 @@ def _work(terms: Terms, constants: Constants) -> tuple[float, float, float, floa
     Outside routed experts one by one and in full tiles, in routed experts; last the output head's, over its own.
     """
     cost, in_tile = constants.type_compute, constants.tile_cost
-    if not cost and not in_tile and constants.expert_compute == 1.0:
+    if not cost and not in_tile and constants.expert_compute == 1.0 and constants.expert_tile == 1.0:
         return 1.0, 1.0, 0.0, 1.0
     single = sum(share * cost.get(kind, 1.0) for kind, share in terms.work)
     tiled = sum(share * cost.get(kind, 1.0) * in_tile.get(kind, 1.0) for kind, share in terms.work)

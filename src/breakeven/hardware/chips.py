@@ -65,6 +65,24 @@ class _Catalogue(msgspec.Struct, frozen=True, kw_only=True):
     aliases: dict[str, str]
 
 
+def backend_of(chip: Chip) -> str:
+    """Whose kernels llama.cpp runs on a chip: cuda, metal, amd (ROCm or Vulkan), intel (SYCL or Vulkan), cpu.
+
+    Empty where neither its class nor its name tells.
+    """
+    if chip.chip_class in BACKENDS:
+        return BACKENDS[chip.chip_class]
+    return next((name for name, words in _KERNELS if re.match(words, chip.slug)), "")
+
+
+BACKENDS: dict[ChipClass, str] = {"apple": "metal", "sbc": "cpu", "cpu": "cpu", "jetson": "cuda"}
+_KERNELS = (
+    ("amd", r"rx-|radeon|mi\d|ryzen|steam-deck|instinct"),
+    ("intel", r"arc-|intel-arc"),
+    ("cuda", r"(rtx|gtx|quadro|titan|dgx|gb\d|gh\d|[ahblvpmt]\d)"),
+)
+
+
 def chips() -> tuple[Chip, ...]:
     """All chips of the catalogue, in the order of its file: by class, then by vendor."""
     return tuple(_catalogue().chips)

@@ -136,8 +136,8 @@ def _whole(span: Estimate) -> str:
 BOUNDS = {"weights": "weights", "kv": "KV", "compute": "compute", "overhead": "overheads"}
 
 
-def print_prediction(result: Prediction, console: Console) -> None:
-    """Print a table a machine, its notes, and how its constants came about."""
+def print_prediction(result: Prediction, console: Console, *, why: bool = False) -> None:
+    """Print a table a machine, its notes, and how its constants came about; with `why` the records behind them."""
     for machine, points in grouped(result.points, lambda point: point.machine).items():
         first = points[0]
         devices = f"{first.devices} x " if first.devices > 1 else ""
@@ -154,6 +154,8 @@ def print_prediction(result: Prediction, console: Console) -> None:
         for note, named in grouped(told, lambda pair: pair[0]).items():
             _say(console, f"{_where([point for _, point in named], points)}{note}", style="dim")
         _say(console, f"Constants: {result.profiles[machine]}.", style="dim")
+        for reason, of in grouped(((n, p) for p in points for n in p.why) if why else (), lambda one: one[0]).items():
+            _say(console, f"{_where([point for _, point in of], points)}{reason}.", style="dim")
         console.print()
 
 
@@ -174,7 +176,7 @@ def _prediction_tables(
         [["Decode tok/s", *(_speed(point) for point in points)]],
         *([[[f"over {shortened(ratios[0].over)}", *(_over(point, ratios) for point in points)]]] if ratios else []),
         [["Step ms", *(number(point.step_s.value * 1e3) for point in points)]],
-        [["Prefill tok/s", *(number(point.prefill_tokens_per_s) for point in points)]],
+        [["Prefill tok/s", *(_prompt_speed(point) for point in points)]],
         [["Memory", *(_memory(point) for point in points)], *_memory_rows(points)],
         [["Limited by", *(BOUNDS.get(point.bound, point.bound) for point in points)]],
     ]
@@ -194,6 +196,10 @@ def _cache(points: Sequence[PredictedPoint]) -> list[str]:
 def _speed(point: PredictedPoint) -> str:
     low, high = point.batch / point.step_s.most, point.batch / point.step_s.least
     return f"{number(point.decode_tokens_per_s)} ({number(low)}-{number(high)})"
+
+
+def _prompt_speed(point: PredictedPoint) -> str:
+    return number(point.prefill_tokens_per_s) if point.prefill_speed is None else _span(point.prefill_speed)
 
 
 def _over(point: PredictedPoint, ratios: Sequence[PredictedRatio]) -> str:

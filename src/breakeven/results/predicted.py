@@ -62,6 +62,10 @@ class PredictedPoint(msgspec.Struct, frozen=True, kw_only=True):
     """Memory needed beside the devices."""
     lacking: str | None = None
     """Which memory is too small for it, with the numbers; None: none is, as far as is known."""
+    prefill_speed: Estimate | None = None
+    """`prefill_tokens_per_s` with its interval, from prompts that were left out of the fit."""
+    why: list[str] = []
+    """What stands behind decoding and reading prompts: the class of machine, its records, how far they were off."""
     placement: str | None = None
     """Where it lies, in words, on a machine whose devices have memory of their own; also where all lies on one."""
 
