@@ -15,7 +15,7 @@ from breakeven.answer.next import calibration_of, narrowest
 from breakeven.answer.regions import handovers_of, regions_of, winner_at
 from breakeven.answer.worlds import Contender, Doubt, bills, capacities, factors, span_of, worlds_of
 from breakeven.price.pricing import Power, PricedTraffic
-from breakeven.price.staircase import staircase
+from breakeven.price.staircase import FleetCurve, in_proportion, staircase
 from breakeven.results.cost import Api, Own, Pricing, Rented
 from breakeven.results.decision import Kind, LatencyPoint
 from breakeven.stats.estimate import Estimate
@@ -65,7 +65,7 @@ def contender(
         name,
         kind,
         Rented(usd_per_hour=usd),
-        capacity,
+        in_proportion(capacity),
         TRAFFIC,
         doubt or Doubt(name, name, 0.0, 0.0),
         delays(e2e_s),
@@ -196,11 +196,15 @@ prices = st.one_of(
 )
 
 
-@given(prices, st.floats(0.001, 1e4), st.floats(0.01, 1e3), st.booleans())
-def test_drawn_bills_are_the_staircase(pricing: Pricing, rate: float, capacity: float, powered: bool) -> None:
+@given(prices, st.floats(0.001, 1e4), st.floats(0.01, 1e3), st.floats(0.05, 1.0), st.booleans())
+def test_drawn_bills_are_the_staircase(
+    pricing: Pricing, rate: float, capacity: float, share: float, powered: bool
+) -> None:
     power = Power(idle_w=50, busy_w=400) if powered else None
-    drawn = bills(pricing, [rate], [capacity], TRAFFIC, power)
-    assert drawn[0] == pytest.approx(float(staircase(pricing, capacity, TRAFFIC, power).usd_per_hour(rate)))
+    curve = FleetCurve((1, 4), (capacity * share, 4 * capacity), 1.5 * capacity)
+    stairs = staircase(pricing, curve, TRAFFIC, power)
+    drawn = bills(pricing, [rate], curve.needed([rate]), [curve.full_per_s], TRAFFIC, power)
+    assert drawn[0] == pytest.approx(float(stairs.usd_per_hour(rate)))
 
 
 @given(st.floats(0.01, 1e4), st.floats(0.01, 0.99), st.floats(0.01, 1.0), st.lists(st.floats(-3, 3), min_size=2))

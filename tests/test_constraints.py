@@ -21,6 +21,7 @@ from breakeven.answer.study.plan import (
 )
 from breakeven.model.catalogue import licence_of, lookup, names
 from breakeven.model.quality import QualityScore
+from breakeven.price.staircase import in_proportion
 from breakeven.results.cost import Api, Own
 from breakeven.stats.estimate import Estimate
 from breakeven.traffic.workload import Arrivals, Workload
@@ -77,7 +78,7 @@ def test_nothing_is_ruled_out_by_what_nobody_asked_or_knows() -> None:
         ),
         (Constraints(licences=("Apache-2.0",)), DENSE, Facts(), "licensed under llama3.1"),
         (Constraints(licences=("mit",)), replace(MOE, model=None), Facts(), "not known"),
-        (Constraints(), MOE, Facts(capacity_per_s=Estimate(value=0, low=0, high=0)), "even alone"),
+        (Constraints(), MOE, Facts(fleet=in_proportion(Estimate(value=0, low=0, high=0))), "even alone"),
     ],
 )
 def test_one_broken_constraint_is_one_phrase(
@@ -96,7 +97,7 @@ def test_one_broken_constraint_is_one_phrase(
         (Constraints(licences=("apache-2.0",)), replace(DENSE, licence="Apache-2.0"), Facts()),
         (Constraints(licences=("mit",)), HOSTED, Facts()),
         (Constraints(power_w=300), HOSTED, Facts(busy_w=700)),
-        (Constraints(), HOSTED, Facts(capacity_per_s=around(0.001))),
+        (Constraints(), HOSTED, Facts(fleet=in_proportion(around(0.001)))),
     ],
 )
 def test_what_keeps_its_constraints_may_be_chosen(
@@ -107,11 +108,11 @@ def test_what_keeps_its_constraints_may_be_chosen(
 
 def test_machines_there_are_must_carry_the_load() -> None:
     two = replace(MOE, max_replicas=2)
-    assert ruled_out(PLAN, two, Facts(capacity_per_s=around(6))) == []
-    (why,) = ruled_out(PLAN, two, Facts(capacity_per_s=around(4)))
-    assert "2.5 machines" in why
+    assert ruled_out(PLAN, two, Facts(fleet=in_proportion(around(6)))) == []
+    (why,) = ruled_out(PLAN, two, Facts(fleet=in_proportion(around(4))))
+    assert "3 machines" in why
     split = replace(PLAN, parts=(TrafficPart(name="x", share=1),))
-    assert ruled_out(split, two, Facts(capacity_per_s=around(4))) == []
+    assert ruled_out(split, two, Facts(fleet=in_proportion(around(4)))) == []
 
 
 def test_a_budget_that_only_the_middle_breaks_says_so() -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from breakeven.answer.evaluate import bill_of, model_of
 from breakeven.answer.study.load import read_study
 from breakeven.errors import UserError
+from breakeven.forecast.fleet import FleetCapacity
 from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.route.view import usd_per_s
 from breakeven.gateway.seen.snapshot import standing_usd_per_hour
@@ -33,7 +34,7 @@ from breakeven.price.pricing import (
     power_of,
     usd_per_added_request,
 )
-from breakeven.price.staircase import LEAST_CAPACITY, cost_points, per_solved, staircase
+from breakeven.price.staircase import LEAST_CAPACITY, FleetCurve, cost_points, in_proportion, per_solved, staircase
 from breakeven.results.cost import Api, BreakEven, Cost, CostPoint, Own, Pricing, Rented, WhatIf
 from breakeven.stats.estimate import Estimate
 
@@ -45,8 +46,23 @@ def span(value: float, factor: float = 1.0) -> Estimate:
     return Estimate(value=value, low=value / factor, high=value * factor)
 
 
+def fleet(value: float, factor: float = 1.0) -> FleetCapacity:
+    """Of one replica alone, the others in proportion."""
+    return in_proportion(span(value, factor))
+
+
+def curve(value: float) -> FleetCurve:
+    return FleetCurve((1,), (value,))
+
+
 def offer(name: str, pricing: Pricing, capacity: Estimate | None, power: Power | None = None) -> Offer:
-    return Offer(name=name, pricing=pricing, capacity_per_s=capacity, traffic=TRAFFIC, power=power)
+    return Offer(
+        name=name,
+        pricing=pricing,
+        fleet=None if capacity is None else in_proportion(capacity),
+        traffic=TRAFFIC,
+        power=power,
+    )
 
 
 def rented(name: str, usd: float, capacity: float, factor: float = 1.0) -> Offer:
@@ -166,16 +182,16 @@ def test_traffic_that_means_nothing_is_refused(wrong: dict[str, float]) -> None:
 
 
 def test_replicas_are_whole_machines() -> None:
-    stairs = staircase(Rented(usd_per_hour=2.0), 10.0, TRAFFIC)
+    stairs = staircase(Rented(usd_per_hour=2.0), curve(10.0), TRAFFIC)
     rates = np.array([0.0, 0.1, 10.0, 10.001, 20.0, 35.0])
     assert stairs.replicas(rates).tolist() == [1, 1, 1, 2, 2, 4]
     assert stairs.usd_per_hour(rates).tolist() == [2, 2, 2, 4, 4, 8]
     # 3 * 0.1 is a little more than 0.3 in binary.
-    assert staircase(Rented(usd_per_hour=1.0), 0.1, TRAFFIC).replicas(0.1 + 0.2) == 3
+    assert staircase(Rented(usd_per_hour=1.0), curve(0.1), TRAFFIC).replicas(0.1 + 0.2) == 3
 
 
 def test_the_cost_of_a_token_falls_with_utilisation() -> None:
-    one, full = cost_points(Rented(usd_per_hour=6.98), span(50.0), TRAFFIC, [1.0, 50.0])
+    one, full = cost_points(Rented(usd_per_hour=6.98), fleet(50.0), TRAFFIC, [1.0, 50.0])
     # One request a second of 256 tokens: 921,600 tokens an hour for $6.98.
     assert one.usd_per_mtok_output.value == pytest.approx(6.98 / 0.9216)
     assert one.utilisation == pytest.approx(0.02)
@@ -184,7 +200,7 @@ def test_the_cost_of_a_token_falls_with_utilisation() -> None:
 
 
 def test_the_bill_splits_into_what_came_in_and_what_went_out() -> None:
-    (point,) = cost_points(Rented(usd_per_hour=1.0), span(5.0), TRAFFIC, [2.0], prefill_share=0.25)
+    (point,) = cost_points(Rented(usd_per_hour=1.0), fleet(5.0), TRAFFIC, [2.0], prefill_share=0.25)
     assert point.usd_per_mtok_input_share is not None
     assert point.usd_per_mtok_output_share is not None
     parts = 512 * point.usd_per_mtok_input_share + 256 * point.usd_per_mtok_output_share
@@ -198,7 +214,7 @@ def test_the_bill_splits_into_what_came_in_and_what_went_out() -> None:
 
 def test_energy_is_idle_power_and_what_the_load_adds() -> None:
     power = power_of(HOME)
-    (point,) = cost_points(HOME, span(4.0), TRAFFIC, [6.0], power=power)
+    (point,) = cost_points(HOME, fleet(4.0), TRAFFIC, [6.0], power=power)
     assert point.power_w is not None
     assert point.joules_per_output_token is not None
     assert point.energy_usd_per_hour is not None
@@ -211,12 +227,12 @@ def test_energy_is_idle_power_and_what_the_load_adds() -> None:
 
 def test_a_capacity_that_may_be_nothing_has_a_bounded_bill() -> None:
     capacity = Estimate(value=10.0, low=0.0, high=12.0)
-    (point,) = cost_points(Rented(usd_per_hour=1.0), capacity, TRAFFIC, [10.0])
+    (point,) = cost_points(Rented(usd_per_hour=1.0), in_proportion(capacity), TRAFFIC, [10.0])
     assert point.usd_per_hour.high == pytest.approx(1 / LEAST_CAPACITY)
 
 
 def test_a_machine_that_serves_nothing_has_no_points() -> None:
-    assert cost_points(Rented(usd_per_hour=1.0), Estimate(value=0.0, low=0.0, high=0.0), TRAFFIC, [1.0]) == []
+    assert cost_points(Rented(usd_per_hour=1.0), in_proportion(Estimate(0.0, 0.0, 0.0)), TRAFFIC, [1.0]) == []
     assert cost_points(Rented(usd_per_hour=1.0), None, TRAFFIC, [1.0]) == []
     with pytest.raises(UserError, match="no price"):
         staircase(Rented(usd_per_hour=1.0), None, TRAFFIC)
@@ -225,7 +241,7 @@ def test_a_machine_that_serves_nothing_has_no_points() -> None:
 @pytest.mark.parametrize("rate", [0.0, -1.0, math.inf, math.nan])
 def test_rates_without_a_cost_a_request_are_refused(rate: float) -> None:
     with pytest.raises(UserError, match="above 0"):
-        cost_points(Rented(usd_per_hour=1.0), span(1.0), TRAFFIC, [rate])
+        cost_points(Rented(usd_per_hour=1.0), fleet(1.0), TRAFFIC, [rate])
 
 
 money = st.floats(0.01, 100)
@@ -249,7 +265,7 @@ pricings = st.one_of(
 def test_more_load_never_costs_less_and_the_interval_holds_its_value(
     pricing: Pricing, capacity: float, factor: float, rates: list[float]
 ) -> None:
-    points = cost_points(pricing, span(capacity, factor), TRAFFIC, sorted(rates), power=power_of(pricing))
+    points = cost_points(pricing, fleet(capacity, factor), TRAFFIC, sorted(rates), power=power_of(pricing))
     bills = [point.usd_per_hour.value for point in points]
     assert all(a <= b * (1 + 1e-12) for a, b in itertools.pairwise(bills))
     for point in points:
@@ -262,8 +278,69 @@ def test_more_load_never_costs_less_and_the_interval_holds_its_value(
 def test_a_larger_machine_at_the_same_price_never_costs_more(
     usd: float, capacity: float, factor: float, rate: float
 ) -> None:
-    small, large = (staircase(Rented(usd_per_hour=usd), c, TRAFFIC) for c in (capacity, factor * capacity))
+    small, large = (staircase(Rented(usd_per_hour=usd), curve(c), TRAFFIC) for c in (capacity, factor * capacity))
     assert large.usd_per_hour(rate) <= small.usd_per_hour(rate)
+
+
+# --- fleets ----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def curves(draw: st.DrawFn) -> FleetCapacity:
+    """What fleets of up to five sizes carry, whatever a simulation may say of them."""
+    sizes = (1, *sorted(draw(st.sets(st.integers(2, 40), max_size=4))))
+    each = draw(st.lists(st.floats(0.05, 20.0), min_size=len(sizes), max_size=len(sizes)))
+    wide = draw(st.floats(1.0, 2.0))
+    spans = tuple(span(n * value, wide) for n, value in zip(sizes, each, strict=True))
+    top = span(max(each) * draw(st.floats(1.0, 3.0)), wide) if draw(st.booleans()) else None
+    return FleetCapacity(sizes, spans, top)
+
+
+@given(pricings, curves(), st.lists(st.floats(0.01, 1000), min_size=2, max_size=8, unique=True))
+def test_more_load_never_costs_less_on_a_fleet(pricing: Pricing, carries: FleetCapacity, rates: list[float]) -> None:
+    points = cost_points(pricing, carries, TRAFFIC, sorted(rates), power=power_of(pricing))
+    bills = [point.usd_per_hour.value for point in points]
+    assert all(a <= b * (1 + 1e-9) for a, b in itertools.pairwise(bills))
+    for point in points:
+        assert point.usd_per_hour.low <= point.usd_per_hour.value <= point.usd_per_hour.high
+        if point.replicas is not None and point.utilisation is not None and point.capacity_used is not None:
+            n = int(point.replicas.value)
+            assert carries.per_s(n) >= point.rate_per_s * (1 - 1e-5)
+            assert n == 1 or carries.per_s(n - 1) < point.rate_per_s * (1 + 1e-5)
+            assert point.capacity_used <= 1 + 1e-4
+            # What a fleet carries is never more than it does when it is full, where that is known.
+            assert carries.saturation_per_s is None or point.utilisation <= point.capacity_used * (1 + 1e-9)
+
+
+@given(curves(), money, st.floats(0.01, 500))
+def test_a_fleet_never_costs_more_than_as_many_machines_as_one_by_one(
+    carries: FleetCapacity, usd: float, rate: float
+) -> None:
+    alone = FleetCapacity((1,), carries.per_s_K[:1], carries.saturation_per_s)
+    (together,), (apart,) = (cost_points(Rented(usd_per_hour=usd), each, TRAFFIC, [rate]) for each in (carries, alone))
+    assert together.usd_per_hour.value <= apart.usd_per_hour.value * (1 + 1e-9)
+
+
+def test_bursts_pool_and_the_bill_says_so() -> None:
+    # One machine of two requests/s carries 0.5 within the level; four share their headroom and carry 6.
+    carries = FleetCapacity((1, 4), (span(0.5), span(6.0)), span(2.0))
+    (point,) = cost_points(Rented(usd_per_hour=1.0), carries, TRAFFIC, [6.0])
+    assert point.replicas is not None
+    assert point.replicas.value == 4
+    assert point.utilisation == pytest.approx(6 / 8)
+    assert point.capacity_used == pytest.approx(1.0)
+    (flip,) = break_evens(
+        Offer(name="many small", pricing=Rented(usd_per_hour=1.0), fleet=carries, traffic=TRAFFIC),
+        rented("one large", 3.5, 100.0),
+        0.01,
+        20.0,
+    )
+    assert flip.to == "one large"
+    assert flip.rate_per_s is not None
+    # Where the fourth small one is needed, and not at three times half a request.
+    assert flip.rate_per_s.value == pytest.approx(carries.per_s(3), rel=1e-6)
+    assert flip.utilisation == pytest.approx(carries.per_s(3) / 100.0, rel=1e-6)
+    assert "one large is 4% used there" in flip.meaning
 
 
 # --- flips -----------------------------------------------------------------------------------------------------------
@@ -407,7 +484,7 @@ def test_the_order_of_the_candidates_does_not_matter(a: Offer, b: Offer, low: fl
 
 def test_a_failed_task_costs_as_much_as_a_solved_one() -> None:
     quality = QualityScore(how="own", value=0.5, low=0.4, high=0.6)
-    (point,) = cost_points(Rented(usd_per_hour=3.6), span(10.0), TRAFFIC, [1.0], quality=quality)
+    (point,) = cost_points(Rented(usd_per_hour=3.6), fleet(10.0), TRAFFIC, [1.0], quality=quality)
     assert point.usd_per_request.value == pytest.approx(1e-3)
     assert point.usd_per_solved is not None
     assert point.solved_per_usd is not None

@@ -17,15 +17,18 @@ from breakeven.answer.regions import SURE
 from breakeven.answer.study.plan import StudyPlan
 from breakeven.answer.worlds import Contender, Floats, Worlds, worlds_of
 from breakeven.errors import UserError
-from breakeven.forecast.serving import capacity_per_s, replica_of
+from breakeven.forecast.fleet import FleetCapacity
+from breakeven.forecast.serving import capacity_per_s, replica_of, saturation_per_s
 from breakeven.price.pricing import PricedTraffic
+from breakeven.price.staircase import scaled
 from breakeven.price.workload import with_answers
 from breakeven.results.decision import DecisionMap, Flip, Kind, MapCell
 from breakeven.results.point import nearest
-from breakeven.stats.estimate import Estimate
+from breakeven.stats.estimate import Estimate, exactly
 from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Arrivals, Length, Workload
 
+QUICK_MACHINES = 4
 QUICK_REQUESTS, QUICK_PRECISION = 300, 0.08
 """For maps: a quarter of the requests, and a coarser search."""
 
@@ -169,13 +172,14 @@ def anchored(able: Sequence[Evaluated], here: Sequence[Evaluated], there: Sequen
     """
     found = []
     for own, short, other in zip(able, here, there, strict=True):
-        if own.model is None or other.capacity is None or own.capacity is None or short.capacity is None:
+        if own.model is None or other.fleet is None or own.fleet is None or short.fleet is None:
             found.append(other)
             continue
-        scale = own.capacity.value / short.capacity.value if short.capacity.value > 0 else 1.0
-        span = other.capacity
-        scaled = span.scaled(scale)
-        found.append(replace(other, capacity=scaled))
+        was, now = short.fleet.one.value, other.fleet.one.value
+        if was <= 0 and short.fleet.saturation_per_s is not None and other.fleet.saturation_per_s is not None:
+            # Taken at its word here, where it only just keeps the level: elsewhere too, as much faster or slower.
+            was, now = short.fleet.saturation_per_s.value, other.fleet.saturation_per_s.value
+        found.append(replace(other, fleet=scaled(own.fleet, now / was) if was > 0 and now > 0 else other.fleet))
     return found
 
 
@@ -203,8 +207,8 @@ def _worlds(able: Sequence[Evaluated], found: Sequence[Evaluated], rates: Floats
     for was, now in zip(able, found, strict=True):
         contender = was.contender()
         if contender is not None:
-            contenders.append(replace(contender, capacity=now.capacity, traffic=now.traffic))
-            if now.model is not None and now.capacity is None:  # does not fit any more
+            contenders.append(replace(contender, fleet=now.fleet, traffic=now.traffic))
+            if now.model is not None and now.fleet is None:  # does not fit any more
                 contenders[-1] = replace(contenders[-1], max_replicas=0)
     return worlds_of(contenders, rates, seed) if contenders else None
 
@@ -248,16 +252,23 @@ def elsewhere(
         model = placed(model_of(found.plan, format_name), found.typical_tokens).scaled(found.model.scale)
     needed = model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens))
     there = replace(
-        found, model=model, capacity=None, needed_bytes=needed, available_bytes=room_bytes(model), traffic=traffic
+        found, model=model, fleet=None, needed_bytes=needed, available_bytes=room_bytes(model), traffic=traffic
     )
     if not there.fits:
         return there
     asked, trace = with_answers(workload or study.workload, trace, study.quality.answer_tokens.get(found.plan.name))
     policy = policy_of(found.plan, model, traffic.prompt_tokens + traffic.output_tokens)
     replica = replica_of(model, policy, asked, trace, QUICK_REQUESTS)
-    value = 0.0
+    value, top = 0.0, 0.0
     if replica is not None:
-        value = capacity_per_s(replica, study.slo, study.good_share, precision=QUICK_PRECISION)
+        # As many as the study's load takes here: one alone may carry next to nothing of bursts.
+        promise = found.promise
+        many = min(1 if promise is None or promise.machines is None else promise.machines, QUICK_MACHINES)
+        top = saturation_per_s(replica)
+        fleet = replace(replica, replicas=many)
+        found_per_s = capacity_per_s(fleet, study.slo, study.good_share, precision=QUICK_PRECISION, highest=top * many)
+        value = found_per_s / many
     was = found.capacity
     low, high = (was.least / was.value, was.most / was.value) if was is not None and was.value > 0 else (1.0, 1.0)
-    return replace(there, capacity=Estimate(value=value, low=value * low, high=value * high))
+    each = Estimate(value=value, low=value * low, high=value * high)
+    return replace(there, fleet=FleetCapacity((1,), (each,), exactly(top)))

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from breakeven.answer.evaluate import Evaluated
+from breakeven.answer.promise import edge_text, time_text
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Floats
+from breakeven.forecast.fleet import FleetCapacity
 from breakeven.model.catalogue import licence_of
 from breakeven.model.quality import QualityScore, quality_of
 from breakeven.model.resolve import bare_name
-from breakeven.price.staircase import cost_points
+from breakeven.price.staircase import cost_points, serves
 from breakeven.results.cost import Api, CostPoint
 from breakeven.results.decision import CandidateResult
 from breakeven.stats.estimate import Estimate
@@ -28,14 +30,14 @@ class Facts:
 
     `memory_bytes` is what one replica needs, `memory_available_bytes` what its devices have together, `memory_lacking`
     which place is too small, in words.
-    `capacity_per_s` is of one replica under the SLO; `usd_per_month` at the load of now.
+    `fleet`: what replicas carry under the SLO; `usd_per_month` at the load of now.
     """
 
     memory_bytes: float | None = None
     memory_available_bytes: float | None = None
     memory_lacking: str | None = None
     busy_w: float | None = None
-    capacity_per_s: Estimate | None = None
+    fleet: FleetCapacity | None = None
     usd_per_month: Estimate | None = None
     quality: QualityScore | None = None
 
@@ -114,20 +116,20 @@ def _quality(plan: StudyPlan, facts: Facts) -> str | None:
 
 
 def _speed(plan: StudyPlan, candidate: CandidatePlan, facts: Facts) -> list[str]:
-    capacity = facts.capacity_per_s
-    if capacity is None or candidate.is_api:
+    fleet = facts.fleet
+    if fleet is None or candidate.is_api:
         return []
-    if capacity.value <= 0:
-        doubt = DOUBT.replace("lower", "upper") if capacity.most > 0 else ""
+    if not serves(fleet):
+        doubt = DOUBT.replace("lower", "upper") if fleet.per_s_K[-1].most > 0 else ""
         return [f"misses the SLO at any load, even alone{doubt}"]
     if candidate.max_replicas is None or plan.parts:
         return []
     # Where traffic is split, no candidate need carry all of it.
-    needed = plan.load_per_s / capacity.value
+    needed = fleet.replicas(plan.load_per_s)
     if needed <= candidate.max_replicas:
         return []
     there = f"there {'is' if candidate.max_replicas == 1 else 'are'} {candidate.max_replicas}"
-    return [f"would take {needed:.3g} machines for {plan.load_per_s:.3g} requests/s under the SLO; {there}"]
+    return [f"would take {needed:.0f} machines for {plan.load_per_s:.3g} requests/s under the SLO; {there}"]
 
 
 def _budget(plan: StudyPlan, facts: Facts) -> str | None:
@@ -180,7 +182,10 @@ def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore) -> Reasons
         busy_w=busy,
     )
     ever = ruled_out(plan, found.plan, lasting)
-    if found.capacity is not None and found.capacity.value <= 0:
+    promise = found.promise
+    if promise is not None and promise.never is not None:
+        ever.append(promise.never + _faster(plan.slo, found))
+    elif found.fleet is not None and not serves(found.fleet):
         ever.append(_too_slow(plan.slo, found))
     if found.plan.is_api and found.latency and found.latency[0].good_share.value <= 0:
         ever.append("misses the SLO: its provider's own speed is slower than what is asked for")
@@ -190,7 +195,7 @@ def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore) -> Reasons
         return Reasons(ever, [], [])
     points = _costs(found, [plan.load_per_s], None)
     monthly = points[0].usd_per_hour.scaled(HOURS_PER_MONTH) if points else None
-    here = Facts(capacity_per_s=found.capacity, usd_per_month=monthly)
+    here = Facts(fleet=found.fleet, usd_per_month=monthly)
     return Reasons([], ruled_out(plan, found.plan, Facts(quality=quality)), ruled_out(plan, found.plan, here))
 
 
@@ -205,7 +210,7 @@ def result_of(
     shown = sorted({*rates[np.linspace(0, len(rates) - 1, SHOWN_LOADS).astype(int)].tolist(), plan.load_per_s})
     solved = quality if quality.how in ("own", "published") else None
     cost = _costs(found, shown, solved)
-    model = found.model
+    model, promise = found.model, found.promise
     top = max((p.tokens_per_s for p in found.latency), default=None) if model is not None else None
     return CandidateResult(
         name=found.plan.name,
@@ -231,6 +236,8 @@ def result_of(
         kv=model.kv if model is not None else None,
         placement=found.placement,
         placed=None if model is None or model.lies is None else model.lies.placed(),
+        shares=list(promise.shares) if promise is not None else [],
+        borderline=edge_text(promise.edge, plan.good_share) if promise is not None and promise.edge else None,
     )
 
 
@@ -240,13 +247,33 @@ def needed(found: Sequence[Evaluated], reasons: Mapping[str, Reasons]) -> list[s
 
 
 def _costs(found: Evaluated, rates: Sequence[float], quality: QualityScore | None) -> list[CostPoint]:
-    if found.pricing is None or not (isinstance(found.pricing, Api) or found.capacity is not None):
+    if found.pricing is None or not (isinstance(found.pricing, Api) or found.fleet is not None):
         return []
-    return cost_points(found.pricing, found.capacity, found.traffic, rates, power=found.power, quality=quality)
+    return cost_points(found.pricing, found.fleet, found.traffic, rates, power=found.power, quality=quality)
 
 
 def _too_slow(slo: Slo, found: Evaluated) -> str:
     """Which term of the SLO a single request breaks, and how much faster the machine would have to be."""
+    over = _worst(slo, found)
+    if over is None:
+        return "misses the SLO: too few of its requests keep it at any load, the long ones not even alone"
+    name, value, limit = over
+    return (
+        f"misses the SLO at any load: a typical request alone has {name} {time_text(value)} where {time_text(limit)} "
+        f"is asked for{_faster(slo, found)}"
+    )
+
+
+def _faster(slo: Slo, found: Evaluated) -> str:
+    """How much faster the machine would have to be for a typical request alone; empty where that keeps the SLO."""
+    over = _worst(slo, found)
+    return (
+        "" if over is None else f"; it would need a machine {over[1] / over[2]:.1f} times as fast, or a narrower format"
+    )
+
+
+def _worst(slo: Slo, found: Evaluated) -> tuple[str, float, float] | None:
+    """(term, value, limit) of the SLO that a typical request alone breaks most; None where it keeps all."""
     assert found.model is not None
     prompt, output = found.traffic.prompt_tokens, found.traffic.output_tokens
     ttft = float(found.model.step_s(0, 0, prompt, prompt / 2))
@@ -262,14 +289,4 @@ def _too_slow(slo: Slo, found: Evaluated) -> str:
         )
         if limit is not None and value > limit
     ]
-    if not over:
-        return "misses the SLO: too few of its requests keep it at any load, the long ones not even alone"
-    name, value, limit = max(over, key=lambda term: term[1] / term[2])
-    return (
-        f"misses the SLO at any load: a typical request alone has {name} {_time(value)} where {_time(limit)} is asked "
-        f"for; it would need a machine {value / limit:.1f} times as fast, or a narrower format"
-    )
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2g} s"
+    return max(over, key=lambda term: term[1] / term[2], default=None)

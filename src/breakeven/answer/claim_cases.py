@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from breakeven.errors import UserError
 from breakeven.stats.estimate import Estimate
 
 PUBLISHED_SPREAD = 0.10
@@ -56,11 +57,15 @@ class Quantity:
     commands: Callable[[Sequence[ClaimCase]], list[str]]
 
 
-def numbers_of(quantity: Quantity, cases: Sequence[ClaimCase]) -> list[Estimate]:
-    """Computed or, of published cases, as they stand."""
+def numbers_of(quantity: Quantity, cases: Sequence[ClaimCase]) -> list[Estimate | str]:
+    """Computed or, of published cases, as they stand; a text says why there is no number of a case."""
     if all(case.published for case in cases):
         return [published_number(case) for case in cases]
-    return quantity.numbers(cases)
+    try:
+        return list(quantity.numbers(cases))
+    except UserError as error:
+        # One case that cannot be told must not hide the others.
+        return [str(error)] if len(cases) == 1 else [each for case in cases for each in numbers_of(quantity, [case])]
 
 
 def published_number(case: ClaimCase) -> Estimate:

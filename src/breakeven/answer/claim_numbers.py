@@ -25,7 +25,7 @@ from breakeven.answer.claim_cases import (
     traffic_options,
     what_if_commands,
 )
-from breakeven.answer.cost import CostOptions, Served, cost, served_as
+from breakeven.answer.cost import CostOptions, Served, served_as
 from breakeven.errors import UserError
 from breakeven.forecast.asked import asked_model, model_on, profiles_for
 from breakeven.forecast.model import StepModel
@@ -49,6 +49,8 @@ P99_NORMAL = 2.326
 """Standard deviations from the middle to the 99th percentile of a normal distribution."""
 SHAPE_SPREAD = 0.20
 """Either way, of how a step grows with its batch: what ratios of two batches are held to (a judgement)."""
+MOST_SEQUENCES = 256
+"""At once, as vLLM starts with."""
 CLAIM_REQUESTS, CLAIM_SEEDS = 1000, 3
 """Simulated at a load for its 99th percentile, and how many draws of them tell what of it is luck."""
 
@@ -90,6 +92,19 @@ def _decode_ratio(case: ClaimCase) -> Estimate:
     return speed_ratio(of, over, case.batch, case.context)
 
 
+def _full_ratio(case: ClaimCase) -> Estimate:
+    """Decode speed over decode speed, each with as many sequences of the context as fit beside its weights."""
+    of, over = _two(case)
+    full = [int(min(MOST_SEQUENCES, (model.kv_tokens(case.context) or 0.0) // case.context)) for model in (of, over)]
+    if not all(full):
+        raise UserError(
+            f"claim case {case.label!r}: not one sequence of {case.context} tokens fits; name another machine"
+        )
+    rates = [batch / float(model.step_s(batch, case.context)) for batch, model in zip(full, (of, over), strict=True)]
+    value, known = rates[0] / rates[1], speed_ratio(of, over, full[1], case.context)
+    return Estimate(value, value * known.least / known.value, value * known.most / known.value)
+
+
 def _token_ms(case: ClaimCase) -> Estimate:
     model = _placed(_one(case), case)
     fast, slow = model.low_high("decode")
@@ -123,21 +138,23 @@ def _workload(case: ClaimCase, rate_per_s: float = 1.0) -> Workload:
     )
 
 
-def _costoptions(case: ClaimCase, rates: tuple[float, ...] | None = None) -> CostOptions:
+def _cost_options(case: ClaimCase) -> CostOptions:
     return CostOptions(
         workload=_workload(case),
         machine=case.machine or "this",
         engine=case.engine,
         devices=case.devices,
         format_name=case.format,
-        rates=rates,
     )
 
 
 @lru_cache(maxsize=64)
 def _served(name: str, key: ClaimCase) -> Served:
-    # One dollar an hour: what is asked for here is capacity.
-    return served_as(name, replace(_costoptions(key), pricing=Rented(usd_per_hour=1.0)))
+    try:
+        return served_as(name, _cost_options(key))
+    except UserError:
+        # Where the catalogue has no rent, capacities can still be told.
+        return served_as(name, replace(_cost_options(key), pricing=Rented(usd_per_hour=1.0)))
 
 
 def _serving(name: str, case: ClaimCase, machine: str | None) -> Served:
@@ -157,19 +174,19 @@ def _capacity_ratio(case: ClaimCase) -> Estimate:
     return ratio_of(of.capacity_per_s, over.capacity_per_s, max(of.own_share, over.own_share) if same else 1.0)
 
 
-def _cost_ratios(cases: Sequence[ClaimCase]) -> list[Estimate]:
+def _cost_ratio(case: ClaimCase) -> Estimate:
     """What an hour costs, `of` over `over`: as many machines as a load needs, each at its catalogued rent."""
-    first = cases[0]
-    if first.of is None or first.over is None:
-        raise UserError(f"claim case {first.label!r}: name the models under of and over")
-    rates = tuple(_rate(case) for case in cases)
-    names = [f"{first.of}@{first.machine}", f"{first.over}@{first.over_machine or first.machine}"]
-    priced = cost(names, _costoptions(first, rates))
-    of, over = (priced.candidates[name] for name in names)
-    return [
-        Estimate(a.value / b.value, a.least / b.most, a.most / b.least)
-        for a, b in ((x.usd_per_hour, y.usd_per_hour) for x, y in zip(of, over, strict=True))
+    if case.of is None or case.over is None:
+        raise UserError(f"claim case {case.label!r}: name the models under of and over")
+    rate = _rate(case)
+    bills = [
+        around([float(offer.stairs(at).usd_per_hour(rate)) for at in (0.0, -1.0, 1.0)])
+        for offer in (
+            _serving(case.of, case, case.machine).offer,
+            _serving(case.over, case, case.over_machine or case.machine).offer,
+        )
     ]
+    return Estimate(bills[0].value / bills[1].value, bills[0].least / bills[1].most, bills[0].most / bills[1].least)
 
 
 def _rate(case: ClaimCase) -> float:
@@ -286,6 +303,9 @@ def _not_computed(cases: Sequence[ClaimCase]) -> list[Estimate]:
 
 QUANTITIES: dict[str, Quantity] = {
     "decode-ratio": Quantity("decode speed over decode speed", "times", _each(_decode_ratio), predict_commands),
+    "full-ratio": Quantity(
+        "decode speed over decode speed, each as full as it gets", "times", _each(_full_ratio), no_commands
+    ),
     "token-time": Quantity("time of one token", "ms", _each(_token_ms), predict_commands),
     "decode-speed": Quantity("decode speed", "tok/s", _each(_tokens_per_s), predict_commands),
     "memory-ratio": Quantity("memory over memory", "times", _each(_memory_ratio), predict_commands),
@@ -293,7 +313,7 @@ QUANTITIES: dict[str, Quantity] = {
     "capacity-ratio": Quantity(
         "saturated requests/s over requests/s", "times", _each(_capacity_ratio), capacity_commands
     ),
-    "cost-ratio": Quantity("dollars an hour over dollars an hour", "times", _cost_ratios, _cost_commands),
+    "cost-ratio": Quantity("dollars an hour over dollars an hour", "times", _each(_cost_ratio), _cost_commands),
     "tail-ratio": Quantity("P99/P50 of answers over P99/P50", "times", _each(_tail_ratio), _tail_commands),
     "routing-spread": Quantity(
         "P99 of a step over its mean, by routing alone", "times", _each(_routing_spread), no_commands
@@ -303,6 +323,7 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "energy-ratio": Quantity("energy a token over energy a token", "times", _not_computed, no_commands),
     "power-ratio": Quantity("watts over watts", "times", _not_computed, no_commands),
-    "time-share": Quantity("share of the time", "of the gap", _not_computed, no_commands),
+    "time-share": Quantity("share of the time of MoE blocks", "times", _not_computed, no_commands),
+    "gap-share": Quantity("share of the gap in speed", "times", _not_computed, no_commands),
 }
 """Every quantity by the name that the data gives it."""

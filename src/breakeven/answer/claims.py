@@ -53,7 +53,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     quantifier: str = "all"
 
     def judges(self, value: Estimate) -> Judged:
-        """Of one number, with its whole interval."""
+        """Of one number, with its whole interval; open where the sample was too small to give one."""
+        if value.low is None or value.high is None:
+            return "open"
         low = -float("inf") if self.at_least is None else self.at_least
         high = float("inf") if self.at_most is None else self.at_most
         if low <= value.least and value.most <= high:
@@ -86,8 +88,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     measures: str
     part: int
     """Which part's rule judges it, counted from 0."""
-    scale: float = 1.0
-    """What is measured, times this, is what the part's rule is about."""
+    only_on: tuple[str, ...] = ()
+    """Processors, as the system calls them, that the sentence is about; any where empty."""
     minutes: float
     memory_gb: float
     streams: tuple[int, ...] = (1, 4)
@@ -195,25 +197,35 @@ def judge_part(part: PartSpec, measured: Sequence[ClaimFinding] = ()) -> ClaimPa
                 ClaimFinding(
                     case=case.label,
                     at=_place(at, axis) if swept and axis is not None else "",
-                    value=value,
-                    verdict=part.holds.judges(value),
-                    record=case.record,
+                    value=None if isinstance(value, str) else value,
+                    verdict="open" if isinstance(value, str) else part.holds.judges(value),
+                    record=value if isinstance(value, str) else case.record,
                     url=case.url,
                 )
             )
         if not case.published:
             commands += quantity.commands(along)
-    findings += [msgspec.structs.replace(finding, verdict=part.holds.judges(finding.value)) for finding in measured]
+    findings += measured_by(part.holds, measured)
     return ClaimPart(
         says=part.says,
         quantity=quantity.words,
         unit=quantity.unit,
         rule=part.holds.words(),
         verdict=part_verdict(part.holds, findings),
-        where=where_of(findings),
+        where=[] if part.holds.quantifier == "alike" else where_of(findings),
+        alike=part.holds.quantifier == "alike",
         findings=findings,
         commands=list(dict.fromkeys(commands)),
     )
+
+
+def measured_by(rule: Rule, found: Sequence[ClaimFinding]) -> list[ClaimFinding]:
+    """What was measured here, under a part's rule."""
+    return [
+        msgspec.structs.replace(finding, verdict=rule.judges(finding.value))
+        for finding in found
+        if finding.value is not None
+    ]
 
 
 def _at(case: ClaimCase, axis: str, place: float | str) -> ClaimCase:
@@ -245,7 +257,8 @@ def part_verdict(rule: Rule, findings: Sequence[ClaimFinding]) -> ClaimVerdict:
         return "open" if "open" in found else "holds"
     if holds:
         return "holds where" if fails or "open" in found else "holds"
-    near = any(rule.judges(exactly(finding.value.value)) == "holds" for finding in findings)
+    values = [finding.value.value for finding in findings if finding.value is not None]
+    near = any(rule.judges(exactly(value)) == "holds" for value in values)
     return "does not hold" if fails and not near else "open"
 
 
@@ -275,7 +288,9 @@ def _short(part: ClaimPart) -> str:
     """A part in a few words: where it holds, or how far its numbers reach."""
     if part.verdict == "holds where":
         return f"{part.says}: {'; '.join(part.where)}"
-    values = [finding.value.value for finding in part.findings]
+    values = [finding.value.value for finding in part.findings if finding.value is not None]
+    if not values:
+        return f"{part.says} not known"
     low, high = f"{min(values):.3g}", f"{max(values):.3g}"
     unit = "" if part.unit == "times" else f" {part.unit}"
     return f"{part.says} {low}{unit}" if low == high else f"{part.says} {low} to {high}{unit}"
@@ -293,14 +308,16 @@ def compared_findings(run: RunSpec, pairs: Sequence[Pair]) -> list[ClaimFinding]
 
 
 def profiled_findings(run: RunSpec, profiles: Sequence[NodeProfile]) -> list[ClaimFinding]:
-    """The router's share of MoE blocks, as a profile here measured it."""
-    return [
-        _measured(run, f"router of {run.of}, this machine", each.phase, exactly(each.router_share_of_moe_block))
-        for each in profiles
-        if each.router_share_of_moe_block is not None
-    ]
+    """The router's share of MoE blocks, as a profile here measured it; unsure by what watching cost."""
+    found = []
+    for each in profiles:
+        if (share := each.router_share_of_moe_block) is not None:
+            watched = 1 + abs(each.observing_overhead)
+            value = Estimate(share, share / watched, share * watched)
+            found.append(_measured(run, f"router of {run.of}, this machine", each.phase, value))
+    return found
 
 
 def _measured(run: RunSpec, case: str, at: str, value: Estimate) -> ClaimFinding:
-    here = msgspec.structs.replace(value.scaled(run.scale), provenance="measured")
+    here = msgspec.structs.replace(value, provenance="measured")
     return ClaimFinding(case=case, at=at, value=here, verdict="open", record="measured here")

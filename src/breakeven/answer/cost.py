@@ -14,8 +14,10 @@ import numpy as np
 from breakeven.errors import UserError
 from breakeven.forecast.asked import AskedModel, asked_model, assumed_notes, model_on, profiles_for
 from breakeven.forecast.constants import Profile
+from breakeven.forecast.fleet import FleetCapacity
 from breakeven.forecast.model import StepModel
-from breakeven.forecast.serving import TrialReplica, capacity_of, mean_batch, prefill_share, replica_of
+from breakeven.forecast.pooled import fleet_capacity_of
+from breakeven.forecast.serving import TrialReplica, mean_batch, prefill_share, replica_of
 from breakeven.forecast.simulator.policy import policy_named
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.hardware.placement import AUTO, Placement
@@ -27,14 +29,16 @@ from breakeven.price.sensitivity import (
     ACCEPTANCE,
     DRAFT_COST,
     DRAFTED_TOKENS,
+    LARGE_FLEET,
     parity_what_if,
     speculative_speedup,
     times,
     what_if,
 )
-from breakeven.price.staircase import cost_points
+from breakeven.price.staircase import cost_points, in_proportion, scaled, serves
 from breakeven.price.workload import priced_traffic, replica_price, with_answers
 from breakeven.results.cost import Api, Cost, Own, Rented, WhatIf
+from breakeven.stats.estimate import exactly
 from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Slo, Workload, slo_text
 from breakeven.version import __version__
@@ -84,6 +88,10 @@ class Served:
     notes: Sequence[str] = ()
 
 
+FLEETS, FEW_FLEETS = (1, 2, 4, 8), (1, 4)
+"""Sizes of fleets that are simulated: of a candidate, and of what a change would make of it."""
+
+
 def served_as(
     name: str,
     options: CostOptions,
@@ -91,10 +99,11 @@ def served_as(
     format_name: str | None = None,
     devices: int | None = None,
     profile: Profile | None = None,
+    sizes: Sequence[int] = FLEETS,
 ) -> Served:
     """A model on a machine: predicted, simulated and priced, perhaps in another format or on other devices.
 
-    `profile`: its machine's, where it is known already; None: as for this model alone.
+    `profile`: its machine's, where it is known already; None: as for this model alone. `sizes`: fleets simulated.
     """
     asked, machine = _asked(name, options)
     if format_name is not None:
@@ -110,7 +119,8 @@ def served_as(
     room = model.kv_tokens(context)
     # Who has no room for a single token has no policy of its own; the capacity below comes out as 0.
     policy = policy_of(model, context) if room is None or room >= 1 else policy_named(profile.engine)
-    capacity = capacity_of(model, policy, workload, options.slo, options.good_share, trace)
+    fleet = fleet_capacity_of(model, policy, workload, options.slo, options.good_share, trace, sizes=sizes)
+    fleet = in_proportion(exactly(0.0)) if fleet is None else fleet
     replica = replica_of(model, policy, workload, trace)
     origin = "probes of this machine" if profile.origin.how == "probes" else "its data sheet"
     kept = "" if model.kv == "f16" else f", {model.kv} keys and values,"
@@ -118,7 +128,7 @@ def served_as(
     notes += assumed_notes(model.spec)
     if replica is None:
         notes.append("the weights and one request do not fit the device's memory")
-    elif not capacity.value > 0:
+    elif not serves(fleet):
         notes.append("keeps the service level at no load, not even alone")
     power = power_of(pricing, profile.idle_w, profile.busy_w, model.devices)
     error = model.error("decode")
@@ -126,7 +136,7 @@ def served_as(
         offer=Offer(
             name=name,
             pricing=pricing,
-            capacity_per_s=capacity,
+            fleet=fleet,
             traffic=traffic,
             power=power,
             machine=f"{profile.engine} on {profile.name}",
@@ -134,9 +144,14 @@ def served_as(
         ),
         model=model,
         replica=replica,
-        share=prefill_share(replica, capacity.value) if replica is not None and capacity.value > 0 else None,
+        share=prefill_share(replica, _each(fleet)) if replica is not None and serves(fleet) else None,
         notes=notes,
     )
+
+
+def _each(fleet: FleetCapacity) -> float:
+    """What each of many replicas carries."""
+    return fleet.per_s(LARGE_FLEET) / LARGE_FLEET
 
 
 def _asked(name: str, options: CostOptions) -> tuple[AskedModel, str]:
@@ -159,7 +174,7 @@ def _profiles(models: Sequence[str], options: CostOptions) -> list[Profile]:
 def hosted(name: str, api: Api, options: CostOptions) -> Served:
     workload, trace = with_answers(options.workload, options.trace, options.answers.get(name))
     traffic = priced_traffic(workload, trace, options.cached_share)
-    return Served(offer=Offer(name=name, pricing=api, capacity_per_s=None, traffic=traffic))
+    return Served(offer=Offer(name=name, pricing=api, fleet=None, traffic=traffic))
 
 
 OTHER_FORMAT = {
@@ -204,7 +219,7 @@ def _again(
     """The same candidate served differently; None where its engine or machine cannot."""
     assert one.model is not None
     try:
-        after = served_as(one.offer.name, options, format_name=format_name, devices=devices)
+        after = served_as(one.offer.name, options, format_name=format_name, devices=devices, sizes=FEW_FLEETS)
     except UserError:
         return None
     if devices is not None and options.pricing is not None:
@@ -216,9 +231,9 @@ def _again(
 def _speculating(one: Served) -> Offer:
     """The candidate with speculative decoding: only the time of decoding changes, at the batch it runs at when full."""
     assert one.replica is not None
-    capacity = one.offer.capacity_per_s
-    assert capacity is not None
-    batch = mean_batch(one.replica, capacity.value)
+    fleet = one.offer.fleet
+    assert fleet is not None
+    batch = mean_batch(one.replica, _each(fleet))
     traffic = one.offer.traffic
     speedup = speculative_speedup(
         one.replica.model,
@@ -229,7 +244,7 @@ def _speculating(one: Served) -> Offer:
         DRAFT_COST,
     )
     share = one.share or 0.0
-    return replace(one.offer, capacity_per_s=capacity.scaled(1 / (share + (1 - share) / speedup)))
+    return replace(one.offer, fleet=scaled(fleet, 1 / (share + (1 - share) / speedup)))
 
 
 DEFAULT_RATES = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -263,7 +278,7 @@ def cost(models: Sequence[str], options: CostOptions) -> Cost:
         candidates={
             one.offer.name: cost_points(
                 one.offer.pricing,
-                one.offer.capacity_per_s,
+                one.offer.fleet,
                 one.offer.traffic,
                 rates,
                 power=one.offer.power,
@@ -313,7 +328,7 @@ def _solved(quality: Mapping[str, QualityScore]) -> list[str]:
 
 
 def _rates(offers: Sequence[Offer]) -> tuple[float, ...]:
-    capacities = [offer.capacity_per_s.value for offer in offers if offer.serves and offer.capacity_per_s is not None]
+    capacities = [_each(offer.fleet) for offer in offers if offer.serves and offer.fleet is not None]
     if not capacities:
         return (0.1, 1.0, 10.0, 100.0)
     return tuple(float(f"{share * max(capacities):.2g}") for share in DEFAULT_RATES)

@@ -13,13 +13,14 @@ from breakeven.answer import next as narrow
 from breakeven.answer.advice import advice_for
 from breakeven.answer.along import along_context, along_precision
 from breakeven.answer.candidates import Reasons, needed, result_of, scores_of, why_not
+from breakeven.answer.day import busiest_text, day_of
 from breakeven.answer.evaluate import Evaluated, evaluate
 from breakeven.answer.mixes import Mix, MixPart, best_mix
 from breakeven.answer.regions import Handover, Standing, handovers_of, regions_of, standing_at
 from breakeven.answer.study.load import read_study_trace
 from breakeven.answer.study.plan import StudyPlan
 from breakeven.answer.words import verdict_of
-from breakeven.answer.worlds import Floats, Worlds, worlds_of
+from breakeven.answer.worlds import Contender, Floats, Worlds, worlds_of
 from breakeven.forecast.constants import Profile
 from breakeven.model.quality import QualityScore
 from breakeven.price.workload import priced_traffic
@@ -55,15 +56,17 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
     regions: list[Region] = []
     flips: list[Flip] = []
     maps, measurements = [], []
+    contenders: list[Contender] = []
     here = Standing(None, 0.0)
     if able:
-        worlds = worlds_of([c for e in able if (c := e.contender())], rates, plan.seed)
+        contenders = [c for e in able if (c := e.contender())]
+        worlds = worlds_of(contenders, rates, plan.seed)
         regions, handovers = regions_of(worlds), handovers_of(worlds)
         here = standing_at(worlds, plan.load_per_s)
         if here.winner is not None and ruled[here.winner].now:
             # The winner is the cheapest: if even that one is beyond the budget at this load, nobody is within it.
             here = Standing(None, here.sure)
-        flips = find.load_flips(handovers)
+        flips = find.load_flips(handovers, contenders)
         for what, ask in (("context", along_context), ("precision", along_precision)):
             on_phase("mapping", f"load and {what}")
             more, drawn = ask(plan, able, trace)
@@ -72,12 +75,24 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
         flips += _other_flips(plan, able, worlds, here, handovers)
         on_phase("looking for", "what would narrow the answer")
         measurements = _measurements(plan, able, rates)
+    day = None
+    if able and plan.hours_per_s:
+        day, here = day_of(contenders, plan.hours_per_s, plan.seed)
     results = [result_of(e, ruled[e.plan.name].all, scores[e.plan.name], rates, plan) for e in found]
     return Decision(
         version=__version__,
         name=plan.name,
         question=plan.question,
-        verdict=verdict_of(results, flips, mix, here, plan.load_per_s, needed(found, ruled)),
+        verdict=verdict_of(
+            results,
+            flips,
+            None if day is not None else mix,
+            here,
+            plan.load_per_s,
+            needed(found, ruled),
+            day,
+            {e.plan.name: _capacity_of(plan, e).command for e in found if e.model is not None},
+        ),
         load_per_s=plan.load_per_s,
         workload=plan.workload,
         slo=plan.slo,
@@ -90,6 +105,7 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
         next_measurements=measurements,
         assumptions=assumptions_of(plan, trace, found),
         seed=plan.seed,
+        day=day,
     )
 
 
@@ -103,6 +119,7 @@ def _in_requests(plan: StudyPlan) -> StudyPlan:
         load_per_s=plan.load_per_s * turns,
         low_per_s=plan.low_per_s * turns,
         high_per_s=plan.high_per_s * turns,
+        hours_per_s=tuple(each * turns for each in plan.hours_per_s),
     )
 
 
@@ -165,13 +182,16 @@ def _measurements(plan: StudyPlan, able: Sequence[Evaluated], rates: Floats) -> 
         model = mine[0].model
         if model is not None and model.profile.origin.how != "probes":
             options.append(narrow.calibration_of(name, model.profile.engine, [e.plan.name for e in mine]))
-    options += [
-        narrow.capacity_of(e.plan.name, e.plan.model or "", _profile(e), e.model.profile.engine, slo_text(plan.slo))
-        for e in local
-        if e.model is not None
-    ]
+    options += [_capacity_of(plan, e) for e in local]
     contenders = [c for e in able if (c := e.contender()) is not None]
     return narrow.narrowest(contenders, options, rates, plan.load_per_s, plan.seed)
+
+
+def _capacity_of(plan: StudyPlan, found: Evaluated) -> narrow.Option:
+    """Measuring the capacity of a candidate on its machine."""
+    engine = found.model.profile.engine if found.model is not None else ""
+    name, model = found.plan.name, found.plan.model or ""
+    return narrow.capacity_of(name, model, _profile(found), engine, slo_text(plan.slo))
 
 
 def _profile(found: Evaluated) -> str:
@@ -184,7 +204,7 @@ def assumptions_of(plan: StudyPlan, trace: TraceRows | None, found: Sequence[Eva
     traffic = priced_traffic(plan.workload, trace)
     prompt, output = traffic.prompt_tokens, traffic.output_tokens
     rows = [
-        Assumption(what="load", value=f"{plan.load_per_s:.4g} requests/s", source=study),
+        Assumption(what="load", value=_load(plan), source=study),
         Assumption(
             what="requests",
             value=f"{prompt:.0f} prompt and {output:.0f} output tokens on average",
@@ -221,6 +241,10 @@ def assumptions_of(plan: StudyPlan, trace: TraceRows | None, found: Sequence[Eva
                 )
             )
     return rows
+
+
+def _load(plan: StudyPlan) -> str:
+    return busiest_text(plan.hours_per_s) if plan.hours_per_s else f"{plan.load_per_s:.4g} requests/s"
 
 
 def _arrivals(plan: StudyPlan) -> str:

@@ -10,20 +10,23 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from breakeven.answer.promise import FEW, Promise, WhatIsAsked, many_text, taken
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Contender, Doubt, doubt_of
 from breakeven.errors import UserError
 from breakeven.forecast.asked import asked_model, assumed_notes, model_on, profiles_for
+from breakeven.forecast.fleet import FleetCapacity
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.predict import placement_notes
 from breakeven.forecast.residency import ON_DEVICE
-from breakeven.forecast.serving import capacity_of, latency_points
+from breakeven.forecast.serving import latency_points
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of as engine_policy
 from breakeven.hardware.placement import AUTO
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.resolve import resolve_spec
 from breakeven.price.pricing import Power, PricedTraffic, power_of
+from breakeven.price.staircase import in_proportion
 from breakeven.price.workload import priced_traffic, replica_price, with_answers
 from breakeven.results.cost import Api, Pricing
 from breakeven.results.decision import Kind, LatencyPoint
@@ -48,7 +51,7 @@ class Evaluated:
     spec: ModelSpec | None
     model: StepModel | None
     policy: Policy | None
-    capacity: Estimate | None
+    fleet: FleetCapacity | None
     latency: Sequence[LatencyPoint]
     pricing: Pricing | None
     power: Power | None
@@ -57,6 +60,15 @@ class Evaluated:
     needed_bytes: float | None
     available_bytes: float | None
     notes: list[str] = field(default_factory=list)
+    promise: Promise | None = None
+    """At the study's load; None where nothing was simulated."""
+    one: Estimate | None = None
+    """What one replica carries, where `fleet` was made to agree with a simulation at the study's load."""
+
+    @property
+    def capacity(self) -> Estimate | None:
+        """Of one replica, as simulated or measured."""
+        return self.one if self.one is not None or self.fleet is None else self.fleet.one
 
     @property
     def kind(self) -> Kind:
@@ -89,18 +101,20 @@ class Evaluated:
 
     def contender(self) -> Contender | None:
         """As the verdict sees it; None when it has no price or serves nothing."""
-        if self.pricing is None or (not isinstance(self.pricing, Api) and self.capacity is None):
+        if self.pricing is None or (not isinstance(self.pricing, Api) and self.fleet is None):
             return None
         return Contender(
             name=self.plan.name,
             kind=self.kind,
             pricing=self.pricing,
-            capacity=None if isinstance(self.pricing, Api) else self.capacity,
+            fleet=None if isinstance(self.pricing, Api) else self.fleet,
             traffic=self.traffic,
             doubt=self.doubt,
             latency=self.latency,
             power=self.power,
             max_replicas=self.plan.max_replicas,
+            scale=self.plan.scale,
+            only_just=self.promise is not None and self.promise.only_just,
         )
 
 
@@ -146,7 +160,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         spec=model.spec,
         model=model,
         policy=None,
-        capacity=None,
+        fleet=None,
         latency=[],
         pricing=pricing,
         power=power,
@@ -160,24 +174,51 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         return found
     policy = policy_of(plan, model, found.typical_tokens)
     found = replace(found, policy=policy)
-    capacity = capacity_of(
-        model, policy, workload, study.slo, study.good_share, trace, requests=study.workload.requests
+    requests = study.workload.requests
+    asked = WhatIsAsked(
+        policy, workload, study.slo, study.good_share, trace, study.load_per_s, study.high_per_s, requests
     )
+    fleet = asked.fleet(model)
     if plan.measured is not None:
         seen = read_measured(plan.measured)
         told = capacity_measured(seen, plan.model, study.good_share)
         # Away from what was measured the step model says how much changes, and the measurement where it starts.
-        if told.value > 0 and capacity.value > 0:
-            model = model.scaled(capacity.value / told.value)
+        if told.value > 0 and fleet.one.value > 0:
+            model = model.scaled(fleet.one.value / told.value)
         delays = latency_measured(seen, plan.model, told)
         doubt = _doubt_of(plan.name, told)
-        return replace(found, model=model, capacity=told, latency=delays, doubt=doubt, provenance="measured")
-    if capacity.value <= 0:
-        return replace(found, capacity=capacity)
-    mine = study.load_per_s / max(1, math.ceil(study.load_per_s / capacity.value))
-    rates = sorted({*(share * capacity.value for share in LATENCY_LOADS), mine})
-    delays = latency_points(model, policy, workload, study.slo, rates, trace, requests=study.workload.requests)
-    return replace(found, capacity=capacity, latency=delays)
+        mine = anchored_at(told, fleet)
+        shares = Promise(tuple(asked.shares(model, FEW)), None)
+        return replace(
+            found, model=model, fleet=mine, latency=delays, doubt=doubt, provenance="measured", promise=shares
+        )
+    promise = asked.promise(model, fleet)
+    found = replace(found, fleet=fleet, promise=promise, one=fleet.one)
+    if promise.machines is None:
+        return found
+    fleet = taken(fleet, promise.machines, study.load_per_s)
+    if note := many_text(promise, fleet, study.load_per_s):
+        found = replace(found, notes=[*found.notes, note])
+    replicas = fleet.replicas(study.load_per_s)
+    # Of as many as this load takes: one alone may carry next to nothing where bursts come.
+    each = fleet.per_s(int(replicas)) / replicas
+    rates = sorted({*(share * each for share in LATENCY_LOADS), study.load_per_s / replicas})
+    delays = latency_points(model, policy, workload, study.slo, rates, trace, requests=requests)
+    return replace(found, fleet=fleet, latency=delays)
+
+
+def anchored_at(told: Estimate, predicted: FleetCapacity) -> FleetCapacity:
+    """A fleet of which one replica was measured: as much more than it as was predicted, size by size."""
+    if not told.value > 0 or not predicted.one.value > 0:
+        return in_proportion(told)
+    factor = told.value / predicted.one.value
+    low, high = told.least / told.value, told.most / told.value
+    per_s_K = tuple(
+        Estimate(each.value * factor, each.value * factor * low, each.value * factor * high, told.n, told.provenance)
+        for each in predicted.per_s_K[1:]
+    )
+    top = predicted.saturation_per_s
+    return FleetCapacity(predicted.sizes_K, (told, *per_s_K), None if top is None else top.scaled(factor))
 
 
 def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic) -> Evaluated:
@@ -190,13 +231,14 @@ def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic
         seen = read_measured(plan.measured)
         told = capacity_measured(seen, plan.model, study.good_share)
         delays, doubt, provenance = latency_measured(seen, plan.model, told), _doubt_of(plan.name, told), "measured"
+    notes = [] if plan.is_api else ["one replica was measured; n of them are taken to carry n times as much"]
     return Evaluated(
         plan=plan,
         traffic=traffic,
         spec=spec,
         model=None,
         policy=None,
-        capacity=told,
+        fleet=None if told is None else in_proportion(told),
         latency=delays,
         pricing=plan.pricing,
         power=power_of(plan.pricing) if plan.pricing is not None else None,
@@ -204,6 +246,7 @@ def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic
         provenance="measured" if provenance == "measured" else "published",
         needed_bytes=None,
         available_bytes=None,
+        notes=notes,
     )
 
 

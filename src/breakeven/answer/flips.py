@@ -14,7 +14,7 @@ import numpy as np
 from breakeven.answer.evaluate import Evaluated
 from breakeven.answer.regions import Handover
 from breakeven.answer.words import rate_text
-from breakeven.answer.worlds import COST_TIE, Floats, Worlds, factors, span_of
+from breakeven.answer.worlds import COST_TIE, Contender, Floats, Worlds, factors, span_of
 from breakeven.results.decision import Flip
 from breakeven.stats.estimate import Estimate, bracketed
 
@@ -22,20 +22,30 @@ BATCHES = np.unique(np.round(np.geomspace(1, 1024, 61)))
 FEW_YEARS = 10.0
 
 
-def load_flips(handovers: Sequence[Handover]) -> list[Flip]:
-    """One for each handover between candidates as the load rises."""
-    return [
-        Flip(
-            quantity="load",
-            from_=h.from_,
-            to=h.to,
-            at=h.rate_per_s,
-            unit="requests/s",
-            meaning=f"above {rate_text(h.rate_per_s.value)} {h.to} is the better choice, below it {h.from_}"
-            + ("; the band reaches beyond the loads looked at" if h.clipped else ""),
+def load_flips(handovers: Sequence[Handover], contenders: Sequence[Contender] = ()) -> list[Flip]:
+    """One for each handover between candidates as the load rises, and how much of the machines is in use there."""
+    by_name = {each.name: each for each in contenders}
+    found = []
+    for h in handovers:
+        used, whose = None, ""
+        for name in (h.to, h.from_):
+            if used is None and name in by_name:
+                used, whose = by_name[name].utilisation(h.rate_per_s.value), name
+        meaning = f"above {rate_text(h.rate_per_s.value)} {h.to} is the better choice, below it {h.from_}"
+        if used is not None:
+            meaning += f"; {whose} is {used:.0%} used there"
+        found.append(
+            Flip(
+                quantity="load",
+                from_=h.from_,
+                to=h.to,
+                at=h.rate_per_s,
+                unit="requests/s",
+                meaning=meaning + ("; the band reaches beyond the loads looked at" if h.clipped else ""),
+                utilisation=used,
+            )
         )
-        for h in handovers
-    ]
+    return found
 
 
 def batch_flip(dense: Evaluated, moe: Evaluated, context: int, seed: int) -> Flip:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from breakeven.answer.worlds import DRAWS, Contender, Doubt, Floats, bills, capacities, factors, span_of
+from breakeven.answer.worlds import DRAWS, Contender, Doubt, DrawnFleet, Floats, factors, span_of
 from breakeven.results.cost import Api
 from breakeven.results.decision import TrafficShare
 from breakeven.stats.estimate import Estimate
@@ -78,15 +78,15 @@ def _by_parts(
     for choice in itertools.product(*[sorted(part.allowed & by_name.keys()) for part in parts]):
         if len(set(choice)) < 2:
             continue
-        bills, shares = [], []
+        costs, shares = [], []
         for name in dict.fromkeys(choice):
             mine = [part for part, chosen in zip(parts, choice, strict=True) if chosen == name]
             share = sum(part.share for part in mine)
             bill_D = _bill(by_name[name], share * rate_per_s, seed)
-            bills.append(bill_D)
+            costs.append(bill_D)
             what = " and ".join(part.name for part in mine)
             shares.append(_share(name, what, share, bill_D))
-        found.append((shares, np.sum(bills, axis=0), True))
+        found.append((shares, np.sum(costs, axis=0), True))
     return found
 
 
@@ -96,43 +96,39 @@ def _base_and_rest(
     """For every ordered pair: n full machines of the first take what they can, the second takes the rest."""
     found = []
     for base, rest in itertools.permutations(contenders, 2):
-        if base.capacity is None or base.capacity.value <= 0 or isinstance(base.pricing, Api):
+        if base.fleet is None or isinstance(base.pricing, Api) or (drawn := _drawn(base, seed)) is None:
             continue
-        capacity_D = _capacity(base, seed)
-        if capacity_D is None:
-            continue
-        most = min(int(rate_per_s / base.capacity.value), MOST_BASE_REPLICAS)
+        whole = base.fleet.replicas(rate_per_s)
+        # As many as are full, and one: the last machine of a fleet that carries all of it is the one to spare.
+        most = int(min(whole - 1 if np.isfinite(whole) else MOST_BASE_REPLICAS, MOST_BASE_REPLICAS))
         for n in sorted({1, most} - {0}):
-            taken = min(n * base.capacity.value, rate_per_s)
+            taken = min(base.fleet.per_s(n), rate_per_s)
             if taken >= rate_per_s or taken <= 0:
                 continue
             # The base is filled as predicted; where it holds less, the rest gets what it cannot take.
-            left_D = rate_per_s - np.minimum(n * capacity_D, taken)
-            full_D = np.full_like(left_D, taken)
-            base_D = bills(base.pricing, full_D, base.capacity.value, base.traffic, base.power, base.max_replicas)
-            rest_D = bills(rest.pricing, left_D, _capacity(rest, seed), rest.traffic, rest.power, rest.max_replicas)
+            left_D = rate_per_s - np.minimum(drawn.carried(n), taken)
+            base_D = base.bill(np.full_like(left_D, taken), np.full_like(left_D, n), drawn)
+            rest_D = _bill(rest, left_D, seed)
             share = taken / rate_per_s
             shares = [
-                _share(base.name, f"up to {n * base.capacity.value:.3g} requests/s", share, base_D),
+                _share(base.name, f"up to {taken:.3g} requests/s", share, base_D),
                 _share(rest.name, "what is above", 1.0 - share, rest_D),
             ]
             found.append((shares, base_D + rest_D, False))
     return found
 
 
-def _capacity(contender: Contender, seed: int) -> Floats | None:
-    """Requests/s of one replica in every draw; None for an API."""
-    if contender.capacity is None:
-        return None
+def _drawn(contender: Contender, seed: int) -> DrawnFleet | None:
+    """What its fleets carry in every draw; None for an API."""
     doubt = contender.doubt or Doubt(contender.name, contender.name, 0.0, 0.0)
-    return capacities(contender.capacity, doubt.total, factors([doubt], seed)[:, 0])
+    return contender.drawn(factors([doubt], seed)[:, 0])
 
 
-def _bill(contender: Contender, rate_per_s: float, seed: int) -> Floats:
-    """Dollars an hour for this load alone, in every draw."""
-    rate_D = np.full(DRAWS, rate_per_s)
-    capacity_D = _capacity(contender, seed)
-    return bills(contender.pricing, rate_D, capacity_D, contender.traffic, contender.power, contender.max_replicas)
+def _bill(contender: Contender, rate: float | Floats, seed: int) -> Floats:
+    """Dollars an hour for this load alone, or one of each draw's own, in every draw."""
+    rate_D = np.broadcast_to(np.asarray(rate, np.float64), DRAWS)
+    fleet = _drawn(contender, seed)
+    return contender.bill(rate_D, 1.0 if fleet is None else fleet.needed_each(rate_D), fleet)
 
 
 def _share(name: str, traffic: str, share: float, bill_D: Floats) -> TrafficShare:

@@ -10,6 +10,7 @@ import numpy as np
 
 from breakeven.answer.regions import handovers_of
 from breakeven.answer.worlds import COST_TIE, Contender, Doubt, worlds_of
+from breakeven.forecast.fleet import FleetCapacity
 from breakeven.results.decision import NextMeasurement
 from breakeven.results.point import nearest
 from breakeven.stats.estimate import Estimate
@@ -75,16 +76,22 @@ def narrowest(
 
 
 def _with(contender: Contender, option: Option) -> Contender:
-    """The contender as it would be known, its capacity's interval shrunk as its doubt is."""
+    """The contender as it would be known, its fleets' intervals shrunk as its doubt is."""
     doubt = contender.doubt
-    if contender.name not in option.candidates or doubt is None or contender.capacity is None or doubt.total <= 0:
+    if contender.name not in option.candidates or doubt is None or contender.fleet is None or doubt.total <= 0:
         return contender
     less = Doubt(doubt.candidate, doubt.machine, min(doubt.shared, option.shared), min(doubt.own, option.own))
-    part, c = less.total / doubt.total, contender.capacity
-    capacity = Estimate(
-        value=c.value, low=c.value - (c.value - c.least) * part, high=c.value + (c.most - c.value) * part
-    )
-    return replace(contender, doubt=less, capacity=capacity)
+    part, fleet = less.total / doubt.total, contender.fleet
+    per_s_K = tuple(_narrowed(each, part) for each in fleet.per_s_K)
+    top = fleet.saturation_per_s
+    known = FleetCapacity(fleet.sizes_K, per_s_K, None if top is None else _narrowed(top, part))
+    return replace(contender, doubt=less, fleet=known)
+
+
+def _narrowed(span: Estimate, part: float) -> Estimate:
+    """The same value, each end at `part` of its way."""
+    low, high = span.value - (span.value - span.least) * part, span.value + (span.most - span.value) * part
+    return Estimate(value=span.value, low=low, high=high)
 
 
 def _band(contenders: Sequence[Contender], rates: np.ndarray, rate_per_s: float, seed: int) -> float | None:

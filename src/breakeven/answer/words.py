@@ -6,11 +6,12 @@ Pure: the same numbers give the same words.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from breakeven.answer.mixes import Mix
 from breakeven.answer.regions import Standing
 from breakeven.answer.worlds import COST_TIE
-from breakeven.results.decision import CandidateResult, Flip, Outcome, Verdict
+from breakeven.results.decision import CandidateResult, Day, Flip, Outcome, Verdict
 from breakeven.stats.estimate import Estimate
 
 
@@ -34,6 +35,7 @@ def rate_text(per_s: float) -> str:
 
 
 PROBABLE = 0.9
+DAY_HOURS = 24
 
 
 def verdict_of(
@@ -43,8 +45,14 @@ def verdict_of(
     here: Standing,
     load_per_s: float,
     needed: Sequence[str],
+    day: Day | None = None,
+    settles: Mapping[str, str] = MappingProxyType({}),
 ) -> Verdict:
-    """The answer. No winner `here`: nobody can serve this, and `needed` says what it would take."""
+    """The answer. No winner `here`: nobody can serve this, and `needed` says what it would take.
+
+    With a `day`, `here` is who is cheapest over its hours. `settles`: by candidate, the command that would settle a
+    borderline promise.
+    """
     by_name = {c.name: c for c in candidates}
     kinds = {c.name: c.kind for c in candidates}
     if mix is not None:
@@ -54,8 +62,8 @@ def verdict_of(
         return Verdict(outcome="none", winner=None, sentence=sentence, because=list(needed))
     winner, sure = here.winner, here.sure
     best = by_name[winner]
-    because = [_capacity(best, load_per_s)]
-    if here.runner_up is not None and here.margin is not None:
+    because = [*(day.sentences if day is not None else []), _capacity(best, load_per_s)]
+    if day is None and here.runner_up is not None and here.margin is not None:
         because.append(_margin(here.runner_up, here.margin))
     if sure < PROBABLE:
         because.append(
@@ -64,6 +72,11 @@ def verdict_of(
         )
     because += [flip.meaning[0].upper() + flip.meaning[1:] + "." for flip in flips if flip.quantity == "load"][:3]
     ruled = [c for c in candidates if c.ruled_out]
+    edges = [c for c in candidates if c.borderline and not c.ruled_out]
+    because += [
+        f"{c.name} is {c.borderline}" + (f"; `{settles[c.name]}` would settle it." if c.name in settles else ".")
+        for c in edges
+    ]
     because += [f"{c.name} is ruled out: {c.ruled_out[0]}" for c in ruled]
     if here.same:
         both = f"{winner} and {here.runner_up}"
@@ -73,13 +86,17 @@ def verdict_of(
     kind = {"moe": "MoE", "dense": "dense", "unknown": "hosted"}[best.kind]
     cost = next((p for p in best.cost if abs(p.rate_per_s - load_per_s) <= 1e-6 * load_per_s), None)
     bill = f": {usd_text(cost.usd_per_hour)} an hour" if cost is not None else ""
+    when = f"at {rate_text(load_per_s)}{bill}"
+    if day is not None:
+        spent = next(each.usd_per_day for each in day.bills if each.candidate == winner)
+        when = f"over the {'week' if len(day.hours_per_s) > DAY_HOURS else 'day'}: {usd_text(spent)} a day"
     probably = "" if sure >= PROBABLE else "Probably "
     verb = "run" if best.capacity_per_s is not None else "use"
     # Where somebody's weights lie in host memory, where the winner's lie is part of the answer.
     lies = f", {best.placement}" if best.placement and any(c.placed is not None for c in candidates) else ""
-    sentence = (
-        f"{probably}{verb if probably else verb.capitalize()} {winner} ({kind}{lies}) at {rate_text(load_per_s)}{bill}."
-    )
+    sentence = f"{probably}{verb if probably else verb.capitalize()} {winner} ({kind}{lies}) {when}."
+    if day is not None and day.by_hour_usd_per_day is not None:
+        sentence += f" Taking turns by the hour costs {usd_text(day.by_hour_usd_per_day)}."
     return Verdict(outcome=outcome, winner=winner, sentence=sentence, because=because)
 
 

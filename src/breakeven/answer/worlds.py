@@ -4,23 +4,26 @@ A verdict's bands come from here. Each draw is one possible world: every machine
 model by one more. A difference between two models on one machine keeps only the second, which is why it is known
 better than either speed.
 
-A candidate's bill for whole arrays of loads and capacities is `price.staircase`, drawn many times.
+A candidate's bill for whole arrays of loads and fleets is `price.staircase`, drawn many times. In one draw what fleets
+of every size carry is off by the same factor of step times.
 
-Legend: C candidates, D draws (the first is the prediction itself), R loads.
+Legend: C candidates, D draws (the first is the prediction itself), K sizes of a fleet, R loads.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from breakeven.answer.study.plan import Scaling
 from breakeven.forecast.constants import Error
+from breakeven.forecast.fleet import FleetCapacity, carried, level, needed
 from breakeven.price.pricing import JOULES_PER_KWH, Power, PricedTraffic, machine_usd_per_hour, usd_per_added_request
-from breakeven.price.staircase import ROUNDING
+from breakeven.price.staircase import curve_ends, serves
 from breakeven.results.cost import Api, Own, Pricing
 from breakeven.results.decision import Kind, LatencyPoint
 from breakeven.stats.estimate import Estimate, bracketed
@@ -81,6 +84,42 @@ def capacities(span: Estimate, half_width: float, factor: Floats) -> Floats:
     return np.maximum(span.value - np.where(factor > 0, slow, fast) * factor, 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class DrawnFleet:
+    """What fleets of these sizes carry in every draw, requests/s, and one replica's saturation (infinite: unknown)."""
+
+    sizes_K: tuple[int, ...]
+    per_s_DK: Floats
+    saturation_D: Floats
+
+    def needed(self, rates_R: Floats) -> Floats:
+        """The fewest replicas for each rate in every draw, (D, R); infinite where none carry it."""
+        return needed(self.sizes_K, self.per_s_DK, self.saturation_D, rates_R)
+
+    def needed_each(self, rate_D: Floats) -> Floats:
+        """The same for a rate of each draw's own, (D)."""
+        rates, place_D = np.unique(rate_D, return_inverse=True)
+        return np.asarray(self.needed(rates)[np.arange(len(rate_D)), place_D])
+
+    def carried(self, replicas: int) -> Floats:
+        """What so many carry together, (D)."""
+        per_s_D = carried(self.sizes_K, self.per_s_DK, np.inf, replicas)
+        return np.asarray(np.minimum(per_s_D, self.saturation_D * replicas))
+
+    def full(self) -> Floats:
+        """Requests/s of a replica that is busy all the time, (D); the most that one carries where nobody knows."""
+        each_D = (level(self.sizes_K, self.per_s_DK) / np.asarray(self.sizes_K)).max(axis=1)
+        return np.where(np.isfinite(self.saturation_D), self.saturation_D, each_D)
+
+
+def drawn_fleet(fleet: FleetCapacity, half_width: float, factor_D: Floats) -> DrawnFleet:
+    """`fleet` in every draw; `half_width` and `factor_D` as `capacities` takes them."""
+    per_s_DK = np.stack([capacities(each, half_width, factor_D) for each in fleet.per_s_K], axis=-1)
+    top = fleet.saturation_per_s
+    full_D = np.full(len(factor_D), np.inf) if top is None else capacities(top, half_width, factor_D)
+    return DrawnFleet(fleet.sizes_K, per_s_DK, full_D)
+
+
 def span_of(values: Floats) -> Estimate:
     """The first draw's value and the middle 95 % of all."""
     low, high = np.quantile(values, [0.025, 0.975])
@@ -95,28 +134,28 @@ def _normal(name: str, seed: int, draws: int) -> Floats:
 def bills(
     pricing: Pricing,
     rate_per_s: ArrayLike,
-    capacity_per_s: ArrayLike | None,
+    replicas: ArrayLike,
+    full_per_s: ArrayLike,
     traffic: PricedTraffic,
     power: Power | None = None,
     max_replicas: int | None = None,
 ) -> Floats:
-    """Dollars an hour; `rate_per_s` and `capacity_per_s` (of one replica, ignored for an API) broadcast.
+    """Dollars an hour; `rate_per_s`, `replicas` and `full_per_s` (saturation of one of them) broadcast.
 
-    Infinite where a replica can serve nothing, or where more than `max_replicas` would be needed.
+    An API needs neither. Infinite where no number of replicas would do, or where more than `max_replicas` are needed.
     """
     rate = np.asarray(rate_per_s, dtype=np.float64)
     if isinstance(pricing, Api):
         return np.asarray(3600.0 * usd_per_added_request(pricing, traffic, np.inf) * rate)
-    capacity = np.asarray(0.0 if capacity_per_s is None else capacity_per_s, dtype=np.float64)
+    count, full = np.asarray(replicas, np.float64), np.asarray(full_per_s, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        replicas = np.maximum(np.ceil(rate / capacity - ROUNDING), 1.0)
-        joules = 0.0 if power is None else np.nan_to_num((power.busy_w - power.idle_w) / capacity, posinf=0.0)
-    hourly = machine_usd_per_hour(pricing, power) * replicas
+        joules = 0.0 if power is None else np.nan_to_num((power.busy_w - power.idle_w) / full, posinf=0.0)
+    hourly = machine_usd_per_hour(pricing, power) * count
     if isinstance(pricing, Own):
         hourly = hourly + 3600.0 * rate * joules / JOULES_PER_KWH * pricing.usd_per_kwh
-    unable = ~(capacity > 0) | (np.isinf(replicas))
+    unable = np.isinf(count)
     if max_replicas is not None:
-        unable = unable | (replicas > max_replicas)
+        unable = unable | (count > max_replicas)
     return np.where(unable, np.inf, hourly)
 
 
@@ -132,17 +171,40 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A candidate that may be chosen, as the verdict sees it. `capacity` None: an API, without end."""
+    """A candidate that may be chosen, as the verdict sees it. `fleet` None: an API, without end."""
 
     name: str
     kind: Kind
     pricing: Pricing
-    capacity: Estimate | None
+    fleet: FleetCapacity | None
     traffic: PricedTraffic
     doubt: Doubt | None
     latency: Sequence[LatencyPoint]
     power: Power | None = None
     max_replicas: int | None = None
+    scale: Scaling | None = None
+    only_just: bool = False
+    """No number of machines is sure to do: in draws whose steps are slower than predicted, none does."""
+
+    def utilisation(self, rate_per_s: float) -> float | None:
+        """Share of the saturation throughput of its machines in use at a load, as predicted; None for an API."""
+        if self.fleet is None or not serves(self.fleet):
+            return None
+        return rate_per_s / (self.fleet.replicas(rate_per_s) * curve_ends(self.fleet)[0].full_per_s)
+
+    def drawn(self, factor_D: Floats) -> DrawnFleet | None:
+        """Its fleets in every draw; None for an API."""
+        if self.fleet is None:
+            return None
+        found = drawn_fleet(self.fleet, self.doubt.total if self.doubt is not None else 0.0, factor_D)
+        if not self.only_just:
+            return found
+        return replace(found, per_s_DK=np.where(factor_D[:, None] > 0, 0.0, found.per_s_DK))
+
+    def bill(self, rate: Floats, replicas: ArrayLike, fleet: DrawnFleet | None) -> Floats:
+        """Dollars an hour; arrays (D) or (D, R)."""
+        full = np.inf if fleet is None else fleet.full() if rate.ndim == 1 else fleet.full()[:, None]
+        return bills(self.pricing, rate, replicas, full, self.traffic, self.power, self.max_replicas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,18 +237,11 @@ def worlds_of(contenders: Sequence[Contender], rates_R: Floats, seed: int) -> Wo
     doubts = [c.doubt or Doubt(c.name, c.name, 0.0, 0.0) for c in contenders]
     factors_DC = factors(doubts, seed)
     costs, speeds = [], []
-    for contender, doubt, factor_D in zip(contenders, doubts, factors_DC.T, strict=True):
-        capacity_D1 = None
-        replicas_DR = np.ones((len(factor_D), len(rates_R)))
-        if contender.capacity is not None:
-            capacity_D1 = capacities(contender.capacity, doubt.total, factor_D)[:, None]
-            with np.errstate(divide="ignore"):
-                replicas_DR = np.maximum(np.ceil(rates_R[None, :] / capacity_D1), 1.0)
-        hourly = bills(
-            contender.pricing, rates_R[None, :], capacity_D1, contender.traffic, contender.power, contender.max_replicas
-        )
-        hourly_DR = np.broadcast_to(hourly, replicas_DR.shape)
-        costs.append(hourly_DR)
+    for contender, factor_D in zip(contenders, factors_DC.T, strict=True):
+        fleet = contender.drawn(factor_D)
+        replicas_DR = np.ones((len(factor_D), len(rates_R))) if fleet is None else fleet.needed(rates_R)
+        hourly = contender.bill(rates_R[None, :], replicas_DR, fleet)
+        costs.append(np.broadcast_to(hourly, replicas_DR.shape))
         speeds.append(_e2e_s(contender, rates_R[None, :] / replicas_DR, factor_D))
     usd_per_hour_CDR, e2e_s_CDR = np.stack(costs), np.stack(speeds)
     best_DR = winners(usd_per_hour_CDR, e2e_s_CDR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -248,14 +249,16 @@ def claims(
     spec = claim_named(name).run
     if spec is None:
         raise UserError(f"{name} cannot be measured here; `breakeven claims {name}` says what would settle it")
+    if spec.only_on and platform.machine() not in spec.only_on:
+        raise UserError(f"{name} is about {' or '.join(spec.only_on)}, and this is {platform.machine()}; run it there")
     takes = run_of(name, spec)
     on_run(
         f"Measuring here, {takes.measures}: about {takes.minutes:g} minutes, {takes.memory_bytes / 1e9:g} GB of memory."
     )
-    return judge_claims(name, _measured(spec), on_claim)
+    return judge_claims(name, _measured(spec, on_run), on_claim)
 
 
-def _measured(run: RunSpec) -> list[ClaimFinding]:
+def _measured(run: RunSpec, on_run: Callable[[str], None]) -> list[ClaimFinding]:
     """What a measurement on this machine says of a claim."""
     from breakeven.answer.claims import compared_findings, profiled_findings
     from breakeven.api.inspected import profile
@@ -263,5 +266,10 @@ def _measured(run: RunSpec) -> list[ClaimFinding]:
 
     if run.over is None:
         return profiled_findings(run, profile(run.of).profiles)
-    result = compare([run.of, run.over], streams=run.streams, budget_s=60.0 * run.minutes / 2)
+    result = compare(
+        [run.of, run.over],
+        streams=run.streams,
+        budget_s=60.0 * run.minutes / 2,
+        on_saved=lambda directory: on_run(f"Saved in {directory}."),
+    )
     return compared_findings(run, result.pairs)

@@ -185,7 +185,7 @@ def with_ends(middle: TrialReplica) -> tuple[tuple[TrialReplica, float], ...]:
         # Steps that are all longer by one factor are the same run in slow motion.
         even = end.terms == middle.model.terms and end.prompt_scale == middle.model.prompt_scale
         alike = even and not middle.policy.front_s
-        found.append((replica, highest * middle.model.scale / end.scale if alike else saturation_per_s(replica)))
+        found.append((replica, highest * (middle.model.scale / end.scale) if alike else saturation_per_s(replica)))
     return tuple(found)
 
 
@@ -205,7 +205,7 @@ def capacity_with_ends(
             slo,
             good_share,
             precision=max(precision, END_PRECISION),
-            guess=value * top / highest if value > 0 else None,
+            guess=value * (top / highest) if value > 0 else None,
             highest=top,
         )
         for end, top in outer

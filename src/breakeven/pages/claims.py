@@ -11,6 +11,8 @@ from breakeven.stats.estimate import Estimate
 
 JUDGED = {"holds": "holds", "fails": "no", "open": "open"}
 """A finding's verdict in a table's column."""
+SIDES = {"holds": "at or above", "fails": "below", "open": "open"}
+"""And where one winner for all cases is tested."""
 NAME_WIDTH = 22
 
 HEAD = """# Claims
@@ -81,13 +83,19 @@ def print_claim(claim: Claim, say: Say, *, full: bool = False) -> None:
 
 
 def _findings(case: str, findings: Sequence[ClaimFinding], part: ClaimPart, say: Say) -> None:
-    told = [f"{f.at}{', ' if f.at else ''}{_number(f.value, part.unit)}: {_told(f)}" for f in findings]
+    told = [f"{f.at}{', ' if f.at else ''}{_told(f, part)}" for f in findings]
     say(f"- {case}{'; ' if len(told) == 1 else ': '}{'; '.join(told)}", "", 2)
 
 
-def _told(finding: ClaimFinding) -> str:
+def _told(finding: ClaimFinding, part: ClaimPart) -> str:
+    if finding.value is None:
+        return f"not known ({finding.record})"
     how = "" if finding.value.provenance == "predicted" else f" ({finding.value.provenance})"
-    return f"{JUDGED[finding.verdict]}{how}"
+    return f"{_number(finding.value, part.unit)}: {_judged(finding, part)}{how}"
+
+
+def _judged(finding: ClaimFinding, part: ClaimPart) -> str:
+    return (SIDES if part.alike else JUDGED)[finding.verdict]
 
 
 def _behind(part: ClaimPart) -> list[str]:
@@ -135,7 +143,7 @@ def _section(claim: Claim) -> list[str]:
             f"| case | at | {'number' if part.unit == 'times' else part.unit} | verdict | from |",
             "|---|---|---|---|---|",
         ]
-        lines += [_row(finding) for finding in part.findings]
+        lines += [_row(finding, part) for finding in part.findings]
         if part.commands:
             lines += ["", *(f"    {command}" for command in part.commands)]
     if claim.settle:
@@ -146,10 +154,12 @@ def _section(claim: Claim) -> list[str]:
     return lines
 
 
-def _row(finding: ClaimFinding) -> str:
-    told = finding.record or finding.value.provenance
+def _row(finding: ClaimFinding, part: ClaimPart) -> str:
+    provenance = "" if finding.value is None else finding.value.provenance
+    told = finding.record or provenance
     told = f"[{_cell(told)}]({finding.url})" if finding.url else _cell(told)
-    return f"| {_cell(finding.case)} | {finding.at} | {_number(finding.value)} | {JUDGED[finding.verdict]} | {told} |"
+    shown = "not known" if finding.value is None else _number(finding.value)
+    return f"| {_cell(finding.case)} | {finding.at} | {shown} | {_judged(finding, part)} | {told} |"
 
 
 def _cell(text: str) -> str:

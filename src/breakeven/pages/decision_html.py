@@ -202,6 +202,8 @@ def about(candidate: CandidateResult) -> list[tuple[str, str]]:
             if candidate.capacity_per_s is not None
             else ("One replica", f"capacity {words.NOT_AVAILABLE}{most}"),
         ]
+    if candidate.shares:
+        rows.append(("Promise", say.kept_line(candidate)))
     return rows + [("Note", note) for note in say.notes_of(candidate)]
 
 

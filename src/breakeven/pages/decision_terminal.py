@@ -16,6 +16,7 @@ from breakeven.pages.decision_words import (
     cost_at,
     delay_span,
     flip_line,
+    kept_line,
     kind_words,
     latency_at,
     load_words,
@@ -27,6 +28,7 @@ from breakeven.pages.decision_words import (
     rests_on,
     runs_on,
     share_line,
+    share_value,
     span_text,
     traffic_rows,
     usd,
@@ -66,6 +68,7 @@ def print_decision(decision: Decision, console: Console, page: Path | None, *, f
         *listed_parts("Why", [ended(text) for text in decision.verdict.because], most=2, rest=7),
         *listed_parts("Who gets what", shares, most=4, rank=1, rest=3),
         Passage(lambda say: _candidates(decision, console.width, say)),
+        Passage(lambda say: _promises(decision, console.width, say), 3, "shares that keep the service level"),
         *(Passage(partial(_about, each, decision), 8, "each candidate") for each in decision.candidates),
         *listed_parts("Best by load", regions, most=len(regions), rank=6),
         *listed_parts("Where the answer changes", [flip_line(flip) for flip in decision.flips], most=2, rank=1),
@@ -101,11 +104,38 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
     # A name has what the numbers leave.
     numbers = sum(max(map(len, column)) + 2 for column in columns)
     longest = max(LONGEST_NAME, width - 4 - numbers)
-    first = ["", *(shortened(each.name, longest) + (" *" if each.ruled_out else "") for each in decision.candidates)]
+    first = ["", *(shortened(each.name, longest) + _mark(each) for each in decision.candidates)]
     say_tables(packed(first, [[column] for column in columns], width - 2), say)
     if any(each.ruled_out for each in decision.candidates):
         say("*: ruled out by a constraint, for the reason below.", "dim", 2)
+    if any(each.borderline and not each.ruled_out for each in decision.candidates):
+        say("~: only just keeps the promise, or only just does not; a measurement would settle it.", "dim", 2)
     say(f"A month is {number(MONTH_HOURS)} h of this load. Brackets hold intervals.", "dim", 2)
+
+
+def _promises(decision: Decision, width: int, say: Say) -> None:
+    """Of each candidate, the share of requests within the service level by the number of machines, and alone."""
+    told = [each for each in decision.candidates if each.shares]
+    if not told:
+        return
+    machines = sorted({kept.machines for each in told for kept in each.shares if kept.machines is not None})
+    columns = [[f"{n} machine{'' if n == 1 else 's'}"] for n in machines] + [["alone"]]
+    for each in told:
+        shares = {kept.machines: share_value(kept.share) for kept in each.shares}
+        for column, n in zip(columns, [*machines, None], strict=True):
+            column.append(shares.get(n, NOTHING))
+    say()
+    say(f"Requests within the service level, of {percent_text(decision.good_share)} asked", "bold")
+    longest = max(LONGEST_NAME, width - 4 - sum(max(map(len, column)) + 2 for column in columns))
+    first = ["", *(shortened(each.name, longest) + _mark(each) for each in told)]
+    say_tables(packed(first, [[column] for column in columns], width - 2), say)
+    for each in told:
+        if each.borderline and not each.ruled_out:
+            say(f"~ {each.name}: {each.borderline}", indent=2)
+
+
+def _mark(candidate: CandidateResult) -> str:
+    return " *" if candidate.ruled_out else " ~" if candidate.borderline else ""
 
 
 def _bill(candidate: CandidateResult, decision: Decision) -> tuple[str, str, str]:
@@ -129,6 +159,8 @@ def _about(candidate: CandidateResult, decision: Decision, say: Say) -> None:
             f"{percent_text(point.good_share.value)} within the service level",
             indent=4,
         )
+    if candidate.shares:
+        say(kept_line(candidate), indent=4)
     if candidate.capacity_per_s is not None:
         say(f"one replica serves {span_text(candidate.capacity_per_s)} req/s within the service level", indent=4)
     if candidate.memory_bytes is not None:

@@ -185,6 +185,28 @@ def memory_text(candidate: CandidateResult) -> str:
     return f"{bytes_text(candidate.memory_bytes)}{there}"
 
 
+def kept_line(candidate: CandidateResult) -> str:
+    """Shares kept by machines: "keeps 89.9 % (85-94) with 1 machine, 97 % with 2, 99 % alone; misses: TTFT"."""
+    parts = []
+    for kept in candidate.shares:
+        few = "alone" if kept.machines is None else f"with {kept.machines}"
+        parts.append(f"{share_text(kept.share)} {few}" + (" machine" if kept.machines == 1 else ""))
+    worst = next((kept.worst for kept in reversed(candidate.shares) if kept.worst), None)
+    borderline = f"{candidate.borderline}; " if candidate.borderline else ""
+    return f"{borderline}keeps {', '.join(parts)}" + (f"; missed most: {worst}" if worst else "")
+
+
+def share_text(share: Estimate) -> str:
+    """A share with its interval, rounded down: what misses 90 % by a hair must not read as 90 %."""
+    low, high = (math.floor(each * 1000 + 1e-9) / 10 for each in (share.least, share.most))
+    return share_value(share) + ("" if low == high else f" ({low:g}-{high:g})")
+
+
+def share_value(share: Estimate) -> str:
+    """A share without its interval, rounded down."""
+    return f"{math.floor(share.value * 1000 + 1e-9) / 10:g} %"
+
+
 def flip_at(flip: Flip) -> str:
     """Where an answer changes: "47.0 (40.1-55.3) req/s", "fp8", "not in the range seen"."""
     if flip.at_label:

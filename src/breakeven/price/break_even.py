@@ -6,9 +6,10 @@ of these places are computed; nothing is sampled.
 Below both capacities the cheaper standing bill wins whatever the architecture. The first flip is usually where the
 cheaper replica is full; after it the two staircases can overtake each other many times.
 
-The band of a flip comes from the capacities' intervals. Each capacity is moved to its low and its high end alone, and
-the shifts of the flip, as logarithms, are added as independent errors: sqrt(shift_a^2 + shift_b^2). Two models on one
-machine are wrong together in part: that part moves both capacities at once, as a third error, and the rest each alone.
+The band of a flip comes from the intervals of what fleets carry. Each candidate's, of all sizes at once, is moved to
+its low and its high end alone, and the shifts of the flip, as logarithms, are added as independent errors:
+sqrt(shift_a^2 + shift_b^2). Two models on one machine are wrong together in part: that part moves both at once, as a
+third error, and the rest each alone.
 """
 
 from __future__ import annotations
@@ -19,13 +20,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from breakeven.forecast.fleet import ROUNDING, FleetCapacity
 from breakeven.price.pricing import Power, PricedTraffic
-from breakeven.price.staircase import ROUNDING, Floats, Staircase, capacity_ends, staircase
+from breakeven.price.staircase import Floats, Staircase, curve_at, serves, staircase
 from breakeven.results.cost import Api, BreakEven, Pricing
 from breakeven.stats.estimate import Estimate
-
-MOST_STEPS = 20_000
-"""Steps of one staircase looked at; the range is cut there: beyond so many machines one more hardly shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ def winners(stairs: Sequence[Staircase], low: float, high: float, tie: float = 0
     """
     if not 0 <= low < high < math.inf:
         raise ValueError(f"a range of loads has two ends, 0 <= low < high; found {low:g} to {high:g}")
-    high = max(min([high, *(MOST_STEPS * stair.capacity_per_s for stair in stairs)]), math.nextafter(low, math.inf))
+    high = max(min([high, *(stair.most_per_s for stair in stairs)]), math.nextafter(low, math.inf))
     edges = _with_crossings(stairs, _steps(stairs, low, high), tie)
     costs = np.stack([stair.usd_per_hour((edges[:-1] + edges[1:]) / 2) for stair in stairs])
     cheapest = np.argmin(costs, axis=0)
@@ -62,13 +61,7 @@ def winners(stairs: Sequence[Staircase], low: float, high: float, tie: float = 0
 
 def _steps(stairs: Sequence[Staircase], low: float, high: float) -> Floats:
     """Both ends and every rate between them at which some candidate needs one more machine."""
-    edges = [np.array([low, high])]
-    for stair in stairs:
-        if math.isfinite(stair.capacity_per_s):
-            first, last = math.ceil(low / stair.capacity_per_s), math.floor(high / stair.capacity_per_s)
-            edges.append(np.arange(max(first, 1), last + 1) * stair.capacity_per_s)
-    found = np.unique(np.concatenate(edges))
-    found = found[(found >= low) & (found <= high)]
+    found = np.unique(np.concatenate([np.array([low, high]), *(stair.steps(low, high) for stair in stairs)]))
     # Steps of two candidates that differ by rounding alone are one.
     keep = np.concatenate(([True], np.diff(found) > ROUNDING * found[1:]))
     kept: Floats = found[keep]
@@ -100,7 +93,7 @@ TIE = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """One candidate with its price. `capacity_per_s`: of one replica under the service level; None for an API.
+    """One candidate with its price. `fleet`: what replicas carry under the service level; None for an API.
 
     `machine`: name of what its step times come from; offers of one machine share what of their error is not their own.
     `own_share`: half-width of a candidate's own error over that of its whole one, as logarithms.
@@ -108,23 +101,33 @@ class Offer:
 
     name: str
     pricing: Pricing
-    capacity_per_s: Estimate | None
+    fleet: FleetCapacity | None
     traffic: PricedTraffic
     power: Power | None = None
     machine: str | None = None
     own_share: float = 1.0
 
     @property
+    def capacity_per_s(self) -> Estimate | None:
+        """Of one replica; None for an API."""
+        return None if self.fleet is None else self.fleet.one
+
+    @property
     def serves(self) -> bool:
         """False for a machine that carries no load under the service level."""
-        return isinstance(self.pricing, Api) or (self.capacity_per_s is not None and self.capacity_per_s.value > 0)
+        return isinstance(self.pricing, Api) or (self.fleet is not None and serves(self.fleet))
 
     def stairs(self, at: float = 0.0) -> Staircase:
         """Its cost with a capacity `at` of the way to its high end, as logarithms (-1: at its low end)."""
-        value, low, high = capacity_ends(self.capacity_per_s)
-        if value is not None and low is not None and high is not None:
-            value *= ((high if at > 0 else low) / value) ** abs(at)
-        return staircase(self.pricing, value, self.traffic, self.power)
+        curve = None if self.fleet is None else curve_at(self.fleet, at)
+        return staircase(self.pricing, curve, self.traffic, self.power)
+
+    def utilisation(self, rate_per_s: float) -> float | None:
+        """Share of the saturation throughput of its replicas in use at a rate; None for an API."""
+        stairs = self.stairs()
+        if stairs.curve is None:
+            return None
+        return rate_per_s / (float(stairs.replicas(rate_per_s)) * stairs.curve.full_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +245,12 @@ def _entry(
     until = f"up to the end of the range, {_rate(ends[1])}" if last else f"up to {_rate(flip.until)}"
     tied = "" if flip.tied_from is None else f"; from {_rate(flip.tied_from)} to there they cost the same"
     where = f"Above {_rate(rate.value)} ({_number(rate.least)} to {_number(rate.most)})"
-    meaning = f"{where} {to} is cheaper than {other}, {until}{tied}."
-    return BreakEven(from_=other, to=to, rate_per_s=rate, meaning=meaning)
+    used, whose = offers[flip.to].utilisation(rate.value), to
+    if used is None:
+        used, whose = offers[1 - flip.to].utilisation(rate.value), other
+    there = "" if used is None else f" {whose} is {used:.0%} used there."
+    meaning = f"{where} {to} is cheaper than {other}, {until}{tied}.{there}"
+    return BreakEven(from_=other, to=to, rate_per_s=rate, meaning=meaning, utilisation=used)
 
 
 def _never(offers: tuple[Offer, Offer], stretches: list[Stretch], low: float, high: float) -> BreakEven:

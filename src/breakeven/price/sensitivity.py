@@ -18,10 +18,11 @@ from breakeven.errors import UserError
 from breakeven.forecast.model import StepModel
 from breakeven.price.break_even import Offer, break_evens
 from breakeven.price.pricing import idle_usd_per_hour
-from breakeven.price.staircase import staircase
 from breakeven.results.cost import Api, Own, Pricing, Rented, WhatIf
 from breakeven.stats.estimate import Estimate
 
+LARGE_FLEET = 16
+"""Replicas at which what a change does to capacity is read."""
 DRAFTED_TOKENS = 4
 ACCEPTANCE = 0.7
 DRAFT_COST = 0.1
@@ -69,8 +70,9 @@ def what_if(
     """
     before = offers[index]
     ratio = None
-    if before.serves and before.capacity_per_s is not None and after.capacity_per_s is not None:
-        ratio = after.capacity_per_s.value / before.capacity_per_s.value
+    if before.serves and before.fleet is not None and after.fleet is not None:
+        # Of the largest fleets, where bursts weigh least: one replica alone may carry next to nothing.
+        ratio = after.fleet.per_s(LARGE_FLEET) / before.fleet.per_s(LARGE_FLEET)
     costs = _usd_per_request(before, rate_per_s), _usd_per_request(after, rate_per_s)
     others = (*offers[:index], *offers[index + 1 :])
     return WhatIf(
@@ -146,9 +148,7 @@ def parity_what_if(offers: Sequence[Offer], index: int, other: int, rate_per_s: 
 def _usd_per_request(offer: Offer, rate_per_s: float) -> float | None:
     if not offer.serves:
         return None
-    value = offer.capacity_per_s.value if offer.capacity_per_s is not None else None
-    stairs = staircase(offer.pricing, value, offer.traffic, offer.power)
-    return float(stairs.usd_per_hour(rate_per_s)) / (3600 * rate_per_s)
+    return float(offer.stairs().usd_per_hour(rate_per_s)) / (3600 * rate_per_s)
 
 
 def _meaning(

@@ -35,11 +35,11 @@ class ClaimFinding(msgspec.Struct, frozen=True, kw_only=True):
     """Which models on which machine."""
     at: str
     """Where along the part's axis, in words; empty without one."""
-    value: Estimate
-    """Its provenance says whether it was predicted, published or measured here."""
+    value: Estimate | None
+    """Its provenance says whether it was predicted, published or measured here. None: nothing is known of the case."""
     verdict: Judged
     record: str | None = None
-    """Of a published number: what was measured, and by whom."""
+    """Of a published number: what was measured, and by whom. Of a case nothing is known of: why."""
     url: str | None = None
 
 
@@ -58,6 +58,8 @@ class ClaimPart(msgspec.Struct, frozen=True, kw_only=True):
     findings: list[ClaimFinding]
     commands: list[str]
     """Commands that print the predicted numbers."""
+    alike: bool = False
+    """One winner for all cases is tested: of a number `holds` means at or above the line, `fails` below it."""
 
 
 class ClaimRun(msgspec.Struct, frozen=True, kw_only=True):

@@ -48,7 +48,7 @@ class CostPoint(msgspec.Struct, frozen=True, kw_only=True):
     replicas: Estimate | None
     """Whole machines; None for an API."""
     utilisation: float | None
-    """Load over the replicas' capacity under the SLO, computed."""
+    """Share of the replicas' saturation throughput in use, computed; of what they carry, where that is not known."""
     usd_per_hour: Estimate
     usd_per_request: Estimate
     usd_per_mtok_output: Estimate
@@ -67,6 +67,8 @@ class CostPoint(msgspec.Struct, frozen=True, kw_only=True):
     """Mean power of all replicas, the building's overhead included."""
     joules_per_output_token: Estimate | None = None
     energy_usd_per_hour: Estimate | None = None
+    capacity_used: float | None = None
+    """Load over what so many replicas carry together under the service level."""
 
 
 class BreakEven(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +78,8 @@ class BreakEven(msgspec.Struct, frozen=True, kw_only=True):
     to: str
     rate_per_s: Estimate | None
     meaning: str
+    utilisation: float | None = None
+    """There: share of `to`'s saturation throughput in use, or of `from`'s where `to` is an API."""
 
 
 class WhatIf(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,6 +38,16 @@ class LatencyPoint(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float
 
 
+class ShareKept(msgspec.Struct, frozen=True, kw_only=True):
+    """Share of the requests that keep the SLO when so many machines share the study's load."""
+
+    machines: int | None
+    """None: alone, each request on a machine that serves nothing else, which no number of machines can better."""
+    share: Estimate
+    worst: str | None = None
+    """The term that those miss which miss any, in words; None where none does."""
+
+
 class CandidateResult(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate of the study, ruled out or not."""
 
@@ -69,6 +79,10 @@ class CandidateResult(msgspec.Struct, frozen=True, kw_only=True):
     """Where its weights lie, in words; None where there is nothing to place, or it does not fit."""
     placed: Placed | None = None
     """What llama.cpp puts where, with the memory of each place; None: everything lies on one device."""
+    shares: list[ShareKept] = []
+    """With 1, 2 and 3 machines and alone; empty where no step model says."""
+    borderline: str | None = None
+    """In words, where the share with the machines priced here is below what is asked, and its interval is not."""
 
 
 class Region(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +108,8 @@ class Flip(msgspec.Struct, frozen=True, kw_only=True):
     """For what has no number: a precision."""
     unit: str
     meaning: str
+    utilisation: float | None = None
+    """Along load: share of `to`'s saturation throughput in use there, or of `from`'s where `to` is an API."""
 
 
 class MapCell(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +177,34 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     shares: list[TrafficShare] = []
 
 
+class DayBill(msgspec.Struct, frozen=True, kw_only=True):
+    """What one candidate costs over the hours of a day or a week, its machines following the load where they can."""
+
+    candidate: str
+    usd_per_day: Estimate
+    machines: list[int]
+    """Running in each hour; 0 of an API."""
+    utilisation: float | None
+    """Share of the saturation throughput of all machines running, over all hours; None for an API."""
+    off_peak_hours: int | None
+    """Hours in which less than 30 % of it is in use; None for an API."""
+    starts: int
+    """Machines started over all hours, each paid for while it starts."""
+
+
+class Day(msgspec.Struct, frozen=True, kw_only=True):
+    """A day's or a week's load, hour by hour, and its bills, the smallest first."""
+
+    hours_per_s: list[float]
+    bills: list[DayBill]
+    by_hour: list[str] = []
+    """Who serves each hour, where changing over beats any single candidate; among those rented or there already."""
+    by_hour_usd_per_day: Estimate | None = None
+    single_over_by_hour: Estimate | None = None
+    """Bill of the best single candidate over that of changing over."""
+    sentences: list[str] = []
+
+
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """`breakeven decide --json`."""
 
@@ -183,6 +227,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     next_measurements: list[NextMeasurement]
     assumptions: list[Assumption]
     seed: int
+    day: Day | None = None
+    """None: the study has one load, not one an hour."""
 
 
 DECIDE_LOG_SCHEMA = "breakeven.decide_log/1"

@@ -124,7 +124,7 @@ def plan(options: CalibrateOptions, machine: MachineSpec) -> ProbePlan:
     usual, notice = usual_engine(options.engine, machine)
     engine = engine_named(usual)
     engine.check_placement(placement, options.engine_flags)
-    format_name = _format(engine, options.format_name)
+    format_name = format_for(engine, options.format_name)
     devices = devices_of(engine.name, placement, options.engine_flags)
     gpu = bool(devices) or (bool(machine.gpus) and engine.name == VLLM)
     memory, large = float(machine.available_memory_bytes), gpu
@@ -158,15 +158,6 @@ def _plan_served(options: CalibrateOptions) -> ProbePlan:
     return ProbePlan(engine, formats, False, specs, options.loads or loads_for(gpu=False), tuple(subjects))
 
 
-def _format(engine: Engine, asked: str | None) -> str:
-    name = format_named(asked or engine.default_format).name
-    if engine.formats is not None and name not in engine.formats:
-        raise NotSupportedError(
-            f"{engine.name} gets no {name} from Breakeven; give one of --format {', '.join(engine.formats)}"
-        )
-    return name
-
-
 def devices_of(engine: str, asked: Placement, flags: Sequence[str] = ()) -> list[EngineDevice]:
     """The GPUs on which an engine of llama.cpp's may place probes; none where it is told to leave them alone.
 
@@ -181,6 +172,16 @@ def devices_of(engine: str, asked: Placement, flags: Sequence[str] = ()) -> list
         for device in known
         if device.engine == engine and device.is_gpu and (not wanted or device.place.lower() in wanted)
     ]
+
+
+def format_for(engine: Engine, asked: str | None) -> str:
+    """The weight format of probes in `engine`: as asked, else its usual one. Raises NotSupportedError for another's."""
+    name = format_named(asked or engine.default_format).name
+    if engine.formats is not None and name not in engine.formats:
+        raise NotSupportedError(
+            f"{engine.name} gets no {name} from Breakeven; give one of --format {', '.join(engine.formats)}"
+        )
+    return name
 
 
 def probes_placed(

@@ -258,6 +258,7 @@ question: {question}
 # What comes in, and how it may grow.
 load:
   rate: {rate}  # mean arrivals; or `users: 40` with `requests_per_user: 6/h`, or `trace: file.csv`
+  # day: loads.csv             # instead: the load of every hour, 24 numbers here or in a file
   # arrivals: gamma:3          # burstier than poisson, the default: coefficient of variation of the gaps
   prompt: {prompt}  # tokens; or lognormal:1155,900[16-8192]
   output: {output}

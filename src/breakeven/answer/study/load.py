@@ -13,8 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from breakeven.answer.study.plan import QUESTION, CandidatePlan, Incoming, StudyPlan
 from breakeven.answer.study.price import Location
+from breakeven.answer.study.values import DAY_HOURS, HOURS, WEEK_HOURS, hourly
 from breakeven.answer.study.yaml_file import read_mapping, record_of
 from breakeven.errors import UserError, expanded
 from breakeven.results.cost import Api, Pricing, Rented
@@ -55,6 +58,9 @@ def read_study_trace(path: Path, whole_bytes: int = WHOLE_BYTES, head_lines: int
         return read_trace(head)
 
 
+HOUR_S = 3600.0
+LEAST_RECORDED = 20
+"""Hours of a trace from which on it is a day, whose bill is made hour by hour."""
 RANGE = 30.0
 """Flips are looked for from a thirtieth of the load to thirty times of it, and further where growth leads further."""
 GROWTH_YEARS = 3
@@ -90,7 +96,7 @@ def study_of(found: Mapping[Any, Any], path: Path, where: str) -> StudyPlan:
     for i, name in enumerate(names):
         if name in names[:i]:
             raise UserError(f"{where}: candidates.{i}.name: found {name!r} a second time; give it a name of its own")
-    trace, arrivals, load_per_s = _arrivals(where, load, path.parent)
+    trace, arrivals, load_per_s, hours = _arrivals(where, load, path.parent)
     low, high = _range(where, load, load_per_s)
     _check(where, study, names)
     return replace(
@@ -114,6 +120,7 @@ def study_of(found: Mapping[Any, Any], path: Path, where: str) -> StudyPlan:
         load_per_s=load_per_s,
         low_per_s=low,
         high_per_s=high,
+        hours_per_s=hours,
     )
 
 
@@ -134,19 +141,50 @@ def _check(where: str, study: StudyPlan, names: list[str]) -> None:
         check_format(f"{where}: formats.{i}", name)
 
 
-def _arrivals(where: str, load: Incoming, directory: Path) -> tuple[Path | None, Arrivals, float]:
-    """The trace, how requests arrive, and their mean rate."""
+def _arrivals(where: str, load: Incoming, directory: Path) -> tuple[Path | None, Arrivals, float, tuple[float, ...]]:
+    """The trace, how requests arrive, their mean rate, in the busiest hour of a day, and that of every hour."""
     if load.trace is None:
+        hours = () if load.day is None else _hours(where, load.day, directory)
         rate = load.rate if load.rate is not None else (load.users or 0) * (load.requests_per_user or 0.0)
+        rate = max(hours, default=rate)
         shape = load.arrivals or Arrivals(process="poisson")
-        return None, Arrivals(process=shape.process, rate_per_s=rate, cv=shape.cv), rate
+        return None, Arrivals(process=shape.process, rate_per_s=rate, cv=shape.cv), rate, hours
     path = existing(f"{where}: load.trace", directory, load.trace)
     rows = read_study_trace(path)
     if len(rows) < 2 or rows.span_s <= 0:
         raise UserError(f"{where}: load.trace: {path.name} holds {len(rows)} requests at one time; give at least two")
     recorded = len(rows) / rows.span_s
     scale = load.rate / recorded if load.rate is not None else (load.speed or 1.0)
-    return path, Arrivals(process="trace", trace=path.name, rate_scale=scale), recorded * scale
+    # Played faster, a recorded day is still a day: its hours are those of the clock that recorded it.
+    hours = tuple(each * scale for each in _recorded_hours(rows))
+    return path, Arrivals(process="trace", trace=path.name, rate_scale=scale), recorded * scale, hours
+
+
+def _hours(where: str, day: tuple[float, ...] | str, directory: Path) -> tuple[float, ...]:
+    """Loads of a day as given, or one a line of a file, of which the last column counts."""
+    if not isinstance(day, str):
+        return day
+    path = existing(f"{where}: load.day", directory, day)
+    try:
+        lines = [line.rsplit(",", 1)[-1].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: load.day: {path.name} cannot be read ({error}); give {HOURS}") from error
+    lines = [line for line in lines if line]
+    if len(lines) in (DAY_HOURS + 1, WEEK_HOURS + 1):
+        lines = lines[1:]  # a head
+    try:
+        return hourly(lines)
+    except ValueError as error:
+        raise UserError(f"{where}: load.day: {path.name} holds {len(lines)} loads; it must be {error}") from None
+
+
+def _recorded_hours(rows: TraceRows) -> tuple[float, ...]:
+    """Mean load of every hour of a trace of at least `LEAST_RECORDED` hours, of at most a week; else nothing."""
+    whole = min(round(rows.span_s / HOUR_S), WEEK_HOURS)
+    if whole < LEAST_RECORDED:
+        return ()
+    counts = np.bincount((rows.at_ns // int(HOUR_S * 1e9)).astype(np.int64), minlength=whole)[:whole]
+    return tuple((counts / HOUR_S).tolist())
 
 
 def _range(where: str, load: Incoming, load_per_s: float) -> tuple[float, float]:

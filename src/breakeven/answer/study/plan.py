@@ -22,6 +22,7 @@ from breakeven.answer.study.values import (
     AtLeast0,
     Count,
     CountAbove0,
+    Day,
     FilePart,
     Flag,
     Growth,
@@ -47,9 +48,13 @@ QUESTION = "Which of these should serve this traffic?"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incoming(FilePart):
-    """What comes in. Exactly one of `rate`, `users` and `trace` says how much; a trace may be scaled to a `rate`."""
+    """What comes in. Exactly one of `rate`, `users`, `day` and `trace` says how much; a trace may be scaled to a rate.
+
+    `day`: the mean load of every hour, or a file of them.
+    """
 
     rate: Rate | None = None
+    day: Day | None = None
     users: CountAbove0 | None = None
     requests_per_user: Rate | None = None
     trace: str | None = None
@@ -68,10 +73,11 @@ class Incoming(FilePart):
     requests: CountAbove0 | None = None
 
     def as_typed(self) -> Self:
-        if self.users is not None and (self.rate is not None or self.trace is not None):
-            raise ValueError("one kind of load: rate, users or trace (a trace may carry a rate to be scaled to)")
-        if self.rate is None and self.users is None and self.trace is None:
-            raise ValueError("a rate (2/s), users with requests_per_user (6/h), or a trace (a file)")
+        asked = [name for name in ("rate", "users", "day", "trace") if getattr(self, name) is not None]
+        if len(asked) > 1 and asked != ["rate", "trace"]:
+            raise ValueError("one kind of load: rate, users, day or trace (a trace may carry a rate to be scaled to)")
+        if not asked:
+            raise ValueError("a rate (2/s), users with requests_per_user (6/h), a day (24 loads) or a trace (a file)")
         if (self.users is None) != (self.requests_per_user is None):
             raise ValueError("users and requests_per_user together, such as 40 and 6/h")
         if self.speed is not None and (self.trace is None or self.rate is not None):
@@ -116,6 +122,18 @@ class SchedulerLimits(FilePart):
     prefix_caching: Flag | None = None
 
 
+START_S = 300.0
+"""To boot a machine and load a model, where nobody says: a judgement, told with the result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling(FilePart):
+    """How machines follow a day's load. `least`: as many run at any hour; `start_s`: until one answers."""
+
+    least: Count = 1
+    start_s: Seconds = START_S
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidatePlan(FilePart):
     """One thing that could serve the traffic: a model on a machine, a saved measurement, or an API.
@@ -143,6 +161,8 @@ class CandidatePlan(FilePart):
     host_memory_bytes: Memory | None = None
     max_replicas: CountAbove0 | None = field(default=None, metadata={"alias": "replicas"})
     """Machines of this kind there are; None: as many as the load needs."""
+    scale: Scaling | None = None
+    """None: rented machines follow the load as `Scaling` says, bought ones run all day."""
     policy: SchedulerLimits = field(default_factory=SchedulerLimits)
     api_speed: ApiSpeed | None = field(default=None, metadata={"alias": "speed"})
     price_source: str | None = field(default=None, metadata=FACT)
@@ -225,7 +245,8 @@ def _listed(value: object) -> object:
 class StudyPlan(FilePart):
     """Everything one verdict is asked about. Paths are absolute; money is US dollars.
 
-    `load_per_s` is the mean arrival rate now, that of the trace where there is one. `workload.arrivals` is how the
+    `load_per_s` is the mean arrival rate now, that of the trace where there is one, of a day that of its busiest hour.
+    `workload.arrivals` is how the
     requests come at that rate. `low_per_s` to `high_per_s`: the loads over which flips are looked for.
     """
 
@@ -251,6 +272,8 @@ class StudyPlan(FilePart):
     load_per_s: float = field(metadata=FACT)
     low_per_s: float = field(metadata=FACT)
     high_per_s: float = field(metadata=FACT)
+    hours_per_s: tuple[float, ...] = field(default=(), metadata=FACT)
+    """The load of every hour of a day or a week; empty where the study has one load."""
 
     @property
     def slo(self) -> Slo:

@@ -248,6 +248,28 @@ def _usd(value: object) -> object:
     return usd
 
 
+_NOTHING = re.compile(r"0+(\.0*)?(\s*/.*)?")
+"""No load, with a unit or without: a rate is above 0."""
+
+
+def hourly(value: object) -> tuple[float, ...]:
+    """Rates of a day's or a week's hours as requests/s; raises ValueError saying what would be right."""
+    right = f"{HOURS}, each {RATE} or 0"
+    if not isinstance(value, list | tuple) or len(value) not in (DAY_HOURS, WEEK_HOURS):
+        raise ValueError(right)
+    found = tuple(0.0 if _NOTHING.fullmatch(str(each)) else float(_parsed(parse_rate, each, right)) for each in value)
+    if not max(found) > 0:
+        raise ValueError("an hour in which something comes in")
+    return found
+
+
+def _day(value: object) -> object:
+    return value if isinstance(value, str) and value.strip() else hourly(value)
+
+
+DAY_HOURS, WEEK_HOURS = 24, 168
+HOURS = "the loads of 24 hours (or of the 168 of a week), or a file of them"
+Day = Annotated[tuple[float, ...] | str, read_by(_day)]
 Rate = Annotated[float, read_by(lambda value: _parsed(parse_rate, value, RATE))]
 Seconds = Annotated[float, read_by(_duration)]
 SecondsAbove0 = Annotated[float, read_by(_above_0_s)]

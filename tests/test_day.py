@@ -1,0 +1,154 @@
+"""A day's bill: machines that follow the load, candidates that take turns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from breakeven.answer.day import day_of
+from breakeven.answer.decide import decide
+from breakeven.answer.study.load import read_study
+from breakeven.answer.study.plan import START_S, Scaling
+from breakeven.answer.worlds import Contender, Doubt
+from breakeven.errors import UserError
+from breakeven.price.pricing import HOURS_PER_YEAR, Power, PricedTraffic
+from breakeven.price.staircase import in_proportion
+from breakeven.results.cost import Api, Own, Pricing, Rented
+from breakeven.results.decision import Kind
+from breakeven.stats.estimate import Estimate
+
+TRAFFIC = PricedTraffic(prompt_tokens=1000, output_tokens=500)
+NIGHT, DAY = [2.0] * 12, [60.0] * 12
+HOURS = NIGHT + DAY
+
+
+def one(
+    name: str, pricing: Pricing, capacity: float, kind: Kind = "dense", power: Power | None = None, **more: object
+) -> Contender:
+    fleet = in_proportion(Estimate(capacity, capacity, capacity))
+    doubt = Doubt(name, name, 0.0, 0.0)
+    return Contender(name, kind, pricing, fleet, TRAFFIC, doubt, [], power, **more)  # type: ignore[arg-type]
+
+
+def test_a_rented_fleet_pays_for_hours_in_use_and_for_starting() -> None:
+    day, here = day_of([one("dense", Rented(usd_per_hour=2.0), 10.0)], HOURS, 0)
+    (bill,) = day.bills
+    assert bill.machines == [1] * 12 + [6] * 12
+    assert bill.starts == 5
+    assert bill.usd_per_day.value == pytest.approx(2.0 * (12 + 72 + 5 * START_S / 3600))
+    assert bill.utilisation == pytest.approx((24 + 720) / (84 * 10))
+    assert bill.off_peak_hours == 12
+    assert here.winner == "dense"
+
+
+def test_a_bought_fleet_is_as_large_as_the_busiest_hour_needs() -> None:
+    own = Own(usd=HOURS_PER_YEAR, life_years=1, usd_per_kwh=0.5, idle_w=100, busy_w=300)
+    power = Power(idle_w=100, busy_w=300)
+    always, sleeps = (
+        day_of([one("own", own, 10.0, power=power, scale=scale)], HOURS, 0)[0].bills[0].usd_per_day.value
+        for scale in (None, Scaling(least=1, start_s=0.0))
+    )
+    # Six machines at a dollar an hour; 200 W above idle for 744 of 10-an-hour hours.
+    busy = 744 / 10 * 0.2 * 0.5
+    assert always == pytest.approx(24 * 6 * 1.0 + 24 * 6 * 0.1 * 0.5 + busy)
+    assert sleeps == pytest.approx(24 * 6 * 1.0 + 84 * 0.1 * 0.5 + busy)
+
+
+def test_nothing_runs_in_an_empty_hour_where_none_must() -> None:
+    hours = [0.0] * 12 + [5.0] * 12
+    for least, usd in ((0, 12.0), (1, 24.0)):
+        scale = Scaling(least=least, start_s=0.0)
+        (bill,) = day_of([one("a", Rented(usd_per_hour=1.0), 10.0, scale=scale)], hours, 0)[0].bills
+        assert bill.usd_per_day.value == pytest.approx(usd)
+
+
+def test_dense_at_night_and_moe_by_day_are_cheaper_than_either() -> None:
+    dense = one("dense", Rented(usd_per_hour=1.0), 10.0, scale=Scaling(start_s=0.0))
+    moe = one("moe", Rented(usd_per_hour=3.0), 100.0, "moe", scale=Scaling(start_s=0.0))
+    day, here = day_of([dense, moe], HOURS, 0)
+    assert [(each.candidate, each.usd_per_day.value) for each in day.bills] == [("moe", 72.0), ("dense", 84.0)]
+    assert day.by_hour == ["dense"] * 12 + ["moe"] * 12
+    assert day.by_hour_usd_per_day is not None
+    assert day.by_hour_usd_per_day.value == pytest.approx(12 + 36)
+    assert day.single_over_by_hour is not None
+    assert day.single_over_by_hour.value == pytest.approx(72 / 48)
+    assert here.winner == "moe"
+    told = " ".join(day.sentences)
+    assert "dense 0-12 h, moe 12-24 h" in told
+    assert "moe is below 30% utilisation in 12 of 24 hours" in told
+    assert "dense would cost 0.33 times as much" in told
+
+
+def test_bought_machines_take_no_turns_but_those_there_already_do() -> None:
+    moe = one("moe", Rented(usd_per_hour=3.0), 100.0, "moe", scale=Scaling(start_s=0.0))
+    for usd, turns in ((20_000.0, False), (0.0, True)):
+        own = Own(usd=usd, life_years=1, usd_per_kwh=0.2, idle_w=50, busy_w=100)
+        box = one("box", own, 10.0, power=Power(idle_w=50, busy_w=100), max_replicas=1, scale=Scaling(least=0))
+        day, _ = day_of([box, moe], HOURS, 0)
+        assert bool(day.by_hour) is turns
+
+
+def test_an_api_costs_the_same_at_any_hour() -> None:
+    api = Contender("api", "moe", Api(usd_per_mtok_input=1.0, usd_per_mtok_output=2.0), None, TRAFFIC, None, [])
+    (bill,) = day_of([api], HOURS, 0)[0].bills
+    assert bill.usd_per_day.value == pytest.approx(2e-3 * sum(HOURS) * 3600)
+    assert bill.machines == [0] * 24
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_by_the_hour_never_costs_more_than_it_says_it_saves(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    hours = (generator.lognormal(2, 1.5, 24) * (generator.random(24) > 0.2)).tolist()
+    many = [
+        one(f"c{i}", Rented(usd_per_hour=float(generator.uniform(0.5, 5))), float(generator.uniform(2, 80)))
+        for i in range(4)
+    ]
+    day, here = day_of(many, hours, seed)
+    assert [b.usd_per_day.value for b in day.bills] == sorted(b.usd_per_day.value for b in day.bills)
+    assert here.winner == day.bills[0].candidate
+    if day.by_hour_usd_per_day is not None:
+        assert day.by_hour_usd_per_day.value < day.bills[0].usd_per_day.value
+
+
+HEAD = """
+load: {{day: {day}, prompt: 200, output: 50, requests: 300}}
+slo: {{ttft: 3s, tpot: 100ms, share: 95%}}
+contexts: [250, 1000]
+formats: [Q4_K_M, Q8_0]
+candidates:
+  - {{name: a, model: llama-3.2-1b, machine: rtx-4090, format: Q4_K_M, price: {{rented: {{usd_per_hour: 0.6}}}}}}
+"""
+
+
+def study(tmp_path: Path, day: str) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(HEAD.format(day=day), encoding="utf-8")
+    return path
+
+
+def test_a_day_is_decided_by_its_whole_bill(tmp_path: Path) -> None:
+    (tmp_path / "loads.csv").write_text("hour,rate\n" + "\n".join(f"{h},{60 if h > 8 else 0}/min" for h in range(24)))
+    plan = read_study(study(tmp_path, "loads.csv"))
+    assert plan.hours_per_s == (0.0,) * 9 + (1.0,) * 15
+    assert plan.load_per_s == 1.0
+    found = decide(plan)
+    assert found.day is not None
+    assert "over the day" in found.verdict.sentence
+    assert found.verdict.winner == "a"
+    assert found.day.bills[0].usd_per_day.value == pytest.approx(24 * 0.6)
+
+
+@pytest.mark.parametrize(
+    ("day", "right"),
+    [
+        ("[1, 2]", "24 hours"),
+        (str([0] * 24), "an hour in which something comes in"),
+        (str([1] * 23 + ["often"]), "a rate above 0"),
+        ("nowhere.csv", "does not exist"),
+    ],
+)
+def test_what_is_no_day_is_refused(tmp_path: Path, day: str, right: str) -> None:
+    with pytest.raises(UserError, match=right):
+        read_study(study(tmp_path, day))
