@@ -96,7 +96,8 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
     if not decision.candidates:
         return
     say()
-    say(f"At {load_words(decision.load_per_s)}: {rests_on(decision.candidates)}", "bold")
+    peak = "In the busiest hour, at" if decision.day is not None else "At"
+    say(f"{peak} {load_words(decision.load_per_s)}: {rests_on(decision.candidates)}", "bold")
     columns = [[head] for head in ("kind", "a month", "machines", "used")]
     for each in decision.candidates:
         for column, cell in zip(columns, (kind_words(each.kind), *_bill(each, decision)), strict=True):
@@ -110,7 +111,8 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
         say("*: ruled out by a constraint, for the reason below.", "dim", 2)
     if any(each.borderline and not each.ruled_out for each in decision.candidates):
         say("~: only just keeps the promise, or only just does not; a measurement would settle it.", "dim", 2)
-    say(f"A month is {number(MONTH_HOURS)} h of this load. Brackets hold intervals.", "dim", 2)
+    load = "this load" if decision.day is None else "that hour"
+    say(f"A month is {number(MONTH_HOURS)} h of {load}. Brackets hold intervals.", "dim", 2)
 
 
 def _promises(decision: Decision, width: int, say: Say) -> None:
