@@ -8,9 +8,12 @@ import decision_fixtures as made
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from breakeven.answer.words import rate_text, usd_text
 from breakeven.model.quality import QualityScore
 from breakeven.pages import decision_words as words
+from breakeven.pages.terminal import listed_parts, print_parts
 from breakeven.results.cost import Own
 from breakeven.results.decision import Flip
 from breakeven.stats.estimate import Estimate
@@ -130,3 +133,17 @@ def test_an_interval_as_shown_never_excludes_its_value(value: float, below: floa
     if shown and "-0" not in words.value_of(span):
         low, high = (float(end.replace(",", "")) for end in re.fullmatch(r"([\d.,]+)-([\d.,]+)", shown).groups())  # type: ignore[union-attr]
         assert low <= float(words.value_of(span).replace(",", "")) <= high
+
+
+def test_large_loads_and_bills_are_written_out() -> None:
+    assert rate_text(1000.0) == "1,000 requests/s"
+    assert rate_text(20.0) == "20 requests/s"
+    assert usd_text(made.exact(14_400.0)) == "$14,400.00"
+
+
+def test_a_list_left_out_wholly_is_named_once() -> None:
+    console = Console(width=80)
+    parts = listed_parts("Why", ["because"] * 60, most=50, rank=1)
+    with console.capture() as captured:
+        print_parts(parts, console, full=False)
+    assert captured.get().strip() == "With --full also: why."

@@ -156,8 +156,12 @@ def _about(candidate: CandidateResult, decision: Decision, say: Say) -> None:
     say()
     say(f"{candidate.name}: {runs_on(candidate)}; {candidate.provenance}", indent=2)
     if (point := latency_at(candidate, decision.load_per_s)) is not None:
+        bill = cost_at(candidate, decision.load_per_s)
+        # Not the fleet's: behind a balancer bursts pool, and people wait less.
+        several = bill is not None and bill.replicas is not None and bill.replicas.value > 1
+        each = "one machine alone with its part of the load: " if several else ""
         say(
-            f"TTFT p99 {delay_span(point.ttft_p99_s)}, TPOT p99 {delay_span(point.tpot_p99_s)}, "
+            f"{each}TTFT p99 {delay_span(point.ttft_p99_s)}, TPOT p99 {delay_span(point.tpot_p99_s)}, "
             f"{percent_text(point.good_share.value)} within the service level",
             indent=4,
         )
