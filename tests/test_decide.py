@@ -278,7 +278,7 @@ def test_a_verdict_names_where_the_weights_lie(tmp_path: Path, capsys: pytest.Ca
     assert dense.placement == "65/65 layers on the GPU"
     assert found.verdict.winner == "moe"
     assert f"moe (MoE, {moe.placement})" in found.verdict.sentence
-    print_decision(found, Console(width=200), None)
+    print_decision(found, Console(width=200), None, full=True)
     printed = capsys.readouterr().out
     for one in (moe, dense):
         assert f"{one.name}: {runs_on(one)}" in printed
