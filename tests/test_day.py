@@ -143,12 +143,25 @@ def test_a_day_is_decided_by_its_whole_bill(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("day", "right"),
     [
-        ("[1, 2]", "24 hours"),
+        ("[1, 2]", "24 hours .*found 2"),
         (str([0] * 24), "an hour in which something comes in"),
-        (str([1] * 23 + ["often"]), "a rate above 0"),
+        (str([1] * 23 + ["often"]), "a rate above 0 .*load 24 of 24 is 'often'"),
+        (str([1, -1] + [1] * 22), "load 2 of 24 is -1"),
         ("nowhere.csv", "does not exist"),
     ],
 )
 def test_what_is_no_day_is_refused(tmp_path: Path, day: str, right: str) -> None:
     with pytest.raises(UserError, match=right):
         read_study(study(tmp_path, day))
+
+
+def test_a_spreadsheet_s_mark_is_no_load_and_no_load_is_taken_for_a_head(tmp_path: Path) -> None:
+    loads = "\n".join(f"{hour + 1}/min" for hour in range(24))
+    (tmp_path / "marked.csv").write_text("\ufeff" + loads, encoding="utf-8")
+    assert read_study(study(tmp_path, "marked.csv")).hours_per_s[0] == pytest.approx(1 / 60)
+    (tmp_path / "long.csv").write_text("9/min\n" + loads, encoding="utf-8")
+    with pytest.raises(UserError, match=r"long\.csv: .*found 25"):
+        read_study(study(tmp_path, "long.csv"))
+    (tmp_path / "sheet.xls").write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match="it is no text"):
+        read_study(study(tmp_path, "sheet.xls"))

@@ -8,9 +8,12 @@ import decision_fixtures as made
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from breakeven.answer.words import rate_text, usd_text
 from breakeven.model.quality import QualityScore
 from breakeven.pages import decision_words as words
+from breakeven.pages.terminal import listed_parts, print_parts
 from breakeven.results.cost import Own
 from breakeven.results.decision import Flip, ShareKept
 from breakeven.stats.estimate import Estimate
@@ -142,3 +145,17 @@ def test_shares_are_told_from_one_machine_to_alone() -> None:
     # Where one keeps all, more of them are no news.
     shares[0] = ShareKept(machines=1, share=made.exact(1.0))
     assert words.kept_line(made.dense(shares=shares)) == "keeps 100 % with 1 machine, 99.9 % (99-100) alone"
+
+
+def test_large_loads_and_bills_are_written_out() -> None:
+    assert rate_text(1000.0) == "1,000 requests/s"
+    assert rate_text(20.0) == "20 requests/s"
+    assert usd_text(made.exact(14_400.0)) == "$14,400.00"
+
+
+def test_a_list_left_out_wholly_is_named_once() -> None:
+    console = Console(width=80)
+    parts = listed_parts("Why", ["because"] * 60, most=50, rank=1)
+    with console.capture() as captured:
+        print_parts(parts, console, full=False)
+    assert captured.get().strip() == "With --full also: why."

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.answer.promise import FEW, Promise, edge_text, judged, miss_text, taken
+from breakeven.answer.promise import FEW, Promise, edge_text, judged, miss_text, nobody_text, taken
 from breakeven.answer.worlds import Contender, Doubt, factors
 from breakeven.forecast.fleet import FleetCapacity
 from breakeven.forecast.shares import Miss
@@ -29,6 +29,15 @@ def test_alone_below_the_promise_is_never_whatever_is_bought() -> None:
     found = judged(low, None, 0.9)
     assert found.machines is None
     assert found.never == f"cannot keep it with any number of machines: 88 % even alone, {WORST}"
+
+
+def test_who_misses_alone_as_predicted_is_not_said_to_fail_for_bursts() -> None:
+    slow = ShareKept(machines=None, share=Estimate(0.0, 0.0, 1.0), worst=WORST)
+    assert nobody_text(slow, 0.9) == (
+        f"as predicted cannot keep it with any number of machines: 0 % (0 to 100) even alone, {WORST}; "
+        "a measurement may say otherwise"
+    )
+    assert "bursts" in nobody_text(ShareKept(machines=None, share=Estimate(0.95, 0.8, 1.0)), 0.9)
 
 
 def test_one_machine_within_its_error_of_the_promise_is_borderline() -> None:

@@ -413,6 +413,7 @@ def test_the_verb_prints_json_and_tables(machine: str, capsys: pytest.CaptureFix
         (["--api", "1"], "--api '1'"),
         (["--api", "=1,2"], "name before ="),
         (["--share", "2"], "percentage"),
+        (["--share", "0%"], "above 0%"),
         (["--score", "olmoe-1b-7b"], "--score"),
         (["--usd-per-hour", "1", "--own", "1,1,1"], "two prices"),
         (["--rate", "0"], "rate above 0"),

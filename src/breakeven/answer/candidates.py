@@ -267,9 +267,11 @@ def _too_slow(slo: Slo, found: Evaluated) -> str:
 def _faster(slo: Slo, found: Evaluated) -> str:
     """How much faster the machine would have to be for a typical request alone; empty where that keeps the SLO."""
     over = _worst(slo, found)
-    return (
-        "" if over is None else f"; it would need a machine {over[1] / over[2]:.1f} times as fast, or a narrower format"
-    )
+    if over is None:
+        return ""
+    name, value, limit = over
+    times = f"{value / limit:.1f}" if value < 99.95 * limit else f"{value / limit:,.0f}"
+    return f"; its {name} would need a machine {times} times as fast, or a narrower format"
 
 
 def _worst(slo: Slo, found: Evaluated) -> tuple[str, float, float] | None:

@@ -127,7 +127,11 @@ def day_of(contenders: Sequence[Contender], hours_per_s: Sequence[float], seed: 
     mixed_D = sum((all_of[i].usd(hours_H, turns == i) / days for i in set(turns.tolist())), np.zeros(usd_CD.shape[1]))
     ratio_D = usd_CD[best] / mixed_D if len(set(turns.tolist())) > 1 else np.ones(1)
     worth = bool(np.isfinite(ratio_D[0]) and ratio_D[0] > 1 / (1 - WORTH_IT))
-    sentences = [_single(bills), *_idling(all_of, best, hours_H), _by_hour(all_of, turns, mixed_D, usd_CD[best], worth)]
+    sentences = [
+        _single(bills, len(hours_H)),
+        *_idling(all_of, best, hours_H),
+        _by_hour(all_of, turns, mixed_D, usd_CD[best], worth),
+    ]
     day = Day(
         hours_per_s=list(hours_per_s),
         bills=bills,
@@ -193,14 +197,17 @@ def _span(usd_D: Floats) -> Estimate:
     return span_of(finite_D)
 
 
-def _single(bills: Sequence[DayBill]) -> str:
+def _single(bills: Sequence[DayBill], hours: int) -> str:
     first = bills[0]
     many = sorted(set(first.machines))
     machines = "" if many[-1] == 0 else f", {many[0]} to {many[-1]} machines" if many[0] < many[-1] else ""
     second = ""
     if len(bills) > 1:
         second = f"; next {bills[1].candidate} for {usd_text(bills[1].usd_per_day)}"
-    return f"Over the day {first.candidate} alone is cheapest: {usd_text(first.usd_per_day)} a day{machines}{second}."
+    whole = "week" if hours > DAY_HOURS else "day"
+    return (
+        f"Over the {whole} {first.candidate} alone is cheapest: {usd_text(first.usd_per_day)} a day{machines}{second}."
+    )
 
 
 def _idling(all_of: Sequence[Hourly], best: int, hours_H: Floats) -> list[str]:

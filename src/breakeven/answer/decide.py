@@ -19,7 +19,7 @@ from breakeven.answer.mixes import Mix, MixPart, best_mix
 from breakeven.answer.regions import Handover, Standing, handovers_of, regions_of, standing_at
 from breakeven.answer.study.load import read_study_trace
 from breakeven.answer.study.plan import StudyPlan
-from breakeven.answer.words import verdict_of
+from breakeven.answer.words import rate_text, verdict_of
 from breakeven.answer.worlds import Contender, Floats, Worlds, worlds_of
 from breakeven.forecast.constants import Profile
 from breakeven.model.quality import QualityScore
@@ -244,7 +244,7 @@ def assumptions_of(plan: StudyPlan, trace: TraceRows | None, found: Sequence[Eva
 
 
 def _load(plan: StudyPlan) -> str:
-    return busiest_text(plan.hours_per_s) if plan.hours_per_s else f"{plan.load_per_s:.4g} requests/s"
+    return busiest_text(plan.hours_per_s) if plan.hours_per_s else rate_text(plan.load_per_s)
 
 
 def _arrivals(plan: StudyPlan) -> str:

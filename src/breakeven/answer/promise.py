@@ -156,6 +156,17 @@ def never_text(alone: ShareKept) -> str:
     return f"cannot keep it with any number of machines: {_percent(alone.share.value)} even alone{worst}"
 
 
+def nobody_text(alone: ShareKept, asked: float) -> str:
+    """Why none of the fleets that were looked at keeps the promise, where requests alone may: by luck, or surely."""
+    if alone.share.value >= asked:
+        return NOBODY
+    worst = f", {alone.worst}" if alone.worst else ""
+    return (
+        f"as predicted cannot keep it with any number of machines: {band_text(alone.share)} even alone{worst}; "
+        "a measurement may say otherwise"
+    )
+
+
 def band_text(share: Estimate) -> str:
     """ "89.9 % (85 to 94)"."""
     low, high = (_percent(end).removesuffix(" %") for end in (share.least, share.most))
@@ -238,4 +249,5 @@ class WhatIsAsked:
         # Alone it may be kept, and not by a few: by more, perhaps.
         more = [each for each in self.shares(model, MORE) if each.machines is not None]
         larger = judged([*shares[:-1], *more, shares[-1]], None, self.good_share)
-        return replace(larger, shares=found.shares, never=larger.never or (larger.machines is None and NOBODY) or None)
+        nobody = nobody_text(shares[-1], asked=self.good_share) if larger.machines is None else None
+        return replace(larger, shares=found.shares, never=larger.never or nobody)

@@ -22,11 +22,13 @@ def span_text(span: Estimate) -> str:
 def usd_text(span: Estimate) -> str:
     digits = 2 if span.value >= 0.1 else 4
     if span.most - span.least < 10**-digits:
-        return f"${span.value:.{digits}f}"
-    return f"${span.value:.{digits}f} (${span.low:.{digits}f} to ${span.high:.{digits}f})"
+        return f"${span.value:,.{digits}f}"
+    return f"${span.value:,.{digits}f} (${span.low:,.{digits}f} to ${span.high:,.{digits}f})"
 
 
 def rate_text(per_s: float) -> str:
+    if per_s >= 999.5:  # 1e+03 is nothing to read
+        return f"{per_s:,.0f} requests/s"
     if per_s >= 0.1:
         return f"{per_s:.3g} requests/s"
     if per_s * 60 >= 0.1:
@@ -62,7 +64,10 @@ def verdict_of(
         return Verdict(outcome="none", winner=None, sentence=sentence, because=list(needed))
     winner, sure = here.winner, here.sure
     best = by_name[winner]
-    because = [*(day.sentences if day is not None else []), _capacity(best, load_per_s)]
+    because = [
+        *(day.sentences if day is not None else []),
+        _capacity(best, load_per_s, "this load" if day is None else "the busiest hour"),
+    ]
     if day is None and here.runner_up is not None and here.margin is not None:
         because.append(_margin(here.runner_up, here.margin))
     if sure < PROBABLE:
@@ -118,12 +123,13 @@ def _both(mix: Mix, kinds: Mapping[str, str]) -> Verdict:
     return Verdict(outcome="both", winner=None, sentence=f"Use both: {parts}.", because=because, shares=mix.shares)
 
 
-def _capacity(best: CandidateResult, load_per_s: float) -> str:
+def _capacity(best: CandidateResult, load_per_s: float, load: str) -> str:
     if best.capacity_per_s is None:
-        return f"{best.name} is paid by the token: it costs nothing when nobody asks, and never fills up."
+        unseen = "" if best.latency else " How fast it answers was not given, so the service level was not checked."
+        return f"{best.name} is paid by the token: it costs nothing when nobody asks, and never fills up.{unseen}"
     span = best.capacity_per_s
     n = next((p for p in best.cost if abs(p.rate_per_s - load_per_s) <= 1e-6 * load_per_s), None)
-    replicas = f"; this load takes {n.replicas.value:.0f} of them" if n is not None and n.replicas is not None else ""
+    replicas = f"; {load} takes {n.replicas.value:.0f} of them" if n is not None and n.replicas is not None else ""
     used = f", {n.utilisation:.0%} used" if n is not None and n.utilisation is not None else ""
     carries = f"One replica of {best.name} carries {span_text(span)} requests/s within the SLO ({best.provenance})"
     return f"{carries}{replicas}{used}."

@@ -116,7 +116,7 @@ def cost(
         apis=dict(_api(text) for text in api or ()),
         rates=rates,
         slo=parse_slo(slo) if slo else Slo(),
-        good_share=_share("--share", share),
+        good_share=_share_above_0("--share", share),
         cached_share=_share("--cached", cached),
         scores=_by_name("--score", score or ()),
         benchmark=benchmark,
@@ -173,6 +173,13 @@ def _by_name(option: str, texts: Sequence[str]) -> dict[str, float]:
         if not name or not re.fullmatch(r"\d+(\.\d*)?|\.\d+", number):
             raise UserError(f"{option} {text!r}: give a candidate and its number, such as {option} olmoe-1b-7b=0.62")
         found[name] = float(number)
+    return found
+
+
+def _share_above_0(option: str, text: str) -> float:
+    found = _share(option, text)
+    if not found > 0:
+        raise UserError(f"{option} {text!r}: give a share above 0% and up to 100%")
     return found
 
 

@@ -95,7 +95,8 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
     if not decision.candidates:
         return
     say()
-    say(f"At {load_words(decision.load_per_s)}: {rests_on(decision.candidates)}", "bold")
+    peak = "In the busiest hour, at" if decision.day is not None else "At"
+    say(f"{peak} {load_words(decision.load_per_s)}: {rests_on(decision.candidates)}", "bold")
     columns = [[head] for head in ("kind", "a month", "machines", "used")]
     for each in decision.candidates:
         for column, cell in zip(columns, (kind_words(each.kind), *_bill(each, decision)), strict=True):
@@ -112,7 +113,8 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
         say("*: ruled out by a constraint, for the reason below.", "dim", 2)
     if any(each.borderline and not each.ruled_out for each in decision.candidates):
         say("~: only just keeps the promise, or only just does not; a measurement would settle it.", "dim", 2)
-    say(f"A month is {number(MONTH_HOURS)} h of this load. Brackets hold intervals.", "dim", 2)
+    load = "this load" if decision.day is None else "that hour"
+    say(f"A month is {number(MONTH_HOURS)} h of {load}. Brackets hold intervals.", "dim", 2)
 
 
 def _most_shares(decision: Decision) -> list[ShareKept]:
@@ -139,8 +141,12 @@ def _about(candidate: CandidateResult, decision: Decision, say: Say) -> None:
     say()
     say(f"{candidate.name}: {runs_on(candidate)}; {candidate.provenance}", indent=2)
     if (point := latency_at(candidate, decision.load_per_s)) is not None:
+        bill = cost_at(candidate, decision.load_per_s)
+        # Not the fleet's: behind a balancer bursts pool, and people wait less.
+        several = bill is not None and bill.replicas is not None and bill.replicas.value > 1
+        each = "one machine alone with its part of the load: " if several else ""
         say(
-            f"TTFT p99 {delay_span(point.ttft_p99_s)}, TPOT p99 {delay_span(point.tpot_p99_s)}, "
+            f"{each}TTFT p99 {delay_span(point.ttft_p99_s)}, TPOT p99 {delay_span(point.tpot_p99_s)}, "
             f"{percent_text(point.good_share.value)} within the service level",
             indent=4,
         )

@@ -63,7 +63,10 @@ def print_parts(parts: Sequence[Passage], console: Console, *, full: bool, page:
     def end(say: Say) -> None:
         if left_out:
             say()
-            say(f"With --full also: {', '.join(left_out)}.", "dim")
+            # Of a list that is left out wholly, the rest of it needs no word.
+            wholly = tuple(f"more of {name!r}" for name in left_out)
+            named = [name for name in left_out if not name.endswith(wholly)]
+            say(f"With --full also: {', '.join(named)}.", "dim")
         if page is not None:
             say(f"Page: {page}")
 

@@ -73,9 +73,10 @@ def replica_price(profile: Profile, said: Own | Rented | None, devices: int) -> 
             "--own DOLLARS,YEARS,DOLLARS_PER_KWH"
         )
     many = f"{devices} x " if devices > 1 else ""
+    usd = f"{price.usd:.2f}" if price.usd >= 0.1 else f"{price.usd:.2g}"
     return (
         Rented(usd_per_hour=devices * price.usd, date=price.date),
-        f"{many}${price.usd:.3g} an hour ({price.what}, {price.date}; {price.source})",
+        f"{many}${usd} an hour ({price.what}, {price.date}; {price.source})",
     )
 
 

@@ -166,16 +166,18 @@ def _hours(where: str, day: tuple[float, ...] | str, directory: Path) -> tuple[f
         return day
     path = existing(f"{where}: load.day", directory, day)
     try:
-        lines = [line.rsplit(",", 1)[-1].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: load.day: {path.name} cannot be read ({error}); give {HOURS}") from error
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(f"{where}: load.day: {path.name} cannot be read ({why}); give {HOURS}") from error
+    lines = [line.rsplit(",", 1)[-1].strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
-    if len(lines) in (DAY_HOURS + 1, WEEK_HOURS + 1):
+    if len(lines) in (DAY_HOURS + 1, WEEK_HOURS + 1) and not any(letter.isdigit() for letter in lines[0]):
         lines = lines[1:]  # a head
     try:
         return hourly(lines)
     except ValueError as error:
-        raise UserError(f"{where}: load.day: {path.name} holds {len(lines)} loads; it must be {error}") from None
+        raise UserError(f"{where}: load.day: {path.name}: it must give {error}") from None
 
 
 def _recorded_hours(rows: TraceRows) -> tuple[float, ...]:

@@ -254,10 +254,17 @@ _NOTHING = re.compile(r"0+(\.0*)?(\s*/.*)?")
 
 def hourly(value: object) -> tuple[float, ...]:
     """Rates of a day's or a week's hours as requests/s; raises ValueError saying what would be right."""
-    right = f"{HOURS}, each {RATE} or 0"
-    if not isinstance(value, list | tuple) or len(value) not in (DAY_HOURS, WEEK_HOURS):
+    right = f"{HOURS}, each 0 or {RATE}"
+    if not isinstance(value, list | tuple):
         raise ValueError(right)
-    found = tuple(0.0 if _NOTHING.fullmatch(str(each)) else float(_parsed(parse_rate, each, right)) for each in value)
+    if len(value) not in (DAY_HOURS, WEEK_HOURS):
+        raise ValueError(f"{HOURS}; found {len(value)}")
+    found = tuple(
+        0.0
+        if _NOTHING.fullmatch(str(each))
+        else float(_parsed(parse_rate, each, f"{right}; load {i} of {len(value)} is {each!r}"))
+        for i, each in enumerate(value, start=1)
+    )
     if not max(found) > 0:
         raise ValueError("an hour in which something comes in")
     return found

@@ -277,7 +277,8 @@ class Autoscale:
         ):
             raise UserError(
                 "autoscaling needs 0 <= least <= most replicas, 1 at most or more, 1 request per replica or more, and "
-                f"times of 0 s or more; found {self}"
+                f"times of 0 s or more; found {self.least} to {self.most} replicas, one for every {self.per_replica} "
+                f"requests, {self.start_s:g} s to start and {self.calm_s:g} s to stop"
             )
 
 
