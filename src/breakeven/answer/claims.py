@@ -118,13 +118,13 @@ def claim_specs() -> tuple[ClaimSpec, ...]:
 def claim_named(name: str) -> ClaimSpec:
     """Raises UserError naming the nearest ones."""
     for spec in claim_specs():
-        if spec.name == name:
+        if spec.name == name.casefold():
             return spec
     from difflib import get_close_matches
 
     names = [spec.name for spec in claim_specs()]
-    near = get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`breakeven claims` lists them."
+    near = get_close_matches(name.casefold(), names, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`breakeven claims` lists them"
     raise UserError(f"no claim is called {name!r}; {hint}")
 
 

@@ -57,7 +57,7 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
     flips: list[Flip] = []
     maps, measurements = [], []
     contenders: list[Contender] = []
-    here = Standing(None, 0.0)
+    here, aside = Standing(None, 0.0), []
     if able:
         contenders = [c for e in able if (c := e.contender())]
         worlds = worlds_of(contenders, rates, plan.seed)
@@ -66,6 +66,7 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
         if here.winner is not None and ruled[here.winner].now:
             # The winner is the cheapest: if even that one is beyond the budget at this load, nobody is within it.
             here = Standing(None, here.sure)
+            aside = ["What is best by load, and where that changes, is said as if there were no budget."]
         flips = find.load_flips(handovers, contenders)
         for what, ask in (("context", along_context), ("precision", along_precision)):
             on_phase("mapping", f"load and {what}")
@@ -89,7 +90,7 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
             None if day is not None else mix,
             here,
             plan.load_per_s,
-            needed(found, ruled),
+            [*needed(found, ruled), *aside],
             day,
             {e.plan.name: _capacity_of(plan, e).command for e in found if e.model is not None},
         ),

@@ -144,9 +144,14 @@ def many_text(promise: Promise, fleet: FleetCapacity, rate_per_s: float) -> str:
     if promise.machines <= MANY * busy + 2:
         return ""
     first = promise.shares[0]
+    slow = fleet.replicas(rate_per_s, "least")
+    band = ""
+    if slow > 2 * promise.machines:
+        most = f"{slow:.0f} machines" if math.isfinite(slow) else "more machines than there may be"
+        band = f"; if its steps are as long as they may be, {most}"
     return (
         f"takes {promise.machines} machines where throughput alone would take {math.ceil(busy)}: requests come in "
-        f"bursts, and with 1 machine {band_text(first.share)} of them keep the service level"
+        f"bursts, and with 1 machine {band_text(first.share)} of them keep the service level{band}"
     )
 
 

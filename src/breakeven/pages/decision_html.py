@@ -46,7 +46,7 @@ def render_decision(decision: Decision) -> str:
         maps=drawn(figures.maps),
         memory=drawn(figures.memory),
         ruled_out=[each for each in decision.candidates if each.ruled_out],
-        now=say.load_words(decision.load_per_s),
+        now=say.at_load(decision),
         now_cells=lambda each: now_cells(each, decision.load_per_s),
         cost_cells=cost_cells,
         latency_cells=latency_cells,

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from breakeven.pages.decision_words import (
     MONTH_HOURS,
+    at_load,
     band_line,
     cost_at,
     delay_span,
@@ -20,7 +21,6 @@ from breakeven.pages.decision_words import (
     kept_line,
     kind_words,
     latency_at,
-    load_words,
     memory_text,
     notes_of,
     pricing_text,
@@ -95,8 +95,7 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
     if not decision.candidates:
         return
     say()
-    peak = "In the busiest hour, at" if decision.day is not None else "At"
-    say(f"{peak} {load_words(decision.load_per_s)}: {rests_on(decision.candidates)}", "bold")
+    say(f"{at_load(decision)}: {rests_on(decision.candidates)}", "bold")
     columns = [[head] for head in ("kind", "a month", "machines", "used")]
     for each in decision.candidates:
         for column, cell in zip(columns, (kind_words(each.kind), *_bill(each, decision)), strict=True):

@@ -117,6 +117,12 @@ def load_words(rate_per_s: float) -> str:
     return f"{load_text(rate_per_s)} req/s{day}"
 
 
+def at_load(decision: Decision) -> str:
+    """The load that the table of candidates is of: "At 5 req/s", "In the busiest hour, at 5 req/s"."""
+    peak = "In the busiest hour, at" if decision.day is not None else "At"
+    return f"{peak} {load_words(decision.load_per_s)}"
+
+
 def kind_words(kind: Kind | None) -> str:
     """MoE, dense, or not known."""
     return {"moe": "MoE", "dense": "dense"}.get(kind or "", "not known")

@@ -76,9 +76,9 @@ def print_cost(result: Cost, console: Console, *, full: bool = False) -> None:
     parts = [
         Passage(answer),
         Passage(more_flips, 7, "more flips"),
-        *(Passage(partial(load, rate), 4 if rate == rates[0] else 6, f"{number(rate)} requests/s") for rate in rates),
-        Passage(carried, 3, "what a replica carries"),
-        Passage(changes, 2, "what would change it"),
+        *(Passage(partial(load, rate), 1 if rate == rates[0] else 6, f"{number(rate)} requests/s") for rate in rates),
+        Passage(carried, 2, "what a replica carries"),
+        Passage(changes, 4, "what would change it"),
         Passage(notes, 5, "notes"),
     ]
     print_parts(parts, console, full=full)
