@@ -96,7 +96,7 @@ def test_probes_are_as_large_as_the_device_has_room(
     free: int, large: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = EngineDevice(engine="llama.cpp", place="CUDA0", description="a card", memory_bytes=free, free_bytes=free)
-    monkeypatch.setattr("breakeven.runs.calibrate.devices_of", lambda *_: [card])
+    monkeypatch.setattr("breakeven.runs.probed.devices_of", lambda *_: [card])
     machine = msgspec.structs.replace(read_machine(), available_memory_bytes=64 * 10**9)
     if large is None:
         with pytest.raises(UserError, match="CUDA0 has too little free memory"):

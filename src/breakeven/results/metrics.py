@@ -61,6 +61,7 @@ METRICS = {
         _delay("gap_s", "Longest gap", "longest gap between tokens", computed=_SIMULATED),
         _delay("step_s", "Step", "time of a decode step", computed=_SIMULATED),
         _delay("prefill_s", "Prefill time", "time to read a prompt", computed=_SIMULATED),
+        _rate("prefill_speed", "Prefill speed", "prompt tokens read a second", "tok/s", _SIMULATED),
         _rate("requests_per_s", "Answered", "requests answered per second", "req/s"),
         _rate("output_tokens_per_s", "Output", "output tokens per second", "tok/s"),
         _rate("input_tokens_per_s", "Input", "input tokens per second", "tok/s"),
