@@ -237,7 +237,19 @@ class WhatIsAsked:
     def promise(self, model: StepModel, fleet: FleetCapacity) -> Promise:
         """How the promise is kept at the load."""
         shares = self.shares(model, FEW)
-        fewest = fewest_at(
+        kept = [each.machines for each in shares if each.machines and each.share.value >= self.good_share]
+        fewest = min(kept) if kept else self._fewest(model, fleet)
+        found = judged(shares, fewest, self.good_share)
+        if found.machines is not None or found.never is not None or not shares:
+            return found
+        # Alone it may be kept, and not by a few: by more, perhaps.
+        more = [each for each in self.shares(model, MORE) if each.machines is not None]
+        larger = judged([*shares[:-1], *more, shares[-1]], None, self.good_share)
+        nobody = nobody_text(shares[-1], asked=self.good_share) if larger.machines is None else None
+        return replace(larger, shares=found.shares, never=larger.never or nobody)
+
+    def _fewest(self, model: StepModel, fleet: FleetCapacity) -> int | None:
+        return fewest_at(
             model,
             self.policy,
             self.workload,
@@ -248,11 +260,3 @@ class WhatIsAsked:
             fleet,
             requests=self.requests,
         ).replicas
-        found = judged(shares, fewest, self.good_share)
-        if found.machines is not None or found.never is not None or not shares:
-            return found
-        # Alone it may be kept, and not by a few: by more, perhaps.
-        more = [each for each in self.shares(model, MORE) if each.machines is not None]
-        larger = judged([*shares[:-1], *more, shares[-1]], None, self.good_share)
-        nobody = nobody_text(shares[-1], asked=self.good_share) if larger.machines is None else None
-        return replace(larger, shares=found.shares, never=larger.never or nobody)

@@ -102,12 +102,18 @@ def shares_at(
     stream = stream_of(model, policy, workload, trace, requests)
     if stream is None:
         return None
-    found = {n: _share(stream.before(n), slo, rate_per_s) for n in sizes}
+    found: dict[int, tuple[Estimate, Estimate]] = {}
+    whole = None
+    for n in sizes:
+        found[n] = whole or _share(stream.before(n), slo, rate_per_s)
+        share, luck = found[n]
+        # Where all is kept with the slowest steps too, more replicas have nothing to better.
+        whole = found[n] if share.value == 1.0 and share.least == luck.least else None
     return Shares(
         rate_per_s,
         tuple((n, share) for n, (share, _) in found.items()),
         tuple((n, luck) for n, (_, luck) in found.items()),
-        alone(stream.one, slo),
+        alone(stream.one, slo) if whole is None else Alone(*whole, None),
     )
 
 
