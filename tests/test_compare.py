@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -14,10 +15,10 @@ import msgspec
 import pytest
 
 import breakeven
-from breakeven.measure.events import RequestDone, StudyStopped, read_events
+from breakeven.measure.events import BackendReady, RequestDone, StudyStopped, read_events
 from breakeven.measure.paired.blocks import blocks_of
 from breakeven.results.comparison import Comparison
-from breakeven.results.store import read
+from breakeven.results.store import LOG, read
 from tests.cli_fixtures import run_here
 from tests.golden_server import Script, golden_server
 from tests.small_models import BASE, CONFIGS
@@ -217,6 +218,20 @@ def test_a_model_against_itself_is_called_an_a_a_run(pair: list[str], tmp_path: 
     first, second = result.models
     assert second.name == f"{first.name} (again)"
     assert any("A/A" in caveat for caveat in result.caveats)
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_passing_neighbour_changes_all_engines_or_none(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that sleep beside threads that spin would be compared with each other, not the models."""
+    answers = itertools.cycle([False, True])
+    monkeypatch.setattr("breakeven.measure.noise.busy", lambda: next(answers))
+    out = tmp_path / "out"
+    breakeven.compare(pair, streams=[1], prompt_tokens=8, output_tokens=8, budget_s=2, out=out, look_inside=False)
+    ready = [event for event in read_events(out / LOG) if isinstance(event, BackendReady)]
+    assert len(ready) == 2
+    assert {event.settings["wait_policy"] for event in ready} == {"default"}
 
 
 @pytest.mark.usefixtures("cached")

@@ -15,7 +15,6 @@ from breakeven.engines.start import Running, kv_type, start
 from breakeven.errors import UserError
 from breakeven.hardware.machine import Gpu, MachineSpec
 from breakeven.hardware.placement import AUTO, Placement, placement_of
-from breakeven.measure import noise
 from breakeven.measure.devices import DeviceMemory, device_memory, with_peaks
 from breakeven.measure.events import BackendReady, BackendStopped
 from breakeven.measure.paired.plan import MIN_ROUNDS
@@ -173,8 +172,8 @@ class Candidates:
     gpus: Sequence[Gpu] = ()
     """The machine's, whose memory is watched while a candidate is up."""
     watches: dict[str, DeviceMemory] = field(default_factory=dict)
-    passive: bool = False
-    """Their threads sleep rather than spin; on a busy machine they do so anyway."""
+    passive: bool
+    """Their threads sleep rather than spin: one word for all, as it may be worth more than two models differ."""
     on_phase: Callable[[str, str], None]
     record: Callable[[BackendReady | BackendStopped], None] = lambda event: None
 
@@ -190,7 +189,7 @@ class Candidates:
             slots=self.slots,
             log=self.directory / f"{slug(source.name)}.log",
             threads=self.threads,
-            wait_policy="passive" if self.passive or noise.busy() else None,
+            wait_policy="passive" if self.passive else None,
             engine=way.engine.name,
             share_prefixes=self.share_prefixes,
             kv=self.kv,
