@@ -11,7 +11,7 @@ from breakeven.gateway.route.view import Ask
 from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, body_for
 from breakeven.gateway.serve.course import Course, Judgement, status_fails_over
 from breakeven.gateway.serve.lane import Lane, WaitingLine
-from breakeven.gateway.serve.tap import Scrub, StreamTap, WholeTap, headers_without
+from breakeven.gateway.serve.tap import UNHEARD, Scrub, Tap, WholeTap, headers_without, tap_for
 from breakeven.gateway.shared.layout import AHEAD_TOKENS, CONTEXT_TOKENS, DECODING, IN_FLIGHT, REQUESTS
 from breakeven.wire.connection import Exchange
 from breakeven.wire.message import Headers, Responder, Trouble
@@ -74,11 +74,7 @@ class Leg:
         """Counts itself as under way; `send` follows. `keep`: the answer's text is wanted after its end."""
         self._forward, self._course, self.lane, self._line, self.hedge = forward, course, lane, line, hedge
         asked = forward.asked
-        self.tap: StreamTap | WholeTap
-        if asked.streams:
-            self.tap = StreamTap(forward.endpoint, drop_usage=forward.endpoint in WANTS_USAGE and not asked.wants_usage)
-        else:
-            self.tap = WholeTap()
+        self.tap: Tap = UNHEARD
         self.exchange: Exchange | None = None
         self.head: Headers = ()
         self.status = 0
@@ -116,7 +112,10 @@ class Leg:
     def on_head(self, status: int, headers: Headers) -> None:
         """The answer's head; nothing is said to the client before its first byte."""
         self.status, self.head = status, headers
-        lane = self.lane
+        lane, forward = self.lane, self._forward
+        asked = forward.asked
+        drops = asked.streams and not asked.wants_usage and forward.endpoint in WANTS_USAGE
+        self.tap = tap_for(headers, forward.endpoint, streams=asked.streams, drop_usage=drops)
         if lane.secret:
             self.head = headers_without(lane.secret, headers)
             if status >= 400:
