@@ -20,9 +20,9 @@ import msgspec
 from breakeven.gateway.serve.usage import (
     ENDS,
     UNREADABLE,
-    Body,
     Counted,
     UsageScan,
+    WholeBody,
     choice_bytes,
     event_bytes,
     finish_of,
@@ -49,7 +49,7 @@ _CHOICES = ("/v1/chat/completions", "/v1/completions")
 _NULL_FINISH = (b'"finish_reason":null', b'"finish_reason": null')
 _PLAIN = frozenset((b"", b"identity"))
 _decode = msgspec.json.Decoder(StreamEvent).decode
-_decode_body = msgspec.json.Decoder(Body).decode
+_decode_body = msgspec.json.Decoder(WholeBody).decode
 
 
 class StreamTap:

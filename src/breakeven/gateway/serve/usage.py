@@ -155,7 +155,7 @@ class _Ending(msgspec.Struct):
     finish_reason: Any = None
 
 
-class Body(_Holder):
+class WholeBody(_Holder):
     """An answer in one piece, of any endpoint."""
 
     choices: msgspec.Raw = msgspec.Raw()
