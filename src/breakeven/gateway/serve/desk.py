@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from math import ceil
 
 import msgspec
 
@@ -16,6 +17,7 @@ from breakeven.gateway.keys.entry import KeyEntry, Keys
 from breakeven.gateway.keys.windows import Windows
 from breakeven.gateway.plan.model import ENDPOINTS, GatewayPlan, PolicyPlan
 from breakeven.gateway.route.choose import choose
+from breakeven.gateway.route.learned import MOST_BYTES, held
 from breakeven.gateway.route.view import Ask, Choice, Speed
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.serve.account import answered, record_of
@@ -161,7 +163,8 @@ class Desk:
         spent = None
         if (entry := client.entry) is not None:
             unix_s = time.time()
-            tokens, usd = ask.prompt_tokens + ask.output_tokens, _dearest(choice)
+            least = asked.prompt_bytes / MOST_BYTES + (ask.most_output or 1)
+            tokens, usd = held(entry.limits, least, ask.prompt_tokens + ask.output_tokens, _dearest(choice))
             if (refusal := self._over(client, entry, unix_s, tokens, usd)) is not None:
                 self._refuse(responder, client, refusal)
                 return
@@ -201,8 +204,9 @@ class Desk:
         usd: float | None,
     ) -> Ask:
         first = self.lanes[self.members[asked.model][0]]
-        ask = new_ask(path, asked, first.output_tokens)
-        ask.prompt_tokens = asked.prompt_tokens(first.bytes_per_token)
+        lengths, key = first.lengths, client.name
+        ask = new_ask(path, asked, lengths.output_tokens(key))
+        ask.prompt_tokens = asked.prompt_tokens(lengths.bytes_per_token(key))
         slo = client.slo or policy.slo
         ask.ttft_s = slo.ttft_s if ttft_ms is None else ttft_ms / 1000
         ask.tpot_s = slo.tpot_s if tpot_ms is None else tpot_ms / 1000
@@ -228,7 +232,7 @@ class Desk:
     def _refuse(self, responder: Responder, client: Client, refusal: tuple[str, float | None]) -> None:
         self._key_usage[client.slot * USAGE_COLUMNS + USED_REFUSED] += 1
         text, retry_s = refusal
-        headers = [] if retry_s is None else [(b"retry-after", str(max(1, round(retry_s))).encode())]
+        headers = [] if retry_s is None else [(b"retry-after", str(max(1, ceil(retry_s))).encode())]
         say(responder, 429, text, "rate_limit_exceeded", headers)
 
     def _use(self, client: Client, policy: PolicyPlan, prompt: int, output: int, usd: float) -> None:
