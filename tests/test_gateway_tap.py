@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.gateway.serve.tap import StreamTap, WholeTap
+from breakeven.wire.sse import BOM
 
 CHAT = "/v1/chat/completions"
 USAGE = {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14, "prompt_tokens_details": {"cached_tokens": 5}}
@@ -132,7 +133,7 @@ def test_a_whole_answer_is_read_at_its_end(places: list[int]) -> None:
 @given(st.binary(max_size=200), st.booleans())
 def test_no_bytes_break_a_tap_or_are_lost(data: bytes, drop: bool) -> None:
     tap = StreamTap(CHAT, drop_usage=drop)
-    assert through(tap, [data]) == data
+    assert through(tap, [data]) == (data.removeprefix(BOM) if drop else data)
     whole = WholeTap()
     assert whole.feed(data) == data
     whole.rest()

@@ -55,7 +55,7 @@ class _Answer(msgspec.Struct):
     """Any endpoint's answer or event: OpenAI's, the responses' nested one, the messages' start and end."""
 
     usage: _Usage | None = None
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
     response: _Holder | None = None
     message: _Holder | None = None
     stop_reason: str | None = None
@@ -89,31 +89,35 @@ class StreamTap:
 
     def feed(self, data: bytes) -> bytes:
         """Bytes from the backend in, bytes for the client out."""
-        whole = self._cutter.feed(data)
-        if whole:
-            whole = self._look(whole)
-        return whole if self._drop else data
+        cutter = self._cutter
+        events = cutter.feed(data)
+        if events:
+            self.events += len(events)
+            events = self._look(events)
+        if not self._drop:
+            return data
+        if len(events) == 1 and not cutter.loose:
+            return events[0]
+        return b"".join((cutter.loose, *events))
 
     def rest(self) -> bytes:
         """What is still held when the stream ends."""
         held = self._cutter.rest()
-        if held:
-            held = self._look(held)
-        return held if self._drop else b""
+        kept = self._look([held]) if held else []
+        return b"".join(kept) if self._drop else b""
 
-    def _look(self, events: bytes) -> bytes:
+    def _look(self, events: list[bytes]) -> list[bytes]:
         """Read whole events; returns them without the one that only we asked for."""
-        end = self._cutter.end or b"\n\n"
-        self.events += events.count(end)
+        together = events[0] if len(events) == 1 else b"".join(events)
         if not self.finish:
             for mark in self._marks:
-                if (at := events.find(mark)) >= 0:
-                    self.finish = _reason(events, at, mark)
+                if (at := together.find(mark)) >= 0:
+                    self.finish = _reason(together, at, mark)
                     break
-        if _USAGE[0] not in events and _USAGE[1] not in events:
+        if _USAGE[0] not in together and _USAGE[1] not in together:
             return events
         kept = []
-        for event in events.split(end):
+        for event in events:
             answer = _event(event)
             if answer is not None:
                 self._count(answer)
@@ -121,7 +125,7 @@ class StreamTap:
                     self.events -= 1
                     continue
             kept.append(event)
-        return end.join(kept) if self._drop else events
+        return kept
 
     def _count(self, answer: _Answer) -> None:
         holder = answer.response or answer.message
