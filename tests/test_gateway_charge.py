@@ -435,7 +435,6 @@ COUNTS = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
     ("path", "answer", "prompt", "output"),
     [
         (CHAT, {**WHOLE, "usage": COUNTS}, 12, 3),
-        (CHAT, {"usage": COUNTS, "choices": None}, 12, 3),
         (CHAT, {**WHOLE, "usage": {**COUNTS, "completion_tokens": 3.0, "prompt_tokens_details": []}}, 12, 3),
         (CHAT, {**WHOLE, "usage": {"prompt_tokens": 0, "completion_tokens": 0}}, None, 7),
         (CHAT, {**WHOLE, "usage": None}, None, 7),

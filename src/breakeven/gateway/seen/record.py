@@ -10,7 +10,7 @@ RECORD_SCHEMA = "breakeven.decision_log/1"
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """One backend asked. `outcome`: answered, cancelled, hedge_lost, or a trouble's name, or `status_NNN`."""
+    """One backend asked. `outcome`: answered, cancelled, hedge_lost, a trouble's name, `status_NNN`, `error_NNN`."""
 
     backend: str
     outcome: str

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from breakeven.gateway.route.choose import score_of
+from breakeven.gateway.route.learned import measured
 from breakeven.gateway.route.speed import corrected, widened
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
 from breakeven.gateway.serve.ask import EMBEDDINGS
@@ -15,11 +16,9 @@ from breakeven.gateway.serve.forward import Forward
 from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
 from breakeven.gateway.shared.layout import (
-    BYTES_PER_TOKEN,
     CACHED_TOKENS,
     GOOD,
     JUDGED,
-    MEAN_OUTPUT,
     NANO_USD,
     NANO_USD_ELSEWHERE,
     NO_FINISH,
@@ -42,8 +41,11 @@ from breakeven.gateway.shared.layout import (
     Count,
 )
 from breakeven.results.cost import Api
+from breakeven.wire.meaning import Standing, standing
 
 _TPOT_BOUNDS_S = tuple(bound / 10 for bound in TIME_BOUNDS_S)
+MOST_LOOKED_AT = 1 << 18
+"""Bytes of a prompt that teaches how many of them are a token; longer ones take longer to look at than they teach."""
 LEAST_GAPS = 4
 """Tokens after the first one without which a time between tokens says nothing."""
 _NS = 1e9
@@ -66,21 +68,24 @@ def answered(forward: Forward, leg: Leg) -> None:
             lane.counted(NO_FINISH)
     if counted.prompt_tokens:
         lane.counted(PROMPT_TOKENS, counted.prompt_tokens)
-        bytes_of_text = forward.asked.prompt_bytes
-        if bytes_of_text and not forward.asked.pictures:
-            lane.learn_mean(BYTES_PER_TOKEN, bytes_of_text / counted.prompt_tokens)
+        asked = forward.asked
+        if asked.prompt_bytes <= MOST_LOOKED_AT and not asked.pictures and measured(asked.fields):
+            lane.lengths.learn_bytes(forward.client.name, asked.prompt_bytes, counted.prompt_tokens)
     if counted.cached_tokens:
         lane.counted(CACHED_TOKENS, counted.cached_tokens)
     if counted.output_tokens:
         lane.counted(OUTPUT_TOKENS, counted.output_tokens)
         if whole:
-            lane.learn_mean(MEAN_OUTPUT, float(counted.output_tokens))
-            lane.view.speed.output_tokens = lane.output_tokens
+            lane.lengths.learn_output(forward.client.name, counted.output_tokens)
+            lane.view.speed.output_tokens = lane.lengths.output_tokens("")
     _time(forward, leg)
 
 
 def _time(forward: Forward, leg: Leg) -> None:
     """TTFT and TPOT: histograms, whether they were good, and corrections of the predictions."""
+    if not leg.first_ns:
+        # What says nothing, or an error, is not fast.
+        return
     lane = leg.lane
     ttft_s = (leg.first_ns - forward.arrived_ns) / _NS
     served_s = (leg.first_ns - leg.start_ns) / _NS
@@ -122,6 +127,7 @@ class Taken(NamedTuple):
     usd: float
 
 
+_REFUSES: frozenset[Standing] = frozenset({"client", "unable", "busy", "operator"})
 NOTHING = Taken(0, 0, 0, 0.0)
 
 
@@ -129,10 +135,10 @@ def taken(forward: Forward, leg: Leg) -> Taken:
     """What asking this backend took: a request that was sent costs what was seen or estimated, whichever is more.
 
     The prompt is the backend's count, else its estimate, and so it is when nothing else came: most of the work of a
-    prompt is done before its first byte. A 4xx says that nothing was done, and a request that never left cost nothing.
+    prompt is done before its first byte. A status that refuses says that nothing was done; what was not sent is free.
     """
     exchange = leg.exchange
-    if exchange is None or not exchange.sent_ns or 400 <= leg.status < 500:
+    if exchange is None or not exchange.sent_ns or standing(leg.status) in _REFUSES:
         return NOTHING
     tap = leg.tap
     prompt = tap.counted.prompt_tokens or leg.ahead + 1

@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from math import ceil
 
 import msgspec
 
@@ -16,6 +17,7 @@ from breakeven.gateway.keys.entry import KeyEntry, Keys
 from breakeven.gateway.keys.windows import Windows
 from breakeven.gateway.plan.model import ENDPOINTS, GatewayPlan, PolicyPlan
 from breakeven.gateway.route.choose import choose
+from breakeven.gateway.route.learned import MOST_BYTES, held
 from breakeven.gateway.route.view import Ask, Choice, Speed
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.serve.account import answered, record_of, usd_of
@@ -161,10 +163,13 @@ class Desk:
         spent = None
         if (entry := client.entry) is not None:
             unix_s = time.time()
-            output = asked.held_output(path, lanes[0].output_tokens)
-            tokens, usd = ask.prompt_tokens + output, 0.0
+            usual = lanes[0].lengths.output_tokens(client.name)
+            output = asked.held_output(path, usual)
+            usd = 0.0
             if any(limit.what == "usd" for limit in entry.limits):
                 usd = _dearest(choice, ask, output, [self.lanes[index] for index in choice.order])
+            least = asked.prompt_bytes / MOST_BYTES + asked.held_output(path, 1.0)
+            tokens, usd = held(entry.limits, least, ask.prompt_tokens + output, usd)
             if (refusal := self._over(client, entry, unix_s, tokens, usd)) is not None:
                 self._refuse(responder, client, refusal)
                 return
@@ -204,8 +209,9 @@ class Desk:
         usd: float | None,
     ) -> Ask:
         first = self.lanes[self.members[asked.model][0]]
-        ask = new_ask(path, asked, first.output_tokens)
-        ask.prompt_tokens = asked.prompt_tokens(first.bytes_per_token)
+        lengths, key = first.lengths, client.name
+        ask = new_ask(path, asked, lengths.output_tokens(key))
+        ask.prompt_tokens = asked.prompt_tokens(lengths.bytes_per_token(key))
         slo = client.slo or policy.slo
         ask.ttft_s = slo.ttft_s if ttft_ms is None else ttft_ms / 1000
         ask.tpot_s = slo.tpot_s if tpot_ms is None else tpot_ms / 1000
@@ -231,7 +237,7 @@ class Desk:
     def _refuse(self, responder: Responder, client: Client, refusal: tuple[str, float | None]) -> None:
         self._key_usage[client.slot * USAGE_COLUMNS + USED_REFUSED] += 1
         text, retry_s = refusal
-        headers = [] if retry_s is None else [(b"retry-after", str(max(1, round(retry_s))).encode())]
+        headers = [] if retry_s is None else [(b"retry-after", str(max(1, ceil(retry_s))).encode())]
         say(responder, 429, text, "rate_limit_exceeded", headers)
 
     def _use(self, client: Client, policy: PolicyPlan, prompt: int, output: int, usd: float) -> None:

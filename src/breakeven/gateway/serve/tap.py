@@ -340,24 +340,13 @@ UNHEARD = WholeTap()
 """Of a backend that has not said yet what comes."""
 
 
-def tap_for(headers: Headers, endpoint: str, *, streams: bool, drop_usage: bool) -> Tap:
-    """For an answer with this head: what it says of itself decides how it is read, whatever was asked for.
+def tap_for(endpoint: str, coding: bytes, *, streams: bool, drop_usage: bool) -> Tap:
+    """For an answer. `coding`: its content-encoding. `streams`: its own type says that it is a stream.
 
-    `streams`: it was asked to be a stream. `drop_usage`: the event of the usage is not for the client; from a
-    compressed stream it cannot be taken out.
+    `drop_usage`: the event of the usage is not for the client; from a compressed stream it cannot be taken out.
     """
-    kind = coding = b""
-    for name, value in headers:
-        if name == b"content-type":
-            kind = value.lower()
-        elif name == b"content-encoding":
-            coding = value.strip().lower()
     plain = coding in _PLAIN
-    tap: StreamTap | WholeTap
-    if b"event-stream" in kind or (streams and b"json" not in kind):
-        tap = StreamTap(endpoint, drop_usage=drop_usage and plain)
-    else:
-        tap = WholeTap()
+    tap = StreamTap(endpoint, drop_usage=drop_usage and plain) if streams else WholeTap()
     return tap if plain else CodedTap(tap, coding)
 
 
