@@ -66,7 +66,7 @@ def answered(forward: Forward, leg: Leg) -> None:
     if counted.prompt_tokens:
         lane.counted(PROMPT_TOKENS, counted.prompt_tokens)
         asked = forward.asked
-        if asked.prompt_bytes <= MOST_LOOKED_AT and not asked.pictures and measured(asked.fields):
+        if whole and asked.prompt_bytes <= MOST_LOOKED_AT and not asked.pictures and measured(asked.fields):
             lane.lengths.learn_bytes(forward.client.name, asked.prompt_bytes, counted.prompt_tokens)
     if counted.cached_tokens:
         lane.counted(CACHED_TOKENS, counted.cached_tokens)
