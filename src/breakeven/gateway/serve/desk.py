@@ -20,7 +20,7 @@ from breakeven.gateway.route.choose import choose
 from breakeven.gateway.route.learned import MOST_BYTES, held
 from breakeven.gateway.route.view import Ask, Choice, Speed
 from breakeven.gateway.seen.log import DecisionLog
-from breakeven.gateway.serve.account import answered, record_of
+from breakeven.gateway.serve.account import answered, record_of, usd_of
 from breakeven.gateway.serve.arms import Arms
 from breakeven.gateway.serve.ask import Asked, BadAskError, Client, asks, new_ask, read_body
 from breakeven.gateway.serve.course import Course
@@ -163,8 +163,13 @@ class Desk:
         spent = None
         if (entry := client.entry) is not None:
             unix_s = time.time()
-            least = asked.prompt_bytes / MOST_BYTES + (ask.most_output or 1)
-            tokens, usd = held(entry.limits, least, ask.prompt_tokens + ask.output_tokens, _dearest(choice))
+            usual = lanes[0].lengths.output_tokens(client.name)
+            output = asked.held_output(path, usual)
+            usd = 0.0
+            if any(limit.what == "usd" for limit in entry.limits):
+                usd = _dearest(choice, ask, output, [self.lanes[index] for index in choice.order])
+            least = asked.prompt_bytes / MOST_BYTES + asked.held_output(path, 1.0)
+            tokens, usd = held(entry.limits, least, ask.prompt_tokens + output, usd)
             if (refusal := self._over(client, entry, unix_s, tokens, usd)) is not None:
                 self._refuse(responder, client, refusal)
                 return
@@ -254,7 +259,7 @@ class Desk:
         """Account for it once, and log it."""
         if leg is not None:
             answered(forward, leg)
-        record = record_of(forward, course.asked, leg, status, error, self.kinds)
+        record, charged = record_of(forward, course.asked, leg, status, error, self.kinds)
         if forward.shadow_of:
             self.arms.copies.discard(course)
             if self.log is not None:
@@ -262,11 +267,9 @@ class Desk:
             return
         self.under_way -= 1
         client, policy = forward.client, forward.policy
-        prompt, output = record.prompt_tokens or 0, record.output_tokens or 0
-        usd = record.usd or 0.0
-        self._use(client, policy, prompt, output, usd)
+        self._use(client, policy, charged.prompt, charged.output, charged.usd)
         if client.entry is not None:
-            self.windows.settle(forward.spent, time.time(), prompt + output, usd)
+            self.windows.settle(forward.spent, time.time(), charged.prompt + charged.output, charged.usd)
             self.windows.close_stream(client.slot)
         if self.log is not None:
             self.log.add(record)
@@ -364,6 +367,7 @@ def hash_of(value: bytes) -> int:
     return crc32(value) or 1
 
 
-def _dearest(choice: Choice) -> float:
-    """The most that a request is predicted to cost wherever it ends up: what its key must still be allowed to spend."""
-    return max((score.usd for score in choice.scores if not score.why_not), default=0.0)
+def _dearest(choice: Choice, ask: Ask, output: float, lanes: Sequence[Lane]) -> float:
+    """The most that a request may cost wherever it ends up, with `output` tokens: what its key must have left."""
+    most = max((score.usd for score in choice.scores if not score.why_not), default=0.0)
+    return max([most, *(usd_of(lane, ask.prompt_tokens, 0.0, output, lane.view.running) for lane in lanes)])

@@ -44,6 +44,8 @@ from breakeven.gateway.shared.layout import (
 )
 from breakeven.wire.client import HttpClient
 
+PLAIN = (b"accept-encoding", b"identity")
+"""What a backend compresses all the same is read as far as it can be, and costs more where it cannot."""
 STALE_S = 5.0
 """Numbers of an engine that was looked at before and not since are not believed any more."""
 REFRESH_S = 0.005
@@ -144,7 +146,7 @@ class Lane:
         return HttpClient(
             url.rstrip("/").removesuffix("/v1"),
             timeouts=plan.timeouts,
-            secret=secret_of(plan),
+            secret=(*secret_of(plan), PLAIN),
             ca_file=plan.ca_file,
             allow_link_local=plan.allow_link_local,
             response_bytes=limits.response_bytes,

@@ -13,7 +13,7 @@ from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, Client, body_for
 from breakeven.gateway.serve.course import Course, Judgement
 from breakeven.gateway.serve.lane import Lane, WaitingLine
 from breakeven.gateway.serve.opening import EMPTY, SHORT_BYTES, First, Opening, names_something, without
-from breakeven.gateway.serve.tap import Scrub, StreamTap, WholeTap, headers_without
+from breakeven.gateway.serve.tap import UNHEARD, Scrub, Tap, headers_without, tap_for
 from breakeven.gateway.shared.layout import AHEAD_TOKENS, CONTEXT_TOKENS, DECODING, IN_FLIGHT, REQUESTS
 from breakeven.wire.connection import Exchange
 from breakeven.wire.meaning import AGAINST, ELSEWHERE, asked_wait_s, error_text, event_kind, standing
@@ -26,6 +26,8 @@ EVENTS, WHOLE = b"event-stream", (b"json", b"html")
 """Parts of content types of streams, and of what is none."""
 KEEP_ALIVE_NS = 10 * 10**9
 """A client whose backend sends signs of life and nothing else hears one of ours this often."""
+HALF_SEEN = frozenset(("cancelled", "hedge_lost", "cut", "timeout", "too_large", "garbage"))
+"""Outcomes after which what was held of an answer is still what its backend did."""
 
 
 class Sender(Protocol):
@@ -96,7 +98,7 @@ class Leg:
         """Counts itself as under way; `send` follows. `keep`: the answer's text is wanted after its end."""
         self._forward, self._course, self.lane, self._line, self.hedge = forward, course, lane, line, hedge
         asked = forward.asked
-        self.tap = self._new_tap(streams=asked.streams)
+        self.tap: Tap = UNHEARD
         self.exchange: Exchange | None = None
         self.head: Headers = ()
         self.status = 0
@@ -134,12 +136,6 @@ class Leg:
         body = body_for(asked, lane.model_raw, tell_usage=asked.streams and forward.endpoint in WANTS_USAGE)
         self.exchange = upstream.send(forward.endpoint, forward.headers, body, self)
 
-    def _new_tap(self, *, streams: bool) -> StreamTap | WholeTap:
-        if not streams:
-            return WholeTap()
-        endpoint = self._forward.endpoint
-        return StreamTap(endpoint, drop_usage=endpoint in WANTS_USAGE and not self._forward.asked.wants_usage)
-
     # The sink.
 
     def on_head(self, status: int, headers: Headers) -> None:
@@ -153,9 +149,10 @@ class Leg:
         kind = (_header(headers, b"content-type") or b"").lower()
         # Its own type says how an answer is read, and what was asked for only where that says little.
         self._streams = status < 300 and (EVENTS in kind or (asked.streams and not any(one in kind for one in WHOLE)))
-        if self._streams is not (type(self.tap) is StreamTap):
-            self.tap = self._new_tap(streams=self._streams)
-        coded = (_header(headers, b"content-encoding") or b"identity").strip().lower() != b"identity"
+        coding = (_header(headers, b"content-encoding") or b"identity").strip().lower()
+        drops = asked.streams and not asked.wants_usage and self._forward.endpoint in WANTS_USAGE
+        self.tap = tap_for(self._forward.endpoint, coding, streams=self._streams, drop_usage=drops)
+        coded = coding != b"identity"
         self._opening = Opening(
             asked.fields, streams=self._streams, coded=coded, length=self._length(), secret=lane.secret
         )
@@ -351,6 +348,8 @@ class Leg:
             return
         self._settled = True
         self.outcome = outcome
+        if not self.begun and self._opening is not None and outcome in HALF_SEEN:
+            self.tap.feed(self._opening.data())
         lane = self.lane
         if not self._judged:
             lane.breaker.ended(time.monotonic(), self.spell)
