@@ -19,7 +19,7 @@ import msgspec
 
 from breakeven.errors import UserError
 from breakeven.gateway.keys.entry import MOST_LIMITS, KeyEntry, KeyLimit, Keys, limit_text, parse_limit, stamped
-from breakeven.hardware.system import lock
+from breakeven.hardware.system import lock, regular
 from breakeven.traffic.workload import Slo
 
 SCHEMA = "breakeven.key_file/1"
@@ -170,7 +170,7 @@ def _entry(path: Path, key: _Key) -> KeyEntry:
 
 def _read(path: Path) -> _File:
     try:
-        with path.open("rb") as opened:
+        with open(path, "rb", opener=regular) as opened:
             mode = os.fstat(opened.fileno()).st_mode
             data = opened.read()
     except FileNotFoundError:

@@ -108,6 +108,8 @@ class Process(IntEnum):
     """Lines of the decision log that were not written."""
     CONNECTIONS = 2
     UNDER_WAY = 3
+    BEAT_NS = 4
+    """Monotonic time at which its loop last turned; 0: not yet. Row 0 is the watching process's."""
 
 
 class Known(IntEnum):
@@ -154,6 +156,12 @@ class Global(IntEnum):
     """Unix time."""
     DRAINING = 2
     RECONCILED_S = 3
+    REPLACED = 4
+    """Processes that ended unasked or hung, and for which another was started."""
+    HUNG = 5
+    """Of these, those that were killed because their heart stood still."""
+    MISSING = 6
+    """Processes that ought to be there and are not yet: the system refused, or they died too often."""
 
 
 class Treatment(IntEnum):
