@@ -21,7 +21,7 @@ from breakeven.gateway.plan.check import is_loopback
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.gateway.serve.parts import Backoff
 from breakeven.gateway.shared.block import SharedBlock
-from breakeven.gateway.shared.layout import Process
+from breakeven.gateway.shared.layout import Process, Rows
 from breakeven.hardware.system import ServiceManager
 from breakeven.wire.listen import another_socket, open_sockets
 
@@ -48,6 +48,8 @@ class Child:
     worker: int | None
     place: int
     generation: int
+    rows: Rows
+    """Those that it writes."""
     began_s: float
     beat: float = 0.0
     still: int = 0
@@ -93,7 +95,7 @@ class Children:
         taken = {child.worker for child in self.of.values()}
         return next((row for row in range(1, self.block.shape.workers) if row not in taken), None)
 
-    def fork(self, worker: int | None, place: int, generation: int, run: Callable[[], int]) -> Child:
+    def fork(self, worker: int | None, place: int, generation: int, rows: Rows, run: Callable[[], int]) -> Child:
         """Start a process that does `run` and ends with its status. Raises OSError where the system refuses."""
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, AttributeError):
@@ -101,7 +103,7 @@ class Children:
         pid = os.fork()
         if pid == 0:
             _be_child(run)
-        child = self.of[pid] = Child(pid, worker, place, generation, time.monotonic())
+        child = self.of[pid] = Child(pid, worker, place, generation, rows, time.monotonic())
         return child
 
     def reap(self) -> Iterator[tuple[Child, int]]:

@@ -23,8 +23,9 @@ from breakeven.gateway.serve.arms import Arms
 from breakeven.gateway.serve.ask import Asked, BadAskError, Client, asks, new_ask, read_body
 from breakeven.gateway.serve.course import Course
 from breakeven.gateway.serve.forward import JSON, Forward, say
-from breakeven.gateway.serve.lane import Lane, WaitingLine
+from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
+from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import (
     USAGE_COLUMNS,
@@ -82,6 +83,7 @@ class Desk:
                 speeds[backend.name],
                 plan.limits,
                 lines.get(backend.name, USUAL_LINE),
+                len(entries or ()),
             )
             for index, backend in enumerate(plan.backends)
         ]
@@ -160,7 +162,7 @@ class Desk:
         choice = choose(policy, ask, [lane.refresh(now_s) for lane in lanes], self.dice)
         spent = None
         if (entry := client.entry) is not None:
-            unix_s = time.time()
+            unix_s = self.windows.now_s()
             tokens, usd = ask.prompt_tokens + ask.output_tokens, _dearest(choice)
             if (refusal := self._over(client, entry, unix_s, tokens, usd)) is not None:
                 self._refuse(responder, client, refusal)
@@ -262,7 +264,7 @@ class Desk:
         usd = record.usd or 0.0
         self._use(client, policy, prompt, output, usd)
         if client.entry is not None:
-            self.windows.settle(forward.spent, time.time(), prompt + output, usd)
+            self.windows.settle(forward.spent, self.windows.now_s(), prompt + output, usd)
             self.windows.close_stream(client.slot)
         if self.log is not None:
             self.log.add(record)

@@ -10,8 +10,9 @@ from breakeven.gateway.guard import USUAL_HOLD_S, retry_after_s
 from breakeven.gateway.route.view import Ask
 from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, body_for
 from breakeven.gateway.serve.course import Course, Judgement, status_fails_over
-from breakeven.gateway.serve.lane import Lane, WaitingLine
+from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.tap import Scrub, StreamTap, WholeTap, headers_without
+from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.gateway.shared.layout import AHEAD_TOKENS, CONTEXT_TOKENS, DECODING, IN_FLIGHT, REQUESTS
 from breakeven.wire.connection import Exchange
 from breakeven.wire.message import Headers, Responder, Trouble
@@ -245,7 +246,7 @@ class Leg:
             lane.add(DECODING, -1)
         else:
             lane.add(AHEAD_TOKENS, -self.ahead)
-        self._line.left(lane)
+        self._line.left(lane, self._course)
 
 
 def _as_event(data: bytes) -> bytes:

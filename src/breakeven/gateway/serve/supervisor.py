@@ -83,11 +83,12 @@ class Supervisor:
         )
         shape = self.block.shape
         self._slots = {
-            "backends": Slots("backends", shape.backends),
-            "keys": Slots("keys", shape.keys),
-            "models": Slots("public models", shape.models),
-            "experiments": Slots("experiments", shape.experiments),
+            "backends": Slots("backends", shape.backends, self.block.clear_backend),
+            "keys": Slots("keys", shape.keys, self.block.clear_key),
+            "models": Slots("public models", shape.models, self.block.model_usage.clear),
+            "experiments": Slots("experiments", shape.experiments, self.block.share.clear),
         }
+        self.children = Children(self.block)
         self.rows = self._name(self.loaded)
         self.block.everywhere.put(0, 0, Global.STARTED_S, time.time())
         self.machine = ""
@@ -96,7 +97,6 @@ class Supervisor:
             self.machine = load_budgets(budget_path(plan.keys), self.block, keys, self.rows.keys)
         prepare(plan, self.block, self.rows.backends)
         self.news, self._heard = socket.socketpair()
-        self.children = Children(self.block)
         self.generation = 0
         self._owed = Owed()
         self._reading: PlanReading | None = None
@@ -203,7 +203,7 @@ class Supervisor:
                 self.loaded.plan, self.loaded.keys, self.rows, self.block, self.machine, self.doors.admin, self._heard
             )
 
-        self.children.fork(None, WATCHER, self.generation, run)
+        self.children.fork(None, WATCHER, self.generation, self.rows, run)
 
     def _start_workers(self) -> bool:
         """Start a generation of workers; whether every one of them accepts, which is waited for within a bound."""
@@ -250,18 +250,25 @@ class Supervisor:
             self.doors.leave(mine)
             return run_worker(self.loaded, self.rows, self.block, worker, mine, ready)
 
-        self.children.fork(worker, place, self.generation, run)
+        self.children.fork(worker, place, self.generation, self.rows, run)
 
     # Reloading and ending.
 
     def _name(self, loaded: ServedPlan) -> Rows:
         plan = loaded.plan
         models = [*(policy.model for policy in plan.policies), *(backend.name for backend in plan.backends)]
+        slots, held = self._slots, [child.rows for child in self.children.of.values()]
         return Rows(
-            self._slots["backends"].name([backend.name for backend in plan.backends]),
-            self._slots["keys"].name(["", *(entry.name for entry in loaded.keys or ())]),
-            self._slots["models"].name(list(dict.fromkeys(models))),
-            self._slots["experiments"].name([plan.name for plan in plan.experiments]),
+            slots["backends"].name(
+                [backend.name for backend in plan.backends], {name for rows in held for name in rows.backends}
+            ),
+            slots["keys"].name(
+                ["", *(entry.name for entry in loaded.keys or ())], {name for rows in held for name in rows.keys}
+            ),
+            slots["models"].name(models, {name for rows in held for name in rows.models}),
+            slots["experiments"].name(
+                [plan.name for plan in plan.experiments], {name for rows in held for name in rows.experiments}
+            ),
         )
 
     def _reread(self) -> None:
@@ -326,7 +333,7 @@ class Supervisor:
         for child in old:
             if child.worker is None:
                 # Its engines go on, so it stays and hears of the new plan; one that takes nothing in hangs.
-                child.generation = self.generation
+                child.generation, child.rows = self.generation, rows
                 try:
                     send_news(self.news, loaded.plan, loaded.keys, rows)
                 except OSError:

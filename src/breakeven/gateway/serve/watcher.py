@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from breakeven.errors import UserError, complain
-from breakeven.gateway.keys.budgets import SharedWindows, budget_path, save_budgets
+from breakeven.gateway.keys.budgets import budget_path, save_budgets
 from breakeven.gateway.keys.entry import KeyEntry, Keys
+from breakeven.gateway.keys.machines import SharedWindows
 from breakeven.gateway.keys.store import follow
 from breakeven.gateway.plan.model import GatewayPlan, Limits
 from breakeven.gateway.seen.record import DecisionRecord
@@ -28,7 +29,7 @@ from breakeven.gateway.serve.parts import PartsKeeper
 from breakeven.gateway.serve.poll import Poller
 from breakeven.gateway.serve.processes import beat
 from breakeven.gateway.shared.block import SharedBlock
-from breakeven.gateway.shared.layout import Known, Process, Rows, State
+from breakeven.gateway.shared.layout import Global, Known, Process, Rows, State
 from breakeven.wire.server import HttpServer
 
 if TYPE_CHECKING:
@@ -207,10 +208,18 @@ class Watcher:
 
     async def _follow_keys(self, path: Path) -> None:
         """What is revoked does not open the page any more either."""
-        seen = (0, 0, 0)
+        seen = (-1, 0, 0)  # no file's, so that one that is gone is told as well
         while True:
-            seen = follow(self._keys, path, seen)
+            seen = follow(self._keys, path, seen, self._tell_keys)
             await asyncio.sleep(LOOK_S)
+
+    def _tell_keys(self, wrong: str) -> None:
+        """What is wrong with the file of keys, where it is seen: standard error, the page, a metric."""
+        self.block.everywhere.put(0, 0, Global.KEYS_UNUSABLE, 1.0 if wrong else 0.0)
+        if wrong:
+            self._warn("keys", f"the file of keys cannot be used, so keys stay but for those it revokes: {wrong}")
+        elif self.warnings.pop("keys", None) is not None:
+            complain("the file of keys can be used again")
 
     async def _save_budgets(self) -> None:
         """Spending outlives a restart, less the last seconds before a crash."""
