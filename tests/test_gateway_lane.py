@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.gateway.plan.model import BackendPlan, Limits
+from breakeven.gateway.plan.limits import Limits
+from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.route.view import usd_per_s
 from breakeven.gateway.serve.account import usd_of
