@@ -23,8 +23,9 @@ from breakeven.gateway.serve.arms import Arms
 from breakeven.gateway.serve.ask import Asked, BadAskError, Client, asks, new_ask, read_body
 from breakeven.gateway.serve.course import Course
 from breakeven.gateway.serve.forward import Forward, say
-from breakeven.gateway.serve.lane import Lane, WaitingLine
+from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
+from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import (
     USAGE_COLUMNS,
@@ -77,6 +78,7 @@ class Desk:
                 speeds[backend.name],
                 plan.limits,
                 lines.get(backend.name, USUAL_LINE),
+                len(entries or ()),
             )
             for index, backend in enumerate(plan.backends)
         ]
@@ -152,7 +154,7 @@ class Desk:
         choice = choose(policy, ask, [lane.refresh(now_s) for lane in lanes], self.dice)
         spent = None
         if (entry := client.entry) is not None:
-            unix_s = time.time()
+            unix_s = self.windows.now_s()
             usual = lanes[0].lengths.output_tokens(client.name)
             output = asked.held_output(path, usual)
             usd = 0.0
@@ -259,7 +261,7 @@ class Desk:
         client, policy = forward.client, forward.policy
         self._use(client, policy, charged.prompt, charged.output, charged.usd)
         if client.entry is not None:
-            self.windows.settle(forward.spent, time.time(), charged.prompt + charged.output, charged.usd)
+            self.windows.settle(forward.spent, self.windows.now_s(), charged.prompt + charged.output, charged.usd)
             self.windows.close_stream(client.slot)
         if self.log is not None:
             self.log.add(record)

@@ -11,9 +11,10 @@ from breakeven.gateway.guard import USUAL_HOLD_S
 from breakeven.gateway.route.view import Ask
 from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, Client, body_for
 from breakeven.gateway.serve.course import Course, Judgement
-from breakeven.gateway.serve.lane import Lane, WaitingLine
+from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.opening import EMPTY, SHORT_BYTES, First, Opening, names_something, without
 from breakeven.gateway.serve.tap import UNHEARD, Scrub, Tap, headers_without, tap_for
+from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.gateway.shared.layout import AHEAD_TOKENS, CONTEXT_TOKENS, DECODING, IN_FLIGHT, REQUESTS
 from breakeven.wire.connection import Exchange
 from breakeven.wire.meaning import AGAINST, ELSEWHERE, asked_wait_s, error_text, event_kind, standing
@@ -359,7 +360,7 @@ class Leg:
             lane.add(DECODING, -1)
         else:
             lane.add(AHEAD_TOKENS, -self.ahead)
-        self._line.left(lane)
+        self._line.left(lane, self._course)
 
 
 def _error_in(data: bytes) -> str:

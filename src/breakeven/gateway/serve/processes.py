@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from breakeven.errors import BreakevenError
-from breakeven.gateway.keys.budgets import SharedWindows, budget_path, save_budgets
+from breakeven.gateway.keys.budgets import budget_path, save_budgets
 from breakeven.gateway.keys.entry import KeyEntry, Keys
+from breakeven.gateway.keys.machines import SharedWindows
 from breakeven.gateway.keys.store import follow
 from breakeven.gateway.plan.limits import Limits
 from breakeven.gateway.plan.model import GatewayPlan
@@ -36,7 +37,7 @@ from breakeven.gateway.serve.front import Front
 from breakeven.gateway.serve.loading import ServedPlan
 from breakeven.gateway.serve.poll import Poller
 from breakeven.gateway.shared.block import SharedBlock
-from breakeven.gateway.shared.layout import Process, Rows
+from breakeven.gateway.shared.layout import Global, Process, Rows
 from breakeven.wire.server import HttpServer
 
 if TYPE_CHECKING:
@@ -265,10 +266,18 @@ class Watcher:
 
     async def _follow_keys(self, path: Path) -> None:
         """What is revoked does not open the page any more either."""
-        seen = (0, 0, 0)
+        seen = (-1, 0, 0)  # no file's, so that one that is gone is told as well
         while True:
-            seen = follow(self._keys, path, seen)
+            seen = follow(self._keys, path, seen, self._tell_keys)
             await asyncio.sleep(LOOK_S)
+
+    def _tell_keys(self, wrong: str) -> None:
+        """What is wrong with the file of keys, where it is seen: standard error, the page, a metric."""
+        self.block.everywhere.put(0, 0, Global.KEYS_UNUSABLE, 1.0 if wrong else 0.0)
+        if wrong:
+            self._warn("keys", f"the file of keys cannot be used, so keys stay but for those it revokes: {wrong}")
+        elif self.warnings.pop("keys", None) is not None:
+            sys.stderr.write("breakeven: the file of keys can be used again\n")
 
     async def _save_budgets(self) -> None:
         """Spending outlives a restart, less the last seconds before a crash."""
