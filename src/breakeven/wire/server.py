@@ -22,6 +22,7 @@ from typing import cast
 from breakeven.wire.answer import LINES, HttpAnswer
 from breakeven.wire.message import Refused, Request, error_body
 from breakeven.wire.reader import Bounds, Reader
+from breakeven.wire.tls import TlsConnection
 
 _log = logging.getLogger("breakeven.gateway.edge")
 
@@ -311,8 +312,12 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         if self._timer is None:
             self._tick()
+
+        def accepted() -> asyncio.Protocol:
+            return ServerConnection(self) if tls is None else TlsConnection(ServerConnection(self), tls)
+
         for one in sockets:
-            self._servers.append(await loop.create_server(lambda: ServerConnection(self), sock=one, ssl=tls))
+            self._servers.append(await loop.create_server(accepted, sock=one))
 
     def stop_accepting(self) -> None:
         """Close this process's hold of the listening sockets. Connections go on."""

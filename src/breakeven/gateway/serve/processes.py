@@ -35,6 +35,7 @@ from breakeven.gateway.serve.loading import ServedPlan
 from breakeven.gateway.serve.poll import Poller
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Process, Rows
+from breakeven.wire import tls
 from breakeven.wire.server import HttpServer
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ async def _serve(
     if plan.keys is not None and desk.keys is not None:
         # The keys are as old as the plan: some may have been revoked before this worker took another's place.
         seen = follow(desk.keys, plan.keys, seen)
-    await edge.start([listening])
+    await edge.start([listening], tls.server_tls(plan.tls_files) if plan.tls_files else None)
     block.worker.put(worker, 0, Process.PID, os.getpid())
     ready()
     while not ending.is_set():
@@ -221,6 +222,7 @@ class Watcher:
     async def _hear(self, reader: asyncio.StreamReader) -> None:
         while True:
             self.now = await next_news(reader)
+            tls.use({})  # those it was forked with are of the plan before
             await self._stop()
             self._begin()
 

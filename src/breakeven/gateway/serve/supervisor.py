@@ -21,12 +21,13 @@ from breakeven.gateway.keys.budgets import budget_path, load_budgets
 from breakeven.gateway.keys.windows import retire
 from breakeven.gateway.plan.check import check_reload
 from breakeven.gateway.plan.model import GatewayPlan
-from breakeven.gateway.serve.loading import ServedPlan, load_apart
+from breakeven.gateway.serve.loading import ServedPlan, contexts_of, load_apart, why_refused
 from breakeven.gateway.serve.processes import run_watcher, run_worker, send_news
 from breakeven.gateway.shared.block import Shape, SharedBlock, Slots
 from breakeven.gateway.shared.layout import Global, Rows
 from breakeven.gateway.swap.types import prepare
 from breakeven.hardware.system import allow_many_files, wait_signal
+from breakeven.wire import tls
 from breakeven.wire.listen import open_sockets
 
 assert sys.platform != "win32"  # `run` has said so
@@ -61,6 +62,9 @@ class Supervisor:
         self._read, self._say = read, say
         self.loaded = loaded
         plan = self.loaded.plan
+        tls.use(contexts_of(plan))
+        if why := why_refused(plan):
+            say(f"{why}, then send SIGHUP")
         self.sockets = open_sockets(plan.host, plan.port, plan.workers)
         self.admin: list[socket.socket] = []
         if plan.admin_port is not None:
@@ -252,17 +256,23 @@ class Supervisor:
             draining = sum(1 for child in self.children.values() if child.worker and child.generation < self.generation)
             if draining + 2 * loaded.plan.workers >= self.block.shape.workers:
                 raise UserError("earlier workers still drain; reload again when they have ended")
+            contexts = contexts_of(loaded.plan)
+            if (why := why_refused(loaded.plan, contexts)) and not why_refused(self.loaded.plan):
+                raise UserError(why)
             rows = self._name(loaded)
             prepare(loaded.plan, self.block, rows.backends)
         except BreakevenError as error:
             self._say(f"not reloaded, everything goes on as it was: {error}")
             return
-        before = self.loaded, self.rows
+        if why:
+            self._say(why)
+        before, used = (self.loaded, self.rows), tls.use(contexts)
         old = list(self.children.values())
         self.loaded, self.rows = loaded, rows
         self.generation += 1
         if not self._start_workers():
             self.loaded, self.rows = before
+            tls.use(used)
             for child in self.children.values():
                 if child.generation == self.generation:
                     child.generation = FAILED

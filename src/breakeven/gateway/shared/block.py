@@ -6,7 +6,9 @@ Aligned words of 8 bytes are read and written whole, so a reader never sees half
 
 from __future__ import annotations
 
+import hashlib
 import mmap
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +103,7 @@ class SharedBlock:
         }
         words = sum(w * e * c for _, w, e, c in grids.values())
         self.shape = shape
+        self._engines = os.urandom(32)
         self._memory = mmap.mmap(-1, max(1, words) * WORD)
         whole = memoryview(self._memory)
         made: dict[str, SharedGrid] = {}
@@ -121,6 +124,10 @@ class SharedBlock:
         self.known = made["known"]
         self.share = made["share"]
         self.everywhere = made["everywhere"]
+
+    def engine_key(self, backend: str) -> str:
+        """What an engine of ours asks of whoever asks it: known to the processes that inherit this, and to no other."""
+        return hashlib.blake2b(backend.encode(), key=self._engines, digest_size=24).hexdigest()
 
     def retire(self, worker: int) -> None:
         """A worker died or ended: nothing of it is under way any more, and its counts are kept."""
