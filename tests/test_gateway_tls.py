@@ -145,6 +145,33 @@ def test_whoever_speaks_no_tls_is_told_so(loop: Loop, files: TlsFiles) -> None:
 
 
 @both_loops
+def test_what_is_no_tls_after_a_question_ends_the_connection_and_nothing_else(
+    loop: Loop, files: TlsFiles, trusting: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        async with Serving(files) as edge:
+            reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+            heard, said = ssl.MemoryBIO(), ssl.MemoryBIO()
+            client = trusting.wrap_bio(heard, said, server_hostname="localhost")
+            while True:
+                try:
+                    client.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    writer.write(said.read())
+                    heard.write(await reader.read(65536))
+            client.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            writer.write(said.read() + b"\x17\x03\x03\x00\x20" + bytes(32))
+            heard.write(await reader.read())
+            writer.close()
+            with pytest.raises(ssl.SSLError):  # its alert, and no answer
+                client.read()
+        assert not caplog.records
+
+    on(loop, work)
+
+
+@both_loops
 def test_a_client_that_leaves_is_heard_of_and_one_that_is_slow_is_waited_for(
     loop: Loop, files: TlsFiles, trusting: ssl.SSLContext
 ) -> None:

@@ -185,10 +185,10 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         if self._ended:
             return
         self._in.write(data)
-        if not self._open and not self._handshake(data):
+        if not self._open and not self._handshake():
             return
         pieces: list[bytes] = []
-        whole = broken = False
+        whole = False
         try:
             while True:
                 piece = self._tls.read(_READ_BYTES)
@@ -201,18 +201,19 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         except ssl.SSLZeroReturnError:
             whole = True
         except ssl.SSLError:
-            broken = True
+            # Nothing more can be sealed either, so what came before it has nobody to be answered to.
+            self._ended = self._closing = True
+            self._flush()
+            self._below.close()
+            return
         self._flush()
         if pieces:
             self._above.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if broken:
-            self._ended = True
-            self._below.abort()
-        elif whole and not self._ended:
+        if whole and not self._ended:
             self._above.eof_received()
             self.close()
 
-    def _handshake(self, data: bytes) -> bool:
+    def _handshake(self) -> bool:
         """One step of it; whether it has ended well."""
         try:
             self._tls.do_handshake()
