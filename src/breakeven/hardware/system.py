@@ -28,6 +28,15 @@ _LOOK_S = 0.02
 """How often a system without waiting for signals with a timeout is asked for one."""
 
 
+def steady_s() -> float:
+    """Seconds of a clock that nobody sets, the same in all processes; on Linux it runs on while the machine sleeps."""
+    return _READ(_BOOT) if _READ is not None and _BOOT is not None else time.monotonic()
+
+
+_READ: Callable[[int], float] | None = getattr(time, "clock_gettime", None)
+_BOOT: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+
+
 def kill_session(pid: int) -> None:
     """End a process that leads a session and all in its group; on Windows those below it in the tree."""
     if sys.platform == "win32":

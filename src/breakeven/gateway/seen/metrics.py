@@ -217,6 +217,7 @@ class _Collector:
             ("generation", "Raised by every reload.", whole.get(0, 0, Global.GENERATION)),
             ("draining", "1 while the gateway ends.", whole.get(0, 0, Global.DRAINING)),
             ("start_time_seconds", "Unix time of the start.", whole.get(0, 0, Global.STARTED_S)),
+            ("key_file_unusable", "1 while the file of keys cannot be used.", whole.get(0, 0, Global.KEYS_UNUSABLE)),
         ):
             yield GaugeMetricFamily(PREFIX + name, text, value)
 

@@ -18,8 +18,9 @@ from breakeven.gateway.route.choose import score_of
 from breakeven.gateway.route.view import REASONS, Ask, Choice
 from breakeven.gateway.serve.ask import Asked, Client
 from breakeven.gateway.serve.course import Course
-from breakeven.gateway.serve.lane import Lane, WaitingLine
+from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
+from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.wire.message import Headers, Request, Responder, error_body
 
 JSON = (b"content-type", b"application/json")
@@ -132,12 +133,15 @@ class Forward:
         """A place at once."""
         line = self.home.line
         return (
-            lane.breaker.allows(now_s) and line.ready(lane) and line.enter_now(lane, course, self.ask.priority, now_s)
+            lane.breaker.allows(now_s)
+            and line.ready(lane)
+            and line.enter_now(lane, course, self.ask.priority, now_s, self.client.slot)
         )
 
     def enter(self, course: Course[Lane, Leg], lane: Lane, now_s: float) -> Literal["go", "wait", "full"]:
         """A place, or one in line."""
-        entered = self.home.line.enter(lane, course, self.ask.priority, now_s + self.policy.queue_s, now_s)
+        deadline_s = now_s + self.policy.queue_s
+        entered = self.home.line.enter(lane, course, self.ask.priority, deadline_s, now_s, self.client.slot)
         if entered == "wait":
             self.queued_ns = time.monotonic_ns()
         return entered
@@ -191,7 +195,7 @@ class Forward:
             if (
                 line.ready(lane)
                 and lane.breaker.allows(now_s)
-                and line.enter_now(lane, course, self.ask.priority, now_s)
+                and line.enter_now(lane, course, self.ask.priority, now_s, self.client.slot)
             ):
                 return lane
         budget.give_back()

@@ -23,18 +23,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from breakeven.errors import BreakevenError
-from breakeven.gateway.keys.budgets import SharedWindows, budget_path, save_budgets
+from breakeven.gateway.keys.budgets import budget_path, save_budgets
 from breakeven.gateway.keys.entry import KeyEntry, Keys
+from breakeven.gateway.keys.machines import SharedWindows
 from breakeven.gateway.keys.store import follow
-from breakeven.gateway.plan.model import GatewayPlan, Limits
+from breakeven.gateway.plan.limits import Limits
+from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.seen.snapshot import ExperimentState, Snapshot, snapshot
-from breakeven.gateway.serve.desk import Desk, Front
+from breakeven.gateway.serve.desk import Desk
+from breakeven.gateway.serve.front import Front
 from breakeven.gateway.serve.loading import ServedPlan
 from breakeven.gateway.serve.poll import Poller
 from breakeven.gateway.shared.block import SharedBlock
-from breakeven.gateway.shared.layout import Process, Rows
+from breakeven.gateway.shared.layout import Global, Process, Rows
 from breakeven.wire.server import HttpServer
 
 if TYPE_CHECKING:
@@ -48,7 +51,9 @@ LOOK_S = 1.0
 EXPERIMENTS_S = 2.0
 SAVE_S = 10.0
 _LENGTH = 8
-ADMIN_LIMITS = Limits(body_bytes=64 * 1024, header_bytes=16 * 1024, connections=64, read_s=10.0)
+ADMIN_LIMITS = Limits(
+    body_bytes=4 * 1024, header_bytes=16 * 1024, connections=64, read_s=10.0, unasked_s=5.0, idle_s=30.0
+)
 
 
 def run_worker(
@@ -71,7 +76,8 @@ async def _serve(
     plan = loaded.plan
     log = None if plan.log.directory is None else DecisionLog(plan.log.directory, worker, plan.log)
     desk = Desk(plan, loaded.speeds, rows, block, worker, loaded.keys, log)
-    edge = HttpServer(Front(desk).handle, plan.limits)
+    front = Front(desk)
+    edge = HttpServer(front.handle, plan.limits, front.judge)
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
     supervisor = os.getppid()
@@ -260,10 +266,18 @@ class Watcher:
 
     async def _follow_keys(self, path: Path) -> None:
         """What is revoked does not open the page any more either."""
-        seen = (0, 0, 0)
+        seen = (-1, 0, 0)  # no file's, so that one that is gone is told as well
         while True:
-            seen = follow(self._keys, path, seen)
+            seen = follow(self._keys, path, seen, self._tell_keys)
             await asyncio.sleep(LOOK_S)
+
+    def _tell_keys(self, wrong: str) -> None:
+        """What is wrong with the file of keys, where it is seen: standard error, the page, a metric."""
+        self.block.everywhere.put(0, 0, Global.KEYS_UNUSABLE, 1.0 if wrong else 0.0)
+        if wrong:
+            self._warn("keys", f"the file of keys cannot be used, so keys stay but for those it revokes: {wrong}")
+        elif self.warnings.pop("keys", None) is not None:
+            sys.stderr.write("breakeven: the file of keys can be used again\n")
 
     async def _save_budgets(self) -> None:
         """Spending outlives a restart, less the last seconds before a crash."""
@@ -322,14 +336,14 @@ class Watcher:
     # The page.
 
     def _page(self) -> HttpServer:
-        from breakeven.gateway.live.admin import admin_handler
+        from breakeven.gateway.live.admin import admin_handler, takes_body
         from breakeven.gateway.seen.metrics import render
 
         secret = os.environ.get(self.now.plan.admin_secret_env) or None
         handler = admin_handler(
             self._state, lambda: render(self.block, self.now.plan, self.now.rows), secret, admits=self._admits
         )
-        return HttpServer(handler, ADMIN_LIMITS)
+        return HttpServer(handler, ADMIN_LIMITS, takes_body)
 
     def _admits(self, authorization: bytes | None) -> bool:
         """Whether a key of the gateway's own may read the page as well."""

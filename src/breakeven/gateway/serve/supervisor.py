@@ -51,6 +51,8 @@ class Child:
     worker: int | None
     socket: int
     generation: int
+    rows: Rows
+    """Those that it writes."""
 
 
 class Supervisor:
@@ -83,11 +85,12 @@ class Supervisor:
         )
         shape = self.block.shape
         self._slots = {
-            "backends": Slots("backends", shape.backends),
-            "keys": Slots("keys", shape.keys),
-            "models": Slots("public models", shape.models),
-            "experiments": Slots("experiments", shape.experiments),
+            "backends": Slots("backends", shape.backends, self.block.clear_backend),
+            "keys": Slots("keys", shape.keys, self.block.clear_key),
+            "models": Slots("public models", shape.models, self.block.model_usage.clear),
+            "experiments": Slots("experiments", shape.experiments, self.block.share.clear),
         }
+        self.children: dict[int, Child] = {}
         self.rows = self._name(self.loaded)
         self.block.everywhere.put(0, 0, Global.STARTED_S, time.time())
         self.machine = ""
@@ -96,7 +99,6 @@ class Supervisor:
             self.machine = load_budgets(budget_path(plan.keys), self.block, keys, self.rows.keys)
         prepare(plan, self.block, self.rows.backends)
         self.news, self._heard = socket.socketpair()
-        self.children: dict[int, Child] = {}
         self.generation = 0
         self._deaths: list[float] = []
         self._ending = False
@@ -162,7 +164,7 @@ class Supervisor:
                     sys.stdout.flush()
                     sys.stderr.flush()
                 os._exit(status)
-        self.children[pid] = Child(pid, worker, socket_at, self.generation)
+        self.children[pid] = Child(pid, worker, socket_at, self.generation, self.rows)
         return pid
 
     def _start_watcher(self) -> None:
@@ -238,11 +240,18 @@ class Supervisor:
     def _name(self, loaded: ServedPlan) -> Rows:
         plan = loaded.plan
         models = [*(policy.model for policy in plan.policies), *(backend.name for backend in plan.backends)]
+        slots, held = self._slots, [child.rows for child in self.children.values()]
         return Rows(
-            self._slots["backends"].name([backend.name for backend in plan.backends]),
-            self._slots["keys"].name(["", *(entry.name for entry in loaded.keys or ())]),
-            self._slots["models"].name(list(dict.fromkeys(models))),
-            self._slots["experiments"].name([plan.name for plan in plan.experiments]),
+            slots["backends"].name(
+                [backend.name for backend in plan.backends], {name for rows in held for name in rows.backends}
+            ),
+            slots["keys"].name(
+                ["", *(entry.name for entry in loaded.keys or ())], {name for rows in held for name in rows.keys}
+            ),
+            slots["models"].name(models, {name for rows in held for name in rows.models}),
+            slots["experiments"].name(
+                [plan.name for plan in plan.experiments], {name for rows in held for name in rows.experiments}
+            ),
         )
 
     def _reload(self) -> None:
@@ -274,7 +283,7 @@ class Supervisor:
         for child in old:
             if child.worker is None:
                 # Its engines go on, so it stays and hears of the new plan.
-                child.generation = self.generation
+                child.generation, child.rows = self.generation, rows
                 send_news(self.news, loaded.plan, loaded.keys, rows)
             else:
                 os.kill(child.pid, signal.SIGTERM)
