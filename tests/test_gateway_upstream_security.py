@@ -384,5 +384,5 @@ async def test_tls_is_verified_and_the_name_sent(certificate: tuple[Path, Path],
 def test_a_file_of_authorities_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
     for path in (tmp_path / "ca.pem", tmp_path / "none.pem"):
-        with pytest.raises(UserError, match=r"ca_file .* PEM"):
+        with pytest.raises(UserError, match=r"ca .* PEM"):
             HttpClient("https://127.0.0.1", timeouts=Timeouts(), tls=TlsFiles(path))

@@ -67,11 +67,11 @@ def server_tls(files: TlsFiles) -> ssl.SSLContext:
 def new_client_tls(files: TlsFiles) -> ssl.SSLContext:
     """As `client_tls`, from what stands in the files now."""
     if files.ca is not None and not files.ca.is_file():
-        raise UserError(f"ca_file {files.ca} is no file; give a PEM file of certificates")
+        raise UserError(f"ca {files.ca} is no file; give a PEM file of certificates")
     try:
         context = ssl.create_default_context(cafile=files.ca)
     except (OSError, ssl.SSLError) as error:
-        raise UserError(f"ca_file {files.ca} cannot be used ({error}); give a PEM file of certificates") from error
+        raise UserError(f"ca {files.ca} cannot be used ({error}); give a PEM file of certificates") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if files.certificate is not None:
         _load(context, files)
@@ -190,7 +190,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         pieces: list[bytes] = []
         whole = False
         try:
-            while True:
+            # To ask for more than there is would raise, which costs more than to look.
+            while self._in.pending or self._tls.pending():
                 piece = self._tls.read(_READ_BYTES)
                 if not piece:
                     whole = True
@@ -238,8 +239,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         return not self._ended
 
     def _flush(self) -> None:
-        if (data := self._out.read()) and not self._below.is_closing():
-            self._below.write(data)
+        if self._out.pending and not self._below.is_closing():
+            self._below.write(self._out.read())
 
     # The side of the protocol above: what it calls of its transport.
 
