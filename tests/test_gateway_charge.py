@@ -404,6 +404,30 @@ def test_what_was_sent_costs_its_prompt_though_nothing_came_back() -> None:
     run(play)
 
 
+@pytest.mark.parametrize("how", ["leave", "cut", "timeout"])
+def test_the_beginning_of_an_answer_is_charged_though_nobody_got_it(how: str) -> None:
+    """Short answers in one piece are held until they are whole."""
+
+    def play() -> None:
+        world = World()
+        client = world.ask()
+        (one,) = world.asked
+        one.sink.on_head(200, [(b"content-type", b"application/json"), (b"content-length", b"9000")])
+        one.sink.on_body(b'{"choices": [{"message": {"content": "' + b"word " * 1000)
+        if how == "leave":
+            client.leave()
+        else:
+            one.over = True
+            one.sink.on_trouble(how, "played")  # type: ignore[arg-type]
+            end(world, ((b"content-type", b"application/json"),), json.dumps({**WHOLE, "usage": COUNTS}).encode())
+            assert client.status == 200
+        assert b"word" not in client.said
+        assert world.charged[1] >= 1000
+        assert_nothing_left(world)
+
+    run(play)
+
+
 def test_a_hedge_costs_both_prompts() -> None:
     def play() -> None:
         world = World(hedge=True)

@@ -142,7 +142,7 @@ def taken(forward: Forward, leg: Leg) -> Taken:
         return NOTHING
     tap = leg.tap
     prompt = tap.counted.prompt_tokens or leg.ahead + 1
-    output = tap.output_tokens if leg.begun and leg.status < 400 and forward.endpoint != EMBEDDINGS else 0
+    output = tap.output_tokens if leg.status < 400 and forward.endpoint != EMBEDDINGS else 0
     cached = min(tap.counted.cached_tokens or 0, prompt)
     return Taken(prompt, cached, output, usd_of(leg.lane, prompt, cached, output, leg.running))
 
