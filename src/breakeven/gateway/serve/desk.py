@@ -159,7 +159,9 @@ class Desk:
             output = asked.held_output(path, usual)
             usd = 0.0
             if any(limit.what == "usd" for limit in entry.limits):
-                usd = _dearest(choice, ask, output, [self.lanes[index] for index in choice.order])
+                # As many as may be asked, and a hedge.
+                asked_of = [self.lanes[index] for index in choice.order[: policy.attempts + 1]]
+                usd = _dearest(choice, ask, output, asked_of)
             least = asked.prompt_bytes / MOST_BYTES + asked.held_output(path, 1.0)
             tokens, usd = held(entry.limits, least, ask.prompt_tokens + output, usd)
             if (refusal := self._over(client, entry, unix_s, tokens, usd)) is not None:
