@@ -263,7 +263,7 @@ def test_an_empty_answer_is_asked_once_more_and_counts_where_another_has_content
     course.first_byte(second)
     course.whole(second, nothing="empty")
     assert (first.judged, second.judged) == ("", "")
-    assert world.ends == [("b", 200, "")]
+    assert world.ends == [("b", 200, "an answer that says nothing")]
     assert world.did == ["send a", "drop a", "send b", "finish"]
 
 

@@ -314,7 +314,7 @@ class Course(Generic[Place, One]):
                     if other.outcome == EMPTY:
                         other.judge("broken")
         one.finish()
-        self._end(one, one.status, f"error: {failing}" if failing else "")
+        self._end(one, one.status, f"error: {failing}" if failing else trouble_told(nothing))
 
     def trouble(self, one: One, trouble: str, detail: str) -> None:
         """A backend's answer ended badly, or never began."""

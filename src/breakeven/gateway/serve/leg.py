@@ -12,7 +12,7 @@ from breakeven.gateway.route.view import Ask
 from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, Client, body_for
 from breakeven.gateway.serve.course import Course, Judgement
 from breakeven.gateway.serve.lane import Lane
-from breakeven.gateway.serve.opening import EMPTY, SHORT_BYTES, First, Opening, names_something, without
+from breakeven.gateway.serve.opening import EMPTY, SHORT_BYTES, First, Opening, error_status, names_something, without
 from breakeven.gateway.serve.tap import UNHEARD, Scrub, Tap, headers_without, tap_for
 from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.gateway.shared.layout import AHEAD_TOKENS, CONTEXT_TOKENS, DECODING, IN_FLIGHT, REQUESTS
@@ -178,7 +178,7 @@ class Leg:
         if self.kept is not None:
             self.kept.add(data)
         # Quotes within a text are written otherwise, so that hardly any piece of an answer is looked at.
-        if b'"error"' in data and not self._failing and self._streams:
+        if b'"error"' in data and self._streams and not (self._failing or self.nothing):
             self._failing = _error_in(without(self.lane.secret, data))
         tap = self.tap
         events = tap.events
@@ -371,10 +371,10 @@ class Leg:
 
 
 def _error_in(data: bytes) -> str:
-    """What an error among these events says; empty: there is none."""
+    """What an error among these events says that is about the backend; empty: there is none."""
     for raw in split_events(data):
         said, name = fields_of(raw)
-        if event_kind(said, name) == "error":
+        if event_kind(said, name) == "error" and standing(error_status(said or b"")) in ELSEWHERE:
             return error_text(said or b"") or "an error"
     return ""
 
