@@ -33,7 +33,7 @@ AFTER = ["reset_mid_body", "close_mid_body", "stall_mid_body", "truncate", "garb
 _ERROR = b'{"error": {"message": "CUDA out of memory at 10.0.0.7", "code": 500}}'
 _ROLE = event(b'{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}')
 _STOP = event(b'{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}')
-_NAMED = ("late", "spoofs", "fails-late", "declines", "mute")
+_NAMED = ("late", "spoofs", "fails-late", "declines", "mute", "busy")
 _LIFE = chunk(b": PROCESSING\n\n")
 _STREAMS = head(200, "content-type: text/event-stream", "transfer-encoding: chunked")
 _SPOOFED = ("x-breakeven-backend: premium", "x-breakeven-usd: 0", "x-request-id: forged", "www-authenticate: Basic")
@@ -52,6 +52,8 @@ def _odd(question: ScriptedRequest) -> Scene:
         return played(question, [b": PROCESSING\n\n", b": PROCESSING\n\n", _ROLE, *events(question)])
     if question.model == "fails-late":
         return CONTENT["engine_error"](question)
+    if question.model == "busy":
+        return _refused(429, question)
     if question.model == "declines":
         return played(question, [_ROLE, event(b'{"error": {"message": "too long", "code": 400}}')])
     if question.model == "mute":
@@ -313,6 +315,11 @@ def test_what_is_no_answer_is_the_operators_trouble(house: House, fault: str, st
     assert (record.status, record.backend, record.ttft_s) == (502, "", None)
     assert record.attempts[0].outcome not in ("answered", "")
     assert house.gateway.backend(name)["errors"] == before + 1
+
+
+def test_a_busy_backend_s_time_is_told_in_whole_seconds(house: House) -> None:
+    answer = ask(house.gateway.url, question("busy", "busy"))
+    assert (answer.status, answer.headers["retry-after"]) == (429, "2")
 
 
 def test_signs_of_life_are_no_first_token(house: House) -> None:
