@@ -341,12 +341,11 @@ class Leg:
         else:
             lane.breaker.ended(now_s, self.spell)
         if asked_s is not None or what == "busy":
-            self.retry_s = ceil(USUAL_HOLD_S if asked_s is None else asked_s)
-            lane.breaker.hold(now_s + self.retry_s, now_s)
-        if asked_s is not None:
+            self.retry_s = whole_s = ceil(USUAL_HOLD_S if asked_s is None else asked_s)
+            lane.breaker.hold(now_s + whole_s, now_s)
             # Not every client knows dates, fractions and thousandths.
-            told = (b"retry-after", b"%d" % self.retry_s)
-            self.head = [*(header for header in self.head if not header[0].startswith(b"retry-after")), told]
+            told = [] if asked_s is None else [(b"retry-after", b"%d" % whole_s)]
+            self.head = [*(header for header in self.head if not header[0].startswith(b"retry-after")), *told]
 
     def drop(self, outcome: str) -> None:
         """Cancel what is under way; the sink hears no more."""
