@@ -6,6 +6,8 @@ known before it is taken apart.
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from breakeven.gateway.plan.model import ENDPOINTS
@@ -74,9 +76,7 @@ class Front:
         """A whole body. A large one is seen, taken apart and sent on in rounds of the loop of their own."""
         body = request.body
         if len(body) > AT_ONCE:
-            self._large.add(
-                body, lambda: responder.gone, lambda refusal: self._seen(request, responder, client, refusal)
-            )
+            self._large.add(body, lambda: responder.gone, partial(self._seen, request, responder, client))
         elif (refusal := json_refusal(body, self._depth, self._keys)) is not None:
             say(responder, refusal.status, refusal.message, refusal.code)
         else:
