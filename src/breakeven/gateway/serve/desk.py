@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from math import ceil
 
 from breakeven.gateway.experiment import assign
 from breakeven.gateway.guard import HedgeBudget
@@ -14,15 +15,17 @@ from breakeven.gateway.keys.entry import KeyEntry, Keys
 from breakeven.gateway.keys.windows import Windows
 from breakeven.gateway.plan.model import GatewayPlan, PolicyPlan
 from breakeven.gateway.route.choose import choose
+from breakeven.gateway.route.learned import MOST_BYTES, held
 from breakeven.gateway.route.view import Ask, Choice, Speed
 from breakeven.gateway.seen.log import DecisionLog
-from breakeven.gateway.serve.account import answered, record_of
+from breakeven.gateway.serve.account import answered, record_of, usd_of
 from breakeven.gateway.serve.arms import Arms
 from breakeven.gateway.serve.ask import Asked, BadAskError, Client, asks, new_ask, read_body
 from breakeven.gateway.serve.course import Course
 from breakeven.gateway.serve.forward import Forward, say
-from breakeven.gateway.serve.lane import Lane, WaitingLine
+from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
+from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import (
     USAGE_COLUMNS,
@@ -75,6 +78,7 @@ class Desk:
                 speeds[backend.name],
                 plan.limits,
                 lines.get(backend.name, USUAL_LINE),
+                len(entries or ()),
             )
             for index, backend in enumerate(plan.backends)
         ]
@@ -155,8 +159,14 @@ class Desk:
         choice = choose(policy, ask, [lane.refresh(now_s) for lane in lanes], self.dice)
         spent = None
         if (entry := client.entry) is not None:
-            unix_s = time.time()
-            tokens, usd = ask.prompt_tokens + ask.output_tokens, _dearest(choice)
+            unix_s = self.windows.now_s()
+            usual = lanes[0].lengths.output_tokens(client.name)
+            output = asked.held_output(path, usual)
+            usd = 0.0
+            if any(limit.what == "usd" for limit in entry.limits):
+                usd = _dearest(choice, ask, output, [self.lanes[index] for index in choice.order])
+            least = asked.prompt_bytes / MOST_BYTES + asked.held_output(path, 1.0)
+            tokens, usd = held(entry.limits, least, ask.prompt_tokens + output, usd)
             if (refusal := self._over(client, entry, unix_s, tokens, usd)) is not None:
                 self._refuse(responder, client, refusal)
                 return
@@ -196,8 +206,9 @@ class Desk:
         usd: float | None,
     ) -> Ask:
         first = self.lanes[self.members[asked.model][0]]
-        ask = new_ask(path, asked, first.output_tokens)
-        ask.prompt_tokens = asked.prompt_tokens(first.bytes_per_token)
+        lengths, key = first.lengths, client.name
+        ask = new_ask(path, asked, lengths.output_tokens(key))
+        ask.prompt_tokens = asked.prompt_tokens(lengths.bytes_per_token(key))
         slo = client.slo or policy.slo
         ask.ttft_s = slo.ttft_s if ttft_ms is None else ttft_ms / 1000
         ask.tpot_s = slo.tpot_s if tpot_ms is None else tpot_ms / 1000
@@ -223,7 +234,7 @@ class Desk:
     def _refuse(self, responder: Responder, client: Client, refusal: tuple[str, float | None]) -> None:
         self._key_usage[client.slot * USAGE_COLUMNS + USED_REFUSED] += 1
         text, retry_s = refusal
-        headers = [] if retry_s is None else [(b"retry-after", str(max(1, round(retry_s))).encode())]
+        headers = [] if retry_s is None else [(b"retry-after", str(max(1, ceil(retry_s))).encode())]
         say(responder, 429, text, "rate_limit_exceeded", headers)
 
     def _use(self, client: Client, policy: PolicyPlan, prompt: int, output: int, usd: float) -> None:
@@ -245,7 +256,7 @@ class Desk:
         """Account for it once, and log it."""
         if leg is not None:
             answered(forward, leg)
-        record = record_of(forward, course.asked, leg, status, error, self.kinds)
+        record, charged = record_of(forward, course.asked, leg, status, error, self.kinds)
         if forward.shadow_of:
             self.arms.copies.discard(course)
             if self.log is not None:
@@ -253,11 +264,9 @@ class Desk:
             return
         self.under_way -= 1
         client, policy = forward.client, forward.policy
-        prompt, output = record.prompt_tokens or 0, record.output_tokens or 0
-        usd = record.usd or 0.0
-        self._use(client, policy, prompt, output, usd)
+        self._use(client, policy, charged.prompt, charged.output, charged.usd)
         if client.entry is not None:
-            self.windows.settle(forward.spent, time.time(), prompt + output, usd)
+            self.windows.settle(forward.spent, self.windows.now_s(), charged.prompt + charged.output, charged.usd)
             self.windows.close_stream(client.slot)
         if self.log is not None:
             self.log.add(record)
@@ -270,6 +279,7 @@ def hash_of(value: bytes) -> int:
     return crc32(value) or 1
 
 
-def _dearest(choice: Choice) -> float:
-    """The most that a request is predicted to cost wherever it ends up: what its key must still be allowed to spend."""
-    return max((score.usd for score in choice.scores if not score.why_not), default=0.0)
+def _dearest(choice: Choice, ask: Ask, output: float, lanes: Sequence[Lane]) -> float:
+    """The most that a request may cost wherever it ends up, with `output` tokens: what its key must have left."""
+    most = max((score.usd for score in choice.scores if not score.why_not), default=0.0)
+    return max([most, *(usd_of(lane, ask.prompt_tokens, 0.0, output, lane.view.running) for lane in lanes)])
