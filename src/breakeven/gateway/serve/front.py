@@ -6,10 +6,12 @@ known before it is taken apart.
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from breakeven.gateway.plan.model import ENDPOINTS
-from breakeven.gateway.serve.ask import Client
+from breakeven.gateway.serve.ask import Asked, BadAskError, Client, read_body
 from breakeven.gateway.serve.desk import Desk
 from breakeven.gateway.serve.forward import JSON, say
 from breakeven.gateway.shared.layout import Global
@@ -71,26 +73,35 @@ class Front:
             say(responder, 404, f"there is no {path[:200]} here; this gateway serves {', '.join(ENDPOINTS)}", None)
 
     def _look(self, request: Request, responder: Responder, client: Client) -> None:
-        """A whole body: taken apart once it is known that this takes little time."""
+        """A whole body. A large one is seen, taken apart and sent on in rounds of the loop of their own."""
         body = request.body
-        if len(body) <= AT_ONCE:
-            self._seen(request, responder, client, json_refusal(body, self._depth, self._keys))
-            return
-
-        def later(refusal: Refused | None) -> None:
-            try:
-                self._seen(request, responder, client, refusal)
-            except Exception:  # nobody else sees to the client
-                responder.abort()
-                raise
-
-        self._large.add(body, lambda: responder.gone, later)
+        if len(body) > AT_ONCE:
+            self._large.add(body, lambda: responder.gone, partial(self._seen, request, responder, client))
+        elif (refusal := json_refusal(body, self._depth, self._keys)) is not None:
+            say(responder, refusal.status, refusal.message, refusal.code)
+        else:
+            self._desk.ask(request, responder, client, request.path)
 
     def _seen(self, request: Request, responder: Responder, client: Client, refusal: Refused | None) -> None:
-        if refusal is None:
-            self._desk.ask(request, responder, client, request.path)
-        else:
-            say(responder, refusal.status, refusal.message, refusal.code)
+        try:
+            if refusal is None:
+                asked = read_body(request.body)
+                self._desk.loop.call_soon(self._ask, request, responder, client, asked)
+            else:
+                say(responder, refusal.status, refusal.message, refusal.code)
+        except BadAskError as error:
+            say(responder, 400, str(error), "invalid_request")
+        except Exception:  # nobody else sees to the client
+            responder.abort()
+            raise
+
+    def _ask(self, request: Request, responder: Responder, client: Client, asked: Asked) -> None:
+        try:
+            if not responder.gone:
+                self._desk.ask(request, responder, client, request.path, asked)
+        except Exception:
+            responder.abort()
+            raise
 
     def _strange(self, request: Request) -> bool:
         """Whether no key is asked, and somebody asks whom no such listener serves."""
