@@ -117,6 +117,16 @@ def test_the_command_finds_a_request_in_rotated_files(tmp_path: Path) -> None:
     assert (told["chosen"], told["could_choose"], told["record"]["id"]) == ("moe", ["moe"], "r150")
 
 
+def test_nothing_in_a_record_drives_the_terminal() -> None:
+    escape = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\nroot# "
+    strange = record(model=escape, finish=escape + "A" * 3_000_000, error=escape, key=escape, reason=escape)
+    strange.attempts = [Attempt(backend=escape, outcome=escape, start_s=0.0, seconds=1.0)] * 2
+    lines = explain(strange).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert not any(line.startswith("root#") for line in lines)
+    assert max(map(len, lines)) <= 1000
+
+
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     for arguments, said in (
         (["r1"], "give --log DIR"),

@@ -46,6 +46,20 @@ def open_sockets(host: str, port: int, count: int) -> list[socket.socket]:
     return opened
 
 
+def another_socket(address: tuple[str | int | bytes, ...]) -> socket.socket:
+    """One more listening socket at an address that others of ours share. Raises OSError."""
+    one = socket.socket(socket.AF_INET if len(address) == 2 else socket.AF_INET6, socket.SOCK_STREAM)
+    try:
+        _bind(one, address, shared=True)
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        one.listen(BACKLOG)
+        one.setblocking(False)
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
 def _resolve(host: str, port: int) -> tuple[int, tuple[str | int | bytes, ...]]:
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not 0 <= port <= 65535:

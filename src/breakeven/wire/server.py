@@ -169,7 +169,7 @@ class ServerConnection(asyncio.Protocol):
         try:
             self.server.handler(request, answer)
         except Exception:
-            _log.exception("a request to %s could not be handled", request.path)
+            _log.exception("a request to %.200r could not be handled", request.path)
             if answer.begun:
                 answer.abort()
             else:

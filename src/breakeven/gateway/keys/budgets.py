@@ -23,6 +23,7 @@ from breakeven.gateway.keys.store import replace_file
 from breakeven.gateway.keys.windows import number, put_row, row_buckets, width_s
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import TOLD_COLUMNS, WINDOW_COLUMNS, Window
+from breakeven.hardware.system import regular
 
 SCHEMA = "breakeven.key_budgets/1"
 STEPPED_S = 0.5
@@ -57,7 +58,8 @@ def load_budgets(path: Path, block: SharedBlock, entries: Iterable[KeyEntry], sl
     Without a file everything starts at 0. Call it before workers exist. Raises UserError for a file that is damaged.
     """
     try:
-        data = path.read_bytes()
+        with open(path, "rb", opener=regular) as opened:
+            data = opened.read()
     except FileNotFoundError:
         return secrets.token_hex(8)
     except OSError as error:

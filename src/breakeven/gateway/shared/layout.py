@@ -119,6 +119,8 @@ class Process(IntEnum):
     """Lines of the decision log that were not written."""
     CONNECTIONS = 2
     UNDER_WAY = 3
+    BEAT_NS = 4
+    """Monotonic time at which its loop last turned; 0: not yet. Row 0 is the watching process's."""
 
 
 class Known(IntEnum):
@@ -166,6 +168,12 @@ class Global(IntEnum):
     DRAINING = 2
     KEYS_UNUSABLE = 3
     """1 while the file of keys cannot be used as it is."""
+    REPLACED = 4
+    """Processes that ended unasked or hung, and for which another was started."""
+    HUNG = 5
+    """Of these, those that were killed because their heart stood still."""
+    MISSING = 6
+    """Processes that ought to be there and are not yet: the system refused, or they died too often."""
 
 
 class Treatment(IntEnum):
