@@ -167,6 +167,37 @@ def test_a_pipe_as_file_is_refused_and_a_disk_that_hangs_is_left(gateway: Gatewa
     _served(gateway)
 
 
+DEAF = """
+import os, sys
+os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+sys.modules["redis"] = None
+from breakeven.cli.main import main
+main()
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a disk that is always full")
+def test_a_full_disk_behind_standard_error_and_a_missing_package_end_nothing(
+    backend: ChaosServer, tmp_path: Path
+) -> None:
+    _limited(tmp_path, 1000)
+    plan = _plan(backend.url, keys="keys.json", redis={"url_env": "BREAKEVEN_TEST_REDIS"})
+    environment = {"BREAKEVEN_TEST_REDIS": "redis://127.0.0.1:1/0"}
+    with serving(tmp_path, plan, environment, python=("-c", DEAF)) as gateway:
+        # Each of these has something to say that nobody can hear.
+        wait(lambda: gateway.state()["warnings"], "nobody sees that the package is missing")
+        parts = {part["name"]: part["state"] for part in gateway.state()["parts"]}
+        assert {name: state for name, state in parts.items() if state != "running"} == {"redis": "waiting"}
+        assert {"page", "poller", "keys", "budgets", "decisions"} <= parts.keys()
+        [killed, _] = gateway.workers()
+        os.kill(killed, signal.SIGKILL)
+        wait(lambda: len(gateway.workers()) == 2 and killed not in gateway.workers(), "it was not replaced")
+        gateway.signal(signal.SIGHUP)
+        wait(lambda: gateway.state()["generation"] == 1, "it was not reloaded")
+        gateway.signal(signal.SIGTERM)
+        assert gateway.ended() == 0
+
+
 def _limited(directory: Path, tokens: int) -> str:
     command = [sys.executable, "-m", "breakeven.cli", "keys", "create", "anna", "--limit", f"{tokens} tokens/day"]
     done = subprocess.run(

@@ -18,7 +18,9 @@ from breakeven.gateway.serve.children import LOOK_S, STILL, STILL_NEW, WATCHER, 
 from breakeven.gateway.serve.loading import PlanReading
 from breakeven.gateway.serve.parts import HEALTHY_S, Backoff, PartsKeeper
 from breakeven.gateway.shared.block import Shape, SharedBlock
-from breakeven.gateway.shared.layout import Process
+from breakeven.gateway.shared.layout import Process, Rows
+
+NOBODY = Rows({}, {}, {}, {})
 
 
 class Clock:
@@ -148,7 +150,7 @@ def test_a_heart_that_stands_still_is_killed_and_others_are_not(
     killed: list[tuple[int, int]] = []
     monkeypatch.setattr(children_module, "kill", lambda pid, number: killed.append((pid, number)))
     for row in (1, 2, 3):
-        family.of[row] = children_module.Child(row, row, row - 1, 0, 0.0)
+        family.of[row] = children_module.Child(row, row, row - 1, 0, NOBODY, 0.0)
     beat = family.block.worker.put
     beat(2, 0, Process.BEAT_NS, 7)
     now_s = 10.0
@@ -173,7 +175,7 @@ def test_a_child_ends_with_its_status_and_says_why(family: Children, capfd: pyte
     def fails() -> int:
         raise UserError("it\x1b[2J cannot")
 
-    pids = [family.fork(row, row - 1, 0, run).pid for row, run in ((1, lambda: 3), (2, fails))]
+    pids = [family.fork(row, row - 1, 0, NOBODY, run).pid for row, run in ((1, lambda: 3), (2, fails))]
     ended: dict[int, int] = {}
     until_s = time.monotonic() + 20
     while len(ended) < 2 and time.monotonic() < until_s:

@@ -48,9 +48,9 @@ class Child:
     worker: int | None
     place: int
     generation: int
+    rows: Rows
+    """Those that it writes."""
     began_s: float
-    rows: Rows | None = None
-    """Those of the block that it writes."""
     beat: float = 0.0
     still: int = 0
     hung: bool = False
@@ -95,7 +95,7 @@ class Children:
         taken = {child.worker for child in self.of.values()}
         return next((row for row in range(1, self.block.shape.workers) if row not in taken), None)
 
-    def fork(self, worker: int | None, place: int, generation: int, run: Callable[[], int]) -> Child:
+    def fork(self, worker: int | None, place: int, generation: int, rows: Rows, run: Callable[[], int]) -> Child:
         """Start a process that does `run` and ends with its status. Raises OSError where the system refuses."""
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, AttributeError):
@@ -103,7 +103,7 @@ class Children:
         pid = os.fork()
         if pid == 0:
             _be_child(run)
-        child = self.of[pid] = Child(pid, worker, place, generation, time.monotonic())
+        child = self.of[pid] = Child(pid, worker, place, generation, rows, time.monotonic())
         return child
 
     def reap(self) -> Iterator[tuple[Child, int]]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from breakeven.errors import UserError, complain
+from breakeven.errors import UserError, complain, one_line
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.hardware.system import spreads_connections
 
@@ -34,6 +34,8 @@ def source_of(
 
     What is given beside it replaces what it says; `kv`, `engine` and `placement` are of models alone.
     """
+    if decision is not None and decision.exists() and not (decision.is_file() or decision.is_dir()):
+        raise UserError(f"{decision}: is no regular file; give the result.json of a decision")
     if (decision is None) == (not what):
         raise UserError("give a gateway file such as examples/gateway.yaml, or models, or --from a saved decision")
     files = [one for one in what if one.endswith((".yaml", ".yml"))]
@@ -101,7 +103,7 @@ def _greet(loaded: ServedPlan, doors: Doors) -> None:
 def _say_where(loaded: ServedPlan, doors: Doors) -> None:
     plan = loaded.plan
     host = f"[{doors.host}]" if ":" in doors.host else doors.host
-    models = ", ".join(policy.model for policy in plan.policies)
+    models = one_line(", ".join(policy.model for policy in plan.policies))
     print(f"Serving {models} at http://{host}:{doors.port}/v1")
     if doors.admin_port is not None:
         print(f"Live page at http://{plan.admin_host}:{doors.admin_port}/")

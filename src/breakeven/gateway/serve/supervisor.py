@@ -203,7 +203,7 @@ class Supervisor:
                 self.loaded.plan, self.loaded.keys, self.rows, self.block, self.machine, self.doors.admin, self._heard
             )
 
-        self.children.fork(None, WATCHER, self.generation, run).rows = self.rows
+        self.children.fork(None, WATCHER, self.generation, self.rows, run)
 
     def _start_workers(self) -> bool:
         """Start a generation of workers; whether every one of them accepts, which is waited for within a bound."""
@@ -250,14 +250,14 @@ class Supervisor:
             self.doors.leave(mine)
             return run_worker(self.loaded, self.rows, self.block, worker, mine, ready)
 
-        self.children.fork(worker, place, self.generation, run).rows = self.rows
+        self.children.fork(worker, place, self.generation, self.rows, run)
 
     # Reloading and ending.
 
     def _name(self, loaded: ServedPlan) -> Rows:
         plan = loaded.plan
         models = [*(policy.model for policy in plan.policies), *(backend.name for backend in plan.backends)]
-        slots, held = self._slots, [child.rows for child in self.children.of.values() if child.rows]
+        slots, held = self._slots, [child.rows for child in self.children.of.values()]
         return Rows(
             slots["backends"].name(
                 [backend.name for backend in plan.backends], {name for rows in held for name in rows.backends}
