@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from itertools import pairwise
 
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.gateway.plan.model import Limits
-from breakeven.wire.listen import open_sockets
-from breakeven.wire.message import Request, Responder, json_too_deep
+from breakeven.gateway.plan.limits import Limits
+from breakeven.wire.bounds import JsonLine, json_refusal, neighbours
+from breakeven.wire.listen import open_sockets, sent_from_here
+from breakeven.wire.message import Refused, Request, Responder
 from breakeven.wire.reader import Reader
 from tests.gateway_edge_fixtures import TEXT, on, replies, serving, talk
 
@@ -166,8 +168,26 @@ def test_bytes_that_belong_to_no_body_are_bounded() -> None:
     assert read(start, b"1;", *[b"a" * 500] * 9, header_bytes=2000) == ([], 431)
     assert read(start + b"0\r\nT: ", *[b"a" * 500] * 9, header_bytes=2000) == ([], 431)
     assert read(start + b"0\r\n", *[b"t: v\r\n"] * 900, header_bytes=2000) == ([], 431)
-    (request,), failure = read(start, *[b"1\r\nx\r\n"] * 5000, b"0\r\n\r\n", header_bytes=2000)
+    small = [b"1\r\nx\r\n"] * 5000
+    (request,), failure = read(start, *small, b"0\r\n\r\n", header_bytes=2000)
     assert (len(request.body), failure) == (5000, None)
+    # Many small pieces before them save nothing up for long trailers or extensions after them.
+    assert read(start, *small, b"0\r\nT: ", *[b"a" * 500] * 9, header_bytes=2000) == ([], 431)
+    assert read(start, *[b"1;" + b"a" * 1500 + b"\r\nx\r\n"] * 9, header_bytes=2000) == ([], 431)
+
+
+@pytest.mark.parametrize("upgrade", [b"", b"Connection: upgrade\r\nUpgrade: h\r\n"])
+def test_a_flood_in_one_read_is_taken_up_to_a_bound(upgrade: bytes) -> None:
+    one = b"GET /x HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n"
+    reader = Reader(Limits(), "peer")
+    began = time.process_time()
+    reader.feed(one * 40_000)
+    assert time.process_time() - began < 1.0
+    assert len(reader.ahead) == 64
+    assert [keep for _, keep, _ in reader.ahead] == [True] * 63 + [False]
+    assert reader.full
+    reader.feed(one)
+    assert len(reader.ahead) == 64
 
 
 def test_a_large_body_before_leaves_room_for_the_next_head() -> None:
@@ -233,7 +253,53 @@ def test_whatever_is_sent_each_request_has_one_answer_and_the_connection_ends(
     on(asyncio.new_event_loop, work)
 
 
-# JSON's depth.
+def test_who_counts_as_one_client() -> None:
+    assert neighbours("192.0.2.7") == neighbours("::ffff:192.0.2.7") == "192.0.2.7"
+    assert neighbours("2001:db8::1") == neighbours("2001:db8::ffff:0:1") != neighbours("2001:db8:0:1::1")
+    assert neighbours("fe80::1%eth0") == neighbours("fe80::2%eth0")
+    assert neighbours("") == ""
+
+
+@pytest.mark.parametrize(
+    ("origin", "named", "expected"),
+    [
+        (None, (), True),
+        (b"http://localhost:3000", (), True),
+        (b"HTTPS://127.0.0.1", (), True),
+        (b"http://[::1]:5173", (), True),
+        (b"", (), False),
+        (b"null", (), False),
+        (b"null", (b"http://null",), False),
+        (b"file://", (), False),
+        (b"file://", (b"file://",), True),
+        (b"ftp://localhost", (), False),
+        (b"chrome-extension://abc", (), False),
+        (b"Chrome-Extension://abc", (b"chrome-extension://abc",), True),
+        (b"chrome-extension://abcd", (b"chrome-extension://abc",), False),
+        (b"vscode-webview://abc", (), False),
+        (b"data:text/html,x", (), False),
+        (b"http://localhost@evil.example", (), False),
+        (b"http://evil.example", (b"https://evil.example",), False),
+        (b"localhost", (), False),
+    ],
+)
+def test_only_named_origins_and_this_machines_pages_pass(
+    origin: bytes | None, named: tuple[bytes, ...], expected: bool
+) -> None:
+    assert sent_from_here(origin, frozenset(named)) is expected
+
+
+# How JSON is built.
+
+
+def json_too_deep(body: bytes, depth: int) -> bool:
+    found = json_refusal(body, depth, 10**9)
+    return found is not None and found.code == "json_too_deep"
+
+
+def too_many_keys(body: bytes, keys: int) -> bool:
+    found = json_refusal(body, 10**9, keys)
+    return found is not None and found.code == "too_many_keys"
 
 
 def naive_depth(text: str) -> int:
@@ -268,6 +334,48 @@ def test_depth_is_what_counting_by_hand_gives(value: object, wrap: int) -> None:
     deepest = naive_depth(text)
     for depth in {0, deepest - 1, deepest, deepest + 1} - {-1}:
         assert json_too_deep(text.encode(), depth) is (deepest > depth)
+
+
+@settings(max_examples=200, deadline=None)
+@given(value=st.dictionaries(st.text(alphabet='\\":[{x', max_size=4), values, max_size=6), start=st.integers(-40, 3))
+def test_keys_are_those_of_the_outermost_object(value: dict[str, object], start: int) -> None:
+    text = " " * ((1 << 16) + start) + json.dumps(value)  # across the parts that it is looked at in
+    for keys in range(len(value) + 1):
+        assert too_many_keys(text.encode(), keys) is (len(value) > keys)
+    assert too_many_keys(b'{"a":1' + b',"a":1' * 1024 + b"}", 1024)
+    assert not too_many_keys(b'{"a":[' + b'{"b":1},' * 2000 + b"0]}", 1024)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"x":[' + b"[]," * 2_000_000 + b"0]}",
+        b'{"x":"' + b"\\\\" * 3_000_000 + b'"}',
+        b'{"x":"' + b'\\"' * 3_000_000 + b'"}',
+        b'{"x":"' + b"a" * 6_000_000 + b'"}',
+        b'{"x":{' + b'"y":1,' * 1_000_000 + b'"z":0}}',
+    ],
+    ids=["brackets", "backslashes", "quotes", "text", "keys"],
+)
+def test_a_large_body_is_looked_at_between_other_work(body: bytes) -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        line = JsonLine(loop, 64, 1024)
+        told: list[Refused | None] = []
+        rounds = longest = 0.0
+        for _ in range(2):
+            line.add(body, lambda: False, told.append)
+        line.add(body, lambda: True, told.append)
+        before = time.process_time()
+        while len(told) < 2:
+            await asyncio.sleep(0)
+            now = time.process_time()
+            rounds, longest, before = rounds + 1, max(longest, now - before), now
+        assert told == [None, None]
+        assert rounds > 10
+        assert longest < 0.1
+
+    on(asyncio.new_event_loop, work)
 
 
 @pytest.mark.parametrize("at", range(-4, 5))

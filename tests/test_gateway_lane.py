@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from breakeven.errors import UserError
 from breakeven.gateway.keys.entry import KeyLimit
-from breakeven.gateway.plan.model import BackendPlan, Limits
+from breakeven.gateway.plan.limits import Limits
+from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.route.learned import MOST_KEYS, held, measured
 from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.route.view import usd_per_s

@@ -13,7 +13,7 @@ import pytest
 from chaos_server import BEHAVIOURS, ChaosServer, ScriptedRequest, document, events
 from gateway_serve_fixtures import Gateway, Listener, Reply, ask, question, serving, wait
 
-from breakeven.wire.behaviours import played, whole
+from breakeven.wire.behaviours import CONTENT, chunk, head, played, whole
 from breakeven.wire.playing import Scene
 from breakeven.wire.sse import DONE, event
 
@@ -32,6 +32,8 @@ BEFORE = [
 AFTER = ["reset_mid_body", "close_mid_body", "stall_mid_body", "truncate", "garbage_mid_body"]
 _ERROR = b'{"error": {"message": "CUDA out of memory at 10.0.0.7", "code": 500}}'
 _ROLE = event(b'{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}')
+_LIFE = chunk(b": PROCESSING\n\n")
+_STREAMS = head(200, "content-type: text/event-stream", "transfer-encoding: chunked")
 _SPOOFED = ("x-breakeven-backend: premium", "x-breakeven-usd: 0", "x-request-id: forged", "www-authenticate: Basic")
 ODD: dict[str, Callable[[ScriptedRequest], Scene]] = {
     **{f"status-{status}": partial(_refused, status) for status in (401, 403, 404, 408, 522)},
@@ -46,6 +48,10 @@ ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/r
 def _odd(question: ScriptedRequest) -> Scene:
     if question.model == "late":
         return played(question, [b": PROCESSING\n\n", b": PROCESSING\n\n", _ROLE, *events(question)])
+    if question.model == "fails-late":
+        return CONTENT["engine_error"](question)
+    if question.model == "silent":
+        return Scene([_STREAMS, *[_LIFE] * 40], [0.1] * 41)
     if question.model == "spoofs":
         return whole(document(question), *_SPOOFED)
     return ODD[question.model](question)
@@ -83,14 +89,19 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         patient = {"timeouts": {"first_byte": "20s", "idle": "400ms"}, "poll": False}
         faulty = ((bad, BEFORE, quick), (bad, AFTER, patient), (dies, ["die"], quick), (odd, list(ODD), quick))
         backends += [
-            {"name": f"bad-{fault}-{stream}", "url": f"{server.url}/v1", "served_model": fault, **times}
+            {
+                "name": f"bad-{fault}-{stream}",
+                "url": f"{server.url}/v1",
+                "served_model": fault,
+                "endpoints": ENDPOINTS,
+                **times,
+            }
             for server, faults, times in faulty
             for fault in faults
             for stream in (False, True)
         ]
-        backends += [
-            {"name": name, "url": f"{odd.url}/v1", "price": COSTS, "poll": False} for name in ("late", "spoofs")
-        ]
+        backends += [{"name": name, "url": f"{odd.url}/v1", "poll": False} for name in ("late", "spoofs", "fails-late")]
+        backends.append({"name": "bad-silent-True", "url": f"{odd.url}/v1", "served_model": "silent", **quick})
         nobody = f"http://127.0.0.1:{_closed_port()}/v1"
         backends += [{"name": f"bad-nobody-{stream}", "url": nobody, **quick} for stream in (False, True)]
         policies: list[dict[str, Any]] = [
@@ -303,6 +314,27 @@ def test_signs_of_life_are_no_first_token(house: House) -> None:
     # Two comments and a role, a tenth of a second each, come before it.
     assert record.ttft_s is not None
     assert record.ttft_s > 0.28
+
+
+def test_signs_of_life_do_not_hold_a_request_for_ever(house: House) -> None:
+    answer = ask(house.gateway.url, question("silent", "try-silent-True", stream=True))
+    assert (answer.status, answer.backend) == (200, "good")
+    assert [one.outcome for one in house.gateway.record(answer.id).attempts] == ["timeout", "answered"]
+
+
+def test_an_error_in_the_middle_of_a_stream_is_no_success(house: House) -> None:
+    before = house.gateway.backend("fails-late")["errors"]
+    answer = ask(house.gateway.url, question("late", "fails-late", stream=True))
+    assert b"out of memory" in answer.body
+    record = house.gateway.record(answer.id)
+    assert (record.attempts[0].outcome, record.error) == ("error", "error: out of memory")
+    assert house.gateway.backend("fails-late")["errors"] == before + 1
+
+
+def test_what_the_client_named_may_be_missing_by_its_own_fault(house: House) -> None:
+    body = question("named", "try-status-404-False", previous_response_id="resp_1", input="go on")
+    answer = ask(house.gateway.url, body, "/v1/responses")
+    assert (answer.status, answer.json["error"]["message"]) == (404, "no: 404")
 
 
 def test_a_backend_cannot_speak_for_the_gateway(house: House) -> None:

@@ -20,7 +20,7 @@ import msgspec
 
 from breakeven.errors import UserError
 from breakeven.gateway.keys.entry import MOST_LIMITS, KeyEntry, KeyLimit, Keys, limit_text, parse_limit, stamped
-from breakeven.hardware.system import lock
+from breakeven.hardware.system import lock, regular
 from breakeven.traffic.workload import Slo
 
 SCHEMA = "breakeven.key_file/1"

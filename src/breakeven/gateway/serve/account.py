@@ -69,7 +69,7 @@ def answered(forward: Forward, leg: Leg) -> None:
     if counted.prompt_tokens:
         lane.counted(PROMPT_TOKENS, counted.prompt_tokens)
         asked = forward.asked
-        if asked.prompt_bytes <= MOST_LOOKED_AT and not asked.pictures and measured(asked.fields):
+        if whole and asked.prompt_bytes <= MOST_LOOKED_AT and not asked.pictures and measured(asked.fields):
             lane.lengths.learn_bytes(forward.client.name, asked.prompt_bytes, counted.prompt_tokens)
     if counted.cached_tokens:
         lane.counted(CACHED_TOKENS, counted.cached_tokens)
@@ -142,7 +142,7 @@ def taken(forward: Forward, leg: Leg) -> Taken:
         return NOTHING
     tap = leg.tap
     prompt = tap.counted.prompt_tokens or leg.ahead + 1
-    output = tap.output_tokens if leg.first_ns and leg.status < 400 and forward.endpoint != EMBEDDINGS else 0
+    output = tap.output_tokens if leg.begun and leg.status < 400 and forward.endpoint != EMBEDDINGS else 0
     cached = min(tap.counted.cached_tokens or 0, prompt)
     return Taken(prompt, cached, output, usd_of(leg.lane, prompt, cached, output, leg.running))
 
@@ -244,7 +244,7 @@ def _charge(
         prompt, cached, output, usd = prompt + took.prompt, cached + took.cached, output + took.output, usd + took.usd
         nano_usd = round(took.usd * _NS)
         one.lane.counted(NANO_USD, nano_usd)
-        if one is leg and leg.first_ns and leg.status < 400:
+        if one is leg and leg.begun and leg.status < 400:
             record.usd = took.usd
             elsewhere = record.usd_elsewhere = _elsewhere(forward, leg, took.usd, kinds)
             nano_usd = nano_usd if elsewhere is None else round(elsewhere * _NS)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Generic, Literal, Protocol, TypeVar
 
-from breakeven.gateway.serve.opening import EMPTY, refusal, status_told, trouble_is_broken, trouble_told
+from breakeven.gateway.serve.opening import DECLINED, EMPTY, refusal, status_told, trouble_is_broken, trouble_told
 from breakeven.gateway.shared.layout import Count, UnderWay
 from breakeven.wire.meaning import Standing
 
@@ -280,6 +280,7 @@ class Course(Generic[Place, One]):
         """An answer that ends properly without content: whether it is dropped, and somebody else asked."""
         if any(other.outcome == EMPTY for other in self.asked) or not (self._others(one) or self._may_go_on()):
             return False
+        one.lane.counted(Count.TROUBLES)
         one.drop(EMPTY)
         self._lost(one, "said nothing", trouble_told(EMPTY))
         return True
@@ -300,12 +301,11 @@ class Course(Generic[Place, One]):
 
     def whole(self, one: One, *, failing: str = "", nothing: str = "") -> None:
         """The answer is whole. `failing`: the error in its middle. `nothing`: why it has no content."""
-        if failing:
-            one.judge("broken")
-            one.lane.counted(Count.TROUBLES)
-            one.settle("error")
-        elif nothing:
-            one.settle(nothing)
+        if failing or nothing:
+            if failing:
+                one.judge("broken")
+            one.lane.counted(Count.CLIENT_ERRORS if nothing == DECLINED else Count.TROUBLES)
+            one.settle(nothing or "error")
         else:
             one.judge("good")
             one.settle("answered" if one.status < 400 else f"status_{one.status}")

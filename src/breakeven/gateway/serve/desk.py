@@ -1,4 +1,4 @@
-"""Everything one worker knows, and where each request begins: who asks, for what, by which policy, at whose expense."""
+"""Everything one worker knows, and what each request asks for: by which policy, at whose expense."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import time
 from collections.abc import Sequence
 from math import ceil
 
-import msgspec
-
 from breakeven.gateway.experiment import assign
 from breakeven.gateway.guard import HedgeBudget
 from breakeven.gateway.keys.entry import KeyEntry, Keys
 from breakeven.gateway.keys.windows import Windows
-from breakeven.gateway.plan.model import ENDPOINTS, GatewayPlan, PolicyPlan
+from breakeven.gateway.plan.model import GatewayPlan, PolicyPlan
 from breakeven.gateway.route.choose import choose
 from breakeven.gateway.route.learned import MOST_BYTES, held
 from breakeven.gateway.route.view import Ask, Choice, Speed
@@ -24,7 +22,7 @@ from breakeven.gateway.serve.account import answered, record_of, usd_of
 from breakeven.gateway.serve.arms import Arms
 from breakeven.gateway.serve.ask import Asked, BadAskError, Client, asks, new_ask, read_body
 from breakeven.gateway.serve.course import Course
-from breakeven.gateway.serve.forward import JSON, Forward, say
+from breakeven.gateway.serve.forward import Forward, say
 from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
 from breakeven.gateway.serve.waiting import WaitingLine
@@ -37,19 +35,14 @@ from breakeven.gateway.shared.layout import (
     USED_REFUSED,
     USED_REQUESTS,
     Count,
-    Global,
     Rows,
 )
-from breakeven.wire.listen import names_here, sent_from_here
-from breakeven.wire.message import Request, Responder, json_too_deep
+from breakeven.wire.message import Request, Responder
 
 TTFT_HEADER, TPOT_HEADER, USD_HEADER = b"x-breakeven-ttft-ms", b"x-breakeven-tpot-ms", b"x-breakeven-max-usd"
 SESSION_HEADER = b"x-breakeven-session"
 USUAL_LINE = PolicyPlan(model="", backends=()).queue_size
 """Of a backend that stands in no policy and is reached by its own name alone."""
-MODELS = "/v1/models"
-READS = "GET, HEAD"
-_MOST_NAMES = 64
 NAMED = "named"
 """The policy of a backend's own name: nothing to choose."""
 
@@ -139,9 +132,6 @@ class Desk:
 
     def ask(self, request: Request, responder: Responder, client: Client, path: str) -> None:
         """A body for one of the endpoints, from a client that is known: route it and send it on its way."""
-        if json_too_deep(request.body, self.plan.limits.json_depth):
-            say(responder, 400, f"the body is nested deeper than {self.plan.limits.json_depth}", "json_too_deep")
-            return
         try:
             asked = read_body(request.body)
             ttft_ms = asks(TTFT_HEADER, request.header(TTFT_HEADER))
@@ -275,91 +265,6 @@ class Desk:
             self.windows.close_stream(client.slot)
         if self.log is not None:
             self.log.add(record)
-
-
-class Front:
-    """What the edge calls for each request."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._endpoints = frozenset(ENDPOINTS)
-        self._names: set[bytes | None] = {None}
-        """Hosts that were found to name this machine; no browser sends none."""
-
-    def handle(self, request: Request, responder: Responder) -> None:
-        """The edge's handler."""
-        path = request.path
-        if self._desk.keys is None and path.startswith("/v1") and not self._meant_for_us(request):
-            message = "without keys only this machine may ask, by the name 127.0.0.1 or localhost; `keys:` opens it"
-            say(responder, 403, message, "forbidden")
-        elif path in self._endpoints:
-            client = self._desk.client_of(request)
-            if client is None:
-                ask_for_key(responder)
-            elif request.method != "POST":
-                only(responder, path, "POST")
-            else:
-                self._desk.ask(request, responder, client, path)
-        elif path == MODELS or path.startswith(MODELS + "/"):
-            self._models(request, responder)
-        elif path in ("/health", "/ready"):
-            if request.method not in ("GET", "HEAD"):
-                only(responder, path, READS)
-            elif path == "/health":
-                responder.respond(200, [JSON], b'{"status":"ok"}')
-            else:
-                ready = self._desk.is_ready()
-                responder.respond(200 if ready else 503, [JSON], b'{"ready":%s}' % (b"true" if ready else b"false"))
-        else:
-            say(responder, 404, f"there is no {path[:200]} here; this gateway serves {', '.join(ENDPOINTS)}", None)
-
-    def _meant_for_us(self, request: Request) -> bool:
-        """Whether it came by a name of this machine, and from no page of another."""
-        host = request.header(b"host")
-        if host not in self._names:
-            if not names_here(host):
-                return False
-            if len(self._names) < _MOST_NAMES:
-                self._names.add(host)
-        return sent_from_here(request.header(b"origin"))
-
-    def _models(self, request: Request, responder: Responder) -> None:
-        """What this client may ask for: the listing, or one of it."""
-        desk, path = self._desk, request.path
-        client = desk.client_of(request)
-        if client is None:
-            ask_for_key(responder)
-            return
-        if request.method not in ("GET", "HEAD"):
-            only(responder, path, READS)
-            return
-        entry = client.entry
-        names = [name for name in desk.models if entry is None or entry.may(name)]
-        started = int(desk.block.everywhere.get(0, 0, Global.STARTED_S))
-        if path == MODELS:
-            listing = {"object": "list", "data": [_model(name, started) for name in names]}
-            responder.respond(200, [JSON], msgspec.json.encode(listing))
-            return
-        wanted = path.removeprefix(MODELS + "/")
-        if wanted in names:
-            responder.respond(200, [JSON], msgspec.json.encode(_model(wanted, started)))
-        else:
-            say(responder, 404, f"there is no model {wanted[:200]!r} for you here", "model_not_found")
-
-
-def _model(name: str, created: int) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": created, "owned_by": "breakeven"}
-
-
-def ask_for_key(responder: Responder) -> None:
-    """Whoever comes without a key of ours hears the same, whatever was wrong with it."""
-    say(responder, 401, "this gateway asks for a key: Authorization: Bearer KEY", "invalid_api_key")
-
-
-def only(responder: Responder, path: str, methods: str) -> None:
-    """Another method is right for this path."""
-    message = f"{path[:200]} takes {methods}"
-    say(responder, 405, message, "method_not_allowed", [(b"allow", methods.encode())])
 
 
 def hash_of(value: bytes) -> int:

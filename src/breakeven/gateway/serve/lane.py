@@ -16,7 +16,8 @@ import msgspec
 from breakeven.errors import UserError
 from breakeven.gateway.guard import CODES, Breaker
 from breakeven.gateway.places import Gate, NextInLine, kept_places
-from breakeven.gateway.plan.model import BackendPlan, Limits
+from breakeven.gateway.plan.limits import Limits
+from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.route.learned import Lengths
 from breakeven.gateway.route.speed import bound_of, peaked
 from breakeven.gateway.route.view import Speed, View, view_of

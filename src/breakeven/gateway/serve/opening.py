@@ -180,8 +180,8 @@ def names_something(fields: Mapping[str, bytes | msgspec.Raw]) -> bool:
     return any(mark in raw for raw in looked for mark in _NAMES_WITHIN)
 
 
-EMPTY = "empty"
-"""The outcome of an answer without content."""
+EMPTY, DECLINED = "empty", "declined"
+"""Outcomes of answers without content: there is none, or it is an error that is the client's own affair."""
 MOST_TOLD = 600
 """Characters of what went wrong that a client is told."""
 _ABOUT = {

@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from breakeven.errors import complain
 from breakeven.gateway.keys.store import follow
 from breakeven.gateway.seen.log import DecisionLog
-from breakeven.gateway.serve.desk import Desk, Front
+from breakeven.gateway.serve.desk import Desk
+from breakeven.gateway.serve.front import Front
 from breakeven.gateway.serve.loading import ServedPlan
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Process, Rows
@@ -68,7 +69,8 @@ async def _serve(
     plan = loaded.plan
     log = None if plan.log.directory is None else DecisionLog(plan.log.directory, worker, plan.log)
     desk = Desk(plan, loaded.speeds, rows, block, worker, loaded.keys, log)
-    edge = HttpServer(Front(desk).handle, plan.limits)
+    front = Front(desk)
+    edge = HttpServer(front.handle, plan.limits, front.judge)
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
     supervisor = os.getppid()
