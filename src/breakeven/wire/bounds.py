@@ -240,19 +240,24 @@ _STEPS = bytes(1 if c in b"[{" else 255 if c in b"]}" else 0 for c in range(256)
 _COLONS = bytes(c == 0x3A for c in range(256))
 
 
+_MOST_VALUES = 2_000_000
+"""Commas, colons and brackets of a body: beyond, taking it apart would hold up everybody for a tenth of a second. A
+list of a million token numbers has half as many."""
+
+
 class JsonLook:
-    """How deep arrays and objects of a body nest, and how many keys its outermost object has, seen in parts.
+    """How deep arrays and objects of a body nest, how many keys its outermost object and values the whole has.
 
     Never content with JSON that goes beyond; what is not JSON gets some answer. What stands within strings does not
     count. Each part is cut at its quotes by functions that run in C, so that memory stays bounded whatever is sent.
     """
 
-    __slots__ = ("_at", "_body", "_depth", "_in_string", "_keys", "_level", "_most_keys", "refusal")
+    __slots__ = ("_at", "_body", "_depth", "_in_string", "_keys", "_level", "_most_keys", "_values", "refusal")
 
     def __init__(self, body: bytes, depth: int, keys: int) -> None:
         """Sees nothing yet."""
         self._body, self._depth, self._most_keys = body, depth, keys
-        self._at = self._level = self._keys = 0
+        self._at = self._level = self._keys = self._values = 0
         self._in_string = False
         self.refusal: Refused | None = None
 
@@ -266,7 +271,8 @@ class JsonLook:
         if b"\\" in part:
             part = part.replace(b"\\\\", b"").replace(b'\\"', b"")
         pieces = part.split(b'"')
-        marks = b"".join(pieces[self._in_string :: 2]).translate(None, _NOT_MARKS)
+        outside = b"".join(pieces[self._in_string :: 2])
+        marks = outside.translate(None, _NOT_MARKS)
         self._in_string ^= len(pieces) % 2 == 0
         if marks:
             levels = list(accumulate(memoryview(marks.translate(_STEPS)).cast("b"), initial=self._level))
@@ -279,6 +285,11 @@ class JsonLook:
             if self._keys > self._most_keys:
                 self.refusal = Refused(400, "too_many_keys", f"the body has more than {self._most_keys} keys")
                 return True
+        self._values += len(marks) + outside.count(b",")
+        if self._values > _MOST_VALUES:
+            why = f"the body has more than {_MOST_VALUES} values and brackets"
+            self.refusal = Refused(400, "too_many_values", why)
+            return True
         return self._at >= len(body)
 
 

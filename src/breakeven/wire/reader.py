@@ -49,7 +49,7 @@ class Reader:
     __slots__ = (
         "_bodies", "_body", "_extra", "_fed", "_headers", "_in_body", "_judge", "_late", "_limits",
         "_method", "_mixed", "_parser", "_peer", "_received_ns", "_request", "_same_read", "_share", "_size",
-        "_url", "_version", "_watched", "ahead", "begun_ns", "dropping", "failure", "full", "waits",
+        "_trailers", "_url", "_version", "_watched", "ahead", "begun_ns", "dropping", "failure", "full", "waits",
     )  # fmt: skip
 
     def __init__(self, limits: Bounds, peer: str, bodies: HeldBodies | None = None, judge: Judge | None = None) -> None:
@@ -70,7 +70,7 @@ class Reader:
         self._watched: list[tuple[bytes, bytes]] = []
         self._body: bytes | bytearray = b""
         self._request: Request | None = None
-        self._extra = self._size = 0
+        self._extra = self._size = self._trailers = 0
         self._in_body = self.dropping = False
         self._method = self._version = ""
 
@@ -197,6 +197,9 @@ class Reader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:  # trailers are dropped
+            self._trailers += len(name) + len(value) + 4
+            if self._trailers > self._limits.header_bytes:
+                self._stop(self._large_head())
             return
         name = name.lower()
         if value and value[-1] <= 32:
