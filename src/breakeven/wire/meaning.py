@@ -189,21 +189,24 @@ def mended(data: bytes) -> bytes:
 
 def kind_of(event: StreamEvent) -> Kind:
     """What a decoded event is."""
-    if event.error or event.object == "error":
+    if event.error:
         return "error"
     choices = event.choices
     if choices:
         finish: Any = None
         for choice in choices:
-            delta = choice.delta
-            if choice.text if delta is None else delta.content and type(delta.content) is str:
-                return "content"
-            if (delta is not None and _brings(delta)) or (choice.message is not None and _brings(choice.message)):
+            delta = choice.delta or choice.message
+            if delta is None:
+                if choice.text:
+                    return "content"
+            elif (type(delta.content) is str and delta.content) or _brings(delta):
                 return "content"
             finish = choice.finish_reason or finish
         if finish:
             return "error" if finish == "error" else "finish"
         return "empty"
+    if event.object == "error":
+        return "error"
     if isinstance(event.type, str):
         return _typed_kind(event, event.type)
     if event.usage is not None:

@@ -7,7 +7,6 @@ piece. This is the hot path of the client: every event of every stream passes th
 
 from __future__ import annotations
 
-from itertools import repeat
 from typing import NoReturn
 
 import msgspec
@@ -79,6 +78,7 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NOTHING = "the answer ends without any output"
 _MOST_TOKENS = 10**9
 _SHOWN_BYTES = 80
+_SHORT_BYTES = 16
 
 
 def _decoded(data: bytes) -> _Chunk:
@@ -154,14 +154,15 @@ class Reply:
             events = parser.feed(piece)
         except ValueError as error:
             raise BrokenStreamError(str(error)) from error
-        for data, name in zip(events, parser.names or repeat(b""), strict=False):
+        names = parser.names
+        for k, data in enumerate(events):
             if self.done_ns is not None:
-                if not is_ping(data, name):
+                if not is_ping(data):
                     self.note("output_after_done")
-            elif data.strip() == b"[DONE]":
+            elif len(data) < _SHORT_BYTES and data.strip() == b"[DONE]":
                 self.done_ns = now_ns
             else:
-                self._take(data, name, now_ns)
+                self._take(data, now_ns, names[k] if names else b"")
         return self.done_ns is not None
 
     def take_whole(self, body: bytes, now_ns: int) -> None:
@@ -243,7 +244,7 @@ class Reply:
             notes.append("prompt_cached")
         return notes
 
-    def _take(self, data: bytes, name: bytes, now_ns: int) -> None:
+    def _take(self, data: bytes, now_ns: int, name: bytes) -> None:
         if name == b"error":
             raise BrokenStreamError(f"the engine reports: {error_text(data)}", kind="refused")
         try:
@@ -260,23 +261,27 @@ class Reply:
         kind = kind_of(chunk)
         if kind == "error":
             raise BrokenStreamError(f"the engine reports: {error_text(data)}", kind="refused")
+        last = False
+        choices = chunk.choices
+        if choices:
+            for choice in choices:
+                if choice.finish_reason:
+                    self._finished = last = True
+        usage, timings = chunk.usage, chunk.timings
+        if usage is None and timings is None:
+            if kind == "content":
+                self.chunk_ns.append(now_ns)
+            return
         told: float | None = None
-        usage = chunk.usage
         if usage is not None and usage.completion_tokens is not None:
             self._usages += 1
             self._usage = usage
             told = usage.completion_tokens
-        timings = chunk.timings
         if timings is not None:
             self.timings = timings
             told = timings.predicted_n
-        choices = chunk.choices
         if not choices:
             return
-        last = False
-        for choice in choices:
-            if choice.finish_reason:
-                self._finished = last = True
         # Where the server counts aloud, a piece without text can be a token, and one with text can be several. A
         # count that only comes at the end, or is 0 beside text, is no such thing: it says nothing about the pieces.
         counts, begun = self._counts, self.chunk_ns

@@ -36,8 +36,11 @@ def fields_of(raw: bytes) -> tuple[bytes | None, bytes]:
     Servers of llama.cpp once told an error in a field `error` of its own, which the grammar has no use for: an event
     that holds nothing else is one of that name.
     """
-    if raw.startswith(b"data: ") and raw.endswith(b"\n\n") and raw.find(b"\n", 6) == len(raw) - 2 and b"\r" not in raw:
-        return raw[6:-2], b""
+    if raw.startswith(b"data: "):  # one line, as nearly always
+        if raw.endswith(b"\n\n") and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
+            return raw[6:-2], b""
+        if raw.endswith(b"\r\n\r\n") and raw.find(b"\r") == len(raw) - 4 and raw.find(b"\n") == len(raw) - 3:
+            return raw[6:-4], b""
     data: list[bytes] = []
     name, failure = b"", None
     for line in _plain(raw).split(b"\n"):
@@ -109,8 +112,13 @@ class SseCutter:
         if self.loose:
             self.loose = b""
         if self.resting:
-            if data.endswith(b"\n\n") and b"\r" not in data and data.find(b"\n\n") >= len(data) - 3:
-                return [data]  # one event and nothing else, as nearly every read brings it
+            # One event and nothing else, as nearly every read brings it; one line of data, as nearly every event is.
+            if data.endswith(b"\n\n"):
+                size = len(data)
+                if (data.find(b"\n") == size - 2 or data.find(b"\n\n") >= size - 3) and b"\r" not in data:
+                    return [data]
+            elif data.endswith(b"\r\n\r\n") and _is_one(data):
+                return [data]
         elif not self._begun:
             data = self._start(data)
         if not data:
@@ -177,6 +185,14 @@ class SseCutter:
         return data[cut:]
 
 
+def _is_one(data: bytes) -> bool:
+    """Whether what ends with CRLF CRLF is certainly one event and no more."""
+    size = len(data)
+    if data.find(b"\n") == size - 3:
+        return data.find(b"\r") == size - 4
+    return data.find(b"\n\r") == size - 3 and b"\n\n" not in data and b"\r\r" not in data
+
+
 def _has_blank(data: bytes) -> bool:
     """Whether a line's end and an empty line are in it."""
     return b"\n\n" in data or (b"\r" in data and (b"\r\r" in data or b"\n\r" in data))
@@ -201,9 +217,11 @@ class SseParser:
         cutter = self._cutter
         if cutter.resting and piece.startswith(b"data: ") and piece.endswith(b"\n\n") and b"\r" not in piece:
             # Whole events of one line each and nothing else, as nearly every read brings them.
+            self.names = _NAMELESS
+            if piece.find(b"\n") == len(piece) - 2:
+                return [piece[6:-2]]
             whole = piece[6:-2].split(b"\n\ndata: ")
             if piece.count(b"\n") == 2 * len(whole):
-                self.names = _NAMELESS
                 return whole
         found: list[bytes] = []
         names: list[bytes] = []
