@@ -503,9 +503,13 @@ def plans(draw: st.DrawFn) -> GatewayPlan:
         price = draw(PRICES)
         hosted = isinstance(price, Api)
         local = draw(st.booleans()) and not hosted
+        url = None if local else draw(st.sampled_from(["http://10.0.0.1:8000/v1", "https://h.example/x/v1"]))
+        far = url is not None and url.startswith("https")
         plan = BackendPlan(
             name=name,
-            url=None if local else draw(st.sampled_from(["http://10.0.0.1:8000/v1", "https://h.example/x/v1"])),
+            url=url,
+            key_over_http=url is not None and not far,
+            proxy=draw(st.sampled_from([None, "http://proxy.example:3128"])) if far else None,
             local=LocalPlan(model="qwen3-0.6b", context=draw(st.integers(1, 9999)), pinned=draw(st.booleans()))
             if local
             else None,

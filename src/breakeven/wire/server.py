@@ -14,6 +14,7 @@ from breakeven.wire.accepted import ServerConnection
 from breakeven.wire.answer import HttpAnswer
 from breakeven.wire.bounds import Bounds, Crowds, HeldBodies, ServerLimits
 from breakeven.wire.message import Judge, Refused, Request
+from breakeven.wire.tls import TlsConnection
 
 _S = 1_000_000_000
 _SWEEP_S = 1.0
@@ -61,8 +62,12 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         if self._timer is None:
             self._tick()
+
+        def accepted() -> asyncio.Protocol:
+            return ServerConnection(self) if tls is None else TlsConnection(ServerConnection(self), tls)
+
         for one in sockets:
-            self._servers.append(await loop.create_server(lambda: ServerConnection(self), sock=one, ssl=tls))
+            self._servers.append(await loop.create_server(accepted, sock=one))
 
     def stop_accepting(self) -> None:
         """Close this process's hold of the listening sockets. Connections go on."""

@@ -13,9 +13,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-import ssl
 from collections.abc import Sequence
-from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from breakeven.errors import UserError
@@ -106,19 +104,6 @@ def fixed_lines(netloc: str, secret: Sequence[tuple[bytes, bytes]]) -> bytes:
                 "that no header can hold; set its environment variable anew"
             )
     return b"".join(b"%s: %s\r\n" % pair for pair in ((b"host", netloc.encode()), *secret))
-
-
-def tls_of(ca_file: Path | None) -> ssl.SSLContext:
-    """Certificates and names are verified; `ca_file` holds the authorities to trust instead of the system's.
-
-    Raises UserError for a file that cannot be read or holds no certificate.
-    """
-    try:
-        context = ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise UserError(f"ca_file {ca_file} cannot be used ({error}); give a PEM file of certificates") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
 
 
 class ForbiddenAddressError(OSError):

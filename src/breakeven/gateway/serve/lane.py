@@ -84,6 +84,7 @@ class Lane:
         "_others",
         "_peaked_s",
         "_said",
+        "_secret",
         "_workers",
         "ahead",
         "bound",
@@ -122,7 +123,8 @@ class Lane:
         self.model_raw = msgspec.Raw(msgspec.json.encode(plan.served_model or plan.name))
         self.upstream: HttpClient | None = None
         self.port = 0
-        self.secret = os.environ.get(plan.api_key_env, "").encode() if plan.api_key_env else b""
+        self._secret = secret_of(plan, block)
+        self.secret = self._secret[0][1].removeprefix(b"Bearer ") if self._secret else b""
         if plan.url is not None:
             self.upstream = self.connect(plan.url, limits)
         self.breaker = Breaker()
@@ -155,8 +157,9 @@ class Lane:
         return HttpClient(
             url.rstrip("/").removesuffix("/v1"),
             timeouts=plan.timeouts,
-            secret=(*secret_of(plan), PLAIN),
-            ca_file=plan.ca_file,
+            secret=(*self._secret, PLAIN),
+            tls=plan.tls_files,
+            proxy=plan.proxy,
             allow_link_local=plan.allow_link_local,
             response_bytes=limits.response_bytes,
         )
@@ -281,8 +284,13 @@ class Lane:
                 self.counted(Count.BREAKER_OPENED)
 
 
-def secret_of(plan: BackendPlan) -> tuple[tuple[bytes, bytes], ...]:
-    """The header that carries a backend's key. Raises UserError when its variable is not set or unprintable."""
+def secret_of(plan: BackendPlan, block: SharedBlock | None = None) -> tuple[tuple[bytes, bytes], ...]:
+    """The header that carries a backend's key: its own, or that which `block` has for an engine of ours.
+
+    Raises UserError when its variable is not set or unprintable.
+    """
+    if plan.local is not None and block is not None:
+        return ((b"authorization", f"Bearer {block.engine_key(plan.name)}".encode()),)
     if plan.api_key_env is None:
         return ()
     value = os.environ.get(plan.api_key_env, "")

@@ -23,6 +23,7 @@ from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.route.view import Speed
 from breakeven.hardware.system import KILLED
 from breakeven.results.cost import Own
+from breakeven.wire import tls
 
 START_S = 120.0
 """How long the first reading may take; step models are prepared meanwhile."""
@@ -40,13 +41,11 @@ class ServedPlan:
 def load(read: Callable[[], GatewayPlan]) -> ServedPlan:
     """Read and check everything here, in this process. Raises UserError for what cannot be served."""
     from breakeven.gateway.serve.lane import secret_of
-    from breakeven.wire.target import tls_of
 
     plan = read()
     for backend in plan.backends:
         secret_of(backend)
-        if backend.ca_file is not None:
-            tls_of(backend.ca_file)
+    contexts_of(plan)
     if any(backend.local is not None for backend in plan.backends):
         from breakeven.gateway.swap.needs import check_local
 
@@ -58,6 +57,35 @@ def load(read: Callable[[], GatewayPlan]) -> ServedPlan:
         keys = load_keys(plan.keys)
     plan = replace(plan, backends=tuple(map(_powered, plan.backends)))
     return ServedPlan(plan, {backend.name: _speed(backend) for backend in plan.backends}, keys)
+
+
+def contexts_of(plan: GatewayPlan) -> tls.Contexts:
+    """What the plan's connections need, from what stands in its files now, for `tls.use`.
+
+    Raises UserError for what cannot be used, naming the backend or `tls`.
+    """
+    found: tls.Contexts = {}
+    for backend in plan.backends:
+        files = backend.tls_files
+        if (backend.url or "").startswith("https://") and ("client", files) not in found:
+            try:
+                found["client", files] = tls.new_client_tls(files)
+            except UserError as error:
+                raise UserError(f"backend {backend.name}: {error}") from None
+    if (shown := plan.tls_files) is not None:
+        try:
+            found["server", shown] = tls.new_server_tls(shown)
+        except UserError as error:
+            raise UserError(f"tls: {error}") from None
+    return found
+
+
+def why_refused(plan: GatewayPlan, made: tls.Contexts | None = None) -> str:
+    """Why clients would refuse its certificate, as `made` or as in use, for the operator; empty: they would not."""
+    if plan.tls is None or plan.tls_files is None:
+        return ""
+    why = tls.why_not_now((made or {}).get(("server", plan.tls_files)) or tls.server_tls(plan.tls_files))
+    return f"tls.certificate: clients refuse {plan.tls.certificate}: {why}; renew it" if why else ""
 
 
 def _powered(backend: BackendPlan) -> BackendPlan:

@@ -25,6 +25,7 @@ from breakeven.gateway.serve.front import Front
 from breakeven.gateway.serve.loading import ServedPlan
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Process, Rows
+from breakeven.wire import tls
 from breakeven.wire.server import HttpServer
 
 TELL_S = 0.5
@@ -81,7 +82,7 @@ async def _serve(
     if plan.keys is not None and desk.keys is not None:
         # The keys are as old as the plan: some may have been revoked before this worker took another's place.
         seen = follow(desk.keys, plan.keys, seen)
-    await edge.start(listening)
+    await edge.start(listening, tls.server_tls(plan.tls_files) if plan.tls_files else None)
     block.worker.put(worker, 0, Process.PID, os.getpid())
     beat(block, worker)
     ready()

@@ -101,14 +101,19 @@ def _greet(loaded: ServedPlan, doors: Doors) -> None:
 
 
 def _say_where(loaded: ServedPlan, doors: Doors) -> None:
+    from breakeven.gateway.plan.check import is_loopback
+
     plan = loaded.plan
     host = f"[{doors.host}]" if ":" in doors.host else doors.host
+    scheme = "http" if plan.tls is None else "https"
     models = one_line(", ".join(policy.model for policy in plan.policies))
-    print(f"Serving {models} at http://{host}:{doors.port}/v1")
+    print(f"Serving {models} at {scheme}://{host}:{doors.port}/v1")
     if doors.admin_port is not None:
         print(f"Live page at http://{plan.admin_host}:{doors.admin_port}/")
     if loaded.keys is None:
         print("No key is asked: only this machine can reach it. `breakeven keys create` makes one.")
+    elif plan.tls is None and not is_loopback(plan.host):
+        print("Keys come in clear: give `tls` a certificate, or put a proxy that speaks TLS in front.")
     sys.stdout.flush()
 
 

@@ -22,13 +22,14 @@ from breakeven.gateway.keys.budgets import budget_path, load_budgets, save_budge
 from breakeven.gateway.plan.check import check_reload
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.gateway.serve.children import LOOK_S, SIGNALS, WATCHER, Child, Children, Doors, Owed, kill
-from breakeven.gateway.serve.loading import PlanReading, ServedPlan
+from breakeven.gateway.serve.loading import PlanReading, ServedPlan, contexts_of, why_refused
 from breakeven.gateway.serve.processes import run_worker
 from breakeven.gateway.serve.watcher import run_watcher, send_news
 from breakeven.gateway.shared.block import Shape, SharedBlock, Slots
 from breakeven.gateway.shared.layout import Global, Rows
 from breakeven.gateway.swap.types import prepare
 from breakeven.hardware.system import ServiceManager, allow_many_files, wait_signal
+from breakeven.wire import tls
 
 assert sys.platform != "win32"  # `run` has said so
 
@@ -70,6 +71,9 @@ class Supervisor:
         self.loaded = loaded
         self._manager = manager or ServiceManager({})
         plan = self.loaded.plan
+        tls.use(contexts_of(plan))
+        if why := why_refused(plan):
+            say(f"{why}, then send SIGHUP")
         self.doors = Doors(plan, self._manager)
         keys = self.loaded.keys or ()
         self.block = SharedBlock(
@@ -255,20 +259,17 @@ class Supervisor:
     # Reloading and ending.
 
     def _name(self, loaded: ServedPlan) -> Rows:
-        plan = loaded.plan
-        models = [*(policy.model for policy in plan.policies), *(backend.name for backend in plan.backends)]
-        slots, held = self._slots, [child.rows for child in self.children.of.values()]
+        plan, backends = loaded.plan, [backend.name for backend in loaded.plan.backends]
+        held = [child.rows for child in self.children.of.values()]
+
+        def rows(kind: str, names: list[str]) -> dict[str, int]:
+            return self._slots[kind].name(names, {name for one in held for name in getattr(one, kind)})
+
         return Rows(
-            slots["backends"].name(
-                [backend.name for backend in plan.backends], {name for rows in held for name in rows.backends}
-            ),
-            slots["keys"].name(
-                ["", *(entry.name for entry in loaded.keys or ())], {name for rows in held for name in rows.keys}
-            ),
-            slots["models"].name(models, {name for rows in held for name in rows.models}),
-            slots["experiments"].name(
-                [plan.name for plan in plan.experiments], {name for rows in held for name in rows.experiments}
-            ),
+            rows("backends", backends),
+            rows("keys", ["", *(entry.name for entry in loaded.keys or ())]),
+            rows("models", [*(policy.model for policy in plan.policies), *backends]),
+            rows("experiments", [plan.name for plan in plan.experiments]),
         )
 
     def _reread(self) -> None:
@@ -308,6 +309,9 @@ class Supervisor:
             draining = sum(1 for child in of if child.worker and child.generation < self.generation)
             if draining + 2 * loaded.plan.workers >= self.block.shape.workers:
                 raise UserError("earlier workers still drain; reload again when they have ended")
+            contexts = contexts_of(loaded.plan)
+            if (why := why_refused(loaded.plan, contexts)) and not why_refused(self.loaded.plan):
+                raise UserError(why)
             rows = self._name(loaded)
             prepare(loaded.plan, self.block, rows.backends)
         except BreakevenError as error:
@@ -316,12 +320,15 @@ class Supervisor:
         except Exception as error:  # a defect of ours must not end what serves
             self._not_reloaded(f"{type(error).__name__}: {error}")
             return
-        before = self.loaded, self.rows
+        if why:
+            self._say(why)
+        before, used = (self.loaded, self.rows), tls.use(contexts)
         old = list(self.children.of.values())
         self.loaded, self.rows = loaded, rows
         self.generation += 1
         if not self._start_workers():
             self.loaded, self.rows = before
+            tls.use(used)
             for child in self.children.of.values():
                 if child.generation == self.generation:
                     child.generation = FAILED

@@ -31,6 +31,7 @@ from breakeven.gateway.serve.poll import Poller
 from breakeven.gateway.serve.processes import beat
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Global, Known, Process, Rows, State
+from breakeven.wire import tls
 from breakeven.wire.server import HttpServer
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ class Watcher:
         try:
             while True:
                 self.now = await next_news(reader)
+                tls.use({})  # those it was forked with are of the plan before
                 await self.parts.stop(but=("page", "engines"))
                 self._begin()
         except Exception as error:
