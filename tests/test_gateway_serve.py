@@ -78,7 +78,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         ChaosServer("ok") as good,
         ChaosServer(_by_model, chunk_s=0.005) as bad,
         ChaosServer("die", die_s=60) as dies,
-        ChaosServer(_odd, chunk_s=0.1, chunks=2) as odd,
+        ChaosServer(_odd, chunk_s=0.05) as odd,
     ):
         backends: list[dict[str, Any]] = [
             {"name": "good", "url": f"{good.url}/v1", "price": COSTS, "endpoints": ENDPOINTS, "served_model": "real"},
@@ -311,9 +311,12 @@ def test_signs_of_life_are_no_first_token(house: House) -> None:
     answer = ask(house.gateway.url, question("late", "late", stream=True))
     assert answer.body.startswith(b": PROCESSING\n\n: PROCESSING\n\n")
     record = house.gateway.record(answer.id)
-    # Two comments and a role, a tenth of a second each, come before it.
+    # Two comments and two roles come before it, each a twentieth of a second after the other.
     assert record.ttft_s is not None
-    assert record.ttft_s > 0.28
+    assert record.ttft_s > 0.15
+    # Its finish, its counts and its end, three more of these, are no tokens either.
+    assert record.tpot_s is not None
+    assert record.ttft_s + record.tpot_s * 7 < (record.e2e_s or 0.0) - 0.1
 
 
 def test_signs_of_life_do_not_hold_a_request_for_ever(house: House) -> None:

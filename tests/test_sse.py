@@ -188,6 +188,20 @@ def test_what_is_no_stream_is_told_from_one_that_breaks_off(rest: bytes, kind: s
     assert caught.value.kind == kind
 
 
+def test_a_token_without_text_counts_where_the_engine_counts_aloud() -> None:
+    """llama.cpp, vLLM and MLX, asked for one token that is half a character: its count comes with the end."""
+    timings = {"prompt_n": 1, "prompt_ms": 1.0, "predicted_n": 1, "predicted_ms": 1.0}
+    for reply, told in ((Reply(), {"timings": timings}), (Reply(counts_believed=True), {"usage": USAGE})):
+        reply.feed(event(**text("", "length"), **told) + b"data: [DONE]\n\n", 1)
+        reply.end()
+        assert reply.chunk_ns == [1]
+    reply = Reply(counts_believed=True)
+    reply.feed(event(**text("", "length")), 1)
+    reply.feed(event(choices=[], usage=USAGE) + b"data: [DONE]\n\n", 2)
+    reply.end()
+    assert reply.chunk_ns == [1]
+
+
 ODD = {
     "null": (b"data: null\n\n", ["empty_event"]),
     "no data": (b"data:\n\ndata\n\n", ["empty_event"]),

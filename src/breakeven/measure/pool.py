@@ -97,7 +97,7 @@ class Recording(Exchange):
         self._on_first = on_first
         self._whole: list[bytes] = []
         """Pieces of a body that is not a stream: an answer in one piece, or the text of a refusal."""
-        self.reply = Reply()
+        self.reply = Reply(counts_believed=pool.dialect.several_usages or pool.backend.pid is not None)
         self.status = 0
         """HTTP status of the answer, 0 while there is none."""
         self._headers_ns: int | None = None

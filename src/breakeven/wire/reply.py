@@ -112,7 +112,9 @@ class Reply:
 
     __slots__ = (
         "_as_told",
+        "_believed",
         "_counts",
+        "_finish_ns",
         "_finished",
         "_notes",
         "_parser",
@@ -125,7 +127,10 @@ class Reply:
         "timings",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, counts_believed: bool = False) -> None:
+        """Nothing came yet. `counts_believed`: tokens without any text are output too: a known engine counts them."""
+        self._believed = counts_believed
+        self._finish_ns = 0
         self.chunk_ns: list[int] = []
         self.timings: ServerTimings | None = None
         self.done_ns: int | None = None
@@ -198,7 +203,9 @@ class Reply:
                 what = "before the answer was finished" if self.chunk_ns else "without any output"
                 raise BrokenStreamError(f"the stream ends {what}")
         if not self.chunk_ns:
-            raise BrokenStreamError(_NOTHING, kind="empty")
+            if not (self._believed and self._finished and self.output_tokens):
+                raise BrokenStreamError(_NOTHING, kind="empty")
+            self.chunk_ns.append(self._finish_ns)
 
     def note(self, anomaly: str) -> None:
         """Record an oddity, once."""
@@ -267,6 +274,7 @@ class Reply:
             for choice in choices:
                 if choice.finish_reason:
                     self._finished = last = True
+                    self._finish_ns = now_ns
         usage, timings = chunk.usage, chunk.timings
         if usage is None and timings is None:
             if kind == "content":
@@ -285,7 +293,8 @@ class Reply:
         # Where the server counts aloud, a piece without text can be a token, and one with text can be several. A
         # count that only comes at the end, or is 0 beside text, is no such thing: it says nothing about the pieces.
         counts, begun = self._counts, self.chunk_ns
-        if told is not None and len(counts) == len(begun) and (counts or (told and not last) or kind == "content"):
+        aloud = not last or self._believed or timings is not None or bool(counts)
+        if told is not None and len(counts) == len(begun) and (aloud or kind == "content"):
             if told > (counts[-1] if counts else 0):
                 begun.append(now_ns)
                 counts.append(int(told))

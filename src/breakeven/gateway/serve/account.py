@@ -152,7 +152,7 @@ def tpot_of(leg: Leg) -> float | None:
     tokens = leg.tap.counted.output_tokens or leg.tap.events
     if not leg.first_ns or tokens <= LEAST_GAPS:
         return None
-    return (leg.last_ns - leg.first_ns) / _NS / (tokens - 1)
+    return max(0, leg.said_ns - leg.first_ns) / _NS / (tokens - 1)
 
 
 def usd_of(lane: Lane, prompt: float, cached: float, output: float, running: float) -> float:

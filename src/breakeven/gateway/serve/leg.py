@@ -53,7 +53,8 @@ class Sender(Protocol):
 class Leg:
     """From sending to the last byte. After failures and hedges a request has several.
 
-    `first_ns`: of its first content, 0 until it came, and for a stream that has none. `last_ns`: of its last byte.
+    `first_ns`: of its first content, 0 until it came, and for a stream that has none. `said_ns`: of a stream's last
+    content, which a finish, counts and signs of life may follow. `last_ns`: of its last byte.
     `begun`: its bytes go to the client. `nothing`: why it has no content, once that is known.
     """
 
@@ -83,6 +84,7 @@ class Leg:
         "outcome",
         "retry_s",
         "running",
+        "said_ns",
         "scrub",
         "single",
         "spell",
@@ -103,7 +105,7 @@ class Leg:
         self.exchange: Exchange | None = None
         self.head: Headers = ()
         self.status = 0
-        self.first_ns = self.last_ns = 0
+        self.first_ns = self.last_ns = self.said_ns = 0
         self.outcome = ""
         self.single: bytes | None = None
         """The whole answer where it came in one piece: one write to the client, when its end is known to be good."""
@@ -178,7 +180,12 @@ class Leg:
         # Quotes within a text are written otherwise, so that hardly any piece of an answer is looked at.
         if b'"error"' in data and not self._failing and self._streams:
             self._failing = _error_in(without(self.lane.secret, data))
-        if data := self.tap.feed(data):
+        tap = self.tap
+        events = tap.events
+        data = tap.feed(data)
+        if tap.events != events:
+            self.said_ns = self.last_ns
+        if data:
             self._write(data)
 
     def _write(self, data: bytes) -> None:

@@ -21,6 +21,8 @@ MOST_HELD = 256 * 1024
 """Bytes of a stream that says nothing; what is longer goes through as it comes."""
 SHORT_BYTES = 16 * 1024
 """An answer in one piece up to here is held until it is whole."""
+_USUAL = (b'"choices":[{', b'"choices": [{')
+"""Of nearly every answer in one piece; what has neither is looked at more closely."""
 First = Literal["", "content", "declined", "error", "empty", "none"]
 """What an answer says first.
 
@@ -78,6 +80,8 @@ class Opening:
         if self._size > SHORT_BYTES:
             return "content"
         body = b"".join(self._parts)
+        if b'"error"' not in body and (_USUAL[0] in body or _USUAL[1] in body):
+            return "content"
         kind = body_kind(body)
         if kind == "error":
             return self._error(body)

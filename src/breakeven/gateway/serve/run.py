@@ -105,9 +105,8 @@ def _say_where(loaded: ServedPlan, doors: Doors) -> None:
 
     plan = loaded.plan
     host = f"[{doors.host}]" if ":" in doors.host else doors.host
-    scheme = "http" if plan.tls is None else "https"
     models = one_line(", ".join(policy.model for policy in plan.policies))
-    print(f"Serving {models} at {scheme}://{host}:{doors.port}/v1")
+    print(f"Serving {models} at {'http' if plan.tls is None else 'https'}://{host}:{doors.port}/v1")
     if doors.admin_port is not None:
         print(f"Live page at http://{plan.admin_host}:{doors.admin_port}/")
     if loaded.keys is None:

@@ -305,8 +305,7 @@ class Supervisor:
         try:
             loaded = reading.result(self._read_s)
             check_reload(self.loaded.plan, loaded.plan, str(loaded.plan.path or "the plan"))
-            of = self.children.of.values()
-            draining = sum(1 for child in of if child.worker and child.generation < self.generation)
+            draining = sum(1 for c in self.children.of.values() if c.worker and c.generation < self.generation)
             if draining + 2 * loaded.plan.workers >= self.block.shape.workers:
                 raise UserError("earlier workers still drain; reload again when they have ended")
             contexts = contexts_of(loaded.plan)
@@ -358,18 +357,16 @@ class Supervisor:
         self._ending = True
         if self._reading is not None:
             self._reading.give_up()
-        most_s = timeout_s + 5 * KILL_S
-        self._manager.tell("STOPPING=1", "STATUS=draining", f"EXTEND_TIMEOUT_USEC={round(most_s * 1e6)}")
+        most_us = round((timeout_s + 5 * KILL_S) * 1e6)
+        self._manager.tell("STOPPING=1", "STATUS=draining", f"EXTEND_TIMEOUT_USEC={most_us}")
         self.doors.leave(())
         self.block.everywhere.put(0, 0, Global.DRAINING, 1.0)
-        workers = [child for child in self.children.of.values() if child.worker is not None]
-        for child in workers:
-            kill(child.pid, signal.SIGTERM)
-        self._wait([child.pid for child in workers], timeout_s + KILL_S)
+        workers = [child.pid for child in self.children.of.values() if child.worker is not None]
         watcher = [child.pid for child in self.children.of.values() if child.worker is None]
-        for pid in watcher:
-            kill(pid, signal.SIGTERM)
-        self._wait(watcher, 4 * KILL_S)
+        for pids, most_s in ((workers, timeout_s + KILL_S), (watcher, 4 * KILL_S)):
+            for pid in pids:
+                kill(pid, signal.SIGTERM)
+            self._wait(pids, most_s)
         for pid in list(self.children.of):
             kill(pid, signal.SIGKILL)
         self._wait(list(self.children.of), LOOK_S)

@@ -43,10 +43,9 @@ _MOST_INFLATED = 64 * 2**20
 _INFLATED_AT_ONCE = 256 * 1024
 _ALIKE_BYTES = 4
 """Events whose frames differ by no more are made alike."""
-_TAKEN_APART, _TAKEN_AS_ALIKE = 3, 64
-"""So many in a row show how events are made; then so many are measured by their length, and it begins anew."""
+_TAKEN_APART, _TAKEN_AS_ALIKE = 3, 250
+"""So many in a row show how events are made, then so many are measured by their length; and anew."""
 _CHOICES = ("/v1/chat/completions", "/v1/completions")
-_NULL_FINISH = (b'"finish_reason":null', b'"finish_reason": null')
 _PLAIN = frozenset((b"", b"identity"))
 _decode = msgspec.json.Decoder(StreamEvent).decode
 _decode_body = msgspec.json.Decoder(WholeBody).decode
@@ -63,6 +62,7 @@ class StreamTap:
         "_drop",
         "_frame",
         "_half_dropped",
+        "_lines",
         "_long",
         "_long_counts",
         "_longs",
@@ -89,8 +89,8 @@ class StreamTap:
         self._long: UsageScan | None = None
         self._longs = 0
         self._long_counts = False
-        # How events with output are made: how they begin, a mark that each has or none has, the bytes of their frame.
-        self._as_alike = self._apart = self._frame = 0
+        # How events with output are made: their beginning, a mark that each or none has, lines, bytes without the text.
+        self._as_alike = self._apart = self._frame = self._lines = 0
         self._start = self._mark = b""
         self._marked = False
 
@@ -107,6 +107,10 @@ class StreamTap:
     def feed(self, data: bytes) -> bytes:
         """Bytes from the backend in, bytes for the client out."""
         cutter = self._cutter
+        if self._as_alike and cutter.resting and self._are_alike(data):
+            # Whole events made as those before them and nothing else, as nearly every read brings it.
+            self._half_dropped = False
+            return data
         events = cutter.feed(data)
         loose = cutter.loose
         if loose:
@@ -139,18 +143,8 @@ class StreamTap:
 
     def _look(self, event: bytes) -> bool:
         """Read an event; False for the one that only we asked for."""
-        if self._as_alike:
-            size = len(event) - self._frame
-            if (
-                size > 0
-                and event.startswith(self._start)
-                and (self._mark in event) is self._marked
-                and (b'"usage"' not in event or b'"usage":null' in event)
-            ):
-                self._as_alike -= 1
-                self.events += 1
-                self._text += size
-                return True
+        if self._as_alike and self._are_alike(event):
+            return True
         data, name = fields_of(event)
         if data is None or name == b"error" or data.strip() == b"[DONE]" or is_ping(data, name):
             return True
@@ -172,6 +166,34 @@ class StreamTap:
             self._told_events, self._told_text = self.events, self._text
         return not (self._drop and isinstance(found.usage, dict) and not found.choices and not found.error)
 
+    def _are_alike(self, data: bytes) -> bool:
+        """Whether these are whole events made as those before them; they are counted then.
+
+        Quotes within a text are written otherwise, so that marks are found in the frames alone.
+        """
+        lines = data.count(b"\n")
+        count, part = (1, 0) if lines == self._lines else divmod(lines, self._lines)
+        text = len(data) - count * self._frame
+        start, mark = self._start, self._mark
+        if part or text < count or b"\r" in data or not (data.startswith(start) and data.endswith(b"\n\n")):
+            return False
+        if count == 1:
+            if (mark in data) is not self._marked:
+                return False
+        elif (
+            not count
+            or data.count(mark) != count * self._marked
+            or data.count(b"\n\n") != count
+            or data.count(b"\n\n" + start) != count - 1
+        ):
+            return False
+        if b'"usage"' in data and data.count(b'"usage"') != data.count(b'"usage":null'):
+            return False
+        self._as_alike = max(0, self._as_alike - count)
+        self.events += count
+        self._text += text
+        return True
+
     def _take(self, event: bytes, found: StreamEvent) -> None:
         """An event of output: how many answers it brings on, and how much text."""
         choices = found.choices
@@ -190,22 +212,23 @@ class StreamTap:
         if not choices:
             self._learn(event, b'"%s"' % str(found.type).encode(), len(event) - text)
         elif len(choices) == 1:
-            mark = next((mark for mark in _NULL_FINISH if mark in event), b'"finish_reason"')
-            self._learn(event, mark, len(event) - text)
+            mark = b'"finish_reason":null' if b'"finish_reason":null' in event else b'"finish_reason": null'
+            self._learn(event, mark if mark in event else b'"finish_reason"', len(event) - text)
 
     def _learn(self, event: bytes, mark: bytes, frame: int) -> None:
         """How events of output are made, so that those alike need not be taken apart."""
+        if b"\r" in event or not event.endswith(b"\n\n"):
+            self._apart = 0
+            return
         made = (event[: event.find(b":") + 1], mark, mark in event)
-        if not self._apart or made != (self._start, self._mark, self._marked) or not self._near(frame):
-            self._apart, self._frame = 0, frame
+        alike = made == (self._start, self._mark, self._marked) and abs(frame - self._frame) <= _ALIKE_BYTES
+        if not (self._apart and alike):
+            self._apart, self._frame, self._lines = 0, frame, event.count(b"\n")
             self._start, self._mark, self._marked = made
         self._frame = min(frame, self._frame)
         self._apart += 1
         if self._apart == _TAKEN_APART:
             self._apart, self._as_alike = 0, _TAKEN_AS_ALIKE
-
-    def _near(self, frame: int) -> bool:
-        return abs(frame - self._frame) <= _ALIKE_BYTES
 
     def _pass_long(self, loose: bytes) -> None:
         """A part of an event that is too long to hold: it passes, and so does what it says of usage."""
@@ -275,10 +298,7 @@ class WholeTap:
 
 
 class CodedTap:
-    """A compressed answer: its bytes pass as they are, and what they hold is read beside.
-
-    A coding that cannot be read is charged a token a byte: no text is packed much closer.
-    """
+    """A compressed answer: its bytes pass as they are, and are read beside; a token a byte where they cannot be."""
 
     __slots__ = ("_bare", "_inflate", "_inflated", "_size", "_tap", "counted")
 

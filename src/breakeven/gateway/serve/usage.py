@@ -95,16 +95,16 @@ def choice_bytes(choice: EventChoice, *, whole: bool) -> int:
 
     `whole`: it may come as a message, which otherwise repeats what came before.
     """
-    size = text_bytes(choice.text)
+    size = text_bytes(choice.text) if choice.text else 0
     silent = not size
     for delta in (choice.delta, choice.message if whole else None):
         if delta is None:
             continue
-        thoughts = (delta.reasoning_content, delta.reasoning, delta.thinking, delta.reasoning_details)
         # Reasoning goes by several names, and some servers send it under two at once.
-        said = max(map(text_bytes, thoughts)) + sum(
-            map(text_bytes, (delta.content, delta.tool_calls, delta.refusal, delta.function_call, delta.audio))
-        )
+        thought = delta.reasoning_content or delta.reasoning or delta.thinking or delta.reasoning_details
+        said = text_bytes(delta.content) + (text_bytes(thought) if thought else 0)
+        if more := [part for part in (delta.tool_calls, delta.refusal, delta.function_call, delta.audio) if part]:
+            said += text_bytes(more)
         size += said
         silent = silent and not (said or delta.audio or delta.images)
         if said:
