@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -105,7 +106,7 @@ def test_a_client_that_does_not_shake_hands_is_one_of_those_there_may_be(
     loop: Loop, files: TlsFiles, trusting: ssl.SSLContext
 ) -> None:
     async def work() -> None:
-        async with Serving(files, connections=2, idle_s=0.3) as edge:
+        async with Serving(files, connections=2, connections_per_address=2, idle_s=0.3) as edge:
             silent = [await asyncio.open_connection("127.0.0.1", edge.port) for _ in range(2)]
             silent[0][1].write(b"\x16\x03\x01\x02\x00\x01")  # half a hello
             while edge.server.connections < 2:
@@ -113,12 +114,13 @@ def test_a_client_that_does_not_shake_hands_is_one_of_those_there_may_be(
             reader, writer = await asyncio.open_connection(
                 "127.0.0.1", edge.port, ssl=trusting, server_hostname="localhost"
             )
-            writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
-            (refused,) = replies(await reader.read())
-            assert (refused.status, b"too many connections" in refused.body) == (503, True)
+            writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            (served,) = replies(await reader.read())
+            assert served.status == 200  # the one that is silent for longest made room
             writer.close()
             for quiet, _ in silent:
-                assert await quiet.read() == b""  # closed for its silence, with no word before its handshake
+                with contextlib.suppress(ConnectionResetError):
+                    assert await quiet.read() == b""  # closed for its silence, with no word before its handshake
 
     on(loop, work)
 

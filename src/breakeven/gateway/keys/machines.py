@@ -115,6 +115,8 @@ class SharedWindows:
         """By limit: the birth mark of its counters, and what they hold of ours."""
         self._saying: dict[int, _Saying] = {}
         self._named: set[str] = set()
+        self.troubles: dict[str, str] = {}
+        """What is wrong now, by hash."""
         self._young_s: dict[int, float] = {}
         """By limit: until when its counters are too young to be whole, on the monotonic clock."""
         self._turn = 0
@@ -241,18 +243,22 @@ class SharedWindows:
             for n, amount in row_buckets(grid.cells, place, stamp, last - shift).items():
                 others[n] = max(amount, others.get(n, 0))
         put_row(grid.cells, place, stamp, last - shift, others)
+        self.troubles.pop(self._name(limit), None)
         if foreign:
             self._foreign(limit, f"the field {foreign.decode(errors='replace')}")
 
     def _foreign(self, limit: KeyLimit, what: str) -> None:
         """Somebody else wrote there, or may forbid it: said once for each hash."""
         name = self._name(limit)
+        text = (
+            f"Redis: {name} holds what no gateway wrote, or is not ours ({ascii(what)[1:-1][:LONGEST_NAME]}); "
+            "it is left out, other limits are shared as before; give Redis a user of the gateways' own"
+        )
+        if name in self.troubles or len(self.troubles) < MOST_NAMED:
+            self.troubles[name] = text
         if name not in self._named and len(self._named) < MOST_NAMED:
             self._named.add(name)
-            self._say(
-                f"Redis: {name} holds what no gateway wrote, or is not ours ({ascii(what)[1:-1][:LONGEST_NAME]}); "
-                "it is left out, other limits are shared as before; give Redis a user of the gateways' own"
-            )
+            self._say(text)
 
     def _gone(self, error: BaseException) -> None:
         if not self.away:

@@ -259,20 +259,17 @@ class Supervisor:
     # Reloading and ending.
 
     def _name(self, loaded: ServedPlan) -> Rows:
-        plan = loaded.plan
-        models = [*(policy.model for policy in plan.policies), *(backend.name for backend in plan.backends)]
-        slots, held = self._slots, [child.rows for child in self.children.of.values()]
+        plan, backends = loaded.plan, [backend.name for backend in loaded.plan.backends]
+        held = [child.rows for child in self.children.of.values()]
+
+        def rows(kind: str, names: list[str]) -> dict[str, int]:
+            return self._slots[kind].name(names, {name for one in held for name in getattr(one, kind)})
+
         return Rows(
-            slots["backends"].name(
-                [backend.name for backend in plan.backends], {name for rows in held for name in rows.backends}
-            ),
-            slots["keys"].name(
-                ["", *(entry.name for entry in loaded.keys or ())], {name for rows in held for name in rows.keys}
-            ),
-            slots["models"].name(models, {name for rows in held for name in rows.models}),
-            slots["experiments"].name(
-                [plan.name for plan in plan.experiments], {name for rows in held for name in rows.experiments}
-            ),
+            rows("backends", backends),
+            rows("keys", ["", *(entry.name for entry in loaded.keys or ())]),
+            rows("models", [*(policy.model for policy in plan.policies), *backends]),
+            rows("experiments", [plan.name for plan in plan.experiments]),
         )
 
     def _reread(self) -> None:
