@@ -89,6 +89,12 @@ def _speed(backend: BackendPlan) -> Speed:
 class PlanReading:
     """A plan that a child process is reading. `step` never waits, so that whoever watches over others can go on."""
 
+    began_s: float
+    _ours: int
+    _child: int
+    _said: list[bytes]
+    _ended: bool
+
     def __init__(self, read: Callable[[], GatewayPlan]) -> None:
         """Begin to `load`. Raises BreakevenError where the system refuses another process."""
         if sys.platform == "win32":
@@ -115,7 +121,7 @@ class PlanReading:
             os._exit(0)
         os.close(theirs)
         os.set_blocking(self._ours, False)
-        self._said: list[bytes] = []
+        self._said = []
         self._ended = False
 
     def step(self, wait_s: float = 0.0) -> bool:

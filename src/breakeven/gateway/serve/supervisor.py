@@ -21,7 +21,6 @@ from breakeven.errors import BreakevenError, UserError
 from breakeven.gateway.keys.budgets import budget_path, load_budgets, save_budgets
 from breakeven.gateway.plan.check import check_reload
 from breakeven.gateway.plan.model import GatewayPlan
-from breakeven.gateway.serve.children import LOOK_S, SIGNALS, WATCHER, Child, Children, Doors, Owed, kill
 from breakeven.gateway.serve.loading import PlanReading, ServedPlan
 from breakeven.gateway.serve.processes import run_worker
 from breakeven.gateway.serve.watcher import run_watcher, send_news
@@ -31,6 +30,17 @@ from breakeven.gateway.swap.types import prepare
 from breakeven.hardware.system import ServiceManager, allow_many_files, wait_signal
 
 assert sys.platform != "win32"  # `run` has said so
+
+from breakeven.gateway.serve.children import (  # noqa: E402  (it is nothing on Windows)
+    LOOK_S,
+    SIGNALS,
+    WATCHER,
+    Child,
+    Children,
+    Doors,
+    Owed,
+    kill,
+)
 
 GENERATIONS = 3
 """Generations of workers that may be there at once: one that serves, and those that still drain."""
