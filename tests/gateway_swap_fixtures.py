@@ -175,10 +175,11 @@ def described(directory: Path, family: str) -> Path:
     return path
 
 
-def ask(url: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+def ask(url: str, body: dict[str, Any] | None = None, key: str | None = None) -> tuple[int, Any]:
     """Status and JSON (or text) of one answer."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **headers})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=120) as response:

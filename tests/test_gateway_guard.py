@@ -19,9 +19,7 @@ from breakeven.gateway.guard import (
     BreakerSettings,
     HedgeBudget,
     delay_s,
-    retry_after_s,
 )
-from breakeven.gateway.serve.course import status_fails_over, status_is_broken, trouble_is_broken
 
 SETTINGS = BreakerSettings(failures=3, open_s=1.0, most_s=8.0, jitter=0.0, probes=2, probe_s=10.0)
 
@@ -269,38 +267,3 @@ def test_the_delay_is_the_predicted_95th_percentile() -> None:
     assert delay_s(0.5, 0.7) == pytest.approx(0.5 * math.exp(0.7))
     assert delay_s(0.0, 0.5) == SHORTEST_S
     assert delay_s(0.5, -1.0) == 0.5
-
-
-def test_which_statuses_fail_over() -> None:
-    assert [s for s in range(100, 600) if status_fails_over(s)] == [429, 500, 502, 503, 504, 529]
-    assert [s for s in range(100, 600) if status_is_broken(s)] == [500, 502, 503, 504, 529]
-
-
-def test_which_troubles_speak_against_a_backend() -> None:
-    for trouble in ("refused", "unreachable", "reset", "timeout", "garbage", "forbidden", "cut", "too_large"):
-        assert trouble_is_broken(trouble) is (trouble != "too_large")
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        (b"0", 0.0),
-        (b" 7 ", 7.0),
-        (b"Thu, 01 Jan 1970 00:20:00 GMT", 200.0),
-        (b"Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
-        (None, None),
-        (b"", None),
-        (b"-1", None),
-        (b"soon", None),
-        (b"9" * 400, None),
-        (b"Thu, 99 Foo 1970", None),
-    ],
-)
-def test_retry_after(value: bytes | None, seconds: float | None) -> None:
-    assert retry_after_s(value, 1000.0) == seconds
-
-
-@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
-def test_any_retry_after_is_a_number_or_nothing(value: bytes) -> None:
-    seconds = retry_after_s(value, 1000.0)
-    assert seconds is None or 0.0 <= seconds < 1e12

@@ -19,6 +19,7 @@ from breakeven.answer.study.yaml_file import parts_in
 from breakeven.errors import UserError
 from breakeven.gateway.plan import check
 from breakeven.gateway.plan.check import check_plan, check_reload, is_loopback
+from breakeven.gateway.plan.limits import Limits
 from breakeven.gateway.plan.load import PUBLIC_NAME, read_gateway
 from breakeven.gateway.plan.model import (
     ENDPOINTS,
@@ -30,7 +31,6 @@ from breakeven.gateway.plan.model import (
     ExperimentPlan,
     GatewayPlan,
     HedgePlan,
-    Limits,
     LocalPlan,
     LogPlan,
     PolicyPlan,
@@ -503,9 +503,13 @@ def plans(draw: st.DrawFn) -> GatewayPlan:
         price = draw(PRICES)
         hosted = isinstance(price, Api)
         local = draw(st.booleans()) and not hosted
+        url = None if local else draw(st.sampled_from(["http://10.0.0.1:8000/v1", "https://h.example/x/v1"]))
+        far = url is not None and url.startswith("https")
         plan = BackendPlan(
             name=name,
-            url=None if local else draw(st.sampled_from(["http://10.0.0.1:8000/v1", "https://h.example/x/v1"])),
+            url=url,
+            key_over_http=url is not None and not far,
+            proxy=draw(st.sampled_from([None, "http://proxy.example:3128"])) if far else None,
             local=LocalPlan(model="qwen3-0.6b", context=draw(st.integers(1, 9999)), pinned=draw(st.booleans()))
             if local
             else None,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from gateway_property_fixtures import Gateway, gateway, refused, until
+from gateway_property_fixtures import CHAT, Gateway, gateway, refused, until
 
 ROOT = Path(__file__).resolve().parent.parent
 CANARY = "canary-of-the-environment-61d4"
@@ -118,6 +118,20 @@ def test_an_engine_holds_no_socket_and_no_memory_of_ours(running: Gateway) -> No
         maps = Path(f"/proc/{engine.pid}/maps").read_text()
         assert "/dev/zero" not in maps, "shared anonymous memory is the gateway's block"
         assert "/dev/zero" in Path(f"/proc/{running.process.pid}/maps").read_text(), "which looks like this"
+
+
+def test_an_engine_answers_the_gateway_and_nobody_else(running: Gateway) -> None:
+    """Not a page of the web that points its name here, and not whoever reads the list of processes or a log."""
+    body = {"model": "b", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    for engine in engines(running):
+        (port,) = {one.laddr.port for one in engine.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+        for path, asked in ((CHAT, body), ("/completion", {"prompt": "x"}), ("/props", None), ("/slots", None)):
+            headers = {"origin": "https://page.example", "host": "page.example"}
+            assert running.ask(asked, headers, path=path, port=port)[0] == 401, path
+    assert running.ask(body)[0] == 200
+    logs = [path for path in (running.directory / "log").rglob("*.log") if path.is_file()]
+    assert [oct(path.stat().st_mode & 0o777) for path in logs] == ["0o600"] * len(logs)
+    assert logs
 
 
 def test_no_request_starts_anything(running: Gateway) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from golden_server import golden_server
 
 from breakeven.engines.kinds import ENGINES
 from breakeven.engines.source import parse_source
@@ -24,7 +26,15 @@ from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan
 from breakeven.gateway.plan.origins import READER_SLO, plan_of_models
 from breakeven.gateway.shared.layout import Count, Known, State, UnderWay
-from breakeven.gateway.swap.effects import EngineFailed, EngineLoaded, Engines, EngineUnloaded, Event, scrubbed
+from breakeven.gateway.swap.effects import (
+    EngineFailed,
+    EngineLoaded,
+    Engines,
+    EngineUnloaded,
+    Event,
+    answers_strangers,
+    scrubbed,
+)
 from breakeven.gateway.swap.needs import check_local, is_synthetic, local_backends, needs_of, threads_of
 from breakeven.gateway.swap.types import prepare
 from breakeven.gateway.swap.watch import Swapper, _recipe
@@ -98,7 +108,8 @@ def test_cells_tell_what_happens(pair: GatewayPlan) -> None:
     assert 0.0 < w.known("dense", Known.PROGRESS) < 1.0
     w.pass_s(1000.0)
     assert w.known("dense", Known.PROGRESS) == 0.99
-    w.effects.tell(EngineLoaded("dense", 4321, 2.0, 10))
+    w.effects.tell(EngineLoaded("dense", 4321, 2.0, 10, "/invocations"))
+    assert "dense answers at /invocations whoever asks on this machine" in w.swapper.warnings[0]
     assert (w.state("dense"), w.known("dense", Known.PORT), w.known("dense", Known.PROGRESS)) == (State.READY, 4321, 1)
     assert w.known("dense", Known.LOAD_S) == 0.0
     assert w.known("moe", Known.LOAD_S) > 0.0
@@ -243,6 +254,13 @@ def test_no_key_reaches_an_engine() -> None:
     assert scrubbed({**kept, **secret}) == kept
 
 
+def test_an_engine_that_asks_for_no_key_is_found_out() -> None:
+    with golden_server() as open_to_all, golden_server(key="its-own") as keyed:
+        assert answers_strangers(open_to_all.url) == "/v1/completions"
+        assert answers_strangers(keyed.url) == ""
+    assert answers_strangers("http://127.0.0.1:1") == ""
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Patient, because the machine may be busy; TimeoutError says that it never came."""
     async with asyncio.timeout(PATIENCE_S):
@@ -275,10 +293,17 @@ def test_two_real_engines_swap_within_memory(
 
         async def answers(name: str) -> None:
             url = f"http://127.0.0.1:{int(block.known.get(0, rows[name], Known.PORT))}"
-            status, body = await asyncio.to_thread(ask, f"{url}/v1/models")
+            key = block.engine_key(name)
+            status, body = await asyncio.to_thread(ask, f"{url}/v1/models", None, key)
             assert (status, body["data"][0]["id"]) == (200, name)
             completion = {"model": name, "prompt": [1, 2, 3], "max_tokens": 2}
-            assert (await asyncio.to_thread(ask, f"{url}/v1/completions", completion))[0] == 200
+            assert (await asyncio.to_thread(ask, f"{url}/v1/completions", completion, key))[0] == 200
+            for other in (None, "", block.engine_key("another")):
+                assert (await asyncio.to_thread(ask, f"{url}/v1/completions", completion, other))[0] == 401
+            (engine,) = engines_below()
+            assert key not in json.dumps([engine.cmdline(), engine.environ()])
+            assert stat.S_IMODE((tmp_path / "logs" / f"{name}.log").stat().st_mode) == 0o600
+            assert not any("answers at" in warning for warning in swapper.warnings)
 
         try:
             await until(lambda: state("dense") is State.READY)

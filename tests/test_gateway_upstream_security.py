@@ -40,6 +40,7 @@ from breakeven.wire.target import (
     is_forbidden,
     request_lines,
 )
+from breakeven.wire.tls import TlsFiles
 
 CANARY = b"canary-5f1c9e"
 SECRET = ((b"authorization", b"Bearer " + CANARY),)
@@ -96,7 +97,9 @@ def _bytes(alphabet: str, most: int) -> st.SearchStrategy[bytes]:
 
 
 TOKENS = _bytes("abcxyz-1", 8)
-NAMES = st.sampled_from(sorted(NOT_SENT | NOT_PASSED_ON | {b"access-control-allow-origin"})) | TOKENS
+NAMES = (
+    st.sampled_from(sorted(NOT_SENT | NOT_PASSED_ON | {b"access-control-allow-origin", b"x-breakeven-usd"})) | TOKENS
+)
 HEADERS = st.lists(st.tuples(NAMES, _bytes("aZ0:,;=/", 20)), max_size=12)
 
 
@@ -108,8 +111,10 @@ def test_what_is_stripped_and_nothing_else(headers: list[tuple[bytes, bytes]], n
     sent = b"".join(b"%s: %s\r\n" % pair for pair in headers if pair[0] not in NOT_SENT | gone)
     assert request_lines(headers) == sent
     passed_on = [pair for pair in headers if pair[0] not in NOT_PASSED_ON | gone]
-    assert answer_headers(headers) == [pair for pair in passed_on if not pair[0].startswith(b"access-control-")]
+    theirs = [pair for pair in passed_on if not pair[0].startswith((b"access-control-", b"x-breakeven-"))]
+    assert answer_headers(headers) == theirs
     assert HOP_BY_HOP <= NOT_SENT & NOT_PASSED_ON
+    assert {b"www-authenticate", b"refresh", b"x-request-id", b"x-accel-redirect"} <= NOT_PASSED_ON
 
 
 @pytest.mark.parametrize("bad", [b"a\r\nx-evil: 1", b"a\nb", b"a\rb", b"a\0b"])
@@ -356,14 +361,14 @@ async def test_tls_is_verified_and_the_name_sent(certificate: tuple[Path, Path],
     names(["127.0.0.1"])
     with ChaosServer(tls=served) as server:
         url = f"https://backend.example:{server.port}"
-        async with upstream_of(url, ca_file=certificate[0], secret=SECRET) as upstream:
+        async with upstream_of(url, tls=TlsFiles(certificate[0]), secret=SECRET) as upstream:
             for index in range(3):
                 memory = await ask(upstream, body_of(f"{index}", stream=True))
                 assert (memory.ends, memory.body.count(b"%d " % index)) == (["end"], 8)
             assert (server.seen.connections, asked) == (1, ["backend.example"])
             assert (await ask(upstream, body_of(chaos="reset_mid_body"))).ends == ["cut"]
         untrusted = {"url": url}
-        wrong_name = {"url": f"https://other.example:{server.port}", "ca_file": certificate[0]}
+        wrong_name = {"url": f"https://other.example:{server.port}", "tls": TlsFiles(certificate[0])}
         for settings in (untrusted, wrong_name):
             async with upstream_of(**settings, secret=SECRET) as upstream:  # type: ignore[arg-type]
                 memory = await ask(upstream)
@@ -371,7 +376,7 @@ async def test_tls_is_verified_and_the_name_sent(certificate: tuple[Path, Path],
                 assert "certificate" in memory.detail.lower()
         assert server.seen.requests == 4
     with ChaosServer() as plain:  # and nothing is sent in the clear to whoever speaks no TLS
-        async with upstream_of(f"https://backend.example:{plain.port}", ca_file=certificate[0]) as upstream:
+        async with upstream_of(f"https://backend.example:{plain.port}", tls=TlsFiles(certificate[0])) as upstream:
             assert (await ask(upstream)).ends == ["unreachable"]
         assert plain.seen.requests == 0
 
@@ -379,5 +384,5 @@ async def test_tls_is_verified_and_the_name_sent(certificate: tuple[Path, Path],
 def test_a_file_of_authorities_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
     for path in (tmp_path / "ca.pem", tmp_path / "none.pem"):
-        with pytest.raises(UserError, match=r"ca_file .* PEM"):
-            HttpClient("https://127.0.0.1", timeouts=Timeouts(), ca_file=path)
+        with pytest.raises(UserError, match=r"ca .* PEM"):
+            HttpClient("https://127.0.0.1", timeouts=Timeouts(), tls=TlsFiles(path))

@@ -194,6 +194,10 @@ def test_without_one_or_with_an_old_one_it_says_what_to_do(
     studio.refuses["/api/v1/models"] = 404
     with pytest.raises(UserError, match=r"has no /api/v1; update it"):
         model(gguf, tmp_path).__enter__()
+    monkeypatch.setenv(VARIABLE, "http://studio.example:1234")
+    monkeypatch.setenv(KEY, "secret")
+    with pytest.raises(UserError, match=rf"would get the key in {KEY} in clear"):
+        model(gguf, tmp_path)
     monkeypatch.setenv(VARIABLE, "http://127.0.0.1:9/v1")
     with pytest.raises(UserError, match=r"LM Studio is not at http://127\.0\.0\.1:9 .*lms server start"):
         model(gguf, tmp_path).__enter__()

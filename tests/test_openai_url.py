@@ -117,11 +117,54 @@ def test_a_missing_key_and_a_wrong_key(monkeypatch: pytest.MonkeyPatch) -> None:
     with golden_server(key=SECRET) as server:
         with pytest.raises(UserError, match=r"wants a key \(401\).*BREAKEVEN_API_KEY"):
             connect(f"{server.url}/v1#golden")
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-secret")
-        with pytest.raises(UserError, match="does not accept the key in OPENAI_API_KEY") as caught:
+        monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+        with pytest.raises(
+            UserError, match=r"wants a key .*BREAKEVEN_API_KEY \(OPENAI_API_KEY goes to api\.openai\.com"
+        ):
+            connect(f"{server.url}/v1#golden")
+        monkeypatch.setenv("BREAKEVEN_API_KEY", "sk-wrong-secret")
+        with pytest.raises(UserError, match="does not accept the key in BREAKEVEN_API_KEY") as caught:
             connect(f"{server.url}/v1#golden")
         assert "secret" not in str(caught.value)
         monkeypatch.setenv("BREAKEVEN_API_KEY", SECRET)
         backend = connect(f"{server.url}/v1#golden")
     assert backend.api_key_env == "BREAKEVEN_API_KEY"
     assert SECRET not in repr(backend)
+
+
+@pytest.mark.parametrize(
+    ("url", "openai", "own"),
+    [
+        ("https://api.openai.com/v1#m", "OPENAI_API_KEY", "OPENAI_API_KEY"),
+        ("https://API.OpenAI.com./v1#m", "OPENAI_API_KEY", "OPENAI_API_KEY"),
+        ("https://api.openai.com.example.org/v1#m", None, "BREAKEVEN_API_KEY"),
+        ("https://example.org/api.openai.com/v1#m", None, "BREAKEVEN_API_KEY"),
+        ("https://eu.api.openai.com.evil/v1#m", None, "BREAKEVEN_API_KEY"),
+        ("http://127.0.0.1:8000/v1#m", None, "BREAKEVEN_API_KEY"),
+        ("http://[::1]:8000/v1#m", None, "BREAKEVEN_API_KEY"),
+        ("http://localhost:8000/v1#m", None, "BREAKEVEN_API_KEY"),
+    ],
+)
+def test_each_key_goes_where_it_belongs(
+    url: str, openai: str | None, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    assert parse_url(url).api_key_env == openai
+    monkeypatch.setenv("BREAKEVEN_API_KEY", SECRET)
+    assert parse_url(url).api_key_env == own
+
+
+def test_no_key_crosses_a_network_in_clear_unless_its_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    far = "http://10.0.0.5:8000/v1#m"
+    assert parse_url(far).api_key_env is None
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    with pytest.raises(UserError, match=r"http://api\.openai\.com would get the key in OPENAI_API_KEY in clear"):
+        parse_url("http://api.openai.com/v1#m")
+    monkeypatch.setenv("BREAKEVEN_API_KEY", SECRET)
+    with pytest.raises(UserError, match=r"in clear.*allow it with BREAKEVEN_KEY_OVER_HTTP=10\.0\.0\.5") as caught:
+        parse_url(far)
+    assert SECRET not in str(caught.value)
+    monkeypatch.setenv("BREAKEVEN_KEY_OVER_HTTP", "gpu-1, 10.0.0.5")
+    assert parse_url(far).api_key_env == "BREAKEVEN_API_KEY"
+    with pytest.raises(UserError, match="in clear"):
+        parse_url("http://10.0.0.6/v1#m")

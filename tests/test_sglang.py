@@ -7,6 +7,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 
 from breakeven.engines import openai_url
@@ -15,6 +16,7 @@ from breakeven.engines.source import parse_source
 from breakeven.engines.start import kv_type, start, weights_of
 from breakeven.engines.vllm.directory import provide
 from breakeven.errors import EngineError, NotSupportedError, UserError
+from breakeven.gateway.swap.effects import answers_strangers
 from breakeven.wire.dialects import completion_fields
 from tests.vllm_fixtures import DENSE, write_config
 
@@ -32,12 +34,14 @@ parser.add_argument("--host")
 parser.add_argument("--port", type=int)
 parser.add_argument("--context-length", type=int)
 parser.add_argument("--dtype")
+parser.add_argument("--config")
 known, flags = parser.parse_known_args()
 if os.environ.get("FAKE_SGLANG") == "refuses":
     print("[2026-11-29 08:00:01 TP0] Scheduler hit an exception: Traceback (most recent call last):")
     print("[2026-11-29 08:00:01 TP0] RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.")
     print("[2026-11-29 08:00:02] Received sigquit from a child process.", flush=True)
     sys.exit(137)
+key = json.load(open(known.config))["api-key"] if known.config else None
 scheduler = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 
 
@@ -49,7 +53,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def stranger(self):
+        return key is not None and self.path != "/health" and self.headers["Authorization"] != "Bearer " + key
+
     def do_GET(self):
+        if self.stranger():
+            return self.answer({{"error": "Unauthorized"}}, 401)
         info = {{"version": "0.5.9", "device": "cuda", "dtype": known.dtype, "mem_fraction_static": 0.85,
                 "context_length": known.context_length, "max_total_num_tokens": 4096, "quantization": None}}
         models = {{"data": [{{"id": known.served_model_name, "owned_by": "sglang"}}]}}
@@ -58,6 +67,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.stranger():
+            return self.answer({{"error": "Unauthorized"}}, 401)
         if self.path == "/tokenize":
             return self.answer({{"count": 0, "max_model_len": 64, "tokens": list(asked["prompt"].encode())}})
         self.answer({{"choices": [{{"text": " a"}}], "usage": {{"completion_tokens": asked["max_tokens"]}}}})
@@ -124,6 +135,17 @@ def test_real_weights_shared_prefixes_and_further_flags(
         assert "--disable-radix-cache" not in backend.settings["flags"]
         assert backend.settings["flags"].endswith("--mem-fraction-static 0.7")
         assert backend.settings["build"] == "sglang 0.5.9", "older versions say it elsewhere"
+
+
+def test_it_asks_for_the_key_it_is_given_and_no_list_of_processes_shows_it(tmp_path: Path, fake_sglang: Path) -> None:
+    engine = SglangServer(write_config(tmp_path / "tiny", DENSE), context=64, slots=2, log=tmp_path / "log")
+    engine.key = "canary-of-its-own"
+    with engine as backend:
+        assert backend.settings["build"] == "sglang 0.5.9"
+        assert answers_strangers(backend.url) == ""
+        assert backend.pid is not None
+        assert engine.key not in str([psutil.Process(backend.pid).cmdline(), backend])
+        assert not [path for path in tmp_path.iterdir() if path.is_file() and engine.key in path.read_text()]
 
 
 def test_a_refusal_tells_the_root_cause(tmp_path: Path, fake_sglang: Path, monkeypatch: pytest.MonkeyPatch) -> None:

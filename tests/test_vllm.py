@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
 import time
+import urllib.error
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
@@ -83,6 +85,17 @@ def test_a_server_is_up_inside_the_block_and_gone_with_all_its_processes_after(t
         assert both.peak_rss_bytes > one.peak_rss_bytes
     assert gone(backend.pid)
     assert gone(core), "the engine core ignores SIGTERM and has a session of its own; it must go all the same"
+
+
+def test_it_asks_for_the_key_it_is_given_and_no_list_of_processes_shows_it(tmp_path: Path, fake_vllm: Path) -> None:
+    engine = server(tmp_path, model_directory(tmp_path))
+    engine.key = "canary-of-its-own"
+    with engine as backend:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            complete(backend, 2)
+        assert backend.pid is not None
+        assert engine.key not in str([psutil.Process(backend.pid).cmdline(), backend])
+    assert stat.S_IMODE(engine.log.stat().st_mode) == 0o600
 
 
 def test_sharing_prefixes_and_further_flags_are_asked_for(

@@ -98,6 +98,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        key = os.environ.get("VLLM_API_KEY")
+        if key and self.path.startswith("/v1") and self.headers["Authorization"] != "Bearer " + key:
+            return self.answer({{"error": "Unauthorized"}}, 401)
         if asked["model"] != known.served_model_name:
             return self.answer({{"error": "no such model"}}, 404)
         if self.path == "/tokenize":

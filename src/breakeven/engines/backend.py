@@ -11,9 +11,12 @@ import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from breakeven.errors import UserError
 from breakeven.hardware.placement import Placed
 from breakeven.wire.dialects import dialect_of
+from breakeven.wire.listen import names_here
 
 LLAMA_CPP = "llama.cpp"
 LLAMA_SERVER = "llama-server"
@@ -23,8 +26,12 @@ MLX = "mlx"
 SGLANG = "sglang"
 OLLAMA = "ollama"
 LM_STUDIO = "lmstudio"
-KEY_VARIABLES = ("BREAKEVEN_API_KEY", "OPENAI_API_KEY")
-"""Environment variables a key may come from, the first that is set wins."""
+OWN_KEY, OPENAI_KEY = "BREAKEVEN_API_KEY", "OPENAI_API_KEY"
+KEY_VARIABLES = (OWN_KEY, OPENAI_KEY)
+"""Environment variables a key may come from."""
+OPENAI_HOST = "api.openai.com"
+IN_CLEAR = "BREAKEVEN_KEY_OVER_HTTP"
+"""Environment variable that names the hosts, separated by commas, that may be sent a key without TLS."""
 
 _TOKENIZE_TIMEOUT_S = 30.0
 
@@ -184,6 +191,28 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def key_variable() -> str | None:
-    """Name of the environment variable that holds an API key, None when none does."""
-    return next((name for name in KEY_VARIABLES if os.environ.get(name)), None)
+def key_variable(url: str) -> str | None:
+    """Name of the environment variable whose key goes to `url`, None when none does.
+
+    OPENAI_API_KEY goes to OpenAI's own host and to nobody else, BREAKEVEN_API_KEY to whoever is named. Raises UserError
+    where a key would cross a network in clear.
+    """
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    names = (OPENAI_KEY, OWN_KEY) if host == OPENAI_HOST else (OWN_KEY,)
+    found = next((name for name in names if os.environ.get(name)), None)
+    if found is not None:
+        check_in_clear(url, found)
+    return found
+
+
+def check_in_clear(url: str, variable: str) -> None:
+    """Raise UserError when the key in `variable` would go to `url` without TLS, to another machine, unasked."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    allowed = {each.strip().lower().rstrip(".") for each in os.environ.get(IN_CLEAR, "").split(",")}
+    if parts.scheme.lower() == "https" or names_here(host.encode()) or host in allowed:
+        return
+    raise UserError(
+        f"{parts.scheme}://{host} would get the key in {variable} in clear, for everybody on the way to read; use "
+        f"https, unset {variable}, or allow it with {IN_CLEAR}={host}"
+    )

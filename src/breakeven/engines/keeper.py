@@ -59,6 +59,8 @@ class KeptEngine(ABC):
 
     def __init__(self, name: str, log: Path, ready_timeout_s: float) -> None:
         self.name, self.log = name, log
+        self.key: str | None = None
+        """Set before it is entered, whoever asks it must know this; how it is told stands with each kind of engine."""
         self._ready_timeout_s = ready_timeout_s
         self._child: subprocess.Popen[bytes] | None = None
         self._family = False
@@ -140,7 +142,8 @@ class KeptEngine(ABC):
         word, passed = system.inherited(write_fd)
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            with self.log.open("wb") as log:
+            # Some engines log what they are asked: nobody else's business.
+            with open(self.log, "wb", opener=private) as log:
                 self._child = subprocess.Popen(
                     [*before, word, *after],
                     stdin=subprocess.PIPE,
@@ -191,7 +194,7 @@ class KeptEngine(ABC):
         """
         asked = {"model": model or self.name, "prompt": prompt, "max_tokens": 2, "ignore_eos": True}
         body = json.dumps(asked).encode()
-        sent = {"Content-Type": "application/json", **(headers or {})}
+        sent = {"Content-Type": "application/json", **self._key_header(), **(headers or {})}
         request = urllib.request.Request(f"{url}/v1/completions", body, sent)
         try:
             with open_url(request, timeout_s=timeout_s) as response:
@@ -202,6 +205,10 @@ class KeptEngine(ABC):
             raise EngineError(
                 f"{self.title} loaded {self.name} but did not complete a token ({error}){self.last_words()}"
             ) from None
+
+    def _key_header(self) -> dict[str, str]:
+        """What every question to it carries."""
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     def _raise_if_ended(self) -> None:
         if self._child is not None and self._child.poll() is not None:
@@ -248,6 +255,14 @@ class KeptEngine(ABC):
         except subprocess.TimeoutExpired:
             system.kill_session(child.pid)
             child.wait()
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file that only its owner can read, also where it was there before."""
+    fd = os.open(path, flags, 0o600)
+    if sys.platform != "win32":
+        os.fchmod(fd, 0o600)
+    return fd
 
 
 def log_lines(log: Path, most_bytes: int) -> list[str]:

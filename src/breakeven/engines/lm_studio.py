@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from breakeven.engines.backend import LM_STUDIO, Backend
+from breakeven.engines.backend import LM_STUDIO, Backend, check_in_clear
 from breakeven.engines.borrowed import LOAD_TIMEOUT_S, MARK, BorrowedEngine, RefusedError, refuse_placement
 from breakeven.errors import EngineError, UserError, expanded
 from breakeven.hardware.placement import AUTO, Placement
@@ -84,6 +84,8 @@ class LmStudioModel(BorrowedEngine):
         token = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         address = os.environ.get(VARIABLE, ADDRESS).rstrip("/").removesuffix("/v1")
+        if token:
+            check_in_clear(address, KEY)
         super().__init__(address, name or gguf.stem, log, headers)
         refuse(placement)
         self.gguf, self.context = gguf, max(context, LEAST_CONTEXT)

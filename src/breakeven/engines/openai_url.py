@@ -1,20 +1,21 @@
 """Any OpenAI-compatible URL as a backend: `http(s)://host[:port]/v1#name`.
 
-The key comes from the environment (`BREAKEVEN_API_KEY`, else `OPENAI_API_KEY`) and from nowhere else; a URL with a
-user or password in it is refused, because command lines and logs keep what they are given.
+The key comes from the environment (`BREAKEVEN_API_KEY`; at api.openai.com, and there alone, `OPENAI_API_KEY`) and from
+nowhere else; a URL with a user or password in it is refused, because command lines and logs keep what they are given.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import os
 import urllib.error
 import urllib.request
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from breakeven.engines.backend import KEY_VARIABLES, Backend, key_variable, open_url
+from breakeven.engines.backend import OPENAI_HOST, OPENAI_KEY, OWN_KEY, Backend, key_variable, open_url
 from breakeven.errors import UserError
 from breakeven.wire.dialects import dialects
 
@@ -37,7 +38,7 @@ def parse_url(text: str) -> Backend:
     except ValueError as error:
         raise UserError(f"the URL is not valid ({error}); {form}") from None
     if parts.username is not None or parts.password is not None:
-        raise UserError(f"the URL contains a user or password; put a key into {KEY_VARIABLES[0]} and leave it out")
+        raise UserError(f"the URL contains a user or password; put a key into {OWN_KEY} and leave it out")
     if parts.scheme.lower() not in ("http", "https") or not host:
         raise UserError(f"{text} is not a URL; {form}")
     if parts.query:
@@ -50,7 +51,7 @@ def parse_url(text: str) -> Backend:
         raise UserError(f"{text} names no model; add #model-name")
     place = f"[{host}]" if ":" in host else host
     address = f"{parts.scheme.lower()}://{place}{f':{port}' if port else ''}{path.removesuffix('/v1')}"
-    return Backend(address, name, key_variable(), {"engine": "unknown"}, None, None)
+    return Backend(address, name, key_variable(address), {"engine": "unknown"}, None, None)
 
 
 def connect(text: str) -> Backend:
@@ -127,7 +128,8 @@ def _ask(backend: Backend, path: str, body: dict[str, Any] | None, timeout_s: fl
 def _refusal(backend: Backend, where: str, status: int) -> str:
     if status in (401, 403):
         if backend.api_key_env is None:
-            return f"{where} wants a key ({status}); put it into the environment variable {KEY_VARIABLES[0]}"
+            only = f" ({OPENAI_KEY} goes to {OPENAI_HOST} alone)" if os.environ.get(OPENAI_KEY) else ""
+            return f"{where} wants a key ({status}); put it into the environment variable {OWN_KEY}{only}"
         return f"{where} does not accept the key in {backend.api_key_env} ({status}); put a valid one there"
     if status == 404:
         return f"{where} does not exist (404); check the part before /v1 and the model name {backend.model}"

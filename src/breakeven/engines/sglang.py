@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import urllib.request
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -21,6 +22,7 @@ from breakeven.engines.keeper import (
     KeptEngine,
     free_port,
     further_flags,
+    private,
     python_command,
     telling_words,
 )
@@ -111,11 +113,21 @@ class SglangServer(KeptEngine):
         url = f"http://127.0.0.1:{port}"
         address = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", self.name]
         environment = {**(os.environ if self._inherited is None else self._inherited), "PYTHONFAULTHANDLER": "1"}
-        self._spawn_family([*command, "--model-path", str(self.model), *address, *flags], environment)
-        waited = f"within {self._ready_timeout_s:.0f} s"
-        load_s = self._wait_healthy(url, f"SGLang did not load {self.model} {waited}")
+        settings_file = self.log.with_name(f"{self.log.name}.yaml")
+        if self.key:  # an argument would stand in the list of processes, and it reads none from the environment
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with open(settings_file, "w", encoding="utf-8", opener=private) as file:
+                json.dump({"api-key": self.key}, file)  # which is YAML as well
+            address += ["--config", str(settings_file)]
+        try:
+            self._spawn_family([*command, "--model-path", str(self.model), *address, *flags], environment)
+            waited = f"within {self._ready_timeout_s:.0f} s"
+            load_s = self._wait_healthy(url, f"SGLang did not load {self.model} {waited}")
+        finally:
+            if self.key:
+                settings_file.unlink(missing_ok=True)
         self._complete_one(url)
-        info = _server_info(url)
+        info = _server_info(url, self._key_header())
         settings = {
             "engine": SGLANG,
             "build": f"sglang {info.get('version', 'unknown')}",
@@ -130,11 +142,11 @@ class SglangServer(KeptEngine):
         return Backend(url, self.name, None, settings, self._pid, load_s)
 
 
-def _server_info(url: str) -> dict[str, Any]:
+def _server_info(url: str, headers: Mapping[str, str]) -> dict[str, Any]:
     """What it says of itself, at the address of newer versions or of older ones; nothing where it does not."""
     for path in ("/server_info", "/get_server_info"):
         try:
-            with open_url(f"{url}{path}", timeout_s=_TIMEOUT_S) as response:
+            with open_url(urllib.request.Request(f"{url}{path}", headers=headers), timeout_s=_TIMEOUT_S) as response:
                 found = json.load(response)
         except (OSError, HTTPException, ValueError):
             continue

@@ -107,12 +107,14 @@ def start(
     kv: str = "f16",
     placement: Placement = AUTO,
     arguments: tuple[str, ...] = (),
+    key: str | None = None,
 ) -> Running:
     """Start or connect to a candidate; the engine stops when `stack` closes.
 
     `path` is what `weights_of` gave for this `engine`. `wait_policy` "passive" lets the engine's threads sleep at
     barriers, for a machine that has other work. `share_prefixes` keeps the keys and values of earlier prompts; without,
-    every request starts cold unless it says otherwise. What else there is: as in `Serving`.
+    every request starts cold unless it says otherwise. `key`: what whoever asks it must know, where it is an
+    engine that can be told one. What else there is: as in `Serving`.
     """
     if source.url is not None:
         return Running(source, openai_url.connect(source.url), None, lambda: None)
@@ -123,6 +125,7 @@ def start(
         context, slots, log, threads, wait_policy, share_prefixes, embeddings, environment, kv, placement, arguments
     )
     server = kind.server(source, path, serving)
+    server.key = key if server.ours else None
     backend = stack.enter_context(server)
     return Running(source, backend, path if path.is_file() else None, lambda: _check(kind.name, server))
 

@@ -17,14 +17,12 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Literal
 
 LONGEST_HOLD_S = 300.0
 """A backend's Retry-After is believed up to here; a wrong one must not send it away for good."""
 USUAL_HOLD_S = 1.0
 """How long a backend that said 429 without a time is left alone."""
-LONGEST_DIGITS = 9
 
 State = Literal["closed", "half_open", "open"]
 CODES: dict[State, int] = {"closed": 0, "half_open": 1, "open": 2}
@@ -191,20 +189,6 @@ class Breaker:
         self._row = 0
         self._good = self._bad = 0.0
         self._backoff_s = self._settings.open_s
-
-
-def retry_after_s(value: bytes | None, unix_s: float) -> float | None:
-    """Seconds that a Retry-After header asks for: a number, or an HTTP date against `unix_s`; None: not readable."""
-    if not value:
-        return None
-    text = value.strip()
-    if text.isdigit():
-        return float(text) if len(text) <= LONGEST_DIGITS else None
-    try:
-        seconds = parsedate_to_datetime(text.decode("ascii")).timestamp() - unix_s
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return max(0.0, seconds)
 
 
 SHORTEST_S = 0.02

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
-from breakeven.errors import BreakevenError
+from breakeven.errors import BreakevenError, UserError
 from breakeven.version import __version__
 from breakeven.wire.connection import ClientConnection, Exchange
 from breakeven.wire.message import Headers, Sink, Trouble
@@ -24,8 +23,8 @@ from breakeven.wire.target import (
     fixed_lines,
     parts_of,
     request_lines,
-    tls_of,
 )
+from breakeven.wire.tls import SYSTEMS, TlsFiles, client_tls, through_proxy
 
 __all__ = ["Exchange", "GetError", "HttpClient"]
 
@@ -86,7 +85,8 @@ class HttpClient:
         *,
         timeouts: Waits,
         secret: Sequence[tuple[bytes, bytes]] = (),
-        ca_file: Path | None = None,
+        tls: TlsFiles = SYSTEMS,
+        proxy: str | None = None,
         allow_link_local: bool = False,
         response_bytes: int = _RESPONSE_BYTES,
         wary: bool = True,
@@ -98,7 +98,8 @@ class HttpClient:
         `wary`: asks the system whether a resting connection is still good, and learns of a server that closes them;
         both cost time. `redirects`: hands them on as answers. `passes_on`: of an answer's headers, those to tell of.
         A first byte may take as long as any other where `timeouts` set no time for it. Raises UserError for an
-        address that is none, a key that no header can hold, or an unreadable `ca_file`.
+        address that is none, a key that no header can hold, or files of `tls` that cannot be used. `proxy`: an HTTP
+        proxy that opens the way to a server by TLS; it sees no more than that server's name.
         """
         self.response_bytes, self.wary, self.redirects, self.passes_on = response_bytes, wary, redirects, passes_on
         first_s = timeouts.first_byte_s
@@ -110,7 +111,15 @@ class HttpClient:
         self._host = parts.hostname or ""
         self._base = parts.path.rstrip("/").encode()
         self._fixed = fixed_lines(parts.netloc, secret)
-        self._tls = tls_of(ca_file) if parts.scheme == "https" else None
+        self._tls = client_tls(tls) if parts.scheme == "https" else None
+        self._at = self._host, self._port
+        """Where connections go: to the server or its proxy."""
+        self._proxied = proxy is not None
+        if proxy is not None:
+            between, port = parts_of(proxy)
+            self._at = (between.hostname or "", port)
+            if self._tls is None:
+                raise UserError(f"a proxy is for https:// alone; {base_url} begins otherwise")
         self._allow_link_local = allow_link_local
         self._addresses: list[str] = []
         self._resolving: asyncio.Task[list[str]] | None = None
@@ -271,7 +280,8 @@ class HttpClient:
         except ConnectionRefusedError as error:
             # Without its traceback, whose frames hold the exchange: both go at once, not with the next collection.
             exchange.failure = error.with_traceback(None)
-            trouble, detail = "refused", f"nobody listens at {self._host}:{self._port}"
+            host, port = self._at
+            trouble, detail = "refused", f"nobody listens at {host}:{port}"
         except (OSError, ValueError) as error:
             exchange.failure = error.with_traceback(None)
             detail = f"no connection to {self._host}:{self._port}: {str(error) or type(error).__name__}"
@@ -286,20 +296,13 @@ class HttpClient:
         exchange.trouble(trouble, detail)
 
     async def _open_connection(self) -> ClientConnection:
-        loop = asyncio.get_running_loop()
         addresses = await self._resolve()
         failure: OSError | None = None
         for address in addresses:
             try:
                 # Each address gets its part of the time, so that a dead first one leaves some for the second.
                 async with asyncio.timeout(self.connect_s / len(addresses) if len(addresses) > 1 else None):
-                    _, connection = await loop.create_connection(
-                        lambda: ClientConnection(self),
-                        address,
-                        self._port,
-                        ssl=self._tls,
-                        server_hostname=self._host if self._tls else None,
-                    )
+                    connection = await self._connected(address)
             except (OSError, TimeoutError) as error:
                 failure = error
                 continue
@@ -315,13 +318,26 @@ class HttpClient:
         assert failure is not None
         raise failure
 
+    async def _connected(self, address: str) -> ClientConnection:
+        if self._proxied and self._tls is not None:
+            port = self._at[1]
+            return await through_proxy(lambda: ClientConnection(self), address, port, self._host, self._port, self._tls)
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: ClientConnection(self),
+            address,
+            self._port,
+            ssl=self._tls,
+            server_hostname=self._host if self._tls else None,
+        )
+        return connection
+
     async def _resolve(self) -> list[str]:
-        """Addresses of the host; asked for once, however many requests wait for it."""
+        """Addresses of the host, or of its proxy; asked for once, however many requests wait for it."""
         if self._addresses:
             return self._addresses
         if self._resolving is None:
             self._resolving = asyncio.get_running_loop().create_task(
-                addresses_of(self._host, self._port, allow_link_local=self._allow_link_local)
+                addresses_of(*self._at, allow_link_local=self._allow_link_local)
             )
             self._resolving.add_done_callback(self._resolved)
         return await asyncio.shield(self._resolving)

@@ -114,6 +114,8 @@ class LlamaServer(KeptEngine):
         flags = [*self._flags(binary), *placement_flags(binary, devices, self.placement), *self.arguments]
         if self._wait_policy:
             environment["OMP_WAIT_POLICY"] = self._wait_policy.upper()
+        if self.key:
+            environment["LLAMA_API_KEY"] = self.key  # an argument would stand in the list of processes
         barred: list[str] = []
         if self._random_weights and (flag := binary.flag("--logit-bias")) is not None:
             barred = [word for token in BYTES_BUT_ASCII for word in (flag, f"{token}-1000")]

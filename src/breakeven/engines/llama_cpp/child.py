@@ -36,7 +36,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     `name` is what `/v1/models` calls the model. `context` is in tokens per slot; `slots` is how many sequences decode
     at once. `batch` and `micro_batch` are in tokens. `flash_attention` None lets llama.cpp decide. `prompt_cache` keeps
     a slot's last prompt for requests that do not say themselves. `embeddings` answers `/v1/embeddings` too, for a
-    larger output buffer. `verbose` logs what is loaded and reserved, as is done anyway where there is a GPU.
+    larger output buffer. `verbose` logs what is loaded and reserved, as is done anyway where there is a GPU. `key`:
+    what whoever asks it must know; it comes with these settings, so that no command line and no environment holds it.
     """
 
     model: str
@@ -53,6 +54,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     prompt_cache: bool = False
     embeddings: bool = False
     verbose: bool = False
+    key: str | None = None
     parent_pid: int = 0
 
     def as_strings(self) -> dict[str, str]:
@@ -128,6 +130,8 @@ def _start(settings: ServerSettings) -> tuple[Any, ServerReady]:
     _place(engine, params, settings.placement, gpus)
     if settings.verbose or gpus:  # where a model lies is only told with what is loaded and reserved
         params.verbosity = VERBOSE
+    if settings.key:
+        params.api_keys = [settings.key]
     params.hostnames = ["127.0.0.1"]
     params.port = 0
 

@@ -112,7 +112,7 @@ class LlamaCppServer(KeptEngine):
         environment = dict(os.environ if self._environment is None else self._environment)
         if self._wait_policy:
             environment["OMP_WAIT_POLICY"] = self._wait_policy.upper()
-        settings = msgspec.structs.replace(self.settings, parent_pid=os.getpid())
+        settings = msgspec.structs.replace(self.settings, key=self.key, parent_pid=os.getpid())
         hello = msgspec.json.encode(settings) + b"\n"
         message = self._spawn("breakeven.engines.llama_cpp.child", hello, environment)
         if message is None:

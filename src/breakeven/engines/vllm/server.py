@@ -161,7 +161,9 @@ class VllmServer(KeptEngine):
         url = f"http://127.0.0.1:{port}"
         address = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", self.name]
         inherited = os.environ if self._inherited is None else self._inherited
-        self._spawn_family([*command, "serve", str(self.model), *address, *flags], {**inherited, **self.environment})
+        # An argument would stand in the list of processes, and our own settings in the result.
+        environment = {**inherited, **self.environment, **({"VLLM_API_KEY": self.key} if self.key else {})}
+        self._spawn_family([*command, "serve", str(self.model), *address, *flags], environment)
         waited = f"within {self._ready_timeout_s:.0f} s"
         load_s = self._wait_healthy(url, f"vLLM did not load {self.model} {waited}")
         self._complete_one(url)

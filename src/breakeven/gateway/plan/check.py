@@ -60,6 +60,8 @@ def check_reload(old: GatewayPlan, new: GatewayPlan, where: str) -> GatewayPlan:
     """
     if old.keys is not None and new.keys is None:
         raise UserError(f"{where}: keys: missing, but keys are asked for now; restart to run without them")
+    if old.tls is not None and new.tls is None:
+        raise UserError(f"{where}: tls: missing, but clients speak it now; restart to run without it")
     fixed = (
         ("host", old.host, new.host),
         ("port", old.port, new.port),
@@ -94,6 +96,7 @@ def _check_backend(place: str, plan: BackendPlan, environ: Mapping[str, str]) ->
             f"{place}.url: found {plan.url!r}, an address that machines keep for themselves; set allow_link_local: "
             "true if it is meant"
         )
+    _check_way(place, plan)
     if plan.machine == "this":
         from breakeven.forecast.profiles import profile_named
 
@@ -103,6 +106,26 @@ def _check_backend(place: str, plan: BackendPlan, environ: Mapping[str, str]) ->
             raise UserError(
                 f"{place}.machine: {error}; or leave machine out, and speed is learned as it runs"
             ) from None
+
+
+def _check_way(place: str, plan: BackendPlan) -> None:
+    """Keys, certificates and proxies fit how it is reached."""
+    parts = urlsplit(plan.url or "")
+    secure = parts.scheme == "https"
+    for key in ("ca", "client_certificate", "proxy"):
+        if getattr(plan, key) is not None and not secure:
+            raise UserError(f"{place}.{key}: only for a url that begins with https://; leave it out, or change the url")
+    host = parts.hostname or ""
+    if plan.api_key_env is not None and not secure and not plan.key_over_http and not is_loopback(host):
+        raise UserError(
+            f"{place}.url: found {plan.url!r}, so the key in {plan.api_key_env} would cross the network in clear; use "
+            "https, or set key_over_http: true if that is meant"
+        )
+    if plan.proxy is not None and not plan.allow_link_local and _is_link_local(plan.proxy):
+        raise UserError(
+            f"{place}.proxy: found {plan.proxy!r}, an address that machines keep for themselves; set allow_link_local: "
+            "true if it is meant"
+        )
 
 
 def _check_policy(place: str, plan: PolicyPlan, backends: Mapping[str, BackendPlan]) -> None:

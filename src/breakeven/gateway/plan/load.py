@@ -20,6 +20,7 @@ from breakeven.gateway.plan.model import (
     LocalPlan,
     PolicyPlan,
 )
+from breakeven.gateway.plan.reach import Certificate
 from breakeven.results.decision import Kind
 
 PUBLIC_NAME = "breakeven"
@@ -32,6 +33,7 @@ _MISSING = {
     "control": "say which backend most traffic goes to now",
     "treatment": "say which backend is tried",
     "kind": "say what it does: ab, shadow or canary",
+    "certificate": "name the PEM file",
 }
 _SPEC_FILES = (".yaml", ".yml", ".json", ".gguf")
 
@@ -71,6 +73,7 @@ def gateway_of(
         backends=backends,
         policies=policies or (PolicyPlan(model=PUBLIC_NAME, backends=tuple(each.name for each in backends)),),
         keys=_placed(directory, plan.keys),
+        tls=_certificate(f"{where}: tls", plan.tls, directory),
         experiments=tuple(replace(each, sticky_by=each.sticky_by.lower()) for each in plan.experiments),
         log=replace(plan.log, directory=_placed(directory, plan.log.directory)),
     )
@@ -103,7 +106,26 @@ def _backend(place: str, plan: BackendPlan, typed: Mapping[str, Any], directory:
         context=local.context if local else plan.context,
         endpoints=tuple(dict.fromkeys(typed.get("endpoints") or usual)),
         poll=not plan.is_api if typed.get("poll") is None else plan.poll,
-        ca_file=None if plan.ca_file is None else existing(f"{place}.ca_file", directory, typed["ca_file"]),
+        ca=_authorities(place, plan, directory),
+        ca_file=None,
+        client_certificate=_certificate(f"{place}.client_certificate", plan.client_certificate, directory),
+    )
+
+
+def _authorities(place: str, plan: BackendPlan, directory: Path) -> Path | None:
+    """Whichever of its two names it was given by."""
+    for key, path in (("ca", plan.ca), ("ca_file", plan.ca_file)):
+        if path is not None:
+            return existing(f"{place}.{key}", directory, str(path))
+    return None
+
+
+def _certificate(place: str, found: Certificate | None, directory: Path) -> Certificate | None:
+    if found is None:
+        return None
+    return Certificate(
+        certificate=existing(f"{place}.certificate", directory, str(found.certificate)),
+        key=None if found.key is None else existing(f"{place}.key", directory, str(found.key)),
     )
 
 

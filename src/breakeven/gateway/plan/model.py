@@ -11,13 +11,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, Self, get_args
-from urllib.parse import urlsplit
+from typing import Annotated, Literal, Self, get_args
 
 from breakeven.answer.study.price import PLACED, PRICE, ApiSpeed, EngineName, Location
 from breakeven.answer.study.values import (
     FACT,
-    HIDDEN,
     LIST,
     OPEN,
     PLACE,
@@ -39,10 +37,13 @@ from breakeven.answer.study.values import (
     text,
     whole,
 )
+from breakeven.gateway.plan.limits import Limits, OriginName
+from breakeven.gateway.plan.reach import Certificate, EnvName, Proxy, Url, as_certificate
 from breakeven.hardware.placement import Placement
 from breakeven.results.cost import Api, Pricing
 from breakeven.results.decision import Kind
 from breakeven.traffic.workload import Slo
+from breakeven.wire.tls import TlsFiles
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"]
 ENDPOINTS: tuple[Endpoint, ...] = (
@@ -58,46 +59,12 @@ LOCAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completion
 ExperimentKind = Literal["ab", "shadow", "canary"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,99}")
 """Names travel in headers, log lines and metric labels."""
-ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
-
-
-def _hidden(right: str) -> NoReturn:
-    """Refuse what may be a secret, which no message may repeat."""
-    from pydantic_core import PydanticCustomError
-
-    raise PydanticCustomError(HIDDEN, right)
 
 
 def _name(value: object) -> object:
     if not isinstance(value, str) or not NAME.fullmatch(value):
         raise ValueError("a name of up to 100 letters, digits and . _ : / @ + - without spaces, such as qwen3-14b")
     return value
-
-
-def _env(value: object) -> object:
-    if not isinstance(value, str) or not ENV_NAME.fullmatch(value):
-        # What stands here instead is most likely the key itself.
-        _hidden("the name of an environment variable such as OPENROUTER_API_KEY, never the key itself")
-    return value
-
-
-def _url(value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError("a URL that ends in /v1, such as http://127.0.0.1:8080/v1")
-    try:
-        parts = urlsplit(value)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.username is not None or parts.password is not None:
-        _hidden("a URL without a user or password; name the key's variable in api_key_env")
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"[\s\x00-\x20]", value):
-        raise ValueError("a URL that ends in /v1, such as http://127.0.0.1:8080/v1")
-    if parts.query or parts.fragment:
-        _hidden("a URL that ends in /v1, without what follows its path")
-    if not parts.path.rstrip("/").endswith("/v1"):
-        raise ValueError(f"a URL that ends in /v1, as the client's base_url does; perhaps {value.rstrip('/')}/v1")
-    return value.rstrip("/")
 
 
 def _endpoint(value: object) -> object:
@@ -117,8 +84,6 @@ def _backends(value: object) -> object:
 
 
 Name = Annotated[str, read_by(_name)]
-EnvName = Annotated[str, read_by(_env)]
-Url = Annotated[str, read_by(_url)]
 EndpointName = Annotated[Endpoint, read_by(_endpoint)]
 Port = Annotated[int, whole(0, 65535)]
 
@@ -193,8 +158,20 @@ class BackendPlan(FilePart):
     """Whether its `/metrics` is asked; hosted APIs have none."""
     allow_link_local: Flag = False
     """Only then may its name resolve to a link-local or metadata address."""
+    ca: Annotated[Path, PLACE] | None = None
     ca_file: Annotated[Path, PLACE] | None = None
+    """The same under its older name; in a plan that was read it is `ca`."""
+    client_certificate: Annotated[Certificate, read_by(as_certificate)] | None = None
+    proxy: Proxy | None = None
+    key_over_http: Flag = False
+    """Only then may its key go to another machine without TLS."""
     timeouts: Timeouts = Timeouts()
+
+    @property
+    def tls_files(self) -> TlsFiles:
+        """Whom to trust there, and what to show."""
+        shown = self.client_certificate
+        return TlsFiles(self.ca or self.ca_file, *(() if shown is None else (shown.certificate, shown.key)))
 
     @property
     def is_api(self) -> bool:
@@ -209,6 +186,8 @@ class BackendPlan(FilePart):
             raise ValueError(f"{doubled[0]} inside local, not beside it")
         if self.local is not None and self.api_key_env is not None:
             raise ValueError("api_key_env only beside a url; a local engine takes no key")
+        if self.ca is not None and self.ca_file is not None:
+            raise ValueError("ca alone; ca_file is its older name")
         if self.is_api and (self.machine is not None or self.local is not None):
             raise ValueError(
                 "price: api: only for a hosted model, or a machine with a price of its own (rented or own)"
@@ -301,26 +280,6 @@ class ExperimentPlan(FilePart):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits(FilePart):
-    """What the edge allows. Bytes, seconds, counts."""
-
-    body_bytes: Memory = 32 * 2**20
-    header_bytes: Memory = field(default=64 * 2**10, metadata={"alias": "headers"})
-    json_depth: CountAbove0 = 64
-    connections: CountAbove0 = 4096
-    streams_per_key: CountAbove0 = 256
-    read_s: SecondsAbove0 = 30.0
-    """For a whole request to arrive, from its first byte."""
-    idle_s: SecondsAbove0 = 75.0
-    """For the next request on a kept connection."""
-    write_s: SecondsAbove0 = 60.0
-    """A client that takes no byte for this long is dropped."""
-    response_bytes: Memory = 256 * 2**20
-    drain_s: Seconds = 30.0
-    """After SIGTERM, for requests under way to end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Redis(FilePart):
     """Counters shared between machines. The address comes from `url_env`, an environment variable."""
 
@@ -355,6 +314,7 @@ class AdminPlan(FilePart):
 class GatewayPlan(FilePart):
     """Everything `breakeven serve` needs. Paths are absolute. `keys`: the file of digests; None: no key is asked.
 
+    `tls`: what clients are shown; None: they come without TLS.
     `memory_bytes`: what local engines may use together; None: what the machine has free.
     """
 
@@ -363,10 +323,13 @@ class GatewayPlan(FilePart):
     workers: Annotated[int, whole(1, 256)] = 1
     admin: Annotated[AdminPlan, read_by(_admin)] = AdminPlan()
     keys: Annotated[Path, PLACE] | None = None
+    tls: Annotated[Certificate, read_by(as_certificate)] | None = None
     backends: Annotated[tuple[BackendPlan, ...], LIST, read_by(_backends)]
     policies: Annotated[tuple[PolicyPlan, ...], LIST] = ()
     experiments: Annotated[tuple[ExperimentPlan, ...], LIST] = ()
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
+    origins: Annotated[tuple[OriginName, ...], LIST] = ()
+    """Beside this machine's own pages, whose requests are taken where no key is asked."""
     log: LogPlan = LogPlan()
     redis: Redis | None = None
     otel: Flag = False
@@ -376,6 +339,11 @@ class GatewayPlan(FilePart):
     maximum_wait_s: SecondsAbove0 = 60.0
     """A request waits at most this long for an engine to be loaded."""
     path: Path | None = field(metadata=FACT)
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """What clients are shown; None: they come without TLS."""
+        return None if self.tls is None else TlsFiles(None, self.tls.certificate, self.tls.key)
 
     @property
     def admin_host(self) -> str:

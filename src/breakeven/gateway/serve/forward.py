@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Sequence
+from math import ceil
 from typing import Literal, Protocol
 
 from breakeven.gateway.guard import HedgeBudget, delay_s
@@ -205,7 +206,9 @@ class Forward:
     def told(self, lane: Lane | None) -> list[tuple[bytes, bytes]]:
         """What the client is told of the decision."""
         choice = self.choice
-        told = [(b"x-breakeven-request-id", self.id.encode()), _REASONS[choice.reason]]
+        ident = self.id.encode()
+        # By the second name OpenAI's clients keep it beside their answers; a backend's own stops here.
+        told = [(b"x-breakeven-request-id", ident), (b"x-request-id", ident), _REASONS[choice.reason]]
         if lane is None:
             return told
         told.append(lane.header)
@@ -223,10 +226,19 @@ class Forward:
         """A comment in the stream, which clients of server-sent events pass over; other answers cannot begin yet."""
         if not self.asked.streams:
             return
+        self._start_early()
+        self.responder.write(b": loading %s, %.0f %%\n\n" % (lane.name.encode(), 100.0 * progress))
+
+    def tell_waiting(self, lane: Lane) -> None:
+        """A sign of life, as a comment, while a backend has sent nothing but such itself."""
+        if self.asked.streams:
+            self._start_early()
+            self.responder.write(b": waiting for %s\n\n" % lane.name.encode())
+
+    def _start_early(self) -> None:
         if not self.early:
             self.early = True
             self.responder.start(200, [EVENTS, *self.told(None)])
-        self.responder.write(b": loading %s, %.0f %%\n\n" % (lane.name.encode(), 100.0 * progress))
 
     def refuse(self, status: int, message: str, code: str, retry_s: float | None) -> None:
         """An error, as an event of its stream where it has a head already."""
@@ -237,7 +249,7 @@ class Forward:
             return
         headers = [JSON, *self.told(None)]
         if retry_s is not None:
-            headers.append((b"retry-after", str(max(1, round(retry_s))).encode()))
+            headers.append((b"retry-after", str(max(1, ceil(retry_s))).encode()))
         self.responder.respond(status, headers, body)
 
     def over(self, course: Course[Lane, Leg], one: Leg | None, status: int, error: str) -> None:

@@ -16,17 +16,17 @@ import msgspec
 from breakeven.errors import UserError
 from breakeven.gateway.guard import CODES, Breaker
 from breakeven.gateway.places import Gate, NextInLine, kept_places
-from breakeven.gateway.plan.model import BackendPlan, Limits
+from breakeven.gateway.plan.limits import Limits
+from breakeven.gateway.plan.model import BackendPlan
+from breakeven.gateway.route.learned import Lengths
 from breakeven.gateway.route.speed import bound_of, peaked
 from breakeven.gateway.route.view import Speed, View, view_of
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import (
     AHEAD_TOKENS,
-    BYTES_PER_TOKEN,
     CONTEXT_TOKENS,
     IN_FLIGHT,
     LOAD_S,
-    MEAN_OUTPUT,
     OURS_AT_POLL,
     POLLED_S,
     QUEUED,
@@ -42,16 +42,12 @@ from breakeven.gateway.shared.layout import (
 )
 from breakeven.wire.client import HttpClient
 
-USUAL_BYTES = 4.0
-"""Of English text as JSON, until the backend's own counts say otherwise."""
-USUAL_OUTPUT = 200.0
-"""An answer's length until some have been seen; the mean of the Azure conversation trace is 211."""
+PLAIN = (b"accept-encoding", b"identity")
+"""What a backend compresses all the same is read as far as it can be, and costs more where it cannot."""
 STALE_S = 5.0
 """Numbers of an engine that was looked at before and not since are not believed any more."""
 REFRESH_S = 0.005
 READY, FAILED = int(State.READY), int(State.FAILED)
-_LEARNING = 0.05
-"""Weight of one answer in what is learned of lengths: the last twenty or so count."""
 CLAIM_HOLDS_NS = 100_000_000
 """What a worker said of its line is believed this long; it says so anew with every look."""
 
@@ -88,6 +84,7 @@ class Lane:
         "_others",
         "_peaked_s",
         "_said",
+        "_secret",
         "_workers",
         "ahead",
         "bound",
@@ -97,6 +94,7 @@ class Lane:
         "gate",
         "header",
         "key_columns",
+        "lengths",
         "model_raw",
         "name",
         "plan",
@@ -125,7 +123,8 @@ class Lane:
         self.model_raw = msgspec.Raw(msgspec.json.encode(plan.served_model or plan.name))
         self.upstream: HttpClient | None = None
         self.port = 0
-        self.secret = os.environ.get(plan.api_key_env, "").encode() if plan.api_key_env else b""
+        self._secret = secret_of(plan, block)
+        self.secret = self._secret[0][1].removeprefix(b"Bearer ") if self._secret else b""
         if plan.url is not None:
             self.upstream = self.connect(plan.url, limits)
         self.breaker = Breaker()
@@ -143,6 +142,7 @@ class Lane:
         self.count_at = slot * block.count.columns
         self._known: Any = block.known.mine(0)
         self._known_at = slot * block.known.columns
+        self.lengths = Lengths(self._known, self._known_at)
         # Every other worker's cells of this backend: whole rows, so that one slice a column is all there is to add up.
         self._workers = [block.load.mine(w) for w in range(block.shape.workers) if w != worker]
         self._elsewhere_s = self._peaked_s = 0.0
@@ -157,8 +157,9 @@ class Lane:
         return HttpClient(
             url.rstrip("/").removesuffix("/v1"),
             timeouts=plan.timeouts,
-            secret=secret_of(plan),
-            ca_file=plan.ca_file,
+            secret=(*self._secret, PLAIN),
+            tls=plan.tls_files,
+            proxy=plan.proxy,
             allow_link_local=plan.allow_link_local,
             response_bytes=limits.response_bytes,
         )
@@ -182,25 +183,10 @@ class Lane:
         """Set such a number; of two workers at once the later one wins, which costs one lesson."""
         self._known[self._known_at + column] = value
 
-    def learn_mean(self, column: int, value: float) -> None:
-        """Move a running mean towards `value`; the first value is taken whole."""
-        old = self.known(column)
-        self.learn(column, value if old == 0.0 else old + _LEARNING * (value - old))
-
     def slow(self, predicted_s: float, actual_s: float, now_s: float) -> None:
         """Remember how slow it was just now, for the choice among replicas."""
         self.view.peak = peaked(self.view.peak, predicted_s, actual_s, now_s - self._peaked_s)
         self._peaked_s = now_s
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Of prompts of this backend's tokenizer."""
-        return self.known(BYTES_PER_TOKEN) or USUAL_BYTES
-
-    @property
-    def output_tokens(self) -> float:
-        """Of its mean answer."""
-        return self.known(MEAN_OUTPUT) or USUAL_OUTPUT
 
     def elsewhere(self, now_s: float) -> int:
         """Requests that other workers have in flight here."""
@@ -298,8 +284,13 @@ class Lane:
                 self.counted(Count.BREAKER_OPENED)
 
 
-def secret_of(plan: BackendPlan) -> tuple[tuple[bytes, bytes], ...]:
-    """The header that carries a backend's key. Raises UserError when its variable is not set or unprintable."""
+def secret_of(plan: BackendPlan, block: SharedBlock | None = None) -> tuple[tuple[bytes, bytes], ...]:
+    """The header that carries a backend's key: its own, or that which `block` has for an engine of ours.
+
+    Raises UserError when its variable is not set or unprintable.
+    """
+    if plan.local is not None and block is not None:
+        return ((b"authorization", f"Bearer {block.engine_key(plan.name)}".encode()),)
     if plan.api_key_env is None:
         return ()
     value = os.environ.get(plan.api_key_env, "")

@@ -23,6 +23,7 @@ from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.route.view import Speed
 from breakeven.hardware.system import KILLED
 from breakeven.results.cost import Own
+from breakeven.wire import tls
 
 START_S = 120.0
 """How long the first reading may take; step models are prepared meanwhile."""
@@ -40,13 +41,11 @@ class ServedPlan:
 def load(read: Callable[[], GatewayPlan]) -> ServedPlan:
     """Read and check everything here, in this process. Raises UserError for what cannot be served."""
     from breakeven.gateway.serve.lane import secret_of
-    from breakeven.wire.target import tls_of
 
     plan = read()
     for backend in plan.backends:
         secret_of(backend)
-        if backend.ca_file is not None:
-            tls_of(backend.ca_file)
+    contexts_of(plan)
     if any(backend.local is not None for backend in plan.backends):
         from breakeven.gateway.swap.needs import check_local
 
@@ -58,6 +57,35 @@ def load(read: Callable[[], GatewayPlan]) -> ServedPlan:
         keys = load_keys(plan.keys)
     plan = replace(plan, backends=tuple(map(_powered, plan.backends)))
     return ServedPlan(plan, {backend.name: _speed(backend) for backend in plan.backends}, keys)
+
+
+def contexts_of(plan: GatewayPlan) -> tls.Contexts:
+    """What the plan's connections need, from what stands in its files now, for `tls.use`.
+
+    Raises UserError for what cannot be used, naming the backend or `tls`.
+    """
+    found: tls.Contexts = {}
+    for backend in plan.backends:
+        files = backend.tls_files
+        if (backend.url or "").startswith("https://") and ("client", files) not in found:
+            try:
+                found["client", files] = tls.new_client_tls(files)
+            except UserError as error:
+                raise UserError(f"backend {backend.name}: {error}") from None
+    if (shown := plan.tls_files) is not None:
+        try:
+            found["server", shown] = tls.new_server_tls(shown)
+        except UserError as error:
+            raise UserError(f"tls: {error}") from None
+    return found
+
+
+def why_refused(plan: GatewayPlan, made: tls.Contexts | None = None) -> str:
+    """Why clients would refuse its certificate, as `made` or as in use, for the operator; empty: they would not."""
+    if plan.tls is None or plan.tls_files is None:
+        return ""
+    why = tls.why_not_now((made or {}).get(("server", plan.tls_files)) or tls.server_tls(plan.tls_files))
+    return f"tls.certificate: clients refuse {plan.tls.certificate}: {why}; renew it" if why else ""
 
 
 def _powered(backend: BackendPlan) -> BackendPlan:
@@ -163,6 +191,54 @@ class PlanReading:
         os.close(self._ours)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._child, 0)
+
+
+class Rereading:
+    """Reading the file again whenever it is asked for, without anybody waiting.
+
+    What was asked for while the file was being read is asked again then, since it may have changed in between.
+    """
+
+    def __init__(self, read: Callable[[], GatewayPlan], most_s: float) -> None:
+        """`most_s`: how long a reading may take."""
+        self._read, self._most_s = read, most_s
+        self.under_way: PlanReading | None = None
+        self._again = False
+        self._asked_s = 0.0
+
+    def ask(self) -> None:
+        """Begin, or remember. Raises BreakevenError as `PlanReading` does."""
+        if self.under_way is not None:
+            self._again = True
+            return
+        self._asked_s = time.monotonic()
+        self._begin()
+
+    def come(self) -> PlanReading | None:
+        """What has come, or took too long, for its `result`; None: nothing yet. Raises BreakevenError as `ask`."""
+        reading = self.under_way
+        if reading is None or not (reading.step() or time.monotonic() - reading.began_s > self._most_s):
+            return None
+        self.under_way = None
+        # Asked for ever again, one must come to its end all the same.
+        if self._again and time.monotonic() - self._asked_s < self._most_s:
+            reading.give_up()
+            self._begin()
+            return None
+        return reading
+
+    def result(self, reading: PlanReading) -> ServedPlan:
+        """Raises what the reading child raised, or BreakevenError."""
+        return reading.result(self._most_s)
+
+    def give_up(self) -> None:
+        """Nobody wants to know any more."""
+        if self.under_way is not None:
+            self.under_way.give_up()
+
+    def _begin(self) -> None:
+        self._again = False
+        self.under_way = PlanReading(self._read)
 
 
 def _outcome(read: Callable[[], GatewayPlan]) -> ServedPlan | BaseException:

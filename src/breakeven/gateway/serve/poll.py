@@ -57,7 +57,7 @@ class Poller:
                 if url != at:
                     if client is not None:
                         await client.close()
-                    client = None if url is None else _client(url, backend)
+                    client = None if url is None else _client(url, backend, self.block)
                     at, silent = url or "", 0
                 if client is not None:
                     numbers = await self._try(client, slot, backend.name)
@@ -145,12 +145,13 @@ def expert_load(page: str) -> list[float]:
     return [tokens.get(expert, 0.0) for expert in range(max(tokens) + 1)] if tokens else []
 
 
-def _client(url: str, backend: BackendPlan) -> HttpClient:
+def _client(url: str, backend: BackendPlan, block: SharedBlock) -> HttpClient:
     return HttpClient(
         url.rstrip("/").removesuffix("/v1"),
         timeouts=backend.timeouts,
-        secret=secret_of(backend),
-        ca_file=backend.ca_file,
+        secret=secret_of(backend, block),
+        tls=backend.tls_files,
+        proxy=backend.proxy,
         allow_link_local=backend.allow_link_local,
     )
 

@@ -20,10 +20,12 @@ from collections.abc import Callable, Sequence
 from breakeven.errors import complain
 from breakeven.gateway.keys.store import follow
 from breakeven.gateway.seen.log import DecisionLog
-from breakeven.gateway.serve.desk import Desk, Front
+from breakeven.gateway.serve.desk import Desk
+from breakeven.gateway.serve.front import Front
 from breakeven.gateway.serve.loading import ServedPlan
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Process, Rows
+from breakeven.wire import tls
 from breakeven.wire.server import HttpServer
 
 TELL_S = 0.5
@@ -68,7 +70,8 @@ async def _serve(
     plan = loaded.plan
     log = None if plan.log.directory is None else DecisionLog(plan.log.directory, worker, plan.log)
     desk = Desk(plan, loaded.speeds, rows, block, worker, loaded.keys, log)
-    edge = HttpServer(Front(desk).handle, plan.limits)
+    front = Front(desk)
+    edge = HttpServer(front.handle, plan.limits, front.judge)
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
     supervisor = os.getppid()
@@ -79,7 +82,7 @@ async def _serve(
     if plan.keys is not None and desk.keys is not None:
         # The keys are as old as the plan: some may have been revoked before this worker took another's place.
         seen = follow(desk.keys, plan.keys, seen)
-    await edge.start(listening)
+    await edge.start(listening, tls.server_tls(plan.tls_files) if plan.tls_files else None)
     block.worker.put(worker, 0, Process.PID, os.getpid())
     beat(block, worker)
     ready()

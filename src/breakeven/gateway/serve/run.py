@@ -101,14 +101,18 @@ def _greet(loaded: ServedPlan, host: str, port: int, admin_port: int | None) -> 
 
 
 def _say_where(loaded: ServedPlan, host: str, port: int, admin_port: int | None) -> None:
+    from breakeven.gateway.plan.check import is_loopback
+
     plan = loaded.plan
-    host = f"[{host}]" if ":" in host else host
+    shown = f"[{host}]" if ":" in host else host
     models = one_line(", ".join(policy.model for policy in plan.policies))
-    print(f"Serving {models} at http://{host}:{port}/v1")
+    print(f"Serving {models} at {'http' if plan.tls is None else 'https'}://{shown}:{port}/v1")
     if admin_port is not None:
         print(f"Live page at http://{plan.admin_host}:{admin_port}/")
     if loaded.keys is None:
         print("No key is asked: only this machine can reach it. `breakeven keys create` makes one.")
+    elif plan.tls is None and not is_loopback(host):
+        print("Keys come in clear: give `tls` a certificate, or put a proxy that speaks TLS in front.")
     sys.stdout.flush()
 
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Literal
 
-from breakeven.gateway.plan.model import Limits
+from breakeven.gateway.plan.limits import Limits
 from breakeven.gateway.serve.lane import Lane, Waiter
 from breakeven.gateway.shared.layout import Known, State, UnderWay
 

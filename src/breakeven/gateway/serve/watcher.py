@@ -22,7 +22,8 @@ from breakeven.gateway.keys.budgets import budget_path, save_budgets
 from breakeven.gateway.keys.entry import KeyEntry, Keys
 from breakeven.gateway.keys.machines import SharedWindows
 from breakeven.gateway.keys.store import follow
-from breakeven.gateway.plan.model import GatewayPlan, Limits
+from breakeven.gateway.plan.limits import Limits
+from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.seen.snapshot import ExperimentState, Snapshot, snapshot
 from breakeven.gateway.serve.parts import PartsKeeper
@@ -30,6 +31,7 @@ from breakeven.gateway.serve.poll import Poller
 from breakeven.gateway.serve.processes import beat
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Global, Known, Process, Rows, State
+from breakeven.wire import tls
 from breakeven.wire.server import HttpServer
 
 if TYPE_CHECKING:
@@ -44,7 +46,9 @@ CLOSE_S = 10.0
 SEND_S = 1.0
 """How long the watching process may take to make room for a new plan; one that takes longer hangs."""
 _LENGTH = 8
-ADMIN_LIMITS = Limits(body_bytes=64 * 1024, header_bytes=16 * 1024, connections=64, read_s=10.0)
+ADMIN_LIMITS = Limits(
+    body_bytes=4 * 1024, header_bytes=16 * 1024, connections=64, read_s=10.0, unasked_s=5.0, idle_s=30.0
+)
 
 
 class NewPlan(NamedTuple):
@@ -172,6 +176,7 @@ class Watcher:
         try:
             while True:
                 self.now = await next_news(reader)
+                tls.use({})  # those it was forked with are of the plan before
                 await self.parts.stop(but=("page", "engines"))
                 self._begin()
         except Exception as error:
@@ -302,7 +307,7 @@ class Watcher:
             await edge.drain(0.5)
 
     def _page(self) -> HttpServer:
-        from breakeven.gateway.live.admin import admin_handler
+        from breakeven.gateway.live.admin import admin_handler, takes_body
         from breakeven.gateway.seen.metrics import render
 
         secret = os.environ.get(self.now.plan.admin_secret_env) or None
@@ -312,7 +317,7 @@ class Watcher:
             secret,
             admits=self._admits,
         )
-        return HttpServer(handler, ADMIN_LIMITS)
+        return HttpServer(handler, ADMIN_LIMITS, takes_body)
 
     def _admits(self, authorization: bytes | None) -> bool:
         """Whether a key of the gateway's own may read the page as well."""

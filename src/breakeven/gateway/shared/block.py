@@ -6,7 +6,9 @@ Aligned words of 8 bytes are read and written whole, so a reader never sees half
 
 from __future__ import annotations
 
+import hashlib
 import mmap
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,6 +118,7 @@ class SharedBlock:
         words = sum(w * e * c for _, w, e, c in grids.values())
         self.shape = shape
         self._began_s = time.time() - steady_s()
+        self._engines = os.urandom(32)
         self._memory = mmap.mmap(-1, max(1, words) * WORD)
         whole = memoryview(self._memory)
         made: dict[str, SharedGrid] = {}
@@ -147,6 +150,10 @@ class SharedBlock:
         Windows of keys are numbered by it: setting the machine's clock neither frees nor locks anybody.
         """
         return self._began_s + steady_s()
+
+    def engine_key(self, backend: str) -> str:
+        """What an engine of ours asks of whoever asks it: known to the processes that inherit this, and to no other."""
+        return hashlib.blake2b(backend.encode(), key=self._engines, digest_size=24).hexdigest()
 
     def retire(self, worker: int) -> None:
         """A worker died or ended: nothing of it is under way any more, and its counts are kept."""

@@ -12,15 +12,19 @@ import contextlib
 import os
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
 import psutil
 
+from breakeven.engines.backend import open_url
 from breakeven.engines.source import parse_source
 from breakeven.engines.start import Running, kv_type, start, weights_of
 from breakeven.errors import BreakevenError, EngineError
@@ -52,6 +56,8 @@ def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+ASKED_FOR_A_KEY = ("/v1/completions", "/completion", "/invocations")
+"""Where engines generate: all of them, llama.cpp, and vLLM, which asks for its key below /v1 alone."""
 ALIVE_S = 0.25
 """Between two looks at whether an engine's process is still there."""
 HEALTH_S = 5.0
@@ -64,12 +70,16 @@ WRITING = 0.5
 
 @dataclass(frozen=True, slots=True)
 class EngineLoaded:
-    """It answers on `port` of loopback, `load_s` seconds after its start, with `bytes` of memory (None: not told)."""
+    """It answers on `port` of loopback, `load_s` seconds after its start, with `bytes` of memory (None: not told).
+
+    `open_at`: a path at which it answers whoever does not know its key; empty: none.
+    """
 
     name: str
     port: int
     load_s: float
     bytes: int | None
+    open_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +131,12 @@ class _StoppedError(Exception):
 class _Keeper(threading.Thread):
     """Starts one engine, watches it, and stops it."""
 
-    def __init__(self, backend: BackendPlan, threads: int, log: Path, tell: Callable[[Event], None]) -> None:
+    def __init__(
+        self, backend: BackendPlan, threads: int, log: Path, tell: Callable[[Event], None], key: str | None
+    ) -> None:
         # A daemon: should an engine hang while it loads, it must not keep this process from ending, which ends it.
         super().__init__(name=f"engine {backend.name}", daemon=True)
-        self.backend, self.threads, self.log, self.tell = backend, threads, log, tell
+        self.backend, self.threads, self.log, self.tell, self.key = backend, threads, log, tell, key
         self.stop = threading.Event()
         self.written: float | None = None
 
@@ -168,12 +180,14 @@ class _Keeper(threading.Thread):
             environment=scrubbed(os.environ),
             placement=plan.placement or AUTO,
             arguments=plan.arguments,
+            key=self.key,
         )
         self._check_wanted()
         port = urlsplit(running.backend.url).port
         if port is None:
             raise EngineError(f"{self.backend.name} says it listens at {running.backend.url}, which has no port")
-        self.tell(EngineLoaded(self.backend.name, port, running.backend.load_s or 0.0, _held(running)))
+        open_at = answers_strangers(running.backend.url)
+        self.tell(EngineLoaded(self.backend.name, port, running.backend.load_s or 0.0, _held(running), open_at))
         return running
 
     def _watch(self, running: Running) -> None:
@@ -208,18 +222,22 @@ class _Keeper(threading.Thread):
 class Engines:
     """`Effects` on real engines. Made and called on the loop; `on_event` is called there too.
 
-    `logs`: the directory of the engines' own output, a file a backend.
+    `logs`: the directory of the engines' own output, a file a backend. `key_of`: by a backend's name, the key that its
+    engine asks for.
     """
 
-    def __init__(self, logs: Path, on_event: Callable[[Event], None]) -> None:
-        self._logs, self._on_event = logs, on_event
+    def __init__(
+        self, logs: Path, on_event: Callable[[Event], None], key_of: Callable[[str], str | None] = lambda _: None
+    ) -> None:
+        self._logs, self._on_event, self._key_of = logs, on_event, key_of
         self._loop = asyncio.get_running_loop()
         self._keepers: dict[str, _Keeper] = {}
         self._closed = False
 
     def load(self, backend: BackendPlan, threads: int) -> None:
         """Start this backend's engine; `EngineLoaded` or `EngineFailed` follows."""
-        keeper = _Keeper(backend, threads, self._logs / f"{_file_name(backend.name)}.log", self._tell)
+        log = self._logs / f"{_file_name(backend.name)}.log"
+        keeper = _Keeper(backend, threads, log, self._tell, self._key_of(backend.name))
         self._keepers[backend.name] = keeper
         try:
             keeper.start()
@@ -253,6 +271,22 @@ class Engines:
     def _hear(self, event: Event) -> None:
         if not self._closed:
             self._on_event(event)
+
+
+def answers_strangers(url: str) -> str:
+    """The first path at which a server here asks for no key; empty: there is none. What it is sent asks for nothing."""
+    for path in ASKED_FOR_A_KEY:
+        request = urllib.request.Request(f"{url}{path}", b"{}", {"Content-Type": "application/json"})
+        try:
+            with open_url(request, timeout_s=HEALTH_S):
+                return path
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code not in (401, 403, 404, 405):
+                    return path
+        except (OSError, HTTPException):
+            continue
+    return ""
 
 
 def _lives(running: Running) -> bool:

@@ -65,10 +65,11 @@ class Swapper:
         self._wanted_since: dict[str, float] = {}
         self._loading_since: dict[str, float] = {}
         self._ports: dict[str, int] = {}
+        self._open: dict[str, str] = {}
         self.failures: dict[str, str] = {}
         """Why an engine last failed, by backend; gone once it is loaded."""
         directory = logs or (plan.log.directory or cache_directory().parent) / "engines"
-        self._effects = effects(self._hear) if effects else Engines(directory, self._hear)
+        self._effects = effects(self._hear) if effects else Engines(directory, self._hear, block.engine_key)
         prepare(plan, block, rows)
 
     async def run(self) -> None:
@@ -115,7 +116,11 @@ class Swapper:
     def warnings(self) -> list[str]:
         """A line for each engine that failed, and for each whose answers mean nothing."""
         failed = [f"{name} could not be run here: {reason}" for name, reason in sorted(self.failures.items())]
-        return failed + [
+        strangers = [
+            f"{name} answers at {path} whoever asks on this machine: its engine cannot be told to ask for a key there"
+            for name, path in sorted(self._open.items())
+        ]
+        return [*failed, *strangers] + [
             f"{name} has synthetic weights: its speed is real, its text is not" for name in self._synthetic
         ]
 
@@ -171,18 +176,22 @@ class Swapper:
     def _hear(self, event: Event) -> None:
         now_s = self._clock()
         match event:
-            case EngineLoaded(name, port, load_s, held):
+            case EngineLoaded(name, port, load_s, held, open_at):
                 self._ports[name] = port
+                if open_at:
+                    self._open[name] = open_at
                 self.failures.pop(name, None)
                 self._scheduler.loaded(name, now_s, load_s, held)
             case EngineMeasured(name, held):
                 self._scheduler.measured(name, held)
             case EngineFailed(name, reason):
                 self._ports.pop(name, None)
+                self._open.pop(name, None)
                 self.failures[name] = reason
                 self._scheduler.failed(name, now_s)
             case EngineUnloaded(name):
                 self._ports.pop(name, None)
+                self._open.pop(name, None)
                 self._scheduler.unloaded(name, now_s)
                 if name not in self._scheduler.names and (row := self._rows.pop(name, None)) is not None:
                     self._block.known.put(0, row, Known.STATE, State.UNLOADED)

@@ -1,0 +1,82 @@
+"""How servers and clients are reached, as the gateway's file says it: addresses, names of variables, certificates.
+
+Nothing here is a secret. Where one was typed instead of its variable's name, the message does not repeat it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NoReturn
+from urllib.parse import SplitResult, urlsplit
+
+from breakeven.answer.study.values import HIDDEN, PLACE, FilePart, read_by
+
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
+A_URL = "a URL that ends in /v1, such as http://127.0.0.1:8080/v1"
+A_PROXY = "the URL of an HTTP proxy, such as http://proxy.example.org:3128"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate(FilePart):
+    """What one side of TLS shows the other: PEM files. `key` None: the private key stands in the same file."""
+
+    certificate: Annotated[Path, PLACE]
+    key: Annotated[Path, PLACE] | None = None
+
+
+def as_certificate(value: object) -> object:
+    """A path alone is that of a file with both."""
+    return {"certificate": value} if isinstance(value, str) else value
+
+
+def _hidden(right: str) -> NoReturn:
+    """Refuse what may be a secret, which no message may repeat."""
+    from pydantic_core import PydanticCustomError
+
+    raise PydanticCustomError(HIDDEN, right)
+
+
+def _env(value: object) -> object:
+    if not isinstance(value, str) or not ENV_NAME.fullmatch(value):
+        # What stands here instead is most likely the key itself.
+        _hidden("the name of an environment variable such as OPENROUTER_API_KEY, never the key itself")
+    return value
+
+
+def _parts(value: object, right: str) -> tuple[str, SplitResult]:
+    """An address of a server, taken apart; raises ValueError saying what is `right`."""
+    if not isinstance(value, str):
+        raise ValueError(right)
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.username is not None or parts.password is not None:
+        _hidden("a URL without a user or password; name the key's variable in api_key_env")
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"[\s\x00-\x20]", value):
+        raise ValueError(right)
+    return value, parts
+
+
+def _url(value: object) -> object:
+    text, parts = _parts(value, A_URL)
+    if parts.query or parts.fragment:
+        _hidden("a URL that ends in /v1, without what follows its path")
+    if not parts.path.rstrip("/").endswith("/v1"):
+        raise ValueError(f"a URL that ends in /v1, as the client's base_url does; perhaps {text.rstrip('/')}/v1")
+    return text.rstrip("/")
+
+
+def _proxy(value: object) -> object:
+    text, parts = _parts(value, A_PROXY)
+    if parts.scheme != "http" or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError(A_PROXY)
+    return text.rstrip("/")
+
+
+EnvName = Annotated[str, read_by(_env)]
+Url = Annotated[str, read_by(_url)]
+Proxy = Annotated[str, read_by(_proxy)]
