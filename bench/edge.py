@@ -41,7 +41,7 @@ HEAD = (
 
 def serve_ours(pipe: Pipe) -> None:
     """Breakeven's edge until killed; sends its port."""
-    from breakeven.gateway.plan.model import Limits
+    from breakeven.gateway.plan.limits import Limits
     from breakeven.wire.listen import open_sockets
     from breakeven.wire.message import Request, Responder
     from breakeven.wire.server import HttpServer

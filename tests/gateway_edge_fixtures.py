@@ -12,9 +12,9 @@ import httptools
 import pytest
 import uvloop
 
-from breakeven.gateway.plan.model import Limits
+from breakeven.gateway.plan.limits import Limits
 from breakeven.wire.listen import open_sockets
-from breakeven.wire.message import Request, Responder
+from breakeven.wire.message import Judge, Request, Responder
 from breakeven.wire.server import HttpServer
 
 TEXT = ((b"content-type", b"text/plain"),)
@@ -34,10 +34,10 @@ def on(loop: Loop, work: Callable[[], Awaitable[None]], limit_s: float = 30.0) -
 
 @contextlib.asynccontextmanager
 async def serving(
-    handler: Callable[[Request, Responder], None], **limits: Any
+    handler: Callable[[Request, Responder], None], *, judge: Judge | None = None, **limits: Any
 ) -> AsyncIterator[tuple[HttpServer, int]]:
     """A server on a free port of this machine, and that port."""
-    server = HttpServer(handler, Limits(**limits))
+    server = HttpServer(handler, Limits(**limits), judge)
     sockets = open_sockets("127.0.0.1", 0, 1)
     port = sockets[0].getsockname()[1]
     await server.start(sockets)
@@ -47,6 +47,7 @@ async def serving(
         await server.drain(0.0)
         assert server.connections == 0
         assert server.under_way == 0
+        assert server.bodies.held == 0
 
 
 def echo(request: Request, responder: Responder) -> None:

@@ -244,6 +244,14 @@ class Listener:
                 self.got += data
         return self.got
 
+    def started(self) -> bool:
+        """Whether a byte of its answer is there."""
+        self.socket.settimeout(0.05)
+        with contextlib.suppress(TimeoutError):
+            self.got += self.socket.recv(65536)
+        self.socket.settimeout(PATIENCE_S)
+        return bool(self.got)
+
     def leave(self, *, reset: bool = False) -> None:
         """Close the connection, with RST if asked."""
         if reset:

@@ -16,7 +16,7 @@ from breakeven.measure.events import RequestDone
 from breakeven.measure.paired.blocks import block_metrics
 from breakeven.measure.player.clocks import quiet_gc
 from breakeven.measure.runner import ERROR_KINDS, CompletionRequest, run_block
-from breakeven.wire.sse import MAX_EVENT_BYTES, SseParser
+from breakeven.wire.sse import SseParser
 
 MS = 1_000_000
 
@@ -103,6 +103,9 @@ async def test_a_chunk_is_not_a_token() -> None:
         ("half_event", "broken_stream"),
         ("no_newline", "broken_stream"),
         ("engine_error", "refused"),
+        ("error_first", "refused"),
+        ("no_output", "empty"),
+        ("answers_whole", "broken_stream"),
         ("reset", "reset"),
         ("stall", "timeout"),
         ("slow_headers", "timeout"),
@@ -132,6 +135,7 @@ async def test_each_fault_has_its_kind(fault: str, error: str) -> None:
         ("two_usages", "several_usages"),
         ("no_done", "no_done"),
         ("output_after_done", "output_after_done"),
+        ("pings_first", "empty_event"),
     ],
 )
 async def test_each_oddity_is_noted_and_the_answer_kept(fault: str, anomaly: str) -> None:
@@ -140,6 +144,19 @@ async def test_each_oddity_is_noted_and_the_answer_kept(fault: str, anomaly: str
     assert done.anomalies == [anomaly]
     assert done.output_tokens == 8
     assert len(done.chunk_ns) == 8
+
+
+@pytest.mark.parametrize("fault", ["mixed_ends", "null_choices", "pings_first"])
+async def test_the_first_token_is_the_first_output_however_the_stream_is_spelt(fault: str) -> None:
+    done = await one(Script(fault=fault, itl_s=0.02))
+    assert (done.error, done.output_tokens, len(done.chunk_ns)) == (None, 8, 8)
+    assert done.usage is not None
+    assert done.first_ns is not None
+    metrics = block_metrics([done])
+    assert metrics.itl_s is not None
+    assert metrics.itl_s >= 0.005, "no piece waited for the last one"
+    if fault == "pings_first":
+        assert done.first_ns - done.sent_ns >= 4 * 2 * MS
 
 
 async def test_a_cached_prompt_is_noted() -> None:
@@ -264,8 +281,8 @@ def test_the_parser_gives_the_same_events_however_the_bytes_are_cut(
 
 
 def test_the_parser_gives_up_on_an_endless_event() -> None:
-    parser = SseParser()
-    for _ in range(MAX_EVENT_BYTES // 65_536):
+    parser = SseParser(1 << 20)
+    for _ in range((1 << 20) // 65_536):
         parser.feed(b"x" * 65_536)
     with pytest.raises(ValueError, match="no end of event"):
         parser.feed(b"x")

@@ -6,9 +6,10 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import count
 
 import aiohttp
 import msgspec
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from breakeven.errors import UserError
 from breakeven.gateway.live.admin import COOKIE, ROUTES, SESSION_S, admin_handler
-from breakeven.gateway.plan.model import Limits
+from breakeven.gateway.plan.limits import Limits
 from breakeven.gateway.seen.metrics import render
 from breakeven.gateway.seen.snapshot import SNAPSHOT_SCHEMA, Snapshot
 from breakeven.wire.listen import open_sockets
@@ -54,6 +55,26 @@ class Sent:
         self.answers.append((status, {name.decode(): value.decode() for name, value in headers}, body))
 
 
+class Clock:
+    """Time that stands still until it is told to pass."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.due: list[tuple[float, Callable[[], None]]] = []
+
+    def later(self, wait_s: float, then: Callable[[], None]) -> None:
+        self.due.append((self.now_s + wait_s, then))
+
+    def run(self) -> float:
+        """Until nothing is waited for; how long that took."""
+        began_s = self.now_s
+        while self.due:
+            self.due.sort(key=lambda each: each[0], reverse=True)
+            self.now_s, then = self.due.pop()
+            then()
+        return self.now_s - began_s
+
+
 def ask(
     handler: Handler,
     path: str,
@@ -74,11 +95,18 @@ def ask(
     return sent.answers[0]
 
 
-def handler_of(secret: str | None = None, now_s: float = 1000.0) -> Handler:
+def handler_of(secret: str | None = None, now_s: float = 1000.0, clock: Clock | None = None) -> Handler:
+    """`clock`: by default hours pass between two requests, so that nobody is slowed."""
     world = World()
     world.pass_s(2, 3, 0.5)
+    hours = count(0, 7200)
     return admin_handler(
-        world.snapshot, lambda: render(world.block, world.plan, world.rows), secret, now_s=lambda: now_s
+        world.snapshot,
+        lambda: render(world.block, world.plan, world.rows),
+        secret,
+        now_s=lambda: now_s,
+        clock_s=(lambda: float(next(hours))) if clock is None else (lambda: clock.now_s),
+        later=None if clock is None else clock.later,
     )
 
 
@@ -184,6 +212,73 @@ def test_a_wrong_login_and_one_from_elsewhere_are_refused() -> None:
     assert status == 403
     assert "set-cookie" not in headers
     assert login(handler, f"secret={SECRET}".encode(), origin="http://127.0.0.1:8001")[0] == 303
+
+
+def guess(handler: Handler, secret: str, peer: str = "192.0.2.1", *, form: bool = False) -> Sent:
+    sent = Sent()
+    host = (b"host", b"h")
+    if form:
+        request = Request("POST", "/login", "", [host], f"secret={secret}".encode(), peer, 0)
+    else:
+        request = Request("GET", "/metrics", "", [host, (b"authorization", f"Bearer {secret}".encode())], b"", peer, 0)
+    handler(request, sent)  # type: ignore[arg-type]
+    return sent
+
+
+@pytest.mark.parametrize("form", [False, True])
+def test_wrong_secrets_are_answered_more_and_more_slowly(form: bool) -> None:
+    clock = Clock()
+    handler = handler_of(SECRET, clock=clock)
+    took = []
+    for _ in range(12):
+        sent = guess(handler, "wrong", form=form)
+        took.append(clock.run())
+        assert [status for status, _, _ in sent.answers] == [401]
+    assert took == [0, 0, 0, 0, 0.25, 0.5, 1, 2, 4, 8, 8, 8]
+    # Another address, and whoever comes when it is heard again, is not slowed; the right one is forgiven.
+    assert guess(handler, "wrong", "192.0.2.2").answers
+    right = 303 if form else 200
+    assert guess(handler, SECRET, form=form).answers[0][0] == right
+    assert guess(handler, "wrong", form=form).answers[0][0] == 401
+
+
+def test_guesses_at_once_are_heard_one_after_the_other_or_not_at_all() -> None:
+    clock = Clock()
+    handler = handler_of(SECRET, clock=clock)
+    wrong = [guess(handler, "wrong", form=bool(k % 2)) for k in range(100)]
+    right = guess(handler, SECRET)
+    statuses = [sent.answers[0][0] for sent in (*wrong, right) if sent.answers]
+    assert statuses.count(429) > 80
+    assert statuses.count(401) == 4
+    assert right.answers[0][0] == 429, "an answer for the right one alone would tell"
+    assert int(right.answers[0][1]["retry-after"]) > 8
+    assert guess(handler, SECRET, "2001:db8::1").answers[0][0] == 200
+    clock.run()
+    assert all(sent.answers for sent in wrong)
+    # Keys and cookies go by; so does whoever waited.
+    clock.now_s += 20
+    assert guess(handler, SECRET).answers[0][0] == 200
+
+
+def test_who_guessed_is_remembered_within_bounds() -> None:
+    clock = Clock()
+    handler = handler_of(SECRET, clock=clock)
+    for network in range(3000):
+        for _ in range(5):
+            guess(handler, "wrong", f"2001:db8:{network:x}::{network:x}")
+    guesses = handler.__self__.guesses  # type: ignore[attr-defined]
+    assert len(guesses._known) <= 1024
+    clock.run()
+    clock.now_s += 1000
+    assert guess(handler, "wrong", "2001:db8:bb7::1").answers, "forgotten after a while"
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "file://", "chrome-extension://a", "ftp://127.0.0.1"]
+)
+def test_pages_of_others_do_not_look_without_a_secret(origin: str) -> None:
+    assert ask(handler_of(), "/admin/state", origin=origin)[0] == 403
+    assert ask(handler_of(), "/admin/state", origin="http://127.0.0.1:8001")[0] == 200
 
 
 @pytest.mark.parametrize("secret", [None, SECRET])

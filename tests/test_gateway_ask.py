@@ -23,7 +23,7 @@ values = st.recursive(
     max_leaves=12,
 )
 read_by_us = {"model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens", "user",
-              "prompt_cache_key"}  # fmt: skip
+              "prompt_cache_key", "n", "best_of", "prompt"}  # fmt: skip
 fields = st.dictionaries(st.text(max_size=12).filter(lambda name: name not in read_by_us), values, max_size=6)
 
 
@@ -74,7 +74,7 @@ def test_what_is_no_request_is_told_why(sent: bytes, told: str) -> None:
 
 
 def test_odd_values_are_left_for_the_backend_to_refuse() -> None:
-    asked = read_body(body(stream="yes", max_tokens="many", user=7, stream_options=3))
+    asked = read_body(body(max_tokens="many", user=7, stream_options=3))
     assert (asked.streams, asked.most_output, asked.user) == (False, None, "")
     assert json.loads(body_for(asked, SERVED, tell_usage=False))["max_tokens"] == "many"
 
@@ -108,6 +108,21 @@ def test_a_prompt_is_measured_without_its_pictures() -> None:
     assert plain.prompt_tokens(4.0) == pytest.approx(len(text) / 4, rel=0.15)
     assert seen.pictures == 1
     assert seen.prompt_tokens(4.0) == pytest.approx(plain.prompt_tokens(4.0) + PICTURE_TOKENS, abs=40)
+
+
+def test_a_picture_by_its_address_is_one() -> None:
+    url = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    asked = read_body(body(messages=[{"role": "user", "content": [{"type": "text", "text": "what"}, url, url]}]))
+    assert asked.pictures == 2
+
+
+def test_stream_is_true_or_false_and_nothing_that_is_taken_for_it() -> None:
+    assert read_body(body(stream=True)).streams
+    assert not read_body(body(stream=None)).streams
+    assert not read_body(body(stream=False)).streams
+    for odd in (1, 0, "true", "yes", 1.0, [True], {}):
+        with pytest.raises(BadAskError, match="stream must be true or false"):
+            read_body(body(stream=odd))
 
 
 def test_an_answer_is_expected_no_longer_than_allowed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Literal
 
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.gateway.serve.course import CLIENT_LEFT, Course, Judgement
+from breakeven.gateway.serve.opening import First, Opening, error_status, names_something, trouble_is_broken
 from breakeven.gateway.shared.layout import Count, UnderWay
+from breakeven.wire.meaning import standing
 
 
 class Lane:
@@ -36,6 +39,7 @@ class One:
         self.world, self.lane, self.hedge = world, lane, hedge
         self.outcome, self.status = "", 0
         self.judged = ""
+        self.retry_s: float | None = None
 
     def send(self) -> None:
         self.world.did.append(f"send {self.lane.name}")
@@ -63,6 +67,8 @@ class World:
     def __init__(self) -> None:
         self.did: list[str] = []
         self.ends: list[tuple[str, int, str]] = []
+        self.told = ""
+        self.retry_s: float | None = None
         self.hedge_to: Lane | None = None
         self.timer = False
 
@@ -108,6 +114,7 @@ class World:
 
     def refuse(self, status: int, message: str, code: str, retry_s: float | None) -> None:
         self.did.append(f"refuse {status} {code}")
+        self.told, self.retry_s = message, retry_s
 
     def over(self, course: Course[Lane, One], one: One | None, status: int, error: str) -> None:
         self.ends.append(("" if one is None else one.lane.name, status, error))
@@ -164,27 +171,100 @@ def test_nobody_has_a_place() -> None:
     assert world.did == ["refuse 503 overloaded"]
 
 
-@pytest.mark.parametrize(("status", "judged"), [(429, "busy"), (500, "broken"), (503, "broken"), (529, "broken")])
+def fail(course: Course[Lane, One], one: One, status: int) -> bool:
+    """A head with this status."""
+    one.status = status
+    return course.failed_with(one, status, standing(status))
+
+
+@pytest.mark.parametrize(
+    ("status", "judged"),
+    [(429, "busy"), (501, "")] + [(s, "broken") for s in (401, 402, 403, 404, 407, 408, 409, 425, 500, 503, 520, 529)],
+)
 def test_a_failing_status_sends_it_to_the_next_backend(status: int, judged: str) -> None:
     a, b = Lane("a"), Lane("b")
     course, world = begun(a, b)
     one = course.asked[0]
-    course.failed_with(one, status)
+    assert not fail(course, one, status)
     assert world.did == ["send a", "drop a", "send b"]
     assert (one.judged, one.outcome) == (judged, f"status_{status}")
     assert b.counts[Count.RETRIED] == 1
+    assert a.counts.get(Count.SERVER_ERRORS, 0) == (judged == "broken")
 
 
-def test_the_last_backend_s_error_is_the_answer() -> None:
+@pytest.mark.parametrize("status", [401, 403, 404, 500, 503, 522])
+def test_nobody_is_left_and_the_client_hears_why_but_never_the_backends_own_status(status: int) -> None:
+    course, world = begun(Lane("a"), Lane("b"))
+    course.trouble(course.asked[0], "refused", "nobody listens at 10.0.0.7:8000")
+    one = course.asked[1]
+    assert fail(course, one, status)
+    one.retry_s = 7.0
+    course.came_to_nothing(one, "it said so")
+    assert world.did == ["send a", "send b", "refuse 502 upstream_failed"]
+    assert f"status {status}" in world.told
+    assert "it said so" in world.told
+    assert "a: nobody listens" in world.told
+    assert "10.0.0.7" not in world.told
+    assert world.retry_s == 7.0
+    assert (one.judged, one.outcome) == ("broken", f"status_{status}")
+    assert world.ends[0][:2] == ("", 502)
+
+
+def test_the_last_backend_that_is_busy_answers_for_itself() -> None:
     course, world = begun(Lane("a"))
     one = course.asked[0]
-    one.status = 500
-    course.failed_with(one, 500)
-    assert world.did == ["send a"]
+    assert fail(course, one, 429)
     assert course.first_byte(one)
     course.whole(one)
-    assert (one.judged, one.outcome) == ("broken", "status_500")
-    assert world.ends == [("a", 500, "")]
+    assert (one.judged, one.outcome) == ("busy", "status_429")
+    assert world.ends == [("a", 429, "")]
+
+
+def test_an_error_for_an_answer_fails_over_and_teaches_the_breaker() -> None:
+    a, b = Lane("a"), Lane("b")
+    course, world = begun(a, b)
+    first = course.asked[0]
+    first.status = 200
+    course.said_error(first, 500, "broken", "out of memory")
+    assert (first.judged, first.outcome, a.counts[Count.TROUBLES]) == ("broken", "error_500", 1)
+    second = course.asked[1]
+    course.said_error(second, 429, "busy", "too many")
+    assert second.judged == "busy"
+    assert world.did == ["send a", "drop a", "send b", "drop b", "refuse 429 rate_limit_exceeded"]
+
+
+def test_an_error_within_an_answer_counts_though_it_cannot_be_taken_back() -> None:
+    course, world = begun(Lane("a"), Lane("b"))
+    one = course.asked[0]
+    one.status = 200
+    course.first_byte(one)
+    course.whole(one, failing="out of memory")
+    assert (one.judged, one.outcome) == ("broken", "error")
+    assert world.ends == [("a", 200, "error: out of memory")]
+
+
+def test_an_empty_answer_is_asked_once_more_and_counts_where_another_has_content() -> None:
+    a, b, c = Lane("a"), Lane("b"), Lane("c")
+    course, world = begun(a, b, c)
+    first = course.asked[0]
+    assert course.says_nothing(first)
+    second = course.asked[1]
+    second.status = 200
+    course.first_byte(second)
+    course.whole(second)
+    assert (first.judged, first.outcome, second.judged) == ("broken", "empty", "good")
+    # Where the other one has nothing to say either, that is the answer, and neither is to blame.
+    course, world = begun(a, b, c)
+    first = course.asked[0]
+    assert course.says_nothing(first)
+    second = course.asked[1]
+    second.status = 200
+    assert not course.says_nothing(second)
+    course.first_byte(second)
+    course.whole(second, nothing="empty")
+    assert (first.judged, second.judged) == ("", "")
+    assert world.ends == [("b", 200, "")]
+    assert world.did == ["send a", "drop a", "send b", "finish"]
 
 
 def test_attempts_are_bounded() -> None:
@@ -328,11 +408,16 @@ def test_whatever_happens_it_ends_once_and_leaves_nothing_under_way(seed: int, a
             event = dice.randrange(5)
             if event == 0 and not one.status:
                 one.status = dice.choice((200, 400, 429, 500))
-                if one.status in (429, 500):
-                    course.failed_with(one, one.status)
+                if one.status in (429, 500) and fail(course, one, one.status) and dice.random() < 0.5:
+                    course.came_to_nothing(one, "")
             elif event == 1 and one.status and (course.winner is one or course.first_byte(one)):
                 if dice.random() < 0.7:
                     course.whole(one)
+            elif event == 2 and one.status == 200 and course.winner is None and dice.random() < 0.5:
+                if dice.random() < 0.5:
+                    course.said_error(one, 500, "broken", "")
+                elif not course.says_nothing(one) and course.first_byte(one):
+                    course.whole(one, nothing="empty")
             elif event == 2:
                 course.trouble(one, dice.choice(("timeout", "reset", "too_large")), "")
             elif event == 3 and world.timer:
@@ -348,3 +433,96 @@ def test_whatever_happens_it_ends_once_and_leaves_nothing_under_way(seed: int, a
     assert all(lane.queued == 0 for lane in lanes)
     assert sum(did.split()[0] in ("finish", "cut", "refuse") for did in world.did) <= 1
     assert not world.timer
+
+
+# How an answer begins.
+
+
+def chat(**delta: object) -> bytes:
+    """An event of a chat."""
+    return b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}).encode() + b"\n\n"
+
+
+ROLE, HELLO = chat(role="assistant", content=""), chat(content="Hello")
+STOP = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 0}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def opens(*pieces: bytes, streams: bool = True, length: int = -1) -> tuple[First, int, Opening]:
+    """What the pieces say first, after how many of them, and the opening; a further one is the end."""
+    opening = Opening({}, streams=streams, length=length)
+    for k, piece in enumerate(pieces):
+        if first := opening.feed(piece):
+            return first, k + 1, opening
+    return opening.end(), len(pieces) + 1, opening
+
+
+@pytest.mark.parametrize(
+    ("pieces", "first", "after"),
+    [
+        ([HELLO], "content", 1),
+        ([b": PROCESSING\n\n", b": PROCESSING\n\n", ROLE, b"data: null\n\n", HELLO, HELLO], "content", 5),
+        ([ROLE + HELLO], "content", 1),
+        ([ROLE, chat(tool_calls=[{"index": 0, "function": {"name": "f", "arguments": ""}}])], "content", 2),
+        ([HELLO[:9], HELLO[9:30], HELLO[30:]], "content", 3),
+        ([HELLO.rstrip()], "content", 2),
+        ([b'event: error\ndata: {"type": "error", "error": {"type": "overloaded_error"}}\n\n'], "error", 1),
+        ([b": hm\n\n", ROLE, b'data: {"error": {"message": "no memory", "code": 500}}\r\n\r\n'], "error", 3),
+        ([b'data: {"error": {"message": "too long", "code": 400}}\n\n'], "declined", 1),
+        ([ROLE, STOP, USAGE, DONE], "empty", 2),
+        ([STOP.replace(b"stop", b"content_filter")], "declined", 1),
+        ([ROLE, DONE], "none", 2),
+        ([b": hm\n\n", ROLE, USAGE], "none", 4),
+        ([], "none", 1),
+        ([b": " + b"x" * 300_000], "content", 1),
+    ],
+)
+def test_a_stream_is_held_until_it_says_something(pieces: list[bytes], first: First, after: int) -> None:
+    found, count, opening = opens(*pieces)
+    assert (found, count) == (first, after)
+    assert opening.data() == b"".join(pieces[:count])
+    # However it is cut.
+    every = b"".join(pieces)
+    cut = [every[k : k + 1] for k in range(len(every))] if len(every) < 10_000 else pieces
+    assert opens(*cut)[0] == first
+
+
+def test_an_answer_in_one_piece_is_held_while_it_is_short_enough_for_an_error() -> None:
+    good = b'{"choices": [{"message": {"content": "the \\"error\\": you made"}}]}'
+    assert opens(good[:10], good[10:], streams=False)[:2] == ("content", 3)
+    found, _, opening = opens(b'{"error": {"message": "Provider returned', b' error", "code": 502}}', streams=False)
+    assert (found, opening.status, opening.message) == ("error", 502, "Provider returned error")
+    assert opens(b"", streams=False)[0] == "none"
+    assert opens(b"x" * 20_000, b"y", streams=False)[:2] == ("content", 1)
+    # What came at once goes at once, when its end is known to be good.
+    assert opens(b"x" * 20_000, streams=False, length=20_000)[:2] == ("content", 2)
+
+
+@pytest.mark.parametrize(
+    ("told", "status"),
+    [
+        ({"error": {"code": 429}}, 429),
+        ({"error": {"code": "503"}}, 503),
+        ({"error": {"type": "invalid_request_error", "code": "context_length_exceeded"}}, 400),
+        ({"type": "error", "error": {"type": "overloaded_error"}}, 529),
+        ({"type": "response.failed", "response": {"error": {"code": "rate_limit_exceeded"}}}, 429),
+        ({"object": "error", "type": "BadRequestError", "code": 400}, 400),
+        ({"error": "CUDA out of memory"}, 500),
+        ({"error": {"code": True, "type": 7}}, 500),
+    ],
+)
+def test_what_an_error_under_a_good_status_amounts_to(told: dict[str, object], status: int) -> None:
+    assert error_status(json.dumps(told).encode()) == status
+    assert error_status(b"no json") == 500
+
+
+def test_what_a_request_names_may_be_missing_by_its_own_fault() -> None:
+    assert names_something({"previous_response_id": b'"resp_1"'})
+    assert names_something({"input": b'[{"content": [{"type": "input_file", "file_id": "file-1"}]}]'})
+    assert not names_something({"previous_response_id": b"null", "messages": b'[{"content": "hi"}]'})
+
+
+def test_which_troubles_speak_against_a_backend() -> None:
+    for trouble in ("refused", "unreachable", "reset", "timeout", "garbage", "forbidden", "cut", "too_large", "empty"):
+        assert trouble_is_broken(trouble) is (trouble != "too_large")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 
 import pytest
 
-from breakeven.gateway.plan.model import Limits
+from breakeven.gateway.plan.limits import Limits
 from breakeven.wire.listen import open_sockets
 from breakeven.wire.message import Request, Responder, error_body
 from breakeven.wire.server import HttpServer
@@ -398,18 +399,167 @@ def test_idle_connections_close_without_a_word(loop: Loop) -> None:
     on(loop, work)
 
 
-def test_too_many_connections_are_told(loop: Loop) -> None:
+def refused_head(request: Request, responder: Responder) -> None:
+    """Only /good is served."""
+    status = 200 if request.path == "/good" else 401
+    responder.respond(status, TEXT, b"%d" % len(request.body))
+
+
+def is_good(request: Request) -> bool:
+    return request.path == "/good"
+
+
+def post(path: bytes, length: int, *lines: bytes) -> bytes:
+    more = b"".join(line + b"\r\n" for line in lines)
+    return b"POST " + path + b" HTTP/1.1\r\n" + HOST + more + b"Content-Length: %d\r\n\r\n" % length
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        post(b"/bad", 30_000_000),
+        post(b"/bad", 10, b"Expect: 100-continue"),
+        b"POST /bad HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n",
+        b"POST /bad HTTP/1.1\r\n" + HOST + b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 900000\r\n\r\n",
+    ],
+    ids=["large", "expect", "chunked", "upgrade"],
+)
+def test_a_head_that_is_enough_is_answered_at_once_and_ends_the_connection(loop: Loop, head: bytes) -> None:
     async def work() -> None:
-        async with serving(echo, connections=3) as (server, port):
-            kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
-            while server.connections < 3:
+        async with serving(refused_head, judge=is_good) as (server, port):
+            data = await talk(port, [post(b"/good", 2) + b"ok" + head])
+            good, bad = replies(data)
+            assert (good.status, good.body, bad.status) == (200, b"2", 401)
+            assert bad.headers[b"connection"] == b"close"
+            assert b"100 Continue" not in data
+            # Its answer arrives though the client goes on sending, and nothing of that is kept.
+            (bad,) = replies(await talk(port, [head, *[b"1\r\nx\r\n" * 20_000] * 20]))
+            assert (bad.status, server.bodies.held) == (401, 0)
+
+    on(loop, work)
+
+
+def test_a_small_body_that_nobody_keeps_is_dropped_and_the_connection_goes_on(loop: Loop) -> None:
+    async def work() -> None:
+        async with serving(refused_head, judge=is_good, read_s=0.3) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(post(b"/bad", 6) + b"abc")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 401")
+            assert b"connection: close" not in head
+            assert await reader.readexactly(1) == b"0"
+            writer.write(b"def" + post(b"/good", 3) + b"abc")
+            assert (await reader.readuntil(b"\r\n\r\n3")).startswith(b"HTTP/1.1 200")
+            # What never comes is waited for no longer than any request, and not answered twice.
+            writer.write(post(b"/bad", 6) + b"abc")
+            assert [reply.status for reply in replies(await reader.read(-1))] == [401]
+            writer.close()
+
+    on(loop, work)
+
+
+def test_bodies_of_all_connections_are_bounded_together(loop: Loop) -> None:
+    large = 100_000
+
+    async def work() -> None:
+        held = Held()
+        async with serving(held, bodies_bytes=3 * large, body_bytes=2 * large) as (server, port):
+            clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+            for _, writer in clients:
+                writer.write(post(b"/", large) + b"x" * (large - 1))
+            while server.bodies.held < 2 * (large - 1):
                 await asyncio.sleep(0.01)
+            # By its length at once, by its bytes when they come; one client leaves a quarter to others.
+            chunks = b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % large + b"x" * large
+            for sent in (post(b"/", large, b"Expect: 100-continue"), chunks):
+                data = await talk(port, sent)
+                assert code(data) == (503, "too_many_bodies")
+                assert replies(data)[0].headers[b"retry-after"] == b"1"
+            small = asyncio.ensure_future(talk(port, post(b"/small", 60_000, b"Connection: close") + b"x" * 60_000))
+            assert (await held.got.get())[0].path == "/small"
+            clients[0][1].write(b"x")
+            request, answer = await held.got.get()
+            assert (len(request.body), server.bodies.held) == (large, 2 * large - 1)  # as long as it is under way
+            answer.respond(200, TEXT, b"")
+            clients[1][1].transport.abort()
+            while server.bodies.held:
+                await asyncio.sleep(0.01)
+            small.cancel()
+            clients[0][1].close()
+
+    on(loop, work)
+
+
+async def opened(port: int, sent: bytes = b"", address: str = "127.0.0.1") -> asyncio.StreamReader:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
+    reader.writer = writer  # type: ignore[attr-defined]  # which would close when forgotten
+    writer.write(sent)
+    await asyncio.sleep(0.02)
+    return reader
+
+
+def test_who_is_idle_makes_room_and_who_is_at_work_does_not(loop: Loop) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held, connections=4, connections_per_address=4) as (server, port):
+            kept = await opened(port, get(b"/kept"))
+            (await held.got.get())[1].respond(200, TEXT, b"")
+            await kept.readuntil(b"\r\n\r\n")
+            half, silent, later = await opened(port, b"GET / HT"), await opened(port), await opened(port)
+            for gone in (silent, later, kept, half):
+                await opened(port, get(b"/busy"))
+                await held.got.get()
+                assert await gone.read(-1) == b""
             assert code(await talk(port, get(b"/"))) == (503, "too_many_connections")
-            for _, writer in kept:
-                writer.close()
+            assert (held.calls, server.under_way) == (5, 4)
+
+    on(loop, work)
+
+
+def test_one_address_leaves_room_for_another(loop: Loop) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held, connections=6) as (_, port):
+            for _ in range(3):
+                await opened(port, get(b"/busy"))
+            data = await talk(port, get(b"/"))
+            assert code(data) == (503, "too_many_connections")
+            assert replies(data)[0].headers[b"retry-after"] == b"1"
+            for _ in range(2):
+                await opened(port, get(b"/other"), "127.0.0.2")
+            assert held.calls == 5
+            idle = await opened(port, b"", "127.0.0.2")
+            await opened(port, get(b"/other"), "127.0.0.2")  # its own idle one makes room
+            assert await idle.read(-1) == b""
+            assert held.calls == 6
+
+    on(loop, work)
+
+
+def test_who_never_asked_is_waited_for_less(loop: Loop) -> None:
+    async def work() -> None:
+        async with serving(echo, idle_s=20.0, unasked_s=0.1) as (server, port):
+            kept = await opened(port, get(b"/"))
+            assert await (await opened(port)).read(-1) == b""
+            assert server.connections == 1
+            assert not kept.at_eof()
+
+    on(loop, work)
+
+
+def test_a_client_that_sips_is_as_late_as_one_that_sleeps(loop: Loop) -> None:
+    async def work() -> None:
+        held = Held()
+        async with serving(held, write_s=0.3) as (server, port):
+            client = slow_client(port)
+            running = asyncio.get_running_loop()
+            await running.sock_sendall(client, get(b"/"))
+            (await held.got.get())[1].respond(200, TEXT, b"x" * 20_000_000)
             while server.connections:
-                await asyncio.sleep(0.01)
-            assert replies(await talk(port, get(b"/", last=True)))[0].status == 200
+                with contextlib.suppress(ConnectionResetError):
+                    await running.sock_recv(client, 1)
+                await asyncio.sleep(0.02)
+            client.close()
 
     on(loop, work)
 

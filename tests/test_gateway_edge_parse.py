@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+import time
 from itertools import pairwise
 
 import pytest
@@ -12,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.gateway.plan.model import Limits
-from breakeven.wire.listen import open_sockets
-from breakeven.wire.message import Request, Responder, json_too_deep
+from breakeven.gateway.plan.limits import Limits
+from breakeven.wire.bounds import SMALL_BODY, HeldBodies, JsonLine, json_refusal, neighbours
+from breakeven.wire.listen import open_sockets, sent_from_here
+from breakeven.wire.message import Refused, Request, Responder
 from breakeven.wire.reader import Reader
 from tests.gateway_edge_fixtures import TEXT, on, replies, serving, talk
 
+TIMES = int(os.environ.get("BREAKEVEN_FUZZ", "1"))
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /first HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
@@ -166,8 +170,30 @@ def test_bytes_that_belong_to_no_body_are_bounded() -> None:
     assert read(start, b"1;", *[b"a" * 500] * 9, header_bytes=2000) == ([], 431)
     assert read(start + b"0\r\nT: ", *[b"a" * 500] * 9, header_bytes=2000) == ([], 431)
     assert read(start + b"0\r\n", *[b"t: v\r\n"] * 900, header_bytes=2000) == ([], 431)
-    (request,), failure = read(start, *[b"1\r\nx\r\n"] * 5000, b"0\r\n\r\n", header_bytes=2000)
+    assert read(start + b"2000\r\n" + b"x" * 8192 + b"\r\n0\r\nT: " + b"a" * 2000 + b"\r\n\r\n", header_bytes=2000) == (
+        [],
+        431,
+    )
+    small = [b"1\r\nx\r\n"] * 5000
+    (request,), failure = read(start, *small, b"0\r\n\r\n", header_bytes=2000)
     assert (len(request.body), failure) == (5000, None)
+    # Many small pieces before them save nothing up for long trailers or extensions after them.
+    assert read(start, *small, b"0\r\nT: ", *[b"a" * 500] * 9, header_bytes=2000) == ([], 431)
+    assert read(start, *[b"1;" + b"a" * 1500 + b"\r\nx\r\n"] * 9, header_bytes=2000) == ([], 431)
+
+
+@pytest.mark.parametrize("upgrade", [b"", b"Connection: upgrade\r\nUpgrade: h\r\n"])
+def test_a_flood_in_one_read_is_taken_up_to_a_bound(upgrade: bytes) -> None:
+    one = b"GET /x HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n"
+    reader = Reader(Limits(), "peer")
+    began = time.process_time()
+    reader.feed(one * 40_000)
+    assert time.process_time() - began < 1.0
+    assert len(reader.ahead) == 64
+    assert [keep for _, keep, _ in reader.ahead] == [True] * 63 + [False]
+    assert reader.full
+    reader.feed(one)
+    assert len(reader.ahead) == 64
 
 
 def test_a_large_body_before_leaves_room_for_the_next_head() -> None:
@@ -187,6 +213,61 @@ PARTS = [
     *(b"Expect: 100-continue\r\n", b"Connection: close\r\n"),
 ]
 mixed = st.lists(st.one_of(st.sampled_from(PARTS), st.binary(max_size=20)), max_size=6).map(b"".join)
+
+
+BODIES = [
+    b"POST /%b HTTP/1.1\r\nHost: x\r\n%bContent-Length: %d\r\n\r\n" % (path, line, size) + b"x" * sent
+    for path in (b"keep", b"drop")
+    for line in (b"", b"Expect: 100-continue\r\n", b"Connection: upgrade\r\nUpgrade: h\r\n", b"Connection: close\r\n")
+    for size, sent in ((0, 0), (3, 3), (90_000, 90_000), (70_000, 60_000), (150_000, 150_000))
+]
+CHUNKS = [
+    b"POST /%b HTTP/1.1\r\nHost: x\r\n" % path + CHUNKED + b"\r\n" + b"%x\r\n%b\r\n" % (size, b"y" * size) * 2 + end
+    for path in (b"keep", b"drop")
+    for size in (1, 50_000, 80_000)
+    for end in (b"0\r\n\r\n", b"0\r\nT: " + b"t" * 3000 + b"\r\n\r\n", b"")
+]
+MOST = 200_000
+larger = st.lists(st.sampled_from([*BODIES, *CHUNKS, *WHOLE, b"x" * 40_000]), max_size=5).map(b"".join)
+
+
+@settings(max_examples=60 * TIMES, deadline=None)
+@given(sent=larger, data=st.data())
+def test_what_is_kept_stays_within_its_bounds_and_is_let_go(sent: bytes, data: st.DataObject) -> None:
+    """Two clients of one server, in any pieces: what nobody asked to keep is not, and everything kept is counted."""
+    held = HeldBodies(MOST)
+    limits = Limits(header_bytes=2000, body_bytes=160_000)
+    readers = [Reader(limits, peer, held, lambda request: request.path == "/keep") for peer in ("a", "b")]
+    under_way: list[Request] = []
+    at = [0, 0]
+    sizes = st.lists(st.tuples(st.integers(0, 1), st.sampled_from([1, 700, 30_000, 65_536, 200_000])), max_size=12)
+    for turn, size in [*data.draw(sizes), (0, len(sent)), (1, len(sent))]:
+        piece, at[turn] = sent[at[turn] : at[turn] + size], at[turn] + size
+        reader = readers[turn]
+        if piece:
+            reader.feed(piece)
+        assert 0 <= held.held <= MOST
+        while reader.ahead:
+            request, keep, _ = reader.ahead.popleft()
+            assert not request.body or request.path != "/drop"
+            if request.share is not None:
+                assert request.share.held == len(request.body) > SMALL_BODY
+            under_way.append(request)
+            if not keep:
+                break
+        assert len(reader._body) <= (limits.body_bytes if reader.failure is None else 0)
+        counted = sum(len(each.body) for each in under_way if each.share is not None)
+        arriving = sum(len(each._body) for each in readers if len(each._body) > SMALL_BODY)
+        waiting = sum(len(each.body) for reader in readers for each, _, _ in reader.ahead if each.share is not None)
+        assert held.held == counted + arriving + waiting
+    for reader in readers:
+        reader.forget()
+        reader.release()
+    for request in under_way:
+        if request.share is not None:
+            request.share.free()
+            request.share.free()
+    assert (held.held, held._of) == (0, {})
 
 
 @settings(max_examples=400, deadline=None)
@@ -233,7 +314,53 @@ def test_whatever_is_sent_each_request_has_one_answer_and_the_connection_ends(
     on(asyncio.new_event_loop, work)
 
 
-# JSON's depth.
+def test_who_counts_as_one_client() -> None:
+    assert neighbours("192.0.2.7") == neighbours("::ffff:192.0.2.7") == "192.0.2.7"
+    assert neighbours("2001:db8::1") == neighbours("2001:db8::ffff:0:1") != neighbours("2001:db8:0:1::1")
+    assert neighbours("fe80::1%eth0") == neighbours("fe80::2%eth0")
+    assert neighbours("") == ""
+
+
+@pytest.mark.parametrize(
+    ("origin", "named", "expected"),
+    [
+        (None, (), True),
+        (b"http://localhost:3000", (), True),
+        (b"HTTPS://127.0.0.1", (), True),
+        (b"http://[::1]:5173", (), True),
+        (b"", (), False),
+        (b"null", (), False),
+        (b"null", (b"http://null",), False),
+        (b"file://", (), False),
+        (b"file://", (b"file://",), True),
+        (b"ftp://localhost", (), False),
+        (b"chrome-extension://abc", (), False),
+        (b"Chrome-Extension://abc", (b"chrome-extension://abc",), True),
+        (b"chrome-extension://abcd", (b"chrome-extension://abc",), False),
+        (b"vscode-webview://abc", (), False),
+        (b"data:text/html,x", (), False),
+        (b"http://localhost@evil.example", (), False),
+        (b"http://evil.example", (b"https://evil.example",), False),
+        (b"localhost", (), False),
+    ],
+)
+def test_only_named_origins_and_this_machines_pages_pass(
+    origin: bytes | None, named: tuple[bytes, ...], expected: bool
+) -> None:
+    assert sent_from_here(origin, frozenset(named)) is expected
+
+
+# How JSON is built.
+
+
+def json_too_deep(body: bytes, depth: int) -> bool:
+    found = json_refusal(body, depth, 10**9)
+    return found is not None and found.code == "json_too_deep"
+
+
+def too_many_keys(body: bytes, keys: int) -> bool:
+    found = json_refusal(body, 10**9, keys)
+    return found is not None and found.code == "too_many_keys"
 
 
 def naive_depth(text: str) -> int:
@@ -268,6 +395,57 @@ def test_depth_is_what_counting_by_hand_gives(value: object, wrap: int) -> None:
     deepest = naive_depth(text)
     for depth in {0, deepest - 1, deepest, deepest + 1} - {-1}:
         assert json_too_deep(text.encode(), depth) is (deepest > depth)
+
+
+@settings(max_examples=50, deadline=None)
+@given(value=st.dictionaries(st.text(alphabet='\\":[{x', max_size=4), values, max_size=6), start=st.integers(-40, 3))
+def test_keys_are_those_of_the_outermost_object(value: dict[str, object], start: int) -> None:
+    text = " " * ((1 << 16) + start) + json.dumps(value)  # across the parts that it is looked at in
+    for keys in range(len(value) + 1):
+        assert too_many_keys(text.encode(), keys) is (len(value) > keys)
+    assert too_many_keys(b'{"a":1' + b',"a":1' * 1024 + b"}", 1024)
+    assert not too_many_keys(b'{"a":[' + b'{"b":1},' * 2000 + b"0]}", 1024)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"x":[' + b"[]," * 600_000 + b"0]}",
+        b'{"x":"' + b"\\\\" * 3_000_000 + b'"}',
+        b'{"x":"' + b'\\"' * 3_000_000 + b'"}',
+        b'{"x":"' + b"a" * 6_000_000 + b'"}',
+        b'{"x":{' + b'"y":1,' * 900_000 + b'"z":0}}',
+        b'{"x":[' + b"1," * 1_900_000 + b"0]}",
+    ],
+    ids=["brackets", "backslashes", "quotes", "text", "keys", "numbers"],
+)
+def test_a_large_body_is_looked_at_between_other_work(body: bytes) -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        line = JsonLine(loop, 64, 1024)
+        told: list[Refused | None] = []
+        rounds = longest = 0.0
+        for _ in range(2):
+            line.add(body, lambda: False, told.append)
+        line.add(body, lambda: True, told.append)
+        before = time.process_time()
+        while len(told) < 2:
+            await asyncio.sleep(0)
+            now = time.process_time()
+            rounds, longest, before = rounds + 1, max(longest, now - before), now
+        assert told == [None, None]
+        assert rounds > 10
+        assert longest < 0.1
+
+    on(asyncio.new_event_loop, work)
+
+
+@pytest.mark.parametrize("piece", [b"[],", b"1,", b'"":"",', b"{},", b"[[[]]],"])
+def test_values_of_a_body_are_bounded_and_those_in_its_text_are_not(piece: bytes) -> None:
+    found = json_refusal(b'{"x":[' + piece * 2_100_000, 64, 1024)
+    assert found is not None
+    assert found.code in ("too_many_values", "too_many_keys")
+    assert json_refusal(b'{"x":"' + piece.replace(b'"', b"'") * 2_100_000 + b'"}', 64, 1024) is None
 
 
 @pytest.mark.parametrize("at", range(-4, 5))

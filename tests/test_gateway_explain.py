@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from math import inf
 from pathlib import Path
 from random import Random
@@ -11,15 +12,19 @@ import msgspec
 from gateway_route_fixtures import ask, policy, record, view
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner
 
 from breakeven.cli.explain import app
+from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.plan.model import LogPlan
 from breakeven.gateway.route.choose import choose
 from breakeven.gateway.route.replay import chosen, could_choose, explain
 from breakeven.gateway.route.view import Score
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.seen.record import Attempt
+from breakeven.gateway.seen.snapshot import ArmState, Difference, ExperimentState
+from breakeven.pages.gateway import keys_table, print_experiments
 
 
 def test_the_story_says_what_was_asked_predicted_and_what_happened() -> None:
@@ -115,6 +120,38 @@ def test_the_command_finds_a_request_in_rotated_files(tmp_path: Path) -> None:
     told = json.loads(run.output)
     assert told["schema"] == "breakeven.explain/1"
     assert (told["chosen"], told["could_choose"], told["record"]["id"]) == ("moe", ["moe"], "r150")
+
+
+def test_nothing_in_a_record_drives_the_terminal() -> None:
+    escape = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\nroot# "
+    strange = record(model=escape, finish=escape + "A" * 3_000_000, error=escape, key=escape, reason=escape)
+    strange.attempts = [Attempt(backend=escape, outcome=escape, start_s=0.0, seconds=1.0)] * 2
+    lines = explain(strange).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert not any(line.startswith("root#") for line in lines)
+    assert max(map(len, lines)) <= 1000
+
+
+def test_experiments_and_keys_from_files_drive_no_terminal_either() -> None:
+    escape = "\x1b]0;owned\x07\x9b2J\n\u202e" + "A" * 9000
+    arms = [ArmState(name=name, backend=escape, requests=1, means={escape: 1.0}) for name in ("control", "treatment")]
+    state = ExperimentState(
+        name=escape,
+        kind=escape,
+        model=escape,
+        state=escape,
+        share=0.5,
+        winner=escape,
+        reason=escape,
+        arms=arms,
+        differences=[Difference(metric=escape, ratio=1.0, low=1.0, high=1.0)],
+    )
+    out = StringIO()
+    print_experiments([state], Console(file=out, width=200))
+    assert all(line.isprintable() for line in out.getvalue().splitlines())
+    assert len(out.getvalue()) < 12_000
+    key = KeyEntry(name="anna", id="1", digest=b"", models=(escape,))
+    assert all(line.isprintable() for line in keys_table([key]).splitlines())
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

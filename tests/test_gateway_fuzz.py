@@ -5,11 +5,14 @@ Whatever comes in, each request has one well-formed answer or a closed connectio
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from chaos_server import ChaosServer
@@ -32,6 +35,7 @@ class World:
     def __init__(self, running: Gateway, server: ChaosServer) -> None:
         self.running, self.server = running, server
         self.began = running.workers()
+        self.most_bytes = 0
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with ChaosServer(chunks=3, huge_bytes=2**20) as server:
         wait = {"connect": "2s", "first_byte": "0.3s", "idle": "0.3s", "total": "2s"}
         plan = {
-            "limits": {"read": "0.5s", "idle": "0.5s", "body": "256KiB", "response": "4MiB"},
+            "limits": {
+                "read": "0.5s",
+                "idle": "0.5s",
+                "body": "256KiB",
+                "bodies": "1MiB",
+                "connections": 40,
+                "response": "4MiB",
+            },
             "backends": [
                 backend("b", server.url, timeouts=wait),
                 backend("again", server.url, timeouts=wait),
@@ -192,6 +203,63 @@ def test_any_answer_of_a_backend(world: World, faults: list[str], stream: bool, 
     check(got, len(faults))
     for k, reply in enumerate(replies(got)):
         assert not any(f"id{other}z".encode() in reply.body for other in range(len(faults)) if other != k)
+
+
+def head(path: str, *lines: str, host: str = "localhost") -> bytes:
+    return "\r\n".join([f"POST {path} HTTP/1.1", f"host: {host}", *lines, "", ""]).encode()
+
+
+LARGE = b'{"model": "b", "x": "' + b"y" * 150_000 + b'"}'
+CROWD = {
+    "nothing": b"",
+    "half a head": head(CHAT)[:-9],
+    "a body for nobody": head("/v1/none", "content-length: 250000") + b"x" * 200_000,
+    "a body from a stranger": head(CHAT, "content-length: 9", host="evil.example") + b"x" * 5,
+    "an invitation refused": head(CHAT, "expect: 100-continue", "content-length: 250000", host="evil.example"),
+    "an invitation": head(CHAT, "expect: 100-continue", f"content-length: {len(LARGE)}"),
+    "half a large body": head(CHAT, f"content-length: {len(LARGE)}") + LARGE[:-9],
+    "a large body": head(CHAT, f"content-length: {len(LARGE)}") + LARGE,
+    "many keys": head(CHAT, "content-length: 200000") + b'{"model":"b"' + b',"a":0' * 31_250 + b"}" + b" " * 487,
+    "many values": head(CHAT, "content-length: 250000") + b'{"x":[' + b"[]," * 80_000 + b"0]}" + b" " * 9991,
+    "crumbs": head(CHAT, "transfer-encoding: chunked") + b"1;x=" + b"y" * 50 + b"\r\nx\r\n",
+    "an endless extension": head(CHAT, "transfer-encoding: chunked") + b"1;x=" + b"y" * 100_000,
+    "an endless trailer": head(CHAT, "transfer-encoding: chunked") + b"1\r\n{\r\n0\r\nx: " + b"y" * 100_000,
+    "upgrades": b"GET /health HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n" * 300,
+    "pipelined": b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n" * 300,
+    "line ends": b"\r\n" * 2000,
+}
+
+
+@settings(slow, max_examples=15 * TIMES)
+@given(
+    crowd=st.lists(
+        st.tuples(
+            st.sampled_from(sorted(CROWD)), st.integers(2, 4), st.sampled_from(["stay", "close", "end", "read", "cut"])
+        ),
+        min_size=1,
+        max_size=60,
+    )
+)
+def test_a_crowd_that_wants_everything(world: World, crowd: list[tuple[str, int, str]]) -> None:
+    """Whatever others hold, ask and leave behind, somebody from elsewhere is served, and memory stays where it was."""
+    port = world.running.port
+    with contextlib.ExitStack() as stack:
+        for what, address, then in crowd:
+            client = socket.create_connection(("127.0.0.1", port), 10, (f"127.0.0.{address}", 0))
+            stack.enter_context(client)
+            client.settimeout(0.02)
+            with contextlib.suppress(OSError):
+                client.sendall(CROWD[what][: len(CROWD[what]) // 2] if then == "cut" else CROWD[what])
+                if then == "end":
+                    client.shutdown(socket.SHUT_WR)
+                elif then == "read":
+                    check(client.recv(1 << 20).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n"), 400)
+            if then == "close":
+                client.close()
+        assert world.running.ask({"model": "b"})[0] == 200
+    held = sum(psutil.Process(pid).memory_info().rss for pid in world.running.workers())
+    world.most_bytes = world.most_bytes or held + 64 * 2**20
+    assert held < world.most_bytes
 
 
 def test_every_operation_of_the_description(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Breaker, gate, hedge budget and failover rules: pure, so a clock and dice are made up here."""
+"""Breaker, hedge budget and failover rules: pure, so a clock and dice are made up here."""
 
 from __future__ import annotations
 
@@ -17,12 +17,9 @@ from breakeven.gateway.guard import (
     SHORTEST_S,
     Breaker,
     BreakerSettings,
-    Gate,
     HedgeBudget,
     delay_s,
-    retry_after_s,
 )
-from breakeven.gateway.serve.course import status_fails_over, status_is_broken, trouble_is_broken
 
 SETTINGS = BreakerSettings(failures=3, open_s=1.0, most_s=8.0, jitter=0.0, probes=2, probe_s=10.0)
 
@@ -234,181 +231,6 @@ TestBreakerMachine = BreakerMachine.TestCase
 TestBreakerMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-# The gate.
-
-
-def test_places_then_line_then_full() -> None:
-    gate: Gate[str] = Gate(2, 1)
-    assert [gate.enter(name, 0, 10.0, 0.0) for name in "abcd"] == ["go", "go", "wait", "full"]
-    assert (gate.in_flight, gate.queued) == (2, 1)
-    assert gate.leave(1.0) == ["c"]
-    assert gate.leave(1.0) == []
-    assert gate.leave(1.0) == []
-    assert (gate.in_flight, gate.queued) == (0, 0)
-    with pytest.raises(AssertionError):
-        gate.leave(1.0)
-
-
-def test_higher_priority_first_then_first_come() -> None:
-    gate: Gate[str] = Gate(1, 10)
-    gate.enter("busy", 0, 10.0, 0.0)
-    for name, priority in (("a", 0), ("b", 5), ("c", 0), ("d", 5), ("e", -1)):
-        assert gate.enter(name, priority, 10.0, 0.0) == "wait"
-    order = []
-    while going := gate.leave(1.0):
-        order += going
-    assert order == ["b", "d", "a", "c", "e"]
-
-
-def test_a_full_line_drops_the_newest_of_the_lowest_priority() -> None:
-    gate: Gate[str] = Gate(0, 3)
-    for name, priority in (("a", 0), ("b", -1), ("c", -1)):
-        gate.enter(name, priority, 10.0, 0.0)
-    assert gate.enter("d", -1, 10.0, 0.0) == "full"
-    assert gate.pushed_out() == []
-    assert gate.enter("e", 0, 10.0, 0.0) == "wait"
-    assert gate.pushed_out() == ["c"]
-    assert gate.pushed_out() == []
-    assert gate.enter("f", 1, 10.0, 0.0) == "wait"
-    assert gate.pushed_out() == ["b"]
-    assert gate.enter("g", 0, 10.0, 0.0) == "full"
-
-
-def test_late_ones_never_go() -> None:
-    gate: Gate[str] = Gate(1, 10)
-    gate.enter("busy", 0, 10.0, 0.0)
-    gate.enter("late", 0, 1.0, 0.0)
-    gate.enter("there", 0, 10.0, 0.0)
-    assert gate.expired(0.5) == []
-    assert gate.leave(2.0) == ["there"]
-    assert gate.expired(2.0) == ["late"]
-    assert gate.expired(2.0) == []
-    assert gate.enter("never", 0, 3.0, 3.0) == "full"
-
-
-def test_a_late_ticket_leaves_room_for_the_next() -> None:
-    gate: Gate[str] = Gate(0, 1)
-    assert gate.enter("a", 0, 1.0, 0.0) == "wait"
-    assert gate.enter("b", 0, 9.0, 0.5) == "full"
-    assert gate.enter("b", 0, 9.0, 1.0) == "wait"
-    assert gate.expired(1.0) == ["a"]
-
-
-def test_other_workers_take_places_and_free_them() -> None:
-    gate: Gate[str] = Gate(4, 10)
-    assert gate.enter("a", 0, 10.0, 0.0, elsewhere=4) == "wait"
-    assert gate.enter("b", 0, 10.0, 0.0, elsewhere=4) == "wait"
-    assert gate.wake(0.1, elsewhere=4) == []
-    assert gate.wake(0.1, elsewhere=3) == ["a"]
-    assert gate.enter("c", 0, 10.0, 0.2, elsewhere=2) == "wait", "b was here before"
-    assert gate.enter("d", 1, 10.0, 0.2, elsewhere=2) == "go", "and d is more urgent"
-    assert gate.wake(0.2, elsewhere=0) == ["b", "c"]
-
-
-def test_who_left_the_line_does_not_go_and_may_come_back() -> None:
-    gate: Gate[str] = Gate(1, 10)
-    gate.enter("busy", 0, 10.0, 0.0)
-    gate.enter("a", 0, 1.0, 0.0)
-    assert gate.remove("a")
-    assert not gate.remove("a")
-    gate.enter("a", 0, 5.0, 0.5)
-    assert gate.expired(2.0) == [], "its first deadline is void"
-    assert gate.expired(5.0) == ["a"]
-
-
-def test_forgotten_deadlines_do_not_pile_up() -> None:
-    gate: Gate[int] = Gate(0, 10)
-    for k in range(5000):
-        assert gate.enter(k, 0, 1e9, 0.0) == "wait"
-        gate.remove(k)
-    assert len(gate._deadlines) < 200
-
-
-class GateMachine(RuleBasedStateMachine):
-    """Against a plain list that is sorted anew each time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate: Gate[int] = Gate(3, 5)
-        self.line: list[tuple[int, int, float]] = []
-        """Minus priority, ticket, deadline."""
-        self.in_flight = 0
-        self.now_s = 0.0
-        self.next = 0
-        self.late: list[int] = []
-        self.out: list[int] = []
-
-    def _sweep(self) -> None:
-        self.late += [ticket for _, ticket, deadline in self.line if deadline <= self.now_s]
-        self.line = [one for one in self.line if one[2] > self.now_s]
-
-    def _go(self, elsewhere: int) -> list[int]:
-        going = []
-        self._sweep()
-        while self.line and self.in_flight + elsewhere < 3:
-            first = min(self.line)
-            self.line.remove(first)
-            self.in_flight += 1
-            going.append(first[1])
-        return going
-
-    @rule(priority=st.integers(-1, 2), wait_s=st.floats(0.0, 10.0), elsewhere=st.integers(0, 3))
-    def enter(self, priority: int, wait_s: float, elsewhere: int) -> None:
-        ticket, self.next = self.next, self.next + 1
-        deadline = self.now_s + wait_s
-        self._sweep()
-        mine = (-priority, ticket, deadline)
-        if self.in_flight + elsewhere < 3 and (not self.line or min(self.line)[0] > -priority):
-            self.in_flight += 1
-            expected = "go"
-        elif deadline <= self.now_s or (len(self.line) >= 5 and max(self.line)[0] <= -priority):
-            expected = "full"
-        else:
-            if len(self.line) >= 5:
-                self.out.append(max(self.line)[1])
-                self.line.remove(max(self.line))
-            self.line.append(mine)
-            expected = "wait"
-        assert self.gate.enter(ticket, priority, deadline, self.now_s, elsewhere) == expected
-
-    @precondition(lambda self: self.in_flight)
-    @rule(elsewhere=st.integers(0, 3))
-    def leave(self, elsewhere: int) -> None:
-        self.in_flight -= 1
-        assert self.gate.leave(self.now_s, elsewhere) == self._go(elsewhere)
-
-    @rule(elsewhere=st.integers(0, 3))
-    def wake(self, elsewhere: int) -> None:
-        assert self.gate.wake(self.now_s, elsewhere) == self._go(elsewhere)
-
-    @rule(seconds=st.floats(0.0, 5.0))
-    def wait(self, seconds: float) -> None:
-        self.now_s += seconds
-
-    @rule()
-    def expire(self) -> None:
-        self._sweep()
-        assert sorted(self.gate.expired(self.now_s)) == sorted(self.late)
-        self.late = []
-
-    @precondition(lambda self: self.line)
-    @rule(which=st.integers(0, 100))
-    def remove(self, which: int) -> None:
-        one = self.line.pop(which % len(self.line))
-        assert self.gate.remove(one[1]) == (one[1] not in self.late)
-
-    @invariant()
-    def same(self) -> None:
-        assert self.gate.in_flight == self.in_flight
-        assert self.gate.queued == len(self.line)
-        assert self.gate.pushed_out() == self.out
-        self.out = []
-
-
-TestGateMachine = GateMachine.TestCase
-TestGateMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
-
-
 # Hedging and failing over.
 
 
@@ -445,38 +267,3 @@ def test_the_delay_is_the_predicted_95th_percentile() -> None:
     assert delay_s(0.5, 0.7) == pytest.approx(0.5 * math.exp(0.7))
     assert delay_s(0.0, 0.5) == SHORTEST_S
     assert delay_s(0.5, -1.0) == 0.5
-
-
-def test_which_statuses_fail_over() -> None:
-    assert [s for s in range(100, 600) if status_fails_over(s)] == [429, 500, 502, 503, 504, 529]
-    assert [s for s in range(100, 600) if status_is_broken(s)] == [500, 502, 503, 504, 529]
-
-
-def test_which_troubles_speak_against_a_backend() -> None:
-    for trouble in ("refused", "unreachable", "reset", "timeout", "garbage", "forbidden", "cut", "too_large"):
-        assert trouble_is_broken(trouble) is (trouble != "too_large")
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        (b"0", 0.0),
-        (b" 7 ", 7.0),
-        (b"Thu, 01 Jan 1970 00:20:00 GMT", 200.0),
-        (b"Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
-        (None, None),
-        (b"", None),
-        (b"-1", None),
-        (b"soon", None),
-        (b"9" * 400, None),
-        (b"Thu, 99 Foo 1970", None),
-    ],
-)
-def test_retry_after(value: bytes | None, seconds: float | None) -> None:
-    assert retry_after_s(value, 1000.0) == seconds
-
-
-@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
-def test_any_retry_after_is_a_number_or_nothing(value: bytes) -> None:
-    seconds = retry_after_s(value, 1000.0)
-    assert seconds is None or 0.0 <= seconds < 1e12

@@ -297,6 +297,44 @@ def test_a_worker_follows_the_file(path: Path) -> None:
     assert keys.find(secrets["cleo"]) is not None
 
 
+def test_a_file_that_cannot_be_used_is_told_and_still_revokes(path: Path) -> None:
+    names = ("anna", "bert", "cleo")
+    secrets = {name: f"Bearer {store.create(path, name)}".encode() for name in names}
+    keys, said = Keys(store.load(path)), []
+    seen = follow(keys, path, (-1, 0, 0), said.append)
+    assert said == [""], "nothing is wrong yet"
+
+    def there() -> list[str]:
+        return [name for name in names if keys.find(secrets[name]) is not None]
+
+    store.revoke(path, "anna")
+    path.chmod(0o664)
+    seen = follow(keys, path, seen, said.append)
+    assert "can be written by other users" in said[-1]
+    assert there() == ["bert", "cleo"]
+    path.chmod(0o600)
+    seen = follow(keys, path, seen, said.append)
+    assert said[-1] == "", "a mode that was put right is seen"
+    # One key's entry is wrong: what another's says is taken, and who is missing stays.
+    file = json.loads(path.read_bytes())
+    file["keys"] = [{**file["keys"][0], "limits": ["lots"]}, {**file["keys"][1], "revoked_s": 5.0}]
+    path.write_text(json.dumps(file))
+    seen = follow(keys, path, seen, said.append)
+    assert "key anna: limits" in said[-1]
+    assert there() == ["cleo"]
+    for content in (b"", b"{", b"[]", b'{"keys": 5}', b'{"keys": [5, {"digest": 5, "revoked_s": 1}]}'):
+        path.write_bytes(content)
+        seen = follow(keys, path, seen, said.append)
+        assert "is no file of keys" in said[-1]
+    path.unlink()
+    seen = follow(keys, path, seen, said.append)
+    assert "is not there" in said[-1]
+    os.mkfifo(path)
+    follow(keys, path, seen, said.append)
+    assert "is no regular file" in said[-1], "and nobody waits for a writer"
+    assert there() == ["cleo"]
+
+
 @given(st.binary(max_size=80), st.none() | st.binary(max_size=80))
 def test_no_bytes_find_a_key_or_crash(authorization: bytes, api_key: bytes | None) -> None:
     keys = Keys([entry_of("bek-anna")])

@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.errors import UserError
-from breakeven.gateway.plan.model import BackendPlan, Limits
+from breakeven.gateway.keys.entry import KeyLimit
+from breakeven.gateway.plan.limits import Limits
+from breakeven.gateway.plan.model import BackendPlan
+from breakeven.gateway.route.learned import MOST_KEYS, held, measured
 from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.route.view import usd_per_s
 from breakeven.gateway.serve.account import usd_of
@@ -90,12 +93,68 @@ def test_what_was_learned_is_in_the_view() -> None:
 
 
 def test_means_start_with_the_first_value_and_move_slowly() -> None:
-    lane = lane_of(SharedBlock(SHAPE))
-    usual = lane.output_tokens
-    lane.learn_mean(Known.OUTPUT_TOKENS, 100.0)
-    assert lane.output_tokens == 100.0 != usual
-    lane.learn_mean(Known.OUTPUT_TOKENS, 200.0)
-    assert 100.0 < lane.output_tokens < 120.0
+    lengths = lane_of(SharedBlock(SHAPE)).lengths
+    usual = lengths.output_tokens("")
+    lengths.learn_output("", 100)
+    assert lengths.output_tokens("") == 100.0 != usual
+    lengths.learn_output("", 200)
+    assert 100.0 < lengths.output_tokens("") < 120.0
+
+
+def test_one_key_cannot_move_another_keys_means_and_those_of_all_only_little() -> None:
+    block = SharedBlock(SHAPE)
+    lengths = lane_of(block).lengths
+    for k in range(20):
+        lengths.learn_output("ab"[k % 2], 100)
+        lengths.learn_bytes("ab"[k % 2], 400, 100)
+    for _ in range(1000):
+        lengths.learn_output("a", 10**7)
+        lengths.learn_bytes("a", 7, 20_000)
+    assert (lengths.output_tokens("b"), lengths.bytes_per_token("b")) == (100.0, 4.0)
+    assert (lengths.output_tokens("a"), lengths.bytes_per_token("a")) == (pytest.approx(16_384), pytest.approx(1.0))
+    # Whoever was not seen yet is taken for one of all.
+    assert 100.0 < lengths.output_tokens("c") < 0.4 * 16_384
+    assert lengths.bytes_per_token("c") > 2.5
+    # Another worker knows those of all at once, and of nobody alone.
+    assert lane_of(block, worker=2).lengths.output_tokens("b") == lengths.output_tokens("c")
+
+
+def test_keys_with_means_of_their_own_are_bounded() -> None:
+    lengths = lane_of(SharedBlock(SHAPE)).lengths
+    for k in range(MOST_KEYS + 10):
+        lengths.learn_output(f"k{k}", 10)
+    lengths.learn_output(f"k{MOST_KEYS + 9}", 10)
+    assert len(lengths._by_key) == MOST_KEYS
+    assert "k0" not in lengths._by_key
+
+
+@pytest.mark.parametrize(
+    ("fields", "whole"),
+    [
+        ({"messages": '[{"role": "user", "content": "hi"}]', "temperature": "0.5", "user": '"' + "u" * 90 + '"'}, True),
+        ({"input": '"go on"', "previous_response_id": '"r"'}, False),
+        ({"input": '"go on"', "previous_response_id": "null"}, True),
+        ({"messages": "[]", "documents": '[{"text": "x"}]'}, False),
+        ({"messages": "[]", "unknown": '"' + "x" * 100 + '"'}, False),
+        ({"messages": '[{"content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]'}, False),
+        ({"messages": '[{"content": [{"type": "text", "text": "hi"}]}]'}, True),
+        ({"prompt": '{"id": "pmpt_1"}'}, False),
+    ],
+)
+def test_a_prompt_teaches_only_where_all_of_it_was_measured(fields: dict[str, str], whole: bool) -> None:
+    assert measured({name: value.encode() for name, value in fields.items()}) is whole
+
+
+@given(st.floats(0, 1e7), st.floats(0, 1e7), st.floats(0, 1e3), st.integers(1, 10**6), st.integers(1, 10**12))
+def test_a_guess_alone_never_shuts_a_key_out(least: float, more: float, usd: float, most: int, nano_usd: int) -> None:
+    limits = (KeyLimit("tokens", most, 60.0), KeyLimit("usd", nano_usd, 60.0))
+    tokens, dollars = held(limits, least, least + more, usd)
+    assert tokens <= max(most, least + more)
+    if least <= most:
+        assert tokens <= most
+    else:
+        assert tokens == least + more
+    assert dollars <= usd
 
 
 def test_an_api_is_paid_by_the_token_and_cached_ones_cost_less() -> None:

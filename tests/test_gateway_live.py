@@ -14,7 +14,7 @@ import pytest_asyncio
 from gateway_seen_fixtures import API, DENSE, MOE, World
 
 from breakeven.gateway.live.admin import admin_handler
-from breakeven.gateway.plan.model import Limits
+from breakeven.gateway.plan.limits import Limits
 from breakeven.gateway.seen.metrics import render
 from breakeven.gateway.seen.record import Attempt
 from breakeven.gateway.shared.layout import Count, Global, Known, State, UnderWay

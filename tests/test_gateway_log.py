@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+import threading
 import time
 from pathlib import Path
 
@@ -134,9 +135,56 @@ def test_after_closing_records_are_counted_as_dropped(tmp_path: Path) -> None:
     assert (log.written, log.dropped) == (1, 1)
 
 
-def test_a_name_that_is_no_text_is_dropped_not_raised(tmp_path: Path) -> None:
-    log = write(tmp_path, 1, [record(1, model="\ud800"), record(2)])
-    assert (log.written, log.dropped) == (1, 1)
+def test_what_others_chose_is_cut_and_printable(tmp_path: Path) -> None:
+    escape = "\x1b]0;owned\x07\x9b2J\u202e"
+    strange = record(1, model="\ud800" + escape, error=escape * 100_000, finish="A" * 3_000_000)
+    log = write(tmp_path, 1, [strange, record(2, model="ein Modell: größer, 大")])
+    assert (log.written, log.dropped) == (2, 0)
+    text = b"".join(path.read_bytes() for path in tmp_path.iterdir()).decode()
+    assert len(text) < 2000
+    assert all(line.isprintable() for line in text.splitlines())
+    first, second = records(tmp_path)
+    assert first.model == "??]0;owned??2J?"
+    assert first.finish == "A" * 40
+    assert second.model == "ein Modell: größer, 大"
+
+
+def test_a_pipe_among_the_files_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, 1, [record(1)])
+    os.mkfifo(log_file(tmp_path, 2, 0))
+    assert [one.id for one in records(tmp_path)] == ["r1"]
+    assert [one.id for one in latest(tmp_path, 5)] == ["r1"]
+    assert [one.id for one in Follower(tmp_path).new()] == ["r1"]
+
+
+def test_a_thread_that_the_system_refused_is_started_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        log = DecisionLog(tmp_path, 1, LogPlan())
+        unlucky = DecisionLog(tmp_path, 2, LogPlan())
+        log.add(record(1))
+        unlucky.add(record(2))
+        unlucky.close()
+    log.tend()
+    wait_until(lambda: log.written == 1)
+    log.close()
+    assert [one.id for one in records(tmp_path)] == ["r1", "r2"]
+
+
+def test_a_defect_loses_records_and_not_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "RETRY_S", 0.0)
+    said: list[str] = []
+    log = DecisionLog(tmp_path, 1, LogPlan(), said.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "_append", lambda batch: 1 // 0)
+        log.add(record(1))
+        wait_until(lambda: log.dropped == 1)
+    log.add(record(2))
+    log.close()
+    assert (log.written, log.dropped, len(said)) == (1, 1, 1)
 
 
 def test_a_removed_file_is_made_again(tmp_path: Path) -> None:

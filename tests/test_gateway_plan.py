@@ -19,6 +19,7 @@ from breakeven.answer.study.yaml_file import parts_in
 from breakeven.errors import UserError
 from breakeven.gateway.plan import check
 from breakeven.gateway.plan.check import check_plan, check_reload, is_loopback
+from breakeven.gateway.plan.limits import Limits
 from breakeven.gateway.plan.load import PUBLIC_NAME, read_gateway
 from breakeven.gateway.plan.model import (
     ENDPOINTS,
@@ -30,7 +31,6 @@ from breakeven.gateway.plan.model import (
     ExperimentPlan,
     GatewayPlan,
     HedgePlan,
-    Limits,
     LocalPlan,
     LogPlan,
     PolicyPlan,

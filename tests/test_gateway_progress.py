@@ -13,7 +13,8 @@ from chaos_server import ChaosServer
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan, PolicyPlan
 from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.serve import lane as lane_module
-from breakeven.gateway.serve.desk import Desk, Front
+from breakeven.gateway.serve.desk import Desk
+from breakeven.gateway.serve.front import Front
 from breakeven.gateway.shared.block import Shape, SharedBlock
 from breakeven.gateway.shared.layout import Known, Rows, State, UnderWay
 from breakeven.wire.message import Headers, Request

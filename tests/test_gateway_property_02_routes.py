@@ -205,8 +205,10 @@ def test_the_listeners_have_none_of_each_others_routes(world: tuple[Gateway, Cha
 def open_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, ChaosServer]]:
     """A gateway that asks for no key."""
     directory = tmp_path_factory.mktemp("open")
-    with ChaosServer() as server, gateway(directory, {"backends": [backend("b", server.url)]}) as running:
-        yield running, server
+    with ChaosServer() as server:
+        plan = {"backends": [backend("b", server.url)], "origins": ["vscode-webview://ABC"]}
+        with gateway(directory, plan) as running:
+            yield running, server
 
 
 @pytest.mark.parametrize(
@@ -222,6 +224,9 @@ def open_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gat
         ["host: 127.0.0.1", "origin: https://127.0.0.1.evil.example"],
         ["host: 127.0.0.1", "origin: null"],
         ["host: 127.0.0.1", "origin: HTTP://EVIL.EXAMPLE"],
+        ["host: 127.0.0.1", "origin: file://"],
+        ["host: 127.0.0.1", "origin: ftp://127.0.0.1"],
+        ["host: 127.0.0.1", "origin: chrome-extension://abc"],
     ],
 )
 def test_without_keys_no_page_of_the_web_gets_through(

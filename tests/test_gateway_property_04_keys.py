@@ -26,7 +26,7 @@ CLI = [sys.executable, "-c", "import sys; from breakeven.cli.main import main; s
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     directory = tmp_path_factory.mktemp("keys")
-    for name in ("kept", "going"):
+    for name in ("kept", "going", "loose"):
         (directory / name).write_text(store.create(directory / "keys.json", name))
     (directory / "boss").write_text(store.create(directory / "keys.json", "boss", admin=True))
     (directory / "old").write_text(store.create(directory / "keys.json", "old", expires=time.time() - 1))
@@ -110,6 +110,34 @@ def test_a_revoked_key_does_not_open_the_page_either(running: Gateway) -> None:
     store.revoke(running.directory / "keys.json", "boss")
     until(lambda: running.admin(headers=boss)[0] == 401, "the end of a revoked key on the admin page")
     assert running.admin(headers={"authorization": f"Bearer {ADMIN['BREAKEVEN_ADMIN_SECRET']}"})[0] == 200
+
+
+def test_a_file_that_others_may_write_is_told_at_once_and_what_it_revokes_is_revoked(running: Gateway) -> None:
+    path, secret = running.directory / "keys.json", {"authorization": f"Bearer {ADMIN['BREAKEVEN_ADMIN_SECRET']}"}
+    loose = {"authorization": f"Bearer {key(running, 'loose')}"}
+    assert running.ask({"model": "b"}, loose)[0] == 200
+
+    def seen() -> tuple[bool, bytes]:
+        page = json.loads(running.admin(headers=secret)[2])
+        metrics = running.admin("/metrics", headers=secret)[2].splitlines()
+        value = next(line for line in metrics if line.startswith(b"breakeven_gateway_key_file_unusable "))
+        return any("chmod 600" in warning for warning in page["warnings"]), value.split()[1]
+
+    assert seen() == (False, b"0.0")
+    file = json.loads(path.read_text())
+    for entry in file["keys"]:
+        if entry["name"] == "loose":
+            entry["revoked_s"] = time.time()
+    edited = path.with_name("edited.json")
+    edited.write_text(json.dumps(file))
+    edited.chmod(0o664)
+    edited.replace(path)
+    until(lambda: all(running.ask({"model": "b"}, loose)[0] == 401 for _ in range(8)), "the end of a revoked key")
+    until(lambda: seen() == (True, b"1.0"), "a word on the page and in the metrics")
+    assert "can be written by other users" in running.complaints
+    assert running.ask({"model": "b"}, key=key(running, "kept"))[0] == 200
+    path.chmod(0o600)
+    until(lambda: seen() == (False, b"0.0"), "an end of the warning")
 
 
 def test_an_expired_key_does_not_open_the_page(running: Gateway) -> None:

@@ -23,6 +23,7 @@ LIMITS = {
     "body": "64KiB",
     "headers": "8KiB",
     "json_depth": 16,
+    "json_keys": 40,
     "connections": 40,
     "streams_per_key": 3,
     "read": "0.5s",
@@ -167,15 +168,56 @@ def test_streams_a_key(world: World) -> None:
 
 
 def test_connections(world: World) -> None:
+    """Idle ones make room, those at work do not; one address leaves half to others. On the admin page as well."""
     with contextlib.ExitStack() as stack:
-        for _ in range(LIMITS["connections"]):  # type: ignore[call-overload]
-            stack.enter_context(contextlib.closing(world.running.connect()))
-        until(lambda: _first_line(world).startswith(b"HTTP/1.1 503"), "a refusal")
+        for port in (world.running.port, world.running.admin_port):
+            for _ in range(100):
+                stack.enter_context(contextlib.closing(socket.create_connection(("127.0.0.1", port))))
+        assert world.running.ask({"model": "b"}, key=world.key)[0] == 200
+        assert world.running.admin("/metrics")[0] == 200
+    sent = world.request("content-length: 14", body=b'{"mod')
+
+    def refused() -> bool:
+        with contextlib.ExitStack() as stack:
+            for _ in range(LIMITS["connections"] // 2):  # type: ignore[operator]
+                stack.enter_context(contextlib.closing(world.running.connect())).sendall(sent)
+            here = _first_line(world)
+            there = _first_line(world, "127.0.0.2")
+        return here.startswith(b"HTTP/1.1 503") and there.startswith(b"HTTP/1.1 200")
+
+    until(refused, "a refusal")
     until(lambda: world.running.ask({"model": "b"}, key=world.key)[0] == 200, "a free connection")
 
 
-def _first_line(world: World) -> bytes:
-    with contextlib.suppress(OSError), contextlib.closing(world.running.connect()) as client:
+def test_whoever_has_no_key_makes_nobody_keep_a_body(world: World) -> None:
+    """The head is answered; what comes behind it is neither waited for nor kept."""
+    before = world.server.seen.requests
+    for line in ("content-length: 60000", "transfer-encoding: chunked", "expect: 100-continue\r\ncontent-length: 9"):
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: h\r\n{line}\r\n\r\n".encode()
+        with contextlib.closing(world.running.connect()) as client:
+            client.sendall(head)
+            assert client.recv(12) == b"HTTP/1.1 401"
+    for path, method, status in (("/v1/other", "POST", 404), (CHAT, "PUT", 405), ("/health", "POST", 405)):
+        head = f"{method} {path} HTTP/1.1\r\nhost: h\r\nx-api-key: {world.key}\r\ncontent-length: 60000\r\n\r\n"
+        with contextlib.closing(world.running.connect()) as client:
+            client.sendall(head.encode())
+            assert client.recv(12) == b"HTTP/1.1 %d" % status
+    assert world.server.seen.requests == before
+
+
+def test_keys_of_a_body(world: World) -> None:
+    body = {"model": "b", **{f"k{n}": n for n in range(30)}}
+    assert world.running.ask(body, key=world.key)[0] == 200
+    body |= {f"m{n}": n for n in range(10)}
+    status, _, answer = world.running.ask(body, key=world.key)
+    assert (status, json.loads(answer)["error"]["code"]) == (400, "too_many_keys")
+
+
+def _first_line(world: World, address: str = "127.0.0.1") -> bytes:
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection(("127.0.0.1", world.running.port), timeout=10, source_address=(address, 0)) as client,
+    ):
         client.sendall(b"GET /health HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
         return read_all(client)
     return b""

@@ -113,8 +113,14 @@ def test_counters_end_at_zero_and_usage_is_accounted_once(world: World) -> None:
     assert len({record["id"] for record in records}) == len(records)
     assert Counter(record["status"] for record in records)[499] > CANCELS / 10
     assert Counter(record["status"] for record in records)[200] > 0
-    counted = ("prompt_tokens", "output_tokens")
-    assert usage()["tokens"] == sum(record.get(name) or 0 for record in records for name in counted) > 0
+    charged = [
+        record.get(f"charged_{name}", record.get(name) or 0)
+        for record in records
+        for name in ("prompt_tokens", "output_tokens")
+    ]
+    assert usage()["tokens"] == sum(charged) > 0
+    asked_in_vain = [record for record in records if record["status"] == 499 and not record.get("prompt_tokens")]
+    assert any(record.get("charged_prompt_tokens", 0) for record in asked_in_vain), "what was sent is paid"
     # No question came to the backend without an attempt that stands in a record.
     assert sum(len(record.get("attempts", ())) for record in records) >= world.server.seen.requests
     assert world.running.ask({"model": "b"}, key=world.key)[0] == 200

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.gateway.plan.model import PolicyPlan
-from breakeven.gateway.route.choose import BROKEN, choose, may_explore, score
+from breakeven.gateway.route.choose import BROKEN, TOO_LONG, choose, may_explore, score
 from breakeven.gateway.route.policies import POLICIES, SURE, USD_TIE, drawn
 from breakeven.gateway.route.view import REASONS, Ask, View
 from breakeven.traffic.workload import Slo
@@ -91,9 +91,9 @@ def test_a_choice_is_sound_whatever_the_state(plan: PolicyPlan, asked: Ask, ther
     assert set(choice.order) <= set(by_index)
     why = {v.index: score(asked, v, plan.quality_floor).why_not for v in there}
     reasons = [why[i] for i in choice.order]
-    # Who cannot serve it is never asked; who has failed lately only after everybody else.
-    assert set(reasons) <= {"", BROKEN}
-    assert reasons == sorted(reasons)
+    # Who cannot serve it is never asked; who has failed lately only after everybody else; who may be too short, alone.
+    assert set(reasons) <= {"", BROKEN} or all(one.startswith(TOO_LONG) for one in reasons)
+    assert reasons == sorted(reasons) or choice.reason == "long"
     if choice.alternative is not None:
         assert not choice.order or choice.scores[choice.alternative].backend != by_index[choice.order[0]].name
     if not choice.order:
@@ -101,6 +101,7 @@ def test_a_choice_is_sound_whatever_the_state(plan: PolicyPlan, asked: Ask, ther
     if choice.reason == "none":
         # A group shows one of its own: the others may be away for other reasons.
         assert all(why[v.index] not in ("", BROKEN) for v in there if v.group is None)
+        assert not any(why[v.index].startswith(TOO_LONG) for v in there if v.group is None)
 
 
 @given(asks, views(2), st.integers(0, 2**32))
@@ -259,6 +260,18 @@ def test_who_cannot_serve_it_says_why() -> None:
     loading = score(ask(), view(0, "a", ready=False, load_s=7.0))
     assert loading.why_not == ""
     assert loading.ttft_s == pytest.approx(7.0 + score(ask(), view(0, "a")).ttft_s)
+
+
+def test_a_learned_length_orders_and_never_refuses() -> None:
+    there = [view(0, "a", context_limit=600), view(1, "b", context_limit=650), view(2, "c", context_limit=9000)]
+    choice = choose(policy(), ask(), there, Random(0))
+    assert (list(choice.order), choice.reason) == ([2], "only")
+    # Nobody holds what is guessed: whoever takes most counts for itself.
+    choice = choose(policy(), ask(), there[:2], Random(0))
+    assert (list(choice.order), choice.reason, choice.alternative) == ([1, 0], "long", 0)
+    # What was asked for, and what no count of tokens could make short enough, is no guess.
+    for asked in (ask(most_output=601), ask(prompt_tokens=16.0 * 601)):
+        assert choose(policy(), asked, there[:1], Random(0)).reason == "none"
 
 
 def test_with_every_breaker_open_the_least_bad_is_tried() -> None:

@@ -23,12 +23,13 @@ from breakeven.gateway.seen.metrics import (
     OTHER,
     POLLED,
     PREFIX,
+    PartState,
     bounded,
     cumulative,
     render,
 )
 from breakeven.gateway.seen.record import Attempt
-from breakeven.gateway.seen.snapshot import standing_usd_per_hour
+from breakeven.gateway.seen.snapshot import snapshot, standing_usd_per_hour
 from breakeven.gateway.shared.block import Shape, SharedBlock
 from breakeven.gateway.shared.layout import Count, Global, Known, State, UnderWay, Used
 from breakeven.results.cost import Own, Rented
@@ -43,9 +44,15 @@ def world() -> World:
     return made
 
 
+PARTS = [
+    PartState(name="poller", state="running", restarts=0, trouble=""),
+    PartState(name="budgets", state="waiting", restarts=3, trouble="no room", next_try_s=2.0),
+]
+
+
 def scrape(world: World) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """Every sample by name and labels, read back by the library that Prometheus' own clients use."""
-    text = render(world.block, world.plan, world.rows).decode()
+    text = render(world.block, world.plan, world.rows, PARTS).decode()
     return {
         (sample.name.removeprefix(PREFIX), tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -109,6 +116,21 @@ def test_label_values_come_from_the_plan_alone(world: World) -> None:
     assert b"evil" not in render(world.block, world.plan, world.rows)
 
 
+def test_parts_and_processes_that_failed_are_seen(world: World) -> None:
+    for column, value in ((Global.REPLACED, 5), (Global.HUNG, 2), (Global.MISSING, 1)):
+        world.block.everywhere.put(0, 0, column, value)
+    samples = scrape(world)
+    assert [samples["part_up", (("part", name),)] for name in ("poller", "budgets")] == [1, 0]
+    assert samples["part_restarts_total", (("part", "budgets"),)] == 3
+    assert samples["processes_replaced_total", (("why", "ended"),)] == 3
+    assert samples["processes_replaced_total", (("why", "hung"),)] == 2
+    assert samples["processes_missing", ()] == 1
+    shown = snapshot(world.plan, world.block, world.rows, parts=PARTS, warnings=["mine"])
+    assert (shown.replaced, shown.hung, shown.missing) == (5, 2, 1)
+    assert shown.parts == PARTS
+    assert [("could not be started" in line) for line in shown.warnings] == [True, False]
+
+
 @given(st.dictionaries(st.text(max_size=8), st.integers(0, 1000), max_size=3 * MOST_KEYS))
 def test_keys_are_bounded_and_nothing_is_lost(requests: dict[str, int]) -> None:
     totals = {name: [float(number)] + [0.0] * (len(Used) - 1) for name, number in requests.items()}
@@ -132,7 +154,7 @@ def test_buckets_are_cumulative(counts: list[int]) -> None:
 
 def test_every_metric_stands_in_the_docs(world: World) -> None:
     page = (DOCS / "metrics-gateway.md").read_text()
-    text = render(world.block, world.plan, world.rows).decode()
+    text = render(world.block, world.plan, world.rows, PARTS).decode()
     names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
     assert len(names) > len(COUNTERS) + len(LOADS) + len(POLLED)
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []

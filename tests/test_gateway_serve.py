@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
-from chaos_server import BEHAVIOURS, ChaosServer, ScriptedRequest
+from chaos_server import BEHAVIOURS, ChaosServer, ScriptedRequest, document, events
 from gateway_serve_fixtures import Gateway, Listener, Reply, ask, question, serving, wait
+
+from breakeven.wire.behaviours import CONTENT, chunk, head, played, whole
+from breakeven.wire.playing import Scene
+from breakeven.wire.sse import DONE, event
+
+
+def _refused(status: int, question: ScriptedRequest) -> Scene:
+    body = b'{"error": {"message": "no: %d", "code": "invalid_api_key"}}' % status
+    return whole(body, "www-authenticate: Bearer", "retry-after: 1.2", status=status)
+
 
 COSTS = {"api": {"input": 1, "output": 1}}
 BEFORE = [
@@ -19,7 +30,31 @@ BEFORE = [
 ]  # fmt: skip
 """What a backend can do before the first byte of its answer's body."""
 AFTER = ["reset_mid_body", "close_mid_body", "stall_mid_body", "truncate", "garbage_mid_body"]
+_ERROR = b'{"error": {"message": "CUDA out of memory at 10.0.0.7", "code": 500}}'
+_ROLE = event(b'{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}')
+_LIFE = chunk(b": PROCESSING\n\n")
+_STREAMS = head(200, "content-type: text/event-stream", "transfer-encoding: chunked")
+_SPOOFED = ("x-breakeven-backend: premium", "x-breakeven-usd: 0", "x-request-id: forged", "www-authenticate: Basic")
+ODD: dict[str, Callable[[ScriptedRequest], Scene]] = {
+    **{f"status-{status}": partial(_refused, status) for status in (401, 403, 404, 408, 522)},
+    "error-first": lambda q: played(q, [b": hm\n\n", _ROLE, event(_ERROR), DONE]) if q.stream else whole(_ERROR),
+    "says-nothing": lambda q: played(q, [b": hm\n\n", _ROLE, DONE]) if q.stream else whole(b""),
+    "web-page": lambda q: whole(b"<html>Log in</html>", kind="text/html"),
+}
+"""What is no answer, though it comes with a status, a body, or both."""
 ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"]
+
+
+def _odd(question: ScriptedRequest) -> Scene:
+    if question.model == "late":
+        return played(question, [b": PROCESSING\n\n", b": PROCESSING\n\n", _ROLE, *events(question)])
+    if question.model == "fails-late":
+        return CONTENT["engine_error"](question)
+    if question.model == "silent":
+        return Scene([_STREAMS, *[_LIFE] * 40], [0.1] * 41)
+    if question.model == "spoofs":
+        return whole(document(question), *_SPOOFED)
+    return ODD[question.model](question)
 
 
 @dataclass
@@ -43,6 +78,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         ChaosServer("ok") as good,
         ChaosServer(_by_model, chunk_s=0.005) as bad,
         ChaosServer("die", die_s=60) as dies,
+        ChaosServer(_odd, chunk_s=0.05) as odd,
     ):
         backends: list[dict[str, Any]] = [
             {"name": "good", "url": f"{good.url}/v1", "price": COSTS, "endpoints": ENDPOINTS, "served_model": "real"},
@@ -51,17 +87,27 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         quick = {"timeouts": {"first_byte": "400ms", "idle": "400ms"}, "poll": False}
         # What is to break off after its first byte must not be given up before it by a busy machine.
         patient = {"timeouts": {"first_byte": "20s", "idle": "400ms"}, "poll": False}
+        faulty = ((bad, BEFORE, quick), (bad, AFTER, patient), (dies, ["die"], quick), (odd, list(ODD), quick))
         backends += [
-            {"name": f"bad-{fault}-{stream}", "url": f"{server.url}/v1", "served_model": fault, **times}
-            for server, faults, times in ((bad, BEFORE, quick), (bad, AFTER, patient), (dies, ["die"], quick))
+            {
+                "name": f"bad-{fault}-{stream}",
+                "url": f"{server.url}/v1",
+                "served_model": fault,
+                "endpoints": ENDPOINTS,
+                **times,
+            }
+            for server, faults, times in faulty
             for fault in faults
             for stream in (False, True)
         ]
+        backends += [{"name": name, "url": f"{odd.url}/v1", "poll": False} for name in ("late", "spoofs", "fails-late")]
+        backends.append({"name": "bad-silent-True", "url": f"{odd.url}/v1", "served_model": "silent", **quick})
         nobody = f"http://127.0.0.1:{_closed_port()}/v1"
         backends += [{"name": f"bad-nobody-{stream}", "url": nobody, **quick} for stream in (False, True)]
         policies: list[dict[str, Any]] = [
             {"model": f"try-{one['name'][4:]}", "backends": [one["name"], "good"], "policy": "cheapest", "explore": 0}
             for one in backends[2:]
+            if one["name"].startswith("bad-")
         ]
         policies += [
             {"model": "pair", "backends": ["good", "twin"], "explore": 0, "slo": {"ttft": "10s"}},
@@ -208,7 +254,7 @@ def test_a_backends_400_is_the_clients_answer(house: House) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("fault", [*BEFORE, "die", "nobody"])
+@pytest.mark.parametrize("fault", [*BEFORE, "die", "nobody", *ODD])
 def test_another_backend_answers_what_failed_before_its_first_byte(house: House, fault: str, stream: bool) -> None:
     ident = f"before-{fault}-{stream}"
     answer = ask(house.gateway.url, question(ident, f"try-{fault}-{stream}", stream=stream))
@@ -228,6 +274,10 @@ def test_half_an_answer_is_cut_and_never_begun_again(house: House, fault: str, s
         return  # it comes together with the first byte, and nothing of either has gone to the client
     ident = f"after-{fault}-{stream}"
     answer = ask(house.gateway.url, question(ident, f"try-{fault}-{stream}", stream=stream))
+    if not stream:
+        # Of a short answer in one piece nothing goes to the client before its end.
+        assert (answer.status, answer.backend, answer.whole) == (200, "good", True)
+        return
     assert not answer.whole
     assert answer.status == 200
     assert answer.backend == f"bad-{fault}-{stream}"
@@ -238,9 +288,68 @@ def test_half_an_answer_is_cut_and_never_begun_again(house: House, fault: str, s
     assert record.error
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", ODD)
+def test_what_is_no_answer_is_the_operators_trouble(house: House, fault: str, stream: bool) -> None:
+    name = f"bad-{fault}-{stream}"
+    before = house.gateway.backend(name)["errors"]
+    answer = ask(house.gateway.url, question("alone", name, stream=stream))
+    assert answer.status == 502
+    message = answer.json["error"]["message"]
+    assert f"no backend could answer ({name}: " in message
+    assert "www-authenticate" not in answer.headers
+    if fault.startswith("status-"):
+        assert f"status {fault[-3:]}" in message
+        assert answer.headers["retry-after"] == "2"
+    record = house.gateway.record(answer.id)
+    assert (record.status, record.backend, record.ttft_s) == (502, "", None)
+    assert record.attempts[0].outcome not in ("answered", "")
+    assert house.gateway.backend(name)["errors"] == before + 1
+
+
+def test_signs_of_life_are_no_first_token(house: House) -> None:
+    answer = ask(house.gateway.url, question("late", "late", stream=True))
+    assert answer.body.startswith(b": PROCESSING\n\n: PROCESSING\n\n")
+    record = house.gateway.record(answer.id)
+    # Two comments and two roles come before it, each a twentieth of a second after the other.
+    assert record.ttft_s is not None
+    assert record.ttft_s > 0.15
+    # Its finish, its counts and its end, three more of these, are no tokens either.
+    assert record.tpot_s is not None
+    assert record.ttft_s + record.tpot_s * 7 < (record.e2e_s or 0.0) - 0.1
+
+
+def test_signs_of_life_do_not_hold_a_request_for_ever(house: House) -> None:
+    answer = ask(house.gateway.url, question("silent", "try-silent-True", stream=True))
+    assert (answer.status, answer.backend) == (200, "good")
+    assert [one.outcome for one in house.gateway.record(answer.id).attempts] == ["timeout", "answered"]
+
+
+def test_an_error_in_the_middle_of_a_stream_is_no_success(house: House) -> None:
+    before = house.gateway.backend("fails-late")["errors"]
+    answer = ask(house.gateway.url, question("late", "fails-late", stream=True))
+    assert b"out of memory" in answer.body
+    record = house.gateway.record(answer.id)
+    assert (record.attempts[0].outcome, record.error) == ("error", "error: out of memory")
+    assert house.gateway.backend("fails-late")["errors"] == before + 1
+
+
+def test_what_the_client_named_may_be_missing_by_its_own_fault(house: House) -> None:
+    body = question("named", "try-status-404-False", previous_response_id="resp_1", input="go on")
+    answer = ask(house.gateway.url, body, "/v1/responses")
+    assert (answer.status, answer.json["error"]["message"]) == (404, "no: 404")
+
+
+def test_a_backend_cannot_speak_for_the_gateway(house: House) -> None:
+    answer = ask(house.gateway.url, question("spoofs", "spoofs"))
+    assert (answer.status, answer.backend) == (200, "spoofs")
+    assert answer.headers["x-request-id"] == answer.headers["x-breakeven-request-id"] != "forged"
+    assert not {"www-authenticate"} & set(answer.headers)
+
+
 def test_when_nobody_can_answer_the_client_is_told(house: House) -> None:
     answer = ask(house.gateway.url, question("hopeless", "hopeless"))
-    assert answer.status in (500, 502)
+    assert answer.status == 502
     record = house.gateway.record(answer.id)
     assert {one.backend for one in record.attempts} == {"bad-500-True", "bad-nobody-True"}
     assert "127.0.0.1" not in answer.body.decode()

@@ -50,7 +50,7 @@ class House:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """The one gateway of this file."""
     directory = tmp_path_factory.mktemp("lines")
-    priorities = {"low": -1, "plain": 0, "high": 5}
+    priorities = {"low": -1, "plain": 0, "other": 0, "high": 5}
     keys = {name: create(directory / "keys.json", name, priority=p) for name, p in priorities.items()}
     dear = {"api": {"input": 9, "output": 9}}
     speed = {"ttft": "10ms", "tokens_per_s": 1000, "source": "made up"}
@@ -58,6 +58,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         plan = {
             "backends": [
                 {"name": "narrow", "url": f"{narrow.url}/v1", "limit": 2, "poll": False},
+                {"name": "four", "url": f"{narrow.url}/v1", "limit": 4, "poll": False},
                 {"name": "slow", "url": f"{slow.url}/v1", "speed": speed, "kind": "dense"},
                 {"name": "quick", "url": f"{quick.url}/v1", "speed": speed, "kind": "moe", "price": dear},
                 {"name": "spare", "url": f"{quick.url}/v1", "price": dear},
@@ -65,6 +66,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             "policies": [
                 {"model": "line", "backends": ["narrow"], "queue": "20s", "queue_size": 2},
                 {"model": "hasty", "backends": ["narrow"], "queue": "150ms", "queue_size": 2},
+                {"model": "shared", "backends": ["four"], "queue": "20s", "queue_size": 2},
                 {"model": "wide", "backends": ["narrow", "spare"], "policy": "cheapest", "explore": 0, "queue_size": 2},
                 {"model": "hedged", "backends": ["slow", "quick"], "policy": "cheapest", "explore": 0,
                  "hedge": {"share": 0.25}},
@@ -162,6 +164,37 @@ def test_who_leaves_the_line_is_never_asked_for(house: House, full: list[Listene
     wait(lambda: house.narrow.seen.under_way == 1, "the holder did not leave")
     assert house.ask("next", "line", max_tokens=2).status == 200
     assert house.narrow.seen.ids["gone"] == 0
+
+
+def test_one_key_s_endless_streams_leave_a_place_and_a_turn_for_another(
+    house: House, clients: ThreadPoolExecutor
+) -> None:
+    def counts(in_flight: int, queued: int) -> None:
+        def now() -> tuple[int, int]:
+            four = house.gateway.backend("four")
+            return four["in_flight"], four["queued"]
+
+        wait(lambda: now() == (in_flight, queued), f"not {in_flight} under way and {queued} in line")
+
+    def hold(ident: str, key: str) -> Listener:
+        body = question(ident, "shared", stream=True, max_tokens=ENDLESS)
+        return Listener(house.gateway.url, body, house.keys[key])
+
+    plain = [hold(f"plain{k}", "plain") for k in range(5)]
+    counts(3, 2)
+    assert house.ask("first of other", "shared", "other", max_tokens=2).status == 200
+    other = hold("other", "other")
+    counts(4, 2)
+    # Its second request takes a place in line from the key that has most here, and goes before the one that is left.
+    second = clients.submit(house.ask, "second of other", "shared", "other", max_tokens=2)
+    wait(lambda: house.gateway.backend("four")["shed"] == 1, "nobody lost a place in line")
+    for one in plain:
+        if one.started():
+            one.leave()
+    assert second.result(20).status == 200
+    for one in (*plain, other):
+        one.leave()
+    wait(house.gateway.idle, "something is still counted")
 
 
 @pytest.mark.usefixtures("full")

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.gateway.serve.tap import StreamTap, WholeTap
+from breakeven.gateway.serve.usage import Counted, UsageScan
+from breakeven.wire.sse import BOM
 
 CHAT = "/v1/chat/completions"
 USAGE = {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14, "prompt_tokens_details": {"cached_tokens": 5}}
@@ -132,7 +134,63 @@ def test_a_whole_answer_is_read_at_its_end(places: list[int]) -> None:
 @given(st.binary(max_size=200), st.booleans())
 def test_no_bytes_break_a_tap_or_are_lost(data: bytes, drop: bool) -> None:
     tap = StreamTap(CHAT, drop_usage=drop)
-    assert through(tap, [data]) == data
+    assert through(tap, [data]) == (data.removeprefix(BOM) if drop else data)
     whole = WholeTap()
     assert whole.feed(data) == data
     whole.rest()
+
+
+KEYS = st.sampled_from(["usage", "response", "message", "x", 'a"usage', "usage\\"]) | st.text(max_size=5)
+NUMBERS = st.fixed_dictionaries({"prompt_tokens": st.integers(1, 99), "completion_tokens": st.integers(1, 99)})
+VALUES = st.recursive(
+    st.none()
+    | st.integers()
+    | st.text(max_size=20)
+    | st.sampled_from(['"usage":{"prompt_tokens":7}', "\\\\", '\\"', "{["]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(
+    st.dictionaries(KEYS.filter(lambda key: key not in ("usage", "response", "message")), VALUES, max_size=4),
+    NUMBERS,
+    st.sampled_from(["usage", "response", "message", "elsewhere"]),
+    st.lists(st.integers(0, 2000), max_size=30),
+    st.sampled_from([None, 2]),
+    st.booleans(),
+)
+def test_usage_is_found_in_a_document_however_it_is_cut(
+    other: dict[str, object], told: dict[str, int], where: str, places: list[int], indent: int | None, first: bool
+) -> None:
+    """Only where it stands as itself: within a text, or deeper, are words of the model's."""
+    usage = {"usage": {**told, "prompt_tokens_details": {"cached_tokens": 1}}}
+    mine = usage if where == "usage" else {where: usage}
+    document = json.dumps({**mine, **other} if first else {**other, **mine}, indent=indent).encode()
+    counted = Counted()
+    scan = UsageScan(counted)
+    for piece in cut(document, places):
+        scan.feed(piece)
+    expected = (None, None, None) if where == "elsewhere" else (told["prompt_tokens"], told["completion_tokens"], 1)
+    assert (counted.prompt_tokens, counted.output_tokens, counted.cached_tokens) == expected
+    assert scan.told is (where != "elsewhere")
+
+
+@pytest.mark.parametrize("spaces", [False, True])
+@pytest.mark.parametrize("null", [False, True])
+def test_events_made_alike_are_measured_by_their_length(spaces: bool, null: bool) -> None:
+    texts = [f"word{k} " * (1 + k % 40) for k in range(300)]
+    tap = StreamTap(CHAT, drop_usage=True)
+    for text in texts:
+        event = chunk(text, spaces=spaces)
+        tap.feed((event[:-1] + b',"usage":null}' if null else event) + b"\n\n")
+        tap.feed(b": ping\n\n")
+        tap.feed(chunk("", spaces=spaces) + b"\n\n")
+    assert tap.events == len(texts)
+    assert tap.output_tokens == pytest.approx(sum(map(len, texts)) / 2, rel=0.02)
+    assert tap.output_tokens >= sum(len(text.split()) for text in texts)
+    tap.feed(chunk("", "length", spaces) + b"\n\n")
+    assert tap.finish == "length"
+    tap.feed(usage(spaces) + b"\n\n")
+    assert tap.counted.output_tokens == 3
+    assert tap.output_tokens == len(texts), "a count of fewer tokens than events is not believed"

@@ -248,6 +248,35 @@ async def test_trailers_of_one_answer_are_no_headers_of_the_next() -> None:
             assert b"x-leak" not in dict(first.headers) | dict(second.headers)
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "piece", "end"),
+    [
+        (CHUNKED + b"0\r\nX: ", b"a" * 4096, "garbage"),
+        (CHUNKED + b"0\r\n", b"X: aaaaaaaa\r\n" * 300, "garbage"),
+        (CHUNKED + b"2;x=", b"a" * 4096, "garbage"),
+        (CHUNKED, b"1;" + b"a" * 20_000 + b"\r\nx\r\n", "garbage"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 200, "too_large"),
+        (b"", b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * 100, "too_large"),
+        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 300 + b"content-length: 9\r\n\r\n", b"", "too_large"),
+    ],
+    ids=["trailer", "trailers", "extension", "extensions", "continue", "hints", "lines"],
+)
+def test_what_is_nobodys_body_ends_an_answer(start: bytes, piece: bytes, end: str) -> None:
+    memory = _driven([start, *[piece] * 60], lost=False)
+    assert memory.ends == [end]
+    taken = sum(call == "body" for call in memory.calls)
+    assert taken <= 5
+
+
+def test_the_smallest_pieces_are_no_burden() -> None:
+    smallest = b"1;name=" + b"v" * 40 + b"\r\nx\r\n"
+    memory = _driven([CHUNKED, *[smallest * 50] * 60, b"0\r\nx: y\r\n\r\n"], lost=False)
+    assert (memory.ends, len(memory.body)) == (["end"], 3002)
+
+
 @on_both_loops
 async def test_cancelling_closes_the_connection_at_once() -> None:
     with ChaosServer(first_s=30) as server:

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import multiprocessing
 import shutil
+import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +20,9 @@ from hypothesis import strategies as st
 
 from breakeven.errors import UserError
 from breakeven.gateway.keys import windows as windows_module
-from breakeven.gateway.keys.budgets import SharedWindows, budget_path, load_budgets, save_budgets
+from breakeven.gateway.keys.budgets import budget_path, load_budgets, save_budgets
 from breakeven.gateway.keys.entry import KeyEntry, KeyLimit, parse_limit, stamped
+from breakeven.gateway.keys.machines import SharedWindows
 from breakeven.gateway.keys.windows import BUCKETS, OwnRow, Windows, put_row, row_buckets, row_sum
 from breakeven.gateway.plan.model import Redis
 from breakeven.gateway.shared.block import Shape, SharedBlock
@@ -323,6 +326,46 @@ def test_old_spending_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert (worker_of(after, 1).refused(0, anna.limits, time.time()) is not None) is refused
 
 
+def test_setting_the_clock_neither_frees_nor_locks_and_a_restart_knows_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, anna, real = tmp_path / "b.json", entry_of("anna", "4 tokens/hour"), time.time
+    slots, hour_s = {"anna": 0}, 3600.0
+    for step_s in (-30 * hour_s, 30 * hour_s):
+        monkeypatch.setattr(time, "time", real)
+        block = SharedBlock(SHAPE)
+        windows = worker_of(block, 1)
+        for ago_s in (3000.0, 3000.0, 0.0, 0.0):
+            windows.spend(0, anna.limits, windows.now_s() - ago_s, 1)
+        monkeypatch.setattr(time, "time", lambda step_s=step_s: real() + step_s)
+        refusal = windows.refused(0, anna.limits, windows.now_s())
+        assert refusal is not None
+        assert refusal.used == 4
+        save_budgets(path, block, [anna], slots, "m")
+        # A new start has the wall clock as it is now; twenty minutes later the older half has gone.
+        for later_s, left in ((0.0, 4), (1200.0, 2), (4200.0, 0)):
+            monkeypatch.setattr(time, "time", lambda later_s=later_s, step_s=step_s: real() + step_s + later_s)
+            after = SharedBlock(SHAPE)
+            load_budgets(path, after, [anna], slots)
+            assert used(after, 0, anna) == left
+
+
+def test_a_file_saved_by_a_clock_that_was_ahead_counts_as_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, anna, real = tmp_path / "b.json", entry_of("anna", "4 tokens/hour"), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 1e6)
+    block = SharedBlock(SHAPE)
+    windows = worker_of(block, 1)
+    for ago_s in (3000.0, 0.0, 0.0, 0.0):
+        windows.spend(0, anna.limits, windows.now_s() - ago_s, 1)
+    save_budgets(path, block, [anna], {"anna": 0}, "m")
+    monkeypatch.setattr(time, "time", real)
+    after = SharedBlock(SHAPE)
+    load_budgets(path, after, [anna], {"anna": 0})
+    assert used(after, 0, anna) == 4
+
+
 def test_a_damaged_budget_file_is_told(tmp_path: Path) -> None:
     path = tmp_path / "b.json"
     for content in (b"{", b"[]", b'{"schema":"x","saved_s":1,"machine":"m","spent":[]}'):
@@ -341,17 +384,14 @@ class Server:
         self.socket = directory / "r.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
         words = ["redis-server", "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
-        self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen([*words, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end_s = time.monotonic() + 20
         while time.monotonic() < end_s:
-            with contextlib.suppress(OSError, subprocess.CalledProcessError):
-                import socket
-
-                with socket.socket(socket.AF_UNIX) as probe:
-                    probe.connect(str(self.socket))
-                    return
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(self.socket))
+                return
             time.sleep(0.02)
         raise AssertionError("redis-server did not start")
 
@@ -377,8 +417,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 class Machine:
     """A gateway of one worker that shares its limits."""
 
-    def __init__(self, name: str, *entries: KeyEntry) -> None:
-        self.block, self.said = SharedBlock(SHAPE), []  # type: ignore[var-annotated]
+    def __init__(self, name: str, *entries: KeyEntry, block: SharedBlock | None = None) -> None:
+        self.block, self.said = block or SharedBlock(SHAPE), []  # type: ignore[var-annotated]
         self.slots = {entry.name: k for k, entry in enumerate(entries)}
         # A slow test machine is not a Redis that is away.
         self.shared = SharedWindows(Redis(timeout_s=5.0), self.block, name, self.said.append)
@@ -469,22 +509,123 @@ async def test_without_redis_limits_are_local_said_once_and_made_up_for(server: 
         await machine.shared._client.aclose()
 
 
-async def test_garbage_in_redis_does_not_stop_the_gateway(server: Server) -> None:
-    one = Machine("a", BERT)
+def sums_of(entry: KeyEntry) -> str:
+    """The hash of its first limit's counters."""
+    return f"breakeven:sums:{entry.limits[0].stamp:016x}"
+
+
+async def test_what_somebody_else_wrote_is_left_out_hash_by_hash_and_named(server: Server) -> None:
+    one, two = (Machine(name, BERT, ANNA_REQUESTS) for name in "ab")
+    one.spend(BERT, 3)
+    two.spend(BERT, 5)
+    await _exchange(one, two)
+    redis, name = one.shared._client, sums_of(BERT)
+    bucket = next(field for field in await redis.hkeys(name) if field.startswith(b"n:"))
+    evil: tuple[tuple[str | bytes, str], ...] = (
+        (b"evil:" + bucket[2:], "-1000"),
+        ("no colon \x1b[2J\n", "1"),
+        ("n:-5", "1"),
+        (bucket, "-1000"),
+        (bucket, "many"),
+        (bucket, "9" * 30),
+        ("id:born", "none"),
+    )
+    for field, value in evil:
+        await redis.hset(name, field, value)
+        for _ in range(3):
+            await _exchange(one, two)
+            assert used_requests(one, BERT) == used_requests(two, BERT) == 8, field
+    # All at once told, by name, printable, and once.
+    for machine in (one, two):
+        assert len(machine.said) == 1
+        assert f"{name} holds what no gateway wrote" in machine.said[0]
+        assert machine.said[0].isprintable()
+    # What is no hash at all is left alone; everything else goes on.
+    await redis.delete(name)
+    await redis.set(name, "no hash")
     one.spend(BERT, 1)
-    await _exchange(one)
-    name = f"breakeven:spent:{BERT.limits[0].stamp:016x}"
-    assert await one.shared._client.exists(name) == 1
-    last = int(time.time() / (3600 / BUCKETS))
-    await one.shared._client.hset(name, f"evil:{last}", "many")
-    assert not await one.shared.exchange()
-    assert len(one.said) == 1
-    assert used_requests(one, BERT) == 1
-    await one.shared._client.delete(name)
-    await one.shared._client.set(name, "no hash")
+    one.spend(ANNA_REQUESTS, 4)
+    await _exchange(one, two)
+    assert used_requests(two, ANNA_REQUESTS) == 4
+    assert used_requests(one, BERT) == 9, "what is known of others stays"
+    assert await redis.get(name) == b"no hash"
+    await redis.delete(name)
+    await _exchange(one, two)
+    assert used_requests(two, BERT) == 9
+    assert not one.shared.away
+    for machine in (one, two):
+        await machine.shared._client.aclose()
+
+
+async def test_an_exchange_whose_answer_was_lost_counts_once(server: Server) -> None:
+    one, two = (Machine(name, BERT) for name in "ab")
+    lost = one.shared._client.pipeline
+
+    class Deaf:
+        """A pipeline whose answers never come, though Redis does all of it."""
+
+        def __init__(self, **kind: object) -> None:
+            self._pipe = lost(**kind)
+
+        def eval(self, *words: object) -> None:
+            self._pipe.eval(*words)
+
+        async def execute(self, **how: object) -> None:
+            await self._pipe.execute(**how)
+            raise TimeoutError
+
+    one.spend(BERT, 2)
+    one.shared._client.pipeline = Deaf
+    for _ in range(3):
+        assert not await one.shared.exchange()
+        one.spend(BERT, 1)
+    one.shared._client.pipeline = lost
+    await _exchange(one, two)
+    assert used_requests(one, BERT) == used_requests(two, BERT) == 5
+    assert [line.startswith("Redis") for line in one.said] == [True, True]
+    for machine in (one, two):
+        await machine.shared._client.aclose()
+
+
+async def test_a_restart_and_another_watching_process_tell_nothing_twice(server: Server, tmp_path: Path) -> None:
+    one, two = (Machine(name, BERT) for name in "ab")
+    one.spend(BERT, 3)
+    await _exchange(one, two)
+    # The watching process died: another goes on with the same memory.
+    again = Machine("a", BERT, block=one.block)
     one.spend(BERT, 1)
-    assert not await one.shared.exchange()
-    await one.shared._client.aclose()
+    await _exchange(again, two)
+    assert used_requests(two, BERT) == used_requests(again, BERT) == 4
+    # The gateway ended, after its file was saved for the last time but one: what was told since is others' now.
+    save_budgets(tmp_path / "b.json", one.block, [BERT], one.slots, "a")
+    one.spend(BERT, 2)
+    await _exchange(again, two)
+    fresh = SharedBlock(SHAPE)
+    load_budgets(tmp_path / "b.json", fresh, [BERT], one.slots)
+    after = Machine("a", BERT, block=fresh)
+    await _exchange(after, two)
+    assert used_requests(two, BERT) == used_requests(after, BERT) == 6
+    # And where Redis lost all of it meanwhile, everybody adds what they know.
+    await after.shared._client.flushall()
+    await _exchange(after, two)
+    assert used_requests(two, BERT) >= 4
+    for machine in (one, two, again, after):
+        await machine.shared._client.aclose()
+
+
+async def test_a_clock_that_is_set_moves_its_counters_with_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+    one, two = (Machine(name, BERT) for name in "ab")
+    one.spend(BERT, 3)
+    await _exchange(one, two)
+    for step_s in (-1500.0, 1500.0, 0.0):
+        with monkeypatch.context() as at_one:
+            at_one.setattr(time, "time", lambda step_s=step_s: real() + step_s)
+            await _exchange(one)
+        await _exchange(two)
+        assert used_requests(one, BERT) == used_requests(two, BERT) == 3
+    for machine in (one, two):
+        await machine.shared._client.aclose()
 
 
 async def test_it_runs_beside_and_ends_when_cancelled(server: Server) -> None:
@@ -505,15 +646,72 @@ async def test_fields_expire_in_redis(server: Server) -> None:
     one = Machine("a", BERT)
     one.spend(BERT, 1)
     await _exchange(one)
-    name = f"breakeven:spent:{BERT.limits[0].stamp:016x}"
+    name = sums_of(BERT)
     assert 3_600_000 < await one.shared._client.pttl(name) <= 7_200_000
     old = int(time.time() / (3600 / BUCKETS)) - BUCKETS - 1
-    await one.shared._client.hset(name, f"b:{old}", "5")
+    await one.shared._client.hset(name, f"n:{old}", "5")
     one.shared.know([BERT], one.slots)
     await _exchange(one)
-    assert await one.shared._client.hget(name, f"b:{old}") is None
+    assert await one.shared._client.hget(name, f"n:{old}") is None
     assert used_requests(one, BERT) == 1
     await one.shared._client.aclose()
+
+
+async def test_with_a_user_of_its_own_and_without_rights(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    boss = Machine("boss", BERT).shared._client
+    allowed = ["+eval", "+hget", "+hset", "+hdel", "+hlen", "+hgetall", "+del", "+pexpire", "~breakeven:*"]
+    allowed += [">p@ss/w:rd", "on"]
+    await boss.execute_command("ACL", "SETUSER", "gateway", "reset", "-@all", *allowed)
+    await boss.execute_command("ACL", "SETUSER", "looker", "reset", "-@all", "+hget", "~*", ">looks", "on")
+    monkeypatch.setenv("BREAKEVEN_REDIS_URL", f"unix://gateway:p%40ss%2Fw%3Ard@{server.socket}")
+    one = Machine("a", BERT)
+    one.spend(BERT, 2)
+    await _exchange(one)
+    assert await boss.exists(sums_of(BERT)) == 1
+    assert one.said == []
+    await one.shared._client.aclose()
+    for user, says in (("gateway:wrong", "does not take the user or password"), ("looker:looks", "let its user do")):
+        monkeypatch.setenv("BREAKEVEN_REDIS_URL", f"unix://{user}@{server.socket}")
+        other = Machine("b", BERT)
+        other.spend(BERT, 1)
+        for _ in range(2):
+            assert not await other.shared.exchange()
+        assert len(other.said) == 1
+        assert says in other.said[0]
+        assert user.split(":")[1] not in other.said[0]
+        await other.shared._client.aclose()
+    await boss.aclose()
+
+
+async def test_over_tls_its_certificate_must_be_trusted(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    certificate, private = tmp_path / "c.pem", tmp_path / "k.pem"
+    words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=r -addext"
+    named = ["subjectAltName=IP:127.0.0.1", "-out", str(certificate), "-keyout", str(private)]
+    subprocess.run([*words.split(), *named], check=True, capture_output=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server.stop()
+    tls = {"tls-port": port, "tls-cert-file": certificate, "tls-key-file": private, "tls-ca-cert-file": certificate}
+    tls["tls-auth-clients"] = "no"
+    server.start(*(word for name, value in tls.items() for word in (f"--{name}", str(value))))
+    for query, well in ((f"?ssl_ca_certs={certificate}", True), ("", False)):
+        monkeypatch.setenv("BREAKEVEN_REDIS_URL", f"rediss://127.0.0.1:{port}/0{query}")
+        one = Machine("a", BERT)
+        one.spend(BERT, 1)
+        assert await one.shared.exchange() is well
+        assert well or "certificate that is not trusted" in one.said[0]
+        await one.shared._client.aclose()
+
+
+def test_a_redis_package_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    with pytest.raises(UserError, match=r"this machine's own.*breakeven\[scale\]"):
+        SharedWindows(Redis(), SharedBlock(SHAPE), "m", print)
 
 
 def test_an_address_that_is_none_is_told_without_repeating_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bench.noise import spells, summary
 from breakeven.measure.paired.blocks import BlockMetrics, FinishedBlock
-from breakeven.measure.paired.pairs import LEAST_QUIET, load_states, pair_rows, paired, pairs, points
+from breakeven.measure.paired.pairs import LEAST_QUIET, PROCESS_FLOOR, load_states, pair_rows, paired, pairs, points
 from breakeven.measure.paired.plan import Plan
 from breakeven.stats import intervals, robust
 
@@ -140,7 +140,8 @@ def test_what_was_left_out_is_in_the_result_the_rows_and_the_levels() -> None:
     assert [(row.pairs, row.left_out) for row in pair_rows(blocks, ["a", "b"])] == [(6, 3)]
     state = load_states(blocks, plan, ["a", "b"])[0]
     assert state.rounds == 9, "what was measured was measured"
-    assert state.half_width == pytest.approx(0.005, abs=1e-4), "but the width is of what counts"
+    assert state.half_width == 0, "but the width is of what counts, without what no round can narrow"
+    assert pair.ratio.high == pytest.approx(2 * math.exp(PROCESS_FLOOR))
     assert state.round_s == 2.0
     assert load_states(blocks, plan, ["a", "b"], 36.0)[0].round_s == 4.0, "noise had every second block repeated"
 

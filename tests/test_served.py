@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from breakeven.gateway.plan.write import write_gateway
 from breakeven.gateway.serve.run import source_of
 from breakeven.hardware.placement import Placement, split_served
 from breakeven.hardware.reader import read_machine
-from breakeven.runs.served import EngineWords, served
+from breakeven.runs.served import EngineWords, read_through, served
 from tests.cli_fixtures import run_here
 from tests.golden_server import Script, golden_server
 from tests.test_compare import write_config
@@ -310,3 +311,27 @@ def test_a_gateway_starts_its_engines_where_they_are_to_lie(tmp_path: Path) -> N
     assert plan.backends[0].local.arguments == ("--no-mmap",)
     again = read_gateway(write_gateway(plan, tmp_path / "again.yaml"), {})
     assert again.backends[0].local == plan.backends[0].local
+
+
+def test_weights_are_read_before_their_engine_starts_unless_memory_has_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "model"
+    weights.mkdir()
+    for name in ("a.safetensors", "config.json"):
+        (weights / name).write_bytes(b"x" * 10_000)
+    opened: list[str] = []
+    real = Path.open
+
+    def seen(path: Path, *args: Any, **kwargs: Any) -> Any:
+        opened.append(path.name)
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", seen)
+    assert read_through(weights) > 0
+    assert sorted(opened) == ["a.safetensors", "config.json"]
+    opened.clear()
+    assert read_through(None) < 1.0
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10_000))
+    assert read_through(weights) == 0.0
+    assert not opened

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from breakeven.errors import UserError
 from breakeven.gateway.shared.block import Shape, SharedBlock, Slots
-from breakeven.gateway.shared.layout import Count, Known, UnderWay
+from breakeven.gateway.shared.layout import Count, Known, UnderWay, Used
 
 SHAPE = Shape(workers=3, backends=4, keys=2, models=2, experiments=1)
 
@@ -48,9 +49,50 @@ def test_a_dead_worker_counts_on_but_has_nothing_under_way() -> None:
     assert block.load.total(0, UnderWay.IN_FLIGHT) == 0
 
 
-def test_names_keep_their_rows_and_too_many_are_refused() -> None:
-    slots = Slots("backends", 3)
+def test_names_keep_their_rows_and_those_of_names_that_went_are_used_again_as_new() -> None:
+    cleared: list[int] = []
+    slots = Slots("backends", 3, cleared.append)
     assert slots.name(["a", "b"]) == {"a": 0, "b": 1}
     assert slots.name(["b", "c"]) == {"b": 1, "c": 2}
-    with pytest.raises(UserError, match="since the start"):
-        slots.name(["b", "c", "d"])
+    assert slots.name(["a", "c"]) == {"a": 0, "c": 2}, "who comes back meanwhile has its row"
+    assert cleared == []
+    assert slots.name(["c", "d"]) == {"c": 2, "d": 1}, "the longest gone goes first"
+    assert cleared == [1]
+    with pytest.raises(UserError, match="3 backends are new and there is room for 2 until"):
+        slots.name(["e", "f", "g"], in_use=["c"])
+    with pytest.raises(UserError, match="there is room for 3 backends; restart"):
+        slots.name(["e", "f", "g", "h"])
+    assert slots.name(["a", "c", "d"]) == {"a": 0, "c": 2, "d": 1}, "and nothing was changed"
+    for day in range(100):
+        slots.name([f"key of day {day}"], in_use=[f"key of day {day - 1}"])
+
+
+def test_a_row_that_is_used_again_begins_at_nothing() -> None:
+    block = SharedBlock(SHAPE)
+    for worker in range(3):
+        for grid in (block.load, block.count, block.held):
+            grid.put(worker, 1, 0, 5)
+            grid.put(worker, 2, 0, 7)
+        block.key_usage.put(worker, 1, Used.REQUESTS, 5)
+    for entity in range(16):
+        block.windows.put(3, entity, 0, 5)
+        block.told.put(0, entity, 0, 5)
+    block.known.put(0, 1, Known.TTFT_LOG, 0.5)
+    block.clear_backend(1)
+    block.clear_key(1)
+    for grid in (block.load, block.count, block.held):
+        assert grid.totals(1) == [0] * grid.columns
+        assert grid.total(2, 0) == 21
+    assert block.known.get(0, 1, Known.TTFT_LOG) == block.key_usage.total(1, Used.REQUESTS) == 0
+    for grid in (block.windows, block.told):
+        assert [grid.total(entity, 0) for entity in range(16)] == [5] * 8 + [0] * 8
+
+
+def test_setting_the_clock_does_not_move_the_block_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = time.time()
+    monkeypatch.setattr(time, "time", lambda: now_s)
+    block = SharedBlock(SHAPE)
+    assert block.now_s() == pytest.approx(now_s, abs=0.5)
+    monkeypatch.setattr(time, "time", lambda: now_s + 86400.0)
+    before_s = block.now_s()
+    assert now_s <= before_s <= block.now_s() < now_s + 60.0

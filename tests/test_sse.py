@@ -1,21 +1,59 @@
-"""The hot path from bytes to events and pieces of output: the fast way gives what the careful way gives."""
+"""The hot path from bytes to events and pieces of output, and what they mean."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from breakeven.wire.meaning import (
+    AGAINST,
+    BEGINS,
+    ELSEWHERE,
+    asked_wait_s,
+    body_kind,
+    error_text,
+    event_kind,
+    raw_kind,
+    standing,
+)
 from breakeven.wire.reply import BrokenStreamError, Reply
-from breakeven.wire.sse import SseParser
+from breakeven.wire.sse import BOM, SseCutter, SseParser, fields_of, split_events
 
 _bits = st.sampled_from(
-    [b"data: ", b"data:", b"\n", b"\n\n", b"\r\n", b"\r", b"{}", b"[DONE]", b": note", b" ", b"id: 1"]
-)
+    [b"data: ", b"data:", b"data", b"event: x", b"\n", b"\n\n", b"\r\n", b"\r", b"{}", b"[DONE]", b": note", b" ",
+     b"id: 1", b"\xe2\x98\x83", BOM]
+)  # fmt: skip
 _streams = st.lists(_bits, max_size=30).map(b"".join)
+_places = st.lists(st.integers(0, 200), max_size=8)
+
+
+def pieces_of(stream: bytes, places: list[int]) -> list[bytes]:
+    cuts = sorted(min(place, len(stream)) for place in places)
+    return [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True) if start < end]
+
+
+def by_the_standard(stream: bytes) -> list[tuple[bytes, bytes]]:
+    """Data and name of every event, as the HTML standard's text reads, line after line."""
+    *lines, _ = re.split(rb"\r\n|\n|\r", stream.removeprefix(BOM))
+    found: list[tuple[bytes, bytes]] = []
+    data, name = b"", b""
+    for line in lines:
+        field, _, value = line.partition(b":")
+        value = value[1:] if value[:1] == b" " else value
+        if not line:
+            if data:
+                found.append((data[:-1], name))
+            data = name = b""
+        elif field == b"data":
+            data += value + b"\n"
+        elif field == b"event":
+            name = value
+    return found
 
 
 def careful(stream: bytes) -> tuple[list[bytes], bool]:
@@ -25,12 +63,49 @@ def careful(stream: bytes) -> tuple[list[bytes], bool]:
     return events, parser.unfinished
 
 
-@given(_streams, st.data())
-def test_any_stream_gives_the_same_events_in_one_read_and_in_many(stream: bytes, data: st.DataObject) -> None:
-    cut = data.draw(st.integers(0, len(stream)))
+@given(_streams, _places)
+@example(BOM + b"data: a\r\ndata:b\rdata\n\r\n: note\n\n\r\rdata: c\r\r", [1, 12, 13])
+@example(b"data: a\n\ndata: b\n\n" + BOM + b"data: c\n\n", [])
+def test_any_stream_is_read_as_the_standard_says_however_it_is_cut(stream: bytes, places: list[int]) -> None:
     parser = SseParser()
-    events = [*parser.feed(stream[:cut]), *parser.feed(stream[cut:])]
-    assert (events, parser.unfinished) == careful(stream)
+    found: list[tuple[bytes, bytes]] = []
+    for piece in pieces_of(stream, places):
+        events = parser.feed(piece)
+        found += zip(events, parser.names or [b""] * len(events), strict=True)
+    assert found == by_the_standard(stream)
+    assert ([data for data, _ in found], parser.unfinished) == careful(stream)
+
+
+@given(_streams, _places, st.integers(1, 40))
+def test_the_cutter_loses_nothing_and_holds_little(stream: bytes, places: list[int], most: int) -> None:
+    cutter = SseCutter(most)
+    out, events = b"", []
+    for piece in pieces_of(stream, places):
+        found = cutter.feed(piece)
+        assert len(cutter.held) <= most + max(len(piece), len(BOM))
+        assert cutter.resting <= (not cutter.held)
+        out += cutter.loose + b"".join(found)
+        events += found
+    assert out + cutter.rest() == stream.removeprefix(BOM)
+    assert all(split_events(event) == [event] for event in events)
+    whole = [(data, name) for data, name in map(fields_of, events) if data is not None]
+    standard = by_the_standard(stream)
+    assert whole == standard or cutter.long
+    assert len(whole) <= len(standard)
+
+
+def test_an_event_of_any_length_passes_without_being_held() -> None:
+    cutter = SseCutter(1000)
+    passed = 0
+    for piece in [b"data: ", *[b"x" * 500] * 4000]:
+        assert cutter.feed(piece) == []
+        passed += len(cutter.loose)
+        assert len(cutter.held) <= 1500
+    assert passed > 4000 * 500 - 1500
+    assert cutter.feed(b"\r\n\rdata: next\r\r") == [b"data: next\r\r"]
+    assert (cutter.loose, cutter.long, cutter.held) == (b"\r\n\r", 1, b"")
+    assert cutter.feed(b"data: a\n\n") == [b"data: a\n\n"]
+    assert cutter.loose == b""
 
 
 @given(st.lists(st.binary(max_size=12).map(lambda raw: raw.replace(b"\n", b"").replace(b"\r", b"")), min_size=1))
@@ -74,28 +149,285 @@ def test_words_of_a_chat_come_under_several_names(key: str) -> None:
     assert reply.chunk_ns == [2]
 
 
-def test_a_stream_that_ends_without_a_word_has_none() -> None:
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2}
+NOTHING = {
+    "done alone": b"data: [DONE]\n\n",
+    "a finish": event(**text("", "stop")) + b"data: [DONE]\n\n",
+    "a role": event(choices=[{"delta": {"role": "assistant", "content": ""}}])
+    + event(choices=[{"delta": {}, "finish_reason": "stop"}]),
+    "counts at the end": event(**text("", "stop"), usage=USAGE) + b"data: [DONE]\n\n",
+    "counts alone": event(**text("", "stop")) + event(choices=[], usage=USAGE) + b"data: [DONE]\n\n",
+    "comments": b": wait\n\n" * 3 + b"data: [DONE]\n\n",
+}
+
+
+@pytest.mark.parametrize("stream", NOTHING.values(), ids=NOTHING)
+def test_a_stream_without_a_word_is_no_answer(stream: bytes) -> None:
     reply = Reply()
-    reply.feed(event(**text("", "stop")) + b"data: [DONE]\n\n", 1)
-    assert (reply.chunk_ns, reply.output_tokens, reply.counted) == ([], 0, True)
+    reply.feed(stream, 1)
+    with pytest.raises(BrokenStreamError, match="without any output") as caught:
+        reply.end()
+    assert (caught.value.kind, reply.chunk_ns) == ("empty", [])
+
+
+@pytest.mark.parametrize(
+    ("rest", "kind", "words"),
+    [
+        (b'{"error": {"message": "out of memory"}}', "refused", "out of memory"),
+        (b'{"choices": [{"text": "a"}]}\n\n', "broken_stream", "without any output"),
+        (b'{"choices": [{"message": {"content": "a"}}]}', "broken_stream", "in one piece"),
+        (b"data: {", "broken_stream", "inside an event"),
+        (b": a comment", "broken_stream", "without any output"),
+    ],
+)
+def test_what_is_no_stream_is_told_from_one_that_breaks_off(rest: bytes, kind: str, words: str) -> None:
+    reply = Reply()
+    reply.feed(rest, 1)
+    with pytest.raises(BrokenStreamError, match=words) as caught:
+        reply.end()
+    assert caught.value.kind == kind
+
+
+def test_a_token_without_text_counts_where_the_engine_counts_aloud() -> None:
+    """llama.cpp, vLLM and MLX, asked for one token that is half a character: its count comes with the end."""
+    timings = {"prompt_n": 1, "prompt_ms": 1.0, "predicted_n": 1, "predicted_ms": 1.0}
+    for reply, told in ((Reply(), {"timings": timings}), (Reply(counts_believed=True), {"usage": USAGE})):
+        reply.feed(event(**text("", "length"), **told) + b"data: [DONE]\n\n", 1)
+        reply.end()
+        assert reply.chunk_ns == [1]
+    reply = Reply(counts_believed=True)
+    reply.feed(event(**text("", "length")), 1)
+    reply.feed(event(choices=[], usage=USAGE) + b"data: [DONE]\n\n", 2)
+    reply.end()
+    assert reply.chunk_ns == [1]
+
+
+ODD = {
+    "null": (b"data: null\n\n", ["empty_event"]),
+    "no data": (b"data:\n\ndata\n\n", ["empty_event"]),
+    "a named ping": (b'event: ping\ndata: {"type": "ping"}\n\n', []),
+    "comments": (b": wait\r\n\r\n:\n\n", []),
+    "no choices": (b'data: {"choices": null, "prompt_filter_results": []}\n\n', []),
+    "counts that are none": (b'data: {"choices": null, "usage": {"prompt_tokens": null}}\n\n', []),
+    "several lines": (b'data: {"choices":\rdata: []}\n\r\n', []),
+}
+
+
+@pytest.mark.parametrize(("odd", "notes"), ODD.values(), ids=ODD)
+@given(places=_places)
+def test_what_keeps_a_stream_alive_is_no_output(odd: bytes, notes: list[str], places: list[int]) -> None:
+    reply = Reply()
+    reply.feed(BOM + odd + odd, 1)
+    for now, piece in enumerate(pieces_of(event(**text("a")) + odd + event(**text("b", "stop")) + odd, places), 2):
+        reply.feed(piece, now)
+    reply.feed(b'data: {"choices": null, "usage": {"prompt_tokens": 3, "completion_tokens": 2.0}}\r\r', 300)
+    reply.feed(b"data: [DONE]", 301)
+    reply.end()
+    assert len(reply.chunk_ns) == 2
+    assert reply.chunk_ns[0] > 1
+    assert reply.output_tokens == 2
+    told = reply.anomalies(2, several_usages_expected=False)
+    assert told == [*notes, "no_blank_line_after_done"]
+
+
+def test_counts_of_nothing_beside_text_do_not_hide_it() -> None:
+    reply = Reply()
+    for now, word in enumerate("abc"):
+        reply.feed(event(**text(word), usage={"prompt_tokens": 3, "completion_tokens": 0}), now)
+    assert (reply.chunk_ns, reply.tokens_by_chunk()) == ([0, 1, 2], None)
+
+
+def test_what_is_no_utf8_is_read_as_the_grammar_says() -> None:
+    reply = Reply()
+    reply.feed(b'data: {"choices": [{"text": "\xff", "finish_reason": "stop"}]}\n\n', 1)
+    assert reply.chunk_ns == [1]
+    assert reply.anomalies(1, several_usages_expected=False) == ["bad_utf8", "no_usage"]
 
 
 @pytest.mark.parametrize(
     ("data", "kind"),
     [
         (b"data: {\n\n", "broken_stream"),
-        (b"data: \n\n", "broken_stream"),
         (b"data: [1]\n\n", "broken_stream"),
         (b'data: {"choices": {}}\n\n', "broken_stream"),
-        (b'data: {"choices": [{"text": "\xff"}]}\n\n', "broken_stream"),
         (b'data: {"error": "out of memory"}\n\n', "refused"),
         (b'event: error\ndata: {"error": {"message": "out of memory"}}\n\n', "refused"),
+        (b"event: error\ndata: out of memory\n\n", "refused"),
+        (b'data: {"object": "error", "message": "out of memory", "code": 500}\n\n', "refused"),
+        (b'data: {"detail": "out of memory"}\n\n', "refused"),
+        (b'error: {"code": 500, "message": "out of memory"}\n\n', "refused"),
     ],
 )
 def test_what_is_no_piece_of_a_completion(data: bytes, kind: str) -> None:
     with pytest.raises(BrokenStreamError) as caught:
         Reply().feed(data, 1)
     assert caught.value.kind == kind
+    assert kind == "broken_stream" or "out of memory" in str(caught.value)
+
+
+def said(**fields: object) -> bytes:
+    return event(**fields)
+
+
+def chat(finish: str | None = None, **delta: object) -> bytes:
+    return event(choices=[{"index": 0, "delta": delta, "finish_reason": finish}])
+
+
+ITEM = {"type": "message", "id": "m", "content": [{"type": "output_text", "text": "a"}]}
+CALL = {"type": "function_call", "id": "c", "name": "f", "arguments": ""}
+KINDS = {
+    "content": [
+        chat(content="a"),
+        chat(content=" "),
+        chat("stop", content="a"),
+        chat(reasoning_content="a"),
+        chat(reasoning="a"),
+        chat(refusal="No."),
+        chat(content=[{"type": "text", "text": "a"}]),
+        chat(content=[{"type": "thinking", "thinking": [{"type": "text", "text": "a"}]}]),
+        chat(tool_calls=[{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}]),
+        said(**text("a")),
+        said(choices=[{"message": {"role": "assistant", "content": "a"}}]),
+        said(type="content_block_delta", index=0, delta={"type": "text_delta", "text": "a"}),
+        said(type="content_block_delta", index=0, delta={"type": "input_json_delta", "partial_json": "{"}),
+        said(type="content_block_start", index=0, content_block={"type": "tool_use", "name": "f", "input": {}}),
+        said(type="response.output_text.delta", delta="a"),
+        said(type="response.function_call_arguments.delta", delta="{"),
+        said(type="response.output_item.added", item=CALL),
+        said(type="response.completed", response={"status": "completed", "output": [ITEM]}),
+    ],
+    "error": [
+        said(error={"message": "Worker limit reached", "code": 502}),
+        said(error="out of memory"),
+        said(error={"message": "m"}, choices=[{"delta": {"content": ""}, "finish_reason": "error"}]),
+        chat("error", content=""),
+        said(object="error", message="Engine failed", code=500),
+        said(type="error", error={"type": "overloaded_error", "message": "Overloaded"}),
+        said(type="error", code="server_error", message="m"),
+        said(type="response.failed", response={"status": "failed", "error": {"message": "m"}}),
+        said(message="Internal error", code=500),
+        b"event: error\ndata: upstream is gone\n\n",
+        b'error: {"code": 500}\r\n\r\n',
+    ],
+    "finish": [
+        chat("stop"),
+        said(**text("", "length")),
+        said(choices=[{"delta": {}, "finish_reason": "stop"}], usage=USAGE),
+        said(type="message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 1}),
+        said(type="message_stop"),
+        said(type="response.completed", response={"status": "completed", "output": []}),
+        said(type="response.incomplete", response={"status": "incomplete"}),
+    ],
+    "usage": [said(choices=[], usage=USAGE), said(choices=None, usage=USAGE), said(usage=USAGE)],
+    "done": [b"data: [DONE]\n\n", b"data:[DONE]\r\r"],
+    "ping": [
+        b": OPENROUTER PROCESSING\n\n",
+        b"\n",
+        b"data: null\n\n",
+        b"data\n\n",
+        b"event: ping\ndata: {}\n\n",
+        b"event: x\n\n",
+        b"id: 1\nretry: 5\n\n",
+        said(type="ping"),
+    ],
+    "empty": [
+        chat(role="assistant"),
+        chat(role="assistant", content=""),
+        chat(content=None, tool_calls=[]),
+        chat(content=[{"type": "text", "text": ""}]),
+        said(choices=[], prompt_filter_results=[]),
+        said(choices=[{"delta": None, "finish_reason": None}], error=None),
+        said(type="message_start", message={"role": "assistant", "content": [], "usage": {"input_tokens": 1}}),
+        said(type="content_block_start", index=0, content_block={"type": "text", "text": ""}),
+        said(type="content_block_start", index=0, content_block={"type": "thinking", "thinking": "", "signature": ""}),
+        said(type="content_block_stop", index=0),
+        said(type="response.created", response={"status": "in_progress", "output": [], "error": None}),
+        said(type="response.output_item.added", item={"type": "message", "role": "assistant", "content": []}),
+        said(type="response.content_part.added", part={"type": "output_text", "text": ""}),
+        said(type="response.output_text.delta", delta=""),
+    ],
+    "unread": [b"data: hello\n\n", b"data: [1]\n\n", b'data: {"choices": {}}\n\n', b"data: {\n\n"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_an_event_is(kind: str) -> None:
+    assert [raw_kind(raw) for raw in KINDS[kind]] == [kind] * len(KINDS[kind])
+    if kind not in BEGINS:
+        reply = Reply()
+        with contextlib.suppress(BrokenStreamError):
+            reply.feed(b"".join(KINDS[kind]), 1)
+        assert reply.chunk_ns == []
+
+
+def test_what_a_status_says() -> None:
+    told = {status: standing(status) for status in range(100, 1000)}
+    assert {s for s, says in told.items() if says == "answer"} == set(range(100, 300))
+    assert {s for s, says in told.items() if says == "busy"} == {429, 498}
+    assert {s for s, says in told.items() if says == "unable"} == {501, 505}
+    for status in (401, 402, 403, 404, 407, 408, 409, 425, *range(500, 531)):
+        assert told[status] in ELSEWHERE, status
+        assert (told[status] in AGAINST) is (status not in (501, 505)), status
+    for status in (400, 406, 411, 413, 415, 422, 431, 451):
+        assert told[status] == "client", status
+    assert [standing(status, named=True) for status in (404, 409, 401, 408)] == [
+        "client",
+        "client",
+        "operator",
+        "broken",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b'{"choices":[{"message":{"content":"the \\"error\\" was"}}]}', "content"),
+        (b'{"object":"response","status":"completed","error":null,"output":[{"type":"message"}]}', "content"),
+        (b'{"type":"message","content":[{"type":"text","text":"a"}]}', "content"),
+        (b'{"object":"list","data":[{"embedding":[0.5]}]}', "content"),
+        (b'{"choices":[{"text":"a"}],"error":null}', "content"),
+        (b'{"error":{"message":"out of memory"}}', "error"),
+        (b'{"error":{"message":"out of memory"},"choices":[]}', "error"),
+        (b'{"object":"error","message":"out of memory"}', "error"),
+        (b'{"type": "error", "error": {"type": "overloaded_error"}}', "error"),
+        (b'{"detail":"Not Found"}', "error"),
+        (b'{"choices": [], "usage": {"prompt_tokens": 1}}', "empty"),
+        (b" ", "empty"),
+        (b"<html>", "unread"),
+    ],
+)
+def test_what_an_answer_in_one_piece_is(body: bytes, kind: str) -> None:
+    assert body_kind(body) == kind
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "2"}, 2.0),
+        ({"retry-after": " 1.5 "}, 1.5),
+        ({"retry-after": "9", "retry-after-ms": "250"}, 0.25),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:30 GMT"}, 30.0),
+        ({"retry-after": "Wednesday, 21-Oct-15 07:28:30 GMT"}, 30.0),
+        ({"retry-after": "Wed Oct 21 07:28:30 2015"}, 30.0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:30 GMT", "date": "Wed, 21 Oct 2015 07:28:20 GMT"}, 10.0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:27:00 GMT"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "9" * 40}, None),
+        ({}, None),
+    ],
+)
+def test_how_long_a_busy_backend_is_left_alone(headers: dict[str, str], seconds: float | None) -> None:
+    told = [(name.encode(), value.encode()) for name, value in headers.items()]
+    assert asked_wait_s(told, 1_445_412_480.0) == seconds
+
+
+@given(st.binary(max_size=200), st.binary(max_size=8))
+def test_no_bytes_make_the_table_fall_over(junk: bytes, name: bytes) -> None:
+    event_kind(junk, name)
+    raw_kind(junk)
+    body_kind(junk)
+    assert error_text(junk).isprintable()
 
 
 @given(st.binary(max_size=200))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from breakeven.errors import UserError
 from breakeven.hardware import system
 
 SOURCE = Path(__file__).parents[1] / "src" / "breakeven"
@@ -24,7 +25,7 @@ OWN_KERNEL = {
     "engines/inside/child.py": "ignores Ctrl-C, as all systems can",
     "measure/player/clocks.py": "the kernel's timer",
     "gateway/serve/supervisor.py": "never imported on Windows",
-    "gateway/serve/processes.py": "never imported on Windows",
+    "gateway/serve/children.py": "never imported on Windows",
     "gateway/serve/loading.py": "refuses Windows, then forks",
 }
 
@@ -65,6 +66,7 @@ def test_reading_to_the_end_gives_up_in_time() -> None:
 
 WAITS = """
 import os, signal, sys, threading
+from breakeven.errors import UserError
 from breakeven.hardware import system
 sys.platform = sys.argv[1]
 wanted = {signal.SIGUSR1}
@@ -111,3 +113,51 @@ def test_a_lock_is_waited_for(tmp_path: Path) -> None:
     os.close(first)
     thread.join(30)
     assert had
+
+
+def test_only_regular_files_are_read_where_nobody_may_wait(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with open(tmp_path / "file", "rb", opener=system.regular) as file:
+        assert file.read() == b"x"
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
+        with pytest.raises(OSError, match="no regular file"):
+            system.regular(str(path), os.O_RDONLY)
+    with pytest.raises(FileNotFoundError):
+        system.regular(str(tmp_path / "none"), os.O_RDONLY)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd's protocol")
+@pytest.mark.parametrize("abstract", [False, True])
+def test_a_service_manager_is_told_and_no_child_hears_of_it(tmp_path: Path, abstract: bool) -> None:
+    name = f"@breakeven-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    environ = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "4000000", "WATCHDOG_PID": str(os.getpid()), "HOME": "/"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind("\0" + name[1:] if abstract else name)
+        manager = system.ServiceManager(environ)
+        manager.tell("READY=1", "STATUS=serving")
+        assert heard.recv(4096) == b"READY=1\nSTATUS=serving"
+    manager.tell("WATCHDOG=1")  # nobody listens any more, which is not our trouble
+    assert manager.watchdog_s == 2.0
+    assert environ == {"HOME": "/"}
+    assert system.ServiceManager({"WATCHDOG_USEC": "4000000", "WATCHDOG_PID": "1"}).watchdog_s is None
+    assert system.ServiceManager({"WATCHDOG_USEC": "soon"}).watchdog_s is None
+    system.ServiceManager({}).tell("READY=1")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd's protocol")
+def test_sockets_that_were_passed_are_taken_and_others_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "admin"}
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as other:
+        monkeypatch.setattr(system.ServiceManager, "FIRST_FD", os.dup(server.fileno()))
+        [(name, one)] = system.ServiceManager(dict(passed)).passed
+        assert (name, one.getsockname()) == ("admin", server.getsockname())
+        assert not one.get_inheritable()
+        one.close()
+        assert system.ServiceManager({**passed, "LISTEN_PID": "1"}).passed == []
+        assert system.ServiceManager({**passed, "LISTEN_FDS": "many"}).passed == []
+        for fd in (other.fileno(), 10**6):
+            monkeypatch.setattr(system.ServiceManager, "FIRST_FD", fd)
+            with pytest.raises(UserError, match="no listening TCP socket"):
+                system.ServiceManager(dict(passed))
+        other.detach()

@@ -17,6 +17,8 @@ from breakeven.measure.events import RequestDone
     [
         ("garbage", "broken_stream"),
         ("engine_error", "refused"),
+        ("error_first", "refused"),
+        ("no_output", "empty"),
         ("reset", "reset"),
         ("stall", "timeout"),
         ("short", "short"),

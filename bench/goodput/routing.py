@@ -30,7 +30,7 @@ from breakeven.gateway.serve.account import LEAST_GAPS
 from breakeven.gateway.serve.poll import HEAL_S, POLL_S
 
 LEARNING = 0.05
-"""Weight of one answer in the mean length, as in `gateway.serve.lane`."""
+"""Weight of one answer in the mean length, as in `gateway.route.learned`."""
 PROMPT_SPREAD = 0.1
 """Standard deviation of ln(estimated / true prompt tokens): a gateway counts bytes. An assumption."""
 

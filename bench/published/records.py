@@ -46,7 +46,7 @@ BRIEF_PROMPT = 64
 """Tokens taken for a prompt whose length was not published; a short question."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """One published figure. `concurrency`: closed-loop streams, or `rate` open-loop requests a second.
 
@@ -56,18 +56,19 @@ class Observation:
     source: str
     family: Literal["local", "serving"]
     engine: str
-    old: bool
     spec: ModelSpec
     format: str
     chip: Chip
-    devices: int
-    experts_apart: bool
-    concurrency: float
-    rate: float | None
     prompt: float
     output: float
     phase: Phase
     seconds: float
+    devices: int = 1
+    experts_apart: bool = False
+    concurrency: float = 1.0
+    rate: float | None = None
+    old: bool = False
+    """A record of 2024, whose prompt is not told apart from the context."""
     year: int = 2026
     """Of the engine's build, where it was told or can be guessed."""
     step_tokens: int | None = None
@@ -133,14 +134,9 @@ def _on_cpu(r: Record) -> Observation:
         source=f"local_2026.tsv:{r.id}",
         family="local",
         engine=r.engine,
-        old=False,
         spec=r.spec,
         format=r.format,
         chip=r.machine.devices[0],
-        devices=1,
-        experts_apart=False,
-        concurrency=1.0,
-        rate=None,
         prompt=r.prompt,
         output=128.0,
         phase="prefill" if r.phase == "prefill" else "decode",
@@ -153,14 +149,11 @@ def _on_device(r: Whole) -> Observation:
         source=r.id if " " in r.id else f"local_2026.tsv:{r.id}",
         family="local",
         engine=r.engine,
-        old=False,
         spec=r.spec,
         format=r.format,
         chip=r.chip,
         devices=r.devices,
-        experts_apart=False,
         concurrency=r.streams,
-        rate=None,
         prompt=r.prompt,
         output=r.output,
         phase="prefill" if r.phase == "prefill" else "decode",
@@ -176,12 +169,10 @@ def _served(r: Served) -> Observation:
         source=f"local_2026.tsv:{r.id}",
         family="serving",
         engine=r.engine,
-        old=False,
         spec=r.spec,
         format=r.format,
         chip=r.chip,
         devices=r.devices,
-        experts_apart=False,
         concurrency=r.streams,
         rate=r.rate,
         prompt=r.prompt,
@@ -245,9 +236,6 @@ def _observation(file: str, r: dict[str, Any], wait_s: float | None = None) -> O
         format=name,
         chip=chip,
         devices=int(r.get("n_dev") or 1),
-        experts_apart=False,
-        concurrency=1.0,
-        rate=None,
         prompt=float(r.get("prompt_len") or BRIEF_PROMPT),
         output=float(r.get("gen_len") or 128),
         phase="decode",

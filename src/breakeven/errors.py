@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from pathlib import Path
+
+MOST_SAID = 4000
+"""Letters of one message; what a server or a file made longer says no more."""
 
 
 def printable(text: str) -> str:
     """`text` with a question mark for whatever drives a terminal: names and messages quote what files say."""
     return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
+
+
+def one_line(text: str, most: int = MOST_SAID) -> str:
+    """`text` without line breaks or control characters, and cut: for a terminal or a line of a log."""
+    line = printable(" ".join(text[: 4 * most].split()))
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def complain(text: str) -> None:
+    """Say one line on standard error. A full disk behind it, or a reader that left, must not end what goes on."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"breakeven: {one_line(text)}\n")
+        sys.stderr.flush()
 
 
 class BreakevenError(Exception):

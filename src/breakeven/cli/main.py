@@ -10,7 +10,7 @@ import os
 import sys
 from typing import NamedTuple
 
-from breakeven.errors import BreakevenError, UserError, printable
+from breakeven.errors import BreakevenError, UserError, complain
 from breakeven.version import __version__
 
 INTERRUPTED = 130
@@ -108,16 +108,7 @@ def dispatch(args: list[str]) -> int:
     return run_verb(args[0], args[1:])
 
 
-def one_line(text: str) -> str:
-    """`text` without line breaks or control characters, for standard error."""
-    return printable(" ".join(text.split()))
-
-
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def _complain(text: str) -> None:
-    sys.stderr.write(f"breakeven: {one_line(text)}\n")
 
 
 def _run(args: list[str]) -> int:
@@ -125,7 +116,7 @@ def _run(args: list[str]) -> int:
         status = dispatch(args)
         sys.stdout.flush()
     except BreakevenError as error:
-        _complain(str(error))
+        complain(str(error))
         return error.exit_status
     except KeyboardInterrupt:
         status = INTERRUPTED
@@ -138,7 +129,7 @@ def _run(args: list[str]) -> int:
             raise
         # What Python still holds of the output would fail again, with a traceback, as it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _complain(
+        complain(
             f"{error.filename or 'the output'}: cannot be written ({error.strerror}); make room, or write elsewhere"
         )
         return 1
@@ -152,12 +143,12 @@ def _run(args: list[str]) -> int:
         elif isinstance(error, TyperException):
             # A verb called without anything has printed its help already and has no message.
             if text := error.format_message().rstrip("."):
-                _complain(f"{text}. Try: breakeven {args[0]} --help")
+                complain(f"{text}. Try: breakeven {args[0]} --help")
             return error.exit_code
         else:
             raise
     if status == INTERRUPTED:
-        _complain("interrupted.")
+        complain("interrupted.")
     return status
 
 

@@ -9,23 +9,34 @@ player's alarm, which run on one kernel's own files and calls, look for themselv
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, MutableMapping
 from typing import Any
 
-from breakeven.errors import NotSupportedError
+from breakeven.errors import NotSupportedError, UserError
 
 KILLED = 9
 """The signal that ends a process whatever it does; Windows knows none and is told so by number alone."""
 _LOOK_S = 0.02
 """How often a system without waiting for signals with a timeout is asked for one."""
+
+
+def steady_s() -> float:
+    """Seconds of a clock that nobody sets, the same in all processes; on Linux it runs on while the machine sleeps."""
+    return _READ(_BOOT) if _READ is not None and _BOOT is not None else time.monotonic()
+
+
+_READ: Callable[[int], float] | None = getattr(time, "clock_gettime", None)
+_BOOT: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 def kill_session(pid: int) -> None:
@@ -153,3 +164,69 @@ def wait_signal(signals: Collection[signal.Signals], timeout_s: float | None = N
             return None
         time.sleep(min(_LOOK_S, left_s))
     return signal.sigwait(signals)
+
+
+def regular(path: str, flags: int) -> int:
+    """An `opener` for `open` that lets regular files through alone: a pipe or a device could be waited for for ever.
+
+    Raises OSError for anything else.
+    """
+    fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is a pipe, a device or a directory and no regular file", path)
+    return fd
+
+
+class ServiceManager:
+    """Whoever started this process as a service, where it speaks systemd's protocol; nobody otherwise.
+
+    `watchdog_s`: how often to tell it that we go on, half of what it allows; None: it does not ask. `passed`: listening
+    sockets that it opened for us, each with its name there.
+    """
+
+    FIRST_FD = 3
+    MOST_FDS = 64
+
+    def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
+        """Takes the protocol's variables out of `environ`, so that no child takes itself for the service.
+
+        Raises UserError when a descriptor that was passed is no listening TCP socket.
+        """
+        names = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+        told = {name: environ.pop(name, "") for name in names}
+        at = told["NOTIFY_SOCKET"]
+        self._address = "\0" + at[1:] if at.startswith("@") else at
+        ours = told["WATCHDOG_PID"] in ("", str(os.getpid()))
+        wait_us = told["WATCHDOG_USEC"]
+        self.watchdog_s = int(wait_us) / 2e6 if ours and wait_us.isdecimal() and int(wait_us) else None
+        self.passed: list[tuple[str, socket.socket]] = []
+        count = told["LISTEN_FDS"]
+        if told["LISTEN_PID"] == str(os.getpid()) and count.isdecimal():
+            labels = told["LISTEN_FDNAMES"].split(":")
+            for k in range(min(int(count), self.MOST_FDS)):
+                self.passed.append((labels[k] if k < len(labels) else "", _listening(self.FIRST_FD + k)))
+
+    def tell(self, *lines: str) -> None:
+        """Tell it, such as `READY=1`. It may be deaf: nothing here waits for it or fails with it."""
+        if not self._address or sys.platform == "win32":
+            return
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
+            to.setblocking(False)
+            to.sendto("\n".join(lines).encode(), self._address)
+
+
+def _listening(fd: int) -> socket.socket:
+    try:
+        one = socket.socket(fileno=fd)
+        listens = one.getsockopt(socket.SOL_SOCKET, getattr(socket, "SO_ACCEPTCONN", 30))
+    except OSError:
+        one, listens = None, 0
+    if one is None or not listens or one.family not in (socket.AF_INET, socket.AF_INET6):
+        raise UserError(
+            f"the service manager passed descriptor {fd}, which is no listening TCP socket; "
+            "in the socket unit write ListenStream=127.0.0.1:8000"
+        )
+    one.set_inheritable(False)
+    one.setblocking(False)
+    return one

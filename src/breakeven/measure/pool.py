@@ -7,7 +7,6 @@ followed, so a key goes nowhere but to the URL it is for.
 
 from __future__ import annotations
 
-import email.utils
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from breakeven.version import __version__
 from breakeven.wire.client import HttpClient
 from breakeven.wire.connection import Exchange
 from breakeven.wire.dialects import dialect_of
+from breakeven.wire.meaning import asked_wait_s
 from breakeven.wire.message import Headers, Trouble
 from breakeven.wire.reply import BrokenStreamError, Reply
 
@@ -97,7 +97,7 @@ class Recording(Exchange):
         self._on_first = on_first
         self._whole: list[bytes] = []
         """Pieces of a body that is not a stream: an answer in one piece, or the text of a refusal."""
-        self.reply = Reply()
+        self.reply = Reply(counts_believed=pool.dialect.several_usages or pool.backend.pid is not None)
         self.status = 0
         """HTTP status of the answer, 0 while there is none."""
         self._headers_ns: int | None = None
@@ -117,9 +117,7 @@ class Recording(Exchange):
         """The answer's head."""
         self.status, self._headers_ns = status, self.heard_ns
         if status in _WAIT_STATUSES:
-            told = {name: value.decode("latin-1") for name, value in headers}
-            if value := told.get(b"retry-after"):
-                self._note_retry_after(value, told.get(b"date", ""))
+            self._retry_after_s = asked_wait_s(headers, time.time())
 
     def on_body(self, data: bytes) -> None:
         """Bytes of the body. Ends the exchange when they are no answer."""
@@ -151,10 +149,10 @@ class Recording(Exchange):
             return
         reply = self.reply
         try:
-            if not self.call.stream:
-                reply.take_whole(b"".join(self._whole), self.heard_ns)
-            elif reply.done_ns is None:
+            if self.call.stream:
                 reply.end()
+            else:
+                reply.take_whole(b"".join(self._whole), self.heard_ns)
         except BrokenStreamError as error:
             self._finish(error.kind, str(error))
         else:
@@ -164,7 +162,7 @@ class Recording(Exchange):
         """The connection broke, or time is up: an error, unless what came before says more."""
         if self.reply.done_ns is not None:
             self.reply.note("no_close_after_done")
-            self._finish(None, None)
+            self.on_end()
         elif self.status not in (0, 200):
             self._end_by_status()
         elif trouble in ("refused", "unreachable") and self.failure is not None:
@@ -190,19 +188,6 @@ class Recording(Exchange):
         if not self.over:
             self._leave(keep=False)
         on_done(self._result(error, detail, self._pool))
-
-    def _note_retry_after(self, value: str, date: str) -> None:
-        """Keep what a `Retry-After` header asks: seconds, or a date, counted from the answer's own `Date`."""
-        try:
-            self._retry_after_s = float(value)
-        except ValueError:
-            try:
-                until, now = (email.utils.parsedate_to_datetime(text) for text in (value, date))
-                self._retry_after_s = (until - now).total_seconds()
-            except (ValueError, TypeError):  # neither seconds nor dates, or dates with and without a time zone
-                return
-        if not 0 <= self._retry_after_s < float("inf"):
-            self._retry_after_s = None
 
     def _first(self) -> None:
         on_first, self._on_first = self._on_first, None

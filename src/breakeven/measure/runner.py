@@ -24,12 +24,13 @@ from breakeven.measure.pool import STALL_TIMEOUT_S, Call, Pool
 from breakeven.traffic import prompts
 from breakeven.wire.dialects import completion_fields
 
-ERROR_KINDS = ("timeout", "unreachable", "reset", "broken_stream", "refused", "short", "cancelled")
+ERROR_KINDS = ("timeout", "unreachable", "reset", "broken_stream", "refused", "empty", "short", "cancelled")
 """What `RequestDone.error` can be, beside `http_<status>`.
 
 timeout: silent or running too long. unreachable: no connection. reset: the connection broke. broken_stream: bytes that
 are no stream of completions, or one that stops without an end. refused: the engine reported an error inside the stream.
-short: fewer tokens than asked for with `ignore_eos`. cancelled: by us.
+empty: an answer that ended as it should, without output. short: fewer tokens than asked for with `ignore_eos`.
+cancelled: by us.
 """
 
 TEMPERATURE, TOP_K = 1.0, 40

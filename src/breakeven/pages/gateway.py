@@ -8,12 +8,15 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from breakeven.errors import one_line, printable
 from breakeven.gateway.keys.entry import KeyEntry, limit_text
 from breakeven.gateway.seen.snapshot import Difference, ExperimentState
 from breakeven.pages.words import number
 from breakeven.traffic.workload import slo_text
 
+LONGEST_LINE = 2000
 SHARES = {"errors", "refusals", "distinct_answers"}
 SECONDS = {"ttft", "tpot", "e2e"}
 NAMES = {
@@ -40,21 +43,19 @@ def print_experiments(states: Sequence[ExperimentState], console: Console) -> No
     for index, state in enumerate(states):
         if index:
             console.print()
-        console.print(
-            f"{state.name} ({state.kind} on {state.model}): {STATES.get(state.state, state.state)}",
-            style="bold",
-            highlight=False,
-            markup=False,
-        )
+
+        def say(text: str, style: str | None = None) -> None:
+            # Names and reasons come from files, which may hold what drives a terminal.
+            console.print(one_line(text, LONGEST_LINE), style=style, highlight=False, markup=False)
+
+        say(f"{state.name} ({state.kind} on {state.model}): {STATES.get(state.state, state.state)}", "bold")
         if state.winner:
-            console.print(f"Better: {state.winner}", highlight=False, markup=False)
-        console.print(state.reason, highlight=False, markup=False)
+            say(f"Better: {state.winner}")
+        say(state.reason)
         control, treatment = state.arms
-        console.print(
+        say(
             f"Control {control.backend}: {control.requests:,} requests. Treatment {treatment.backend}: "
-            f"{treatment.requests:,} requests, share now {100 * state.share:.3g} %.",
-            highlight=False,
-            markup=False,
+            f"{treatment.requests:,} requests, share now {100 * state.share:.3g} %."
         )
         if state.differences:
             console.print(_table(state))
@@ -71,7 +72,7 @@ def _table(state: ExperimentState) -> Table:
     control, treatment = state.arms
     for one in state.differences:
         table.add_row(
-            NAMES.get(one.metric, one.metric),
+            NAMES.get(one.metric) or Text(one_line(one.metric, 40)),
             _value(one.metric, control.means.get(one.metric)),
             _value(one.metric, treatment.means.get(one.metric)),
             _points(one) if one.metric in SHARES else _ratio(one),
@@ -137,7 +138,7 @@ def keys_table(entries: Sequence[KeyEntry]) -> str:
         return "no keys; make one with: breakeven keys create NAME"
     rows = [("name", "state", "made", "ends", "models", "limits")]
     for entry in entries:
-        models = ",".join(entry.models) or "all"
+        models = printable(",".join(entry.models)) or "all"
         rows.append(
             (
                 entry.name,

@@ -14,7 +14,7 @@ The interval is the wider, on either side, of two:
   have none to spare, and it is Student's t of them all.
 
 Together they keep what they promise for runs that end when they are precise enough, where either alone falls short by
-1 to 3 points: `docs/noise.md` has the table, `bench/noise.py --simulate` makes it.
+1 to 3 points: `docs/noise.md` has the table, `bench/noise_simulated.py` makes it.
 
 Shapes: N values, W = N (N + 1) / 2 Walsh averages in order.
 """
@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.stats.estimate import Estimate, measured
-from breakeven.stats.intervals import MIN_PAIRS, T_975, T_995, student
+from breakeven.stats.intervals import AT_99, MIN_PAIRS, T_975, T_995, student
 
 TRIMMED = 0.2
 """Share of the values left out at either end: what Wilcox recommends where outliers are expected."""
@@ -44,7 +44,7 @@ Floats = NDArray[np.float64]
 def ratio(a_over_b: Sequence[float], floor: float = 0.0) -> Estimate:
     """Estimate of a ratio from paired ratios (each > 0); without an interval for fewer than `MIN_PAIRS`.
 
-    `floor`: a relative difference that two copies of one candidate can show on a quiet machine, which no pair of blocks
+    `floor`: half of the 95 % of what two copies of one candidate differ by on a quiet machine, which no pair of blocks
     of the same two processes can see; it is added to the half-width in quadrature.
     """
     logs = np.log(np.asarray(a_over_b, dtype=np.float64))
@@ -73,7 +73,7 @@ def differs(a_over_b: Sequence[float], floor: float = 0.0) -> bool:
     if len(logs) < MIN_PAIRS:
         return False
     centre, below, above = _about(logs, T_995, 0.005)
-    return abs(centre) > math.hypot(below if centre > 0 else above, floor)
+    return abs(centre) > math.hypot(below if centre > 0 else above, AT_99 * floor)
 
 
 def centre(values: Sequence[float]) -> float:

@@ -180,6 +180,46 @@ def _short(question: ScriptedRequest) -> Scene:
     return ok(question)
 
 
+def _error_first(question: ScriptedRequest) -> Scene:
+    """Status 200, and then nothing but an error, in the words of the endpoint."""
+    if not question.stream:
+        return whole(b'{"error": {"message": "out of memory", "code": 500}}', wait_s=_whole_s(question))
+    told = b'{"type": "error", "error": {"type": "overloaded_error", "message": "out of memory"}}'
+    return played(question, [sse.event(told, b"error" if question.path.endswith("/messages") else b""), sse.DONE])
+
+
+def _pings_first(question: ScriptedRequest) -> Scene:
+    """What keeps a connection alive, `slow_s` apart, then the answer."""
+    answer = ok(question)
+    if not question.stream:
+        return answer
+    pings = [b": working on it\r\n\r\n", b"data: null\n\n", b"event: ping\rdata: {}\r\r", b"data\n\n"]
+    first, *rest = answer.pieces
+    waits = [answer.waits_s[0], *[question.slow_s] * len(pings), *answer.waits_s[1:]]
+    return Scene([first, *map(chunk, pings), *rest], waits)
+
+
+def _mixed_ends(question: ScriptedRequest) -> Scene:
+    """A byte order mark, and each event with other ends of lines than the one before."""
+    if not question.stream:
+        return ok(question)
+    ends = (b"\n", b"\r\n", b"\r")
+    made = [event.replace(b"\n", ends[number % 3]) for number, event in enumerate(events(question))]
+    return played(question, [sse.BOM + made[0], *made[1:]])
+
+
+def _null_choices(question: ScriptedRequest) -> Scene:
+    """Counts come beside `choices: null`."""
+    made = [event.replace(b'"choices":[],', b'"choices":null,') for event in events(question)]
+    return played(question, made) if question.stream else ok(question)
+
+
+def _no_output(question: ScriptedRequest) -> Scene:
+    """All of an answer but the answer."""
+    question.chunks = 0
+    return ok(question)
+
+
 def _unframed_end(question: ScriptedRequest) -> Scene:
     """All of the stream but the end of its framing: it stays open."""
     return _after(stream(question, last=b""), "hang")
@@ -245,6 +285,12 @@ CONTENT: dict[str, Callable[[ScriptedRequest], Scene]] = {
     "drip": _drip,
     "late_output": _late_output,
     "stays_open": _unframed_end,
+    "error_first": _error_first,
+    "pings_first": _pings_first,
+    "mixed_ends": _mixed_ends,
+    "null_choices": _null_choices,
+    "no_output": _no_output,
+    "answers_whole": lambda q: whole(document(q), wait_s=_whole_s(q)),
 }
 """What is odd in what it says."""
 BEHAVIOURS = TRANSPORT | CONTENT

@@ -18,7 +18,9 @@ from breakeven.hardware.system import readiness
 from breakeven.wire.message import Headers, Sink, Trouble
 
 HEADER_BYTES = 64 * 2**10
-"""Most bytes of an answer's head, interim answers included."""
+"""Most bytes of an answer's head, interim answers included, and of what comes after it and is nobody's body."""
+_MOST_HEADERS, _PER_BYTE = 256, 64
+"""`_PER_BYTE`: on the wire for one of a chunked body: the size, line ends and extension of the smallest piece."""
 _STALE_S = 1.0
 """A kept connection that closes without a byte within this time of a request was closed before it was read."""
 _JOINED_BYTES = 64 * 2**10
@@ -156,7 +158,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_body_bytes", "_client", "_complete", "_fed_bytes", "_framed", "_head_done", "_head_told",
         "_headers", "_heard", "_interim", "_keep", "_length", "_odd", "_parser", "_pieces", "_poll", "_served",
-        "_status", "_streamed", "_transport", "exchange", "rested_ns",
+        "_status", "_streamed", "_transport", "_unseen", "exchange", "rested_ns",
     )  # fmt: skip
 
     def __init__(self, client: Owner) -> None:
@@ -173,7 +175,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _begin(self) -> None:
         self._headers: list[tuple[bytes, bytes]] = []
-        self._status = self._fed_bytes = self._body_bytes = 0
+        self._status = self._fed_bytes = self._body_bytes = self._unseen = 0
         self._heard = self._framed = self._interim = self._complete = self._keep = False
         self._head_done = self._head_told = False
         self._length = -1
@@ -271,11 +273,14 @@ class ClientConnection(asyncio.Protocol):
             self._fed_bytes += len(data)
             if not self._tell_head(exchange):
                 return
+        elif self._length < 0:
+            self._unseen += len(data)
         pieces = self._pieces
         if pieces:
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
             self._body_bytes += len(body)
+            self._unseen = max(0, self._unseen - _PER_BYTE * len(body))
             if self._body_bytes > exchange.limit_bytes:
                 exchange.trouble("too_large", f"the answer is larger than {exchange.limit_bytes} bytes")
                 return
@@ -287,6 +292,8 @@ class ClientConnection(asyncio.Protocol):
             exchange.end(keep=self._keep and not self._odd)
         elif self._odd:
             exchange.trouble("garbage", self._odd)
+        elif self._unseen > HEADER_BYTES:  # llhttp may be gathering one trailer of it all
+            exchange.trouble("garbage", f"the answer has over {HEADER_BYTES} bytes beside its body")
 
     def _tell_head(self, exchange: Exchange) -> bool:
         """Pass the head on once it is whole; False when there is nothing more to do for now."""
@@ -296,10 +303,10 @@ class ClientConnection(asyncio.Protocol):
             elif self._fed_bytes > HEADER_BYTES:
                 exchange.trouble("too_large", f"the head of the answer is larger than {HEADER_BYTES} bytes")
             return False
-        if self._fed_bytes > HEADER_BYTES and sum(len(name) + len(value) + 4 for name, value in self._headers) > (
-            HEADER_BYTES
-        ):
-            exchange.trouble("too_large", f"the head of the answer is larger than {HEADER_BYTES} bytes")
+        headers = self._headers
+        large = self._fed_bytes > HEADER_BYTES and sum(len(n) + len(v) + 4 for n, v in headers) > HEADER_BYTES
+        if large or len(headers) > _MOST_HEADERS:
+            exchange.trouble("too_large", f"the head of the answer: over {HEADER_BYTES} bytes or {_MOST_HEADERS} lines")
             return False
         if self._odd and not self._complete:  # nothing was passed on, so another backend can still be asked
             exchange.trouble("garbage", self._odd)
@@ -314,7 +321,7 @@ class ClientConnection(asyncio.Protocol):
             exchange.trouble("too_large", f"the answer is larger than {exchange.limit_bytes} bytes")
             return False
         self._head_told = True
-        passed = self._headers if client.passes_on is None else client.passes_on(self._headers)
+        passed = headers if client.passes_on is None else client.passes_on(headers)
         exchange.sink.on_head(self._status, passed)  # type: ignore[union-attr]
         if exchange.over:
             return False

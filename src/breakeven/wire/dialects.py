@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 import msgspec
 
 _LINE = re.compile(r'([A-Za-z_:][\w:]*)(?:\{(?:[^"}]|"(?:\\.|[^"\\])*")*\})?[ \t]+(\S+)')
+MOST_LINES, MOST_LINE = 20_000, 4_096
+"""Of a `/metrics` page, what is read: vLLM's longest pages have a few thousand lines of some hundred letters."""
 
 
 class EngineNumbers(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,13 +159,18 @@ def metric_names() -> dict[str, dict[str, tuple[str, ...]]]:
     }
 
 
+def lines_of(text: str) -> Iterator[str]:
+    """The samples of a Prometheus text page, a line each, within bounds: no page costs more than some milliseconds."""
+    return (line for line in text.split("\n", MOST_LINES)[:MOST_LINES] if 2 < len(line) <= MOST_LINE and line[0] != "#")
+
+
 def parse_metrics(text: str) -> dict[str, list[float]]:
     """Every sample of a Prometheus text page by name, whatever its labels.
 
     Lines that are none, and values that are no finite number, are skipped.
     """
     found: dict[str, list[float]] = {}
-    for line in text.split("\n"):
+    for line in lines_of(text):
         match = _LINE.match(line)
         if match is None:
             continue

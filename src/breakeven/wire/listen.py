@@ -46,6 +46,20 @@ def open_sockets(host: str, port: int, count: int) -> list[socket.socket]:
     return opened
 
 
+def another_socket(address: tuple[str | int | bytes, ...]) -> socket.socket:
+    """One more listening socket at an address that others of ours share. Raises OSError."""
+    one = socket.socket(socket.AF_INET if len(address) == 2 else socket.AF_INET6, socket.SOCK_STREAM)
+    try:
+        _bind(one, address, shared=True)
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        one.listen(BACKLOG)
+        one.setblocking(False)
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
 def _resolve(host: str, port: int) -> tuple[int, tuple[str | int | bytes, ...]]:
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not 0 <= port <= 65535:
@@ -89,17 +103,16 @@ def names_here(host: bytes | None) -> bool:
     return name.lower().rstrip(".") == "localhost" or is_loopback_address(name)
 
 
-def sent_from_here(origin: bytes | None) -> bool:
-    """Whether an Origin header is absent, or of a page of this machine, or of a program that is no web page.
+def sent_from_here(origin: bytes | None, named: frozenset[bytes] = frozenset()) -> bool:
+    """Whether an Origin header is absent, or of a page of this machine, or one of those `named` in lower case.
 
-    "null", which sandboxed frames send, is nobody's.
+    A file, an extension and a frame without an origin ("null") are pages too, and may be anybody's.
     """
     if origin is None:
         return True
-    scheme, slashes, host = origin.lower().partition(b"://")
-    if scheme + slashes not in _WEB:
-        return bool(slashes)
-    return names_here(host)
+    origin = origin.lower()
+    scheme, slashes, host = origin.partition(b"://")
+    return origin in named or (scheme + slashes in _WEB and names_here(host))
 
 
 def is_loopback_address(text: str) -> bool:

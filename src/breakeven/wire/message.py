@@ -1,12 +1,8 @@
-"""One message: a request as whoever answers gets it, the way back, what whoever asks is told, and refusals.
-
-And how deep a JSON body may nest, before anybody decodes it.
-"""
+"""One message: a request as whoever answers gets it, the way back, what whoever asks is told, and refusals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Literal, Protocol
 
 import msgspec
@@ -16,15 +12,21 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Request:
-    """One whole request. `path` is as sent, without query, not decoded; `received_ns`: monotonic, of its first byte."""
+    """One request. `path` is as sent, without query, not decoded; `received_ns`: monotonic, of its first byte.
 
-    __slots__ = ("body", "headers", "method", "path", "peer", "query", "received_ns")
+    Whoever judges its head before the body is there may leave in `known` what it found out of whoever asks; it is
+    gone again where the body came later. `share`: its part of the bytes that all bodies may take, while it is large.
+    """
+
+    __slots__ = ("body", "headers", "known", "method", "path", "peer", "query", "received_ns", "share")
 
     def __init__(
         self, method: str, path: str, query: str, headers: Headers, body: bytes, peer: str, received_ns: int
     ) -> None:
         self.method, self.path, self.query, self.headers = method, path, query, headers
         self.body, self.peer, self.received_ns = body, peer, received_ns
+        self.known: object | None = None
+        self.share: HeldBytes | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of this lower-case name."""
@@ -32,6 +34,13 @@ class Request:
             if key == name:
                 return value
         return None
+
+
+class HeldBytes(Protocol):
+    """Something that a request holds as long as it is under way."""
+
+    def free(self) -> None:
+        """It is over."""
 
 
 class Responder(Protocol):
@@ -66,6 +75,9 @@ class Responder(Protocol):
 
 Handler = Callable[[Request, Responder], None]
 """Called on the loop as soon as a request is whole; may answer at once or later."""
+Judge = Callable[[Request], bool]
+"""Called when a head is complete and a body follows: whether that body is to be kept. Where it is not, the handler is
+called at once with an empty body, and refuses for the same reason."""
 
 
 Trouble = Literal["refused", "unreachable", "reset", "timeout", "garbage", "cut", "too_large", "forbidden"]
@@ -95,11 +107,14 @@ _KINDS = {
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not a fault of ours
-    """What a client sent cannot be served: `status` and `code` for it, the text says what to do."""
+    """What a client sent cannot be served: `status` and `code` for it, the text says what to do.
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    `retry_s`: when it may be tried again; 0: not as it is.
+    """
+
+    def __init__(self, status: int, code: str, message: str, retry_s: int = 0) -> None:
         super().__init__(message)
-        self.status, self.code, self.message = status, code, message
+        self.status, self.code, self.message, self.retry_s = status, code, message, retry_s
 
 
 class _Detail(msgspec.Struct, frozen=True):
@@ -121,42 +136,3 @@ def error_body(status: int, message: str, kind: str | None = None, code: str | N
     if kind is None:
         kind = _KINDS.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
     return _encode(_Body(_Detail(message, kind, None, code)))
-
-
-_PART_BYTES = 1 << 16
-_NOT_BRACKETS = bytes(c for c in range(256) if c not in b"[]{}")
-_STEPS = bytes(1 if c in b"[{" else 255 for c in range(256))
-"""An opening bracket as +1, a closing one as -1, once read as signed bytes."""
-
-
-def json_too_deep(body: bytes, depth: int) -> bool:
-    """Whether arrays and objects in `body` nest more than `depth` deep. Brackets within strings do not count.
-
-    Never False for JSON that nests deeper; what is not JSON gets some answer. Most bodies have fewer brackets than
-    `depth` in all and are not looked at further. The rest is cut at its quotes part by part, so that memory stays
-    bounded whatever is sent, by functions that run in C.
-    """
-    if body.count(b"[") + body.count(b"{") <= depth:
-        return False
-    level, in_string, at, end = 0, False, 0, len(body)
-    while at < end:
-        upto = min(at + _PART_BYTES, end)
-        while upto < end and body[upto - 1] == 0x5C:  # a backslash belongs to what follows
-            upto += 1
-        part = body[at:upto]
-        at = upto
-        if b"\\" in part:
-            part = part.replace(b"\\\\", b"").replace(b'\\"', b"")
-        pieces = part.split(b'"')
-        brackets = b"".join(pieces[in_string::2]).translate(None, _NOT_BRACKETS)
-        in_string ^= len(pieces) % 2 == 0
-        if brackets:
-            levels = list(accumulate(_signed(brackets), initial=level))
-            if max(levels) > depth:
-                return True
-            level = levels[-1]
-    return False
-
-
-def _signed(brackets: bytes) -> memoryview:
-    return memoryview(brackets.translate(_STEPS)).cast("b")

@@ -1,6 +1,7 @@
 """From bytes to requests, without a socket: llhttp's callbacks and the limits on what arrives.
 
-A reader that has failed is done: what it had taken whole before stands in `ahead`, why it failed in `failure`.
+A reader that has failed is done: what it had taken whole before stands in `ahead`, why it failed in `failure`. A
+request whose head is enough to refuse it stands in `ahead` as soon as that head is whole; its body is let go.
 
 llhttp refuses by itself: NUL, bare CR or LF and folded lines in headers, spaces before a colon, several or malformed
 Content-Lengths, Content-Length beside Transfer-Encoding. `_check_head` refuses what it lets through.
@@ -10,11 +11,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any, Protocol
+from typing import Any
 
 import httptools
 
-from breakeven.wire.message import Headers, Refused, Request
+from breakeven.wire.bounds import SMALL_BODY, BodyShare, Bounds, HeldBodies
+from breakeven.wire.message import Headers, Judge, Refused, Request
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 """llhttp knows many more, some of other protocols."""
@@ -24,53 +26,42 @@ _HOST_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.
 _MOST_AHEAD = 64
 """Whole requests taken from one read; a client that pipelines more has its connection closed after them."""
 _MOST_HEADERS = 256
-_CHUNK_OVERHEAD = 64
-"""Bytes a piece of a chunked body may cost beside its payload: size, line ends, extensions."""
+_PER_BYTE = 64
+"""Bytes on the wire for one of a chunked body: sizes, line ends and extensions of the smallest pieces there may be."""
+_DRAINED_BYTES = SMALL_BODY
+"""A body that nobody keeps is read to its end so that the connection can be used again; a longer one ends it."""
+_CHUNKED = -1
 
 
-class Bounds(Protocol):
-    """What a server allows: bytes of one request, connections, and seconds for a request, between two, and unread."""
-
-    @property
-    def body_bytes(self) -> int: ...
-
-    @property
-    def header_bytes(self) -> int: ...
-
-    @property
-    def connections(self) -> int: ...
-
-    @property
-    def read_s(self) -> float: ...
-
-    @property
-    def idle_s(self) -> float: ...
-
-    @property
-    def write_s(self) -> float: ...
+class _Enough(Exception):  # noqa: N818 - no fault: ends the parser where nothing more is to be read
+    """The reader is full."""
 
 
 class Reader:
     """Takes one client's bytes apart.
 
-    `ahead`: whole requests, each with whether the connection is kept after it and whether it is HTTP/1.0.
-    `begun_ns`: when the first byte of a request that is not whole yet came; 0: none is arriving. `waits`: its body
-    comes after "100 Continue". `failure`: what to answer, after `ahead`, before closing.
+    `ahead`: requests, each with whether the connection is kept after it and whether it is HTTP/1.0. `begun_ns`: when
+    the first byte of a request that is not whole yet came; 0: none is arriving. `waits`: its body comes after "100
+    Continue". `dropping`: it is answered already. `full`: after `ahead` nothing more is read. `failure`: what to
+    answer, after `ahead`, before closing.
     """
 
     __slots__ = (
-        "_body", "_chunks", "_extra", "_fed", "_headers", "_in_body", "_late", "_limits", "_method", "_mixed",
-        "_parser", "_peer", "_received_ns", "_url", "_version", "_watched", "ahead", "begun_ns", "failure", "waits",
+        "_bodies", "_body", "_extra", "_fed", "_headers", "_in_body", "_judge", "_late", "_limits",
+        "_method", "_mixed", "_parser", "_peer", "_received_ns", "_request", "_same_read", "_share", "_size",
+        "_trailers", "_url", "_version", "_watched", "ahead", "begun_ns", "dropping", "failure", "full", "waits",
     )  # fmt: skip
 
-    def __init__(self, limits: Bounds, peer: str) -> None:
-        """`peer`: the client's address, put into each request."""
-        self._limits, self._peer = limits, peer
+    def __init__(self, limits: Bounds, peer: str, bodies: HeldBodies | None = None, judge: Judge | None = None) -> None:
+        """`peer`: the client's address, put into each request. `bodies`: what all readers of a server share."""
+        self._limits, self._peer, self._judge = limits, peer, judge
+        self._bodies = bodies or HeldBodies(max(limits.bodies_bytes, limits.body_bytes))
         self._parser: Any = httptools.HttpRequestParser(self)
         self.ahead: deque[tuple[Request, bool, bool]] = deque()
         self.begun_ns = self._received_ns = self._fed = 0
         self.failure: Refused | None = None
-        self.waits = self._mixed = self._late = False
+        self.waits = self._mixed = self._late = self.full = self._same_read = False
+        self._share: BodyShare | None = None
         self._next()
 
     def _next(self) -> None:
@@ -78,18 +69,24 @@ class Reader:
         self._headers: list[tuple[bytes, bytes]] = []
         self._watched: list[tuple[bytes, bytes]] = []
         self._body: bytes | bytearray = b""
-        self._chunks = self._extra = 0
-        self._in_body = False
+        self._request: Request | None = None
+        self._extra = self._size = self._trailers = 0
+        self._in_body = self.dropping = False
         self._method = self._version = ""
 
     @property
     def body_begun(self) -> bool:
         """Whether some of the arriving request's body is here."""
-        return bool(self._body)
+        return self._size > 0
+
+    @property
+    def in_head(self) -> bool:
+        """Whether half a head is all that is here."""
+        return self.begun_ns > 0 and not self._in_body
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, at least one. Never raises; fills `ahead` and `failure`."""
-        if self.failure is not None:
+        if self.failure is not None or self.full:
             return
         if not self.begun_ns:
             if data[0] <= 13:  # line ends between requests, which belong to none
@@ -98,39 +95,55 @@ class Reader:
                     return
             self.begun_ns = self._received_ns = time.monotonic_ns()
             self._late = False
-        in_body, payload = self._in_body, len(self._body)
-        self._mixed = False
-        self._fed = len(data)
-        rest: bytes | None = None
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            rest = data[upgrade.args[0] :]
-        except httptools.HttpParserError as error:
-            if self.failure is None:
-                self.fail(Refused(400, "bad_request", f"this is not a valid HTTP/1.1 request: {error}"))
-            return
-        if rest is not None:
-            self._feed_upgrade(rest)
-        elif self.begun_ns and not self._mixed:
-            self._bound_unseen(in_body, payload)
+        self._mixed = self._same_read = False
+        rest: bytes | memoryview = data
+        while True:
+            in_body, size = self._in_body, self._size
+            self._fed = len(rest)
+            try:
+                self._parser.feed_data(rest)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = memoryview(rest)[upgrade.args[0] :]
+            except httptools.HttpParserError as error:
+                if self.failure is None and not self.full:
+                    self.fail(Refused(400, "bad_request", f"this is not a valid HTTP/1.1 request: {error}"))
+                return
+            if not self._ignore_upgrade() or not rest:
+                return
+        if self.begun_ns and not self._mixed:
+            self._bound_unseen(in_body, size)
 
     def fail(self, refused: Refused) -> None:
         """Take nothing more."""
         self.failure = refused
         self.begun_ns = 0
+        self._free()
         self._next()
+
+    def forget(self) -> None:
+        """What was taken is for nobody."""
+        for request, _, _ in self.ahead:
+            if request.share is not None:
+                request.share.free()
+        self.ahead.clear()
 
     def release(self) -> None:
         """Let go of the parser, which holds the reader: both go at once instead of with the next collection."""
         self._parser = None
+        self._free()
 
-    def _bound_unseen(self, in_body: bool, payload: int) -> None:
+    def _free(self) -> None:
+        share, self._share = self._share, None
+        if share is not None:
+            share.free()
+
+    def _bound_unseen(self, in_body: bool, size: int) -> None:
         # Bytes that reach no callback before they are whole: half a head, chunk extensions, trailers.
         limit = self._limits.header_bytes
         if in_body:
-            self._extra += self._fed - (len(self._body) - payload)
-            if self._extra > limit + _CHUNK_OVERHEAD * self._chunks:
+            self._extra = max(0, self._extra + self._fed - _PER_BYTE * (self._size - size))
+            if self._extra > limit:
                 self.fail(self._large_head())
         elif not self._in_body:
             self._extra += self._fed
@@ -141,19 +154,37 @@ class Reader:
         limit = self._limits.header_bytes
         return Refused(431, "headers_too_large", f"the request's head is larger than the {limit} bytes allowed here")
 
-    def _feed_upgrade(self, rest: bytes) -> None:
+    def _ignore_upgrade(self) -> bool:
+        """Begin the request anew without its offer. Whether there is more to read."""
         if self._method == "CONNECT":
             self.fail(Refused(501, "method", "the method CONNECT is not known here"))
-            return
-        keep = self._parser.should_keep_alive()
-        head = _without_upgrade(self._method, self._url, self._version, self._headers, keep)
+            return False
+        head = _without_upgrade(self._method, self._url, self._version, self._headers, self._parser.should_keep_alive())
         self._next()
+        self._late = True
+        self._fed = len(head)
         self._parser = httptools.HttpRequestParser(self)
-        self.feed(head + rest)
+        try:
+            self._parser.feed_data(head)
+        except httptools.HttpParserError as error:
+            if self.failure is None and not self.full:
+                self.fail(Refused(400, "bad_request", f"this is not a valid HTTP/1.1 request: {error}"))
+        return self.failure is None and not self.full
 
     def _stop(self, refused: Refused) -> None:
         self.fail(refused)
         raise refused  # ends the parser
+
+    def _take(self, request: Request, keep: bool, old: bool) -> None:
+        full = len(self.ahead) + 1 >= _MOST_AHEAD
+        self.ahead.append((request, keep and not full, old))
+        if full:
+            self._end()
+
+    def _end(self) -> None:
+        self.full = True
+        self.begun_ns = 0
+        raise _Enough
 
     # httptools' callbacks.
 
@@ -166,6 +197,9 @@ class Reader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:  # trailers are dropped
+            self._trailers += len(name) + len(value) + 4
+            if self._trailers > self._limits.header_bytes:
+                self._stop(self._large_head())
             return
         name = name.lower()
         if value and value[-1] <= 32:
@@ -190,12 +224,31 @@ class Reader:
         if parser.should_upgrade():
             return
         try:
-            self.waits = _check_head(self._method, self._version, self._watched, limits.body_bytes)
+            length, self.waits = _check_head(self._method, self._version, self._watched, limits.body_bytes)
         except Refused as refused:
             self._stop(refused)
+        path, _, query = self._url.decode("latin-1").partition("?")
+        request = Request(self._method, path, query, headers, b"", self._peer, self._received_ns)
+        self._request, self._same_read = request, True
+        if length:
+            if self._judge is not None and not self._judge(request):
+                self._drop(request, 0 < length <= _DRAINED_BYTES and not self.waits)
+            elif length > SMALL_BODY and not self._bodies.room(request.known or self._peer, length):
+                self._stop(_too_busy())
+
+    def _drop(self, request: Request, drained: bool) -> None:
+        """Its head is enough to refuse it. Whoever waits for our word may send the body or not: that ends it all."""
+        self.dropping = True
+        self.waits = False
+        self._take(request, drained and self._parser.should_keep_alive(), self._version == "1.0")
+        if not drained:
+            self._end()
 
     def on_body(self, data: bytes) -> None:
-        self._chunks += 1
+        grown = len(data)
+        size = self._size = self._size + grown
+        if self.dropping:
+            return
         body = self._body
         if not body:
             self._body = data
@@ -205,50 +258,70 @@ class Reader:
             self._body += data
         else:
             body += data
-        if len(self._body) > self._limits.body_bytes:
-            self._stop(_too_large(self._limits.body_bytes))
+        if size > SMALL_BODY or size > self._limits.body_bytes:
+            if size > self._limits.body_bytes:
+                self._stop(_too_large(self._limits.body_bytes))
+            if self._share is None:
+                assert self._request is not None
+                self._share, grown = self._bodies.take(self._request.known or self._peer), size
+            if not self._share.grow(grown):
+                self._stop(_too_busy())
 
     def on_message_complete(self) -> None:
         parser = self._parser
         if parser.should_upgrade():
             return
-        path, _, query = self._url.decode("latin-1").partition("?")
-        body = self._body if isinstance(self._body, bytes) else bytes(self._body)
-        request = Request(self._method, path, query, self._headers, body, self._peer, self._received_ns)
-        taken = len(self.ahead) + 1
-        if taken <= _MOST_AHEAD:
-            self.ahead.append((request, parser.should_keep_alive() and taken < _MOST_AHEAD, self._version == "1.0"))
+        request, dropped = self._request, self.dropping
+        assert request is not None
         self.waits = False
         self._mixed = self._late = True
         self.begun_ns = 0
+        keep, old = parser.should_keep_alive(), self._version == "1.0"
+        if not dropped:
+            request.body = self._body if isinstance(self._body, bytes) else bytes(self._body)
+            request.share, self._share = self._share, None
+            if not self._same_read:
+                request.known = None  # what was true when the head came may be true no more
         self._next()
+        if not dropped:
+            self._take(request, keep, old)
 
 
-def _check_head(method: str, version: str, watched: Headers, body_bytes: int) -> bool:
-    """Whether the client waits for "100 Continue". `watched`: the headers named in `_WATCHED`. Raises Refused."""
+def _check_head(method: str, version: str, watched: Headers, body_bytes: int) -> tuple[int, bool]:
+    """How long the body will be, and whether the client waits for "100 Continue" with it.
+
+    `watched`: the headers named in `_WATCHED`. Raises Refused.
+    """
     if version not in ("1.1", "1.0"):
         raise Refused(505, "http_version", f"HTTP/{version} is not spoken here; use HTTP/1.1")
     if method not in _METHODS:
         raise Refused(501, "method", f"the method {method} is not known here")
-    hosts, waits = 0, False
+    hosts, length, waits = 0, 0, False
     for name, value in watched:
         if name == b"host":
             hosts += 1
             if value.translate(None, _HOST_BYTES):
                 raise Refused(400, "bad_request", "the Host header is not a host name")
         elif name == b"content-length":
-            if int(value) > body_bytes:
+            length = int(value)
+            if length > body_bytes:
                 raise _too_large(body_bytes)
         elif name == b"transfer-encoding":
             if version == "1.0" or value.lower() != b"chunked":
                 raise Refused(400, "bad_request", "Transfer-Encoding can only be 'chunked', and not in HTTP/1.0")
+            length = _CHUNKED
         elif value.lower() == b"100-continue":
             waits = version == "1.1"
         else:
             raise Refused(417, "bad_request", "Expect can only be '100-continue'")
     if hosts > 1 or (not hosts and version == "1.1"):
         raise Refused(400, "bad_request", "a request has exactly one Host header")
-    return waits
+    return length, waits
+
+
+def _too_busy() -> Refused:
+    """No room for a large body now."""
+    return Refused(503, "too_many_bodies", "too many large bodies are under way here; try again", retry_s=1)
 
 
 def _too_large(body_bytes: int) -> Refused:

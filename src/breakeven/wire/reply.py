@@ -1,20 +1,22 @@
 """What the answer to one request amounts to so far: pieces of output with their times, counts, and oddities.
 
 Pure: bytes and times in, state out. Understands `/v1/completions` and `/v1/chat/completions`, as a stream and in one
-piece. This is the hot path of the client: every event of every stream passes through `feed`.
+piece. This is the hot path of the client: every event of every stream passes through `feed`. What an event is says
+`meaning`, as for the gateway.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NoReturn
 
 import msgspec
 
-from breakeven.wire.sse import SseParser
+from breakeven.wire.meaning import StreamEvent, body_kind, error_text, is_ping, kind_of, mended
+from breakeven.wire.sse import SseParser, data_of
 
 
 class BrokenStreamError(Exception):
-    """The stream cannot be used; `kind` is `broken_stream`, or `refused` when the engine said so itself."""
+    """The answer cannot be used. `kind`: `broken_stream`; `refused`: the engine said so itself; `empty`: no output."""
 
     def __init__(self, text: str, kind: str = "broken_stream") -> None:
         super().__init__(text)
@@ -44,44 +46,65 @@ class ServerTimings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 # gc=False: none of these can be part of a cycle, and the collector has less to look at.
-class _Delta(msgspec.Struct, gc=False):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    text: str | None = None
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
 class _CachedTokens(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
+    cached_tokens: int | float | None = None
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int
-    completion_tokens: int = 0
+    prompt_tokens: int | float | None = None
+    completion_tokens: int | float | None = None
     prompt_tokens_details: _CachedTokens | None = None
 
+    def told(self) -> Usage | None:
+        """What it says, None where it is no count of a completion."""
+        prompt, output = _count(self.prompt_tokens), _count(self.completion_tokens)
+        if prompt is None or output is None:
+            return None
+        details = self.prompt_tokens_details
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=output,
+            cached_tokens=_count(details.cached_tokens) if details else None,
+        )
 
-class _Chunk(msgspec.Struct, gc=False):
-    choices: list[_Choice] = []
+
+class _Chunk(StreamEvent, gc=False):
     usage: _Usage | None = None
     timings: ServerTimings | None = None
-    error: Any = None
-
-
-class _Whole(msgspec.Struct, gc=False):
-    choices: list[msgspec.Raw] = []
-    usage: _Usage | None = None
-    timings: ServerTimings | None = None
-    error: Any = None
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
-_decode_whole = msgspec.json.Decoder(_Whole).decode
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_NOTHING = "the answer ends without any output"
+_MOST_TOKENS = 10**9
+_SHOWN_BYTES = 80
+_SHORT_BYTES = 16
+
+
+def _decoded(data: bytes) -> _Chunk:
+    """Read, as the grammar decodes what is no UTF-8."""
+    try:
+        return _decode(data)
+    except _UNREADABLE:
+        return _decode(mended(data))
+
+
+def _shown(data: bytes) -> str:
+    return data[:_SHOWN_BYTES].decode(errors="replace")
+
+
+def _refuse_rest(rest: bytes) -> NoReturn:
+    """What no empty line ended: a whole answer in the place of a stream, or half an event."""
+    if rest.lstrip()[:1] != b"{":
+        raise BrokenStreamError("the stream ends inside an event")
+    if body_kind(rest) == "error":
+        raise BrokenStreamError(f"the engine reports: {error_text(rest)}", kind="refused")
+    raise BrokenStreamError("an answer in one piece came where a stream was asked for")
+
+
+def _count(told: float | None) -> int | None:
+    """A number of tokens; what is none was not told."""
+    return int(told) if told is not None and 0 <= told <= _MOST_TOKENS else None
 
 
 class Reply:
@@ -89,7 +112,9 @@ class Reply:
 
     __slots__ = (
         "_as_told",
+        "_believed",
         "_counts",
+        "_finish_ns",
         "_finished",
         "_notes",
         "_parser",
@@ -102,7 +127,10 @@ class Reply:
         "timings",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, counts_believed: bool = False) -> None:
+        """Nothing came yet. `counts_believed`: tokens without any text are output too: a known engine counts them."""
+        self._believed = counts_believed
+        self._finish_ns = 0
         self.chunk_ns: list[int] = []
         self.timings: ServerTimings | None = None
         self.done_ns: int | None = None
@@ -131,38 +159,53 @@ class Reply:
             events = parser.feed(piece)
         except ValueError as error:
             raise BrokenStreamError(str(error)) from error
-        for data in events:
+        names = parser.names
+        for k, data in enumerate(events):
             if self.done_ns is not None:
-                self.note("output_after_done")
-            elif data.strip() == b"[DONE]":
+                if not is_ping(data):
+                    self.note("output_after_done")
+            elif len(data) < _SHORT_BYTES and data.strip() == b"[DONE]":
                 self.done_ns = now_ns
             else:
-                self._take(data, now_ns)
+                self._take(data, now_ns, names[k] if names else b"")
         return self.done_ns is not None
 
     def take_whole(self, body: bytes, now_ns: int) -> None:
         """Take an answer in one piece, complete at `now_ns`. Raises BrokenStreamError for what is no completion."""
         try:
-            whole = _decode_whole(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BrokenStreamError(f"not a completion: {body[:80].decode(errors='replace')}") from error
-        if whole.error is not None:
-            raise BrokenStreamError(f"the engine reports: {_message(whole.error)}", kind="refused")
+            whole = _decoded(body)
+        except _UNREADABLE as error:
+            raise BrokenStreamError(f"not a completion: {_shown(body)}") from error
+        kind = kind_of(whole)
+        if kind == "error":
+            raise BrokenStreamError(f"the engine reports: {error_text(body)}", kind="refused")
         if not whole.choices:
-            raise BrokenStreamError(f"a completion without choices: {body[:80].decode(errors='replace')}")
+            raise BrokenStreamError(f"a completion without choices: {_shown(body)}")
         self._usage, self.timings = whole.usage, whole.timings
-        self.counted = whole.usage is not None or whole.timings is not None
+        self.counted = self.usage is not None or self.timings is not None
         self._finished = True
         self.done_ns = now_ns
+        if kind != "content" and not self.output_tokens:
+            raise BrokenStreamError(_NOTHING, kind="empty")
 
     def end(self) -> None:
-        """The connection closed without `[DONE]`. Raises BrokenStreamError unless the answer is whole all the same."""
-        if self._parser is not None and self._parser.unfinished:
-            raise BrokenStreamError("the stream ends inside an event")
-        if not self._finished:
-            what = "before the answer was finished" if self.chunk_ns else "without any output"
-            raise BrokenStreamError(f"the stream ends {what}")
-        self.note("no_done")
+        """The body is complete. Raises BrokenStreamError unless the answer is whole, and has output."""
+        if self.done_ns is None:
+            parser = self._parser
+            rest = data_of(parser.held) if parser is not None else None
+            if rest is not None and rest.strip() == b"[DONE]":
+                self.note("no_blank_line_after_done")
+            elif parser is not None and parser.unfinished:
+                _refuse_rest(parser.held)
+            elif self._finished:
+                self.note("no_done")
+            else:
+                what = "before the answer was finished" if self.chunk_ns else "without any output"
+                raise BrokenStreamError(f"the stream ends {what}")
+        if not self.chunk_ns:
+            if not (self._believed and self._finished and self.output_tokens):
+                raise BrokenStreamError(_NOTHING, kind="empty")
+            self.chunk_ns.append(self._finish_ns)
 
     def note(self, anomaly: str) -> None:
         """Record an oddity, once."""
@@ -175,22 +218,15 @@ class Reply:
         told = self._usage
         if told is None:
             return None
-        if self._told is told:
-            return self._as_told
-        details = told.prompt_tokens_details
-        self._told = told
-        self._as_told = Usage(
-            prompt_tokens=told.prompt_tokens,
-            completion_tokens=told.completion_tokens,
-            cached_tokens=details.cached_tokens if details else None,
-        )
+        if self._told is not told:
+            self._told, self._as_told = told, told.told()
         return self._as_told
 
     @property
     def output_tokens(self) -> int:
         """Tokens received: as the server counted them, else pieces of output (see the `no_usage` anomaly)."""
-        if self._usage is not None and self._finished:
-            return self._usage.completion_tokens
+        if self._finished and (usage := self.usage) is not None:
+            return usage.completion_tokens
         if self.timings is not None and self._finished:
             return self.timings.predicted_n
         return self._counts[-1] if self._counts else len(self.chunk_ns)
@@ -215,38 +251,54 @@ class Reply:
             notes.append("prompt_cached")
         return notes
 
-    def _take(self, data: bytes, now_ns: int) -> None:
+    def _take(self, data: bytes, now_ns: int, name: bytes) -> None:
+        if name == b"error":
+            raise BrokenStreamError(f"the engine reports: {error_text(data)}", kind="refused")
         try:
             chunk = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BrokenStreamError(f"not a piece of a completion: {data[:80].decode(errors='replace')}") from error
-        if chunk.error is not None:
-            raise BrokenStreamError(f"the engine reports: {_message(chunk.error)}", kind="refused")
-        told: int | None = None
+        except _UNREADABLE as error:
+            if is_ping(data, name):
+                self.note("empty_event")
+                return
+            try:
+                chunk = _decode(mended(data))
+            except _UNREADABLE:
+                raise BrokenStreamError(f"not a piece of a completion: {_shown(data)}") from error
+            self.note("bad_utf8")
+        kind = kind_of(chunk)
+        if kind == "error":
+            raise BrokenStreamError(f"the engine reports: {error_text(data)}", kind="refused")
+        last = False
+        choices = chunk.choices
+        if choices:
+            for choice in choices:
+                if choice.finish_reason:
+                    self._finished = last = True
+                    self._finish_ns = now_ns
         usage, timings = chunk.usage, chunk.timings
-        if usage is not None:
+        if usage is None and timings is None:
+            if kind == "content":
+                self.chunk_ns.append(now_ns)
+            return
+        told: float | None = None
+        if usage is not None and usage.completion_tokens is not None:
             self._usages += 1
             self._usage = usage
             told = usage.completion_tokens
         if timings is not None:
             self.timings = timings
             told = timings.predicted_n
-        has_text = False
-        for choice in chunk.choices:
-            delta = choice.delta
-            if choice.text if delta is None else delta.content or delta.reasoning_content or delta.reasoning:
-                has_text = True
-            if choice.finish_reason:
-                self._finished = True
+        if not choices:
+            return
         # Where the server counts aloud, a piece without text can be a token, and one with text can be several. A
-        # count that only comes at the end is no such thing: it says nothing about the pieces before it.
-        if told is not None and len(self._counts) == len(self.chunk_ns):
-            if told > (self._counts[-1] if self._counts else 0):
-                self.chunk_ns.append(now_ns)
-                self._counts.append(told)
-        elif has_text:
-            self.chunk_ns.append(now_ns)
-
-
-def _message(error: Any) -> str:
-    return str(error.get("message", error)) if isinstance(error, dict) else str(error)
+        # count that only comes at the end, or is 0 beside text, is no such thing: it says nothing about the pieces.
+        counts, begun = self._counts, self.chunk_ns
+        aloud = not last or self._believed or timings is not None or bool(counts)
+        if told is not None and len(counts) == len(begun) and (aloud or kind == "content"):
+            if told > (counts[-1] if counts else 0):
+                begun.append(now_ns)
+                counts.append(int(told))
+            elif kind == "content" and not counts:
+                begun.append(now_ns)
+        elif kind == "content":
+            begun.append(now_ns)

@@ -33,13 +33,15 @@ from typing import Any, Self
 import msgspec
 
 from breakeven.hardware.system import pin_to_core
+from breakeven.wire.accepted import ServerConnection
 from breakeven.wire.answer import HttpAnswer
 from breakeven.wire.behaviours import BEHAVIOURS, answers_of, whole
+from breakeven.wire.bounds import ServerLimits
 from breakeven.wire.completions import Body, ScriptedRequest
 from breakeven.wire.listen import open_sockets
 from breakeven.wire.message import Request
 from breakeven.wire.playing import Clock, Play, Scene, Then
-from breakeven.wire.server import HttpServer, ServerConnection, ServerLimits
+from breakeven.wire.server import HttpServer
 
 Step = str | Scene | Mapping[str, Any] | None
 """A behaviour's name, an answer, or settings of this one `ScriptedRequest`, "do" among them for the name."""

@@ -1,16 +1,28 @@
 """Server-sent events: the one place that knows their grammar, for whoever reads them, passes them on or writes them.
 
-Bytes come cut anywhere; a line ends with LF, CR or CRLF; an empty line ends an event. Only `data` fields matter here,
-comments and other fields are dropped (`SseParser`) or passed on as they came (`SseCutter`).
+A byte order mark may come first. A line ends with LF, CR or CRLF, each line as it likes; an empty line ends an event,
+and what no empty line ends is no event. Of a line that has no colon the whole is the field's name; one space after the
+colon is not part of the value; lines that begin with a colon are comments. All of it is told by bytes below 128, so
+that bytes cut anywhere, within a character too, read the same.
 Grammar: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation.
+
+    SseCutter   bytes in, the same bytes out event by event; holds at most one event, and no more than it is told
+    fields_of   the data and the name of one such event
+    SseParser   both together, for whoever wants nothing but the data
 """
 
 from __future__ import annotations
 
-MAX_EVENT_BYTES = 1 << 20
-"""More than this without an end is not an event stream."""
+import re
+
+MAX_EVENT_BYTES = 64 << 20
+"""As much as an answer in one piece may have; more than this without an end is not an event stream."""
 DONE = b"data: [DONE]\n\n"
 """What OpenAI's streams end with."""
+BOM = b"\xef\xbb\xbf"
+_BLANK = re.compile(rb"\n\n|[\n\r]\r\n?")
+"""A line's end and the empty line after it, however the two are written. The LF of a CRLF may come later."""
+_NAMELESS: tuple[bytes, ...] = ()
 
 
 def event(data: bytes, name: bytes = b"") -> bytes:
@@ -18,17 +30,54 @@ def event(data: bytes, name: bytes = b"") -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name, data) if name else b"data: %b\n\n" % data
 
 
+def fields_of(raw: bytes) -> tuple[bytes | None, bytes]:
+    """The data of one event, None where it has none, and its name. Several data lines are joined by a line feed.
+
+    Servers of llama.cpp once told an error in a field `error` of its own, which the grammar has no use for: an event
+    that holds nothing else is one of that name.
+    """
+    if raw.startswith(b"data: "):  # one line, as nearly always
+        if raw.endswith(b"\n\n") and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
+            return raw[6:-2], b""
+        if raw.endswith(b"\r\n\r\n") and raw.find(b"\r") == len(raw) - 4 and raw.find(b"\n") == len(raw) - 3:
+            return raw[6:-4], b""
+    data: list[bytes] = []
+    name, failure = b"", None
+    for line in _plain(raw).split(b"\n"):
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            data.append(value.removeprefix(b" "))
+        elif field == b"event":
+            name = value.removeprefix(b" ")
+        elif field == b"error":
+            failure = value.removeprefix(b" ")
+    if data:
+        return b"\n".join(data), name
+    return (None, name) if failure is None else (failure, b"error")
+
+
 def data_of(raw: bytes) -> bytes | None:
-    """The data of one event, None where it has none. Several data lines are joined by a line feed."""
-    if raw.startswith(b"data: ") and b"\n" not in raw and b"\r" not in raw:
-        return raw[6:]
-    found = [line for line in map(_value, _plain(raw).split(b"\n")) if line is not None]
-    return b"\n".join(found) if found else None
+    """The data of one event, None where it has none: comments, a name alone."""
+    return fields_of(raw)[0]
+
+
+def split_events(raw: bytes) -> list[bytes]:
+    """Whole events, one after another, each with the empty line that ends it; what no empty line ends comes last."""
+    if b"\r" not in raw:
+        *ended, rest = raw.split(b"\n\n")
+        found = [part + b"\n\n" for part in ended]
+    else:
+        found, start = [], 0
+        for blank in _BLANK.finditer(raw):
+            found.append(raw[start : blank.end()])
+            start = blank.end()
+        rest = raw[start:]
+    return [*found, rest] if rest else found
 
 
 def events_of(raw: bytes) -> list[bytes]:
     """The data of every event of a whole stream, of one that it breaks off in as well."""
-    found = (data_of(part) for part in _plain(raw).split(b"\n\n"))
+    found = map(data_of, split_events(raw.removeprefix(BOM)))
     return [data for data in found if data is not None]
 
 
@@ -37,101 +86,167 @@ def _plain(raw: bytes) -> bytes:
     return raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in raw else raw
 
 
-def _value(line: bytes) -> bytes | None:
-    """What a line says if it is a `data` field."""
-    if not line.startswith(b"data:"):
-        return None
-    value = line[5:]
-    return value[1:] if value.startswith(b" ") else value
+class SseCutter:
+    """Feed bytes, get the same bytes back in whole events; a byte order mark alone is left out.
+
+    An event of which more than `most` bytes have come without its end goes through as it comes, in `loose`: the bytes
+    that were before the events of the last feed and belong to such a one. `long` counts those that have ended; no more
+    is held than `most` and one feed's bytes. `resting`: nothing is held and no event is under way.
+    """
+
+    __slots__ = ("_begun", "_last", "_most", "_parts", "_passing", "_size", "long", "loose", "resting")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._last = b""
+        """The last byte of what is held or passing: an empty line may begin with it."""
+        self._begun = self._passing = False
+        self.resting = False
+        self.loose = b""
+        self.long = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The events that end in `data`, each with the empty line that ends it."""
+        if self.loose:
+            self.loose = b""
+        if self.resting:
+            # One event and nothing else, as nearly every read brings it; one line of data, as nearly every event is.
+            if data.endswith(b"\n\n"):
+                size = len(data)
+                if (data.find(b"\n") == size - 2 or data.find(b"\n\n") >= size - 3) and b"\r" not in data:
+                    return [data]
+            elif data.endswith(b"\r\n\r\n") and _is_one(data):
+                return [data]
+        elif not self._begun:
+            data = self._start(data)
+        if not data:
+            return []
+        if self._size > self._most:
+            self._let_go()
+        if self._passing:
+            data = self._pass(data)
+        elif self._parts and not _has_blank(self._last + data):
+            self._hold(data)
+            if self._size > self._most:
+                self._let_go()
+            return []
+        if self._parts:
+            data = b"".join(self._parts) + data
+            self._parts, self._size = [], 0
+        events = split_events(data)
+        if events and not _ends_blank(events[-1]):
+            self._hold(events.pop())
+        self.resting = not self._parts and not self._passing
+        return events
+
+    @property
+    def held(self) -> bytes:
+        """The part of an event that has come and was not handed on."""
+        return b"".join(self._parts)
+
+    def rest(self) -> bytes:
+        """What is still held when the stream ends: by the grammar no event."""
+        held = self.held
+        self._parts, self._size = [], 0
+        return held
+
+    def _start(self, data: bytes) -> bytes:
+        """The first bytes without a byte order mark; empty while they may yet be one."""
+        data = self.held + data
+        if len(data) < len(BOM) and BOM.startswith(data):
+            self._parts = [data]
+            return b""
+        self._parts, self._begun = [], True
+        return data.removeprefix(BOM)
+
+    def _hold(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        self._last = data[-1:]
+        self.resting = False
+
+    def _let_go(self) -> None:
+        self._passing, self.loose = True, b"".join(self._parts)
+        self._parts, self._size = [], 0
+
+    def _pass(self, data: bytes) -> bytes:
+        """Let go what belongs to the long event; returns what follows its end."""
+        blank = _BLANK.search(self._last + data)
+        if blank is None:
+            self.loose += data
+            self._last = data[-1:]
+            return b""
+        cut = blank.end() - len(self._last)
+        self.loose += data[:cut]
+        self._passing = False
+        self.long += 1
+        return data[cut:]
+
+
+def _is_one(data: bytes) -> bool:
+    """Whether what ends with CRLF CRLF is certainly one event and no more."""
+    size = len(data)
+    if data.find(b"\n") == size - 3:
+        return data.find(b"\r") == size - 4
+    return data.find(b"\n\r") == size - 3 and b"\n\n" not in data and b"\r\r" not in data
+
+
+def _has_blank(data: bytes) -> bool:
+    """Whether a line's end and an empty line are in it."""
+    return b"\n\n" in data or (b"\r" in data and (b"\r\r" in data or b"\n\r" in data))
+
+
+def _ends_blank(event: bytes) -> bool:
+    """Whether what was cut off is a whole event."""
+    return event.endswith((b"\n\n", b"\r\r", b"\n\r", b"\n\r\n", b"\r\r\n"))
 
 
 class SseParser:
-    """Feed bytes, get the data of every event they complete."""
+    """Feed bytes, get the data of every event they complete. `names`: of these events, empty where none has one."""
 
-    __slots__ = ("_after_cr", "_data", "_partial", "_rest")
+    __slots__ = ("_cutter", "_most", "names")
 
-    def __init__(self) -> None:
-        self._rest = b""
-        self._after_cr = False
-        self._data: list[bytes] = []
-        self._partial = False
-        """Something of what came is still to be ended."""
+    def __init__(self, most: int = MAX_EVENT_BYTES) -> None:
+        self._cutter, self._most = SseCutter(most), most
+        self.names: list[bytes] | tuple[bytes, ...] = _NAMELESS
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """Data of the events completed by `piece`. Raises ValueError for an event longer than MAX_EVENT_BYTES."""
-        if piece.startswith(b"data: ") and piece.endswith(b"\n\n") and not self._partial and b"\r" not in piece:
+        """Data of the events completed by `piece`. Raises ValueError for an event that is longer than `most`."""
+        cutter = self._cutter
+        if cutter.resting and piece.startswith(b"data: ") and piece.endswith(b"\n\n") and b"\r" not in piece:
             # Whole events of one line each and nothing else, as nearly every read brings them.
+            self.names = _NAMELESS
+            if piece.find(b"\n") == len(piece) - 2:
+                return [piece[6:-2]]
             whole = piece[6:-2].split(b"\n\ndata: ")
             if piece.count(b"\n") == 2 * len(whole):
                 return whole
-        events: list[bytes] = []
-        if self._after_cr and piece:
-            # A CR ended a line at once, so that no event waits for bytes to come; this may be its other half.
-            piece = piece.removeprefix(b"\n")
-            self._after_cr = False
-        self._after_cr = self._after_cr or piece.endswith(b"\r")
-        *lines, self._rest = (self._rest + _plain(piece)).split(b"\n")
-        for line in lines:
-            if not line:
-                if self._data:
-                    events.append(b"\n".join(self._data))
-                    self._data = []
-            elif (value := _value(line)) is not None:
-                self._data.append(value)
-        if len(self._rest) + sum(map(len, self._data)) > MAX_EVENT_BYTES:
-            raise ValueError(f"no end of event within {MAX_EVENT_BYTES} bytes")
-        self._partial = bool(self._rest or self._data or self._after_cr)
-        return events
+        found: list[bytes] = []
+        names: list[bytes] = []
+        named = False
+        for raw in cutter.feed(piece):
+            data, name = fields_of(raw)
+            if data is not None:
+                found.append(data)
+                names.append(name)
+                named = named or bool(name)
+        if cutter.loose:
+            raise ValueError(f"no end of event within {self._most} bytes")
+        self.names = names if named else _NAMELESS
+        return found
 
     @property
     def unfinished(self) -> bool:
         """True when bytes of an event that never ended are left over."""
-        return bool(self._data) or bool(self._rest.strip())
+        if self._cutter.resting:
+            return False
+        held = self._cutter.held
+        last = _plain(held).rpartition(b"\n")[2].strip()
+        return data_of(held) is not None or (bool(last) and not last.startswith(b":"))
 
-
-class SseCutter:
-    """Feed bytes, get the same bytes back in whole events; for whoever passes a stream on.
-
-    `end` is how events end, once the first line has told: empty before. `held`: the part of an event that has come.
-    A stream of which `most` bytes have come without an end of an event goes through as it comes.
-    """
-
-    __slots__ = ("_most", "end", "held")
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self.end = b""
-        self.held = b""
-
-    def feed(self, data: bytes) -> bytes:
-        """Whole events, none or several, as they came."""
-        whole = self.held + data if self.held else data
-        end = self.end
-        if not end:
-            end = self.end = _ending(whole) or (b"\n\n" if len(whole) > self._most else b"")
-            if not end:
-                self.held = whole
-                return b""
-        if whole.endswith(end) or len(whole) > self._most:
-            self.held = b""
-            return whole
-        cut = whole.rfind(end)
-        cut = 0 if cut < 0 else cut + len(end)
-        self.held = whole[cut:]
-        return whole[:cut]
-
-    def rest(self) -> bytes:
-        """What is still held when the stream ends."""
-        held, self.held = self.held, b""
-        return held
-
-
-def _ending(start: bytes) -> bytes:
-    """How events end in a stream that begins so; empty while no line of it has ended for certain."""
-    feed, back = start.find(b"\n"), start.find(b"\r")
-    if back < 0 or 0 <= feed < back:
-        return b"\n\n" if feed >= 0 else b""
-    after = start[back + 1 : back + 2]
-    if not after:  # its other half may follow
-        return b""
-    return b"\r\n\r\n" if after == b"\n" else b"\r\r"
+    @property
+    def held(self) -> bytes:
+        """The bytes of an event that has not ended."""
+        return self._cutter.held

@@ -54,11 +54,24 @@ NOT_PASSED_ON = HOP_BY_HOP | {
     b"clear-site-data",
     b"nel",
     b"report-to",
+    b"refresh",
+    b"www-authenticate",
+    b"authentication-info",
+    b"proxy-authentication-info",
+    b"x-request-id",
+    b"openai-organization",
+    b"openai-project",
+    b"x-accel-redirect",
+    b"x-sendfile",
+    b"x-reproxy-url",
 }
 """What a backend tells browsers about its own origin, which here would be read as ours; `alt-svc` would even tell a
 client to go round the gateway. So would CORS: a backend that lets every page read its answers must not let every page
-read the gateway's. `content-length` stays: the edge may keep it."""
-_CORS = b"access-control-"
+read the gateway's. A challenge (`www-authenticate`) asks for the operator's key, not the client's, whose account there
+is the operator's too; a request's id is ours to give; and `x-accel-redirect` and its like have a proxy in front of the
+gateway send its own files. `content-length` stays: the edge may keep it."""
+_NOT_THEIRS = (b"access-control-", b"x-breakeven-")
+"""Names that begin so: who may read answers here, and what was decided here, is not a backend's to say."""
 
 _HARMLESS = (b"close", b"keep-alive")
 
@@ -178,7 +191,7 @@ def answer_headers(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, 
     for name, value in headers:
         if name == b"connection" and value.lower() not in _HARMLESS:
             gone |= _tokens(value)
-    return [pair for pair in headers if pair[0] not in gone and not pair[0].startswith(_CORS)]
+    return [pair for pair in headers if pair[0] not in gone and not pair[0].startswith(_NOT_THEIRS)]
 
 
 def _tokens(value: bytes) -> frozenset[bytes]:

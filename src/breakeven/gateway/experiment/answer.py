@@ -137,7 +137,7 @@ class _Item(msgspec.Struct):
 class _Event(msgspec.Struct):
     """Any of them: chat and completions have `choices`, messages `content`, responses `output`; events have `delta`."""
 
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
     content: list[_Part] | None = None
     output: list[_Item] | None = None
     delta: _Stop | str | None = None
@@ -175,7 +175,7 @@ def _said(event: _Event) -> tuple[str, str, bool]:
     """Text, finish reason, and whether the API itself says that it declined."""
     texts: list[str] = []
     finish, declined = event.stop_reason or "", False
-    for choice in event.choices:
+    for choice in event.choices or ():
         if choice.index:
             continue
         finish = choice.finish_reason or finish

@@ -30,6 +30,7 @@ from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.seen.snapshot import ExperimentState
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Treatment
+from breakeven.hardware.system import regular
 
 STATE_FILE = "experiments.json"
 STATE_SCHEMA = "breakeven.experiment_state/1"
@@ -63,10 +64,11 @@ def read_state(directory: Path) -> StateFile | None:
     """The saved state; None where there is none. Raises UserError for a file that is something else."""
     path = directory / STATE_FILE
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=StateFile)
+        with open(path, "rb", opener=regular) as file:
+            found = msgspec.json.decode(file.read(), type=StateFile)
     except FileNotFoundError:
         return None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: {error}; move it away and experiments are computed again from the decision log"
         ) from None

@@ -159,7 +159,12 @@ class Keys:
     def only(self, entries: Iterable[KeyEntry]) -> None:
         """Drop every key that is not among `entries` any more, for a file that changed; none is added."""
         stay = {entry.digest for entry in entries if entry.revoked_s is None}
-        self._by_digest = {digest: entry for digest, entry in self._by_digest.items() if digest in stay}
+        self.drop(digest for digest in list(self._by_digest) if digest not in stay)
+
+    def drop(self, digests: Iterable[bytes]) -> None:
+        """Forget these keys."""
+        for digest in digests:
+            self._by_digest.pop(digest, None)
 
     def __len__(self) -> int:
         return len(self._by_digest)

@@ -11,9 +11,10 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -28,6 +29,8 @@ SECRET_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+MOST_BYTES = 64 * 2**20
+"""Of the file: a hundred thousand keys, and no more than can be read beside requests."""
 
 
 class _Key(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -111,7 +114,11 @@ def revoke(path: Path, name: str) -> None:
 
 def listing(path: Path) -> tuple[KeyEntry, ...]:
     """Every key of the file, revoked and expired ones too. Raises UserError, naming the key and the field."""
-    entries = tuple(_entry(path, key) for key in _read(path).keys)
+    return _entries(path, _read(path))
+
+
+def _entries(path: Path, file: _File) -> tuple[KeyEntry, ...]:
+    entries = tuple(_entry(path, key) for key in file.keys)
     for what, values in (("name", [e.name for e in entries]), ("id", [e.id for e in entries])):
         twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
@@ -125,12 +132,12 @@ def load(path: Path) -> tuple[KeyEntry, ...]:
 
 
 def file_stamp(path: Path) -> tuple[int, int, int]:
-    """Changes whenever the file is replaced; (0, 0, 0) when it is not there."""
+    """Changes whenever the file is written, replaced, or given another owner or mode; (0, 0, 0): it is not there."""
     try:
         found = path.stat()
     except OSError:
         return (0, 0, 0)
-    return (found.st_ino, found.st_mtime_ns, found.st_size)
+    return (found.st_ino, found.st_ctime_ns, found.st_size)
 
 
 def digest_of(secret: bytes) -> bytes:
@@ -169,16 +176,35 @@ def _entry(path: Path, key: _Key) -> KeyEntry:
 
 
 def _read(path: Path) -> _File:
+    data, mode = _content(path)
+    _only_ours(path, mode)
+    return _parsed(path, data)
+
+
+def _content(path: Path) -> tuple[bytes, int]:
+    """What is in the file, and its mode."""
     try:
-        with path.open("rb") as opened:
-            mode = os.fstat(opened.fileno()).st_mode
-            data = opened.read()
+        # Whatever lies there, opening and reading it does not wait: requests do.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(handle, "rb") as opened:
+            found = os.fstat(opened.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise UserError(f"{path} is no regular file; put a file of keys there")
+            if found.st_size > MOST_BYTES:
+                raise UserError(f"{path} has {found.st_size} bytes and at most {MOST_BYTES} are read; split it")
+            return opened.read(), found.st_mode
     except FileNotFoundError:
         raise UserError(f"{path} is not there; make it with: breakeven keys create NAME --file {path}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); it must belong to who runs the gateway") from None
+
+
+def _only_ours(path: Path, mode: int) -> None:
     if mode & _OTHERS_WRITE:
         raise UserError(f"{path} can be written by other users, who could add keys; run: chmod 600 {path}")
+
+
+def _parsed(path: Path, data: bytes) -> _File:
     try:
         file = msgspec.json.decode(data, type=_File)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -234,13 +260,41 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def follow(keys: Keys, path: Path, seen: tuple[int, int, int]) -> tuple[int, int, int]:
+def follow(
+    keys: Keys, path: Path, seen: tuple[int, int, int], say: Callable[[str], None] | None = None
+) -> tuple[int, int, int]:
     """Drop what was revoked in the file since `seen` (a `file_stamp`) and return its stamp now.
 
-    Called every second or so. A file that is gone or wrong changes nothing: the next reload says what is wrong with it.
+    Called every second or so. A file that cannot be used adds nothing, and still revokes what it says is revoked.
+    `say` hears what is wrong with it, or an empty text, each time that it changed.
     """
     now = file_stamp(path)
-    if now != seen:
-        with suppress(UserError):
-            keys.only(load(path))
+    if now == seen:
+        return seen
+    wrong = ""
+    try:
+        data, mode = _content(path)
+        try:
+            keys.only(_entries(path, _parsed(path, data)))
+        except UserError:
+            keys.drop(_revoked(data))
+            raise
+        # Whoever else may write there could add keys; that they can take some away is no reason to keep those.
+        _only_ours(path, mode)
+    except UserError as error:
+        wrong = str(error)
+    if say is not None:
+        say(wrong)
     return now
+
+
+def _revoked(data: bytes) -> list[bytes]:
+    """Digests of keys that a file marks as revoked, whatever else is wrong with it."""
+    found: list[bytes] = []
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError, TypeError):
+        file: Any = msgspec.json.decode(data)
+        for key in file.get("keys") or ():
+            digest = _DIGEST.fullmatch(str(key.get("digest"))) if isinstance(key, dict) else None
+            if digest is not None and key.get("revoked_s") is not None:
+                found.append(bytes.fromhex(digest[1]))
+    return found

@@ -6,7 +6,9 @@ The newest sixteen buckets always cover the whole window, so their sum is never 
 spending that stays below a limit by their sum is below it in every window wherever it begins. The price: what was spent
 counts for up to a fifteenth of the window too long.
 
-Buckets are numbered by Unix time, so that rows of other workers, of a file, and of other machines line up.
+Buckets are numbered by `SharedBlock.now_s`, so that rows of other workers line up: Unix time as it was at the start,
+and from then on a clock that nobody sets. Where numbers leave the machine or its run, `budgets` puts them into the wall
+clock's.
 
 What each key has spent lately, and whether it may spend more: a look at shared memory, nothing leaves the process.
 
@@ -39,7 +41,7 @@ def width_s(window_s: float) -> float:
 
 
 def number(unix_s: float, window_s: float) -> int:
-    """Of the bucket that this moment falls into."""
+    """Of the bucket that this moment falls into, by the clock that it was read from."""
     return int(unix_s / (window_s / BUCKETS))
 
 
@@ -188,7 +190,7 @@ class Spent:
 
 
 class Windows:
-    """One worker's side of all keys' limits. `unix_s` is Unix time; a key's `slot` is its row in `Slots`."""
+    """One worker's side of all keys' limits. `unix_s`: as `now_s` tells it; a key's `slot` is its row in `Slots`."""
 
     __slots__ = ("_block", "_cells", "_keys", "_slots", "_usage", "_usage_step", "_worker")
 
@@ -199,6 +201,10 @@ class Windows:
         self._keys: dict[int, tuple[Sequence[KeyLimit], list[_Counted]]] = {}
         self._usage: Any = block.key_usage.cells
         self._usage_step = block.key_usage.entities * block.key_usage.columns
+
+    def now_s(self) -> float:
+        """Time as windows count it."""
+        return self._block.now_s()
 
     def refused(
         self, slot: int, limits: Sequence[KeyLimit], unix_s: float, tokens: float = 0.0, usd: float = 0.0

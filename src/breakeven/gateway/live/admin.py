@@ -8,13 +8,18 @@ Who may look. With a secret: whoever sends it as `Authorization: Bearer`, or has
 the gateway's that was made for it opens it too. Without a secret: callers from this machine that name it by a loopback
 name, which keeps out pages of other origins whose name was pointed at this machine (DNS rebinding). `/health` tells
 nothing and is open.
+
+Whoever guesses is slowed: after a few wrong secrets an address is heard more and more seldom, right or wrong, and
+whatever it says in between is not looked at. Keys and cookies, which nobody can guess, are not slowed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
+import math
 import re
 import time
 from collections.abc import Callable
@@ -30,7 +35,8 @@ from breakeven.gateway.route.view import REASONS
 from breakeven.gateway.seen.metrics import CONTENT_TYPE
 from breakeven.gateway.seen.snapshot import SNAPSHOT_SCHEMA, Snapshot
 from breakeven.version import __version__
-from breakeven.wire.listen import is_loopback_address, names_here, without_port
+from breakeven.wire.bounds import neighbours
+from breakeven.wire.listen import is_loopback_address, names_here, sent_from_here, without_port
 from breakeven.wire.message import Handler, Headers, Request, Responder, error_body
 
 SCRIPTS = ("history.js", "words.js", "draw.js", "charts.js", "tables.js", "decisions.js", "page.js")
@@ -93,17 +99,59 @@ def admin_handler(
     *,
     admits: Callable[[bytes | None], bool] | None = None,
     now_s: Callable[[], float] = time.time,
+    clock_s: Callable[[], float] = time.monotonic,
+    later: Callable[[float, Callable[[], None]], object] | None = None,
 ) -> Handler:
     """What answers on the admin port. `admits`: whether an Authorization header holds a key that may look as well.
 
-    Raises UserError for a secret that is too short to be one.
+    `later` calls something after so many seconds of `clock_s`; by default the running loop does. Raises UserError for a
+    secret that is too short to be one.
     """
     if secret is not None and len(secret) < LEAST_SECRET:
         raise UserError(
             f"the admin secret has {len(secret)} characters; give it at least {LEAST_SECRET}, "
             "such as the output of `openssl rand -hex 32`"
         )
-    return _Admin(state, metrics, secret, admits, now_s).answer
+    return _Admin(state, metrics, secret, admits, now_s, clock_s, later).answer
+
+
+def takes_body(request: Request) -> bool:
+    """Whether a request's body is worth keeping, by its head: that of the login form alone."""
+    return request.path == "/login" and request.method == "POST"
+
+
+class _Guesses:
+    """How often each address was wrong of late, and when it is heard again. The one longest silent is forgotten."""
+
+    _FREE = 4
+    _FIRST_S, _LONGEST_S = 0.25, 8.0
+    _FORGOTTEN_S = 900.0
+    _MOST_ADDRESSES = 1024
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, float]] = {}
+        """Wrong ones, and when the address is heard next."""
+
+    def turn(self, address: str, now_s: float) -> tuple[float, float | None]:
+        """How long a secret's answer must wait, and how much longer if it is wrong, which it counts as until `right`.
+
+        None instead of the latter: so long that it is not looked at.
+        """
+        wrong, free_s = self._known.pop(address, (0, 0.0))
+        if now_s - free_s > self._FORGOTTEN_S:
+            wrong, free_s = 0, now_s
+        wait_s, more_s = max(0.0, free_s - now_s), 0.0
+        if wrong >= self._FREE:
+            more_s = min(self._LONGEST_S, self._FIRST_S * 2.0 ** min(20, wrong - self._FREE))
+        heard = wait_s <= self._LONGEST_S
+        self._known[address] = (wrong + 1, now_s + wait_s + more_s) if heard else (wrong, free_s)
+        if len(self._known) > self._MOST_ADDRESSES:
+            del self._known[next(iter(self._known))]
+        return wait_s, more_s if heard else None
+
+    def right(self, address: str) -> None:
+        """It knows the secret."""
+        self._known.pop(address, None)
 
 
 class _Admin:
@@ -116,7 +164,11 @@ class _Admin:
         secret: str | None,
         admits: Callable[[bytes | None], bool] | None,
         now_s: Callable[[], float],
+        clock_s: Callable[[], float],
+        later: Callable[[float, Callable[[], None]], object] | None,
     ) -> None:
+        self.clock_s, self.later = clock_s, later
+        self.guesses = _Guesses()
         self.state, self.metrics, self.admits, self.now_s = state, metrics, admits, now_s
         self.digest = None if secret is None else hashlib.sha256(secret.encode()).digest()
         self.page = whole_page()
@@ -130,7 +182,9 @@ class _Admin:
         if self.admits is not None and self.admits(request.header(b"authorization")):
             return self._show(request, responder)
         if self.digest is None and not (
-            is_loopback_address(without_port(request.peer)) and names_here(request.header(b"host"))
+            is_loopback_address(without_port(request.peer))
+            and names_here(request.header(b"host"))
+            and sent_from_here(request.header(b"origin"))
         ):
             return _error(
                 responder,
@@ -142,9 +196,34 @@ class _Admin:
         if self.digest is not None:
             if path == "/login":
                 return self._login(request, responder, self.digest)
-            if not self._may(request, self.digest):
-                return self._refuse(request, responder)
+            if not self._has_session(request, self.digest):
+                scheme, _, given = (request.header(b"authorization") or b"").partition(b" ")
+                if scheme.lower() != b"bearer" or not given.strip():
+                    return self._refuse(request, responder)
+                show, refuse = self._show, self._refuse
+                return self._weigh(
+                    request, responder, given.strip(), lambda right: (show if right else refuse)(request, responder)
+                )
         return self._show(request, responder)
+
+    def _weigh(self, request: Request, responder: Responder, given: bytes, then: Callable[[bool], None]) -> None:
+        """Whether a secret is right, told when its address may be told. Compared in constant time."""
+        address = neighbours(without_port(request.peer))
+        wait_s, more_s = self.guesses.turn(address, self.clock_s())
+        if more_s is None:
+            retry = (b"retry-after", str(math.ceil(wait_s)).encode())
+            return _error(responder, 429, "too many wrong secrets came from there; wait", "too_many_guesses", retry)
+        assert self.digest is not None
+        right = hmac.compare_digest(hashlib.sha256(given).digest(), self.digest)
+        if right:
+            self.guesses.right(address)
+        else:
+            wait_s += more_s
+        if wait_s:
+            (self.later or asyncio.get_running_loop().call_later)(wait_s, lambda: then(right))
+        else:
+            then(right)
+        return None
 
     def _show(self, request: Request, responder: Responder) -> None:
         """To somebody who may look."""
@@ -172,12 +251,8 @@ class _Admin:
         responder.respond(200, [(b"content-type", kind), (b"content-security-policy", policy), *SAFE], body)
         return None
 
-    def _may(self, request: Request, digest: bytes) -> bool:
-        """Both ways are compared in constant time."""
-        sent = request.header(b"authorization") or b""
-        scheme, _, value = sent.partition(b" ")
-        if scheme.lower() == b"bearer" and hmac.compare_digest(hashlib.sha256(value.strip()).digest(), digest):
-            return True
+    def _has_session(self, request: Request, digest: bytes) -> bool:
+        """Compared in constant time."""
         for part in (request.header(b"cookie") or b"").split(b";"):
             name, _, value = part.strip().partition(b"=")
             if name == COOKIE.encode() and _session_holds(value, digest, self.now_s()):
@@ -202,14 +277,19 @@ class _Admin:
             return _error(responder, 405, "use POST", "method_not_allowed", (b"allow", b"GET, HEAD, POST"))
         origin = request.header(b"origin")
         # A form on somebody else's page must not log this browser in.
-        if origin is not None and origin.partition(b"://")[2] != request.header(b"host"):
+        host = request.header(b"host") or b""
+        if origin is not None and origin not in (b"http://" + host, b"https://" + host):
             return _error(responder, 403, "log in from this page itself", "forbidden")
         try:
             fields = parse_qs(request.body[:4096].decode("ascii"), max_num_fields=4)
         except ValueError:
             fields = {}
         given = (fields.get("secret") or [""])[0]
-        if not hmac.compare_digest(hashlib.sha256(given.encode()).digest(), digest):
+        self._weigh(request, responder, given.encode(), lambda right: self._logged_in(responder, digest, right))
+        return None
+
+    def _logged_in(self, responder: Responder, digest: bytes, right: bool) -> None:
+        if not right:
             return _login_page(responder, "That is not the secret.")
         cookie = f"{COOKIE}={_session(digest, int(self.now_s()) + SESSION_S)}; HttpOnly; SameSite=Strict; Path=/"
         cookie += f"; Max-Age={SESSION_S}"

@@ -45,6 +45,8 @@ def read_gateway(path: Path, environ: Mapping[str, str] = os.environ) -> Gateway
     file, key, what was found and what would be right.
     """
     path = expanded(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file; reading a pipe or a device could wait for ever")
     found = read_mapping(
         path,
         too_large="give a gateway file, not a log",

@@ -37,6 +37,7 @@ from breakeven.answer.study.values import (
     text,
     whole,
 )
+from breakeven.gateway.plan.limits import Limits, OriginName
 from breakeven.gateway.plan.reach import Certificate, EnvName, Proxy, Url, as_certificate
 from breakeven.hardware.placement import Placement
 from breakeven.results.cost import Api, Pricing
@@ -279,26 +280,6 @@ class ExperimentPlan(FilePart):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits(FilePart):
-    """What the edge allows. Bytes, seconds, counts."""
-
-    body_bytes: Memory = 32 * 2**20
-    header_bytes: Memory = field(default=64 * 2**10, metadata={"alias": "headers"})
-    json_depth: CountAbove0 = 64
-    connections: CountAbove0 = 4096
-    streams_per_key: CountAbove0 = 256
-    read_s: SecondsAbove0 = 30.0
-    """For a whole request to arrive, from its first byte."""
-    idle_s: SecondsAbove0 = 75.0
-    """For the next request on a kept connection."""
-    write_s: SecondsAbove0 = 60.0
-    """A client that takes no byte for this long is dropped."""
-    response_bytes: Memory = 256 * 2**20
-    drain_s: Seconds = 30.0
-    """After SIGTERM, for requests under way to end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Redis(FilePart):
     """Counters shared between machines. The address comes from `url_env`, an environment variable."""
 
@@ -346,7 +327,9 @@ class GatewayPlan(FilePart):
     backends: Annotated[tuple[BackendPlan, ...], LIST, read_by(_backends)]
     policies: Annotated[tuple[PolicyPlan, ...], LIST] = ()
     experiments: Annotated[tuple[ExperimentPlan, ...], LIST] = ()
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
+    origins: Annotated[tuple[OriginName, ...], LIST] = ()
+    """Beside this machine's own pages, whose requests are taken where no key is asked."""
     log: LogPlan = LogPlan()
     redis: Redis | None = None
     otel: Flag = False

@@ -32,12 +32,15 @@ from random import Random
 
 from breakeven.forecast.balancing import home_of, of_two
 from breakeven.gateway.plan.model import PolicyPlan
+from breakeven.gateway.route.learned import LEAST_BYTES, MOST_BYTES
 from breakeven.gateway.route.policies import POLICIES, behind, most_headroom
 from breakeven.gateway.route.speed import SpeedTable
 from breakeven.gateway.route.view import Ask, Choice, Score, View
 
 BROKEN = "its breaker is open"
 """The one reason against a backend that gives way when nobody else is left."""
+TOO_LONG = "too long: "
+"""So begins a reason that rests on what was learned of lengths; it gives way as well when nobody else is left."""
 NOTHING_S = 1e-9
 
 
@@ -94,20 +97,20 @@ def score(ask: Ask, view: View, floor: float | None = None) -> Score:
 
 
 def _why_not(ask: Ask, view: View, floor: float | None) -> str:
-    """Why `view` cannot serve `ask`, empty when it can. An open breaker comes last: everything else is for good."""
+    """Why `view` cannot serve `ask`, empty when it can. What is not for good comes last."""
     if view.endpoints and ask.endpoint not in view.endpoints:
         return f"does not serve {ask.endpoint}"
-    limit = view.context_limit
-    if limit is not None:
-        tokens = ask.prompt_tokens + (ask.output_tokens if ask.most_output is None else ask.most_output)
-        if tokens > limit:
-            return f"too long: {tokens:.0f} tokens, it takes {limit}"
+    limit, most = view.context_limit, ask.most_output
+    if limit is not None and ask.prompt_tokens * LEAST_BYTES / MOST_BYTES + (most or 0) > limit:
+        return f"longer than its {limit} tokens, however they are counted"
     if floor is not None and (view.quality is None or view.quality < floor):
         if view.quality is None:
             return f"no quality score, and {floor:g} is asked for"
         return f"quality {view.quality:g} is below {floor:g}"
     if not view.ready and view.load_s is None:
         return "it is not there and cannot be loaded now"
+    if limit is not None and (tokens := ask.prompt_tokens + (ask.output_tokens if most is None else most)) > limit:
+        return f"{TOO_LONG}{tokens:.0f} tokens, it takes {limit}"
     if not view.open:
         return BROKEN
     return ""
@@ -233,10 +236,15 @@ def _serves(ask: Ask, view: View, floor: float | None) -> bool:
 
 
 def _least_bad(ask: Ask, seen: Sequence[View], others: Sequence[View], scores: list[Score]) -> Choice:
-    """Nobody can serve it. Where only breakers are open, the least bad is tried all the same: it may have come back."""
+    """Nobody can serve it for certain. Where only breakers are open, the least bad is tried all the same: it may have
+    come back. Else it goes where it may be too long by a guess: the backend counts for itself, and says so."""
     broken = [k for k, found in enumerate(scores) if found.why_not == BROKEN]
     if not broken:
-        return Choice(order=(), scores=scores, reason="none")
+        long = [k for k, found in enumerate(scores) if found.why_not.startswith(TOO_LONG)]
+        long.sort(key=lambda k: -(seen[k].context_limit or 0))
+        alternative = long[1] if len(long) > 1 else None
+        order = [seen[k].index for k in long]
+        return Choice(order=order, scores=scores, reason="long" if long else "none", alternative=alternative)
     first = most_headroom(scores, broken, ask.output_tokens)
     rest = behind(scores, broken, first, ask.output_tokens)
     order = [seen[first].index, *[seen[k].index for k in rest]]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from math import inf
 
+from breakeven.errors import printable
 from breakeven.gateway.route.choose import BROKEN
 from breakeven.gateway.route.policies import most_headroom, near_cheapest, near_fastest, sure, under_pressure
 from breakeven.gateway.route.view import REASONS, Ask, Score
@@ -18,6 +19,7 @@ from breakeven.gateway.seen.record import DecisionRecord
 Rule = Callable[[DecisionRecord, Sequence[int]], list[int]]
 BARELY = 1.2
 """Headroom below which what is kept is barely kept."""
+LONGEST_LINE = 1000
 OUTSIDE = ("explored", "experiment", "named", "sticky")
 """Reasons that override the policy."""
 
@@ -61,7 +63,13 @@ def explain(record: DecisionRecord) -> str:
     lines.append(_happened(record))
     if compared := _compared(record):
         lines.append(compared)
-    return "\n".join(lines)
+    # Clients and backends chose some of these words, and a log of an earlier version holds them as they came.
+    return "\n".join(_line(line) for line in lines)
+
+
+def _line(text: str) -> str:
+    """As a terminal may show it: cut, and nothing in it that drives one."""
+    return printable(text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 3]}...")
 
 
 def _breakeven(record: DecisionRecord, usable: Sequence[int]) -> list[int]:

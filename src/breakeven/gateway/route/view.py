@@ -176,6 +176,7 @@ REASONS = {
     "sticky": "the conversation is there",
     "shed": "nobody would serve it in time",
     "tried_anyway": "every backend that can serve it has failed lately; this one misses least",
+    "long": "it may be too long for every backend; this one takes most",
     "none": "no backend can serve it",
 }
 

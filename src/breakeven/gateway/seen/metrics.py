@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.gateway.shared.block import SharedBlock, SharedGrid
 from breakeven.gateway.shared.layout import (
@@ -78,19 +80,33 @@ POLLED = {
 }
 
 
-def render(block: SharedBlock, plan: GatewayPlan, rows: Rows) -> bytes:
-    """The page in Prometheus' text format. Costs some milliseconds; never called by a worker that serves."""
+class PartState(msgspec.Struct, kw_only=True):
+    """One part of the watching process. `state`: running, or waiting for another try, `next_try_s` from now."""
+
+    name: str
+    state: str
+    restarts: int
+    trouble: str
+    """What went wrong last; empty once it has run well for a while."""
+    next_try_s: float | None = None
+
+
+def render(block: SharedBlock, plan: GatewayPlan, rows: Rows, parts: Sequence[PartState] = ()) -> bytes:
+    """The page in Prometheus' text format. Costs some milliseconds; never called by a worker that serves.
+
+    `parts`: those of the watching process.
+    """
     # Imported here: it takes a while, and only the process that is asked for metrics needs it.
     from prometheus_client import generate_latest
 
-    return generate_latest(_Collector(block, plan, rows))
+    return generate_latest(_Collector(block, plan, rows, parts))
 
 
 class _Collector:
     """What `generate_latest` asks for: everything anew each time."""
 
-    def __init__(self, block: SharedBlock, plan: GatewayPlan, rows: Rows) -> None:
-        self.block, self.plan, self.rows = block, plan, rows
+    def __init__(self, block: SharedBlock, plan: GatewayPlan, rows: Rows, parts: Sequence[PartState]) -> None:
+        self.block, self.plan, self.rows, self.parts = block, plan, rows, parts
 
     def collect(self) -> Iterator[Metric]:
         yield from self._backends()
@@ -207,6 +223,16 @@ class _Collector:
             shares.add_metric([name], self.block.share.get(0, row, Treatment.SHARE))
         yield shares
         whole, worker = self.block.everywhere, self.block.worker
+        up = GaugeMetricFamily(PREFIX + "part_up", "1: this part of the watching process runs.", labels=["part"])
+        restarts = CounterMetricFamily(PREFIX + "part_restarts", "Times it was started again.", labels=["part"])
+        for part in self.parts:
+            up.add_metric([part.name], float(part.state == "running"))
+            restarts.add_metric([part.name], part.restarts)
+        replaced = CounterMetricFamily(PREFIX + "processes_replaced", "Processes started anew.", labels=["why"])
+        hung = whole.get(0, 0, Global.HUNG)
+        replaced.add_metric(["ended"], whole.get(0, 0, Global.REPLACED) - hung)
+        replaced.add_metric(["hung"], hung)
+        yield from (up, restarts, replaced)
         yield CounterMetricFamily(
             PREFIX + "log_dropped", "Lines of the decision log that were not written.", worker.total(0, Process.DROPPED)
         )
@@ -214,9 +240,11 @@ class _Collector:
             ("workers", "Worker processes.", workers_of(self.block)),
             ("connections", "Connections of clients.", worker.total(0, Process.CONNECTIONS)),
             ("requests_under_way", "Requests of clients under way.", worker.total(0, Process.UNDER_WAY)),
+            ("processes_missing", "Processes that could not be started yet.", whole.get(0, 0, Global.MISSING)),
             ("generation", "Raised by every reload.", whole.get(0, 0, Global.GENERATION)),
             ("draining", "1 while the gateway ends.", whole.get(0, 0, Global.DRAINING)),
             ("start_time_seconds", "Unix time of the start.", whole.get(0, 0, Global.STARTED_S)),
+            ("key_file_unusable", "1 while the file of keys cannot be used.", whole.get(0, 0, Global.KEYS_UNUSABLE)),
         ):
             yield GaugeMetricFamily(PREFIX + name, text, value)
 

@@ -10,7 +10,7 @@ RECORD_SCHEMA = "breakeven.decision_log/1"
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """One backend asked. `outcome`: answered, cancelled, hedge_lost, or a trouble's name, or `status_NNN`."""
+    """One backend asked. `outcome`: answered, cancelled, hedge_lost, a trouble's name, `status_NNN`, `error_NNN`."""
 
     backend: str
     outcome: str
@@ -63,6 +63,10 @@ class DecisionRecord(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False)
     """The backend's finish reason; "cut" when its stream ended without one."""
     refusal: bool = False
     usd: float | None = None
+    charged_prompt_tokens: int | None = None
+    """What the key was charged for all that was asked, where it is not what stands above; so are the next two."""
+    charged_output_tokens: int | None = None
+    charged_usd: float | None = None
     usd_elsewhere: float | None = None
     """What it would have cost at the best backend of the other architecture."""
     experiment: str = ""

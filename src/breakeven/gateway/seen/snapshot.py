@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from breakeven.errors import one_line
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
-from breakeven.gateway.seen.metrics import workers_of, worst_breaker
+from breakeven.gateway.seen.metrics import PartState, workers_of, worst_breaker
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.shared.block import SharedBlock, SharedGrid
 from breakeven.gateway.shared.layout import (
@@ -40,6 +41,8 @@ SNAPSHOT_SCHEMA = "breakeven.gateway/1"
 BREAKERS = ("closed", "half_open", "open")
 LONGEST_TEXT = 200
 """Of what a client may choose (a model's name, an error's text) as far as it is shown."""
+LONGEST_FINISH = 40
+"""Of what a backend may say in a reason."""
 
 
 class BackendState(msgspec.Struct, kw_only=True):
@@ -157,6 +160,13 @@ class Snapshot(msgspec.Struct, kw_only=True):
     ratio_bounds: list[float]
     log_dropped: int
     warnings: list[str]
+    parts: list[PartState] = []
+    """Of the process that watches."""
+    replaced: int = 0
+    """Processes that ended unasked or hung, and were replaced; `hung`: those of them whose heart stood still."""
+    hung: int = 0
+    missing: int = 0
+    """Processes that ought to run and could not be started yet."""
 
 
 def snapshot(
@@ -168,6 +178,7 @@ def snapshot(
     experiments: Sequence[ExperimentState] = (),
     expert_load: Mapping[str, Sequence[float]] | None = None,
     warnings: Sequence[str] = (),
+    parts: Sequence[PartState] = (),
     now_s: float | None = None,
 ) -> Snapshot:
     """The gateway at `now_s` (Unix time; None: now). `recent`: newest first; their bodies are left out.
@@ -177,6 +188,10 @@ def snapshot(
     now_s = time.time() if now_s is None else now_s
     started_s = block.everywhere.get(0, 0, Global.STARTED_S)
     loads = expert_load or {}
+    missing = int(block.everywhere.get(0, 0, Global.MISSING))
+    lacks = (
+        [f"{missing} of the gateway's processes could not be started; it is tried again by itself"] if missing else []
+    )
     return Snapshot(
         version=__version__,
         time_s=now_s,
@@ -204,7 +219,11 @@ def snapshot(
         time_bounds_s=list(TIME_BOUNDS_S),
         ratio_bounds=list(RATIO_BOUNDS),
         log_dropped=int(block.worker.total(0, Process.DROPPED)),
-        warnings=list(warnings),
+        warnings=[*lacks, *warnings],
+        parts=list(parts),
+        replaced=int(block.everywhere.get(0, 0, Global.REPLACED)),
+        hung=int(block.everywhere.get(0, 0, Global.HUNG)),
+        missing=missing,
     )
 
 
@@ -301,6 +320,7 @@ def _without_bodies(record: DecisionRecord) -> DecisionRecord:
         record,
         request_body="",
         response_body="",
-        model=record.model[:LONGEST_TEXT],
-        error=record.error[:LONGEST_TEXT],
+        model=one_line(record.model, LONGEST_TEXT),
+        error=one_line(record.error, LONGEST_TEXT),
+        finish=one_line(record.finish, LONGEST_FINISH),
     )

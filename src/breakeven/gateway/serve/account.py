@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from breakeven.gateway.route.choose import score_of
+from breakeven.gateway.route.learned import measured
 from breakeven.gateway.route.speed import corrected, widened
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
+from breakeven.gateway.serve.ask import EMBEDDINGS
 from breakeven.gateway.serve.forward import Forward
 from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
 from breakeven.gateway.shared.layout import (
-    BYTES_PER_TOKEN,
     CACHED_TOKENS,
     GOOD,
     JUDGED,
-    MEAN_OUTPUT,
     NANO_USD,
     NANO_USD_ELSEWHERE,
     NO_FINISH,
@@ -40,8 +41,11 @@ from breakeven.gateway.shared.layout import (
     Count,
 )
 from breakeven.results.cost import Api
+from breakeven.wire.meaning import Standing, standing
 
 _TPOT_BOUNDS_S = tuple(bound / 10 for bound in TIME_BOUNDS_S)
+MOST_LOOKED_AT = 1 << 18
+"""Bytes of a prompt that teaches how many of them are a token; longer ones take longer to look at than they teach."""
 LEAST_GAPS = 4
 """Tokens after the first one without which a time between tokens says nothing."""
 _NS = 1e9
@@ -64,21 +68,24 @@ def answered(forward: Forward, leg: Leg) -> None:
             lane.counted(NO_FINISH)
     if counted.prompt_tokens:
         lane.counted(PROMPT_TOKENS, counted.prompt_tokens)
-        bytes_of_text = forward.asked.prompt_bytes
-        if bytes_of_text and not forward.asked.pictures:
-            lane.learn_mean(BYTES_PER_TOKEN, bytes_of_text / counted.prompt_tokens)
+        asked = forward.asked
+        if whole and asked.prompt_bytes <= MOST_LOOKED_AT and not asked.pictures and measured(asked.fields):
+            lane.lengths.learn_bytes(forward.client.name, asked.prompt_bytes, counted.prompt_tokens)
     if counted.cached_tokens:
         lane.counted(CACHED_TOKENS, counted.cached_tokens)
     if counted.output_tokens:
         lane.counted(OUTPUT_TOKENS, counted.output_tokens)
         if whole:
-            lane.learn_mean(MEAN_OUTPUT, float(counted.output_tokens))
-            lane.view.speed.output_tokens = lane.output_tokens
+            lane.lengths.learn_output(forward.client.name, counted.output_tokens)
+            lane.view.speed.output_tokens = lane.lengths.output_tokens("")
     _time(forward, leg)
 
 
 def _time(forward: Forward, leg: Leg) -> None:
     """TTFT and TPOT: histograms, whether they were good, and corrections of the predictions."""
+    if not leg.first_ns:
+        # What says nothing, or an error, is not fast.
+        return
     lane = leg.lane
     ttft_s = (leg.first_ns - forward.arrived_ns) / _NS
     served_s = (leg.first_ns - leg.start_ns) / _NS
@@ -111,12 +118,41 @@ def _time(forward: Forward, leg: Leg) -> None:
             lane.counted(GOOD)
 
 
+class Taken(NamedTuple):
+    """What a backend did for one request, as it counted, else as it was seen or estimated."""
+
+    prompt: int
+    cached: int
+    output: int
+    usd: float
+
+
+_REFUSES: frozenset[Standing] = frozenset({"client", "unable", "busy", "operator"})
+NOTHING = Taken(0, 0, 0, 0.0)
+
+
+def taken(forward: Forward, leg: Leg) -> Taken:
+    """What asking this backend took: a request that was sent costs what was seen or estimated, whichever is more.
+
+    The prompt is the backend's count, else its estimate, and so it is when nothing else came: most of the work of a
+    prompt is done before its first byte. A status that refuses says that nothing was done; what was not sent is free.
+    """
+    exchange = leg.exchange
+    if exchange is None or not exchange.sent_ns or standing(leg.status) in _REFUSES:
+        return NOTHING
+    tap = leg.tap
+    prompt = tap.counted.prompt_tokens or leg.ahead + 1
+    output = tap.output_tokens if leg.begun and leg.status < 400 and forward.endpoint != EMBEDDINGS else 0
+    cached = min(tap.counted.cached_tokens or 0, prompt)
+    return Taken(prompt, cached, output, usd_of(leg.lane, prompt, cached, output, leg.running))
+
+
 def tpot_of(leg: Leg) -> float | None:
     """Mean seconds between tokens of a stream; tokens as the backend counted them, else its events."""
     tokens = leg.tap.counted.output_tokens or leg.tap.events
     if not leg.first_ns or tokens <= LEAST_GAPS:
         return None
-    return (leg.last_ns - leg.first_ns) / _NS / (tokens - 1)
+    return max(0, leg.said_ns - leg.first_ns) / _NS / (tokens - 1)
 
 
 def usd_of(lane: Lane, prompt: float, cached: float, output: float, running: float) -> float:
@@ -134,8 +170,11 @@ def usd_of(lane: Lane, prompt: float, cached: float, output: float, running: flo
 
 def record_of(
     forward: Forward, legs: Sequence[Leg], leg: Leg | None, status: int, error: str, kinds: Mapping[str, str]
-) -> DecisionRecord:
-    """The line of the log. `legs`: all that were asked; `leg`: the answer; `kinds`: dense or moe, by backend."""
+) -> tuple[DecisionRecord, Taken]:
+    """The line of the log, and what to charge.
+
+    `legs`: all that were asked; `leg`: the answer; `kinds`: dense or moe, by backend.
+    """
     choice, ask, asked = forward.choice, forward.ask, forward.asked
     arrived_ns = forward.arrived_ns
     now_ns = time.monotonic_ns()
@@ -170,28 +209,19 @@ def record_of(
     if forward.sent_ns and forward.queued_ns:
         record.queue_s = (forward.sent_ns - forward.queued_ns) / _NS
     record.attempts = [_attempt(one, arrived_ns, now_ns) for one in legs]
+    charged = _charge(forward, record, legs, leg, kinds)
     if leg is None:
-        return record
+        return record, charged
     name = leg.lane.name
     record.backend = name
     if leg.first_ns and asked.streams:
         record.ttft_s = (leg.first_ns - arrived_ns) / _NS
         record.tpot_s = tpot_of(leg)
-    counted = leg.tap.counted
-    record.prompt_tokens, record.cached_tokens = counted.prompt_tokens, counted.cached_tokens
-    record.output_tokens = counted.output_tokens
     record.finish = leg.tap.finish or ("cut" if asked.streams and leg.status < 400 and status != 499 else "")
     score = score_of(forward.choice, name)
     if score is not None:
         record.predicted_ttft_s, record.predicted_tpot_s = score.ttft_s, score.tpot_s
         record.predicted_usd = score.usd
-    if leg.first_ns and leg.status < 400:
-        prompt = ask.prompt_tokens if counted.prompt_tokens is None else float(counted.prompt_tokens)
-        output = float(leg.tap.events if counted.output_tokens is None else counted.output_tokens)
-        usd = record.usd = usd_of(leg.lane, prompt, float(counted.cached_tokens or 0), output, leg.running)
-        leg.lane.counted(NANO_USD, round(usd * _NS))
-        elsewhere = record.usd_elsewhere = _elsewhere(forward, leg, usd, kinds)
-        leg.lane.counted(NANO_USD_ELSEWHERE, round((usd if elsewhere is None else elsewhere) * _NS))
     if leg.kept is not None and leg.status < 400:
         answer = leg.kept.answer()
         record.refusal = answer.refusal
@@ -200,7 +230,37 @@ def record_of(
         if forward.home.plan.log.prompts:
             record.request_body = forward.request_body.decode(errors="replace")
             record.response_body = answer.text
-    return record
+    return record, charged
+
+
+def _charge(
+    forward: Forward, record: DecisionRecord, legs: Sequence[Leg], leg: Leg | None, kinds: Mapping[str, str]
+) -> Taken:
+    """What all that were asked took together: what its key is charged. Into the record where the answer did not say."""
+    prompt = cached = output = 0
+    usd = 0.0
+    for one in legs:
+        took = taken(forward, one)
+        prompt, cached, output, usd = prompt + took.prompt, cached + took.cached, output + took.output, usd + took.usd
+        nano_usd = round(took.usd * _NS)
+        one.lane.counted(NANO_USD, nano_usd)
+        if one is leg and leg.begun and leg.status < 400:
+            record.usd = took.usd
+            elsewhere = record.usd_elsewhere = _elsewhere(forward, leg, took.usd, kinds)
+            nano_usd = nano_usd if elsewhere is None else round(elsewhere * _NS)
+        # What came to nothing here would have come to nothing there.
+        one.lane.counted(NANO_USD_ELSEWHERE, nano_usd)
+    if leg is not None:
+        counted = leg.tap.counted
+        record.prompt_tokens, record.cached_tokens = counted.prompt_tokens, counted.cached_tokens
+        record.output_tokens = counted.output_tokens
+    if prompt != (record.prompt_tokens or 0):
+        record.charged_prompt_tokens = prompt
+    if output != (record.output_tokens or 0):
+        record.charged_output_tokens = output
+    if usd != (record.usd or 0.0):
+        record.charged_usd = usd
+    return Taken(prompt, cached, output, usd)
 
 
 def _attempt(leg: Leg, arrived_ns: int, now_ns: int) -> Attempt:

@@ -19,16 +19,28 @@ Fields = dict[str, msgspec.Raw]
 _DECODER = msgspec.json.Decoder(Fields)
 _ENCODER = msgspec.json.Encoder()
 _TEXT = msgspec.json.Decoder(str)
-_WHOLE = msgspec.json.Decoder(int)
+_WHOLE = msgspec.json.Decoder(int, strict=False)
+"""Text of digits as well: backends that read fields with pydantic take `"4000"` for 4000."""
+_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 _TRUE = b"true"
+_SWITCH = {_TRUE: True, b"false": False, b"null": False}
 _LIMIT_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-_PROMPT_FIELDS = ("messages", "prompt", "input", "system", "instructions", "tools")
+_CHOICE_FIELDS = ("n", "best_of")
+_MOST = 10**9
+"""Numbers beyond are as good as this one: no backend writes so many tokens."""
+_PROMPT_FIELDS = (
+    "messages", "prompt", "input", "system", "instructions", "tools", "functions", "suffix", "documents",
+)  # fmt: skip
 _SESSION_FIELDS = ("prompt_cache_key", "user")
 _EMBEDDED = re.compile(rb";base64,[A-Za-z0-9+/=_-]+")
 _EMBEDDED_FROM = 16_384
 """Prompts shorter than this are not searched for pictures: they could not hold one worth the search."""
 PICTURE_TOKENS = 800
 """What a picture is taken to cost: between the 85 to 1,100 tokens of OpenAI's tiles; engines differ by model."""
+_PICTURE = b'"image_url":'
+"""Stands once a picture in OpenAI's bodies, be it embedded or an address."""
+EMBEDDINGS = "/v1/embeddings"
+"""The endpoint whose answers have no tokens."""
 WANTS_USAGE = ("/v1/chat/completions", "/v1/completions")
 """Endpoints whose streams tell their usage only when asked to (`stream_options.include_usage`)."""
 
@@ -54,9 +66,14 @@ class BadAskError(Exception):
 
 
 class Asked:
-    """A body taken apart. `prompt_bytes` is the text of the prompt as JSON, without pictures."""
+    """A body taken apart. `prompt_bytes` is the text of the prompt as JSON, without pictures.
+
+    `most_output`: tokens that one answer may have, None where nothing is said; of several limits the greatest, since
+    backends differ in which one they keep. `choices`: answers that are written for it (`n`, `best_of`, prompts).
+    """
 
     __slots__ = (
+        "choices",
         "fields",
         "model",
         "most_output",
@@ -69,18 +86,23 @@ class Asked:
     )
 
     def __init__(self, fields: Fields) -> None:
-        """Raises BadAskError for a model or a limit that is none."""
+        """Raises BadAskError for a model that is none, and for a `stream` that backends would read in several ways."""
         self.fields = fields
         self.model = _text(fields, "model")
-        self.streams = bytes(fields["stream"]) == _TRUE if "stream" in fields else False
+        self.streams = _switch(fields["stream"]) if "stream" in fields else False
         self.wants_usage = False
         if self.streams and "stream_options" in fields:
             self.wants_usage = _asks_for_usage(fields["stream_options"])
         self.most_output: int | None = None
         for name in _LIMIT_FIELDS:
+            if name in fields and (most := _count(fields[name])) is not None:
+                self.most_output = most if self.most_output is None else max(most, self.most_output)
+        self.choices = 1
+        for name in _CHOICE_FIELDS:
             if name in fields:
-                self.most_output = _count(fields[name])
-                break
+                self.choices = max(self.choices, _count(fields[name]) or 1)
+        if "prompt" in fields:
+            self.choices *= _prompts(fields["prompt"])
         self.user = ""
         self.session = 0
         for name in _SESSION_FIELDS:
@@ -95,15 +117,23 @@ class Asked:
 
     def _measure(self, raw: bytes) -> None:
         size = len(raw)
+        pictures = raw.count(_PICTURE)
         if size >= _EMBEDDED_FROM and b";base64," in raw:
             found = _EMBEDDED.findall(raw)
-            self.pictures += len(found)
+            pictures = max(pictures, len(found))
             size -= sum(map(len, found))
+        self.pictures += pictures
         self.prompt_bytes += size
 
     def prompt_tokens(self, bytes_per_token: float) -> float:
         """An estimate, from what this backend's answers said of earlier prompts."""
         return self.prompt_bytes / bytes_per_token + self.pictures * PICTURE_TOKENS
+
+    def held_output(self, endpoint: str, usual: float) -> float:
+        """Tokens that a key must still be allowed to spend on answers: as many as it may get, else `usual` ones."""
+        if endpoint == EMBEDDINGS:
+            return 0.0
+        return self.choices * (usual if self.most_output is None else float(self.most_output))
 
 
 def read_body(body: bytes) -> Asked:
@@ -165,7 +195,26 @@ def _count(raw: msgspec.Raw) -> int | None:
         value = _WHOLE.decode(raw)
     except msgspec.DecodeError:
         return None
-    return value if value > 0 else None
+    return min(value, _MOST) if value > 0 else None
+
+
+def _switch(raw: msgspec.Raw) -> bool:
+    """Whether `stream` is on. A backend that takes 1 or "yes" for true would stream what we take for a document."""
+    value = _SWITCH.get(bytes(raw))
+    if value is None:
+        raise BadAskError("stream must be true or false", "stream")
+    return value
+
+
+def _prompts(raw: msgspec.Raw) -> int:
+    """How many texts `prompt` holds: one, unless it is a list of them. A list of numbers is one text."""
+    data = bytes(raw)
+    if data[:1] != b"[" or data[1:64].lstrip()[:1] not in (b'"', b"["):
+        return 1
+    try:
+        return max(1, len(_ITEMS.decode(data)))
+    except msgspec.DecodeError:
+        return 1
 
 
 class _StreamOptions(msgspec.Struct):

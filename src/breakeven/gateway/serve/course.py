@@ -7,25 +7,27 @@ Events are the methods of `Course`; what follows is done through `RequestEffects
 is asked only while the client has got nothing: after an ending without a first byte, or after a silence (a hedge). The
 first byte makes its backend the answer and drops the others. The client's leaving ends all of it at once.
 
-Which endings send a request elsewhere, and which speak against a backend: a client's own mistake (4xx) is its answer
-wherever it is sent; 429 and 5xx are about the backend; 501 and 505 are about what was asked, and stay as they are.
+Which endings send a request elsewhere, and which speak against a backend, says `wire.meaning`: a client's own mistake
+(most 4xx) is its answer wherever it is sent; a busy backend (429) and one that cannot do it (501) are left, not blamed;
+any other failure is the operator's trouble and never the client's answer: when nobody is left it hears 502, and why.
+
+An answer that ends properly without content is tried once more elsewhere, and speaks against its backend only where
+that one has some: there are prompts without an answer, and whoever sends one must not close a backend to others.
 """
 
 from __future__ import annotations
 
 from typing import Generic, Literal, Protocol, TypeVar
 
+from breakeven.gateway.serve.opening import DECLINED, EMPTY, refusal, status_told, trouble_is_broken, trouble_told
 from breakeven.gateway.shared.layout import Count, UnderWay
+from breakeven.wire.meaning import Standing
 
 CLIENT_LEFT = 499
 """nginx's word for a client that closed before its answer; it stands in the log only."""
-BUSY = 429
-RETRIED_STATUSES = frozenset({BUSY, 500, 502, 503, 504, 529})
-"""529: "overloaded", as Anthropic's API and some proxies say it."""
-BROKEN_STATUSES = RETRIED_STATUSES - {BUSY}
-
 Judgement = Literal["good", "broken", "busy"]
 """What an ending says of a backend. `busy` holds it off without taking it for broken."""
+_JUDGED: dict[Standing, Judgement] = {"busy": "busy", "operator": "broken", "broken": "broken"}
 
 
 class Counting(Protocol):
@@ -43,12 +45,16 @@ Place = TypeVar("Place", bound=Counting)
 
 
 class Answering(Protocol[Place]):
-    """One backend that was asked. `outcome` is empty while it is under way; `status` is 0 before its head."""
+    """One backend that was asked. `outcome` is empty while it is under way; `status` is 0 before its head.
+
+    `retry_s`: when it wants to be asked again, as far as it said.
+    """
 
     lane: Place
     hedge: bool
     outcome: str
     status: int
+    retry_s: float | None
 
     def send(self) -> None:
         """Ask it."""
@@ -125,6 +131,7 @@ class Course(Generic[Place, One]):
         "_hedged",
         "_hedges",
         "_most",
+        "_told",
         "asked",
         "attempts",
         "ended",
@@ -142,7 +149,7 @@ class Course(Generic[Place, One]):
         self.attempts = 0
         self.asked: list[One] = []
         self.winner: One | None = None
-        self.errors = ""
+        self.errors = self._told = ""
         self.ended = False
         self.waits_at: Place | None = None
         self.wanted: Place | None = None
@@ -240,12 +247,43 @@ class Course(Generic[Place, One]):
 
     # The way back.
 
-    def failed_with(self, one: One, status: int) -> None:
-        """A head with a status that speaks against its backend (`status_fails_over`)."""
-        one.judge("broken" if status_is_broken(status) else "busy")
-        if self.winner is None and (self._others(one) or self._may_go_on()):
-            one.drop(f"status_{status}")
-            self._lost(one, f"answered with status {status}")
+    def failed_with(self, one: One, status: int, stands: Standing) -> bool:
+        """A head with a status that is about its backend. False: another is asked. True: nobody is left, so it is read
+        to its end, for `came_to_nothing` where it speaks against the backend, else for the client."""
+        if (judged := _JUDGED.get(stands)) is not None:
+            one.judge(judged)
+        if not (self._others(one) or self._may_go_on()):
+            return True
+        one.drop(f"status_{status}")
+        if judged == "broken":
+            one.lane.counted(Count.SERVER_ERRORS)
+        self._lost(one, f"answered with status {status}", status_told(status))
+        return False
+
+    def came_to_nothing(self, one: One, message: str) -> None:
+        """The answer that `failed_with` left under way has ended; `message`: what it says, for the client too."""
+        status = one.status
+        one.settle(f"status_{status}")
+        one.lane.counted(Count.SERVER_ERRORS)
+        more = f": {message}" if message else ""
+        self._lost(one, f"answered with status {status}{more}", status_told(status) + more)
+
+    def said_error(self, one: One, status: int, stands: Standing, message: str) -> None:
+        """An error for an answer, under a status of success; `status`: what it amounts to."""
+        if (judged := _JUDGED.get(stands)) is not None:
+            one.judge(judged)
+        one.lane.counted(Count.TROUBLES)
+        one.drop(f"error_{status}")
+        self._lost(one, f"answered with an error ({status}): {message}", f"an error for an answer: {message}")
+
+    def says_nothing(self, one: One) -> bool:
+        """An answer that ends properly without content: whether it is dropped, and somebody else asked."""
+        if any(other.outcome == EMPTY for other in self.asked) or not (self._others(one) or self._may_go_on()):
+            return False
+        one.lane.counted(Count.TROUBLES)
+        one.drop(EMPTY)
+        self._lost(one, "said nothing", trouble_told(EMPTY))
+        return True
 
     def first_byte(self, one: One) -> bool:
         """The first byte from a backend: it is the answer, the others are cancelled. False: another one was faster."""
@@ -261,12 +299,22 @@ class Course(Generic[Place, One]):
             one.lane.counted(Count.HEDGE_WON)
         return True
 
-    def whole(self, one: One) -> None:
-        """The answer is whole."""
-        one.judge("good")
-        one.settle("answered" if one.status < 400 else f"status_{one.status}")
+    def whole(self, one: One, *, failing: str = "", nothing: str = "") -> None:
+        """The answer is whole. `failing`: the error in its middle. `nothing`: why it has no content."""
+        if failing or nothing:
+            if failing:
+                one.judge("broken")
+            one.lane.counted(Count.CLIENT_ERRORS if nothing == DECLINED else Count.TROUBLES)
+            one.settle(nothing or "error")
+        else:
+            one.judge("good")
+            one.settle("answered" if one.status < 400 else f"status_{one.status}")
+            if one.status < 400:
+                for other in self.asked:
+                    if other.outcome == EMPTY:
+                        other.judge("broken")
         one.finish()
-        self._end(one, one.status, "")
+        self._end(one, one.status, f"error: {failing}" if failing else "")
 
     def trouble(self, one: One, trouble: str, detail: str) -> None:
         """A backend's answer ended badly, or never began."""
@@ -279,7 +327,7 @@ class Course(Generic[Place, One]):
             one.cut()
             self._end(one, one.status, f"{trouble}: {detail}")
         else:
-            self._lost(one, f"{trouble}: {detail}")
+            self._lost(one, f"{trouble}: {detail}", trouble_told(trouble))
 
     def gone(self) -> None:
         """The client has left."""
@@ -311,9 +359,10 @@ class Course(Generic[Place, One]):
     def _note(self, error: str) -> None:
         self.errors = f"{self.errors}; {error}" if self.errors else error
 
-    def _lost(self, one: One, why: str) -> None:
-        """A backend came to nothing without a byte for the client."""
+    def _lost(self, one: One, why: str, told: str) -> None:
+        """A backend came to nothing without a byte for the client, who is `told` of it when nobody is left."""
         self._note(f"{one.lane.name} {why}")
+        self._told = f"{self._told}; {one.lane.name}: {told}" if self._told else f"{one.lane.name}: {told}"
         if self.ended or self.winner is not None or self._others(one):
             return
         if self._may_go_on():
@@ -325,10 +374,10 @@ class Course(Generic[Place, One]):
         """Nobody is left to ask."""
         if not self.asked:
             self.refuse(503, "no backend has a place; try again", "overloaded", retry_s=1.0)
-        elif self.asked[-1].outcome == "timeout":
-            self.refuse(504, "the backend did not answer in time", "upstream_timeout")
         else:
-            self.refuse(502, "no backend could answer", "upstream_failed")
+            retries = [one.retry_s for one in self.asked if one.retry_s is not None]
+            status, message, code = refusal(self.asked[-1].outcome, self._told)
+            self.refuse(status, message, code, retry_s=min(retries, default=None))
 
     def refuse(self, status: int, message: str, code: str, *, retry_s: float | None = None) -> None:
         """It gets no answer."""
@@ -349,18 +398,3 @@ class Course(Generic[Place, One]):
         # They hold this object: without the circle all go at once instead of with the next collection.
         self.asked = []
         self.winner = None
-
-
-def status_fails_over(status: int) -> bool:
-    """Whether another backend is asked after this status; never once a byte went to the client."""
-    return status in RETRIED_STATUSES
-
-
-def status_is_broken(status: int) -> bool:
-    """Whether this status counts as a failure of the backend in its breaker. 429 holds it off instead."""
-    return status in BROKEN_STATUSES
-
-
-def trouble_is_broken(trouble: str) -> bool:
-    """Whether this trouble counts as a failure of the backend. An answer above our own limit does not."""
-    return trouble != "too_large"

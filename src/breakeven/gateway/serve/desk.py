@@ -1,4 +1,4 @@
-"""Everything one worker knows, and where each request begins: who asks, for what, by which policy, at whose expense."""
+"""Everything one worker knows, and what each request asks for: by which policy, at whose expense."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import os
 import random
 import time
 from collections.abc import Sequence
-
-import msgspec
+from math import ceil
 
 from breakeven.gateway.experiment import assign
 from breakeven.gateway.guard import HedgeBudget
 from breakeven.gateway.keys.entry import KeyEntry, Keys
 from breakeven.gateway.keys.windows import Windows
-from breakeven.gateway.plan.model import ENDPOINTS, GatewayPlan, PolicyPlan
+from breakeven.gateway.plan.model import GatewayPlan, PolicyPlan
 from breakeven.gateway.route.choose import choose
+from breakeven.gateway.route.learned import MOST_BYTES, held
 from breakeven.gateway.route.view import Ask, Choice, Speed
 from breakeven.gateway.seen.log import DecisionLog
-from breakeven.gateway.serve.account import answered, record_of
+from breakeven.gateway.serve.account import answered, record_of, usd_of
 from breakeven.gateway.serve.arms import Arms
 from breakeven.gateway.serve.ask import Asked, BadAskError, Client, asks, new_ask, read_body
 from breakeven.gateway.serve.course import Course
-from breakeven.gateway.serve.forward import JSON, Forward, say
-from breakeven.gateway.serve.lane import Lane, WaitingLine
+from breakeven.gateway.serve.forward import Forward, say
+from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
+from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import (
     USAGE_COLUMNS,
@@ -34,19 +35,14 @@ from breakeven.gateway.shared.layout import (
     USED_REFUSED,
     USED_REQUESTS,
     Count,
-    Global,
     Rows,
 )
-from breakeven.wire.listen import names_here, sent_from_here
-from breakeven.wire.message import Request, Responder, json_too_deep
+from breakeven.wire.message import Request, Responder
 
 TTFT_HEADER, TPOT_HEADER, USD_HEADER = b"x-breakeven-ttft-ms", b"x-breakeven-tpot-ms", b"x-breakeven-max-usd"
 SESSION_HEADER = b"x-breakeven-session"
 USUAL_LINE = PolicyPlan(model="", backends=()).queue_size
 """Of a backend that stands in no policy and is reached by its own name alone."""
-MODELS = "/v1/models"
-READS = "GET, HEAD"
-_MOST_NAMES = 64
 NAMED = "named"
 """The policy of a backend's own name: nothing to choose."""
 
@@ -82,6 +78,7 @@ class Desk:
                 speeds[backend.name],
                 plan.limits,
                 lines.get(backend.name, USUAL_LINE),
+                len(entries or ()),
             )
             for index, backend in enumerate(plan.backends)
         ]
@@ -135,9 +132,6 @@ class Desk:
 
     def ask(self, request: Request, responder: Responder, client: Client, path: str) -> None:
         """A body for one of the endpoints, from a client that is known: route it and send it on its way."""
-        if json_too_deep(request.body, self.plan.limits.json_depth):
-            say(responder, 400, f"the body is nested deeper than {self.plan.limits.json_depth}", "json_too_deep")
-            return
         try:
             asked = read_body(request.body)
             ttft_ms = asks(TTFT_HEADER, request.header(TTFT_HEADER))
@@ -160,8 +154,14 @@ class Desk:
         choice = choose(policy, ask, [lane.refresh(now_s) for lane in lanes], self.dice)
         spent = None
         if (entry := client.entry) is not None:
-            unix_s = time.time()
-            tokens, usd = ask.prompt_tokens + ask.output_tokens, _dearest(choice)
+            unix_s = self.windows.now_s()
+            usual = lanes[0].lengths.output_tokens(client.name)
+            output = asked.held_output(path, usual)
+            usd = 0.0
+            if any(limit.what == "usd" for limit in entry.limits):
+                usd = _dearest(choice, ask, output, [self.lanes[index] for index in choice.order])
+            least = asked.prompt_bytes / MOST_BYTES + asked.held_output(path, 1.0)
+            tokens, usd = held(entry.limits, least, ask.prompt_tokens + output, usd)
             if (refusal := self._over(client, entry, unix_s, tokens, usd)) is not None:
                 self._refuse(responder, client, refusal)
                 return
@@ -201,8 +201,9 @@ class Desk:
         usd: float | None,
     ) -> Ask:
         first = self.lanes[self.members[asked.model][0]]
-        ask = new_ask(path, asked, first.output_tokens)
-        ask.prompt_tokens = asked.prompt_tokens(first.bytes_per_token)
+        lengths, key = first.lengths, client.name
+        ask = new_ask(path, asked, lengths.output_tokens(key))
+        ask.prompt_tokens = asked.prompt_tokens(lengths.bytes_per_token(key))
         slo = client.slo or policy.slo
         ask.ttft_s = slo.ttft_s if ttft_ms is None else ttft_ms / 1000
         ask.tpot_s = slo.tpot_s if tpot_ms is None else tpot_ms / 1000
@@ -228,7 +229,7 @@ class Desk:
     def _refuse(self, responder: Responder, client: Client, refusal: tuple[str, float | None]) -> None:
         self._key_usage[client.slot * USAGE_COLUMNS + USED_REFUSED] += 1
         text, retry_s = refusal
-        headers = [] if retry_s is None else [(b"retry-after", str(max(1, round(retry_s))).encode())]
+        headers = [] if retry_s is None else [(b"retry-after", str(max(1, ceil(retry_s))).encode())]
         say(responder, 429, text, "rate_limit_exceeded", headers)
 
     def _use(self, client: Client, policy: PolicyPlan, prompt: int, output: int, usd: float) -> None:
@@ -250,7 +251,7 @@ class Desk:
         """Account for it once, and log it."""
         if leg is not None:
             answered(forward, leg)
-        record = record_of(forward, course.asked, leg, status, error, self.kinds)
+        record, charged = record_of(forward, course.asked, leg, status, error, self.kinds)
         if forward.shadow_of:
             self.arms.copies.discard(course)
             if self.log is not None:
@@ -258,99 +259,12 @@ class Desk:
             return
         self.under_way -= 1
         client, policy = forward.client, forward.policy
-        prompt, output = record.prompt_tokens or 0, record.output_tokens or 0
-        usd = record.usd or 0.0
-        self._use(client, policy, prompt, output, usd)
+        self._use(client, policy, charged.prompt, charged.output, charged.usd)
         if client.entry is not None:
-            self.windows.settle(forward.spent, time.time(), prompt + output, usd)
+            self.windows.settle(forward.spent, self.windows.now_s(), charged.prompt + charged.output, charged.usd)
             self.windows.close_stream(client.slot)
         if self.log is not None:
             self.log.add(record)
-
-
-class Front:
-    """What the edge calls for each request."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._endpoints = frozenset(ENDPOINTS)
-        self._names: set[bytes | None] = {None}
-        """Hosts that were found to name this machine; no browser sends none."""
-
-    def handle(self, request: Request, responder: Responder) -> None:
-        """The edge's handler."""
-        path = request.path
-        if self._desk.keys is None and path.startswith("/v1") and not self._meant_for_us(request):
-            message = "without keys only this machine may ask, by the name 127.0.0.1 or localhost; `keys:` opens it"
-            say(responder, 403, message, "forbidden")
-        elif path in self._endpoints:
-            client = self._desk.client_of(request)
-            if client is None:
-                ask_for_key(responder)
-            elif request.method != "POST":
-                only(responder, path, "POST")
-            else:
-                self._desk.ask(request, responder, client, path)
-        elif path == MODELS or path.startswith(MODELS + "/"):
-            self._models(request, responder)
-        elif path in ("/health", "/ready"):
-            if request.method not in ("GET", "HEAD"):
-                only(responder, path, READS)
-            elif path == "/health":
-                responder.respond(200, [JSON], b'{"status":"ok"}')
-            else:
-                ready = self._desk.is_ready()
-                responder.respond(200 if ready else 503, [JSON], b'{"ready":%s}' % (b"true" if ready else b"false"))
-        else:
-            say(responder, 404, f"there is no {path[:200]} here; this gateway serves {', '.join(ENDPOINTS)}", None)
-
-    def _meant_for_us(self, request: Request) -> bool:
-        """Whether it came by a name of this machine, and from no page of another."""
-        host = request.header(b"host")
-        if host not in self._names:
-            if not names_here(host):
-                return False
-            if len(self._names) < _MOST_NAMES:
-                self._names.add(host)
-        return sent_from_here(request.header(b"origin"))
-
-    def _models(self, request: Request, responder: Responder) -> None:
-        """What this client may ask for: the listing, or one of it."""
-        desk, path = self._desk, request.path
-        client = desk.client_of(request)
-        if client is None:
-            ask_for_key(responder)
-            return
-        if request.method not in ("GET", "HEAD"):
-            only(responder, path, READS)
-            return
-        entry = client.entry
-        names = [name for name in desk.models if entry is None or entry.may(name)]
-        started = int(desk.block.everywhere.get(0, 0, Global.STARTED_S))
-        if path == MODELS:
-            listing = {"object": "list", "data": [_model(name, started) for name in names]}
-            responder.respond(200, [JSON], msgspec.json.encode(listing))
-            return
-        wanted = path.removeprefix(MODELS + "/")
-        if wanted in names:
-            responder.respond(200, [JSON], msgspec.json.encode(_model(wanted, started)))
-        else:
-            say(responder, 404, f"there is no model {wanted[:200]!r} for you here", "model_not_found")
-
-
-def _model(name: str, created: int) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": created, "owned_by": "breakeven"}
-
-
-def ask_for_key(responder: Responder) -> None:
-    """Whoever comes without a key of ours hears the same, whatever was wrong with it."""
-    say(responder, 401, "this gateway asks for a key: Authorization: Bearer KEY", "invalid_api_key")
-
-
-def only(responder: Responder, path: str, methods: str) -> None:
-    """Another method is right for this path."""
-    message = f"{path[:200]} takes {methods}"
-    say(responder, 405, message, "method_not_allowed", [(b"allow", methods.encode())])
 
 
 def hash_of(value: bytes) -> int:
@@ -360,6 +274,7 @@ def hash_of(value: bytes) -> int:
     return crc32(value) or 1
 
 
-def _dearest(choice: Choice) -> float:
-    """The most that a request is predicted to cost wherever it ends up: what its key must still be allowed to spend."""
-    return max((score.usd for score in choice.scores if not score.why_not), default=0.0)
+def _dearest(choice: Choice, ask: Ask, output: float, lanes: Sequence[Lane]) -> float:
+    """The most that a request may cost wherever it ends up, with `output` tokens: what its key must have left."""
+    most = max((score.usd for score in choice.scores if not score.why_not), default=0.0)
+    return max([most, *(usd_of(lane, ask.prompt_tokens, 0.0, output, lane.view.running) for lane in lanes)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Sequence
+from math import ceil
 from typing import Literal, Protocol
 
 from breakeven.gateway.guard import HedgeBudget, delay_s
@@ -17,8 +18,9 @@ from breakeven.gateway.route.choose import score_of
 from breakeven.gateway.route.view import REASONS, Ask, Choice
 from breakeven.gateway.serve.ask import Asked, Client
 from breakeven.gateway.serve.course import Course
-from breakeven.gateway.serve.lane import Lane, WaitingLine
+from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
+from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.wire.message import Headers, Request, Responder, error_body
 
 JSON = (b"content-type", b"application/json")
@@ -131,12 +133,15 @@ class Forward:
         """A place at once."""
         line = self.home.line
         return (
-            lane.breaker.allows(now_s) and line.ready(lane) and line.enter_now(lane, course, self.ask.priority, now_s)
+            lane.breaker.allows(now_s)
+            and line.ready(lane)
+            and line.enter_now(lane, course, self.ask.priority, now_s, self.client.slot)
         )
 
     def enter(self, course: Course[Lane, Leg], lane: Lane, now_s: float) -> Literal["go", "wait", "full"]:
         """A place, or one in line."""
-        entered = self.home.line.enter(lane, course, self.ask.priority, now_s + self.policy.queue_s, now_s)
+        deadline_s = now_s + self.policy.queue_s
+        entered = self.home.line.enter(lane, course, self.ask.priority, deadline_s, now_s, self.client.slot)
         if entered == "wait":
             self.queued_ns = time.monotonic_ns()
         return entered
@@ -190,7 +195,7 @@ class Forward:
             if (
                 line.ready(lane)
                 and lane.breaker.allows(now_s)
-                and line.enter_now(lane, course, self.ask.priority, now_s)
+                and line.enter_now(lane, course, self.ask.priority, now_s, self.client.slot)
             ):
                 return lane
         budget.give_back()
@@ -201,7 +206,9 @@ class Forward:
     def told(self, lane: Lane | None) -> list[tuple[bytes, bytes]]:
         """What the client is told of the decision."""
         choice = self.choice
-        told = [(b"x-breakeven-request-id", self.id.encode()), _REASONS[choice.reason]]
+        ident = self.id.encode()
+        # By the second name OpenAI's clients keep it beside their answers; a backend's own stops here.
+        told = [(b"x-breakeven-request-id", ident), (b"x-request-id", ident), _REASONS[choice.reason]]
         if lane is None:
             return told
         told.append(lane.header)
@@ -219,10 +226,19 @@ class Forward:
         """A comment in the stream, which clients of server-sent events pass over; other answers cannot begin yet."""
         if not self.asked.streams:
             return
+        self._start_early()
+        self.responder.write(b": loading %s, %.0f %%\n\n" % (lane.name.encode(), 100.0 * progress))
+
+    def tell_waiting(self, lane: Lane) -> None:
+        """A sign of life, as a comment, while a backend has sent nothing but such itself."""
+        if self.asked.streams:
+            self._start_early()
+            self.responder.write(b": waiting for %s\n\n" % lane.name.encode())
+
+    def _start_early(self) -> None:
         if not self.early:
             self.early = True
             self.responder.start(200, [EVENTS, *self.told(None)])
-        self.responder.write(b": loading %s, %.0f %%\n\n" % (lane.name.encode(), 100.0 * progress))
 
     def refuse(self, status: int, message: str, code: str, retry_s: float | None) -> None:
         """An error, as an event of its stream where it has a head already."""
@@ -233,7 +249,7 @@ class Forward:
             return
         headers = [JSON, *self.told(None)]
         if retry_s is not None:
-            headers.append((b"retry-after", str(max(1, round(retry_s))).encode()))
+            headers.append((b"retry-after", str(max(1, ceil(retry_s))).encode()))
         self.responder.respond(status, headers, body)
 
     def over(self, course: Course[Lane, Leg], one: Leg | None, status: int, error: str) -> None:

@@ -1,34 +1,32 @@
 """One backend as one worker sees it: its connections, its breaker and gate, its numbers in shared memory, its view.
 
-`WaitingLine` is everybody of one worker who waits: for a place at a backend, or for an engine of ours to be loaded.
-
 Numbers of other workers are read again only every few milliseconds: ours are exact, theirs hardly change in between.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Hashable
 from math import exp
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.gateway.guard import CODES, Breaker, Gate
-from breakeven.gateway.plan.model import BackendPlan, Limits
+from breakeven.gateway.guard import CODES, Breaker
+from breakeven.gateway.places import Gate, NextInLine, kept_places
+from breakeven.gateway.plan.limits import Limits
+from breakeven.gateway.plan.model import BackendPlan
+from breakeven.gateway.route.learned import Lengths
 from breakeven.gateway.route.speed import bound_of, peaked
 from breakeven.gateway.route.view import Speed, View, view_of
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import (
     AHEAD_TOKENS,
-    BYTES_PER_TOKEN,
     CONTEXT_TOKENS,
     IN_FLIGHT,
     LOAD_S,
-    MEAN_OUTPUT,
     OURS_AT_POLL,
     POLLED_S,
     QUEUED,
@@ -39,26 +37,19 @@ from breakeven.gateway.shared.layout import (
     TTFT_WIDTH,
     WAITING,
     Count,
-    Known,
     State,
     UnderWay,
 )
 from breakeven.wire.client import HttpClient
 
-USUAL_BYTES = 4.0
-"""Of English text as JSON, until the backend's own counts say otherwise."""
-USUAL_OUTPUT = 200.0
-"""An answer's length until some have been seen; the mean of the Azure conversation trace is 211."""
+PLAIN = (b"accept-encoding", b"identity")
+"""What a backend compresses all the same is read as far as it can be, and costs more where it cannot."""
 STALE_S = 5.0
 """Numbers of an engine that was looked at before and not since are not believed any more."""
 REFRESH_S = 0.005
 READY, FAILED = int(State.READY), int(State.FAILED)
-_LEARNING = 0.05
-"""Weight of one answer in what is learned of lengths: the last twenty or so count."""
-LOOK_S = 0.01
-"""Places that other workers free, and engines that became ready, are seen this late at most."""
-TELL_S = 1.0
-"""A client that waits for an engine hears this often how far it is."""
+CLAIM_HOLDS_NS = 100_000_000
+"""What a worker said of its line is believed this long; it says so anew with every look."""
 
 
 class Waiter(Hashable, Protocol):
@@ -85,20 +76,25 @@ class Lane:
 
     __slots__ = (
         "_elsewhere_s",
+        "_holding",
         "_known",
         "_known_at",
         "_load",
         "_load_at",
         "_others",
         "_peaked_s",
+        "_said",
         "_secret",
         "_workers",
+        "ahead",
         "bound",
         "breaker",
         "count",
         "count_at",
         "gate",
         "header",
+        "key_columns",
+        "lengths",
         "model_raw",
         "name",
         "plan",
@@ -119,8 +115,9 @@ class Lane:
         speed: Speed,
         limits: Limits,
         queue_size: int,
+        keys: int = 0,
     ):
-        """Opens nothing. Raises UserError where the key's variable is not set."""
+        """Opens nothing. `keys`: how many may ask. Raises UserError where the backend's key's variable is not set."""
         self.plan, self.slot, self.name = plan, slot, plan.name
         self.header = (b"x-breakeven-backend", plan.name.encode())
         self.model_raw = msgspec.Raw(msgspec.json.encode(plan.served_model or plan.name))
@@ -131,7 +128,12 @@ class Lane:
         if plan.url is not None:
             self.upstream = self.connect(plan.url, limits)
         self.breaker = Breaker()
-        self.gate: Gate[Waiter] = Gate(plan.limit, queue_size)
+        self.key_columns = columns = block.held.columns
+        held = [block.held.mine(w)[slot * columns : (slot + 1) * columns] for w in range(block.shape.workers)]
+        # Every other worker's cells of this backend's places by key.
+        self._holding = [cells for w, cells in enumerate(held) if w != worker]
+        kept = kept_places(plan.limit, keys)
+        self.gate: Gate[Waiter] = Gate(plan.limit, queue_size, kept, held[worker], self._held_elsewhere)
         self.view = view_of(index, plan, speed)
         self.bound = bound_of(speed)
         self._load: Any = block.load.mine(worker)
@@ -140,10 +142,14 @@ class Lane:
         self.count_at = slot * block.count.columns
         self._known: Any = block.known.mine(0)
         self._known_at = slot * block.known.columns
+        self.lengths = Lengths(self._known, self._known_at)
         # Every other worker's cells of this backend: whole rows, so that one slice a column is all there is to add up.
         self._workers = [block.load.mine(w) for w in range(block.shape.workers) if w != worker]
         self._elsewhere_s = self._peaked_s = 0.0
         self._others = (0, 0, 0, 0)
+        self.ahead: NextInLine | None = None
+        """Who goes next of other workers' lines, as of the last look at `elsewhere`."""
+        self._said = False
 
     def connect(self, url: str, limits: Limits) -> HttpClient:
         """The client for a URL that ends in /v1."""
@@ -151,7 +157,7 @@ class Lane:
         return HttpClient(
             url.rstrip("/").removesuffix("/v1"),
             timeouts=plan.timeouts,
-            secret=self._secret,
+            secret=(*self._secret, PLAIN),
             tls=plan.tls_files,
             proxy=plan.proxy,
             allow_link_local=plan.allow_link_local,
@@ -177,25 +183,10 @@ class Lane:
         """Set such a number; of two workers at once the later one wins, which costs one lesson."""
         self._known[self._known_at + column] = value
 
-    def learn_mean(self, column: int, value: float) -> None:
-        """Move a running mean towards `value`; the first value is taken whole."""
-        old = self.known(column)
-        self.learn(column, value if old == 0.0 else old + _LEARNING * (value - old))
-
     def slow(self, predicted_s: float, actual_s: float, now_s: float) -> None:
         """Remember how slow it was just now, for the choice among replicas."""
         self.view.peak = peaked(self.view.peak, predicted_s, actual_s, now_s - self._peaked_s)
         self._peaked_s = now_s
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Of prompts of this backend's tokenizer."""
-        return self.known(BYTES_PER_TOKEN) or USUAL_BYTES
-
-    @property
-    def output_tokens(self) -> float:
-        """Of its mean answer."""
-        return self.known(MEAN_OUTPUT) or USUAL_OUTPUT
 
     def elsewhere(self, now_s: float) -> int:
         """Requests that other workers have in flight here."""
@@ -212,7 +203,34 @@ class Lane:
                 context += load[at + CONTEXT_TOKENS]
                 queued += load[at + QUEUED]
             self._others = (in_flight, ahead, context, queued)
+            self.ahead = self._claim_elsewhere() if queued else None
         return self._others
+
+    # Places, which keys share fairly over workers.
+
+    def _held_elsewhere(self, key: int) -> int:
+        """Places that a key has here in other workers."""
+        return sum(cells[key] for cells in self._holding)
+
+    def _claim_elsewhere(self) -> NextInLine | None:
+        at, now_ns = self._load_at, time.monotonic_ns()
+        said = [
+            NextInLine(load[at + UnderWay.CLAIM_PRIORITY], load[at + UnderWay.CLAIM_FEWER])
+            for load in self._workers
+            # A worker that has stopped must not hold places back that it does not take.
+            if now_ns - load[at + UnderWay.CLAIM_NS] < CLAIM_HOLDS_NS
+        ]
+        return max(said, default=None)
+
+    def tell_claim(self) -> None:
+        """Let other workers know who goes next of this one's line."""
+        claim = self.gate.claim()
+        if claim is None and not self._said:
+            return
+        self._said = claim is not None
+        load, at = self._load, self._load_at
+        load[at + UnderWay.CLAIM_PRIORITY], load[at + UnderWay.CLAIM_FEWER] = claim or (0, 0)
+        load[at + UnderWay.CLAIM_NS] = 0 if claim is None else time.monotonic_ns()
 
     def refresh(self, now_s: float) -> View:
         """The view as of now."""
@@ -264,106 +282,6 @@ class Lane:
             self._load[self._load_at + UnderWay.BREAKER] = CODES[state]
             if state == "open":
                 self.counted(Count.BREAKER_OPENED)
-
-
-class WaitingLine:
-    """Everybody of one worker who waits. One timer while anybody does."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, limits: Limits, maximum_wait_s: float) -> None:
-        """Nobody waits. `maximum_wait_s`: for an engine."""
-        self._loop, self._limits, self._maximum_wait_s = loop, limits, maximum_wait_s
-        self._queued: set[Lane] = set()
-        self._wanted: dict[Lane, dict[Waiter, tuple[float, float]]] = {}
-        """By engine: who waits, since when, and when it was last told how far it is."""
-        self._timer: asyncio.TimerHandle | None = None
-
-    def ready(self, lane: Lane) -> bool:
-        """Whether it can be asked. An engine of ours gets its client here, at the port it came up at."""
-        if lane.plan.local is None:
-            return True
-        if lane.known(Known.STATE) != State.READY:
-            return False
-        port = int(lane.known(Known.PORT))
-        if port <= 0:
-            return False
-        if lane.port != port:
-            lane.port = port
-            lane.upstream = lane.connect(f"http://127.0.0.1:{port}/v1", self._limits)
-        return True
-
-    def enter(
-        self, lane: Lane, waiter: Waiter, priority: int, deadline_s: float, now_s: float
-    ) -> Literal["go", "wait", "full"]:
-        """Ask for a place at a backend."""
-        gate = lane.gate
-        entered = gate.enter(waiter, priority, deadline_s, now_s, lane.elsewhere(now_s))
-        if entered != "go":
-            for other in gate.pushed_out():
-                other.no_place(lane, "others of higher priority came first")
-            if entered == "wait":
-                self._queued.add(lane)
-                self._watch()
-        return entered
-
-    def enter_now(self, lane: Lane, waiter: Waiter, priority: int, now_s: float) -> bool:
-        """Take a place if one is free."""
-        return lane.gate.enter(waiter, priority, now_s, now_s, lane.elsewhere(now_s)) == "go"
-
-    def left(self, lane: Lane) -> None:
-        """A request ended there; the next one goes."""
-        now_s = time.monotonic()
-        for waiter in lane.gate.leave(now_s, lane.elsewhere(now_s) if lane.gate.queued else 0):
-            waiter.go(lane)
-
-    def want(self, lane: Lane, waiter: Waiter, now_s: float) -> bool:
-        """Wait for an engine; False when it cannot come."""
-        if lane.plan.local is None or lane.known(Known.STATE) == State.FAILED:
-            return False
-        self._wanted.setdefault(lane, {})[waiter] = (now_s, now_s)
-        lane.add(UnderWay.WANTED, 1)
-        self._watch()
-        return True
-
-    def unwant(self, lane: Lane, waiter: Waiter) -> None:
-        """Wait no more."""
-        if self._wanted.get(lane, {}).pop(waiter, None) is not None:
-            lane.add(UnderWay.WANTED, -1)
-
-    def _watch(self) -> None:
-        if self._timer is None:
-            self._timer = self._loop.call_later(LOOK_S, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
-        now_s = time.monotonic()
-        for lane in list(self._queued):
-            for waiter in lane.gate.wake(now_s, lane.elsewhere(now_s)):
-                waiter.go(lane)
-            for waiter in lane.gate.expired(now_s):
-                waiter.no_place(lane, "it waited too long for a place")
-            if not lane.gate.queued:
-                self._queued.discard(lane)
-        for lane in list(self._wanted):
-            self._look_at_engine(lane, now_s)
-        if self._queued or self._wanted:
-            self._watch()
-
-    def _look_at_engine(self, lane: Lane, now_s: float) -> None:
-        waiting = self._wanted[lane]
-        ready = self.ready(lane)
-        failed = lane.known(Known.STATE) == State.FAILED
-        for waiter, (since_s, told_s) in list(waiting.items()):
-            if ready:
-                self.unwant(lane, waiter)
-                waiter.loaded(lane)
-            elif failed or now_s - since_s > self._maximum_wait_s:
-                self.unwant(lane, waiter)
-                waiter.not_loaded(lane, "it could not be loaded" if failed else "it was not loaded in time")
-            elif now_s - told_s > TELL_S:
-                waiting[waiter] = (since_s, now_s)
-                waiter.tell_progress(lane, lane.known(Known.PROGRESS))
-        if not waiting:
-            del self._wanted[lane]
 
 
 def secret_of(plan: BackendPlan, block: SharedBlock | None = None) -> tuple[tuple[bytes, bytes], ...]:

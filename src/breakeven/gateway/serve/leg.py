@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import time
+from math import ceil
 from typing import Protocol
 
 from breakeven.gateway.experiment.answer import Kept
-from breakeven.gateway.guard import USUAL_HOLD_S, retry_after_s
+from breakeven.gateway.guard import USUAL_HOLD_S
 from breakeven.gateway.route.view import Ask
-from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, body_for
-from breakeven.gateway.serve.course import Course, Judgement, status_fails_over
-from breakeven.gateway.serve.lane import Lane, WaitingLine
-from breakeven.gateway.serve.tap import Scrub, StreamTap, WholeTap, headers_without
+from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, Client, body_for
+from breakeven.gateway.serve.course import Course, Judgement
+from breakeven.gateway.serve.lane import Lane
+from breakeven.gateway.serve.opening import EMPTY, SHORT_BYTES, First, Opening, names_something, without
+from breakeven.gateway.serve.tap import UNHEARD, Scrub, Tap, headers_without, tap_for
+from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.gateway.shared.layout import AHEAD_TOKENS, CONTEXT_TOKENS, DECODING, IN_FLIGHT, REQUESTS
 from breakeven.wire.connection import Exchange
+from breakeven.wire.meaning import AGAINST, ELSEWHERE, asked_wait_s, error_text, event_kind, standing
 from breakeven.wire.message import Headers, Responder, Trouble
+from breakeven.wire.sse import fields_of, split_events
 
 KEPT_BACK = frozenset((b"set-cookie", b"server", b"alt-svc", b"strict-transport-security", b"content-length"))
 """Headers of an answer that are between the gateway and the backend."""
+EVENTS, WHOLE = b"event-stream", (b"json", b"html")
+"""Parts of content types of streams, and of what is none."""
+KEEP_ALIVE_NS = 10 * 10**9
+"""A client whose backend sends signs of life and nothing else hears one of ours this often."""
+HALF_SEEN = frozenset(("cancelled", "hedge_lost", "cut", "timeout", "too_large", "garbage"))
+"""Outcomes after which what was held of an answer is still what its backend did."""
 
 
 class Sender(Protocol):
     """The request that a leg is of. `answer`: the leg whose bytes its client gets; `early`: it has a head already."""
 
     responder: Responder
+    client: Client
     asked: Asked
     ask: Ask
     endpoint: str
@@ -34,20 +46,32 @@ class Sender(Protocol):
     def told(self, lane: Lane | None) -> list[tuple[bytes, bytes]]:
         """Headers that tell the client of the decision."""
 
+    def tell_waiting(self, lane: Lane) -> None:
+        """A sign of life for the client."""
+
 
 class Leg:
     """From sending to the last byte. After failures and hedges a request has several.
 
-    `first_ns`, `last_ns`: of the answer's body, 0 until it came."""
+    `first_ns`: of its first content, 0 until it came, and for a stream that has none. `said_ns`: of a stream's last
+    content, which a finish, counts and signs of life may follow. `last_ns`: of its last byte.
+    `begun`: its bytes go to the client. `nothing`: why it has no content, once that is known.
+    """
 
     __slots__ = (
+        "_alive_ns",
         "_course",
+        "_failing",
         "_forward",
         "_judged",
         "_line",
+        "_opening",
+        "_reads_why",
         "_settled",
         "_size",
+        "_streams",
         "ahead",
+        "begun",
         "exchange",
         "first_ns",
         "head",
@@ -56,8 +80,11 @@ class Leg:
         "kept",
         "lane",
         "last_ns",
+        "nothing",
         "outcome",
+        "retry_s",
         "running",
+        "said_ns",
         "scrub",
         "single",
         "spell",
@@ -74,15 +101,11 @@ class Leg:
         """Counts itself as under way; `send` follows. `keep`: the answer's text is wanted after its end."""
         self._forward, self._course, self.lane, self._line, self.hedge = forward, course, lane, line, hedge
         asked = forward.asked
-        self.tap: StreamTap | WholeTap
-        if asked.streams:
-            self.tap = StreamTap(forward.endpoint, drop_usage=forward.endpoint in WANTS_USAGE and not asked.wants_usage)
-        else:
-            self.tap = WholeTap()
+        self.tap: Tap = UNHEARD
         self.exchange: Exchange | None = None
         self.head: Headers = ()
         self.status = 0
-        self.first_ns = self.last_ns = 0
+        self.first_ns = self.last_ns = self.said_ns = 0
         self.outcome = ""
         self.single: bytes | None = None
         """The whole answer where it came in one piece: one write to the client, when its end is known to be good."""
@@ -90,17 +113,22 @@ class Leg:
         """What its tap still held at its end."""
         self.scrub: Scrub | None = None
         self.kept = Kept() if keep else None
-        self._settled = self._judged = False
+        self.begun = self._settled = self._judged = False
+        self.retry_s: float | None = None
+        self._opening: Opening | None = None
+        self._streams = self._reads_why = False
+        """Nobody else is left, and what it says is no answer, only the reason."""
+        self.nothing = self._failing = ""
         view = lane.view
         self.running = view.running
         self.ttft_factor, self.tpot_factor = view.ttft_factor, view.tpot_factor
-        self.ahead = int(asked.prompt_tokens(lane.bytes_per_token))
+        self.ahead = int(asked.prompt_tokens(lane.lengths.bytes_per_token(forward.client.name)))
         self._size = self.ahead + int(forward.ask.output_tokens / 2)
         lane.add(IN_FLIGHT, 1)
         lane.add(AHEAD_TOKENS, self.ahead)
         lane.add(CONTEXT_TOKENS, self._size)
         lane.counted(REQUESTS)
-        self.start_ns = time.monotonic_ns()
+        self.start_ns = self._alive_ns = time.monotonic_ns()
         self.spell = lane.breaker.started(self.start_ns / 1e9)
 
     def send(self) -> None:
@@ -114,57 +142,145 @@ class Leg:
     # The sink.
 
     def on_head(self, status: int, headers: Headers) -> None:
-        """The answer's head; nothing is said to the client before its first byte."""
+        """The answer's head; nothing is said to the client before it is known whether there is an answer."""
         self.status, self.head = status, headers
-        lane = self.lane
+        lane, asked = self.lane, self._forward.asked
         if lane.secret:
             self.head = headers_without(lane.secret, headers)
             if status >= 400:
                 self.scrub = Scrub(lane.secret)
-        if status_fails_over(status):
-            self._course.failed_with(self, status)
+        kind = (_header(headers, b"content-type") or b"").lower()
+        # Its own type says how an answer is read, and what was asked for only where that says little.
+        self._streams = status < 300 and (EVENTS in kind or (asked.streams and not any(one in kind for one in WHOLE)))
+        coding = (_header(headers, b"content-encoding") or b"identity").strip().lower()
+        drops = asked.streams and not asked.wants_usage and self._forward.endpoint in WANTS_USAGE
+        self.tap = tap_for(self._forward.endpoint, coding, streams=self._streams, drop_usage=drops)
+        coded = coding != b"identity"
+        self._opening = Opening(
+            asked.fields, streams=self._streams, coded=coded, length=self._length(), secret=lane.secret
+        )
+        stands = standing(status, named=status >= 400 and names_something(asked.fields))
+        if stands in ELSEWHERE:
+            self._reads_why = self._course.failed_with(self, status, stands) and stands in AGAINST
+        elif status < 300 and b"html" in kind:
+            self._course.said_error(self, status, "broken", "a web page")
 
     def on_body(self, data: bytes) -> None:
         """A piece of the answer."""
         if self.scrub is not None and not (data := self.scrub.feed(data)):
             return
         self.last_ns = time.monotonic_ns()
-        forward = self._forward
-        if not self.first_ns:
-            if not self._first():
-                return
-            if type(self.tap) is WholeTap and not forward.early and self._length() == len(data):
-                self.single = self.tap.feed(data)
-                if self.kept is not None:
-                    self.kept.add(data)
-                return
-            self._start()
+        if not self.begun and not (data := self._opened(data)):
+            return
+        self._pass_on(data)
+
+    def _pass_on(self, data: bytes) -> None:
         if self.kept is not None:
             self.kept.add(data)
-        if data := self.tap.feed(data):
-            forward.responder.write(_as_event(data) if forward.early and self.status >= 400 else data)
+        # Quotes within a text are written otherwise, so that hardly any piece of an answer is looked at.
+        if b'"error"' in data and not self._failing and self._streams:
+            self._failing = _error_in(without(self.lane.secret, data))
+        tap = self.tap
+        events = tap.events
+        data = tap.feed(data)
+        if tap.events != events:
+            self.said_ns = self.last_ns
+        if data:
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        forward = self._forward
+        forward.responder.write(_as_event(data) if forward.early and not self._streams else data)
+
+    def _opened(self, data: bytes) -> bytes:
+        """All that came so far, once it may go to the client; empty: it is held, or it is no answer."""
+        if self._reads_why:
+            self.held = (self.held + data)[:SHORT_BYTES]
+            return b""
+        assert self._opening is not None
+        if first := self._opening.feed(data):
+            return self._begin() if self._is_for_client(first) else b""
+        if self._streams:
+            self._wait_on()
+        elif not self.first_ns:
+            self.first_ns = self.last_ns
+        return b""
+
+    def _wait_on(self) -> None:
+        """Signs of life are no answer: the time for its first byte still runs, and the client hears one of ours."""
+        if self.exchange is not None:
+            self.exchange.waiting_body = True
+        if self.last_ns - self._alive_ns > KEEP_ALIVE_NS:
+            self._alive_ns = self.last_ns
+            self._forward.tell_waiting(self.lane)
+
+    def _is_for_client(self, first: First) -> bool:
+        """Whether an answer that begins so goes to the client. False: it is dropped, and the course knows."""
+        course, opening = self._course, self._opening
+        assert opening is not None
+        if first == "content":
+            self.first_ns = self.first_ns or self.last_ns
+        elif first == "error":
+            course.said_error(self, opening.status, opening.stands, opening.message)
+            return False
+        elif first == "none":
+            if self.exchange is not None:
+                self.exchange.cancel()
+            course.trouble(self, EMPTY, "the answer says nothing")
+            return False
+        else:
+            self.nothing = first
+            return first != EMPTY or not course.says_nothing(self)
+        return True
 
     def on_end(self) -> None:
         """The answer is whole."""
         scrub, self.scrub = self.scrub, None
         if scrub is not None and (rest := scrub.rest()):
             self.on_body(rest)
-        if not self.first_ns:
-            self.last_ns = time.monotonic_ns()
-            if not self._first():
-                return
+        if self._reads_why:
+            self._course.came_to_nothing(self, error_text(self.held) if self.status >= 500 else "")
+            return
+        if not self.begun and not self._ended():
+            return
+        self.held += self.tap.rest()
+        self._course.whole(self, failing=self._failing, nothing=self.nothing)
+
+    def _ended(self) -> bool:
+        """The end of an answer of which nothing has gone to the client: whether there is one."""
+        opening = self._opening
+        assert opening is not None
+        self.last_ns = self.last_ns or time.monotonic_ns()
+        if self.status < 300 and not self._is_for_client(opening.end()):
+            return False
+        if self._streams:
+            if data := self._begin():
+                self._pass_on(data)
+            return bool(data)
+        self.first_ns = self.first_ns or self.last_ns
+        if not self._first():
+            return False
+        data = opening.data()
+        if self.kept is not None:
+            self.kept.add(data)
+        data = self.tap.feed(data)
+        if self._forward.early:
             # A stream that has begun with news of an engine's loading has its head already.
-            self.single = None if self._forward.early else b""
-        self.held = self.tap.rest()
-        self._course.whole(self)
+            self.held = data
+        else:
+            self.single = data
+        return True
 
     def on_trouble(self, trouble: Trouble, detail: str) -> None:
         """It ended badly."""
-        self._course.trouble(self, trouble, detail)
+        if self._reads_why:
+            self._course.came_to_nothing(self, "")
+        else:
+            self._course.trouble(self, trouble, detail)
 
     def _first(self) -> bool:
-        """The first byte: whether this leg has won."""
-        self.first_ns = self.last_ns
+        """Its bytes go to the client from now on: whether this leg has won."""
+        self.begun = True
         self.lane.add(AHEAD_TOKENS, -self.ahead)
         self.lane.add(DECODING, 1)
         if self._course.first_byte(self):
@@ -172,16 +288,20 @@ class Leg:
             return True
         return False
 
-    def _start(self) -> None:
-        """The head, for an answer that comes in pieces."""
+    def _begin(self) -> bytes:
+        """The head, for an answer that comes in pieces. Returns what was held; empty: another leg has won."""
+        if not self._first():
+            return b""
+        assert self._opening is not None
+        data, self._opening = self._opening.data(), None
         forward = self._forward
-        if forward.early:
-            return
-        headers = [header for header in self.head if header[0] not in KEPT_BACK]
-        if type(self.tap) is WholeTap and (length := self._length()) >= 0:
-            headers.append((b"content-length", str(length).encode()))
-        headers.extend(forward.told(self.lane))
-        forward.responder.start(self.status, headers)
+        if not forward.early:
+            headers = [header for header in self.head if header[0] not in KEPT_BACK]
+            if not self._streams and (length := self._length()) >= 0:
+                headers.append((b"content-length", str(length).encode()))
+            headers.extend(forward.told(self.lane))
+            forward.responder.start(self.status, headers)
+        return data
 
     def _length(self) -> int:
         """Bytes of its body as its head says, -1 when it does not."""
@@ -199,14 +319,11 @@ class Leg:
             forward.responder.respond(self.status, headers, self.single)
             return
         if held := self.held:
-            forward.responder.write(_as_event(held) if forward.early and self.status >= 400 else held)
+            self._write(held)
         forward.responder.finish()
 
     def cut(self) -> None:
         """The client can tell that its answer is not whole."""
-        if self.single is not None:
-            self.single = None
-            self._start()
         self._forward.responder.abort()
 
     def judge(self, what: Judgement) -> None:
@@ -217,12 +334,15 @@ class Leg:
         lane, now_s = self.lane, time.monotonic()
         if what == "good":
             lane.succeeded(now_s, self.spell)
-        elif what == "broken":
+            return
+        asked_s = asked_wait_s(self.head, time.time())
+        if what == "broken":
             lane.failed(now_s, self.spell)
         else:
-            asked_s = retry_after_s(_header(self.head, b"retry-after"), time.time())
-            lane.breaker.hold(now_s + (USUAL_HOLD_S if asked_s is None else asked_s), now_s)
             lane.breaker.ended(now_s, self.spell)
+        if asked_s is not None or what == "busy":
+            self.retry_s = ceil(USUAL_HOLD_S if asked_s is None else asked_s)
+            lane.breaker.hold(now_s + self.retry_s, now_s)
 
     def drop(self, outcome: str) -> None:
         """Cancel what is under way; the sink hears no more."""
@@ -236,16 +356,27 @@ class Leg:
             return
         self._settled = True
         self.outcome = outcome
+        if not self.begun and self._opening is not None and outcome in HALF_SEEN:
+            self.tap.feed(self._opening.data())
         lane = self.lane
         if not self._judged:
             lane.breaker.ended(time.monotonic(), self.spell)
         lane.add(IN_FLIGHT, -1)
         lane.add(CONTEXT_TOKENS, -self._size)
-        if self.first_ns:
+        if self.begun:
             lane.add(DECODING, -1)
         else:
             lane.add(AHEAD_TOKENS, -self.ahead)
-        self._line.left(lane)
+        self._line.left(lane, self._course)
+
+
+def _error_in(data: bytes) -> str:
+    """What an error among these events says; empty: there is none."""
+    for raw in split_events(data):
+        said, name = fields_of(raw)
+        if event_kind(said, name) == "error":
+            return error_text(said or b"") or "an error"
+    return ""
 
 
 def _as_event(data: bytes) -> bytes:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import select
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,8 +21,12 @@ from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.route.view import Speed
+from breakeven.hardware.system import KILLED
 from breakeven.results.cost import Own
 from breakeven.wire import tls
+
+START_S = 120.0
+"""How long the first reading may take; step models are prepared meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,34 +114,77 @@ def _speed(backend: BackendPlan) -> Speed:
     return speed_of(backend)
 
 
-def load_apart(read: Callable[[], GatewayPlan]) -> Callable[[], ServedPlan]:
-    """Begin to `load` in a child process; what comes back waits for it. That raises what the child raised."""
-    if sys.platform == "win32":
-        raise NotSupportedError("the gateway runs on Linux and macOS; on Windows run it inside WSL")
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(ours)
-        with contextlib.suppress(BaseException), os.fdopen(theirs, "wb") as out:
-            pickle.dump(_outcome(read), out)
-        sys.stderr.flush()
-        os._exit(0)
-    os.close(theirs)
+class PlanReading:
+    """A plan that a child process is reading. `step` never waits, so that whoever watches over others can go on."""
 
-    def result() -> ServedPlan:
-        with os.fdopen(ours, "rb") as answer:
-            said = answer.read()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(child, 0)
-        if not said:
-            raise BreakevenError("reading the gateway's file ended without a word; try again")
-        outcome = pickle.loads(said)
+    def __init__(self, read: Callable[[], GatewayPlan]) -> None:
+        """Begin to `load`. Raises BreakevenError where the system refuses another process."""
+        if sys.platform == "win32":
+            raise NotSupportedError("the gateway runs on Linux and macOS; on Windows run it inside WSL")
+        self.began_s = time.monotonic()
+        try:
+            self._ours, theirs = os.pipe()
+            try:
+                self._child = os.fork()
+            except OSError:
+                os.close(self._ours)
+                os.close(theirs)
+                raise
+        except OSError as error:
+            raise BreakevenError(
+                f"no process could be started to read the file ({error.strerror}); try again"
+            ) from None
+        if self._child == 0:
+            os.close(self._ours)
+            with contextlib.suppress(BaseException), os.fdopen(theirs, "wb") as out:
+                pickle.dump(_outcome(read), out)
+            with contextlib.suppress(BaseException):
+                sys.stderr.flush()
+            os._exit(0)
+        os.close(theirs)
+        os.set_blocking(self._ours, False)
+        self._said: list[bytes] = []
+        self._ended = False
+
+    def step(self, wait_s: float = 0.0) -> bool:
+        """Take in what there is, after at most `wait_s`; whether that was all."""
+        while not self._ended and select.select([self._ours], [], [], wait_s)[0]:
+            part = os.read(self._ours, 1 << 20)
+            self._said.append(part)
+            if not part:
+                self._end()
+        return self._ended
+
+    def result(self, most_s: float) -> ServedPlan:
+        """What was read, at most `most_s` after the beginning. Raises what the child raised, or BreakevenError."""
+        while not self.step(max(0.0, min(1.0, self.began_s + most_s - time.monotonic()))):
+            if time.monotonic() - self.began_s >= most_s:
+                self.give_up()
+                raise BreakevenError(
+                    f"reading the gateway's file took longer than {most_s:.0f} s; look whether its disk answers, and "
+                    "whether a file that it names is a pipe"
+                )
+        try:
+            outcome = pickle.loads(b"".join(self._said))
+        except Exception:
+            raise BreakevenError("reading the gateway's file ended without a word; try again") from None
         if isinstance(outcome, BaseException):
             raise outcome
         loaded: ServedPlan = outcome
         return loaded
 
-    return result
+    def give_up(self) -> None:
+        """Nobody wants to know any more."""
+        if not self.step():  # one that has ended may have been waited for, and its number may be another's by now
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._child, KILLED)
+            self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        os.close(self._ours)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._child, 0)
 
 
 def _outcome(read: Callable[[], GatewayPlan]) -> ServedPlan | BaseException:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import time
 
-from breakeven.errors import BreakevenError
+from breakeven.errors import BreakevenError, one_line
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.serve.lane import secret_of
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Count, Known, State, UnderWay
 from breakeven.wire.client import HttpClient
-from breakeven.wire.dialects import engine_numbers
+from breakeven.wire.dialects import engine_numbers, lines_of
 
-EXPERT_TOKENS = re.compile(
-    r'^breakeven:expert_tokens_total\{(?:[^}]*,)?expert="(\d{1,4})"[^}]*\} +(\S+)$', re.MULTILINE
-)
+EXPERT_TOKENS = re.compile(r"breakeven:expert_tokens_total\{([^{}]*)\} +(\S+)")
 """How a backend reports the load of its experts. No engine does by itself (vLLM 0.32, llama.cpp b11434)."""
+_EXPERT = re.compile(r'(?:^|,)expert="(\d{1,4})"')
 POLL_S = 1.0
 HEAL_S = 5.0
 SILENT = 3
@@ -35,6 +35,8 @@ class Poller:
         self.plan, self.slots, self.block = plan, slots, block
         self.expert_load: dict[str, list[float]] = {}
         """Tokens routed to each expert, by backends that report it."""
+        self.troubles: dict[str, str] = {}
+        """What went wrong here with a backend's page, by backend; gone with the next look that goes well."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -58,7 +60,7 @@ class Poller:
                     client = None if url is None else _client(url, backend, self.block)
                     at, silent = url or "", 0
                 if client is not None:
-                    numbers = await self._look(client, slot, backend.name)
+                    numbers = await self._try(client, slot, backend.name)
                     silent = 0 if numbers else silent + 1
                 else:
                     known.put(0, slot, Known.POLLED_S, 0.0)
@@ -75,6 +77,17 @@ class Poller:
         if known.get(0, slot, Known.STATE) != State.READY or port <= 0:
             return None
         return f"http://127.0.0.1:{port}/v1"
+
+    async def _try(self, client: HttpClient, slot: int, name: str) -> bool:
+        """`_look`; whatever one backend's page does to us, the others are asked."""
+        try:
+            numbers = await self._look(client, slot, name)
+        except Exception as error:
+            self.block.known.put(0, slot, Known.POLLED_S, 0.0)
+            self.troubles[name] = one_line(f"{name}: its numbers cannot be read ({type(error).__name__}: {error})", 300)
+            return False
+        self.troubles.pop(name, None)
+        return numbers
 
     async def _look(self, client: HttpClient, slot: int, name: str) -> bool:
         """One look; False when the page says nothing of an engine."""
@@ -122,9 +135,13 @@ class Poller:
 def expert_load(page: str) -> list[float]:
     """Tokens routed to each expert since the start, added up over layers; empty where the page does not say."""
     tokens: dict[int, float] = {}
-    for expert, value in EXPERT_TOKENS.findall(page):
+    for line in lines_of(page):
+        if (found := EXPERT_TOKENS.match(line)) is None or (expert := _EXPERT.search(found[1])) is None:
+            continue
         with contextlib.suppress(ValueError):
-            tokens[int(expert)] = tokens.get(int(expert), 0.0) + max(0.0, float(value))
+            value = float(found[2])
+            if math.isfinite(value):
+                tokens[int(expert[1])] = tokens.get(int(expert[1]), 0.0) + max(0.0, value)
     return [tokens.get(expert, 0.0) for expert in range(max(tokens) + 1)] if tokens else []
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from breakeven.errors import UserError
+from breakeven.errors import UserError, complain, one_line
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.hardware.system import spreads_connections
 
 if TYPE_CHECKING:
+    from breakeven.gateway.serve.children import Doors
     from breakeven.gateway.serve.loading import ServedPlan
 
 
@@ -31,6 +34,8 @@ def source_of(
 
     What is given beside it replaces what it says; `kv`, `engine` and `placement` are of models alone.
     """
+    if decision is not None and decision.exists() and not (decision.is_file() or decision.is_dir()):
+        raise UserError(f"{decision}: is no regular file; give the result.json of a decision")
     if (decision is None) == (not what):
         raise UserError("give a gateway file such as examples/gateway.yaml, or models, or --from a saved decision")
     files = [one for one in what if one.endswith((".yaml", ".yml"))]
@@ -67,34 +72,43 @@ def source_of(
 
 def run(read: Callable[[], GatewayPlan], *, check_only: bool = False) -> int:
     """Serve until told to end. Raises UserError for a plan that cannot be served, and on Windows."""
-    from breakeven.gateway.serve.loading import load_apart
+    from breakeven.gateway.serve.loading import START_S, PlanReading
+    from breakeven.hardware.system import ServiceManager
 
-    result = load_apart(read)
+    reading = PlanReading(read)
     if check_only:
-        plan = result().plan
+        plan = reading.result(START_S).plan
         print(f"{len(plan.backends)} backends, {len(plan.policies)} public models: it can be served.")
         return 0
     if sys.platform != "win32":
         # Read over there while this process gets ready here.
         from breakeven.gateway.serve.supervisor import Supervisor
 
-        loaded = result()
+        manager = ServiceManager()
+
+        loaded = reading.result(START_S)
+        took_s = time.monotonic() - reading.began_s
         if loaded.plan.workers > 1 and not spreads_connections():
             raise UserError("workers: this system does not spread connections over processes; set it to 1")
-        supervisor = Supervisor(loaded, read, _say)
-        return supervisor.run(lambda: _greet(supervisor.loaded, supervisor.port, supervisor.admin_port))
+        supervisor = Supervisor(loaded, read, complain, manager, took_s)
+        return supervisor.run(lambda: _greet(supervisor.loaded, supervisor.doors))
     raise UserError("the gateway runs on Linux and macOS; on Windows run it inside WSL")
 
 
-def _greet(loaded: ServedPlan, port: int, admin_port: int | None) -> None:
+def _greet(loaded: ServedPlan, doors: Doors) -> None:
+    with suppress(OSError):  # a full disk or a reader that left: it serves all the same
+        _say_where(loaded, doors)
+
+
+def _say_where(loaded: ServedPlan, doors: Doors) -> None:
     from breakeven.gateway.plan.check import is_loopback
 
     plan = loaded.plan
-    host = f"[{plan.host}]" if ":" in plan.host else plan.host
-    models = ", ".join(policy.model for policy in plan.policies)
-    print(f"Serving {models} at {'http' if plan.tls is None else 'https'}://{host}:{port}/v1")
-    if admin_port is not None:
-        print(f"Live page at http://{plan.admin_host}:{admin_port}/")
+    host = f"[{doors.host}]" if ":" in doors.host else doors.host
+    models = one_line(", ".join(policy.model for policy in plan.policies))
+    print(f"Serving {models} at {'http' if plan.tls is None else 'https'}://{host}:{doors.port}/v1")
+    if doors.admin_port is not None:
+        print(f"Live page at http://{plan.admin_host}:{doors.admin_port}/")
     if loaded.keys is None:
         print("No key is asked: only this machine can reach it. `breakeven keys create` makes one.")
     elif plan.tls is None and not is_loopback(plan.host):
@@ -105,8 +119,10 @@ def _greet(loaded: ServedPlan, port: int, admin_port: int | None) -> None:
 def _is_gateway(path: Path) -> bool:
     """Whether a YAML file describes a gateway rather than one model's shape; a missing one is taken for a gateway's.
 
-    Raises UserError for a study.
+    Raises UserError for a study, and for a pipe or a device, whose reading might never end.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file; give a gateway file such as examples/gateway.yaml")
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -116,8 +132,3 @@ def _is_gateway(path: Path) -> bool:
             f"{path} is a study; run `breakeven decide {path}`, then `breakeven serve --from` its result.json"
         )
     return any(line.startswith("backends:") for line in lines)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"breakeven: {text}\n")
-    sys.stderr.flush()

@@ -1,84 +1,84 @@
 """Starts the gateway's processes, keeps them alive, and passes signals on. No loop, no thread: safe to fork from.
 
 SIGTERM, SIGINT: drain, then end. SIGHUP: read the plan again; a good one gets new workers on the same sockets, and the
-old ones end what they have; a bad one is reported and changes nothing. A worker that dies is replaced, and so is the
-watching process; what a dead worker had under way is gone, what it counted is kept.
+old ones end what they have; a bad one is reported and changes nothing. A process that dies or hangs is replaced; what
+it had under way is gone, what it counted is kept. Where the system refuses a process the others go on, and it is tried
+again. Nothing here waits without a bound: whoever started us as a service hears that we go on.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from breakeven.errors import BreakevenError, UserError
-from breakeven.gateway.keys.budgets import budget_path, load_budgets
-from breakeven.gateway.keys.windows import retire
+from breakeven.gateway.keys.budgets import budget_path, load_budgets, save_budgets
 from breakeven.gateway.plan.check import check_reload
 from breakeven.gateway.plan.model import GatewayPlan
-from breakeven.gateway.serve.loading import ServedPlan, contexts_of, load_apart, why_refused
-from breakeven.gateway.serve.processes import run_watcher, run_worker, send_news
+from breakeven.gateway.serve.children import LOOK_S, SIGNALS, WATCHER, Child, Children, Doors, Owed, kill
+from breakeven.gateway.serve.loading import PlanReading, ServedPlan, contexts_of, why_refused
+from breakeven.gateway.serve.processes import run_worker
+from breakeven.gateway.serve.watcher import run_watcher, send_news
 from breakeven.gateway.shared.block import Shape, SharedBlock, Slots
 from breakeven.gateway.shared.layout import Global, Rows
 from breakeven.gateway.swap.types import prepare
-from breakeven.hardware.system import allow_many_files, wait_signal
+from breakeven.hardware.system import ServiceManager, allow_many_files, wait_signal
 from breakeven.wire import tls
-from breakeven.wire.listen import open_sockets
 
 assert sys.platform != "win32"  # `run` has said so
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 GENERATIONS = 3
 """Generations of workers that may be there at once: one that serves, and those that still drain."""
 SPARE = 64
 """Backends, keys and models that reloads may add to what there is at the start."""
 FAILED = -1
 """The generation of workers that a reload started and took back."""
-HASTY_S, HASTY = 10.0, 5
-"""A worker that died this often within this time is not started again at once."""
 KILL_S = 5.0
-
-
-@dataclass
-class Child:
-    """One process of ours. `worker` None: the watching one."""
-
-    pid: int
-    worker: int | None
-    socket: int
-    generation: int
+READY_S = 60.0
+"""How long new workers may take until they accept."""
+READ_S = 15.0
+"""How long reading the file again may take, at least; four times as long as it took at the start is fine too."""
+STEP_S = 0.05
+"""Between two looks at whoever reads the file."""
+SOON_S = 0.25
+"""A missing worker's socket is closed unless it is back so soon: clients that wait in it would wait for nobody."""
 
 
 class Supervisor:
     """Everything that outlives a reload: sockets, shared memory, rows, children."""
 
-    def __init__(self, loaded: ServedPlan, read: Callable[[], GatewayPlan], say: Callable[[str], None]) -> None:
-        """Opens the sockets. `read`: how to read the plan anew. Raises UserError when a port is taken."""
+    def __init__(
+        self,
+        loaded: ServedPlan,
+        read: Callable[[], GatewayPlan],
+        say: Callable[[str], None],
+        manager: ServiceManager | None = None,
+        took_s: float = 0.0,
+    ) -> None:
+        """Opens the sockets, or takes those that `manager` passed.
+
+        `read`: how to read the plan anew; `took_s`: how long that took. Raises UserError when a port is taken, or a
+        socket that was passed opens the gateway to others without keys.
+        """
         self._read, self._say = read, say
+        self._read_s = max(READ_S, 4.0 * took_s)
         self.loaded = loaded
+        self._manager = manager or ServiceManager({})
         plan = self.loaded.plan
         tls.use(contexts_of(plan))
         if why := why_refused(plan):
             say(f"{why}, then send SIGHUP")
-        self.sockets = open_sockets(plan.host, plan.port, plan.workers)
-        self.admin: list[socket.socket] = []
-        if plan.admin_port is not None:
-            try:
-                self.admin = open_sockets(plan.admin_host, plan.admin_port, 1)
-            except UserError:
-                for one in self.sockets:
-                    one.close()
-                raise
+        self.doors = Doors(plan, self._manager)
         keys = self.loaded.keys or ()
-        rows = 1 + plan.workers * GENERATIONS
         self.block = SharedBlock(
             Shape(
-                workers=rows,
+                workers=1 + plan.workers * GENERATIONS,
                 backends=2 * len(plan.backends) + SPARE,
                 keys=2 * len(keys) + SPARE,
                 models=2 * (len(plan.policies) + len(plan.backends)) + SPARE,
@@ -87,11 +87,12 @@ class Supervisor:
         )
         shape = self.block.shape
         self._slots = {
-            "backends": Slots("backends", shape.backends),
-            "keys": Slots("keys", shape.keys),
-            "models": Slots("public models", shape.models),
-            "experiments": Slots("experiments", shape.experiments),
+            "backends": Slots("backends", shape.backends, self.block.clear_backend),
+            "keys": Slots("keys", shape.keys, self.block.clear_key),
+            "models": Slots("public models", shape.models, self.block.model_usage.clear),
+            "experiments": Slots("experiments", shape.experiments, self.block.share.clear),
         }
+        self.children = Children(self.block)
         self.rows = self._name(self.loaded)
         self.block.everywhere.put(0, 0, Global.STARTED_S, time.time())
         self.machine = ""
@@ -100,160 +101,214 @@ class Supervisor:
             self.machine = load_budgets(budget_path(plan.keys), self.block, keys, self.rows.keys)
         prepare(plan, self.block, self.rows.backends)
         self.news, self._heard = socket.socketpair()
-        self.children: dict[int, Child] = {}
         self.generation = 0
-        self._deaths: list[float] = []
+        self._owed = Owed()
+        self._reading: PlanReading | None = None
+        self._again = False
+        """The file may have changed since it is being read."""
+        self._asked_s = 0.0
+        self._told_s = 0.0
         self._ending = False
-
-    @property
-    def port(self) -> int:
-        """Where clients connect; the one that was found free when 0 was asked for."""
-        port: int = self.sockets[0].getsockname()[1]
-        return port
-
-    @property
-    def admin_port(self) -> int | None:
-        """Where the live page is; None: there is none."""
-        return self.admin[0].getsockname()[1] if self.admin else None
 
     def run(self, on_ready: Callable[[], None]) -> int:
         """Serve until told to end; returns the exit status. `on_ready` is called when every worker accepts."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         allow_many_files()  # every request under way takes two connections
-        self._start_watcher()
+        self._start(WATCHER)
         if not self._start_workers():
             self._end(0.0)
             raise BreakevenError("a worker could not start; its message is above")
         on_ready()
+        self._manager.tell("READY=1", "STATUS=serving")
         return self._watch()
 
     def _watch(self) -> int:
         while True:
-            number = wait_signal(SIGNALS)
-            if number == signal.SIGCHLD:
-                self._reap()
-            elif number == signal.SIGHUP:
-                self._reload()
-            else:
+            number = wait_signal(SIGNALS, STEP_S if self._reading is not None else self._step_s())
+            self._look_after()
+            if number == signal.SIGHUP:
+                self._reread()
+            elif number in (signal.SIGTERM, signal.SIGINT):
                 self._say("draining: requests under way end, new ones are refused")
                 return self._end(self.loaded.plan.limits.drain_s)
+            if self._reading is not None and self._has_read(self._reading):
+                self._reload(self._reading)
+
+    def _step_s(self) -> float:
+        """How long may be waited for a signal: until somebody wants to hear of us, or a place is tried again."""
+        due_s = min(self._owed.due_s.values(), default=None)
+        until_due_s = LOOK_S if due_s is None else max(0.0, due_s - time.monotonic())
+        return min(LOOK_S, self._manager.watchdog_s or LOOK_S, until_due_s)
 
     # Children.
 
-    def _fork(self, worker: int | None, socket_at: int, run: Callable[[], int]) -> int:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                for number in SIGNALS:
-                    signal.signal(number, signal.SIG_DFL)
-                # Whoever presses Ctrl-C tells the supervisor; it tells us.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-                status = run()
-            except KeyboardInterrupt:
-                status = 130
-            except BreakevenError as error:
-                sys.stderr.write(f"breakeven: {error}\n")
-            except BaseException:
-                import traceback
+    def _look_after(self) -> None:
+        """The dead are replaced, those that hang are killed, those that are owed are tried again."""
+        now_s = time.monotonic()
+        self._go_on(now_s)
+        for child in self.children.kill_hung(now_s):
+            self._say(f"{child.what} hangs: its heart stands still; it is killed")
+        for child, status in self.children.reap():
+            if not self._ending and child.generation == self.generation:
+                self._replace(child, status, now_s)
+        for place in [] if self._ending else self._owed.due(now_s):
+            self._start(place)
+        self.block.everywhere.put(0, 0, Global.MISSING, float(len(self._owed.due_s)))
 
-                traceback.print_exc()
-            finally:
-                with suppress(Exception):
-                    sys.stdout.flush()
-                    sys.stderr.flush()
-                os._exit(status)
-        self.children[pid] = Child(pid, worker, socket_at, self.generation)
-        return pid
+    def _go_on(self, now_s: float) -> None:
+        """Tell whoever started us that we do."""
+        every_s = self._manager.watchdog_s
+        if every_s is not None and now_s - self._told_s >= every_s:
+            self._told_s = now_s
+            self._manager.tell("WATCHDOG=1")
+
+    def _replace(self, child: Child, status: int, now_s: float) -> None:
+        whole = self.block.everywhere
+        for column, more in ((Global.REPLACED, 1.0), (Global.HUNG, float(child.hung))):
+            whole.put(0, 0, column, whole.get(0, 0, column) + more)
+        wait_s = self._owed.owe(child.place, now_s - child.began_s, now_s)
+        after = f" in {wait_s:.3g} s" if wait_s else ""
+        self._say(f"{child.what} ended with status {status}; starting another{after}")
+        self._close_door(child.place, wait_s)
+
+    def _start(self, place: int) -> None:
+        """Start the process of a place by the present plan; where that fails it is owed, and the others go on."""
+        try:
+            self._start_watcher() if place == WATCHER else self._start_worker(place)
+        except (OSError, UserError) as error:
+            wait_s = self._owed.owe(place, 0.0, time.monotonic())
+            if self._owed.backoff[place].failures in (1, 2, 5) or not self._owed.backoff[place].failures % 20:
+                what = "the watching process" if place == WATCHER else "a worker"
+                self._say(
+                    f"{what} cannot be started ({_reason(error)}); the others go on, and it is tried again in "
+                    f"{wait_s:.3g} s"
+                )
+            self._close_door(place, wait_s)
+
+    def _close_door(self, place: int, wait_s: float) -> None:
+        """A socket that nobody will serve for a while is given up, so that its clients come to the others."""
+        others = any(
+            child.worker is not None and child.place != place and child.generation == self.generation
+            for child in self.children.of.values()
+        )
+        if place != WATCHER and wait_s > SOON_S and others:
+            self.doors.close(place)
 
     def _start_watcher(self) -> None:
         # A pair of its own: one that was killed may have left half a message in it.
         self.news.close()
         self._heard.close()
         self.news, self._heard = socket.socketpair()
-        self._fork(None, -1, self._run_watcher)
 
-    def _run_watcher(self) -> int:
-        self.news.close()
-        _close(self.sockets)
-        return run_watcher(
-            self.loaded.plan, self.loaded.keys, self.rows, self.block, self.machine, self.admin, self._heard
-        )
+        def run() -> int:
+            self.news.close()
+            self.doors.leave(self.doors.admin)
+            return run_watcher(
+                self.loaded.plan, self.loaded.keys, self.rows, self.block, self.machine, self.doors.admin, self._heard
+            )
+
+        self.children.fork(None, WATCHER, self.generation, self.rows, run)
 
     def _start_workers(self) -> bool:
-        """Start a generation of workers; whether every one of them accepts."""
-        gate, told = os.pipe()
-        for k in range(self.loaded.plan.workers):
-            self._start_worker(k, told)
-        os.close(told)
+        """Start a generation of workers; whether every one of them accepts, which is waited for within a bound."""
+        workers = self.loaded.plan.workers
+        try:
+            gate, told = os.pipe()
+        except OSError as error:
+            self._say(f"a worker cannot be started ({_reason(error)})")
+            return False
+        try:
+            for place in range(workers):
+                self._start_worker(place, told)
+                self._owed.due_s.pop(place, None)
+        except (OSError, UserError) as error:
+            self._say(f"a worker cannot be started ({_reason(error)})")
+            os.close(gate)
+            return False
+        finally:
+            os.close(told)
+        ready, until_s = 0, time.monotonic() + READY_S
         # The pipe is at its end when every worker has closed its side, ready or dead.
-        with os.fdopen(gate, "rb") as answers:
-            return len(answers.read()) == self.loaded.plan.workers
+        while ready < workers and time.monotonic() < until_s:
+            if select.select([gate], [], [], self._step_s())[0]:
+                if not (said := os.read(gate, workers)):
+                    break
+                ready += len(said)
+            self._go_on(time.monotonic())
+        os.close(gate)
+        return ready == workers
 
-    def _start_worker(self, k: int, told: int | None = None) -> None:
-        taken = {child.worker for child in self.children.values()}
-        worker = next((w for w in range(1, self.block.shape.workers) if w not in taken), None)
+    def _start_worker(self, place: int, told: int | None = None) -> None:
+        worker = self.children.free_row()
         if worker is None:
             raise UserError("too many earlier workers still drain; try again when they have ended")
+        mine = self.doors.of(place)
 
         def ready() -> None:
             if told is not None:
-                os.write(told, b"1")
+                with suppress(OSError):  # nobody waits for us any more
+                    os.write(told, b"1")
                 os.close(told)
 
         def run() -> int:
-            # Whoever holds a socket keeps it open: held by others it would take clients that nobody serves.
-            _close([*self.sockets[:k], *self.sockets[k + 1 :], *self.admin])
-            return run_worker(self.loaded, self.rows, self.block, worker, self.sockets[k], ready)
+            self.doors.leave(mine)
+            return run_worker(self.loaded, self.rows, self.block, worker, mine, ready)
 
-        self._fork(worker, k, run)
-
-    def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            child = self.children.pop(pid, None)
-            if child is None:
-                continue
-            if child.worker is not None:
-                retire(self.block, child.worker)
-                self.block.retire(child.worker)
-            if self._ending or child.generation != self.generation:
-                continue
-            self._say(f"{_what(child)} ended with status {os.waitstatus_to_exitcode(status)}; starting another")
-            now_s = time.monotonic()
-            self._deaths = [one for one in self._deaths if now_s - one < HASTY_S] + [now_s]
-            if len(self._deaths) > HASTY:
-                time.sleep(1.0)
-            if child.worker is None:
-                self._start_watcher()
-            else:
-                self._start_worker(child.socket)
+        self.children.fork(worker, place, self.generation, self.rows, run)
 
     # Reloading and ending.
 
     def _name(self, loaded: ServedPlan) -> Rows:
         plan = loaded.plan
         models = [*(policy.model for policy in plan.policies), *(backend.name for backend in plan.backends)]
+        slots, held = self._slots, [child.rows for child in self.children.of.values()]
         return Rows(
-            self._slots["backends"].name([backend.name for backend in plan.backends]),
-            self._slots["keys"].name(["", *(entry.name for entry in loaded.keys or ())]),
-            self._slots["models"].name(list(dict.fromkeys(models))),
-            self._slots["experiments"].name([plan.name for plan in plan.experiments]),
+            slots["backends"].name(
+                [backend.name for backend in plan.backends], {name for rows in held for name in rows.backends}
+            ),
+            slots["keys"].name(
+                ["", *(entry.name for entry in loaded.keys or ())], {name for rows in held for name in rows.keys}
+            ),
+            slots["models"].name(models, {name for rows in held for name in rows.models}),
+            slots["experiments"].name(
+                [plan.name for plan in plan.experiments], {name for rows in held for name in rows.experiments}
+            ),
         )
 
-    def _reload(self) -> None:
+    def _reread(self) -> None:
+        """Begin to read the file; what comes of it is heard later, and children are looked after meanwhile."""
+        if self._reading is not None:
+            self._again = True
+            return
+        self._asked_s = time.monotonic()
+        self._begin_reading()
+
+    def _begin_reading(self) -> None:
+        self._again = False
+        self._manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+        def read() -> GatewayPlan:
+            self.doors.leave(())
+            return self._read()
+
         try:
-            loaded = load_apart(self._read)()
+            self._reading = PlanReading(read)
+        except BreakevenError as error:
+            self._not_reloaded(str(error))
+
+    def _has_read(self, reading: PlanReading) -> bool:
+        return reading.step() or time.monotonic() - reading.began_s > self._read_s
+
+    def _reload(self, reading: PlanReading) -> None:
+        self._reading = None
+        if self._again and time.monotonic() - self._asked_s < self._read_s:
+            reading.give_up()
+            self._begin_reading()
+            return
+        try:
+            loaded = reading.result(self._read_s)
             check_reload(self.loaded.plan, loaded.plan, str(loaded.plan.path or "the plan"))
-            draining = sum(1 for child in self.children.values() if child.worker and child.generation < self.generation)
+            draining = sum(1 for c in self.children.of.values() if c.worker and c.generation < self.generation)
             if draining + 2 * loaded.plan.workers >= self.block.shape.workers:
                 raise UserError("earlier workers still drain; reload again when they have ended")
             contexts = contexts_of(loaded.plan)
@@ -262,70 +317,84 @@ class Supervisor:
             rows = self._name(loaded)
             prepare(loaded.plan, self.block, rows.backends)
         except BreakevenError as error:
-            self._say(f"not reloaded, everything goes on as it was: {error}")
+            self._not_reloaded(str(error))
+            return
+        except Exception as error:  # a defect of ours must not end what serves
+            self._not_reloaded(f"{type(error).__name__}: {error}")
             return
         if why:
             self._say(why)
         before, used = (self.loaded, self.rows), tls.use(contexts)
-        old = list(self.children.values())
+        old = list(self.children.of.values())
         self.loaded, self.rows = loaded, rows
         self.generation += 1
         if not self._start_workers():
             self.loaded, self.rows = before
             tls.use(used)
-            for child in self.children.values():
+            for child in self.children.of.values():
                 if child.generation == self.generation:
                     child.generation = FAILED
-                    _kill(child.pid, signal.SIGTERM)
+                    kill(child.pid, signal.SIGTERM)
             self.generation -= 1
-            self._say("not reloaded, everything goes on as it was: a worker could not start; its message is above")
+            self._not_reloaded("a worker could not start; its message is above")
             return
         self.block.everywhere.put(0, 0, Global.GENERATION, float(self.generation))
         for child in old:
             if child.worker is None:
-                # Its engines go on, so it stays and hears of the new plan.
-                child.generation = self.generation
-                send_news(self.news, loaded.plan, loaded.keys, rows)
+                # Its engines go on, so it stays and hears of the new plan; one that takes nothing in hangs.
+                child.generation, child.rows = self.generation, rows
+                try:
+                    send_news(self.news, loaded.plan, loaded.keys, rows)
+                except OSError:
+                    kill(child.pid, signal.SIGKILL)
             else:
-                os.kill(child.pid, signal.SIGTERM)
+                kill(child.pid, signal.SIGTERM)
         self._say(f"reloaded: generation {self.generation}")
+        self._manager.tell("READY=1", f"STATUS=serving, generation {self.generation}")
+
+    def _not_reloaded(self, why: str) -> None:
+        self._say(f"not reloaded, everything goes on as it was: {why}")
+        self._manager.tell("READY=1", "STATUS=serving; the last reload was refused")
 
     def _end(self, timeout_s: float) -> int:
         self._ending = True
-        _close([*self.sockets, *self.admin])
+        if self._reading is not None:
+            self._reading.give_up()
+        most_us = round((timeout_s + 5 * KILL_S) * 1e6)
+        self._manager.tell("STOPPING=1", "STATUS=draining", f"EXTEND_TIMEOUT_USEC={most_us}")
+        self.doors.leave(())
         self.block.everywhere.put(0, 0, Global.DRAINING, 1.0)
-        workers = [child for child in self.children.values() if child.worker is not None]
-        for child in workers:
-            _kill(child.pid, signal.SIGTERM)
-        self._wait([child.pid for child in workers], timeout_s + KILL_S)
-        watcher = [child.pid for child in self.children.values() if child.worker is None]
-        for pid in watcher:
-            _kill(pid, signal.SIGTERM)
-        self._wait(watcher, 4 * KILL_S)
-        for pid in list(self.children):
-            _kill(pid, signal.SIGKILL)
-        self._reap()
+        workers = [child.pid for child in self.children.of.values() if child.worker is not None]
+        watcher = [child.pid for child in self.children.of.values() if child.worker is None]
+        for pids, most_s in ((workers, timeout_s + KILL_S), (watcher, 4 * KILL_S)):
+            for pid in pids:
+                kill(pid, signal.SIGTERM)
+            self._wait(pids, most_s)
+        for pid in list(self.children.of):
+            kill(pid, signal.SIGKILL)
+        self._wait(list(self.children.of), LOOK_S)
+        self._save_budgets()
         return 0
+
+    def _save_budgets(self) -> None:
+        """Once more, now that nobody spends: the watching process may have had no chance to."""
+        plan, keys = self.loaded.plan, self.loaded.keys
+        if plan.keys is None or keys is None:
+            return
+        try:
+            save_budgets(budget_path(plan.keys), self.block, keys, self.rows.keys, self.machine)
+        except UserError as error:
+            self._say(f"what keys spent since it was last saved is forgotten: {error}")
 
     def _wait(self, pids: list[int], timeout_s: float) -> None:
         """Until these have ended. A second SIGTERM or SIGINT cuts it short."""
         until_s = time.monotonic() + timeout_s
-        while any(pid in self.children for pid in pids) and (left_s := until_s - time.monotonic()) > 0:
-            got = wait_signal(SIGNALS, left_s)
-            self._reap()
+        while any(pid in self.children.of for pid in pids) and (left_s := until_s - time.monotonic()) > 0:
+            got = wait_signal(SIGNALS, min(left_s, self._step_s()))
+            self._look_after()
             if got in (signal.SIGTERM, signal.SIGINT):
                 return
 
 
-def _close(sockets: Sequence[socket.socket]) -> None:
-    for one in sockets:
-        one.close()
-
-
-def _kill(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _what(child: Child) -> str:
-    return "the watching process" if child.worker is None else f"worker {child.worker}"
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

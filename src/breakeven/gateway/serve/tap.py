@@ -1,201 +1,373 @@
-"""Looks at an answer as it passes: when it began and ended, how many tokens it took, why it ended.
+"""Looks at an answer as it passes: how many tokens it took, and why it ended.
 
 Bytes go on as they came. Where we asked for the usage and the client did not, the one event that tells it is taken
 out, which needs whole events: the part of one is held until the rest of it comes.
+
+What an answer took is the backend's count and what passed since, and never less than the events that brought output.
+Where nobody counts, its text is measured. Of events that are made alike, a few are taken apart, and of those that
+follow the length tells how much text they hold.
 
 A backend's key is kept out of what a client is told, should the backend repeat it in an error.
 """
 
 from __future__ import annotations
 
+import zlib
+from typing import Any
+
 import msgspec
 
+from breakeven.gateway.serve.usage import (
+    ENDS,
+    UNREADABLE,
+    Counted,
+    UsageScan,
+    WholeBody,
+    choice_bytes,
+    event_bytes,
+    finish_of,
+    parts_bytes,
+    tokens_of,
+    usage_of,
+)
+from breakeven.wire.meaning import StreamEvent, is_ping, kind_of, mended
 from breakeven.wire.message import Headers
-from breakeven.wire.sse import SseCutter, data_of
+from breakeven.wire.sse import SseCutter, fields_of
 
-_MOST_HELD = 256 * 1024
-"""Of an event that has not ended; longer ones pass as they come. No event that tells the usage is as long."""
-_MOST_KEPT = 4 * 2**20
-"""Of an answer in one piece that is read for its usage."""
-_MOST_TOKENS = 10**8
-"""Counts beyond, or below 0, are no counts: budgets are computed with them."""
-_USAGE = (b'"usage":{', b'"usage": {')
-_FINISH: dict[str, tuple[bytes, ...]] = {
-    "/v1/chat/completions": (b'"finish_reason":"', b'"finish_reason": "'),
-    "/v1/completions": (b'"finish_reason":"', b'"finish_reason": "'),
-    "/v1/responses": (b"response.completed", b"response.incomplete", b"response.failed"),
-    "/v1/messages": (b"message_stop",),
-}
-"""What a stream that ends well has said, by endpoint."""
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    input_tokens_details: _Details | None = None
-
-
-class _Choice(msgspec.Struct):
-    finish_reason: str | None = None
-
-
-class _Holder(msgspec.Struct):
-    usage: _Usage | None = None
-
-
-class _Answer(msgspec.Struct):
-    """Any endpoint's answer or event: OpenAI's, the responses' nested one, the messages' start and end."""
-
-    usage: _Usage | None = None
-    choices: list[_Choice] = []
-    response: _Holder | None = None
-    message: _Holder | None = None
-    stop_reason: str | None = None
-    status: str | None = None
-
-
-_ANSWER = msgspec.json.Decoder(_Answer)
-
-
-class Counted(msgspec.Struct):
-    """Tokens as the backend counted them; None: it did not say."""
-
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    output_tokens: int | None = None
+_MOST_HELD = 64 * 1024
+"""Of an event that has not ended; longer ones pass as they come. None that tells nothing but the usage is as long."""
+_MOST_KEPT = 2**20
+"""Of an answer in one piece that is read when it is whole; of a longer one the usage is read as it passes."""
+_MOST_INFLATED = 64 * 2**20
+"""Of a compressed answer; what is beyond is not read, and charged by the bytes that came."""
+_INFLATED_AT_ONCE = 256 * 1024
+_ALIKE_BYTES = 4
+"""Events whose frames differ by no more are made alike."""
+_TAKEN_APART, _TAKEN_AS_ALIKE = 3, 250
+"""So many in a row show how events are made, then so many are measured by their length; and anew."""
+_CHOICES = ("/v1/chat/completions", "/v1/completions")
+_PLAIN = frozenset((b"", b"identity"))
+_decode = msgspec.json.Decoder(StreamEvent).decode
+_decode_body = msgspec.json.Decoder(WholeBody).decode
 
 
 class StreamTap:
-    """Events of one stream. `events` counts them; `finish` is the reason it gave, empty while it gave none."""
+    """Events of one stream. `events` counts those with output; `finish` is the reason it gave, else empty."""
 
-    __slots__ = ("_cutter", "_drop", "_marks", "counted", "events", "finish")
+    __slots__ = (
+        "_apart",
+        "_as_alike",
+        "_choices",
+        "_cutter",
+        "_drop",
+        "_frame",
+        "_half_dropped",
+        "_lines",
+        "_long",
+        "_long_counts",
+        "_longs",
+        "_mark",
+        "_marked",
+        "_start",
+        "_text",
+        "_told_events",
+        "_told_text",
+        "counted",
+        "events",
+        "finish",
+    )
 
     def __init__(self, endpoint: str, *, drop_usage: bool) -> None:
         self._drop = drop_usage
+        self._half_dropped = False
         self._cutter = SseCutter(_MOST_HELD)
         """With `drop_usage` the client has not had yet what it holds."""
-        self._marks = _FINISH.get(endpoint, ())
+        self._choices = endpoint in _CHOICES
         self.counted = Counted()
-        self.events = 0
+        self.events = self._text = self._told_events = self._told_text = 0
         self.finish = ""
+        self._long: UsageScan | None = None
+        self._longs = 0
+        self._long_counts = False
+        # How events with output are made: their beginning, a mark that each or none has, lines, bytes without the text.
+        self._as_alike = self._apart = self._frame = self._lines = 0
+        self._start = self._mark = b""
+        self._marked = False
+
+    @property
+    def output_tokens(self) -> int:
+        """As counted, as seen, or as estimated, whichever is more."""
+        events, text = self.events, self._text
+        if held := self._cutter.held:
+            # Of an event that never ended, who passes bytes on has had the beginning.
+            text += max(0, len(held) - self._frame)
+        since = max(events - self._told_events, tokens_of(text - self._told_text))
+        return max((self.counted.output_tokens or 0) + since, events)
 
     def feed(self, data: bytes) -> bytes:
         """Bytes from the backend in, bytes for the client out."""
-        whole = self._cutter.feed(data)
-        if whole:
-            whole = self._look(whole)
-        return whole if self._drop else data
+        cutter = self._cutter
+        if self._as_alike and cutter.resting and self._are_alike(data):
+            # Whole events made as those before them and nothing else, as nearly every read brings it.
+            self._half_dropped = False
+            return data
+        events = cutter.feed(data)
+        loose = cutter.loose
+        if loose:
+            self._pass_long(loose)
+        if not self._drop:
+            for event in events:
+                self._look(event)
+            return data
+        if len(events) == 1 and not loose:
+            return self._kept(events[0])
+        return loose + b"".join(map(self._kept, events))
 
     def rest(self) -> bytes:
         """What is still held when the stream ends."""
         held = self._cutter.rest()
-        if held:
-            held = self._look(held)
-        return held if self._drop else b""
+        if held and not self._drop:
+            self._look(held)
+        return self._kept(held) if held and self._drop else b""
 
-    def _look(self, events: bytes) -> bytes:
-        """Read whole events; returns them without the one that only we asked for."""
-        end = self._cutter.end or b"\n\n"
-        self.events += events.count(end)
-        if not self.finish:
-            for mark in self._marks:
-                if (at := events.find(mark)) >= 0:
-                    self.finish = _reason(events, at, mark)
-                    break
-        if _USAGE[0] not in events and _USAGE[1] not in events:
-            return events
-        kept = []
-        for event in events.split(end):
-            answer = _event(event)
-            if answer is not None:
-                self._count(answer)
-                if self._drop and answer.usage is not None and not answer.choices:
-                    self.events -= 1
-                    continue
-            kept.append(event)
-        return end.join(kept) if self._drop else events
+    def _kept(self, event: bytes) -> bytes:
+        """What the client gets of an event. The LF of a CRLF may come with the event after it."""
+        late = event.startswith(b"\n")
+        if self._look(event):
+            event = event[1:] if late and self._half_dropped else event
+            self._half_dropped = False
+            return event
+        kept = b"\n" if late and not self._half_dropped else b""
+        self._half_dropped = event.endswith(b"\r")
+        return kept
 
-    def _count(self, answer: _Answer) -> None:
-        holder = answer.response or answer.message
-        for usage in (answer.usage, holder.usage if holder else None):
-            if usage is not None:
-                _add(self.counted, usage)
+    def _look(self, event: bytes) -> bool:
+        """Read an event; False for the one that only we asked for."""
+        if self._as_alike and self._are_alike(event):
+            return True
+        data, name = fields_of(event)
+        if data is None or name == b"error" or data.strip() == b"[DONE]" or is_ping(data, name):
+            return True
+        try:
+            found = _decode(data)
+        except UNREADABLE:
+            try:
+                found = _decode(mended(data))
+            except UNREADABLE:
+                # Whatever it is, it was said.
+                self.events += 1
+                self._text += len(data)
+                UsageScan(self.counted).feed(data)
+                return True
+        if kind_of(found) == "content":
+            self._take(event, found)
+        self.finish = self.finish or finish_of(found)
+        if self.counted.add(usage_of(found)):
+            self._told_events, self._told_text = self.events, self._text
+        return not (self._drop and isinstance(found.usage, dict) and not found.choices and not found.error)
+
+    def _are_alike(self, data: bytes) -> bool:
+        """Whether these are whole events made as those before them; they are counted then.
+
+        Quotes within a text are written otherwise, so that marks are found in the frames alone.
+        """
+        lines = data.count(b"\n")
+        count, part = (1, 0) if lines == self._lines else divmod(lines, self._lines)
+        text = len(data) - count * self._frame
+        start, mark = self._start, self._mark
+        if part or text < count or b"\r" in data or not (data.startswith(start) and data.endswith(b"\n\n")):
+            return False
+        if count == 1:
+            if (mark in data) is not self._marked:
+                return False
+        elif (
+            not count
+            or data.count(mark) != count * self._marked
+            or data.count(b"\n\n") != count
+            or data.count(b"\n\n" + start) != count - 1
+        ):
+            return False
+        if b'"usage"' in data and data.count(b'"usage"') != data.count(b'"usage":null'):
+            return False
+        self._as_alike = max(0, self._as_alike - count)
+        self.events += count
+        self._text += text
+        return True
+
+    def _take(self, event: bytes, found: StreamEvent) -> None:
+        """An event of output: how many answers it brings on, and how much text."""
+        choices = found.choices
+        if choices:
+            sizes = [size for choice in choices if (size := choice_bytes(choice, whole=not self.events)) >= 0]
+            self.events += len(sizes)
+            text = sum(sizes)
+        elif found.type is None or str(found.type).endswith(("delta", "_start")) or not self.events:
+            # Other types repeat at their end what came in deltas; where no delta came, they bring it.
+            self.events += 1
+            text = event_bytes(found)
+        else:
+            return
+        self._text += text
+        self._as_alike = 0
+        if not choices:
+            self._learn(event, b'"%s"' % str(found.type).encode(), len(event) - text)
+        elif len(choices) == 1:
+            mark = b'"finish_reason":null' if b'"finish_reason":null' in event else b'"finish_reason": null'
+            self._learn(event, mark if mark in event else b'"finish_reason"', len(event) - text)
+
+    def _learn(self, event: bytes, mark: bytes, frame: int) -> None:
+        """How events of output are made, so that those alike need not be taken apart."""
+        if b"\r" in event or not event.endswith(b"\n\n"):
+            self._apart = 0
+            return
+        made = (event[: event.find(b":") + 1], mark, mark in event)
+        alike = made == (self._start, self._mark, self._marked) and abs(frame - self._frame) <= _ALIKE_BYTES
+        if not (self._apart and alike):
+            self._apart, self._frame, self._lines = 0, frame, event.count(b"\n")
+            self._start, self._mark, self._marked = made
+        self._frame = min(frame, self._frame)
+        self._apart += 1
+        if self._apart == _TAKEN_APART:
+            self._apart, self._as_alike = 0, _TAKEN_AS_ALIKE
+
+    def _pass_long(self, loose: bytes) -> None:
+        """A part of an event that is too long to hold: it passes, and so does what it says of usage."""
+        if self._long is None:
+            self._long = UsageScan(self.counted)
+            head = loose[:1024]
+            self._long_counts = self._choices or b'delta"' in head or not self.events
+            self.events += self._long_counts
+            self.finish = self.finish or next((end for end in ENDS if b'"%s"' % end.encode() in head), "")
+        self._long.feed(loose)
+        if self._long_counts:
+            self._text += len(loose)
+        if self._cutter.long > self._longs:
+            if self._long.told:
+                self._told_events, self._told_text = self.events, self._text
+            self._longs, self._long = self._cutter.long, None
 
 
 class WholeTap:
-    """An answer in one piece, read when it is whole."""
+    """An answer in one piece, read when it is whole; one that is too long for that, as it passes."""
 
-    __slots__ = ("_pieces", "_size", "counted", "events", "finish")
+    __slots__ = ("_pieces", "_scan", "_size", "_text", "counted", "events", "finish")
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self._size = 0
+        self._text = -1
+        """Bytes of its text; below 0: not known."""
+        self._scan: UsageScan | None = None
         self.counted = Counted()
         self.events = 0
         self.finish = ""
 
+    @property
+    def output_tokens(self) -> int:
+        """As counted, else as estimated."""
+        return self.counted.output_tokens or tokens_of(self._size if self._text < 0 else self._text)
+
     def feed(self, data: bytes) -> bytes:
         """Bytes through, unchanged."""
         self._size += len(data)
-        if self._size <= _MOST_KEPT:
-            self._pieces.append(data)
+        if self._scan is not None:
+            self._scan.feed(data)
+            return data
+        self._pieces.append(data)
+        if self._size > _MOST_KEPT:
+            self._scan = UsageScan(self.counted)
+            for piece in self._pieces:
+                self._scan.feed(piece)
+            self._pieces = []
         return data
 
     def rest(self) -> bytes:
         """Nothing is held; the answer is read now."""
-        if self._size > _MOST_KEPT:
+        if self._scan is not None:
             return b""
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         try:
-            answer = _ANSWER.decode(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            answer = _decode_body(body)
+        except UNREADABLE:
+            UsageScan(self.counted).feed(body)
             return b""
-        if answer.usage is not None:
-            _add(self.counted, answer.usage)
-        reason = answer.choices[0].finish_reason if answer.choices else answer.stop_reason or answer.status
-        self.finish = reason or ""
+        if not self.counted.add(answer.usage):
+            self._text = parts_bytes(answer.choices, answer.content, answer.output)
+        self.finish = answer.finish
         return b""
 
 
-Tap = StreamTap | WholeTap
+class CodedTap:
+    """A compressed answer: its bytes pass as they are, and are read beside; a token a byte where they cannot be."""
+
+    __slots__ = ("_bare", "_inflate", "_inflated", "_size", "_tap", "counted")
+
+    def __init__(self, tap: StreamTap | WholeTap, encoding: bytes) -> None:
+        self._tap, self.counted = tap, tap.counted
+        self._inflate: Any = zlib.decompressobj(47) if encoding in (b"gzip", b"x-gzip", b"deflate") else None
+        self._bare = encoding == b"deflate"
+        """It may come without the frame that it should have."""
+        self._inflated = self._size = 0
+
+    @property
+    def events(self) -> int:
+        """Those with output."""
+        return self._tap.events
+
+    @property
+    def finish(self) -> str:
+        """The reason it gave."""
+        return self._tap.finish
+
+    @property
+    def output_tokens(self) -> int:
+        """As counted, as seen, or as estimated, whichever is more."""
+        seen = self._tap.output_tokens
+        return seen if self._inflate is not None or self.counted.output_tokens else max(seen, self._size)
+
+    def feed(self, data: bytes) -> bytes:
+        """Bytes through, unchanged."""
+        self._size += len(data)
+        left = data
+        while (inflate := self._inflate) is not None:
+            try:
+                plain = inflate.decompress(left, _INFLATED_AT_ONCE)
+            except zlib.error:
+                self._inflate = zlib.decompressobj(-15) if self._bare else None
+                self._bare = False
+                continue
+            self._bare = self._bare and not plain
+            self._inflated += len(plain)
+            if self._inflated > _MOST_INFLATED:
+                self._inflate = None
+                break
+            self._tap.feed(plain)
+            left = inflate.unconsumed_tail
+            if inflate.eof and (left := inflate.unused_data):
+                self._inflate = zlib.decompressobj(47)
+            elif not left and len(plain) < _INFLATED_AT_ONCE:
+                break
+        return data
+
+    def rest(self) -> bytes:
+        """Nothing is held."""
+        self._tap.rest()
+        return b""
 
 
-def _event(event: bytes) -> _Answer | None:
-    """The data of one event, None where it is none that we know."""
-    data = data_of(event)
-    if data is None:
-        return None
-    try:
-        return _ANSWER.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+Tap = StreamTap | WholeTap | CodedTap
+UNHEARD = WholeTap()
+"""Of a backend that has not said yet what comes."""
 
 
-def _add(counted: Counted, usage: _Usage) -> None:
-    prompt = usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens
-    output = usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens
-    details = usage.prompt_tokens_details or usage.input_tokens_details
-    cached = details.cached_tokens if details else usage.cache_read_input_tokens
-    if prompt is not None and 0 <= prompt <= _MOST_TOKENS:
-        counted.prompt_tokens = prompt
-    if output is not None and 0 <= output <= _MOST_TOKENS:
-        counted.output_tokens = output
-    if cached is not None and 0 <= cached <= _MOST_TOKENS:
-        counted.cached_tokens = cached
+def tap_for(endpoint: str, coding: bytes, *, streams: bool, drop_usage: bool) -> Tap:
+    """For an answer. `coding`: its content-encoding. `streams`: its own type says that it is a stream.
 
-
-def _reason(data: bytes, at: int, mark: bytes) -> str:
-    if not mark.endswith(b'"'):
-        return mark.decode()
-    start = at + len(mark)
-    return data[start : data.find(b'"', start)].decode(errors="replace")[:40]
+    `drop_usage`: the event of the usage is not for the client; from a compressed stream it cannot be taken out.
+    """
+    plain = coding in _PLAIN
+    tap = StreamTap(endpoint, drop_usage=drop_usage and plain) if streams else WholeTap()
+    return tap if plain else CodedTap(tap, coding)
 
 
 class Scrub:

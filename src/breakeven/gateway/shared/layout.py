@@ -34,6 +34,12 @@ class UnderWay(IntEnum):
     """Requests that wait for this local engine to be loaded."""
     BREAKER = 6
     """0 closed, 1 half open, 2 open."""
+    CLAIM_PRIORITY = 7
+    """Of the request that goes next of this worker's line."""
+    CLAIM_FEWER = 8
+    """Minus the places that its key holds here."""
+    CLAIM_NS = 9
+    """Monotonic time at which the worker said so; 0: nobody waits."""
 
 
 class Count(IntEnum):
@@ -90,7 +96,8 @@ class Window(IntEnum):
     STAMP = 0
     """Whose limit it counts; 0: nobody's."""
     LAST = 1
-    """Number of the newest bucket: Unix time over a bucket's width. Bucket n stands at `FIRST + n % WINDOW_RING`."""
+    """Number of the newest bucket: `SharedBlock.now_s` over a bucket's width. Bucket n stands at
+    `FIRST + n % WINDOW_RING`."""
     TOTAL = 2
     """Sum of the ring."""
     FIRST = 3
@@ -98,6 +105,10 @@ class Window(IntEnum):
 
 WINDOW_RING = 16
 WINDOW_COLUMNS = Window.FIRST + WINDOW_RING
+TOLD_COLUMNS = WINDOW_COLUMNS + 1
+"""What was added to a limit's counters in Redis: a window by the wall clock, and which counters those were."""
+KEY_COLUMNS = 1024
+"""Keys with a column of their own where places are shared; beyond, keys whose rows differ by this share one."""
 
 
 class Process(IntEnum):
@@ -108,6 +119,8 @@ class Process(IntEnum):
     """Lines of the decision log that were not written."""
     CONNECTIONS = 2
     UNDER_WAY = 3
+    BEAT_NS = 4
+    """Monotonic time at which its loop last turned; 0: not yet. Row 0 is the watching process's."""
 
 
 class Known(IntEnum):
@@ -153,7 +166,14 @@ class Global(IntEnum):
     STARTED_S = 1
     """Unix time."""
     DRAINING = 2
-    RECONCILED_S = 3
+    KEYS_UNUSABLE = 3
+    """1 while the file of keys cannot be used as it is."""
+    REPLACED = 4
+    """Processes that ended unasked or hung, and for which another was started."""
+    HUNG = 5
+    """Of these, those that were killed because their heart stood still."""
+    MISSING = 6
+    """Processes that ought to be there and are not yet: the system refused, or they died too often."""
 
 
 class Treatment(IntEnum):

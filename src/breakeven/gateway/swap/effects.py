@@ -239,7 +239,10 @@ class Engines:
         log = self._logs / f"{_file_name(backend.name)}.log"
         keeper = _Keeper(backend, threads, log, self._tell, self._key_of(backend.name))
         self._keepers[backend.name] = keeper
-        keeper.start()
+        try:
+            keeper.start()
+        except RuntimeError as error:  # no room for another thread: this engine fails, the others go on
+            self._loop.call_soon(self._hear, EngineFailed(backend.name, str(error)))
 
     def unload(self, name: str) -> None:
         """Stop it; `EngineUnloaded` follows."""

@@ -267,8 +267,8 @@ def _difference(a: str, b: str, curve: list[_Blocks]) -> LoadDifference | None:
     low = high = winner = None
     if n >= MIN_BLOCKS:
         drawn_R = _drawn(x_L, curve)
-        low, high = _interval(drawn_R, centre, n, _SHOWN)
-        sure_low, sure_high = _interval(drawn_R, centre, n, _SURE)
+        low, high = _interval(drawn_R, centre, n, _SHOWN, PROCESS_FLOOR)
+        sure_low, sure_high = _interval(drawn_R, centre, n, _SURE, intervals.AT_99 * PROCESS_FLOOR)
         if (sure_low is not None and sure_low > 0) or (sure_high is not None and sure_high < 0):
             winner = a if centre > 0 else b
     least, most = (None if end is None else math.exp(end) for end in (low, high))
@@ -291,13 +291,13 @@ def _drawn(x_L: Floats, curve: list[_Blocks]) -> Floats:
     return np.where(np.isfinite(ratio_R), ratio_R, np.nan)
 
 
-def _interval(drawn_R: Floats, centre: float, n: int, tail: float) -> tuple[float | None, float | None]:
+def _interval(drawn_R: Floats, centre: float, n: int, tail: float, floor: float) -> tuple[float | None, float | None]:
     """The ends of the interval, None where resamples without a ratio could lie beyond it."""
     # A ratio that was not seen may be anything, so it stands at either end in turn.
     low = float(np.sort(np.nan_to_num(drawn_R, nan=-np.inf))[int(tail * len(drawn_R))])
     high = float(np.sort(np.nan_to_num(drawn_R, nan=np.inf))[-1 - int(tail * len(drawn_R))])
     stretch = intervals.small_sample_stretch(n)
-    below, above = (math.hypot(stretch * abs(end - centre), PROCESS_FLOOR) for end in (low, high))
+    below, above = (math.hypot(stretch * abs(end - centre), floor) for end in (low, high))
     return (
         centre - below if math.isfinite(low) else None,
         centre + above if math.isfinite(high) else None,

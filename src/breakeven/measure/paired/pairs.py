@@ -23,12 +23,12 @@ from breakeven.stats.intervals import relative_half_width
 
 HEADLINE, PREFILL = "decode_tokens_per_s", "prefill_tokens_per_s"
 
-PROCESS_FLOOR = 0.005
-"""Relative difference that two processes running one and the same file can show on a quiet machine, as one half-width.
+PROCESS_FLOOR = 0.04
+"""Relative difference that two processes running one and the same file can show on a quiet machine: half its 95 %.
 
-Blocks of one pair of processes share whatever memory layout those processes got, so their spread cannot show it. It is
-a judgement, not a measurement: runs of one file repeat within 1 % on a quiet machine, and on the noisy one of
-docs/benchmarks.md nothing so small could be told apart."""
+Blocks of one pair of processes share whatever those processes got, so their spread cannot show it: it is 2 % as a
+standard deviation where it was measured (docs/noise.md). Candidates in turns are started afresh for every pair, which
+shows it."""
 
 LEAST_QUIET = 5
 """Quiet pairs from which on those with a disturbed block do not enter. Fewer say less than a disturbed pair spoils."""
@@ -98,12 +98,18 @@ def _levels(blocks: Sequence[FinishedBlock], metric: str) -> list[float]:
     return _quiet_first([(_unit(b), value, not b.flagged) for b in blocks if (value := b.value(metric))])[0]
 
 
+def _floor(blocks: Sequence[FinishedBlock]) -> float:
+    """What the spread of pairs of `blocks` does not show."""
+    return 0.0 if blocks and blocks[0].turn is not None else PROCESS_FLOOR
+
+
 def load_states(
     blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str], measured_s: float = 0.0
 ) -> list[LoadSoFar]:
     """How far each load of the plan is: rounds, or turns, that every candidate finished; its widest decode ratio.
 
     `measured_s`: what `blocks` took with those that noise had repeated. A next round is taken to need as much more.
+    Widths are without the floor of two processes, which no further round of the same two makes narrower.
     """
     repeats = max(1.0, measured_s / sum(b.seconds for b in blocks)) if blocks else 1.0
     states = []
@@ -112,7 +118,7 @@ def load_states(
         rounds = min(len({_unit(b) for b in mine if b.model == name}) for name in names)
         widths = {
             metric: [
-                relative_half_width(robust.ratio(found, PROCESS_FLOOR))
+                relative_half_width(robust.ratio(found))
                 for a, b in itertools.combinations(names, 2)
                 if (found := ratios(mine, a, b, metric, streams))
             ]
@@ -150,13 +156,13 @@ def points(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) ->
 
 def pairs(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) -> list[Pair]:
     """Every two candidates, for every metric and load that has pairs of blocks."""
-    found = []
+    found, floor = [], _floor(blocks)
     for metric, streams in itertools.product(COMPARED, plan.streams):
         for a, b in itertools.combinations(names, 2):
             both = paired(blocks, a, b, metric, streams)
             if both.values:
-                estimate = robust.ratio(both.values, PROCESS_FLOOR)
-                winner = winner_of(a, b, metric, estimate) if robust.differs(both.values, PROCESS_FLOOR) else None
+                estimate = robust.ratio(both.values, floor)
+                winner = winner_of(a, b, metric, estimate) if robust.differs(both.values, floor) else None
                 found.append(
                     Pair(
                         a=a,
@@ -184,7 +190,7 @@ def pair_rows(blocks: Sequence[FinishedBlock], names: Sequence[str]) -> list[Rat
         for a, b in itertools.combinations(names, 2):
             both = paired(blocks, a, b, HEADLINE, streams)
             if both.values:
-                e = robust.ratio(both.values, PROCESS_FLOOR)
+                e = robust.ratio(both.values, _floor(blocks))
                 label = f"{a} over {b}" if len(names) > 2 else ""
                 rows.append(RatioRow(streams, e.value, e.low, e.high, len(both.values), label, both.left_out))
     return rows

@@ -17,7 +17,7 @@ SETTLED_ROUNDS = 4
 """Rounds before a very narrow interval is believed: three values agree by accident too often."""
 SURE_ROUNDS = 6
 """Rounds before one that is just narrow enough is believed. A run that ends as soon as its interval is narrow picks the
-moments when the values happen to agree: with four rounds its 95 % were 91 % in the world of `bench/noise.py`."""
+moments when the values happen to agree: with four rounds its 95 % were 91 % in `bench/noise_simulated.py`."""
 VERY_NARROW = 1 / 3
 """Of the precision asked."""
 FURTHEST_AHEAD = 2

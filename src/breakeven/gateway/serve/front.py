@@ -1,0 +1,147 @@
+"""What the edge calls: of a head, whether its body is worth keeping; of a request, what is to be done with it.
+
+Who asks, and whether for something that there is, is known before a byte of a body is kept; how a body is built is
+known before it is taken apart.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from breakeven.gateway.plan.model import ENDPOINTS
+from breakeven.gateway.serve.ask import Client
+from breakeven.gateway.serve.desk import Desk
+from breakeven.gateway.serve.forward import JSON, say
+from breakeven.gateway.shared.layout import Global
+from breakeven.wire.bounds import AT_ONCE, JsonLine, json_refusal
+from breakeven.wire.listen import names_here, sent_from_here
+from breakeven.wire.message import Refused, Request, Responder
+
+MODELS = "/v1/models"
+READS = "GET, HEAD"
+_MOST_NAMES = 64
+
+
+class Front:
+    """What the edge calls for each request."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._endpoints = frozenset(ENDPOINTS)
+        self._names: set[bytes | None] = {None}
+        """Hosts that were found to name this machine; no browser sends none."""
+        self._origins = frozenset(origin.encode() for origin in desk.plan.origins)
+        self._depth, self._keys = desk.plan.limits.json_depth, desk.plan.limits.json_keys
+        self._large = JsonLine(desk.loop, self._depth, self._keys)
+
+    def judge(self, request: Request) -> bool:
+        """Whether a body is worth keeping, by the head before it: path, method, key, and without keys who asks."""
+        if request.path not in self._endpoints or request.method != "POST":
+            return False
+        if self._strange(request):
+            return False
+        request.known = self._desk.client_of(request)
+        return request.known is not None
+
+    def handle(self, request: Request, responder: Responder) -> None:
+        """The edge's handler."""
+        path = request.path
+        if self._strange(request):
+            message = "without keys only this machine may ask, by the name 127.0.0.1 or localhost; `keys:` opens it"
+            say(responder, 403, message, "forbidden")
+        elif path in self._endpoints:
+            client = known if isinstance(known := request.known, Client) else self._desk.client_of(request)
+            if client is None:
+                ask_for_key(responder)
+            elif request.method != "POST":
+                only(responder, path, "POST")
+            else:
+                self._look(request, responder, client)
+        elif path == MODELS or path.startswith(MODELS + "/"):
+            self._models(request, responder)
+        elif path in ("/health", "/ready"):
+            if request.method not in ("GET", "HEAD"):
+                only(responder, path, READS)
+            elif path == "/health":
+                responder.respond(200, [JSON], b'{"status":"ok"}')
+            else:
+                ready = self._desk.is_ready()
+                responder.respond(200 if ready else 503, [JSON], b'{"ready":%s}' % (b"true" if ready else b"false"))
+        else:
+            say(responder, 404, f"there is no {path[:200]} here; this gateway serves {', '.join(ENDPOINTS)}", None)
+
+    def _look(self, request: Request, responder: Responder, client: Client) -> None:
+        """A whole body: taken apart once it is known that this takes little time."""
+        body = request.body
+        if len(body) <= AT_ONCE:
+            self._seen(request, responder, client, json_refusal(body, self._depth, self._keys))
+            return
+
+        def later(refusal: Refused | None) -> None:
+            try:
+                self._seen(request, responder, client, refusal)
+            except Exception:  # nobody else sees to the client
+                responder.abort()
+                raise
+
+        self._large.add(body, lambda: responder.gone, later)
+
+    def _seen(self, request: Request, responder: Responder, client: Client, refusal: Refused | None) -> None:
+        if refusal is None:
+            self._desk.ask(request, responder, client, request.path)
+        else:
+            say(responder, refusal.status, refusal.message, refusal.code)
+
+    def _strange(self, request: Request) -> bool:
+        """Whether no key is asked, and somebody asks whom no such listener serves."""
+        if self._desk.keys is not None or request.known is not None or not request.path.startswith("/v1"):
+            return False
+        return not self._meant_for_us(request)
+
+    def _meant_for_us(self, request: Request) -> bool:
+        """Whether it came by a name of this machine, and from no page of another."""
+        host = request.header(b"host")
+        if host not in self._names:
+            if not names_here(host):
+                return False
+            if len(self._names) < _MOST_NAMES:
+                self._names.add(host)
+        return sent_from_here(request.header(b"origin"), self._origins)
+
+    def _models(self, request: Request, responder: Responder) -> None:
+        """What this client may ask for: the listing, or one of it."""
+        desk, path = self._desk, request.path
+        client = desk.client_of(request)
+        if client is None:
+            ask_for_key(responder)
+            return
+        if request.method not in ("GET", "HEAD"):
+            only(responder, path, READS)
+            return
+        entry = client.entry
+        names = [name for name in desk.models if entry is None or entry.may(name)]
+        started = int(desk.block.everywhere.get(0, 0, Global.STARTED_S))
+        if path == MODELS:
+            listing = {"object": "list", "data": [_model(name, started) for name in names]}
+            responder.respond(200, [JSON], msgspec.json.encode(listing))
+            return
+        wanted = path.removeprefix(MODELS + "/")
+        if wanted in names:
+            responder.respond(200, [JSON], msgspec.json.encode(_model(wanted, started)))
+        else:
+            say(responder, 404, f"there is no model {wanted[:200]!r} for you here", "model_not_found")
+
+
+def _model(name: str, created: int) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "breakeven"}
+
+
+def ask_for_key(responder: Responder) -> None:
+    """Whoever comes without a key of ours hears the same, whatever was wrong with it."""
+    say(responder, 401, "this gateway asks for a key: Authorization: Bearer KEY", "invalid_api_key")
+
+
+def only(responder: Responder, path: str, methods: str) -> None:
+    """Another method is right for this path."""
+    message = f"{path[:200]} takes {methods}"
+    say(responder, 405, message, "method_not_allowed", [(b"allow", methods.encode())])
