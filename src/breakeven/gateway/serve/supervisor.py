@@ -22,7 +22,7 @@ from breakeven.gateway.keys.budgets import budget_path, load_budgets, save_budge
 from breakeven.gateway.plan.check import check_reload
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.gateway.serve.children import LOOK_S, SIGNALS, WATCHER, Child, Children, Doors, Owed, kill
-from breakeven.gateway.serve.loading import PlanReading, ServedPlan, contexts_of, why_refused
+from breakeven.gateway.serve.loading import PlanReading, ServedPlan, only_certificates, renewed
 from breakeven.gateway.serve.processes import run_worker
 from breakeven.gateway.serve.watcher import run_watcher, send_news
 from breakeven.gateway.shared.block import Shape, SharedBlock, Slots
@@ -71,9 +71,7 @@ class Supervisor:
         self.loaded = loaded
         self._manager = manager or ServiceManager({})
         plan = self.loaded.plan
-        tls.use(contexts_of(plan))
-        if why := why_refused(plan):
-            say(f"{why}, then send SIGHUP")
+        tls.use(renewed(plan, None))
         self.doors = Doors(plan, self._manager)
         keys = self.loaded.keys or ()
         self.block = SharedBlock(
@@ -311,19 +309,18 @@ class Supervisor:
             draining = sum(1 for c in self.children.of.values() if c.worker and c.generation < self.generation)
             if draining + 2 * loaded.plan.workers >= self.block.shape.workers:
                 raise UserError("earlier workers still drain; reload again when they have ended")
-            contexts = contexts_of(loaded.plan)
-            if (why := why_refused(loaded.plan, contexts)) and not why_refused(self.loaded.plan):
-                raise UserError(why)
+            contexts = renewed(loaded.plan, self.loaded.plan)
+            if only_certificates(loaded, self.loaded):
+                tls.use(contexts)
+                self.children.show_anew(self.generation)
+                self._say(f"reloaded: certificates alone, generation {self.generation} goes on")
+                self._manager.tell("READY=1", f"STATUS=serving, generation {self.generation}")
+                return
             rows = self._name(loaded)
             prepare(loaded.plan, self.block, rows.backends)
-        except BreakevenError as error:
-            self._not_reloaded(str(error))
-            return
         except Exception as error:  # a defect of ours must not end what serves
-            self._not_reloaded(f"{type(error).__name__}: {error}")
+            self._not_reloaded(str(error) if isinstance(error, BreakevenError) else f"{type(error).__name__}: {error}")
             return
-        if why:
-            self._say(why)
         before, used = (self.loaded, self.rows), tls.use(contexts)
         old = list(self.children.of.values())
         self.loaded, self.rows = loaded, rows
