@@ -511,6 +511,7 @@ COUNTS = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
         ("/v1/messages", {"content": [{"type": "text", "text": "one two three"}], "usage": {"input_tokens": 2,
          "cache_read_input_tokens": 8, "cache_creation_input_tokens": 2, "output_tokens": 3}}, 12, 3),
         ("/v1/responses", {"output": [{"content": [{"type": "output_text", "text": "one two three"}]}]}, None, 7),
+        ("/v1/responses", {"status": "queued", "background": True, "output": [], "usage": None}, None, 200),
         ("/v1/embeddings", {"data": [{"embedding": [0.25] * 999}], "usage": {"prompt_tokens": 12}}, 12, 0),
         ("/v1/embeddings", {"data": [{"embedding": [0.25] * 999}]}, None, 0),
     ],

@@ -128,6 +128,8 @@ class Taken(NamedTuple):
 
 
 _REFUSES: frozenset[Standing] = frozenset({"client", "unable", "busy", "operator"})
+_GOES_ON = ("queued", "in_progress")
+"""What a response says of itself that is written when nobody listens (`background`)."""
 NOTHING = Taken(0, 0, 0, 0.0)
 
 
@@ -146,6 +148,8 @@ def taken(forward: Forward, leg: Leg) -> Taken:
     output = tap.output_tokens if leg.status < 400 and forward.endpoint != EMBEDDINGS else 0
     if not output and leg.outcome == "cancelled" and not asked.streams:
         output = _unseen(forward, leg)
+    elif tap.finish in _GOES_ON:
+        output = max(output, int(asked.held_output(forward.endpoint, forward.ask.output_tokens)))
     cached = min(tap.counted.cached_tokens or 0, prompt)
     return Taken(prompt, cached, output, usd_of(leg.lane, prompt, cached, output, leg.running))
 
