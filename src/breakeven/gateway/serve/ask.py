@@ -110,7 +110,7 @@ class Asked:
         self.user = ""
         self.session = 0
         for name in _SESSION_FIELDS:
-            if name in fields and memoryview(fields[name])[:1] == b'"':
+            if name in fields and bytes(memoryview(fields[name])[:1]) == b'"':
                 self.user = _text(fields, name)
                 self.session = crc32(self.user.encode()) or 1
                 break
