@@ -6,12 +6,13 @@ known before it is taken apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
 
 from breakeven.gateway.plan.model import ENDPOINTS
-from breakeven.gateway.serve.ask import Asked, BadAskError, Client, read_body
+from breakeven.gateway.serve.ask import Asked, BadAskError, Client, Fields, fields_of
 from breakeven.gateway.serve.desk import Desk
 from breakeven.gateway.serve.forward import JSON, say
 from breakeven.gateway.shared.layout import Global
@@ -83,25 +84,18 @@ class Front:
             self._desk.ask(request, responder, client, request.path)
 
     def _seen(self, request: Request, responder: Responder, client: Client, refusal: Refused | None) -> None:
-        try:
+        def work() -> None:
             if refusal is None:
-                asked = read_body(request.body)
-                self._desk.loop.call_soon(self._ask, request, responder, client, asked)
+                fields = fields_of(request.body)
+                self._desk.loop.call_soon(_whole, responder, lambda: send(fields))
             else:
                 say(responder, refusal.status, refusal.message, refusal.code)
-        except BadAskError as error:
-            say(responder, 400, str(error), "invalid_request")
-        except Exception:  # nobody else sees to the client
-            responder.abort()
-            raise
 
-    def _ask(self, request: Request, responder: Responder, client: Client, asked: Asked) -> None:
-        try:
+        def send(fields: Fields) -> None:
             if not responder.gone:
-                self._desk.ask(request, responder, client, request.path, asked)
-        except Exception:
-            responder.abort()
-            raise
+                self._desk.ask(request, responder, client, request.path, Asked(fields))
+
+        _whole(responder, work)
 
     def _strange(self, request: Request) -> bool:
         """Whether no key is asked, and somebody asks whom no such listener serves."""
@@ -141,6 +135,17 @@ class Front:
             responder.respond(200, [JSON], msgspec.json.encode(_model(wanted, started)))
         else:
             say(responder, 404, f"there is no model {wanted[:200]!r} for you here", "model_not_found")
+
+
+def _whole(responder: Responder, work: Callable[[], None]) -> None:
+    """Work in a round of its own, where nobody else sees to the client when it fails."""
+    try:
+        work()
+    except BadAskError as error:
+        say(responder, 400, str(error), "invalid_request")
+    except Exception:
+        responder.abort()
+        raise
 
 
 def _model(name: str, created: int) -> dict[str, object]:
