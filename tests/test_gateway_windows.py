@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import multiprocessing
 import shutil
 import socket
@@ -372,6 +373,21 @@ def test_a_damaged_budget_file_is_told(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"b\.json.*delete it"):
             load_budgets(path, SharedBlock(SHAPE), [], {})
+
+
+def test_amounts_that_no_gateway_saves_free_nothing(tmp_path: Path) -> None:
+    path, anna = tmp_path / "b.json", entry_of("anna", "4 tokens/hour")
+    block = SharedBlock(SHAPE)
+    worker_of(block, 1).spend(0, anna.limits, block.now_s(), 4)
+    save_budgets(path, block, [anna], {"anna": 0}, "m")
+    file = json.loads(path.read_text())
+    ((n, amount),) = file["spent"][0]["buckets"]
+    file["spent"][0]["buckets"] = [[n, amount], [n, -1000], [n - 1, 10**19], [-5, 7], [10**18, 7]]
+    file["spent"][0]["told"], file["spent"][0]["born"] = [[n, -5], [10**19, 5]], 2**63
+    path.write_text(json.dumps(file))
+    after = SharedBlock(SHAPE)
+    load_budgets(path, after, [anna], {"anna": 0})
+    assert used(after, 0, anna) == 4
 
 
 # Other machines.

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.gateway.keys.budgets import get_told, limit_cells, ours, put_told, wall_shift
+from breakeven.gateway.keys.budgets import MOST, get_told, limit_cells, ours, put_told, wall_shift
 from breakeven.gateway.keys.entry import KeyEntry, KeyLimit
 from breakeven.gateway.keys.windows import BUCKETS, number, put_row, row_buckets
 from breakeven.gateway.plan.model import Redis
@@ -36,8 +36,6 @@ AGAIN_S = 1.0
 """Between attempts while Redis is away."""
 IDLE_AT_ONCE = 50
 """Limits that nothing was spent on here since the last exchange, and are asked after in turn."""
-MOST = 4 * 10**15
-"""In one counter: above any limit, and exact in Lua's numbers."""
 LONGEST_NAME, MOST_NAMED = 60, 20
 """Of what somebody else wrote, as far as it is told: characters, and hashes."""
 YOUNG_S, YOUNG_EACH_S = 5.0, 0.01
