@@ -686,6 +686,7 @@ async def test_with_a_user_of_its_own_and_without_rights(server: Server, monkeyp
     assert await boss.exists(sums_of(BERT)) == 1
     assert one.said == []
     await one.shared._client.aclose()
+    own = f"unix://gateway:p%40ss%2Fw%3Ard@{server.socket}"
     for user, says in (("gateway:wrong", "does not take the user or password"), ("looker:looks", "let its user do")):
         monkeypatch.setenv("BREAKEVEN_REDIS_URL", f"unix://{user}@{server.socket}")
         other = Machine("b", BERT)
@@ -696,6 +697,16 @@ async def test_with_a_user_of_its_own_and_without_rights(server: Server, monkeyp
         assert says in other.said[0]
         assert user.split(":")[1] not in other.said[0]
         await other.shared._client.aclose()
+    await boss.config_set("maxmemory", "1")
+    monkeypatch.setenv("BREAKEVEN_REDIS_URL", own)
+    one = Machine("c", BERT)
+    one.spend(BERT, 1)
+    assert not await one.shared.exchange()
+    assert "takes nothing in" in one.said[0]
+    await boss.config_set("maxmemory", "0")
+    await _exchange(one)
+    assert one.said[1].startswith("Redis is back")
+    await one.shared._client.aclose()
     await boss.aclose()
 
 

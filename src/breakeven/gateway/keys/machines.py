@@ -138,7 +138,7 @@ class SharedWindows:
 
     async def exchange(self) -> bool:
         """Add what was spent here, read what others spent; False when Redis did not answer."""
-        from redis.exceptions import NoPermissionError, RedisError
+        from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, RedisError
 
         asked = self._due()
         if not asked:
@@ -165,7 +165,8 @@ class SharedWindows:
             # The client's own limit is per read; this one is for the whole exchange.
             async with asyncio.timeout(max(1.0, 10 * self._plan.timeout_s)):
                 answers = await pipe.execute(raise_on_error=False)
-            if isinstance(answers[0], NoPermissionError):
+            # Of the server, not of one hash.
+            if isinstance(answers[0], (NoPermissionError, OutOfMemoryError, ReadOnlyError)):
                 raise answers[0]
         except (RedisError, OSError, TimeoutError) as error:
             self._gone(error)
@@ -266,10 +267,12 @@ class SharedWindows:
 
 def _why(error: BaseException | None) -> str:
     """What an operator can do about it; never the error's own text, which may hold an address or more."""
-    from redis.exceptions import AuthenticationError, NoPermissionError
+    from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, ReadOnlyError
 
     kind = type(error).__name__
     while error is not None:
+        if isinstance(error, (OutOfMemoryError, ReadOnlyError)):
+            return f"takes nothing in ({kind}); give it memory, or the address of one that is no replica"
         if isinstance(error, AuthenticationError):
             return "does not take the user or password of its address; correct them"
         if isinstance(error, NoPermissionError):
