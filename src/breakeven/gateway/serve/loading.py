@@ -215,35 +215,38 @@ class PlanReading:
 class Rereading:
     """Reading the file again whenever it is asked for, without anybody waiting.
 
-    What was asked for while the file was being read is asked again then, since it may have changed in between.
+    Asked for while it is being read, it is read anew, since it may have changed in between; but every second reading
+    comes to its end, so that asking ever again puts off nothing for ever.
     """
 
     def __init__(self, read: Callable[[], GatewayPlan], most_s: float) -> None:
         """`most_s`: how long a reading may take."""
         self._read, self._most_s = read, most_s
         self.under_way: PlanReading | None = None
-        self._again = False
-        self._asked_s = 0.0
+        self._again = self._anew = False
 
     def ask(self) -> None:
         """Begin, or remember. Raises BreakevenError as `PlanReading` does."""
-        if self.under_way is not None:
-            self._again = True
-            return
-        self._asked_s = time.monotonic()
-        self._begin()
+        self._again = True
+        if self.under_way is None:
+            self._begin()
 
     def come(self) -> PlanReading | None:
         """What has come, or took too long, for its `result`; None: nothing yet. Raises BreakevenError as `ask`."""
         reading = self.under_way
-        if reading is None or not (reading.step() or time.monotonic() - reading.began_s > self._most_s):
+        if reading is None:
+            if self._again:
+                self._begin()
+            return None
+        if not (reading.step() or time.monotonic() - reading.began_s > self._most_s):
             return None
         self.under_way = None
-        # Asked for ever again, one must come to its end all the same.
-        if self._again and time.monotonic() - self._asked_s < self._most_s:
+        if self._again and not self._anew:
             reading.give_up()
+            self._anew = True
             self._begin()
             return None
+        self._anew = False
         return reading
 
     def result(self, reading: PlanReading) -> ServedPlan:
