@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import replace
 from math import log
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,7 +20,9 @@ from breakeven.gateway.route.learned import MOST_KEYS, held, measured
 from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.route.view import usd_per_s
 from breakeven.gateway.serve.account import usd_of
+from breakeven.gateway.serve.ask import Client, new_ask, read_body
 from breakeven.gateway.serve.lane import REFRESH_S, STALE_S, Lane, secret_of
+from breakeven.gateway.serve.leg import KEEP_ALIVE_NS, Leg
 from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.gateway.shared.block import Shape, SharedBlock
 from breakeven.gateway.shared.layout import Known, State, UnderWay
@@ -27,6 +30,7 @@ from breakeven.results.cost import Api, Own, Rented
 
 SHAPE = Shape(workers=4, backends=3, keys=1, models=1, experiments=1)
 SLOT = 2
+CHAT = "/v1/chat/completions"
 
 
 def lane_of(block: SharedBlock, worker: int = 1, keys: int = 0, **fields: object) -> Lane:
@@ -191,6 +195,55 @@ def test_a_key_that_is_missing_or_unprintable_is_named_and_not_shown(monkeypatch
     monkeypatch.setenv("SOME_KEY", "sk-canary")
     assert secret_of(plan) == ((b"authorization", b"Bearer sk-canary"),)
     assert secret_of(replace(plan, key_header="x-api-key")) == ((b"x-api-key", b"sk-canary"),)
+
+
+class Sender:
+    """The request of one leg, and everything that is done for it."""
+
+    def __init__(self) -> None:
+        self.asked = read_body(b'{"model": "b", "stream": true, "messages": "hi"}')
+        self.ask, self.client = new_ask(CHAT, self.asked, 10.0), Client(None, 0)
+        self.endpoint, self.headers, self.early, self.answer = CHAT, (), False, None
+        self.responder = self.exchange = self
+        self.waiting_body = False
+        self.did: list[object] = []
+
+    def told(self, lane: Lane | None) -> list[tuple[bytes, bytes]]:
+        return []
+
+    def tell_waiting(self, lane: Lane) -> None:
+        self.did.append("waiting")
+
+    def start(self, status: int, headers: object) -> None:
+        self.did.append(status)
+
+    def write(self, data: bytes) -> None:
+        self.did.append(data)
+
+    def first_byte(self, one: Leg) -> bool:
+        return True
+
+
+def test_signs_of_life_leave_the_first_byte_s_time_running_and_are_told_now_and_then() -> None:
+    sender: Any = Sender()
+    lane = lane_of(SharedBlock(SHAPE))
+    leg = Leg(sender, sender, lane, sender, keep=False, hedge=False)
+    leg.exchange = sender
+    leg.on_head(200, [(b"content-type", b"text/event-stream")])
+    for late_ns, waits in ((0, 0), (KEEP_ALIVE_NS, 1), (0, 1), (KEEP_ALIVE_NS, 2)):
+        sender.waiting_body = False
+        leg._alive_ns -= late_ns
+        leg.on_body(b": PROCESSING\n\n")
+        assert sender.did == ["waiting"] * waits
+        assert sender.waiting_body
+        assert leg.first_ns == 0
+    content = b'data: {"choices": [{"delta": {"content": "Hello"}}]}\n\n'
+    leg.on_body(content)
+    assert sender.did[2:] == [200, b": PROCESSING\n\n" * 4 + content]
+    assert leg.first_ns == leg.said_ns > 0
+    leg.on_body(b": PROCESSING\n\n")
+    assert sender.did[4:] == [b": PROCESSING\n\n"]
+    assert leg.said_ns == leg.first_ns < leg.last_ns
 
 
 class Standing:

@@ -113,6 +113,7 @@ class Watcher:
         """Until SIGTERM; then its exit status, above 0 when it cannot go on and another must take its place."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._ending.set)
+        loop.add_signal_handler(signal.SIGHUP, self._show_anew)
         beat(self.block, 0)
         if admin:
             self.parts.start("page", lambda: self._show(admin))
@@ -185,6 +186,11 @@ class Watcher:
                 complain(f"the watching process missed a reload ({type(error).__name__}: {error}); another takes over")
             self._status = 1
             self._ending.set()
+
+    def _show_anew(self) -> None:
+        """Certificates changed, and nothing else: backends are asked by new connections."""
+        tls.use({})
+        self.poller.renewals += 1
 
     def _warn(self, what: str, text: str) -> None:
         """Say it once and show it until it is taken back by an empty text."""
