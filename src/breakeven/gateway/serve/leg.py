@@ -27,8 +27,6 @@ EVENTS, JSON, HTML = b"event-stream", b"json", b"html"
 """Parts of content types of streams, and of what is none."""
 KEEP_ALIVE_NS = 10 * 10**9
 """A client whose backend sends signs of life and nothing else hears one of ours this often."""
-HALF_SEEN = frozenset(("cancelled", "hedge_lost", "cut", "timeout", "too_large", "garbage"))
-"""Outcomes after which what was held of an answer is still what its backend did."""
 
 
 class Sender(Protocol):
@@ -366,8 +364,10 @@ class Leg:
             return
         self._settled = True
         self.outcome = outcome
-        if not self.begun and self._opening is not None and outcome in HALF_SEEN:
+        if not self.begun and self._opening is not None:
+            # What was held of an answer that nobody got is still what its backend did.
             self.tap.feed(self._opening.data())
+            self.tap.rest()
         lane = self.lane
         if not self._judged:
             lane.breaker.ended(time.monotonic(), self.spell)
