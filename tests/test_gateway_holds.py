@@ -40,8 +40,11 @@ supervisor.READ_S = 1.0
 fork, save, run_worker, read_gateway = os.fork, watcher.save_budgets, supervisor.run_worker, load.read_gateway
 
 def maybe_fork():
-    if told("no-fork"):
+    left = Path("forks-left")
+    if told("no-fork") or (left.exists() and left.read_text() == "0"):
         raise BlockingIOError(11, "Resource temporarily unavailable")
+    if left.exists():
+        left.write_text(str(int(left.read_text()) - 1))
     return fork()
 
 def maybe_save(path, *rest):
@@ -135,8 +138,15 @@ def test_where_the_system_refuses_a_process_the_others_go_on(gateway: Gateway, b
         os.kill(gateway.watcher()[0], signal.SIGKILL)
         gateway.wait_said("the watching process cannot be started")
         _served(gateway)
-    finally:
+        # There is room to read the file and for one worker more: the reload is taken back, and who is owed stays owed.
+        left = gateway.directory / "forks-left"
+        left.write_text("2")
         refusal.unlink()
+        gateway.signal(signal.SIGHUP)
+        wait(lambda: gateway.said.count("not reloaded") >= 2, "it was reloaded by half")
+        left.unlink()
+    finally:
+        refusal.unlink(missing_ok=True)
     wait(lambda: len(gateway.workers()) == 2, "it did not come back")
     wait(lambda: len(gateway.watcher()) == 1, "nobody watches")
     assert gateway.state()["missing"] == 0
