@@ -7,6 +7,7 @@ and secret: test_gateway_property_02_routes.py.
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_no_process_is_started_where_requests_are_served() -> None:
             path
         )
         if "fork" in words:
-            assert inside[1:] in (("serve", "supervisor.py"), ("serve", "loading.py"), ("swap", "prepare.py")), path
+            assert inside[1:] in (("serve", "supervisor.py"), ("serve", "children.py"), ("serve", "loading.py")), path
 
 
 @pytest.mark.parametrize("model", ["$(touch {made}).gguf", "; touch {made}", "`touch {made}`", "| touch {made}.yaml"])
@@ -129,6 +130,12 @@ def test_an_engine_answers_the_gateway_and_nobody_else(running: Gateway) -> None
             headers = {"origin": "https://page.example", "host": "page.example"}
             assert running.ask(asked, headers, path=path, port=port)[0] == 401, path
     assert running.ask(body)[0] == 200
+
+    def polled() -> bool:
+        state = json.loads(running.admin(headers={"authorization": f"Bearer {CANARY}"})[2])
+        return state["backends"][0]["engine_running"] is not None
+
+    until(polled, "its own numbers")
     logs = [path for path in (running.directory / "log").rglob("*.log") if path.is_file()]
     assert [oct(path.stat().st_mode & 0o777) for path in logs] == ["0o600"] * len(logs)
     assert logs

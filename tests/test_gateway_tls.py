@@ -31,7 +31,7 @@ from breakeven.gateway.plan.model import Limits
 from breakeven.wire.listen import open_sockets
 from breakeven.wire.message import Request, Responder
 from breakeven.wire.server import HttpServer
-from breakeven.wire.tls import TlsFiles, server_tls, why_not_now
+from breakeven.wire.tls import TlsFiles, client_tls, server_tls, why_not_now
 
 pytestmark = needs_openssl
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,22 +101,13 @@ def test_it_is_the_same_server_behind_tls(loop: Loop, files: TlsFiles, trusting:
 
 
 @both_loops
-def test_a_client_that_does_not_shake_hands_is_one_of_those_there_may_be(
-    loop: Loop, files: TlsFiles, trusting: ssl.SSLContext
-) -> None:
+def test_a_client_that_does_not_shake_hands_is_one_of_those_that_are_silent(loop: Loop, files: TlsFiles) -> None:
     async def work() -> None:
-        async with Serving(files, connections=2, idle_s=0.3) as edge:
+        async with Serving(files, idle_s=0.3) as edge:
             silent = [await asyncio.open_connection("127.0.0.1", edge.port) for _ in range(2)]
             silent[0][1].write(b"\x16\x03\x01\x02\x00\x01")  # half a hello
             while edge.server.connections < 2:
                 await asyncio.sleep(0.01)
-            reader, writer = await asyncio.open_connection(
-                "127.0.0.1", edge.port, ssl=trusting, server_hostname="localhost"
-            )
-            writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
-            (refused,) = replies(await reader.read())
-            assert (refused.status, b"too many connections" in refused.body) == (503, True)
-            writer.close()
             for quiet, _ in silent:
                 assert await quiet.read() == b""  # closed for its silence, with no word before its handshake
 
@@ -241,6 +232,11 @@ class Client:
         )
         return self._connection.getresponse()
 
+    @property
+    def socket(self) -> object:
+        """Its connection."""
+        return self._connection.sock
+
     def ask(self, ident: str) -> int:
         answer = self.begin(ident)
         assert ident.encode() in answer.read()
@@ -270,6 +266,9 @@ def test_a_certificate_changes_while_answers_go_on_and_a_broken_one_does_not(
     with serving(tmp_path, plan_of(backend)) as gateway:
         assert gateway.url.startswith("https://")
         assert shown_by(gateway.port, authority.ca) == "first"
+        idle = Client(gateway, trusting)
+        assert idle.ask("before") == 200
+        kept = idle.socket
         stream = Client(gateway, trusting).begin("through", stream=True, max_tokens=150)
         assert b"through" in stream.readline()
 
@@ -279,8 +278,11 @@ def test_a_certificate_changes_while_answers_go_on_and_a_broken_one_does_not(
             gateway.wait_said(said, before + 1)
 
         install(second, tmp_path)
-        reload("reloaded: generation 1")
-        assert shown_by(gateway.port, authority.ca) == "second"
+        workers = gateway.workers()
+        reload("reloaded: certificates alone, generation 0 goes on")
+        wait(lambda: shown_by(gateway.port, authority.ca) == "second", "the new one is not shown")
+        assert gateway.workers() == workers
+        assert (idle.ask("later"), idle.socket) == (200, kept)
         expired = authority.sign("expired", dates=LONG_AGO)
         for broken, why in (
             ((second[0], authority.sign("third")[1]), "another certificate's"),
@@ -299,6 +301,10 @@ def test_a_certificate_changes_while_answers_go_on_and_a_broken_one_does_not(
         assert Client(gateway, trusting).ask("after") == 200
         rest = stream.read()
         assert (rest.count(b'"through "'), rest.rstrip().endswith(b"[DONE]")) == (150, True)
+        install(second, tmp_path)
+        write_plan(gateway.directory / "gateway.yaml", {**plan_of(backend), "limits": {"drain": "3s"}})
+        reload("reloaded: generation 1")
+        assert shown_by(gateway.port, authority.ca) == "second"
         write_plan(gateway.directory / "gateway.yaml", {"backends": plan_of(backend)["backends"]})
         reload("tls: missing, but clients speak it now; restart to run without it")
         assert "Traceback" not in gateway.said
@@ -344,11 +350,13 @@ async def test_a_backend_that_asks_for_a_certificate_gets_it(authority: Authorit
     served.load_verify_locations(authority.ca)
     client = authority.sign("client")
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
-    async with raw_server(answer, tls=served) as far:
+    async with raw_server(answer, answer, tls=served) as far:
         async with upstream_of(far.url, tls=TlsFiles(authority.ca, *client)) as upstream:
             assert (await ask(upstream)).ends == ["end"]
         async with upstream_of(far.url, tls=TlsFiles(authority.ca)) as upstream:
             assert (await ask(upstream)).ends != ["end"]
+            upstream.renew(client_tls(TlsFiles(authority.ca, *client)))
+            assert (await ask(upstream)).ends == ["end"]
 
 
 @on_both_loops
@@ -403,6 +411,7 @@ def test_haproxy_in_front_ends_tls_passes_streams_and_takes_the_next_gateway(
             ("GATEWAY_ONE", f"127.0.0.1:{one.port}"),
             ("GATEWAY_TWO", f"127.0.0.1:{two.port}"),
             ("inter 1s", "inter 100ms"),
+            ("maxconn 4000", "maxconn 100"),
         ):
             assert text.count(place) == 1
             text = text.replace(place, ours)

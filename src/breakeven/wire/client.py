@@ -8,6 +8,7 @@ whoever asks. The gateway and whoever measures differ in a few options only (`Ht
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -131,6 +132,11 @@ class HttpClient:
         self._closed = False
         self._sweep_s = _SWEEP_S
         self._sweeper: asyncio.TimerHandle | None = None
+
+    def renew(self, tls: ssl.SSLContext) -> None:
+        """Trust and show this from the next connection on."""
+        if self._tls is not None:
+            self._tls = tls
 
     @property
     def open(self) -> int:

@@ -44,6 +44,8 @@ class HttpServer:
         self.bodies = HeldBodies(max(limits.bodies_bytes, limits.body_bytes))
         self.crowds = Crowds(limits)
         self.under_way = 0
+        self.tls: ssl.SSLContext | None = None
+        """What connections show that are accepted from now on; None: they come without TLS."""
         self.draining = False
         self.date_line = b""
         self._servers: list[asyncio.Server] = []
@@ -63,8 +65,11 @@ class HttpServer:
         if self._timer is None:
             self._tick()
 
+        self.tls = tls
+
         def accepted() -> asyncio.Protocol:
-            return ServerConnection(self) if tls is None else TlsConnection(ServerConnection(self), tls)
+            connection = ServerConnection(self)
+            return connection if self.tls is None else TlsConnection(connection, self.tls)
 
         for one in sockets:
             self._servers.append(await loop.create_server(accepted, sock=one))

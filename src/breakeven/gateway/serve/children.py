@@ -126,6 +126,12 @@ class Children:
                 self.block.worker.put(0, 0, Process.BEAT_NS, 0)
             yield child, os.waitstatus_to_exitcode(status)
 
+    def show_anew(self, generation: int) -> None:
+        """Every process of this generation takes certificates from their files; no connection ends for that."""
+        for child in self.of.values():
+            if child.generation == generation:
+                kill(child.pid, signal.SIGHUP)
+
     def kill_hung(self, now_s: float) -> list[Child]:
         """At most every `LOOK_S`: kill whose heart stood still for too many looks; those that were not before."""
         if now_s - self._looked_s < LOOK_S:

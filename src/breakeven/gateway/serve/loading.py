@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from breakeven.errors import BreakevenError, NotSupportedError, UserError
+from breakeven.errors import BreakevenError, NotSupportedError, UserError, complain
 from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.route.speed import Observed
@@ -78,6 +78,25 @@ def contexts_of(plan: GatewayPlan) -> tls.Contexts:
         except UserError as error:
             raise UserError(f"tls: {error}") from None
     return found
+
+
+def renewed(plan: GatewayPlan, before: GatewayPlan | None) -> tls.Contexts:
+    """`contexts_of` a plan that is to take the place of one that is served, or to be the first.
+
+    A certificate that clients would refuse is said; where they do not refuse that in use, it raises UserError as well.
+    """
+    made = contexts_of(plan)
+    if why := why_refused(plan, made):
+        if before is not None and not why_refused(before):
+            raise UserError(why)
+        complain(f"{why}, then send SIGHUP")
+    return made
+
+
+def only_certificates(new: ServedPlan, old: ServedPlan) -> bool:
+    """Whether nothing can have changed but what stands in files of TLS, of which there are some."""
+    files = {new.plan.tls_files, *(backend.tls_files for backend in new.plan.backends)} - {None, tls.SYSTEMS}
+    return bool(files) and pickle.dumps(new) == pickle.dumps(old)
 
 
 def why_refused(plan: GatewayPlan, made: tls.Contexts | None = None) -> str:

@@ -37,6 +37,8 @@ class Poller:
         """Tokens routed to each expert, by backends that report it."""
         self.troubles: dict[str, str] = {}
         """What went wrong here with a backend's page, by backend; gone with the next look that goes well."""
+        self.renewals = 0
+        """Raised when certificates changed: from then on other connections are made."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -48,17 +50,17 @@ class Poller:
 
     async def _poll(self, backend: BackendPlan, slot: int) -> None:
         client: HttpClient | None = None
-        at = ""
+        at: tuple[str | None, int] = (None, self.renewals)
         silent = 0
         known = self.block.known
         try:
             while True:
                 url = self._url(backend, slot)
-                if url != at:
+                if (url, self.renewals) != at:
                     if client is not None:
                         await client.close()
                     client = None if url is None else _client(url, backend, self.block)
-                    at, silent = url or "", 0
+                    at, silent = (url, self.renewals), 0
                 if client is not None:
                     numbers = await self._try(client, slot, backend.name)
                     silent = 0 if numbers else silent + 1

@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from breakeven.errors import complain
+from breakeven.errors import UserError, complain
 from breakeven.gateway.keys.store import follow
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.serve.desk import Desk
@@ -77,6 +77,7 @@ async def _serve(
     supervisor = os.getppid()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
+    loop.add_signal_handler(signal.SIGHUP, _show_anew, desk, edge)
     turn = 0
     seen = (0, 0, 0)
     if plan.keys is not None and desk.keys is not None:
@@ -111,6 +112,19 @@ async def _serve(
             log.close()
     _tell(desk, edge, block, worker)
     return 1 if cut else 0
+
+
+def _show_anew(desk: Desk, edge: HttpServer) -> None:
+    """Certificates from their files, which the supervisor found good just now, for connections from now on."""
+    plan = desk.plan
+    try:
+        if plan.tls_files is not None:
+            edge.tls = tls.new_server_tls(plan.tls_files)
+        for lane in desk.lanes:
+            if lane.upstream is not None and lane.plan.tls_files != tls.SYSTEMS:
+                lane.upstream.renew(tls.new_client_tls(lane.plan.tls_files))
+    except UserError as error:
+        complain(f"certificates stay as they were: {error}")
 
 
 def _tell(desk: Desk, edge: HttpServer, block: SharedBlock, worker: int) -> None:

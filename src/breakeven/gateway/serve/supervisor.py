@@ -20,7 +20,7 @@ from breakeven.errors import BreakevenError, UserError
 from breakeven.gateway.keys.budgets import budget_path, load_budgets, save_budgets
 from breakeven.gateway.plan.check import check_reload
 from breakeven.gateway.plan.model import GatewayPlan
-from breakeven.gateway.serve.loading import PlanReading, Rereading, ServedPlan, contexts_of, why_refused
+from breakeven.gateway.serve.loading import PlanReading, Rereading, ServedPlan, only_certificates, renewed
 from breakeven.gateway.serve.processes import run_worker
 from breakeven.gateway.serve.watcher import run_watcher, send_news
 from breakeven.gateway.shared.block import Shape, SharedBlock, Slots
@@ -80,9 +80,7 @@ class Supervisor:
         self.loaded = loaded
         self._manager = manager or ServiceManager({})
         plan = self.loaded.plan
-        tls.use(contexts_of(plan))
-        if why := why_refused(plan):
-            say(f"{why}, then send SIGHUP")
+        tls.use(renewed(plan, None))
         self.doors = Doors(plan, self._manager)
 
         def read_apart() -> GatewayPlan:
@@ -272,20 +270,17 @@ class Supervisor:
     # Reloading and ending.
 
     def _name(self, loaded: ServedPlan) -> Rows:
-        plan = loaded.plan
-        models = [*(policy.model for policy in plan.policies), *(backend.name for backend in plan.backends)]
-        slots, held = self._slots, [child.rows for child in self.children.of.values()]
+        plan, backends = loaded.plan, [backend.name for backend in loaded.plan.backends]
+        held = [child.rows for child in self.children.of.values()]
+
+        def rows(kind: str, names: list[str]) -> dict[str, int]:
+            return self._slots[kind].name(names, {name for one in held for name in getattr(one, kind)})
+
         return Rows(
-            slots["backends"].name(
-                [backend.name for backend in plan.backends], {name for rows in held for name in rows.backends}
-            ),
-            slots["keys"].name(
-                ["", *(entry.name for entry in loaded.keys or ())], {name for rows in held for name in rows.keys}
-            ),
-            slots["models"].name(models, {name for rows in held for name in rows.models}),
-            slots["experiments"].name(
-                [plan.name for plan in plan.experiments], {name for rows in held for name in rows.experiments}
-            ),
+            rows("backends", backends),
+            rows("keys", ["", *(entry.name for entry in loaded.keys or ())]),
+            rows("models", [*(policy.model for policy in plan.policies), *backends]),
+            rows("experiments", [plan.name for plan in plan.experiments]),
         )
 
     def _reload(self, reading: PlanReading) -> None:
@@ -295,19 +290,18 @@ class Supervisor:
             draining = sum(1 for c in self.children.of.values() if c.worker and c.generation < self.generation)
             if draining + 2 * loaded.plan.workers >= self.block.shape.workers:
                 raise UserError("earlier workers still drain; reload again when they have ended")
-            contexts = contexts_of(loaded.plan)
-            if (why := why_refused(loaded.plan, contexts)) and not why_refused(self.loaded.plan):
-                raise UserError(why)
+            contexts = renewed(loaded.plan, self.loaded.plan)
+            if only_certificates(loaded, self.loaded):
+                tls.use(contexts)
+                self.children.show_anew(self.generation)
+                self._say(f"reloaded: certificates alone, generation {self.generation} goes on")
+                self._manager.tell("READY=1", f"STATUS=serving, generation {self.generation}")
+                return
             rows = self._name(loaded)
             prepare(loaded.plan, self.block, rows.backends)
-        except BreakevenError as error:
-            self._not_reloaded(str(error))
-            return
         except Exception as error:  # a defect of ours must not end what serves
-            self._not_reloaded(f"{type(error).__name__}: {error}")
+            self._not_reloaded(str(error) if isinstance(error, BreakevenError) else f"{type(error).__name__}: {error}")
             return
-        if why:
-            self._say(why)
         before, used = (self.loaded, self.rows), tls.use(contexts)
         old = list(self.children.of.values())
         self.loaded, self.rows = loaded, rows
@@ -351,9 +345,8 @@ class Supervisor:
         self._manager.tell("STOPPING=1", "STATUS=draining", f"EXTEND_TIMEOUT_USEC={most_us}")
         self.doors.leave(())
         self.block.everywhere.put(0, 0, Global.DRAINING, 1.0)
-        workers = [child.pid for child in self.children.of.values() if child.worker is not None]
-        watcher = [child.pid for child in self.children.of.values() if child.worker is None]
-        for pids, most_s in ((workers, timeout_s + KILL_S), (watcher, 4 * KILL_S)):
+        for watching, most_s in ((False, timeout_s + KILL_S), (True, 4 * KILL_S)):
+            pids = [child.pid for child in self.children.of.values() if (child.worker is None) == watching]
             for pid in pids:
                 kill(pid, signal.SIGTERM)
             self._wait(pids, most_s)
