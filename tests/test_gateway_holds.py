@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -113,6 +114,13 @@ def test_a_worker_that_hangs_is_replaced_and_its_clients_are_served(gateway: Gat
     assert gateway.state()["hung"] == hung + 1
     assert "hangs: its heart stands still" in gateway.said
     assert gateway.state()["warnings"] == []
+
+
+@pytest.mark.skipif(which("ss") is None, reason="ss (iproute2) is not here")
+def test_who_comes_while_nobody_accepts_has_room_to_wait(gateway: Gateway) -> None:
+    shown = subprocess.run(["ss", "-Hltn", f"sport = :{gateway.port}"], capture_output=True, text=True, check=True)
+    most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    assert [int(line.split()[2]) for line in shown.stdout.splitlines()] == [min(4096, most)] * 2
 
 
 def test_a_watching_process_that_hangs_is_replaced(gateway: Gateway) -> None:
