@@ -374,3 +374,19 @@ async def test_over_a_socket() -> None:
         assert [answer.status for answer in answers] == [401, 401, 401]
         for answer in answers:
             answer.release()
+
+
+async def test_over_a_socket_a_wrong_secret_waits_and_nobody_else_does() -> None:
+    handler = admin_handler(World().snapshot, lambda: b"", SECRET)
+    async with served(handler) as url, aiohttp.ClientSession() as session:
+
+        async def status(secret: str) -> int:
+            async with session.get(url + "/metrics", headers={"authorization": f"Bearer {secret}"}) as answer:
+                return answer.status
+
+        assert [await status("wrong") for _ in range(4)] == [401] * 4
+        slow = asyncio.ensure_future(status("wrong"))
+        async with session.get(url + "/health") as answer:
+            assert (answer.status, slow.done()) == (200, False)
+        assert await slow == 401
+        assert await status(SECRET) == 200

@@ -274,7 +274,7 @@ SCRIPTS = st.builds(
     breaks=st.lists(st.sampled_from(BREAKS), min_size=1, max_size=3) | st.just(["\n"]),
     coding=st.sampled_from(["", "", "", "gzip", "deflate", "br"]),
     cuts=st.lists(st.integers(0, 20_000), max_size=8) | st.lists(st.integers(0, 20_000), min_size=60, max_size=90),
-    ending=st.sampled_from(["whole", "whole", "leave", "cut", "timeout", "too_large"]),
+    ending=st.sampled_from(["whole", "whole", "leave", "cut", "timeout", "too_large", "error"]),
     pings=st.booleans(),
     padded=st.booleans(),
 )
@@ -321,8 +321,11 @@ def test_never_less_than_was_delivered(script: Script, lost: list[str], after: i
         if script.ending == "leave":
             client.leave()
         elif not one.over:
+            if script.ending == "error":
+                failed = b'\n\ndata: {"error": {"message": "out of memory", "code": 500}}\n\n'
+                one.sink.on_body(b"" if script.coding else failed)
             one.over = True
-            if script.ending == "whole":
+            if script.ending in ("whole", "error"):
                 one.sink.on_end()
             else:
                 one.sink.on_trouble(script.ending, "played")  # type: ignore[arg-type]
@@ -404,6 +407,71 @@ def test_what_was_sent_costs_its_prompt_though_nothing_came_back() -> None:
     run(play)
 
 
+@pytest.mark.parametrize("how", ["leave", "cut", "timeout"])
+def test_the_beginning_of_an_answer_is_charged_though_nobody_got_it(how: str) -> None:
+    """Short answers in one piece are held until they are whole."""
+
+    def play() -> None:
+        world = World()
+        client = world.ask()
+        (one,) = world.asked
+        one.sink.on_head(200, [(b"content-type", b"application/json"), (b"content-length", b"9000")])
+        one.sink.on_body(b'{"choices": [{"message": {"content": "' + b"word " * 1000)
+        if how == "leave":
+            client.leave()
+        else:
+            one.over = True
+            one.sink.on_trouble(how, "played")  # type: ignore[arg-type]
+            end(world, ((b"content-type", b"application/json"),), json.dumps({**WHOLE, "usage": COUNTS}).encode())
+            assert client.status == 200
+        assert b"word" not in client.said
+        assert world.charged[1] >= 1000
+        assert_nothing_left(world)
+
+    run(play)
+
+
+def test_what_a_backend_has_written_unseen_is_estimated() -> None:
+    def play() -> None:
+        for seconds, fields, least, most in ((0, {}, 0, 0), (3600, {"max_tokens": 700, "n": 2}, 1400, 1400)):
+            world = World()
+            client = world.ask(**fields)
+            world.asked[0].sink.start_ns -= seconds * 10**9  # type: ignore[attr-defined]
+            client.leave()
+            assert least <= world.charged[1] <= most
+
+    run(play)
+
+
+def test_what_a_key_has_taught_does_not_make_its_next_prompt_cheaper() -> None:
+    def play() -> None:
+        world = World()
+        for _ in range(20):
+            world.ask()
+            told = {**COUNTS, "prompt_tokens": ESTIMATED // 4}
+            end(world, ((b"content-type", b"application/json"),), json.dumps({**WHOLE, "usage": told}).encode())
+        before = world.charged[0]
+        world.ask().leave()
+        assert world.charged[0] - before >= ESTIMATED
+
+    run(play)
+
+
+def test_an_answer_without_content_costs_what_its_backend_counts() -> None:
+    """`choices: null` beside a usage, at backend after backend."""
+
+    def play() -> None:
+        world = World()
+        client = world.ask()
+        while world.asked:
+            body = json.dumps({"choices": None, "usage": COUNTS}).encode()
+            end(world, ((b"content-type", b"application/json"),), body)
+        assert client.over
+        assert world.charged[:2] == (12 * world.sent, 3 * world.sent)
+
+    run(play)
+
+
 def test_a_hedge_costs_both_prompts() -> None:
     def play() -> None:
         world = World(hedge=True)
@@ -443,6 +511,7 @@ COUNTS = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
         ("/v1/messages", {"content": [{"type": "text", "text": "one two three"}], "usage": {"input_tokens": 2,
          "cache_read_input_tokens": 8, "cache_creation_input_tokens": 2, "output_tokens": 3}}, 12, 3),
         ("/v1/responses", {"output": [{"content": [{"type": "output_text", "text": "one two three"}]}]}, None, 7),
+        ("/v1/responses", {"status": "queued", "background": True, "output": [], "usage": None}, None, 200),
         ("/v1/embeddings", {"data": [{"embedding": [0.25] * 999}], "usage": {"prompt_tokens": 12}}, 12, 0),
         ("/v1/embeddings", {"data": [{"embedding": [0.25] * 999}]}, None, 0),
     ],

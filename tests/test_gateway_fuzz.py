@@ -295,6 +295,10 @@ def test_every_operation_of_the_description(world: World) -> None:
 def test_a_million_brackets_and_a_thousand_headers(world: World) -> None:
     assert world.running.ask(b'{"model": "b", "x": ' + b"[" * 200_000)[0] == 400
     assert world.running.ask(b"[" * 200_000)[0] == 400
+    assert world.running.ask(LARGE)[0] == 200
+    assert world.running.ask(LARGE[:-1])[0] == world.running.ask(LARGE.replace(b"model", b"modal"))[0] == 400
+    status, _, answer = world.running.ask(LARGE.replace(b'"b"', b'"none"'))
+    assert (status, json.loads(answer)["error"]["code"]) == (404, "model_not_found")
     assert world.running.ask(b'{"a":' * 40_000, path=CHAT)[0] == 400
     assert world.running.ask(b'{"model": "' + b"\\u0000" * 1000 + b'"}')[0] == 404
     assert world.running.ask(b'{"model": "b", "max_tokens": ' + b"9" * 5000 + b"}")[0] in (200, 400)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from math import log
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,18 +20,22 @@ from breakeven.gateway.route.learned import MOST_KEYS, held, measured
 from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.route.view import usd_per_s
 from breakeven.gateway.serve.account import usd_of
+from breakeven.gateway.serve.ask import Client, new_ask, read_body
 from breakeven.gateway.serve.lane import REFRESH_S, STALE_S, Lane, secret_of
+from breakeven.gateway.serve.leg import KEEP_ALIVE_NS, Leg
+from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.gateway.shared.block import Shape, SharedBlock
 from breakeven.gateway.shared.layout import Known, State, UnderWay
 from breakeven.results.cost import Api, Own, Rented
 
 SHAPE = Shape(workers=4, backends=3, keys=1, models=1, experiments=1)
 SLOT = 2
+CHAT = "/v1/chat/completions"
 
 
-def lane_of(block: SharedBlock, worker: int = 1, **fields: object) -> Lane:
+def lane_of(block: SharedBlock, worker: int = 1, keys: int = 0, **fields: object) -> Lane:
     plan = BackendPlan(name="b", url="http://127.0.0.1:1/v1", **fields)  # type: ignore[arg-type]
-    return Lane(0, plan, SLOT, block, worker, Observed(), Limits(), 10)
+    return Lane(0, plan, SLOT, block, worker, Observed(), Limits(), 10, keys)
 
 
 @given(st.lists(st.integers(0, 50), min_size=3, max_size=3), st.integers(0, 50), st.integers(0, 200))
@@ -189,3 +195,119 @@ def test_a_key_that_is_missing_or_unprintable_is_named_and_not_shown(monkeypatch
     monkeypatch.setenv("SOME_KEY", "sk-canary")
     assert secret_of(plan) == ((b"authorization", b"Bearer sk-canary"),)
     assert secret_of(replace(plan, key_header="x-api-key")) == ((b"x-api-key", b"sk-canary"),)
+
+
+class Sender:
+    """The request of one leg, and everything that is done for it."""
+
+    def __init__(self) -> None:
+        self.asked = read_body(b'{"model": "b", "stream": true, "messages": "hi"}')
+        self.ask, self.client = new_ask(CHAT, self.asked, 10.0), Client(None, 0)
+        self.endpoint, self.headers, self.early, self.answer = CHAT, (), False, None
+        self.responder = self.exchange = self
+        self.waiting_body = False
+        self.did: list[object] = []
+
+    def told(self, lane: Lane | None) -> list[tuple[bytes, bytes]]:
+        return []
+
+    def tell_waiting(self, lane: Lane) -> None:
+        self.did.append("waiting")
+
+    def start(self, status: int, headers: object) -> None:
+        self.did.append(status)
+
+    def write(self, data: bytes) -> None:
+        self.did.append(data)
+
+    def first_byte(self, one: Leg) -> bool:
+        return True
+
+
+def test_signs_of_life_leave_the_first_byte_s_time_running_and_are_told_now_and_then() -> None:
+    sender: Any = Sender()
+    lane = lane_of(SharedBlock(SHAPE))
+    leg = Leg(sender, sender, lane, sender, keep=False, hedge=False)
+    leg.exchange = sender
+    leg.on_head(200, [(b"content-type", b"text/event-stream")])
+    for late_ns, waits in ((0, 0), (KEEP_ALIVE_NS, 1), (0, 1), (KEEP_ALIVE_NS, 2)):
+        sender.waiting_body = False
+        leg._alive_ns -= late_ns
+        leg.on_body(b": PROCESSING\n\n")
+        assert sender.did == ["waiting"] * waits
+        assert sender.waiting_body
+        assert leg.first_ns == 0
+    content = b'data: {"choices": [{"delta": {"content": "Hello"}}]}\n\n'
+    leg.on_body(content)
+    assert sender.did[2:] == [200, b": PROCESSING\n\n" * 4 + content]
+    assert leg.first_ns == leg.said_ns > 0
+    leg.on_body(b": PROCESSING\n\n")
+    assert sender.did[4:] == [b": PROCESSING\n\n"]
+    assert leg.said_ns == leg.first_ns < leg.last_ns
+
+
+class Standing:
+    """A request in line at the backend of a worker, for a key."""
+
+    def __init__(self, lane: Lane, line: WaitingLine, key: int, *, queue_s: float = 60.0) -> None:
+        self.lane, self.line, self.lost = lane, line, ""
+        self.goes = False
+        now_s = time.monotonic()
+        if line.enter(lane, self, 0, now_s + queue_s, now_s, key) == "go":
+            self.go(lane)
+
+    def go(self, lane: Lane) -> None:
+        self.goes = True
+        lane.add(UnderWay.IN_FLIGHT, 1)
+
+    def end(self) -> None:
+        """As a leg does it."""
+        self.lane.add(UnderWay.IN_FLIGHT, -1)
+        self.line.left(self.lane, self)
+
+    def no_place(self, lane: Lane, why: str) -> None:
+        self.lost = why
+
+    def loaded(self, lane: Lane) -> None:
+        raise AssertionError("it waits for no engine")
+
+    not_loaded = tell_progress = loaded  # type: ignore[assignment]
+
+
+async def test_workers_share_the_places_of_a_backend_between_keys() -> None:
+    block = SharedBlock(Shape(workers=3, backends=3, keys=3, models=1, experiments=1))
+    loop, anna, bert = asyncio.get_running_loop(), 1, 2
+    lanes = [lane_of(block, worker, keys=3, limit=6) for worker in (1, 2)]
+    lines = [WaitingLine(loop, Limits(), 60.0) for _ in lanes]
+
+    async def stands(worker: int, key: int) -> Standing:
+        await asyncio.sleep(2 * REFRESH_S)  # so that the other worker's cells are looked at again
+        one = Standing(lanes[worker], lines[worker], key)
+        if not one.goes:
+            lanes[worker].add(UnderWay.QUEUED, 1)
+        return one
+
+    first = [await stands(worker, anna) for worker in (0, 1, 0, 1, 0, 1)]
+    assert [one.goes for one in first] == [True] * 5 + [False], "the last place is kept in every worker"
+    long = await stands(1, bert)
+    assert long.goes
+    waits = [await stands(0, anna), await stands(1, bert)]
+    assert not any(one.goes for one in waits)
+    # Anna is left three here and Bert has one: what worker 0 frees is not its own Anna's, though nobody tells worker 1.
+    await asyncio.sleep(2 * REFRESH_S)
+    for one in (first[0], first[2]):
+        one.end()
+    assert not waits[0].goes
+    end_s = time.monotonic() + 10.0
+    while not (waits[1].goes or time.monotonic() > end_s):
+        await asyncio.sleep(0.002)
+    assert waits[1].goes
+    assert (lanes[0].gate.held(anna), lanes[0].gate.held(bert)) == (3, 2)
+    for lane, line, late in ((lanes[0], lines[0], waits[0]), (lanes[1], lines[1], first[5])):
+        lane.gate.remove(late)
+        line._look()
+    for one in (first[1], first[3], first[4], long, waits[1]):
+        one.end()
+    assert not any(block.held.cells)
+    claims = (UnderWay.CLAIM_PRIORITY, UnderWay.CLAIM_FEWER, UnderWay.CLAIM_NS)
+    assert [block.load.total(SLOT, column) for column in claims] == [0, 0, 0]

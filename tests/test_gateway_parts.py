@@ -14,8 +14,9 @@ import pytest
 from breakeven.errors import BreakevenError, UserError
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.gateway.serve import children as children_module
+from breakeven.gateway.serve import loading as loading_module
 from breakeven.gateway.serve.children import LOOK_S, STILL, STILL_NEW, WATCHER, Children, Owed
-from breakeven.gateway.serve.loading import PlanReading
+from breakeven.gateway.serve.loading import PlanReading, Rereading
 from breakeven.gateway.serve.parts import HEALTHY_S, Backoff, PartsKeeper
 from breakeven.gateway.shared.block import Shape, SharedBlock
 from breakeven.gateway.shared.layout import Process, Rows
@@ -199,6 +200,41 @@ def test_reading_has_a_limit_and_leaves_nobody_behind() -> None:
     assert time.monotonic() - began_s < 10
     with pytest.raises(ChildProcessError):
         os.waitpid(reading._child, os.WNOHANG)
+
+
+def test_a_file_that_changed_while_it_was_read_is_read_anew_and_asking_puts_off_nothing_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Instant] = []
+
+    class Instant:
+        began_s = 0.0
+        given_up = False
+
+        def __init__(self, read: object) -> None:
+            made.append(self)
+
+        def step(self) -> bool:
+            return True
+
+        def give_up(self) -> None:
+            self.given_up = True
+
+    monkeypatch.setattr(loading_module, "PlanReading", Instant)
+    rereading = Rereading(lambda: GatewayPlan(path=None, backends=()), 1e9)
+    assert rereading.come() is None
+    rereading.ask()
+    assert rereading.come() is made[0]
+    assert rereading.come() is None
+    came = []
+    for _ in range(8):  # asked for ever again, also while it is being read
+        rereading.ask()
+        rereading.ask()
+        came.append(rereading.come())
+    assert [one is not None for one in came] == [False, True] * 4
+    assert not any(one.given_up for one in came if one is not None)  # type: ignore[attr-defined]
+    last = [rereading.come() for _ in range(3)]
+    assert made[-1] in last, "what was asked for last is read last"
 
 
 def test_a_reader_that_dies_is_told_in_words() -> None:

@@ -12,7 +12,7 @@ from chaos_server import ChaosServer
 
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan, PolicyPlan
 from breakeven.gateway.route.speed import Observed
-from breakeven.gateway.serve import lane as lane_module
+from breakeven.gateway.serve import waiting
 from breakeven.gateway.serve.desk import Desk
 from breakeven.gateway.serve.front import Front
 from breakeven.gateway.shared.block import Shape, SharedBlock
@@ -53,7 +53,7 @@ class Client:
 
 @pytest.fixture(autouse=True)
 def _told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane_module, "TELL_S", 0.0)
+    monkeypatch.setattr(waiting, "TELL_S", 0.0)
 
 
 async def asked(

@@ -32,6 +32,8 @@ BEFORE = [
 AFTER = ["reset_mid_body", "close_mid_body", "stall_mid_body", "truncate", "garbage_mid_body"]
 _ERROR = b'{"error": {"message": "CUDA out of memory at 10.0.0.7", "code": 500}}'
 _ROLE = event(b'{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}')
+_STOP = event(b'{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}')
+_NAMED = ("late", "spoofs", "fails-late", "declines", "mute", "busy")
 _LIFE = chunk(b": PROCESSING\n\n")
 _STREAMS = head(200, "content-type: text/event-stream", "transfer-encoding: chunked")
 _SPOOFED = ("x-breakeven-backend: premium", "x-breakeven-usd: 0", "x-request-id: forged", "www-authenticate: Basic")
@@ -50,6 +52,14 @@ def _odd(question: ScriptedRequest) -> Scene:
         return played(question, [b": PROCESSING\n\n", b": PROCESSING\n\n", _ROLE, *events(question)])
     if question.model == "fails-late":
         return CONTENT["engine_error"](question)
+    if question.model == "busy":
+        return _refused(429, question)
+    if question.model == "declines":
+        return played(question, [_ROLE, event(b'{"error": {"message": "too long", "code": 400}}')])
+    if question.model == "mute":
+        return played(
+            question, [_ROLE, event(b'{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}'), DONE]
+        )
     if question.model == "silent":
         return Scene([_STREAMS, *[_LIFE] * 40], [0.1] * 41)
     if question.model == "spoofs":
@@ -100,7 +110,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             for fault in faults
             for stream in (False, True)
         ]
-        backends += [{"name": name, "url": f"{odd.url}/v1", "poll": False} for name in ("late", "spoofs", "fails-late")]
+        backends += [{"name": name, "url": f"{odd.url}/v1", "poll": False} for name in _NAMED]
         backends.append({"name": "bad-silent-True", "url": f"{odd.url}/v1", "served_model": "silent", **quick})
         nobody = f"http://127.0.0.1:{_closed_port()}/v1"
         backends += [{"name": f"bad-nobody-{stream}", "url": nobody, **quick} for stream in (False, True)]
@@ -307,6 +317,11 @@ def test_what_is_no_answer_is_the_operators_trouble(house: House, fault: str, st
     assert house.gateway.backend(name)["errors"] == before + 1
 
 
+def test_a_busy_backend_s_time_is_told_in_whole_seconds(house: House) -> None:
+    answer = ask(house.gateway.url, question("busy", "busy"))
+    assert (answer.status, answer.headers["retry-after"]) == (429, "2")
+
+
 def test_signs_of_life_are_no_first_token(house: House) -> None:
     answer = ask(house.gateway.url, question("late", "late", stream=True))
     assert answer.body.startswith(b": PROCESSING\n\n: PROCESSING\n\n")
@@ -332,6 +347,24 @@ def test_an_error_in_the_middle_of_a_stream_is_no_success(house: House) -> None:
     record = house.gateway.record(answer.id)
     assert (record.attempts[0].outcome, record.error) == ("error", "error: out of memory")
     assert house.gateway.backend("fails-late")["errors"] == before + 1
+
+
+def test_an_error_that_is_the_clients_own_goes_to_it_and_counts_against_nobody(house: House) -> None:
+    before = house.gateway.backend("declines")["errors"]
+    answer = ask(house.gateway.url, question("declined", "declines", stream=True))
+    assert (answer.status, answer.whole) == (200, True)
+    assert b"too long" in answer.body
+    record = house.gateway.record(answer.id)
+    assert (record.attempts[0].outcome, record.ttft_s) == ("declined", None)
+    assert house.gateway.backend("declines")["errors"] == before
+
+
+def test_an_answer_without_content_is_no_success(house: House) -> None:
+    answer = ask(house.gateway.url, question("mute", "mute", stream=True))
+    assert (answer.status, answer.whole, answer.body.endswith(DONE)) == (200, True, True)
+    record = house.gateway.record(answer.id)
+    assert (record.attempts[0].outcome, record.ttft_s, record.tpot_s) == ("empty", None, None)
+    assert record.error == "an answer that says nothing"
 
 
 def test_what_the_client_named_may_be_missing_by_its_own_fault(house: House) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.gateway.serve.tap import StreamTap, WholeTap
+from breakeven.gateway.serve.tap import StreamTap, WholeTap, tap_for
 from breakeven.gateway.serve.usage import Counted, UsageScan
 from breakeven.wire.sse import BOM
 
@@ -138,6 +139,21 @@ def test_no_bytes_break_a_tap_or_are_lost(data: bytes, drop: bool) -> None:
     whole = WholeTap()
     assert whole.feed(data) == data
     whole.rest()
+    UsageScan(Counted()).feed(data)
+    for coding in (b"gzip", b"deflate", b"zstd"):
+        coded = tap_for(CHAT, coding, streams=drop, drop_usage=drop)
+        assert coded.feed(data) + coded.rest() == data
+        assert coded.output_tokens >= 0
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_what_unpacks_to_very_much_is_not_unpacked(bare: bool) -> None:
+    packer = zlib.compressobj(9, wbits=-15 if bare else 15)
+    bomb = packer.compress(b'{"usage": "' + bytes(100 * 2**20)) + packer.flush()
+    tap = tap_for(CHAT, b"deflate", streams=False, drop_usage=False)
+    assert tap.feed(bomb) == bomb
+    tap.rest()
+    assert tap.output_tokens >= len(bomb)
 
 
 KEYS = st.sampled_from(["usage", "response", "message", "x", 'a"usage', "usage\\"]) | st.text(max_size=5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import multiprocessing
 import shutil
 import socket
@@ -374,6 +375,21 @@ def test_a_damaged_budget_file_is_told(tmp_path: Path) -> None:
             load_budgets(path, SharedBlock(SHAPE), [], {})
 
 
+def test_amounts_that_no_gateway_saves_free_nothing(tmp_path: Path) -> None:
+    path, anna = tmp_path / "b.json", entry_of("anna", "4 tokens/hour")
+    block = SharedBlock(SHAPE)
+    worker_of(block, 1).spend(0, anna.limits, block.now_s(), 4)
+    save_budgets(path, block, [anna], {"anna": 0}, "m")
+    file = json.loads(path.read_text())
+    ((n, amount),) = file["spent"][0]["buckets"]
+    file["spent"][0]["buckets"] = [[n, amount], [n, -1000], [n - 1, 10**19], [-5, 7], [10**18, 7]]
+    file["spent"][0]["told"], file["spent"][0]["born"] = [[n, -5], [10**19, 5]], 2**63
+    path.write_text(json.dumps(file))
+    after = SharedBlock(SHAPE)
+    load_budgets(path, after, [anna], {"anna": 0})
+    assert used(after, 0, anna) == 4
+
+
 # Other machines.
 
 
@@ -670,6 +686,7 @@ async def test_with_a_user_of_its_own_and_without_rights(server: Server, monkeyp
     assert await boss.exists(sums_of(BERT)) == 1
     assert one.said == []
     await one.shared._client.aclose()
+    own = f"unix://gateway:p%40ss%2Fw%3Ard@{server.socket}"
     for user, says in (("gateway:wrong", "does not take the user or password"), ("looker:looks", "let its user do")):
         monkeypatch.setenv("BREAKEVEN_REDIS_URL", f"unix://{user}@{server.socket}")
         other = Machine("b", BERT)
@@ -680,6 +697,16 @@ async def test_with_a_user_of_its_own_and_without_rights(server: Server, monkeyp
         assert says in other.said[0]
         assert user.split(":")[1] not in other.said[0]
         await other.shared._client.aclose()
+    await boss.config_set("maxmemory", "1")
+    monkeypatch.setenv("BREAKEVEN_REDIS_URL", own)
+    one = Machine("c", BERT)
+    one.spend(BERT, 1)
+    assert not await one.shared.exchange()
+    assert "takes nothing in" in one.said[0]
+    await boss.config_set("maxmemory", "0")
+    await _exchange(one)
+    assert one.said[1].startswith("Redis is back")
+    await one.shared._client.aclose()
     await boss.aclose()
 
 

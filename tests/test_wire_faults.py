@@ -191,6 +191,17 @@ async def test_unusual_answers(answer: bytes, error: str | None, anomalies: list
 
 
 @on_both_loops
+async def test_what_a_server_says_reaches_no_terminal_as_it_is() -> None:
+    said = b"\x1b[2J\x1b]0;title\x07 no\r\nroom \xe2\x80\xaetxt"
+    stream = b"HTTP/1.1 200 OK\r\n\r\nevent: error\r\ndata: " + said.replace(b"\r\n", b" ") + b"\r\n\r\n"
+    for answer in (b"HTTP/1.1 500 Oops\r\n\r\n" + said, stream):
+        done = await answer_to(answer)
+        assert done.error in ("http_500", "refused")
+        assert "no room" in (done.detail or "")
+        assert (done.detail or "").isprintable()
+
+
+@on_both_loops
 async def test_an_endless_refusal_is_cut_short() -> None:
     answer = b"HTTP/1.1 500 Oops\r\n\r\n" + b"it went wrong " * 10_000
     done = await answer_to(answer, then="wait", stall_timeout_s=20.0)

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from breakeven.engines.backend import OPENAI_HOST, OPENAI_KEY, OWN_KEY, Backend, key_variable, open_url
-from breakeven.errors import UserError
+from breakeven.errors import UserError, printable
 from breakeven.wire.dialects import dialects
 
 _TIMEOUT_S = 15.0
@@ -137,7 +137,7 @@ def _refusal(backend: Backend, where: str, status: int) -> str:
 
 
 def _offer(name: str, models: list[dict[str, Any]]) -> str:
-    ids = [str(entry["id"]) for entry in models]
+    ids = [printable(str(entry["id"])) for entry in models]
     near = difflib.get_close_matches(name, ids, n=_NAMES_SHOWN, cutoff=0.4) or ids[:_NAMES_SHOWN]
     rest = len(ids) - len(near)
     return f"it has {', '.join(near)}{f' and {rest} more' if rest else ''}"

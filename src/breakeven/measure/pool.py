@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from breakeven.engines.backend import Backend
-from breakeven.errors import UserError
+from breakeven.errors import UserError, printable
 from breakeven.hardware.system import allow_many_files
 from breakeven.measure.events import RequestDone
 from breakeven.version import __version__
@@ -290,10 +290,10 @@ class Pool:
         await self.client.close()
 
     def tidy(self, detail: str) -> str:
-        """`detail` on one line, and without the key should the server have echoed it."""
+        """`detail` on one line, printable, and without the key should the server have echoed it."""
         for secret in self._secrets:
             detail = detail.replace(secret, "***")
-        return " ".join(detail.split())
+        return printable(" ".join(detail.split()))
 
     def _head(self, call: Call) -> bytes:
         lines = [

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from breakeven.errors import printable
 from breakeven.wire.message import Headers
 from breakeven.wire.sse import fields_of
 
@@ -326,7 +327,7 @@ def _told_error(body: bytes, alone: bool = False) -> bool | None:
 
 
 def error_text(data: bytes) -> str:
-    """What an error event or body says in words, for a log: one line, printable, at most 200 characters."""
+    """What an error event or body says in words, for a log: one line, printable, cut."""
     try:
         told = _decode_body(data)
     except _UNREADABLE:
@@ -336,10 +337,11 @@ def error_text(data: bytes) -> str:
         while isinstance(found, dict):
             found = found.get("message") or found.get("error") or found.get("type") or str(found)
         text = str(found)
-    return "".join(c if c.isprintable() else " " for c in text[:200]).strip()
+    return printable(" ".join(text[:_SAID_CHARS].split()))
 
 
 _LONGEST_NUMBER = 12
+_SAID_CHARS = 200
 
 
 def asked_wait_s(headers: Headers, unix_s: float) -> float | None:

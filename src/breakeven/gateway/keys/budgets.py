@@ -26,6 +26,8 @@ from breakeven.gateway.shared.layout import TOLD_COLUMNS, WINDOW_COLUMNS, Window
 from breakeven.hardware.system import regular
 
 SCHEMA = "breakeven.key_budgets/1"
+MOST = 4 * 10**15
+"""In one bucket or counter: above any limit, and exact in Lua's numbers."""
 STEPPED_S = 0.5
 """The wall clock was set when it differs from the windows' by more than this."""
 
@@ -82,14 +84,19 @@ def load_budgets(path: Path, block: SharedBlock, entries: Iterable[KeyEntry], sl
         back = shift + (math.floor(late_s / width_s(limit.window_s)) if late_s > STEPPED_S else 0)
         last = number(block.now_s(), limit.window_s)
         buckets: dict[int, int] = {}
-        for n, amount in one.buckets:
+        for n, amount in _believable(one.buckets):
             # What lies ahead, by rounding or by a clock, counts as now.
             buckets[min(n - back, last)] = buckets.get(min(n - back, last), 0) + amount
         put_row(block.windows.cells, at, limit.stamp, last, buckets)
-        if one.born:
-            told = dict(one.told)
+        if 0 < one.born < 2**63:
+            told = dict(_believable(one.told))
             put_told(block, at, limit.stamp, max((last + shift, *told)), one.born, told)
     return file.machine
+
+
+def _believable(buckets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Less what no gateway saves: a negative amount would free a budget."""
+    return [(n, amount) for n, amount in buckets if 0 < amount <= MOST and 0 <= n < MOST]
 
 
 def save_budgets(

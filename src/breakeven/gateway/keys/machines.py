@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.gateway.keys.budgets import get_told, limit_cells, ours, put_told, wall_shift
+from breakeven.gateway.keys.budgets import MOST, get_told, limit_cells, ours, put_told, wall_shift
 from breakeven.gateway.keys.entry import KeyEntry, KeyLimit
 from breakeven.gateway.keys.windows import BUCKETS, number, put_row, row_buckets
 from breakeven.gateway.plan.model import Redis
@@ -36,8 +36,6 @@ AGAIN_S = 1.0
 """Between attempts while Redis is away."""
 IDLE_AT_ONCE = 50
 """Limits that nothing was spent on here since the last exchange, and are asked after in turn."""
-MOST = 4 * 10**15
-"""In one counter: above any limit, and exact in Lua's numbers."""
 LONGEST_NAME, MOST_NAMED = 60, 20
 """Of what somebody else wrote, as far as it is told: characters, and hashes."""
 YOUNG_S, YOUNG_EACH_S = 5.0, 0.01
@@ -115,6 +113,8 @@ class SharedWindows:
         """By limit: the birth mark of its counters, and what they hold of ours."""
         self._saying: dict[int, _Saying] = {}
         self._named: set[str] = set()
+        self.troubles: dict[str, str] = {}
+        """What is wrong now, by hash."""
         self._young_s: dict[int, float] = {}
         """By limit: until when its counters are too young to be whole, on the monotonic clock."""
         self._turn = 0
@@ -138,7 +138,7 @@ class SharedWindows:
 
     async def exchange(self) -> bool:
         """Add what was spent here, read what others spent; False when Redis did not answer."""
-        from redis.exceptions import NoPermissionError, RedisError
+        from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, RedisError
 
         asked = self._due()
         if not asked:
@@ -165,7 +165,8 @@ class SharedWindows:
             # The client's own limit is per read; this one is for the whole exchange.
             async with asyncio.timeout(max(1.0, 10 * self._plan.timeout_s)):
                 answers = await pipe.execute(raise_on_error=False)
-            if isinstance(answers[0], NoPermissionError):
+            # Of the server, not of one hash.
+            if isinstance(answers[0], (NoPermissionError, OutOfMemoryError, ReadOnlyError)):
                 raise answers[0]
         except (RedisError, OSError, TimeoutError) as error:
             self._gone(error)
@@ -241,18 +242,22 @@ class SharedWindows:
             for n, amount in row_buckets(grid.cells, place, stamp, last - shift).items():
                 others[n] = max(amount, others.get(n, 0))
         put_row(grid.cells, place, stamp, last - shift, others)
+        self.troubles.pop(self._name(limit), None)
         if foreign:
             self._foreign(limit, f"the field {foreign.decode(errors='replace')}")
 
     def _foreign(self, limit: KeyLimit, what: str) -> None:
         """Somebody else wrote there, or may forbid it: said once for each hash."""
         name = self._name(limit)
+        text = (
+            f"Redis: {name} holds what no gateway wrote, or is not ours ({ascii(what)[1:-1][:LONGEST_NAME]}); "
+            "it is left out, other limits are shared as before; give Redis a user of the gateways' own"
+        )
+        if name in self.troubles or len(self.troubles) < MOST_NAMED:
+            self.troubles[name] = text
         if name not in self._named and len(self._named) < MOST_NAMED:
             self._named.add(name)
-            self._say(
-                f"Redis: {name} holds what no gateway wrote, or is not ours ({ascii(what)[1:-1][:LONGEST_NAME]}); "
-                "it is left out, other limits are shared as before; give Redis a user of the gateways' own"
-            )
+            self._say(text)
 
     def _gone(self, error: BaseException) -> None:
         if not self.away:
@@ -262,10 +267,12 @@ class SharedWindows:
 
 def _why(error: BaseException | None) -> str:
     """What an operator can do about it; never the error's own text, which may hold an address or more."""
-    from redis.exceptions import AuthenticationError, NoPermissionError
+    from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, ReadOnlyError
 
     kind = type(error).__name__
     while error is not None:
+        if isinstance(error, (OutOfMemoryError, ReadOnlyError)):
+            return f"takes nothing in ({kind}); give it memory, or the address of one that is no replica"
         if isinstance(error, AuthenticationError):
             return "does not take the user or password of its address; correct them"
         if isinstance(error, NoPermissionError):

@@ -20,7 +20,7 @@ import msgspec
 
 from breakeven.errors import UserError
 from breakeven.gateway.keys.entry import MOST_LIMITS, KeyEntry, KeyLimit, Keys, limit_text, parse_limit, stamped
-from breakeven.hardware.system import lock
+from breakeven.hardware.system import lock, regular
 from breakeven.traffic.workload import Slo
 
 SCHEMA = "breakeven.key_file/1"
@@ -184,12 +184,9 @@ def _read(path: Path) -> _File:
 def _content(path: Path) -> tuple[bytes, int]:
     """What is in the file, and its mode."""
     try:
-        # Whatever lies there, opening and reading it does not wait: requests do.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(handle, "rb") as opened:
+        # Whatever lies there, opening it does not wait: requests do.
+        with open(path, "rb", opener=regular) as opened:
             found = os.fstat(opened.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise UserError(f"{path} is no regular file; put a file of keys there")
             if found.st_size > MOST_BYTES:
                 raise UserError(f"{path} has {found.st_size} bytes and at most {MOST_BYTES} are read; split it")
             return opened.read(), found.st_mode

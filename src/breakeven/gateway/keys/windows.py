@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from breakeven.gateway.keys.entry import NANO, KeyLimit, What, limit_text
@@ -165,7 +166,7 @@ class Refusal:
             return f"this request alone is above the key's limit of {allowed}; ask for less, or for a higher limit"
         used = f"{self.used / NANO:.4g}" if self.limit.what == "usd" else str(self.used)
         return (
-            f"the key's limit of {allowed} is reached ({used} used); try again in {max(1.0, self.retry_after_s):.0f} s"
+            f"the key's limit of {allowed} is reached ({used} used); try again in {max(1, ceil(self.retry_after_s))} s"
         )
 
 

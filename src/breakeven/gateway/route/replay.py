@@ -218,6 +218,10 @@ def _happened(record: DecisionRecord) -> str:
     if record.output_tokens is not None:
         tokens_in = "" if record.prompt_tokens is None else f"{record.prompt_tokens} tokens in, "
         parts.append(f"{tokens_in}{record.output_tokens} out")
+    if record.charged_prompt_tokens is not None or record.charged_output_tokens is not None:
+        paid_in = record.prompt_tokens if record.charged_prompt_tokens is None else record.charged_prompt_tokens
+        paid_out = record.output_tokens if record.charged_output_tokens is None else record.charged_output_tokens
+        parts.append(f"charged as {paid_in or 0} tokens in, {paid_out or 0} out")
     if record.finish:
         parts.append(f"finish {record.finish}")
     if record.error:

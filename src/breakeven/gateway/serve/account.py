@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from breakeven.gateway.route.choose import score_of
-from breakeven.gateway.route.learned import measured
+from breakeven.gateway.route.learned import USUAL_BYTES, measured
 from breakeven.gateway.route.speed import corrected, widened
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
 from breakeven.gateway.serve.ask import EMBEDDINGS
@@ -128,6 +128,8 @@ class Taken(NamedTuple):
 
 
 _REFUSES: frozenset[Standing] = frozenset({"client", "unable", "busy", "operator"})
+_GOES_ON = ("queued", "in_progress")
+"""What a response says of itself that is written when nobody listens (`background`)."""
 NOTHING = Taken(0, 0, 0, 0.0)
 
 
@@ -140,11 +142,30 @@ def taken(forward: Forward, leg: Leg) -> Taken:
     exchange = leg.exchange
     if exchange is None or not exchange.sent_ns or standing(leg.status) in _REFUSES:
         return NOTHING
-    tap = leg.tap
-    prompt = tap.counted.prompt_tokens or leg.ahead + 1
-    output = tap.output_tokens if leg.begun and leg.status < 400 and forward.endpoint != EMBEDDINGS else 0
+    tap, asked = leg.tap, forward.asked
+    # What a key's own prompts have taught of bytes a token must not make its next one cheaper where nobody counts.
+    prompt = tap.counted.prompt_tokens or max(leg.ahead, int(asked.prompt_tokens(USUAL_BYTES))) + 1
+    output = tap.output_tokens if leg.status < 400 and forward.endpoint != EMBEDDINGS else 0
+    if not output and leg.outcome == "cancelled" and not asked.streams:
+        output = _unseen(forward, leg)
+    elif tap.finish in _GOES_ON:
+        output = max(output, int(asked.held_output(forward.endpoint, forward.ask.output_tokens)))
     cached = min(tap.counted.cached_tokens or 0, prompt)
     return Taken(prompt, cached, output, usd_of(leg.lane, prompt, cached, output, leg.running))
+
+
+def _unseen(forward: Forward, leg: Leg) -> int:
+    """Tokens that a backend has written by now of an answer in one piece, of which nothing is seen before its end.
+
+    As predicted: by the time since its first token was due, and no more than is expected of it.
+    """
+    score = score_of(forward.choice, leg.lane.name)
+    if score is None or score.tpot_s <= 0.0:
+        return 0
+    seconds = (time.monotonic_ns() - leg.start_ns) / _NS - score.ttft_s
+    asked = forward.asked
+    written = asked.choices * max(0.0, seconds) / score.tpot_s
+    return int(min(written, asked.held_output(forward.endpoint, forward.ask.output_tokens)))
 
 
 def tpot_of(leg: Leg) -> float | None:

@@ -7,6 +7,7 @@ by clocks: a machine that slept, or a whole group of processes that was stopped,
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
@@ -211,6 +212,21 @@ def _check_reach(one: socket.socket, guarded: bool, what: str) -> None:
             f"the service manager passed a socket at {host}, which others can reach, and there is no guard; set "
             f"{what}, or write ListenStream=127.0.0.1:PORT in the socket unit"
         )
+
+
+def all_ready(gate: int, count: int, most_s: float, turn: Callable[[], float]) -> bool:
+    """Whether so many children wrote to a pipe within `most_s`. Closes it; `turn` is called meanwhile: the next wait.
+
+    It is at its end when every child has closed its side, ready or dead.
+    """
+    ready, until_s = 0, time.monotonic() + most_s
+    while ready < count and time.monotonic() < until_s:
+        if select.select([gate], [], [], turn())[0]:
+            if not (said := os.read(gate, count)):
+                break
+            ready += len(said)
+    os.close(gate)
+    return ready == count
 
 
 def kill(pid: int, number: int) -> None:

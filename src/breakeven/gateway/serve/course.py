@@ -265,8 +265,8 @@ class Course(Generic[Place, One]):
         status = one.status
         one.settle(f"status_{status}")
         one.lane.counted(Count.SERVER_ERRORS)
-        more = f": {message}" if message else ""
-        self._lost(one, f"answered with status {status}{more}", status_told(status) + more)
+        why = f"answered with status {status}: {message}" if message else f"answered with status {status}"
+        self._lost(one, why, status_told(status, message))
 
     def said_error(self, one: One, status: int, stands: Standing, message: str) -> None:
         """An error for an answer, under a status of success; `status`: what it amounts to."""
@@ -274,7 +274,7 @@ class Course(Generic[Place, One]):
             one.judge(judged)
         one.lane.counted(Count.TROUBLES)
         one.drop(f"error_{status}")
-        self._lost(one, f"answered with an error ({status}): {message}", f"an error for an answer: {message}")
+        self._lost(one, f"answered with an error ({status}): {message}", f"an error, {status_told(status, message)}")
 
     def says_nothing(self, one: One) -> bool:
         """An answer that ends properly without content: whether it is dropped, and somebody else asked."""
@@ -314,7 +314,7 @@ class Course(Generic[Place, One]):
                     if other.outcome == EMPTY:
                         other.judge("broken")
         one.finish()
-        self._end(one, one.status, f"error: {failing}" if failing else "")
+        self._end(one, one.status, f"error: {failing}" if failing else trouble_told(nothing))
 
     def trouble(self, one: One, trouble: str, detail: str) -> None:
         """A backend's answer ended badly, or never began."""

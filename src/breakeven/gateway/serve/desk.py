@@ -130,10 +130,15 @@ class Desk:
         now_s = time.monotonic()
         return not self.draining and any(self.line.ready(lane) and lane.refresh(now_s).open for lane in self.lanes)
 
-    def ask(self, request: Request, responder: Responder, client: Client, path: str) -> None:
-        """A body for one of the endpoints, from a client that is known: route it and send it on its way."""
+    def ask(
+        self, request: Request, responder: Responder, client: Client, path: str, asked: Asked | None = None
+    ) -> None:
+        """A body for one of the endpoints, from a client that is known: route it and send it on its way.
+
+        `asked`: the body, where it has been taken apart already.
+        """
         try:
-            asked = read_body(request.body)
+            asked = asked or read_body(request.body)
             ttft_ms = asks(TTFT_HEADER, request.header(TTFT_HEADER))
             tpot_ms = asks(TPOT_HEADER, request.header(TPOT_HEADER))
             usd = asks(USD_HEADER, request.header(USD_HEADER))
@@ -159,7 +164,9 @@ class Desk:
             output = asked.held_output(path, usual)
             usd = 0.0
             if any(limit.what == "usd" for limit in entry.limits):
-                usd = _dearest(choice, ask, output, [self.lanes[index] for index in choice.order])
+                # As many as may be asked, and a hedge.
+                asked_of = [self.lanes[index] for index in choice.order[: policy.attempts + 1]]
+                usd = _dearest(choice, ask, output, asked_of)
             least = asked.prompt_bytes / MOST_BYTES + asked.held_output(path, 1.0)
             tokens, usd = held(entry.limits, least, ask.prompt_tokens + output, usd)
             if (refusal := self._over(client, entry, unix_s, tokens, usd)) is not None:

@@ -6,10 +6,13 @@ known before it is taken apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import msgspec
 
 from breakeven.gateway.plan.model import ENDPOINTS
-from breakeven.gateway.serve.ask import Client
+from breakeven.gateway.serve.ask import Asked, BadAskError, Client, Fields, fields_of
 from breakeven.gateway.serve.desk import Desk
 from breakeven.gateway.serve.forward import JSON, say
 from breakeven.gateway.shared.layout import Global
@@ -71,26 +74,28 @@ class Front:
             say(responder, 404, f"there is no {path[:200]} here; this gateway serves {', '.join(ENDPOINTS)}", None)
 
     def _look(self, request: Request, responder: Responder, client: Client) -> None:
-        """A whole body: taken apart once it is known that this takes little time."""
+        """A whole body. A large one is seen, taken apart and sent on in rounds of the loop of their own."""
         body = request.body
-        if len(body) <= AT_ONCE:
-            self._seen(request, responder, client, json_refusal(body, self._depth, self._keys))
-            return
-
-        def later(refusal: Refused | None) -> None:
-            try:
-                self._seen(request, responder, client, refusal)
-            except Exception:  # nobody else sees to the client
-                responder.abort()
-                raise
-
-        self._large.add(body, lambda: responder.gone, later)
+        if len(body) > AT_ONCE:
+            self._large.add(body, lambda: responder.gone, partial(self._seen, request, responder, client))
+        elif (refusal := json_refusal(body, self._depth, self._keys)) is not None:
+            say(responder, refusal.status, refusal.message, refusal.code)
+        else:
+            self._desk.ask(request, responder, client, request.path)
 
     def _seen(self, request: Request, responder: Responder, client: Client, refusal: Refused | None) -> None:
-        if refusal is None:
-            self._desk.ask(request, responder, client, request.path)
-        else:
-            say(responder, refusal.status, refusal.message, refusal.code)
+        def work() -> None:
+            if refusal is None:
+                fields = fields_of(request.body)
+                self._desk.loop.call_soon(_whole, responder, lambda: send(fields))
+            else:
+                say(responder, refusal.status, refusal.message, refusal.code)
+
+        def send(fields: Fields) -> None:
+            if not responder.gone:
+                self._desk.ask(request, responder, client, request.path, Asked(fields))
+
+        _whole(responder, work)
 
     def _strange(self, request: Request) -> bool:
         """Whether no key is asked, and somebody asks whom no such listener serves."""
@@ -130,6 +135,17 @@ class Front:
             responder.respond(200, [JSON], msgspec.json.encode(_model(wanted, started)))
         else:
             say(responder, 404, f"there is no model {wanted[:200]!r} for you here", "model_not_found")
+
+
+def _whole(responder: Responder, work: Callable[[], None]) -> None:
+    """Work in a round of its own, where nobody else sees to the client when it fails."""
+    try:
+        work()
+    except BadAskError as error:
+        say(responder, 400, str(error), "invalid_request")
+    except Exception:
+        responder.abort()
+        raise
 
 
 def _model(name: str, created: int) -> dict[str, object]:

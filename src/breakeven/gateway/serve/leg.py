@@ -12,7 +12,7 @@ from breakeven.gateway.route.view import Ask
 from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, Client, body_for
 from breakeven.gateway.serve.course import Course, Judgement
 from breakeven.gateway.serve.lane import Lane
-from breakeven.gateway.serve.opening import EMPTY, SHORT_BYTES, First, Opening, names_something, without
+from breakeven.gateway.serve.opening import EMPTY, SHORT_BYTES, First, Opening, error_status, names_something, without
 from breakeven.gateway.serve.tap import UNHEARD, Scrub, Tap, headers_without, tap_for
 from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.gateway.shared.layout import AHEAD_TOKENS, CONTEXT_TOKENS, DECODING, IN_FLIGHT, REQUESTS
@@ -27,8 +27,6 @@ EVENTS, WHOLE = b"event-stream", (b"json", b"html")
 """Parts of content types of streams, and of what is none."""
 KEEP_ALIVE_NS = 10 * 10**9
 """A client whose backend sends signs of life and nothing else hears one of ours this often."""
-HALF_SEEN = frozenset(("cancelled", "hedge_lost", "cut", "timeout", "too_large", "garbage"))
-"""Outcomes after which what was held of an answer is still what its backend did."""
 
 
 class Sender(Protocol):
@@ -178,7 +176,7 @@ class Leg:
         if self.kept is not None:
             self.kept.add(data)
         # Quotes within a text are written otherwise, so that hardly any piece of an answer is looked at.
-        if b'"error"' in data and not self._failing and self._streams:
+        if b'"error"' in data and self._streams and not (self._failing or self.nothing):
             self._failing = _error_in(without(self.lane.secret, data))
         tap = self.tap
         events = tap.events
@@ -341,8 +339,11 @@ class Leg:
         else:
             lane.breaker.ended(now_s, self.spell)
         if asked_s is not None or what == "busy":
-            self.retry_s = ceil(USUAL_HOLD_S if asked_s is None else asked_s)
-            lane.breaker.hold(now_s + self.retry_s, now_s)
+            self.retry_s = whole_s = ceil(USUAL_HOLD_S if asked_s is None else asked_s)
+            lane.breaker.hold(now_s + whole_s, now_s)
+            # Not every client knows dates, fractions and thousandths.
+            told = [] if asked_s is None else [(b"retry-after", b"%d" % whole_s)]
+            self.head = [*(header for header in self.head if not header[0].startswith(b"retry-after")), *told]
 
     def drop(self, outcome: str) -> None:
         """Cancel what is under way; the sink hears no more."""
@@ -356,8 +357,10 @@ class Leg:
             return
         self._settled = True
         self.outcome = outcome
-        if not self.begun and self._opening is not None and outcome in HALF_SEEN:
+        if not self.begun and self._opening is not None:
+            # What was held of an answer that nobody got is still what its backend did.
             self.tap.feed(self._opening.data())
+            self.tap.rest()
         lane = self.lane
         if not self._judged:
             lane.breaker.ended(time.monotonic(), self.spell)
@@ -371,10 +374,10 @@ class Leg:
 
 
 def _error_in(data: bytes) -> str:
-    """What an error among these events says; empty: there is none."""
+    """What an error among these events says that is about the backend; empty: there is none."""
     for raw in split_events(data):
         said, name = fields_of(raw)
-        if event_kind(said, name) == "error":
+        if event_kind(said, name) == "error" and standing(error_status(said or b"")) in ELSEWHERE:
             return error_text(said or b"") or "an error"
     return ""
 

@@ -136,6 +136,12 @@ def _speed(backend: BackendPlan) -> Speed:
 class PlanReading:
     """A plan that a child process is reading. `step` never waits, so that whoever watches over others can go on."""
 
+    began_s: float
+    _ours: int
+    _child: int
+    _said: list[bytes]
+    _ended: bool
+
     def __init__(self, read: Callable[[], GatewayPlan]) -> None:
         """Begin to `load`. Raises BreakevenError where the system refuses another process."""
         if sys.platform == "win32":
@@ -162,7 +168,7 @@ class PlanReading:
             os._exit(0)
         os.close(theirs)
         os.set_blocking(self._ours, False)
-        self._said: list[bytes] = []
+        self._said = []
         self._ended = False
 
     def step(self, wait_s: float = 0.0) -> bool:
@@ -204,6 +210,57 @@ class PlanReading:
         os.close(self._ours)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._child, 0)
+
+
+class Rereading:
+    """Reading the file again whenever it is asked for, without anybody waiting.
+
+    Asked for while it is being read, it is read anew, since it may have changed in between; but every second reading
+    comes to its end, so that asking ever again puts off nothing for ever.
+    """
+
+    def __init__(self, read: Callable[[], GatewayPlan], most_s: float) -> None:
+        """`most_s`: how long a reading may take."""
+        self._read, self._most_s = read, most_s
+        self.under_way: PlanReading | None = None
+        self._again = self._anew = False
+
+    def ask(self) -> None:
+        """Begin, or remember. Raises BreakevenError as `PlanReading` does."""
+        self._again = True
+        if self.under_way is None:
+            self._begin()
+
+    def come(self) -> PlanReading | None:
+        """What has come, or took too long, for its `result`; None: nothing yet. Raises BreakevenError as `ask`."""
+        reading = self.under_way
+        if reading is None:
+            if self._again:
+                self._begin()
+            return None
+        if not (reading.step() or time.monotonic() - reading.began_s > self._most_s):
+            return None
+        self.under_way = None
+        if self._again and not self._anew:
+            reading.give_up()
+            self._anew = True
+            self._begin()
+            return None
+        self._anew = False
+        return reading
+
+    def result(self, reading: PlanReading) -> ServedPlan:
+        """Raises what the reading child raised, or BreakevenError."""
+        return reading.result(self._most_s)
+
+    def give_up(self) -> None:
+        """Nobody wants to know any more."""
+        if self.under_way is not None:
+            self.under_way.give_up()
+
+    def _begin(self) -> None:
+        self._again = False
+        self.under_way = PlanReading(self._read)
 
 
 def _outcome(read: Callable[[], GatewayPlan]) -> ServedPlan | BaseException:

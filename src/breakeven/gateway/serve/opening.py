@@ -207,10 +207,12 @@ _TROUBLES = {
 }
 
 
-def status_told(status: int) -> str:
-    """A backend's status in words for a client, who is not to take it for its own."""
-    words = _ABOUT.get(status, "")
-    return f"status {status}, {words}" if words else f"status {status}"
+def status_told(status: int, message: str = "") -> str:
+    """A backend's status in words for a client, who is not to take it for its own. `message`: the backend's words,
+    which are not passed on where they are about the gateway's own key: they may hold a part of it."""
+    if words := _ABOUT.get(status, ""):
+        return f"status {status}, {words}"
+    return f"status {status}: {message}" if message else f"status {status}"
 
 
 def trouble_told(trouble: str) -> str:

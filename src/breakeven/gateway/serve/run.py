@@ -14,7 +14,6 @@ from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.hardware.system import spreads_connections
 
 if TYPE_CHECKING:
-    from breakeven.gateway.serve.children import Doors
     from breakeven.gateway.serve.loading import ServedPlan
 
 
@@ -91,27 +90,28 @@ def run(read: Callable[[], GatewayPlan], *, check_only: bool = False) -> int:
         if loaded.plan.workers > 1 and not spreads_connections():
             raise UserError("workers: this system does not spread connections over processes; set it to 1")
         supervisor = Supervisor(loaded, read, complain, manager, took_s)
-        return supervisor.run(lambda: _greet(supervisor.loaded, supervisor.doors))
+        doors = supervisor.doors
+        return supervisor.run(lambda: _greet(supervisor.loaded, doors.host, doors.port, doors.admin_port))
     raise UserError("the gateway runs on Linux and macOS; on Windows run it inside WSL")
 
 
-def _greet(loaded: ServedPlan, doors: Doors) -> None:
+def _greet(loaded: ServedPlan, host: str, port: int, admin_port: int | None) -> None:
     with suppress(OSError):  # a full disk or a reader that left: it serves all the same
-        _say_where(loaded, doors)
+        _say_where(loaded, host, port, admin_port)
 
 
-def _say_where(loaded: ServedPlan, doors: Doors) -> None:
+def _say_where(loaded: ServedPlan, host: str, port: int, admin_port: int | None) -> None:
     from breakeven.gateway.plan.check import is_loopback
 
     plan = loaded.plan
-    host = f"[{doors.host}]" if ":" in doors.host else doors.host
+    shown = f"[{host}]" if ":" in host else host
     models = one_line(", ".join(policy.model for policy in plan.policies))
-    print(f"Serving {models} at {'http' if plan.tls is None else 'https'}://{host}:{doors.port}/v1")
-    if doors.admin_port is not None:
-        print(f"Live page at http://{plan.admin_host}:{doors.admin_port}/")
+    print(f"Serving {models} at {'http' if plan.tls is None else 'https'}://{shown}:{port}/v1")
+    if admin_port is not None:
+        print(f"Live page at http://{plan.admin_host}:{admin_port}/")
     if loaded.keys is None:
         print("No key is asked: only this machine can reach it. `breakeven keys create` makes one.")
-    elif plan.tls is None and not is_loopback(plan.host):
+    elif plan.tls is None and not is_loopback(host):
         print("Keys come in clear: give `tls` a certificate, or put a proxy that speaks TLS in front.")
     sys.stdout.flush()
 

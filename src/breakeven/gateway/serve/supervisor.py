@@ -9,7 +9,6 @@ again. Nothing here waits without a bound: whoever started us as a service hears
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import sys
@@ -21,8 +20,7 @@ from breakeven.errors import BreakevenError, UserError
 from breakeven.gateway.keys.budgets import budget_path, load_budgets, save_budgets
 from breakeven.gateway.plan.check import check_reload
 from breakeven.gateway.plan.model import GatewayPlan
-from breakeven.gateway.serve.children import LOOK_S, SIGNALS, WATCHER, Child, Children, Doors, Owed, kill
-from breakeven.gateway.serve.loading import PlanReading, ServedPlan, only_certificates, renewed
+from breakeven.gateway.serve.loading import PlanReading, Rereading, ServedPlan, only_certificates, renewed
 from breakeven.gateway.serve.processes import run_worker
 from breakeven.gateway.serve.watcher import run_watcher, send_news
 from breakeven.gateway.shared.block import Shape, SharedBlock, Slots
@@ -32,6 +30,18 @@ from breakeven.hardware.system import ServiceManager, allow_many_files, wait_sig
 from breakeven.wire import tls
 
 assert sys.platform != "win32"  # `run` has said so
+
+from breakeven.gateway.serve.children import (  # noqa: E402  (it is nothing on Windows)
+    LOOK_S,
+    SIGNALS,
+    WATCHER,
+    Child,
+    Children,
+    Doors,
+    Owed,
+    all_ready,
+    kill,
+)
 
 GENERATIONS = 3
 """Generations of workers that may be there at once: one that serves, and those that still drain."""
@@ -66,13 +76,18 @@ class Supervisor:
         `read`: how to read the plan anew; `took_s`: how long that took. Raises UserError when a port is taken, or a
         socket that was passed opens the gateway to others without keys.
         """
-        self._read, self._say = read, say
-        self._read_s = max(READ_S, 4.0 * took_s)
+        self._say = say
         self.loaded = loaded
         self._manager = manager or ServiceManager({})
         plan = self.loaded.plan
         tls.use(renewed(plan, None))
         self.doors = Doors(plan, self._manager)
+
+        def read_apart() -> GatewayPlan:
+            self.doors.leave(())
+            return read()
+
+        self._rereading = Rereading(read_apart, max(READ_S, 4.0 * took_s))
         keys = self.loaded.keys or ()
         self.block = SharedBlock(
             Shape(
@@ -101,10 +116,6 @@ class Supervisor:
         self.news, self._heard = socket.socketpair()
         self.generation = 0
         self._owed = Owed()
-        self._reading: PlanReading | None = None
-        self._again = False
-        """The file may have changed since it is being read."""
-        self._asked_s = 0.0
         self._told_s = 0.0
         self._ending = False
 
@@ -122,20 +133,26 @@ class Supervisor:
 
     def _watch(self) -> int:
         while True:
-            number = wait_signal(SIGNALS, STEP_S if self._reading is not None else self._step_s())
+            number = wait_signal(SIGNALS, self._step_s())
             self._look_after()
-            if number == signal.SIGHUP:
-                self._reread()
-            elif number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                if number == signal.SIGHUP:
+                    self._manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+                    self._rereading.ask()
+                if (reading := self._rereading.come()) is not None:
+                    self._reload(reading)
+            except BreakevenError as error:
+                self._not_reloaded(str(error))
+            if number in (signal.SIGTERM, signal.SIGINT):
                 self._say("draining: requests under way end, new ones are refused")
                 return self._end(self.loaded.plan.limits.drain_s)
-            if self._reading is not None and self._has_read(self._reading):
-                self._reload(self._reading)
 
     def _step_s(self) -> float:
-        """How long may be waited for a signal: until somebody wants to hear of us, or a place is tried again."""
+        """How long may be waited for a signal: somebody wants to hear of us, reads the file, or is tried again."""
         due_s = min(self._owed.due_s.values(), default=None)
         until_due_s = LOOK_S if due_s is None else max(0.0, due_s - time.monotonic())
+        if self._rereading.under_way is not None:
+            return STEP_S
         return min(LOOK_S, self._manager.watchdog_s or LOOK_S, until_due_s)
 
     # Children.
@@ -225,16 +242,12 @@ class Supervisor:
             return False
         finally:
             os.close(told)
-        ready, until_s = 0, time.monotonic() + READY_S
-        # The pipe is at its end when every worker has closed its side, ready or dead.
-        while ready < workers and time.monotonic() < until_s:
-            if select.select([gate], [], [], self._step_s())[0]:
-                if not (said := os.read(gate, workers)):
-                    break
-                ready += len(said)
+
+        def turn() -> float:
             self._go_on(time.monotonic())
-        os.close(gate)
-        return ready == workers
+            return self._step_s()
+
+        return all_ready(gate, workers, READY_S, turn)
 
     def _start_worker(self, place: int, told: int | None = None) -> None:
         worker = self.children.free_row()
@@ -257,54 +270,22 @@ class Supervisor:
     # Reloading and ending.
 
     def _name(self, loaded: ServedPlan) -> Rows:
-        plan = loaded.plan
-        models = [*(policy.model for policy in plan.policies), *(backend.name for backend in plan.backends)]
-        slots, held = self._slots, [child.rows for child in self.children.of.values()]
+        plan, backends = loaded.plan, [backend.name for backend in loaded.plan.backends]
+        held = [child.rows for child in self.children.of.values()]
+
+        def rows(kind: str, names: list[str]) -> dict[str, int]:
+            return self._slots[kind].name(names, {name for one in held for name in getattr(one, kind)})
+
         return Rows(
-            slots["backends"].name(
-                [backend.name for backend in plan.backends], {name for rows in held for name in rows.backends}
-            ),
-            slots["keys"].name(
-                ["", *(entry.name for entry in loaded.keys or ())], {name for rows in held for name in rows.keys}
-            ),
-            slots["models"].name(models, {name for rows in held for name in rows.models}),
-            slots["experiments"].name(
-                [plan.name for plan in plan.experiments], {name for rows in held for name in rows.experiments}
-            ),
+            rows("backends", backends),
+            rows("keys", ["", *(entry.name for entry in loaded.keys or ())]),
+            rows("models", [*(policy.model for policy in plan.policies), *backends]),
+            rows("experiments", [plan.name for plan in plan.experiments]),
         )
 
-    def _reread(self) -> None:
-        """Begin to read the file; what comes of it is heard later, and children are looked after meanwhile."""
-        if self._reading is not None:
-            self._again = True
-            return
-        self._asked_s = time.monotonic()
-        self._begin_reading()
-
-    def _begin_reading(self) -> None:
-        self._again = False
-        self._manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-
-        def read() -> GatewayPlan:
-            self.doors.leave(())
-            return self._read()
-
-        try:
-            self._reading = PlanReading(read)
-        except BreakevenError as error:
-            self._not_reloaded(str(error))
-
-    def _has_read(self, reading: PlanReading) -> bool:
-        return reading.step() or time.monotonic() - reading.began_s > self._read_s
-
     def _reload(self, reading: PlanReading) -> None:
-        self._reading = None
-        if self._again and time.monotonic() - self._asked_s < self._read_s:
-            reading.give_up()
-            self._begin_reading()
-            return
         try:
-            loaded = reading.result(self._read_s)
+            loaded = self._rereading.result(reading)
             check_reload(self.loaded.plan, loaded.plan, str(loaded.plan.path or "the plan"))
             draining = sum(1 for c in self.children.of.values() if c.worker and c.generation < self.generation)
             if draining + 2 * loaded.plan.workers >= self.block.shape.workers:
@@ -355,15 +336,13 @@ class Supervisor:
 
     def _end(self, timeout_s: float) -> int:
         self._ending = True
-        if self._reading is not None:
-            self._reading.give_up()
+        self._rereading.give_up()
         most_us = round((timeout_s + 5 * KILL_S) * 1e6)
         self._manager.tell("STOPPING=1", "STATUS=draining", f"EXTEND_TIMEOUT_USEC={most_us}")
         self.doors.leave(())
         self.block.everywhere.put(0, 0, Global.DRAINING, 1.0)
-        workers = [child.pid for child in self.children.of.values() if child.worker is not None]
-        watcher = [child.pid for child in self.children.of.values() if child.worker is None]
-        for pids, most_s in ((workers, timeout_s + KILL_S), (watcher, 4 * KILL_S)):
+        for watching, most_s in ((False, timeout_s + KILL_S), (True, 4 * KILL_S)):
+            pids = [child.pid for child in self.children.of.values() if (child.worker is None) == watching]
             for pid in pids:
                 kill(pid, signal.SIGTERM)
             self._wait(pids, most_s)

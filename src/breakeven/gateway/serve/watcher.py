@@ -249,9 +249,10 @@ class Watcher:
         """What is wrong with the file of keys, where it is seen: standard error, the page, a metric."""
         self.block.everywhere.put(0, 0, Global.KEYS_UNUSABLE, 1.0 if wrong else 0.0)
         if wrong:
-            self._warn("keys", f"the file of keys cannot be used, so keys stay but for those it revokes: {wrong}")
-        elif self.warnings.pop("keys", None) is not None:
+            wrong = f"the file of keys cannot be used, so keys stay but for those it revokes: {wrong}"
+        elif "keys" in self.warnings:
             complain("the file of keys can be used again")
+        self._warn("keys", wrong)
 
     async def _save_budgets(self) -> None:
         """Spending outlives a restart, less the last seconds before a crash."""
@@ -354,7 +355,8 @@ class Watcher:
     def _state(self) -> Snapshot:
         if self._shared is not None and not self._shared.away:
             self._warn("redis", "")
-        warnings = [*self.warnings.values(), *self.parts.warnings(), *self.poller.troubles.values()]
+        redis = [] if self._shared is None else self._shared.troubles.values()
+        warnings = [*self.warnings.values(), *redis, *self.parts.warnings(), *self.poller.troubles.values()]
         if self.swapper is not None:
             warnings += self.swapper.warnings
         plan, _, rows = self.now

@@ -79,10 +79,9 @@ class SharedGrid:
 
     def retire(self, worker: int, *, keep: bool) -> None:
         """Clear a dead worker's row; with `keep` what it counted goes on in row 0."""
-        size = self.entities * self.columns
         mine, kept = self.mine(worker), self.mine(0)
-        for i in range(size):
-            if value := mine[i]:
+        for i, value in enumerate(mine.tolist()):
+            if value:
                 if keep:
                     kept[i] += value
                 mine[i] = 0
