@@ -15,9 +15,8 @@ from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.opening import EMPTY, SHORT_BYTES, First, Opening, error_status, names_something, without
 from breakeven.gateway.serve.tap import UNHEARD, Scrub, Tap, headers_without, tap_for
 from breakeven.gateway.serve.waiting import WaitingLine
-from breakeven.gateway.shared.layout import AHEAD_TOKENS, CONTEXT_TOKENS, DECODING, IN_FLIGHT, REQUESTS
 from breakeven.wire.connection import Exchange
-from breakeven.wire.meaning import AGAINST, ELSEWHERE, asked_wait_s, error_text, event_kind, standing
+from breakeven.wire.meaning import AGAINST, ELSEWHERE, Standing, asked_wait_s, error_text, event_kind, standing
 from breakeven.wire.message import Headers, Responder, Trouble
 from breakeven.wire.sse import fields_of, split_events
 
@@ -125,10 +124,7 @@ class Leg:
         self.ttft_factor, self.tpot_factor = view.ttft_factor, view.tpot_factor
         self.ahead = int(asked.prompt_tokens(lane.lengths.bytes_per_token(forward.client.name)))
         self._size = self.ahead + int(forward.ask.output_tokens / 2)
-        lane.add(IN_FLIGHT, 1)
-        lane.add(AHEAD_TOKENS, self.ahead)
-        lane.add(CONTEXT_TOKENS, self._size)
-        lane.counted(REQUESTS)
+        lane.began(self.ahead, self._size)
         self.start_ns = self._alive_ns = time.monotonic_ns()
         self.spell = lane.breaker.started(self.start_ns / 1e9)
 
@@ -169,7 +165,10 @@ class Leg:
         )
         if status == 200 and HTML not in kind:
             return
-        stands = standing(status, named=status >= 400 and names_something(asked.fields))
+        if status < 300:
+            stands: Standing = "answer"
+        else:
+            stands = standing(status, named=status >= 400 and names_something(asked.fields))
         if stands in ELSEWHERE:
             self._reads_why = self._course.failed_with(self, status, stands) and stands in AGAINST
         elif status < 300 and HTML in kind:
@@ -196,7 +195,11 @@ class Leg:
         if tap.events != events:
             self.said_ns = self.last_ns
         if data:
-            self._write(data)
+            forward = self._forward
+            if forward.early:
+                self._write(data)
+            else:
+                forward.responder.write(data)
 
     def _write(self, data: bytes) -> None:
         forward = self._forward
@@ -291,8 +294,7 @@ class Leg:
     def _first(self) -> bool:
         """Its bytes go to the client from now on: whether this leg has won."""
         self.begun = True
-        self.lane.add(AHEAD_TOKENS, -self.ahead)
-        self.lane.add(DECODING, 1)
+        self.lane.decodes(self.ahead)
         if self._course.first_byte(self):
             self._forward.answer = self
             return True
@@ -371,12 +373,7 @@ class Leg:
         lane = self.lane
         if not self._judged:
             lane.breaker.ended(time.monotonic(), self.spell)
-        lane.add(IN_FLIGHT, -1)
-        lane.add(CONTEXT_TOKENS, -self._size)
-        if self.begun:
-            lane.add(DECODING, -1)
-        else:
-            lane.add(AHEAD_TOKENS, -self.ahead)
+        lane.ended(self.ahead, self._size, decoding=self.begun)
         self._line.left(lane, self._course)
 
 
