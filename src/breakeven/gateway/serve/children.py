@@ -271,6 +271,8 @@ def _be_child(run: Callable[[], int]) -> None:
             signal.signal(number, signal.SIG_DFL)
         # Whoever presses Ctrl-C tells the supervisor; it tells us.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Certificates are as new as the supervisor's: asked to take new ones before it listens, it need not.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         speaks = logging.StreamHandler()
         speaks.setFormatter(_Plain())
