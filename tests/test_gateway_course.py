@@ -474,6 +474,8 @@ def opens(*pieces: bytes, streams: bool = True, length: int = -1) -> tuple[First
         ([ROLE, STOP, USAGE, DONE], "empty", 2),
         ([STOP.replace(b"stop", b"content_filter")], "declined", 1),
         ([ROLE, DONE], "none", 2),
+        ([b'{"choices": [{"message": {"content": "hi"}}]}'], "content", 2),
+        ([b' {"error": {"message": "no memory", "code": 500}}'], "error", 2),
         ([b": hm\n\n", ROLE, USAGE], "none", 4),
         ([], "none", 1),
         ([b": " + b"x" * 300_000], "content", 1),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -40,8 +41,11 @@ supervisor.READ_S = 1.0
 fork, save, run_worker, read_gateway = os.fork, watcher.save_budgets, supervisor.run_worker, load.read_gateway
 
 def maybe_fork():
-    if told("no-fork"):
+    left = Path("forks-left")
+    if told("no-fork") or (left.exists() and left.read_text() == "0"):
         raise BlockingIOError(11, "Resource temporarily unavailable")
+    if left.exists():
+        left.write_text(str(int(left.read_text()) - 1))
     return fork()
 
 def maybe_save(path, *rest):
@@ -112,6 +116,13 @@ def test_a_worker_that_hangs_is_replaced_and_its_clients_are_served(gateway: Gat
     assert gateway.state()["warnings"] == []
 
 
+@pytest.mark.skipif(which("ss") is None, reason="ss (iproute2) is not here")
+def test_who_comes_while_nobody_accepts_has_room_to_wait(gateway: Gateway) -> None:
+    shown = subprocess.run(["ss", "-Hltn", f"sport = :{gateway.port}"], capture_output=True, text=True, check=True)
+    most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    assert [int(line.split()[2]) for line in shown.stdout.splitlines()] == [min(4096, most)] * 2
+
+
 def test_a_watching_process_that_hangs_is_replaced(gateway: Gateway) -> None:
     [watcher] = gateway.watcher()
     os.kill(watcher, signal.SIGSTOP)
@@ -135,8 +146,15 @@ def test_where_the_system_refuses_a_process_the_others_go_on(gateway: Gateway, b
         os.kill(gateway.watcher()[0], signal.SIGKILL)
         gateway.wait_said("the watching process cannot be started")
         _served(gateway)
-    finally:
+        # There is room to read the file and for one worker more: the reload is taken back, and who is owed stays owed.
+        left = gateway.directory / "forks-left"
+        left.write_text("2")
         refusal.unlink()
+        gateway.signal(signal.SIGHUP)
+        wait(lambda: gateway.said.count("not reloaded") >= 2, "it was reloaded by half")
+        left.unlink()
+    finally:
+        refusal.unlink(missing_ok=True)
     wait(lambda: len(gateway.workers()) == 2, "it did not come back")
     wait(lambda: len(gateway.watcher()) == 1, "nobody watches")
     assert gateway.state()["missing"] == 0

@@ -14,6 +14,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from breakeven.gateway.plan.model import Limits
 from breakeven.wire.listen import open_sockets
 from breakeven.wire.message import Request, Responder
 from breakeven.wire.server import HttpServer
-from breakeven.wire.tls import TlsFiles, client_tls, server_tls, why_not_now
+from breakeven.wire.tls import TlsFiles, client_tls, server_tls, what_to_do, why_not_now
 
 pytestmark = needs_openssl
 ROOT = Path(__file__).resolve().parent.parent
@@ -213,6 +214,10 @@ def test_what_cannot_be_shown_is_told_with_its_reason(authority: Authority, tmp_
         assert "\n" not in str(raised.value)
     assert why_not_now(server_tls(TlsFiles(None, certificate, key))) == ""
     assert why_not_now(server_tls(TlsFiles(None, *authority.sign("past", dates=LONG_AGO)))) == "its time is over"
+    at = [datetime.now(UTC) + timedelta(days=days) for days in (-1, 5.5)]
+    soon = authority.sign("soon", dates=(f"{at[0]:%Y%m%d%H%M%SZ}", f"{at[1]:%Y%m%d%H%M%SZ}"))
+    assert "ends in 5 days; renew it" in what_to_do(server_tls(TlsFiles(None, *soon)), time.time())
+    assert what_to_do(server_tls(TlsFiles(None, certificate, key)), time.time()) == ""
     future = ("20400101000000Z", "20410101000000Z")
     assert "not come" in why_not_now(server_tls(TlsFiles(None, *authority.sign("future", dates=future))))
 
@@ -261,10 +266,13 @@ def plan_of(backend: ChaosServer) -> dict[str, Any]:
 def test_a_certificate_changes_while_answers_go_on_and_a_broken_one_does_not(
     authority: Authority, trusting: ssl.SSLContext, backend: ChaosServer, tmp_path: Path
 ) -> None:
-    install(authority.sign("first"), tmp_path)
+    now = datetime.now(UTC)
+    dates = (f"{now - timedelta(days=1):%Y%m%d%H%M%SZ}", f"{now + timedelta(hours=9):%Y%m%d%H%M%SZ}")
+    install(authority.sign("first", dates=dates), tmp_path)
     second = authority.sign("second")
     with serving(tmp_path, plan_of(backend)) as gateway:
         assert gateway.url.startswith("https://")
+        wait(lambda: any("ends in 0 days" in each for each in gateway.state()["warnings"]), "nobody warns")
         assert shown_by(gateway.port, authority.ca) == "first"
         idle = Client(gateway, trusting)
         assert idle.ask("before") == 200
@@ -282,6 +290,7 @@ def test_a_certificate_changes_while_answers_go_on_and_a_broken_one_does_not(
         reload("reloaded: certificates alone, generation 0 goes on")
         wait(lambda: shown_by(gateway.port, authority.ca) == "second", "the new one is not shown")
         assert gateway.workers() == workers
+        wait(lambda: not any("days" in each for each in gateway.state()["warnings"]), "it warns of the old one")
         assert (idle.ask("later"), idle.socket) == (200, kept)
         expired = authority.sign("expired", dates=LONG_AGO)
         for broken, why in (

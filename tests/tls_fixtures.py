@@ -50,7 +50,7 @@ class Authority:
         made, key, asked = (self.home / f"{name}.{end}" for end in ("pem", "key", "csr"))
         named = ["-subj", f"/CN={name}", "-addext", f"subjectAltName={names}"]
         self._run("req", "-new", *_KEY, *named, "-keyout", key, "-out", asked)
-        when = ["-days", "2"] if dates is None else ["-startdate", dates[0], "-enddate", dates[1]]
+        when = ["-days", "60"] if dates is None else ["-startdate", dates[0], "-enddate", dates[1]]
         whole = ["-config", self.home / "ca.cnf", "-batch", "-notext", "-in", asked, "-out", made]
         self._run("ca", *whole, *when)
         return made, key

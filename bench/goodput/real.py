@@ -7,7 +7,6 @@ engines share this machine's processors, so the pair is slower together than eac
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -24,6 +23,8 @@ import numpy as np
 from bench.goodput.cases import Cut, cuts
 from bench.goodput.oracle import room
 from breakeven.traffic.workload import Slo
+from breakeven.wire.meaning import event_kind
+from breakeven.wire.sse import SseParser
 
 TINY = (Path("examples/tiny-dense.yaml"), Path("examples/tiny-moe.yaml"))
 NAMES = ("dense", "moe")
@@ -160,16 +161,14 @@ async def _ask(session: aiohttp.ClientSession, url: str, model: str, prompt: int
             if response.status != 200:
                 return found
             found.backend = response.headers.get("x-breakeven-backend", "")
-            async for line in response.content:
-                if not line.startswith(b"data: {"):
-                    continue
-                choices = json.loads(line[6:]).get("choices")
-                if not choices or not choices[0]["delta"].get("content"):
-                    continue
-                last_s = time.monotonic()
-                if not found.tokens:
-                    found.ttft_s = last_s - began_s
-                found.tokens += 1
+            parser = SseParser()
+            async for piece in response.content.iter_any():
+                brought = sum(event_kind(data) == "content" for data in parser.feed(piece))
+                if brought:
+                    last_s = time.monotonic()
+                    if not found.tokens:
+                        found.ttft_s = last_s - began_s
+                    found.tokens += brought
             found.decode_s = last_s - began_s - found.ttft_s if found.tokens else 0.0
     except (aiohttp.ClientError, TimeoutError):
         found.status = found.status or -1

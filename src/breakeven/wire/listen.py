@@ -47,12 +47,11 @@ def open_sockets(host: str, port: int, count: int) -> list[socket.socket]:
 
 
 def another_socket(address: tuple[str | int | bytes, ...]) -> socket.socket:
-    """One more listening socket at an address that others of ours share. Raises OSError."""
+    """One more socket at an address that others of ours share; nobody comes before it listens. Raises OSError."""
     one = socket.socket(socket.AF_INET if len(address) == 2 else socket.AF_INET6, socket.SOCK_STREAM)
     try:
         _bind(one, address, shared=True)
         one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        one.listen(BACKLOG)
         one.setblocking(False)
     except OSError:
         one.close()

@@ -13,6 +13,7 @@ from email.utils import formatdate
 from breakeven.wire.accepted import ServerConnection
 from breakeven.wire.answer import HttpAnswer
 from breakeven.wire.bounds import Bounds, Crowds, HeldBodies, ServerLimits
+from breakeven.wire.listen import BACKLOG
 from breakeven.wire.message import Judge, Refused, Request
 from breakeven.wire.tls import TlsConnection
 
@@ -72,7 +73,7 @@ class HttpServer:
             return connection if self.tls is None else TlsConnection(connection, self.tls)
 
         for one in sockets:
-            self._servers.append(await loop.create_server(accepted, sock=one))
+            self._servers.append(await loop.create_server(accepted, sock=one, backlog=BACKLOG))
 
     def stop_accepting(self) -> None:
         """Close this process's hold of the listening sockets. Connections go on."""

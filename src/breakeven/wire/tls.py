@@ -25,6 +25,8 @@ _NOT_TLS = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: 40\r\nconnection: close\r\n\r\n"
     b"this port speaks TLS; ask it by https://"
 )
+SOON_S = 14 * 86400.0
+"""A certificate that ends within this time is spoken of."""
 _EXPIRED, _NOT_YET = 10, 9
 """OpenSSL's codes of a certificate whose time is over, and of one whose time has not come."""
 
@@ -119,22 +121,37 @@ def why_not_now(context: ssl.SSLContext) -> str:
 
     A handshake with it, in memory, tells.
     """
-    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    asking.check_hostname = False
-    asking.verify_mode = ssl.CERT_NONE
     try:
-        shown = _met(asking, context).getpeercert(binary_form=True)
-        assert shown is not None
-        asking.verify_mode = ssl.CERT_REQUIRED
-        asking.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        asking.load_verify_locations(cadata=shown)
-        _met(asking, context)
+        _verified(context)
     except ssl.SSLCertVerificationError as error:
         known = {_EXPIRED: "its time is over", _NOT_YET: "its time has not come"}
         return known.get(error.verify_code, error.verify_message)
     except ssl.SSLError as error:
         return f"no handshake comes about with it: {error.reason or error}"
     return ""
+
+
+def what_to_do(context: ssl.SSLContext, unix_s: float) -> str:
+    """For the operator, of what a server's `context` shows: that clients refuse it or soon will; empty: all is well."""
+    renew = "renew it, then send SIGHUP"
+    if why := why_not_now(context):
+        return f"clients refuse the certificate of `tls`: {why}; {renew}"
+    ends = (_verified(context).getpeercert() or {}).get("notAfter")
+    left_s = ssl.cert_time_to_seconds(str(ends)) - unix_s
+    return f"the certificate of `tls` ends in {max(0, int(left_s // 86400))} days; {renew}" if left_s < SOON_S else ""
+
+
+def _verified(context: ssl.SSLContext) -> ssl.SSLObject:
+    """The end of a client that trusts what it is shown and checks all else of it. Raises SSLError."""
+    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    asking.check_hostname = False
+    asking.verify_mode = ssl.CERT_NONE
+    shown = _met(asking, context).getpeercert(binary_form=True)
+    assert shown is not None
+    asking.verify_mode = ssl.CERT_REQUIRED
+    asking.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    asking.load_verify_locations(cadata=shown)
+    return _met(asking, context)
 
 
 def _met(asking: ssl.SSLContext, asked: ssl.SSLContext) -> ssl.SSLObject:

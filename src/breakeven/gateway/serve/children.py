@@ -24,7 +24,7 @@ from breakeven.gateway.serve.parts import Backoff
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Process, Rows
 from breakeven.hardware.system import ServiceManager
-from breakeven.wire.listen import another_socket, open_sockets
+from breakeven.wire.listen import BACKLOG, another_socket, open_sockets
 
 assert sys.platform != "win32"  # `run` has said so
 
@@ -168,6 +168,7 @@ class Doors:
         for one in self.admin:
             _check_reach(one, bool(os.environ.get(plan.admin_secret_env)), f"a secret in {plan.admin_secret_env}")
         self._passed = bool(clients)
+        self._shut: set[int] = set()
         opened = [] if clients else open_sockets(plan.host, plan.port, plan.workers)
         self._doors = [clients] * plan.workers if clients else [[one] for one in opened]
         self._address = self._doors[0][0].getsockname()
@@ -186,10 +187,19 @@ class Doors:
         return self.admin[0].getsockname()[1] if self.admin else None
 
     def of(self, place: int) -> list[socket.socket]:
-        """A worker's sockets, opened again where they were closed. Raises OSError."""
+        """A worker's sockets, made again where they were closed; `open` lets clients in. Raises OSError."""
         if not self._doors[place]:
             self._doors[place] = [another_socket(self._address)]
+            self._shut.add(place)
         return self._doors[place]
+
+    def open(self, place: int) -> None:
+        """Somebody is there to serve: clients may come."""
+        if place in self._shut:
+            self._shut.discard(place)
+            for one in self._doors[place]:
+                with suppress(OSError):  # the child listens as well
+                    one.listen(BACKLOG)
 
     def close(self, place: int) -> None:
         """Give up a worker's own socket; one that was passed serves the others as well."""

@@ -32,8 +32,7 @@ from breakeven.wire.message import Headers, Responder, Trouble
 
 KEPT_BACK = frozenset((b"set-cookie", b"server", b"alt-svc", b"strict-transport-security", b"content-length"))
 """Headers of an answer that are between the gateway and the backend."""
-EVENTS, WHOLE = b"event-stream", (b"json", b"html")
-"""Parts of content types of streams, and of what is none."""
+EVENTS, JSON, HTML = b"event-stream", b"json", b"html"  # parts of content types of streams, and of what is none
 KEEP_ALIVE_NS = 10 * 10**9
 """A client whose backend sends signs of life and nothing else hears one of ours this often."""
 
@@ -71,6 +70,7 @@ class Leg:
         "_failing",
         "_forward",
         "_judged",
+        "_length",
         "_line",
         "_opening",
         "_reads_why",
@@ -123,6 +123,8 @@ class Leg:
         self.begun = self._settled = self._judged = False
         self.retry_s: float | None = None
         self._opening: Opening | None = None
+        self._length = -1
+        """Bytes of its body as its head says, -1 when it does not."""
         self._streams = self._reads_why = False
         """Nobody else is left, and what it says is no answer, only the reason."""
         self.nothing = self._failing = ""
@@ -156,20 +158,29 @@ class Leg:
             self.head = headers_without(lane.secret, headers)
             if status >= 400:
                 self.scrub = Scrub(lane.secret)
-        kind = (_header(headers, b"content-type") or b"").lower()
+        kind, coding = b"", b"identity"
+        for name, value in headers:
+            if name == b"content-type":
+                kind = value.lower()
+            elif name == b"content-length":
+                self._length = int(value)
+            elif name == b"content-encoding":
+                coding = value.strip().lower()
         # Its own type says how an answer is read, and what was asked for only where that says little.
-        self._streams = status < 300 and (EVENTS in kind or (asked.streams and not any(one in kind for one in WHOLE)))
-        coding = (_header(headers, b"content-encoding") or b"identity").strip().lower()
-        drops = asked.streams and not asked.wants_usage and self._forward.endpoint in WANTS_USAGE
-        self.tap = tap_for(self._forward.endpoint, coding, streams=self._streams, drop_usage=drops)
-        coded = coding != b"identity"
-        self._opening = Opening(
-            asked.fields, streams=self._streams, coded=coded, length=self._length(), secret=lane.secret
+        streams = self._streams = status < 300 and (
+            EVENTS in kind or (asked.streams and JSON not in kind and HTML not in kind)
         )
+        drops = streams and not asked.wants_usage and asked.streams and self._forward.endpoint in WANTS_USAGE
+        self.tap = tap_for(self._forward.endpoint, coding, streams=streams, drop_usage=drops)
+        self._opening = Opening(
+            asked.fields, streams=streams, coded=coding != b"identity", length=self._length, secret=lane.secret
+        )
+        if status == 200 and HTML not in kind:
+            return
         stands = standing(status, named=status >= 400 and names_something(asked.fields))
         if stands in ELSEWHERE:
             self._reads_why = self._course.failed_with(self, status, stands) and stands in AGAINST
-        elif status < 300 and b"html" in kind:
+        elif status < 300 and HTML in kind:
             self._course.said_error(self, status, "broken", "a web page")
 
     def on_body(self, data: bytes) -> None:
@@ -317,15 +328,11 @@ class Leg:
         forward = self._forward
         if not forward.early:
             headers = [header for header in self.head if header[0] not in KEPT_BACK]
-            if not self._streams and (length := self._length()) >= 0:
-                headers.append((b"content-length", str(length).encode()))
+            if not self._streams and self._length >= 0:
+                headers.append((b"content-length", b"%d" % self._length))
             headers.extend(forward.told(self.lane))
             forward.responder.start(self.status, headers)
         return data
-
-    def _length(self) -> int:
-        """Bytes of its body as its head says, -1 when it does not."""
-        return int(_header(self.head, b"content-length") or -1)
 
     # What the course has done.
 
@@ -391,10 +398,3 @@ class Leg:
         else:
             lane.add(AHEAD_TOKENS, -self.ahead)
         self._line.left(lane, self._course)
-
-
-def _header(headers: Headers, name: bytes) -> bytes | None:
-    for key, value in headers:
-        if key == name:
-            return value
-    return None

@@ -77,10 +77,14 @@ class Opening:
         """Nothing follows. Never empty."""
         if self._cutter is not None:
             # Some servers leave the last empty line out.
-            return self._event(*fields_of(self._cutter.rest() + b"\n\n")) or "none"
-        if self._size > SHORT_BYTES:
+            if first := self._event(*fields_of(self._cutter.rest() + b"\n\n")):
+                return first
+        elif self._size > SHORT_BYTES:
             return "content"
         body = b"".join(self._parts)
+        # A document in place of a stream is an answer all the same, where no type said that it would be one.
+        if self._cutter is not None and not body.lstrip().startswith(b"{"):
+            return "none"
         if b'"error"' not in body and (_USUAL[0] in body or _USUAL[1] in body):
             return "content"
         kind = body_kind(body)

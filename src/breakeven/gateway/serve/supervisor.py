@@ -235,7 +235,6 @@ class Supervisor:
         try:
             for place in range(workers):
                 self._start_worker(place, told)
-                self._owed.due_s.pop(place, None)
         except (OSError, UserError) as error:
             self._say(f"a worker cannot be started ({_reason(error)})")
             os.close(gate)
@@ -266,6 +265,7 @@ class Supervisor:
             return run_worker(self.loaded, self.rows, self.block, worker, mine, ready)
 
         self.children.fork(worker, place, self.generation, self.rows, run)
+        self.doors.open(place)
 
     # Reloading and ending.
 
@@ -314,8 +314,12 @@ class Supervisor:
                     child.generation = FAILED
                     kill(child.pid, signal.SIGTERM)
             self.generation -= 1
+            for place in self._owed.due_s:
+                self._close_door(place, KILL_S)
             self._not_reloaded("a worker could not start; its message is above")
             return
+        for place in range(loaded.plan.workers):
+            self._owed.due_s.pop(place, None)
         self.block.everywhere.put(0, 0, Global.GENERATION, float(self.generation))
         for child in old:
             if child.worker is None:

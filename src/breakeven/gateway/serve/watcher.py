@@ -12,6 +12,7 @@ import os
 import pickle
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ RECENT = 50
 LOOK_S = 1.0
 EXPERIMENTS_S = 2.0
 SAVE_S = 10.0
+CERTIFICATE_S = 3600.0
 CLOSE_S = 10.0
 """For what may wait for a network or a disk at the end."""
 SEND_S = 1.0
@@ -105,6 +107,8 @@ class Watcher:
         self.poller = Poller(now.plan, now.rows.backends, block)
         self.swapper: Swapper | None = None
         self._shared: SharedWindows | None = None
+        self._shown: ssl.SSLContext | None = None
+        """What clients are shown, as far as this process knows."""
         self._keys = Keys(())
         self._ending = asyncio.Event()
         self._status = 0
@@ -157,6 +161,9 @@ class Watcher:
                 start("telemetry", self._export)
         if not plan.experiments:
             self.experiments = []
+        self._shown = None
+        if plan.tls is not None:
+            start("certificate", self._watch_certificate)
         self._keys = Keys(keys or ())
         if plan.keys is not None and keys is not None:
             path = plan.keys
@@ -191,6 +198,20 @@ class Watcher:
         """Certificates changed, and nothing else: backends are asked by new connections."""
         tls.use({})
         self.poller.renewals += 1
+        self._look_at_certificate(anew=True)
+
+    def _look_at_certificate(self, *, anew: bool) -> None:
+        files = self.now.plan.tls_files
+        if anew:
+            with contextlib.suppress(UserError):  # what is shown stays what it was
+                self._shown = tls.server_tls(files) if files is not None else None
+        self._warn("certificate", "" if self._shown is None else tls.what_to_do(self._shown, time.time()))
+
+    async def _watch_certificate(self) -> None:
+        """Clients that refuse it come without a warning of their own."""
+        while True:
+            self._look_at_certificate(anew=self._shown is None)
+            await asyncio.sleep(CERTIFICATE_S)
 
     def _warn(self, what: str, text: str) -> None:
         """Say it once and show it until it is taken back by an empty text."""
