@@ -30,6 +30,7 @@ from breakeven.wire.completions import ScriptedRequest
 from breakeven.wire.message import Request
 from breakeven.wire.playing import Scene
 from breakeven.wire.scripted import ScriptedServer, Step
+from breakeven.wire.sse import event
 
 CHAT = "/v1/chat/completions"
 JSON_TYPE = {"content-type": "application/json"}
@@ -250,13 +251,15 @@ def _end(process: subprocess.Popen[str]) -> None:
 def echo(status: int = 400, *, pieces: bool = False) -> Iterator[str]:
     """A backend that repeats every header it was sent, in its own headers and body. `pieces`: byte by byte.
 
-    /metrics repeats them too.
+    /metrics repeats them too. With 200 it is the client's own mistake that is told, in a stream after its first token.
     """
 
     def step(question: ScriptedRequest) -> Step:
         sent = server.seen.headers[-1]
-        body = json.dumps({"error": {"message": f"you sent {sent}", "code": 1}}).encode()
+        body = json.dumps({"error": {"message": f"you sent {sent}", "code": 400 if status == 200 else 1}}).encode()
         lines = [f"x-you-sent-{name}: {value}" for name, value in sent.items()]
+        if status == 200 and question.stream:
+            return whole(event(b'{"choices":[{"delta":{"content":"a"}}]}') + event(body), kind="text/event-stream")
         if not pieces:
             return whole(body, *lines, status=status)
         top = head(status, "content-type: application/json", "transfer-encoding: chunked", *lines)

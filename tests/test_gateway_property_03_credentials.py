@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from breakeven.gateway.keys import store
 from breakeven.gateway.plan.model import ENDPOINTS
-from breakeven.gateway.serve.tap import Scrub, headers_without
+from breakeven.gateway.serve.opening import Scrub, headers_without
 
 BACKEND_KEY = "canary-of-the-backend-7f3a9c"
 ECHOED_KEY = "canary-of-the-echo-51bb02"
@@ -80,7 +80,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     key = store.create(directory / "keys.json", "anna", models=())
     wait = {"timeouts": {"first_byte": "2s", "idle": "2s"}}
     environ = {"THE_KEY": BACKEND_KEY, "THE_ECHOED_KEY": ECHOED_KEY, "BREAKEVEN_ADMIN_SECRET": ADMIN}
-    with ChaosServer() as server, echo(400) as plainly, echo(401, pieces=True) as slowly, echo(503) as failing:
+    with (
+        ChaosServer() as server,
+        echo(400) as plainly,
+        echo(401, pieces=True) as slowly,
+        echo(503) as failing,
+        echo(200) as told,
+    ):
         plan = {
             "keys": "keys.json",
             "backends": [
@@ -88,6 +94,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 backend("echo", plainly, api_key_env="THE_ECHOED_KEY", **{**wait, "poll": True}),
                 backend("pieces", slowly, api_key_env="THE_ECHOED_KEY", **wait),
                 backend("failing", failing, api_key_env="THE_ECHOED_KEY", **wait),
+                backend("told", told, api_key_env="THE_ECHOED_KEY", **wait),
                 backend("away", "http://127.0.0.1:1", api_key_env="THE_KEY", **{**wait, "poll": True}),
             ],
             "policies": [
@@ -98,7 +105,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             made = World(running, server, key)
             for path in ENDPOINTS:
                 for stream in (False, True):
-                    for model in ("good", "echo", "pieces", "failing", "away", "failover"):
+                    for model in ("good", "echo", "pieces", "told", "failing", "away", "failover"):
                         made.ask(model, path, stream=stream)
             for name in FAULTS:
                 for stream in (False, True):

@@ -33,7 +33,7 @@ AFTER = ["reset_mid_body", "close_mid_body", "stall_mid_body", "truncate", "garb
 _ERROR = b'{"error": {"message": "CUDA out of memory at 10.0.0.7", "code": 500}}'
 _ROLE = event(b'{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}')
 _STOP = event(b'{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}')
-_NAMED = ("late", "spoofs", "fails-late", "declines", "mute", "busy")
+_NAMED = ("late", "spoofs", "fails-late", "declines", "mute", "busy", "half")
 _LIFE = chunk(b": PROCESSING\n\n")
 _STREAMS = head(200, "content-type: text/event-stream", "transfer-encoding: chunked")
 _SPOOFED = ("x-breakeven-backend: premium", "x-breakeven-usd: 0", "x-request-id: forged", "www-authenticate: Basic")
@@ -41,6 +41,11 @@ ODD: dict[str, Callable[[ScriptedRequest], Scene]] = {
     **{f"status-{status}": partial(_refused, status) for status in (401, 403, 404, 408, 522)},
     "error-first": lambda q: played(q, [b": hm\n\n", _ROLE, event(_ERROR), DONE]) if q.stream else whole(_ERROR),
     "says-nothing": lambda q: played(q, [b": hm\n\n", _ROLE, DONE]) if q.stream else whole(b""),
+    "no-answer": lambda q: (
+        played(q, [_ROLE, event(b'{"error": {"message": "out"}, "choices": {}}')])
+        if q.stream
+        else whole(b'{"ok": false}')
+    ),
     "web-page": lambda q: whole(b"<html>Log in</html>", kind="text/html"),
 }
 """What is no answer, though it comes with a status, a body, or both."""
@@ -52,6 +57,8 @@ def _odd(question: ScriptedRequest) -> Scene:
         return played(question, [b": PROCESSING\n\n", b": PROCESSING\n\n", _ROLE, *events(question)])
     if question.model == "fails-late":
         return CONTENT["engine_error"](question)
+    if question.model == "half":
+        return played(question, [*events(question)[:1], b'data: {"choices": [{"te'])
     if question.model == "busy":
         return _refused(429, question)
     if question.model == "declines":
@@ -347,6 +354,12 @@ def test_an_error_in_the_middle_of_a_stream_is_no_success(house: House) -> None:
     record = house.gateway.record(answer.id)
     assert (record.attempts[0].outcome, record.error) == ("error", "error: out of memory")
     assert house.gateway.backend("fails-late")["errors"] == before + 1
+
+
+def test_a_stream_that_ends_within_an_event_is_cut_for_its_client_too(house: House) -> None:
+    answer = ask(house.gateway.url, question("half", "half", stream=True))
+    assert (answer.status, answer.whole) == (200, False)
+    assert house.gateway.record(answer.id).attempts[0].outcome == "cut"
 
 
 def test_an_error_that_is_the_clients_own_goes_to_it_and_counts_against_nobody(house: House) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import zlib
 
@@ -144,6 +145,62 @@ def test_no_bytes_break_a_tap_or_are_lost(data: bytes, drop: bool) -> None:
         coded = tap_for(CHAT, coding, streams=drop, drop_usage=drop)
         assert coded.feed(data) + coded.rest() == data
         assert coded.output_tokens >= 0
+
+
+ERRORS = [
+    b'data: {"error":{"message":"away"}}',
+    b'data: {"error":"away"}',
+    b'data: {"error":{"message":"away"},"choices":{}}',
+    b'data: {"object":"error","message":"away"}',
+    b'data: {"detail":"away"}',
+    b'data: {"message":"away","code":500}',
+    b"event: error\ndata: away",
+    b'event: error\ndata: {"type":"error","error":{"message":"away"}}',
+    b'error: {"code":500,"message":"away"}',
+]
+
+
+@given(st.sampled_from(ERRORS), st.integers(0, 9), st.booleans(), st.lists(st.integers(0, 10_000), max_size=9))
+def test_an_error_among_events_is_seen_however_it_is_told_and_cut(
+    error: bytes, texts: int, null: bool, places: list[int]
+) -> None:
+    text = chunk("abcdefgh") if null else chunk("abcdefgh").replace(b',"finish_reason":null', b"")
+    tap = StreamTap(CHAT, drop_usage=False)
+    through(tap, cut((text + b"\n\n") * texts, places))
+    assert tap.error is None
+    tap = StreamTap(CHAT, drop_usage=False)
+    stream = (text + b"\n\n") * texts + error + b"\n\n"
+    assert through(tap, cut(stream, places)) == stream
+    assert tap.error is not None
+    assert b"away" in tap.error
+    assert not tap.half
+
+
+@given(st.integers(1, 200), st.booleans(), st.booleans())
+def test_a_stream_that_ends_within_an_event_is_known(left: int, ended: bool, drop: bool) -> None:
+    last = chunk("b")
+    tap = StreamTap(CHAT, drop_usage=drop)
+    through(tap, [chunk("a", "stop" if ended else None) + b"\n\n" + last[: min(left, len(last))]])
+    assert tap.half == (not ended and len(b"data: ") < left < len(last))
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        gzip.compress((chunk("a") + b"\n\n") * 500_000),
+        gzip.compress(b"\r" * 2**25),
+        gzip.compress(b": a\n\n" * 2**22),
+        gzip.compress(chunk("a") + b"\n\n") * 50_000,
+    ],
+    ids=["events", "empty lines", "comments", "parts"],
+)
+def test_what_is_packed_to_keep_us_busy_is_left(bomb: bytes) -> None:
+    tap = tap_for(CHAT, b"gzip", streams=True, drop_usage=False)
+    for at in range(0, len(bomb), 2**16):
+        tap.feed(bomb[at : at + 2**16])
+    tap.rest()
+    assert tap.events < 100_000
+    assert tap.output_tokens >= len(bomb), "what is not read costs what came"
 
 
 @pytest.mark.parametrize("bare", [False, True])

@@ -170,7 +170,7 @@ def event_kind(data: bytes | None, name: bytes = b"") -> Kind:
     try:
         return kind_of(_decode(mended(data)))
     except _UNREADABLE:
-        return "unread"
+        return "error" if b'"error"' in data and _told_error(data) else "unread"
 
 
 def raw_kind(raw: bytes) -> Kind:
@@ -291,6 +291,7 @@ class _Body(msgspec.Struct, gc=False):
     type: Any = None
     message: Any = None
     detail: Any = None
+    choices: Any = None
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
@@ -312,7 +313,7 @@ def body_kind(body: bytes) -> Literal["content", "error", "empty", "unread"]:
     told = _told_error(body, alone=not own)
     if told is None:
         return "unread"
-    return "error" if told else "content"
+    return "error" if told else "content" if own else "empty"
 
 
 def _told_error(body: bytes, alone: bool = False) -> bool | None:
@@ -323,6 +324,9 @@ def _told_error(body: bytes, alone: bool = False) -> bool | None:
         return None
     if told.error or "error" in (told.object, told.type):
         return True
+    if isinstance(told.choices, list) and told.choices:
+        # OpenRouter: of an answer that its backend broke off.
+        return all(isinstance(one, dict) and one.get("finish_reason") == "error" for one in told.choices)
     return alone and (isinstance(told.message, str) or bool(told.detail))
 
 

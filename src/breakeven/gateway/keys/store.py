@@ -11,6 +11,7 @@ import re
 import secrets
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -120,7 +121,7 @@ def listing(path: Path) -> tuple[KeyEntry, ...]:
 def _entries(path: Path, file: _File) -> tuple[KeyEntry, ...]:
     entries = tuple(_entry(path, key) for key in file.keys)
     for what, values in (("name", [e.name for e in entries]), ("id", [e.id for e in entries])):
-        twice = next((value for value in values if values.count(value) > 1), None)
+        twice = next((value for value, times in Counter(values).items() if times > 1), None)
         if twice is not None:
             raise UserError(f"{path}: two keys have the {what} {twice}; take one of them out")
     return entries

@@ -23,6 +23,8 @@ from breakeven.wire.message import Refused, Request, Responder
 MODELS = "/v1/models"
 READS = "GET, HEAD"
 _MOST_NAMES = 64
+_FOREIGN_NAME = "without keys only this machine may ask, by the name 127.0.0.1 or localhost; `keys:` opens it"
+_FOREIGN_PAGE = "without keys no pages but this machine's may ask; name this one's Origin in `origins:`, or use `keys:`"
 
 
 class Front:
@@ -50,8 +52,7 @@ class Front:
         """The edge's handler."""
         path = request.path
         if self._desk.keys is None and self._strange(request):
-            message = "without keys only this machine may ask, by the name 127.0.0.1 or localhost; `keys:` opens it"
-            say(responder, 403, message, "forbidden")
+            say(responder, 403, _FOREIGN_PAGE if names_here(request.header(b"host")) else _FOREIGN_NAME, "forbidden")
         elif path in self._endpoints:
             client = known if isinstance(known := request.known, Client) else self._desk.client_of(request)
             if client is None:

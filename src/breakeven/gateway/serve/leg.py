@@ -12,18 +12,26 @@ from breakeven.gateway.route.view import Ask
 from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, Client, body_for
 from breakeven.gateway.serve.course import Course, Judgement
 from breakeven.gateway.serve.lane import Lane
-from breakeven.gateway.serve.opening import EMPTY, SHORT_BYTES, First, Opening, error_status, names_something, without
-from breakeven.gateway.serve.tap import UNHEARD, Scrub, Tap, headers_without, tap_for
+from breakeven.gateway.serve.opening import (
+    EMPTY,
+    SHORT_BYTES,
+    First,
+    Opening,
+    Scrub,
+    error_status,
+    headers_without,
+    names_something,
+    without,
+)
+from breakeven.gateway.serve.tap import UNHEARD, Tap, tap_for
 from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.wire.connection import Exchange
-from breakeven.wire.meaning import AGAINST, ELSEWHERE, Standing, asked_wait_s, error_text, event_kind, standing
+from breakeven.wire.meaning import AGAINST, ELSEWHERE, Standing, asked_wait_s, error_text, standing
 from breakeven.wire.message import Headers, Responder, Trouble
-from breakeven.wire.sse import fields_of, split_events
 
 KEPT_BACK = frozenset((b"set-cookie", b"server", b"alt-svc", b"strict-transport-security", b"content-length"))
 """Headers of an answer that are between the gateway and the backend."""
-EVENTS, JSON, HTML = b"event-stream", b"json", b"html"
-"""Parts of content types of streams, and of what is none."""
+EVENTS, JSON, HTML = b"event-stream", b"json", b"html"  # parts of content types of streams, and of what is none
 KEEP_ALIVE_NS = 10 * 10**9
 """A client whose backend sends signs of life and nothing else hears one of ours this often."""
 
@@ -186,14 +194,13 @@ class Leg:
     def _pass_on(self, data: bytes) -> None:
         if self.kept is not None:
             self.kept.add(data)
-        # Quotes within a text are written otherwise, so that hardly any piece of an answer is looked at.
-        if b'"error"' in data and self._streams and not (self._failing or self.nothing):
-            self._failing = _error_in(without(self.lane.secret, data))
         tap = self.tap
         events = tap.events
         data = tap.feed(data)
         if tap.events != events:
             self.said_ns = self.last_ns
+        if tap.error is not None:
+            data = self._erred(tap.error, data)
         if data:
             forward = self._forward
             if forward.early:
@@ -201,9 +208,18 @@ class Leg:
             else:
                 forward.responder.write(data)
 
+    def _erred(self, error: bytes, data: bytes) -> bytes:
+        """A stream with an error in it, which may be about its backend, and may repeat a key."""
+        if not (self._failing or self.nothing) and standing(error_status(error)) in ELSEWHERE:
+            self._failing = error_text(without(self.lane.secret, error)) or "an error"
+        return without(self.lane.secret, data)
+
     def _write(self, data: bytes) -> None:
         forward = self._forward
-        forward.responder.write(_as_event(data) if forward.early and not self._streams else data)
+        if forward.early and not self._streams:
+            # An error's body within a stream that the client has been promised already.
+            data = b"data: %s\n\n" % b" ".join(data.split())
+        forward.responder.write(data)
 
     def _opened(self, data: bytes) -> bytes:
         """All that came so far, once it may go to the client; empty: it is held, or it is no answer."""
@@ -243,6 +259,8 @@ class Leg:
             return False
         else:
             self.nothing = first
+            if first == "declined" and self.lane.secret and self.scrub is None:
+                self.scrub = Scrub(self.lane.secret)
             return first != EMPTY or not course.says_nothing(self)
         return True
 
@@ -257,6 +275,9 @@ class Leg:
         if not self.begun and not self._ended():
             return
         self.held += self.tap.rest()
+        if self.tap.half and not self._failing:
+            self._course.trouble(self, "cut", "the stream ends within an event")
+            return
         self._course.whole(self, failing=self._failing, nothing=self.nothing)
 
     def _ended(self) -> bool:
@@ -322,8 +343,7 @@ class Leg:
         forward = self._forward
         if self.single is not None:
             headers = [header for header in self.head if header[0] not in KEPT_BACK]
-            headers.extend(forward.told(self.lane))
-            forward.responder.respond(self.status, headers, self.single)
+            forward.responder.respond(self.status, headers + forward.told(self.lane), self.single)
             return
         if held := self.held:
             self._write(held)
@@ -375,17 +395,3 @@ class Leg:
             lane.breaker.ended(time.monotonic(), self.spell)
         lane.ended(self.ahead, self._size, decoding=self.begun)
         self._line.left(lane, self._course)
-
-
-def _error_in(data: bytes) -> str:
-    """What an error among these events says that is about the backend; empty: there is none."""
-    for raw in split_events(data):
-        said, name = fields_of(raw)
-        if event_kind(said, name) == "error" and standing(error_status(said or b"")) in ELSEWHERE:
-            return error_text(said or b"") or "an error"
-    return ""
-
-
-def _as_event(data: bytes) -> bytes:
-    """An error's body within a stream that the client has been promised already."""
-    return b"data: %s\n\n" % b" ".join(data.split())

@@ -4,7 +4,7 @@ A status of success says little: a stream may hold nothing but comments for a wh
 a stream is held until it has said something (`wire.said`: content, an end, or an error), which costs a normal one no
 time, since its first event that is passed on is the one that says something. Until then another backend can be asked.
 
-An answer in one piece is held as long as it is short: an error is.
+An answer in one piece is held as long as it is short: an error is. A backend's key is kept out of what errors repeat.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from breakeven.wire.meaning import ELSEWHERE, Kind, Standing, body_kind, error_text, event_kind, standing
+from breakeven.wire.message import Headers
 from breakeven.wire.sse import SseCutter, fields_of
 
 MOST_HELD = 256 * 1024
@@ -89,12 +90,13 @@ class Opening:
         kind = body_kind(body)
         if kind == "error":
             return self._error(body)
-        return "none" if kind == "empty" else "content"
+        return "content" if kind == "content" else "none"
 
     def data(self) -> bytes:
         """All that came, which is held no more."""
         parts, self._parts = self._parts, []
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        return without(self._secret, data) if self.status else data
 
     def _event(self, data: bytes | None, name: bytes) -> First:
         kind: Kind = event_kind(data, name)
@@ -117,6 +119,34 @@ class Opening:
 def without(secret: bytes, data: bytes) -> bytes:
     """The same without a backend's key."""
     return data.replace(secret, b"*" * len(secret)) if secret else data
+
+
+class Scrub:
+    """Bytes of one answer through; the key becomes as many stars, wherever the answer is cut into pieces."""
+
+    __slots__ = ("_held", "_key", "_stars")
+
+    def __init__(self, key: bytes) -> None:
+        """`key` is not empty."""
+        self._key, self._stars, self._held = key, b"*" * len(key), b""
+
+    def feed(self, data: bytes) -> bytes:
+        """What may go on; the beginning of a key that may follow is held."""
+        data = (self._held + data).replace(self._key, self._stars)
+        most = min(len(self._key) - 1, len(data))
+        hold = next((size for size in range(most, 0, -1) if self._key.startswith(data[-size:])), 0)
+        self._held = data[len(data) - hold :]
+        return data[: len(data) - hold]
+
+    def rest(self) -> bytes:
+        """What was held, when nothing follows."""
+        held, self._held = self._held, b""
+        return held
+
+
+def headers_without(key: bytes, headers: Headers) -> Headers:
+    """All headers but those that hold the key."""
+    return [pair for pair in headers if key not in pair[1]]
 
 
 class _Error(msgspec.Struct):

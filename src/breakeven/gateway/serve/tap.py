@@ -6,8 +6,6 @@ out, which needs whole events: the part of one is held until the rest of it come
 What an answer took is the backend's count and what passed since, and never less than the events that brought output.
 Where nobody counts, its text is measured. Of events that are made alike, a few are taken apart, and of those that
 follow the length tells how much text they hold.
-
-A backend's key is kept out of what a client is told, should the backend repeat it in an error.
 """
 
 from __future__ import annotations
@@ -30,8 +28,7 @@ from breakeven.gateway.serve.usage import (
     tokens_of,
     usage_of,
 )
-from breakeven.wire.meaning import StreamEvent, is_ping, kind_of, mended
-from breakeven.wire.message import Headers
+from breakeven.wire.meaning import StreamEvent, event_kind, is_ping, kind_of, mended
 from breakeven.wire.sse import SseCutter, fields_of
 
 _MOST_HELD = 64 * 1024
@@ -41,6 +38,7 @@ _MOST_KEPT = 2**20
 _MOST_INFLATED = 64 * 2**20
 """Of a compressed answer; what is beyond is not read, and charged by the bytes that came."""
 _INFLATED_AT_ONCE = 256 * 1024
+_PLAIN_A_BYTE, _LINES_A_BYTE, _FREE_LINES, _MOST_MEMBERS = 64, 4, 4096, 1000  # more is made to keep us busy
 _ALIKE_BYTES = 4
 """Events whose frames differ by no more are made alike."""
 _TAKEN_APART, _TAKEN_AS_ALIKE = 3, 250
@@ -52,7 +50,10 @@ _decode_body = msgspec.json.Decoder(WholeBody).decode
 
 
 class StreamTap:
-    """Events of one stream. `events` counts those with output; `finish` is the reason it gave, else empty."""
+    """Events of one stream. `events` counts those with output; `finish` is the reason it gave, else empty.
+
+    `error`: the data of its first error. `half`: it ended within an event, without a reason before.
+    """
 
     __slots__ = (
         "_apart",
@@ -73,8 +74,10 @@ class StreamTap:
         "_told_events",
         "_told_text",
         "counted",
+        "error",
         "events",
         "finish",
+        "half",
     )
 
     def __init__(self, endpoint: str, *, drop_usage: bool) -> None:
@@ -86,6 +89,8 @@ class StreamTap:
         self.counted = Counted()
         self.events = self._text = self._told_events = self._told_text = 0
         self.finish = ""
+        self.error: bytes | None = None
+        self.half = False
         self._long: UsageScan | None = None
         self._longs = 0
         self._long_counts = False
@@ -126,6 +131,8 @@ class StreamTap:
     def rest(self) -> bytes:
         """What is still held when the stream ends."""
         held = self._cutter.rest()
+        # Some servers leave the last empty line out, so that what can be read is an event all the same.
+        self.half = bool(held) and not self.finish and event_kind(*fields_of(held)) == "unread"
         if held and not self._drop:
             self._look(held)
         return self._kept(held) if held and self._drop else b""
@@ -146,7 +153,10 @@ class StreamTap:
         if self._as_alike and self._are_alike(event):
             return True
         data, name = fields_of(event)
-        if data is None or name == b"error" or data.strip() == b"[DONE]" or is_ping(data, name):
+        if name == b"error":
+            self.error = self.error or data or b"error"
+            return True
+        if data is None or data.strip() == b"[DONE]" or is_ping(data, name):
             return True
         try:
             found = _decode(data)
@@ -155,12 +165,17 @@ class StreamTap:
                 found = _decode(mended(data))
             except UNREADABLE:
                 # Whatever it is, it was said.
+                if event_kind(data) == "error":
+                    self.error = self.error or data
                 self.events += 1
                 self._text += len(data)
                 UsageScan(self.counted).feed(data)
                 return True
-        if kind_of(found) == "content":
+        kind = kind_of(found)
+        if kind == "content":
             self._take(event, found)
+        elif kind == "error":
+            self.error = self.error or data
         self.finish = self.finish or finish_of(found)
         if self.counted.add(usage_of(found)):
             self._told_events, self._told_text = self.events, self._text
@@ -186,6 +201,8 @@ class StreamTap:
             or data.count(b"\n\n") != count
             or data.count(b"\n\n" + start) != count - 1
         ):
+            return False
+        if b'"error"' in data or not (self._marked or data.count(b'"choices"') == count):
             return False
         if b'"usage"' in data and data.count(b'"usage"') != data.count(b'"usage":null'):
             return False
@@ -251,6 +268,8 @@ class WholeTap:
     """An answer in one piece, read when it is whole; one that is too long for that, as it passes."""
 
     __slots__ = ("_pieces", "_scan", "_size", "_text", "counted", "events", "finish")
+    error: bytes | None = None
+    half = False
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -300,14 +319,16 @@ class WholeTap:
 class CodedTap:
     """A compressed answer: its bytes pass as they are, and are read beside; a token a byte where they cannot be."""
 
-    __slots__ = ("_bare", "_inflate", "_inflated", "_size", "_tap", "counted")
+    __slots__ = ("_bare", "_inflate", "_inflated", "_lines", "_members", "_size", "_tap", "counted", "error", "half")
 
     def __init__(self, tap: StreamTap | WholeTap, encoding: bytes) -> None:
         self._tap, self.counted = tap, tap.counted
         self._inflate: Any = zlib.decompressobj(47) if encoding in (b"gzip", b"x-gzip", b"deflate") else None
         self._bare = encoding == b"deflate"
         """It may come without the frame that it should have."""
-        self._inflated = self._size = 0
+        self._inflated = self._lines = self._members = self._size = 0
+        self.error: bytes | None = None
+        self.half = False
 
     @property
     def events(self) -> int:
@@ -338,20 +359,29 @@ class CodedTap:
                 continue
             self._bare = self._bare and not plain
             self._inflated += len(plain)
-            if self._inflated > _MOST_INFLATED:
+            self._lines += plain.count(b"\n") + plain.count(b"\r")
+            if self._is_bomb():
                 self._inflate = None
                 break
             self._tap.feed(plain)
             left = inflate.unconsumed_tail
             if inflate.eof and (left := inflate.unused_data):
+                self._members += 1
                 self._inflate = zlib.decompressobj(47)
             elif not left and len(plain) < _INFLATED_AT_ONCE:
                 break
+        self.error = self._tap.error
         return data
+
+    def _is_bomb(self) -> bool:
+        """Whether reading on would cost more than there can be to read: empty lines cost as much as events."""
+        most, lines = 4 * _INFLATED_AT_ONCE + _PLAIN_A_BYTE * self._size, _FREE_LINES + _LINES_A_BYTE * self._size
+        return self._inflated > min(most, _MOST_INFLATED) or self._lines > lines or self._members > _MOST_MEMBERS
 
     def rest(self) -> bytes:
         """Nothing is held."""
         self._tap.rest()
+        self.half = self._inflate is not None and self._tap.half
         return b""
 
 
@@ -368,31 +398,3 @@ def tap_for(endpoint: str, coding: bytes, *, streams: bool, drop_usage: bool) ->
     plain = coding in _PLAIN
     tap = StreamTap(endpoint, drop_usage=drop_usage and plain) if streams else WholeTap()
     return tap if plain else CodedTap(tap, coding)
-
-
-class Scrub:
-    """Bytes of one answer through; the key becomes as many stars, wherever the answer is cut into pieces."""
-
-    __slots__ = ("_held", "_key", "_stars")
-
-    def __init__(self, key: bytes) -> None:
-        """`key` is not empty."""
-        self._key, self._stars, self._held = key, b"*" * len(key), b""
-
-    def feed(self, data: bytes) -> bytes:
-        """What may go on; the beginning of a key that may follow is held."""
-        data = (self._held + data).replace(self._key, self._stars)
-        most = min(len(self._key) - 1, len(data))
-        hold = next((size for size in range(most, 0, -1) if self._key.startswith(data[-size:])), 0)
-        self._held = data[len(data) - hold :]
-        return data[: len(data) - hold]
-
-    def rest(self) -> bytes:
-        """What was held, when nothing follows."""
-        held, self._held = self._held, b""
-        return held
-
-
-def headers_without(key: bytes, headers: Headers) -> Headers:
-    """All headers but those that hold the key."""
-    return [pair for pair in headers if key not in pair[1]]
