@@ -122,8 +122,9 @@ class Asked:
 
     def _measure(self, raw: bytes) -> None:
         size = len(raw)
-        pictures = raw.count(_PICTURE)
-        if size >= _EMBEDDED_FROM:
+        # One byte is found by C's memchr, thirty times as fast as several: most texts lack the mark's rarest one.
+        pictures = raw.count(_PICTURE) if b"_" in raw else 0
+        if size >= _EMBEDDED_FROM and b";" in raw:
             found, their_bytes = _embedded(raw)
             pictures = max(pictures, found)
             size -= their_bytes
