@@ -289,10 +289,17 @@ def run_chaos(
             seen=seen,
             behaviours=behaviours,
             rss_bytes=party.rss_bytes,
-            descriptors=[len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in party.workers],
+            descriptors=_descriptors(gateway),
             said=gateway.said,
             faults=faults,
         )
+
+
+def _descriptors(gateway: Gateway) -> list[int]:
+    """Open files of each worker that stays: a reload that was still under way takes others away meanwhile."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in sorted(gateway.workers())]
 
 
 def _charged(state: dict[str, Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -185,6 +186,23 @@ def test_a_child_ends_with_its_status_and_says_why(family: Children, capfd: pyte
     assert [ended[pid] for pid in pids] == [3, 1]
     assert capfd.readouterr().err == "breakeven: it?[2J cannot\n"
     assert family.free_row() == 1
+
+
+def test_what_children_log_drives_no_terminal(family: Children, capfd: pytest.CaptureFixture[str]) -> None:
+    def logs() -> int:
+        try:
+            raise ValueError("\x1b[2J" + "x" * 10**6)
+        except ValueError:
+            logging.getLogger("breakeven.gateway.edge").exception("a request to %s", "/\x9b31m")
+        raise RuntimeError("\x1b]0;owned\x07")
+
+    pid = family.fork(1, 0, 0, NOBODY, logs).pid
+    os.waitpid(pid, 0)
+    said = capfd.readouterr().err
+    assert all(line.isprintable() for line in said.split("\n"))
+    assert "Traceback" in said
+    assert "RuntimeError: ?]0;owned?" in said
+    assert len(said) < 20_000
 
 
 def test_reading_has_a_limit_and_leaves_nobody_behind() -> None:

@@ -18,7 +18,7 @@ from breakeven.answer.study.values import FilePart, keys_of
 from breakeven.answer.study.yaml_file import parts_in
 from breakeven.errors import UserError
 from breakeven.gateway.plan import check
-from breakeven.gateway.plan.check import check_plan, check_reload, is_loopback
+from breakeven.gateway.plan.check import ALL_SET, check_plan, check_reload, is_loopback
 from breakeven.gateway.plan.limits import Limits
 from breakeven.gateway.plan.load import PUBLIC_NAME, read_gateway
 from breakeven.gateway.plan.model import (
@@ -40,6 +40,7 @@ from breakeven.gateway.plan.model import (
 from breakeven.gateway.plan.origins import plan_of_decision
 from breakeven.gateway.plan.write import gateway_text, write_gateway
 from breakeven.gateway.route.policies import POLICIES
+from breakeven.gateway.serve.run import source_of
 from breakeven.results.cost import Api, Own, Rented
 from breakeven.results.decision import Region
 from breakeven.results.store import write
@@ -228,7 +229,7 @@ def test_what_is_wrong_is_named_with_its_place(
 )
 def test_experiments_are_checked(tmp_path: Path, entry: dict[str, object], key: str, right: str) -> None:
     usual = {"name": "x", "kind": "ab", "model": "chat", "control": "a", "treatment": "c"}
-    path = written(tmp_path, changed(experiments=[usual | entry]))
+    path = written(tmp_path, changed(experiments=[usual | entry], log={"directory": "logs"}))
     with pytest.raises(UserError, match=re.escape(f"experiments.0.{key}")) as error:
         read_gateway(path, ENVIRON)
     assert right in str(error.value)
@@ -236,9 +237,37 @@ def test_experiments_are_checked(tmp_path: Path, entry: dict[str, object], key: 
 
 def test_a_shadow_may_go_to_any_backend(tmp_path: Path) -> None:
     entry = {"name": "x", "kind": "shadow", "model": "chat", "control": "a", "treatment": "b", "sticky_by": "X-User"}
-    plan = read_gateway(written(tmp_path, changed(experiments=[entry])), ENVIRON)
+    plan = read_gateway(written(tmp_path, changed(experiments=[entry], log={"directory": "logs"})), ENVIRON)
     assert plan.experiments[0].treatment == "b"
     assert plan.experiments[0].sticky_by == "x-user"
+
+
+def test_what_works_from_the_decision_log_is_refused_without_one(tmp_path: Path) -> None:
+    entry = {"name": "x", "kind": "ab", "model": "chat", "control": "a", "treatment": "c"}
+    changes: tuple[dict[str, object], ...] = ({"experiments": [entry]}, {"otel": True})
+    for change in changes:
+        with pytest.raises(UserError, match=r"without a decision log.*add log: \{directory"):
+            read_gateway(written(tmp_path, changed(**change)), ENVIRON)
+
+
+def test_a_file_that_is_only_looked_at_needs_no_variable(tmp_path: Path) -> None:
+    path = written(tmp_path, changed(backends__0__url="https://a/v1", backends__0__api_key_env="NOT_SET_ANYWHERE"))
+    with pytest.raises(UserError, match="NOT_SET_ANYWHERE is not set"):
+        read_gateway(path, {})
+    assert read_gateway(path, ALL_SET).backends[0].api_key_env == "NOT_SET_ANYWHERE"
+
+
+@pytest.mark.parametrize("text", ["backend:\n  - name: a\n", "bakends: []\n", "host: 0.0.0.0\n", "# later\n"])
+def test_a_mistyped_gateway_is_told_so_in_a_gateways_words(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"backends.*docs/gateway-yaml\.md"):
+        source_of([str(written(tmp_path, text))], None)()
+
+
+def test_a_models_description_is_none(tmp_path: Path) -> None:
+    one, two = (str(ROOT / "examples" / name) for name in ("tiny-moe.yaml", "tiny-dense.yaml"))
+    assert len(source_of([one, two], None)().backends) == 2
+    with pytest.raises(UserError, match="a gateway's file stands alone"):
+        source_of([one, str(written(tmp_path, changed()))], None)
 
 
 @pytest.mark.parametrize("typed", [SECRET, f"{SECRET} ", f"Bearer {SECRET}", [SECRET]])
@@ -550,7 +579,7 @@ def plans(draw: st.DrawFn) -> GatewayPlan:
             ExperimentPlan(name="x", kind="canary", model=public, control=names[0], treatment=names[1], hold=7),
         ),
         limits=Limits(body_bytes=draw(st.integers(1, 2**33)), idle_s=draw(SECONDS)),
-        log=draw(st.sampled_from([LogPlan(), LogPlan(directory=Path("/tmp/log"), keep=2, prompts=True)])),
+        log=LogPlan(directory=Path("/tmp/log"), keep=draw(st.integers(1, 20)), prompts=draw(st.booleans())),
         redis=draw(st.sampled_from([None, Redis(), Redis(prefix="p:", timeout_s=1.0)])),
         otel=draw(st.booleans()),
         memory_bytes=draw(st.none() | st.integers(1, 2**40)),

@@ -123,9 +123,10 @@ def _log_directory(log: Path | str | None, gateway: Path | str | None) -> tuple[
     plan = None
     directory = None if log is None else Path(log)
     if gateway is not None:
+        from breakeven.gateway.plan.check import ALL_SET
         from breakeven.gateway.plan.load import read_gateway
 
-        plan = read_gateway(Path(gateway))
+        plan = read_gateway(Path(gateway), ALL_SET)
         directory = directory or plan.log.directory
         if directory is None:
             raise UserError(f"{gateway}: it keeps no decision log; set `log.directory`, or give --log DIR")

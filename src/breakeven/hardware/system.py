@@ -26,6 +26,8 @@ from breakeven.errors import NotSupportedError, UserError
 
 KILLED = 9
 """The signal that ends a process whatever it does; Windows knows none and is told so by number alone."""
+HANGUP = 1
+"""The signal that asks to read files anew; Windows has none."""
 _LOOK_S = 0.02
 """How often a system without waiting for signals with a timeout is asked for one."""
 

@@ -209,7 +209,10 @@ class ServerConnection(asyncio.Protocol):
         """The present answer is whole."""
         self._answer = None
         reader = self._reader
-        self._over()
+        self.server.under_way -= 1  # as in `_over`; every good end comes by here
+        if self._share is not None:
+            self._share.free()
+            self._share = None
         if not self.keep:
             self.close()
             return

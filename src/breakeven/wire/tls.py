@@ -107,13 +107,18 @@ def _load(context: ssl.SSLContext, files: TlsFiles) -> None:
         context.load_cert_chain(files.certificate, files.key, password=no_password)
     except (OSError, ssl.SSLError, ValueError) as error:
         place = f"{files.certificate}" + (f" with the key in {files.key}" if files.key else "")
+        todo = "give PEM files that belong together"
         if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
             why = "the key is another certificate's"
         elif isinstance(error, ssl.SSLError):
-            why = f"not a PEM certificate and its key: {error.reason or error}"
+            why = "not a PEM certificate and its key" + (f": {error.reason}" if error.reason else "")
+            if files.key is None:
+                todo = "name its key's file as `key`, or put both into this one"
+        elif isinstance(error, OSError):
+            why, todo = error.strerror or str(error), "both must belong to who runs this"
         else:
             why = str(error)
-        raise UserError(f"certificate: {place} cannot be used ({why}); give PEM files that belong together") from None
+        raise UserError(f"certificate: {place} cannot be used ({why}); {todo}") from None
 
 
 def why_not_now(context: ssl.SSLContext) -> str:
@@ -138,7 +143,8 @@ def what_to_do(context: ssl.SSLContext, unix_s: float) -> str:
         return f"clients refuse the certificate of `tls`: {why}; {renew}"
     ends = (_verified(context).getpeercert() or {}).get("notAfter")
     left_s = ssl.cert_time_to_seconds(str(ends)) - unix_s
-    return f"the certificate of `tls` ends in {max(0, int(left_s // 86400))} days; {renew}" if left_s < SOON_S else ""
+    when = f"in {int(left_s // 86400)} days" if left_s >= 2 * 86400 else f"in {max(0, int(left_s // 3600))} h"
+    return f"the certificate of `tls` ends {when}; {renew}" if left_s < SOON_S else ""
 
 
 def _verified(context: ssl.SSLContext) -> ssl.SSLObject:

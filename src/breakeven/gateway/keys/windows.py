@@ -36,6 +36,9 @@ BUCKETS = WINDOW_RING - 1
 _STAMP, _LAST, _TOTAL, _FIRST = (int(column) for column in (Window.STAMP, Window.LAST, Window.TOTAL, Window.FIRST))
 
 
+_EARLY = 1.0 - 1e-12
+
+
 def width_s(window_s: float) -> float:
     """Of one bucket."""
     return window_s / BUCKETS
@@ -92,9 +95,12 @@ def put_row(cells: Any, at: int, stamp: int, last: int, buckets: dict[int, int])
 
 
 class OwnRow:
-    """The row of one limit that this process writes. `total`: what its ring holds."""
+    """The row of one limit that this process writes. `total`: what its ring holds.
 
-    __slots__ = ("_at", "_cells", "_width_s", "last", "total")
+    `until_s`: before this time there is nothing to `advance`; a little early, so that no rounding makes it late.
+    """
+
+    __slots__ = ("_at", "_cells", "_width_s", "last", "total", "until_s")
 
     def __init__(self, cells: Any, at: int, stamp: int, window_s: float, unix_s: float) -> None:
         """Takes the row over; what it counted stays when it was this limit's."""
@@ -104,6 +110,7 @@ class OwnRow:
         if cells[at + _STAMP] != stamp:
             put_row(cells, at, stamp, last, {})
         self.last = int(cells[at + _LAST])
+        self.until_s = 0.0
         self._sum()
         self.advance(unix_s)
 
@@ -111,6 +118,7 @@ class OwnRow:
         """Let buckets that are older than the window go. A clock that was set back changes nothing."""
         last = int(unix_s / self._width_s)
         if last <= self.last:
+            self.until_s = (self.last + 1) * self._width_s * _EARLY
             return
         cells, first = self._cells, self._at + _FIRST
         # Cleared before they are named: a reader in between misses only what goes now anyway.
@@ -193,7 +201,7 @@ class Spent:
 class Windows:
     """One worker's side of all keys' limits. `unix_s`: as `now_s` tells it; a key's `slot` is its row in `Slots`."""
 
-    __slots__ = ("_block", "_cells", "_keys", "_slots", "_usage", "_usage_step", "_worker")
+    __slots__ = ("_block", "_cells", "_keys", "_slots", "_usage", "_usage_step", "_worker", "now_s")
 
     def __init__(self, block: SharedBlock, worker: int) -> None:
         """`worker`: the row that this process writes."""
@@ -202,10 +210,8 @@ class Windows:
         self._keys: dict[int, tuple[Sequence[KeyLimit], list[_Counted]]] = {}
         self._usage: Any = block.key_usage.cells
         self._usage_step = block.key_usage.entities * block.key_usage.columns
-
-    def now_s(self) -> float:
+        self.now_s = block.now_s
         """Time as windows count it."""
-        return self._block.now_s()
 
     def refused(
         self, slot: int, limits: Sequence[KeyLimit], unix_s: float, tokens: float = 0.0, usd: float = 0.0
@@ -216,7 +222,8 @@ class Windows:
         asked = (1, max(1, int(tokens)), max(1, int(usd * NANO)))
         for one in self._counted(slot, limits, unix_s):
             row, most = one.row, one.limit.amount
-            row.advance(unix_s)
+            if unix_s >= row.until_s:
+                row.advance(unix_s)
             more = asked[one.kind]
             stamp, last, cells = one.limit.stamp, row.last, self._cells
             used = row.total
@@ -238,8 +245,10 @@ class Windows:
         counted = self._counted(slot, limits, unix_s)
         amounts = (1, int(tokens), int(usd * NANO))
         for one in counted:
-            one.row.advance(unix_s)
-            one.row.add(amounts[one.kind])
+            row = one.row
+            if unix_s >= row.until_s:
+                row.advance(unix_s)
+            row.add(amounts[one.kind])
         return Spent(counted, amounts[1], amounts[2])
 
     def settle(

@@ -189,8 +189,8 @@ class _Admin:
             return _error(
                 responder,
                 403,
-                "without an admin secret only this machine may look, by the name 127.0.0.1 or localhost; set the "
-                "variable named by admin_secret_env to open it to others",
+                "without an admin secret only this machine may look, by the name 127.0.0.1 or localhost; set "
+                "BREAKEVEN_ADMIN_SECRET, or what `admin: secret_env` names, to open it to others",
                 "forbidden",
             )
         if self.digest is not None:

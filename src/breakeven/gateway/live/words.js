@@ -38,6 +38,11 @@ function count(value) {
   return value < 1e9 ? `${significant(value / 1e6, 3)} M` : `${significant(value / 1e9, 3)} G`;
 }
 
+/** "1 request", "2 requests". */
+function many(value, thing) {
+  return `${count(value)} ${thing}${value === 1 ? "" : "s"}`;
+}
+
 function rate(value) {
   return value >= 99.5 ? value.toFixed(0) : significant(value, 2);
 }
@@ -90,7 +95,7 @@ function verdict(window) {
 function idle(snapshot) {
   const sum = snapshot.backends.reduce((all, each) => all + each.requests, 0);
   if (sum === 0) return ["Nothing was asked since it started. Point an OpenAI client at it and the traffic shows here."];
-  return [`${count(sum)} requests since it started, ${span(snapshot.uptime_s)} ago.`];
+  return [`${many(sum, "request")} since it started, ${span(snapshot.uptime_s)} ago.`];
 }
 
 /** Why requests went to each of `names`, from the decisions of the last minute that are known here. */
@@ -163,6 +168,6 @@ function warnings(snapshot) {
     if (each.state === "failed") found.push(`${each.name} could not be started.`);
     if (each.in_flight >= each.limit) found.push(`${each.name} has as many requests as its limit allows (${count(each.limit)}).`);
   }
-  if (snapshot.log_dropped > 0) found.push(`${count(snapshot.log_dropped)} lines of the decision log were not written.`);
+  if (snapshot.log_dropped > 0) found.push(`${many(snapshot.log_dropped, "line")} of the decision log ${snapshot.log_dropped === 1 ? "was" : "were"} not written.`);
   return found;
 }

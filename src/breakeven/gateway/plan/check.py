@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +20,21 @@ POLICY_NAMES = ("breakeven", "fastest", "cheapest", "spill", "weighted", "edge-f
 """Routing policies that a plan may name; `gateway.route.policies.POLICIES` holds them."""
 METADATA_HOSTS = ("169.254.169.254", "fd00:ec2::254", "100.100.100.200")
 """Addresses at which clouds hand out the credentials of a machine."""
+
+
+class _AllSet(Mapping[str, str]):
+    def __getitem__(self, name: str) -> str:
+        return "set"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+ALL_SET = _AllSet()
+"""An environment for whoever only looks at a plan: no variable that it names is missed."""
 
 
 def check_plan(plan: GatewayPlan, where: str, environ: Mapping[str, str] = os.environ) -> GatewayPlan:
@@ -37,6 +52,11 @@ def check_plan(plan: GatewayPlan, where: str, environ: Mapping[str, str] = os.en
     for i, experiment in enumerate(plan.experiments):
         _check_experiment(f"{where}: experiments.{i}", experiment, plan)
     _check_exposure(where, plan, environ)
+    if plan.log.directory is None and (plan.experiments or plan.otel):
+        key = "experiments" if plan.experiments else "otel"
+        raise UserError(
+            f"{where}: {key}: found without a decision log, from which it works; add log: {{directory: logs}}"
+        )
     if plan.redis is not None:
         _variable(f"{where}: redis.url_env", plan.redis.url_env, environ, "the address of Redis")
     return plan

@@ -163,8 +163,13 @@ def choose(policy: PolicyPlan, ask: Ask, views: Sequence[View], dice: Random) ->
     """
     seen, others, drawn = considered(ask, views, dice)
     floor = policy.quality_floor
-    scores = [score(ask, view, floor) for view in seen]
-    usable = [k for k, found in enumerate(scores) if not found.why_not]
+    scores: list[Score] = []
+    usable: list[int] = []
+    for k, view in enumerate(seen):
+        found = score(ask, view, floor)
+        scores.append(found)
+        if not found.why_not:
+            usable.append(k)
     output = ask.output_tokens
     if not usable:
         return _least_bad(ask, seen, others, scores)
@@ -191,7 +196,8 @@ def choose(policy: PolicyPlan, ask: Ask, views: Sequence[View], dice: Random) ->
         spare = sorted((v for v in others if _serves(ask, v, floor)), key=lambda v: v.running + v.queued)
         order.extend(v.index for v in spare[: policy.attempts - len(order)])
     # When everybody else has failed, one whose breaker is open is better than nobody: it may have come back.
-    order.extend(seen[k].index for k, found in enumerate(scores) if found.why_not == BROKEN)
+    if len(usable) < len(scores):
+        order.extend(seen[k].index for k, found in enumerate(scores) if found.why_not == BROKEN)
     return Choice(order=order, scores=scores, reason=reason, explored=explored, alternative=rest[0] if rest else None)
 
 

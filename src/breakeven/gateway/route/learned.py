@@ -81,11 +81,19 @@ class Lengths:
 
     def bytes_per_token(self, key: str) -> float:
         """Of this key's prompts, else of all; of the backend's tokenizer."""
-        return self._mean(key, BYTES_PER_TOKEN) or USUAL_BYTES
+        own = self._by_key.get(key)
+        if own is not None and (mean := own.get(BYTES_PER_TOKEN)) is not None:
+            return mean[0]
+        shared: float = self._cells[self._at + BYTES_PER_TOKEN]
+        return shared or USUAL_BYTES
 
     def output_tokens(self, key: str) -> float:
         """Of this key's mean answer, else of all."""
-        return self._mean(key, MEAN_OUTPUT) or USUAL_OUTPUT
+        own = self._by_key.get(key)
+        if own is not None and (mean := own.get(MEAN_OUTPUT)) is not None:
+            return mean[0]
+        shared: float = self._cells[self._at + MEAN_OUTPUT]
+        return shared or USUAL_OUTPUT
 
     def learn_bytes(self, key: str, prompt_bytes: int, prompt_tokens: int) -> None:
         """A prompt of so many bytes, all of it measured, had so many tokens."""
@@ -93,17 +101,11 @@ class Lengths:
             ratio = prompt_bytes / prompt_tokens
             self._learn(key, BYTES_PER_TOKEN, min(max(ratio, LEAST_BYTES), MOST_BYTES))
 
-    def learn_output(self, key: str, tokens: int) -> None:
-        """A whole answer had so many tokens."""
-        self._learn(key, MEAN_OUTPUT, min(max(float(tokens), LEAST_OUTPUT), MOST_OUTPUT))
+    def learn_output(self, key: str, tokens: int) -> float:
+        """A whole answer had so many tokens; returns the mean of all keys' answers."""
+        return self._learn(key, MEAN_OUTPUT, min(max(float(tokens), LEAST_OUTPUT), MOST_OUTPUT))
 
-    def _mean(self, key: str, column: int) -> float:
-        if key and (own := self._by_key.get(key)) is not None and (mean := own.get(column)) is not None:
-            return mean[0]
-        shared: float = self._cells[self._at + column]
-        return shared
-
-    def _learn(self, key: str, column: int, value: float) -> None:
+    def _learn(self, key: str, column: int, value: float) -> float:
         cells, at = self._cells, self._at + column
         weight = LEARNING
         if key:
@@ -120,7 +122,9 @@ class Lengths:
             weight /= row
         old = cells[at]
         # Of two workers at once the later one wins, which costs one lesson.
-        cells[at] = value if old == 0.0 else old + weight * (value - old)
+        new: float = value if old == 0.0 else old + weight * (value - old)
+        cells[at] = new
+        return new
 
 
 def held(limits: Sequence[KeyLimit], least_tokens: float, tokens: float, usd: float) -> tuple[float, float]:

@@ -108,7 +108,8 @@ class DecisionLog:
         if not self.plan.prompts and (record.request_body or record.response_body):
             record.request_body = record.response_body = ""
         record.model = _plain(record.model, LONGEST_TEXT)
-        record.error = _plain(record.error, LONGEST_TEXT)
+        if record.error:
+            record.error = _plain(record.error, LONGEST_TEXT)
         record.finish = _plain(record.finish, LONGEST_FINISH)
         try:
             line = self._encode(record)

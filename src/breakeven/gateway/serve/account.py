@@ -62,22 +62,22 @@ def answered(forward: Forward, leg: Leg) -> None:
         lane.counted(Count.CLIENT_ERRORS)
         return
     whole = leg.outcome == "answered"
+    count, at = lane.count, lane.count_at
     if whole:
-        lane.counted(OK)
+        count[at + OK] += 1
         if forward.asked.streams and not leg.tap.finish:
             lane.counted(NO_FINISH)
     if counted.prompt_tokens:
-        lane.counted(PROMPT_TOKENS, counted.prompt_tokens)
+        count[at + PROMPT_TOKENS] += counted.prompt_tokens
         asked = forward.asked
         if whole and asked.prompt_bytes <= MOST_LOOKED_AT and not asked.pictures and measured(asked.fields):
             lane.lengths.learn_bytes(forward.client.name, asked.prompt_bytes, counted.prompt_tokens)
     if counted.cached_tokens:
         lane.counted(CACHED_TOKENS, counted.cached_tokens)
     if counted.output_tokens:
-        lane.counted(OUTPUT_TOKENS, counted.output_tokens)
+        count[at + OUTPUT_TOKENS] += counted.output_tokens
         if whole:
-            lane.lengths.learn_output(forward.client.name, counted.output_tokens)
-            lane.view.speed.output_tokens = lane.lengths.output_tokens("")
+            lane.view.speed.output_tokens = lane.lengths.learn_output(forward.client.name, counted.output_tokens)
     _time(forward, leg)
 
 
@@ -140,7 +140,7 @@ def taken(forward: Forward, leg: Leg) -> Taken:
     prompt is done before its first byte. A status that refuses says that nothing was done; what was not sent is free.
     """
     exchange = leg.exchange
-    if exchange is None or not exchange.sent_ns or standing(leg.status) in _REFUSES:
+    if exchange is None or not exchange.sent_ns or (leg.status >= 300 and standing(leg.status) in _REFUSES):
         return NOTHING
     tap, asked = leg.tap, forward.asked
     # What a key's own prompts have taught of bytes a token must not make its next one cheaper where nobody counts.
@@ -264,13 +264,14 @@ def _charge(
         took = taken(forward, one)
         prompt, cached, output, usd = prompt + took.prompt, cached + took.cached, output + took.output, usd + took.usd
         nano_usd = round(took.usd * _NS)
-        one.lane.counted(NANO_USD, nano_usd)
+        lane = one.lane
+        lane.count[lane.count_at + NANO_USD] += nano_usd
         if one is leg and leg.begun and leg.status < 400:
             record.usd = took.usd
             elsewhere = record.usd_elsewhere = _elsewhere(forward, leg, took.usd, kinds)
             nano_usd = nano_usd if elsewhere is None else round(elsewhere * _NS)
         # What came to nothing here would have come to nothing there.
-        one.lane.counted(NANO_USD_ELSEWHERE, nano_usd)
+        lane.count[lane.count_at + NANO_USD_ELSEWHERE] += nano_usd
     if leg is not None:
         counted = leg.tap.counted
         record.prompt_tokens, record.cached_tokens = counted.prompt_tokens, counted.cached_tokens
@@ -302,7 +303,10 @@ def _elsewhere(forward: Forward, leg: Leg, usd: float, kinds: Mapping[str, str])
     mine = score_of(forward.choice, leg.lane.name)
     if other is None or mine is None:
         return None
-    least = min((score.usd for score in forward.choice.scores if kinds[score.backend] == other), default=None)
+    least = None
+    for score in forward.choice.scores:
+        if kinds[score.backend] == other and (least is None or score.usd < least):
+            least = score.usd
     if least is None:
         return None
     return least * usd / mine.usd if mine.usd > 0.0 else least

@@ -52,13 +52,14 @@ WANTS_USAGE = ("/v1/chat/completions", "/v1/completions")
 class Client:
     """Whoever asks: a key's name, its row, and what it is promised. Without keys there is one client for all."""
 
-    __slots__ = ("entry", "name", "priority", "slo", "slot")
+    __slots__ = ("counts_usd", "entry", "name", "priority", "slo", "slot")
 
     def __init__(self, entry: KeyEntry | None, slot: int) -> None:
         self.entry, self.slot = entry, slot
         self.name = "" if entry is None else entry.name
         self.priority = 0 if entry is None else entry.priority
         self.slo = None if entry is None else entry.slo
+        self.counts_usd = entry is not None and any(limit.what == "usd" for limit in entry.limits)
 
 
 class BadAskError(Exception):

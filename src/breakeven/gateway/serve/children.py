@@ -6,6 +6,7 @@ by clocks: a machine that slept, or a whole group of processes that was stopped,
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -15,8 +16,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-from breakeven.errors import BreakevenError, UserError, complain
+from breakeven.errors import BreakevenError, UserError, complain, printable
 from breakeven.gateway.keys.windows import retire
 from breakeven.gateway.plan.check import is_loopback
 from breakeven.gateway.plan.model import GatewayPlan
@@ -33,10 +35,12 @@ LOOK_S = 1.0
 """Between two looks at the hearts."""
 STILL = 5
 """Looks at a worker's heart that stands before it is killed; a loop that works is back within milliseconds."""
-STILL_WATCHER = 15
+STILL_WATCHER = 10
 """The watching process reads files and engines' heads in between, and nobody waits for it."""
 STILL_NEW = 60
 """For a heart that has not beaten yet: a small machine takes a while to start."""
+MOST_LOGGED = 8000
+"""Letters of one message of a library or a traceback."""
 WATCHER = -1
 """The place of the watching process; those of workers count from 0."""
 
@@ -245,6 +249,20 @@ def kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
+class _Plain(logging.Formatter):
+    """What is logged, tracebacks included: cut, and nothing in it that drives a terminal. Errors quote what came in."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _plain(super().format(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return _plain(super().formatException(ei))
+
+
+def _plain(text: str) -> str:
+    return "\n".join(map(printable, text[:MOST_LOGGED].split("\n")))
+
+
 def _be_child(run: Callable[[], int]) -> None:
     """In the child: never returns."""
     status = 1
@@ -253,16 +271,20 @@ def _be_child(run: Callable[[], int]) -> None:
             signal.signal(number, signal.SIG_DFL)
         # Whoever presses Ctrl-C tells the supervisor; it tells us.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Certificates are as new as the supervisor's: asked to take new ones before it listens, it need not.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        speaks = logging.StreamHandler()
+        speaks.setFormatter(_Plain())
+        logging.getLogger().addHandler(speaks)
         status = run()
     except KeyboardInterrupt:
         status = 130
     except BreakevenError as error:
         complain(str(error))
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
+    except BaseException as error:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(_Plain().formatException((type(error), error, error.__traceback__)) + "\n")
     finally:
         with suppress(Exception):
             sys.stdout.flush()

@@ -291,7 +291,9 @@ class Course(Generic[Place, One]):
             one.drop("hedge_lost")
             return False
         self.winner = one
-        self._stop_hedge()
+        if self._hedged:
+            self._hedged = False
+            self._effects.stop_hedge()
         for other in self.asked:
             if other is not one and not other.outcome:
                 other.drop("hedge_lost")
@@ -314,7 +316,7 @@ class Course(Generic[Place, One]):
                     if other.outcome == EMPTY:
                         other.judge("broken")
         one.finish()
-        self._end(one, one.status, f"error: {failing}" if failing else trouble_told(nothing))
+        self._end(one, one.status, f"error: {failing}" if failing else nothing and trouble_told(nothing))
 
     def trouble(self, one: One, trouble: str, detail: str) -> None:
         """A backend's answer ended badly, or never began."""
@@ -384,16 +386,13 @@ class Course(Generic[Place, One]):
         self._effects.refuse(status, message, code, retry_s)
         self._end(None, status, self.errors or message)
 
-    def _stop_hedge(self) -> None:
-        if self._hedged:
-            self._hedged = False
-            self._effects.stop_hedge()
-
     def _end(self, one: One | None, status: int, error: str) -> None:
         if self.ended:
             return
         self.ended = True
-        self._stop_hedge()
+        if self._hedged:
+            self._hedged = False
+            self._effects.stop_hedge()
         self._effects.over(self, one, status, error)
         # They hold this object: without the circle all go at once instead of with the next collection.
         self.asked = []

@@ -41,6 +41,7 @@ from breakeven.wire.message import Request, Responder
 
 TTFT_HEADER, TPOT_HEADER, USD_HEADER = b"x-breakeven-ttft-ms", b"x-breakeven-tpot-ms", b"x-breakeven-max-usd"
 SESSION_HEADER = b"x-breakeven-session"
+OURS = b"x-breakeven-"
 USUAL_LINE = PolicyPlan(model="", backends=()).queue_size
 """Of a backend that stands in no policy and is reached by its own name alone."""
 NAMED = "named"
@@ -90,9 +91,7 @@ class Desk:
             self.policies.setdefault(
                 backend.name, PolicyPlan(model=backend.name, backends=(backend.name,), policy=NAMED, explore=0.0)
             )
-        self.members = {
-            model: [by_name[name].view.index for name in policy.backends] for model, policy in self.policies.items()
-        }
+        self.members = {model: [by_name[name] for name in policy.backends] for model, policy in self.policies.items()}
         self.models = [policy.model for policy in plan.policies] + [
             lane.name for lane in self.lanes if lane.name not in {p.model for p in plan.policies}
         ]
@@ -122,7 +121,8 @@ class Desk:
         """Who asks; None: nobody we know."""
         if self.keys is None:
             return self.anyone
-        entry = self.keys.find(request.header(b"authorization"), request.header(b"x-api-key"))
+        authorization = request.header(b"authorization")
+        entry = self.keys.find(authorization, request.header(b"x-api-key") if authorization is None else None)
         return None if entry is None else self.clients.get(entry.name)
 
     def is_ready(self) -> bool:
@@ -139,9 +139,12 @@ class Desk:
         """
         try:
             asked = asked or read_body(request.body)
-            ttft_ms = asks(TTFT_HEADER, request.header(TTFT_HEADER))
-            tpot_ms = asks(TPOT_HEADER, request.header(TPOT_HEADER))
-            usd = asks(USD_HEADER, request.header(USD_HEADER))
+            ttft_ms = tpot_ms = usd = session = None
+            if [name for name, _ in request.headers if name.startswith(OURS)]:
+                ttft_ms = asks(TTFT_HEADER, request.header(TTFT_HEADER))
+                tpot_ms = asks(TPOT_HEADER, request.header(TPOT_HEADER))
+                usd = asks(USD_HEADER, request.header(USD_HEADER))
+                session = request.header(SESSION_HEADER)
         except BadAskError as error:
             say(responder, 400, str(error), "invalid_request")
             return
@@ -153,17 +156,16 @@ class Desk:
             return
         now_s = time.monotonic()
         ask = self._new_ask(path, asked, policy, client, ttft_ms, tpot_ms, usd)
-        if (session := request.header(SESSION_HEADER)) is not None:
+        if session is not None:
             ask.session = hash_of(session)
-        lanes = [self.lanes[index] for index in self.members[asked.model]]
+        lanes = self.members[asked.model]
         choice = choose(policy, ask, [lane.refresh(now_s) for lane in lanes], self.dice)
         spent = None
         if (entry := client.entry) is not None:
             unix_s = self.windows.now_s()
-            usual = lanes[0].lengths.output_tokens(client.name)
-            output = asked.held_output(path, usual)
+            output = asked.held_output(path, ask.output_tokens)
             usd = 0.0
-            if any(limit.what == "usd" for limit in entry.limits):
+            if client.counts_usd:
                 # As many as may be asked, and a hedge.
                 asked_of = [self.lanes[index] for index in choice.order[: policy.attempts + 1]]
                 usd = _dearest(choice, ask, output, asked_of)
@@ -207,7 +209,7 @@ class Desk:
         tpot_ms: float | None,
         usd: float | None,
     ) -> Ask:
-        first = self.lanes[self.members[asked.model][0]]
+        first = self.members[asked.model][0]
         lengths, key = first.lengths, client.name
         ask = new_ask(path, asked, lengths.output_tokens(key))
         ask.prompt_tokens = asked.prompt_tokens(lengths.bytes_per_token(key))

@@ -127,14 +127,14 @@ class Forward:
 
     def ready(self, lane: Lane) -> bool:
         """Whether it can be asked at all."""
-        return self.home.line.ready(lane)
+        return lane.plan.local is None or self.home.line.ready(lane)
 
     def take(self, course: Course[Lane, Leg], lane: Lane, now_s: float) -> bool:
         """A place at once."""
         line = self.home.line
         return (
             lane.breaker.allows(now_s)
-            and line.ready(lane)
+            and (lane.plan.local is None or line.ready(lane))
             and line.enter_now(lane, course, self.ask.priority, now_s, self.client.slot)
         )
 

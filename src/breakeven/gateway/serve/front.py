@@ -23,6 +23,8 @@ from breakeven.wire.message import Refused, Request, Responder
 MODELS = "/v1/models"
 READS = "GET, HEAD"
 _MOST_NAMES = 64
+_FOREIGN_NAME = "without keys only this machine may ask, by the name 127.0.0.1 or localhost; `keys:` opens it"
+_FOREIGN_PAGE = "without keys no pages but this machine's may ask; name this one's Origin in `origins:`, or use `keys:`"
 
 
 class Front:
@@ -41,7 +43,7 @@ class Front:
         """Whether a body is worth keeping, by the head before it: path, method, key, and without keys who asks."""
         if request.path not in self._endpoints or request.method != "POST":
             return False
-        if self._strange(request):
+        if self._desk.keys is None and self._strange(request):
             return False
         request.known = self._desk.client_of(request)
         return request.known is not None
@@ -49,9 +51,8 @@ class Front:
     def handle(self, request: Request, responder: Responder) -> None:
         """The edge's handler."""
         path = request.path
-        if self._strange(request):
-            message = "without keys only this machine may ask, by the name 127.0.0.1 or localhost; `keys:` opens it"
-            say(responder, 403, message, "forbidden")
+        if self._desk.keys is None and self._strange(request):
+            say(responder, 403, _FOREIGN_PAGE if names_here(request.header(b"host")) else _FOREIGN_NAME, "forbidden")
         elif path in self._endpoints:
             client = known if isinstance(known := request.known, Client) else self._desk.client_of(request)
             if client is None:

@@ -25,11 +25,13 @@ from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import (
     AHEAD_TOKENS,
     CONTEXT_TOKENS,
+    DECODING,
     IN_FLIGHT,
     LOAD_S,
     OURS_AT_POLL,
     POLLED_S,
     QUEUED,
+    REQUESTS,
     RUNNING,
     STATE,
     TPOT_LOG,
@@ -174,6 +176,30 @@ class Lane:
         """Raise one of this worker's `Count` cells or a bucket behind them."""
         self.count[self.count_at + column] += by
 
+    def began(self, ahead: int, size: int) -> None:
+        """A request goes there: its prompt's tokens, and those that it is expected to hold."""
+        load, at = self._load, self._load_at
+        load[at + IN_FLIGHT] += 1
+        load[at + AHEAD_TOKENS] += ahead
+        load[at + CONTEXT_TOKENS] += size
+        self.count[self.count_at + REQUESTS] += 1
+
+    def ended(self, ahead: int, size: int, *, decoding: bool) -> None:
+        """It is there no more. `decoding`: its prompt was done, see `decodes`."""
+        load, at = self._load, self._load_at
+        load[at + IN_FLIGHT] -= 1
+        load[at + CONTEXT_TOKENS] -= size
+        if decoding:
+            load[at + DECODING] -= 1
+        else:
+            load[at + AHEAD_TOKENS] -= ahead
+
+    def decodes(self, ahead: int) -> None:
+        """Its first byte came: its prompt is ahead of nobody any more."""
+        load, at = self._load, self._load_at
+        load[at + AHEAD_TOKENS] -= ahead
+        load[at + DECODING] += 1
+
     def known(self, column: int) -> float:
         """What the watching process or all workers together know."""
         value: float = self._known[self._known_at + column]
@@ -190,21 +216,21 @@ class Lane:
 
     def elsewhere(self, now_s: float) -> int:
         """Requests that other workers have in flight here."""
-        return self._elsewhere(now_s)[0]
-
-    def _elsewhere(self, now_s: float) -> tuple[int, int, int, int]:
         if now_s - self._elsewhere_s > REFRESH_S:
-            self._elsewhere_s = now_s
-            at = self._load_at
-            in_flight = ahead = context = queued = 0
-            for load in self._workers:
-                in_flight += load[at + IN_FLIGHT]
-                ahead += load[at + AHEAD_TOKENS]
-                context += load[at + CONTEXT_TOKENS]
-                queued += load[at + QUEUED]
-            self._others = (in_flight, ahead, context, queued)
-            self.ahead = self._claim_elsewhere() if queued else None
-        return self._others
+            self._look_elsewhere(now_s)
+        return self._others[0]
+
+    def _look_elsewhere(self, now_s: float) -> None:
+        self._elsewhere_s = now_s
+        at = self._load_at
+        in_flight = ahead = context = queued = 0
+        for load in self._workers:
+            in_flight += load[at + IN_FLIGHT]
+            ahead += load[at + AHEAD_TOKENS]
+            context += load[at + CONTEXT_TOKENS]
+            queued += load[at + QUEUED]
+        self._others = (in_flight, ahead, context, queued)
+        self.ahead = self._claim_elsewhere() if queued else None
 
     # Places, which keys share fairly over workers.
 
@@ -236,7 +262,9 @@ class Lane:
         """The view as of now."""
         view, load, at = self.view, self._load, self._load_at
         known, k = self._known, self._known_at
-        in_flight, ahead, context, queued = self._elsewhere(now_s)
+        if now_s - self._elsewhere_s > REFRESH_S:
+            self._look_elsewhere(now_s)
+        in_flight, ahead, context, queued = self._others
         ours = load[at + IN_FLIGHT] + in_flight
         running = float(ours)
         polled_s = known[k + POLLED_S]
@@ -252,10 +280,14 @@ class Lane:
         view.context = (load[at + CONTEXT_TOKENS] + context) / ours if ours else 0.0
         view.queued = load[at + QUEUED] + queued
         view.free = self.plan.limit - ours
-        before = self.breaker.state
-        view.open = self.breaker.allows(now_s)
-        if before != self.breaker.state:
-            self._show_breaker(before)
+        breaker = self.breaker
+        before = breaker.state
+        if before == "closed":
+            view.open = now_s >= breaker.held_until_s
+        else:
+            view.open = breaker.allows(now_s)
+            if before != breaker.state:
+                self._show_breaker(before)
         state = known[k + STATE]
         view.ready = state == READY
         view.load_s = 0.0 if view.ready else None if state == FAILED else known[k + LOAD_S]
@@ -274,7 +306,8 @@ class Lane:
         """It answered."""
         before = self.breaker.state
         self.breaker.succeeded(now_s, spell)
-        self._show_breaker(before)
+        if before != "closed":
+            self._show_breaker(before)
 
     def _show_breaker(self, before: str) -> None:
         state = self.breaker.state

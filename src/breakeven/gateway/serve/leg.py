@@ -25,9 +25,8 @@ from breakeven.gateway.serve.opening import (
 )
 from breakeven.gateway.serve.tap import UNHEARD, Tap, tap_for
 from breakeven.gateway.serve.waiting import WaitingLine
-from breakeven.gateway.shared.layout import AHEAD_TOKENS, CONTEXT_TOKENS, DECODING, IN_FLIGHT, REQUESTS
 from breakeven.wire.connection import Exchange
-from breakeven.wire.meaning import AGAINST, ELSEWHERE, asked_wait_s, error_text, standing
+from breakeven.wire.meaning import AGAINST, ELSEWHERE, Standing, asked_wait_s, error_text, standing
 from breakeven.wire.message import Headers, Responder, Trouble
 
 KEPT_BACK = frozenset((b"set-cookie", b"server", b"alt-svc", b"strict-transport-security", b"content-length"))
@@ -133,10 +132,7 @@ class Leg:
         self.ttft_factor, self.tpot_factor = view.ttft_factor, view.tpot_factor
         self.ahead = int(asked.prompt_tokens(lane.lengths.bytes_per_token(forward.client.name)))
         self._size = self.ahead + int(forward.ask.output_tokens / 2)
-        lane.add(IN_FLIGHT, 1)
-        lane.add(AHEAD_TOKENS, self.ahead)
-        lane.add(CONTEXT_TOKENS, self._size)
-        lane.counted(REQUESTS)
+        lane.began(self.ahead, self._size)
         self.start_ns = self._alive_ns = time.monotonic_ns()
         self.spell = lane.breaker.started(self.start_ns / 1e9)
 
@@ -177,7 +173,10 @@ class Leg:
         )
         if status == 200 and HTML not in kind:
             return
-        stands = standing(status, named=status >= 400 and names_something(asked.fields))
+        if status < 300:
+            stands: Standing = "answer"
+        else:
+            stands = standing(status, named=status >= 400 and names_something(asked.fields))
         if stands in ELSEWHERE:
             self._reads_why = self._course.failed_with(self, status, stands) and stands in AGAINST
         elif status < 300 and HTML in kind:
@@ -202,7 +201,11 @@ class Leg:
         if tap.error is not None:
             data = self._erred(tap.error, data)
         if data:
-            self._write(data)
+            forward = self._forward
+            if forward.early:
+                self._write(data)
+            else:
+                forward.responder.write(data)
 
     def _erred(self, error: bytes, data: bytes) -> bytes:
         """A stream with an error in it, which may be about its backend, and may repeat a key."""
@@ -312,8 +315,7 @@ class Leg:
     def _first(self) -> bool:
         """Its bytes go to the client from now on: whether this leg has won."""
         self.begun = True
-        self.lane.add(AHEAD_TOKENS, -self.ahead)
-        self.lane.add(DECODING, 1)
+        self.lane.decodes(self.ahead)
         if self._course.first_byte(self):
             self._forward.answer = self
             return True
@@ -391,10 +393,5 @@ class Leg:
         lane = self.lane
         if not self._judged:
             lane.breaker.ended(time.monotonic(), self.spell)
-        lane.add(IN_FLIGHT, -1)
-        lane.add(CONTEXT_TOKENS, -self._size)
-        if self.begun:
-            lane.add(DECODING, -1)
-        else:
-            lane.add(AHEAD_TOKENS, -self.ahead)
+        lane.ended(self.ahead, self._size, decoding=self.begun)
         self._line.left(lane, self._course)

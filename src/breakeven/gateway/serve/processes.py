@@ -25,6 +25,7 @@ from breakeven.gateway.serve.front import Front
 from breakeven.gateway.serve.loading import ServedPlan
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Process, Rows
+from breakeven.hardware.system import HANGUP
 from breakeven.wire import tls
 from breakeven.wire.server import HttpServer
 
@@ -77,7 +78,7 @@ async def _serve(
     supervisor = os.getppid()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
-    loop.add_signal_handler(signal.SIGHUP, _show_anew, desk, edge)
+    loop.add_signal_handler(HANGUP, _show_anew, desk, edge)
     turn = 0
     seen = (0, 0, 0)
     if plan.keys is not None and desk.keys is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,9 @@ from breakeven.hardware.system import spreads_connections
 
 if TYPE_CHECKING:
     from breakeven.gateway.serve.loading import ServedPlan
+
+_OUTERMOST = re.compile(r"""[{"']*([A-Za-z_]+)["']?\s*:(?:\s|$)""")
+"""A key of a YAML file at the beginning of a line."""
 
 
 def source_of(
@@ -37,8 +42,10 @@ def source_of(
         raise UserError(f"{decision}: is no regular file; give the result.json of a decision")
     if (decision is None) == (not what):
         raise UserError("give a gateway file such as examples/gateway.yaml, or models, or --from a saved decision")
-    files = [one for one in what if one.endswith((".yaml", ".yml"))]
-    is_file = len(what) == 1 and bool(files) and _is_gateway(Path(what[0]))
+    files = [one for one in what if one.endswith((".yaml", ".yml")) and _is_gateway(Path(one))]
+    is_file = bool(files)
+    if is_file and len(what) > 1:
+        raise UserError(f"{files[0]}: a gateway's file stands alone; give one, or models")
     if kv is not None and (is_file or decision is not None):
         raise UserError("--kv goes with models; in a gateway's file write `kv:` beside the model")
     words = {name: word for name, word in (placement or {}).items() if word is not None}
@@ -77,7 +84,8 @@ def run(read: Callable[[], GatewayPlan], *, check_only: bool = False) -> int:
     reading = PlanReading(read)
     if check_only:
         plan = reading.result(START_S).plan
-        print(f"{len(plan.backends)} backends, {len(plan.policies)} public models: it can be served.")
+        backends, models = _counted(len(plan.backends), "backend"), _counted(len(plan.policies), "public model")
+        print(f"{backends}, {models}: it can be served.")
         return 0
     if sys.platform != "win32":
         # Read over there while this process gets ready here.
@@ -119,7 +127,8 @@ def _say_where(loaded: ServedPlan, host: str, port: int, admin_port: int | None)
 def _is_gateway(path: Path) -> bool:
     """Whether a YAML file describes a gateway rather than one model's shape; a missing one is taken for a gateway's.
 
-    Raises UserError for a study, and for a pipe or a device, whose reading might never end.
+    So is one with a gateway's key, or a mistyped `backends`, or no key at all: what is wrong in it is then told in a
+    gateway's words. Raises UserError for a study, and for a pipe or a device, whose reading might never end.
     """
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: is no regular file; give a gateway file such as examples/gateway.yaml")
@@ -131,4 +140,11 @@ def _is_gateway(path: Path) -> bool:
         raise UserError(
             f"{path} is a study; run `breakeven decide {path}`, then `breakeven serve --from` its result.json"
         )
-    return any(line.startswith("backends:") for line in lines)
+    from breakeven.answer.study.values import keys_of
+
+    found = [word[1] for line in lines if (word := _OUTERMOST.match(line)) is not None]
+    return not found or any(key in keys_of(GatewayPlan) or get_close_matches(key, ["backends"]) for key in found)
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -48,16 +48,21 @@ class Counted(msgspec.Struct):
             return False
         prompt, output = _number(usage.get("prompt_tokens")), _number(usage.get("completion_tokens"))
         details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
-        read = _number(usage.get("cache_read_input_tokens"))
+        read = usage.get("cache_read_input_tokens")
+        if read is not None:
+            read = _number(read)
         cached = _number(details.get("cached_tokens")) if isinstance(details, dict) else read
         if prompt is None and (prompt := _number(usage.get("input_tokens"))) is not None:
             # Anthropic counts what was read from a cache, or written to it, beside the rest.
             prompt += (read or 0) + (_number(usage.get("cache_creation_input_tokens")) or 0)
         if output is None:
             output = _number(usage.get("output_tokens"))
-        self.prompt_tokens = _more(self.prompt_tokens, prompt)
-        self.cached_tokens = _more(self.cached_tokens, cached)
-        self.output_tokens = _more(self.output_tokens, output)
+        if prompt is not None:
+            self.prompt_tokens = _more(self.prompt_tokens, prompt)
+        if cached is not None:
+            self.cached_tokens = _more(self.cached_tokens, cached)
+        if output is not None:
+            self.output_tokens = _more(self.output_tokens, output)
         return bool(output)
 
 

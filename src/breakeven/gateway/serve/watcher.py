@@ -32,6 +32,7 @@ from breakeven.gateway.serve.poll import Poller
 from breakeven.gateway.serve.processes import beat
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Global, Known, Process, Rows, State
+from breakeven.hardware.system import HANGUP
 from breakeven.wire import tls
 from breakeven.wire.server import HttpServer
 
@@ -117,7 +118,7 @@ class Watcher:
         """Until SIGTERM; then its exit status, above 0 when it cannot go on and another must take its place."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._ending.set)
-        loop.add_signal_handler(signal.SIGHUP, self._show_anew)
+        loop.add_signal_handler(HANGUP, self._show_anew)
         beat(self.block, 0)
         if admin:
             self.parts.start("page", lambda: self._show(admin))
