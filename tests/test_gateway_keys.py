@@ -467,3 +467,15 @@ def test_expiry() -> None:
     later = expiry("12h")
     assert later is not None
     assert 43000 < later - time.time() < 43201
+
+
+def test_a_file_of_many_keys_is_read_in_time_that_grows_with_it(tmp_path: Path) -> None:
+    def key(k: int) -> dict[str, object]:
+        return {"name": f"n{k}", "id": f"{k:016x}", "digest": f"sha256:{k:064x}", "created_s": 1.0}
+
+    path = tmp_path / "keys.json"
+    path.touch(mode=0o600)
+    path.write_text(json.dumps({"schema": store.SCHEMA, "keys": [key(k) for k in range(15_000)]}))
+    start_s = time.process_time()
+    assert len(store.load(path)) == 15_000
+    assert time.process_time() - start_s < 4.0, "a worker reads it between two requests"

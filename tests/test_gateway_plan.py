@@ -270,6 +270,12 @@ def test_a_models_description_is_none(tmp_path: Path) -> None:
         source_of([one, str(written(tmp_path, changed()))], None)
 
 
+def test_a_file_of_keys_that_is_a_link_to_itself_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").symlink_to("keys.json")
+    with pytest.raises(UserError, match=r"keys: found .*keys.json', which does not exist"):
+        read_gateway(written(tmp_path, changed(keys="keys.json")), ENVIRON)
+
+
 @pytest.mark.parametrize("typed", [SECRET, f"{SECRET} ", f"Bearer {SECRET}", [SECRET]])
 def test_a_key_typed_where_its_name_belongs_is_not_repeated(tmp_path: Path, typed: object) -> None:
     path = written(tmp_path, changed(backends__2__api_key_env=typed))

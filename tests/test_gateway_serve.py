@@ -67,6 +67,8 @@ def _odd(question: ScriptedRequest) -> Scene:
         return played(
             question, [_ROLE, event(b'{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}'), DONE]
         )
+    if question.model == "drips":
+        return Scene([head(503, "transfer-encoding: chunked"), *[chunk(b" ")] * 60], [0.1] * 61)
     if question.model == "silent":
         return Scene([_STREAMS, *[_LIFE] * 40], [0.1] * 41)
     if question.model == "spoofs":
@@ -119,6 +121,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         ]
         backends += [{"name": name, "url": f"{odd.url}/v1", "poll": False} for name in _NAMED]
         backends.append({"name": "bad-silent-True", "url": f"{odd.url}/v1", "served_model": "silent", **quick})
+        backends.append({"name": "drips", "url": f"{odd.url}/v1", **quick})
         nobody = f"http://127.0.0.1:{_closed_port()}/v1"
         backends += [{"name": f"bad-nobody-{stream}", "url": nobody, **quick} for stream in (False, True)]
         policies: list[dict[str, Any]] = [
@@ -345,6 +348,12 @@ def test_signs_of_life_do_not_hold_a_request_for_ever(house: House) -> None:
     answer = ask(house.gateway.url, question("silent", "try-silent-True", stream=True))
     assert (answer.status, answer.backend) == (200, "good")
     assert [one.outcome for one in house.gateway.record(answer.id).attempts] == ["timeout", "answered"]
+
+
+def test_why_a_backend_failed_is_not_waited_for_for_ever(house: House) -> None:
+    answer = ask(house.gateway.url, question("drips", "drips", stream=True))
+    assert (answer.status, b"drips: status 503" in answer.body) == (502, True)
+    assert house.gateway.record(answer.id).e2e_s < 4.0, "the backend drips for 6 s"
 
 
 def test_an_error_in_the_middle_of_a_stream_is_no_success(house: House) -> None:

@@ -301,6 +301,8 @@ def test_a_certificate_changes_while_answers_go_on_and_a_broken_one_does_not(
             reload("not reloaded, everything goes on as it was")
             assert why in gateway.said.splitlines()[-1]
             assert shown_by(gateway.port, authority.ca) == "second"
+        rest = stream.read()
+        assert (rest.count(b'"through "'), rest.rstrip().endswith(b"[DONE]")) == (150, True)
         (tmp_path / "tls.key").unlink()
         # Not even a worker that takes another's place looks at the files again.
         (worker,) = gateway.workers()
@@ -308,8 +310,6 @@ def test_a_certificate_changes_while_answers_go_on_and_a_broken_one_does_not(
         wait(lambda: gateway.workers() not in ([], [worker]), "it was not replaced")
         assert shown_by(gateway.port, authority.ca) == "second"
         assert Client(gateway, trusting).ask("after") == 200
-        rest = stream.read()
-        assert (rest.count(b'"through "'), rest.rstrip().endswith(b"[DONE]")) == (150, True)
         install(second, tmp_path)
         write_plan(gateway.directory / "gateway.yaml", {**plan_of(backend), "limits": {"drain": "3s"}})
         reload("reloaded: generation 1")

@@ -544,7 +544,9 @@ async def test_what_somebody_else_wrote_is_left_out_hash_by_hash_and_named(serve
         (bucket, "-1000"),
         (bucket, "many"),
         (bucket, "9" * 30),
+        (bucket, "9" * 16),
         ("id:born", "none"),
+        ("id:born", "9" * 19),
     )
     for field, value in evil:
         await redis.hset(name, field, value)

@@ -48,9 +48,14 @@ YOUNG_S, YOUNG_EACH_S = 5.0, 0.01
 # Returns the birth mark or "", whether the addition holds, what is not ours, then bucket, sum, ...
 SCRIPT = """
 local key, most = KEYS[1], tonumber(ARGV[7])
-local function amount(text) return text and #text < 17 and not string.find(text, '[^0-9]') and tonumber(text) end
+local function amount(text)
+  local number = text and #text < 17 and not string.find(text, '[^0-9]') and tonumber(text)
+  return number and number <= most and number
+end
 local born = redis.call('HGET', key, 'id:born')
-if not (born and #born < 20 and string.find(born, '^[0-9]+$')) then redis.call('DEL', key); born = '' end
+if not (born and string.find(born, '^[0-9]+$') and (#born < 19 or (#born == 19 and born <= '9223372036854775807'))) then
+  redis.call('DEL', key); born = ''
+end
 local holds = 0
 if ARGV[4] == '' or ARGV[4] == born then
   holds = 1

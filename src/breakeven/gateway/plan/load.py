@@ -181,4 +181,5 @@ def _policy(plan: PolicyPlan, backends: tuple[BackendPlan, ...]) -> PolicyPlan:
 
 
 def _placed(directory: Path, path: Path | None) -> Path | None:
-    return None if path is None else (directory / expanded(path)).resolve()
+    # Not `resolve`, which raises something of its own for a link that leads to itself.
+    return None if path is None else Path(os.path.realpath(directory / expanded(path)))

@@ -187,9 +187,8 @@ class Leg:
         if self.scrub is not None and not (data := self.scrub.feed(data)):
             return
         self.last_ns = time.monotonic_ns()
-        if not self.begun and not (data := self._opened(data)):
-            return
-        self._pass_on(data)
+        if self.begun or (data := self._opened(data)):
+            self._pass_on(data)
 
     def _pass_on(self, data: bytes) -> None:
         if self.kept is not None:
@@ -225,6 +224,7 @@ class Leg:
         """All that came so far, once it may go to the client; empty: it is held, or it is no answer."""
         if self._reads_why:
             self.held = (self.held + data)[:SHORT_BYTES]
+            self._wait_on()
             return b""
         assert self._opening is not None
         if first := self._opening.feed(data):
@@ -239,7 +239,7 @@ class Leg:
         """Signs of life are no answer: the time for its first byte still runs, and the client hears one of ours."""
         if self.exchange is not None:
             self.exchange.waiting_body = True
-        if self.last_ns - self._alive_ns > KEEP_ALIVE_NS:
+        if not self._reads_why and self.last_ns - self._alive_ns > KEEP_ALIVE_NS:
             self._alive_ns = self.last_ns
             self._forward.tell_waiting(self.lane)
 
