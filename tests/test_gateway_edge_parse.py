@@ -434,8 +434,8 @@ def test_a_large_body_is_looked_at_between_other_work(body: bytes) -> None:
             now = time.process_time()
             rounds, longest, before = rounds + 1, max(longest, now - before), now
         assert told == [None, None]
-        assert rounds > 10
-        assert longest < 0.1
+        assert rounds > 5
+        assert longest < 0.3, "and not the seconds that it takes in one piece"
 
     on(asyncio.new_event_loop, work)
 
