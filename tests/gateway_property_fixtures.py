@@ -86,9 +86,13 @@ class Gateway:
         """A bare connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
 
-    def raw(self, data: bytes, port: int | None = None) -> bytes:
-        """Send these bytes and read until the gateway closes; a final request should ask it to."""
-        with socket.create_connection(("127.0.0.1", port or self.port), timeout=PATIENCE_S) as client:
+    def raw(self, data: bytes, port: int | None = None, *, source: int = 1) -> bytes:
+        """Send these bytes and read until the gateway closes; a final request should ask it to.
+
+        `source`: the last number of the address that it comes from, on Linux, where all of 127.0.0.0/8 is this machine.
+        """
+        address = (f"127.0.0.{source if sys.platform == 'linux' else 1}", 0)
+        with socket.create_connection(("127.0.0.1", port or self.port), PATIENCE_S, address) as client:
             with contextlib.suppress(ConnectionError):
                 client.sendall(data)
             return read_all(client)

@@ -149,7 +149,8 @@ def test_models_that_do_not_fit_together_take_turns(
     of_load = {streams: sum(streams in turn.streams for turn in turns) for streams in (1, 2)}
     for found in result.pairs:  # tokens that arrive all at once have no decode rate, which a busy machine can do
         n = of_load[found.streams]
-        assert found.ratio.n == n if found.metric == "ttft_s" else found.ratio.n <= n, "a pair is a turn, not a round"
+        every = found.metric == "ttft_s" and not found.left_out  # disturbed turns stay out where five quiet ones stand
+        assert found.ratio.n == n if every else found.ratio.n <= n, "a pair is a turn, not a round"
     for block in (e for e in log if isinstance(e, BlockStarted) and e.check is None):
         assert block.turn is not None
     checked = {e.model for e in log if isinstance(e, BlockStarted) and e.check is not None}
