@@ -349,6 +349,16 @@ def test_hostile_names_stay_text() -> None:
     assert "&lt;script&gt;alert(" in page
 
 
+def test_a_control_character_in_a_name_does_not_end_the_process() -> None:
+    """The renderer of charts ends it, with no exception to catch, on what no XML may hold."""
+    told = made.two_models()
+    name = msgspec.json.encode(told.models[0].name)
+    hostile = msgspec.json.encode(told).replace(name, msgspec.json.encode("a\x1b[31mZb\x00"))
+    page = render_report(msgspec.json.decode(hostile, type=Comparison))
+    assert "?[31mZb?" in page
+    assert "\x00" not in page
+
+
 def test_the_page_holds_what_it_takes_to_run_again() -> None:
     result = made.two_models()
     page = rendered("two_models")

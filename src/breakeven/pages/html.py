@@ -54,6 +54,9 @@ from breakeven.stats.percentiles import Share
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+CONTROL = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(127, 160)), "?")
+"""Characters that no page may hold; names and messages come from files of others."""
+
 P = TypeVar("P", Pair, LoadDifference)
 
 
@@ -116,6 +119,7 @@ def environment_of_pages() -> Environment:
     environment = Environment(
         loader=PackageLoader("breakeven.pages"),
         autoescape=True,
+        finalize=lambda value: value.translate(CONTROL) if isinstance(value, str) else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Protocol
 
+from breakeven.errors import printable
+
 if TYPE_CHECKING:
     import altair as alt
 
@@ -72,7 +74,16 @@ def draw(chart: Drawing) -> str:
     """Render `chart` to SVG in sentinel colours. Needs no network and no browser."""
     import vl_convert
 
-    return str(vl_convert.vegalite_to_svg(chart.to_dict(validate=False)))
+    return str(vl_convert.vegalite_to_svg(_drawable(chart.to_dict(validate=False))))
+
+
+def _drawable(value: Any) -> Any:
+    """A chart's description without control characters in its texts: on one the renderer ends the whole process."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): _drawable(one) for key, one in value.items()}
+    return [_drawable(one) for one in value] if isinstance(value, list) else value
 
 
 def inline(svg: str, label: str) -> str:
