@@ -150,9 +150,9 @@ def check_fit(
 def read_through(path: Path | None) -> float:
     """Read a weight file, or the files of a directory, into the page cache before its engine maps them; seconds taken.
 
-    An engine that faults its weights in from the disk allocates its own memory between the cache's pages, and stays
-    some per cent slower than one that found them there, for as long as it lives: of two processes of one file the first
-    was (docs/noise.md). What does not fit in the memory that is free is left alone.
+    So that every candidate starts alike: of two processes of one file the one that read it from the disk was the slower
+    one by some per cent for as long as it lived (docs/noise.md). What does not fit in the memory that is free is left
+    alone.
     """
     began = time.monotonic()
     files = [] if path is None else [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
