@@ -297,9 +297,15 @@ def run_chaos(
 
 def _descriptors(gateway: Gateway) -> list[int]:
     """Open files of each worker that stays: a reload that was still under way takes others away meanwhile."""
-    while True:
+    found: list[int] = []
+
+    def counted() -> bool:
         with contextlib.suppress(FileNotFoundError):
-            return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in sorted(gateway.workers())]
+            found[:] = [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in sorted(gateway.workers())]
+        return bool(found)
+
+    wait(counted, "its workers never stay")
+    return found
 
 
 def _charged(state: dict[str, Any]) -> int:

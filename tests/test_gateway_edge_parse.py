@@ -413,7 +413,7 @@ def test_keys_are_those_of_the_outermost_object(value: dict[str, object], start:
         b'{"x":[' + b"[]," * 500_000 + b"0]}",
         b'{"x":"' + b"\\\\" * 3_000_000 + b'"}',
         b'{"x":"' + b'\\"' * 3_000_000 + b'"}',
-        b'{"x":"' + b"a" * 6_000_000 + b'"}',
+        b'{"x":"' + b"a" * 30_000_000 + b'"}',
         b'{"x":{' + b'"y":1,' * 800_000 + b'"z":0}}',
         b'{"x":[' + b"100257," * 1_000_000 + b"0]}",
     ],
@@ -434,8 +434,8 @@ def test_a_large_body_is_looked_at_between_other_work(body: bytes) -> None:
             now = time.process_time()
             rounds, longest, before = rounds + 1, max(longest, now - before), now
         assert told == [None, None]
-        assert rounds > 5
-        assert longest < 0.3, "and not the seconds that it takes in one piece"
+        assert rounds > 10
+        assert longest < 0.1
 
     on(asyncio.new_event_loop, work)
 

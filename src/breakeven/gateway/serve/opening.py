@@ -1,7 +1,7 @@
 """How an answer begins, which decides whether it is one; and what a client is told of backends that gave none.
 
 A status of success says little: a stream may hold nothing but comments for a while, then an error. So the beginning of
-a stream is held until it has said something (`wire.said`: content, an end, or an error), which costs a normal one no
+a stream is held until it has said something (`wire.meaning`: content, an end, or an error), which costs a normal one no
 time, since its first event that is passed on is the one that says something. Until then another backend can be asked.
 
 An answer in one piece is held as long as it is short: an error is. A backend's key is kept out of what errors repeat.
