@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from families_fixtures import small_spec
 
 import breakeven
 from breakeven.answer.study.load import read_study
@@ -29,6 +30,7 @@ from breakeven.runs.served import EngineWords, read_through, served
 from tests.cli_fixtures import run_here
 from tests.golden_server import Script, golden_server
 from tests.test_compare import write_config
+from tests.test_gguf_files import write_split
 from tests.vulkan_fixtures import lent_device, llama_server
 
 __all__ = ["lent_device", "llama_server"]
@@ -329,9 +331,13 @@ def test_weights_are_read_before_their_engine_starts_unless_memory_has_no_room(
 
     monkeypatch.setattr(Path, "open", seen)
     assert read_through(weights) > 0
-    assert sorted(opened) == ["a.safetensors", "config.json"]
+    assert opened == ["a.safetensors"], "what no engine maps is not read"
     opened.clear()
-    assert read_through(None) < 1.0
+    assert read_through(None) == 0.0
+    split = write_split(tmp_path, small_spec("qwen3moe"), 2)
+    assert read_through(split[0]) > 0
+    assert {path.name for path in split} <= set(opened)
+    opened.clear()
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10_000))
     assert read_through(weights) == 0.0
     assert not opened

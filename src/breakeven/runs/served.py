@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from breakeven.hardware.placement import AUTO, Placement, placement_of
 from breakeven.measure.devices import DeviceMemory, device_memory, with_peaks
 from breakeven.measure.events import BackendReady, BackendStopped
 from breakeven.measure.paired.plan import MIN_ROUNDS
+from breakeven.model.readers.gguf_file import parts
 
 FITTING_MARGIN_BYTES = 2**30
 """What llama.cpp's own fitting leaves free on a device."""
@@ -148,18 +149,20 @@ def check_fit(
 
 
 def read_through(path: Path | None) -> float:
-    """Read a weight file, or the files of a directory, into the page cache before its engine maps them; seconds taken.
+    """Read weights, each part of a file or a directory, into the page cache before an engine maps them; seconds taken.
 
     So that every candidate starts alike: of two processes of one file the one that read it from the disk was the slower
     one by some per cent for as long as it lived (docs/noise.md). What does not fit in the memory that is free is left
-    alone.
+    alone, and what cannot be read is left to the engine to name.
     """
+    if path is None:
+        return 0.0
     began = time.monotonic()
-    files = [] if path is None else [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
+    files = [part.path for part in parts(path)] if path.is_file() else sorted(path.glob("*.safetensors"))
     if sum(file.stat().st_size for file in files) > RESERVE * psutil.virtual_memory().available:
         return 0.0
     for each in files:
-        with each.open("rb", buffering=0) as file:
+        with suppress(OSError), each.open("rb", buffering=0) as file:
             while file.read(READ_PIECE_BYTES):
                 pass
     return time.monotonic() - began
