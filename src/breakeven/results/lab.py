@@ -1,0 +1,180 @@
+"""What the lab says of a model: how well it predicts text and solves tasks, and what a change to it cost.
+
+`Evaluation` is what `breakeven evaluate` returns; a `Proof` lies beside every file the lab makes. Both are public
+contracts (`docs/lab-json.md`): fields are only ever added. Every measured number is an `Estimate` over blocks of text.
+None means not measured or not available, never zero.
+
+Shapes: L layers that route, E experts.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from breakeven.stats.estimate import Estimate
+
+EVALUATE_SCHEMA = "breakeven.evaluate/1"
+PROOF_SCHEMA = "breakeven.proof/1"
+
+
+class Slice(msgspec.Struct, frozen=True, kw_only=True):
+    """One model on one language and domain. What compares it with a source is None where there is none.
+
+    Bits per byte do not depend on the tokenizer; KL in nats a token, top-1 agreement a share of tokens.
+    """
+
+    language: str
+    domain: str
+    bytes: int
+    documents: int
+    blocks: int
+    """Pieces of text that were resampled for the intervals."""
+    tokens: int
+    bits_per_byte: Estimate
+    source_bits_per_byte: Estimate | None = None
+    difference: Estimate | None = None
+    """Bits per byte more than the source's, paired by block."""
+    kl: Estimate | None = None
+    """Mean of KL(source || model) a token."""
+    kl_p99: Estimate | None = None
+    kl_floor: Estimate | None = None
+    """Mean KL of the model to itself, batches of 256 against batches of 7: what the engine's own rounding makes."""
+    top1: Estimate | None = None
+    """Share of tokens after which both find the same token likeliest."""
+
+
+class TaskScore(msgspec.Struct, frozen=True, kw_only=True):
+    """Tasks of one name: the share solved, and how long the answers were."""
+
+    name: str
+    language: str
+    tasks: int
+    solved: Estimate
+    answer_tokens: Estimate | None = None
+    """Tokens generated an answer; None where answers were chosen, not generated, or the server did not count them."""
+
+
+class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
+    """One model as it was evaluated."""
+
+    name: str
+    path: str
+    """A file, a directory or a URL, as given."""
+    sha256: str | None
+    """Of the file; of a directory's weight files in order of their names; None for a URL."""
+    format: str | None
+    bits_per_weight: float | None
+    """Of the whole file's weights."""
+    experts_per_token: int | None
+    """None for a dense model, and where a URL does not tell."""
+    slices: list[Slice]
+    tasks: list[TaskScore] = []
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """Several models on the same text and tasks."""
+
+    command: str
+    text: str | None
+    against: str | None
+    """Name of the model that the others were compared with."""
+    models: list[Evaluated]
+    seconds: float
+    caveats: list[str] = []
+    schema: str = EVALUATE_SCHEMA
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """The model that was changed."""
+
+    path: str
+    sha256: str
+
+
+class Substituted(msgspec.Struct, frozen=True, kw_only=True):
+    """Tensors that could not take the type asked for, and what they were given instead."""
+
+    tensors: list[str]
+    asked: str
+    made: str
+    why: str
+
+
+class Artefact(msgspec.Struct, frozen=True, kw_only=True):
+    """What was made. `bytes` of the file, or of all files of a directory."""
+
+    path: str
+    sha256: str
+    bytes: int
+    format: str
+    bits_per_weight: float
+    substituted: list[Substituted] = []
+
+
+class LabCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that had to hold before the artefact was left standing. `engine`: by whom, such as "llama.cpp"."""
+
+    name: str
+    engine: str
+    passed: bool
+    kl: Estimate | None = None
+    top1: Estimate | None = None
+    detail: str = ""
+    """What was compared with what, and the limit."""
+
+
+class ExpertLayer(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer's experts. All lists have one entry an expert (E)."""
+
+    layer: int
+    tokens: list[int]
+    """Tokens each expert saw in the text."""
+    score: list[float] | None = None
+    dead: list[int] = []
+    """Experts that no token reached."""
+    by_language: dict[str, list[float]] = {}
+    """Share of the layer's choices by language; each sums to 1."""
+
+
+class Experts(msgspec.Struct, frozen=True, kw_only=True):
+    """How experts were used, or scored, and which of the source's experts were kept, in the artefact's order."""
+
+    layers: list[ExpertLayer]
+    n_experts_per_token: int
+    kept: list[list[int]] | None = None
+    """One list a layer: the source's expert in each place of the artefact; -1 for a new one. None: all, in order."""
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True):
+    """How an artefact was trained."""
+
+    tokens: int
+    seconds: float
+    seed: int
+    flops: float
+    losses: list[list[float]]
+    """Pairs of step and loss in nats a token."""
+
+
+class Twin(msgspec.Struct, frozen=True, kw_only=True):
+    """The same model trained without what was tried: bits per byte it stands behind, positive where the trial won."""
+
+    equal_tokens: Estimate | None
+    equal_seconds: Estimate | None
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """What a change to a model cost, by language, and that the engine serves what was made."""
+
+    verb: str
+    command: str
+    source: Origin
+    artefact: Artefact
+    slices: list[Slice]
+    checks: list[LabCheck]
+    experts: Experts | None = None
+    training: Training | None = None
+    twin: Twin | None = None
+    caveats: list[str] = []
+    seconds: float | None = None
+    schema: str = PROOF_SCHEMA
