@@ -170,7 +170,7 @@ class Twin(msgspec.Struct, frozen=True, kw_only=True):
     equal_seconds: Estimate | None
 
 
-class Speed(msgspec.Struct, frozen=True, kw_only=True):
+class LabSpeed(msgspec.Struct, frozen=True, kw_only=True):
     """How fast one of the two ran beside the other, taking turns."""
 
     of: str
@@ -196,7 +196,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     """Of the artefact on the same text; None: not measured."""
     training: Training | None = None
     twin: Twin | None = None
-    speeds: list[Speed] = []
+    speeds: list[LabSpeed] = []
     caveats: list[str] = []
     seconds: float | None = None
     schema: str = PROOF_SCHEMA
