@@ -35,7 +35,9 @@ def evaluate(
     every language. `encoding`: of files that are not UTF-8. `out`: a file to write the result to. Raises UserError for
     text too short for an interval, tokenizers that differ where `against` is given, and models that do not fit.
     """
-    from breakeven.lab.corpus import read_documents
+    import msgspec
+
+    from breakeven.lab.corpus import beside_languages, read_documents
     from breakeven.lab.evaluate import evaluate
     from breakeven.results import store
 
@@ -60,6 +62,9 @@ def evaluate(
         command=shlex.join(words),
         on_step=steps_for(on_progress),
     )
+    if beside := beside_languages(Path(text)):
+        said = f"Not read, because they lie beside the folders of languages: {', '.join(beside)}."
+        result = msgspec.structs.replace(result, caveats=[*result.caveats, said])
     if out is not None:
         store.write(result, out)
     return result
