@@ -70,6 +70,10 @@ class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
     """None for a dense model, and where a URL does not tell."""
     slices: list[Slice]
     tasks: list[TaskScore] = []
+    bytes: int | None = None
+    """Of the file, or of a directory's weight files; None for a URL."""
+    tokens_per_s: Estimate | None = None
+    """Tokens of text scored a second, models taking turns: a prompt's speed, not an answer's. None: not measured."""
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +94,9 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     sha256: str
+    bytes: int | None = None
+    format: str | None = None
+    bits_per_weight: float | None = None
 
 
 class Substituted(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,6 +171,17 @@ class Twin(msgspec.Struct, frozen=True, kw_only=True):
     equal_seconds: Estimate | None
 
 
+class LabSpeed(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast one of the two ran beside the other, taking turns."""
+
+    of: str
+    """"source" or "artefact"."""
+    engine: str
+    what: str
+    """"prompt": tokens read at once; "answer": tokens made one by one."""
+    tokens_per_s: Estimate
+
+
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
     """What a change to a model cost, by language, and that the engine serves what was made."""
 
@@ -174,8 +192,12 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     slices: list[Slice]
     checks: list[LabCheck]
     experts: Experts | None = None
+    """Of the source, as the text was routed there."""
+    experts_after: Experts | None = None
+    """Of the artefact on the same text; None: not measured."""
     training: Training | None = None
     twin: Twin | None = None
+    speeds: list[LabSpeed] = []
     caveats: list[str] = []
     seconds: float | None = None
     schema: str = PROOF_SCHEMA
