@@ -302,9 +302,7 @@ def test_what_the_scores_warn_of_is_said(moe: Path, tmp_path: Path) -> None:
     assert any(caveat.startswith("2 of the experts dropped saw no token") for caveat in done.caveats)
 
 
-def test_other_ways_to_keep_experts_are_refused_and_so_is_a_dense_model(
-    smollm2_gguf: Path, tmp_path: Path
-) -> None:
+def test_other_ways_to_keep_experts_are_refused_and_so_is_a_dense_model(smollm2_gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(NotSupportedError, match=r"is a dense model.*experts split"):
         prune(smollm2_gguf, tmp_path / "x.gguf", 4, None)
     grove = synthesise(LAYOUTS["grovemoe"], "Q8_0", tmp_path / "grove.gguf")

@@ -44,7 +44,7 @@ class ExpertVerbs:
         """Cut every feed-forward of a dense GGUF into experts, of which `used` (None: all) run per token.
 
         With all of them used the model computes what it did before. `by` "importance": neurons are sorted first, by
-        what they do on half of `text`, so that the last expert is the coldest; `down` is then encoded anew.
+        what they do on a part of `text`, so that the last expert is the coldest; `down` is then encoded anew.
         """
         from breakeven.lab.experts import split
         from breakeven.lab.surgery import important, proven
@@ -142,7 +142,12 @@ class ExpertVerbs:
         return proven(
             "prune",
             _words(
-                keep=keep, scores=scores, by=None if by == "score" else by, first=first, used=used, text=text,
+                keep=keep,
+                scores=scores,
+                by=None if by == "score" else by,
+                first=first,
+                used=used,
+                text=text,
                 encoding=encoding,
             ),
             Path(model),
@@ -241,7 +246,10 @@ class ExpertVerbs:
         return proven(
             "merge",
             _words(
-                pairs=",".join(f"{one}:{other}" for one, other in pairs), scores=scores, used=used, text=text,
+                pairs=",".join(f"{one}:{other}" for one, other in pairs),
+                scores=scores,
+                used=used,
+                text=text,
                 encoding=encoding,
             ),
             Path(model),

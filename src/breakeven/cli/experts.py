@@ -140,7 +140,9 @@ def prune(
 def order(
     model: Moe,
     out: Out,
-    scores: Annotated[Path, typer.Option("--scores", help="What `breakeven experts score` or `load` wrote of this file.")],
+    scores: Annotated[
+        Path, typer.Option("--scores", help="What `breakeven experts score` or `load` wrote of this file.")
+    ],
     by: By = "score",
     text: Text = None,
     encoding: Encoding = None,
@@ -246,13 +248,20 @@ def _tell(run: Callable[..., breakeven.Surgery], *, quiet: bool, json: bool) -> 
     if json:
         print_json(done.proof)
         return
-    if done.same_function:
-        meaning = "it computes what its source does, up to rounding"
-        if done.scale_error:
-            meaning += f" (scales rounded by up to {done.scale_error:.1e}; a power of two of experts rounds none)"
-    else:
-        meaning = "it no longer computes what its source does"
     typer.echo(
         f"{done.out}: {done.experts} experts {done.expert_width} wide, {done.used} a token, "
-        f"{done.file_bytes / 1e9:.2f} GB; {meaning}"
+        f"{done.file_bytes / 1e9:.2f} GB; {_meaning(done)}"
     )
+    if done.proof is not None:
+        from breakeven.pages.lab import show_proof
+
+        show_proof(done.proof, Console())
+
+
+def _meaning(done: breakeven.Surgery) -> str:
+    if not done.same_function:
+        return "it no longer computes what its source does"
+    meaning = "it computes what its source does, up to rounding"
+    if done.scale_error:
+        meaning += f" (scales rounded by up to {done.scale_error:.1e}; a power of two of experts rounds none)"
+    return meaning

@@ -42,7 +42,9 @@ def prune(
     stacks = open_stacks(source)
     groups = stacks.facts.n_groups if stacks.facts.n_groups > 1 else 1
     if not 1 <= keep < stacks.n_experts:
-        raise UserError(f"--keep {keep}: {source.name} has {stacks.n_experts} experts; give 1 to {stacks.n_experts - 1}")
+        raise UserError(
+            f"--keep {keep}: {source.name} has {stacks.n_experts} experts; give 1 to {stacks.n_experts - 1}"
+        )
     if keep % groups:
         raise UserError(f"--keep {keep}: experts stand in {groups} groups of equal size; give a multiple of {groups}")
     k = stacks.used if used is None else used
@@ -258,7 +260,9 @@ def read_scores(path: Path, stacks: Stacks) -> ExpertScores:
         raise UserError(f"{path} is of a model of {said.n_experts} experts, this one has {stacks.n_experts}; {again}")
     strange = [layer.layer for layer in said.layers if layer.layer not in stacks.blocks]
     if strange or not said.layers:
-        raise UserError(f"{path} is of a model that routes in layer {(strange or ['?'])[0]}, this one does not; {again}")
+        raise UserError(
+            f"{path} is of a model that routes in layer {(strange or ['?'])[0]}, this one does not; {again}"
+        )
     if said.model.sha256 != sha256_of(stacks.path):
         raise UserError(f"{path} is of {said.model.path}, whose bytes are not those of {stacks.path}; {again}")
     return said
@@ -310,7 +314,9 @@ def _check_bytes(stacks: Stacks, made: Path, places: Places, skipped: set[str]) 
     wrong = differing(stacks, made, places, skipped)
     if wrong is not None:
         made.unlink(missing_ok=True)
-        raise UserError(f"{wrong} read back from {made.name} is not what was written; the disk or its memory is at fault")
+        raise UserError(
+            f"{wrong} read back from {made.name} is not what was written; the disk or its memory is at fault"
+        )
 
 
 def _check_ungrouped(stacks: Stacks, what: str) -> None:

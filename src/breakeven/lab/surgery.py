@@ -25,16 +25,16 @@ Make = Callable[[Path], Surgery]
 def important(
     source: Path, text: Path | None, encoding: str | None, on_step: OnStep
 ) -> tuple[Squares, list[Document] | None, list[str]]:
-    """How much each neuron counts on every other block of a text, and the other half of it, to judge with.
+    """How much each neuron counts on a part of a text, the rest of it, to judge with, and what to say of that.
 
-    Without a text the built-in sample is measured on, and nothing is left to judge with. What to say of it comes last.
+    Without a text the built-in sample is measured on, and nothing is left to judge with.
     """
     if text is None:
         blocks, judged = blocks_of(sample()), None
         on = "the built-in sample of six languages; give your own with --text"
     else:
         blocks, judged = apart(read_documents(text, encoding))
-        on = f"every other block of {text}, and the loss on the blocks between them"
+        on = f"{text}, and the loss on other blocks of it"
     seen = measure(source, blocks, on_step=on_step)
     return seen.mean_squares, judged, [f"importance was measured on {seen.text_tokens:,} tokens of {on}"]
 
