@@ -1,4 +1,4 @@
-"""Experts are pruned, sorted, added and merged: whose bytes move is checked one by one, and the engine runs what is made."""
+"""Experts are pruned, sorted, added and merged: their bytes are looked at one by one, and the engine runs them."""
 
 from __future__ import annotations
 
@@ -7,27 +7,33 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inside_fixtures import PROSE, decoded_shallow_copy
 
 from breakeven.engines.inside.client import Inside
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
+from breakeven.lab.container import OutTensor, open_gguf, rewrite
+from breakeven.lab.corpus import blocks_of, sample
 from breakeven.lab.experts import split
+from breakeven.lab.importance import measure
 from breakeven.lab.prune import add, merge, order, prune
 from breakeven.lab.stacks import open_stacks
 from breakeven.model.parts import MoeFfn
 from breakeven.results.lab import ExpertFinding, ExpertScores, Origin, ScoredLayer
-from tests.small_layouts import LAYOUTS, ROUTED
+from tests.small_layouts import LAYOUTS
+from tests.small_models import small as config
 
+Q = GGMLQuantizationType
 E = 8
 """Experts of every small model here."""
 PER_EXPERT = ("_exps.", "ffn_gate_inp.weight", "ffn_gate_inp.bias", "exp_probs_b")
@@ -36,7 +42,11 @@ TOKENS = list(range(60, 100))
 
 def small(name: str, directory: Path, *, format_name: str = "Q8_0") -> Path:
     """A small model of random weights whose experts differ; where they stand in groups, in two of four."""
-    spec = LAYOUTS[name]
+    spec = (
+        LAYOUTS[name]
+        if name in LAYOUTS
+        else config(name, num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"])
+    )
     layers = [
         replace(layer, ffn=replace(layer.ffn, n_groups=2, n_groups_used=1))
         if isinstance(layer.ffn, MoeFfn) and layer.ffn.n_groups > 1
@@ -79,7 +89,7 @@ def scores_of(model: Path, out: Path, score: Sequence[float | None] | None = Non
 def by_expert(path: Path, experts: int) -> tuple[dict[str, list[bytes]], dict[str, bytes]]:
     """The bytes of each expert in every tensor that has a part of it, and the bytes of all other tensors."""
     parts, others = {}, {}
-    for tensor in GGUFReader(path).tensors:
+    for tensor in open_gguf(path).tensors:
         data = tensor.data.tobytes()
         if any(part in tensor.name for part in PER_EXPERT):
             size = len(data) // experts
@@ -125,32 +135,25 @@ def test_pruning_keeps_exactly_the_bytes_of_the_best_and_ordering_those_of_all(
     assert new == {name: [each[e] for e in done.kept[0]] for name, each in old.items()}
 
 
-@pytest.mark.parametrize("name", [name for name in ROUTED if name not in ("grovemoe", "deepseek4")])
-def test_every_family_loses_half_of_its_experts_and_keeps_its_other_tensors(name: str, tmp_path: Path) -> None:
-    model = small(name, tmp_path)
-    try:
-        done = prune(model, tmp_path / "half.gguf", 4, None)
-    except NotSupportedError as error:
-        assert "zero" in str(error) or "parts for" in str(error) or "chosen by a table" in str(error)  # noqa: PT017
-        return
-    stacks = open_stacks(tmp_path / "half.gguf")
-    assert (stacks.n_experts, stacks.used) == (4, 2)
-    assert done.kept is not None
-    assert all(len(place) == 4 for place in done.kept)
+KEPT_APART = ("gpt-oss", "deepseek2", "gemma4-moe", "hy_v3", "arctic", "nemotron-latent")
+"""Families that each keep other tensors beside their experts: biases, groups, scales, shared experts, no gate."""
 
 
-@pytest.mark.parametrize("name", ["glm4moe", "gpt-oss", "deepseek2", "qwen2moe", "gemma4-moe"])
-def test_the_engine_runs_what_is_pruned_and_an_order_changes_nothing(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", KEPT_APART)
+def test_the_engine_runs_what_is_pruned_of_every_family(name: str, tmp_path: Path) -> None:
+    prune(small(name, tmp_path), tmp_path / "pruned.gguf", 4, None)
+    with Inside(tmp_path / "pruned.gguf", threads=1) as inside:
+        assert (inside.loaded.n_experts, inside.loaded.n_experts_per_token) == (4, 2)
+        assert np.isfinite(inside.logits(TOKENS)).all()
+
+
+@pytest.mark.parametrize("name", ["qwen3vlmoe", "deepseek2"])
+def test_an_order_changes_nothing(name: str, tmp_path: Path) -> None:
     model = small(name, tmp_path)
-    scores = scores_of(model, tmp_path / "score.json", [3, 1, 4, 1.5, 9, 2.5, 6, 5])
-    order(model, tmp_path / "ordered.gguf", scores)
-    prune(model, tmp_path / "pruned.gguf", 4, scores)
+    order(model, tmp_path / "ordered.gguf", scores_of(model, tmp_path / "score.json", [3, 1, 4, 1.5, 9, 2.5, 6, 5]))
     expected = logits(model)
     # The softmax sums in another order, and activations are rounded to 8 bits after it.
     np.testing.assert_allclose(logits(tmp_path / "ordered.gguf"), expected, atol=0.02 * float(expected.std()))
-    pruned = logits(tmp_path / "pruned.gguf")
-    assert np.isfinite(pruned).all()
-    assert float(np.abs(pruned - expected).max()) > 0.1 * float(expected.std())
 
 
 def test_groups_of_experts_stay_groups(tmp_path: Path) -> None:
@@ -205,43 +208,65 @@ def test_merged_experts_are_the_mean_weighted_by_their_tokens(tmp_path: Path) ->
     assert np.isfinite(logits(tmp_path / "merged.gguf")).all()
 
 
-def test_the_coldest_expert_of_a_split_by_importance_is_missed_least(smollm2_gguf: Path, tmp_path: Path) -> None:
-    dense = decoded_shallow_copy(smollm2_gguf, tmp_path / "dense.gguf", layers=2)
-    from breakeven.lab.corpus import sample
-    from breakeven.lab.importance import measure
-    from breakeven.lab.corpus import blocks_of
+def uneven(source: Path, out: Path) -> Path:
+    """A dense model in F32 whose neurons matter very differently, in no order."""
+    reader, rng = open_gguf(source), np.random.default_rng(0)
+    tensors = []
+    for tensor in reader.tensors:
+        stored = tensor.data.view(np.float32) if tensor.kind == Q.F32 else tensor.data
+        values = dequantize(stored, tensor.kind).reshape(tensor.dims[::-1])
+        if "ffn_down" in tensor.name:
+            values = values * rng.lognormal(0.0, 1.5, tensor.dims[0]).astype(np.float32)
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        tensors.append(OutTensor(tensor.name, tensor.dims, Q.F32, data.nbytes, partial(iter, (data,))))
+    rewrite(reader, out, {}, tensors)
+    return out
 
-    squares = measure(dense, blocks_of(sample())).mean_squares
+
+def test_the_coldest_expert_of_a_split_by_importance_is_missed_least(tmp_path: Path) -> None:
+    dense = uneven(synthesise(config("llama", num_hidden_layers=2), "Q8_0", tmp_path / "d.gguf"), tmp_path / "e.gguf")
+    squares = measure(dense, blocks_of(sample()), most_tokens=1024).mean_squares
     by_importance = split(dense, tmp_path / "sorted.gguf", 8, squares=squares)
     assert (by_importance.same_function, by_importance.requantized) == (True, None)  # F32: columns move as bytes
     split(dense, tmp_path / "plain.gguf", 8)
-    with Inside(dense) as inside:
-        tokens = inside.tokenize(PROSE * 3)
-        expected = inside.logits(tokens)
-    with Inside(tmp_path / "sorted.gguf") as inside:
-        np.testing.assert_allclose(inside.logits(tokens), expected, atol=2e-3 * float(expected.std()))
+    expected = logits(dense)
+    np.testing.assert_allclose(logits(tmp_path / "sorted.gguf"), expected, atol=2e-3 * float(expected.std()))
     lost = {}
     for name in ("sorted", "plain"):
         done = prune(tmp_path / f"{name}.gguf", tmp_path / f"{name}-7.gguf", 7, None, 7)
         assert "7/8" in done.caveats[0]
-        with Inside(tmp_path / f"{name}-7.gguf") as inside:
-            lost[name] = _kl(expected, inside.logits(tokens))
-    assert 0 < lost["sorted"] < 0.5 * lost["plain"]
+        lost[name] = _kl(expected, logits(tmp_path / f"{name}-7.gguf"))
+    assert 0 < lost["sorted"] < 0.1 * lost["plain"]
 
 
-def test_a_split_by_importance_of_quantized_weights_says_what_it_moved(smollm2_gguf: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("format_name", "experts", "most"), [("Q4_1", 8, 0.1), ("Q8_0", 4, 0.01), ("Q4_K_S", 2, 0.1)])
+def test_a_split_by_importance_of_quantized_weights_says_what_it_moved(
+    format_name: str, experts: int, most: float, tmp_path: Path
+) -> None:
+    dense = synthesise(config("llama", num_hidden_layers=2), format_name, tmp_path / "dense.gguf")
     rng = np.random.default_rng(0)
-    names = [f"blk.{layer}.ffn_down.weight" for layer in range(30)]
-    squares = {name: rng.random((1, 1536), dtype=np.float32) for name in names}
-    done = split(smollm2_gguf, tmp_path / "a.gguf", 8, squares=squares)
+    squares = {f"blk.{layer}.ffn_down.weight": rng.random((1, 512), dtype=np.float32) for layer in range(2)}
+    done = split(dense, tmp_path / "a.gguf", experts, squares=squares)
     assert not done.same_function
     assert done.requantized is not None
-    assert 0.01 < done.requantized < 0.1
+    assert 0.001 < done.requantized < most
     assert "encoded anew" in done.caveats[0]
-    del squares[names[7]]
-    with pytest.raises(UserError, match=r"blk\.7\.ffn_down.*this very file"):
-        split(smollm2_gguf, tmp_path / "b.gguf", 8, squares=squares)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
+    # Rows of gate and up are the same bytes in another order; columns of down the same weights, nearly.
+    old, new = ({tensor.name: tensor for tensor in open_gguf(path).tensors} for path in (dense, tmp_path / "a.gguf"))
+    gate, gates = old["blk.1.ffn_gate.weight"].data.reshape(512, -1), new["blk.1.ffn_gate_exps.weight"].data
+    place = {row.tobytes(): number for number, row in enumerate(gate)}
+    moved = [place[row.tobytes()] for row in gates.reshape(512, -1)]
+    assert sorted(moved) == list(range(512))
+    down, downs = old["blk.1.ffn_down.weight"], new["blk.1.ffn_down_exps.weight"]
+    before = dequantize(down.data.reshape(256, -1), down.kind)[:, moved]
+    after = np.concatenate(list(dequantize(downs.data.reshape(experts, 256, -1), downs.kind)), axis=1) / experts
+    norms = np.square(before).mean(axis=0) ** 0.5 * squares["blk.1.ffn_down.weight"][0, moved]
+    assert (np.diff(norms) <= 1e-6 * norms[0]).all()
+    assert float(np.sqrt(np.square(after - before).sum() / np.square(before).sum())) < 1.5 * done.requantized
+    del squares["blk.1.ffn_down.weight"]
+    with pytest.raises(UserError, match=r"blk\.1\.ffn_down.*this very file"):
+        split(dense, tmp_path / "b.gguf", experts, squares=squares)
+    assert not (tmp_path / "b.gguf").exists()
 
 
 @pytest.mark.parametrize(

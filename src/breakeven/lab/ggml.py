@@ -118,13 +118,12 @@ class Ggml:
             read = (self._c.ggml_blck_size(code), self._c.ggml_type_size(code))
             if self._c.ggml_type_name(code) != traits.name or read != (traits.block, traits.block_bytes):
                 raise unknown_layout(f"ggml_type_traits of {name}")
-            if (traits.name or b"").decode().upper() != name:
-                continue  # this build has no such format
+            if (traits.name or b"").decode().upper() != name or not (traits.to_float or name == F32):
+                continue  # this build has no such format, or not for weights
             if read != (block, block_bytes):
                 raise unknown_layout(f"a block of {name} holds {read[0]} weights in {read[1]} bytes")
-            if traits.to_float or name == F32:
-                needs = self._c.ggml_quantize_requires_imatrix(code)
-                found.append(WeightType(name, code, *read, traits.is_quantized, needs))
+            needs = self._c.ggml_quantize_requires_imatrix(code)
+            found.append(WeightType(name, code, *read, traits.is_quantized, needs))
         return {kind.name: kind for kind in sorted(found, key=lambda kind: (kind.bits, kind.name))}
 
     def _traits(self, code: int) -> _Traits:

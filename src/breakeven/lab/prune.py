@@ -162,7 +162,7 @@ def add(source: Path, out: Path, copies: Mapping[int, int]) -> Surgery:
     n_bytes = rearrange(stacks, out, places, instead=instead)
     kept = {block: [*range(stacks.n_experts), *[-1] * len(new)] for block in stacks.blocks}
     _check_bytes(stacks, out, kept, set())
-    what = ", ".join(f"{expert} {count} times" if count > 1 else str(expert) for expert, count in copies.items())
+    what = " and ".join(f"{expert} ({count})" if count > 1 else str(expert) for expert, count in copies.items())
     if apart:
         caveats = [f"copies of expert {what} are never chosen ({name} is {NEVER:g}) until it is raised"]
     else:
@@ -206,7 +206,7 @@ def merge(
     partner = {min(pair): max(pair) for pair in pairs}
     gone = set(partner.values())
     left = [expert for expert in range(stacks.n_experts) if expert not in gone]
-    places = {block: left for block in stacks.blocks}
+    places = dict.fromkeys(stacks.blocks, left)
     squares = np.zeros(2)
     with Ggml() as ggml:
         for tensor in stacks.stacked():
