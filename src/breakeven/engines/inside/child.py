@@ -19,9 +19,10 @@ import msgspec
 import numpy as np
 
 from breakeven.engines.family import die_with_parent
+from breakeven.engines.inside.columns import Weigh, weigh
 from breakeven.engines.inside.library import Context, Library, Model, library_path
 from breakeven.engines.inside.observe import RoutingObserver, TimeObserver
-from breakeven.errors import BreakevenError, NotSupportedError
+from breakeven.errors import BreakevenError, NotSupportedError, UserError
 
 _UNTIMED_STEPS = 2
 _PASSES_FOR_COST = 3
@@ -83,7 +84,7 @@ class Greedy(msgspec.Struct, tag="greedy", frozen=True, kw_only=True):
     n: int
 
 
-Request = LoadFile | Tokenize | Trace | Time | Rate | Logits | Greedy
+Request = LoadFile | Tokenize | Trace | Weigh | Time | Rate | Logits | Greedy
 
 
 class Done(msgspec.Struct, tag="done", frozen=True, kw_only=True):
@@ -176,6 +177,9 @@ class Worker:
                 return Tokens(ids=self._model.tokenize(request.text))
             case Trace():
                 return self._trace(request)
+            case Weigh():
+                weigh(self._model, request, self._folder, self._say)
+                return Done()
             case Time():
                 return self._time(request)
             case Rate():
@@ -343,7 +347,7 @@ def serve(requests: Any, begin: Callable[[Any, Say], tuple[msgspec.Struct, Answe
             else:
                 reply = answer(request)
         except BreakevenError as error:
-            reply = Unable(text=str(error), supported=not isinstance(error, NotSupportedError))
+            reply = Unable(text=str(error), supported=not isinstance(error, UserError))
         write(replies, reply)
 
 
