@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from breakeven.api.inspected import synth as synth
     from breakeven.api.inspected import trace as trace
     from breakeven.api.lab import evaluate as evaluate
+    from breakeven.api.lab import quantize as quantize
     from breakeven.api.measured import bench as bench
     from breakeven.api.measured import capacity as capacity
     from breakeven.api.measured import check as check
@@ -101,6 +102,7 @@ _HOMES = {
     "models": ("api.inspected", "models"),
     "predict": ("api.computed", "predict"),
     "profile": ("api.inspected", "profile"),
+    "quantize": ("api.lab", "quantize"),
     "report": ("api.measured", "report"),
     "serve": ("api.gateway", "serve"),
     "simulate": ("api.computed", "simulate"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from breakeven.measure.progress import ProgressState
-    from breakeven.results.lab import Evaluation
+    from breakeven.results.lab import Evaluation, Proof
 
 
 def evaluate(
@@ -63,6 +63,49 @@ def evaluate(
     if out is not None:
         store.write(result, out)
     return result
+
+
+def quantize(
+    model: Path | str,
+    to: Sequence[str],
+    out: Path | str,
+    *,
+    text: Path | str | None = None,
+    encoding: str | None = None,
+    tokens: int | None = None,
+    allow_fallback: bool = False,
+    budget_s: float | None = None,
+    threads: int | None = None,
+    on_progress: Callable[[ProgressState], None] = lambda state: None,
+) -> Sequence[Proof]:
+    """Write a GGUF in each of the formats `to`, such as "Q4_K", into the directory `out`, each beside its proof.
+
+    `text`: what importance and the loss by language are measured on (each on blocks of its own); without it importance
+    is not, and the proof only says that the file works. `tokens`: for importance at most; None: 4,096. `encoding`: of
+    text that is not UTF-8. `allow_fallback`: make a file of more bits than its format says, or with experts that the
+    text did not reach. `budget_s`: for judging each file. Raises UserError for what cannot be made or would not be what
+    its name says, BreakevenError for a file that failed its proof.
+    """
+    from breakeven.lab.corpus import read_documents
+    from breakeven.lab.quantize import QuantizeOptions, quantize
+
+    options = {
+        "--text": text,
+        "--encoding": encoding,
+        "--tokens": tokens,
+        "--budget": None if budget_s is None else f"{budget_s:g}s",
+        "--threads": threads,
+    }
+    words = [part for option, value in options.items() if value is not None for part in (option, str(value))]
+    return quantize(
+        Path(model),
+        to,
+        Path(out),
+        documents=() if text is None else read_documents(Path(text), encoding),
+        options=QuantizeOptions(allow_fallback, tokens, threads, budget_s),
+        words=[*words, "--allow-fallback"] if allow_fallback else words,
+        on_step=steps_for(on_progress),
+    )
 
 
 def steps_for(on_progress: Callable[[ProgressState], None]) -> Callable[[str, float], None]:

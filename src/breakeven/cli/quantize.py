@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Quiet, print_json
+from breakeven.cli.words import Full, Quiet, duration, print_json
 
 app = typer.Typer()
 
@@ -27,14 +27,15 @@ def quantize(
         ),
     ] = None,
     encoding: Annotated[str | None, typer.Option("--encoding", help="Of the text, where it is not UTF-8.")] = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of the text, for importance at most.")] = 4096,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Of the text, for importance at most.", show_default="4096")
+    ] = None,
     allow_fallback: Annotated[
         bool, typer.Option("--allow-fallback", help="Make a file of more bits than its format says.")
     ] = False,
-    budget: Annotated[
-        str | None, typer.Option("--budget", metavar="TIME", help="For judging each file, such as 3m.")
-    ] = None,
+    budget: Annotated[str | None, typer.Option("--budget", metavar="TIME", help="For judging each file: 3m.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all cores unless given.")] = None,
+    full: Full = False,
     quiet: Quiet = False,
     json: Annotated[bool, typer.Option("--json", help="Print the proofs as JSON.")] = False,
 ) -> None:
@@ -55,7 +56,7 @@ def quantize(
             encoding=encoding,
             tokens=tokens,
             allow_fallback=allow_fallback,
-            budget=budget,
+            budget_s=duration(budget) if budget else None,
             threads=threads,
             on_progress=progress.update,
         )
@@ -65,4 +66,4 @@ def quantize(
     from breakeven.pages.lab import show_proof
 
     for proof in proofs:
-        show_proof(proof, Console())
+        show_proof(proof, Console(), full=full)

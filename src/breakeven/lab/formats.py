@@ -157,8 +157,8 @@ def refuse_excess(plan: FormatPlan, file: DenseFile, types: Mapping[str, WeightT
     columns = {dims[name][0] for each in plan.substituted for name in each.tensors}
     able = [kind.name for kind in types.values() if kind.bits < plan.bits and not any(c % kind.block for c in columns)]
     raise UserError(
-        f"{plan.asked.name} asked, {plan.bits:.2f} bits a weight would be made instead of {plan.bits_asked:.2f}: of the "
-        f"matrices {told}. --allow-fallback makes it, named {plan.name}; "
+        f"{plan.asked.name} asked, {plan.bits:.2f} bits a weight would be made instead of {plan.bits_asked:.2f}: of "
+        f"the matrices {told}. --allow-fallback makes it, named {plan.name}; "
         + (f"formats that fit all and are smaller: {', '.join(able)}" if able else "no smaller format fits all")
     )
 

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.engines.inside import child as m
-from breakeven.engines.inside.columns import Weigh
 from breakeven.engines.inside.client import Inside, OnStep
+from breakeven.engines.inside.columns import Weigh
 from breakeven.errors import UserError
 from breakeven.lab.corpus import Block, Document, blocks_of
 from breakeven.results.lab import ExpertLayer, Experts

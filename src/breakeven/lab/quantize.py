@@ -43,8 +43,8 @@ class QuantizeOptions:
 
     allow_fallback: bool = False
     """Make a file of more bits than its name says, or with experts that the text did not reach."""
-    tokens: int = MOST_TOKENS
-    """Of the text, that importance is measured on at most."""
+    tokens: int | None = None
+    """Of the text, that importance is measured on at most; None: `MOST_TOKENS`."""
     threads: int | None = None
     budget_s: float | None = None
     """For judging each file."""
@@ -80,7 +80,8 @@ def quantize(
         importance, judged = None, None
         if documents:
             blocks, judged = apart(documents)
-            importance = measure(source, blocks, most_tokens=options.tokens, threads=options.threads, on_step=on_step)
+            most = options.tokens or MOST_TOKENS
+            importance = measure(source, blocks, most_tokens=most, threads=options.threads, on_step=on_step)
         plans = [planned(file, kind, ggml.types, importance) for kind in kinds]
         for plan in plans:
             refuse_starved(plan, importance, allowed)

@@ -99,9 +99,7 @@ class ColumnObserver:
             self.squares[name], self.tokens[name] = squares_EC.copy(), tokens_E.copy()
         return not ask
 
-    def _summed(
-        self, address: int, chosen: int | None, matrices: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def _summed(self, address: int, chosen: int | None, matrices: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Sums of squares (E, C) of an input by the matrix it meets, and how many tokens each met (E)."""
         values = self._values(address)
         _, heads, tokens, columns = values.shape

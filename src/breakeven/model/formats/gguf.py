@@ -63,7 +63,9 @@ def _walk(spec: ModelSpec, imatrix: bool) -> tuple[tuple[Tensor, Place | GgmlTyp
     gqa = _gqa(spec)
     architecture = family_of(spec).gguf_architecture or ""
     kept_f32, kept_f16 = _ALSO_F32.get(architecture, ()), (*_KEPT_F16, *_ALSO_F16.get(architecture, ()))
-    roles = {tensor.name: category(tensor.name) for tensor in everything if _is_matrix(tensor.name, tensor.shape, kept_f32)}
+    roles = {
+        tensor.name: category(tensor.name) for tensor in everything if _is_matrix(tensor.name, tensor.shape, kept_f32)
+    }
     n_values = sum(1 for role in roles.values() if role is V)
     # Drafting blocks count as layers here.
     n_layers = max((tensor.layer for tensor in everything if tensor.layer is not None), default=-1) + 1
