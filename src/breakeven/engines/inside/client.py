@@ -69,14 +69,15 @@ class Inside:
         *,
         mtp: bool = False,
         gpu_layers: int = ALL_LAYERS,
+        vocab_only: bool = False,
         limit_s: float | None = None,
         on_step: OnStep = lambda what, share: None,
     ) -> None:
         """Start the child and load `model`, with drafting blocks if asked; `environment` is added to this process's.
 
-        `limit_s`: the child is ended after so long. Raises UserError for a file that is not GGUF, NotSupportedError for
-        a library whose layout is not the known one, EngineError with the child's last lines when it dies, and
-        TooLongError.
+        `vocab_only`: without weights, so that it can only tokenize. `limit_s`: the child is ended after so long.
+        Raises UserError for a file that is not GGUF, NotSupportedError for a library whose layout is not the known one,
+        EngineError with the child's last lines when it dies, and TooLongError.
         """
         self.model = _checked(model)
         self._limit_s, self._on_step, self._late = limit_s, on_step, False
@@ -105,6 +106,7 @@ class Inside:
                     parent_pid=os.getpid(),
                     mtp=mtp,
                     gpu_layers=gpu_layers,
+                    vocab_only=vocab_only,
                 ),
                 m.LoadedFile,
             )
@@ -150,9 +152,9 @@ class Inside:
             raise EngineError(f"llama.cpp's process answered {type(reply).__name__} to {type(request).__name__}")
         return reply
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text in the model's own vocabulary."""
-        return self.ask(m.Tokenize(text=text), m.Tokens).ids
+    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Token ids of a text in the model's own vocabulary; special tokens in it are their letters unless asked."""
+        return self.ask(m.Tokenize(text=text, parse_special=parse_special), m.Tokens).ids
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits (tokens, vocabulary) after each token, all computed in one batch."""
