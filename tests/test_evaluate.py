@@ -45,9 +45,9 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_scores_are_those_of_the_logits_in_double_precision(toys: Path) -> None:
     paths = [toys / "a.gguf", toys / "b.gguf"]
     with Lockstep([Scored(path) for path in paths], batch=64) as lock:
-        tokens = lock.tokenize(0, (toys / "texts/en/text.txt").read_text()[:300])
+        tokens = lock.tokenize(0, (toys / "texts/en/text-0.txt").read_text()[:300])
         scores = lock.score(tokens, [(0, 1), (0, 0), (1, 0)])
-        assert lock.text_of(0, tokens).strip().startswith((toys / "texts/en/text.txt").read_text()[:200].strip())
+        assert lock.text_of(0, tokens).strip().startswith((toys / "texts/en/text-0.txt").read_text()[:200].strip())
     logs = []
     for path in paths:
         with Inside(path) as inside:
@@ -67,7 +67,7 @@ def test_scores_are_those_of_the_logits_in_double_precision(toys: Path) -> None:
 
 def test_a_model_stands_off_itself_by_its_rounding(toys: Path) -> None:
     with Lockstep([Scored(toys / "a.gguf"), Scored(toys / "q.gguf")]) as lock:
-        tokens = lock.tokenize(0, (toys / "texts/de/text.txt").read_text()[:400])
+        tokens = lock.tokenize(0, (toys / "texts/de/text-0.txt").read_text()[:400])
         floor = lock.score(tokens, small_batches=True).floor
         assert floor is not None
         assert lock.score(tokens).floor is None
@@ -98,8 +98,8 @@ def test_an_evaluation_has_each_language_paired_with_the_source(toys: Path, tmp_
     for model in result.models:
         assert [part.language for part in model.slices] == ["de", "en"]
         for part in model.slices:
-            assert part.blocks >= 6
-            assert 10_000 < part.bytes < 12_000
+            assert part.blocks == part.documents == 6
+            assert 900 < part.bytes < 2500
             estimate = part.bits_per_byte
             assert estimate.low is not None
             assert estimate.high is not None
@@ -116,8 +116,7 @@ def test_an_evaluation_has_each_language_paired_with_the_source(toys: Path, tmp_
         assert part.source_bits_per_byte == own.bits_per_byte
         assert math.isclose(other.difference.value, other.bits_per_byte.value - own.bits_per_byte.value, abs_tol=1e-9)
         assert part.top1.value > 0.8
-        assert part.kl_p99 is not None
-        assert part.kl_p99.value > part.kl.value
+        assert part.kl_p99 is None or part.kl_p99.value > part.kl.value
     shown = run_here("evaluate", str(toys / "a.gguf"), "--text", str(toys / "texts"), "--quiet")
     assert shown.returncode == 0, shown.stderr
     assert "German" in shown.stdout
@@ -132,7 +131,7 @@ def test_fewer_experts_are_another_model_of_the_same_file(toys: Path) -> None:
     for model in result.models[1:]:
         kl = model.slices[0].kl
         assert kl is not None
-        assert kl.value > 1e-3
+        assert kl.value > 1e-5
     for used, said in (([9], r"--used 9: moe has 8 experts"), ([0], r"--used 0")):
         with pytest.raises(UserError, match=said):
             breakeven.evaluate([toys / "moe.gguf"], toys / "texts/en", used=used)
@@ -161,11 +160,11 @@ def test_the_real_model_knows_english_best_and_other_tokenizers_are_compared_by_
 
 
 def test_a_budget_reads_every_language_and_says_how_much(toys: Path) -> None:
-    documents = read_documents(texts(toys / "long", n_bytes=120_000))
-    result = evaluate([toys / "a.gguf"], documents, budget_s=0.5, command="a test")
+    documents = read_documents(texts(toys / "long", files=200))
+    result = evaluate([toys / "a.gguf"], documents, budget_s=0.3, command="a test")
     read = {part.language: part.blocks for part in result.models[0].slices}
     assert abs(read["de"] - read["en"]) <= 1
-    assert 0 < read["de"] < 55
+    assert 0 < read["de"] < 200
     assert any("of the text was read" in said for said in result.caveats)
 
 
@@ -192,7 +191,7 @@ def test_memory_is_predicted_before_anything_is_loaded(toys: Path) -> None:
     [
         (["gone.gguf"], "gone.gguf: cannot be read"),
         (["texts"], "no config.json"),
-        (["texts/en/text.txt"], "is not a GGUF file"),
+        (["texts/en/text-0.txt"], "is not a GGUF file"),
         (["a.gguf", "a.gguf"], "is given twice"),
         (["a.gguf", "--used", "two"], "whole numbers"),
         (["a.gguf", "--budget", "soon"], "--budget"),
@@ -218,7 +217,7 @@ def test_damaged_weights_are_named(toys: Path, tmp_path: Path) -> None:
 
 
 def test_interrupted_it_ends_with_its_child(toys: Path) -> None:
-    texts(toys / "long", n_bytes=120_000)
+    texts(toys / "long", files=200)
     command = [sys.executable, "-m", "breakeven.cli", "evaluate", "a.gguf", "--text", "long", "--quiet"]
     run = subprocess.Popen(command, cwd=toys, stderr=subprocess.PIPE, text=True)
     children: list[psutil.Process] = []
@@ -254,11 +253,11 @@ def test_quotients_of_any_sign_and_percentiles_of_blocks_hold_what_they_promise(
 
 
 def test_what_json_prints_is_the_contract(toys: Path) -> None:
-    done = run_here("evaluate", str(toys / "a.gguf"), "--text", str(toys / "texts/en/text.txt"), "--json")
+    done = run_here("evaluate", str(toys / "a.gguf"), "--text", str(toys / "texts/en"), "--json")
     printed = json.loads(done.stdout)
     assert printed["schema"] == "breakeven.evaluate/1"
     assert printed["command"].startswith("breakeven evaluate ")
     (part,) = printed["models"][0]["slices"]
     assert (part["language"], part["domain"], part["kl"]) == ("all", "all", None)
     assert part["bits_per_byte"]["provenance"] == "measured"
-    assert len(blocks_of(read_documents(toys / "texts/en/text.txt"))) == part["blocks"]
+    assert len(blocks_of(read_documents(toys / "texts/en"))) == part["blocks"]
