@@ -24,7 +24,7 @@ from breakeven.pages.lab_words import (
     BITS,
     KL,
     MEASURES,
-    Subject,
+    LabModel,
     is_unusable,
     labels_of,
     loss,
@@ -75,7 +75,7 @@ def figures_of_lab(
     return LabFigures([losses_by_language(subjects)], [lineup(subjects)], maps)
 
 
-def losses_by_language(subjects: Sequence[Subject]) -> Figure | Missing:
+def losses_by_language(subjects: Sequence[LabModel]) -> Figure | Missing:
     """Every model's loss in every language with its interval; a grey tick where its own rounding stands."""
     measure = measure_of(subjects)
     title = LOSS_TITLE if measure != BITS else "Bits a byte by language"
@@ -84,20 +84,24 @@ def losses_by_language(subjects: Sequence[Subject]) -> Figure | Missing:
         return Missing(title, "No text was evaluated, so nothing is known of what a language lost.")
     scale = _scale(rows, measure)
     floor = (
-        " Grey tick: a model's KL to itself, which is the engine's own rounding." if any("floor" in r for r in rows) else ""
+        " Grey tick: a model's KL to itself, which is the engine's own rounding."
+        if any("floor" in r for r in rows)
+        else ""
     )
     log = " Log axis." if scale.log else ""
     return Figure(
         name="loss",
         title=title,
-        alt=f"{title}, {MEASURES[measure]}. " + "; ".join(f"{r['model']}, {r['language']}: {r['words']}" for r in rows) + ".",
+        alt=f"{title}, {MEASURES[measure]}. "
+        + "; ".join(f"{r['model']}, {r['language']}: {r['words']}" for r in rows)
+        + ".",
         caption=f"{MEASURES[measure]}, with 95 % intervals over pieces of text.{floor}{log}",
         wide=_loss_chart(rows, scale, narrow=False),
         narrow=_loss_chart(rows, scale, narrow=True),
     )
 
 
-def _loss_rows(subjects: Sequence[Subject], measure: str) -> list[dict[str, Any]]:
+def _loss_rows(subjects: Sequence[LabModel], measure: str) -> list[dict[str, Any]]:
     rows = []
     for label in labels_of(subjects):
         for subject in subjects:
@@ -167,21 +171,21 @@ def _loss_chart(rows: list[dict[str, Any]], scale: Scale, narrow: bool) -> Drawi
     drawn: Drawing = alt.layer(*layers).properties(width=width, height=alt.Step(ROW))
     if several:
         languages = list(dict.fromkeys(str(row["language"]) for row in rows))
-        header = alt.Header(
-            labelOrient="top", labelAnchor="start", labelAngle=0, labelAlign="left", labelLimit=NARROW
-        )
+        header = alt.Header(labelOrient="top", labelAnchor="start", labelAngle=0, labelAlign="left", labelLimit=NARROW)
         drawn = drawn.facet(
             row=alt.Row("language:N", sort=languages, title=None, header=header), data=data_of(rows)
         ).resolve_scale(y="independent")
     return styled(drawn, narrow, slack((str(row[field]) for row in rows), narrow))
 
 
-def lineup(subjects: Sequence[Subject]) -> Figure | Missing:
+def lineup(subjects: Sequence[LabModel]) -> Figure | Missing:
     """A row a model, the source among them: bytes, tokens a second where they were measured, loss by language."""
     measure = measure_of(subjects)
     known = [each for each in subjects if each.bytes is not None or each.tokens_per_s is not None]
     if len(known) < 2:
-        return Missing(LINEUP_TITLE, "The sizes of fewer than two models are known, so there is nothing to set side by side.")
+        return Missing(
+            LINEUP_TITLE, "The sizes of fewer than two models are known, so there is nothing to set side by side."
+        )
     useless = [each.name for each in subjects if is_unusable(each)]
     losses = _loss_rows([each for each in subjects if each.name not in useless], measure)
     fast = any(each.tokens_per_s is not None for each in subjects)
@@ -198,7 +202,7 @@ def lineup(subjects: Sequence[Subject]) -> Figure | Missing:
     )
 
 
-def _said(subject: Subject, measure: str) -> str:
+def _said(subject: LabModel, measure: str) -> str:
     parts = [] if subject.bytes is None else [f"{subject.bytes / 1e6:,.1f} MB"]
     parts += [] if subject.tokens_per_s is None else [f"{value(subject.tokens_per_s)} tokens/s"]
     parts += [
@@ -209,9 +213,7 @@ def _said(subject: Subject, measure: str) -> str:
     return f"{subject.name}{' (source)' if subject.source else ''}: {', '.join(parts)}"
 
 
-def _lineup_chart(
-    subjects: Sequence[Subject], losses: list[dict[str, Any]], measure: str, narrow: bool
-) -> Drawing:
+def _lineup_chart(subjects: Sequence[LabModel], losses: list[dict[str, Any]], measure: str, narrow: bool) -> Drawing:
     import altair as alt
 
     names = [each.name for each in subjects]
@@ -221,7 +223,7 @@ def _lineup_chart(
     for each in subjects:
         if each.tokens_per_s is not None:
             speed = each.tokens_per_s
-            speeds.append({"model": each.name, "value": speed.value, "words": f"{value(speed)}/s"})
+            speeds.append({"model": each.name, "value": speed.value, "words": value(speed)})
     labels = min(WIDEST_NAME, 7.5 * max(map(len, names)))
     panels = 1 + bool(speeds) + bool(losses)
     room = 74
@@ -248,7 +250,7 @@ def _lineup_chart(
         )
 
     drawn = [bars(sizes, "Size", True)]
-    drawn += [bars(speeds, "Speed, tokens", False)] if speeds else []
+    drawn += [bars(speeds, "Speed, tokens/s", False)] if speeds else []
     if losses:
         drawn.append(_titled(_dots(losses, measure, dots, rows_axis(False), narrow).properties(height=height), "Loss"))
     # Panels side by side share their rows; on a phone each has its names again.
