@@ -190,7 +190,7 @@ def lineup(subjects: Sequence[LabModel]) -> Figure | Missing:
     losses = _loss_rows([each for each in subjects if each.name not in useless], measure)
     fast = any(each.tokens_per_s is not None for each in subjects)
     said = "; ".join(_said(each, measure) for each in subjects)
-    speed = " Speed: tokens a second." if fast else " Speed was not measured here: `breakeven compare` measures it."
+    speed = " Speed: tokens a second." if fast else " Speed was not measured here; breakeven compare measures it."
     out = f" Of no use, so without dots: {', '.join(useless)}." if useless else ""
     return Figure(
         name="lineup",
