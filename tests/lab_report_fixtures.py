@@ -177,9 +177,13 @@ def other_proof() -> Proof:
     told = proof()
     made = msgspec.structs.replace(
         told.artefact,
-        path="made/smollm2-Q8_0.gguf", sha256="12" * 32, bytes=int(megabytes * 1e6), format="Q8_0", bits_per_weight=bits,
+        path="made/smollm2-Q8_0.gguf",
+        sha256="12" * 32,
+        bytes=int(megabytes * 1e6),
+        format="Q8_0",
+        bits_per_weight=bits,
         substituted=[],
-    )  # fmt: skip
+    )
     return msgspec.structs.replace(
         told, artefact=made, slices=[piece(language, kl[language], top1, floor) for language in kl]
     )
