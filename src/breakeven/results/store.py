@@ -20,7 +20,7 @@ import msgspec
 from breakeven.errors import BreakevenError, UserError
 from breakeven.results.comparison import SCHEMA, Comparison
 from breakeven.results.decision import DECIDE_LOG_SCHEMA, DECISION_SCHEMA, Decision, LogDecision
-from breakeven.results.lab import EVALUATE_SCHEMA, PROOF_SCHEMA, Evaluation, Proof
+from breakeven.results.lab import EVALUATE_SCHEMA, EXPERTS_SCHEMA, PROOF_SCHEMA, Evaluation, ExpertScores, Proof
 from breakeven.results.load import CAPACITY_SCHEMA, CHECK_SCHEMA, LOAD_SCHEMA, CapacityStudy, Check, LoadStudy
 
 RESULT, LOG = "result.json", "events.jsonl"
@@ -47,6 +47,7 @@ KINDS: dict[type[msgspec.Struct], Kind] = {
     LogDecision: Kind(DECIDE_LOG_SCHEMA, "decision on a log"),
     Evaluation: Kind(EVALUATE_SCHEMA, "evaluation"),
     Proof: Kind(PROOF_SCHEMA, "proof"),
+    ExpertScores: Kind(EXPERTS_SCHEMA, "look at experts"),
 }
 """Everything that can be read again. A new schema of an old kind is one more line, with its own type."""
 

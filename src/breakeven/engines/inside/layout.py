@@ -163,6 +163,21 @@ CONTEXT_DEFAULTS: Mapping[str, object] = {
 }
 
 
+class KvOverride(c.Structure):
+    """`llama_model_kv_override` holding a whole number; a list of them ends with an empty key."""
+
+    _fields_ = (
+        ("tag", c.c_int32),
+        ("key", c.c_char * 128),
+        ("number", c.c_int64),
+        ("rest_of_union", c.c_uint8 * 120),
+    )
+
+
+KV_INT = 0
+"""Tag of a whole number."""
+
+
 class LlamaBatch(c.Structure):
     """`llama_batch`."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes as c
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from breakeven.engines.inside.layout import (
     CONTEXT_DEFAULTS,
     EVAL_CALLBACK,
+    KV_INT,
     MODEL_DEFAULTS,
     ContextParams,
     GgmlInitParams,
     GgmlTensor,
+    KvOverride,
     LlamaBatch,
     ModelParams,
     unknown_layout,
@@ -55,7 +57,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "llama_memory_clear": (None, [_P, c.c_bool]),
     "llama_model_get_vocab": (_P, [_P]),
     "llama_vocab_n_tokens": (_I, [_P]),
+    "llama_vocab_is_eog": (c.c_bool, [_P, _I]),
+    "llama_token_to_piece": (_I, [_P, _I, c.c_char_p, _I, _I, c.c_bool]),
     "llama_model_n_layer": (_I, [_P]),
+    "llama_model_n_ctx_train": (_I, [_P]),
     "llama_model_meta_val_str": (_I, [_P, c.c_char_p, c.c_char_p, c.c_size_t]),
     "llama_tokenize": (_I, [_P, c.c_char_p, _I, c.POINTER(_I), _I, c.c_bool, c.c_bool]),
     "ggml_get_name": (_P, [_P]),
@@ -146,6 +151,7 @@ def _log_problems(level: int, text: bytes, _user_data: int) -> None:
 
 
 _META_BYTES = 1024
+_PIECE_BYTES = 256
 
 NodeCallback = Callable[[int, bool], bool]
 """Called with the address of a node and whether llama.cpp asks (true) or tells that it is computed (false)."""
@@ -162,12 +168,13 @@ class Model:
         *,
         mtp: bool = False,
         gpu_layers: int = -1,
+        numbers: Mapping[str, int] | None = None,
         on_share: Callable[[float], None] = lambda share: None,
     ) -> None:
         """Load with llama.cpp's defaults (mapped file, repacking), drafting blocks only if asked for.
 
-        `gpu_layers`: -1 for all; 0 leaves a GPU alone altogether. `on_share` is told how much is loaded. Raises
-        EngineError when it cannot be loaded.
+        `gpu_layers`: -1 for all; 0 leaves a GPU alone altogether. `numbers`: metadata read as these whole numbers, not
+        as the file has it. `on_share` is told how much is loaded. Raises EngineError when it cannot be loaded.
         """
         self.library = library
         self.threads = threads
@@ -179,6 +186,11 @@ class Model:
         nothing = (c.c_void_p * 1)(None)
         if gpu_layers == 0:
             params.devices = c.cast(nothing, c.c_void_p)
+        overrides = (KvOverride * (len(numbers or {}) + 1))()
+        for override, (key, number) in zip(overrides, (numbers or {}).items(), strict=False):
+            override.tag, override.key, override.number = KV_INT, key.encode(), number
+        if numbers:
+            params.kv_overrides = c.cast(overrides, c.c_void_p)
 
         def loading(share: float, _user_data: int) -> bool:
             on_share(share)
@@ -191,6 +203,7 @@ class Model:
             raise EngineError(f"llama.cpp cannot load {path}")
         self._vocab = library.llama_model_get_vocab(self.address)
         self.n_vocab: int = library.llama_vocab_n_tokens(self._vocab)
+        self.n_positions: int = library.llama_model_n_ctx_train(self.address)
 
     def meta(self, key: str) -> str | None:
         """A metadata value as text, None when the file does not have it."""
@@ -203,15 +216,31 @@ class Model:
         text = self.meta(f"{self.meta('general.architecture')}.{key}") or "0"
         return max(int(part) for part in text.strip("[]").split(","))
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text in the model's own vocabulary, with its special first token if it wants one."""
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a text in the model's own vocabulary; `special`: with its special first token if it wants one.
+
+        What looks like a special token in the text is text.
+        """
         raw = text.encode()
         room = len(raw) + 8
         ids = (c.c_int32 * room)()
-        count = self.library.llama_tokenize(self._vocab, raw, len(raw), ids, room, True, False)
+        count = self.library.llama_tokenize(self._vocab, raw, len(raw), ids, room, special, False)
         if count < 0:
             raise EngineError(f"{self.path.name}: its tokenizer refused the text")
         return list(ids[:count])
+
+    def piece(self, token: int) -> bytes:
+        """What one token adds to a text; nothing for a special token."""
+        buffer = c.create_string_buffer(_PIECE_BYTES)
+        length = self.library.llama_token_to_piece(self._vocab, token, buffer, _PIECE_BYTES, 0, False)
+        if length < 0:
+            buffer = c.create_string_buffer(-length)
+            length = self.library.llama_token_to_piece(self._vocab, token, buffer, -length, 0, False)
+        return buffer.raw[: max(0, length)]
+
+    def ends(self, token: int) -> bool:
+        """Whether the token ends an answer."""
+        return bool(self.library.llama_vocab_is_eog(self._vocab, token))
 
     def close(self) -> None:
         """Free the weights; contexts must be gone."""
@@ -283,6 +312,11 @@ class Context:
         """Copy of the logits (V,) of the last batch's token `index`; -1 is the last one."""
         pointer = self._library.llama_get_logits_ith(self.address, index)
         return np.ctypeslib.as_array(pointer, (self._model.n_vocab,)).copy()
+
+    def logits_in_place(self, n: int) -> NDArray[np.float32]:
+        """The logits (n, V) of the last batch, whose `n` outputs were all asked for: valid until the next one."""
+        pointer = self._library.llama_get_logits_ith(self.address, 0)
+        return np.ctypeslib.as_array(pointer, (n, self._model.n_vocab))
 
     def clear(self) -> None:
         """Forget every position."""
