@@ -60,7 +60,11 @@ def test_log_likelihoods_are_those_of_the_logits(model: HarnessModel, shallow: P
         tokens = inside.tokenize(PROSE)
         logits = inside.logits(tokens).astype(np.float64)
         greedy = inside.greedy(inside.tokenize("The lamp"), 4)
-    log_p = logits - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True)) - logits.max(1, keepdims=True)
+    log_p = (
+        logits
+        - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
+        - logits.max(1, keepdims=True)
+    )
     each = log_p[np.arange(len(tokens) - 1), tokens[1:]]
     at = PROSE.index(" on the last night")
     start = len(model.tok_encode(PROSE[:at]))

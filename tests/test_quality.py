@@ -123,7 +123,9 @@ def slice_of(language: str, bits: float, more: float | None = None) -> Slice:
     )
 
 
-def tasks_of(solved: int, tokens: float | None, method: Literal["likelihood", "generation"] = "generation") -> TaskScore:
+def tasks_of(
+    solved: int, tokens: float | None, method: Literal["likelihood", "generation"] = "generation"
+) -> TaskScore:
     share = wilson(solved, 40)
     length = None if tokens is None else measured(tokens, tokens - 2, tokens + 2, 40)
     return TaskScore(
@@ -163,7 +165,9 @@ SOURCE = [slice_of("en", 1.0), slice_of("de", 2.0), slice_of("fr", 1.5)]
 SMALLER = [slice_of("en", 1.01, 0.01), slice_of("de", 2.2, 0.2), slice_of("fr", 9.0, 7.5)]
 
 
-def told(tmp_path: Path, models: list[Evaluated], keys: str = "", study: str = STUDY, against: str | None = "a") -> StudyPlan:
+def told(
+    tmp_path: Path, models: list[Evaluated], keys: str = "", study: str = STUDY, against: str | None = "a"
+) -> StudyPlan:
     found = Evaluation(command="breakeven evaluate", text="guide", against=against, models=models, seconds=1.0)
     write(found, tmp_path / "evaluation.json")
     (tmp_path / "study.yaml").write_text(study % keys)

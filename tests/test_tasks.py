@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from inside_fixtures import PROSE
 
+import breakeven
 from breakeven.errors import UserError
 from breakeven.lab.lockstep import Lockstep, Scored
 from breakeven.lab.remote import Remote
@@ -145,7 +148,13 @@ def test_scores_are_by_name_and_language_with_their_intervals_and_lengths(tmp_pa
     assert quiz.answer_tokens is not None
     assert quiz.answer_tokens.value == 6.5
     assert quiz.answer_tokens.n == 8
-    assert (en.name, en.language, en.solved.value, en.method, en.answer_tokens) == ("sums", "en", 0.0, "likelihood", None)
+    assert (en.name, en.language, en.solved.value, en.method, en.answer_tokens) == (
+        "sums",
+        "en",
+        0.0,
+        "likelihood",
+        None,
+    )
     assert (de.language, de.solved.value) == ("de", 0.0)
     assert caveats == [
         "1 of 8 answers of m were cut at the most tokens allowed: on average they are longer than is said; give tasks a "
@@ -179,8 +188,11 @@ def reply(question: ScriptedRequest, form: str) -> dict[str, Any]:
     said = " Paris" if "France" in prompt else " Rome is large"
     option: dict[str, Any] = {"index": 0, "text": said, "finish_reason": "length" if "large" in said else "stop"}
     if form == "vllm" and "prompt_logprobs" in body:
-        told = [None if v is None else {"7": {"logprob": v, "rank": 1, "decoded_token": "x"}} for v in values]
-        option["prompt_logprobs"] = told
+        # As vLLM with a token that begins every text: it alone has no number.
+        told = [
+            {"7": {"logprob": v or -1.0, "rank": 1, "decoded_token": w}} for v, w in zip(values, words, strict=True)
+        ]
+        option["prompt_logprobs"] = [None, *told]
     if form in ("echo", "zeros") and body.get("echo"):
         given = [None, *([0.0] * (len(words) - 1))] if form == "zeros" else values
         option["logprobs"] = {"tokens": [*words, "x"], "token_logprobs": [*given, -9.0], "text_offset": []}
@@ -209,8 +221,9 @@ def test_a_server_that_tells_is_read_in_either_form(form: str) -> None:
     with server_of(form) as server:
         model = Remote(f"{server.url}/v1#m")
         assert (model.name, model.weighs) == ("m", True)
-        (nats,) = model.nats(["one three five"])
-        assert nats.tolist() == [2.5, 2.0]
+        (read,) = model.read(["one three five"])
+        assert read.nats.tolist() == [2.5, 2.0]
+        assert read.n_bytes == len(" three five")
         # Of both together less that of the prompt: the words of the continuation alone.
         (weights,) = model.weigh([("The capital is", [" Paris", " a town"])], lambda what, share: None)
     assert weights == [pytest.approx(-2.5), pytest.approx(-2.5)]
@@ -221,13 +234,13 @@ def test_numbers_that_are_not_of_the_text_are_not_believed(form: str) -> None:
     with server_of(form) as server:
         model = Remote(f"{server.url}/v1#m")
         assert not model.weighs
-        with pytest.raises(UserError, match=r"gives no log-probabilities of a prompt.*give its weights.*or give --tasks"):
-            model.nats(["some text"])
+        with pytest.raises(
+            UserError, match=r"gives no log-probabilities of a prompt.*give its weights.*or give --tasks"
+        ):
+            model.read(["some text"])
 
 
-def test_tasks_are_answered_over_a_url_with_its_key_and_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tasks_are_answered_over_a_url_with_its_key_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, "sk-1")
     italy = CAPITAL | {"prompt": "The capital of Italy is", "answer": "Rome is large", "stop": "\n", "max_tokens": 9}
     tasks = read_tasks(tasks_in(tmp_path, CAPITAL, italy, CAPITAL | {"prompt": "In France it is", "answer": "Lyon"}))
@@ -275,7 +288,10 @@ def test_the_page_shows_lines_that_read(tmp_path: Path) -> None:
 
 def test_a_real_model_answers_and_chooses_in_the_process(tmp_path: Path, smollm2_gguf: Path) -> None:
     quiz = [
-        {"prompt": "Q: What is the capital of Italy?\nA: Rome\nQ: What is the capital of France?\nA:", "answer": "Paris"},
+        {
+            "prompt": "Q: What is the capital of Italy?\nA: Rome\nQ: What is the capital of France?\nA:",
+            "answer": "Paris",
+        },
         {"prompt": "One, two, three, four,", "answer": "five", "stop": [",", "\n"]},
     ]
     asked = [
@@ -295,3 +311,34 @@ def test_a_real_model_answers_and_chooses_in_the_process(tmp_path: Path, smollm2
         assert len(caveats) == (written.cut or 0)
         with pytest.raises(UserError, match=r"take \d+ tokens, and smollm2 was made for \d+; shorten the prompt"):
             model.answer([Prompt("word " * 9000)], lambda what, share: None)
+
+
+def test_a_file_and_urls_are_evaluated_side_by_side(tmp_path: Path, smollm2_gguf: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(f"{i}. {PROSE} {PROSE}" for i in range(60)), encoding="utf-8")
+    path = tasks_in(tmp_path, CAPITAL | {"stop": "\n", "max_tokens": 3})
+    with server_of("echo") as seeing, server_of("none") as blind:
+        urls = [f"{seeing.url}/v1#m", f"{blind.url}/v1#m"]
+        found = breakeven.evaluate([*urls, smollm2_gguf], tmp_path / "text.txt", tasks=path, against=smollm2_gguf)
+        with pytest.raises(UserError, match="gives no log-probabilities of a prompt"):
+            breakeven.evaluate([urls[1]], tmp_path / "text.txt")
+    local, far, without = found.models
+    assert [model.name for model in found.models] == [smollm2_gguf.stem, "m", urls[1]]
+    assert (far.path, far.sha256, far.format, far.bits_per_weight) == (urls[0], None, None, None)
+    (here,), (there,) = local.slices, far.slices
+    assert (there.blocks, there.documents) == (here.blocks, 1)
+    # A nat for two letters of every word, and none for the first.
+    letters = len(PROSE.replace(" ", "")) / len(PROSE)
+    assert there.bits_per_byte.value == pytest.approx(letters / 2 / math.log(2), rel=0.05)
+    assert there.difference is not None
+    assert there.difference.value == pytest.approx(there.bits_per_byte.value - here.bits_per_byte.value, rel=1e-3)
+    assert there.difference.low is not None
+    assert (there.kl, there.kl_p99, there.top1) == (None, None, None)  # never zero: nobody knows them
+    assert (without.slices, without.tokens_per_s) == ([], None)
+    assert any("so no bits per byte can be had of it" in caveat for caveat in found.caveats)
+    assert [model.tasks[0].solved.value for model in found.models] == [1.0, 1.0, 1.0]
+    assert "--tasks" in found.command
+
+
+def test_nothing_to_evaluate_by_is_said(smollm2_gguf: Path) -> None:
+    with pytest.raises(UserError, match=r"give a text \(--text\), tasks \(--tasks\), or both"):
+        breakeven.evaluate([smollm2_gguf])

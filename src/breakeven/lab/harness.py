@@ -175,7 +175,11 @@ def main(arguments: Sequence[str]) -> int:
     from lm_eval.__main__ import cli_evaluate
 
     asked = list(arguments)
-    if asked and asked[0] not in ("ls", "validate") and not any(each.split("=")[0] in ("--model", "-M") for each in asked):
+    if (
+        asked
+        and asked[0] not in ("ls", "validate")
+        and not any(each.split("=")[0] in ("--model", "-M") for each in asked)
+    ):
         at = 1 if asked[0] == "run" else 0
         asked[at:at] = ["--model", "breakeven"]
     sys.argv = ["lm_eval", *asked]

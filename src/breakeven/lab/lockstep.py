@@ -118,11 +118,15 @@ class ScoreTokens(msgspec.Struct, tag="score", frozen=True, kw_only=True):
 
 
 class Generate(msgspec.Struct, tag="generate", frozen=True, kw_only=True):
-    """The likeliest continuation until it ends or has `n` tokens. Answered by `Tokens`, without the token that ends."""
+    """The likeliest continuation until it ends, holds one of `stop` or has `n` tokens.
+
+    Answered by `Tokens`, without the one that ends it.
+    """
 
     model: int
     tokens: list[int]
     n: int
+    stop: list[str] = []
 
 
 class TextOf(msgspec.Struct, tag="text of", frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 
 from breakeven.engines.openai_url import connect
 from breakeven.errors import EngineError, UserError
+from breakeven.lab.corpus import Block
+from breakeven.lab.tally import BlockScore, Tally, bits
 from breakeven.lab.tasks import OnStep, Prompt, Said
 from breakeven.wire.client import GetError, HttpClient
 from breakeven.wire.meaning import error_text
@@ -29,6 +32,8 @@ TIMEOUT_S = 600.0
 _TRIES = 4
 FIRST_WAIT_S = 1.0
 """Before a second try; twice as long before each further one."""
+_ROUNDING = 1e-6
+"""A likelihood this much above 1 is one that was rounded."""
 _BUSY = frozenset({429, 500, 502, 503, 504})
 _ANSWER_BYTES = 64 << 20
 _PROBE = "The cat sat on the mat, and the dog lay by the door."
@@ -47,6 +52,7 @@ class _Logprobs(msgspec.Struct):
 
 class _TokenLogprob(msgspec.Struct):
     logprob: float
+    decoded_token: str | None = None
 
 
 class _Message(msgspec.Struct):
@@ -71,7 +77,8 @@ class _Reply(msgspec.Struct):
     usage: _Usage | None = None
 
 
-Read = Callable[[_Reply], list[float | None] | None]
+Token = tuple[float | None, str | None]
+"""Log-probability and text of one token; None where it is not told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +86,33 @@ class Form:
     """One way to ask for a prompt's log-probabilities: fields of the request, and who reads them of the answer."""
 
     fields: Mapping[str, int | bool]
-    read: Read
+    read: Callable[[_Reply], list[Token] | None]
 
 
-def _echoed(reply: _Reply) -> list[float | None] | None:
+def _echoed(reply: _Reply) -> list[Token] | None:
     told = reply.choices[0].logprobs
     count = None if reply.usage is None else reply.usage.prompt_tokens
     if told is None or told.token_logprobs is None or count is None or len(told.token_logprobs) < count:
         return None
-    return told.token_logprobs[:count]  # behind them stands what was generated
+    texts: Sequence[str | None] = told.tokens or [None] * len(told.token_logprobs)
+    return list(zip(told.token_logprobs, texts, strict=False))[:count]  # behind them stands what was generated
 
 
-def _prompted(reply: _Reply) -> list[float | None] | None:
+def _prompted(reply: _Reply) -> list[Token] | None:
     told = reply.choices[0].prompt_logprobs
     if told is None or any(each is not None and len(each) != 1 for each in told):
         return None
-    return [None if each is None else next(iter(each.values())).logprob for each in told]
+    alone = [_TokenLogprob(math.nan) if each is None else next(iter(each.values())) for each in told]
+    return [(None if math.isnan(each.logprob) else each.logprob, each.decoded_token) for each in alone]
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What a text's tokens cost, from the second of the text on: the first has nothing before it."""
+
+    nats: NDArray[np.float64]
+    n_bytes: int
+    """Of the text that these tokens stand for."""
 
 
 FORMS: Mapping[str, Form] = MappingProxyType(
@@ -136,21 +154,14 @@ class Remote:
         how = "has chat alone" if self.backend.chat_only else "gives no log-probabilities of a prompt"
         return f"{self.url}: its server {how}, so no bits per byte can be had of it; {POSSIBLE}"
 
-    def nats(self, texts: Sequence[str], on_step: OnStep = lambda what, share: None) -> list[NDArray[np.float64]]:
-        """Minus the log-likelihood of each token of each text but the first, which nothing comes before.
-
-        Raises UserError where its server does not tell.
-        """
-        form = self._form
-        if form is None:
-            raise UserError(self.why_not)
-        replies = self._ask([self._weighing(text, form) for text in texts], on_step)
-        return [self._values(form, reply) for reply in replies]
+    def read(self, texts: Sequence[str], on_step: OnStep = lambda what, share: None) -> list[Weighed]:
+        """How each text's tokens are predicted. Raises UserError where its server does not tell."""
+        return [_weighed(text, tokens) for text, tokens in zip(texts, self._tokens(texts, on_step), strict=True)]
 
     def weigh(self, asked: Sequence[tuple[str, Sequence[str]]], on_step: OnStep) -> list[list[float]]:
         """Log-likelihood of each continuation of each prompt: of both together, less that of the prompt."""
         texts = [text for prompt, after in asked for text in (prompt, *(prompt + each for each in after))]
-        sums = iter([-float(nats.sum()) for nats in self.nats(texts, on_step)])
+        sums = iter([sum(value or 0.0 for value, _ in tokens) for tokens in self._tokens(texts, on_step)])
         found = []
         for _, after in asked:
             before = next(sums)
@@ -167,22 +178,29 @@ class Remote:
         for form in FORMS.values():
             try:
                 (reply,) = self._ask([self._weighing(_PROBE, form)], tries=1)
-                values = self._values(form, reply)
+                values = [value for value, _ in self._told(form, reply)[1:]]
             except (UserError, EngineError):
                 continue
             # As many numbers as a text of a dozen words has tokens, that differ: some send zeros, or of the answer.
-            if len(values) >= len(_PROBE.split()) - 1 and len(set(values.tolist())) > len(values) // 2:
+            if len(values) >= len(_PROBE.split()) - 1 and len(set(values)) > len(values) // 2:
                 return form
         return None
 
-    def _values(self, form: Form, reply: _Reply) -> NDArray[np.float64]:
+    def _tokens(self, texts: Sequence[str], on_step: OnStep) -> list[list[Token]]:
+        form = self._form
+        if form is None:
+            raise UserError(self.why_not)
+        replies = self._ask([self._weighing(text, form) for text in texts], on_step)
+        return [self._told(form, reply) for reply in replies]
+
+    def _told(self, form: Form, reply: _Reply) -> list[Token]:
+        """A prompt's tokens, of which the first alone may lack its number."""
         told = form.read(reply) if reply.choices else None
-        if told is None or not told or None in told[1:]:
+        if not told or any(value is None for value, _ in told[1:]):
             raise EngineError(f"{self.url}: its answer lacks log-probabilities of the prompt's tokens")
-        values = [-value for value in told[1:] if value is not None]
-        if not all(math.isfinite(value) and value >= -1e-6 for value in values):
+        if not all(value is None or (math.isfinite(value) and value <= _ROUNDING) for value, _ in told):
             raise EngineError(f"{self.url}: its log-probabilities of the prompt are no such numbers")
-        return np.maximum(np.array(values, dtype=np.float64), 0.0)
+        return [(None, told[0][1]), *told[1:]]
 
     def _weighing(self, text: str, form: Form) -> tuple[str, bytes]:
         body = {"model": self.backend.served_model, "prompt": text, "max_tokens": 1, "temperature": 0, **form.fields}
@@ -267,6 +285,42 @@ class _Waits:
     @property
     def idle_s(self) -> float:
         return self.total_s
+
+
+def tallied(
+    remote: Remote,
+    blocks: Sequence[Block],
+    order: Sequence[int],
+    source: Tally | None = None,
+    budget_s: float | None = None,
+    on_step: OnStep = lambda what, share: None,
+) -> Tally:
+    """What `remote` scores on the blocks of `order`, as far as `budget_s` reaches; compared with `source` by bits alone."""
+    tally, began, step = Tally(blocks, source), time.monotonic(), 4 * AT_ONCE
+    for start in range(0, len(order), step):
+        if budget_s is not None and start and time.monotonic() - began > budget_s:
+            break
+        some = order[start : start + step]
+        for number, read in zip(some, remote.read([blocks[number].text for number in some]), strict=True):
+            if len(read.nats):
+                # Its time is the server's and the way's, and of several at once.
+                tally.scores[number] = BlockScore(bits(read.nats), read.n_bytes, len(read.nats), seconds=0.0)
+        on_step(f"scoring {remote.name}", min(1.0, (start + step) / len(order)))
+    return tally
+
+
+def _weighed(text: str, tokens: Sequence[Token]) -> Weighed:
+    first = 0 if _begins(text, tokens[0][1]) or len(tokens) < 2 or not _begins(text, tokens[1][1]) else 1
+    nats = np.array([-(value or 0.0) for value, _ in tokens[first + 1 :]], dtype=np.float64)
+    n_bytes, said = len(text.encode()), tokens[first][1]
+    # A token of part of a letter has no text of its own; one of several words to a token is as long as most.
+    lost = len(said.encode()) if said and _begins(text, said) else round(n_bytes / max(1, len(tokens) - first))
+    return Weighed(np.maximum(nats, 0.0), max(1, n_bytes - min(lost, n_bytes - 1)))
+
+
+def _begins(text: str, token: str | None) -> bool:
+    """Whether a text begins with what a token says; one that stands before the text says something else."""
+    return token is not None and bool(token.strip()) and text.lstrip().startswith(token.strip())
 
 
 def _said(reply: _Reply) -> Said:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -17,7 +17,7 @@ from typing import Annotated, Protocol
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.lab.lockstep import Lockstep
+from breakeven.lab.lockstep import Lockstep, Scored
 from breakeven.results.lab import TaskScore
 from breakeven.stats.estimate import Estimate, measured
 from breakeven.stats.intervals import MIN_PAIRS, mean_interval
@@ -208,9 +208,7 @@ def _task(place: str, raw: bytes, usual: str) -> Task:
     name = line.name or usual
     if line.choices is not None:
         answers = (_choice(place, line.choices, line.answer),)
-        return Task(
-            name=name, language=line.language, prompt=prompt, answers=answers, choices=tuple(line.choices)
-        )
+        return Task(name=name, language=line.language, prompt=prompt, answers=answers, choices=tuple(line.choices))
     if isinstance(line.answer, int):
         raise UserError(f'{place}: the answer is the number {line.answer}; write it as text, "{line.answer}"')
     answers = (line.answer,) if isinstance(line.answer, str) else tuple(line.answer)
@@ -273,6 +271,20 @@ def ask(
         found.append(told)
         caveats += said
     return found, caveats
+
+
+def ask_all(
+    tasks: Sequence[Task],
+    loaded: Mapping[str, Scored],
+    others: Sequence[Answerer] = (),
+    threads: int | None = None,
+    on_step: OnStep = lambda what, share: None,
+) -> tuple[list[list[TaskScore]], list[str]]:
+    """`ask` of models loaded here, by name, and of `others`, in this order."""
+    if not loaded:
+        return ask(tasks, others, on_step)
+    with Lockstep(list(loaded.values()), threads) as lock:
+        return ask(tasks, [*(Local(lock, i, name) for i, name in enumerate(loaded)), *others], on_step)
 
 
 def _one(tasks: Sequence[Task], model: Answerer, weighed: bool, on_step: OnStep) -> tuple[list[TaskScore], list[str]]:
