@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from breakeven.api.inspected import profile as profile
     from breakeven.api.inspected import synth as synth
     from breakeven.api.inspected import trace as trace
+    from breakeven.api.lab import evaluate as evaluate
     from breakeven.api.measured import bench as bench
     from breakeven.api.measured import capacity as capacity
     from breakeven.api.measured import check as check
@@ -88,6 +89,7 @@ _HOMES = {
     "cost": ("answer.cost", "cost"),
     "decide": ("api.computed", "decide"),
     "decide_from_log": ("api.computed", "decide_from_log"),
+    "evaluate": ("api.lab", "evaluate"),
     "experiment": ("api.gateway", "ExperimentVerbs"),
     "experts": ("api.inspected", "ExpertVerbs"),
     "explain": ("api.gateway", "explain"),

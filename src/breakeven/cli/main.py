@@ -47,6 +47,7 @@ VERBS: dict[str, Verb] = {
     "machine": Verb("breakeven.cli.machine", "Describe this machine as an engine sees it."),
     "synth": Verb("breakeven.cli.synth", "Write a weight file of a model's exact shapes, without its weights."),
     "cache": Verb("breakeven.cli.cache", "List or prune the weight files written so far."),
+    "evaluate": Verb("breakeven.cli.evaluate", "Say how well models predict a text, by language, and against another."),
     "experts": Verb("breakeven.cli.experts", "Turn a dense weight file into a Mixture-of-Experts one."),
     "trace": Verb("breakeven.cli.trace", "Show which experts a text is routed to."),
     "profile": Verb("breakeven.cli.profile", "Show where a model's time goes, by kind of node."),

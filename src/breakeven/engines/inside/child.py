@@ -21,7 +21,7 @@ import numpy as np
 from breakeven.engines.family import die_with_parent
 from breakeven.engines.inside.library import Context, Library, Model, library_path
 from breakeven.engines.inside.observe import RoutingObserver, TimeObserver
-from breakeven.errors import BreakevenError, NotSupportedError
+from breakeven.errors import BreakevenError, NotSupportedError, UserError
 
 _UNTIMED_STEPS = 2
 _PASSES_FOR_COST = 3
@@ -343,7 +343,7 @@ def serve(requests: Any, begin: Callable[[Any, Say], tuple[msgspec.Struct, Answe
             else:
                 reply = answer(request)
         except BreakevenError as error:
-            reply = Unable(text=str(error), supported=not isinstance(error, NotSupportedError))
+            reply = Unable(text=str(error), supported=not isinstance(error, UserError))
         write(replies, reply)
 
 
