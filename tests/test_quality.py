@@ -252,8 +252,8 @@ def test_a_candidate_that_was_not_evaluated_or_is_another_file_is_named(tmp_path
     (tmp_path / "study.yaml").write_text(STUDY % "")
     with pytest.raises(UserError, match=r"quality\.evaluation: evaluation\.json is no evaluation \(no schema\)"):
         read_study(tmp_path / "study.yaml")
+    (tmp_path / "study.yaml").write_text(STUDY.replace("evaluation: evaluation.json%s", "max_loss: 3%"))
     with pytest.raises(UserError, match="max_loss beside an evaluation alone"):
-        (tmp_path / "study.yaml").write_text(STUDY.replace("evaluation: evaluation.json%s", "max_loss: 3%"))
         read_study(tmp_path / "study.yaml")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from inside_fixtures import PROSE
+from lab_fixtures import toy
 
 import breakeven
 from breakeven.errors import UserError
@@ -157,8 +158,8 @@ def test_scores_are_by_name_and_language_with_their_intervals_and_lengths(tmp_pa
     )
     assert (de.language, de.solved.value) == ("de", 0.0)
     assert caveats == [
-        "1 of 8 answers of m were cut at the most tokens allowed: on average they are longer than is said; give tasks a "
-        "max_tokens that lets them end, or a stop."
+        "1 of 8 answers of m were cut at the most tokens allowed: on average they are longer than is said; give tasks "
+        "a max_tokens that lets them end, or a stop."
     ]
 
 
@@ -288,10 +289,7 @@ def test_the_page_shows_lines_that_read(tmp_path: Path) -> None:
 
 def test_a_real_model_answers_and_chooses_in_the_process(tmp_path: Path, smollm2_gguf: Path) -> None:
     quiz = [
-        {
-            "prompt": "Q: What is the capital of Italy?\nA: Rome\nQ: What is the capital of France?\nA:",
-            "answer": "Paris",
-        },
+        CAPITAL,
         {"prompt": "One, two, three, four,", "answer": "five", "stop": [",", "\n"]},
     ]
     asked = [
@@ -313,16 +311,17 @@ def test_a_real_model_answers_and_chooses_in_the_process(tmp_path: Path, smollm2
             model.answer([Prompt("word " * 9000)], lambda what, share: None)
 
 
-def test_a_file_and_urls_are_evaluated_side_by_side(tmp_path: Path, smollm2_gguf: Path) -> None:
+def test_a_file_and_urls_are_evaluated_side_by_side(tmp_path: Path) -> None:
+    shallow = toy(tmp_path / "shallow.gguf")
     (tmp_path / "text.txt").write_text("\n\n".join(f"{i}. {PROSE} {PROSE}" for i in range(60)), encoding="utf-8")
     path = tasks_in(tmp_path, CAPITAL | {"stop": "\n", "max_tokens": 3})
     with server_of("echo") as seeing, server_of("none") as blind:
         urls = [f"{seeing.url}/v1#m", f"{blind.url}/v1#m"]
-        found = breakeven.evaluate([*urls, smollm2_gguf], tmp_path / "text.txt", tasks=path, against=smollm2_gguf)
+        found = breakeven.evaluate([*urls, shallow], tmp_path / "text.txt", tasks=path, against=shallow)
         with pytest.raises(UserError, match="gives no log-probabilities of a prompt"):
             breakeven.evaluate([urls[1]], tmp_path / "text.txt")
     local, far, without = found.models
-    assert [model.name for model in found.models] == [smollm2_gguf.stem, "m", urls[1]]
+    assert [model.name for model in found.models] == ["shallow", "m", urls[1]]
     assert (far.path, far.sha256, far.format, far.bits_per_weight) == (urls[0], None, None, None)
     (here,), (there,) = local.slices, far.slices
     assert (there.blocks, there.documents) == (here.blocks, 1)
@@ -335,7 +334,7 @@ def test_a_file_and_urls_are_evaluated_side_by_side(tmp_path: Path, smollm2_gguf
     assert (there.kl, there.kl_p99, there.top1) == (None, None, None)  # never zero: nobody knows them
     assert (without.slices, without.tokens_per_s) == ([], None)
     assert any("so no bits per byte can be had of it" in caveat for caveat in found.caveats)
-    assert [model.tasks[0].solved.value for model in found.models] == [1.0, 1.0, 1.0]
+    assert [model.tasks[0].solved.value for model in found.models] == [0.0, 1.0, 1.0]
     assert "--tasks" in found.command
 
 

@@ -239,9 +239,10 @@ class Lockstep(ChildProcess):
         """What token ids say."""
         return self.ask(TextOf(model=model, ids=list(ids)), SaidText).text
 
-    def generate(self, model: int, tokens: Sequence[int], n: int) -> list[int]:
-        """The likeliest continuation of `tokens`: at most `n` ids, without the one that ends the answer."""
-        return self.ask(Generate(model=model, tokens=list(tokens), n=n), Tokens).ids
+    def generate(self, model: int, tokens: Sequence[int], n: int, stop: Sequence[str] = ()) -> list[int]:
+        """The likeliest continuation of `tokens`: at most `n` ids, without the one that ends the answer, and none after
+        those in which one of `stop` stands."""
+        return self.ask(Generate(model=model, tokens=list(tokens), n=n, stop=list(stop)), Tokens).ids
 
     def score(
         self,

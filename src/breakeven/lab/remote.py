@@ -37,6 +37,7 @@ _ROUNDING = 1e-6
 _BUSY = frozenset({429, 500, 502, 503, 504})
 _ANSWER_BYTES = 64 << 20
 _PROBE = "The cat sat on the mat, and the dog lay by the door."
+_DIFFERENT = 4
 POSSIBLE = (
     "give its weights (a .gguf, read in the process), serve it with vLLM (prompt_logprobs) or another server that "
     "echoes log-probabilities, or give --tasks, which it can answer"
@@ -182,7 +183,7 @@ class Remote:
             except (UserError, EngineError):
                 continue
             # As many numbers as a text of a dozen words has tokens, that differ: some send zeros, or of the answer.
-            if len(values) >= len(_PROBE.split()) - 1 and len(set(values)) > len(values) // 2:
+            if len(values) >= len(_PROBE.split()) - 1 and len(set(values)) >= _DIFFERENT:
                 return form
         return None
 
@@ -287,6 +288,22 @@ class _Waits:
         return self.total_s
 
 
+def connected(urls: Sequence[str], taken: Sequence[str], *, needs_text: bool) -> list[Remote]:
+    """The models behind `urls`, each with a name of its own beside those `taken`.
+
+    Raises UserError for one that cannot be asked, or, with `needs_text`, whose server tells nothing of a prompt.
+    """
+    found: list[Remote] = []
+    for url in urls:
+        remote = Remote(url)
+        if needs_text and not remote.weighs:
+            raise UserError(remote.why_not)
+        if remote.name in (*taken, *(other.name for other in found)):
+            remote.name = url
+        found.append(remote)
+    return found
+
+
 def tallied(
     remote: Remote,
     blocks: Sequence[Block],
@@ -295,7 +312,7 @@ def tallied(
     budget_s: float | None = None,
     on_step: OnStep = lambda what, share: None,
 ) -> Tally:
-    """What `remote` scores on the blocks of `order`, as far as `budget_s` reaches; compared with `source` by bits alone."""
+    """What `remote` scores on the blocks of `order` as far as `budget_s` reaches; against `source` by bits."""
     tally, began, step = Tally(blocks, source), time.monotonic(), 4 * AT_ONCE
     for start in range(0, len(order), step):
         if budget_s is not None and start and time.monotonic() - began > budget_s:

@@ -238,7 +238,7 @@ def plain(text: str) -> str:
 
 
 def is_right(said: str, answers: Sequence[str]) -> bool:
-    """Whether the first line that is not empty, or all of `said` for an answer of several lines, is one of `answers`."""
+    """Whether the first line that is not empty, or all of it for an answer of several lines, is one of `answers`."""
     first = next((line for line in said.splitlines() if line.strip()), "")
     return any(plain(said if "\n" in answer.strip() else first) == plain(answer) for answer in answers)
 
@@ -331,8 +331,8 @@ def _one(tasks: Sequence[Task], model: Answerer, weighed: bool, on_step: OnStep)
     if not cut:
         return scores, []
     return scores, [
-        f"{cut} of {len(written)} answers of {model.name} were cut at the most tokens allowed: on average they are longer "
-        "than is said; give tasks a max_tokens that lets them end, or a stop."
+        f"{cut} of {len(written)} answers of {model.name} were cut at the most tokens allowed: on average they are "
+        "longer than is said; give tasks a max_tokens that lets them end, or a stop."
     ]
 
 

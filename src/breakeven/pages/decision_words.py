@@ -190,7 +190,7 @@ def quality_text(score: QualityScore) -> str:
 
 
 def _loss_text(score: QualityScore) -> str:
-    """What is lost against another candidate: ", 9.1 % (8.2-10.0) more than q8 in de"; empty where not known or none."""
+    """What is lost against another: ", 9.1 % (8.2-10.0) more than q8 in de"; empty where not known or none."""
     if not score.loss or score.loss_against is None:
         return ""
     ends = ""

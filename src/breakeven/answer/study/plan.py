@@ -26,6 +26,7 @@ from breakeven.answer.study.values import (
     Day,
     FilePart,
     Flag,
+    Floor,
     Growth,
     Language,
     Memory,
@@ -217,7 +218,7 @@ class QualityPlan(FilePart):
     scores: dict[str, Share] = field(default_factory=dict)
     evaluation: Annotated[Path, PLACE] | None = None
     answer_tokens: dict[str, Above0] = field(default_factory=dict)
-    floor: AtLeast0 | None = None
+    floor: Floor | None = None
     max_loss: Share | None = None
     told: Mapping[str, QualityScore] | None = field(default=None, metadata=FACT)
     """What the evaluation says of each candidate; None without one."""
@@ -238,7 +239,7 @@ class TrafficPart(FilePart):
 
     name: str
     share: Share
-    floor: AtLeast0 | None = None
+    floor: Floor | None = None
     candidates: Annotated[tuple[str, ...], LIST] = ()
     """The only ones that may serve it; empty: any."""
 
