@@ -2,8 +2,8 @@
 
     python bench/lab_evaluate.py MODEL.gguf GUIDE [--languages en,de,fr] [--bytes 20000]
 
-GUIDE: the Debian installation guide, unpacked (`dpkg -x`): a folder a language with install.LANG.txt.gz. Prints bits per
-byte, the time of one model on three languages, and of the arithmetic of a pair.
+GUIDE: the Debian installation guide, unpacked (`dpkg -x`): a folder a language with install.LANG.txt.gz. Prints bits
+per byte, the time of one model on three languages, and of the arithmetic of a pair.
 """
 
 from __future__ import annotations
@@ -64,7 +64,11 @@ def main() -> None:
         rate = model.tokens_per_s
         print(model.name, "" if rate is None else f"{rate.value:.0f} tokens/s")
         for part in model.slices:
-            kl = "" if part.kl is None or part.kl_floor is None else f", KL {part.kl.value:.4f}, floor {part.kl_floor.value:.4f}"
+            kl = (
+                ""
+                if part.kl is None or part.kl_floor is None
+                else f", KL {part.kl.value:.4f}, floor {part.kl_floor.value:.4f}"
+            )
             bits = part.bits_per_byte
             print(f"  {part.language}: {bits.value:.3f} ({bits.low:.3f} to {bits.high:.3f}), {part.tokens} tokens{kl}")
 

@@ -1,4 +1,4 @@
-"""Small models and texts to evaluate: of random weights, so that they are quick, and their bytes a tokenizer of sorts."""
+"""Small models of random weights and texts to evaluate, so that it is quick."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize
+from inside_fixtures import decoded_shallow_copy
 from small_models import small
 
 from breakeven.engines.synthesis.write import synthesise
@@ -18,7 +19,9 @@ from breakeven.lab.corpus import sample
 
 def toy(path: Path, name: str = "llama", seed: int = 0) -> Path:
     """A model of two layers with random weights in single precision."""
-    synthesise(small(name, num_hidden_layers=2), "F32", path, seed=seed)
+    written = synthesise(small(name, num_hidden_layers=2), "F16", path.with_suffix(".f16"), seed=seed)
+    decoded_shallow_copy(written, path, 2)
+    written.unlink()
     return path
 
 
@@ -37,16 +40,18 @@ def quantized(source: Path, out: Path, kind: GGMLQuantizationType = GGMLQuantiza
     return out
 
 
-def texts(directory: Path, languages: tuple[str, ...] = ("de", "en"), n_bytes: int = 11_000) -> Path:
-    """A folder for each language with one file of about so many bytes: the sample's sentences in other orders."""
+def texts(directory: Path, languages: tuple[str, ...] = ("de", "en"), files: int = 6, n_bytes: int = 150) -> Path:
+    """A folder for each language with files of at least so many bytes: the sample's sentences in other orders."""
     for document in sample():
         if document.language not in languages:
             continue
         sentences = re.findall(r"[^.。]+[.。]", document.text)
-        rng, drawn = random.Random(document.language), ""
-        while len(drawn.encode()) < n_bytes:
-            drawn += rng.choice(sentences)
+        rng = random.Random(document.language)
         folder = directory / document.language
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "text.txt").write_text(drawn, encoding="utf-8")
+        for number in range(files):
+            drawn = ""
+            while len(drawn.encode()) < n_bytes:
+                drawn += rng.choice(sentences)
+            (folder / f"text-{number}.txt").write_text(drawn, encoding="utf-8")
     return directory

@@ -35,7 +35,7 @@ def write(path: Path, data: bytes) -> Path:
 
 def test_folders_are_languages_and_domains_and_a_file_is_one_document(tmp_path: Path) -> None:
     write(tmp_path / "de" / "a.txt", b"\xef\xbb\xbfeins\r\nzwei")
-    write(tmp_path / "de" / "b.md.gz", gzip.compress("drei".encode()))
+    write(tmp_path / "de" / "b.md.gz", gzip.compress(b"drei"))
     write(tmp_path / "de" / "notes.pdf", b"%PDF")
     write(tmp_path / "en" / "law" / "c.txt", b"one")
     write(tmp_path / "en" / "news" / "d.txt", b"two")

@@ -297,7 +297,7 @@ def test_a_real_model_answers_and_chooses_in_the_process(tmp_path: Path, smollm2
         {"prompt": "The opposite of hot is", "choices": ["cold", "a bicycle made of wood"], "answer": 0},
     ]
     tasks = read_tasks(tasks_in(tmp_path, *(each | {"max_tokens": 6} for each in quiz), *asked))
-    with Lockstep([Scored(smollm2_gguf)]) as lock:
+    with Lockstep([Scored(smollm2_gguf)], threads=1) as lock:
         model = Local(lock, 0, "smollm2")
         ((written, chosen),), caveats = ask(tasks, [model])
         assert (written.solved.value, chosen.solved.value) == (1.0, 1.0)
@@ -313,11 +313,11 @@ def test_a_real_model_answers_and_chooses_in_the_process(tmp_path: Path, smollm2
 
 def test_a_file_and_urls_are_evaluated_side_by_side(tmp_path: Path) -> None:
     shallow = toy(tmp_path / "shallow.gguf")
-    (tmp_path / "text.txt").write_text("\n\n".join(f"{i}. {PROSE} {PROSE}" for i in range(60)), encoding="utf-8")
+    (tmp_path / "text.txt").write_text("\n\n".join(f"{i}. {PROSE} {PROSE}" for i in range(50)), encoding="utf-8")
     path = tasks_in(tmp_path, CAPITAL | {"stop": "\n", "max_tokens": 3})
     with server_of("echo") as seeing, server_of("none") as blind:
         urls = [f"{seeing.url}/v1#m", f"{blind.url}/v1#m"]
-        found = breakeven.evaluate([*urls, shallow], tmp_path / "text.txt", tasks=path, against=shallow)
+        found = breakeven.evaluate([*urls, shallow], tmp_path / "text.txt", tasks=path, against=shallow, threads=1)
         with pytest.raises(UserError, match="gives no log-probabilities of a prompt"):
             breakeven.evaluate([urls[1]], tmp_path / "text.txt")
     local, far, without = found.models

@@ -99,9 +99,7 @@ def evaluate(
     remotes = connected(urls, [arm.name for arm in arms], needs_text=not tasks)
     tallies, caveats = [Tally(blocks) for _ in arms], list[str]()
     if documents and arms:
-        tallies, caveats = judge(
-            arms, source, blocks, budget_s=budget_s, floor=floor, threads=threads, on_step=on_step
-        )
+        tallies, caveats = judge(arms, source, blocks, budget_s=budget_s, floor=floor, threads=threads, on_step=on_step)
     order = list(tallies[0].scores) if arms else _round_robin(blocks)
     far = [Tally(blocks) for _ in remotes]
     for i, remote in enumerate(remotes if documents else ()):
@@ -327,9 +325,7 @@ def _whole(lock: Lockstep, ids: Sequence[int], members: Sequence[int], pairs: Se
         part = lock.score(ids[begin:end], pairs, only=members)
         new = slice(known - begin, None)
         parts.append(
-            Scores(
-                part.nats[:, new], part.likeliest[:, new], part.kl[:, new], part.agree[:, new], None, part.seconds
-            )
+            Scores(part.nats[:, new], part.likeliest[:, new], part.kl[:, new], part.agree[:, new], None, part.seconds)
         )
         known = end - 1
         begin = max(begin + 1, end - limit // 2)
@@ -374,7 +370,7 @@ def _unread(blocks: Sequence[Block], read: Sequence[int]) -> list[str]:
     seen = by_slice(blocks[number] for number in read)
     whole = sum(block.n_bytes for block in blocks)
     share = sum(blocks[number].n_bytes for number in read) / whole
-    said = [f"The budget ended when {share:.0%} of the text was read, spread evenly over it; a longer --budget reads more."]
+    said = [f"The budget ended when {share:.0%} of the text was read, evenly spread; a longer --budget reads more."]
     missing = [slice_name(*key) for key in by_slice(blocks) if key not in seen]
     if missing:
         said.append(f"Nothing was read of {', '.join(missing)}.")

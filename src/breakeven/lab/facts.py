@@ -1,4 +1,4 @@
-"""What the lab says of a model's files: their bytes and digest, format, bits a weight, experts, and memory to score in."""
+"""What the lab says of a model's files: bytes and digest, format, bits a weight, experts, memory to score in."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def weight_files(path: Path) -> list[Path]:
         return [header.path for header in parts(path)]
     found = next((files for pattern in _WEIGHTS if (files := sorted(path.glob(pattern)))), [])
     if not found:
-        raise UserError(f"{path}: holds no weights (*.safetensors); give a .gguf file or a whole Hugging Face directory")
+        raise UserError(
+            f"{path}: holds no weights (*.safetensors); give a .gguf file or a whole Hugging Face directory"
+        )
     return found
 
 

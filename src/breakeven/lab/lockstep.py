@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.engines.inside.child import Done, Doing, Tokens, Unable
+from breakeven.engines.inside.child import Doing, Done, Tokens, Unable
 from breakeven.engines.inside.client import ChildProcess, OnStep, checked_gguf
 from breakeven.errors import UserError
 from breakeven.hardware.reader import available_threads
@@ -59,7 +59,7 @@ class Scorer(Protocol):
         """Forget all; the next sequence has at most so many tokens."""
         ...
 
-    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:
+    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:  # noqa: N802
         """Logits after each of `tokens`, the first of which stands at `position`, those before being known.
 
         Float32, contiguous, valid until the next call on this object. At most `BATCH` tokens.

@@ -33,14 +33,14 @@ from breakeven.lab.lockstep import (
     LoadedModels,
     LoadModels,
     LockstepRequest,
+    SaidText,
     Scorer,
     ScoreTokens,
     TextOf,
     Timings,
-    SaidText,
-    ToLoad,
     Tokenized,
     TokenizeFor,
+    ToLoad,
 )
 
 _LEAST_POSITIONS = 512
@@ -81,7 +81,7 @@ class GgufScorer:
             self._context = Context(self._model, self._room, self._batch)
         self._context.clear()
 
-    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:
+    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:  # noqa: N802
         """As `Scorer` says."""
         assert self._context is not None, "begin comes first"
         self._context.decode(tokens, position, outputs=True)

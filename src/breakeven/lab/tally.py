@@ -141,7 +141,9 @@ class Tally:
             {number: under(score) for number, score in scores.items()},
         )
 
-    def _estimate(self, numbers: Sequence[int], over: dict[int, float], under: dict[int, int] | dict[int, float]) -> Estimate:
+    def _estimate(
+        self, numbers: Sequence[int], over: dict[int, float], under: dict[int, int] | dict[int, float]
+    ) -> Estimate:
         """Sum of `over` to sum of `under`, a document a run of neighbouring blocks."""
         runs: dict[tuple[str, str, str], list[int]] = {}
         for number in numbers:
@@ -162,5 +164,3 @@ def _tokens(score: BlockScore) -> float:
 def bits(nats_T: Floats) -> float:
     """What tokens cost together, in bits."""
     return float(nats_T.sum(dtype=np.float64)) / math.log(2)
-
-

@@ -186,7 +186,9 @@ def _tasks(result: Evaluation, width: int, say: Say) -> None:
         answer = EMPTY if score.answer_tokens is None else words.value(score.answer_tokens)
         language = "" if score.language == say_of.WHOLE else f" {score.language}"
         longest = max(10, min(LONGEST_NAME, width // 3))
-        rows.append([shortened(name, longest), score.name + language, f"{score.tasks}", share_span(score.solved), answer])
+        rows.append(
+            [shortened(name, longest), score.name + language, f"{score.tasks}", share_span(score.solved), answer]
+        )
     for line in columns(rows, text_columns=(1,)):
         say(line, indent=2)
 
@@ -252,7 +254,9 @@ def experts_verdict(scores: ExpertScores) -> str:
         return "No layer routes tokens to experts."
     worst = max(scores.layers, key=lambda each: each.max_over_mean)
     dead = sum(len(each.dead) for each in scores.layers)
-    reached = "every one is reached" if not dead else f"{dead} of {scores.n_experts * len(scores.layers)} are never reached"
+    reached = (
+        "every one is reached" if not dead else f"{dead} of {scores.n_experts * len(scores.layers)} are never reached"
+    )
     return (
         f"{Path(scores.model.path).name}: the busiest expert takes {worst.max_over_mean:.2f} times its share "
         f"(layer {worst.layer}); {reached}."
@@ -268,7 +272,9 @@ def _layers(scores: ExpertScores, layers: Sequence[ScoredLayer], say: Say) -> No
         mean = sum(each.tokens) / len(each.tokens)
         marks = "".join(mark(tokens / mean if mean else 0.0) for tokens in each.tokens)
         least = [_lowest(each)] if scored else []
-        rows.append([f"{each.layer}", f"{each.max_over_mean:.2f}", f"{each.entropy:.3f}", f"{len(each.dead)}", *least, marks])
+        rows.append(
+            [f"{each.layer}", f"{each.max_over_mean:.2f}", f"{each.entropy:.3f}", f"{len(each.dead)}", *least, marks]
+        )
     for line in columns(rows, text_columns=(len(rows[0]) - 1,)):
         say(line, indent=2)
 
@@ -290,7 +296,11 @@ def pair_lines(scores: ExpertScores) -> list[str]:
 
 def without_lines(scores: ExpertScores) -> list[str]:
     """Experts that were switched off, those that cost least first."""
-    tried = [(max(e.value for e in one.bits_per_byte.values()), layer.layer, one) for layer in scores.layers for one in layer.without]
+    tried = [
+        (max(e.value for e in one.bits_per_byte.values()), layer.layer, one)
+        for layer in scores.layers
+        for one in layer.without
+    ]
     return [
         f"layer {layer}, expert {one.expert}: "
         + ", ".join(f"{name} {say_of.loss_span(cost, say_of.DIFFERENCE)}" for name, cost in one.bits_per_byte.items())

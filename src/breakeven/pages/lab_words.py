@@ -239,8 +239,12 @@ def compared_languages(subjects: Sequence[Subject]) -> list[str]:
         for label in labels
         if label != base
     }
-    more = [label for label, each in ratios.items() if each and all(one.low is not None and one.low > 1 for one in each)]
-    less = [label for label, each in ratios.items() if each and all(one.high is not None and one.high < 1 for one in each)]
+    more = [
+        label for label, each in ratios.items() if each and all(one.low is not None and one.low > 1 for one in each)
+    ]
+    less = [
+        label for label, each in ratios.items() if each and all(one.high is not None and one.high < 1 for one in each)
+    ]
     rest = [label for label, each in ratios.items() if each and label not in more and label not in less]
     said = [_times(group, [one for label in group for one in ratios[label]], base) for group in (more, less) if group]
     if rest:
@@ -272,7 +276,9 @@ def _listed(labels: Sequence[str]) -> str:
 def losses_of(subject: Subject, measure: str) -> str:
     """The least and the most of a subject's losses: "0.036 nats a token in English to 0.097 in German"."""
     known = [
-        (found.value, label_of(one, subject.slices)) for one in subject.slices if (found := loss(one, measure)) is not None
+        (found.value, label_of(one, subject.slices))
+        for one in subject.slices
+        if (found := loss(one, measure)) is not None
     ]
     (low, where_low), (high, where_high) = min(known), max(known)
     unit = {KL: " nats a token", DIFFERENCE: " bits a byte", BITS: " bits a byte"}[measure]
@@ -294,7 +300,9 @@ def proof_verdict(proof: Proof) -> str:
     if is_unusable(made):
         return f"{made.name} ({size}) is of no use: it finds its source's likeliest token for {_top1(made)} of tokens."
     if all(is_rounding(one) for one in made.slices):
-        return f"{made.name} ({size}) computes what its source does, up to the engine's own rounding, in every language."
+        return (
+            f"{made.name} ({size}) computes what its source does, up to the engine's own rounding, in every language."
+        )
     verb = {KL: "stands", DIFFERENCE: "loses", BITS: "predicts with"}[measure]
     away = " from its source" if measure == KL else ""
     return f"{made.name} ({size}) {verb} {losses_of(made, measure)}{away}."
@@ -304,9 +312,7 @@ def evaluation_verdict(result: Evaluation) -> str:
     """The answer in one sentence or two: who stands nearest to the source, or how well each predicts the text."""
     subjects = subjects_of(result)
     measure = measure_of(subjects)
-    told = [
-        each for each in subjects if not each.source and any(loss(one, measure) is not None for one in each.slices)
-    ]
+    told = [each for each in subjects if not each.source and any(loss(one, measure) is not None for one in each.slices)]
     if not told:
         return "No model was evaluated on a text." if not result.models else _tasks_verdict(result)
     useless = [each for each in told if is_unusable(each)]

@@ -21,7 +21,9 @@ def before_and_after(proof: Proof) -> list[Figure | Missing]:
     drawn = [_map("Before: experts of the source", "experts-before", found.layers, found.n_experts_per_token, 0)]
     if proof.experts_after is not None and proof.experts_after.layers:
         after = proof.experts_after
-        drawn.append(_map("After: experts of what was made", "experts-after", after.layers, after.n_experts_per_token, 2))
+        drawn.append(
+            _map("After: experts of what was made", "experts-after", after.layers, after.n_experts_per_token, 2)
+        )
     elif found.kept is not None:
         kept = _kept(found, found.kept)
         title = "After: the experts that were kept, in their new places"
@@ -84,7 +86,9 @@ def _heat(
         alt=f"{title}: {most} experts in {len(shares)} layers. {even}. {never} of {len(cells)} were never chosen.",
         caption=f"Share of tokens sent to each expert. {even}; blank was never chosen ({never} of {len(cells)}).{more}",
         wide=heat(cells, list(shares), most, top, SERIES[colour].sentinel, narrow=False),
-        narrow=heat(cells, list(shares), most, top, SERIES[colour].sentinel, narrow=True) if len(cells) <= CELLS_DRAWN_TWICE else None,
+        narrow=heat(cells, list(shares), most, top, SERIES[colour].sentinel, narrow=True)
+        if len(cells) <= CELLS_DRAWN_TWICE
+        else None,
     )
 
 
@@ -104,5 +108,7 @@ def _worth(worth: dict[int, list[float]]) -> Figure | Missing:
         caption="Mean of gate weight times the norm of the expert's output, over the best of its layer: pale ones are "
         "missed least.",
         wide=heat(cells, list(worth), most, 1.0, SERIES[3].sentinel, narrow=False),
-        narrow=heat(cells, list(worth), most, 1.0, SERIES[3].sentinel, narrow=True) if len(cells) <= CELLS_DRAWN_TWICE else None,
+        narrow=heat(cells, list(worth), most, 1.0, SERIES[3].sentinel, narrow=True)
+        if len(cells) <= CELLS_DRAWN_TWICE
+        else None,
     )

@@ -84,13 +84,17 @@ def losses_by_language(subjects: Sequence[Subject]) -> Figure | Missing:
         return Missing(title, "No text was evaluated, so nothing is known of what a language lost.")
     scale = _scale(rows, measure)
     floor = (
-        " Grey tick: a model's KL to itself, which is the engine's own rounding." if any("floor" in r for r in rows) else ""
+        " Grey tick: a model's KL to itself, which is the engine's own rounding."
+        if any("floor" in r for r in rows)
+        else ""
     )
     log = " Log axis." if scale.log else ""
     return Figure(
         name="loss",
         title=title,
-        alt=f"{title}, {MEASURES[measure]}. " + "; ".join(f"{r['model']}, {r['language']}: {r['words']}" for r in rows) + ".",
+        alt=f"{title}, {MEASURES[measure]}. "
+        + "; ".join(f"{r['model']}, {r['language']}: {r['words']}" for r in rows)
+        + ".",
         caption=f"{MEASURES[measure]}, with 95 % intervals over pieces of text.{floor}{log}",
         wide=_loss_chart(rows, scale, narrow=False),
         narrow=_loss_chart(rows, scale, narrow=True),
@@ -167,9 +171,7 @@ def _loss_chart(rows: list[dict[str, Any]], scale: Scale, narrow: bool) -> Drawi
     drawn: Drawing = alt.layer(*layers).properties(width=width, height=alt.Step(ROW))
     if several:
         languages = list(dict.fromkeys(str(row["language"]) for row in rows))
-        header = alt.Header(
-            labelOrient="top", labelAnchor="start", labelAngle=0, labelAlign="left", labelLimit=NARROW
-        )
+        header = alt.Header(labelOrient="top", labelAnchor="start", labelAngle=0, labelAlign="left", labelLimit=NARROW)
         drawn = drawn.facet(
             row=alt.Row("language:N", sort=languages, title=None, header=header), data=data_of(rows)
         ).resolve_scale(y="independent")
@@ -181,7 +183,9 @@ def lineup(subjects: Sequence[Subject]) -> Figure | Missing:
     measure = measure_of(subjects)
     known = [each for each in subjects if each.bytes is not None or each.tokens_per_s is not None]
     if len(known) < 2:
-        return Missing(LINEUP_TITLE, "The sizes of fewer than two models are known, so there is nothing to set side by side.")
+        return Missing(
+            LINEUP_TITLE, "The sizes of fewer than two models are known, so there is nothing to set side by side."
+        )
     useless = [each.name for each in subjects if is_unusable(each)]
     losses = _loss_rows([each for each in subjects if each.name not in useless], measure)
     fast = any(each.tokens_per_s is not None for each in subjects)
@@ -209,9 +213,7 @@ def _said(subject: Subject, measure: str) -> str:
     return f"{subject.name}{' (source)' if subject.source else ''}: {', '.join(parts)}"
 
 
-def _lineup_chart(
-    subjects: Sequence[Subject], losses: list[dict[str, Any]], measure: str, narrow: bool
-) -> Drawing:
+def _lineup_chart(subjects: Sequence[Subject], losses: list[dict[str, Any]], measure: str, narrow: bool) -> Drawing:
     import altair as alt
 
     names = [each.name for each in subjects]
