@@ -27,7 +27,6 @@ from breakeven.lab.quantize import QuantizeOptions, quantize
 from breakeven.model.readers.gguf import read_gguf
 from tests.cli_fixtures import run_here
 
-
 SLOW_TABLES = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S")
 """Formats whose tables ggml computes for 1 to 13 s when they are first written."""
 

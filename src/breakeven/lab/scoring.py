@@ -81,7 +81,7 @@ class GgufScorer:
             self._context = Context(self._model, self._room, self._batch)
         self._context.clear()
 
-    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:  # noqa: N802
+    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:
         """As `Scorer` says."""
         assert self._context is not None, "begin comes first"
         self._context.decode(tokens, position, outputs=True)
