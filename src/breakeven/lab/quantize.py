@@ -25,7 +25,7 @@ from breakeven.engines.synthesis.write import check_room
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
 from breakeven.hardware.reader import available_threads
 from breakeven.lab.container import DenseFile, OutTensor, SourceTensor, open_gguf, rewrite
-from breakeven.lab.corpus import Document, blocks_of, check_enough
+from breakeven.lab.corpus import Block, Document, blocks_of, check_enough
 from breakeven.lab.formats import FormatPlan, known, listed, planned, refuse_excess, refuse_starved
 from breakeven.lab.ggml import Bytes, Floats, Ggml, WeightType
 from breakeven.lab.importance import FEWEST_TOKENS, MOST_TOKENS, Importance, apart, measure
@@ -78,8 +78,10 @@ def quantize(
         plans = [planned(file, kind, ggml.types) for kind in kinds]
         for plan in plans:
             refuse_excess(plan, file, ggml.types, allowed)
-        blocks, judged = apart(documents) if documents else ([], None)
-        if judged is not None:
+        blocks: list[Block] = []
+        judged: list[Document] | None = None
+        if documents:
+            blocks, judged = apart(documents)
             _check_judged(judged)
         with _Directory(out) as directory:
             check_room(
