@@ -207,8 +207,8 @@ def _task(place: str, raw: bytes, usual: str) -> Task:
     prompt = Prompt(line.prompt, line.max_tokens, stop)
     name = line.name or usual
     if line.choices is not None:
-        answers = (_choice(place, line.choices, line.answer),)
-        return Task(name=name, language=line.language, prompt=prompt, answers=answers, choices=tuple(line.choices))
+        right = _choice(place, line.choices, line.answer)
+        return Task(name=name, language=line.language, prompt=prompt, answers=(right,), choices=tuple(line.choices))
     if isinstance(line.answer, int):
         raise UserError(f'{place}: the answer is the number {line.answer}; write it as text, "{line.answer}"')
     answers = (line.answer,) if isinstance(line.answer, str) else tuple(line.answer)
