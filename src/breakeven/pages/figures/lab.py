@@ -236,7 +236,7 @@ def _lineup_chart(subjects: Sequence[LabModel], losses: list[dict[str, Any]], me
         axis = alt.Axis(title=None, domain=False, ticks=False, grid=False, labelLimit=WIDEST_NAME, minExtent=labels)
         return alt.Y("model:N", sort=names, scale=alt.Scale(domain=names), axis=axis if first or narrow else None)
 
-    def bars(found: list[dict[str, Any]], title: str, first: bool) -> alt.LayerChart:
+    def bars(found: list[dict[str, Any]], title: str, first: bool) -> Drawing:
         top = max(row["value"] for row in found) or 1.0
         base = alt.Chart(data_of(found)).encode(
             x=alt.X("value:Q", axis=None, scale=alt.Scale(domain=[0, top], nice=False)), y=rows_axis(first)
@@ -258,16 +258,16 @@ def _lineup_chart(subjects: Sequence[LabModel], losses: list[dict[str, Any]], me
     return styled(joined.resolve_scale(color="shared"), narrow, right=12)
 
 
-def _titled(chart: alt.LayerChart, title: str) -> alt.LayerChart:
+def _titled(chart: Drawing, title: str) -> Drawing:
     import altair as alt
 
-    named: alt.LayerChart = chart.properties(
+    named: Drawing = chart.properties(
         title=alt.TitleParams(title, anchor="start", fontSize=12, fontWeight=600, color=INK.sentinel, offset=4)
     )
     return named
 
 
-def _dots(losses: list[dict[str, Any]], measure: str, width: float, y: alt.Y, narrow: bool) -> alt.LayerChart:
+def _dots(losses: list[dict[str, Any]], measure: str, width: float, y: alt.Y, narrow: bool) -> Drawing:
     import altair as alt
 
     rows = [dict(row) for row in losses]
