@@ -5,15 +5,37 @@ Each imports what it needs when it is called.
 
 from __future__ import annotations
 
+import functools
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from breakeven.measure.progress import ProgressState
     from breakeven.results.lab import Evaluation, Proof
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def paged(make: Callable[P, R]) -> Callable[P, R]:
+    """`make`, after which each proof it gives has its page beside it."""
+
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> R:
+        from breakeven.pages.lab_html import write_proof_page
+        from breakeven.results.lab import Proof
+
+        result = make(*args, **kwargs)
+        for each in result if isinstance(result, list | tuple) else [result]:
+            proof = each if isinstance(each, Proof) else getattr(each, "proof", None)
+            if isinstance(proof, Proof):
+                write_proof_page(proof)
+        return result
+
+    return made
 
 
 def evaluate(
@@ -69,10 +91,13 @@ def evaluate(
         on_step=steps_for(on_progress),
     )
     if out is not None:
-        store.write(result, out)
+        from breakeven.pages.lab_html import write_page
+
+        write_page(result, store.write(result, out))
     return result
 
 
+@paged
 def quantize(
     model: Path | str,
     to: Sequence[str],

@@ -78,7 +78,7 @@ class OnnxScorer:
         """As `Scorer` says."""
         self._memory, self._read = dict(self._empty), []
 
-    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:  # noqa: N802
+    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:
         """As `Scorer` says. A graph that keeps nothing reads all again."""
         self._read[position:] = tokens
         start = position if self._kept else 0

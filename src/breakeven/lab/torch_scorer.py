@@ -64,7 +64,7 @@ class TorchScorer:
         """Forget all; the next sequence has at most so many tokens."""
         self._cache = None
 
-    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:  # noqa: N802
+    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:
         """Logits after each of `tokens`, the first of which stands at `position`, those before being known."""
         ids = torch.tensor([list(tokens)], dtype=torch.long)
         places = torch.arange(position, position + len(tokens))[None]
