@@ -59,7 +59,7 @@ class Scorer(Protocol):
         """Forget all; the next sequence has at most so many tokens."""
         ...
 
-    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:  # noqa: N802
+    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:
         """Logits after each of `tokens`, the first of which stands at `position`, those before being known.
 
         Float32, contiguous, valid until the next call on this object. At most `BATCH` tokens.

@@ -25,6 +25,7 @@ from breakeven.engines.family import die_with_parent
 from breakeven.engines.inside.child import Answer, Done, Say, Tokens, serve
 from breakeven.engines.inside.library import Context, Library, Model, library_path
 from breakeven.errors import BreakevenError, EngineError, NotSupportedError
+from breakeven.lab.facts import is_onnx
 from breakeven.lab.lockstep import (
     SMALL_BATCH,
     Floats,
@@ -81,7 +82,7 @@ class GgufScorer:
             self._context = Context(self._model, self._room, self._batch)
         self._context.clear()
 
-    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:  # noqa: N802
+    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:
         """As `Scorer` says."""
         assert self._context is not None, "begin comes first"
         self._context.decode(tokens, position, outputs=True)
@@ -112,6 +113,10 @@ def _gguf_scorer(library: Library, asked: ToLoad, threads: int, batch: int, say:
 
 def _directory_scorer(asked: ToLoad, threads: int) -> Scorer:
     try:
+        if is_onnx(Path(asked.path)):
+            graph: Any = importlib.import_module("breakeven.lab.onnx_scorer").OnnxScorer
+            of_graph: Scorer = graph(Path(asked.path), threads)
+            return of_graph
         made: Any = importlib.import_module("breakeven.lab.torch_scorer").TorchScorer
         scorer: Scorer = made(Path(asked.path), threads, asked.used)
     except ModuleNotFoundError as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from breakeven.lab.corpus import Block
 from breakeven.lab.lockstep import Floats
@@ -161,6 +162,6 @@ def _tokens(score: BlockScore) -> float:
     return score.tokens
 
 
-def bits(nats_T: Floats) -> float:
+def bits(nats_T: NDArray[np.floating]) -> float:
     """What tokens cost together, in bits."""
     return float(nats_T.sum(dtype=np.float64)) / math.log(2)
