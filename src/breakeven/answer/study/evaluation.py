@@ -43,7 +43,7 @@ def told_by(
         evaluation = read(path / RESULT if path.is_dir() else path, Evaluation)
     except UnreadError as error:
         raise UserError(
-            f"{place}: {path.name} is no evaluation ({error.detail}); write one with `breakeven evaluate --json`"
+            f"{place}: {path.name} is no evaluation ({error.detail}); write one with `breakeven evaluate --out FILE`"
         ) from error
     found: dict[str, Evaluated] = {}
     for candidate in candidates:
