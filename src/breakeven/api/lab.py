@@ -38,8 +38,10 @@ def evaluate(
     every language. `encoding`: of files that are not UTF-8. `out`: a file to write the result to. Raises UserError for
     text too short for an interval, tokenizers that differ where `against` is given, and models that do not fit.
     """
+    import msgspec
+
     from breakeven.errors import expanded
-    from breakeven.lab.corpus import read_documents
+    from breakeven.lab.corpus import beside_languages, read_documents
     from breakeven.lab.evaluate import evaluate
     from breakeven.lab.tasks import read_tasks
     from breakeven.results import store
@@ -58,7 +60,7 @@ def evaluate(
         words += [] if value is None else [option, str(value)]
     result = evaluate(
         models,
-        [] if text is None else read_documents(Path(text), encoding),
+        [] if text is None else read_documents(expanded(text), encoding),
         tasks=() if tasks is None else read_tasks(expanded(tasks)),
         against=against,
         used=used,
@@ -68,6 +70,9 @@ def evaluate(
         command=shlex.join(words),
         on_step=steps_for(on_progress),
     )
+    if text is not None and (beside := beside_languages(expanded(text))):
+        said = f"Not read, because they lie beside the folders of languages: {', '.join(beside)}."
+        result = msgspec.structs.replace(result, caveats=[*result.caveats, said])
     if out is not None:
         store.write(result, out)
     return result
