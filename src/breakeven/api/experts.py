@@ -5,6 +5,7 @@ Each imports what it needs when it is called: nothing here needs torch.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -15,16 +16,17 @@ from breakeven.errors import UserError
 if TYPE_CHECKING:
     from breakeven.lab.experts import Surgery
     from breakeven.measure.progress import ProgressState
+    from breakeven.results.lab import ExpertScores
 
 
 class ExpertVerbs:
     """`breakeven experts`: its verbs; never made.
 
-    Each writes a GGUF and its proof, `OUT.proof.json`, or nothing. `text`: a file, or a folder with one folder a
-    language, of which the proof tells what was lost; None: only that the engine runs what was made, on a built-in
-    sample. `encoding`: of the text, None for UTF-8. `budget_s`: for the proof. Each raises UserError for a file,
-    numbers or a place that do not allow it, NotSupportedError for a model whose experts are kept in a way not known,
-    and BreakevenError naming what did not hold.
+    `load` and `score` look at a model. Each other writes a GGUF and its proof, `OUT.proof.json`, or nothing. `text`: a
+    file, or a folder with one folder a language, of which the proof tells what was lost; None: only that the engine
+    runs what was made, on a built-in sample. `encoding`: of the text, None for UTF-8. `budget_s`: for the proof. Each
+    raises UserError for a file, numbers or a place that do not allow it, NotSupportedError for a model whose experts
+    are kept in a way not known, and BreakevenError naming what did not hold.
     """
 
     @staticmethod
@@ -261,6 +263,76 @@ class ExpertVerbs:
             budget_s=budget_s,
             on_step=steps_for(on_progress),
         )
+
+    @staticmethod
+    def load(
+        model: Path | str,
+        text: Path | str,
+        *,
+        encoding: str | None = None,
+        threads: int | None = None,
+        out: Path | str | None = None,
+        on_progress: Callable[[ProgressState], None] = lambda state: None,
+    ) -> ExpertScores:
+        """How a text loads the experts of a GGUF or a Hugging Face directory, by layer and language; nothing is made.
+
+        `out`: a file to write the result to.
+        """
+        from breakeven.lab.watch import load
+
+        words = _words(text=text, encoding=encoding, threads=threads, out=out)
+        return _kept(
+            load(
+                Path(model),
+                Path(text),
+                command=shlex.join(["breakeven", "experts", "load", str(model), *words]),
+                encoding=encoding,
+                threads=threads,
+                on_step=steps_for(on_progress),
+            ),
+            out,
+        )
+
+    @staticmethod
+    def score(
+        model: Path | str,
+        text: Path | str,
+        *,
+        budget_s: float | None = None,
+        encoding: str | None = None,
+        threads: int | None = None,
+        out: Path | str | None = None,
+        on_progress: Callable[[ProgressState], None] = lambda state: None,
+    ) -> ExpertScores:
+        """The same, with what each expert gives, and what is lost without it for as many as `budget_s` allows.
+
+        `budget_s` None: two minutes; 0: none is switched off. `out` is what `prune` and `order` read.
+        """
+        from breakeven.lab.watch import DEFAULT_BUDGET_S, score
+
+        budget = None if budget_s is None else f"{budget_s:g}s"
+        words = _words(text=text, budget=budget, encoding=encoding, threads=threads, out=out)
+        return _kept(
+            score(
+                Path(model),
+                Path(text),
+                command=shlex.join(["breakeven", "experts", "score", str(model), *words]),
+                encoding=encoding,
+                threads=threads,
+                budget_s=DEFAULT_BUDGET_S if budget_s is None else budget_s,
+                on_step=steps_for(on_progress),
+            ),
+            out,
+        )
+
+
+def _kept(scores: ExpertScores, out: Path | str | None) -> ExpertScores:
+    """The scores, written to `out` if that is asked."""
+    from breakeven.results import store
+
+    if out is not None:
+        store.write(scores, Path(out))
+    return scores
 
 
 def _by(text: str) -> Literal["score", "load"]:

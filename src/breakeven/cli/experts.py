@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import breakeven
-from breakeven.cli.words import Quiet, duration, print_json
+from breakeven.cli.words import Full, Quiet, Threads, duration, print_json
 from breakeven.errors import UserError
 
 app = typer.Typer(no_args_is_help=True)
@@ -221,6 +221,77 @@ def merge(
         quiet=quiet,
         json=json,
     )
+
+
+Watched = Annotated[Path, typer.Argument(metavar="MODEL", help="A Mixture-of-Experts GGUF or Hugging Face directory.")]
+Read = Annotated[Path, typer.Option("--text", help="What to run through it: a file, or a folder with one a language.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def load(
+    model: Watched,
+    text: Read,
+    encoding: Encoding = None,
+    threads: Threads = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the result here, as JSON.")] = None,
+    full: Full = False,
+    quiet: Quiet = False,
+    json: AsJson = False,
+) -> None:
+    """Show how a text loads MODEL's experts, by layer and language: shares, dead experts, pairs.
+
+    Example: breakeven experts load olmoe.gguf --text texts/
+    """
+    _show(
+        lambda told: breakeven.experts.load(model, text, encoding=encoding, threads=threads, out=out, on_progress=told),
+        full=full,
+        quiet=quiet,
+        json=json,
+    )
+
+
+@app.command()
+def score(
+    model: Watched,
+    text: Read,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the scores here, for prune and order.")] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Time for switching experts off one by one: 3m.", show_default="2m")
+    ] = None,
+    encoding: Encoding = None,
+    threads: Threads = None,
+    full: Full = False,
+    quiet: Quiet = False,
+    json: AsJson = False,
+) -> None:
+    """Say what each of MODEL's experts gives, and what each language loses without it.
+
+    Example: breakeven experts score olmoe.gguf --text texts/ --out score.json
+    """
+    _show(
+        lambda told: breakeven.experts.score(
+            model, text, budget_s=_seconds(budget), encoding=encoding, threads=threads, out=out, on_progress=told
+        ),
+        full=full,
+        quiet=quiet,
+        json=json,
+    )
+
+
+def _show(run: Callable[..., Any], *, full: bool, quiet: bool, json: bool) -> None:
+    """Run a verb that looks, and show what it saw."""
+    from rich.console import Console
+
+    from breakeven.pages.lab import show_experts
+    from breakeven.pages.progress import Progress
+
+    with Progress(Console(stderr=True, highlight=False), quiet=quiet or json) as progress:
+        scores = run(progress.update)
+    if json:
+        print_json(scores)
+    else:
+        show_experts(scores, Console(), full=full)
 
 
 def _seconds(budget: str | None) -> float | None:

@@ -67,6 +67,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "ggml_op_name": (c.c_char_p, [_I]),
     "ggml_nbytes": (c.c_size_t, [_P]),
     "ggml_backend_tensor_get": (None, [_P, _P, c.c_size_t, c.c_size_t]),
+    "ggml_backend_tensor_set": (None, [_P, _P, c.c_size_t, c.c_size_t]),
     "ggml_tensor_overhead": (c.c_size_t, []),
     "ggml_init": (_P, [GgmlInitParams]),
     "ggml_free": (None, [_P]),
