@@ -253,7 +253,7 @@ def merge(
 
 
 def read_scores(path: Path, stacks: Stacks) -> ExpertScores:
-    """The scores in a file, if they are of this very model. Raises UserError where they are not, saying what differs."""
+    """The scores in a file, if they are of this very model. Raises UserError where they are not, saying why."""
     said = read(path, ExpertScores)
     again = "run `breakeven experts score` on this file"
     if said.n_experts != stacks.n_experts or any(len(layer.tokens) != stacks.n_experts for layer in said.layers):
