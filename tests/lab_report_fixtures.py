@@ -45,7 +45,13 @@ def piece(language: str, kl: float | None, top1: float = 0.9, floor: float = 0.0
     bits = SOURCE_BITS.get(language, 1.4)
     if kl is None:
         return Slice(
-            language=language, domain=domain, bytes=20_000, documents=1, blocks=11, tokens=6000, bits_per_byte=span(bits)
+            language=language,
+            domain=domain,
+            bytes=20_000,
+            documents=1,
+            blocks=11,
+            tokens=6000,
+            bits_per_byte=span(bits),
         )
     lost = kl * 0.42
     return Slice(
@@ -98,9 +104,7 @@ def alone() -> Evaluation:
     slices = [piece("all", None)]
     tasks = [
         TaskScore(name="capitals", language="all", tasks=40, solved=measured(0.62, 0.46, 0.76, 40)),
-        TaskScore(
-            name="sums", language="de", tasks=20, solved=measured(0.1, 0.02, 0.3, 20), answer_tokens=span(14.0)
-        ),
+        TaskScore(name="sums", language="de", tasks=20, solved=measured(0.1, 0.02, 0.3, 20), answer_tokens=span(14.0)),
     ]
     model = msgspec.structs.replace(evaluated("SmolLM2", slices, 91.7, 5.35), tasks=tasks)
     return Evaluation(
@@ -133,9 +137,7 @@ def many() -> Evaluation:
 def hostile() -> Evaluation:
     """Names and words of others that are markup."""
     told = evaluation()
-    models = [
-        msgspec.structs.replace(each, name=HOSTILE if each.name == "Q4_0" else each.name) for each in told.models
-    ]
+    models = [msgspec.structs.replace(each, name=HOSTILE if each.name == "Q4_0" else each.name) for each in told.models]
     return msgspec.structs.replace(
         told, models=models, command=HOSTILE, text=HOSTILE, caveats=[HOSTILE, "\x1b[2Jcleared\x00"]
     )
@@ -175,9 +177,13 @@ def other_proof() -> Proof:
     told = proof()
     made = msgspec.structs.replace(
         told.artefact,
-        path="made/smollm2-Q8_0.gguf", sha256="12" * 32, bytes=int(megabytes * 1e6), format="Q8_0", bits_per_weight=bits,
+        path="made/smollm2-Q8_0.gguf",
+        sha256="12" * 32,
+        bytes=int(megabytes * 1e6),
+        format="Q8_0",
+        bits_per_weight=bits,
         substituted=[],
-    )  # fmt: skip
+    )
     return msgspec.structs.replace(
         told, artefact=made, slices=[piece(language, kl[language], top1, floor) for language in kl]
     )
@@ -252,13 +258,20 @@ def scores(layers: int = LAYERS) -> ExpertScores:
         architecture="llama",
         text="guide",
         languages=[
-            WatchedText(language=name, bytes=20_000, blocks=11, tokens=6000, sampling_error=0.004) for name in ("en", "de")
+            WatchedText(language=name, bytes=20_000, blocks=11, tokens=6000, sampling_error=0.004)
+            for name in ("en", "de")
         ],
         n_experts=EXPERTS,
         n_experts_per_token=2,
         layers=made,
         findings=[
-            ExpertFinding(layer=3, expert=7, kind="one language", language="de", text="layer 3, expert 7: 31 % of German, 2 % of English")
+            ExpertFinding(
+                layer=3,
+                expert=7,
+                kind="one language",
+                language="de",
+                text="layer 3, expert 7: 31 % of German, 2 % of English",
+            )
         ],
         tried=layers,
         seconds=61.0,

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 def evaluate(
     models: Sequence[Path | str],
-    text: Path | str,
+    text: Path | str | None = None,
     *,
+    tasks: Path | str | None = None,
     against: Path | str | None = None,
     used: Sequence[int] = (),
     budget_s: float | None = None,
@@ -28,19 +29,25 @@ def evaluate(
     out: Path | None = None,
     on_progress: Callable[[ProgressState], None] = lambda state: None,
 ) -> Evaluation:
-    """How well models predict the text of a file or directory, in bits per byte by language and domain.
+    """How well models predict the text of a file or directory, in bits per byte by language and domain, and which share
+    of the `tasks` of a file they solve.
 
-    `models`: .gguf files or Hugging Face directories. `against`: also how far each is from this one, in nats a token.
+    `models`: .gguf files, Hugging Face directories, or URLs of servers. `against`: also how far each is from this one,
+    in nats a token.
     `used`: MoE models run with each of these numbers of experts a token. `budget_s`: of scoring; it reads as much of
     every language. `encoding`: of files that are not UTF-8. `out`: a file to write the result to. Raises UserError for
     text too short for an interval, tokenizers that differ where `against` is given, and models that do not fit.
     """
+    from breakeven.errors import expanded
     from breakeven.lab.corpus import read_documents
     from breakeven.lab.evaluate import evaluate
+    from breakeven.lab.tasks import read_tasks
     from breakeven.results import store
 
-    words = ["breakeven", "evaluate", *map(str, models), "--text", str(text)]
+    words = ["breakeven", "evaluate", *map(str, models)]
     options = {
+        "--text": text,
+        "--tasks": tasks,
         "--against": against,
         "--used": ",".join(map(str, used)) or None,
         "--budget": None if budget_s is None else f"{budget_s:g}s",
@@ -51,12 +58,13 @@ def evaluate(
         words += [] if value is None else [option, str(value)]
     result = evaluate(
         models,
-        read_documents(Path(text), encoding),
+        [] if text is None else read_documents(Path(text), encoding),
+        tasks=() if tasks is None else read_tasks(expanded(tasks)),
         against=against,
         used=used,
         budget_s=budget_s,
         threads=threads,
-        text=str(text),
+        text=None if text is None else str(text),
         command=shlex.join(words),
         on_step=steps_for(on_progress),
     )

@@ -154,7 +154,7 @@ class Ggml:
             return values_RC.reshape(-1).view(np.uint8)
         counts = None
         if importance_C is not None:
-            least = max(float(importance_C.mean()) * _LEAST_IMPORTANCE, np.finfo(np.float32).tiny)
+            least = max(float(importance_C.mean()) * _LEAST_IMPORTANCE, float(np.finfo(np.float32).tiny))
             counts = np.ascontiguousarray(np.maximum(importance_C, least), np.float32)
         out = np.empty(kind.n_bytes(values_RC.size), np.uint8)
         where = None if counts is None else counts.ctypes.data

@@ -253,7 +253,7 @@ def merge(
 
 
 def read_scores(path: Path, stacks: Stacks) -> ExpertScores:
-    """The scores in a file, if they are of this very model. Raises UserError where they are not, saying why."""
+    """The scores in a file, if they are of this very model. Raises UserError that says what differs."""
     said = read(path, ExpertScores)
     again = "run `breakeven experts score` on this file"
     if said.n_experts != stacks.n_experts or any(len(layer.tokens) != stacks.n_experts for layer in said.layers):
@@ -261,7 +261,7 @@ def read_scores(path: Path, stacks: Stacks) -> ExpertScores:
     strange = [layer.layer for layer in said.layers if layer.layer not in stacks.blocks]
     if strange or not said.layers:
         raise UserError(
-            f"{path} is of a model that routes in layer {(strange or ['?'])[0]}, this one does not; {again}"
+            f"{path} is of a model that routes in layer {strange[0] if strange else '?'}, this one does not; {again}"
         )
     if said.model.sha256 != sha256_of(stacks.path):
         raise UserError(f"{path} is of {said.model.path}, whose bytes are not those of {stacks.path}; {again}")

@@ -153,7 +153,7 @@ class TorchWatcher:
     def loaded(self) -> LoadedFile:
         """What the directory says of itself."""
         config = self.model.config.get_text_config()
-        counts = {int(module.num_experts) for _, module in self.hook.experts.values()}  # type: ignore[arg-type]
+        counts = {int(module.num_experts) for _, module in self.hook.experts.values()}
         if len(counts) > 1:
             raise NotSupportedError(f"{self._path.name}: its layers have {min(counts)} to {max(counts)} experts")
         return LoadedFile(
@@ -245,7 +245,7 @@ class TorchWatcher:
     def _without(self, layer: int, expert: int) -> Iterator[_Never]:
         """One expert of a layer is never chosen meanwhile."""
         name, experts = self.hook.experts[layer]
-        count = int(experts.num_experts)  # type: ignore[arg-type]
+        count = int(experts.num_experts)
         block = self.model.get_submodule(name.rpartition(".")[0])
         own = {id(each) for each in experts.parameters()}
         routers, biases = [], []

@@ -9,6 +9,8 @@ Shapes: L layers that route, E experts.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from breakeven.stats.estimate import Estimate
@@ -53,6 +55,10 @@ class TaskScore(msgspec.Struct, frozen=True, kw_only=True):
     solved: Estimate
     answer_tokens: Estimate | None = None
     """Tokens generated an answer; None where answers were chosen, not generated, or the server did not count them."""
+    method: Literal["likelihood", "generation"] = "generation"
+    """How an answer was had: the likeliest of the choices, or generated. Shares of the two do not compare."""
+    cut: int | None = None
+    """Answers that were cut at the most tokens allowed, so that `answer_tokens` is too low; None as there."""
 
 
 class Evaluated(msgspec.Struct, frozen=True, kw_only=True):

@@ -124,7 +124,9 @@ class WorthObserver:
             gate_TK = block.gate_TK.reshape(block.ids_TK.shape)
             mean_T1 = gate_TK.mean(axis=1, keepdims=True)
             self.equal_gates &= bool((np.abs(gate_TK - mean_T1) <= _EVEN * mean_T1).all())
-            share_TK = np.divide(gate_TK, mean_T1, out=np.zeros_like(gate_TK), where=mean_T1 != 0) / gate_TK.shape[1]
+            share_TK = (
+                np.divide(gate_TK, mean_T1, out=np.zeros_like(gate_TK), where=mean_T1 != 0) / block.ids_TK.shape[-1]
+            )
             self.given[layer].append(share_TK * block.norm_TK)
 
 
