@@ -31,7 +31,7 @@ _SAY_EVERY_S = 1.0
 class LoadFile(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     """First message: which file, how many threads, where arrays go, whose death to follow; drafting blocks too?
 
-    `gpu_layers`: -1 for all, where this build has a GPU.
+    `gpu_layers`: -1 for all, where this build has a GPU. `vocab_only`: no weights, only `Tokenize` and `Vocabulary`.
     """
 
     model: str
@@ -40,12 +40,18 @@ class LoadFile(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     parent_pid: int
     mtp: bool = False
     gpu_layers: int = -1
+    vocab_only: bool = False
 
 
 class Tokenize(msgspec.Struct, tag="tokenize", frozen=True, kw_only=True):
-    """A text to tokens. Answered by `Tokens`."""
+    """A text to tokens; special tokens written in it are read as such if asked. Answered by `Tokens`."""
 
     text: str
+    parse_special: bool = False
+
+
+class Vocabulary(msgspec.Struct, tag="vocabulary", frozen=True, kw_only=True):
+    """What llama.cpp takes each token for. Answered by `Attributes`."""
 
 
 class Trace(msgspec.Struct, tag="trace", frozen=True, kw_only=True):
@@ -83,7 +89,7 @@ class Greedy(msgspec.Struct, tag="greedy", frozen=True, kw_only=True):
     n: int
 
 
-Request = LoadFile | Tokenize | Trace | Time | Rate | Logits | Greedy
+Request = LoadFile | Tokenize | Vocabulary | Trace | Time | Rate | Logits | Greedy
 
 
 class Done(msgspec.Struct, tag="done", frozen=True, kw_only=True):
@@ -103,6 +109,14 @@ class Tokens(msgspec.Struct, tag="tokens", frozen=True, kw_only=True):
     """Token ids."""
 
     ids: list[int]
+
+
+class Attributes(msgspec.Struct, tag="attributes", frozen=True, kw_only=True):
+    """`llama_token_attr` of each token, and the tokens put before and behind every text, if any."""
+
+    of: list[int]
+    first: int | None
+    last: int | None
 
 
 class Routed(msgspec.Struct, tag="routed", frozen=True, kw_only=True):
@@ -140,7 +154,7 @@ class Doing(msgspec.Struct, tag="doing", frozen=True, kw_only=True):
     share: float
 
 
-Reply = Done | LoadedFile | Tokens | Routed | Timed | Rated | Unable | Doing
+Reply = Done | LoadedFile | Tokens | Attributes | Routed | Timed | Rated | Unable | Doing
 Say = Callable[[str, float], None]
 
 
@@ -155,6 +169,7 @@ class Worker:
             load.threads,
             mtp=load.mtp,
             gpu_layers=load.gpu_layers,
+            vocab_only=load.vocab_only,
             on_share=lambda share: say("loading", share),
         )
         self._folder = Path(load.folder)
@@ -173,7 +188,10 @@ class Worker:
         """Do what is asked. Raises BreakevenError when it cannot be done."""
         match request:
             case Tokenize():
-                return Tokens(ids=self._model.tokenize(request.text))
+                return Tokens(ids=self._model.tokenize(request.text, parse_special=request.parse_special))
+            case Vocabulary():
+                first, last = self._model.around()
+                return Attributes(of=self._model.attributes(), first=first, last=last)
             case Trace():
                 return self._trace(request)
             case Time():

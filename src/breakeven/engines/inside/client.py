@@ -173,10 +173,11 @@ class Inside(ChildProcess):
         *,
         mtp: bool = False,
         gpu_layers: int = ALL_LAYERS,
+        vocab_only: bool = False,
         limit_s: float | None = None,
         on_step: OnStep = lambda what, share: None,
     ) -> None:
-        """Start the child and load `model`, with drafting blocks if asked.
+        """Start the child and load `model`, with drafting blocks if asked; `vocab_only`: it can only tokenize.
 
         `environment`, `limit_s`: as of any child. Raises UserError for a file that is not GGUF, NotSupportedError for a
         library whose layout is not the known one, EngineError with the child's last lines when it dies, and
@@ -195,6 +196,7 @@ class Inside(ChildProcess):
                     parent_pid=os.getpid(),
                     mtp=mtp,
                     gpu_layers=gpu_layers,
+                    vocab_only=vocab_only,
                 ),
                 m.LoadedFile,
             )
@@ -202,9 +204,9 @@ class Inside(ChildProcess):
             self.close()
             raise
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text in the model's own vocabulary."""
-        return self.ask(m.Tokenize(text=text), m.Tokens).ids
+    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Token ids of a text in the model's own vocabulary; special tokens in it are their letters unless asked."""
+        return self.ask(m.Tokenize(text=text, parse_special=parse_special), m.Tokens).ids
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits (tokens, vocabulary) after each token, all computed in one batch."""

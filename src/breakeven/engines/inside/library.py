@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from breakeven.engines.inside.layout import (
     CONTEXT_DEFAULTS,
     EVAL_CALLBACK,
+    FLASH_ATTENTION_OFF,
+    GGML_TYPE_F32,
     KV_INT,
     MODEL_DEFAULTS,
     ContextParams,
@@ -63,6 +65,11 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "llama_model_n_ctx_train": (_I, [_P]),
     "llama_model_meta_val_str": (_I, [_P, c.c_char_p, c.c_char_p, c.c_size_t]),
     "llama_tokenize": (_I, [_P, c.c_char_p, _I, c.POINTER(_I), _I, c.c_bool, c.c_bool]),
+    "llama_vocab_get_attr": (c.c_int, [_P, _I]),
+    "llama_vocab_bos": (_I, [_P]),
+    "llama_vocab_eos": (_I, [_P]),
+    "llama_vocab_get_add_bos": (c.c_bool, [_P]),
+    "llama_vocab_get_add_eos": (c.c_bool, [_P]),
     "ggml_get_name": (_P, [_P]),
     "ggml_op_name": (c.c_char_p, [_I]),
     "ggml_nbytes": (c.c_size_t, [_P]),
@@ -169,18 +176,21 @@ class Model:
         mtp: bool = False,
         gpu_layers: int = -1,
         numbers: Mapping[str, int] | None = None,
+        vocab_only: bool = False,
         on_share: Callable[[float], None] = lambda share: None,
     ) -> None:
         """Load with llama.cpp's defaults (mapped file, repacking), drafting blocks only if asked for.
 
         `gpu_layers`: -1 for all; 0 leaves a GPU alone altogether. `numbers`: metadata read as these whole numbers, not
-        as the file has it. `on_share` is told how much is loaded. Raises EngineError when it cannot be loaded.
+        as the file has it. `vocab_only`: no weights, so nothing can be computed. `on_share` is told how much is loaded.
+        Raises EngineError when it cannot be loaded.
         """
         self.library = library
         self.threads = threads
         self.path = path
         params = library.llama_model_default_params()
         params.load_mtp = mtp
+        params.vocab_only = vocab_only
         params.n_gpu_layers = gpu_layers
         # A list that ends at once, as for `--device none`: else a GPU without layers still multiplies long prompts.
         nothing = (c.c_void_p * 1)(None)
@@ -216,15 +226,15 @@ class Model:
         text = self.meta(f"{self.meta('general.architecture')}.{key}") or "0"
         return max(int(part) for part in text.strip("[]").split(","))
 
-    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+    def tokenize(self, text: str, *, special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of a text in the model's own vocabulary; `special`: with its special first token if it wants one.
 
-        What looks like a special token in the text is text.
+        `parse_special`: special tokens written in the text are these tokens, not their letters.
         """
         raw = text.encode()
         room = len(raw) + 8
         ids = (c.c_int32 * room)()
-        count = self.library.llama_tokenize(self._vocab, raw, len(raw), ids, room, special, False)
+        count = self.library.llama_tokenize(self._vocab, raw, len(raw), ids, room, special, parse_special)
         if count < 0:
             raise EngineError(f"{self.path.name}: its tokenizer refused the text")
         return list(ids[:count])
@@ -242,6 +252,17 @@ class Model:
         """Whether the token ends an answer."""
         return bool(self.library.llama_vocab_is_eog(self._vocab, token))
 
+    def attributes(self) -> list[int]:
+        """`llama_token_attr` of each token, after all that llama.cpp corrects on loading."""
+        attribute = self.library.llama_vocab_get_attr
+        return [attribute(self._vocab, token) for token in range(self.n_vocab)]
+
+    def around(self) -> tuple[int | None, int | None]:
+        """The token put before every text, and the one put behind it; None where there is none."""
+        library, vocab = self.library, self._vocab
+        first = library.llama_vocab_bos(vocab) if library.llama_vocab_get_add_bos(vocab) else None
+        return first, library.llama_vocab_eos(vocab) if library.llama_vocab_get_add_eos(vocab) else None
+
     def close(self) -> None:
         """Free the weights; contexts must be gone."""
         self.library.llama_model_free(self.address)
@@ -250,10 +271,12 @@ class Model:
 class Context:
     """One sequence's memory, observed or not."""
 
-    def __init__(self, model: Model, n_ctx: int, n_batch: int, observe: NodeCallback | None = None) -> None:
+    def __init__(
+        self, model: Model, n_ctx: int, n_batch: int, observe: NodeCallback | None = None, *, exact: bool = False
+    ) -> None:
         """A context of `n_ctx` positions and batches of up to `n_batch` tokens, each computed as one graph.
 
-        Raises EngineError when llama.cpp cannot make it.
+        `exact`: attention in single precision, which llama.cpp otherwise computes in half. Raises EngineError when llama.cpp cannot make it.
         """
         self._library = model.library
         self._model = model
@@ -261,6 +284,9 @@ class Context:
         params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, n_batch
         params.n_outputs_max_per_seq = n_batch
         params.n_threads = params.n_threads_batch = model.threads
+        if exact:
+            params.type_k = params.type_v = GGML_TYPE_F32
+            params.flash_attn_type = FLASH_ATTENTION_OFF
         self.failure: BaseException | None = None
         self._callback = EVAL_CALLBACK(self._guarded(observe)) if observe else None
         if self._callback:

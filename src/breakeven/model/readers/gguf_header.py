@@ -125,6 +125,23 @@ def read_header(path: Path) -> GgufHeader:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); give the path of a .gguf file") from error
 
 
+def read_value(header: GgufHeader, key: str) -> MetadataValue | None:
+    """The value of `key`, also of one that `metadata` leaves out; None where the file has none.
+
+    Raises UserError for a file that cannot be read any more.
+    """
+    if key not in header.spans:
+        return None
+    try:
+        with header.path.open("rb", buffering=0) as file:
+            file.seek(header.spans[key][0])
+            reader = _Reader(header.path, file, header.file_bytes)
+            reader.string()
+            return reader.value(int(reader.scalar("<I")))
+    except OSError as error:
+        raise UserError(f"{header.path}: cannot be read any more ({error.strerror or error})") from error
+
+
 def _parse(path: Path, file: BinaryIO, file_bytes: int) -> GgufHeader:
     if (magic := file.read(4)) != b"GGUF":
         raise UserError(f"{path}: not a GGUF file ({_begins(magic)}); give a .gguf file of llama.cpp")

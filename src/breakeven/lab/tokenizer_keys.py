@@ -1,0 +1,246 @@
+"""From a Hugging Face directory's tokenizer to the `tokenizer.*` keys of a GGUF file.
+
+The kind and the pre-tokenizer are found by what tokenizer.json is made of; what llama.cpp has no form of is refused.
+What comes out stands only after `tokenizers.same_ids` found llama.cpp to give the same ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFValueType as Kind
+
+from breakeven.errors import NotSupportedError, UserError
+from breakeven.lab.pretokenizers import Json, cut_of
+from breakeven.lab.tokenizers import SPECIAL_KEYS, load
+
+_TYPE_NORMAL, _TYPE_UNKNOWN, _TYPE_CONTROL, _TYPE_USER_DEFINED, _TYPE_UNUSED, _TYPE_BYTE = 1, 2, 3, 4, 5, 6
+"""`tokenizer.ggml.token_type` (`llama_token_type`, another numbering)."""
+_ABSENT_SCORE = -1000.0
+"""Of tokens that no merge makes, as llama.cpp's converter writes it."""
+
+_MOST_TOKENS = 1 << 21
+"""No model has more; a damaged id must not ask for a list of so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufKey:
+    """One metadata entry of a GGUF file: the arguments of `gguf.GGUFWriter.add_key_value`. `of`: a list's elements."""
+
+    key: str
+    value: str | bool | int | list[str] | list[int] | list[float]
+    kind: Kind
+    of: Kind | None = None
+
+
+def gguf_keys(directory: Path, n_tokens: int | None = None) -> list[GgufKey]:
+    """The `tokenizer.*` entries of a GGUF file for the tokenizer in `directory`, in the order to write them.
+
+    n_tokens: rows of the model's embedding; the vocabulary is filled up to it with unused tokens. Raises UserError for
+    files that are missing, damaged or contradict each other, NotSupportedError for what llama.cpp has no form of.
+    """
+    source = directory / "tokenizer.json"
+    content = _read(source)
+    config = _read(directory / "tokenizer_config.json") if (directory / "tokenizer_config.json").is_file() else {}
+    model = content.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE":
+        kind = model.get("type") if isinstance(model, dict) else None
+        raise NotSupportedError(f"{source}: a tokenizer of the kind {kind!r}; only BPE becomes a GGUF")
+    for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(setting):
+            raise NotSupportedError(f"{source}: llama.cpp has nothing like {setting}={model[setting]!r}")
+    pieces = _is_sentencepiece(content)
+    tokens, types = _vocabulary(content, source, n_tokens, pieces=pieces)
+    merges = _merges(model, source)
+    keys = [GgufKey("tokenizer.ggml.model", "llama" if pieces else "gpt2", Kind.STRING)]
+    if pieces:
+        keys += _pieces(content, tokens, merges, source)
+    else:
+        _refuse_normalizer(content.get("normalizer"), source)
+        cut = cut_of(content.get("pre_tokenizer"), bool(model.get("ignore_merges")), str(source))
+        keys.append(GgufKey("tokenizer.ggml.pre", cut.names[0], Kind.STRING))
+    keys.append(GgufKey("tokenizer.ggml.tokens", tokens, Kind.ARRAY, Kind.STRING))
+    keys.append(GgufKey("tokenizer.ggml.token_type", types, Kind.ARRAY, Kind.INT32))
+    if not pieces:
+        joined = [f"{left} {right}" for left, right in merges]
+        keys.append(GgufKey("tokenizer.ggml.merges", joined, Kind.ARRAY, Kind.STRING))
+    keys += _ends(directory, source, config, tokens)
+    return keys + _templates(directory, config)
+
+
+def _read(path: Path) -> Json:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); a model's directory needs it") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: not the JSON of a tokenizer; fetch it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not the JSON of a tokenizer; fetch it again")
+    return content
+
+
+def _is_sentencepiece(content: Json) -> bool:
+    return bool(content["model"].get("byte_fallback"))
+
+
+def _vocabulary(content: Json, source: Path, n_tokens: int | None, *, pieces: bool) -> tuple[list[str], list[int]]:
+    """Words and `llama_token_type` by id; ids that no word has are unused ones, as llama.cpp's converter names them."""
+    words = content["model"].get("vocab")
+    added = content.get("added_tokens") or []
+    if not isinstance(words, dict) or not words or not isinstance(added, list):
+        raise UserError(f"{source}: it has no vocabulary; fetch it again")
+    by_id: dict[int, tuple[str, int]] = {}
+    unknown = content["model"].get("unk_token")
+    for word, token in words.items():
+        kind = _TYPE_NORMAL
+        if pieces and len(word) == 6 and word.startswith("<0x") and word.endswith(">"):
+            kind = _TYPE_BYTE
+        elif pieces and word == unknown:
+            kind = _TYPE_UNKNOWN
+        by_id[_id(token, source)] = (word, kind)
+    for each in added:
+        if not isinstance(each, dict) or not isinstance(each.get("content"), str):
+            raise UserError(f"{source}: an added token without content; fetch it again")
+        token, word = _id(each.get("id"), source), each["content"]
+        kind = _TYPE_CONTROL if each.get("special") else _TYPE_USER_DEFINED
+        if not (pieces and word == unknown):
+            by_id[token] = (word, kind)
+        if each.get("lstrip") or each.get("rstrip") or each.get("single_word"):
+            raise NotSupportedError(f"{source}: llama.cpp has no key for the spaces stripped around {word!r}")
+    count = max(by_id) + 1
+    if n_tokens is not None and count > n_tokens:
+        raise UserError(f"{source}: {count:,} tokens for a model of {n_tokens:,}; the directory is of two models")
+    listed = [by_id.get(i, (f"[PAD{i}]", _TYPE_UNUSED)) for i in range(n_tokens or count)]
+    tokens = [word for word, _ in listed]
+    if len(set(tokens)) != len(tokens):
+        raise NotSupportedError(f"{source}: one word has two ids, which llama.cpp refuses")
+    return tokens, [kind for _, kind in listed]
+
+
+def _id(token: object, source: Path) -> int:
+    if not isinstance(token, int) or not 0 <= token < _MOST_TOKENS:
+        raise UserError(f"{source}: {token!r} is no token's id; fetch it again")
+    return token
+
+
+def _merges(model: Json, source: Path) -> list[tuple[str, str]]:
+    merges = model.get("merges")
+    if not isinstance(merges, list):
+        raise UserError(f"{source}: it has no merges; fetch it again")
+    pairs: list[tuple[str, str]] = []
+    for each in merges:
+        parts = each.split(" ") if isinstance(each, str) else each
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
+            raise UserError(f"{source}: {each!r} is no merge of two tokens; fetch it again")
+        pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def _pieces(content: Json, tokens: Sequence[str], merges: Sequence[tuple[str, str]], source: Path) -> list[GgufKey]:
+    """Scores that make llama.cpp join in the order of the merges, and whether a text begins with a space."""
+    scores = dict.fromkeys(tokens, _ABSENT_SCORE)
+    ranks: dict[str, int] = {}
+    for rank, (left, right) in enumerate(merges):
+        ranks.setdefault(left + right, rank)
+    scores.update({word: -float(rank) for word, rank in ranks.items() if word in scores})
+    prefix = _space_prefix(content, source)
+    return [
+        GgufKey("tokenizer.ggml.pre", "default", Kind.STRING),
+        GgufKey("tokenizer.ggml.scores", [scores[word] for word in tokens], Kind.ARRAY, Kind.FLOAT32),
+        GgufKey("tokenizer.ggml.add_space_prefix", prefix, Kind.BOOL),
+    ]
+
+
+def _space_prefix(content: Json, source: Path) -> bool:
+    """Whether a text gets a space before it. Raises for a normalizer or pre-tokenizer of another kind."""
+    parts = [*_flat(content.get("normalizer"), "normalizers"), *_flat(content.get("pre_tokenizer"), "pretokenizers")]
+    prefix = escaped = False
+    for part in parts:
+        match part:
+            case {"type": "Prepend", "prepend": "\u2581"}:
+                prefix = True
+            case {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}:
+                escaped = True
+            case {"type": "Metaspace"} if not part.get("split", True):
+                escaped = True
+                prefix = part.get("prepend_scheme", "always") != "never" and part.get("add_prefix_space", True)
+            case {"type": "Split", "pattern": {"String": " "}} if escaped:
+                pass  # nothing is left to split: spaces are underlines by now
+            case _:
+                kind = part.get("type") if isinstance(part, dict) else part
+                raise NotSupportedError(f"{source}: llama.cpp's SentencePiece tokenizer has nothing like {kind!r}")
+    if not escaped:
+        raise NotSupportedError(f"{source}: a byte-fallback tokenizer that keeps spaces; llama.cpp has none")
+    return bool(prefix)
+
+
+def _flat(part: object, inside: str) -> list[Any]:
+    if part is None:
+        return []
+    if isinstance(part, dict) and part.get("type") == "Sequence" and isinstance(part.get(inside), list):
+        return [each for inner in part[inside] for each in _flat(inner, inside)]
+    return [part]
+
+
+def _refuse_normalizer(normalizer: object, source: Path) -> None:
+    """Only composing is let through: it changes nothing in text as people type it, and is said (`composes`)."""
+    for part in _flat(normalizer, "normalizers"):
+        if not (isinstance(part, dict) and part.get("type") == "NFC"):
+            kind = part.get("type") if isinstance(part, dict) else part
+            raise NotSupportedError(f"{source}: its normalizer {kind!r} changes the text, and llama.cpp has none")
+
+
+def _ends(directory: Path, source: Path, config: Json, tokens: Sequence[str]) -> list[GgufKey]:
+    """Tokens with a role, and which of them stand around every text, as the tokenizer itself puts them."""
+    others = _read(directory / "special_tokens_map.json") if (directory / "special_tokens_map.json").is_file() else {}
+    ids = {word: i for i, word in enumerate(tokens)}
+    roles: dict[str, int] = {}
+    for role in SPECIAL_KEYS:
+        named = config.get(role, others.get(role))
+        word = named.get("content") if isinstance(named, dict) else named
+        if word in ids:
+            roles[role] = ids[word]
+    around = load(directory).encode("a").ids
+    bare = load(directory).encode("a", add_special_tokens=False).ids
+    before, _, after = _around(around, bare)
+    if len(before) > 1 or len(after) > 1:
+        raise NotSupportedError(f"{source}: it puts {len(before)} and {len(after)} tokens around a text, llama.cpp one")
+    for role, found in (("bos_token", before), ("eos_token", after)):
+        if found:
+            roles[role] = found[0]
+    keys = [GgufKey(f"tokenizer.ggml.{SPECIAL_KEYS[role]}", token, Kind.UINT32) for role, token in roles.items()]
+    keys.append(GgufKey("tokenizer.ggml.add_bos_token", bool(before), Kind.BOOL))
+    keys.append(GgufKey("tokenizer.ggml.add_eos_token", bool(after), Kind.BOOL))
+    return keys
+
+
+def _around(whole: list[int], bare: list[int]) -> tuple[list[int], list[int], list[int]]:
+    for at in range(len(whole) - len(bare) + 1):
+        if whole[at : at + len(bare)] == bare:
+            return whole[:at], bare, whole[at + len(bare) :]
+    return whole, bare, []
+
+
+def _templates(directory: Path, config: Json) -> list[GgufKey]:
+    template = config.get("chat_template")
+    beside = directory / "chat_template.jinja"
+    if beside.is_file():
+        template = beside.read_text(encoding="utf-8")
+    if isinstance(template, str):
+        return [GgufKey("tokenizer.chat_template", template, Kind.STRING)]
+    keys, names = [], []
+    for each in template if isinstance(template, list) else []:
+        name, text = each.get("name"), each.get("template")
+        if name == "default":
+            keys.append(GgufKey("tokenizer.chat_template", text, Kind.STRING))
+        elif isinstance(name, str) and isinstance(text, str):
+            names.append(name)
+            keys.append(GgufKey(f"tokenizer.chat_template.{name}", text, Kind.STRING))
+    if names:
+        keys.append(GgufKey("tokenizer.chat_templates", names, Kind.ARRAY, Kind.STRING))
+    return keys
