@@ -44,7 +44,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_scores_are_those_of_the_logits_in_double_precision(toys: Path) -> None:
     paths = [toys / "a.gguf", toys / "b.gguf"]
-    with Lockstep([Scored(path) for path in paths], batch=64) as lock:
+    with Lockstep([Scored(path) for path in paths], 1, batch=64) as lock:
         tokens = lock.tokenize(0, (toys / "texts/en/text-0.txt").read_text()[:300])
         scores = lock.score(tokens, [(0, 1), (0, 0), (1, 0)])
         assert lock.text_of(0, tokens).strip().startswith((toys / "texts/en/text-0.txt").read_text()[:200].strip())
@@ -66,7 +66,7 @@ def test_scores_are_those_of_the_logits_in_double_precision(toys: Path) -> None:
 
 
 def test_a_model_stands_off_itself_by_its_rounding(toys: Path) -> None:
-    with Lockstep([Scored(toys / "a.gguf"), Scored(toys / "q.gguf")]) as lock:
+    with Lockstep([Scored(toys / "a.gguf"), Scored(toys / "q.gguf")], 1) as lock:
         tokens = lock.tokenize(0, (toys / "texts/de/text-0.txt").read_text()[:400])
         floor = lock.score(tokens, small_batches=True).floor
         assert floor is not None
@@ -83,7 +83,7 @@ def test_an_evaluation_has_each_language_paired_with_the_source(toys: Path, tmp_
     saved = tmp_path / "evaluation.json"
     done = run_here(
         "evaluate", str(toys / "q.gguf"), str(toys / "b.gguf"), "--against", str(toys / "a.gguf"),
-        "--text", str(toys / "texts"), "--out", str(saved), "--json",
+        "--text", str(toys / "texts"), "--out", str(saved), "--threads", "1", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = msgspec.json.decode(done.stdout, type=Evaluation)
@@ -117,13 +117,13 @@ def test_an_evaluation_has_each_language_paired_with_the_source(toys: Path, tmp_
         assert math.isclose(other.difference.value, other.bits_per_byte.value - own.bits_per_byte.value, abs_tol=1e-9)
         assert part.top1.value > 0.8
         assert part.kl_p99 is None or part.kl_p99.value > part.kl.value
-    shown = run_here("evaluate", str(toys / "a.gguf"), "--text", str(toys / "texts"), "--quiet")
+    shown = run_here("evaluate", str(toys / "a.gguf"), "--text", str(toys / "texts"), "--threads", "1", "--quiet")
     assert shown.returncode == 0, shown.stderr
     assert "German" in shown.stdout
 
 
 def test_fewer_experts_are_another_model_of_the_same_file(toys: Path) -> None:
-    result = breakeven.evaluate([toys / "moe.gguf"], toys / "texts/en", used=[8, 2, 1])
+    result = breakeven.evaluate([toys / "moe.gguf"], toys / "texts/en", threads=1, used=[8, 2, 1])
     assert [(model.name, model.experts_per_token) for model in result.models] == [
         ("moe", 2), ("moe (8 of 8)", 8), ("moe (1 of 8)", 1),
     ]  # fmt: skip
@@ -134,9 +134,9 @@ def test_fewer_experts_are_another_model_of_the_same_file(toys: Path) -> None:
         assert kl.value > 1e-5
     for used, said in (([9], r"--used 9: moe has 8 experts"), ([0], r"--used 0")):
         with pytest.raises(UserError, match=said):
-            breakeven.evaluate([toys / "moe.gguf"], toys / "texts/en", used=used)
+            breakeven.evaluate([toys / "moe.gguf"], toys / "texts/en", threads=1, used=used)
     with pytest.raises(UserError, match=r"--used: a is dense"):
-        breakeven.evaluate([toys / "a.gguf"], toys / "texts/en", used=[2])
+        breakeven.evaluate([toys / "a.gguf"], toys / "texts/en", threads=1, used=[2])
 
 
 def test_the_real_model_knows_english_best_and_other_tokenizers_are_compared_by_bytes(
@@ -149,22 +149,22 @@ def test_the_real_model_knows_english_best_and_other_tokenizers_are_compared_by_
         if each.language in ("en", "de")
         for i, part in enumerate(each.text[start : start + 170] for start in range(0, 1000, 170))
     ]
-    result = evaluate([smollm2_gguf, toys / "a.gguf"], documents, command="a test")
+    result = evaluate([smollm2_gguf, toys / "a.gguf"], documents, threads=1, command="a test")
     bits = {part.language: part.bits_per_byte.value for part in result.models[0].slices}
     assert 0.8 < bits["en"] < 1.9
     assert bits["de"] > 1.2 * bits["en"]
     assert all(part.bits_per_byte.value > 4 for part in result.models[1].slices)
     assert all(part.kl is None for model in result.models for part in model.slices)
     with pytest.raises(NotSupportedError, match=r"different tokenizers \(1,024 against 49,152 words\).*GOLD"):
-        evaluate([toys / "a.gguf"], documents, against=smollm2_gguf, command="a test")
+        evaluate([toys / "a.gguf"], documents, against=smollm2_gguf, threads=1, command="a test")
 
 
 def test_a_budget_reads_every_language_and_says_how_much(toys: Path) -> None:
-    documents = read_documents(texts(toys / "long", files=200))
-    result = evaluate([toys / "a.gguf"], documents, budget_s=0.3, command="a test")
+    documents = read_documents(texts(toys / "long", files=400))
+    result = evaluate([toys / "a.gguf"], documents, budget_s=1.0, threads=1, command="a test")
     read = {part.language: part.blocks for part in result.models[0].slices}
     assert abs(read["de"] - read["en"]) <= 1
-    assert 0 < read["de"] < 200
+    assert 0 < read["de"] < 400
     assert any("of the text was read" in said for said in result.caveats)
 
 
@@ -211,14 +211,25 @@ def test_damaged_weights_are_named(toys: Path, tmp_path: Path) -> None:
     data = bytearray((toys / "a.gguf").read_bytes())
     data[-200_000:] = b"\xff" * 200_000
     (tmp_path / "bad.gguf").write_bytes(bytes(data))
-    done = run_here("evaluate", str(tmp_path / "bad.gguf"), "--text", str(toys / "texts"), "--quiet")
+    done = run_here("evaluate", str(tmp_path / "bad.gguf"), "--text", str(toys / "texts"), "--threads", "1", "--quiet")
     assert done.returncode == 1
     assert "no number" in done.stderr
 
 
 def test_interrupted_it_ends_with_its_child(toys: Path) -> None:
-    texts(toys / "long", files=200)
-    command = [sys.executable, "-m", "breakeven.cli", "evaluate", "a.gguf", "--text", "long", "--quiet"]
+    texts(toys / "long", files=400)
+    command = [
+        sys.executable,
+        "-m",
+        "breakeven.cli",
+        "evaluate",
+        "a.gguf",
+        "--text",
+        "long",
+        "--threads",
+        "1",
+        "--quiet",
+    ]
     run = subprocess.Popen(command, cwd=toys, stderr=subprocess.PIPE, text=True)
     children: list[psutil.Process] = []
     deadline = time.monotonic() + 30
@@ -253,7 +264,7 @@ def test_quotients_of_any_sign_and_percentiles_of_blocks_hold_what_they_promise(
 
 
 def test_what_json_prints_is_the_contract(toys: Path) -> None:
-    done = run_here("evaluate", str(toys / "a.gguf"), "--text", str(toys / "texts/en"), "--json")
+    done = run_here("evaluate", str(toys / "a.gguf"), "--text", str(toys / "texts/en"), "--threads", "1", "--json")
     printed = json.loads(done.stdout)
     assert printed["schema"] == "breakeven.evaluate/1"
     assert printed["command"].startswith("breakeven evaluate ")

@@ -43,7 +43,7 @@ def test_the_same_function_is_proven_and_another_is_not(kind: str, folder: Path,
     source, out = folder / f"{kind}.gguf", tmp_path / "out.q.gguf"
     proof = prove(
         "experts split", "breakeven experts split ...", source, made_of(folder / f"{kind}-split.gguf", tmp_path), out,
-        format=kind, same_function=True, caveats=["Slower."],
+        format=kind, threads=1, same_function=True, caveats=["Slower."],
     )  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.q.gguf", "out.q.proof.json"]
     assert msgspec.json.decode((tmp_path / "out.q.proof.json").read_bytes(), type=Proof) == proof
@@ -59,7 +59,7 @@ def test_the_same_function_is_proven_and_another_is_not(kind: str, folder: Path,
     with pytest.raises(BreakevenError, match=r"out\.q\.gguf was not kept: the check 'same function' .*at most"):
         prove(
             "experts split", "...", source, made_of(folder / f"{kind}-other.gguf", tmp_path), out,
-            format=kind, same_function=True,
+            format=kind, threads=1, same_function=True,
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
@@ -67,7 +67,7 @@ def test_the_same_function_is_proven_and_another_is_not(kind: str, folder: Path,
 def test_what_a_change_cost_is_told_by_language(folder: Path, tmp_path: Path) -> None:
     proof = prove(
         "quantize", "...", folder / "F32.gguf", made_of(folder / "Q8_0.gguf", tmp_path), tmp_path / "out.gguf",
-        format="Q8_0", text=read_documents(folder / "texts"),
+        format="Q8_0", threads=1, text=read_documents(folder / "texts"),
         substituted=[Substituted(tensors=["a"], asked="Q2_K", made="IQ4_NL", why="576 columns")],
     )  # fmt: skip
     assert [part.language for part in proof.slices] == ["de", "en"]
@@ -77,33 +77,32 @@ def test_what_a_change_cost_is_told_by_language(folder: Path, tmp_path: Path) ->
         assert part.difference is not None
         assert part.source_bits_per_byte is not None
     assert proof.artefact.substituted[0].made == "IQ4_NL"
-    # Random weights know nothing of text, and a proof says what such a model is worth.
-    assert proof.caveats == [] or proof.caveats[-1].endswith("no use.")
+    assert proof.caveats == []
 
 
 def test_nothing_half_is_left_whatever_goes_wrong(folder: Path, tmp_path: Path) -> None:
     source, out = folder / "F32.gguf", tmp_path / "out.gguf"
     failed = LabCheck(name="bytes of kept experts", engine="breakeven", passed=False, detail="3 differ")
     with pytest.raises(BreakevenError, match=r"the check 'bytes of kept experts' by breakeven failed: 3 differ"):
-        prove("v", "c", source, made_of(source, tmp_path), out, format="F32", checks=[failed])
+        prove("v", "c", source, made_of(source, tmp_path), out, format="F32", threads=1, checks=[failed])
     damaged = made_of(source, tmp_path)
     data = bytearray(damaged.read_bytes())
     data[-200_000:] = b"\xff" * 200_000
     damaged.write_bytes(bytes(data))
     with pytest.raises(BreakevenError, match="no number"):
-        prove("v", "c", source, damaged, out, format="F32")
+        prove("v", "c", source, damaged, out, format="F32", threads=1)
     truncated = made_of(source, tmp_path)
     truncated.write_bytes(truncated.read_bytes()[:-1000])
     with pytest.raises(UserError, match="truncated"):
-        prove("v", "c", source, truncated, out, format="F32")
+        prove("v", "c", source, truncated, out, format="F32", threads=1)
 
     def interrupt(what: str, share: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prove("v", "c", source, made_of(source, tmp_path), out, format="F32", on_step=interrupt)
+        prove("v", "c", source, made_of(source, tmp_path), out, format="F32", threads=1, on_step=interrupt)
     (tmp_path / "out.gguf").mkdir()
     (tmp_path / "out.gguf" / "kept").touch()
     with pytest.raises(UserError, match=r"cannot write .*out\.gguf"):
-        prove("v", "c", source, made_of(source, tmp_path), out, format="F32")
+        prove("v", "c", source, made_of(source, tmp_path), out, format="F32", threads=1)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["kept", "out.gguf"]

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 def evaluate(
     models: Sequence[Path | str],
-    text: Path | str,
+    text: Path | str | None = None,
     *,
+    tasks: Path | str | None = None,
     against: Path | str | None = None,
     used: Sequence[int] = (),
     budget_s: float | None = None,
@@ -30,19 +31,25 @@ def evaluate(
     out: Path | None = None,
     on_progress: Callable[[ProgressState], None] = lambda state: None,
 ) -> Evaluation:
-    """How well models predict the text of a file or directory, in bits per byte by language and domain.
+    """How well models predict the text of a file or directory, in bits per byte by language and domain, and which share
+    of the `tasks` of a file they solve.
 
-    `models`: .gguf files or Hugging Face directories. `against`: also how far each is from this one, in nats a token.
+    `models`: .gguf files, Hugging Face directories, or URLs of servers. `against`: also how far each is from this one,
+    in nats a token.
     `used`: MoE models run with each of these numbers of experts a token. `budget_s`: of scoring; it reads as much of
     every language. `encoding`: of files that are not UTF-8. `out`: a file to write the result to. Raises UserError for
     text too short for an interval, tokenizers that differ where `against` is given, and models that do not fit.
     """
+    from breakeven.errors import expanded
     from breakeven.lab.corpus import read_documents
     from breakeven.lab.evaluate import evaluate
+    from breakeven.lab.tasks import read_tasks
     from breakeven.results import store
 
-    words = ["breakeven", "evaluate", *map(str, models), "--text", str(text)]
+    words = ["breakeven", "evaluate", *map(str, models)]
     options = {
+        "--text": text,
+        "--tasks": tasks,
         "--against": against,
         "--used": ",".join(map(str, used)) or None,
         "--budget": None if budget_s is None else f"{budget_s:g}s",
@@ -53,12 +60,13 @@ def evaluate(
         words += [] if value is None else [option, str(value)]
     result = evaluate(
         models,
-        read_documents(Path(text), encoding),
+        [] if text is None else read_documents(Path(text), encoding),
+        tasks=() if tasks is None else read_tasks(expanded(tasks)),
         against=against,
         used=used,
         budget_s=budget_s,
         threads=threads,
-        text=str(text),
+        text=None if text is None else str(text),
         command=shlex.join(words),
         on_step=steps_for(on_progress),
     )
@@ -107,6 +115,49 @@ def export(
         text=None if text is None else read_documents(expanded(text), encoding),
         budget_s=budget_s,
         assume=assume,
+        on_step=steps_for(on_progress),
+    )
+
+
+def quantize(
+    model: Path | str,
+    to: Sequence[str],
+    out: Path | str,
+    *,
+    text: Path | str | None = None,
+    encoding: str | None = None,
+    tokens: int | None = None,
+    allow_fallback: bool = False,
+    budget_s: float | None = None,
+    threads: int | None = None,
+    on_progress: Callable[[ProgressState], None] = lambda state: None,
+) -> Sequence[Proof]:
+    """Write a GGUF in each of the formats `to`, such as "Q4_K", into the directory `out`, each beside its proof.
+
+    `text`: what importance and the loss by language are measured on (each on blocks of its own); without it importance
+    is not, and the proof only says that the file works. `tokens`: for importance at most; None: 4,096. `encoding`: of
+    text that is not UTF-8. `allow_fallback`: make a file of more bits than its format says, or with experts that the
+    text did not reach. `budget_s`: for judging each file. Raises UserError for what cannot be made or would not be what
+    its name says, BreakevenError for a file that failed its proof.
+    """
+    from breakeven.lab.corpus import read_documents
+    from breakeven.lab.quantize import QuantizeOptions, quantize
+
+    options = {
+        "--text": text,
+        "--encoding": encoding,
+        "--tokens": tokens,
+        "--budget": None if budget_s is None else f"{budget_s:g}s",
+        "--threads": threads,
+    }
+    words = [part for option, value in options.items() if value is not None for part in (option, str(value))]
+    return quantize(
+        Path(model),
+        to,
+        Path(out),
+        documents=() if text is None else read_documents(Path(text), encoding),
+        options=QuantizeOptions(allow_fallback, tokens, threads, budget_s),
+        words=[*words, "--allow-fallback"] if allow_fallback else words,
         on_step=steps_for(on_progress),
     )
 

@@ -15,8 +15,11 @@ app = typer.Typer()
 
 @app.command()
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=".gguf files or Hugging Face directories.")],
-    text: Annotated[Path, typer.Option("--text", help="A text, or a directory with a folder for each language.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=".gguf files, model directories, URLs.")],
+    text: Annotated[
+        Path | None, typer.Option("--text", help="A text, or a directory with a folder for each language.")
+    ] = None,
+    tasks: Annotated[Path | None, typer.Option("--tasks", help="A JSON lines file of questions with answers.")] = None,
     against: Annotated[str | None, typer.Option(help="Also how far each is from this model.")] = None,
     used: Annotated[str | None, typer.Option(help="Experts a token to run MoE models with: 8,6,4.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for scoring: 3m.", show_default="all of the text")] = None,
@@ -40,6 +43,7 @@ def evaluate(
         result = breakeven.evaluate(
             models,
             text,
+            tasks=tasks,
             against=against,
             used=numbers("--used", used) if used else (),
             budget_s=duration(budget) if budget else None,

@@ -42,7 +42,8 @@ def report(
     study = breakeven.report(directory, to, charts=charts, speed=speed)
     if as_json:
         typer.echo(json_text(study))
-    elif data is not None and isinstance(study, LabResult):
+    elif isinstance(study, LabResult):
+        assert data is not None, "results of the lab are files"
         show_lab(study, to / data.name, full=full)
     else:
         show(study, to, full=full)

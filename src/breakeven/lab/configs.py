@@ -183,7 +183,7 @@ def config_of_gguf(file: DenseFile, *, assume: bool = False) -> tuple[Bridge, di
     tensors = {tensor.name: tensor for tensor in file.tensors}
     bridge = of_architecture(file.header.architecture, moe=bool(keys.get("expert_count")))
     size = keys.get("attention.key_length")
-    config: dict[str, object] = dict(bridge.defaults) | bridge.written
+    config: dict[str, object] = {**bridge.defaults, **bridge.written}
     for key, name in bridge.sizes.items():
         said = keys.get(name, bridge.gguf_defaults.get(name))
         if key == "num_key_value_heads" and said is None:

@@ -16,13 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from breakeven.engines.inside.client import OnStep
+from breakeven.engines.openai_url import is_url
 from breakeven.errors import NotSupportedError, UserError, expanded
 from breakeven.lab.corpus import Block, Document, blocks_of, by_slice, check_enough, slice_name
 from breakeven.lab.facts import FileFacts, batch_that_fits, facts_of, sha256_of
 from breakeven.lab.lockstep import BATCH, SMALL_BATCH, Lockstep, Scored, Scores, Tokenized, kind_of_model
+from breakeven.lab.remote import connected, tallied
 from breakeven.lab.tally import BlockScore, Tally, bits
+from breakeven.lab.tasks import Task, ask_all
 from breakeven.model.readers.gguf_file import first_part
-from breakeven.results.lab import Evaluated, Evaluation
+from breakeven.results.lab import Evaluated, Evaluation, Slice, TaskScore
 
 FLOOR_BLOCKS = 6
 """Of each language and domain on which a model is compared with itself."""
@@ -69,24 +72,51 @@ def evaluate(
     against: Path | str | None = None,
     used: Sequence[int] = (),
     budget_s: float | None = None,
+    tasks: Sequence[Task] = (),
     floor: bool = True,
     threads: int | None = None,
     text: str | None = None,
     command: str,
     on_step: OnStep = lambda what, share: None,
 ) -> Evaluation:
-    """Score `models` on `documents`; with `against` also how far each is from it.
+    """Score `models` on `documents`, put `tasks` to them, or both; with `against` also how far each is from it.
+
+    Models behind URLs come last. One whose server tells nothing of a prompt is given the tasks alone.
 
     `used`: MoE models run with these experts a token, each, and compared with the model as it is where no other source
     is named. `budget_s`: of scoring; what it leaves unread is said. `floor`: compare models with themselves too. Raises
     UserError for what cannot be evaluated so, before anything is loaded where that can be known.
     """
     began = time.monotonic()
+    if not documents and not tasks:
+        raise UserError("nothing to evaluate by: give a text (--text), tasks (--tasks), or both")
     blocks = blocks_of(documents)
-    check_enough(blocks)
-    arms, source = arms_of(models, against, used)
-    tallies, caveats = judge(arms, source, blocks, budget_s=budget_s, floor=floor, threads=threads, on_step=on_step)
+    if documents:
+        check_enough(blocks)
+    urls = [str(model) for model in models if is_url(str(model))]
+    files = [model for model in models if not is_url(str(model))]
+    arms, source = arms_of(files, against, used) if files or not urls else ([], None)
+    remotes = connected(urls, [arm.name for arm in arms], needs_text=not tasks)
+    tallies, caveats = [Tally(blocks) for _ in arms], list[str]()
+    if documents and arms:
+        tallies, caveats = judge(arms, source, blocks, budget_s=budget_s, floor=floor, threads=threads, on_step=on_step)
+    order = list(tallies[0].scores) if arms else _round_robin(blocks)
+    far = [Tally(blocks) for _ in remotes]
+    for i, remote in enumerate(remotes if documents else ()):
+        if remote.weighs:
+            far[i] = tallied(remote, blocks, order, None if source is None else tallies[source], budget_s, on_step)
+        else:
+            caveats.append(remote.why_not)
+    solved: list[list[TaskScore]] = [[] for _ in (*arms, *remotes)]
+    if tasks:
+        loaded = {arm.name: Scored(arm.path, arm.used) for arm in arms}
+        solved, said = ask_all(tasks, loaded, remotes, threads, on_step)
+        caveats += said
     digests = {arm.path: sha256_of(arm.path) for arm in arms}
+
+    def slices_of(tally: Tally) -> list[Slice]:
+        return [found for key in by_slice(blocks) if (found := tally.slice_of(*key)) is not None]
+
     return Evaluation(
         command=command,
         text=text,
@@ -99,11 +129,25 @@ def evaluate(
                 format=arm.facts.format,
                 bits_per_weight=arm.facts.bits_per_weight,
                 experts_per_token=arm.n_experts_per_token,
-                slices=[found for key in by_slice(blocks) if (found := tally.slice_of(*key)) is not None],
+                slices=slices_of(tally),
+                tasks=scores,
                 bytes=arm.facts.bytes,
-                tokens_per_s=tally.tokens_per_s(),
+                tokens_per_s=tally.tokens_per_s() if tally.scores else None,
             )
-            for arm, tally in zip(arms, tallies, strict=True)
+            for arm, tally, scores in zip(arms, tallies, solved, strict=False)
+        ]
+        + [
+            Evaluated(
+                name=remote.name,
+                path=remote.url,
+                sha256=None,
+                format=None,
+                bits_per_weight=None,
+                experts_per_token=None,
+                slices=slices_of(tally),
+                tasks=scores,
+            )
+            for remote, tally, scores in zip(remotes, far, solved[len(arms) :], strict=True)
         ],
         seconds=time.monotonic() - began,
         caveats=caveats,

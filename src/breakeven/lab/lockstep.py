@@ -59,7 +59,7 @@ class Scorer(Protocol):
         """Forget all; the next sequence has at most so many tokens."""
         ...
 
-    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:  # noqa: N802
+    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:
         """Logits after each of `tokens`, the first of which stands at `position`, those before being known.
 
         Float32, contiguous, valid until the next call on this object. At most `BATCH` tokens.
@@ -119,11 +119,15 @@ class ScoreTokens(msgspec.Struct, tag="score", frozen=True, kw_only=True):
 
 
 class Generate(msgspec.Struct, tag="generate", frozen=True, kw_only=True):
-    """The likeliest continuation until it ends or has `n` tokens. Answered by `Tokens`, without the token that ends."""
+    """The likeliest continuation until it ends, holds one of `stop` or has `n` tokens.
+
+    Answered by `Tokens`, without the one that ends it.
+    """
 
     model: int
     tokens: list[int]
     n: int
+    stop: list[str] = []
 
 
 class TextOf(msgspec.Struct, tag="text of", frozen=True, kw_only=True):
@@ -238,9 +242,10 @@ class Lockstep(ChildProcess):
         """What token ids say."""
         return self.ask(TextOf(model=model, ids=list(ids)), SaidText).text
 
-    def generate(self, model: int, tokens: Sequence[int], n: int) -> list[int]:
-        """The likeliest continuation of `tokens`: at most `n` ids, without the one that ends the answer."""
-        return self.ask(Generate(model=model, tokens=list(tokens), n=n), Tokens).ids
+    def generate(self, model: int, tokens: Sequence[int], n: int, stop: Sequence[str] = ()) -> list[int]:
+        """The likeliest continuation of `tokens`: at most `n` ids, without the one that ends the answer, and none after
+        those in which one of `stop` stands."""
+        return self.ask(Generate(model=model, tokens=list(tokens), n=n, stop=list(stop)), Tokens).ids
 
     def score(
         self,

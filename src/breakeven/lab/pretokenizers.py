@@ -267,14 +267,16 @@ def _splits(part: object, source: str) -> list[str]:
     match part:
         case {"type": "Sequence", "pretokenizers": list(parts)}:
             return [split for each in parts for split in _splits(each, source)]
-        case {"type": "Split", "pattern": {"Regex": str(split)}, "behavior": "Isolated"} if not part.get("invert"):
+        case {"type": "Split", "pattern": {"Regex": str(split)}, "behavior": "Isolated", **rest} if not rest.get(
+            "invert"
+        ):
             return [_plain(split)]
         case {"type": "Split", "pattern": {"Regex": str(split)}, "behavior": "Removed", "invert": True}:
             return [_plain(split)]
-        case {"type": "Digits"}:
-            return [_DIGIT if part.get("individual_digits") else r"\p{N}+"]
-        case {"type": "ByteLevel"} if not part.get("add_prefix_space", True):
-            return [_GPT2] if part.get("use_regex", True) else []
+        case {"type": "Digits", **rest}:
+            return [_DIGIT if rest.get("individual_digits") else r"\p{N}+"]
+        case {"type": "ByteLevel", **rest} if not rest.get("add_prefix_space", True):
+            return [_GPT2] if rest.get("use_regex", True) else []
     kind = part.get("type") if isinstance(part, dict) else part
     raise NotSupportedError(f"{source}: llama.cpp has nothing like its pre-tokenizer {_said(kind, part)}")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from breakeven.engines.inside.client import OnStep
 from breakeven.errors import BreakevenError, UserError
-from breakeven.lab.corpus import Document, blocks_of, by_slice, check_enough, sample
+from breakeven.lab.corpus import Block, Document, blocks_of, by_slice, check_enough, sample
 from breakeven.lab.evaluate import Arm, TokenizersDifferError, arms_of, judge
 from breakeven.lab.facts import FileFacts, facts_of, sha256_of
 from breakeven.lab.tally import Tally
@@ -26,6 +26,8 @@ EXACT_KL = 1e-6
 """Nats between two files of single precision that compute one function."""
 ROUNDING_FLOORS = 1.5
 """Floors between two files of lower precision that do: activations are rounded, so one function is not one number."""
+_GLANCE_LETTERS = 320
+"""Of each of the sample's languages."""
 
 
 def prove(
@@ -43,6 +45,7 @@ def prove(
     experts: Experts | None = None,
     caveats: Sequence[str] = (),
     budget_s: float | None = None,
+    threads: int | None = None,
     on_step: OnStep = lambda what, share: None,
 ) -> Proof:
     """Check `made`, a temporary file or directory beside `out`, against `source`, give it its name and write its proof.
@@ -54,13 +57,15 @@ def prove(
     began = time.monotonic()
     try:
         _check_passed(checks, out)
-        blocks = blocks_of(sample() if text is None else text)
+        blocks = _glance() if text is None else blocks_of(text)
         if text is not None:
             check_enough(blocks)
         arms, first = arms_of([made], source)
         assert first is not None
         try:
-            tallies, said = judge(arms, first, blocks, budget_s=None if text is None else budget_s, on_step=on_step)
+            tallies, said = judge(
+                arms, first, blocks, budget_s=None if text is None else budget_s, threads=threads, on_step=on_step
+            )
         except TokenizersDifferError as error:
             raise BreakevenError(f"{out.name} was not kept: its tokenizer is not its source's ({error.how})") from error
         before, after = (arms[first], tallies[first]), (arms[1 - first], tallies[1 - first])
@@ -83,13 +88,21 @@ def prove(
             slices=slices,
             checks=done,
             experts=experts,
-            caveats=[*caveats, *said, *_unusable(after)],
+            caveats=[*caveats, *said, *_unusable(before, after)],
             seconds=time.monotonic() - began,
         )
         _stand(made, out, proof)
     finally:
         _remove(made)
     return proof
+
+
+def _glance() -> list[Block]:
+    """The beginnings of the sample: enough to check that a model is what it should be, not what it lost."""
+    return [
+        Block(document.language, document.domain, document.name, document.text[:_GLANCE_LETTERS])
+        for document in sample()
+    ]
 
 
 def _check_passed(checks: Sequence[LabCheck], out: Path) -> None:
@@ -149,12 +162,16 @@ def _same(before: tuple[Arm, Tally], after: tuple[Arm, Tally]) -> LabCheck:
     )
 
 
-def _unusable(made: tuple[Arm, Tally]) -> list[str]:
-    """A sentence for a model that knows less of the text than one that finds every token as likely."""
-    arm, tally = made
-    spent = sum(score.bits for score in tally.scores.values())
-    blind = sum(score.tokens for score in tally.scores.values()) * math.log2(max(2, arm.facts.n_vocab))
-    return ["It predicts text no better than chance: it is of no use."] if spent >= blind else []
+def _unusable(before: tuple[Arm, Tally], after: tuple[Arm, Tally]) -> list[str]:
+    """A sentence for a model that no longer predicts better than one that finds every token as likely."""
+
+    def knows(one: tuple[Arm, Tally]) -> bool:
+        arm, tally = one
+        blind = sum(score.tokens for score in tally.scores.values()) * math.log2(max(2, arm.facts.n_vocab))
+        return sum(score.bits for score in tally.scores.values()) < blind
+
+    lost = knows(before) and not knows(after)
+    return ["It predicts text no better than chance: it is of no use."] if lost else []
 
 
 def _stand(made: Path, out: Path, proof: Proof) -> None:

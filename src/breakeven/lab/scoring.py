@@ -81,7 +81,7 @@ class GgufScorer:
             self._context = Context(self._model, self._room, self._batch, exact=self._exact)
         self._context.clear()
 
-    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:  # noqa: N802
+    def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:
         """As `Scorer` says."""
         assert self._context is not None, "begin comes first"
         self._context.decode(tokens, position, outputs=True)
@@ -270,7 +270,8 @@ class LockstepWorker:
 
     def _generate(self, scorer: Scorer, request: Generate) -> Tokens:
         scorer.begin(len(request.tokens) + request.n)
-        position, ids = 0, list[int]()
+        position, ids, said = 0, list[int](), b""
+        stops = [each.encode() for each in request.stop]
         tokens = request.tokens
         while len(ids) < request.n:
             for start in range(0, len(tokens), self._batch):
@@ -281,6 +282,9 @@ class LockstepWorker:
             if scorer.ends(best):
                 break
             ids.append(best)
+            said += scorer.piece(best)
+            if any(each in said for each in stops):
+                break
             tokens = [best]
         return Tokens(ids=ids)
 

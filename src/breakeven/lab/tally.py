@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from breakeven.lab.corpus import Block
 from breakeven.lab.lockstep import Floats
@@ -82,12 +83,14 @@ class Tally:
         if self.source is None:
             return None
         theirs, chosen = self.source.scores, self._numbers(numbers)
-        over = {number: self.scores[number].bits - theirs[number].bits for number in chosen}
+        # Tokenizers may differ in how many bytes the first token takes, which is not scored.
+        shares = {number: self.scores[number].n_bytes / theirs[number].n_bytes for number in chosen}
+        over = {number: self.scores[number].bits - shares[number] * theirs[number].bits for number in chosen}
         return self._estimate(chosen, over, {number: self.scores[number].n_bytes for number in chosen})
 
     def kl(self, numbers: Iterable[int] | None = None) -> Estimate | None:
         """Mean KL(source || model) of a token."""
-        if self.source is None:
+        if self.source is None or not self._whole(numbers):
             return None
         return self._quotient(
             numbers, lambda score: 0.0 if score.kl_T is None else float(score.kl_T.sum(dtype=float)), _tokens
@@ -95,7 +98,7 @@ class Tally:
 
     def top1(self, numbers: Iterable[int] | None = None) -> Estimate | None:
         """Share of tokens after which both find the same token likeliest."""
-        if self.source is None:
+        if self.source is None or not self._whole(numbers):
             return None
         found = self._quotient(numbers, lambda score: score.agreed or 0, _tokens)
         if found.low is None or found.high is None:
@@ -117,6 +120,10 @@ class Tally:
     def _kl_p99(self, numbers: Sequence[int]) -> Estimate | None:
         found = [kl_T for number in numbers if (kl_T := self.scores[number].kl_T) is not None]
         return percentile_of_blocks(found, 99.0) if found else None
+
+    def _whole(self, numbers: Iterable[int] | None) -> bool:
+        """Whether whole distributions were compared: of a model behind a URL only what came is known."""
+        return all(self.scores[number].kl_T is not None for number in self._numbers(numbers))
 
     def _numbers(self, numbers: Iterable[int] | None) -> list[int]:
         return sorted(self.scores if numbers is None else numbers)
@@ -155,6 +162,6 @@ def _tokens(score: BlockScore) -> float:
     return score.tokens
 
 
-def bits(nats_T: Floats) -> float:
+def bits(nats_T: NDArray[np.floating]) -> float:
     """What tokens cost together, in bits."""
     return float(nats_T.sum(dtype=np.float64)) / math.log(2)

@@ -82,9 +82,13 @@ def write_tokenizer(gguf: Path, directory: Path) -> list[str]:
         **_MODELS[str(kind)](header, tokens),
         "post_processor": _template(tokens, seen.first, seen.last),
     }
+    try:
+        made = Tokenizer.from_str(json.dumps(tokenizer))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{gguf}: its vocabulary makes no tokenizer: {error}") from None
     directory.mkdir(parents=True, exist_ok=True)
     named = _named_tokens(header, tokens, seen)
-    _write(directory / "tokenizer.json", tokenizer)
+    made.save(str(directory / "tokenizer.json"))
     _write(directory / "tokenizer_config.json", _config(header, named, seen, tokenizer["added_tokens"]))
     _write(directory / "special_tokens_map.json", named)
     return _caveats(header, tokenizer)

@@ -128,7 +128,7 @@ def _set_used(config: Any, used: int, name: str) -> None:
     for key, count in (("num_experts_per_tok", "num_experts"), ("moe_k", "moe_num_experts")):
         if getattr(config, key, None) is None:
             continue
-        total = getattr(config, count, None) or getattr(config, "num_local_experts", used)
+        total = int(getattr(config, count, None) or getattr(config, "num_local_experts", None) or used)
         if not 1 <= used <= total:
             raise UserError(f"{used} experts a token: {name} has {total}; give a number from 1 to {total}")
         setattr(config, key, used)

@@ -11,7 +11,7 @@ from rich.console import Console
 from breakeven.pages import lab_words as say_of
 from breakeven.pages import words
 from breakeven.pages.inside import mark
-from breakeven.pages.lab_words import EMPTY, KL, MEASURES, Subject, labels_of, loss, loss_text, measure_of
+from breakeven.pages.lab_words import EMPTY, KL, MEASURES, LabModel, labels_of, loss, loss_text, measure_of
 from breakeven.pages.load_words import ended
 from breakeven.pages.terminal import (
     LONGEST_NAME,
@@ -69,8 +69,8 @@ def show_experts(scores: ExpertScores, console: Console, page: Path | None = Non
     parts = [
         Passage(lambda say: _head(experts_verdict(scores), scores.caveats, say)),
         *listed_parts("Worth naming", [ended(each.text) for each in scores.findings], most=4, rest=3),
-        Passage(lambda say: _layers(scores, first, say), 1, "loads by layer"),
-        *([Passage(lambda say: _layers(scores, rest, say), 4, "the other layers")] if rest else []),
+        Passage(lambda say: _layers(scores, first, console.width, say), 1, "loads by layer"),
+        *([Passage(lambda say: _layers(scores, rest, console.width, say), 4, "the other layers")] if rest else []),
         *listed_parts("Chosen together more often than by chance", pair_lines(scores), most=3, rank=2, rest=5),
         *listed_parts("Least missed when switched off", without_lines(scores), most=3, rank=1, rest=5),
         Passage(lambda say: _watched(scores, say), 2, "the text"),
@@ -91,18 +91,21 @@ def _end(command: str, seconds: float | None, say: Say) -> None:
     say(f"Again{took}: {command}", "dim")
 
 
-def _main_table(subjects: Sequence[Subject], against: str | None, width: int) -> list[Passage]:
+def _main_table(subjects: Sequence[LabModel], against: str | None, width: int) -> list[Passage]:
     """A row a model: size, bits, loss by language, agreement, floor. What does not fit stands in a second table."""
     measure, labels = measure_of(subjects), labels_of(subjects)
     shown = next(
         (rows for rows in (MOST_ROWS, 6, 4, 2) if _count(subjects[:rows], labels[:MOST_LABELS], measure, width)), 1
     )
 
-    def draw(say: Say, rows: Sequence[Subject], among: Sequence[str]) -> None:
+    def draw(say: Say, rows: Sequence[LabModel], among: Sequence[str]) -> None:
+        tables = _tables(rows, among, measure, width)
+        if not tables:
+            return
         say()
         to = f" to {against}" if against is not None and measure == KL else ""
         say(MEASURES[measure].replace("KL", f"KL{to}", 1), "bold")
-        say_tables(_tables(rows, among, measure, width), say)
+        say_tables(tables, say)
 
     def notes(say: Say) -> None:
         if any(say_of.floor_of(each) is not None for each in subjects):
@@ -114,13 +117,13 @@ def _main_table(subjects: Sequence[Subject], against: str | None, width: int) ->
     return parts
 
 
-def _count(subjects: Sequence[Subject], labels: Sequence[str], measure: str, width: int) -> bool:
+def _count(subjects: Sequence[LabModel], labels: Sequence[str], measure: str, width: int) -> bool:
     """Whether the table of these is short enough."""
     tables = _tables(subjects, labels, measure, width)
     return sum(len(lines) + 1 for lines in tables) <= TABLE_LINES
 
 
-def _tables(subjects: Sequence[Subject], labels: Sequence[str], measure: str, width: int) -> list[list[str]]:
+def _tables(subjects: Sequence[LabModel], labels: Sequence[str], measure: str, width: int) -> list[list[str]]:
     longest = max(10, min(LONGEST_NAME, width // 3))
     first = ["", *(shortened(each.name, longest) for each in subjects)]
     groups: list[list[list[str]]] = []
@@ -141,17 +144,17 @@ def _tables(subjects: Sequence[Subject], labels: Sequence[str], measure: str, wi
     return packed(first, groups, width - 2)
 
 
-def _top1(subject: Subject, label: str) -> str:
+def _top1(subject: LabModel, label: str) -> str:
     one = subject.of(label)
     return EMPTY if one is None else say_of.top1_text(one.top1)
 
 
-def _floor(subject: Subject) -> str:
+def _floor(subject: LabModel) -> str:
     floor = say_of.floor_of(subject)
     return "unusable" if say_of.is_unusable(subject) else EMPTY if floor is None else loss_text(floor, KL)
 
 
-def _slices(subject: Subject, width: int, say: Say) -> None:
+def _slices(subject: LabModel, width: int, say: Say) -> None:
     """Every slice of one model with its intervals."""
     say()
     say(subject.name, "bold")
@@ -181,16 +184,16 @@ def _tasks(result: Evaluation, width: int, say: Say) -> None:
         return
     say()
     say("Tasks solved", "bold")
-    rows = [["", "tasks", "of", "solved", "answer, tokens"]]
-    for name, score in scored:
-        answer = EMPTY if score.answer_tokens is None else words.value(score.answer_tokens)
-        language = "" if score.language == say_of.WHOLE else f" {score.language}"
-        longest = max(10, min(LONGEST_NAME, width // 3))
-        rows.append(
-            [shortened(name, longest), score.name + language, f"{score.tasks}", share_span(score.solved), answer]
-        )
-    for line in columns(rows, text_columns=(1,)):
-        say(line, indent=2)
+    longest = max(10, min(LONGEST_NAME, width // 3))
+    answers = [EMPTY if each.answer_tokens is None else words.value(each.answer_tokens) for _, each in scored]
+    table = [
+        ["tasks", *(each.name + ("" if each.language == say_of.WHOLE else f" {each.language}") for _, each in scored)],
+        ["of", *(f"{each.tasks}" for _, each in scored)],
+        ["solved", *(share_span(each.solved) for _, each in scored)],
+        ["answer, tokens", *answers],
+    ]
+    first = ["", *(shortened(name, longest) for name, _ in scored)]
+    say_tables(packed(first, [[column] for column in table], width - 2), say)
 
 
 def share_span(share: Estimate) -> str:
@@ -263,19 +266,24 @@ def experts_verdict(scores: ExpertScores) -> str:
     )
 
 
-def _layers(scores: ExpertScores, layers: Sequence[ScoredLayer], say: Say) -> None:
+def _layers(scores: ExpertScores, layers: Sequence[ScoredLayer], width: int, say: Say) -> None:
     scored = any(each.score for each in layers)
-    say()
-    say("Load by layer (a mark an expert: · below half the mean, █ above 1.5 times, blank none)", "bold")
     rows = [["layer", "max/mean", "entropy", "dead", *(["lowest score"] if scored else []), "experts"]]
     for each in layers:
         mean = sum(each.tokens) / len(each.tokens)
         marks = "".join(mark(tokens / mean if mean else 0.0) for tokens in each.tokens)
         least = [_lowest(each)] if scored else []
-        rows.append(
-            [f"{each.layer}", f"{each.max_over_mean:.2f}", f"{each.entropy:.3f}", f"{len(each.dead)}", *least, marks]
-        )
-    for line in columns(rows, text_columns=(len(rows[0]) - 1,)):
+        counts = [f"{each.layer}", f"{each.max_over_mean:.2f}", f"{each.entropy:.3f}", f"{len(each.dead)}"]
+        rows.append([*counts, *least, marks])
+    title = "Load by layer"
+    if max(map(len, columns(rows))) > width - 2:
+        # More experts than a line holds: the page draws them.
+        rows = [row[:-1] for row in rows]
+    else:
+        title += " (a mark an expert: · below half the mean, █ above 1.5 times, blank none)"
+    say()
+    say(title, "bold")
+    for line in columns(rows, text_columns=(5,) if scored else (4,)):
         say(line, indent=2)
 
 

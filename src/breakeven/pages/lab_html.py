@@ -21,7 +21,7 @@ from breakeven.pages.lab import (
     substituted_text,
     without_lines,
 )
-from breakeven.pages.lab_words import labels_of, loss, loss_interval, loss_text
+from breakeven.pages.lab_words import LabModel, labels_of, loss, loss_interval, loss_text
 from breakeven.pages.load_words import ended
 from breakeven.results.comparison import Comparison
 from breakeven.results.lab import Evaluation, ExpertScores, Proof, Slice
@@ -66,6 +66,7 @@ def render_lab(result: LabResult, others: Sequence[Proof] = (), compared: Compar
     proof = result if isinstance(result, Proof) else None
     evaluation = result if isinstance(result, Evaluation) else None
     subjects = [] if isinstance(result, ExpertScores) else say_of.subjects_of(result, others, compared)
+    measure = say_of.measure_of(subjects)
     title = (
         say_of.proof_verdict(result)
         if isinstance(result, Proof)
@@ -83,6 +84,11 @@ def render_lab(result: LabResult, others: Sequence[Proof] = (), compared: Compar
         subjects=subjects,
         labels=labels_of(subjects),
         label=say_of.label_of,
+        measure=say_of.MEASURES[measure],
+        megabytes=lambda each: "–" if each.bytes is None else f"{each.bytes / 1e6:,.1f}",
+        bits=lambda each: "–" if each.bits is None else f"{each.bits:.2f}",
+        floor=floor_text,
+        label_cell=lambda each, label: Cell("–", "") if (one := each.of(label)) is None else loss_cell(one, measure),
         languages=say_of.compared_languages(subjects),
         losses=drawn(figures.losses),
         lineup=drawn(figures.lineup),
@@ -106,6 +112,12 @@ def loss_cell(one: Slice, measure: str) -> Cell:
     if found is None:
         return Cell("–", "")
     return Cell(loss_text(found.value, measure), loss_interval(found, measure, "–"))
+
+
+def floor_text(subject: LabModel) -> str:
+    """The largest of a model's floors as a table shows it."""
+    floor = say_of.floor_of(subject)
+    return "unusable" if say_of.is_unusable(subject) else "–" if floor is None else loss_text(floor, say_of.KL)
 
 
 def share_cell(share: Estimate | None) -> Cell:

@@ -37,7 +37,7 @@ EMPTY = "-"
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class LabModel:
     """One model of an evaluation or a proof. `source`: the one that others are compared with; it has no loss."""
 
     name: str
@@ -54,7 +54,7 @@ class Subject:
 
 def subjects_of(
     result: Evaluation | Proof, others: Sequence[Proof] = (), compared: Comparison | None = None
-) -> list[Subject]:
+) -> list[LabModel]:
     """Every model of `result`, the source first; `others`: proofs of the same source, whose artefacts stand beside.
 
     `compared`: a comparison whose models are found by their files' names, for how fast they answer.
@@ -72,8 +72,8 @@ def subjects_of(
     ]
 
 
-def _evaluated(model: Evaluated, against: str | None) -> Subject:
-    return Subject(
+def _evaluated(model: Evaluated, against: str | None) -> LabModel:
+    return LabModel(
         name=model.name,
         source=model.name == against,
         bytes=model.bytes,
@@ -83,16 +83,16 @@ def _evaluated(model: Evaluated, against: str | None) -> Subject:
     )
 
 
-def _source(proof: Proof) -> Subject:
+def _source(proof: Proof) -> LabModel:
     origin = proof.source
     speed = _answer_speed(proof.speeds, "source")
-    return Subject(_stem(origin.path), True, origin.bytes, origin.bits_per_weight, (), speed)
+    return LabModel(_stem(origin.path), True, origin.bytes, origin.bits_per_weight, (), speed)
 
 
-def _artefact(proof: Proof) -> Subject:
+def _artefact(proof: Proof) -> LabModel:
     made = proof.artefact
     speed = _answer_speed(proof.speeds, "artefact")
-    return Subject(artefact_name(proof), False, made.bytes, made.bits_per_weight, proof.slices, speed)
+    return LabModel(artefact_name(proof), False, made.bytes, made.bits_per_weight, proof.slices, speed)
 
 
 def _answer_speed(speeds: Sequence[LabSpeed], of: str) -> Estimate | None:
@@ -116,8 +116,8 @@ def _speeds(compared: Comparison | None) -> dict[str, Estimate]:
     }
 
 
-def _with_speed(subject: Subject, speed: Estimate) -> Subject:
-    return Subject(subject.name, subject.source, subject.bytes, subject.bits, subject.slices, speed)
+def _with_speed(subject: LabModel, speed: Estimate) -> LabModel:
+    return LabModel(subject.name, subject.source, subject.bytes, subject.bits, subject.slices, speed)
 
 
 def _stem(path: str) -> str:
@@ -138,7 +138,7 @@ def label_of(one: Slice, among: Iterable[Slice]) -> str:
     return one.language if one.language != WHOLE or one.domain in (WHOLE, "") else one.domain
 
 
-def labels_of(subjects: Sequence[Subject]) -> list[str]:
+def labels_of(subjects: Sequence[LabModel]) -> list[str]:
     """Every slice of any of `subjects`, in order."""
     return list(dict.fromkeys(label_of(each, subject.slices) for subject in subjects for each in subject.slices))
 
@@ -151,7 +151,7 @@ def spelled(label: str) -> str:
     return LANGUAGES.get(language, language) + slash + domain
 
 
-def measure_of(subjects: Sequence[Subject]) -> str:
+def measure_of(subjects: Sequence[LabModel]) -> str:
     """What losses are told in: KL, else the difference of bits per byte, else bits per byte themselves."""
     slices = [each for subject in subjects for each in subject.slices]
     for measure in (KL, DIFFERENCE):
@@ -199,7 +199,7 @@ def is_rounding(one: Slice) -> bool:
     return one.kl is not None and one.kl_floor is not None and one.kl.value <= ROUNDING_FLOORS * one.kl_floor.value
 
 
-def is_unusable(subject: Subject) -> bool:
+def is_unusable(subject: LabModel) -> bool:
     """Whether it finds its source's likeliest token hardly ever, in any language."""
     shares = [each.top1.value for each in subject.slices if each.top1 is not None]
     return bool(shares) and max(shares) < UNUSABLE_TOP1
@@ -217,7 +217,7 @@ def ratio_of(over: Estimate, under: Estimate) -> Estimate | None:
     return Estimate(math.exp(value), math.exp(value - half), math.exp(value + half), None, "measured")
 
 
-def compared_languages(subjects: Sequence[Subject]) -> list[str]:
+def compared_languages(subjects: Sequence[LabModel]) -> list[str]:
     """Sentences on which languages lose more than English (or than the first), and how many times as much.
 
     Told of models that lose more than rounding and are of use. More: every interval of the ratio lies above 1.
@@ -253,7 +253,7 @@ def compared_languages(subjects: Sequence[Subject]) -> list[str]:
     return said
 
 
-def _ratio_in(subject: Subject, label: str, base: str, measure: str) -> Estimate | None:
+def _ratio_in(subject: LabModel, label: str, base: str, measure: str) -> Estimate | None:
     over, under = loss(subject.of(label), measure), loss(subject.of(base), measure)
     return None if over is None or under is None else ratio_of(over, under)
 
@@ -273,7 +273,7 @@ def _listed(labels: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def losses_of(subject: Subject, measure: str) -> str:
+def losses_of(subject: LabModel, measure: str) -> str:
     """The least and the most of a subject's losses: "0.036 nats a token in English to 0.097 in German"."""
     known = [
         (found.value, label_of(one, subject.slices))
@@ -290,7 +290,7 @@ def proof_verdict(proof: Proof) -> str:
     """The answer in one sentence: what was made and what it cost."""
     made, size = _artefact(proof), words.bytes_text(proof.artefact.bytes)
     if proof.source.bytes:
-        size += f", {proof.artefact.bytes / proof.source.bytes:.0%} of its source"
+        size += f", {100 * proof.artefact.bytes / proof.source.bytes:.0f} % of its source"
     failed = [check.name for check in proof.checks if not check.passed]
     if failed:
         return f"{made.name} failed: {', '.join(failed)}."
@@ -303,9 +303,8 @@ def proof_verdict(proof: Proof) -> str:
         return (
             f"{made.name} ({size}) computes what its source does, up to the engine's own rounding, in every language."
         )
-    verb = {KL: "stands", DIFFERENCE: "loses", BITS: "predicts with"}[measure]
-    away = " from its source" if measure == KL else ""
-    return f"{made.name} ({size}) {verb} {losses_of(made, measure)}{away}."
+    verb = {KL: "differs from its source by", DIFFERENCE: "loses", BITS: "predicts with"}[measure]
+    return f"{made.name} ({size}) {verb} {losses_of(made, measure)}."
 
 
 def evaluation_verdict(result: Evaluation) -> str:
@@ -324,10 +323,11 @@ def evaluation_verdict(result: Evaluation) -> str:
             said = f"{best.name} predicts the text best on average: {losses_of(best, measure)}."
         return said
     near = min(kept, key=lambda each: _mean(each, measure))
-    said = f"{near.name} stands {losses_of(near, measure)} from {result.against}."
+    said = f"{near.name} differs from {result.against} by {losses_of(near, measure)}."
     if len(kept) > 1:
         far = max(kept, key=lambda each: _mean(each, measure))
-        said = f"{near.name} stands nearest to {result.against}, {losses_of(near, measure)}; {far.name} farthest, {losses_of(far, measure)}."
+        said = f"{near.name} stands nearest to {result.against}, {losses_of(near, measure)}; "
+        said += f"{far.name} farthest, {losses_of(far, measure)}."
     if useless and kept is not told:
         names = ", ".join(each.name for each in useless)
         said += f" {names} {'is' if len(useless) == 1 else 'are'} of no use."
@@ -342,12 +342,12 @@ def _tasks_verdict(result: Evaluation) -> str:
     return f"{name} solves most of {task}: {words.percent_text(share)}."
 
 
-def _mean(subject: Subject, measure: str) -> float:
+def _mean(subject: LabModel, measure: str) -> float:
     known = [found.value for one in subject.slices if (found := loss(one, measure)) is not None]
     return sum(known) / len(known)
 
 
-def _top1(subject: Subject) -> str:
+def _top1(subject: LabModel) -> str:
     return words.percent_text(max(each.top1.value for each in subject.slices if each.top1 is not None))
 
 
@@ -358,6 +358,6 @@ def top1_text(found: Estimate | None) -> str:
     return f"{found.value * 100:.0f} %" if found.value >= 0.1 else f"{found.value * 100:.1f} %"
 
 
-def floor_of(subject: Subject) -> float | None:
+def floor_of(subject: LabModel) -> float | None:
     """The largest of a model's floors."""
     return max((each.kl_floor.value for each in subject.slices if each.kl_floor is not None), default=None)

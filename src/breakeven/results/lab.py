@@ -9,6 +9,8 @@ Shapes: L layers that route, E experts.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from breakeven.stats.estimate import Estimate
@@ -53,6 +55,10 @@ class TaskScore(msgspec.Struct, frozen=True, kw_only=True):
     solved: Estimate
     answer_tokens: Estimate | None = None
     """Tokens generated an answer; None where answers were chosen, not generated, or the server did not count them."""
+    method: Literal["likelihood", "generation"] = "generation"
+    """How an answer was had: the likeliest of the choices, or generated. Shares of the two do not compare."""
+    cut: int | None = None
+    """Answers that were cut at the most tokens allowed, so that `answer_tokens` is too low; None as there."""
 
 
 class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,7 +218,8 @@ class WatchedText(msgspec.Struct, frozen=True, kw_only=True):
     """Pieces of text, each its own sequence, that were resampled for the intervals."""
     tokens: int
     sampling_error: float
-    """Standard error of one expert's share of a layer's choices at perfect balance: differences below are chance."""
+    """Standard error of an expert's share of a layer's choices, from the spread between blocks, and at least what
+    tokens that choose independently would have: smaller differences are chance."""
 
 
 class ExpertPair(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,13 +230,13 @@ class ExpertPair(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     """Tokens that chose both."""
     over_chance: float
-    """Over the tokens expected if, in each language, the choices of the two were independent."""
+    """Over the tokens expected by chance: that many pairs, in each block as its experts are used there."""
     languages: list[str]
     """Where it was surely more than chance by itself."""
 
 
 class WithoutExpert(msgspec.Struct, frozen=True, kw_only=True):
-    """What was lost when one expert could not be chosen: the next best took its place, as after `experts prune`.
+    """What was lost when one expert was switched off, as `experts prune` would leave it out (`switched_off` says how).
 
     Paired by block; negative where the model predicted better without. Keys are languages, in the order of the text.
     """
@@ -259,6 +266,8 @@ class ScoredLayer(msgspec.Struct, frozen=True, kw_only=True):
     score: list[float | None] | None = None
     """REAP: mean, over the tokens that chose the expert, of its gate weight (those of a token's experts sum to 1) times
     the norm of its output. None for an expert that no token reached; the whole list None when only loads were asked."""
+    score_error: list[float | None] | None = None
+    """Standard error of each score, from the spread between blocks: scores nearer than that are not told apart."""
     score_by_language: dict[str, list[float | None]] = {}
     contribution_by_language: dict[str, list[float]] = {}
     """Share of the layer's sum of gate weight times norm over all tokens, score times tokens; each sums to 1."""

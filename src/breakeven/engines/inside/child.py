@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from breakeven.engines.family import die_with_parent
+from breakeven.engines.inside.columns import Weigh, weigh
 from breakeven.engines.inside.library import Context, Library, Model, library_path
 from breakeven.engines.inside.observe import RoutingObserver, TimeObserver
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
@@ -89,7 +90,7 @@ class Greedy(msgspec.Struct, tag="greedy", frozen=True, kw_only=True):
     n: int
 
 
-Request = LoadFile | Tokenize | Vocabulary | Trace | Time | Rate | Logits | Greedy
+Request = LoadFile | Tokenize | Vocabulary | Trace | Weigh | Time | Rate | Logits | Greedy
 
 
 class Done(msgspec.Struct, tag="done", frozen=True, kw_only=True):
@@ -190,10 +191,13 @@ class Worker:
             case Tokenize():
                 return Tokens(ids=self._model.tokenize(request.text, parse_special=request.parse_special))
             case Vocabulary():
-                first, last = self._model.around()
+                first, last = self._model.added()
                 return Attributes(of=self._model.attributes(), first=first, last=last)
             case Trace():
                 return self._trace(request)
+            case Weigh():
+                weigh(self._model, request, self._folder, self._say)
+                return Done()
             case Time():
                 return self._time(request)
             case Rate():

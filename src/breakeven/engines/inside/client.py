@@ -179,7 +179,8 @@ class Inside(ChildProcess):
     ) -> None:
         """Start the child and load `model`, with drafting blocks if asked; `vocab_only`: it can only tokenize.
 
-        `environment`, `limit_s`: as of any child. Raises UserError for a file that is not GGUF, NotSupportedError for a
+        `vocab_only`: without weights, so that it can only tokenize. `environment`, `limit_s`: as of any child.
+        Raises UserError for a file that is not GGUF, NotSupportedError for a
         library whose layout is not the known one, EngineError with the child's last lines when it dies, and
         TooLongError.
         """

@@ -74,6 +74,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "ggml_op_name": (c.c_char_p, [_I]),
     "ggml_nbytes": (c.c_size_t, [_P]),
     "ggml_backend_tensor_get": (None, [_P, _P, c.c_size_t, c.c_size_t]),
+    "ggml_backend_tensor_set": (None, [_P, _P, c.c_size_t, c.c_size_t]),
     "ggml_tensor_overhead": (c.c_size_t, []),
     "ggml_init": (_P, [GgmlInitParams]),
     "ggml_free": (None, [_P]),
@@ -229,7 +230,7 @@ class Model:
     def tokenize(self, text: str, *, special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of a text in the model's own vocabulary; `special`: with its special first token if it wants one.
 
-        `parse_special`: special tokens written in the text are these tokens, not their letters.
+        What looks like a special token in the text is text, unless `parse_special`.
         """
         raw = text.encode()
         room = len(raw) + 8
@@ -257,7 +258,7 @@ class Model:
         attribute = self.library.llama_vocab_get_attr
         return [attribute(self._vocab, token) for token in range(self.n_vocab)]
 
-    def around(self) -> tuple[int | None, int | None]:
+    def added(self) -> tuple[int | None, int | None]:
         """The token put before every text, and the one put behind it; None where there is none."""
         library, vocab = self.library, self._vocab
         first = library.llama_vocab_bos(vocab) if library.llama_vocab_get_add_bos(vocab) else None
@@ -276,7 +277,8 @@ class Context:
     ) -> None:
         """A context of `n_ctx` positions and batches of up to `n_batch` tokens, each computed as one graph.
 
-        `exact`: attention in single precision, which llama.cpp otherwise computes in half. Raises EngineError when llama.cpp cannot make it.
+        `exact`: attention in single precision, which llama.cpp otherwise computes in half. Raises EngineError when
+        llama.cpp cannot make it.
         """
         self._library = model.library
         self._model = model

@@ -68,6 +68,7 @@ TYPES: dict[int, tuple[str, int, int]] = {
     39: ("MXFP4", 32, 17),
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
 }
 """A tensor type's code: its name, elements and bytes of a block (ggml/include/ggml.h, ggml/src/ggml-common.h)."""
 
@@ -171,7 +172,8 @@ def _parse(path: Path, file: BinaryIO, file_bytes: int) -> GgufHeader:
     if not isinstance(alignment, int) or alignment < 1:
         raise reader.damaged(f"general.alignment is {alignment!r}")
     start = -(-reader.position // alignment) * alignment
-    promised = start + max((t.offset_bytes + (t.n_bytes or 0) for t in tensors), default=0)
+    # A file of a vocabulary alone ends before the padding.
+    promised = max((start + t.offset_bytes + (t.n_bytes or 0) for t in tensors), default=reader.position)
     if promised > file_bytes:
         raise reader.truncated(promised)
     return GgufHeader(path, metadata, tensors, start, file_bytes, spans)

@@ -14,7 +14,7 @@ MOST_LANGUAGES = len(SERIES)
 
 
 def before_and_after(proof: Proof) -> list[Figure | Missing]:
-    """Where the source sent the text's tokens, and the artefact: measured, or as its experts were used in the source."""
+    """Where the source sent the text's tokens, and the artefact: measured, or as the source used its experts."""
     found = proof.experts
     if found is None or not found.layers:
         return []

@@ -24,7 +24,7 @@ from breakeven.pages.lab_words import (
     BITS,
     KL,
     MEASURES,
-    Subject,
+    LabModel,
     is_unusable,
     labels_of,
     loss,
@@ -75,7 +75,7 @@ def figures_of_lab(
     return LabFigures([losses_by_language(subjects)], [lineup(subjects)], maps)
 
 
-def losses_by_language(subjects: Sequence[Subject]) -> Figure | Missing:
+def losses_by_language(subjects: Sequence[LabModel]) -> Figure | Missing:
     """Every model's loss in every language with its interval; a grey tick where its own rounding stands."""
     measure = measure_of(subjects)
     title = LOSS_TITLE if measure != BITS else "Bits a byte by language"
@@ -101,7 +101,7 @@ def losses_by_language(subjects: Sequence[Subject]) -> Figure | Missing:
     )
 
 
-def _loss_rows(subjects: Sequence[Subject], measure: str) -> list[dict[str, Any]]:
+def _loss_rows(subjects: Sequence[LabModel], measure: str) -> list[dict[str, Any]]:
     rows = []
     for label in labels_of(subjects):
         for subject in subjects:
@@ -178,7 +178,7 @@ def _loss_chart(rows: list[dict[str, Any]], scale: Scale, narrow: bool) -> Drawi
     return styled(drawn, narrow, slack((str(row[field]) for row in rows), narrow))
 
 
-def lineup(subjects: Sequence[Subject]) -> Figure | Missing:
+def lineup(subjects: Sequence[LabModel]) -> Figure | Missing:
     """A row a model, the source among them: bytes, tokens a second where they were measured, loss by language."""
     measure = measure_of(subjects)
     known = [each for each in subjects if each.bytes is not None or each.tokens_per_s is not None]
@@ -190,7 +190,7 @@ def lineup(subjects: Sequence[Subject]) -> Figure | Missing:
     losses = _loss_rows([each for each in subjects if each.name not in useless], measure)
     fast = any(each.tokens_per_s is not None for each in subjects)
     said = "; ".join(_said(each, measure) for each in subjects)
-    speed = " Speed: tokens a second." if fast else " Speed was not measured here: `breakeven compare` measures it."
+    speed = " Speed: tokens a second." if fast else " Speed was not measured here; breakeven compare measures it."
     out = f" Of no use, so without dots: {', '.join(useless)}." if useless else ""
     return Figure(
         name="lineup",
@@ -202,7 +202,7 @@ def lineup(subjects: Sequence[Subject]) -> Figure | Missing:
     )
 
 
-def _said(subject: Subject, measure: str) -> str:
+def _said(subject: LabModel, measure: str) -> str:
     parts = [] if subject.bytes is None else [f"{subject.bytes / 1e6:,.1f} MB"]
     parts += [] if subject.tokens_per_s is None else [f"{value(subject.tokens_per_s)} tokens/s"]
     parts += [
@@ -213,7 +213,7 @@ def _said(subject: Subject, measure: str) -> str:
     return f"{subject.name}{' (source)' if subject.source else ''}: {', '.join(parts)}"
 
 
-def _lineup_chart(subjects: Sequence[Subject], losses: list[dict[str, Any]], measure: str, narrow: bool) -> Drawing:
+def _lineup_chart(subjects: Sequence[LabModel], losses: list[dict[str, Any]], measure: str, narrow: bool) -> Drawing:
     import altair as alt
 
     names = [each.name for each in subjects]
@@ -223,7 +223,7 @@ def _lineup_chart(subjects: Sequence[Subject], losses: list[dict[str, Any]], mea
     for each in subjects:
         if each.tokens_per_s is not None:
             speed = each.tokens_per_s
-            speeds.append({"model": each.name, "value": speed.value, "words": f"{value(speed)}/s"})
+            speeds.append({"model": each.name, "value": speed.value, "words": value(speed)})
     labels = min(WIDEST_NAME, 7.5 * max(map(len, names)))
     panels = 1 + bool(speeds) + bool(losses)
     room = 74
@@ -236,7 +236,7 @@ def _lineup_chart(subjects: Sequence[Subject], losses: list[dict[str, Any]], mea
         axis = alt.Axis(title=None, domain=False, ticks=False, grid=False, labelLimit=WIDEST_NAME, minExtent=labels)
         return alt.Y("model:N", sort=names, scale=alt.Scale(domain=names), axis=axis if first or narrow else None)
 
-    def bars(found: list[dict[str, Any]], title: str, first: bool) -> alt.LayerChart:
+    def bars(found: list[dict[str, Any]], title: str, first: bool) -> Drawing:
         top = max(row["value"] for row in found) or 1.0
         base = alt.Chart(data_of(found)).encode(
             x=alt.X("value:Q", axis=None, scale=alt.Scale(domain=[0, top], nice=False)), y=rows_axis(first)
@@ -250,7 +250,7 @@ def _lineup_chart(subjects: Sequence[Subject], losses: list[dict[str, Any]], mea
         )
 
     drawn = [bars(sizes, "Size", True)]
-    drawn += [bars(speeds, "Speed, tokens", False)] if speeds else []
+    drawn += [bars(speeds, "Speed, tokens/s", False)] if speeds else []
     if losses:
         drawn.append(_titled(_dots(losses, measure, dots, rows_axis(False), narrow).properties(height=height), "Loss"))
     # Panels side by side share their rows; on a phone each has its names again.
@@ -258,16 +258,16 @@ def _lineup_chart(subjects: Sequence[Subject], losses: list[dict[str, Any]], mea
     return styled(joined.resolve_scale(color="shared"), narrow, right=12)
 
 
-def _titled(chart: alt.LayerChart, title: str) -> alt.LayerChart:
+def _titled(chart: Drawing, title: str) -> Drawing:
     import altair as alt
 
-    named: alt.LayerChart = chart.properties(
+    named: Drawing = chart.properties(
         title=alt.TitleParams(title, anchor="start", fontSize=12, fontWeight=600, color=INK.sentinel, offset=4)
     )
     return named
 
 
-def _dots(losses: list[dict[str, Any]], measure: str, width: float, y: alt.Y, narrow: bool) -> alt.LayerChart:
+def _dots(losses: list[dict[str, Any]], measure: str, width: float, y: alt.Y, narrow: bool) -> Drawing:
     import altair as alt
 
     rows = [dict(row) for row in losses]
