@@ -38,7 +38,7 @@ MOST_TOKENS = 256
 
 
 @register_model("breakeven")
-class HarnessModel(TemplateLM):  # type: ignore[misc]
+class HarnessModel(TemplateLM):
     """One model, loaded once in a child process of its own, which ends with this object or this process."""
 
     def __init__(
