@@ -130,8 +130,8 @@ class ExpertVerbs:
     ) -> Surgery:
         """Keep the `keep` best experts of every layer by `scores`, a file of `experts score`; their bytes stay.
 
-        `by` "load": the busiest. `first` instead of scores: the first ones. `used`: experts run per token, None to
-        leave it.
+        `by` "load": the busiest. `first` instead of scores: the first ones. `used`: experts run per token; None: as
+        many as before, or all that are kept where all ran.
         """
         from breakeven.lab.prune import prune
         from breakeven.lab.surgery import proven
