@@ -406,6 +406,10 @@ def test_what_fails_its_proof_is_not_left(moe: Path, tmp_path: Path, monkeypatch
     ):
         with pytest.raises(UserError, match=said):
             breakeven.experts.prune(moe, tmp_path / "x.gguf", 4, **options)
+    (tmp_path / "short.txt").write_text("Too little to tell anything by.")
+    with pytest.raises(UserError, match="too few for an interval"):
+        breakeven.experts.prune(moe, tmp_path / "x.gguf", 4, first=True, text=tmp_path / "short.txt")
+    (tmp_path / "short.txt").unlink()
     with pytest.raises(UserError, match="is the model itself"):
         breakeven.experts.add(moe, moe, {1: 1})
     with pytest.raises(UserError, match=r"ends in \.gguf"):
