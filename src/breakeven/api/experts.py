@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from breakeven.api.lab import steps_for
+from breakeven.api.lab import paged, steps_for
 from breakeven.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class ExpertVerbs:
     """
 
     @staticmethod
+    @paged
     def split(
         model: Path | str,
         out: Path | str,
@@ -95,6 +96,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def copy(
         model: Path | str,
         out: Path | str,
@@ -127,6 +129,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def prune(
         model: Path | str,
         out: Path | str,
@@ -177,6 +180,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def order(
         model: Path | str,
         out: Path | str,
@@ -207,6 +211,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def add(
         model: Path | str,
         out: Path | str,
@@ -239,6 +244,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def merge(
         model: Path | str,
         out: Path | str,
@@ -346,7 +352,9 @@ def _kept(scores: ExpertScores, out: Path | str | None) -> ExpertScores:
     from breakeven.results import store
 
     if out is not None:
-        store.write(scores, Path(out))
+        from breakeven.pages.lab_html import write_page
+
+        write_page(scores, store.write(scores, Path(out)))
     return scores
 
 
