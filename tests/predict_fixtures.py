@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from breakeven.forecast.constants import Constants, Error, Origin, Profile, Range
+from breakeven.forecast.constants import Constants, Error, Profile, ProfileOrigin, Range
 from breakeven.hardware.machine import MachineSpec
 
 CONSTANTS = Constants(
@@ -62,7 +62,7 @@ def profile(
         constants=constants,
         errors=errors(),
         ranges=ranges or [],
-        origin=Origin(
+        origin=ProfileOrigin(
             how="probes" if how == "probes" else "datasheet",
             engine=engine,
             engine_version="1",

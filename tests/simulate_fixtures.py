@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.forecast.constants import Constants, Error, Origin, Profile
+from breakeven.forecast.constants import Constants, Error, Profile, ProfileOrigin
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import table_for
@@ -38,7 +38,7 @@ def profile(engine: str = "vllm") -> Profile:
             for kind in ("dense", "moe")
         ],
         ranges=[],
-        origin=Origin(how="probes", engine=engine, engine_version=None, date="2026-01-01", version="0"),
+        origin=ProfileOrigin(how="probes", engine=engine, engine_version=None, date="2026-01-01", version="0"),
         memory_bytes=24 * 10**9,
     )
 

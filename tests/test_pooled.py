@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from breakeven.forecast.constants import Constants, Error, Origin, Profile
+from breakeven.forecast.constants import Constants, Error, Profile, ProfileOrigin
 from breakeven.forecast.fleet import SIZES, FleetCapacity
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.pooled import Stream, climb, fleet_capacity_of, stream_of
@@ -34,7 +34,7 @@ def model() -> StepModel:
         for phase in ("decode", "prefill")
         for kind in ("dense", "moe")
     ]
-    origin = Origin(how="probes", engine="llama.cpp", engine_version=None, date="2026-01-01", version="0")
+    origin = ProfileOrigin(how="probes", engine="llama.cpp", engine_version=None, date="2026-01-01", version="0")
     profile = Profile(
         name="here", engine="llama.cpp", constants=constants, errors=errors, ranges=[], origin=origin, memory_bytes=None
     )

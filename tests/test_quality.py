@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from breakeven.answer.candidates import Facts, ruled_out
+from breakeven.answer.study.load import read_study
+from breakeven.answer.study.plan import StudyPlan
 from breakeven.errors import UserError
 from breakeven.model.arithmetic import active_params, total_params
 from breakeven.model.catalogue import lookup, names
 from breakeven.model.quality import benchmarks, published, quality_of, sources
+from breakeven.pages.decision_words import quality_text
+from breakeven.results.lab import Evaluated, Evaluation, Slice, TaskScore
+from breakeven.results.store import write
+from breakeven.stats.estimate import measured
+from breakeven.stats.percentiles import wilson
 
 
 def test_own_scores_come_first_and_reach_apis() -> None:
@@ -95,3 +105,164 @@ def test_the_page_says_how_many_models_each_source_has() -> None:
         line = next(line for line in page.splitlines() if sources()[name].name.split(",")[0] in line)
         assert f"| {rows}" in line
     assert all(f"`{name}`" in page for name in benchmarks())
+
+
+# --- an evaluation ---------------------------------------------------------------------------------------------------
+
+
+def slice_of(language: str, bits: float, more: float | None = None) -> Slice:
+    return Slice(
+        language=language,
+        domain="guide",
+        bytes=20_000,
+        documents=1,
+        blocks=10,
+        tokens=5_000,
+        bits_per_byte=measured(bits, bits - 0.02, bits + 0.02, 10),
+        difference=None if more is None else measured(more, more - 0.01, more + 0.01, 10),
+    )
+
+
+def tasks_of(
+    solved: int, tokens: float | None, method: Literal["likelihood", "generation"] = "generation"
+) -> TaskScore:
+    share = wilson(solved, 40)
+    length = None if tokens is None else measured(tokens, tokens - 2, tokens + 2, 40)
+    return TaskScore(
+        name="tickets",
+        language="en",
+        tasks=40,
+        solved=measured(share.share, share.low, share.high, 40),
+        answer_tokens=length,
+        method=method,
+    )
+
+
+def model_of(name: str, slices: list[Slice], tasks: list[TaskScore], path: Path | None = None) -> Evaluated:
+    return Evaluated(
+        name=name,
+        path=name if path is None else str(path),
+        sha256=None if path is None else hashlib.sha256(path.read_bytes()).hexdigest(),
+        format="Q4_0",
+        bits_per_weight=4.5,
+        experts_per_token=None,
+        slices=slices,
+        tasks=tasks,
+    )
+
+
+STUDY = """\
+load: {rate: 2/s, prompt: 512, output: 128}
+slo: {ttft: 2s}
+languages: [en, de]
+quality: {evaluation: evaluation.json%s}
+candidates:
+  - {name: a, model: qwen3-14b, machine: rtx-4090, price: {rented: {usd_per_hour: 0.6}}}
+  - {name: b, model: llama-3.1-8b, machine: rtx-4090, price: {rented: {usd_per_hour: 0.6}}}
+"""
+# French is nobody's language in the study, so what is lost in it does not count.
+SOURCE = [slice_of("en", 1.0), slice_of("de", 2.0), slice_of("fr", 1.5)]
+SMALLER = [slice_of("en", 1.01, 0.01), slice_of("de", 2.2, 0.2), slice_of("fr", 9.0, 7.5)]
+
+
+def told(
+    tmp_path: Path, models: list[Evaluated], keys: str = "", study: str = STUDY, against: str | None = "a"
+) -> StudyPlan:
+    found = Evaluation(command="breakeven evaluate", text="guide", against=against, models=models, seconds=1.0)
+    write(found, tmp_path / "evaluation.json")
+    (tmp_path / "study.yaml").write_text(study % keys)
+    return read_study(tmp_path / "study.yaml")
+
+
+def test_text_ranks_and_rules_out_by_the_language_that_loses_most(tmp_path: Path) -> None:
+    plan = told(tmp_path, [model_of("a", SOURCE, []), model_of("b", SMALLER, [])], ", max_loss: 3%")
+    assert plan.quality.told is not None
+    a, b = plan.quality.told["a"], plan.quality.told["b"]
+    assert (a.how, a.value, a.loss) == ("bits_per_byte", pytest.approx(1.5), 0.0)
+    assert a.benchmark == "text in de, en"
+    # Independent errors of two languages: sqrt(0.02^2 + 0.02^2) / 2.
+    assert a.high == pytest.approx(1.5 + 0.02 / math.sqrt(2))
+    assert (b.loss_language, b.loss_against, b.loss) == ("de", "a", pytest.approx(0.1))
+    assert (b.loss_low, b.loss_high) == (pytest.approx(0.095), pytest.approx(0.105))
+    assert ruled_out(plan, plan.candidates[0], Facts(loss=a, quality=a)) == []
+    (why,) = ruled_out(plan, plan.candidates[1], Facts(loss=b, quality=b))
+    assert why == "takes 10 % more bits per byte than a in de; the study allows 3 %"
+    assert "2.1" not in quality_text(a)
+    assert quality_text(b) == (
+        "1.605 (1.591-1.619) bits per byte of text in de, en, 10.0 % (9.5-10.5) more than a in de, own evaluation"
+    )
+
+
+def test_without_a_reference_the_best_candidate_is_it_and_has_no_interval(tmp_path: Path) -> None:
+    models = [model_of("a", SMALLER, []), model_of("b", SOURCE, [])]
+    plan = told(tmp_path, models, ", max_loss: 20%", against=None)
+    assert plan.quality.told is not None
+    a = plan.quality.told["a"]
+    assert (a.loss_against, a.loss, a.loss_low) == ("b", pytest.approx(0.1), None)
+    assert ruled_out(plan, plan.candidates[0], Facts(loss=a)) == []
+
+
+def test_tasks_give_scores_and_answer_lengths(tmp_path: Path) -> None:
+    models = [model_of("a", SOURCE, [tasks_of(30, 80)]), model_of("b", SMALLER, [tasks_of(10, 240)])]
+    plan = told(tmp_path, models, ", floor: 50%, max_loss: 3%")
+    assert plan.quality.told is not None
+    a, b = plan.quality.told["a"], plan.quality.told["b"]
+    assert (a.how, a.value, b.value) == ("own", 0.75, 0.25)
+    assert a.low is not None
+    assert 0.59 < a.low < 0.61  # Wilson, 30 of 40
+    assert b.loss == pytest.approx(0.1)  # text is said beside it
+    assert plan.quality.answer_tokens == {"a": 80, "b": 240}
+    assert "25 %" in quality_text(b)
+    assert ", 10.0 % (9.5-10.5) bits per byte more than a in de" in quality_text(b)
+    typed = told(tmp_path, models, ", answer_tokens: {a: 100}")
+    assert typed.quality.answer_tokens == {"a": 100}
+
+
+def test_generated_answers_and_likelihoods_never_compare(tmp_path: Path) -> None:
+    models = [model_of("a", SOURCE, [tasks_of(30, None, "likelihood")]), model_of("b", SMALLER, [tasks_of(10, 9)])]
+    plan = told(tmp_path, models)
+    assert plan.quality.told is not None
+    assert {score.how for score in plan.quality.told.values()} == {"bits_per_byte"}
+    assert plan.quality.answer_tokens == {}
+    with pytest.raises(UserError, match=r"quality\.floor: evaluation\.json holds no tasks"):
+        told(tmp_path, models, ", floor: 50%")
+    models[1] = model_of("b", [], [tasks_of(10, 9)])
+    with pytest.raises(UserError, match="no text in en, de that b was given"):
+        told(tmp_path, models)
+
+
+@pytest.mark.parametrize(
+    ("keys", "right"),
+    [
+        (", scores: {a: 0.5}", "scores, or an evaluation"),
+        (", source: size", "sources are never mixed"),
+        (", max_loss: -3%", "max_loss"),
+    ],
+)
+def test_what_an_evaluation_excludes_is_named(tmp_path: Path, keys: str, right: str) -> None:
+    with pytest.raises(UserError, match="quality") as error:
+        told(tmp_path, [model_of("a", SOURCE, [])], keys)
+    assert right in str(error.value)
+
+
+def test_a_candidate_that_was_not_evaluated_or_is_another_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not hold 'b'; it has a: name the candidate so"):
+        told(tmp_path, [model_of("a", SOURCE, [])])
+    (tmp_path / "evaluation.json").write_text("{}")
+    (tmp_path / "study.yaml").write_text(STUDY % "")
+    with pytest.raises(UserError, match=r"quality\.evaluation: evaluation\.json is no evaluation \(no schema\)"):
+        read_study(tmp_path / "study.yaml")
+    (tmp_path / "study.yaml").write_text(STUDY.replace("evaluation: evaluation.json%s", "max_loss: 3%"))
+    with pytest.raises(UserError, match="max_loss beside an evaluation alone"):
+        read_study(tmp_path / "study.yaml")
+
+
+def test_a_file_is_known_by_its_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "q4.gguf"
+    file.write_bytes(b"GGUF one")
+    study = STUDY.replace("model: qwen3-14b", "model: q4.gguf")
+    models = [model_of("q4 of mine", SOURCE, [], path=file), model_of("b", SMALLER, [])]
+    assert told(tmp_path, models, study=study, against=None).quality.told is not None
+    file.write_bytes(b"GGUF two")
+    with pytest.raises(UserError, match=r"q4\.gguf of 'a' is not the file that was evaluated as q4 of mine"):
+        told(tmp_path, models, study=study, against=None)

@@ -13,7 +13,7 @@ import pytest
 from breakeven.answer.cost import CostOptions, cost
 from breakeven.cli.main import run_verb
 from breakeven.errors import UserError
-from breakeven.forecast.constants import Constants, Error, Origin, Profile
+from breakeven.forecast.constants import Constants, Error, Profile, ProfileOrigin
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.serving import (
     TrialReplica,
@@ -58,7 +58,7 @@ def profile(memory_bytes: int | None = None) -> Profile:
         constants=CONSTANTS,
         errors=ERRORS,
         ranges=[],
-        origin=Origin(how="probes", engine="llama.cpp", engine_version=None, date="2026-01-01", version="0"),
+        origin=ProfileOrigin(how="probes", engine="llama.cpp", engine_version=None, date="2026-01-01", version="0"),
         memory_bytes=memory_bytes,
         idle_w=20.0,
         busy_w=100.0,

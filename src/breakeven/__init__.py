@@ -20,16 +20,20 @@ if TYPE_CHECKING:
     from breakeven.api.computed import decide_from_log as decide_from_log
     from breakeven.api.computed import predict as predict
     from breakeven.api.computed import simulate as simulate
+    from breakeven.api.experts import ExpertVerbs
     from breakeven.api.gateway import ExperimentVerbs, KeyVerbs
     from breakeven.api.gateway import explain as explain
     from breakeven.api.gateway import serve as serve
-    from breakeven.api.inspected import CacheVerbs, ExpertVerbs
+    from breakeven.api.inspected import CacheVerbs
     from breakeven.api.inspected import machine as machine
     from breakeven.api.inspected import machines as machines
     from breakeven.api.inspected import models as models
     from breakeven.api.inspected import profile as profile
     from breakeven.api.inspected import synth as synth
     from breakeven.api.inspected import trace as trace
+    from breakeven.api.lab import evaluate as evaluate
+    from breakeven.api.lab import export as export
+    from breakeven.api.lab import quantize as quantize
     from breakeven.api.measured import bench as bench
     from breakeven.api.measured import capacity as capacity
     from breakeven.api.measured import check as check
@@ -88,8 +92,10 @@ _HOMES = {
     "cost": ("answer.cost", "cost"),
     "decide": ("api.computed", "decide"),
     "decide_from_log": ("api.computed", "decide_from_log"),
+    "evaluate": ("api.lab", "evaluate"),
+    "export": ("api.lab", "export"),
     "experiment": ("api.gateway", "ExperimentVerbs"),
-    "experts": ("api.inspected", "ExpertVerbs"),
+    "experts": ("api.experts", "ExpertVerbs"),
     "explain": ("api.gateway", "explain"),
     "init_study": ("answer.study.init", "ask"),
     "keys": ("api.gateway", "KeyVerbs"),
@@ -98,6 +104,7 @@ _HOMES = {
     "models": ("api.inspected", "models"),
     "predict": ("api.computed", "predict"),
     "profile": ("api.inspected", "profile"),
+    "quantize": ("api.lab", "quantize"),
     "report": ("api.measured", "report"),
     "serve": ("api.gateway", "serve"),
     "simulate": ("api.computed", "simulate"),

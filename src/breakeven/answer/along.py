@@ -11,7 +11,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from breakeven.answer.evaluate import Evaluated, kinds_of, model_of, placed, policy_of, room_bytes
+from breakeven.answer.evaluate import Assessed, kinds_of, model_of, placed, policy_of, room_bytes
 from breakeven.answer.flips import along, precision_flips
 from breakeven.answer.regions import SURE
 from breakeven.answer.study.plan import StudyPlan
@@ -118,7 +118,7 @@ FORMATS = {"vllm": ("BF16", "FP8", "INT4"), "llama.cpp": ("Q8_0", "Q6_K", "Q4_K_
 
 
 def along_context(
-    plan: StudyPlan, able: Sequence[Evaluated], trace: TraceRows | None
+    plan: StudyPlan, able: Sequence[Assessed], trace: TraceRows | None
 ) -> tuple[list[Flip], DecisionMap | None]:
     """Flips and map along the length of prompts, outputs as they are."""
     able = [e for e in able if e.model is not None or e.plan.is_api]  # of the others only this workload is known
@@ -129,7 +129,7 @@ def along_context(
     rows: list[tuple[float | str, Worlds]] = []
     rates = _with_load(plan)
 
-    def asked(factor: float) -> list[Evaluated]:
+    def asked(factor: float) -> list[Assessed]:
         workload = with_prompt(plan.workload, trace, factor, plan.load_per_s)
         longer = factor * prompt
         return [
@@ -146,7 +146,7 @@ def along_context(
 
 
 def along_precision(
-    plan: StudyPlan, able: Sequence[Evaluated], trace: TraceRows | None
+    plan: StudyPlan, able: Sequence[Assessed], trace: TraceRows | None
 ) -> tuple[list[Flip], DecisionMap | None]:
     """Flips and map along the weight format of all local candidates; hosted ones stay as they are."""
     engines = {e.model.profile.engine for e in able if e.model is not None}
@@ -165,7 +165,7 @@ def along_precision(
     return _flips_and_map("precision", plan, able, rows)
 
 
-def anchored(able: Sequence[Evaluated], here: Sequence[Evaluated], there: Sequence[Evaluated]) -> list[Evaluated]:
+def anchored(able: Sequence[Assessed], here: Sequence[Assessed], there: Sequence[Assessed]) -> list[Assessed]:
     """Capacities elsewhere, from short simulations, scaled so that the same short one meets the study's own here.
 
     Few requests fill no queue: of bursty traffic a short run sees a larger capacity than a long one.
@@ -184,7 +184,7 @@ def anchored(able: Sequence[Evaluated], here: Sequence[Evaluated], there: Sequen
 
 
 def _flips_and_map(
-    y: str, plan: StudyPlan, able: Sequence[Evaluated], rows: Sequence[tuple[float | str, Worlds]]
+    y: str, plan: StudyPlan, able: Sequence[Assessed], rows: Sequence[tuple[float | str, Worlds]]
 ) -> tuple[list[Flip], DecisionMap | None]:
     if len(rows) < 2:
         return [], None
@@ -198,7 +198,7 @@ def _flips_and_map(
     return flips, map_of(y, rows, [(e.plan.name, e.kind) for e in able], rates)
 
 
-def _worlds(able: Sequence[Evaluated], found: Sequence[Evaluated], rates: Floats, seed: int) -> Worlds | None:
+def _worlds(able: Sequence[Assessed], found: Sequence[Assessed], rates: Floats, seed: int) -> Worlds | None:
     """Worlds of the same contenders in the same order, those that cannot serve this included; None if nobody can.
 
     Ties are broken by the speeds the study itself found, for no delays are simulated here.
@@ -232,13 +232,13 @@ def _at(worlds: Worlds, rate_per_s: float) -> Worlds:
 
 def elsewhere(
     study: StudyPlan,
-    found: Evaluated,
+    found: Assessed,
     trace: TraceRows | None,
     *,
     traffic: PricedTraffic | None = None,
     workload: Workload | None = None,
     format_name: str | None = None,
-) -> Evaluated:
+) -> Assessed:
     """The same candidate under another workload or in another format: its capacity alone, from a short simulation.
 
     The interval keeps the relative width that the study itself found. An API stays as it is. Raises UserError for a

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from breakeven.answer.evaluate import Evaluated
+from breakeven.answer.evaluate import Assessed
 from breakeven.answer.promise import edge_text, time_text
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Floats
@@ -30,7 +30,8 @@ class Facts:
 
     `memory_bytes` is what one replica needs, `memory_available_bytes` what its devices have together, `memory_lacking`
     which place is too small, in words.
-    `fleet`: what replicas carry under the SLO; `usd_per_month` at the load of now.
+    `fleet`: what replicas carry under the SLO; `usd_per_month` at the load of now. `loss`: a score that knows what is
+    lost in bits per byte.
     """
 
     memory_bytes: float | None = None
@@ -40,6 +41,7 @@ class Facts:
     fleet: FleetCapacity | None = None
     usd_per_month: Estimate | None = None
     quality: QualityScore | None = None
+    loss: QualityScore | None = None
 
 
 def ruled_out(plan: StudyPlan, candidate: CandidatePlan, facts: Facts) -> list[str]:
@@ -50,6 +52,7 @@ def ruled_out(plan: StudyPlan, candidate: CandidatePlan, facts: Facts) -> list[s
         _power(plan, candidate, facts),
         _licence(plan, candidate),
         _quality(plan, facts),
+        _loss(plan, facts),
         *_speed(plan, candidate, facts),
         _budget(plan, facts),
     ]
@@ -100,7 +103,7 @@ def _licence(plan: StudyPlan, candidate: CandidatePlan) -> str | None:
 
 def _quality(plan: StudyPlan, facts: Facts) -> str | None:
     floor, quality = plan.quality.floor, facts.quality
-    if floor is None or quality is None or quality.value is None:
+    if floor is None or quality is None or quality.value is None or quality.how == "bits_per_byte":
         return None
     if quality.how == "size":
         # Size is a guess with a wide band: only what lies below even its upper end is ruled out. A share says nothing
@@ -113,6 +116,18 @@ def _quality(plan: StudyPlan, facts: Facts) -> str | None:
         where = f" on {quality.benchmark}" if quality.benchmark else ""
         return f"scores {quality.value:.3g}{where}; the floor is {floor:.3g}"
     return None
+
+
+def _loss(plan: StudyPlan, facts: Facts) -> str | None:
+    most, lost = plan.quality.max_loss, facts.loss
+    if most is None or lost is None or lost.loss is None or lost.loss <= most:
+        return None
+    where = "" if lost.loss_language in (None, "all") else f" in {lost.loss_language}"
+    edge = lost.loss_low is not None and lost.loss_low <= most
+    return (
+        f"takes {100 * lost.loss:.3g} % more bits per byte than {lost.loss_against}{where}; the study allows "
+        f"{100 * most:.3g} %{' (the lower end of its interval keeps it)' if edge else ''}"
+    )
 
 
 def _speed(plan: StudyPlan, candidate: CandidatePlan, facts: Facts) -> list[str]:
@@ -149,8 +164,10 @@ SHOWN_LOADS = 61
 """Loads in the result's cost curves."""
 
 
-def scores_of(plan: StudyPlan, found: Sequence[Evaluated]) -> Mapping[str, QualityScore]:
+def scores_of(plan: StudyPlan, found: Sequence[Assessed]) -> Mapping[str, QualityScore]:
     """Quality by candidate, from the best source that covers them all."""
+    if plan.quality.told is not None:
+        return {e.plan.name: plan.quality.told.get(e.plan.name, NO_QUALITY) for e in found}
     specs = {e.plan.name: e.spec for e in found if e.spec is not None}
     asked = plan.quality
     scores = quality_of(specs, asked.source, asked.scores, asked.benchmark)
@@ -172,7 +189,7 @@ class Reasons:
         return [*self.ever, *self.quality, *self.now]
 
 
-def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore) -> Reasons:
+def why_not(plan: StudyPlan, found: Assessed, quality: QualityScore) -> Reasons:
     """Everything that keeps a candidate from being chosen."""
     busy = found.power.busy_w if found.power is not None else None
     lasting = Facts(
@@ -180,6 +197,7 @@ def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore) -> Reasons
         memory_available_bytes=found.available_bytes,
         memory_lacking=found.lacking,
         busy_w=busy,
+        loss=quality,
     )
     ever = ruled_out(plan, found.plan, lasting)
     promise = found.promise
@@ -200,7 +218,7 @@ def why_not(plan: StudyPlan, found: Evaluated, quality: QualityScore) -> Reasons
 
 
 def result_of(
-    found: Evaluated,
+    found: Assessed,
     reasons: Sequence[str],
     quality: QualityScore,
     rates: Floats,
@@ -241,18 +259,18 @@ def result_of(
     )
 
 
-def needed(found: Sequence[Evaluated], reasons: Mapping[str, Reasons]) -> list[str]:
+def needed(found: Sequence[Assessed], reasons: Mapping[str, Reasons]) -> list[str]:
     """What it would take, when nobody can serve the workload: each candidate's first obstacle."""
     return [f"{e.plan.name} {reasons[e.plan.name].all[0]}." for e in found if reasons[e.plan.name].all]
 
 
-def _costs(found: Evaluated, rates: Sequence[float], quality: QualityScore | None) -> list[CostPoint]:
+def _costs(found: Assessed, rates: Sequence[float], quality: QualityScore | None) -> list[CostPoint]:
     if found.pricing is None or not (isinstance(found.pricing, Api) or found.fleet is not None):
         return []
     return cost_points(found.pricing, found.fleet, found.traffic, rates, power=found.power, quality=quality)
 
 
-def _too_slow(slo: Slo, found: Evaluated) -> str:
+def _too_slow(slo: Slo, found: Assessed) -> str:
     """Which term of the SLO a single request breaks, and how much faster the machine would have to be."""
     over = _worst(slo, found)
     if over is None:
@@ -264,7 +282,7 @@ def _too_slow(slo: Slo, found: Evaluated) -> str:
     )
 
 
-def _faster(slo: Slo, found: Evaluated) -> str:
+def _faster(slo: Slo, found: Assessed) -> str:
     """How much faster the machine would have to be for a typical request alone; empty where that keeps the SLO."""
     over = _worst(slo, found)
     if over is None:
@@ -274,7 +292,7 @@ def _faster(slo: Slo, found: Evaluated) -> str:
     return f"; its {name} would need a machine {times} times as fast, or a narrower format"
 
 
-def _worst(slo: Slo, found: Evaluated) -> tuple[str, float, float] | None:
+def _worst(slo: Slo, found: Assessed) -> tuple[str, float, float] | None:
     """(term, value, limit) of the SLO that a typical request alone breaks most; None where it keeps all."""
     assert found.model is not None
     prompt, output = found.traffic.prompt_tokens, found.traffic.output_tokens

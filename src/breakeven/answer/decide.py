@@ -14,7 +14,7 @@ from breakeven.answer.advice import advice_for
 from breakeven.answer.along import along_context, along_precision
 from breakeven.answer.candidates import Reasons, needed, result_of, scores_of, why_not
 from breakeven.answer.day import busiest_text, day_of
-from breakeven.answer.evaluate import Evaluated, evaluate
+from breakeven.answer.evaluate import Assessed, evaluate
 from breakeven.answer.mixes import Mix, MixPart, best_mix
 from breakeven.answer.regions import Handover, Standing, handovers_of, regions_of, standing_at
 from breakeven.answer.study.load import read_study_trace
@@ -126,7 +126,7 @@ def _in_requests(plan: StudyPlan) -> StudyPlan:
 
 def _mix(
     plan: StudyPlan,
-    found: Sequence[Evaluated],
+    found: Sequence[Assessed],
     scores: Mapping[str, QualityScore],
     ruled: Mapping[str, Reasons],
 ) -> Mix | None:
@@ -154,7 +154,7 @@ def _may_serve(only: Sequence[str], floor: float | None, name: str, scores: Mapp
 
 
 def _other_flips(
-    plan: StudyPlan, able: Sequence[Evaluated], worlds: Worlds, here: Standing, handovers: Sequence[Handover]
+    plan: StudyPlan, able: Sequence[Assessed], worlds: Worlds, here: Standing, handovers: Sequence[Handover]
 ) -> list[Flip]:
     """Batch, price and growth."""
     found: list[Flip | None] = []
@@ -174,7 +174,7 @@ def _other_flips(
     return [flip for flip in found if flip is not None]
 
 
-def _measurements(plan: StudyPlan, able: Sequence[Evaluated], rates: Floats) -> list[NextMeasurement]:
+def _measurements(plan: StudyPlan, able: Sequence[Assessed], rates: Floats) -> list[NextMeasurement]:
     """Calibrating each machine that is known from its data sheet, and measuring each candidate that is predicted."""
     local = [e for e in able if e.model is not None and e.provenance == "predicted"]
     options = []
@@ -188,18 +188,18 @@ def _measurements(plan: StudyPlan, able: Sequence[Evaluated], rates: Floats) -> 
     return narrow.narrowest(contenders, options, rates, plan.load_per_s, plan.seed)
 
 
-def _capacity_of(plan: StudyPlan, found: Evaluated) -> narrow.Option:
+def _capacity_of(plan: StudyPlan, found: Assessed) -> narrow.Option:
     """Measuring the capacity of a candidate on its machine."""
     engine = found.model.profile.engine if found.model is not None else ""
     name, model = found.plan.name, found.plan.model or ""
     return narrow.capacity_of(name, model, _profile(found), engine, slo_text(plan.slo))
 
 
-def _profile(found: Evaluated) -> str:
+def _profile(found: Assessed) -> str:
     return found.model.profile.name if found.model is not None else ""
 
 
-def assumptions_of(plan: StudyPlan, trace: TraceRows | None, found: Sequence[Evaluated]) -> list[Assumption]:
+def assumptions_of(plan: StudyPlan, trace: TraceRows | None, found: Sequence[Assessed]) -> list[Assumption]:
     """Traffic, service level, prices, machines and their errors, in the order a reader doubts them."""
     study = plan.path.name
     traffic = priced_traffic(plan.workload, trace)
@@ -218,6 +218,12 @@ def assumptions_of(plan: StudyPlan, trace: TraceRows | None, found: Sequence[Eva
         if e.pricing is not None:
             source = e.plan.price_source or (e.notes[0] if e.notes else study)
             rows.append(Assumption(what=f"price of {e.plan.name}", value=_price(e.pricing), source=source))
+    if plan.quality.evaluation is not None:
+        for name, tokens in plan.quality.answer_tokens.items():
+            said = Assumption(
+                what=f"answers of {name}", value=f"{tokens:.0f} tokens on average", source=plan.quality.evaluation.name
+            )
+            rows.append(said)
     profiles = {e.model.profile.name: e.model.profile for e in found if e.model is not None}
     for profile in profiles.values():
         rows.append(Assumption(what=f"speed of {profile.name}", value=_error(profile), source=_origin(profile)))

@@ -43,7 +43,7 @@ LATENCY_LOADS = (0.2, 0.5, 0.8, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluated:
+class Assessed:
     """A candidate with everything known of it. None where it does not apply or could not be found out."""
 
     plan: CandidatePlan
@@ -143,7 +143,7 @@ def policy_of(plan: CandidatePlan, model: StepModel, context: float) -> Policy:
     return replace(policy, **{name: value for name, value in said.items() if value is not None})
 
 
-def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> Evaluated:
+def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> Assessed:
     """Evaluate one candidate under the study's workload, with answers as long as it gives them.
 
     Raises UserError for what cannot be resolved.
@@ -154,7 +154,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         return _without_model(study, plan, traffic)
     model = placed(model_of(plan), traffic.prompt_tokens + traffic.output_tokens)
     pricing, power, notes = bill_of(plan, model)
-    found = Evaluated(
+    found = Assessed(
         plan=plan,
         traffic=traffic,
         spec=model.spec,
@@ -221,7 +221,7 @@ def anchored_at(told: Estimate, predicted: FleetCapacity) -> FleetCapacity:
     return FleetCapacity(predicted.sizes_K, (told, *per_s_K), None if top is None else top.scaled(factor))
 
 
-def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic) -> Evaluated:
+def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic) -> Assessed:
     """An API, or a candidate of which only the measurement is known: nothing but this workload can be said of it."""
     spec = resolve_spec(plan.model) if plan.model else None
     told, delays, doubt, provenance = None, _api_latency(study, plan, traffic.output_tokens), None, "published"
@@ -232,7 +232,7 @@ def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic
         told = capacity_measured(seen, plan.model, study.good_share)
         delays, doubt, provenance = latency_measured(seen, plan.model, told), _doubt_of(plan.name, told), "measured"
     notes = [] if plan.is_api else ["one replica was measured; n of them are taken to carry n times as much"]
-    return Evaluated(
+    return Assessed(
         plan=plan,
         traffic=traffic,
         spec=spec,
@@ -323,7 +323,7 @@ def _api_latency(study: StudyPlan, plan: CandidatePlan, output: float) -> list[L
     ]
 
 
-def kinds_of(found: Sequence[Evaluated]) -> Mapping[str, str]:
+def kinds_of(found: Sequence[Assessed]) -> Mapping[str, str]:
     """ "dense" or "MoE" by candidate, for sentences."""
     words = {"dense": "dense", "moe": "MoE", "unknown": "unknown architecture"}
     return {e.plan.name: words[e.kind] for e in found}

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from breakeven.answer.evaluate import Evaluated
+from breakeven.answer.evaluate import Assessed
 from breakeven.answer.regions import Handover
 from breakeven.answer.words import rate_text
 from breakeven.answer.worlds import COST_TIE, Contender, Floats, Worlds, factors, span_of
@@ -48,7 +48,7 @@ def load_flips(handovers: Sequence[Handover], contenders: Sequence[Contender] = 
     return found
 
 
-def batch_flip(dense: Evaluated, moe: Evaluated, context: int, seed: int) -> Flip:
+def batch_flip(dense: Assessed, moe: Assessed, context: int, seed: int) -> Flip:
     """The batch from which the slower of the two at batch 1 takes a decode step faster; both have a step model."""
     assert dense.model is not None
     assert moe.model is not None

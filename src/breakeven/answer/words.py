@@ -76,6 +76,7 @@ def verdict_of(
             "below before you buy."
         )
     because += [flip.meaning[0].upper() + flip.meaning[1:] + "." for flip in flips if flip.quantity == "load"][:3]
+    because += _ranked(candidates)
     ruled = [c for c in candidates if c.ruled_out]
     edges = [c for c in candidates if c.borderline and not c.ruled_out]
     # Right behind what the winner carries: who only just keeps a promise may be the answer.
@@ -104,6 +105,14 @@ def verdict_of(
     if day is not None and day.by_hour_usd_per_day is not None:
         sentence += f" Taking turns by the hour costs {usd_text(day.by_hour_usd_per_day)}."
     return Verdict(outcome=outcome, winner=winner, sentence=sentence, because=because)
+
+
+def _ranked(candidates: Sequence[CandidateResult]) -> list[str]:
+    """Who predicts the study's text best, where nothing but that is known of their quality."""
+    known = [(c.quality.value, c.name) for c in candidates if c.quality.how == "bits_per_byte" and c.quality.value]
+    if len(known) < 2:
+        return []
+    return [f"In bits per byte of text, fewer is better: {', '.join(f'{n} {v:.3f}' for v, n in sorted(known))}."]
 
 
 def _both(mix: Mix, kinds: Mapping[str, str]) -> Verdict:

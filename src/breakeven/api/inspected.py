@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from breakeven.engines.inside.summary import ProfileSummary, TraceSummary
     from breakeven.hardware.chips import Chip
     from breakeven.hardware.machine import Gpu, Machine, MachineSpec
-    from breakeven.lab.experts import Surgery
     from breakeven.measure.progress import ProgressState
     from breakeven.model.summary import Detail, Summary
 
@@ -195,31 +194,6 @@ class CacheVerbs:
         from breakeven.engines.cache import entries
 
         return entries()
-
-
-class ExpertVerbs:
-    """`breakeven experts`: its verbs; never made."""
-
-    @staticmethod
-    def split(model: Path | str, out: Path | str, experts: int = 8, used: int | None = None, seed: int = 0) -> Surgery:
-        """Cut every feed-forward of a dense GGUF into experts, of which `used` (None: all) run per token.
-
-        With all of them used the model computes what it did before. Raises UserError for a file or numbers that do not
-        allow it.
-        """
-        from breakeven.lab.experts import split
-
-        return split(Path(model), Path(out), experts, used, seed=seed)
-
-    @staticmethod
-    def copy(model: Path | str, out: Path | str, experts: int = 8, used: int | None = None, seed: int = 0) -> Surgery:
-        """Repeat every feed-forward as equal experts behind a random router, `used` (None: 2) per token.
-
-        Same answers, more bytes. Raises UserError as `split` does.
-        """
-        from breakeven.lab.experts import copy
-
-        return copy(Path(model), Path(out), experts, used, seed=seed)
 
 
 def trace(

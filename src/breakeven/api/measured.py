@@ -9,8 +9,10 @@ from breakeven.errors import UserError
 from breakeven.measure.events import iter_events
 from breakeven.measure.paired.plan import Plan
 from breakeven.measure.progress import LoadState, ProgressState
-from breakeven.pages.saved import save
+from breakeven.pages.lab_html import LabResult, write_page
+from breakeven.pages.saved import lab_file, save
 from breakeven.results.comparison import Comparison
+from breakeven.results.lab import Evaluation, ExpertScores, Proof
 from breakeven.results.load import CapacityStudy, Check, LoadStudy
 from breakeven.results.store import RESULT, read, write
 from breakeven.runs.bench import bench as run_bench
@@ -211,18 +213,41 @@ def _saved_run(place: Path) -> LoadStudy:
     return load_study(log)
 
 
-def report(directory: Path | str, out: Path | str | None = None, *, charts: bool = False) -> Study:
+def report(
+    directory: Path | str,
+    out: Path | str | None = None,
+    *,
+    charts: bool = False,
+    speed: Path | str | None = None,
+) -> Study | LabResult:
     """The result of a study again, from the event log in its directory alone; with `out` result and page there too.
 
-    `charts`: also each chart of a comparison, in `out`. Raises UserError when the directory holds no study, and for
-    charts of another kind of study.
+    `directory`: also the JSON file of an evaluation, a proof or experts' scores, or a directory that holds a
+    `proof.json`; its page is written beside it, or into `out`, and `speed` names a saved comparison of the same files,
+    which tells how fast they answer. `charts`: also each chart of a comparison, in `out`. Raises UserError when there
+    is none of these, and for charts of another kind of study.
     """
-    study = recompute(Path(directory))
+    place = Path(directory)
+    data = lab_file(place)
+    if data is not None and (place.is_file() or log_of(place) is None):
+        if charts:
+            raise UserError("--charts writes the figures of a comparison without load; the lab's are in their page")
+        lab = read(data, Evaluation, Proof, ExpertScores)
+        compared = None if speed is None else read(_result_at(Path(speed)), Comparison)
+        write_page(lab, data if out is None else Path(out) / data.name, compared)
+        return lab
+    if speed is not None:
+        raise UserError(f"--speed adds a comparison to the lab's results; {place} holds none, so leave it out")
+    study = recompute(place)
     if charts and not isinstance(study, Comparison):
         raise UserError("--charts writes the figures of a comparison without load; this study's are in its page")
     if out is not None:
         save(study, Path(out), charts=charts)
     return study
+
+
+def _result_at(place: Path) -> Path:
+    return place / RESULT if place.is_dir() else place
 
 
 def _path(given: Path | str | None) -> Path | None:

@@ -47,7 +47,10 @@ VERBS: dict[str, Verb] = {
     "machine": Verb("breakeven.cli.machine", "Describe this machine as an engine sees it."),
     "synth": Verb("breakeven.cli.synth", "Write a weight file of a model's exact shapes, without its weights."),
     "cache": Verb("breakeven.cli.cache", "List or prune the weight files written so far."),
-    "experts": Verb("breakeven.cli.experts", "Turn a dense weight file into a Mixture-of-Experts one."),
+    "evaluate": Verb("breakeven.cli.evaluate", "Say how well models predict a text, by language, and against another."),
+    "quantize": Verb("breakeven.cli.quantize", "Write a model in fewer bits, beside what that cost in quality."),
+    "experts": Verb("breakeven.cli.experts", "Make experts of a dense file; prune, sort, add, merge those of another."),
+    "export": Verb("breakeven.cli.export", "Write a model in another form: GGUF, a Hugging Face directory, ONNX."),
     "trace": Verb("breakeven.cli.trace", "Show which experts a text is routed to."),
     "profile": Verb("breakeven.cli.profile", "Show where a model's time goes, by kind of node."),
 }

@@ -115,6 +115,14 @@ def duration(text: str) -> float:
     return option_seconds("--budget", text, "a time such as 90s, 3m or 1h")
 
 
+def numbers(option: str, text: str) -> list[int]:
+    """Whole numbers from "8,6,4". Raises UserError naming `option`."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text!r}: give whole numbers such as 8,6,4") from None
+
+
 def command() -> str:
     """This command line, as results record it."""
     return "breakeven " + shlex.join(sys.argv[1:])

@@ -139,7 +139,7 @@ class Range(msgspec.Struct, frozen=True, kw_only=True):
     high: float
 
 
-class Origin(msgspec.Struct, frozen=True, kw_only=True):
+class ProfileOrigin(msgspec.Struct, frozen=True, kw_only=True):
     """How a profile came about. `how` "probes": fitted here; "datasheet": class efficiencies on a published chip."""
 
     how: Literal["probes", "datasheet"]
@@ -178,7 +178,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     constants: Constants
     errors: list[Error]
     ranges: list[Range]
-    origin: Origin
+    origin: ProfileOrigin
     memory_bytes: int | None
     """Of one device; what a model must fit into."""
     host_memory_bytes: int | None = None

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from breakeven.errors import UserError, expanded
-from breakeven.forecast.constants import PROFILE_SCHEMA, Constants, Error, Origin, Profile, Range, step_engine
+from breakeven.forecast.constants import PROFILE_SCHEMA, Constants, Error, Profile, ProfileOrigin, Range, step_engine
 from breakeven.forecast.residency import (
     CORE_FLOPS_PER_S,
     HOST_FLOPS_PER_S,
@@ -157,7 +157,7 @@ def profile_with(
         ),
         errors=entry.errors,
         ranges=entry.ranges,
-        origin=Origin(
+        origin=ProfileOrigin(
             how="datasheet",
             engine=entry.engine,
             engine_version=None,

@@ -12,8 +12,9 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -31,13 +32,22 @@ _DEFAULT_ALIGNMENT = 32
 Bytes = NDArray[np.uint8]
 
 
+class NewerType(IntEnum):
+    """Types that the gguf package does not know yet, by ggml's numbers; they stand where one of its own would."""
+
+    Q2_0 = 42
+
+
 @dataclass(frozen=True, slots=True)
 class OutTensor:
-    """One tensor to write. `dims` in ggml's order, innermost first; `pieces` yields its bytes in order."""
+    """One tensor to write. `dims` in ggml's order, innermost first; `pieces` yields its bytes in order.
+
+    `kind` is ggml's number of its type.
+    """
 
     name: str
     dims: tuple[int, ...]
-    kind: GGMLQuantizationType
+    kind: int
     n_bytes: int
     pieces: Callable[[], Iterator[Bytes]]
 
@@ -77,9 +87,16 @@ def open_gguf(path: Path) -> DenseFile:
         if tensor.n_bytes is None:
             raise UserError(f"{path}: {tensor.name} is of an unknown {tensor.type_name}; update the gguf package")
         begin = header.data_offset_bytes + tensor.offset_bytes
-        kind = GGMLQuantizationType[tensor.type_name]
+        kind = _type_named(tensor.type_name)
         tensors.append(SourceTensor(tensor.name, tensor.shape[::-1], kind, data[begin : begin + tensor.n_bytes]))
     return DenseFile(header, data, tuple(tensors))
+
+
+def _type_named(name: str) -> GGMLQuantizationType:
+    if name in GGMLQuantizationType.__members__:
+        return GGMLQuantizationType[name]
+    # It compares, prints and is written like one; only the package's own tables do not hold it.
+    return cast("GGMLQuantizationType", NewerType[name])
 
 
 def rewrite(source: DenseFile, out: Path, numbers: Mapping[str, int], tensors: list[OutTensor]) -> int:

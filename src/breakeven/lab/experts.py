@@ -5,29 +5,35 @@ sum over the k chosen experts of w_e down_e(silu(gate_e x) * up_e x), with weigh
 
 *split* cuts a feed-forward of width F into E experts of width F/E: rows of gate and up, columns of down. The dense
 result is the sum over all parts, so with k = E, a router of zeros (every w_e = 1/k) and down times k, the sum is the
-dense model's. *copy* repeats the whole feed-forward E times: any weights that sum to one give the dense result.
+dense model's. Neurons may be sorted first, so that the last expert is the one that matters least. *copy* repeats the
+whole feed-forward E times: any weights that sum to one give the dense result.
 """
 
 from __future__ import annotations
 
+import contextlib
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
 
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.container import DenseFile, OutTensor, SourceTensor, open_gguf, rewrite
-from breakeven.lab.scaling import Bytes, check_scalable, scaled
+from breakeven.lab.container import DenseFile, OutTensor, SourceTensor, rewrite
+from breakeven.lab.ggml import Ggml
+from breakeven.lab.scaling import PLAIN, Bytes, check_scalable, scaled
+from breakeven.lab.stacks import MAX_EXPERTS, open_whole
+from breakeven.results.lab import Proof
 
-# LLAMA_MAX_EXPERTS of src/llama-hparams.h.
-MAX_EXPERTS = 1024
 DEFAULT_COPIES_USED = 2
 _PIECE_BYTES = 8 << 20
 
 Pieces = Callable[[], Iterator[Bytes]]
+Squares = Mapping[str, NDArray[np.float32]]
+"""By the name of a matrix: mean square of each column's input over the tokens of a text, one row (`importance`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +49,30 @@ class Surgery:
     """Whether the result computes what its source does, up to rounding and the order of sums."""
     scale_error: float
     """Largest relative error that rounding made in a down block's scale; 0: every one is exact."""
+    requantized: float | None = None
+    """Root mean square error of weights that were encoded anew, over that of the weights; None: none was."""
+    kept: tuple[tuple[int, ...], ...] | None = None
+    """For each layer that routes, the source's expert in each place; -1 for a new one. None: the source had none."""
+    caveats: tuple[str, ...] = ()
+    proof: Proof | None = None
+    """What it cost, by language, as it lies beside the file; None where none was made."""
 
 
-def split(source: Path, out: Path, experts: int, used: int | None = None, *, seed: int = 0) -> Surgery:
+def split(
+    source: Path,
+    out: Path,
+    experts: int,
+    used: int | None = None,
+    *,
+    seed: int = 0,
+    squares: Squares | None = None,
+) -> Surgery:
     """Cut every feed-forward of a dense GGUF into `experts` parts, of which `used` (None: all) run per token.
 
     With fewer than all, the router is random so that every expert sees tokens, and the result is another function.
-    Raises NotSupportedError for an architecture other than dense llama or a format that cannot be multiplied,
-    UserError when the width cannot be cut so, naming the expert counts that can.
+    `squares`: of every `down`; neurons are then sorted, the most important first, which encodes `down` anew where its
+    format has blocks. Raises NotSupportedError for an architecture other than dense llama or a format that cannot be
+    multiplied, UserError when the width cannot be cut so, naming the expert counts that can.
     """
     reader, width = _dense_llama(source)
     k = _checked_used(experts, experts if used is None else used)
@@ -59,16 +81,38 @@ def split(source: Path, out: Path, experts: int, used: int | None = None, *, see
         check_scalable(tensor.kind, tensor.name)
     _check_divisible(width, experts, max(GGML_QUANT_SIZES[tensor.kind][0] for tensor in downs))
     errors = [0.0]
-
-    def pieces(tensor: SourceTensor) -> Pieces:
-        if _part(tensor) == "down":
-            return lambda: _columns_by_expert(tensor, experts, k, errors)
-        # Rows of gate and up are in expert order already: the stack is the same bytes under other dimensions.
-        return lambda: _whole(tensor, 1)
-
     router_seed = None if k == experts else seed
-    n_bytes = _write(reader, out, experts, k, width // experts, pieces, router_seed)
-    return Surgery(out, experts, k, width // experts, n_bytes, k == experts, max(errors))
+    with contextlib.ExitStack() as stack:
+        sorting = None if squares is None else _Sorting(reader, stack.enter_context(Ggml()), squares)
+
+        def pieces(tensor: SourceTensor) -> Pieces:
+            if _part(tensor) == "down":
+                return lambda: _columns_by_expert(sorting.columns(tensor) if sorting else tensor, experts, k, errors)
+            if sorting:
+                return lambda: sorting.rows(tensor)
+            # Rows of gate and up are in expert order already: the stack is the same bytes under other dimensions.
+            return lambda: _whole(tensor, 1)
+
+        n_bytes = _write(reader, out, experts, k, width // experts, pieces, router_seed)
+    requantized = sorting.error if sorting else None
+    same = k == experts and not requantized
+    caveats: tuple[str, ...] = ()
+    if requantized is not None:
+        caveats = (
+            "sorting neurons puts other columns of down into one block, so down was encoded anew: its weights moved by "
+            f"{100 * requantized:.2g} % (root mean square)",
+        )
+    return Surgery(
+        out,
+        experts,
+        k,
+        width // experts,
+        n_bytes,
+        same,
+        max(errors),
+        requantized=requantized,
+        caveats=caveats,
+    )
 
 
 def copy(source: Path, out: Path, experts: int, used: int | None = None, *, seed: int = 0) -> Surgery:
@@ -85,7 +129,7 @@ def copy(source: Path, out: Path, experts: int, used: int | None = None, *, seed
 
 def _dense_llama(source: Path) -> tuple[DenseFile, int]:
     """The source and the width of its feed-forward, if this can be done to it."""
-    reader = open_gguf(source)
+    reader = open_whole(source)
     architecture = reader.header.architecture
     if architecture != "llama":
         raise NotSupportedError(
@@ -205,3 +249,59 @@ def _columns_by_expert(tensor: SourceTensor, experts: int, k: int, errors: list[
             result = scaled(np.ascontiguousarray(rows[start : start + step, columns]), tensor.kind, float(k))
             errors.append(result.relative_error)
             yield result.data
+
+
+class _Sorting:
+    """The order of each layer's neurons, the most important first, and its matrices in that order.
+
+    Importance of a neuron: mean square of its activation times the norm of the column of down that it feeds.
+    """
+
+    def __init__(self, source: DenseFile, ggml: Ggml, squares: Squares) -> None:
+        """Raises UserError where `squares` lack a layer or were taken from another model."""
+        self._ggml, self._squares = ggml, squares
+        self._orders: dict[str, NDArray[np.intp]] = {}
+        self._sums = np.zeros(2)
+        for tensor in source.tensors:
+            if _part(tensor) != "down":
+                continue
+            seen = squares.get(tensor.name)
+            if seen is None or seen.shape != (1, tensor.dims[0]) or not np.isfinite(seen).all():
+                raise UserError(f"{tensor.name}: its inputs were not seen whole; measure importance on this very file")
+            norms = np.sqrt(np.square(self._values(tensor)).sum(axis=0))
+            # Ties keep their order, so the same text gives the same bytes.
+            self._orders[tensor.name.split(".ffn_")[0]] = np.argsort(-seen[0] * norms, kind="stable")
+
+    @property
+    def error(self) -> float | None:
+        """Root mean square of what encoding anew moved, over that of the weights; None: nothing was encoded."""
+        return float(np.sqrt(self._sums[0] / self._sums[1])) if self._sums[1] else None
+
+    def rows(self, tensor: SourceTensor) -> Iterator[Bytes]:
+        """The bytes of gate or up, a neuron a row, in order."""
+        order = self._order(tensor)
+        rows = tensor.data.reshape(tensor.dims[1], -1)
+        step = max(1, _PIECE_BYTES // rows.shape[1])
+        for start in range(0, len(order), step):
+            yield rows[order[start : start + step]]
+
+    def columns(self, tensor: SourceTensor) -> SourceTensor:
+        """Down with its columns in order; formats of blocks are decoded and encoded, each column as it counts."""
+        order = self._order(tensor)
+        if tensor.kind in PLAIN:
+            columns = tensor.data.reshape(tensor.dims[1], tensor.dims[0], -1)[:, order]
+            return replace(tensor, data=np.ascontiguousarray(columns).reshape(-1))
+        values = self._values(tensor)[:, order]
+        kind = self._ggml.types[tensor.kind.name]
+        data = self._ggml.encode(kind, values, self._squares[tensor.name][0, order])
+        moved = self._ggml.decode(kind, data).reshape(values.shape) - values
+        self._sums += np.square(moved, dtype=np.float64).sum(), np.square(values, dtype=np.float64).sum()
+        return replace(tensor, data=data)
+
+    def _order(self, tensor: SourceTensor) -> NDArray[np.intp]:
+        return self._orders[tensor.name.split(".ffn_")[0]]
+
+    def _values(self, tensor: SourceTensor) -> NDArray[np.float32]:
+        """Weights (hidden, F)."""
+        kind = self._ggml.types[tensor.kind.name]
+        return self._ggml.decode(kind, tensor.data).reshape(tensor.dims[1], tensor.dims[0])

@@ -32,18 +32,25 @@ How = Literal["own", "published", "size"]
 
 
 class QualityScore(msgspec.Struct, frozen=True, kw_only=True):
-    """How good a model is, by the best source there is. `how` in order of trust: own, published, size, none.
+    """How good a model is, by the best source there is. `how` in order of trust: own, bits_per_byte, published, size.
 
-    own: the user's evaluation. published: one harness for all candidates. size: dense-equivalent parameters
-    sqrt(total * active), a guess with its band. `value` is a share of tasks solved (own, published) or parameters.
+    own: tasks of the user's. bits_per_byte: how well it predicts the user's text, less is better. published: one
+    harness for all candidates. size: dense-equivalent parameters sqrt(total * active), a guess with its band.
+    `value` is a share of tasks solved (own, published), bits per byte, or parameters.
     """
 
-    how: Literal["own", "published", "size", "none"]
+    how: Literal["own", "bits_per_byte", "published", "size", "none"]
     value: float | None = None
     low: float | None = None
     high: float | None = None
     benchmark: str | None = None
     source: str | None = None
+    loss: float | None = None
+    """Bits per byte more than those of the model `loss_against`, over the latter, in the language where it is most."""
+    loss_low: float | None = None
+    loss_high: float | None = None
+    loss_language: str | None = None
+    loss_against: str | None = None
 
 
 class ScoreSource(msgspec.Struct, frozen=True, kw_only=True):

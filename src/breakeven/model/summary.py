@@ -52,7 +52,7 @@ LARGEST = "over 150 B"
 
 
 @dataclass(frozen=True, slots=True)
-class Experts:
+class ExpertCounts:
     """How the layers that route do it. `batch_half` and `batch_ninety`: sequences in a decode step at which uniform
     routing touches 50 % and 90 % of the experts."""
 
@@ -84,7 +84,7 @@ class Summary:
     published_total_params: int | None
     n_layers: int
     context: int
-    experts: Experts | None
+    experts: ExpertCounts | None
     listed_bytes: int
     kv_bytes_per_token: float
     source: str
@@ -268,13 +268,13 @@ def _cached(spec: ModelSpec, context: int, element_bytes: float) -> Cached:
     )
 
 
-def _experts(spec: ModelSpec) -> Experts | None:
+def _experts(spec: ModelSpec) -> ExpertCounts | None:
     routed = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeFfn)]
     if not routed:
         return None
     first = routed[0]
     sizes = first.n_experts, first.n_experts_per_token
-    return Experts(
+    return ExpertCounts(
         layers=len(routed),
         n_experts=first.n_experts,
         n_experts_per_token=first.n_experts_per_token,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from breakeven.forecast.calibration.fit import LeftOut
-from breakeven.forecast.constants import Constants, Error, Origin
+from breakeven.forecast.constants import Constants, Error, ProfileOrigin
 from breakeven.hardware.reader import read_machine
 from breakeven.model.arithmetic import active_params, file_bytes, total_params
 from breakeven.pages.words import seconds_text
@@ -109,7 +109,7 @@ HOST_RATES = {
 """Of probes with experts in host memory, with how far each may be off."""
 
 
-def _constant_lines(constants: Constants, origin: Origin) -> list[str]:
+def _constant_lines(constants: Constants, origin: ProfileOrigin) -> list[str]:
     at_prior: Sequence[str] = origin.at_prior
     lines = []
     for field, (words, unit, name) in HOST_RATES.items():

@@ -17,7 +17,16 @@ from breakeven.hardware.chips import Chip, Price, rate_words, size_words
 from breakeven.hardware.machine import Machine
 from breakeven.model.catalogue import CatalogueEntry, entries, find, matching, total_of
 from breakeven.model.resolve import path_of
-from breakeven.model.summary import LARGEST, LISTED_FORMAT, SIZE_CLASSES, Detail, Experts, Stored, Summary, size_class
+from breakeven.model.summary import (
+    LARGEST,
+    LISTED_FORMAT,
+    SIZE_CLASSES,
+    Detail,
+    ExpertCounts,
+    Stored,
+    Summary,
+    size_class,
+)
 from breakeven.model.tensors import TensorGroup
 from breakeven.pages.words import bytes_text, count_text, grouped, number
 
@@ -300,7 +309,7 @@ def _list_row(model: Summary) -> list[str]:
     ]
 
 
-def _of(experts: Experts) -> str:
+def _of(experts: ExpertCounts) -> str:
     return f"{experts.n_experts_per_token}/{experts.n_experts}"
 
 

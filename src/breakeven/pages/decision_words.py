@@ -177,12 +177,29 @@ def quality_text(score: QualityScore) -> str:
         band = f" ({count_text(score.low)} to {count_text(score.high)})" if score.low and score.high else ""
         band = "" if score.low == score.high else band
         return f"by size like a dense model of {count_text(score.value)}{band}"
+    lost = _loss_text(score)
+    if score.how == "bits_per_byte":
+        ends = f" ({score.low:.3f}-{score.high:.3f})" if score.low is not None and score.high is not None else ""
+        return f"{score.value:.3f}{ends} bits per byte of {score.benchmark or 'text'}{lost}, own evaluation"
     band = ""
     if score.low is not None and score.high is not None:
         band = f" ({number(score.low * 100)}-{number(score.high * 100)})"
     on = f" on {score.benchmark}" if score.benchmark else ""
     by = "own evaluation" if score.how == "own" else f"published: {score.source or 'source not named'}"
-    return f"{percent_text(score.value)}{band}{on}, {by}"
+    return f"{percent_text(score.value)}{band}{on}{lost}, {by}"
+
+
+def _loss_text(score: QualityScore) -> str:
+    """What is lost against another: ", 9.1 % (8.2-10.0) more than q8 in de"; empty where not known or none."""
+    if not score.loss or score.loss_against is None:
+        return ""
+    ends = ""
+    if score.loss > 0 and score.loss_low is not None and score.loss_high is not None:
+        ends = f" ({score.loss_low * 100:.1f}-{score.loss_high * 100:.1f})"
+    unit = "" if score.how == "bits_per_byte" else " bits per byte"
+    where = "" if score.loss_language in (None, "all") else f" in {score.loss_language}"
+    more = "more" if score.loss > 0 else "fewer"
+    return f", {abs(score.loss) * 100:.1f} %{ends}{unit} {more} than {score.loss_against}{where}"
 
 
 def memory_text(candidate: CandidateResult) -> str:

@@ -61,7 +61,7 @@ def _loads(summary: TraceSummary) -> Table:
     table.add_column("experts", overflow="fold")
     for layer in summary.layers:
         mean = sum(layer.frequencies) / len(layer.frequencies)
-        marks = "".join(_mark(frequency / mean) for frequency in layer.frequencies)
+        marks = "".join(mark(frequency / mean) for frequency in layer.frequencies)
         table.add_row(
             str(layer.layer),
             f"{layer.max_over_mean:.2f}",
@@ -73,7 +73,8 @@ def _loads(summary: TraceSummary) -> Table:
     return table
 
 
-def _mark(over_mean: float) -> str:
+def mark(over_mean: float) -> str:
+    """One character for an expert's load over its layer's mean."""
     return " " if over_mean == 0 else _SHADES[sum(over_mean > edge for edge in _SHADE_EDGES)]
 
 

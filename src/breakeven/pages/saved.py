@@ -10,15 +10,18 @@ from rich.console import Console
 from breakeven.pages.decision_html import write_decision_report
 from breakeven.pages.figures.comparison import export_charts
 from breakeven.pages.html import write_capacity_report, write_load_report, write_report
+from breakeven.pages.lab import show_evaluation, show_experts, show_proof
+from breakeven.pages.lab_html import LabResult, page_beside
 from breakeven.pages.load_terminal import print_capacity, print_load
 from breakeven.pages.terminal import print_comparison
 from breakeven.results.decision import Decision, LogDecision
+from breakeven.results.lab import Evaluation, Proof
 from breakeven.results.load import CapacityStudy, LoadStudy
 from breakeven.results.store import RESULT as RESULT
 from breakeven.results.store import encode, write
 from breakeven.runs.recompute import Study
 
-PAGE, LOG_RESULT = "report.html", "from-log.json"
+PAGE, LOG_RESULT, PROOF = "report.html", "from-log.json", "proof.json"
 
 
 def save(study: Study, out: Path, *, charts: bool = False) -> None:
@@ -38,6 +41,24 @@ def save(study: Study, out: Path, *, charts: bool = False) -> None:
 def json_text(result: msgspec.Struct) -> str:
     """What the file of a result holds. Raises `BreakevenError` when a number in it is not finite."""
     return encode(result).decode().rstrip()
+
+
+def lab_file(place: Path) -> Path | None:
+    """The file of an evaluation, a proof or experts' scores at `place`: itself, or the proof of a directory."""
+    if place.is_file():
+        return place
+    return place / PROOF if (place / PROOF).is_file() else None
+
+
+def show_lab(result: LabResult, data: Path, console: Console | None = None, *, full: bool = False) -> None:
+    """Print the summary of an evaluation, a proof or experts' scores, whose page lies beside `data`."""
+    console, page = console or Console(highlight=False), page_beside(data)
+    if isinstance(result, Evaluation):
+        show_evaluation(result, console, page, full=full)
+    elif isinstance(result, Proof):
+        show_proof(result, console, page, full=full)
+    else:
+        show_experts(result, console, page, full=full)
 
 
 def show(study: Study, out: Path, console: Console | None = None, *, full: bool = False) -> None:

@@ -1,8 +1,8 @@
 """The store: writes every result directory and reads it again. No other module writes a `result.json`.
 
 A directory holds the log of what happened, if something was run, and the result computed from it. Results are public
-contracts (docs/json.md, docs/decision-json.md): fields are only ever added, and each file names the schema it follows,
-which `KINDS` maps to a type. Files are written whole or not at all.
+contracts (docs/json.md, docs/decision-json.md, docs/lab-json.md): fields are only ever added, and each file names the
+schema it follows, which `KINDS` maps to a type. Files are written whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import msgspec
 from breakeven.errors import BreakevenError, UserError
 from breakeven.results.comparison import SCHEMA, Comparison
 from breakeven.results.decision import DECIDE_LOG_SCHEMA, DECISION_SCHEMA, Decision, LogDecision
+from breakeven.results.lab import EVALUATE_SCHEMA, EXPERTS_SCHEMA, PROOF_SCHEMA, Evaluation, ExpertScores, Proof
 from breakeven.results.load import CAPACITY_SCHEMA, CHECK_SCHEMA, LOAD_SCHEMA, CapacityStudy, Check, LoadStudy
 
 RESULT, LOG = "result.json", "events.jsonl"
@@ -44,6 +45,9 @@ KINDS: dict[type[msgspec.Struct], Kind] = {
     Check: Kind(CHECK_SCHEMA, "check"),
     Decision: Kind(DECISION_SCHEMA, "decision"),
     LogDecision: Kind(DECIDE_LOG_SCHEMA, "decision on a log"),
+    Evaluation: Kind(EVALUATE_SCHEMA, "evaluation"),
+    Proof: Kind(PROOF_SCHEMA, "proof"),
+    ExpertScores: Kind(EXPERTS_SCHEMA, "look at experts"),
 }
 """Everything that can be read again. A new schema of an old kind is one more line, with its own type."""
 

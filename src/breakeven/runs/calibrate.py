@@ -28,7 +28,7 @@ from breakeven.forecast.calibration.probes import (
     rounds_of,
     slots_and_context,
 )
-from breakeven.forecast.constants import Origin, Profile, step_engine
+from breakeven.forecast.constants import Profile, ProfileOrigin, step_engine
 from breakeven.forecast.profiles import save_profile
 from breakeven.hardware.machine import Gpu, HostMemory, MachineSpec
 from breakeven.hardware.reader import read_machine
@@ -132,7 +132,7 @@ def profile_of(
         constants=fitted.constants,
         errors=errors_of(left_out),
         ranges=ranges_of(observations),
-        origin=Origin(
+        origin=ProfileOrigin(
             how="probes",
             engine=chosen.engine_name,
             engine_version=next((s["build"] for s in builds if "build" in s), None),

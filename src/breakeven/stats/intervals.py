@@ -17,7 +17,7 @@ Shapes: B blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,6 +143,16 @@ def log_ratio_values(over_B: Floats, under_B: Floats) -> Floats | None:
     return np.asarray(whole + (values - values.mean()), dtype=np.float64)
 
 
+def quotient_values(over_B: Floats, under_B: Floats) -> Floats:
+    """One value a block, with mean sum over / sum under, which may be of any sign; each `under` is positive."""
+    whole = float(over_B.sum() / under_B.sum())
+    n = len(over_B)
+    if n == 1:
+        return np.array([whole])
+    values = n * whole - (n - 1) * (over_B.sum() - over_B) / (under_B.sum() - under_B)
+    return np.asarray(whole + (values - values.mean()), dtype=np.float64)
+
+
 def spread(values_B: Floats, correlation: float) -> Floats:
     """The values moved away from their mean by the factor sqrt((1 + r) / (1 - r)) for a correlation r > 0.
 
@@ -176,9 +186,15 @@ def values_of_runs(over: list[Floats], under: list[Floats]) -> Floats | None:
     While neighbours move together, two become one block, down to `LEAST_BLOCKS`; what correlation is left spreads the
     values.
     """
+    return _values_of_runs(over, under, log_ratio_values)
+
+
+def _values_of_runs(
+    over: list[Floats], under: list[Floats], values_of: Callable[[Floats, Floats], Floats | None]
+) -> Floats | None:
     while True:
         lengths = [len(blocks) for blocks in over]
-        values = log_ratio_values(np.concatenate(over), np.concatenate(under))
+        values = values_of(np.concatenate(over), np.concatenate(under))
         if values is None or len(values) != sum(lengths):
             return values
         follow = correlation(np.split(values, np.cumsum(lengths)[:-1]))
@@ -205,6 +221,18 @@ def ratio_estimate(over: list[Floats], under: list[Floats]) -> Estimate | None:
     if values is None:
         return measured(float(over_B.sum() / under_B.sum()), None, None, int(np.count_nonzero(under_B)))
     return ratio(np.exp(values).tolist())
+
+
+def quotient_estimate(over: list[Floats], under: list[Floats]) -> Estimate:
+    """sum over / sum under, of any sign, with its 95 % interval from the blocks of each run; every `under` is positive.
+
+    Without an interval for fewer than `MIN_BLOCKS` blocks.
+    """
+    values = _values_of_runs(over, under, quotient_values)
+    assert values is not None
+    if len(values) < MIN_PAIRS:
+        return measured(float(values.mean()), None, None, len(values))
+    return measured(*mean_interval(values.tolist()), len(values))
 
 
 def cut(n_requests: int, runs: int, most: int = BLOCKS) -> int:

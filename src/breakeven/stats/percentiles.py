@@ -8,18 +8,21 @@ The values are taken as independent; waiting times behind one queue are not quit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from breakeven.stats.estimate import Estimate, measured
+
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 SURE = 0.99
 """How likely at least `BEYOND` values must lie above a percentile before it is given."""
 BEYOND = 2
 _TAIL = 0.025
+_LEAST_BLOCKS = 3
 _Z = 1.959964
 
 
@@ -93,6 +96,33 @@ def _percentiles(value: Callable[[int], float], n: int, failed: int) -> Iterator
             low=value(low) if low >= 1 else None,
             high=value(high) if high <= n else None,
         )
+
+
+_RESAMPLES = 500
+
+
+def percentile_of_blocks(values: Sequence[NDArray[np.floating]], p: float, seed: int = 0) -> Estimate | None:
+    """Percentile `p` of all values, which come in blocks whose own values move together: whole blocks are resampled.
+
+    None when the values are too few for it; without an interval for fewer than three blocks.
+    """
+    sizes = [len(block) for block in values]
+    if sum(sizes) < minimum_n(p):
+        return None
+    pooled = np.concatenate(values).astype(np.float64)
+    order = np.argsort(pooled, kind="stable")
+    ordered, block_of = pooled[order], np.repeat(np.arange(len(sizes)), sizes)[order]
+    value = float(ordered[nearest_rank(p, len(ordered)) - 1])
+    if len(sizes) < _LEAST_BLOCKS:
+        return measured(value, None, None, len(sizes))
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(_RESAMPLES):
+        times = np.bincount(rng.integers(0, len(sizes), len(sizes)), minlength=len(sizes))
+        ranks = np.cumsum(times[block_of])
+        found.append(ordered[np.searchsorted(ranks, nearest_rank(p, int(ranks[-1])))])
+    low, high = np.quantile(found, [_TAIL, 1 - _TAIL])
+    return measured(value, min(value, float(low)), max(value, float(high)), len(sizes))
 
 
 def nearest_rank(p: float, n: int) -> int:

@@ -42,6 +42,7 @@ server does, whatever its headers say): from then on none is kept after a stream
 _RESPONSE_BYTES = 256 * 2**20
 _HEADS = 64
 """Request lines kept ready."""
+_JSON = ((b"content-type", b"application/json"), (b"user-agent", b"breakeven/" + __version__.encode()))
 
 
 class Waits(Protocol):
@@ -188,10 +189,16 @@ class HttpClient:
             connection.close()
         self._connect(exchange)
 
-    async def get(self, path: str, *, timeout_s: float = 2.0, limit_bytes: int = 1 << 20) -> tuple[int, bytes]:
-        """Status and body of a short answer, such as `/metrics`. Raises GetError when none came."""
+    async def get(
+        self, path: str, *, body: bytes = b"", timeout_s: float = 2.0, limit_bytes: int = 1 << 20
+    ) -> tuple[int, bytes]:
+        """Status and body of a short answer, such as `/metrics`, or the one to `body`, a JSON document that is posted.
+
+        Raises GetError when none came.
+        """
+        method, headers = (b"POST", _JSON) if body else (b"GET", ())
         gathered = _Gather()
-        exchange = self.send(path, (), b"", gathered, b"GET")
+        exchange = self.send(path, headers, body, gathered, method)
         exchange.total_ns = min(exchange.total_ns, round(timeout_s * _S))
         exchange.limit_bytes = min(exchange.limit_bytes, limit_bytes)
         self.watch(exchange.total_ns / _S)

@@ -282,6 +282,8 @@ constraints:
 # quality:
 #   source: own                # own, published or size; the best that covers every candidate when not said
 #   scores: {{name of a candidate: 71%}}
+#   evaluation: evaluation.json  # instead: what `breakeven evaluate` measured of these candidates
+#   max_loss: 3%               # bits per byte that a candidate of it may lose
 #   floor: 60%
 
 # languages: [en, de]

@@ -99,11 +99,19 @@ def study_of(found: Mapping[Any, Any], path: Path, where: str) -> StudyPlan:
     trace, arrivals, load_per_s, hours = _arrivals(where, load, path.parent)
     low, high = _range(where, load, load_per_s)
     _check(where, study, names)
+    quality = study.quality
+    if quality.evaluation is not None:
+        from breakeven.answer.study.evaluation import told_by
+
+        file = existing(f"{where}: quality.evaluation", path.parent, str(quality.evaluation))
+        floors = quality.floor is not None or any(part.floor is not None for part in study.parts)
+        quality = told_by(where, replace(quality, evaluation=file), candidates, study.languages, floors)
     return replace(
         study,
         name=study.name or path.stem,
         question=study.question or QUESTION,
         candidates=candidates,
+        quality=quality,
         path=path,
         workload=Workload(
             arrivals=arrivals,
@@ -133,7 +141,8 @@ def _check(where: str, study: StudyPlan, names: list[str]) -> None:
     shares = sum(part.share for part in study.parts)
     if study.parts and abs(shares - 1) > 1e-6:
         raise UserError(f"{where}: parts: found shares that add up to {shares:.4g}, they must add up to 100%")
-    if study.quality.source == "own" and (missing := [name for name in names if name not in study.quality.scores]):
+    own = study.quality.source == "own" and study.quality.evaluation is None
+    if own and (missing := [name for name in names if name not in study.quality.scores]):
         raise UserError(
             f"{where}: quality.scores: missing for {missing[0]!r}; your own scores must cover every candidate"
         )

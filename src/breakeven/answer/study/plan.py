@@ -6,6 +6,7 @@ where it is not given. Fields marked FACT are no keys; `load.py` works them out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -25,6 +26,7 @@ from breakeven.answer.study.values import (
     Day,
     FilePart,
     Flag,
+    Floor,
     Growth,
     Language,
     Memory,
@@ -39,6 +41,7 @@ from breakeven.answer.study.values import (
     text,
 )
 from breakeven.hardware.placement import Placement
+from breakeven.model.quality import QualityScore
 from breakeven.results.cost import Api, Pricing
 from breakeven.traffic.workload import Slo, Workload
 
@@ -205,15 +208,29 @@ class Constraints(FilePart):
 class QualityPlan(FilePart):
     """Where quality comes from and how much is enough. `source` None: the best that covers every candidate.
 
-    `scores`: share of tasks solved (0 to 1) by candidate name, the user's own evaluation. `answer_tokens`: mean length
-    of an answer by candidate name, where the models differ. `floor`: a candidate below it is ruled out.
+    `scores`: share of tasks solved (0 to 1) by candidate name, the user's own evaluation. `evaluation`: a file of
+    `breakeven evaluate` that says as much. `answer_tokens`: mean length of an answer by candidate name, where the
+    models differ. `floor`: a candidate below it is ruled out. `max_loss`: so is one that loses more bits per byte.
     """
 
     source: QualitySource | None = None
     benchmark: str | None = None
     scores: dict[str, Share] = field(default_factory=dict)
+    evaluation: Annotated[Path, PLACE] | None = None
     answer_tokens: dict[str, Above0] = field(default_factory=dict)
-    floor: AtLeast0 | None = None
+    floor: Floor | None = None
+    max_loss: Share | None = None
+    told: Mapping[str, QualityScore] | None = field(default=None, metadata=FACT)
+    """What the evaluation says of each candidate; None without one."""
+
+    def as_typed(self) -> Self:
+        if self.evaluation is not None and self.scores:
+            raise ValueError("scores, or an evaluation, which brings its own, but not both")
+        if self.evaluation is not None and (self.source not in (None, "own") or self.benchmark is not None):
+            raise ValueError("an evaluation alone, without another source or benchmark: sources are never mixed")
+        if self.max_loss is not None and self.evaluation is None:
+            raise ValueError("max_loss beside an evaluation alone: `breakeven evaluate --text` measures what is lost")
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +239,7 @@ class TrafficPart(FilePart):
 
     name: str
     share: Share
-    floor: AtLeast0 | None = None
+    floor: Floor | None = None
     candidates: Annotated[tuple[str, ...], LIST] = ()
     """The only ones that may serve it; empty: any."""
 

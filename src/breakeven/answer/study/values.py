@@ -189,6 +189,10 @@ def _share(value: object) -> object:
     return share
 
 
+def _floor(value: object) -> object:
+    return _share(value) if isinstance(value, str) else value
+
+
 def _growth(value: object) -> object:
     growth = _quantity(parse_share, value)
     if growth is None or not -1 < growth <= 1000:
@@ -296,4 +300,6 @@ Count = Annotated[int, whole(0)]
 CountAbove0 = Annotated[int, whole(1)]
 Above0 = Annotated[float, number(gt=0)]
 AtLeast0 = Annotated[float, number(ge=0)]
+Floor = Annotated[float, number(ge=0), read_by(_floor)]
+"""A share of tasks, in either form, or a plain number of billions of parameters."""
 AtLeast1 = Annotated[float, number(ge=1)]

@@ -13,15 +13,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
 
 from breakeven.engines.family import die_with_parent
+from breakeven.engines.inside.columns import Weigh, weigh
 from breakeven.engines.inside.library import Context, Library, Model, library_path
 from breakeven.engines.inside.observe import RoutingObserver, TimeObserver
-from breakeven.errors import BreakevenError, NotSupportedError
+from breakeven.errors import BreakevenError, NotSupportedError, UserError
 
 _UNTIMED_STEPS = 2
 _PASSES_FOR_COST = 3
@@ -89,7 +90,7 @@ class Greedy(msgspec.Struct, tag="greedy", frozen=True, kw_only=True):
     n: int
 
 
-Request = LoadFile | Tokenize | Vocabulary | Trace | Time | Rate | Logits | Greedy
+Request = LoadFile | Tokenize | Vocabulary | Trace | Weigh | Time | Rate | Logits | Greedy
 
 
 class Done(msgspec.Struct, tag="done", frozen=True, kw_only=True):
@@ -190,10 +191,13 @@ class Worker:
             case Tokenize():
                 return Tokens(ids=self._model.tokenize(request.text, parse_special=request.parse_special))
             case Vocabulary():
-                first, last = self._model.ends()
+                first, last = self._model.added()
                 return Attributes(of=self._model.attributes(), first=first, last=last)
             case Trace():
                 return self._trace(request)
+            case Weigh():
+                weigh(self._model, request, self._folder, self._say)
+                return Done()
             case Time():
                 return self._time(request)
             case Rate():
@@ -334,33 +338,48 @@ class _Sayer:
             write(self._replies, Doing(what=what, share=share))
 
 
-def write(replies: BinaryIO, reply: Reply) -> None:
+def write(replies: BinaryIO, reply: msgspec.Struct) -> None:
     """One message to the parent."""
     replies.write(msgspec.json.encode(reply) + b"\n")
     replies.flush()
 
 
-def main() -> None:
-    """Serve requests until standard input ends."""
+Answer = Callable[[Any], msgspec.Struct]
+
+
+def serve(requests: Any, begin: Callable[[Any, Say], tuple[msgspec.Struct, Answer]]) -> None:
+    """Serve requests of the type `requests` until standard input ends.
+
+    `begin` takes the first one, which loads, and gives its reply and what answers the others.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = _replies_only()
     say = _Sayer(replies)
-    worker: Worker | None = None
+    answer: Answer | None = None
     for line in sys.stdin.buffer:
-        reply: Reply
+        reply: msgspec.Struct
         try:
-            request = msgspec.json.decode(line, type=Request)
-            if isinstance(request, LoadFile):
-                die_with_parent(request.parent_pid)
-                worker = Worker(request, say)
-                reply = worker.loaded()
-            elif worker is None:
-                reply = Unable(text="no model is loaded", supported=True)
+            request = msgspec.json.decode(line, type=requests)
+            if answer is None:
+                reply, answer = begin(request, say)
             else:
-                reply = worker.answer(request)
+                reply = answer(request)
         except BreakevenError as error:
-            reply = Unable(text=str(error), supported=not isinstance(error, NotSupportedError))
+            reply = Unable(text=str(error), supported=not isinstance(error, UserError))
         write(replies, reply)
+
+
+def _begin(request: Request, say: Say) -> tuple[Reply, Answer]:
+    if not isinstance(request, LoadFile):
+        raise BreakevenError("no model is loaded")
+    die_with_parent(request.parent_pid)
+    worker = Worker(request, say)
+    return worker.loaded(), worker.answer
+
+
+def main() -> None:
+    """The look inside one model."""
+    serve(Request, _begin)
 
 
 if __name__ == "__main__":

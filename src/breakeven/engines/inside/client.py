@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -31,7 +31,7 @@ from breakeven.errors import EngineError, NotSupportedError, UserError
 from breakeven.hardware.reader import available_threads
 from breakeven.results.comparison import NodeProfile, NodeTime
 
-_R = TypeVar("_R", bound=m.Reply)
+_R = TypeVar("_R", bound=msgspec.Struct)
 ALL_LAYERS = -1
 """On the GPU, where the build has one."""
 _LAST_LINES = 5
@@ -55,38 +55,35 @@ GNU OpenMP's own default, one busy neighbour on two cores cost nine tenths of th
 """
 
 
-class Inside:
-    """A GGUF loaded in a child process. A context manager; the child also ends when this process does.
+class ChildProcess:
+    """A process of ours that answers requests. A context manager; the child also ends when this process does.
 
     Use it in the thread that made it, or one that outlives it: the kernel ties the child to that thread.
     """
 
     def __init__(
         self,
-        model: Path,
-        threads: int | None = None,
+        module: str,
+        subject: str,
+        replies: Any,
         environment: Mapping[str, str] | None = None,
         *,
-        mtp: bool = False,
-        gpu_layers: int = ALL_LAYERS,
-        vocab_only: bool = False,
         limit_s: float | None = None,
         on_step: OnStep = lambda what, share: None,
     ) -> None:
-        """Start the child and load `model`, with drafting blocks if asked; `environment` is added to this process's.
+        """Start `module`, which works on `subject` and whose replies are of the type `replies`.
 
-        `vocab_only`: without weights, so that it can only tokenize. `limit_s`: the child is ended after so long.
-        Raises UserError for a file that is not GGUF, NotSupportedError for a library whose layout is not the known one,
-        EngineError with the child's last lines when it dies, and TooLongError.
+        `environment` is added to this process's. `limit_s`: the child is ended after so long, which raises
+        TooLongError.
         """
-        self.model = _checked(model)
+        self._subject, self._replies = subject, replies
         self._limit_s, self._on_step, self._late = limit_s, on_step, False
         self._scratch = tempfile.TemporaryDirectory(prefix="breakeven-inside-")
         self.folder = Path(self._scratch.name)
         self._log = (self.folder / "stderr").open("wb")
         environment = {**WAIT_SETTINGS, **os.environ, **(environment or {})}
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "breakeven.engines.inside.child"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -97,22 +94,6 @@ class Inside:
             self._clock = threading.Timer(limit_s, self._end_late)
             self._clock.daemon = True
             self._clock.start()
-        try:
-            self.loaded = self.ask(
-                m.LoadFile(
-                    model=str(self.model),
-                    threads=threads or available_threads(),
-                    folder=str(self.folder),
-                    parent_pid=os.getpid(),
-                    mtp=mtp,
-                    gpu_layers=gpu_layers,
-                    vocab_only=vocab_only,
-                ),
-                m.LoadedFile,
-            )
-        except BaseException:
-            self.close()
-            raise
 
     def __enter__(self) -> Self:
         return self
@@ -127,21 +108,21 @@ class Inside:
         """The child's process id."""
         return self._child.pid
 
-    def ask(self, request: m.Request, expected: type[_R]) -> _R:
+    def ask(self, request: msgspec.Struct, expected: type[_R]) -> _R:
         """One request, one reply of the type expected. Raises NotSupportedError or EngineError."""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._child.stdin.write(msgspec.json.encode(request) + b"\n")
             self._child.stdin.flush()
-        reply: m.Reply = m.Doing(what="", share=0.0)
+        reply: msgspec.Struct = m.Doing(what="", share=0.0)
         while isinstance(reply, m.Doing):
             line = self._child.stdout.readline()
             if not line and self._late:
-                raise TooLongError(f"looking inside {self.model.name} took longer than {self._limit_s:.0f} s")
+                raise TooLongError(f"looking inside {self._subject} took longer than {self._limit_s:.0f} s")
             if not line:
                 raise EngineError(self._obituary())
-            reply = msgspec.json.decode(line, type=m.Reply)
+            reply = msgspec.json.decode(line, type=self._replies)
             if isinstance(reply, m.Doing):
                 self._on_step(reply.what, reply.share)
         if isinstance(reply, m.Unable):
@@ -151,20 +132,6 @@ class Inside:
         if not isinstance(reply, expected):
             raise EngineError(f"llama.cpp's process answered {type(reply).__name__} to {type(request).__name__}")
         return reply
-
-    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """Token ids of a text in the model's own vocabulary; special tokens in it are their letters unless asked."""
-        return self.ask(m.Tokenize(text=text, parse_special=parse_special), m.Tokens).ids
-
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits (tokens, vocabulary) after each token, all computed in one batch."""
-        self.ask(m.Logits(tokens=list(tokens)), m.Done)
-        logits: NDArray[np.float32] = np.load(self.folder / "logits.npy")
-        return logits
-
-    def greedy(self, tokens: Sequence[int], n: int) -> list[int]:
-        """The `n` tokens that follow when the likeliest is taken each time."""
-        return self.ask(m.Greedy(tokens=list(tokens), n=n), m.Tokens).ids
 
     def _end_late(self) -> None:
         self._late = True
@@ -192,10 +159,68 @@ class Inside:
         status = self._child.wait(_CLOSE_TIMEOUT_S)
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         said = "; ".join(self._last_lines()) or "it printed nothing"
-        return f"llama.cpp's process {how} while looking inside {self.model.name}: {said}"
+        return f"llama.cpp's process {how} while looking inside {self._subject}: {said}"
 
 
-def _checked(model: Path) -> Path:
+class Inside(ChildProcess):
+    """A GGUF loaded in a child process."""
+
+    def __init__(
+        self,
+        model: Path,
+        threads: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        *,
+        mtp: bool = False,
+        gpu_layers: int = ALL_LAYERS,
+        vocab_only: bool = False,
+        limit_s: float | None = None,
+        on_step: OnStep = lambda what, share: None,
+    ) -> None:
+        """Start the child and load `model`, with drafting blocks if asked; `vocab_only`: it can only tokenize.
+
+        `vocab_only`: without weights, so that it can only tokenize. `environment`, `limit_s`: as of any child.
+        Raises UserError for a file that is not GGUF, NotSupportedError for a
+        library whose layout is not the known one, EngineError with the child's last lines when it dies, and
+        TooLongError.
+        """
+        self.model = checked_gguf(model)
+        super().__init__(
+            "breakeven.engines.inside.child", model.name, m.Reply, environment, limit_s=limit_s, on_step=on_step
+        )
+        try:
+            self.loaded = self.ask(
+                m.LoadFile(
+                    model=str(self.model),
+                    threads=threads or available_threads(),
+                    folder=str(self.folder),
+                    parent_pid=os.getpid(),
+                    mtp=mtp,
+                    gpu_layers=gpu_layers,
+                    vocab_only=vocab_only,
+                ),
+                m.LoadedFile,
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Token ids of a text in the model's own vocabulary; special tokens in it are their letters unless asked."""
+        return self.ask(m.Tokenize(text=text, parse_special=parse_special), m.Tokens).ids
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits (tokens, vocabulary) after each token, all computed in one batch."""
+        self.ask(m.Logits(tokens=list(tokens)), m.Done)
+        logits: NDArray[np.float32] = np.load(self.folder / "logits.npy")
+        return logits
+
+    def greedy(self, tokens: Sequence[int], n: int) -> list[int]:
+        """The `n` tokens that follow when the likeliest is taken each time."""
+        return self.ask(m.Greedy(tokens=list(tokens), n=n), m.Tokens).ids
+
+
+def checked_gguf(model: Path) -> Path:
     """The path, if a GGUF file is there."""
     try:
         with model.open("rb") as file:

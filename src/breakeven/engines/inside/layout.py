@@ -16,7 +16,9 @@ from breakeven.errors import NotSupportedError
 EVAL_CALLBACK = c.CFUNCTYPE(c.c_bool, c.c_void_p, c.c_bool, c.c_void_p)
 """`ggml_backend_sched_eval_callback`: node, ask, user data."""
 
-GGML_TYPE_F16 = 1
+GGML_TYPE_F32, GGML_TYPE_F16 = 0, 1
+FLASH_ATTENTION_OFF = 0
+"""Of `llama_flash_attn_type`; where it is on, keys and values are computed with in half precision."""
 MAX_DIMS = 4
 MAX_SRC = 10
 MAX_OP_PARAMS_BYTES = 64
@@ -161,6 +163,21 @@ CONTEXT_DEFAULTS: Mapping[str, object] = {
     "n_samplers": 0,
     "ctx_other": None,
 }
+
+
+class KvOverride(c.Structure):
+    """`llama_model_kv_override` holding a whole number; a list of them ends with an empty key."""
+
+    _fields_ = (
+        ("tag", c.c_int32),
+        ("key", c.c_char * 128),
+        ("number", c.c_int64),
+        ("rest_of_union", c.c_uint8 * 120),
+    )
+
+
+KV_INT = 0
+"""Tag of a whole number."""
 
 
 class LlamaBatch(c.Structure):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes as c
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,14 @@ from numpy.typing import NDArray
 from breakeven.engines.inside.layout import (
     CONTEXT_DEFAULTS,
     EVAL_CALLBACK,
+    FLASH_ATTENTION_OFF,
+    GGML_TYPE_F32,
+    KV_INT,
     MODEL_DEFAULTS,
     ContextParams,
     GgmlInitParams,
     GgmlTensor,
+    KvOverride,
     LlamaBatch,
     ModelParams,
     unknown_layout,
@@ -55,7 +59,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "llama_memory_clear": (None, [_P, c.c_bool]),
     "llama_model_get_vocab": (_P, [_P]),
     "llama_vocab_n_tokens": (_I, [_P]),
+    "llama_vocab_is_eog": (c.c_bool, [_P, _I]),
+    "llama_token_to_piece": (_I, [_P, _I, c.c_char_p, _I, _I, c.c_bool]),
     "llama_model_n_layer": (_I, [_P]),
+    "llama_model_n_ctx_train": (_I, [_P]),
     "llama_model_meta_val_str": (_I, [_P, c.c_char_p, c.c_char_p, c.c_size_t]),
     "llama_tokenize": (_I, [_P, c.c_char_p, _I, c.POINTER(_I), _I, c.c_bool, c.c_bool]),
     "llama_vocab_get_attr": (c.c_int, [_P, _I]),
@@ -67,6 +74,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "ggml_op_name": (c.c_char_p, [_I]),
     "ggml_nbytes": (c.c_size_t, [_P]),
     "ggml_backend_tensor_get": (None, [_P, _P, c.c_size_t, c.c_size_t]),
+    "ggml_backend_tensor_set": (None, [_P, _P, c.c_size_t, c.c_size_t]),
     "ggml_tensor_overhead": (c.c_size_t, []),
     "ggml_init": (_P, [GgmlInitParams]),
     "ggml_free": (None, [_P]),
@@ -151,6 +159,7 @@ def _log_problems(level: int, text: bytes, _user_data: int) -> None:
 
 
 _META_BYTES = 1024
+_PIECE_BYTES = 256
 
 NodeCallback = Callable[[int, bool], bool]
 """Called with the address of a node and whether llama.cpp asks (true) or tells that it is computed (false)."""
@@ -167,13 +176,15 @@ class Model:
         *,
         mtp: bool = False,
         gpu_layers: int = -1,
+        numbers: Mapping[str, int] | None = None,
         vocab_only: bool = False,
         on_share: Callable[[float], None] = lambda share: None,
     ) -> None:
         """Load with llama.cpp's defaults (mapped file, repacking), drafting blocks only if asked for.
 
-        `gpu_layers`: -1 for all; 0 leaves a GPU alone altogether. `vocab_only`: no weights, so nothing can be computed.
-        `on_share` is told how much is loaded. Raises EngineError when it cannot be loaded.
+        `gpu_layers`: -1 for all; 0 leaves a GPU alone altogether. `numbers`: metadata read as these whole numbers, not
+        as the file has it. `vocab_only`: no weights, so nothing can be computed. `on_share` is told how much is loaded.
+        Raises EngineError when it cannot be loaded.
         """
         self.library = library
         self.threads = threads
@@ -186,6 +197,11 @@ class Model:
         nothing = (c.c_void_p * 1)(None)
         if gpu_layers == 0:
             params.devices = c.cast(nothing, c.c_void_p)
+        overrides = (KvOverride * (len(numbers or {}) + 1))()
+        for override, (key, number) in zip(overrides, (numbers or {}).items(), strict=False):
+            override.tag, override.key, override.number = KV_INT, key.encode(), number
+        if numbers:
+            params.kv_overrides = c.cast(overrides, c.c_void_p)
 
         def loading(share: float, _user_data: int) -> bool:
             on_share(share)
@@ -198,6 +214,7 @@ class Model:
             raise EngineError(f"llama.cpp cannot load {path}")
         self._vocab = library.llama_model_get_vocab(self.address)
         self.n_vocab: int = library.llama_vocab_n_tokens(self._vocab)
+        self.n_positions: int = library.llama_model_n_ctx_train(self.address)
 
     def meta(self, key: str) -> str | None:
         """A metadata value as text, None when the file does not have it."""
@@ -210,25 +227,38 @@ class Model:
         text = self.meta(f"{self.meta('general.architecture')}.{key}") or "0"
         return max(int(part) for part in text.strip("[]").split(","))
 
-    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """Token ids of a text in the model's own vocabulary, with its special first token if it wants one.
+    def tokenize(self, text: str, *, special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of a text in the model's own vocabulary; `special`: with its special first token if it wants one.
 
-        `parse_special`: special tokens written in the text are these tokens, not their letters.
+        What looks like a special token in the text is text, unless `parse_special`.
         """
         raw = text.encode()
         room = len(raw) + 8
         ids = (c.c_int32 * room)()
-        count = self.library.llama_tokenize(self._vocab, raw, len(raw), ids, room, True, parse_special)
+        count = self.library.llama_tokenize(self._vocab, raw, len(raw), ids, room, special, parse_special)
         if count < 0:
             raise EngineError(f"{self.path.name}: its tokenizer refused the text")
         return list(ids[:count])
+
+    def piece(self, token: int) -> bytes:
+        """What one token adds to a text; nothing for a special token."""
+        buffer = c.create_string_buffer(_PIECE_BYTES)
+        length = self.library.llama_token_to_piece(self._vocab, token, buffer, _PIECE_BYTES, 0, False)
+        if length < 0:
+            buffer = c.create_string_buffer(-length)
+            length = self.library.llama_token_to_piece(self._vocab, token, buffer, -length, 0, False)
+        return buffer.raw[: max(0, length)]
+
+    def ends(self, token: int) -> bool:
+        """Whether the token ends an answer."""
+        return bool(self.library.llama_vocab_is_eog(self._vocab, token))
 
     def attributes(self) -> list[int]:
         """`llama_token_attr` of each token, after all that llama.cpp corrects on loading."""
         attribute = self.library.llama_vocab_get_attr
         return [attribute(self._vocab, token) for token in range(self.n_vocab)]
 
-    def ends(self) -> tuple[int | None, int | None]:
+    def added(self) -> tuple[int | None, int | None]:
         """The token put before every text, and the one put behind it; None where there is none."""
         library, vocab = self.library, self._vocab
         first = library.llama_vocab_bos(vocab) if library.llama_vocab_get_add_bos(vocab) else None
@@ -242,10 +272,13 @@ class Model:
 class Context:
     """One sequence's memory, observed or not."""
 
-    def __init__(self, model: Model, n_ctx: int, n_batch: int, observe: NodeCallback | None = None) -> None:
+    def __init__(
+        self, model: Model, n_ctx: int, n_batch: int, observe: NodeCallback | None = None, *, exact: bool = False
+    ) -> None:
         """A context of `n_ctx` positions and batches of up to `n_batch` tokens, each computed as one graph.
 
-        Raises EngineError when llama.cpp cannot make it.
+        `exact`: attention in single precision, which llama.cpp otherwise computes in half. Raises EngineError when
+        llama.cpp cannot make it.
         """
         self._library = model.library
         self._model = model
@@ -253,6 +286,9 @@ class Context:
         params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, n_batch
         params.n_outputs_max_per_seq = n_batch
         params.n_threads = params.n_threads_batch = model.threads
+        if exact:
+            params.type_k = params.type_v = GGML_TYPE_F32
+            params.flash_attn_type = FLASH_ATTENTION_OFF
         self.failure: BaseException | None = None
         self._callback = EVAL_CALLBACK(self._guarded(observe)) if observe else None
         if self._callback:
@@ -304,6 +340,11 @@ class Context:
         """Copy of the logits (V,) of the last batch's token `index`; -1 is the last one."""
         pointer = self._library.llama_get_logits_ith(self.address, index)
         return np.ctypeslib.as_array(pointer, (self._model.n_vocab,)).copy()
+
+    def logits_in_place(self, n: int) -> NDArray[np.float32]:
+        """The logits (n, V) of the last batch, whose `n` outputs were all asked for: valid until the next one."""
+        pointer = self._library.llama_get_logits_ith(self.address, 0)
+        return np.ctypeslib.as_array(pointer, (n, self._model.n_vocab))
 
     def clear(self) -> None:
         """Forget every position."""

@@ -98,6 +98,8 @@ def fit(observations: Sequence[Observation], tile: int = 1, *, few: bool = False
             at_prior.append(chosen[i].name)
     constants = _constants(base, chosen, x)
     residuals = data.log_predicted(constants) - data.log_seconds
+    # Settling may stop early, and fixing a constant may leave more: what is told is what was left in the end.
+    noise = _scatter(residuals)
     spread = dict(zip([chosen[i].name for i in kept], _after(data, base, chosen, x, noise, kept), strict=True))
     return Fitted(constants, (*at_prior, "routing_alpha"), residuals, noise, spread)
 
@@ -117,14 +119,17 @@ def _settle(
     """Alternate between the constants and the noise they leave until both stand."""
     for _ in range(4):
         x = _minimise(data, base, chosen, x, noise, kept)
-        left = np.abs(data.log_predicted(_constants(base, chosen, x)) - data.log_seconds)
-        # 1.4826 median |r| is the standard deviation of normal residuals.
-        found = max(LEAST_NOISE, 1.4826 * float(np.median(left)))
+        found = _scatter(data.log_predicted(_constants(base, chosen, x)) - data.log_seconds)
         settled = abs(found / noise - 1.0) < 0.05
         noise = found
         if settled:
             break
     return x, noise
+
+
+def _scatter(residuals: Floats) -> float:
+    """Their robust spread: 1.4826 times the median of |r| is the standard deviation of normal residuals."""
+    return max(LEAST_NOISE, 1.4826 * float(np.median(np.abs(residuals))))
 
 
 def _minimise(

@@ -255,7 +255,7 @@ class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return _plain(super().format(record))
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802
+    def formatException(self, ei: Any) -> str:
         return _plain(super().formatException(ei))
 
 

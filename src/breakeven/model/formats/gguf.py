@@ -63,7 +63,9 @@ def _walk(spec: ModelSpec, imatrix: bool) -> tuple[tuple[Tensor, Place | GgmlTyp
     gqa = _gqa(spec)
     architecture = family_of(spec).gguf_architecture or ""
     kept_f32, kept_f16 = _ALSO_F32.get(architecture, ()), (*_KEPT_F16, *_ALSO_F16.get(architecture, ()))
-    roles = {tensor.name: category(tensor.name) for tensor in everything if _is_matrix(tensor, kept_f32)}
+    roles = {
+        tensor.name: category(tensor.name) for tensor in everything if _is_matrix(tensor.name, tensor.shape, kept_f32)
+    }
     n_values = sum(1 for role in roles.values() if role is V)
     # Drafting blocks count as layers here.
     n_layers = max((tensor.layer for tensor in everything if tensor.layer is not None), default=-1) + 1
@@ -142,13 +144,18 @@ def _fitting(kind: GgmlType, row: int) -> GgmlType:
     return smaller if row % block_size(smaller) == 0 else T.F16
 
 
-def _is_matrix(tensor: Tensor, also_kept: tuple[str, ...] = ()) -> bool:
+def _is_matrix(name: str, shape: tuple[int, ...], also_kept: tuple[str, ...] = ()) -> bool:
     """Whether the tensor is stored in the format at all: vectors, biases, routers and small convolutions stay F32."""
-    shape = tensor.shape
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
-    kept = any(part in tensor.name for part in (*_KEPT_F32, *_COEFFICIENTS, *also_kept))
-    return len(shape) > 1 and tensor.name.endswith("weight") and not kept
+    kept = any(part in name for part in (*_KEPT_F32, *_COEFFICIENTS, *also_kept))
+    return len(shape) > 1 and name.endswith("weight") and not kept
+
+
+def takes_format(name: str, shape: tuple[int, ...], architecture: str) -> bool:
+    """Whether a quantizer may change the tensor's type, or leaves it as the model was converted."""
+    kept = (*_KEPT_F16, *_ALSO_F16.get(architecture, ()))
+    return _is_matrix(name, shape, _ALSO_F32.get(architecture, ())) and not any(part in name for part in kept)
 
 
 def _is_70b(spec: ModelSpec) -> bool:

@@ -16,10 +16,12 @@ _LABEL = re.compile(
     r"(?:^|(?<=[-._ ]))(?:UD-)?(?:I?Q\d(?:_\d|_K)?(?:_[A-Z]+)*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|BF16|F16|F32)$",
     re.IGNORECASE,
 )
+_BITS = re.compile(r"-(?P<bits>\d+\.\d\d)bpw$")
+"""What `breakeven quantize` adds to a format's name where the file holds more bits a weight than it says."""
 _FILE_TYPES = (
     "0 F32,1 F16,2 Q4_0,3 Q4_1,7 Q8_0,8 Q5_0,9 Q5_1,10 Q2_K,11 Q3_K_S,12 Q3_K_M,13 Q3_K_L,14 Q4_K_S,15 Q4_K_M,"
     "16 Q5_K_S,17 Q5_K_M,18 Q6_K,19 IQ2_XXS,20 IQ2_XS,21 Q2_K_S,22 IQ3_XS,23 IQ3_XXS,24 IQ1_S,25 IQ4_NL,26 IQ3_S,"
-    "27 IQ3_M,28 IQ2_S,29 IQ2_M,30 IQ4_XS,31 IQ1_M,32 BF16,36 TQ1_0,37 TQ2_0,38 MXFP4,39 NVFP4,40 Q1_0"
+    "27 IQ3_M,28 IQ2_S,29 IQ2_M,30 IQ4_XS,31 IQ1_M,32 BF16,36 TQ1_0,37 TQ2_0,38 MXFP4,39 NVFP4,40 Q1_0,41 Q2_0"
 )
 FILE_TYPES = {int(code): name for code, name in (each.split() for each in _FILE_TYPES.split(","))}
 """What `general.file_type` stands for (llama.cpp's `llama_ftype`)."""
@@ -120,10 +122,18 @@ def model_name(header: GgufHeader) -> str:
     return str(said) if said and re.match(r"sha256[-:]", stem) else stem
 
 
+def bare_name(header: GgufHeader) -> str:
+    """`model_name` without the word for its mixture of types at the end."""
+    stem = model_name(header)
+    return _LABEL.sub("", _BITS.sub("", stem)).rstrip("-._ ") or stem
+
+
 def label(header: GgufHeader, rows: Sequence[StoredTensor]) -> str:
     """The file's own word for its mixture of types: in its name, else in its header, else what most bytes are."""
-    if (said := _LABEL.search(_stem(header.path))) is not None:
-        return said[0].upper()
+    stem = _stem(header.path)
+    made = _BITS.search(stem)
+    if (said := _LABEL.search(_BITS.sub("", stem))) is not None:
+        return said[0].upper() + (f" ({made['bits']})" if made else "")
     code = header.metadata.get("general.file_type")
     if isinstance(code, int) and code & 0x3FF in FILE_TYPES:
         return FILE_TYPES[code & 0x3FF]

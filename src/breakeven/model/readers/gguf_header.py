@@ -68,6 +68,7 @@ TYPES: dict[int, tuple[str, int, int]] = {
     39: ("MXFP4", 32, 17),
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
 }
 """A tensor type's code: its name, elements and bytes of a block (ggml/include/ggml.h, ggml/src/ggml-common.h)."""
 

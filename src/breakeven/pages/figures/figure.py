@@ -17,7 +17,7 @@ from breakeven.errors import printable
 if TYPE_CHECKING:
     import altair as alt
 
-    Drawing = alt.Chart | alt.LayerChart | alt.FacetChart | alt.VConcatChart
+    Drawing = alt.Chart | alt.LayerChart | alt.FacetChart | alt.VConcatChart | alt.HConcatChart
 
 # No quotes in here: it stands inside an SVG attribute as it is.
 FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, Liberation Sans, Arial, sans-serif"

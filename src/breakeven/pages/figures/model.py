@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from breakeven.pages.figures.figure import (
@@ -211,19 +212,24 @@ def _routing(routing: Routing, colour: str, index: int) -> Figure:
         caption=f"Share of {number(routing.tokens, 0)} tokens sent to each expert; "
         f"{routing.n_experts_per_token} are chosen for a token. "
         f"{scale}; blank was never chosen ({never} of {len(rows)}).",
-        wide=_heat(rows, routing, top, colour, narrow=False),
-        narrow=_heat(rows, routing, top, colour, narrow=True) if len(rows) <= CELLS_DRAWN_TWICE else None,
+        wide=heat(rows, routing.layers, routing.n_experts, top, colour, narrow=False),
+        narrow=heat(rows, routing.layers, routing.n_experts, top, colour, narrow=True)
+        if len(rows) <= CELLS_DRAWN_TWICE
+        else None,
     )
 
 
-def _heat(rows: list[dict[str, Any]], routing: Routing, top: float, colour: str, narrow: bool) -> Drawing:
+def heat(
+    rows: list[dict[str, Any]], layers: Sequence[int], n_experts: int, top: float, colour: str, narrow: bool
+) -> Drawing:
+    """A cell an expert and layer, as dark as its share of `top`. `rows`: layer, expert and share of each."""
     import altair as alt
 
     # One colour whose opacity carries the share: the paper shows through, whatever the theme.
     width = NARROW - 44 if narrow else WIDE - 48
-    height = min(300, max(80, 14 * len(routing.layers)))
-    every = max(1, routing.n_experts // 8)
-    layer_step = max(1, len(routing.layers) // 8)
+    height = min(300, max(80, 14 * len(layers)))
+    every = max(1, n_experts // 8)
+    layer_step = max(1, len(layers) // 8)
     drawn = (
         alt.Chart(data_of(rows))
         .mark_rect(color=colour, stroke=None)
@@ -232,14 +238,14 @@ def _heat(rows: list[dict[str, Any]], routing: Routing, top: float, colour: str,
                 "expert:O",
                 axis=alt.Axis(
                     title="expert",
-                    values=list(range(0, routing.n_experts, every)),
+                    values=list(range(0, n_experts, every)),
                     labelAngle=0,
                     ticks=False,
                     domain=False,
                 ),
             ),
             y=alt.Y(
-                "layer:O", axis=alt.Axis(title="layer", values=routing.layers[::layer_step], ticks=False, domain=False)
+                "layer:O", axis=alt.Axis(title="layer", values=list(layers)[::layer_step], ticks=False, domain=False)
             ),
             fillOpacity=alt.FillOpacity("share:Q", scale=alt.Scale(domain=[0, top or 1], range=[0, 1]), legend=None),
         )

@@ -1,0 +1,351 @@
+"""Verbs on experts: what makes, prunes, sorts, adds and merges them, each with a proof of what it cost.
+
+Each imports what it needs when it is called: nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from breakeven.api.lab import steps_for
+from breakeven.errors import UserError
+
+if TYPE_CHECKING:
+    from breakeven.lab.experts import Surgery
+    from breakeven.measure.progress import ProgressState
+    from breakeven.results.lab import ExpertScores
+
+
+class ExpertVerbs:
+    """`breakeven experts`: its verbs; never made.
+
+    `load` and `score` look at a model. Each other writes a GGUF and its proof, `OUT.proof.json`, or nothing. `text`: a
+    file, or a folder with one folder a language, of which the proof tells what was lost; None: only that the engine
+    runs what was made, on a built-in sample. `encoding`: of the text, None for UTF-8. `budget_s`: for the proof. Each
+    raises UserError for a file, numbers or a place that do not allow it, NotSupportedError for a model whose experts
+    are kept in a way not known, and BreakevenError naming what did not hold.
+    """
+
+    @staticmethod
+    def split(
+        model: Path | str,
+        out: Path | str,
+        experts: int = 8,
+        used: int | None = None,
+        seed: int = 0,
+        *,
+        by: str | None = None,
+        text: Path | str | None = None,
+        encoding: str | None = None,
+        budget_s: float | None = None,
+        on_progress: Callable[[ProgressState], None] = lambda state: None,
+    ) -> Surgery:
+        """Cut every feed-forward of a dense GGUF into experts, of which `used` (None: all) run per token.
+
+        With all of them used the model computes what it did before. `by` "importance": neurons are sorted first, by
+        what they do on a part of `text`, so that the last expert is the coldest; `down` is then encoded anew.
+        """
+        from breakeven.lab.experts import split
+        from breakeven.lab.surgery import important, proven
+
+        if by not in (None, "importance"):
+            raise UserError(f"--by {by}: neurons are sorted by importance, or not at all")
+        words = _words(experts=experts, used=used, seed=seed or None, by=by, text=text, encoding=encoding)
+        on_step = steps_for(on_progress)
+        path, given = Path(model), None if text is None else Path(text)
+        if by is None:
+            return proven(
+                "split",
+                words,
+                path,
+                Path(out),
+                lambda made: split(path, made, experts, used, seed=seed),
+                text=given,
+                encoding=encoding,
+                budget_s=budget_s,
+                on_step=on_step,
+            )
+        squares, judged, caveats = important(path, given, encoding, on_step)
+        return proven(
+            "split",
+            words,
+            path,
+            Path(out),
+            lambda made: split(path, made, experts, used, seed=seed, squares=squares),
+            text=judged,
+            caveats=caveats,
+            budget_s=budget_s,
+            on_step=on_step,
+        )
+
+    @staticmethod
+    def copy(
+        model: Path | str,
+        out: Path | str,
+        experts: int = 8,
+        used: int | None = None,
+        seed: int = 0,
+        *,
+        text: Path | str | None = None,
+        encoding: str | None = None,
+        budget_s: float | None = None,
+        on_progress: Callable[[ProgressState], None] = lambda state: None,
+    ) -> Surgery:
+        """Repeat every feed-forward as equal experts behind a random router, `used` (None: 2) per token.
+
+        Same answers, more bytes.
+        """
+        from breakeven.lab.experts import copy
+        from breakeven.lab.surgery import proven
+
+        return proven(
+            "copy",
+            _words(experts=experts, used=used, seed=seed or None, text=text, encoding=encoding),
+            Path(model),
+            Path(out),
+            lambda made: copy(Path(model), made, experts, used, seed=seed),
+            text=None if text is None else Path(text),
+            encoding=encoding,
+            budget_s=budget_s,
+            on_step=steps_for(on_progress),
+        )
+
+    @staticmethod
+    def prune(
+        model: Path | str,
+        out: Path | str,
+        keep: int,
+        scores: Path | str | None = None,
+        *,
+        by: str = "score",
+        first: bool = False,
+        used: int | None = None,
+        text: Path | str | None = None,
+        encoding: str | None = None,
+        budget_s: float | None = None,
+        on_progress: Callable[[ProgressState], None] = lambda state: None,
+    ) -> Surgery:
+        """Keep the `keep` best experts of every layer by `scores`, a file of `experts score`; their bytes stay.
+
+        `by` "load": the busiest. `first` instead of scores: the first ones. `used`: experts run per token, None to
+        leave it.
+        """
+        from breakeven.lab.prune import prune
+        from breakeven.lab.surgery import proven
+
+        if (scores is None) != first:
+            raise UserError(
+                "give --scores FILE of `breakeven experts score`, or --first to keep the first experts of each layer"
+            )
+        said, ranked_by = None if scores is None else Path(scores), _by(by)
+        return proven(
+            "prune",
+            _words(
+                keep=keep,
+                scores=scores,
+                by=None if by == "score" else by,
+                first=first,
+                used=used,
+                text=text,
+                encoding=encoding,
+            ),
+            Path(model),
+            Path(out),
+            lambda made: prune(Path(model), made, keep, said, used, by=ranked_by),
+            text=None if text is None else Path(text),
+            encoding=encoding,
+            scores=said,
+            budget_s=budget_s,
+            on_step=steps_for(on_progress),
+        )
+
+    @staticmethod
+    def order(
+        model: Path | str,
+        out: Path | str,
+        scores: Path | str,
+        *,
+        by: str = "score",
+        text: Path | str | None = None,
+        encoding: str | None = None,
+        budget_s: float | None = None,
+        on_progress: Callable[[ProgressState], None] = lambda state: None,
+    ) -> Surgery:
+        """Sort the experts of every layer, the best first, or with `by` "load" the busiest. Same function."""
+        from breakeven.lab.prune import order
+        from breakeven.lab.surgery import proven
+
+        ranked_by = _by(by)
+        return proven(
+            "order",
+            _words(scores=scores, by=None if by == "score" else by, text=text, encoding=encoding),
+            Path(model),
+            Path(out),
+            lambda made: order(Path(model), made, Path(scores), by=ranked_by),
+            text=None if text is None else Path(text),
+            encoding=encoding,
+            scores=Path(scores),
+            budget_s=budget_s,
+            on_step=steps_for(on_progress),
+        )
+
+    @staticmethod
+    def add(
+        model: Path | str,
+        out: Path | str,
+        copies: Mapping[int, int],
+        *,
+        text: Path | str | None = None,
+        encoding: str | None = None,
+        budget_s: float | None = None,
+        on_progress: Callable[[ProgressState], None] = lambda state: None,
+    ) -> Surgery:
+        """Put copies of experts behind the last one, `copies[expert]` of each, in every layer.
+
+        Families with a bias for selection never choose them, so the function stays; elsewhere the proof tells what
+        moved.
+        """
+        from breakeven.lab.prune import add
+        from breakeven.lab.surgery import proven
+
+        said = ",".join(f"{expert}:{count}" for expert, count in copies.items())
+        return proven(
+            "add",
+            _words(copies=said, text=text, encoding=encoding),
+            Path(model),
+            Path(out),
+            lambda made: add(Path(model), made, copies),
+            text=None if text is None else Path(text),
+            encoding=encoding,
+            budget_s=budget_s,
+            on_step=steps_for(on_progress),
+        )
+
+    @staticmethod
+    def merge(
+        model: Path | str,
+        out: Path | str,
+        pairs: Sequence[tuple[int, int]],
+        scores: Path | str | None = None,
+        *,
+        used: int | None = None,
+        text: Path | str | None = None,
+        encoding: str | None = None,
+        budget_s: float | None = None,
+        on_progress: Callable[[ProgressState], None] = lambda state: None,
+    ) -> Surgery:
+        """Average the two experts of each pair in every layer, weighted by the tokens each saw in `scores`.
+
+        Second choice: `prune` usually loses less. Weights are encoded anew.
+        """
+        from breakeven.lab.prune import merge
+        from breakeven.lab.surgery import proven
+
+        said = None if scores is None else Path(scores)
+        return proven(
+            "merge",
+            _words(
+                pairs=",".join(f"{one}:{other}" for one, other in pairs),
+                scores=scores,
+                used=used,
+                text=text,
+                encoding=encoding,
+            ),
+            Path(model),
+            Path(out),
+            lambda made: merge(Path(model), made, pairs, said, used),
+            text=None if text is None else Path(text),
+            encoding=encoding,
+            scores=said,
+            budget_s=budget_s,
+            on_step=steps_for(on_progress),
+        )
+
+    @staticmethod
+    def load(
+        model: Path | str,
+        text: Path | str,
+        *,
+        encoding: str | None = None,
+        threads: int | None = None,
+        out: Path | str | None = None,
+        on_progress: Callable[[ProgressState], None] = lambda state: None,
+    ) -> ExpertScores:
+        """How a text loads the experts of a GGUF or a Hugging Face directory, by layer and language; nothing is made.
+
+        `out`: a file to write the result to.
+        """
+        from breakeven.lab.watch import load
+
+        words = _words(text=text, encoding=encoding, threads=threads, out=out)
+        return _kept(
+            load(
+                Path(model),
+                Path(text),
+                command=shlex.join(["breakeven", "experts", "load", str(model), *words]),
+                encoding=encoding,
+                threads=threads,
+                on_step=steps_for(on_progress),
+            ),
+            out,
+        )
+
+    @staticmethod
+    def score(
+        model: Path | str,
+        text: Path | str,
+        *,
+        budget_s: float | None = None,
+        encoding: str | None = None,
+        threads: int | None = None,
+        out: Path | str | None = None,
+        on_progress: Callable[[ProgressState], None] = lambda state: None,
+    ) -> ExpertScores:
+        """The same, with what each expert gives, and what is lost without it for as many as `budget_s` allows.
+
+        `budget_s` None: two minutes; 0: none is switched off. `out` is what `prune` and `order` read.
+        """
+        from breakeven.lab.watch import DEFAULT_BUDGET_S, score
+
+        budget = None if budget_s is None else f"{budget_s:g}s"
+        words = _words(text=text, budget=budget, encoding=encoding, threads=threads, out=out)
+        return _kept(
+            score(
+                Path(model),
+                Path(text),
+                command=shlex.join(["breakeven", "experts", "score", str(model), *words]),
+                encoding=encoding,
+                threads=threads,
+                budget_s=DEFAULT_BUDGET_S if budget_s is None else budget_s,
+                on_step=steps_for(on_progress),
+            ),
+            out,
+        )
+
+
+def _kept(scores: ExpertScores, out: Path | str | None) -> ExpertScores:
+    """The scores, written to `out` if that is asked."""
+    from breakeven.results import store
+
+    if out is not None:
+        store.write(scores, Path(out))
+    return scores
+
+
+def _by(text: str) -> Literal["score", "load"]:
+    if text not in ("score", "load"):
+        raise UserError(f"--by {text}: experts are ranked by score or by load")
+    return cast('Literal["score", "load"]', text)
+
+
+def _words(**options: str | int | bool | Path | None) -> list[str]:
+    """Options as they stand on a command line, those that are not given left out."""
+    words: list[str] = []
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words

@@ -1,0 +1,214 @@
+"""`breakeven export`: a model in another form, left standing only if engines compute the same with it.
+
+Between GGUF and a Hugging Face directory the bridge carries every number. What is made is then held against its source
+three times: both tokenizers must cut texts alike; the same numbers, as an F32 GGUF in llama.cpp and as a directory in
+transformers (and in mlx-lm where that is installed), must predict alike to 1e-6; and the proof says what the form
+itself changes, such as the rounding that llama.cpp does with quantized weights and transformers does not.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from breakeven.engines.inside.client import Inside, OnStep
+from breakeven.engines.mlx.layout import ask_there
+from breakeven.engines.mlx.server import find_mlx, interpreter_of
+from breakeven.errors import NotSupportedError, UserError
+from breakeven.lab.bridge import Carried, to_directory, to_gguf
+from breakeven.lab.container import open_gguf
+from breakeven.lab.corpus import Document, sample
+from breakeven.lab.lockstep import Lockstep, Scored
+from breakeven.lab.proof import prove
+from breakeven.lab.tokenizers import same_ids
+from breakeven.lab.weights import FLOAT_TYPES, Checkpoint
+from breakeven.model.readers.hf import CONFIG, read_json
+from breakeven.results.lab import LabCheck, Proof
+from breakeven.stats.estimate import Estimate
+
+Logits = NDArray[np.float32]
+
+TARGETS = ("gguf", "hf", "onnx", "litert")
+MOST_KL = 1e-6
+"""Mean nats a token between engines in single precision: the five families stand 6e-9 to 3.3e-7 apart."""
+_TOKENS_EACH = 128
+"""Of each language of the sample, run through both engines."""
+_NEEDED = ("torch", "transformers")
+_ELSEWHERE = {"onnx": "breakeven.lab.onnx", "litert": "breakeven.lab.onnx"}
+
+
+def export(
+    model: Path,
+    to: str,
+    out: Path,
+    *,
+    command: str,
+    dtype: str | None = None,
+    text: Sequence[Document] | None = None,
+    budget_s: float | None = None,
+    assume: bool = False,
+    on_step: OnStep = lambda what, share: None,
+) -> Proof:
+    """Write `model` in another form at `out`, and the proof beside it.
+
+    `to`: gguf, of a Hugging Face directory; hf, a directory, of a GGUF; onnx and litert, of a directory. `dtype`: f32,
+    f16 or bf16. `text`: what quality is compared on within `budget_s`, else a sample of six languages is. `assume`: go
+    on past what is not known. Raises UserError for what cannot be exported so, NotSupportedError for a model that is
+    not carried, BreakevenError naming the check that failed: then nothing is left at `out`.
+    """
+    if to not in TARGETS:
+        raise UserError(f"--to {to}: give one of {', '.join(TARGETS)}")
+    if dtype is not None and dtype not in FLOAT_TYPES:
+        raise UserError(f"--dtype {dtype}: give one of {', '.join(FLOAT_TYPES)}")
+    if out.exists():
+        raise UserError(f"{out} exists; choose another place with --out, or remove it")
+    if to in _ELSEWHERE:
+        made_elsewhere: Callable[..., Proof] = import_module(_ELSEWHERE[to]).export
+        return made_elsewhere(model, to, out, command=command, text=text, on_step=on_step)
+    _check_kind(model, to)
+    _need_torch(to)
+    made, again = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("made", "again"))
+    on_step(f"writing {out.name}", 0.0)
+    carry: Callable[..., Carried] = to_gguf if to == "gguf" else to_directory
+    try:
+        done = carry(model, made, dtype=dtype, assume=assume)
+        gguf, directory = (made, model) if to == "gguf" else (model, made)
+        exact = gguf if _is_single(gguf, directory) else again
+        checks, caveats = [_tensors(done), _ids(gguf, directory)], [*done.notes]
+        if checks[-1].passed:
+            if exact is again:
+                on_step("writing it again in F32, to compare engines", 0.0)
+                to_gguf(directory, again, dtype="f32", assume=assume)
+            checks.append(_predictions(exact, directory, on_step))
+        if checks[-1].passed:
+            beside = _mlx(exact, directory, on_step)
+            caveats += [beside] if isinstance(beside, str) else []
+            checks += [beside] if isinstance(beside, LabCheck) else []
+        again.unlink(missing_ok=True)
+        return prove(
+            "export",
+            command,
+            model,
+            made,
+            out,
+            format=done.dtype,
+            text=text,
+            checks=checks,
+            caveats=caveats,
+            budget_s=budget_s,
+            on_step=on_step,
+        )
+    finally:
+        for path in (made, again):  # what was proven has its own name by now
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _check_kind(model: Path, to: str) -> None:
+    """Raise UserError unless `model` is what is exported so."""
+    directory = model.is_dir()
+    if directory and not (model / CONFIG).is_file():
+        raise UserError(f"{model}: holds no {CONFIG}; give a Hugging Face model's directory or a .gguf file")
+    if not directory and not model.is_file():
+        raise UserError(f"{model}: no such file; give a .gguf file or a Hugging Face model's directory")
+    if to == "gguf" and not directory:
+        raise UserError(f"{model} is a file already; --to gguf takes a Hugging Face model's directory")
+    if to == "hf" and directory:
+        raise UserError(f"{model} is a directory already; --to hf takes a .gguf file")
+
+
+def _need_torch(to: str) -> None:
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise NotSupportedError(
+            f"export --to {to} compares what it writes in transformers, and {' and '.join(missing)} "
+            f"{'are' if len(missing) > 1 else 'is'} not installed: `pip install 'breakeven[lab]'` (1.5 GB)"
+        )
+
+
+def _is_single(gguf: Path, directory: Path) -> bool:
+    """Whether both hold F32 alone, so that they are the same numbers."""
+    kinds = {tensor.kind.name for tensor in open_gguf(gguf).tensors}
+    return kinds | {tensor.dtype for tensor in Checkpoint(directory).tensors.values()} == {"F32"}
+
+
+def _tensors(done: Carried) -> LabCheck:
+    return LabCheck(
+        name="tensors",
+        engine="breakeven",
+        passed=True,
+        detail=f"{done.tensors} tensors of the family {done.family}: none missing, none left over, shapes as announced",
+    )
+
+
+def _ids(gguf: Path, directory: Path) -> LabCheck:
+    """Whether both tokenizers cut the sample and hostile texts alike."""
+    return same_ids(gguf, directory, [each.text for each in sample()])
+
+
+def _predictions(exact: Path, directory: Path, on_step: OnStep) -> LabCheck:
+    """Whether llama.cpp of an F32 file and transformers of the directory predict the same."""
+    kl: list[float] = []
+    same: list[float] = []
+    with Lockstep([Scored(exact), Scored(directory)], on_step=on_step, exact=True) as lock:
+        for document in sample():
+            scores = lock.score(lock.tokenize(0, document.text)[:_TOKENS_EACH], [(0, 1)])
+            kl += scores.kl[0].tolist()
+            same += scores.agree[0].tolist()
+    return _alike("transformers", kl, same)
+
+
+def _alike(engine: str, kl: Sequence[float], same: Sequence[float]) -> LabCheck:
+    mean, agreed = float(np.mean(kl)), float(np.mean(same))
+    # Where two tokens are as likely as each other to the last bit, either may come first.
+    return LabCheck(
+        name="same predictions",
+        engine=engine,
+        passed=mean <= MOST_KL and agreed >= 0.999,
+        kl=Estimate(mean, None, None, len(kl), "measured"),
+        top1=Estimate(agreed, None, None, len(same), "measured"),
+        detail=f"against llama.cpp of the same numbers in F32, {len(kl)} tokens; at most {MOST_KL:g} nats a token",
+    )
+
+
+def _mlx(exact: Path, directory: Path, on_step: OnStep) -> LabCheck | str | None:
+    """Whether mlx-lm predicts the same of the directory; None where it is not installed.
+
+    A sentence where it cannot be asked: a model that it is known to compute otherwise, or does not know.
+    """
+    try:
+        python = interpreter_of(find_mlx())
+    except UserError:
+        return None
+    if python is None:
+        return None
+    if read_json(directory / CONFIG)["model_type"] == "ernie4_5_moe":
+        return "not compared in mlx-lm, which leaves out the selection bias of this family's router"
+    on_step("mlx-lm", 0.0)
+    with Inside(exact) as inside:
+        tokens = inside.tokenize(" ".join(each.text[:200] for each in sample()))[: 2 * _TOKENS_EACH]
+        source_TV = inside.logits(tokens)
+    with tempfile.TemporaryDirectory(prefix="breakeven-mlx-") as folder:
+        file = Path(folder) / "logits.npy"
+        answer = ask_there({"model": str(directory.resolve()), "tokens": tokens, "file": str(file)}, python)
+        if "version" not in answer:
+            return f"not compared in mlx-lm: {answer.get('refused') or answer.get('missing')}"
+        kl_T, same_T = kl_and_top1(source_TV, np.load(file))
+    return _alike(f"mlx-lm {answer['version']}", kl_T.tolist(), same_T.tolist())
+
+
+def kl_and_top1(source_TV: Logits, other_TV: Logits) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """KL(source || other) in nats, and whether the likeliest token is the same, after each of T tokens."""
+    p, q = (each.astype(np.float64) - each.max(axis=1, keepdims=True) for each in (source_TV, other_TV))
+    log_p, log_q = (each - np.log(np.exp(each).sum(axis=1, keepdims=True)) for each in (p, q))
+    return (np.exp(log_p) * (log_p - log_q)).sum(axis=1), p.argmax(axis=1) == q.argmax(axis=1)
