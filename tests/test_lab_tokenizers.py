@@ -298,6 +298,17 @@ def test_a_tokenizer_that_composes_is_held_to_composed_text(tmp_path: Path) -> N
     assert "NFC" in check.detail
 
 
+def test_spaces_that_only_llama_cpp_adds_are_left_out_of_the_check_and_said(tmp_path: Path) -> None:
+    content = sentencepiece_json(prefix=True)
+    # As transformers 5 saves a Llama 2 tokenizer: " a" and "<s>a" get no space there, and one more in llama.cpp.
+    content["normalizer"] = None
+    content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
+    directory = directory_of(content, tmp_path / "hf", bos_token="<s>", eos_token="</s>")
+    check = same_ids(gguf_of(directory, tmp_path / "v.gguf"), directory, PROSE)
+    assert check.passed, check.detail
+    assert "begins with a space or stands behind a special token" in check.detail
+
+
 def published(*splits: str) -> dict[str, Any]:
     parts = [
         {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False} for split in splits
