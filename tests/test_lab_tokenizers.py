@@ -251,7 +251,10 @@ def sentencepiece_json(*, prefix: bool) -> dict[str, Any]:
     ranked = sorted((i, word[:at], word[at:]) for word, i in ids.items() for at in range(1, len(word)))
     merges = [[left, right] for _, left, right in ranked if left in ids and right in ids]
     content["model"].update(unk_token="<unk>", byte_fallback=True, fuse_unk=True, merges=merges)
-    content["added_tokens"] = content["added_tokens"][:3]
+    # ERNIE 4.5 has such: no special token, but one piece wherever it stands.
+    ids["<mask:1>"] = len(ids)
+    masked = {**content["added_tokens"][0], "id": ids["<mask:1>"], "content": "<mask:1>", "special": False}
+    content["added_tokens"] = [*content["added_tokens"][:3], masked]
     parts = [{"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]
     content["normalizer"] = {
         "type": "Sequence",

@@ -26,6 +26,8 @@ _UNKNOWN, _UNUSED, _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 4, 8, 16, 32
 _LSTRIP, _RSTRIP = 128, 256
 """Bits of `llama_token_attr` (include/llama.h)."""
 _SPACE = "\u2581"
+_MOST_LETTERS = 4096
+"""Of one token; runs of spaces and dashes reach some hundreds. Every place to split it is tried."""
 SPECIAL_KEYS: Mapping[str, str] = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -70,6 +72,8 @@ def write_tokenizer(gguf: Path, directory: Path) -> list[str]:
             "directory the file was converted from"
         )
     tokens = [word or f"[EMPTY_{i}]" for i, word in enumerate(_strings(header, "tokenizer.ggml.tokens"))]
+    if max(map(len, tokens)) > _MOST_LETTERS:
+        raise UserError(f"{gguf}: one of its tokens has {max(map(len, tokens)):,} letters; convert the model again")
     if len(set(tokens)) != len(tokens):
         raise UserError(f"{gguf}: two of its {len(tokens):,} tokens are the same; convert the model again")
     with Inside(gguf, 1, vocab_only=True) as inside:
