@@ -57,7 +57,7 @@ UNPINNED_EXTRAS = {"vllm", "lab"}
 
 
 def test_every_dependency_is_pinned_with_a_hash() -> None:
-    pinned = pins("constraints.txt") | pins("constraints-test.txt")
+    pinned = pins("constraints.txt") | pins("constraints-test.txt") | pins("constraints-lab.txt")
     extras = PROJECT["optional-dependencies"].items()
     asked = [
         *PROJECT["dependencies"],

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from breakeven.api.lab import steps_for
+from breakeven.api.lab import paged, steps_for
 from breakeven.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class ExpertVerbs:
     """
 
     @staticmethod
+    @paged
     def split(
         model: Path | str,
         out: Path | str,
@@ -82,6 +83,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def copy(
         model: Path | str,
         out: Path | str,
@@ -114,6 +116,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def prune(
         model: Path | str,
         out: Path | str,
@@ -163,6 +166,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def order(
         model: Path | str,
         out: Path | str,
@@ -193,6 +197,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def add(
         model: Path | str,
         out: Path | str,
@@ -225,6 +230,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def merge(
         model: Path | str,
         out: Path | str,
@@ -331,7 +337,9 @@ def _kept(scores: ExpertScores, out: Path | str | None) -> ExpertScores:
     from breakeven.results import store
 
     if out is not None:
-        store.write(scores, Path(out))
+        from breakeven.pages.lab_html import write_page
+
+        write_page(scores, store.write(scores, Path(out)))
     return scores
 
 

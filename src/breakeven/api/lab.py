@@ -5,17 +5,39 @@ Each imports what it needs when it is called.
 
 from __future__ import annotations
 
+import functools
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from breakeven.errors import expanded
 
 if TYPE_CHECKING:
     from breakeven.measure.progress import ProgressState
     from breakeven.results.lab import Evaluation, Proof
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def paged(make: Callable[P, R]) -> Callable[P, R]:
+    """`make`, after which each proof it gives has its page beside it."""
+
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> R:
+        from breakeven.pages.lab_html import write_proof_page
+        from breakeven.results.lab import Proof
+
+        result = make(*args, **kwargs)
+        for each in result if isinstance(result, list | tuple) else [result]:
+            proof = each if isinstance(each, Proof) else getattr(each, "proof", None)
+            if isinstance(proof, Proof):
+                write_proof_page(proof)
+        return result
+
+    return made
 
 
 def evaluate(
@@ -40,8 +62,10 @@ def evaluate(
     every language. `encoding`: of files that are not UTF-8. `out`: a file to write the result to. Raises UserError for
     text too short for an interval, tokenizers that differ where `against` is given, and models that do not fit.
     """
+    import msgspec
+
     from breakeven.errors import expanded
-    from breakeven.lab.corpus import read_documents
+    from breakeven.lab.corpus import beside_languages, read_documents
     from breakeven.lab.evaluate import evaluate
     from breakeven.lab.tasks import read_tasks
     from breakeven.results import store
@@ -60,7 +84,7 @@ def evaluate(
         words += [] if value is None else [option, str(value)]
     result = evaluate(
         models,
-        [] if text is None else read_documents(Path(text), encoding),
+        [] if text is None else read_documents(expanded(text), encoding),
         tasks=() if tasks is None else read_tasks(expanded(tasks)),
         against=against,
         used=used,
@@ -70,11 +94,17 @@ def evaluate(
         command=shlex.join(words),
         on_step=steps_for(on_progress),
     )
+    if text is not None and (beside := beside_languages(expanded(text))):
+        said = f"Not read, because they lie beside the folders of languages: {', '.join(beside)}."
+        result = msgspec.structs.replace(result, caveats=[*result.caveats, said])
     if out is not None:
-        store.write(result, out)
+        from breakeven.pages.lab_html import write_page
+
+        write_page(result, store.write(result, out))
     return result
 
 
+@paged
 def export(
     model: Path | str,
     to: str,
@@ -119,6 +149,7 @@ def export(
     )
 
 
+@paged
 def quantize(
     model: Path | str,
     to: Sequence[str],

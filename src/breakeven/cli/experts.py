@@ -245,6 +245,7 @@ def load(
     """
     _show(
         lambda told: breakeven.experts.load(model, text, encoding=encoding, threads=threads, out=out, on_progress=told),
+        out,
         full=full,
         quiet=quiet,
         json=json,
@@ -273,13 +274,14 @@ def score(
         lambda told: breakeven.experts.score(
             model, text, budget_s=_seconds(budget), encoding=encoding, threads=threads, out=out, on_progress=told
         ),
+        out,
         full=full,
         quiet=quiet,
         json=json,
     )
 
 
-def _show(run: Callable[..., Any], *, full: bool, quiet: bool, json: bool) -> None:
+def _show(run: Callable[..., Any], out: Path | None, *, full: bool, quiet: bool, json: bool) -> None:
     """Run a verb that looks, and show what it saw."""
     from rich.console import Console
 
@@ -291,7 +293,7 @@ def _show(run: Callable[..., Any], *, full: bool, quiet: bool, json: bool) -> No
     if json:
         print_json(scores)
     else:
-        show_experts(scores, Console(), full=full)
+        show_experts(scores, Console(), None if out is None else out.with_suffix(".html"), full=full)
 
 
 def _seconds(budget: str | None) -> float | None:
@@ -325,8 +327,9 @@ def _tell(run: Callable[..., breakeven.Surgery], *, quiet: bool, json: bool) -> 
     )
     if done.proof is not None:
         from breakeven.pages.lab import show_proof
+        from breakeven.pages.lab_html import page_of_proof
 
-        show_proof(done.proof, Console())
+        show_proof(done.proof, Console(), page_of_proof(done.proof))
 
 
 def _meaning(done: breakeven.Surgery) -> str:

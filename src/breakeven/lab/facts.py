@@ -16,6 +16,7 @@ from breakeven.model.architecture import StoredTensor
 from breakeven.model.readers.gguf_file import label, parts, rows
 from breakeven.model.readers.hf import CONFIG, read_json, safetensors_rows
 
+GRAPH = "model.onnx"
 _CHUNK_BYTES = 1 << 22
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.onnx*")
 """Of a directory; the first pattern that finds any counts."""
@@ -60,6 +61,11 @@ def weight_files(path: Path) -> list[Path]:
             f"{path}: holds no weights (*.safetensors); give a .gguf file or a whole Hugging Face directory"
         )
     return found
+
+
+def is_onnx(path: Path) -> bool:
+    """Whether a directory holds a graph for ONNX Runtime, as `export --to onnx` writes it, in single precision."""
+    return (path / GRAPH).is_file()
 
 
 def sha256_of(path: Path) -> str:
@@ -126,11 +132,12 @@ def _directory_facts(path: Path) -> FileFacts:
     head = number(["head_dim"]) or (number(["hidden_size"]) // heads if heads else 0)
     n_experts = number(_EXPERTS)
     n_bytes = sum(file.stat().st_size for file in files)
-    weights = weights or n_bytes // 2
+    onnx = is_onnx(path)
+    weights = weights or n_bytes // (4 if onnx else 2)
     return FileFacts(
         path=path,
         bytes=n_bytes,
-        format=max(sizes, key=lambda kind: sizes[kind], default="unknown"),
+        format=max(sizes, key=lambda kind: sizes[kind], default="onnx" if onnx else "unknown"),
         bits_per_weight=(held or n_bytes) * 8 / weights,
         n_experts=n_experts,
         n_experts_per_token=number(_EXPERTS_USED) or None if n_experts else None,

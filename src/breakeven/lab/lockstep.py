@@ -209,8 +209,11 @@ class Lockstep(ChildProcess):
         batch: int = BATCH,
         exact: bool = False,
     ) -> None:
-        """Load all. `exact`: llama.cpp computes attention in single precision, slower. Raises UserError for what is no model, NotSupportedError for what cannot be scored here,
-        EngineError when loading fails."""
+        """Load all. `exact`: llama.cpp computes attention in single precision, slower.
+
+        Raises UserError for what is no model, NotSupportedError for what cannot be scored here, EngineError when
+        loading fails.
+        """
         to_load = [ToLoad(str(model.path), kind_of_model(model.path), model.used) for model in models]
         names = ", ".join(model.path.name for model in models)
         super().__init__("breakeven.lab.scoring", names, _Reply, on_step=on_step)

@@ -25,6 +25,7 @@ from breakeven.engines.family import die_with_parent
 from breakeven.engines.inside.child import Answer, Done, Say, Tokens, serve
 from breakeven.engines.inside.library import Context, Library, Model, library_path
 from breakeven.errors import BreakevenError, EngineError, NotSupportedError
+from breakeven.lab.facts import is_onnx
 from breakeven.lab.lockstep import (
     SMALL_BATCH,
     Floats,
@@ -113,6 +114,10 @@ def _gguf_scorer(library: Library, asked: ToLoad, load: LoadModels, say: Say) ->
 
 def _directory_scorer(asked: ToLoad, threads: int) -> Scorer:
     try:
+        if is_onnx(Path(asked.path)):
+            graph: Any = importlib.import_module("breakeven.lab.onnx_scorer").OnnxScorer
+            of_graph: Scorer = graph(Path(asked.path), threads)
+            return of_graph
         made: Any = importlib.import_module("breakeven.lab.torch_scorer").TorchScorer
         scorer: Scorer = made(Path(asked.path), threads, asked.used)
     except ModuleNotFoundError as error:
