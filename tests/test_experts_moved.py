@@ -237,7 +237,8 @@ def test_the_coldest_expert_of_a_split_by_importance_is_missed_least(tmp_path: P
     np.testing.assert_allclose(logits(tmp_path / "sorted.gguf"), expected, atol=2e-3 * float(expected.std()))
     lost = {}
     for name in ("sorted", "plain"):
-        done = prune(tmp_path / f"{name}.gguf", tmp_path / f"{name}-7.gguf", 7, None, 7)
+        done = prune(tmp_path / f"{name}.gguf", tmp_path / f"{name}-7.gguf", 7, None)
+        assert done.used == 7
         assert "7/8" in done.caveats[0]
         lost[name] = _kl(expected, logits(tmp_path / f"{name}-7.gguf"))
     assert 0 < lost["sorted"] < 0.1 * lost["plain"]
@@ -380,14 +381,14 @@ def test_what_is_made_lies_beside_its_proof(tmp_path: Path, capsys: pytest.Captu
     assert proof.checks[1].kl.value <= 1e-6
     assert "built-in sample" in proof.caveats[0]
 
-    done = breakeven.experts.prune(tmp_path / "s.gguf", tmp_path / "p.gguf", 6, first=True, used=6)
+    done = breakeven.experts.prune(tmp_path / "s.gguf", tmp_path / "p.gguf", 6, first=True)
     assert done.proof == read(tmp_path / "p.proof.json", Proof)
     assert done.proof is not None
     assert (done.proof.artefact.bytes, done.proof.artefact.format) == (done.file_bytes, "F32")
     assert done.proof.experts is not None
     assert done.proof.experts.kept == [list(range(6))] * 2
     assert shlex.split(done.proof.command)[1:-1] == [
-        *("experts", "prune", str(tmp_path / "s.gguf"), "--keep", "6", "--first", "--used", "6", "--out")
+        *("experts", "prune", str(tmp_path / "s.gguf"), "--keep", "6", "--first", "--out")
     ]
 
 
@@ -405,6 +406,10 @@ def test_what_fails_its_proof_is_not_left(moe: Path, tmp_path: Path, monkeypatch
     ):
         with pytest.raises(UserError, match=said):
             breakeven.experts.prune(moe, tmp_path / "x.gguf", 4, **options)
+    (tmp_path / "short.txt").write_text("Too little to tell anything by.")
+    with pytest.raises(UserError, match="too few for an interval"):
+        breakeven.experts.prune(moe, tmp_path / "x.gguf", 4, first=True, text=tmp_path / "short.txt")
+    (tmp_path / "short.txt").unlink()
     with pytest.raises(UserError, match="is the model itself"):
         breakeven.experts.add(moe, moe, {1: 1})
     with pytest.raises(UserError, match=r"ends in \.gguf"):

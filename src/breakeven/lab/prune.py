@@ -33,11 +33,11 @@ Places = Mapping[int, Sequence[int]]
 def prune(
     source: Path, out: Path, keep: int, scores: Path | None, used: int | None = None, *, by: By = "score"
 ) -> Surgery:
-    """Keep the `keep` best experts of every layer, in the order they had; of `used` (None: as before) run per token.
+    """Keep the `keep` best experts of every layer, in the order they had, of which `used` run per token.
 
-    `scores`: a file of `breakeven experts score` on this very model; None: the first ones are kept, which are the best
-    after `order` and after a split by importance. Raises UserError for numbers that do not fit and another model's
-    scores, NotSupportedError as `open_stacks`.
+    `used` None: as many as before, or all that are kept where all ran. `scores`: a file of `breakeven experts score` on
+    this very model; None: the first ones are kept, which are the best after `order` and after a split by importance.
+    Raises UserError for numbers that do not fit and another model's scores, NotSupportedError as `open_stacks`.
     """
     stacks = open_stacks(source)
     groups = stacks.facts.n_groups if stacks.facts.n_groups > 1 else 1
@@ -47,7 +47,8 @@ def prune(
         )
     if keep % groups:
         raise UserError(f"--keep {keep}: experts stand in {groups} groups of equal size; give a multiple of {groups}")
-    k = stacks.used if used is None else used
+    all_ran = stacks.used == stacks.n_experts
+    k = (keep if all_ran else stacks.used) if used is None else used
     check_used(stacks, keep, k)
     said = None if scores is None else read_scores(scores, stacks)
     ranks = {block: list(range(stacks.n_experts)) for block in stacks.blocks}

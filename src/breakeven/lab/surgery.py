@@ -11,7 +11,7 @@ from pathlib import Path
 
 from breakeven.engines.inside.client import OnStep
 from breakeven.errors import UserError
-from breakeven.lab.corpus import Document, blocks_of, read_documents, sample
+from breakeven.lab.corpus import Document, blocks_of, check_enough, read_documents, sample
 from breakeven.lab.experts import Squares, Surgery
 from breakeven.lab.facts import facts_of
 from breakeven.lab.importance import apart, measure
@@ -34,6 +34,7 @@ def important(
         on = "the built-in sample of six languages; give your own with --text"
     else:
         blocks, judged = apart(read_documents(text, encoding))
+        check_enough(blocks_of(judged))
         on = f"{text}, and the loss on other blocks of it"
     seen = measure(source, blocks, on_step=on_step)
     return seen.mean_squares, judged, [f"importance was measured on {seen.text_tokens:,} tokens of {on}"]
@@ -60,9 +61,11 @@ def proven(
     """
     if out.suffix.lower() != ".gguf":
         raise UserError(f"--out {out}: give a name that ends in .gguf, as engines expect")
-    if out.exists() and out.samefile(source):
+    if out.exists() and source.exists() and out.samefile(source):
         raise UserError(f"--out {out} is the model itself; choose another name")
     documents = read_documents(text, encoding) if isinstance(text, Path) else text
+    if documents is not None:  # refused before minutes are spent, not after
+        check_enough(blocks_of(documents))
     made = out.with_name(f".{out.stem}.{os.getpid()}.made.gguf")
     try:
         on_step("writing experts", 0.0)
