@@ -22,7 +22,8 @@ from breakeven.lab import corpus
 from breakeven.lab.container import SourceTensor, open_gguf
 from breakeven.lab.scores import WatchedExperts, findings_of, layers_of, lost, texts_of
 from breakeven.lab.watch import Watched
-from breakeven.results.lab import ExpertScores, WithoutExpert
+from breakeven.results.lab import ExpertScores, Proof, WithoutExpert
+from breakeven.results.store import read
 from breakeven.stats.estimate import measured
 
 F32 = np.float32
@@ -325,6 +326,16 @@ def test_the_command_writes_what_prune_reads_and_says_how_many_were_tried(
     assert loads.returncode == 0, loads.stderr
     assert "routed.gguf: the busiest expert takes" in loads.stdout
     assert "switched off" not in loads.stdout
+    pruned = tmp_path / "pruned.gguf"
+    text = ("--text", str(tmp_path / "text"))
+    said = run_here("experts", "prune", str(routed), "--keep", "6", "--scores", str(out), *text, "--out", str(pruned))
+    assert said.returncode == 0, said.stderr
+    proof = read(tmp_path / "pruned.proof.json", Proof)
+    assert proof.experts is not None
+    assert proof.experts.layers[1].score == scores.layers[1].score
+    assert proof.experts_after is not None
+    assert [len(layer.tokens) for layer in proof.experts_after.layers] == [6, 6]
+    assert {*proof.experts_after.layers[0].by_language} == {"en", "de"}
 
 
 def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
