@@ -35,14 +35,14 @@ ROUNDS, PROMPT_TOKENS, ANSWER_TOKENS = 6, 128, 16
 
 
 class TraceGraph(msgspec.Struct, tag="trace graph", frozen=True, kw_only=True):
-    """Write the model in `source` as a graph into `out`. Answered by `Traced`."""
+    """Write the model in `source` as a graph into `out`. Answered by `GraphTraced`."""
 
     source: str
     out: str
     parent_pid: int
 
 
-class Traced(msgspec.Struct, tag="traced", frozen=True, kw_only=True):
+class GraphTraced(msgspec.Struct, tag="traced", frozen=True, kw_only=True):
     """`cached`: the graph takes and gives keys and values; else it reads the whole text for each token."""
 
     cached: bool
@@ -99,9 +99,11 @@ def to_onnx(directory: Path, out: Path, *, on_step: OnStep = lambda what, share:
     Raises NotSupportedError for a model that cannot be traced, EngineError when the process died.
     """
     on_step("tracing the graph", 0.0)
-    with ChildProcess("breakeven.lab.onnx_trace", directory.name, Traced | Unable | Doing, on_step=on_step) as child:
+    with ChildProcess(
+        "breakeven.lab.onnx_trace", directory.name, GraphTraced | Unable | Doing, on_step=on_step
+    ) as child:
         asked = TraceGraph(source=str(directory), out=str(out), parent_pid=os.getpid())
-        traced = child.ask(asked, Traced)
+        traced = child.ask(asked, GraphTraced)
     plain = "its graph keeps no keys and values: it reads the whole text again for each token of an answer"
     return [*traced.notes, *([] if traced.cached else [plain])]
 
