@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,8 @@ def trace(asked: TraceGraph, say: Say) -> GraphTraced:
     return GraphTraced(cached=cached, notes=notes)
 
 
-def _write(model: Any, inputs: Mapping[str, Any], out: Path) -> None:
-    exported = OnnxExporter().export(model, dict(inputs), OnnxConfig(dynamic=True))
+def _write(model: Any, inputs: dict[str, Any], out: Path) -> None:
+    exported = OnnxExporter().export(model, inputs, OnnxConfig(dynamic=True))
     exported.save_pretrained(out)
 
 
