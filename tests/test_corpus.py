@@ -15,6 +15,7 @@ from breakeven.lab.corpus import (
     BLOCK_BYTES,
     Block,
     Document,
+    beside_languages,
     blocks_of,
     by_slice,
     check_enough,
@@ -51,6 +52,15 @@ def test_folders_are_languages_and_domains_and_a_file_is_one_document(tmp_path: 
     assert [d.language for d in read_documents(tmp_path / "de")] == ["all", "all"]
 
 
+def test_texts_beside_folders_of_languages_are_left_out_and_named(tmp_path: Path) -> None:
+    write(tmp_path / "readme.txt", b"about these")
+    write(tmp_path / "en" / "a.txt", b"one")
+    write(tmp_path / "en" / "images" / "b.png", b"\x89PNG")
+    assert [d.name for d in read_documents(tmp_path)] == ["a.txt"]
+    assert beside_languages(tmp_path) == ["readme.txt"]
+    assert beside_languages(tmp_path / "en") == []
+
+
 @pytest.mark.parametrize(
     ("text", "encoding", "named"),
     [
@@ -82,7 +92,6 @@ def test_an_encoding_is_of_the_files_that_are_not_utf8(tmp_path: Path) -> None:
     [
         ({}, "no text here"),
         ({"en/a.png": b"x"}, "no text here"),
-        ({"a.txt": b"x", "en/b.txt": b"y"}, r"holds a\.txt beside folders of languages"),
         ({"en/a.txt": b"x", "en/law/b.txt": b"y"}, r"holds a\.txt beside folders of domains"),
         ({"en/a.txt.gz": b"no gzip"}, r"a\.txt\.gz: cannot be read"),
         ({"en/a.txt.gz": gzip.compress(b"text" * 1000)[:-20]}, r"a\.txt\.gz: cannot be read"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ from gguf.quants import dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import breakeven
+from breakeven.cli.main import dispatch
 from breakeven.engines.inside.client import Inside
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
@@ -29,7 +32,8 @@ from breakeven.lab.importance import measure
 from breakeven.lab.prune import add, merge, order, prune
 from breakeven.lab.stacks import open_stacks
 from breakeven.model.parts import MoeFfn
-from breakeven.results.lab import ExpertFinding, ExpertScores, Origin, ScoredLayer
+from breakeven.results.lab import ExpertFinding, ExpertScores, Origin, Proof, ScoredLayer
+from breakeven.results.store import read
 from tests.small_layouts import LAYOUTS
 from tests.small_models import small as config
 
@@ -361,3 +365,51 @@ def _kl(expected: np.ndarray, got: np.ndarray) -> float:
 
     p, q = log_softmax(expected), log_softmax(got)
     return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+def test_what_is_made_lies_beside_its_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dense = uneven(synthesise(config("llama", num_hidden_layers=2), "Q8_0", tmp_path / "d.gguf"), tmp_path / "e.gguf")
+    words = ["experts", "split", str(dense), "--experts", "8", "--by", "importance", "--out", str(tmp_path / "s.gguf")]
+    assert dispatch([*words, "--json"]) == 0
+    proof = msgspec.json.decode(capsys.readouterr().out, type=Proof)
+    assert proof == read(tmp_path / "s.proof.json", Proof)
+    assert shlex.split(proof.command) == ["breakeven", *words]
+    assert [check.name for check in proof.checks] == ["loads and predicts", "same function"]
+    assert all(check.passed for check in proof.checks)
+    assert proof.checks[1].kl is not None
+    assert proof.checks[1].kl.value <= 1e-6
+    assert "built-in sample" in proof.caveats[0]
+
+    done = breakeven.experts.prune(tmp_path / "s.gguf", tmp_path / "p.gguf", 6, first=True, used=6)
+    assert done.proof == read(tmp_path / "p.proof.json", Proof)
+    assert done.proof is not None
+    assert (done.proof.artefact.bytes, done.proof.artefact.format) == (done.file_bytes, "F32")
+    assert done.proof.experts is not None
+    assert done.proof.experts.kept == [list(range(6))] * 2
+    assert shlex.split(done.proof.command)[1:-1] == [
+        *("experts", "prune", str(tmp_path / "s.gguf"), "--keep", "6", "--first", "--used", "6", "--out")
+    ]
+
+
+def test_what_fails_its_proof_is_not_left(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise BreakevenError("x.gguf was not kept")
+
+    monkeypatch.setattr("breakeven.lab.surgery.prove", failing)
+    with pytest.raises(BreakevenError, match="not kept"):
+        breakeven.experts.prune(moe, tmp_path / "x.gguf", 4, first=True)
+    for options, said in (
+        ({"first": True, "scores": tmp_path / "a.json"}, "--scores FILE"),
+        ({}, "--first to keep the first"),
+        ({"first": True, "by": "size"}, "by score or by load"),
+    ):
+        with pytest.raises(UserError, match=said):
+            breakeven.experts.prune(moe, tmp_path / "x.gguf", 4, **options)
+    with pytest.raises(UserError, match="is the model itself"):
+        breakeven.experts.add(moe, moe, {1: 1})
+    with pytest.raises(UserError, match=r"ends in \.gguf"):
+        breakeven.experts.add(moe, tmp_path / "x", {1: 1})
+    for wrong in ("3", "3:x", "3:1,"):
+        with pytest.raises(UserError, match="give numbers such as 3:1"):
+            dispatch(["experts", "add", str(moe), "--copies", wrong, "--out", str(tmp_path / "x.gguf")])
+    assert list(tmp_path.iterdir()) == []

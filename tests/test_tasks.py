@@ -288,7 +288,7 @@ def test_the_page_shows_lines_that_read(tmp_path: Path) -> None:
 
 
 def test_a_real_model_answers_and_chooses_in_the_process(tmp_path: Path, smollm2_gguf: Path) -> None:
-    quiz = [
+    quiz: list[dict[str, Any]] = [
         CAPITAL,
         {"prompt": "One, two, three, four,", "answer": "five", "stop": [",", "\n"]},
     ]

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from breakeven.errors import expanded
+
 if TYPE_CHECKING:
     from breakeven.measure.progress import ProgressState
     from breakeven.results.lab import Evaluation, Proof
@@ -60,8 +62,10 @@ def evaluate(
     every language. `encoding`: of files that are not UTF-8. `out`: a file to write the result to. Raises UserError for
     text too short for an interval, tokenizers that differ where `against` is given, and models that do not fit.
     """
+    import msgspec
+
     from breakeven.errors import expanded
-    from breakeven.lab.corpus import read_documents
+    from breakeven.lab.corpus import beside_languages, read_documents
     from breakeven.lab.evaluate import evaluate
     from breakeven.lab.tasks import read_tasks
     from breakeven.results import store
@@ -80,7 +84,7 @@ def evaluate(
         words += [] if value is None else [option, str(value)]
     result = evaluate(
         models,
-        [] if text is None else read_documents(Path(text), encoding),
+        [] if text is None else read_documents(expanded(text), encoding),
         tasks=() if tasks is None else read_tasks(expanded(tasks)),
         against=against,
         used=used,
@@ -90,11 +94,59 @@ def evaluate(
         command=shlex.join(words),
         on_step=steps_for(on_progress),
     )
+    if text is not None and (beside := beside_languages(expanded(text))):
+        said = f"Not read, because they lie beside the folders of languages: {', '.join(beside)}."
+        result = msgspec.structs.replace(result, caveats=[*result.caveats, said])
     if out is not None:
         from breakeven.pages.lab_html import write_page
 
         write_page(result, store.write(result, out))
     return result
+
+
+@paged
+def export(
+    model: Path | str,
+    to: str,
+    out: Path | str,
+    *,
+    dtype: str | None = None,
+    text: Path | str | None = None,
+    encoding: str | None = None,
+    budget_s: float | None = None,
+    assume: bool = False,
+    on_progress: Callable[[ProgressState], None] = lambda state: None,
+) -> Proof:
+    """Write a model in another form at `out`, with the proof beside it that engines compute the same with it.
+
+    `to`: gguf, of a Hugging Face directory; hf, a directory, of a .gguf file; onnx or litert, of a directory. `dtype`:
+    f32, f16 or bf16 of the matrices; None: as they are stored, quantized ones in f32. `text`: a file or directory that
+    quality is compared on by language, within `budget_s`. `assume`: go on past keys and tensors that are not known.
+    Raises UserError for what cannot be exported so, BreakevenError naming the check that failed; then nothing is left.
+    """
+    from breakeven.lab.corpus import read_documents
+    from breakeven.lab.export import export
+
+    words = ["breakeven", "export", str(model), "--to", to, "--out", str(out)]
+    options = {
+        "--dtype": dtype,
+        "--text": text,
+        "--encoding": encoding,
+        "--budget": None if budget_s is None else f"{budget_s:g}s",
+    }
+    for option, value in options.items():
+        words += [] if value is None else [option, str(value)]
+    return export(
+        expanded(model),
+        to,
+        expanded(out),
+        command=shlex.join([*words, *(["--assume"] if assume else [])]),
+        dtype=dtype,
+        text=None if text is None else read_documents(expanded(text), encoding),
+        budget_s=budget_s,
+        assume=assume,
+        on_step=steps_for(on_progress),
+    )
 
 
 @paged

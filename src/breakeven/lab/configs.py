@@ -13,7 +13,7 @@ import numpy as np
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.container import DenseFile
 from breakeven.lab.families import Bridge, Config, of_architecture
-from breakeven.lab.rotary import Rotary, rotary_of_gguf
+from breakeven.lab.rotary import Rotary, as_typed, rotary_of_gguf
 from breakeven.lab.weights import FloatType, gguf_rows
 from breakeven.model.readers.bounded import shown
 from breakeven.model.readers.hf import CONFIG
@@ -205,7 +205,7 @@ def config_of_gguf(file: DenseFile, *, assume: bool = False) -> tuple[Bridge, di
     config["tie_word_embeddings"] = "output.weight" not in tensors
     config["attention_bias"] = "blk.0.attn_q.bias" in tensors
     config["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
-    config["rms_norm_eps"] = _rounded(keys["attention.layer_norm_rms_epsilon"])
+    config["rms_norm_eps"] = _epsilon(keys.get("attention.layer_norm_rms_epsilon"))
     freqs = tensors.get(ROPE_FREQS)
     factors = None if freqs is None else gguf_rows(freqs).take(np.arange(freqs.dims[-1])).reshape(-1)
     if factors is not None and not bridge.stretched:
@@ -229,11 +229,10 @@ def _own_keys(file: DenseFile) -> dict[str, object]:
     return keys
 
 
-def _rounded(value: object) -> float:
-    """A number that a file holds in 32 bits, as it was typed."""
+def _epsilon(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"attention.layer_norm_rms_epsilon is {shown(value)}, a number is needed; convert it again")
-    return float(f"{value:.7g}")
+    return as_typed(float(value))
 
 
 def hub_config(

@@ -121,14 +121,8 @@ def _needed() -> str:
 
 
 def _of_directory(path: Path, encoding: str | None) -> Iterator[Document]:
-    entries = _entries(path)
-    loose = [entry for entry in entries if _is_text(entry)]
-    folders = [entry for entry in entries if entry.is_dir()]
-    if loose and folders:
-        raise UserError(
-            f"{path}: holds {loose[0].name} beside folders of languages; put each file in the folder of its language"
-        )
-    for file in loose:
+    folders = _languages(path)
+    for file in [] if folders else _texts(path):
         yield Document(ALL, ALL, file.name, _read(file, encoding))
     for folder in folders:
         inside = _entries(folder)
@@ -144,6 +138,17 @@ def _of_directory(path: Path, encoding: str | None) -> Iterator[Document]:
         for entry, found in domains:
             for file in found:
                 yield Document(folder.name, entry.name, file.name, _read(file, encoding))
+
+
+def beside_languages(path: Path) -> list[str]:
+    """Names of texts that are not read because they lie beside folders of languages, in none of them."""
+    return [file.name for file in _texts(path)] if path.is_dir() and _languages(path) else []
+
+
+def _languages(path: Path) -> list[Path]:
+    """Folders that hold texts, or folders that do."""
+    folders = [entry for entry in _entries(path) if entry.is_dir()]
+    return [each for each in folders if _texts(each) or any(_texts(sub) for sub in _entries(each) if sub.is_dir())]
 
 
 def _entries(path: Path) -> list[Path]:

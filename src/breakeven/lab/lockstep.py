@@ -97,6 +97,7 @@ class LoadModels(msgspec.Struct, tag="load models", frozen=True, kw_only=True):
     models: list[ToLoad]
     threads: int
     batch: int
+    exact: bool
     folder: str
     parent_pid: int
 
@@ -206,9 +207,13 @@ class Lockstep(ChildProcess):
         on_step: OnStep = lambda what, share: None,
         *,
         batch: int = BATCH,
+        exact: bool = False,
     ) -> None:
-        """Load all. Raises UserError for what is no model, NotSupportedError for what cannot be scored here,
-        EngineError when loading fails."""
+        """Load all. `exact`: llama.cpp computes attention in single precision, slower.
+
+        Raises UserError for what is no model, NotSupportedError for what cannot be scored here, EngineError when
+        loading fails.
+        """
         to_load = [ToLoad(str(model.path), kind_of_model(model.path), model.used) for model in models]
         names = ", ".join(model.path.name for model in models)
         super().__init__("breakeven.lab.scoring", names, _Reply, on_step=on_step)
@@ -218,6 +223,7 @@ class Lockstep(ChildProcess):
                     models=to_load,
                     threads=threads or available_threads(),
                     batch=batch,
+                    exact=exact,
                     folder=str(self.folder),
                     parent_pid=os.getpid(),
                 ),

@@ -57,7 +57,8 @@ class OnnxScorer:
         self._pieces, self._ends = pieces_of(self._tokenizer), end_tokens(path)
         config = read_json(path / CONFIG)
         self.n_vocab, self.n_positions = (
-            int(config.get(key) or 0) for key in ("vocab_size", "max_position_embeddings")
+            value if isinstance(value := config.get(key), int) else 0
+            for key in ("vocab_size", "max_position_embeddings")
         )
         self._memory: dict[str, Any] = {}
         self._read: list[int] = []

@@ -54,8 +54,8 @@ class GgufScorer:
 
     engine = "llama.cpp"
 
-    def __init__(self, model: Model, batch: int) -> None:
-        self._model, self._batch = model, batch
+    def __init__(self, model: Model, batch: int, exact: bool = False) -> None:
+        self._model, self._batch, self._exact = model, batch, exact
         self.n_vocab, self.n_positions = model.n_vocab, model.n_positions
         self._context: Context | None = None
         self._room = 0
@@ -79,7 +79,7 @@ class GgufScorer:
             self._context = None
         if self._context is None:
             self._room = max(_LEAST_POSITIONS, 1 << (positions - 1).bit_length())
-            self._context = Context(self._model, self._room, self._batch)
+            self._context = Context(self._model, self._room, self._batch, exact=self._exact)
         self._context.clear()
 
     def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:
@@ -90,7 +90,7 @@ class GgufScorer:
 
     def beside(self, batch: int) -> GgufScorer:
         """As `Scorer` says."""
-        return GgufScorer(self._model, batch)
+        return GgufScorer(self._model, batch, self._exact)
 
     def close(self) -> None:
         """As `Scorer` says."""
@@ -99,16 +99,17 @@ class GgufScorer:
         self._model.close()
 
 
-def _gguf_scorer(library: Library, asked: ToLoad, threads: int, batch: int, say: Say) -> GgufScorer:
+def _gguf_scorer(library: Library, asked: ToLoad, load: LoadModels, say: Say) -> GgufScorer:
     path = Path(asked.path)
     numbers: dict[str, int] = {}
     if asked.used is not None:
         from breakeven.model.readers.gguf_header import read_header
 
         numbers[f"{read_header(path).architecture}.expert_used_count"] = asked.used
-    return GgufScorer(
-        Model(library, path, threads, numbers=numbers, on_share=lambda share: say(f"loading {path.name}", share)), batch
+    model = Model(
+        library, path, load.threads, numbers=numbers, on_share=lambda share: say(f"loading {path.name}", share)
     )
+    return GgufScorer(model, load.batch, load.exact)
 
 
 def _directory_scorer(asked: ToLoad, threads: int) -> Scorer:
@@ -182,7 +183,7 @@ class LockstepWorker:
         for each in load.models:
             if each.kind == "gguf":
                 assert library is not None
-                self._scorers.append(_gguf_scorer(library, each, load.threads, load.batch, say))
+                self._scorers.append(_gguf_scorer(library, each, load, say))
             else:
                 say(f"loading {Path(each.path).name}", 0.0)
                 self._scorers.append(_directory_scorer(each, load.threads))

@@ -10,14 +10,14 @@ SentencePiece's, where any two neighbours that together are a token may join and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from breakeven.engines.inside import child
 from breakeven.engines.inside.client import Inside
-from breakeven.errors import NotSupportedError, UserError
+from breakeven.errors import NotSupportedError, UserError, one_line
 from breakeven.lab.pretokenizers import Json, as_json, cut_named
 from breakeven.model.readers.gguf_header import GgufHeader, read_header, read_value
 from breakeven.results.lab import LabCheck
@@ -82,10 +82,7 @@ def write_tokenizer(gguf: Path, directory: Path) -> list[str]:
         **_MODELS[str(kind)](header, tokens),
         "post_processor": _template(tokens, seen.first, seen.last),
     }
-    try:
-        made = Tokenizer.from_str(json.dumps(tokenizer))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{gguf}: its vocabulary makes no tokenizer: {error}") from None
+    made = _made(lambda: Tokenizer.from_str(json.dumps(tokenizer)), f"{gguf}: its vocabulary makes no tokenizer")
     directory.mkdir(parents=True, exist_ok=True)
     named = _named_tokens(header, tokens, seen)
     made.save(str(directory / "tokenizer.json"))
@@ -277,10 +274,16 @@ def _write(path: Path, content: object) -> None:
 def load(directory: Path) -> Tokenizer:
     """The tokenizer in `directory`, as every engine that reads tokenizer.json has it. Raises UserError if damaged."""
     path = directory / "tokenizer.json"
+    return _made(lambda: Tokenizer.from_file(str(path)), f"{path}: not a tokenizer that can be loaded")
+
+
+def _made(make: Callable[[], Tokenizer], otherwise: str) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path}: not a tokenizer: {error}") from None
+        return make()
+    except BaseException as error:  # the library raises bare Exception, and its panics are not even that
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise UserError(f"{otherwise}: {one_line(str(error), 200)}") from None
+        raise
 
 
 def composes(tokenizer: Tokenizer) -> bool:

@@ -177,7 +177,7 @@ class Inside(ChildProcess):
         limit_s: float | None = None,
         on_step: OnStep = lambda what, share: None,
     ) -> None:
-        """Start the child and load `model`, with drafting blocks if asked.
+        """Start the child and load `model`, with drafting blocks if asked; `vocab_only`: it can only tokenize.
 
         `vocab_only`: without weights, so that it can only tokenize. `environment`, `limit_s`: as of any child.
         Raises UserError for a file that is not GGUF, NotSupportedError for a
