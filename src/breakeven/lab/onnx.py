@@ -21,6 +21,7 @@ from breakeven.engines.inside.client import ChildProcess, OnStep
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.corpus import Document, sample
 from breakeven.lab.lockstep import Lockstep, Scored
+from breakeven.lab.proof import prove
 from breakeven.model.readers.hf import CONFIG
 from breakeven.results.lab import LabCheck, LabSpeed, Proof
 from breakeven.stats.estimate import Estimate
@@ -56,6 +57,7 @@ def export(
     *,
     command: str,
     text: Sequence[Document] | None = None,
+    budget_s: float | None = None,
     on_step: OnStep = lambda what, share: None,
 ) -> Proof:
     """Write `model`, a Hugging Face directory or a GGUF of a family that is carried, as an ONNX directory at `out`.
@@ -80,7 +82,22 @@ def export(
             raise UserError(f"{model}: holds no {CONFIG}; give a Hugging Face model's directory or a .gguf file")
         notes += to_onnx(directory, made, on_step=on_step)
         check, speeds = held_against(model, directory, made, on_step=on_step)
-        return _prove(model, made, out, command, text, [check], speeds, notes, on_step)
+        return prove(
+            "export",
+            command,
+            model,
+            made,
+            out,
+            format="onnx",
+            text=text,
+            checks=[check],
+            # llama.cpp rounds a GGUF's activations and ONNX Runtime does not: only a directory is the same to 1e-6.
+            same_function=model.is_dir(),
+            speeds=speeds,
+            caveats=notes,
+            budget_s=budget_s,
+            on_step=on_step,
+        )
     finally:
         for path in (carried, made):
             shutil.rmtree(path, ignore_errors=True)
@@ -169,36 +186,6 @@ def _speeds(lock: Lockstep, source: int) -> list[LabSpeed]:
         for (model, what), rates in found.items()
         if (told := level(rates)) is not None
     ]
-
-
-def _prove(
-    model: Path,
-    made: Path,
-    out: Path,
-    command: str,
-    text: Sequence[Document] | None,
-    checks: Sequence[LabCheck],
-    speeds: Sequence[LabSpeed],
-    caveats: Sequence[str],
-    on_step: OnStep,
-) -> Proof:
-    from breakeven.lab.proof import prove
-
-    return prove(
-        "export",
-        command,
-        model,
-        made,
-        out,
-        format="onnx",
-        text=text,
-        checks=checks,
-        # llama.cpp rounds a GGUF's activations and ONNX Runtime does not, so only a directory is the same to 1e-6.
-        same_function=model.is_dir(),
-        caveats=caveats,
-        speeds=speeds,
-        on_step=on_step,
-    )
 
 
 def why_no_litert() -> str:
