@@ -1,4 +1,4 @@
-"""`export --to onnx`: a model as one ONNX graph that keeps what it has read, for texts of any length; no LiteRT.
+"""`export --to onnx`: a model as one ONNX graph that keeps what it has read, for texts of any length.
 
 torch traces the graph in a child process (`onnx_trace.py`); ONNX Runtime runs it there, as one of the models in
 lock-step (`onnx_scorer.py`), so that it is evaluated, proven and timed as any other model is.
@@ -67,7 +67,9 @@ def export(
     BreakevenError naming the check that failed: then nothing is left at `out`.
     """
     if to == "litert":
-        raise NotSupportedError(why_no_litert())
+        from breakeven.lab.litert import export_litert
+
+        return export_litert(model, out, command=command, on_step=on_step)
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise NotSupportedError(
@@ -186,8 +188,3 @@ def _speeds(lock: Lockstep, source: int) -> list[LabSpeed]:
         for (model, what), rates in found.items()
         if (told := level(rates)) is not None
     ]
-
-
-def why_no_litert() -> str:
-    """Why no LiteRT file is written here."""
-    return "export --to litert: not written yet; --to onnx runs on the same devices"
