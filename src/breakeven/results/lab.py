@@ -200,7 +200,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     experts: Experts | None = None
     """Of the source, as the text was routed there."""
     experts_after: Experts | None = None
-    """Of the artefact on the same text; None: not measured."""
+    """Of the artefact on a few blocks of each language of the text; None: not measured."""
     training: Training | None = None
     twin: Twin | None = None
     speeds: list[LabSpeed] = []
