@@ -89,7 +89,7 @@ class TensorPair:
 
 @dataclass(frozen=True, slots=True)
 class _Zeros:
-    """TensorRows that hold nothing."""
+    """Rows that hold nothing."""
 
     shape: tuple[int, ...]
 
