@@ -73,7 +73,7 @@ def export(
         raise UserError(f"{out} exists; choose another place with --out, or remove it")
     if to in _ELSEWHERE:
         made_elsewhere: Callable[..., Proof] = import_module(_ELSEWHERE[to]).export
-        return made_elsewhere(model, to, out, command=command, text=text, on_step=on_step)
+        return made_elsewhere(model, to, out, command=command, text=text, budget_s=budget_s, on_step=on_step)
     _check_kind(model, to)
     _need_torch(to)
     made, again = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("made", "again"))
