@@ -16,6 +16,7 @@ from breakeven.lab.experts import Squares, Surgery
 from breakeven.lab.facts import facts_of
 from breakeven.lab.importance import apart, measure
 from breakeven.lab.proof import prove
+from breakeven.lab.watch import loads_of
 from breakeven.results.lab import ExpertLayer, Experts, ExpertScores, LabCheck
 from breakeven.results.store import read
 
@@ -80,6 +81,9 @@ def proven(
                     detail="every expert kept, and all other tensors, read back and compared with the source's",
                 )
             )
+        after = None
+        if done.kept is not None and documents is not None and not done.same_function:
+            after = loads_of(made, documents, on_step=on_step)
         proof = prove(
             f"experts {verb}",
             shlex.join(["breakeven", "experts", verb, str(source), *words, "--out", str(out)]),
@@ -91,6 +95,7 @@ def proven(
             checks=checks,
             same_function=done.same_function,
             experts=_experts(done, scores),
+            experts_after=after,
             caveats=(*caveats, *done.caveats),
             budget_s=budget_s,
             on_step=on_step,
