@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab import onnx
+from breakeven.lab import litert, onnx
 from breakeven.lab.corpus import read_documents
 from breakeven.lab.facts import facts_of
 from breakeven.lab.lockstep import Lockstep, Scored
@@ -107,10 +108,29 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no config"):
         onnx.export(tmp_path / "empty", "onnx", tmp_path / "out", command="")
-    with pytest.raises(NotSupportedError, match="litert"):
+    monkeypatch.setattr(litert, "find_spec", lambda name: None if name == "litert_torch" else object())
+    with pytest.raises(NotSupportedError, match="litert_torch is not installed"):
         onnx.export(source, "litert", tmp_path / "out", command="")
+    monkeypatch.setattr(litert, "find_spec", lambda name: object())
+    with pytest.raises(UserError, match="takes a Hugging Face directory"):
+        onnx.export(tmp_path / "empty", "litert", tmp_path / "out", command="")
+    sparse = Path(shutil.copytree(source, tmp_path / "sparse"))
+    config = json.loads((sparse / "config.json").read_text()) | {"num_local_experts": 4, "num_experts_per_tok": 2}
+    (sparse / "config.json").write_text(json.dumps(config))
+    with pytest.raises(NotSupportedError, match="has experts"):
+        onnx.export(sparse, "litert", tmp_path / "out", command="")
     found = importlib.util.find_spec
     monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
     with pytest.raises(NotSupportedError, match="needs onnxruntime"):
         onnx.export(source, "onnx", tmp_path / "out", command="")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("litert_torch") is None, reason="LiteRT's converter is not installed")
+def test_a_litert_window_predicts_what_transformers_does(source: Path, tmp_path: Path) -> None:
+    proof = onnx.export(source, "litert", tmp_path / "out", command="breakeven export toy --to litert --out out")
+    assert read(tmp_path / "out" / "proof.json", Proof) == proof
+    (check,) = proof.checks
+    assert check.passed
+    assert {each.engine for each in proof.speeds} == {"transformers", "litert"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

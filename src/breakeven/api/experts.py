@@ -39,6 +39,7 @@ class ExpertVerbs:
         seed: int = 0,
         *,
         by: str | None = None,
+        down: str | None = None,
         text: Path | str | None = None,
         encoding: str | None = None,
         budget_s: float | None = None,
@@ -47,15 +48,25 @@ class ExpertVerbs:
         """Cut every feed-forward of a dense GGUF into experts, of which `used` (None: all) run per token.
 
         With all of them used the model computes what it did before. `by` "importance": neurons are sorted first, by
-        what they do on a part of `text`, so that the last expert is the coldest; `down` is then encoded anew.
+        what they do on a part of `text`, so that the last expert is the coldest; `down` is then encoded anew, in the
+        format `down` (None: its own).
         """
         from breakeven.lab.experts import split
         from breakeven.lab.surgery import important, proven
 
         if by not in (None, "importance"):
             raise UserError(f"--by {by}: neurons are sorted by importance, or not at all")
+        if down is not None and by is None:
+            raise UserError("--down: without --by importance down keeps its bytes; leave it out")
         words = _words(
-            experts=experts, used=used, seed=seed or None, by=by, text=text, encoding=encoding, budget=budget_s
+            experts=experts,
+            used=used,
+            seed=seed or None,
+            by=by,
+            down=down,
+            text=text,
+            encoding=encoding,
+            budget=budget_s,
         )
         on_step = steps_for(on_progress)
         path, given = Path(model), None if text is None else Path(text)
@@ -77,7 +88,7 @@ class ExpertVerbs:
             words,
             path,
             Path(out),
-            lambda made: split(path, made, experts, used, seed=seed, squares=squares),
+            lambda made: split(path, made, experts, used, seed=seed, squares=squares, down=down),
             text=judged,
             caveats=caveats,
             budget_s=budget_s,

@@ -72,7 +72,7 @@ def export(
         raise UserError(f"{out} exists; choose another place with --out, or remove it")
     if to in _ELSEWHERE:
         made_elsewhere: Callable[..., Proof] = import_module(_ELSEWHERE[to]).export
-        return made_elsewhere(model, to, out, command=command, text=text, on_step=on_step)
+        return made_elsewhere(model, to, out, command=command, text=text, budget_s=budget_s, on_step=on_step)
     _check_kind(model, to)
     _need_torch(to)
     made, again = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("made", "again"))
@@ -197,7 +197,7 @@ def _mlx(exact: Path, directory: Path, on_step: OnStep) -> LabCheck | str | None
     on_step("mlx-lm", 0.0)
     with Inside(exact) as inside:
         tokens = inside.tokenize(" ".join(each.text[:200] for each in sample()))[: 2 * _TOKENS_EACH]
-        source_TV = inside.logits(tokens)
+        source_TV = inside.logits(tokens, exact=True)
     with tempfile.TemporaryDirectory(prefix="breakeven-mlx-") as folder:
         file = Path(folder) / "logits.npy"
         answer = ask_there({"model": str(directory.resolve()), "tokens": tokens, "file": str(file)}, python)

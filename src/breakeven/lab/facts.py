@@ -18,7 +18,7 @@ from breakeven.model.readers.hf import CONFIG, read_json, safetensors_rows
 
 GRAPH = "model.onnx"
 _CHUNK_BYTES = 1 << 22
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.onnx*")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.onnx*", "*.tflite")
 """Of a directory; the first pattern that finds any counts."""
 _DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")

@@ -1,4 +1,4 @@
-"""`export --to onnx`: a model as one ONNX graph that keeps what it has read, for texts of any length; no LiteRT.
+"""`export --to onnx`: a model as one ONNX graph that keeps what it has read, for texts of any length.
 
 torch traces the graph in a child process (`onnx_trace.py`); ONNX Runtime runs it there, as one of the models in
 lock-step (`onnx_scorer.py`), so that it is evaluated, proven and timed as any other model is.
@@ -21,6 +21,7 @@ from breakeven.engines.inside.client import ChildProcess, OnStep
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.corpus import Document, sample
 from breakeven.lab.lockstep import Lockstep, Scored
+from breakeven.lab.proof import prove
 from breakeven.model.readers.hf import CONFIG
 from breakeven.results.lab import LabCheck, LabSpeed, Proof
 from breakeven.stats.estimate import Estimate
@@ -35,14 +36,14 @@ ROUNDS, PROMPT_TOKENS, ANSWER_TOKENS = 6, 128, 16
 
 
 class TraceGraph(msgspec.Struct, tag="trace graph", frozen=True, kw_only=True):
-    """Write the model in `source` as a graph into `out`. Answered by `Traced`."""
+    """Write the model in `source` as a graph into `out`. Answered by `GraphTraced`."""
 
     source: str
     out: str
     parent_pid: int
 
 
-class Traced(msgspec.Struct, tag="traced", frozen=True, kw_only=True):
+class GraphTraced(msgspec.Struct, tag="traced", frozen=True, kw_only=True):
     """`cached`: the graph takes and gives keys and values; else it reads the whole text for each token."""
 
     cached: bool
@@ -56,6 +57,7 @@ def export(
     *,
     command: str,
     text: Sequence[Document] | None = None,
+    budget_s: float | None = None,
     on_step: OnStep = lambda what, share: None,
 ) -> Proof:
     """Write `model`, a Hugging Face directory or a GGUF of a family that is carried, as an ONNX directory at `out`.
@@ -65,7 +67,9 @@ def export(
     BreakevenError naming the check that failed: then nothing is left at `out`.
     """
     if to == "litert":
-        raise NotSupportedError(why_no_litert())
+        from breakeven.lab.litert import export_litert
+
+        return export_litert(model, out, command=command, on_step=on_step)
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise NotSupportedError(
@@ -80,7 +84,22 @@ def export(
             raise UserError(f"{model}: holds no {CONFIG}; give a Hugging Face model's directory or a .gguf file")
         notes += to_onnx(directory, made, on_step=on_step)
         check, speeds = held_against(model, directory, made, on_step=on_step)
-        return _prove(model, made, out, command, text, [check], speeds, notes, on_step)
+        return prove(
+            "export",
+            command,
+            model,
+            made,
+            out,
+            format="onnx",
+            text=text,
+            checks=[check],
+            # llama.cpp rounds a GGUF's activations and ONNX Runtime does not: only a directory is the same to 1e-6.
+            same_function=model.is_dir(),
+            speeds=speeds,
+            caveats=notes,
+            budget_s=budget_s,
+            on_step=on_step,
+        )
     finally:
         for path in (carried, made):
             shutil.rmtree(path, ignore_errors=True)
@@ -99,9 +118,11 @@ def to_onnx(directory: Path, out: Path, *, on_step: OnStep = lambda what, share:
     Raises NotSupportedError for a model that cannot be traced, EngineError when the process died.
     """
     on_step("tracing the graph", 0.0)
-    with ChildProcess("breakeven.lab.onnx_trace", directory.name, Traced | Unable | Doing, on_step=on_step) as child:
+    with ChildProcess(
+        "breakeven.lab.onnx_trace", directory.name, GraphTraced | Unable | Doing, on_step=on_step
+    ) as child:
         asked = TraceGraph(source=str(directory), out=str(out), parent_pid=os.getpid())
-        traced = child.ask(asked, Traced)
+        traced = child.ask(asked, GraphTraced)
     plain = "its graph keeps no keys and values: it reads the whole text again for each token of an answer"
     return [*traced.notes, *([] if traced.cached else [plain])]
 
@@ -167,38 +188,3 @@ def _speeds(lock: Lockstep, source: int) -> list[LabSpeed]:
         for (model, what), rates in found.items()
         if (told := level(rates)) is not None
     ]
-
-
-def _prove(
-    model: Path,
-    made: Path,
-    out: Path,
-    command: str,
-    text: Sequence[Document] | None,
-    checks: Sequence[LabCheck],
-    speeds: Sequence[LabSpeed],
-    caveats: Sequence[str],
-    on_step: OnStep,
-) -> Proof:
-    from breakeven.lab.proof import prove
-
-    return prove(
-        "export",
-        command,
-        model,
-        made,
-        out,
-        format="onnx",
-        text=text,
-        checks=checks,
-        # llama.cpp rounds a GGUF's activations and ONNX Runtime does not, so only a directory is the same to 1e-6.
-        same_function=model.is_dir(),
-        caveats=caveats,
-        speeds=speeds,
-        on_step=on_step,
-    )
-
-
-def why_no_litert() -> str:
-    """Why no LiteRT file is written here."""
-    return "export --to litert: not written yet; --to onnx runs on the same devices"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers.exporters.utils import decompose_prefill_decode
 from breakeven.engines.family import die_with_parent
 from breakeven.engines.inside.child import Answer, Say, serve
 from breakeven.errors import NotSupportedError
-from breakeven.lab.onnx import Traced, TraceGraph
+from breakeven.lab.onnx import GraphTraced, TraceGraph
 from breakeven.lab.torch_scorer import load_model
 
 _KEPT = (
@@ -34,7 +33,7 @@ _SEQUENCES, _TOKENS = 2, 9
 """Of the text it is traced with: no size of one, which the graph would keep as one."""
 
 
-def trace(asked: TraceGraph, say: Say) -> Traced:
+def trace(asked: TraceGraph, say: Say) -> GraphTraced:
     """Write the graph. Raises NotSupportedError where neither form of it can be traced."""
     source, out = Path(asked.source), Path(asked.out)
     model = load_model(source)
@@ -61,11 +60,11 @@ def trace(asked: TraceGraph, say: Say) -> Traced:
     for name in _KEPT:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
-    return Traced(cached=cached, notes=notes)
+    return GraphTraced(cached=cached, notes=notes)
 
 
-def _write(model: Any, inputs: Mapping[str, Any], out: Path) -> None:
-    exported = OnnxExporter().export(model, dict(inputs), OnnxConfig(dynamic=True))
+def _write(model: Any, inputs: dict[str, Any], out: Path) -> None:
+    exported = OnnxExporter().export(model, inputs, OnnxConfig(dynamic=True))
     exported.save_pretrained(out)
 
 
@@ -87,10 +86,10 @@ def _drift() -> list[str]:
     return notes
 
 
-def _begin(request: TraceGraph, say: Say) -> tuple[Traced, Answer]:
+def _begin(request: TraceGraph, say: Say) -> tuple[GraphTraced, Answer]:
     die_with_parent(request.parent_pid)
 
-    def answer(again: TraceGraph) -> Traced:
+    def answer(again: TraceGraph) -> GraphTraced:
         return trace(again, say)
 
     return answer(request), answer

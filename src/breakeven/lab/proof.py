@@ -95,7 +95,7 @@ def prove(
             caveats=[*caveats, *said, *_unusable(before, after)],
             seconds=time.monotonic() - began,
         )
-        _stand(made, out, proof)
+        stand(made, out, proof)
     finally:
         _remove(made)
     return proof
@@ -178,7 +178,7 @@ def _unusable(before: tuple[Arm, Tally], after: tuple[Arm, Tally]) -> list[str]:
     return ["It predicts text no better than chance: it is of no use."] if lost else []
 
 
-def _stand(made: Path, out: Path, proof: Proof) -> None:
+def stand(made: Path, out: Path, proof: Proof) -> None:
     """Give `made` its name and write the proof; both, or neither."""
     if made.is_dir():
         store.write(proof, made / "proof.json")

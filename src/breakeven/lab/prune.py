@@ -141,7 +141,7 @@ def add(source: Path, out: Path, copies: Mapping[int, int]) -> Surgery:
     do not exist, NotSupportedError as `open_stacks` and for experts in groups.
     """
     stacks = open_stacks(source)
-    _check_ungrouped(stacks, "added to")
+    _check_alternatives(stacks, "added to")
     _check_there(stacks, copies, "--copies")
     if not copies or min(copies.values()) < 1:
         raise UserError("--copies: give EXPERT:COUNT with a count of 1 or more, such as 3:1")
@@ -194,7 +194,7 @@ def merge(
     `prune` does.
     """
     stacks = open_stacks(source)
-    _check_ungrouped(stacks, "merged in")
+    _check_alternatives(stacks, "merged in")
     named = [expert for pair in pairs for expert in pair]
     _check_there(stacks, named, "--pairs")
     if not pairs or len(set(named)) != len(named):
@@ -320,7 +320,12 @@ def _check_bytes(stacks: Stacks, made: Path, places: Places, skipped: set[str]) 
         )
 
 
-def _check_ungrouped(stacks: Stacks, what: str) -> None:
+def _check_alternatives(stacks: Stacks, what: str) -> None:
+    """Raise NotSupportedError for experts in groups, and for those of a split, which are parts and no alternatives."""
+    if stacks.unweighted():
+        raise NotSupportedError(
+            f"{stacks.path.name}: all its experts run, as parts of one feed-forward, which cannot be {what}"
+        )
     if stacks.facts.n_groups > 1:
         raise NotSupportedError(
             f"{stacks.path.name} has experts in {stacks.facts.n_groups} groups of equal size, which cannot be {what}; "

@@ -54,7 +54,7 @@ class TaskScore(msgspec.Struct, frozen=True, kw_only=True):
     tasks: int
     solved: Estimate
     answer_tokens: Estimate | None = None
-    """Tokens generated an answer; None where answers were chosen, not generated, or the server did not count them."""
+    """Tokens generated an answer; None where answers were chosen, ended at a `stop`, or the server counted none."""
     method: Literal["likelihood", "generation"] = "generation"
     """How an answer was had: the likeliest of the choices, or generated. Shares of the two do not compare."""
     cut: int | None = None
