@@ -98,7 +98,7 @@ def _told(
     weigh: bool,
     budget_s: float,
 ) -> ExpertScores:
-    from breakeven.lab.corpus import blocks_of, check_enough, read_documents
+    from breakeven.lab.corpus import beside_languages, blocks_of, check_enough, read_documents
 
     began = time.monotonic()
     blocks = blocks_of(read_documents(text, encoding))
@@ -133,7 +133,11 @@ def _told(
         switched_off=trials.how if tried else None,
         observing_overhead=seen.observing_overhead,
         seconds=time.monotonic() - began,
-        caveats=[*trials.caveats, *_caveats(seen, len(findings), weigh=weigh)],
+        caveats=[
+            *trials.caveats,
+            *_caveats(seen, len(findings), weigh=weigh),
+            *(f"Not read, because it lies beside the folders of languages: {name}." for name in beside_languages(text)),
+        ],
     )
 
 
