@@ -16,10 +16,12 @@ from inside_fixtures import PROSE
 from numpy.typing import NDArray
 from watch_fixtures import EXPERTS, FAMILIES, LAYERS, USED, rewritten, toy
 
+import breakeven
 from breakeven.engines.inside.tally import ExpertTally
 from breakeven.errors import UserError
 from breakeven.lab import corpus
 from breakeven.lab.container import SourceTensor, open_gguf
+from breakeven.lab.prune import prune
 from breakeven.lab.scores import WatchedExperts, findings_of, layers_of, lost, texts_of
 from breakeven.lab.watch import Watched
 from breakeven.results.lab import ExpertScores, Proof, WithoutExpert
@@ -195,6 +197,30 @@ def test_every_family_shows_what_files_without_the_expert_compute(family: str, t
     for name, expected in (("seven.gguf", never), ("zero.gguf", silent)):
         with Watched(tmp_path / name) as other:
             assert other.nats_without([tokens], 0, None) == pytest.approx(expected, rel=1e-6)
+
+
+def test_where_all_run_at_equal_weights_an_expert_left_out_costs_what_pruning_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", 256)
+    random = toy("mixtral", tmp_path / "random.gguf", num_hidden_layers=1, num_experts_per_tok=EXPERTS)
+
+    def even(tensor: SourceTensor) -> NDArray[np.uint8]:
+        return np.zeros_like(tensor.data) if "ffn_gate_inp." in tensor.name else tensor.data
+
+    path = rewritten(random, tmp_path / "even.gguf", even)
+    (tmp_path / "text.txt").write_text("\n".join(f"{n}. {GERMAN}" for n in range(14)))
+    scores = breakeven.experts.score(path, tmp_path / "text.txt", budget_s=0.1, out=tmp_path / "score.json")
+    assert scores.switched_off is not None
+    assert scores.switched_off.startswith("its output is zero")
+    (layer,) = scores.layers
+    assert len(set(layer.tokens)) == 1
+    coldest = layer.without[0].expert
+    prune(path, tmp_path / "seven.gguf", EXPERTS - 1, tmp_path / "score.json")
+    with Watched(path) as watched, Watched(tmp_path / "seven.gguf") as pruned:
+        tokens = watched.tokenize(GERMAN)
+        silent = watched.nats_without([tokens], 0, coldest, silent=True)
+        assert pruned.nats_without([tokens], 0, None) == pytest.approx(silent, rel=1e-5)
 
 
 def planted(seed: int = 0, blocks: int = 20, tokens: int = 400) -> WatchedExperts:

@@ -264,7 +264,7 @@ def _columns_by_expert(tensor: SourceTensor, experts: int, k: int, errors: list[
 def _kind_named(name: str) -> GGMLQuantizationType:
     found = GGMLQuantizationType.__members__.get(name.upper())
     if found is None:
-        raise UserError(f"--down {name}: no such format; Q8_0 keeps down within half a percent")
+        raise UserError(f"--down {name}: no such format; give one such as Q8_0, in which down moves by half a percent")
     return found
 
 
