@@ -227,9 +227,12 @@ def test_experts_the_text_did_not_reach_are_named_refused_or_replaced(
     starved = [each for each in plan.substituted if "saw fewer than" in each.why]
     assert starved
     assert {each.made for each in starved} == {"Q2_K"}
-    documents = [Document("all", "all", "a", PROSE * 120)]
+    documents = [Document("all", "all", "a", PROSE * 200)]
     with pytest.raises(UserError, match=r"IQ2_XXS needs importance.*blk\.0\.ffn_.*: \d+.*--allow-fallback"):
         quantize(source, ["IQ2_XXS"], tmp_path / "out", documents=documents, options=QuantizeOptions(tokens=100))
+    with pytest.raises(UserError, match=r"too few for an interval.*and half as much again for importance"):
+        quantize(source, ["IQ2_XXS"], tmp_path / "out", documents=[Document("all", "all", "a", PROSE * 60)])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import watch_fixtures
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from breakeven.engines.inside.child import LoadFile  # noqa: E402
-from breakeven.engines.inside.tally import TALLY, LeaveExpert, WatchExperts  # noqa: E402
+from breakeven.engines.inside.tally import TALLY, ExpertsWatched, LeaveExpert, WatchExperts  # noqa: E402
 from breakeven.errors import NotSupportedError  # noqa: E402
+from breakeven.lab.bridge import to_directory  # noqa: E402
 from breakeven.lab.torch_watch import TorchWatcher  # noqa: E402
+from breakeven.lab.watch import Watched  # noqa: E402
 
 EXPERTS, USED = 6, 2
 SIZES = {
@@ -84,7 +87,7 @@ def test_watching_changes_no_bit_and_counts_what_the_router_chose(family: str, t
         path, dtype=torch.float32, experts_implementation="grouped_mm"
     ).eval()
     rng = np.random.default_rng(1)
-    sequences = [rng.integers(0, 96, n).tolist() for n in (40, 25)]
+    sequences = [rng.integers(0, 96, n).tolist() for n in (24, 12)]
     said = watcher.answer(WatchExperts(sequences=sequences, groups=[0, 1], weigh=True))
     layers = [1] if family == "deepseek_v3" else [0, 1]
     assert (said.layers, said.n_experts_per_token, said.equal_gates) == (layers, USED, False)
@@ -153,6 +156,32 @@ def test_an_expert_left_out_costs_what_it_costs_in_a_model_without_it(family: st
     losses = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:]), reduction="sum")
     assert left == pytest.approx([float(losses)], rel=1e-5)
     assert left[0] != pytest.approx(whole[0], rel=1e-4)
+
+
+def test_a_directory_says_what_its_gguf_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A synthetic vocabulary has no merges that a tokenizer of transformers takes; ids are given here.
+    monkeypatch.setattr("breakeven.lab.tokenizers.write_tokenizer", lambda source, out: [])
+    gguf, directory = watch_fixtures.toy("mixtral", tmp_path / "toy.gguf"), tmp_path / "toy"
+    to_directory(gguf, directory)
+    sequences = [np.random.default_rng(4).integers(100, 900, 90).tolist()]
+    tallies, nats = [], []
+    for path in (gguf, directory):
+        with Watched(path) as watched:
+            assert (watched.loaded.n_experts, watched.loaded.n_vocab) == (8, 1024)
+            said = watched.ask(WatchExperts(sequences=sequences, groups=[0], weigh=True), ExpertsWatched)
+            assert (said.layers, said.n_experts_per_token) == ([0, 1], 2)
+            tallies.append(dict(np.load(watched.folder / TALLY)))
+            nats.append(
+                [
+                    watched.nats_without(sequences, 1, expert, silent=silent)[0]
+                    for expert, silent in ((None, False), (2, False), (2, True))
+                ]
+            )
+    # llama.cpp keeps keys and values in 16 bits, so a choice or two may fall otherwise.
+    assert np.abs(tallies[0]["choices"] - tallies[1]["choices"]).sum() <= 4
+    np.testing.assert_allclose(tallies[0]["given"].sum(axis=2), tallies[1]["given"].sum(axis=2), rtol=5e-3)
+    assert nats[0] == pytest.approx(nats[1], rel=1e-3)
+    assert len(set(nats[1])) == 3
 
 
 def test_weights_that_are_missing_are_refused_not_made_up(tmp_path: Path) -> None:

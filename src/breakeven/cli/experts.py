@@ -42,6 +42,9 @@ def split(
     by: Annotated[
         str | None, typer.Option("--by", help="importance: sort neurons first, so that the last expert is the coldest.")
     ] = None,
+    down: Annotated[
+        str | None, typer.Option("--down", help="With --by: the format of down, its own unless given.")
+    ] = None,
     text: Text = None,
     encoding: Encoding = None,
     budget: Budget = None,
@@ -60,6 +63,7 @@ def split(
             used,
             seed,
             by=by,
+            down=down,
             text=text,
             encoding=encoding,
             budget_s=_seconds(budget),

@@ -27,9 +27,9 @@ from breakeven.lab.tasks import Task, ask_all
 from breakeven.model.readers.gguf_file import first_part
 from breakeven.results.lab import Evaluated, Evaluation, Slice, TaskScore
 
-FLOOR_BLOCKS = 6
+FLOOR_BLOCKS = 5
 """Of each language and domain on which a model is compared with itself."""
-FLOOR_TOKENS = 14 * SMALL_BATCH
+FLOOR_TOKENS = 10 * SMALL_BATCH
 """Of each of these blocks."""
 _BESIDE_TEXT = 2
 """Tokens that a tokenizer puts before a text; the text itself takes one a byte at most."""
@@ -302,30 +302,34 @@ def _score_block(
     for ids, members in groups.items():
         cut = found[arms[members[0]].path]
         pairs = [] if source is None else [(source, i) for i in members if i != source]
-        scores = _whole(lock, ids, members, pairs)
+        scores = _whole(lock, ids, members, pairs, with_floor=with_floor)
         _keep(scores, cut, block, members, pairs, tallies, number)
-        if with_floor:
-            again = lock.score(ids[: FLOOR_TOKENS + 1], small_batches=True, only=members)
-            assert again.floor is not None
-            for row, i in enumerate(members):
-                if not np.isnan(again.floor[row]).any():
-                    tallies[i].floors[number] = again.floor[row]
+        for row, i in enumerate(members) if scores.floor is not None else ():
+            assert scores.floor is not None
+            known = scores.floor[row][~np.isnan(scores.floor[row])]
+            if len(known):
+                tallies[i].floors[number] = known
 
 
-def _whole(lock: Lockstep, ids: Sequence[int], members: Sequence[int], pairs: Sequence[tuple[int, int]]) -> Scores:
+def _whole(
+    lock: Lockstep, ids: Sequence[int], members: Sequence[int], pairs: Sequence[tuple[int, int]], *, with_floor: bool
+) -> Scores:
     """Scores of all tokens; what is longer than a model was made for in windows that overlap by half."""
     limits = [lock.loaded[i].n_positions for i in members]
     limit = min([each for each in limits if each > 1], default=len(ids))
     if len(ids) <= limit:
-        return lock.score(ids, pairs, only=members)
+        return lock.score(ids, pairs, with_floor, only=members, small_tokens=FLOOR_TOKENS)
     parts: list[Scores] = []
     begin = known = 0
     while known < len(ids) - 1:
         end = min(begin + limit, len(ids))
-        part = lock.score(ids[begin:end], pairs, only=members)
+        asked = with_floor and not parts
+        part = lock.score(ids[begin:end], pairs, asked, only=members, small_tokens=FLOOR_TOKENS)
         new = slice(known - begin, None)
         parts.append(
-            Scores(part.nats[:, new], part.likeliest[:, new], part.kl[:, new], part.agree[:, new], None, part.seconds)
+            Scores(
+                part.nats[:, new], part.likeliest[:, new], part.kl[:, new], part.agree[:, new], part.floor, part.seconds
+            )
         )
         known = end - 1
         begin = max(begin + 1, end - limit // 2)
@@ -334,7 +338,7 @@ def _whole(lock: Lockstep, ids: Sequence[int], members: Sequence[int], pairs: Se
         np.concatenate([part.likeliest for part in parts], axis=1),
         np.concatenate([part.kl for part in parts], axis=1),
         np.concatenate([part.agree for part in parts], axis=1),
-        None,
+        parts[0].floor,
         tuple(sum(each) for each in zip(*(part.seconds for part in parts), strict=True)),
     )
 

@@ -197,7 +197,7 @@ def _mlx(exact: Path, directory: Path, on_step: OnStep) -> LabCheck | str | None
     on_step("mlx-lm", 0.0)
     with Inside(exact) as inside:
         tokens = inside.tokenize(" ".join(each.text[:200] for each in sample()))[: 2 * _TOKENS_EACH]
-        source_TV = inside.logits(tokens)
+        source_TV = inside.logits(tokens, exact=True)
     with tempfile.TemporaryDirectory(prefix="breakeven-mlx-") as folder:
         file = Path(folder) / "logits.npy"
         answer = ask_there({"model": str(directory.resolve()), "tokens": tokens, "file": str(file)}, python)

@@ -25,7 +25,7 @@ from breakeven.engines.synthesis.write import check_room
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
 from breakeven.hardware.reader import available_threads
 from breakeven.lab.container import DenseFile, OutTensor, SourceTensor, open_gguf, rewrite
-from breakeven.lab.corpus import Document
+from breakeven.lab.corpus import Block, Document, blocks_of, check_enough
 from breakeven.lab.formats import FormatPlan, known, listed, planned, refuse_excess, refuse_starved
 from breakeven.lab.ggml import Bytes, Floats, Ggml, WeightType
 from breakeven.lab.importance import FEWEST_TOKENS, MOST_TOKENS, Importance, apart, measure
@@ -74,23 +74,32 @@ def quantize(
         kinds = list(dict.fromkeys(known(ggml.types, name) for name in formats))
         if not documents and (needy := [kind.name for kind in kinds if kind.needs_importance]):
             raise UserError(f"{', '.join(needy)} cannot be made without importance; give a text with --text")
-        # Refused for their shapes before minutes are spent on importance.
-        for kind in kinds:
-            refuse_excess(planned(file, kind, ggml.types), file, ggml.types, allowed)
-        importance, judged = None, None
+        # Refused for shapes, place and text before minutes are spent on importance.
+        plans = [planned(file, kind, ggml.types) for kind in kinds]
+        for plan in plans:
+            refuse_excess(plan, file, ggml.types, allowed)
+        blocks: list[Block] = []
+        judged: list[Document] | None = None
         if documents:
             blocks, judged = apart(documents)
-            most = options.tokens or MOST_TOKENS
-            importance = measure(source, blocks, most_tokens=most, threads=options.threads, on_step=on_step)
-        plans = [planned(file, kind, ggml.types, importance) for kind in kinds]
-        for plan in plans:
-            refuse_starved(plan, importance, allowed)
-            refuse_excess(plan, file, ggml.types, allowed)
+            _check_judged(judged)
         with _Directory(out) as directory:
+            check_room(
+                out / plans[0].file_name(file),
+                sum(plan.n_bytes for plan in plans),
+                "free some space or choose another --out",
+            )
+            importance = None
+            if blocks:
+                most = options.tokens or MOST_TOKENS
+                importance = measure(source, blocks, most_tokens=most, threads=options.threads, on_step=on_step)
+                plans = [planned(file, kind, ggml.types, importance) for kind in kinds]
+            for plan in plans:
+                refuse_starved(plan, importance, allowed)
+                refuse_excess(plan, file, ggml.types, allowed)
             places = [out / plan.file_name(file) for plan in plans]
             if same := next((place for place in places if place.exists() and place.samefile(source)), None):
                 raise UserError(f"{same} is the source itself; choose another directory with --out")
-            check_room(places[0], sum(plan.n_bytes for plan in plans), "free some space or choose another --out")
             proofs = []
             for plan, place in zip(plans, places, strict=True):
                 written = place.with_name(f".{place.stem}.{os.getpid()}.made.gguf")
@@ -117,6 +126,13 @@ def quantize(
                 directory.kept = True
                 proofs.append(proof)
     return proofs
+
+
+def _check_judged(judged: Sequence[Document]) -> None:
+    try:
+        check_enough(blocks_of(list(judged)))
+    except UserError as error:
+        raise UserError(f"{error}, and half as much again for importance") from None
 
 
 class _Directory:

@@ -223,7 +223,8 @@ class LockstepWorker:
         read, targets = request.tokens[:-1], np.asarray(request.tokens[1:], np.int64)
         found = Apart.empty(len(scorers), pairs, len(read))
         floor_MT = np.full((len(scorers), len(read)), np.nan, np.float32)
-        small = [self._beside(index) for index in request.models] if request.small_batches else [None] * len(scorers)
+        few = request.small_tokens
+        small = [self._beside(index) if few else None for index in request.models]
         for scorer in [*scorers, *(each for each in small if each is not None)]:
             scorer.begin(len(read))
         seconds = [0.0] * len(scorers)
@@ -236,22 +237,25 @@ class LockstepWorker:
                 seconds[row] += time.perf_counter() - began
             self._compare(found, logits, targets[start : start + len(tokens)], start)
             for row, slow in enumerate(small):
-                if slow is not None:
-                    self._to_itself(slow, tokens, start, logits[row], floor_MT[row])
+                if slow is not None and start < few:
+                    self._to_itself(slow, tokens[: few - start], start, logits[row], floor_MT[row])
         if not (np.isfinite(found.nats_MT).all() and np.isfinite(found.kl_PT).all()):
             bad = int(np.argmin(np.isfinite(found.nats_MT).all(axis=1)))
             raise EngineError(f"model {request.models[bad] + 1} predicts what is no number; its weights are damaged")
         agree_PT = np.zeros(found.kl_PT.shape, np.bool_)
         for index, (source, model) in enumerate(pairs):
             agree_PT[index] = found.likeliest_MT[source] == found.likeliest_MT[model]
-        np.savez(
-            self._folder / "scores.npz",
-            nats=found.nats_MT,
-            likeliest=found.likeliest_MT,
-            kl=found.kl_PT,
-            agree=agree_PT,
-            floor=floor_MT,
-        )
+        try:
+            np.savez(
+                self._folder / "scores.npz",
+                nats=found.nats_MT,
+                likeliest=found.likeliest_MT,
+                kl=found.kl_PT,
+                agree=agree_PT,
+                floor=floor_MT,
+            )
+        except OSError as error:
+            raise EngineError(f"{self._folder.parent}: cannot be written ({error.strerror}); make room there") from None
         return Timings(seconds)
 
     def _compare(self, found: Apart, logits: Sequence[Floats], targets: NDArray[np.int64], start: int) -> None:

@@ -215,7 +215,7 @@ def _flat(part: object, inside: str) -> list[Any]:
 
 
 def _refuse_normalizer(normalizer: object, source: Path) -> None:
-    """Only composing is let through: it changes nothing in text as people type it, and is said (`composes`)."""
+    """Only composing is let through: it changes nothing in text as people type it, and the proof says it."""
     for part in _flat(normalizer, "normalizers"):
         if not (isinstance(part, dict) and part.get("type") == "NFC"):
             kind = part.get("type") if isinstance(part, dict) else part

@@ -31,10 +31,10 @@ from breakeven.lab.scores import (
     reap,
     texts_of,
 )
-from breakeven.results.lab import ExpertScores, Origin, WithoutExpert
+from breakeven.results.lab import ExpertLayer, Experts, ExpertScores, Origin, WithoutExpert
 
 if TYPE_CHECKING:
-    from breakeven.lab.corpus import Block
+    from breakeven.lab.corpus import Block, Document
 
 OnStep = Callable[[str, float], None]
 
@@ -131,6 +131,38 @@ def _told(
         seconds=time.monotonic() - began,
         caveats=[*trials.caveats, *_caveats(seen, len(findings), weigh=weigh)],
     )
+
+
+def loads_of(
+    model: Path,
+    documents: Sequence[Document],
+    *,
+    threads: int | None = None,
+    on_step: OnStep = lambda what, share: None,
+) -> Experts:
+    """How a few blocks of each language load a model's experts: what a proof shows beside its source's.
+
+    Raises what `load` does, but for text that is short.
+    """
+    from breakeven.lab.corpus import blocks_of
+
+    blocks = blocks_of(documents)
+    texts = []
+    for language in dict.fromkeys(block.language for block in blocks):
+        own = [block.text for block in blocks if block.language == language]
+        texts += [(language, own[at]) for at in _spread(len(own), LEAST_PIECES)]
+    with Watched(model, threads, on_step) as watched:
+        seen = watched.watch(texts, weigh=False)
+    layers = [
+        ExpertLayer(layer=each.layer, tokens=each.tokens, dead=each.dead, by_language=each.by_language)
+        for each in layers_of(seen, {})
+    ]
+    return Experts(layers=layers, n_experts_per_token=seen.n_experts_per_token)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many places, evenly from the first to the last."""
+    return [int(at) for at in np.linspace(0, count - 1, min(count, most)).round()]
 
 
 class Watched(ChildProcess):
@@ -280,8 +312,7 @@ class _Trials:
         pieces = []
         for language in self._seen.languages:
             own = [block for block in self._blocks if block.language == language]
-            n = min(len(own), max(LEAST_PIECES, int(affordable / size)))
-            for at in np.linspace(0, len(own) - 1, n).round().astype(int):
+            for at in _spread(len(own), max(LEAST_PIECES, int(affordable / size))):
                 text = own[at].text.encode()[:size].decode(errors="ignore")
                 pieces.append(_Piece(language, len(text.encode()), tuple(self._watched.tokenize(text))))
         return pieces
