@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 TEST_STAMP := .venv/.ready-test
+LAB_STAMP := .venv/.ready-lab
 PIP := $(BIN)/pip install -qq --no-input --disable-pip-version-check --no-deps
 
 JUDGES_STAMP := .venv-judges/.ready
@@ -19,7 +20,7 @@ WORKERS ?= 4
 demo: $(STAMP)
 	$(BIN)/breakeven compare --demo
 
-test: lint $(TEST_STAMP)
+test: lint $(TEST_STAMP) $(LAB_STAMP)
 	$(BIN)/pytest -n $(WORKERS) --durations=10
 
 lint: $(STAMP)
@@ -41,6 +42,15 @@ $(STAMP): pyproject.toml constraints.txt
 # Ray, a browser's driver and a fuzzer are 400 MB that only tests need.
 $(TEST_STAMP): $(STAMP) constraints-test.txt
 	$(PIP) --no-compile --require-hashes -r constraints-test.txt
+	touch $@
+
+# What the lab needs beside the core: torch and others, 1.5 GB. Where they cannot be had, or where torch asks for a GPU's
+# libraries, the tests that need them are skipped and say so.
+$(LAB_STAMP): $(TEST_STAMP) constraints-lab.txt
+	if ! { $(PIP) --no-compile --require-hashes -r constraints-lab.txt && $(BIN)/python -c "import torch"; }; then \
+	  echo "the extra lab could not be installed, so its tests will be skipped"; \
+	  $(BIN)/pip uninstall -q -y torch; \
+	fi
 	touch $@
 
 # Tests and clients that are not ours, against the gateway; docs/conformance.md. They need the network once, and an

@@ -13,6 +13,7 @@ import pytest
 
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import NotSupportedError, UserError
+from breakeven.lab import tokenizers
 from breakeven.lab.bridge import plan, rotated_order, to_directory, to_gguf
 from breakeven.lab.configs import complete, whole
 from breakeven.lab.container import open_gguf
@@ -65,6 +66,7 @@ def test_a_directory_comes_back_from_a_gguf_as_it_was(model_type: str, tmp_path:
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == bridge.defaults["rope_theta"]
     assert config["architectures"] == [bridge.class_name]
     assert config["eos_token_id"] == 256
+    assert json.loads((tmp_path / "back" / "generation_config.json").read_text())["eos_token_id"] == 256
     assert json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())["chat_template"] == "{{ messages }}"
 
 
@@ -105,8 +107,10 @@ def test_rows_of_heads_change_places_and_back() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "qwen3", "olmoe", "qwen3moe"])
-def test_quantized_files_are_decoded(family: str, tmp_path: Path) -> None:
+def test_quantized_files_are_decoded(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against our writer of other models' shapes, whose keys are those of llama.cpp's converter."""
+    # The tokenizer of synthetic files has a merge that makes no token, and is not carried.
+    monkeypatch.setattr(tokenizers, "write_tokenizer", lambda gguf, directory: write_byte_tokenizer(directory) or [])
     path = synthesise(small(family, num_hidden_layers=2), "Q4_0", tmp_path / "m.gguf")
     done = to_directory(path, tmp_path / "hf")
     assert done.dtype == "F32"
@@ -121,10 +125,10 @@ def test_quantized_files_are_decoded(family: str, tmp_path: Path) -> None:
 
 
 def test_only_a_few_megabytes_are_held(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 1, "head_dim": 64}
+    sizes = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 1, "head_dim": 64}
     source = directory_of("mixtral", tmp_path / "source", **sizes)
     held = sum(path.stat().st_size for path in source.glob("*.safetensors"))
-    assert held > 200e6
+    assert held > 100e6
     tracemalloc.start()
     try:
         to_gguf(source, tmp_path / "there.gguf")
@@ -132,7 +136,7 @@ def test_only_a_few_megabytes_are_held(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 64e6
+    assert peak < 50e6
 
 
 REFUSED = [
@@ -168,7 +172,7 @@ def test_what_llama_cpp_computes_otherwise_is_refused(model_type: str, change: d
 def test_another_family_and_a_new_key_are_named(tmp_path: Path) -> None:
     with pytest.raises(NotSupportedError, match=r"gpt_oss.*these are: llama"):
         of_config({"model_type": "gpt_oss"})
-    path = synthesise(small("granite", num_hidden_layers=1), "F32", tmp_path / "m.gguf")
+    path = synthesise(small("granite", num_hidden_layers=1), "BF16", tmp_path / "m.gguf")
     with pytest.raises(NotSupportedError, match="'granite' is not carried"):
         to_directory(path, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()

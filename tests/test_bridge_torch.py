@@ -14,10 +14,13 @@ from tests.bridge_fixtures import CLASSES, CONFIGS, write_byte_tokenizer
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from breakeven.errors import UserError  # noqa: E402
+import breakeven  # noqa: E402
+from breakeven.errors import BreakevenError, UserError  # noqa: E402
+from breakeven.lab import bridge  # noqa: E402
 from breakeven.lab.bridge import to_directory, to_gguf  # noqa: E402
 from breakeven.lab.lockstep import Lockstep, Scored  # noqa: E402
 from breakeven.lab.torch_scorer import load_model  # noqa: E402
+from tests.inside_fixtures import decoded_shallow_copy  # noqa: E402
 
 TEXT = "The lighthouse keeper climbed the stairs every evening; Größe, 3.14 und \u6f22\u5b57, в конце осени.\n"
 LLAMA3 = {
@@ -54,38 +57,45 @@ def made_by_transformers(model_type: str, at: Path, **changes: Any) -> Path:
     return at
 
 
-def apart(gguf: Path, directory: Path) -> tuple[float, float]:
-    """Mean KL(llama.cpp || transformers) in nats, and the share of equal likeliest tokens."""
-    with Lockstep([Scored(gguf), Scored(directory)]) as lock:
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{model_type: (model_type, {}) for model_type in CONFIGS},
+    "llama3": ("llama", {"rope_parameters": LLAMA3, "max_position_embeddings": 1024, "attention_bias": False}),
+    "yarn": ("qwen3", {"rope_parameters": YARN}),
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case as transformers saves it, and as our GGUF of that."""
+    folder = tmp_path_factory.mktemp("families")
+    for name, (model_type, changes) in CASES.items():
+        made_by_transformers(model_type, folder / name, **changes)
+        to_gguf(folder / name, folder / f"{name}.gguf")
+    return folder
+
+
+def test_both_engines_predict_the_same(places: Path) -> None:
+    models = [Scored(places / f"{name}{suffix}") for name in CASES for suffix in (".gguf", "")]
+    with Lockstep(models, exact=True) as lock:
         tokens = lock.tokenize(0, TEXT * 3)
-        assert tokens == lock.tokenize(1, TEXT * 3)
-        scores = lock.score(tokens[:300], [(0, 1)])
-    assert np.std(scores.nats[0]) > 0.1
-    return float(scores.kl.mean()), float(scores.agree.mean())
+        assert all(lock.tokenize(i, TEXT * 3) == tokens for i in range(len(models)))
+        scores = lock.score(tokens[:300], [(2 * i, 2 * i + 1) for i in range(len(CASES))])
+    assert {each.engine for each in lock.loaded} == {"llama.cpp", "transformers"}
+    for i, name in enumerate(CASES):
+        print(f"{name}: KL {scores.kl[i].mean():.1e}, top-1 {scores.agree[i].mean():.4f}")
+        assert np.std(scores.nats[2 * i]) > 0.1
+        assert scores.kl[i].mean() <= 1e-6, name
+        assert scores.agree[i].all(), name
 
 
-CASES = [
-    *((model_type, {}) for model_type in CONFIGS),
-    ("llama", {"rope_parameters": LLAMA3, "max_position_embeddings": 1024, "attention_bias": False}),
-    ("qwen3", {"rope_parameters": YARN}),
-]
-
-
-@pytest.mark.parametrize(("model_type", "changes"), CASES)
-def test_both_engines_predict_the_same(model_type: str, changes: dict[str, Any], tmp_path: Path) -> None:
-    source = made_by_transformers(model_type, tmp_path / "source", **changes)
-    to_gguf(source, tmp_path / "there.gguf")
-    kl, top1 = apart(tmp_path / "there.gguf", source)
-    print(f"{model_type} {changes and changes['rope_parameters']['rope_type']}: {kl:.1e} {top1:.4f}")
-    assert kl <= 1e-6
-    assert top1 == 1.0
-    to_directory(tmp_path / "there.gguf", tmp_path / "back")
-    ours, theirs = load_model(tmp_path / "back").state_dict(), load_model(source).state_dict()
+@pytest.mark.parametrize("name", CASES)
+def test_transformers_loads_what_comes_back(name: str, places: Path, tmp_path: Path) -> None:
+    to_directory(places / f"{name}.gguf", tmp_path / "back")
+    ours, theirs = load_model(tmp_path / "back").state_dict(), load_model(places / name).state_dict()
     assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    for model in (tmp_path / "back", source):
-        config = transformers.AutoConfig.from_pretrained(model)
-        assert config.rope_parameters == transformers.AutoConfig.from_pretrained(source).rope_parameters
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    read = transformers.AutoConfig.from_pretrained
+    assert read(tmp_path / "back").rope_parameters == read(places / name).rope_parameters
 
 
 def test_what_transformers_would_fill_in_is_refused(tmp_path: Path) -> None:
@@ -97,3 +107,29 @@ def test_what_transformers_would_fill_in_is_refused(tmp_path: Path) -> None:
     (source / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
     with pytest.raises(UserError, match="has no place for tensor"):
         load_model(source)
+
+
+def test_the_verb_leaves_a_directory_and_its_proof(smollm2_gguf: Path, tmp_path: Path) -> None:
+    """Two layers of SmolLM2, with its own tokenizer: to a directory, and from there to BF16."""
+    source = decoded_shallow_copy(smollm2_gguf, tmp_path / "shallow.gguf", 2)
+    proof = breakeven.export(source, "hf", tmp_path / "hf")
+    assert [check.name for check in proof.checks[:3]] == ["tensors", "token ids", "same predictions"]
+    assert all(check.passed for check in proof.checks)
+    kl = proof.checks[2].kl
+    assert kl is not None
+    assert kl.value <= 1e-6
+    assert proof.artefact.format == "F32"
+    assert json.loads((tmp_path / "hf" / "proof.json").read_text())["schema"] == "breakeven.proof/1"
+    back = breakeven.export(tmp_path / "hf", "gguf", tmp_path / "back.gguf", dtype="bf16")
+    assert back.artefact.format == "BF16"
+    assert (tmp_path / "back.proof.json").is_file()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_check_that_fails_leaves_nothing(smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = decoded_shallow_copy(smollm2_gguf, tmp_path / "shallow.gguf", 1)
+    # A rotary order that is wrong, as many converters had it.
+    monkeypatch.setattr(bridge, "rotated_order", lambda rows, heads, *, to_gguf: None)
+    with pytest.raises(BreakevenError, match=r"'same predictions' by transformers failed.*at most 1e-06"):
+        breakeven.export(source, "hf", tmp_path / "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["shallow.gguf"]

@@ -11,15 +11,20 @@ import pytest
 from rich.console import Console
 
 from breakeven.answer.decide import decide
+from breakeven.answer.regions import Standing
 from breakeven.answer.study.load import read_study
+from breakeven.answer.words import verdict_of
 from breakeven.cli.main import _run
 from breakeven.errors import UserError
 from breakeven.hardware.machine import MachineSpec
+from breakeven.model.quality import QualityScore
 from breakeven.pages.decision_terminal import print_decision
 from breakeven.pages.decision_words import runs_on
 from breakeven.results.decision import Decision
+from breakeven.results.lab import Evaluated, Evaluation, Slice, TaskScore
 from breakeven.results.load import CapacityStudy, Limit, LoadModel, Trial
-from breakeven.stats.estimate import Estimate
+from breakeven.results.store import write
+from breakeven.stats.estimate import Estimate, measured
 from breakeven.stats.percentiles import Share
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 
@@ -231,6 +236,54 @@ def test_a_result_of_another_kind_is_refused(tmp_path: Path, estimate: Estimate)
     text = HEAD + PAIR.replace("{name: dense,", "{name: dense, measured: seen,")
     with pytest.raises(UserError, match=r"breakeven\.compare/1"):
         decide(read_study(study(tmp_path, text)))
+
+
+def test_what_an_evaluation_rules_out_cannot_win_and_its_answers_are_billed(tmp_path: Path) -> None:
+    def slice_of(bits: float, more: float) -> Slice:
+        return Slice(
+            language="en",
+            domain="all",
+            bytes=20_000,
+            documents=1,
+            blocks=10,
+            tokens=5_000,
+            bits_per_byte=measured(bits, bits - 0.01, bits + 0.01, 10),
+            difference=measured(more, more - 0.01, more + 0.01, 10),
+        )
+
+    def model_of(name: str, bits: float, tokens: float) -> Evaluated:
+        answers = TaskScore(
+            name="t", language="en", tasks=9, solved=measured(1, 0.7, 1, 9), answer_tokens=measured(tokens, 1, 99, 9)
+        )
+        return Evaluated(
+            name=name,
+            path=name,
+            sha256=None,
+            format=None,
+            bits_per_weight=None,
+            experts_per_token=None,
+            slices=[slice_of(bits, bits - 1)],
+            tasks=[answers],
+        )
+
+    models = [model_of("dense", 1.0, 40), model_of("moe", 1.2, 60)]
+    write(Evaluation(command="", text="t", against="dense", models=models, seconds=1), tmp_path / "e.json")
+    decision = decide(read_study(study(tmp_path, HEAD + "quality: {evaluation: e.json, max_loss: 3%}" + PAIR)))
+    dense, moe = decision.candidates
+    assert decision.verdict.winner == "dense"
+    assert dense.ruled_out == []
+    assert moe.ruled_out == ["takes 20 % more bits per byte than dense in en; the study allows 3 %"]
+    assert any(line.startswith("moe is ruled out: takes 20 % more bits per byte") for line in decision.verdict.because)
+    said = {each.what: each.value for each in decision.assumptions}
+    assert (said["answers of dense"], said["answers of moe"]) == ("40 tokens on average", "60 tokens on average")
+    # With nothing but text the verdict says who predicts it best.
+    by_text = [
+        msgspec.structs.replace(each, quality=QualityScore(how="bits_per_byte", value=bits))
+        for each, bits in zip((moe, dense), (1.2, 1.0), strict=True)
+    ]
+    here = Standing("dense", 1.0)
+    verdict = verdict_of(by_text, [], None, here, decision.load_per_s, [])
+    assert "In bits per byte of text, fewer is better: dense 1.000, moe 1.200." in verdict.because
 
 
 def test_a_placement_in_a_study_is_what_is_predicted(tmp_path: Path) -> None:

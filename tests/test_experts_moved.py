@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ from gguf.quants import dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import breakeven
+from breakeven.cli.main import dispatch
 from breakeven.engines.inside.client import Inside
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
@@ -29,7 +32,8 @@ from breakeven.lab.importance import measure
 from breakeven.lab.prune import add, merge, order, prune
 from breakeven.lab.stacks import open_stacks
 from breakeven.model.parts import MoeFfn
-from breakeven.results.lab import ExpertFinding, ExpertScores, Origin, ScoredLayer
+from breakeven.results.lab import ExpertFinding, ExpertScores, Origin, Proof, ScoredLayer
+from breakeven.results.store import read
 from tests.small_layouts import LAYOUTS
 from tests.small_models import small as config
 
@@ -59,7 +63,7 @@ def small(name: str, directory: Path, *, format_name: str = "Q8_0") -> Path:
 def scores_of(model: Path, out: Path, score: Sequence[float | None] | None = None, **changes: Any) -> Path:
     """A score file of this model: every layer has the same scores, and as many tokens as they say."""
     stacks = open_stacks(model)
-    worth = list(range(stacks.n_experts)) if score is None else list(score)
+    worth: list[float | None] = list(range(stacks.n_experts)) if score is None else list(score)
     layers = [
         ScoredLayer(
             layer=block,
@@ -229,11 +233,15 @@ def test_the_coldest_expert_of_a_split_by_importance_is_missed_least(tmp_path: P
     by_importance = split(dense, tmp_path / "sorted.gguf", 8, squares=squares)
     assert (by_importance.same_function, by_importance.requantized) == (True, None)  # F32: columns move as bytes
     split(dense, tmp_path / "plain.gguf", 8)
+    for act in (lambda *files: add(*files, {1: 1}), lambda *files: merge(*files, [(1, 2)])):
+        with pytest.raises(NotSupportedError, match="parts of one feed-forward"):
+            act(tmp_path / "plain.gguf", tmp_path / "x.gguf")
     expected = logits(dense)
     np.testing.assert_allclose(logits(tmp_path / "sorted.gguf"), expected, atol=2e-3 * float(expected.std()))
     lost = {}
     for name in ("sorted", "plain"):
-        done = prune(tmp_path / f"{name}.gguf", tmp_path / f"{name}-7.gguf", 7, None, 7)
+        done = prune(tmp_path / f"{name}.gguf", tmp_path / f"{name}-7.gguf", 7, None)
+        assert done.used == 7
         assert "7/8" in done.caveats[0]
         lost[name] = _kl(expected, logits(tmp_path / f"{name}-7.gguf"))
     assert 0 < lost["sorted"] < 0.1 * lost["plain"]
@@ -263,6 +271,15 @@ def test_a_split_by_importance_of_quantized_weights_says_what_it_moved(
     norms = np.square(before).mean(axis=0) ** 0.5 * squares["blk.1.ffn_down.weight"][0, moved]
     assert (np.diff(norms) <= 1e-6 * norms[0]).all()
     assert float(np.sqrt(np.square(after - before).sum() / np.square(before).sum())) < 1.5 * done.requantized
+    if format_name == "Q4_1":
+        finer = split(dense, tmp_path / "c.gguf", experts, squares=squares, down="q8_0")
+        assert finer.requantized is not None
+        assert finer.requantized < 0.5 * done.requantized
+        kinds = {tensor.name: tensor.kind for tensor in open_gguf(tmp_path / "c.gguf").tensors}
+        assert (kinds["blk.0.ffn_down_exps.weight"], kinds["blk.0.ffn_up_exps.weight"]) == (Q.Q8_0, Q.Q4_1)
+        assert np.isfinite(logits(tmp_path / "c.gguf")).all()
+        with pytest.raises(UserError, match="no such format"):
+            split(dense, tmp_path / "b.gguf", experts, squares=squares, down="Q9")
     del squares["blk.1.ffn_down.weight"]
     with pytest.raises(UserError, match=r"blk\.1\.ffn_down.*this very file"):
         split(dense, tmp_path / "b.gguf", experts, squares=squares)
@@ -356,8 +373,61 @@ def _kl(expected: np.ndarray, got: np.ndarray) -> float:
     """Mean over tokens of KL(expected || got), in nats."""
 
     def log_softmax(values: np.ndarray) -> np.ndarray:
-        values = values.astype(np.float64) - values.max(axis=1, keepdims=True)
-        return values - np.log(np.exp(values).sum(axis=1, keepdims=True))
+        shifted: np.ndarray = values.astype(np.float64) - values.max(axis=1, keepdims=True)
+        return np.subtract(shifted, np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
     p, q = log_softmax(expected), log_softmax(got)
     return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+def test_what_is_made_lies_beside_its_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dense = uneven(synthesise(config("llama", num_hidden_layers=2), "Q8_0", tmp_path / "d.gguf"), tmp_path / "e.gguf")
+    words = ["experts", "split", str(dense), "--experts", "8", "--by", "importance", "--out", str(tmp_path / "s.gguf")]
+    assert dispatch([*words, "--json"]) == 0
+    proof = msgspec.json.decode(capsys.readouterr().out, type=Proof)
+    assert proof == read(tmp_path / "s.proof.json", Proof)
+    assert shlex.split(proof.command) == ["breakeven", *words]
+    assert [check.name for check in proof.checks] == ["loads and predicts", "same function"]
+    assert all(check.passed for check in proof.checks)
+    assert proof.checks[1].kl is not None
+    assert proof.checks[1].kl.value <= 1e-6
+    assert "built-in sample" in proof.caveats[0]
+
+    done = breakeven.experts.prune(tmp_path / "s.gguf", tmp_path / "p.gguf", 6, first=True)
+    assert done.proof == read(tmp_path / "p.proof.json", Proof)
+    assert done.proof is not None
+    assert (done.proof.artefact.bytes, done.proof.artefact.format) == (done.file_bytes, "F32")
+    assert done.proof.experts is not None
+    assert done.proof.experts.kept == [list(range(6))] * 2
+    assert shlex.split(done.proof.command)[1:-1] == [
+        *("experts", "prune", str(tmp_path / "s.gguf"), "--keep", "6", "--first", "--out")
+    ]
+
+
+def test_what_fails_its_proof_is_not_left(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise BreakevenError("x.gguf was not kept")
+
+    monkeypatch.setattr("breakeven.lab.surgery.prove", failing)
+    with pytest.raises(BreakevenError, match="not kept"):
+        breakeven.experts.prune(moe, tmp_path / "x.gguf", 4, first=True)
+    wrong_options: list[tuple[dict[str, Any], str]] = [
+        ({"first": True, "scores": tmp_path / "a.json"}, "--scores FILE"),
+        ({}, "--first to keep the first"),
+        ({"first": True, "by": "size"}, "by score or by load"),
+    ]
+    for options, said in wrong_options:
+        with pytest.raises(UserError, match=said):
+            breakeven.experts.prune(moe, tmp_path / "x.gguf", 4, **options)
+    (tmp_path / "short.txt").write_text("Too little to tell anything by.")
+    with pytest.raises(UserError, match="too few for an interval"):
+        breakeven.experts.prune(moe, tmp_path / "x.gguf", 4, first=True, text=tmp_path / "short.txt")
+    (tmp_path / "short.txt").unlink()
+    with pytest.raises(UserError, match="is the model itself"):
+        breakeven.experts.add(moe, moe, {1: 1})
+    with pytest.raises(UserError, match=r"ends in \.gguf"):
+        breakeven.experts.add(moe, tmp_path / "x", {1: 1})
+    for wrong in ("3", "3:x", "3:1,"):
+        with pytest.raises(UserError, match="give numbers such as 3:1"):
+            dispatch(["experts", "add", str(moe), "--copies", wrong, "--out", str(tmp_path / "x.gguf")])
+    assert list(tmp_path.iterdir()) == []

@@ -22,6 +22,7 @@ from tests.gateway_swap_fixtures import ask
 from tests.small_layouts import LAYOUTS
 
 REQUESTS, CLIENTS, OUTPUT_TOKENS = 16, 6, 8
+PATIENCE_S = 60.0
 
 
 def backend(name: str, model: Path) -> dict[str, Any]:
@@ -90,16 +91,26 @@ def test_a_pruned_file_takes_turns_with_its_source_and_no_request_is_lost(
         wait(lambda: len(gateway.logged()) == REQUESTS, "requests are missing in the log")
         assert Counter(record.backend for record in gateway.logged()) == dict.fromkeys(names, REQUESTS // 2)
 
-        # The same name, and another file behind it, while requests are under way.
-        before = gateway.said
+        # The same name, and another file behind it, while requests are under way all the time.
         plan["backends"] = [backend("eight", files[1]), backend("six", files[0])]
+        swapped = threading.Event()
+
+        def keep_asking(number: int) -> int:
+            for count in itertools.count(1):
+                request(number, "eight")
+                if swapped.is_set():
+                    return count
+            return 0
+
+        log = gateway.directory / "log" / "engines" / "eight.log"
         with ThreadPoolExecutor(CLIENTS) as clients:
-            running = [clients.submit(request, number, "eight") for number in range(CLIENTS)]
-            write_plan(gateway.directory / "gateway.yaml", plan)
-            gateway.signal(signal.SIGHUP)
-            wait(lambda: gateway.said != before, "the file was not read again")
-            running += [clients.submit(request, number, "eight") for number in range(CLIENTS)]
-            for each in running:
-                each.result()
-        (engine,) = engines_of(gateway)
-        assert any(mapped.path == str(files[1]) for mapped in engine.memory_maps())
+            asking = [clients.submit(keep_asking, number) for number in range(CLIENTS)]
+            try:
+                write_plan(gateway.directory / "gateway.yaml", plan)
+                gateway.signal(signal.SIGHUP)
+                wait(lambda: str(files[1]) in log.read_text(), "the other file was not loaded", PATIENCE_S)
+            finally:
+                swapped.set()
+            asked = sum(each.result() for each in asking)
+        wait(lambda: len(gateway.logged()) == REQUESTS + asked, "requests are missing in the log")
+        assert {(record.status, record.backend) for record in gateway.logged()[REQUESTS:]} == {(200, "eight")}

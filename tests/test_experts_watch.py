@@ -3,86 +3,34 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from cli_fixtures import run_here
-from gguf import GGMLQuantizationType
 from inside_fixtures import PROSE
 from numpy.typing import NDArray
-from small_models import small
+from watch_fixtures import EXPERTS, FAMILIES, LAYERS, USED, rewritten, toy
 
+import breakeven
 from breakeven.engines.inside.tally import ExpertTally
-from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import UserError
 from breakeven.lab import corpus
-from breakeven.lab.container import OutTensor, SourceTensor, open_gguf, rewrite
+from breakeven.lab.container import SourceTensor, open_gguf
+from breakeven.lab.prune import prune
 from breakeven.lab.scores import WatchedExperts, findings_of, layers_of, lost, texts_of
 from breakeven.lab.watch import Watched
-from breakeven.results.lab import ExpertScores, WithoutExpert
+from breakeven.results.lab import ExpertScores, Proof, WithoutExpert
+from breakeven.results.store import read
 from breakeven.stats.estimate import measured
 
 F32 = np.float32
 Floats = NDArray[np.float32]
-LAYERS, EXPERTS, USED = 2, 8, 2
 GERMAN = "Der Leuchtturmwärter stieg jeden Abend die Treppe hinauf, und in der letzten Herbstnacht blieb es dunkel."
-
-
-SMALL: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": LAYERS, "head_dim": 16, "intermediate_size": 96}
-DEEPSEEK_V3: dict[str, Any] = {
-    "model_type": "deepseek_v3",
-    "scoring_func": "sigmoid",
-    "topk_method": "noaux_tc",
-    "norm_topk_prob": True,
-    "routed_scaling_factor": 2.5,
-}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "olmoe": {},
-    "granitemoe": {},
-    "deepseek2": DEEPSEEK_V3,
-    "gpt-oss": {"layer_types": ["sliding_attention"]},
-}
-
-
-def toy(family: str, out: Path, **changes: Any) -> Path:
-    """A small model in F32 whose weights are all random and large enough that each expert is felt."""
-    spec = small(family, **{**SMALL, **FAMILIES.get(family, {}), **changes})
-    reader = open_gguf(synthesise(spec, "F16", out.with_suffix(".plain")))
-    rng = np.random.default_rng(3)
-    tensors = []
-    for tensor in reader.tensors:
-        if "norm" in tensor.name or "rope" in tensor.name:
-            data = np.array(tensor.data)
-        else:
-            spread = 0.3 if len(tensor.dims) == 1 or "bias" in tensor.name else tensor.dims[0] ** -0.5
-            spread *= 3 if "_exps" in tensor.name or "gate_inp" in tensor.name else 1
-            data = rng.normal(0, spread, math.prod(tensor.dims)).astype(F32).view(np.uint8)
-        tensors.append(
-            OutTensor(tensor.name, tensor.dims, GGMLQuantizationType.F32, data.nbytes, lambda data=data: iter((data,)))
-        )
-    rewrite(reader, out, {}, tensors)
-    return out
-
-
-def rewritten(
-    source: Path, out: Path, values: Callable[[SourceTensor], NDArray[np.uint8]], numbers: dict[str, int] | None = None
-) -> Path:
-    """The same file with other values; a tensor that gets shorter has fewer experts, its last dimension."""
-    reader = open_gguf(source)
-    tensors = []
-    for tensor in reader.tensors:
-        data = np.ascontiguousarray(values(tensor)).ravel()
-        dims = (*tensor.dims[:-1], tensor.dims[-1] * data.nbytes // tensor.data.nbytes)
-        tensors.append(OutTensor(tensor.name, dims, tensor.kind, data.nbytes, lambda data=data: iter((data,))))
-    rewrite(reader, out, numbers or {}, tensors)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +199,30 @@ def test_every_family_shows_what_files_without_the_expert_compute(family: str, t
             assert other.nats_without([tokens], 0, None) == pytest.approx(expected, rel=1e-6)
 
 
+def test_where_all_run_at_equal_weights_an_expert_left_out_costs_what_pruning_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", 256)
+    random = toy("mixtral", tmp_path / "random.gguf", num_hidden_layers=1, num_experts_per_tok=EXPERTS)
+
+    def even(tensor: SourceTensor) -> NDArray[np.uint8]:
+        return np.zeros_like(tensor.data) if "ffn_gate_inp." in tensor.name else tensor.data
+
+    path = rewritten(random, tmp_path / "even.gguf", even)
+    (tmp_path / "text.txt").write_text("\n".join(f"{n}. {GERMAN}" for n in range(14)))
+    scores = breakeven.experts.score(path, tmp_path / "text.txt", budget_s=0.1, out=tmp_path / "score.json")
+    assert scores.switched_off is not None
+    assert scores.switched_off.startswith("its output is zero")
+    (layer,) = scores.layers
+    assert len(set(layer.tokens)) == 1
+    coldest = layer.without[0].expert
+    prune(path, tmp_path / "seven.gguf", EXPERTS - 1, tmp_path / "score.json")
+    with Watched(path) as watched, Watched(tmp_path / "seven.gguf") as pruned:
+        tokens = watched.tokenize(GERMAN)
+        silent = watched.nats_without([tokens], 0, coldest, silent=True)
+        assert pruned.nats_without([tokens], 0, None) == pytest.approx(silent, rel=1e-5)
+
+
 def planted(seed: int = 0, blocks: int = 20, tokens: int = 400) -> WatchedExperts:
     """Two languages, two layers of eight experts of which two are used, with what is to be found in layer 7 alone.
 
@@ -328,11 +300,13 @@ def test_what_is_lost_decides_where_an_expert_was_switched_off() -> None:
     found = findings_of(seen, layers_of(seen, {7: missed}))
     assert [(each.expert, each.kind) for each in found] == [(3, "one language")]
     assert "0.500 nats" in found[0].text
-    spared = [tried(3, (0.5, 0.4, 0.6), (0.5, 0.4, 0.6)), tried(6, (0.0, -0.1, 0.1), (0.01, -0.1, 0.1))]
-    found = findings_of(seen, layers_of(seen, {7: spared, 4: [tried(2, (0.1, -0.1, 0.3), (0.0, -0.1, 0.1))]}))
-    kinds = {(each.layer, each.expert, each.kind) for each in found}
-    assert (7, 3, "one language") not in kinds
-    assert (7, 5, "lagging") in kinds
+    # Japanese does not need it alone; the next interval says nothing, and takes nothing back.
+    doubted = [tried(3, (0.5, 0.4, 0.6), (0.5, 0.4, 0.6)), tried(5, (0.1, -0.1, 0.3), (0.0, -0.2, 0.2))]
+    busy = int(seen.choices_SLE.sum(axis=0)[0].argmax())
+    idle = tried(busy, (0.001, -0.002, 0.004), (0.0, -0.003, 0.003))
+    unknown = tried((busy + 1) % EXPERTS, (0.1, -0.1, 0.3), (0.0, -0.1, 0.1))
+    found = findings_of(seen, layers_of(seen, {7: doubted, 4: [idle, unknown]}))
+    assert {(each.layer, each.expert, each.kind) for each in found} == {(7, 5, "lagging"), (4, busy, "lagging")}
 
 
 def test_an_expert_that_no_token_reached_has_no_score_and_one_block_no_interval() -> None:
@@ -380,6 +354,16 @@ def test_the_command_writes_what_prune_reads_and_says_how_many_were_tried(
     assert loads.returncode == 0, loads.stderr
     assert "routed.gguf: the busiest expert takes" in loads.stdout
     assert "switched off" not in loads.stdout
+    pruned = tmp_path / "pruned.gguf"
+    text = ("--text", str(tmp_path / "text"))
+    said = run_here("experts", "prune", str(routed), "--keep", "6", "--scores", str(out), *text, "--out", str(pruned))
+    assert said.returncode == 0, said.stderr
+    proof = read(tmp_path / "pruned.proof.json", Proof)
+    assert proof.experts is not None
+    assert proof.experts.layers[1].score == scores.layers[1].score
+    assert proof.experts_after is not None
+    assert [len(layer.tokens) for layer in proof.experts_after.layers] == [6, 6]
+    assert {*proof.experts_after.layers[0].by_language} == {"en", "de"}
 
 
 def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:

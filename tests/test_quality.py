@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -214,6 +215,8 @@ def test_tasks_give_scores_and_answer_lengths(tmp_path: Path) -> None:
     assert plan.quality.answer_tokens == {"a": 80, "b": 240}
     assert "25 %" in quality_text(b)
     assert ", 10.0 % (9.5-10.5) bits per byte more than a in de" in quality_text(b)
+    cut = [msgspec.structs.replace(model, tasks=[msgspec.structs.replace(model.tasks[0], cut=5)]) for model in models]
+    assert told(tmp_path, cut).quality.answer_tokens == {}
     typed = told(tmp_path, models, ", answer_tokens: {a: 100}")
     assert typed.quality.answer_tokens == {"a": 100}
 

@@ -159,7 +159,7 @@ def test_scores_are_by_name_and_language_with_their_intervals_and_lengths(tmp_pa
     assert (de.language, de.solved.value) == ("de", 0.0)
     assert caveats == [
         "1 of 8 answers of m were cut at the most tokens allowed: on average they are longer than is said; give tasks "
-        "a max_tokens that lets them end, or a stop."
+        "a max_tokens that lets them end."
     ]
 
 
@@ -244,15 +244,19 @@ def test_numbers_that_are_not_of_the_text_are_not_believed(form: str) -> None:
 def test_tasks_are_answered_over_a_url_with_its_key_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, "sk-1")
     italy = CAPITAL | {"prompt": "The capital of Italy is", "answer": "Rome is large", "stop": "\n", "max_tokens": 9}
-    tasks = read_tasks(tasks_in(tmp_path, CAPITAL, italy, CAPITAL | {"prompt": "In France it is", "answer": "Lyon"}))
+    spain = CAPITAL | {"prompt": "The capital of Spain is", "answer": "Rome is large"}
+    lyon = CAPITAL | {"prompt": "In France it is", "answer": "Lyon"}
+    tasks = read_tasks(tasks_in(tmp_path, CAPITAL, spain, lyon, italy | {"name": "stopped"}))
     with server_of("none", key="sk-1") as server:
-        ((score,),), caveats = ask(tasks, [Remote(f"{server.url}/v1#m")])
+        ((score, stopped),), caveats = ask(tasks, [Remote(f"{server.url}/v1#m")])
         sent = [json.loads(body) for body in server.seen.bodies]
     assert round(score.solved.value * 3) == 2
     assert score.answer_tokens is not None
     assert score.answer_tokens.value == pytest.approx(5 / 3)
     assert score.cut == 1
     assert caveats
+    # An answer that we end says nothing of its length.
+    assert (stopped.solved.value, stopped.answer_tokens, stopped.cut) == (1.0, None, None)
     asked = next(body for body in sent if body.get("prompt") == italy["prompt"])
     assert (asked["stop"], asked["max_tokens"], asked["temperature"], asked["stream"]) == (["\n"], 9, 0, False)
 
@@ -288,7 +292,7 @@ def test_the_page_shows_lines_that_read(tmp_path: Path) -> None:
 
 
 def test_a_real_model_answers_and_chooses_in_the_process(tmp_path: Path, smollm2_gguf: Path) -> None:
-    quiz = [
+    quiz: list[dict[str, Any]] = [
         CAPITAL,
         {"prompt": "One, two, three, four,", "answer": "five", "stop": [",", "\n"]},
     ]

@@ -20,6 +20,7 @@ from breakeven.engines.source import parse_source
 from breakeven.engines.start import Running, start, weights_of
 from breakeven.engines.vllm.server import VllmServer
 from breakeven.errors import EngineError
+from breakeven.lab.remote import FORMS, Remote
 from breakeven.wire.dialects import EngineNumbers, engine_numbers, metric_names, parse_metrics
 from tests.vllm_fixtures import DENSE, MOE, real_vllm, write_config
 
@@ -102,6 +103,21 @@ def test_token_ids_up_to_the_end_of_the_vocabulary_are_taken_and_counts_are_exac
     assert answer["usage"]["prompt_tokens"] == 4
     assert answer["usage"]["completion_tokens"] == n
     assert answer["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_its_log_probabilities_of_a_prompt_are_read_in_both_forms(
+    up: Up, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, url = "A harbour at night, and rain on its roofs.", f"{up.backend.url}/v1#{up.backend.served_model}"
+    monkeypatch.setattr("breakeven.lab.remote.FORMS", {form: FORMS[form]})
+    remote = Remote(url)
+    assert remote.weighs
+    (read,) = remote.read([text])
+    assert len(read.nats) + 1 == len(up.backend.tokenize(text) or [])
+    assert len(text) - 8 <= read.n_bytes < len(text)
+    ((first, second),) = remote.weigh([(text, [" It", " It is"])], lambda what, share: None)
+    assert second < first < 0
 
 
 def test_a_token_beyond_the_vocabulary_is_refused(up: Up) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from breakeven.api.inspected import synth as synth
     from breakeven.api.inspected import trace as trace
     from breakeven.api.lab import evaluate as evaluate
+    from breakeven.api.lab import export as export
     from breakeven.api.lab import quantize as quantize
     from breakeven.api.measured import bench as bench
     from breakeven.api.measured import capacity as capacity
@@ -92,6 +93,7 @@ _HOMES = {
     "decide": ("api.computed", "decide"),
     "decide_from_log": ("api.computed", "decide_from_log"),
     "evaluate": ("api.lab", "evaluate"),
+    "export": ("api.lab", "export"),
     "experiment": ("api.gateway", "ExperimentVerbs"),
     "experts": ("api.experts", "ExpertVerbs"),
     "explain": ("api.gateway", "explain"),

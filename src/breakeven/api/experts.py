@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from breakeven.api.lab import steps_for
-from breakeven.errors import UserError
+from breakeven.api.lab import paged, steps_for
+from breakeven.errors import UserError, expanded
 
 if TYPE_CHECKING:
     from breakeven.lab.experts import Surgery
@@ -30,6 +30,7 @@ class ExpertVerbs:
     """
 
     @staticmethod
+    @paged
     def split(
         model: Path | str,
         out: Path | str,
@@ -38,6 +39,7 @@ class ExpertVerbs:
         seed: int = 0,
         *,
         by: str | None = None,
+        down: str | None = None,
         text: Path | str | None = None,
         encoding: str | None = None,
         budget_s: float | None = None,
@@ -46,14 +48,26 @@ class ExpertVerbs:
         """Cut every feed-forward of a dense GGUF into experts, of which `used` (None: all) run per token.
 
         With all of them used the model computes what it did before. `by` "importance": neurons are sorted first, by
-        what they do on a part of `text`, so that the last expert is the coldest; `down` is then encoded anew.
+        what they do on a part of `text`, so that the last expert is the coldest; `down` is then encoded anew, in the
+        format `down` (None: its own).
         """
         from breakeven.lab.experts import split
         from breakeven.lab.surgery import important, proven
 
         if by not in (None, "importance"):
             raise UserError(f"--by {by}: neurons are sorted by importance, or not at all")
-        words = _words(experts=experts, used=used, seed=seed or None, by=by, text=text, encoding=encoding)
+        if down is not None and by is None:
+            raise UserError("--down: without --by importance down keeps its bytes; leave it out")
+        words = _words(
+            experts=experts,
+            used=used,
+            seed=seed or None,
+            by=by,
+            down=down,
+            text=text,
+            encoding=encoding,
+            budget=budget_s,
+        )
         on_step = steps_for(on_progress)
         path, given = Path(model), None if text is None else Path(text)
         if by is None:
@@ -74,7 +88,7 @@ class ExpertVerbs:
             words,
             path,
             Path(out),
-            lambda made: split(path, made, experts, used, seed=seed, squares=squares),
+            lambda made: split(path, made, experts, used, seed=seed, squares=squares, down=down),
             text=judged,
             caveats=caveats,
             budget_s=budget_s,
@@ -82,6 +96,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def copy(
         model: Path | str,
         out: Path | str,
@@ -103,7 +118,7 @@ class ExpertVerbs:
 
         return proven(
             "copy",
-            _words(experts=experts, used=used, seed=seed or None, text=text, encoding=encoding),
+            _words(experts=experts, used=used, seed=seed or None, text=text, encoding=encoding, budget=budget_s),
             Path(model),
             Path(out),
             lambda made: copy(Path(model), made, experts, used, seed=seed),
@@ -114,6 +129,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def prune(
         model: Path | str,
         out: Path | str,
@@ -130,8 +146,8 @@ class ExpertVerbs:
     ) -> Surgery:
         """Keep the `keep` best experts of every layer by `scores`, a file of `experts score`; their bytes stay.
 
-        `by` "load": the busiest. `first` instead of scores: the first ones. `used`: experts run per token, None to
-        leave it.
+        `by` "load": the busiest. `first` instead of scores: the first ones. `used`: experts run per token; None: as
+        many as before, or all that are kept where all ran.
         """
         from breakeven.lab.prune import prune
         from breakeven.lab.surgery import proven
@@ -151,6 +167,7 @@ class ExpertVerbs:
                 used=used,
                 text=text,
                 encoding=encoding,
+                budget=budget_s,
             ),
             Path(model),
             Path(out),
@@ -163,6 +180,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def order(
         model: Path | str,
         out: Path | str,
@@ -181,7 +199,7 @@ class ExpertVerbs:
         ranked_by = _by(by)
         return proven(
             "order",
-            _words(scores=scores, by=None if by == "score" else by, text=text, encoding=encoding),
+            _words(scores=scores, by=None if by == "score" else by, text=text, encoding=encoding, budget=budget_s),
             Path(model),
             Path(out),
             lambda made: order(Path(model), made, Path(scores), by=ranked_by),
@@ -193,6 +211,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def add(
         model: Path | str,
         out: Path | str,
@@ -214,7 +233,7 @@ class ExpertVerbs:
         said = ",".join(f"{expert}:{count}" for expert, count in copies.items())
         return proven(
             "add",
-            _words(copies=said, text=text, encoding=encoding),
+            _words(copies=said, text=text, encoding=encoding, budget=budget_s),
             Path(model),
             Path(out),
             lambda made: add(Path(model), made, copies),
@@ -225,6 +244,7 @@ class ExpertVerbs:
         )
 
     @staticmethod
+    @paged
     def merge(
         model: Path | str,
         out: Path | str,
@@ -253,6 +273,7 @@ class ExpertVerbs:
                 used=used,
                 text=text,
                 encoding=encoding,
+                budget=budget_s,
             ),
             Path(model),
             Path(out),
@@ -283,8 +304,8 @@ class ExpertVerbs:
         words = _words(text=text, encoding=encoding, threads=threads, out=out)
         return _kept(
             load(
-                Path(model),
-                Path(text),
+                expanded(model),
+                expanded(text),
                 command=shlex.join(["breakeven", "experts", "load", str(model), *words]),
                 encoding=encoding,
                 threads=threads,
@@ -314,8 +335,8 @@ class ExpertVerbs:
         words = _words(text=text, budget=budget, encoding=encoding, threads=threads, out=out)
         return _kept(
             score(
-                Path(model),
-                Path(text),
+                expanded(model),
+                expanded(text),
                 command=shlex.join(["breakeven", "experts", "score", str(model), *words]),
                 encoding=encoding,
                 threads=threads,
@@ -331,7 +352,9 @@ def _kept(scores: ExpertScores, out: Path | str | None) -> ExpertScores:
     from breakeven.results import store
 
     if out is not None:
-        store.write(scores, Path(out))
+        from breakeven.pages.lab_html import write_page
+
+        write_page(scores, store.write(scores, expanded(out)))
     return scores
 
 
@@ -341,11 +364,12 @@ def _by(text: str) -> Literal["score", "load"]:
     return cast('Literal["score", "load"]', text)
 
 
-def _words(**options: str | int | bool | Path | None) -> list[str]:
-    """Options as they stand on a command line, those that are not given left out."""
+def _words(**options: str | int | float | bool | Path | None) -> list[str]:
+    """Options as they stand on a command line, those that are not given left out; a float is seconds."""
     words: list[str] = []
     for name, value in options.items():
         if value is None or value is False:
             continue
-        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        said = f"{value:g}s" if isinstance(value, float) else str(value)
+        words += [f"--{name}"] if value is True else [f"--{name}", said]
     return words

@@ -5,15 +5,39 @@ Each imports what it needs when it is called.
 
 from __future__ import annotations
 
+import functools
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from breakeven.errors import expanded
 
 if TYPE_CHECKING:
     from breakeven.measure.progress import ProgressState
     from breakeven.results.lab import Evaluation, Proof
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def paged(make: Callable[P, R]) -> Callable[P, R]:
+    """`make`, after which each proof it gives has its page beside it."""
+
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> R:
+        from breakeven.pages.lab_html import write_proof_page
+        from breakeven.results.lab import Proof
+
+        result = make(*args, **kwargs)
+        for each in result if isinstance(result, list | tuple) else [result]:
+            proof = each if isinstance(each, Proof) else getattr(each, "proof", None)
+            if isinstance(proof, Proof):
+                write_proof_page(proof)
+        return result
+
+    return made
 
 
 def evaluate(
@@ -74,10 +98,58 @@ def evaluate(
         said = f"Not read, because they lie beside the folders of languages: {', '.join(beside)}."
         result = msgspec.structs.replace(result, caveats=[*result.caveats, said])
     if out is not None:
-        store.write(result, out)
+        from breakeven.pages.lab_html import write_page
+
+        write_page(result, store.write(result, out))
     return result
 
 
+@paged
+def export(
+    model: Path | str,
+    to: str,
+    out: Path | str,
+    *,
+    dtype: str | None = None,
+    text: Path | str | None = None,
+    encoding: str | None = None,
+    budget_s: float | None = None,
+    assume: bool = False,
+    on_progress: Callable[[ProgressState], None] = lambda state: None,
+) -> Proof:
+    """Write a model in another form at `out`, with the proof beside it that engines compute the same with it.
+
+    `to`: gguf, of a Hugging Face directory; hf, a directory, of a .gguf file; onnx or litert, of a directory. `dtype`:
+    f32, f16 or bf16 of the matrices; None: as they are stored, quantized ones in f32. `text`: a file or directory that
+    quality is compared on by language, within `budget_s`. `assume`: go on past keys and tensors that are not known.
+    Raises UserError for what cannot be exported so, BreakevenError naming the check that failed; then nothing is left.
+    """
+    from breakeven.lab.corpus import read_documents
+    from breakeven.lab.export import export
+
+    words = ["breakeven", "export", str(model), "--to", to, "--out", str(out)]
+    options = {
+        "--dtype": dtype,
+        "--text": text,
+        "--encoding": encoding,
+        "--budget": None if budget_s is None else f"{budget_s:g}s",
+    }
+    for option, value in options.items():
+        words += [] if value is None else [option, str(value)]
+    return export(
+        expanded(model),
+        to,
+        expanded(out),
+        command=shlex.join([*words, *(["--assume"] if assume else [])]),
+        dtype=dtype,
+        text=None if text is None else read_documents(expanded(text), encoding),
+        budget_s=budget_s,
+        assume=assume,
+        on_step=steps_for(on_progress),
+    )
+
+
+@paged
 def quantize(
     model: Path | str,
     to: Sequence[str],

@@ -55,4 +55,4 @@ def evaluate(
     if json:
         print_json(result)
     else:
-        show_evaluation(result, Console(), full=full)
+        show_evaluation(result, Console(), None if out is None else out.with_suffix(".html"), full=full)

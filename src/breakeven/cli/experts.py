@@ -42,6 +42,9 @@ def split(
     by: Annotated[
         str | None, typer.Option("--by", help="importance: sort neurons first, so that the last expert is the coldest.")
     ] = None,
+    down: Annotated[
+        str | None, typer.Option("--down", help="With --by: the format of down, its own unless given.")
+    ] = None,
     text: Text = None,
     encoding: Encoding = None,
     budget: Budget = None,
@@ -60,6 +63,7 @@ def split(
             used,
             seed,
             by=by,
+            down=down,
             text=text,
             encoding=encoding,
             budget_s=_seconds(budget),
@@ -245,6 +249,7 @@ def load(
     """
     _show(
         lambda told: breakeven.experts.load(model, text, encoding=encoding, threads=threads, out=out, on_progress=told),
+        out,
         full=full,
         quiet=quiet,
         json=json,
@@ -273,13 +278,14 @@ def score(
         lambda told: breakeven.experts.score(
             model, text, budget_s=_seconds(budget), encoding=encoding, threads=threads, out=out, on_progress=told
         ),
+        out,
         full=full,
         quiet=quiet,
         json=json,
     )
 
 
-def _show(run: Callable[..., Any], *, full: bool, quiet: bool, json: bool) -> None:
+def _show(run: Callable[..., Any], out: Path | None, *, full: bool, quiet: bool, json: bool) -> None:
     """Run a verb that looks, and show what it saw."""
     from rich.console import Console
 
@@ -291,7 +297,7 @@ def _show(run: Callable[..., Any], *, full: bool, quiet: bool, json: bool) -> No
     if json:
         print_json(scores)
     else:
-        show_experts(scores, Console(), full=full)
+        show_experts(scores, Console(), None if out is None else out.with_suffix(".html"), full=full)
 
 
 def _seconds(budget: str | None) -> float | None:
@@ -325,8 +331,9 @@ def _tell(run: Callable[..., breakeven.Surgery], *, quiet: bool, json: bool) -> 
     )
     if done.proof is not None:
         from breakeven.pages.lab import show_proof
+        from breakeven.pages.lab_html import page_of_proof
 
-        show_proof(done.proof, Console())
+        show_proof(done.proof, Console(), page_of_proof(done.proof))
 
 
 def _meaning(done: breakeven.Surgery) -> str:

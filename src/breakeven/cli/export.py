@@ -54,5 +54,6 @@ def export(
         print_json(proof)
     else:
         from breakeven.pages.lab import show_proof
+        from breakeven.pages.lab_html import page_of_proof
 
-        show_proof(proof, Console())
+        show_proof(proof, Console(), page_of_proof(proof))

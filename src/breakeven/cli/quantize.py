@@ -64,6 +64,7 @@ def quantize(
         print_json(proofs)
         return
     from breakeven.pages.lab import show_proof
+    from breakeven.pages.lab_html import page_of_proof
 
     for proof in proofs:
-        show_proof(proof, Console(), full=full)
+        show_proof(proof, Console(), page_of_proof(proof), full=full)

@@ -66,24 +66,29 @@ def split(
     *,
     seed: int = 0,
     squares: Squares | None = None,
+    down: str | None = None,
 ) -> Surgery:
     """Cut every feed-forward of a dense GGUF into `experts` parts, of which `used` (None: all) run per token.
 
     With fewer than all, the router is random so that every expert sees tokens, and the result is another function.
     `squares`: of every `down`; neurons are then sorted, the most important first, which encodes `down` anew where its
-    format has blocks. Raises NotSupportedError for an architecture other than dense llama or a format that cannot be
-    multiplied, UserError when the width cannot be cut so, naming the expert counts that can.
+    format has blocks, in the format `down` (None: its own). Raises NotSupportedError for an architecture other than
+    dense llama or a format that cannot be multiplied, UserError when the width cannot be cut so, naming the expert
+    counts that can.
     """
     reader, width = _dense_llama(source)
     k = _checked_used(experts, experts if used is None else used)
     downs = [tensor for tensor in reader.tensors if _part(tensor) == "down"]
-    for tensor in downs:
-        check_scalable(tensor.kind, tensor.name)
-    _check_divisible(width, experts, max(GGML_QUANT_SIZES[tensor.kind][0] for tensor in downs))
+    kinds = {tensor.name: tensor.kind for tensor in downs}
+    if down is not None and squares is not None:
+        kinds = dict.fromkeys(kinds, _kind_named(down))
+    for name, kind in kinds.items():
+        check_scalable(kind, name)
+    _check_divisible(width, experts, max(GGML_QUANT_SIZES[kind][0] for kind in kinds.values()))
     errors = [0.0]
     router_seed = None if k == experts else seed
     with contextlib.ExitStack() as stack:
-        sorting = None if squares is None else _Sorting(reader, stack.enter_context(Ggml()), squares)
+        sorting = None if squares is None else _Sorting(reader, stack.enter_context(Ggml()), squares, kinds)
 
         def pieces(tensor: SourceTensor) -> Pieces:
             if _part(tensor) == "down":
@@ -93,7 +98,7 @@ def split(
             # Rows of gate and up are in expert order already: the stack is the same bytes under other dimensions.
             return lambda: _whole(tensor, 1)
 
-        n_bytes = _write(reader, out, experts, k, width // experts, pieces, router_seed)
+        n_bytes = _write(reader, out, experts, k, width // experts, pieces, router_seed, kinds)
     requantized = sorting.error if sorting else None
     same = k == experts and not requantized
     caveats: tuple[str, ...] = ()
@@ -187,8 +192,12 @@ def _write(
     width: int,
     pieces: Callable[[SourceTensor], Pieces],
     router_seed: int | None,
+    kinds: Mapping[str, GGMLQuantizationType] | None = None,
 ) -> int:
-    """Write the result; `width` of one expert, `router_seed` None for a router of zeros. Returns its bytes."""
+    """Write the result; `width` of one expert, `router_seed` None for a router of zeros. Returns its bytes.
+
+    `kinds`: of tensors that `pieces` may give in another type than they have.
+    """
     tensors: list[OutTensor] = []
     for tensor in source.tensors:
         dims = tensor.dims
@@ -198,10 +207,11 @@ def _write(
             continue
         hidden = dims[1] if part == "down" else dims[0]
         inner = (width, hidden) if part == "down" else (hidden, width)
-        block, block_bytes = GGML_QUANT_SIZES[tensor.kind]
+        kind = (kinds or {}).get(tensor.name, tensor.kind)
+        block, block_bytes = GGML_QUANT_SIZES[kind]
         n_bytes = width * hidden * experts // block * block_bytes
         name = tensor.name.replace(f"ffn_{part}.", f"ffn_{part}_exps.")
-        tensors.append(OutTensor(name, (*inner, experts), tensor.kind, n_bytes, pieces(tensor)))
+        tensors.append(OutTensor(name, (*inner, experts), kind, n_bytes, pieces(tensor)))
         if part == "gate":
             name = tensor.name.replace("ffn_gate.", "ffn_gate_inp.")
             router = _router(name, hidden, experts, router_seed)
@@ -251,15 +261,24 @@ def _columns_by_expert(tensor: SourceTensor, experts: int, k: int, errors: list[
             yield result.data
 
 
+def _kind_named(name: str) -> GGMLQuantizationType:
+    found = GGMLQuantizationType.__members__.get(name.upper())
+    if found is None:
+        raise UserError(f"--down {name}: no such format; give one such as Q8_0, in which down moves by half a percent")
+    return found
+
+
 class _Sorting:
     """The order of each layer's neurons, the most important first, and its matrices in that order.
 
     Importance of a neuron: mean square of its activation times the norm of the column of down that it feeds.
     """
 
-    def __init__(self, source: DenseFile, ggml: Ggml, squares: Squares) -> None:
-        """Raises UserError where `squares` lack a layer or were taken from another model."""
-        self._ggml, self._squares = ggml, squares
+    def __init__(
+        self, source: DenseFile, ggml: Ggml, squares: Squares, kinds: Mapping[str, GGMLQuantizationType]
+    ) -> None:
+        """`kinds` every down gets. Raises UserError where `squares` lack a layer or were taken from another model."""
+        self._ggml, self._squares, self._kinds = ggml, squares, kinds
         self._orders: dict[str, NDArray[np.intp]] = {}
         self._sums = np.zeros(2)
         for tensor in source.tensors:
@@ -287,16 +306,16 @@ class _Sorting:
 
     def columns(self, tensor: SourceTensor) -> SourceTensor:
         """Down with its columns in order; formats of blocks are decoded and encoded, each column as it counts."""
-        order = self._order(tensor)
-        if tensor.kind in PLAIN:
+        order, made = self._order(tensor), self._kinds[tensor.name]
+        if tensor.kind == made and made in PLAIN:
             columns = tensor.data.reshape(tensor.dims[1], tensor.dims[0], -1)[:, order]
             return replace(tensor, data=np.ascontiguousarray(columns).reshape(-1))
         values = self._values(tensor)[:, order]
-        kind = self._ggml.types[tensor.kind.name]
+        kind = self._ggml.types[made.name]
         data = self._ggml.encode(kind, values, self._squares[tensor.name][0, order])
         moved = self._ggml.decode(kind, data).reshape(values.shape) - values
         self._sums += np.square(moved, dtype=np.float64).sum(), np.square(values, dtype=np.float64).sum()
-        return replace(tensor, data=data)
+        return replace(tensor, kind=made, data=data)
 
     def _order(self, tensor: SourceTensor) -> NDArray[np.intp]:
         return self._orders[tensor.name.split(".ffn_")[0]]

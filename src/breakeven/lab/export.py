@@ -10,27 +10,32 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from breakeven.engines.inside.client import Inside, OnStep
+from breakeven.engines.mlx.layout import ask_there
 from breakeven.engines.mlx.server import find_mlx, interpreter_of
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.bridge import Carried, to_directory, to_gguf
 from breakeven.lab.container import open_gguf
 from breakeven.lab.corpus import Document, sample
+from breakeven.lab.facts import batch_that_fits, facts_of
 from breakeven.lab.lockstep import Lockstep, Scored
-from breakeven.lab.mlx_logits import ask_mlx, kl_and_top1
 from breakeven.lab.proof import prove
 from breakeven.lab.tokenizers import same_ids
 from breakeven.lab.weights import FLOAT_TYPES, Checkpoint
 from breakeven.model.readers.hf import CONFIG, read_json
 from breakeven.results.lab import LabCheck, Proof
 from breakeven.stats.estimate import Estimate
+
+Logits = NDArray[np.float32]
 
 TARGETS = ("gguf", "hf", "onnx", "litert")
 MOST_KL = 1e-6
@@ -68,7 +73,7 @@ def export(
         raise UserError(f"{out} exists; choose another place with --out, or remove it")
     if to in _ELSEWHERE:
         made_elsewhere: Callable[..., Proof] = import_module(_ELSEWHERE[to]).export
-        return made_elsewhere(model, to, out, command=command, text=text, on_step=on_step)
+        return made_elsewhere(model, to, out, command=command, text=text, budget_s=budget_s, on_step=on_step)
     _check_kind(model, to)
     _need_torch(to)
     made, again = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("made", "again"))
@@ -79,9 +84,10 @@ def export(
         gguf, directory = (made, model) if to == "gguf" else (model, made)
         exact = gguf if _is_single(gguf, directory) else again
         checks, caveats = [_tensors(done), _ids(gguf, directory)], [*done.notes]
-        if checks[-1].passed and exact is again:
-            on_step("writing it again in F32, to compare engines", 0.0)
-            to_gguf(directory, again, dtype="f32", assume=assume)
+        if checks[-1].passed:
+            if exact is again:
+                on_step("writing it again in F32, to compare engines", 0.0)
+                to_gguf(directory, again, dtype="f32", assume=assume)
             checks.append(_predictions(exact, directory, on_step))
         if checks[-1].passed:
             beside = _mlx(exact, directory, on_step)
@@ -97,8 +103,6 @@ def export(
             format=done.dtype,
             text=text,
             checks=checks,
-            # Else the form has a rounding of its own, and the same numbers were compared in F32.
-            same_function=exact is not again,
             caveats=caveats,
             budget_s=budget_s,
             on_step=on_step,
@@ -157,19 +161,20 @@ def _predictions(exact: Path, directory: Path, on_step: OnStep) -> LabCheck:
     """Whether llama.cpp of an F32 file and transformers of the directory predict the same."""
     kl: list[float] = []
     same: list[float] = []
-    with Lockstep([Scored(exact), Scored(directory)], on_step=on_step) as lock:
+    batch = batch_that_fits([facts_of(exact), facts_of(directory)], _TOKENS_EACH, _TOKENS_EACH, small=False)
+    with Lockstep([Scored(exact), Scored(directory)], on_step=on_step, batch=batch, exact=True) as lock:
         for document in sample():
             scores = lock.score(lock.tokenize(0, document.text)[:_TOKENS_EACH], [(0, 1)])
             kl += scores.kl[0].tolist()
             same += scores.agree[0].tolist()
-    return _alike("same predictions", "transformers", kl, same)
+    return _alike("transformers", kl, same)
 
 
-def _alike(name: str, engine: str, kl: Sequence[float], same: Sequence[float]) -> LabCheck:
+def _alike(engine: str, kl: Sequence[float], same: Sequence[float]) -> LabCheck:
     mean, agreed = float(np.mean(kl)), float(np.mean(same))
     # Where two tokens are as likely as each other to the last bit, either may come first.
     return LabCheck(
-        name=name,
+        name="same predictions",
         engine=engine,
         passed=mean <= MOST_KL and agreed >= 0.999,
         kl=Estimate(mean, None, None, len(kl), "measured"),
@@ -194,9 +199,18 @@ def _mlx(exact: Path, directory: Path, on_step: OnStep) -> LabCheck | str | None
     on_step("mlx-lm", 0.0)
     with Inside(exact) as inside:
         tokens = inside.tokenize(" ".join(each.text[:200] for each in sample()))[: 2 * _TOKENS_EACH]
-        source_TV = inside.logits(tokens)
-    other_TV, told = ask_mlx(python, directory, tokens)
-    if other_TV is None:
-        return f"not compared in mlx-lm: {told}"
-    kl_T, same_T = kl_and_top1(source_TV, other_TV)
-    return _alike("same predictions", f"mlx-lm {told}", kl_T.tolist(), same_T.tolist())
+        source_TV = inside.logits(tokens, exact=True)
+    with tempfile.TemporaryDirectory(prefix="breakeven-mlx-") as folder:
+        file = Path(folder) / "logits.npy"
+        answer = ask_there({"model": str(directory.resolve()), "tokens": tokens, "file": str(file)}, python)
+        if "version" not in answer:
+            return f"not compared in mlx-lm: {answer.get('refused') or answer.get('missing')}"
+        kl_T, same_T = kl_and_top1(source_TV, np.load(file))
+    return _alike(f"mlx-lm {answer['version']}", kl_T.tolist(), same_T.tolist())
+
+
+def kl_and_top1(source_TV: Logits, other_TV: Logits) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """KL(source || other) in nats, and whether the likeliest token is the same, after each of T tokens."""
+    p, q = (each.astype(np.float64) - each.max(axis=1, keepdims=True) for each in (source_TV, other_TV))
+    log_p, log_q = (each - np.log(np.exp(each).sum(axis=1, keepdims=True)) for each in (p, q))
+    return (np.exp(log_p) * (log_p - log_q)).sum(axis=1), p.argmax(axis=1) == q.argmax(axis=1)

@@ -13,11 +13,12 @@ import psutil
 from breakeven.errors import UserError
 from breakeven.hardware.reader import read_memory_room
 from breakeven.model.architecture import StoredTensor
-from breakeven.model.readers.gguf_file import label, parts, rows
+from breakeven.model.readers.gguf_file import label, parts, refuse_others, rows
 from breakeven.model.readers.hf import CONFIG, read_json, safetensors_rows
 
+GRAPH = "model.onnx"
 _CHUNK_BYTES = 1 << 22
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.onnx*")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.onnx*", "*.tflite")
 """Of a directory; the first pattern that finds any counts."""
 _DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -62,6 +63,11 @@ def weight_files(path: Path) -> list[Path]:
     return found
 
 
+def is_onnx(path: Path) -> bool:
+    """Whether a directory holds a graph for ONNX Runtime, as `export --to onnx` writes it, in single precision."""
+    return (path / GRAPH).is_file()
+
+
 def sha256_of(path: Path) -> str:
     """Of the file; of several that are one model, of all their bytes in order. Raises UserError."""
     digest = hashlib.sha256()
@@ -78,6 +84,7 @@ def sha256_of(path: Path) -> str:
 def _gguf_facts(path: Path) -> FileFacts:
     headers = parts(path)
     first = headers[0]
+    refuse_others(first)
     found: list[StoredTensor] = [row for header in headers for row in rows(header)]
     weights = sum(math.prod(row.shape) for row in found)
     if not weights:
@@ -126,11 +133,12 @@ def _directory_facts(path: Path) -> FileFacts:
     head = number(["head_dim"]) or (number(["hidden_size"]) // heads if heads else 0)
     n_experts = number(_EXPERTS)
     n_bytes = sum(file.stat().st_size for file in files)
-    weights = weights or n_bytes // 2
+    onnx = is_onnx(path)
+    weights = weights or n_bytes // (4 if onnx else 2)
     return FileFacts(
         path=path,
         bytes=n_bytes,
-        format=max(sizes, key=lambda kind: sizes[kind], default="unknown"),
+        format=max(sizes, key=lambda kind: sizes[kind], default="onnx" if onnx else "unknown"),
         bits_per_weight=(held or n_bytes) * 8 / weights,
         n_experts=n_experts,
         n_experts_per_token=number(_EXPERTS_USED) or None if n_experts else None,

@@ -97,6 +97,7 @@ class LoadModels(msgspec.Struct, tag="load models", frozen=True, kw_only=True):
     models: list[ToLoad]
     threads: int
     batch: int
+    exact: bool
     folder: str
     parent_pid: int
 
@@ -114,7 +115,8 @@ class ScoreTokens(msgspec.Struct, tag="score", frozen=True, kw_only=True):
     tokens: list[int]
     models: list[int]
     pairs: list[tuple[int, int]]
-    small_batches: bool
+    small_tokens: int
+    """So many of the first tokens are run in small batches too."""
 
 
 class Generate(msgspec.Struct, tag="generate", frozen=True, kw_only=True):
@@ -190,8 +192,8 @@ class Scores:
     agree: NDArray[np.bool_]
     """(P, T-1): whether both find the same token likeliest."""
     floor: Floats | None
-    """(M, T-1): KL of a model to itself, this batch against batches of `SMALL_BATCH`; NaN where batches make no
-    difference. None: not asked for."""
+    """(M, T-1): KL of a model to itself, this batch against batches of `SMALL_BATCH`; NaN where it was not run so, or
+    batches make no difference. None: not asked for."""
     seconds: tuple[float, ...]
     """(M): what each computed for."""
 
@@ -206,9 +208,13 @@ class Lockstep(ChildProcess):
         on_step: OnStep = lambda what, share: None,
         *,
         batch: int = BATCH,
+        exact: bool = False,
     ) -> None:
-        """Load all. Raises UserError for what is no model, NotSupportedError for what cannot be scored here,
-        EngineError when loading fails."""
+        """Load all. `exact`: llama.cpp computes attention in single precision, slower.
+
+        Raises UserError for what is no model, NotSupportedError for what cannot be scored here, EngineError when
+        loading fails.
+        """
         to_load = [ToLoad(str(model.path), kind_of_model(model.path), model.used) for model in models]
         names = ", ".join(model.path.name for model in models)
         super().__init__("breakeven.lab.scoring", names, _Reply, on_step=on_step)
@@ -218,6 +224,7 @@ class Lockstep(ChildProcess):
                     models=to_load,
                     threads=threads or available_threads(),
                     batch=batch,
+                    exact=exact,
                     folder=str(self.folder),
                     parent_pid=os.getpid(),
                 ),
@@ -251,13 +258,18 @@ class Lockstep(ChildProcess):
         small_batches: bool = False,
         *,
         only: Sequence[int] | None = None,
+        small_tokens: int | None = None,
     ) -> Scores:
         """Run `tokens` (two or more) through the models `only` (None: all), and compare `pairs` (source, model) of
-        them, numbered as they were loaded. `small_batches`: each also with itself in small batches."""
+        them, numbered as they were loaded. `small_batches`: each also with itself in small batches, of the first
+        `small_tokens` (None: all)."""
         models = list(range(len(self.loaded))) if only is None else list(only)
         if len(tokens) < 2 or {each for pair in pairs for each in pair} - set(models):
             raise ValueError("two tokens at least, and pairs of models that run")
-        asked = ScoreTokens(tokens=list(tokens), models=models, pairs=list(pairs), small_batches=small_batches)
+        few = len(tokens) if small_tokens is None else small_tokens
+        asked = ScoreTokens(
+            tokens=list(tokens), models=models, pairs=list(pairs), small_tokens=few if small_batches else 0
+        )
         timings = self.ask(asked, Timings)
         with np.load(self.folder / "scores.npz") as arrays:
             floor = arrays["floor"] if small_batches else None

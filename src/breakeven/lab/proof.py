@@ -17,10 +17,10 @@ from breakeven.engines.inside.client import OnStep
 from breakeven.errors import BreakevenError, UserError
 from breakeven.lab.corpus import Block, Document, blocks_of, by_slice, check_enough, sample
 from breakeven.lab.evaluate import Arm, TokenizersDifferError, arms_of, judge
-from breakeven.lab.facts import FileFacts, facts_of, sha256_of
+from breakeven.lab.facts import FileFacts, facts_of, is_onnx, sha256_of
 from breakeven.lab.tally import Tally
 from breakeven.results import store
-from breakeven.results.lab import Artefact, Experts, LabCheck, Origin, Proof, Slice, Substituted
+from breakeven.results.lab import Artefact, Experts, LabCheck, LabSpeed, Origin, Proof, Slice, Substituted
 
 EXACT_KL = 1e-6
 """Nats between two files of single precision that compute one function."""
@@ -43,6 +43,8 @@ def prove(
     same_function: bool = False,
     substituted: Sequence[Substituted] = (),
     experts: Experts | None = None,
+    experts_after: Experts | None = None,
+    speeds: Sequence[LabSpeed] = (),
     caveats: Sequence[str] = (),
     budget_s: float | None = None,
     threads: int | None = None,
@@ -88,10 +90,12 @@ def prove(
             slices=slices,
             checks=done,
             experts=experts,
+            experts_after=experts_after,
+            speeds=list(speeds),
             caveats=[*caveats, *said, *_unusable(before, after)],
             seconds=time.monotonic() - began,
         )
-        _stand(made, out, proof)
+        stand(made, out, proof)
     finally:
         _remove(made)
     return proof
@@ -127,7 +131,7 @@ def _origin(facts: FileFacts, source: Path) -> Origin:
 
 
 def _engine(arm: Arm) -> str:
-    return "transformers" if arm.path.is_dir() else "llama.cpp"
+    return "onnxruntime" if is_onnx(arm.path) else "transformers" if arm.path.is_dir() else "llama.cpp"
 
 
 def _predicts(made: tuple[Arm, Tally]) -> LabCheck:
@@ -174,7 +178,7 @@ def _unusable(before: tuple[Arm, Tally], after: tuple[Arm, Tally]) -> list[str]:
     return ["It predicts text no better than chance: it is of no use."] if lost else []
 
 
-def _stand(made: Path, out: Path, proof: Proof) -> None:
+def stand(made: Path, out: Path, proof: Proof) -> None:
     """Give `made` its name and write the proof; both, or neither."""
     if made.is_dir():
         store.write(proof, made / "proof.json")

@@ -33,11 +33,11 @@ Places = Mapping[int, Sequence[int]]
 def prune(
     source: Path, out: Path, keep: int, scores: Path | None, used: int | None = None, *, by: By = "score"
 ) -> Surgery:
-    """Keep the `keep` best experts of every layer, in the order they had; of `used` (None: as before) run per token.
+    """Keep the `keep` best experts of every layer, in the order they had, of which `used` run per token.
 
-    `scores`: a file of `breakeven experts score` on this very model; None: the first ones are kept, which are the best
-    after `order` and after a split by importance. Raises UserError for numbers that do not fit and another model's
-    scores, NotSupportedError as `open_stacks`.
+    `used` None: as many as before, or all that are kept where all ran. `scores`: a file of `breakeven experts score` on
+    this very model; None: the first ones are kept, which are the best after `order` and after a split by importance.
+    Raises UserError for numbers that do not fit and another model's scores, NotSupportedError as `open_stacks`.
     """
     stacks = open_stacks(source)
     groups = stacks.facts.n_groups if stacks.facts.n_groups > 1 else 1
@@ -47,7 +47,8 @@ def prune(
         )
     if keep % groups:
         raise UserError(f"--keep {keep}: experts stand in {groups} groups of equal size; give a multiple of {groups}")
-    k = stacks.used if used is None else used
+    all_ran = stacks.used == stacks.n_experts
+    k = (keep if all_ran else stacks.used) if used is None else used
     check_used(stacks, keep, k)
     said = None if scores is None else read_scores(scores, stacks)
     ranks = {block: list(range(stacks.n_experts)) for block in stacks.blocks}
@@ -140,7 +141,7 @@ def add(source: Path, out: Path, copies: Mapping[int, int]) -> Surgery:
     do not exist, NotSupportedError as `open_stacks` and for experts in groups.
     """
     stacks = open_stacks(source)
-    _check_ungrouped(stacks, "added to")
+    _check_alternatives(stacks, "added to")
     _check_there(stacks, copies, "--copies")
     if not copies or min(copies.values()) < 1:
         raise UserError("--copies: give EXPERT:COUNT with a count of 1 or more, such as 3:1")
@@ -193,7 +194,7 @@ def merge(
     `prune` does.
     """
     stacks = open_stacks(source)
-    _check_ungrouped(stacks, "merged in")
+    _check_alternatives(stacks, "merged in")
     named = [expert for pair in pairs for expert in pair]
     _check_there(stacks, named, "--pairs")
     if not pairs or len(set(named)) != len(named):
@@ -319,7 +320,12 @@ def _check_bytes(stacks: Stacks, made: Path, places: Places, skipped: set[str]) 
         )
 
 
-def _check_ungrouped(stacks: Stacks, what: str) -> None:
+def _check_alternatives(stacks: Stacks, what: str) -> None:
+    """Raise NotSupportedError for experts in groups, and for those of a split, which are parts and no alternatives."""
+    if stacks.unweighted():
+        raise NotSupportedError(
+            f"{stacks.path.name}: all its experts run, as parts of one feed-forward, which cannot be {what}"
+        )
     if stacks.facts.n_groups > 1:
         raise NotSupportedError(
             f"{stacks.path.name} has experts in {stacks.facts.n_groups} groups of equal size, which cannot be {what}; "

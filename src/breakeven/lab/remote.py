@@ -111,7 +111,7 @@ def _prompted(reply: _Reply) -> list[Token] | None:
 class Weighed:
     """What a text's tokens cost, from the second of the text on: the first has nothing before it."""
 
-    nats: NDArray[np.float64]
+    nats: NDArray[np.float32]
     n_bytes: int
     """Of the text that these tokens stand for."""
 
@@ -328,11 +328,11 @@ def tallied(
 
 def _weighed(text: str, tokens: Sequence[Token]) -> Weighed:
     first = 0 if _begins(text, tokens[0][1]) or len(tokens) < 2 or not _begins(text, tokens[1][1]) else 1
-    nats = np.array([-(value or 0.0) for value, _ in tokens[first + 1 :]], dtype=np.float64)
+    nats = np.array([-(value or 0.0) for value, _ in tokens[first + 1 :]], dtype=np.float32)
     n_bytes, said = len(text.encode()), tokens[first][1]
     # A token of part of a letter has no text of its own; one of several words to a token is as long as most.
     lost = len(said.encode()) if said and _begins(text, said) else round(n_bytes / max(1, len(tokens) - first))
-    return Weighed(np.maximum(nats, 0.0), max(1, n_bytes - min(lost, n_bytes - 1)))
+    return Weighed(np.maximum(nats, np.float32(0)), max(1, n_bytes - min(lost, n_bytes - 1)))
 
 
 def _begins(text: str, token: str | None) -> bool:

@@ -159,10 +159,10 @@ def rotary_of_gguf(keys: Mapping[str, object], context: int, factors: NDArray[np
 
     Raises NotSupportedError for a scaling that no configuration of the family expresses.
     """
-    theta = _number("rope.freq_base", keys.get("rope.freq_base", 10000.0))
+    theta = as_typed(_number("rope.freq_base", keys.get("rope.freq_base", 10000.0)))
     kind = str(keys.get("rope.scaling.type", "linear"))
     factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 0.0))
-    factor = float(factor) if isinstance(factor, int | float) and factor else 1.0
+    factor = as_typed(float(factor)) if isinstance(factor, int | float) and factor else 1.0
     if kind not in ("none", "linear", "yarn"):
         raise NotSupportedError(f"rope.scaling.type {shown(kind)} is not carried to a directory")
     usual = {
@@ -187,16 +187,21 @@ def rotary_of_gguf(keys: Mapping[str, object], context: int, factors: NDArray[np
     if kind == "yarn":
         original = keys.get("rope.scaling.original_context_length", context)
         assert isinstance(original, int)
-        return Rotary(theta, "yarn", factor, original, attention * _usual(factor))
+        return Rotary(theta, "yarn", factor, original, as_typed(attention * _usual(factor)))
     if not math.isclose(attention, 1.0, rel_tol=1e-6):
         raise NotSupportedError(f"rope.scaling.attn_factor {attention} without yarn is not carried to a directory")
     return Rotary(theta, "linear", factor) if scaled else Rotary(theta)
 
 
+def as_typed(value: float) -> float:
+    """A number that a file holds in 32 bits, as it was before."""
+    return float(f"{value:.7g}")
+
+
 def _stretched(theta: float, context: int, factors: NDArray[np.float32]) -> Rotary:
     """The Llama 3.1 scaling that divides by these factors."""
     for original in (8192, *(1 << n for n in range(5, 21))):
-        rotary = Rotary(theta, "llama3", float(f"{factors.max():.6g}"), original)
+        rotary = Rotary(theta, "llama3", as_typed(float(factors.max())), original)
         if original < context and np.allclose(_stretch(rotary, len(factors)), factors, rtol=_SAME):
             return rotary
     raise NotSupportedError("its rope_freqs are not Llama 3.1's for any known original context: not carried")

@@ -25,6 +25,7 @@ from breakeven.engines.family import die_with_parent
 from breakeven.engines.inside.child import Answer, Done, Say, Tokens, serve
 from breakeven.engines.inside.library import Context, Library, Model, library_path
 from breakeven.errors import BreakevenError, EngineError, NotSupportedError
+from breakeven.lab.facts import is_onnx
 from breakeven.lab.lockstep import (
     SMALL_BATCH,
     Floats,
@@ -53,8 +54,8 @@ class GgufScorer:
 
     engine = "llama.cpp"
 
-    def __init__(self, model: Model, batch: int) -> None:
-        self._model, self._batch = model, batch
+    def __init__(self, model: Model, batch: int, exact: bool = False) -> None:
+        self._model, self._batch, self._exact = model, batch, exact
         self.n_vocab, self.n_positions = model.n_vocab, model.n_positions
         self._context: Context | None = None
         self._room = 0
@@ -78,7 +79,7 @@ class GgufScorer:
             self._context = None
         if self._context is None:
             self._room = max(_LEAST_POSITIONS, 1 << (positions - 1).bit_length())
-            self._context = Context(self._model, self._room, self._batch)
+            self._context = Context(self._model, self._room, self._batch, exact=self._exact)
         self._context.clear()
 
     def logits_TV(self, tokens: Sequence[int], position: int) -> Floats:
@@ -89,7 +90,7 @@ class GgufScorer:
 
     def beside(self, batch: int) -> GgufScorer:
         """As `Scorer` says."""
-        return GgufScorer(self._model, batch)
+        return GgufScorer(self._model, batch, self._exact)
 
     def close(self) -> None:
         """As `Scorer` says."""
@@ -98,20 +99,25 @@ class GgufScorer:
         self._model.close()
 
 
-def _gguf_scorer(library: Library, asked: ToLoad, threads: int, batch: int, say: Say) -> GgufScorer:
+def _gguf_scorer(library: Library, asked: ToLoad, load: LoadModels, say: Say) -> GgufScorer:
     path = Path(asked.path)
     numbers: dict[str, int] = {}
     if asked.used is not None:
         from breakeven.model.readers.gguf_header import read_header
 
         numbers[f"{read_header(path).architecture}.expert_used_count"] = asked.used
-    return GgufScorer(
-        Model(library, path, threads, numbers=numbers, on_share=lambda share: say(f"loading {path.name}", share)), batch
+    model = Model(
+        library, path, load.threads, numbers=numbers, on_share=lambda share: say(f"loading {path.name}", share)
     )
+    return GgufScorer(model, load.batch, load.exact)
 
 
 def _directory_scorer(asked: ToLoad, threads: int) -> Scorer:
     try:
+        if is_onnx(Path(asked.path)):
+            graph: Any = importlib.import_module("breakeven.lab.onnx_scorer").OnnxScorer
+            of_graph: Scorer = graph(Path(asked.path), threads)
+            return of_graph
         made: Any = importlib.import_module("breakeven.lab.torch_scorer").TorchScorer
         scorer: Scorer = made(Path(asked.path), threads, asked.used)
     except ModuleNotFoundError as error:
@@ -177,7 +183,7 @@ class LockstepWorker:
         for each in load.models:
             if each.kind == "gguf":
                 assert library is not None
-                self._scorers.append(_gguf_scorer(library, each, load.threads, load.batch, say))
+                self._scorers.append(_gguf_scorer(library, each, load, say))
             else:
                 say(f"loading {Path(each.path).name}", 0.0)
                 self._scorers.append(_directory_scorer(each, load.threads))
@@ -217,7 +223,8 @@ class LockstepWorker:
         read, targets = request.tokens[:-1], np.asarray(request.tokens[1:], np.int64)
         found = Apart.empty(len(scorers), pairs, len(read))
         floor_MT = np.full((len(scorers), len(read)), np.nan, np.float32)
-        small = [self._beside(index) for index in request.models] if request.small_batches else [None] * len(scorers)
+        few = request.small_tokens
+        small = [self._beside(index) if few else None for index in request.models]
         for scorer in [*scorers, *(each for each in small if each is not None)]:
             scorer.begin(len(read))
         seconds = [0.0] * len(scorers)
@@ -230,22 +237,25 @@ class LockstepWorker:
                 seconds[row] += time.perf_counter() - began
             self._compare(found, logits, targets[start : start + len(tokens)], start)
             for row, slow in enumerate(small):
-                if slow is not None:
-                    self._to_itself(slow, tokens, start, logits[row], floor_MT[row])
+                if slow is not None and start < few:
+                    self._to_itself(slow, tokens[: few - start], start, logits[row], floor_MT[row])
         if not (np.isfinite(found.nats_MT).all() and np.isfinite(found.kl_PT).all()):
             bad = int(np.argmin(np.isfinite(found.nats_MT).all(axis=1)))
             raise EngineError(f"model {request.models[bad] + 1} predicts what is no number; its weights are damaged")
         agree_PT = np.zeros(found.kl_PT.shape, np.bool_)
         for index, (source, model) in enumerate(pairs):
             agree_PT[index] = found.likeliest_MT[source] == found.likeliest_MT[model]
-        np.savez(
-            self._folder / "scores.npz",
-            nats=found.nats_MT,
-            likeliest=found.likeliest_MT,
-            kl=found.kl_PT,
-            agree=agree_PT,
-            floor=floor_MT,
-        )
+        try:
+            np.savez(
+                self._folder / "scores.npz",
+                nats=found.nats_MT,
+                likeliest=found.likeliest_MT,
+                kl=found.kl_PT,
+                agree=agree_PT,
+                floor=floor_MT,
+            )
+        except OSError as error:
+            raise EngineError(f"{self._folder.parent}: cannot be written ({error.strerror}); make room there") from None
         return Timings(seconds)
 
     def _compare(self, found: Apart, logits: Sequence[Floats], targets: NDArray[np.int64], start: int) -> None:

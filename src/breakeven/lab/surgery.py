@@ -11,11 +11,12 @@ from pathlib import Path
 
 from breakeven.engines.inside.client import OnStep
 from breakeven.errors import UserError
-from breakeven.lab.corpus import Document, blocks_of, read_documents, sample
+from breakeven.lab.corpus import Document, blocks_of, check_enough, read_documents, sample
 from breakeven.lab.experts import Squares, Surgery
 from breakeven.lab.facts import facts_of
 from breakeven.lab.importance import apart, measure
 from breakeven.lab.proof import prove
+from breakeven.lab.watch import loads_of
 from breakeven.results.lab import ExpertLayer, Experts, ExpertScores, LabCheck
 from breakeven.results.store import read
 
@@ -34,6 +35,7 @@ def important(
         on = "the built-in sample of six languages; give your own with --text"
     else:
         blocks, judged = apart(read_documents(text, encoding))
+        check_enough(blocks_of(judged))
         on = f"{text}, and the loss on other blocks of it"
     seen = measure(source, blocks, on_step=on_step)
     return seen.mean_squares, judged, [f"importance was measured on {seen.text_tokens:,} tokens of {on}"]
@@ -60,9 +62,11 @@ def proven(
     """
     if out.suffix.lower() != ".gguf":
         raise UserError(f"--out {out}: give a name that ends in .gguf, as engines expect")
-    if out.exists() and out.samefile(source):
+    if out.exists() and source.exists() and out.samefile(source):
         raise UserError(f"--out {out} is the model itself; choose another name")
     documents = read_documents(text, encoding) if isinstance(text, Path) else text
+    if documents is not None:  # refused before minutes are spent, not after
+        check_enough(blocks_of(documents))
     made = out.with_name(f".{out.stem}.{os.getpid()}.made.gguf")
     try:
         on_step("writing experts", 0.0)
@@ -77,6 +81,9 @@ def proven(
                     detail="every expert kept, and all other tensors, read back and compared with the source's",
                 )
             )
+        after = None
+        if done.kept is not None and documents is not None and not done.same_function:
+            after = loads_of(made, documents, on_step=on_step)
         proof = prove(
             f"experts {verb}",
             shlex.join(["breakeven", "experts", verb, str(source), *words, "--out", str(out)]),
@@ -88,6 +95,7 @@ def proven(
             checks=checks,
             same_function=done.same_function,
             experts=_experts(done, scores),
+            experts_after=after,
             caveats=(*caveats, *done.caveats),
             budget_s=budget_s,
             on_step=on_step,

@@ -315,7 +315,9 @@ def _one(tasks: Sequence[Task], model: Answerer, weighed: bool, on_step: OnStep)
     scores = []
     for (name, language, chooses), group in groups.items():
         share = wilson(sum(solved[task] for task in group), len(group))
-        answers = [lengths[task] for task in group if task in lengths]
+        # An answer that we end says nothing of how long the model's own are.
+        free = not any(task.prompt.stop for task in group)
+        answers = [lengths[task] for task in group if task in lengths and free]
         scores.append(
             TaskScore(
                 name=name,
@@ -332,7 +334,7 @@ def _one(tasks: Sequence[Task], model: Answerer, weighed: bool, on_step: OnStep)
         return scores, []
     return scores, [
         f"{cut} of {len(written)} answers of {model.name} were cut at the most tokens allowed: on average they are "
-        "longer than is said; give tasks a max_tokens that lets them end, or a stop."
+        "longer than is said; give tasks a max_tokens that lets them end."
     ]
 
 

@@ -10,21 +10,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gguf import GGUFValueType as Kind
 
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.pretokenizers import Json, cut_of
 from breakeven.lab.tokenizers import SPECIAL_KEYS, load
+from breakeven.model.readers.bounded import read_bounded, shown
 
 _TYPE_NORMAL, _TYPE_UNKNOWN, _TYPE_CONTROL, _TYPE_USER_DEFINED, _TYPE_UNUSED, _TYPE_BYTE = 1, 2, 3, 4, 5, 6
 """`tokenizer.ggml.token_type` (`llama_token_type`, another numbering)."""
 _ABSENT_SCORE = -1000.0
 """Of tokens that no merge makes, as llama.cpp's converter writes it."""
 
-_MOST_TOKENS = 1 << 21
-"""No model has more; a damaged id must not ask for a list of so many."""
+_MOST_TOKENS = 1 << 20
+_MOST_BYTES = 1 << 28
+"""Ids, and bytes of a tokenizer.json: four times what the largest has, so that a damaged one asks for no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +45,31 @@ def gguf_keys(directory: Path, n_tokens: int | None = None) -> list[GgufKey]:
     n_tokens: rows of the model's embedding; the vocabulary is filled up to it with unused tokens. Raises UserError for
     files that are missing, damaged or contradict each other, NotSupportedError for what llama.cpp has no form of.
     """
+    try:
+        keys = _keys(directory, n_tokens)
+        for entry in keys:
+            if entry.kind is Kind.STRING or entry.of is Kind.STRING:
+                "".join(cast(list[str], entry.value)).encode()
+    except RecursionError:
+        raise UserError(f"{directory}/tokenizer.json: nested too deeply for a tokenizer; fetch it again") from None
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{directory}: a token, merge or chat template is no text (half a letter); fetch it again"
+        ) from None
+    return keys
+
+
+def _keys(directory: Path, n_tokens: int | None) -> list[GgufKey]:
     source = directory / "tokenizer.json"
     content = _read(source)
-    config = _read(directory / "tokenizer_config.json") if (directory / "tokenizer_config.json").is_file() else {}
+    config = _beside(directory, "tokenizer_config.json")
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else None
-        raise NotSupportedError(f"{source}: a tokenizer of the kind {kind!r}; only BPE becomes a GGUF")
+        raise NotSupportedError(f"{source}: a tokenizer of the kind {shown(kind)}; only BPE becomes a GGUF")
     for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(setting):
-            raise NotSupportedError(f"{source}: llama.cpp has nothing like {setting}={model[setting]!r}")
+            raise NotSupportedError(f"{source}: llama.cpp has nothing like {setting}={shown(model[setting])}")
     pieces = _is_sentencepiece(content)
     tokens, types = _vocabulary(content, source, n_tokens, pieces=pieces)
     merges = _merges(model, source)
@@ -66,6 +83,8 @@ def gguf_keys(directory: Path, n_tokens: int | None = None) -> list[GgufKey]:
     keys.append(GgufKey("tokenizer.ggml.tokens", tokens, Kind.ARRAY, Kind.STRING))
     keys.append(GgufKey("tokenizer.ggml.token_type", types, Kind.ARRAY, Kind.INT32))
     if not pieces:
+        if not merges:
+            raise NotSupportedError(f"{source}: a byte-level BPE without a merge, which a GGUF cannot say")
         joined = [f"{left} {right}" for left, right in merges]
         keys.append(GgufKey("tokenizer.ggml.merges", joined, Kind.ARRAY, Kind.STRING))
     keys += _ends(directory, source, config, tokens)
@@ -74,14 +93,22 @@ def gguf_keys(directory: Path, n_tokens: int | None = None) -> list[GgufKey]:
 
 def _read(path: Path) -> Json:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bounded(path, _MOST_BYTES))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing; transformers' AutoTokenizer writes it with save_pretrained, from tokenizer.model too"
+        ) from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); a model's directory needs it") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path}: not the JSON of a tokenizer; fetch it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not the JSON of a tokenizer; fetch it again")
     return content
+
+
+def _beside(directory: Path, name: str) -> Json:
+    return _read(directory / name) if (directory / name).is_file() else {}
 
 
 def _is_sentencepiece(content: Json) -> bool:
@@ -111,9 +138,9 @@ def _vocabulary(content: Json, source: Path, n_tokens: int | None, *, pieces: bo
         if not (pieces and word == unknown):
             by_id[token] = (word, kind)
         if each.get("lstrip") or each.get("rstrip") or each.get("single_word"):
-            raise NotSupportedError(f"{source}: llama.cpp has no key for the spaces stripped around {word!r}")
+            raise NotSupportedError(f"{source}: llama.cpp has no key for the spaces stripped around {shown(word)}")
     count = max(by_id) + 1
-    if n_tokens is not None and count > n_tokens:
+    if n_tokens is not None and not count <= n_tokens <= _MOST_TOKENS:
         raise UserError(f"{source}: {count:,} tokens for a model of {n_tokens:,}; the directory is of two models")
     listed = [by_id.get(i, (f"[PAD{i}]", _TYPE_UNUSED)) for i in range(n_tokens or count)]
     tokens = [word for word, _ in listed]
@@ -123,8 +150,8 @@ def _vocabulary(content: Json, source: Path, n_tokens: int | None, *, pieces: bo
 
 
 def _id(token: object, source: Path) -> int:
-    if not isinstance(token, int) or not 0 <= token < _MOST_TOKENS:
-        raise UserError(f"{source}: {token!r} is no token's id; fetch it again")
+    if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < _MOST_TOKENS:
+        raise UserError(f"{source}: {shown(token)} is no token's id; fetch it again")
     return token
 
 
@@ -136,7 +163,7 @@ def _merges(model: Json, source: Path) -> list[tuple[str, str]]:
     for each in merges:
         parts = each.split(" ") if isinstance(each, str) else each
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
-            raise UserError(f"{source}: {each!r} is no merge of two tokens; fetch it again")
+            raise UserError(f"{source}: {shown(each)} is no merge of two tokens; fetch it again")
         pairs.append((parts[0], parts[1]))
     return pairs
 
@@ -173,7 +200,7 @@ def _space_prefix(content: Json, source: Path) -> bool:
                 pass  # nothing is left to split: spaces are underlines by now
             case _:
                 kind = part.get("type") if isinstance(part, dict) else part
-                raise NotSupportedError(f"{source}: llama.cpp's SentencePiece tokenizer has nothing like {kind!r}")
+                raise NotSupportedError(f"{source}: llama.cpp's SentencePiece tokenizer has nothing like {shown(kind)}")
     if not escaped:
         raise NotSupportedError(f"{source}: a byte-fallback tokenizer that keeps spaces; llama.cpp has none")
     return bool(prefix)
@@ -188,25 +215,25 @@ def _flat(part: object, inside: str) -> list[Any]:
 
 
 def _refuse_normalizer(normalizer: object, source: Path) -> None:
-    """Only composing is let through: it changes nothing in text as people type it, and is said (`composes`)."""
+    """Only composing is let through: it changes nothing in text as people type it, and the proof says it."""
     for part in _flat(normalizer, "normalizers"):
         if not (isinstance(part, dict) and part.get("type") == "NFC"):
             kind = part.get("type") if isinstance(part, dict) else part
-            raise NotSupportedError(f"{source}: its normalizer {kind!r} changes the text, and llama.cpp has none")
+            raise NotSupportedError(f"{source}: its normalizer {shown(kind)} changes the text, and llama.cpp has none")
 
 
 def _ends(directory: Path, source: Path, config: Json, tokens: Sequence[str]) -> list[GgufKey]:
     """Tokens with a role, and which of them stand around every text, as the tokenizer itself puts them."""
-    others = _read(directory / "special_tokens_map.json") if (directory / "special_tokens_map.json").is_file() else {}
+    others = _beside(directory, "special_tokens_map.json")
     ids = {word: i for i, word in enumerate(tokens)}
     roles: dict[str, int] = {}
     for role in SPECIAL_KEYS:
         named = config.get(role, others.get(role))
         word = named.get("content") if isinstance(named, dict) else named
-        if word in ids:
+        if isinstance(word, str) and word in ids:
             roles[role] = ids[word]
-    around = load(directory).encode("a").ids
-    bare = load(directory).encode("a", add_special_tokens=False).ids
+    tokenizer = load(directory)
+    around, bare = (tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False))
     before, _, after = _around(around, bare)
     if len(before) > 1 or len(after) > 1:
         raise NotSupportedError(f"{source}: it puts {len(before)} and {len(after)} tokens around a text, llama.cpp one")
@@ -230,17 +257,22 @@ def _templates(directory: Path, config: Json) -> list[GgufKey]:
     template = config.get("chat_template")
     beside = directory / "chat_template.jinja"
     if beside.is_file():
-        template = beside.read_text(encoding="utf-8")
+        try:
+            template = read_bounded(beside, _MOST_BYTES).decode("utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{beside}: cannot be read as UTF-8 text: {error}") from None
     if isinstance(template, str):
         return [GgufKey("tokenizer.chat_template", template, Kind.STRING)]
     keys, names = [], []
     for each in template if isinstance(template, list) else []:
-        name, text = each.get("name"), each.get("template")
-        if name == "default":
-            keys.append(GgufKey("tokenizer.chat_template", text, Kind.STRING))
-        elif isinstance(name, str) and isinstance(text, str):
-            names.append(name)
-            keys.append(GgufKey(f"tokenizer.chat_template.{name}", text, Kind.STRING))
+        match each:
+            case {"name": "default", "template": str(text)}:
+                keys.append(GgufKey("tokenizer.chat_template", text, Kind.STRING))
+            case {"name": str(name), "template": str(text)}:
+                names.append(name)
+                keys.append(GgufKey(f"tokenizer.chat_template.{name}", text, Kind.STRING))
+            case _:
+                raise UserError(f"{directory}/tokenizer_config.json: {shown(each)} is no named chat template")
     if names:
         keys.append(GgufKey("tokenizer.chat_templates", names, Kind.ARRAY, Kind.STRING))
     return keys

@@ -5,8 +5,6 @@ Imported only in the child process that scores. Nothing is fetched, and no code 
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,15 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from breakeven.engines.synthesis.write import byte_alphabet
 from breakeven.errors import EngineError, NotSupportedError, UserError
+from breakeven.lab.directory_words import end_tokens, pieces_of, tokenizer_of
 from breakeven.model.readers.hf import CONFIG, read_json
 
 Floats = NDArray[np.float32]
 
 EXPERTS = "grouped_mm"
 """How transformers runs experts: the other ways it has took forty times as long on a CPU."""
-_BYTE = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
-_SPACE = "\u2581"
 
 
 class TorchScorer:
@@ -49,9 +44,9 @@ class TorchScorer:
         config = self._model.config
         self.n_vocab = int(self._model.get_output_embeddings().weight.shape[0])
         self.n_positions = int(getattr(config, "max_position_embeddings", 0) or 0)
-        self._tokenizer = _tokenizer(path)
-        self._pieces = _pieces(self._tokenizer)
-        self._ends = _end_tokens(path)
+        self._tokenizer = tokenizer_of(path)
+        self._pieces = pieces_of(self._tokenizer)
+        self._ends = end_tokens(path)
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text; `special`: with what the tokenizer itself adds at its ends. Special tokens in it are text."""
@@ -134,50 +129,3 @@ def _set_used(config: Any, used: int, name: str) -> None:
         setattr(config, key, used)
         return
     raise NotSupportedError(f"{name} has no experts, so it cannot use {used} of them")
-
-
-def _tokenizer(path: Path) -> Tokenizer:
-    """Raises UserError for a directory without tokenizer.json."""
-    try:
-        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-    except Exception as error:  # the library raises its own, bare
-        raise UserError(f"{path}: tokenizer.json cannot be read ({error}); give the whole directory") from error
-    # What looks like a special token in a text is text, as it is to llama.cpp's tokenizer here.
-    tokenizer.encode_special_tokens = True
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _pieces(tokenizer: Tokenizer) -> dict[int, bytes]:
-    """What each token says in bytes: in GPT-2's stand-ins for bytes, or SentencePiece's spelling."""
-    described = json.loads(tokenizer.to_str())
-    by_bytes = "ByteLevel" in json.dumps([described.get("decoder"), described.get("pre_tokenizer")])
-    special = {each["id"] for each in described.get("added_tokens", ()) if each["special"]}
-    added = {each["id"] for each in described.get("added_tokens", ())}
-    of_letter = {letter: value for value, letter in enumerate(byte_alphabet())}
-    pieces: dict[int, bytes] = {}
-    for word, token in tokenizer.get_vocab(with_added_tokens=True).items():
-        if token in special:
-            continue
-        if token in added:
-            pieces[token] = word.encode()
-        elif by_bytes:
-            pieces[token] = b"".join(
-                bytes([of_letter[letter]]) if letter in of_letter else letter.encode() for letter in word
-            )
-        elif found := _BYTE.match(word):
-            pieces[token] = bytes([int(found[1], 16)])
-        else:
-            pieces[token] = word.replace(_SPACE, " ").encode()
-    return pieces
-
-
-def _end_tokens(path: Path) -> set[int]:
-    """Ids that end an answer, by both files that say it."""
-    ends: set[int] = set()
-    for name in (CONFIG, "generation_config.json"):
-        if (path / name).is_file():
-            said = read_json(path / name).get("eos_token_id")
-            ends.update(each for each in (said if isinstance(said, list) else [said]) if isinstance(each, int))
-    return ends

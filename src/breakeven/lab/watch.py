@@ -21,7 +21,9 @@ from breakeven.engines.inside.client import ALL_LAYERS, ChildProcess, checked_gg
 from breakeven.engines.inside.tally import TALLY, ExpertsWatched, LeaveExpert, Nats, WatchExperts, WatchReply
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.hardware.reader import available_threads
-from breakeven.lab.facts import sha256_of
+from breakeven.lab.corpus import BLOCK_BYTES
+from breakeven.lab.directory_words import tokenizer_of
+from breakeven.lab.facts import batch_that_fits, facts_of, sha256_of
 from breakeven.lab.scores import (
     FINDINGS_SHOWN,
     WatchedExperts,
@@ -31,10 +33,12 @@ from breakeven.lab.scores import (
     reap,
     texts_of,
 )
-from breakeven.results.lab import ExpertScores, Origin, WithoutExpert
+from breakeven.results.lab import ExpertLayer, Experts, ExpertScores, Origin, WithoutExpert
 
 if TYPE_CHECKING:
-    from breakeven.lab.corpus import Block
+    from tokenizers import Tokenizer
+
+    from breakeven.lab.corpus import Block, Document
 
 OnStep = Callable[[str, float], None]
 
@@ -94,7 +98,7 @@ def _told(
     weigh: bool,
     budget_s: float,
 ) -> ExpertScores:
-    from breakeven.lab.corpus import blocks_of, check_enough, read_documents
+    from breakeven.lab.corpus import beside_languages, blocks_of, check_enough, read_documents
 
     began = time.monotonic()
     blocks = blocks_of(read_documents(text, encoding))
@@ -129,8 +133,44 @@ def _told(
         switched_off=trials.how if tried else None,
         observing_overhead=seen.observing_overhead,
         seconds=time.monotonic() - began,
-        caveats=[*trials.caveats, *_caveats(seen, len(findings), weigh=weigh)],
+        caveats=[
+            *trials.caveats,
+            *_caveats(seen, len(findings), weigh=weigh),
+            *(f"Not read, because it lies beside the folders of languages: {name}." for name in beside_languages(text)),
+        ],
     )
+
+
+def loads_of(
+    model: Path,
+    documents: Sequence[Document],
+    *,
+    threads: int | None = None,
+    on_step: OnStep = lambda what, share: None,
+) -> Experts:
+    """How a few blocks of each language load a model's experts: what a proof shows beside its source's.
+
+    Raises what `load` does, but for text that is short.
+    """
+    from breakeven.lab.corpus import blocks_of
+
+    blocks = blocks_of(documents)
+    texts = []
+    for language in dict.fromkeys(block.language for block in blocks):
+        own = [block.text for block in blocks if block.language == language]
+        texts += [(language, own[at]) for at in _spread(len(own), LEAST_PIECES)]
+    with Watched(model, threads, on_step) as watched:
+        seen = watched.watch(texts, weigh=False)
+    layers = [
+        ExpertLayer(layer=each.layer, tokens=each.tokens, dead=each.dead, by_language=each.by_language)
+        for each in layers_of(seen, {})
+    ]
+    return Experts(layers=layers, n_experts_per_token=seen.n_experts_per_token)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many places, evenly from the first to the last."""
+    return [int(at) for at in np.linspace(0, count - 1, min(count, most)).round()]
 
 
 class Watched(ChildProcess):
@@ -154,6 +194,11 @@ class Watched(ChildProcess):
                 f"{model.name} is a Hugging Face directory, and {missing[0]} is not installed: "
                 "`pip install 'breakeven[lab]'`, or give a .gguf file"
             )
+        else:
+            # A file is mapped and may be larger than memory; a directory's weights are all read, in 32 bits.
+            batch_that_fits([facts_of(model)], BLOCK_BYTES, BLOCK_BYTES, small=False)
+        self._model = model
+        self._tokenizer: Tokenizer | None = None
         super().__init__(_TRANSFORMERS if model.is_dir() else _LLAMA_CPP, model.name, WatchReply, on_step=on_step)
         try:
             self.loaded = self.ask(
@@ -171,8 +216,15 @@ class Watched(ChildProcess):
             raise
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text in the model's own vocabulary."""
-        return self.ask(Tokenize(text=text), Tokens).ids
+        """Token ids of a text in the model's own vocabulary. Raises UserError for a directory without tokenizer."""
+        if not self._model.is_dir():
+            return self.ask(Tokenize(text=text), Tokens).ids
+        if self._tokenizer is None:
+            self._tokenizer = tokenizer_of(self._model)
+        ids = self._tokenizer.encode(text).ids
+        if not ids:
+            raise UserError(f"{self._model}: its tokenizer.json makes no tokens of the text; give the whole directory")
+        return list(ids)
 
     def watch(self, texts: Sequence[tuple[str, str]], *, weigh: bool) -> WatchedExperts:
         """Run texts, each with its language, each its own sequence, and count what the experts do."""
@@ -280,8 +332,7 @@ class _Trials:
         pieces = []
         for language in self._seen.languages:
             own = [block for block in self._blocks if block.language == language]
-            n = min(len(own), max(LEAST_PIECES, int(affordable / size)))
-            for at in np.linspace(0, len(own) - 1, n).round().astype(int):
+            for at in _spread(len(own), max(LEAST_PIECES, int(affordable / size))):
                 text = own[at].text.encode()[:size].decode(errors="ignore")
                 pieces.append(_Piece(language, len(text.encode()), tuple(self._watched.tokenize(text))))
         return pieces

@@ -46,6 +46,18 @@ def write_page(result: LabResult, beside: Path, compared: Comparison | None = No
     return write_whole(page_beside(beside), render_lab(result, others, compared).encode())
 
 
+def write_proof_page(proof: Proof) -> Path:
+    """Write the page of a proof beside the file or into the directory it is of, where its JSON lies."""
+    made = Path(proof.artefact.path)
+    return write_page(proof, made / "proof.json" if made.is_dir() else made.with_name(f"{made.stem}.proof.json"))
+
+
+def page_of_proof(proof: Proof) -> Path:
+    """Where `write_proof_page` writes it."""
+    made = Path(proof.artefact.path)
+    return made / "proof.html" if made.is_dir() else made.with_name(f"{made.stem}.proof.html")
+
+
 def siblings(proof: Proof, beside: Path) -> list[Proof]:
     """Proofs of the same source that lie in the same directory, without this one; what cannot be read is none."""
     found = []

@@ -54,7 +54,7 @@ class TaskScore(msgspec.Struct, frozen=True, kw_only=True):
     tasks: int
     solved: Estimate
     answer_tokens: Estimate | None = None
-    """Tokens generated an answer; None where answers were chosen, not generated, or the server did not count them."""
+    """Tokens generated an answer; None where answers were chosen, ended at a `stop`, or the server counted none."""
     method: Literal["likelihood", "generation"] = "generation"
     """How an answer was had: the likeliest of the choices, or generated. Shares of the two do not compare."""
     cut: int | None = None
@@ -200,7 +200,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     experts: Experts | None = None
     """Of the source, as the text was routed there."""
     experts_after: Experts | None = None
-    """Of the artefact on the same text; None: not measured."""
+    """Of the artefact on a few blocks of each language of the text; None: not measured."""
     training: Training | None = None
     twin: Twin | None = None
     speeds: list[LabSpeed] = []
@@ -281,7 +281,7 @@ class ExpertFinding(msgspec.Struct, frozen=True, kw_only=True):
     layer: int
     expert: int
     kind: str
-    """"one language" (needed by `language`, hardly by any other) or "lagging" (much load, little contribution)."""
+    """"one language" (serves `language`, hardly any other) or "lagging" (much load, little contribution)."""
     language: str | None
     text: str
     """Why, with the figures."""

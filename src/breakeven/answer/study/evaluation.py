@@ -25,6 +25,8 @@ from breakeven.stats.percentiles import wilson
 
 HASHED_BYTES = 4_000_000_000
 """A file up to this size is known by its sha256, which takes seconds; a larger one by its size."""
+MOST_CUT = 0.1
+"""Of answers: with more, a mean length is too far below the model's own."""
 WHOLE = "all"
 """Language of a text of which nobody said one."""
 
@@ -43,7 +45,7 @@ def told_by(
         evaluation = read(path / RESULT if path.is_dir() else path, Evaluation)
     except UnreadError as error:
         raise UserError(
-            f"{place}: {path.name} is no evaluation ({error.detail}); write one with `breakeven evaluate --json`"
+            f"{place}: {path.name} is no evaluation ({error.detail}); write one with `breakeven evaluate --out FILE`"
         ) from error
     found: dict[str, Evaluated] = {}
     for candidate in candidates:
@@ -158,12 +160,8 @@ def _solved(common: Sequence[Key], mine: Evaluated, file: str, text: QualityScor
 
 
 def _lengths(common: Sequence[Key], found: Mapping[str, Evaluated]) -> dict[str, float]:
-    """Mean tokens an answer by candidate, over tasks that all generated and whose tokens were counted for all."""
-    counted = [
-        key
-        for key in common
-        if all(s.answer_tokens is not None for mine in found.values() for s in mine.tasks if _key(s) == key)
-    ]
+    """Mean tokens an answer by candidate, over tasks that all generated, to their own ends, and all were counted."""
+    counted = [key for key in common if all(_ended(s) for mine in found.values() for s in mine.tasks if _key(s) == key)]
     if not counted:
         return {}
     tasks = sum(key[2] for key in counted)
@@ -171,6 +169,10 @@ def _lengths(common: Sequence[Key], found: Mapping[str, Evaluated]) -> dict[str,
         name: max(1.0, sum(_tokens(score) * score.tasks for score in mine.tasks if _key(score) in counted) / tasks)
         for name, mine in found.items()
     }
+
+
+def _ended(score: TaskScore) -> bool:
+    return score.answer_tokens is not None and (score.cut or 0) <= MOST_CUT * score.tasks
 
 
 def _tokens(score: TaskScore) -> float:

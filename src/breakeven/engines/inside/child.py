@@ -78,9 +78,10 @@ class Rate(msgspec.Struct, tag="rate", frozen=True, kw_only=True):
 
 
 class Logits(msgspec.Struct, tag="logits", frozen=True, kw_only=True):
-    """Logits after every token, in logits.npy. Answered by `Done`."""
+    """Logits after every token, in logits.npy; `exact` as of `Context`. Answered by `Done`."""
 
     tokens: list[int]
+    exact: bool = False
 
 
 class Greedy(msgspec.Struct, tag="greedy", frozen=True, kw_only=True):
@@ -293,7 +294,7 @@ class Worker:
         return Rated(steps_s=steps_s)
 
     def _logits(self, request: Logits) -> Done:
-        context = Context(self._model, len(request.tokens), len(request.tokens))
+        context = Context(self._model, len(request.tokens), len(request.tokens), exact=request.exact)
         context.decode(request.tokens, 0, outputs=True)
         logits_TV = np.stack([context.logits(index) for index in range(len(request.tokens))])
         context.close()

@@ -177,7 +177,7 @@ class Inside(ChildProcess):
         limit_s: float | None = None,
         on_step: OnStep = lambda what, share: None,
     ) -> None:
-        """Start the child and load `model`, with drafting blocks if asked.
+        """Start the child and load `model`, with drafting blocks if asked; `vocab_only`: it can only tokenize.
 
         `vocab_only`: without weights, so that it can only tokenize. `environment`, `limit_s`: as of any child.
         Raises UserError for a file that is not GGUF, NotSupportedError for a
@@ -209,9 +209,9 @@ class Inside(ChildProcess):
         """Token ids of a text in the model's own vocabulary; special tokens in it are their letters unless asked."""
         return self.ask(m.Tokenize(text=text, parse_special=parse_special), m.Tokens).ids
 
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits (tokens, vocabulary) after each token, all computed in one batch."""
-        self.ask(m.Logits(tokens=list(tokens)), m.Done)
+    def logits(self, tokens: Sequence[int], *, exact: bool = False) -> NDArray[np.float32]:
+        """Logits (tokens, vocabulary) after each token, all computed in one batch; `exact`: attention in F32."""
+        self.ask(m.Logits(tokens=list(tokens), exact=exact), m.Done)
         logits: NDArray[np.float32] = np.load(self.folder / "logits.npy")
         return logits
 

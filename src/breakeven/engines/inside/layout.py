@@ -16,7 +16,9 @@ from breakeven.errors import NotSupportedError
 EVAL_CALLBACK = c.CFUNCTYPE(c.c_bool, c.c_void_p, c.c_bool, c.c_void_p)
 """`ggml_backend_sched_eval_callback`: node, ask, user data."""
 
-GGML_TYPE_F16 = 1
+GGML_TYPE_F32, GGML_TYPE_F16 = 0, 1
+FLASH_ATTENTION_OFF = 0
+"""Of `llama_flash_attn_type`; where it is on, keys and values are computed with in half precision."""
 MAX_DIMS = 4
 MAX_SRC = 10
 MAX_OP_PARAMS_BYTES = 64

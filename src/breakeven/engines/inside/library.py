@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from breakeven.engines.inside.layout import (
     CONTEXT_DEFAULTS,
     EVAL_CALLBACK,
+    FLASH_ATTENTION_OFF,
+    GGML_TYPE_F32,
     KV_INT,
     MODEL_DEFAULTS,
     ContextParams,
@@ -270,10 +272,13 @@ class Model:
 class Context:
     """One sequence's memory, observed or not."""
 
-    def __init__(self, model: Model, n_ctx: int, n_batch: int, observe: NodeCallback | None = None) -> None:
+    def __init__(
+        self, model: Model, n_ctx: int, n_batch: int, observe: NodeCallback | None = None, *, exact: bool = False
+    ) -> None:
         """A context of `n_ctx` positions and batches of up to `n_batch` tokens, each computed as one graph.
 
-        Raises EngineError when llama.cpp cannot make it.
+        `exact`: attention in single precision, which llama.cpp otherwise computes in half. Raises EngineError when
+        llama.cpp cannot make it.
         """
         self._library = model.library
         self._model = model
@@ -281,6 +286,9 @@ class Context:
         params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, n_batch
         params.n_outputs_max_per_seq = n_batch
         params.n_threads = params.n_threads_batch = model.threads
+        if exact:
+            params.type_k = params.type_v = GGML_TYPE_F32
+            params.flash_attn_type = FLASH_ATTENTION_OFF
         self.failure: BaseException | None = None
         self._callback = EVAL_CALLBACK(self._guarded(observe)) if observe else None
         if self._callback:

@@ -1,7 +1,7 @@
-"""What mlx-lm would load of a configuration: asked of mlx-lm itself, in this process or in the one that has it.
+"""What mlx-lm would load of a configuration, and predicts: asked of it, in this process or in the one that has it.
 
 `python layout.py` reads a question from standard input and writes the answer: mlx-lm often has an environment of its
-own, whose interpreter knows nothing of Breakeven. Standard library and mlx-lm alone, therefore.
+own, whose interpreter knows nothing of Breakeven. Standard library and mlx-lm (with its numpy) alone, therefore.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import io
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -42,8 +43,30 @@ def ask_here(question: dict[str, object]) -> dict[str, object]:
     return {"counts": counts, "rows": rows, "config": config}
 
 
+def logits_here(question: dict[str, object]) -> dict[str, object]:
+    """Run `tokens` through the directory `model` in single precision; logits (tokens, vocabulary) go to `file`.npy.
+
+    The answer holds mlx-lm's `version`; `missing` and `refused` as above.
+    """
+    try:
+        utils, arrays = importlib.import_module("mlx_lm.utils"), importlib.import_module("mlx.core")
+        numbers, packages = importlib.import_module("numpy"), importlib.import_module("importlib.metadata")
+    except ImportError as error:
+        return {"missing": str(error)}
+    try:
+        # A GPU would round products.
+        arrays.set_default_device(arrays.cpu)
+        model, _ = utils.load_model(pathlib.Path(str(question["model"])))
+        model.set_dtype(arrays.float32)
+        logits = model(arrays.array(question["tokens"])[None])[0].astype(arrays.float32)
+        numbers.save(str(question["file"]), numbers.array(logits))
+    except Exception as error:  # whatever its model's constructor or arithmetic meets
+        return {"refused": " ".join(str(error).split())}
+    return {"version": packages.version("mlx-lm")}
+
+
 def ask_there(question: dict[str, object], python: str) -> dict[str, object]:
-    """As `ask_here`, in another interpreter."""
+    """As `ask_here`, or `logits_here` where it holds `tokens`, in another interpreter."""
     try:
         # Isolated, so that nothing of ours is imported there.
         done = subprocess.run(
@@ -56,4 +79,5 @@ def ask_there(question: dict[str, object], python: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(ask_here(json.load(sys.stdin))))
+    asked = json.load(sys.stdin)
+    print(json.dumps(logits_here(asked) if "tokens" in asked else ask_here(asked)))
