@@ -66,6 +66,7 @@ def test_a_directory_comes_back_from_a_gguf_as_it_was(model_type: str, tmp_path:
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == bridge.defaults["rope_theta"]
     assert config["architectures"] == [bridge.class_name]
     assert config["eos_token_id"] == 256
+    assert json.loads((tmp_path / "back" / "generation_config.json").read_text())["eos_token_id"] == 256
     assert json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())["chat_template"] == "{{ messages }}"
 
 

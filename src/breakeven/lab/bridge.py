@@ -38,7 +38,7 @@ from breakeven.lab.weights import (
     NewGgufTensor,
     NewTensor,
     Order,
-    Rows,
+    TensorRows,
     gguf_rows,
     pieces,
     unwritten,
@@ -67,7 +67,7 @@ class Carried:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class TensorPair:
     """One tensor of a GGUF and what it is called in a directory: one name, or one an expert.
 
     `shape` of each of these; `heads` of queries or keys whose rows are kept in another order, else 0; `zeros`: a file
@@ -97,7 +97,7 @@ class _Zeros:
         return np.zeros((len(rows), math.prod(self.shape[1:])), np.float32)
 
 
-def plan(bridge: Bridge, config: Mapping[str, object]) -> list[Pair]:
+def plan(bridge: Bridge, config: Mapping[str, object]) -> list[TensorPair]:
     """All tensors of a model of a completed configuration, in the order of a GGUF."""
     hidden, heads, kv, size = (
         whole(config, key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -130,10 +130,10 @@ def plan(bridge: Bridge, config: Mapping[str, object]) -> list[Pair]:
         shapes |= {"ffn_gate_inp.weight": (experts, hidden), "exp_probs_b.bias": (1, experts)}
         shapes |= {**_ffn_shapes("_exps", width, hidden), **_ffn_shapes("_shexp", width * shared, hidden)}
     turned = {"attn_q": heads, "attn_k": kv} if bridge.interleaved else {}
-    table = Pair("token_embd.weight", ("model.embed_tokens.weight",), (vocab, hidden))
-    pairs = [table, Pair("output_norm.weight", ("model.norm.weight",), (hidden,))]
+    table = TensorPair("token_embd.weight", ("model.embed_tokens.weight",), (vocab, hidden))
+    pairs = [table, TensorPair("output_norm.weight", ("model.norm.weight",), (hidden,))]
     if not config["tie_word_embeddings"]:
-        pairs.append(Pair("output.weight", ("lm_head.weight",), table.shape))
+        pairs.append(TensorPair("output.weight", ("lm_head.weight",), table.shape))
     elif bridge.needs_output:
         pairs.append(replace(table, gguf="output.weight"))
     for layer in range(whole(config, "num_hidden_layers")):
@@ -146,7 +146,9 @@ def plan(bridge: Bridge, config: Mapping[str, object]) -> list[Pair]:
             names = [name.format(expert) for expert in range(experts)] if stacked else [name]
             hub = tuple(f"model.layers.{layer}.{each}" for each in names)
             rotated = turned.get(stem.partition(".")[0], 0)
-            pairs.append(Pair(f"blk.{layer}.{stem}", hub, shapes[stem], stacked, rotated, stem == "exp_probs_b.bias"))
+            pairs.append(
+                TensorPair(f"blk.{layer}.{stem}", hub, shapes[stem], stacked, rotated, stem == "exp_probs_b.bias")
+            )
     return pairs
 
 
@@ -201,7 +203,7 @@ def _usual_type(dtypes: set[str]) -> FloatType:
 
 
 def _match(
-    directory: Path, pairs: list[Pair], checkpoint: Checkpoint, config: Mapping[str, object], *, assume: bool
+    directory: Path, pairs: list[TensorPair], checkpoint: Checkpoint, config: Mapping[str, object], *, assume: bool
 ) -> list[str]:
     """Raise UserError unless exactly the planned tensors are there. Returns what is rightly left out."""
     wanted = {name: pair.shape for pair in pairs for name in pair.hub}
@@ -225,7 +227,7 @@ def _match(
     return sorted(known + unknown)
 
 
-def _job(pair: Pair, checkpoint: Checkpoint, into: FloatType) -> NewGgufTensor:
+def _job(pair: TensorPair, checkpoint: Checkpoint, into: FloatType) -> NewGgufTensor:
     plain = len(pair.gguf_shape) == 1 or "ffn_gate_inp." in pair.gguf
     chosen = F32 if plain else into
     order = rotated_order(pair.shape[0], pair.heads, to_gguf=True)
@@ -246,6 +248,10 @@ def to_directory(source: Path, out: Path, *, dtype: str | None = None, assume: b
     from breakeven.lab.tokenizers import write_tokenizer
 
     file = open_gguf(source)
+    if file.header.metadata.get("split.count", 1) not in (0, 1):
+        raise NotSupportedError(
+            f"{source} is one part of a split file; join the parts (llama-gguf-split --merge) first"
+        )
     bridge, config, rotary = config_of_gguf(file, assume=assume)
     pairs = plan(bridge, config)
     _match_gguf(file, pairs, assume=assume)
@@ -261,6 +267,7 @@ def to_directory(source: Path, out: Path, *, dtype: str | None = None, assume: b
         n_bytes = write_checkpoint(out, new, into)
         written = hub_config(bridge, config, rotary, into, file.header.metadata)
         (out / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
+        (out / "generation_config.json").write_text(json.dumps(_ends(file.header.metadata), indent=2) + "\n")
         said = write_tokenizer(source, out)
     except BaseException as error:
         shutil.rmtree(out, ignore_errors=True)
@@ -275,7 +282,15 @@ def to_directory(source: Path, out: Path, *, dtype: str | None = None, assume: b
     return Carried(bridge.model_type, into.dtype, len(new), n_bytes, tuple(said))
 
 
-def _match_gguf(file: DenseFile, pairs: list[Pair], *, assume: bool) -> None:
+def _ends(metadata: Mapping[str, object]) -> dict[str, object]:
+    """generation_config.json: the tokens that end an answer, one or several."""
+    ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    ends = list(dict.fromkeys(each for each in ids if isinstance(each, int)))
+    first = metadata.get("tokenizer.ggml.bos_token_id")
+    return {"bos_token_id": first, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+
+
+def _match_gguf(file: DenseFile, pairs: list[TensorPair], *, assume: bool) -> None:
     found = {tensor.name: tensor.dims[::-1] for tensor in file.tensors}
     wanted = {pair.gguf: pair for pair in pairs}
     path = file.header.path
@@ -292,13 +307,13 @@ def _match_gguf(file: DenseFile, pairs: list[Pair], *, assume: bool) -> None:
         )
 
 
-def _hub_tensors(pair: Pair, tensors: Mapping[str, SourceTensor]) -> Iterator[NewTensor]:
+def _hub_tensors(pair: TensorPair, tensors: Mapping[str, SourceTensor]) -> Iterator[NewTensor]:
     order = rotated_order(pair.shape[0], pair.heads, to_gguf=False)
     source = tensors.get(pair.gguf)
     if pair.gguf == "output.weight" and pair.hub[0] != "lm_head.weight":
         return  # the embedding again
     for expert, name in enumerate(pair.hub):
-        rows: Rows = _Zeros(pair.shape)
+        rows: TensorRows = _Zeros(pair.shape)
         if source is not None:
             rows = replace(gguf_rows(source, expert if pair.stacked else None), shape=pair.shape)
         yield NewTensor(name, pair.shape, rows, order)

@@ -26,6 +26,7 @@ from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.bridge import Carried, to_directory, to_gguf
 from breakeven.lab.container import open_gguf
 from breakeven.lab.corpus import Document, sample
+from breakeven.lab.facts import batch_that_fits, facts_of
 from breakeven.lab.lockstep import Lockstep, Scored
 from breakeven.lab.proof import prove
 from breakeven.lab.tokenizers import same_ids
@@ -160,7 +161,8 @@ def _predictions(exact: Path, directory: Path, on_step: OnStep) -> LabCheck:
     """Whether llama.cpp of an F32 file and transformers of the directory predict the same."""
     kl: list[float] = []
     same: list[float] = []
-    with Lockstep([Scored(exact), Scored(directory)], on_step=on_step, exact=True) as lock:
+    batch = batch_that_fits([facts_of(exact), facts_of(directory)], _TOKENS_EACH, _TOKENS_EACH, small=False)
+    with Lockstep([Scored(exact), Scored(directory)], on_step=on_step, batch=batch, exact=True) as lock:
         for document in sample():
             scores = lock.score(lock.tokenize(0, document.text)[:_TOKENS_EACH], [(0, 1)])
             kl += scores.kl[0].tolist()

@@ -89,7 +89,7 @@ def decode(data: NDArray[np.uint8], dtype: str) -> Floats:
     return (flat.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-class Rows(Protocol):
+class TensorRows(Protocol):
     """A matrix whose rows can be had one by one, decoded. One-dimensional weights have rows of one value."""
 
     @property
@@ -144,7 +144,7 @@ def gguf_rows(tensor: SourceTensor, expert: int | None = None) -> GgufRows:
     return GgufRows(shape, tensor.kind, data)
 
 
-def pieces(rows: Rows, order: Order | None, into: FloatType, name: str) -> Iterator[NDArray[np.uint8]]:
+def pieces(rows: TensorRows, order: Order | None, into: FloatType, name: str) -> Iterator[NDArray[np.uint8]]:
     """The bytes of a matrix as `into` stores them, its rows in `order` (None: as they are), a few megabytes each."""
     count = rows.shape[0]
     columns = math.prod(rows.shape[1:])
@@ -167,9 +167,14 @@ class Checkpoint:
             self._map(path)
         index = directory / INDEX
         if index.is_file():
-            listed = bounded_json(index.read_bytes())
+            try:
+                listed = bounded_json(index.read_bytes())
+            except ValueError as error:
+                raise UserError(f"{index}: not JSON ({error}); fetch it again") from None
             names = listed.get("weight_map") if isinstance(listed, dict) else None
-            absent = sorted(set(names or ()) - self.tensors.keys())
+            if not isinstance(names, dict):
+                raise UserError(f"{index}: it has no weight_map; fetch it again")
+            absent = sorted(names.keys() - self.tensors.keys())
             if absent:
                 raise UserError(f"{directory}: {absent[0]} is in {INDEX} and in no file; fetch the missing part")
 
@@ -203,7 +208,7 @@ class NewTensor:
 
     name: str
     shape: tuple[int, ...]
-    rows: Rows
+    rows: TensorRows
     order: Order | None = None
 
 

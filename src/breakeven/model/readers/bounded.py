@@ -29,15 +29,19 @@ _MOST_UNFOLDED = 100_000
 _DEEPEST = 50
 """Brackets in brackets of a YAML text; what people type nests five deep."""
 _SHOWN = 60
+_PIECE_BYTES = 1 << 20
 
 
 def read_bounded(path: Path, most_bytes: int) -> bytes:
     """The contents of a file that is not larger than it can rightly be. Raises OSError, or ValueError when it is."""
+    data = bytearray()
     with path.open("rb") as file:
-        data = file.read(most_bytes + 1)
+        # Asked for at once, all that it may be would be allocated first.
+        while len(data) <= most_bytes and (piece := file.read(min(_PIECE_BYTES, most_bytes + 1 - len(data)))):
+            data += piece
     if len(data) > most_bytes:
         raise ValueError(f"it is larger than {most_bytes / 1e6:g} MB")
-    return data
+    return bytes(data)
 
 
 def bounded_json(data: bytes) -> object:
