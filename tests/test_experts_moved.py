@@ -233,9 +233,10 @@ def test_the_coldest_expert_of_a_split_by_importance_is_missed_least(tmp_path: P
     by_importance = split(dense, tmp_path / "sorted.gguf", 8, squares=squares)
     assert (by_importance.same_function, by_importance.requantized) == (True, None)  # F32: columns move as bytes
     split(dense, tmp_path / "plain.gguf", 8)
-    for act in (lambda *files: add(*files, {1: 1}), lambda *files: merge(*files, [(1, 2)])):
-        with pytest.raises(NotSupportedError, match="parts of one feed-forward"):
-            act(tmp_path / "plain.gguf", tmp_path / "x.gguf")
+    with pytest.raises(NotSupportedError, match="parts of one feed-forward"):
+        add(tmp_path / "plain.gguf", tmp_path / "x.gguf", {1: 1})
+    with pytest.raises(NotSupportedError, match="parts of one feed-forward"):
+        merge(tmp_path / "plain.gguf", tmp_path / "x.gguf", [(1, 2)])
     expected = logits(dense)
     np.testing.assert_allclose(logits(tmp_path / "sorted.gguf"), expected, atol=2e-3 * float(expected.std()))
     lost = {}
@@ -374,7 +375,8 @@ def _kl(expected: np.ndarray, got: np.ndarray) -> float:
 
     def log_softmax(values: np.ndarray) -> np.ndarray:
         shifted: np.ndarray = values.astype(np.float64) - values.max(axis=1, keepdims=True)
-        return np.subtract(shifted, np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+        shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return shifted
 
     p, q = log_softmax(expected), log_softmax(got)
     return float((np.exp(p) * (p - q)).sum(axis=1).mean())
