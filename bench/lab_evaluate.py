@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--languages", default="en,de,fr")
     parser.add_argument("--bytes", type=int, default=20_000)
     parser.add_argument("--against", type=Path)
+    parser.add_argument("--threads", type=int)
     asked = parser.parse_args()
     documents = []
     for language in asked.languages.split(","):
@@ -58,7 +59,7 @@ def main() -> None:
         documents += [Document(language, "all", each.name, each.text) for each in cut(found, asked.bytes)]
     print(f"arithmetic of a pair: {arithmetic_ms():.2f} ms a token, one thread")
     began = time.monotonic()
-    result = evaluate([asked.model], documents, against=asked.against, command="bench")
+    result = evaluate([asked.model], documents, against=asked.against, threads=asked.threads, command="bench")
     print(f"{len(blocks_of(documents))} blocks in {time.monotonic() - began:.0f} s")
     for model in result.models:
         rate = model.tokens_per_s

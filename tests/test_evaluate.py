@@ -20,8 +20,8 @@ from lab_fixtures import quantized, texts, toy
 import breakeven
 from breakeven.engines.inside.client import Inside
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.corpus import Block, Document, blocks_of, read_documents, sample
-from breakeven.lab.evaluate import _round_robin, _spread, evaluate
+from breakeven.lab.corpus import Block, Document, blocks_of, in_turn, read_documents, sample
+from breakeven.lab.evaluate import evaluate
 from breakeven.lab.facts import batch_that_fits, facts_of, sha256_of
 from breakeven.lab.lockstep import Lockstep, Scored
 from breakeven.results.lab import Evaluation
@@ -169,10 +169,10 @@ def test_a_budget_reads_every_language_and_says_how_much(toys: Path) -> None:
 
 
 def test_blocks_are_read_in_turn_and_spread_over_their_text() -> None:
-    assert sorted(_spread(11)) == list(range(11))
-    assert _spread(8) == [0, 4, 2, 6, 1, 5, 3, 7]
+    assert sorted(in_turn([Block("en", "all", "a", "x")] * 11)) == list(range(11))
+    assert in_turn([Block("en", "all", "a", "x")] * 8) == [0, 4, 2, 6, 1, 5, 3, 7]
     blocks = [Block(language, "all", "a", "x") for language in ("en",) * 4 + ("de",) * 2]
-    assert _round_robin(blocks) == [0, 4, 2, 5, 1, 3]
+    assert in_turn(blocks) == [0, 4, 2, 5, 1, 3]
 
 
 def test_memory_is_predicted_before_anything_is_loaded(toys: Path) -> None:

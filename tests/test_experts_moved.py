@@ -233,9 +233,10 @@ def test_the_coldest_expert_of_a_split_by_importance_is_missed_least(tmp_path: P
     by_importance = split(dense, tmp_path / "sorted.gguf", 8, squares=squares)
     assert (by_importance.same_function, by_importance.requantized) == (True, None)  # F32: columns move as bytes
     split(dense, tmp_path / "plain.gguf", 8)
-    for act in (lambda *files: add(*files, {1: 1}), lambda *files: merge(*files, [(1, 2)])):
-        with pytest.raises(NotSupportedError, match="parts of one feed-forward"):
-            act(tmp_path / "plain.gguf", tmp_path / "x.gguf")
+    with pytest.raises(NotSupportedError, match="parts of one feed-forward"):
+        add(tmp_path / "plain.gguf", tmp_path / "x.gguf", {1: 1})
+    with pytest.raises(NotSupportedError, match="parts of one feed-forward"):
+        merge(tmp_path / "plain.gguf", tmp_path / "x.gguf", [(1, 2)])
     expected = logits(dense)
     np.testing.assert_allclose(logits(tmp_path / "sorted.gguf"), expected, atol=2e-3 * float(expected.std()))
     lost = {}
@@ -374,14 +375,16 @@ def _kl(expected: np.ndarray, got: np.ndarray) -> float:
 
     def log_softmax(values: np.ndarray) -> np.ndarray:
         shifted: np.ndarray = values.astype(np.float64) - values.max(axis=1, keepdims=True)
-        return np.subtract(shifted, np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+        shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return shifted
 
     p, q = log_softmax(expected), log_softmax(got)
     return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
 def test_what_is_made_lies_beside_its_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dense = uneven(synthesise(config("llama", num_hidden_layers=2), "Q8_0", tmp_path / "d.gguf"), tmp_path / "e.gguf")
+    little = config("llama", num_hidden_layers=1, hidden_size=64, num_attention_heads=1, num_key_value_heads=1)
+    dense = uneven(synthesise(little, "Q8_0", tmp_path / "d.gguf"), tmp_path / "e.gguf")
     words = ["experts", "split", str(dense), "--experts", "8", "--by", "importance", "--out", str(tmp_path / "s.gguf")]
     assert dispatch([*words, "--json"]) == 0
     proof = msgspec.json.decode(capsys.readouterr().out, type=Proof)
@@ -398,7 +401,7 @@ def test_what_is_made_lies_beside_its_proof(tmp_path: Path, capsys: pytest.Captu
     assert done.proof is not None
     assert (done.proof.artefact.bytes, done.proof.artefact.format) == (done.file_bytes, "F32")
     assert done.proof.experts is not None
-    assert done.proof.experts.kept == [list(range(6))] * 2
+    assert done.proof.experts.kept == [list(range(6))]
     assert shlex.split(done.proof.command)[1:-1] == [
         *("experts", "prune", str(tmp_path / "s.gguf"), "--keep", "6", "--first", "--out")
     ]

@@ -16,10 +16,12 @@ from inside_fixtures import PROSE
 from numpy.typing import NDArray
 from watch_fixtures import EXPERTS, FAMILIES, LAYERS, USED, rewritten, toy
 
+import breakeven
 from breakeven.engines.inside.tally import ExpertTally
 from breakeven.errors import UserError
 from breakeven.lab import corpus
 from breakeven.lab.container import SourceTensor, open_gguf
+from breakeven.lab.prune import prune
 from breakeven.lab.scores import WatchedExperts, findings_of, layers_of, lost, texts_of
 from breakeven.lab.watch import Watched
 from breakeven.results.lab import ExpertScores, Proof, WithoutExpert
@@ -197,6 +199,30 @@ def test_every_family_shows_what_files_without_the_expert_compute(family: str, t
             assert other.nats_without([tokens], 0, None) == pytest.approx(expected, rel=1e-6)
 
 
+def test_where_all_run_at_equal_weights_an_expert_left_out_costs_what_pruning_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", 256)
+    random = toy("mixtral", tmp_path / "random.gguf", num_hidden_layers=1, num_experts_per_tok=EXPERTS)
+
+    def even(tensor: SourceTensor) -> NDArray[np.uint8]:
+        return np.zeros_like(tensor.data) if "ffn_gate_inp." in tensor.name else tensor.data
+
+    path = rewritten(random, tmp_path / "even.gguf", even)
+    (tmp_path / "text.txt").write_text("\n".join(f"{n}. {GERMAN}" for n in range(14)))
+    scores = breakeven.experts.score(path, tmp_path / "text.txt", budget_s=0.1, out=tmp_path / "score.json")
+    assert scores.switched_off is not None
+    assert scores.switched_off.startswith("its output is zero")
+    (layer,) = scores.layers
+    assert len(set(layer.tokens)) == 1
+    coldest = layer.without[0].expert
+    prune(path, tmp_path / "seven.gguf", EXPERTS - 1, tmp_path / "score.json")
+    with Watched(path) as watched, Watched(tmp_path / "seven.gguf") as pruned:
+        tokens = watched.tokenize(GERMAN)
+        silent = watched.nats_without([tokens], 0, coldest, silent=True)
+        assert pruned.nats_without([tokens], 0, None) == pytest.approx(silent, rel=1e-5)
+
+
 def planted(seed: int = 0, blocks: int = 20, tokens: int = 400) -> WatchedExperts:
     """Two languages, two layers of eight experts of which two are used, with what is to be found in layer 7 alone.
 
@@ -274,11 +300,13 @@ def test_what_is_lost_decides_where_an_expert_was_switched_off() -> None:
     found = findings_of(seen, layers_of(seen, {7: missed}))
     assert [(each.expert, each.kind) for each in found] == [(3, "one language")]
     assert "0.500 nats" in found[0].text
-    spared = [tried(3, (0.5, 0.4, 0.6), (0.5, 0.4, 0.6)), tried(6, (0.0, -0.1, 0.1), (0.01, -0.1, 0.1))]
-    found = findings_of(seen, layers_of(seen, {7: spared, 4: [tried(2, (0.1, -0.1, 0.3), (0.0, -0.1, 0.1))]}))
-    kinds = {(each.layer, each.expert, each.kind) for each in found}
-    assert (7, 3, "one language") not in kinds
-    assert (7, 5, "lagging") in kinds
+    # Japanese does not need it alone; the next interval says nothing, and takes nothing back.
+    doubted = [tried(3, (0.5, 0.4, 0.6), (0.5, 0.4, 0.6)), tried(5, (0.1, -0.1, 0.3), (0.0, -0.2, 0.2))]
+    busy = int(seen.choices_SLE.sum(axis=0)[0].argmax())
+    idle = tried(busy, (0.001, -0.002, 0.004), (0.0, -0.003, 0.003))
+    unknown = tried((busy + 1) % EXPERTS, (0.1, -0.1, 0.3), (0.0, -0.1, 0.1))
+    found = findings_of(seen, layers_of(seen, {7: doubted, 4: [idle, unknown]}))
+    assert {(each.layer, each.expert, each.kind) for each in found} == {(7, 5, "lagging"), (4, busy, "lagging")}
 
 
 def test_an_expert_that_no_token_reached_has_no_score_and_one_block_no_interval() -> None:

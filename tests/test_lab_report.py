@@ -154,6 +154,8 @@ def test_report_writes_the_page_beside_a_proof_and_sets_its_siblings_beside_it(t
     write(made.pruned(), directory / "proof.json")
     assert breakeven.report(directory) == made.pruned()
     assert (directory / "proof.html").is_file()
+    with pytest.raises(UserError, match="no such file"):
+        breakeven.report(tmp_path / "nothing.json")
     with pytest.raises(UserError, match="--charts"):
         breakeven.report(file, charts=True)
     (tmp_path / "other.json").write_text('{"schema": "breakeven.compare/1"}')

@@ -101,6 +101,11 @@ def test_nothing_half_is_left_whatever_goes_wrong(folder: Path, tmp_path: Path) 
 
     with pytest.raises(KeyboardInterrupt):
         prove("v", "c", source, made_of(source, tmp_path), out, format="F32", threads=1, on_step=interrupt)
+    (tmp_path / "out.proof.json").mkdir()
+    with pytest.raises(UserError, match=r"Cannot write .*out\.proof\.json"):
+        prove("v", "c", source, made_of(source, tmp_path), out, format="F32", threads=1)
+    (tmp_path / "out.proof.json").rmdir()
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "out.gguf").mkdir()
     (tmp_path / "out.gguf" / "kept").touch()
     with pytest.raises(UserError, match=r"cannot write .*out\.gguf"):

@@ -22,6 +22,7 @@ from breakeven.errors import BreakevenError, UserError
 from breakeven.lab import quantize as subject
 from breakeven.lab.container import open_gguf
 from breakeven.lab.corpus import Block, Document
+from breakeven.lab.experts import copy
 from breakeven.lab.formats import planned
 from breakeven.lab.ggml import Ggml, WeightType
 from breakeven.lab.importance import FEWEST_TOKENS, apart, measure
@@ -201,6 +202,23 @@ def test_the_same_bytes_whatever_the_threads_and_pieces(
         subject._write(file, tmp_path / "b", plan, ggml, None, 3, lambda what, share: None)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert 0 <= plan.n_bytes - (tmp_path / "a").stat().st_size < 100_000
+
+
+def test_a_format_the_gguf_package_does_not_know_is_read_copied_and_quantized_again(
+    toy: Path, tmp_path: Path, types: dict[str, WeightType]
+) -> None:
+    with Ggml() as ggml:
+        for source, kind in ((toy, "Q2_0"), (tmp_path / "Q2_0.gguf", "Q4_0")):
+            file = open_gguf(source)
+            plan = planned(file, types[kind], types)
+            subject._write(file, tmp_path / f"{kind}.gguf", plan, ggml, None, 2, lambda what, share: None)
+    copy(tmp_path / "Q2_0.gguf", tmp_path / "copy.gguf", 2)
+    before, again, copied = (
+        {t.name: t for t in open_gguf(tmp_path / name).tensors} for name in ("Q2_0.gguf", "Q4_0.gguf", "copy.gguf")
+    )
+    assert (before["blk.0.ffn_up.weight"].kind.name, again["blk.0.ffn_up.weight"].kind.name) == ("Q2_0", "Q4_0")
+    experts = copied["blk.0.ffn_up_exps.weight"].data.reshape(2, -1)
+    np.testing.assert_array_equal(experts[1], before["blk.0.ffn_up.weight"].data)
 
 
 def test_an_expert_is_quantized_for_itself(moe: Path, tmp_path: Path, types: dict[str, WeightType]) -> None:

@@ -13,9 +13,10 @@ import watch_fixtures
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+import breakeven  # noqa: E402
 from breakeven.engines.inside.child import LoadFile  # noqa: E402
 from breakeven.engines.inside.tally import TALLY, ExpertsWatched, LeaveExpert, WatchExperts  # noqa: E402
-from breakeven.errors import NotSupportedError  # noqa: E402
+from breakeven.errors import UserError  # noqa: E402
 from breakeven.lab.bridge import to_directory  # noqa: E402
 from breakeven.lab.torch_watch import TorchWatcher  # noqa: E402
 from breakeven.lab.watch import Watched  # noqa: E402
@@ -60,10 +61,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def toy(family: str, folder: Path) -> Path:
+def toy(family: str, folder: Path, **changes: Any) -> Path:
     """A model of two small layers with random weights, saved."""
     torch.manual_seed(5)
-    config = transformers.AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family]})
+    config = transformers.AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], **changes})
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -184,6 +185,30 @@ def test_a_directory_says_what_its_gguf_says(tmp_path: Path, monkeypatch: pytest
     assert len(set(nats[1])) == 3
 
 
+def test_a_directory_is_scored_from_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("breakeven.lab.corpus.BLOCK_BYTES", 256)
+    path = toy("qwen3_moe", tmp_path / "toy", vocab_size=256)
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = {letter: at for at, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(letters, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(path)
+    (tmp_path / "text.txt").write_text("".join(f"The {n} lighthouses stood dark in autumn.\n" for n in range(60)))
+    scores = breakeven.experts.score(path, tmp_path / "text.txt", budget_s=0.1)
+    assert (scores.format, scores.architecture, scores.n_experts) == ("hf", "qwen3_moe", EXPERTS)
+    assert [text.language for text in scores.languages] == ["all"]
+    # A token a byte here.
+    assert scores.languages[0].tokens == scores.languages[0].bytes
+    assert sum(scores.layers[0].tokens) == scores.languages[0].tokens * USED
+    assert scores.tried >= 1
+    assert scores.switched_off is not None
+    (path / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        breakeven.experts.load(path, tmp_path / "text.txt")
+
+
 def test_weights_that_are_missing_are_refused_not_made_up(tmp_path: Path) -> None:
     path = toy("mixtral", tmp_path / "mixtral")
     from safetensors.torch import load_file, save_file
@@ -191,5 +216,5 @@ def test_weights_that_are_missing_are_refused_not_made_up(tmp_path: Path) -> Non
     file = path / "model.safetensors"
     weights = {name: tensor for name, tensor in load_file(file).items() if "layers.1.self_attn.q_proj" not in name}
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(NotSupportedError, match="q_proj"):
+    with pytest.raises(UserError, match="q_proj"):
         watcher_of(path, tmp_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from breakeven.api.lab import paged, steps_for
-from breakeven.errors import UserError
+from breakeven.errors import UserError, expanded
 
 if TYPE_CHECKING:
     from breakeven.lab.experts import Surgery
@@ -304,8 +304,8 @@ class ExpertVerbs:
         words = _words(text=text, encoding=encoding, threads=threads, out=out)
         return _kept(
             load(
-                Path(model),
-                Path(text),
+                expanded(model),
+                expanded(text),
                 command=shlex.join(["breakeven", "experts", "load", str(model), *words]),
                 encoding=encoding,
                 threads=threads,
@@ -335,8 +335,8 @@ class ExpertVerbs:
         words = _words(text=text, budget=budget, encoding=encoding, threads=threads, out=out)
         return _kept(
             score(
-                Path(model),
-                Path(text),
+                expanded(model),
+                expanded(text),
                 command=shlex.join(["breakeven", "experts", "score", str(model), *words]),
                 encoding=encoding,
                 threads=threads,
@@ -354,7 +354,7 @@ def _kept(scores: ExpertScores, out: Path | str | None) -> ExpertScores:
     if out is not None:
         from breakeven.pages.lab_html import write_page
 
-        write_page(scores, store.write(scores, Path(out)))
+        write_page(scores, store.write(scores, expanded(out)))
     return scores
 
 

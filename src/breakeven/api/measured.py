@@ -229,6 +229,8 @@ def report(
     """
     place = Path(directory)
     data = lab_file(place)
+    if place.suffix == ".json" and not place.exists():
+        raise UserError(f"{place}: no such file; give what a verb of the lab wrote, or the directory of a study")
     if data is not None and (place.is_file() or log_of(place) is None):
         if charts:
             raise UserError("--charts writes the figures of a comparison without load; the lab's are in their page")

@@ -69,6 +69,8 @@ def complete(config: Config, bridge: Bridge, *, assume: bool = False) -> dict[st
     _check_windows(full)
     _check_layers(full, bridge)
     heads, hidden = whole(full, "num_attention_heads"), whole(full, "hidden_size")
+    if not heads:
+        raise UserError("config.json: num_attention_heads is 0; fetch it again")
     full["num_key_value_heads"] = full["num_key_value_heads"] or heads
     if not full["head_dim"] or not bridge.head_dim_key:
         full["head_dim"] = hidden // heads
@@ -118,10 +120,14 @@ def _refuse_keys(keys: Config, bridge: Bridge, head_dim: int, context: int, *, a
             )
 
 
+_MOST_COUNT = 2**31 - 1
+"""GGUF keys hold 32 bits, and llama.cpp reads some of them signed."""
+
+
 def whole(config: Config, key: str) -> int:
     """A count of a configuration. Raises UserError where it has none."""
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_COUNT:
         raise UserError(f"config.json: {key} is {shown(value)}, a whole number is needed; fetch it again")
     return value
 
@@ -142,14 +148,15 @@ def _check_layers(full: dict[str, object], bridge: Bridge) -> None:
     """Raise NotSupportedError for dense layers that llama.cpp has no place for."""
     layers = whole(full, "num_hidden_layers")
     only = full.get("mlp_only_layers") or []
-    assert isinstance(only, Sequence)
-    dense = [i for i in range(layers) if i in only or (i + 1) % int(str(full.get("decoder_sparse_step", 1)))]
+    step = whole({"decoder_sparse_step": 1, **full}, "decoder_sparse_step")
+    if not isinstance(only, list) or not step:
+        raise UserError(f"config.json: mlp_only_layers {shown(only)}, decoder_sparse_step {step}: fetch it again")
+    dense = [i for i in range(layers) if i in only or (i + 1) % step]
     if bridge.model_type == "ernie4_5_moe":
-        start, step, end = (full[f"moe_layer_{key}"] for key in ("start_index", "interval", "end_index"))
-        assert isinstance(start, int)
-        assert isinstance(step, int)
-        assert isinstance(end, int)
-        end = layers - 1 if end == -1 else end
+        start, step = whole(full, "moe_layer_start_index"), whole(full, "moe_layer_interval")
+        end = layers - 1 if full.get("moe_layer_end_index") in (None, -1) else whole(full, "moe_layer_end_index")
+        if not step:
+            raise UserError("config.json: moe_layer_interval is 0; fetch it again")
         dense = [i for i in range(start, layers) if (i + 1) % step or i > end]
     if bridge.norms_chosen is not None and dense:
         leading = "only before the first one" if "leading_dense_block_count" in bridge.sizes.values() else "nowhere"

@@ -115,6 +115,23 @@ def check_enough(blocks: Sequence[Block]) -> None:
             )
 
 
+def in_turn(blocks: Sequence[Block]) -> list[int]:
+    """Numbers of blocks, one of each language and domain in turn, spread over its text: wherever reading stops, what
+    was read stands for the whole."""
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for number, block in enumerate(blocks):
+        numbers.setdefault((block.language, block.domain), []).append(number)
+    queues = [[held[i] for i in _spread(len(held))] for held in numbers.values()]
+    longest = max(map(len, queues))
+    return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
+
+
+def _spread(n: int) -> list[int]:
+    """0 to n-1 in the order of their reversed bits: the first few lie evenly over all (van der Corput)."""
+    width = max(1, (n - 1).bit_length())
+    return [i for turn in range(1 << width) if (i := int(f"{turn:0{width}b}"[::-1], 2)) < n]
+
+
 def _needed() -> str:
     # One more than five whole blocks makes six.
     return f"{(LEAST_BLOCKS - 1) * BLOCK_BYTES + 1:,}"

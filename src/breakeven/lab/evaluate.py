@@ -18,7 +18,7 @@ import numpy as np
 from breakeven.engines.inside.client import OnStep
 from breakeven.engines.openai_url import is_url
 from breakeven.errors import NotSupportedError, UserError, expanded
-from breakeven.lab.corpus import Block, Document, blocks_of, by_slice, check_enough, slice_name
+from breakeven.lab.corpus import Block, Document, blocks_of, by_slice, check_enough, in_turn, slice_name
 from breakeven.lab.facts import FileFacts, batch_that_fits, facts_of, sha256_of
 from breakeven.lab.lockstep import BATCH, SMALL_BATCH, Lockstep, Scored, Scores, Tokenized, kind_of_model
 from breakeven.lab.remote import connected, tallied
@@ -31,6 +31,8 @@ FLOOR_BLOCKS = 5
 """Of each language and domain on which a model is compared with itself."""
 FLOOR_TOKENS = 10 * SMALL_BATCH
 """Of each of these blocks."""
+_LONG_S = 900.0
+_BLOCKS_TO_TELL = 5
 _BESIDE_TEXT = 2
 """Tokens that a tokenizer puts before a text; the text itself takes one a byte at most."""
 
@@ -100,7 +102,7 @@ def evaluate(
     tallies, caveats = [Tally(blocks) for _ in arms], list[str]()
     if documents and arms:
         tallies, caveats = judge(arms, source, blocks, budget_s=budget_s, floor=floor, threads=threads, on_step=on_step)
-    order = list(tallies[0].scores) if arms else _round_robin(blocks)
+    order = list(tallies[0].scores) if arms else in_turn(blocks)
     far = [Tally(blocks) for _ in remotes]
     for i, remote in enumerate(remotes if documents else ()):
         if remote.weighs:
@@ -228,7 +230,7 @@ def judge(
         for i, tally in enumerate(tallies):
             tally.source = None if i == source else tallies[source]
     models = [Scored(arm.path, arm.used) for arm in arms]
-    order = _round_robin(blocks)
+    order = in_turn(blocks)
     sampled = _floor_sample(blocks, order) if floor else set[int]()
     with Lockstep(models, threads, on_step, batch=batch) as lock:
         if source is not None:
@@ -242,27 +244,17 @@ def judge(
             if budget_s is not None:
                 share = max(share, (time.monotonic() - began) / budget_s)
             on_step("scoring", min(1.0, share))
+            if done == _BLOCKS_TO_TELL and budget_s is None:
+                _tell_if_long((time.monotonic() - began) / done * len(order), on_step)
             _score_block(lock, arms, source, tallies, number, number in sampled)
         else:
             done = len(order)
     return tallies, _unread(blocks, order[:done])
 
 
-def _round_robin(blocks: Sequence[Block]) -> list[int]:
-    """Numbers of blocks, one of each language and domain in turn, spread over its text: wherever reading stops, what
-    was read stands for the whole."""
-    numbers: dict[tuple[str, str], list[int]] = {}
-    for number, block in enumerate(blocks):
-        numbers.setdefault((block.language, block.domain), []).append(number)
-    queues = [[held[i] for i in _spread(len(held))] for held in numbers.values()]
-    longest = max(map(len, queues))
-    return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
-
-
-def _spread(n: int) -> list[int]:
-    """0 to n-1 in the order of their reversed bits: the first few lie evenly over all (van der Corput)."""
-    width = max(1, (n - 1).bit_length())
-    return [i for turn in range(1 << width) if (i := int(f"{turn:0{width}b}"[::-1], 2)) < n]
+def _tell_if_long(seconds: float, on_step: OnStep) -> None:
+    if seconds > _LONG_S:
+        on_step(f"All of the text takes about {seconds / 60:.0f} minutes; --budget 10m reads an even part of it.", 0.0)
 
 
 def _floor_sample(blocks: Sequence[Block], order: Sequence[int]) -> set[int]:

@@ -26,6 +26,7 @@ from breakeven.lab.container import DenseFile, OutTensor, SourceTensor, rewrite
 from breakeven.lab.ggml import Ggml
 from breakeven.lab.scaling import PLAIN, Bytes, check_scalable, scaled
 from breakeven.lab.stacks import MAX_EXPERTS, open_whole
+from breakeven.model.readers.gguf_header import TYPES
 from breakeven.results.lab import Proof
 
 DEFAULT_COPIES_USED = 2
@@ -208,7 +209,7 @@ def _write(
         hidden = dims[1] if part == "down" else dims[0]
         inner = (width, hidden) if part == "down" else (hidden, width)
         kind = (kinds or {}).get(tensor.name, tensor.kind)
-        block, block_bytes = GGML_QUANT_SIZES[kind]
+        _, block, block_bytes = TYPES[int(kind)]
         n_bytes = width * hidden * experts // block * block_bytes
         name = tensor.name.replace(f"ffn_{part}.", f"ffn_{part}_exps.")
         tensors.append(OutTensor(name, (*inner, experts), kind, n_bytes, pieces(tensor)))
@@ -264,7 +265,7 @@ def _columns_by_expert(tensor: SourceTensor, experts: int, k: int, errors: list[
 def _kind_named(name: str) -> GGMLQuantizationType:
     found = GGMLQuantizationType.__members__.get(name.upper())
     if found is None:
-        raise UserError(f"--down {name}: no such format; Q8_0 keeps down within half a percent")
+        raise UserError(f"--down {name}: no such format; give one such as Q8_0, in which down moves by half a percent")
     return found
 
 

@@ -13,7 +13,7 @@ import psutil
 from breakeven.errors import UserError
 from breakeven.hardware.reader import read_memory_room
 from breakeven.model.architecture import StoredTensor
-from breakeven.model.readers.gguf_file import label, parts, rows
+from breakeven.model.readers.gguf_file import label, parts, refuse_others, rows
 from breakeven.model.readers.hf import CONFIG, read_json, safetensors_rows
 
 GRAPH = "model.onnx"
@@ -84,6 +84,7 @@ def sha256_of(path: Path) -> str:
 def _gguf_facts(path: Path) -> FileFacts:
     headers = parts(path)
     first = headers[0]
+    refuse_others(first)
     found: list[StoredTensor] = [row for header in headers for row in rows(header)]
     weights = sum(math.prod(row.shape) for row in found)
     if not weights:

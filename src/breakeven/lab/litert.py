@@ -66,8 +66,7 @@ def export_litert(model: Path, out: Path, *, command: str, on_step: OnStep) -> P
     if missing:
         raise NotSupportedError(
             f"export --to litert needs LiteRT's converter, and {', '.join(missing)} "
-            f"{'are' if len(missing) > 1 else 'is'} not installed: `pip install 'breakeven[litert]'` (Linux alone), or "
-            "--to onnx"
+            f"{'are' if len(missing) > 1 else 'is'} not installed: see docs/export.md#litert, or export it --to onnx"
         )
     if not (model / CONFIG).is_file():
         raise UserError(f"{model}: --to litert takes a Hugging Face directory; `--to hf` makes one of a .gguf file")

@@ -23,7 +23,7 @@ FILE = "model.tflite"
 _KEPT = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-class Window(torch.nn.Module):
+class OneWindow(torch.nn.Module):
     """Token ids of one window to logits: the model without its memory."""
 
     def __init__(self, model: Any) -> None:
@@ -40,7 +40,7 @@ def trace(asked: TraceWindow, say: Say) -> WindowTraced:
     """Convert and compare. Raises NotSupportedError for a model that the converter cannot take."""
     source, out = Path(asked.source), Path(asked.out)
     model = load_model(source)
-    window = Window(model).eval()
+    window = OneWindow(model).eval()
     say("converting", 0.2)
     ids = torch.arange(asked.window)[None] % model.config.vocab_size
     out.mkdir(parents=True)
@@ -56,7 +56,7 @@ def trace(asked: TraceWindow, say: Say) -> WindowTraced:
     return _compared(window, out / FILE, source, asked)
 
 
-def _compared(window: Window, file: Path, source: Path, asked: TraceWindow) -> WindowTraced:
+def _compared(window: OneWindow, file: Path, source: Path, asked: TraceWindow) -> WindowTraced:
     interpreter = Interpreter(model_path=str(file), num_threads=torch.get_num_threads())
     interpreter.allocate_tensors()
     into, back = interpreter.get_input_details()[0], interpreter.get_output_details()[0]

@@ -38,6 +38,9 @@ ELSEWHERE_MOST = 0.25
 LAGGING_MOST = 0.5
 """A lagging expert has at least its even part of the load, and gives at most this share of what its load would."""
 
+NOTHING_NATS = 0.01
+"""A loss that is surely below this in every language is none to speak of."""
+
 
 @dataclass(frozen=True, slots=True)
 class WatchedExperts:
@@ -208,7 +211,7 @@ def lost(delta_S: Sequence[float], sizes_S: Sequence[int]) -> Estimate:
 
 
 def findings_of(seen: WatchedExperts, layers: Sequence[ScoredLayer]) -> list[ExpertFinding]:
-    """Experts worth naming, the most striking first. Where one was switched off, what was lost decides."""
+    """Experts worth naming, the most striking first. Where one was switched off, what was surely lost overrules."""
     named = [*(_one_language(seen, layers) if len(seen.languages) > 1 else []), *_lagging(seen, layers)]
     return [finding for _, finding in sorted(named, key=lambda each: -each[0])]
 
@@ -234,19 +237,27 @@ def _one_language(seen: WatchedExperts, layers: Sequence[ScoredLayer]) -> list[t
             if not apart > SURE * math.hypot(error_G[first], error_G[second]):
                 continue
             text = (
-                f"layer {layer.layer}, expert {expert}: needed by {language} alone, "
+                f"layer {layer.layer}, expert {expert}: serves {language} alone, "
                 f"{value_G[first] / seen.n_experts:.1%} of the layer's {what} there, at most "
                 f"{value_G[second] / seen.n_experts:.1%} elsewhere"
             )
             if expert in tried:
                 loss = tried[expert].nats_per_token
                 others = [loss[name] for name in seen.languages if name != language]
-                if loss[language].least <= 0 or any(other.most >= loss[language].value for other in others):
+                # What is not sure, on little text, contradicts nothing.
+                spared = loss[language].high is not None and loss[language].most <= 0
+                if spared or any(_surely(other) and other.value >= loss[language].value for other in others):
                     continue
-                text += f"; without it {language} loses {loss[language].value:.3f} nats a token"
+                if _surely(loss[language]):
+                    text += f"; needed: without it {language} loses {loss[language].value:.3f} nats a token"
             finding = ExpertFinding(layer=layer.layer, expert=expert, kind="one language", language=language, text=text)
             named.append((float(apart), finding))
     return named
+
+
+def _surely(loss: Estimate) -> bool:
+    """Whether something was lost, with its interval above zero."""
+    return loss.low is not None and loss.low > 0
 
 
 def _lagging(seen: WatchedExperts, layers: Sequence[ScoredLayer]) -> list[tuple[float, ExpertFinding]]:
@@ -271,9 +282,12 @@ def _lagging(seen: WatchedExperts, layers: Sequence[ScoredLayer]) -> list[tuple[
             )
             if expert in tried:
                 loss = tried[expert].nats_per_token
-                small = all(each.low is not None and each.low <= 0 for each in loss.values())
-                largest = max(loss.values(), key=lambda each: each.value)
-                text += f"; without it nothing is surely lost ({largest.value:+.3f} nats a token at most)"
+                largest = max(loss.values(), key=lambda each: each.most)
+                if any(_surely(each) for each in loss.values()):
+                    small = False
+                elif largest.high is not None and largest.most <= NOTHING_NATS:
+                    small = True
+                    text += f"; without it no language loses more than {largest.most:.3f} nats a token"
             if small:
                 finding = ExpertFinding(layer=layer.layer, expert=expert, kind="lagging", language=None, text=text)
                 named.append((float(load - given) * seen.n_experts, finding))

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from breakeven.engines.family import die_with_parent
@@ -39,6 +38,7 @@ from breakeven.engines.inside.tally import (
     nats_of,
 )
 from breakeven.errors import BreakevenError, EngineError, NotSupportedError
+from breakeven.lab.torch_scorer import load_model
 
 _NAME = "breakeven_watched"
 _WITHIN = "grouped_mm"
@@ -129,22 +129,10 @@ class TorchWatcher:
         torch.set_num_threads(load.threads)
         say("loading", 0.0)
         self._path, self._folder, self._say = Path(load.model), Path(load.folder), say
-        try:
-            self.model, said = AutoModelForCausalLM.from_pretrained(
-                load.model, dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise EngineError(f"transformers cannot load {self._path.name}: {str(error).splitlines()[0]}") from error
-        if said["missing_keys"]:
-            raise NotSupportedError(
-                f"{self._path.name} lacks {sorted(said['missing_keys'])[0]}, which transformers would fill with random "
-                "numbers; give a whole model"
-            )
-        self.model.eval()
+        self.model = load_model(self._path)
         self.hook = ExpertsHook(self.model)
         ALL_EXPERTS_FUNCTIONS.register(_NAME, self.hook)
         self._use(_NAME)
-        self._tokenizer: Any = None
 
     def _use(self, name: str) -> None:
         for _, module in self.hook.experts.values():
@@ -167,21 +155,13 @@ class TorchWatcher:
         """Do what is asked. Raises BreakevenError when it cannot be done."""
         match request:
             case Tokenize():
-                return self._tokenize(request.text)
+                raise NotSupportedError("a directory's text is cut by the parent: no torch is needed for it")
             case WatchExperts():
                 return self._watch(request)
             case LeaveExpert():
                 return self._leave(request)
             case LoadFile():
                 raise NotSupportedError("this process has its model already")
-
-    def _tokenize(self, text: str) -> Tokens:
-        if self._tokenizer is None:
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(self._path, local_files_only=True)
-            except (OSError, ValueError, KeyError) as error:
-                raise NotSupportedError(f"{self._path.name} has no tokenizer that transformers reads") from error
-        return Tokens(ids=[int(each) for each in self._tokenizer(text)["input_ids"]])
 
     def _watch(self, request: WatchExperts) -> ExpertsWatched:
         hook = self.hook

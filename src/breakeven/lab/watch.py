@@ -21,7 +21,9 @@ from breakeven.engines.inside.client import ALL_LAYERS, ChildProcess, checked_gg
 from breakeven.engines.inside.tally import TALLY, ExpertsWatched, LeaveExpert, Nats, WatchExperts, WatchReply
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.hardware.reader import available_threads
-from breakeven.lab.facts import sha256_of
+from breakeven.lab.corpus import BLOCK_BYTES
+from breakeven.lab.directory_words import tokenizer_of
+from breakeven.lab.facts import batch_that_fits, facts_of, sha256_of
 from breakeven.lab.scores import (
     FINDINGS_SHOWN,
     WatchedExperts,
@@ -34,6 +36,8 @@ from breakeven.lab.scores import (
 from breakeven.results.lab import ExpertLayer, Experts, ExpertScores, Origin, WithoutExpert
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from breakeven.lab.corpus import Block, Document
 
 OnStep = Callable[[str, float], None]
@@ -94,7 +98,7 @@ def _told(
     weigh: bool,
     budget_s: float,
 ) -> ExpertScores:
-    from breakeven.lab.corpus import blocks_of, check_enough, read_documents
+    from breakeven.lab.corpus import beside_languages, blocks_of, check_enough, read_documents
 
     began = time.monotonic()
     blocks = blocks_of(read_documents(text, encoding))
@@ -129,7 +133,11 @@ def _told(
         switched_off=trials.how if tried else None,
         observing_overhead=seen.observing_overhead,
         seconds=time.monotonic() - began,
-        caveats=[*trials.caveats, *_caveats(seen, len(findings), weigh=weigh)],
+        caveats=[
+            *trials.caveats,
+            *_caveats(seen, len(findings), weigh=weigh),
+            *(f"Not read, because it lies beside the folders of languages: {name}." for name in beside_languages(text)),
+        ],
     )
 
 
@@ -186,6 +194,11 @@ class Watched(ChildProcess):
                 f"{model.name} is a Hugging Face directory, and {missing[0]} is not installed: "
                 "`pip install 'breakeven[lab]'`, or give a .gguf file"
             )
+        else:
+            # A file is mapped and may be larger than memory; a directory's weights are all read, in 32 bits.
+            batch_that_fits([facts_of(model)], BLOCK_BYTES, BLOCK_BYTES, small=False)
+        self._model = model
+        self._tokenizer: Tokenizer | None = None
         super().__init__(_TRANSFORMERS if model.is_dir() else _LLAMA_CPP, model.name, WatchReply, on_step=on_step)
         try:
             self.loaded = self.ask(
@@ -203,8 +216,15 @@ class Watched(ChildProcess):
             raise
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text in the model's own vocabulary."""
-        return self.ask(Tokenize(text=text), Tokens).ids
+        """Token ids of a text in the model's own vocabulary. Raises UserError for a directory without tokenizer."""
+        if not self._model.is_dir():
+            return self.ask(Tokenize(text=text), Tokens).ids
+        if self._tokenizer is None:
+            self._tokenizer = tokenizer_of(self._model)
+        ids = self._tokenizer.encode(text).ids
+        if not ids:
+            raise UserError(f"{self._model}: its tokenizer.json makes no tokens of the text; give the whole directory")
+        return list(ids)
 
     def watch(self, texts: Sequence[tuple[str, str]], *, weigh: bool) -> WatchedExperts:
         """Run texts, each with its language, each its own sequence, and count what the experts do."""

@@ -167,9 +167,14 @@ class Checkpoint:
             self._map(path)
         index = directory / INDEX
         if index.is_file():
-            listed = bounded_json(index.read_bytes())
+            try:
+                listed = bounded_json(index.read_bytes())
+            except ValueError as error:
+                raise UserError(f"{index}: not JSON ({error}); fetch it again") from None
             names = listed.get("weight_map") if isinstance(listed, dict) else None
-            absent = sorted(set(names or ()) - self.tensors.keys())
+            if not isinstance(names, dict):
+                raise UserError(f"{index}: it has no weight_map; fetch it again")
+            absent = sorted(names.keys() - self.tensors.keys())
             if absent:
                 raise UserError(f"{directory}: {absent[0]} is in {INDEX} and in no file; fetch the missing part")
 

@@ -281,7 +281,7 @@ class ExpertFinding(msgspec.Struct, frozen=True, kw_only=True):
     layer: int
     expert: int
     kind: str
-    """"one language" (needed by `language`, hardly by any other) or "lagging" (much load, little contribution)."""
+    """"one language" (serves `language`, hardly any other) or "lagging" (much load, little contribution)."""
     language: str | None
     text: str
     """Why, with the figures."""
