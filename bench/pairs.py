@@ -15,7 +15,7 @@ from pathlib import Path
 
 import breakeven
 from breakeven.engines import cache
-from breakeven.lab.experts import split
+from breakeven.lab.surgery.experts import split
 from breakeven.model.catalogue import lookup
 from breakeven.results.comparison import Comparison
 

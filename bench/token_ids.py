@@ -16,9 +16,9 @@ from pathlib import Path
 from gguf import GGUFWriter
 
 from breakeven.errors import BreakevenError
+from breakeven.lab.bridge.tokenizer_keys import gguf_keys
+from breakeven.lab.bridge.tokenizers import same_ids, write_tokenizer
 from breakeven.lab.corpus import read_documents
-from breakeven.lab.tokenizer_keys import gguf_keys
-from breakeven.lab.tokenizers import same_ids, write_tokenizer
 from breakeven.model.readers.gguf_header import read_header
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from breakeven.lab.container import OutTensor, SourceTensor, open_gguf, rewrite
+from breakeven.lab.surgery.container import OutTensor, SourceTensor, open_gguf, rewrite
 
 PROSE = "The lighthouse keeper climbed the stairs every evening, and on the last night of autumn the lamp stayed dark."
 CODE = "def total(values):\n    result = 0\n    for value in values:\n        result += value\n    return result\n"

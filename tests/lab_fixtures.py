@@ -13,8 +13,8 @@ from inside_fixtures import decoded_shallow_copy
 from small_models import small
 
 from breakeven.engines.synthesis.write import synthesise
-from breakeven.lab.container import OutTensor, SourceTensor, open_gguf, rewrite
 from breakeven.lab.corpus import sample
+from breakeven.lab.surgery.container import OutTensor, SourceTensor, open_gguf, rewrite
 
 
 def toy(path: Path, name: str = "llama", seed: int = 0) -> Path:

@@ -13,13 +13,23 @@ import pytest
 
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab import tokenizers
-from breakeven.lab.bridge import plan, rotated_order, to_directory, to_gguf
-from breakeven.lab.configs import complete, whole
-from breakeven.lab.container import open_gguf
-from breakeven.lab.families import BRIDGES, of_config
-from breakeven.lab.rotary import rotary_of_config, rotary_of_gguf
-from breakeven.lab.weights import BF16, F16, F32, Checkpoint, NewTensor, StoredRows, decode, gguf_rows, write_checkpoint
+from breakeven.lab.bridge import tokenizers
+from breakeven.lab.bridge.bridge import plan, rotated_order, to_directory, to_gguf
+from breakeven.lab.bridge.configs import complete, whole
+from breakeven.lab.bridge.families import BRIDGES, of_config
+from breakeven.lab.bridge.rotary import rotary_of_config, rotary_of_gguf
+from breakeven.lab.bridge.weights import (
+    BF16,
+    F16,
+    F32,
+    Checkpoint,
+    NewTensor,
+    StoredRows,
+    decode,
+    gguf_rows,
+    write_checkpoint,
+)
+from breakeven.lab.surgery.container import open_gguf
 from tests.bridge_fixtures import CONFIGS, write_byte_tokenizer
 from tests.small_models import small
 

@@ -16,8 +16,8 @@ transformers = pytest.importorskip("transformers")
 
 import breakeven  # noqa: E402
 from breakeven.errors import BreakevenError, UserError  # noqa: E402
-from breakeven.lab import bridge  # noqa: E402
-from breakeven.lab.bridge import to_directory, to_gguf  # noqa: E402
+from breakeven.lab.bridge import bridge  # noqa: E402
+from breakeven.lab.bridge.bridge import to_directory, to_gguf  # noqa: E402
 from breakeven.lab.lockstep import Lockstep, Scored  # noqa: E402
 from breakeven.lab.torch_scorer import load_model  # noqa: E402
 from tests.inside_fixtures import decoded_shallow_copy  # noqa: E402

@@ -12,7 +12,7 @@ from lab_fixtures import texts
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from breakeven.lab.bridge import to_directory
+from breakeven.lab.bridge.bridge import to_directory
 from breakeven.lab.corpus import read_documents
 from breakeven.lab.proof import prove
 from breakeven.results.lab import Proof

@@ -15,9 +15,9 @@ from inside_fixtures import PROSE, decoded_shallow_copy
 
 from breakeven.engines.inside.client import Inside
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.container import open_gguf
-from breakeven.lab.experts import copy, split
-from breakeven.lab.scaling import F16_FIELDS, scaled
+from breakeven.lab.surgery.container import open_gguf
+from breakeven.lab.surgery.experts import copy, split
+from breakeven.lab.surgery.scaling import F16_FIELDS, scaled
 
 Q = GGMLQuantizationType
 GREEDY_TOKENS = 48

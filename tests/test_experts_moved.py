@@ -25,12 +25,12 @@ from breakeven.cli.main import dispatch
 from breakeven.engines.inside.client import Inside
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
-from breakeven.lab.container import OutTensor, open_gguf, rewrite
+from breakeven.lab.bits.importance import measure
 from breakeven.lab.corpus import blocks_of, sample
-from breakeven.lab.experts import split
-from breakeven.lab.importance import measure
-from breakeven.lab.prune import add, merge, order, prune
-from breakeven.lab.stacks import open_stacks
+from breakeven.lab.surgery.container import OutTensor, open_gguf, rewrite
+from breakeven.lab.surgery.experts import split
+from breakeven.lab.surgery.prune import add, merge, order, prune
+from breakeven.lab.surgery.stacks import open_stacks
 from breakeven.model.parts import MoeFfn
 from breakeven.results.lab import ExpertFinding, ExpertScores, Origin, Proof, ScoredLayer
 from breakeven.results.store import read

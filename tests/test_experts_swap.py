@@ -17,7 +17,7 @@ from gateway_serve_fixtures import Gateway, serving, wait, write_plan
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.gateway.plan.model import BackendPlan, LocalPlan
 from breakeven.gateway.swap.needs import needs_of
-from breakeven.lab.prune import prune
+from breakeven.lab.surgery.prune import prune
 from tests.gateway_swap_fixtures import ask
 from tests.small_layouts import LAYOUTS
 

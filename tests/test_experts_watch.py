@@ -20,10 +20,10 @@ import breakeven
 from breakeven.engines.inside.tally import ExpertTally
 from breakeven.errors import UserError
 from breakeven.lab import corpus
-from breakeven.lab.container import SourceTensor, open_gguf
-from breakeven.lab.prune import prune
-from breakeven.lab.scores import WatchedExperts, findings_of, layers_of, lost, texts_of
-from breakeven.lab.watch import Watched
+from breakeven.lab.surgery.container import SourceTensor, open_gguf
+from breakeven.lab.surgery.prune import prune
+from breakeven.lab.usage.scores import WatchedExperts, findings_of, layers_of, lost, texts_of
+from breakeven.lab.usage.watch import Watched
 from breakeven.results.lab import ExpertScores, Proof, WithoutExpert
 from breakeven.results.store import read
 from breakeven.stats.estimate import measured

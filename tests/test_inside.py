@@ -46,7 +46,7 @@ from breakeven.engines.start import gguf_of
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import EngineError, NotSupportedError, UserError
 from breakeven.hardware.reader import read_machine
-from breakeven.lab.experts import split
+from breakeven.lab.surgery.experts import split
 from breakeven.measure.events import BackendReady
 from breakeven.measure.paired.plan import Plan
 from breakeven.measure.progress import ProgressState

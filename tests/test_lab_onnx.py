@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab import litert, onnx
 from breakeven.lab.corpus import read_documents
 from breakeven.lab.facts import facts_of
+from breakeven.lab.graph import litert, onnx
 from breakeven.lab.lockstep import Lockstep, Scored
 from breakeven.results.lab import Proof
 from breakeven.results.store import read

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from breakeven.engines.inside.library import Library, Model, library_path
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.pretokenizers import CUTS, Cut, as_json, cut_of
-from breakeven.lab.tokenizer_keys import gguf_keys
-from breakeven.lab.tokenizers import HOSTILE, load, same_ids, write_tokenizer
+from breakeven.lab.bridge.pretokenizers import CUTS, Cut, as_json, cut_of
+from breakeven.lab.bridge.tokenizer_keys import gguf_keys
+from breakeven.lab.bridge.tokenizers import HOSTILE, load, same_ids, write_tokenizer
 from breakeven.model.readers.gguf_header import read_header, read_value
 
 PROSE = (

@@ -11,9 +11,9 @@ from lab_fixtures import quantized, texts, toy
 
 from breakeven.errors import BreakevenError, UserError
 from breakeven.lab.corpus import read_documents
-from breakeven.lab.experts import split
 from breakeven.lab.facts import sha256_of
 from breakeven.lab.proof import prove
+from breakeven.lab.surgery.experts import split
 from breakeven.results.lab import LabCheck, Proof, Substituted
 
 

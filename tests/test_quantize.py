@@ -19,14 +19,14 @@ from small_models import small
 from breakeven.engines.inside.client import Inside, trace
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import BreakevenError, UserError
-from breakeven.lab import quantize as subject
-from breakeven.lab.container import open_gguf
+from breakeven.lab.bits import quantize as subject
+from breakeven.lab.bits.formats import planned
+from breakeven.lab.bits.ggml import Ggml, WeightType
+from breakeven.lab.bits.importance import FEWEST_TOKENS, apart, measure
+from breakeven.lab.bits.quantize import QuantizeOptions, quantize
 from breakeven.lab.corpus import Block, Document
-from breakeven.lab.experts import copy
-from breakeven.lab.formats import planned
-from breakeven.lab.ggml import Ggml, WeightType
-from breakeven.lab.importance import FEWEST_TOKENS, apart, measure
-from breakeven.lab.quantize import QuantizeOptions, quantize
+from breakeven.lab.surgery.container import open_gguf
+from breakeven.lab.surgery.experts import copy
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.readers.gguf import read_gguf
 from breakeven.results.lab import Proof

@@ -17,9 +17,9 @@ import breakeven  # noqa: E402
 from breakeven.engines.inside.child import LoadFile  # noqa: E402
 from breakeven.engines.inside.tally import TALLY, ExpertsWatched, LeaveExpert, WatchExperts  # noqa: E402
 from breakeven.errors import UserError  # noqa: E402
-from breakeven.lab.bridge import to_directory  # noqa: E402
-from breakeven.lab.torch_watch import TorchWatcher  # noqa: E402
-from breakeven.lab.watch import Watched  # noqa: E402
+from breakeven.lab.bridge.bridge import to_directory  # noqa: E402
+from breakeven.lab.usage.torch_watch import TorchWatcher  # noqa: E402
+from breakeven.lab.usage.watch import Watched  # noqa: E402
 
 EXPERTS, USED = 6, 2
 SIZES = {

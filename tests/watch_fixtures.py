@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from small_models import small
 
 from breakeven.engines.synthesis.write import synthesise
-from breakeven.lab.container import OutTensor, SourceTensor, open_gguf, rewrite
+from breakeven.lab.surgery.container import OutTensor, SourceTensor, open_gguf, rewrite
 
 LAYERS, EXPERTS, USED = 2, 8, 2
 SMALL: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": LAYERS, "head_dim": 16, "intermediate_size": 96}

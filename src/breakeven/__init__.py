@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from breakeven.hardware.machine import MachineSpec as MachineSpec
     from breakeven.hardware.placement import Placement as Placement
     from breakeven.hardware.placement import placement_of as placement_of
-    from breakeven.lab.experts import Surgery as Surgery
+    from breakeven.lab.surgery.experts import Surgery as Surgery
     from breakeven.results.cost import Api as Api
     from breakeven.results.cost import Own as Own
     from breakeven.results.cost import Rented as Rented
@@ -79,7 +79,7 @@ _HOMES = {
     "MachineSpec": ("hardware.machine", "MachineSpec"),
     "Own": ("results.cost", "Own"),
     "Rented": ("results.cost", "Rented"),
-    "Surgery": ("lab.experts", "Surgery"),
+    "Surgery": ("lab.surgery.experts", "Surgery"),
     "Traffic": ("traffic.words", "Words"),
     "bench": ("api.measured", "bench"),
     "cache": ("api.inspected", "CacheVerbs"),

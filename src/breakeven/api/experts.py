@@ -14,7 +14,7 @@ from breakeven.api.lab import paged, steps_for
 from breakeven.errors import UserError, expanded
 
 if TYPE_CHECKING:
-    from breakeven.lab.experts import Surgery
+    from breakeven.lab.surgery.experts import Surgery
     from breakeven.measure.progress import ProgressState
     from breakeven.results.lab import ExpertScores
 
@@ -51,8 +51,8 @@ class ExpertVerbs:
         what they do on a part of `text`, so that the last expert is the coldest; `down` is then encoded anew, in the
         format `down` (None: its own).
         """
-        from breakeven.lab.experts import split
-        from breakeven.lab.surgery import important, proven
+        from breakeven.lab.surgery.experts import split
+        from breakeven.lab.surgery.surgery import important, proven
 
         if by not in (None, "importance"):
             raise UserError(f"--by {by}: neurons are sorted by importance, or not at all")
@@ -113,8 +113,8 @@ class ExpertVerbs:
 
         Same answers, more bytes.
         """
-        from breakeven.lab.experts import copy
-        from breakeven.lab.surgery import proven
+        from breakeven.lab.surgery.experts import copy
+        from breakeven.lab.surgery.surgery import proven
 
         return proven(
             "copy",
@@ -149,8 +149,8 @@ class ExpertVerbs:
         `by` "load": the busiest. `first` instead of scores: the first ones. `used`: experts run per token; None: as
         many as before, or all that are kept where all ran.
         """
-        from breakeven.lab.prune import prune
-        from breakeven.lab.surgery import proven
+        from breakeven.lab.surgery.prune import prune
+        from breakeven.lab.surgery.surgery import proven
 
         if (scores is None) != first:
             raise UserError(
@@ -193,8 +193,8 @@ class ExpertVerbs:
         on_progress: Callable[[ProgressState], None] = lambda state: None,
     ) -> Surgery:
         """Sort the experts of every layer, the best first, or with `by` "load" the busiest. Same function."""
-        from breakeven.lab.prune import order
-        from breakeven.lab.surgery import proven
+        from breakeven.lab.surgery.prune import order
+        from breakeven.lab.surgery.surgery import proven
 
         ranked_by = _by(by)
         return proven(
@@ -227,8 +227,8 @@ class ExpertVerbs:
         Families with a bias for selection never choose them, so the function stays; elsewhere the proof tells what
         moved.
         """
-        from breakeven.lab.prune import add
-        from breakeven.lab.surgery import proven
+        from breakeven.lab.surgery.prune import add
+        from breakeven.lab.surgery.surgery import proven
 
         said = ",".join(f"{expert}:{count}" for expert, count in copies.items())
         return proven(
@@ -261,8 +261,8 @@ class ExpertVerbs:
 
         Second choice: `prune` usually loses less. Weights are encoded anew.
         """
-        from breakeven.lab.prune import merge
-        from breakeven.lab.surgery import proven
+        from breakeven.lab.surgery.prune import merge
+        from breakeven.lab.surgery.surgery import proven
 
         said = None if scores is None else Path(scores)
         return proven(
@@ -299,7 +299,7 @@ class ExpertVerbs:
 
         `out`: a file to write the result to.
         """
-        from breakeven.lab.watch import load
+        from breakeven.lab.usage.watch import load
 
         words = _words(text=text, encoding=encoding, threads=threads, out=out)
         return _kept(
@@ -329,7 +329,7 @@ class ExpertVerbs:
 
         `budget_s` None: two minutes; 0: none is switched off. `out` is what `prune` and `order` read.
         """
-        from breakeven.lab.watch import DEFAULT_BUDGET_S, score
+        from breakeven.lab.usage.watch import DEFAULT_BUDGET_S, score
 
         budget = None if budget_s is None else f"{budget_s:g}s"
         words = _words(text=text, budget=budget, encoding=encoding, threads=threads, out=out)

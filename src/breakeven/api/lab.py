@@ -171,8 +171,8 @@ def quantize(
     text did not reach. `budget_s`: for judging each file. Raises UserError for what cannot be made or would not be what
     its name says, BreakevenError for a file that failed its proof.
     """
+    from breakeven.lab.bits.quantize import QuantizeOptions, quantize
     from breakeven.lab.corpus import read_documents
-    from breakeven.lab.quantize import QuantizeOptions, quantize
 
     options = {
         "--text": text,

@@ -23,14 +23,14 @@ from breakeven.engines.inside.client import Inside, OnStep
 from breakeven.engines.mlx.layout import ask_there
 from breakeven.engines.mlx.server import find_mlx, interpreter_of
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.bridge import Carried, to_directory, to_gguf
-from breakeven.lab.container import open_gguf
+from breakeven.lab.bridge.bridge import Carried, to_directory, to_gguf
+from breakeven.lab.bridge.tokenizers import same_ids
+from breakeven.lab.bridge.weights import FLOAT_TYPES, Checkpoint
 from breakeven.lab.corpus import Document, sample
 from breakeven.lab.facts import batch_that_fits, facts_of
 from breakeven.lab.lockstep import Lockstep, Scored
 from breakeven.lab.proof import prove
-from breakeven.lab.tokenizers import same_ids
-from breakeven.lab.weights import FLOAT_TYPES, Checkpoint
+from breakeven.lab.surgery.container import open_gguf
 from breakeven.model.readers.hf import CONFIG, read_json
 from breakeven.results.lab import LabCheck, Proof
 from breakeven.stats.estimate import Estimate
@@ -43,7 +43,7 @@ MOST_KL = 1e-6
 _TOKENS_EACH = 128
 """Of each language of the sample, run through both engines."""
 _NEEDED = ("torch", "transformers")
-_ELSEWHERE = {"onnx": "breakeven.lab.onnx", "litert": "breakeven.lab.onnx"}
+_ELSEWHERE = {"onnx": "breakeven.lab.graph.onnx", "litert": "breakeven.lab.graph.onnx"}
 
 
 def export(

@@ -115,7 +115,7 @@ def _gguf_scorer(library: Library, asked: ToLoad, load: LoadModels, say: Say) ->
 def _directory_scorer(asked: ToLoad, threads: int) -> Scorer:
     try:
         if is_onnx(Path(asked.path)):
-            graph: Any = importlib.import_module("breakeven.lab.onnx_scorer").OnnxScorer
+            graph: Any = importlib.import_module("breakeven.lab.graph.onnx_scorer").OnnxScorer
             of_graph: Scorer = graph(Path(asked.path), threads)
             return of_graph
         made: Any = importlib.import_module("breakeven.lab.torch_scorer").TorchScorer

@@ -15,7 +15,7 @@ import transformers
 from numpy.typing import NDArray
 
 from breakeven.errors import EngineError, NotSupportedError, UserError
-from breakeven.lab.directory_words import end_tokens, pieces_of, tokenizer_of
+from breakeven.lab.bridge.directory_words import end_tokens, pieces_of, tokenizer_of
 from breakeven.model.readers.hf import CONFIG, read_json
 
 Floats = NDArray[np.float32]

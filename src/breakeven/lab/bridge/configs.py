@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.container import DenseFile
-from breakeven.lab.families import Bridge, Config, of_architecture
-from breakeven.lab.rotary import Rotary, as_typed, rotary_of_gguf
-from breakeven.lab.weights import FloatType, gguf_rows
+from breakeven.lab.bridge.families import Bridge, Config, of_architecture
+from breakeven.lab.bridge.rotary import Rotary, as_typed, rotary_of_gguf
+from breakeven.lab.bridge.weights import FloatType, gguf_rows
+from breakeven.lab.surgery.container import DenseFile
 from breakeven.model.readers.bounded import shown
 from breakeven.model.readers.hf import CONFIG
 

@@ -122,7 +122,7 @@ def export_litert(model: Path, out: Path, *, command: str, on_step: OnStep) -> P
 
 def _traced(model: Path, made: Path, on_step: OnStep) -> WindowTraced:
     replies = WindowTraced | Unable | Doing
-    with ChildProcess("breakeven.lab.litert_trace", model.name, replies, on_step=on_step) as child:
+    with ChildProcess("breakeven.lab.graph.litert_trace", model.name, replies, on_step=on_step) as child:
         asked = TraceWindow(
             source=str(model),
             out=str(made),

@@ -14,12 +14,21 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.container import Bytes, SourceTensor
-from breakeven.lab.experts import Surgery
+from breakeven.lab.bits.ggml import Ggml
 from breakeven.lab.facts import sha256_of
-from breakeven.lab.ggml import Ggml
-from breakeven.lab.scaling import check_scalable, scaled
-from breakeven.lab.stacks import MAX_EXPERTS, Stacks, check_used, differing, open_stacks, part_of, rearrange, stack_of
+from breakeven.lab.surgery.container import Bytes, SourceTensor
+from breakeven.lab.surgery.experts import Surgery
+from breakeven.lab.surgery.scaling import check_scalable, scaled
+from breakeven.lab.surgery.stacks import (
+    MAX_EXPERTS,
+    Stacks,
+    check_used,
+    differing,
+    open_stacks,
+    part_of,
+    rearrange,
+    stack_of,
+)
 from breakeven.results.lab import ExpertScores, ScoredLayer
 from breakeven.results.store import read
 

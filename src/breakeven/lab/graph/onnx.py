@@ -67,7 +67,7 @@ def export(
     BreakevenError naming the check that failed: then nothing is left at `out`.
     """
     if to == "litert":
-        from breakeven.lab.litert import export_litert
+        from breakeven.lab.graph.litert import export_litert
 
         return export_litert(model, out, command=command, on_step=on_step)
     missing = [name for name in NEEDED if find_spec(name) is None]
@@ -106,7 +106,7 @@ def export(
 
 
 def _carry(model: Path, out: Path, on_step: OnStep) -> list[str]:
-    from breakeven.lab.bridge import to_directory
+    from breakeven.lab.bridge.bridge import to_directory
 
     on_step("writing it as a directory first", 0.0)
     return list(to_directory(model, out, dtype="f32").notes)
@@ -119,7 +119,7 @@ def to_onnx(directory: Path, out: Path, *, on_step: OnStep = lambda what, share:
     """
     on_step("tracing the graph", 0.0)
     with ChildProcess(
-        "breakeven.lab.onnx_trace", directory.name, GraphTraced | Unable | Doing, on_step=on_step
+        "breakeven.lab.graph.onnx_trace", directory.name, GraphTraced | Unable | Doing, on_step=on_step
     ) as child:
         asked = TraceGraph(source=str(directory), out=str(out), parent_pid=os.getpid())
         traced = child.ask(asked, GraphTraced)

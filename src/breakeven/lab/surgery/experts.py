@@ -22,10 +22,10 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.container import DenseFile, OutTensor, SourceTensor, rewrite
-from breakeven.lab.ggml import Ggml
-from breakeven.lab.scaling import PLAIN, Bytes, check_scalable, scaled
-from breakeven.lab.stacks import MAX_EXPERTS, open_whole
+from breakeven.lab.bits.ggml import Ggml
+from breakeven.lab.surgery.container import DenseFile, OutTensor, SourceTensor, rewrite
+from breakeven.lab.surgery.scaling import PLAIN, Bytes, check_scalable, scaled
+from breakeven.lab.surgery.stacks import MAX_EXPERTS, open_whole
 from breakeven.model.readers.gguf_header import TYPES
 from breakeven.results.lab import Proof
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from breakeven.engines.inside.client import OnStep
 from breakeven.errors import UserError
+from breakeven.lab.bits.importance import apart, measure
 from breakeven.lab.corpus import Document, blocks_of, check_enough, read_documents, sample
-from breakeven.lab.experts import Squares, Surgery
 from breakeven.lab.facts import facts_of
-from breakeven.lab.importance import apart, measure
 from breakeven.lab.proof import prove
-from breakeven.lab.watch import loads_of
+from breakeven.lab.surgery.experts import Squares, Surgery
+from breakeven.lab.usage.watch import loads_of
 from breakeven.results.lab import ExpertLayer, Experts, ExpertScores, LabCheck
 from breakeven.results.store import read
 

@@ -24,12 +24,12 @@ from breakeven.engines.inside.client import OnStep
 from breakeven.engines.synthesis.write import check_room
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
 from breakeven.hardware.reader import available_threads
-from breakeven.lab.container import DenseFile, OutTensor, SourceTensor, open_gguf, rewrite
+from breakeven.lab.bits.formats import FormatPlan, known, listed, planned, refuse_excess, refuse_starved
+from breakeven.lab.bits.ggml import Bytes, Floats, Ggml, WeightType
+from breakeven.lab.bits.importance import FEWEST_TOKENS, MOST_TOKENS, Importance, apart, measure
 from breakeven.lab.corpus import Block, Document, blocks_of, check_enough
-from breakeven.lab.formats import FormatPlan, known, listed, planned, refuse_excess, refuse_starved
-from breakeven.lab.ggml import Bytes, Floats, Ggml, WeightType
-from breakeven.lab.importance import FEWEST_TOKENS, MOST_TOKENS, Importance, apart, measure
 from breakeven.lab.proof import prove
+from breakeven.lab.surgery.container import DenseFile, OutTensor, SourceTensor, open_gguf, rewrite
 from breakeven.model.readers.gguf_file import FILE_TYPES
 from breakeven.results.lab import Proof
 

@@ -25,11 +25,10 @@ from numpy.typing import NDArray
 
 from breakeven.engines.synthesis.write import add_value, check_room
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.configs import ROPE_FREQS, complete, config_of_gguf, gguf_numbers, hub_config, whole
-from breakeven.lab.container import DenseFile, SourceTensor, open_gguf
-from breakeven.lab.families import Bridge, of_config
-from breakeven.lab.rotary import rotary_of_config
-from breakeven.lab.weights import (
+from breakeven.lab.bridge.configs import ROPE_FREQS, complete, config_of_gguf, gguf_numbers, hub_config, whole
+from breakeven.lab.bridge.families import Bridge, of_config
+from breakeven.lab.bridge.rotary import rotary_of_config
+from breakeven.lab.bridge.weights import (
     F32,
     FLOAT_TYPES,
     PLACE,
@@ -45,6 +44,7 @@ from breakeven.lab.weights import (
     write_checkpoint,
     write_gguf,
 )
+from breakeven.lab.surgery.container import DenseFile, SourceTensor, open_gguf
 from breakeven.model.readers.bounded import shown
 from breakeven.model.readers.hf import CONFIG, read_json
 
@@ -171,7 +171,7 @@ def to_gguf(directory: Path, out: Path, *, dtype: str | None = None, assume: boo
     `dtype`: f32, f16 or bf16 of the matrices; None: as they are stored. Norms and routers are always F32, as llama.cpp
     wants them. Raises UserError for a directory that is not whole, NotSupportedError for a model that is not carried.
     """
-    from breakeven.lab.tokenizer_keys import gguf_keys
+    from breakeven.lab.bridge.tokenizer_keys import gguf_keys
 
     raw = read_json(directory / CONFIG)
     bridge = of_config(raw)
@@ -245,7 +245,7 @@ def to_directory(source: Path, out: Path, *, dtype: str | None = None, assume: b
     `dtype`: f32, f16 or bf16 of all weights; None: the one 16-bit type that holds every value, else F32, to which
     quantized weights are decoded. Raises UserError and NotSupportedError as `to_gguf`; nothing is left of a failure.
     """
-    from breakeven.lab.tokenizers import write_tokenizer
+    from breakeven.lab.bridge.tokenizers import write_tokenizer
 
     file = open_gguf(source)
     if file.header.metadata.get("split.count", 1) not in (0, 1):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.container import Bytes, DenseFile, OutTensor, SourceTensor, open_gguf, rewrite
+from breakeven.lab.surgery.container import Bytes, DenseFile, OutTensor, SourceTensor, open_gguf, rewrite
 from breakeven.model.parts import Gating, MoeFfn
 from breakeven.model.readers.gguf import read_gguf
 from breakeven.model.tensors import TensorGroup, group_of

@@ -19,7 +19,7 @@ from transformers.exporters.utils import decompose_prefill_decode
 from breakeven.engines.family import die_with_parent
 from breakeven.engines.inside.child import Answer, Say, serve
 from breakeven.errors import NotSupportedError
-from breakeven.lab.onnx import GraphTraced, TraceGraph
+from breakeven.lab.graph.onnx import GraphTraced, TraceGraph
 from breakeven.lab.torch_scorer import load_model
 
 _KEPT = (

@@ -15,8 +15,8 @@ from typing import Any, cast
 from gguf import GGUFValueType as Kind
 
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.pretokenizers import Json, cut_of
-from breakeven.lab.tokenizers import SPECIAL_KEYS, load
+from breakeven.lab.bridge.pretokenizers import Json, cut_of
+from breakeven.lab.bridge.tokenizers import SPECIAL_KEYS, load
 from breakeven.model.readers.bounded import read_bounded, shown
 
 _TYPE_NORMAL, _TYPE_UNKNOWN, _TYPE_CONTROL, _TYPE_USER_DEFINED, _TYPE_UNUSED, _TYPE_BYTE = 1, 2, 3, 4, 5, 6

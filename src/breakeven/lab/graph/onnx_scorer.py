@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from breakeven.errors import NotSupportedError
-from breakeven.lab.directory_words import end_tokens, pieces_of, tokenizer_of
+from breakeven.lab.bridge.directory_words import end_tokens, pieces_of, tokenizer_of
 from breakeven.lab.facts import GRAPH
 from breakeven.model.readers.hf import CONFIG, read_json
 

@@ -15,8 +15,8 @@ from ai_edge_litert.interpreter import Interpreter
 from breakeven.engines.family import die_with_parent
 from breakeven.engines.inside.child import Answer, Say, serve
 from breakeven.errors import NotSupportedError
-from breakeven.lab.directory_words import tokenizer_of
-from breakeven.lab.litert import TraceWindow, WindowTraced
+from breakeven.lab.bridge.directory_words import tokenizer_of
+from breakeven.lab.graph.litert import TraceWindow, WindowTraced
 from breakeven.lab.torch_scorer import load_model
 
 FILE = "model.tflite"

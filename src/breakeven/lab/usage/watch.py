@@ -21,10 +21,10 @@ from breakeven.engines.inside.client import ALL_LAYERS, ChildProcess, checked_gg
 from breakeven.engines.inside.tally import TALLY, ExpertsWatched, LeaveExpert, Nats, WatchExperts, WatchReply
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.hardware.reader import available_threads
+from breakeven.lab.bridge.directory_words import tokenizer_of
 from breakeven.lab.corpus import BLOCK_BYTES
-from breakeven.lab.directory_words import tokenizer_of
 from breakeven.lab.facts import batch_that_fits, facts_of, sha256_of
-from breakeven.lab.scores import (
+from breakeven.lab.usage.scores import (
     FINDINGS_SHOWN,
     WatchedExperts,
     findings_of,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 OnStep = Callable[[str, float], None]
 
-_LLAMA_CPP, _TRANSFORMERS = "breakeven.engines.inside.worth", "breakeven.lab.torch_watch"
+_LLAMA_CPP, _TRANSFORMERS = "breakeven.engines.inside.worth", "breakeven.lab.usage.torch_watch"
 DEFAULT_BUDGET_S = 120.0
 """For switching experts off one at a time."""
 LEAST_PIECES = 6

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from breakeven.engines.inside import child
 from breakeven.engines.inside.client import Inside
 from breakeven.errors import NotSupportedError, UserError, one_line
-from breakeven.lab.pretokenizers import Json, as_json, cut_named
+from breakeven.lab.bridge.pretokenizers import Json, as_json, cut_named
 from breakeven.model.readers.gguf_header import GgufHeader, read_header, read_value
 from breakeven.results.lab import LabCheck
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from breakeven.errors import UserError
-from breakeven.lab.container import DenseFile, SourceTensor
-from breakeven.lab.ggml import WeightType
-from breakeven.lab.importance import FEWEST_TOKENS, Importance
+from breakeven.lab.bits.ggml import WeightType
+from breakeven.lab.bits.importance import FEWEST_TOKENS, Importance
+from breakeven.lab.surgery.container import DenseFile, SourceTensor
 from breakeven.model.formats.gguf import category, takes_format
 from breakeven.model.formats.mixtures import Category
 from breakeven.model.readers.gguf_file import bare_name

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from breakeven.engines.synthesis.write import check_room
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
-from breakeven.lab.container import SourceTensor
+from breakeven.lab.surgery.container import SourceTensor
 from breakeven.model.readers.bounded import bounded_json, shown
 from breakeven.model.readers.hf import INDEX, safetensors_rows
 

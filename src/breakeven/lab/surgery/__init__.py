@@ -1,0 +1,1 @@
+"""Expert surgery on the bytes of a GGUF."""

@@ -1,0 +1,1 @@
+"""How a text uses a model's experts."""
