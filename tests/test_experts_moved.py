@@ -364,7 +364,7 @@ def test_a_full_disk_leaves_nothing_half_written(moe: Path, tmp_path: Path, monk
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("breakeven.lab.container._write_tensor", full)
+    monkeypatch.setattr("breakeven.lab.surgery.container._write_tensor", full)
     with pytest.raises(BreakevenError, match="filled up while writing"):
         prune(moe, tmp_path / "x.gguf", 4, None)
     assert list(tmp_path.iterdir()) == []
@@ -411,7 +411,7 @@ def test_what_fails_its_proof_is_not_left(moe: Path, tmp_path: Path, monkeypatch
     def failing(*_: object, **__: object) -> None:
         raise BreakevenError("x.gguf was not kept")
 
-    monkeypatch.setattr("breakeven.lab.surgery.prove", failing)
+    monkeypatch.setattr("breakeven.lab.surgery.surgery.prove", failing)
     with pytest.raises(BreakevenError, match="not kept"):
         breakeven.experts.prune(moe, tmp_path / "x.gguf", 4, first=True)
     wrong_options: list[tuple[dict[str, Any], str]] = [

@@ -175,7 +175,7 @@ def test_a_quantized_model_runs_and_is_proven(toy: Path, tmp_path: Path) -> None
         assert proof.artefact.bytes == made.stat().st_size
         assert all(check.passed for check in proof.checks)
         assert json.loads(made.with_name(f"{made.stem}.proof.json").read_text())["verb"] == "quantize"
-    assert sorted(p.suffix for p in out.iterdir()) == [".gguf", ".gguf", ".json", ".json"]
+    assert sorted(p.suffix for p in out.iterdir()) == sorted([".gguf", ".json", ".html"] * 2)
     before, after = GGUFReader(toy), GGUFReader(proofs[0].artefact.path)
     for key, field in before.fields.items():
         if not key.startswith(("GGUF.", "general.file_type", "general.quantization_version")):

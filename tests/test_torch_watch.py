@@ -161,7 +161,7 @@ def test_an_expert_left_out_costs_what_it_costs_in_a_model_without_it(family: st
 
 def test_a_directory_says_what_its_gguf_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A synthetic vocabulary has no merges that a tokenizer of transformers takes; ids are given here.
-    monkeypatch.setattr("breakeven.lab.tokenizers.write_tokenizer", lambda source, out: [])
+    monkeypatch.setattr("breakeven.lab.bridge.tokenizers.write_tokenizer", lambda source, out: [])
     gguf, directory = watch_fixtures.toy("mixtral", tmp_path / "toy.gguf"), tmp_path / "toy"
     to_directory(gguf, directory)
     sequences = [np.random.default_rng(4).integers(100, 900, 90).tolist()]
