@@ -218,9 +218,13 @@ def judge(
     budget_s: float | None = None,
     floor: bool = True,
     threads: int | None = None,
+    exact: bool = False,
     on_step: OnStep = lambda what, share: None,
 ) -> tuple[list[Tally], list[str]]:
-    """Score `blocks` with all `arms`: a tally each, in their order, and what must be said beside the figures."""
+    """Score `blocks` with all `arms`: a tally each, in their order, and what must be said beside the figures.
+
+    `exact`: as of `Lockstep`.
+    """
     floor = floor and source is not None
     longest = max(block.n_bytes for block in blocks)
     positions = longest + _BESIDE_TEXT
@@ -232,7 +236,7 @@ def judge(
     models = [Scored(arm.path, arm.used) for arm in arms]
     order = in_turn(blocks)
     sampled = _floor_sample(blocks, order) if floor else set[int]()
-    with Lockstep(models, threads, on_step, batch=batch) as lock:
+    with Lockstep(models, threads, on_step, batch=batch, exact=exact) as lock:
         if source is not None:
             _check_vocabularies(lock, arms, source)
         began = time.monotonic()

@@ -66,7 +66,14 @@ def prove(
         assert first is not None
         try:
             tallies, said = judge(
-                arms, first, blocks, budget_s=None if text is None else budget_s, threads=threads, on_step=on_step
+                arms,
+                first,
+                blocks,
+                budget_s=None if text is None else budget_s,
+                threads=threads,
+                # Half precision in attention is enough to turn a nearly tied choice of experts.
+                exact=same_function and _single(arms),
+                on_step=on_step,
             )
         except TokenizersDifferError as error:
             raise BreakevenError(f"{out.name} was not kept: its tokenizer is not its source's ({error.how})") from error
@@ -152,7 +159,7 @@ def _same(before: tuple[Arm, Tally], after: tuple[Arm, Tally]) -> LabCheck:
     """That it computes what its source does, as near as the engine's own rounding lets see."""
     kl = after[1].kl()
     assert kl is not None
-    exact = all(arm.facts.format == "F32" for arm, _ in (before, after))
+    exact = _single([before[0], after[0]])
     floors = [found.value for _, tally in (before, after) if (found := tally.floor()) is not None]
     limit = EXACT_KL if exact or not floors else max(EXACT_KL, ROUNDING_FLOORS * max(floors))
     why = "single precision" if limit == EXACT_KL else f"{ROUNDING_FLOORS:g} times its floor of {max(floors):.2g}"
@@ -164,6 +171,10 @@ def _same(before: tuple[Arm, Tally], after: tuple[Arm, Tally]) -> LabCheck:
         top1=after[1].top1(),
         detail=f"KL to {before[0].name} {kl.value:.2g} nats a token, at most {limit:.2g} ({why})",
     )
+
+
+def _single(arms: Sequence[Arm]) -> bool:
+    return all(arm.facts.format == "F32" for arm in arms)
 
 
 def _unusable(before: tuple[Arm, Tally], after: tuple[Arm, Tally]) -> list[str]:

@@ -1,6 +1,6 @@
 """Watch a model's experts while it reads a text: how each is used, what each gives, what is lost without it.
 
-A GGUF runs in llama.cpp's child process, a Hugging Face directory in one of transformers (`lab/usage/torch_watch.py`); both
+A GGUF runs in llama.cpp's child process, a Hugging Face directory in one of transformers (`torch_watch.py`); both
 answer the same questions.
 """
 
