@@ -20,7 +20,7 @@ from lab_fixtures import quantized, texts, toy
 import breakeven
 from breakeven.engines.inside.client import Inside
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.corpus import Block, Document, blocks_of, in_turn, read_documents, sample
+from breakeven.lab.corpus import LEAST_BLOCKS, Block, Document, blocks_of, in_turn, read_documents, sample
 from breakeven.lab.evaluate import evaluate
 from breakeven.lab.facts import batch_that_fits, facts_of, sha256_of
 from breakeven.lab.lockstep import Lockstep, Scored
@@ -166,6 +166,8 @@ def test_a_budget_reads_every_language_and_says_how_much(toys: Path) -> None:
     assert abs(read["de"] - read["en"]) <= 1
     assert 0 < read["de"] < 400
     assert any("of the text was read" in said for said in result.caveats)
+    short = evaluate([toys / "a.gguf"], documents, budget_s=1e-9, threads=1, command="a test")
+    assert {part.blocks for part in short.models[0].slices} == {LEAST_BLOCKS}, "an interval's, whatever the budget"
 
 
 def test_blocks_are_read_in_turn_and_spread_over_their_text() -> None:

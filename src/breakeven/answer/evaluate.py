@@ -383,6 +383,9 @@ def latency_measured(study: LoadStudy | CapacityStudy, model: str | None, capaci
 
 def _points(study: LoadStudy, model: str | None) -> Sequence[LoadPoint]:
     names = [m.name for m in study.models]
-    if len(names) > 1 and model not in names:
+    # A weight file is called by its stem in a study, whichever path led to it.
+    stem = Path(model).stem if model is not None and model.endswith(".gguf") else model
+    of = [m.name for m in study.models if m.name in (model, stem)] if len(names) > 1 else names
+    if len(of) != 1:
         raise UserError(f"measured: the study is of {', '.join(names)}; name the candidate's model as one of them")
-    return [p for p in study.points if p.rate_per_s is not None and (len(names) == 1 or p.model == model)]
+    return [p for p in study.points if p.rate_per_s is not None and p.model == of[0]]

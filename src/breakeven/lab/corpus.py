@@ -126,6 +126,11 @@ def in_turn(blocks: Sequence[Block]) -> list[int]:
     return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
 
 
+def fewest_in_turn(blocks: Sequence[Block]) -> int:
+    """How many blocks, taken in turn, give each slice what an interval needs: read whatever the budget."""
+    return LEAST_BLOCKS * len(by_slice(blocks))
+
+
 def _spread(n: int) -> list[int]:
     """0 to n-1 in the order of their reversed bits: the first few lie evenly over all (van der Corput)."""
     width = max(1, (n - 1).bit_length())

@@ -18,7 +18,7 @@ import numpy as np
 from breakeven.engines.inside.client import OnStep
 from breakeven.engines.openai_url import is_url
 from breakeven.errors import NotSupportedError, UserError, expanded
-from breakeven.lab.corpus import Block, Document, blocks_of, by_slice, check_enough, in_turn, slice_name
+from breakeven.lab.corpus import Block, Document, blocks_of, by_slice, check_enough, fewest_in_turn, in_turn, slice_name
 from breakeven.lab.facts import FileFacts, batch_that_fits, facts_of, sha256_of
 from breakeven.lab.lockstep import BATCH, SMALL_BATCH, Lockstep, Scored, Scores, Tokenized, kind_of_model
 from breakeven.lab.remote import connected, tallied
@@ -240,9 +240,9 @@ def judge(
         if source is not None:
             _check_vocabularies(lock, arms, source)
         began = time.monotonic()
-        done = 0
+        done, least = 0, fewest_in_turn(blocks)
         for done, number in enumerate(order):
-            if budget_s is not None and done and time.monotonic() - began > budget_s:
+            if budget_s is not None and done >= least and time.monotonic() - began > budget_s:
                 break
             share = done / len(order)
             if budget_s is not None:

@@ -72,6 +72,8 @@ def export(
     if out.exists():
         raise UserError(f"{out} exists; choose another place with --out, or remove it")
     if to in _ELSEWHERE:
+        if dtype is not None or assume:
+            raise UserError(f"--to {to} writes single precision of models it knows: leave out --dtype and --assume")
         made_elsewhere: Callable[..., Proof] = import_module(_ELSEWHERE[to]).export
         return made_elsewhere(model, to, out, command=command, text=text, budget_s=budget_s, on_step=on_step)
     _check_kind(model, to)

@@ -197,14 +197,14 @@ def stand(made: Path, out: Path, proof: Proof) -> None:
             out.rmdir()
         _rename(made, out)
         return
-    beside = out.with_name(f"{out.stem}.proof.json")
-    store.write(proof, beside)
+    # Written before either has its name, so that a full disk costs neither the new file nor an older one its proof.
+    written = store.write(proof, made.with_name(f"{made.name}.proof.json"))
     try:
         _rename(made, out)
-    except BaseException:
+        _rename(written, out.with_name(f"{out.stem}.proof.json"))
+    finally:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
+            written.unlink(missing_ok=True)
 
 
 def _rename(made: Path, out: Path) -> None:

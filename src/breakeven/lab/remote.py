@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from breakeven.engines.openai_url import connect
 from breakeven.errors import EngineError, UserError
-from breakeven.lab.corpus import Block
+from breakeven.lab.corpus import Block, fewest_in_turn
 from breakeven.lab.tally import BlockScore, Tally, bits
 from breakeven.lab.tasks import OnStep, Prompt, Said
 from breakeven.wire.client import GetError, HttpClient
@@ -315,7 +315,7 @@ def tallied(
     """What `remote` scores on the blocks of `order` as far as `budget_s` reaches; against `source` by bits."""
     tally, began, step = Tally(blocks, source), time.monotonic(), 4 * AT_ONCE
     for start in range(0, len(order), step):
-        if budget_s is not None and start and time.monotonic() - began > budget_s:
+        if budget_s is not None and start >= fewest_in_turn(blocks) and time.monotonic() - began > budget_s:
             break
         some = order[start : start + step]
         for number, read in zip(some, remote.read([blocks[number].text for number in some]), strict=True):

@@ -118,6 +118,7 @@ def quantize(
                         experts=None if importance is None else importance.experts(),
                         caveats=_caveats(file, plan, importance),
                         budget_s=options.budget_s,
+                        threads=options.threads,
                         on_step=on_step,
                     )
                 finally:

@@ -67,6 +67,8 @@ def export(
     BreakevenError naming the check that failed: then nothing is left at `out`.
     """
     if to == "litert":
+        if text is not None:
+            raise UserError("--to litert: a window of 128 tokens cannot be scored on a text; leave out --text")
         from breakeven.lab.graph.litert import export_litert
 
         return export_litert(model, out, command=command, on_step=on_step)
