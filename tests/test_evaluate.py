@@ -232,7 +232,12 @@ def test_interrupted_it_ends_with_its_child(toys: Path) -> None:
         "1",
         "--quiet",
     ]
-    run = subprocess.Popen(command, cwd=toys, stderr=subprocess.PIPE, text=True)
+
+    def heard() -> None:
+        """Whoever runs the tests in the background ignores the signal, and children inherit that."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    run = subprocess.Popen(command, cwd=toys, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     children: list[psutil.Process] = []
     deadline = time.monotonic() + 30
     while not children and time.monotonic() < deadline:

@@ -110,7 +110,11 @@ _GGUF = {
     "2^21 strings": (_gguf(1, 0, _key(b"k", 9, struct.pack("<IQ", 8, 1 << 21))), 10**8, "m.gguf"),
     "1e8 keys": (_gguf(10**8, 0), 4 * 10**9, "100,000,000 keys"),
     "1e8 tensors": (_gguf(0, 10**8), 4 * 10**9, "100,000,000 tensors"),
-    "alignment of 2^60": (_gguf(1, 0, _key(b"general.alignment", 10, struct.pack("<Q", 2**60))), 200, "truncated"),
+    "alignment of 2^60": (
+        _gguf(1, 0, _key(b"general.alignment", 10, struct.pack("<Q", 2**60))),
+        200,
+        "general.architecture",
+    ),
     "escapes in an architecture": (
         _gguf(1, 0, _key(b"general.architecture", 8, _text(b"\x1b[31mZ\x9b0m\x07"))),
         200,

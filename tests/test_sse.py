@@ -87,7 +87,8 @@ def test_the_cutter_loses_nothing_and_holds_little(stream: bytes, places: list[i
         out += cutter.loose + b"".join(found)
         events += found
     assert out + cutter.rest() == stream.removeprefix(BOM)
-    assert all(split_events(event) == [event] for event in events)
+    # Empty lines alone are no event, however many come at once.
+    assert all(split_events(event) == [event] for event in events if event.strip(b"\r\n"))
     whole = [(data, name) for data, name in map(fields_of, events) if data is not None]
     standard = by_the_standard(stream)
     assert whole == standard or cutter.long

@@ -198,10 +198,13 @@ def stand(made: Path, out: Path, proof: Proof) -> None:
         _rename(made, out)
         return
     # Written before either has its name, so that a full disk costs neither the new file nor an older one its proof.
+    beside = out.with_name(f"{out.stem}.proof.json")
+    if beside.is_dir():
+        raise UserError(f"Cannot write {beside}: it is a directory. Choose another place with --out.")
     written = store.write(proof, made.with_name(f"{made.name}.proof.json"))
     try:
         _rename(made, out)
-        _rename(written, out.with_name(f"{out.stem}.proof.json"))
+        _rename(written, beside)
     finally:
         with contextlib.suppress(OSError):
             written.unlink(missing_ok=True)
