@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from watch_fixtures import EXPERTS, FAMILIES, LAYERS, USED, rewritten, toy
 
 import breakeven
+from breakeven.engines.inside.summary import entropy
 from breakeven.engines.inside.tally import ExpertTally
 from breakeven.errors import UserError
 from breakeven.lab import corpus
@@ -378,3 +379,27 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
         Watched(tmp_path)
     with pytest.raises(UserError):
         Watched(tmp_path / "none.gguf")
+
+
+def test_one_expert_is_in_balance_and_a_layer_that_gives_nothing_has_no_shares() -> None:
+    assert entropy(np.array([[5.0], [0.0]])).tolist() == [1.0, 1.0]
+    seen = planted()
+    seen.given_SLE[:, 0] = 0
+    silent, other = layers_of(seen, {})
+    assert silent.contribution_by_language == {"en": [None] * 8, "ja": [None] * 8}
+    assert sum(other.contribution_by_language["ja"]) == pytest.approx(1)
+
+
+def test_no_more_is_read_than_the_model_has_positions_for(tmp_path: Path) -> None:
+    path = toy("mixtral", tmp_path / "short.gguf", max_position_embeddings=64)
+    (tmp_path / "text.txt").write_text((PROSE + "\n") * 110)
+    scores = breakeven.experts.score(path, tmp_path / "text.txt", threads=1, budget_s=0.1)
+    (text,) = scores.languages
+    assert text.tokens <= 64 * text.blocks
+    assert text.bytes < 64 * text.blocks * 8
+    assert any("longer than the model's context of 64 tokens" in caveat for caveat in scores.caveats)
+    with Watched(path, 1) as watched:
+        for letters in (PROSE * 9, "鏡" * 500, "x"):
+            fitting = watched.fitting(letters, 20)
+            assert letters.startswith(fitting)
+            assert 0 < len(watched.tokenize(fitting)) <= 20

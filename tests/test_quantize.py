@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +24,7 @@ from small_models import small
 from breakeven.engines.inside.client import Inside, trace
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import BreakevenError, UserError
+from breakeven.lab import facts
 from breakeven.lab.bits import quantize as subject
 from breakeven.lab.bits.formats import planned
 from breakeven.lab.bits.ggml import Ggml, WeightType
@@ -273,6 +279,9 @@ def test_what_cannot_be_made_is_refused_before_anything_is(
 
 
 def test_bad_places_and_sources(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a b").mkdir()
+    with pytest.raises(UserError, match=r"breakeven export '.*/a b' --to gguf"):
+        quantize(tmp_path / "a b", ["Q4_0"], tmp_path / "out")
     with pytest.raises(UserError, match="is a directory; make a GGUF of it first"):
         quantize(tmp_path, ["Q4_0"], tmp_path / "out")
     (tmp_path / "same").mkdir()
@@ -318,3 +327,79 @@ def test_what_is_said_of_a_proof(smollm2_gguf: Path, types: dict[str, WeightType
     said = subject._caveats(file, planned(file, types["Q4_0"], types), None)
     assert any("quantized already (Q4_1)" in each for each in said)
     assert any("made without importance" in each for each in said)
+
+
+def test_importance_reaches_every_language_and_names_those_it_does_not(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    languages = [f"l{n}" for n in range(10)]
+    blocks = [Block(language, "all", "a", PROSE * 4) for language in languages for _ in range(3)]
+    found = measure(toy, blocks, most_tokens=650, threads=1)
+    # 65 of each, where 512 of the first alone would have left 138 to the second and none to eight.
+    assert (found.unread, found.text_tokens, found.caveats()) == ((), 650, [])
+    found = measure(toy, blocks, most_tokens=130, threads=1)
+    assert (found.unread, found.text_tokens) == (tuple(languages[3:]), 130)
+    assert "not measured on l3, l4, l5, l6, l7, l8, l9" in found.caveats()[0]
+    spec = small(
+        "llama",
+        num_hidden_layers=2,
+        hidden_size=192,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        max_position_embeddings=48,
+    )
+    short = _in_single_precision(spec, tmp_path / "short.gguf")
+    assert measure(short, blocks[:1], threads=1).text_tokens == 48
+    monkeypatch.setattr(facts, "free_memory", lambda: 1000)
+    with pytest.raises(UserError, match=r"the model need about .* in memory"):
+        measure(toy, blocks[:1], threads=1)
+
+
+def test_nothing_is_replaced_that_was_not_made_here(toy: Path, tmp_path: Path) -> None:
+    shutil.copy(toy, tmp_path / "-toy.gguf")
+    words = ("quantize", "--to", "Q4_0", "--out", "out", "--json", "--", "./-toy.gguf")
+    place, proof = tmp_path / "out" / "-toy-Q4_0.gguf", tmp_path / "out" / "-toy-Q4_0.proof.json"
+    place.parent.mkdir()
+    for name, holds in ((place, b"another's"), (proof, b"{}")):
+        name.write_bytes(holds)
+        refused = run_here(*words, cwd=tmp_path)
+        assert (refused.returncode, "no proof says it was made here" in refused.stderr) == (2, True), refused.stderr
+        assert name.read_bytes() == holds
+        name.unlink()
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    mine, other = f".x.{os.getpid()}.made.gguf", f".x.{gone.pid}.txt"
+    left = [f".x.{gone.pid}.made.gguf", f"..x.{gone.pid}.made.gguf.{gone.pid}.partial", f".x.{gone.pid}.made"]
+    for name in (*left[:2], mine, other, "x.made.gguf"):
+        (place.parent / name).touch()
+    (place.parent / left[2] / "within").mkdir(parents=True)
+    done = run_here(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not [name for name in left if (place.parent / name).exists()]
+    assert all((place.parent / name).exists() for name in (mine, other, "x.made.gguf"))
+    # The command of the proof makes it again, in the place of what was made here.
+    command = shlex.split(msgspec.json.decode(done.stdout, type=list[Proof])[0].command)
+    assert command[:3] == ["breakeven", "quantize", "./-toy.gguf"]
+    again = run_here(*command[1:], "--quiet", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    with place.open("ab") as file:
+        file.write(b"changed since")
+    assert run_here(*words, cwd=tmp_path).returncode == 2
+    assert place.read_bytes().endswith(b"changed since")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["terminated", "hung up"])
+def test_a_verb_that_is_ended_leaves_nothing(toy: Path, tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "out"
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip("ignored here, as under nohup, and so it stays")
+    command = [sys.executable, "-m", "breakeven.cli", "quantize", str(toy), "--to", "Q4_0", "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 60
+        while not list(out.glob(".*.made.gguf")) and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.endswith("breakeven: interrupted.\n")
+    assert list(tmp_path.iterdir()) == []

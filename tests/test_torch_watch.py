@@ -204,6 +204,22 @@ def test_a_directory_is_scored_from_its_text(tmp_path: Path, monkeypatch: pytest
     assert sum(scores.layers[0].tokens) == scores.languages[0].tokens * USED
     assert scores.tried >= 1
     assert scores.switched_off is not None
+    longest: list[int] = []
+    monkeypatch.setattr("breakeven.lab.usage.watch.batch_that_fits", lambda *_, **__: 40)
+    nats_without = Watched.nats_without
+
+    def noted(self: Watched, sequences: list[list[int]], *rest: Any, **named: Any) -> list[float]:
+        longest.append(max(map(len, sequences)))
+        return nats_without(self, sequences, *rest, **named)
+
+    monkeypatch.setattr(Watched, "nats_without", noted)
+    breakeven.experts.score(path, tmp_path / "text.txt", budget_s=0.1)
+    assert set(longest) == {40}
+    rows: list[int] = []
+    watcher = watcher_of(path, tmp_path)
+    watcher.model.register_forward_hook(lambda module, given, said: rows.append(said.logits.shape[1]))
+    watcher.answer(WatchExperts(sequences=[list(range(100))], groups=[0], weigh=True))
+    assert set(rows) == {1}
     (path / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"tokenizer\.json"):
         breakeven.experts.load(path, tmp_path / "text.txt")

@@ -54,3 +54,9 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{printable(str(path))}: no home directory is known for it; write the path in full") from error
+
+
+def word_of(path: str | Path) -> str:
+    """`path` as a command repeats it: one that begins with a dash is written so that no verb takes it for an option."""
+    text = str(path)
+    return f"./{text}" if text.startswith("-") else text

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from breakeven.api.lab import paged, steps_for
-from breakeven.errors import UserError, expanded
+from breakeven.errors import UserError, expanded, word_of
 
 if TYPE_CHECKING:
     from breakeven.lab.surgery.experts import Surgery
@@ -306,7 +306,7 @@ class ExpertVerbs:
             load(
                 expanded(model),
                 expanded(text),
-                command=shlex.join(["breakeven", "experts", "load", str(model), *words]),
+                command=shlex.join(["breakeven", "experts", "load", word_of(model), *words]),
                 encoding=encoding,
                 threads=threads,
                 on_step=steps_for(on_progress),
@@ -337,7 +337,7 @@ class ExpertVerbs:
             score(
                 expanded(model),
                 expanded(text),
-                command=shlex.join(["breakeven", "experts", "score", str(model), *words]),
+                command=shlex.join(["breakeven", "experts", "score", word_of(model), *words]),
                 encoding=encoding,
                 threads=threads,
                 budget_s=DEFAULT_BUDGET_S if budget_s is None else budget_s,
@@ -364,12 +364,15 @@ def _by(text: str) -> Literal["score", "load"]:
     return cast('Literal["score", "load"]', text)
 
 
+_PATHS = frozenset({"text", "scores", "out"})
+
+
 def _words(**options: str | int | float | bool | Path | None) -> list[str]:
     """Options as they stand on a command line, those that are not given left out; a float is seconds."""
     words: list[str] = []
     for name, value in options.items():
         if value is None or value is False:
             continue
-        said = f"{value:g}s" if isinstance(value, float) else str(value)
+        said = f"{value:g}s" if isinstance(value, float) else word_of(str(value)) if name in _PATHS else str(value)
         words += [f"--{name}"] if value is True else [f"--{name}", said]
     return words

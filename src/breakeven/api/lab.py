@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from breakeven.errors import expanded
+from breakeven.errors import expanded, word_of
 
 if TYPE_CHECKING:
     from breakeven.measure.progress import ProgressState
@@ -70,11 +70,11 @@ def evaluate(
     from breakeven.lab.tasks import read_tasks
     from breakeven.results import store
 
-    words = ["breakeven", "evaluate", *map(str, models)]
+    words = ["breakeven", "evaluate", *map(word_of, models)]
     options = {
-        "--text": text,
-        "--tasks": tasks,
-        "--against": against,
+        "--text": None if text is None else word_of(text),
+        "--tasks": None if tasks is None else word_of(tasks),
+        "--against": None if against is None else word_of(against),
         "--used": ",".join(map(str, used)) or None,
         "--budget": None if budget_s is None else f"{budget_s:g}s",
         "--encoding": encoding,
@@ -127,10 +127,10 @@ def export(
     from breakeven.lab.corpus import read_documents
     from breakeven.lab.export import export
 
-    words = ["breakeven", "export", str(model), "--to", to, "--out", str(out)]
+    words = ["breakeven", "export", word_of(model), "--to", to, "--out", word_of(out)]
     options = {
         "--dtype": dtype,
-        "--text": text,
+        "--text": None if text is None else word_of(text),
         "--encoding": encoding,
         "--budget": None if budget_s is None else f"{budget_s:g}s",
     }
@@ -175,7 +175,7 @@ def quantize(
     from breakeven.lab.corpus import read_documents
 
     options = {
-        "--text": text,
+        "--text": None if text is None else word_of(text),
         "--encoding": encoding,
         "--tokens": tokens,
         "--budget": None if budget_s is None else f"{budget_s:g}s",

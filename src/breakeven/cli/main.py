@@ -8,13 +8,18 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from breakeven.errors import BreakevenError, UserError, complain
 from breakeven.version import __version__
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 INTERRUPTED = 130
 COMPLETION_OPTIONS = ("install_completion", "show_completion")
+LAB = frozenset({"evaluate", "quantize", "experts", "export"})
+"""Verbs that write models, or read them for hours."""
 
 
 class Verb(NamedTuple):
@@ -76,6 +81,30 @@ def help_text() -> str:
     )
 
 
+def _run_to_its_end(run: Callable[[], object]) -> object:
+    """`run`, which SIGTERM and SIGHUP end as Ctrl-C does: what it was making, gigabytes, is removed and not left."""
+    import signal
+    import threading
+
+    taken: list[signal.Signals] = []
+
+    def end(_number: int, _frame: object) -> None:
+        for number in taken:
+            signal.signal(number, signal.SIG_IGN)  # a second one must not cut the tidying short
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        # What is ignored stays so, as under nohup.
+        taken += [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+    try:
+        for number in taken:
+            signal.signal(number, end)
+        return run()
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def run_verb(name: str, args: list[str]) -> int:
     """Load the verb `name` and run it; returns its exit status. Raises UserError when there is no such verb."""
     if name not in VERBS:
@@ -85,6 +114,7 @@ def run_verb(name: str, args: list[str]) -> int:
         hint = f"did you mean {' or '.join(near)}?" if near else f"the verbs are {', '.join(VERBS)}."
         what = "option" if name.startswith("-") else "verb"
         raise UserError(f"no such {what}: {name}; {hint}")
+    from functools import partial
     from importlib import import_module
 
     from typer.main import get_command
@@ -95,7 +125,8 @@ def run_verb(name: str, args: list[str]) -> int:
     if any(param.name == "engine_flag" for param in command.params) and "--" in args:
         at = args.index("--")  # what stands behind it is the engine's, to the letter
         args = [*args[:at], *(f"--engine-flag={flag}" for flag in args[at + 1 :])]
-    status = command.main(args, prog_name=f"breakeven {name}", standalone_mode=False)
+    run = partial(command.main, args, prog_name=f"breakeven {name}", standalone_mode=False)
+    status = _run_to_its_end(run) if name in LAB else run()
     # Outside standalone mode the command's own return value comes back; only an integer is a status.
     return status if isinstance(status, int) else 0
 

@@ -29,7 +29,7 @@ from breakeven.lab.bridge.weights import FLOAT_TYPES, Checkpoint
 from breakeven.lab.corpus import Document, sample
 from breakeven.lab.facts import batch_that_fits, facts_of
 from breakeven.lab.lockstep import Lockstep, Scored
-from breakeven.lab.proof import prove
+from breakeven.lab.proof import prove, sweep
 from breakeven.lab.surgery.container import open_gguf
 from breakeven.model.readers.hf import CONFIG, read_json
 from breakeven.results.lab import LabCheck, Proof
@@ -71,6 +71,7 @@ def export(
         raise UserError(f"--dtype {dtype}: give one of {', '.join(FLOAT_TYPES)}")
     if out.exists():
         raise UserError(f"{out} exists; choose another place with --out, or remove it")
+    sweep(out.parent)
     if to in _ELSEWHERE:
         if dtype is not None or assume:
             raise UserError(f"--to {to} writes single precision of models it knows: leave out --dtype and --assume")

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 from breakeven.engines.inside.client import OnStep
 from breakeven.errors import BreakevenError, UserError
@@ -26,6 +29,8 @@ EXACT_KL = 1e-6
 """Nats between two files of single precision that compute one function."""
 ROUNDING_FLOORS = 1.5
 """Floors between two files of lower precision that do: activations are rounded, so one function is not one number."""
+_UNFINISHED = re.compile(r"\..+\.([1-9]\d{0,8})\.(?:made(?:\.gguf)?(?:\.proof\.json)?|again|carried|partial)")
+"""Names of what is being made, with the process that makes it; each is hidden."""
 _GLANCE_LETTERS = 320
 """Of each of the sample's languages."""
 
@@ -224,3 +229,12 @@ def _remove(made: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             made.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove from `folder` what processes that are gone (killed, or by a power cut) were making there."""
+    with contextlib.suppress(OSError):
+        for path in list(folder.iterdir()):
+            found = _UNFINISHED.fullmatch(path.name)
+            if found is not None and not psutil.pid_exists(int(found[1])):
+                _remove(path)

@@ -269,8 +269,9 @@ class ScoredLayer(msgspec.Struct, frozen=True, kw_only=True):
     score_error: list[float | None] | None = None
     """Standard error of each score, from the spread between blocks: scores nearer than that are not told apart."""
     score_by_language: dict[str, list[float | None]] = {}
-    contribution_by_language: dict[str, list[float]] = {}
-    """Share of the layer's sum of gate weight times norm over all tokens, score times tokens; each sums to 1."""
+    contribution_by_language: dict[str, list[float | None]] = {}
+    """Share of the layer's sum of gate weight times norm over all tokens, score times tokens; each sums to 1. None
+    where the layer gave nothing there."""
     without: list[WithoutExpert] = []
     """Experts that were switched off one at a time, in the order in which they were tried."""
 

@@ -99,12 +99,13 @@ class Done(msgspec.Struct, tag="done", frozen=True, kw_only=True):
 
 
 class LoadedFile(msgspec.Struct, tag="loaded", frozen=True, kw_only=True):
-    """What the file says of itself. n_experts is 0 for a dense model."""
+    """What the file says of itself. n_experts is 0 for a dense model, n_positions where its context is not known."""
 
     architecture: str
     n_vocab: int
     n_experts: int
     n_experts_per_token: int
+    n_positions: int = 0
 
 
 class Tokens(msgspec.Struct, tag="tokens", frozen=True, kw_only=True):
@@ -184,6 +185,7 @@ class Worker:
             n_vocab=self._model.n_vocab,
             n_experts=self._model.architecture_number("expert_count"),
             n_experts_per_token=self._model.architecture_number("expert_used_count"),
+            n_positions=self._model.n_positions,
         )
 
     def answer(self, request: Request) -> Reply:

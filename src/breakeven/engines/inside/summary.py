@@ -42,7 +42,9 @@ def variation(loads_LE: Floats) -> Floats:
 
 
 def entropy(loads_LE: Floats) -> Floats:
-    """Shannon entropy of the experts' shares over log E; 1 is perfect balance, 0 one expert alone."""
+    """Shannon entropy of the experts' shares over log E; 1 is perfect balance, 0 one alone; 1 where a layer has one."""
+    if loads_LE.shape[1] == 1:
+        return np.ones(len(loads_LE))
     shares_LE = loads_LE / loads_LE.sum(axis=1, keepdims=True)
     logs = np.log(shares_LE, out=np.zeros_like(shares_LE), where=shares_LE > 0)
     return np.asarray(-(shares_LE * logs).sum(axis=1) / np.log(loads_LE.shape[1]))

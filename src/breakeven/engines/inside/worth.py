@@ -219,6 +219,7 @@ class WorthWorker:
             n_vocab=self._model.n_vocab,
             n_experts=self._model.architecture_number("expert_count"),
             n_experts_per_token=self._model.architecture_number("expert_used_count"),
+            n_positions=self._model.n_positions,
         )
 
     def answer(self, request: WatchRequest) -> Tokens | ExpertsWatched | Nats:

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, zip_longest
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ from breakeven.engines.inside import child as m
 from breakeven.engines.inside.client import Inside, OnStep
 from breakeven.engines.inside.columns import Weigh
 from breakeven.errors import UserError
-from breakeven.lab.corpus import Block, Document, blocks_of
+from breakeven.lab.corpus import Block, Document, blocks_of, by_slice, in_turn, slice_name
+from breakeven.lab.facts import batch_that_fits, facts_of
 from breakeven.results.lab import ExpertLayer, Experts
 
 Floats = NDArray[np.float32]
@@ -31,7 +32,10 @@ Floats = NDArray[np.float32]
 MOST_TOKENS = 4096
 FEWEST_TOKENS = 32
 """Below so many tokens an expert's mean squares are noise: of 32 normal inputs one is off by a quarter."""
-_SEQUENCE = 512
+_SEQUENCE, _SHORTEST = 512, 64
+"""Tokens of a block that are run: fewer where there are many languages, so that all are reached."""
+_BATCH = 128
+"""Every token's logits stand in memory too, unread: the last layer would else leave tokens out."""
 _MEASURED_EVERY = 3
 _EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(?:down|gate|up|gate_up)_exps\.weight")
 
@@ -46,10 +50,21 @@ class Importance:
     """(E,) tokens that each matrix of the stack saw."""
     text_tokens: int
     experts_per_token: int
+    unread: tuple[str, ...] = ()
+    """Languages, with their domain, that no token was left for."""
 
     def starved(self, tensor: str) -> list[int]:
         """The matrices of a stack that saw fewer than `FEWEST_TOKENS` tokens."""
         return [int(index) for index in np.flatnonzero(self.tokens[tensor] < FEWEST_TOKENS)]
+
+    def caveats(self) -> list[str]:
+        """What is to be said of it: the languages that it does not stand for."""
+        if not self.unread:
+            return []
+        return [
+            f"importance was not measured on {', '.join(self.unread)}: no token was left for them; allow more tokens "
+            "or give fewer languages"
+        ]
 
     def experts(self) -> Experts | None:
         """Tokens that each expert saw, layer by layer; None for a dense model."""
@@ -92,22 +107,29 @@ def measure(
 ) -> Importance:
     """Run blocks through a GGUF, every language and domain as often, until `most_tokens` tokens have run.
 
-    Raises UserError for a text without tokens, and as `Inside` does.
+    So many of each block as lets all languages be reached, where that is `_SHORTEST` or more. Raises UserError for a
+    text without tokens and for a model that does not fit, and as `Inside` does.
     """
+    batch = batch_that_fits([facts_of(model)], _SEQUENCE, _BATCH, small=False)
     # In this machine's own memory, where the child reads what a matrix multiplies.
     with Inside(model, threads, gpu_layers=0, on_step=on_step) as inside:
+        slices = by_slice(blocks)
+        length = min(_SEQUENCE, max(_SHORTEST, most_tokens // max(1, len(slices))))
+        length = min(length, inside.loaded.n_positions or length)
         sequences: list[list[int]] = []
+        reached = set()
         left = most_tokens
-        for block in _in_turn(blocks):
+        for block in [blocks[number] for number in in_turn(blocks)] if blocks else []:
             if left <= 0:
                 break
-            tokens = inside.tokenize(block.text)[: min(_SEQUENCE, left)]
+            tokens = inside.tokenize(block.text)[: min(length, left)]
             if tokens:
                 sequences.append(tokens)
+                reached.add((block.language, block.domain))
                 left -= len(tokens)
         if not sequences:
             raise UserError("the text has no tokens to measure importance on; give a longer one with --text")
-        inside.ask(Weigh(sequences=sequences, batch=_SEQUENCE), m.Done)
+        inside.ask(Weigh(sequences=sequences, batch=batch), m.Done)
         with np.load(inside.folder / "squares.npz") as squares, np.load(inside.folder / "tokens.npz") as tokens_of:
             tokens_by_name = {name: tokens_of[name] for name in tokens_of.files}
             means = {
@@ -115,12 +137,5 @@ def measure(
                 for name in squares.files
             }
         used = inside.loaded.n_experts_per_token
-    return Importance(means, tokens_by_name, most_tokens - left, used)
-
-
-def _in_turn(blocks: Sequence[Block]) -> list[Block]:
-    """One block of each language and domain, then the next of each, and so on."""
-    slices: dict[tuple[str, str], list[Block]] = {}
-    for block in blocks:
-        slices.setdefault((block.language, block.domain), []).append(block)
-    return [block for each in zip_longest(*slices.values()) for block in each if block is not None]
+    unread = tuple(slice_name(*key) for key in slices if key not in reached)
+    return Importance(means, tokens_by_name, most_tokens - left, used, unread)

@@ -22,16 +22,17 @@ import numpy as np
 
 from breakeven.engines.inside.client import OnStep
 from breakeven.engines.synthesis.write import check_room
-from breakeven.errors import BreakevenError, NotSupportedError, UserError
+from breakeven.errors import BreakevenError, NotSupportedError, UserError, word_of
 from breakeven.hardware.reader import available_threads
 from breakeven.lab.bits.formats import FormatPlan, known, listed, planned, refuse_excess, refuse_starved
 from breakeven.lab.bits.ggml import Bytes, Floats, Ggml, WeightType
 from breakeven.lab.bits.importance import FEWEST_TOKENS, MOST_TOKENS, Importance, apart, measure
 from breakeven.lab.corpus import Block, Document, blocks_of, check_enough
-from breakeven.lab.proof import prove
+from breakeven.lab.proof import prove, sweep
 from breakeven.lab.surgery.container import DenseFile, OutTensor, SourceTensor, open_gguf, rewrite
 from breakeven.model.readers.gguf_file import FILE_TYPES
 from breakeven.results.lab import Proof
+from breakeven.results.store import UnreadError, read
 
 PIECE_WEIGHTS = 1 << 18
 _QUANTIZED_VERSION = 2  # GGML_QNT_VERSION
@@ -83,7 +84,9 @@ def quantize(
         if documents:
             blocks, judged = apart(documents)
             _check_judged(judged)
+        _places(out, file, plans)
         with _Directory(out) as directory:
+            sweep(out)
             check_room(
                 out / plans[0].file_name(file),
                 sum(plan.n_bytes for plan in plans),
@@ -97,18 +100,16 @@ def quantize(
             for plan in plans:
                 refuse_starved(plan, importance, allowed)
                 refuse_excess(plan, file, ggml.types, allowed)
-            places = [out / plan.file_name(file) for plan in plans]
-            if same := next((place for place in places if place.exists() and place.samefile(source)), None):
-                raise UserError(f"{same} is the source itself; choose another directory with --out")
+            places = _places(out, file, plans)
             proofs = []
             for plan, place in zip(plans, places, strict=True):
                 written = place.with_name(f".{place.stem}.{os.getpid()}.made.gguf")
-                command = ["breakeven", "quantize", str(source), "--to", plan.asked.name, *words, "--out", str(out)]
+                target = ["--to", plan.asked.name, *words, "--out", word_of(out)]
                 try:
                     _write(file, written, plan, ggml, importance, options.threads, on_step)
                     proof = prove(
                         "quantize",
-                        shlex.join(command),
+                        shlex.join(["breakeven", "quantize", word_of(source), *target]),
                         source,
                         written,
                         place,
@@ -127,6 +128,33 @@ def quantize(
                 directory.kept = True
                 proofs.append(proof)
     return proofs
+
+
+def _places(out: Path, file: DenseFile, plans: Sequence[FormatPlan]) -> list[Path]:
+    """Where each file goes: a name of our making, so nothing there is replaced but what we made.
+
+    Raises UserError for a place that is the source, and for one that holds a file which no proof says we made.
+    """
+    places = [out / plan.file_name(file) for plan in plans]
+    for place in places:
+        if place.exists() and place.samefile(file.header.path):
+            raise UserError(f"{place} is the source itself; choose another directory with --out")
+        beside = place.with_name(f"{place.stem}.proof.json")
+        if not _is_ours(place, beside):
+            there = place if os.path.lexists(place) else beside
+            raise UserError(f"{there} exists, and no proof says it was made here; move it, or choose another --out")
+    return places
+
+
+def _is_ours(place: Path, beside: Path) -> bool:
+    """Whether nothing is there, or a file and our proof of it."""
+    if not os.path.lexists(place) and not os.path.lexists(beside):
+        return True
+    try:
+        proof = read(beside, Proof)
+        return not os.path.lexists(place) or (place.is_file() and place.stat().st_size == proof.artefact.bytes)
+    except (UnreadError, OSError):
+        return False
 
 
 def _check_judged(judged: Sequence[Document]) -> None:
@@ -157,7 +185,8 @@ class _Directory:
 
 def _opened(source: Path) -> DenseFile:
     if source.is_dir():
-        raise UserError(f"{source} is a directory; make a GGUF of it first: breakeven export {source} --to gguf")
+        quoted = shlex.quote(word_of(source))
+        raise UserError(f"{source} is a directory; make a GGUF of it first: breakeven export {quoted} --to gguf")
     file = open_gguf(source)
     count = file.header.metadata.get("split.count", 1)
     if isinstance(count, int) and count > 1:
@@ -182,6 +211,7 @@ def _caveats(file: DenseFile, plan: FormatPlan, importance: Importance | None) -
         said.append(
             f"importance was measured on {importance.text_tokens:,} tokens, and the loss on other blocks of the text"
         )
+        said += importance.caveats()
         starved = [
             f"{name.removesuffix('.weight')}: {listed(importance.starved(name))}"
             for name, kind in plan.kinds.items()

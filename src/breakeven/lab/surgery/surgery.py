@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from breakeven.engines.inside.client import OnStep
-from breakeven.errors import UserError
+from breakeven.errors import UserError, word_of
 from breakeven.lab.bits.importance import apart, measure
 from breakeven.lab.corpus import Document, blocks_of, check_enough, read_documents, sample
 from breakeven.lab.facts import facts_of
-from breakeven.lab.proof import prove
+from breakeven.lab.proof import prove, sweep
 from breakeven.lab.surgery.experts import Squares, Surgery
 from breakeven.lab.usage.watch import loads_of
 from breakeven.results.lab import ExpertLayer, Experts, ExpertScores, LabCheck
@@ -38,7 +38,8 @@ def important(
         check_enough(blocks_of(judged))
         on = f"{text}, and the loss on other blocks of it"
     seen = measure(source, blocks, on_step=on_step)
-    return seen.mean_squares, judged, [f"importance was measured on {seen.text_tokens:,} tokens of {on}"]
+    said = [f"importance was measured on {seen.text_tokens:,} tokens of {on}", *seen.caveats()]
+    return seen.mean_squares, judged, said
 
 
 def proven(
@@ -67,6 +68,7 @@ def proven(
     documents = read_documents(text, encoding) if isinstance(text, Path) else text
     if documents is not None:  # refused before minutes are spent, not after
         check_enough(blocks_of(documents))
+    sweep(out.parent)
     made = out.with_name(f".{out.stem}.{os.getpid()}.made.gguf")
     try:
         on_step("writing experts", 0.0)
@@ -86,7 +88,7 @@ def proven(
             after = loads_of(made, documents, on_step=on_step)
         proof = prove(
             f"experts {verb}",
-            shlex.join(["breakeven", "experts", verb, str(source), *words, "--out", str(out)]),
+            shlex.join(["breakeven", "experts", verb, word_of(source), *words, "--out", word_of(out)]),
             source,
             made,
             out,

@@ -152,7 +152,7 @@ def layers_of(seen: WatchedExperts, without: Mapping[int, Sequence[WithoutExpert
                 score=_or_none(score[row]) if weighed else None,
                 score_error=_or_none(error[row]) if weighed else None,
                 score_by_language=_by(seen, [_or_none(each[row]) for each in score_GLE]) if weighed else {},
-                contribution_by_language=_by(seen, [each[row].tolist() for each in given_GLE]) if weighed else {},
+                contribution_by_language=_by(seen, [_or_none(each[row]) for each in given_GLE]) if weighed else {},
                 without=list(without.get(layer, ())),
             )
         )

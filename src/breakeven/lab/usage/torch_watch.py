@@ -149,6 +149,7 @@ class TorchWatcher:
             n_vocab=int(config.vocab_size),
             n_experts=max(counts, default=0),
             n_experts_per_token=int(getattr(config, "num_experts_per_tok", None) or 0),
+            n_positions=int(getattr(config, "max_position_embeddings", None) or 0),
         )
 
     def answer(self, request: WatchRequest) -> Tokens | ExpertsWatched | Nats:
@@ -171,7 +172,7 @@ class TorchWatcher:
         for group, tokens in zip(request.groups, request.sequences, strict=True):
             hook.begin_sequence()
             hook.on = True
-            self.logits(tokens)
+            self.logits(tokens, last=1)
             hook.on = False
             layers = sorted(hook.ids)
             if not layers:
@@ -204,7 +205,7 @@ class TorchWatcher:
                 self._use(name)
                 self.hook.on = name == _NAME
                 began = time.perf_counter()
-                self._nats(tokens)
+                self.logits(tokens, last=1)
                 seconds[name].append(time.perf_counter() - began)
         self.hook.on = False
         return min(seconds[_NAME]) / min(seconds[_WITHIN]) - 1
@@ -254,10 +255,11 @@ class TorchWatcher:
         """Nats of a sequence from its second token on."""
         return nats_of(self.logits(tokens)[:-1], tokens[1:]) if len(tokens) > 1 else 0.0
 
-    def logits(self, tokens: Sequence[int]) -> Floats:
-        """Logits (T, V) after each token. Raises EngineError for ones that are no numbers."""
+    def logits(self, tokens: Sequence[int], last: int = 0) -> Floats:
+        """Logits (T, V) after each token, or after the `last` ones. Raises EngineError for ones that are no numbers."""
         with torch.inference_mode():
-            logits_TV: Floats = self.model(torch.tensor([list(tokens)]), use_cache=False).logits[0].float().numpy()
+            said = self.model(torch.tensor([list(tokens)]), use_cache=False, logits_to_keep=last)
+            logits_TV: Floats = said.logits[0].float().numpy()
         if not np.isfinite(logits_TV).all():
             raise EngineError(f"{self._path.name} predicts what is no number; its weights are damaged")
         return logits_TV

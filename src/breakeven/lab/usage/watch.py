@@ -10,7 +10,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,6 +110,7 @@ def _told(
                 f"{model.name} is a dense model ({loaded.architecture}, no experts); `breakeven experts split` makes "
                 "experts of one"
             )
+        blocks, cut = _fitting(watched, blocks)
         started = time.monotonic()
         seen = watched.watch([(block.language, block.text) for block in blocks], weigh=weigh)
         trials = _Trials(watched, seen, blocks, sum(seen.tokens_S) / (time.monotonic() - started), budget_s)
@@ -135,6 +136,7 @@ def _told(
         seconds=time.monotonic() - began,
         caveats=[
             *trials.caveats,
+            *cut,
             *_caveats(seen, len(findings), weigh=weigh),
             *(f"Not read, because it lies beside the folders of languages: {name}." for name in beside_languages(text)),
         ],
@@ -160,12 +162,24 @@ def loads_of(
         own = [block.text for block in blocks if block.language == language]
         texts += [(language, own[at]) for at in _spread(len(own), LEAST_PIECES)]
     with Watched(model, threads, on_step) as watched:
-        seen = watched.watch(texts, weigh=False)
+        seen = watched.watch([(language, watched.fitting(text)) for language, text in texts], weigh=False)
     layers = [
         ExpertLayer(layer=each.layer, tokens=each.tokens, dead=each.dead, by_language=each.by_language)
         for each in layers_of(seen, {})
     ]
     return Experts(layers=layers, n_experts_per_token=seen.n_experts_per_token)
+
+
+def _fitting(watched: Watched, blocks: Sequence[Block]) -> tuple[list[Block], list[str]]:
+    """The blocks, each cut to what the model's context holds, and what to say of that."""
+    fitting = [replace(block, text=watched.fitting(block.text)) for block in blocks]
+    cut = sum(new.text != old.text for new, old in zip(fitting, blocks, strict=True))
+    if not cut:
+        return fitting, []
+    return fitting, [
+        f"{cut} of {len(blocks)} blocks are longer than the model's context of {watched.loaded.n_positions} tokens; "
+        "only the beginning of each was read."
+    ]
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -185,6 +199,8 @@ class Watched(ChildProcess):
         gpu_layers: int = ALL_LAYERS,
     ) -> None:
         """Load `model`. Raises UserError for what is neither, and what `ChildProcess` raises."""
+        self.most_scored: int | None = None
+        """Tokens whose logits fit into memory at once, where a sequence's are all computed together."""
         if not model.is_dir():
             checked_gguf(model)
         elif not (model / "config.json").is_file():
@@ -196,7 +212,8 @@ class Watched(ChildProcess):
             )
         else:
             # A file is mapped and may be larger than memory; a directory's weights are all read, in 32 bits.
-            batch_that_fits([facts_of(model)], BLOCK_BYTES, BLOCK_BYTES, small=False)
+            # Watching needs no logits; switching experts off reads those of a piece at once.
+            self.most_scored = batch_that_fits([facts_of(model)], BLOCK_BYTES, PIECE_BYTES[1], small=False)
         self._model = model
         self._tokenizer: Tokenizer | None = None
         super().__init__(_TRANSFORMERS if model.is_dir() else _LLAMA_CPP, model.name, WatchReply, on_step=on_step)
@@ -225,6 +242,13 @@ class Watched(ChildProcess):
         if not ids:
             raise UserError(f"{self._model}: its tokenizer.json makes no tokens of the text; give the whole directory")
         return list(ids)
+
+    def fitting(self, text: str, most: int | None = None) -> str:
+        """As much of a text's beginning as the model's context holds, in `most` tokens."""
+        limits = [each for each in (self.loaded.n_positions, most) if each]
+        while limits and len(text) > 1 and (count := len(self.tokenize(text))) > min(limits):
+            text = text[: max(1, min(len(text) - 1, len(text) * min(limits) // count))]
+        return text
 
     def watch(self, texts: Sequence[tuple[str, str]], *, weigh: bool) -> WatchedExperts:
         """Run texts, each with its language, each its own sequence, and count what the experts do."""
@@ -334,6 +358,7 @@ class _Trials:
             own = [block for block in self._blocks if block.language == language]
             for at in _spread(len(own), max(LEAST_PIECES, int(affordable / size))):
                 text = own[at].text.encode()[:size].decode(errors="ignore")
+                text = self._watched.fitting(text, self._watched.most_scored)
                 pieces.append(_Piece(language, len(text.encode()), tuple(self._watched.tokenize(text))))
         return pieces
 
