@@ -248,6 +248,50 @@ def test_the_coldest_expert_of_a_split_by_importance_is_missed_least(tmp_path: P
     assert 0 < lost["sorted"] < 0.1 * lost["plain"]
 
 
+def test_a_split_is_pruned_again_and_again_to_any_number_that_runs(tmp_path: Path) -> None:
+    dense = synthesise(config("llama", num_hidden_layers=2), "F16", tmp_path / "dense.gguf")
+    split(dense, tmp_path / "8.gguf", 8)
+    prune(tmp_path / "8.gguf", tmp_path / "7.gguf", 7, None, used=4)
+    done = prune(tmp_path / "7.gguf", tmp_path / "5.gguf", 5, None, used=3)
+    assert "down is multiplied by 3/4" in done.caveats[0]
+    # Each of the three that run weighs 1/3, so each holds three times its columns of the dense matrix.
+    down = {tensor.name: tensor.data for tensor in GGUFReader(dense).tensors}["blk.1.ffn_down.weight"]
+    downs = {tensor.name: tensor.data for tensor in GGUFReader(done.out).tensors}["blk.1.ffn_down_exps.weight"]
+    width = down.shape[1] // 8
+    for expert in range(5):
+        mine = down[:, expert * width : (expert + 1) * width].astype(np.float32)
+        np.testing.assert_allclose(downs[expert].astype(np.float32), 3 * mine, rtol=2e-3, atol=1e-6)
+    # Equal experts are chosen by their places, so other places are another function.
+    ordered = order(done.out, tmp_path / "o.gguf", scores_of(done.out, tmp_path / "s.json", [1, 2, 3, 4, 5]))
+    assert not ordered.same_function
+    for act in (
+        lambda: add(done.out, tmp_path / "x.gguf", {1: 1}),
+        lambda: merge(done.out, tmp_path / "x.gguf", [(1, 2)]),
+    ):
+        with pytest.raises(NotSupportedError, match="parts of one feed-forward"):
+            act()
+
+
+def test_a_split_by_importance_that_cannot_be_is_refused_before_it_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = synthesise(config("llama", num_hidden_layers=2), "Q8_0", tmp_path / "dense.gguf")
+
+    def measuring(*_: object) -> None:
+        raise AssertionError("it measured first")
+
+    monkeypatch.setattr("breakeven.lab.surgery.surgery.important", measuring)
+    for options, out, said in (
+        ({"experts": 7}, "x.gguf", "cannot be cut into 7 experts"),
+        ({"experts": 8, "used": 9}, "x.gguf", "from 1 to 8"),
+        ({"experts": 8, "down": "Q9"}, "x.gguf", "no such format"),
+        ({"experts": 8}, "x", r"ends in \.gguf"),
+        ({"experts": 8}, "dense.gguf", "is the model itself"),
+    ):
+        with pytest.raises(UserError, match=said):
+            breakeven.experts.split(dense, tmp_path / out, by="importance", **options)
+
+
 @pytest.mark.parametrize(("format_name", "experts", "most"), [("Q4_1", 8, 0.1), ("Q8_0", 4, 0.01), ("Q4_K_S", 2, 0.1)])
 def test_a_split_by_importance_of_quantized_weights_says_what_it_moved(
     format_name: str, experts: int, most: float, tmp_path: Path
@@ -327,6 +371,12 @@ def test_scores_of_another_model_are_refused(moe: Path, tmp_path: Path) -> None:
         order(moe, out, scores_of(moe, scores, layers=moved))
     with pytest.raises(UserError, match="says nothing of layer 1"):
         prune(moe, out, 4, scores_of(moe, scores, layers=layers[:1]))
+    short = [msgspec.structs.replace(layers[0], tokens=[1, 2]), *layers[1:]]
+    shorter = [layers[0], msgspec.structs.replace(layers[1], score=[1.0] * 7)]
+    for wrong, layer, count in ((short, 0, 2), (shorter, 1, 7)):
+        for act in (lambda path: prune(moe, out, 4, path), lambda path: order(moe, out, path)):
+            with pytest.raises(UserError, match=f"layer {layer} tells of {count} experts, the model has 8"):
+                act(scores_of(moe, scores, layers=wrong))
     loads = [msgspec.structs.replace(layer, score=None) for layer in layers]
     with pytest.raises(UserError, match="--by load"):
         prune(moe, out, 4, scores_of(moe, scores, layers=loads))

@@ -52,6 +52,14 @@ def test_no_file_holds_a_path_of_somebodys_machine() -> None:
     assert [(name, hit.group()) for name, text in texts() for hit in MACHINE_PATHS.finditer(text)] == []
 
 
+def test_nobody_is_told_to_install_this_package_from_an_index() -> None:
+    """No index has it: an extra is installed from the checkout, by what its page says."""
+    told = re.compile(r"pip install (?:-\S+ )*['\"]?breakeven")
+    assert [name for name, text in texts() if told.search(text)] == []
+    for page in ("README.md", "docs/lab.md"):
+        assert "pip install --no-deps --require-hashes -r constraints-lab.txt" in (ROOT / page).read_text()
+
+
 UNPINNED_EXTRAS = {"vllm", "lab"}
 """Which build of vLLM is right depends on the accelerator."""
 

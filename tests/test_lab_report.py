@@ -14,11 +14,12 @@ from rich.console import Console
 from test_report_browser import CHROMIUM, OVERLAPS, RIGHTS, SHOWN, Page, visit
 
 import breakeven
+from breakeven.cli.main import dispatch
 from breakeven.errors import UserError
 from breakeven.pages import lab_words
 from breakeven.pages.lab import show_evaluation, show_experts, show_proof
-from breakeven.pages.lab_html import LabResult, render_lab, write_page
-from breakeven.results.lab import Evaluation, Proof
+from breakeven.pages.lab_html import LabResult, render_lab, siblings, write_page
+from breakeven.results.lab import Artefact, Evaluation, Proof
 from breakeven.results.store import read, write
 from breakeven.stats.estimate import measured
 
@@ -161,6 +162,42 @@ def test_report_writes_the_page_beside_a_proof_and_sets_its_siblings_beside_it(t
     (tmp_path / "other.json").write_text('{"schema": "breakeven.compare/1"}')
     with pytest.raises(UserError, match="this version shows"):
         breakeven.report(tmp_path / "other.json")
+
+
+def test_a_proof_on_other_text_is_no_sibling(tmp_path: Path) -> None:
+    mine, other = made.proof(), made.other_proof()
+    file = write(mine, tmp_path / "mine.proof.json")
+    write(other, tmp_path / "same.proof.json")
+    write(msgspec.structs.replace(made.checked_only(), artefact=another("aa")), tmp_path / "no-text.proof.json")
+    longer = [msgspec.structs.replace(each, bytes=each.bytes + 1) for each in other.slices]
+    for name, slices in (("bb", longer), ("cc", other.slices[:1])):
+        write(msgspec.structs.replace(other, slices=slices, artefact=another(name)), tmp_path / f"{name}.proof.json")
+    assert {each.artefact.sha256[:2] for each in siblings(mine, file)} == {"12", "aa"}
+    bare = msgspec.structs.replace(mine, slices=[])
+    assert {each.artefact.sha256[:2] for each in siblings(bare, file)} == {"aa"}  # whose texts could differ
+
+
+def another(sha: str) -> Artefact:
+    return msgspec.structs.replace(made.other_proof().artefact, sha256=sha * 32)
+
+
+WRITTEN = ["split", "copy", "prune --keep 2", "order --scores s", "add --copies 1:1", "merge --pairs 0:1"]
+
+
+@pytest.mark.parametrize(
+    "words", [*(f"experts {each} m.gguf" for each in WRITTEN), "export m --to hf", "quantize m --to Q4_0"]
+)
+@pytest.mark.parametrize("full", [True, False])
+def test_what_offers_the_rest_with_full_takes_it(words: str, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr("breakeven.pages.lab.show_proof", lambda *_, full: told.append(full))
+    done = breakeven.Surgery(Path("x.gguf"), 4, 2, 8, 1, True, 0.0, proof=made.proof())
+    for verb in WRITTEN:
+        monkeypatch.setattr(breakeven.experts, verb.split()[0], staticmethod(lambda *_, **__: done))
+    monkeypatch.setattr(breakeven, "export", lambda *_, **__: made.proof())
+    monkeypatch.setattr(breakeven, "quantize", lambda *_, **__: [made.proof()])
+    assert dispatch([*words.split(), "--out", "x.gguf", *(["--full"] if full else [])]) == 0
+    assert told == [full]
 
 
 @pytest.mark.parametrize("name", ["evaluation", "proof", "scores"])

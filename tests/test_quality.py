@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import pytest
+from families_fixtures import small_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.answer.candidates import Facts, ruled_out
 from breakeven.answer.study.load import read_study
 from breakeven.answer.study.plan import StudyPlan
+from breakeven.engines.source import parse_source
 from breakeven.errors import UserError
+from breakeven.lab.bits.formats import planned
+from breakeven.lab.bits.ggml import Ggml
+from breakeven.lab.surgery.container import open_gguf
 from breakeven.model.arithmetic import active_params, total_params
 from breakeven.model.catalogue import lookup, names
 from breakeven.model.quality import benchmarks, published, quality_of, sources
@@ -24,6 +32,7 @@ from breakeven.results.lab import Evaluated, Evaluation, Slice, TaskScore
 from breakeven.results.store import write
 from breakeven.stats.estimate import measured
 from breakeven.stats.percentiles import wilson
+from tests.test_gguf_files import write_split
 
 
 def test_own_scores_come_first_and_reach_apis() -> None:
@@ -260,12 +269,75 @@ def test_a_candidate_that_was_not_evaluated_or_is_another_file_is_named(tmp_path
         read_study(tmp_path / "study.yaml")
 
 
-def test_a_file_is_known_by_its_bytes(tmp_path: Path) -> None:
-    file = tmp_path / "q4.gguf"
-    file.write_bytes(b"GGUF one")
-    study = STUDY.replace("model: qwen3-14b", "model: q4.gguf")
-    models = [model_of("q4 of mine", SOURCE, [], path=file), model_of("b", SMALLER, [])]
-    assert told(tmp_path, models, study=study, against=None).quality.told is not None
-    file.write_bytes(b"GGUF two")
-    with pytest.raises(UserError, match=r"q4\.gguf of 'a' is not the file that was evaluated as q4 of mine"):
-        told(tmp_path, models, study=study, against=None)
+def test_a_model_is_known_by_the_bytes_of_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "split").mkdir()
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").write_text("{}")
+    pieces = [tmp_path / "hf" / f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for piece in pieces:
+        piece.write_bytes(piece.name.encode())
+    whole = tmp_path / "q4.gguf"
+    write_split(tmp_path, small_spec("qwen3moe"), 1)[0].rename(whole)
+    split = write_split(tmp_path / "split", small_spec("qwen3moe"), 2)
+    for model, files in ((whole, [whole]), (split[0], split), (tmp_path / "hf", pieces)):
+        content = b"".join(file.read_bytes() for file in files)
+        mine = msgspec.structs.replace(
+            model_of("q4 of mine", SOURCE, []),
+            path=str(model),
+            bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+        models = [mine, model_of("b", SMALLER, [])]
+        study = STUDY.replace("model: qwen3-14b", f"model: {model}")
+        assert told(tmp_path, models, study=study, against=None).quality.told is not None
+        with files[-1].open("r+b") as last:
+            last.seek(-1, 2)
+            last.write(b"!")
+        with pytest.raises(UserError, match=rf"{model.name} of 'a' is not the file that was evaluated as q4 of mine"):
+            told(tmp_path, models, study=study, against=None)
+        with monkeypatch.context() as patched:
+            patched.setattr("breakeven.answer.study.evaluation.HASHED_BYTES", len(content) - 1)  # too large to hash
+            assert told(tmp_path, models, study=study, against=None).quality.told is not None
+    split[1].unlink()
+    study = STUDY.replace("model: qwen3-14b", f"model: {split[0]}")
+    mine = msgspec.structs.replace(models[0], path=str(split[0]))
+    with pytest.raises(UserError, match=r"quality\.evaluation: 'a': .*-00002-of-00002\.gguf is missing"):
+        told(tmp_path, [mine, models[1]], study=study, against=None)
+
+
+def test_the_tutorials_study_names_what_its_commands_make(tmp_path: Path, smollm2_gguf: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs/lab.md").read_text()
+    commands = [shlex.split(line) for line in page.replace("\\\n", " ").splitlines() if line.startswith("breakeven ")]
+
+    def out_of(verb: str, option: str) -> str:
+        (line,) = [each for each in commands if each[1] == verb and option in each]
+        return line[line.index("--out") + 1]
+
+    (tmp_path / "made").mkdir()
+    shutil.copyfile(smollm2_gguf, tmp_path / "smollm2.gguf")
+    with Ggml() as ggml:
+        source = open_gguf(tmp_path / "smollm2.gguf")
+        made = [planned(source, ggml.types[name], ggml.types).file_name(source) for name in ("Q4_K", "Q2_K")]
+    loaded = out_of("compare", "--rate")
+    (compared,) = [each for each in commands if each[1] == "compare" and "--rate" in each]
+    for name in made:
+        shutil.copyfile(smollm2_gguf, tmp_path / "made" / name)
+    files = [tmp_path / each for each in compared[2:] if each.endswith(".gguf")]
+    names_there = {parse_source(str(file)).name for file in files}
+    evaluated = [model_of(file.stem, SOURCE, [], path=file) for file in files]
+    told_of = Evaluation(command="", text="text", against="smollm2", models=evaluated, seconds=1.0)
+    write(told_of, tmp_path / out_of("evaluate", "--out"))
+    (tmp_path / loaded).mkdir()
+    study = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0]
+    (tmp_path / "study.yaml").write_text(study)
+    plan = read_study(tmp_path / "study.yaml")
+    assert plan.quality.told is not None
+    for candidate in plan.candidates:
+        assert candidate.model is not None
+        assert candidate.measured == tmp_path / loaded
+        assert Path(candidate.model).stem in names_there
+        assert candidate.pricing is not None
+    assert [Path(each.model or "").name for each in plan.candidates] == ["smollm2.gguf", made[0]]
+    for said in ("README.md", "docs/lab.md", "docs/lab-json.md"):
+        text = (Path(__file__).parent.parent / said).read_text()
+        assert set(re.findall(r"smollm2-Q[\w.-]*?(?=\.gguf|\.proof)", text)) <= {Path(each).stem for each in made}

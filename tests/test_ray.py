@@ -61,7 +61,7 @@ REQUIRED = ("block", "model", "stream", "prompt_tokens", "output_tokens", "due_n
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"pip install 'breakeven\[scale\]'"):
+    with pytest.raises(UserError, match=r"the extra `scale` \(how: docs/scale\.md\)"):
         play("http://127.0.0.1:9", schedule_of([0.0]), tmp_path / "events.jsonl", ray_address="local")
 
 

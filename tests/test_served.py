@@ -46,6 +46,28 @@ def test_what_stands_behind_the_at_is_the_candidates_own() -> None:
     )
 
 
+def test_a_directory_with_weights_is_never_measured_with_made_up_ones(tmp_path: Path) -> None:
+    given = Path(write_config(tmp_path, "llama"))
+    bare = parse_source(str(given))
+    assert {start.format_of(bare, None, engine) for engine in ENGINES.values()}
+    (given / "model.onnx").touch()
+    for engine in ENGINES.values():
+        with pytest.raises(UserError, match=r"an ONNX graph \(model\.onnx\), which no engine here serves"):
+            start.format_of(bare, None, engine)
+    header = b'{"packed":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    (given / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+    for text in (str(given), f"{given}:Q8_0"):
+        source = parse_source(text)
+        for engine in ENGINES.values():
+            if engine.reads_gguf:
+                with pytest.raises(UserError, match=rf"`breakeven export {given} --to gguf --out llama\.gguf`"):
+                    start.weights_of(source, None, 0, None, engine=engine.name)
+        if source.format_name is None:
+            assert start.format_of(source, None, ENGINES["vllm"]) in ("BF16", "F16")
+    shape = parse_source(str(given / "config.json"))
+    assert start.format_of(shape, None, ENGINES["llama.cpp"])
+
+
 def test_what_it_does_not_say_is_as_the_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
     own, plain = parse_sources(["olmoe-1b-7b@cpu-moe=2", "llama-3.2-1b"])
     asked = EngineWords(engine="llama.cpp", gpu_layers="all", cpu_moe="auto", flags=("--no-mmap",))

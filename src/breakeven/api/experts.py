@@ -51,8 +51,8 @@ class ExpertVerbs:
         what they do on a part of `text`, so that the last expert is the coldest; `down` is then encoded anew, in the
         format `down` (None: its own).
         """
-        from breakeven.lab.surgery.experts import split
-        from breakeven.lab.surgery.surgery import important, proven
+        from breakeven.lab.surgery.experts import check_split, split
+        from breakeven.lab.surgery.surgery import check_out, important, proven
 
         if by not in (None, "importance"):
             raise UserError(f"--by {by}: neurons are sorted by importance, or not at all")
@@ -82,6 +82,9 @@ class ExpertVerbs:
                 budget_s=budget_s,
                 on_step=on_step,
             )
+        # What will be refused is refused before minutes are spent on measuring.
+        check_out(path, Path(out))
+        check_split(path, experts, used, down)
         squares, judged, caveats = important(path, given, encoding, on_step)
         return proven(
             "split",

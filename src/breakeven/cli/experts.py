@@ -48,6 +48,7 @@ def split(
     text: Text = None,
     encoding: Encoding = None,
     budget: Budget = None,
+    full: Full = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -69,6 +70,7 @@ def split(
             budget_s=_seconds(budget),
             on_progress=told,
         ),
+        full=full,
         quiet=quiet,
         json=json,
     )
@@ -84,6 +86,7 @@ def copy(
     text: Text = None,
     encoding: Encoding = None,
     budget: Budget = None,
+    full: Full = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -95,6 +98,7 @@ def copy(
         lambda told: breakeven.experts.copy(
             model, out, experts, used, seed, text=text, encoding=encoding, budget_s=_seconds(budget), on_progress=told
         ),
+        full=full,
         quiet=quiet,
         json=json,
     )
@@ -114,6 +118,7 @@ def prune(
     text: Text = None,
     encoding: Encoding = None,
     budget: Budget = None,
+    full: Full = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -135,6 +140,7 @@ def prune(
             budget_s=_seconds(budget),
             on_progress=told,
         ),
+        full=full,
         quiet=quiet,
         json=json,
     )
@@ -151,6 +157,7 @@ def order(
     text: Text = None,
     encoding: Encoding = None,
     budget: Budget = None,
+    full: Full = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -162,6 +169,7 @@ def order(
         lambda told: breakeven.experts.order(
             model, out, scores, by=by, text=text, encoding=encoding, budget_s=_seconds(budget), on_progress=told
         ),
+        full=full,
         quiet=quiet,
         json=json,
     )
@@ -175,6 +183,7 @@ def add(
     text: Text = None,
     encoding: Encoding = None,
     budget: Budget = None,
+    full: Full = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -188,6 +197,7 @@ def add(
         lambda told: breakeven.experts.add(
             model, out, counts, text=text, encoding=encoding, budget_s=_seconds(budget), on_progress=told
         ),
+        full=full,
         quiet=quiet,
         json=json,
     )
@@ -203,6 +213,7 @@ def merge(
     text: Text = None,
     encoding: Encoding = None,
     budget: Budget = None,
+    full: Full = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -222,6 +233,7 @@ def merge(
             budget_s=_seconds(budget),
             on_progress=told,
         ),
+        full=full,
         quiet=quiet,
         json=json,
     )
@@ -314,7 +326,7 @@ def _pairs(option: str, text: str) -> list[tuple[int, int]]:
     return found
 
 
-def _tell(run: Callable[..., breakeven.Surgery], *, quiet: bool, json: bool) -> None:
+def _tell(run: Callable[..., breakeven.Surgery], *, full: bool, quiet: bool, json: bool) -> None:
     """Run a verb, which is given where to tell its progress, and say what came of it."""
     from rich.console import Console
 
@@ -333,7 +345,7 @@ def _tell(run: Callable[..., breakeven.Surgery], *, quiet: bool, json: bool) -> 
         from breakeven.pages.lab import show_proof
         from breakeven.pages.lab_html import page_of_proof
 
-        show_proof(done.proof, Console(), page_of_proof(done.proof))
+        show_proof(done.proof, Console(), page_of_proof(done.proof), full=full)
 
 
 def _meaning(done: breakeven.Surgery) -> str:

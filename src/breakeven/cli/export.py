@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Assume, Quiet, duration, print_json
+from breakeven.cli.words import Assume, Full, Quiet, duration, print_json
 
 app = typer.Typer()
 
@@ -27,6 +27,7 @@ def export(
     encoding: Annotated[str | None, typer.Option("--encoding", help="Of texts that are not UTF-8.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for comparing quality on --text: 3m.")] = None,
     assume: Assume = False,
+    full: Full = False,
     quiet: Quiet = False,
     json: Annotated[bool, typer.Option("--json", help="Print the proof as JSON.")] = False,
 ) -> None:
@@ -56,4 +57,4 @@ def export(
         from breakeven.pages.lab import show_proof
         from breakeven.pages.lab_html import page_of_proof
 
-        show_proof(proof, Console(), page_of_proof(proof))
+        show_proof(proof, Console(), page_of_proof(proof), full=full)

@@ -16,6 +16,7 @@ from breakeven.engines.source import Source, weight_format
 from breakeven.errors import EngineError, UserError
 from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.formats.named import default_kv, kv_for
+from breakeven.model.resolve import path_of, split_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +52,38 @@ def weights_of(
 def format_of(source: Source, asked: str | None, engine: Engine) -> str:
     """The weight format a candidate gets: what `weight_format` says, where the engine can be given it unasked.
 
-    A directory with weights has the format it has.
+    A directory with weights has the format it has. Raises UserError for one that this engine cannot read: made-up
+    weights of its shape would be measured in its place.
     """
+    _refuse_unread(source, engine)
     if not engine.reads_gguf and (stored := stored_in(source)):
         return stored
     reader = LLAMA_CPP if engine.reads_gguf else engine.name  # whatever its name, llama.cpp reads the file
     found = weight_format(source, asked, reader, engine.default_format)
     unasked = source.format_name is None and asked is None
     return engine.default_format if unasked and engine.formats is not None and found not in engine.formats else found
+
+
+def _refuse_unread(source: Source, engine: Engine) -> None:
+    """Raise UserError for a directory whose own weights `engine` would not run."""
+    given = Path(split_format(source.text)[0])
+    if not source.synthetic or not path_of(str(given)).is_dir():
+        return
+    if stored_in(source) is not None:
+        if engine.reads_gguf:
+            raise UserError(
+                f"{source.text} holds weights, which {engine.name} takes as GGUF: `breakeven export {given} --to gguf "
+                f"--out {given.name or 'model'}.gguf`; or name an engine that takes directories (--engine mlx, vllm, "
+                f"sglang), or give {given / 'config.json'} for made-up weights of its shape"
+            )
+        return
+    graph = next((each.name for kind in ("*.onnx", "*.tflite") for each in path_of(str(given)).glob(kind)), None)
+    if graph is not None:
+        kind = "an ONNX" if graph.endswith(".onnx") else "a LiteRT"
+        raise UserError(
+            f"{source.text} holds {kind} graph ({graph}), which no engine here serves; give the model that it was made "
+            "of (its proof.json says how fast both ran)"
+        )
 
 
 def kv_type(sources: Sequence[Source], engine: str, asked: str | None) -> str:

@@ -136,7 +136,7 @@ def _need_torch(to: str) -> None:
     if missing:
         raise NotSupportedError(
             f"export --to {to} compares what it writes in transformers, and {' and '.join(missing)} "
-            f"{'are' if len(missing) > 1 else 'is'} not installed: `pip install 'breakeven[lab]'` (1.5 GB)"
+            f"{'are' if len(missing) > 1 else 'is'} not installed: install the extra `lab` (1.5 GB; how: docs/lab.md)"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,9 @@ from breakeven.hardware.reader import read_memory_room
 from breakeven.model.architecture import StoredTensor
 from breakeven.model.readers.gguf_file import label, parts, refuse_others, rows
 from breakeven.model.readers.hf import CONFIG, read_json, safetensors_rows
+from breakeven.model.readers.weights import digest_of, weight_files
 
 GRAPH = "model.onnx"
-_CHUNK_BYTES = 1 << 22
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.onnx*", "*.tflite")
-"""Of a directory; the first pattern that finds any counts."""
 _DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _EXPERTS_USED = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
@@ -51,18 +48,6 @@ def facts_of(path: Path) -> FileFacts:
     return _directory_facts(path) if path.is_dir() else _gguf_facts(path)
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The file, all parts of a split one, or a directory's weight files in order of their names."""
-    if not path.is_dir():
-        return [header.path for header in parts(path)]
-    found = next((files for pattern in _WEIGHTS if (files := sorted(path.glob(pattern)))), [])
-    if not found:
-        raise UserError(
-            f"{path}: holds no weights (*.safetensors); give a .gguf file or a whole Hugging Face directory"
-        )
-    return found
-
-
 def is_onnx(path: Path) -> bool:
     """Whether a directory holds a graph for ONNX Runtime, as `export --to onnx` writes it, in single precision."""
     return (path / GRAPH).is_file()
@@ -70,15 +55,7 @@ def is_onnx(path: Path) -> bool:
 
 def sha256_of(path: Path) -> str:
     """Of the file; of several that are one model, of all their bytes in order. Raises UserError."""
-    digest = hashlib.sha256()
-    for each in weight_files(path):
-        try:
-            with each.open("rb") as file:
-                while data := file.read(_CHUNK_BYTES):
-                    digest.update(data)
-        except OSError as error:
-            raise UserError(f"{each}: cannot be read ({error.strerror})") from error
-    return digest.hexdigest()
+    return digest_of(weight_files(path))
 
 
 def _gguf_facts(path: Path) -> FileFacts:

@@ -123,7 +123,7 @@ def _directory_scorer(asked: ToLoad, threads: int) -> Scorer:
     except ModuleNotFoundError as error:
         raise NotSupportedError(
             f"{Path(asked.path).name} is a Hugging Face directory, and {error.name} is not installed: "
-            "`pip install 'breakeven[lab]'`, or give a .gguf file"
+            "install the extra `lab` (how: docs/lab.md), or give a .gguf file"
         ) from None
     return scorer
 

@@ -59,14 +59,24 @@ def page_of_proof(proof: Proof) -> Path:
 
 
 def siblings(proof: Proof, beside: Path) -> list[Proof]:
-    """Proofs of the same source that lie in the same directory, without this one; what cannot be read is none."""
+    """Proofs of the same source that lie in the same directory, without this one; what cannot be read is none.
+
+    One that was measured on other text is left out: losses on different texts do not compare. One without text stays.
+    """
     found = []
+    mine = _texts(proof)
     for path in sorted(beside.parent.glob("*proof.json")):
         with contextlib.suppress(UserError):
             other = read(path, Proof)
-            if other.source.sha256 == proof.source.sha256 and other.artefact.sha256 != proof.artefact.sha256:
+            same_source = other.source.sha256 == proof.source.sha256
+            if same_source and other.artefact.sha256 != proof.artefact.sha256 and _texts(other) in (mine, set()):
                 found.append(other)
     return found
+
+
+def _texts(proof: Proof) -> set[tuple[str, str, int]]:
+    """What a proof's losses were measured on, as far as it says: languages, domains and bytes."""
+    return {(each.language, each.domain, each.bytes) for each in proof.slices}
 
 
 def render_lab(result: LabResult, others: Sequence[Proof] = (), compared: Comparison | None = None) -> str:

@@ -6,7 +6,6 @@ language. Where no tasks are common the text ranks them. What was measured of a 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ import msgspec
 from breakeven.answer.study.plan import CandidatePlan, QualityPlan
 from breakeven.errors import UserError
 from breakeven.model.quality import QualityScore
-from breakeven.model.resolve import split_format
+from breakeven.model.readers.weights import digest_of, holds_weights, weight_files
+from breakeven.model.resolve import split_format, weight_file
 from breakeven.results.lab import Evaluated, Evaluation, Slice, TaskScore
 from breakeven.results.store import RESULT, UnreadError, read
 from breakeven.stats.estimate import Estimate
@@ -106,14 +106,23 @@ def _model_of(place: str, candidate: CandidatePlan, evaluation: Evaluation) -> E
 
 
 def _check_same(place: str, candidate: CandidatePlan, file: Path, mine: Evaluated) -> None:
-    """Raises UserError where the file of a candidate is not the one that was evaluated."""
-    if not file.is_file() or mine.sha256 is None or file.suffix != ".gguf":
+    """Raises UserError where the weights of a candidate are not those that were evaluated.
+
+    They are a file, all parts of a split one, or all weight files of a directory; a mere description has none.
+    """
+    if mine.sha256 is None:
         return
-    size = file.stat().st_size
-    same = mine.bytes is None or mine.bytes == size
-    if same and size <= HASHED_BYTES:
-        with file.open("rb") as content:
-            same = hashlib.file_digest(content, "sha256").hexdigest() == mine.sha256
+    try:
+        whole = weight_file(str(file))
+        if whole is None and (not file.is_dir() or not holds_weights(file)):
+            return
+        files = weight_files(file if whole is None else whole)
+        size = sum(each.stat().st_size for each in files)
+        same = mine.bytes is None or mine.bytes == size
+        if same and size <= HASHED_BYTES:
+            same = digest_of(files) == mine.sha256
+    except (UserError, OSError) as error:
+        raise UserError(f"{place}: {candidate.name!r}: {error}") from error
     if not same:
         raise UserError(
             f"{place}: {file.name} of {candidate.name!r} is not the file that was evaluated as {mine.name}: its bytes "

@@ -200,9 +200,7 @@ def _price_lines(text: str) -> list[str]:
     """The price as lines of a candidate: `1.40/h` is rented, `2800` bought, `unknown` left to be filled in."""
     word = text.strip().lower().lstrip("$")
     if word == "unknown":
-        return [
-            "    # price: {rented: {usd_per_hour: 1.40}}   # without a price it is judged on speed and memory alone"
-        ]
+        return ["    # price: {rented: {usd_per_hour: 1.40}}   # else its chip's known price; without one it is out"]
     number, slash, unit = word.partition("/")
     try:
         usd = float(number)

@@ -296,7 +296,7 @@ def _client(plan: Redis) -> Any:
     except ImportError:
         raise UserError(
             "limits are this machine's own: sharing them between machines needs the redis package; "
-            "pip install 'breakeven[scale]'"
+            "install the extra `scale` (how: docs/scale.md)"
         ) from None
     address = os.environ.get(plan.url_env, "")
     if not address:

@@ -52,7 +52,9 @@ class Telemetry:
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
         except ImportError as error:
-            raise UserError("otel: true needs OpenTelemetry; pip install 'breakeven[otel]'") from error
+            raise UserError(
+                "otel: true needs OpenTelemetry; install the extra `otel` (how: docs/metrics-gateway.md)"
+            ) from error
         resource = Resource.create({"service.name": "breakeven", "service.version": __version__})
         self._named = {policy.model for policy in plan.policies} | {backend.name for backend in plan.backends}
         self._served = {each.name: each.served_model or each.name for each in plan.backends}

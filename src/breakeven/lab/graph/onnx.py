@@ -75,7 +75,8 @@ def export(
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise NotSupportedError(
-            f"export --to onnx needs {', '.join(missing)}, not installed here: `pip install 'breakeven[lab]'` (1.5 GB)"
+            f"export --to onnx needs {', '.join(missing)}, not installed here: install the extra `lab` (1.5 GB; how: "
+            "docs/lab.md)"
         )
     carried, made = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("carried", "made"))
     try:

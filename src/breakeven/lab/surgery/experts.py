@@ -77,15 +77,7 @@ def split(
     dense llama or a format that cannot be multiplied, UserError when the width cannot be cut so, naming the expert
     counts that can.
     """
-    reader, width = _dense_llama(source)
-    k = _checked_used(experts, experts if used is None else used)
-    downs = [tensor for tensor in reader.tensors if _part(tensor) == "down"]
-    kinds = {tensor.name: tensor.kind for tensor in downs}
-    if down is not None and squares is not None:
-        kinds = dict.fromkeys(kinds, _kind_named(down))
-    for name, kind in kinds.items():
-        check_scalable(kind, name)
-    _check_divisible(width, experts, max(GGML_QUANT_SIZES[kind][0] for kind in kinds.values()))
+    reader, width, k, kinds = check_split(source, experts, used, None if squares is None else down)
     errors = [0.0]
     router_seed = None if k == experts else seed
     with contextlib.ExitStack() as stack:
@@ -119,6 +111,21 @@ def split(
         requantized=requantized,
         caveats=caveats,
     )
+
+
+def check_split(
+    source: Path, experts: int, used: int | None, down: str | None
+) -> tuple[DenseFile, int, int, dict[str, GGMLQuantizationType]]:
+    """The source, its width, the experts a token, and what every `down` will be; raises what `split` does, at once."""
+    reader, width = _dense_llama(source)
+    k = _checked_used(experts, experts if used is None else used)
+    kinds = {tensor.name: tensor.kind for tensor in reader.tensors if _part(tensor) == "down"}
+    if down is not None:
+        kinds = dict.fromkeys(kinds, _kind_named(down))
+    for name, kind in kinds.items():
+        check_scalable(kind, name)
+    _check_divisible(width, experts, max(GGML_QUANT_SIZES[kind][0] for kind in kinds.values()))
+    return reader, width, k, kinds
 
 
 def copy(source: Path, out: Path, experts: int, used: int | None = None, *, seed: int = 0) -> Surgery:

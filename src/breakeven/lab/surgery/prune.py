@@ -129,13 +129,16 @@ def order(source: Path, out: Path, scores: Path, *, by: By = "score") -> Surgery
     n_bytes = rearrange(stacks, out, places)
     _check_bytes(stacks, out, places, set())
     caveats = [f"layers {unknown} are not in the scores and keep their order"] if unknown else []
+    same = stacks.used == stacks.n_experts or not stacks.unweighted()
+    if not same:
+        caveats.append(f"the router says nothing, so their places decide which {stacks.used} experts run")
     return Surgery(
         out,
         stacks.n_experts,
         stacks.used,
         stacks.facts.expert_width,
         n_bytes,
-        True,
+        same,
         0.0,
         kept=_listed(stacks, places),
         caveats=tuple(caveats),
@@ -266,8 +269,15 @@ def read_scores(path: Path, stacks: Stacks) -> ExpertScores:
     """The scores in a file, if they are of this very model. Raises UserError that says what differs."""
     said = read(path, ExpertScores)
     again = "run `breakeven experts score` on this file"
-    if said.n_experts != stacks.n_experts or any(len(layer.tokens) != stacks.n_experts for layer in said.layers):
+    if said.n_experts != stacks.n_experts:
         raise UserError(f"{path} is of a model of {said.n_experts} experts, this one has {stacks.n_experts}; {again}")
+    for layer in said.layers:
+        lists = [layer.tokens, layer.score, layer.score_error, *layer.by_language.values()]
+        wrong = [len(each) for each in lists if each is not None and len(each) != stacks.n_experts]
+        if wrong:
+            raise UserError(
+                f"{path}: layer {layer.layer} tells of {wrong[0]} experts, the model has {stacks.n_experts}; {again}"
+            )
     strange = [layer.layer for layer in said.layers if layer.layer not in stacks.blocks]
     if strange or not said.layers:
         raise UserError(
@@ -333,7 +343,8 @@ def _check_alternatives(stacks: Stacks, what: str) -> None:
     """Raise NotSupportedError for experts in groups, and for those of a split, which are parts and no alternatives."""
     if stacks.unweighted():
         raise NotSupportedError(
-            f"{stacks.path.name}: all its experts run, as parts of one feed-forward, which cannot be {what}"
+            f"{stacks.path.name}: its router says nothing, so its experts are parts of one feed-forward, which cannot "
+            f"be {what}"
         )
     if stacks.facts.n_groups > 1:
         raise NotSupportedError(

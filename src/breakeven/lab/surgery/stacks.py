@@ -70,10 +70,10 @@ class Stacks:
         return found if block is None else [tensor for tensor in found if stack_of(tensor) == block]
 
     def unweighted(self) -> bool:
-        """Whether the router says nothing, so that every one of the experts weighs the same, as after a split."""
+        """Whether the router says nothing, as after a split: each of the k experts that run weighs 1/k, whatever k."""
         routers = [tensor for tensor in self.stacked() if "ffn_gate_inp." in tensor.name]
         plain = self.source.header.architecture == "llama" and not self.facts.selection_bias
-        return plain and self.used == self.n_experts and not any(tensor.data.any() for tensor in routers)
+        return plain and not any(tensor.data.any() for tensor in routers)
 
 
 def stack_of(tensor: SourceTensor) -> int | None:

@@ -61,10 +61,7 @@ def proven(
     `words`: the options of the command that does the same. `scores`: what the experts were chosen by. Raises UserError
     for a place that is the source's own, BreakevenError naming what did not hold.
     """
-    if out.suffix.lower() != ".gguf":
-        raise UserError(f"--out {out}: give a name that ends in .gguf, as engines expect")
-    if out.exists() and source.exists() and out.samefile(source):
-        raise UserError(f"--out {out} is the model itself; choose another name")
+    check_out(source, out)
     documents = read_documents(text, encoding) if isinstance(text, Path) else text
     if documents is not None:  # refused before minutes are spent, not after
         check_enough(blocks_of(documents))
@@ -106,6 +103,14 @@ def proven(
         with contextlib.suppress(OSError):
             made.unlink(missing_ok=True)
     return replace(done, out=out, proof=proof)
+
+
+def check_out(source: Path, out: Path) -> None:
+    """Raise UserError for a place that no engine reads from, or the source's own."""
+    if out.suffix.lower() != ".gguf":
+        raise UserError(f"--out {out}: give a name that ends in .gguf, as engines expect")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserError(f"--out {out} is the model itself; choose another name")
 
 
 def _experts(done: Surgery, scores: Path | None) -> Experts | None:

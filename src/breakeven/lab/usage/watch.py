@@ -208,7 +208,7 @@ class Watched(ChildProcess):
         elif missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
             raise NotSupportedError(
                 f"{model.name} is a Hugging Face directory, and {missing[0]} is not installed: "
-                "`pip install 'breakeven[lab]'`, or give a .gguf file"
+                "install the extra `lab` (how: docs/lab.md), or give a .gguf file"
             )
         else:
             # A file is mapped and may be larger than memory; a directory's weights are all read, in 32 bits.

@@ -243,7 +243,9 @@ def _connect(address: str, workers: int) -> tuple[Any, bool]:
     try:
         import ray
     except ImportError as error:
-        raise UserError("--ray needs Ray, which is not installed; run pip install 'breakeven[scale]'") from error
+        raise UserError(
+            "--ray needs Ray, which is not installed; install the extra `scale` (how: docs/scale.md)"
+        ) from error
     if ray.is_initialized():
         return ray, False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
