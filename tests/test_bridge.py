@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import struct
 import tracemalloc
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.bridge import tokenizers
 from breakeven.lab.bridge.bridge import plan, rotated_order, to_directory, to_gguf
 from breakeven.lab.bridge.configs import complete, whole
-from breakeven.lab.bridge.families import BRIDGES, of_config
+from breakeven.lab.bridge.families import BRIDGES, MISTRAL, of_config
 from breakeven.lab.bridge.rotary import rotary_of_config, rotary_of_gguf
 from breakeven.lab.bridge.weights import (
     BF16,
@@ -29,7 +31,8 @@ from breakeven.lab.bridge.weights import (
     gguf_rows,
     write_checkpoint,
 )
-from breakeven.lab.surgery.container import open_gguf
+from breakeven.lab.export import export
+from breakeven.lab.surgery.container import Bytes, OutTensor, open_gguf, rewrite
 from tests.bridge_fixtures import CONFIGS, write_byte_tokenizer
 from tests.small_models import small
 
@@ -149,6 +152,8 @@ def test_only_a_few_megabytes_are_held(tmp_path: Path) -> None:
     assert peak < 50e6
 
 
+LINEAR_4 = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+LINEAR_5E5 = {**LINEAR_4, "rope_theta": 5e5}
 REFUSED = [
     ("llama", {"hidden_act": "gelu"}, "silu"),
     ("llama", {"sliding_window": 128}, "windows"),
@@ -157,6 +162,9 @@ REFUSED = [
     ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
     ("llama", {"quantization_config": {"bits": 4}}, "packed"),
     ("llama", {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "make them equal"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": LINEAR_4}, "different things"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": LINEAR_5E5}, "different things"),
+    ("mixtral", {"num_experts": 8}, "num_local_experts is 4 and num_experts 8"),
     ("qwen3", {"attention_bias": True}, "attention_bias"),
     ("qwen3", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
     ("qwen3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16}}, "beta_fast"),
@@ -244,3 +252,108 @@ def test_every_entry_has_a_toy_and_its_sizes() -> None:
     for bridge in BRIDGES:
         config = complete({"model_type": bridge.model_type, **CONFIGS[bridge.model_type]}, bridge)
         assert all(whole(config, key) >= 0 for key in bridge.sizes)
+
+
+SMALL = {key: value for key, value in CONFIGS["qwen3"].items() if "key_value" not in key and "position" not in key}
+WINDOWS: list[tuple[str, dict[str, Any], bool]] = [
+    ("mistral", {}, True),
+    ("mistral", {"use_sliding_window": False}, True),  # its class has no such switch
+    ("mistral", {"sliding_window": None}, False),
+    ("mistral", {"max_position_embeddings": 4096}, False),
+    ("qwen3", {"use_sliding_window": True}, True),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": None}, False),
+    ("qwen3", {"sliding_window": 128}, False),
+    ("mixtral", {}, False),
+]
+
+
+@pytest.mark.parametrize(("model_type", "change", "refused"), WINDOWS)
+def test_a_window_that_its_class_fills_in_is_seen(model_type: str, change: dict[str, Any], refused: bool) -> None:
+    config = {"model_type": model_type, **SMALL, **change}
+    if refused:
+        with pytest.raises(NotSupportedError, match="sliding_window 4096 is less than the context"):
+            complete(config, of_config(config))
+    else:
+        assert complete(config, of_config(config))["num_key_value_heads"] == {"qwen3": 32}.get(model_type, 8)
+        alone = {**config, "num_key_value_heads": None}
+        assert complete(alone, of_config(alone))["num_key_value_heads"] == 4, "null: as many as of queries"
+
+
+def test_a_context_that_is_left_out_is_that_of_its_class(tmp_path: Path) -> None:
+    source = directory_of("mixtral", tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (source / "config.json").write_text(json.dumps(config))
+    to_gguf(source, tmp_path / "there.gguf")
+    assert open_gguf(tmp_path / "there.gguf").header.metadata["llama.context_length"] == 131072
+    for bridge in (*BRIDGES, MISTRAL):
+        config = {"model_type": bridge.model_type, **CONFIGS.get(bridge.model_type, SMALL), "sliding_window": None}
+        config.pop("max_position_embeddings", None)
+        full = complete(config, bridge)
+        assert full["max_position_embeddings"] == bridge.defaults["max_position_embeddings"]
+        rotary_of_config(full, bridge.defaults["rope_theta"], stretched=bridge.stretched)
+
+
+def add_file(directory: Path, name: str, dtype: Any, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Another weight file of a directory."""
+    apart = directory / "apart"
+    apart.mkdir()
+    new = [
+        NewTensor(each, v.shape, StoredRows(v.shape, dtype.dtype, dtype.encode(v, each))) for each, v in tensors.items()
+    ]
+    write_checkpoint(apart, new, dtype)
+    (apart / "model.safetensors").rename(directory / name)
+    apart.rmdir()
+
+
+def test_the_files_and_the_type_are_those_of_the_model(tmp_path: Path) -> None:
+    """Half precision with routers in F32, in two files by an index, beside another form of the model."""
+    source = directory_of("mixtral", tmp_path / "source", dtype=BF16)
+    found = Checkpoint(source).tensors
+    values = {name: rows.take(np.arange(rows.shape[0])).reshape(rows.shape) for name, rows in found.items()}
+    (source / "model.safetensors").unlink()
+    routers = {name: value for name, value in values.items() if ".gate." in name}
+    add_file(source, "a.safetensors", BF16, {name: value for name, value in values.items() if name not in routers})
+    add_file(source, "b.safetensors", F32, routers)
+    assert to_gguf(source, tmp_path / "all.gguf").dtype == "BF16"
+    add_file(source, "consolidated.safetensors", F32, {"layers.0.attention.wq.weight": np.ones((2, 2), np.float32)})
+    with pytest.raises(NotSupportedError, match=r"wq\.weight' is not known"):
+        to_gguf(source, tmp_path / "there.gguf", assume=True)
+    index = {"weight_map": {name: "b.safetensors" if name in routers else "a.safetensors" for name in values}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    to_gguf(source, tmp_path / "there.gguf")
+    assert (tmp_path / "there.gguf").read_bytes() == (tmp_path / "all.gguf").read_bytes()
+
+
+def one(piece: Bytes) -> Iterator[Bytes]:
+    """A tensor's bytes at once."""
+    yield piece
+
+
+def test_what_is_unknown_in_a_gguf_is_refused_whatever_is_assumed(tmp_path: Path) -> None:
+    to_gguf(directory_of("qwen3", tmp_path / "source"), tmp_path / "there.gguf")
+    file = open_gguf(tmp_path / "there.gguf")
+    tensors = [OutTensor(t.name, t.dims, t.kind, t.data.size, partial(one, t.data)) for t in file.tensors]
+    more = OutTensor("blk.0.new.weight", (4,), F32.kind, 16, partial(one, np.zeros(16, np.uint8)))
+    rewrite(file, tmp_path / "more.gguf", {}, [*tensors, more])
+    with pytest.raises(NotSupportedError, match=r"blk\.0\.new\.weight' is not known.*the model is not carried"):
+        to_directory(tmp_path / "more.gguf", tmp_path / "hf", assume=True)
+    with pytest.raises(UserError, match=r"ends in \.gguf"):
+        export(tmp_path / "source", "gguf", tmp_path / "there", command="")
+
+
+def test_tokens_that_end_an_answer_are_found_where_they_are_said(tmp_path: Path) -> None:
+    source = directory_of("llama", tmp_path / "source", eos_token_id=[256, 257], bos_token_id=260)
+    (source / "tokenizer_config.json").write_text("{}")
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, 258, 259]}))
+    done = to_gguf(source, tmp_path / "there.gguf")
+    keys = open_gguf(tmp_path / "there.gguf").header.metadata
+    ends = [keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom")]
+    assert ends == [260, 256, 257, 258]
+    assert keys["tokenizer.ggml.add_bos_token"] is False
+    assert "no key: 259" in done.notes[0]
+    to_directory(tmp_path / "there.gguf", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "generation_config.json").read_text()) == {
+        "bos_token_id": 260,
+        "eos_token_id": [256, 257, 258],
+    }

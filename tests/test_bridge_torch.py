@@ -16,8 +16,9 @@ transformers = pytest.importorskip("transformers")
 
 import breakeven  # noqa: E402
 from breakeven.errors import BreakevenError, UserError  # noqa: E402
-from breakeven.lab.bridge import bridge  # noqa: E402
+from breakeven.lab.bridge import bridge, configs  # noqa: E402
 from breakeven.lab.bridge.bridge import to_directory, to_gguf  # noqa: E402
+from breakeven.lab.bridge.families import BRIDGES, MISTRAL  # noqa: E402
 from breakeven.lab.lockstep import Lockstep, Scored  # noqa: E402
 from breakeven.lab.torch_scorer import load_model  # noqa: E402
 from tests.inside_fixtures import decoded_shallow_copy  # noqa: E402
@@ -130,3 +131,33 @@ def test_a_check_that_fails_leaves_nothing(smollm2_gguf: Path, tmp_path: Path, m
     with pytest.raises(BreakevenError, match=r"'same predictions' by transformers failed.*at most 1e-06"):
         breakeven.export(source, "hf", tmp_path / "hf")
     assert [path.name for path in tmp_path.iterdir()] == ["shallow.gguf"]
+
+
+def test_defaults_are_those_of_the_classes() -> None:
+    for each in (*BRIDGES, MISTRAL):
+        theirs = getattr(transformers, each.class_name).config_class
+        for key in {*each.defaults, "max_position_embeddings", "sliding_window", "use_sliding_window"}:
+            said = theirs.default_theta if key == "rope_theta" else getattr(theirs, key, "absent")
+            assert said in ("absent", each.defaults.get(key)), f"{each.model_type} {key}: {said}"
+
+
+@pytest.mark.parametrize("to", ["hf", "onnx"])
+def test_a_key_that_the_directory_lost_shows(
+    to: str, places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of half precision is compared as it is, not as the directory made of it would have it."""
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    to_gguf(places / "qwen3", tmp_path / "half.gguf", dtype="bf16")
+    monkeypatch.setattr(configs, "_epsilon", lambda value: 0.5)
+    with pytest.raises(BreakevenError, match=r"'same predictions' by transformers failed"):
+        breakeven.export(tmp_path / "half.gguf", to, tmp_path / "made")
+    assert [path.name for path in tmp_path.iterdir()] == ["half.gguf"]
+
+
+def test_what_is_rounded_on_the_way_is_compared_as_rounded(places: Path, tmp_path: Path) -> None:
+    proof = breakeven.export(places / "mixtral.gguf", "hf", tmp_path / "made", dtype="bf16")
+    assert [check.name for check in proof.checks[:3]] == ["tensors", "token ids", "same predictions"]
+    assert proof.artefact.format == "BF16"
+    assert not list(tmp_path.glob(".*"))

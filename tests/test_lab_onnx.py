@@ -126,6 +126,18 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(
     assert not (tmp_path / "out").exists()
 
 
+def test_room_on_the_disk_is_asked_for_before_the_start(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    monkeypatch.setattr(litert, "find_spec", lambda name: object())
+    for to in ("onnx", "litert"):
+        with pytest.raises(UserError, match=r"out needs .* has 1\.0 MB free; free some space"):
+            onnx.export(source, to, tmp_path / "out", command="")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(importlib.util.find_spec("litert_torch") is None, reason="LiteRT's converter is not installed")
 def test_a_litert_window_predicts_what_transformers_does(source: Path, tmp_path: Path) -> None:
     proof = onnx.export(source, "litert", tmp_path / "out", command="breakeven export toy --to litert --out out")

@@ -121,7 +121,7 @@ def export(
 
     `to`: gguf, of a Hugging Face directory; hf, a directory, of a .gguf file; onnx or litert, of a directory. `dtype`:
     f32, f16 or bf16 of the matrices; None: as they are stored, quantized ones in f32. `text`: a file or directory that
-    quality is compared on by language, within `budget_s`. `assume`: go on past keys and tensors that are not known.
+    quality is compared on by language, within `budget_s`. `assume`: go on past keys that are not known.
     Raises UserError for what cannot be exported so, BreakevenError naming the check that failed; then nothing is left.
     """
     from breakeven.lab.corpus import read_documents

@@ -23,9 +23,9 @@ from breakeven.engines.inside.client import Inside, OnStep
 from breakeven.engines.mlx.layout import ask_there
 from breakeven.engines.mlx.server import find_mlx, interpreter_of
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.bridge.bridge import Carried, to_directory, to_gguf
+from breakeven.lab.bridge.bridge import Carried, to_directory, to_gguf, write_single
 from breakeven.lab.bridge.tokenizers import same_ids
-from breakeven.lab.bridge.weights import FLOAT_TYPES, Checkpoint
+from breakeven.lab.bridge.weights import F32, FLOAT_TYPES, Checkpoint
 from breakeven.lab.corpus import Document, sample
 from breakeven.lab.facts import batch_that_fits, facts_of
 from breakeven.lab.lockstep import Lockstep, Scored
@@ -60,10 +60,10 @@ def export(
 ) -> Proof:
     """Write `model` in another form at `out`, and the proof beside it.
 
-    `to`: gguf, of a Hugging Face directory; hf, a directory, of a GGUF; onnx and litert, of a directory. `dtype`: f32,
-    f16 or bf16. `text`: what quality is compared on within `budget_s`, else a sample of six languages is. `assume`: go
-    on past what is not known. Raises UserError for what cannot be exported so, NotSupportedError for a model that is
-    not carried, BreakevenError naming the check that failed: then nothing is left at `out`.
+    `to`: gguf, of a Hugging Face directory; hf, a directory, of a GGUF; onnx, of both; litert, of a directory. `dtype`:
+    f32, f16 or bf16. `text`: what quality is compared on within `budget_s`, else a sample of six languages is.
+    `assume`: go on past keys that are not known. Raises UserError for what cannot be exported so, NotSupportedError for
+    a model that is not carried, BreakevenError naming the check that failed: then nothing is left at `out`.
     """
     if to not in TARGETS:
         raise UserError(f"--to {to}: give one of {', '.join(TARGETS)}")
@@ -75,9 +75,17 @@ def export(
     if to in _ELSEWHERE:
         if dtype is not None or assume:
             raise UserError(f"--to {to} writes single precision of models it knows: leave out --dtype and --assume")
+
+        def carry_first(directory: Path) -> tuple[list[LabCheck], list[str]]:
+            return _carried(model, directory, on_step)
+
         made_elsewhere: Callable[..., Proof] = import_module(_ELSEWHERE[to]).export
-        return made_elsewhere(model, to, out, command=command, text=text, budget_s=budget_s, on_step=on_step)
+        return made_elsewhere(
+            model, to, out, command=command, text=text, budget_s=budget_s, carry=carry_first, on_step=on_step
+        )
     _check_kind(model, to)
+    if to == "gguf" and out.suffix != ".gguf":
+        raise UserError(f"--out {out}: a GGUF is found by its name; give one that ends in .gguf")
     _need_torch(to)
     made, again = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("made", "again"))
     on_step(f"writing {out.name}", 0.0)
@@ -85,18 +93,9 @@ def export(
     try:
         done = carry(model, made, dtype=dtype, assume=assume)
         gguf, directory = (made, model) if to == "gguf" else (model, made)
-        exact = gguf if _is_single(gguf, directory) else again
-        checks, caveats = [_tensors(done), _ids(gguf, directory)], [*done.notes]
-        if checks[-1].passed:
-            if exact is again:
-                on_step("writing it again in F32, to compare engines", 0.0)
-                to_gguf(directory, again, dtype="f32", assume=assume)
-            checks.append(_predictions(exact, directory, on_step))
-        if checks[-1].passed:
-            beside = _mlx(exact, directory, on_step)
-            caveats += [beside] if isinstance(beside, str) else []
-            checks += [beside] if isinstance(beside, LabCheck) else []
-        again.unlink(missing_ok=True)
+        checks, said = checks_between(
+            gguf, directory, again, of_gguf=to == "hf", dtype=done.dtype, assume=assume, on_step=on_step
+        )
         return prove(
             "export",
             command,
@@ -105,17 +104,79 @@ def export(
             out,
             format=done.dtype,
             text=text,
-            checks=checks,
-            caveats=caveats,
+            checks=[_tensors(done), *checks],
+            caveats=[*done.notes, *said],
             budget_s=budget_s,
             on_step=on_step,
         )
     finally:
-        for path in (made, again):  # what was proven has its own name by now
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        _remove(made)  # what was proven has its own name by now
+
+
+def checks_between(
+    gguf: Path,
+    directory: Path,
+    again: Path,
+    *,
+    of_gguf: bool,
+    dtype: str,
+    assume: bool = False,
+    on_step: OnStep = lambda what, share: None,
+) -> tuple[list[LabCheck], list[str]]:
+    """Whether a GGUF and a directory, one made of the other, are the same model; and sentences for a proof.
+
+    Token ids, then predictions in each engine, until a check fails. `of_gguf`: the directory was made. `dtype`: what
+    the matrices of the one made are in. `again`: a place for the GGUF's numbers in F32, which is removed.
+    """
+    checks = [_ids(gguf, directory)]
+    caveats: list[str] = []
+    try:
+        if checks[-1].passed:
+            exact = _exact(gguf, directory, again, of_gguf=of_gguf, dtype=dtype, assume=assume, on_step=on_step)
+            checks.append(_predictions(exact, directory, on_step))
+        if checks[-1].passed:
+            beside = _mlx(exact, directory, on_step)
+            caveats += [beside] if isinstance(beside, str) else []
+            checks += [beside] if isinstance(beside, LabCheck) else []
+    finally:
+        again.unlink(missing_ok=True)
+    return checks, caveats
+
+
+def _carried(model: Path, directory: Path, on_step: OnStep) -> tuple[list[LabCheck], list[str]]:
+    """A GGUF as a directory in F32, for what is made of directories; its checks and what a proof says of it."""
+    on_step("writing it as a directory first", 0.0)
+    done = to_directory(model, directory, dtype="f32")
+    again = directory.with_name(f"{directory.name}.again")
+    checks, said = checks_between(model, directory, again, of_gguf=True, dtype=done.dtype, on_step=on_step)
+    return [_tensors(done), *checks], [*done.notes, *said]
+
+
+def _exact(
+    gguf: Path, directory: Path, again: Path, *, of_gguf: bool, dtype: str, assume: bool, on_step: OnStep
+) -> Path:
+    """A GGUF in F32 of the directory's numbers: the file itself, or `again`, written from what the file holds.
+
+    Rounding is the one thing that may stand between both, and is done to it too. Only where a GGUF was rounded can that
+    not be undone: then it is written from the directory.
+    """
+    file = open_gguf(gguf)
+    if dtype == "F32" and all(tensor.kind.name == "F32" for tensor in file.tensors):
+        return gguf
+    on_step("writing it again in F32, to compare engines", 0.0)
+    stored = {tensor.dtype for tensor in Checkpoint(directory).tensors.values() if len(tensor.shape) > 1}
+    if of_gguf or stored <= {dtype}:
+        write_single(file, again, FLOAT_TYPES[dtype.lower()] if of_gguf else F32)
+    else:
+        to_gguf(directory, again, dtype="f32", assume=assume)
+    return again
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _check_kind(model: Path, to: str) -> None:
@@ -138,12 +199,6 @@ def _need_torch(to: str) -> None:
             f"export --to {to} compares what it writes in transformers, and {' and '.join(missing)} "
             f"{'are' if len(missing) > 1 else 'is'} not installed: install the extra `lab` (1.5 GB; how: docs/lab.md)"
         )
-
-
-def _is_single(gguf: Path, directory: Path) -> bool:
-    """Whether both hold F32 alone, so that they are the same numbers."""
-    kinds = {tensor.kind.name for tensor in open_gguf(gguf).tensors}
-    return kinds | {tensor.dtype for tensor in Checkpoint(directory).tensors.values()} == {"F32"}
 
 
 def _tensors(done: Carried) -> LabCheck:

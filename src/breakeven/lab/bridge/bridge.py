@@ -15,9 +15,10 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from gguf import GGUFWriter
@@ -38,18 +39,23 @@ from breakeven.lab.bridge.weights import (
     NewTensor,
     Order,
     TensorRows,
+    decode,
     gguf_rows,
     pieces,
     unwritten,
     write_checkpoint,
     write_gguf,
 )
-from breakeven.lab.surgery.container import DenseFile, SourceTensor, open_gguf
+from breakeven.lab.surgery.container import Bytes, DenseFile, OutTensor, SourceTensor, open_gguf, rewrite
 from breakeven.model.readers.bounded import shown
 from breakeven.model.readers.hf import CONFIG, read_json
 
+if TYPE_CHECKING:
+    from breakeven.lab.bridge.tokenizer_keys import GgufKey
+
 _FFN = ("gate", "up", "down")
 _BIASED = [*(f"attn_{part}.bias" for part in ("q", "k", "v", "output")), *(f"ffn_{part}.bias" for part in _FFN)]
+_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 _DRAFTS = re.compile(r"^(model\.)?mtp_|^mtp\.|rotary_emb\.inv_freq$")
 """Tensors that no token passes: blocks that draft, and tables that older directories store."""
@@ -85,6 +91,11 @@ class TensorPair:
     def gguf_shape(self) -> tuple[int, ...]:
         """In numpy order, slowest first."""
         return (len(self.hub), *self.shape) if self.stacked else tuple(n for n in self.shape if n != 1) or (1,)
+
+    @property
+    def single(self) -> bool:
+        """Whether llama.cpp wants it in F32 whatever the other weights are: norms, biases, routers."""
+        return len(self.gguf_shape) == 1 or "ffn_gate_inp." in self.gguf
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,17 +182,18 @@ def to_gguf(directory: Path, out: Path, *, dtype: str | None = None, assume: boo
     `dtype`: f32, f16 or bf16 of the matrices; None: as they are stored. Norms and routers are always F32, as llama.cpp
     wants them. Raises UserError for a directory that is not whole, NotSupportedError for a model that is not carried.
     """
+    from breakeven.lab.bridge.directory_words import end_tokens
     from breakeven.lab.bridge.tokenizer_keys import gguf_keys
 
     raw = read_json(directory / CONFIG)
     bridge = of_config(raw)
     config = complete(raw, bridge, assume=assume)
-    rotary = rotary_of_config(raw, bridge.defaults["rope_theta"], stretched=bridge.stretched)
+    rotary = rotary_of_config(config, bridge.defaults["rope_theta"], stretched=bridge.stretched)
     checkpoint = Checkpoint(directory)
     config.setdefault("vocab_size", next((t.shape[0] for n, t in checkpoint.tensors.items() if "embed_tok" in n), 0))
     pairs = plan(bridge, config)
-    left_out = _match(directory, pairs, checkpoint, config, assume=assume)
-    into = FLOAT_TYPES[dtype] if dtype else _usual_type({t.dtype for t in checkpoint.tensors.values() if t.shape[1:]})
+    left_out = _match(directory, pairs, checkpoint, config)
+    into = FLOAT_TYPES[dtype] if dtype else _usual_type(pairs, checkpoint)
     jobs = [_job(pair, checkpoint, into) for pair in pairs]
     factors = rotary.factors(whole(config, "head_dim") // 2)
     if factors is not None:
@@ -191,20 +203,31 @@ def to_gguf(directory: Path, out: Path, *, dtype: str | None = None, assume: boo
     writer.add_file_type(_FILE_TYPES[into.dtype])
     for key, value in gguf_numbers(bridge, config, rotary).items():
         add_value(writer, f"{bridge.architecture}.{key}", value)
-    for each in gguf_keys(directory, whole(config, "vocab_size")):
+    keys = gguf_keys(directory, whole(config, "vocab_size"))
+    for each in keys:
         writer.add_key_value(each.key, each.value, each.kind, each.of)
     n_bytes = write_gguf(out, writer, jobs)
-    notes = (f"left out: {', '.join(left_out)}",) if left_out else ()
-    return Carried(bridge.model_type, into.dtype, len(jobs), n_bytes, notes)
+    notes = [f"left out: {', '.join(left_out)}"] if left_out else []
+    left_out_ends = _ends_unsaid(end_tokens(directory), keys)
+    return Carried(bridge.model_type, into.dtype, len(jobs), n_bytes, (*notes, *left_out_ends))
 
 
-def _usual_type(dtypes: set[str]) -> FloatType:
+def _ends_unsaid(ends: Sequence[int], keys: Sequence[GgufKey]) -> list[str]:
+    """What is not as the directory says of the tokens that end an answer."""
+    named = [each.value for each in keys if each.key.removeprefix("tokenizer.ggml.") in _ENDS]
+    left = [str(token) for token in ends if token not in named]
+    if not named:
+        return ["its files name no token that ends an answer; llama.cpp takes one of its own choice"]
+    return [f"tokens that end an answer too, for which a GGUF has no key: {', '.join(left)}"] if left else []
+
+
+def _usual_type(pairs: list[TensorPair], checkpoint: Checkpoint) -> FloatType:
+    """The one type of all that may be written in another than F32; F32 where they are of several."""
+    dtypes = {checkpoint.tensors[name].dtype for pair in pairs if not pair.single for name in pair.hub}
     return FLOAT_TYPES[dtypes.pop().lower()] if len(dtypes) == 1 else F32
 
 
-def _match(
-    directory: Path, pairs: list[TensorPair], checkpoint: Checkpoint, config: Mapping[str, object], *, assume: bool
-) -> list[str]:
+def _match(directory: Path, pairs: list[TensorPair], checkpoint: Checkpoint, config: Mapping[str, object]) -> list[str]:
     """Raise UserError unless exactly the planned tensors are there. Returns what is rightly left out."""
     wanted = {name: pair.shape for pair in pairs for name in pair.hub}
     missing = [name for name in wanted if name not in checkpoint.tensors]
@@ -217,19 +240,18 @@ def _match(
             raise UserError(f"{directory}: {name} is {list(found)}, {CONFIG} makes it {list(shape)}; fetch both again")
     over = [name for name in checkpoint.tensors if name not in wanted]
     tied = config["tie_word_embeddings"]
-    known = [name for name in over if _DRAFTS.search(name) or (tied and name == "lm_head.weight")]
+    known = sorted(name for name in over if _DRAFTS.search(name) or (tied and name == "lm_head.weight"))
     unknown = sorted(set(over) - set(known))
-    if unknown and not assume:
+    if unknown:
         raise NotSupportedError(
-            f"{directory}: tensor {shown(unknown[0])} is not known in this family and could change what is computed; "
-            "--assume goes on without it"
+            f"{directory}: tensor {shown(unknown[0])} is not known in this family, and engines that know it compute "
+            "something else; the model is not carried"
         )
-    return sorted(known + unknown)
+    return known
 
 
 def _job(pair: TensorPair, checkpoint: Checkpoint, into: FloatType) -> NewGgufTensor:
-    plain = len(pair.gguf_shape) == 1 or "ffn_gate_inp." in pair.gguf
-    chosen = F32 if plain else into
+    chosen = F32 if pair.single else into
     order = rotated_order(pair.shape[0], pair.heads, to_gguf=True)
 
     def data() -> Iterator[NDArray[np.uint8]]:
@@ -254,7 +276,7 @@ def to_directory(source: Path, out: Path, *, dtype: str | None = None, assume: b
         )
     bridge, config, rotary = config_of_gguf(file, assume=assume)
     pairs = plan(bridge, config)
-    _match_gguf(file, pairs, assume=assume)
+    _match_gguf(file, pairs)
     tensors = {tensor.name: tensor for tensor in file.tensors}
     into = FLOAT_TYPES[dtype] if dtype else _holding(file.tensors)
     quantized = sorted({t.kind.name for t in file.tensors} - {each.dtype for each in FLOAT_TYPES.values()})
@@ -284,13 +306,13 @@ def to_directory(source: Path, out: Path, *, dtype: str | None = None, assume: b
 
 def _ends(metadata: Mapping[str, object]) -> dict[str, object]:
     """generation_config.json: the tokens that end an answer, one or several."""
-    ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    ids = [metadata.get(f"tokenizer.ggml.{key}") for key in _ENDS]
     ends = list(dict.fromkeys(each for each in ids if isinstance(each, int)))
     first = metadata.get("tokenizer.ggml.bos_token_id")
     return {"bos_token_id": first, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
 
 
-def _match_gguf(file: DenseFile, pairs: list[TensorPair], *, assume: bool) -> None:
+def _match_gguf(file: DenseFile, pairs: list[TensorPair]) -> None:
     found = {tensor.name: tensor.dims[::-1] for tensor in file.tensors}
     wanted = {pair.gguf: pair for pair in pairs}
     path = file.header.path
@@ -300,10 +322,10 @@ def _match_gguf(file: DenseFile, pairs: list[TensorPair], *, assume: bool) -> No
         if name in found and found[name] != pair.gguf_shape:
             raise UserError(f"{path}: {name} is {list(found[name])}, its keys make it {list(pair.gguf_shape)}")
     over = sorted(found.keys() - wanted.keys() - {ROPE_FREQS})
-    if over and not assume:
+    if over:
         raise NotSupportedError(
-            f"{path}: tensor {shown(over[0])} is not known in this family and could change what is computed; "
-            "--assume goes on without it"
+            f"{path}: tensor {shown(over[0])} is not known in this family, and engines that know it compute something "
+            "else; the model is not carried"
         )
 
 
@@ -326,3 +348,20 @@ def _holding(tensors: tuple[SourceTensor, ...]) -> FloatType:
     others = [t for t in tensors if t.kind.name != into.dtype and t.name != ROPE_FREQS]
     exact = all(into.holds(gguf_rows(t).take(np.arange(t.dims[-1]))) for t in others) if into is not F32 else True
     return into if exact else F32
+
+
+def write_single(file: DenseFile, out: Path, rounded: FloatType) -> None:
+    """Write a GGUF again with all its weights in F32, having rounded them to what `rounded` holds; its keys as they
+    are. Raises UserError where there is no room."""
+    tensors = []
+    for tensor in file.tensors:
+        rows = replace(gguf_rows(tensor), shape=(math.prod(tensor.dims[1:]), tensor.dims[0]))
+        # The factors of rotary frequencies are told by keys in a directory, and not rounded there.
+        into = F32 if tensor.name == ROPE_FREQS else rounded
+
+        def data(rows: TensorRows = rows, into: FloatType = into, name: str = tensor.name) -> Iterator[Bytes]:
+            for piece in pieces(rows, None, into, name):
+                yield F32.encode(decode(piece, into.dtype), name)
+
+        tensors.append(OutTensor(tensor.name, tensor.dims, F32.kind, 4 * math.prod(tensor.dims), data))
+    rewrite(file, out, {"general.file_type": _FILE_TYPES["F32"]}, tensors)

@@ -36,6 +36,8 @@ head_dim attention_bias mlp_bias use_bias norm_topk_prob clip_qkv sliding_window
 decoder_sparse_step mlp_only_layers moe_layer_end_index quantization_config
 """
 _READ = frozenset(_READ_WORDS.split())
+_NULL_SAYS = ("sliding_window", "num_key_value_heads")
+"""Keys whose null is no gap: no window, and as many heads of keys as of queries."""
 
 
 def complete(config: Config, bridge: Bridge, *, assume: bool = False) -> dict[str, object]:
@@ -46,10 +48,16 @@ def complete(config: Config, bridge: Bridge, *, assume: bool = False) -> dict[st
     """
     if config.get("quantization_config") is not None:
         raise NotSupportedError("the weights are packed (quantization_config); give the model before it was quantized")
+    for other, key in bridge.aliases.items():
+        if config.get(other) is not None and config.get(key) not in (None, config[other]):
+            raise UserError(
+                f"config.json: {key} is {shown(config[key])} and {other} {shown(config[other])}; engines read one or "
+                "the other, so make them equal"
+            )
     full = {bridge.aliases.get(key, key): value for key, value in config.items() if value is not None}
     for key, value in bridge.defaults.items():
         # Two keys hold the rotary base, so what is not said is filled in where both are read.
-        if full.get(key) is None and key != "rope_theta":
+        if full.get(key) is None and key != "rope_theta" and not (key in _NULL_SAYS and key in config):
             full[key] = value
     known = _HARMLESS | _READ | bridge.sizes.keys() | bridge.fixed.keys() | bridge.defaults.keys()
     unknown = [key for key, value in full.items() if key not in known and value not in ([], {}) and key[:1] != "_"]
@@ -66,12 +74,12 @@ def complete(config: Config, bridge: Bridge, *, assume: bool = False) -> dict[st
             raise NotSupportedError(
                 f"{key} {shown(full.get(key))}: llama.cpp computes {bridge.architecture} with {value}"
             )
-    _check_windows(full)
+    _check_windows(full, bridge)
     _check_layers(full, bridge)
     heads, hidden = whole(full, "num_attention_heads"), whole(full, "hidden_size")
     if not heads:
         raise UserError("config.json: num_attention_heads is 0; fetch it again")
-    full["num_key_value_heads"] = full["num_key_value_heads"] or heads
+    full["num_key_value_heads"] = full.get("num_key_value_heads") or heads
     if not full["head_dim"] or not bridge.head_dim_key:
         full["head_dim"] = hidden // heads
     return full
@@ -132,12 +140,16 @@ def whole(config: Config, key: str) -> int:
     return value
 
 
-def _check_windows(full: Config) -> None:
-    window = full.get("sliding_window") if full.get("use_sliding_window", True) else None
+def _check_windows(full: Config, bridge: Bridge) -> None:
+    """Raise NotSupportedError for a window shorter than the context. The switch counts in classes that have it."""
+    off = "use_sliding_window" in bridge.defaults and not full["use_sliding_window"]
     kinds = full.get("layer_types")
     if isinstance(kinds, Sequence) and any(kind != "full_attention" for kind in kinds):
         raise NotSupportedError("layer_types names others than full_attention: llama.cpp has no windows in this family")
-    if isinstance(window, int) and window < whole(full, "max_position_embeddings"):
+    if off or full.get("sliding_window") is None:
+        return
+    window = whole(full, "sliding_window")
+    if window < whole(full, "max_position_embeddings"):
         raise NotSupportedError(
             f"sliding_window {window} is less than the context: llama.cpp has no windows in this family, so longer "
             "texts would be read differently"

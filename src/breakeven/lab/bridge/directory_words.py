@@ -53,11 +53,16 @@ def pieces_of(tokenizer: Tokenizer) -> dict[int, bytes]:
     return pieces
 
 
-def end_tokens(path: Path) -> set[int]:
-    """Ids that end an answer, by both files that say it."""
-    ends: set[int] = set()
+def end_tokens(path: Path) -> list[int]:
+    """Ids that end an answer, by both files that say it, in their order."""
+    return said_tokens(path, "eos_token_id")
+
+
+def said_tokens(path: Path, key: str) -> list[int]:
+    """What `key` is in the configuration and in that of generating: one id or several in each."""
+    found: list[int] = []
     for name in (CONFIG, "generation_config.json"):
         if (path / name).is_file():
-            said = read_json(path / name).get("eos_token_id")
-            ends.update(each for each in (said if isinstance(said, list) else [said]) if isinstance(each, int))
-    return ends
+            said = read_json(path / name).get(key)
+            found += [each for each in (said if isinstance(said, list) else [said]) if type(each) is int]
+    return list(dict.fromkeys(found))

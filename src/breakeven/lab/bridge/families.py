@@ -10,7 +10,7 @@ To add one: an entry in `BRIDGES` and a toy of it in `tests/test_bridge_torch.py
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from breakeven.errors import NotSupportedError
 from breakeven.model.readers.bounded import shown
@@ -139,6 +139,7 @@ BRIDGES: tuple[Bridge, ...] = (
             "num_key_value_heads": 8,
             "num_local_experts": 8,
             "num_experts_per_tok": 2,
+            "max_position_embeddings": 131072,
         },
         aliases={"num_experts": "num_local_experts"},
         norms_chosen=True,
@@ -154,7 +155,14 @@ BRIDGES: tuple[Bridge, ...] = (
         dense=_DENSE,
         fixed=_NO_BIASES,
         written={"use_sliding_window": False, "sliding_window": None},
-        defaults={**_COMMON, "head_dim": 128, "num_key_value_heads": 32, "max_position_embeddings": 32768},
+        defaults={
+            **_COMMON,
+            "head_dim": 128,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 32768,
+            "use_sliding_window": False,
+            "sliding_window": 4096,
+        },
     ),
     Bridge(
         "olmoe",
@@ -203,6 +211,8 @@ BRIDGES: tuple[Bridge, ...] = (
             "moe_intermediate_size": 768,
             "intermediate_size": 6144,
             "max_position_embeddings": 32768,
+            "use_sliding_window": False,
+            "sliding_window": 4096,
         },
         aliases={"num_local_experts": "num_experts"},
         norms_chosen=True,
@@ -251,8 +261,18 @@ BRIDGES: tuple[Bridge, ...] = (
         norms_chosen=True,
     ),
 )
-_CLASSES = {each.model_type: each for each in BRIDGES} | {"mistral": BRIDGES[0]}
-"""Mistral's class in transformers is Llama's with a window."""
+MISTRAL = replace(
+    BRIDGES[0],
+    model_type="mistral",
+    class_name="MistralForCausalLM",
+    layer=_ATTENTION,
+    dense=_DENSE,
+    fixed=_NO_BIASES,
+    defaults={**_COMMON, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    biases=False,
+)
+"""Llama's with other defaults, one of them a window; read only, as its GGUF is a llama's."""
+_CLASSES = {each.model_type: each for each in (*BRIDGES, MISTRAL)}
 
 
 def of_config(config: Config) -> Bridge:

@@ -91,14 +91,25 @@ def rotary_of_config(config: Mapping[str, object], default_theta: object, *, str
 
     `stretched`: whether it has Llama 3.1's. Raises UserError for two statements that differ.
     """
-    new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
-    if (
-        not isinstance(new, Mapping)
-        or not isinstance(old, Mapping)
-        or any(isinstance(v, Mapping) for v in new.values())
-    ):
-        raise NotSupportedError("rope_parameters differ by layer, which llama.cpp has not in this family")
-    inner = new or old
+    stated: list[Mapping[str, object]] = []
+    for each in (config.get("rope_parameters") or {}, config.get("rope_scaling") or {}):
+        if not isinstance(each, Mapping) or any(isinstance(value, Mapping) for value in each.values()):
+            raise NotSupportedError("rope_parameters differ by layer, which llama.cpp has not in this family")
+        if each:
+            stated.append(each)
+    told = [_told(config, each, default_theta, stretched=stretched) for each in stated or [{}]]
+    if told[0] != told[-1]:
+        raise UserError(
+            "config.json: rope_scaling and rope_parameters say different things; engines read one or the other, so "
+            "make them equal"
+        )
+    return told[0]
+
+
+def _told(
+    config: Mapping[str, object], inner: Mapping[str, object], default_theta: object, *, stretched: bool
+) -> Rotary:
+    """What one of the two keys says, with what stands outside of both."""
     kind = str(inner.get("rope_type") or inner.get("type") or "default")
     if kind not in _KEYS or (kind == "llama3" and not stretched):
         raise NotSupportedError(f"rotary scaling {shown(kind)}: llama.cpp does not compute it in this family")
@@ -118,7 +129,7 @@ def rotary_of_config(config: Mapping[str, object], default_theta: object, *, str
     for part in (inner.get("partial_rotary_factor"), config.get("partial_rotary_factor")):
         if part not in (None, 1, 1.0):
             raise NotSupportedError(f"partial_rotary_factor {shown(part)}: llama.cpp turns whole heads in this family")
-    context = _number("max_position_embeddings", config["max_position_embeddings"])
+    context = _number("max_position_embeddings", config.get("max_position_embeddings"))
     original = _number("original_max_position_embeddings", inner.get("original_max_position_embeddings") or context)
     if kind == "default":
         return Rotary(theta)

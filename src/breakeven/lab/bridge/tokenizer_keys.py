@@ -15,6 +15,7 @@ from typing import Any, cast
 from gguf import GGUFValueType as Kind
 
 from breakeven.errors import NotSupportedError, UserError
+from breakeven.lab.bridge.directory_words import end_tokens, said_tokens
 from breakeven.lab.bridge.pretokenizers import Json, cut_of
 from breakeven.lab.bridge.tokenizers import SPECIAL_KEYS, load
 from breakeven.model.readers.bounded import read_bounded, shown
@@ -24,6 +25,8 @@ _TYPE_NORMAL, _TYPE_UNKNOWN, _TYPE_CONTROL, _TYPE_USER_DEFINED, _TYPE_UNUSED, _T
 _ABSENT_SCORE = -1000.0
 """Of tokens that no merge makes, as llama.cpp's converter writes it."""
 
+MORE_ENDS = ("eot_token_id", "eom_token_id")
+"""Keys of a second and a third token that end an answer; a GGUF has no more."""
 _MOST_TOKENS = 1 << 20
 _MOST_BYTES = 1 << 28
 """Ids, and bytes of a tokenizer.json: four times what the largest has, so that a damaged one asks for no more."""
@@ -223,7 +226,10 @@ def _refuse_normalizer(normalizer: object, source: Path) -> None:
 
 
 def _ends(directory: Path, source: Path, config: Json, tokens: Sequence[str]) -> list[GgufKey]:
-    """Tokens with a role, and which of them stand around every text, as the tokenizer itself puts them."""
+    """Tokens with a role, and which of them stand around every text, as the tokenizer itself puts them.
+
+    Where the tokenizer's files name no first or last token, the model's do; these also name more that end an answer.
+    """
     others = _beside(directory, "special_tokens_map.json")
     ids = {word: i for i, word in enumerate(tokens)}
     roles: dict[str, int] = {}
@@ -238,9 +244,13 @@ def _ends(directory: Path, source: Path, config: Json, tokens: Sequence[str]) ->
     if len(before) > 1 or len(after) > 1:
         raise NotSupportedError(f"{source}: it puts {len(before)} and {len(after)} tokens around a text, llama.cpp one")
     for role, found in (("bos_token", before), ("eos_token", after)):
-        if found:
-            roles[role] = found[0]
-    keys = [GgufKey(f"tokenizer.ggml.{SPECIAL_KEYS[role]}", token, Kind.UINT32) for role, token in roles.items()]
+        said = [each for each in said_tokens(directory, f"{role}_id") if 0 <= each < len(tokens)]
+        if found or (role not in roles and said):
+            roles[role] = (found or said)[0]
+    named = {SPECIAL_KEYS[role]: token for role, token in roles.items()}
+    more = [each for each in end_tokens(directory) if 0 <= each < len(tokens) and each != roles.get("eos_token")]
+    named |= dict(zip(MORE_ENDS, more, strict=False))
+    keys = [GgufKey(f"tokenizer.ggml.{key}", token, Kind.UINT32) for key, token in named.items()]
     keys.append(GgufKey("tokenizer.ggml.add_bos_token", bool(before), Kind.BOOL))
     keys.append(GgufKey("tokenizer.ggml.add_eos_token", bool(after), Kind.BOOL))
     return keys

@@ -154,29 +154,40 @@ def pieces(rows: TensorRows, order: Order | None, into: FloatType, name: str) ->
         yield into.encode(rows.take(wanted), name)
 
 
+def _listed(index: Path) -> dict[str, str] | None:
+    """Which file holds which tensor; None where there is no index."""
+    if not index.is_file():
+        return None
+    try:
+        content = bounded_json(index.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{index}: not JSON ({error}); fetch it again") from None
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+        raise UserError(f"{index}: it has no weight_map; fetch it again")
+    return names
+
+
 class Checkpoint:
-    """The safetensors files of a directory, mapped."""
+    """The safetensors files that are a directory's model, mapped."""
 
     def __init__(self, directory: Path) -> None:
         """Map them. Raises UserError when there are none, one is damaged, or the index names what is not there."""
         files = sorted(directory.glob("*.safetensors"))
         if not files:
             raise UserError(f"{directory}: holds no .safetensors file; give a Hugging Face model's directory")
+        names = _listed(directory / INDEX)
+        if names is not None:
+            # Others beside these are another form of the model, such as Mistral's own.
+            files = [path for path in files if path.name in set(names.values())]
+        elif directory / WEIGHTS in files:
+            files = [directory / WEIGHTS]
         self.tensors: dict[str, StoredRows] = {}
         for path in files:
             self._map(path)
-        index = directory / INDEX
-        if index.is_file():
-            try:
-                listed = bounded_json(index.read_bytes())
-            except ValueError as error:
-                raise UserError(f"{index}: not JSON ({error}); fetch it again") from None
-            names = listed.get("weight_map") if isinstance(listed, dict) else None
-            if not isinstance(names, dict):
-                raise UserError(f"{index}: it has no weight_map; fetch it again")
-            absent = sorted(names.keys() - self.tensors.keys())
-            if absent:
-                raise UserError(f"{directory}: {absent[0]} is in {INDEX} and in no file; fetch the missing part")
+        absent = sorted((names or {}).keys() - self.tensors.keys())
+        if absent:
+            raise UserError(f"{directory}: {absent[0]} is in {INDEX} and in no file; fetch the missing part")
 
     def _map(self, path: Path) -> None:
         rows = {name: (dtype, shape) for name, dtype, shape in safetensors_rows(path)}

@@ -16,7 +16,9 @@ import msgspec
 
 from breakeven.engines.inside.child import Doing, Unable
 from breakeven.engines.inside.client import ChildProcess, OnStep
+from breakeven.engines.synthesis.write import check_room
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
+from breakeven.lab.bridge.weights import PLACE
 from breakeven.lab.corpus import sample
 from breakeven.lab.facts import facts_of, sha256_of
 from breakeven.lab.proof import stand
@@ -75,6 +77,7 @@ def export_litert(model: Path, out: Path, *, command: str, on_step: OnStep) -> P
         raise NotSupportedError(
             f"{model.name} has experts, which LiteRT's converter cannot choose among while it runs; export it --to onnx"
         )
+    check_room(out, round(facts.bytes * 32 / facts.bits_per_weight) + (16 << 20), PLACE)
     began, made = time.monotonic(), out.with_name(f".{out.name}.{os.getpid()}.made")
     try:
         done = _traced(model, made, on_step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,8 +18,11 @@ import numpy as np
 
 from breakeven.engines.inside.child import Doing, Unable
 from breakeven.engines.inside.client import ChildProcess, OnStep
+from breakeven.engines.synthesis.write import check_room
 from breakeven.errors import NotSupportedError, UserError
+from breakeven.lab.bridge.weights import PLACE
 from breakeven.lab.corpus import Document, sample
+from breakeven.lab.facts import facts_of
 from breakeven.lab.lockstep import Lockstep, Scored
 from breakeven.lab.proof import prove
 from breakeven.model.readers.hf import CONFIG
@@ -33,6 +36,9 @@ MOST_KL = 1e-6
 LENGTHS = (2, 3, 8, 65, 300)
 """Tokens that the graph is held against transformers with: it was traced with few, and must take any."""
 ROUNDS, PROMPT_TOKENS, ANSWER_TOKENS = 6, 128, 16
+
+Carry = Callable[[Path], tuple[list[LabCheck], list[str]]]
+"""Writes a model as a directory at this place; the checks that it is the same one, and notes."""
 
 
 class TraceGraph(msgspec.Struct, tag="trace graph", frozen=True, kw_only=True):
@@ -58,13 +64,15 @@ def export(
     command: str,
     text: Sequence[Document] | None = None,
     budget_s: float | None = None,
+    carry: Carry | None = None,
     on_step: OnStep = lambda what, share: None,
 ) -> Proof:
     """Write `model`, a Hugging Face directory or a GGUF of a family that is carried, as an ONNX directory at `out`.
 
-    The proof holds its loss on `text`, that it computes what transformers does at any length, and how fast it runs
-    beside its source. Raises UserError, NotSupportedError for a form or a model that cannot be written so, and
-    BreakevenError naming the check that failed: then nothing is left at `out`.
+    `carry` writes a GGUF as a directory and checks it. The proof holds its loss on `text`, that it computes what
+    transformers does at any length, and how fast it runs beside its source. Raises UserError, NotSupportedError for a
+    form or a model that cannot be written so, and BreakevenError naming the check that failed: then nothing is left at
+    `out`.
     """
     if to == "litert":
         if text is not None:
@@ -78,15 +86,21 @@ def export(
             f"export --to onnx needs {', '.join(missing)}, not installed here: install the extra `lab` (1.5 GB; how: "
             "docs/lab.md)"
         )
+    _check_source(model, out)
     carried, made = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("carried", "made"))
+    checks: list[LabCheck] = []
+    notes: list[str] = []
+    speeds: list[LabSpeed] = []
     try:
-        directory, notes = model, []
+        directory = model
         if not model.is_dir():
-            directory, notes = carried, _carry(model, carried, on_step)
-        elif not (model / CONFIG).is_file():
-            raise UserError(f"{model}: holds no {CONFIG}; give a Hugging Face model's directory or a .gguf file")
-        notes += to_onnx(directory, made, on_step=on_step)
-        check, speeds = held_against(model, directory, made, on_step=on_step)
+            directory = carried
+            checks, notes = (carry or _no_carrier)(carried)
+        # What is not the same model as a directory need not be traced: `prove` refuses it.
+        if all(check.passed for check in checks):
+            notes += to_onnx(directory, made, on_step=on_step)
+            check, speeds = held_against(model, directory, made, on_step=on_step)
+            checks.append(check)
         return prove(
             "export",
             command,
@@ -95,7 +109,7 @@ def export(
             out,
             format="onnx",
             text=text,
-            checks=[check],
+            checks=checks,
             # llama.cpp rounds a GGUF's activations and ONNX Runtime does not: only a directory is the same to 1e-6.
             same_function=model.is_dir(),
             speeds=speeds,
@@ -108,11 +122,16 @@ def export(
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _carry(model: Path, out: Path, on_step: OnStep) -> list[str]:
-    from breakeven.lab.bridge.bridge import to_directory
+def _check_source(model: Path, out: Path) -> None:
+    """Raise UserError for what is no model, or where the disk has no room for it in F32; twice where it is carried."""
+    if model.is_dir() and not (model / CONFIG).is_file():
+        raise UserError(f"{model}: holds no {CONFIG}; give a Hugging Face model's directory or a .gguf file")
+    facts, copies = facts_of(model), 1 if model.is_dir() else 2
+    check_room(out, round(facts.bytes * 32 / facts.bits_per_weight) * copies + (16 << 20), PLACE)
 
-    on_step("writing it as a directory first", 0.0)
-    return list(to_directory(model, out, dtype="f32").notes)
+
+def _no_carrier(directory: Path) -> tuple[list[LabCheck], list[str]]:
+    raise UserError(f"{directory.name}: only a Hugging Face directory is traced; `--to hf` makes one of a .gguf file")
 
 
 def to_onnx(directory: Path, out: Path, *, on_step: OnStep = lambda what, share: None) -> list[str]:
