@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from breakeven.lab.bridge.weights import (
     gguf_rows,
     write_checkpoint,
 )
+from breakeven.lab.facts import facts_of, weight_files
 from breakeven.lab.surgery.container import open_gguf
 from tests.bridge_fixtures import CONFIGS, write_byte_tokenizer
 from tests.small_models import small
@@ -244,3 +246,28 @@ def test_every_entry_has_a_toy_and_its_sizes() -> None:
     for bridge in BRIDGES:
         config = complete({"model_type": bridge.model_type, **CONFIGS[bridge.model_type]}, bridge)
         assert all(whole(config, key) >= 0 for key in bridge.sizes)
+
+
+def test_weights_that_lie_there_twice_are_one_model(tmp_path: Path) -> None:
+    source = directory_of("olmoe", tmp_path / "source")
+    whole_file, index = source / "model.safetensors", source / "model.safetensors.index.json"
+    names = list(Checkpoint(source).tensors)
+    facts = facts_of(source)
+    for beside in ("consolidated.safetensors", "adapter_model.safetensors"):
+        (source / beside).write_bytes(whole_file.read_bytes())
+    assert weight_files(source) == [whole_file]
+    assert facts_of(source) == facts
+    assert list(Checkpoint(source).tensors) == names
+    shard = whole_file.rename(source / "model-00001-of-00001.safetensors")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, shard.name)}))
+    assert weight_files(source) == [shard]
+    assert facts_of(source) == facts
+    assert list(Checkpoint(source).tensors) == names
+    index.write_text(json.dumps({"weight_map": {**dict.fromkeys(names, shard.name), "more": "gone.safetensors"}}))
+    readers: tuple[Callable[[Path], object], ...] = (weight_files, Checkpoint)
+    for read in readers:
+        with pytest.raises(UserError, match="fetch the missing part"):
+            read(source)
+    index.write_text(json.dumps({"weight_map": {"a": "../source/model.safetensors"}}))
+    with pytest.raises(UserError, match="is no file of this directory"):
+        weight_files(source)

@@ -14,12 +14,12 @@ from breakeven.errors import UserError
 from breakeven.hardware.reader import read_memory_room
 from breakeven.model.architecture import StoredTensor
 from breakeven.model.readers.gguf_file import label, parts, refuse_others, rows
-from breakeven.model.readers.hf import CONFIG, read_json, safetensors_rows
+from breakeven.model.readers.hf import CONFIG, INDEX, read_json, safetensors_files, safetensors_rows
 
 GRAPH = "model.onnx"
 _CHUNK_BYTES = 1 << 22
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.onnx*", "*.tflite")
-"""Of a directory; the first pattern that finds any counts."""
+_OTHERS = ("*.bin", "*.pth", "*.onnx*", "*.tflite")
+"""Of a directory without safetensors; the first pattern that finds any counts."""
 _DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _EXPERTS_USED = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
@@ -55,11 +55,14 @@ def weight_files(path: Path) -> list[Path]:
     """The file, all parts of a split one, or a directory's weight files in order of their names."""
     if not path.is_dir():
         return [header.path for header in parts(path)]
-    found = next((files for pattern in _WEIGHTS if (files := sorted(path.glob(pattern)))), [])
+    found = safetensors_files(path) or next((files for kind in _OTHERS if (files := sorted(path.glob(kind)))), [])
     if not found:
         raise UserError(
             f"{path}: holds no weights (*.safetensors); give a .gguf file or a whole Hugging Face directory"
         )
+    absent = next((file for file in found if not file.is_file()), None)
+    if absent is not None:
+        raise UserError(f"{path}: {absent.name} is in {INDEX} and not here; fetch the missing part")
     return found
 
 

@@ -26,12 +26,11 @@ from breakeven.engines.synthesis.write import check_room
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
 from breakeven.lab.surgery.container import SourceTensor
 from breakeven.model.readers.bounded import bounded_json, shown
-from breakeven.model.readers.hf import INDEX, safetensors_rows
+from breakeven.model.readers.hf import INDEX, WHOLE, read_json, safetensors_files, safetensors_rows
 
 SHARD_BYTES = 4_000_000_000
 """A file holds at most so much, unless one tensor is larger."""
 PIECE_BYTES = 8 << 20
-WEIGHTS = "model.safetensors"
 PLACE = "free some space or choose another place with --out"
 _ALIGNMENT = 32
 
@@ -159,7 +158,7 @@ class Checkpoint:
 
     def __init__(self, directory: Path) -> None:
         """Map them. Raises UserError when there are none, one is damaged, or the index names what is not there."""
-        files = sorted(directory.glob("*.safetensors"))
+        files = [file for file in safetensors_files(directory) if file.is_file()]
         if not files:
             raise UserError(f"{directory}: holds no .safetensors file; give a Hugging Face model's directory")
         self.tensors: dict[str, StoredRows] = {}
@@ -167,11 +166,7 @@ class Checkpoint:
             self._map(path)
         index = directory / INDEX
         if index.is_file():
-            try:
-                listed = bounded_json(index.read_bytes())
-            except ValueError as error:
-                raise UserError(f"{index}: not JSON ({error}); fetch it again") from None
-            names = listed.get("weight_map") if isinstance(listed, dict) else None
+            names = read_json(index).get("weight_map")
             if not isinstance(names, dict):
                 raise UserError(f"{index}: it has no weight_map; fetch it again")
             absent = sorted(names.keys() - self.tensors.keys())
@@ -226,7 +221,7 @@ def write_checkpoint(directory: Path, tensors: Sequence[NewTensor], into: FloatT
     places: dict[str, str] = {}
     total = 0
     for number, shard in enumerate(shards, 1):
-        name = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        name = WHOLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         total += _write_shard(directory / name, shard, into)
         places.update((tensor.name, name) for tensor in shard)
     if len(shards) > 1:
