@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ from breakeven.lab.bridge.weights import (
     write_checkpoint,
 )
 from breakeven.lab.export import export
+from breakeven.lab.facts import facts_of
 from breakeven.lab.surgery.container import Bytes, OutTensor, open_gguf, rewrite
+from breakeven.model.readers.weights import weight_files
 from tests.bridge_fixtures import CONFIGS, write_byte_tokenizer
 from tests.small_models import small
 
@@ -357,3 +359,28 @@ def test_tokens_that_end_an_answer_are_found_where_they_are_said(tmp_path: Path)
         "bos_token_id": 260,
         "eos_token_id": [256, 257, 258],
     }
+
+
+def test_weights_that_lie_there_twice_are_one_model(tmp_path: Path) -> None:
+    source = directory_of("olmoe", tmp_path / "source")
+    whole_file, index = source / "model.safetensors", source / "model.safetensors.index.json"
+    names = list(Checkpoint(source).tensors)
+    facts = facts_of(source)
+    for beside in ("consolidated.safetensors", "adapter_model.safetensors"):
+        (source / beside).write_bytes(whole_file.read_bytes())
+    assert weight_files(source) == [whole_file]
+    assert facts_of(source) == facts
+    assert list(Checkpoint(source).tensors) == names
+    shard = whole_file.rename(source / "model-00001-of-00001.safetensors")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, shard.name)}))
+    assert weight_files(source) == [shard]
+    assert facts_of(source) == facts
+    assert list(Checkpoint(source).tensors) == names
+    index.write_text(json.dumps({"weight_map": {**dict.fromkeys(names, shard.name), "more": "gone.safetensors"}}))
+    readers: tuple[Callable[[Path], object], ...] = (weight_files, Checkpoint)
+    for read in readers:
+        with pytest.raises(UserError, match="fetch the missing part"):
+            read(source)
+    index.write_text(json.dumps({"weight_map": {"a": "../source/model.safetensors"}}))
+    with pytest.raises(UserError, match="is no file of this directory"):
+        weight_files(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import re
 from pathlib import Path
 
@@ -126,6 +127,28 @@ def test_blocks_are_the_document_cut_at_characters(parts: list[str]) -> None:
     blocks = blocks_of([Document("en", "all", "a", text)])
     assert all(0 < block.n_bytes <= BLOCK_BYTES for block in blocks)
     assert "".join(block.text for block in blocks).split() == text.split()
+
+
+def _cut_by_copying(text: str) -> list[str]:
+    """The same cuts by the plain rule, which copies what is left after each."""
+    raw, found = text.encode(), []
+    while len(raw) > BLOCK_BYTES:
+        most = min(BLOCK_BYTES, round(len(raw) / math.ceil(len(raw) / BLOCK_BYTES) * 1.1))
+        places = (raw.rfind(mark.encode(), most // 2, most) for mark in ("\n\n", "\n", ". ", " ", "。"))
+        marks = zip(places, (2, 1, 2, 1, 3), strict=True)
+        cut = next((at + size for at, size in marks if at >= 0), most)
+        while raw[cut] & 0xC0 == 0x80:
+            cut -= 1
+        found.append(raw[:cut].decode())
+        raw = raw[cut:]
+    return [*found, raw.decode()]
+
+
+@given(st.lists(st.sampled_from(["word ", "end. ", "line\n", "\n\n", "語。", "é", "x" * 900, "й" * 1500]), min_size=9))
+def test_a_long_text_is_cut_where_the_plain_rule_cuts(parts: list[str]) -> None:
+    text = "".join(parts) * 8
+    expected = [each for each in _cut_by_copying(text) if each.strip()]
+    assert [block.text for block in blocks_of([Document("en", "all", "a", text)])] == expected
 
 
 def test_blocks_end_where_words_do_and_are_of_one_size() -> None:

@@ -9,12 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from lab_fixtures import quantized, texts, toy
 
 import breakeven
@@ -23,7 +27,7 @@ from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.corpus import LEAST_BLOCKS, Block, Document, blocks_of, in_turn, read_documents, sample
 from breakeven.lab.evaluate import evaluate
 from breakeven.lab.facts import batch_that_fits, facts_of, sha256_of
-from breakeven.lab.lockstep import Lockstep, Scored
+from breakeven.lab.lockstep import LoadedModel, Lockstep, Scored, Scores
 from breakeven.results.lab import Evaluation
 from breakeven.stats.intervals import quotient_estimate
 from breakeven.stats.percentiles import percentile_of_blocks
@@ -186,6 +190,37 @@ def test_memory_is_predicted_before_anything_is_loaded(toys: Path) -> None:
     assert batch_that_fits([facts], 2050, 256, small=False, free_bytes=whole + 100 * 8192) == 64
     with pytest.raises(UserError, match=r"the 3 models need about .* are free; evaluate two at a time"):
         batch_that_fits([facts] * 3, 2050, 256, small=True, free_bytes=whole)
+
+
+class Windows(Lockstep):
+    """A model of few positions, whose score of a token is the token; it keeps what it was given."""
+
+    def __init__(self, n_positions: int) -> None:
+        self.loaded = [LoadedModel(engine="none", n_vocab=9, n_positions=n_positions)]
+        self.seen: list[list[int]] = []
+
+    def score(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Scores:
+        self.seen.append(list(tokens))
+        came = np.array([tokens[1:]], np.float32)
+        none = np.zeros((0, len(tokens) - 1), np.float32)
+        return Scores(came, came.astype(np.int32), none, none.astype(np.bool_), None, (1.0,))
+
+
+@given(st.integers(4, 80), st.integers(5, 24), st.integers(0, 3))
+def test_every_window_of_a_long_text_begins_as_texts_do(length: int, limit: int, lead: int) -> None:
+    tokens = list(range(100, 100 + length))
+    lock = Windows(limit)
+    scores = lock.score_all(tokens, lead=lead)
+    assert scores.nats[0].tolist() == tokens[1:], "each token once"
+    assert all(len(seen) <= limit and seen[:lead] == tokens[:lead] for seen in lock.seen)
+    assert scores.seconds == (len(lock.seen),)
+
+
+def test_a_graph_has_no_other_number_of_experts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"num_local_experts": 8, "num_experts_per_tok": 2}))
+    (tmp_path / "model.onnx").write_bytes(bytes(400))
+    with pytest.raises(UserError, match=r"--used: .* is an ONNX graph, which fixes its experts a token"):
+        evaluate([tmp_path], sample() * 6, used=[8, 6], command="a test")
 
 
 @pytest.mark.parametrize(

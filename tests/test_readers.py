@@ -189,6 +189,8 @@ def test_shapes_beside_a_configuration_are_its_published_total(tmp_path: Path) -
     assert (
         sum(math.prod(shape) for _, _, shape in safetensors_rows(directory / "model.safetensors")) == total + 25_000_000
     )
+    _safetensors(directory / "consolidated.safetensors", {f"again.{name}": shape for name, shape in shapes.items()})
+    assert read_hf(str(directory)).published_total_params == total
     _safetensors(directory / "model.safetensors", shapes, dtype="U8")
     assert read_hf(str(directory)).published_total_params is None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from inside_fixtures import PROSE
-from lab_fixtures import toy
+from lab_fixtures import texts, toy
 
 import breakeven
 from breakeven.errors import UserError
@@ -345,3 +345,28 @@ def test_a_file_and_urls_are_evaluated_side_by_side(tmp_path: Path) -> None:
 def test_nothing_to_evaluate_by_is_said(smollm2_gguf: Path) -> None:
     with pytest.raises(UserError, match=r"give a text \(--text\), tasks \(--tasks\), or both"):
         breakeven.evaluate([smollm2_gguf])
+
+
+def test_a_source_beside_a_url_alone_is_paired_with_it_and_what_a_url_cannot_do_is_refused(tmp_path: Path) -> None:
+    shallow, text = toy(tmp_path / "shallow.gguf"), texts(tmp_path / "texts", ("en",))
+    with server_of("echo") as server:
+        url = f"{server.url}/v1#m"
+        found = breakeven.evaluate([url], text, against=shallow, threads=1)
+        with pytest.raises(UserError, match="--used: the server of a URL has its experts"):
+            breakeven.evaluate([url], text, used=[4])
+        with pytest.raises(UserError, match=r"--against http.*a server tells no whole distributions"):
+            breakeven.evaluate([shallow], text, against=url)
+    assert (found.against, [model.name for model in found.models]) == ("shallow", ["shallow", "m"])
+    (own,), (far,) = (model.slices for model in found.models)
+    assert far.source_bits_per_byte == own.bits_per_byte
+    assert far.difference is not None
+
+
+def test_memory_for_tasks_is_predicted_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shallow, path = toy(tmp_path / "shallow.gguf"), tasks_in(tmp_path, CAPITAL, SUM)
+    monkeypatch.setattr("breakeven.lab.facts.free_memory", lambda: 1000)
+    monkeypatch.setattr("breakeven.lab.tasks.Lockstep", None)
+    with pytest.raises(UserError, match=r"the model need about .* in memory, and 0 MB are free"):
+        breakeven.evaluate([shallow], tasks=path, threads=1)

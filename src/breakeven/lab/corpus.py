@@ -272,19 +272,19 @@ def _eastern(data: bytes) -> str | None:
 
 def _pieces(text: str) -> Iterator[str]:
     """`text` in pieces of at most `BLOCK_BYTES`, none of them much smaller than the others."""
-    raw = text.encode()
-    while len(raw) > BLOCK_BYTES:
-        goal = len(raw) / math.ceil(len(raw) / BLOCK_BYTES)
+    raw, at = text.encode(), 0
+    while (left := len(raw) - at) > BLOCK_BYTES:
+        goal = left / math.ceil(left / BLOCK_BYTES)
         most = min(BLOCK_BYTES, round(goal * 1.1))
-        cut = _cut(raw, most // 2, most)
-        yield raw[:cut].decode()
-        raw = raw[cut:]
-    if raw:
-        yield raw.decode()
+        cut = _cut(raw, at + most // 2, at + most)
+        yield raw[at:cut].decode()
+        at = cut
+    if at < len(raw):
+        yield raw[at:].decode()
 
 
 def _cut(raw: bytes, least: int, most: int) -> int:
-    """Where to cut so that between `least` and `most` bytes come before."""
+    """Where to cut between places `least` and `most` of `raw`."""
     for mark in _CUTS:
         sought = mark.encode()
         if (at := raw.rfind(sought, least, most)) >= 0:

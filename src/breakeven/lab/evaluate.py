@@ -18,11 +18,11 @@ import numpy as np
 from breakeven.engines.inside.client import OnStep
 from breakeven.engines.openai_url import is_url
 from breakeven.errors import NotSupportedError, UserError, expanded
-from breakeven.lab.corpus import Block, Document, blocks_of, by_slice, check_enough, fewest_in_turn, in_turn, slice_name
-from breakeven.lab.facts import FileFacts, batch_that_fits, facts_of, sha256_of
+from breakeven.lab.corpus import Block, Document, blocks_of, by_slice, check_enough, fewest_in_turn, in_turn
+from breakeven.lab.facts import FileFacts, batch_that_fits, facts_of, is_onnx, sha256_of
 from breakeven.lab.lockstep import BATCH, SMALL_BATCH, Lockstep, Scored, Scores, Tokenized, kind_of_model
 from breakeven.lab.remote import connected, tallied
-from breakeven.lab.tally import BlockScore, Tally, bits
+from breakeven.lab.tally import LEAST_SPELLED, BlockScore, Tally, bits, left_out, unread
 from breakeven.lab.tasks import Task, ask_all
 from breakeven.model.readers.gguf_file import first_part
 from breakeven.results.lab import Evaluated, Evaluation, Slice, TaskScore
@@ -97,7 +97,11 @@ def evaluate(
         check_enough(blocks)
     urls = [str(model) for model in models if is_url(str(model))]
     files = [model for model in models if not is_url(str(model))]
-    arms, source = arms_of(files, against, used) if files or not urls else ([], None)
+    if against is not None and is_url(str(against)):
+        raise UserError(f"--against {against}: a server tells no whole distributions; give a file or a directory")
+    arms, source = ([], None) if urls and not files and against is None else arms_of(files, against, used)
+    if used and not arms:
+        raise UserError("--used: the server of a URL has its experts a token from its own start; give a .gguf file")
     remotes = connected(urls, [arm.name for arm in arms], needs_text=not tasks)
     tallies, caveats = [Tally(blocks) for _ in arms], list[str]()
     if documents and arms:
@@ -164,7 +168,7 @@ def arms_of(
     Raises UserError for what is no model, is given twice, or has not so many experts.
     """
     paths = [_path(model) for model in models]
-    if not paths:
+    if not paths and against is None:
         raise UserError("no model to evaluate; give one or more .gguf files or Hugging Face directories")
     twice = next((path for i, path in enumerate(paths) if path in paths[:i]), None)
     if twice is not None:
@@ -200,6 +204,11 @@ def _with_used(arm: Arm, used: Sequence[int], *, own: bool) -> Iterator[Arm]:
     if not used or not n_experts:
         yield arm
         return
+    if is_onnx(arm.path):
+        raise UserError(
+            f"--used: {arm.name} is an ONNX graph, which fixes its experts a token; give the directory or .gguf file "
+            "it was made from, or leave --used out"
+        )
     for k in used:
         if not 1 <= k <= n_experts:
             raise UserError(f"--used {k}: {arm.name} has {n_experts} experts; give numbers from 1 to {n_experts}")
@@ -236,6 +245,7 @@ def judge(
     models = [Scored(arm.path, arm.used) for arm in arms]
     order = in_turn(blocks)
     sampled = _floor_sample(blocks, order) if floor else set[int]()
+    unspelled: dict[int, tuple[str, float]] = {}
     with Lockstep(models, threads, on_step, batch=batch, exact=exact) as lock:
         if source is not None:
             _check_vocabularies(lock, arms, source)
@@ -250,10 +260,12 @@ def judge(
             on_step("scoring", min(1.0, share))
             if done == _BLOCKS_TO_TELL and budget_s is None:
                 _tell_if_long((time.monotonic() - began) / done * len(order), on_step)
-            _score_block(lock, arms, source, tallies, number, number in sampled)
+            lost = _score_block(lock, arms, source, tallies, number, number in sampled)
+            if lost is not None:
+                unspelled[number] = lost
         else:
             done = len(order)
-    return tallies, _unread(blocks, order[:done])
+    return tallies, unread(blocks, order[:done]) + left_out(tallies, order[:done], unspelled)
 
 
 def _tell_if_long(seconds: float, on_step: OnStep) -> None:
@@ -279,7 +291,8 @@ def _check_vocabularies(lock: Lockstep, arms: Sequence[Arm], source: int) -> Non
 
 def _score_block(
     lock: Lockstep, arms: Sequence[Arm], source: int | None, tallies: Sequence[Tally], number: int, with_floor: bool
-) -> None:
+) -> tuple[str, float] | None:
+    """None, or who cannot spell the block, and which share it can: then nobody is scored on it."""
     block = tallies[0].blocks[number]
     by_path = {arm.path: i for i, arm in enumerate(arms)}
     found = {path: lock.tokens_of(i, block.text) for path, i in by_path.items()}
@@ -293,50 +306,23 @@ def _score_block(
         if theirs == ours:
             how = f"other ids for the same {ours:,} tokens"
         raise TokenizersDifferError(arms[other].name, arms[source].name, how)
+    worst = min(arms, key=lambda arm: found[arm.path].spelled_bytes)
+    share = found[worst.path].spelled_bytes / block.n_bytes
+    if share < LEAST_SPELLED:
+        return worst.name, share
     if any(len(ids) - found[arms[members[0]].path].lead < 2 for ids, members in groups.items()):
-        return  # One token has nothing before it to be predicted from.
+        return None  # One token has nothing before it to be predicted from.
     for ids, members in groups.items():
         cut = found[arms[members[0]].path]
         pairs = [] if source is None else [(source, i) for i in members if i != source]
-        scores = _whole(lock, ids, members, pairs, with_floor=with_floor)
+        scores = lock.score_all(ids, pairs, with_floor, lead=cut.lead, only=members, small_tokens=FLOOR_TOKENS)
         _keep(scores, cut, block, members, pairs, tallies, number)
         for row, i in enumerate(members) if scores.floor is not None else ():
             assert scores.floor is not None
             known = scores.floor[row][~np.isnan(scores.floor[row])]
             if len(known):
                 tallies[i].floors[number] = known
-
-
-def _whole(
-    lock: Lockstep, ids: Sequence[int], members: Sequence[int], pairs: Sequence[tuple[int, int]], *, with_floor: bool
-) -> Scores:
-    """Scores of all tokens; what is longer than a model was made for in windows that overlap by half."""
-    limits = [lock.loaded[i].n_positions for i in members]
-    limit = min([each for each in limits if each > 1], default=len(ids))
-    if len(ids) <= limit:
-        return lock.score(ids, pairs, with_floor, only=members, small_tokens=FLOOR_TOKENS)
-    parts: list[Scores] = []
-    begin = known = 0
-    while known < len(ids) - 1:
-        end = min(begin + limit, len(ids))
-        asked = with_floor and not parts
-        part = lock.score(ids[begin:end], pairs, asked, only=members, small_tokens=FLOOR_TOKENS)
-        new = slice(known - begin, None)
-        parts.append(
-            Scores(
-                part.nats[:, new], part.likeliest[:, new], part.kl[:, new], part.agree[:, new], part.floor, part.seconds
-            )
-        )
-        known = end - 1
-        begin = max(begin + 1, end - limit // 2)
-    return Scores(
-        np.concatenate([part.nats for part in parts], axis=1),
-        np.concatenate([part.likeliest for part in parts], axis=1),
-        np.concatenate([part.kl for part in parts], axis=1),
-        np.concatenate([part.agree for part in parts], axis=1),
-        parts[0].floor,
-        tuple(sum(each) for each in zip(*(part.seconds for part in parts), strict=True)),
-    )
+    return None
 
 
 def _keep(
@@ -361,17 +347,3 @@ def _keep(
             kl_T=None if pair is None else scores.kl[pair, new],
             agreed=None if pair is None else int(scores.agree[pair, new].sum()),
         )
-
-
-def _unread(blocks: Sequence[Block], read: Sequence[int]) -> list[str]:
-    """What the budget left unread."""
-    if len(read) == len(blocks):
-        return []
-    seen = by_slice(blocks[number] for number in read)
-    whole = sum(block.n_bytes for block in blocks)
-    share = sum(blocks[number].n_bytes for number in read) / whole
-    said = [f"The budget ended when {share:.0%} of the text was read, evenly spread; a longer --budget reads more."]
-    missing = [slice_name(*key) for key in by_slice(blocks) if key not in seen]
-    if missing:
-        said.append(f"Nothing was read of {', '.join(missing)}.")
-    return said

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from breakeven.errors import BreakevenError, NotSupportedError, UserError, complain
-from breakeven.lab.lockstep import Lockstep, Scored
+from breakeven.lab.facts import batch_that_fits, facts_of
+from breakeven.lab.lockstep import BATCH, Lockstep, Scored
 from breakeven.lab.tasks import Local, Prompt
 
 try:
@@ -61,7 +62,8 @@ class HarnessModel(TemplateLM):
         super().__init__()
         path = Path(model)
         self._path = path
-        self._lock = Lockstep([Scored(path, used)], threads)
+        batch = batch_that_fits([facts_of(path)], max_length or LONGEST, BATCH, small=False)
+        self._lock = Lockstep([Scored(path, used)], threads, batch=batch)
         self._local = Local(self._lock, 0, path.stem)
         self._begin, self._end = _ends(path)
         own = self._lock.loaded[0].n_positions or LONGEST

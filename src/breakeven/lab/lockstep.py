@@ -153,11 +153,15 @@ class LoadedModels(msgspec.Struct, tag="loaded models", frozen=True):
 
 
 class Tokenized(msgspec.Struct, tag="tokenized", frozen=True, kw_only=True):
-    """A text's tokens. The first `lead` were added before it; its own first token stands for `first_bytes` bytes."""
+    """A text's tokens. The first `lead` were added before it; its own first token stands for `first_bytes` bytes.
+
+    All of them spell `spelled_bytes` of it: fewer than it has where a tokenizer has no token for a letter.
+    """
 
     ids: list[int]
     lead: int
     first_bytes: int
+    spelled_bytes: int
 
 
 class Timings(msgspec.Struct, tag="timings", frozen=True):
@@ -276,6 +280,49 @@ class Lockstep(ChildProcess):
             return Scores(
                 arrays["nats"], arrays["likeliest"], arrays["kl"], arrays["agree"], floor, tuple(timings.seconds)
             )
+
+    def score_all(
+        self,
+        tokens: Sequence[int],
+        pairs: Sequence[tuple[int, int]] = (),
+        small_batches: bool = False,
+        *,
+        lead: int = 0,
+        only: Sequence[int] | None = None,
+        small_tokens: int | None = None,
+    ) -> Scores:
+        """`score`; what is longer than a model was made for in windows that overlap by half.
+
+        Each window begins with the first `lead` tokens, which no text is without where the tokenizer adds them.
+        """
+        chosen = self.loaded if only is None else [self.loaded[i] for i in only]
+        limit = min([each.n_positions for each in chosen if each.n_positions > 1], default=len(tokens))
+        if len(tokens) <= limit:
+            return self.score(tokens, pairs, small_batches, only=only, small_tokens=small_tokens)
+        room = max(2, limit - lead)
+        first = self.score(tokens[:limit], pairs, small_batches, only=only, small_tokens=small_tokens)
+        parts, end = [first], limit
+        while end < len(tokens):
+            begin, known = end - room // 2, end - 1
+            end = min(begin + room, len(tokens))
+            part = self.score([*tokens[:lead], *tokens[begin:end]], pairs, only=only)
+            new = slice(known - begin + lead, None)
+            nats, likeliest, kl = part.nats[:, new], part.likeliest[:, new], part.kl[:, new]
+            parts.append(Scores(nats, likeliest, kl, part.agree[:, new], None, part.seconds))
+        return Scores(
+            np.concatenate([part.nats for part in parts], axis=1),
+            np.concatenate([part.likeliest for part in parts], axis=1),
+            np.concatenate([part.kl for part in parts], axis=1),
+            np.concatenate([part.agree for part in parts], axis=1),
+            first.floor,
+            tuple(sum(each) for each in zip(*(part.seconds for part in parts), strict=True)),
+        )
+
+
+def extra_space(spelled: bytes, text: str) -> int:
+    """1 where what tokens spell begins with a space more than the text, as SentencePiece puts there; else 0."""
+    own = len(text) - len(text.lstrip(" "))
+    return int(len(spelled) - len(spelled.lstrip(b" ")) > own)
 
 
 def kind_of_model(path: Path) -> str:

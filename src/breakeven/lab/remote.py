@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from breakeven.engines.openai_url import connect
 from breakeven.errors import EngineError, UserError
 from breakeven.lab.corpus import Block, fewest_in_turn
+from breakeven.lab.lockstep import extra_space
 from breakeven.lab.tally import BlockScore, Tally, bits
 from breakeven.lab.tasks import OnStep, Prompt, Said
 from breakeven.wire.client import GetError, HttpClient
@@ -331,7 +332,9 @@ def _weighed(text: str, tokens: Sequence[Token]) -> Weighed:
     nats = np.array([-(value or 0.0) for value, _ in tokens[first + 1 :]], dtype=np.float32)
     n_bytes, said = len(text.encode()), tokens[first][1]
     # A token of part of a letter has no text of its own; one of several words to a token is as long as most.
-    lost = len(said.encode()) if said and _begins(text, said) else round(n_bytes / max(1, len(tokens) - first))
+    lost = round(n_bytes / max(1, len(tokens) - first))
+    if said and _begins(text, said):
+        lost = len(said.encode()) - extra_space(said.encode(), text)
     return Weighed(np.maximum(nats, np.float32(0)), max(1, n_bytes - min(lost, n_bytes - 1)))
 
 

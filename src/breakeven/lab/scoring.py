@@ -42,6 +42,7 @@ from breakeven.lab.lockstep import (
     Tokenized,
     TokenizeFor,
     ToLoad,
+    extra_space,
 )
 
 _LEAST_POSITIONS = 512
@@ -115,6 +116,8 @@ def _gguf_scorer(library: Library, asked: ToLoad, load: LoadModels, say: Say) ->
 def _directory_scorer(asked: ToLoad, threads: int) -> Scorer:
     try:
         if is_onnx(Path(asked.path)):
+            if asked.used is not None:
+                raise NotSupportedError(f"{Path(asked.path).name} is an ONNX graph, which fixes its experts a token")
             graph: Any = importlib.import_module("breakeven.lab.graph.onnx_scorer").OnnxScorer
             of_graph: Scorer = graph(Path(asked.path), threads)
             return of_graph
@@ -171,6 +174,18 @@ class Apart:
             self.kl_PT[index, here] = mean_R - (log_sums[source] - log_sums[model])
 
 
+def tokenized(scorer: Scorer, text: str) -> Tokenized:
+    """A text's tokens in a model's vocabulary, and how much of it they spell."""
+    plain, whole = scorer.tokenize(text, special=False), scorer.tokenize(text)
+    room = len(whole) - len(plain)
+    lead = next((i for i in range(room + 1) if whole[i : i + len(plain)] == plain), 0)
+    pieces = [scorer.piece(token) for token in plain]
+    spelled = b"".join(pieces)
+    extra = extra_space(spelled, text)
+    first = max(0, len(pieces[0]) - extra) if pieces else 0
+    return Tokenized(ids=whole[: lead + len(plain)], lead=lead, first_bytes=first, spelled_bytes=len(spelled) - extra)
+
+
 class LockstepWorker:
     """The loaded models and the requests they answer."""
 
@@ -198,7 +213,7 @@ class LockstepWorker:
         """Do what is asked. Raises BreakevenError when it cannot be done."""
         match request:
             case TokenizeFor():
-                return self._tokenize(self._scorers[request.model], request.text)
+                return tokenized(self._scorers[request.model], request.text)
             case ScoreTokens():
                 return self._score(request)
             case Generate():
@@ -208,13 +223,6 @@ class LockstepWorker:
                 return SaidText(b"".join(pieces).decode(errors="replace"))
             case LoadModels():
                 raise NotSupportedError("this process has its models already")
-
-    def _tokenize(self, scorer: Scorer, text: str) -> Tokenized:
-        plain, whole = scorer.tokenize(text, special=False), scorer.tokenize(text)
-        room = len(whole) - len(plain)
-        lead = next((i for i in range(room + 1) if whole[i : i + len(plain)] == plain), 0)
-        first = len(scorer.piece(plain[0])) if plain else 0
-        return Tokenized(ids=whole[: lead + len(plain)], lead=lead, first_bytes=first)
 
     def _score(self, request: ScoreTokens) -> Timings:
         scorers = [self._scorers[index] for index in request.models]

@@ -7,20 +7,26 @@ blocks (`stats.intervals`): neighbours within a document that move together coun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.lab.corpus import Block
+from breakeven.errors import UserError
+from breakeven.lab.corpus import ALL, LEAST_BLOCKS, Block, by_slice, slice_name
 from breakeven.lab.lockstep import Floats
 from breakeven.results.lab import Slice
 from breakeven.stats.estimate import Estimate
 from breakeven.stats.intervals import quotient_estimate, ratio_estimate
 from breakeven.stats.percentiles import percentile_of_blocks
 from breakeven.stats.robust import level
+
+LEAST_SPELLED = 0.98
+"""Share of a block's bytes that a tokenizer must spell: bits of a part, over all its bytes, would look like fewer."""
+MOST_LEFT_OUT = 0.1
+"""Share of a language and domain that may be left out before all of it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,3 +171,44 @@ def _tokens(score: BlockScore) -> float:
 def bits(nats_T: NDArray[np.floating]) -> float:
     """What tokens cost together, in bits."""
     return float(nats_T.sum(dtype=np.float64)) / math.log(2)
+
+
+def unread(blocks: Sequence[Block], read: Sequence[int]) -> list[str]:
+    """What the budget left unread."""
+    if len(read) == len(blocks):
+        return []
+    seen = by_slice(blocks[number] for number in read)
+    whole = sum(block.n_bytes for block in blocks)
+    share = sum(blocks[number].n_bytes for number in read) / whole
+    said = [f"The budget ended when {share:.0%} of the text was read, evenly spread; a longer --budget reads more."]
+    missing = [slice_name(*key) for key in by_slice(blocks) if key not in seen]
+    if missing:
+        said.append(f"Nothing was read of {', '.join(missing)}.")
+    return said
+
+
+def left_out(tallies: Sequence[Tally], read: Sequence[int], unspelled: Mapping[int, tuple[str, float]]) -> list[str]:
+    """Take out languages and domains that a tokenizer cannot spell, for all models alike, and say it.
+
+    Raises UserError where nothing is left.
+    """
+    blocks, said = tallies[0].blocks, list[str]()
+    for key in by_slice(blocks[number] for number in unspelled):
+        own = [number for number in read if (blocks[number].language, blocks[number].domain) == key]
+        lost = [number for number in own if number in unspelled]
+        name, least = min((unspelled[number] for number in lost), key=lambda each: each[1])
+        share = sum(blocks[number].n_bytes for number in lost) / sum(blocks[number].n_bytes for number in own)
+        kept = len(own) - len(lost)
+        what = "The text" if key[0] == ALL else f"The text of {slice_name(*key)}"
+        why = f"{name}'s tokenizer has no tokens for it ({least:.0%} of a block spelled)"
+        if share <= MOST_LEFT_OUT and kept >= min(len(own), LEAST_BLOCKS):
+            said.append(f"{what}: {share:.1%} was left out for all models: {why}.")
+            continue
+        said.append(f"{what} was left out for all models: {why}.")
+        for tally in tallies:
+            for number in own:
+                tally.scores.pop(number, None)
+                tally.floors.pop(number, None)
+    if said and not tallies[0].scores:
+        raise UserError(f"{said[0]} No other text is left; give text that its tokenizer spells")
+    return said

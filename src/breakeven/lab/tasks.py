@@ -17,7 +17,8 @@ from typing import Annotated, Protocol
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.lab.lockstep import Lockstep, Scored
+from breakeven.lab.facts import batch_that_fits, facts_of
+from breakeven.lab.lockstep import BATCH, Lockstep, Scored
 from breakeven.results.lab import TaskScore
 from breakeven.stats.estimate import Estimate, measured
 from breakeven.stats.intervals import MIN_PAIRS, mean_interval
@@ -280,11 +281,23 @@ def ask_all(
     threads: int | None = None,
     on_step: OnStep = lambda what, share: None,
 ) -> tuple[list[list[TaskScore]], list[str]]:
-    """`ask` of models loaded here, by name, and of `others`, in this order."""
+    """`ask` of models loaded here, by name, and of `others`, in this order.
+
+    Raises UserError, before anything is loaded, where they do not fit into memory together.
+    """
     if not loaded:
         return ask(tasks, others, on_step)
-    with Lockstep(list(loaded.values()), threads) as lock:
+    facts = [facts_of(each.path) for each in loaded.values()]
+    batch = batch_that_fits(facts, max(map(_most_positions, tasks)), BATCH, small=False)
+    with Lockstep(list(loaded.values()), threads, batch=batch) as lock:
         return ask(tasks, [*(Local(lock, i, name) for i, name in enumerate(loaded)), *others], on_step)
+
+
+def _most_positions(task: Task) -> int:
+    """Tokens of its prompt with its answer, or its choices as letters, at most: one a byte and what stands around."""
+    if task.choices:
+        return len(task.prompt.text.encode()) + sum(len(choice.encode()) + 4 for choice in task.choices) + 64
+    return len(task.prompt.text.encode()) + task.prompt.max_tokens + 4
 
 
 def _one(tasks: Sequence[Task], model: Answerer, weighed: bool, on_step: OnStep) -> tuple[list[TaskScore], list[str]]:

@@ -34,6 +34,9 @@ def pieces_of(tokenizer: Tokenizer) -> dict[int, bytes]:
     described = json.loads(tokenizer.to_str())
     by_bytes = "ByteLevel" in json.dumps([described.get("decoder"), described.get("pre_tokenizer")])
     special = {each["id"] for each in described.get("added_tokens", ()) if each["special"]}
+    # The token for what has none spells nothing of it, whether or not it is called special.
+    unknown = described["model"].get("unk_token")
+    special |= {described["model"].get("unk_id"), None if unknown is None else tokenizer.token_to_id(unknown)} - {None}
     added = {each["id"] for each in described.get("added_tokens", ())}
     of_letter = {letter: value for value, letter in enumerate(byte_alphabet())}
     pieces: dict[int, bytes] = {}

@@ -26,12 +26,12 @@ from breakeven.engines.synthesis.write import check_room
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
 from breakeven.lab.surgery.container import SourceTensor
 from breakeven.model.readers.bounded import bounded_json, shown
-from breakeven.model.readers.hf import INDEX, safetensors_rows
+from breakeven.model.readers.hf import INDEX, WHOLE, places_of, safetensors_rows
+from breakeven.model.readers.weights import weight_files
 
 SHARD_BYTES = 4_000_000_000
 """A file holds at most so much, unless one tensor is larger."""
 PIECE_BYTES = 8 << 20
-WEIGHTS = "model.safetensors"
 PLACE = "free some space or choose another place with --out"
 _ALIGNMENT = 32
 
@@ -154,38 +154,18 @@ def pieces(rows: TensorRows, order: Order | None, into: FloatType, name: str) ->
         yield into.encode(rows.take(wanted), name)
 
 
-def _listed(index: Path) -> dict[str, str] | None:
-    """Which file holds which tensor; None where there is no index."""
-    if not index.is_file():
-        return None
-    try:
-        content = bounded_json(index.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{index}: not JSON ({error}); fetch it again") from None
-    names = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
-        raise UserError(f"{index}: it has no weight_map; fetch it again")
-    return names
-
-
 class Checkpoint:
     """The safetensors files that are a directory's model, mapped."""
 
     def __init__(self, directory: Path) -> None:
         """Map them. Raises UserError when there are none, one is damaged, or the index names what is not there."""
-        files = sorted(directory.glob("*.safetensors"))
-        if not files:
-            raise UserError(f"{directory}: holds no .safetensors file; give a Hugging Face model's directory")
-        names = _listed(directory / INDEX)
-        if names is not None:
-            # Others beside these are another form of the model, such as Mistral's own.
-            files = [path for path in files if path.name in set(names.values())]
-        elif directory / WEIGHTS in files:
-            files = [directory / WEIGHTS]
+        files = weight_files(directory)
+        if files[0].suffix != ".safetensors":
+            raise UserError(f"{directory}: holds {files[0].name} and no safetensors; convert its weights to them first")
         self.tensors: dict[str, StoredRows] = {}
         for path in files:
             self._map(path)
-        absent = sorted((names or {}).keys() - self.tensors.keys())
+        absent = sorted(places_of(directory).keys() - self.tensors.keys())
         if absent:
             raise UserError(f"{directory}: {absent[0]} is in {INDEX} and in no file; fetch the missing part")
 
@@ -237,7 +217,7 @@ def write_checkpoint(directory: Path, tensors: Sequence[NewTensor], into: FloatT
     places: dict[str, str] = {}
     total = 0
     for number, shard in enumerate(shards, 1):
-        name = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        name = WHOLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         total += _write_shard(directory / name, shard, into)
         places.update((tensor.name, name) for tensor in shard)
     if len(shards) > 1:

@@ -22,8 +22,8 @@ from breakeven.engines.synthesis.write import check_room
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.bridge.weights import PLACE
 from breakeven.lab.corpus import Document, sample
-from breakeven.lab.facts import facts_of
-from breakeven.lab.lockstep import Lockstep, Scored
+from breakeven.lab.facts import batch_that_fits, facts_of
+from breakeven.lab.lockstep import BATCH, Lockstep, Scored
 from breakeven.lab.proof import prove
 from breakeven.model.readers.hf import CONFIG
 from breakeven.results.lab import LabCheck, LabSpeed, Proof
@@ -155,7 +155,8 @@ def held_against(
     """Whether ONNX Runtime predicts what transformers does of `directory`, for texts of several lengths and token by
     token; and how fast the graph and `source`, a directory or a GGUF, read and answer, taking turns."""
     models = [Scored(directory), Scored(graph), *([] if source == directory else [Scored(source)])]
-    with Lockstep(models, on_step=on_step) as lock:
+    batch = batch_that_fits([facts_of(each.path) for each in models], max(LENGTHS) + ANSWER_TOKENS, BATCH, small=False)
+    with Lockstep(models, on_step=on_step, batch=batch) as lock:
         check = _any_length(lock)
         return check, _speeds(lock, len(models) - 1 if len(models) > 2 else 0) if timed and check.passed else []
 

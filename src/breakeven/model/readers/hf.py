@@ -22,6 +22,7 @@ from breakeven.model.layouts.config import text_parts
 from breakeven.model.layouts.derive import spec_from_config
 from breakeven.model.readers.bounded import bounded_json, read_bounded, shown
 
+WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _NOT_TEXT = re.compile(r"vision|visual|audio|image|multi_modal|mm_projector|patch_merger")
@@ -48,12 +49,11 @@ def published_total(directory: Path, config: Mapping[str, object], spec: ModelSp
 
     Quantised and multimodal checkpoints say nothing usable in an index; their shapes do when the files are there.
     """
-    files = sorted(directory.glob("*.safetensors"))
-    index_path = directory / INDEX
-    index = read_json(index_path) if index_path.is_file() else {}
-    if files and _complete(files, index):
+    files = safetensors_files(directory)
+    if files and all(file.is_file() for file in files):
         return _total_of_files(files, spec)
-    return total_of_index(index, config, spec)
+    index = directory / INDEX
+    return total_of_index(read_json(index) if index.is_file() else {}, config, spec)
 
 
 def total_of_index(index: Mapping[str, object], config: Mapping[str, object], spec: ModelSpec) -> int | None:
@@ -99,11 +99,33 @@ def read_json(path: Path) -> dict[str, object]:
     return found
 
 
-def _complete(files: list[Path], index: Mapping[str, object]) -> bool:
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, Mapping):
-        return True
-    return {str(name) for name in weight_map.values()} <= {file.name for file in files}
+def safetensors_files(directory: Path) -> list[Path]:
+    """The files that hold a directory's model, once: those its index names, there or not; else `WHOLE`; else all.
+
+    The same weights may lie beside them in another layout (consolidated.safetensors), and adapters. Raises UserError
+    for an index that cannot be read or names what is no file of the directory.
+    """
+    if names := set(places_of(directory).values()):
+        return [directory / name for name in sorted(names)]
+    whole = directory / WHOLE
+    return [whole] if whole.is_file() else sorted(directory.glob("*.safetensors"))
+
+
+def places_of(directory: Path) -> dict[str, str]:
+    """Which file of a directory holds which tensor, as its index says; nothing where it has no index, or one of sizes.
+
+    Raises UserError for an index that cannot be read or names what is no file of the directory.
+    """
+    index = directory / INDEX
+    found = read_json(index).get("weight_map") if index.is_file() else None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UserError(f"{index}: its weight_map is no map of tensors to files; fetch it again")
+    for name in found.values():
+        if not isinstance(name, str) or name != Path(name).name:
+            raise UserError(f"{index}: names {shown(name)}, which is no file of this directory; fetch it again")
+    return found
 
 
 def _total_of_files(files: list[Path], spec: ModelSpec) -> int | None:

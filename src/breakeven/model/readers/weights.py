@@ -8,10 +8,11 @@ from pathlib import Path
 
 from breakeven.errors import UserError
 from breakeven.model.readers.gguf_file import parts
+from breakeven.model.readers.hf import INDEX, safetensors_files
 
 _CHUNK_BYTES = 1 << 22
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.onnx*", "*.tflite")
-"""Of a directory; the first pattern that finds any counts."""
+_OTHERS = ("*.bin", "*.pth", "*.onnx*", "*.tflite")
+"""Of a directory without safetensors; the first pattern that finds any counts."""
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -26,12 +27,15 @@ def weight_files(path: Path) -> list[Path]:
         raise UserError(
             f"{path}: holds no weights (*.safetensors); give a .gguf file or a whole Hugging Face directory"
         )
+    absent = next((file for file in found if not file.is_file()), None)
+    if absent is not None:
+        raise UserError(f"{path}: {absent.name} is in {INDEX} and not here; fetch the missing part")
     return found
 
 
 def holds_weights(directory: Path) -> bool:
     """Whether weights lie in a directory, and not only what describes them."""
-    return bool(_in_directory(directory))
+    return any(file.is_file() for file in _in_directory(directory))
 
 
 def digest_of(files: Sequence[Path]) -> str:
@@ -48,4 +52,5 @@ def digest_of(files: Sequence[Path]) -> str:
 
 
 def _in_directory(directory: Path) -> list[Path]:
-    return next((files for pattern in _WEIGHTS if (files := sorted(directory.glob(pattern)))), [])
+    others = (sorted(directory.glob(pattern)) for pattern in _OTHERS)
+    return safetensors_files(directory) or next((files for files in others if files), [])
