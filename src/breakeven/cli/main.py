@@ -95,7 +95,10 @@ def _run_to_its_end(run: Callable[[], object]) -> object:
 
     if threading.current_thread() is threading.main_thread():
         # What is ignored stays so, as under nohup.
-        taken += [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+        ending = [signal.SIGTERM]
+        if sys.platform != "win32":
+            ending.append(signal.SIGHUP)
+        taken += [each for each in ending if signal.getsignal(each) is signal.SIG_DFL]
     try:
         for number in taken:
             signal.signal(number, end)
