@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from breakeven.engines.inside.client import Inside, OnStep
 from breakeven.engines.mlx.layout import ask_there
 from breakeven.engines.mlx.server import find_mlx, interpreter_of
+from breakeven.engines.vllm.server import find_vllm
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.bridge.bridge import Carried, to_directory, to_gguf, write_single
 from breakeven.lab.bridge.tokenizers import same_ids
@@ -138,6 +139,7 @@ def checks_between(
             beside = _mlx(exact, directory, on_step)
             caveats += [beside] if isinstance(beside, str) else []
             checks += [beside] if isinstance(beside, LabCheck) else []
+            caveats += _unasked()
     finally:
         again.unlink(missing_ok=True)
     return checks, caveats
@@ -266,6 +268,15 @@ def _mlx(exact: Path, directory: Path, on_step: OnStep) -> LabCheck | str | None
             return f"not compared in mlx-lm: {answer.get('refused') or answer.get('missing')}"
         kl_T, same_T = kl_and_top1(source_TV, np.load(file))
     return _alike(f"mlx-lm {answer['version']}", kl_T.tolist(), same_T.tolist())
+
+
+def _unasked() -> list[str]:
+    """A sentence for an engine that reads directories, is installed here, and takes minutes to start."""
+    try:
+        find_vllm()
+    except UserError:
+        return []
+    return ["not compared in vLLM, which is installed here: `breakeven compare DIR --engine vllm` runs it there"]
 
 
 def kl_and_top1(source_TV: Logits, other_TV: Logits) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -1,6 +1,6 @@
 """What `breakeven evaluate` takes and finds on a real model: the targets of docs/evaluate.md.
 
-    python bench/lab_evaluate.py MODEL.gguf GUIDE [--languages en,de,fr] [--bytes 20000]
+    python bench/lab/evaluate.py MODEL.gguf GUIDE [--languages en,de,fr] [--bytes 20000]
 
 GUIDE: the Debian installation guide, unpacked (`dpkg -x`): a folder a language with install.LANG.txt.gz. Prints bits
 per byte, the time of one model on three languages, and of the arithmetic of a pair.
