@@ -102,6 +102,8 @@ CASES = (
     Case("qwen3-next-80b-a3b", 4, context=16384),
 )
 
+READINGS = 3
+
 
 def predicted(case: Case) -> Sizes:
     """From shapes alone."""
@@ -125,24 +127,32 @@ def reported(log: str) -> Sizes:
 
 
 def measured(case: Case, directory: Path) -> tuple[Sizes, str]:
-    """Load the case in the engine; its report, and the engine's build. The file is deleted again."""
+    """Load the case in the engine; its report, and the engine's build. The file is deleted again.
+
+    Lines of its threads may be written into one another: a report without weights was not read, and is asked again.
+    """
     path, log = directory / f"{case.model}.gguf", directory / "llama.log"
     synthesise(case.spec(), case.format_name, path)
-    server = LlamaCppServer(
-        path,
-        context=case.context,
-        slots=case.slots,
-        log=log,
-        kv_type=case.kv_type,
-        flash_attention=None if case.flash else False,
-        embeddings=case.every_logit,
-        verbose=True,
-        wait_policy="passive",
-    )
     try:
-        with server as backend:
-            build = backend.settings["build"]
-        return reported(log.read_text(errors="replace")), build
+        for _ in range(READINGS):
+            server = LlamaCppServer(
+                path,
+                context=case.context,
+                slots=case.slots,
+                log=log,
+                kv_type=case.kv_type,
+                flash_attention=None if case.flash else False,
+                embeddings=case.every_logit,
+                verbose=True,
+                wait_policy="passive",
+            )
+            with server as backend:
+                build = backend.settings["build"]
+            found = reported(log.read_text(errors="replace"))
+            log.unlink()
+            if found.weights:
+                return found, build
+        raise BreakevenError(f"its log told no weights, {READINGS} times")
     finally:
         path.unlink()
         log.unlink(missing_ok=True)

@@ -739,7 +739,7 @@ async def test_over_tls_its_certificate_must_be_trusted(
 
 def test_a_redis_package_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
-    with pytest.raises(UserError, match=r"this machine's own.*breakeven\[scale\]"):
+    with pytest.raises(UserError, match=r"this machine's own.*the extra `scale`"):
         SharedWindows(Redis(), SharedBlock(SHAPE), "m", print)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from breakeven.stats.steady import LEAST_BLOCKS, mser, settled, trend
@@ -25,6 +25,7 @@ def test_noise_alone_is_nearly_always_found_settled() -> None:
 
 
 @given(seeds, st.floats(0.5, 50))
+@example(seed=102093, slope=1.0)
 def test_a_queue_that_grows_to_the_end_never_settled(seed: int, slope: float) -> None:
     found = settled(0.02 * noise(seed), slope * np.arange(1, B + 1) * noise(seed + 1))
     assert found.start is None

@@ -53,16 +53,19 @@ def settled(tpot_B: Floats, in_flight_B: Floats) -> Settled:
     if told.sum() >= 0.75 * n:
         # A block without an answer says nothing; the neighbours stand in for it.
         series["TPOT"] = np.interp(np.arange(n), np.flatnonzero(told), tpot_B[told])
-    start = 0
+    start, late = 0, list[str]()
     for name, values in series.items():
         # Drawn in, a stall after the ramp is not dropped with it; as they are, a short ramp is found better.
         cuts = [cut for each in (values, _clipped(values)) if _is_ramp(each, cut := mser(each))]
         if not cuts:
             continue
         found = min(cuts)
-        if found >= n // 2:
-            return Settled(None, f"{name} had not settled by the middle of the run{_direction(values)}")
+        late += [name] if found >= n // 2 else []
         start = max(start, found)
+    if late:
+        # Of both the one that plainly moves: the other may only look so.
+        name = max(series, key=lambda name: (abs(trend(series[name])), name in late))
+        return Settled(None, f"{name} had not settled by the middle of the run{_direction(series[name])}")
     for name, values in series.items():
         drift = trend(values[start:])
         if abs(drift) > DRIFT:
