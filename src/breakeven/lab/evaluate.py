@@ -255,8 +255,9 @@ def judge(
             if budget_s is not None and done >= least and time.monotonic() - began > budget_s:
                 break
             share = done / len(order)
-            if budget_s is not None:
-                share = max(share, (time.monotonic() - began) / budget_s)
+            if budget_s is not None and done:
+                spent = time.monotonic() - began
+                share = max(share, spent / max(budget_s, spent / done * least))
             on_step("scoring", min(1.0, share))
             if done == _BLOCKS_TO_TELL and budget_s is None:
                 _tell_if_long((time.monotonic() - began) / done * len(order), on_step)
