@@ -10,10 +10,10 @@ import torch
 from breakeven.engines.family import die_with_parent
 from breakeven.engines.inside.child import Answer, Say, serve
 from breakeven.errors import BreakevenError, NotSupportedError
-from breakeven.lab.training.work import Job, JobDone
+from breakeven.lab.training.work import TrainingDone, TrainingJob
 
 
-def _begin(request: Job, say: Say) -> tuple[JobDone, Answer]:
+def _begin(request: TrainingJob, say: Say) -> tuple[TrainingDone, Answer]:
     die_with_parent(request.parent_pid)
     torch.set_num_threads(request.threads)
     module = import_module(f"breakeven.lab.training.{request.module}")
@@ -23,12 +23,12 @@ def _begin(request: Job, say: Say) -> tuple[JobDone, Answer]:
         if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
             raise
         raise BreakevenError("no memory to train in; give --batch 1, shorter rows, or a smaller model") from error
-    return JobDone(result=msgspec.Raw(msgspec.json.encode(done))), _nothing_more
+    return TrainingDone(result=msgspec.Raw(msgspec.json.encode(done))), _nothing_more
 
 
-def _nothing_more(request: Job) -> JobDone:
+def _nothing_more(request: TrainingJob) -> TrainingDone:
     raise NotSupportedError("this process has done its job")
 
 
 if __name__ == "__main__":
-    serve(Job, _begin)
+    serve(TrainingJob, _begin)

@@ -19,14 +19,16 @@ from breakeven.engines.inside.child import Doing, Unable
 from breakeven.engines.inside.client import ChildProcess, OnStep
 from breakeven.errors import NotSupportedError, UserError, one_line
 from breakeven.hardware.reader import available_threads
+from breakeven.model.architecture import ModelSpec
+from breakeven.model.arithmetic import Phase, flops_per_token
 
 _ASKED = "asked.json"
 _LOCK = "lock"
 _R = TypeVar("_R", bound=msgspec.Struct)
 
 
-class Job(msgspec.Struct, tag="job", frozen=True, kw_only=True):
-    """What a child process is to do: `module` of this room has a function `run(spec, say)`. Answered by `JobDone`."""
+class TrainingJob(msgspec.Struct, tag="job", frozen=True, kw_only=True):
+    """What a child process is to do: `module` of this room has a function `run(spec, say)`. Answered by `TrainingDone`."""
 
     module: str
     spec: msgspec.Raw
@@ -34,7 +36,7 @@ class Job(msgspec.Struct, tag="job", frozen=True, kw_only=True):
     parent_pid: int
 
 
-class JobDone(msgspec.Struct, tag="job done", frozen=True):
+class TrainingDone(msgspec.Struct, tag="job done", frozen=True):
     """What the function returned."""
 
     result: msgspec.Raw
@@ -89,6 +91,15 @@ def _check_asked(folder: Path, asked: Mapping[str, object]) -> None:
             f"{folder} holds a training that was stopped and was asked otherwise ({one_line(other)}); "
             "give the same command to go on, or remove it to begin anew"
         )
+
+
+def training_flops(spec: ModelSpec, tokens: int, row: int) -> float:
+    """Of training on `tokens` in rows of `row`: forward once, and twice as much backward; attention and head counted.
+
+    The head is computed for every token, unlike a prompt's.
+    """
+    head = 2.0 * spec.vocab * spec.hidden * (1 - 1 / row)
+    return 3.0 * tokens * (flops_per_token(spec, row, Phase.PREFILL) + head)
 
 
 ADAM_BYTES = 16
@@ -150,12 +161,12 @@ def run_job(
             f"training needs {' and '.join(missing)}, not installed here: install the extra `lab` (1.5 GB; how: "
             "docs/lab.md)"
         )
-    job = Job(
+    job = TrainingJob(
         module=module,
         spec=msgspec.Raw(msgspec.json.encode(spec)),
         threads=threads or available_threads(),
         parent_pid=os.getpid(),
     )
-    with ChildProcess("breakeven.lab.training.child", module, JobDone | Unable | Doing, on_step=on_step) as child:
-        done = child.ask(job, JobDone)
+    with ChildProcess("breakeven.lab.training.child", module, TrainingDone | Unable | Doing, on_step=on_step) as child:
+        done = child.ask(job, TrainingDone)
     return msgspec.json.decode(done.result, type=result)
