@@ -28,7 +28,7 @@ _R = TypeVar("_R", bound=msgspec.Struct)
 
 
 class TrainingJob(msgspec.Struct, tag="job", frozen=True, kw_only=True):
-    """What a child process is to do: `module` of this room has a function `run(spec, say)`. Answered by `TrainingDone`."""
+    """What a child process is to do: `module` of this room has `run(spec, say)`. Answered by `TrainingDone`."""
 
     module: str
     spec: msgspec.Raw
