@@ -173,13 +173,15 @@ class Trainer:
             return recipe.steps
         assert recipe.seconds is not None
         self._model.train()
-        timed, before = [], [each.detach().clone() for each in self._taken()[len(self._parameters) :]]
+        timed, before = [], [each.detach().clone() for each in self._steered]
         for _ in range(_TIMED_STEPS):
             began = time.perf_counter()
             self._one()
             timed.append(time.perf_counter() - began)
             self._optimizer.zero_grad(set_to_none=True)
-        self._put([*self._taken()[: len(self._parameters)], *before])
+        with torch.no_grad():
+            for each, value in zip(self._steered, before, strict=True):
+                each.copy_(value)
         began = time.perf_counter()
         self._choose()
         apart = (recipe.checks + 1) * (time.perf_counter() - began)
