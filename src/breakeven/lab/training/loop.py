@@ -83,7 +83,7 @@ class Trainer:
 
         `trained`: parameters that train, None for all that require gradients. `masks`: of a parameter of those, where
         its gradient counts (1) and where it stays bit for bit (0), broadcast to its shape. `steered`: what `loss`
-        itself changes in training, kept and gone on with as parameters are. Raises UserError when the time is too short.
+        itself changes in training, kept and gone on with as parameters are. Raises UserError if the time is too short.
         """
         self._model, self._recipe, self._rows_NT, self._loss, self._choose = model, recipe, rows_NT, loss, choose
         self._folder, self._say, self._name = folder, say, name
