@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 COMPLETION_OPTIONS = ("install_completion", "show_completion")
-LAB = frozenset({"evaluate", "quantize", "experts", "export"})
+LAB = frozenset({"evaluate", "quantize", "experts", "export", "tune"})
 """Verbs that write models, or read them for hours."""
 
 
@@ -54,8 +54,9 @@ VERBS: dict[str, Verb] = {
     "cache": Verb("breakeven.cli.cache", "List or prune the weight files written so far."),
     "evaluate": Verb("breakeven.cli.evaluate", "Say how well models predict a text, by language, and against another."),
     "quantize": Verb("breakeven.cli.quantize", "Write a model in fewer bits, beside what that cost in quality."),
-    "experts": Verb("breakeven.cli.experts", "Make experts of a dense file; prune, sort, add, merge those of another."),
+    "experts": Verb("breakeven.cli.experts", "Make experts of a dense file; prune, sort, merge, train others."),
     "export": Verb("breakeven.cli.export", "Write a model in another form: GGUF, a Hugging Face directory, ONNX."),
+    "tune": Verb("breakeven.cli.tune", "Train adapters on a text, merge them, and prove that this is what is served."),
     "trace": Verb("breakeven.cli.trace", "Show which experts a text is routed to."),
     "profile": Verb("breakeven.cli.profile", "Show where a model's time goes, by kind of node."),
 }

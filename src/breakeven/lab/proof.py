@@ -23,7 +23,18 @@ from breakeven.lab.evaluate import Arm, TokenizersDifferError, arms_of, judge
 from breakeven.lab.facts import FileFacts, facts_of, is_onnx, sha256_of
 from breakeven.lab.tally import Tally
 from breakeven.results import store
-from breakeven.results.lab import Artefact, Experts, LabCheck, LabSpeed, Origin, Proof, Slice, Substituted
+from breakeven.results.lab import (
+    Artefact,
+    Experts,
+    LabCheck,
+    LabSpeed,
+    Origin,
+    Proof,
+    Slice,
+    Substituted,
+    Training,
+    Twin,
+)
 
 EXACT_KL = 1e-6
 """Nats between two files of single precision that compute one function."""
@@ -49,6 +60,8 @@ def prove(
     substituted: Sequence[Substituted] = (),
     experts: Experts | None = None,
     experts_after: Experts | None = None,
+    training: Training | None = None,
+    twin: Twin | None = None,
     speeds: Sequence[LabSpeed] = (),
     caveats: Sequence[str] = (),
     budget_s: float | None = None,
@@ -103,6 +116,8 @@ def prove(
             checks=done,
             experts=experts,
             experts_after=experts_after,
+            training=training,
+            twin=twin,
             speeds=list(speeds),
             caveats=[*caveats, *said, *_unusable(before, after)],
             seconds=time.monotonic() - began,

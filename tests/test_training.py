@@ -1,0 +1,98 @@
+"""What all trainings share: a text in three, rows in an order of their own, a directory that one run holds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from breakeven.errors import UserError
+from breakeven.lab.corpus import LEAST_BLOCKS, Block, blocks_of, check_enough
+from breakeven.lab.training.texts import Batches, rows_of, split
+from breakeven.lab.training.work import batch_that_trains, work_beside, write_whole
+
+
+def blocks(n: int, language: str = "en") -> list[Block]:
+    return [Block(language, "all", "guide", f"{language} block {i}. " * 20) for i in range(n)]
+
+
+@given(st.lists(st.integers(18, 400), min_size=1, max_size=4))
+def test_every_block_is_for_one_thing(counts: list[int]) -> None:
+    text = [block for number, n in enumerate(counts) for block in blocks(n, f"l{number}")]
+    found = split(text)
+    assert sorted([*found.train, *found.choose, *found.judge], key=text.index) == text
+    check_enough(blocks_of(found.judged()))
+    assert [b.text for b in blocks_of(found.judged())] == [b.text for b in found.judge]
+    for number, n in enumerate(counts):
+        mine = [b for b in found.train if b.language == f"l{number}"]
+        assert len(mine) >= 0.5 * n
+        assert sum(b.language == f"l{number}" for b in found.judge) >= LEAST_BLOCKS
+
+
+def test_a_text_too_short_for_all_three_is_refused() -> None:
+    with pytest.raises(UserError, match=r"the text of de .* too few to train on .* at least"):
+        split([*blocks(40), *blocks(17, "de")])
+
+
+@given(st.integers(1, 50), st.integers(1, 12), st.integers(0, 2**32 - 1), st.integers(0, 40))
+def test_rows_are_read_once_each_before_any_twice(n_rows: int, batch: int, seed: int, step: int) -> None:
+    batches = Batches(n_rows, batch, seed)
+    read = np.concatenate([batches.rows(each) for each in range(step + 1)])
+    counts = np.bincount(read, minlength=n_rows)
+    assert counts.max() - counts.min() <= 1
+    assert (batches.rows(step) == read[step * batch :]).all(), "a step's rows do not depend on those before it"
+
+
+def test_rows_hold_the_text_in_its_order() -> None:
+    rows = rows_of([Block("en", "all", "a", "abcd"), Block("en", "all", "b", "efgh")], lambda t: list(t.encode()), 3, 0)
+    assert rows.tolist() == [[97, 98, 99], [100, 0, 101], [102, 103, 104]]
+    with pytest.raises(UserError, match="fewer than one row"):
+        rows_of([Block("en", "all", "a", "ab")], lambda t: list(t.encode()), 3, None)
+
+
+def test_a_directory_is_held_by_one_run_and_goes_on_only_as_it_was_asked(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+
+    def hold(asked: dict[str, object], *, fail: bool = False) -> None:
+        with work_beside(out, asked) as folder:
+            if fail:
+                write_whole(folder / "state", b"half")
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hold({"seed": 1}, fail=True)
+    with pytest.raises(UserError, match="asked otherwise \\(seed\\)"):
+        hold({"seed": 2})
+    other = (
+        "from breakeven.lab.training.work import work_beside; from pathlib import Path; import sys\n"
+        "with work_beside(Path(sys.argv[1]), {'seed': 1}): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", other, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another run trains here"):
+            hold({"seed": 1})
+        process.kill()
+    assert (tmp_path / "model.training" / "state").read_bytes() == b"half"
+    hold({"seed": 1})
+    assert not (tmp_path / "model.training").exists()
+    (tmp_path / "model.training").mkdir()
+    (tmp_path / "model.training" / "asked.json").write_text(json.dumps([1])[:-1])
+    with pytest.raises(UserError, match="begin anew"):
+        hold({"seed": 1})
+
+
+def test_memory_is_known_before(tmp_path: Path) -> None:
+    sizes = {"weights": 135_000_000, "trained": 135_000_000, "hidden": 576, "layers": 30, "vocab": 49152, "tokens": 256}
+    assert batch_that_trains(**sizes, batch=16, free_bytes=100_000_000_000) == 16
+    fewer = batch_that_trains(**sizes, batch=16, free_bytes=5_000_000_000)
+    assert 1 <= fewer < 16
+    with pytest.raises(UserError, match=r"needs \d+\.\d GB even one row at a time"):
+        batch_that_trains(**sizes, batch=16, free_bytes=1_000_000_000)
