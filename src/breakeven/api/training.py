@@ -13,9 +13,12 @@ from breakeven.errors import UserError, expanded, word_of
 if TYPE_CHECKING:
     from breakeven.measure.progress import ProgressState
     from breakeven.results.lab import Proof
+    from breakeven.results.training import TrainStudy
 
 TRAINING_S = 180.0
 """How long a training goes on that says neither its time nor its steps."""
+STUDY_S = 600.0
+"""Of all trainings of a study together, where nobody says."""
 
 
 def time_or_steps(seconds: float | None, steps: int | None) -> tuple[float | None, int | None]:
@@ -196,3 +199,44 @@ def retrain(
         encoding=encoding,
         on_step=steps_for(on_progress),
     )
+
+
+def train(
+    study: Path | str,
+    *,
+    out: Path | str | None = None,
+    seconds: float | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    threads: int | None = None,
+    on_progress: Callable[[ProgressState], None] = lambda state: None,
+) -> TrainStudy:
+    """Train the models of a study, equal in one number, on the same text, and say what each learned of it.
+
+    `out`: a directory for models and result; None: named as the study, beside it. `seconds` for all trainings together
+    (None: ten minutes) or `steps` of each. `seed`: the first, in place of the study's own. A study that was stopped
+    goes on when it is given again. Raises UserError for a study that cannot be, NotSupportedError without torch.
+    """
+    from breakeven.lab.training.study import train
+    from breakeven.pages.training import write_study_page
+
+    if seconds is not None and steps is not None:
+        raise UserError("--for and --steps are two ways to say how long: give one of them")
+    path = expanded(study)
+    place = expanded(out) if out is not None else path.with_suffix("")
+    words = ["breakeven", "train", word_of(study)]
+    words += [] if out is None else ["--out", word_of(out)]
+    words += [] if seed is None else ["--seed", str(seed)]
+    words += [] if threads is None else ["--threads", str(threads)]
+    result = train(
+        path,
+        place,
+        words=words,
+        seconds=(STUDY_S if seconds is None else seconds) if steps is None else None,
+        steps=steps,
+        seed=seed,
+        threads=threads,
+        on_step=steps_for(on_progress),
+    )
+    write_study_page(result, place)
+    return result

@@ -22,6 +22,7 @@ from breakeven.results.comparison import SCHEMA, Comparison
 from breakeven.results.decision import DECIDE_LOG_SCHEMA, DECISION_SCHEMA, Decision, LogDecision
 from breakeven.results.lab import EVALUATE_SCHEMA, EXPERTS_SCHEMA, PROOF_SCHEMA, Evaluation, ExpertScores, Proof
 from breakeven.results.load import CAPACITY_SCHEMA, CHECK_SCHEMA, LOAD_SCHEMA, CapacityStudy, Check, LoadStudy
+from breakeven.results.training import TRAIN_SCHEMA, TrainStudy
 
 RESULT, LOG = "result.json", "events.jsonl"
 
@@ -48,6 +49,7 @@ KINDS: dict[type[msgspec.Struct], Kind] = {
     Evaluation: Kind(EVALUATE_SCHEMA, "evaluation"),
     Proof: Kind(PROOF_SCHEMA, "proof"),
     ExpertScores: Kind(EXPERTS_SCHEMA, "look at experts"),
+    TrainStudy: Kind(TRAIN_SCHEMA, "study of trainings"),
 }
 """Everything that can be read again. A new schema of an old kind is one more line, with its own type."""
 
