@@ -126,12 +126,13 @@ def tune(
         try:
             base, notes = _base(model, work, on_step)
             recipe = _recipe(base, options)
+            rows = _rows(base, work, parts, conversations, options.tokens)
             job = TuneJob(
                 base=str(base),
                 base_name=model.name.removesuffix(".gguf"),
                 folder=str(work),
                 made=str(made),
-                rows=str(_rows(base, work, parts, conversations, options.tokens)),
+                rows=str(rows),
                 adapt=options.adapt,
                 experts=list(options.experts),
                 router=options.router,
@@ -144,7 +145,8 @@ def tune(
             changed, said = changed_of(base, made, done, options.experts)
             checks = [*told_of(done, options.experts), changed, *answers_of(done.merged)]
             if all(check.passed for check in checks):
-                more, why = served_of(base, made, served, on_step)
+                with np.load(rows) as arrays:
+                    more, why = served_of(made, served, arrays["probe"], on_step)
                 checks += more
                 said += why
             trained = done.trained

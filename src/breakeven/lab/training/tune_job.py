@@ -37,7 +37,7 @@ from breakeven.lab.training.loop import Trainer, device, mean_nats, next_token_l
 from breakeven.lab.training.packings import NAME, attach_made
 from breakeven.lab.training.texts import Ids
 from breakeven.lab.training.tune import ADAPTER, ADAPTER_WEIGHTS, TuneJob
-from breakeven.lab.training.tune_proof import KINDS_OF, Attached, Merged, TuneDone, kind_of
+from breakeven.lab.training.tune_proof import BASE_LOGITS, KINDS_OF, Attached, Merged, TuneDone, kind_of
 from breakeven.lab.training.work import Trained
 
 _AUXILIARY = 0.001
@@ -70,7 +70,7 @@ def run(spec: bytes, say: Say) -> TuneDone:
         wrapped, packings = attach_made(model, Path(job.adapter), rows["choose"], say)
     told = _told(wrapped, parts, trained is not None)
     _save_adapter(wrapped, Path(job.folder) / ADAPTER, job.base_name)
-    merged = _merge(wrapped, Path(job.made), rows, say)
+    merged = _merge(wrapped, Path(job.made), Path(job.folder), rows, say)
     shutil.copytree(Path(job.folder) / ADAPTER, Path(job.made) / ADAPTER)
     return TuneDone(peft=peft.__version__, attached=told, merged=merged, trained=trained, packings=packings)
 
@@ -263,8 +263,11 @@ def _save_adapter(wrapped: Any, folder: Path, base_name: str) -> None:
     config.save_pretrained(str(folder))
 
 
-def _merge(wrapped: Any, made: Path, rows: Mapping[str, NDArray[Any]], say: Say) -> Merged:
-    """The adapter put into the weights, saved and loaded again; and how far all stand from each other."""
+def _merge(wrapped: Any, made: Path, folder: Path, rows: Mapping[str, NDArray[Any]], say: Say) -> Merged:
+    """The adapter put into the weights, saved and loaded again; and how far all stand from each other.
+
+    What the base says of the probe is left in `folder`, for whoever serves the merged model to be held against.
+    """
     say("merging", 0.0)
     wrapped.eval()
     probe = rows["probe"]
@@ -276,6 +279,7 @@ def _merge(wrapped: Any, made: Path, rows: Mapping[str, NDArray[Any]], say: Say)
 
     with wrapped.disable_adapter():
         base, answers_before = _logits(wrapped, probe), answers(wrapped)
+    np.save(folder / BASE_LOGITS, np.stack([each.numpy() for each in base]))
     adapter = _logits(wrapped, probe)
     try:
         model = wrapped.merge_and_unload(safe_merge=True)
