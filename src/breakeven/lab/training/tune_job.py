@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,7 @@ def run(spec: bytes, say: Say) -> TuneDone:
     packings: dict[str, float] = {}
     if job.adapter is None:
         wrapped = _attach(model, parts, job)
+        say(_trains(wrapped, parts), 0.0)
         trained = _train(wrapped, job, rows, say)
     else:
         wrapped, packings = attach_made(model, Path(job.adapter), rows["choose"], say)
@@ -176,6 +178,16 @@ def _train(wrapped: Any, job: TuneJob, rows: Mapping[str, NDArray[Any]], say: Sa
         wrapped, recipe, rows["train"], loss, choose, Path(job.folder) / "run", say, name="tuning", masks=masks
     )
     return trainer.run()
+
+
+def _trains(wrapped: Any, parts: Sequence[_Part]) -> str:
+    """What will train and what will not, before it does."""
+    names = {name for name, _ in _adapted(wrapped)}
+    adapted, frozen = Counter[str](), Counter[str]()
+    for part in parts:
+        (adapted if part.name in names else frozen)[part.kind] += 1
+    lists = (", ".join(f"{count} of {kind}" for kind, count in each.items()) for each in (adapted, frozen))
+    return "adapting {}; frozen {}".format(*lists)
 
 
 def _masks(wrapped: Any, experts: Sequence[int]) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
