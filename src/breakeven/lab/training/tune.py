@@ -126,12 +126,13 @@ def tune(
         try:
             base, notes = _base(model, work, on_step)
             recipe = _recipe(base, options)
+            rows = _rows(base, work, parts, conversations, options.tokens)
             job = TuneJob(
                 base=str(base),
                 base_name=model.name.removesuffix(".gguf"),
                 folder=str(work),
                 made=str(made),
-                rows=str(_rows(base, work, parts, conversations, options.tokens)),
+                rows=str(rows),
                 adapt=options.adapt,
                 experts=list(options.experts),
                 router=options.router,
@@ -144,7 +145,8 @@ def tune(
             changed, said = changed_of(base, made, done, options.experts)
             checks = [*told_of(done, options.experts), changed, *answers_of(done.merged)]
             if all(check.passed for check in checks):
-                more, why = served_of(base, made, served, on_step)
+                with np.load(rows) as arrays:
+                    more, why = served_of(made, served, arrays["probe"], on_step)
                 checks += more
                 said += why
             trained = done.trained
@@ -336,7 +338,7 @@ def _rows(base: Path, work: Path, parts: Split, conversations: Sequence[Conversa
     # What packings are tried on, where nothing trains.
     arrays.setdefault("choose", arrays.get("judge", arrays["probe"])[:_CHOOSE_ROWS])
     path = work / "rows.npz"
-    np.savez(path, **arrays)
+    np.savez(path, **arrays)  # type: ignore[arg-type]
     return path
 
 
@@ -350,7 +352,8 @@ def _probe(encode: Any, n_vocab: int, tokens: int) -> Ids:
 
 def _spread(rows: Ids) -> Ids:
     """Some of many rows, evenly: what is read at every check must not take the time that trains."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _CHOOSE_ROWS)).astype(int))]
+    kept: Ids = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _CHOOSE_ROWS)).astype(int))]
+    return kept
 
 
 def _finish(base: Path, made: Path) -> None:

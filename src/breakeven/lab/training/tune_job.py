@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ from breakeven.lab.training.loop import Trainer, device, mean_nats, next_token_l
 from breakeven.lab.training.packings import NAME, attach_made
 from breakeven.lab.training.texts import Ids
 from breakeven.lab.training.tune import ADAPTER, ADAPTER_WEIGHTS, TuneJob
-from breakeven.lab.training.tune_proof import KINDS_OF, Attached, Merged, TuneDone, kind_of
+from breakeven.lab.training.tune_proof import BASE_LOGITS, KINDS_OF, Attached, Merged, TuneDone, kind_of
 from breakeven.lab.training.work import Trained
 
 _AUXILIARY = 0.001
@@ -62,15 +63,17 @@ def run(spec: bytes, say: Say) -> TuneDone:
         rows = {name: arrays[name] for name in arrays.files}
     model = load_model(Path(job.base)).to(device())
     parts = _parts(model)
-    trained, packings = None, {}
+    trained: Trained | None = None
+    packings: dict[str, float] = {}
     if job.adapter is None:
         wrapped = _attach(model, parts, job)
+        say(_trains(wrapped, parts), 0.0)
         trained = _train(wrapped, job, rows, say)
     else:
         wrapped, packings = attach_made(model, Path(job.adapter), rows["choose"], say)
     told = _told(wrapped, parts, trained is not None)
     _save_adapter(wrapped, Path(job.folder) / ADAPTER, job.base_name)
-    merged = _merge(wrapped, Path(job.made), rows, say)
+    merged = _merge(wrapped, Path(job.made), Path(job.folder), rows, say)
     shutil.copytree(Path(job.folder) / ADAPTER, Path(job.made) / ADAPTER)
     return TuneDone(peft=peft.__version__, attached=told, merged=merged, trained=trained, packings=packings)
 
@@ -152,7 +155,8 @@ def _adapted(wrapped: Any) -> Iterator[tuple[str, LoraLayer]]:
 
 
 def _train(wrapped: Any, job: TuneJob, rows: Mapping[str, NDArray[Any]], say: Say) -> Trained:
-    assert job.recipe is not None
+    recipe = job.recipe
+    assert recipe is not None
     heed = rows.get("train_heed")
     masks = list(_masks(wrapped, job.experts)) if job.experts else []
     coefficient = float(getattr(wrapped.config, "router_aux_loss_coef", None) or _AUXILIARY)
@@ -166,14 +170,24 @@ def _train(wrapped: Any, job: TuneJob, rows: Mapping[str, NDArray[Any]], say: Sa
 
     def choose() -> float:
         if "choose_heed" not in rows:
-            return mean_nats(wrapped, rows["choose"], job.recipe.batch)
+            return mean_nats(wrapped, rows["choose"], recipe.batch)
         nats, counts = _nats(wrapped, rows["choose"], rows["choose_heed"])
         return float(np.average(nats, weights=counts))
 
     trainer = Trainer(
-        wrapped, job.recipe, rows["train"], loss, choose, Path(job.folder) / "run", say, name="tuning", masks=masks
+        wrapped, recipe, rows["train"], loss, choose, Path(job.folder) / "run", say, name="tuning", masks=masks
     )
     return trainer.run()
+
+
+def _trains(wrapped: Any, parts: Sequence[_Part]) -> str:
+    """What will train and what will not, before it does."""
+    names = {name for name, _ in _adapted(wrapped)}
+    adapted, frozen = Counter[str](), Counter[str]()
+    for part in parts:
+        (adapted if part.name in names else frozen)[part.kind] += 1
+    lists = (", ".join(f"{count} of {kind}" for kind, count in each.items()) for each in (adapted, frozen))
+    return "adapting {}; frozen {}".format(*lists)
 
 
 def _masks(wrapped: Any, experts: Sequence[int]) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
@@ -246,7 +260,10 @@ def _told(wrapped: Any, parts: Sequence[_Part], ours: bool) -> list[Attached]:
             else "every B of it is zero: it was saved before it was trained"
         )
         raise BreakevenError(f"the adapter changes nothing: {why}")
-    return [Attached(kind, *row, idle.get(kind, [])) for kind, row in counts.items()]
+    return [
+        Attached(kind, tensors, weights, adapted, adapted_weights, trained, idle.get(kind, []))
+        for kind, (tensors, weights, adapted, adapted_weights, trained) in counts.items()
+    ]
 
 
 def _save_adapter(wrapped: Any, folder: Path, base_name: str) -> None:
@@ -263,8 +280,11 @@ def _save_adapter(wrapped: Any, folder: Path, base_name: str) -> None:
     config.save_pretrained(str(folder))
 
 
-def _merge(wrapped: Any, made: Path, rows: Mapping[str, NDArray[Any]], say: Say) -> Merged:
-    """The adapter put into the weights, saved and loaded again; and how far all stand from each other."""
+def _merge(wrapped: Any, made: Path, folder: Path, rows: Mapping[str, NDArray[Any]], say: Say) -> Merged:
+    """The adapter put into the weights, saved and loaded again; and how far all stand from each other.
+
+    What the base says of the probe is left in `folder`, for whoever serves the merged model to be held against.
+    """
     say("merging", 0.0)
     wrapped.eval()
     probe = rows["probe"]
@@ -272,10 +292,12 @@ def _merge(wrapped: Any, made: Path, rows: Mapping[str, NDArray[Any]], say: Say)
     def answers(model: Any) -> list[float]:
         if "judge_heed" not in rows:
             return []
-        return _nats(model, rows["judge"], rows["judge_heed"])[0].tolist()
+        nats: list[float] = _nats(model, rows["judge"], rows["judge_heed"])[0].tolist()
+        return nats
 
     with wrapped.disable_adapter():
         base, answers_before = _logits(wrapped, probe), answers(wrapped)
+    np.save(folder / BASE_LOGITS, np.stack([each.numpy() for each in base]))
     adapter = _logits(wrapped, probe)
     try:
         model = wrapped.merge_and_unload(safe_merge=True)

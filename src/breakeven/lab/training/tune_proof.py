@@ -13,18 +13,19 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from breakeven.engines.inside.client import OnStep
+from breakeven.engines.inside.client import Inside, OnStep
 from breakeven.errors import NotSupportedError
 from breakeven.lab.bridge.bridge import to_gguf
 from breakeven.lab.bridge.weights import Checkpoint, StoredRows
-from breakeven.lab.corpus import sample
-from breakeven.lab.export import MOST_KL, checks_between
-from breakeven.lab.lockstep import Lockstep, Scored
+from breakeven.lab.export import MOST_KL, checks_between, kl_and_top1
+from breakeven.lab.training.texts import Ids
 from breakeven.lab.training.work import Trained
 from breakeven.results.lab import LabCheck
 from breakeven.stats.estimate import Estimate
 from breakeven.stats.intervals import mean_interval
 
+BASE_LOGITS = "base.npy"
+"""What the base says of the tokens that models are compared on: (P, T, V)."""
 KINDS_OF = {
     "all": ("attention", "experts", "shared experts", "feed-forward"),
     "attention": ("attention",),
@@ -42,7 +43,6 @@ _KINDS = (
 )
 _PLAIN = "norms and biases"
 _EXPERT = re.compile(r"layers\.(\d+)\..*\.experts\.(\d+)\.")
-_SERVED_TOKENS = 64
 _NOT_BASE = 10 * MOST_KL
 _PIECE = 1 << 16
 """Rows compared at once."""
@@ -215,8 +215,8 @@ def answers_of(merged: Merged) -> list[LabCheck]:
     return [LabCheck(name="answers", engine="transformers", passed=True, detail=detail)]
 
 
-def served_of(base: Path, made: Path, gguf: Path, on_step: OnStep) -> tuple[list[LabCheck], list[str]]:
-    """That llama.cpp serves what was merged, and not the base; or why it cannot be asked."""
+def served_of(made: Path, gguf: Path, probe_PT: Ids, on_step: OnStep) -> tuple[list[LabCheck], list[str]]:
+    """That llama.cpp serves what was merged, written to `gguf`, and not the base; or why it cannot be asked."""
     on_step("writing it for llama.cpp", 0.0)
     try:
         to_gguf(made, gguf, dtype="f32")
@@ -227,7 +227,7 @@ def served_of(base: Path, made: Path, gguf: Path, on_step: OnStep) -> tuple[list
     if not all(check.passed for check in checks):
         return checks, said
     kl: list[float] = []
-    with Lockstep([Scored(base), Scored(gguf)], on_step=on_step, exact=True) as lock:
-        for document in sample():
-            kl += lock.score(lock.tokenize(1, document.text)[:_SERVED_TOKENS], [(0, 1)]).kl[0].tolist()
+    with Inside(gguf, on_step=on_step) as inside:
+        for row_T, base_TV in zip(probe_PT, np.load(gguf.with_name(BASE_LOGITS), mmap_mode="r"), strict=True):
+            kl += kl_and_top1(base_TV, inside.logits(row_T.tolist(), exact=True))[0].tolist()
     return [*checks, _not_base("llama.cpp", float(np.mean(kl)), len(kl))], said
