@@ -15,7 +15,8 @@ from breakeven.errors import BreakevenError, UserError
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
-from breakeven.lab.training.loop import Recipe, Trained, Trainer, next_token_loss  # noqa: E402
+from breakeven.lab.training.loop import Trainer, next_token_loss  # noqa: E402
+from breakeven.lab.training.work import Recipe, Trained  # noqa: E402
 
 torch.set_num_threads(1)
 ROWS = np.random.default_rng(0).integers(0, 12, (40, 16)).astype(np.int32)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from breakeven.api.measured import compare_under_load as compare_under_load
     from breakeven.api.measured import report as report
     from breakeven.api.training import train as train
+    from breakeven.api.training import tune as tune
     from breakeven.forecast.simulator.policy import Autoscale as Autoscale
     from breakeven.forecast.simulator.policy import Fleet as Fleet
     from breakeven.hardware.machine import Gpu as Gpu
@@ -112,6 +113,7 @@ _HOMES = {
     "synth": ("api.inspected", "synth"),
     "trace": ("api.inspected", "trace"),
     "train": ("api.training", "train"),
+    "tune": ("api.training", "tune"),
 }
 """Public name to the module, below this package, that holds it, and its name there."""
 

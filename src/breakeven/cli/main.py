@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 COMPLETION_OPTIONS = ("install_completion", "show_completion")
-LAB = frozenset({"evaluate", "quantize", "experts", "export", "train"})
+LAB = frozenset({"evaluate", "quantize", "experts", "export", "train", "tune"})
 """Verbs that write models, or read them for hours."""
 
 
@@ -57,6 +57,7 @@ VERBS: dict[str, Verb] = {
     "experts": Verb("breakeven.cli.experts", "Make experts of a dense file; prune, sort, add, merge those of another."),
     "export": Verb("breakeven.cli.export", "Write a model in another form: GGUF, a Hugging Face directory, ONNX."),
     "train": Verb("breakeven.cli.train", "Train dense, MoE and hybrid models of equal size; say which learned more."),
+    "tune": Verb("breakeven.cli.tune", "Train adapters on a text, merge them, and prove that this is what is served."),
     "trace": Verb("breakeven.cli.trace", "Show which experts a text is routed to."),
     "profile": Verb("breakeven.cli.profile", "Show where a model's time goes, by kind of node."),
 }

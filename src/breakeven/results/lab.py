@@ -157,6 +157,8 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
     n_experts_per_token: int
     kept: list[list[int]] | None = None
     """One list a layer: the source's expert in each place of the artefact; -1 for a new one. None: all, in order."""
+    retrained: list[list[int]] | None = None
+    """One list a layer: the experts whose weights were trained on. None: none by themselves."""
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,6 +170,10 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     flops: float
     losses: list[list[float]]
     """Pairs of step and loss in nats a token."""
+    chosen: list[list[float]] = []
+    """Pairs of step and loss on the text by which the best checkpoint was chosen, the first before any step."""
+    best_step: int | None = None
+    """The step whose weights were kept; 0: before the first. None: not told."""
 
 
 class Twin(msgspec.Struct, frozen=True, kw_only=True):

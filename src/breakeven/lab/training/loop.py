@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from torch.nn import functional
 from breakeven.engines.inside.child import Say
 from breakeven.errors import BreakevenError, UserError
 from breakeven.lab.training.texts import Batches, Ids
-from breakeven.lab.training.work import write_whole
+from breakeven.lab.training.work import Recipe, Trained, write_whole
 
 Loss = Callable[[torch.Tensor, NDArray[np.int64]], torch.Tensor]
 """Of token ids (B, T) and the numbers of their rows (B): what a step makes smaller, a scalar."""
@@ -36,40 +35,6 @@ _LEAST_STEPS = 20
 _SMOOTH = 0.95
 _MOST_LOSSES = 400
 """Of a curve, evenly thinned."""
-
-
-class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model is trained. Exactly one of `seconds` and `steps`.
-
-    The rate rises over the first `warmup` of the steps, stays, and falls to nothing over the last `decay`.
-    """
-
-    seed: int
-    rate: float
-    batch: int
-    seconds: float | None = None
-    steps: int | None = None
-    warmup: float = 0.04
-    decay: float = 0.4
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    checks: int = 8
-    """How often the text that chooses is read; the best of them is what is kept."""
-
-
-class Trained(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run came to. Losses in nats a token."""
-
-    steps: int
-    tokens: int
-    seconds: float
-    """Of training, without what chose and saved."""
-    losses: list[list[float]]
-    """Pairs of step and the batch's loss."""
-    checks: list[list[float]]
-    """Pairs of step and the loss on the text that chooses, the first before any step."""
-    best_step: int
-    """The one of them that was kept; 0: the model as it began."""
 
 
 def device() -> torch.device:
@@ -112,16 +77,17 @@ class Trainer:
         name: str = "training",
         trained: Iterable[nn.Parameter] | None = None,
         masks: Sequence[tuple[nn.Parameter, torch.Tensor]] = (),
+        steered: Sequence[torch.Tensor] = (),
     ) -> None:
         """`choose`: loss on the text that chooses. `folder`: this run's own, where it is saved and goes on from.
 
         `trained`: parameters that train, None for all that require gradients. `masks`: of a parameter of those, where
-        its gradient counts (1) and where it stays bit for bit (0), broadcast to its shape. Raises UserError when the
-        time is too short.
+        its gradient counts (1) and where it stays bit for bit (0), broadcast to its shape. `steered`: what `loss`
+        itself changes in training, kept and gone on with as parameters are. Raises UserError if the time is too short.
         """
         self._model, self._recipe, self._rows_NT, self._loss, self._choose = model, recipe, rows_NT, loss, choose
         self._folder, self._say, self._name = folder, say, name
-        self._masks = list(masks)
+        self._masks, self._steered = list(masks), list(steered)
         self._parameters = [p for p in (model.parameters() if trained is None else trained) if p.requires_grad]
         if not self._parameters:
             raise BreakevenError(f"{name}: nothing in this model trains")
@@ -207,12 +173,15 @@ class Trainer:
             return recipe.steps
         assert recipe.seconds is not None
         self._model.train()
-        timed = []
+        timed, before = [], [each.detach().clone() for each in self._steered]
         for _ in range(_TIMED_STEPS):
             began = time.perf_counter()
             self._one()
             timed.append(time.perf_counter() - began)
             self._optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for each, value in zip(self._steered, before, strict=True):
+                each.copy_(value)
         began = time.perf_counter()
         self._choose()
         apart = (recipe.checks + 1) * (time.perf_counter() - began)
@@ -241,12 +210,12 @@ class Trainer:
         self._checks.append([self._step, found])
 
     def _taken(self) -> list[torch.Tensor]:
-        return [parameter.detach() for parameter in self._parameters]
+        return [each.detach() for each in (*self._parameters, *self._steered)]
 
     def _put(self, values: Sequence[torch.Tensor]) -> None:
         with torch.no_grad():
-            for parameter, value in zip(self._parameters, values, strict=True):
-                parameter.copy_(value)
+            for each, value in zip((*self._parameters, *self._steered), values, strict=True):
+                each.copy_(value)
 
     def _save(self) -> None:
         self._write(

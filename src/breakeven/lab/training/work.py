@@ -21,6 +21,7 @@ from breakeven.errors import NotSupportedError, UserError, one_line
 from breakeven.hardware.reader import available_threads
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import Phase, flops_per_token
+from breakeven.results.lab import Training
 
 _ASKED = "asked.json"
 _LOCK = "lock"
@@ -40,6 +41,40 @@ class TrainingDone(msgspec.Struct, tag="job done", frozen=True):
     """What the function returned."""
 
     result: msgspec.Raw
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model is trained. Exactly one of `seconds` and `steps`.
+
+    The rate rises over the first `warmup` of the steps, stays, and falls to nothing over the last `decay`.
+    """
+
+    seed: int
+    rate: float
+    batch: int
+    seconds: float | None = None
+    steps: int | None = None
+    warmup: float = 0.04
+    decay: float = 0.4
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    checks: int = 8
+    """How often the text that chooses is read; the best of them is what is kept."""
+
+
+class Trained(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run came to. Losses in nats a token."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    """Of training, without what chose and saved."""
+    losses: list[list[float]]
+    """Pairs of step and the batch's loss."""
+    checks: list[list[float]]
+    """Pairs of step and the loss on the text that chooses, the first before any step."""
+    best_step: int
+    """The one of them that was kept; 0: the model as it began."""
 
 
 @contextlib.contextmanager
@@ -100,6 +135,19 @@ def training_flops(spec: ModelSpec, tokens: int, row: int) -> float:
     """
     head = 2.0 * spec.vocab * spec.hidden * (1 - 1 / row)
     return 3.0 * tokens * (flops_per_token(spec, row, Phase.PREFILL) + head)
+
+
+def training_of(trained: Trained, seed: int, flops: float) -> Training:
+    """A run as its proof tells it."""
+    return Training(
+        tokens=trained.tokens,
+        seconds=trained.seconds,
+        seed=seed,
+        flops=flops,
+        losses=trained.losses,
+        chosen=trained.checks,
+        best_step=trained.best_step,
+    )
 
 
 ADAM_BYTES = 16

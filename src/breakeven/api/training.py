@@ -1,0 +1,171 @@
+"""Verbs of the lab that train. Each imports what it needs when it is called; torch only in a child process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from breakeven.api.lab import paged, steps_for
+from breakeven.errors import UserError, expanded, word_of
+
+if TYPE_CHECKING:
+    from breakeven.measure.progress import ProgressState
+    from breakeven.results.lab import Proof
+    from breakeven.results.training import TrainStudy
+
+TRAINING_S = 180.0
+"""How long a training goes on that says neither its time nor its steps."""
+STUDY_S = 600.0
+"""The same of all trainings of a study together."""
+
+
+def time_or_steps(seconds: float | None, steps: int | None) -> tuple[float | None, int | None]:
+    """Exactly one of both; three minutes where neither is given. Raises UserError for both, and for none of either."""
+    if seconds is not None and steps is not None:
+        raise UserError("--for and --steps both say how long; give one of them")
+    if steps is not None and steps < 1:
+        raise UserError(f"--steps {steps}: give 1 or more")
+    if seconds is not None and seconds <= 0:
+        raise UserError(f"--for {seconds:g}s: give a time such as 3m")
+    return (TRAINING_S if seconds is None and steps is None else seconds), steps
+
+
+def train(
+    study: Path | str,
+    *,
+    out: Path | str | None = None,
+    seconds: float | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    threads: int | None = None,
+    on_progress: Callable[[ProgressState], None] = lambda state: None,
+) -> TrainStudy:
+    """Train the models of a study, equal in one number, on the same text, and say what each learned of it.
+
+    `out`: a directory for models and result; None: named as the study, beside it. `seconds` for all trainings together
+    (None: ten minutes) or `steps` of each. `seed`: the first, in place of the study's own. A study that was stopped
+    goes on when it is given again. Raises UserError for a study that cannot be, NotSupportedError without torch.
+    """
+    from breakeven.lab.training.study import train
+    from breakeven.pages.training import write_study_page
+
+    if seconds is not None and steps is not None:
+        raise UserError("--for and --steps are two ways to say how long: give one of them")
+    path = expanded(study)
+    place = expanded(out) if out is not None else path.with_suffix("")
+    words = ["breakeven", "train", word_of(study)]
+    words += [] if out is None else ["--out", word_of(out)]
+    words += [] if seed is None else ["--seed", str(seed)]
+    words += [] if threads is None else ["--threads", str(threads)]
+    result = train(
+        path,
+        place,
+        words=words,
+        seconds=(STUDY_S if seconds is None else seconds) if steps is None else None,
+        steps=steps,
+        seed=seed,
+        threads=threads,
+        on_step=steps_for(on_progress),
+    )
+    write_study_page(result, place)
+    return result
+
+
+@paged
+def tune(
+    model: Path | str,
+    out: Path | str,
+    *,
+    text: Path | str | None = None,
+    chat: Path | str | None = None,
+    adapt: str = "all",
+    router: str = "frozen",
+    adapter: Path | str | None = None,
+    rank: int = 8,
+    seconds: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    batch: int = 2,
+    rate: float = 5e-4,
+    tokens: int = 256,
+    encoding: str | None = None,
+    threads: int | None = None,
+    on_progress: Callable[[ProgressState], None] = lambda state: None,
+) -> Proof:
+    """Train adapters on a text or on conversations, merge them, and write the directory `out` with its proof.
+
+    `model`: a .gguf file or a Hugging Face directory. `text`: a file or directory; `chat`: JSON lines of messages, of
+    which the answers are learned. `adapt`: "all" matrices of attention and feed-forwards, "attention", "experts", or
+    some of them in every layer, "experts:3,7". `router`: "frozen" or "train". `adapter`: a directory made elsewhere,
+    merged and proven instead of training one. `seconds` or `steps` of training; three minutes where neither is given.
+    `batch` rows of `tokens`, fewer where memory is short. Raises UserError for what cannot be tuned so, BreakevenError
+    naming the check that failed; then nothing is left at `out`. What was stopped goes on when the same is asked again.
+    """
+    from breakeven.lab.corpus import read_documents
+    from breakeven.lab.training.chat import read_conversations
+    from breakeven.lab.training.tune import TuneOptions
+    from breakeven.lab.training.tune import tune as made
+
+    if text is not None and chat is not None:
+        raise UserError("--text and --chat both say what to learn; give one of them")
+    if text is None and chat is None and adapter is None:
+        raise UserError("nothing to tune on; give a text (--text), conversations (--chat) or an adapter (--adapter)")
+    if router not in ("frozen", "train"):
+        raise UserError(f"--router {router}: give frozen or train")
+    if min(rank, batch) < 1 or tokens < 2 or not rate > 0:
+        raise UserError("--rank and --batch are at least 1, --tokens at least 2, --rate above 0")
+    kinds, experts = _adapted(adapt)
+    if adapter is not None and (seconds is not None or steps is not None or adapt != "all" or router != "frozen"):
+        raise UserError("--adapter brings what was trained elsewhere: leave out --for, --steps, --adapt and --router")
+    if adapter is None:
+        seconds, steps = time_or_steps(seconds, steps)
+    words = ["breakeven", "tune", word_of(model), "--out", word_of(out)]
+    options = {
+        "--text": None if text is None else word_of(text),
+        "--chat": None if chat is None else word_of(chat),
+        "--encoding": encoding,
+        "--adapter": None if adapter is None else word_of(adapter),
+        "--threads": threads,
+    }
+    if adapter is None:
+        options |= {"--adapt": adapt, "--router": router, "--rank": rank, "--seed": seed, "--rate": f"{rate:g}"}
+        options |= {"--tokens": tokens}
+    for option, value in options.items():
+        words += [] if value is None else [option, str(value)]
+    return made(
+        expanded(model),
+        expanded(out),
+        read_conversations(expanded(chat))
+        if chat is not None
+        else []
+        if text is None
+        else read_documents(expanded(text), encoding),
+        TuneOptions(
+            adapt=kinds,
+            experts=experts,
+            router=router == "train",
+            rank=rank,
+            seconds=seconds,
+            steps=steps,
+            seed=seed,
+            batch=batch,
+            rate=rate,
+            tokens=tokens,
+            threads=threads,
+            adapter=None if adapter is None else expanded(adapter),
+        ),
+        words=words,
+        on_step=steps_for(on_progress),
+    )
+
+
+def _adapted(adapt: str) -> tuple[str, tuple[int, ...]]:
+    """ "experts:3,7" in two. Raises UserError for numbers that are none."""
+    kinds, colon, numbers = adapt.partition(":")
+    if not colon:
+        return kinds, ()
+    if kinds != "experts" or not re.fullmatch(r"\d+(,\d+)*", numbers):
+        raise UserError(f"--adapt {adapt}: give all, attention, experts, or some of them: experts:3,7")
+    return kinds, tuple(sorted({int(number) for number in numbers.split(",")}))

@@ -1,0 +1,146 @@
+"""Tuning before torch: what is refused at once, and which tokens of a conversation are learned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import breakeven
+from breakeven.errors import NotSupportedError, UserError
+from breakeven.lab.bridge.directory_words import tokenizer_of
+from breakeven.lab.training.chat import ChatWords, Conversation, as_blocks, read_conversations, rows_of_chat
+from breakeven.lab.training.tune_proof import kind_of
+from tests.bridge_fixtures import CONFIGS, write_byte_tokenizer
+from tests.lab_fixtures import texts
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>"
+    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TALK = [
+    {"role": "user", "content": "Größe?"},
+    {"role": "assistant", "content": "3.14 漢字"},
+    {"role": "user", "content": "Again <|end|>"},
+    {"role": "assistant", "content": "No."},
+]
+
+
+def model(at: Path, model_type: str = "olmoe", template: str | None = TEMPLATE, **changes: Any) -> Path:
+    """A directory with a tokenizer, and weights that nobody reads."""
+    at.mkdir()
+    write_byte_tokenizer(at)
+    (at / "config.json").write_text(json.dumps({"model_type": model_type, **CONFIGS[model_type], **changes}))
+    config = json.loads((at / "tokenizer_config.json").read_text())
+    config["chat_template"] = template
+    (at / "tokenizer_config.json").write_text(json.dumps(config))
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    (at / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    return at
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "asked", "said"),
+    [
+        ("llama", {}, {"adapt": "experts"}, "is dense, it has no experts .* --adapt all or attention"),
+        ("llama", {}, {"router": "train"}, "no router to train; leave --router out"),
+        ("olmoe", {}, {"adapt": "experts:1,4"}, "experts:4: .* has 4 experts; give numbers from 0 to 3"),
+        ("olmoe", {}, {"adapt": "experts:x"}, "some of them: experts:3,7"),
+        ("olmoe", {}, {"adapt": "mlp"}, "give all, attention, experts, or experts:3,7"),
+        ("olmoe", {}, {"seconds": 60.0, "steps": 3}, "give one of them"),
+        (
+            "olmoe",
+            {"quantization_config": {"quant_method": "bitsandbytes"}},
+            {},
+            "bitsandbytes passes over stacked experts, so QLoRA would load them in 16 bits",
+        ),
+        ("llama", {"quantization_config": {"quant_method": "bitsandbytes"}}, {}, "an adapter is rounded away"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_anything_is_loaded(
+    model_type: str, changes: dict[str, Any], asked: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    text = texts(tmp_path / "text", ("de",), 20)
+    with pytest.raises(UserError, match=said):
+        breakeven.tune(model(tmp_path / "toy", model_type, **changes), tmp_path / "out", text=text, **asked)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text", "toy"]
+
+
+def test_adapters_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+    toy, adapter = model(tmp_path / "toy"), tmp_path / "adapter"
+    adapter.mkdir()
+    with pytest.raises(UserError, match=r"holds no adapter_config\.json"):
+        breakeven.tune(toy, tmp_path / "out", adapter=adapter)
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds no adapter_model\.safetensors"):
+        breakeven.tune(toy, tmp_path / "out", adapter=adapter)
+    (adapter / "adapter_model.safetensors").write_bytes((9999).to_bytes(8, "little") + b"{")
+    with pytest.raises(UserError, match="truncated"):
+        breakeven.tune(toy, tmp_path / "out", adapter=adapter)
+    with pytest.raises(UserError, match="brings what was trained elsewhere"):
+        breakeven.tune(toy, tmp_path / "out", adapter=adapter, adapt="experts")
+
+
+def test_only_what_the_assistant_says_is_learned(tmp_path: Path) -> None:
+    words, tokenizer = ChatWords(model(tmp_path / "toy")), tokenizer_of(tmp_path / "toy")
+    ids, heeded = words.tokens_of(Conversation("here:1", TALK))
+    said = [token for token, heed in zip(ids, heeded, strict=True) if heed]
+    assert tokenizer.decode(said, skip_special_tokens=False) == "3.14 漢字<|end|>No.<|end|>"
+    assert said.count(256) == 2, "the end of an answer is learned, as the one token that it is"
+    rows, heed = rows_of_chat([Conversation("here:1", TALK)] * 2, words, 256, 256)
+    assert rows.shape == heed.shape == (2, 256)
+    assert heed[0].sum() == len(said)
+    with pytest.raises(UserError, match="give more --tokens"):
+        rows_of_chat([Conversation("here:1", TALK)], words, 8, 256)
+
+
+def test_a_template_that_rewrites_what_came_before_is_refused(tmp_path: Path) -> None:
+    last_alone = (
+        "{% for m in messages %}{% if loop.last or m.role != 'assistant' %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    words = ChatWords(model(tmp_path / "toy", template=last_alone))
+    with pytest.raises(UserError, match="here:1: the chat template writes turn 2 otherwise once others follow"):
+        words.tokens_of(Conversation("here:1", TALK))
+    with pytest.raises(NotSupportedError, match="no chat template"):
+        ChatWords(model(tmp_path / "plain", template=None))
+
+
+def test_lines_that_are_no_conversations_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    good = json.dumps({"messages": TALK})
+    path.write_text("\n".join([good] * 18 + [""]), encoding="utf-8")
+    found = read_conversations(path)
+    assert len(found) == len(as_blocks(found)) == 18
+    for line, said in {
+        "{": "is no JSON",
+        "[]": "has no messages",
+        '{"messages": [{"role": "user"}]}': "a message has no role and content",
+        '{"messages": [{"role": "user", "content": "a"}]}': "nothing is said by the assistant",
+    }.items():
+        path.write_text(f"{good}\n{line}\n", encoding="utf-8")
+        with pytest.raises(UserError, match=rf"chat\.jsonl:2: {said}"):
+            read_conversations(path)
+    path.write_text(good, encoding="utf-8")
+    with pytest.raises(UserError, match="1 conversations, and 18 are the least"):
+        read_conversations(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    {
+        "model.layers.0.self_attn.q_proj.weight": "attention",
+        "model.layers.0.mlp.experts.gate_up_proj": "experts",
+        "model.layers.0.block_sparse_moe.experts.3.w1.weight": "experts",
+        "model.layers.0.mlp.shared_experts.gate_proj.weight": "shared experts",
+        "model.layers.0.mlp.gate.weight": "router",
+        "model.layers.0.block_sparse_moe.gate.weight": "router",
+        "model.layers.0.mlp.gate_proj.weight": "feed-forward",
+        "model.embed_tokens.weight": "embedding",
+        "lm_head.weight": "head",
+    }.items(),
+)
+def test_matrices_are_known_by_their_names(name: str, kind: str) -> None:
+    assert kind_of(name, 2) == kind
