@@ -112,8 +112,8 @@ _HOMES = {
     "simulate": ("api.computed", "simulate"),
     "synth": ("api.inspected", "synth"),
     "trace": ("api.inspected", "trace"),
-    "tune": ("api.training", "tune"),
     "train": ("api.training", "train"),
+    "tune": ("api.training", "tune"),
 }
 """Public name to the module, below this package, that holds it, and its name there."""
 

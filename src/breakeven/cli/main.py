@@ -56,8 +56,8 @@ VERBS: dict[str, Verb] = {
     "quantize": Verb("breakeven.cli.quantize", "Write a model in fewer bits, beside what that cost in quality."),
     "experts": Verb("breakeven.cli.experts", "Make experts of a dense file; prune, sort, merge, train others."),
     "export": Verb("breakeven.cli.export", "Write a model in another form: GGUF, a Hugging Face directory, ONNX."),
-    "tune": Verb("breakeven.cli.tune", "Train adapters on a text, merge them, and prove that this is what is served."),
     "train": Verb("breakeven.cli.train", "Train dense, MoE and hybrid models of equal size; say which learned more."),
+    "tune": Verb("breakeven.cli.tune", "Train adapters on a text, merge them, and prove that this is what is served."),
     "trace": Verb("breakeven.cli.trace", "Show which experts a text is routed to."),
     "profile": Verb("breakeven.cli.profile", "Show where a model's time goes, by kind of node."),
 }

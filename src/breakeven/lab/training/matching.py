@@ -353,5 +353,6 @@ def _refusal(wish: Wish, reference: ArmShape, counted: CountedAs, name: str, nea
         what = "its feed-forward" if wish.kind == "dense" else "each of its experts"
         said += f". At {layers}x{hidden} {what} would be {exact:,.0f} wide, and widths are multiples of {STEP}"
         if exact < STEP and wish.kind != "dense":
-            return f"{said}: give fewer experts, use fewer of them, or make {reference.words} wider"
+            fewer = "have fewer experts" if counted.measure == "total" else "have fewer experts, use fewer"
+            return f"{said}: let it {fewer}, or make {reference.words} wider"
     return f"{said}: give another number of experts or used, another width of {reference.words}, or leave sizes free"
