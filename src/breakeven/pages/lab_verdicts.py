@@ -62,7 +62,7 @@ def _against_source(made: LabModel) -> str:
             sure = found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
             word = "no differently" if not sure else "better" if found.value < 0 else "worse"
             groups[word].append((label_of(one, made.slices), found))
-    said = []
+    said: list[str] = []
     for word, ones in groups.items():
         if not ones:
             continue
