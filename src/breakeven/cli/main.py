@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 COMPLETION_OPTIONS = ("install_completion", "show_completion")
-LAB = frozenset({"evaluate", "quantize", "experts", "export"})
+LAB = frozenset({"evaluate", "quantize", "experts", "export", "distill"})
 """Verbs that write models, or read them for hours."""
 
 
@@ -56,6 +56,7 @@ VERBS: dict[str, Verb] = {
     "quantize": Verb("breakeven.cli.quantize", "Write a model in fewer bits, beside what that cost in quality."),
     "experts": Verb("breakeven.cli.experts", "Make experts of a dense file; prune, sort, add, merge those of another."),
     "export": Verb("breakeven.cli.export", "Write a model in another form: GGUF, a Hugging Face directory, ONNX."),
+    "distill": Verb("breakeven.cli.distill", "Teach a small model by a large one, beside a twin without teacher."),
     "trace": Verb("breakeven.cli.trace", "Show which experts a text is routed to."),
     "profile": Verb("breakeven.cli.profile", "Show where a model's time goes, by kind of node."),
 }

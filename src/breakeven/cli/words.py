@@ -108,11 +108,11 @@ def percent(option: str, text: str, example: str = "5%") -> float:
     return option_share(option, text, f"a percentage such as {example}")
 
 
-def duration(text: str) -> float:
-    """Seconds of --budget. Raises UserError."""
+def duration(text: str, option: str = "--budget") -> float:
+    """Seconds of an option. Raises UserError."""
     from breakeven.traffic.words import option_seconds
 
-    return option_seconds("--budget", text, "a time such as 90s, 3m or 1h")
+    return option_seconds(option, text, "a time such as 90s, 3m or 1h")
 
 
 def numbers(option: str, text: str) -> list[int]:
@@ -144,6 +144,18 @@ def resumable(kept: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         print(f"\n{kept}; run the same command with --resume to go on", file=sys.stderr)
+        raise
+
+
+@contextmanager
+def trained_on(out: Path) -> Iterator[None]:
+    """A training that is interrupted says where it lies, and how it goes on."""
+    folder = out.with_name(f"{out.name}.training")
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder.is_dir():
+            print(f"\n{folder} holds what was trained; the same command goes on from there", file=sys.stderr)
         raise
 
 
