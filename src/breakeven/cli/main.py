@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 COMPLETION_OPTIONS = ("install_completion", "show_completion")
-LAB = frozenset({"evaluate", "quantize", "experts", "export", "train", "tune"})
+LAB = frozenset({"evaluate", "quantize", "experts", "export", "distill", "train", "tune"})
 """Verbs that write models, or read them for hours."""
 
 
@@ -58,6 +58,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb("breakeven.cli.export", "Write a model in another form: GGUF, a Hugging Face directory, ONNX."),
     "train": Verb("breakeven.cli.train", "Train dense, MoE and hybrid models of equal size; say which learned more."),
     "tune": Verb("breakeven.cli.tune", "Train adapters on a text, merge them, and prove that this is what is served."),
+    "distill": Verb("breakeven.cli.distill", "Teach a small model by a large one, beside a twin without teacher."),
     "trace": Verb("breakeven.cli.trace", "Show which experts a text is routed to."),
     "profile": Verb("breakeven.cli.profile", "Show where a model's time goes, by kind of node."),
 }

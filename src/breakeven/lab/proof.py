@@ -62,6 +62,7 @@ def prove(
     experts_after: Experts | None = None,
     training: Training | None = None,
     twin: Twin | None = None,
+    same_words: bool = True,
     speeds: Sequence[LabSpeed] = (),
     caveats: Sequence[str] = (),
     budget_s: float | None = None,
@@ -71,8 +72,9 @@ def prove(
     """Check `made`, a temporary file or directory beside `out`, against `source`, give it its name and write its proof.
 
     `text`: what losses by language are measured on, within `budget_s`; None: a built-in sample of six languages, for
-    the checks alone. `checks`: what was checked already. `same_function`: it must compute what its source does. Raises
-    BreakevenError naming the check that failed, having removed `made`, and UserError for what cannot be evaluated.
+    the checks alone. `checks`: what was checked already. `same_function`: it must compute what its source does.
+    `same_words`: both predict the same tokens; else they are compared by bits per byte alone. Raises BreakevenError
+    naming the check that failed, having removed `made`, and UserError for what cannot be evaluated.
     """
     began = time.monotonic()
     try:
@@ -85,7 +87,7 @@ def prove(
         try:
             tallies, said = judge(
                 arms,
-                first,
+                first if same_words else None,
                 blocks,
                 budget_s=None if text is None else budget_s,
                 threads=threads,
@@ -95,6 +97,8 @@ def prove(
             )
         except TokenizersDifferError as error:
             raise BreakevenError(f"{out.name} was not kept: its tokenizer is not its source's ({error.how})") from error
+        if not same_words:
+            tallies[1 - first].source = tallies[first]
         before, after = (arms[first], tallies[first]), (arms[1 - first], tallies[1 - first])
         done = [*checks, _predicts(after), *([_same(before, after)] if same_function else [])]
         _check_passed(done, out)
