@@ -16,7 +16,7 @@ import msgspec
 
 from breakeven.answer.study.plan import CandidatePlan, QualityPlan
 from breakeven.errors import UserError
-from breakeven.model.quality import QualityScore
+from breakeven.model.quality.scores import QualityScore
 from breakeven.model.resolve import split_format
 from breakeven.results.lab import Evaluated, Evaluation, Slice, TaskScore
 from breakeven.results.store import RESULT, UnreadError, read
