@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from breakeven.engines.inside.child import Say
 from breakeven.lab.torch_scorer import EXPERTS, load_model
-from breakeven.lab.training.loop import Recipe, Trainer, device, mean_nats, next_token_loss
+from breakeven.lab.training.loop import Trainer, device, mean_nats, next_token_loss
 from breakeven.lab.training.student import ArmDone, ArmSpec, write_beside
 from breakeven.lab.training.teacher import Cache
 from breakeven.lab.training.ternary import leave_ternary, make_ternary
+from breakeven.lab.training.work import Recipe
 
 TEACHER_SHARE = 0.7
 """Of a student's loss; the rest is the text's own next token."""

@@ -275,7 +275,7 @@ def _rows(directory: Path, texts: Split, kept: Split | None, tokens: int) -> dic
 
 def _packed(rows: Mapping[str, Ids]) -> bytes:
     held = io.BytesIO()
-    np.savez(held, **rows)
+    np.savez(held, allow_pickle=False, **rows)
     return held.getvalue()
 
 

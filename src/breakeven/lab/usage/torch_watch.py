@@ -125,7 +125,7 @@ class _Never(TorchFunctionMode):
 def router_of(block: nn.Module, experts: nn.Module, layer: int) -> tuple[list[nn.Parameter], list[torch.Tensor]]:
     """What of a layer's `block` routes to its `experts`: the matrix of one row an expert, with its bias if it has one,
     and biases that select experts without weighing them. Raises NotSupportedError for a router that is not known."""
-    own, count = {id(each) for each in experts.parameters()}, int(experts.num_experts)  # type: ignore[arg-type]
+    own, count = {id(each) for each in experts.parameters()}, int(experts.num_experts)
     matrices: dict[str, nn.Parameter] = {}
     biases: list[torch.Tensor] = []
     named = {label: each for label, each in block.named_parameters() if id(each) not in own}
