@@ -267,3 +267,13 @@ def test_adapters_that_do_not_fit_are_refused(base: Path, tuned: tuple[Path, Pro
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="is no whole adapter"):
         run(job(base, tmp_path / "work", some_rows(), recipe=None, adapter=str(adapter)))
+
+
+def test_a_full_disk_leaves_nothing_half(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device", "base.npy")
+
+    monkeypatch.setattr(tune_job.np, "save", full)
+    with pytest.raises(UserError, match=r"cannot write base\.npy: No space left on device; free some space"):
+        run(job(base, tmp_path / "work", some_rows()))
+    assert not (tmp_path / "work" / "made").exists()

@@ -57,8 +57,17 @@ class _Part:
 
 def run(spec: bytes, say: Say) -> TuneDone:
     """Attach and train, or attach what was made elsewhere; then merge into a new directory and compare."""
-    job = msgspec.json.decode(spec, type=TuneJob)
     warnings.filterwarnings("ignore", module="peft")
+    try:
+        return _tuned(msgspec.json.decode(spec, type=TuneJob), say)
+    except OSError as error:
+        where = error.filename or "what is made"
+        raise UserError(
+            f"cannot write {where}: {error.strerror or error}; free some space and give it again"
+        ) from error
+
+
+def _tuned(job: TuneJob, say: Say) -> TuneDone:
     with np.load(job.rows) as arrays:
         rows = {name: arrays[name] for name in arrays.files}
     model = load_model(Path(job.base)).to(device())
