@@ -94,7 +94,7 @@ def _fits(state: Tensors, name: str, module: ParamWrapper) -> bool:
     a, b = state.get(f"{name}.lora_A.weight"), state.get(f"{name}.lora_B.weight")
     if a is None or b is None:
         return True  # other names, of single experts: PEFT packs them itself
-    return a.shape == module.lora_A[NAME].weight.shape and b.shape == module.lora_B[NAME].weight.shape
+    return bool(a.shape == module.lora_A[NAME].weight.shape and b.shape == module.lora_B[NAME].weight.shape)
 
 
 def _as_peft(state: Tensors, fused: Mapping[str, ParamWrapper]) -> Tensors | None:

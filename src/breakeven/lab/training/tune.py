@@ -338,7 +338,7 @@ def _rows(base: Path, work: Path, parts: Split, conversations: Sequence[Conversa
     # What packings are tried on, where nothing trains.
     arrays.setdefault("choose", arrays.get("judge", arrays["probe"])[:_CHOOSE_ROWS])
     path = work / "rows.npz"
-    np.savez(path, **arrays)
+    np.savez(path, **arrays)  # type: ignore[arg-type]
     return path
 
 
@@ -352,7 +352,8 @@ def _probe(encode: Any, n_vocab: int, tokens: int) -> Ids:
 
 def _spread(rows: Ids) -> Ids:
     """Some of many rows, evenly: what is read at every check must not take the time that trains."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _CHOOSE_ROWS)).astype(int))]
+    kept: Ids = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _CHOOSE_ROWS)).astype(int))]
+    return kept
 
 
 def _finish(base: Path, made: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +63,11 @@ def run(spec: bytes, say: Say) -> TuneDone:
         rows = {name: arrays[name] for name in arrays.files}
     model = load_model(Path(job.base)).to(device())
     parts = _parts(model)
-    trained, packings = None, {}
+    trained: Trained | None = None
+    packings: dict[str, float] = {}
     if job.adapter is None:
         wrapped = _attach(model, parts, job)
+        say(_trains(wrapped, parts), 0.0)
         trained = _train(wrapped, job, rows, say)
     else:
         wrapped, packings = attach_made(model, Path(job.adapter), rows["choose"], say)
@@ -152,7 +155,8 @@ def _adapted(wrapped: Any) -> Iterator[tuple[str, LoraLayer]]:
 
 
 def _train(wrapped: Any, job: TuneJob, rows: Mapping[str, NDArray[Any]], say: Say) -> Trained:
-    assert job.recipe is not None
+    recipe = job.recipe
+    assert recipe is not None
     heed = rows.get("train_heed")
     masks = list(_masks(wrapped, job.experts)) if job.experts else []
     coefficient = float(getattr(wrapped.config, "router_aux_loss_coef", None) or _AUXILIARY)
@@ -166,14 +170,24 @@ def _train(wrapped: Any, job: TuneJob, rows: Mapping[str, NDArray[Any]], say: Sa
 
     def choose() -> float:
         if "choose_heed" not in rows:
-            return mean_nats(wrapped, rows["choose"], job.recipe.batch)
+            return mean_nats(wrapped, rows["choose"], recipe.batch)
         nats, counts = _nats(wrapped, rows["choose"], rows["choose_heed"])
         return float(np.average(nats, weights=counts))
 
     trainer = Trainer(
-        wrapped, job.recipe, rows["train"], loss, choose, Path(job.folder) / "run", say, name="tuning", masks=masks
+        wrapped, recipe, rows["train"], loss, choose, Path(job.folder) / "run", say, name="tuning", masks=masks
     )
     return trainer.run()
+
+
+def _trains(wrapped: Any, parts: Sequence[_Part]) -> str:
+    """What will train and what will not, before it does."""
+    names = {name for name, _ in _adapted(wrapped)}
+    adapted, frozen = Counter[str](), Counter[str]()
+    for part in parts:
+        (adapted if part.name in names else frozen)[part.kind] += 1
+    lists = (", ".join(f"{count} of {kind}" for kind, count in each.items()) for each in (adapted, frozen))
+    return "adapting {}; frozen {}".format(*lists)
 
 
 def _masks(wrapped: Any, experts: Sequence[int]) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
@@ -246,7 +260,10 @@ def _told(wrapped: Any, parts: Sequence[_Part], ours: bool) -> list[Attached]:
             else "every B of it is zero: it was saved before it was trained"
         )
         raise BreakevenError(f"the adapter changes nothing: {why}")
-    return [Attached(kind, *row, idle.get(kind, [])) for kind, row in counts.items()]
+    return [
+        Attached(kind, tensors, weights, adapted, adapted_weights, trained, idle.get(kind, []))
+        for kind, (tensors, weights, adapted, adapted_weights, trained) in counts.items()
+    ]
 
 
 def _save_adapter(wrapped: Any, folder: Path, base_name: str) -> None:
@@ -275,7 +292,8 @@ def _merge(wrapped: Any, made: Path, folder: Path, rows: Mapping[str, NDArray[An
     def answers(model: Any) -> list[float]:
         if "judge_heed" not in rows:
             return []
-        return _nats(model, rows["judge"], rows["judge_heed"])[0].tolist()
+        nats: list[float] = _nats(model, rows["judge"], rows["judge_heed"])[0].tolist()
+        return nats
 
     with wrapped.disable_adapter():
         base, answers_before = _logits(wrapped, probe), answers(wrapped)
