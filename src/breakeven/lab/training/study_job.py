@@ -239,10 +239,16 @@ class _Study:
         if kept is not None:
             return kept
         job = self._job
-        step_s, read_s = list[float](), list[float]()
+        step_s: list[float] = []
+        read_s: list[float] = []
         for arm in job.arms:
-            self._say(f"timing {arm.name}", 0.0)
-            timed = self._timed(arm) if arm.copy_of is None else (step_s[arm.copy_of], read_s[arm.copy_of])
+            if job.steps is not None and not job.by_time:
+                timed = 1.0, 1.0  # nothing hangs on it but how progress is shown
+            elif arm.copy_of is not None:
+                timed = step_s[arm.copy_of], read_s[arm.copy_of]
+            else:
+                self._say(f"timing {arm.name}", 0.0)
+                timed = self._timed(arm)
             step_s.append(timed[0])
             read_s.append(timed[1])
         scale = [step_s[job.reference] / each if job.by_time else 1.0 for each in step_s]
