@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from report_fixtures import HOSTILE
 
-from breakeven.model.quality import QualityScore
+from breakeven.model.quality.scores import QualityScore
 from breakeven.results.cost import Api, CostPoint, Own, Pricing, Rented
 from breakeven.results.decision import (
     Advice,

@@ -20,7 +20,7 @@ from breakeven.answer.study.plan import (
     TrafficPart,
 )
 from breakeven.model.catalogue import licence_of, lookup, names
-from breakeven.model.quality import QualityScore
+from breakeven.model.quality.scores import QualityScore
 from breakeven.price.staircase import in_proportion
 from breakeven.results.cost import Api, Own
 from breakeven.stats.estimate import Estimate

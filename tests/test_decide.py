@@ -17,7 +17,7 @@ from breakeven.answer.words import verdict_of
 from breakeven.cli.main import _run
 from breakeven.errors import UserError
 from breakeven.hardware.machine import MachineSpec
-from breakeven.model.quality import QualityScore
+from breakeven.model.quality.scores import QualityScore
 from breakeven.pages.decision_terminal import print_decision
 from breakeven.pages.decision_words import runs_on
 from breakeven.results.decision import Decision

@@ -18,7 +18,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from breakeven.errors import BreakevenError, UserError
-from breakeven.model.quality import QualityScore
+from breakeven.model.quality.scores import QualityScore
 from breakeven.pages.decision_html import render_decision
 from breakeven.pages.decision_terminal import print_decision, summary
 from breakeven.pages.figures.decision import DecisionFigures, figures_of_decision

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from breakeven.answer.words import rate_text, usd_text
-from breakeven.model.quality import QualityScore
+from breakeven.model.quality.scores import QualityScore
 from breakeven.pages import decision_words as words
 from breakeven.pages.terminal import listed_parts, print_parts
 from breakeven.results.cost import Own

@@ -22,7 +22,7 @@ from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.route.view import usd_per_s
 from breakeven.gateway.seen.snapshot import standing_usd_per_hour
 from breakeven.gateway.serve.loading import _powered
-from breakeven.model.quality import QualityScore
+from breakeven.model.quality.scores import QualityScore
 from breakeven.price.break_even import Offer, break_evens, break_evens_of, winners
 from breakeven.price.pricing import (
     HOURS_PER_YEAR,

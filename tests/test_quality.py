@@ -26,7 +26,7 @@ from breakeven.lab.bits.ggml import Ggml
 from breakeven.lab.surgery.container import open_gguf
 from breakeven.model.arithmetic import active_params, total_params
 from breakeven.model.catalogue import lookup, names
-from breakeven.model.quality import benchmarks, published, quality_of, sources
+from breakeven.model.quality.scores import benchmarks, published, quality_of, sources
 from breakeven.pages.decision_words import quality_text
 from breakeven.results.lab import Evaluated, Evaluation, Slice, TaskScore
 from breakeven.results.store import write

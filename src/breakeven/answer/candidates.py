@@ -13,7 +13,7 @@ from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Floats
 from breakeven.forecast.fleet import FleetCapacity
 from breakeven.model.catalogue import licence_of
-from breakeven.model.quality import QualityScore, quality_of
+from breakeven.model.quality.scores import QualityScore, quality_of
 from breakeven.model.resolve import bare_name
 from breakeven.price.staircase import cost_points, serves
 from breakeven.results.cost import Api, CostPoint

@@ -22,7 +22,7 @@ from breakeven.forecast.simulator.policy import policy_named
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.layouts.derive import assuming
-from breakeven.model.quality import QualityScore, quality_of
+from breakeven.model.quality.scores import QualityScore, quality_of
 from breakeven.price.break_even import Offer, break_evens_of
 from breakeven.price.pricing import idle_usd_per_hour, power_of
 from breakeven.price.sensitivity import (

@@ -22,7 +22,7 @@ from breakeven.answer.study.plan import StudyPlan
 from breakeven.answer.words import rate_text, verdict_of
 from breakeven.answer.worlds import Contender, Floats, Worlds, worlds_of
 from breakeven.forecast.constants import Profile
-from breakeven.model.quality import QualityScore
+from breakeven.model.quality.scores import QualityScore
 from breakeven.price.workload import priced_traffic
 from breakeven.results.cost import Api, Own, Pricing, Rented
 from breakeven.results.decision import Assumption, Decision, Flip, NextMeasurement, Region

@@ -20,7 +20,7 @@ from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import active_params, total_params
 from breakeven.model.layouts.derive import spec_from_config
-from breakeven.model.quality import DENSE_EQUIVALENT
+from breakeven.model.quality.scores import DENSE_EQUIVALENT
 
 Kind = Literal["dense", "moe", "hybrid-dense", "hybrid-moe"]
 

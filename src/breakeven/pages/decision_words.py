@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from breakeven.model.quality import QualityScore
+from breakeven.model.quality.scores import QualityScore
 from breakeven.pages.load_words import ended, unit_of, workload_rows
 from breakeven.pages.words import NOT_AVAILABLE, bytes_text, count_text, decimals_of, number, percent_text
 from breakeven.results.cost import Api, CostPoint, Own, Pricing

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from breakeven.errors import UserError
 from breakeven.forecast.fleet import FleetCapacity, carried, needed
-from breakeven.model.quality import QualityScore
+from breakeven.model.quality.scores import QualityScore
 from breakeven.price.pricing import (
     JOULES_PER_KWH,
     MTOK,

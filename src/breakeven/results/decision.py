@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from breakeven.hardware.placement import Placed
-from breakeven.model.quality import QualityScore
+from breakeven.model.quality.scores import QualityScore
 from breakeven.results.cost import CostPoint, Pricing
 from breakeven.stats.estimate import Estimate, Provenance
 from breakeven.traffic.workload import Slo, Workload

@@ -15,7 +15,7 @@ import msgspec
 
 from breakeven.answer.study.plan import CandidatePlan, QualityPlan
 from breakeven.errors import UserError
-from breakeven.model.quality import QualityScore
+from breakeven.model.quality.scores import QualityScore
 from breakeven.model.readers.weights import digest_of, holds_weights, weight_files
 from breakeven.model.resolve import split_format, weight_file
 from breakeven.results.lab import Evaluated, Evaluation, Slice, TaskScore

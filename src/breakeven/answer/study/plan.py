@@ -41,7 +41,7 @@ from breakeven.answer.study.values import (
     text,
 )
 from breakeven.hardware.placement import Placement
-from breakeven.model.quality import QualityScore
+from breakeven.model.quality.scores import QualityScore
 from breakeven.results.cost import Api, Pricing
 from breakeven.traffic.workload import Slo, Workload
 

@@ -130,12 +130,12 @@ def sources() -> Mapping[str, ScoreSource]:
 
 def _published(candidates: Mapping[str, ModelSpec], benchmark: str | None) -> dict[str, QualityScore] | None:
     data = _data()
-    wanted = {name: _key(spec.name) for name, spec in candidates.items()}
+    wanted = {name: plain_name(spec.name) for name, spec in candidates.items()}
     for name in [benchmark] if benchmark else list(dict.fromkeys(n for row in data.rows for n in row.scores)):
         for origin in data.sources:
             for stage in ("instruct", "base"):
                 rows = {
-                    _key(row.model): row
+                    plain_name(row.model): row
                     for row in data.rows
                     if row.source == origin and row.stage == stage and name in row.scores
                 }
@@ -177,7 +177,7 @@ _STAGE = re.compile(r"-(instruct|chat|base|it|hf)(?=-|$)")
 _PREFIX = re.compile(r"^meta-(?=llama)")
 
 
-def _key(name: str) -> str:
+def plain_name(name: str) -> str:
     """A model's name without owner and stage, so that a base model and its tuned one are of one kin."""
     return _PREFIX.sub("", _STAGE.sub("", name.lower().rpartition("/")[2]))
 
