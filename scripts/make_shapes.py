@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from breakeven.errors import BreakevenError
-from breakeven.forecast.shapes import Shape, Shapes, made_of, shapes
+from breakeven.forecast.shapes import ModelShape, Shapes, made_of, shapes
 from breakeven.model.catalogue import entries, lookup
 
 TARGET = Path(__file__).parent.parent / "src" / "breakeven" / "forecast" / "data" / "shapes.json"
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=None)
     asked = parser.parse_args()
-    made: dict[str, Shape] = dict(shapes()) if asked.only else {}
+    made: dict[str, ModelShape] = dict(shapes()) if asked.only else {}
     for entry in entries():
         if asked.only is not None and entry.name not in asked.only:
             continue

@@ -44,7 +44,7 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
     expert_work: tuple[tuple[str, float], ...]
 
 
-class Shape(msgspec.Struct, frozen=True, array_like=True):
+class ModelShape(msgspec.Struct, frozen=True, array_like=True):
     """One catalogued model, whatever its format. `experts`: how many, how many a token uses, and in how many layers.
 
     `attention`: window, bytes kept and operations of an entry, key heads, every so many, top, bytes read.
@@ -80,23 +80,23 @@ class Shapes(msgspec.Struct):
 
     about: str
     catalogue: str
-    models: dict[str, Shape]
+    models: dict[str, ModelShape]
 
 
 @lru_cache(maxsize=1)
-def shapes() -> dict[str, Shape]:
+def shapes() -> dict[str, ModelShape]:
     """All of the file, by short name."""
     raw = resources.files("breakeven.forecast").joinpath("data", "shapes.json").read_bytes()
     return msgspec.json.decode(raw, type=Shapes).models
 
 
-def shape_of(name: str) -> Shape:
+def shape_of(name: str) -> ModelShape:
     """The shape of the catalogued model of this short name."""
     found = shapes().get(name)
     return found if found is not None else made_of(lookup(name))
 
 
-def made_of(spec: ModelSpec, formats: tuple[str, ...] = (*GGUF, *SERVED, TRAINED_IN)) -> Shape:
+def made_of(spec: ModelSpec, formats: tuple[str, ...] = (*GGUF, *SERVED, TRAINED_IN)) -> ModelShape:
     """What the file holds of a model. Formats that cannot hold it are left out."""
     held: dict[str, Held] = {}
     terms = None
@@ -123,7 +123,7 @@ def made_of(spec: ModelSpec, formats: tuple[str, ...] = (*GGUF, *SERVED, TRAINED
         for every in (False, True)
         for gpu in (True, False)
     ]
-    return Shape(
+    return ModelShape(
         moe=terms.moe,
         hidden=terms.hidden,
         layers=terms.layers,
@@ -148,7 +148,7 @@ def made_of(spec: ModelSpec, formats: tuple[str, ...] = (*GGUF, *SERVED, TRAINED
     )
 
 
-def terms_from(name: str, shape: Shape, format_name: str) -> Terms:
+def terms_from(name: str, shape: ModelShape, format_name: str) -> Terms:
     """`terms_of` as the file has it, with keys and values of 16 bits."""
     held = shape.formats[format_name]
     return Terms(
@@ -194,7 +194,7 @@ def with_kv(terms: Terms, kv: str) -> Terms:
     )
 
 
-def buffer_bytes(shape: Shape, context: float, sequences: float, *, gpu: bool, every_logit: bool) -> float:
+def buffer_bytes(shape: ModelShape, context: float, sequences: float, *, gpu: bool, every_logit: bool) -> float:
     """About what llama.cpp reserves to compute in: `compute_bytes` without the layers, for the many of a search."""
     mask = sum(MASK_BYTES * MASK_TOKENS * cells(context, window) for window in {a[0] for a in shape.attention})
     held = shape.buffers[2 * every_logit + (not gpu)] + mask

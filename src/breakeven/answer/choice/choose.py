@@ -8,10 +8,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.answer.choice.front import Front, Standing, equals_of, format_of, front_of, standings
-from breakeven.answer.choice.machine import Place, place_of
+from breakeven.answer.choice.front import ParetoFront, Seat, equals_of, format_of, front_of, standings
+from breakeven.answer.choice.machine import Site, place_of
 from breakeven.answer.choice.rows import Exact, exact, measure_line, row_of
-from breakeven.answer.choice.search import Option, Searched, search
+from breakeven.answer.choice.search import Runnable, Searched, search
 from breakeven.answer.choice.uses import ChoiceWords, Wish, wish_of
 from breakeven.answer.choice.why import (
     because_of,
@@ -24,7 +24,7 @@ from breakeven.answer.choice.why import (
     pick_sentence,
     why_text,
 )
-from breakeven.answer.choice.worlds import SEED, WORLDS, Floats, Worlds, areas_of, worlds_of
+from breakeven.answer.choice.worlds import SEED, WORLDS, DrawnWorlds, Floats, areas_of, worlds_of
 from breakeven.forecast.predict import origin_text
 from breakeven.model.catalogue import entries, find
 from breakeven.model.formats.named import format_named
@@ -41,12 +41,12 @@ class Chosen:
     """The options that stay, and what is known of them."""
 
     searched: Searched
-    options: tuple[Option, ...]
-    worlds: Worlds
+    options: tuple[Runnable, ...]
+    worlds: DrawnWorlds
     memory_O: Floats
     allowed_O: NDArray[np.bool_]
-    front: Front
-    standing: list[Standing]
+    front: ParetoFront
+    standing: list[Seat]
     exact: dict[int, Exact]
 
 
@@ -74,7 +74,7 @@ def choose(
     return _answer(found, place, wish, asked, seed)
 
 
-def allows(option: Option, wish: Wish) -> bool:
+def allows(option: Runnable, wish: Wish) -> bool:
     """Whether its licence is one of those allowed. One that is not known is none of them."""
     return not wish.licences or (option.entry.facts.licence or "").lower() in wish.licences
 
@@ -84,7 +84,7 @@ def _asked(text: str) -> tuple[str, str | None]:
     return find(bare).name, None if format_name is None else format_named(format_name).name
 
 
-def _chosen(searched: Searched, options: tuple[Option, ...], place: Place, wish: Wish, seed: int) -> Chosen:
+def _chosen(searched: Searched, options: tuple[Runnable, ...], place: Site, wish: Wish, seed: int) -> Chosen:
     worlds = worlds_of(options, place, wish, seed)
     memory_O = np.array([option.timed.memory_bytes for option in options])
     out_O = np.zeros(len(options), dtype=np.bool_)
@@ -101,7 +101,7 @@ def _chosen(searched: Searched, options: tuple[Option, ...], place: Place, wish:
     return Chosen(searched, options, worlds, memory_O, allowed_O, front, standing, known)
 
 
-def _holds(number: int, options: tuple[Option, ...], known: dict[int, Exact], place: Place, wish: Wish) -> bool:
+def _holds(number: int, options: tuple[Runnable, ...], known: dict[int, Exact], place: Site, wish: Wish) -> bool:
     """Whether an option still fits and keeps the limits when it is placed as its engine does; remembers how."""
     if number not in known:
         found = exact(options[number], place, wish)
@@ -117,7 +117,7 @@ def _holds(number: int, options: tuple[Option, ...], known: dict[int, Exact], pl
     )
 
 
-def _answer(found: Chosen, place: Place, wish: Wish, asked: tuple[str, str | None] | None, seed: int) -> ModelChoice:
+def _answer(found: Chosen, place: Site, wish: Wish, asked: tuple[str, str | None] | None, seed: int) -> ModelChoice:
     worlds, front, options = found.worlds, found.front, found.options
     rows = [_row(found, each, place, wish) for each in found.standing]
     if not rows:
@@ -139,7 +139,7 @@ def _answer(found: Chosen, place: Place, wish: Wish, asked: tuple[str, str | Non
     )
 
 
-def _row(found: Chosen, each: Standing, place: Place, wish: Wish) -> ChoiceRow:
+def _row(found: Chosen, each: Seat, place: Site, wish: Wish) -> ChoiceRow:
     pick = found.standing[0].option
     model = int(found.worlds.of_O[each.option])
     return row_of(
@@ -152,7 +152,7 @@ def _row(found: Chosen, each: Standing, place: Place, wish: Wish) -> ChoiceRow:
     )  # fmt: skip
 
 
-def _explained(asked: tuple[str, str | None], found: Chosen, place: Place, wish: Wish) -> ChoiceExplained:
+def _explained(asked: tuple[str, str | None], found: Chosen, place: Site, wish: Wish) -> ChoiceExplained:
     """Why a model is not the pick; of one without a format, in the format that would be taken."""
     name, format_name = asked
     worlds, pick = found.worlds, found.standing[0].option
@@ -168,7 +168,7 @@ def _explained(asked: tuple[str, str | None], found: Chosen, place: Place, wish:
             found.exact[number] = timed
         if number in found.exact:
             role = next((each.role for each in found.standing if each.option == number), "next")
-            row = _row(found, Standing(number, role), place, wish)
+            row = _row(found, Seat(number, role), place, wish)
     elif own:
         number = max(own, key=lambda i: worlds.speed_O[i])
     return explained_of(
@@ -178,9 +178,9 @@ def _explained(asked: tuple[str, str | None], found: Chosen, place: Place, wish:
 
 def _nothing(
     wish: Wish,
-    place: Place,
+    place: Site,
     searched: Searched,
-    options: tuple[Option, ...],
+    options: tuple[Runnable, ...],
     found: Chosen | None,
     asked: tuple[str, str | None] | None,
     seed: int,
@@ -197,7 +197,7 @@ def _nothing(
 
 
 def _frame(
-    wish: Wish, place: Place, searched: Searched, options: tuple[Option, ...], found: Chosen | None, seed: int
+    wish: Wish, place: Site, searched: Searched, options: tuple[Runnable, ...], found: Chosen | None, seed: int
 ) -> ModelChoice:
     """The choice without an answer: what was asked, what was weighed, what was passed over."""
     areas, unknown = areas_of(wish)
@@ -235,7 +235,7 @@ def _frame(
     )
 
 
-def _notes(wish: Wish, place: Place, unknown: tuple[str, ...]) -> list[str]:
+def _notes(wish: Wish, place: Site, unknown: tuple[str, ...]) -> list[str]:
     notes = list(place.notes)
     if unknown:
         notes.append(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.answer.choice.search import Option
-from breakeven.answer.choice.worlds import Floats, Worlds
+from breakeven.answer.choice.search import Runnable
+from breakeven.answer.choice.worlds import DrawnWorlds, Floats
 from breakeven.results.choose import Role
 
 MOST_ROWS = 7
@@ -24,7 +24,7 @@ LEAST_WINS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Seat:
     """One option that is worth a row, and why."""
 
     option: int
@@ -32,7 +32,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Front:
+class ParetoFront:
     """What the draws say of the options that are allowed. `wins_M`: share of worlds that a model wins. `value_M`: its
     quality in the middle world, nothing in those where it does not keep the limits. `beats_M`: share of worlds in which
     the pick does better than that model. `pick`: -1 where nothing is allowed."""
@@ -47,8 +47,8 @@ class Front:
     """Worlds in which nothing keeps the limits."""
 
 
-def front_of(worlds: Worlds, memory_O: Floats, scores_WM: Floats, allowed_O: NDArray[np.bool_]) -> Front:
-    """The front over allowed options. `scores_WM`: as `Worlds.scores_WM`."""
+def front_of(worlds: DrawnWorlds, memory_O: Floats, scores_WM: Floats, allowed_O: NDArray[np.bool_]) -> ParetoFront:
+    """The front over allowed options. `scores_WM`: as `DrawnWorlds.scores_WM`."""
     n_models = len(worlds.models)
     some_W = np.isfinite(scores_WM).any(axis=1)
     best_W = scores_WM.argmax(axis=1)
@@ -57,14 +57,14 @@ def front_of(worlds: Worlds, memory_O: Floats, scores_WM: Floats, allowed_O: NDA
     there_M[worlds.of_O[allowed_O]] = True
     on_O = _pareto(worlds, memory_O, allowed_O)
     if not there_M.any():
-        return Front(-1, wins_M, wins_M, np.ones(n_models), on_O, allowed_O, float(1 - some_W.mean()))
+        return ParetoFront(-1, wins_M, wins_M, np.ones(n_models), on_O, allowed_O, float(1 - some_W.mean()))
     value_M = np.where(there_M, np.median(np.maximum(scores_WM, 0.0), axis=0), -np.inf)
     best = int(value_M.argmax())
     alike_M = there_M & (_beats(best, scores_WM) < EQUAL)
     # A guess from size wins many worlds by its wide band alone: of equals, one with scores comes first.
     pick = max(np.flatnonzero(alike_M), key=lambda m: (worlds.scored_M[m], value_M[m]))
     beats_M = _beats(int(pick), scores_WM)
-    return Front(int(pick), wins_M, value_M, beats_M, on_O, allowed_O, float(1 - some_W.mean()))
+    return ParetoFront(int(pick), wins_M, value_M, beats_M, on_O, allowed_O, float(1 - some_W.mean()))
 
 
 def _beats(model: int, scores_WM: Floats) -> Floats:
@@ -73,7 +73,7 @@ def _beats(model: int, scores_WM: Floats) -> Floats:
     return np.asarray(((own > scores_WM) + 0.5 * (own == scores_WM)).mean(axis=0))
 
 
-def _pareto(worlds: Worlds, memory_O: Floats, allowed_O: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _pareto(worlds: DrawnWorlds, memory_O: Floats, allowed_O: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Options that no other allowed one equals or betters in all of quality, speed and memory."""
     on = np.zeros(len(allowed_O), dtype=np.bool_)
     order = np.flatnonzero(allowed_O)
@@ -87,22 +87,22 @@ def _pareto(worlds: Worlds, memory_O: Floats, allowed_O: NDArray[np.bool_]) -> N
     return on
 
 
-def format_of(model: int, worlds: Worlds, memory_O: Floats, allowed_O: NDArray[np.bool_]) -> int:
+def format_of(model: int, worlds: DrawnWorlds, memory_O: Floats, allowed_O: NDArray[np.bool_]) -> int:
     """Of a model's allowed options the smallest that is as good as its best."""
     own = np.flatnonzero(allowed_O & (worlds.of_O == model))
     good = own[worlds.quality_O[own] >= worlds.quality_O[own].max() - POINTS]
     return int(min(good, key=lambda o: (memory_O[o], -worlds.quality_O[o])))
 
 
-def standings(front: Front, worlds: Worlds, options: tuple[Option, ...], memory_O: Floats) -> list[Standing]:
+def standings(front: ParetoFront, worlds: DrawnWorlds, options: tuple[Runnable, ...], memory_O: Floats) -> list[Seat]:
     """The pick first, then what is equal to it, the best of the other kind, the faster, the smaller, the next."""
     pick = format_of(front.pick, worlds, memory_O, front.allowed_O)
-    chosen = [Standing(pick, "pick")]
+    chosen = [Seat(pick, "pick")]
     shown = {front.pick}
 
     def add(role: Role, option: int | None, most: int = MOST_ROWS) -> None:
         if option is not None and len(chosen) < most and int(worlds.of_O[option]) not in shown:
-            chosen.append(Standing(option, role))
+            chosen.append(Seat(option, role))
             shown.add(int(worlds.of_O[option]))
 
     def ablest(some_O: NDArray[np.bool_]) -> int | None:
@@ -125,7 +125,7 @@ def standings(front: Front, worlds: Worlds, options: tuple[Option, ...], memory_
     return chosen
 
 
-def equals_of(front: Front, worlds: Worlds) -> list[str]:
+def equals_of(front: ParetoFront, worlds: DrawnWorlds) -> list[str]:
     """Models that cannot be told from the pick, the ablest first."""
     there = sorted({int(m) for m in worlds.of_O[front.allowed_O]} - {front.pick})
     found = [m for m in there if front.beats_M[m] < EQUAL]

@@ -24,7 +24,7 @@ MONTH_HOURS = 730.0
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Site:
     """A machine with one engine. `formats`: those the engine reads, each with the profile that has its peaks.
 
     `rooms`: bytes of all devices, and of host memory beside them (None: not said). `usd_per_month`: the least rent that
@@ -48,7 +48,7 @@ class Place:
         return next(iter(self.formats.values()))
 
 
-def place_of(machine: str, engine: str | None, devices: int | None, kinds: tuple[str, ...] = ()) -> Place:
+def place_of(machine: str, engine: str | None, devices: int | None, kinds: tuple[str, ...] = ()) -> Site:
     """The machine as `profile_named` knows it. `kinds`: more formats than the engine's usual ones.
 
     Raises UserError for an unknown machine, and for this one where neither a profile nor a data sheet is known.
@@ -86,7 +86,7 @@ def place_of(machine: str, engine: str | None, devices: int | None, kinds: tuple
             f"say it as {machine}+ddr5-5600x2:64GB"
         )
     usd, source = _rent(first)
-    return Place(machine, first.engine, first.devices, formats, room, host, own, tuple(notes), usd, source)
+    return Site(machine, first.engine, first.devices, formats, room, host, own, tuple(notes), usd, source)
 
 
 def _of(machine: Machine, engine: str | None, devices: int | None, format_name: str | None) -> Profile:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from breakeven.answer.choice.machine import Place
-from breakeven.answer.choice.search import Option, under_users
+from breakeven.answer.choice.machine import Site
+from breakeven.answer.choice.search import Runnable, under_users
 from breakeven.answer.choice.uses import Wish
-from breakeven.answer.choice.worlds import Worlds
+from breakeven.answer.choice.worlds import DrawnWorlds
 from breakeven.errors import BreakevenError
 from breakeven.forecast.model import step_model
 from breakeven.forecast.predict import points_of
@@ -37,7 +37,7 @@ class Exact:
         return self.point.lacking is None
 
 
-def exact(option: Option, place: Place, wish: Wish) -> Exact | None:
+def exact(option: Runnable, place: Site, wish: Wish) -> Exact | None:
     """The option placed as its engine places it; None where the engine does not run it so."""
     profile = place.formats.get(option.format, place.profile)
     try:
@@ -61,10 +61,10 @@ def exact(option: Option, place: Place, wish: Wish) -> Exact | None:
 
 def row_of(
     number: int,
-    option: Option,
+    option: Runnable,
     found: Exact,
-    worlds: Worlds,
-    place: Place,
+    worlds: DrawnWorlds,
+    place: Site,
     wish: Wish,
     *,
     role: Role,
@@ -128,7 +128,7 @@ def _answer_s(tokens: Estimate, found: Exact) -> Estimate:
     )
 
 
-def _notes(option: Option, length_source: str | None, wish: Wish) -> list[str]:
+def _notes(option: Runnable, length_source: str | None, wish: Wish) -> list[str]:
     notes = [f"answer length: {length_source}"] if length_source else []
     if not length_source:
         notes.append("nobody published how long its answers are, so the time of an answer is not known")
@@ -141,7 +141,7 @@ def _notes(option: Option, length_source: str | None, wish: Wish) -> list[str]:
     return notes
 
 
-def compare_word(option: Option, point: PredictedPoint) -> str:
+def compare_word(option: Runnable, point: PredictedPoint) -> str:
     """The option as `breakeven compare` takes it: with its format, and where its experts or layers lie."""
     placed = point.placed
     words = []
@@ -152,7 +152,7 @@ def compare_word(option: Option, point: PredictedPoint) -> str:
     return f"{option.name}:{option.format}" + (f"@{','.join(words)}" if words else "")
 
 
-def measure_line(pairs: list[tuple[Option, Exact]], wish: Wish, place: Place) -> str:
+def measure_line(pairs: list[tuple[Runnable, Exact]], wish: Wish, place: Site) -> str:
     """The command that measures options here side by side, with weights made up of their shapes."""
     kinds = {option.kv for option, _ in pairs}
     streams = sorted({1, min(wish.users, STREAMS)})
@@ -165,7 +165,7 @@ def measure_line(pairs: list[tuple[Option, Exact]], wish: Wish, place: Place) ->
     return shlex.join(words)
 
 
-def start_lines(option: Option, point: PredictedPoint, place: Place, wish: Wish) -> list[CommandLine]:
+def start_lines(option: Runnable, point: PredictedPoint, place: Site, wish: Wish) -> list[CommandLine]:
     """How each engine that runs it is started."""
     if place.engine == "vllm":
         return [_vllm(option, place, wish)]
@@ -194,7 +194,7 @@ def start_lines(option: Option, point: PredictedPoint, place: Place, wish: Wish)
     return lines
 
 
-def _vllm(option: Option, place: Place, wish: Wish) -> CommandLine:
+def _vllm(option: Runnable, place: Site, wish: Wish) -> CommandLine:
     as_published = option.format in ("BF16", "FP8") or option.format == "MXFP4"
     model = option.entry.hub_id if as_published else f"{option.name}-{option.format}"
     words = ["vllm", "serve", model, "--max-model-len", str(wish.reserve), "--max-num-seqs", str(wish.users)]

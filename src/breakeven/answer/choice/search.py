@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.answer.choice.machine import Place
+from breakeven.answer.choice.machine import Site
 from breakeven.answer.choice.uses import Wish
 from breakeven.forecast.constants import Profile
 from breakeven.forecast.devices import collectives_s, shard, split_of
@@ -29,7 +29,7 @@ from breakeven.forecast.memory import (
 )
 from breakeven.forecast.model import PROMPT_STEP_TOKENS
 from breakeven.forecast.residency import ON_DEVICE, Residency
-from breakeven.forecast.shapes import TRAINED_IN, Shape, buffer_bytes, shape_of, terms_from, with_kv
+from breakeven.forecast.shapes import TRAINED_IN, ModelShape, buffer_bytes, shape_of, terms_from, with_kv
 from breakeven.forecast.terms import Terms, residency, step_parts
 from breakeven.model.catalogue import CatalogueEntry, entries
 
@@ -44,7 +44,7 @@ TRAINED = ("gpt-oss",)
 """Beginnings of the names of mixtures that exist in MXFP4 alone."""
 
 
-class Timed(NamedTuple):
+class RunTimes(NamedTuple):
     """Tokens/s of one user, seconds to the first token, and memory in all places and beside the devices."""
 
     speed: float
@@ -54,14 +54,14 @@ class Timed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class Runnable:
     """One model in one format with one type of keys and values, as it would run here."""
 
     entry: CatalogueEntry
-    shape: Shape
+    shape: ModelShape
     format: str
     kv: str
-    timed: Timed
+    timed: RunTimes
     spilled: bool
 
     @property
@@ -85,15 +85,15 @@ class Searched:
     """What was found. `too_big`: models of which nothing fits, with the bytes of their smallest. `short`: models whose
     context is too short. `considered`: how many were weighed."""
 
-    options: tuple[Option, ...]
+    options: tuple[Runnable, ...]
     too_big: dict[str, float]
     short: dict[str, int]
     considered: int
 
 
-def search(place: Place, wish: Wish) -> Searched:
+def search(place: Site, wish: Wish) -> Searched:
     """Every option that fits the machine's memory, the catalogue's models in alphabetical order."""
-    options: list[Option] = []
+    options: list[Runnable] = []
     too_big: dict[str, float] = {}
     short: dict[str, int] = {}
     considered = 0
@@ -127,20 +127,20 @@ def _is_format_of_another(name: str) -> bool:
     return plain != name and plain in _known()
 
 
-def _formats(entry: CatalogueEntry, shape: Shape, place: Place) -> list[tuple[str, Profile]]:
+def _formats(entry: CatalogueEntry, shape: ModelShape, place: Site) -> list[tuple[str, Profile]]:
     if entry.name.startswith(TRAINED) and shape.moe:
         return [(TRAINED_IN, place.profile)]
     return [(name, profile) for name, profile in place.formats.items() if name in shape.formats]
 
 
 def _in_format(
-    entry: CatalogueEntry, shape: Shape, format_name: str, profile: Profile, place: Place, wish: Wish
-) -> tuple[list[Option], int, float]:
+    entry: CatalogueEntry, shape: ModelShape, format_name: str, profile: Profile, place: Site, wish: Wish
+) -> tuple[list[Runnable], int, float]:
     terms = terms_from(entry.name, shape, format_name)
     room = place.device_room + (place.host_room or 0.0)
     if wish.memory_bytes is not None:
         room = min(room, wish.memory_bytes)
-    found: list[Option] = []
+    found: list[Runnable] = []
     small = False
     kinds = KV_OF_ENGINES.get(profile.engine, ("f16",))
     need = np.inf
@@ -164,12 +164,12 @@ def _in_format(
             handed = 2 * round(shape.moe_layers * min(where.experts_host, 1.0)) or 2
             where = replace(where, handovers=handed)
         speed, ttft = times(held, profile, place.devices, where, wish)
-        timed = Timed(speed, ttft, memory, where.away_bytes)
-        found.append(Option(entry, shape, format_name, kv, timed, not where.whole))
+        timed = RunTimes(speed, ttft, memory, where.away_bytes)
+        found.append(Runnable(entry, shape, format_name, kv, timed, not where.whole))
     return found, len(kinds), need
 
 
-def _beside(terms: Terms, shape: Shape, profile: Profile, place: Place, wish: Wish) -> tuple[float, float]:
+def _beside(terms: Terms, shape: ModelShape, profile: Profile, place: Site, wish: Wish) -> tuple[float, float]:
     """Bytes of all users' caches and states, and of buffers."""
     split = split_of(profile.engine, place.devices)
     reserved = profile.engine != "vllm"

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.answer.choice.front import EQUAL, Front, Standing
-from breakeven.answer.choice.machine import Place
+from breakeven.answer.choice.front import EQUAL, ParetoFront, Seat
+from breakeven.answer.choice.machine import Site
 from breakeven.answer.choice.rows import Exact
-from breakeven.answer.choice.search import Option, Searched
+from breakeven.answer.choice.search import Runnable, Searched
 from breakeven.answer.choice.uses import Wish
-from breakeven.answer.choice.worlds import Worlds
+from breakeven.answer.choice.worlds import DrawnWorlds
 from breakeven.results.choose import ChoiceExplained, ChoiceLimit, ChoiceRow, PassedOver
 
 NEAREST = 3
@@ -40,7 +40,7 @@ def equal_sentence(rows: Sequence[ChoiceRow], equals: Sequence[str]) -> str:
 
 
 def because_of(
-    rows: Sequence[ChoiceRow], front: Front, worlds: Worlds, wish: Wish, place: Place, measure: str | None
+    rows: Sequence[ChoiceRow], front: ParetoFront, worlds: DrawnWorlds, wish: Wish, place: Site, measure: str | None
 ) -> list[str]:
     """What the pick rests on."""
     first = rows[0]
@@ -79,7 +79,7 @@ def _times(ratio: float) -> str:
     return f"{ratio:.2g} times as fast" if ratio > 1 else f"{1 / ratio:.2g} times slower"
 
 
-def why_text(each: Standing, front: Front, worlds: Worlds, options: Sequence[Option]) -> str:
+def why_text(each: Seat, front: ParetoFront, worlds: DrawnWorlds, options: Sequence[Runnable]) -> str:
     """Why a row is shown."""
     option = options[each.option]
     at = int(worlds.of_O[each.option])
@@ -99,10 +99,10 @@ def why_text(each: Standing, front: Front, worlds: Worlds, options: Sequence[Opt
 def gives_up_of(
     number: int,
     pick: int,
-    worlds: Worlds,
+    worlds: DrawnWorlds,
     exact: Mapping[int, Exact],
-    standing: Sequence[Standing],
-    options: Sequence[Option],
+    standing: Sequence[Seat],
+    options: Sequence[Runnable],
 ) -> list[str]:
     """Against the pick; of the pick itself against the best of the rows in each."""
     if number == pick:
@@ -120,7 +120,7 @@ def gives_up_of(
 
 
 def _pick_gives_up(
-    pick: int, worlds: Worlds, exact: Mapping[int, Exact], standing: Sequence[Standing], options: Sequence[Option]
+    pick: int, worlds: DrawnWorlds, exact: Mapping[int, Exact], standing: Sequence[Seat], options: Sequence[Runnable]
 ) -> list[str]:
     found = []
     others = [each.option for each in standing if each.option != pick and each.option in exact]
@@ -139,10 +139,10 @@ def _pick_gives_up(
 
 # --- limits ---
 
-Keeps = Callable[[Option], bool]
+Keeps = Callable[[Runnable], bool]
 
 
-def _limits(wish: Wish, place: Place) -> dict[str, tuple[str, Keeps]]:
+def _limits(wish: Wish, place: Site) -> dict[str, tuple[str, Keeps]]:
     """By option: what was asked in words, and whether an option that fits keeps it."""
     found: dict[str, tuple[str, Keeps]] = {
         "--min-speed": (f"{wish.min_speed:g} tokens/s for each user", lambda o: o.timed.speed >= wish.min_speed)
@@ -161,7 +161,7 @@ def _limits(wish: Wish, place: Place) -> dict[str, tuple[str, Keeps]]:
 
 
 def limits_of(
-    wish: Wish, place: Place, searched: Searched, options: Sequence[Option], worlds: Worlds | None
+    wish: Wish, place: Site, searched: Searched, options: Sequence[Runnable], worlds: DrawnWorlds | None
 ) -> list[ChoiceLimit]:
     """Every limit with how many models it rules out, whatever else they keep."""
     all_models = {option.name for option in searched.options}
@@ -189,7 +189,7 @@ def limits_of(
 
 
 def passed_over_of(
-    wish: Wish, place: Place, searched: Searched, options: Sequence[Option], worlds: Worlds | None
+    wish: Wish, place: Site, searched: Searched, options: Sequence[Runnable], worlds: DrawnWorlds | None
 ) -> list[PassedOver]:
     """Who is not in the answer, by the first reason that holds."""
     found = []
@@ -227,14 +227,14 @@ def _over(reason: str, models: Sequence[str] | set[str] | Mapping[str, object], 
     return PassedOver(reason=reason, models=len(models), nearest=nearest)
 
 
-def _best(names: set[str], searched: Searched, worlds: Worlds | None, *, fastest: bool) -> list[Option]:
+def _best(names: set[str], searched: Searched, worlds: DrawnWorlds | None, *, fastest: bool) -> list[Runnable]:
     """The ablest of these models, each as it comes nearest to the limit."""
     quality: dict[str, float] = {}
     if worlds is not None:
         for at, value in zip(worlds.of_O, worlds.quality_O, strict=True):
             name = worlds.models[at]
             quality[name] = max(quality.get(name, 0.0), float(value))
-    nearest: dict[str, Option] = {}
+    nearest: dict[str, Runnable] = {}
     for option in searched.options:
         if option.name in names:
             had = nearest.get(option.name)
@@ -246,7 +246,7 @@ def _best(names: set[str], searched: Searched, worlds: Worlds | None, *, fastest
     return sorted(nearest.values(), key=lambda o: (-quality.get(o.name, 0.0), -o.shape.total_params))[:NEAREST]
 
 
-def no_row_sentence(wish: Wish, place: Place, searched: Searched, options: Sequence[Option]) -> tuple[str, list[str]]:
+def no_row_sentence(wish: Wish, place: Site, searched: Searched, options: Sequence[Runnable]) -> tuple[str, list[str]]:
     """Why nothing keeps the limits: no room, one limit, or two that together leave nothing; and what comes nearest."""
     if not searched.options:
         if not searched.too_big:
@@ -284,7 +284,7 @@ def _users(wish: Wish) -> str:
     return "one user" if wish.users == 1 else f"each of {wish.users} users"
 
 
-def _short(option: str, wish: Wish, place: Place, searched: Searched) -> str:
+def _short(option: str, wish: Wish, place: Site, searched: Searched) -> str:
     """The nearest to one limit, and what to ask for."""
     if option == "--min-speed":
         best = max(searched.options, key=lambda o: o.timed.speed)
@@ -307,11 +307,11 @@ def explained_of(
     number: int | None,
     row: ChoiceRow | None,
     pick: int,
-    options: Sequence[Option],
-    worlds: Worlds,
-    front: Front,
+    options: Sequence[Runnable],
+    worlds: DrawnWorlds,
+    front: ParetoFront,
     searched: Searched,
-    place: Place,
+    place: Site,
     wish: Wish,
 ) -> ChoiceExplained:
     """Why a model is not the pick. `number`: the option that stands for it; None: nothing of it fits or is allowed."""
@@ -336,7 +336,7 @@ def explained_of(
 
 
 def _against(
-    number: int, pick: int, options: Sequence[Option], worlds: Worlds, front: Front, wish: Wish, best: str
+    number: int, pick: int, options: Sequence[Runnable], worlds: DrawnWorlds, front: ParetoFront, wish: Wish, best: str
 ) -> list[str]:
     option = options[number]
     reasons = []
@@ -369,6 +369,6 @@ def _against(
     return reasons
 
 
-def _over_O(number: int, worlds: Worlds, front: Front) -> NDArray[np.bool_]:
+def _over_O(number: int, worlds: DrawnWorlds, front: ParetoFront) -> NDArray[np.bool_]:
     """Options on the front at least as able and as fast; the front has one that is no larger, too."""
     return front.on_O & (worlds.quality_O >= worlds.quality_O[number]) & (worlds.speed_O >= worlds.speed_O[number])

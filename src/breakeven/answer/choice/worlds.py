@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.answer.choice.machine import Place
-from breakeven.answer.choice.search import Option
+from breakeven.answer.choice.machine import Site
+from breakeven.answer.choice.search import Runnable
 from breakeven.answer.choice.uses import Wish
 from breakeven.forecast.constants import Profile
 from breakeven.model.quality.ability import Ability, Joint, abilities, joint, languages
@@ -33,7 +33,7 @@ ENGLISH = "en"
 
 
 @dataclass(frozen=True)
-class Worlds:
+class DrawnWorlds:
     """All draws, and the middles they are around. `models`: the options' models, in their order; `of_O`: which one an
     option is of; `starts_M`: the first option of each."""
 
@@ -91,7 +91,7 @@ def areas_of(wish: Wish) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (wish.area, *known), unknown
 
 
-def worlds_of(options: tuple[Option, ...], place: Place, wish: Wish, seed: int = SEED) -> Worlds:
+def worlds_of(options: tuple[Runnable, ...], place: Site, wish: Wish, seed: int = SEED) -> DrawnWorlds:
     """The draws for these options, which are at least one."""
     models = tuple(dict.fromkeys(option.name for option in options))
     index = {name: i for i, name in enumerate(models)}
@@ -110,7 +110,7 @@ def worlds_of(options: tuple[Option, ...], place: Place, wish: Wish, seed: int =
     )
     speed_O = np.array([option.timed.speed for option in options])
     ttft_O = np.array([option.timed.ttft_s for option in options])
-    return Worlds(
+    return DrawnWorlds(
         models=models, of_O=of_O, starts_M=starts_M, ability_WM=ability_WM,
         quality_WO=ability_WM[:, of_O] * kept_WO, speed_WO=speed_WO * speed_O, ttft_WO=ttft_WO * ttft_O,
         quality_O=ability_M[of_O] * kept_O, speed_O=speed_O, ttft_O=ttft_O,
@@ -123,7 +123,7 @@ def _joint(models: tuple[str, ...], area: str) -> Joint:
     return joint(models, area)
 
 
-def _loss(option: Option, wish: Wish) -> Loss:
+def _loss(option: Runnable, wish: Wish) -> Loss:
     shape = option.shape
     foreign = [code for code in wish.languages if code != ENGLISH]
     return _loss_of(
@@ -167,8 +167,8 @@ def _kept(
 
 
 def _errors(
-    options: tuple[Option, ...],
-    place: Place,
+    options: tuple[Runnable, ...],
+    place: Site,
     phase: str,
     of_O: NDArray[np.intp],
     n_models: int,
