@@ -104,6 +104,7 @@ def choose(
     offline_only: bool = False,
     engine: str | None = None,
     devices: int | None = None,
+    scores: Sequence[Path | str] = (),
     explain: str | None = None,
     out: Path | str | None = None,
 ) -> ModelChoice:
@@ -111,7 +112,7 @@ def choose(
 
     `machine` as for `predict`; "this" needs no calibration. `use`: chat, code, agent, rag, batch or translate, whose
     numbers the others replace: tokens of a prompt, an answer and a cache, tokens/s of each of `users`, seconds to the
-    first token, "12GB" of memory. `languages` and `licence` are parted by commas. `explain`: NAME or NAME:FORMAT, to
+    first token, "12GB" of memory. `scores`: files of your own, which come before published ones. `languages` and `licence` are parted by commas. `explain`: NAME or NAME:FORMAT, to
     hear why that is not the pick. With `out` also its result.json and page there. Raises UserError for what is not
     known and for numbers that make no sense.
     """
@@ -131,6 +132,7 @@ def choose(
         licence=licence,
         max_usd_per_month=max_usd_per_month,
         offline_only=offline_only,
+        scores=tuple(Path(file) for file in scores),
     )
     result = run_choice(words, machine, engine=engine, devices=devices, explain=explain)
     if out is not None:

@@ -50,6 +50,9 @@ def choose(
     prompt: Annotated[int | None, typer.Option(help="Tokens read before an answer.", show_default="by use")] = None,
     output: Annotated[int | None, typer.Option(help="Tokens of an answer.", show_default="by use")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens each cache holds.", show_default="by use")] = None,
+    scores: Annotated[
+        list[Path] | None, typer.Option(help="Your own scores: JSON lines, lm-eval's results, an evaluation.")
+    ] = None,
     engine: EngineByMachine = None,
     devices: Devices = None,
     explain: Annotated[
@@ -73,6 +76,7 @@ def choose(
         licence=licence,
         max_usd_per_month=max_usd_per_month,
         offline_only=offline_only,
+        scores=scores or (),
         engine=engine,
         devices=devices,
         explain=explain,

@@ -62,7 +62,7 @@ def choose(
     """The choice. Raises UserError for an unknown machine, use or model, and for numbers that make no sense."""
     wish = wish_of(words)
     asked = None if explain is None else _asked(explain)
-    place = place_of(machine, engine, devices, () if asked is None or asked[1] is None else (asked[1],))
+    place = place_of(machine, engine, devices)
     searched = search(place, wish)
     licensed = tuple(option for option in searched.options if allows(option, wish))
     dear = wish.max_usd_per_month is not None and (place.usd_per_month or 0.0) > wish.max_usd_per_month

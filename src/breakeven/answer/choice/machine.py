@@ -48,8 +48,8 @@ class Site:
         return next(iter(self.formats.values()))
 
 
-def place_of(machine: str, engine: str | None, devices: int | None, kinds: tuple[str, ...] = ()) -> Site:
-    """The machine as `profile_named` knows it. `kinds`: more formats than the engine's usual ones.
+def place_of(machine: str, engine: str | None = None, devices: int | None = None) -> Site:
+    """The machine as `profile_named` knows it, with its engine's usual formats.
 
     Raises UserError for an unknown machine, and for this one where neither a profile nor a data sheet is known.
     """
@@ -64,7 +64,7 @@ def place_of(machine: str, engine: str | None, devices: int | None, kinds: tuple
         first = _of(described, engine, devices, None)
     usual = SERVED if first.engine == "vllm" else GGUF
     formats = {}
-    for name in (*usual, *kinds):
+    for name in usual:
         if first.engine != "vllm":
             formats[name] = first
         elif described is not None:

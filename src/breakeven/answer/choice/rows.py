@@ -78,7 +78,7 @@ def row_of(
     at = int(worlds.of_O[number])
     told = [worlds.told[area][at] for area in worlds.areas]
     sources = [each.source for each in told]
-    answer = next((a for area in worlds.areas if (a := answer_tokens(option.name, area)) is not None), None)
+    answer = next((a for area in worlds.areas if (a := answer_tokens(option.name, area, wish.own)) is not None), None)
     tokens = None if answer is None else answer.value
     return ChoiceRow(
         model=option.name,

@@ -31,7 +31,7 @@ from breakeven.forecast.model import PROMPT_STEP_TOKENS
 from breakeven.forecast.residency import ON_DEVICE, Residency
 from breakeven.forecast.shapes import TRAINED_IN, ModelShape, buffer_bytes, shape_of, terms_from, with_kv
 from breakeven.forecast.terms import Terms, residency, step_parts
-from breakeven.model.catalogue import CatalogueEntry, entries
+from breakeven.model.catalogue import CatalogueEntry, entries, find
 
 Floats = NDArray[np.float64]
 KV_OF_ENGINES = {"llama.cpp": ("f16", "q8_0", "q4_0"), "vllm": ("f16", "fp8")}
@@ -98,7 +98,7 @@ def search(place: Site, wish: Wish) -> Searched:
     short: dict[str, int] = {}
     considered = 0
     for entry in entries():
-        if _is_format_of_another(entry.name):
+        if format_of_another(entry.name) is not None:
             continue
         shape = shape_of(entry.name)
         if shape.context < wish.reserve:
@@ -121,10 +121,15 @@ def _known() -> frozenset[str]:
     return frozenset(entry.name for entry in entries())
 
 
-def _is_format_of_another(name: str) -> bool:
-    """Whether a row is another row's model, published in fewer bits once more."""
+def format_of_another(name: str) -> str | None:
+    """The row of the same model, where a row is that model published in fewer bits once more."""
     plain = _FORMAT_IN_NAME.sub("", name)
-    return plain != name and plain in _known()
+    return plain if plain != name and plain in _known() else None
+
+
+def weighed_formats(name: str, place: Site) -> list[str]:
+    """The formats that a model is weighed in on a machine."""
+    return [format_name for format_name, _ in _formats(find(name), shape_of(name), place)]
 
 
 def _formats(entry: CatalogueEntry, shape: ModelShape, place: Site) -> list[tuple[str, Profile]]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from breakeven.errors import UserError
 from breakeven.hardware.chips import size_of
+from breakeven.model.quality.own import OwnScores, read_own
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ class ChoiceWords:
     """What is asked for, as people type it; None: as the use has it.
 
     `use`: a name of `USES`. `users`: at once. `min_speed`: tokens/s of each. `ttft`: seconds. `memory`: `12GB`, of all
-    places together. `languages`, `licence`: parted by commas. `max_usd_per_month`: of the machine, rented.
+    places together. `languages`, `licence`: parted by commas. `scores`: files of the user's own, before all published.
+    `max_usd_per_month`: of the machine, rented.
     """
 
     use: str = "chat"
@@ -78,6 +81,7 @@ class ChoiceWords:
     licence: str | None = None
     max_usd_per_month: float | None = None
     offline_only: bool = False
+    scores: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +101,7 @@ class Wish:
     languages: tuple[str, ...]
     licences: tuple[str, ...]
     max_usd_per_month: float | None
+    own: OwnScores | None
     about: str
     given: frozenset[str]
 
@@ -144,6 +149,7 @@ def wish_of(words: ChoiceWords) -> Wish:
         languages=languages,
         licences=_licences(words.licence),
         max_usd_per_month=words.max_usd_per_month,
+        own=read_own(*words.scores) if words.scores else None,
         about=use.about,
         given=frozenset(
             option

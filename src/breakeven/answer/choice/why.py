@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from breakeven.answer.choice.front import EQUAL, ParetoFront, Seat
 from breakeven.answer.choice.machine import Site
 from breakeven.answer.choice.rows import Exact
-from breakeven.answer.choice.search import Runnable, Searched
+from breakeven.answer.choice.search import Runnable, Searched, format_of_another, weighed_formats
 from breakeven.answer.choice.uses import Wish
 from breakeven.answer.choice.worlds import DrawnWorlds
 from breakeven.results.choose import ChoiceExplained, ChoiceLimit, ChoiceRow, PassedOver
@@ -320,7 +320,9 @@ def explained_of(
     shown = format_name or (options[number].format if number is not None else "any")
     if number == pick:
         return ChoiceExplained(model=name, format=shown, picked=True, reasons=["it is the pick"], row=row)
-    if name in searched.short:
+    if (same := format_of_another(name)) is not None:
+        reasons.append(f"it is {same} in fewer bits, which is weighed under that name")
+    elif name in searched.short:
         reasons.append(f"its context ends at {searched.short[name]:,} tokens; {wish.reserve:,} are asked for")
     elif name in searched.too_big:
         reasons.append(f"it does not fit: in its smallest format it takes {searched.too_big[name] / 1e9:.3g} GB")
@@ -328,6 +330,8 @@ def explained_of(
         fits = [o for o in searched.options if o.name == name and format_name in (None, o.format)]
         if fits:
             reasons.append(f"its licence, {fits[0].entry.facts.licence or 'not known'}, is none of those allowed")
+        elif format_name is not None and format_name not in weighed_formats(name, place):
+            reasons.append(f"{format_name} is not weighed for it here: {', '.join(weighed_formats(name, place))} are")
         else:
             reasons.append(f"it does not fit in {format_name}; smaller formats of it may")
     else:

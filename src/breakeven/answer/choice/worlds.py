@@ -19,6 +19,7 @@ from breakeven.forecast.constants import Profile
 from breakeven.model.quality.ability import Ability, Joint, abilities, joint, languages
 from breakeven.model.quality.curve import loss_fit
 from breakeven.model.quality.loss import Loss, expected_loss
+from breakeven.model.quality.own import OwnScores
 from breakeven.stats.estimate import Estimate
 
 Floats = NDArray[np.float64]
@@ -98,9 +99,11 @@ def worlds_of(options: tuple[Runnable, ...], place: Site, wish: Wish, seed: int 
     of_O = np.array([index[option.name] for option in options])
     starts_M = np.searchsorted(of_O, np.arange(len(models)))
     areas, unknown = areas_of(wish)
-    told = {area: tuple(abilities(models, area)) for area in areas}
+    told = {area: tuple(abilities(models, area, wish.own)) for area in areas}
     ability_M = np.mean([[each.value.value for each in told[area]] for area in areas], axis=0)
-    ability_WM = np.mean([_joint(models, area).draws(WORLDS, seed + i) for i, area in enumerate(areas)], axis=0)
+    ability_WM = np.mean(
+        [_joint(models, area, wish.own).draws(WORLDS, seed + i) for i, area in enumerate(areas)], axis=0
+    )
     rng = np.random.default_rng(seed)
     losses = tuple(_loss(option, wish) for option in options)
     kept_O, kept_WO = _kept(losses, of_O, len(models), wish.area == TRANSLATED, rng)
@@ -119,8 +122,8 @@ def worlds_of(options: tuple[Runnable, ...], place: Site, wish: Wish, seed: int 
 
 
 @lru_cache(maxsize=32)
-def _joint(models: tuple[str, ...], area: str) -> Joint:
-    return joint(models, area)
+def _joint(models: tuple[str, ...], area: str, own: OwnScores | None) -> Joint:
+    return joint(models, area, own)
 
 
 def _loss(option: Runnable, wish: Wish) -> Loss:
