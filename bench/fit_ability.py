@@ -30,8 +30,8 @@ from breakeven.model.quality.posterior import (
     ELSEWHERE,
     AbilityData,
     BySize,
-    PublishedLength,
     Posterior,
+    PublishedLength,
     ScoreOrigin,
 )
 

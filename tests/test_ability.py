@@ -29,7 +29,7 @@ from breakeven.model.quality.ability import (
     scored,
 )
 from breakeven.model.quality.kin import kin_of
-from breakeven.model.quality.own import OwnScores, OwnScore, read_own
+from breakeven.model.quality.own import OwnScore, OwnScores, read_own
 from breakeven.model.quality.posterior import ability_data
 
 PAGE = (Path(__file__).parent.parent / "docs" / "quality.md").read_text()

@@ -17,7 +17,7 @@ import numpy as np
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.quality.kin import THOUGHT, kin_of
-from breakeven.model.quality.own import OwnScores, OwnScore
+from breakeven.model.quality.own import OwnScore, OwnScores
 from breakeven.model.quality.posterior import (
     AREAS,
     ELSEWHERE,
@@ -165,7 +165,7 @@ def joint(models: Sequence[str | ModelSpec], area: str, own: OwnScores | None = 
     scores = () if own is None else own.of_area(area, is_language=is_language(area))
     names = [model if isinstance(model, str) else model.name for model in models]
     asked = [_found(model, name, area, scores) for model, name in zip(models, names, strict=True)]
-    # OwnScores scores of models that nobody asked for say how hard the tasks are.
+    # Own scores of models that nobody asked for say how hard the tasks are.
     for score in scores:
         if not any(_same(score.model, name) for name in names):
             names.append(score.model)
@@ -197,7 +197,7 @@ def _same(one: str, other: str) -> bool:
 def _overridden(
     names: Sequence[str], value: Floats, cov: Floats, sources: Sequence[Source], scores: Sequence[OwnScore]
 ) -> tuple[Floats, Floats, list[Source]]:
-    """OwnScores tasks on the common scale. Which of the models in them is better, and by how much, own scores alone decide;
+    """Own tasks on the common scale. Which of the models in them is better, and by how much, own scores alone decide;
     their level is where other knowledge of these models puts it on average.
 
     Shapes: M models, T sets of tasks.

@@ -1,6 +1,6 @@
 """The user's own scores of models: JSON lines, lm-eval's results, or what `breakeven evaluate` wrote.
 
-OwnScores tasks come before anybody's: they are the only ones measured on what the user wants done.
+Own tasks come before anybody's: they are the only ones measured on what the user wants done.
 """
 
 from __future__ import annotations
