@@ -8,13 +8,21 @@ from pathlib import Path
 from rich.console import Console
 
 from breakeven.pages.load_words import ended
-from breakeven.pages.terminal import Passage, Say, listed_parts, packed, print_parts, say_tables, shortened
+from breakeven.pages.terminal import (
+    LONGEST_NAME,
+    Passage,
+    Say,
+    listed_parts,
+    packed,
+    print_parts,
+    say_tables,
+    shortened,
+)
 from breakeven.pages.words import bytes_text, number, seconds_text
 from breakeven.results.choose import ChoiceExplained, ChoiceRow, ModelChoice
 from breakeven.stats.estimate import Estimate
 
 KINDS = {"moe": "MoE", "dense": "dense"}
-LONGEST = 30
 
 
 def print_choice(choice: ModelChoice, console: Console, page: Path | None, *, full: bool = False) -> None:
@@ -55,8 +63,9 @@ def _table(choice: ModelChoice, width: int, say: Say) -> None:
     for row in choice.rows:
         for column, cell in zip(columns, cells(row), strict=True):
             column.append(cell)
-    # The format must stay readable, so names give way.
-    first = ["", *(f"{shortened(row.model, LONGEST - len(row.format) - 1)}:{row.format}" for row in choice.rows)]
+    # A name has what the numbers leave, and its format stays readable.
+    longest = max(LONGEST_NAME, width - 4 - sum(max(map(len, column)) + 2 for column in columns))
+    first = ["", *(f"{shortened(row.model, longest - len(row.format) - 1)}:{row.format}" for row in choice.rows)]
     say_tables(packed(first, [[column] for column in columns], width - 2), say)
     say(
         "Quality: share of tasks of which the middle model solves half, the format's loss taken off. Best in: share of "
