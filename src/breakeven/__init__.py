@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from breakeven.answer.cost import CostOptions as CostOptions
     from breakeven.answer.cost import cost as cost
     from breakeven.answer.study.init import ask
+    from breakeven.api.computed import choose as choose
     from breakeven.api.computed import claims as claims
     from breakeven.api.computed import decide as decide
     from breakeven.api.computed import decide_from_log as decide_from_log
@@ -89,6 +90,7 @@ _HOMES = {
     "calibrate": ("runs.calibrate", "calibrate"),
     "capacity": ("api.measured", "capacity"),
     "check": ("api.measured", "check"),
+    "choose": ("api.computed", "choose"),
     "claims": ("api.computed", "claims"),
     "compare": ("api.measured", "compare"),
     "compare_under_load": ("api.measured", "compare_under_load"),

@@ -29,6 +29,7 @@ from breakeven.traffic.workload import Slo, parse_slo
 if TYPE_CHECKING:
     from breakeven.answer.claims import RunSpec
     from breakeven.answer.study.plan import StudyPlan
+    from breakeven.results.choose import ModelChoice
     from breakeven.results.claims import ClaimFinding, Claims
     from breakeven.results.decision import Decision, LogDecision
 
@@ -84,6 +85,61 @@ def predict(
             reserve=reserve,
             placement=placement_of(gpu_layers, cpu_moe, device, tensor_split),
         )
+
+
+def choose(
+    machine: str = "this",
+    *,
+    use: str = "chat",
+    users: int = 1,
+    prompt: int | None = None,
+    output: int | None = None,
+    context: int | None = None,
+    min_speed: float | None = None,
+    ttft: float | None = None,
+    memory: str | None = None,
+    languages: str | None = None,
+    licence: str | None = None,
+    max_usd_per_month: float | None = None,
+    offline_only: bool = False,
+    engine: str | None = None,
+    devices: int | None = None,
+    scores: Sequence[Path | str] = (),
+    explain: str | None = None,
+    out: Path | str | None = None,
+) -> ModelChoice:
+    """The best catalogued model for a machine and a use, the rest of the front, and how sure; as `breakeven choose`.
+
+    `machine` as for `predict`; "this" needs no calibration. `use`: chat, code, agent, rag, batch or translate, whose
+    numbers the others replace: tokens of a prompt, an answer and a cache, tokens/s of each of `users`, seconds to the
+    first token, "12GB" of memory. `scores`: files of your own, which come before published ones. `languages` and `licence` are parted by commas. `explain`: NAME or NAME:FORMAT, to
+    hear why that is not the pick. With `out` also its result.json and page there. Raises UserError for what is not
+    known and for numbers that make no sense.
+    """
+    from breakeven.answer.choice.choose import choose as run_choice
+    from breakeven.answer.choice.uses import ChoiceWords
+
+    words = ChoiceWords(
+        use=use,
+        users=users,
+        prompt=prompt,
+        output=output,
+        context=context,
+        min_speed=min_speed,
+        ttft=ttft,
+        memory=memory,
+        languages=languages,
+        licence=licence,
+        max_usd_per_month=max_usd_per_month,
+        offline_only=offline_only,
+        scores=tuple(Path(file) for file in scores),
+    )
+    result = run_choice(words, machine, engine=engine, devices=devices, explain=explain)
+    if out is not None:
+        from breakeven.pages.choose_html import save_choice
+
+        save_choice(result, Path(out))
+    return result
 
 
 def simulate(

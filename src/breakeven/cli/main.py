@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
         "breakeven.cli.capacity", "Find how many requests a second, and how many people at once, it carries."
     ),
     "predict": Verb("breakeven.cli.predict", "Predict speed and memory on this machine or another, without a run."),
+    "choose": Verb("breakeven.cli.choose", "Find the best model for this machine, or another, and how sure that is."),
     "cost": Verb("breakeven.cli.cost", "Price models at a load, and say at which load the cheaper one changes."),
     "decide": Verb("breakeven.cli.decide", "Which model to run for a workload, and at what load the answer flips."),
     "claims": Verb("breakeven.cli.claims", 'Judge the sentences people come with, such as "MoE is 10 times faster".'),

@@ -18,6 +18,7 @@ from typing import TypeVar, overload
 import msgspec
 
 from breakeven.errors import BreakevenError, UserError
+from breakeven.results.choose import CHOOSE_SCHEMA, ModelChoice
 from breakeven.results.comparison import SCHEMA, Comparison
 from breakeven.results.decision import DECIDE_LOG_SCHEMA, DECISION_SCHEMA, Decision, LogDecision
 from breakeven.results.lab import EVALUATE_SCHEMA, EXPERTS_SCHEMA, PROOF_SCHEMA, Evaluation, ExpertScores, Proof
@@ -48,6 +49,7 @@ KINDS: dict[type[msgspec.Struct], Kind] = {
     LogDecision: Kind(DECIDE_LOG_SCHEMA, "decision on a log"),
     Evaluation: Kind(EVALUATE_SCHEMA, "evaluation"),
     Proof: Kind(PROOF_SCHEMA, "proof"),
+    ModelChoice: Kind(CHOOSE_SCHEMA, "choice"),
     ExpertScores: Kind(EXPERTS_SCHEMA, "look at experts"),
     TrainStudy: Kind(TRAIN_SCHEMA, "study of trainings"),
 }

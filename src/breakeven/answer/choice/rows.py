@@ -1,0 +1,208 @@
+"""A row of the answer: one option placed and timed as `predict` does it, in words, with the lines that start it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from breakeven.answer.choice.machine import Site
+from breakeven.answer.choice.search import Runnable, under_users
+from breakeven.answer.choice.uses import Wish
+from breakeven.answer.choice.worlds import DrawnWorlds
+from breakeven.errors import BreakevenError
+from breakeven.forecast.model import step_model
+from breakeven.forecast.predict import points_of
+from breakeven.model.catalogue import lookup
+from breakeven.model.quality.ability import answer_tokens
+from breakeven.results.choose import ChoiceRow, CommandLine, Role
+from breakeven.results.predicted import PredictedPoint
+from breakeven.stats.estimate import Estimate, bracketed
+
+SURE = 0.975
+STREAMS = 8
+"""The most that a comparison here is asked to run at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """An option as `predict` has it."""
+
+    point: PredictedPoint
+    tokens_per_s: Estimate
+    ttft_s: Estimate
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything has room."""
+        return self.point.lacking is None
+
+
+def exact(option: Runnable, place: Site, wish: Wish) -> Exact | None:
+    """The option placed as its engine places it; None where the engine does not run it so."""
+    profile = place.formats.get(option.format, place.profile)
+    try:
+        model = step_model(
+            lookup(option.name), profile, option.format, place.devices, kv=option.kv, reserve=wish.reserve
+        )
+        (point,) = points_of(model, option.name, place.name, [wish.users], [wish.context], wish.prompt)
+    except BreakevenError:
+        return None
+    steps, prefill = point.step_s, point.prefill_s
+    middle, fast, slow = (
+        under_users(step, read, wish)
+        for step, read in (
+            (steps.value, prefill.value),
+            (steps.least, prefill.least),
+            (steps.most, prefill.most),
+        )
+    )
+    return Exact(point, bracketed(middle[0], slow[0], fast[0]), bracketed(middle[1], fast[1], slow[1]))
+
+
+def row_of(
+    number: int,
+    option: Runnable,
+    found: Exact,
+    worlds: DrawnWorlds,
+    place: Site,
+    wish: Wish,
+    *,
+    role: Role,
+    on_front: bool,
+    wins: float,
+    why: str,
+    gives_up: list[str],
+) -> ChoiceRow:
+    """The row of one option. `number`: its place among the worlds' options."""
+    loss = worlds.losses[number]
+    at = int(worlds.of_O[number])
+    told = [worlds.told[area][at] for area in worlds.areas]
+    sources = [each.source for each in told]
+    answer = next((a for area in worlds.areas if (a := answer_tokens(option.name, area, wish.own)) is not None), None)
+    tokens = None if answer is None else answer.value
+    return ChoiceRow(
+        model=option.name,
+        hub_id=option.entry.hub_id,
+        kind="moe" if option.shape.moe else "dense",
+        format=option.format,
+        kv=option.kv,
+        role=role,
+        on_front=on_front,
+        wins=wins,
+        quality=worlds.quality(number),
+        quality_basis="own" if "own" in sources else "size" if set(sources) == {"size"} else "scores",
+        quality_note="; ".join(f"{each.area}: {each.note}" for each in told),
+        loss_kl=loss.kl,
+        loss_top1=loss.top1,
+        loss_basis=loss.basis,
+        tokens_per_s=found.tokens_per_s,
+        ttft_s=found.ttft_s,
+        memory_bytes=found.point.memory_bytes,
+        host_bytes=found.point.host_bytes,
+        placement=found.point.placement,
+        download_bytes=option.download_bytes,
+        answer_tokens=tokens,
+        answer_s=None if tokens is None else _answer_s(tokens, found),
+        licence=option.entry.facts.licence,
+        why=why,
+        gives_up=gives_up,
+        start=start_lines(option, found.point, place, wish),
+        notes=[
+            *_kept(worlds.keeps_share(number, wish)),
+            *_notes(option, answer.source if answer else None, wish),
+            *found.point.notes,
+        ],
+    )
+
+
+def _kept(share: float) -> list[str]:
+    return [f"keeps the speeds that are asked in {share:.0%} of worlds"] if share < SURE else []
+
+
+def _answer_s(tokens: Estimate, found: Exact) -> Estimate:
+    speed, first = found.tokens_per_s, found.ttft_s
+    return Estimate(
+        first.value + tokens.value / speed.value,
+        first.least + tokens.least / speed.most,
+        first.most + tokens.most / speed.least,
+    )
+
+
+def _notes(option: Runnable, length_source: str | None, wish: Wish) -> list[str]:
+    notes = [f"answer length: {length_source}"] if length_source else []
+    if not length_source:
+        notes.append("nobody published how long its answers are, so the time of an answer is not known")
+    if option.entry.facts.licence is None:
+        notes.append("its licence is not known here; read it before use")
+    said = option.entry.facts.languages
+    missing = [code for code in wish.languages if said and code not in said]
+    if missing:
+        notes.append(f"its publisher does not name {', '.join(missing)} among its languages")
+    return notes
+
+
+def compare_word(option: Runnable, point: PredictedPoint) -> str:
+    """The option as `breakeven compare` takes it: with its format, and where its experts or layers lie."""
+    placed = point.placed
+    words = []
+    if placed is not None and placed.cpu_moe:
+        words.append(f"cpu-moe={placed.cpu_moe}")
+    elif placed is not None and placed.gpu_layers is not None and placed.gpu_layers != placed.layers:
+        words.append(f"gpu-layers={placed.gpu_layers}")
+    return f"{option.name}:{option.format}" + (f"@{','.join(words)}" if words else "")
+
+
+def measure_line(pairs: list[tuple[Runnable, Exact]], wish: Wish, place: Site) -> str:
+    """The command that measures options here side by side, with weights made up of their shapes."""
+    kinds = {option.kv for option, _ in pairs}
+    streams = sorted({1, min(wish.users, STREAMS)})
+    words = ["breakeven", "compare", *(compare_word(option, found.point) for option, found in pairs)]
+    words += ["--streams", ",".join(map(str, streams)), "--prompt", str(wish.prompt), "--output", str(wish.output)]
+    if kinds != {"f16"} and len(kinds) == 1:
+        words += ["--kv", kinds.pop()]
+    if place.engine == "vllm":
+        words += ["--engine", "vllm"]
+    return shlex.join(words)
+
+
+def start_lines(option: Runnable, point: PredictedPoint, place: Site, wish: Wish) -> list[CommandLine]:
+    """How each engine that runs it is started."""
+    if place.engine == "vllm":
+        return [_vllm(option, place, wish)]
+    file = f"{option.name}-{option.format}.gguf"
+    note = f"{file}: a GGUF of {option.entry.hub_id} in {option.format}"
+    words = ["llama-server", "-m", file, "-c", str(wish.reserve * wish.users), "-np", str(wish.users)]
+    placed = point.placed
+    if placed is not None and placed.gpu_layers is not None:
+        words += ["-ngl", str(placed.gpu_layers)]
+        if placed.cpu_moe:
+            words += ["--n-cpu-moe", str(placed.cpu_moe)]
+    elif place.apart:
+        words += ["-ngl", "999"]
+    if option.kv != "f16":
+        words += ["-fa", "on", "-ctk", option.kv, "-ctv", option.kv]
+    lines = [CommandLine(engine="llama-server", line=shlex.join(words), note=note)]
+    if placed is None or not placed.cpu_moe:
+        made = f"FROM ./{file}\\nPARAMETER num_ctx {wish.reserve}\\n"
+        ollama = f"printf {shlex.quote(made)} > Modelfile && ollama create {option.name} -f Modelfile"
+        ollama += f" && ollama run {option.name}"
+        lines.append(CommandLine(engine="ollama", line=ollama, note=note))
+    chip = place.profile.chip
+    if chip is not None and chip.chip_class == "apple" and option.format == "Q4_K_M":
+        mlx = f"mlx_lm.server --model {option.name}-4bit"
+        lines.append(CommandLine(engine="mlx", line=mlx, note="a directory in MLX's 4 bits, whose loss is another"))
+    return lines
+
+
+def _vllm(option: Runnable, place: Site, wish: Wish) -> CommandLine:
+    as_published = option.format in ("BF16", "FP8") or option.format == "MXFP4"
+    model = option.entry.hub_id if as_published else f"{option.name}-{option.format}"
+    words = ["vllm", "serve", model, "--max-model-len", str(wish.reserve), "--max-num-seqs", str(wish.users)]
+    if place.devices > 1:
+        words += ["--tensor-parallel-size", str(place.devices)]
+    if option.format == "FP8":
+        words += ["--quantization", "fp8"]
+    if option.kv != "f16":
+        words += ["--kv-cache-dtype", option.kv]
+    note = None if as_published else f"{model}: a checkpoint of {option.entry.hub_id} in {option.format}"
+    return CommandLine(engine="vllm", line=shlex.join(words), note=note)

@@ -1,0 +1,285 @@
+"""`breakeven choose`: all that could run on a machine, the front of it, a pick no surer than what is known."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+import breakeven
+from breakeven.answer.choice.front import EQUAL
+from breakeven.answer.choice.machine import place_of
+from breakeven.answer.choice.search import search
+from breakeven.answer.choice.uses import USES, ChoiceWords, wish_of
+from breakeven.answer.choice.worlds import worlds_of
+from breakeven.errors import UserError
+from breakeven.hardware.placement import split_served
+from breakeven.model.catalogue import entries, lookup
+from breakeven.model.resolve import split_format
+from breakeven.pages.choose import print_choice
+from breakeven.pages.choose_html import render_choice
+from breakeven.results.choose import (
+    ChoiceExplained,
+    ChoiceLimit,
+    ChoiceRow,
+    ChoiceUse,
+    CommandLine,
+    ModelChoice,
+    PassedOver,
+)
+from breakeven.results.store import read
+from tests.cli_fixtures import run_here
+
+ROOT = Path(__file__).parent.parent
+CARD = "rtx-3090+ddr4-3200x2:64GB"
+
+
+@pytest.fixture(scope="module")
+def coded() -> ModelChoice:
+    """The choice for code on a card with RAM beside it."""
+    return breakeven.choose(CARD, use="code")
+
+
+# --- the answer ---
+
+
+def test_the_pick_stands_first_and_keeps_the_limits(coded: ModelChoice) -> None:
+    assert 1 <= len(coded.rows) <= 7
+    assert coded.rows[0].role == "pick"
+    assert len({row.model for row in coded.rows}) == len(coded.rows)
+    for row in coded.rows:
+        assert row.tokens_per_s.value >= USES["code"].min_speed
+        assert row.ttft_s.value <= (USES["code"].ttft_s or 0)
+        assert row.quality.least <= row.quality.value <= row.quality.most
+        assert row.why
+        assert row.start
+    assert {row.kind for row in coded.rows} == {"moe", "dense"}
+
+
+def test_a_pick_is_never_made_by_less_than_its_error(coded: ModelChoice) -> None:
+    assert (coded.verdict == "equal") == bool(coded.equals)
+    for row in coded.rows[1:]:
+        if row.role == "equal":
+            assert row.model in coded.equals
+            assert f"{EQUAL:.0%}" not in row.why
+    if coded.verdict == "equal":
+        assert "equal on what is known; measure them" in coded.sentence
+
+
+def test_the_same_seed_gives_the_same_choice(coded: ModelChoice) -> None:
+    assert msgspec.json.encode(breakeven.choose(CARD, use="code")) == msgspec.json.encode(coded)
+
+
+def test_commands_name_what_they_start(coded: ModelChoice) -> None:
+    assert coded.measure is not None
+    words = shlex.split(coded.measure)
+    assert words[:2] == ["breakeven", "compare"]
+    for word in words[2:4]:
+        model, _, _ = split_served(word)
+        name, format_name = split_format(model)
+        assert lookup(name)
+        assert format_name is not None
+    for row in coded.rows:
+        started = shlex.split(row.start[0].line)
+        assert started[0] == "llama-server"
+        assert started[started.index("-m") + 1] == f"{row.model}-{row.format}.gguf"
+        assert int(started[started.index("-c") + 1]) == coded.use.reserve
+
+
+def test_a_served_choice_is_started_with_its_hub_id() -> None:
+    found = breakeven.choose("h100-sxm", use="rag", users=4)
+    assert found.engine == "vllm"
+    for row in found.rows:
+        started = shlex.split(row.start[0].line)
+        assert started[:2] == ["vllm", "serve"]
+        assert started[2] in (row.hub_id, f"{row.model}-{row.format}")
+        assert started[started.index("--max-num-seqs") + 1] == "4"
+
+
+def test_this_machine_needs_no_calibration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    found = breakeven.choose("this", use="batch", min_speed=0.01)
+    assert found.rows
+    assert any("was not calibrated" in note for note in found.notes)
+
+
+def test_a_licence_that_is_not_allowed_is_passed_over() -> None:
+    found = breakeven.choose(CARD, licence="permissive")
+    assert all(row.licence in ("apache-2.0", "mit") for row in found.rows)
+    (over,) = [each for each in found.passed_over if each.reason == "licence"]
+    assert over.models > 20
+    (limit,) = [each for each in found.limits if each.option == "--licence"]
+    assert limit.given
+    assert limit.ruled_out == over.models
+
+
+def test_a_language_without_scores_is_said_and_not_guessed() -> None:
+    found = breakeven.choose(CARD, languages="tlh,en")
+    assert found.use.unknown_languages == ["tlh"]
+    assert "tlh" not in found.use.areas
+    assert any("tlh" in note for note in found.notes)
+
+
+def test_own_scores_come_before_published_ones(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    found = [("qwen3-8b", 0.95), ("qwen3.5-9b", 0.2)]
+    file.write_text("\n".join(json.dumps({"model": name, "score": s, "n": 500}) for name, s in found))
+    place, plain = place_of("rtx-3060", None, None), wish_of(ChoiceWords())
+    options = tuple(o for o in search(place, plain).options if o.name in ("qwen3-8b", "qwen3.5-9b"))
+    before = worlds_of(options, place, plain)
+    after = worlds_of(options, place, wish_of(ChoiceWords(scores=(file,))))
+    first = next(i for i, option in enumerate(options) if option.name == "qwen3-8b")
+    last = next(i for i, option in enumerate(options) if option.name == "qwen3.5-9b")
+    assert before.quality_O[first] < before.quality_O[last]
+    assert after.quality_O[first] > after.quality_O[last] + 20
+    assert {each.source for each in after.told["instruction"]} == {"own"}
+
+
+def test_a_trained_format_is_the_only_one_offered() -> None:
+    place, wish = place_of(CARD, None, None), wish_of(ChoiceWords())
+    assert {o.format for o in search(place, wish).options if o.name == "gpt-oss-20b"} == {"MXFP4"}
+
+
+# --- nothing keeps the limits ---
+
+
+def test_the_nearest_is_named_where_nothing_is_fast_enough() -> None:
+    found = breakeven.choose("raspberry-pi-5", min_speed=500)
+    assert found.verdict == "none"
+    assert not found.rows
+    assert found.measure is None
+    assert re.search(r"keeps --min-speed: 500 tokens/s.*the fastest, \S+ in \S+, reaches", found.sentence)
+
+
+def test_the_nearest_is_named_where_nothing_fits() -> None:
+    found = breakeven.choose("rtx-3060", memory="100MB")
+    assert found.verdict == "none"
+    assert re.search(r"Nothing fits .* the nearest, \S+, takes .* GB", found.sentence)
+
+
+def test_two_limits_that_contradict_each_other_are_named() -> None:
+    place, wish = place_of("rtx-3060", None, None), wish_of(ChoiceWords(min_speed=1))
+    options = search(place, wish).options
+    fast = max(o.timed.speed for o in options if o.entry.facts.licence == "exaone")
+    found = breakeven.choose("rtx-3060", min_speed=fast * 1.01, licence="exaone")
+    assert found.verdict == "none"
+    assert "--min-speed" in found.sentence
+    assert "--licence" in found.sentence
+    assert "contradict" in found.sentence
+
+
+def test_a_rent_above_the_limit_leaves_nothing() -> None:
+    found = breakeven.choose("h100-sxm", max_usd_per_month=10)
+    assert found.verdict == "none"
+    assert "--max-usd-per-month" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"use": "poetry"}, "--use poetry"),
+        ({"users": 0}, "--users 0"),
+        ({"min_speed": -1.0}, "--min-speed -1"),
+        ({"memory": "much"}, "--memory much"),
+        ({"languages": "h!"}, "--languages"),
+        ({"use": "translate"}, "--languages hi,en"),
+        ({"context": 10}, "--context 10"),
+        ({"explain": "no-such-model:Q4_K_M"}, "no model is called"),
+    ],
+)
+def test_bad_words_are_refused_by_name(words: dict[str, object], told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(told)):
+        breakeven.choose(CARD, **words)  # type: ignore[arg-type]
+
+
+# --- one model explained ---
+
+
+def test_the_pick_is_explained_as_the_pick(coded: ModelChoice) -> None:
+    first = coded.rows[0]
+    found = breakeven.choose(CARD, use="code", explain=f"{first.model}:{first.format}")
+    assert found.explained is not None
+    assert found.explained.picked
+    assert found.rows == coded.rows
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("kimi-k2:Q8_0", "does not fit"),
+        ("qwen3-0.6b:Q8_0", "better in"),
+        ("gemma-2-9b", "context ends"),
+        ("qwen3-14b:Q5_K_S", "is not weighed for it here"),
+        ("gemma-4-31b-nvfp4", "it is gemma-4-31b in fewer bits"),
+    ],
+)
+def test_a_model_that_is_not_picked_is_told_why(name: str, told: str) -> None:
+    explained = breakeven.choose(CARD, use="code", explain=name).explained
+    assert explained is not None
+    assert not explained.picked
+    assert told in "; ".join(explained.reasons)
+
+
+# --- how it is shown ---
+
+
+def test_json_is_the_result(coded: ModelChoice) -> None:
+    done = run_here("choose", "--machine", CARD, "--use", "code", "--json")
+    assert done.returncode == 0, done.stderr
+    assert msgspec.json.decode(done.stdout, type=ModelChoice) == coded
+
+
+def test_the_page_holds_every_row_and_no_markup_of_others(coded: ModelChoice, tmp_path: Path) -> None:
+    hostile = msgspec.structs.replace(coded.rows[0], hub_id="<script>", why="<b>because</b>")
+    page = render_choice(msgspec.structs.replace(coded, rows=[hostile, *coded.rows[1:]]))
+    assert "<b>because</b>" not in page
+    assert all(f"{row.model}:{row.format}" in page for row in coded.rows)
+    assert "<svg" in page
+    saved = breakeven.choose("raspberry-pi-5", use="batch", out=tmp_path)
+    assert read(tmp_path / "result.json", ModelChoice) == saved
+    assert (tmp_path / "report.html").read_text().count("<h1>") == 1
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_a_screen_holds_pick_table_and_commands(
+    columns: int, coded: ModelChoice, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_choice(coded, Console(width=columns), None)
+    text = capsys.readouterr().out
+    assert max(len(line) for line in text.splitlines()) <= columns
+    whole = " ".join(text.split())
+    assert whole.startswith(coded.sentence.split(",")[0])
+    assert "breakeven compare" in whole
+    assert "llama-server" in whole
+
+
+def test_every_field_is_documented() -> None:
+    page = (ROOT / "docs" / "json.md").read_text()
+    sections = dict(re.findall(r"^## `(\w+)`.*?\n(.*?)(?=^## |\Z)", page, re.M | re.S))
+    for found in (ModelChoice, ChoiceUse, ChoiceLimit, ChoiceRow, CommandLine, PassedOver, ChoiceExplained):
+        for field in msgspec.structs.fields(found):
+            assert f"| `{field.encode_name}` |" in sections.get(found.__name__, ""), f"{found.__name__}.{field.name}"
+
+
+def test_every_use_is_in_the_page() -> None:
+    page = (ROOT / "docs" / "choose.md").read_text()
+    for name, use in USES.items():
+        speed = f"{use.min_speed:g}"
+        wait = "none" if use.ttft_s is None else f"{use.ttft_s:g} s"
+        tokens = " | ".join(f"{n:,}" for n in (use.prompt, use.output, use.context, use.reserve))
+        row = f"| `{name}` | {tokens} | {use.area} | {speed} | {wait} |"
+        assert row in page, row
+
+
+def test_every_catalogued_model_is_weighed_or_said() -> None:
+    place, wish = place_of("8xh100-sxm", None, None), replace(wish_of(ChoiceWords()), reserve=512, context=512)
+    found = search(place, wish)
+    told = {option.name for option in found.options} | set(found.too_big) | set(found.short)
+    left = {entry.name for entry in entries()} - told
+    assert all(re.search(r"-(fp8|nvfp4|mxfp4|int4|awq)$", name) for name in left)
