@@ -58,6 +58,7 @@ __all__ = [
     "kv_element_bytes",
     "kv_for",
     "label",
+    "only_format",
     "quantization_of",
     "tensor_bytes",
     "tensor_types",
@@ -143,13 +144,18 @@ def default_format(spec: ModelSpec, engine: str) -> str:
         if engine != "llama.cpp" or _SAYS_FORMAT.search(spec.name) or Path(spec.source).exists():
             return said
         return DEFAULT_FORMATS.get(engine, "Q4_K_M")
-    name = spec.name.rsplit("/", 1)[-1].lower()
-    # Small dense models taught by these bear their names, and so do copies that others widened to 16 bits.
-    same = spec.is_moe and not any(width in name for width in ("bf16", "fp16"))
-    only = next((chosen for start, chosen in _ONLY_IN if same and name.startswith(start)), None)
+    only = only_format(spec.name, spec.is_moe)
     if only is not None and (engine in DEFAULT_FORMATS or only in FORMATS):
         return only
     return DEFAULT_FORMATS.get(engine, "Q4_K_M")
+
+
+def only_format(model: str, is_moe: bool) -> str | None:
+    """The format that a mixture of experts was trained in, so that nothing finer of it was published; else None."""
+    name = model.rsplit("/", 1)[-1].lower()
+    # Small dense models taught by these bear their names, and so do copies that others widened to 16 bits.
+    same = is_moe and not any(width in name for width in ("bf16", "fp16"))
+    return next((chosen for start, chosen in _ONLY_IN if same and name.startswith(start)), None)
 
 
 def label(spec: ModelSpec, format_name: str) -> str:
