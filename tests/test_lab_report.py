@@ -24,7 +24,8 @@ from breakeven.results.store import read, write
 from breakeven.stats.estimate import measured
 
 EVERY = (
-    "evaluation", "alone", "tasks_only", "many", "hostile", "proof", "pruned", "checked_only", "same_function", "scores"
+    "evaluation", "alone", "tasks_only", "many", "hostile", "proof", "pruned", "checked_only", "same_function",
+    "scores", "trained", "distilled", "retrained",
 )  # fmt: skip
 
 
@@ -99,11 +100,35 @@ def test_languages_are_compared_by_their_intervals_alone() -> None:
         ("proof", "smollm2-Q2_K (4.98) (85.5 MB, 16 % of its source) differs from its source by 0.359 nats a token in"),
         ("checked_only", "without a text nothing is known of its quality"),
         ("same_function", "computes what its source does, up to the engine's own rounding"),
+        (
+            "trained",
+            "predicts German better than its source, by 0.305 bits a byte; French worse, by 0.052 bits a byte;",
+        ),
+        ("trained", "English no differently."),
+        ("distilled", "English no differently; at equal tokens 0.115 bits a byte"),
         ("scores", "moe.gguf: the busiest expert takes 2.10 times its share (layer 5); every one is reached."),
     ],
 )
 def test_verdicts_say_what_the_numbers_say(name: str, said: str) -> None:
     assert said in " ".join(printed(getattr(made, name)(), 200).split("\n")[0].split())
+
+
+def test_what_training_brought_is_told() -> None:
+    shown = printed(made.distilled(), 200)
+    assert "(0.074-0.155) ahead of its twin." in shown
+    assert "614,400 tokens in 2 min 51 s, seed 0, 4.9e+14 operations" in shown
+    assert "loss on the text that chose: 2.610 to 1.620 nats a token; kept is step 300 of 300" in shown
+    assert "at equal time: +0.020 (-0.030 to +0.070) bits a byte" in printed(made.distilled(), 200, full=True)
+    page = rendered("distilled")
+    titles = "|".join(re.findall(r"<h2>(.*?)</h2>", page))
+    assert titles == "What was done|What it cost, by language|Training|Size, speed and quality|Verdict"
+    assert "Loss while it was trained, nats a token:" in page
+    assert "kept: 1.620" in page
+    assert re.search(r"as many tokens.*\+0\.115.*ahead of its twin.*as much time.*no difference found", page, re.S)
+    assert "of no use" not in page, "what was trained need not agree with its source"
+    moved = printed(made.retrained(), 200, full=True)
+    assert "trained alone, with their rows of the router: 3, 7 in 6 layers" in moved
+    assert "their part of the choices in German: 12 % before, 30 % after" in moved
 
 
 def test_what_was_not_made_as_asked_is_on_the_first_screen() -> None:

@@ -305,8 +305,15 @@ def test_a_model_is_known_by_the_bytes_of_all_its_files(tmp_path: Path, monkeypa
         told(tmp_path, [mine, models[1]], study=study, against=None)
 
 
-def test_the_tutorials_study_names_what_its_commands_make(tmp_path: Path, smollm2_gguf: Path) -> None:
-    page = (Path(__file__).parent.parent / "docs/lab.md").read_text()
+def test_the_tutorials_studies_name_what_its_commands_make(tmp_path: Path, smollm2_gguf: Path) -> None:
+    halves = (Path(__file__).parent.parent / "docs/lab.md").read_text().split("\n# The second half")
+    assert len(halves) == 2
+    for number, page in enumerate(halves):
+        (tmp_path / f"{number}").mkdir()
+        _study_of_the_tutorial(page, tmp_path / f"{number}", smollm2_gguf, first=number == 0)
+
+
+def _study_of_the_tutorial(page: str, tmp_path: Path, smollm2_gguf: Path, *, first: bool) -> None:
     commands = [shlex.split(line) for line in page.replace("\\\n", " ").splitlines() if line.startswith("breakeven ")]
 
     def out_of(verb: str, option: str) -> str:
@@ -320,7 +327,9 @@ def test_the_tutorials_study_names_what_its_commands_make(tmp_path: Path, smollm
         made = [planned(source, ggml.types[name], ggml.types).file_name(source) for name in ("Q4_K", "Q2_K")]
     loaded = out_of("compare", "--rate")
     (compared,) = [each for each in commands if each[1] == "compare" and "--rate" in each]
-    for name in made:
+    trained = [line[line.index("--out") + 1] for line in commands if line[1] in ("distill", "tune")]
+    for name in made if first else [f"{Path(out).name}/{Path(out).name}.gguf" for out in trained]:
+        (tmp_path / "made" / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(smollm2_gguf, tmp_path / "made" / name)
     files = [tmp_path / each for each in compared[2:] if each.endswith(".gguf")]
     names_there = {parse_source(str(file)).name for file in files}
@@ -337,7 +346,8 @@ def test_the_tutorials_study_names_what_its_commands_make(tmp_path: Path, smollm
         assert candidate.measured == tmp_path / loaded
         assert Path(candidate.model).stem in names_there
         assert candidate.pricing is not None
-    assert [Path(each.model or "").name for each in plan.candidates] == ["smollm2.gguf", made[0]]
+    named = [Path(each.model or "").name for each in plan.candidates]
+    assert named == (["smollm2.gguf", made[0]] if first else ["smollm2.gguf", "student.gguf", "ternary.gguf"])
     for said in ("README.md", "docs/lab.md", "docs/lab-json.md"):
         text = (Path(__file__).parent.parent / said).read_text()
         assert set(re.findall(r"smollm2-Q[\w.-]*?(?=\.gguf|\.proof)", text)) <= {Path(each).stem for each in made}

@@ -41,12 +41,14 @@ class StoppedError(Exception):
 
 def train(folder: Path, stop_at: int | None = None, model: Toy | None = None, **changes: Any) -> tuple[Toy, Trained]:
     model = model or Toy()
+    counted = torch.zeros(1)
     recipe = Recipe(**{"seed": 3, "rate": 0.02, "batch": 4, "steps": 60, **changes})
     steps = 0
 
     def loss(ids: Any, numbers: Any) -> Any:
         nonlocal steps
         steps += 1
+        counted.add_(1.0)
         if stop_at is not None and steps > stop_at:
             raise StoppedError
         assert (ROWS[numbers] == ids.numpy()).all()
@@ -58,8 +60,12 @@ def train(folder: Path, stop_at: int | None = None, model: Toy | None = None, **
             return float(next_token_loss(model(ids), ids))
 
     masks = [(model.table.weight, (torch.arange(12) != 5).float()[:, None])]
-    trainer = Trainer(model, recipe, ROWS, loss, choose, folder, lambda what, share: None, masks=masks)
-    return model, trainer.run()
+    trainer = Trainer(
+        model, recipe, ROWS, loss, choose, folder, lambda what, share: None, masks=masks, steered=[counted]
+    )
+    told = trainer.run()
+    assert counted.tolist() == [told.best_step], "what a loss moves itself is kept, gone on with and undone as weights"
+    return model, told
 
 
 def test_a_run_that_was_stopped_ends_where_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

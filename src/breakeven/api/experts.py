@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from breakeven.api.lab import paged, steps_for
+from breakeven.api.training import retrain
 from breakeven.errors import UserError, expanded, word_of
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
 class ExpertVerbs:
     """`breakeven experts`: its verbs; never made.
 
-    `load` and `score` look at a model. Each other writes a GGUF and its proof, `OUT.proof.json`, or nothing. `text`: a
-    file, or a folder with one folder a language, of which the proof tells what was lost; None: only that the engine
-    runs what was made, on a built-in sample. `encoding`: of the text, None for UTF-8. `budget_s`: for the proof. Each
-    raises UserError for a file, numbers or a place that do not allow it, NotSupportedError for a model whose experts
-    are kept in a way not known, and BreakevenError naming what did not hold.
+    `load` and `score` look at a model; `retrain` writes a directory. Each other writes a GGUF and its proof,
+    `OUT.proof.json`, or nothing. `text`: a file, or a folder with one folder a language, of which the proof tells what
+    was lost; None: only that the engine runs what was made, on a built-in sample. `encoding`: of the text, None for
+    UTF-8. `budget_s`: for the proof. Each raises UserError for a file, numbers or a place that do not allow it,
+    NotSupportedError for a model whose experts are kept in a way not known, and BreakevenError naming what did not
+    hold.
     """
+
+    retrain = staticmethod(retrain)
 
     @staticmethod
     @paged

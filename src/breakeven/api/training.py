@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,3 +125,74 @@ def _adapted(adapt: str) -> tuple[str, tuple[int, ...]]:
     if kinds != "experts" or not re.fullmatch(r"\d+(,\d+)*", numbers):
         raise UserError(f"--adapt {adapt}: give all, attention, experts, or some of them: experts:3,7")
     return kinds, tuple(sorted({int(number) for number in numbers.split(",")}))
+
+
+@paged
+def retrain(
+    model: Path | str,
+    only: Sequence[int | tuple[int, int]],
+    text: Path | str,
+    out: Path | str,
+    *,
+    replay: Path | str | None = None,
+    balance: str | None = None,
+    seconds: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    batch: int | None = None,
+    rate: float | None = None,
+    tokens: int | None = None,
+    encoding: str | None = None,
+    threads: int | None = None,
+    on_progress: Callable[[ProgressState], None] = lambda state: None,
+) -> Proof:
+    """Train some experts of a Mixture-of-Experts GGUF or directory, with their rows of the router, and nothing else.
+
+    `only`: an expert of every layer that routes, or (layer, expert). `replay`: text of what must not be lost meanwhile.
+    `balance`: "aux" or "bias" keeps the router's choices even. `seconds` (180 unless `steps` is given) of training;
+    `steps` of `batch` rows of `tokens`. `out`: a directory. Raises UserError for what cannot be trained so,
+    BreakevenError naming the check that failed or where nothing got better; then nothing is left. What is stopped
+    leaves OUT.training, and the same call goes on.
+    """
+    from breakeven.lab.training.retrain import RetrainOptions
+    from breakeven.lab.training.retrain import retrain as retrained
+
+    seconds, steps = time_or_steps(seconds, steps)
+    usual = RetrainOptions()
+    options = RetrainOptions(
+        seconds=seconds,
+        steps=steps,
+        balance=balance,
+        seed=seed,
+        batch=usual.batch if batch is None else batch,
+        rate=usual.rate if rate is None else rate,
+        tokens=usual.tokens if tokens is None else tokens,
+        threads=threads,
+    )
+    pairs = [(None, each) if isinstance(each, int) else each for each in only]
+    said = {
+        "--only": ",".join(f"{expert}" if layer is None else f"{layer}:{expert}" for layer, expert in pairs),
+        "--text": word_of(text),
+        "--replay": None if replay is None else word_of(replay),
+        "--encoding": encoding,
+        "--balance": balance,
+        "--seed": seed or None,
+        "--rate": None if rate is None else f"{rate:g}",
+        "--tokens": tokens,
+        "--threads": threads,
+        "--out": word_of(out),
+    }
+    words = ["breakeven", "experts", "retrain", word_of(model)]
+    for option, value in said.items():
+        words += [] if value is None else [option, str(value)]
+    return retrained(
+        expanded(model),
+        pairs,
+        expanded(text),
+        expanded(out),
+        words=words,
+        options=options,
+        replay=None if replay is None else expanded(replay),
+        encoding=encoding,
+        on_step=steps_for(on_progress),
+    )

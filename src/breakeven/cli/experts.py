@@ -1,4 +1,4 @@
-"""`breakeven experts`: make experts of a dense weight file, and drop, sort, add or merge those of another."""
+"""`breakeven experts`: make experts of a dense weight file; look at, drop, sort, add, merge, train those of others."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Annotated, Any
 import typer
 
 import breakeven
+from breakeven.cli.retrain import retrain
 from breakeven.cli.words import Full, Quiet, Threads, duration, print_json
 from breakeven.errors import UserError
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(retrain)
 
 Dense = Annotated[Path, typer.Argument(metavar="MODEL.gguf", help="A dense GGUF of the llama architecture.")]
 Moe = Annotated[Path, typer.Argument(metavar="MODEL.gguf", help="A Mixture-of-Experts GGUF.")]

@@ -54,7 +54,7 @@ VERBS: dict[str, Verb] = {
     "cache": Verb("breakeven.cli.cache", "List or prune the weight files written so far."),
     "evaluate": Verb("breakeven.cli.evaluate", "Say how well models predict a text, by language, and against another."),
     "quantize": Verb("breakeven.cli.quantize", "Write a model in fewer bits, beside what that cost in quality."),
-    "experts": Verb("breakeven.cli.experts", "Make experts of a dense file; prune, sort, add, merge those of another."),
+    "experts": Verb("breakeven.cli.experts", "Make experts of a dense file; prune, sort, merge, train others."),
     "export": Verb("breakeven.cli.export", "Write a model in another form: GGUF, a Hugging Face directory, ONNX."),
     "tune": Verb("breakeven.cli.tune", "Train adapters on a text, merge them, and prove that this is what is served."),
     "trace": Verb("breakeven.cli.trace", "Show which experts a text is routed to."),

@@ -11,6 +11,7 @@ from rich.console import Console
 from breakeven.pages import lab_words as say_of
 from breakeven.pages import words
 from breakeven.pages.inside import mark
+from breakeven.pages.lab_verdicts import evaluation_verdict, proof_verdict, retrained_lines, training_lines
 from breakeven.pages.lab_words import EMPTY, KL, MEASURES, LabModel, labels_of, loss, loss_text, measure_of
 from breakeven.pages.load_words import ended
 from breakeven.pages.terminal import (
@@ -24,7 +25,14 @@ from breakeven.pages.terminal import (
     say_tables,
     shortened,
 )
-from breakeven.results.lab import Evaluation, ExpertScores, LabCheck, Proof, ScoredLayer, Substituted
+from breakeven.results.lab import (
+    Evaluation,
+    ExpertScores,
+    LabCheck,
+    Proof,
+    ScoredLayer,
+    Substituted,
+)
 from breakeven.stats.estimate import Estimate
 
 MOST_LABELS, MOST_ROWS, TABLE_LINES = 6, 10, 28
@@ -36,7 +44,7 @@ def show_evaluation(result: Evaluation, console: Console, page: Path | None = No
     """Print the verdict, a row a model, what languages lose beside each other, tasks; every interval with `full`."""
     subjects = say_of.subjects_of(result)
     parts = [
-        Passage(lambda say: _head(say_of.evaluation_verdict(result), result.caveats, say)),
+        Passage(lambda say: _head(evaluation_verdict(result), result.caveats, say)),
         *_main_table(subjects, result.against, console.width),
         *listed_parts("Languages", say_of.compared_languages(subjects), most=3, rest=3),
         Passage(lambda say: _tasks(result, console.width, say), 1, "tasks"),
@@ -50,11 +58,12 @@ def show_proof(proof: Proof, console: Console, page: Path | None = None, *, full
     """Print the verdict, what was made of what, what it cost by language, what was checked, how fast both ran."""
     made = say_of.subjects_of(proof)[1]
     parts = [
-        Passage(lambda say: _head(say_of.proof_verdict(proof), proof.caveats, say)),
+        Passage(lambda say: _head(proof_verdict(proof), proof.caveats, say)),
         Passage(lambda say: _made(proof, say)),
         *listed_parts("Not as asked", [substituted_text(each) for each in proof.artefact.substituted], most=2, rest=4),
         *([Passage(lambda say: _slices(made, console.width, say), 1, "by language")] if made.slices else []),
         *listed_parts("Languages", say_of.compared_languages([made]), most=2, rank=1, rest=5),
+        *listed_parts("Trained", training_lines(proof), most=3, rank=1, rest=5),
         *listed_parts("Checked", [check_text(each) for each in proof.checks], most=3, rest=2),
         *listed_parts("Speed, taking turns", speed_lines(proof), most=4, rank=1, rest=5),
         *listed_parts("Experts", expert_lines(proof), most=3, rank=2, rest=5),
@@ -245,6 +254,7 @@ def expert_lines(proof: Proof) -> list[str]:
     experts, dead = len(found.layers[0].tokens), sum(len(each.dead) for each in found.layers)
     lines = [f"{experts} in each of {len(found.layers)} layers, {found.n_experts_per_token} a token"]
     lines += [f"{dead} that no token of the text reached"] if dead else []
+    lines += retrained_lines(found, proof.experts_after)
     if found.kept:
         kept = sorted({len(each) for each in found.kept})
         lines.append(f"{'-'.join(map(str, kept))} a layer in the file made; which, the page and the JSON tell")

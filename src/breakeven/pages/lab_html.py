@@ -21,6 +21,7 @@ from breakeven.pages.lab import (
     substituted_text,
     without_lines,
 )
+from breakeven.pages.lab_verdicts import evaluation_verdict, proof_verdict, training_lines, twin_word
 from breakeven.pages.lab_words import LabModel, labels_of, loss, loss_interval, loss_text
 from breakeven.pages.load_words import ended
 from breakeven.results.comparison import Comparison
@@ -90,9 +91,9 @@ def render_lab(result: LabResult, others: Sequence[Proof] = (), compared: Compar
     subjects = [] if isinstance(result, ExpertScores) else say_of.subjects_of(result, others, compared)
     measure = say_of.measure_of(subjects)
     title = (
-        say_of.proof_verdict(result)
+        proof_verdict(result)
         if isinstance(result, Proof)
-        else say_of.evaluation_verdict(result)
+        else evaluation_verdict(result)
         if isinstance(result, Evaluation)
         else experts_verdict(result)
     )
@@ -115,7 +116,11 @@ def render_lab(result: LabResult, others: Sequence[Proof] = (), compared: Compar
         losses=drawn(figures.losses),
         lineup=drawn(figures.lineup),
         experts=drawn(figures.experts),
+        curve=drawn(figures.training),
+        training=[] if proof is None else training_lines(proof),
         loss_cell=loss_cell,
+        twin_cell=twin_cell,
+        twin_word=twin_word,
         share_cell=share_cell,
         speeds=[] if proof is None else speed_lines(proof),
         substituted=[] if proof is None else [(each, substituted_text(each)) for each in proof.artefact.substituted],
@@ -134,6 +139,13 @@ def loss_cell(one: Slice, measure: str) -> Cell:
     if found is None:
         return Cell("–", "")
     return Cell(loss_text(found.value, measure), loss_interval(found, measure, "–"))
+
+
+def twin_cell(found: Estimate | None) -> Cell:
+    """A difference to the twin as a table shows it."""
+    if found is None:
+        return Cell("–", "")
+    return Cell(loss_text(found.value, say_of.DIFFERENCE), loss_interval(found, say_of.DIFFERENCE, "–"))
 
 
 def floor_text(subject: LabModel) -> str:

@@ -1,4 +1,4 @@
-"""What evaluations and proofs say in words: what stands in a table's row, what was lost in which language, the verdict.
+"""What evaluations and proofs say in words: what stands in a table's row, and what was lost in which language.
 
 A loss counts only beyond the engine's own rounding, and a language loses more than another only where their intervals
 say so.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from breakeven.pages import words
@@ -46,6 +46,8 @@ class LabModel:
     bits: float | None
     slices: Sequence[Slice]
     tokens_per_s: Estimate | None = None
+    trained: bool = False
+    """It need not be like its source: what it gained or lost is told in bits a byte."""
 
     def of(self, label: str) -> Slice | None:
         """The slice that tables call `label`."""
@@ -64,7 +66,7 @@ def subjects_of(
         found = [(_evaluated(each, result.against), each.path) for each in models]
     else:
         found = [(_source(result), result.source.path)]
-        found += [(_artefact(each), each.artefact.path) for each in (result, *others)]
+        found += [(artefact_of(each), each.artefact.path) for each in (result, *others)]
     speeds = _speeds(compared)
     return [
         subject if (speed := speeds.get(_stem(path))) is None else _with_speed(subject, speed)
@@ -89,10 +91,12 @@ def _source(proof: Proof) -> LabModel:
     return LabModel(_stem(origin.path), True, origin.bytes, origin.bits_per_weight, (), speed)
 
 
-def _artefact(proof: Proof) -> LabModel:
+def artefact_of(proof: Proof) -> LabModel:
+    """What was made, as a row of a table."""
     made = proof.artefact
     speed = _answer_speed(proof.speeds, "artefact")
-    return LabModel(artefact_name(proof), False, made.bytes, made.bits_per_weight, proof.slices, speed)
+    trained = proof.training is not None
+    return LabModel(artefact_name(proof), False, made.bytes, made.bits_per_weight, proof.slices, speed, trained)
 
 
 def _answer_speed(speeds: Sequence[LabSpeed], of: str) -> Estimate | None:
@@ -117,7 +121,7 @@ def _speeds(compared: Comparison | None) -> dict[str, Estimate]:
 
 
 def _with_speed(subject: LabModel, speed: Estimate) -> LabModel:
-    return LabModel(subject.name, subject.source, subject.bytes, subject.bits, subject.slices, speed)
+    return replace(subject, tokens_per_s=speed)
 
 
 def _stem(path: str) -> str:
@@ -152,9 +156,12 @@ def spelled(label: str) -> str:
 
 
 def measure_of(subjects: Sequence[LabModel]) -> str:
-    """What losses are told in: KL, else the difference of bits per byte, else bits per byte themselves."""
+    """What losses are told in: KL, else the difference of bits per byte, else bits per byte themselves.
+
+    Where one was trained, the difference comes first: it is meant to be another model.
+    """
     slices = [each for subject in subjects for each in subject.slices]
-    for measure in (KL, DIFFERENCE):
+    for measure in (DIFFERENCE, KL) if any(each.trained for each in subjects) else (KL, DIFFERENCE):
         if any(getattr(each, measure) is not None for each in slices):
             return measure
     return BITS
@@ -201,7 +208,7 @@ def is_rounding(one: Slice) -> bool:
 
 def is_unusable(subject: LabModel) -> bool:
     """Whether it finds its source's likeliest token hardly ever, in any language."""
-    shares = [each.top1.value for each in subject.slices if each.top1 is not None]
+    shares = [each.top1.value for each in subject.slices if each.top1 is not None and not subject.trained]
     return bool(shares) and max(shares) < UNUSABLE_TOP1
 
 
@@ -223,7 +230,7 @@ def compared_languages(subjects: Sequence[LabModel]) -> list[str]:
     Told of models that lose more than rounding and are of use. More: every interval of the ratio lies above 1.
     """
     measure, labels = measure_of(subjects), labels_of(subjects)
-    if measure == BITS or len(labels) < 2:
+    if measure == BITS or len(labels) < 2 or any(each.trained for each in subjects):
         return []
     base = "en" if "en" in labels else labels[0]
     losing = [
@@ -249,7 +256,7 @@ def compared_languages(subjects: Sequence[LabModel]) -> list[str]:
     said = [_times(group, [one for label in group for one in ratios[label]], base) for group in (more, less) if group]
     if rest:
         verb = "does" if len(rest) == 1 else "do"
-        said.append(f"{_listed(rest)} {verb} not surely lose more or less than {spelled(base)}.")
+        said.append(f"{listed(rest)} {verb} not surely lose more or less than {spelled(base)}.")
     return said
 
 
@@ -265,10 +272,11 @@ def _times(labels: Sequence[str], ratios: Sequence[Estimate], base: str) -> str:
     times = f"{low} to {high} times" if low != high else f"{low} times"
     if len(ratios) == 1:
         times = f"{low} times ({ratios[0].least:.2g} to {ratios[0].most:.2g})"
-    return f"{_listed(labels)} {lose} {times} as much as {spelled(base)}."
+    return f"{listed(labels)} {lose} {times} as much as {spelled(base)}."
 
 
-def _listed(labels: Sequence[str]) -> str:
+def listed(labels: Sequence[str]) -> str:
+    """ "German", "German, French and Spanish"."""
     names = [spelled(label) for label in labels]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
@@ -284,71 +292,6 @@ def losses_of(subject: LabModel, measure: str) -> str:
     unit = {KL: " nats a token", DIFFERENCE: " bits a byte", BITS: " bits a byte"}[measure]
     said = f"{loss_text(low, measure)}{unit} in {spelled(where_low)}"
     return said if where_low == where_high else f"{said} to {loss_text(high, measure)} in {spelled(where_high)}"
-
-
-def proof_verdict(proof: Proof) -> str:
-    """The answer in one sentence: what was made and what it cost."""
-    made, size = _artefact(proof), words.bytes_text(proof.artefact.bytes)
-    if proof.source.bytes:
-        size += f", {100 * proof.artefact.bytes / proof.source.bytes:.0f} % of its source"
-    failed = [check.name for check in proof.checks if not check.passed]
-    if failed:
-        return f"{made.name} failed: {', '.join(failed)}."
-    measure = measure_of([made])
-    if not any(loss(one, measure) is not None for one in made.slices):
-        return f"{made.name} ({size}) passed its checks; without a text nothing is known of its quality."
-    if is_unusable(made):
-        return f"{made.name} ({size}) is of no use: it finds its source's likeliest token for {_top1(made)} of tokens."
-    if all(is_rounding(one) for one in made.slices):
-        return (
-            f"{made.name} ({size}) computes what its source does, up to the engine's own rounding, in every language."
-        )
-    verb = {KL: "differs from its source by", DIFFERENCE: "loses", BITS: "predicts with"}[measure]
-    return f"{made.name} ({size}) {verb} {losses_of(made, measure)}."
-
-
-def evaluation_verdict(result: Evaluation) -> str:
-    """The answer in one sentence or two: who stands nearest to the source, or how well each predicts the text."""
-    subjects = subjects_of(result)
-    measure = measure_of(subjects)
-    told = [each for each in subjects if not each.source and any(loss(one, measure) is not None for one in each.slices)]
-    if not told:
-        return "No model was evaluated on a text." if not result.models else _tasks_verdict(result)
-    useless = [each for each in told if is_unusable(each)]
-    kept = [each for each in told if each not in useless] or told
-    if measure == BITS:
-        best = min(kept, key=lambda each: _mean(each, measure))
-        said = f"{best.name}: {losses_of(best, measure)}."
-        if len(kept) > 1:
-            said = f"{best.name} predicts the text best on average: {losses_of(best, measure)}."
-        return said
-    near = min(kept, key=lambda each: _mean(each, measure))
-    said = f"{near.name} differs from {result.against} by {losses_of(near, measure)}."
-    if len(kept) > 1:
-        far = max(kept, key=lambda each: _mean(each, measure))
-        said = f"{near.name} stands nearest to {result.against}, {losses_of(near, measure)}; "
-        said += f"{far.name} farthest, {losses_of(far, measure)}."
-    if useless and kept is not told:
-        names = ", ".join(each.name for each in useless)
-        said += f" {names} {'is' if len(useless) == 1 else 'are'} of no use."
-    return said
-
-
-def _tasks_verdict(result: Evaluation) -> str:
-    scored = [(score.solved.value, model.name, score.name) for model in result.models for score in model.tasks]
-    if not scored:
-        return "Nothing was measured."
-    share, name, task = max(scored)
-    return f"{name} solves most of {task}: {words.percent_text(share)}."
-
-
-def _mean(subject: LabModel, measure: str) -> float:
-    known = [found.value for one in subject.slices if (found := loss(one, measure)) is not None]
-    return sum(known) / len(known)
-
-
-def _top1(subject: LabModel) -> str:
-    return words.percent_text(max(each.top1.value for each in subject.slices if each.top1 is not None))
 
 
 def top1_text(found: Estimate | None) -> str:

@@ -122,6 +122,25 @@ class _Never(TorchFunctionMode):
         return result
 
 
+def router_of(block: nn.Module, experts: nn.Module, layer: int) -> tuple[list[nn.Parameter], list[torch.Tensor]]:
+    """What of a layer's `block` routes to its `experts`: the matrix of one row an expert, with its bias if it has one,
+    and biases that select experts without weighing them. Raises NotSupportedError for a router that is not known."""
+    own, count = {id(each) for each in experts.parameters()}, int(experts.num_experts)  # type: ignore[arg-type]
+    matrices: dict[str, nn.Parameter] = {}
+    biases: list[torch.Tensor] = []
+    named = {label: each for label, each in block.named_parameters() if id(each) not in own}
+    for label, tensor in [*named.items(), *block.named_buffers()]:
+        if _SELECTION_BIAS.search(label) and tensor.numel() == count:
+            biases.append(tensor)
+        elif isinstance(tensor, nn.Parameter) and tensor.shape[:-1] == (count,) and label.endswith("weight"):
+            matrices[label] = tensor
+    if len(matrices) != 1:
+        raise NotSupportedError(f"layer {layer}: its router is no matrix of one row an expert that is known")
+    [(label, matrix)] = matrices.items()
+    bias = named.get(f"{label.removesuffix('weight')}bias")
+    return [matrix] if bias is None or bias.shape != (count,) else [matrix, bias], biases
+
+
 class TorchWatcher:
     """One loaded directory and the requests it answers."""
 
@@ -226,25 +245,13 @@ class TorchWatcher:
     def _without(self, layer: int, expert: int) -> Iterator[_Never]:
         """One expert of a layer is never chosen meanwhile."""
         name, experts = self.hook.experts[layer]
-        count = int(experts.num_experts)
-        block = self.model.get_submodule(name.rpartition(".")[0])
-        own = {id(each) for each in experts.parameters()}
-        routers, biases = [], []
-        for label, tensor in [*block.named_parameters(), *block.named_buffers()]:
-            if id(tensor) in own:
-                continue
-            if _SELECTION_BIAS.search(label) and tensor.numel() == count:
-                biases.append(tensor)
-            elif tensor.ndim == 2 and tensor.shape[0] == count and label.endswith("weight"):
-                routers.append(tensor)
-        if len(routers) != 1:
-            raise NotSupportedError(f"layer {layer}: its router is no matrix of one row an expert that is known")
+        router, biases = router_of(self.model.get_submodule(name.rpartition(".")[0]), experts, layer)
         kept = [bias.detach().clone() for bias in biases]
         try:
             with torch.no_grad():
                 for bias in biases:
                     bias.view(-1)[expert] = -torch.inf
-            with _Never(routers[0], expert) as never:
+            with _Never(router[0], expert) as never:
                 yield never
         finally:
             with torch.no_grad():

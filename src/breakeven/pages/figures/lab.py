@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from breakeven.pages.figures.axes import TICK_FORMAT, Scale, legend_of, scale_of
@@ -12,6 +12,8 @@ from breakeven.pages.figures.figure import (
     INK,
     LEVEL,
     NARROW,
+    PAPER,
+    SERIES,
     WIDE,
     Cast,
     Figure,
@@ -36,7 +38,7 @@ from breakeven.pages.lab_words import (
 )
 from breakeven.pages.words import value
 from breakeven.results.comparison import Comparison
-from breakeven.results.lab import Evaluation, ExpertScores, Proof
+from breakeven.results.lab import Evaluation, ExpertScores, Proof, Training
 
 if TYPE_CHECKING:
     import altair as alt
@@ -44,7 +46,11 @@ if TYPE_CHECKING:
     from breakeven.pages.figures.figure import Drawing
 
 LOSS_TITLE, LINEUP_TITLE = "What each language lost", "Size, speed and loss"
+GAIN_TITLE, CURVE_TITLE = "What each language gained or lost", "Loss while it was trained"
 ROW, LINEUP_ROW = 19, 30
+CURVE_HEIGHT = 220
+SMOOTH = 0.9
+"""Of the line through the batches: each step keeps so much of what it was."""
 LEAST_KL = 1e-7
 """Left end of an axis of KL: below it two models are one up to the order of their sums."""
 WIDEST_NAME = 150
@@ -57,6 +63,7 @@ class LabFigures:
     losses: list[Figure | Missing]
     lineup: list[Figure | Missing]
     experts: list[Figure | Missing]
+    training: list[Figure | Missing] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +79,16 @@ def figures_of_lab(
         return LabFigures([], [], scores_maps(result))
     subjects = subjects_of(result, others, compared)
     maps = before_and_after(result) if isinstance(result, Proof) else []
-    return LabFigures([losses_by_language(subjects)], [lineup(subjects)], maps)
+    curve = [loss_curve(result.training)] if isinstance(result, Proof) and result.training is not None else []
+    return LabFigures([losses_by_language(subjects)], [lineup(subjects)], maps, curve)
 
 
 def losses_by_language(subjects: Sequence[LabModel]) -> Figure | Missing:
     """Every model's loss in every language with its interval; a grey tick where its own rounding stands."""
     measure = measure_of(subjects)
     title = LOSS_TITLE if measure != BITS else "Bits a byte by language"
+    if any(each.trained for each in subjects):
+        title = GAIN_TITLE
     rows = _loss_rows(subjects, measure)
     if not rows:
         return Missing(title, "No text was evaluated, so nothing is known of what a language lost.")
@@ -292,3 +302,56 @@ def _dots(losses: list[dict[str, Any]], measure: str, width: float, y: alt.Y, na
             shape=alt.Shape("language:N", scale=cast.marks(languages), legend=key),
         )
     ).properties(width=width)
+
+
+def loss_curve(told: Training) -> Figure | Missing:
+    """The batches' loss by step, smoothed, and the text that chose the checkpoint, with the one that was kept."""
+    if len(told.losses) < 2:
+        return Missing(CURVE_TITLE, "Fewer than two steps were told, so there is no curve.")
+    smooth, value_now = [], told.losses[0][1]
+    for step, found in told.losses:
+        value_now = SMOOTH * value_now + (1 - SMOOTH) * found
+        smooth.append({"step": step, "value": value_now})
+    chosen = [
+        {"step": step, "value": found, "kept": step == told.best_step, "words": f"kept: {found:.3f}"}
+        for step, found in told.chosen
+    ]
+    first, last = smooth[0], smooth[-1]
+    kept = f" Step {told.best_step} was kept." if told.best_step is not None else ""
+    points = " Points: the text that chose the checkpoint; the filled one was kept." if chosen else ""
+    return Figure(
+        name="curve",
+        title=CURVE_TITLE,
+        alt=f"{CURVE_TITLE}, nats a token: {first['value']:.3f} at step {first['step']:.0f}, {last['value']:.3f} at "
+        f"step {last['step']:.0f}.{kept}",
+        caption=f"Nats a token by step. Line: the batches' loss, smoothed.{points}",
+        wide=_curve(smooth, chosen, narrow=False),
+        narrow=_curve(smooth, chosen, narrow=True),
+    )
+
+
+def _curve(smooth: list[dict[str, Any]], chosen: list[dict[str, Any]], narrow: bool) -> Drawing:
+    import altair as alt
+
+    width = (NARROW if narrow else WIDE) - 60.0
+    across = Scale(log=False, low=0.0, high=max(float(row["step"]) for row in smooth))
+    up = scale_of([float(row["value"]) for row in (*smooth, *chosen)], from_zero=False)
+    x = alt.X(
+        "step:Q",
+        scale=across.scale(),
+        axis=alt.Axis(title="step", values=across.ticks(width, 48), format=TICK_FORMAT, grid=False),
+    )
+    y = alt.Y(
+        "value:Q",
+        scale=up.scale(),
+        axis=alt.Axis(title=None, values=up.ticks(CURVE_HEIGHT, 20), format=TICK_FORMAT, domain=False, ticks=False),
+    )
+    layers: list[Any] = [alt.Chart(data_of(smooth)).mark_line(color=LEVEL.sentinel, strokeWidth=1.6).encode(x=x, y=y)]
+    if chosen:
+        base = alt.Chart(data_of(chosen)).encode(x=x, y=y)
+        layers += [
+            base.mark_point(color=SERIES[0].sentinel, fill=PAPER.sentinel, size=60, opacity=1, strokeWidth=2),
+            base.transform_filter("datum.kept").mark_point(color=SERIES[0].sentinel, filled=True, size=70, opacity=1),
+            base.transform_filter("datum.kept").mark_text(align="right", dy=-12).encode(text="words:N"),
+        ]
+    return styled(alt.layer(*layers).properties(width=width, height=CURVE_HEIGHT), narrow, right=14)
