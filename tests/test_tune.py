@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import breakeven
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.bridge.directory_words import tokenizer_of
 from breakeven.lab.training.chat import ChatWords, Conversation, as_blocks, read_conversations, rows_of_chat
+from breakeven.lab.training.tune import TuneJob
 from breakeven.lab.training.tune_proof import kind_of
 from tests.bridge_fixtures import CONFIGS, write_byte_tokenizer
 from tests.lab_fixtures import texts
@@ -144,3 +146,37 @@ def test_lines_that_are_no_conversations_are_named(tmp_path: Path) -> None:
 )
 def test_matrices_are_known_by_their_names(name: str, kind: str) -> None:
     assert kind_of(name, 2) == kind
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_conversations_become_rows_of_which_answers_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[TuneJob] = []
+
+    def child(module: str, spec: TuneJob, result: Any, **rest: Any) -> None:
+        asked.append(spec)
+        raise StoppedError
+
+    monkeypatch.setattr("breakeven.lab.training.tune.run_job", child)
+    monkeypatch.setattr("breakeven.lab.training.tune.find_spec", lambda name: True)
+    chat = tmp_path / "chat.jsonl"
+    lines = [json.dumps({"messages": [*TALK[:1], {"role": "assistant", "content": "No. " * n}]}) for n in range(1, 21)]
+    chat.write_text("\n".join(lines), encoding="utf-8")
+    toy, out = model(tmp_path / "toy"), tmp_path / "out"
+    with pytest.raises(StoppedError):
+        breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64)
+    (job,) = asked
+    assert (job.adapt, job.experts, job.router, job.base_name) == ("experts", [1], False, "toy")
+    assert job.recipe is not None
+    assert (job.recipe.seconds, job.recipe.steps, job.recipe.batch) == (60, None, 2)
+    with np.load(job.rows) as arrays:
+        assert [len(arrays[name]) for name in ("train", "choose", "judge")] == [12, 2, 6]
+        assert all(arrays[name].shape == arrays[f"{name}_heed"].shape for name in ("train", "choose", "judge"))
+        assert arrays["train_heed"].any(axis=1).all()
+        assert not arrays["train_heed"].all(axis=1).any()
+        assert arrays["probe"].shape == (6, 64)
+    with pytest.raises(UserError, match=r"asked otherwise \(rate\)"):
+        breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64, rate=0.1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.jsonl", "out.training", "toy"]
