@@ -9,6 +9,7 @@ student took together. Each is its best checkpoint by a text that neither trains
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -75,7 +76,7 @@ def distil(
     sweep(out.parent)
     blocks = blocks_of(documents)
     parts = split(blocks)
-    with work_beside(out, _asked(source, into, blocks, options)) as work:
+    with work_beside(out, _asked(source, into, blocks, options, words)) as work:
         taught = as_directory(source, work / "teacher", "the teacher")
         student, plan, rows = _prepared(into, taught, blocks, parts, work, options, fits, on_step)
         trained = _trained(taught, student, plan, rows, work, options, on_step)
@@ -95,14 +96,19 @@ def _source(teacher: Path | str) -> Path:
     return path
 
 
-def _asked(source: Path, into: str, blocks: Sequence[Block], options: DistilOptions) -> Mapping[str, object]:
+def _asked(
+    source: Path, into: str, blocks: Sequence[Block], options: DistilOptions, words: Sequence[str]
+) -> Mapping[str, object]:
     """What makes this training this one."""
     text = hashlib.sha256()
     for block in blocks:
         text.update(f"{block.language}/{block.domain}/{block.document}\n{block.text}".encode())
     chosen = {key: value for key, value in asdict(options).items() if key != "threads"}
     begun = sha256_of(Path(into)) if Path(into).exists() else into
-    return {"verb": "distill", "teacher": sha256_of(source), "into": begun, "text": text.hexdigest(), **chosen}
+    given = dict(itertools.pairwise(words))
+    device = {option: given.get(option) for option in ("--fits", "--machine", "--latency")}
+    what = {"verb": "distill", "teacher": sha256_of(source), "into": begun, "text": text.hexdigest()}
+    return {**what, **device, **chosen}
 
 
 def _prepared(
