@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from breakeven.model.quality.curve import (
     SAME_SIZE,
-    Kin,
     LossFit,
+    LossKin,
     LossRow,
     ModelSize,
     Translation,
@@ -349,7 +349,7 @@ def made() -> LossFit:
             if not name.startswith(("text ", "set ")) and abs(value) > 5e-5
         },
         models={name: kin[name] for name in sorted(known)},
-        kin=[Kin(name, shape.maker, shape.moe, shape.total_b) for name, shape in sorted(heads.items())],
+        kin=[LossKin(name, shape.maker, shape.moe, shape.total_b) for name, shape in sorted(heads.items())],
         spread={
             "formats": half_widths(left_out(fit, lambda one: f"{one.shape.name} {one.form.kind}")),
             "kin": half_widths([one for one in by_model if one.one.shape.name in shared]),

@@ -85,6 +85,12 @@ def test_the_format_a_model_was_trained_in_loses_nothing(name: str, method: str)
     assert expected_loss(lookup(name), None, "Q3_K_M").kl.value > 0.01
 
 
+def test_a_model_known_by_name_and_sizes_alone_is_told_apart_as_well() -> None:
+    kimi = {"name": "moonshotai/Kimi-K2-Thinking", "total_b": 1026.0, "active_b": 32.0}
+    assert expected_loss("moe", 4.5, "INT4", **kimi).source == "exact"
+    assert expected_loss("moe", 4.5, "AWQ", **kimi).source == "formats"
+
+
 @pytest.mark.parametrize("total", [0.5, 4, 30, 400])
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_fewer_bits_lose_more_and_all_figures_agree(kind: str, total: float) -> None:

@@ -144,17 +144,17 @@ def default_format(spec: ModelSpec, engine: str) -> str:
         if engine != "llama.cpp" or _SAYS_FORMAT.search(spec.name) or Path(spec.source).exists():
             return said
         return DEFAULT_FORMATS.get(engine, "Q4_K_M")
-    only = only_format(spec)
+    only = only_format(spec.name, spec.is_moe)
     if only is not None and (engine in DEFAULT_FORMATS or only in FORMATS):
         return only
     return DEFAULT_FORMATS.get(engine, "Q4_K_M")
 
 
-def only_format(spec: ModelSpec) -> str | None:
+def only_format(model: str, is_moe: bool) -> str | None:
     """The format that a mixture of experts was trained in, so that nothing finer of it was published; else None."""
-    name = spec.name.rsplit("/", 1)[-1].lower()
+    name = model.rsplit("/", 1)[-1].lower()
     # Small dense models taught by these bear their names, and so do copies that others widened to 16 bits.
-    same = spec.is_moe and not any(width in name for width in ("bf16", "fp16"))
+    same = is_moe and not any(width in name for width in ("bf16", "fp16"))
     return next((chosen for start, chosen in _ONLY_IN if same and name.startswith(start)), None)
 
 

@@ -71,7 +71,7 @@ class Translation(msgspec.Struct, frozen=True):
         return math.exp(self.level + self.slope * math.log(kl)) if kl > 0 else 0.0
 
 
-class Kin(msgspec.Struct, frozen=True):
+class LossKin(msgspec.Struct, frozen=True):
     """Models of one maker, kind and size, by the name of one of them."""
 
     name: str
@@ -88,7 +88,7 @@ class LossFit(msgspec.Struct, frozen=True):
     coefficients: dict[str, float]
     models: dict[str, str]
     """Kin by the plain name of a model with figures of its own."""
-    kin: list[Kin]
+    kin: list[LossKin]
     spread: dict[str, tuple[float, float]]
     top1: Translation
     perplexity: Translation

@@ -102,7 +102,8 @@ def expected_loss(
     shape = _shape(model, name, total_b, active_b)
     if importance is not None:
         form = Method(form.family, form.kind, form.bits, float(importance))
-    if form.family == EXACT or (isinstance(model, ModelSpec) and _native(model, method)):
+    called = model.name if isinstance(model, ModelSpec) else name
+    if form.family == EXACT or _native(called, shape.moe, method):
         return _loss(ZERO, kv, language, "exact", "the format that the model was published in")
     if bits is None:
         bits = _bits_of(model, method, form)
@@ -204,9 +205,9 @@ def _label(model: ModelSpec | str, method: str) -> str:
     return label(model, OWN) if own and isinstance(model, ModelSpec) else method
 
 
-def _native(spec: ModelSpec, method: str) -> bool:
+def _native(name: str, moe: bool, method: str) -> bool:
     """Whether the model was trained for this format, so that nothing finer of it exists."""
-    only = only_format(spec)
+    only = only_format(name, moe)
     return only is not None and only.partition("_")[0] == method.strip().upper().partition("_")[0]
 
 

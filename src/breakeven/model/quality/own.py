@@ -26,7 +26,7 @@ _METRICS = ("exact_match", "acc_norm", "acc", "pass@1", "f1", "prompt_level_stri
 class OwnScore(msgspec.Struct, frozen=True, kw_only=True):
     """One model on one set of tasks: the share solved of `n`, and the mean tokens of an answer where known.
 
-    `area` None: for every area. `language` None or "all": for every language.
+    `area` None: for every area. `language` None: not said, so that it tells of no language in particular.
     """
 
     model: str
