@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import re
 import shlex
@@ -26,6 +27,7 @@ from breakeven.pages.choose import print_choice
 from breakeven.pages.choose_html import render_choice
 from breakeven.results.choose import (
     ChoiceExplained,
+    ChoiceKinds,
     ChoiceLimit,
     ChoiceRow,
     ChoiceUse,
@@ -70,6 +72,17 @@ def test_a_pick_is_never_made_by_less_than_its_error(coded: ModelChoice) -> None
             assert f"{EQUAL:.0%}" not in row.why
     if coded.verdict == "equal":
         assert "equal on what is known; measure them" in coded.sentence
+
+
+def test_the_kinds_share_the_worlds_and_turn_where_speed_is_asked_for(coded: ModelChoice) -> None:
+    kinds = coded.kinds
+    assert kinds is not None
+    assert 0.9 < kinds.moe + kinds.dense <= 1.0001
+    assert (kinds.flips_at is None) == (kinds.flips_to is None)
+    if kinds.flips_at is not None:
+        again = breakeven.choose(CARD, use="code", min_speed=kinds.flips_at).kinds
+        assert again is not None
+        assert (again.moe > again.dense) == (kinds.flips_to == "moe")
 
 
 def test_the_same_seed_gives_the_same_choice(coded: ModelChoice) -> None:
@@ -262,7 +275,16 @@ def test_a_screen_holds_pick_table_and_commands(
 def test_every_field_is_documented() -> None:
     page = (ROOT / "docs" / "json.md").read_text()
     sections = dict(re.findall(r"^## `(\w+)`.*?\n(.*?)(?=^## |\Z)", page, re.M | re.S))
-    for found in (ModelChoice, ChoiceUse, ChoiceLimit, ChoiceRow, CommandLine, PassedOver, ChoiceExplained):
+    for found in (
+        ModelChoice,
+        ChoiceUse,
+        ChoiceLimit,
+        ChoiceRow,
+        ChoiceKinds,
+        CommandLine,
+        PassedOver,
+        ChoiceExplained,
+    ):
         for field in msgspec.structs.fields(found):
             assert f"| `{field.encode_name}` |" in sections.get(found.__name__, ""), f"{found.__name__}.{field.name}"
 
@@ -283,3 +305,9 @@ def test_every_catalogued_model_is_weighed_or_said() -> None:
     told = {option.name for option in found.options} | set(found.too_big) | set(found.short)
     left = {entry.name for entry in entries()} - told
     assert all(re.search(r"-(fp8|nvfp4|mxfp4|int4|awq)$", name) for name in left)
+
+
+def test_code_in_the_page_runs() -> None:
+    found = doctest.testfile(str(ROOT / "docs" / "choose.md"), module_relative=False)
+    assert found.attempted >= 3
+    assert found.failed == 0

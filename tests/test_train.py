@@ -20,8 +20,8 @@ from breakeven.lab.training.matching import (
     STEP,
     TOLERANCE,
     ArmShape,
+    ArmWish,
     CountedAs,
-    Wish,
     amount,
     checked,
     match,
@@ -62,16 +62,16 @@ widths = st.integers(1, 6).map(lambda steps: steps * STEP)
 references = st.builds(ArmShape, st.integers(1, 6), st.sampled_from([256, 512, 768]), widths)
 experts = st.sampled_from([(4, 2), (8, 2), (8, 3), (16, 4), (64, 8)])
 wishes = st.one_of(
-    st.builds(lambda layers: Wish("dense", layers=layers), st.none() | st.integers(1, 6)),
-    st.builds(lambda pair: Wish("moe", experts=pair[0], used=pair[1]), experts),
-    st.builds(lambda pair, every: Wish("hybrid", experts=pair[0], used=pair[1], every=every), experts, st.just(2)),
+    st.builds(lambda layers: ArmWish("dense", layers=layers), st.none() | st.integers(1, 6)),
+    st.builds(lambda pair: ArmWish("moe", experts=pair[0], used=pair[1]), experts),
+    st.builds(lambda pair, every: ArmWish("hybrid", experts=pair[0], used=pair[1], every=every), experts, st.just(2)),
 )
 
 
 @settings(max_examples=30, deadline=None)
 @given(references, wishes, st.sampled_from(["active", "total", "flops"]), st.sampled_from([1024, 7961]))
 def test_arms_match_within_a_hundredth_or_are_refused(
-    reference: ArmShape, wish: Wish, measure: str, vocabulary: int
+    reference: ArmShape, wish: ArmWish, measure: str, vocabulary: int
 ) -> None:
     counted = CountedAs(vocabulary, 128, measure)
     goal = amount(reference, counted)
@@ -121,7 +121,7 @@ def test_arms_that_cannot_be_are_refused(words: str, told: str) -> None:
 
 
 def test_a_refusal_says_how_wide_experts_would_have_to_be() -> None:
-    wish = checked(Wish("moe", layers=2, hidden=256, experts=8, used=3), "arms.1")
+    wish = checked(ArmWish("moe", layers=2, hidden=256, experts=8, used=3), "arms.1")
     with pytest.raises(UserError, match=r"moe 2x256x256 8/3, has [\d,]+ \(\+.*each of its experts would be 1\d\d wide"):
         match(wish, ArmShape(2, 256, 512), CountedAs(2048, 128, "active"), "arms.1")
 

@@ -112,9 +112,9 @@ def choose(
 
     `machine` as for `predict`; "this" needs no calibration. `use`: chat, code, agent, rag, batch or translate, whose
     numbers the others replace: tokens of a prompt, an answer and a cache, tokens/s of each of `users`, seconds to the
-    first token, "12GB" of memory. `scores`: files of your own, which come before published ones. `languages` and
-    `licence` are parted by commas. `explain`: NAME or NAME:FORMAT, to hear why that is not the pick. With `out` also
-    its result.json and page there. Raises UserError for what is not known and for numbers that make no sense.
+    first token, "12GB" of memory. `languages` and `licence` are parted by commas. `scores`: files of your own, which
+    come before published ones. `explain`: NAME or NAME:FORMAT, to hear why that is not the pick. With `out` also its
+    result.json and page there. Raises UserError for what is not known and for numbers that make no sense.
     """
     from breakeven.answer.choice.choose import choose as run_choice
     from breakeven.answer.choice.uses import ChoiceWords

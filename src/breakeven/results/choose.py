@@ -108,6 +108,19 @@ class PassedOver(msgspec.Struct, frozen=True, kw_only=True):
     nearest: list[str]
 
 
+class ChoiceKinds(msgspec.Struct, frozen=True, kw_only=True):
+    """Mixture-of-Experts or dense: shares of worlds in which the best that keeps the limits is of that kind.
+
+    They sum to less than 1 where in some worlds nothing keeps the limits. `flips_at`: the nearest least speed, in
+    tokens/s, at which the other kind wins more worlds, all else as asked; None: at none from 1 to 512.
+    """
+
+    moe: float
+    dense: float
+    flips_at: float | None
+    flips_to: Literal["moe", "dense"] | None
+
+
 class ChoiceExplained(msgspec.Struct, frozen=True, kw_only=True):
     """Why one model and format is not the pick, or that it is."""
 
@@ -136,6 +149,8 @@ class ModelChoice(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Literal["pick", "equal", "none"]
     sentence: str
     because: list[str]
+    kinds: ChoiceKinds | None
+    """None: nothing keeps the limits."""
     equals: list[str]
     """Models equal to the pick on what is known, the ablest first."""
     rows: list[ChoiceRow]

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.answer.choice.front import ParetoFront, Seat, equals_of, format_of, front_of, standings
+from breakeven.answer.choice.front import ParetoFront, Seat, equals_of, format_of, front_of, kinds_of, standings
 from breakeven.answer.choice.machine import Site, place_of
 from breakeven.answer.choice.rows import Exact, exact, measure_line, row_of
 from breakeven.answer.choice.search import Runnable, Searched, search
@@ -125,13 +125,16 @@ def _answer(found: Chosen, place: Site, wish: Wish, asked: tuple[str, str | None
     equals = equals_of(front, worlds)
     first = rows[0]
     two = [(options[each.option], found.exact[each.option]) for each in found.standing[:2]]
+    moe_M = np.array([options[first_of].shape.moe for first_of in worlds.starts_M])
+    kinds = kinds_of(front, worlds, moe_M, wish)
     measure = measure_line(two, wish, place) if len(two) > 1 else None
     sentence = equal_sentence(rows, equals) if equals else pick_sentence(first, wish)
     return msgspec.structs.replace(
         _frame(wish, place, found.searched, options, found, seed),
         verdict="equal" if equals else "pick",
         sentence=sentence,
-        because=because_of(rows, front, worlds, wish, place, measure),
+        because=because_of(rows, front, worlds, kinds),
+        kinds=kinds,
         equals=equals,
         rows=rows,
         measure=measure,
@@ -167,8 +170,8 @@ def _explained(asked: tuple[str, str | None], found: Chosen, place: Site, wish: 
         if number not in found.exact and (timed := exact(found.options[number], place, wish)) is not None:
             found.exact[number] = timed
         if number in found.exact:
-            role = next((each.role for each in found.standing if each.option == number), "next")
-            row = _row(found, Seat(number, role), place, wish)
+            seat = next((each for each in found.standing if each.option == number), Seat(number, "next"))
+            row = _row(found, seat, place, wish)
     elif own:
         number = max(own, key=lambda i: worlds.speed_O[i])
     return explained_of(
@@ -228,6 +231,7 @@ def _frame(
         verdict="none",
         sentence="",
         because=[],
+        kinds=None,
         equals=[],
         rows=[],
         measure=None,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.answer.choice.search import Runnable
+from breakeven.answer.choice.uses import Wish
 from breakeven.answer.choice.worlds import DrawnWorlds, Floats
-from breakeven.results.choose import Role
+from breakeven.results.choose import ChoiceKinds, Role
 
 MOST_ROWS = 7
 EQUAL = 0.8
@@ -65,6 +68,26 @@ def front_of(worlds: DrawnWorlds, memory_O: Floats, scores_WM: Floats, allowed_O
     pick = max(np.flatnonzero(alike_M), key=lambda m: (worlds.scored_M[m], value_M[m]))
     beats_M = _beats(int(pick), scores_WM)
     return ParetoFront(int(pick), wins_M, value_M, beats_M, on_O, allowed_O, float(1 - some_W.mean()))
+
+
+SPEEDS = tuple(2.0 ** (i / 2) for i in range(19))
+"""Least speeds at which the kinds are asked again, in tokens/s: 1 to 512."""
+
+
+def kinds_of(front: ParetoFront, worlds: DrawnWorlds, moe_M: NDArray[np.bool_], wish: Wish) -> ChoiceKinds:
+    """Which kind wins how many worlds, and at which least speed that turns."""
+    moe, dense = float(front.wins_M[moe_M].sum()), float(front.wins_M[~moe_M].sum())
+    all_O = np.ones(len(worlds.of_O), dtype=np.bool_)
+    found: list[float] = []
+    for speed in SPEEDS:
+        scores_WM = worlds.scores_WM(replace(wish, min_speed=speed), all_O)
+        routed, plain = (scores_WM[:, some].max(axis=1, initial=-np.inf) for some in (moe_M, ~moe_M))
+        more = int((routed > plain).sum()) - int((plain > routed).sum())
+        if more and (more > 0) != (moe > dense):
+            found.append(speed)
+    nearest = min(found, key=lambda speed: abs(math.log(speed / wish.min_speed)), default=None)
+    to: Literal["moe", "dense"] = "dense" if moe > dense else "moe"
+    return ChoiceKinds(moe=moe, dense=dense, flips_at=nearest, flips_to=None if nearest is None else to)
 
 
 def _beats(model: int, scores_WM: Floats) -> Floats:

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from breakeven.answer.choice.front import EQUAL, ParetoFront, Seat
 from breakeven.answer.choice.machine import Site
@@ -14,7 +13,7 @@ from breakeven.answer.choice.rows import Exact
 from breakeven.answer.choice.search import Runnable, Searched, format_of_another, weighed_formats
 from breakeven.answer.choice.uses import Wish
 from breakeven.answer.choice.worlds import DrawnWorlds
-from breakeven.results.choose import ChoiceExplained, ChoiceLimit, ChoiceRow, PassedOver
+from breakeven.results.choose import ChoiceExplained, ChoiceKinds, ChoiceLimit, ChoiceRow, PassedOver
 
 NEAREST = 3
 """Models named of those that are passed over."""
@@ -39,9 +38,7 @@ def equal_sentence(rows: Sequence[ChoiceRow], equals: Sequence[str]) -> str:
     return f"{first.model} in {first.format} and {second}{rest} are equal on what is known; measure them."
 
 
-def because_of(
-    rows: Sequence[ChoiceRow], front: ParetoFront, worlds: DrawnWorlds, wish: Wish, place: Site, measure: str | None
-) -> list[str]:
+def because_of(rows: Sequence[ChoiceRow], front: ParetoFront, worlds: DrawnWorlds, kinds: ChoiceKinds) -> list[str]:
     """What the pick rests on."""
     first = rows[0]
     found = [
@@ -49,6 +46,7 @@ def because_of(
         f"{first.quality.most:.0f}) of 100 tasks of which the middle model solves 50, in {', '.join(worlds.areas)}; "
         f"by {_basis(first)}"
     ]
+    found.append(kinds_text(kinds))
     other = next((row for row in rows[1:] if row.kind != first.kind), None)
     if other is not None:
         at = worlds.models.index(other.model)
@@ -65,6 +63,14 @@ def because_of(
         named = ", ".join(row.model for row in rows if row.quality_basis == "size")
         found.append(f"no score is known of {named}: parameters stand in, and the band says so")
     return found
+
+
+def kinds_text(kinds: ChoiceKinds) -> str:
+    """Which kind wins how often, and where that turns."""
+    told = f"the best is a Mixture-of-Experts model in {kinds.moe:.0%} of worlds, a dense one in {kinds.dense:.0%}"
+    if kinds.flips_at is None:
+        return f"{told}, and at no other least speed from 1 to 512 tokens/s does that turn"
+    return f"{told}; asked for {kinds.flips_at:.3g} tokens/s it turns to {KINDS[kinds.flips_to == 'moe']}"
 
 
 def _basis(row: ChoiceRow) -> str:
@@ -203,22 +209,21 @@ def passed_over_of(
     limits = _limits(wish, place)
     if "--licence" in limits:
         kept = {option.name for option in searched.options if limits["--licence"][1](option)}
-        out = sorted(left - kept)
-        if out:
+        if others := sorted(left - kept):
             licences = {o.name: o.entry.facts.licence or "not known" for o in searched.options}
-            found.append(_over("licence", out, [f"{n} ({licences[n]})" for n in out[:NEAREST]]))
+            found.append(_over("licence", others, [f"{n} ({licences[n]})" for n in others[:NEAREST]]))
         left = kept
-    for option, reason, number in (
-        ("--min-speed", "too slow", lambda o: f"{o.timed.speed:.2g} tokens/s"),
-        ("--ttft", "first token too late", lambda o: f"{o.timed.ttft_s:.3g} s"),
-    ):
+    for option, reason in (("--min-speed", "too slow"), ("--ttft", "first token too late")):
         if option not in limits:
             continue
         keeps = limits[option][1]
         kept = {o.name for o in searched.options if o.name in left and keeps(o)}
         if out := left - kept:
-            best = _best(out, searched, worlds, fastest=option == "--min-speed")
-            found.append(_over(reason, out, [f"{o.name} ({number(o)} in {o.format})" for o in best]))
+            fastest = option == "--min-speed"
+            best = _best(out, searched, worlds, fastest=fastest)
+            numbers = [f"{o.timed.speed:.2g} tokens/s" if fastest else f"{o.timed.ttft_s:.3g} s" for o in best]
+            told = [f"{o.name} ({number} in {o.format})" for o, number in zip(best, numbers, strict=True)]
+            found.append(_over(reason, out, told))
         left = kept
     return found
 
@@ -365,14 +370,9 @@ def _against(
         reasons.append(
             f"on what is known it is equal to {best}, which is better in {beaten:.0%} of worlds: measure both"
         )
-    if not front.on_O[number]:
-        on = np.flatnonzero(_over_O(number, worlds, front))
-        if len(on):
-            other = options[int(on[worlds.quality_O[on].argmax()])]
-            reasons.append(f"it is not on the front: {other.name} in {other.format} is as able, as fast and no larger")
+    above_O = front.on_O & (worlds.quality_O >= worlds.quality_O[number]) & (worlds.speed_O >= worlds.speed_O[number])
+    over = [i for i in np.flatnonzero(above_O) if options[i].timed.memory_bytes <= option.timed.memory_bytes]
+    if over and not front.on_O[number]:
+        other = options[max(over, key=lambda i: float(worlds.quality_O[i]))]
+        reasons.append(f"it is not on the front: {other.name} in {other.format} is as able, as fast and no larger")
     return reasons
-
-
-def _over_O(number: int, worlds: DrawnWorlds, front: ParetoFront) -> NDArray[np.bool_]:
-    """Options on the front at least as able and as fast; the front has one that is no larger, too."""
-    return front.on_O & (worlds.quality_O >= worlds.quality_O[number]) & (worlds.speed_O >= worlds.speed_O[number])

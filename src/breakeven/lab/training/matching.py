@@ -53,7 +53,7 @@ HELP = "such as dense 4x256, moe 8/2 or hybrid 4x256x512 8/2"
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ArmWish:
     """An arm as it was asked for; None: whatever makes it match.
 
     `width` of dense feed-forwards, `expert_width` of one expert; every `every`-th layer of a hybrid routes.
@@ -124,7 +124,7 @@ class Matched:
     off: float
 
 
-def wish_of(words: str, place: str) -> Wish:
+def wish_of(words: str, place: str) -> ArmWish:
     """An arm from words: KIND, LAYERSxHIDDEN or LAYERSxHIDDENxWIDTH, EXPERTS/USED, "every N" of a hybrid.
 
     WIDTH is that of an expert where there are any. Raises UserError that begins with `place`.
@@ -135,7 +135,7 @@ def wish_of(words: str, place: str) -> Wish:
     number = {key: int(value) for key, value in found.groupdict().items() if key != "kind" and value is not None}
     routes = found["kind"] != "dense"
     return checked(
-        Wish(
+        ArmWish(
             kind=found["kind"],
             layers=number.get("layers"),
             hidden=number.get("hidden"),
@@ -149,7 +149,7 @@ def wish_of(words: str, place: str) -> Wish:
     )
 
 
-def checked(wish: Wish, place: str) -> Wish:
+def checked(wish: ArmWish, place: str) -> ArmWish:
     """`wish`, where a model can be so at all. Raises UserError that begins with `place`."""
 
     def wrong(key: str, found: object, right: str) -> UserError:
@@ -183,7 +183,7 @@ def checked(wish: Wish, place: str) -> Wish:
     return wish
 
 
-def whole(wish: Wish, place: str) -> ArmShape:
+def whole(wish: ArmWish, place: str) -> ArmShape:
     """The shape of an arm that others are matched to; what is not said of its widths is as usual.
 
     Raises UserError that begins with `place` where it lacks layers or hidden.
@@ -197,7 +197,7 @@ def whole(wish: Wish, place: str) -> ArmShape:
     return _shape(wish, wish.layers, wish.hidden, wish.width or usual, expert)
 
 
-def match(wish: Wish, reference: ArmShape, counted: CountedAs, name: str) -> Matched:
+def match(wish: ArmWish, reference: ArmShape, counted: CountedAs, name: str) -> Matched:
     """The shape of `wish` that is nearest to `reference` in what counts, within `TOLERANCE`.
 
     Layers and hidden width stay the reference's where they can; then the nearest others are tried. Raises UserError
@@ -277,7 +277,7 @@ def spec_of(shape: ArmShape, vocabulary: int, tokens: int) -> ModelSpec:
     return spec_from_config(config_of(shape, vocabulary, tokens), shape.words, shape.words)
 
 
-def _shape(wish: Wish, layers: int, hidden: int, width: int, expert_width: int) -> ArmShape:
+def _shape(wish: ArmWish, layers: int, hidden: int, width: int, expert_width: int) -> ArmShape:
     if wish.kind == "dense":
         return ArmShape(layers, hidden, width)
     every = 1 if wish.kind == "moe" else wish.every
@@ -286,7 +286,7 @@ def _shape(wish: Wish, layers: int, hidden: int, width: int, expert_width: int) 
     return ArmShape(layers, hidden, width, wish.experts, wish.used, expert_width, every)
 
 
-def _sizes(wish: Wish, reference: ArmShape) -> list[tuple[int, int]]:
+def _sizes(wish: ArmWish, reference: ArmShape) -> list[tuple[int, int]]:
     """Layers and hidden widths to try, those nearest to the reference's first."""
     least = wish.every if wish.kind == "hybrid" else 1
     deep = [wish.layers] if wish.layers else list(range(least, max(least, 2 * reference.layers) + 1))
@@ -300,7 +300,7 @@ def _sizes(wish: Wish, reference: ArmShape) -> list[tuple[int, int]]:
 
 
 def _shapes(
-    wish: Wish, layers: int, hidden: int, reference: ArmShape, goal: float, counted: CountedAs
+    wish: ArmWish, layers: int, hidden: int, reference: ArmShape, goal: float, counted: CountedAs
 ) -> Iterator[ArmShape]:
     """Shapes of that size whose free width brings them nearest to `goal`."""
     if wish.kind == "dense":
@@ -334,7 +334,7 @@ def _exact(of_width: _OfWidth, goal: float, counted: CountedAs) -> float:
     return STEP + STEP * (goal - first) / (second - first)
 
 
-def _refusal(wish: Wish, reference: ArmShape, counted: CountedAs, name: str, nearest: Matched | None) -> str:
+def _refusal(wish: ArmWish, reference: ArmShape, counted: CountedAs, name: str, nearest: Matched | None) -> str:
     """Why no shape matches, and what would help."""
     goal = amount(reference, counted)
     measure = MEASURES["active" if counted.measure == "seconds" else counted.measure]

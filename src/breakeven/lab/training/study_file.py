@@ -19,8 +19,8 @@ from breakeven.lab.training.matching import (
     HELP,
     MEASURES,
     ArmShape,
+    ArmWish,
     CountedAs,
-    Wish,
     amount,
     checked,
     match,
@@ -97,7 +97,7 @@ class TrainingStudy:
     file: StudyFile
     text: Path
     tokenizer: Path | None
-    wishes: tuple[tuple[str, Wish], ...]
+    wishes: tuple[tuple[str, ArmWish], ...]
     reference: int
     where: str
 
@@ -161,9 +161,9 @@ def read_study_file(path: Path, seed: int | None = None) -> TrainingStudy:
     )
 
 
-def _wishes(file: StudyFile, where: str) -> tuple[tuple[str, Wish], ...]:
+def _wishes(file: StudyFile, where: str) -> tuple[tuple[str, ArmWish], ...]:
     """Arms with names of their own: as given, else after what they are, numbered where two are the same."""
-    found: list[tuple[str, Wish]] = []
+    found: list[tuple[str, ArmWish]] = []
     for number, each in enumerate(file.arms):
         place = f"{where}: arms.{number}"
         said = None
@@ -172,7 +172,7 @@ def _wishes(file: StudyFile, where: str) -> tuple[tuple[str, Wish], ...]:
         else:
             said = each.name
             wish = checked(
-                Wish(
+                ArmWish(
                     kind=each.kind,
                     layers=each.layers,
                     hidden=each.hidden,
