@@ -102,7 +102,7 @@ class Joint:
         var = self.cov_MM[i, i] + self.cov_MM[j, j] - 2 * self.cov_MM[i, j]
         var += data.again * sum(self.sources[k] != "own" for k in (i, j))
         middle = float(np.mean(self.points(self.value_M[[i, j]])) / 100)
-        return chance_of(float(self.value_M[i] - self.value_M[j]), math.sqrt(max(var, 1e-9)) * data.temper, middle)
+        return chance_of(float(self.value_M[i] - self.value_M[j]), math.sqrt(max(var, 1e-9)), middle)
 
 
 def chance_of(difference: float, deviation: float, middle: float) -> float:
@@ -244,7 +244,8 @@ def answer_tokens(model: str, area: str, own: OwnScores | None = None) -> Answer
             logs = np.log([each.tokens for each in some])
             names = ", ".join(dict.fromkeys(each.benchmark for each in some))
             value, low, high = (float(np.exp(each)) for each in (logs.mean(), logs.min(), logs.max()))
-            told = Estimate(value, low, high, len(some), "published" if some is this else "predicted")
-            told = told if len(some) > 1 else msgspec.structs.replace(told, low=None, high=None)
+            provenance: Provenance = "published" if some is this else "predicted"
+            one = len(some) == 1
+            told = Estimate(value, None if one else low, None if one else high, len(some), provenance)
             return AnswerTokens(value=told, source=f"{what}: {names}")
     return None
