@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.ability.areas import FITTED
-from bench.ability.left_out import Pairs, again_of, judged, pairs_without, reliability, targets_of, tempered
+from bench.ability.left_out import Pairs, again_of, agreement, judged, pairs_without, reliability, targets_of
 from bench.ability.mixed import FEATURES, Fitted, Floats, data_of, refined, start, tuned
 from bench.ability.rows import AnswerLength, Score, read
 from breakeven.model.quality.posterior import (
@@ -81,7 +81,7 @@ def posterior(scores: list[Score], lengths: list[AnswerLength], fit: Fitted) -> 
     for s in models:
         series[s.kin.series].append(s.kin.key)
     return AbilityData(
-        about=ABOUT, again=_short(again_of(fit)), temper=1.0, zero=zero, sizes=_sizes(fit, models),
+        about=ABOUT, again=_short(again_of(fit)), zero=zero, sizes=_sizes(fit, models),
         models=_models(scores, models, spoken, place, mean, var, kept), series=dict(series),
         kin=_kin(dict(series), place, z, kept, own), sources=_sources(scores),
         answers=_named(lengths),
@@ -200,27 +200,16 @@ def _sources(scores: Sequence[Score]) -> dict[str, ScoreOrigin]:
     return out
 
 
-def figures(scores: list[Score], sd: dict[str, float]) -> tuple[Pairs, float, dict[str, float]]:
-    """Of every harness left out in turn: the pairs, the temper that fits them, and how right it all was.
-
-    The temper for a harness is that of the others, so that what is judged is not what it was set by.
-    """
+def figures(scores: list[Score], sd: dict[str, float]) -> tuple[Pairs, dict[str, float]]:
+    """Of every harness left out in turn: the pairs, and how right it was. Deviations of effects are those of all."""
     names = sorted({s.harness for s in scores})
     with ProcessPoolExecutor(2) as workers:
         parts = list(workers.map(pairs_without, names, [scores] * len(names), [sd] * len(names)))
     pairs = Pairs.of([part for part in parts if part is not None])
-    known = pairs.chosen(pairs.known > 0)
-    outside = []
-    for name in np.unique(known.harness):
-        temper = tempered(known.chosen(known.harness != name))
-        here = known.chosen(known.harness == name)
-        outside.append(replace(here, deviation=here.deviation * temper))
-    every = Pairs.of(outside)
-    told = judged(every, 1.0)
-    told |= {f"direct_{key}": value for key, value in judged(every.chosen(every.known == 2), 1.0).items()}
-    unknown = pairs.chosen(pairs.known == 0)
-    told |= {f"by_size_{key}": value for key, value in judged(unknown, tempered(known)).items()}
-    return pairs, tempered(known), told
+    told = judged(pairs.chosen(pairs.known > 0))
+    told |= {f"direct_{key}": value for key, value in judged(pairs.chosen(pairs.known == 2)).items()}
+    told |= {f"by_size_{key}": value for key, value in judged(pairs.chosen(pairs.known == 0)).items()}
+    return pairs, told
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -233,19 +222,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     scores, lengths = read(given.scores, given.older)
     fit = refined(tuned(refined(start(data_of(scores)))), 2)
-    pairs, temper, told = figures(scores, fit.sd)
+    pairs, told = figures(scores, fit.sd)
     data = posterior(scores, lengths, fit)
-    data.temper, data.left_out = _short(temper), {key: _short(value) for key, value in told.items()}
+    data.left_out = {key: _short(value) for key, value in told.items()}
     given.out.write_bytes(_lines(data))
     print(f"{len(scores)} scores of {len(data.models)} models in {len(data.sources)} sources -> {given.out.name}")
     sd = {name: _short(value) for name, value in fit.sd.items()}
-    print(f"sd {sd}, temper {temper:.2f}, again {again_of(fit):.3f}")
+    print(f"sd {sd}, again {again_of(fit):.3f}")
     if given.report:
-        _report(pairs, temper, told)
+        _report(scores, pairs, told)
     return 0
 
 
-def _report(pairs: Pairs, temper: float, told: dict[str, float]) -> None:
+def _report(scores: Sequence[Score], pairs: Pairs, told: dict[str, float]) -> None:
     for name, value in told.items():
         print(f"  {name:32} {value:.3f}")
     for name in np.unique(pairs.harness):
@@ -256,7 +245,8 @@ def _report(pairs: Pairs, temper: float, told: dict[str, float]) -> None:
                 f"  {name:24} {len(here.difference):6d} pairs, right {np.mean(here.difference > 0):.3f}; "
                 f"{len(direct)} in areas with scores elsewhere, right {np.mean(direct > 0) if len(direct) else 0:.3f}"
             )
-    for stated, true, n in reliability(pairs.chosen(pairs.known > 0), temper):
+    print("  another harness says the same of {:.3f} of {} pairs".format(*agreement(scores)))
+    for stated, true, n in reliability(pairs.chosen(pairs.known > 0)):
         print(f"  said {stated:.2f}, came true {true:.2f} ({n} pairs)")
 
 

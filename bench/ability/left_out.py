@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,10 +44,10 @@ class Pairs:
         """Those of `mask`."""
         return Pairs(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
 
-    def stated(self, temper: float = 1.0) -> Floats:
+    def stated(self) -> Floats:
         """(P,) the chance given to the model that came out better."""
         some = zip(self.difference, self.deviation, self.middle, strict=True)
-        return np.array([chance_of(d, s * temper, m) for d, s, m in some])
+        return np.array([chance_of(d, s, m) for d, s, m in some])
 
     def weight(self) -> Floats:
         """Each benchmark counts alike within its harness, and each harness as the root of its benchmarks' pairs."""
@@ -122,40 +123,27 @@ def pairs_without(harness: str, scores: Sequence[Score], sd: dict[str, float]) -
     return Pairs.of(parts)
 
 
-def _apart(keys: list[str], scores: Sequence[Score]) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+def _apart(
+    keys: list[str], scores: Sequence[Score], most: int | None = MOST_PAIRS
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
     """Pairs of `keys` whose mean over common benchmarks is apart, the better one first, and the middle of their shares.
 
-    More than `MOST_PAIRS` are drawn from.
+    More than `most` are drawn from.
     """
-    names = list(dict.fromkeys(s.benchmark for s in scores))
-    share, there = np.zeros((len(keys), len(names))), np.zeros((len(keys), len(names)))
-    for s in scores:
-        at = keys.index(s.kin.key), names.index(s.benchmark)
-        share[at], there[at] = s.share, 1.0
-    common = np.maximum(there @ there.T, 1e-9)
-    first = share @ there.T / common
-    i, j = np.nonzero((first - first.T > APART) & (common >= 1))
-    some = np.random.default_rng(0).permutation(len(i))[:MOST_PAIRS]
+    first = _shares(keys, scores)
+    i, j = np.nonzero(np.nan_to_num(first - first.T) > APART)
+    some = np.random.default_rng(0).permutation(len(i))[:most]
     i, j = i[some], j[some]
     return i, j, (first[i, j] + first[j, i]) / 2
-
-
-def tempered(pairs: Pairs) -> float:
-    """The factor on deviations with which stated confidence is, on average, the share that came true."""
-    weight = pairs.weight()
-    right = float(np.average(pairs.difference > 0, weights=weight))
-    grid = np.geomspace(0.4, 2.5, 25)
-    gaps = [abs(float(np.average(_confidence(pairs.stated(t)), weights=weight)) - right) for t in grid]
-    return float(grid[int(np.argmin(gaps))])
 
 
 def _confidence(stated: Floats) -> Floats:
     return np.maximum(stated, 1 - stated)
 
 
-def judged(pairs: Pairs, temper: float) -> dict[str, float]:
+def judged(pairs: Pairs) -> dict[str, float]:
     """Share right, and how far stated confidence is from it: on average over bins, each as it is filled."""
-    stated, weight = pairs.stated(temper), pairs.weight()
+    stated, weight = pairs.stated(), pairs.weight()
     right, sure = pairs.difference > 0, _confidence(stated)
     bins = np.digitize(sure, BINS) - 1
     gap = 0.0
@@ -173,12 +161,43 @@ def judged(pairs: Pairs, temper: float) -> dict[str, float]:
     }  # fmt: skip
 
 
-def reliability(pairs: Pairs, temper: float) -> list[tuple[float, float, int]]:
+def reliability(pairs: Pairs) -> list[tuple[float, float, int]]:
     """By bin of confidence: stated, came true, pairs."""
-    sure, right, weight = _confidence(pairs.stated(temper)), pairs.difference > 0, pairs.weight()
+    sure, right, weight = _confidence(pairs.stated()), pairs.difference > 0, pairs.weight()
     bins = np.digitize(sure, BINS) - 1
     return [
         (float(np.average(sure[bins == b], weights=weight[bins == b])),
          float(np.average(right[bins == b], weights=weight[bins == b])), int(np.sum(bins == b)))
         for b in np.unique(bins)
     ]  # fmt: skip
+
+
+def agreement(scores: Sequence[Score]) -> tuple[float, int]:
+    """Where one harness finds two models apart in an area that another scored too: how often both say the same, and of
+    how many. What a perfect account of one other harness would reach."""
+    held: dict[tuple[object, str], dict[str, list[Score]]] = defaultdict(lambda: defaultdict(list))
+    for s in scores:
+        held[s.areas, s.language][s.harness].append(s)
+    same, pairs = 0, 0
+    for harnesses in held.values():
+        for one, mine in harnesses.items():
+            keys = list(dict.fromkeys(s.kin.key for s in mine))
+            i, j, _ = _apart(keys, mine, most=None)
+            for other, theirs in harnesses.items():
+                if other != one:
+                    first = _shares(keys, theirs)
+                    told = np.nan_to_num(first - first.T)[i, j]
+                    same, pairs = same + int(np.sum(told > 0)), pairs + int(np.sum(told != 0))
+    return same / max(pairs, 1), pairs
+
+
+def _shares(keys: list[str], scores: Sequence[Score]) -> Floats:
+    """By pair of `keys` the first's mean share over the benchmarks that both have; nan without any."""
+    names = list(dict.fromkeys(s.benchmark for s in scores))
+    share, there = np.zeros((len(keys), len(names))), np.zeros((len(keys), len(names)))
+    for s in scores:
+        if s.kin.key in keys:
+            at = keys.index(s.kin.key), names.index(s.benchmark)
+            share[at], there[at] = s.share, 1.0
+    common = there @ there.T
+    return np.asarray(np.where(common > 0, share @ there.T / np.maximum(common, 1e-9), np.nan))

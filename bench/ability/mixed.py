@@ -64,7 +64,7 @@ class Points:
     @property
     def foreign(self) -> Floats:
         """1 where the language is not English."""
-        return (self.language != -1).astype(float)
+        return np.asarray(self.language != -1, dtype=np.float64)
 
 
 @dataclass
@@ -122,7 +122,7 @@ def kernel(a: Points, b: Points, sd: dict[str, float], strange: Floats | None = 
 
     def same(name: str) -> Floats:
         left, right = getattr(a, name)[:, None], getattr(b, name)[None, :]
-        return ((left == right) & (left >= 0)).astype(float)
+        return np.asarray((left == right) & (left >= 0), dtype=np.float64)
 
     area = a.area_NA @ b.area_NA.T
     foreign = np.outer(a.foreign, b.foreign)
@@ -208,7 +208,7 @@ class Fitted:
             wide = np.zeros((len(rows), len(prior)))
             wide[:, used] = solved[:, :-1]
             self.blocks[int(series)] = Block(rows, k, wide, solved[:, -1])
-        self.cov_PP = np.linalg.inv(precision)
+        self.cov_PP = np.asarray(np.linalg.inv(precision), dtype=np.float64)
         self.mean_P = self.cov_PP @ pull
         logs += float(np.linalg.slogdet(precision)[1])
         self.likelihood = -0.5 * (logs + fit - float(pull @ self.mean_P))

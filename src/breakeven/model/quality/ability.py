@@ -102,7 +102,7 @@ class Joint:
         var = self.cov_MM[i, i] + self.cov_MM[j, j] - 2 * self.cov_MM[i, j]
         var += data.again * sum(self.sources[k] != "own" for k in (i, j))
         middle = float(np.mean(self.points(self.value_M[[i, j]])) / 100)
-        return chance_of(float(self.value_M[i] - self.value_M[j]), math.sqrt(max(var, 1e-9)) * data.temper, middle)
+        return chance_of(float(self.value_M[i] - self.value_M[j]), math.sqrt(max(var, 1e-9)), middle)
 
 
 def chance_of(difference: float, deviation: float, middle: float) -> float:
@@ -213,7 +213,7 @@ def _overridden(
     doubt_MT = np.diag(cov)[:, None] + ability_data().again + 1 / np.where(there, w_MT, 1.0)
     q_MT = np.where(there, 1 / doubt_MT, 0.0)
     level_T, level_var_T = ((y_MT - value[:, None]) * q_MT).sum(0) / q_MT.sum(0), 1 / q_MT.sum(0)
-    mine = there.any(1)
+    mine = np.asarray(there.any(1))
     weight_M = np.where(mine, w_MT.sum(1), 1.0)
     r_MT = w_MT / weight_M[:, None]
     told = np.where(mine, (r_MT * (y_MT - level_T)).sum(1), value)
@@ -244,7 +244,8 @@ def answer_tokens(model: str, area: str, own: OwnScores | None = None) -> Answer
             logs = np.log([each.tokens for each in some])
             names = ", ".join(dict.fromkeys(each.benchmark for each in some))
             value, low, high = (float(np.exp(each)) for each in (logs.mean(), logs.min(), logs.max()))
-            ends = (low, high) if len(some) > 1 else (None, None)
-            told = Estimate(value, *ends, len(some), "published" if some is this else "predicted")
+            provenance: Provenance = "published" if some is this else "predicted"
+            one = len(some) == 1
+            told = Estimate(value, None if one else low, None if one else high, len(some), provenance)
             return AnswerTokens(value=told, source=f"{what}: {names}")
     return None

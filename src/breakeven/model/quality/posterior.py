@@ -72,14 +72,12 @@ class ScoreOrigin(msgspec.Struct, frozen=True):
 
 
 class AbilityData(msgspec.Struct):
-    """The data file. `again`: variance that a harness adds for one model. `temper`: factor on the deviations of
-    differences with which stated confidence came true in harnesses left out. `zero`: by area the middle model.
+    """The data file. `again`: variance that a harness adds for one model. `zero`: by area the middle model.
     `series`: its models in order; `kin`: by series and area, the covariances of these beyond what all have in common,
     the lower triangle without its diagonal."""
 
     about: str
     again: float
-    temper: float
     zero: dict[str, float]
     sizes: dict[str, BySize]
     models: dict[str, Posterior]
