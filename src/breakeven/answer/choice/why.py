@@ -371,7 +371,8 @@ def _against(
             f"on what is known it is equal to {best}, which is better in {beaten:.0%} of worlds: measure both"
         )
     above_O = front.on_O & (worlds.quality_O >= worlds.quality_O[number]) & (worlds.speed_O >= worlds.speed_O[number])
-    over = [i for i in np.flatnonzero(above_O).tolist() if options[i].timed.memory_bytes <= option.timed.memory_bytes]
+    above = [int(i) for i in np.flatnonzero(above_O)]
+    over = [i for i in above if options[i].timed.memory_bytes <= option.timed.memory_bytes]
     if over and not front.on_O[number]:
         other = options[max(over, key=lambda i: float(worlds.quality_O[i]))]
         reasons.append(f"it is not on the front: {other.name} in {other.format} is as able, as fast and no larger")
