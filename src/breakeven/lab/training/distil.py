@@ -13,7 +13,7 @@ import itertools
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import msgspec
@@ -29,6 +29,7 @@ from breakeven.lab.facts import batch_that_fits, facts_of, sha256_of
 from breakeven.lab.lockstep import kind_of_model
 from breakeven.lab.proof import sweep
 from breakeven.lab.training.distil_proof import Distilled, DistilOptions, DistilPlan, proven
+from breakeven.lab.training.hyena import HYENA, LEFT, asked_for, table, without_attention
 from breakeven.lab.training.student import (
     ArmDone,
     ArmSpec,
@@ -78,9 +79,12 @@ def distil(
     parts = split(blocks)
     with work_beside(out, _asked(source, into, blocks, options, words)) as work:
         taught = as_directory(source, work / "teacher", "the teacher")
-        student, plan, rows = _prepared(into, taught, blocks, parts, work, options, fits, on_step)
+        dense = asked_for(into)
+        student, plan, rows = _prepared(dense or into, taught, blocks, parts, work, options, fits, on_step)
         trained = _trained(taught, student, plan, rows, work, options, on_step)
-        again = [*words, "--into", student.shape or into]
+        if dense is not None:
+            student = _beside_attention(student, plan, trained, rows, parts, work, options, on_step)
+        again = [*words, "--into", into if dense is not None else student.shape or into]
         return proven(source, taught, student, plan, trained, parts, out, work, again, options, on_step)
 
 
@@ -161,6 +165,38 @@ def _prepared(
         plan = DistilPlan(shape=student.shape, batch=batch, told=told)
         write_whole(path, msgspec.json.encode(plan))
     return student, plan, rows
+
+
+def _beside_attention(
+    student: Student,
+    plan: DistilPlan,
+    trained: Distilled,
+    rows: StudentRows,
+    parts: Split,
+    work: Path,
+    options: DistilOptions,
+    on_step: OnStep,
+) -> Student:
+    """The experiment: the same student with its attention replaced, in a folder beside it, and told in its notes."""
+    judged = rows_for(student, replace(parts, train=parts.judge), options.tokens)
+    told = without_attention(
+        trained.made,
+        rows.train_NT,
+        rows.choose_NT,
+        judged.train_NT,
+        work / HYENA,
+        seed=options.seed,
+        rate=options.rate or _RATE_NEW / 2,
+        batch=plan.batch,
+        seconds=options.seconds,
+        steps=options.steps,
+        threads=options.threads,
+        on_step=on_step,
+    )
+    (trained.made / HYENA).mkdir(exist_ok=True)
+    for name in LEFT:
+        shutil.copyfile(work / HYENA / name, trained.made / HYENA / name)
+    return replace(student, notes=(*student.notes, *table(told)))
 
 
 def _kept(student: Student, work: Path) -> str | None:
