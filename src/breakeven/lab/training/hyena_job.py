@@ -23,8 +23,9 @@ from breakeven.engines.inside.child import Say
 from breakeven.errors import NotSupportedError
 from breakeven.lab.torch_scorer import load_model
 from breakeven.lab.training.hyena import ROWS, WEIGHTS, HyenaAsked, HyenaTold, LengthSpeed, Parity
-from breakeven.lab.training.loop import Recipe, Trainer, device, mean_nats
+from breakeven.lab.training.loop import Trainer, device, mean_nats
 from breakeven.lab.training.texts import Ids
+from breakeven.lab.training.work import Recipe
 from breakeven.stats.estimate import measured
 from breakeven.stats.intervals import MIN_PAIRS, mean_interval
 

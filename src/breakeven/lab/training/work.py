@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,10 +100,10 @@ def work_beside(out: Path, asked: Mapping[str, object]) -> Iterator[Path]:
 
 
 def _alone(file: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows: no such lock
+    if sys.platform == "win32":  # no such lock
         return True
+    import fcntl
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
