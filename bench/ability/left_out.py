@@ -175,7 +175,7 @@ def reliability(pairs: Pairs) -> list[tuple[float, float, int]]:
 def agreement(scores: Sequence[Score]) -> tuple[float, int]:
     """Where one harness finds two models apart in an area that another scored too: how often both say the same, and of
     how many. What a perfect account of one other harness would reach."""
-    held: dict[tuple[object, str], dict[str, list[Score]]] = defaultdict(lambda: defaultdict(list))
+    held: dict[tuple[object, str | None], dict[str, list[Score]]] = defaultdict(lambda: defaultdict(list))
     for s in scores:
         held[s.areas, s.language][s.harness].append(s)
     same, pairs = 0, 0
