@@ -180,7 +180,7 @@ def test_a_measured_capacity_stands_in_for_the_prediction(tmp_path: Path) -> Non
         seed=0,
         stopped_because="finished",
         machine=machine,
-        model=LoadModel(name="dense", source="x", synthetic=True, moe=False),
+        model=LoadModel(name="dense", source="x", synthetic=True, moe=False, settings={"engine": "llama.cpp"}),
         workload=Workload(arrivals=Arrivals(process="poisson", rate_per_s=1.0)),
         slo=Slo(ttft_s=3.0),
         target_share=0.95,
@@ -197,6 +197,9 @@ def test_a_measured_capacity_stands_in_for_the_prediction(tmp_path: Path) -> Non
     assert dense.provenance == "measured"
     assert dense.capacity_per_s is not None
     assert (dense.capacity_per_s.low, dense.capacity_per_s.value, dense.capacity_per_s.high) == (6.5, 7.0, 7.5)
+    text = text.replace("machine: rtx-4090, format: Q4_K_M,", "", 1)
+    dense = decide(read_study(study(tmp_path, text))).candidates[0]
+    assert (dense.machine, dense.engine, dense.format) == ("x, 1 cores, 0 GB", "llama.cpp", "as measured")
 
 
 def test_the_command_writes_result_and_page(

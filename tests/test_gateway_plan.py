@@ -686,6 +686,22 @@ def test_a_candidate_on_this_machine_is_started_here(tmp_path: Path, monkeypatch
     assert plan.path == (tmp_path / "gateway.yaml").resolve()
 
 
+def test_a_candidate_that_was_only_measured_here_is_started_here(tmp_path: Path) -> None:
+    from breakeven.hardware.machine import machine_text
+    from breakeven.hardware.reader import read_machine
+
+    model = str(tmp_path / "small.gguf")
+    place = {"machine": machine_text(read_machine()), "engine": "llama.cpp", "location": "on-premise"}
+    found = dense(**place, model=model, format="as measured")
+    write(decision([found, moe("far", machine="http://10.0.0.7:8000/v1")]), tmp_path / "result.json")
+    with pytest.raises(UserError, match="fill in the url of far"):
+        plan_of_decision(tmp_path, {})
+    text = (tmp_path / "gateway.yaml").read_text(encoding="utf-8")
+    assert f"model: {model}" in text
+    assert "as measured" not in text
+    assert "machine: this" not in text, "its speed is learned where nothing was calibrated"
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"schema": "breakeven.decision/9"}', b"\xff"])
 def test_what_is_no_decision(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "result.json").write_bytes(content)

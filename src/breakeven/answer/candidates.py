@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from breakeven.answer.evaluate import Assessed
+from breakeven.answer.evaluate import Assessed, ran_as, read_measured
 from breakeven.answer.promise import edge_text, time_text
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Floats
 from breakeven.forecast.fleet import FleetCapacity
+from breakeven.hardware.machine import machine_text
 from breakeven.model.catalogue import licence_of
 from breakeven.model.quality.scores import QualityScore, quality_of
 from breakeven.model.resolve import bare_name
@@ -229,14 +230,15 @@ def result_of(
     solved = quality if quality.how in ("own", "published") else None
     cost = _costs(found, shown, solved)
     model, promise = found.model, found.promise
+    machine, engine, format_name = _where(found)
     top = max((p.tokens_per_s for p in found.latency), default=None) if model is not None else None
     return CandidateResult(
         name=found.plan.name,
         model=found.plan.model or found.plan.name,
         kind=found.kind,
-        machine=model.profile.name if model is not None else (found.plan.machine or "hosted"),
-        engine=model.profile.engine if model is not None else (found.plan.engine or "hosted"),
-        format=model.format_label if model is not None else (found.plan.format or "as hosted"),
+        machine=machine,
+        engine=engine,
+        format=format_name,
         devices=found.plan.devices,
         location=found.plan.location,
         provenance=found.provenance,
@@ -257,6 +259,21 @@ def result_of(
         shares=list(promise.shares) if promise is not None else [],
         borderline=edge_text(promise.edge, plan.good_share) if promise is not None and promise.edge else None,
     )
+
+
+def _where(found: Assessed) -> tuple[str, str, str]:
+    """Machine, engine and format of a candidate; of one that was only measured, as its study tells them."""
+    model, plan = found.model, found.plan
+    if model is not None:
+        return model.profile.name, model.profile.engine, model.format_label
+    if plan.measured is None:
+        return plan.machine or "hosted", plan.engine or "hosted", plan.format or "as hosted"
+    study = read_measured(plan.measured)
+    ran = ran_as(study, plan.model)
+    # A server behind a URL may stand anywhere.
+    machine = ran.settings.get("url") or machine_text(study.machine)
+    engine = plan.engine or ran.settings.get("engine", "unknown")
+    return plan.machine or machine, engine, plan.format or ran.format or "as measured"
 
 
 def needed(found: Sequence[Assessed], reasons: Mapping[str, Reasons]) -> list[str]:

@@ -30,7 +30,7 @@ from breakeven.price.staircase import in_proportion
 from breakeven.price.workload import priced_traffic, replica_price, with_answers
 from breakeven.results.cost import Api, Pricing
 from breakeven.results.decision import Kind, LatencyPoint
-from breakeven.results.load import CapacityStudy, LoadPoint, LoadStudy
+from breakeven.results.load import CapacityStudy, LoadModel, LoadPoint, LoadStudy
 from breakeven.results.point import latency_point, of_load
 from breakeven.results.store import RESULT, UnreadError, read
 from breakeven.stats.estimate import Estimate, Provenance, exactly, measured
@@ -381,11 +381,18 @@ def latency_measured(study: LoadStudy | CapacityStudy, model: str | None, capaci
     return found
 
 
-def _points(study: LoadStudy, model: str | None) -> Sequence[LoadPoint]:
-    names = [m.name for m in study.models]
+def ran_as(study: LoadStudy | CapacityStudy, model: str | None) -> LoadModel:
+    """Which model of a study a candidate is. Raises UserError when it is of several and `model` names none of them."""
+    models = [study.model] if isinstance(study, CapacityStudy) else study.models
     # A weight file is called by its stem in a study, whichever path led to it.
     stem = Path(model).stem if model is not None and model.endswith(".gguf") else model
-    of = [m.name for m in study.models if m.name in (model, stem)] if len(names) > 1 else names
+    of = [m for m in models if m.name in (model, stem)] if len(models) > 1 else models
     if len(of) != 1:
-        raise UserError(f"measured: the study is of {', '.join(names)}; name the candidate's model as one of them")
-    return [p for p in study.points if p.rate_per_s is not None and p.model == of[0]]
+        names = ", ".join(m.name for m in models)
+        raise UserError(f"measured: the study is of {names}; name the candidate's model as one of them")
+    return of[0]
+
+
+def _points(study: LoadStudy, model: str | None) -> Sequence[LoadPoint]:
+    name = ran_as(study, model).name
+    return [p for p in study.points if p.rate_per_s is not None and p.model == name]

@@ -66,6 +66,12 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """As the firmware says it, such as "ddr4-3200, 2 modules"; None: not told to this user."""
 
 
+def machine_text(spec: MachineSpec) -> str:
+    """A machine in a few words, the same whenever it is read: what is free or how fast memory is does not matter."""
+    parts = [spec.cpu, f"{spec.logical_cores} cores", f"{spec.memory_bytes / 1e9:.0f} GB"]
+    return ", ".join([*parts, *(gpu.name for gpu in spec.gpus)])
+
+
 class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
     """What stands beside the devices of a machine that is described. None: not said."""
 

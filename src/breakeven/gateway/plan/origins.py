@@ -141,7 +141,8 @@ def _backend(name: str, found: CandidateResult, decision: Decision) -> BackendPl
     slots, context = 4, _context(decision.workload)
     # A file has types of its own, and a name that says its format says it once.
     bare, behind = split_format(found.model)
-    named = None if hosted or behind or is_weight_file(bare) else found.format
+    told = found.format not in ("as hosted", "as measured")
+    named = None if hosted or behind or is_weight_file(bare) or not told else found.format
     kv = None if found.kv in (None, "f16") else found.kv
     local = None
     if here:
@@ -155,7 +156,7 @@ def _backend(name: str, found: CandidateResult, decision: Decision) -> BackendPl
         kind=found.kind,
         place=found.location,  # type: ignore[arg-type]  # the three words of a study
         model=model,
-        machine="this" if here else machine,
+        machine=_machine(found.engine, found.format) if here else machine,
         engine=None if hosted else found.engine,
         format=named,
         kv=kv,
@@ -180,12 +181,14 @@ def _told_speed(found: CandidateResult) -> ApiSpeed | None:
     )
 
 
-def _is_this(profile: str) -> bool:
-    """Whether a candidate's machine is the one that this runs on: its profile was fitted here."""
+def _is_this(machine: str) -> bool:
+    """Whether a candidate's machine is the one that this runs on: its profile was fitted here, or it was measured."""
     from breakeven.forecast.profiles import profiles_here
+    from breakeven.hardware.machine import machine_text
     from breakeven.hardware.reader import read_machine
 
-    return any(each.name == profile for each in profiles_here(read_machine()))
+    here = read_machine()
+    return machine == machine_text(here) or any(each.name == machine for each in profiles_here(here))
 
 
 def _known_model(text: str) -> str | None:
