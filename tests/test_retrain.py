@@ -55,7 +55,7 @@ def text(tmp_path: Path, *languages: str) -> Path:
 
 def test_the_verb_trains_what_was_named_and_says_by_language_what_that_moved(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    args = ["--only", "1,0:3", "--text", str(text(tmp_path, "de")), "--replay", str(text(tmp_path, "en"))]
+    args = ["--only", "1,0:3", "--text", str(text(tmp_path, "de") / "de"), "--replay", str(text(tmp_path, "en"))]
     args += ["--steps", "40", "--batch", "4", "--rate", "0.01", "--tokens", "64", "--threads", "1", "--quiet"]
     assert dispatch(["experts", "retrain", str(source), *args, "--out", str(out)]) == 0
     proof = read(out / "proof.json", Proof)

@@ -26,7 +26,7 @@ from breakeven.errors import BreakevenError, NotSupportedError, UserError
 from breakeven.lab.bridge.bridge import to_directory, to_gguf
 from breakeven.lab.bridge.directory_words import end_tokens, tokenizer_of
 from breakeven.lab.bridge.weights import Checkpoint, StoredRows
-from breakeven.lab.corpus import Block, blocks_of, read_documents
+from breakeven.lab.corpus import ALL, Block, blocks_of, read_documents
 from breakeven.lab.export import checks_between
 from breakeven.lab.facts import facts_of, free_memory, sha256_of
 from breakeven.lab.lockstep import kind_of_model
@@ -118,8 +118,8 @@ def retrain(
     that failed or where nothing got better: then nothing is left.
     """
     _check(model, only, out, options)
-    texts = split(blocks_of(read_documents(text, encoding)))
-    kept = None if replay is None else split(_beside(texts, blocks_of(read_documents(replay, encoding))))
+    texts = split(_blocks(text, encoding))
+    kept = None if replay is None else split(_beside(texts, _blocks(replay, encoding)))
     sweep(out.parent)
     made = out.with_name(f".{out.name}.{os.getpid()}.made")
     gguf, again = (made.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("carried", "again"))
@@ -139,7 +139,8 @@ def retrain(
             if done.trained.best_step:
                 judged = [*texts.judged(), *(kept.judged() if kept else [])]
                 _finish(directory, made)
-                checks = [untouched(directory, made, dict(zip(done.layers, done.chosen, strict=True)))]
+                chosen = dict(zip(done.layers, done.chosen, strict=True))
+                checks = [untouched(directory, made, chosen)]
                 served, said = _served(made, gguf, again, on_step) if checks[0].passed else ([], [])
                 before, after = (
                     loads_of(each, judged, threads=options.threads, on_step=on_step) for each in (directory, made)
@@ -155,9 +156,11 @@ def retrain(
                     text=judged,
                     checks=[*checks, *served],
                     experts=before,
-                    experts_after=msgspec.structs.replace(after, retrained=_by_layer(after, done)),
+                    experts_after=msgspec.structs.replace(
+                        after, retrained=[list(chosen.get(each.layer, ())) for each in after.layers]
+                    ),
                     training=training_of(done.trained, options.seed, flops),
-                    caveats=[*notes, *said, *_unreached(after, done)],
+                    caveats=[*notes, *said, *_unreached(after, chosen)],
                     threads=options.threads,
                     on_step=on_step,
                 )
@@ -189,6 +192,13 @@ def _check(model: Path, only: Only, out: Path, options: RetrainOptions) -> None:
         raise UserError("give --tokens of at least 8, a --batch of at least 1 and a --rate above 0")
     if out.exists():
         raise UserError(f"{out} exists; choose another place with --out, or remove it")
+
+
+def _blocks(path: Path, encoding: str | None) -> list[Block]:
+    """A text's blocks; files that lie in one folder alone are of the language that it is named after."""
+    name = path.resolve().name if path.is_dir() else ALL
+    blocks = blocks_of(read_documents(path, encoding))
+    return [replace(each, language=name) if each.language == ALL else each for each in blocks]
 
 
 def _beside(texts: Split, blocks: Sequence[Block]) -> list[Block]:
@@ -372,14 +382,8 @@ def _served(made: Path, gguf: Path, again: Path, on_step: OnStep) -> tuple[list[
     return checks_between(gguf, made, again, of_gguf=False, dtype=done.dtype, on_step=on_step)
 
 
-def _by_layer(after: Experts, done: Retrained) -> list[list[int]]:
-    chosen = dict(zip(done.layers, done.chosen, strict=True))
-    return [list(chosen.get(each.layer, ())) for each in after.layers]
-
-
-def _unreached(after: Experts, done: Retrained) -> list[str]:
+def _unreached(after: Experts, chosen: Mapping[int, Sequence[int]]) -> list[str]:
     """Experts that were trained and that no token of the text reaches all the same."""
-    chosen = dict(zip(done.layers, done.chosen, strict=True))
     dead = [
         f"{each.layer}:{expert}"
         for each in after.layers
