@@ -124,7 +124,15 @@ def test_arms_of_every_kind_are_trained_compared_and_left_standing_though_killed
     ]
 
 
-def test_a_time_too_short_says_which_would_do(tmp_path: Path) -> None:
-    path = study_in(tmp_path, "arms: [dense 1x256x512, moe 4/2]\nseeds: 3\n")
-    with pytest.raises(UserError, match=r"--for 0\.1s is \d+ steps of each training here.* give --for \d+s"):
-        breakeven.train(path, seconds=0.1, threads=1)
+def test_what_is_left_is_the_model_of_the_rate_that_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a study so short that rates are tried in as many steps as models are trained in."""
+    monkeypatch.setattr("breakeven.lab.training.study.checks_between", lambda *_, **__: ([], []))
+    path = study_in(tmp_path, "arms: [dense 1x256x512, dense 1x256x512]\nseeds: 1\n")
+    path.write_text(path.read_text().replace("[4e-3]", "[4e-3, 1e-4]"))
+    study = breakeven.train(path, steps=8, threads=1)
+    assert len(study.arms[0].rates) > 1
+    alone = tmp_path / "alone.yaml"
+    alone.write_text(path.read_text().replace("[4e-3, 1e-4]", f"[{study.arms[0].rate:g}]"))
+    again = breakeven.train(alone, steps=8, threads=1)
+    left, same = (Path(each.arms[0].path or "") / "model.safetensors" for each in (study, again))
+    assert left.read_bytes() == same.read_bytes()

@@ -62,9 +62,12 @@ def distill(
         raise UserError("--latency says more of what --fits asks; give --fits SIZE, such as 512MB, too")
     if machine is not None and latency_s is None:
         raise UserError("--machine is where a token must be fast enough; give --latency TIME, such as 20ms, too")
-    for option, value in {"--steps": steps, "--batch": batch, "--tokens": tokens, "--for": seconds}.items():
-        if value is not None and value <= 0:
+    numbers = {"--steps": steps, "--batch": batch, "--tokens": tokens, "--for": seconds, "--rate": rate}
+    for option, value in numbers.items():
+        if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{option} {value}: give a number above 0")
+    if tokens == 1:
+        raise UserError("--tokens 1: give 2 or more, for each token is predicted from those before it")
     options = {
         "--text": word_of(text),
         "--encoding": encoding,

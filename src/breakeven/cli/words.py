@@ -150,7 +150,7 @@ def resumable(kept: str) -> Iterator[None]:
 @contextmanager
 def trained_on(out: Path) -> Iterator[None]:
     """A training that is interrupted says where it lies, and how it goes on."""
-    folder = out.with_name(f"{out.name}.training")
+    folder = out.parent / f"{out.name}.training"
     try:
         yield
     except KeyboardInterrupt:

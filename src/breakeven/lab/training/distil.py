@@ -188,8 +188,7 @@ def _beside_attention(
         seed=options.seed,
         rate=options.rate or _RATE_NEW / 2,
         batch=plan.batch,
-        seconds=options.seconds,
-        steps=options.steps,
+        steps=trained.student.steps,
         threads=options.threads,
         on_step=on_step,
     )

@@ -121,6 +121,8 @@ def proven(
                 seed=options.seed,
                 flops=flops,
                 losses=done.losses,
+                chosen=done.checks,
+                best_step=done.best_step,
             ),
             twin=Twin(equal_tokens=behind[0], equal_seconds=behind[-1]),
             caveats=[*_told(student, plan, trained, behind, options), *said],
@@ -134,7 +136,7 @@ def proven(
 def _behind(trained: Distilled, parts: Split, threads: int | None, on_step: OnStep) -> list[Estimate]:
     """Bits per byte that each twin stands behind the student on the text that judges."""
     arms, _ = arms_of([trained.made, *(path for path, _ in trained.twins)])
-    tallies, _ = judge(arms, None, blocks_of(parts.judged()), threads=threads, on_step=on_step)
+    tallies, _ = judge(arms, None, parts.judge, threads=threads, on_step=on_step)
     found = []
     for tally in tallies[1:]:
         tally.source = tallies[0]

@@ -132,6 +132,8 @@ def wish_of(words: str, place: str) -> ArmWish:
     found = _WORDS.fullmatch(" ".join(words.split()))
     if found is None:
         raise UserError(f"{place}: found {printable(words)!r}, it must be KIND LAYERSxHIDDEN EXPERTS/USED, {HELP}")
+    if found["every"] is not None and found["kind"] != "hybrid":
+        raise UserError(f"{place}: every: it must be left out; say hybrid where not all layers route")
     number = {key: int(value) for key, value in found.groupdict().items() if key != "kind" and value is not None}
     routes = found["kind"] != "dense"
     return checked(
@@ -168,8 +170,8 @@ def checked(wish: ArmWish, place: str) -> ArmWish:
     if wish.layers is not None and not 1 <= wish.layers <= _MOST_LAYERS:
         raise wrong("layers", wish.layers, f"1 to {_MOST_LAYERS}")
     if wish.kind == "dense":
-        if wish.experts or wish.expert_width:
-            raise wrong("experts", wish.experts or wish.expert_width, "left out: a dense model has none; or say moe")
+        if found := wish.experts or wish.used or wish.expert_width:
+            raise wrong("experts", found, "left out: a dense model has none; or say moe")
         return wish
     if not 2 <= wish.experts <= _MOST_EXPERTS:
         raise wrong("experts", wish.experts, f"2 to {_MOST_EXPERTS}, with how many a token uses: 8/2")

@@ -78,10 +78,10 @@ def _check(shape: StudentShape, text: str) -> None:
         )
     if not 0 < shape.layers <= _MOST_LAYERS:
         raise UserError(f"--into {text!r}: give 1 to {_MOST_LAYERS} layers")
-    if shape.n_experts and not (2 <= shape.n_experts <= _MOST_EXPERTS and 1 <= shape.n_used <= shape.n_experts):
+    if shape.n_experts and not (2 <= shape.n_experts <= _MOST_EXPERTS and 2 <= shape.n_used <= shape.n_experts):
         raise UserError(
             f"--into {text!r}: {shape.n_used} of {shape.n_experts} experts a token cannot be; give 2 to "
-            f"{_MOST_EXPERTS} experts, and at most as many of them a token"
+            f"{_MOST_EXPERTS} experts, and of them 2 or more a token: the router of one alone learns nothing"
         )
 
 

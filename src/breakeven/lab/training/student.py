@@ -220,8 +220,10 @@ def _there(
     spec = read_hf(str(directory))
     if fits is not None and (why := fits(spec, weight_bytes(spec, ternary=ternary))) is not None:
         raise UserError(f"--fits: {path} {why}; give a smaller one")
-    same = facts_of(directory).n_vocab == facts_of(teacher).n_vocab
-    return Student(directory, spec, True, None, None, same)
+    ours, theirs = facts_of(directory).n_vocab, facts_of(teacher).n_vocab
+    # A teacher may have rows for tokens that the student has none for; it then tells of the student's alone.
+    kept_K = np.arange(ours, dtype=np.int64) if ours < theirs else None
+    return Student(directory, spec, True, None, kept_K, ours == theirs)
 
 
 def _check_words(path: Path, student: Path, teacher: Path, blocks: Sequence[Block]) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import psutil
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from breakeven.engines.inside.client import OnStep
@@ -26,6 +25,7 @@ from breakeven.lab.bridge.bridge import to_gguf
 from breakeven.lab.bridge.directory_words import end_tokens, pieces_of, tokenizer_of
 from breakeven.lab.corpus import Document, blocks_of, read_documents
 from breakeven.lab.export import checks_between
+from breakeven.lab.facts import free_memory
 from breakeven.lab.training.matching import config_of, spec_of
 from breakeven.lab.training.study_file import ShapedArm, TrainingStudy, read_study_file
 from breakeven.lab.training.study_result import Left, StudyDone, StudyText, result_of
@@ -127,7 +127,10 @@ def train(
         made = folder / "made"
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
-        left = [None if arm.control else _left(arm, folder, made, out, on_step) for arm in arms]
+        left = [
+            None if arm.control else _left(arm, rate, folder, made, out, on_step)
+            for arm, rate in zip(arms, done.rates, strict=True)
+        ]
         result = result_of(
             study,
             arms,
@@ -216,7 +219,7 @@ def _prepared(study: TrainingStudy, documents: Sequence[Document], folder: Path,
         tokens_B=tokens_B,
         bytes_B=bytes_B,
         train_tokens=int(train_NT.size),
-        vocabulary=int(tokenizer.get_vocab_size(with_added_tokens=True)),
+        vocabulary=max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
         end=end,
     )
 
@@ -260,7 +263,7 @@ def _batch(asked: int, arms: Sequence[ShapedArm], vocabulary: int, tokens: int, 
     kept = folder / _BATCH
     if kept.is_file():
         return int(msgspec.json.decode(kept.read_bytes()))
-    free = psutil.virtual_memory().available
+    free = free_memory()
     batch = asked
     for arm in arms:
         weights = total_params(spec_of(arm.shape, vocabulary, tokens))
@@ -274,10 +277,10 @@ def _batch(asked: int, arms: Sequence[ShapedArm], vocabulary: int, tokens: int, 
     return batch
 
 
-def _left(arm: ShapedArm, folder: Path, made: Path, out: Path, on_step: OnStep) -> Left:
+def _left(arm: ShapedArm, rate: float, folder: Path, made: Path, out: Path, on_step: OnStep) -> Left:
     """The first seed's model of an arm in `made`, which becomes `out`; as a GGUF too where there can be one."""
     directory = made / arm.name
-    shutil.copytree(folder / "models" / arm.name, directory)
+    shutil.copytree(folder / "models" / f"{arm.name}-rate{rate:g}", directory)
     for source in ((folder / "arms" / arm.name / CONFIG), *(folder / "tokenizer").iterdir()):
         shutil.copyfile(source, directory / source.name)
     path, gguf = out / arm.name, made / f"{arm.name}.gguf"

@@ -176,7 +176,7 @@ class _Study:
         if not np.isfinite(nats_B).all():
             return None
         if seed == job.seeds[0] and steps == self._plan.steps[number]:
-            self._save(model, arm)
+            self._save(model, arm, rate)
         return _done(arm, seed, rate, trained, nats_B, counts_LE)
 
     def _new(self, arm: ArmJob, seed: int) -> Any:
@@ -194,10 +194,10 @@ class _Study:
             model.set_experts_implementation(EXPERTS)
         return model.to(self._device)
 
-    def _save(self, model: Any, arm: ArmJob) -> None:
-        """The model as a directory that is whole or not there."""
-        place = self._folder / "models" / arm.name
-        partial = place.with_name(f".{arm.name}.partial")
+    def _save(self, model: Any, arm: ArmJob, rate: float) -> None:
+        """The model as a directory that is whole or not there. A short study tries each rate in as many steps."""
+        place = self._folder / "models" / f"{arm.name}-rate{rate:g}"
+        partial = place.with_name(f".{place.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:
             model.to("cpu").save_pretrained(partial)

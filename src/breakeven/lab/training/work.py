@@ -85,6 +85,8 @@ def work_beside(out: Path, asked: Mapping[str, object]) -> Iterator[Path]:
     `asked`: what makes this training this one, as plain JSON. Raises UserError where another process trains there, or
     what lies there was asked otherwise, and for a place that cannot be written.
     """
+    if not out.name:
+        raise UserError(f"--out {out}: give the name of a directory to make")
     folder = out.with_name(f"{out.name}.training")
     try:
         folder.mkdir(parents=True, exist_ok=True)
