@@ -77,9 +77,11 @@ def distil(
     sweep(out.parent)
     blocks = blocks_of(documents)
     parts = split(blocks)
+    dense = asked_for(into)
+    if dense is not None and options.ternary:
+        raise UserError("--ternary trains no hyena student: leave it out, or give a shape such as dense 4x256")
     with work_beside(out, _asked(source, into, blocks, options, words)) as work:
         taught = as_directory(source, work / "teacher", "the teacher")
-        dense = asked_for(into)
         student, plan, rows = _prepared(dense or into, taught, blocks, parts, work, options, fits, on_step)
         trained = _trained(taught, student, plan, rows, work, options, on_step)
         if dense is not None:
