@@ -136,6 +136,19 @@ def lock(fd: int) -> None:
     fcntl.flock(fd, fcntl.LOCK_EX)
 
 
+def locked_now(fd: int) -> bool:
+    """Hold an open file for this process alone until it is closed; False where another holds it. Windows: not held."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def readiness(fd: int) -> Callable[[], bool] | None:
     """A quick look whether a socket has something to read or is closed; None where the system has no poll."""
     if sys.platform == "win32":

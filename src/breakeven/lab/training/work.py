@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +19,7 @@ from breakeven.engines.inside.child import Doing, Unable
 from breakeven.engines.inside.client import ChildProcess, OnStep
 from breakeven.errors import NotSupportedError, UserError, one_line
 from breakeven.hardware.reader import available_threads
+from breakeven.hardware.system import locked_now
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import Phase, flops_per_token
 from breakeven.results.lab import Training
@@ -94,23 +94,11 @@ def work_beside(out: Path, asked: Mapping[str, object]) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; choose another place with --out") from error
     with lock:
-        if not _alone(lock.fileno()):
+        if not locked_now(lock.fileno()):
             raise UserError(f"{folder}: another run trains here; wait for it, or choose another place with --out")
         _check_asked(folder, asked)
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alone(file: int) -> bool:
-    if sys.platform == "win32":  # no such lock
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _check_asked(folder: Path, asked: Mapping[str, object]) -> None:
