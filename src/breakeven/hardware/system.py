@@ -137,13 +137,16 @@ def lock(fd: int) -> None:
 
 
 def locked_now(fd: int) -> bool:
-    """Hold an open file for this process alone until it is closed; False where another holds it. Windows: not held."""
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
+    """Hold an open file for this process alone until it is closed; False where another holds it."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
