@@ -133,7 +133,8 @@ def run(content: bytes, say: Say) -> TeacherTold:
 def _measured(spec: TeacherSpec, theirs_NT: NDArray[np.int64], say: Say) -> TeacherTold:
     from breakeven.lab.training.loop import mean_nats
 
-    nats, rate = [], 0.0
+    nats: list[tuple[int, float]] = []
+    rate = 0.0
     for used in [None, spec.experts] if spec.experts else [None]:
         say("measuring the teacher" + (f", all {used} experts on" if used else ""), 0.0)
         model = _loaded(spec.directory, used)
