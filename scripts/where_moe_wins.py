@@ -47,8 +47,10 @@ Made by `scripts/where_moe_wins.py` from [`breakeven choose`](choose.md) {versio
 machines is typed in. Run it again after anything changes.
 
 *MoE* and *dense* are the shares of 400 drawn worlds in which the best model that keeps the use's limits is of that
-kind; "open" where neither has 80 % of them. *Turns at*: the nearest least speed asked of it at which the other kind
-wins more worlds, all else as it is. Quality is in points with its 95 % band, speed predicted.
+kind; "open" where neither has 80 % of those in which anything keeps them. *Best shown*: the pick, or the ablest of
+the kind's rows. *Turns at*: the nearest least speed asked of it at which the other kind wins more worlds, all else as
+it is. Quality is in points with its 95 % band, speed predicted. On a CPU the step model counts the memory's rate,
+not the cores: the phone and the 8 GB laptop have one rate and so one answer; no phone was measured.
 """
 
 
@@ -60,6 +62,12 @@ def kind_of(choice: ModelChoice) -> str:
     if choice.kinds.moe >= 0.8 * decided:
         return "**MoE**"
     return "**dense**" if choice.kinds.dense >= 0.8 * decided else "open"
+
+
+def best_of(rows: list[ChoiceRow], kind: str) -> ChoiceRow | None:
+    """The pick where it is of this kind, else the ablest of the kind's rows."""
+    own = (row for row in rows if row.kind == kind)
+    return max(own, key=lambda row: (row.role == "pick", row.quality.value), default=None)
 
 
 def row_text(row: ChoiceRow | None) -> str:
@@ -74,7 +82,7 @@ def line_of(use: str, choice: ModelChoice) -> str:
     """One use's line."""
     if choice.kinds is None:
         return f"| {use} | none | | | {choice.sentence} | | |"
-    moe, dense = (next((row for row in choice.rows if row.kind == kind), None) for kind in ("moe", "dense"))
+    moe, dense = (best_of(choice.rows, kind) for kind in ("moe", "dense"))
     flip = "nowhere" if choice.kinds.flips_at is None else f"{choice.kinds.flips_at:.3g} tok/s"
     shares = f"{choice.kinds.moe:.0%} | {choice.kinds.dense:.0%}"
     return f"| {use} | {kind_of(choice)} | {shares} | {row_text(moe)} | {row_text(dense)} | {flip} |"

@@ -225,6 +225,22 @@ def test_a_language_in_which_a_model_has_no_scores_is_less_sure() -> None:
         ability("qwen3-8b", "tlh")
 
 
+def test_guesses_by_size_have_their_rule_and_their_series_in_common() -> None:
+    """So that many guesses are not as many chances."""
+    both = joint(names(), "code")
+    guessed = [i for i, source in enumerate(both.sources) if source == "size"]
+    assert len(guessed) > 10
+    series: dict[str, list[int]] = {}
+    for i in guessed:
+        series.setdefault(both.found[i].series, []).append(i)
+    pairs = [(a, b) for each in series.values() for a in each for b in each if a < b]
+    assert pairs
+    for a, b in pairs:
+        assert 0 < both.cov_MM[a, b] <= np.sqrt(both.cov_MM[a, a] * both.cov_MM[b, b]) + 1e-9
+    apart = [(a, b) for a in guessed for b in guessed if both.found[a].series != both.found[b].series]
+    assert np.mean([both.cov_MM[a, b] for a, b in apart]) > 0
+
+
 def test_a_name_nobody_knows_is_refused() -> None:
     with pytest.raises(UserError, match="nothing is known of 'my-model'"):
         ability("my-model", "code")
@@ -298,12 +314,23 @@ def test_own_scores_are_read_from_three_kinds_of_file(tmp_path: Path) -> None:
     assert own.of_area("de", is_language=True) == own.scores[3:]
 
 
+def test_a_file_of_evaluate_names_the_model_that_it_is_of(tmp_path: Path) -> None:
+    task = {"name": "tickets", "language": "all", "tasks": 40, "solved": {"value": 0.75}}
+    named = ("qwen3-8b-Q4_K_M", "Qwen3-14B.IQ4_XS.gguf", "gemma-3-27b-Q4_K_M", "gemma-3-27b-Q8_0")
+    file = tmp_path / "e.json"
+    models = [{"name": name, "tasks": [task]} for name in named]
+    file.write_text(json.dumps({"schema": "breakeven.evaluate/1", "models": models}))
+    # Two files of one model keep their names: they are not two scores of it.
+    assert [s.model for s in read_own(file).scores] == ["qwen3-8b", "Qwen3-14B", *named[2:]]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "holds no scores"),
         ('{"model": "a", "score": 62, "n": 10}', "no share from 0 to 1"),
         ('{"model": "a", "score": 0.5}', "n"),
+        ('{"model": "a", "score": 0.5, "n": 9, "area": "coding"}', "area 'coding' is none of knowledge"),
         ('{"results": {"mmlu": {"acc,none": 0.5}}}', "does not say of which model"),
         ('{"schema": "breakeven.evaluate/1", "models": [{}]}', "is no evaluation"),
         ("[[[[", "mine.json:1"),
@@ -331,3 +358,11 @@ def test_answer_lengths_are_that_models_or_its_kind_s_and_say_so() -> None:
     assert kind.value.least < kind.value.value < kind.value.most
     assert "other models" in kind.source
     assert answer_tokens("llama-3.1-8b", "instruction") is None
+
+
+def test_one_model_s_length_is_not_that_of_all_who_answer_so() -> None:
+    assert answer_tokens("llama-3.1-8b", "knowledge") is None
+    assert answer_tokens("llama-3.1-8b", "code") is not None
+    effort = answer_tokens("gpt-oss-20b", "reasoning")
+    assert effort is not None
+    assert effort.value.value > 5000

@@ -14,14 +14,17 @@ import pytest
 from rich.console import Console
 
 import breakeven
+from breakeven.answer.choice import choose as choose_module
 from breakeven.answer.choice.front import EQUAL
-from breakeven.answer.choice.machine import place_of
-from breakeven.answer.choice.search import search
-from breakeven.answer.choice.uses import USES, ChoiceWords, wish_of
+from breakeven.answer.choice.machine import Site, place_of
+from breakeven.answer.choice.rows import Exact, blocks_with
+from breakeven.answer.choice.search import Runnable, search
+from breakeven.answer.choice.uses import USES, ChoiceWords, Wish, wish_of
 from breakeven.answer.choice.worlds import worlds_of
 from breakeven.errors import UserError
 from breakeven.hardware.placement import split_served
 from breakeven.model.catalogue import entries, lookup
+from breakeven.model.quality.ability import ability
 from breakeven.model.resolve import split_format
 from breakeven.pages.choose import print_choice
 from breakeven.pages.choose_html import render_choice
@@ -113,6 +116,51 @@ def test_a_served_choice_is_started_with_its_hub_id() -> None:
         assert started[:2] == ["vllm", "serve"]
         assert started[2] in (row.hub_id, f"{row.model}-{row.format}")
         assert started[started.index("--max-num-seqs") + 1] == "4"
+    # Formats of fewer bits than 16 are not made up in vLLM, and no line is given that it would refuse.
+    two = {row.format for row in found.rows[:2]}
+    assert (found.measure is not None) == (two == {"BF16"})
+    assert any("makes up weights of 16 bits alone" in note for note in found.notes) == (found.measure is None)
+
+
+@pytest.mark.parametrize(
+    ("name", "away", "blocks"),
+    [("qwen3-30b-a3b", 5, 5), ("glm-4.5-air", 3, 4), ("llama-4-maverick", 2, 4), ("deepseek-v3", 58, 61)],
+)
+def test_blocks_are_counted_where_layers_with_experts_are_meant(name: str, away: int, blocks: int) -> None:
+    assert blocks_with(name, away) == blocks
+
+
+def test_ollama_is_told_of_users_and_layers() -> None:
+    found = breakeven.choose("rtx-3060", users=4)
+    lines = [each for row in found.rows for each in row.start if each.engine == "ollama"]
+    assert lines
+    assert all("OLLAMA_NUM_PARALLEL=4" in (each.note or "") for each in lines)
+
+
+def test_what_turns_out_not_to_fit_is_never_the_pick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the choice is made again."""
+    place, wish = place_of("rtx-3060", None, None), wish_of(ChoiceWords())
+    searched = search(place, wish)
+    asked: list[int] = []
+
+    def small(number: int, options: tuple[Runnable, ...], known: dict[int, Exact], place: Site, wish: Wish) -> bool:
+        known[number] = None  # type: ignore[assignment]
+        asked.append(number)
+        return options[number].timed.memory_bytes < 2e9
+
+    monkeypatch.setattr(choose_module, "_holds", small)
+    found = choose_module._chosen(searched, searched.options, place, wish, 17)
+    assert len(asked) > 7 * choose_module.TRIES
+    assert found.standing[0].role == "pick"
+    assert all(searched.options[each.option].timed.memory_bytes < 2e9 for each in found.standing)
+    assert found.worlds.models[found.front.pick] == searched.options[found.standing[0].option].name
+
+
+def test_nothing_that_fits_when_placed_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose_module, "_holds", lambda *_: False)
+    found = breakeven.choose("raspberry-pi-5", use="batch")
+    assert found.verdict == "none"
+    assert "a little too large or too slow; loosen --min-speed" in found.sentence
 
 
 def test_this_machine_needs_no_calibration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -154,6 +202,28 @@ def test_own_scores_come_before_published_ones(tmp_path: Path) -> None:
     assert {each.source for each in after.told["instruction"]} == {"own"}
 
 
+def test_own_scores_that_count_for_nothing_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"model": "qwen3-8bb", "score": 0.5, "n": 50}\n')
+    notes = breakeven.choose("rtx-3060", scores=[file]).notes
+    assert any("your scores of qwen3-8bb are of no candidate here" in note for note in notes)
+    assert any("none of your scores tells of a candidate in instruction" in note for note in notes)
+
+
+def test_what_the_scores_of_the_pick_do_not_say_is_said() -> None:
+    found = breakeven.choose(CARD, use="rag")
+    because = "; ".join(found.because)
+    assert ("no score in knowledge itself" in found.rows[0].quality_note) == ("it has no score in knowledge" in because)
+    told = ability(found.rows[0].model, "knowledge").of
+    assert told.endswith("#thinking") == ("answers after thinking" in because)
+
+
+def test_a_language_beside_knowledge_is_not_knowledge_alone() -> None:
+    plain, mixed = (breakeven.choose("rtx-3060", use="rag", languages=each).notes for each in (None, "hi"))
+    assert not any("for knowledge alone" in note for note in plain)
+    assert any("for knowledge alone" in note for note in mixed)
+
+
 def test_a_trained_format_is_the_only_one_offered() -> None:
     place, wish = place_of(CARD, None, None), wish_of(ChoiceWords())
     assert {o.format for o in search(place, wish).options if o.name == "gpt-oss-20b"} == {"MXFP4"}
@@ -191,6 +261,22 @@ def test_a_rent_above_the_limit_leaves_nothing() -> None:
     found = breakeven.choose("h100-sxm", max_usd_per_month=10)
     assert found.verdict == "none"
     assert "--max-usd-per-month" in found.sentence
+
+
+def test_the_rent_is_what_is_rented_not_what_it_costs_its_owner() -> None:
+    place = place_of("h200-sxm")
+    assert place.usd_per_month == pytest.approx(1.6 * 730)
+    assert "rental" in (place.price_source or "")
+
+
+def test_cores_of_a_cpu_are_said_to_count_for_nothing() -> None:
+    assert any("cores are not counted" in note for note in place_of("ddr4-3200x2:8GB:4cores").notes)
+    assert not any("cores are not counted" in note for note in place_of(CARD).notes)
+
+
+def test_memory_beyond_the_machine_s_is_not_weighed() -> None:
+    (limit,) = [each for each in breakeven.choose("rtx-3060", memory="200GB").limits if each.option == "--memory"]
+    assert float(limit.asked.split()[0]) < 13
 
 
 @pytest.mark.parametrize(
@@ -237,6 +323,19 @@ def test_a_model_that_is_not_picked_is_told_why(name: str, told: str) -> None:
     assert explained is not None
     assert not explained.picked
     assert told in "; ".join(explained.reasons)
+
+
+def test_a_model_that_does_not_fit_when_placed_is_told_so(coded: ModelChoice, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, other = choose_module._holds, coded.rows[-1].model
+
+    def holds(number: int, options: tuple[Runnable, ...], known: dict[int, Exact], place: Site, wish: Wish) -> bool:
+        return real(number, options, known, place, wish) and options[number].name != other
+
+    monkeypatch.setattr(choose_module, "_holds", holds)
+    explained = breakeven.choose(CARD, use="code", explain=other).explained
+    assert explained is not None
+    assert explained.row is None
+    assert [reason for reason in explained.reasons if "placed as its engine places it" in reason] == explained.reasons
 
 
 # --- how it is shown ---

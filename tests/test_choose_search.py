@@ -122,8 +122,27 @@ def test_formats_of_one_model_are_off_together() -> None:
     found = search(place, wish).options
     options = tuple(o for o in found if o.name == "qwen3-14b" and o.format in ("Q8_0", "Q6_K") and o.kv == "f16")
     worlds = worlds_of(options, place, wish)
-    assert np.corrcoef(worlds.quality_WO.T)[0, 1] > 0.95
+    assert np.asarray(np.corrcoef(worlds.quality_WO.T))[0, 1] > 0.95
     assert np.corrcoef(np.log(worlds.speed_WO.T))[0, 1] > 0.95
+
+
+def test_losses_are_drawn_apart_from_abilities() -> None:
+    place, wish = place_of(CARD, None, None), wish_of(ChoiceWords())
+    found = search(place, wish).options
+    options = tuple(o for o in found if o.format == "IQ2_XXS" and o.kv == "f16")
+    worlds = worlds_of(options, place, wish)
+    kept_WO = worlds.quality_WO / worlds.ability_WM[:, worlds.of_O]
+    together = [np.corrcoef(worlds.ability_WM[:, m], kept_WO[:, o])[0, 1] for o, m in enumerate(worlds.of_O)]
+    assert len(together) > 20
+    assert np.abs(together).mean() < 0.1
+
+
+def test_more_languages_without_scores_are_no_surer() -> None:
+    place = place_of(CARD, None, None)
+    one, three = (wish_of(ChoiceWords(use="translate", languages=each)) for each in ("hi", "hi,ta,te"))
+    options = tuple(o for o in search(place, one).options if o.name in ("qwen3-8b", "gemma-3-27b") and o.kv == "f16")
+    narrow, wide = (worlds_of(options, place, wish).ability_WM.std(axis=0) for wish in (three, one))
+    assert (narrow > 0.8 * wide).all()
 
 
 def test_the_front_holds_what_nothing_betters() -> None:

@@ -89,7 +89,8 @@ class ChoiceRow(msgspec.Struct, frozen=True, kw_only=True):
     placement: str | None
     download_bytes: int
     answer_tokens: Estimate | None
-    """Tokens an answer takes, thinking included; None: nobody published any, and none is made up."""
+    """Tokens an answer takes, thinking included; None: neither its own were published nor those of three models that
+    answer so."""
     answer_s: Estimate | None
     """Reading the prompt and writing such an answer."""
     licence: str | None
@@ -155,7 +156,8 @@ class ModelChoice(msgspec.Struct, frozen=True, kw_only=True):
     """Models equal to the pick on what is known, the ablest first."""
     rows: list[ChoiceRow]
     measure: str | None
-    """The command that measures the two best here, before anything is downloaded."""
+    """The command that measures the two best here, before anything is downloaded; None: there are no two, or no one
+    command does."""
     passed_over: list[PassedOver]
     explained: ChoiceExplained | None
     models: int

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.answer.choice.front import ParetoFront, Seat, equals_of, format_of, front_of, kinds_of, standings
+from breakeven.answer.choice.front import (
+    EQUAL,
+    ParetoFront,
+    Seat,
+    equals_of,
+    format_of,
+    front_of,
+    kinds_of,
+    standings,
+)
 from breakeven.answer.choice.machine import Site, place_of
 from breakeven.answer.choice.rows import Exact, exact, measure_line, row_of
-from breakeven.answer.choice.search import Runnable, Searched, search
+from breakeven.answer.choice.search import Runnable, Searched, format_of_another, search, weighed_formats
 from breakeven.answer.choice.uses import ChoiceWords, Wish, wish_of
 from breakeven.answer.choice.why import (
     because_of,
     equal_sentence,
-    explained_of,
     gives_up_of,
     limits_of,
     no_row_sentence,
@@ -24,16 +33,24 @@ from breakeven.answer.choice.why import (
     pick_sentence,
     why_text,
 )
-from breakeven.answer.choice.worlds import SEED, WORLDS, DrawnWorlds, Floats, areas_of, worlds_of
+from breakeven.answer.choice.worlds import SEED, TRANSLATED, WORLDS, DrawnWorlds, Floats, areas_of, worlds_of
 from breakeven.forecast.predict import origin_text
 from breakeven.model.catalogue import entries, find
 from breakeven.model.formats.named import format_named
+from breakeven.model.quality.kin import kin_of
 from breakeven.model.resolve import split_format
 from breakeven.results.choose import ChoiceExplained, ChoiceRow, ChoiceUse, ModelChoice
 from breakeven.version import __version__
 
 TRIES = 6
-"""How often what turns out not to fit, placed exactly, is taken out and the choice made again."""
+"""What turns out not to fit, placed exactly, is taken out and the choice made again; after so many turns it takes all
+formats of its model with it that are as large."""
+_UNMEASURED = {
+    "vllm": "no one command measures the two best before a download: vLLM makes up weights of 16 bits alone; give "
+    "`breakeven compare` their directories",
+    "llama.cpp": "no one command measures the two best before a download: a comparison has one type of keys and "
+    "values, and one of them cannot have the other's",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,8 @@ class Chosen:
     options: tuple[Runnable, ...]
     worlds: DrawnWorlds
     memory_O: Floats
+    placed_O: NDArray[np.bool_]
+    """All but those that turned out not to hold."""
     allowed_O: NDArray[np.bool_]
     front: ParetoFront
     standing: list[Seat]
@@ -89,16 +108,18 @@ def _chosen(searched: Searched, options: tuple[Runnable, ...], place: Site, wish
     memory_O = np.array([option.timed.memory_bytes for option in options])
     out_O = np.zeros(len(options), dtype=np.bool_)
     known: dict[int, Exact] = {}
-    for last in [*[False] * (TRIES - 1), True]:
+    for turn in itertools.count(1):
         allowed_O = worlds.keeps_O(wish) & ~out_O
         front = front_of(worlds, memory_O, worlds.scores_WM(wish, ~out_O), allowed_O)
         standing = [] if front.pick < 0 else standings(front, worlds, options, memory_O)
         wrong = [each.option for each in standing if not _holds(each.option, options, known, place, wish)]
-        if not wrong or last:
-            standing = [each for each in standing if each.option not in wrong]
+        if not wrong:
             break
         out_O[wrong] = True
-    return Chosen(searched, options, worlds, memory_O, allowed_O, front, standing, known)
+        if turn >= TRIES:
+            for option in [each for each in wrong if each in known]:
+                out_O |= (worlds.of_O == worlds.of_O[option]) & (memory_O >= memory_O[option])
+    return Chosen(searched, options, worlds, memory_O, ~out_O, allowed_O, front, standing, known)
 
 
 def _holds(number: int, options: tuple[Runnable, ...], known: dict[int, Exact], place: Site, wish: Wish) -> bool:
@@ -120,20 +141,23 @@ def _holds(number: int, options: tuple[Runnable, ...], known: dict[int, Exact], 
 def _answer(found: Chosen, place: Site, wish: Wish, asked: tuple[str, str | None] | None, seed: int) -> ModelChoice:
     worlds, front, options = found.worlds, found.front, found.options
     rows = [_row(found, each, place, wish) for each in found.standing]
-    if not rows:
-        return _nothing(wish, place, found.searched, options, found, asked, seed)
     equals = equals_of(front, worlds)
     first = rows[0]
     two = [(options[each.option], found.exact[each.option]) for each in found.standing[:2]]
     moe_M = np.array([options[first_of].shape.moe for first_of in worlds.starts_M])
-    kinds = kinds_of(front, worlds, moe_M, wish)
+    kinds = kinds_of(front, worlds, moe_M, wish, found.placed_O)
     measure = measure_line(two, wish, place) if len(two) > 1 else None
+    frame = _frame(wish, place, found.searched, options, found, seed)
+    notes = [*frame.notes, *_of_own(worlds, wish)]
+    if len(two) > 1 and measure is None:
+        notes.append(_UNMEASURED["vllm" if place.engine == "vllm" else "llama.cpp"])
     sentence = equal_sentence(rows, equals) if equals else pick_sentence(first, wish)
     return msgspec.structs.replace(
-        _frame(wish, place, found.searched, options, found, seed),
+        frame,
+        notes=notes,
         verdict="equal" if equals else "pick",
         sentence=sentence,
-        because=because_of(rows, front, worlds, kinds),
+        because=because_of(rows, front, worlds, kinds, wish),
         kinds=kinds,
         equals=equals,
         rows=rows,
@@ -167,16 +191,76 @@ def _explained(asked: tuple[str, str | None], found: Chosen, place: Site, wish: 
         mask = np.zeros(len(found.options), dtype=np.bool_)
         mask[kept] = True
         number = format_of(int(worlds.of_O[kept[0]]), worlds, found.memory_O, mask)
-        if number not in found.exact and (timed := exact(found.options[number], place, wish)) is not None:
-            found.exact[number] = timed
-        if number in found.exact:
+        if _holds(number, found.options, found.exact, place, wish):
             seat = next((each for each in found.standing if each.option == number), Seat(number, "next"))
             row = _row(found, seat, place, wish)
     elif own:
         number = max(own, key=lambda i: worlds.speed_O[i])
-    return explained_of(
-        name, format_name, number, row, pick, found.options, worlds, found.front, found.searched, place, wish
-    )
+    if number is None:
+        shown, reasons = "any", [_not_weighed(name, format_name, found.searched, place, wish)]
+    elif number == pick:
+        shown, reasons = found.options[number].format, ["it is the pick"]
+    elif row is None and worlds.keeps_O(wish)[number]:
+        placed = exact(found.options[number], place, wish)
+        lacking = "does not run" if placed is None else placed.point.lacking or "no longer keeps the limits"
+        shown, reasons = found.options[number].format, [f"placed as its engine places it, it {lacking}"]
+    else:
+        shown, reasons = found.options[number].format, _against(number, pick, found, wish)
+    return ChoiceExplained(model=name, format=format_name or shown, picked=number == pick, reasons=reasons, row=row)
+
+
+def _not_weighed(name: str, format_name: str | None, searched: Searched, place: Site, wish: Wish) -> str:
+    """Why nothing of a model is among the options."""
+    if (same := format_of_another(name)) is not None:
+        return f"it is {same} in fewer bits, which is weighed under that name"
+    if name in searched.short:
+        return f"its context ends at {searched.short[name]:,} tokens; {wish.reserve:,} are asked for"
+    if name in searched.too_big:
+        return f"it does not fit: in its smallest format it takes {searched.too_big[name] / 1e9:.3g} GB"
+    fits = [option for option in searched.options if option.name == name and format_name in (None, option.format)]
+    if fits:
+        return f"its licence, {fits[0].entry.facts.licence or 'not known'}, is none of those allowed"
+    if format_name is not None and format_name not in weighed_formats(name, place):
+        return f"{format_name} is not weighed for it here: {', '.join(weighed_formats(name, place))} are"
+    return f"it does not fit in {format_name}; smaller formats of it may"
+
+
+def _against(number: int, pick: int, found: Chosen, wish: Wish) -> list[str]:
+    """What speaks against an option that was weighed; it keeps its limits or is too slow."""
+    options, worlds, front = found.options, found.worlds, found.front
+    option, best = options[number], options[pick]
+    reasons = []
+    if option.timed.speed < wish.min_speed:
+        reasons.append(f"{option.timed.speed:.3g} tokens/s in {option.format}; {wish.min_speed:g} are asked for")
+    if wish.ttft_s is not None and option.timed.ttft_s > wish.ttft_s:
+        reasons.append(f"its first token comes after {option.timed.ttft_s:.3g} s; {wish.ttft_s:g} are asked for")
+    at = int(worlds.of_O[number])
+    if at == int(worlds.of_O[pick]):
+        points = worlds.quality_O[number] - worlds.quality_O[pick]
+        reasons.append(
+            f"the same model in {best.format} is taken: {option.format} is {abs(points):.1f} points "
+            f"{'better' if points > 0 else 'worse'} and takes {option.timed.memory_bytes / 1e9:.3g} GB instead of "
+            f"{best.timed.memory_bytes / 1e9:.3g}"
+        )
+        return reasons
+    if not found.allowed_O[number]:
+        return reasons
+    beaten = float(front.beats_M[at])
+    points = worlds.quality_O[pick] - worlds.quality_O[number]
+    named = f"{best.name} in {best.format}"
+    if beaten >= EQUAL:
+        reasons.append(f"{named} is better in {beaten:.0%} of worlds, by {points:.0f} points in the middle")
+    else:
+        reasons.append(
+            f"on what is known it is equal to {named}, which is better in {beaten:.0%} of worlds: measure both"
+        )
+    above_O = front.on_O & (worlds.quality_O >= worlds.quality_O[number]) & (worlds.speed_O >= worlds.speed_O[number])
+    above = [int(i) for i in np.flatnonzero(above_O)]
+    over = [i for i in above if options[i].timed.memory_bytes <= option.timed.memory_bytes]
+    if over and not front.on_O[number]:
+        other = options[max(over, key=lambda i: float(worlds.quality_O[i]))]
+        reasons.append(f"it is not on the front: {other.name} in {other.format} is as able, as fast and no larger")
+    return reasons
 
 
 def _nothing(
@@ -227,7 +311,7 @@ def _frame(
         worlds=WORLDS,
         seed=seed,
         profile=origin_text(place.profile),
-        notes=_notes(wish, place, unknown),
+        notes=_notes(wish, place, areas, unknown),
         verdict="none",
         sentence="",
         because=[],
@@ -239,14 +323,31 @@ def _frame(
     )
 
 
-def _notes(wish: Wish, place: Site, unknown: tuple[str, ...]) -> list[str]:
+def _of_own(worlds: DrawnWorlds, wish: Wish) -> list[str]:
+    """Scores of the user's that count for nothing here."""
+    if wish.own is None:
+        return []
+    notes = []
+    names, kins = set(worlds.models), {kin_of(name) for name in worlds.models}
+    strange = {s.model for s in wish.own.scores if s.model.lower() not in names and kin_of(s.model) not in kins}
+    if strange:
+        notes.append(
+            f"your scores of {', '.join(sorted(strange))} are of no candidate here; name models as `breakeven models` "
+            "does"
+        )
+    if not any(each.source == "own" for area in worlds.areas for each in worlds.told[area]):
+        notes.append(f"none of your scores tells of a candidate in {', '.join(worlds.areas)}: published ones stand")
+    return notes
+
+
+def _notes(wish: Wish, place: Site, areas: tuple[str, ...], unknown: tuple[str, ...]) -> list[str]:
     notes = list(place.notes)
     if unknown:
         notes.append(
             f"no model's score in {', '.join(unknown)} is known, so the ranking does not count how well they "
             f"{'speak it' if len(unknown) == 1 else 'speak them'}; try rows on your own texts (`breakeven evaluate`)"
         )
-    if wish.area != "knowledge":
+    if areas != (TRANSLATED,):
         notes.append(
             "what a format costs was published in points for knowledge alone; elsewhere that stands in, with twice "
             "its band"

@@ -74,13 +74,14 @@ SPEEDS = tuple(2.0 ** (i / 2) for i in range(19))
 """Least speeds at which the kinds are asked again, in tokens/s: 1 to 512."""
 
 
-def kinds_of(front: ParetoFront, worlds: DrawnWorlds, moe_M: NDArray[np.bool_], wish: Wish) -> ChoiceKinds:
-    """Which kind wins how many worlds, and at which least speed that turns."""
+def kinds_of(
+    front: ParetoFront, worlds: DrawnWorlds, moe_M: NDArray[np.bool_], wish: Wish, placed_O: NDArray[np.bool_]
+) -> ChoiceKinds:
+    """Which kind wins how many worlds, and at which least speed that turns. `placed_O`: options that may fit."""
     moe, dense = float(front.wins_M[moe_M].sum()), float(front.wins_M[~moe_M].sum())
-    all_O = np.ones(len(worlds.of_O), dtype=np.bool_)
     found: list[float] = []
     for speed in SPEEDS:
-        scores_WM = worlds.scores_WM(replace(wish, min_speed=speed), all_O)
+        scores_WM = worlds.scores_WM(replace(wish, min_speed=speed), placed_O)
         routed, plain = (scores_WM[:, some].max(axis=1, initial=-np.inf) for some in (moe_M, ~moe_M))
         more = int((routed > plain).sum()) - int((plain > routed).sum())
         if more and (more > 0) != (moe > dense):

@@ -85,6 +85,10 @@ def place_of(machine: str, engine: str | None = None, devices: int | None = None
             f"how much RAM {machine} has was not said, so models that need more than the devices are left out; "
             f"say it as {machine}+ddr5-5600x2:64GB"
         )
+    if first.chip is not None and first.chip.chip_class == "cpu" and first.host is not None and first.host.cores:
+        notes.append(
+            "a CPU's cores are not counted: prompts are timed by what such machines reach at their memory's rate"
+        )
     usd, source = _rent(first)
     return Site(machine, first.engine, first.devices, formats, room, host, own, tuple(notes), usd, source)
 
@@ -139,14 +143,16 @@ def _cpu_here(spec: MachineSpec, notes: list[str]) -> Machine:
 
 
 def _rent(profile: Profile) -> tuple[float | None, str | None]:
-    """The least price an hour of its chips, by the month, all devices."""
+    """The least rent an hour of its chips, by the month, all devices; else what an hour costs its owner."""
     chips = [one.chip for one in (profile, *profile.others)]
     total, said = 0.0, ""
     for chip in chips:
         hourly = [price for price in chip.prices if price.kind == "hour"] if chip is not None else []
         if not hourly:
             return None, None
-        least = min(hourly, key=lambda price: price.usd)
+        # Other prices by the hour are what a chip costs those who own it.
+        rents = [price for price in hourly if "rental" in price.what]
+        least = min(rents or hourly, key=lambda price: price.usd)
         total += least.usd * MONTH_HOURS
         said = f"{least.what}, {least.date}"
     return total * (profile.devices if len(chips) == 1 else 1), said

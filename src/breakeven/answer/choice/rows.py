@@ -12,6 +12,7 @@ from breakeven.answer.choice.worlds import DrawnWorlds
 from breakeven.errors import BreakevenError
 from breakeven.forecast.model import step_model
 from breakeven.forecast.predict import points_of
+from breakeven.model.architecture import MoeFfn
 from breakeven.model.catalogue import lookup
 from breakeven.model.quality.ability import answer_tokens
 from breakeven.results.choose import ChoiceRow, CommandLine, Role
@@ -141,27 +142,45 @@ def _notes(option: Runnable, length_source: str | None, wish: Wish) -> list[str]
     return notes
 
 
+def blocks_with(name: str, away: int) -> int:
+    """How many blocks from the first hold the experts of `away` layers: llama.cpp counts blocks without any, too."""
+    routed = [i for i, layer in enumerate(lookup(name).layers) if isinstance(layer.ffn, MoeFfn)]
+    held = min(away, len(routed))
+    return routed[held - 1] + 1 + away - held if held else away
+
+
 def compare_word(option: Runnable, point: PredictedPoint) -> str:
     """The option as `breakeven compare` takes it: with its format, and where its experts or layers lie."""
     placed = point.placed
     words = []
     if placed is not None and placed.cpu_moe:
-        words.append(f"cpu-moe={placed.cpu_moe}")
-    elif placed is not None and placed.gpu_layers is not None and placed.gpu_layers != placed.layers:
+        words.append(f"cpu-moe={blocks_with(option.name, placed.cpu_moe)}")
+    if placed is not None and placed.gpu_layers is not None and placed.gpu_layers != placed.layers:
         words.append(f"gpu-layers={placed.gpu_layers}")
     return f"{option.name}:{option.format}" + (f"@{','.join(words)}" if words else "")
 
 
-def measure_line(pairs: list[tuple[Runnable, Exact]], wish: Wish, place: Site) -> str:
-    """The command that measures options here side by side, with weights made up of their shapes."""
+def measure_line(pairs: list[tuple[Runnable, Exact]], wish: Wish, place: Site) -> str | None:
+    """The command that measures options here side by side, with weights made up of their shapes; None: it cannot be.
+
+    vLLM makes up weights of 16 bits alone. A comparison has one type of keys and values: the smallest of theirs.
+    """
     kinds = {option.kv for option, _ in pairs}
+    kept = next((kv for kv in ("q4_0", "q8_0", "fp8") if kv in kinds), "f16")
+    whole = all(option.shape.whole_heads for option, _ in pairs)
+    if place.engine == "vllm" and any(option.format != "BF16" for option, _ in pairs):
+        return None
+    if place.engine != "vllm" and kept != "f16" and not whole:
+        return None
     streams = sorted({1, min(wish.users, STREAMS)})
     words = ["breakeven", "compare", *(compare_word(option, found.point) for option, found in pairs)]
     words += ["--streams", ",".join(map(str, streams)), "--prompt", str(wish.prompt), "--output", str(wish.output)]
-    if kinds != {"f16"} and len(kinds) == 1:
-        words += ["--kv", kinds.pop()]
+    if kept != "f16":
+        words += ["--kv", kept]
     if place.engine == "vllm":
         words += ["--engine", "vllm"]
+        if place.devices > 1:
+            words.append(f"--engine-flag=--tensor-parallel-size={place.devices}")
     return shlex.join(words)
 
 
@@ -176,7 +195,7 @@ def start_lines(option: Runnable, point: PredictedPoint, place: Site, wish: Wish
     if placed is not None and placed.gpu_layers is not None:
         words += ["-ngl", str(placed.gpu_layers)]
         if placed.cpu_moe:
-            words += ["--n-cpu-moe", str(placed.cpu_moe)]
+            words += ["--n-cpu-moe", str(blocks_with(option.name, placed.cpu_moe))]
     elif place.apart:
         words += ["-ngl", "999"]
     if option.kv != "f16":
@@ -184,9 +203,14 @@ def start_lines(option: Runnable, point: PredictedPoint, place: Site, wish: Wish
     lines = [CommandLine(engine="llama-server", line=shlex.join(words), note=note)]
     if placed is None or not placed.cpu_moe:
         made = f"FROM ./{file}\\nPARAMETER num_ctx {wish.reserve}\\n"
+        if placed is not None and placed.gpu_layers is not None and placed.gpu_layers != placed.layers:
+            made += f"PARAMETER num_gpu {placed.gpu_layers}\\n"
+        server = [f"OLLAMA_NUM_PARALLEL={wish.users}"] if wish.users > 1 else []
+        server += ["OLLAMA_FLASH_ATTENTION=1", f"OLLAMA_KV_CACHE_TYPE={option.kv}"] if option.kv != "f16" else []
+        asked = f"{note}; start Ollama's server with {' '.join(server)}" if server else note
         ollama = f"printf {shlex.quote(made)} > Modelfile && ollama create {option.name} -f Modelfile"
         ollama += f" && ollama run {option.name}"
-        lines.append(CommandLine(engine="ollama", line=ollama, note=note))
+        lines.append(CommandLine(engine="ollama", line=ollama, note=asked))
     chip = place.profile.chip
     if chip is not None and chip.chip_class == "apple" and option.format == "Q4_K_M":
         mlx = f"mlx_lm.server --model {option.name}-4bit"

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-
-from breakeven.answer.choice.front import EQUAL, ParetoFront, Seat
+from breakeven.answer.choice.front import ParetoFront, Seat
 from breakeven.answer.choice.machine import Site
 from breakeven.answer.choice.rows import Exact
-from breakeven.answer.choice.search import Runnable, Searched, format_of_another, weighed_formats
+from breakeven.answer.choice.search import Runnable, Searched
 from breakeven.answer.choice.uses import Wish
 from breakeven.answer.choice.worlds import DrawnWorlds
-from breakeven.results.choose import ChoiceExplained, ChoiceKinds, ChoiceLimit, ChoiceRow, PassedOver
+from breakeven.results.choose import ChoiceKinds, ChoiceLimit, ChoiceRow, PassedOver
 
 NEAREST = 3
 """Models named of those that are passed over."""
 KINDS = {True: "Mixture-of-Experts", False: "dense"}
 SURE = 0.975
+THINKING = ("#thinking", "#high", "#medium", "#low")
 
 
 def pick_sentence(row: ChoiceRow, wish: Wish) -> str:
@@ -38,7 +38,9 @@ def equal_sentence(rows: Sequence[ChoiceRow], equals: Sequence[str]) -> str:
     return f"{first.model} in {first.format} and {second}{rest} are equal on what is known; measure them."
 
 
-def because_of(rows: Sequence[ChoiceRow], front: ParetoFront, worlds: DrawnWorlds, kinds: ChoiceKinds) -> list[str]:
+def because_of(
+    rows: Sequence[ChoiceRow], front: ParetoFront, worlds: DrawnWorlds, kinds: ChoiceKinds, wish: Wish
+) -> list[str]:
     """What the pick rests on."""
     first = rows[0]
     found = [
@@ -46,6 +48,7 @@ def because_of(rows: Sequence[ChoiceRow], front: ParetoFront, worlds: DrawnWorld
         f"{first.quality.most:.0f}) of 100 tasks of which the middle model solves 50, in {', '.join(worlds.areas)}; "
         f"by {_basis(first)}"
     ]
+    found += _doubts_of(first, worlds, wish)
     found.append(kinds_text(kinds))
     other = next((row for row in rows[1:] if row.kind != first.kind), None)
     if other is not None:
@@ -63,6 +66,22 @@ def because_of(rows: Sequence[ChoiceRow], front: ParetoFront, worlds: DrawnWorld
         named = ", ".join(row.model for row in rows if row.quality_basis == "size")
         found.append(f"no score is known of {named}: parameters stand in, and the band says so")
     return found
+
+
+def _doubts_of(first: ChoiceRow, worlds: DrawnWorlds, wish: Wish) -> list[str]:
+    """What the pick's scores do not say, in one line."""
+    at = worlds.models.index(first.model)
+    told = [(area, worlds.told[area][at]) for area in worlds.areas]
+    published = [(area, each) for area, each in told if each.source == "scores"]
+    found = []
+    if blank := [area for area, each in published if not each.n_scores]:
+        found.append(f"it has no score in {', '.join(blank)} itself: what it does elsewhere, and its kin, stand in")
+    if any(each.of.endswith(THINKING) for _, each in told if each.source != "own"):
+        found.append(
+            f"its quality is that of answers after thinking, which take many more than the {wish.output:,} tokens "
+            "counted here"
+        )
+    return ["; and ".join(found)] if found else []
 
 
 def kinds_text(kinds: ChoiceKinds) -> str:
@@ -148,6 +167,11 @@ def _pick_gives_up(
 Keeps = Callable[[Runnable], bool]
 
 
+def _room(wish: Wish, place: Site) -> float:
+    """Bytes that may be taken in all places together."""
+    return min(place.device_room + (place.host_room or 0.0), wish.memory_bytes or math.inf)
+
+
 def _limits(wish: Wish, place: Site) -> dict[str, tuple[str, Keeps]]:
     """By option: what was asked in words, and whether an option that fits keeps it."""
     found: dict[str, tuple[str, Keeps]] = {
@@ -171,7 +195,7 @@ def limits_of(
 ) -> list[ChoiceLimit]:
     """Every limit with how many models it rules out, whatever else they keep."""
     all_models = {option.name for option in searched.options}
-    room = wish.memory_bytes if wish.memory_bytes is not None else place.device_room + (place.host_room or 0.0)
+    room = _room(wish, place)
     found = [
         ChoiceLimit(
             option="--memory",
@@ -261,10 +285,10 @@ def no_row_sentence(wish: Wish, place: Site, searched: Searched, options: Sequen
                 [],
             )
         name, need = min(searched.too_big.items(), key=lambda each: each[1])
-        room = wish.memory_bytes or place.device_room + (place.host_room or 0.0)
         return (
-            f"Nothing fits {room / 1e9:.3g} GB with a cache of {wish.reserve:,} tokens for {_users(wish)}; the "
-            f"nearest, {name}, takes {need / 1e9:.3g} GB: ask for less with --context or --users, or add memory.",
+            f"Nothing fits {_room(wish, place) / 1e9:.3g} GB with a cache of {wish.reserve:,} tokens for "
+            f"{_users(wish)}; the nearest, {name}, takes {need / 1e9:.3g} GB: ask for less with --context or --users, "
+            "or add memory.",
             [],
         )
     limits = _limits(wish, place)
@@ -282,6 +306,12 @@ def no_row_sentence(wish: Wish, place: Site, searched: Searched, options: Sequen
                 "kept, both together cannot; loosen one.",
                 [_short(one, wish, place, searched), _short(other, wish, place, searched)],
             )
+    if any(all(kept) for kept in zip(*holding.values(), strict=True)):
+        return (
+            "What keeps the limits in a quick search does not once it is placed as its engine places it: a little too "
+            f"large or too slow; loosen {' or '.join(holding)}, or ask for less with --context or --users.",
+            [],
+        )
     return f"The limits {', '.join(holding)} together leave nothing here, though any two can be kept; loosen one.", []
 
 
@@ -301,79 +331,3 @@ def _short(option: str, wish: Wish, place: Site, searched: Searched) -> str:
         known = sorted({o.entry.facts.licence for o in searched.options if o.entry.facts.licence})
         return f"the models that fit have {', '.join(known[:6])}"
     return f"renting it costs {place.usd_per_month or 0.0:,.0f} dollars a month ({place.price_source})"
-
-
-# --- one model explained ---
-
-
-def explained_of(
-    name: str,
-    format_name: str | None,
-    number: int | None,
-    row: ChoiceRow | None,
-    pick: int,
-    options: Sequence[Runnable],
-    worlds: DrawnWorlds,
-    front: ParetoFront,
-    searched: Searched,
-    place: Site,
-    wish: Wish,
-) -> ChoiceExplained:
-    """Why a model is not the pick. `number`: the option that stands for it; None: nothing of it fits or is allowed."""
-    reasons: list[str] = []
-    best = f"{options[pick].name} in {options[pick].format}"
-    shown = format_name or (options[number].format if number is not None else "any")
-    if number == pick:
-        return ChoiceExplained(model=name, format=shown, picked=True, reasons=["it is the pick"], row=row)
-    if (same := format_of_another(name)) is not None:
-        reasons.append(f"it is {same} in fewer bits, which is weighed under that name")
-    elif name in searched.short:
-        reasons.append(f"its context ends at {searched.short[name]:,} tokens; {wish.reserve:,} are asked for")
-    elif name in searched.too_big:
-        reasons.append(f"it does not fit: in its smallest format it takes {searched.too_big[name] / 1e9:.3g} GB")
-    elif number is None:
-        fits = [o for o in searched.options if o.name == name and format_name in (None, o.format)]
-        if fits:
-            reasons.append(f"its licence, {fits[0].entry.facts.licence or 'not known'}, is none of those allowed")
-        elif format_name is not None and format_name not in weighed_formats(name, place):
-            reasons.append(f"{format_name} is not weighed for it here: {', '.join(weighed_formats(name, place))} are")
-        else:
-            reasons.append(f"it does not fit in {format_name}; smaller formats of it may")
-    else:
-        reasons += _against(number, pick, options, worlds, front, wish, best)
-    return ChoiceExplained(model=name, format=shown, picked=False, reasons=reasons, row=row)
-
-
-def _against(
-    number: int, pick: int, options: Sequence[Runnable], worlds: DrawnWorlds, front: ParetoFront, wish: Wish, best: str
-) -> list[str]:
-    option = options[number]
-    reasons = []
-    if option.timed.speed < wish.min_speed:
-        reasons.append(f"{option.timed.speed:.3g} tokens/s in {option.format}; {wish.min_speed:g} are asked for")
-    if wish.ttft_s is not None and option.timed.ttft_s > wish.ttft_s:
-        reasons.append(f"its first token comes after {option.timed.ttft_s:.3g} s; {wish.ttft_s:g} are asked for")
-    at = int(worlds.of_O[number])
-    if at == int(worlds.of_O[pick]):
-        points = worlds.quality_O[number] - worlds.quality_O[pick]
-        reasons.append(
-            f"the same model in {options[pick].format} is taken: {option.format} is {abs(points):.1f} points "
-            f"{'better' if points > 0 else 'worse'} and takes {option.timed.memory_bytes / 1e9:.3g} GB instead of "
-            f"{options[pick].timed.memory_bytes / 1e9:.3g}"
-        )
-        return reasons
-    beaten = float(front.beats_M[at])
-    points = worlds.quality_O[pick] - worlds.quality_O[number]
-    if beaten >= EQUAL:
-        reasons.append(f"{best} is better in {beaten:.0%} of worlds, by {points:.0f} points in the middle")
-    else:
-        reasons.append(
-            f"on what is known it is equal to {best}, which is better in {beaten:.0%} of worlds: measure both"
-        )
-    above_O = front.on_O & (worlds.quality_O >= worlds.quality_O[number]) & (worlds.speed_O >= worlds.speed_O[number])
-    above = [int(i) for i in np.flatnonzero(above_O)]
-    over = [i for i in above if options[i].timed.memory_bytes <= option.timed.memory_bytes]
-    if over and not front.on_O[number]:
-        other = options[max(over, key=lambda i: float(worlds.quality_O[i]))]
-        reasons.append(f"it is not on the front: {other.name} in {other.format} is as able, as fast and no larger")
-    return reasons

@@ -21,6 +21,7 @@ from breakeven.model.quality.curve import loss_fit
 from breakeven.model.quality.loss import Loss, expected_loss
 from breakeven.model.quality.own import OwnScores
 from breakeven.stats.estimate import Estimate
+from breakeven.traffic.prompts import rng
 
 Floats = NDArray[np.float64]
 WORLDS = 400
@@ -101,14 +102,14 @@ def worlds_of(options: tuple[Runnable, ...], place: Site, wish: Wish, seed: int 
     areas, unknown = areas_of(wish)
     told = {area: tuple(abilities(models, area, wish.own)) for area in areas}
     ability_M = np.mean([[each.value.value for each in told[area]] for area in areas], axis=0)
-    ability_WM = np.mean(
-        [_joint(models, area, wish.own).draws(WORLDS, seed + i) for i, area in enumerate(areas)], axis=0
-    )
-    rng = np.random.default_rng(seed)
+    # A model that is better than told is so in all areas: the same draws for each of them.
+    ability_WM = np.mean([_joint(models, area, wish.own).draws(WORLDS, seed) for area in areas], axis=0)
+    # Another stream than the abilities', whose numbers the losses would repeat.
+    draw = rng(seed, "losses and speeds")
     losses = tuple(_loss(option, wish) for option in options)
-    kept_O, kept_WO = _kept(losses, of_O, len(models), wish.area == TRANSLATED, rng)
+    kept_O, kept_WO = _kept(losses, of_O, len(models), areas == (TRANSLATED,), draw)
     speed_WO, ttft_WO = (
-        np.exp(sign * _errors(options, place, phase, of_O, len(models), rng))
+        np.exp(sign * _errors(options, place, phase, of_O, len(models), draw))
         for sign, phase in ((1.0, "decode"), (-1.0, "prefill"))
     )
     speed_O = np.array([option.timed.speed for option in options])
@@ -150,7 +151,7 @@ def _loss_of(
 
 
 def _kept(
-    losses: tuple[Loss, ...], of_O: NDArray[np.intp], n_models: int, translated: bool, rng: np.random.Generator
+    losses: tuple[Loss, ...], of_O: NDArray[np.intp], n_models: int, translated: bool, draw: np.random.Generator
 ) -> tuple[Floats, Floats]:
     """Shares of a score that are left after a format's loss: in the middle, and in each world.
 
@@ -160,7 +161,7 @@ def _kept(
     tiny = 1e-9
     middle = np.log([max(loss.kl.value, tiny) for loss in losses])
     half = np.array([np.log(max(loss.kl.most, tiny) / max(loss.kl.least, tiny)) / 2 for loss in losses])
-    mine_WM, all_W = rng.standard_normal((WORLDS, n_models)), rng.standard_normal((WORLDS, 1))
+    mine_WM, all_W = draw.standard_normal((WORLDS, n_models)), draw.standard_normal((WORLDS, 1))
     log_kl_WO = middle + mine_WM[:, of_O] * half / CONFIDENT
     shift_W = all_W * pairs.half_width * (1.0 if translated else DOUBT_ELSEWHERE) / CONFIDENT
     return (
@@ -175,7 +176,7 @@ def _errors(
     phase: str,
     of_O: NDArray[np.intp],
     n_models: int,
-    rng: np.random.Generator,
+    draw: np.random.Generator,
 ) -> Floats:
     """(W, O) logarithms of how much faster than predicted: what the machine shares, and what is each model's own."""
     widths = {}
@@ -184,7 +185,7 @@ def _errors(
         if key not in widths:
             widths[key] = _widths(place.formats.get(option.format, place.profile), phase, *key[1:])
     both = np.array([widths[option.format, option.shape.moe, option.spilled] for option in options])
-    shared_W1, mine_WM = rng.standard_normal((WORLDS, 1)), rng.standard_normal((WORLDS, n_models))
+    shared_W1, mine_WM = draw.standard_normal((WORLDS, 1)), draw.standard_normal((WORLDS, n_models))
     return np.asarray((shared_W1 * both[:, 0] + mine_WM[:, of_O] * both[:, 1]) / CONFIDENT)
 
 

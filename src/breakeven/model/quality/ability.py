@@ -42,6 +42,8 @@ APART = 0.03
 """Shares of tasks nearer than this are called equal."""
 _CONFIDENT = 1.96
 _PROVENANCE: dict[Source, Provenance] = {"own": "measured", "scores": "published", "size": "predicted"}
+LEAST_ALIKE = 3
+"""So many models must have published lengths before others are taken to answer so: one is no range."""
 _ANYTHING = 3.0
 """Deviation, in logits, of a model of which nothing but own scores is known."""
 
@@ -90,7 +92,8 @@ class Joint:
         """(worlds, M) abilities in points, each row one world that the scores allow."""
         eigen, vectors = np.linalg.eigh(self.cov_MM)
         z = np.random.default_rng(seed).standard_normal((worlds, len(self.models)))
-        return self.points(self.value_M + z @ (vectors * np.sqrt(np.maximum(eigen, 0))).T)
+        # The symmetric root, so that a model's own draw is the same in every area.
+        return self.points(self.value_M + z @ (vectors * np.sqrt(np.maximum(eigen, 0))) @ vectors.T)
 
     def better(self, i: int, j: int) -> float:
         """Chance that model i does better than j on tasks that find them apart by over 3 points.
@@ -225,7 +228,8 @@ def _overridden(
 
 
 def answer_tokens(model: str, area: str, own: OwnScores | None = None) -> AnswerTokens | None:
-    """Tokens of an answer in `area`: the user's own, that model's published mean, or that of its way of answering.
+    """Tokens of an answer in `area`: the user's own, that model's published mean, or the range of
+    `LEAST_ALIKE` models or more that answer as it does, thinking or not.
 
     None where nothing of the kind was published: a length is never made up.
     """
@@ -238,9 +242,10 @@ def answer_tokens(model: str, area: str, own: OwnScores | None = None) -> Answer
     mode = key.partition("#")[2] if key else kin_of(model).mode
     rows = [each for each in ability_data().answers if each.area == area]
     this = [each for each in rows if each.model == key]
-    alike = [each for each in rows if (THOUGHT[each.model.partition("#")[2]] >= 1) == (THOUGHT[mode] >= 1)]
-    for some, what in ((this, f"published for {key}"), (alike, "published for other models that answer so")):
-        if some:
+    alike = [each for each in rows if (THOUGHT[each.model.partition("#")[2]] > 0) == (THOUGHT[mode] > 0)]
+    others = "published for other models that answer so"
+    for some, least, what in ((this, 1, f"published for {key}"), (alike, LEAST_ALIKE, others)):
+        if len({each.model for each in some}) >= least:
             logs = np.log([each.tokens for each in some])
             names = ", ".join(dict.fromkeys(each.benchmark for each in some))
             value, low, high = (float(np.exp(each)) for each in (logs.mean(), logs.min(), logs.max()))

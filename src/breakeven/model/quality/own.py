@@ -15,12 +15,17 @@ from pathlib import Path
 import msgspec
 
 from breakeven.errors import UserError
+from breakeven.model.quality.posterior import AREAS
 
 _EVALUATION_SCHEMA = "breakeven.evaluate/1"
 MOST_BYTES = 64 * 2**20
 """No file of scores is larger; results of lm-eval with every sample are another file."""
 _METRICS = ("exact_match", "acc_norm", "acc", "pass@1", "f1", "prompt_level_strict_acc")
 """lm-eval's metrics that are shares solved, the first there is of a task."""
+_FILE_FORMAT = re.compile(
+    r"[-.](ud-)?(i?q\d_\w+|mxfp4(_moe)?|nvfp4|bf16|f16|f32|fp8|int[48])(-\d{5}-of-\d{5})?$", re.IGNORECASE
+)
+"""What a file's name says after the model's."""
 
 
 class OwnScore(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +47,8 @@ class OwnScore(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"score {self.score} is no share from 0 to 1")
         if self.n < 1:
             raise ValueError(f"n is {self.n}; it is how many tasks were asked")
+        if self.area is not None and self.area not in AREAS and not re.fullmatch(r"[a-z]{2,3}(-\w+)*", self.area):
+            raise ValueError(f"area {self.area!r} is none of {', '.join(AREAS)}, nor a language's code")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,8 @@ class OwnScores:
     scores: tuple[OwnScore, ...]
 
     def of_area(self, area: str, *, is_language: bool) -> tuple[OwnScore, ...]:
-        """Those that tell of `area`: those of a language for that language, the rest for the others."""
+        """Those that tell of `area`: of a language those in it; of another area all that name no other area, in
+        whatever language."""
         if is_language:
             return tuple(s for s in self.scores if s.language == area or s.area == area)
         return tuple(s for s in self.scores if s.area in (None, area))
@@ -125,10 +133,12 @@ class _Evaluation(msgspec.Struct):
 def _of_evaluation(name: str, whole: object) -> Iterator[OwnScore]:
     try:
         evaluation = msgspec.convert(whole, _Evaluation)
-        for model in evaluation.models:
+        bare = [_FILE_FORMAT.sub("", model.name.removesuffix(".gguf")) for model in evaluation.models]
+        for model, name_only in zip(evaluation.models, bare, strict=True):
             for task in model.tasks:
                 yield OwnScore(
-                    model=model.name,
+                    # Scores of two files are not two scores of one model.
+                    model=name_only if bare.count(name_only) == 1 else model.name,
                     # Answers chosen by likelihood do not compare with those generated.
                     task=f"{task.name} ({task.language}, {task.method})",
                     score=task.solved.value,

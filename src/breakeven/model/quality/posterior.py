@@ -114,7 +114,7 @@ def is_language(area: str) -> bool:
 @dataclass(frozen=True, slots=True)
 class Found:
     """A model's posterior in one area. `key`: NAME#MODE of whose scores these are. `shared`: its part in the doubts
-    in common."""
+    in common, those of scored models and then those of guesses by size."""
 
     key: str
     series: str
@@ -192,8 +192,12 @@ def _by_size(model: str | ModelSpec, kins: Sequence[Kin], area: str) -> Found:
     note = "no scores: a guess from parameters, total and active, and date" + (
         f"; others of the {kin.series} series have scores" if known else ""
     )
+    eigen, vectors = np.linalg.eigh(np.array(size.covariance))
+    rank = len(next(iter(ability_data().models.values())).at[AREAS[0]]) - 2
+    # Behind the doubts that scored models share, those in the rule by size, which all guesses have in common.
+    shared = (*[0.0] * rank, *(float(part) for part in x @ (vectors * np.sqrt(np.maximum(eigen, 0)))))
     value = float(x @ np.array(size.coefficients)) + effect
-    return Found(f"{kin.release}#{mode}", kin.series, value, math.sqrt(var), (), "size", 0, 0, note)
+    return Found(f"{kin.release}#{mode}", kin.series, value, math.sqrt(var), shared, "size", 0, 0, note)
 
 
 def year_of(date: str) -> float:
@@ -230,8 +234,10 @@ def _of_kin(one: Found, other: Found, area: str) -> float:
     order = data.series.get(one.series, [])
     if one.key not in order or other.key not in order:
         # One of them is known by its size: it has the series in common with the other, and no more.
-        sizes = data.sizes[area if area in data.sizes else ELSEWHERE].series
-        return sizes[one.series][1] ** 2 if one.series in sizes else 0.0
+        size = data.sizes[area if area in data.sizes else ELSEWHERE]
+        if one.series in size.series:
+            return size.series[one.series][1] ** 2
+        return size.series_sd**2 if one.source == other.source == "size" else 0.0
     i, j = sorted((order.index(one.key), order.index(other.key)), reverse=True)
     triangles = data.kin[one.series]
     return triangles[area if area in triangles else ELSEWHERE][i * (i - 1) // 2 + j]
