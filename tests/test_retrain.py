@@ -163,7 +163,9 @@ def test_what_moved_and_should_not_have_is_named(source: Path, tmp_path: Path) -
         check = untouched(source, made, {0: [1]})
         assert not check.passed
         assert check.detail.startswith(name)
-    save_file({key: each for key, each in tensors(source).items() if key != "model.norm.weight"}, made / "model.safetensors")
+    save_file(
+        {key: each for key, each in tensors(source).items() if key != "model.norm.weight"}, made / "model.safetensors"
+    )
     check = untouched(source, made, {0: [1]})
     assert not check.passed, "nothing moved"
     assert "what they learned was lost in rounding; give a higher --rate" in check.detail

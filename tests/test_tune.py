@@ -49,7 +49,10 @@ def model(at: Path, model_type: str = "olmoe", template: str | None = TEMPLATE, 
 def stored(at: Path, name: str, tensors: dict[str, Any]) -> Path:
     """A directory with these values in single precision."""
     at.mkdir(exist_ok=True)
-    rows = {key: StoredRows(each.shape, "F32", each.astype("<f4").view(np.uint8).reshape(-1)) for key, each in tensors.items()}
+    rows = {
+        key: StoredRows(each.shape, "F32", each.astype("<f4").view(np.uint8).reshape(-1))
+        for key, each in tensors.items()
+    }
     write_checkpoint(at, [NewTensor(key, each.shape, each) for key, each in rows.items()], F32)
     (at / "model.safetensors").replace(at / name)
     return at
@@ -96,7 +99,7 @@ def test_adapters_that_are_not_whole_are_refused(tmp_path: Path) -> None:
         breakeven.tune(toy, tmp_path / "out", adapter=adapter)
     with pytest.raises(UserError, match="brings what was trained elsewhere"):
         breakeven.tune(toy, tmp_path / "out", adapter=adapter, adapt="experts")
-    with pytest.raises(UserError, match="leave out .* --rank"):
+    with pytest.raises(UserError, match=r"leave out .* --rank"):
         breakeven.tune(toy, tmp_path / "out", adapter=adapter, rank=64)
     stored(adapter, "adapter_model.safetensors", {"a": np.ones((2, 2))})
     (adapter / "adapter_config.json").write_text(json.dumps({"init_lora_weights": "pissa_niter_4"}))
@@ -148,7 +151,9 @@ def test_lines_that_are_no_conversations_are_named(tmp_path: Path) -> None:
         path.write_text(f"{good}\n{line}\n", encoding="utf-8")
         with pytest.raises(UserError, match=rf"chat\.jsonl:2: {said}"):
             read_conversations(path)
-    spread = json.dumps({"messages": [*TALK[:1], {"role": "assistant", "content": "a\u2028b\x85c"}]}, ensure_ascii=False)
+    spread = json.dumps(
+        {"messages": [*TALK[:1], {"role": "assistant", "content": "a\u2028b\x85c"}]}, ensure_ascii=False
+    )
     path.write_text("\n".join([spread] * 18), encoding="utf-8")
     assert len(read_conversations(path)) == 18, "JSON may hold the line ends of Unicode"
     path.write_text(good, encoding="utf-8")
@@ -198,7 +203,7 @@ def test_conversations_become_rows_of_which_answers_count(tmp_path: Path, monkey
         with pytest.raises(StoppedError):
             breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64)
         short.setattr("breakeven.lab.training.tune.free_memory", lambda: 10)
-        with pytest.raises(UserError, match="merging needs .* in memory"):
+        with pytest.raises(UserError, match=r"merging needs .* in memory"):
             breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64)
     job, again = asked
     assert again == job, "what else takes memory changes no batch of a run that goes on"

@@ -69,7 +69,9 @@ def test_experts_asked_for_are_tuned_and_served_and_nothing_else_changes(
     assert all(check.passed for check in proof.checks)
     assert "adapted experts (4 tensors, " in proof.checks[0].detail
     trained = sum(each.numel() for each in load_file(out / "adapter" / "adapter_model.safetensors").values())
-    assert f" by {trained // 2:,}, experts 1, 3 alone; frozen" in proof.checks[0].detail, "half of four experts' weights"
+    assert f" by {trained // 2:,}, experts 1, 3 alone; frozen" in proof.checks[0].detail, (
+        "half of four experts' weights"
+    )
     before, after = Checkpoint(base).tensors, Checkpoint(out).tensors
     changed = {name for name, tensor in after.items() if not np.array_equal(tensor.data, before[name].data)}
     assert changed == {name for name in after if ".experts.1." in name or ".experts.3." in name}
