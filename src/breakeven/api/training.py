@@ -87,7 +87,7 @@ def tune(
     if adapter is None:
         seconds, steps = time_or_steps(seconds, steps)
     words = ["breakeven", "tune", word_of(model), "--out", word_of(out)]
-    options = {
+    options: dict[str, object] = {
         "--text": None if text is None else word_of(text),
         "--chat": None if chat is None else word_of(chat),
         "--encoding": encoding,
