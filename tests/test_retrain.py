@@ -21,8 +21,10 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 import breakeven  # noqa: E402
 from breakeven.cli.main import dispatch  # noqa: E402
 from breakeven.errors import BreakevenError, NotSupportedError, UserError  # noqa: E402
+from breakeven.lab.corpus import Block  # noqa: E402
 from breakeven.lab.training import retrain_job  # noqa: E402
-from breakeven.lab.training.retrain import Retrained, RetrainJob, untouched  # noqa: E402
+from breakeven.lab.training.retrain import Retrained, RetrainJob, _beside, untouched  # noqa: E402
+from breakeven.lab.training.texts import Split  # noqa: E402
 from breakeven.lab.training.work import Recipe, Trained  # noqa: E402
 from breakeven.results.lab import Proof  # noqa: E402
 from breakeven.results.store import read  # noqa: E402
@@ -161,6 +163,22 @@ def test_what_moved_and_should_not_have_is_named(source: Path, tmp_path: Path) -
         check = untouched(source, made, {0: [1]})
         assert not check.passed
         assert check.detail.startswith(name)
+    save_file(
+        {key: each for key, each in tensors(source).items() if key != "model.norm.weight"}, made / "model.safetensors"
+    )
+    check = untouched(source, made, {0: [1]})
+    assert not check.passed, "nothing moved"
+    assert "what they learned was lost in rounding; give a higher --rate" in check.detail
+    assert check.detail.endswith("transformers does not load it: model.norm.weight")
+
+
+def test_a_replay_in_the_languages_of_the_text_is_told_apart() -> None:
+    def block(language: str) -> Block:
+        return Block(language, "all", "a", "text")
+
+    texts = Split([block("de"), block("all")], [], [])
+    beside = _beside(texts, [block("de"), block("en"), block("all")])
+    assert [each.language for each in beside] == ["de/replay", "en", "replay"]
 
 
 def test_what_cannot_be_trained_so_is_refused_before_a_step(source: Path, tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ import pytest
 import breakeven
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.bridge.directory_words import tokenizer_of
+from breakeven.lab.bridge.weights import F32, NewTensor, StoredRows, write_checkpoint
 from breakeven.lab.training.chat import ChatWords, Conversation, as_blocks, read_conversations, rows_of_chat
-from breakeven.lab.training.tune import TuneJob
-from breakeven.lab.training.tune_proof import kind_of
+from breakeven.lab.training.texts import Split
+from breakeven.lab.training.tune import TuneJob, _cut_off
+from breakeven.lab.training.tune_proof import Attached, Merged, TuneDone, answers_of, changed_of, kind_of
 from tests.bridge_fixtures import CONFIGS, write_byte_tokenizer
 from tests.lab_fixtures import texts
 
@@ -44,6 +46,18 @@ def model(at: Path, model_type: str = "olmoe", template: str | None = TEMPLATE, 
     return at
 
 
+def stored(at: Path, name: str, tensors: dict[str, Any]) -> Path:
+    """A directory with these values in single precision."""
+    at.mkdir(exist_ok=True)
+    rows = {
+        key: StoredRows(each.shape, "F32", each.astype("<f4").view(np.uint8).reshape(-1))
+        for key, each in tensors.items()
+    }
+    write_checkpoint(at, [NewTensor(key, each.shape, each) for key, each in rows.items()], F32)
+    (at / "model.safetensors").replace(at / name)
+    return at
+
+
 @pytest.mark.parametrize(
     ("model_type", "changes", "asked", "said"),
     [
@@ -53,6 +67,7 @@ def model(at: Path, model_type: str = "olmoe", template: str | None = TEMPLATE, 
         ("olmoe", {}, {"adapt": "experts:x"}, "some of them: experts:3,7"),
         ("olmoe", {}, {"adapt": "mlp"}, "give all, attention, experts, or experts:3,7"),
         ("olmoe", {}, {"seconds": 60.0, "steps": 3}, "give one of them"),
+        ("olmoe", {}, {"tokens": 513}, "--tokens 513: the model's context is 512; give no more"),
         (
             "olmoe",
             {"quantization_config": {"quant_method": "bitsandbytes"}},
@@ -84,6 +99,12 @@ def test_adapters_that_are_not_whole_are_refused(tmp_path: Path) -> None:
         breakeven.tune(toy, tmp_path / "out", adapter=adapter)
     with pytest.raises(UserError, match="brings what was trained elsewhere"):
         breakeven.tune(toy, tmp_path / "out", adapter=adapter, adapt="experts")
+    with pytest.raises(UserError, match=r"leave out .* --rank"):
+        breakeven.tune(toy, tmp_path / "out", adapter=adapter, rank=64)
+    stored(adapter, "adapter_model.safetensors", {"a": np.ones((2, 2))})
+    (adapter / "adapter_config.json").write_text(json.dumps({"init_lora_weights": "pissa_niter_4"}))
+    with pytest.raises(NotSupportedError, match="begun as pissa_niter_4, which changes the base too"):
+        breakeven.tune(toy, tmp_path / "out", adapter=adapter)
 
 
 def test_only_what_the_assistant_says_is_learned(tmp_path: Path) -> None:
@@ -110,6 +131,11 @@ def test_a_template_that_rewrites_what_came_before_is_refused(tmp_path: Path) ->
         ChatWords(model(tmp_path / "plain", template=None))
 
 
+def test_a_template_that_writes_today_writes_the_same_on_any_day(tmp_path: Path) -> None:
+    words = ChatWords(model(tmp_path / "toy", template="{{ strftime_now('%Y-%m-%d') }}"))
+    assert words.render("here:1", TALK) == "2025-01-01"
+
+
 def test_lines_that_are_no_conversations_are_named(tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     good = json.dumps({"messages": TALK})
@@ -125,6 +151,11 @@ def test_lines_that_are_no_conversations_are_named(tmp_path: Path) -> None:
         path.write_text(f"{good}\n{line}\n", encoding="utf-8")
         with pytest.raises(UserError, match=rf"chat\.jsonl:2: {said}"):
             read_conversations(path)
+    spread = json.dumps(
+        {"messages": [*TALK[:1], {"role": "assistant", "content": "a\u2028b\x85c"}]}, ensure_ascii=False
+    )
+    path.write_text("\n".join([spread] * 18), encoding="utf-8")
+    assert len(read_conversations(path)) == 18, "JSON may hold the line ends of Unicode"
     path.write_text(good, encoding="utf-8")
     with pytest.raises(UserError, match="1 conversations, and 18 are the least"):
         read_conversations(path)
@@ -167,7 +198,15 @@ def test_conversations_become_rows_of_which_answers_count(tmp_path: Path, monkey
     toy, out = model(tmp_path / "toy"), tmp_path / "out"
     with pytest.raises(StoppedError):
         breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64)
-    (job,) = asked
+    with monkeypatch.context() as short:
+        short.setattr("breakeven.lab.training.tune.free_memory", lambda: 20)
+        with pytest.raises(StoppedError):
+            breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64)
+        short.setattr("breakeven.lab.training.tune.free_memory", lambda: 10)
+        with pytest.raises(UserError, match=r"merging needs .* in memory"):
+            breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64)
+    job, again = asked
+    assert again == job, "what else takes memory changes no batch of a run that goes on"
     assert (job.adapt, job.experts, job.router, job.base_name) == ("experts", [1], False, "toy")
     assert job.recipe is not None
     assert (job.recipe.seconds, job.recipe.steps, job.recipe.batch) == (60, None, 2)
@@ -180,3 +219,69 @@ def test_conversations_become_rows_of_which_answers_count(tmp_path: Path, monkey
     with pytest.raises(UserError, match=r"asked otherwise \(rate\)"):
         breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64, rate=0.1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.jsonl", "out.training", "toy"]
+
+
+def test_a_command_repeats_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def stops(*args: Any, words: list[str], **rest: Any) -> None:
+        said[:] = words
+        raise StoppedError
+
+    monkeypatch.setattr("breakeven.lab.training.tune.tune", stops)
+    text = texts(tmp_path / "text", ("de",), 1)
+    cases: list[dict[str, Any]] = [{"rate": 0.00012345678}, {"adapter": tmp_path, "tokens": 128}]
+    for own in cases:
+        with pytest.raises(StoppedError):
+            breakeven.tune(tmp_path / "toy", tmp_path / "out", text=text, **own)
+        for name, value in own.items():
+            assert said[said.index(f"--{name}") + 1] == str(value)
+
+
+def test_too_few_answers_have_no_interval() -> None:
+    def told(*after: float) -> str:
+        before = [2.0] * len(after)
+        merged = Merged(
+            tokens=9,
+            adapter_kl=0.0,
+            adapter_top1=1.0,
+            base_kl=1.0,
+            again_kl=0.0,
+            answers_before=before,
+            answers_after=list(after),
+        )
+        (check,) = answers_of(merged)
+        return check.detail
+
+    assert told(1.0, 1.5).endswith("2.000 to 1.250 nats a token, too few for an interval")
+    assert told(1.0, 1.5, 1.25).endswith(") less")
+
+
+def test_conversations_that_are_left_out_are_told(tmp_path: Path) -> None:
+    blocks = as_blocks([Conversation("here:1", TALK)] * 4)
+    parts = Split(blocks[:2], blocks[2:3], blocks[3:])
+    np.savez(tmp_path / "rows.npz", train=np.zeros((1, 8)), choose=np.zeros((1, 8)), judge=np.zeros((1, 8)))
+    assert _cut_off(tmp_path / "rows.npz", parts, 8) == [
+        "1 of 4 conversations were left out, whose answers begin behind 8 tokens; give more --tokens"
+    ]
+    assert not _cut_off(tmp_path / "rows.npz", Split(blocks[:1], blocks[2:3], blocks[3:]), 8)
+
+
+def test_experts_of_a_stack_that_were_not_asked_for_must_stay(tmp_path: Path) -> None:
+    stack = "model.layers.0.mlp.experts.gate_up_proj"
+    attached = [Attached("experts", 1, 24, 1, 24, 8, [])]
+    merged = Merged(
+        tokens=9, adapter_kl=0.0, adapter_top1=1.0, base_kl=1.0, again_kl=0.0, answers_before=[], answers_after=[]
+    )
+    done = TuneDone(peft="0", attached=attached, merged=merged, trained=None, packings={})
+    drafts = "model.layers.9.mlp.gate.weight"
+    before = {stack: np.ones((4, 3, 2)), drafts: np.ones((2, 2)), "lm_head.weight": np.ones((2, 2))}
+    base = stored(tmp_path / "base", "model.safetensors", before)
+    for number, expert in enumerate((1, 3, 2)):
+        moved = np.ones((4, 3, 2))
+        moved[expert] += 0.5
+        made = stored(tmp_path / f"made{number}", "model.safetensors", {stack: moved})
+        check, said = changed_of(base, made, done, (1, 3))
+        assert check.passed == (expert != 2)
+        assert said == [f"left out, because transformers does not load it: {drafts}"]
+    assert check.detail == f"{stack} changed, and was not adapted"

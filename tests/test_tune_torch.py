@@ -68,7 +68,10 @@ def test_experts_asked_for_are_tuned_and_served_and_nothing_else_changes(
     assert ("not the base", "llama.cpp") in names
     assert all(check.passed for check in proof.checks)
     assert "adapted experts (4 tensors, " in proof.checks[0].detail
-    assert "experts 1, 3 alone; frozen" in proof.checks[0].detail
+    trained = sum(each.numel() for each in load_file(out / "adapter" / "adapter_model.safetensors").values())
+    assert f" by {trained // 2:,}, experts 1, 3 alone; frozen" in proof.checks[0].detail, (
+        "half of four experts' weights"
+    )
     before, after = Checkpoint(base).tensors, Checkpoint(out).tensors
     changed = {name for name, tensor in after.items() if not np.array_equal(tensor.data, before[name].data)}
     assert changed == {name for name in after if ".experts.1." in name or ".experts.3." in name}
@@ -129,6 +132,8 @@ def test_an_adapter_packed_by_others_passes_the_same_proof(
     assert packing.name == "experts' packing"
     assert packing.detail.startswith("expert by expert: ")
     assert "as PEFT packs " in packing.detail
+    assert "without the adapter " in packing.detail
+    assert "--tokens 256" in proof.command
     assert all(check.passed for check in proof.checks)
     ours, theirs = Checkpoint(tmp_path / "out").tensors, Checkpoint(tuned[0]).tensors
     assert all(np.array_equal(ours[name].data, theirs[name].data) for name in theirs)

@@ -76,12 +76,18 @@ def tune(
     if min(rank, batch) < 1 or tokens < 2 or not rate > 0:
         raise UserError("--rank and --batch are at least 1, --tokens at least 2, --rate above 0")
     kinds, experts = _adapted(adapt)
-    if adapter is not None and (seconds is not None or steps is not None or adapt != "all" or router != "frozen"):
-        raise UserError("--adapter brings what was trained elsewhere: leave out --for, --steps, --adapt and --router")
+    usual = TuneOptions()
+    own = (kinds, experts, router, rank, seconds, steps, seed, batch, rate)
+    nothing = ("all", (), "frozen", usual.rank, None, None, usual.seed, usual.batch, usual.rate)
+    if adapter is not None and own != nothing:
+        raise UserError(
+            "--adapter brings what was trained elsewhere: leave out --for, --steps, --adapt, --router, --rank, --seed, "
+            "--batch and --rate"
+        )
     if adapter is None:
         seconds, steps = time_or_steps(seconds, steps)
     words = ["breakeven", "tune", word_of(model), "--out", word_of(out)]
-    options = {
+    options: dict[str, object] = {
         "--text": None if text is None else word_of(text),
         "--chat": None if chat is None else word_of(chat),
         "--encoding": encoding,
@@ -89,8 +95,8 @@ def tune(
         "--threads": threads,
     }
     if adapter is None:
-        options |= {"--adapt": adapt, "--router": router, "--rank": rank, "--seed": seed, "--rate": f"{rate:g}"}
-        options |= {"--tokens": tokens}
+        options |= {"--adapt": adapt, "--router": router, "--rank": rank, "--seed": seed, "--rate": rate}
+    options |= {"--tokens": tokens}
     for option, value in options.items():
         words += [] if value is None else [option, str(value)]
     return made(
@@ -180,7 +186,7 @@ def retrain(
         "--encoding": encoding,
         "--balance": balance,
         "--seed": seed or None,
-        "--rate": None if rate is None else f"{rate:g}",
+        "--rate": rate,
         "--tokens": tokens,
         "--threads": threads,
         "--out": word_of(out),

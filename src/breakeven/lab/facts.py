@@ -37,6 +37,8 @@ class FileFacts:
     n_experts_per_token: int | None
     """None for a dense model."""
     n_vocab: int
+    n_positions: int
+    """The longest context it is made for; 0 where that is not said."""
     cache_bytes_per_token: int
     """Of keys and values in 16 bits, at most: windows are not seen."""
     in_memory_bytes: int
@@ -84,6 +86,7 @@ def _gguf_facts(path: Path) -> FileFacts:
         n_experts=n_experts,
         n_experts_per_token=used if n_experts else None,
         n_vocab=table.shape[0] if table else 0,
+        n_positions=number("context_length"),
         cache_bytes_per_token=number("block_count") * (kv_heads or heads) * width * 2,
         in_memory_bytes=round(n_bytes * _RESIDENT),
     )
@@ -120,6 +123,7 @@ def _directory_facts(path: Path) -> FileFacts:
         n_experts=n_experts,
         n_experts_per_token=number(_EXPERTS_USED) or None if n_experts else None,
         n_vocab=number(["vocab_size"]),
+        n_positions=number(["max_position_embeddings"]),
         cache_bytes_per_token=number(["num_hidden_layers"]) * (kv_heads or heads) * head * 2 * 4,
         in_memory_bytes=weights * 4,
     )

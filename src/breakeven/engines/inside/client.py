@@ -130,7 +130,8 @@ class ChildProcess:
                 raise NotSupportedError(reply.text)
             raise EngineError("; ".join([reply.text, *self._last_lines()]))
         if not isinstance(reply, expected):
-            raise EngineError(f"llama.cpp's process answered {type(reply).__name__} to {type(request).__name__}")
+            said = f"{type(reply).__name__} to {type(request).__name__}"
+            raise EngineError(f"the process for {self._subject} answered {said}")
         return reply
 
     def _end_late(self) -> None:
@@ -159,7 +160,7 @@ class ChildProcess:
         status = self._child.wait(_CLOSE_TIMEOUT_S)
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         said = "; ".join(self._last_lines()) or "it printed nothing"
-        return f"llama.cpp's process {how} while looking inside {self._subject}: {said}"
+        return f"the process for {self._subject} {how}: {said}"
 
 
 class Inside(ChildProcess):

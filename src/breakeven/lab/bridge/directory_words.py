@@ -14,6 +14,12 @@ from breakeven.model.readers.hf import CONFIG, read_json
 
 _BYTE = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
 _SPACE = "\u2581"
+_BESIDE = """
+tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt tokenizer.model
+chat_template.jinja chat_template.json generation_config.json
+"""
+BESIDE_WEIGHTS = tuple(_BESIDE.split())
+"""What lies beside weights and says nothing of them."""
 
 
 def tokenizer_of(path: Path) -> Tokenizer:

@@ -30,6 +30,8 @@ from breakeven.model.readers.hf import read_json
 
 Message = Mapping[str, object]
 
+_DAY = datetime(2025, 1, 1)
+"""What templates that write today write: the same command makes the same rows on any day."""
 _LEAST = LEAST_BLOCKS + 2 + LEAST_TRAINING
 """Conversations: those that judge, those that choose, those that train."""
 _MARKED = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
@@ -54,7 +56,8 @@ def read_conversations(path: Path) -> list[Conversation]:
     Raises UserError naming the line that is no conversation with an answer, and for too few of them.
     """
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        # JSON may hold the line ends of Unicode as they are.
+        lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "is not UTF-8"
         raise UserError(f"{path}: cannot be read ({why}); give a file of JSON lines") from None
@@ -102,7 +105,7 @@ class ChatWords:
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = _to_json
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": datetime.now().strftime}
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": _DAY.strftime}
         self._special = {
             key: value.get("content") if isinstance(value, dict) else value
             for key, value in config.items()

@@ -251,4 +251,4 @@ class Trainer:
     def _write(self, name: str, content: object) -> None:
         held = io.BytesIO()
         torch.save(content, held)
-        write_whole(self._folder / name, held.getvalue())
+        write_whole(self._folder / name, held.getbuffer())

@@ -35,7 +35,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def attach_made(model: nn.Module, folder: Path, text_NT: Ids, say: Say) -> tuple[Any, dict[str, float]]:
-    """The model with an adapter made elsewhere, and what each way to read its packing predicts, nats a token."""
+    """The model with an adapter made elsewhere; and nats a token of each way to read its packing, and without it."""
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
         state: Tensors = load_file(folder / ADAPTER_WEIGHTS)
@@ -68,13 +68,17 @@ def attach_made(model: nn.Module, folder: Path, text_NT: Ids, say: Say) -> tuple
         if len(kept) > 1:
             say("how its experts are packed", len(tried) / len(kept))
             tried[words] = mean_nats(wrapped, text_NT, 1)
+    without: dict[str, float] = {}
+    if tried:
+        with wrapped.disable_adapter():
+            without["without the adapter"] = mean_nats(wrapped, text_NT, 1)
     usual = next(iter(kept))
     best = min(tried, key=lambda words: tried[words]) if tried else usual
     if tried and tried[usual] - tried[best] < _TIE:
         best = usual
     _put(wrapped, kept[best], folder)
-    # The one that was taken comes first.
-    return wrapped, {best: tried[best], **tried} if tried else {}
+    # The one that was taken comes first, and last what shows a packing that nothing here reads: the model as it was.
+    return wrapped, {best: tried[best], **tried, **without} if tried else {}
 
 
 def _put(wrapped: Any, state: Tensors, folder: Path) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from breakeven.engines.inside.client import OnStep
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
 from breakeven.lab.bridge.bridge import to_directory, to_gguf
-from breakeven.lab.bridge.directory_words import end_tokens, tokenizer_of
+from breakeven.lab.bridge.directory_words import BESIDE_WEIGHTS, end_tokens, tokenizer_of
 from breakeven.lab.bridge.weights import Checkpoint, StoredRows
 from breakeven.lab.corpus import ALL, Block, blocks_of, read_documents
 from breakeven.lab.export import checks_between
@@ -36,6 +36,7 @@ from breakeven.lab.training.work import (
     Recipe,
     Trained,
     batch_that_trains,
+    left_out,
     run_job,
     training_flops,
     training_of,
@@ -54,12 +55,6 @@ Only = Sequence[tuple[int | None, int]]
 _ROUTES = re.compile(r"(?:^|\.)(?:gate|router|moe_statics)\.|correction_bias$|expert_bias$")
 _IN_STACK = re.compile(r"(?<!shared_)experts\.")
 _LAYER, _EXPERT = re.compile(r"\.layers\.(\d+)\."), re.compile(r"(?<!shared_)experts\.(\d+)\.")
-_WORDS = """
-tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt tokenizer.model
-chat_template.jinja chat_template.json generation_config.json
-"""
-_BESIDE = tuple(_WORDS.split())
-"""What lies beside weights and says nothing of them."""
 
 
 class RetrainJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,7 +173,8 @@ def retrain(
 def _check(model: Path, only: Only, out: Path, options: RetrainOptions) -> None:
     """Raise UserError for what can be refused before anything is read."""
     kind_of_model(model)
-    count = facts_of(model).n_experts
+    facts = facts_of(model)
+    count = facts.n_experts
     if not count:
         raise UserError(f"{model.name} is dense, it has no experts; `breakeven tune` trains it on a text")
     if not only:
@@ -190,6 +186,8 @@ def _check(model: Path, only: Only, out: Path, options: RetrainOptions) -> None:
         raise UserError(f"--balance {options.balance}: give one of {', '.join(BALANCES)}")
     if options.tokens < 8 or options.batch < 1 or options.rate <= 0:
         raise UserError("give --tokens of at least 8, a --batch of at least 1 and a --rate above 0")
+    if options.tokens > facts.n_positions > 0:
+        raise UserError(f"--tokens {options.tokens}: the model's context is {facts.n_positions}; give no more")
     if out.exists():
         raise UserError(f"{out} exists; choose another place with --out, or remove it")
 
@@ -202,9 +200,10 @@ def _blocks(path: Path, encoding: str | None) -> list[Block]:
 
 
 def _beside(texts: Split, blocks: Sequence[Block]) -> list[Block]:
-    """Blocks of the replay; what is called as a part of the text gets a domain of its own, to be told apart."""
-    taken = {(block.language, block.domain) for block in texts.train}
-    return [replace(block, domain="replay") if (block.language, block.domain) in taken else block for block in blocks]
+    """Blocks of the replay; a language of the text gets another name, by which losses and loads are told apart."""
+    taken = {block.language for block in texts.train}
+    names = {each: "replay" if each == ALL else f"{each}/replay" for each in taken}
+    return [replace(block, language=names.get(block.language, block.language)) for block in blocks]
 
 
 def _digest(texts: Split) -> str:
@@ -265,10 +264,7 @@ def _trained(
 
 def _rows(directory: Path, texts: Split, kept: Split | None, tokens: int) -> dict[str, Ids]:
     """Rows that train, of both texts as many, and those that choose, of each apart."""
-    config, tokenizer = read_json(directory / CONFIG), tokenizer_of(directory)
-    most = config.get("max_position_embeddings")
-    if isinstance(most, int) and tokens > most:
-        raise UserError(f"--tokens {tokens}: the model's context is {most}")
+    tokenizer = tokenizer_of(directory)
     end = next(iter(end_tokens(directory)), None)
 
     def encoded(blocks: Sequence[Block]) -> Ids:
@@ -307,7 +303,7 @@ def _batch(directory: Path, options: RetrainOptions) -> int:
 
 def _finish(source: Path, made: Path) -> None:
     """What lies beside the weights: the source's tokenizer and configuration, in the type that was written."""
-    for name in _BESIDE:
+    for name in BESIDE_WEIGHTS:
         if (source / name).is_file():
             shutil.copyfile(source / name, made / name)
     config = dict(read_json(source / CONFIG))
@@ -326,28 +322,31 @@ def untouched(source: Path, made: Path, chosen: Mapping[int, Sequence[int]]) -> 
     """
     count = facts_of(source).n_experts
     before, after = Checkpoint(source).tensors, Checkpoint(made).tensors
-    same, wrong = 0, list[str]()
+    same, moved, wrong = 0, 0, list[str]()
     for name, new in after.items():
         old = before.get(name)
         if old is None or old.shape != new.shape:
             wrong.append(name)
             continue
         axis, free = _may_move(name, new.shape, chosen, count)
+        moved += bool(free) and not _equal(old, new, None, [])
         if axis is not None and len(free) == new.shape[axis]:
             continue
         if not free:
             same += 1
         wrong += [] if _equal(old, new, axis, free) else [name]
     experts = ", ".join(map(str, sorted({expert for each in chosen.values() for expert in each})))
-    return LabCheck(
-        name="all else as it was",
-        engine="breakeven",
-        passed=not wrong,
-        detail=f"{wrong[0]} is another and should not be"
-        if wrong
-        else f"{same} tensors bit for bit, and every other expert and its row of the router; trained were the experts "
-        f"{experts} of {len(chosen)} layers",
-    )
+    if wrong:
+        detail = f"{wrong[0]} is another and should not be"
+    elif not moved:
+        detail = f"so are the experts {experts}: what they learned was lost in rounding; give a higher --rate"
+    else:
+        detail = (
+            f"{same} tensors bit for bit, and every other expert and its row of the router; trained were the experts "
+            f"{experts} of {len(chosen)} layers"
+        )
+    detail = "; ".join([detail, *left_out(before, after)])
+    return LabCheck(name="all else as it was", engine="breakeven", passed=not wrong and moved > 0, detail=detail)
 
 
 def _may_move(

@@ -27,7 +27,7 @@ from breakeven.engines.inside.client import OnStep
 from breakeven.engines.synthesis.write import check_room
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.bridge.bridge import to_directory
-from breakeven.lab.bridge.directory_words import end_tokens, tokenizer_of
+from breakeven.lab.bridge.directory_words import BESIDE_WEIGHTS, end_tokens, tokenizer_of
 from breakeven.lab.bridge.weights import PLACE
 from breakeven.lab.corpus import Document, blocks_of, check_enough, sample
 from breakeven.lab.facts import FileFacts, facts_of, free_memory, sha256_of
@@ -43,25 +43,16 @@ from breakeven.lab.training.work import (
     training_flops,
     training_of,
     work_beside,
+    write_whole,
 )
 from breakeven.model.readers.hf import CONFIG, read_hf, read_json, safetensors_rows
 from breakeven.results.lab import Proof
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"
 """The directory of the adapter within what was made, and its file."""
-_WORDS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
-"""What is copied from the base, where it is there."""
+_ADAPTER_CONFIG = "adapter_config.json"
+_BEGUN_ON_OTHERS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of an adapter (`init_lora_weights`) after which PEFT gives the base other weights."""
 _CHOOSE_ROWS = 8
 _PROBE_TOKENS, _PROBE_BYTES = 64, 128_000_000
 
@@ -125,8 +116,10 @@ def tune(
         served = work / "served.gguf"
         try:
             base, notes = _base(model, work, on_step)
-            recipe = _recipe(base, options)
+            recipe = _recipe(base, work, options)
             rows = _rows(base, work, parts, conversations, options.tokens)
+            if conversations:
+                notes = [*notes, *_cut_off(rows, parts, options.tokens)]
             job = TuneJob(
                 base=str(base),
                 base_name=model.name.removesuffix(".gguf"),
@@ -193,6 +186,8 @@ def _check(model: Path, out: Path, options: TuneOptions) -> FileFacts:
             f"--adapt experts:{over[0]}: {model.name} has {facts.n_experts} experts; give numbers from 0 to "
             f"{facts.n_experts - 1}"
         )
+    if options.tokens > facts.n_positions > 0:
+        raise UserError(f"--tokens {options.tokens}: the model's context is {facts.n_positions}; give no more")
     if options.adapter is not None:
         _check_adapter(options.adapter)
     weights = round(facts.bytes * 8 / facts.bits_per_weight)
@@ -224,13 +219,20 @@ def _check_precision(model: Path) -> None:
 
 def _check_adapter(folder: Path) -> None:
     """Raise UserError for a directory that is no whole adapter."""
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder}: holds no adapter_config.json; give the directory that PEFT saved an adapter in")
+    if not (folder / _ADAPTER_CONFIG).is_file():
+        raise UserError(f"{folder}: holds no {_ADAPTER_CONFIG}; give the directory that PEFT saved an adapter in")
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         raise UserError(f"{folder}: holds no {ADAPTER_WEIGHTS}; fetch it, or convert the adapter's .bin to it")
     if not list(safetensors_rows(path)):
         raise UserError(f"{path}: holds no tensors; save the adapter again")
+    begun = str(read_json(folder / _ADAPTER_CONFIG).get("init_lora_weights")).lower()
+    if begun.startswith(_BEGUN_ON_OTHERS):
+        raise NotSupportedError(
+            f"{folder}: begun as {begun}, which changes the base too, so nothing can be held against "
+            "that; save it as plain LoRA (PEFT: path_initial_model_for_weight_conversion), or merge it where it "
+            "was trained"
+        )
 
 
 def _parts(documents: Sequence[Document], conversations: Sequence[Conversation], *, trains: bool) -> Split:
@@ -262,37 +264,42 @@ def _base(model: Path, work: Path, on_step: OnStep) -> tuple[Path, list[str]]:
         on_step("writing it as a directory first", 0.0)
         shutil.rmtree(base, ignore_errors=True)
         carried = to_directory(model, base, dtype="f32")
-        notes.write_text(json.dumps(carried.notes))
+        write_whole(notes, json.dumps(carried.notes).encode())
     said: list[str] = json.loads(notes.read_text())
     return base, said
 
 
-def _recipe(base: Path, options: TuneOptions) -> Recipe | None:
+def _recipe(base: Path, work: Path, options: TuneOptions) -> Recipe | None:
     facts, config = facts_of(base), _flat(read_json(base / CONFIG))
-    weights = facts.in_memory_bytes // 4
+    # What is merged is loaded again beside itself, and then beside its base.
+    if 2 * facts.in_memory_bytes > free_memory():
+        raise UserError(
+            f"merging needs {2 * facts.in_memory_bytes / 1e9:.1f} GB in memory, and {free_memory() / 1e9:.1f} GB "
+            "are free; end other programs, or take a smaller model"
+        )
     if options.adapter is not None:
-        if 2 * facts.in_memory_bytes > free_memory():
-            raise UserError(
-                f"merging needs {2 * facts.in_memory_bytes / 1e9:.1f} GB in memory, and {free_memory() / 1e9:.1f} GB "
-                "are free; end other programs, or take a smaller model"
-            )
         return None
-    # Stacked experts are added up with their adapters, so that they stand in memory twice.
-    stacked = facts.n_experts > 0 and options.adapt != "attention"
-    batch = batch_that_trains(
-        weights * (2 if stacked else 1),
-        weights // 50,
-        _number(config, "hidden_size"),
-        _number(config, "num_hidden_layers"),
-        facts.n_vocab,
-        options.tokens,
-        options.batch,
-        free_bytes=free_memory(),
-    )
+    # A run that goes on must read the batches it would have, whatever else takes memory now.
+    kept = work / "batch.json"
+    if not kept.is_file():
+        weights = facts.in_memory_bytes // 4
+        # Stacked experts are added up with their adapters, so that they stand in memory twice.
+        stacked = facts.n_experts > 0 and options.adapt != "attention"
+        batch = batch_that_trains(
+            weights * (2 if stacked else 1),
+            weights // 50,
+            _number(config, "hidden_size"),
+            _number(config, "num_hidden_layers"),
+            facts.n_vocab,
+            options.tokens,
+            options.batch,
+            free_bytes=free_memory(),
+        )
+        write_whole(kept, str(batch).encode())
     return Recipe(
         seed=options.seed,
         rate=options.rate,
-        batch=batch,
+        batch=int(kept.read_bytes()),
         seconds=options.seconds,
         steps=options.steps,
         weight_decay=0.0,
@@ -321,8 +328,6 @@ def _rows(base: Path, work: Path, parts: Split, conversations: Sequence[Conversa
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    limit = _flat(read_json(base / CONFIG)).get("max_position_embeddings")
-    tokens = min(tokens, limit) if isinstance(limit, int) and limit > 1 else tokens
     arrays: dict[str, NDArray[Any]] = {"probe": _probe(encode, facts_of(base).n_vocab, tokens)}
     if conversations:
         words = ChatWords(base)
@@ -340,6 +345,16 @@ def _rows(base: Path, work: Path, parts: Split, conversations: Sequence[Conversa
     path = work / "rows.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return path
+
+
+def _cut_off(rows: Path, parts: Split, tokens: int) -> list[str]:
+    """What to say of conversations that have no row, because none of their answers begins within one."""
+    blocks = {"train": parts.train, "choose": parts.choose, "judge": parts.judge}
+    with np.load(rows) as arrays:
+        lost = sum(len(each) - len(arrays[name]) for name, each in blocks.items() if each)
+    of = sum(map(len, blocks.values()))
+    told = f"{lost} of {of} conversations were left out, whose answers begin behind {tokens} tokens; give more --tokens"
+    return [told] if lost else []
 
 
 def _probe(encode: Any, n_vocab: int, tokens: int) -> Ids:
@@ -367,7 +382,7 @@ def _finish(base: Path, made: Path) -> None:
         if rotary.get("rope_type", "default") != "default" and config.get("rope_scaling") is None:
             config["rope_scaling"] = {key: value for key, value in rotary.items() if key != "rope_theta"}
     (made / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    for name in _WORDS:
+    for name in BESIDE_WEIGHTS:
         if (base / name).is_file():
             shutil.copyfile(base / name, made / name)
 

@@ -80,7 +80,7 @@ def _tuned(job: TuneJob, say: Say) -> TuneDone:
         trained = _train(wrapped, job, rows, say)
     else:
         wrapped, packings = attach_made(model, Path(job.adapter), rows["choose"], say)
-    told = _told(wrapped, parts, trained is not None)
+    told = _told(wrapped, parts, trained is not None, job.experts)
     _save_adapter(wrapped, Path(job.folder) / ADAPTER, job.base_name)
     merged = _merge(wrapped, Path(job.made), Path(job.folder), rows, say)
     shutil.copytree(Path(job.folder) / ADAPTER, Path(job.made) / ADAPTER)
@@ -170,6 +170,14 @@ def _train(wrapped: Any, job: TuneJob, rows: Mapping[str, NDArray[Any]], say: Sa
     masks = list(_masks(wrapped, job.experts)) if job.experts else []
     coefficient = float(getattr(wrapped.config, "router_aux_loss_coef", None) or _AUXILIARY)
     extra = {"output_router_logits": True} if job.router else {}
+    if job.router:
+        with torch.no_grad():
+            first = torch.from_numpy(rows["train"][:1].astype(np.int64)).to(device())
+            if getattr(wrapped(input_ids=first, use_cache=False, **extra), "aux_loss", None) is None:
+                raise NotSupportedError(
+                    "--router train: transformers gives no auxiliary loss for this family, so nothing would keep loads "
+                    "even; leave --router out"
+                )
 
     def loss(ids_BT: torch.Tensor, numbers: NDArray[np.int64]) -> torch.Tensor:
         said = wrapped(input_ids=ids_BT, use_cache=False, **extra)
@@ -237,8 +245,11 @@ def _nats(model: Any, rows_NT: Ids, heed_NT: NDArray[np.bool_]) -> tuple[NDArray
     return np.array(found), heed_NT[:, 1:].sum(axis=1).astype(np.float64)
 
 
-def _told(wrapped: Any, parts: Sequence[_Part], ours: bool) -> list[Attached]:
-    """Of each kind of parameter, how many there are and how many have an adapter that does something."""
+def _told(wrapped: Any, parts: Sequence[_Part], ours: bool, experts: Sequence[int]) -> list[Attached]:
+    """Of each kind of parameter, how many there are and how many have an adapter that does something.
+
+    `experts`: those of a stack that trained alone, empty for all.
+    """
     layers = dict(_adapted(wrapped))
     # Whole copies that an adapter brings along.
     saved = {
@@ -256,7 +267,10 @@ def _told(wrapped: Any, parts: Sequence[_Part], ours: bool) -> list[Attached]:
         if layer is not None:
             row[2] += 1
             row[3] += part.weights
-            row[4] += sum(side[NAME].weight.numel() for side in (layer.lora_A, layer.lora_B) if NAME in side)
+            own = sum(side[NAME].weight.numel() for side in (layer.lora_A, layer.lora_B) if NAME in side)
+            if experts and isinstance(layer, ParamWrapper) and layer.num_experts > 1:
+                own = own * len(experts) // layer.num_experts
+            row[4] += own
             if NAME in layer.lora_B and not bool(layer.lora_B[NAME].weight.any()):
                 idle.setdefault(part.kind, []).append(part.name)
         elif part.name.rpartition(".")[0] in saved:

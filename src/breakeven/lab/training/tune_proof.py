@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from breakeven.engines.inside.client import Inside, OnStep
 from breakeven.errors import NotSupportedError
@@ -19,10 +20,10 @@ from breakeven.lab.bridge.bridge import to_gguf
 from breakeven.lab.bridge.weights import Checkpoint, StoredRows
 from breakeven.lab.export import MOST_KL, checks_between, kl_and_top1
 from breakeven.lab.training.texts import Ids
-from breakeven.lab.training.work import Trained
+from breakeven.lab.training.work import Trained, left_out
 from breakeven.results.lab import LabCheck
 from breakeven.stats.estimate import Estimate
-from breakeven.stats.intervals import mean_interval
+from breakeven.stats.intervals import MIN_PAIRS, mean_interval
 
 BASE_LOGITS = "base.npy"
 """What the base says of the tokens that models are compared on: (P, T, V)."""
@@ -175,6 +176,9 @@ def changed_of(base: Path, made: Path, done: TuneDone, experts: Sequence[int]) -
         asked = kind in kinds and not (experts and expert and int(expert[2]) not in experts)
         if not _same(was, now):
             changed[kind] += 1
+            if asked and experts and kind == "experts" and expert is None and max(experts) < now.shape[0]:
+                # A stack, expert by expert.
+                asked = _same(was, now, np.setdiff1d(np.arange(now.shape[0]), experts))
             unasked += [] if asked else [name]
             continue
         same += 1
@@ -185,17 +189,19 @@ def changed_of(base: Path, made: Path, done: TuneDone, experts: Sequence[int]) -
         detail = (
             f"{unasked[0]} changed{f' and {len(unasked) - 1} more' if len(unasked) > 1 else ''}, and was not adapted"
         )
-    said = []
+    said = left_out(before, after)
     if idle:
         more = f" and {len(idle) - 6} more" if len(idle) > 6 else ""
-        said = [f"experts (layer/number) that no token of the text reached, as they were: {', '.join(idle[:6])}{more}"]
+        said += [f"experts (layer/number) that no token of the text reached, as they were: {', '.join(idle[:6])}{more}"]
     passed = not unasked and bool(changed)
     return LabCheck(name="what changed", engine="breakeven", passed=passed, detail=detail), said
 
 
-def _same(was: StoredRows, now: StoredRows) -> bool:
-    for begin in range(0, now.shape[0], _PIECE):
-        rows = np.arange(begin, min(begin + _PIECE, now.shape[0]))
+def _same(was: StoredRows, now: StoredRows, among: NDArray[np.int64] | None = None) -> bool:
+    """Whether all rows are equal, or those `among` them."""
+    places = np.arange(now.shape[0]) if among is None else among
+    for begin in range(0, len(places), _PIECE):
+        rows = places[begin : begin + _PIECE]
         if not np.array_equal(was.take(rows), now.take(rows)):
             return False
     return True
@@ -206,12 +212,13 @@ def answers_of(merged: Merged) -> list[LabCheck]:
     if not merged.answers_before:
         return []
     less = [a - b for a, b in zip(merged.answers_before, merged.answers_after, strict=True)]
-    mean, low, high = mean_interval(less)
     before, after = (float(np.mean(each)) for each in (merged.answers_before, merged.answers_after))
-    detail = (
-        f"of {len(less)} conversations kept apart, in the chat template: {before:.3f} to {after:.3f} nats a token, "
-        f"{mean:.3f} ({low:.3f} to {high:.3f}) less"
-    )
+    detail = f"of {len(less)} conversations kept apart, in the chat template: {before:.3f} to {after:.3f} nats a token"
+    if len(less) < MIN_PAIRS:
+        detail += ", too few for an interval"
+    else:
+        mean, low, high = mean_interval(less)
+        detail += f", {mean:.3f} ({low:.3f} to {high:.3f}) less"
     return [LabCheck(name="answers", engine="transformers", passed=True, detail=detail)]
 
 

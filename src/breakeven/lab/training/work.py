@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
@@ -168,7 +168,15 @@ def batch_that_trains(
         batch //= 2
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def left_out(before: Collection[str], after: Collection[str]) -> list[str]:
+    """What to say of tensors of a source that are not in what was made of it; a tied head is its embedding."""
+    computed = ("lm_head.weight", "inv_freq")
+    gone = sorted(name for name in before if name not in after and not name.endswith(computed))
+    more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+    return [f"left out, because transformers does not load it: {gone[0]}{more}"] if gone else []
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
     """A file whole or not at all. Raises UserError where the disk is full."""
     partial = path.with_name(f"{path.name}.partial")
     try:
