@@ -313,6 +313,14 @@ def places(part: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [at, *(place for key, value in inner for place in places(value, (*at, key)))]
 
 
+def test_a_key_that_is_no_word_is_told_in_one_line(tmp_path: Path) -> None:
+    content = yaml.safe_load(GATEWAY)
+    content["backends"][0] = {"\n\x1b[2J": None}
+    with pytest.raises(UserError, match=r"backends\.0\..*: no such key") as error:
+        read_gateway(written(tmp_path, yaml.safe_dump(content)), ENVIRON)
+    assert str(error.value).isprintable()
+
+
 @given(data=st.data())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_whatever_stands_anywhere_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:

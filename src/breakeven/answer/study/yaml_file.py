@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from breakeven.answer.study.values import HIDDEN, FilePart, keys_of
-from breakeven.errors import UserError
+from breakeven.errors import UserError, one_line
 from breakeven.model.readers.bounded import bounded_yaml, shown
 
 _Part = TypeVar("_Part", bound=FilePart)
@@ -63,7 +63,7 @@ def _complaint(error: ValidationError, part: type[FilePart], docs: str, missing:
     # A key that is missing is often there, misspelt.
     detail = next((each for each in details if each["type"] == "unexpected_keyword_argument"), details[0])
     parts = [str(each) for each in detail["loc"]]
-    key = ".".join(parts)
+    key = one_line(".".join(parts))
     if detail["type"] == "unexpected_keyword_argument":
         near = difflib.get_close_matches(parts[-1], keys_of(_part_at(part, parts[:-1])), n=1)
         return f"{key}: no such key{f', did you mean {near[0]}?' if near else ''}; {docs}"

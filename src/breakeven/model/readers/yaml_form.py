@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
-from breakeven.errors import UserError
+from breakeven.errors import UserError, one_line
 from breakeven.model.architecture import Gating, Norms, OutputGate, QkNorm
 from breakeven.model.readers.bounded import (
     MOST_LAYERS,
@@ -294,7 +294,7 @@ def _first(error: ValidationError) -> str:
     """The first complaint, as one line; a wrong key gets the nearest right one."""
     detail = error.errors(include_url=False)[0]
     place = [part if isinstance(part, str) else shown(part) for part in detail["loc"] if part != "[key]"]
-    key = ".".join(part if len(part) <= 60 else f"{part[:57]}..." for part in place)
+    key = ".".join(one_line(part, 60) for part in place)
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(place[-1], _known(place[:-1]), n=1)
         return f"{key}: no such key{f', did you mean {near[0]}?' if near else ''}; {DOCS}"
