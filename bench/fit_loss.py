@@ -292,27 +292,21 @@ def for_new_makers(errors: Sequence[Left]) -> tuple[float, float]:
     Errors of one maker's models go together, so it is makers that count, and they are few: their spread is as
     doubtful as five numbers make it (Student's t). Never narrower than what 95 % of the errors stay within.
     """
-    low, high = half_widths(errors)
-    some = [one for one in errors if not is_high(one)], [one for one in errors if is_high(one)]
-    return max(low, _of_makers(some[0])), max(high, _of_makers(some[1]))
-
-
-def _of_makers(errors: Sequence[Left]) -> float:
-    """95 % of a new maker's models, taken from the mean error of each maker and of each of its models."""
     by_model: dict[tuple[str, str], list[float]] = defaultdict(list)
     for one in errors:
         by_model[one.one.shape.maker, one.one.shape.name].append(one.error)
     models: dict[str, list[float]] = defaultdict(list)
     for (maker, _), mine in by_model.items():
         models[maker].append(float(np.mean(mine)))
-    means = np.array([np.mean(each) for each in models.values()])
-    if len(means) < 3:
-        return math.inf
-    # Around its maker's mean: a model's own, and a format's.
-    within = float(np.mean([(one.error - np.mean(models[one.one.shape.maker])) ** 2 for one in errors]))
-    # The mean of makers is no better known than its number allows, and it is not nothing: a bias is in it, too.
-    spread = float(np.mean(means**2)) * (1 + 1 / len(means)) + within
-    return round(student(T_975, len(means)) * math.sqrt(spread), 3)
+    means = {maker: float(np.mean(each)) for maker, each in models.items()}
+    # No mean is taken off: that makers are off on average is in it, too.
+    between = float(np.mean([mean**2 for mean in means.values()])) * (1 + 1 / len(means))
+    widths = []
+    for held, high in zip(half_widths(errors), (False, True), strict=True):
+        # Around its maker's mean: what is a model's own, and a format's.
+        own = [(one.error - means[one.one.shape.maker]) ** 2 for one in errors if is_high(one) == high]
+        widths.append(max(held, round(student(T_975, len(means)) * math.sqrt(between + float(np.mean(own))), 3)))
+    return widths[0], widths[1]
 
 
 def kept_by_others(errors: Sequence[Left]) -> float:

@@ -26,7 +26,8 @@ MOE = "a Mixture-of-Experts model"
 @dataclass(frozen=True)
 class Question:
     """`asked` and `told`: question and reasoned answer in our words. `theirs`: the catalogue's name of what they name,
-    or `MOE` where the answer is a kind. `machine`, `words`: how it is asked here."""
+    or `MOE` where the answer is a kind. `machine`, `words`: how it is asked here; a minute for the first token
+    where nobody there speaks of it."""
 
     asked: str
     told: str
@@ -95,7 +96,7 @@ QUESTIONS = (
         "16 GB RAM and no card?",
         "Phi-4 Mini in Q4_K_M or Llama 3.2 3B: what is larger is too slow to talk to",
         "https://promptquorum.com/local-llms/local-llm-hardware-guide-2026",
-        "phi-4-mini", "ddr4-3200x2:16GB:8cores",
+        "phi-4-mini", "ddr4-3200x2:16GB:8cores", {"ttft": 60},
     ),
     Question(
         "Strix Halo with 128 GB, for agents?",
@@ -125,7 +126,7 @@ QUESTIONS = (
         "Raspberry Pi 5 with 8 GB?",
         "Up to 3B: Llama 3.2 3B, Qwen2.5 1.5B or Phi-3.5 Mini; 7B is painful",
         "https://specpicks.com/reviews/local-ai-raspberry-pi-2026-what-runs",
-        "llama-3.2-3b", "raspberry-pi-5:8GB", {"min_speed": 4},
+        "llama-3.2-3b", "raspberry-pi-5:8GB", {"min_speed": 4, "ttft": 60},
     ),
     Question(
         "16 GB card, for agents that call tools?",
