@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.ability.areas import FITTED
-from bench.ability.left_out import Pairs, again_of, agreement, judged, pairs_without, reliability, targets_of
+from bench.ability.left_out import Pairs, again_of, agreement, halves, judged, pairs_without, reliability, targets_of
 from bench.ability.mixed import FEATURES, Fitted, Floats, data_of, refined, start, tuned
 from bench.ability.rows import AnswerLength, Score, read
 from breakeven.model.quality.posterior import (
@@ -207,7 +207,10 @@ def figures(scores: list[Score], sd: dict[str, float]) -> tuple[Pairs, dict[str,
         parts = list(workers.map(pairs_without, names, [scores] * len(names), [sd] * len(names)))
     pairs = Pairs.of([part for part in parts if part is not None])
     told = judged(pairs.chosen(pairs.known > 0))
-    told |= {f"direct_{key}": value for key, value in judged(pairs.chosen(pairs.known == 2)).items()}
+    told |= {f"direct_{key}": value for key, value in judged(pairs.chosen(pairs.known >= 2)).items()}
+    beside = pairs.chosen(pairs.known == 3)
+    told |= {f"beside_{key}": value for key, value in judged(beside).items()}
+    told["beside_other_harness_right"] = float(np.average(beside.others, weights=beside.weight()))
     told |= {f"by_size_{key}": value for key, value in judged(pairs.chosen(pairs.known == 0)).items()}
     return pairs, told
 
@@ -240,12 +243,13 @@ def _report(scores: Sequence[Score], pairs: Pairs, told: dict[str, float]) -> No
     for name in np.unique(pairs.harness):
         here = pairs.chosen((pairs.harness == name) & (pairs.known > 0))
         if len(here.difference):
-            direct = here.difference[here.known == 2]
+            direct = here.difference[here.known >= 2]
             print(
                 f"  {name:24} {len(here.difference):6d} pairs, right {np.mean(here.difference > 0):.3f}; "
                 f"{len(direct)} in areas with scores elsewhere, right {np.mean(direct > 0) if len(direct) else 0:.3f}"
             )
     print("  another harness says the same of {:.3f} of {} pairs".format(*agreement(scores)))
+    print("  the other half of its own benchmarks says the same of {:.3f} of {} pairs".format(*halves(scores)))
     for stated, true, n in reliability(pairs.chosen(pairs.known > 0)):
         print(f"  said {stated:.2f}, came true {true:.2f} ({n} pairs)")
 

@@ -36,6 +36,7 @@ from breakeven.model.quality.curve import (
 )
 from breakeven.model.quality.methods import EXACT, Method, method_of
 from breakeven.model.quality.scores import plain_name
+from breakeven.stats.intervals import T_975, student
 
 Floats = NDArray[np.float64]
 TARGET = Path(__file__).parent.parent / "src" / "breakeven" / "model" / "data" / "loss_fit.json"
@@ -280,6 +281,45 @@ def half_widths(errors: Sequence[Left]) -> tuple[float, float]:
     return round(at(low), 3), round(at(high), 3)
 
 
+def is_high(one: Left) -> bool:
+    """Whether the figure is of a format of over `HIGH_BITS`."""
+    return (one.one.form.bits or one.one.bits) >= HIGH_BITS
+
+
+def for_new_makers(errors: Sequence[Left]) -> tuple[float, float]:
+    """Half widths of 95 % intervals for a model of a maker that nobody measured, under and over 6 bits.
+
+    Errors of one maker's models go together, so it is makers that count, and they are few: their spread is as
+    doubtful as five numbers make it (Student's t). Never narrower than what 95 % of the errors stay within.
+    """
+    by_model: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for one in errors:
+        by_model[one.one.shape.maker, one.one.shape.name].append(one.error)
+    models: dict[str, list[float]] = defaultdict(list)
+    for (maker, _), mine in by_model.items():
+        models[maker].append(float(np.mean(mine)))
+    means = {maker: float(np.mean(each)) for maker, each in models.items()}
+    # No mean is taken off: that makers are off on average is in it, too.
+    between = float(np.mean([mean**2 for mean in means.values()])) * (1 + 1 / len(means))
+    widths = []
+    for held, high in zip(half_widths(errors), (False, True), strict=True):
+        # Around its maker's mean: what is a model's own, and a format's.
+        own = [(one.error - means[one.one.shape.maker]) ** 2 for one in errors if is_high(one) == high]
+        widths.append(max(held, round(student(T_975, len(means)) * math.sqrt(between + float(np.mean(own))), 3)))
+    return widths[0], widths[1]
+
+
+def kept_by_others(errors: Sequence[Left]) -> float:
+    """The share of each maker's rows, makers alike, within the interval that the others alone would have given."""
+    makers = sorted({one.one.shape.maker for one in errors})
+    shares = []
+    for maker in makers:
+        widths = for_new_makers([one for one in errors if one.one.shape.maker != maker])
+        mine = [one for one in errors if one.one.shape.maker == maker]
+        shares.append(float(np.mean([abs(one.error) <= widths[is_high(one)] for one in mine])))
+    return float(np.mean(shares))
+
+
 def translated(pairs: Sequence[tuple[float, float]]) -> Translation:
     """A straight line through the logarithms of (KL, figure), and what 95 % of pairs stay within."""
     kl, figure = np.log(np.array(pairs)).T
@@ -337,6 +377,7 @@ def made() -> LossFit:
         **{f"model_{key}": value for key, value in judged(by_model).items()},
         **{f"kin_{key}": value for key, value in judged(by_kin).items()},
         **{f"maker_{key}": value for key, value in judged(by_maker).items()},
+        "maker_kept_by_others": kept_by_others(by_maker),
     }
     known = {one.shape.name for one in seen}
     heads = {one.kin: one.shape for one in sorted(seen, key=lambda one: one.shape.name == one.kin)}
@@ -354,7 +395,7 @@ def made() -> LossFit:
             "formats": half_widths(left_out(fit, lambda one: f"{one.shape.name} {one.form.kind}")),
             "kin": half_widths([one for one in by_model if one.one.shape.name in shared]),
             "maker": half_widths(by_kin),
-            "prior": half_widths(by_maker),
+            "prior": for_new_makers(by_maker),
         },
         top1=translated(pairs_with_kl("same_top1_pct", lambda row: 1 - row.value / 100)),
         perplexity=translated(pairs_with_kl("ppl", ppl_noise_free)),

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -288,6 +289,32 @@ def test_own_scores_in_a_language_tell_of_that_language() -> None:
     assert ability("qwen3-8b", "de", own).source == "scores"
 
 
+def test_own_scores_in_a_language_tell_of_no_other_area() -> None:
+    """What a model does in Hindi is no score in code; tasks in English, or in no language that is said, are."""
+    hindi = own_of(("qwen3-8b", 0.2, 300), ("gemma-3-27b", 0.6, 300), language="hi")
+    for area in ("code", "knowledge"):
+        assert ability("qwen3-8b", area, hindi).source == "scores"
+        for language in ("en", None, "tlh"):
+            own = own_of(("qwen3-8b", 0.2, 300), ("gemma-3-27b", 0.6, 300), language=language)
+            assert ability("qwen3-8b", area, own).source == "own"
+    code = OwnScores("mine.jsonl", tuple(msgspec.structs.replace(each, area="code") for each in hindi.scores))
+    assert ability("qwen3-8b", "code", code).source == "own"
+
+
+def test_what_a_format_costs_is_taken_off_own_scores_once() -> None:
+    """A file in two bits that solves as much as one in eight is of the abler model; one loss for both moves neither."""
+
+    def told(first: str | None, second: str | None) -> list[float]:
+        scores = (("qwen3-8b", first), ("qwen3-14b", second))
+        own = OwnScores("mine", tuple(OwnScore(model=m, score=0.5, n=400, format=f) for m, f in scores))
+        return [each.value.value for each in abilities(["qwen3-8b", "qwen3-14b"], "knowledge", own)]
+
+    plain, both, one = told(None, None), told("Q4_K_M", "Q4_K_M"), told("Q2_K", "Q8_0")
+    assert plain[0] == pytest.approx(plain[1], abs=0.1)
+    assert both == pytest.approx(plain, abs=1.0)
+    assert one[0] > one[1] + 3
+
+
 def test_own_scores_are_read_from_three_kinds_of_file(tmp_path: Path) -> None:
     lines = tmp_path / "mine.jsonl"
     lines.write_text('{"model": "qwen3-8b", "score": 0.5, "n": 40, "area": "code", "answer_tokens": 321}\n')
@@ -320,8 +347,12 @@ def test_a_file_of_evaluate_names_the_model_that_it_is_of(tmp_path: Path) -> Non
     file = tmp_path / "e.json"
     models = [{"name": name, "tasks": [task]} for name in named]
     file.write_text(json.dumps({"schema": "breakeven.evaluate/1", "models": models}))
-    # Two files of one model keep their names: they are not two scores of it.
-    assert [s.model for s in read_own(file).scores] == ["qwen3-8b", "Qwen3-14B", *named[2:]]
+    own = read_own(file)
+    # Two files of one model are not two scores of it: the finer one stands for it.
+    assert [(s.model, s.format) for s in own.scores] == [
+        ("qwen3-8b", "Q4_K_M"), ("Qwen3-14B", "IQ4_XS"), ("gemma-3-27b", "Q8_0"),
+    ]  # fmt: skip
+    assert own.coarser == ("gemma-3-27b in Q4_K_M",)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +365,7 @@ def test_a_file_of_evaluate_names_the_model_that_it_is_of(tmp_path: Path) -> Non
         ('{"results": {"mmlu": {"acc,none": 0.5}}}', "does not say of which model"),
         ('{"schema": "breakeven.evaluate/1", "models": [{}]}', "is no evaluation"),
         ("[[[[", "mine.json:1"),
+        ('{"model": "a", "score": 0.5, "n": 9, "format": "tiny"}', "format 'tiny' is no weight format"),
     ],
 )
 def test_a_file_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from rich.console import Console
 
 import breakeven
 from breakeven.answer.choice import choose as choose_module
 from breakeven.answer.choice.front import EQUAL
+from breakeven.answer.choice.hosted import hosted_prices
 from breakeven.answer.choice.machine import Site, place_of
 from breakeven.answer.choice.rows import Exact, blocks_with
 from breakeven.answer.choice.search import Runnable, search
@@ -35,6 +37,7 @@ from breakeven.results.choose import (
     ChoiceRow,
     ChoiceUse,
     CommandLine,
+    HostedRow,
     ModelChoice,
     PassedOver,
 )
@@ -202,6 +205,108 @@ def test_own_scores_come_before_published_ones(tmp_path: Path) -> None:
     assert {each.source for each in after.told["instruction"]} == {"own"}
 
 
+def test_what_a_scored_file_lost_is_lost_once(tmp_path: Path) -> None:
+    """Scores of a file in two bits have that loss in them: the option in these bits is as able as it was scored."""
+    place, plain = place_of("rtx-3060", None, None), wish_of(ChoiceWords())
+    options = tuple(o for o in search(place, plain).options if o.name in ("qwen3-8b", "qwen3.5-9b") and o.kv == "f16")
+    small = next(i for i, o in enumerate(options) if (o.name, o.format) == ("qwen3-8b", "Q2_K"))
+    fine = next(i for i, o in enumerate(options) if (o.name, o.format) == ("qwen3-8b", "Q8_0"))
+    found = {}
+    for name in ("qwen3-8b", "qwen3-8b-Q2_K"):
+        file = tmp_path / f"{name}.jsonl"
+        rows = [(name, 0.5), ("qwen3.5-9b", 0.5)]
+        file.write_text("\n".join(json.dumps({"model": m, "score": s, "n": 500}) for m, s in rows))
+        found[name] = worlds_of(options, place, wish_of(ChoiceWords(scores=(file,))))
+    said, scored = found["qwen3-8b"], found["qwen3-8b-Q2_K"]
+    assert scored.quality_O[small] > 1.1 * said.quality_O[small]
+    assert scored.quality_O[fine] > scored.quality_O[small]
+    # What was scored needs no guess of its loss; that of the finer file is in doubt.
+    spread = [np.log(worlds.quality_WO[:, small]).std() for worlds in (said, scored)]
+    assert spread[1] < 0.8 * spread[0]
+
+
+def test_a_finer_file_stands_for_the_model_and_the_rest_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    rows = [("qwen3-8b-Q8_0", 0.6), ("qwen3-8b-Q4_K_M", 0.4), ("qwen3-14b", 0.7)]
+    file.write_text("\n".join(json.dumps({"model": m, "score": s, "n": 50}) for m, s in rows))
+    notes = breakeven.choose("rtx-3060", scores=[file]).notes
+    assert any("of qwen3-8b in Q4_K_M you gave a finer file too" in note for note in notes)
+    assert not any("no candidate here" in note for note in notes)
+
+
+def test_scores_in_a_language_that_was_not_asked_for_are_told_of(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"model": "qwen3-8b", "score": 0.5, "n": 50, "language": "hi"}\n')
+    notes = breakeven.choose("rtx-3060", use="code", scores=[file]).notes
+    assert any("yours are in hi: ask with --languages hi" in note for note in notes)
+    asked = breakeven.choose("rtx-3060", use="code", languages="hi", scores=[file]).notes
+    assert not any("none of your scores" in note for note in asked)
+
+
+# --- behind an API ---
+
+
+def test_hosted_models_are_abler_than_the_pick_and_priced(coded: ModelChoice) -> None:
+    assert coded.hosted
+    assert coded.hosted_date == hosted_prices().date
+    assert [row.usd_per_1000_requests for row in coded.hosted] == sorted(r.usd_per_1000_requests for r in coded.hosted)
+    for row in coded.hosted:
+        assert row.better is not None
+        assert row.better > 0.5
+        price = next(p for p in hosted_prices().prices if (p.model, p.host, p.name) == (row.model, row.host, row.name))
+        usd = (coded.use.prompt * price.usd_in + coded.use.output * price.usd_out) / 1e6
+        assert row.usd_per_1000_requests == pytest.approx(1000 * usd)
+        assert row.quality.least <= row.quality.value <= row.quality.most
+        assert row.requests_for_rent is None
+    # None of them is as cheap and less able than another.
+    quality = [row.quality.value for row in coded.hosted]
+    assert quality == sorted(quality)
+    assert any("no limit of speed is held against them" in note for note in coded.notes)
+
+
+def test_nothing_hosted_is_shown_where_it_is_not_allowed() -> None:
+    found = breakeven.choose(CARD, use="code", offline_only=True)
+    assert (found.hosted, found.hosted_date) == ([], None)
+    assert any("nothing hosted is among the candidates" in note for note in found.notes)
+
+
+def test_what_renting_costs_is_told_in_requests() -> None:
+    found = breakeven.choose("h100-sxm", use="rag", max_usd_per_month=2000)
+    rent = place_of("h100-sxm").usd_per_month
+    assert rent is not None
+    assert found.hosted
+    for row in found.hosted:
+        usd = row.usd_per_1000_requests / 1000
+        assert row.requests_for_rent == pytest.approx(rent / usd)
+        assert row.requests_in_limit == pytest.approx(2000 / usd)
+        assert (row.better is None) == (row.model == found.rows[0].model)
+
+
+def test_what_nothing_here_can_do_is_hosted_still() -> None:
+    found = breakeven.choose("h100-sxm", max_usd_per_month=10)
+    assert found.verdict == "none"
+    assert found.hosted
+    assert all(row.better is None and row.requests_in_limit for row in found.hosted)
+
+
+def test_hosts_whose_models_may_not_be_used_are_left_out() -> None:
+    found = breakeven.choose("raspberry-pi-5:8GB", licence="mit", context=200_000, use="batch")
+    assert all(row.licence == "mit" and (row.context or 0) >= 200_000 for row in found.hosted)
+    assert found.hosted
+
+
+def test_prices_are_of_catalogued_models_and_dated() -> None:
+    data = hosted_prices()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", data.date)
+    assert len({price.model for price in data.prices}) > 20
+    assert len({price.host for price in data.prices}) > 5
+    for price in data.prices:
+        assert lookup(price.model)
+        assert 0 < price.usd_in < 100
+        assert 0 < price.usd_out < 100
+        assert price.usd_cached is None or 0 < price.usd_cached <= price.usd_in
+
+
 def test_own_scores_that_count_for_nothing_are_named(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"model": "qwen3-8bb", "score": 0.5, "n": 50}\n')
@@ -353,6 +458,7 @@ def test_the_page_holds_every_row_and_no_markup_of_others(coded: ModelChoice, tm
     assert "<b>because</b>" not in page
     assert all(f"{row.model}:{row.format}" in page for row in coded.rows)
     assert "<svg" in page
+    assert all(f"{row.model} at {row.host}" in page for row in coded.hosted)
     saved = breakeven.choose("raspberry-pi-5", use="batch", out=tmp_path)
     assert read(tmp_path / "result.json", ModelChoice) == saved
     assert (tmp_path / "report.html").read_text().count("<h1>") == 1
@@ -369,6 +475,7 @@ def test_a_screen_holds_pick_table_and_commands(
     assert whole.startswith(coded.sentence.split(",")[0])
     assert "breakeven compare" in whole
     assert "llama-server" in whole
+    assert f"Hosted, {coded.hosted[0].model} at {coded.hosted[0].host} does better in" in whole
 
 
 def test_every_field_is_documented() -> None:
@@ -383,6 +490,7 @@ def test_every_field_is_documented() -> None:
         CommandLine,
         PassedOver,
         ChoiceExplained,
+        HostedRow,
     ):
         for field in msgspec.structs.fields(found):
             assert f"| `{field.encode_name}` |" in sections.get(found.__name__, ""), f"{found.__name__}.{field.name}"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
 from importlib import resources
 
 import msgspec
@@ -158,3 +162,26 @@ def test_the_front_holds_what_nothing_betters() -> None:
         over = (worlds.quality_O[on] >= worlds.quality_O[o]) & (worlds.speed_O[on] >= worlds.speed_O[o])
         assert (over & (memory[on] <= memory[o])).any()
     assert front.wins_M.sum() + front.undecided == pytest.approx(1)
+
+
+# --- what it takes ---
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the system tells a process' use in another way there")
+@pytest.mark.parametrize(("machine", "use"), [("8xh100-sxm", "agent"), ("rtx-4090+ddr5-5600x2:128GB", "code")])
+def test_a_choice_takes_five_seconds_of_one_core_and_400_mb_at_most(machine: str, use: str) -> None:
+    """Of the whole catalogue, imports and all; the CPU's time, which others on the machine do not lengthen."""
+    code = (
+        "import json, resource, breakeven\n"
+        f"found = breakeven.choose({machine!r}, use={use!r}, users=4)\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss, found.considered]))\n"
+    )
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **one}, capture_output=True, text=True, check=True
+    )
+    cpu_s, peak, considered = json.loads(done.stdout)
+    assert considered > 500
+    assert cpu_s <= 5.0
+    assert peak * (1 if sys.platform == "darwin" else 1024) < 400e6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from importlib import resources
 
 import pytest
 
@@ -17,6 +18,12 @@ from breakeven.stats.estimate import Estimate
 
 GGUF = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ2_XXS")
 FREE = ("MIT", "Apache-2.0", "CC0")
+TEXTS = {
+    "MIT-like": ("--- GGUF Tool Suite ---", "Copyright (c) 2025 Thireus", "“GGUF Tool Suite” and “its contributors”"),
+    "MIT": ("--- MIT: ", "Copyright (c) 2023-2025 The ggml authors", "this permission notice shall be included"),
+    "Apache-2.0": ("--- Apache-2.0: ",),
+    "CC0": ("--- CC0-1.0: ",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +188,22 @@ def test_shipped_figures_may_be_shipped_and_have_a_source() -> None:
     assert {row.source for row in shipped.rows} == set(range(len(shipped.sources)))
     assert {row.model for row in shipped.rows} == set(shipped.models)
     assert len(shipped.rows) > 2000
+
+
+def test_the_texts_of_licences_travel_with_the_figures() -> None:
+    text = resources.files("breakeven.model").joinpath("data", "LICENCES.txt").read_text(encoding="utf-8")
+    for source in losses().sources:
+        kind = max((each for each in TEXTS if source.licence.startswith(each)), key=len)
+        assert all(part in text for part in TEXTS[kind]), source.licence
+    free = [source.link for source in losses().sources if source.licence == "MIT" and "github" in source.link]
+    projects = {link.split("/")[4] for link in free}
+    assert all(project in text for project in projects), projects
+
+
+def test_a_maker_nobody_measured_has_the_widest_interval(refitted: LossFit) -> None:
+    """Five makers are few: their spread is in doubt, too, and each lies within what the other four would have given."""
+    assert refitted.spread["prior"] > refitted.spread["maker"]
+    assert refitted.reached["maker_kept_by_others"] >= 0.9
 
 
 def test_the_shipped_fit_is_that_of_the_shipped_figures(refitted: LossFit) -> None:

@@ -25,8 +25,9 @@ BINS = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0001])
 @dataclass(frozen=True)
 class Pairs:
     """P pairs of models that a left-out benchmark finds apart. `difference` of their logits as found from the rest,
-    better less worse; `deviation` of it; `middle` of their shares. `known`: what both have elsewhere: 2 scores in
-    this area and language, 1 scores in others, 0 not both of them any."""
+    better less worse; `deviation` of it; `middle` of their shares. `known`: what both have elsewhere: 3 scores in
+    this area and language in one harness, 2 in whatever harnesses, 1 scores in others, 0 not both of them any.
+    `others`: of the harnesses that have both, the share that orders them so."""
 
     harness: NDArray[np.str_]
     benchmark: NDArray[np.str_]
@@ -34,6 +35,7 @@ class Pairs:
     deviation: Floats
     middle: Floats
     known: NDArray[np.int64]
+    others: Floats
 
     @staticmethod
     def of(parts: Sequence[Pairs]) -> Pairs:
@@ -113,14 +115,61 @@ def pairs_without(harness: str, scores: Sequence[Score], sd: dict[str, float]) -
     for group in dict.fromkeys(groups):
         rows = np.array([i for i, each in enumerate(groups) if each == group])
         mine = [s for s in asked if (s.areas, s.language) == group]
-        i, j, middle = _apart([ones[row].kin.key for row in rows], mine)
+        keys = [ones[row].kin.key for row in rows]
+        i, j, middle = _apart(keys, mine)
+        told, asked_of = _others(keys, i, j, [s for s in rest if (s.areas, s.language) == group])
         i, j = rows[i], rows[j]
+        both = np.where(asked_of > 0, 3, np.minimum(known[i], known[j]))
         name = f"{harness}: {'+'.join(area for area, _ in group[0])} {group[1] or ''}"
         parts.append(Pairs(
             np.full(len(i), harness), np.full(len(i), name), mean[i] - mean[j],
-            np.sqrt(np.maximum(var[i] + var[j] - 2 * cov[i, j], 1e-9)), middle, np.minimum(known[i], known[j]),
+            np.sqrt(np.maximum(var[i] + var[j] - 2 * cov[i, j], 1e-9)), middle, both,
+            told / np.maximum(asked_of, 1),
         ))  # fmt: skip
     return Pairs.of(parts)
+
+
+def _others(
+    keys: list[str], i: NDArray[np.int64], j: NDArray[np.int64], scores: Sequence[Score]
+) -> tuple[Floats, Floats]:
+    """How many of the harnesses in `scores` say of each pair that the first is better, and how many say which is."""
+    better, told = np.zeros(len(i)), np.zeros(len(i))
+    for harness in dict.fromkeys(s.harness for s in scores):
+        first = _shares(keys, [s for s in scores if s.harness == harness])
+        difference = np.nan_to_num(first - first.T)[i, j]
+        better, told = better + (difference > 0), told + (difference != 0)
+    return better, told
+
+
+def halves(scores: Sequence[Score], seed: int = 0) -> tuple[float, int]:
+    """How often one half of a harness' benchmarks in an area orders two models as the other half does.
+
+    Of pairs that the other half finds apart, each group of benchmarks weighed as in `judged`: how far a harness agrees
+    with itself, and so what nothing can much exceed that is judged by it.
+    """
+    held: dict[tuple[object, ...], list[Score]] = defaultdict(list)
+    for s in scores:
+        held[s.harness, s.areas, s.language].append(s)
+    same = whole = 0.0
+    pairs = 0
+    for mine in held.values():
+        names = sorted({s.benchmark for s in mine})
+        if len(names) < 2:
+            continue
+        order = np.random.default_rng(seed).permutation(len(names))
+        first = {names[i] for i in order[: len(names) // 2]}
+        parts = [s for s in mine if s.benchmark in first], [s for s in mine if s.benchmark not in first]
+        for one, other in (parts, parts[::-1]):
+            keys = list(dict.fromkeys(s.kin.key for s in one))
+            i, j, _ = _apart(keys, one)
+            shares = _shares(keys, other)
+            told = np.nan_to_num(shares - shares.T)[i, j]
+            told = told[told != 0]
+            if len(told):
+                weight = 1 / math.sqrt(len(told))
+                same, whole = same + weight * float(np.sum(told > 0)), whole + weight * len(told)
+                pairs += len(told)
+    return same / whole, pairs
 
 
 def _apart(

@@ -43,10 +43,10 @@ def choose(
     licence: Annotated[
         str | None, typer.Option(help="Allowed: apache-2.0,mit or permissive.", show_default="any")
     ] = None,
-    max_usd_per_month: Annotated[float | None, typer.Option(help="Rent of the machine, at most.")] = None,
-    offline_only: Annotated[
-        bool, typer.Option("--offline-only", help="Nothing hosted. Nothing hosted is offered yet.")
-    ] = False,
+    max_usd_per_month: Annotated[
+        float | None, typer.Option(help="Dollars a month for the machine's rent, or for requests to an API.")
+    ] = None,
+    offline_only: Annotated[bool, typer.Option("--offline-only", help="Nothing behind somebody's API.")] = False,
     prompt: Annotated[int | None, typer.Option(help="Tokens read before an answer.", show_default="by use")] = None,
     output: Annotated[int | None, typer.Option(help="Tokens of an answer.", show_default="by use")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens each cache holds.", show_default="by use")] = None,

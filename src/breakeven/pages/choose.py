@@ -34,6 +34,7 @@ def print_choice(choice: ModelChoice, console: Console, page: Path | None, *, fu
         Passage(lambda say: _table(choice, console.width, say)),
         Passage(lambda say: _reasons(choice, say)),
         Passage(lambda say: _commands(choice, say)),
+        *listed_parts("Hosted, nothing to run here", hosted_lines(choice), most=2, rank=2),
         *listed_parts("Limits", limit_lines(choice), most=2, rank=4, rest=6),
         *listed_parts("Not in the answer", passed_lines(choice), most=4, rank=3),
         *(Passage(partial(_about, row), 8, "each row") for row in choice.rows),
@@ -116,6 +117,29 @@ def _commands(choice: ModelChoice, say: Say) -> None:
             say(command.line, indent=2)
             if command.note:
                 say(command.note, "dim", 2)
+    if choice.hosted:
+        row = choice.hosted[0]
+        surely = "" if row.better is None else f" does better in {row.better:.0%} of worlds,"
+        say()
+        say(
+            f"Hosted, {row.model} at {row.host}{surely} {number(row.usd_per_1000_requests)} dollars per 1,000 requests."
+        )
+
+
+def hosted_lines(choice: ModelChoice) -> list[str]:
+    """Each hosted model: how able, against the pick, what it costs, and from which load the machine is cheaper."""
+    found = []
+    for row in choice.hosted:
+        parts = [f"{row.model} at {row.host}: quality {span(row.quality, 0)}"]
+        if row.better is not None:
+            parts.append(f"better than the pick in {row.better:.0%} of worlds")
+        parts.append(f"{number(row.usd_per_1000_requests)} dollars per 1,000 requests (prices of {choice.hosted_date})")
+        if row.requests_for_rent is not None:
+            parts.append(f"as dear as renting this machine from {row.requests_for_rent:,.0f} requests a month")
+        if row.requests_in_limit is not None:
+            parts.append(f"{row.requests_in_limit:,.0f} requests a month within the limit")
+        found.append("; ".join(parts))
+    return found
 
 
 def limit_lines(choice: ModelChoice) -> list[str]:

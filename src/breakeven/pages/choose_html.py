@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from breakeven.pages.choose import KINDS, about, limit_lines, passed_lines, span
+from breakeven.pages.choose import KINDS, about, hosted_lines, limit_lines, passed_lines, span
 from breakeven.pages.figures.axes import TICK_FORMAT, scale_of
 from breakeven.pages.figures.figure import NARROW, WIDE, Cast, Figure, Missing, data_of, slack, styled
 from breakeven.pages.html import Cell, cell, drawn, environment_of_pages
@@ -43,6 +43,7 @@ def render_choice(choice: ModelChoice) -> str:
             seconds_text(row.ttft_s.value), f"{seconds_text(row.ttft_s.least)} to {seconds_text(row.ttft_s.most)}"
         ),
         about=about,
+        hosted=hosted_lines(choice),
         limits=limit_lines(choice),
         passed=passed_lines(choice),
         size=bytes_text,

@@ -101,6 +101,36 @@ class ChoiceRow(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str]
 
 
+class HostedRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One model behind somebody's API, at the least price that is on the list.
+
+    `name`: the model's name there. `quality` as in `ChoiceRow`, of 16 bits: which bits a host serves is not known.
+    `better`: share of the drawn worlds in which it does better than the pick; None: there is no pick, or it is the
+    pick itself. Dollars are for prompts and answers as long as the use has them, nothing remembered.
+    """
+
+    model: str
+    hub_id: str
+    host: str
+    name: str
+    kind: Literal["dense", "moe"]
+    quality: Estimate
+    better: float | None
+    usd_per_1000_requests: float
+    usd_per_mtok_in: float
+    usd_per_mtok_out: float
+    usd_per_mtok_cached: float | None
+    """Of prompt tokens that the host remembers; None: no such price."""
+    requests_for_rent: float | None
+    """A month, that cost as much as renting this machine; None: its rent is not known."""
+    requests_in_limit: float | None
+    """A month, that the limit on dollars pays for; None: there is none."""
+    context: int | None
+    """Tokens that the host takes; None: not said."""
+    licence: str | None
+    notes: list[str]
+
+
 class PassedOver(msgspec.Struct, frozen=True, kw_only=True):
     """Models that are not in the answer for one reason. `nearest`: the ablest of them, each with its number."""
 
@@ -169,3 +199,7 @@ class ModelChoice(msgspec.Struct, frozen=True, kw_only=True):
     profile: str
     """How the machine's constants came about, in words."""
     notes: list[str]
+    hosted: list[HostedRow] = []
+    """Models behind APIs that are abler than the pick in most worlds, the cheapest first; none with `offline_only`."""
+    hosted_date: str | None = None
+    """Of the list of prices; None: nothing hosted is shown."""

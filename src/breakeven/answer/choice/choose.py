@@ -19,6 +19,7 @@ from breakeven.answer.choice.front import (
     kinds_of,
     standings,
 )
+from breakeven.answer.choice.hosted import hosted_prices, hosted_rows
 from breakeven.answer.choice.machine import Site, place_of
 from breakeven.answer.choice.rows import Exact, exact, measure_line, row_of
 from breakeven.answer.choice.search import Runnable, Searched, format_of_another, search, weighed_formats
@@ -142,13 +143,14 @@ def _answer(found: Chosen, place: Site, wish: Wish, asked: tuple[str, str | None
     worlds, front, options = found.worlds, found.front, found.options
     rows = [_row(found, each, place, wish) for each in found.standing]
     equals = equals_of(front, worlds)
-    first = rows[0]
+    first, first_option = rows[0], found.standing[0].option
     two = [(options[each.option], found.exact[each.option]) for each in found.standing[:2]]
     moe_M = np.array([options[first_of].shape.moe for first_of in worlds.starts_M])
     kinds = kinds_of(front, worlds, moe_M, wish, found.placed_O)
     measure = measure_line(two, wish, place) if len(two) > 1 else None
     frame = _frame(wish, place, found.searched, options, found, seed)
-    notes = [*frame.notes, *_of_own(worlds, wish)]
+    hosted, said = hosted_rows(wish, place, worlds, first_option, seed)
+    notes = [*frame.notes, *_of_own(worlds, wish), *said]
     if len(two) > 1 and measure is None:
         notes.append(_UNMEASURED["vllm" if place.engine == "vllm" else "llama.cpp"])
     sentence = equal_sentence(rows, equals) if equals else pick_sentence(first, wish)
@@ -162,6 +164,8 @@ def _answer(found: Chosen, place: Site, wish: Wish, asked: tuple[str, str | None
         equals=equals,
         rows=rows,
         measure=measure,
+        hosted=hosted,
+        hosted_date=hosted_prices().date if hosted else None,
         explained=None if asked is None else _explained(asked, found, place, wish),
     )
 
@@ -280,7 +284,16 @@ def _nothing(
             model=asked[0], format=asked[1] or "any", picked=False, reasons=[sentence], row=None
         )
     frame = _frame(wish, place, searched, options, found, seed)
-    return msgspec.structs.replace(frame, sentence=sentence, because=because, explained=explained)
+    hosted, said = hosted_rows(wish, place, None, None, seed)
+    return msgspec.structs.replace(
+        frame,
+        sentence=sentence,
+        because=because,
+        explained=explained,
+        hosted=hosted,
+        hosted_date=hosted_prices().date if hosted else None,
+        notes=[*frame.notes, *said],
+    )
 
 
 def _frame(
@@ -335,8 +348,17 @@ def _of_own(worlds: DrawnWorlds, wish: Wish) -> list[str]:
             f"your scores of {', '.join(sorted(strange))} are of no candidate here; name models as `breakeven models` "
             "does"
         )
+    if wish.own.coarser:
+        notes.append(
+            f"of {', '.join(wish.own.coarser)} you gave a finer file too, whose scores stand for the model: what fewer "
+            "bits cost is expected, not yours"
+        )
     if not any(each.source == "own" for area in worlds.areas for each in worlds.told[area]):
-        notes.append(f"none of your scores tells of a candidate in {', '.join(worlds.areas)}: published ones stand")
+        spoken = sorted({s.language for s in wish.own.scores if s.language and s.language not in wish.languages})
+        hint = f"; yours are in {', '.join(spoken)}: ask with --languages {','.join(spoken)}" if spoken else ""
+        notes.append(
+            f"none of your scores tells of a candidate in {', '.join(worlds.areas)}: published ones stand{hint}"
+        )
     return notes
 
 
@@ -359,5 +381,4 @@ def _notes(wish: Wish, place: Site, areas: tuple[str, ...], unknown: tuple[str, 
         if place.usd_per_month is not None:
             said = f"rent {place.usd_per_month:,.0f} dollars a month ({place.price_source}), the machine alone"
         notes.append(said)
-    notes.append("hosted APIs are not among the candidates; `breakeven cost` prices one beside a machine")
     return notes

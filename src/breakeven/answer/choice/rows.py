@@ -12,8 +12,10 @@ from breakeven.answer.choice.worlds import DrawnWorlds
 from breakeven.errors import BreakevenError
 from breakeven.forecast.model import step_model
 from breakeven.forecast.predict import points_of
-from breakeven.model.architecture import MoeFfn
+from breakeven.model.architecture import ModelSpec
 from breakeven.model.catalogue import lookup
+from breakeven.model.formats.named import default_format
+from breakeven.model.parts import CompressedAttention, Gqa, Mla, MoeFfn
 from breakeven.model.quality.ability import answer_tokens
 from breakeven.results.choose import ChoiceRow, CommandLine, Role
 from breakeven.results.predicted import PredictedPoint
@@ -40,11 +42,11 @@ class Exact:
 
 def exact(option: Runnable, place: Site, wish: Wish) -> Exact | None:
     """The option placed as its engine places it; None where the engine does not run it so."""
-    profile = place.formats.get(option.format, place.profile)
+    profile, spec = place.formats.get(option.format, place.profile), lookup(option.name)
+    if place.engine == "vllm" and not _parts_evenly(spec, place.devices):
+        return None
     try:
-        model = step_model(
-            lookup(option.name), profile, option.format, place.devices, kv=option.kv, reserve=wish.reserve
-        )
+        model = step_model(spec, profile, option.format, place.devices, kv=option.kv, reserve=wish.reserve)
         (point,) = points_of(model, option.name, place.name, [wish.users], [wish.context], wish.prompt)
     except BreakevenError:
         return None
@@ -58,6 +60,13 @@ def exact(option: Runnable, place: Site, wish: Wish) -> Exact | None:
         )
     )
     return Exact(point, bracketed(middle[0], slow[0], fast[0]), bracketed(middle[1], fast[1], slow[1]))
+
+
+def _parts_evenly(spec: ModelSpec, devices: int) -> bool:
+    """Whether each device gets as many heads of attention: vLLM refuses to start otherwise."""
+    kinds = (Gqa, Mla, CompressedAttention)
+    heads = {mixer.heads for layer in spec.layers for mixer in layer.mixers if isinstance(mixer, kinds)}
+    return all(each % devices == 0 for each in heads)
 
 
 def row_of(
@@ -213,20 +222,25 @@ def start_lines(option: Runnable, point: PredictedPoint, place: Site, wish: Wish
         lines.append(CommandLine(engine="ollama", line=ollama, note=asked))
     chip = place.profile.chip
     if chip is not None and chip.chip_class == "apple" and option.format == "Q4_K_M":
-        mlx = f"mlx_lm.server --model {option.name}-4bit"
-        lines.append(CommandLine(engine="mlx", line=mlx, note="a directory in MLX's 4 bits, whose loss is another"))
+        made_by = f"mlx_lm.convert --hf-path {option.entry.hub_id} -q --mlx-path {option.name}-4bit"
+        note = f"{option.name}-4bit: a directory in MLX's 4 bits, whose loss is another; {made_by} makes it"
+        lines.append(CommandLine(engine="mlx", line=f"mlx_lm.server --model {option.name}-4bit", note=note))
     return lines
 
 
 def _vllm(option: Runnable, place: Site, wish: Wish) -> CommandLine:
-    as_published = option.format in ("BF16", "FP8") or option.format == "MXFP4"
-    model = option.entry.hub_id if as_published else f"{option.name}-{option.format}"
+    """vLLM reads a checkpoint as its configuration says, and makes FP8 of one in 16 bits alone while it loads."""
+    spec = lookup(option.name)
+    published = default_format(spec, "vllm").partition("_")[0]
+    made = option.format == "FP8" and published == "BF16"
+    at_hub = made or published == option.format
+    model = option.entry.hub_id if at_hub else f"{option.name}-{option.format}"
     words = ["vllm", "serve", model, "--max-model-len", str(wish.reserve), "--max-num-seqs", str(wish.users)]
     if place.devices > 1:
         words += ["--tensor-parallel-size", str(place.devices)]
-    if option.format == "FP8":
+    if made:
         words += ["--quantization", "fp8"]
     if option.kv != "f16":
         words += ["--kv-cache-dtype", option.kv]
-    note = None if as_published else f"{model}: a checkpoint of {option.entry.hub_id} in {option.format}"
+    note = None if at_hub else f"{model}: a checkpoint of {option.entry.hub_id} in {option.format}"
     return CommandLine(engine="vllm", line=shlex.join(words), note=note)

@@ -29,9 +29,10 @@ from breakeven.forecast.memory import (
 )
 from breakeven.forecast.model import PROMPT_STEP_TOKENS
 from breakeven.forecast.residency import ON_DEVICE, Residency
-from breakeven.forecast.shapes import TRAINED_IN, ModelShape, buffer_bytes, shape_of, terms_from, with_kv
+from breakeven.forecast.shapes import SERVED, TRAINED_IN, ModelShape, buffer_bytes, shape_of, terms_from, with_kv
 from breakeven.forecast.terms import Terms, residency, step_parts
 from breakeven.model.catalogue import CatalogueEntry, entries, find
+from breakeven.model.formats.named import only_format
 
 Floats = NDArray[np.float64]
 KV_OF_ENGINES = {"llama.cpp": ("f16", "q8_0", "q4_0"), "vllm": ("f16", "fp8")}
@@ -135,7 +136,15 @@ def weighed_formats(name: str, place: Site) -> list[str]:
 def _formats(entry: CatalogueEntry, shape: ModelShape, place: Site) -> list[tuple[str, Profile]]:
     if entry.name.startswith(TRAINED) and shape.moe:
         return [(TRAINED_IN, place.profile)]
-    return [(name, profile) for name, profile in place.formats.items() if name in shape.formats]
+    finest = 0
+    if place.engine == "vllm" and (only := only_format(entry.name, shape.moe)) is not None:
+        # Nothing finer was published than what it was trained in.
+        finest = SERVED.index(only.partition("_")[0])
+    return [
+        (name, profile)
+        for name, profile in place.formats.items()
+        if name in shape.formats and (name not in SERVED or SERVED.index(name) >= finest)
+    ]
 
 
 def _in_format(

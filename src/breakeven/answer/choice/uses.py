@@ -66,7 +66,7 @@ class ChoiceWords:
 
     `use`: a name of `USES`. `users`: at once. `min_speed`: tokens/s of each. `ttft`: seconds. `memory`: `12GB`, of all
     places together. `languages`, `licence`: parted by commas. `scores`: files of the user's own, before all published.
-    `max_usd_per_month`: of the machine, rented.
+    `max_usd_per_month`: of the machine, rented. `offline_only`: nothing behind an API.
     """
 
     use: str = "chat"
@@ -101,6 +101,7 @@ class Wish:
     languages: tuple[str, ...]
     licences: tuple[str, ...]
     max_usd_per_month: float | None
+    offline_only: bool
     own: OwnScores | None
     about: str
     given: frozenset[str]
@@ -149,6 +150,7 @@ def wish_of(words: ChoiceWords) -> Wish:
         languages=languages,
         licences=_licences(words.licence),
         max_usd_per_month=words.max_usd_per_month,
+        offline_only=words.offline_only,
         own=read_own(*words.scores) if words.scores else None,
         about=use.about,
         given=frozenset(

@@ -6,6 +6,7 @@ keep the limits wins it. Shapes: W worlds, M models, O options (sorted by model)
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,7 +17,7 @@ from breakeven.answer.choice.machine import Site
 from breakeven.answer.choice.search import Runnable
 from breakeven.answer.choice.uses import Wish
 from breakeven.forecast.constants import Profile
-from breakeven.model.quality.ability import Ability, Joint, abilities, joint, languages
+from breakeven.model.quality.ability import Ability, Joint, abilities, joint, languages, own_format
 from breakeven.model.quality.curve import loss_fit
 from breakeven.model.quality.loss import Loss, expected_loss
 from breakeven.model.quality.own import OwnScores
@@ -102,12 +103,20 @@ def worlds_of(options: tuple[Runnable, ...], place: Site, wish: Wish, seed: int 
     areas, unknown = areas_of(wish)
     told = {area: tuple(abilities(models, area, wish.own)) for area in areas}
     ability_M = np.mean([[each.value.value for each in told[area]] for area in areas], axis=0)
-    # A model that is better than told is so in all areas: the same draws for each of them.
-    ability_WM = np.mean([_joint(models, area, wish.own).draws(WORLDS, seed) for area in areas], axis=0)
     # Another stream than the abilities', whose numbers the losses would repeat.
     draw = rng(seed, "losses and speeds")
     losses = tuple(_loss(option, wish) for option in options)
-    kept_O, kept_WO = _kept(losses, of_O, len(models), areas == (TRANSLATED,), draw)
+    asked = _asked_in(options, models, starts_M, areas, wish)
+    both = losses + tuple(asked.values())
+    of_both = np.concatenate([of_O, np.array([m for _, m in asked], dtype=of_O.dtype)])
+    kept, kept_W = _kept(both, of_both, len(models), areas == (TRANSLATED,), draw)
+    kept_O, kept_WO = kept[: len(losses)], kept_W[:, : len(losses)]
+    # A model that is better than told is so in all areas: the same draws for each of them.
+    drawn = {area: _joint(models, area, wish.own).draws(WORLDS, seed) for area in areas}
+    for at, (area, model) in enumerate(asked, start=len(losses)):
+        # What was asked is known as it is, whatever its format costs: only others of that model differ in doubt.
+        drawn[area][:, model] *= kept[at] / kept_W[:, at]
+    ability_WM = np.mean(list(drawn.values()), axis=0)
     speed_WO, ttft_WO = (
         np.exp(sign * _errors(options, place, phase, of_O, len(models), draw))
         for sign, phase in ((1.0, "decode"), (-1.0, "prefill"))
@@ -137,9 +146,37 @@ def _loss(option: Runnable, wish: Wish) -> Loss:
     )  # fmt: skip
 
 
+def _asked_in(
+    options: tuple[Runnable, ...],
+    models: tuple[str, ...],
+    starts_M: NDArray[np.intp],
+    areas: tuple[str, ...],
+    wish: Wish,
+) -> dict[tuple[str, int], Loss]:
+    """By area and model the loss of the weights that the user's own scores are of, where they say of which."""
+    found: dict[tuple[str, int], Loss] = {}
+    if wish.own is None:
+        return found
+    for area, (m, name) in itertools.product(areas, enumerate(models)):
+        if (said := own_format(name, area, wish.own)) is not None:
+            own = [o for o in options[starts_M[m] :] if o.name == name]
+            same, shape = next((o for o in own if o.format == said and o.kv == "f16"), None), own[0].shape
+            found[area, m] = _loss(same, wish) if same is not None else _loss_of(
+                name, said, None, "f16", shape.moe, shape.total_params / 1e9, shape.active_params / 1e9, None
+            )  # fmt: skip
+    return found
+
+
 @lru_cache(maxsize=16384)
 def _loss_of(
-    name: str, method: str, bits: float, kv: str, moe: bool, total_b: float, active_b: float, language: str | None
+    name: str,
+    method: str,
+    bits: float | None,
+    kv: str,
+    moe: bool,
+    total_b: float,
+    active_b: float,
+    language: str | None,
 ) -> Loss:
     if method == "MXFP4":
         # Only models that were trained in it are taken in it: nothing finer exists, so only the cache loses anything.

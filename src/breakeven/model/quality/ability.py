@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 import numpy as np
 
 from breakeven.errors import UserError
 from breakeven.model.architecture import ModelSpec
+from breakeven.model.catalogue import find, lookup
 from breakeven.model.quality.kin import THOUGHT, kin_of
+from breakeven.model.quality.loss import expected_loss, kept_share
 from breakeven.model.quality.own import OwnScore, OwnScores
 from breakeven.model.quality.posterior import (
     AREAS,
@@ -36,7 +39,7 @@ from breakeven.stats.estimate import Estimate, Provenance, measured
 
 __all__ = [
     "AREAS", "Ability", "AnswerTokens", "Joint", "ability", "answer_tokens", "better", "chance_of", "joint",
-    "languages", "left_out", "scored",
+    "languages", "left_out", "own_format", "scored",
 ]  # fmt: skip
 APART = 0.03
 """Shares of tasks nearer than this are called equal."""
@@ -197,6 +200,23 @@ def _same(one: str, other: str) -> bool:
     return one.lower() == other.lower() or kin_of(one) == kin_of(other)
 
 
+def own_format(model: str, area: str, own: OwnScores) -> str | None:
+    """The weight format that the user's scores of a model in an area are of; None: 16 bits, or nobody said."""
+    scores = own.of_area(area, is_language=is_language(area))
+    return next((score.format for score in scores if _same(score.model, model)), None)
+
+
+@lru_cache(maxsize=256)
+def _kept_in(model: str, format_name: str | None) -> float:
+    """What is expected to be left of a score in 16 bits; 1 where no format is said or the model's size is not known."""
+    if format_name is None:
+        return 1.0
+    try:
+        return kept_share(expected_loss(lookup(find(model).name), None, format_name).kl.value)
+    except (UserError, ValueError):
+        return 1.0
+
+
 def _overridden(
     names: Sequence[str], value: Floats, cov: Floats, sources: Sequence[Source], scores: Sequence[OwnScore]
 ) -> tuple[Floats, Floats, list[Source]]:
@@ -210,6 +230,8 @@ def _overridden(
     for score in scores:
         i = next(i for i, name in enumerate(names) if _same(score.model, name))
         solved = (score.score * score.n + 0.5) / (score.n + 1)
+        # What the weights in 16 bits would have solved: a format's loss is taken off once, where an option has it.
+        solved = min(solved / _kept_in(score.model, score.format), 1 - 0.5 / (score.n + 1))
         y_MT[i, tasks.index(score.task)] = math.log(solved / (1 - solved))
         w_MT[i, tasks.index(score.task)] = (score.n + 1) * solved * (1 - solved)
     there = w_MT > 0

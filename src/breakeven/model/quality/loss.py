@@ -120,6 +120,11 @@ def expected_loss(
     return _loss(_around(middle, half), kv, language, source, words)
 
 
+def kept_share(kl: float) -> float:
+    """The share of a score above guessing that is left after a loss of `kl`, as in `score_lost`."""
+    return math.exp(-loss_fit().knowledge.of(kl))
+
+
 def score_lost(kl: Estimate, area: str) -> Estimate | None:
     """The share of a score above guessing that a loss of `kl` takes; None where no pairs of both were published.
 

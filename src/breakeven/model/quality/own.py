@@ -15,17 +15,20 @@ from pathlib import Path
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.model.quality.posterior import AREAS
+from breakeven.model.quality.methods import method_of
+from breakeven.model.quality.posterior import AREAS, languages
 
 _EVALUATION_SCHEMA = "breakeven.evaluate/1"
 MOST_BYTES = 64 * 2**20
 """No file of scores is larger; results of lm-eval with every sample are another file."""
 _METRICS = ("exact_match", "acc_norm", "acc", "pass@1", "f1", "prompt_level_strict_acc")
 """lm-eval's metrics that are shares solved, the first there is of a task."""
+ENGLISH = "en"
 _FILE_FORMAT = re.compile(
-    r"[-.](ud-)?(i?q\d_\w+|mxfp4(_moe)?|nvfp4|bf16|f16|f32|fp8|int[48])(-\d{5}-of-\d{5})?$", re.IGNORECASE
+    r"[-.:]((?:ud-)?(?:i?q\d_\w+|mxfp4(?:_moe)?|nvfp4|bf16|f16|f32|fp8|int[48]|awq|gptq))(?:-\d{5}-of-\d{5})?$",
+    re.IGNORECASE,
 )
-"""What a file's name says after the model's."""
+"""The weight format that a name says after the model's."""
 
 
 class OwnScore(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +44,8 @@ class OwnScore(msgspec.Struct, frozen=True, kw_only=True):
     area: str | None = None
     language: str | None = None
     answer_tokens: float | None = None
+    format: str | None = None
+    """Of the weights that were asked, where the line or the name says it: what it costs is in the score already."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.score) and 0 <= self.score <= 1):
@@ -49,26 +54,68 @@ class OwnScore(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"n is {self.n}; it is how many tasks were asked")
         if self.area is not None and self.area not in AREAS and not re.fullmatch(r"[a-z]{2,3}(-\w+)*", self.area):
             raise ValueError(f"area {self.area!r} is none of {', '.join(AREAS)}, nor a language's code")
+        if self.format is not None and method_of(self.format).bits is None:
+            raise ValueError(f"format {self.format!r} is no weight format of known bits, such as Q4_K_M")
 
 
 @dataclass(frozen=True, slots=True)
 class OwnScores:
-    """All of a user's scores, and the file they are of."""
+    """All of a user's scores, and the file they are of. `coarser`: those of further files of one model, which count for
+    nothing, each as NAME in FORMAT."""
 
     source: str
     scores: tuple[OwnScore, ...]
+    coarser: tuple[str, ...] = ()
 
     def of_area(self, area: str, *, is_language: bool) -> tuple[OwnScore, ...]:
-        """Those that tell of `area`: of a language those in it; of another area all that name no other area, in
-        whatever language."""
+        """Those that tell of `area`: of a language those in it; of another area those that name it, and those that name
+        no area and no language but English.
+
+        What a model does in Hindi says of its code no more than of its Hindi: that is an area of its own. Of a language
+        in which nobody published scores there is none, so that such tasks go on telling of every area.
+        """
         if is_language:
             return tuple(s for s in self.scores if s.language == area or s.area == area)
-        return tuple(s for s in self.scores if s.area in (None, area))
+        return tuple(s for s in self.scores if s.area == area or (s.area is None and not _of_a_language(s)))
 
 
 def read_own(*paths: Path) -> OwnScores:
     """The scores in all of these files. Raises UserError that names the file, the line, and what would be right."""
-    return OwnScores(", ".join(path.name for path in paths), tuple(score for path in paths for score in _of_file(path)))
+    named = [_named(score) for path in paths for score in _of_file(path)]
+    kept, coarser = _finest(named)
+    return OwnScores(", ".join(path.name for path in paths), kept, coarser)
+
+
+def _of_a_language(score: OwnScore) -> bool:
+    return score.language in languages() and score.language != ENGLISH
+
+
+def _named(score: OwnScore) -> OwnScore:
+    """The score under the bare name of its model, with the weight format that the name ends in."""
+    found = _FILE_FORMAT.search(name := score.model.removesuffix(".gguf"))
+    if found is None:
+        return score
+    return msgspec.structs.replace(score, model=name[: found.start()], format=score.format or found[1].upper())
+
+
+def _finest(scores: list[OwnScore]) -> tuple[tuple[OwnScore, ...], tuple[str, ...]]:
+    """One score of a model in a set of tasks: of several weight formats the one of the most bits, as it says best what
+    the model can do."""
+    best: dict[tuple[object, ...], OwnScore] = {}
+    for score in scores:
+        held = best.get(key := _asked(score))
+        if held is None or _bits(score) >= _bits(held):
+            best[key] = score
+    kept = tuple(score for score in scores if best[_asked(score)].format == score.format)
+    return kept, tuple(dict.fromkeys(f"{s.model} in {s.format or 16}" for s in scores if s not in kept))
+
+
+def _asked(score: OwnScore) -> tuple[object, ...]:
+    return score.model.lower(), score.task, score.area, score.language
+
+
+def _bits(score: OwnScore) -> float:
+    return 16.0 if score.format is None else method_of(score.format).bits or 0.0
 
 
 def _of_file(path: Path) -> tuple[OwnScore, ...]:
@@ -133,12 +180,10 @@ class _Evaluation(msgspec.Struct):
 def _of_evaluation(name: str, whole: object) -> Iterator[OwnScore]:
     try:
         evaluation = msgspec.convert(whole, _Evaluation)
-        bare = [_FILE_FORMAT.sub("", model.name.removesuffix(".gguf")) for model in evaluation.models]
-        for model, name_only in zip(evaluation.models, bare, strict=True):
+        for model in evaluation.models:
             for task in model.tasks:
                 yield OwnScore(
-                    # Scores of two files are not two scores of one model.
-                    model=name_only if bare.count(name_only) == 1 else model.name,
+                    model=model.name,
                     # Answers chosen by likelihood do not compare with those generated.
                     task=f"{task.name} ({task.language}, {task.method})",
                     score=task.solved.value,
