@@ -198,6 +198,8 @@ def check_gateway(emitted: Emitted, plan: GatewayPlan) -> None:
                 if each["metadata"]["labels"].get("app.kubernetes.io/instance") == backend.replica_of
             ]
             assert backend.served_model in pods[0]["containers"][0]["args"]
+    assert plan.redis is not None
+    assert (plan.workers, str(plan.budgets)) == (2, "/var/lib/breakeven/keys.budgets.json")
     (policy,) = plan.policies
     assert set(policy.backends) == {each.name for each in plan.backends}
 
@@ -265,6 +267,17 @@ def test_a_context_is_no_longer_than_the_models_own(tmp_path: Path) -> None:
     args = args_of(emitted)
     assert int(args[args.index("--max-model-len") + 1]) == 40960
     assert {each.context for each in emitted.gateway(tmp_path).backends} == {40960}
+
+
+def test_a_load_from_a_trace_leaves_the_context_to_the_model(tmp_path: Path) -> None:
+    emitted = check_whole(decided(PUBLIC, "Qwen3-14B on an H100"), tmp_path)
+    assert "--max-model-len" not in args_of(emitted)
+    assert {each.context for each in emitted.gateway(tmp_path).backends} == {None}
+
+
+def test_of_a_models_checkpoints_the_one_that_answers_is_taken() -> None:
+    (model, *_) = args_of(Emitted(manifests_of(decided(PUBLIC, "Llama-3.1-8B on an L40S"))[0]))
+    assert model == "meta-llama/Meta-Llama-3.1-8B-Instruct"
 
 
 def test_what_no_cluster_runs_stays_a_backend_to_fill_in(tmp_path: Path) -> None:

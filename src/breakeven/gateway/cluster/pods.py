@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from breakeven.gateway.plan.origins import SLOTS
-from breakeven.model.catalogue import find, lookup
+from breakeven.model.catalogue import ModelFacts, find, lookup
 from breakeven.model.formats.named import default_format, kv_element_bytes
 from breakeven.model.resolve import is_catalogued, split_format
 from breakeven.results.decision import CandidateResult
@@ -39,7 +39,7 @@ LOADING_TRIES = 360
 class ClusterEngine:
     """A candidate on its way into the cluster: `least` replicas carry its load, `most` its pessimistic end.
 
-    `kernels`: a key of `RESOURCES`. `context`: tokens a sequence.
+    `kernels`: a key of `RESOURCES`. `context`: tokens a sequence; None: not known, the engine takes the model's own.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ClusterEngine:
     kernels: str
     least: int
     most: int
-    context: int
+    context: int | None
 
     @property
     def per_node(self) -> int:
@@ -99,7 +99,7 @@ def weights_of(found: CandidateResult) -> tuple[str, str | None, list[str]]:
     model, wanted = bare(found), found.format.upper()
     catalogued = is_catalogued(model)
     if found.engine == "vllm" and (catalogued or re.fullmatch(r"[\w.-]+/[\w.-]+", model)):
-        hub = find(model).hub_id if catalogued else model
+        hub = _hub_id(find(model).facts) if catalogued else model
         own = default_format(lookup(model), "vllm").upper() if catalogued else "BF16"
         of_16_bits = {wanted, own} <= {"BF16", "F16"}
         if wanted in (own, "AS MEASURED") or of_16_bits or (wanted[:3], own[:3]) == ("FP8", "FP8"):
@@ -112,13 +112,20 @@ def weights_of(found: CandidateResult) -> tuple[str, str | None, list[str]]:
     return path, path, []
 
 
+def _hub_id(facts: ModelFacts) -> str:
+    """Whose weights answer: of a model's checkpoints one that was taught to, where its publisher has one."""
+    ids = (facts.hub_id, *facts.also)
+    return next((each for each in ids if re.search(r"instruct|chat|-it$", each, re.IGNORECASE)), facts.hub_id)
+
+
 def _vllm(engine: ClusterEngine) -> tuple[list[str], list[str]]:
     model, _, flags = weights_of(engine.found)
     kv = engine.found.kv
     return ["vllm", "serve"], [
         model,
         *("--served-model-name", engine.name, "--host", "0.0.0.0", "--port", str(PORT)),
-        *("--max-model-len", str(engine.context), "--disable-uvicorn-access-log"),
+        "--disable-uvicorn-access-log",
+        *(("--max-model-len", str(engine.context)) if engine.context is not None else ()),
         *(("--tensor-parallel-size", str(engine.per_node)) if engine.per_node > 1 else ()),
         *flags,
         *(("--kv-cache-dtype", "bfloat16" if kv == "bf16" else kv) if kv not in (None, "f16") else ()),
@@ -129,7 +136,8 @@ def _llama_cpp(engine: ClusterEngine) -> tuple[list[str], list[str]]:
     kv = engine.found.kv or "f16"
     return ["/app/llama-server"], [
         *("--model", weights_of(engine.found)[0], "--alias", engine.name, "--host", "0.0.0.0", "--port", str(PORT)),
-        *("--ctx-size", str(SLOTS * engine.context), "--parallel", str(SLOTS), "--metrics"),
+        *("--parallel", str(SLOTS), "--metrics"),
+        *(("--ctx-size", str(SLOTS * engine.context)) if engine.context is not None else ()),
         *("--api-key-file", f"/run/breakeven/secrets/{ENGINE_KEY}"),
         *(("--cache-type-k", kv, "--cache-type-v", kv) if kv != "f16" else ()),
         *(("--flash-attn", "on") if kv_element_bytes(kv) < 2 else ()),
