@@ -7,6 +7,7 @@ LAB_STAMP := .venv/.ready-lab
 PIP := $(BIN)/pip install -qq --no-input --disable-pip-version-check --no-deps
 
 JUDGES_STAMP := .venv-judges/.ready
+DOCS_STAMP := .venv-docs/.ready
 
 # The tests start some thousand Pythons. Without the cache, where somebody's environment switches it off, each of them
 # would compile all that it imports.
@@ -15,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Most tests wait, so more of them at once than a small machine has cores. What measures runs alone, at the end.
 WORKERS ?= 4
 
-.PHONY: demo test lint judges clean
+.PHONY: demo test lint docs judges clean
 
 demo: $(STAMP)
 	$(BIN)/breakeven compare --demo
@@ -63,5 +64,19 @@ $(JUDGES_STAMP): judges/requirements.txt
 	.venv-judges/bin/pip install -qq --no-input --disable-pip-version-check --no-deps -r judges/requirements.txt
 	touch $@
 
+# The pages as a site that needs no server and no network, its search included: .site/site/index.html. Its tools have an
+# environment of their own. A link that leads nowhere ends it.
+docs: $(DOCS_STAMP)
+	.venv-docs/bin/python scripts/make_site.py .site
+	cd .site && ../.venv-docs/bin/zensical build --clean --strict
+	.venv-docs/bin/python scripts/make_site.py .site --finish
+
+$(DOCS_STAMP): constraints-docs.txt
+	$(PYTHON) -m venv --clear .venv-docs
+	.venv-docs/bin/pip install -qq --no-input --disable-pip-version-check --no-deps --no-compile --require-hashes \
+	  -r constraints-docs.txt
+	touch $@
+
 clean:
-	rm -rf .venv .venv-judges results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-docs .venv-judges .site results
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -9,6 +9,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ from breakeven.gateway.keys.entry import (
     stamped,
 )
 from breakeven.gateway.keys.store import follow
+from breakeven.gateway.plan.load import read_gateway
 from breakeven.traffic.workload import Slo
 
 
@@ -295,6 +297,31 @@ def test_a_worker_follows_the_file(path: Path) -> None:
     path.unlink()
     assert follow(keys, path, torn) == (0, 0, 0)
     assert keys.find(secrets["cleo"]) is not None
+
+
+def test_a_file_that_is_swapped_as_kubernetes_swaps_it_is_followed(tmp_path: Path) -> None:
+    """A volume's file is a link into `..data`, itself a link to a directory that is another after a change."""
+    first, second, volume = tmp_path / "..1", tmp_path / "..2", tmp_path / "volume"
+    for each in (first, second, volume):
+        each.mkdir()
+    secret = f"Bearer {store.create(first / 'keys.json', 'anna')}".encode()
+    (second / "keys.json").write_bytes((first / "keys.json").read_bytes())
+    store.revoke(second / "keys.json", "anna")
+    for path in (first, second):
+        (path / "keys.json").chmod(0o440)
+    (volume / "..data").symlink_to(first)
+    (volume / "keys.json").symlink_to("..data/keys.json")
+    plan_file = tmp_path / "gateway.yaml"
+    plan_file.write_text("keys: volume/keys.json\nbackends: [{name: a, url: 'http://127.0.0.1:1/v1'}]\n")
+    path = read_gateway(plan_file, {}).keys
+    assert path is not None
+    keys, seen = Keys(store.load(path)), store.file_stamp(path)
+    assert keys.find(secret) is not None
+    (volume / "..new").symlink_to(second)
+    (volume / "..new").replace(volume / "..data")
+    shutil.rmtree(first)
+    follow(keys, path, seen)
+    assert keys.find(secret) is None
 
 
 def test_a_file_that_cannot_be_used_is_told_and_still_revokes(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from breakeven.gateway.plan.model import (
     Timeouts,
 )
 from breakeven.gateway.plan.origins import plan_of_decision
+from breakeven.gateway.plan.reach import value_of
 from breakeven.gateway.plan.write import gateway_text, write_gateway
 from breakeven.gateway.route.policies import POLICIES
 from breakeven.gateway.serve.run import source_of
@@ -268,6 +270,25 @@ def test_a_models_description_is_none(tmp_path: Path) -> None:
     assert len(source_of([one, two], None)().backends) == 2
     with pytest.raises(UserError, match="a gateway's file stands alone"):
         source_of([one, str(written(tmp_path, changed()))], None)
+
+
+def test_a_variable_that_is_not_set_is_read_from_the_directory_of_credentials(tmp_path: Path) -> None:
+    there = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    text = changed(backends__2__api_key_env="KEY_OF_C")
+    with pytest.raises(UserError, match="KEY_OF_C is not set"):
+        read_gateway(written(tmp_path, text), there)
+    (tmp_path / "KEY_OF_C").write_text(f"{SECRET}\n", encoding="utf-8")
+    assert value_of("KEY_OF_C", there) == SECRET
+    assert value_of("KEY_OF_C", {**there, "KEY_OF_C": "set"}) == "set"
+    assert value_of("KEY_OF_C", {}) == ""
+    assert read_gateway(written(tmp_path, text), there).backends[2].api_key_env == "KEY_OF_C"
+    (tmp_path / "KEY_OF_C").write_text(f"{SECRET}\nmore", encoding="utf-8")
+    with pytest.raises(UserError, match="line breaks") as caught:
+        read_gateway(written(tmp_path, text), there)
+    assert SECRET not in str(caught.value)
+    (tmp_path / "KEY_OF_C").unlink()
+    os.mkfifo(tmp_path / "KEY_OF_C")
+    assert value_of("KEY_OF_C", there) == "", "and nobody waits for a writer"
 
 
 def test_a_file_of_keys_that_is_a_link_to_itself_is_not_there(tmp_path: Path) -> None:

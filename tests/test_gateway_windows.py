@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import multiprocessing
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from valkey_fixtures import ValkeyNotStartedError, ValkeyServer, valkey_or_skip
 
 from breakeven.errors import UserError
 from breakeven.gateway.keys import windows as windows_module
@@ -393,41 +393,9 @@ def test_amounts_that_no_gateway_saves_free_nothing(tmp_path: Path) -> None:
 # Other machines.
 
 
-class Server:
-    """A Redis of our own on a socket file."""
-
-    def __init__(self, directory: Path) -> None:
-        self.socket = directory / "r.sock"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *more: str) -> None:
-        words = ["redis-server", "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
-        self._process = subprocess.Popen([*words, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        end_s = time.monotonic() + 20
-        while time.monotonic() < end_s:
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(str(self.socket))
-                return
-            time.sleep(0.02)
-        raise AssertionError("redis-server did not start")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed")
-    pytest.importorskip("redis", reason="the redis package is not installed (breakeven[scale])")
-    made = Server(tmp_path)
-    monkeypatch.setenv("BREAKEVEN_REDIS_URL", f"unix://{made.socket}")
-    made.start()
-    yield made
-    made.stop()
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ValkeyServer]:
+    yield from valkey_or_skip(tmp_path, monkeypatch)
 
 
 class Machine:
@@ -459,7 +427,7 @@ ANNA, BERT = entry_of("anna", "100 usd/day", "30 requests/day"), entry_of("bert"
 ANNA_REQUESTS = KeyEntry(name="anna", id="anna", digest=bytes(32), limits=(ANNA.limits[1],))
 
 
-async def test_machines_share_a_limit(server: Server) -> None:
+async def test_machines_share_a_limit(server: ValkeyServer) -> None:
     one, two, three = (Machine(name, ANNA_REQUESTS, BERT) for name in "abc")
     one.spend(ANNA_REQUESTS, 5)
     two.spend(ANNA_REQUESTS, 7)
@@ -485,7 +453,7 @@ def used_requests(machine: Machine, entry: KeyEntry) -> int:
     )
 
 
-async def test_what_is_given_back_is_given_back_everywhere(server: Server) -> None:
+async def test_what_is_given_back_is_given_back_everywhere(server: ValkeyServer) -> None:
     one, two = (Machine(name, BERT) for name in "ab")
     spent = [one.windows.spend(0, BERT.limits, at_s) for at_s in (time.time() - 600, time.time())]
     await _exchange(one, two)
@@ -498,7 +466,7 @@ async def test_what_is_given_back_is_given_back_everywhere(server: Server) -> No
         await machine.shared._client.aclose()
 
 
-async def test_without_redis_limits_are_local_said_once_and_made_up_for(server: Server) -> None:
+async def test_without_redis_limits_are_local_said_once_and_made_up_for(server: ValkeyServer) -> None:
     one, two = (Machine(name, BERT) for name in "ab")
     two.spend(BERT, 4)
     await _exchange(one, two)
@@ -530,7 +498,7 @@ def sums_of(entry: KeyEntry) -> str:
     return f"breakeven:sums:{entry.limits[0].stamp:016x}"
 
 
-async def test_what_somebody_else_wrote_is_left_out_hash_by_hash_and_named(server: Server) -> None:
+async def test_what_somebody_else_wrote_is_left_out_hash_by_hash_and_named(server: ValkeyServer) -> None:
     one, two = (Machine(name, BERT, ANNA_REQUESTS) for name in "ab")
     one.spend(BERT, 3)
     two.spend(BERT, 5)
@@ -575,7 +543,7 @@ async def test_what_somebody_else_wrote_is_left_out_hash_by_hash_and_named(serve
         await machine.shared._client.aclose()
 
 
-async def test_an_exchange_whose_answer_was_lost_counts_once(server: Server) -> None:
+async def test_an_exchange_whose_answer_was_lost_counts_once(server: ValkeyServer) -> None:
     one, two = (Machine(name, BERT) for name in "ab")
     lost = one.shared._client.pipeline
 
@@ -605,7 +573,7 @@ async def test_an_exchange_whose_answer_was_lost_counts_once(server: Server) -> 
         await machine.shared._client.aclose()
 
 
-async def test_a_restart_and_another_watching_process_tell_nothing_twice(server: Server, tmp_path: Path) -> None:
+async def test_a_restart_and_another_watching_process_tell_nothing_twice(server: ValkeyServer, tmp_path: Path) -> None:
     one, two = (Machine(name, BERT) for name in "ab")
     one.spend(BERT, 3)
     await _exchange(one, two)
@@ -631,7 +599,9 @@ async def test_a_restart_and_another_watching_process_tell_nothing_twice(server:
         await machine.shared._client.aclose()
 
 
-async def test_a_clock_that_is_set_moves_its_counters_with_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_clock_that_is_set_moves_its_counters_with_it(
+    server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = time.time
     one, two = (Machine(name, BERT) for name in "ab")
     one.spend(BERT, 3)
@@ -646,7 +616,7 @@ async def test_a_clock_that_is_set_moves_its_counters_with_it(server: Server, mo
         await machine.shared._client.aclose()
 
 
-async def test_it_runs_beside_and_ends_when_cancelled(server: Server) -> None:
+async def test_it_runs_beside_and_ends_when_cancelled(server: ValkeyServer) -> None:
     one, two = (Machine(name, BERT) for name in "ab")
     runs = [asyncio.create_task(machine.shared.run()) for machine in (one, two)]
     one.spend(BERT, 9)
@@ -660,7 +630,7 @@ async def test_it_runs_beside_and_ends_when_cancelled(server: Server) -> None:
     assert one.said == two.said == []
 
 
-async def test_fields_expire_in_redis(server: Server) -> None:
+async def test_fields_expire_in_redis(server: ValkeyServer) -> None:
     one = Machine("a", BERT)
     one.spend(BERT, 1)
     await _exchange(one)
@@ -675,7 +645,7 @@ async def test_fields_expire_in_redis(server: Server) -> None:
     await one.shared._client.aclose()
 
 
-async def test_with_a_user_of_its_own_and_without_rights(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_with_a_user_of_its_own_and_without_rights(server: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     boss = Machine("boss", BERT).shared._client
     allowed = ["+eval", "+hget", "+hset", "+hdel", "+hlen", "+hgetall", "+del", "+pexpire", "~breakeven:*"]
     allowed += [">p@ss/w:rd", "on"]
@@ -713,7 +683,7 @@ async def test_with_a_user_of_its_own_and_without_rights(server: Server, monkeyp
 
 
 async def test_over_tls_its_certificate_must_be_trusted(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ValkeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
@@ -727,7 +697,10 @@ async def test_over_tls_its_certificate_must_be_trusted(
     server.stop()
     tls = {"tls-port": port, "tls-cert-file": certificate, "tls-key-file": private, "tls-ca-cert-file": certificate}
     tls["tls-auth-clients"] = "no"
-    server.start(*(word for name, value in tls.items() for word in (f"--{name}", str(value))))
+    try:
+        server.start(*(word for name, value in tls.items() for word in (f"--{name}", str(value))))
+    except ValkeyNotStartedError:
+        pytest.skip("this build of Valkey has no TLS")
     for query, well in ((f"?ssl_ca_certs={certificate}", True), ("", False)):
         monkeypatch.setenv("BREAKEVEN_REDIS_URL", f"rediss://127.0.0.1:{port}/0{query}")
         one = Machine("a", BERT)

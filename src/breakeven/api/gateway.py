@@ -36,6 +36,8 @@ def serve(
     workers: int | None = None,
     admin_port: int | None = None,
     check: bool = False,
+    emit: str | None = None,
+    out: Path | str | None = None,
     kv: str | None = None,
     engine: str | None = None,
     gpu_layers: str | int | None = None,
@@ -45,14 +47,22 @@ def serve(
 ) -> int:
     """Serve a gateway file, models, or a saved decision, as `breakeven serve` does, until SIGTERM; the exit status.
 
+    `emit`, "kubernetes": write a decision's manifests into the new directory `out` (None: `kubernetes` beside it).
     Of models that are started, `kv`: type of the keys and values; `engine`, None: the built-in llama.cpp; `gpu_layers`,
     `cpu_moe`, `device`, `tensor_split`: where weights lie, as for `compare`. With `check` what would be served is only
     checked. It forks, so call it from a program that runs no threads and no event loop. Raises UserError for what
     cannot be served.
     """
-    from breakeven.gateway.serve.run import run, source_of
+    from breakeven.gateway.serve.run import emitted, run, source_of
 
     saved = None if decision is None else Path(decision)
+    if emit is not None:
+        told = (host, port, workers, admin_port, kv, engine, gpu_layers, cpu_moe, device, tensor_split)
+        if check or any(each is not None for each in told):
+            raise UserError("--emit takes --from and --out alone; change the rest in the files that it writes")
+        return emitted(emit, what, saved, None if out is None else Path(out))
+    if out is not None:
+        raise UserError("--out is where --emit writes; give both, or neither")
     placement = {"gpu_layers": gpu_layers, "cpu_moe": cpu_moe, "device": device, "tensor_split": tensor_split}
     read = source_of(
         what,

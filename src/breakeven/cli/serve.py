@@ -37,12 +37,17 @@ def serve(
     device: Device = None,
     tensor_split: TensorSplit = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the file.")] = False,
+    emit: Annotated[
+        str | None, typer.Option(help="With --from: write manifests instead: kubernetes.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --emit: a new directory.", show_default=False)] = None,
 ) -> None:
     """Serve models behind one endpoint, each request where it is predicted to be best.
 
     \b
     breakeven serve examples/gateway.yaml
     breakeven serve --from results/my-study/result.json
+    breakeven serve --from results/my-study/result.json --emit kubernetes
     breakeven serve llama-3.2-1b:Q8_0 olmoe-1b-7b --kv q8_0
     """
     status = breakeven.serve(
@@ -53,6 +58,8 @@ def serve(
         workers=workers,
         admin_port=admin_port,
         check=check,
+        emit=emit,
+        out=out,
         kv=kv,
         engine=engine,
         gpu_layers=gpu_layers,

@@ -49,9 +49,9 @@ class _File(msgspec.Struct, kw_only=True):
     spent: list[_Spent]
 
 
-def budget_path(keys: Path) -> Path:
-    """The file that belongs to a file of keys."""
-    return keys.with_name(f"{keys.stem}.budgets.json")
+def budget_path(keys: Path, budgets: Path | None = None) -> Path:
+    """Where spending is saved: in the file `budgets`, else in the one that belongs to a file of keys."""
+    return budgets or keys.with_name(f"{keys.stem}.budgets.json")
 
 
 def load_budgets(path: Path, block: SharedBlock, entries: Iterable[KeyEntry], slots: Mapping[str, int]) -> str:

@@ -14,7 +14,6 @@ Buckets have the wall clock's numbers here: keep clocks in step (NTP).
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import ssl
 import time
@@ -28,6 +27,7 @@ from breakeven.gateway.keys.budgets import MOST, get_told, limit_cells, ours, pu
 from breakeven.gateway.keys.entry import KeyEntry, KeyLimit
 from breakeven.gateway.keys.windows import BUCKETS, number, put_row, row_buckets
 from breakeven.gateway.plan.model import Redis
+from breakeven.gateway.plan.reach import value_of
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import WINDOW_COLUMNS
 
@@ -298,7 +298,7 @@ def _client(plan: Redis) -> Any:
             "limits are this machine's own: sharing them between machines needs the redis package; "
             "install the extra `scale` (how: docs/scale.md)"
         ) from None
-    address = os.environ.get(plan.url_env, "")
+    address = value_of(plan.url_env)
     if not address:
         raise UserError(f"the environment variable {plan.url_env} holds no address of Redis; set it, or take redis out")
     try:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, ExperimentPlan, GatewayPlan, PolicyPlan
+from breakeven.gateway.plan.reach import value_of
 
 POLICY_NAMES = ("breakeven", "fastest", "cheapest", "spill", "weighted", "edge-first")
 """Routing policies that a plan may name; `gateway.route.policies.POLICIES` holds them."""
@@ -209,7 +210,7 @@ def _check_exposure(where: str, plan: GatewayPlan, environ: Mapping[str, str]) -
         )
     if plan.admin_port is None:
         return
-    if not is_loopback(plan.admin_host) and not environ.get(plan.admin_secret_env):
+    if not is_loopback(plan.admin_host) and not value_of(plan.admin_secret_env, environ):
         raise UserError(
             f"{where}: admin.host: found {plan.admin_host!r}, which others can reach, and no secret; set the "
             f"environment variable {plan.admin_secret_env}, or use 127.0.0.1"
@@ -233,7 +234,7 @@ def _is_link_local(url: str) -> bool:
 
 
 def _variable(place: str, name: str, environ: Mapping[str, str], what: str) -> None:
-    value = environ.get(name, "")
+    value = value_of(name, environ)
     if not value:
         raise UserError(f"{place}: the environment variable {name} is not set; it must hold {what}")
     if not value.isprintable() or not value.isascii():

@@ -73,6 +73,7 @@ def gateway_of(
         backends=backends,
         policies=policies or (PolicyPlan(model=PUBLIC_NAME, backends=tuple(each.name for each in backends)),),
         keys=_placed(directory, plan.keys),
+        budgets=_placed(directory, plan.budgets),
         tls=_certificate(f"{where}: tls", plan.tls, directory),
         experiments=tuple(replace(each, sticky_by=each.sticky_by.lower()) for each in plan.experiments),
         log=replace(plan.log, directory=_placed(directory, plan.log.directory)),
@@ -181,5 +182,5 @@ def _policy(plan: PolicyPlan, backends: tuple[BackendPlan, ...]) -> PolicyPlan:
 
 
 def _placed(directory: Path, path: Path | None) -> Path | None:
-    # Not `resolve`, which raises something of its own for a link that leads to itself.
-    return None if path is None else Path(os.path.realpath(directory / expanded(path)))
+    # Links stay: a file of keys may be one that leads elsewhere tomorrow, as those in a Kubernetes volume do.
+    return None if path is None else Path(os.path.normpath(directory / expanded(path)))

@@ -314,6 +314,7 @@ class AdminPlan(FilePart):
 class GatewayPlan(FilePart):
     """Everything `breakeven serve` needs. Paths are absolute. `keys`: the file of digests; None: no key is asked.
 
+    `budgets`: where spending is saved; None: beside `keys`.
     `tls`: what clients are shown; None: they come without TLS.
     `memory_bytes`: what local engines may use together; None: what the machine has free.
     """
@@ -323,6 +324,7 @@ class GatewayPlan(FilePart):
     workers: Annotated[int, whole(1, 256)] = 1
     admin: Annotated[AdminPlan, read_by(_admin)] = AdminPlan()
     keys: Annotated[Path, PLACE] | None = None
+    budgets: Annotated[Path, PLACE] | None = None
     tls: Annotated[Certificate, read_by(as_certificate)] | None = None
     backends: Annotated[tuple[BackendPlan, ...], LIST, read_by(_backends)]
     policies: Annotated[tuple[PolicyPlan, ...], LIST] = ()

@@ -47,6 +47,8 @@ from breakeven.traffic.workload import Slo, Workload
 FILE = "gateway.yaml"
 LEAST_CONTEXT, MOST_CONTEXT = 4096, 131_072
 """Of a model started here: room for the workload's longest requests, within reason."""
+SLOTS = 4
+"""Sequences that llama.cpp runs at once here, which is what its step model assumes."""
 
 
 def plan_of_decision(path: Path, environ: Mapping[str, str] = os.environ) -> GatewayPlan:
@@ -59,7 +61,7 @@ def plan_of_decision(path: Path, environ: Mapping[str, str] = os.environ) -> Gat
     file = result.with_name(FILE)
     if file.exists():
         return read_gateway(file, environ)
-    decision = _read(result)
+    decision = read_decision(result)
     chosen = candidates_of(decision)
     plan = _plan(decision, chosen)
     write_gateway(plan, file, head=_head(decision), notes=_notes(plan, chosen))
@@ -93,7 +95,8 @@ def candidates_of(decision: Decision) -> list[CandidateResult]:
     return chosen
 
 
-def _read(path: Path) -> Decision:
+def read_decision(path: Path) -> Decision:
+    """The decision in a `result.json`. Raises UserError for a file that is none."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -111,7 +114,7 @@ def _read(path: Path) -> Decision:
 
 def _plan(decision: Decision, chosen: Sequence[CandidateResult]) -> GatewayPlan:
     names = _names([each.name for each in chosen])
-    backends = tuple(_backend(name, each, decision) for name, each in zip(names, chosen, strict=True))
+    backends = tuple(backend_of(name, each, decision) for name, each in zip(names, chosen, strict=True))
     by_candidate = dict(zip((each.name for each in chosen), names, strict=True))
     return GatewayPlan(path=None, backends=backends, policies=(_policy(decision, chosen, by_candidate),))
 
@@ -135,10 +138,11 @@ def _policy(decision: Decision, chosen: Sequence[CandidateResult], names: Mappin
     return PolicyPlan(model=PUBLIC_NAME, backends=everybody, slo=slo)
 
 
-def _backend(name: str, found: CandidateResult, decision: Decision) -> BackendPlan:
+def backend_of(name: str, found: CandidateResult, decision: Decision, *, elsewhere: bool = False) -> BackendPlan:
+    """A candidate as a backend, started here where its machine is this one, unless it is to stand `elsewhere`."""
     hosted = isinstance(found.pricing, Api)
-    here = not hosted and found.location != "cloud" and _is_this(found.machine)
-    slots, context = 4, _context(decision.workload)
+    here = not (hosted or elsewhere) and found.location != "cloud" and _is_this(found.machine)
+    slots, context = SLOTS, context_of(decision.workload)
     # A file has types of its own, and a name that says its format says it once.
     bare, behind = split_format(found.model)
     told = found.format not in ("as hosted", "as measured")
@@ -210,7 +214,7 @@ def _slug_of(machine: str) -> str | None:
     return machine
 
 
-def _context(workload: Workload) -> int:
+def context_of(workload: Workload) -> int:
     """Tokens a sequence: the longest prompt and answer that the workload draws, as a power of two."""
     longest = 0.0
     for length in (workload.prompt, workload.output):

@@ -5,17 +5,39 @@ Nothing here is a secret. Where one was typed instead of its variable's name, th
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
 from breakeven.answer.study.values import HIDDEN, PLACE, FilePart, read_by
+from breakeven.hardware.system import regular
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 A_URL = "a URL that ends in /v1, such as http://127.0.0.1:8080/v1"
 A_PROXY = "the URL of an HTTP proxy, such as http://proxy.example.org:3128"
+CREDENTIALS = "CREDENTIALS_DIRECTORY"
+"""The variable by which systemd, and our manifests, tell where files with secrets are."""
+MOST_SECRET = 64 * 2**10
+
+
+def value_of(name: str, environ: Mapping[str, str] = os.environ) -> str:
+    """What the variable `name` holds, else what the file of its name in the directory of credentials does; else "".
+
+    Read anew each time, so that a reload takes what was put there since. A line break at the end is not part of it.
+    """
+    value = environ.get(name, "")
+    directory = "" if value else environ.get(CREDENTIALS, "")
+    if not directory:
+        return value
+    try:
+        with open(Path(directory) / name, encoding="utf-8", opener=regular) as file:
+            return file.read(MOST_SECRET).rstrip("\r\n")
+    except (OSError, ValueError):
+        return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,7 +65,8 @@ def gateway_text(plan: GatewayPlan, *, head: str = HEAD, notes: Mapping[str, str
     """
     said = notes or {}
     told = _told(plan)
-    top: Yaml = {key: told.pop(key) for key in ("host", "port", "workers", "tls", "admin", "keys") if key in told}
+    first = ("host", "port", "workers", "tls", "admin", "keys", "budgets")
+    top: Yaml = {key: told.pop(key) for key in first if key in told}
     lists: dict[str, list[tuple[str | None, Yaml]]] = {
         "backends": [(said.get(each.name), _backend(each)) for each in plan.backends],
         "policies": [(said.get(each.model), _told(each)) for each in plan.policies],

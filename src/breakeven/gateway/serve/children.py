@@ -22,6 +22,7 @@ from breakeven.errors import BreakevenError, UserError, complain, printable
 from breakeven.gateway.keys.windows import retire
 from breakeven.gateway.plan.check import is_loopback
 from breakeven.gateway.plan.model import GatewayPlan
+from breakeven.gateway.plan.reach import value_of
 from breakeven.gateway.serve.parts import Backoff
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Process, Rows
@@ -170,7 +171,7 @@ class Doors:
         for one in clients:
             _check_reach(one, plan.keys is not None, "`keys:` in the gateway's file")
         for one in self.admin:
-            _check_reach(one, bool(os.environ.get(plan.admin_secret_env)), f"a secret in {plan.admin_secret_env}")
+            _check_reach(one, bool(value_of(plan.admin_secret_env)), f"a secret in {plan.admin_secret_env}")
         self._passed = bool(clients)
         self._shut: set[int] = set()
         opened = [] if clients else open_sockets(plan.host, plan.port, plan.workers)

@@ -5,7 +5,6 @@ Numbers of other workers are read again only every few milliseconds: ours are ex
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Hashable
 from math import exp
@@ -18,6 +17,7 @@ from breakeven.gateway.guard import CODES, Breaker
 from breakeven.gateway.places import Gate, NextInLine, kept_places
 from breakeven.gateway.plan.limits import Limits
 from breakeven.gateway.plan.model import BackendPlan
+from breakeven.gateway.plan.reach import value_of
 from breakeven.gateway.route.learned import Lengths
 from breakeven.gateway.route.speed import bound_of, peaked
 from breakeven.gateway.route.view import Speed, View, view_of
@@ -326,7 +326,7 @@ def secret_of(plan: BackendPlan, block: SharedBlock | None = None) -> tuple[tupl
         return ((b"authorization", f"Bearer {block.engine_key(plan.name)}".encode()),)
     if plan.api_key_env is None:
         return ()
-    value = os.environ.get(plan.api_key_env, "")
+    value = value_of(plan.api_key_env)
     if not value:
         raise UserError(f"backend {plan.name}: the environment variable {plan.api_key_env} holds no key; set it")
     if not (value.isascii() and value.isprintable()):

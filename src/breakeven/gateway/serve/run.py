@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from breakeven.errors import UserError, complain, one_line
+from breakeven.errors import UserError, complain, one_line, word_of
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.hardware.system import spreads_connections
 
@@ -101,6 +101,23 @@ def run(read: Callable[[], GatewayPlan], *, check_only: bool = False) -> int:
         doors = supervisor.doors
         return supervisor.run(lambda: _greet(supervisor.loaded, doors.host, doors.port, doors.admin_port))
     raise UserError("the gateway runs on Linux and macOS; on Windows run it inside WSL")
+
+
+def emitted(target: str, what: Sequence[str], decision: Path | None, out: Path | None) -> int:
+    """Write the files that serve a saved decision elsewhere, and say what is left to do. Raises UserError."""
+    if target != "kubernetes":
+        raise UserError(f"--emit {target}: there is kubernetes")
+    if decision is None or what:
+        raise UserError("--emit writes what serves a saved decision; give --from and its result.json, and no more")
+    from breakeven.gateway.cluster.files import emit_kubernetes
+
+    made = emit_kubernetes(decision, out)
+    print(f"Written to {made.directory}: {', '.join(made.files)}")
+    for line in made.todo:
+        print(f"  {line}")
+    print("  kustomization.yaml: images: build breakeven (deploy/Containerfile), and name the registry of each image")
+    print(f"Make the secrets (docs/kubernetes.md), then: kubectl apply -k {word_of(made.directory)}")
+    return 0
 
 
 def _greet(loaded: ServedPlan, host: str, port: int, admin_port: int | None) -> None:

@@ -111,7 +111,7 @@ class Supervisor:
         self.machine = ""
         """This machine's name among those that share limits."""
         if plan.keys is not None:
-            self.machine = load_budgets(budget_path(plan.keys), self.block, keys, self.rows.keys)
+            self.machine = load_budgets(budget_path(plan.keys, plan.budgets), self.block, keys, self.rows.keys)
         prepare(plan, self.block, self.rows.backends)
         self.news, self._heard = socket.socketpair()
         self.generation = 0
@@ -362,7 +362,7 @@ class Supervisor:
         if plan.keys is None or keys is None:
             return
         try:
-            save_budgets(budget_path(plan.keys), self.block, keys, self.rows.keys, self.machine)
+            save_budgets(budget_path(plan.keys, plan.budgets), self.block, keys, self.rows.keys, self.machine)
         except UserError as error:
             self._say(f"what keys spent since it was last saved is forgotten: {error}")
 

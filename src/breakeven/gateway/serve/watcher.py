@@ -25,6 +25,7 @@ from breakeven.gateway.keys.machines import SharedWindows
 from breakeven.gateway.keys.store import follow
 from breakeven.gateway.plan.limits import Limits
 from breakeven.gateway.plan.model import GatewayPlan
+from breakeven.gateway.plan.reach import value_of
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.seen.snapshot import ExperimentState, Snapshot, snapshot
 from breakeven.gateway.serve.parts import PartsKeeper
@@ -264,7 +265,7 @@ class Watcher:
     def _save(self) -> None:
         plan, keys, rows = self.now
         if plan.keys is not None and keys is not None:
-            save_budgets(budget_path(plan.keys), self.block, keys, rows.keys, self.machine)
+            save_budgets(budget_path(plan.keys, plan.budgets), self.block, keys, rows.keys, self.machine)
 
     def _save_at_the_end(self) -> None:
         try:
@@ -339,7 +340,7 @@ class Watcher:
         from breakeven.gateway.live.admin import admin_handler, takes_body
         from breakeven.gateway.seen.metrics import render
 
-        secret = os.environ.get(self.now.plan.admin_secret_env) or None
+        secret = value_of(self.now.plan.admin_secret_env) or None
         handler = admin_handler(
             self._state,
             lambda: render(self.block, self.now.plan, self.now.rows, self.parts.states()),

@@ -1,0 +1,369 @@
+"""What a verdict becomes on Kubernetes: valid by the API's own schemas, whole in itself, and what `deploy/` holds."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cli_fixtures import run_here
+from decision_fixtures import both, full, no_difference, nobody
+from kubernetes_fixtures import EXAMPLES, MACHINES, ROOT, STUDIES, decided, example, of_names, several_nodes
+
+from breakeven.errors import UserError
+from breakeven.gateway.cluster.files import emit_kubernetes, manifests_of
+from breakeven.gateway.cluster.pods import ENGINE_KEY, SECRETS
+from breakeven.gateway.plan.check import ALL_SET
+from breakeven.gateway.plan.load import read_gateway
+from breakeven.gateway.plan.model import GatewayPlan
+from breakeven.results.decision import Decision
+from breakeven.results.store import write
+
+VERSION = "1.37"
+
+# Kinds that are no part of Kubernetes, whose schemas no package carries: the keys that we write, as their pages name
+# them (prometheus-operator.dev, API reference; lws.sigs.k8s.io, LeaderWorkerSet API; kubectl.docs.kubernetes.io,
+# kustomization). Pods inside are checked as pods are. A key that we write by another name than these is found; one that
+# these pages name wrongly is not.
+OWN_KINDS: dict[str, Any] = {
+    "ServiceMonitor": {
+        "selector": {"matchLabels": {}},
+        "endpoints": [
+            {
+                "port": str,
+                "path": str,
+                "interval": str,
+                "authorization": {"credentials": {"name": str, "key": str}},
+                "metricRelabelings": [
+                    {"sourceLabels": [str], "regex": str, "targetLabel": str, "replacement": str, "action": str}
+                ],
+            }
+        ],
+    },
+    "LeaderWorkerSet": {
+        "replicas": int,
+        "leaderWorkerTemplate": {
+            "size": int,
+            "restartPolicy": str,
+            "leaderTemplate": {"metadata": {"labels": {}}, "spec": {}},
+            "workerTemplate": {"metadata": {"labels": {}}, "spec": {}},
+        },
+    },
+}
+API_OF = {
+    "ServiceMonitor": "monitoring.coreos.com/v1",
+    "LeaderWorkerSet": "leaderworkerset.x-k8s.io/v1",
+    "Kustomization": "kustomize.config.k8s.io/v1beta1",
+}
+
+
+def shaped(found: Any, shape: Any, where: str) -> list[str]:
+    """Where `found` has a key or a type that `shape` does not."""
+    if isinstance(shape, dict):
+        if not isinstance(found, dict):
+            return [f"{where}: {found!r} is no mapping"]
+        if not shape:
+            return []
+        unknown = [f"{where}.{key} is not known" for key in found if key not in shape]
+        known = [key for key in found if key in shape]
+        return unknown + [line for key in known for line in shaped(found[key], shape[key], f"{where}.{key}")]
+    if isinstance(shape, list):
+        if not isinstance(found, list):
+            return [f"{where}: {found!r} is no list"]
+        return [line for i, each in enumerate(found) for line in shaped(each, shape[0], f"{where}.{i}")]
+    return [] if isinstance(found, shape) else [f"{where}: {found!r} is no {shape.__name__}"]
+
+
+@cache
+def by_schema(text: str) -> None:
+    """Raise for an object that the API's schema refuses; unknown keys are refused too."""
+    validator = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed (extra test)")
+    validator.validate(json.loads(text), VERSION, strict=True)
+
+
+def check_object(found: dict[str, Any]) -> None:
+    """One object, whatever its kind."""
+    kind = found["kind"]
+    if kind in API_OF:
+        assert found["apiVersion"] == API_OF[kind]
+    if kind in OWN_KINDS:
+        assert shaped(found["spec"], OWN_KINDS[kind], kind) == []
+        for template in found["spec"].get("leaderWorkerTemplate", {}).values():
+            if isinstance(template, dict):
+                pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod", **template["metadata"]}}
+                by_schema(json.dumps({**pod, "spec": template["spec"]}, sort_keys=True))
+    elif kind != "Kustomization":
+        by_schema(json.dumps(found, sort_keys=True))
+
+
+class Emitted:
+    """The manifests of one verdict, read."""
+
+    def __init__(self, files: dict[str, str]) -> None:
+        self.files = files
+        names = [name for name in files if name != "gateway.yaml"]
+        self.objects = [each for name in names for each in yaml.safe_load_all(files[name])]
+        self.kustomization = yaml.safe_load(files["kustomization.yaml"])
+
+    def of(self, *kinds: str) -> list[dict[str, Any]]:
+        return [each for each in self.objects if each["kind"] in kinds]
+
+    def pods(self) -> list[dict[str, Any]]:
+        """Every template of a pod, with its labels."""
+        found = [each["spec"]["template"] for each in self.of("Deployment", "StatefulSet")]
+        for group in self.of("LeaderWorkerSet"):
+            inner = group["spec"]["leaderWorkerTemplate"]
+            found += [inner["leaderTemplate"], inner["workerTemplate"]]
+        return found
+
+    def gateway(self, directory: Path) -> GatewayPlan:
+        """The gateway's own file, read as a gateway reads it, with addresses filled in."""
+        (directory / "keys.json").write_text("{}", encoding="utf-8")
+        text = self.files["gateway.yaml"].replace("/run/breakeven/secrets/keys.json", str(directory / "keys.json"))
+        text = re.sub(r"^(    url:)\s*$", r"\1 https://elsewhere.example/v1", text, flags=re.MULTILINE)
+        (directory / "gateway.yaml").write_text(text, encoding="utf-8")
+        return read_gateway(directory / "gateway.yaml", ALL_SET)
+
+
+def values(found: Any, key: str) -> list[Any]:
+    """Everything that stands at `key`, however deep."""
+    if isinstance(found, dict):
+        return [*([found[key]] if key in found else []), *(v for each in found.values() for v in values(each, key))]
+    return [v for each in found for v in values(each, key)] if isinstance(found, list) else []
+
+
+def selects(selector: dict[str, str], labels: dict[str, str]) -> bool:
+    return selector.items() <= labels.items()
+
+
+def check_whole(decision: Decision, directory: Path) -> Emitted:
+    """Every object is valid, and what one names the others have. The gateway's file can be served."""
+    emitted = Emitted(manifests_of(decision)[0])
+    for each in emitted.objects:
+        check_object(each)
+    pods, services = emitted.pods(), emitted.of("Service")
+    labels = [pod["metadata"]["labels"] for pod in pods]
+    # What the list names is there, and all of it is listed.
+    assert set(emitted.kustomization["resources"]) == set(emitted.files) - {"kustomization.yaml", "gateway.yaml"}
+    assert emitted.kustomization["configMapGenerator"] == [{"name": "breakeven-gateway", "files": ["gateway.yaml"]}]
+    images = {container["image"] for pod in pods for container in pod["spec"]["containers"]}
+    assert {image["name"] for image in emitted.kustomization["images"]} == images
+    # Secrets come from files; the one that is not is vLLM's, which reads none.
+    assert {*values(emitted.objects, "secretName")} == {SECRETS}
+    for reference in [*values(emitted.objects, "secretKeyRef"), *values(emitted.objects, "credentials")]:
+        assert reference["name"] == SECRETS
+    claims = {claim["metadata"]["name"] for claim in emitted.of("PersistentVolumeClaim")}
+    assert {*values(pods, "claimName")} == claims
+    assert {config["name"] for config in values(pods, "configMap")} == {"breakeven-gateway"}
+    # Whoever selects pods selects some.
+    for found in [*services, *emitted.of("ServiceMonitor")]:
+        selector = found["spec"]["selector"]
+        among = [each["metadata"]["labels"] for each in services] if "matchLabels" in selector else labels
+        if found["metadata"]["name"] == "breakeven-engine" and not emitted.of("StatefulSet", "LeaderWorkerSet"):
+            continue
+        assert any(selects(selector.get("matchLabels", selector), one) for one in among), found["metadata"]["name"]
+    for budget in emitted.of("PodDisruptionBudget"):
+        assert any(selects(budget["spec"]["selector"]["matchLabels"], one) for one in labels)
+    workloads = emitted.of("Deployment", "StatefulSet", "LeaderWorkerSet")
+    there = {(each["apiVersion"], each["kind"], each["metadata"]["name"]) for each in workloads}
+    for scaler in emitted.of("HorizontalPodAutoscaler"):
+        target = scaler["spec"]["scaleTargetRef"]
+        assert (target["apiVersion"], target["kind"], target["name"]) in there
+        assert scaler["spec"]["minReplicas"] <= scaler["spec"]["maxReplicas"]
+    for kept in emitted.of("StatefulSet"):
+        headless = next(each for each in services if each["metadata"]["name"] == kept["spec"]["serviceName"])
+        assert headless["spec"]["clusterIP"] == "None"
+        assert selects(headless["spec"]["selector"], kept["spec"]["template"]["metadata"]["labels"])
+    check_gateway(emitted, emitted.gateway(directory))
+    return emitted
+
+
+def check_gateway(emitted: Emitted, plan: GatewayPlan) -> None:
+    """The backends of the gateway's file are the replicas that may run, no more and no fewer."""
+    scaled = {each["metadata"]["name"]: each["spec"] for each in emitted.of("HorizontalPodAutoscaler")}
+    engines = {each["metadata"]["name"] for each in emitted.of("StatefulSet", "LeaderWorkerSet")}
+    hosts = {re.sub(r"^http://|:8000/v1$", "", each.url or "") for each in plan.backends if each.replica_of}
+    assert hosts == {f"{name}-{i}.{name}" for name in engines for i in range(scaled[name]["maxReplicas"])}
+    for backend in plan.backends:
+        if backend.replica_of is not None:
+            assert backend.api_key_env == ENGINE_KEY
+            pods = [
+                each["spec"]
+                for each in emitted.pods()
+                if each["metadata"]["labels"].get("app.kubernetes.io/instance") == backend.replica_of
+            ]
+            assert backend.served_model in pods[0]["containers"][0]["args"]
+    assert plan.redis is not None
+    assert (plan.workers, str(plan.budgets)) == (2, "/var/lib/breakeven/keys.budgets.json")
+    (policy,) = plan.policies
+    assert set(policy.backends) == {each.name for each in plan.backends}
+
+
+def args_of(emitted: Emitted, kind: str = "StatefulSet") -> list[str]:
+    found = next(iter(emitted.of(kind)))
+    template = found["spec"]["template"]
+    args: list[str] = template["spec"]["containers"][0]["args"]
+    return args
+
+
+def test_there_are_seven_studies() -> None:
+    assert len(STUDIES) == 7
+
+
+@pytest.mark.parametrize(("study", "winner"), of_names())
+def test_every_candidate_of_every_study_becomes_valid_manifests(study: str, winner: str, tmp_path: Path) -> None:
+    emitted = check_whole(decided(ROOT / "examples" / f"{study}.yaml", winner), tmp_path)
+    for found in emitted.of("StatefulSet"):
+        assert found["spec"]["replicas"] == MACHINES
+        asked = found["spec"]["template"]["spec"]["containers"][0]["resources"]
+        assert asked["limits"] == {"nvidia.com/gpu": "1"}
+
+
+@pytest.mark.parametrize("made", [full, both, no_difference, example, several_nodes], ids=lambda made: made.__name__)
+def test_verdicts_of_every_kind_are_valid(made: Any, tmp_path: Path) -> None:
+    check_whole(made(), tmp_path)
+
+
+def test_a_schema_that_is_broken_is_found() -> None:
+    pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed (extra test)")
+    emitted = Emitted(manifests_of(example())[0])
+    for kind, at in (("Deployment", "replica"), ("StatefulSet", "serviceNames"), ("NetworkPolicy", "podSelectors")):
+        broken = copy.deepcopy(next(iter(emitted.of(kind))))
+        broken["spec"][at] = 1
+        with pytest.raises(Exception, match=at):
+            check_object(broken)
+    monitor = copy.deepcopy(emitted.of("ServiceMonitor")[0])
+    monitor["spec"]["endpoints"][0]["ports"] = "admin"
+    with pytest.raises(AssertionError, match="ports is not known"):
+        check_object(monitor)
+
+
+PUBLIC = ROOT / "examples" / "public-api-service.yaml"
+
+
+def test_flags_are_those_of_what_was_decided() -> None:
+    args = args_of(Emitted(manifests_of(decided(PUBLIC, "Qwen3-30B-A3B on an H100"))[0]))
+    assert args[0] == "Qwen/Qwen3-30B-A3B"
+    assert args[args.index("--quantization") + 1] == "fp8"
+    assert "--tensor-parallel-size" not in args
+    published = args_of(Emitted(manifests_of(decided(PUBLIC, "gpt-oss-120b on an H100"))[0]))
+    assert published[0] == "openai/gpt-oss-120b"
+    assert "--quantization" not in published
+    own = ROOT / "examples" / "internal-workflow-bot.yaml"
+    files, todo = manifests_of(decided(own, "Qwen3-14B on an RTX 4090"))
+    (model, *_) = args_of(Emitted(files))
+    assert model.startswith("/models/qwen3-14b-")
+    assert any(model in line and line.startswith("engine-") and ": args: " in line for line in todo)
+
+
+def test_a_context_is_no_longer_than_the_models_own(tmp_path: Path) -> None:
+    study = ROOT / "examples" / "multilingual-agents.yaml"
+    emitted = check_whole(decided(study, "Qwen3-32B on an H100"), tmp_path)
+    args = args_of(emitted)
+    assert int(args[args.index("--max-model-len") + 1]) == 40960
+    assert {each.context for each in emitted.gateway(tmp_path).backends} == {40960}
+
+
+def test_a_load_from_a_trace_leaves_the_context_to_the_model(tmp_path: Path) -> None:
+    emitted = check_whole(decided(PUBLIC, "Qwen3-14B on an H100"), tmp_path)
+    assert "--max-model-len" not in args_of(emitted)
+    assert {each.context for each in emitted.gateway(tmp_path).backends} == {None}
+
+
+def test_of_a_models_checkpoints_the_one_that_answers_is_taken() -> None:
+    (model, *_) = args_of(Emitted(manifests_of(decided(PUBLIC, "Llama-3.1-8B on an L40S"))[0]))
+    assert model == "meta-llama/Meta-Llama-3.1-8B-Instruct"
+
+
+def test_what_no_cluster_runs_stays_a_backend_to_fill_in(tmp_path: Path) -> None:
+    files, todo = manifests_of(decided(PUBLIC, "gpt-oss-120b from Groq"))
+    emitted = Emitted(files)
+    assert emitted.of("StatefulSet", "PersistentVolumeClaim") == []
+    assert "external.yaml" in files
+    assert todo[0].startswith("gateway.yaml: backends.0.url: gpt-oss-120b-from-groq is hosted")
+    assert "GPT_OSS_120B_FROM_GROQ_KEY" in todo[1]
+    (tmp_path / "gateway.yaml").write_text(files["gateway.yaml"], encoding="utf-8")
+    with pytest.raises(UserError, match=r"backends\.0.*url"):
+        read_gateway(tmp_path / "gateway.yaml", ALL_SET)
+    for study, name in (("bursty-small-business", "Qwen3-14B on a Mac mini"), ("edge-voice-assistant", None)):
+        found = ROOT / "examples" / f"{study}.yaml"
+        chosen = name or next(each for where, each in of_names() if where == study)
+        assert Emitted(manifests_of(decided(found, chosen))[0]).of("StatefulSet") == []
+
+
+def test_a_mix_has_both_and_each_its_part_of_the_load(tmp_path: Path) -> None:
+    names = ("Qwen3-30B-A3B on an H100", "gpt-oss-120b from Groq")
+    emitted = check_whole(decided(PUBLIC, *names), tmp_path)
+    assert len(emitted.of("StatefulSet")) == 1
+    assert "external.yaml" in emitted.files
+
+
+def test_several_nodes_are_a_group_of_pods() -> None:
+    emitted = Emitted(manifests_of(several_nodes())[0])
+    (group,) = emitted.of("LeaderWorkerSet")
+    inner = group["spec"]["leaderWorkerTemplate"]
+    assert inner["size"] == 2
+    lead, follow = (inner[f"{who}Template"]["spec"]["containers"][0] for who in ("leader", "worker"))
+    for each in (lead, follow):
+        assert each["resources"]["limits"] == {"nvidia.com/gpu": "8"}
+        args = each["args"]
+        assert args[args.index("--tensor-parallel-size") + 1] == "8"
+        assert args[args.index("--data-parallel-size") + 1] == "2"
+        assert "--enable-expert-parallel" in args
+        assert "$(LWS_LEADER_ADDRESS)" in args
+    assert "--headless" in follow["args"]
+    assert "--headless" not in lead["args"]
+    dense = Emitted(manifests_of(several_nodes("dense"))[0])
+    lead = dense.of("LeaderWorkerSet")[0]["spec"]["leaderWorkerTemplate"]["leaderTemplate"]["spec"]["containers"][0]
+    assert "--pipeline-parallel-size" in lead["args"]
+    assert "--enable-expert-parallel" not in lead["args"]
+
+
+def test_nothing_is_emitted_of_no_answer() -> None:
+    with pytest.raises(UserError, match="no answer"):
+        manifests_of(nobody())
+
+
+@pytest.mark.parametrize("directory", EXAMPLES, ids=lambda directory: directory.name)
+def test_what_deploy_holds_is_what_is_emitted(directory: Path) -> None:
+    files = manifests_of(EXAMPLES[directory]())[0]
+    there = {path.name: path.read_text("utf-8") for path in directory.iterdir() if path.is_file()}
+    assert there == files, "write it anew: .venv/bin/python tests/kubernetes_fixtures.py"
+
+
+def test_the_verb_writes_a_directory_once(tmp_path: Path) -> None:
+    write(decided(PUBLIC, "gpt-oss-120b from Groq"), tmp_path / "result.json")
+    done = run_here("serve", "--from", str(tmp_path / "result.json"), "--emit", "kubernetes")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "kubernetes"
+    assert "gateway.yaml: backends.0.url: " in done.stdout
+    assert f"kubectl apply -k {out}" in done.stdout
+    assert (out / "kustomization.yaml").is_file()
+    again = run_here("serve", "--from", str(tmp_path), "--emit", "kubernetes")
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+    assert emit_kubernetes(tmp_path, tmp_path / "other").directory.is_dir()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (["--from", "x.json", "--emit", "helm"], "there is kubernetes"),
+        (["--emit", "kubernetes"], "give --from"),
+        (["x.yaml", "--emit", "kubernetes"], "give --from"),
+        (["x.yaml", "--out", "there"], "give both, or neither"),
+        (["--from", "x.json", "--emit", "kubernetes", "--port", "1"], "in the files that it writes"),
+        (["--from", "x.json", "--emit", "kubernetes"], "cannot be read"),
+    ],
+)
+def test_what_the_verb_refuses(words: list[str], right: str, tmp_path: Path) -> None:
+    done = run_here("serve", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert right in done.stderr
+    assert list(tmp_path.iterdir()) == []
