@@ -23,7 +23,7 @@ from breakeven.traffic.draw import draw
 from breakeven.traffic.prompts import LANGUAGES, make_corpus, passages
 from breakeven.traffic.schedule import Schedule
 from breakeven.traffic.traces.read import read_trace
-from breakeven.traffic.workload import Arrivals, Length, Workload
+from breakeven.traffic.workload import Agents, Arrivals, Length, Workload
 from tests.bodies_fixtures import TEMPLATE_TOKENS, TURN_TOKENS, Split, across_words, count, in_words, toy
 
 DATA = Path(__file__).parent / "data" / "traces"
@@ -277,6 +277,26 @@ def test_blocks_are_shared_prefixes_only_where_sharing_is_asked_for(
             )
         else:
             assert same == 0
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_agents_share_their_prefix_and_carry_it_on(by_tokens: Backend, by_chat: Backend, chat: bool) -> None:
+    backend = by_chat if chat else by_tokens
+    arrivals = Arrivals(process="agents", rate_per_s=1.0, agents=Agents(prefix=256, turns=4, new=600, task=400))
+    plan = draw(Workload(arrivals=arrivals, requests=40, sharing=True))
+    bodies = prepare_bodies(backend, plan)
+    assert all_exact(bodies, plan, rows=len(plan))
+
+    def said(i: int) -> list[Any]:
+        body = json.loads(bodies.body(i))
+        return [message["content"] for message in body["messages"]] if chat else prompt_of(bodies.body(i))
+
+    begun = [i for i in range(len(plan)) if plan.turn_N[i] == 0 and plan.blocks[i] == tuple(range(4))]
+    first, second = (in_words(said(i)[0]) if chat else said(i) for i in begun[:2])
+    assert 256 <= common(first, second) <= 256 + bodies.corpus.salt_tokens
+    later = next(i for i in range(len(plan)) if plan.turn_N[i] == 2)
+    for before, now in itertools.pairwise(map(said, (later - 2, later - 1, later))):
+        assert now[: len(before)] == before
 
 
 def test_languages(by_tokens: Backend) -> None:

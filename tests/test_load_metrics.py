@@ -221,6 +221,17 @@ def test_exact_prompts_need_every_count_to_be_as_asked() -> None:
     assert not one(run(rows([None, None]), to_s=3)).exact_prompts
 
 
+def test_what_an_engine_had_kept_is_a_share_of_what_it_was_sent() -> None:
+    def rows(kept: list[int | None]) -> list[events.RequestDone]:
+        usages = [events.Usage(prompt_tokens=100, completion_tokens=11, cached_tokens=n) for n in kept]
+        return [request(i, due_s=i, prompt_tokens=100, usage=usage) for i, usage in enumerate(usages)]
+
+    # Who does not say is not counted as having kept nothing.
+    assert one(run(rows([0, 64, None]), to_s=3)).cached_prompt_share == pytest.approx(64 / 200)
+    assert one(run(rows([0, 0]), to_s=3)).cached_prompt_share == 0.0
+    assert one(run(rows([None, None]), to_s=3)).cached_prompt_share is None
+
+
 def test_conversations() -> None:
     workload = Workload(arrivals=Arrivals(process="poisson", rate_per_s=1.0), turns=2)
     rows = [

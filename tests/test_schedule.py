@@ -210,7 +210,7 @@ def test_lengths_are_clipped() -> None:
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (workload(Arrivals(process="burst")), "closed, constant, poisson, gamma, steps, ramp, trace"),
+        (workload(Arrivals(process="burst")), "closed, constant, poisson, gamma, steps, ramp, agents, trace"),
         (workload(Arrivals(process="poisson")), "rate above 0"),
         (workload(Arrivals(process="poisson", rate_per_s=float("nan"))), "rate above 0"),
         (workload(Arrivals(process="closed")), "concurrency"),
@@ -270,7 +270,7 @@ def test_a_million_requests_fit() -> None:
 
 
 def test_registries_name_what_the_words_say() -> None:
-    assert set(ARRIVALS) == {"closed", "constant", "poisson", "gamma", "steps", "ramp", "trace"}
+    assert set(ARRIVALS) == {"closed", "constant", "poisson", "gamma", "steps", "ramp", "agents", "trace"}
     assert set(LENGTHS) == {"fixed", "uniform", "normal", "lognormal"}
     for name in (*ARRIVALS, *LENGTHS):
         assert name in (Arrivals.__doc__ or "") + (Length.__doc__ or "")

@@ -18,8 +18,8 @@ from breakeven.forecast.long_trace import simulate_long_trace
 from breakeven.forecast.profiles import profile_of_chip
 from breakeven.forecast.simulated import simulate_schedule, simulate_traffic
 from breakeven.forecast.simulator.policy import Fleet
-from breakeven.forecast.simulator.run import policy_of
-from breakeven.forecast.simulator.state import requests_of_schedule
+from breakeven.forecast.simulator.run import policy_of, simulate
+from breakeven.forecast.simulator.state import Requests, requests_of_schedule
 from breakeven.hardware.chips import chip_named
 from breakeven.results import predicted
 from breakeven.results.predicted import SimulationStudy
@@ -27,7 +27,7 @@ from breakeven.traffic.draw import draw
 from breakeven.traffic.schedule import DEPENDS
 from breakeven.traffic.schedule_file import save_schedule
 from breakeven.traffic.traces.read import read_trace
-from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
+from breakeven.traffic.workload import Agents, Arrivals, Length, Slo, Workload
 
 DENSE = model("llama-3.2-1b")
 PROMPT, OUTPUT = Length(mean=200), Length(mean=50)
@@ -211,3 +211,44 @@ def test_a_long_trace_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
     path.write_text("at_s,prompt_tokens,output_tokens\n" + "".join(reversed(lines)))
     with pytest.raises(UserError, match="in order of time"):
         simulate_long_trace(DENSE, path, policy=TINY_POLICY)
+
+
+# --- what an engine keeps --------------------------------------------------------------------------------------------
+
+SLOTS = replace(TINY_POLICY, prefix_caching=False, slot_caching=True)
+
+
+def test_a_slot_keeps_what_it_read_of_a_conversation_but_not_the_answer() -> None:
+    asked = workload(turns=3, turn_think_s=0.5, prompt=Length(mean=640), output=Length(mean=64), requests=3)
+    asked = msgspec.structs.replace(asked, arrivals=Arrivals(process="closed", concurrency=1), duration_s=None)
+    run, _ = simulate_schedule(draw(asked), DENSE, SLOTS, Fleet())
+    # Of 640, 1344 and 2048 tokens: nothing, the first prompt, the second prompt with the first answer in it.
+    assert run.cached_tokens_N.tolist() == [0, 640, 1344]
+
+
+def test_slots_do_not_share_and_the_one_unused_longest_goes() -> None:
+    one, two = ((7,) * 10 + (k,) for k in (1, 2))
+    requests = Requests(
+        np.array([0.0, 0.0, 100.0, 200.0]),
+        np.full(4, 11 * 64 + 1),
+        np.full(4, 2),
+        prefix=(one, two, one, (5,) * 11),
+        prefix_tokens=64,
+    )
+    run = simulate(requests, DENSE, replace(SLOTS, max_sequences=2), Fleet())
+    # Together two slots read alike; later the slot of the same prompt is found again, and a stranger finds nothing.
+    assert run.cached_tokens_N.tolist() == [0, 0, 11 * 64, 0]
+
+
+def test_agents_share_their_prefix_in_the_simulator() -> None:
+    arrivals = Arrivals(process="agents", rate_per_s=0.5, agents=Agents(prefix=1280, turns=1, subagents=0.0))
+    asked = Workload(arrivals=arrivals, requests=40, sharing=True)
+    shares = [
+        simulate_traffic(DENSE, [asked], policy=policy).points[0].cached_prompt_share
+        for policy in (replace(SLOTS, max_sequences=1), SLOTS, replace(SLOTS, slot_caching=False))
+    ]
+    plan = draw(asked)
+    # One slot has read it since the first request.
+    assert shares[0] == pytest.approx(39 * 1280 / int(plan.prompt_N.sum()))
+    assert 0 < shares[1] <= shares[0]
+    assert shares[2] == 0

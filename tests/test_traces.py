@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from breakeven.errors import UserError
 from breakeven.traffic.draw import draw
 from breakeven.traffic.schedule import DEPENDS, Schedule
-from breakeven.traffic.traces.read import TRACES, read_trace
-from breakeven.traffic.traces.rows import TraceRows
+from breakeven.traffic.traces.lines import LINES, trace_parts
+from breakeven.traffic.traces.read import TRACES, line_format, read_trace
+from breakeven.traffic.traces.rows import TraceRows, keys_of
 from breakeven.traffic.workload import Arrivals, Length, Workload
 
 DATA = Path(__file__).parent / "data" / "traces"
@@ -279,7 +280,7 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
         read_trace(path)
     with pytest.raises(UserError, match="cannot read"):
         read_trace(tmp_path / "none.csv")
-    with pytest.raises(UserError, match="azure, mooncake, guidellm, aiperf, simple"):
+    with pytest.raises(UserError, match=", ".join(TRACES)):
         read_trace(DATA / "azure.csv", "parquet")
     with pytest.raises(UserError, match="lacks TIMESTAMP"):
         read_trace(DATA / "simple.csv", "azure")
@@ -287,9 +288,12 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
 
 def test_every_format_knows_its_own_files_only() -> None:
     for name in TRACES:
-        [path] = DATA.glob(f"{name}.csv" if name == "azure" else f"{name}.json*")
-        head = path.read_text()
-        assert [other for other, known in TRACES.items() if known.sniff(head)] == [name]
+        [path] = DATA.glob(f"{name}.csv" if name in ("azure", "burstgpt") else f"{name}.json*")
+        found = [other for other, known in TRACES.items() if known.needs <= keys_of(path)]
+        # What Bailian adds to the keys it shares with Mooncake tells it, so it is asked first.
+        assert found[0] == name
+        assert found[1:] == (["mooncake"] if name == "bailian" else [])
+        assert read_trace(path).format == name
 
 
 # --- as published ----------------------------------------------------------------------------------------------------
@@ -336,3 +340,192 @@ def test_the_page_shows_every_format(name: str, tmp_path: Path) -> None:
     trace = read_trace(path)
     assert trace.format == name
     assert len(replay(trace)) == len(trace)
+
+
+# --- what is told from rows, and what is asked -----------------------------------------------------------------------
+
+
+def test_burstgpt() -> None:
+    trace = read_trace(DATA / "burstgpt.csv")
+    assert trace.format == "burstgpt"
+    assert trace.at_ns.tolist() == [0, 38_000_000_000, 94_500_000_000]
+    assert trace.prompt.tolist() == [310, 980, 150]
+    assert trace.output.tolist() == [22, 150, 0]
+    assert replay(trace).output_N.tolist() == [22, 150, 1]
+    for said in ("read as burstgpt (seconds): 3 requests in 94.5 s", "1 without an answer's tokens", "Model"):
+        assert said in trace.reading
+
+
+def test_bailian_has_seconds_small_blocks_and_conversations() -> None:
+    trace = read_trace(DATA / "bailian.jsonl")
+    assert trace.format == "bailian"
+    assert trace.at_ns.tolist() == [0, 20_500_000_000, 61_114_000_000, 7_199_250_000_000]
+    assert trace.block_tokens == 16
+    # 70 tokens of context less the 40 asked and the 12 answered before.
+    assert trace.prompt.tolist() == [40, 48, 18, 33]
+    drawn = replay(trace)
+    assert drawn.turn_N.tolist() == [0, 1, 0, 0]
+    assert drawn.context_tokens(1) == 70
+    assert len(replay(trace, end_s=30.0)) == 2
+    assert "bailian (seconds, blocks of 16 tokens)" in trace.reading
+
+
+def test_a_conversation_that_is_forked_goes_on_once(tmp_path: Path) -> None:
+    rows = [
+        {"chat_id": 1, "parent_chat_id": -1, "timestamp": 0.0, "input_length": 10, "output_length": 5, "turn": 1},
+        {"chat_id": 2, "parent_chat_id": 1, "timestamp": 9.0, "input_length": 25, "output_length": 5, "turn": 2},
+        {"chat_id": 3, "parent_chat_id": 1, "timestamp": 9.5, "input_length": 27, "output_length": 5, "turn": 2},
+        {"chat_id": 4, "parent_chat_id": 99, "timestamp": 9.7, "input_length": 80, "output_length": 5, "turn": 7},
+    ]
+    path = tmp_path / "fork.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = replay(read_trace(path))
+    assert drawn.turn_N.tolist() == [0, 1, 0, 0]
+    assert [drawn.context_tokens(i) for i in range(4)] == [10, 25, 27, 80]
+
+
+def test_azure_counts_images_and_takes_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "week.csv"
+    path.write_text(
+        '"TIMESTAMP","NumImages","ContextTokens","GeneratedTokens"\n'
+        '"2024-10-15 00:00:00.000000+00:00","2","1200","40"\n"2024-10-15 00:00:02.500000+00:00","0","90","30"\n'
+    )
+    trace = read_trace(path)
+    assert trace.format == "azure"
+    assert trace.at_ns.tolist() == [0, 2_500_000_000]
+    assert trace.images is not None
+    assert trace.images.tolist() == [2, 0]
+    assert "2 images, in 1 of them, are counted, not sent" in trace.reading
+
+
+def test_vllm() -> None:
+    trace = read_trace(DATA / "vllm.json")
+    assert trace.format == "vllm"
+    assert trace.at_ns.tolist() == [0, 400_000_000, 1_200_000_000]
+    assert trace.prompt.tolist() == [100, 200, 50]
+    assert trace.output.tolist() == [10, 20, 5]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"start_times": None}, ["key start_times", "--save-detailed"]),
+        ({"start_times": [1.0]}, ["key start_times", "expected 3 values", "found 1"]),
+        ({"output_lens": [1, 2, -3]}, ["output_lens[2]", "'-3'"]),
+        ({"input_lens": "many"}, ["is not a result of vllm bench", "input_lens"]),
+    ],
+)
+def test_a_vllm_result_that_tells_too_little(tmp_path: Path, change: dict[str, object], says: list[str]) -> None:
+    result = json.loads((DATA / "vllm.json").read_text()) | change
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({key: value for key, value in result.items() if value is not None}))
+    with pytest.raises(UserError) as caught:
+        read_trace(path)
+    for part in (*says, "result.json"):
+        assert part.replace("'", "") in str(caught.value).replace("'", "")
+
+
+def test_inference_perf() -> None:
+    trace = read_trace(DATA / "inference-perf.json")
+    assert trace.format == "inference-perf"
+    assert trace.at_ns.tolist() == [0, 500_000_000]
+    assert trace.prompt.tolist() == [120, 80]
+    assert trace.output.tolist() == [16, 32]
+    assert trace.skipped == 1
+
+
+SECONDS = [(0.0, 40, [0, 1, 2]), (20.5, 48, [0, 3, 4]), (61.114, 70, [0, 1, 2, 5, 6])]
+
+
+def in_rows(path: Path, rows: list[tuple[float, int, list[int]]]) -> Path:
+    keys = ("timestamp", "input_length", "hash_ids")
+    path.write_text(
+        "".join(json.dumps(dict(zip(keys, row, strict=True)) | {"output_length": 4}) + "\n" for row in rows)
+    )
+    return path
+
+
+def test_a_unit_is_asked_for_where_mooncake_s_cannot_be_meant(tmp_path: Path) -> None:
+    path = in_rows(tmp_path / "synthetic.jsonl", [(at, prompt, []) for at, prompt, _ in SECONDS])
+    with pytest.raises(UserError, match=r"synthetic\.jsonl, line 2, column timestamp: 20\.5 is no .*--trace-format"):
+        read_trace(path)
+    path = in_rows(tmp_path / "blocks.jsonl", [(0, 40, [0, 1, 2]), (7_000, 48, [0, 3, 4])])
+    with pytest.raises(UserError, match=r"line 1, column hash_ids: 3 ids for 40 tokens .*mooncake:s:16"):
+        read_trace(path)
+    assert read_trace(path, "mooncake:ms:16").at_ns.tolist() == [0, 7_000_000_000]
+    path = in_rows(tmp_path / "seconds.jsonl", SECONDS)
+    trace = read_trace(path, "mooncake:s:16")
+    assert trace.at_ns.tolist() == [0, 20_500_000_000, 61_114_000_000]
+    assert trace.block_tokens == 16
+    for word in ("mooncake:h:16", "mooncake:s:0", "mooncake:s:x", "azure:s"):
+        with pytest.raises(UserError, match="is not known"):
+            read_trace(path, word)
+
+
+@pytest.mark.parametrize(
+    ("times", "line"),
+    [
+        # One row, the last of several, and a row that is the odd one the other way round.
+        ([0.0, 20.5, 61_114, 7_199.25], 3),
+        ([0.5, 20.5, 61_114, 62_000, 70.5], 4),
+        ([1_000, 41_000, 42, 43_000], 3),
+        # From one row on.
+        ([1.0, 2.5, 3.0, 4.5, 5.5, 5_950, 7_100, 8_300, 9_000, 10_100], 6),
+    ],
+)
+def test_times_of_two_units_are_told(tmp_path: Path, times: list[float], line: int) -> None:
+    path = tmp_path / "mixed.csv"
+    path.write_text("Timestamp,Request tokens,Response tokens\n" + "".join(f"{at},10,2\n" for at in times))
+    with pytest.raises(UserError, match=rf"mixed\.csv, line {line + 1}, column Timestamp: .*mixes units"):
+        read_trace(path)
+
+
+@given(
+    gaps=st.lists(st.floats(0.001, 100.0), min_size=2, max_size=60),
+    jitter=st.lists(st.floats(0.0, 0.2), min_size=60, max_size=60),
+)
+@settings(max_examples=100, deadline=None)
+def test_times_of_one_unit_are_believed(
+    gaps: list[float], jitter: list[float], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Recorders write rows when they end, so a little out of order."""
+    times = 10.0 + np.cumsum(gaps)
+    times = times + np.array(jitter[: len(times)]) * times
+    path = tmp_path_factory.mktemp("burst") / "trace.csv"
+    path.write_text("Timestamp,Request tokens,Response tokens\n" + "".join(f"{at:.3f},10,2\n" for at in times))
+    assert len(read_trace(path)) == len(times)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"prompt": "Explain how tides work.", "output_tokens": 64}\n', "prompt"),
+        ('[{"id": "a1", "conversations": [{"from": "human", "value": "How tall?"}]}]', "conversations"),
+        ('{"messages": [{"role": "user", "content": "Hi"}]}\n', "messages"),
+    ],
+)
+def test_prompts_are_no_trace_and_say_where_they_go(tmp_path: Path, text: str, key: str) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"asked\.jsonl, line 1, key {key}: .*--prompts"):
+        read_trace(path)
+
+
+@pytest.mark.parametrize("name", ["azure", "burstgpt", "mooncake"])
+def test_a_part_at_a_time_reads_the_same(name: str) -> None:
+    [path] = DATA.glob(f"{name}.*")
+    whole = read_trace(path)
+    parts = list(trace_parts(path, 2))
+    assert np.concatenate([part.at_ns for part in parts]).tolist() == whole.at_ns.tolist()
+    assert np.concatenate([part.prompt for part in parts]).tolist() == whole.prompt.tolist()
+    assert {part.format for part in parts} == {name}
+    assert parts[0].unit == LINES[name].unit
+
+
+def test_a_long_trace_of_conversations_is_refused_and_units_are_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"bailian\.jsonl, line 3: a trace of conversations"):
+        list(trace_parts(DATA / "bailian.jsonl", 2))
+    path = in_rows(tmp_path / "seconds.jsonl", SECONDS)
+    form = line_format("mooncake:s:16")
+    assert form is not None
+    assert [part.at_ns.tolist() for part in trace_parts(path, 2, form)] == [[0, 20_500_000_000], [61_114_000_000]]

@@ -3,15 +3,16 @@
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from breakeven.errors import UserError
 from breakeven.runs.bench import MIN_TURNS, TURN_WARM_UP_S, name_of, rate_loads, rounds, trace_turns
-from breakeven.runs.load import context_of
 from breakeven.traffic.draw import draw
+from breakeven.traffic.schedule import DEPENDS, context_of
 from breakeven.traffic.traces.read import read_trace
 from breakeven.traffic.words import Words, traffic_of
-from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
+from breakeven.traffic.workload import Agents, Arrivals, Length, Slo, Workload
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
     f"2023-11-16 18:{k // 60:02d}:{k % 60:02d}.0000000,{10 + k % 7},{3 + k % 5}\n" for k in range(0, 1200, 2)
@@ -135,3 +136,58 @@ def test_the_context_holds_the_longest_conversation() -> None:
         schedule = draw(each)
         longest = max(schedule.context_tokens(i) + int(schedule.output_N[i]) for i in range(len(schedule)))
         assert context_of([schedule]) == longest
+
+
+# --- agents ----------------------------------------------------------------------------------------------------------
+
+
+def test_agents_are_sessions_that_share_a_prefix_and_grow() -> None:
+    words = Words(rate="2", arrivals="agents:prefix=640,turns=6,tool=3s,subagents=20%", duration="400s", warm_up="0s")
+    (workload,) = traffic_of(words).workloads
+    assert workload.sharing
+    assert name_of(workload) == "2 sessions/s"
+    plan = draw(workload)
+    first = plan.turn_N == 0
+    assert (plan.due_ns_N[first] >= 0).all()
+    assert (np.diff(plan.due_ns_N[first]) >= 0).all()
+    assert (plan.due_ns_N[~first] == DEPENDS).all()
+    prefixes = {plan.blocks[i] for i in np.flatnonzero(first).tolist()}
+    # Sessions share ten blocks of 64, subagents five others.
+    assert prefixes == {tuple(range(10)), tuple(range(10, 15))}
+    assert all(plan.blocks[i] == () for i in np.flatnonzero(~first).tolist())
+    subs = np.array([plan.blocks[i] == tuple(range(10, 15)) for i in np.flatnonzero(first).tolist()])
+    assert 700 < (~subs).sum() < 900
+    # A subagent for every fifth turn: 6 turns a session, some of them after the end.
+    assert 0.9 < subs.sum() / (~subs).sum() < 1.3
+    assert (plan.prompt_N[first] >= np.where(subs, 320, 640)).all()
+    assert plan.think_ns_N[~first].mean() / 1e9 == pytest.approx(3, rel=0.1)
+    assert plan.output_N.mean() == pytest.approx(150, rel=0.1)
+    i = int(np.flatnonzero(plan.turn_N == 2)[0])
+    assert plan.context_tokens(i) > plan.context_tokens(i - 1) > plan.context_tokens(i - 2)
+
+
+def test_one_seed_gives_one_crowd_of_agents() -> None:
+    words = Words(rate="1", arrivals="agents", requests=50, warm_up="0s", seed=7)
+    one, two = (draw(traffic_of(words).workloads[0]) for _ in range(2))
+    assert len(one) == 50
+    assert one.prompt_N.tolist() == two.prompt_N.tolist()
+    assert one.due_ns_N.tolist() == two.due_ns_N.tolist()
+    assert one.workload.arrivals.agents == Agents()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (Words(arrivals="agents"), "--rate"),
+        (Words(arrivals="agents:tools=3", rate="1"), "'tools=3' is nothing a session has"),
+        (Words(arrivals="agents:turns=0", rate="1"), "'turns=0'"),
+        (Words(arrivals="agents:turns=2,turns=3", rate="1"), "each once"),
+        (Words(arrivals="agents:subagents=200%", rate="1"), "at most 100%"),
+        (Words(arrivals="agents:tool=soon", rate="1"), "'soon'"),
+        (Words(arrivals="agents", rate="1", output="5"), "--output: agents bring their own"),
+        (Words(arrivals="agents", rate="1", turns=3), "--turns: agents bring their own"),
+    ],
+)
+def test_agents_that_make_no_sense(words: Words, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        traffic_of(words)

@@ -42,7 +42,7 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
 
     Raises UserError for candidates that cannot be resolved. The same plan gives the same decision.
     """
-    trace = read_study_trace(plan.trace) if plan.trace is not None else None
+    trace = read_study_trace(plan.trace, format=plan.load.trace_format) if plan.trace is not None else None
     plan = _in_requests(plan)
     found = []
     for candidate in plan.candidates:
@@ -214,6 +214,8 @@ def assumptions_of(plan: StudyPlan, trace: TraceRows | None, found: Sequence[Ass
         Assumption(what="arrivals", value=_arrivals(plan), source=plan.trace.name if plan.trace is not None else study),
         Assumption(what="SLO", value=f"{slo_text(plan.slo)} for {plan.good_share:.0%} of requests", source=study),
     ]
+    if trace is not None:
+        rows.append(Assumption(what="trace", value=trace.reading, source=trace.name))
     for e in found:
         if e.pricing is not None:
             source = e.plan.price_source or (e.notes[0] if e.notes else study)

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from breakeven.errors import UserError
 from breakeven.forecast.asked import asked_model, model_on, profiles_for
 from breakeven.forecast.long_trace import WHOLE_BYTES, simulate_long_trace
@@ -186,9 +188,10 @@ def simulate(
     trace = traffic.trace
     if trace is not None and trace.is_file() and trace.stat().st_size > WHOLE_BYTES:
         return _long(steps, traffic, trace, schedule, policy(None), fleet, machine)
-    schedules, slo = _schedules(traffic, schedule)
+    schedules, slo, notes = _schedules(traffic, schedule)
     longest = max(float((each.prompt_N + each.output_N).mean()) for each in schedules)
-    return simulate_schedules(steps, schedules, slo=slo, policy=policy(longest), fleet=fleet, machine=machine)
+    study = simulate_schedules(steps, schedules, slo=slo, policy=policy(longest), fleet=fleet, machine=machine)
+    return msgspec.structs.replace(study, notes=[*notes, *study.notes])
 
 
 def _long(
@@ -219,6 +222,7 @@ def _long(
     return simulate_long_trace(
         steps,
         trace,
+        format=traffic.trace_format,
         speed=traffic.speed,
         sharing=traffic.sharing,
         slo=slo,
@@ -228,14 +232,14 @@ def _long(
     )
 
 
-def _schedules(traffic: Words, schedule: Path | str | None) -> tuple[list[Schedule], Slo | None]:
+def _schedules(traffic: Words, schedule: Path | str | None) -> tuple[list[Schedule], Slo | None, tuple[str, ...]]:
     if schedule is None:
         asked = traffic_of(traffic, SIMULATED_S)
-        return [draw(workload, asked.trace) for workload in asked.workloads], asked.slo
+        return [draw(workload, asked.trace) for workload in asked.workloads], asked.slo, asked.notes
     for other, value in (("rate", traffic.rate), ("concurrency", traffic.concurrency), ("trace", traffic.trace)):
         if value is not None:
             raise UserError(f"--schedule and --{other} are different kinds of load; give one of them")
-    return [load_schedule(Path(schedule))], parse_slo(traffic.slo) if traffic.slo else None
+    return [load_schedule(Path(schedule))], parse_slo(traffic.slo) if traffic.slo else None, ()
 
 
 def decide(

@@ -198,8 +198,9 @@ class CacheVerbs:
 
 def trace(
     model: str,
-    texts: Mapping[str, str] | Sequence[Path],
+    texts: Mapping[str, str] | Sequence[Path] = (),
     *,
+    prompts: Path | str | None = None,
     threads: int | None = None,
     max_tokens: int = 2048,
     engine: str | None = None,
@@ -212,14 +213,21 @@ def trace(
     """Run texts through a model and tell how its experts are used: balance, dead experts, experts per step.
 
     `model`: a .gguf file, or a model to synthesise, in Q4_K_M unless it names or has another format. `texts`: by label,
-    or files that hold them. Each is cut at `max_tokens`. `gpu_layers`: as for `compare`, "auto" being all where the
-    built-in llama.cpp has a GPU; the other words of a placement and other engines are refused. Raises UserError for
-    them and for an empty or unreadable text, NotSupportedError for a dense model.
+    or files that hold them; `prompts`: a file of one's own prompts, each a sequence, told together. Each text, and
+    that file, is cut at `max_tokens`. `gpu_layers`: as for `compare`, "auto" being all where the built-in llama.cpp has
+    a GPU; the other words of a placement and other engines are refused. Raises UserError for them and for an empty or
+    unreadable text, NotSupportedError for a dense model.
     """
     from breakeven.engines.inside.client import trace as run
     from breakeven.engines.inside.summary import summarise
 
-    labelled = texts if isinstance(texts, Mapping) else _texts(texts)
+    labelled: dict[str, str | list[str]] = dict(texts if isinstance(texts, Mapping) else _texts(texts))
+    if prompts is not None:
+        from breakeven.traffic.prompt_file import read_prompts
+
+        if Path(prompts).name in labelled:
+            raise UserError(f"{prompts} and a text share a name; rename one of them")
+        labelled[Path(prompts).name] = [request.plain for request in read_prompts(prompts).requests]
     words = {"gpu_layers": gpu_layers, "cpu_moe": cpu_moe, "device": device, "tensor_split": tensor_split}
     look = _Look(model, engine, words, on_progress)
     return summarise(

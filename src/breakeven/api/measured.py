@@ -30,6 +30,7 @@ from breakeven.runs.load_study import load_study
 from breakeven.runs.recheck import log_of, replay
 from breakeven.runs.recompute import Study, recompute
 from breakeven.runs.served import EngineWords
+from breakeven.traffic.prompt_file import read_prompts
 from breakeven.traffic.words import Words, traffic_of
 from breakeven.traffic.workload import parse_slo
 
@@ -52,6 +53,7 @@ def compare(
     streams: Sequence[int] = DEFAULTS.streams,
     prompt_tokens: int = DEFAULTS.prompt_tokens,
     output_tokens: int = DEFAULTS.output_tokens,
+    prompts: Path | str | None = None,
     precision: float = DEFAULTS.precision,
     budget_s: float = DEFAULTS.budget_s,
     out: Path | str | None = None,
@@ -73,12 +75,14 @@ def compare(
 
     `format`: of synthetic models that name none (`NAME:FORMAT`); None: each one's own, else Q4_K_M. `kv`: type of keys
     and values, None: 16 bits. `assume`: read models on past what is not known in their files. `precision` is relative
-    (0.02: 2 %), `budget_s` seconds of measuring. Writes `result.json`, `events.jsonl` and `report.html` to `out`
-    (default: a new directory under `results`, which `on_saved` hears), with `charts` every chart too. `demo`: the
-    largest prepared pair that fits here instead of `models`. `command` is recorded. Raises UserError for what cannot be
-    compared and EngineError when an engine fails.
+    (0.02: 2 %), `budget_s` seconds of measuring. `prompts`: a file of one's own, of whose text prompts are made. Writes
+    `result.json`, `events.jsonl` and `report.html` to `out` (default: a new directory under `results`, which `on_saved`
+    hears), with `charts` every chart too. `demo`: the largest prepared pair that fits here instead of `models`.
+    `command` is recorded. Raises UserError for what cannot be compared and EngineError when an engine fails.
     """
-    plan = Plan(tuple(streams), prompt_tokens, output_tokens, precision, budget_s, seed)
+    own = None if prompts is None else read_prompts(prompts)
+    texts = () if own is None else tuple(request.plain for request in own.requests)
+    plan = Plan(tuple(streams), prompt_tokens, output_tokens, precision, budget_s, seed, texts)
     asked = EngineWords(
         engine=engine,
         gpu_layers=gpu_layers,
@@ -87,7 +91,8 @@ def compare(
         tensor_split=tensor_split,
         flags=tuple(engine_flags),
     )
-    options = Options(plan, format, kv, assume, _path(out), resume, threads, look_inside, command, asked)
+    notes = () if own is None else (f"Prompts are made of {len(texts):,} of one's own ({prompts}), cut to one length.",)
+    options = Options(plan, format, kv, assume, _path(out), resume, threads, look_inside, command, asked, notes)
     if demo:
         if models:
             raise UserError("--demo chooses its own models; leave either it or them out")
@@ -119,7 +124,14 @@ def bench(
         raise UserError("--rounds must be 1 or more")
     loads = [load for workload in asked.workloads for load in repeated(workload, rounds)]
     study, directory = run_bench(
-        target, loads, asked.slo, options, trace=asked.trace, on_state=on_state, on_phase=on_phase
+        target,
+        loads,
+        asked.slo,
+        options,
+        trace=asked.trace,
+        notes=asked.notes,
+        on_state=on_state,
+        on_phase=on_phase,
     )
     save(study, directory)
     on_saved(directory)
@@ -143,7 +155,15 @@ def compare_under_load(
     whole = asked.workloads[0]
     loads = rate_loads(asked.workloads, rounds) if asked.trace is None else trace_turns(whole, asked.trace)
     study, directory = run_under_load(
-        models, loads, asked.slo, options, asked=whole, trace=asked.trace, on_state=on_state, on_phase=on_phase
+        models,
+        loads,
+        asked.slo,
+        options,
+        asked=whole,
+        trace=asked.trace,
+        notes=asked.notes,
+        on_state=on_state,
+        on_phase=on_phase,
     )
     save(study, directory)
     on_saved(directory)

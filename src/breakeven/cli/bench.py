@@ -24,6 +24,7 @@ from breakeven.cli.words import (
     Output,
     Processes,
     Prompt,
+    Prompts,
     Quiet,
     Rate,
     Ray,
@@ -34,6 +35,8 @@ from breakeven.cli.words import (
     TensorSplit,
     Think,
     Tokenizer,
+    Trace,
+    TraceFormat,
     Turns,
     WarmUp,
     Window,
@@ -55,6 +58,7 @@ breakeven bench http://localhost:8000/v1 --model qwen3 --concurrency 1,8,32 --du
 breakeven bench http://localhost:8000/v1 --model qwen3 --rate 5 --arrivals gamma:3 --prompt lognormal:1155,900
 breakeven bench http://localhost:8000/v1 --model qwen3 --trace conv.csv --speed 0.5 --window 0s-10m
 breakeven bench my-model.gguf --concurrency 4 --requests 200 --json
+breakeven bench my-model.gguf --concurrency 4 --prompts questions.jsonl
 """
 
 
@@ -64,7 +68,9 @@ def bench(
     model: ModelName = None,
     rate: Rate = None,
     concurrency: Concurrency = None,
-    trace: Annotated[Path | None, typer.Option(help="Replay a trace: Azure, Mooncake, GuideLLM, AIPerf, CSV.")] = None,
+    trace: Trace = None,
+    trace_format: TraceFormat = None,
+    prompts: Prompts = None,
     arrivals: Arrivals = "poisson",
     speed: Speed = 1.0,
     window: Window = None,
@@ -106,6 +112,8 @@ def bench(
         rate=rate,
         concurrency=concurrency,
         trace=trace,
+        trace_format=trace_format,
+        prompts=prompts,
         arrivals=arrivals,
         speed=speed,
         window=window,

@@ -20,6 +20,7 @@ from breakeven.cli.words import (
     Kv,
     ModelName,
     Processes,
+    Prompts,
     Quiet,
     Ray,
     Slots,
@@ -61,8 +62,11 @@ def capacity(
     confidence: Annotated[str, typer.Option(help="How sure the limits must be.")] = "95%",
     precision: Annotated[str, typer.Option(help="How near to the limit to go.")] = "10%",
     think: Annotated[str, typer.Option(help="What a user waits between an answer and the next request.")] = "10s",
-    prompt: Annotated[str, typer.Option(help="Tokens: 512, uniform:64-512, lognormal:1155,900.")] = "512",
-    output: Annotated[str, typer.Option(help="Tokens, as for --prompt.")] = "128",
+    prompt: Annotated[
+        str | None, typer.Option(help="Tokens: 512, uniform:64-512, lognormal:1155,900.", show_default="512")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Tokens, as for --prompt.", show_default="128")] = None,
+    prompts: Prompts = None,
     chat: Chat = False,
     max_users: Annotated[int, typer.Option(help="Never try more users than this.")] = 4096,
     max_rate: Annotated[
@@ -90,13 +94,17 @@ def capacity(
     full: Full = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of the summary.")] = False,
 ) -> None:
-    from breakeven.traffic.words import option_seconds, parse_length
+    from breakeven.traffic.words import DEFAULT_OUTPUT, DEFAULT_PROMPT, option_seconds, parse_length
 
     if seed < 0:
         raise UserError(f"--seed {seed}: give 0 or more")
+    if prompts is not None and prompt is not None:
+        raise UserError("--prompt makes prompts up, and --prompts brings them; leave one of them out")
+    answers = output or (DEFAULT_OUTPUT if prompts is None else None)
     search = breakeven.CapacityOptions(
-        prompt=parse_length(prompt),
-        output=parse_length(output),
+        prompt=parse_length(prompt or DEFAULT_PROMPT),
+        output=None if answers is None else parse_length(answers),
+        prompts=prompts,
         chat=chat,
         think_s=option_seconds("--think", think),
         target_share=percent("--share", share),

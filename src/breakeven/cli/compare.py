@@ -18,10 +18,12 @@ from breakeven.cli.words import (
     Full,
     GpuLayers,
     Kv,
+    Prompts,
     Quiet,
     Speed,
     TensorSplit,
     Threads,
+    TraceFormat,
     Window,
     command,
     load_progress,
@@ -70,7 +72,9 @@ def compare(
     streams: Annotated[str, typer.Option(help="Loads: requests at once, comma-separated.")] = "1,2,4,8",
     rate: Annotated[str | None, typer.Option(help="Open loop instead: requests/s, comma-separated.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Replay a trace instead (see `breakeven bench`).")] = None,
-    arrivals: Annotated[str, typer.Option(help="With --rate: constant, poisson, gamma:CV.")] = "poisson",
+    trace_format: TraceFormat = None,
+    prompts: Prompts = None,
+    arrivals: Annotated[str, typer.Option(help="With --rate: constant, poisson, gamma:CV, agents.")] = "poisson",
     speed: Speed = 1.0,
     window: Window = None,
     duration: Annotated[str | None, typer.Option(help="With --rate: measured time a turn.", show_default="60s")] = None,
@@ -103,6 +107,8 @@ def compare(
         traffic = breakeven.Traffic(
             rate=rate,
             trace=trace,
+            trace_format=trace_format,
+            prompts=prompts,
             arrivals=arrivals,
             speed=speed,
             window=window,
@@ -131,6 +137,8 @@ def compare(
         )
         _under_load(models or [], traffic, rounds, options, quiet=quiet, full=full, as_json=as_json)
         return
+    if trace_format is not None:
+        raise UserError("--trace-format says how to read a --trace; give one, or leave it out")
     if not re.fullmatch(r"\d+(,\d+)*", streams):
         raise UserError(f"--streams {streams!r}: give whole numbers separated by commas, such as 1,2,4,8")
     if seed < 0:
@@ -160,6 +168,7 @@ def compare(
             engine_flags=tuple(engine_flag or ()),
             streams=[int(part) for part in streams.split(",")],
             **{name: n for name, n in lengths.items() if n is not None},
+            prompts=prompts,
             precision=relative,
             budget_s=budget_s,
             out=out,

@@ -21,6 +21,7 @@ from breakeven.cli.words import (
     GpuLayers,
     Kv,
     TensorSplit,
+    TraceFormat,
     print_json,
 )
 from breakeven.errors import UserError
@@ -73,6 +74,7 @@ def cost(
     output: Annotated[str | None, typer.Option(help="Tokens, as for --prompt.", show_default="128")] = None,
     arrivals: Annotated[str, typer.Option(help="poisson, constant or gamma:CV.")] = "poisson",
     trace: Annotated[Path | None, typer.Option(help="Take arrivals and lengths from a trace.")] = None,
+    trace_format: TraceFormat = None,
     turns: Annotated[int, typer.Option(help="Requests of a conversation; each counts in --rate.")] = 1,
     think: Annotated[str, typer.Option(help="Between an answer and the next turn.")] = "0s",
     cached: Annotated[str, typer.Option(help="Share of prompts an API bills as cached.")] = "0%",
@@ -89,12 +91,15 @@ def cost(
     from breakeven.traffic.words import parse_rates, traffic_of
     from breakeven.traffic.workload import Slo, parse_slo
 
+    if arrivals.startswith("agents"):
+        raise UserError("--arrivals agents is for load, not for prices; give --turns, --prompt and --cached instead")
     rates = None if rate is None else parse_rates(rate)
     traffic = traffic_of(
         breakeven.Traffic(
             rate=None if trace is not None else "1",
             arrivals=arrivals,
             trace=trace,
+            trace_format=trace_format,
             prompt=prompt,
             output=output,
             turns=turns,
@@ -102,6 +107,8 @@ def cost(
             seed=seed,
         )
     )
+    for note in traffic.notes:
+        typer.echo(note, err=True)
     options = breakeven.CostOptions(
         workload=traffic.workloads[0],
         trace=traffic.trace,

@@ -9,6 +9,7 @@ import typer
 
 import breakeven
 from breakeven.cli.words import GpuLayers, InsideCpuMoe, InsideDevice, InsideEngine, InsideTensorSplit, Quiet
+from breakeven.errors import UserError
 
 app = typer.Typer()
 
@@ -16,7 +17,10 @@ app = typer.Typer()
 @app.command()
 def trace(
     model: Annotated[str, typer.Argument(help="A .gguf file, or a model to synthesise (Q4_K_M).")],
-    text: Annotated[list[Path], typer.Option("--text", help="A text file; repeat it to compare texts.")],
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", help="A text file; repeat it to compare texts.", show_default=False)
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Your own prompts, as for `breakeven bench`.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Cut each text here.")] = 2048,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all cores unless given.")] = None,
     engine: InsideEngine = None,
@@ -31,6 +35,8 @@ def trace(
 
     Example: breakeven trace olmoe.gguf --text english.txt --text code.py
     """
+    if not text and prompts is None:
+        raise UserError("no text to trace: give at least one with --text FILE, or --prompts FILE")
     from rich.console import Console
 
     from breakeven.pages.progress import Progress
@@ -38,7 +44,8 @@ def trace(
     with Progress(Console(stderr=True, highlight=False), quiet=quiet or json) as progress:
         summary = breakeven.trace(
             model,
-            text,
+            text or [],
+            prompts=prompts,
             threads=threads,
             max_tokens=max_tokens,
             engine=engine,

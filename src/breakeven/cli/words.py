@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 # Options that say the same wherever they stand.
 Rate = Annotated[str | None, typer.Option(help="Open loop: requests/s, comma-separated.")]
 Concurrency = Annotated[str | None, typer.Option(help="Closed loop: requests at once, comma-separated.")]
-Arrivals = Annotated[str, typer.Option(help="constant, poisson, gamma:CV, steps:2x30s,5x30s or ramp:1-10.")]
+Arrivals = Annotated[str, typer.Option(help="constant, poisson, gamma:CV, agents, steps:2x30s,5x30s or ramp:1-10.")]
+Trace = Annotated[Path | None, typer.Option(help="Replay what somebody recorded (docs/traffic.md#traces).")]
+TraceFormat = Annotated[
+    str | None, typer.Option(help="Of --trace: azure, mooncake, mooncake:s:16, ...", show_default="told by its rows")
+]
+Prompts = Annotated[Path | None, typer.Option(help="Ask your own prompts: JSON lines, ShareGPT, a prompt a line.")]
 Speed = Annotated[float, typer.Option(help="Of the trace: 0.5 stretches its gaps to twice the time.")]
 Window = Annotated[str | None, typer.Option(help="Part of the trace, in its own time: 0s-10m.")]
 WarmUp = Annotated[str | None, typer.Option(help="Same traffic before, never counted.")]

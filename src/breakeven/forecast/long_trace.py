@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from breakeven.errors import UserError
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.simulated import LEAST_BEYOND, PERCENTILES, study_of, widest_phase
 from breakeven.forecast.simulator.policy import Fleet, Policy
@@ -19,7 +21,8 @@ from breakeven.forecast.simulator.state import Requests
 from breakeven.results.metrics import SIMULATED
 from breakeven.results.predicted import SimulatedLatency, SimulatedPercentile, SimulatedPoint, SimulationStudy
 from breakeven.stats.estimate import around
-from breakeven.traffic.traces.lines import ROWS, trace_parts
+from breakeven.traffic.traces.lines import ROWS, LineFormat, trace_parts
+from breakeven.traffic.traces.read import line_format
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 
 WHOLE_BYTES = 256 * 2**20
@@ -33,6 +36,7 @@ def simulate_long_trace(
     model: StepModel,
     path: Path,
     *,
+    format: str | None = None,
     speed: float = 1.0,
     sharing: bool = False,
     slo: Slo | None = None,
@@ -43,14 +47,19 @@ def simulate_long_trace(
 ) -> SimulationStudy:
     """As `simulate_traffic` on the whole trace; memory holds `rows` requests and those in flight.
 
-    Percentiles are exact to half a per cent; nothing is told over time. Raises UserError as `trace_parts`.
+    `format`: as for `read_trace`. Percentiles are exact to half a per cent; nothing is told over time. Raises
+    UserError as `trace_parts`, and for a format that cannot be read in parts.
     """
+    form = None if format is None else line_format(format)
+    if format is not None and form is None:
+        raise UserError(f"{path} is too long to be read whole, and {format} traces cannot be read in parts; cut it")
+
     fleet = fleet or Fleet()
     policy = policy or policy_of(model)
 
     def tallied(which: StepModel) -> TraceTally:
         tally = TraceTally()
-        for run in simulate_parts(_requests(path, speed, sharing, rows), which, policy, fleet):
+        for run in simulate_parts(_requests(path, form, speed, sharing, rows), which, policy, fleet):
             tally.add(run, slo)
         return tally
 
@@ -60,11 +69,13 @@ def simulate_long_trace(
         reading = [tallies[0], *(tallied(which) for which in model.low_high("prefill"))]
     workload = Workload(arrivals=Arrivals(process="trace", trace=path.name, rate_scale=speed), sharing=sharing)
     point = _point(tallies, reading, speed, slo)
-    return study_of(model, [point], policy=policy, fleet=fleet, slo=slo, workload=workload, machine=machine)
+    study = study_of(model, [point], policy=policy, fleet=fleet, slo=slo, workload=workload, machine=machine)
+    unit = next(trace_parts(path, 1, form)).unit
+    return msgspec.structs.replace(study, notes=[f"{path.name} is read in parts; its numbers: {unit}", *study.notes])
 
 
-def _requests(path: Path, speed: float, sharing: bool, rows: int) -> Iterator[Requests]:
-    for part in trace_parts(path, rows):
+def _requests(path: Path, form: LineFormat | None, speed: float, sharing: bool, rows: int) -> Iterator[Requests]:
+    for part in trace_parts(path, rows, form):
         yield Requests(
             part.at_ns / 1e9 / speed,
             np.maximum(part.prompt, 1).astype(np.int64),

@@ -204,6 +204,8 @@ def load_name(schedule: Schedule) -> str:
         return f"{arrivals.concurrency} stream{'s' if arrivals.concurrency != 1 else ''}"
     if arrivals.process in _RATED and arrivals.rate_per_s is not None:
         return f"{arrivals.rate_per_s:g} req/s"
+    if arrivals.agents is not None:
+        return f"{arrivals.rate_per_s:g} sessions/s"
     return f"trace x{arrivals.rate_scale:g}" if arrivals.process == "trace" else arrivals.process
 
 

@@ -1,10 +1,11 @@
-"""Request bodies of a schedule: exact in tokens, distinct, and cheap to make while the run goes on.
+"""Request bodies of a schedule: exact in tokens, distinct, and cheap to make while the run goes on; or as given.
 
 Everything that asks a tokenizer happens in `prepare_bodies`, before the run; a body is then a slice of bytes.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.engines.backend import Backend
+from breakeven.errors import UserError
 from breakeven.measure.token_counts import asked_usage, encoder, guessed_corpus, plain_text, token_corpus, word_corpus
+from breakeven.traffic.prompt_file import OwnRequest, prompts_of, tokens_of
 from breakeven.traffic.prompts import Corpus, bare, mix, rng
 from breakeven.traffic.schedule import Schedule
 from breakeven.wire.dialects import completion_fields
@@ -38,6 +41,22 @@ class _Source:
     turn_overhead: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class OwnBodies:
+    """A person's own prompts: `members[r]` of the JSON body, and `tokens[r]` of prompt as far as they can be counted.
+
+    `asked_N`: which of them each row of the schedule asks.
+    """
+
+    members: tuple[bytes, ...]
+    tokens: tuple[int, ...]
+    asked_N: NDArray[np.int64]
+
+    def of(self, i: int) -> int:
+        """Which of them request `i` is."""
+        return int(self.asked_N[i % len(self.asked_N)])
+
+
 _KEPT = 4
 _kept: dict[tuple[object, ...], _Source] = {}
 
@@ -48,7 +67,7 @@ class Bodies:
 
     `exact`: every prompt has the tokens the schedule asks for, by the backend's tokenizer. `overhead` are tokens that a
     chat template (or a beginning-of-text token) adds to the first message, `turn_overhead` to each later one; texts are
-    shorter by so much, one token at least.
+    shorter by so much, one token at least. `own`: these instead of texts made here.
     """
 
     path: str
@@ -66,11 +85,14 @@ class Bodies:
     turn_N: NDArray[np.int32]
     blocks: tuple[tuple[int, ...], ...]
     block_tokens: int
+    own: OwnBodies | None = None
 
     def body(self, i: int) -> bytes:
         """JSON of request `i`, the same bytes every time."""
-        texts = self._texts(i)
-        if self.path == CHAT:
+        texts = self._texts(i) if self.own is None else []
+        if self.own is not None:
+            prompt = self.own.members[self.own.of(i)]
+        elif self.path == CHAT:
             roles = (b"user", b"assistant")
             messages = [b'{"role":"%b","content":"%b"}' % (roles[j % 2], bare(text)) for j, text in enumerate(texts)]
             prompt = b'"messages":[%b]' % b",".join(messages)
@@ -85,6 +107,8 @@ class Bodies:
 
     def prompt_tokens(self, i: int) -> int:
         """Prompt tokens asked for, history included, as the engine should count them."""
+        if self.own is not None:
+            return self.own.tokens[self.own.of(i)]
         k = i % len(self.prompt_N)
         first = k - int(self.turn_N[k])
         return int(self.prompt_N[first : k + 1].sum()) + int(self.output_N[first:k].sum())
@@ -93,12 +117,12 @@ class Bodies:
         """The messages of request `i`, questions and answers in turn, each led by one separator byte."""
         k = i % len(self.prompt_N)
         turns = int(self.turn_N[k])
-        if turns == 0 and self.blocks and self.blocks[k]:
-            return [self._shared(i, k)]
         texts = []
         for j in range(turns + 1):
             row, at = k - turns + j, i - turns + j
-            if j == 0:
+            if j == 0 and self.blocks and self.blocks[row]:
+                texts.append(self._shared(at, row))
+            elif j == 0:
                 texts.append(self._salted(at, max(1, int(self.prompt_N[row]) - self.overhead)))
             else:
                 n = max(1, int(self.prompt_N[row]) - self.turn_overhead)
@@ -139,15 +163,24 @@ def prepare_bodies(backend: Backend, schedule: Schedule, *, tokenizer: Path | No
 
     Token ids where the backend takes them and a tokenizer is at hand (its own, else the file `tokenizer`); else text,
     counted with that tokenizer and corrected by what the chat template adds; else text of about the right length,
-    guessed from `usage`. Asks the backend for up to four completions of one token. Raises UserError for a tokenizer
-    file or language that is not there, EngineError when the backend does not answer.
+    guessed from `usage`. Asks the backend for up to four completions of one token. A person's own prompts go out as
+    they are, and are only counted. Raises UserError for a tokenizer file or language that is not there, and for a
+    prompt longer than the engine keeps; EngineError when the backend does not answer.
     """
     workload = schedule.workload
     languages, seed = workload.languages, workload.seed
     chat = workload.chat or backend.chat_only
+    own = None
+    if workload.prompts is not None:
+        file = prompts_of(workload.prompts, workload.turns)
+        chat = chat or file.chat
+        own = _own(backend, tokenizer, schedule, file.requests, chat)
     path = CHAT if chat else COMPLETIONS
-    turns = int(schedule.turn_N.max(initial=0)) if chat else 0
-    source = _source(backend, tokenizer, path, languages, seed, turns)
+    if own is not None:
+        source = _Source(guessed_corpus(languages, seed), exact=False, as_text=True)
+    else:
+        turns = int(schedule.turn_N.max(initial=0)) if chat else 0
+        source = _source(backend, tokenizer, path, languages, seed, turns)
     fields = completion_fields(
         backend,
         max_tokens=0,
@@ -174,7 +207,44 @@ def prepare_bodies(backend: Backend, schedule: Schedule, *, tokenizer: Path | No
         turn_N=schedule.turn_N,
         blocks=schedule.blocks if workload.sharing else (),
         block_tokens=schedule.block_tokens,
+        own=own,
     )
+
+
+_COUNTERS = 8
+
+
+def _own(
+    backend: Backend, tokenizer: Path | None, schedule: Schedule, requests: tuple[OwnRequest, ...], chat: bool
+) -> OwnBodies:
+    """The requests of the schedule, counted where something counts. Raises UserError for one that is too long."""
+    assert schedule.asked_N is not None
+    if int(schedule.asked_N.max()) >= len(requests):
+        raise UserError("the schedule asks for prompts that their file does not hold; draw it anew")
+    used, asked_N = np.unique(schedule.asked_N, return_inverse=True)
+    chosen = [requests[k] for k in used.tolist()]
+    encode = encoder(backend, tokenizer)
+
+    def counted(request: OwnRequest) -> int:
+        ids = None if encode is None else encode(request.plain)
+        return tokens_of(len(request.plain.encode())) if ids is None else len(ids)
+
+    with ThreadPoolExecutor(_COUNTERS) as threads:
+        counts = list(threads.map(counted, chosen))
+    most = int(backend.settings.get("context_per_slot", 0))
+    outputs = np.zeros(len(chosen), np.int64)
+    np.maximum.at(outputs, asked_N, schedule.output_N)
+    for request, tokens, output in zip(chosen, counts, outputs.tolist(), strict=True):
+        if most and tokens + output > most:
+            raise UserError(
+                f"{request.place}: {tokens:,} tokens and {output:,} of answer are more than the {most:,} that "
+                f"{backend.model} keeps of one request; shorten the prompt, or its answer with --output"
+            )
+    members = (
+        request.members if chat or request.text is None else msgspec.json.encode({"prompt": request.text})[1:-1]
+        for request in chosen
+    )
+    return OwnBodies(tuple(members), tuple(counts), np.asarray(asked_N, np.int64))
 
 
 def _source(

@@ -106,6 +106,8 @@ class PromptMaker:
     candidate: Candidate
     seed: int
     chars_per_token: float | None = None
+    texts: tuple[str, ...] = ()
+    """What prompts are made of; empty: the built-in passages."""
 
     def requests(
         self, block: str, names: Sequence[str], prompt_tokens: int, output_tokens: int
@@ -143,10 +145,11 @@ class PromptMaker:
         backend = self.candidate.backend
         if not backend.takes_token_ids:
             ratio = self.chars_per_token or CHARS_PER_TOKEN_TRIED
-            return prompts.prompt_text(self.seed, name, int(n_tokens * ratio))[: max(1, int(n_tokens * ratio))]
+            n_chars = int(n_tokens * ratio)
+            return prompts.prompt_text(self.seed, name, n_chars, self.texts)[: max(1, n_chars)]
         n_chars = n_tokens * 2
         while True:
-            ids = backend.tokenize(prompts.prompt_text(self.seed, name, n_chars))
+            ids = backend.tokenize(prompts.prompt_text(self.seed, name, n_chars, self.texts))
             if ids is None:
                 raise EngineError(f"{backend.model}: the engine at {backend.url} stopped tokenising")
             if len(ids) >= n_tokens:

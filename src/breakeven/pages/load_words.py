@@ -208,7 +208,10 @@ def prompts_text(point: LoadPoint) -> str:
     prompt = NOT_AVAILABLE if point.prompt_tokens_mean is None else number(point.prompt_tokens_mean)
     output = NOT_AVAILABLE if point.output_tokens_mean is None else number(point.output_tokens_mean)
     exact = "exactly as asked" if point.exact_prompts else "not exactly as asked"
-    return f"on average {prompt} prompt tokens ({exact}) and {output} output tokens"
+    kept = (
+        f", {percent_text(point.cached_prompt_share)} of prompts kept from before" if point.cached_prompt_share else ""
+    )
+    return f"on average {prompt} prompt tokens ({exact}) and {output} output tokens{kept}"
 
 
 def conversation_text(point: LoadPoint) -> str | None:
@@ -294,6 +297,12 @@ def arrivals_words(arrivals: Arrivals) -> str:
         end = "its end" if arrivals.end_s is None else _exact(arrivals.end_s)
         window = f", from {_moment(arrivals.start_s)} to {end}" if arrivals.start_s or arrivals.end_s else ""
         return f"gaps of the trace {arrivals.trace}{scale}{window}"
+    if arrivals.agents is not None:
+        each = arrivals.agents
+        return (
+            f"sessions of agents, Poisson at {arrivals.rate_per_s:g} a second: {each.turns:g} turns, "
+            f"{_exact(each.tool_s)} of tools between them, a subagent beside {percent_text(each.subagents)} of them"
+        )
     return arrivals.process
 
 
@@ -325,14 +334,33 @@ def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values[:-1]) + f" and {values[-1]:g}"
 
 
+def _prompt_words(workload: Workload) -> str:
+    if workload.prompts is not None:
+        return f"{workload.prompts.prompts:,} of one's own from {workload.prompts.file}, as they are"
+    if (agents := workload.arrivals.agents) is not None:
+        return (
+            f"{agents.prefix:,} tokens that sessions share, a task of {agents.task:g}, "
+            f"then {agents.new:g} new ones a turn"
+        )
+    return f"{length_words(workload.prompt)}, {'prefixes shared' if workload.sharing else 'all distinct'}"
+
+
+def _output_words(workload: Workload) -> str:
+    if workload.output is None and workload.prompts is not None:
+        return "as the prompts' file says"
+    if workload.output is None and (agents := workload.arrivals.agents) is not None:
+        return f"lognormal, mean {agents.output:g} tokens"
+    return length_words(workload.output)
+
+
 def workload_rows(workload: Workload, slo: Slo | None, points: Sequence[LoadPoint] = ()) -> list[tuple[str, str]]:
     """Name and value of everything about the traffic that a reader needs to judge the numbers."""
     ends = [_exact(workload.duration_s)] if workload.duration_s is not None else []
     ends += [f"{workload.requests} requests"] if workload.requests is not None else []
     rows = [
         ("Arrivals", several_words(workload.arrivals, points)),
-        ("Prompts", f"{length_words(workload.prompt)}, {'prefixes shared' if workload.sharing else 'all distinct'}"),
-        ("Outputs", length_words(workload.output)),
+        ("Prompts", _prompt_words(workload)),
+        ("Outputs", _output_words(workload)),
         ("Service level", slo_words(slo)),
         ("Ends after", " or ".join(ends) or "the trace"),
         ("Warm-up", f"{_exact(workload.warm_up_s)} of the same traffic, not counted" if workload.warm_up_s else "none"),

@@ -116,6 +116,8 @@ class LoadPoint(msgspec.Struct, frozen=True, kw_only=True):
     seconds_per_conversation: float | None = None
     flagged: list[str] = []
     """Why the machine was not quiet meanwhile."""
+    cached_prompt_share: float | None = None
+    """Of the prompt tokens of answered requests, those the engine says it had kept; None: it does not say."""
 
 
 class LoadDifference(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,9 +19,10 @@ from breakeven.measure.paired.plan import order
 from breakeven.measure.progress import LoadState
 from breakeven.model.layouts.derive import assuming
 from breakeven.results.load import LoadStudy
-from breakeven.runs.load import DEFAULT_SLOTS, LoadOptions, Session, context_of
+from breakeven.runs.load import DEFAULT_SLOTS, LoadOptions, Session
 from breakeven.runs.load_study import load_study
 from breakeven.traffic.draw import draw
+from breakeven.traffic.schedule import context_of
 from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Slo, Workload
 
@@ -46,7 +47,7 @@ def name_of(workload: Workload) -> str:
         return "steps " + ", ".join(f"{rate:g} req/s {seconds:g} s" for rate, seconds in arrivals.steps)
     if arrivals.to_rate_per_s is not None:
         return f"{arrivals.rate_per_s:g} to {arrivals.to_rate_per_s:g} req/s"
-    return f"{arrivals.rate_per_s:g} req/s"
+    return f"{arrivals.rate_per_s:g} {'sessions/s' if arrivals.agents is not None else 'req/s'}"
 
 
 def rounds(workload: Workload, n: int) -> list[NamedLoad]:
@@ -63,16 +64,26 @@ def bench(
     options: LoadOptions | None = None,
     *,
     trace: TraceRows | None = None,
+    notes: Sequence[str] = (),
     on_state: Callable[[LoadState], None] = lambda state: None,
     on_phase: Callable[[str, str], None] = lambda phase, subject: None,
 ) -> tuple[LoadStudy, Path]:
     """Measure `target` (a URL with #model, or a model to start here) under every load; result and its directory.
 
+    `notes`: how its traffic was understood, for whoever reads the result.
     Raises UserError for what cannot be asked, EngineError when an engine of ours fails, and KeyboardInterrupt, with
     the log whole, when interrupted.
     """
     return play(
-        "bench", [target], loads, slo, options or LoadOptions(), trace=trace, on_state=on_state, on_phase=on_phase
+        "bench",
+        [target],
+        loads,
+        slo,
+        options or LoadOptions(),
+        trace=trace,
+        notes=notes,
+        on_state=on_state,
+        on_phase=on_phase,
     )
 
 
@@ -85,6 +96,7 @@ def play(
     *,
     asked: Workload | None = None,
     trace: TraceRows | None,
+    notes: Sequence[str] = (),
     on_state: Callable[[LoadState], None],
     on_phase: Callable[[str, str], None],
 ) -> tuple[LoadStudy, Path]:
@@ -98,7 +110,7 @@ def play(
     if any(len(schedule) == 0 for schedule in schedules):
         raise UserError("no request falls into the measured time; give a higher --rate or a longer --duration")
     streams = [load.workload.arrivals.concurrency or DEFAULT_SLOTS for load in loads]
-    context = context_of(schedules)
+    context = context_of(schedules, of_bytes=any(source.synthetic for source in sources))
     del schedules
     session = Session(
         kind,
@@ -110,6 +122,7 @@ def play(
         slots=max(streams),
         question=tuple(loads),
         trace=trace,
+        notes=notes,
         on_state=on_state,
         on_phase=on_phase,
     )
@@ -168,6 +181,7 @@ def compare_under_load(
     *,
     asked: Workload | None = None,
     trace: TraceRows | None = None,
+    notes: Sequence[str] = (),
     on_state: Callable[[LoadState], None] = lambda state: None,
     on_phase: Callable[[str, str], None] = lambda phase, subject: None,
 ) -> tuple[LoadStudy, Path]:
@@ -186,6 +200,7 @@ def compare_under_load(
         options or LoadOptions(),
         asked=asked,
         trace=trace,
+        notes=notes,
         on_state=on_state,
         on_phase=on_phase,
     )

@@ -26,9 +26,11 @@ from breakeven.results.load import CapacityStudy
 from breakeven.results.store import RESULT, write
 from breakeven.runs.capacity_search import Finished, Search, SearchPlan, Wanted, bracket, next_trial, told
 from breakeven.runs.capacity_study import PROBE, RATE, USERS, Outcome, capacity_study, name_of, outcomes
-from breakeven.runs.load import DEFAULT_SLOTS, USEFUL_SHARE, LoadOptions, Session, context_of
+from breakeven.runs.load import DEFAULT_SLOTS, USEFUL_SHARE, LoadOptions, Session
 from breakeven.stats.sequential import decide
 from breakeven.traffic.draw import draw
+from breakeven.traffic.prompt_file import UNSAID_OUTPUT, read_prompts
+from breakeven.traffic.schedule import context_of
 from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
 PROBE_REQUESTS = 12
@@ -51,10 +53,12 @@ class CapacityOptions:
     """What a capacity search may be told beside its target and SLO.
 
     `think_s`: what a user waits after an answer before the next request. `axes`: what to search, of RATE and USERS.
+    `prompts`: a file of one's own, whose lengths count instead of `prompt`, and, where `output` is None, of it.
     """
 
     prompt: Length = field(default_factory=lambda: Length(mean=512))
-    output: Length = field(default_factory=lambda: Length(mean=128))
+    output: Length | None = field(default_factory=lambda: Length(mean=128))
+    prompts: Path | None = None
     chat: bool = False
     think_s: float = 10.0
     target_share: float = 0.9
@@ -102,10 +106,12 @@ class CapacityOptions:
 
     def workload(self, arrivals: Arrivals, requests: int, warm_up_s: float, seed: int) -> Workload:
         """The traffic of one run."""
+        own = None if self.prompts is None else read_prompts(self.prompts)
         return Workload(
             arrivals=arrivals,
-            prompt=self.prompt,
+            prompt=self.prompt if own is None else None,
             output=self.output,
+            prompts=None if own is None else own.source,
             requests=requests,
             warm_up_s=warm_up_s,
             chat=self.chat,
@@ -143,9 +149,10 @@ def capacity(
         alone,
         slo,
         options,
-        context_tokens=context_of([lengths]),
+        context_tokens=context_of([lengths], of_bytes=source.synthetic),
         slots=DEFAULT_SLOTS,
         question=question,
+        notes=[] if search.prompts is None else [read_prompts(search.prompts).said(search.output is not None)],
         target_share=search.target_share,
         confidence=search.confidence,
         on_state=on_state,
@@ -244,7 +251,7 @@ class _Run:
         ceiling = max(tested, key=lambda e: e.requests_per_s, default=None)
         if ceiling is None:
             raise BreakevenError("the client was not tested; events.jsonl says why")
-        by_tokens = ceiling.stream_events_per_s / max(1.0, self._options.output.mean)
+        by_tokens = ceiling.stream_events_per_s / max(1.0, (self._options.output or Length(mean=UNSAID_OUTPUT)).mean)
         return USEFUL_SHARE * min(ceiling.requests_per_s, by_tokens)
 
     def _outcome(self, name: str) -> Outcome | None:

@@ -59,6 +59,8 @@ class Options:
     look_inside: bool = True
     command: str = "breakeven.compare"
     asked: EngineWords = field(default_factory=EngineWords)
+    notes: tuple[str, ...] = ()
+    """How files were understood, for whoever reads the result."""
 
     def check(self) -> None:
         """Raise UserError for numbers that mean nothing."""
@@ -107,13 +109,13 @@ def compare(
     kv = kv_of(sources, ways, options.kv)
     formats = [format_of(s, format_name, way.engine) for s, way in zip(sources, ways, strict=True)]
     apart = check_fit(sources, ways, formats, context, slots, machine, kv)
-    said = notices if apart is None else [*notices, apart]
+    said = [*options.notes, *notices, *([] if apart is None else [apart])]
     for words in said:
         show.phase(words, "")
     question = (
         [s.question for s in sources],
         (format_name, kv, options.asked),
-        (plan.streams, plan.prompt_tokens, plan.output_tokens, plan.seed),
+        (plan.streams, plan.prompt_tokens, plan.output_tokens, plan.seed, *plan.texts),
         options.threads,
         __version__,
     )
@@ -284,7 +286,9 @@ def demo_pair(options: Options) -> tuple[list[str], Options]:
         memory = sum(needed_bytes(s, weights, CONTEXT_STEP, streams, options.kv or "f16") for s in specs)
         disk = sum(file_bytes(s, weights) for s in specs)
         if memory <= RESERVE * available and disk <= free:
-            return list(demo.models), replace(options, plan=replace(demo.plan, seed=options.plan.seed))
+            return list(demo.models), replace(
+                options, plan=replace(demo.plan, seed=options.plan.seed, texts=options.plan.texts)
+            )
     raise UserError(
         f"the smallest demonstration needs {memory / 1e9:.1f} GB of memory and {disk / 1e9:.1f} GB of disk;"
         f" this machine has {available / 1e9:.1f} GB and {Path(place)} {free / 1e9:.1f} GB"

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
-import numpy as np
 
 from breakeven.engines import openai_url
 from breakeven.engines.memory import whole_context
@@ -126,12 +125,13 @@ class Session:
         target_share: float | None = None,
         confidence: float | None = None,
         trace: TraceRows | None = None,
+        notes: Sequence[str] = (),
         on_state: Callable[[LoadState], None] = lambda state: None,
         on_phase: Callable[[str, str], None] = lambda phase, subject: None,
     ) -> None:
         options.check()
         self._kind, self._sources, self._workload, self._slo = kind, list(sources), workload, slo
-        self._options, self._trace = options, trace
+        self._options, self._trace, self._notes = options, trace, notes
         self._context = whole_context(context_tokens + CONTEXT_SPARE)
         self._slots = options.slots or slots
         self._target_share, self._confidence = target_share, confidence
@@ -246,7 +246,7 @@ class Session:
         formats = [format_of(s, format_name, how.engine) for s, how in zip(sources, served_as, strict=True)]
         apart = check_fit(sources, served_as, formats, self._context, self._slots, machine, kv)
         self.in_turns = apart is not None
-        self._said = notices if apart is None else [*notices, apart]
+        self._said = [*self._notes, *notices, *([] if apart is None else [apart])]
         for words in self._said:
             self._on_phase(words, "")
         mark = fingerprint(self._question)
@@ -361,18 +361,6 @@ class Session:
         if len({repr(s.question) for s in self._sources}) < len(self._sources):
             found.append("A/A run: a model against itself; any difference found here is an error of the measurement.")
         return found
-
-
-def context_of(schedules: Sequence[Schedule]) -> int:
-    """Tokens the longest request of all schedules needs, history and answer included."""
-    most = 0
-    for schedule in schedules:
-        # Turns of a session stand together, so a session's history is a difference of running sums.
-        sums_N = np.cumsum(schedule.prompt_N.astype(np.int64) + schedule.output_N)
-        first_N = np.arange(len(schedule)) - schedule.turn_N
-        before_N = np.where(first_N > 0, sums_N[first_N - 1], 0)
-        most = max(most, int((sums_N - before_N).max()))
-    return most
 
 
 def _model(source: Source, weights: str, up: Running | None) -> LoadModel:

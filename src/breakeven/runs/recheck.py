@@ -15,9 +15,9 @@ from breakeven.measure.progress import LoadState
 from breakeven.model.layouts.derive import assuming
 from breakeven.results.load import LoadStudy
 from breakeven.results.store import LOG
-from breakeven.runs.load import DEFAULT_SLOTS, LoadOptions, Session, context_of
+from breakeven.runs.load import DEFAULT_SLOTS, LoadOptions, Session
 from breakeven.runs.load_study import load_study
-from breakeven.traffic.schedule import Schedule
+from breakeven.traffic.schedule import Schedule, context_of
 from breakeven.traffic.schedule_file import load_schedule, save_schedule
 from breakeven.traffic.workload import Workload
 
@@ -78,7 +78,7 @@ def replay(
         turns[0].workload,
         saved.slo,
         options,
-        context_tokens=context_of([turn.schedule for turn in turns]),
+        context_tokens=context_of([turn.schedule for turn in turns], of_bytes=source.synthetic),
         slots=max(streams),
         question=tuple((turn.load, turn.round, turn.workload) for turn in turns),
         on_state=on_state,

@@ -1,9 +1,10 @@
-"""When requests arrive: six processes in one table, each saying until when it runs and what it gives.
+"""When requests arrive: seven processes in one table, each saying until when it runs and what it gives.
 
 constant: one request every 1/rate seconds, the first at 0. poisson: independent exponential gaps, as of many people who
 do not know of each other; its rate may change evenly from one value to another (ramp) or jump at given times (steps).
 gamma: independent gaps of a chosen burstiness; a coefficient of variation of 1 is Poisson. closed: `concurrency`
-streams, each asking again `think_s` after its answer. trace: the arrivals somebody recorded, gaps as they were, cut to
+streams, each asking again `think_s` after its answer. agents: sessions of growing context with a long shared prefix,
+Poisson, and subagents beside them. trace: the arrivals somebody recorded, gaps as they were, cut to
 a window and played faster or slower.
 """
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from breakeven.errors import UserError
 from breakeven.traffic.schedule import DEPENDS
 from breakeven.traffic.traces.rows import TraceRows
-from breakeven.traffic.workload import Arrivals
+from breakeven.traffic.workload import Agents, Arrivals
 
 NS = 1_000_000_000
 MOST_ROWS = 50_000_000
@@ -212,6 +213,71 @@ def steps(arrivals: Arrivals, span: Span, rng: np.random.Generator, trace: Trace
         return np.asarray(ends_s_K[step_N] + inside_s_N)
 
     return through(span, rng, total, time_s)
+
+
+SHARED_TOKENS = 64
+"""What shared prefixes are told in: whole blocks of so many tokens."""
+_SUB_TURNS, _SUB_PREFIX, _MOST_TURNS = 1 / 3, 1 / 2, 4
+
+
+def agents(arrivals: Arrivals, span: Span, rng: np.random.Generator, trace: TraceRows | None) -> Arrived:
+    """Needs `rate_per_s`, of sessions, and `agents`.
+
+    Turns are geometric, lengths lognormal with a spread of their mean, the times of tools exponential. A
+    subagent begins at an even moment of its session's time in tools.
+    """
+    shape = arrivals.agents or Agents()
+    rate = rate_of(arrivals)
+    span.check("agents'", rate * shape.turns * (1 + shape.subagents * max(1.0, shape.turns * _SUB_TURNS)))
+    turn_rng, sub_rng, length_rng, tool_rng = rng.spawn(4)
+    main_S = renewal(span, rate, lambda n: rng.exponential(size=n) / rate).due_ns_N
+    turns_S = _geometric(turn_rng, shape.turns, len(main_S))
+    subs_S = sub_rng.binomial(turns_S, shape.subagents)
+    after_s_X = sub_rng.random(int(subs_S.sum())) * np.repeat(turns_S * shape.tool_s, subs_S)
+    sub_X = np.repeat(main_S, subs_S) + to_ns(after_s_X)
+    sub_turns_X = _geometric(sub_rng, max(1.0, shape.turns * _SUB_TURNS), len(sub_X))
+    begun_S = np.concatenate([main_S, sub_X])
+    is_sub_S = np.arange(len(begun_S)) >= len(main_S)
+    order_S = np.argsort(begun_S, kind="stable")
+    order_S = order_S[begun_S[order_S] < span.end_s * NS]
+    begun_S, is_sub_S, turns_S = begun_S[order_S], is_sub_S[order_S], np.concatenate([turns_S, sub_turns_X])[order_S]
+    n = int(turns_S.sum())
+    if n > MOST_ROWS:
+        raise UserError(f"agents' sessions would be {n:,} requests; give a lower rate or a shorter run")
+    first_S = np.cumsum(turns_S) - turns_S
+    prefix_S = np.where(is_sub_S, round(shape.prefix * _SUB_PREFIX), shape.prefix)
+    due_ns_N, prompt_N = np.full(n, DEPENDS, np.int64), _around(length_rng, shape.new, n)
+    due_ns_N[first_S] = begun_S
+    prompt_N[first_S] = prefix_S + _around(length_rng, shape.task, len(first_S))
+    think_ns_N = to_ns(tool_rng.exponential(shape.tool_s, n))
+    think_ns_N[first_S] = 0
+    whole = shape.prefix // SHARED_TOKENS
+    kinds = (tuple(range(whole)), tuple(range(whole, whole + round(shape.prefix * _SUB_PREFIX) // SHARED_TOKENS)))
+    blocks: list[tuple[int, ...]] = [()] * n
+    for first, sub in zip(first_S.tolist(), is_sub_S.tolist(), strict=True):
+        blocks[first] = kinds[sub]
+    return Arrived(
+        due_ns_N,
+        prompt_N=prompt_N,
+        output_N=_around(length_rng, shape.output, n),
+        session_N=np.repeat(np.arange(len(turns_S), dtype=np.int64), turns_S),
+        turn_N=(np.arange(n) - np.repeat(first_S, turns_S)).astype(np.int32),
+        think_ns_N=think_ns_N,
+        blocks=tuple(blocks),
+        block_tokens=SHARED_TOKENS,
+    )
+
+
+def _geometric(rng: np.random.Generator, mean: float, n: int) -> NDArray[np.int64]:
+    """Clipped at four times the mean: one in fifty, and every engine must keep room for the longest."""
+    return np.minimum(rng.geometric(1 / max(1.0, mean), n), max(1, round(_MOST_TURNS * mean))).astype(np.int64)
+
+
+def _around(rng: np.random.Generator, mean: float, n: int) -> NDArray[np.int32]:
+    """Lognormal counts of this mean, with a standard deviation as large: s^2 = ln 2."""
+    variance = np.log(2.0)
+    counts_N = np.exp(np.log(mean) - variance / 2 + np.sqrt(variance) * rng.standard_normal(n))
+    return np.asarray(np.clip(np.rint(counts_N), 1, 10_000_000), np.int32)
 
 
 def replay(arrivals: Arrivals, span: Span, rng: np.random.Generator, trace: TraceRows | None) -> Arrived:

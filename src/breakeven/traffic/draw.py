@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from breakeven.traffic.arrivals import (
     Arrived,
     Process,
     Span,
+    agents,
     closed,
     constant,
     gamma,
@@ -22,6 +24,7 @@ from breakeven.traffic.arrivals import (
     replay,
     steps,
 )
+from breakeven.traffic.prompt_file import UNSAID_OUTPUT, PromptFile, prompts_of, tokens_of
 from breakeven.traffic.prompts import rng
 from breakeven.traffic.schedule import DEPENDS, Schedule
 from breakeven.traffic.traces.rows import TraceRows
@@ -77,6 +80,7 @@ ARRIVALS: dict[str, Process] = {
     "gamma": gamma,
     "steps": steps,
     "ramp": ramp,
+    "agents": agents,
     "trace": replay,
 }
 
@@ -92,11 +96,16 @@ def draw(workload: Workload, trace: TraceRows | None = None) -> Schedule:
         raise UserError(f"arrivals {workload.arrivals.process!r} are not known; one of {', '.join(ARRIVALS)}")
     _check(workload, trace)
     turns = workload.turns
-    starts = None if workload.requests is None else -(-workload.requests // turns)
+    own = None if workload.prompts is None else prompts_of(workload.prompts, turns)
+    # A recorded conversation may be shorter than it may be long.
+    starts = None if workload.requests is None else -(-workload.requests // (1 if own is not None else turns))
     span = Span(workload.warm_up_s, workload.duration_s, starts)
     arrived = process(workload.arrivals, span, rng(workload.seed, "arrivals"), trace)
-    if turns > 1:
-        arrived = _with_turns(arrived, turns, workload.turn_think_s)
+    asked_N = None
+    if own is not None:
+        arrived, asked_N = _with_prompts(arrived, own, workload)
+    elif turns > 1:
+        arrived = _with_turns(arrived, np.full(len(arrived.due_ns_N), turns), workload.turn_think_s)
     due_ns_N = arrived.due_ns_N
     turn_N = arrived.turn_N if arrived.turn_N is not None else np.zeros(len(due_ns_N), np.int32)
     warm_N = _warm(due_ns_N, turn_N, workload.warm_up_s)
@@ -104,7 +113,8 @@ def draw(workload: Workload, trace: TraceRows | None = None) -> Schedule:
     if n == 0 or warm_N[:n].all():
         raise UserError("no request falls into the measured part of the run; give a longer duration or a higher rate")
     prompt_N = _lengths(workload, "prompt", n, arrived.prompt_N)
-    keeps_blocks = bool(arrived.blocks) and workload.prompt is None
+    asked_N = None if asked_N is None else asked_N[:n]
+    keeps_blocks = bool(arrived.blocks) and workload.prompt is None and own is None
     return Schedule(
         workload=workload,
         due_ns_N=due_ns_N[:n],
@@ -116,6 +126,7 @@ def draw(workload: Workload, trace: TraceRows | None = None) -> Schedule:
         think_ns_N=arrived.think_ns_N[:n] if arrived.think_ns_N is not None else np.zeros(n, np.int64),
         blocks=arrived.blocks[:n] if keeps_blocks else (),
         block_tokens=arrived.block_tokens,
+        asked_N=asked_N,
     )
 
 
@@ -131,23 +142,45 @@ def _check(workload: Workload, trace: TraceRows | None) -> None:
         raise UserError(f"a conversation needs 1 turn or more; found {workload.turns}")
     if trace is not None and workload.arrivals.process != "trace":
         raise UserError(f"a trace brings its own arrivals; leave out {workload.arrivals.process!r}")
+    if workload.arrivals.process == "agents" and (workload.turns > 1 or workload.prompts is not None):
+        raise UserError("agents bring their own turns and text; leave out --turns and --prompts")
     if trace is not None and workload.turns > 1:
         raise UserError("a trace brings its own conversations; leave out the number of turns")
 
 
-def _with_turns(arrived: Arrived, turns: int, think_s: float) -> Arrived:
-    """Every arrival starts a conversation of `turns` rows; all but the first wait for the answer before."""
-    n = len(arrived.due_ns_N)
-    if n * turns > MOST_ROWS:
-        raise UserError(f"{n:,} conversations of {turns} turns are more than fit in one run; give fewer")
-    turn_N = np.tile(np.arange(turns, dtype=np.int32), n)
-    first_N = turn_N == 0
-    think_ns_N = np.full(n * turns, round(max(0.0, think_s) * NS), np.int64)
-    think_ns_N[first_N] = 0 if arrived.think_ns_N is None else arrived.think_ns_N
-    due_ns_N = np.full(n * turns, DEPENDS, np.int64)
-    due_ns_N[first_N] = arrived.due_ns_N
-    session_N = np.repeat(np.arange(n, dtype=np.int64), turns)
+def _with_turns(arrived: Arrived, turns_S: NDArray[np.int64], think_s: float) -> Arrived:
+    """Arrival s starts a conversation of `turns_S[s]` rows; all but the first wait for the answer before."""
+    n = int(turns_S.sum())
+    if n > MOST_ROWS:
+        raise UserError(f"{len(turns_S):,} conversations of {n:,} turns are more than fit in one run; give fewer")
+    first_S = np.cumsum(turns_S) - turns_S
+    turn_N = (np.arange(n) - np.repeat(first_S, turns_S)).astype(np.int32)
+    think_ns_N = np.full(n, round(max(0.0, think_s) * NS), np.int64)
+    think_ns_N[first_S] = 0 if arrived.think_ns_N is None else arrived.think_ns_N
+    due_ns_N = np.full(n, DEPENDS, np.int64)
+    due_ns_N[first_S] = arrived.due_ns_N
+    session_N = np.repeat(np.arange(len(turns_S), dtype=np.int64), turns_S)
     return Arrived(due_ns_N, session_N=session_N, turn_N=turn_N, think_ns_N=think_ns_N)
+
+
+def _with_prompts(arrived: Arrived, own: PromptFile, workload: Workload) -> tuple[Arrived, NDArray[np.int32]]:
+    """Every arrival asks the next of somebody's own prompts, in an order of the seed; and which request each row is.
+
+    Lengths are those of the file, prompts at so many bytes a token, until an engine counts them.
+    """
+    if arrived.turn_N is not None and arrived.turn_N.any():
+        raise UserError("a trace of conversations brings its own; give --prompts a --rate or --concurrency instead")
+    n = len(arrived.due_ns_N)
+    starts_C = np.asarray(own.starts, np.int64)
+    order_S = np.resize(rng(workload.seed, "prompts").permutation(len(starts_C) - 1), n)
+    turns_S = np.diff(starts_C)[order_S]
+    if turns_S.max(initial=1) > 1:
+        arrived = _with_turns(arrived, turns_S, workload.turn_think_s)
+    first_S = np.cumsum(turns_S) - turns_S
+    asked_N = (np.repeat(starts_C[order_S] - first_S, turns_S) + np.arange(int(turns_S.sum()))).astype(np.int32)
+    prompt_K = np.array([tokens_of(request.new_bytes) for request in own.requests], np.int32)
+    output_K = np.array([request.output or UNSAID_OUTPUT for request in own.requests], np.int32)
+    return replace(arrived, prompt_N=prompt_K[asked_N], output_N=output_K[asked_N]), asked_N
 
 
 def _warm(due_ns_N: NDArray[np.int64], turn_N: NDArray[np.int32], warm_up_s: float) -> NDArray[np.bool_]:

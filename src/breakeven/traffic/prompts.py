@@ -50,14 +50,18 @@ def rng(seed: int, *name: object) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(":".join(map(str, name)).encode())])
 
 
-def prompt_text(seed: int, name: str, n_chars: int) -> str:
-    """At least `n_chars` characters of text belonging to `name`; other names give other text."""
+def prompt_text(seed: int, name: str, n_chars: int, texts: Sequence[str] = ()) -> str:
+    """At least `n_chars` characters of text belonging to `name`; other names give other text.
+
+    `texts`: what to make it of instead of the built-in passages.
+    """
+    pool = texts or passages()
     draw = rng(seed, "prompt", name)
     parts = [f"{int(draw.integers(1 << 32)):08x} "]
     length = 0
     while length < n_chars:
-        for index in draw.permutation(len(passages())):
-            parts.append(passages()[index])
+        for index in draw.permutation(len(pool)):
+            parts.append(pool[index])
             length += len(parts[-1]) + 1
             if length >= n_chars:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -20,7 +21,8 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `prompt` counts the new tokens of this turn's message; the history before it is what the earlier turns of the
     session planned, messages and answers alike (`Schedule.context_tokens`). `due_ns` counts from the start of the run
     (warm-up included); None: `think_ns` after the answer of the turn before, or when a stream of the closed loop is
-    free. `blocks`: ids of `Schedule.block_tokens` tokens of prompt each; equal ids are equal text.
+    free. `blocks`: ids of `Schedule.block_tokens` tokens of prompt each; equal ids are equal text. `asked`: which
+    request of the workload's own prompts it is; `prompt` is then an estimate.
     """
 
     i: int
@@ -32,6 +34,7 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     turn: int = 0
     think_ns: int = 0
     blocks: tuple[int, ...] = ()
+    asked: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class Schedule:
     blocks: tuple[tuple[int, ...], ...] = field(default=())
     """One tuple a request, or empty."""
     block_tokens: int = 512
+    asked_N: NDArray[np.int32] | None = None
+    """Where prompts are a person's own: which request of their file each is; token counts of prompts are estimates."""
 
     def __len__(self) -> int:
         return len(self.due_ns_N)
@@ -79,6 +84,7 @@ class Schedule:
             turn=int(self.turn_N[k]),
             think_ns=int(self.think_ns_N[k]),
             blocks=self.blocks[k] if self.blocks else (),
+            asked=None if self.asked_N is None else int(self.asked_N[k]),
         )
 
 
@@ -95,3 +101,28 @@ def part(schedule: Schedule, worker: int, workers: int) -> NDArray[np.int64]:
     opens_N[1:] = (session_N[1:] < 0) | (session_N[1:] != session_N[:-1])
     unit_N = np.cumsum(opens_N) - 1
     return np.flatnonzero(unit_N % workers == worker)
+
+
+TEMPLATE_TOKENS = 256
+"""Room for what a chat template adds to prompts that are sent as they are: some ten tokens a message."""
+LONG_PROMPTS = 2.0
+"""Bytes of a token where there are few: Chinese, digits, code. Room is kept for prompts that nobody has counted yet."""
+
+
+def context_of(schedules: Sequence[Schedule], *, of_bytes: bool = False) -> int:
+    """Tokens the longest request of all schedules needs, history and answer included.
+
+    Of prompts that nobody has counted, as many as their bytes may be. `of_bytes`: a byte is a token, as it is to
+    engines with made-up weights.
+    """
+    most = 0
+    for schedule in schedules:
+        # Turns of a session stand together, so a session's history is a difference of running sums.
+        sums_N = np.cumsum(schedule.prompt_N.astype(np.int64) + schedule.output_N)
+        first_N = np.arange(len(schedule)) - schedule.turn_N
+        before_N = np.where(first_N > 0, sums_N[first_N - 1], 0)
+        most = max(most, int((sums_N - before_N).max()))
+        if (own := schedule.workload.prompts) is not None:
+            longest = int(own.most_bytes / (1.0 if of_bytes else LONG_PROMPTS)) + TEMPLATE_TOKENS
+            most = max(most, longest + int(schedule.output_N.max()))
+    return most

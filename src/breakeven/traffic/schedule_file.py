@@ -64,6 +64,7 @@ def _rows(schedule: Schedule, part: slice) -> list[Planned]:
         schedule.turn_N[part].tolist(),
         schedule.think_ns_N[part].tolist(),
         schedule.blocks[part] if schedule.blocks else repeat(()),
+        repeat(None) if schedule.asked_N is None else schedule.asked_N[part].tolist(),
         strict=False,
     )
     return [
@@ -77,8 +78,9 @@ def _rows(schedule: Schedule, part: slice) -> list[Planned]:
             turn=turn,
             think_ns=think_ns,
             blocks=blocks,
+            asked=asked,
         )
-        for i, due_ns, prompt, output, warm, session, turn, think_ns, blocks in columns
+        for i, due_ns, prompt, output, warm, session, turn, think_ns, blocks, asked in columns
     ]
 
 
@@ -116,6 +118,7 @@ def _load(path: Path, lines: Iterator[bytes]) -> Schedule:
         turn_N=np.empty(n, np.int32),
         think_ns_N=np.empty(n, np.int64),
         block_tokens=header.block_tokens,
+        asked_N=None if header.workload.prompts is None else np.empty(n, np.int32),
     )
     blocks: list[tuple[int, ...]] = []
     i = -1
@@ -153,6 +156,8 @@ def _check(planned: Planned, i: int, schedule: Schedule) -> None:
         raise ValueError(f"think_ns: found {planned.think_ns}, expected 0 or more")
     if planned.session is not None and planned.session < 0:
         raise ValueError(f"session: found {planned.session}, expected 0 or more")
+    if (planned.asked is None) != (schedule.asked_N is None) or (planned.asked or 0) < 0:
+        raise ValueError(f"asked: found {planned.asked}, expected a number of 0 or more beside prompts in line 1 alone")
     follows = i > 0 and planned.session == schedule.session_N[i - 1] and planned.turn == schedule.turn_N[i - 1] + 1
     if planned.turn != 0 and not follows:
         raise ValueError(f"turn: found {planned.turn}, which does not follow the line before")
@@ -167,3 +172,5 @@ def _fill(schedule: Schedule, i: int, planned: Planned) -> None:
     schedule.session_N[i] = -1 if planned.session is None else planned.session
     schedule.turn_N[i] = planned.turn
     schedule.think_ns_N[i] = planned.think_ns
+    if schedule.asked_N is not None and planned.asked is not None:
+        schedule.asked_N[i] = planned.asked

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from breakeven.errors import UserError
-from breakeven.traffic.workload import UNITS_S, Arrivals, Length, Slo, Workload, parse_slo
+from breakeven.traffic.workload import UNITS_S, Agents, Arrivals, Length, Slo, Workload, parse_slo
 
 if TYPE_CHECKING:  # traces need numpy, which whoever only reads a duration does without
+    from breakeven.traffic.prompt_file import PromptFile
     from breakeven.traffic.traces.rows import TraceRows
 
 _DURATION = re.compile(r"([0-9.]+(?:[eE][+-]?\d+)?)\s*(us|ms|s|min|m|h)?")
@@ -156,15 +159,17 @@ def parse_length(text: str) -> Length:
 
 
 def parse_arrivals(text: str, rate_per_s: float | None = None) -> Arrivals:
-    """When requests come: `constant`, `poisson`, `gamma:2.5`, `steps:2x30s,5x30s` or `ramp:1-10`.
+    """When requests come: `constant`, `poisson`, `gamma:2.5`, `agents:turns=8`, `steps:2x30s,5x30s` or `ramp:1-10`.
 
-    `rate_per_s` is the rate of the first three; steps and ramp bring their own. Raises UserError for anything else.
+    `rate_per_s` is the rate of the first four; steps and ramp bring their own. Raises UserError for anything else.
     """
     kind, _, rest = text.strip().partition(":")
     if kind in ("constant", "poisson") and not rest:
         return Arrivals(process=kind, rate_per_s=rate_per_s)
     if kind == "gamma" and (cv := _number(rest)):
         return Arrivals(process="gamma", rate_per_s=rate_per_s, cv=cv)
+    if kind == "agents":
+        return Arrivals(process="agents", rate_per_s=rate_per_s, agents=_agents(text, rest))
     if kind == "steps" and rest:
         _refuse_rate(kind, rate_per_s)
         return Arrivals(process="steps", steps=tuple(_step(text, part) for part in rest.split(",")))
@@ -175,9 +180,33 @@ def parse_arrivals(text: str, rate_per_s: float | None = None) -> Arrivals:
             _refuse_rate(kind, rate_per_s)
             return Arrivals(process="ramp", rate_per_s=ends[0], to_rate_per_s=ends[1])
     raise UserError(
-        f"{text!r} are no arrivals; write constant, poisson, gamma:2.5 (coefficient of variation), steps:2x30s,5x30s "
-        "(requests/s x how long) or ramp:1-10 (requests/s)"
+        f"{text!r} are no arrivals; write constant, poisson, gamma:2.5 (coefficient of variation), agents, "
+        "steps:2x30s,5x30s (requests/s x how long) or ramp:1-10 (requests/s)"
     )
+
+
+def _agents(text: str, rest: str) -> Agents:
+    """The shape of sessions in `prefix=6000,turns=20,tool=3s,subagents=20%`; what is not said keeps its default."""
+    found: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in rest.split(","))):
+        name, _, value = part.partition("=")
+        number: float | None
+        if name == "tool":
+            name, number = "tool_s", parse_duration(value)
+        elif name == "subagents":
+            number = parse_share(value)
+        else:
+            number = _number(value)
+        least = 1 if name in ("task", "new", "output", "turns") else 0
+        if name not in Agents.__struct_fields__ or number is None or number < least or name in found:
+            raise UserError(
+                f"{text!r}: {part!r} is nothing a session has; there are prefix, task, new, output (tokens), turns, "
+                "tool (2s) and subagents (10%), each once"
+            )
+        found[name] = number
+    if found.get("subagents", 0) > 1:
+        raise UserError(f"{text!r}: subagents is a share of the turns, at most 100%")
+    return msgspec.convert(found | ({"prefix": round(found["prefix"])} if "prefix" in found else {}), Agents)
 
 
 def _step(text: str, part: str) -> tuple[float, float]:
@@ -222,6 +251,8 @@ class Words:
     rate: str | None = None
     concurrency: str | None = None
     trace: Path | None = None
+    trace_format: str | None = None
+    prompts: Path | None = None
     arrivals: str = "poisson"
     speed: float = 1.0
     window: str | None = None
@@ -242,11 +273,15 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What the words mean: one workload a load, the trace they replay, and the service level."""
+    """What the words mean: one workload a load, the trace they replay, and the service level.
+
+    `notes`: how files were understood, a sentence each.
+    """
 
     workloads: tuple[Workload, ...]
     trace: TraceRows | None
     slo: Slo | None
+    notes: tuple[str, ...] = ()
 
 
 def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> Traffic:
@@ -262,7 +297,10 @@ def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> 
         raise UserError("--requests must be 1 or more")
     if words.turns < 1:
         raise UserError("--turns must be 1 or more")
-    trace = read_trace(words.trace) if words.trace is not None else None
+    if words.trace_format is not None and words.trace is None:
+        raise UserError("--trace-format says how to read a --trace; give one, or leave it out")
+    trace = read_trace(words.trace, words.trace_format) if words.trace is not None else None
+    own = _own_prompts(words, trace)
     duration_s = None if words.duration is None else option_seconds("--duration", words.duration)
     # A count alone ends a run, and so does a trace; only a rate or a number of streams would go on for ever.
     if duration_s is None and words.requests is None and trace is None and not words.arrivals.startswith("steps"):
@@ -272,7 +310,13 @@ def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> 
     else:
         warm_up_s = 0.0 if trace is not None else min(MOST_WARM_UP_S, WARM_UP_SHARE * (duration_s or MOST_WARM_UP_S))
     lengths = (words.prompt, words.output)
-    if trace is None:
+    talks = words.arrivals.partition(":")[0] == "agents"
+    if talks:
+        if words.rate is None:
+            raise UserError("--arrivals agents needs a --rate, of sessions a second, such as 0.2")
+        own_words = ("prompt", "output", "turns", "think", "prompts")
+        _refuse(words, own_words, ": agents bring their own; write --arrivals agents:new=400,output=80,turns=9")
+    elif trace is None and own is None:
         lengths = (words.prompt or DEFAULT_PROMPT, words.output or DEFAULT_OUTPUT)
     prompt, output = (None if text is None else parse_length(text) for text in lengths)
     think_s = option_seconds("--think", words.think)
@@ -286,15 +330,37 @@ def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> 
             warm_up_s=warm_up_s,
             turns=words.turns,
             turn_think_s=think_s,
-            sharing=words.sharing,
+            sharing=words.sharing or talks,
             languages=tuple(part.strip() for part in words.languages.split(",") if part.strip()),
             chat=words.chat,
             stream=words.stream,
             seed=words.seed,
+            prompts=None if own is None else own.source,
         )
         for arrivals in _arrivals(words, trace, think_s)
     )
-    return Traffic(workloads, trace, parse_slo(words.slo) if words.slo else None)
+    notes = [] if trace is None else [trace.reading]
+    notes += [] if own is None else [own.said(words.output is not None)]
+    return Traffic(workloads, trace, parse_slo(words.slo) if words.slo else None, tuple(notes))
+
+
+def _refuse(words: Words, names: tuple[str, ...], why: str) -> None:
+    """Raises UserError for the first of these options that was given."""
+    for name in names:
+        if getattr(words, name) != Words.__dataclass_fields__[name].default:
+            raise UserError(f"--{name}{why}")
+
+
+def _own_prompts(words: Words, trace: TraceRows | None) -> PromptFile | None:
+    """The file of --prompts. Raises UserError for what does not go with it."""
+    from breakeven.traffic.prompt_file import read_prompts
+
+    if words.prompts is None:
+        return None
+    _refuse(words, ("prompt", "languages"), " makes prompts up, and --prompts brings them; leave one out")
+    if trace is not None and trace.session is not None:
+        raise UserError("a trace of conversations brings its own; give --prompts a --rate or --concurrency instead")
+    return read_prompts(words.prompts, words.turns)
 
 
 def _arrivals(words: Words, trace: TraceRows | None, think_s: float) -> list[Arrivals]:

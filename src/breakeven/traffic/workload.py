@@ -36,12 +36,31 @@ class Length(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     high: int | None = None
 
 
+class Agents(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an agent's session is made of. The defaults are a judgement, of nobody's traffic: say your own.
+
+    Every session begins with the same `prefix` tokens (instructions and tools), then a task of `task` tokens on
+    average. It makes `turns` requests on average: each answers with `output` tokens, a call of a tool; the tool takes
+    `tool_s` seconds and brings `new` tokens. Of the turns a share of `subagents` also begins a session beside this one,
+    which nobody waits for: a third of the turns, behind a prefix of half the length that all subagents share.
+    """
+
+    prefix: int = 4096
+    task: float = 300.0
+    new: float = 500.0
+    output: float = 150.0
+    turns: float = 12.0
+    tool_s: float = 2.0
+    subagents: float = 0.1
+
+
 class Arrivals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When requests come; `process` is a name in `breakeven.traffic.draw.ARRIVALS`.
 
     closed: `concurrency` streams, each waiting `think_s` after an answer. constant, poisson: `rate_per_s`.
     gamma: `rate_per_s` with coefficient of variation `cv` of the gaps. steps: Poisson through `steps`, each
     (rate in requests/s, seconds). ramp: Poisson from `rate_per_s` to `to_rate_per_s` over the run.
+    agents: sessions of `agents`, Poisson at `rate_per_s` sessions/s.
     trace: the gaps of `trace`, at `rate_scale` times their speed, cut to the window `start_s`..`end_s` of the trace.
     """
 
@@ -57,11 +76,21 @@ class Arrivals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rate_scale: float = 1.0
     start_s: float = 0.0
     end_s: float | None = None
+    agents: Agents | None = None
 
     @property
     def is_closed(self) -> bool:
         """True when answers, not a clock, decide when the next request comes."""
         return self.process == "closed"
+
+
+class OwnPrompts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A file of a person's own prompts: its name as given, what it held, and how long its longest text is in bytes."""
+
+    file: str
+    sha256: str
+    prompts: int
+    most_bytes: int
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -72,6 +101,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `turns` > 1: every arrival starts a conversation whose later turns follow `turn_think_s` after each answer and
     carry the whole history. `sharing`: prompts that the trace says share a prefix really do, and caches stay on;
     otherwise every prompt starts with a salt of its own. `languages`: of the built-in passages; empty means all.
+    `prompts`: texts of a file instead, of whose recorded conversations `turns` requests are asked; lengths are theirs.
     """
 
     arrivals: Arrivals
@@ -87,6 +117,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     chat: bool = False
     stream: bool = True
     seed: int = 0
+    prompts: OwnPrompts | None = None
 
 
 TERMS = {"ttft": "ttft_s", "tpot": "tpot_s", "itl": "itl_s", "e2e": "e2e_s"}

@@ -37,14 +37,16 @@ WHOLE_BYTES = 256_000_000
 HEAD_LINES = 1_000_000
 
 
-def read_study_trace(path: Path, whole_bytes: int = WHOLE_BYTES, head_lines: int = HEAD_LINES) -> TraceRows:
+def read_study_trace(
+    path: Path, whole_bytes: int = WHOLE_BYTES, head_lines: int = HEAD_LINES, format: str | None = None
+) -> TraceRows:
     """The requests of `path`, or its first `head_lines` lines where it is larger than `whole_bytes`.
 
     Its lines are copied as they are read, so memory does not grow with the file. Raises UserError as `read_trace`, and
     for a large file that is one JSON document, which has no beginning that could be read alone.
     """
     if not path.is_file() or path.stat().st_size <= whole_bytes:
-        return read_trace(path)
+        return read_trace(path, format)
     with tempfile.TemporaryDirectory() as directory:
         # The same name, as results and errors show it.
         head = Path(directory) / path.name
@@ -55,7 +57,7 @@ def read_study_trace(path: Path, whole_bytes: int = WHOLE_BYTES, head_lines: int
                 raise UserError(f"{path}: is one document of {size:,.0f} MB; convert it to one request a line first")
             copy.write(first)
             copy.writelines(islice(lines, head_lines - 1))
-        return read_trace(head)
+        return read_trace(head, format)
 
 
 HOUR_S = 3600.0
@@ -159,7 +161,10 @@ def _arrivals(where: str, load: Incoming, directory: Path) -> tuple[Path | None,
         shape = load.arrivals or Arrivals(process="poisson")
         return None, Arrivals(process=shape.process, rate_per_s=rate, cv=shape.cv), rate, hours
     path = existing(f"{where}: load.trace", directory, load.trace)
-    rows = read_study_trace(path)
+    try:
+        rows = read_study_trace(path, format=load.trace_format)
+    except UserError as error:
+        raise UserError(str(error).replace("--trace-format", f"load.trace_format in {where}")) from None
     if len(rows) < 2 or rows.span_s <= 0:
         raise UserError(f"{where}: load.trace: {path.name} holds {len(rows)} requests at one time; give at least two")
     recorded = len(rows) / rows.span_s

@@ -61,6 +61,7 @@ class Incoming(FilePart):
     users: CountAbove0 | None = None
     requests_per_user: Rate | None = None
     trace: str | None = None
+    trace_format: str | None = None
     speed: Above0 | None = None
     arrivals: ArrivalWords | None = None
     prompt: TokenLength | None = None
@@ -85,6 +86,8 @@ class Incoming(FilePart):
             raise ValueError("users and requests_per_user together, such as 40 and 6/h")
         if self.speed is not None and (self.trace is None or self.rate is not None):
             raise ValueError("speed only beside a trace without a rate")
+        if self.trace_format is not None and self.trace is None:
+            raise ValueError("trace_format only beside a trace")
         if self.trace is not None and self.arrivals is not None:
             raise ValueError("arrivals or a trace, which brings its own, but not both")
         if self.trace is not None and self.turns > 1:

@@ -214,7 +214,10 @@ def _length(value: object) -> object:
 
 def _arrivals(value: object) -> object:
     try:
-        return parse_arrivals(str(value), 1.0)
+        found = parse_arrivals(str(value), 1.0)
+        if found.agents is not None:  # their lengths are theirs, and a study gives its own
+            raise UserError("agents are no arrivals of a study")
+        return found
     except UserError:
         raise ValueError("poisson, constant or gamma:2.5 (coefficient of variation of the gaps)") from None
 

@@ -317,9 +317,17 @@ MAX_TOKENS = 2048
 _BATCH = 64
 
 
+def _parts(text: str | Sequence[int] | Sequence[str]) -> list[str | list[int]]:
+    """The sequences of one label."""
+    if isinstance(text, str):
+        return [text]
+    ids = [part for part in text if not isinstance(part, str)]
+    return [ids] if ids else [part for part in text if isinstance(part, str)]
+
+
 def trace(
     model: Path,
-    texts: Mapping[str, str | Sequence[int]],
+    texts: Mapping[str, str | Sequence[int] | Sequence[str]],
     *,
     threads: int | None = None,
     max_tokens: int = MAX_TOKENS,
@@ -330,7 +338,8 @@ def trace(
 ) -> Traced:
     """Run each text through a GGUF and keep the experts every layer chose for every token.
 
-    texts: label to text, or to token ids. Each runs as its own sequence, cut at `max_tokens`.
+    texts: label to text, to token ids, or to several texts. Each text runs as its own sequence; those of one label are
+    cut at `max_tokens` in all, and told together.
     `limit_s`, `on_step`: as for `Inside`. Raises NotSupportedError for a dense model, UserError for an empty text.
     """
     if not texts:
@@ -344,15 +353,27 @@ def trace(
             )
         sequences: list[list[int]] = []
         truncated: list[str] = []
+        of_label: dict[str, list[int]] = {}
         for label, text in texts.items():
-            tokens = inside.tokenize(text) if isinstance(text, str) else list(text)
-            if not tokens:
+            mine = of_label[label] = []
+            left = max_tokens
+            for part in _parts(text):
+                tokens = inside.tokenize(part) if isinstance(part, str) else list(part)
+                if len(tokens) > left and label not in truncated:
+                    truncated.append(label)
+                if tokens and left:
+                    mine.append(len(sequences))
+                    sequences.append(tokens[:left])
+                    left -= len(sequences[-1])
+                elif tokens:
+                    break
+            if not mine:
                 raise UserError(f"{label}: the text has no tokens")
-            if len(tokens) > max_tokens:
-                truncated.append(label)
-            sequences.append(tokens[:max_tokens])
         routed = inside.ask(m.Trace(sequences=sequences, batch=_BATCH), m.Routed)
-        ids = {label: np.load(inside.folder / f"ids-{index}.npy") for index, label in enumerate(texts)}
+        ids = {
+            label: np.concatenate([np.load(inside.folder / f"ids-{index}.npy") for index in mine], axis=1)
+            for label, mine in of_label.items()
+        }
     return Traced(
         model=name or model.stem,
         layers=tuple(routed.layers),

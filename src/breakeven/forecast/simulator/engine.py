@@ -14,7 +14,7 @@ from heapq import heapify, heappop, heappush
 from math import ceil, gcd, inf
 
 from breakeven.forecast.simulator.policy import Policy, StepTable
-from breakeven.forecast.simulator.state import Blocks, Jobs
+from breakeven.forecast.simulator.state import Blocks, Jobs, KeptPrompts
 
 Segment = tuple[float, float, int, int, int, int, int]
 """start_s, step_s, steps, decoding, prompt tokens, waiting, tokens of keys and values in use."""
@@ -25,8 +25,8 @@ class Replica:
 
     __slots__ = (
         "_blocks", "_context", "_cross", "_ends_s", "_heap", "_jobs", "_peaks_at", "_peaks_s", "_planned_s", "_policy",
-        "_prefill", "_running", "_step", "_table", "_waiting", "busy_s", "clock", "ended", "number", "preemptions",
-        "segments",
+        "_prefill", "_running", "_slots", "_step", "_table", "_waiting", "busy_s", "clock", "ended", "number",
+        "preemptions", "segments",
     )  # fmt: skip
 
     def __init__(self, number: int, table: StepTable, policy: Policy, jobs: Jobs, chunk_tokens: int) -> None:
@@ -40,6 +40,8 @@ class Replica:
         self.segments: list[Segment] = []
         self._table, self._policy, self._jobs = table, policy, jobs
         self._blocks = Blocks(policy.kv_tokens, block, chunk_tokens)
+        keeps = policy.slot_caching and not policy.prefix_caching and bool(jobs.prefix)
+        self._slots = KeptPrompts(policy.max_sequences if keeps else 0)
         self._ends_s: list[float] = []
         self._planned_s = 0.0
         """When the next step is put together, where that is ahead of its start: at the start of the one before."""
@@ -90,6 +92,7 @@ class Replica:
         # Entries of requests that were preempted mean nothing any more, and some are of requests that are gone.
         kept = [(at, i) for at, i in self._heap if i in self._running]
         self._heap = [(at, number_of[i]) for at, i in kept]
+        self._slots.renumber(number_of)
         heapify(self._heap)
         self._running = {number_of[i]: begun for i, begun in self._running.items()}
         self.ended, self.segments = [], []
@@ -173,11 +176,16 @@ class Replica:
         jobs, blocks = self._jobs, self._blocks
         target = jobs.prompt[i] + jobs.given[i]
         ids: tuple[int, ...] = ()
+        place = 0
         if jobs.prefix and self._policy.prefix_caching:
             # The last token of a prompt is always read: its output is what comes next.
             chunk_tokens = blocks.chunk * blocks.block
             ids = jobs.prefix[i][: blocks.held(jobs.prefix[i], (target - 1) // chunk_tokens)]
             hit = len(ids) * chunk_tokens
+        elif self._slots:
+            chunk_tokens = blocks.chunk * blocks.block
+            place, chunks = self._slots.best(jobs.prefix[i], target, chunk_tokens)
+            hit = chunks * chunk_tokens
         else:
             hit = 0
         if not self._policy.chunked and target - hit > budget and not (first and not self._running):
@@ -187,6 +195,8 @@ class Replica:
             return False
         blocks.share(ids)
         blocks.take(own)
+        if self._slots:
+            self._slots.take(place, i)
         jobs.shared[i], jobs.own[i] = list(ids), own
         jobs.read[i], jobs.target[i] = hit, target
         jobs.cached[i] += hit
@@ -323,6 +333,7 @@ class Replica:
             fresh = blocks.publish(jobs.prefix[i][read // chunk_tokens : held // chunk_tokens])
             jobs.shared[i] += fresh
             own -= len(fresh) * blocks.chunk
+        self._slots.give(i, jobs.prefix[i][: read // (blocks.chunk * blocks.block)] if jobs.prefix else ())
         blocks.give(own)
         blocks.leave(jobs.shared[i])
         jobs.shared[i], jobs.own[i] = [], 0

@@ -6,8 +6,11 @@ taken as they are needed; when none is left, the sequence admitted last gives it
 is asynchronous (`async_scheduling`, on by default but on CPUs): a step is put together while the one before it runs.
 
 llama.cpp (`tools/server/server-context.cpp`, `update_slots`): a request waits for a free slot, whose context is its
-own. A step takes one token of every generating slot and prompt tokens up to `n_batch`, and runs as several passes of
-`n_ubatch` tokens each; nobody gets a token before all of them are done, so prompts hold up everyone's answers.
+own. With the prompt cache on, a slot keeps the last prompt it read; a request takes the free slot that shares most of
+its prompt, if that is more than a tenth, else the one unused longest, and reads what is new to it. Slots share nothing
+with each other. A step takes one token of every generating slot and prompt tokens up to `n_batch`, and runs as several
+passes of `n_ubatch` tokens each; nobody gets a token before all of them are done, so prompts hold up everyone's
+answers.
 
 mlx_lm.server (0.32: `BatchGenerator._next` in `mlx_lm/generate.py`): a step gives one token to every generating
 sequence in a pass of its own, then runs one more over up to 2048 tokens of each of up to eight prompts. Answers of both
@@ -45,8 +48,9 @@ class Policy:
     `max_sequences` in a step; `max_step_tokens`, prompts and answers together. `micro_batch`: a step of more tokens
     than this runs as several passes; None: one pass. `chunked` False: a prompt runs whole or waits. `kv_tokens`: tokens
     of keys and values on one replica; None: what fits beside the weights. `slot_tokens`: context of one sequence; None:
-    only `kv_tokens` limits it. `block_tokens`: what keys and values are taken in. `front_s`: from a request's arrival
-    to the engine's queue and back (HTTP, tokenizer), beside the steps. `ahead`: a step is planned when the one
+    only `kv_tokens` limits it. `block_tokens`: what keys and values are taken in. `prefix_caching`: all prompts share
+    what they have in common; `slot_caching`: each slot keeps its last prompt, alone. `front_s`: from a request's
+    arrival to the engine's queue and back (HTTP, tokenizer), beside the steps. `ahead`: a step is planned when the one
     before it starts, so who arrives meanwhile joins the step after. `prompts`: how many are read at once, and
     `prompt_tokens` of one in a step; None: as many as the step has room for. `apart`: what decodes has its own pass.
     """
@@ -60,6 +64,7 @@ class Policy:
     slot_tokens: int | None = None
     block_tokens: int = 16
     prefix_caching: bool = False
+    slot_caching: bool = False
     front_s: float = 0.0
     ahead: bool = False
     prompts: int | None = None
@@ -97,8 +102,10 @@ POLICIES: dict[str, Policy] = {
     "vllm-small": Policy(name="vllm-small", max_sequences=256, max_step_tokens=2048, prefix_caching=True, ahead=True),
     # And on CPUs, where vllm/platforms/cpu.py turns asynchronous scheduling off.
     "vllm-cpu": Policy(name="vllm-cpu", max_sequences=128, max_step_tokens=2048, prefix_caching=True),
-    # As Breakeven starts it: prompt cache off, so that candidates meet the same work.
-    "llama.cpp": Policy(name="llama.cpp", max_sequences=4, max_step_tokens=2048, micro_batch=512, block_tokens=1),
+    # As Breakeven starts it: nothing is kept of a prompt but where prompts share their beginnings or go on.
+    "llama.cpp": Policy(
+        name="llama.cpp", max_sequences=4, max_step_tokens=2048, micro_batch=512, block_tokens=1, slot_caching=True
+    ),
     # mlx_lm/server.py's defaults: --decode-concurrency 32, --prompt-concurrency 8, --prefill-step-size 2048; caches
     # grow by 256 tokens (mlx_lm/models/cache.py: KVCache.step). The prompt cache is off, as Breakeven starts it.
     "mlx": Policy(

@@ -99,6 +99,56 @@ class Blocks:
             del self.users[chunk]
 
 
+SIMILAR = 0.1
+"""Of a prompt must be what a slot holds, or the slot unused longest is taken (llama.cpp: --slot-prompt-similarity)."""
+
+
+class KeptPrompts:
+    """What each free slot of a replica read last, the one unused longest first. None where slots keep nothing.
+
+    The answer behind a prompt is kept too, but whoever goes on from it in a run of ours tells it otherwise
+    (docs/traffic.md), so only prompts count.
+    """
+
+    __slots__ = ("_free", "_placed")
+
+    def __init__(self, n: int) -> None:
+        self._free: list[tuple[int, ...]] = [()] * n
+        self._placed: set[int] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._free)
+
+    def best(self, ids: tuple[int, ...], target: int, chunk_tokens: int) -> tuple[int, int]:
+        """The free slot a prompt of `target` tokens takes, and how many of its chunks that has read, but for the last
+        token."""
+        ids = ids[: (target - 1) // chunk_tokens]
+        read = [_same(kept, ids) for kept in self._free]
+        place = max(range(len(read)), key=read.__getitem__)
+        place = place if read[place] * chunk_tokens > SIMILAR * target else 0
+        return place, read[place]
+
+    def take(self, place: int, i: int) -> None:
+        """Request `i` has this slot."""
+        del self._free[place]
+        self._placed.add(i)
+
+    def give(self, i: int, ids: tuple[int, ...]) -> None:
+        """Request `i` leaves its slot, if it has one, which has read `ids`."""
+        if i in self._placed:
+            self._placed.remove(i)
+            self._free.append(ids)
+
+    def renumber(self, number_of: dict[int, int]) -> None:
+        """Requests get other numbers."""
+        self._placed = {number_of[i] for i in self._placed}
+
+
+def _same(kept: tuple[int, ...], ids: tuple[int, ...]) -> int:
+    """How many ids two prompts begin with alike."""
+    return next((n for n, (a, b) in enumerate(zip(kept, ids, strict=False)) if a != b), min(len(kept), len(ids)))
+
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 NOBODY = -1
@@ -255,8 +305,28 @@ def _prefixes(schedule: Schedule, held_N: NDArray[np.int64]) -> tuple[tuple[tupl
         heads = (np.arange(len(schedule)) - schedule.turn_N).tolist()
         longest = int(held_N.max()) // SESSION_CHUNK_TOKENS + 1
         counts = (held_N // SESSION_CHUNK_TOKENS).tolist()
-        ids = (tuple(range(head * longest, head * longest + k)) for head, k in zip(heads, counts, strict=True))
+        fronts = _fronts(schedule) if schedule.workload.sharing and schedule.blocks else {}
+        ids = (
+            (*fronts.get(head, ())[:k], *range(head * longest + len(fronts.get(head, ())[:k]), head * longest + k))
+            for head, k in zip(heads, counts, strict=True)
+        )
         return tuple(ids), SESSION_CHUNK_TOKENS
     if schedule.workload.sharing and schedule.blocks:
         return schedule.blocks, schedule.block_tokens
     return (), schedule.block_tokens
+
+
+def _fronts(schedule: Schedule) -> dict[int, tuple[int, ...]]:
+    """What conversations share with others, by their first row: ids below 0 of chunks that its blocks cover.
+
+    Equal ids of blocks mean equal text up to there, so the block in which a chunk ends tells the chunk.
+    """
+    size, chunk = schedule.block_tokens, SESSION_CHUNK_TOKENS
+    parts = -(-size // chunk)
+    found: dict[int, tuple[int, ...]] = {}
+    for head in np.flatnonzero(schedule.turn_N == 0).tolist():
+        blocks = schedule.blocks[head]
+        whole = min(int(schedule.prompt_N[head]), len(blocks) * size) // chunk
+        ends = [(j + 1) * chunk - 1 for j in range(whole)]
+        found[head] = tuple(-1 - (blocks[end // size] * parts + end % size // chunk) for end in ends)
+    return found

@@ -45,7 +45,12 @@ def study_on_log(plan: StudyPlan, logged: Logged, trace: Path) -> StudyPlan:
         load_per_s=load_per_s,
         low_per_s=min(plan.low_per_s, load_per_s / RANGE),
         high_per_s=max(plan.high_per_s, load_per_s * RANGE),
-        load=plan.load if logged.cached_share is None else replace(plan.load, cached=logged.cached_share),
+        # The trace written here is our own, whatever the study's was.
+        load=replace(
+            plan.load,
+            trace_format=None,
+            cached=plan.load.cached if logged.cached_share is None else logged.cached_share,
+        ),
     )
 
 

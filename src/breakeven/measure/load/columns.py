@@ -44,6 +44,8 @@ class RequestColumns:
     last_N: NDArray[np.int64]
     done_N: NDArray[np.int64]
     prompt_N: NDArray[np.int32]
+    cached_N: NDArray[np.int32]
+    """Of the prompt, tokens that the engine says it had kept; UNKNOWN: it does not say."""
     output_N: NDArray[np.int32]
     error_N: NDArray[np.int16]
     """0: answered; k: failed with `LoadRun.error_kinds[k - 1]`."""
@@ -188,6 +190,7 @@ class _Building:
             "last_N": _column("q"),
             "done_N": _column("q"),
             "prompt_N": _column("i"),
+            "cached_N": _column("i"),
             "output_N": _column("i"),
             "error_N": _column("h"),
             "warm_N": _column("b"),
@@ -216,6 +219,7 @@ class _Building:
         columns["last_N"].append(never if request.last_ns is None else request.last_ns - zero)
         columns["done_N"].append(request.done_ns - zero)
         columns["prompt_N"].append(request.prompt_tokens)
+        columns["cached_N"].append(_cached(request))
         columns["output_N"].append(request.output_tokens)
         kind = request.error
         columns["error_N"].append(self.kinds.setdefault(kind, len(self.kinds) + 1) if kind else 0)
@@ -291,6 +295,13 @@ class _Building:
             flagged=tuple(end.flagged) if end is not None else (),
             ceiling=self.ceiling,
         )
+
+
+def _cached(request: events.RequestDone) -> int:
+    usage, timings = request.usage, request.server_timings
+    if usage is not None and usage.cached_tokens is not None:
+        return usage.cached_tokens
+    return UNKNOWN if timings is None else timings.cache_n
 
 
 def _moved(sample: _Sample, zero_ns: int) -> _Sample:

@@ -36,6 +36,8 @@ class Plan:
     budget_s: float = 360.0
     """Time spent measuring; writing and loading weights are not in it."""
     seed: int = 0
+    texts: tuple[str, ...] = ()
+    """A person's own prompts, to make prompts of `prompt_tokens` of; empty: the built-in passages."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ class PairedRun:
 
     def run(self) -> str:
         """Measure until precise enough or out of time; return which. Raises EngineError when a candidate fails."""
-        makers = [PromptMaker(candidate, self.plan.seed) for candidate in self.candidates]
+        makers = [PromptMaker(candidate, self.plan.seed, texts=self.plan.texts) for candidate in self.candidates]
         for maker in makers:
             self._warm_up(maker)
         before_s = sum(block.seconds for block in blocks_of(self.history))

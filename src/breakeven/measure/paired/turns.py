@@ -71,7 +71,7 @@ class TurnsRun:
             if turn is not None and not self._left(turn, self.names[index]):
                 continue
             with self.bring_up(index) as candidate:
-                maker = PromptMaker(candidate, self.plan.seed)
+                maker = PromptMaker(candidate, self.plan.seed, texts=self.plan.texts)
                 alone_s = self._first_request(maker)
                 if turn is None:
                     smallest = min(self.plan.streams)

@@ -1,9 +1,15 @@
-"""Traces whose every line stands for itself, read whole or a part at a time: Azure's, Mooncake's and our own.
+"""Traces whose every line stands for itself, read whole or a part at a time.
 
-Azure LLM inference traces (github.com/Azure/AzurePublicDataset): CSV with TIMESTAMP, ContextTokens, GeneratedTokens.
-Mooncake traces (github.com/kvcache-ai/Mooncake, FAST25-release): JSON lines with timestamp (ms), input_length,
-output_length and hash_ids of 512 prompt tokens each; equal ids mean equal text up to there. Our own: CSV with a header,
+azure: Azure's LLM inference traces (github.com/Azure/AzurePublicDataset): CSV with TIMESTAMP, ContextTokens and
+GeneratedTokens; that of 2025 counts pictures in NumImages. burstgpt: BurstGPT (github.com/HPMLL/BurstGPT): CSV,
+seconds, "Request tokens" and "Response tokens". bailian: Alibaba's Bailian traces (github.com/alibaba-edu/
+qwen-bailian-usagetraces-anon): JSON lines, seconds, hash_ids of 16 prompt tokens, conversations by parent_chat_id,
+input_length counting the whole context. mooncake: Mooncake's (github.com/kvcache-ai/Mooncake, FAST25-release): JSON
+lines, milliseconds, hash_ids of 512 tokens; equal ids mean equal text up to there. simple: our own, CSV with a header,
 or JSON lines, of at_s, prompt_tokens, output_tokens and, optionally, session, turn and think_s.
+
+Other tools write Mooncake's keys with other units (GuideLLM's trace_synthetic in seconds), so what contradicts
+Mooncake's is asked about and never scaled in silence.
 
 A trace too long for memory is read a part at a time. Its rows must be in order of time, as recorders write them;
 conversations need the whole file and are refused.
@@ -13,17 +19,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from breakeven.errors import UserError
 from breakeven.traffic.traces.rows import (
+    UNITS,
     TraceRows,
+    check_one_unit,
     csv_lines,
     json_lines,
+    keys_of,
     lines_of,
     seconds_ns,
     tokens,
@@ -31,26 +42,52 @@ from breakeven.traffic.traces.rows import (
     whole,
 )
 
+
+class TraceRow(NamedTuple):
+    """One request as its line tells it. `session`: a name or number; `prompt` then counts what is new in this turn."""
+
+    line: int
+    at_ns: int
+    prompt: int
+    output: int
+    blocks: tuple[int, ...] = ()
+    session: object = None
+    turn: int = 0
+    think_ns: int = -1
+    images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LineFormat:
+    """One format: `needs` are the keys it is told by, `knows` all it reads; `unit` says what its numbers are.
+
+    `at`: the key of times that are bare numbers, which a file may mix; None: they name their unit.
+    """
+
+    rows: Callable[[Path], Iterator[TraceRow]]
+    needs: frozenset[str]
+    knows: frozenset[str]
+    unit: str
+    block_tokens: int = 512
+    at: str | None = None
+
+
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+IMAGES = "NumImages"
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def azure_sniff(head: str) -> bool:
-    """True when the file begins as this format does."""
-    return {"TIMESTAMP", "ContextTokens"} <= {cell.strip() for cell in head.split("\n", 1)[0].split(",")}
-
-
-def azure_read(path: Path) -> TraceRows:
-    """The rows of `path`; time stamps of up to nine decimals stay exact. Raises UserError naming line and column."""
-    at_ns: list[int] = []
-    prompt: list[int] = []
-    output: list[int] = []
+def azure(path: Path) -> Iterator[TraceRow]:
+    """Time stamps of up to nine decimals stay exact. Raises UserError naming line and column, as all of these do."""
     for number, cells in csv_lines(path, AZURE_COLUMNS):
-        at_ns.append(time_ns(path, number, cells["TIMESTAMP"]))
-        prompt.append(tokens(path, number, "ContextTokens", cells["ContextTokens"]))
-        output.append(tokens(path, number, "GeneratedTokens", cells["GeneratedTokens"]))
-    return trace_rows(path.name, "azure", at_ns, prompt, output)
+        yield TraceRow(
+            number,
+            time_ns(path, number, cells["TIMESTAMP"]),
+            tokens(path, number, "ContextTokens", cells["ContextTokens"]),
+            tokens(path, number, "GeneratedTokens", cells["GeneratedTokens"]),
+            images=whole(path, number, IMAGES, cells.get(IMAGES, 0)),
+        )
 
 
 def time_ns(path: Path, number: int, text: str) -> int:
@@ -68,53 +105,111 @@ def time_ns(path: Path, number: int, text: str) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000_000 + int((match[2] or "0").ljust(9, "0"))
 
 
-BLOCK_TOKENS = 512
+BURST_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
 
 
-def mooncake_sniff(head: str) -> bool:
-    """True when the file begins as this format does."""
-    line = head.split("\n", 1)[0]
-    return line.startswith("{") and '"input_length"' in line and '"timestamp"' in line
+def burstgpt(path: Path) -> Iterator[TraceRow]:
+    """A row without response tokens failed when it was recorded; it came in all the same."""
+    for number, cells in csv_lines(path, BURST_COLUMNS):
+        yield TraceRow(
+            number,
+            seconds_ns(path, number, "Timestamp", cells["Timestamp"]),
+            tokens(path, number, "Request tokens", cells["Request tokens"]),
+            tokens(path, number, "Response tokens", cells["Response tokens"]),
+        )
 
 
-def mooncake_read(path: Path) -> TraceRows:
-    """The rows of `path`. Raises UserError naming line and key."""
-    at_ns: list[int] = []
-    prompt: list[int] = []
-    output: list[int] = []
-    blocks: list[tuple[int, ...]] = []
+def bailian(path: Path) -> Iterator[TraceRow]:
+    """What is new in a turn is its context less that of its parent and the parent's answer.
+
+    A parent that is not in the file, or that was gone on from before, begins a conversation of its own.
+    """
+    talks: dict[int, tuple[int, int, int]] = {}
+    """Chat -> its conversation, its turn, and the tokens said up to its answer."""
     for number, row in json_lines(path):
-        at_ns.append(round(seconds_ns(path, number, "timestamp", row.get("timestamp")) / 1_000))
-        prompt.append(tokens(path, number, "input_length", row.get("input_length")))
-        output.append(tokens(path, number, "output_length", row.get("output_length")))
-        ids = row.get("hash_ids", [])
-        if not isinstance(ids, list):
-            raise UserError(f"{path}, line {number}, column hash_ids: expected a list of ids, found {str(ids)[:60]}")
-        blocks.append(tuple(whole(path, number, "hash_ids", block) for block in ids))
-    shared = blocks if any(blocks) else []
-    return trace_rows(path.name, "mooncake", at_ns, prompt, output, blocks=shared, block_tokens=BLOCK_TOKENS)
+        chat = whole(path, number, "chat_id", row.get("chat_id"))
+        context = tokens(path, number, "input_length", row.get("input_length"))
+        output = tokens(path, number, "output_length", row.get("output_length"))
+        parent = row.get("parent_chat_id")
+        # Taken out: a conversation goes on once, and whoever forks it begins another.
+        before = None if parent in (None, -1) else talks.pop(whole(path, number, "parent_chat_id", parent), None)
+        root, turn, said = (chat, 0, 0) if before is None else (before[0], before[1] + 1, before[2])
+        talks[chat] = root, turn, context + output
+        yield TraceRow(
+            number,
+            seconds_ns(path, number, "timestamp", row.get("timestamp")),
+            context if before is None else max(1, context - said),
+            output,
+            _ids(path, number, row),
+            root,
+            turn,
+        )
+
+
+BLOCK_TOKENS, BAILIAN_BLOCK_TOKENS = 512, 16
+_MS = 1_000
+
+
+def mooncake(path: Path) -> Iterator[TraceRow]:
+    """As published; raises UserError for a row that cannot be in milliseconds or in blocks of 512 tokens."""
+    for row, value in _mooncake(path, _MS):
+        if not float(str(value)).is_integer():
+            raise _unsure(path, row.line, "timestamp", f"{value} is no whole number of milliseconds")
+        if len(row.blocks) > -(-row.prompt // BLOCK_TOKENS):
+            told = f"{len(row.blocks)} ids for {row.prompt} tokens are no blocks of {BLOCK_TOKENS}"
+            raise _unsure(path, row.line, "hash_ids", told)
+        yield row
+
+
+def _mooncake(path: Path, per_s: int) -> Iterator[tuple[TraceRow, object]]:
+    """Rows, each with its time as written."""
+    for number, row in json_lines(path):
+        at_ns = seconds_ns(path, number, "timestamp", row.get("timestamp"), per_s)
+        prompt = tokens(path, number, "input_length", row.get("input_length"))
+        output = tokens(path, number, "output_length", row.get("output_length"))
+        yield TraceRow(number, at_ns, prompt, output, _ids(path, number, row)), row.get("timestamp")
+
+
+def _unsure(path: Path, number: int, key: str, why: str) -> UserError:
+    return UserError(
+        f"{path}, line {number}, column {key}: {why}, which Mooncake's are; say what they are with --trace-format: "
+        "mooncake:s:16 for seconds and blocks of 16 tokens, mooncake:ms:512 for Mooncake's"
+    )
+
+
+_MOONCAKE = frozenset({"timestamp", "input_length", "output_length", "hash_ids"})
+
+
+def mooncake_in(unit: str, block: str) -> LineFormat | None:
+    """Mooncake's keys in another unit ("s", "ms", "us") and size of blocks ("16"); None for words that are neither."""
+    per_s = {"s": 1, "ms": 1_000, "us": 1_000_000}.get(unit)
+    if per_s is None or not re.fullmatch(r"[1-9]\d{0,5}", block):
+        return None
+    return LineFormat(
+        rows=lambda path: (row for row, _ in _mooncake(path, per_s)),
+        needs=frozenset({"timestamp", "input_length"}),
+        knows=_MOONCAKE,
+        unit=f"{UNITS[per_s]}, blocks of {block} tokens",
+        block_tokens=int(block),
+        at="timestamp",
+    )
+
+
+def _ids(path: Path, number: int, row: dict[str, object]) -> tuple[int, ...]:
+    ids = row.get("hash_ids", [])
+    if not isinstance(ids, list):
+        raise UserError(f"{path}, line {number}, column hash_ids: expected a list of ids, found {str(ids)[:60]}")
+    return tuple(whole(path, number, "hash_ids", block) for block in ids)
 
 
 SIMPLE_COLUMNS = ("at_s", "prompt_tokens", "output_tokens")
 OPTIONAL = ("session", "turn", "think_s")
 
 
-def simple_sniff(head: str) -> bool:
-    """True when the file begins as this format does."""
-    return "at_s" in head.split("\n", 1)[0]
-
-
-def simple_read(path: Path) -> TraceRows:
-    """The rows of `path`. Raises UserError naming line and column, also for a column that is not known."""
+def simple(path: Path) -> Iterator[TraceRow]:
+    """Raises UserError also for a column that is not known."""
     first = next(lines_of(path))[1]
-    rows: Iterator[tuple[int, dict[str, object]]]
-    rows = json_lines(path) if first.lstrip().startswith("{") else _cells(path)
-    at_ns: list[int] = []
-    prompt: list[int] = []
-    output: list[int] = []
-    sessions: list[object] = []
-    turn: list[int] = []
-    think_ns: list[int] = []
+    rows = json_lines(path) if first.lstrip().startswith("{") else csv_lines(path, SIMPLE_COLUMNS)
     for number, row in rows:
         unknown = [name for name in row if name not in SIMPLE_COLUMNS + OPTIONAL]
         if unknown:
@@ -122,101 +217,124 @@ def simple_read(path: Path) -> TraceRows:
                 f"{path}, line {number}: column {unknown[0]!r} is not known; there are "
                 f"{', '.join(SIMPLE_COLUMNS + OPTIONAL)}"
             )
-        at_ns.append(seconds_ns(path, number, "at_s", row.get("at_s")))
-        prompt.append(tokens(path, number, "prompt_tokens", row.get("prompt_tokens")))
-        output.append(tokens(path, number, "output_tokens", row.get("output_tokens")))
-        session = row.get("session")
-        session = None if session == "" else session
+        at_ns = seconds_ns(path, number, "at_s", row.get("at_s"))
+        prompt = tokens(path, number, "prompt_tokens", row.get("prompt_tokens"))
+        output = tokens(path, number, "output_tokens", row.get("output_tokens"))
+        session: object = row.get("session")
         if isinstance(session, list | dict):
             raise UserError(
                 f"{path}, line {number}, column session: expected a name or number, found {session!r}"[:300]
             )
-        sessions.append(None if session is None else str(session))
-        given = row.get("turn")
-        turn.append(0 if given in (None, "") else whole(path, number, "turn", given))
-        pause = row.get("think_s")
-        think_ns.append(-1 if pause in (None, "") else seconds_ns(path, number, "think_s", pause))
-        if think_ns[-1] < -1:
+        given, pause = row.get("turn"), row.get("think_s")
+        turn = 0 if given in (None, "") else whole(path, number, "turn", given)
+        think_ns = -1 if pause in (None, "") else seconds_ns(path, number, "think_s", pause)
+        if think_ns < -1:
             raise UserError(f"{path}, line {number}, column think_s: expected 0 s or more, found {pause}")
-    return trace_rows(path.name, "simple", at_ns, prompt, output, sessions=sessions, turn=turn, think_ns=think_ns)
+        name = None if session in (None, "") else str(session)
+        yield TraceRow(number, at_ns, prompt, output, (), name, turn, think_ns)
 
 
-def _cells(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    rows = csv_lines(path, SIMPLE_COLUMNS)
-    first = next(rows, None)
-    for number, cells in chain([] if first is None else [first], rows):
-        yield number, dict(cells)
+LINES: dict[str, LineFormat] = {
+    "azure": LineFormat(
+        azure, frozenset(AZURE_COLUMNS[:2]), frozenset({*AZURE_COLUMNS, IMAGES}), "times of day in UTC"
+    ),
+    "burstgpt": LineFormat(
+        burstgpt,
+        frozenset(BURST_COLUMNS[:2]),
+        frozenset({*BURST_COLUMNS, "Total tokens"}),
+        "seconds",
+        at="Timestamp",
+    ),
+    "bailian": LineFormat(
+        bailian,
+        frozenset({"timestamp", "input_length", "chat_id"}),
+        _MOONCAKE | {"chat_id", "parent_chat_id", "turn"},
+        "seconds, blocks of 16 tokens",
+        BAILIAN_BLOCK_TOKENS,
+        at="timestamp",
+    ),
+    "mooncake": LineFormat(
+        mooncake,
+        frozenset({"timestamp", "input_length"}),
+        _MOONCAKE,
+        "milliseconds, blocks of 512 tokens",
+        at="timestamp",
+    ),
+    "simple": LineFormat(simple, frozenset({"at_s"}), frozenset({*SIMPLE_COLUMNS, *OPTIONAL}), "seconds"),
+}
 
 
-Row = tuple[int, int, int, tuple[int, ...]]
-"""Time in ns, prompt and output tokens, block ids."""
+def read_lines(path: Path, name: str, form: LineFormat) -> TraceRows:
+    """All rows of `path`. Raises UserError as the format does, and for times of several units."""
+    numbers: tuple[list[int], ...] = ([], [], [], [], [], [], [])
+    blocks: list[tuple[int, ...]] = []
+    sessions: list[object] = []
+    for row in form.rows(path):
+        values = (row.line, row.at_ns, row.prompt, row.output, row.turn, row.think_ns, row.images)
+        for column, value in zip(numbers, values, strict=True):
+            column.append(value)
+        blocks.append(row.blocks)
+        sessions.append(row.session)
+    lines, at_ns, prompt, output, turn, think_ns, images = numbers
+    if form.at is not None:
+        check_one_unit(path, form.at, lines, at_ns)
+    # A conversation of one request is a request like any other.
+    named = [session for session in sessions if session is not None]
+    talks = len(set(named)) < len(named)
+    return trace_rows(
+        path.name,
+        name,
+        at_ns,
+        prompt,
+        output,
+        sessions=sessions if talks else None,
+        turn=turn,
+        think_ns=think_ns,
+        blocks=blocks if any(blocks) else (),
+        block_tokens=form.block_tokens,
+        images=images if any(images) else (),
+        unit=form.unit,
+    )
+
+
 ROWS = 200_000
 """In a part: some tens of megabytes while it is simulated."""
 
 
-def trace_parts(path: Path, rows: int = ROWS) -> Iterator[TraceRows]:
+def trace_parts(path: Path, rows: int = ROWS, form: LineFormat | None = None) -> Iterator[TraceRows]:
     """The rows of `path`, `rows` at a time; `at_ns` counts from the first row of the file in every part.
 
-    Raises UserError for a format that must be read whole, for rows out of order, and as the readers do.
+    `form` None: told from its rows. Raises UserError for a format that must be read whole, for rows out of order, for
+    conversations, and as the readers do.
     """
-    first_line = next(lines_of(path))[1]
-    known: dict[str, tuple[Callable[[str], bool], Callable[[Path], Iterator[Row]]]] = {
-        "azure": (azure_sniff, _azure),
-        "mooncake": (mooncake_sniff, _mooncake),
-        "simple": (simple_sniff, _simple),
-    }
-    name = next((name for name, (sniff, _) in known.items() if sniff(first_line)), None)
-    if name is None:
+    keys = keys_of(path) if form is None else frozenset[str]()
+    form = form or next((known for known in LINES.values() if known.needs <= keys), None)
+    if form is None:
         raise UserError(
-            f"{path} is too long to be read whole, and only {', '.join(known)} traces can be read in parts; cut it"
+            f"{path} is too long to be read whole, and only {', '.join(LINES)} traces can be read in parts; cut it"
         )
-    found = known[name][1](path)
+    found = form.rows(path)
     start_ns: int | None = None
     last_ns = 0
     while part := list(islice(found, rows)):
-        at_ns_N = np.array([row[0] for row in part], np.int64)
+        for row in part:
+            if row.session is not None and (form.rows is simple or row.turn):
+                raise UserError(
+                    f"{path}, line {row.line}: a trace of conversations cannot be read in parts; cut it to fit in "
+                    "memory"
+                )
+        at_ns_N = np.array([row.at_ns for row in part], np.int64)
         start_ns = int(at_ns_N[0]) if start_ns is None else start_ns
         if at_ns_N[0] < last_ns or (np.diff(at_ns_N) < 0).any():
             raise UserError(f"{path} is read in parts and is not in order of time; sort it first")
         last_ns = int(at_ns_N[-1])
-        shared = any(row[3] for row in part)
         yield TraceRows(
             name=path.name,
-            format=name,
+            format=next((name for name, known in LINES.items() if known is form), "mooncake"),
             at_ns=at_ns_N - start_ns,
-            prompt=np.array([row[1] for row in part], np.int32),
-            output=np.array([row[2] for row in part], np.int32),
-            blocks=tuple(row[3] for row in part) if shared else (),
-            block_tokens=BLOCK_TOKENS,
+            prompt=np.array([row.prompt for row in part], np.int32),
+            output=np.array([row.output for row in part], np.int32),
+            blocks=tuple(row.blocks for row in part) if any(row.blocks for row in part) else (),
+            block_tokens=form.block_tokens,
+            unit=form.unit,
         )
-
-
-def _azure(path: Path) -> Iterator[Row]:
-    for number, cells in csv_lines(path, AZURE_COLUMNS):
-        prompt = tokens(path, number, "ContextTokens", cells["ContextTokens"])
-        output = tokens(path, number, "GeneratedTokens", cells["GeneratedTokens"])
-        yield time_ns(path, number, cells["TIMESTAMP"]), prompt, output, ()
-
-
-def _mooncake(path: Path) -> Iterator[Row]:
-    for number, row in json_lines(path):
-        at_ns = round(seconds_ns(path, number, "timestamp", row.get("timestamp")) / 1_000)
-        prompt = tokens(path, number, "input_length", row.get("input_length"))
-        output = tokens(path, number, "output_length", row.get("output_length"))
-        ids = row.get("hash_ids", [])
-        if not isinstance(ids, list):
-            raise UserError(f"{path}, line {number}, column hash_ids: expected a list of ids, found {str(ids)[:60]}")
-        yield at_ns, prompt, output, tuple(whole(path, number, "hash_ids", block) for block in ids)
-
-
-def _simple(path: Path) -> Iterator[Row]:
-    first = next(lines_of(path))[1]
-    rows = json_lines(path) if first.lstrip().startswith("{") else csv_lines(path, SIMPLE_COLUMNS)
-    for number, row in rows:
-        if row.get("session") not in (None, ""):
-            raise UserError(
-                f"{path}, line {number}: a trace of conversations cannot be read in parts; cut it to fit in memory"
-            )
-        prompt = tokens(path, number, "prompt_tokens", row.get("prompt_tokens"))
-        output = tokens(path, number, "output_tokens", row.get("output_tokens"))
-        yield seconds_ns(path, number, "at_s", row.get("at_s")), prompt, output, ()

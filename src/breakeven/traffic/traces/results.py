@@ -1,26 +1,24 @@
-"""Requests that another tool sent, to be sent again: AIPerf's and GuideLLM's result files.
+"""Requests that another tool sent, to be sent again: result files of AIPerf, GuideLLM, vLLM and inference-perf.
 
 AIPerf's per-request records (profile_export.jsonl), field names as in aiperf 0.13.0: `metadata.{benchmark_phase,
 credit_issued_ns,request_start_ns,request_end_ns,conversation_id,turn_index,x_correlation_id}` and
 `metrics.{input_sequence_length,output_sequence_length}.value`. GuideLLM's benchmarks.json (schema version 2), field
 names as in guidellm 0.8.1: `benchmarks[].requests.{successful,incomplete,errored}[]` with `prompt_tokens`,
-`output_tokens` and `info.timings` in seconds of Unix time.
+`output_tokens` and `info.timings` in seconds of Unix time. vLLM (`vllm bench serve
+--save-detailed`): one document with `input_lens`, `output_lens` and `start_times` in seconds, a value a request.
+inference-perf (per_request_lifecycle_metrics.json): a list of `start_time` in seconds and `info`, which counts
+`input_tokens` and `output_tokens`, or `response_metrics.output_tokens`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from breakeven.errors import UserError
 from breakeven.traffic.traces.rows import TraceRows, json_lines, new_tokens, seconds_ns, tokens, trace_rows, whole
-
-
-def aiperf_sniff(head: str) -> bool:
-    """True when the file begins as this format does."""
-    line = head.split("\n", 1)[0]
-    return line.startswith("{") and '"metadata"' in line and '"request_start_ns"' in line
 
 
 def aiperf_read(path: Path) -> TraceRows:
@@ -70,6 +68,7 @@ def aiperf_read(path: Path) -> TraceRows:
         turn=turn,
         think_ns=think_ns,
         skipped=skipped,
+        unit="nanoseconds",
     )
 
 
@@ -122,11 +121,6 @@ class _Report(msgspec.Struct):
 _report = msgspec.json.Decoder(_Report)
 
 
-def guidellm_sniff(head: str) -> bool:
-    """True when the file begins as this format does."""
-    return head.lstrip().startswith("{") and '"guidellm_version"' in head
-
-
 def guidellm_read(path: Path) -> TraceRows:
     """The requests of the only benchmark in `path`. Raises UserError naming the field."""
     return guidellm_read_one(path, None)
@@ -138,12 +132,7 @@ def guidellm_read_one(path: Path, which: int | None) -> TraceRows:
     Rows are due when GuideLLM wanted them sent (`targeted_start`), so a late client does not become part of the
     traffic. Those without a prompt or output count are skipped and counted.
     """
-    try:
-        report = _report.decode(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read the trace {path}: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: is not a GuideLLM result ({error}); give its benchmarks.json, whole") from error
+    report = _decoded(path, _report, "a GuideLLM result, benchmarks.json")
     count = len(report.benchmarks)
     if which is None and count != 1:
         raise UserError(f"{path}: holds {count} benchmarks; say which as guidellm:1 to guidellm:{count}")
@@ -183,5 +172,104 @@ def guidellm_read_one(path: Path, which: int | None) -> TraceRows:
     if not any(turn):
         sessions = [None] * len(sessions)
     return trace_rows(
-        path.name, "guidellm", at_ns, prompt, output, sessions=sessions, turn=turn, think_ns=think_ns, skipped=skipped
+        path.name,
+        "guidellm",
+        at_ns,
+        prompt,
+        output,
+        sessions=sessions,
+        turn=turn,
+        think_ns=think_ns,
+        skipped=skipped,
+        unit="seconds",
     )
+
+
+class _VllmResult(msgspec.Struct):
+    input_lens: list[int]
+    output_lens: list[int]
+    start_times: list[float] | None = None
+
+
+_vllm = msgspec.json.Decoder(_VllmResult)
+
+
+def vllm_read(path: Path) -> TraceRows:
+    """The requests of a vLLM benchmark. Raises UserError naming the key, also where nothing says when they were sent.
+
+    Failed requests were sent too; vLLM writes 0 as the length of their answers.
+    """
+    result = _decoded(path, _vllm, "a result of vllm bench serve --save-detailed")
+    if result.start_times is None:
+        raise UserError(
+            f"{path}, key start_times: is missing, so nothing says when requests were sent; save the result again with "
+            "--save-detailed of a vLLM that writes it"
+        )
+    lengths = {"output_lens": len(result.output_lens), "start_times": len(result.start_times)}
+    for key, length in lengths.items():
+        if length != len(result.input_lens):
+            raise UserError(
+                f"{path}, key {key}: expected {len(result.input_lens)} values, one for each of input_lens, "
+                f"found {length}; the file may be cut off or edited"
+            )
+    at_ns = [seconds_ns(path, 1, f"start_times[{k}]", at) for k, at in enumerate(result.start_times)]
+    prompt = [tokens(path, 1, f"input_lens[{k}]", count) for k, count in enumerate(result.input_lens)]
+    output = [tokens(path, 1, f"output_lens[{k}]", count) for k, count in enumerate(result.output_lens)]
+    return trace_rows(path.name, "vllm", at_ns, prompt, output, unit="seconds")
+
+
+class _Made(msgspec.Struct):
+    output_tokens: int | None = None
+
+
+class _Lived(msgspec.Struct):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    response_metrics: _Made | None = None
+
+
+class _Lifecycle(msgspec.Struct):
+    start_time: float
+    scheduled_time: float | None = None
+    info: _Lived | None = None
+
+
+_lifecycles = msgspec.json.Decoder(list[_Lifecycle])
+
+
+def inference_perf_read(path: Path) -> TraceRows:
+    """The requests of inference-perf, due when it wanted to send them where it says so.
+
+    Those without token counts are skipped and counted. Raises UserError naming the key.
+    """
+    at_ns: list[int] = []
+    prompt: list[int] = []
+    output: list[int] = []
+    skipped = 0
+    found = _decoded(path, _lifecycles, "inference-perf's per_request_lifecycle_metrics.json")
+    for k, row in enumerate(found):
+        info = row.info or _Lived()
+        made = info.output_tokens
+        if made is None and info.response_metrics is not None:
+            made = info.response_metrics.output_tokens
+        if info.input_tokens is None or made is None:
+            skipped += 1
+            continue
+        start = row.start_time if row.scheduled_time is None else row.scheduled_time
+        at_ns.append(seconds_ns(path, 1, f"[{k}].start_time", start))
+        prompt.append(tokens(path, 1, f"[{k}].info.input_tokens", info.input_tokens))
+        output.append(tokens(path, 1, f"[{k}].info.output_tokens", made))
+    return trace_rows(path.name, "inference-perf", at_ns, prompt, output, skipped=skipped, unit="seconds")
+
+
+_Document = TypeVar("_Document")
+
+
+def _decoded(path: Path, decoder: msgspec.json.Decoder[_Document], what: str) -> _Document:
+    """The document at `path`. Raises UserError, which names the key, for another."""
+    try:
+        return decoder.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: is not {what} ({error}); give it whole") from error
