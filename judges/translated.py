@@ -31,13 +31,15 @@ def calls(url: str, model: str) -> dict[str, Callable[[], Any]]:
     claude = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
     gpt = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     common: Any = {"model": model, "temperature": 0}
+    # Anthropic's newer SDKs have no argument for it; their API, and the engine, still do.
+    asked: Any = {"model": model, "extra_body": {"temperature": 0}, "max_tokens": 8, "messages": MESSAGES}
 
     def message(**more: Any) -> Any:
-        found = claude.messages.create(**{**common, "max_tokens": 8, "messages": MESSAGES, **more})
+        found = claude.messages.create(**{**asked, **more})
         return [[block.to_dict() for block in found.content], found.stop_reason, found.usage.output_tokens]
 
     def messages(**more: Any) -> Any:
-        with claude.messages.stream(**{**common, "max_tokens": 8, "messages": MESSAGES, **more}) as stream:
+        with claude.messages.stream(**{**asked, **more}) as stream:
             kinds = list(dict.fromkeys(event.type for event in stream))
             found = stream.get_final_message()
         return [kinds, found.content[0].to_dict(), found.stop_reason, found.usage.output_tokens]
@@ -47,9 +49,10 @@ def calls(url: str, model: str) -> dict[str, Callable[[], Any]]:
         return [[item.type for item in found.output], found.output_text, found.usage and found.usage.output_tokens]
 
     def responses(**more: Any) -> Any:
-        with gpt.responses.stream(**{**common, "max_output_tokens": 8, "input": "The sea", **more}) as stream:
-            deltas = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
-            return [deltas, stream.get_final_response().output_text]
+        asked = {**common, "max_output_tokens": 8, "input": "The sea", "stream": True, **more}
+        events = list(gpt.responses.create(**asked))
+        deltas = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        return [events[-1].type, deltas, events[-1].response.usage.output_tokens]
 
     tool: Any = {"name": "f", "description": "does f", "input_schema": SCHEMA}
     function: Any = {"type": "function", "name": "f", "parameters": SCHEMA}

@@ -9,7 +9,17 @@ from __future__ import annotations
 from breakeven.gateway.translate.said import CannotTranslateError, Json, encode, shown
 
 _SAME = ("temperature", "top_p", "top_k", "stream")
-_HINTS = ("thinking", "context_management", "service_tier", "betas", "cache_control", "speed", "diagnostics")
+_HINTS = (
+    "thinking",
+    "context_management",
+    "service_tier",
+    "betas",
+    "cache_control",
+    "speed",
+    "diagnostics",
+    "user_profile_id",
+    "workspace_id",
+)
 _REFUSED = ("mcp_servers", "container", "inference_geo")
 _READ = frozenset(
     (

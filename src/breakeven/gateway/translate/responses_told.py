@@ -222,7 +222,7 @@ class ResponseWriter:
         response["output"] = [item.item("incomplete" if why and item is last else "completed") for item in named]
         response["usage"] = {
             "input_tokens": counts.prompt,
-            "input_tokens_details": {"cached_tokens": counts.cached or 0},
+            "input_tokens_details": {"cached_tokens": counts.cached or 0, "cache_write_tokens": 0},
             "output_tokens": counts.output,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": counts.prompt + counts.output,
