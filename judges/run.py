@@ -21,6 +21,7 @@ import llm_comply
 import npm_client
 import openai_python
 import replay
+import translated
 from found import Found
 from places import PUBLIC, ROOT, Engine, engine, gateway
 from table import write
@@ -46,6 +47,7 @@ JUDGES: dict[str, Judge] = {
     "npm": lambda behind, through, endpoints, count: npm_client.judge(behind, through, CACHE),
     "langchain": lambda behind, through, endpoints, count: chat_model.judge(behind, through),
     "llm-comply": lambda behind, through, endpoints, count: llm_comply.judge(behind, through, endpoints),
+    "translated": lambda behind, through, endpoints, count: translated.judge(behind),
 }
 """What is asked of every engine. OpenAI's own tests need answers that are valid by OpenAI's types: the mock's."""
 

@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 import yaml
 
+from breakeven.gateway.plan.model import ENDPOINTS
 from breakeven.wire.behaviours import chunk, head, whole
 from breakeven.wire.completions import ScriptedRequest
 from breakeven.wire.message import Request
@@ -139,8 +140,7 @@ class Gateway:
 
 def backend(name: str, url: str, **settings: Any) -> dict[str, Any]:
     """An entry of `backends` that is not polled, with every endpoint."""
-    endpoints = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"]
-    return {"name": name, "url": f"{url}/v1", "poll": False, "endpoints": endpoints, **settings}
+    return {"name": name, "url": f"{url}/v1", "poll": False, "endpoints": list(ENDPOINTS), **settings}
 
 
 def write_plan(directory: Path, plan: Mapping[str, Any]) -> Path:

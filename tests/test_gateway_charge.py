@@ -45,6 +45,7 @@ class Client:
         self.on_resume: Callable[[], None] | None = None
         self.status = 0
         self.headers: Headers = ()
+        self.also: Headers = ()
         self.said = b""
         self.over = False
 

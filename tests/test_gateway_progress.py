@@ -28,6 +28,7 @@ class Client:
     def __init__(self) -> None:
         self.gone = self.paused = False
         self.on_gone = self.on_pause = self.on_resume = None
+        self.also: Headers = ()
         self.status = 0
         self.said = b""
         self.ended = asyncio.Event()

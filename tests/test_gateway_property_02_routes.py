@@ -32,8 +32,8 @@ OTHER_WAYS = {
     "all slashes encoded": lambda path: "/" + path[1:].replace("/", "%2F"),
     "encoded letter": lambda path: path.replace("v", "%76", 1),
     "encoded dots": lambda path: "/x/%2e%2e" + path,
-    "absolute": lambda path: "http://127.0.0.1" + path,
-    "absolute elsewhere": lambda path: "http://evil.example" + path,
+    "absolute twice": lambda path: "http://127.0.0.1/http://127.0.0.1" + path,
+    "absolute of another kind": lambda path: "ftp://127.0.0.1" + path,
     "upper case": lambda path: path.upper(),
     "trailing slash": lambda path: path + "/",
     "encoded end": lambda path: path + "%00",
@@ -79,7 +79,9 @@ def wrong_credentials(secrets: dict[str, str]) -> dict[str, list[str]]:
         "expired": [f"x-api-key: {secrets['expired']}"],
         "wrong before right": ["authorization: Bearer bek-wrong", f"x-api-key: {right}"],
         "cookie": [f"cookie: authorization=Bearer {right}; api_key={right}; breakeven_admin={right}"],
-        "other headers": [f"proxy-authorization: Bearer {right}", f"api-key: {right}", f"x-auth: {right}"],
+        "other headers": [f"proxy-authorization: Bearer {right}", f"x-goog-api-key: {right}", f"x-auth: {right}"],
+        "wrong before right, as Azure sends it": ["x-api-key: bek-wrong", f"api-key: {right}"],
+        "a scheme in Azure's": [f"api-key: Bearer {right}"],
         "admin secret": [f"authorization: Bearer {ADMIN_SECRET}"],
     }
 
@@ -156,11 +158,60 @@ def test_the_right_key_opens_every_route(world: tuple[Gateway, ChaosServer, dict
     running, server, secrets = world
     before = server.seen.requests
     for method, path in ROUTES:
-        for lines in ([f"authorization: Bearer {secrets['right']}"], [f"x-api-key: {secrets['right']}"]):
+        for lines in (
+            [f"authorization: Bearer {secrets['right']}"],
+            [f"x-api-key: {secrets['right']}"],
+            [f"api-key: {secrets['right']}"],
+        ):
             assert statuses(running.raw(request(method, path, lines))) == [200], path
-    assert server.seen.requests == before + 2 * len(ENDPOINTS)
+    assert server.seen.requests == before + 3 * len(ENDPOINTS)
     for path in ("/health", "/ready"):
         assert statuses(running.raw(request("GET", path, []))) == [200]
+
+
+def test_an_absolute_target_is_its_path_at_its_own_host(
+    world: tuple[Gateway, ChaosServer, dict[str, str]], open_gateway: tuple[Gateway, ChaosServer]
+) -> None:
+    """RFC 9112, 3.2.2: the target's host goes before `Host`, so that neither opens what the other would not."""
+    running, server, secrets = world
+    right = [f"authorization: Bearer {secrets['right']}"]
+    for method, path in ROUTES:
+        sent = [request(method, f"http://127.0.0.1{path}", lines) for lines in (right, [])]
+        assert [statuses(running.raw(one)) for one in sent] == [[200], [401]], path
+    before = server.seen.requests
+    assert statuses(running.raw(request("POST", "http://a@127.0.0.1/v1/chat/completions", right))) == [400]
+    assert statuses(running.raw(request("POST", "http:///v1/chat/completions", right))) in ([400], [404])
+    assert server.seen.requests == before
+    unasked, its_server = open_gateway
+    before = its_server.seen.requests
+    for method, path in ROUTES:
+        assert statuses(unasked.raw(request(method, f"http://evil.example{path}", []))) == [403], path
+        assert statuses(unasked.raw(request(method, f"HTTP://evil.example:80{path}", [], "localhost"))) == [403], path
+    assert its_server.seen.requests == before
+    assert statuses(unasked.raw(request("GET", "http://localhost:1/v1/models?x", [], "evil.example"))) == [200]
+
+
+def test_azures_paths_are_no_way_around(
+    world: tuple[Gateway, ChaosServer, dict[str, str]], open_gateway: tuple[Gateway, ChaosServer]
+) -> None:
+    running, server, secrets = world
+    right = [f"api-key: {secrets['right']}"]
+    version = "?api-version=2024-10-21"
+    before = server.seen.requests
+    for path in ENDPOINTS:
+        rest = path.removeprefix("/v1/")
+        for target in (f"/openai/deployments/b/{rest}", f"/openai/v1/{rest}", f"/openai/{rest}"):
+            found = [statuses(running.raw(request("POST", target + version, lines))) for lines in (right, [])]
+            assert found == [[200], [401]], target
+            assert statuses(open_gateway[0].raw(request("POST", target, [], "evil.example"))) == [403], target
+    assert server.seen.requests == before + 3 * len(ENDPOINTS)
+    for target in (
+        "/openai/deployments/b", "/openai/deployments//chat/completions", "/openai/deployments/b/../chat/completions",
+        "/openai/deployments/%62%00/chat/completions", "/openai//chat/completions", "/openai/v1/v1/chat/completions",
+        "/openai/deployments/b%2Fchat/completions", "/OPENAI/v1/chat/completions",
+    ):  # fmt: skip
+        assert statuses(running.raw(request("POST", target, right))) == [404], target
+    assert server.seen.requests == before + 3 * len(ENDPOINTS)
 
 
 def test_the_admin_listener_by_the_same_table(world: tuple[Gateway, ChaosServer, dict[str, str]]) -> None:
@@ -180,9 +231,7 @@ def test_the_admin_listener_by_the_same_table(world: tuple[Gateway, ChaosServer,
                 assert statuses(answer) == [401], (path, name, host)
                 assert b"breakeven.gateway/1" not in answer
         for way, spell in OTHER_WAYS.items():
-            target = (
-                spell(path) if "/v1/" in path else {"doubled slash": "/" + path}.get(way, "http://127.0.0.1" + path)
-            )
+            target = spell(path) if "/v1/" in path else {"doubled slash": "/" + path}.get(way, "ftp://127.0.0.1" + path)
             sent = request("GET", target, [f"authorization: Bearer {ADMIN_SECRET}"])
             assert statuses(running.raw(sent, running.admin_port)) == [404], (target, way)
     for key in (ADMIN_SECRET, secrets["admin"]):

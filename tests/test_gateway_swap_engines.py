@@ -39,6 +39,7 @@ from breakeven.gateway.swap.needs import check_local, is_synthetic, local_backen
 from breakeven.gateway.swap.types import prepare
 from breakeven.gateway.swap.watch import Swapper, _recipe
 from breakeven.hardware.placement import Placement
+from tests.gateway_property_fixtures import gateway
 from tests.gateway_swap_fixtures import Pretending, ask, block_for, described, plan_of
 
 PATIENCE_S = 90.0
@@ -461,6 +462,25 @@ def test_other_endpoints_of_a_local_engine(smol: str) -> None:
     status, page = ask(f"{smol.removesuffix('/v1')}/metrics")
     assert status == 200
     assert "llamacpp:requests_processing" in page
+
+
+def test_a_translated_answer_says_what_the_engines_own_says(smol: str, tmp_path: Path) -> None:
+    """The engine's own messages and responses, and its chat in the words of those."""
+    own = {"name": "own", "url": smol, "served_model": "smol", "endpoints": ["/v1/messages", "/v1/responses"]}
+    turned = {"name": "turned", "url": smol, "served_model": "smol"}
+    message = {**WORDS, "system": "Be short.", "max_tokens": 12}
+    response = {"input": "Name a city.", "instructions": "Be short.", "temperature": 0, "max_output_tokens": 12}
+    with gateway(tmp_path, {"backends": [{**one, "poll": False} for one in (own, turned)]}) as running:
+        for path, asked in (("/v1/messages", message), ("/v1/responses", response)):
+            said = []
+            for name in ("own", "turned"):
+                status, told, answer = running.ask({**asked, "model": name}, path=path)
+                assert status == 200, answer
+                assert ("x-breakeven-translated" in told) is (name == "turned")
+                found = json.loads(answer)
+                texts = found["content"] if "content" in found else found["output"][0]["content"]
+                said.append((texts[0]["text"], found.get("stop_reason"), found["usage"]["output_tokens"]))
+            assert said[0] == said[1], path
 
 
 TEMPLATE = """{%- for tool in tools %}<|im_start|>system

@@ -56,7 +56,9 @@ class ServerLine(Protocol):
 class HttpAnswer:
     """A `Responder`."""
 
-    __slots__ = ("_bound", "_connection", "_head_only", "_left", "gone", "on_gone", "on_pause", "on_resume", "paused")
+    __slots__ = (
+        "_bound", "_connection", "_head_only", "_left", "also", "gone", "on_gone", "on_pause", "on_resume", "paused",
+    )  # fmt: skip
 
     def __init__(self, connection: ServerLine, head_only: bool, paused: bool) -> None:
         """`head_only`: the request was HEAD."""
@@ -65,6 +67,7 @@ class HttpAnswer:
         self._bound = _WAITING
         self._left = 0
         self.gone = False
+        self.also: Headers = ()
         self.paused = paused
         self.on_gone: Callable[[], None] | None = None
         self.on_pause: Callable[[], None] | None = None
@@ -193,7 +196,7 @@ class HttpAnswer:
         line = LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
         parts = [line, connection.server.date_line, framing]
         lines = 1 + bool(framing) + 1
-        for name, value in headers:
+        for name, value in (*headers, *self.also) if self.also else headers:
             if name in _OURS:
                 if name == b"connection" and value.lower() == b"close":
                     connection.keep = False

@@ -13,6 +13,13 @@ import msgspec
 
 from breakeven.wire import sse
 
+ENDPOINTS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"),
+    *("/v1/messages/count_tokens", "/v1/rerank", "/v1/audio/transcriptions", "/v1/audio/translations"),
+    *("/v1/audio/speech", "/v1/images/generations", "/v1/images/edits", "/v1/images/variations"),
+)
+"""Where it answers as a model does; of what is no text it says a text all the same."""
+
 
 class StreamOptions(msgspec.Struct):
     include_usage: bool = False
@@ -189,6 +196,8 @@ def document(question: ScriptedRequest, usage: bool = True) -> bytes:
         data = [{"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}]
         tokens = {"prompt_tokens": question.prompt_tokens, "total_tokens": question.prompt_tokens}
         return msgspec.json.encode({**common, "object": "list", "data": data, "usage": tokens})
+    if question.path.endswith("/count_tokens"):
+        return msgspec.json.encode({"input_tokens": question.prompt_tokens})
     if question.path.endswith("/messages"):
         content = [{"type": "text", "text": text}]
         found = {**common, "type": "message", "role": "assistant", "content": content, "stop_reason": "end_turn"}

@@ -1,9 +1,14 @@
-"""One message: a request as whoever answers gets it, the way back, what whoever asks is told, and refusals."""
+"""One message: a request as whoever answers gets it, the way back, what whoever asks is told, and refusals.
+
+A body may come packed (`Content-Encoding`); `Unpacker` takes it out of that piece by piece, within its limit.
+"""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from importlib import import_module
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -56,6 +61,8 @@ class Responder(Protocol):
     on_gone: Callable[[], None] | None
     on_pause: Callable[[], None] | None
     on_resume: Callable[[], None] | None
+    also: Headers
+    """Headers that whatever is answered carries too."""
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole answer; content-length is added."""
@@ -136,3 +143,87 @@ def error_body(status: int, message: str, kind: str | None = None, code: str | N
     if kind is None:
         kind = _KINDS.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
     return _encode(_Body(_Detail(message, kind, None, code)))
+
+
+class _Unpacks(Protocol):
+    """What zlib and `compression.zstd` have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int = ..., /) -> bytes: ...
+
+
+def _gzip() -> _Unpacks:
+    return zlib.decompressobj(47)  # gzip or zlib, by its first bytes
+
+
+def _codings() -> dict[bytes, Callable[[], _Unpacks]]:
+    """How bodies may come packed. zstd where this Python has it: from 3.14 on."""
+    found: dict[bytes, Callable[[], _Unpacks]] = dict.fromkeys((b"gzip", b"x-gzip", b"deflate"), _gzip)
+    try:
+        zstd: Any = import_module("compression.zstd")
+    except ImportError:
+        return found
+    return {**found, b"zstd": zstd.ZstdDecompressor}
+
+
+CODINGS = _codings()
+_FREE_BYTES, _PLAIN_A_BYTE, _MOST_MEMBERS = 1 << 20, 64, 64
+"""Of a packed body: what it may hold anyhow, and what more for each byte of it; what is beyond is made to keep us busy.
+And how often one may end and begin anew."""
+
+
+class Unpacker:
+    """The body of one request, in a coding of `CODINGS`."""
+
+    __slots__ = ("_came", "_held", "_inner", "_make", "_members", "_most")
+
+    def __init__(self, coding: bytes, most: int) -> None:
+        """`most`: bytes that it may hold. Raises Refused for a coding that is not read here."""
+        make = CODINGS.get(coding)
+        if make is None:
+            known = ", ".join(sorted(name.decode() for name in CODINGS if name != b"x-gzip"))
+            said = coding.decode("latin-1")[:40]
+            message = f"a body in Content-Encoding {said!r} is not read here; send it as it is, or in one of {known}"
+            raise Refused(415, "content_encoding", message)
+        self._make, self._most = make, most
+        self._inner: _Unpacks | None = None
+        self._came = self._held = self._members = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether what came is whole."""
+        return self._members > 0 and self._inner is None
+
+    def feed(self, data: bytes) -> bytes:
+        """What the next bytes hold. Raises Refused for what is not packed so, or holds too much."""
+        self._came += len(data)
+        found = []
+        while data:
+            if self._inner is None:
+                self._members += 1
+                if self._members > _MOST_MEMBERS:
+                    raise Refused(400, "content_encoding", "the body is packed in too many pieces; pack it as one")
+                self._inner = self._make()
+            room = min(self._most, _FREE_BYTES + _PLAIN_A_BYTE * self._came) - self._held
+            try:
+                plain = self._inner.decompress(data, room + 1)
+            except Exception as error:  # zlib's own and zstd's have no common name
+                raise Refused(400, "content_encoding", "the body is not what its Content-Encoding says") from error
+            if len(plain) > room:
+                if self._held + len(plain) > self._most:
+                    raise Refused(
+                        413, "body_too_large", f"the body holds more than the {self._most} bytes allowed here"
+                    )
+                message = f"the body holds more than {_PLAIN_A_BYTE} times its bytes; send it as it is"
+                raise Refused(413, "content_encoding", message)
+            self._held += len(plain)
+            found.append(plain)
+            data = b""
+            if self._inner.eof:
+                data, self._inner = self._inner.unused_data, None
+        return b"".join(found)

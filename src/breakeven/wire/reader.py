@@ -9,6 +9,7 @@ Content-Lengths, Content-Length beside Transfer-Encoding. `_check_head` refuses 
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from typing import Any
@@ -16,13 +17,15 @@ from typing import Any
 import httptools
 
 from breakeven.wire.bounds import SMALL_BODY, BodyShare, Bounds, HeldBodies
-from breakeven.wire.message import Headers, Judge, Refused, Request
+from breakeven.wire.message import Headers, Judge, Refused, Request, Unpacker
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 """llhttp knows many more, some of other protocols."""
-_WATCHED = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+_WATCHED = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"content-encoding"})
 _HOST_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=:[]%"
 """RFC 3986, section 3.2.2, and a port."""
+_ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
+"""A target as clients write it who take us for a proxy; its host goes before `Host` (RFC 9112, 3.2.2)."""
 _MOST_AHEAD = 64
 """Whole requests taken from one read; a client that pipelines more has its connection closed after them."""
 _MOST_HEADERS = 256
@@ -49,7 +52,8 @@ class Reader:
     __slots__ = (
         "_bodies", "_body", "_extra", "_fed", "_headers", "_in_body", "_judge", "_late", "_limits",
         "_method", "_mixed", "_parser", "_peer", "_received_ns", "_request", "_same_read", "_share", "_size",
-        "_trailers", "_url", "_version", "_watched", "ahead", "begun_ns", "dropping", "failure", "full", "waits",
+        "_trailers", "_unpacker", "_url", "_version", "_watched", "ahead", "begun_ns", "dropping", "failure", "full",
+        "waits",
     )  # fmt: skip
 
     def __init__(self, limits: Bounds, peer: str, bodies: HeldBodies | None = None, judge: Judge | None = None) -> None:
@@ -70,6 +74,7 @@ class Reader:
         self._watched: list[tuple[bytes, bytes]] = []
         self._body: bytes | bytearray = b""
         self._request: Request | None = None
+        self._unpacker: Unpacker | None = None
         self._extra = self._size = self._trailers = 0
         self._in_body = self.dropping = False
         self._method = self._version = ""
@@ -224,10 +229,19 @@ class Reader:
         if parser.should_upgrade():
             return
         try:
-            length, self.waits = _check_head(self._method, self._version, self._watched, limits.body_bytes)
+            length, self.waits, coding = _check_head(self._method, self._version, self._watched, limits.body_bytes)
+            if coding:
+                self._unpacker = Unpacker(coding, limits.body_bytes)
+                headers = [pair for pair in headers if pair[0] != b"content-encoding"]
         except Refused as refused:
             self._stop(refused)
-        path, _, query = self._url.decode("latin-1").partition("?")
+        url = self._url
+        if url[:1] != b"/" and (absolute := _ABSOLUTE.fullmatch(url)) is not None:
+            if absolute[1].translate(None, _HOST_BYTES):
+                self._stop(Refused(400, "bad_request", "the address in the request's target is not a host name"))
+            headers = [(b"host", absolute[1]), *(pair for pair in headers if pair[0] != b"host")]
+            url = absolute[2] if absolute[2][:1] == b"/" else b"/" + absolute[2]
+        path, _, query = url.decode("latin-1").partition("?")
         request = Request(self._method, path, query, headers, b"", self._peer, self._received_ns)
         self._request, self._same_read = request, True
         if length:
@@ -249,6 +263,11 @@ class Reader:
         size = self._size = self._size + grown
         if self.dropping:
             return
+        if self._unpacker is not None:
+            # Limits are of what is held, not of what came.
+            data = self._unpack(self._unpacker, data)
+            grown = len(data)
+            size = len(self._body) + grown
         body = self._body
         if not body:
             self._body = data
@@ -267,12 +286,21 @@ class Reader:
             if not self._share.grow(grown):
                 self._stop(_too_busy())
 
+    def _unpack(self, unpacker: Unpacker, data: bytes) -> bytes:
+        try:
+            return unpacker.feed(data)
+        except Refused as refused:
+            self._stop(refused)
+            raise
+
     def on_message_complete(self) -> None:
         parser = self._parser
         if parser.should_upgrade():
             return
         request, dropped = self._request, self.dropping
         assert request is not None
+        if self._unpacker is not None and not dropped and not self._unpacker.ended:
+            self._stop(Refused(400, "content_encoding", "the body ends before what its Content-Encoding packs"))
         self.waits = False
         self._mixed = self._late = True
         self.begun_ns = 0
@@ -287,8 +315,8 @@ class Reader:
             self._take(request, keep, old)
 
 
-def _check_head(method: str, version: str, watched: Headers, body_bytes: int) -> tuple[int, bool]:
-    """How long the body will be, and whether the client waits for "100 Continue" with it.
+def _check_head(method: str, version: str, watched: Headers, body_bytes: int) -> tuple[int, bool, bytes]:
+    """How long the body will be, whether the client waits for "100 Continue" with it, and how it is packed.
 
     `watched`: the headers named in `_WATCHED`. Raises Refused.
     """
@@ -296,7 +324,7 @@ def _check_head(method: str, version: str, watched: Headers, body_bytes: int) ->
         raise Refused(505, "http_version", f"HTTP/{version} is not spoken here; use HTTP/1.1")
     if method not in _METHODS:
         raise Refused(501, "method", f"the method {method} is not known here")
-    hosts, length, waits = 0, 0, False
+    hosts, length, waits, coding = 0, 0, False, b""
     for name, value in watched:
         if name == b"host":
             hosts += 1
@@ -310,13 +338,15 @@ def _check_head(method: str, version: str, watched: Headers, body_bytes: int) ->
             if version == "1.0" or value.lower() != b"chunked":
                 raise Refused(400, "bad_request", "Transfer-Encoding can only be 'chunked', and not in HTTP/1.0")
             length = _CHUNKED
+        elif name == b"content-encoding":
+            coding = b", ".join(filter(None, (coding, value.strip().lower())))
         elif value.lower() == b"100-continue":
             waits = version == "1.1"
         else:
             raise Refused(417, "bad_request", "Expect can only be '100-continue'")
     if hosts > 1 or (not hosts and version == "1.1"):
         raise Refused(400, "bad_request", "a request has exactly one Host header")
-    return length, waits
+    return length, waits, b"" if not length or coding == b"identity" else coding
 
 
 def _too_busy() -> Refused:

@@ -37,7 +37,7 @@ from breakeven.wire.accepted import ServerConnection
 from breakeven.wire.answer import HttpAnswer
 from breakeven.wire.behaviours import BEHAVIOURS, answers_of, whole
 from breakeven.wire.bounds import ServerLimits
-from breakeven.wire.completions import Body, ScriptedRequest
+from breakeven.wire.completions import ENDPOINTS, Body, ScriptedRequest
 from breakeven.wire.listen import open_sockets
 from breakeven.wire.message import Request
 from breakeven.wire.playing import Clock, Play, Scene, Then
@@ -47,7 +47,6 @@ Step = str | Scene | Mapping[str, Any] | None
 """A behaviour's name, an answer, or settings of this one `ScriptedRequest`, "do" among them for the name."""
 Script = str | Mapping[str, float] | Sequence[Step] | Callable[[ScriptedRequest], Step]
 Page = Scene | Callable[[Request], Scene]
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
 PATIENT = ServerLimits(body_bytes=2**30, connections=2**20, read_s=3600.0, idle_s=3600.0, write_s=3600.0)
 _KEPT = 2000
 _decode = msgspec.json.Decoder(Body).decode

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from breakeven.errors import UserError
+from breakeven.gateway.plan.limits import ANY_PAGE
 from breakeven.gateway.plan.model import BackendPlan, ExperimentPlan, GatewayPlan, PolicyPlan
 from breakeven.gateway.plan.reach import value_of
 
@@ -207,6 +208,11 @@ def _check_exposure(where: str, plan: GatewayPlan, environ: Mapping[str, str]) -
     if plan.keys is not None and not plan.keys.is_file():
         raise UserError(
             f"{where}: keys: found {str(plan.keys)!r}, which does not exist; breakeven keys create makes it"
+        )
+    if plan.keys is None and ANY_PAGE in plan.cors:
+        raise UserError(
+            f"{where}: cors: found {ANY_PAGE!r} and no keys, so that every page of the web could ask here; name the "
+            "pages' origins, or add `keys: keys.json` (made by breakeven keys create)"
         )
     if plan.admin_port is None:
         return

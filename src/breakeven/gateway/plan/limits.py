@@ -17,7 +17,13 @@ def _origin(value: object) -> object:
     return value.lower()
 
 
+def _page(value: object) -> object:
+    return value if value == ANY_PAGE else _origin(value)
+
+
 OriginName = Annotated[str, read_by(_origin)]
+PageOrigin = Annotated[str, read_by(_page)]
+ANY_PAGE = "*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,7 +37,7 @@ from breakeven.answer.study.values import (
     text,
     whole,
 )
-from breakeven.gateway.plan.limits import Limits, OriginName
+from breakeven.gateway.plan.limits import Limits, OriginName, PageOrigin
 from breakeven.gateway.plan.reach import Certificate, EnvName, Proxy, Url, as_certificate
 from breakeven.hardware.placement import Placement
 from breakeven.results.cost import Api, Pricing
@@ -45,14 +45,22 @@ from breakeven.results.decision import Kind
 from breakeven.traffic.workload import Slo
 from breakeven.wire.tls import TlsFiles
 
-Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"]
-ENDPOINTS: tuple[Endpoint, ...] = (
+Endpoint = Literal[
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
     "/v1/responses",
     "/v1/messages",
-)
+    "/v1/messages/count_tokens",
+    "/v1/rerank",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/audio/speech",
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/images/variations",
+]
+ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 USUAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions")
 LOCAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 """What llama.cpp's server answers for any model; embeddings need a model made for them."""
@@ -177,6 +185,13 @@ class BackendPlan(FilePart):
     def is_api(self) -> bool:
         """Paid by the token."""
         return isinstance(self.price, Api)
+
+    @property
+    def serves(self) -> frozenset[str]:
+        """What it may be asked for: its endpoints, and what comes with them."""
+        # Whoever answers messages counts them too, or says that it does not.
+        counts = {"/v1/messages/count_tokens"} if "/v1/messages" in self.endpoints else set()
+        return frozenset({*self.endpoints, *counts})
 
     def as_typed(self) -> Self:
         if (self.url is None) == (self.local is None):
@@ -332,6 +347,8 @@ class GatewayPlan(FilePart):
     limits: Limits = field(default_factory=Limits)
     origins: Annotated[tuple[OriginName, ...], LIST] = ()
     """Beside this machine's own pages, whose requests are taken where no key is asked."""
+    cors: Annotated[tuple[PageOrigin, ...], LIST] = ()
+    """Whose pages a browser lets read the answers (CORS)."""
     log: LogPlan = LogPlan()
     redis: Redis | None = None
     otel: Flag = False

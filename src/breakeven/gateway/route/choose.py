@@ -37,6 +37,8 @@ from breakeven.gateway.route.policies import POLICIES, behind, most_headroom
 from breakeven.gateway.route.speed import SpeedTable
 from breakeven.gateway.route.view import Ask, Choice, Score, View
 
+NOT_SERVED = "does not serve"
+"""So begins a reason that no waiting mends."""
 BROKEN = "its breaker is open"
 """The one reason against a backend that gives way when nobody else is left."""
 TOO_LONG = "too long: "
@@ -98,8 +100,11 @@ def score(ask: Ask, view: View, floor: float | None = None) -> Score:
 
 def _why_not(ask: Ask, view: View, floor: float | None) -> str:
     """Why `view` cannot serve `ask`, empty when it can. What is not for good comes last."""
-    if view.endpoints and ask.endpoint not in view.endpoints:
-        return f"does not serve {ask.endpoint}"
+    way = view.way(ask.endpoint)
+    if not way:
+        return f"{NOT_SERVED} {ask.endpoint}"
+    if way in ask.untranslatable:
+        return f"{NOT_SERVED} {ask.endpoint}, and {way} has no words for {ask.untranslatable[way]}"
     limit, most = view.context_limit, ask.most_output
     if limit is not None and ask.prompt_tokens * LEAST_BYTES / MOST_BYTES + (most or 0) > limit:
         return f"longer than its {limit} tokens, however they are counted"

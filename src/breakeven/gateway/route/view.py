@@ -34,6 +34,8 @@ class Ask(msgspec.Struct, kw_only=True, gc=False):
     """Higher goes first; below 0 is shed first."""
     session: int = 0
     streams: bool = False
+    untranslatable: dict[str, str] = {}
+    """Why it cannot be asked in the words of another endpoint, by that."""
 
 
 class Speed(Protocol):
@@ -91,6 +93,7 @@ class View:
         "speed",
         "stale",
         "tpot_factor",
+        "translates",
         "ttft_factor",
         "ttft_width",
         "usd_per_input",
@@ -107,6 +110,8 @@ class View:
         self.group: str | None = None
         self.quality: float | None = None
         self.endpoints: frozenset[str] = frozenset()
+        self.translates: dict[str, str] = {}
+        """Endpoints that it is asked for in the words of another one that it has, and that one."""
         self.context_limit: int | None = None
         self.slots = 256
         self.running = self.waiting = self.ahead_tokens = self.context = 0.0
@@ -121,6 +126,12 @@ class View:
         self.peak = 1.0
         """How slow it was lately: peak-EWMA of actual / uncorrected predicted TTFT, for the choice among replicas."""
         self.usd_per_input = self.usd_per_output = self.usd_per_s = 0.0
+
+    def way(self, endpoint: str) -> str:
+        """By which of its endpoints it is asked for this one: itself where it has it; empty: by none."""
+        if not self.endpoints or endpoint in self.endpoints:
+            return endpoint
+        return self.translates.get(endpoint, "")
 
 
 class Score(msgspec.Struct, kw_only=True, array_like=True, gc=False):
@@ -185,7 +196,7 @@ def view_of(index: int, plan: BackendPlan, speed: Speed) -> View:
     """What does not change about a backend."""
     view = View(index, plan.name, speed)
     view.kind, view.place, view.group, view.quality = plan.kind, plan.place, plan.replica_of, plan.quality
-    view.endpoints = frozenset(plan.endpoints)
+    view.endpoints = plan.serves
     view.context_limit = plan.context
     slots = plan.slots or (plan.local.slots if plan.local else None)
     view.slots = slots or plan.limit

@@ -11,7 +11,7 @@ from breakeven.gateway.route.choose import score_of
 from breakeven.gateway.route.learned import USUAL_BYTES, measured
 from breakeven.gateway.route.speed import corrected, widened
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
-from breakeven.gateway.serve.ask import EMBEDDINGS
+from breakeven.gateway.serve.ask import FREE, WORDLESS
 from breakeven.gateway.serve.forward import Forward
 from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
@@ -142,10 +142,14 @@ def taken(forward: Forward, leg: Leg) -> Taken:
     exchange = leg.exchange
     if exchange is None or not exchange.sent_ns or (leg.status >= 300 and standing(leg.status) in _REFUSES):
         return NOTHING
+    if forward.endpoint in FREE:
+        return NOTHING
     tap, asked = leg.tap, forward.asked
     # What a key's own prompts have taught of bytes a token must not make its next one cheaper where nobody counts.
     prompt = tap.counted.prompt_tokens or max(leg.ahead, int(asked.prompt_tokens(USUAL_BYTES))) + 1
-    output = tap.output_tokens if leg.status < 400 and forward.endpoint != EMBEDDINGS else 0
+    output = tap.output_tokens if leg.status < 400 else 0
+    if forward.endpoint in WORDLESS:
+        output = tap.counted.output_tokens or 0
     if not output and leg.outcome == "cancelled" and not asked.streams:
         output = _unseen(forward, leg)
     elif tap.finish in _GOES_ON:

@@ -34,6 +34,7 @@ class Nobody:
         self.on_gone: Callable[[], None] | None = None
         self.on_pause: Callable[[], None] | None = None
         self.on_resume: Callable[[], None] | None = None
+        self.also: Headers = ()
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """Nobody hears it."""
@@ -146,7 +147,7 @@ class Arms:
             model=forward.policy.model, backends=(name,), policy="copy", attempts=1, explore=0.0, queue_s=5.0
         )
         request = Request("POST", forward.endpoint, "", forward.headers, forward.request_body, "", time.monotonic_ns())
-        asked = Asked(dict(forward.asked.fields))
+        asked = Asked(dict(forward.asked.fields), forward.asked.form)
         choice = Choice(order=(), scores=[found], reason="experiment")
         copy = Forward(home, request, Nobody(), self._anyone, asked, ask, policy, choice)
         asked.model = forward.asked.model

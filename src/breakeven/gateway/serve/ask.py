@@ -2,18 +2,21 @@
 
 The body is taken apart once, at its top level only: values stay the bytes they were. Putting it together again with
 another `model` keeps their order and bytes, and keeps one of each key, so that no backend reads another than we did.
+A form with a file in it (`multipart/form-data`) keeps every byte but those of `model`.
 """
 
 from __future__ import annotations
 
+from email.message import Message
+from email.parser import BytesHeaderParser
+from email.utils import collapse_rfc2231_value
 from zlib import crc32
 
 import msgspec
 
 from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.route.view import Ask
-
-Fields = dict[str, msgspec.Raw]
+from breakeven.gateway.translate.table import Fields, Turned
 
 _DECODER = msgspec.json.Decoder(Fields)
 _ENCODER = msgspec.json.Encoder()
@@ -43,8 +46,20 @@ PICTURE_TOKENS = 800
 """What a picture is taken to cost: between the 85 to 1,100 tokens of OpenAI's tiles; engines differ by model."""
 _PICTURE = b'"image_url":'
 """Stands once a picture in OpenAI's bodies, be it embedded or an address."""
-EMBEDDINGS = "/v1/embeddings"
-"""The endpoint whose answers have no tokens."""
+_FORM = b"multipart/form-data"
+_MOST_PARTS, _LONGEST_PART_HEAD = 64, 4096
+"""Of a form; its files are a few."""
+FREE = frozenset(("/v1/messages/count_tokens",))
+"""Endpoints that do no work worth charging."""
+WORDLESS = FREE | {
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/audio/speech",
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/images/variations",
+}
+"""Endpoints whose answers have no text: of output they take what their backend counts."""
 WANTS_USAGE = ("/v1/chat/completions", "/v1/completions")
 """Endpoints whose streams tell their usage only when asked to (`stream_options.include_usage`)."""
 
@@ -80,19 +95,26 @@ class Asked:
     __slots__ = (
         "choices",
         "fields",
+        "form",
         "model",
         "most_output",
         "pictures",
         "prompt_bytes",
         "session",
         "streams",
+        "turned",
         "user",
         "wants_usage",
     )
 
-    def __init__(self, fields: Fields) -> None:
-        """Raises BadAskError for a model that is none, and for a `stream` that backends would read in several ways."""
-        self.fields = fields
+    def __init__(self, fields: Fields, form: SentForm | None = None) -> None:
+        """`form`: what it was read from where that is no JSON.
+
+        Raises BadAskError for a model that is none, and for a `stream` that backends would read in several ways.
+        """
+        self.fields, self.form = fields, form
+        self.turned: dict[str, Turned] = {}
+        """What is asked of backends that speak another API, by that."""
         self.model = _text(fields, "model")
         self.streams = _switch(fields["stream"]) if "stream" in fields else False
         self.wants_usage = False
@@ -135,9 +157,17 @@ class Asked:
         """An estimate, from what this backend's answers said of earlier prompts."""
         return self.prompt_bytes / bytes_per_token + self.pictures * PICTURE_TOKENS
 
+    def turn(self, endpoint: str, way: str) -> Turned | None:
+        """The same in the words of another endpoint; None: as it is. Raises CannotTranslateError."""
+        if way in ("", endpoint):
+            return None
+        if way not in self.turned:
+            self.turned[way] = Turned(endpoint, way, self.fields)
+        return self.turned[way]
+
     def held_output(self, endpoint: str, usual: float) -> float:
         """Tokens that a key must still be allowed to spend on answers: as many as it may get, else `usual` ones."""
-        if endpoint == EMBEDDINGS:
+        if endpoint in WORDLESS:
             return 0.0
         return self.choices * (usual if self.most_output is None else float(self.most_output))
 
@@ -155,24 +185,108 @@ def _embedded(raw: bytes) -> tuple[int, int]:
     return found, size
 
 
-def read_body(body: bytes) -> Asked:
+def read_body(body: bytes, deployment: str | None = None) -> Asked:
     """Take a body apart. Raises BadAskError for what is not a JSON object or names no model."""
-    return Asked(fields_of(body))
+    return Asked(fields_of(body, deployment))
 
 
-def fields_of(body: bytes) -> Fields:
-    """The first half of that, for bodies so large that each half takes its time."""
+def fields_of(body: bytes, deployment: str | None = None) -> Fields:
+    """The first half of that, for bodies so large that each half takes its time.
+
+    `deployment`: the model as the path names it, which goes before the body's, as it does at Azure.
+    """
     try:
         fields = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadAskError(f"the body is not a JSON object: {error}") from None
+    if deployment is not None:
+        fields["model"] = msgspec.Raw(_ENCODER.encode(deployment))
     if "model" not in fields:
         raise BadAskError("the body names no model; GET /v1/models lists them", "model")
     return fields
 
 
+class SentForm(msgspec.Struct, frozen=True):
+    """A form, but for its model: what comes before that name, and what after."""
+
+    before: bytes
+    after: bytes
+
+
+def is_form(content_type: bytes | None) -> bool:
+    """Whether a body of this type is a form with files."""
+    return content_type is not None and content_type[: len(_FORM)].lower() == _FORM
+
+
+def read_form(body: bytes, content_type: bytes, deployment: str | None = None) -> Asked:
+    """Take a form apart (RFC 7578): its texts are its fields, its files are nobody's business here.
+
+    Raises BadAskError for what is no form, or names no model or several.
+    """
+    mark = b"\r\n--" + _boundary(content_type)
+    pieces = (b"\r\n" + body).split(mark, _MOST_PARTS + 1)
+    if len(pieces) < 2 or pieces[-1][:2] != b"--":
+        raise BadAskError(f"the body is not a form of at most {_MOST_PARTS} parts that ends with its boundary")
+    fields: Fields = {}
+    at = len(pieces[0])
+    found: SentForm | None = None
+    for piece in pieces[1:-1]:
+        at += len(mark)
+        head, blank, value = piece.partition(b"\r\n\r\n")
+        told = _part_head(head)
+        name = told.get_param("name", header="content-disposition")
+        if not blank or name is None or not piece.startswith(b"\r\n"):
+            raise BadAskError("a part of the form has no name")
+        name = collapse_rfc2231_value(name)
+        is_file = told.get_filename() is not None
+        if name in fields or (is_file and name == "model"):
+            # Backends would differ in which one they read.
+            raise BadAskError(f"the form names {name[:100]!r} more than once, or as a file", name[:100])
+        if not is_file:
+            fields[name] = _part_value(name, value)
+        if name == "model":
+            start = at + len(head) + len(blank) - 2  # less the line end that was put before the first boundary
+            found = SentForm(body[:start], body[start + len(value) :])
+        at += len(piece)
+    if deployment is not None:
+        fields["model"] = msgspec.Raw(_ENCODER.encode(deployment))
+        part = mark[2:] + b'\r\nContent-Disposition: form-data; name="model"\r\n\r\n'
+        found = found or SentForm(part, b"\r\n" + body)
+    if found is None:
+        raise BadAskError("the form names no model; GET /v1/models lists them", "model")
+    return Asked(fields, found)
+
+
+def _boundary(content_type: bytes) -> bytes:
+    told = Message()
+    told["content-type"] = content_type.decode("latin-1")
+    boundary = told.get_boundary()
+    if not boundary or len(boundary) > 70 or not boundary.isascii():
+        raise BadAskError("the form's Content-Type names no boundary of at most 70 characters")
+    return boundary.encode()
+
+
+def _part_head(head: bytes) -> Message:
+    if len(head) > _LONGEST_PART_HEAD:
+        raise BadAskError(f"a part of the form has more than {_LONGEST_PART_HEAD} bytes of headers")
+    return BytesHeaderParser().parsebytes(head.removeprefix(b"\r\n"))
+
+
+def _part_value(name: str, value: bytes) -> msgspec.Raw:
+    """As JSON: what switches something is a switch there."""
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        raise BadAskError(f"{name[:100]} in the form is no text", name[:100]) from None
+    if name == "stream" and text.lower() in ("true", "false"):
+        return msgspec.Raw(text.lower().encode())
+    return msgspec.Raw(_ENCODER.encode(text))
+
+
 def body_for(asked: Asked, served_model: msgspec.Raw, *, tell_usage: bool) -> bytes:
     """The body for a backend: its own name of the model; with `tell_usage` its stream ends with its usage."""
+    if (form := asked.form) is not None:
+        return form.before + _TEXT.decode(served_model).encode() + form.after
     fields = asked.fields
     fields["model"] = served_model
     if tell_usage:

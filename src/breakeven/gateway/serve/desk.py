@@ -14,13 +14,13 @@ from breakeven.gateway.guard import HedgeBudget
 from breakeven.gateway.keys.entry import KeyEntry, Keys
 from breakeven.gateway.keys.windows import Windows
 from breakeven.gateway.plan.model import GatewayPlan, PolicyPlan
-from breakeven.gateway.route.choose import choose
+from breakeven.gateway.route.choose import NOT_SERVED, choose
 from breakeven.gateway.route.learned import MOST_BYTES, held
 from breakeven.gateway.route.view import Ask, Choice, Speed
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.serve.account import answered, record_of, usd_of
 from breakeven.gateway.serve.arms import Arms
-from breakeven.gateway.serve.ask import Asked, BadAskError, Client, asks, new_ask, read_body
+from breakeven.gateway.serve.ask import FREE, Asked, BadAskError, Client, asks, new_ask, read_body
 from breakeven.gateway.serve.course import Course
 from breakeven.gateway.serve.forward import Forward, say
 from breakeven.gateway.serve.lane import Lane
@@ -37,6 +37,7 @@ from breakeven.gateway.shared.layout import (
     Count,
     Rows,
 )
+from breakeven.gateway.translate.said import CannotTranslateError
 from breakeven.wire.message import Request, Responder
 
 TTFT_HEADER, TPOT_HEADER, USD_HEADER = b"x-breakeven-ttft-ms", b"x-breakeven-tpot-ms", b"x-breakeven-max-usd"
@@ -44,6 +45,7 @@ SESSION_HEADER = b"x-breakeven-session"
 OURS = b"x-breakeven-"
 USUAL_LINE = PolicyPlan(model="", backends=()).queue_size
 """Of a backend that stands in no policy and is reached by its own name alone."""
+_LONGEST_WHY = 200
 NAMED = "named"
 """The policy of a backend's own name: nothing to choose."""
 
@@ -122,7 +124,10 @@ class Desk:
         if self.keys is None:
             return self.anyone
         authorization = request.header(b"authorization")
-        entry = self.keys.find(authorization, request.header(b"x-api-key") if authorization is None else None)
+        bare = None
+        if authorization is None:
+            bare = request.header(b"x-api-key") or request.header(b"api-key")
+        entry = self.keys.find(authorization, bare)
         return None if entry is None else self.clients.get(entry.name)
 
     def is_ready(self) -> bool:
@@ -139,6 +144,8 @@ class Desk:
         """
         try:
             asked = asked or read_body(request.body)
+            if path in FREE:
+                asked.prompt_bytes = asked.pictures = 0
             ttft_ms = tpot_ms = usd = session = None
             if [name for name, _ in request.headers if name.startswith(OURS)]:
                 ttft_ms = asks(TTFT_HEADER, request.header(TTFT_HEADER))
@@ -159,6 +166,9 @@ class Desk:
         if session is not None:
             ask.session = hash_of(session)
         lanes = self.members[asked.model]
+        for lane in lanes:
+            if path in lane.view.translates:
+                _turn(ask, asked, lane.view.way(path))
         choice = choose(policy, ask, [lane.refresh(now_s) for lane in lanes], self.dice)
         spent = None
         if (entry := client.entry) is not None:
@@ -197,7 +207,13 @@ class Desk:
             course.refuse(429, "no backend would keep the time that was asked for; try again", "shed", retry_s=1.0)
         else:
             why = "; ".join(f"{score.backend}: {score.why_not}" for score in choice.scores if score.why_not)
-            course.refuse(503, f"no backend can serve this request ({why[:500]})", "no_backend", retry_s=1.0)
+            told = f"no backend can serve this request ({why[:500]})"
+            if not all(score.why_not.startswith(NOT_SERVED) for score in choice.scores):
+                course.refuse(503, told, "no_backend", retry_s=1.0)
+            elif ask.untranslatable:
+                course.refuse(400, told, "cannot_translate")
+            else:
+                course.refuse(404, told, "endpoint_not_served")
 
     def _new_ask(
         self,
@@ -281,6 +297,15 @@ def hash_of(value: bytes) -> int:
     from zlib import crc32
 
     return crc32(value) or 1
+
+
+def _turn(ask: Ask, asked: Asked, way: str) -> None:
+    """Put it in the words of a backend that speaks another API; what it has no words for is noted."""
+    if way not in ask.untranslatable:
+        try:
+            asked.turn(ask.endpoint, way)
+        except CannotTranslateError as error:
+            ask.untranslatable = {**ask.untranslatable, way: str(error)[:_LONGEST_WHY]}
 
 
 def _dearest(choice: Choice, ask: Ask, output: float, lanes: Sequence[Lane]) -> float:

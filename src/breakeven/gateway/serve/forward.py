@@ -21,6 +21,8 @@ from breakeven.gateway.serve.course import Course
 from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
 from breakeven.gateway.serve.waiting import WaitingLine
+from breakeven.gateway.translate.said import CHAT, AnswerFacts
+from breakeven.gateway.translate.table import WRITERS
 from breakeven.wire.message import Headers, Request, Responder, error_body
 
 JSON = (b"content-type", b"application/json")
@@ -37,6 +39,8 @@ PASSED = frozenset(
     )
 )
 """Request headers that reach a backend. No others do, so no credential, cookie or address of the client's can."""
+BETA = "?beta=true"
+"""The one query that reaches a backend, for the same reason: Anthropic's clients ask for what is new by it."""
 _REASONS = {reason: (b"x-breakeven-reason", reason.encode()) for reason in REASONS}
 
 
@@ -75,6 +79,7 @@ class Forward:
         "home",
         "id",
         "policy",
+        "query",
         "queued_ns",
         "request_body",
         "responder",
@@ -99,6 +104,7 @@ class Forward:
         self.asked, self.ask, self.policy, self.choice = asked, ask, policy, choice
         self.endpoint = ask.endpoint
         self.id = home.new_id()
+        self.query = BETA if request.query and BETA[1:] in request.query.split("&") else ""
         self.arrived_ns = request.received_ns
         self.headers: Headers = [header for header in request.headers if header[0] in PASSED]
         self.request_body = request.body
@@ -244,7 +250,11 @@ class Forward:
         """An error, as an event of its stream where it has a head already."""
         body = error_body(status, message, None, code)
         if self.early:
-            self.responder.write(b"data: " + body + b"\n\n")
+            made = WRITERS.get(self.endpoint)
+            told = b"data: " + body + b"\n\n"
+            if made is not None and self.endpoint != CHAT:
+                told = made({}, AnswerFacts(self.id, int(time.time()), 0)).fail(message)
+            self.responder.write(told)
             self.responder.finish()
             return
         headers = [JSON, *self.told(None)]

@@ -8,23 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from urllib.parse import unquote
 
 import msgspec
 
+from breakeven.gateway.plan.limits import ANY_PAGE
 from breakeven.gateway.plan.model import ENDPOINTS
-from breakeven.gateway.serve.ask import Asked, BadAskError, Client, Fields, fields_of
+from breakeven.gateway.serve.ask import Asked, BadAskError, Client, fields_of, is_form, read_form
 from breakeven.gateway.serve.desk import Desk
 from breakeven.gateway.serve.forward import JSON, say
 from breakeven.gateway.shared.layout import Global
+from breakeven.gateway.translate.table import Fields
 from breakeven.wire.bounds import AT_ONCE, JsonLine, json_refusal
 from breakeven.wire.listen import names_here, sent_from_here
-from breakeven.wire.message import Refused, Request, Responder
+from breakeven.wire.message import Headers, Refused, Request, Responder
 
 MODELS = "/v1/models"
+AZURE, DEPLOYMENTS = "/openai/", "/openai/deployments/"
+FORMS = ("/v1/audio/", "/v1/images/")
+"""Where a body may be a form."""
 READS = "GET, HEAD"
 _MOST_NAMES = 64
 _FOREIGN_NAME = "without keys only this machine may ask, by the name 127.0.0.1 or localhost; `keys:` opens it"
 _FOREIGN_PAGE = "without keys no pages but this machine's may ask; name this one's Origin in `origins:`, or use `keys:`"
+_PREFLIGHT_S = b"600"
+_READABLE = (
+    b"x-request-id, x-breakeven-request-id, x-breakeven-backend, x-breakeven-reason, x-breakeven-ttft-ms, "
+    b"x-breakeven-usd, x-breakeven-alternative, x-breakeven-translated, x-breakeven-left-out, retry-after"
+)
+"""Headers of our answers that a page may read too."""
 
 
 class Front:
@@ -35,13 +47,15 @@ class Front:
         self._endpoints = frozenset(ENDPOINTS)
         self._names: set[bytes | None] = {None}
         """Hosts that were found to name this machine; no browser sends none."""
-        self._origins = frozenset(origin.encode() for origin in desk.plan.origins)
+        self._cors = frozenset(origin.encode() for origin in desk.plan.cors)
+        self._any_page = ANY_PAGE in desk.plan.cors
+        self._origins = frozenset(origin.encode() for origin in desk.plan.origins) | self._cors
         self._depth, self._keys = desk.plan.limits.json_depth, desk.plan.limits.json_keys
         self._large = JsonLine(desk.loop, self._depth, self._keys)
 
     def judge(self, request: Request) -> bool:
         """Whether a body is worth keeping, by the head before it: path, method, key, and without keys who asks."""
-        if request.path not in self._endpoints or request.method != "POST":
+        if request.method != "POST" or _place_of(request.path)[0] not in self._endpoints:
             return False
         if self._desk.keys is None and self._strange(request):
             return False
@@ -50,8 +64,10 @@ class Front:
 
     def handle(self, request: Request, responder: Responder) -> None:
         """The edge's handler."""
-        path = request.path
-        if self._desk.keys is None and self._strange(request):
+        path, deployment = _place_of(request.path)
+        if self._cors and self._is_preflight(request, responder):
+            responder.respond(204, [], b"")
+        elif self._desk.keys is None and self._strange(request):
             say(responder, 403, _FOREIGN_PAGE if names_here(request.header(b"host")) else _FOREIGN_NAME, "forbidden")
         elif path in self._endpoints:
             client = known if isinstance(known := request.known, Client) else self._desk.client_of(request)
@@ -60,9 +76,9 @@ class Front:
             elif request.method != "POST":
                 only(responder, path, "POST")
             else:
-                self._look(request, responder, client)
+                self._look(request, responder, client, path, deployment)
         elif path == MODELS or path.startswith(MODELS + "/"):
-            self._models(request, responder)
+            self._models(request, responder, path)
         elif path in ("/health", "/ready"):
             if request.method not in ("GET", "HEAD"):
                 only(responder, path, READS)
@@ -72,35 +88,80 @@ class Front:
                 ready = self._desk.is_ready()
                 responder.respond(200 if ready else 503, [JSON], b'{"ready":%s}' % (b"true" if ready else b"false"))
         else:
-            say(responder, 404, f"there is no {path[:200]} here; this gateway serves {', '.join(ENDPOINTS)}", None)
+            told = f"there is no {request.path[:200]} here; this gateway serves {', '.join(ENDPOINTS)}"
+            say(responder, 404, told, None)
 
-    def _look(self, request: Request, responder: Responder, client: Client) -> None:
+    def _look(self, request: Request, responder: Responder, client: Client, path: str, deployment: str | None) -> None:
         """A whole body. A large one is seen, taken apart and sent on in rounds of the loop of their own."""
         body = request.body
-        if len(body) > AT_ONCE:
-            self._large.add(body, lambda: responder.gone, partial(self._seen, request, responder, client))
+        kind = request.header(b"content-type")
+        if kind is not None and path.startswith(FORMS) and is_form(kind):
+            _whole(
+                responder,
+                lambda: self._desk.ask(request, responder, client, path, read_form(body, kind, deployment)),
+            )
+        elif len(body) > AT_ONCE:
+            seen = partial(self._seen, request, responder, client, path, deployment)
+            self._large.add(body, lambda: responder.gone, seen)
         elif (refusal := json_refusal(body, self._depth, self._keys)) is not None:
             say(responder, refusal.status, refusal.message, refusal.code)
+        elif deployment is None:
+            self._desk.ask(request, responder, client, path)
         else:
-            self._desk.ask(request, responder, client, request.path)
+            _whole(
+                responder,
+                lambda: self._desk.ask(request, responder, client, path, Asked(fields_of(body, deployment))),
+            )
 
-    def _seen(self, request: Request, responder: Responder, client: Client, refusal: Refused | None) -> None:
+    def _seen(
+        self,
+        request: Request,
+        responder: Responder,
+        client: Client,
+        path: str,
+        deployment: str | None,
+        refusal: Refused | None,
+    ) -> None:
         def work() -> None:
             if refusal is None:
-                fields = fields_of(request.body)
+                fields = fields_of(request.body, deployment)
                 self._desk.loop.call_soon(_whole, responder, lambda: send(fields))
             else:
                 say(responder, refusal.status, refusal.message, refusal.code)
 
         def send(fields: Fields) -> None:
             if not responder.gone:
-                self._desk.ask(request, responder, client, request.path, Asked(fields))
+                self._desk.ask(request, responder, client, path, Asked(fields))
 
         _whole(responder, work)
 
+    def _is_preflight(self, request: Request, responder: Responder) -> bool:
+        """Whether a browser asks what a page may do (CORS); whatever is answered to such a page says that it may."""
+        origin = request.header(b"origin")
+        if origin is None or not (self._any_page or origin.lower() in self._cors):
+            return False
+        shared: Headers = [
+            (b"access-control-allow-origin", origin),
+            (b"vary", b"origin"),
+            (b"access-control-expose-headers", _READABLE),
+        ]
+        responder.also = shared
+        if request.method != "OPTIONS" or request.header(b"access-control-request-method") is None:
+            return False
+        asked = request.header(b"access-control-request-headers")
+        responder.also = [
+            *shared,
+            (b"access-control-allow-methods", b"GET, POST"),
+            (b"access-control-max-age", _PREFLIGHT_S),
+            *([] if asked is None else [(b"access-control-allow-headers", asked)]),
+        ]
+        if request.header(b"access-control-request-private-network") == b"true":
+            responder.also = [*responder.also, (b"access-control-allow-private-network", b"true")]
+        return True
+
     def _strange(self, request: Request) -> bool:
         """Whether no key is asked, and somebody asks whom no such listener serves."""
-        if self._desk.keys is not None or request.known is not None or not request.path.startswith("/v1"):
+        if self._desk.keys is not None or request.known is not None or not request.path.startswith(("/v1", AZURE)):
             return False
         return not self._meant_for_us(request)
 
@@ -114,9 +175,9 @@ class Front:
                 self._names.add(host)
         return sent_from_here(request.header(b"origin"), self._origins)
 
-    def _models(self, request: Request, responder: Responder) -> None:
-        """What this client may ask for: the listing, or one of it."""
-        desk, path = self._desk, request.path
+    def _models(self, request: Request, responder: Responder, path: str) -> None:
+        """What this client may ask for: the listing, or one of it, its name percent-encoded or not."""
+        desk = self._desk
         client = desk.client_of(request)
         if client is None:
             ask_for_key(responder)
@@ -131,11 +192,21 @@ class Front:
             listing = {"object": "list", "data": [_model(name, started) for name in names]}
             responder.respond(200, [JSON], msgspec.json.encode(listing))
             return
-        wanted = path.removeprefix(MODELS + "/")
+        wanted = unquote(path.removeprefix(MODELS + "/"))
         if wanted in names:
             responder.respond(200, [JSON], msgspec.json.encode(_model(wanted, started)))
         else:
             say(responder, 404, f"there is no model {wanted[:200]!r} for you here", "model_not_found")
+
+
+def _place_of(path: str) -> tuple[str, str | None]:
+    """A path as we call it, and the model that Azure's clients name in theirs."""
+    if not path.startswith(AZURE):
+        return path, None
+    if path.startswith(DEPLOYMENTS):
+        name, _, rest = path.removeprefix(DEPLOYMENTS).partition("/")
+        return f"/v1/{rest}", unquote(name)
+    return "/v1/" + path.removeprefix(AZURE).removeprefix("v1/"), None
 
 
 def _whole(responder: Responder, work: Callable[[], None]) -> None:
@@ -155,7 +226,8 @@ def _model(name: str, created: int) -> dict[str, object]:
 
 def ask_for_key(responder: Responder) -> None:
     """Whoever comes without a key of ours hears the same, whatever was wrong with it."""
-    say(responder, 401, "this gateway asks for a key: Authorization: Bearer KEY", "invalid_api_key")
+    message = "this gateway asks for a key: Authorization: Bearer KEY, x-api-key: KEY or api-key: KEY"
+    say(responder, 401, message, "invalid_api_key")
 
 
 def only(responder: Responder, path: str, methods: str) -> None:

@@ -42,6 +42,7 @@ from breakeven.gateway.shared.layout import (
     State,
     UnderWay,
 )
+from breakeven.gateway.translate.table import WAYS, way_to
 from breakeven.wire.client import HttpClient
 
 PLAIN = (b"accept-encoding", b"identity")
@@ -137,6 +138,8 @@ class Lane:
         kept = kept_places(plan.limit, keys)
         self.gate: Gate[Waiter] = Gate(plan.limit, queue_size, kept, held[worker], self._held_elsewhere)
         self.view = view_of(index, plan, speed)
+        ways = ((endpoint, way_to(endpoint, self.view.endpoints)) for endpoint in WAYS)
+        self.view.translates = {endpoint: way for endpoint, way in ways if way not in (None, endpoint)}
         self.bound = bound_of(speed)
         self._load: Any = block.load.mine(worker)
         self._load_at = slot * block.load.columns

@@ -15,6 +15,7 @@ from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.opening import (
     EMPTY,
     SHORT_BYTES,
+    WRITES,
     First,
     Opening,
     Scrub,
@@ -25,6 +26,7 @@ from breakeven.gateway.serve.opening import (
 )
 from breakeven.gateway.serve.tap import UNHEARD, Tap, tap_for
 from breakeven.gateway.serve.waiting import WaitingLine
+from breakeven.gateway.translate.table import TurnedTap, turned_tap
 from breakeven.wire.connection import Exchange
 from breakeven.wire.meaning import AGAINST, ELSEWHERE, Standing, asked_wait_s, error_text, standing
 from breakeven.wire.message import Headers, Responder, Trouble
@@ -44,6 +46,8 @@ class Sender(Protocol):
     asked: Asked
     ask: Ask
     endpoint: str
+    id: str
+    query: str
     headers: Headers
     early: bool
     answer: Leg | None
@@ -64,42 +68,11 @@ class Leg:
     """
 
     __slots__ = (
-        "_alive_ns",
-        "_course",
-        "_failing",
-        "_forward",
-        "_judged",
-        "_length",
-        "_line",
-        "_opening",
-        "_reads_why",
-        "_settled",
-        "_size",
-        "_streams",
-        "ahead",
-        "begun",
-        "exchange",
-        "first_ns",
-        "head",
-        "hedge",
-        "held",
-        "kept",
-        "lane",
-        "last_ns",
-        "nothing",
-        "outcome",
-        "retry_s",
-        "running",
-        "said_ns",
-        "scrub",
-        "single",
-        "spell",
-        "start_ns",
-        "status",
-        "tap",
-        "tpot_factor",
-        "ttft_factor",
-    )
+        "_alive_ns", "_course", "_failing", "_forward", "_judged", "_length", "_line", "_opening", "_reads_why",
+        "_settled", "_size", "_streams", "ahead", "begun", "exchange", "first_ns", "head", "hedge", "held", "kept",
+        "lane", "last_ns", "nothing", "outcome", "retry_s", "running", "said_ns", "scrub", "single", "spell",
+        "start_ns", "status", "tap", "tpot_factor", "ttft_factor", "turned",
+    )  # fmt: skip
 
     def __init__(
         self, forward: Sender, course: Course[Lane, Leg], lane: Lane, line: WaitingLine, *, keep: bool, hedge: bool
@@ -107,7 +80,9 @@ class Leg:
         """Counts itself as under way; `send` follows. `keep`: the answer's text is wanted after its end."""
         self._forward, self._course, self.lane, self._line, self.hedge = forward, course, lane, line, hedge
         asked = forward.asked
-        self.tap: Tap = UNHEARD
+        self.tap: Tap | TurnedTap = UNHEARD
+        self.turned = asked.turn(forward.endpoint, lane.view.way(forward.endpoint))
+        """The request in the words of another API, where this backend does not speak the client's."""
         self.exchange: Exchange | None = None
         self.head: Headers = ()
         self.status = 0
@@ -139,10 +114,14 @@ class Leg:
     def send(self) -> None:
         """Ask the backend."""
         forward, lane = self._forward, self.lane
-        upstream, asked = lane.upstream, forward.asked
+        upstream, asked, turned = lane.upstream, forward.asked, self.turned
         assert upstream is not None
+        if turned is not None:
+            body = turned.body(lane.model_raw)
+            self.exchange = upstream.send(turned.way, turned.headers(forward.headers), body, self)
+            return
         body = body_for(asked, lane.model_raw, tell_usage=asked.streams and forward.endpoint in WANTS_USAGE)
-        self.exchange = upstream.send(forward.endpoint, forward.headers, body, self)
+        self.exchange = upstream.send(forward.endpoint + forward.query, forward.headers, body, self)
 
     # The sink.
 
@@ -166,11 +145,23 @@ class Leg:
         streams = self._streams = status < 300 and (
             EVENTS in kind or (asked.streams and JSON not in kind and HTML not in kind)
         )
-        drops = streams and not asked.wants_usage and asked.streams and self._forward.endpoint in WANTS_USAGE
-        self.tap = tap_for(self._forward.endpoint, coding, streams=streams, drop_usage=drops)
+        forward, turned = self._forward, self.turned
+        endpoint = forward.endpoint if turned is None else turned.way
+        drops = streams and not asked.wants_usage and asked.streams and endpoint in WANTS_USAGE and turned is None
+        tap = tap_for(endpoint, coding, streams=streams, drop_usage=drops)
+        self.tap = tap if turned is None else turned_tap(tap, turned, forward.id, self.ahead, status)
         self._opening = Opening(
-            asked.fields, streams=streams, coded=coding != b"identity", length=self._length, secret=lane.secret
+            asked.fields,
+            streams=streams,
+            coded=coding != b"identity",
+            length=self._length,
+            secret=lane.secret,
+            anything=endpoint not in WRITES,
+            whole=turned is not None,
         )
+        if turned is not None and coding != b"identity" and status < 300:
+            self._course.said_error(self, status, "unable", "packed, so that it cannot be translated")
+            return
         if status == 200 and HTML not in kind:
             return
         if status < 300:
@@ -275,6 +266,8 @@ class Leg:
         if not self.begun and not self._ended():
             return
         self.held += self.tap.rest()
+        if self.single is not None and self.tap.error is not None:
+            self._failing = error_text(self.tap.error)
         if self.tap.half and not self._failing:
             self._course.trouble(self, "cut", "the stream ends within an event")
             return
@@ -332,9 +325,13 @@ class Leg:
             headers = [header for header in self.head if header[0] not in KEPT_BACK]
             if not self._streams and self._length >= 0:
                 headers.append((b"content-length", b"%d" % self._length))
-            headers.extend(forward.told(self.lane))
+            headers.extend(self._told())
             forward.responder.start(self.status, headers)
         return data
+
+    def _told(self) -> list[tuple[bytes, bytes]]:
+        """What the client is told of the decision."""
+        return self._forward.told(self.lane) + ([] if self.turned is None else self.turned.told())
 
     # What the course has done.
 
@@ -343,7 +340,9 @@ class Leg:
         forward = self._forward
         if self.single is not None:
             headers = [header for header in self.head if header[0] not in KEPT_BACK]
-            forward.responder.respond(self.status, headers + forward.told(self.lane), self.single)
+            # What could not be translated is no answer, whatever it was called.
+            status = 502 if self._failing else self.status
+            forward.responder.respond(status, headers + self._told(), self.single + self.held)
             return
         if held := self.held:
             self._write(held)

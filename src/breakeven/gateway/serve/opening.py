@@ -24,6 +24,10 @@ SHORT_BYTES = 16 * 1024
 """An answer in one piece up to here is held until it is whole."""
 _USUAL = (b'"choices":[{', b'"choices": [{')
 """Of nearly every answer in one piece; what has neither is looked at more closely."""
+WRITES = frozenset(
+    ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/rerank")
+)
+"""Endpoints of whose answers `wire.meaning` knows what they say; of others any is one that is no error."""
 First = Literal["", "content", "declined", "error", "empty", "none"]
 """What an answer says first.
 
@@ -35,7 +39,10 @@ backend. empty: it ends properly without content. none: nothing at all.
 class Opening:
     """The beginning of one answer. `status`, `stands`, `message`: of the error that it is."""
 
-    __slots__ = ("_coded", "_cutter", "_fields", "_length", "_parts", "_secret", "_size", "message", "stands", "status")
+    __slots__ = (
+        "_any", "_coded", "_cutter", "_fields", "_length", "_parts", "_secret", "_size", "_whole", "message", "stands",
+        "status",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -45,12 +52,16 @@ class Opening:
         coded: bool = False,
         length: int = -1,
         secret: bytes = b"",
+        anything: bool = False,
+        whole: bool = False,
     ) -> None:
         """`fields` of its request, raw. `coded`: it is compressed, so that any byte is content.
 
-        `length`: of a body in one piece, as far as its head says. `secret`: kept out of messages.
+        `length`: of a body in one piece, as far as its head says. `secret`: kept out of messages. `anything`: whatever
+        it says is an answer but an error: sound, a picture, a count. `whole`: one in one piece is held to its end.
         """
         self._fields, self._length, self._coded, self._secret = fields, length, coded, secret
+        self._any, self._whole = anything, whole
         self._cutter = SseCutter(MOST_HELD) if streams else None
         self._parts: list[bytes] = []
         self._size = 0
@@ -67,7 +78,7 @@ class Opening:
         if cutter is None:
             # One write for an answer that came at once, when its end is known to be good.
             at_once = len(self._parts) == 1 and self._size == self._length
-            return "" if self._size <= SHORT_BYTES or at_once else "content"
+            return "" if self._size <= SHORT_BYTES or at_once or self._whole else "content"
         for raw in cutter.feed(data):
             if first := self._event(*fields_of(raw)):
                 return first
@@ -79,7 +90,7 @@ class Opening:
             # Some servers leave the last empty line out.
             if first := self._event(*fields_of(self._cutter.rest() + b"\n\n")):
                 return first
-        elif self._size > SHORT_BYTES:
+        elif self._size > SHORT_BYTES and not self._whole:
             return "content"
         body = b"".join(self._parts)
         # A document in place of a stream is an answer all the same, where no type said that it would be one.
@@ -90,7 +101,7 @@ class Opening:
         kind = body_kind(body)
         if kind == "error":
             return self._error(body)
-        return "content" if kind == "content" else "none"
+        return "content" if kind == "content" or (self._any and body.strip()) else "none"
 
     def data(self) -> bytes:
         """All that came, which is held no more."""
@@ -104,6 +115,8 @@ class Opening:
             return "content"
         if kind == "error":
             return self._error(data or b"")
+        if self._any and kind not in ("ping", "done"):
+            return "content"
         if kind == "finish":
             # A filter's word is an answer, and would be given anywhere.
             return "declined" if data and b"content_filter" in data else "empty"

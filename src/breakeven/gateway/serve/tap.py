@@ -311,7 +311,7 @@ class WholeTap:
             UsageScan(self.counted).feed(body)
             return b""
         if not self.counted.add(answer.usage):
-            self._text = parts_bytes(answer.choices, answer.content, answer.output)
+            self._text = parts_bytes(answer.choices, answer.content, answer.output, answer.text)
         self.finish = answer.finish
         return b""
 

@@ -17,7 +17,10 @@ MOST_TOKENS = 10**8
 BYTES_PER_TOKEN = 2
 """Of text that nobody counted. English has four or five, but a key must not be charged less than it got."""
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-ENDS = ("message_stop", "response.completed", "response.incomplete", "response.failed")
+ENDS = (
+    *("message_stop", "response.completed", "response.incomplete", "response.failed", "transcript.text.done"),
+    *("speech.audio.done", "image_generation.completed", "image_edit.completed"),
+)
 """Types of events by which a stream says that it ends as it should."""
 _DEEPEST = 8
 _MUTE = frozenset(
@@ -165,6 +168,7 @@ class WholeBody(_Holder):
 
     choices: msgspec.Raw = msgspec.Raw()
     content: msgspec.Raw = msgspec.Raw()
+    text: msgspec.Raw = msgspec.Raw()
     stop_reason: Any = None
     status: Any = None
 

@@ -1,0 +1,1 @@
+"""One API's requests, answers and streams in the words of another."""

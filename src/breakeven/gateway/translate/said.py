@@ -1,0 +1,328 @@
+"""What an answer says, whatever API it came in: the one form between readers of a backend's and writers of a client's.
+
+A whole answer is an `AnswerSaid`; of a stream each event gives `AnswerPart`s, and an `AnswerSaid` has what holds for
+all of them. Readers know the backends' two forms (chat completions, Anthropic's messages), `StreamTurner` goes through
+a stream with one of them. Counts are not read here: the gateway counts them from the same bytes as of every answer
+(`serve.tap`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import repeat
+from typing import Any, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from breakeven.wire.meaning import error_text, is_ping, mended
+from breakeven.wire.sse import MAX_EVENT_BYTES, SseParser
+
+Json = dict[str, Any]
+"""An object of JSON, taken apart."""
+CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
+PartKind = Literal["thought", "text", "refusal", "call"]
+_FINISHES = {
+    "stop": "stop", "length": "length", "tool_calls": "calls", "function_call": "calls", "content_filter": "filter",
+    "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "calls", "refusal": "filter",
+    "model_context_window_exceeded": "length", "pause_turn": "stop",
+}  # fmt: skip
+"""Why an answer ends, in the words of both APIs, and in ours."""
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
+decode, encode = msgspec.json.Decoder().decode, msgspec.json.Encoder().encode
+
+
+class CannotTranslateError(Exception):
+    """What one API says and the other has no words for; the text begins with its name."""
+
+
+def shown(value: object) -> str:
+    """A value behind its name, where it is a word: what else a client writes stands in no message and no log."""
+    return f" {value!r}" if isinstance(value, str) and _WORD.fullmatch(value) else ""
+
+
+class Counts(NamedTuple):
+    """Tokens of one request, as its backend counted them, else as they were estimated. `cached`: of the prompt's."""
+
+    prompt: int
+    cached: int | None
+    output: int
+
+
+class AnswerFacts(NamedTuple):
+    """What an answer is made with beside what its backend says: an id, Unix time, a guess at the prompt's tokens."""
+
+    ident: str
+    unix_s: int
+    prompt: int
+
+
+class AnswerPart(msgspec.Struct, gc=False):
+    """A piece of an answer. Of a call, `text` are the arguments, as JSON; `at` tells calls of one answer apart."""
+
+    kind: PartKind
+    text: str = ""
+    id: str = ""
+    name: str = ""
+    at: int = 0
+
+
+class AnswerSaid(msgspec.Struct):
+    """One answer. `finish`: stop, length, calls or filter, empty while it goes on. `stop`: the sequence that did it."""
+
+    parts: list[AnswerPart] = msgspec.field(default_factory=list)
+    finish: str = ""
+    stop: str | None = None
+    ident: str = ""
+    model: str = ""
+    created: int = 0
+
+
+class Writer(Protocol):
+    """An answer in a client's words. Made for one request."""
+
+    def whole(self, said: AnswerSaid, counts: Counts) -> Json:
+        """In one piece. Raises CannotTranslateError."""
+
+    def begin(self, said: AnswerSaid) -> bytes:
+        """The first events of a stream."""
+
+    def part(self, part: AnswerPart) -> bytes:
+        """The events of what comes next; empty where nothing can be said yet."""
+
+    def end(self, said: AnswerSaid, counts: Counts) -> bytes:
+        """The last events of a stream that ends as it should."""
+
+    def fail(self, message: str) -> bytes:
+        """The last event of one that does not."""
+
+    def error(self, status: int, message: str) -> bytes:
+        """A body that says so in place of an answer."""
+
+
+class _ToldError(CannotTranslateError):
+    """The backend says that it failed."""
+
+
+def read_chat(body: bytes) -> AnswerSaid:
+    """A chat completion. Raises CannotTranslateError for what is none."""
+    answer, said = _object(body), AnswerSaid()
+    _facts(answer, said)
+    choice = _first(answer.get("choices"))
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise CannotTranslateError("choices of the backend's answer: no message in the first one")
+    said.parts = _parts(message)
+    _finish(choice, said)
+    said.finish = said.finish or "stop"
+    return said
+
+
+def chat_event(data: bytes, said: AnswerSaid) -> list[AnswerPart]:
+    """What an event of a stream of chat completions brings."""
+    event = _event(data)
+    _facts(event, said)
+    choice = _first(event.get("choices"))
+    if not choice:
+        return []
+    delta = choice.get("delta") or choice.get("message")
+    parts = _parts(delta) if isinstance(delta, dict) else []
+    _finish(choice, said)
+    return parts
+
+
+def read_message(body: bytes) -> AnswerSaid:
+    """One of Anthropic's messages. Raises CannotTranslateError for what is none."""
+    answer, said = _object(body), AnswerSaid()
+    content = answer.get("content")
+    if not isinstance(content, list):
+        raise CannotTranslateError("content of the backend's answer: none")
+    _facts(answer, said)
+    said.parts = [part for at, block in enumerate(content) if (part := _block(block, at, whole=True)) is not None]
+    _stopped(answer, said)
+    said.finish = said.finish or "stop"
+    return said
+
+
+def message_event(data: bytes, said: AnswerSaid) -> list[AnswerPart]:
+    """What an event of a stream of messages brings."""
+    event = _event(data)
+    kind, at = event.get("type"), event.get("index")
+    at = at if isinstance(at, int) else 0
+    if kind == "message_start" and isinstance(message := event.get("message"), dict):
+        _facts(message, said)
+    elif kind == "content_block_start":
+        part = _block(event.get("content_block"), at, whole=False)
+        return [] if part is None or (part.kind != "call" and not part.text) else [part]
+    elif kind == "content_block_delta" and isinstance(delta := event.get("delta"), dict):
+        for name, brings in (("text", "text"), ("thinking", "thought"), ("partial_json", "call")):
+            if isinstance(text := delta.get(name), str) and text:
+                return [AnswerPart(brings, text, at=at)]  # type: ignore[arg-type]  # three of the four kinds
+    elif kind == "message_delta" and isinstance(delta := event.get("delta"), dict):
+        _stopped(delta, said)
+    return []
+
+
+class Reads(NamedTuple):
+    """How a backend's answers are read: in one piece, and an event of a stream."""
+
+    whole: Callable[[bytes], AnswerSaid]
+    event: Callable[[bytes, AnswerSaid], list[AnswerPart]]
+
+
+READERS: dict[str, Reads] = {CHAT: Reads(read_chat, chat_event), MESSAGES: Reads(read_message, message_event)}
+
+
+class StreamTurner:
+    """A backend's stream in, a client's out. `error`: why it broke off, in words; nothing follows then."""
+
+    __slots__ = ("_begun", "_parser", "_read", "_said", "_writer", "error")
+
+    def __init__(self, read: Callable[[bytes, AnswerSaid], list[AnswerPart]], writer: Writer) -> None:
+        self._read, self._writer = read, writer
+        self._parser = SseParser(MAX_EVENT_BYTES)
+        self._said = AnswerSaid()
+        self._begun = False
+        self.error = ""
+
+    def feed(self, data: bytes) -> bytes:
+        """The next bytes of the backend; never raises."""
+        if self.error:
+            return b""
+        out: list[bytes] = []
+        try:
+            events = self._parser.feed(data)
+            for event, name in zip(events, self._parser.names or repeat(b""), strict=False):
+                self._take(event, name, out)
+        except _ToldError as told:
+            self._fail(str(told), out)
+        except (*UNREADABLE, ValueError, TypeError, AttributeError):
+            self._fail("the backend sent an event that cannot be read", out)
+        return b"".join(out)
+
+    def end(self, counts: Counts) -> bytes:
+        """Nothing follows. A stream without a reason for its end gets none here either."""
+        out = [self.feed(b"\n\n")]  # some servers leave the last empty line out
+        if not self.error and self._said.finish:
+            self._begin(out)
+            out.append(self._writer.end(self._said, counts))
+        return b"".join(out)
+
+    def _take(self, event: bytes, name: bytes, out: list[bytes]) -> None:
+        if event.strip() == b"[DONE]":
+            self._said.finish = self._said.finish or "stop"
+            return
+        if is_ping(event, name):
+            return
+        if name == b"error":
+            raise _ToldError(error_text(event))
+        parts = self._read(event, self._said)
+        self._begin(out)
+        out.extend(self._writer.part(part) for part in parts)
+
+    def _begin(self, out: list[bytes]) -> None:
+        if not self._begun:
+            self._begun = True
+            out.append(self._writer.begin(self._said))
+
+    def _fail(self, message: str, out: list[bytes]) -> None:
+        self.error = message or "the backend failed"
+        self._begin(out)
+        out.append(self._writer.fail(self.error))
+
+
+# What both readers have in common.
+
+
+def _object(body: bytes) -> Json:
+    try:
+        found = decode(mended(body))
+    except UNREADABLE:
+        found = None
+    if not isinstance(found, dict):
+        raise CannotTranslateError("the backend's answer: no JSON object")
+    return found
+
+
+def _event(data: bytes) -> Json:
+    found: Any = decode(mended(data))
+    if not isinstance(found, dict):
+        raise ValueError("no object")
+    if found.get("error") or found.get("type") == "error" or found.get("object") == "error":
+        raise _ToldError(error_text(data))
+    return found
+
+
+def _facts(answer: Json, said: AnswerSaid) -> None:
+    ident, model, created = answer.get("id"), answer.get("model"), answer.get("created")
+    if isinstance(ident, str):
+        said.ident = ident.removeprefix("chatcmpl-").removeprefix("msg_") or said.ident
+    if isinstance(model, str):
+        said.model = model or said.model
+    if isinstance(created, int):
+        said.created = created or said.created
+
+
+def _first(choices: Any) -> Json:
+    found = choices[0] if isinstance(choices, list) and choices else None
+    return found if isinstance(found, dict) else {}
+
+
+def _finish(choice: Json, said: AnswerSaid) -> None:
+    reason, stop = choice.get("finish_reason"), choice.get("stop_reason")
+    if isinstance(reason, str) and reason:
+        if reason == "error":
+            raise _ToldError("the backend broke the answer off")
+        said.finish = _FINISHES.get(reason, "stop")
+    if isinstance(stop, str):  # vLLM tells the sequence
+        said.stop = stop
+
+
+def _stopped(answer: Json, said: AnswerSaid) -> None:
+    reason, stop = answer.get("stop_reason"), answer.get("stop_sequence")
+    if isinstance(reason, str) and reason:
+        said.finish = _FINISHES.get(reason, "stop")
+    if isinstance(stop, str):
+        said.stop = stop
+
+
+def _parts(message: Json) -> list[AnswerPart]:
+    """What a message or a delta of chat brings, reasoning first."""
+    found: list[AnswerPart] = []
+    thought = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
+    if isinstance(thought, str) and thought:
+        found.append(AnswerPart("thought", thought))
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(str(one.get("text") or "") for one in content if isinstance(one, dict))
+    if isinstance(content, str) and content:
+        found.append(AnswerPart("text", content))
+    refusal = message.get("refusal")
+    if isinstance(refusal, str) and refusal:
+        found.append(AnswerPart("refusal", refusal))
+    calls = message.get("tool_calls")
+    for place, call in enumerate(calls if isinstance(calls, list) else ()):
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict):
+            at = call.get("index")
+            given = function.get("arguments")
+            text = given if isinstance(given, str) else "" if given is None else encode(given).decode()
+            at = at if isinstance(at, int) else place
+            found.append(AnswerPart("call", text, str(call.get("id") or ""), str(function.get("name") or ""), at))
+    return found
+
+
+def _block(block: Any, at: int, *, whole: bool) -> AnswerPart | None:
+    """A block of a message. Its beginning, in a stream, holds nothing yet."""
+    if not isinstance(block, dict):
+        return None
+    kind = block.get("type")
+    if kind == "text":
+        return AnswerPart("text", str(block.get("text") or ""), at=at)
+    if kind == "thinking":
+        return AnswerPart("thought", str(block.get("thinking") or ""), at=at)
+    if kind == "tool_use":
+        given = encode(block.get("input") or {}).decode() if whole else ""
+        return AnswerPart("call", given, str(block.get("id") or ""), str(block.get("name") or ""), at)
+    return None

@@ -1,0 +1,195 @@
+"""Which API a backend is asked in, and the request, the answer and the stream of that way.
+
+    way_to(endpoint, serves)            the backend's endpoint for a client's; None: it cannot be asked
+    Turned(endpoint, way, fields)       the request in the words of `way`, and whoever writes the answers
+    TurnedTap(tap, turned, facts)       bytes of the backend in, bytes for the client out, counted in between
+
+Chat completions stand in the middle: a request goes to them and, for a backend that has messages alone, on from there.
+A new API is one entry in each of the four tables.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+
+import msgspec
+
+from breakeven.errors import printable
+from breakeven.gateway.serve.opening import error_status
+from breakeven.gateway.serve.tap import StreamTap, Tap
+from breakeven.gateway.serve.usage import Counted
+from breakeven.gateway.translate.chat import ChatWriter, chat_to_messages
+from breakeven.gateway.translate.messages_asked import messages_to_chat
+from breakeven.gateway.translate.messages_told import MessageWriter
+from breakeven.gateway.translate.responses_asked import responses_to_chat
+from breakeven.gateway.translate.responses_told import ResponseWriter
+from breakeven.gateway.translate.said import (
+    CHAT,
+    MESSAGES,
+    READERS,
+    RESPONSES,
+    UNREADABLE,
+    AnswerFacts,
+    CannotTranslateError,
+    Counts,
+    Json,
+    StreamTurner,
+    Writer,
+    decode,
+    encode,
+)
+from breakeven.wire.meaning import body_kind, error_text
+from breakeven.wire.message import Headers, error_body
+
+Fields = dict[str, msgspec.Raw]
+Asks = Callable[[Json, list[str]], Json]
+TO_CHAT: dict[str, Asks] = {MESSAGES: messages_to_chat, RESPONSES: responses_to_chat}
+FROM_CHAT: dict[str, Asks] = {MESSAGES: chat_to_messages}
+WRITERS: dict[str, Callable[[Json, AnswerFacts], Writer]] = {
+    CHAT: ChatWriter,
+    MESSAGES: MessageWriter,
+    RESPONSES: ResponseWriter,
+}
+HEADERS: dict[str, Headers] = {MESSAGES: [(b"anthropic-version", b"2023-06-01")]}
+"""What a backend of this API wants to be told with each request."""
+WAYS = {CHAT: (MESSAGES,), MESSAGES: (CHAT,), RESPONSES: (CHAT, MESSAGES)}
+"""By which APIs a client's may be served, the better one first."""
+
+
+def way_to(endpoint: str, serves: Collection[str]) -> str | None:
+    """`endpoint` itself where a backend `serves` it, else that by which it is asked; None: neither."""
+    if endpoint in serves:
+        return endpoint
+    return next((way for way in WAYS.get(endpoint, ()) if way in serves), None)
+
+
+class Turned:
+    """A request in the words of another API. `left`: names of what had to be left out, for the client to hear."""
+
+    __slots__ = ("_asked", "_made", "endpoint", "left", "way")
+
+    def __init__(self, endpoint: str, way: str, fields: Fields) -> None:
+        """Raises CannotTranslateError, which names what the other API has no words for."""
+        self.endpoint, self.way = endpoint, way
+        left: list[str] = []
+        try:
+            self._asked: Json = {name: decode(raw) for name, raw in fields.items()}
+        except UNREADABLE as error:
+            raise CannotTranslateError(f"the body: {error}") from None
+        try:
+            made = TO_CHAT[endpoint](self._asked, left) if endpoint != CHAT else self._asked
+            if way != CHAT:
+                made = FROM_CHAT[way](made, left)
+        except (TypeError, ValueError, LookupError, AttributeError):
+            # As deep as it is read; a backend that speaks this API would say more of it.
+            raise CannotTranslateError("a field of a type that it cannot have") from None
+        if way == CHAT and self._asked.get("stream"):
+            made["stream_options"] = {"include_usage": True}
+        self._made = made
+        self.left = tuple(dict.fromkeys(left))
+
+    def body(self, served_model: msgspec.Raw) -> bytes:
+        """For a backend that calls the model so."""
+        return encode({"model": served_model, **self._made})
+
+    def headers(self, given: Headers) -> Headers:
+        """Those that its API wants beside the client's."""
+        wanted = HEADERS.get(self.way, ())
+        there = {name for name, _ in given}
+        return [*given, *(pair for pair in wanted if pair[0] not in there)]
+
+    def told(self) -> list[tuple[bytes, bytes]]:
+        """What the client is told of it."""
+        told = [(b"x-breakeven-translated", self.way.encode())]
+        if self.left:
+            names = printable(", ".join(self.left)[:400])
+            told.append((b"x-breakeven-left-out", names.encode("ascii", "replace")))
+        return told
+
+    def writer(self, facts: AnswerFacts) -> Writer:
+        """For one answer."""
+        return WRITERS[self.endpoint](self._asked, facts)
+
+
+def turned_tap(tap: Tap, turned: Turned, ident: str, prompt: int, status: int) -> TurnedTap:
+    """`tap`, and translation behind it. `prompt`: its tokens as they are guessed; `status`: of the answer."""
+    return TurnedTap(tap, turned, AnswerFacts(ident, int(time.time()), prompt), status)
+
+
+class TurnedTap:
+    """A tap that reads a backend's bytes and passes them on in the client's words.
+
+    What an answer took is counted of the backend's own words. An answer in one piece is held to its end.
+    """
+
+    __slots__ = ("_facts", "_failure", "_held", "_status", "_stream", "_tap", "_turned", "_writer")
+
+    def __init__(self, tap: Tap, turned: Turned, facts: AnswerFacts, status: int) -> None:
+        """`tap`: for the backend's endpoint. `status`: of the answer."""
+        self._tap, self._turned, self._facts, self._status = tap, turned, facts, status
+        self._writer = turned.writer(facts)
+        streams = isinstance(tap, StreamTap)
+        self._stream = StreamTurner(READERS[turned.way].event, self._writer) if streams else None
+        self._held: list[bytes] = []
+        self._failure: bytes | None = None
+
+    @property
+    def counted(self) -> Counted:
+        """What the backend counted."""
+        return self._tap.counted
+
+    @property
+    def events(self) -> int:
+        """Those with output."""
+        return self._tap.events
+
+    @property
+    def finish(self) -> str:
+        """The reason it gave."""
+        return self._tap.finish
+
+    @property
+    def output_tokens(self) -> int:
+        """As counted, as seen, or as estimated, whichever is more."""
+        return self._tap.output_tokens
+
+    @property
+    def half(self) -> bool:
+        """It ended within an event."""
+        return self._tap.half
+
+    @property
+    def error(self) -> bytes | None:
+        """What the backend said of its failure, else why it could not be translated."""
+        return self._tap.error or self._failure
+
+    def feed(self, data: bytes) -> bytes:
+        """Bytes from the backend in, bytes for the client out."""
+        data = self._tap.feed(data)
+        if self._stream is None:
+            self._held.append(data)
+            return b""
+        out = self._stream.feed(data)
+        if self._stream.error:
+            self._failure = error_body(500, self._stream.error)
+        return out
+
+    def rest(self) -> bytes:
+        """All that is left for the client, once the backend has ended."""
+        self._tap.rest()
+        counted = self._tap.counted
+        prompt = self._facts.prompt if counted.prompt_tokens is None else counted.prompt_tokens
+        counts = Counts(prompt, counted.cached_tokens, self._tap.output_tokens)
+        if self._stream is not None:
+            return self._stream.end(counts)
+        body, self._held = b"".join(self._held), []
+        if self._status >= 400 or body_kind(body) == "error":
+            status = self._status if self._status >= 400 else error_status(body)
+            return self._writer.error(status, error_text(body))
+        try:
+            said = READERS[self._turned.way].whole(body)
+            return encode(self._writer.whole(said, counts))
+        except CannotTranslateError as error:
+            self._failure = error_body(500, f"the answer cannot be translated: {error}")
+            return self._writer.error(502, f"the answer cannot be translated: {error}")

@@ -1,0 +1,513 @@
+"""Clients as they are: Azure's paths, packed bodies, browsers, forms, Claude Code and Codex before a chat server."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway_property_fixtures import CHAT, Gateway, backend, gateway, refused, until
+
+from breakeven.gateway.keys import store
+from breakeven.gateway.plan.limits import Limits
+from breakeven.gateway.serve.ask import BadAskError, body_for, read_form
+from breakeven.wire.behaviours import whole
+from breakeven.wire.bounds import HeldBodies
+from breakeven.wire.completions import ScriptedRequest
+from breakeven.wire.message import CODINGS, Refused, Unpacker
+from breakeven.wire.reader import Reader
+from breakeven.wire.scripted import ScriptedServer, Step
+from breakeven.wire.sse import event, events_of
+
+BODY = b'{"model": "b", "messages": []}'
+MESSAGES, RESPONSES, COUNT = "/v1/messages", "/v1/responses", "/v1/messages/count_tokens"
+PAGE, OTHER = "https://chat.example.org", "https://evil.example"
+
+
+def step(question: ScriptedRequest) -> Step:
+    """A chat server that thinks, speaks, and calls a tool where it is given one; it refuses what is too long."""
+    if not question.path.endswith("/chat/completions"):
+        return None
+    asked = question.fields
+    if asked.get("max_tokens") == 77:
+        return whole(b'{"error": {"message": "too long", "code": 400}}', status=400)
+    if asked.get("max_tokens") == 78:
+        return whole(b'{"error": {"message": "no memory"}}', status=500)
+    if asked.get("max_tokens") == 79:
+        return whole(b'{"choices": [{"text": "x"}]}')
+    calls = (
+        [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}]
+        if asked.get("tools")
+        else []
+    )
+    message: dict[str, Any] = {"role": "assistant", "content": "Hello", "reasoning_content": "hm"}
+    finish = "tool_calls" if calls else "stop"
+    usage = {"prompt_tokens": 20, "completion_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}
+    top = {"id": "chatcmpl-7", "created": 5, "model": "served"}
+    if not question.stream:
+        choice = {
+            "index": 0,
+            "message": {**message, **({"tool_calls": calls} if calls else {})},
+            "finish_reason": finish,
+        }
+        return whole(json.dumps({**top, "choices": [choice], "usage": usage}).encode())
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, {"reasoning_content": "hm"}]
+    deltas += [{"content": "Hel"}, {"content": "lo"}]
+    deltas += [{"tool_calls": [{**call, "index": at}]} for at, call in enumerate(calls)]
+    events = [{**top, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    events.append({**top, "choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
+    if asked.get("stream_options", {}).get("include_usage"):
+        events.append({**top, "choices": [], "usage": usage})
+    made = b"".join(event(json.dumps(one).encode()) for one in events) + event(b"[DONE]")
+    return whole(made, kind="text/event-stream")
+
+
+World = tuple[Gateway, ScriptedServer, str]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A chat server, one with everything, and a key."""
+    directory: Path = tmp_path_factory.mktemp("clients")
+    secret = store.create(directory / "keys.json", "anna")
+    with ScriptedServer(step) as chat, ScriptedServer("ok") as full:
+        plan = {
+            "keys": "keys.json",
+            "cors": [PAGE, "app://obsidian.md"],
+            "backends": [
+                backend("chat", chat.url, endpoints=["/v1/chat/completions"], served_model="served"),
+                backend("b", full.url),
+                backend("claude", full.url, endpoints=["/v1/messages"]),
+                backend("vectors", full.url, endpoints=["/v1/embeddings"]),
+            ],
+            "policies": [
+                {"model": "vendor/chat-large:v2", "backends": ["b"]},
+                {"model": "either", "backends": ["chat", "b"], "policy": "weighted", "weights": {"chat": 9, "b": 1}},
+            ],
+        }
+        with gateway(directory, plan) as running:
+            yield running, chat, secret
+
+
+def ask(world: World, body: object, path: str = CHAT, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    running, _, secret = world
+    return running.ask(body, {name.replace("_", "-"): value for name, value in headers.items()}, path=path, key=secret)
+
+
+def record(world: World, told: dict[str, str]) -> dict[str, Any]:
+    """The log's line of an answer."""
+    ident = told["x-breakeven-request-id"]
+    until(lambda: any(one["id"] == ident for one in world[0].records()), "its record")
+    return next(one for one in world[0].records() if one["id"] == ident)
+
+
+# Names and paths.
+
+
+@pytest.mark.parametrize("name", ["vendor/chat-large:v2", "vendor%2Fchat-large:v2", "vendor%2fchat-large%3Av2"])
+def test_a_models_name_is_found_encoded_or_not(world: World, name: str) -> None:
+    status, _, answer = ask(world, None, f"/v1/models/{name}")
+    assert (status, json.loads(answer)["id"]) == (200, "vendor/chat-large:v2")
+    assert ask(world, None, f"/openai/models/{name}")[0] == 200
+    assert ask(world, None, "/v1/models/vendor%252Fchat-large:v2")[0] == 404
+
+
+def test_azures_deployment_is_the_model(world: World) -> None:
+    running, _, secret = world
+    for name in ("b", "vendor%2Fchat-large%3Av2"):
+        path = f"/openai/deployments/{name}/chat/completions?api-version=2024-10-21"
+        for body in (b'{"messages": []}', b'{"model": "nobody", "messages": []}'):
+            status, told, _ = running.ask(body, {"api-key": secret}, path=path)
+            assert (status, told["x-breakeven-backend"]) == (200, "b")
+    large = json.dumps({"messages": [{"role": "user", "content": "x" * 100_000}]}).encode()
+    assert running.ask(large, {"api-key": secret}, path="/openai/deployments/b/chat/completions")[0] == 200
+    assert running.ask(large[:-1], {"api-key": secret}, path="/openai/deployments/b/chat/completions")[0] == 400
+
+
+# Packed bodies.
+
+
+@pytest.mark.parametrize(
+    ("coding", "pack"), [("gzip", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+def test_a_packed_body_is_unpacked(world: World, coding: str, pack: Any) -> None:
+    large = json.dumps({"model": "b", "messages": [], "x": "y" * 200_000, "chaos_id": coding}).encode()
+    for body in (BODY, large):
+        assert ask(world, pack(body), content_encoding=coding)[0] == 200
+    assert ask(world, BODY, content_encoding="identity")[0] == 200
+    assert ask(world, b"", content_encoding=coding)[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "status"),
+    [
+        ("br", BODY, 415),
+        ("gzip, gzip", gzip.compress(gzip.compress(BODY)), 415),
+        ("gzip", BODY, 400),
+        ("gzip", gzip.compress(BODY)[:-4], 400),
+        ("gzip", gzip.compress(b" " * 40_000_000), 413),
+        ("gzip", gzip.compress(BODY) * 100, 400),
+    ],
+)
+def test_what_cannot_be_unpacked_is_refused(world: World, coding: str, body: bytes, status: int) -> None:
+    found, _, answer = ask(world, body, content_encoding=coding)
+    assert found == status, answer
+    assert json.loads(answer)["error"]["code"] in ("content_encoding", "body_too_large")
+
+
+def test_an_unknown_coding_is_named_with_those_that_are_read(world: World) -> None:
+    said = json.loads(ask(world, BODY, content_encoding="br")[2])["error"]["message"]
+    assert "'br'" in said
+    assert "gzip" in said
+
+
+def test_what_a_body_holds_is_what_counts() -> None:
+    """Not what came: a packed body takes as much of what all bodies may hold as it would unpacked."""
+    held = HeldBodies(10**9)
+    reader = Reader(Limits(), "peer", held, lambda _: True)
+    packed = gzip.compress(bytes(range(256)) * 4096)
+    head = b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(packed)
+    for at in range(0, len(packed), 7):
+        reader.feed((head if not at else b"") + packed[at : at + 7])
+    request = reader.ahead[0][0]
+    assert reader.failure is None
+    assert request.body == bytes(range(256)) * 4096
+    assert held.held == 2**20
+    assert request.header(b"content-encoding") is None
+
+
+def test_a_body_that_grows_a_thousandfold_is_none() -> None:
+    packed = gzip.compress(b" " * 20_000_000)
+    unpacker = Unpacker(b"gzip", 32 * 2**20)
+    with pytest.raises(Refused, match="64 times its bytes"):
+        unpacker.feed(packed)
+    with pytest.raises(Refused, match="more than the 1000 bytes"):
+        Unpacker(b"gzip", 1000).feed(gzip.compress(b"x" * 1001))
+    assert Unpacker(b"gzip", 1000).feed(gzip.compress(b"x" * 1000)) == b"x" * 1000
+
+
+def test_zstd_where_this_python_has_it() -> None:
+    if b"zstd" not in CODINGS:
+        with pytest.raises(Refused, match="'zstd' is not read here") as refusal:
+            Unpacker(b"zstd", 1000)
+        assert refusal.value.status == 415
+        return
+    from compression import zstd  # type: ignore[import-not-found]
+
+    assert Unpacker(b"zstd", 1000).feed(zstd.compress(BODY)) == BODY
+
+
+# Browsers.
+
+
+def test_a_page_that_is_named_may_ask_and_read(world: World) -> None:
+    running, _, secret = world
+    wanted = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    for page in (PAGE, "app://obsidian.md", PAGE.upper()):
+        status, told, answer = running.ask(None, {"origin": page, **wanted}, path=CHAT, method="OPTIONS")
+        assert (status, answer) == (204, b"")
+        assert told["access-control-allow-origin"] == page
+        assert told["access-control-allow-headers"] == "authorization,content-type"
+        assert "POST" in told["access-control-allow-methods"]
+        assert told["vary"] == "origin"
+    for body, path, expected in (
+        (BODY, CHAT, 200),
+        (None, "/v1/models", 200),
+        (b"{}", CHAT, 400),
+        (BODY, "/v1/no", 404),
+    ):
+        status, told, _ = running.ask(body, {"origin": PAGE}, path=path, key=secret)
+        assert (status, told["access-control-allow-origin"]) == (expected, PAGE)
+        assert "x-request-id" in told["access-control-expose-headers"]
+    stream = running.ask(b'{"model": "b", "stream": true}', {"origin": PAGE}, path=CHAT, key=secret)
+    assert stream[1]["access-control-allow-origin"] == PAGE
+    assert running.ask(BODY, {"origin": PAGE}, path=CHAT)[0] == 401, "a page needs its key all the same"
+    private = {"origin": PAGE, **wanted, "access-control-request-private-network": "true"}
+    told = running.ask(None, private, path=CHAT, method="OPTIONS")[1]
+    assert told["access-control-allow-private-network"] == "true"
+
+
+def test_no_other_page_may(world: World) -> None:
+    running, _, secret = world
+    for page in (OTHER, "null", f"{PAGE}.evil.example", f"{PAGE}:444", "http://chat.example.org"):
+        asked = {"origin": page, "access-control-request-method": "POST"}
+        status, told, _ = running.ask(None, asked, path=CHAT, method="OPTIONS")
+        assert status == 401
+        assert not [name for name in told if name.startswith("access-control")]
+        told = running.ask(BODY, {"origin": page}, path=CHAT, key=secret)[1]
+        assert not [name for name in told if name.startswith("access-control")]
+
+
+def test_nobody_may_where_none_is_named_and_a_page_of_ours_without_keys(tmp_path: Path) -> None:
+    asked = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
+    with ScriptedServer("ok") as server:
+        with gateway(tmp_path / "none", {"backends": [backend("b", server.url)]}) as running:
+            assert running.ask(None, asked, path=CHAT, method="OPTIONS")[0] == 405
+        plan = {"backends": [backend("b", server.url)], "cors": ["http://localhost:3000", PAGE]}
+        with gateway(tmp_path / "some", plan) as running:
+            assert running.ask(None, asked, path=CHAT, method="OPTIONS")[0] == 204
+            assert running.ask(BODY, {"origin": PAGE}, path=CHAT)[0] == 200
+            assert running.ask(BODY, {"origin": OTHER}, path=CHAT)[0] == 403
+            assert running.ask(BODY, {"origin": PAGE, "host": "evil.example"}, path=CHAT)[0] == 403
+        told = refused(tmp_path / "all", {"backends": [backend("b", server.url)], "cors": ["*"]})
+    assert "cors: found '*' and no keys" in told
+
+
+def test_every_page_may_where_keys_are_asked_and_the_file_says_so(tmp_path: Path) -> None:
+    secret = store.create(tmp_path / "keys.json", "anna")
+    with ScriptedServer("ok") as server:
+        plan = {"backends": [backend("b", server.url)], "cors": ["*"], "keys": "keys.json"}
+        with gateway(tmp_path, plan) as running:
+            told = running.ask(BODY, {"origin": OTHER}, path=CHAT, key=secret)[1]
+    assert told["access-control-allow-origin"] == OTHER
+
+
+# Endpoints that are passed on.
+
+
+def test_counting_tokens_reaches_whoever_has_messages_and_costs_nothing(world: World) -> None:
+    status, told, answer = ask(
+        world, {"model": "claude", "messages": [{"role": "user", "content": "hi"}]}, COUNT + "?beta=true"
+    )
+    assert (status, answer, told["x-breakeven-backend"]) == (200, b'{"input_tokens":7}', "claude")
+    line = record(world, told)
+    assert not line.get("charged_prompt_tokens")
+    assert not line.get("prompt_tokens")
+    status, _, answer = ask(world, {"model": "chat", "messages": []}, COUNT)
+    assert (status, json.loads(answer)["error"]["code"]) == (404, "endpoint_not_served")
+
+
+def test_the_query_of_anthropics_clients_reaches_the_backend_and_no_other(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def page(request: Any) -> Any:
+        asked.append(f"{request.path}?{request.query}")
+        return whole(b'{"content": [{"type": "text", "text": "x"}]}')
+
+    with (
+        ScriptedServer("ok", pages={MESSAGES: page}) as server,
+        gateway(tmp_path, {"backends": [backend("b", server.url)]}) as running,
+    ):
+        for query in ("?beta=true", "?beta=true&api_key=secret", "?api_key=secret", ""):
+            assert running.ask(BODY, path=MESSAGES + query)[0] == 200
+    assert asked == [f"{MESSAGES}?beta=true"] * 2 + [f"{MESSAGES}?"] * 2
+
+
+def form(boundary: bytes, *parts: tuple[bytes, bytes]) -> bytes:
+    made = b"".join(b"--%b\r\n%b\r\n\r\n%b\r\n" % (boundary, head, value) for head, value in parts)
+    return made + b"--%b--\r\n" % boundary
+
+
+SOUND = (
+    b'Content-Disposition: form-data; name="file"; filename="a.wav"\r\nContent-Type: audio/wav',
+    b"RIFF\r\n--\x00\xff",
+)
+MODEL = (b'content-disposition: form-data; name="model"', b"speech")
+KIND = b"multipart/form-data; boundary=xyz"
+
+
+def test_a_form_goes_on_with_another_model_and_no_other_change(tmp_path: Path) -> None:
+    got: list[tuple[str, bytes]] = []
+
+    def page(request: Any) -> Any:
+        got.append((request.header(b"content-type").decode(), request.body))
+        return whole(b'{"text": "hi"}')
+
+    path = "/v1/audio/transcriptions"
+    sent = form(b"xyz", SOUND, (MODEL[0], b"b"), (b'Content-Disposition: form-data; name="language"', b"fr"))
+    headers = {"content-type": KIND.decode()}
+    with (
+        ScriptedServer("ok", pages={path: page}) as server,
+        gateway(tmp_path, {"backends": [backend("b", server.url, served_model="whisper-1")]}) as running,
+    ):
+        assert running.ask(sent, headers, path=path)[2] == b'{"text": "hi"}'
+        for body in (sent, form(b"xyz", SOUND)):
+            assert running.ask(body, headers, path="/openai/deployments/b/audio/transcriptions")[0] == 200
+        assert running.ask(form(b"xyz", SOUND), headers, path=path)[0] == 400
+        assert running.ask(sent, headers, path=CHAT)[0] == 400, "where no form belongs"
+        until(lambda: len(running.records()) == 3, "the log")
+        assert running.records()[0]["charged_output_tokens"] == 1
+    kept = sent.replace(b"\r\n\r\nb\r\n", b"\r\n\r\nwhisper-1\r\n")
+    assert got[:2] == [(KIND.decode(), kept)] * 2
+    assert got[2][1].endswith(form(b"xyz", SOUND))
+    assert read_form(got[2][1], KIND).model == "whisper-1"
+    assert len(got) == 3
+
+
+def test_a_form_is_read_once_and_only_one_way() -> None:
+    sent = form(b"xyz", SOUND, MODEL, (b'Content-Disposition: form-data; name="stream"', b"true"))
+    asked = read_form(sent, KIND)
+    assert (asked.model, asked.streams) == ("speech", True)
+    body = body_for(asked, b'"whisper"', tell_usage=True)  # type: ignore[arg-type]
+    assert body == sent.replace(b"\r\n\r\nspeech\r\n", b"\r\n\r\nwhisper\r\n")
+    added = read_form(form(b"xyz", SOUND), KIND, "named")
+    assert read_form(body_for(added, b'"whisper"', tell_usage=False), KIND).model == "whisper"  # type: ignore[arg-type]
+    assert read_form(b"preamble\r\n" + sent + b"epilogue", KIND).model == "speech"
+    for wrong in (
+        form(b"xyz", MODEL, MODEL),
+        form(b"xyz", MODEL, (b'Content-Disposition: form-data; name="model"; filename="x"', b"y")),
+        form(b"xyz", MODEL, (b"Content-Disposition: form-data; name*=utf-8''mod%65l", b"y")),
+        form(b"xyz", SOUND),
+        form(b"abc", MODEL),
+        sent[:-6],
+        form(b"xyz", MODEL, (b"Content-Type: text/plain", b"no name")),
+        form(b"xyz", *[SOUND] * 70, MODEL),
+        b"",
+    ):
+        with pytest.raises(BadAskError):
+            read_form(wrong, KIND)
+    with pytest.raises(BadAskError, match="boundary"):
+        read_form(sent, b"multipart/form-data")
+
+
+def test_sound_and_plain_text_are_answers_and_errors_are_not(tmp_path: Path) -> None:
+    said = {"sound": (b"\x00\x01", "audio/mpeg"), "text": (b"1\n00:00 --> 00:01\nHi\n", "text/plain")}
+    pages = {"sound": "/v1/audio/speech", "text": "/v1/audio/transcriptions"}
+    for name, (body, kind) in said.items():
+        with (
+            ScriptedServer("ok", pages={pages[name]: whole(body, kind=kind)}) as server,
+            gateway(tmp_path / name, {"backends": [backend("b", server.url)]}) as running,
+        ):
+            status, told, answer = running.ask({"model": "b", "input": "hi"}, path=pages[name])
+            assert (status, answer, told["content-type"]) == (200, body, kind)
+    error = whole(b'{"error": {"message": "no voice", "code": 500}}')
+    with (
+        ScriptedServer("ok", pages={"/v1/audio/speech": error}) as server,
+        gateway(tmp_path / "error", {"backends": [backend("b", server.url)]}) as running,
+    ):
+        assert running.ask({"model": "b", "input": "hi"}, path="/v1/audio/speech")[0] == 502
+
+
+# Claude Code and Codex before a chat server.
+
+ASKED = {"model": "chat", "max_tokens": 32, "messages": [{"role": "user", "content": "hi"}]}
+TOOLS = [{"name": "f", "input_schema": {"type": "object"}}]
+
+
+def test_a_message_of_a_chat_server(world: World) -> None:
+    thinking = {"type": "adaptive"}
+    status, told, answer = ask(world, {**ASKED, "system": "Be kind", "tools": TOOLS, "thinking": thinking}, MESSAGES)
+    found = json.loads(answer)
+    assert status == 200, answer
+    assert (found["type"], found["id"], found["stop_reason"]) == ("message", "msg_7", "tool_use")
+    assert [block["type"] for block in found["content"]] == ["thinking", "text", "tool_use"]
+    assert found["usage"] == {
+        "input_tokens": 16, "cache_creation_input_tokens": None, "cache_read_input_tokens": 4, "output_tokens": 9,
+    }  # fmt: skip
+    assert (told["x-breakeven-translated"], told["x-breakeven-left-out"]) == (CHAT, "thinking")
+    sent = json.loads(world[1].seen.bodies[-1])
+    assert (sent["model"], sent["messages"][0]) == ("served", {"role": "system", "content": "Be kind"})
+    line = record(world, told)
+    assert (line["endpoint"], line["prompt_tokens"], line["cached_tokens"], line["output_tokens"]) == (
+        MESSAGES,
+        20,
+        4,
+        9,
+    )
+    assert line["finish"] == "tool_calls"
+
+
+def test_a_stream_of_messages_of_a_chat_server(world: World) -> None:
+    status, told, answer = ask(world, {**ASKED, "stream": True}, MESSAGES)
+    events = [json.loads(data) for data in events_of(answer)]
+    assert (status, told["content-type"]) == (200, "text/event-stream")
+    assert [event["type"] for event in events] == [
+        "message_start",
+        *("content_block_start", "content_block_delta", "content_block_stop"),
+        *("content_block_start", "content_block_delta", "content_block_delta", "content_block_stop"),
+        "message_delta",
+        "message_stop",
+    ]
+    assert events[-2]["usage"]["output_tokens"] == 9
+    line = record(world, told)
+    assert (line["prompt_tokens"], line["output_tokens"], line["finish"], line["stream"]) == (20, 9, "stop", True)
+    assert line["ttft_s"] > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_of_a_chat_server(world: World, stream: bool) -> None:
+    asked = {"model": "chat", "input": "hi", "instructions": "Be kind", "stream": stream}
+    tools = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
+    status, told, answer = ask(world, {**asked, "tools": tools}, RESPONSES)
+    assert status == 200, answer
+    found = [json.loads(data) for data in events_of(answer)][-1]["response"] if stream else json.loads(answer)
+    assert (found["status"], found["instructions"], found["usage"]["total_tokens"]) == ("completed", "Be kind", 29)
+    assert [item["type"] for item in found["output"]] == ["reasoning", "message", "function_call"]
+    assert found["output"][1]["content"][0]["text"] == "Hello"
+    line = record(world, told)
+    assert (line["endpoint"], line["prompt_tokens"], line["output_tokens"]) == (RESPONSES, 20, 9)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_of_a_server_of_messages(world: World, stream: bool) -> None:
+    asked = {"model": "claude", "messages": [{"role": "user", "content": "hi"}], "stream": stream, "max_tokens": 8}
+    status, told, answer = ask(world, {**asked, "stream_options": {"include_usage": True}} if stream else asked)
+    assert (status, told["x-breakeven-translated"]) == (200, MESSAGES)
+    if stream:
+        events = [json.loads(data) for data in events_of(answer) if data != b"[DONE]"]
+        assert (
+            "".join(one["choices"][0]["delta"].get("content") or "" for one in events if one["choices"]).count(" ") == 8
+        )
+        usage = events[-1]["usage"]
+    else:
+        found = json.loads(answer)
+        assert found["choices"][0]["finish_reason"] == "stop"
+        usage = found["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (7, 8)
+    assert record(world, told)["output_tokens"] == 8
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_errors_of_a_backend_come_in_the_clients_words(world: World, stream: bool) -> None:
+    status, _, answer = ask(world, {**ASKED, "max_tokens": 77, "stream": stream}, MESSAGES)
+    assert status == 400
+    assert json.loads(answer) == {"type": "error", "error": {"type": "invalid_request_error", "message": "too long"}}
+    assert ask(world, {**ASKED, "max_tokens": 78, "stream": stream}, MESSAGES)[0] == 502
+
+
+def test_an_answer_that_cannot_be_translated_is_none(world: World) -> None:
+    status, told, answer = ask(world, {**ASKED, "max_tokens": 79}, MESSAGES)
+    assert status == 502
+    assert json.loads(answer)["type"] == "error"
+    assert record(world, told)["error"].startswith("error: the answer cannot be translated")
+
+
+def test_what_a_chat_server_has_no_words_for_goes_to_one_that_speaks_responses(world: World) -> None:
+    asked = {"model": "either", "input": "hi", "previous_response_id": "r"}
+    status, told, _ = ask(world, asked, RESPONSES)
+    assert (status, told["x-breakeven-backend"]) == (200, "b")
+    assert "x-breakeven-translated" not in told
+    status, _, answer = ask(world, {**asked, "model": "chat"}, RESPONSES)
+    error = json.loads(answer)["error"]
+    assert (status, error["code"]) == (400, "cannot_translate")
+    assert "previous_response_id" in error["message"]
+    status, _, answer = ask(world, {**asked, "model": "vectors"}, RESPONSES)
+    assert (status, json.loads(answer)["error"]["code"]) == (404, "endpoint_not_served")
+
+
+def test_a_failing_backend_is_left_for_one_of_another_api(tmp_path: Path) -> None:
+    with ScriptedServer("500") as broken, ScriptedServer(step) as chat:
+        plan = {
+            "backends": [
+                backend("native", broken.url, endpoints=[MESSAGES]),
+                backend("chat", chat.url, endpoints=["/v1/chat/completions"]),
+            ],
+            "policies": [
+                {
+                    "model": "m",
+                    "backends": ["native", "chat"],
+                    "policy": "weighted",
+                    "weights": {"native": 99, "chat": 1},
+                    "explore": 0,
+                }
+            ],
+        }
+        with gateway(tmp_path, plan) as running:
+            for stream in (False, True):
+                status, told, answer = running.ask({**ASKED, "model": "m", "stream": stream}, path=MESSAGES)
+                assert (status, told["x-breakeven-backend"]) == (200, "chat")
+                assert b'"stop_reason":"end_turn"' in answer
