@@ -171,13 +171,23 @@ def fields_of(body: bytes) -> Fields:
     return fields
 
 
-def body_for(asked: Asked, served_model: msgspec.Raw, *, tell_usage: bool) -> bytes:
-    """The body for a backend: its own name of the model; with `tell_usage` its stream ends with its usage."""
+def fields_for(asked: Asked, served_model: msgspec.Raw, *, tell_usage: bool) -> Fields:
+    """What a backend's body holds: its own name of the model; with `tell_usage` its stream ends with its usage."""
     fields = asked.fields
     fields["model"] = served_model
     if tell_usage:
         fields = {**fields, "stream_options": _with_usage(fields.get("stream_options"))}
+    return fields
+
+
+def body_of(fields: Fields) -> bytes:
+    """Put together again."""
     return _ENCODER.encode(fields)
+
+
+def raw(value: object) -> msgspec.Raw:
+    """A value among those of a body."""
+    return msgspec.Raw(_ENCODER.encode(value))
 
 
 def asks(name: bytes, value: bytes | None) -> float | None:

@@ -9,7 +9,7 @@ from typing import Protocol
 from breakeven.gateway.experiment.answer import Kept
 from breakeven.gateway.guard import USUAL_HOLD_S
 from breakeven.gateway.route.view import Ask
-from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, Client, body_for
+from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, Client, Fields, fields_for
 from breakeven.gateway.serve.course import Course, Judgement
 from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.opening import (
@@ -23,9 +23,11 @@ from breakeven.gateway.serve.opening import (
     names_something,
     without,
 )
+from breakeven.gateway.serve.speech import CHAT, LEFT_OUT
 from breakeven.gateway.serve.tap import UNHEARD, Tap, tap_for
 from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.wire.connection import Exchange
+from breakeven.wire.lessons import Lesson, lesson_of
 from breakeven.wire.meaning import AGAINST, ELSEWHERE, Standing, asked_wait_s, error_text, standing
 from breakeven.wire.message import Headers, Responder, Trouble
 
@@ -64,42 +66,11 @@ class Leg:
     """
 
     __slots__ = (
-        "_alive_ns",
-        "_course",
-        "_failing",
-        "_forward",
-        "_judged",
-        "_length",
-        "_line",
-        "_opening",
-        "_reads_why",
-        "_settled",
-        "_size",
-        "_streams",
-        "ahead",
-        "begun",
-        "exchange",
-        "first_ns",
-        "head",
-        "hedge",
-        "held",
-        "kept",
-        "lane",
-        "last_ns",
-        "nothing",
-        "outcome",
-        "retry_s",
-        "running",
-        "said_ns",
-        "scrub",
-        "single",
-        "spell",
-        "start_ns",
-        "status",
-        "tap",
-        "tpot_factor",
-        "ttft_factor",
-    )
+        "_alive_ns", "_course", "_failing", "_fields", "_forward", "_judged", "_left_out", "_length", "_lessons",
+        "_line", "_opening", "_reads_why", "_settled", "_size", "_streams", "ahead", "begun", "exchange", "first_ns",
+        "head", "hedge", "held", "kept", "lane", "last_ns", "nothing", "outcome", "retry_s", "running", "said_ns",
+        "scrub", "single", "spell", "start_ns", "status", "tap", "tpot_factor", "ttft_factor",
+    )  # fmt: skip
 
     def __init__(
         self, forward: Sender, course: Course[Lane, Leg], lane: Lane, line: WaitingLine, *, keep: bool, hedge: bool
@@ -122,6 +93,10 @@ class Leg:
         self.begun = self._settled = self._judged = False
         self.retry_s: float | None = None
         self._opening: Opening | None = None
+        self._fields: Fields = {}
+        self._left_out: list[str] = []
+        self._lessons: tuple[Lesson, ...] = ()
+        """What its backend's refusals taught, and has still to be true."""
         self._length = -1
         """Bytes of its body as its head says, -1 when it does not."""
         self._streams = self._reads_why = False
@@ -141,8 +116,25 @@ class Leg:
         forward, lane = self._forward, self.lane
         upstream, asked = lane.upstream, forward.asked
         assert upstream is not None
-        body = body_for(asked, lane.model_raw, tell_usage=asked.streams and forward.endpoint in WANTS_USAGE)
-        self.exchange = upstream.send(forward.endpoint, forward.headers, body, self)
+        endpoint = forward.endpoint
+        fields = fields_for(asked, lane.model_raw, tell_usage=asked.streams and endpoint in WANTS_USAGE)
+        sent = lane.speech.sent(endpoint, forward.headers, fields, asked.fields, self._lessons)
+        self._fields, self._left_out = sent.fields, sent.left_out
+        self.exchange = upstream.send(sent.path, sent.headers, sent.body, self)
+
+    def _asks_again(self) -> bool:
+        """Whether this refusal names a field that its backend can be asked without, and it now is."""
+        opening, endpoint = self._opening, self._forward.endpoint
+        if opening is None or endpoint not in WANTS_USAGE:
+            return False
+        lesson = lesson_of(self.status, opening.held, self._fields, clients=True)
+        if lesson is None or lesson in self._lessons or (lesson.instead and endpoint != CHAT):
+            return False
+        self._lessons = (*self._lessons, lesson)
+        self.status, self.head, self.tap, self._opening = 0, (), UNHEARD, None
+        self._length, self.first_ns, self.last_ns = -1, 0, 0
+        self.send()
+        return True
 
     # The sink.
 
@@ -272,7 +264,7 @@ class Leg:
         if self._reads_why:
             self._course.came_to_nothing(self, error_text(self.held) if self.status >= 500 else "")
             return
-        if not self.begun and not self._ended():
+        if not self.begun and (self._asks_again() or not self._ended()):
             return
         self.held += self.tap.rest()
         if self.tap.half and not self._failing:
@@ -315,6 +307,8 @@ class Leg:
     def _first(self) -> bool:
         """Its bytes go to the client from now on: whether this leg has won."""
         self.begun = True
+        if self._lessons and self.status < 300:
+            self.lane.speech.learn(self._lessons)
         self.lane.decodes(self.ahead)
         if self._course.first_byte(self):
             self._forward.answer = self
@@ -332,9 +326,15 @@ class Leg:
             headers = [header for header in self.head if header[0] not in KEPT_BACK]
             if not self._streams and self._length >= 0:
                 headers.append((b"content-length", b"%d" % self._length))
-            headers.extend(forward.told(self.lane))
+            headers.extend(self._told())
             forward.responder.start(self.status, headers)
         return data
+
+    def _told(self) -> list[tuple[bytes, bytes]]:
+        told = self._forward.told(self.lane)
+        if self._left_out:
+            told.append((LEFT_OUT, ", ".join(self._left_out).encode()))
+        return told
 
     # What the course has done.
 
@@ -343,7 +343,7 @@ class Leg:
         forward = self._forward
         if self.single is not None:
             headers = [header for header in self.head if header[0] not in KEPT_BACK]
-            forward.responder.respond(self.status, headers + forward.told(self.lane), self.single)
+            forward.responder.respond(self.status, headers + self._told(), self.single)
             return
         if held := self.held:
             self._write(held)

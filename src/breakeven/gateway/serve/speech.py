@@ -1,0 +1,171 @@
+"""How one backend is asked, as one worker knows it: where, with which headers and fields, and what refusals taught.
+
+A lesson (`wire.lessons`) is learned by one request, whose refusal named a field and which went well without it. All
+workers know it at once, by a number in shared memory; for a day the next start knows it as well, and `serve --check`
+tells it, from a small file in the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+from breakeven.errors import UserError
+from breakeven.gateway.plan.model import ENDPOINTS, BackendPlan
+from breakeven.gateway.serve.ask import WANTS_USAGE, Fields, body_of, raw
+from breakeven.gateway.shared.block import SharedBlock
+from breakeven.gateway.shared.layout import LESSONS_TAUGHT
+from breakeven.hardware.system import cache_home
+from breakeven.wire.dialects import Dialect
+from breakeven.wire.lessons import LESSONS, Lesson, as_number, from_number
+from breakeven.wire.message import Headers
+from breakeven.wire.target import endpoint_at, split_base
+
+CHAT = "/v1/chat/completions"
+KNOWN_S = 86_400.0
+"""A server may have been replaced by one that takes more: after this a lesson is learned anew, by one request."""
+LEFT_OUT = b"x-breakeven-left-out"
+"""Header that names fields of a client's body that its backend does not take and was not sent."""
+_MOST_BYTES = 1 << 20
+
+
+class Sent(NamedTuple):
+    """A request as it goes out. `left_out`: of the client's own fields, those that the backend does not take."""
+
+    path: str
+    headers: Headers
+    body: bytes
+    fields: Fields
+    left_out: list[str]
+
+
+class Speech:
+    """Where and how a backend is asked. `slot` is its row in shared memory."""
+
+    __slots__ = ("_at", "_dialect", "_headers", "_known", "_number", "_paths", "_plan", "_query", "_spoken", "_under")
+
+    def __init__(self, plan: BackendPlan, slot: int, block: SharedBlock) -> None:
+        """With what earlier starts learned."""
+        self._plan = plan
+        self._spoken = self._dialect = plan.spoken
+        self._number = 0
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in self._spoken.headers.items()]
+        root, self._under = split_base(plan.url or "/v1")
+        self._query = self._spoken.query_at(urlsplit(root).path)
+        self._paths: dict[str, str] = {
+            endpoint: endpoint_at(self._under, endpoint, self._query) for endpoint in ENDPOINTS
+        }
+        self._known: Any = block.known.mine(0)
+        self._at = slot * block.known.columns + LESSONS_TAUGHT
+        if plan.url is not None and (number := as_number(remembered(plan))):
+            self._known[self._at] = int(self._known[self._at]) | number
+
+    @property
+    def dialect(self) -> Dialect:
+        """How it is asked, with all that was learned so far."""
+        number = int(self._known[self._at])
+        if number != self._number:
+            self._number, self._dialect = number, self._spoken.taught(from_number(number))
+        return self._dialect
+
+    def sent(
+        self, endpoint: str, headers: Headers, fields: Fields, own: Iterable[str] = (), more: Iterable[Lesson] = ()
+    ) -> Sent:
+        """A request for this backend: `fields` of its body, raw, of which `own` are the client's.
+
+        `more`: lessons that are not known to hold yet.
+        """
+        left_out: list[str] = []
+        if endpoint in WANTS_USAGE:
+            dialect = self.dialect
+            if more:
+                dialect = dialect.taught(more)
+            if dialect.body:
+                fields = dialect.acted(fields, chat=endpoint == CHAT, made=raw)
+                left_out = [name for name in own if dialect.body.get(name) == "drop"]
+        if self._headers:
+            # What a client says for itself, of the few headers that cross, goes before what is said for all.
+            said = {name for name, _ in headers}
+            headers = [*headers, *(pair for pair in self._headers if pair[0] not in said)]
+        path = self._paths.get(endpoint) or endpoint_at(self._under, endpoint, self._query)
+        return Sent(path, headers, body_of(fields), fields, left_out)
+
+    def learn(self, lessons: Iterable[Lesson]) -> None:
+        """It answered without what it had refused: keep that. Of two workers at once the later one wins."""
+        number = int(self._known[self._at]) | as_number(lessons)
+        self._known[self._at] = number
+        remember(self._plan, from_number(number))
+
+
+class _Memory(msgspec.Struct):
+    """What one server taught, in the words of its lessons, and when; Unix time."""
+
+    lessons: list[str] = []
+    at_s: float = 0.0
+
+
+def remembered(plan: BackendPlan) -> tuple[Lesson, ...]:
+    """What a backend taught within the last day."""
+    memory = _memories().get(_name(plan))
+    if memory is None or not 0 <= time.time() - memory.at_s < KNOWN_S:
+        return ()
+    return tuple(lesson for lesson in LESSONS if str(lesson) in memory.lessons)
+
+
+def remember(plan: BackendPlan, lessons: Iterable[Lesson]) -> None:
+    """Keep what a backend taught; where nothing can be written, the next start learns it again."""
+    now_s = time.time()
+    with contextlib.suppress(OSError, UserError):
+        file = _file()
+        found = {name: memory for name, memory in _memories().items() if 0 <= now_s - memory.at_s < KNOWN_S}
+        found[_name(plan)] = _Memory(list(map(str, lessons)), now_s)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f".{file.name}.{os.getpid()}")
+        part.write_bytes(msgspec.json.encode(found))
+        part.replace(file)
+
+
+def _memories() -> dict[str, _Memory]:
+    try:
+        with _file().open("rb") as file:
+            return msgspec.json.decode(file.read(_MOST_BYTES), type=dict[str, _Memory])
+    except (OSError, UserError, msgspec.MsgspecError, UnicodeDecodeError):
+        return {}
+
+
+def _file() -> Path:
+    return cache_home() / "breakeven" / "lessons.json"
+
+
+def _name(plan: BackendPlan) -> str:
+    return f"{plan.url} {plan.served_model or plan.name}"
+
+
+def told(plan: BackendPlan) -> str:
+    """A backend in one line: where it is asked, in which dialect, where its key goes, and what it is not sent."""
+    if plan.url is None:
+        return f"{plan.name}: started here"
+    spoken = plan.spoken
+    root, under = split_base(plan.url)
+    endpoint = CHAT if CHAT in plan.endpoints else plan.endpoints[0]
+    where = f"{root}{endpoint_at(under, endpoint, spoken.query_at(urlsplit(root).path))}"
+    parts = [f"{plan.name}: POST {where}", *([f"through {plan.socket}"] if plan.socket else [])]
+    parts.append(f"as {plan.dialect_name}" if plan.dialect_name else "in no dialect that is known")
+    if plan.api_key_env is not None:
+        parts.append(f"{plan.api_key_env} in {spoken.key_header.lower()}")
+    parts += [f"{name}: {value}" for name, value in spoken.headers.items()]
+    for name, action in spoken.body.items():
+        parts.append(f"no {name}" if action == "drop" else f"{name} {_action(action)}")
+    parts += [f"learned: {lesson}" for lesson in remembered(plan)]
+    return ", ".join(parts)
+
+
+def _action(action: dict[str, Any]) -> str:
+    return f"as {action['rename']}" if "rename" in action else f"{msgspec.json.encode(action['add']).decode()} added"
