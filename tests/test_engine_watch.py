@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from breakeven.engines.backend import Backend
 from breakeven.engines.llama_cpp.server import LlamaCppServer
 from breakeven.measure.player.watch import FAILURES, EngineWatch
-from breakeven.wire.dialects import FIELDS, EngineNumbers, engine_numbers, metric_names, parse_metrics
+from breakeven.wire.metrics import FIELDS, EngineNumbers, engine_numbers, metric_names, parse_metrics
 
 VLLM = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.gateway.serve.ask import PICTURE_TOKENS, BadAskError, asks, body_for, new_ask, read_body
+from breakeven.gateway.serve.ask import PICTURE_TOKENS, BadAskError, asks, body_of, fields_for, new_ask, read_body
 
 SERVED = msgspec.Raw(b'"served"')
 values = st.recursive(
@@ -36,7 +36,7 @@ def test_everything_but_the_model_reaches_the_backend_as_the_bytes_it_was(
     others: dict[str, Any], ascii_only: bool, indent: int
 ) -> None:
     sent = json.dumps({"a": others, **others, "model": "chat"}, ensure_ascii=ascii_only, indent=indent or None)
-    passed = body_for(read_body(sent.encode()), SERVED, tell_usage=False)
+    passed = body_of(fields_for(read_body(sent.encode()), SERVED, tell_usage=False))
     expected = {**json.loads(sent), "model": "served"}
     assert json.loads(passed) == expected
     assert list(json.loads(passed)) == list(expected)
@@ -49,7 +49,7 @@ def test_of_a_key_that_stands_twice_the_last_is_read_and_the_only_one_passed_on(
     sent = b'{"model": "cheap", "temperature": 1, "model": "dear", "temperature": 2}'
     asked = read_body(sent)
     assert asked.model == "dear"
-    passed = body_for(asked, SERVED, tell_usage=False)
+    passed = body_of(fields_for(asked, SERVED, tell_usage=False))
     assert passed.count(b'"model"') == 1
     assert passed.count(b"temperature") == 1
     assert json.loads(passed) == {"model": "served", "temperature": 2}
@@ -76,7 +76,7 @@ def test_what_is_no_request_is_told_why(sent: bytes, told: str) -> None:
 def test_odd_values_are_left_for_the_backend_to_refuse() -> None:
     asked = read_body(body(max_tokens="many", user=7, stream_options=3))
     assert (asked.streams, asked.most_output, asked.user) == (False, None, "")
-    assert json.loads(body_for(asked, SERVED, tell_usage=False))["max_tokens"] == "many"
+    assert json.loads(body_of(fields_for(asked, SERVED, tell_usage=False)))["max_tokens"] == "many"
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_usage_is_asked_for_and_it_is_known_whether_the_client_did(
 ) -> None:
     asked = read_body(body(stream=True, **({} if options is None else {"stream_options": options})))
     assert asked.wants_usage is wants
-    assert json.loads(body_for(asked, SERVED, tell_usage=True))["stream_options"] == passed
+    assert json.loads(body_of(fields_for(asked, SERVED, tell_usage=True)))["stream_options"] == passed
     # A second attempt elsewhere starts from what the client sent.
-    assert json.loads(body_for(asked, SERVED, tell_usage=False)).get("stream_options") == options
+    assert json.loads(body_of(fields_for(asked, SERVED, tell_usage=False))).get("stream_options") == options
 
 
 def test_a_prompt_is_measured_without_its_pictures() -> None:

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from gateway_property_fixtures import CHAT, Gateway, backend, gateway, refused, until
 
 from breakeven.gateway.keys import store
 from breakeven.gateway.plan.limits import Limits
-from breakeven.gateway.serve.ask import BadAskError, body_for, read_form
+from breakeven.gateway.serve.ask import BadAskError, form_for, read_form
 from breakeven.wire.behaviours import whole
 from breakeven.wire.bounds import HeldBodies
 from breakeven.wire.completions import ScriptedRequest
@@ -342,10 +343,12 @@ def test_a_form_is_read_once_and_only_one_way() -> None:
     sent = form(b"xyz", SOUND, MODEL, (b'Content-Disposition: form-data; name="stream"', b"true"))
     asked = read_form(sent, KIND)
     assert (asked.model, asked.streams) == ("speech", True)
-    body = body_for(asked, b'"whisper"', tell_usage=True)  # type: ignore[arg-type]
-    assert body == sent.replace(b"\r\n\r\nspeech\r\n", b"\r\n\r\nwhisper\r\n")
+    whisper = msgspec.Raw(b'"whisper"')
+    assert asked.form is not None
+    assert form_for(asked.form, whisper) == sent.replace(b"\r\n\r\nspeech\r\n", b"\r\n\r\nwhisper\r\n")
     added = read_form(form(b"xyz", SOUND), KIND, "named")
-    assert read_form(body_for(added, b'"whisper"', tell_usage=False), KIND).model == "whisper"  # type: ignore[arg-type]
+    assert added.form is not None
+    assert read_form(form_for(added.form, whisper), KIND).model == "whisper"
     assert read_form(b"preamble\r\n" + sent + b"epilogue", KIND).model == "speech"
     for wrong in (
         form(b"xyz", MODEL, MODEL),

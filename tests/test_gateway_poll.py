@@ -7,7 +7,7 @@ import time
 import pytest
 
 from breakeven.gateway.serve.poll import expert_load
-from breakeven.wire.dialects import MOST_LINE, engine_numbers, parse_metrics
+from breakeven.wire.metrics import MOST_LINE, engine_numbers, parse_metrics
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,9 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         ("https://host:8443/v1/#org/model-7B", "https://host:8443", "org/model-7B"),
         ("HTTP://10.0.0.1:80/base/v1#a%20b", "http://10.0.0.1:80/base", "a b"),
         ("http://[::1]:8000/v1#m", "http://[::1]:8000", "m"),
+        ("https://h/api/paas/v4#m", "https://h/api/paas/v4", "m"),
+        ("https://h#m@gemini", "https://h", "m"),
+        ("https://h/v1#@cf/meta/llama", "https://h", "@cf/meta/llama"),
     ],
 )
 def test_the_parts_of_a_url(text: str, url: str, model: str) -> None:
@@ -41,11 +44,12 @@ def test_the_parts_of_a_url(text: str, url: str, model: str) -> None:
     ("text", "complaint"),
     [
         ("http://host/v1", "names no model"),
-        ("http://host/v2#m", "does not end in /v1"),
         ("http:///v1#m", "is not a URL"),
         ("ftp://host/v1#m", "is not a URL"),
         ("http://host:port/v1#m", "not valid"),
-        ("http://host/v1?key=1#m", "query part"),
+        ("http://host/v1?key=1#m", "has key in its query part"),
+        ("http://host/v1?api_key=1#m", "has api_key in its query part"),
+        ("http://host/v1#m@none.yaml", "none.yaml: cannot be read"),
         (f"http://user:{SECRET}@host/v1#m", "user or password"),
         (f"http://{SECRET}@host/v1#m", "user or password"),
     ],

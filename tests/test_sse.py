@@ -246,11 +246,43 @@ def test_what_is_no_utf8_is_read_as_the_grammar_says() -> None:
 
 
 @pytest.mark.parametrize(
+    "odd",
+    [
+        {"usage": []},
+        {"usage": "none"},
+        {"usage": {"prompt_tokens": "3"}},
+        {"timings": {"prompt_n": 1}},
+        {"choices": [None, {"delta": [], "index": 0}]},
+    ],
+    ids=str,
+)
+def test_a_part_of_an_odd_form_is_left_out_and_said(odd: dict[str, object]) -> None:
+    reply = Reply()
+    reply.feed(event(**text("a")) + event(**odd) + event(**text("b", "stop")), 1)
+    reply.feed(b"data: [DONE]\n\n", 2)
+    reply.end()
+    assert reply.output_tokens == 2
+    assert reply.anomalies(2, several_usages_expected=False) == ["odd_event", "no_usage"]
+
+
+def test_counts_that_come_in_parts_are_put_together_and_the_last_ones_hold() -> None:
+    reply = Reply()
+    reply.feed(event(choices=[], usage={"prompt_tokens": 5}) + event(**text("a"), usage={}), 1)
+    reply.feed(event(**text("b"), usage={"completion_tokens": 1}) + event(**text("c", "stop")), 2)
+    reply.feed(event(choices=[], usage={"completion_tokens": 3}) + b"data: [DONE]\n\n", 3)
+    reply.end()
+    assert reply.usage is not None
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (5, 3)
+    assert reply.output_tokens == 3
+
+
+@pytest.mark.parametrize(
     ("data", "kind"),
     [
         (b"data: {\n\n", "broken_stream"),
         (b"data: [1]\n\n", "broken_stream"),
         (b'data: {"choices": {}}\n\n', "broken_stream"),
+        (b'data: {"choices": [{"delta": "perhaps output"}]}\n\n', "broken_stream"),
         (b'data: {"error": "out of memory"}\n\n', "refused"),
         (b'event: error\ndata: {"error": {"message": "out of memory"}}\n\n', "refused"),
         (b"event: error\ndata: out of memory\n\n", "refused"),

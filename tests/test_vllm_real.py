@@ -21,7 +21,7 @@ from breakeven.engines.start import Running, start, weights_of
 from breakeven.engines.vllm.server import VllmServer
 from breakeven.errors import EngineError
 from breakeven.lab.remote import FORMS, Remote
-from breakeven.wire.dialects import EngineNumbers, engine_numbers, metric_names, parse_metrics
+from breakeven.wire.metrics import EngineNumbers, engine_numbers, metric_names, parse_metrics
 from tests.vllm_fixtures import DENSE, MOE, real_vllm, write_config
 
 __all__ = ["real_vllm"]

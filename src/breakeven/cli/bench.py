@@ -149,6 +149,7 @@ def bench(
         ray_address=ray,
         command=command(),
     )
+    from breakeven.errors import BreakevenError
     from breakeven.pages.saved import json_text, show
 
     saved: list[Path] = []
@@ -163,3 +164,5 @@ def bench(
             on_saved=saved.append,
         )
     typer.echo(json_text(study)) if as_json else show(study, saved[0], full=full)
+    if study.unanswered:
+        raise BreakevenError(study.unanswered)

@@ -8,15 +8,20 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from breakeven.errors import UserError
 from breakeven.hardware.placement import Placed
-from breakeven.wire.dialects import dialect_of
+from breakeven.hardware.system import unix_socket
+from breakeven.version import __version__
+from breakeven.wire.dialects import Dialect, dialect_of
 from breakeven.wire.listen import names_here
+from breakeven.wire.target import V1, endpoint_at
+from breakeven.wire.tls import client_tls
 
 LLAMA_CPP = "llama.cpp"
 LLAMA_SERVER = "llama-server"
@@ -56,9 +61,10 @@ class MemoryUse:
 class Backend:
     """Where to send requests for one model, and what is known of the engine behind it.
 
-    `url` ends before `/v1`. `model` is what the study calls it. `api_key_env` is the *name* of the environment
-    variable that holds the key, never the key. `settings` repeats the run: engine, build and flags as strings. `pid`
-    and `load_s` are None for an engine we did not start. `placed`: what lies where, None where it does not tell.
+    `url` ends before `/v1`, which is `under`; a base URL without it leaves that empty. `model` is what the study calls
+    it. `api_key_env` is the *name* of the environment variable that holds the key, never the key. `settings` repeats
+    the run: engine, build and flags as strings. `pid` and `load_s` are None for an engine we did not start. `placed`:
+    what lies where, None where it does not tell. `spoken`: how it is asked, None: as its engine is.
     """
 
     url: str
@@ -68,11 +74,18 @@ class Backend:
     pid: int | None
     load_s: float | None
     placed: Placed | None = None
+    under: str = V1
+    spoken: Dialect | None = None
 
     @property
     def engine(self) -> str:
         """Name of the engine, "unknown" when it does not tell."""
         return self.settings.get("engine", "unknown")
+
+    @property
+    def dialect(self) -> Dialect:
+        """How it is asked, and what it has."""
+        return self.spoken or dialect_of(self.engine)
 
     @property
     def served_model(self) -> str:
@@ -82,12 +95,12 @@ class Backend:
     @property
     def takes_token_ids(self) -> bool:
         """True when `/v1/completions` accepts a list of token ids as its prompt."""
-        return dialect_of(self.engine).token_ids and not self.chat_only
+        return self.dialect.token_ids and not self.chat_only
 
     @property
     def takes_extra_fields(self) -> bool:
         """True when it neither refuses fields beyond OpenAI's, such as `ignore_eos`, nor passes them over."""
-        return self.settings.get("extra_fields") != "refused" and dialect_of(self.engine).extra_fields
+        return self.settings.get("extra_fields") != "refused" and self.dialect.extra_fields
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
@@ -101,8 +114,30 @@ class Backend:
 
     def headers(self) -> dict[str, str]:
         """HTTP headers every request needs; the key is read from the environment here and kept nowhere."""
-        key = os.environ.get(self.api_key_env, "") if self.api_key_env else ""
-        return {"Authorization": f"Bearer {key}"} if key else {}
+        key = self.key
+        sent = [self.dialect.key_line(key)] if key else []
+        return {name.title(): value for name, value in (*self.dialect.headers.items(), *sent)}
+
+    @property
+    def key(self) -> str:
+        """Its key, for who keeps it out of what is written; empty: it has none."""
+        return os.environ.get(self.api_key_env, "") if self.api_key_env else ""
+
+    def below(self, path: str) -> str:
+        """An endpoint (`/v1/...`), or another path of the server, below `url`, with its parameters."""
+        return endpoint_at(self.under, path, self.dialect.query_at(urlsplit(self.url).path))
+
+    def target(self, path: str) -> str:
+        """The same in a request line."""
+        return urlsplit(self.url).path + self.below(path)
+
+    def ask(self, path: str, fields: Mapping[str, object] | None, *, timeout_s: float) -> HTTPResponse:
+        """Get `path`, or post these fields there. Raises OSError (HTTPError for a status of 400 or more)."""
+        parts = urlsplit(self.url)
+        data = None if fields is None else json.dumps(fields).encode()
+        headers = {"Content-Type": "application/json", "User-Agent": f"breakeven/{__version__}", **self.headers()}
+        where = f"{parts.scheme}://{parts.netloc}{self.target(path)}"
+        return open_url(urllib.request.Request(where, data, headers), timeout_s=timeout_s, dialect=self.dialect)
 
     def memory(self) -> MemoryUse | None:
         """Memory of the engine's processes, None when it is not ours, has ended, or the system does not tell."""
@@ -115,14 +150,11 @@ class Backend:
 
     def tokenize(self, text: str) -> list[int] | None:
         """Token ids of `text` without special tokens, None when this engine has no way to ask."""
-        fields = dialect_of(self.engine).tokenize_fields(self.served_model, text)
+        fields = self.dialect.tokenize_fields(self.served_model, text)
         if fields is None:
             return None
-        body = json.dumps(fields).encode()
-        headers = {"Content-Type": "application/json", **self.headers()}
-        request = urllib.request.Request(f"{self.url}/tokenize", data=body, headers=headers)
         try:
-            with open_url(request, timeout_s=_TOKENIZE_TIMEOUT_S) as response:
+            with self.ask("/tokenize", fields, timeout_s=_TOKENIZE_TIMEOUT_S) as response:
                 tokens = json.load(response).get("tokens")
         except (OSError, HTTPException, ValueError, AttributeError):
             return None
@@ -177,11 +209,40 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def open_url(request: urllib.request.Request | str, *, timeout_s: float) -> HTTPResponse:
-    """Open a URL without any proxy, as the load client does. Raises OSError (HTTPError for a status of 400 or more)."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+def open_url(
+    request: urllib.request.Request | str, *, timeout_s: float, dialect: Dialect | None = None
+) -> HTTPResponse:
+    """Open a URL without any proxy but the one that `dialect` names, as the load client does.
+
+    Raises OSError (HTTPError for a status of 400 or more).
+    """
+    handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
+    proxy = dialect.proxy if dialect is not None else ""
+    handlers.append(urllib.request.ProxyHandler({"https": proxy} if proxy else {}))
+    if dialect is not None and dialect.socket:
+        handlers.append(_Through(dialect.socket))
+    elif dialect is not None and (dialect.ca or dialect.certificate):
+        handlers.append(urllib.request.HTTPSHandler(context=client_tls(dialect.tls_files)))
+    opener = urllib.request.build_opener(*handlers)
     response: HTTPResponse = opener.open(request, timeout=timeout_s)
     return response
+
+
+class _Through(urllib.request.HTTPHandler):
+    """Through a unix socket, whatever host a URL names."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def http_open(self, req: urllib.request.Request) -> HTTPResponse:
+        path = self._path
+
+        class Connection(HTTPConnection):
+            def connect(self) -> None:
+                self.sock = unix_socket(path, float(self.timeout or _TOKENIZE_TIMEOUT_S))
+
+        return self.do_open(Connection, req)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -191,16 +252,16 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def key_variable(url: str) -> str | None:
+def key_variable(url: str, *, here: bool = False) -> str | None:
     """Name of the environment variable whose key goes to `url`, None when none does.
 
-    OPENAI_API_KEY goes to OpenAI's own host and to nobody else, BREAKEVEN_API_KEY to whoever is named. Raises UserError
-    where a key would cross a network in clear.
+    OPENAI_API_KEY goes to OpenAI's own host and to nobody else, BREAKEVEN_API_KEY to whoever is named. `here`: by a way
+    that leaves this machine nowhere. Raises UserError where a key would cross a network in clear.
     """
     host = (urlsplit(url).hostname or "").rstrip(".")
     names = (OPENAI_KEY, OWN_KEY) if host == OPENAI_HOST else (OWN_KEY,)
     found = next((name for name in names if os.environ.get(name)), None)
-    if found is not None:
+    if found is not None and not here:
         check_in_clear(url, found)
     return found
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import psutil
 from breakeven.engines.synthesis.directory import write_tokenizer
 from breakeven.engines.synthesis.routing import ExpertUse
 from breakeven.engines.synthesis.write import RECIPE, Progress, synthesise
-from breakeven.errors import UserError, expanded
+from breakeven.errors import UserError
+from breakeven.hardware.system import cache_home
 from breakeven.model.architecture import ModelSpec
 
 
@@ -33,9 +33,7 @@ class CachedFile:
 
 def cache_directory() -> Path:
     """Where weight files are kept: `$XDG_CACHE_HOME/breakeven/weights`, else the platform's place for caches."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    home = expanded("~") / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return (Path(base) if base else home) / "breakeven" / "weights"
+    return cache_home() / "breakeven" / "weights"
 
 
 def cached_path(spec: ModelSpec, format_name: str, routing: ExpertUse, seed: int) -> Path:

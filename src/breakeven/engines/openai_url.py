@@ -1,5 +1,9 @@
 """Any OpenAI-compatible URL as a backend: `http(s)://host[:port]/v1#name`.
 
+Base URLs are joined as OpenAI's clients join them, so that one without /v1 is as good. What is spoken there is known by
+the host or by what the server says of itself, or is named: `#name@azure`, `#name@mine.yaml` (`wire.dialects`). What it
+takes is asked by requests of one token, of which a refusal that names a field teaches to do without (`wire.lessons`).
+
 The key comes from the environment (`BREAKEVEN_API_KEY`; at api.openai.com, and there alone, `OPENAI_API_KEY`) and from
 nowhere else; a URL with a user or password in it is refused, because command lines and logs keep what they are given.
 """
@@ -9,19 +13,38 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import urllib.error
-import urllib.request
+from collections.abc import Sequence
+from dataclasses import replace
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from breakeven.engines.backend import OPENAI_HOST, OPENAI_KEY, OWN_KEY, Backend, key_variable, open_url
-from breakeven.errors import UserError, printable
-from breakeven.wire.dialects import dialects
+import msgspec
+
+from breakeven.engines.backend import OPENAI_HOST, OPENAI_KEY, OWN_KEY, Backend, key_variable
+from breakeven.errors import UserError, expanded, printable
+from breakeven.wire.dialects import Dialect, completion_fields, described, dialect_at, dialects
+from breakeven.wire.lessons import LESSONS, NO_ROOM, REFUSING, Lesson, lesson_of, refusal_text
+from breakeven.wire.target import split_base
 
 _TIMEOUT_S = 15.0
 _PROBE_TIMEOUT_S = 120.0
 _NAMES_SHOWN = 8
+_ANSWER_BYTES = 8 << 20
+_FORM = "give http(s)://host[:port]/v1#model-name"
+_FILES = (".yaml", ".yml")
+_SECRET = re.compile(r"(?i)(^|[-_])(key|apikey|token|secret|sig|signature|code|password|auth)$")
+"""Names of parameters that hold a key, which a command line would keep."""
+_NO_LIST = frozenset({400, 404, 405, 501})
+"""What servers without a list of models answer."""
+_ELSEWHERE = frozenset({400, 404, 405, 422, 501})
+"""A model that has chat alone answers so where plain completions are asked."""
+_LATER = tuple(lesson for lesson in LESSONS if lesson.field in ("stream_options", "seed"))
+"""What came to OpenAI's own fields after the others."""
+CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
 
 
 def is_url(text: str) -> bool:
@@ -29,95 +52,197 @@ def is_url(text: str) -> bool:
     return text.lower().startswith(("http://", "https://"))
 
 
+def split_dialect(fragment: str) -> tuple[str, str]:
+    """A model's name and the dialect behind its last @, empty where what stands there is none."""
+    name, at, dialect = fragment.rpartition("@")
+    return (name, dialect) if at and (dialect in dialects() or dialect.endswith(_FILES)) else (fragment, "")
+
+
 def parse_url(text: str) -> Backend:
     """The backend that `text` names, without asking it anything. Raises UserError saying what is wrong with it."""
-    form = "give http(s)://host[:port]/v1#model-name"
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise UserError(f"the URL is not valid ({error}); {form}") from None
+        raise UserError(f"the URL is not valid ({error}); {_FORM}") from None
     if parts.username is not None or parts.password is not None:
         raise UserError(f"the URL contains a user or password; put a key into {OWN_KEY} and leave it out")
     if parts.scheme.lower() not in ("http", "https") or not host:
-        raise UserError(f"{text} is not a URL; {form}")
-    if parts.query:
-        raise UserError(f"{parts.scheme}://{host} has a query part, which no request can carry; {form}")
-    path = parts.path.rstrip("/")
-    if not path.endswith("/v1"):
-        raise UserError(f"{text} does not end in /v1; {form}")
-    name = unquote(parts.fragment)
+        raise UserError(f"{text} is not a URL; {_FORM}")
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if (secret := next(filter(_SECRET.search, query), None)) is not None:
+        raise UserError(f"{parts.scheme}://{host} has {secret} in its query part; put a key into {OWN_KEY}; {_FORM}")
+    fragment, named = split_dialect(parts.fragment)
+    name = unquote(fragment)
     if not name:
         raise UserError(f"{text} names no model; add #model-name")
+    spoken, settings = _dialect(named, host.rstrip("."))
+    if spoken is not None or query:
+        spoken = spoken or Dialect()
+        spoken = msgspec.structs.replace(spoken, query={**spoken.query, **query})
+        if spoken.socket and parts.scheme.lower() == "https":
+            raise UserError(f"{named}: socket: leads to a server on this machine; give it with an http:// URL")
+    path, under = split_base(parts.path)
     place = f"[{host}]" if ":" in host else host
-    address = f"{parts.scheme.lower()}://{place}{f':{port}' if port else ''}{path.removesuffix('/v1')}"
-    return Backend(address, name, key_variable(address), {"engine": "unknown"}, None, None)
+    address = f"{parts.scheme.lower()}://{place}{f':{port}' if port else ''}{path}"
+    variable = key_variable(address, here=spoken is not None and bool(spoken.socket))
+    return Backend(address, name, variable, settings, None, None, under=under, spoken=spoken)
 
 
-def connect(text: str) -> Backend:
+def _dialect(named: str, host: str) -> tuple[Dialect | None, dict[str, str]]:
+    """What is spoken there as far as it is known before the server is asked, and how settings call it."""
+    if named.endswith(_FILES):
+        from breakeven.model.readers.bounded import bounded_yaml  # YAML takes its time to import
+
+        path = expanded(named)
+        try:
+            found = bounded_yaml(path.read_bytes())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); give the file of a dialect") from None
+        except ValueError as error:
+            raise UserError(f"{path}: not YAML ({error})") from None
+        if not isinstance(found, dict):
+            raise UserError(f"{path}: holds no keys; docs/engines.md#dialects lists them")
+        dialect = described(found, str(path))
+        return _placed(dialect, path.parent), {"engine": _engine(dialect.like), "dialect": Path(named).name}
+    known = named or dialect_at(host)
+    if not known:
+        return None, {"engine": "unknown"}
+    return dialects()[known], {"engine": _engine(known), "dialect": known}
+
+
+def _placed(dialect: Dialect, directory: Path) -> Dialect:
+    """With its files where they are: they are named from its own."""
+    names = ("ca", "certificate", "certificate_key", "socket")
+    found = {name: str(directory / expanded(value)) for name in names if (value := getattr(dialect, name))}
+    return msgspec.structs.replace(dialect, **found)
+
+
+def _engine(dialect: str) -> str:
+    """The engine that speaks it; what is hosted does not tell which one it has."""
+    found = dialects().get(dialect)
+    return "unknown" if found is None or found.hosts else found.like or dialect
+
+
+def connect(text: str, *, chat: bool = False) -> Backend:
     """The backend that `text` names, after it has answered: it is there, lets us in, has the model, and completes.
 
-    Requests of one token find out what it accepts. Raises UserError otherwise.
+    Requests of one token find out what it accepts. `chat`: it is asked for chat alone, so nothing else is tried. Raises
+    UserError otherwise.
     """
     backend = parse_url(text)
-    listing = _ask(backend, "/v1/models", None, _TIMEOUT_S)
+    entry = _listed(backend)
+    if backend.engine == "unknown" and "dialect" not in backend.settings:
+        owner = str(entry.get("owned_by", "")).lower()
+        engine = next((name for name, dialect in dialects().items() if owner and dialect.owned_by == owner), "unknown")
+        spoken = backend.spoken
+        if spoken is not None and engine != "unknown":  # a query beside what the engine is known to take
+            spoken = msgspec.structs.replace(dialects()[engine], query=spoken.query)
+        backend = replace(backend, settings={**backend.settings, "engine": engine}, spoken=spoken)
+    settings = {**backend.settings, "url": f"{backend.url}{backend.under}", "served_model": backend.model}
+    return _probed(replace(backend, settings=settings), chat)
+
+
+def _listed(backend: Backend) -> dict[str, Any]:
+    """What the server's list says of the model; nothing where it has no list. Raises UserError for no such model."""
+    if not backend.dialect.lists:
+        return {}
+    try:
+        listing = _ask(backend, MODELS, None, _TIMEOUT_S)
+    except _RefusedError as error:
+        if error.status in _NO_LIST:
+            return {}
+        raise
     models = [entry for entry in _list(listing, "data") if isinstance(entry, dict) and entry.get("id")]
-    found = next((entry for entry in models if backend.model in (entry["id"], *_list(entry, "aliases"))), None)
-    if models and found is None:
+    names = (backend.model, backend.dialect.listed_as + backend.model)
+    for entry in models:
+        if any(name in (entry["id"], *_list(entry, "aliases")) for name in names):
+            return entry
+    if models:
         raise UserError(f"{backend.url} has no model {backend.model}; {_offer(backend.model, models)}")
-    owner = str((found or {}).get("owned_by", "")).lower()
-    engine = next((name for name, dialect in dialects().items() if owner and dialect.owned_by == owner), "unknown")
-    settings = {"engine": engine, "url": f"{backend.url}/v1", "served_model": backend.model, **_probe(backend)}
-    return Backend(backend.url, backend.model, backend.api_key_env, settings, None, None)
+    return {}
 
 
-def _probe(backend: Backend) -> dict[str, str]:
-    """Settings that one-token requests reveal: no `/v1/completions`, no fields beyond OpenAI's. Raises UserError."""
-    body: dict[str, Any] = {"model": backend.model, "max_tokens": 1}
-    routes: dict[str, dict[str, Any]] = {
-        "/v1/completions": {"prompt": "Hello"},
-        "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
-    }
-    found: dict[str, str] = {}
-    for path, prompt in routes.items():
+def _probed(backend: Backend, chats: bool) -> Backend:
+    """With what one-token requests reveal: no plain completions, fields that are refused. Raises UserError."""
+    first: _RefusedError | None = None
+    if not (chats or backend.dialect.chat_only):
         try:
-            try:
-                _ask(backend, path, {**body, **prompt, "ignore_eos": True}, _PROBE_TIMEOUT_S)
-            except _RefusedError as error:
-                if error.status not in (400, 422):
-                    raise
-                _ask(backend, path, {**body, **prompt}, _PROBE_TIMEOUT_S)
-                found["extra_fields"] = "refused"
+            return _taught(backend, COMPLETIONS, {"prompt": "Hello"})
         except _RefusedError as error:
-            if error.status not in (404, 405) or "route" in found:
+            if error.status not in _ELSEWHERE:
                 raise
-            found["route"] = "chat"
+            first = error
+    chat = replace(backend, settings={**backend.settings, "route": "chat"})
+    try:
+        return _taught(chat, CHAT, {"messages": [{"role": "user", "content": "Hello"}]})
+    except _RefusedError as error:
+        # A server that has no chat at all was asked in vain: what it said of completions is the reason.
+        if first is not None and error.status in (404, 405) and first.status not in (404, 405):
+            raise first from None
+        raise
+
+
+def _taught(backend: Backend, path: str, prompt: dict[str, Any]) -> Backend:
+    """Asked as a run would ask, again without each field that a refusal names. Raises UserError for what it refuses."""
+    taken: set[Lesson] = set()
+    while True:
+        asked = completion_fields(backend, max_tokens=1, temperature=1.0, top_k=40, seed=1, chat=path == CHAT)
+        fields = {**asked, **prompt}
+        try:
+            _ask(backend, path, fields, _PROBE_TIMEOUT_S)
+        except _RefusedError as error:
+            if NO_ROOM in error.said:
+                return backend
+            lesson = lesson_of(error.status, error.body, fields)
+            if lesson is not None and lesson not in taken:
+                taken.add(lesson)
+                backend = _without(backend, [lesson])
+            elif error.status not in REFUSING:
+                raise
+            elif backend.takes_extra_fields:
+                # It says nothing that is understood; what OpenAI has not is the likeliest reason.
+                backend = replace(backend, settings={**backend.settings, "extra_fields": "refused"})
+            elif left := [each for each in _LATER if each.field in fields]:
+                backend = _without(backend, left)
+            else:
+                raise
         else:
-            break
-    return found
+            return backend
+
+
+def _without(backend: Backend, lessons: Sequence[Lesson]) -> Backend:
+    """With what was learned, for its settings as well."""
+    before = backend.settings.get("learned", "")
+    settings = {**backend.settings, "learned": ", ".join([*filter(None, [before]), *map(str, lessons)])}
+    if any(lesson.field == "ignore_eos" for lesson in lessons):  # who refuses it takes none of its kind
+        settings["extra_fields"] = "refused"
+    spoken = backend.dialect.taught(lessons)
+    dropped = {name for name, action in spoken.body.items() if action == "drop"}
+    fields = {name: value for name, value in spoken.fields.items() if name not in dropped}
+    return replace(backend, settings=settings, spoken=msgspec.structs.replace(spoken, fields=fields))
 
 
 class _RefusedError(UserError):
-    """The server answered with an HTTP error."""
+    """The server answered with an HTTP error; `said`: its own words."""
 
-    def __init__(self, text: str, status: int) -> None:
+    def __init__(self, text: str, status: int, body: bytes, said: str) -> None:
         super().__init__(text)
-        self.status = status
+        self.status, self.body, self.said = status, body, said
 
 
-def _ask(backend: Backend, path: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
-    """The JSON answer to one request. Raises UserError for no answer, a refusal, or something else than JSON."""
-    where = f"{backend.url}{path}"
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(
-        where, data=data, headers={"Content-Type": "application/json", **backend.headers()}
-    )
+def _ask(backend: Backend, path: str, fields: dict[str, Any] | None, timeout_s: float) -> Any:
+    """The JSON answer to one request, None for a stream. Raises UserError for no answer, a refusal, or another page."""
+    where = f"{backend.url}{backend.under}{path.removeprefix('/v1')}"
     try:
-        with open_url(request, timeout_s=timeout_s) as response:
-            return json.load(response)
+        with backend.ask(path, fields, timeout_s=timeout_s) as response:
+            body = response.read(_ANSWER_BYTES)
+        # What a stream says is the run's to judge; that it is one is enough here.
+        return None if fields is not None and _is_stream(body) else json.loads(body)
     except urllib.error.HTTPError as error:
-        error.close()
-        raise _RefusedError(_refusal(backend, where, error.code), error.code) from None
+        body = _read(error)
+        said = refusal_text(body).replace(backend.key or "\0", "***")
+        raise _RefusedError(_refusal(backend, where, error.code, said), error.code, body, said) from None
     except ValueError:
         raise UserError(f"{where} does not answer with JSON; is this an OpenAI-compatible server?") from None
     except (OSError, HTTPException) as error:
@@ -125,15 +250,30 @@ def _ask(backend: Backend, path: str, body: dict[str, Any] | None, timeout_s: fl
         raise UserError(f"{where} cannot be reached ({reason}); check the address and that the server runs") from None
 
 
-def _refusal(backend: Backend, where: str, status: int) -> str:
+def _is_stream(body: bytes) -> bool:
+    lines = body.removeprefix(b"\xef\xbb\xbf").splitlines()
+    return any(line.startswith((b"data:", b"event:", b":")) for line in lines[:100])
+
+
+def _read(error: urllib.error.HTTPError) -> bytes:
+    try:
+        with error:
+            return error.read(_ANSWER_BYTES)
+    except (OSError, HTTPException):
+        return b""
+
+
+def _refusal(backend: Backend, where: str, status: int, said: str) -> str:
+    told = f": {said}" if said else ""
     if status in (401, 403):
         if backend.api_key_env is None:
             only = f" ({OPENAI_KEY} goes to {OPENAI_HOST} alone)" if os.environ.get(OPENAI_KEY) else ""
-            return f"{where} wants a key ({status}); put it into the environment variable {OWN_KEY}{only}"
-        return f"{where} does not accept the key in {backend.api_key_env} ({status}); put a valid one there"
+            return f"{where} wants a key ({status}){told}; put it into the environment variable {OWN_KEY}{only}"
+        return f"{where} does not accept the key in {backend.api_key_env} ({status}){told}; put a valid one there"
     if status == 404:
-        return f"{where} does not exist (404); check the part before /v1 and the model name {backend.model}"
-    return f"{where} answers with status {status}; check that this server completes with model {backend.model}"
+        base = "the part before /v1" if backend.under else "the URL, which ends in /v1 at most servers,"
+        return f"{where} does not exist (404){told}; check {base} and the model name {backend.model}"
+    return f"{where} answers with status {status}{told}; check that this server completes with model {backend.model}"
 
 
 def _offer(name: str, models: list[dict[str, Any]]) -> str:

@@ -133,16 +133,17 @@ def start(
     placement: Placement = AUTO,
     arguments: tuple[str, ...] = (),
     key: str | None = None,
+    chat: bool = False,
 ) -> Running:
     """Start or connect to a candidate; the engine stops when `stack` closes.
 
     `path` is what `weights_of` gave for this `engine`. `wait_policy` "passive" lets the engine's threads sleep at
     barriers, for a machine that has other work. `share_prefixes` keeps the keys and values of earlier prompts; without,
     every request starts cold unless it says otherwise. `key`: what whoever asks it must know, where it is an
-    engine that can be told one. What else there is: as in `Serving`.
+    engine that can be told one. `chat`: a server is asked for chat alone. What else there is: as in `Serving`.
     """
     if source.url is not None:
-        return Running(source, openai_url.connect(source.url), None, lambda: None)
+        return Running(source, openai_url.connect(source.url, chat=chat), None, lambda: None)
     assert path is not None
     kind = engine_named(engine)
     kind.check_placement(placement, arguments)

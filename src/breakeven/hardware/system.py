@@ -8,21 +8,24 @@ player's alarm, which run on one kernel's own files and calls, look for themselv
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
 import select
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, MutableMapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from breakeven.errors import NotSupportedError, UserError
+from breakeven.errors import NotSupportedError, UserError, expanded
 
 KILLED = 9
 """The signal that ends a process whatever it does; Windows knows none and is told so by number alone."""
@@ -30,6 +33,7 @@ HANGUP = 1
 """The signal that asks to read files anew; Windows has none."""
 _LOOK_S = 0.02
 """How often a system without waiting for signals with a timeout is asked for one."""
+_P = TypeVar("_P", bound=asyncio.Protocol)
 
 
 def steady_s() -> float:
@@ -169,6 +173,40 @@ def readiness(fd: int) -> Callable[[], bool] | None:
     poll = select.poll()
     poll.register(fd, select.POLLIN | select.POLLHUP | select.POLLERR)
     return lambda: bool(poll.poll(0))
+
+
+async def unix_connected(factory: Callable[[], _P], path: str, tls: ssl.SSLContext | None, name: str) -> _P:
+    """A connection through the unix socket at `path`; by `tls` its server shows a certificate of `name`.
+
+    Raises OSError; where the system has no such sockets as well.
+    """
+    if sys.platform == "win32":
+        raise OSError("this system has no unix sockets")
+    loop = asyncio.get_running_loop()
+    _, protocol = await loop.create_unix_connection(factory, path, ssl=tls, server_hostname=name if tls else None)
+    return protocol
+
+
+def unix_socket(path: str, timeout_s: float) -> socket.socket:
+    """The same for whoever waits. Raises OSError."""
+    if sys.platform == "win32":
+        raise OSError("this system has no unix sockets")
+    one = socket.socket(socket.AF_UNIX)
+    try:
+        one.settimeout(timeout_s)
+        one.connect(path)
+    except BaseException:
+        one.close()
+        raise
+    return one
+
+
+def cache_home() -> Path:
+    """Where this user's caches are: `$XDG_CACHE_HOME`, else the system's own place. Raises UserError for no home."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return Path(base)
+    return expanded("~") / ("Library/Caches" if sys.platform == "darwin" else ".cache")
 
 
 def pin_to_core(core: int) -> None:

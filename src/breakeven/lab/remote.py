@@ -206,7 +206,7 @@ class Remote:
 
     def _weighing(self, text: str, form: Form) -> tuple[str, bytes]:
         body = {"model": self.backend.served_model, "prompt": text, "max_tokens": 1, "temperature": 0, **form.fields}
-        return "/v1/completions", msgspec.json.encode(body)
+        return "/v1/completions", msgspec.json.encode(self.backend.dialect.acted(body, chat=False))
 
     def _answering(self, asked: Prompt) -> tuple[str, bytes]:
         body: dict[str, object] = {
@@ -219,8 +219,9 @@ class Remote:
             body["stop"] = list(asked.stop)
         if self.backend.chat_only:
             body["messages"] = [{"role": "user", "content": asked.text}]
-            return "/v1/chat/completions", msgspec.json.encode(body)
-        return "/v1/completions", msgspec.json.encode({**body, "prompt": asked.text})
+            return "/v1/chat/completions", msgspec.json.encode(self.backend.dialect.acted(body, chat=True))
+        body["prompt"] = asked.text
+        return "/v1/completions", msgspec.json.encode(self.backend.dialect.acted(body, chat=False))
 
     def _ask(
         self, asked: Sequence[tuple[str, bytes]], on_step: OnStep = lambda what, share: None, tries: int = _TRIES
@@ -229,11 +230,15 @@ class Remote:
         return asyncio.run(self._all(asked, on_step, tries))
 
     async def _all(self, asked: Sequence[tuple[str, bytes]], on_step: OnStep, tries: int) -> list[_Reply]:
+        dialect = self.backend.dialect
         secret = [(name.lower().encode(), value.encode()) for name, value in self.backend.headers().items()]
         client = HttpClient(
             self.backend.url,
             timeouts=_Waits(self._timeout_s),
             secret=secret,
+            tls=dialect.tls_files,
+            proxy=dialect.proxy or None,
+            socket=dialect.socket or None,
             allow_link_local=True,
         )
         turn = asyncio.Semaphore(self._at_once)
@@ -259,7 +264,7 @@ class Remote:
                 await asyncio.sleep(FIRST_WAIT_S * 2.0 ** (attempt - 1))
             try:
                 status, content = await client.get(
-                    path, body=body, timeout_s=self._timeout_s, limit_bytes=_ANSWER_BYTES
+                    self.backend.below(path), body=body, timeout_s=self._timeout_s, limit_bytes=_ANSWER_BYTES
                 )
             except GetError as error:
                 told = str(error)

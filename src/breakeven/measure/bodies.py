@@ -80,6 +80,10 @@ class Bodies:
     as_text: bool
     corpus: Corpus
     tail: bytes
+    limit: bytes
+    """How the backend calls `max_tokens`."""
+    seeds: bytes | None
+    """How it calls `seed`; None: it is sent none."""
     prompt_N: NDArray[np.int32]
     output_N: NDArray[np.int32]
     turn_N: NDArray[np.int32]
@@ -98,8 +102,10 @@ class Bodies:
             prompt = b'"messages":[%b]' % b",".join(messages)
         else:
             prompt = (b'"prompt":"%b"' if self.as_text else b'"prompt":[%b]') % bare(b"".join(texts))
-        seed = mix(i * 4 + _SEED, self.seed) & 0x7FFFFFFF
-        return b'{%b,"max_tokens":%d,"seed":%d,%b' % (prompt, self.max_tokens(i), seed, self.tail)
+        head = b'{%b,"%b":%d,' % (prompt, self.limit, self.max_tokens(i))
+        if self.seeds is None:
+            return head + self.tail
+        return b'%b"%b":%d,%b' % (head, self.seeds, mix(i * 4 + _SEED, self.seed) & 0x7FFFFFFF, self.tail)
 
     def max_tokens(self, i: int) -> int:
         """Output tokens asked for."""
@@ -184,13 +190,20 @@ def prepare_bodies(backend: Backend, schedule: Schedule, *, tokenizer: Path | No
     fields = completion_fields(
         backend,
         max_tokens=0,
+        seed=0,
         temperature=TEMPERATURE,
         stream=workload.stream,
         ignore_eos=True,
         top_k=TOP_K,
         cache_prompt=workload.sharing or bool((schedule.turn_N > 0).any()),
+        chat=chat,
     )
-    del fields["max_tokens"]
+    limit, seeds = (backend.dialect.name_of(name, chat=chat) for name in ("max_tokens", "seed"))
+    if limit is None:
+        raise UserError(f"{backend.url} is asked without max_tokens, so its answers have no end; let body keep it")
+    del fields[limit]
+    if seeds is not None and fields.pop(seeds, None) is None:
+        seeds = None  # it keeps requests with a seed out of its batch
     return Bodies(
         path=path,
         exact=source.exact,
@@ -202,6 +215,8 @@ def prepare_bodies(backend: Backend, schedule: Schedule, *, tokenizer: Path | No
         as_text=source.as_text,
         corpus=source.corpus,
         tail=msgspec.json.encode(fields)[1:],
+        limit=limit.encode(),
+        seeds=None if seeds is None else seeds.encode(),
         prompt_N=schedule.prompt_N,
         output_N=schedule.output_N,
         turn_N=schedule.turn_N,

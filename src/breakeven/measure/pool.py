@@ -1,8 +1,8 @@
 """Requests to one backend and what came of each, stamped: `wire`'s client, lean enough not to be what is measured.
 
 Bytes are stamped in the callback that brings them, before anybody looked at them, and the answer is taken apart there.
-A request ends exactly once, with a RequestDone handed to whoever started it. No proxy is used and no redirect
-followed, so a key goes nowhere but to the URL it is for.
+A request ends exactly once, with a RequestDone handed to whoever started it. No proxy is used but the one that a
+backend names and no redirect followed, so a key goes nowhere but to the URL it is for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from breakeven.measure.events import RequestDone
 from breakeven.version import __version__
 from breakeven.wire.client import HttpClient
 from breakeven.wire.connection import Exchange
-from breakeven.wire.dialects import dialect_of
 from breakeven.wire.meaning import asked_wait_s
 from breakeven.wire.message import Headers, Trouble
 from breakeven.wire.reply import BrokenStreamError, Reply
@@ -248,16 +247,18 @@ class Pool:
     ) -> None:
         """Opens nothing yet. Raises UserError for a key that cannot be sent in a header."""
         self.backend = backend
-        self.dialect = dialect_of(backend.engine)
+        self.dialect = dialect = backend.dialect
         self._keep = backend.pid is None and self.dialect.keeps_connections
         self._headers = _header_lines(backend)
-        self._secrets = [value.removeprefix("Bearer ") for value in backend.headers().values()]
-        parts = urlsplit(backend.url)
-        self.place, self._base = parts.netloc, parts.path
+        self._key = backend.key
+        self.place = urlsplit(backend.url).netloc
         self._heads: dict[tuple[str, bool], bytes] = {}
         self.client = HttpClient(
             backend.url,
             timeouts=_Waits(stall_timeout_s, total_timeout_s or _FOREVER_S),
+            tls=dialect.tls_files,
+            proxy=dialect.proxy or None,
+            socket=dialect.socket or None,
             allow_link_local=True,
             response_bytes=_ANY_SIZE,
             wary=False,
@@ -291,13 +292,13 @@ class Pool:
 
     def tidy(self, detail: str) -> str:
         """`detail` on one line, printable, and without the key should the server have echoed it."""
-        for secret in self._secrets:
-            detail = detail.replace(secret, "***")
+        if self._key:
+            detail = detail.replace(self._key, "***")
         return printable(" ".join(detail.split()))
 
     def _head(self, call: Call) -> bytes:
         lines = [
-            f"POST {self._base}{call.path} HTTP/1.1",
+            f"POST {self.backend.target(call.path)} HTTP/1.1",
             f"Host: {self.place}",
             f"User-Agent: breakeven/{__version__}",  # some gateways refuse requests without one
             "Content-Type: application/json",

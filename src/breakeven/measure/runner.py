@@ -76,6 +76,7 @@ class CompletionRequest:
             ignore_eos=self.ignore_eos,
             top_k=self.top_k,
             seed=self.seed,
+            chat=self.chat or backend.chat_only,
         )
         if isinstance(self.prompt, str):
             if self.chat or backend.chat_only:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.request
+import urllib.error
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from pathlib import Path
 from string import ascii_lowercase
 
-from breakeven.engines.backend import Backend, open_url
+from breakeven.engines.backend import Backend
 from breakeven.errors import EngineError, UserError
 from breakeven.traffic.prompts import Corpus, bare, make_corpus, mix, passages, rng
+from breakeven.wire.lessons import NO_ROOM, refusal_text
 
 Encode = Callable[[str], list[int] | None]
 
@@ -112,14 +113,17 @@ def asked_usage(backend: Backend, path: str, prompt: dict[str, object]) -> int |
     Raises EngineError when the request fails.
     """
     fields = {"model": backend.served_model, "max_tokens": 1, "stream": False, **prompt}
-    headers = {"Content-Type": "application/json", **backend.headers()}
-    request = urllib.request.Request(backend.url + path, data=json.dumps(fields).encode(), headers=headers)
     try:
-        with open_url(request, timeout_s=_TIMEOUT_S) as response:
+        asked = backend.dialect.acted(fields, chat="chat" in path)
+        with backend.ask(path, asked, timeout_s=_TIMEOUT_S) as response:
             answer = json.load(response)
     except (OSError, HTTPException, ValueError) as error:
+        said = refusal_text(error.read()) if isinstance(error, urllib.error.HTTPError) else ""
+        if NO_ROOM in said:
+            return None
+        why = f"{error}: {said}".replace(backend.key or "\0", "***") if said else error
         raise EngineError(
-            f"{backend.url}{path} did not answer a request of one token ({error}); check that it is up, serves "
+            f"{backend.url}{path} did not answer a request of one token ({why}); check that it is up, serves "
             f"{backend.served_model!r} and takes the key"
         ) from error
     usage = answer.get("usage") if isinstance(answer, dict) else None

@@ -164,6 +164,10 @@ class LoadModel(msgspec.Struct, frozen=True, kw_only=True):
     """Which layers and experts lay where, with bytes by device; None: the engine does not tell."""
 
 
+NOTHING_ANSWERED = "every request failed"
+"""Stands in the caveat that names the first of them."""
+
+
 class LoadStudy(msgspec.Struct, frozen=True, kw_only=True):
     """One or more candidates under one or more loads. One candidate: a bench; two or more: a comparison."""
 
@@ -186,6 +190,13 @@ class LoadStudy(msgspec.Struct, frozen=True, kw_only=True):
     headline: str = ""
     """One sentence in plain words."""
     caveats: list[str] = []
+
+    @property
+    def unanswered(self) -> str:
+        """Where every request under every load failed, how the first ones did; else empty."""
+        if not self.points or any(point.answered or not point.requests for point in self.points):
+            return ""
+        return " ".join(caveat for caveat in self.caveats if NOTHING_ANSWERED in caveat)
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):

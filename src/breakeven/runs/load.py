@@ -238,7 +238,8 @@ class Session:
         options, sources = self._options, self._sources
         for source in sources:
             if source.url is not None:
-                openai_url.connect(source.url)  # refused now rather than after gigabytes were written
+                # Refused now rather than after gigabytes were written.
+                openai_url.connect(source.url, chat=self._workload.chat)
         self.machine = machine = read_machine()
         served_as, notices = served(options.asked, sources, machine)
         format_name = None if options.format_name is None else format_named(options.format_name).name
@@ -267,6 +268,7 @@ class Session:
             kv=kv,
             threads=options.threads,
             share_prefixes=self._workload.sharing,
+            chat=self._workload.chat,
             passive=len(sources) > 1 or noise.busy(),
             on_phase=self._on_phase,
             # What is up before the log is opened stands in its opening.

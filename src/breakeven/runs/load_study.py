@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,12 +14,13 @@ from breakeven.measure.events import (
     LoadDone,
     LoadStarted,
     LoadStudyStarted,
+    RequestDone,
     StudyStopped,
     iter_events,
 )
 from breakeven.measure.load.differences import crossings, differences
 from breakeven.measure.load.points import load_points
-from breakeven.results.load import Crossing, LoadDifference, LoadPoint, LoadStudy
+from breakeven.results.load import NOTHING_ANSWERED, Crossing, LoadDifference, LoadModel, LoadPoint, LoadStudy
 from breakeven.results.metrics import metric_of
 from breakeven.results.point import of_load
 from breakeven.traffic.workload import Slo, slo_text
@@ -31,7 +32,7 @@ CLOCK_STEP = "The wall clock was moved by {step:.3g} s during the run; no time h
 
 def load_study(log: Path) -> LoadStudy:
     """The result of a bench or a comparison under load. Raises UserError when `log` is of neither."""
-    opening, because, notes = _frame(iter_events(log))
+    opening, because, notes, refused = _frame(iter_events(log))
     if opening is None:
         raise UserError(f"{log} holds no study under load; `breakeven bench` and `breakeven compare --rate` write one")
     points = load_points(iter_events(log), opening.slo)
@@ -52,15 +53,16 @@ def load_study(log: Path) -> LoadStudy:
         differences=found,
         crossings=crossed,
         headline=headline(points, found, crossed, opening.slo),
-        caveats=[*opening.caveats, *notes],
+        caveats=[*opening.caveats, *notes, *_without(opening.models), *_unanswered(points, refused)],
     )
 
 
-def _frame(log: Iterator[Event]) -> tuple[LoadStudyStarted | None, str, list[str]]:
-    """The opening of a study, why it ended, and what must be said about the run as a whole."""
+def _frame(log: Iterator[Event]) -> tuple[LoadStudyStarted | None, str, list[str], dict[str, RequestDone]]:
+    """The opening of a study, why it ended, what must be said about the whole run, and each model's first failure."""
     opening: LoadStudyStarted | None = None
     because = "killed"
     notes: list[str] = []
+    refused: dict[str, RequestDone] = {}
     started: dict[str, LoadStarted] = {}
     for event in log:
         match event:
@@ -72,10 +74,34 @@ def _frame(log: Iterator[Event]) -> tuple[LoadStudyStarted | None, str, list[str
                 because = event.because
             case LoadStarted():
                 started[event.block] = event
+            case RequestDone() if event.error not in (None, "cancelled"):
+                refused.setdefault(event.model, event)
             case LoadDone():
                 if event.wall_step_s is not None:
                     notes.append(CLOCK_STEP.format(step=event.wall_step_s))
-    return opening, because, list(dict.fromkeys(notes))
+    return opening, because, list(dict.fromkeys(notes)), refused
+
+
+def _without(models: Sequence[LoadModel]) -> list[str]:
+    """What servers were asked otherwise than the others, for they refuse it."""
+    return [
+        f"{model.name} was asked with {model.settings['learned']}, for its server refused it otherwise."
+        for model in models
+        if model.settings.get("learned")
+    ]
+
+
+def _unanswered(points: Sequence[LoadPoint], refused: Mapping[str, RequestDone]) -> list[str]:
+    """For each model of which every request failed, how the first one did."""
+    found = []
+    for name in dict.fromkeys(point.model for point in points):
+        mine = [point for point in points if point.model == name]
+        if any(point.answered or not point.requests for point in mine):
+            continue
+        first = refused.get(name)
+        why = f"; the first one: {first.error}, {first.detail or 'without a word'}" if first is not None else ""
+        found.append(f"{name}: {NOTHING_ANSWERED}{why}")
+    return found
 
 
 def _ready(opening: LoadStudyStarted, ready: BackendReady) -> LoadStudyStarted:

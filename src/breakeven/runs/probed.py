@@ -6,14 +6,13 @@ A server's shape is taken from whoever names it, and refused where the server's 
 from __future__ import annotations
 
 import json
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, VLLM, Backend, open_url
+from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, VLLM, Backend
 from breakeven.engines.devices import EngineDevice, devices_with, find_llama_server, listed, read_binary, usual_engine
 from breakeven.engines.kinds import Engine, engine_named
 from breakeven.engines.openai_url import connect, is_url, parse_url
@@ -271,9 +270,8 @@ def check_shape(backend: Backend, spec: ModelSpec, format_name: str, *, said: bo
 def _told(backend: Backend) -> dict[str, float]:
     """Numbers that the server says of its model, by llama.cpp's names; empty where it says none."""
     found: dict[str, float] = {}
-    request = urllib.request.Request(f"{backend.url}/v1/models", headers=backend.headers())
     try:
-        with open_url(request, timeout_s=_ASK_TIMEOUT_S) as response:
+        with backend.ask("/v1/models", None, timeout_s=_ASK_TIMEOUT_S) as response:
             listing: Any = json.load(response)
     except (OSError, HTTPException, ValueError):
         return found

@@ -186,7 +186,8 @@ def _time(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """Brings candidates up, and records it. `share_prefixes`: engines keep what earlier prompts left."""
+    """Brings candidates up, and records it. `share_prefixes`: engines keep what earlier prompts left. `chat`: a server
+    is asked for chat alone."""
 
     sources: Sequence[Source] = field(kw_only=False)
     ways: Sequence[ServedAs] = field(kw_only=False)
@@ -197,6 +198,7 @@ class Candidates:
     kv: str
     threads: int | None
     share_prefixes: bool = False
+    chat: bool = False
     gpus: Sequence[Gpu] = ()
     """The machine's, whose memory is watched while a candidate is up."""
     watches: dict[str, DeviceMemory] = field(default_factory=dict)
@@ -221,6 +223,7 @@ class Candidates:
             wait_policy="passive" if self.passive else None,
             engine=way.engine.name,
             share_prefixes=self.share_prefixes,
+            chat=self.chat,
             kv=self.kv,
             placement=way.placement,
             arguments=way.arguments,

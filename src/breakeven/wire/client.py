@@ -1,6 +1,6 @@
 """The HTTP/1.1 client of one server: kept connections, one look at all time limits, bytes handed on as they come.
 
-No task a request, no stream reader, no proxy, no redirect: a request goes to the address it is for or nowhere, and a
+No task a request, no stream reader, no redirect: a request goes to the address it is for or nowhere, and a
 key with it. Nothing is capped here, as many connections are opened as requests are under way; limits are the affair of
 whoever asks. The gateway and whoever measures differ in a few options only (`HttpClient`).
 """
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from breakeven.errors import BreakevenError, UserError
+from breakeven.errors import BreakevenError
 from breakeven.version import __version__
 from breakeven.wire.connection import ClientConnection, Exchange
 from breakeven.wire.message import Headers, Sink, Trouble
@@ -22,10 +22,10 @@ from breakeven.wire.target import (
     addresses_of,
     answer_headers,
     fixed_lines,
-    parts_of,
     request_lines,
 )
-from breakeven.wire.tls import SYSTEMS, TlsFiles, client_tls, through_proxy
+from breakeven.wire.tls import SYSTEMS, TlsFiles, client_tls
+from breakeven.wire.way import connected, way_to
 
 __all__ = ["Exchange", "GetError", "HttpClient"]
 
@@ -89,6 +89,7 @@ class HttpClient:
         secret: Sequence[tuple[bytes, bytes]] = (),
         tls: TlsFiles = SYSTEMS,
         proxy: str | None = None,
+        socket: str | None = None,
         allow_link_local: bool = False,
         response_bytes: int = _RESPONSE_BYTES,
         wary: bool = True,
@@ -101,7 +102,8 @@ class HttpClient:
         both cost time. `redirects`: hands them on as answers. `passes_on`: of an answer's headers, those to tell of.
         A first byte may take as long as any other where `timeouts` set no time for it. Raises UserError for an
         address that is none, a key that no header can hold, or files of `tls` that cannot be used. `proxy`: an HTTP
-        proxy that opens the way to a server by TLS; it sees no more than that server's name.
+        proxy that opens the way to a server by TLS; it sees no more than that server's name. `socket`: a unix socket to
+        go through instead of the address.
         """
         self.response_bytes, self.wary, self.redirects, self.passes_on = response_bytes, wary, redirects, passes_on
         first_s = timeouts.first_byte_s
@@ -109,19 +111,9 @@ class HttpClient:
         self.connect_s, self._connect_ns = timeouts.connect_s, round(timeouts.connect_s * _S)
         self.idle_ns, self.total_ns = round(timeouts.idle_s * _S), round(timeouts.total_s * _S)
         self._shortest_s = min(timeouts.connect_s, first_s or timeouts.idle_s, timeouts.idle_s, timeouts.total_s)
-        parts, self._port = parts_of(base_url)
-        self._host = parts.hostname or ""
-        self._base = parts.path.rstrip("/").encode()
-        self._fixed = fixed_lines(parts.netloc, secret)
-        self._tls = client_tls(tls) if parts.scheme == "https" else None
-        self._at = self._host, self._port
-        """Where connections go: to the server or its proxy."""
-        self._proxied = proxy is not None
-        if proxy is not None:
-            between, port = parts_of(proxy)
-            self._at = (between.hostname or "", port)
-            if self._tls is None:
-                raise UserError(f"a proxy is for https:// alone; {base_url} begins otherwise")
+        self._way = way = way_to(base_url, proxy, socket)
+        self._fixed = fixed_lines(way.netloc, secret)
+        self._tls = client_tls(tls) if way.secure else None
         self._allow_link_local = allow_link_local
         self._addresses: list[str] = []
         self._resolving: asyncio.Task[list[str]] | None = None
@@ -272,7 +264,7 @@ class HttpClient:
         if head is None:
             if not (path.startswith("/") and path.isascii() and path.isprintable() and " " not in path):
                 raise ValueError("a path that no request line can hold")
-            head = method + b" " + self._base + path.encode() + b" HTTP/1.1\r\n" + self._fixed
+            head = method + b" " + self._way.path + path.encode() + b" HTTP/1.1\r\n" + self._fixed
             if method == b"GET":
                 head += b"user-agent: breakeven/" + __version__.encode() + b"\r\n"
             if len(self._heads) < _HEADS:
@@ -293,11 +285,10 @@ class HttpClient:
         except ConnectionRefusedError as error:
             # Without its traceback, whose frames hold the exchange: both go at once, not with the next collection.
             exchange.failure = error.with_traceback(None)
-            host, port = self._at
-            trouble, detail = "refused", f"nobody listens at {host}:{port}"
+            trouble, detail = "refused", f"nobody listens at {self._way.place}"
         except (OSError, ValueError) as error:
             exchange.failure = error.with_traceback(None)
-            detail = f"no connection to {self._host}:{self._port}: {str(error) or type(error).__name__}"
+            detail = f"no connection to {self._way.host}:{self._way.port}: {str(error) or type(error).__name__}"
         else:
             exchange.task = None
             if exchange.over:
@@ -315,7 +306,7 @@ class HttpClient:
             try:
                 # Each address gets its part of the time, so that a dead first one leaves some for the second.
                 async with asyncio.timeout(self.connect_s / len(addresses) if len(addresses) > 1 else None):
-                    connection = await self._connected(address)
+                    connection = await connected(self._way, address, self._tls, lambda: ClientConnection(self))
             except (OSError, TimeoutError) as error:
                 failure = error
                 continue
@@ -331,26 +322,15 @@ class HttpClient:
         assert failure is not None
         raise failure
 
-    async def _connected(self, address: str) -> ClientConnection:
-        if self._proxied and self._tls is not None:
-            port = self._at[1]
-            return await through_proxy(lambda: ClientConnection(self), address, port, self._host, self._port, self._tls)
-        _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: ClientConnection(self),
-            address,
-            self._port,
-            ssl=self._tls,
-            server_hostname=self._host if self._tls else None,
-        )
-        return connection
-
     async def _resolve(self) -> list[str]:
         """Addresses of the host, or of its proxy; asked for once, however many requests wait for it."""
         if self._addresses:
             return self._addresses
+        if self._way.socket is not None:
+            return [self._way.socket]
         if self._resolving is None:
             self._resolving = asyncio.get_running_loop().create_task(
-                addresses_of(*self._at, allow_link_local=self._allow_link_local)
+                addresses_of(*self._way.at, allow_link_local=self._allow_link_local)
             )
             self._resolving.add_done_callback(self._resolved)
         return await asyncio.shield(self._resolving)

@@ -7,7 +7,7 @@ piece. This is the hot path of the client: every event of every stream passes th
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -74,6 +74,9 @@ class _Chunk(StreamEvent, gc=False):
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
+_TYPED: dict[str, Any] = {"usage": _Usage | None, "timings": ServerTimings | None}
+"""Parts of an event that are left out where they have another form."""
+_BRINGING = ("delta", "message")
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NOTHING = "the answer ends without any output"
 _MOST_TOKENS = 10**9
@@ -82,11 +85,52 @@ _SHORT_BYTES = 16
 
 
 def _decoded(data: bytes) -> _Chunk:
-    """Read, as the grammar decodes what is no UTF-8."""
+    """Read, as the grammar decodes what is no UTF-8. Raises as `_decode`."""
     try:
         return _decode(data)
     except _UNREADABLE:
+        pass
+    try:
         return _decode(mended(data))
+    except _UNREADABLE:
+        if (found := _loosely(data)) is None:
+            raise
+        return found
+
+
+def _loosely(data: bytes) -> _Chunk | None:
+    """An event some part of which has an odd form, without that part; None for what is no event of a completion.
+
+    What cannot be read is not told, and so nobody counts it; what remains says what it says.
+    """
+    try:
+        found = msgspec.json.decode(mended(data))
+    except _UNREADABLE:
+        return None
+    if not isinstance(found, dict):
+        return None
+    choices = found.get("choices")
+    if not isinstance(choices, list | None):
+        return None
+    kept = []
+    for each in choices or ():
+        parts = (
+            {key: value for key, value in each.items() if key in _BRINGING} if isinstance(each, dict) else {"": each}
+        )
+        if any(value and not isinstance(value, dict) for value in parts.values()):
+            return None  # what stands there may be output
+        if isinstance(each, dict):
+            kept.append({key: value for key, value in each.items() if key not in _BRINGING or value})
+    made = {key: value for key, value in found.items() if key != "response"} | {"choices": kept}
+    for key, kind in _TYPED.items():
+        try:
+            msgspec.convert(found.get(key), kind)
+        except msgspec.ValidationError:
+            made[key] = None
+    try:
+        return msgspec.convert(made, _Chunk)
+    except msgspec.ValidationError:
+        return None
 
 
 def _shown(data: bytes) -> str:
@@ -262,9 +306,12 @@ class Reply:
                 return
             try:
                 chunk = _decode(mended(data))
+                self.note("bad_utf8")
             except _UNREADABLE:
-                raise BrokenStreamError(f"not a piece of a completion: {_shown(data)}") from error
-            self.note("bad_utf8")
+                if (loose := _loosely(data)) is None:
+                    raise BrokenStreamError(f"not a piece of a completion: {_shown(data)}") from error
+                chunk = loose
+                self.note("odd_event")
         kind = kind_of(chunk)
         if kind == "error":
             raise BrokenStreamError(f"the engine reports: {error_text(data)}", kind="refused")
@@ -281,10 +328,16 @@ class Reply:
                 self.chunk_ns.append(now_ns)
             return
         told: float | None = None
-        if usage is not None and usage.completion_tokens is not None:
-            self._usages += 1
-            self._usage = usage
-            told = usage.completion_tokens
+        if usage is not None:
+            before = self._usage
+            if before is not None and usage.prompt_tokens is None:  # told in parts
+                usage.prompt_tokens = before.prompt_tokens
+            if usage.completion_tokens is not None:
+                self._usages += 1
+                self._usage = usage
+                told = usage.completion_tokens
+            elif before is None and usage.prompt_tokens is not None:
+                self._usage = usage
         if timings is not None:
             self.timings = timings
             told = timings.predicted_n

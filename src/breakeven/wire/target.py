@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Sequence
-from urllib.parse import SplitResult, urlsplit
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 from breakeven.errors import UserError
 from breakeven.wire.message import Headers
@@ -197,3 +198,25 @@ def answer_headers(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, 
 def _tokens(value: bytes) -> frozenset[bytes]:
     """What a `Connection` header names. The framing is ours, whatever it says."""
     return frozenset(token.strip().lower() for token in value.split(b",")) - {b"content-length", b"content-type"}
+
+
+V1 = "/v1"
+"""Begins every endpoint's name, and ends most base URLs."""
+
+
+def split_base(base_url: str) -> tuple[str, str]:
+    """A base URL, as OpenAI's clients are given one, before its /v1; and what stands before endpoints: "/v1" or ""."""
+    whole = base_url.rstrip("/")
+    root = whole.removesuffix(V1)
+    return root, V1 if root != whole else ""
+
+
+def endpoint_at(under: str, path: str, query: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Where an endpoint is asked, below `split_base`'s root: joined as OpenAI's clients do, with these parameters.
+
+    What is no endpoint (`/tokenize`, `/metrics`) stands below the root itself, and gets none.
+    """
+    if not path.startswith(f"{V1}/"):
+        return path
+    joined = under + path.removeprefix(V1)
+    return f"{joined}?{urlencode(query)}" if query else joined

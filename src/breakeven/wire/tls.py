@@ -1,4 +1,4 @@
-"""TLS: what is shown and trusted, a connection of clients that speaks it, and a way to a server through a proxy.
+"""TLS: what is shown and trusted, and a connection of clients that speaks it.
 
 A server's connection does its own TLS over the bytes of a plain one, so that it is counted, timed and closed like any
 other from the moment it is accepted: a client that never finishes its handshake is one more silent client. Contexts can
@@ -10,17 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from breakeven.errors import UserError
 
 _READ_BYTES = 1 << 16
 _JOINED_BYTES = 1 << 14
 """Pieces up to here together become one record, beyond each its own: copying would cost more than a record's frame."""
-_HEAD_BYTES = 8 << 10
-"""Most that a proxy may say before the way is open."""
 _NOT_TLS = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: 40\r\nconnection: close\r\n\r\n"
     b"this port speaks TLS; ask it by https://"
@@ -29,8 +27,6 @@ SOON_S = 14 * 86400.0
 """A certificate that ends within this time is spoken of."""
 _EXPIRED, _NOT_YET = 10, 9
 """OpenSSL's codes of a certificate whose time is over, and of one whose time has not come."""
-
-P = TypeVar("P", bound=asyncio.Protocol)
 
 
 class TlsFiles(NamedTuple):
@@ -335,59 +331,3 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         with contextlib.suppress(ssl.SSLError):  # it wants the other side's, which nobody waits for
             self._tls.unwrap()
         self._flush()
-
-
-class ProxyError(OSError):
-    """A proxy did not open a way."""
-
-
-class _Asking(asyncio.Protocol):
-    """Hears what a proxy answers to CONNECT. `answered`: its status line."""
-
-    def __init__(self) -> None:
-        self.answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._head = b""
-
-    def data_received(self, data: bytes) -> None:
-        self._head += data
-        line, end, _ = self._head.partition(b"\r\n")
-        if self.answered.done():
-            return
-        whole = self._head.find(b"\r\n\r\n")
-        if whole >= 0 and end:
-            if len(self._head) > whole + 4 and line[9:12] == b"200":
-                self.answered.set_exception(ProxyError("the proxy sent bytes that nobody asked for"))
-            else:
-                self.answered.set_result(line)
-        elif len(self._head) > _HEAD_BYTES:
-            self.answered.set_exception(ProxyError("the proxy's answer has no end"))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.answered.done():
-            self.answered.set_exception(ProxyError("the proxy closed the connection without opening a way"))
-
-
-async def through_proxy(
-    factory: Callable[[], P], address: str, port: int, host: str, host_port: int, context: ssl.SSLContext
-) -> P:
-    """Connect to the proxy at `address` and `port`, have it open a way to `host`, and speak TLS with that.
-
-    The proxy sees a name and a port, and no byte of what is said. Raises OSError (ProxyError where it is the proxy's).
-    """
-    loop = asyncio.get_running_loop()
-    transport, asking = await loop.create_connection(_Asking, address, port)
-    try:
-        place = f"[{host}]:{host_port}" if ":" in host else f"{host}:{host_port}"
-        transport.write(f"CONNECT {place} HTTP/1.1\r\nhost: {place}\r\n\r\n".encode())
-        line = await asking.answered
-        version, _, told = line.partition(b" ")
-        if not version.startswith(b"HTTP/1.") or told[:3] != b"200":
-            raise ProxyError(f"the proxy answered {told[:40].decode('latin-1')!r} when asked for {place}")
-        protocol = factory()
-        through = await loop.start_tls(transport, protocol, context, server_hostname=host)
-        assert through is not None
-        protocol.connection_made(through)
-    except BaseException:
-        transport.abort()
-        raise
-    return protocol

@@ -17,6 +17,7 @@ from breakeven.errors import UserError
 from breakeven.gateway.plan.limits import ANY_PAGE
 from breakeven.gateway.plan.model import BackendPlan, ExperimentPlan, GatewayPlan, PolicyPlan
 from breakeven.gateway.plan.reach import value_of
+from breakeven.wire.dialects import at_odds
 
 POLICY_NAMES = ("breakeven", "fastest", "cheapest", "spill", "weighted", "edge-first")
 """Routing policies that a plan may name; `gateway.route.policies.POLICIES` holds them."""
@@ -110,14 +111,16 @@ def is_loopback(host: str) -> bool:
 
 def _check_backend(place: str, plan: BackendPlan, environ: Mapping[str, str]) -> None:
     if (plan.url is None) == (plan.local is None):
-        raise UserError(f"{place}.url: missing; give a URL that ends in /v1, or a model to start here as `local:`")
+        raise UserError(f"{place}.url: missing; give a server's base URL, or a model to start here as `local:`")
     if plan.api_key_env is not None:
         _variable(f"{place}.api_key_env", plan.api_key_env, environ, f"the key of {plan.name}")
-    if plan.url is not None and not plan.allow_link_local and _is_link_local(plan.url):
+    if plan.url is not None and not plan.allow_link_local and plan.socket is None and _is_link_local(plan.url):
         raise UserError(
             f"{place}.url: found {plan.url!r}, an address that machines keep for themselves; set allow_link_local: "
             "true if it is meant"
         )
+    if (wrong := at_odds(plan.spoken)) is not None:
+        raise UserError(f"{place}.{wrong[0]}: {wrong[1]}")
     _check_way(place, plan)
     if plan.machine == "this":
         from breakeven.forecast.profiles import profile_named
@@ -138,11 +141,14 @@ def _check_way(place: str, plan: BackendPlan) -> None:
         if getattr(plan, key) is not None and not secure:
             raise UserError(f"{place}.{key}: only for a url that begins with https://; leave it out, or change the url")
     host = parts.hostname or ""
-    if plan.api_key_env is not None and not secure and not plan.key_over_http and not is_loopback(host):
+    here = plan.socket is not None or is_loopback(host)
+    if plan.api_key_env is not None and not secure and not plan.key_over_http and not here:
         raise UserError(
             f"{place}.url: found {plan.url!r}, so the key in {plan.api_key_env} would cross the network in clear; use "
             "https, or set key_over_http: true if that is meant"
         )
+    if plan.proxy is not None and plan.socket is not None:
+        raise UserError(f"{place}.socket: found beside proxy, which leads to another place; keep one of them")
     if plan.proxy is not None and not plan.allow_link_local and _is_link_local(plan.proxy):
         raise UserError(
             f"{place}.proxy: found {plan.proxy!r}, an address that machines keep for themselves; set allow_link_local: "

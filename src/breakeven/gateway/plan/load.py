@@ -110,6 +110,7 @@ def _backend(place: str, plan: BackendPlan, typed: Mapping[str, Any], directory:
         ca=_authorities(place, plan, directory),
         ca_file=None,
         client_certificate=_certificate(f"{place}.client_certificate", plan.client_certificate, directory),
+        socket=_placed(directory, plan.socket),
     )
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 from breakeven.answer.study.price import PLACED, PRICE, ApiSpeed, EngineName, Location
 from breakeven.answer.study.values import (
@@ -38,11 +39,12 @@ from breakeven.answer.study.values import (
     whole,
 )
 from breakeven.gateway.plan.limits import Limits, OriginName, PageOrigin
-from breakeven.gateway.plan.reach import Certificate, EnvName, Proxy, Url, as_certificate
+from breakeven.gateway.plan.reach import Certificate, DialectName, EnvName, Proxy, Url, Words, as_certificate, spoken
 from breakeven.hardware.placement import Placement
 from breakeven.results.cost import Api, Pricing
 from breakeven.results.decision import Kind
 from breakeven.traffic.workload import Slo
+from breakeven.wire.dialects import Dialect, dialect_at
 from breakeven.wire.tls import TlsFiles
 
 Endpoint = Literal[
@@ -128,7 +130,7 @@ class Timeouts(FilePart):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendPlan(FilePart):
-    """One place that answers. Either `url` (ends in /v1) or `local`.
+    """One place that answers. Either `url` (as clients are given one) or `local`.
 
     `served_model`: what the backend calls its model; None: `name`. `api_key_env`: the variable that holds its key.
     `model`, `machine`, `engine`, `format`, `kv`, `devices` name the step model that predicts it (as `breakeven predict`
@@ -142,8 +144,15 @@ class BackendPlan(FilePart):
     local: LocalPlan | None = None
     served_model: Annotated[str, text(1, 300)] | None = None
     api_key_env: EnvName | None = None
-    key_header: Literal["authorization", "x-api-key"] = "authorization"
-    """How the key is sent: `Authorization: Bearer KEY`, or `x-api-key: KEY` as Anthropic's API wants it."""
+    key_header: Annotated[str, text(1, 100)] | None = None
+    """How the key is sent: `authorization: Bearer KEY`, or KEY in any other; None: as its dialect has it."""
+    dialect: DialectName | None = None
+    """What it takes (`wire/dialects.json`); None: what is known of its host, else of its engine."""
+    query: Words = field(default_factory=dict)
+    headers: Words = field(default_factory=dict)
+    """Sent with every request, beside the dialect's."""
+    body: dict[str, Any] = field(default_factory=dict)
+    """What becomes of a body's fields, beside the dialect's: drop, {rename: NAME} or {add: VALUE}."""
     kind: Annotated[Kind, OPEN] = "unknown"
     place: Annotated[Location, OPEN] = field(default="on-premise", metadata={"alias": "location"})
     model: str | None = None
@@ -171,6 +180,8 @@ class BackendPlan(FilePart):
     """The same under its older name; in a plan that was read it is `ca`."""
     client_certificate: Annotated[Certificate, read_by(as_certificate)] | None = None
     proxy: Proxy | None = None
+    socket: Annotated[Path, PLACE] | None = None
+    """A unix socket to go through instead of its address."""
     key_over_http: Flag = False
     """Only then may its key go to another machine without TLS."""
     timeouts: Timeouts = Timeouts()
@@ -180,6 +191,16 @@ class BackendPlan(FilePart):
         """Whom to trust there, and what to show."""
         shown = self.client_certificate
         return TlsFiles(self.ca or self.ca_file, *(() if shown is None else (shown.certificate, shown.key)))
+
+    @property
+    def dialect_name(self) -> str:
+        """The dialect that it names, else that of its host or its engine; empty: none is known."""
+        return self.dialect or dialect_at(urlsplit(self.url or "").hostname or "") or self.engine or ""
+
+    @property
+    def spoken(self) -> Dialect:
+        """How it is asked."""
+        return spoken(self.dialect_name, self.key_header, self.headers, self.query, self.body)
 
     @property
     def is_api(self) -> bool:
@@ -199,6 +220,9 @@ class BackendPlan(FilePart):
         doubled = [key for key in ("model", "engine", "format", "slots", "context") if getattr(self, key) is not None]
         if self.local is not None and doubled:
             raise ValueError(f"{doubled[0]} inside local, not beside it")
+        asked = [key for key in ("dialect", "query", "headers", "body", "socket") if getattr(self, key)]
+        if self.local is not None and asked:
+            raise ValueError(f"{asked[0]} only beside a url; a local engine is asked as it is known")
         if self.local is not None and self.api_key_env is not None:
             raise ValueError("api_key_env only beside a url; a local engine takes no key")
         if self.ca is not None and self.ca_file is not None:

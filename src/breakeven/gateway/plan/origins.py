@@ -16,12 +16,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import msgspec
 
 from breakeven.answer.study.load import model_named
 from breakeven.answer.study.price import ApiSpeed
 from breakeven.engines.kinds import engine_named
+from breakeven.engines.openai_url import split_dialect
 from breakeven.engines.source import Source, parse_source
 from breakeven.engines.start import format_of
 from breakeven.errors import UserError
@@ -43,6 +45,7 @@ from breakeven.results.cost import Api
 from breakeven.results.decision import DECISION_SCHEMA, CandidateResult, Decision, Kind
 from breakeven.results.store import RESULT
 from breakeven.traffic.workload import Slo, Workload
+from breakeven.wire.dialects import dialects
 
 FILE = "gateway.yaml"
 LEAST_CONTEXT, MOST_CONTEXT = 4096, 131_072
@@ -68,8 +71,8 @@ def plan_of_decision(path: Path, environ: Mapping[str, str] = os.environ) -> Gat
     missing = [backend.name for backend in plan.backends if backend.url is None and backend.local is None]
     if missing:
         raise UserError(
-            f"{file}: written from the decision; fill in the url of {', '.join(missing)} (where each listens, ending "
-            f"in /v1), then run: breakeven serve {file}"
+            f"{file}: written from the decision; fill in the url of {', '.join(missing)} (where each "
+            f"listens), then run: breakeven serve {file}"
         )
     return read_gateway(file, environ)
 
@@ -342,10 +345,15 @@ def _local(name: str, source: Source, local: LocalPlan, machine: str | None) -> 
 
 
 def _url(name: str, source: Source) -> BackendPlan:
-    address, _, served = (source.url or "").partition("#")
-    if not served or not address.rstrip("/").endswith("/v1"):
+    address, _, fragment = (source.url or "").partition("#")
+    base, _, query = address.partition("?")
+    served, dialect = split_dialect(fragment)
+    if not served:
         raise UserError(f"{source.text} does not name a model; give http(s)://host[:port]/v1#model-name")
-    return BackendPlan(name=name, url=address.rstrip("/"), served_model=served)
+    if dialect and dialect not in dialects():
+        raise UserError(f"{source.text}: {dialect} is for measuring; a gateway's file says the same beside the url")
+    asked = dict(parse_qsl(query, keep_blank_values=True))
+    return BackendPlan(name=name, url=base.rstrip("/"), served_model=served, dialect=dialect or None, query=asked)
 
 
 def _kind(source: Source) -> Kind:

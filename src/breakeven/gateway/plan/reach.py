@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
+import msgspec
+
 from breakeven.answer.study.values import HIDDEN, PLACE, FilePart, read_by
 from breakeven.hardware.system import regular
+from breakeven.wire.dialects import Dialect, dialect_of, dialects, texts
+from breakeven.wire.lessons import Action
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
-A_URL = "a URL that ends in /v1, such as http://127.0.0.1:8080/v1"
+A_URL = "a server's base URL, such as http://127.0.0.1:8080/v1"
 A_PROXY = "the URL of an HTTP proxy, such as http://proxy.example.org:3128"
 CREDENTIALS = "CREDENTIALS_DIRECTORY"
 """The variable by which systemd, and our manifests, tell where files with secrets are."""
@@ -86,9 +90,7 @@ def _parts(value: object, right: str) -> tuple[str, SplitResult]:
 def _url(value: object) -> object:
     text, parts = _parts(value, A_URL)
     if parts.query or parts.fragment:
-        _hidden("a URL that ends in /v1, without what follows its path")
-    if not parts.path.rstrip("/").endswith("/v1"):
-        raise ValueError(f"a URL that ends in /v1, as the client's base_url does; perhaps {text.rstrip('/')}/v1")
+        _hidden("a URL without what follows its path; parameters go into query, a key into its variable")
     return text.rstrip("/")
 
 
@@ -99,6 +101,31 @@ def _proxy(value: object) -> object:
     return text.rstrip("/")
 
 
+def _dialect(value: object) -> object:
+    if value not in dialects():
+        raise ValueError(f"one of {', '.join(dialects())}")
+    return value
+
+
 EnvName = Annotated[str, read_by(_env)]
 Url = Annotated[str, read_by(_url)]
 Proxy = Annotated[str, read_by(_proxy)]
+DialectName = Annotated[str, read_by(_dialect)]
+Words = Annotated[dict[str, str], read_by(texts)]
+
+
+def spoken(
+    name: str, key_header: str | None, headers: Mapping[str, str], query: Mapping[str, str], body: Mapping[str, Action]
+) -> Dialect:
+    """A dialect by its name, and what stands beside a backend's url; without what only whoever measures asks for."""
+    known = dialect_of(name)
+    return msgspec.structs.replace(
+        known,
+        key_header=key_header or known.key_header,
+        key_form="" if key_header else known.key_form,
+        headers={**known.headers, **headers},
+        query={**known.query, **query},
+        body={**known.body, **body},
+        fields={},
+        stream_options={},
+    )

@@ -28,8 +28,20 @@ Yaml = dict[str, Any]
 """A mapping on its way into YAML, which any value may stand in."""
 _FIRST = {
     "BackendPlan": (
-        *("name", "local", "url", "served_model", "api_key_env", "key_header", "model", "engine", "format", "slots"),
-        *("context", "kind", "machine", "devices", "location", "speed", "price", "quality", "limit", "replica_of"),
+        *("name", "local", "url", "served_model", "api_key_env", "key_header", "dialect", "model", "engine", "format"),
+        *(
+            "slots",
+            "context",
+            "kind",
+            "machine",
+            "devices",
+            "location",
+            "speed",
+            "price",
+            "quality",
+            "limit",
+            "replica_of",
+        ),
         *("endpoints", "poll"),
     ),
     "PolicyPlan": ("model", "policy", "backends", "slo", "weights"),

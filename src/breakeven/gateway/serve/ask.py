@@ -283,15 +283,28 @@ def _part_value(name: str, value: bytes) -> msgspec.Raw:
     return msgspec.Raw(_ENCODER.encode(text))
 
 
-def body_for(asked: Asked, served_model: msgspec.Raw, *, tell_usage: bool) -> bytes:
-    """The body for a backend: its own name of the model; with `tell_usage` its stream ends with its usage."""
-    if (form := asked.form) is not None:
-        return form.before + _TEXT.decode(served_model).encode() + form.after
+def form_for(form: SentForm, served_model: msgspec.Raw) -> bytes:
+    """The form for a backend, with its own name of the model."""
+    return form.before + _TEXT.decode(served_model).encode() + form.after
+
+
+def fields_for(asked: Asked, served_model: msgspec.Raw, *, tell_usage: bool) -> Fields:
+    """What a backend's body holds: its own name of the model; with `tell_usage` its stream ends with its usage."""
     fields = asked.fields
     fields["model"] = served_model
     if tell_usage:
         fields = {**fields, "stream_options": _with_usage(fields.get("stream_options"))}
+    return fields
+
+
+def body_of(fields: Fields) -> bytes:
+    """Put together again."""
     return _ENCODER.encode(fields)
+
+
+def raw(value: object) -> msgspec.Raw:
+    """A value among those of a body."""
+    return msgspec.Raw(_ENCODER.encode(value))
 
 
 def asks(name: bytes, value: bytes | None) -> float | None:

@@ -21,6 +21,7 @@ from breakeven.gateway.plan.reach import value_of
 from breakeven.gateway.route.learned import Lengths
 from breakeven.gateway.route.speed import bound_of, peaked
 from breakeven.gateway.route.view import Speed, View, view_of
+from breakeven.gateway.serve.speech import Speech
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import (
     AHEAD_TOKENS,
@@ -44,6 +45,7 @@ from breakeven.gateway.shared.layout import (
 )
 from breakeven.gateway.translate.table import WAYS, way_to
 from breakeven.wire.client import HttpClient
+from breakeven.wire.target import split_base
 
 PLAIN = (b"accept-encoding", b"identity")
 """What a backend compresses all the same is read as far as it can be, and costs more where it cannot."""
@@ -104,6 +106,7 @@ class Lane:
         "port",
         "secret",
         "slot",
+        "speech",
         "upstream",
         "view",
     )
@@ -124,6 +127,7 @@ class Lane:
         self.plan, self.slot, self.name = plan, slot, plan.name
         self.header = (b"x-breakeven-backend", plan.name.encode())
         self.model_raw = msgspec.Raw(msgspec.json.encode(plan.served_model or plan.name))
+        self.speech = Speech(plan, slot, block)
         self.upstream: HttpClient | None = None
         self.port = 0
         self._secret = secret_of(plan, block)
@@ -157,14 +161,15 @@ class Lane:
         self._said = False
 
     def connect(self, url: str, limits: Limits) -> HttpClient:
-        """The client for a URL that ends in /v1."""
+        """The client for a base URL."""
         plan = self.plan
         return HttpClient(
-            url.rstrip("/").removesuffix("/v1"),
+            split_base(url)[0],
             timeouts=plan.timeouts,
             secret=(*self._secret, PLAIN),
             tls=plan.tls_files,
             proxy=plan.proxy,
+            socket=None if plan.socket is None else str(plan.socket),
             allow_link_local=plan.allow_link_local,
             response_bytes=limits.response_bytes,
         )
@@ -334,6 +339,5 @@ def secret_of(plan: BackendPlan, block: SharedBlock | None = None) -> tuple[tupl
         raise UserError(f"backend {plan.name}: the environment variable {plan.api_key_env} holds no key; set it")
     if not (value.isascii() and value.isprintable()):
         raise UserError(f"backend {plan.name}: the key in {plan.api_key_env} has an unprintable character; set it anew")
-    if plan.key_header == "x-api-key":
-        return ((b"x-api-key", value.encode("latin-1")),)
-    return ((b"authorization", f"Bearer {value}".encode("latin-1")),)
+    header, line = plan.spoken.key_line(value)
+    return ((header.encode(), line.encode("latin-1")),)

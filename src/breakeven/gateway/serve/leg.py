@@ -9,7 +9,7 @@ from typing import Protocol
 from breakeven.gateway.experiment.answer import Kept
 from breakeven.gateway.guard import USUAL_HOLD_S
 from breakeven.gateway.route.view import Ask
-from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, Client, body_for
+from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, Client
 from breakeven.gateway.serve.course import Course, Judgement
 from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.opening import (
@@ -24,6 +24,7 @@ from breakeven.gateway.serve.opening import (
     names_something,
     without,
 )
+from breakeven.gateway.serve.speech import Question
 from breakeven.gateway.serve.tap import UNHEARD, Tap, tap_for
 from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.gateway.translate.table import TurnedTap, turned_tap
@@ -68,10 +69,10 @@ class Leg:
     """
 
     __slots__ = (
-        "_alive_ns", "_course", "_failing", "_forward", "_judged", "_length", "_line", "_opening", "_reads_why",
-        "_settled", "_size", "_streams", "ahead", "begun", "exchange", "first_ns", "head", "hedge", "held", "kept",
-        "lane", "last_ns", "nothing", "outcome", "retry_s", "running", "said_ns", "scrub", "single", "spell",
-        "start_ns", "status", "tap", "tpot_factor", "ttft_factor", "turned",
+        "_alive_ns", "_course", "_failing", "_forward", "_judged", "_length", "_line", "_opening", "_question",
+        "_reads_why", "_settled", "_size", "_streams", "ahead", "begun", "exchange", "first_ns", "head", "hedge",
+        "held", "kept", "lane", "last_ns", "nothing", "outcome", "retry_s", "running", "said_ns", "scrub", "single",
+        "spell", "start_ns", "status", "tap", "tpot_factor", "ttft_factor",
     )  # fmt: skip
 
     def __init__(
@@ -81,8 +82,7 @@ class Leg:
         self._forward, self._course, self.lane, self._line, self.hedge = forward, course, lane, line, hedge
         asked = forward.asked
         self.tap: Tap | TurnedTap = UNHEARD
-        self.turned = asked.turn(forward.endpoint, lane.view.way(forward.endpoint))
-        """The request in the words of another API, where this backend does not speak the client's."""
+        self._question = Question(lane.speech, lane.model_raw, forward, lane.view.way(forward.endpoint))
         self.exchange: Exchange | None = None
         self.head: Headers = ()
         self.status = 0
@@ -113,15 +113,19 @@ class Leg:
 
     def send(self) -> None:
         """Ask the backend."""
-        forward, lane = self._forward, self.lane
-        upstream, asked, turned = lane.upstream, forward.asked, self.turned
+        upstream = self.lane.upstream
         assert upstream is not None
-        if turned is not None:
-            body = turned.body(lane.model_raw)
-            self.exchange = upstream.send(turned.way, turned.headers(forward.headers), body, self)
-            return
-        body = body_for(asked, lane.model_raw, tell_usage=asked.streams and forward.endpoint in WANTS_USAGE)
-        self.exchange = upstream.send(forward.endpoint + forward.query, forward.headers, body, self)
+        sent = self._question.sent()
+        self.exchange = upstream.send(sent.path, sent.headers, sent.body, self)
+
+    def _asks_again(self) -> bool:
+        """Whether this refusal names a field that its backend can be asked without, and it now is."""
+        if self._opening is None or not self._question.again(self.status, self._opening.held):
+            return False
+        self.status, self.head, self.tap, self._opening = 0, (), UNHEARD, None
+        self._length, self.first_ns, self.last_ns = -1, 0, 0
+        self.send()
+        return True
 
     # The sink.
 
@@ -145,11 +149,10 @@ class Leg:
         streams = self._streams = status < 300 and (
             EVENTS in kind or (asked.streams and JSON not in kind and HTML not in kind)
         )
-        forward, turned = self._forward, self.turned
-        endpoint = forward.endpoint if turned is None else turned.way
+        endpoint, turned = self._question.endpoint, self._question.turned
         drops = streams and not asked.wants_usage and asked.streams and endpoint in WANTS_USAGE and turned is None
         tap = tap_for(endpoint, coding, streams=streams, drop_usage=drops)
-        self.tap = tap if turned is None else turned_tap(tap, turned, forward.id, self.ahead, status)
+        self.tap = tap if turned is None else turned_tap(tap, turned, self._forward.id, self.ahead, status)
         self._opening = Opening(
             asked.fields,
             streams=streams,
@@ -263,7 +266,7 @@ class Leg:
         if self._reads_why:
             self._course.came_to_nothing(self, error_text(self.held) if self.status >= 500 else "")
             return
-        if not self.begun and not self._ended():
+        if not self.begun and (self._asks_again() or not self._ended()):
             return
         self.held += self.tap.rest()
         if self.single is not None and self.tap.error is not None:
@@ -308,6 +311,8 @@ class Leg:
     def _first(self) -> bool:
         """Its bytes go to the client from now on: whether this leg has won."""
         self.begun = True
+        if self.status < 300:
+            self._question.went_well()
         self.lane.decodes(self.ahead)
         if self._course.first_byte(self):
             self._forward.answer = self
@@ -330,8 +335,7 @@ class Leg:
         return data
 
     def _told(self) -> list[tuple[bytes, bytes]]:
-        """What the client is told of the decision."""
-        return self._forward.told(self.lane) + ([] if self.turned is None else self.turned.told())
+        return self._forward.told(self.lane) + self._question.told()
 
     # What the course has done.
 

@@ -103,6 +103,11 @@ class Opening:
             return self._error(body)
         return "content" if kind == "content" or (self._any and body.strip()) else "none"
 
+    @property
+    def held(self) -> bytes:
+        """All that came so far and is held."""
+        return b"".join(self._parts)
+
     def data(self) -> bytes:
         """All that came, which is held no more."""
         parts, self._parts = self._parts, []

@@ -14,7 +14,8 @@ from breakeven.gateway.serve.lane import secret_of
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Count, Known, State, UnderWay
 from breakeven.wire.client import HttpClient
-from breakeven.wire.dialects import engine_numbers, lines_of
+from breakeven.wire.metrics import engine_numbers, lines_of
+from breakeven.wire.target import split_base
 
 EXPERT_TOKENS = re.compile(r"breakeven:expert_tokens_total\{([^{}]*)\} +(\S+)")
 """How a backend reports the load of its experts. No engine does by itself (vLLM 0.32, llama.cpp b11434)."""
@@ -149,11 +150,12 @@ def expert_load(page: str) -> list[float]:
 
 def _client(url: str, backend: BackendPlan, block: SharedBlock) -> HttpClient:
     return HttpClient(
-        url.rstrip("/").removesuffix("/v1"),
+        split_base(url)[0],
         timeouts=backend.timeouts,
         secret=secret_of(backend, block),
         tls=backend.tls_files,
         proxy=backend.proxy,
+        socket=None if backend.socket is None else str(backend.socket),
         allow_link_local=backend.allow_link_local,
     )
 

@@ -18,6 +18,8 @@ from breakeven.hardware.system import spreads_connections
 if TYPE_CHECKING:
     from breakeven.gateway.serve.loading import ServedPlan
 
+MOST_TOLD = 40
+"""Backends that `--check` tells of, so that a screen is enough."""
 _OUTERMOST = re.compile(r"""[{"']*([A-Za-z_]+)["']?\s*:(?:\s|$)""")
 """A key of a YAML file at the beginning of a line."""
 
@@ -85,7 +87,13 @@ def run(read: Callable[[], GatewayPlan], *, check_only: bool = False) -> int:
     if check_only:
         plan = reading.result(START_S).plan
         backends, models = _counted(len(plan.backends), "backend"), _counted(len(plan.policies), "public model")
+        from breakeven.gateway.serve.speech import told
+
         print(f"{backends}, {models}: it can be served.")
+        for backend in plan.backends[:MOST_TOLD]:
+            print(told(backend))
+        if len(plan.backends) > MOST_TOLD:
+            print(f"and {len(plan.backends) - MOST_TOLD} more")
         return 0
     if sys.platform != "win32":
         # Read over there while this process gets ready here.

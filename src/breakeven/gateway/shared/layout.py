@@ -147,6 +147,8 @@ class Known(IntEnum):
     OUTPUT_TOKENS = 13
     """Mean answer, for what is not known beforehand."""
     TTFT_WIDTH = 14
+    LESSONS = 15
+    """What its refusals taught (`wire.lessons.as_number`)."""
 
 
 class State(IntEnum):
@@ -207,6 +209,7 @@ TTFT_NS, TTFT_COUNT, TPOT_NS, TPOT_COUNT = map(int, (Count.TTFT_NS, Count.TTFT_C
 
 POLLED_S, RUNNING, WAITING, OURS_AT_POLL = map(int, (Known.POLLED_S, Known.RUNNING, Known.WAITING, Known.OURS_AT_POLL))
 STATE, LOAD_S = int(Known.STATE), int(Known.LOAD_S)
+LESSONS_TAUGHT = int(Known.LESSONS)
 TTFT_LOG, TPOT_LOG, TTFT_WIDTH = int(Known.TTFT_LOG), int(Known.TPOT_LOG), int(Known.TTFT_WIDTH)
 BYTES_PER_TOKEN, MEAN_OUTPUT = int(Known.BYTES_PER_TOKEN), int(Known.OUTPUT_TOKENS)
 

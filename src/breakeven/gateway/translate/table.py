@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
-from breakeven.errors import printable
 from breakeven.gateway.serve.opening import error_status
 from breakeven.gateway.serve.tap import StreamTap, Tap
 from breakeven.gateway.serve.usage import Counted
@@ -89,23 +88,15 @@ class Turned:
         self._made = made
         self.left = tuple(dict.fromkeys(left))
 
-    def body(self, served_model: msgspec.Raw) -> bytes:
-        """For a backend that calls the model so."""
-        return encode({"model": served_model, **self._made})
+    def fields(self, served_model: msgspec.Raw) -> Fields:
+        """Of the body for a backend that calls the model so."""
+        return {"model": served_model, **{name: msgspec.Raw(encode(value)) for name, value in self._made.items()}}
 
     def headers(self, given: Headers) -> Headers:
         """Those that its API wants beside the client's."""
         wanted = HEADERS.get(self.way, ())
         there = {name for name, _ in given}
         return [*given, *(pair for pair in wanted if pair[0] not in there)]
-
-    def told(self) -> list[tuple[bytes, bytes]]:
-        """What the client is told of it."""
-        told = [(b"x-breakeven-translated", self.way.encode())]
-        if self.left:
-            names = printable(", ".join(self.left)[:400])
-            told.append((b"x-breakeven-left-out", names.encode("ascii", "replace")))
-        return told
 
     def writer(self, facts: AnswerFacts) -> Writer:
         """For one answer."""

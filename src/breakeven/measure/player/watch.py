@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,8 @@ from breakeven.measure import noise
 from breakeven.measure.energy import EnergyCounter
 from breakeven.measure.events import EnergySample, EngineSample, Event
 from breakeven.measure.progress import LoadState
-from breakeven.wire.dialects import EngineNumbers, dialect_of, engine_numbers
+from breakeven.wire.metrics import EngineNumbers, engine_numbers
+from breakeven.wire.tls import client_tls
 
 TIMEOUT_S = 0.5
 FAILURES = 3
@@ -36,12 +36,12 @@ class EngineWatch:
     """Looks at one backend's `/metrics`. It has none, or hides it: `sample` gives None, and soon without asking."""
 
     def __init__(self, backend: Backend) -> None:
-        parts = urlsplit(backend.url)
+        parts, dialect = urlsplit(backend.url), backend.dialect
         self._host = parts.hostname or ""
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls = client_tls(dialect.tls_files) if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
         lines = [
-            f"GET {dialect_of(backend.engine).metrics_at or parts.path + '/metrics'} HTTP/1.1",
+            f"GET {dialect.metrics_at or parts.path + '/metrics'} HTTP/1.1",
             f"Host: {parts.netloc}",
             "Accept: text/plain",
             "Connection: close",
@@ -50,7 +50,8 @@ class EngineWatch:
         self._request = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
         self._failures = 0
         self._told = False
-        self._closed = False
+        self._closed = bool(dialect.proxy or dialect.socket)
+        """Nothing is asked any more, or ever: the way through a proxy or a socket is the load's alone."""
         self._writer: asyncio.StreamWriter | None = None
 
     async def sample(self, block: str) -> EngineSample | None:

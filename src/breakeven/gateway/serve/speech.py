@@ -1,0 +1,251 @@
+"""How one backend is asked, as one worker knows it: where, with which headers and fields, and what refusals taught.
+
+A lesson (`wire.lessons`) is learned by one request, whose refusal named a field and which went well without it. All
+workers know it at once, by a number in shared memory; for a day the next start knows it as well, and `serve --check`
+tells it, from a small file in the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+
+from breakeven.errors import UserError, printable
+from breakeven.gateway.plan.model import ENDPOINTS, BackendPlan
+from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, Fields, body_of, fields_for, form_for, raw
+from breakeven.gateway.shared.block import SharedBlock
+from breakeven.gateway.shared.layout import LESSONS_TAUGHT
+from breakeven.hardware.system import cache_home
+from breakeven.wire.dialects import Dialect
+from breakeven.wire.lessons import LESSONS, Lesson, as_number, from_number, lesson_of
+from breakeven.wire.message import Headers
+from breakeven.wire.target import endpoint_at, split_base
+
+CHAT = "/v1/chat/completions"
+KNOWN_S = 86_400.0
+"""A server may have been replaced by one that takes more: after this a lesson is learned anew, by one request."""
+LEFT_OUT = b"x-breakeven-left-out"
+"""Header that names fields of a client's body that its backend does not take and was not sent."""
+_MOST_BYTES = 1 << 20
+
+
+class Sent(NamedTuple):
+    """A request as it goes out. `left_out`: of the client's own fields, those that the backend does not take."""
+
+    path: str
+    headers: Headers
+    body: bytes
+    fields: Fields
+    left_out: list[str]
+
+
+class Speech:
+    """Where and how a backend is asked. `slot` is its row in shared memory."""
+
+    __slots__ = ("_at", "_dialect", "_headers", "_known", "_number", "_paths", "_plan", "_query", "_spoken", "_under")
+
+    def __init__(self, plan: BackendPlan, slot: int, block: SharedBlock) -> None:
+        """With what earlier starts learned."""
+        self._plan = plan
+        self._spoken = self._dialect = plan.spoken
+        self._number = 0
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in self._spoken.headers.items()]
+        root, self._under = split_base(plan.url or "/v1")
+        self._query = self._spoken.query_at(urlsplit(root).path)
+        self._paths: dict[str, str] = {
+            endpoint: endpoint_at(self._under, endpoint, self._query) for endpoint in ENDPOINTS
+        }
+        self._known: Any = block.known.mine(0)
+        self._at = slot * block.known.columns + LESSONS_TAUGHT
+        if plan.url is not None and (number := as_number(remembered(plan))):
+            self._known[self._at] = int(self._known[self._at]) | number
+
+    @property
+    def dialect(self) -> Dialect:
+        """How it is asked, with all that was learned so far."""
+        number = int(self._known[self._at])
+        if number != self._number:
+            self._number, self._dialect = number, self._spoken.taught(from_number(number))
+        return self._dialect
+
+    def sent(
+        self, endpoint: str, headers: Headers, fields: Fields, own: Iterable[str] = (), more: Iterable[Lesson] = ()
+    ) -> Sent:
+        """A request for this backend: `fields` of its body, raw, of which `own` are the client's.
+
+        `more`: lessons that are not known to hold yet.
+        """
+        left_out: list[str] = []
+        if endpoint in WANTS_USAGE:
+            dialect = self.dialect
+            if more:
+                dialect = dialect.taught(more)
+            if dialect.body:
+                fields = dialect.acted(fields, chat=endpoint == CHAT, made=raw)
+                left_out = [name for name in own if dialect.body.get(name) == "drop"]
+        return Sent(self._path(endpoint), self._with_own(headers), body_of(fields), fields, left_out)
+
+    def sent_form(self, endpoint: str, headers: Headers, body: bytes) -> Sent:
+        """A request with a form, whose body goes as it came but for the model's name."""
+        return Sent(self._path(endpoint), self._with_own(headers), body, {}, [])
+
+    def _path(self, endpoint: str) -> str:
+        return self._paths.get(endpoint) or endpoint_at(self._under, endpoint, self._query)
+
+    def _with_own(self, headers: Headers) -> Headers:
+        if not self._headers:
+            return headers
+        # What a client says for itself, of the few headers that cross, goes before what is said for all.
+        said = {name for name, _ in headers}
+        return [*headers, *(pair for pair in self._headers if pair[0] not in said)]
+
+    def learn(self, lessons: Iterable[Lesson]) -> None:
+        """It answered without what it had refused: keep that. Of two workers at once the later one wins."""
+        number = int(self._known[self._at]) | as_number(lessons)
+        self._known[self._at] = number
+        remember(self._plan, from_number(number))
+
+
+class AskedFor(Protocol):
+    """What a client asked for, and how. `query`: "" or with its "?"."""
+
+    asked: Asked
+    endpoint: str
+    headers: Headers
+    query: str
+
+
+class Question:
+    """One request to one backend, in its own words; asked once more where a refusal names a field it can do without.
+
+    `turned`: in the words of another API, where the backend does not speak the client's.
+    """
+
+    __slots__ = (
+        "_asked", "_fields", "_headers", "_left_out", "_lessons", "_model", "_query", "_speech", "endpoint", "turned",
+    )  # fmt: skip
+
+    def __init__(self, speech: Speech, model: msgspec.Raw, wanted: AskedFor, way: str) -> None:
+        """`model`: as the backend calls it. `way`: the API that it is asked in. Raises CannotTranslateError."""
+        self._speech, self._model, self._asked = speech, model, wanted.asked
+        self.turned = turned = wanted.asked.turn(wanted.endpoint, way)
+        self.endpoint = wanted.endpoint if turned is None else turned.way
+        self._headers = wanted.headers if turned is None else turned.headers(wanted.headers)
+        self._query = wanted.query if turned is None else ""
+        self._fields: Fields = {}
+        self._left_out: list[str] = []
+        self._lessons: tuple[Lesson, ...] = ()
+
+    def sent(self) -> Sent:
+        """As it goes out now."""
+        asked, endpoint = self._asked, self.endpoint
+        if self.turned is not None:
+            fields = self.turned.fields(self._model)
+            sent = self._speech.sent(endpoint, self._headers, fields, (), self._lessons)
+        elif asked.form is not None:
+            sent = self._speech.sent_form(endpoint, self._headers, form_for(asked.form, self._model))
+        else:
+            fields = fields_for(asked, self._model, tell_usage=asked.streams and endpoint in WANTS_USAGE)
+            sent = self._speech.sent(endpoint, self._headers, fields, asked.fields, self._lessons)
+        self._fields, self._left_out = sent.fields, sent.left_out
+        if self._query:
+            path = sent.path + (self._query if "?" not in sent.path else "&" + self._query[1:])
+            return sent._replace(path=path)
+        return sent
+
+    def again(self, status: int, refusal: bytes) -> bool:
+        """Whether a refusal names a field that its backend can be asked without, as the next `sent` is."""
+        if self.endpoint not in WANTS_USAGE:
+            return False
+        lesson = lesson_of(status, refusal, self._fields, clients=True)
+        if lesson is None or lesson in self._lessons or (lesson.instead and self.endpoint != CHAT):
+            return False
+        self._lessons = (*self._lessons, lesson)
+        return True
+
+    def went_well(self) -> None:
+        """It was answered: what its refusals taught is true."""
+        if self._lessons:
+            self._speech.learn(self._lessons)
+
+    def told(self) -> list[tuple[bytes, bytes]]:
+        """What the client is told of it: that it was translated, and what was left out."""
+        turned = self.turned
+        told = [] if turned is None else [(b"x-breakeven-translated", turned.way.encode())]
+        if left := [*(() if turned is None else turned.left), *self._left_out]:
+            told.append((LEFT_OUT, printable(", ".join(left)[:400]).encode("ascii", "replace")))
+        return told
+
+
+class _Memory(msgspec.Struct):
+    """What one server taught, in the words of its lessons, and when; Unix time."""
+
+    lessons: list[str] = []
+    at_s: float = 0.0
+
+
+def remembered(plan: BackendPlan) -> tuple[Lesson, ...]:
+    """What a backend taught within the last day."""
+    memory = _memories().get(_name(plan))
+    if memory is None or not 0 <= time.time() - memory.at_s < KNOWN_S:
+        return ()
+    return tuple(lesson for lesson in LESSONS if str(lesson) in memory.lessons)
+
+
+def remember(plan: BackendPlan, lessons: Iterable[Lesson]) -> None:
+    """Keep what a backend taught; where nothing can be written, the next start learns it again."""
+    now_s = time.time()
+    with contextlib.suppress(OSError, UserError):
+        file = _file()
+        found = {name: memory for name, memory in _memories().items() if 0 <= now_s - memory.at_s < KNOWN_S}
+        found[_name(plan)] = _Memory(list(map(str, lessons)), now_s)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f".{file.name}.{os.getpid()}")
+        part.write_bytes(msgspec.json.encode(found))
+        part.replace(file)
+
+
+def _memories() -> dict[str, _Memory]:
+    try:
+        with _file().open("rb") as file:
+            return msgspec.json.decode(file.read(_MOST_BYTES), type=dict[str, _Memory])
+    except (OSError, UserError, msgspec.MsgspecError, UnicodeDecodeError):
+        return {}
+
+
+def _file() -> Path:
+    return cache_home() / "breakeven" / "lessons.json"
+
+
+def _name(plan: BackendPlan) -> str:
+    return f"{plan.url} {plan.served_model or plan.name}"
+
+
+def told(plan: BackendPlan) -> str:
+    """A backend in one line: where it is asked, in which dialect, where its key goes, and what it is not sent."""
+    if plan.url is None:
+        return f"{plan.name}: started here"
+    spoken = plan.spoken
+    root, under = split_base(plan.url)
+    endpoint = CHAT if CHAT in plan.endpoints else plan.endpoints[0]
+    where = f"{root}{endpoint_at(under, endpoint, spoken.query_at(urlsplit(root).path))}"
+    parts = [f"{plan.name}: POST {where}", *([f"through {plan.socket}"] if plan.socket else [])]
+    parts.append(f"as {plan.dialect_name}" if plan.dialect_name else "in no dialect that is known")
+    if plan.api_key_env is not None:
+        parts.append(f"{plan.api_key_env} in {spoken.key_header.lower()}")
+    parts += [f"{name}: {value}" for name, value in spoken.headers.items()]
+    for name, action in spoken.body.items():
+        parts.append(f"no {name}" if action == "drop" else f"{name} {_action(action)}")
+    parts += [f"learned: {lesson}" for lesson in remembered(plan)]
+    return ", ".join(parts)
+
+
+def _action(action: dict[str, Any]) -> str:
+    return f"as {action['rename']}" if "rename" in action else f"{msgspec.json.encode(action['add']).decode()} added"

@@ -1,0 +1,187 @@
+"""What a refusal teaches: which field of a body a server does not know, and what to do without it.
+
+A server of OpenAI's kind may refuse a request (400, 422) for one field that it does not know, and says which. Such a
+request is asked once more without that field, or with it under its other name; where that goes well, the server has
+taught a `Lesson`, which is kept for it. A value that a server does not take teaches nothing: it is a mistake of whoever
+sent it; and nothing but what stands in `LESSONS` is ever left out.
+
+    lesson_of(status, body, sent)   what this refusal teaches, None: nothing
+    with_lessons(actions, lessons)  what becomes of fields then, in the words of `dialects.Dialect.body`
+
+Forms that are read: pydantic's `extra_forbidden` (vLLM, Mistral, which writes it as text within text), OpenAI's and
+Azure's `unsupported_parameter`, Google's "Unknown name ...: Cannot find field", and plain sentences.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from breakeven.errors import printable
+
+Action = str | dict[str, Any]
+"""What becomes of a field: "drop", {"rename": NAME} or {"add": VALUE}."""
+REFUSING = frozenset({400, 422})
+"""Statuses that may be about a field."""
+NO_ROOM = "output limit was reached"
+"""OpenAI's reasoning models refuse so what is cut within their thoughts: they complete all the same."""
+
+
+class Lesson(NamedTuple):
+    """`field` is not taken: it is left out, or goes by the name `instead`.
+
+    `alters`: another answer may come of it, so that only who measures does without it, and says so; for a client's
+    request its own field is left to its own server's word.
+    """
+
+    field: str
+    instead: str = ""
+    alters: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.field} as {self.instead}" if self.instead else f"no {self.field}"
+
+
+LESSONS: tuple[Lesson, ...] = (
+    Lesson("stream_options"),
+    Lesson("ignore_eos"),
+    Lesson("seed"),
+    Lesson("max_tokens", "max_completion_tokens"),
+    Lesson("max_completion_tokens", "max_tokens"),
+    Lesson("user"),
+    Lesson("store"),
+    Lesson("metadata"),
+    Lesson("prompt_cache_key"),
+    Lesson("safety_identifier"),
+    Lesson("service_tier"),
+    Lesson("top_k", alters=True),
+    Lesson("temperature", alters=True),
+    Lesson("logit_bias", alters=True),
+    Lesson("timings_per_token", alters=True),
+    Lesson("cache_prompt", alters=True),
+)
+"""All that can be learned, each a bit where a backend's lessons are one number: new ones go to the end."""
+
+_UNKNOWN = re.compile(
+    r"extra_forbidden|extra (?:inputs?|fields?|parameters?)|unrecogni[sz]ed|unsupported(?![_ ]value)|unknown|unexpected"
+    r"|(?:is|are) not supported|does(?: not|n't) support|no longer supported|cannot find field|use '?\w+'? instead",
+    re.IGNORECASE,
+)
+_NEAR = 80
+"""Letters between what a sentence says of a field and its name."""
+_READ = 8192
+"""Bytes of a refusal that are read."""
+_DEEPEST = 6
+_CODES = frozenset(("unsupported_parameter", "unknown_parameter", "unrecognized_parameter", "extra_forbidden"))
+
+
+def lesson_of(status: int, body: bytes, sent: Collection[str], *, clients: bool = False) -> Lesson | None:
+    """What the refusal of a request with the fields `sent` teaches; None: nothing that is known what to do about.
+
+    `clients`: the fields are a client's, whose answer must stay what it asked for.
+    """
+    if status not in REFUSING:
+        return None
+    text = body[:_READ].decode(errors="replace")
+    try:
+        told = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        told = None
+    named = [*_named(told), *_said(text, sent)]
+    for name in named:
+        for lesson in LESSONS:
+            if lesson.field == name and name in sent and not (clients and lesson.alters):
+                return lesson
+    return None
+
+
+def _named(told: Any, depth: int = _DEEPEST) -> Iterator[str]:
+    """Fields that the parts of a refusal name."""
+    if depth == 0:
+        return
+    if isinstance(told, str) and told[:1] in "[{" and told:
+        # Mistral: what its own server said, as text.
+        try:
+            told = msgspec.json.decode(told)
+        except msgspec.MsgspecError:
+            return
+    if isinstance(told, list):
+        for each in told:
+            yield from _named(each, depth - 1)
+    elif isinstance(told, dict):
+        where, about = told.get("loc"), told.get("param")
+        if told.get("type") == "extra_forbidden" and isinstance(where, list) and where:
+            yield str(where[-1])
+        if isinstance(about, str) and (told.get("code") in _CODES or told.get("type") in _CODES):
+            yield about
+        for value in told.values():
+            yield from _named(value, depth - 1)
+
+
+def _said(text: str, sent: Collection[str]) -> list[str]:
+    """Fields that its sentences call unknown, the nearest to such a word first."""
+    found: list[tuple[int, str]] = []
+    for word in _UNKNOWN.finditer(text):
+        start = max(0, word.start() - _NEAR)
+        around = text[start : word.end() + _NEAR]
+        for name in sent:
+            for place in re.finditer(rf"(?<![\w.]){re.escape(name)}(?!\w)", around):
+                at = start + place.start()
+                found.append((min(abs(at - word.end()), abs(word.start() - at - len(name))), name))
+    return [name for _, name in sorted(found)]
+
+
+def with_lessons(actions: Mapping[str, Action], lessons: Iterable[Lesson]) -> dict[str, Action]:
+    """Actions on a body's fields (`dialects.Dialect.body`) with what was learned, which goes before it."""
+    made = dict(actions)
+    for lesson in lessons:
+        # Who wants the older name back does not get the newer one made of it again.
+        made.pop(lesson.instead, None)
+        made[lesson.field] = {"rename": lesson.instead} if lesson.instead else "drop"
+    return made
+
+
+def as_number(lessons: Iterable[Lesson]) -> int:
+    """A bit for each."""
+    return sum(1 << LESSONS.index(lesson) for lesson in set(lessons))
+
+
+def from_number(number: int) -> tuple[Lesson, ...]:
+    """Those whose bits are set."""
+    return tuple(lesson for k, lesson in enumerate(LESSONS) if number >> k & 1)
+
+
+def refusal_text(body: bytes) -> str:
+    """A refusal in the server's own words, one line; its parts where it has no words of its own."""
+    try:
+        told = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        told = None
+    words = _words(told) or body[:_READ].decode(errors="replace")
+    return printable(" ".join(words.split()))[:_SHOWN]
+
+
+_SHOWN = 300
+
+
+def _words(told: Any, depth: int = _DEEPEST) -> str:
+    if depth == 0 or not told:
+        return ""
+    if isinstance(told, list):
+        return _words(told[0], depth - 1)
+    if isinstance(told, dict):
+        message = next((told[key] for key in ("error", "message", "detail", "msg") if told.get(key)), None)
+        found = _words(message, depth - 1)
+        where = told.get("loc")
+        return f"{'.'.join(map(str, where))}: {found}" if found and isinstance(where, list) else found
+    if isinstance(told, str):
+        if told[:1] in "[{":
+            try:
+                return _words(msgspec.json.decode(told), depth - 1) or told
+            except msgspec.MsgspecError:
+                return told
+        return told
+    return ""

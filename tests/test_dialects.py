@@ -1,0 +1,414 @@
+"""A backend is described: the table of dialects, what people write of their own, and what refusals teach.
+
+Each kind that is known by name is met by a scripted server that takes what it takes and refuses the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from cli_fixtures import run_here
+from dialect_fixtures import KEY, KINDS, StrictServer, strict_server
+from gateway_serve_fixtures import ask, question, serving
+from golden_server import golden_server
+
+import breakeven
+from breakeven.engines.backend import Backend
+from breakeven.engines.openai_url import connect, parse_url
+from breakeven.errors import UserError
+from breakeven.gateway.plan.model import BackendPlan
+from breakeven.gateway.serve.speech import remembered
+from breakeven.measure.bodies import prepare_bodies
+from breakeven.measure.events import RequestDone
+from breakeven.measure.pool import Call, Pool
+from breakeven.measure.runner import CompletionRequest, run_block
+from breakeven.traffic.draw import draw
+from breakeven.traffic.workload import Arrivals, Length, Workload
+from breakeven.wire.behaviours import whole
+from breakeven.wire.dialects import Dialect, at_odds, described, dialect_at, dialects
+from breakeven.wire.lessons import LESSONS, Lesson, as_number, from_number, lesson_of, refusal_text, with_lessons
+from breakeven.wire.target import endpoint_at, split_base
+
+NAMES = (
+    "openai", "azure", "mistral", "gemini", "anthropic", "z.ai", "perplexity", "openrouter",
+    "ollama", "lm-studio", "vllm", "sglang", "llama.cpp", "tgi", "tensorrt-llm",
+)  # fmt: skip
+SENT = ("model", "messages", "stream", "stream_options", "seed", "max_tokens", "temperature", "user")
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BREAKEVEN_API_KEY", KEY)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_holds_each_and_contradicts_itself_nowhere() -> None:
+    assert set(NAMES) == set(KINDS) <= set(dialects())
+    for name, dialect in dialects().items():
+        assert at_odds(dialect) is None, name
+        assert dialect.metrics.get("source"), name
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("api.openai.com", "openai"),
+        ("mine.openai.azure.com", "azure"),
+        ("openai.azure.com.evil.example", ""),
+        ("generativelanguage.googleapis.com", "gemini"),
+        ("api.mistral.ai.evil.example", ""),
+        ("127.0.0.1", ""),
+    ],
+)
+def test_a_host_says_what_is_spoken_there(host: str, name: str) -> None:
+    assert dialect_at(host) == name
+
+
+@pytest.mark.parametrize(
+    ("base", "joined"),
+    [
+        ("https://h/v1", "/v1/chat/completions"),
+        ("https://h/v1/", "/v1/chat/completions"),
+        ("https://h/api/paas/v4", "/api/paas/v4/chat/completions"),
+        ("https://h/v1beta/openai", "/v1beta/openai/chat/completions"),
+        ("https://h", "/chat/completions"),
+    ],
+)
+def test_base_urls_are_joined_as_openais_clients_join_them(base: str, joined: str) -> None:
+    backend = parse_url(f"{base}#m")
+    assert backend.target("/v1/chat/completions") == joined
+    root, under = split_base(base)
+    assert urlsplit(root + endpoint_at(under, "/v1/chat/completions")).path == joined
+
+
+def test_a_deployments_path_gets_its_version_and_a_url_may_say_another() -> None:
+    path = "https://x.openai.azure.com/openai/deployments/d"
+    assert parse_url(f"{path}#m").target("/v1/chat/completions").endswith("?api-version=2024-10-21")
+    other = parse_url(f"{path}?api-version=2025-01-01-preview#m")
+    assert other.target("/v1/chat/completions").endswith("?api-version=2025-01-01-preview")
+    assert parse_url("https://x.openai.azure.com/openai/v1#m").target("/v1/models") == "/openai/v1/models"
+
+
+@pytest.mark.parametrize(
+    ("found", "complaint"),
+    [
+        ({"quey": {}}, "mine.yaml: quey: no such key, did you mean query?"),
+        ({"like": "azur"}, "mine.yaml: like: found 'azur', it must be one of openai, azure"),
+        ({"query": "x"}, "mine.yaml: query: it must give names with values"),
+        ({"body": ["seed"]}, "mine.yaml: body: it must give fields, each drop"),
+        ({"body": {"seed": "remove"}}, "mine.yaml: body.seed: found 'remove', it must be drop, {rename"),
+        ({"body": {"seed": {"drop": True}}}, "mine.yaml: body.seed: found"),
+        ({"body": {"seed": {"rename": "a", "add": 1}}}, "mine.yaml: body.seed: found"),
+        ({"body": {"seed": {"rename": ["a"]}}}, "mine.yaml: body.seed: found"),
+        ({"body": {"seed": {"rename": "seed"}}}, "mine.yaml: body.seed: found"),
+        ({"body": {"stream": "drop"}}, "mine.yaml: body.stream: found drop of stream"),
+        ({"body": {"a": {"rename": "b"}, "b": "drop"}}, "mine.yaml: body.a: renamed to b, of which body.b says"),
+        ({"body": {"a": {"rename": "c"}, "b": {"rename": "c"}}}, "mine.yaml: body.b: renamed to c, as a is"),
+        ({"like": "vllm", "body": {"stream_options": "drop"}}, "mine.yaml: body.stream_options: dropped, and"),
+        ({"like": "llama.cpp", "body": {"cache_prompt": "drop"}}, "mine.yaml: body.cache_prompt: dropped, and"),
+        ({"key_form": "Bearer"}, "mine.yaml: key_form: found 'Bearer' without $key"),
+        ({"key_header": "a b"}, "mine.yaml: key_header: found 'a b'"),
+        ({"headers": {"authorization": "x"}}, "mine.yaml: headers.authorization: is where the key goes"),
+        ({"headers": {"Content-Length": "1"}}, "mine.yaml: headers.Content-Length: is the connection's own"),
+        ({"headers": {"x": "a\nb"}}, "mine.yaml: headers.x: holds what no header can"),
+        ({"socket": "s", "proxy": "http://p:1"}, "mine.yaml: socket: and proxy lead to two places"),
+        ({"certificate_key": "k"}, "mine.yaml: certificate_key: without its certificate"),
+        ({"several_usages": "often"}, "mine.yaml: several_usages: Expected `bool`"),
+    ],
+)
+def test_what_is_wrong_with_ones_own_is_one_line_with_file_and_key(found: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError, match=re.escape(complaint)) as caught:
+        described(found, "mine.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_ones_own_dialect_stands_in_a_file_named_behind_the_model(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("like: azure\nquery: {api-version: 2030-01-01}\nkey_header: x-corp\nbody: {user: {add: me}}\n")
+    backend = parse_url(f"https://llm.example/openai/deployments/d#m@{file}")
+    assert (backend.model, backend.settings["dialect"]) == ("m", "mine.yaml")
+    assert backend.headers() == {"X-Corp": KEY}
+    assert backend.target("/v1/chat/completions").endswith("?api-version=2030-01-01")
+    assert backend.dialect.acted({"model": "m"}, chat=True) == {"model": "m", "user": "me"}
+
+
+# --- fields ----------------------------------------------------------------------------------------------------------
+
+
+def test_fields_are_dropped_renamed_and_added_and_what_a_request_says_itself_stands() -> None:
+    dialect = Dialect(body={"a": "drop", "b": {"rename": "c"}, "d": {"add": 1}})
+    assert dialect.acted({"a": 0, "b": 2, "e": 3}, chat=True) == {"c": 2, "e": 3, "d": 1}
+    assert dialect.acted({"b": 2, "c": 5, "d": 7}, chat=True) == {"c": 5, "d": 7}
+    assert dialect.acted({"b": 2}, chat=False) == {"b": 2, "d": 1}  # other names are chat's alone
+    assert [dialect.name_of(name, chat=True) for name in "abz"] == [None, "c", "z"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "field"),
+    [
+        (422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "x"}]}, "seed"),
+        (422, {"object": "error", "message": {"detail": [{"type": "extra_forbidden", "loc": ["stream_options"]}]}},
+         "stream_options"),
+        (400, {"error": {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}},
+         "max_tokens"),
+        (400, {"error": {"param": "user", "code": "unknown_parameter", "message": "no"}}, "user"),
+        (400, [{"error": {"message": 'Unknown name "seed": Cannot find field.'}}], "seed"),
+        (400, {"error": {"message": "Additional properties are not allowed ('seed' was unexpected)"}}, "seed"),
+        (400, {"error": {"message": "unrecognized argument: seed"}}, "seed"),
+        # Nothing is learned of values, of what is not sent, and under other statuses.
+        (422, {"detail": [{"type": "int_parsing", "loc": ["body", "seed"], "msg": "must be an integer"}]}, None),
+        (400, {"error": {"message": "seed must be a whole number"}}, None),
+        (400, {"error": {"message": "max_tokens is too large: 10; this model supports at most 5"}}, None),
+        (400, {"error": {"message": "Unknown model m"}}, None),
+        (400, {"error": {"message": "unrecognized argument: top_k"}}, None),
+        (400, {"error": {"message": "unsupported value for seed_of_all"}}, None),
+        (500, {"error": {"message": "unrecognized argument: seed"}}, None),
+        (400, "", None),
+    ],
+)  # fmt: skip
+def test_what_a_refusal_teaches(status: int, body: object, field: str | None) -> None:
+    lesson = lesson_of(status, json.dumps(body).encode(), SENT)
+    assert (lesson and lesson.field) == field
+
+
+def test_a_clients_own_field_is_left_out_only_where_its_answer_stays_what_it_asked_for() -> None:
+    refusal = b'{"error": {"message": "unrecognized argument: temperature"}}'
+    assert lesson_of(400, refusal, SENT) == Lesson("temperature", alters=True)
+    assert lesson_of(400, refusal, SENT, clients=True) is None
+
+
+def test_lessons_are_kept_as_bits_and_the_later_name_gives_way() -> None:
+    assert from_number(as_number(LESSONS)) == LESSONS
+    newer, older = Lesson("max_tokens", "max_completion_tokens"), Lesson("max_completion_tokens", "max_tokens")
+    assert with_lessons(with_lessons({}, [newer]), [older]) == {"max_completion_tokens": {"rename": "max_tokens"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"error": {"message": "no\\nway"}}', "no way"),
+        (b'[{"error": {"message": "no way"}}]', "no way"),
+        (json.dumps({"message": json.dumps([{"loc": ["body", "a"], "msg": "no way"}])}).encode(), "body.a: no way"),
+        (b"<html>no way</html>", "<html>no way</html>"),
+        (b"", ""),
+    ],
+)  # fmt: skip
+def test_a_servers_own_words_are_one_line(body: bytes, text: str) -> None:
+    assert refusal_text(body) == text
+
+
+# --- every kind, measured --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_each_kind_is_measured(name: str) -> None:
+    with strict_server(name) as server:
+        backend = connect(f"{server.base_url}#m@{name}")
+        known = list(server.refused)
+        done = await _asked(backend)
+        (short,) = await run_block(
+            backend,
+            [CompletionRequest(block="b", stream=0, prompt="hi", prompt_tokens=1, max_tokens=3, seed=1, top_k=4)],
+        )
+    assert (done.error, done.detail, done.output_tokens) == (None, None, 4)
+    assert (short.error, short.output_tokens) == (None, 3)
+    assert server.refused == known  # all that it refuses was known, or learned before anything was measured
+    assert known == (["max_tokens"] if name == "azure" else [])
+    assert backend.settings.get("learned", "") == ("max_tokens as max_completion_tokens" if known else "")
+    assert backend.settings["dialect"] == name
+
+
+@pytest.mark.parametrize("name", ["mistral", "openai", "gemini"])
+async def test_what_is_not_known_of_a_server_is_learned(name: str) -> None:
+    with strict_server(name) as server:
+        backend = connect(f"{server.base_url}#{server.kind.listed_as}m@tgi")
+        done = await _asked(backend)
+        refused = list(server.refused)
+        again = await _asked(backend)
+    assert (done.error, again.error) == (None, None)
+    assert len(set(refused)) == len(refused) > 0, "a field was asked with again, or none"
+    assert all(word in backend.settings["learned"] for word in refused)
+    assert server.refused == refused
+
+
+async def _asked(backend: Backend) -> RequestDone:
+    """The first request of a schedule."""
+    workload = Workload(
+        arrivals=Arrivals(process="poisson", rate_per_s=50.0),
+        prompt=Length(kind="fixed", mean=9.0),
+        output=Length(kind="fixed", mean=4.0),
+        requests=1,
+    )
+    bodies = prepare_bodies(backend, draw(workload))
+    pool = Pool(backend)
+    found: list[RequestDone] = []
+    ended = asyncio.Event()
+
+    def finish(done: RequestDone) -> None:
+        found.append(done)
+        ended.set()
+
+    call = Call(block="b", index=0, path=bodies.path, body=bodies.body(0), prompt_tokens=9, max_tokens=4, due_ns=None)
+    try:
+        pool.start(call, finish)
+        await ended.wait()
+    finally:
+        await pool.close()
+    return found[0]
+
+
+def test_a_wrong_key_and_its_header_are_told_in_the_servers_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BREAKEVEN_API_KEY", "sk-other")
+    with strict_server("anthropic") as server, pytest.raises(UserError, match="no key in x-api-key") as caught:
+        connect(f"{server.base_url}#m@anthropic")
+    assert "sk-other" not in str(caught.value)
+
+
+def test_a_server_behind_a_socket_is_measured(tmp_path: Path) -> None:
+    at = tmp_path / "s.sock"
+    with strict_server("tgi") as server, _Bridge(at, server.port):
+        file = tmp_path / "mine.yaml"
+        file.write_text(f"like: tgi\nsocket: {at.name}\n")
+        study = breakeven.bench(
+            f"http://model.example/v1#m@{file}",
+            breakeven.Traffic(concurrency="1", requests=2, warm_up="0s", prompt="9", output="4"),
+            options=breakeven.LoadOptions(out=tmp_path / "out", processes=1),
+        )
+    assert study.points[0].answered == 2
+    assert study.models[0].settings["dialect"] == "mine.yaml"
+
+
+class _Bridge:
+    """A unix socket before a port: bytes to and fro."""
+
+    def __init__(self, at: Path, port: int) -> None:
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(at))
+        self._listening.listen()
+        self._port = port
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                one, _ = self._listening.accept()
+            except OSError:
+                return
+            other = socket.create_connection(("127.0.0.1", self._port))
+            for source, sink in ((one, other), (other, one)):
+                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            source.close()
+            sink.close()
+
+
+# --- a run of which every request failed -----------------------------------------------------------------------------
+
+
+def test_a_bench_of_which_every_request_failed_names_the_first_refusal(tmp_path: Path) -> None:
+    with golden_server() as server:
+        server.script = lambda asked: "500" if asked.fields["max_tokens"] > 1 else "ok"
+        done = run_here(
+            *("bench", f"{server.url}/v1#golden", "--concurrency", "1", "--requests", "2", "--warm-up", "0s"),
+            *("--prompt", "9", "--output", "4", "--quiet", "--processes", "1", "--out", "out"),
+            cwd=tmp_path,
+        )
+    assert done.returncode == 1
+    assert "golden: every request failed; the first one: http_500, " in done.stderr
+    assert "scripted 500" in done.stderr
+
+
+# --- every kind, served ----------------------------------------------------------------------------------------------
+
+
+def _backend(name: str, server: StrictServer, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "url": server.base_url,
+        "served_model": "m",
+        "api_key_env": "KEY_OF_ALL",
+        "dialect": name,
+        "poll": False,
+        **more,
+    }
+
+
+def test_each_kind_is_served_and_what_was_learned_is_kept_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY_OF_ALL", KEY)
+    with ExitStack() as stack:
+        servers = {name: stack.enter_context(strict_server(name)) for name in NAMES}
+        plan = {"backends": [_backend(name, server) for name, server in servers.items()]}
+        # What is not known of one beforehand is learned.
+        plan["backends"] += [_backend("strange", servers["mistral"], dialect="tgi")]
+        names = [*NAMES, "strange"]
+        with serving(tmp_path, plan) as gateway:
+            for name in names:
+                for stream in (True, False):
+                    told = ask(gateway.url, question("i", name, stream=stream, max_tokens=4, seed=1))
+                    assert told.status == 200, f"{name}: {told.body!r}"
+            left = ask(gateway.url, question("i", "strange", stream=True, seed=1, user="me"))
+            assert left.headers["x-breakeven-left-out"] == "seed, user"
+            assert "x-breakeven-left-out" not in ask(gateway.url, question("i", "vllm", seed=1)).headers
+            before = list(servers["mistral"].refused)
+            assert ask(gateway.url, question("i", "strange", stream=True, seed=1, user="me")).status == 200
+            assert servers["mistral"].refused == before
+        assert before == ["stream_options", "seed", "user"]
+        assert servers["azure"].refused == ["max_tokens"]
+        command = [sys.executable, "-m", "breakeven.cli", "serve", str(tmp_path / "gateway.yaml"), "--check"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "strange: POST " in said
+    assert "learned: no stream_options, learned: no seed, learned: no user" in said
+    where = r"/deployments/m/chat/completions\?api-version=2024-10-21"
+    assert re.search(rf"azure: POST \S+{where}, as azure, KEY_OF_ALL in api-key", said)
+    assert KEY not in said
+
+
+def test_a_refusal_of_a_value_reaches_the_client_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY_OF_ALL", KEY)
+    refusal = b'{"error": {"message": "seed must be a whole number"}}'
+    with strict_server("tgi") as server:
+        server.script = lambda asked: whole(refusal, status=400)
+        with serving(tmp_path, {"backends": [_backend("tgi", server)]}) as gateway:
+            told = ask(gateway.url, question("i", "tgi", seed="many"))
+        asked = server.seen.requests
+    assert (told.status, told.body, asked) == (400, refusal, 1)
+
+
+def test_nothing_is_kept_of_a_refusal_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY_OF_ALL", KEY)
+    refusal = b'{"error": {"message": "unrecognized argument: seed"}}'
+    with strict_server("tgi") as server:
+        server.script = lambda asked: whole(refusal, status=400)
+        with serving(tmp_path, {"backends": [_backend("tgi", server)]}) as gateway:
+            told = ask(gateway.url, question("i", "tgi", seed=1))
+        asked = [json.loads(body).get("seed") for body in server.seen.bodies]
+        plan = BackendPlan(name="tgi", url=server.base_url, served_model="m")
+    assert (told.status, told.body, asked) == (400, refusal, [1, None])
+    assert remembered(plan) == ()
