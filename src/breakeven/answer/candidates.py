@@ -315,7 +315,7 @@ def _faster(slo: Slo, found: Assessed) -> str:
 
 
 def _worst(slo: Slo, found: Assessed) -> tuple[str, float, float] | None:
-    """(term, value, limit) of the SLO that a typical request alone breaks most; None where it keeps all or none knows."""
+    """(term, value, limit) of the SLO that a typical request alone breaks most; None: it keeps all, or nobody knows."""
     if found.model is None:
         return None
     prompt, output = found.traffic.prompt_tokens, found.traffic.output_tokens

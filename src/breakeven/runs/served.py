@@ -150,12 +150,12 @@ def check_fit(
 
 
 def read_through(path: Path | None) -> float:
-    """Read weights, each part of a file or a directory, anew into the page cache before an engine maps them; seconds taken.
+    """Read weights, each part of a file or a directory, anew from the disk before an engine maps them; seconds taken.
 
-    So that every candidate starts alike (docs/noise.md). Of two processes of one file the one that read it from the disk
-    was the slower one by some per cent for as long as it lived. And pages stay as large as the writes that filled them: a
-    file that was unpacked in small pieces decoded 13 % slower than its like, until it was read anew. What does not fit in
-    the memory that is free is left alone, and what cannot be read is left to the engine to name.
+    So that every candidate starts alike (docs/noise.md). Of two processes of one file the one that read it from the
+    disk was the slower one by some per cent for as long as it lived. And pages stay as large as the writes that filled
+    them: a file that was unpacked in small pieces decoded 13 % slower than its like, until it was read anew. What does
+    not fit in the memory that is free is left alone, and what cannot be read is left to the engine to name.
     """
     if path is None:
         return 0.0
