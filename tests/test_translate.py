@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from breakeven.gateway.serve.ask import body_of
 from breakeven.gateway.translate.chat import ChatWriter, chat_to_messages
 from breakeven.gateway.translate.messages_asked import messages_to_chat
 from breakeven.gateway.translate.messages_told import MessageWriter
@@ -283,7 +284,7 @@ def test_any_request_is_translated_or_refused(fields: Json) -> None:
             turned = Turned(endpoint, way, raw({"model": "m", **fields}))
         except CannotTranslateError:
             continue
-        assert json.loads(turned.body(msgspec.Raw(b'"s"')))["model"] == "s"
+        assert json.loads(body_of(turned.fields(msgspec.Raw(b'"s"'))))["model"] == "s"
         assert all(32 <= byte < 127 for _, value in turned.told() for byte in value)
 
 
@@ -570,7 +571,7 @@ def test_a_response_by_way_of_messages() -> None:
     turned = Turned(
         RESPONSES, MESSAGES, raw({"model": "m", "input": "hi", "stream": True, "reasoning": {"effort": "low"}})
     )
-    assert json.loads(turned.body(msgspec.Raw(b'"claude"'))) == {
+    assert json.loads(body_of(turned.fields(msgspec.Raw(b'"claude"')))) == {
         "model": "claude",
         "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
         "max_tokens": 4096,
@@ -584,7 +585,7 @@ def test_a_response_by_way_of_messages() -> None:
 
 def test_a_stream_is_asked_for_its_usage() -> None:
     turned = Turned(MESSAGES, CHAT, raw({"model": "m", "max_tokens": 1, "messages": [], "stream": True}))
-    assert json.loads(turned.body(msgspec.Raw(b'"s"')))["stream_options"] == {"include_usage": True}
+    assert json.loads(body_of(turned.fields(msgspec.Raw(b'"s"'))))["stream_options"] == {"include_usage": True}
     assert turned.headers([]) == []
 
 
