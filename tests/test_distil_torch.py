@@ -25,7 +25,7 @@ from breakeven.lab.facts import facts_of  # noqa: E402
 from breakeven.lab.training import distil as course  # noqa: E402
 from breakeven.lab.training.distil_job import TEACHER_SHARE, run, taught_loss  # noqa: E402
 from breakeven.lab.training.distil_proof import Distilled, DistilOptions  # noqa: E402
-from breakeven.lab.training.shapes import StudentShape, config_of, parse_shape, spec_of  # noqa: E402
+from breakeven.lab.training.shapes import ArmShape, config_of, spec_of, student_shape  # noqa: E402
 from breakeven.lab.training.student import ArmSpec, Student, rows_for, save_array  # noqa: E402
 from breakeven.lab.training.teacher import Cache, TeacherSpec, TeacherTold  # noqa: E402
 from breakeven.lab.training.teacher import run as run_teacher  # noqa: E402
@@ -54,8 +54,8 @@ def new(directory: Path, shape: str = "dense 1x256") -> Path:
     """A model that has no weights yet."""
     directory.mkdir()
     write_byte_tokenizer(directory)
-    found = parse_shape(shape)
-    assert isinstance(found, StudentShape)
+    found = student_shape(shape)
+    assert isinstance(found, ArmShape)
     (directory / "config.json").write_text(json.dumps(config_of(found, VOCAB, 512, {"eos_token_id": 256})))
     return directory
 
@@ -65,7 +65,7 @@ def teacher(documents: list[Document], tmp_path_factory: pytest.TempPathFactory)
     """One that was trained on the text for longer than any student here is."""
     root = tmp_path_factory.mktemp("teacher")
     directory = new(root / "new")
-    student = Student(directory, spec_of(StudentShape(1, 256), VOCAB, 512), False, None, None, True)
+    student = Student(directory, spec_of(ArmShape(1, 256, 768), VOCAB, 512), False, None, None, True)
     rows = rows_for(student, split(blocks_of(documents)), TOKENS)
     spec = ArmSpec(
         name="the teacher",
@@ -249,8 +249,8 @@ def test_what_a_student_makes_smaller_is_smallest_where_it_agrees_with_its_teach
 
 @pytest.mark.parametrize("shape", ["dense 2x256", "moe 2x256 4/2", "moe 1x512 8/8"])
 def test_counts_are_those_of_the_class(shape: str) -> None:
-    found = parse_shape(shape)
-    assert isinstance(found, StudentShape)
+    found = student_shape(shape)
+    assert isinstance(found, ArmShape)
     config = config_of(found, 1000, 512, {})
     with torch.device("meta"):
         named = transformers.AutoConfig.for_model(**config)

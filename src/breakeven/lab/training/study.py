@@ -26,7 +26,7 @@ from breakeven.lab.bridge.directory_words import end_tokens, pieces_of, tokenize
 from breakeven.lab.corpus import Document, blocks_of, read_documents
 from breakeven.lab.export import checks_between
 from breakeven.lab.facts import free_memory
-from breakeven.lab.training.matching import config_of, spec_of
+from breakeven.lab.training.shapes import config_of, spec_of
 from breakeven.lab.training.study_file import ShapedArm, TrainingStudy, read_study_file
 from breakeven.lab.training.study_result import Left, StudyDone, StudyText, result_of
 from breakeven.lab.training.texts import Ids, rows_of, split
@@ -42,6 +42,8 @@ CHECKS = 4
 _END = "<|endoftext|>"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _BATCH = "batch.json"
+_LEAST_CONTEXT = 2048
+"""Positions of a model, whatever a row has, so that blocks of text which judge models fit."""
 
 
 class ArmJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +107,8 @@ def train(
         arms = study.arms(text.vocabulary)
         batch = _batch(file.batch, arms, text.vocabulary, file.tokens, folder)
         for arm in arms:
-            config = config_of(arm.shape, text.vocabulary, file.tokens, text.end)
+            positions = max(_LEAST_CONTEXT, file.tokens)
+            config = config_of(arm.shape, text.vocabulary, positions, {"eos_token_id": text.end})
             (folder / "arms" / arm.name).mkdir(parents=True, exist_ok=True)
             write_whole(folder / "arms" / arm.name / CONFIG, _json(config))
         job = StudyJob(
