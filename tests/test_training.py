@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_a_directory_is_held_by_one_run_and_goes_on_only_as_it_was_asked(tmp_pat
     def hold(asked: dict[str, object], *, fail: bool = False) -> None:
         with work_beside(out, asked) as folder:
             if fail:
-                write_whole(folder / "state", b"half")
+                write_whole(folder / "state.pt", b"half")
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -80,13 +81,39 @@ def test_a_directory_is_held_by_one_run_and_goes_on_only_as_it_was_asked(tmp_pat
         with pytest.raises(UserError, match="another run trains here"):
             hold({"seed": 1})
         process.kill()
-    assert (tmp_path / "model.training" / "state").read_bytes() == b"half"
+    assert (tmp_path / "model.training" / "state.pt").read_bytes() == b"half"
     hold({"seed": 1})
     assert not (tmp_path / "model.training").exists()
     (tmp_path / "model.training").mkdir()
     (tmp_path / "model.training" / "asked.json").write_text(json.dumps([1])[:-1])
     with pytest.raises(UserError, match="begin anew"):
         hold({"seed": 1})
+
+
+def test_what_was_refused_before_any_training_is_in_nobodys_way(tmp_path: Path) -> None:
+    out, folder = tmp_path / "model", tmp_path / "model.training"
+
+    def stops(asked: dict[str, object], error: BaseException, name: str = "rows.npy") -> None:
+        with work_beside(out, asked) as given:
+            (given / "run").mkdir(exist_ok=True)
+            write_whole(given / "run" / name, b"rows")
+            raise error
+
+    with pytest.raises(UserError, match="^too short$"):
+        stops({"--for": 1}, UserError("too short"))
+    assert not folder.exists(), "the advice, another --for, can be followed"
+    with pytest.raises(KeyboardInterrupt):
+        stops({"--for": 9}, KeyboardInterrupt())
+    assert (folder / "run" / "rows.npy").is_file()
+    with pytest.raises(KeyboardInterrupt):
+        stops({"--for": 10}, KeyboardInterrupt(), "others.npy")
+    assert [path.name for path in (folder / "run").iterdir()] == ["others.npy"], "begun anew, and alone"
+    said = rf"^disk full; {re.escape(str(folder))} holds what was trained: the same command goes on .* want it removed$"
+    with pytest.raises(UserError, match=said):
+        stops({"--for": 10}, UserError("disk full"), "state.pt")
+    with pytest.raises(UserError, match=rf"{re.escape(str(folder))} holds a training .* \(--for\); .* or remove it"):
+        stops({"--for": 11}, UserError("not reached"))
+    assert (folder / "run" / "state.pt").is_file()
 
 
 def test_memory_is_known_before(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +203,6 @@ def test_conversations_become_rows_of_which_answers_count(tmp_path: Path, monkey
         short.setattr("breakeven.lab.training.tune.free_memory", lambda: 20)
         with pytest.raises(StoppedError):
             breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64)
-        short.setattr("breakeven.lab.training.tune.free_memory", lambda: 10)
-        with pytest.raises(UserError, match=r"merging needs .* in memory"):
-            breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64)
     job, again = asked
     assert again == job, "what else takes memory changes no batch of a run that goes on"
     assert (job.adapt, job.experts, job.router, job.base_name) == ("experts", [1], False, "toy")
@@ -216,9 +214,16 @@ def test_conversations_become_rows_of_which_answers_count(tmp_path: Path, monkey
         assert arrays["train_heed"].any(axis=1).all()
         assert not arrays["train_heed"].all(axis=1).any()
         assert arrays["probe"].shape == (6, 64)
+    (Path(job.folder) / "run").mkdir()
+    (Path(job.folder) / "run" / "state.pt").touch()
     with pytest.raises(UserError, match=r"asked otherwise \(rate\)"):
         breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64, rate=0.1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.jsonl", "out.training", "toy"]
+    shutil.rmtree(tmp_path / "out.training")
+    monkeypatch.setattr("breakeven.lab.training.tune.free_memory", lambda: 10)
+    with pytest.raises(UserError, match=r"merging needs .* in memory, and [^;]*; end other programs, or take a smaller model$"):
+        breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.jsonl", "toy"], "a refusal leaves nothing"
 
 
 def test_a_command_repeats_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,6 +221,7 @@ def test_a_run_that_makes_it_worse_is_refused(base: Path, tmp_path: Path, monkey
     monkeypatch.setattr(tune_job, "mean_nats", lambda *args: float(next(worse)))
     with pytest.raises(BreakevenError, match="the adapter changes nothing: the tuned model was worse at every check"):
         run(job(base, tmp_path / "work", some_rows()))
+    assert not (tmp_path / "work" / "run").exists(), "the advice, a lower rate, can be followed"
 
 
 def test_of_conversations_only_answers_count(base: Path, tmp_path: Path) -> None:

@@ -300,6 +300,6 @@ def _left(arm: ShapedArm, rate: float, folder: Path, made: Path, out: Path, on_s
     if failed is not None:
         raise BreakevenError(
             f"{arm.name}.gguf does not compute what its directory does: {failed.name} by {failed.engine}: "
-            f"{failed.detail}; the trainings are kept in {folder}"
+            + failed.detail
         )
     return Left(path, out / gguf.name, checks, "; ".join(said) or None)

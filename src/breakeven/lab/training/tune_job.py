@@ -80,7 +80,7 @@ def _tuned(job: TuneJob, say: Say) -> TuneDone:
         trained = _train(wrapped, job, rows, say)
     else:
         wrapped, packings = attach_made(model, Path(job.adapter), rows["choose"], say)
-    told = _told(wrapped, parts, trained is not None, job.experts)
+    told = _told(wrapped, parts, job.experts)
     _save_adapter(wrapped, Path(job.folder) / ADAPTER, job.base_name)
     merged = _merge(wrapped, Path(job.made), Path(job.folder), rows, say)
     shutil.copytree(Path(job.folder) / ADAPTER, Path(job.made) / ADAPTER)
@@ -191,10 +191,17 @@ def _train(wrapped: Any, job: TuneJob, rows: Mapping[str, NDArray[Any]], say: Sa
         nats, counts = _nats(wrapped, rows["choose"], rows["choose_heed"])
         return float(np.average(nats, weights=counts))
 
-    trainer = Trainer(
-        wrapped, recipe, rows["train"], loss, choose, Path(job.folder) / "run", say, name="tuning", masks=masks
-    )
-    return trainer.run()
+    folder = Path(job.folder) / "run"
+    trainer = Trainer(wrapped, recipe, rows["train"], loss, choose, folder, say, name="tuning", masks=masks)
+    trained = trainer.run()
+    if not trained.best_step:
+        # Going on would end here again.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise BreakevenError(
+            "the adapter changes nothing: the tuned model was worse at every check than the model as it was; give a "
+            "lower --rate, more text or time"
+        )
+    return trained
 
 
 def _trains(wrapped: Any, parts: Sequence[_Part]) -> str:
@@ -245,7 +252,7 @@ def _nats(model: Any, rows_NT: Ids, heed_NT: NDArray[np.bool_]) -> tuple[NDArray
     return np.array(found), heed_NT[:, 1:].sum(axis=1).astype(np.float64)
 
 
-def _told(wrapped: Any, parts: Sequence[_Part], ours: bool, experts: Sequence[int]) -> list[Attached]:
+def _told(wrapped: Any, parts: Sequence[_Part], experts: Sequence[int]) -> list[Attached]:
     """Of each kind of parameter, how many there are and how many have an adapter that does something.
 
     `experts`: those of a stack that trained alone, empty for all.
@@ -277,12 +284,9 @@ def _told(wrapped: Any, parts: Sequence[_Part], ours: bool, experts: Sequence[in
             row[2] += 1
             row[3] += part.weights
     if layers and sum(map(len, idle.values())) == len(layers):
-        why = (
-            "the tuned model was worse at every check than the model as it was; give a lower --rate, more text or time"
-            if ours
-            else "every B of it is zero: it was saved before it was trained"
+        raise BreakevenError(
+            "the adapter changes nothing: every B of it is zero, as before a training; give one that was trained"
         )
-        raise BreakevenError(f"the adapter changes nothing: {why}")
     return [
         Attached(kind, tensors, weights, adapted, adapted_weights, trained, idle.get(kind, []))
         for kind, (tensors, weights, adapted, adapted_weights, trained) in counts.items()
