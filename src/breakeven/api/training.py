@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from breakeven.api.lab import paged, steps_for
+from breakeven.api.lab import options_said, paged, steps_for
 from breakeven.errors import UserError, expanded, word_of
 
 if TYPE_CHECKING:
@@ -21,15 +22,30 @@ STUDY_S = 600.0
 """Of all trainings of a study together, where nobody says."""
 
 
-def time_or_steps(seconds: float | None, steps: int | None) -> tuple[float | None, int | None]:
-    """Exactly one of both; three minutes where neither is given. Raises UserError for both, and for none of either."""
+def time_or_steps(
+    seconds: float | None, steps: int | None, usual_s: float = TRAINING_S
+) -> tuple[float | None, int | None]:
+    """Exactly one of both; `usual_s` where neither is given. Raises UserError for both, and for none of either."""
     if seconds is not None and steps is not None:
         raise UserError("--for and --steps both say how long; give one of them")
     if steps is not None and steps < 1:
         raise UserError(f"--steps {steps}: give 1 or more")
-    if seconds is not None and seconds <= 0:
+    if seconds is not None and not 0 < seconds < math.inf:
         raise UserError(f"--for {seconds:g}s: give a time such as 3m")
-    return (TRAINING_S if seconds is None and steps is None else seconds), steps
+    return (usual_s if seconds is None and steps is None else seconds), steps
+
+
+def check_sizes(*, rate: float | None, tokens: int | None, least_tokens: int = 2, **counts: int | None) -> None:
+    """Raise UserError for numbers that no training can have; None is one that is not given."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"--{name.replace('_', '-')} {count}: give 1 or more")
+    if tokens is not None and tokens < least_tokens:
+        raise UserError(
+            f"--tokens {tokens}: give {least_tokens} or more, for each token is predicted from those before it"
+        )
+    if rate is not None and not 0 < rate < math.inf:
+        raise UserError(f"--rate {rate:g}: give a number above 0")
 
 
 @paged
@@ -73,8 +89,7 @@ def tune(
         raise UserError("nothing to tune on; give a text (--text), conversations (--chat) or an adapter (--adapter)")
     if router not in ("frozen", "train"):
         raise UserError(f"--router {router}: give frozen or train")
-    if min(rank, batch) < 1 or tokens < 2 or not rate > 0:
-        raise UserError("--rank and --batch are at least 1, --tokens at least 2, --rate above 0")
+    check_sizes(rank=rank, batch=batch, rate=rate, tokens=tokens)
     kinds, experts = _adapted(adapt)
     usual = TuneOptions()
     own = (kinds, experts, router, rank, seconds, steps, seed, batch, rate)
@@ -86,19 +101,11 @@ def tune(
         )
     if adapter is None:
         seconds, steps = time_or_steps(seconds, steps)
-    words = ["breakeven", "tune", word_of(model), "--out", word_of(out)]
-    options: dict[str, object] = {
-        "--text": None if text is None else word_of(text),
-        "--chat": None if chat is None else word_of(chat),
-        "--encoding": encoding,
-        "--adapter": None if adapter is None else word_of(adapter),
-        "--threads": threads,
-    }
+    words = ["breakeven", "tune", word_of(model)]
+    words += options_said(out=out, text=text, chat=chat, encoding=encoding, adapter=adapter, threads=threads)
     if adapter is None:
-        options |= {"--adapt": adapt, "--router": router, "--rank": rank, "--seed": seed, "--rate": rate}
-    options |= {"--tokens": tokens}
-    for option, value in options.items():
-        words += [] if value is None else [option, str(value)]
+        words += options_said(adapt=adapt, router=router, rank=rank, seed=seed, rate=rate)
+    words += options_said(tokens=tokens)
     return made(
         expanded(model),
         expanded(out),
@@ -166,6 +173,7 @@ def retrain(
     from breakeven.lab.training.retrain import RetrainOptions
     from breakeven.lab.training.retrain import retrain as retrained
 
+    check_sizes(batch=batch, rate=rate, tokens=tokens, least_tokens=8)
     seconds, steps = time_or_steps(seconds, steps)
     usual = RetrainOptions()
     options = RetrainOptions(
@@ -179,21 +187,19 @@ def retrain(
         threads=threads,
     )
     pairs = [(None, each) if isinstance(each, int) else each for each in only]
-    said = {
-        "--only": ",".join(f"{expert}" if layer is None else f"{layer}:{expert}" for layer, expert in pairs),
-        "--text": word_of(text),
-        "--replay": None if replay is None else word_of(replay),
-        "--encoding": encoding,
-        "--balance": balance,
-        "--seed": seed or None,
-        "--rate": rate,
-        "--tokens": tokens,
-        "--threads": threads,
-        "--out": word_of(out),
-    }
     words = ["breakeven", "experts", "retrain", word_of(model)]
-    for option, value in said.items():
-        words += [] if value is None else [option, str(value)]
+    words += options_said(
+        only=",".join(f"{expert}" if layer is None else f"{layer}:{expert}" for layer, expert in pairs),
+        text=text,
+        replay=replay,
+        encoding=encoding,
+        balance=balance,
+        seed=seed or None,
+        rate=rate,
+        tokens=tokens,
+        threads=threads,
+        out=out,
+    )
     return retrained(
         expanded(model),
         pairs,
@@ -226,19 +232,15 @@ def train(
     from breakeven.lab.training.study import train
     from breakeven.pages.training import write_study_page
 
-    if seconds is not None and steps is not None:
-        raise UserError("--for and --steps are two ways to say how long: give one of them")
+    seconds, steps = time_or_steps(seconds, steps, STUDY_S)
     path = expanded(study)
     place = expanded(out) if out is not None else path.with_suffix("")
-    words = ["breakeven", "train", word_of(study)]
-    words += [] if out is None else ["--out", word_of(out)]
-    words += [] if seed is None else ["--seed", str(seed)]
-    words += [] if threads is None else ["--threads", str(threads)]
+    words = ["breakeven", "train", word_of(study), *options_said(out=out, seed=seed, threads=threads)]
     result = train(
         path,
         place,
         words=words,
-        seconds=(STUDY_S if seconds is None else seconds) if steps is None else None,
+        seconds=seconds,
         steps=steps,
         seed=seed,
         threads=threads,

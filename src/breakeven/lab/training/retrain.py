@@ -184,8 +184,6 @@ def _check(model: Path, only: Only, out: Path, options: RetrainOptions) -> None:
         raise UserError(f"--only {over}: {model.name} has experts 0 to {count - 1}")
     if options.balance not in (None, *BALANCES):
         raise UserError(f"--balance {options.balance}: give one of {', '.join(BALANCES)}")
-    if options.tokens < 8 or options.batch < 1 or options.rate <= 0:
-        raise UserError("give --tokens of at least 8, a --batch of at least 1 and a --rate above 0")
     if options.tokens > facts.n_positions > 0:
         raise UserError(f"--tokens {options.tokens}: the model's context is {facts.n_positions}; give no more")
     if out.exists():
