@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from breakeven.errors import UserError
 from breakeven.lab.corpus import LEAST_BLOCKS, Block, blocks_of, check_enough
-from breakeven.lab.training.texts import Batches, rows_of, split
+from breakeven.lab.training.texts import Batches, apart_from_each_other, rows_of, split
 from breakeven.lab.training.work import batch_that_trains, work_beside, write_whole
 
 
@@ -123,3 +123,25 @@ def test_memory_is_known_before(tmp_path: Path) -> None:
     assert 1 <= fewer < 16
     with pytest.raises(UserError, match=r"needs \d+\.\d GB even one row at a time"):
         batch_that_trains(**sizes, batch=16, free_bytes=1_000_000_000)
+
+
+def test_what_judges_is_not_learned_from_a_copy() -> None:
+    text = blocks(40)
+    plain = split(text)
+    found = split([*text, *(Block("en", "all", "copy", f"  {each.text}\n") for each in text[:23]), *blocks(40, "de")])
+    apart = {" ".join(block.text.split()) for block in (*found.judge, *found.choose)}
+    assert not apart & {" ".join(block.text.split()) for block in found.train}
+    assert found.repeated >= 1
+    assert re.match(rf"{found.repeated} pieces of the text are repeated .* trained nothing", found.notes()[0])
+    assert not plain.notes()
+    with pytest.raises(UserError, match=r"the text of en repeats itself: .* leave copies out"):
+        split(blocks(1) * 40)
+    # A replay that holds the text itself, in a larger folder that is cut elsewhere.
+    others = [Block("all", "all", "b", f"{number} " * 40) for number in range(9)]
+    replay = split([*others, *(Block("all", "all", "a", each.text) for each in text)])
+    ours, theirs = apart_from_each_other([plain, replay])
+    for one, other in ((ours, theirs), (theirs, ours)):
+        judged = {" ".join(block.text.split()) for block in other.judge}
+        assert not judged & {" ".join(block.text.split()) for block in one.train}
+    assert ours.repeated
+    assert ours.judge == plain.judge

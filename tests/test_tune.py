@@ -17,7 +17,7 @@ from breakeven.lab.bridge.weights import F32, NewTensor, StoredRows, write_check
 from breakeven.lab.training.chat import ChatWords, Conversation, as_blocks, read_conversations, rows_of_chat
 from breakeven.lab.training.texts import Split
 from breakeven.lab.training.tune import TuneJob, _cut_off
-from breakeven.lab.training.tune_proof import Attached, Merged, TuneDone, answers_of, changed_of, kind_of
+from breakeven.lab.training.tune_proof import Attached, Merged, TuneDone, answers_of, changed_of, doubts_of, kind_of
 from tests.bridge_fixtures import CONFIGS, write_byte_tokenizer
 from tests.lab_fixtures import texts
 
@@ -241,6 +241,20 @@ def test_a_command_repeats_what_was_done(tmp_path: Path, monkeypatch: pytest.Mon
             breakeven.tune(tmp_path / "toy", tmp_path / "out", text=text, **own)
         for name, value in own.items():
             assert said[said.index(f"--{name}") + 1] == str(value)
+
+
+def test_an_adapter_that_no_reading_makes_better_than_none_is_doubted() -> None:
+    merged = Merged(
+        tokens=9, adapter_kl=0.0, adapter_top1=1.0, base_kl=1.0, again_kl=0.0, answers_before=[], answers_after=[]
+    )
+
+    def told(**packings: float) -> list[str]:
+        found = {name.replace("_", " "): nats for name, nats in packings.items()}
+        return doubts_of(TuneDone(peft="0", attached=[], merged=merged, trained=None, packings=found))
+
+    assert told() == told(as_PEFT_packs=2.0, expert_by_expert=9.0, without_the_adapter=2.1) == []
+    (doubt,) = told(as_PEFT_packs=2.2, expert_by_expert=9.0, without_the_adapter=2.1)
+    assert "no better than the model without it" in doubt
 
 
 def test_too_few_answers_have_no_interval() -> None:

@@ -31,7 +31,7 @@ from breakeven.lab.export import checks_between
 from breakeven.lab.facts import facts_of, free_memory, sha256_of
 from breakeven.lab.lockstep import kind_of_model
 from breakeven.lab.proof import prove, sweep
-from breakeven.lab.training.texts import Ids, Split, rows_of, split
+from breakeven.lab.training.texts import Ids, Split, apart_from_each_other, rows_of, split
 from breakeven.lab.training.work import (
     Recipe,
     Trained,
@@ -113,8 +113,9 @@ def retrain(
     that failed or where nothing got better: then nothing is left.
     """
     _check(model, only, out, options)
-    texts = split(_blocks(text, encoding))
-    kept = None if replay is None else split(_beside(texts, _blocks(replay, encoding)))
+    texts, kept = split(_blocks(text, encoding)), None
+    if replay is not None:
+        texts, kept = apart_from_each_other([texts, split(_beside(texts, _blocks(replay, encoding)))])
     sweep(out.parent)
     made = out.with_name(f".{out.name}.{os.getpid()}.made")
     gguf, again = (made.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("carried", "again"))
@@ -155,7 +156,7 @@ def retrain(
                         after, retrained=[list(chosen.get(each.layer, ())) for each in after.layers]
                     ),
                     training=training_of(done.trained, options.seed, flops),
-                    caveats=[*notes, *said, *_unreached(after, chosen)],
+                    caveats=[*notes, *texts.notes(), *(kept.notes() if kept else []), *said, *_unreached(after, chosen)],
                     threads=options.threads,
                     on_step=on_step,
                 )

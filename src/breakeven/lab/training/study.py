@@ -99,6 +99,7 @@ def train(
     asked = {
         "text": _digest(documents),
         "study": msgspec.to_builtins(msgspec.structs.replace(file, text="")),
+        "tokenizer": None if study.tokenizer is None else _tokenizer_digest(study.tokenizer),
         "--for": seconds,
         "--steps": steps,
     }
@@ -182,7 +183,9 @@ def _prepared(study: TrainingStudy, documents: Sequence[Document], folder: Path,
     words = folder / "tokenizer"
     on_step("cutting the text into tokens", 0.0)
     if study.tokenizer is None:
-        learn_tokenizer([block.text for block in parts.train], file.vocabulary, words)
+        # A study that goes on reads the rows it began with, whatever learns its words by then.
+        if not (words / _TOKENIZER_FILES[1]).is_file():
+            learn_tokenizer([block.text for block in parts.train], file.vocabulary, words)
         end: int | None = 0
     else:
         _copy_tokenizer(study.tokenizer, words)
@@ -224,6 +227,7 @@ def _prepared(study: TrainingStudy, documents: Sequence[Document], folder: Path,
         train_tokens=int(train_NT.size),
         vocabulary=max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
         end=end,
+        notes=parts.notes(),
     )
 
 
@@ -250,11 +254,15 @@ def learn_tokenizer(texts: Sequence[str], vocabulary: int, directory: Path) -> N
     write_whole(directory / "tokenizer_config.json", _json(beside))
 
 
-def _copy_tokenizer(source: Path, directory: Path) -> None:
+def _tokenizer_digest(source: Path) -> str:
     if not (source / _TOKENIZER_FILES[0]).is_file():
         raise UserError(
             f"{source}: holds no tokenizer.json; give a Hugging Face directory (of a GGUF: breakeven export --to hf)"
         )
+    return hashlib.sha256((source / _TOKENIZER_FILES[0]).read_bytes()).hexdigest()
+
+
+def _copy_tokenizer(source: Path, directory: Path) -> None:
     directory.mkdir(exist_ok=True)
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():

@@ -80,6 +80,7 @@ class StudyText:
     train_tokens: int
     vocabulary: int
     end: int | None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +300,7 @@ def _caveats(
     short: bool,
 ) -> list[str]:
     """Sentences that must stand beside the numbers."""
-    said: list[str] = []
+    said = [*text.notes]
     others = [arm for arm in arms if arm.difference is not None]
     for arm in others:
         if arm.shape == arms[study.reference].shape and arm.verdict in ("better", "worse"):

@@ -35,7 +35,7 @@ from breakeven.lab.lockstep import kind_of_model
 from breakeven.lab.proof import prove, sweep
 from breakeven.lab.training.chat import ChatWords, Conversation, as_blocks, rows_of_chat
 from breakeven.lab.training.texts import Ids, Split, rows_of, split
-from breakeven.lab.training.tune_proof import KINDS_OF, TuneDone, answers_of, changed_of, served_of, told_of
+from breakeven.lab.training.tune_proof import KINDS_OF, TuneDone, answers_of, changed_of, doubts_of, served_of, told_of
 from breakeven.lab.training.work import (
     Recipe,
     batch_that_trains,
@@ -136,6 +136,7 @@ def tune(
             done = run_job("tune_job", job, TuneDone, threads=options.threads, on_step=on_step)
             _finish(base, made)
             changed, said = changed_of(base, made, done, options.experts)
+            said += doubts_of(done)
             checks = [*told_of(done, options.experts), changed, *answers_of(done.merged)]
             if all(check.passed for check in checks):
                 with np.load(rows) as arrays:
@@ -157,7 +158,7 @@ def tune(
                 text=parts.judged() if parts.judge else None,
                 checks=checks,
                 training=training,
-                caveats=[*notes, *said],
+                caveats=[*notes, *parts.notes(), *said],
                 threads=options.threads,
                 on_step=on_step,
             )

@@ -25,6 +25,8 @@ from breakeven.results.lab import LabCheck
 from breakeven.stats.estimate import Estimate
 from breakeven.stats.intervals import MIN_PAIRS, mean_interval
 
+WITHOUT = "without the adapter"
+"""Beside the ways to read an adapter: the model as it was."""
 BASE_LOGITS = "base.npy"
 """What the base says of the tokens that models are compared on: (P, T, V)."""
 KINDS_OF = {
@@ -127,6 +129,17 @@ def told_of(done: TuneDone, experts: Sequence[int]) -> list[LabCheck]:
         detail = f"{best}: {nats:.3f} nats a token of the text; {rest}"
         checks.insert(1, LabCheck(name="experts' packing", engine=f"PEFT {done.peft}", passed=True, detail=detail))
     return checks
+
+
+def doubts_of(done: TuneDone) -> list[str]:
+    """What to say of an adapter none of whose readings predicts better than the model without it."""
+    without = done.packings.get(WITHOUT)
+    if without is None or next(iter(done.packings.values())) < without:
+        return []
+    return [
+        "however its experts are read, the adapter predicts this text no better than the model without it: it is packed "
+        "in another way, or made for another model or other text"
+    ]
 
 
 def _not_base(engine: str, kl: float, tokens: int) -> LabCheck:
