@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from importlib import import_module
@@ -18,11 +19,14 @@ from lab_fixtures import texts
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+from safetensors.torch import load_file  # noqa: E402
 
+from bench.lab import gpu  # noqa: E402
 from breakeven.errors import UserError  # noqa: E402
 from breakeven.lab.corpus import Document, blocks_of, read_documents  # noqa: E402
 from breakeven.lab.facts import facts_of  # noqa: E402
 from breakeven.lab.training import distil as course  # noqa: E402
+from breakeven.lab.training import hyena  # noqa: E402
 from breakeven.lab.training.distil_job import TEACHER_SHARE, run, taught_loss  # noqa: E402
 from breakeven.lab.training.distil_proof import Distilled, DistilOptions  # noqa: E402
 from breakeven.lab.training.shapes import ArmShape, config_of, spec_of, student_shape  # noqa: E402
@@ -46,8 +50,13 @@ def here(module: str, spec: msgspec.Struct, result: type, *, threads: object = N
 
 
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
-    return read_documents(texts(tmp_path_factory.mktemp("text"), ("en",), files=40, n_bytes=250))
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return texts(tmp_path_factory.mktemp("text"), ("en",), files=40, n_bytes=250)
+
+
+@pytest.fixture(scope="module")
+def documents(text: Path) -> list[Document]:
+    return read_documents(text)
 
 
 def new(directory: Path, shape: str = "dense 1x256") -> Path:
@@ -256,3 +265,39 @@ def test_counts_are_those_of_the_class(shape: str) -> None:
         named = transformers.AutoConfig.for_model(**config)
         model = transformers.AutoModelForCausalLM.from_config(named)
     assert sum(each.numel() for each in model.parameters()) == total_params(spec_of(found, 1000, 512))
+
+
+def test_the_experiment_without_attention_lies_beside_the_student_and_is_told(
+    teacher: Path, documents: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--into "hyena 1x256"`: what is proven and served is the dense student."""
+    monkeypatch.setattr(hyena, "run_job", here)
+    short = {**hyena.without_attention.__kwdefaults__, "lengths": (64,), "speed_lengths": (64,)}
+    monkeypatch.setattr(hyena.without_attention, "__kwdefaults__", short)
+    out = tmp_path / "student"
+    words = ["breakeven", "distill", str(teacher)]
+    few = options(steps=8, twin_steps=8)
+    proof = course.distil(teacher, "hyena 1x256", documents, out, words=words, options=few)
+    assert "--into 'hyena 1x256' --steps 8" in proof.command
+    assert {each.name for each in (out / hyena.HYENA).iterdir()} == set(hyena.LEFT)
+    assert (out / "student.gguf").is_file()
+    assert any("not exported" in each for each in proof.caveats)
+    assert [each.split()[:2] for each in proof.caveats if each.startswith(("text  ", "copy", "recall"))] == [
+        ["text", "64"],
+        ["copy", "64"],
+        ["recall", "64"],
+    ]
+
+
+def test_the_gpu_script_teaches_from_what_was_carried(teacher: Path, text: Path, tmp_path: Path) -> None:
+    """At toy size, on the processor: its sizes are a GPU's, its course is this."""
+    told = gpu.carry(teacher, text, tmp_path / "carried", into="dense 1x256", rows=20, tokens=TOKENS, job=here)
+    assert teacher.is_dir(), "a directory of the user's stays"
+    assert 0 < told.mass <= 1
+    parts = gpu.Parts(tmp_path / "carried", text, tmp_path / "out", seconds=None, steps=8, job=here)
+    row = parts.ternary()
+    assert re.search(r"bits a byte over its twin after 8 steps .*: teacher \d\.\d+, student \d\.\d+, twin", row.measured)
+    assert row.what.startswith("student in two bits of 0.")
+    assert "1 languages, logits carried" in row.what
+    twin, student = (load_file(tmp_path / "out" / name / "model.safetensors") for name in ("ternary-twin", "ternary"))
+    assert any(not torch.equal(twin[name], student[name]) for name in twin), "one of them was taught"
