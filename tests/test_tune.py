@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import breakeven
+from breakeven.cli.main import dispatch
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.bridge.directory_words import tokenizer_of
 from breakeven.lab.bridge.weights import F32, NewTensor, StoredRows, write_checkpoint
@@ -304,3 +306,43 @@ def test_experts_of_a_stack_that_were_not_asked_for_must_stay(tmp_path: Path) ->
         assert check.passed == (expert != 2)
         assert said == [f"left out, because transformers does not load it: {drafts}"]
     assert check.detail == f"{stack} changed, and was not adapted"
+
+
+def test_the_recipe_is_written_for_axolotl_and_what_judges_kept_apart(tmp_path: Path) -> None:
+    toy, out = tmp_path / "toy", tmp_path / "out"
+    names = ("self_attn.q_proj", "self_attn.o_proj", "mlp.experts.0.up_proj", "mlp.gate", "input_layernorm")
+    tensors = {f"model.layers.0.{name}.weight": np.ones((2, 2) if "norm" not in name else 2) for name in names}
+    (model(toy) / "model.safetensors").unlink()
+    stored(toy, "model.safetensors", tensors)
+    text = texts(tmp_path / "text", ("de", "en"), 24, 400)
+    first, last = breakeven.tune_elsewhere(toy, out, 100, text=text, rank=4, seed=3)
+    assert first == f"axolotl train {out / 'axolotl.yaml'}"
+    assert last == f"breakeven tune {toy} --adapter {out / 'adapter'} --text {out / 'judge'} --out DIR"
+    told = yaml.safe_load((out / "axolotl.yaml").read_text())
+    assert told["lora_target_modules"] == ["o_proj", "q_proj"]
+    assert told["lora_target_parameters"] == ["experts.gate_up_proj", "experts.down_proj"]
+    assert (told["lora_r"], told["lora_alpha"], told["max_steps"], told["seed"]) == (4, 8, 100, 3)
+    assert (told["warmup_steps"], told["lr_scheduler_kwargs"]["num_decay_steps"]) == (4, 40)
+    assert told["datasets"][0] == {
+        "path": str(out / "train.jsonl"), "ds_type": "json", "type": "completion", "field": "text",
+    }  # fmt: skip
+    trains = {json.loads(line)["text"] for line in (out / "train.jsonl").read_text("utf-8").splitlines()}
+    judges = {path.read_text("utf-8") for path in (out / "judge").rglob("*.txt")}
+    assert sorted(path.name for path in (out / "judge").iterdir()) == ["de", "en"]
+    assert trains
+    assert judges
+    assert not trains & judges
+    chat = tmp_path / "chat.jsonl"
+    lines = [json.dumps({"messages": [*TALK[:1], {"role": "assistant", "content": "No. " * n}]}) for n in range(1, 21)]
+    chat.write_text("\n".join(lines), encoding="utf-8")
+    breakeven.tune_elsewhere(toy, tmp_path / "chats", 100, chat=chat, adapt="attention")
+    told = yaml.safe_load((tmp_path / "chats" / "axolotl.yaml").read_text())
+    assert "lora_target_parameters" not in told
+    assert told["datasets"][0]["type"] == "chat_template"
+    with pytest.raises(UserError, match="exists; choose another place"):
+        breakeven.tune_elsewhere(toy, out, 100, text=text)
+    with pytest.raises(UserError, match="axolotl is told no single experts"):
+        breakeven.tune_elsewhere(toy, tmp_path / "more", 100, text=text, adapt="experts:1")
+    with pytest.raises(UserError, match="--emit axolotl: give --steps"):
+        dispatch(["tune", str(toy), "--text", str(text), "--emit", "axolotl", "--out", str(tmp_path / "more")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.jsonl", "chats", "out", "text", "toy"]

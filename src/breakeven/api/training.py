@@ -12,6 +12,8 @@ from breakeven.api.lab import options_said, paged, steps_for
 from breakeven.errors import UserError, expanded, word_of
 
 if TYPE_CHECKING:
+    from breakeven.lab.corpus import Document
+    from breakeven.lab.training.chat import Conversation
     from breakeven.measure.progress import ProgressState
     from breakeven.results.lab import Proof
     from breakeven.results.training import TrainStudy
@@ -78,15 +80,10 @@ def tune(
     `batch` rows of `tokens`, fewer where memory is short. Raises UserError for what cannot be tuned so, BreakevenError
     naming the check that failed; then nothing is left at `out`. What was stopped goes on when the same is asked again.
     """
-    from breakeven.lab.corpus import read_documents
-    from breakeven.lab.training.chat import read_conversations
     from breakeven.lab.training.tune import TuneOptions
     from breakeven.lab.training.tune import tune as made
 
-    if text is not None and chat is not None:
-        raise UserError("--text and --chat both say what to learn; give one of them")
-    if text is None and chat is None and adapter is None:
-        raise UserError("nothing to tune on; give a text (--text), conversations (--chat) or an adapter (--adapter)")
+    learned = _learned(text, chat, encoding, needed=adapter is None)
     if router not in ("frozen", "train"):
         raise UserError(f"--router {router}: give frozen or train")
     check_sizes(rank=rank, batch=batch, rate=rate, tokens=tokens)
@@ -109,11 +106,7 @@ def tune(
     return made(
         expanded(model),
         expanded(out),
-        read_conversations(expanded(chat))
-        if chat is not None
-        else []
-        if text is None
-        else read_documents(expanded(text), encoding),
+        learned,
         TuneOptions(
             adapt=kinds,
             experts=experts,
@@ -133,7 +126,61 @@ def tune(
     )
 
 
-def _adapted(adapt: str) -> tuple[str, tuple[int, ...]]:
+def tune_elsewhere(
+    model: Path | str,
+    out: Path | str,
+    steps: int,
+    *,
+    text: Path | str | None = None,
+    chat: Path | str | None = None,
+    adapt: str = "all",
+    rank: int = 8,
+    seed: int = 0,
+    batch: int = 2,
+    rate: float = 5e-4,
+    tokens: int = 256,
+    encoding: str | None = None,
+) -> Sequence[str]:
+    """Write what `tune` would do as axolotl's configuration, beside the text that trains and the text that judges.
+
+    `model`: a Hugging Face directory; all else as in `tune`. The commands to give, in turn: the last proves what was
+    trained. Raises UserError for what cannot be said there; then nothing is left at `out`.
+    """
+    from breakeven.lab.training.elsewhere import write_for_axolotl
+    from breakeven.lab.training.work import Recipe
+
+    check_sizes(rank=rank, batch=batch, rate=rate, tokens=tokens, steps=steps)
+    return write_for_axolotl(
+        expanded(model),
+        expanded(out),
+        _learned(text, chat, encoding),
+        adapt=adapt,
+        rank=rank,
+        recipe=Recipe(seed=seed, rate=rate, batch=batch, steps=steps, weight_decay=0.0),
+        tokens=tokens,
+    )
+
+
+def _learned(
+    text: Path | str | None, chat: Path | str | None, encoding: str | None, *, needed: bool = True
+) -> Sequence[Document] | Sequence[Conversation]:
+    """What there is to learn. Raises UserError for both, and for neither where it is needed."""
+    from breakeven.lab.corpus import read_documents
+    from breakeven.lab.training.chat import read_conversations
+
+    if text is not None and chat is not None:
+        raise UserError("--text and --chat both say what to learn; give one of them")
+    if chat is not None:
+        return read_conversations(expanded(chat))
+    if text is not None:
+        return read_documents(expanded(text), encoding)
+    if needed:
+        raise UserError("nothing to tune on; give a text (--text), conversations (--chat) or an adapter (--adapter)")
+    return []
+
+
+def _adapted(adapt: str)
+ -> tuple[str, tuple[int, ...]]:
     """ "experts:3,7" in two. Raises UserError for numbers that are none."""
     kinds, colon, numbers = adapt.partition(":")
     if not colon:

@@ -23,6 +23,7 @@ from breakeven.cli.made import (
     tokens_of,
 )
 from breakeven.cli.words import Full, Quiet
+from breakeven.errors import UserError
 
 app = typer.Typer()
 
@@ -39,6 +40,9 @@ def tune(
     router: Annotated[str, typer.Option(help="frozen, or train.")] = "frozen",
     adapter: Annotated[
         Path | None, typer.Option("--adapter", help="Merge and prove this instead: made elsewhere.", metavar="DIR")
+    ] = None,
+    emit: Annotated[
+        str | None, typer.Option("--emit", help="Write the recipe for it instead: needs --steps.", metavar="axolotl")
     ] = None,
     rank: Annotated[int, typer.Option(help="Of adapters.")] = 8,
     during: During = None,
@@ -57,6 +61,33 @@ def tune(
 
     Example: breakeven tune smollm2.gguf --text text/de --for 3m --out german
     """
+    if emit is not None:
+        given = {"--adapter": adapter, "--for": during, "--threads": threads}
+        if emit != "axolotl":
+            raise UserError(f"--emit {emit}: give axolotl")
+        if steps is None or router != "frozen" or any(value is not None for value in given.values()):
+            raise UserError(
+                f"--emit axolotl: give --steps, for how fast it will be is not known here, and leave out --router train, "
+                f"{', '.join(given)}"
+            )
+        commands = breakeven.tune_elsewhere(
+            model,
+            out,
+            steps,
+            text=text,
+            chat=chat,
+            adapt=adapt,
+            rank=rank,
+            seed=seed,
+            batch=batch,
+            rate=rate,
+            tokens=tokens,
+            encoding=encoding,
+        )
+        typer.echo(f"{out}: written for axolotl. Where there is a GPU, then anywhere:")
+        for command in commands:
+            typer.echo(f"  {command}")
+        return
     tell_proof(
         lambda on_progress: breakeven.tune(
             model,
