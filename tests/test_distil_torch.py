@@ -296,7 +296,9 @@ def test_the_gpu_script_teaches_from_what_was_carried(teacher: Path, text: Path,
     assert 0 < told.mass <= 1
     parts = gpu.Parts(tmp_path / "carried", text, tmp_path / "out", seconds=None, steps=8, job=here)
     row = parts.ternary()
-    assert re.search(r"bits a byte over its twin after 8 steps .*: teacher \d\.\d+, student \d\.\d+, twin", row.measured)
+    assert re.search(
+        r"bits a byte over its twin after 8 steps .*: teacher \d\.\d+, student \d\.\d+, twin", row.measured
+    )
     assert row.what.startswith("student in two bits of 0.")
     assert "1 languages, logits carried" in row.what
     twin, student = (load_file(tmp_path / "out" / name / "model.safetensors") for name in ("ternary-twin", "ternary"))

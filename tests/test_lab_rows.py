@@ -28,7 +28,9 @@ def test_a_row_says_what_was_promised_and_what_was_missed() -> None:
     by = {part.language: part for part in proof.slices}
     german = msgspec.structs.replace(proof, slices=[by["de"]])
     row = tuned_row("LoRA, German", german)
-    assert row.line().startswith("| LoRA, German, 171 s of training | improves, interval without 0; served KL at most 1e-06 | ")
+    assert row.line().startswith(
+        "| LoRA, German, 171 s of training | improves, interval without 0; served KL at most 1e-06 | "
+    )
     assert "bits a byte, -0.305 (-0.360 to -0.250); served KL 3e-08, the base 0.30 away" in row.measured
     assert row.how == proof.command
     assert "missed" not in row.measured
@@ -36,7 +38,9 @@ def test_a_row_says_what_was_promised_and_what_was_missed() -> None:
     assert tuned_row("", msgspec.structs.replace(proof, slices=[by["en"]])).measured.startswith("**missed**: ")
 
     row = distilled_row(distilled(), 300.0)
-    assert row.measured.startswith("**missed**: +0.020 (-0.030 to +0.070) bits a byte over the twin at equal seconds, +0.115")
+    assert row.measured.startswith(
+        "**missed**: +0.020 (-0.030 to +0.070) bits a byte over the twin at equal seconds, +0.115"
+    )
     assert row.measured.endswith("5.0 min in all")
     assert distilled_row(distilled(), None).measured.endswith("time not measured")
 

@@ -99,7 +99,7 @@ def test_what_was_refused_before_any_training_is_in_nobodys_way(tmp_path: Path) 
             write_whole(given / "run" / name, b"rows")
             raise error
 
-    with pytest.raises(UserError, match="^too short$"):
+    with pytest.raises(UserError, match=r"^too short$"):
         stops({"--for": 1}, UserError("too short"))
     assert not folder.exists(), "the advice, another --for, can be followed"
     with pytest.raises(KeyboardInterrupt):

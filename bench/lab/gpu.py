@@ -6,8 +6,8 @@
 `carry` runs the teacher once over three languages and leaves what a machine needs that has neither the teacher nor a
 network: rows of text, the 32 likeliest tokens after each, the student's configuration and words. `run` prints a row of
 docs/benchmarks.md for each part: a phone book learned by a dense model and a MoE of as many active weights (which must
-know more of it by heart); a student of 20 million weights beside its twin at equal tokens; the same in two bits; LoRA on
-the MoE's stacked experts. Without a GPU everything runs on the processor, and the heading says so.
+know more of it by heart); a student of 20 million weights beside its twin at equal tokens; the same in two bits; LoRA
+on the MoE's stacked experts. Without a GPU everything runs on the processor, and the heading says so.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from breakeven.lab.training.student import ArmDone, ArmSpec, as_directory, rows_
 from breakeven.lab.training.teacher import TeacherSpec, TeacherTold
 from breakeven.lab.training.texts import split
 from breakeven.lab.training.work import run_job
-from breakeven.model.readers.hf import read_hf
 from breakeven.model.arithmetic import total_params
+from breakeven.model.readers.hf import read_hf
 from breakeven.stats.estimate import Estimate
 
 STUDENT, TOKENS, BATCH, RATE = "dense 5x512", 512, 8, 1e-3
@@ -81,7 +81,12 @@ def phone_book(entries: int, repeats: int, seed: int = 0) -> str:
 
 
 def carry(
-    model: Path, text: Path, out: Path, into: str = STUDENT, rows: int = CACHED_ROWS, tokens: int = TOKENS,
+    model: Path,
+    text: Path,
+    out: Path,
+    into: str = STUDENT,
+    rows: int = CACHED_ROWS,
+    tokens: int = TOKENS,
     job: Job = run_job,
 ) -> Carried:
     """Leave in `out` what `run` needs. `text`: a folder a language."""
@@ -101,7 +106,11 @@ def carry(
         save_array(out / f"{name}.npy", array)
     (out / "cache").mkdir(exist_ok=True)
     measured, cached = (
-        job("teacher", TeacherSpec(directory=str(teacher), rows=str(out / f"{name}.npy"), kept=kept, **more), TeacherTold)
+        job(
+            "teacher",
+            TeacherSpec(directory=str(teacher), rows=str(out / f"{name}.npy"), kept=kept, **more),
+            TeacherTold,
+        )
         for name, more in (("choose", {}), ("some", {"cache": str(out / "cache")}))
     )
     if teacher != model:
@@ -115,7 +124,12 @@ class Parts:
     """The four parts. `seconds` or `steps` of each training; `job` runs one."""
 
     def __init__(
-        self, carried: Path, text: Path, out: Path, seconds: float | None = SECONDS, steps: int | None = None,
+        self,
+        carried: Path,
+        text: Path,
+        out: Path,
+        seconds: float | None = SECONDS,
+        steps: int | None = None,
         job: Job = run_job,
     ) -> None:
         self._carried, self._text, self._out = carried, text, out
@@ -159,13 +173,14 @@ class Parts:
     def _student_row(self, word: str, what: str, *, ternary: bool) -> Row:
         behind, student, twin = self._pair(word, ternary=ternary)
         size = total_params(read_hf(str(self._out / word)))
-        rate = student.tokens / student.seconds
+        rate, nats = student.tokens / student.seconds, self._told.teacher_nats
         told = (
-            f"{said(behind)} bits a byte over its twin after {student.steps:,} steps ({rate:,.0f} tokens/s); nats a token "
-            f"on what chooses: teacher {self._told.teacher_nats:.3f}, student {student.best:.3f}, twin {twin.best:.3f}"
+            f"{said(behind)} bits a byte over its twin after {student.steps:,} steps ({rate:,.0f} tokens/s); nats "
+            f"a token on what chooses: teacher {nats:.3f}, student {student.best:.3f}, twin {twin.best:.3f}"
         )
         promised = "interval above 0 at equal tokens"
-        what = f"{what} of {size / 1e6:.1f}M weights, {len({block.language for block in self._judge})} languages, logits carried"
+        languages = len({block.language for block in self._judge})
+        what = f"{what} of {size / 1e6:.1f}M weights, {languages} languages, logits carried"
         return Row(what, promised, missed(behind.low is not None and behind.low > 0) + told, f"{self._how} {word}")
 
     def student(self) -> Row:

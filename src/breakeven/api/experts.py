@@ -206,7 +206,9 @@ class ExpertVerbs:
         ranked_by = _by(by)
         return proven(
             "order",
-            options_said(scores=scores, by=None if by == "score" else by, text=text, encoding=encoding, budget=budget_s),
+            options_said(
+                scores=scores, by=None if by == "score" else by, text=text, encoding=encoding, budget=budget_s
+            ),
             Path(model),
             Path(out),
             lambda made: order(Path(model), made, Path(scores), by=ranked_by),

@@ -179,8 +179,7 @@ def _learned(
     return []
 
 
-def _adapted(adapt: str)
- -> tuple[str, tuple[int, ...]]:
+def _adapted(adapt: str) -> tuple[str, tuple[int, ...]]:
     """ "experts:3,7" in two. Raises UserError for numbers that are none."""
     kinds, colon, numbers = adapt.partition(":")
     if not colon:

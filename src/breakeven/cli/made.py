@@ -17,12 +17,8 @@ if TYPE_CHECKING:
     from breakeven.results.lab import Proof
 
 OutDirectory = Annotated[Path, typer.Option("--out", help="Directory to write.", metavar="DIR")]
-During = Annotated[
-    str | None, typer.Option("--for", help="Time to train: 90s, 3m.", show_default="3m", metavar="TIME")
-]
-Steps = Annotated[
-    int | None, typer.Option("--steps", min=1, help="Steps to train, in place of a time: repeats a run.")
-]
+During = Annotated[str | None, typer.Option("--for", help="Time to train: 90s, 3m.", show_default="3m", metavar="TIME")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Steps to train, in place of a time: repeats a run.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of what is drawn, and of the order of the text.")]
 Encoding = Annotated[str | None, typer.Option("--encoding", help="Of text that is not UTF-8: koi8-r.")]
 TrainThreads = Annotated[

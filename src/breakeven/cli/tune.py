@@ -67,8 +67,8 @@ def tune(
             raise UserError(f"--emit {emit}: give axolotl")
         if steps is None or router != "frozen" or any(value is not None for value in given.values()):
             raise UserError(
-                f"--emit axolotl: give --steps, for how fast it will be is not known here, and leave out --router train, "
-                f"{', '.join(given)}"
+                "--emit axolotl: give --steps, for how fast it will be is not known here, and leave out --router "
+                f"train, {', '.join(given)}"
             )
         commands = breakeven.tune_elsewhere(
             model,

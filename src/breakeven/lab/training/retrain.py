@@ -133,7 +133,9 @@ def retrain(
             directory, notes = _directory(model, folder, on_step)
             done = _trained(directory, only, texts, kept, folder, made, options, on_step)
             if done.trained.best_step:
-                judged = [*texts.judged(), *(kept.judged() if kept else [])]
+                parts = [each for each in (texts, kept) if each is not None]
+                judged = [document for each in parts for document in each.judged()]
+                notes += [note for each in parts for note in each.notes()]
                 _finish(directory, made)
                 chosen = dict(zip(done.layers, done.chosen, strict=True))
                 checks = [untouched(directory, made, chosen)]
@@ -156,7 +158,7 @@ def retrain(
                         after, retrained=[list(chosen.get(each.layer, ())) for each in after.layers]
                     ),
                     training=training_of(done.trained, options.seed, flops),
-                    caveats=[*notes, *texts.notes(), *(kept.notes() if kept else []), *said, *_unreached(after, chosen)],
+                    caveats=[*notes, *said, *_unreached(after, chosen)],
                     threads=options.threads,
                     on_step=on_step,
                 )

@@ -102,9 +102,7 @@ def wish_of(words: str, place: str) -> ArmWish:
     """
     found = _WORDS.fullmatch(" ".join(words.lower().split()))
     if found is None:
-        raise UserError(
-            f"{place}: found {one_line(words, 80)!r}, it must be KIND LAYERSxHIDDEN EXPERTS/USED, {HELP}"
-        )
+        raise UserError(f"{place}: found {one_line(words, 80)!r}, it must be KIND LAYERSxHIDDEN EXPERTS/USED, {HELP}")
     if found["every"] is not None and found["kind"] != "hybrid":
         raise UserError(f"{place}: every: it must be left out; say hybrid where not all layers route")
     number = {key: int(value) for key, value in found.groupdict().items() if key != "kind" and value is not None}
@@ -168,9 +166,7 @@ def whole(wish: ArmWish, place: str, who: str = "the arm that others are matched
         raise UserError(f"{place}: {who} needs its size, LAYERSxHIDDEN, such as {wish.kind} 4x256{experts}")
     # A token passes about the weights that it would pass in a dense model.
     expert = max(STEP, round(_WIDER * wish.hidden / max(1, wish.used) / STEP) * STEP)
-    return shape_of(
-        wish, wish.layers, wish.hidden, wish.width or usual_width(wish.hidden), wish.expert_width or expert
-    )
+    return shape_of(wish, wish.layers, wish.hidden, wish.width or usual_width(wish.hidden), wish.expert_width or expert)
 
 
 def usual_width(hidden: int) -> int:

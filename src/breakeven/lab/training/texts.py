@@ -94,8 +94,8 @@ def apart_from_each_other(splits: Sequence[Split]) -> list[Split]:
             left = trains.get((language, domain), [])
             if len(left) < LEAST_TRAINING or (language, domain) not in chooses:
                 raise UserError(
-                    f"the text of {slice_name(language, domain)} repeats itself: of {len(held)} pieces to train on {len(left)} "
-                    "are not also kept to choose or to judge by, which is too few; leave copies out, or give more text"
+                    f"the text of {slice_name(language, domain)} repeats itself: of {len(held)} pieces to train on "
+                    f"{len(left)} are not also kept to choose or judge by: too few; leave copies out, or give more text"
                 )
         repeated = each.repeated + len(each.train) - len(train) + len(each.choose) - len(choose)
         found.append(Split(train, choose, each.judge, repeated))

@@ -137,8 +137,8 @@ def doubts_of(done: TuneDone) -> list[str]:
     if without is None or next(iter(done.packings.values())) < without:
         return []
     return [
-        "however its experts are read, the adapter predicts this text no better than the model without it: it is packed "
-        "in another way, or made for another model or other text"
+        "however its experts are read, the adapter predicts this text no better than the model without it: it is "
+        "packed in another way, or made for another model or other text"
     ]
 
 
