@@ -182,12 +182,13 @@ class Trainer:
                 self._one()
                 timed.append(time.perf_counter() - began)
                 self._optimizer.zero_grad(set_to_none=True)
+            began = time.perf_counter()
+            self._choose()
+            choosing = time.perf_counter() - began
         with torch.no_grad():
             for each, value in zip(self._steered, before, strict=True):
                 each.copy_(value)
-        began = time.perf_counter()
-        self._choose()
-        apart = (recipe.checks + 1) * (time.perf_counter() - began)
+        apart = (recipe.checks + 1) * choosing
         n_steps = int((recipe.seconds - apart) / min(timed))
         if n_steps < _LEAST_STEPS:
             least = math.ceil(apart + _LEAST_STEPS * min(timed))
