@@ -70,6 +70,7 @@ def stored(at: Path, name: str, tensors: dict[str, Any]) -> Path:
         ("olmoe", {}, {"adapt": "experts:x"}, "some of them: experts:3,7"),
         ("olmoe", {}, {"adapt": "mlp"}, "give all, attention, experts, or experts:3,7"),
         ("olmoe", {}, {"seconds": 60.0, "steps": 3}, "give one of them"),
+        ("olmoe", {}, {"quantized": True}, "--quantized: .* has experts, and bitsandbytes passes over stacked experts"),
         ("olmoe", {}, {"tokens": 513}, "--tokens 513: the model's context is 512; give no more"),
         (
             "olmoe",

@@ -61,6 +61,7 @@ def tune(
     router: str = "frozen",
     adapter: Path | str | None = None,
     rank: int = 8,
+    quantized: bool = False,
     seconds: float | None = None,
     steps: int | None = None,
     seed: int = 0,
@@ -76,12 +77,13 @@ def tune(
     `model`: a .gguf file or a Hugging Face directory. `text`: a file or directory; `chat`: JSON lines of messages, of
     which the answers are learned. `adapt`: "all" matrices of attention and feed-forwards, "attention", "experts", or
     some of them in every layer, "experts:3,7". `router`: "frozen" or "train". `adapter`: a directory made elsewhere,
-    merged and proven instead of training one. `seconds` or `steps` of training; three minutes where neither is given.
-    `batch` rows of `tokens`, fewer where memory is short. Raises UserError for what cannot be tuned so, BreakevenError
-    naming the check that failed; then nothing is left at `out`. What was stopped goes on when the same is asked again.
+    merged and proven instead of training one. `quantized`: train beside the base in 4 bits, of a dense model. `seconds`
+    or `steps` of training; three minutes where neither is given. `batch` rows of `tokens`, fewer where memory is short.
+    Raises UserError for what cannot be tuned so, BreakevenError naming the check that failed; then nothing is left at
+    `out`. What was stopped goes on when the same is asked again.
     """
-    from breakeven.lab.training.tune import TuneOptions
     from breakeven.lab.training.tune import tune as made
+    from breakeven.lab.training.tune_proof import TuneOptions
 
     learned = _learned(text, chat, encoding, needed=adapter is None)
     if router not in ("frozen", "train"):
@@ -89,19 +91,19 @@ def tune(
     check_sizes(rank=rank, batch=batch, rate=rate, tokens=tokens)
     kinds, experts = _adapted(adapt)
     usual = TuneOptions()
-    own = (kinds, experts, router, rank, seconds, steps, seed, batch, rate)
-    nothing = ("all", (), "frozen", usual.rank, None, None, usual.seed, usual.batch, usual.rate)
+    own = (kinds, experts, router, rank, quantized, seconds, steps, seed, batch, rate)
+    nothing = ("all", (), "frozen", usual.rank, False, None, None, usual.seed, usual.batch, usual.rate)
     if adapter is not None and own != nothing:
         raise UserError(
-            "--adapter brings what was trained elsewhere: leave out --for, --steps, --adapt, --router, --rank, --seed, "
-            "--batch and --rate"
+            "--adapter brings what was trained elsewhere: leave out --for, --steps, --adapt, --router, --rank, "
+            "--quantized, --seed, --batch and --rate"
         )
     if adapter is None:
         seconds, steps = time_or_steps(seconds, steps)
     words = ["breakeven", "tune", word_of(model)]
     words += options_said(out=out, text=text, chat=chat, encoding=encoding, adapter=adapter, threads=threads)
     if adapter is None:
-        words += options_said(adapt=adapt, router=router, rank=rank, seed=seed, rate=rate)
+        words += options_said(adapt=adapt, router=router, rank=rank, quantized=quantized, seed=seed, rate=rate)
     words += options_said(tokens=tokens)
     return made(
         expanded(model),
@@ -112,6 +114,7 @@ def tune(
             experts=experts,
             router=router == "train",
             rank=rank,
+            quantized=quantized,
             seconds=seconds,
             steps=steps,
             seed=seed,

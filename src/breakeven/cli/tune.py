@@ -45,6 +45,9 @@ def tune(
         str | None, typer.Option("--emit", help="Write the recipe for it instead: needs --steps.", metavar="axolotl")
     ] = None,
     rank: Annotated[int, typer.Option(help="Of adapters.")] = 8,
+    quantized: Annotated[
+        bool, typer.Option("--quantized", help="Train beside the base in 4 bits (QLoRA; dense models).")
+    ] = False,
     during: During = None,
     steps: Steps = None,
     seed: Seed = 0,
@@ -62,7 +65,7 @@ def tune(
     Example: breakeven tune smollm2.gguf --text text/de --for 3m --out german
     """
     if emit is not None:
-        given = {"--adapter": adapter, "--for": during, "--threads": threads}
+        given = {"--adapter": adapter, "--for": during, "--threads": threads, "--quantized": quantized or None}
         if emit != "axolotl":
             raise UserError(f"--emit {emit}: give axolotl")
         if steps is None or router != "frozen" or any(value is not None for value in given.values()):
@@ -98,6 +101,7 @@ def tune(
             router=router,
             adapter=adapter,
             rank=rank,
+            quantized=quantized,
             seconds=seconds_of(during),
             steps=steps,
             seed=seed,

@@ -29,7 +29,7 @@ from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
 from breakeven.engines.inside.child import Say
 from breakeven.errors import BreakevenError, NotSupportedError, UserError, one_line
@@ -37,8 +37,8 @@ from breakeven.lab.torch_scorer import load_model
 from breakeven.lab.training.loop import Trainer, device, mean_nats, next_token_loss
 from breakeven.lab.training.packings import NAME, attach_made
 from breakeven.lab.training.texts import Ids
-from breakeven.lab.training.tune import ADAPTER, ADAPTER_WEIGHTS, TuneJob
-from breakeven.lab.training.tune_proof import BASE_LOGITS, KINDS_OF, Attached, Merged, TuneDone, kind_of
+from breakeven.lab.training.tune import ADAPTER, ADAPTER_WEIGHTS
+from breakeven.lab.training.tune_proof import BASE_LOGITS, KINDS_OF, Attached, Merged, TuneDone, TuneJob, kind_of
 from breakeven.lab.training.work import Trained
 
 _AUXILIARY = 0.001
@@ -70,11 +70,17 @@ def run(spec: bytes, say: Say) -> TuneDone:
 def _tuned(job: TuneJob, say: Say) -> TuneDone:
     with np.load(job.rows) as arrays:
         rows = {name: arrays[name] for name in arrays.files}
-    model = load_model(Path(job.base)).to(device())
-    parts = _parts(model)
     trained: Trained | None = None
-    packings: dict[str, float] = {}
-    if job.adapter is None:
+    packings, learned = dict[str, float](), dict[str, torch.Tensor]()
+    if job.quantized:
+        trained, learned = _in_four_bits(job, rows, say)
+    # What fits beside nothing but four bits is merged and held against itself where there is room.
+    model = load_model(Path(job.base)).to("cpu" if job.quantized else device())
+    parts = _parts(model)
+    if job.quantized:
+        wrapped = _attach(model, parts, job)
+        peft.set_peft_model_state_dict(wrapped, learned)
+    elif job.adapter is None:
         wrapped = _attach(model, parts, job)
         say(_trains(wrapped, parts), 0.0)
         trained = _train(wrapped, job, rows, say)
@@ -85,6 +91,24 @@ def _tuned(job: TuneJob, say: Say) -> TuneDone:
     merged = _merge(wrapped, Path(job.made), Path(job.folder), rows, say)
     shutil.copytree(Path(job.folder) / ADAPTER, Path(job.made) / ADAPTER)
     return TuneDone(peft=peft.__version__, attached=told, merged=merged, trained=trained, packings=packings)
+
+
+def _in_four_bits(job: TuneJob, rows: Mapping[str, NDArray[Any]], say: Say) -> tuple[Trained, dict[str, torch.Tensor]]:
+    """Adapters trained beside the base in NF4 (QLoRA, arXiv 2305.14314), and what they came to."""
+    kind = torch.bfloat16 if device().type == "cuda" else torch.float32
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=kind)
+    model = AutoModelForCausalLM.from_pretrained(
+        job.base, quantization_config=four, device_map={"": device()}, dtype=torch.float32, local_files_only=True
+    )
+    for module in model.modules():
+        # A reading of what chooses would repack the base, with scales in fewer bits, and training go on beside another.
+        module.support_avx512bf16_for_cpu = False
+    parts = _parts(model)
+    wrapped = _attach(model, parts, job)
+    say(_trains(wrapped, parts), 0.0)
+    trained = _train(wrapped, job, rows, say)
+    state = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    return trained, {name: tensor.detach().float().cpu() for name, tensor in state.items()}
 
 
 def _parts(model: nn.Module) -> list[_Part]:
@@ -314,6 +338,7 @@ def _merge(wrapped: Any, made: Path, folder: Path, rows: Mapping[str, NDArray[An
     """
     say("merging", 0.0)
     wrapped.eval()
+    where = next(wrapped.parameters()).device
     probe = rows["probe"]
 
     def answers(model: Any) -> list[float]:
@@ -339,7 +364,7 @@ def _merge(wrapped: Any, made: Path, folder: Path, rows: Mapping[str, NDArray[An
         raise UserError(f"cannot write {made.name}: {one_line(str(error))}; free some space") from error
     del model, wrapped
     say("loading what was merged", 0.0)
-    again = _logits(load_model(made).to(device()), probe)
+    again = _logits(load_model(made).to(where), probe)
     (to_adapter, alike), (to_base, _), (to_again, _) = (_apart(each, merged) for each in (adapter, base, again))
     return Merged(
         tokens=probe.size,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,7 @@ from breakeven.lab.bridge.bridge import to_gguf
 from breakeven.lab.bridge.weights import Checkpoint, StoredRows
 from breakeven.lab.export import MOST_KL, checks_between, kl_and_top1
 from breakeven.lab.training.texts import Ids
-from breakeven.lab.training.work import Trained, left_out
+from breakeven.lab.training.work import Recipe, Trained, left_out
 from breakeven.results.lab import LabCheck
 from breakeven.stats.estimate import Estimate
 from breakeven.stats.intervals import MIN_PAIRS, mean_interval
@@ -49,6 +50,42 @@ _EXPERT = re.compile(r"layers\.(\d+)\..*\.experts\.(\d+)\.")
 _NOT_BASE = 10 * MOST_KL
 _PIECE = 1 << 16
 """Rows compared at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneOptions:
+    """What is adapted and how it is trained; exactly one of `seconds` and `steps` unless there is an `adapter`."""
+
+    adapt: str = "all"
+    experts: tuple[int, ...] = ()
+    router: bool = False
+    rank: int = 8
+    seconds: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    batch: int = 2
+    rate: float = 5e-4
+    tokens: int = 256
+    quantized: bool = False
+    threads: int | None = None
+    adapter: Path | None = None
+
+
+class TuneJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What the child does. `rows`: a file of arrays. `adapter`: made elsewhere; else `recipe` trains one."""
+
+    base: str
+    base_name: str
+    folder: str
+    made: str
+    rows: str
+    adapt: str
+    experts: list[int]
+    router: bool
+    rank: int
+    recipe: Recipe | None
+    quantized: bool = False
+    adapter: str | None
 
 
 class Attached(msgspec.Struct, frozen=True):
