@@ -6,15 +6,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from breakeven.cli.words import duration, print_json
-
-if TYPE_CHECKING:
-    from breakeven.measure.progress import ProgressState
-    from breakeven.results.lab import Proof
 
 OutDirectory = Annotated[Path, typer.Option("--out", help="Directory to write.", metavar="DIR")]
 During = Annotated[str | None, typer.Option("--for", help="Time to train: 90s, 3m.", show_default="3m", metavar="TIME")]
@@ -60,7 +56,7 @@ def trained_on(out: Path) -> Iterator[None]:
 
 
 def tell_proof(
-    make: Callable[[Callable[[ProgressState], None]], Proof | Sequence[Proof]],
+    make: Callable[..., Any],
     *,
     full: bool,
     quiet: bool,
