@@ -200,6 +200,11 @@ def test_a_measured_capacity_stands_in_for_the_prediction(tmp_path: Path) -> Non
     text = text.replace("machine: rtx-4090, format: Q4_K_M,", "", 1)
     dense = decide(read_study(study(tmp_path, text))).candidates[0]
     assert (dense.machine, dense.engine, dense.format) == ("x, 1 cores, 0 GB", "llama.cpp", "as measured")
+    assert saved.rate is not None
+    none = msgspec.structs.replace(saved, rate=msgspec.structs.replace(saved.rate, value=0.0, low=0.0, high=0.5))
+    (tmp_path / "seen" / "result.json").write_bytes(msgspec.json.encode(none))
+    (ruled,) = decide(read_study(study(tmp_path, text))).candidates[0].ruled_out
+    assert ruled.startswith("kept the SLO at no load that was measured, not at 0.5 requests a second either")
 
 
 def test_the_command_writes_result_and_page(

@@ -352,8 +352,11 @@ def test_weights_are_read_before_their_engine_starts_unless_memory_has_no_room(
         return real(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", seen)
+    forgotten: list[int] = []
+    monkeypatch.setattr("breakeven.runs.served.forget_pages", forgotten.append)
     assert read_through(weights) > 0
     assert opened == ["a.safetensors"], "what no engine maps is not read"
+    assert len(forgotten) == 1, "pages as large as whoever wrote the file left them slow a model down"
     opened.clear()
     assert read_through(None) == 0.0
     split = write_split(tmp_path, small_spec("qwen3moe"), 2)

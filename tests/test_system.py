@@ -161,3 +161,18 @@ def test_sockets_that_were_passed_are_taken_and_others_refused(monkeypatch: pyte
             with pytest.raises(UserError, match="no listening TCP socket"):
                 system.ServiceManager(dict(passed))
         other.detach()
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells whether a page is in memory")
+def test_pages_of_a_file_are_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"x" * (1 << 20))
+    if os.statvfs(file).f_fsid == os.statvfs("/dev/shm").f_fsid:
+        pytest.skip("a file system in memory has nowhere else to keep a page")
+    with file.open("rb") as opened:
+        piece = bytearray(4096)
+        assert os.preadv(opened.fileno(), [piece], 0, os.RWF_NOWAIT) == 4096
+        system.forget_pages(opened.fileno())
+        with pytest.raises(BlockingIOError):
+            os.preadv(opened.fileno(), [piece], 0, os.RWF_NOWAIT)
+        assert opened.read() == b"x" * (1 << 20)

@@ -192,7 +192,7 @@ class Bench:
         file = self._out / "equal.yaml"
         file.write_text(EQUAL.format(text=self._learned.resolve()))
         done = file.with_suffix("") / store.RESULT
-        return store.read(done, TrainStudy) if done.exists() else breakeven.train(file, seconds=480)
+        return store.read(done, TrainStudy) if done.exists() else breakeven.train(file, seconds=300)
 
     def tune(self) -> Row:
         """LoRA on a dense model."""

@@ -289,6 +289,11 @@ def _costs(found: Assessed, rates: Sequence[float], quality: QualityScore | None
 
 def _too_slow(slo: Slo, found: Assessed) -> str:
     """Which term of the SLO a single request breaks, and how much faster the machine would have to be."""
+    if found.provenance == "measured":
+        # The capacity lies between nothing and the least rate that failed.
+        least = None if found.capacity is None else found.capacity.high
+        seen = "" if not least else f", not at {least:.3g} requests a second either"
+        return f"kept the SLO at no load that was measured{seen}; measure lower rates"
     over = _worst(slo, found)
     if over is None:
         return "misses the SLO: too few of its requests keep it at any load, the long ones not even alone"
@@ -310,8 +315,9 @@ def _faster(slo: Slo, found: Assessed) -> str:
 
 
 def _worst(slo: Slo, found: Assessed) -> tuple[str, float, float] | None:
-    """(term, value, limit) of the SLO that a typical request alone breaks most; None where it keeps all."""
-    assert found.model is not None
+    """(term, value, limit) of the SLO that a typical request alone breaks most; None where it keeps all or none knows."""
+    if found.model is None:
+        return None
     prompt, output = found.traffic.prompt_tokens, found.traffic.output_tokens
     ttft = float(found.model.step_s(0, 0, prompt, prompt / 2))
     tpot = float(found.model.step_s(1, prompt + output / 2))

@@ -152,6 +152,16 @@ def locked_now(fd: int) -> bool:
     return True
 
 
+def forget_pages(fd: int) -> None:
+    """Drop a file from the page cache where no process has it mapped; written pages reach the disk first.
+
+    Linux only: elsewhere nothing happens.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def readiness(fd: int) -> Callable[[], bool] | None:
     """A quick look whether a socket has something to read or is closed; None where the system has no poll."""
     if sys.platform == "win32":

@@ -199,7 +199,7 @@ def about(candidate: CandidateResult) -> list[tuple[str, str]]:
         rows += [
             ("Memory", say.memory_text(candidate)),
             ("One replica", f"{say.span_text(candidate.capacity_per_s)} req/s within the service level{most}")
-            if candidate.capacity_per_s is not None
+            if candidate.capacity_per_s is not None and candidate.capacity_per_s.value > 0
             else ("One replica", f"capacity {words.NOT_AVAILABLE}{most}"),
         ]
     if candidate.shares:

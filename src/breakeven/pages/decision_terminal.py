@@ -151,7 +151,8 @@ def _about(candidate: CandidateResult, decision: Decision, say: Say) -> None:
         )
     if candidate.shares:
         say(kept_line(candidate), indent=4)
-    if candidate.capacity_per_s is not None:
+    # Of one that kept the level at no load measured, the reason for ruling it out says what is known.
+    if candidate.capacity_per_s is not None and candidate.capacity_per_s.value > 0:
         say(f"one replica serves {span_text(candidate.capacity_per_s)} req/s within the service level", indent=4)
     if candidate.memory_bytes is not None:
         say(f"memory: {memory_text(candidate)}", indent=4)

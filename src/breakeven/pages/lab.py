@@ -67,7 +67,7 @@ def show_proof(proof: Proof, console: Console, page: Path | None = None, *, full
         *listed_parts("Checked", [check_text(each) for each in proof.checks], most=3, rest=2),
         *listed_parts("Speed, taking turns", speed_lines(proof), most=4, rank=1, rest=5),
         *listed_parts("Experts", expert_lines(proof), most=3, rank=2, rest=5),
-        Passage(lambda say: _end(proof.command, proof.seconds, say), 3, "the command"),
+        Passage(lambda say: _end(proof.command, None, say), 3, "the command"),
     ]
     print_parts(parts, console, full=full, page=page)
 

@@ -212,6 +212,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     speeds: list[LabSpeed] = []
     caveats: list[str] = []
     seconds: float | None = None
+    """Of loading and scoring what was made, without making it."""
     schema: str = PROOF_SCHEMA
 
 

@@ -199,5 +199,5 @@ def _verdict(behind: Estimate, equal: str) -> str:
     if behind.low > 0:
         return f"The teacher won {behind.value:.3f} bits a byte over a twin without it at equal {equal}."
     if behind.high < 0:
-        return f"The teacher lost {-behind.value:.3f} bits a byte: a twin without it is better at equal {equal}."
+        return f"A twin without teacher is {-behind.value:.3f} bits a byte better at equal {equal}."
     return f"No difference to a twin without teacher was found at equal {equal}."
