@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import gzip
+import inspect
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import msgspec
-from lab_report_fixtures import distilled, retrained, trained
+import pytest
+from lab_report_fixtures import distilled, evaluation, retrained, trained
 
+import breakeven
 from bench.lab.gpu import phone_book
-from bench.lab.learned import distilled_row, heading, retrained_row, trained_row, tuned_row
+from bench.lab.learned import (
+    HEAD_LINES,
+    LANGUAGES,
+    ROWS,
+    Bench,
+    distilled_row,
+    heading,
+    retrained_row,
+    rows_of,
+    trained_row,
+    tuned_row,
+)
+from breakeven.results import store
 from breakeven.results.lab import LabCheck, Proof
 from breakeven.stats.estimate import measured
 from tests.test_train import made_study
@@ -63,3 +82,56 @@ def test_a_phone_book_is_read_out_in_other_orders_and_says_one_number_a_name() -
     assert len({line.split()[0] for line in lines}) == len(set(lines)) == 50
     assert lines[:50] != lines[50:100]
     assert phone_book(50, 4) == phone_book(50, 4)
+
+
+def test_every_row_asks_for_what_the_verbs_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verbs are stood in for by their signatures: what is trained takes an hour."""
+    guide = tmp_path / "guide"
+    for language in LANGUAGES:
+        (guide / language).mkdir(parents=True)
+        with gzip.open(guide / language / f"install.{language}.txt.gz", "wt", encoding="utf-8") as file:
+            file.write("".join(f"{language} {number}\n" for number in range(HEAD_LINES + 2)))
+    asked: list[str] = []
+
+    def stands_in(owner: Any, name: str, result: Any, makes: Callable[[Path], None] = lambda out: None) -> None:
+        real = getattr(owner, name)
+
+        def call(*args: Any, **named: Any) -> Any:
+            given = inspect.signature(real).bind(*args, **named).arguments
+            asked.append(name)
+            for word in ("text", "replay"):
+                assert word not in given or Path(given[word]).is_dir()
+            if "out" in given:
+                makes(Path(given["out"]))
+            return result
+
+        monkeypatch.setattr(owner, name, call)
+
+    def rounded(out: Path) -> None:
+        out.mkdir()
+        (out / "student-TQ2_0.gguf").touch()
+
+    def directory(out: Path) -> None:
+        out.mkdir()
+        store.write(with_checks(distilled()), out / "proof.json")
+
+    def bench_of(name: str) -> Any:
+        return next(each for each in evaluation().models if each.name.startswith(name))
+
+    served = LabCheck(name="served as trained", engine="llama.cpp", passed=True, detail="KL 1e-05, at most 2e-05")
+    proof = with_checks(retrained())
+    stands_in(breakeven, "tune", with_checks(trained()))
+    stands_in(breakeven, "distill", msgspec.structs.replace(distilled(), checks=[served]), directory)
+    stands_in(breakeven, "quantize", [distilled()], rounded)
+    few = [bench_of("Q8_0"), bench_of("Q4_0"), bench_of("Q4_K")]
+    stands_in(breakeven, "evaluate", msgspec.structs.replace(evaluation(), models=few))
+    stands_in(breakeven, "train", made_study())
+    stands_in(breakeven.experts, "split", None)
+    stands_in(breakeven.experts, "retrain", proof)
+    rows = list(rows_of(Bench(tmp_path / "smollm2.gguf", guide, tmp_path / "out"), ROWS))
+    assert asked == ["tune", "split", "tune", "distill", "distill", "quantize", "evaluate", "train", "train", "retrain"]
+    assert [row.line().count(" | ") for row in rows] == [3] * len(ROWS)
+    told = "0.893 bits a byte trained, 0.946 rounded, 0.880 in F32; KL 1e-05, at most 2e-05"
+    assert rows[3].measured == told
+    learned = (tmp_path / "out/long/de/guide.txt").read_text()
+    assert learned == f"de {HEAD_LINES}\nde {HEAD_LINES + 1}\n"
