@@ -91,7 +91,7 @@ def carry(
 ) -> Carried:
     """Leave in `out` what `run` needs. `text`: a folder a language."""
     out.mkdir(parents=True, exist_ok=True)
-    teacher = as_directory(model, out.with_name(f"{out.name}.teacher"), "the teacher")
+    teacher = as_directory(model, out / "teacher", "the teacher")
     blocks = blocks_of(read_documents(text))
     parts = split(blocks)
     student = student_of(
@@ -115,6 +115,7 @@ def carry(
     )
     if teacher != model:
         shutil.rmtree(teacher)  # half a gigabyte, made of the file
+        teacher.with_name("teacher.json").unlink()
     told = Carried(measured.best[1], cached.seconds, cached.mass)
     (out / "carried.json").write_bytes(msgspec.json.encode(told))
     return told

@@ -23,7 +23,7 @@ import numpy as np
 
 from breakeven.engines.inside.client import OnStep
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
-from breakeven.lab.bridge.bridge import to_directory, to_gguf
+from breakeven.lab.bridge.bridge import to_gguf
 from breakeven.lab.bridge.directory_words import BESIDE_WEIGHTS, end_tokens, tokenizer_of
 from breakeven.lab.bridge.weights import Checkpoint, StoredRows
 from breakeven.lab.corpus import ALL, Block, blocks_of, read_documents
@@ -36,6 +36,7 @@ from breakeven.lab.training.work import (
     Recipe,
     Trained,
     batch_that_trains,
+    directory_of,
     left_out,
     run_job,
     training_flops,
@@ -130,7 +131,7 @@ def retrain(
     proof = None
     try:
         with work_beside(out, asked) as folder:
-            directory, notes = _directory(model, folder, on_step)
+            directory, notes = directory_of(model, folder / "source", on_step)
             done = _trained(directory, only, texts, kept, folder, made, options, on_step)
             if done.trained.best_step:
                 parts = [each for each in (texts, kept) if each is not None]
@@ -210,21 +211,6 @@ def _beside(texts: Split, blocks: Sequence[Block]) -> list[Block]:
 def _digest(texts: Split) -> str:
     parts = [[b.language, b.domain, b.document, b.text] for b in (*texts.train, *texts.choose, *texts.judge)]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
-
-
-def _directory(model: Path, folder: Path, on_step: OnStep) -> tuple[Path, list[str]]:
-    """The model as a directory: itself, or a GGUF's numbers in F32; and what a proof says of that."""
-    if model.is_dir():
-        return model, []
-    carried, begun, said = folder / "source", folder / "source.partial", folder / "source.json"
-    if not said.is_file():
-        on_step("writing it as a directory first", 0.0)
-        shutil.rmtree(carried, ignore_errors=True)
-        shutil.rmtree(begun, ignore_errors=True)
-        notes = to_directory(model, begun, dtype="f32").notes
-        begun.rename(carried)
-        write_whole(said, msgspec.json.encode(notes))
-    return carried, msgspec.json.decode(said.read_bytes(), type=list[str])
 
 
 def _trained(

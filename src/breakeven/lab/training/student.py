@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.errors import UserError
-from breakeven.lab.bridge.bridge import to_directory
 from breakeven.lab.bridge.directory_words import said_tokens, tokenizer_of
 from breakeven.lab.corpus import Block
 from breakeven.lab.facts import facts_of, free_memory, is_onnx
@@ -33,7 +32,7 @@ from breakeven.lab.training.shapes import (
 )
 from breakeven.lab.training.texts import Ids, Split, rows_of
 from breakeven.lab.training.vocabulary import Trimmed, trim
-from breakeven.lab.training.work import batch_that_trains, training_flops, write_whole
+from breakeven.lab.training.work import batch_that_trains, directory_of, training_flops, write_whole
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import total_params
 from breakeven.model.readers.hf import CONFIG, read_hf, read_json
@@ -130,16 +129,9 @@ def as_directory(model: Path, place: Path, who: str) -> Path:
 
     Raises UserError for what is no model that trains or teaches, and what `bridge.to_directory` raises.
     """
-    if kind_of_model(model) == "directory":
-        if is_onnx(model):
-            raise UserError(f"{model} is a graph of ONNX; give {who} as a directory with weights or a .gguf file")
-        return model
-    if not place.is_dir():
-        partial = place.with_name(f"{place.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        to_directory(model, partial, dtype="f32")
-        partial.replace(place)
-    return place
+    if kind_of_model(model) == "directory" and is_onnx(model):
+        raise UserError(f"{model} is a graph of ONNX; give {who} as a directory with weights or a .gguf file")
+    return directory_of(model, place)[0]
 
 
 def student_of(

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from breakeven.engines.inside.client import OnStep
 from breakeven.engines.synthesis.write import check_room
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.bridge.bridge import to_directory
 from breakeven.lab.bridge.directory_words import BESIDE_WEIGHTS, end_tokens, tokenizer_of
 from breakeven.lab.bridge.weights import PLACE
 from breakeven.lab.corpus import Document, blocks_of, check_enough, sample
@@ -47,6 +46,7 @@ from breakeven.lab.training.tune_proof import (
 from breakeven.lab.training.work import (
     Recipe,
     batch_that_trains,
+    directory_of,
     run_job,
     training_flops,
     training_of,
@@ -94,7 +94,7 @@ def tune(
     with work_beside(out, _asked(model, facts, text, options)) as work:
         served = work / "served.gguf"
         try:
-            base, notes = _base(model, work, on_step)
+            base, notes = directory_of(model, work / "base", on_step)
             recipe = _recipe(base, work, options)
             rows = _rows(base, work, parts, conversations, options.tokens)
             if conversations:
@@ -249,20 +249,6 @@ def _asked(
     own = {key: getattr(options, key) for key in TuneOptions.__slots__ if key not in ("threads", "adapter")}
     adapter = None if options.adapter is None else str(options.adapter)
     return {"model": sha256_of(facts.path), "text": digest, **own, "adapter": adapter}
-
-
-def _base(model: Path, work: Path, on_step: OnStep) -> tuple[Path, list[str]]:
-    """The model as a directory in single precision, or as it is one, and what to say of that."""
-    if model.is_dir():
-        return model, []
-    base, notes = work / "base", work / "base.json"
-    if not (base.is_dir() and notes.is_file()):
-        on_step("writing it as a directory first", 0.0)
-        shutil.rmtree(base, ignore_errors=True)
-        carried = to_directory(model, base, dtype="f32")
-        write_whole(notes, json.dumps(carried.notes).encode())
-    said: list[str] = json.loads(notes.read_text())
-    return base, said
 
 
 def _recipe(base: Path, work: Path, options: TuneOptions) -> Recipe | None:

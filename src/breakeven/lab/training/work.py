@@ -20,6 +20,7 @@ from breakeven.engines.inside.client import ChildProcess, OnStep
 from breakeven.errors import BreakevenError, NotSupportedError, UserError, one_line
 from breakeven.hardware.reader import available_threads
 from breakeven.hardware.system import locked_now
+from breakeven.lab.bridge.bridge import to_directory
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import Phase, flops_per_token
 from breakeven.results.lab import Training
@@ -215,6 +216,24 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}; free some space and give it again") from error
+
+
+def directory_of(model: Path, place: Path, on_step: OnStep = lambda what, share: None) -> tuple[Path, list[str]]:
+    """The model as a directory: itself, or at `place` a GGUF's numbers in F32; and what a proof says of that.
+
+    Made once for a training, however often that goes on. Raises what `bridge.to_directory` raises.
+    """
+    if model.is_dir():
+        return model, []
+    begun, said = (place.with_name(f"{place.name}.{word}") for word in ("partial", "json"))
+    if not said.is_file():
+        on_step("writing it as a directory first", 0.0)
+        for folder in (place, begun):
+            shutil.rmtree(folder, ignore_errors=True)
+        notes = to_directory(model, begun, dtype="f32").notes
+        begun.rename(place)
+        write_whole(said, msgspec.json.encode(notes))
+    return place, msgspec.json.decode(said.read_bytes(), type=list[str])
 
 
 def run_job(
