@@ -17,7 +17,7 @@ from breakeven.cli.main import VERBS, dispatch
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/python.md").read_text()
-BESIDE = {"compare_under_load", "decide_from_log", "init_study"}
+BESIDE = {"compare_under_load", "decide_from_log", "init_study", "tune_elsewhere"}
 """Functions for options that make another verb of one."""
 FORMER = {"predict_models": "predict", "decide_study": "decide", "recompute": "report"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from importlib import import_module
@@ -18,14 +19,17 @@ from lab_fixtures import texts
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+from safetensors.torch import load_file  # noqa: E402
 
+from bench.lab import gpu  # noqa: E402
 from breakeven.errors import UserError  # noqa: E402
 from breakeven.lab.corpus import Document, blocks_of, read_documents  # noqa: E402
 from breakeven.lab.facts import facts_of  # noqa: E402
 from breakeven.lab.training import distil as course  # noqa: E402
+from breakeven.lab.training import hyena  # noqa: E402
 from breakeven.lab.training.distil_job import TEACHER_SHARE, run, taught_loss  # noqa: E402
 from breakeven.lab.training.distil_proof import Distilled, DistilOptions  # noqa: E402
-from breakeven.lab.training.shapes import StudentShape, config_of, parse_shape, spec_of  # noqa: E402
+from breakeven.lab.training.shapes import ArmShape, config_of, spec_of, student_shape  # noqa: E402
 from breakeven.lab.training.student import ArmSpec, Student, rows_for, save_array  # noqa: E402
 from breakeven.lab.training.teacher import Cache, TeacherSpec, TeacherTold  # noqa: E402
 from breakeven.lab.training.teacher import run as run_teacher  # noqa: E402
@@ -46,16 +50,21 @@ def here(module: str, spec: msgspec.Struct, result: type, *, threads: object = N
 
 
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
-    return read_documents(texts(tmp_path_factory.mktemp("text"), ("en",), files=40, n_bytes=250))
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return texts(tmp_path_factory.mktemp("text"), ("en",), files=40, n_bytes=250)
+
+
+@pytest.fixture(scope="module")
+def documents(text: Path) -> list[Document]:
+    return read_documents(text)
 
 
 def new(directory: Path, shape: str = "dense 1x256") -> Path:
     """A model that has no weights yet."""
     directory.mkdir()
     write_byte_tokenizer(directory)
-    found = parse_shape(shape)
-    assert isinstance(found, StudentShape)
+    found = student_shape(shape)
+    assert isinstance(found, ArmShape)
     (directory / "config.json").write_text(json.dumps(config_of(found, VOCAB, 512, {"eos_token_id": 256})))
     return directory
 
@@ -65,7 +74,7 @@ def teacher(documents: list[Document], tmp_path_factory: pytest.TempPathFactory)
     """One that was trained on the text for longer than any student here is."""
     root = tmp_path_factory.mktemp("teacher")
     directory = new(root / "new")
-    student = Student(directory, spec_of(StudentShape(1, 256), VOCAB, 512), False, None, None, True)
+    student = Student(directory, spec_of(ArmShape(1, 256, 768), VOCAB, 512), False, None, None, True)
     rows = rows_for(student, split(blocks_of(documents)), TOKENS)
     spec = ArmSpec(
         name="the teacher",
@@ -249,10 +258,53 @@ def test_what_a_student_makes_smaller_is_smallest_where_it_agrees_with_its_teach
 
 @pytest.mark.parametrize("shape", ["dense 2x256", "moe 2x256 4/2", "moe 1x512 8/8"])
 def test_counts_are_those_of_the_class(shape: str) -> None:
-    found = parse_shape(shape)
-    assert isinstance(found, StudentShape)
+    found = student_shape(shape)
+    assert isinstance(found, ArmShape)
     config = config_of(found, 1000, 512, {})
     with torch.device("meta"):
         named = transformers.AutoConfig.for_model(**config)
         model = transformers.AutoModelForCausalLM.from_config(named)
     assert sum(each.numel() for each in model.parameters()) == total_params(spec_of(found, 1000, 512))
+
+
+def test_the_experiment_without_attention_lies_beside_the_student_and_is_told(
+    teacher: Path, documents: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--into "hyena 1x256"`: what is proven, as above, is the dense student with this beside it."""
+    monkeypatch.setattr(hyena, "run_job", here)
+    short = {**hyena.without_attention.__kwdefaults__, "lengths": (64,), "speed_lengths": (64,)}
+    monkeypatch.setattr(hyena.without_attention, "__kwdefaults__", short)
+    beside: set[str] = set()
+    notes: list[str] = []
+
+    def proven(source: Path, taught: Path, student: Student, plan: Any, trained: Distilled, *given: Any) -> None:
+        beside.update(each.name for each in (trained.made / hyena.HYENA).iterdir())
+        notes.extend(student.notes)
+        assert given[3] == ["--into", "hyena 1x256"], "what the command repeats"
+
+    monkeypatch.setattr(course, "proven", proven)
+    few = options(steps=8, twin_steps=8)
+    course.distil(teacher, "hyena 1x256", documents, tmp_path / "student", words=[], options=few)
+    assert beside == set(hyena.LEFT)
+    assert any("not exported" in each for each in notes)
+    assert [each.split()[:2] for each in notes if each.startswith(("text  ", "copy", "recall"))] == [
+        ["text", "64"],
+        ["copy", "64"],
+        ["recall", "64"],
+    ]
+
+
+def test_the_gpu_script_teaches_from_what_was_carried(teacher: Path, text: Path, tmp_path: Path) -> None:
+    """At toy size, on the processor: its sizes are a GPU's, its course is this."""
+    told = gpu.carry(teacher, text, tmp_path / "carried", into="dense 1x256", rows=20, tokens=TOKENS, job=here)
+    assert teacher.is_dir(), "a directory of the user's stays"
+    assert 0 < told.mass <= 1
+    parts = gpu.Parts(tmp_path / "carried", text, tmp_path / "out", seconds=None, steps=8, job=here)
+    row = parts.ternary()
+    assert re.search(
+        r"bits a byte over its twin after 8 steps .*: teacher \d\.\d+, student \d\.\d+, twin", row.measured
+    )
+    assert row.what.startswith("student in two bits of 0.")
+    assert "1 languages, logits carried" in row.what
+    twin, student = (load_file(tmp_path / "out" / name / "model.safetensors") for name in ("ternary-twin", "ternary"))
+    assert any(not torch.equal(twin[name], student[name]) for name in twin), "one of them was taught"

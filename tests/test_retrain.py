@@ -55,7 +55,10 @@ def text(tmp_path: Path, *languages: str) -> Path:
     return texts(tmp_path / "-".join(languages), languages, files=24, n_bytes=220)
 
 
-def test_the_verb_trains_what_was_named_and_says_by_language_what_that_moved(source: Path, tmp_path: Path) -> None:
+def test_the_verb_trains_what_was_named_and_says_by_language_what_that_moved(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("breakeven.lab.training.retrain.run_job", lambda module, spec, result, **rest: run(spec))
     out = tmp_path / "out"
     args = ["--only", "1,0:3", "--text", str(text(tmp_path, "de") / "de"), "--replay", str(text(tmp_path, "en"))]
     args += ["--steps", "40", "--batch", "4", "--rate", "0.01", "--tokens", "64", "--threads", "1", "--quiet"]

@@ -16,19 +16,8 @@ from rich.console import Console
 from breakeven.errors import UserError
 from breakeven.lab.corpus import Block
 from breakeven.lab.training.contrast import contrast, seed_noise, speed_up
-from breakeven.lab.training.matching import (
-    STEP,
-    TOLERANCE,
-    ArmShape,
-    ArmWish,
-    CountedAs,
-    amount,
-    checked,
-    match,
-    spec_of,
-    whole,
-    wish_of,
-)
+from breakeven.lab.training.matching import TOLERANCE, CountedAs, amount, match
+from breakeven.lab.training.shapes import STEP, ArmShape, ArmWish, checked, spec_of, whole, wish_of
 from breakeven.lab.training.study_file import read_study_file
 from breakeven.model.arithmetic import active_params, total_params
 from breakeven.pages.training import render_study, show_study, write_study_page
@@ -100,7 +89,7 @@ def test_arms_match_within_a_hundredth_or_are_refused(
 def test_words_say_a_shape_and_are_said_back() -> None:
     for words in ("dense 4x256x1024", "moe 2x512x256 8/2", "hybrid 4x256x512 8/2", "hybrid 6x256x512 16/4 every 3"):
         assert whole(wish_of(words, "arms.0"), "arms.0").words == words
-    assert whole(wish_of("dense 4x256", ""), "").width == 1024
+    assert whole(wish_of("dense 4x256", ""), "").width == 768
     assert whole(wish_of("hybrid 4x256 8/2", ""), "").routed == (1, 3)
 
 
@@ -150,11 +139,20 @@ def test_the_example_is_a_study(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("arms: [dense 2x256, moe 8/2]", "text: missing, add it"),
+        ("arms: [dense 2x256, moe 8/2]", "text: missing; add it"),
         ("text: text\narms: [dense 2x256, moe 8/2]\nseedz: 3", "seedz: no such key, did you mean seed"),
         ("text: text\narms: [dense 2x256, {kind: moe, expert: 8}]", "expert: no such key, did you mean experts"),
-        ("text: text\narms: [dense 2x256, moe 8/2]\nmatch: size", "match: it must be one of active, total, flops"),
-        ("text: text\narms: [dense 2x256, moe 8/2]\nseeds: three", "seeds: Expected `int`"),
+        (
+            "text: text\narms: [dense 2x256, moe 8/2]\nmatch: size",
+            "match: found .size., it must be one of active, total",
+        ),
+        ("text: text\narms: [dense 2x256, moe 8/2]\nseeds: three", "seeds: found .three., it must be a whole number"),
+        ("text: text\narms: [dense 2x256, 7]", "arms.1: found 7, it must be text or a mapping"),
+        ("text: text\narms: dense 2x256", "arms: found .dense 2x256., it must be a list"),
+        (
+            "text: text\narms: [dense 2x256, {kind: moe, experts: many}]",
+            "arms.1.experts: found .many., it must be",
+        ),
         ("text: text\narms: [dense 2x256, moe 8/2]\nseeds: 0", "seeds: found 0, it must be 1 to 32"),
         ("text: text\narms: [dense 2x256]", "arms: found 1, give 2 to 12"),
         ("text: text\narms: [moe 8/2, dense 2x256]", "arms.0: the arm that others are matched to needs its size"),

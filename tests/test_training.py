@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from breakeven.errors import UserError
 from breakeven.lab.corpus import LEAST_BLOCKS, Block, blocks_of, check_enough
-from breakeven.lab.training.texts import Batches, rows_of, split
+from breakeven.lab.training.texts import Batches, apart_from_each_other, rows_of, split
 from breakeven.lab.training.work import batch_that_trains, work_beside, write_whole
 
 
@@ -62,7 +63,7 @@ def test_a_directory_is_held_by_one_run_and_goes_on_only_as_it_was_asked(tmp_pat
     def hold(asked: dict[str, object], *, fail: bool = False) -> None:
         with work_beside(out, asked) as folder:
             if fail:
-                write_whole(folder / "state", b"half")
+                write_whole(folder / "state.pt", b"half")
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -80,13 +81,39 @@ def test_a_directory_is_held_by_one_run_and_goes_on_only_as_it_was_asked(tmp_pat
         with pytest.raises(UserError, match="another run trains here"):
             hold({"seed": 1})
         process.kill()
-    assert (tmp_path / "model.training" / "state").read_bytes() == b"half"
+    assert (tmp_path / "model.training" / "state.pt").read_bytes() == b"half"
     hold({"seed": 1})
     assert not (tmp_path / "model.training").exists()
     (tmp_path / "model.training").mkdir()
     (tmp_path / "model.training" / "asked.json").write_text(json.dumps([1])[:-1])
     with pytest.raises(UserError, match="begin anew"):
         hold({"seed": 1})
+
+
+def test_what_was_refused_before_any_training_is_in_nobodys_way(tmp_path: Path) -> None:
+    out, folder = tmp_path / "model", tmp_path / "model.training"
+
+    def stops(asked: dict[str, object], error: BaseException, name: str = "rows.npy") -> None:
+        with work_beside(out, asked) as given:
+            (given / "run").mkdir(exist_ok=True)
+            write_whole(given / "run" / name, b"rows")
+            raise error
+
+    with pytest.raises(UserError, match=r"^too short$"):
+        stops({"--for": 1}, UserError("too short"))
+    assert not folder.exists(), "the advice, another --for, can be followed"
+    with pytest.raises(KeyboardInterrupt):
+        stops({"--for": 9}, KeyboardInterrupt())
+    assert (folder / "run" / "rows.npy").is_file()
+    with pytest.raises(KeyboardInterrupt):
+        stops({"--for": 10}, KeyboardInterrupt(), "others.npy")
+    assert [path.name for path in (folder / "run").iterdir()] == ["others.npy"], "begun anew, and alone"
+    said = rf"^disk full; {re.escape(str(folder))} holds what was trained: the same command goes on .* want it removed$"
+    with pytest.raises(UserError, match=said):
+        stops({"--for": 10}, UserError("disk full"), "state.pt")
+    with pytest.raises(UserError, match=rf"{re.escape(str(folder))} holds a training .* \(--for\); .* or remove it"):
+        stops({"--for": 11}, UserError("not reached"))
+    assert (folder / "run" / "state.pt").is_file()
 
 
 def test_memory_is_known_before(tmp_path: Path) -> None:
@@ -96,3 +123,25 @@ def test_memory_is_known_before(tmp_path: Path) -> None:
     assert 1 <= fewer < 16
     with pytest.raises(UserError, match=r"needs \d+\.\d GB even one row at a time"):
         batch_that_trains(**sizes, batch=16, free_bytes=1_000_000_000)
+
+
+def test_what_judges_is_not_learned_from_a_copy() -> None:
+    text = blocks(40)
+    plain = split(text)
+    found = split([*text, *(Block("en", "all", "copy", f"  {each.text}\n") for each in text[:23]), *blocks(40, "de")])
+    apart = {" ".join(block.text.split()) for block in (*found.judge, *found.choose)}
+    assert not apart & {" ".join(block.text.split()) for block in found.train}
+    assert found.repeated >= 1
+    assert re.match(rf"{found.repeated} pieces of the text are repeated .* trained nothing", found.notes()[0])
+    assert not plain.notes()
+    with pytest.raises(UserError, match=r"the text of en repeats itself: .* leave copies out"):
+        split(blocks(1) * 40)
+    # A replay that holds the text itself, in a larger folder that is cut elsewhere.
+    others = [Block("all", "all", "b", f"{number} " * 40) for number in range(9)]
+    replay = split([*others, *(Block("all", "all", "a", each.text) for each in text)])
+    ours, theirs = apart_from_each_other([plain, replay])
+    for one, other in ((ours, theirs), (theirs, ours)):
+        judged = {" ".join(block.text.split()) for block in other.judge}
+        assert not judged & {" ".join(block.text.split()) for block in one.train}
+    assert ours.repeated
+    assert ours.judge == plain.judge

@@ -35,6 +35,15 @@ class Toy(nn.Module):
         return self.head(self.mix(self.table(input_ids))[0])
 
 
+class Drops(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, x: Any) -> Any:
+        return self.drop(x), None
+
+
 class StoppedError(Exception):
     pass
 
@@ -104,9 +113,53 @@ def test_a_time_becomes_steps_or_is_refused(tmp_path: Path, monkeypatch: pytest.
         train(tmp_path / "b", steps=None, seconds=0.1001)
 
 
-def test_a_loss_that_is_no_number_ends_it(tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_ends_it_and_leaves_nothing_to_go_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("breakeven.lab.training.loop._SAVE_EVERY_S", 0.0)
     model = Toy()
     with torch.no_grad():
         model.head.bias[0] = float("nan")
-    with pytest.raises(BreakevenError, match="no number at step 1"):
+    with pytest.raises(BreakevenError, match="no number at step 0; the model is damaged"):
         train(tmp_path / "a", model=model)
+    with pytest.raises(BreakevenError, match=r"no number at step \d+; give a lower --rate"):
+        train(tmp_path / "b", rate=1e25)
+    assert not list(tmp_path.glob("*/*.pt"))
+
+
+def test_a_best_that_was_written_after_the_last_state_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on with other threads, or on a GPU, need not come to the same checkpoint a second time."""
+    monkeypatch.setattr("breakeven.lab.training.loop._SAVE_EVERY_S", 0.0)
+    with pytest.raises(StoppedError):
+        train(tmp_path, stop_at=31)
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert "state.pt" in kept
+    assert len(kept) == 2, "older checkpoints are gone"
+    never = tmp_path / "best-33.pt"
+    never.write_bytes(b"of a step that is never read here")
+    _, told = train(tmp_path)
+    assert told.best_step not in (0, 33)
+    assert not never.exists()
+    (tmp_path / "state.pt").write_bytes(b"no pickle")
+    with pytest.raises(UserError, match=r"state\.pt: damaged; remove"):
+        train(tmp_path)
+
+
+def test_a_run_in_steps_repeats_a_run_in_time_though_it_drops_at_random(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks) * 0.01, monotonic=lambda: 0.0)
+    monkeypatch.setattr("breakeven.lab.training.loop.time", clock)
+
+    def dropping() -> Toy:
+        model = Toy()
+        model.register_module("mix", Drops())
+        torch.manual_seed(5)
+        return model
+
+    _, timed = train(tmp_path / "a", steps=None, seconds=0.4, model=dropping())
+    _, again = train(tmp_path / "b", steps=timed.steps, model=dropping())
+    assert again.losses == timed.losses

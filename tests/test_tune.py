@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import breakeven
+from breakeven.cli.main import dispatch
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.lab.bridge.directory_words import tokenizer_of
 from breakeven.lab.bridge.weights import F32, NewTensor, StoredRows, write_checkpoint
 from breakeven.lab.training.chat import ChatWords, Conversation, as_blocks, read_conversations, rows_of_chat
 from breakeven.lab.training.texts import Split
 from breakeven.lab.training.tune import TuneJob, _cut_off
-from breakeven.lab.training.tune_proof import Attached, Merged, TuneDone, answers_of, changed_of, kind_of
+from breakeven.lab.training.tune_proof import Attached, Merged, TuneDone, answers_of, changed_of, doubts_of, kind_of
 from tests.bridge_fixtures import CONFIGS, write_byte_tokenizer
 from tests.lab_fixtures import texts
 
@@ -67,6 +70,7 @@ def stored(at: Path, name: str, tensors: dict[str, Any]) -> Path:
         ("olmoe", {}, {"adapt": "experts:x"}, "some of them: experts:3,7"),
         ("olmoe", {}, {"adapt": "mlp"}, "give all, attention, experts, or experts:3,7"),
         ("olmoe", {}, {"seconds": 60.0, "steps": 3}, "give one of them"),
+        ("olmoe", {}, {"quantized": True}, "--quantized: .* has experts, and bitsandbytes passes over stacked experts"),
         ("olmoe", {}, {"tokens": 513}, "--tokens 513: the model's context is 512; give no more"),
         (
             "olmoe",
@@ -202,9 +206,6 @@ def test_conversations_become_rows_of_which_answers_count(tmp_path: Path, monkey
         short.setattr("breakeven.lab.training.tune.free_memory", lambda: 20)
         with pytest.raises(StoppedError):
             breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64)
-        short.setattr("breakeven.lab.training.tune.free_memory", lambda: 10)
-        with pytest.raises(UserError, match=r"merging needs .* in memory"):
-            breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64)
     job, again = asked
     assert again == job, "what else takes memory changes no batch of a run that goes on"
     assert (job.adapt, job.experts, job.router, job.base_name) == ("experts", [1], False, "toy")
@@ -216,9 +217,16 @@ def test_conversations_become_rows_of_which_answers_count(tmp_path: Path, monkey
         assert arrays["train_heed"].any(axis=1).all()
         assert not arrays["train_heed"].all(axis=1).any()
         assert arrays["probe"].shape == (6, 64)
+    (Path(job.folder) / "run").mkdir()
+    (Path(job.folder) / "run" / "state.pt").touch()
     with pytest.raises(UserError, match=r"asked otherwise \(rate\)"):
         breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64, rate=0.1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.jsonl", "out.training", "toy"]
+    shutil.rmtree(tmp_path / "out.training")
+    monkeypatch.setattr("breakeven.lab.training.tune.free_memory", lambda: 10)
+    with pytest.raises(UserError, match=r"merging needs .* in memory, and [^;]*; end other programs[^;]*$"):
+        breakeven.tune(toy, out, chat=chat, adapt="experts:1", seconds=60, tokens=64)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.jsonl", "toy"], "a refusal leaves nothing"
 
 
 def test_a_command_repeats_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +244,20 @@ def test_a_command_repeats_what_was_done(tmp_path: Path, monkeypatch: pytest.Mon
             breakeven.tune(tmp_path / "toy", tmp_path / "out", text=text, **own)
         for name, value in own.items():
             assert said[said.index(f"--{name}") + 1] == str(value)
+
+
+def test_an_adapter_that_no_reading_makes_better_than_none_is_doubted() -> None:
+    merged = Merged(
+        tokens=9, adapter_kl=0.0, adapter_top1=1.0, base_kl=1.0, again_kl=0.0, answers_before=[], answers_after=[]
+    )
+
+    def told(**packings: float) -> list[str]:
+        found = {name.replace("_", " "): nats for name, nats in packings.items()}
+        return doubts_of(TuneDone(peft="0", attached=[], merged=merged, trained=None, packings=found))
+
+    assert told() == told(as_PEFT_packs=2.0, expert_by_expert=9.0, without_the_adapter=2.1) == []
+    (doubt,) = told(as_PEFT_packs=2.2, expert_by_expert=9.0, without_the_adapter=2.1)
+    assert "no better than the model without it" in doubt
 
 
 def test_too_few_answers_have_no_interval() -> None:
@@ -285,3 +307,43 @@ def test_experts_of_a_stack_that_were_not_asked_for_must_stay(tmp_path: Path) ->
         assert check.passed == (expert != 2)
         assert said == [f"left out, because transformers does not load it: {drafts}"]
     assert check.detail == f"{stack} changed, and was not adapted"
+
+
+def test_the_recipe_is_written_for_axolotl_and_what_judges_kept_apart(tmp_path: Path) -> None:
+    toy, out = tmp_path / "toy", tmp_path / "out"
+    names = ("self_attn.q_proj", "self_attn.o_proj", "mlp.experts.0.up_proj", "mlp.gate", "input_layernorm")
+    tensors = {f"model.layers.0.{name}.weight": np.ones((2, 2) if "norm" not in name else 2) for name in names}
+    (model(toy) / "model.safetensors").unlink()
+    stored(toy, "model.safetensors", tensors)
+    text = texts(tmp_path / "text", ("de", "en"), 24, 400)
+    first, last = breakeven.tune_elsewhere(toy, out, 100, text=text, rank=4, seed=3)
+    assert first == f"axolotl train {out / 'axolotl.yaml'}"
+    assert last == f"breakeven tune {toy} --adapter {out / 'adapter'} --text {out / 'judge'} --out DIR"
+    told = yaml.safe_load((out / "axolotl.yaml").read_text())
+    assert told["lora_target_modules"] == ["o_proj", "q_proj"]
+    assert told["lora_target_parameters"] == ["experts.gate_up_proj", "experts.down_proj"]
+    assert (told["lora_r"], told["lora_alpha"], told["max_steps"], told["seed"]) == (4, 8, 100, 3)
+    assert (told["warmup_steps"], told["lr_scheduler_kwargs"]["num_decay_steps"]) == (4, 40)
+    assert told["datasets"][0] == {
+        "path": str(out / "train.jsonl"), "ds_type": "json", "type": "completion", "field": "text",
+    }  # fmt: skip
+    trains = {json.loads(line)["text"] for line in (out / "train.jsonl").read_text("utf-8").splitlines()}
+    judges = {path.read_text("utf-8") for path in (out / "judge").rglob("*.txt")}
+    assert sorted(path.name for path in (out / "judge").iterdir()) == ["de", "en"]
+    assert trains
+    assert judges
+    assert not trains & judges
+    chat = tmp_path / "chat.jsonl"
+    lines = [json.dumps({"messages": [*TALK[:1], {"role": "assistant", "content": "No. " * n}]}) for n in range(1, 21)]
+    chat.write_text("\n".join(lines), encoding="utf-8")
+    breakeven.tune_elsewhere(toy, tmp_path / "chats", 100, chat=chat, adapt="attention")
+    told = yaml.safe_load((tmp_path / "chats" / "axolotl.yaml").read_text())
+    assert "lora_target_parameters" not in told
+    assert told["datasets"][0]["type"] == "chat_template"
+    with pytest.raises(UserError, match="exists; choose another place"):
+        breakeven.tune_elsewhere(toy, out, 100, text=text)
+    with pytest.raises(UserError, match="axolotl is told no single experts"):
+        breakeven.tune_elsewhere(toy, tmp_path / "more", 100, text=text, adapt="experts:1")
+    with pytest.raises(UserError, match="--emit axolotl: give --steps"):
+        dispatch(["tune", str(toy), "--text", str(text), "--emit", "axolotl", "--out", str(tmp_path / "more")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.jsonl", "chats", "out", "text", "toy"]

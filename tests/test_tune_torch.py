@@ -189,12 +189,16 @@ def test_every_family_is_adapted_as_asked_and_merges(model_type: str, tmp_path: 
     assert done.trained.checks[-1][1] < done.trained.checks[0][1]
 
 
+@pytest.mark.parametrize("quantized", [False, True])
 def test_a_run_that_was_stopped_goes_on_to_the_same_curve(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quantized: bool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if quantized:
+        pytest.importorskip("bitsandbytes")
+        base = made_by_transformers("llama", tmp_path / "dense")
     monkeypatch.setattr(loop, "_SAVE_EVERY_S", 0.0)
     rows = some_rows()
-    whole = run(job(base, tmp_path / "whole", rows))
+    whole = run(job(base, tmp_path / "whole", rows, quantized=quantized))
     left = 7
     usual = tune_job.next_token_loss
 
@@ -207,9 +211,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_curve(
 
     monkeypatch.setattr(tune_job, "next_token_loss", stops)
     with pytest.raises(KeyboardInterrupt):
-        run(job(base, tmp_path / "stopped", rows))
+        run(job(base, tmp_path / "stopped", rows, quantized=quantized))
     monkeypatch.setattr(tune_job, "next_token_loss", usual)
-    again = run(job(base, tmp_path / "stopped", rows))
+    again = run(job(base, tmp_path / "stopped", rows, quantized=quantized))
     assert again.trained is not None
     assert whole.trained is not None
     assert again.trained.losses == whole.trained.losses
@@ -221,6 +225,7 @@ def test_a_run_that_makes_it_worse_is_refused(base: Path, tmp_path: Path, monkey
     monkeypatch.setattr(tune_job, "mean_nats", lambda *args: float(next(worse)))
     with pytest.raises(BreakevenError, match="the adapter changes nothing: the tuned model was worse at every check"):
         run(job(base, tmp_path / "work", some_rows()))
+    assert not (tmp_path / "work" / "run").exists(), "the advice, a lower rate, can be followed"
 
 
 def test_of_conversations_only_answers_count(base: Path, tmp_path: Path) -> None:
@@ -282,3 +287,19 @@ def test_a_full_disk_leaves_nothing_half(base: Path, tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match=r"cannot write base\.npy: No space left on device; free some space"):
         run(job(base, tmp_path / "work", some_rows()))
     assert not (tmp_path / "work" / "made").exists()
+
+
+def test_adapters_of_a_dense_model_are_trained_beside_four_bits_and_put_into_the_whole(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    base = made_by_transformers("llama", tmp_path / "toy")
+    rows = some_rows()
+    done = run(job(base, tmp_path / "work", rows, quantized=True))
+    plain = run(job(base, tmp_path / "plain", rows))
+    assert done.trained is not None
+    assert plain.trained is not None
+    assert done.trained.checks[-1][1] < done.trained.checks[0][1]
+    assert done.trained.losses != plain.trained.losses, "the base beside it was rounded"
+    assert done.attached == plain.attached, "what is told is of the whole model"
+    assert done.merged.adapter_kl < 1e-6
+    assert done.merged.again_kl < 1e-9
+    assert done.merged.base_kl > 1e-4

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from breakeven.api.measured import report as report
     from breakeven.api.training import train as train
     from breakeven.api.training import tune as tune
+    from breakeven.api.training import tune_elsewhere as tune_elsewhere
     from breakeven.forecast.simulator.policy import Autoscale as Autoscale
     from breakeven.forecast.simulator.policy import Fleet as Fleet
     from breakeven.hardware.machine import Gpu as Gpu
@@ -118,6 +119,7 @@ _HOMES = {
     "trace": ("api.inspected", "trace"),
     "train": ("api.training", "train"),
     "tune": ("api.training", "tune"),
+    "tune_elsewhere": ("api.training", "tune_elsewhere"),
 }
 """Public name to the module, below this package, that holds it, and its name there."""
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from breakeven.api.lab import paged, steps_for
+from breakeven.api.lab import options_said, paged, steps_for
+from breakeven.api.training import check_sizes, time_or_steps
 from breakeven.errors import UserError, expanded, word_of
 
 if TYPE_CHECKING:
@@ -56,35 +57,27 @@ def distill(
     from breakeven.lab.training.distil import distil
     from breakeven.lab.training.distil_proof import BATCH, TOKENS, DistilOptions
 
-    if seconds is not None and steps is not None:
-        raise UserError("--for and --steps both say how long it trains; give one of them")
+    seconds, steps = time_or_steps(seconds, steps)
+    check_sizes(batch=batch, rate=rate, tokens=tokens, twin_steps=twin_steps, teacher_tokens=teacher_tokens)
     if latency_s is not None and fits is None:
         raise UserError("--latency says more of what --fits asks; give --fits SIZE, such as 512MB, too")
     if machine is not None and latency_s is None:
         raise UserError("--machine is where a token must be fast enough; give --latency TIME, such as 20ms, too")
-    numbers = {"--steps": steps, "--batch": batch, "--tokens": tokens, "--for": seconds, "--rate": rate}
-    for option, value in numbers.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"{option} {value}: give a number above 0")
-    if tokens == 1:
-        raise UserError("--tokens 1: give 2 or more, for each token is predicted from those before it")
-    options = {
-        "--text": word_of(text),
-        "--encoding": encoding,
-        "--fits": fits,
-        "--machine": machine,
-        "--latency": None if latency_s is None else f"{latency_s:g}s",
-        "--tokens": tokens,
-        "--rate": rate,
-        "--seed": seed or None,
-        "--threads": threads,
-        "--out": word_of(out),
-    }
     words = ["breakeven", "distill", word_of(teacher)]
-    words += [str(part) for option, value in options.items() if value is not None for part in (option, value)]
-    words += ["--trim-vocabulary"] if trim_vocabulary else []
-    words += ["--ternary"] if ternary else []
-    usual = 180.0 if steps is None else None
+    words += options_said(
+        text=text,
+        encoding=encoding,
+        fits=fits,
+        machine=machine,
+        latency=latency_s,
+        tokens=tokens,
+        rate=rate,
+        seed=seed or None,
+        threads=threads,
+        out=out,
+        trim_vocabulary=trim_vocabulary,
+        ternary=ternary,
+    )
     return distil(
         teacher,
         into,
@@ -92,7 +85,7 @@ def distill(
         expanded(out),
         words=words,
         options=DistilOptions(
-            seconds=usual if seconds is None else seconds,
+            seconds=seconds,
             steps=steps,
             twin_steps=twin_steps,
             teacher_tokens=teacher_tokens,

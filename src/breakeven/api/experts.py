@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from breakeven.api.lab import paged, steps_for
+from breakeven.api.lab import options_said, paged, steps_for
 from breakeven.api.training import retrain
 from breakeven.errors import UserError, expanded, word_of
 
@@ -62,7 +62,7 @@ class ExpertVerbs:
             raise UserError(f"--by {by}: neurons are sorted by importance, or not at all")
         if down is not None and by is None:
             raise UserError("--down: without --by importance down keeps its bytes; leave it out")
-        words = _words(
+        words = options_said(
             experts=experts,
             used=used,
             seed=seed or None,
@@ -125,7 +125,7 @@ class ExpertVerbs:
 
         return proven(
             "copy",
-            _words(experts=experts, used=used, seed=seed or None, text=text, encoding=encoding, budget=budget_s),
+            options_said(experts=experts, used=used, seed=seed or None, text=text, encoding=encoding, budget=budget_s),
             Path(model),
             Path(out),
             lambda made: copy(Path(model), made, experts, used, seed=seed),
@@ -166,7 +166,7 @@ class ExpertVerbs:
         said, ranked_by = None if scores is None else Path(scores), _by(by)
         return proven(
             "prune",
-            _words(
+            options_said(
                 keep=keep,
                 scores=scores,
                 by=None if by == "score" else by,
@@ -206,7 +206,9 @@ class ExpertVerbs:
         ranked_by = _by(by)
         return proven(
             "order",
-            _words(scores=scores, by=None if by == "score" else by, text=text, encoding=encoding, budget=budget_s),
+            options_said(
+                scores=scores, by=None if by == "score" else by, text=text, encoding=encoding, budget=budget_s
+            ),
             Path(model),
             Path(out),
             lambda made: order(Path(model), made, Path(scores), by=ranked_by),
@@ -240,7 +242,7 @@ class ExpertVerbs:
         said = ",".join(f"{expert}:{count}" for expert, count in copies.items())
         return proven(
             "add",
-            _words(copies=said, text=text, encoding=encoding, budget=budget_s),
+            options_said(copies=said, text=text, encoding=encoding, budget=budget_s),
             Path(model),
             Path(out),
             lambda made: add(Path(model), made, copies),
@@ -274,7 +276,7 @@ class ExpertVerbs:
         said = None if scores is None else Path(scores)
         return proven(
             "merge",
-            _words(
+            options_said(
                 pairs=",".join(f"{one}:{other}" for one, other in pairs),
                 scores=scores,
                 used=used,
@@ -308,7 +310,7 @@ class ExpertVerbs:
         """
         from breakeven.lab.usage.watch import load
 
-        words = _words(text=text, encoding=encoding, threads=threads, out=out)
+        words = options_said(text=text, encoding=encoding, threads=threads, out=out)
         return _kept(
             load(
                 expanded(model),
@@ -338,8 +340,7 @@ class ExpertVerbs:
         """
         from breakeven.lab.usage.watch import DEFAULT_BUDGET_S, score
 
-        budget = None if budget_s is None else f"{budget_s:g}s"
-        words = _words(text=text, budget=budget, encoding=encoding, threads=threads, out=out)
+        words = options_said(text=text, budget=budget_s, encoding=encoding, threads=threads, out=out)
         return _kept(
             score(
                 expanded(model),
@@ -369,17 +370,3 @@ def _by(text: str) -> Literal["score", "load"]:
     if text not in ("score", "load"):
         raise UserError(f"--by {text}: experts are ranked by score or by load")
     return cast('Literal["score", "load"]', text)
-
-
-_PATHS = frozenset({"text", "scores", "out"})
-
-
-def _words(**options: str | int | float | bool | Path | None) -> list[str]:
-    """Options as they stand on a command line, those that are not given left out; a float is seconds."""
-    words: list[str] = []
-    for name, value in options.items():
-        if value is None or value is False:
-            continue
-        said = f"{value:g}s" if isinstance(value, float) else word_of(str(value)) if name in _PATHS else str(value)
-        words += [f"--{name}"] if value is True else [f"--{name}", said]
-    return words

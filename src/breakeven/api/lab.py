@@ -70,18 +70,15 @@ def evaluate(
     from breakeven.lab.tasks import read_tasks
     from breakeven.results import store
 
-    words = ["breakeven", "evaluate", *map(word_of, models)]
-    options = {
-        "--text": None if text is None else word_of(text),
-        "--tasks": None if tasks is None else word_of(tasks),
-        "--against": None if against is None else word_of(against),
-        "--used": ",".join(map(str, used)) or None,
-        "--budget": None if budget_s is None else f"{budget_s:g}s",
-        "--encoding": encoding,
-        "--threads": threads,
-    }
-    for option, value in options.items():
-        words += [] if value is None else [option, str(value)]
+    options = options_said(
+        text=text,
+        tasks=tasks,
+        against=against,
+        used=",".join(map(str, used)) or None,
+        budget=budget_s,
+        encoding=encoding,
+        threads=threads,
+    )
     result = evaluate(
         models,
         [] if text is None else read_documents(expanded(text), encoding),
@@ -91,7 +88,7 @@ def evaluate(
         budget_s=budget_s,
         threads=threads,
         text=None if text is None else str(text),
-        command=shlex.join(words),
+        command=shlex.join(["breakeven", "evaluate", *map(word_of, models), *options]),
         on_step=steps_for(on_progress),
     )
     if text is not None and (beside := beside_languages(expanded(text))):
@@ -127,20 +124,12 @@ def export(
     from breakeven.lab.corpus import read_documents
     from breakeven.lab.export import export
 
-    words = ["breakeven", "export", word_of(model), "--to", to, "--out", word_of(out)]
-    options = {
-        "--dtype": dtype,
-        "--text": None if text is None else word_of(text),
-        "--encoding": encoding,
-        "--budget": None if budget_s is None else f"{budget_s:g}s",
-    }
-    for option, value in options.items():
-        words += [] if value is None else [option, str(value)]
+    options = options_said(to=to, out=out, dtype=dtype, text=text, encoding=encoding, budget=budget_s, assume=assume)
     return export(
         expanded(model),
         to,
         expanded(out),
-        command=shlex.join([*words, *(["--assume"] if assume else [])]),
+        command=shlex.join(["breakeven", "export", word_of(model), *options]),
         dtype=dtype,
         text=None if text is None else read_documents(expanded(text), encoding),
         budget_s=budget_s,
@@ -174,23 +163,43 @@ def quantize(
     from breakeven.lab.bits.quantize import QuantizeOptions, quantize
     from breakeven.lab.corpus import read_documents
 
-    options = {
-        "--text": None if text is None else word_of(text),
-        "--encoding": encoding,
-        "--tokens": tokens,
-        "--budget": None if budget_s is None else f"{budget_s:g}s",
-        "--threads": threads,
-    }
-    words = [part for option, value in options.items() if value is not None for part in (option, str(value))]
+    words = options_said(
+        text=text,
+        encoding=encoding,
+        tokens=tokens,
+        budget=budget_s,
+        threads=threads,
+        allow_fallback=allow_fallback,
+    )
     return quantize(
         Path(model),
         to,
         Path(out),
         documents=() if text is None else read_documents(Path(text), encoding),
         options=QuantizeOptions(allow_fallback, tokens, threads, budget_s),
-        words=[*words, "--allow-fallback"] if allow_fallback else words,
+        words=words,
         on_step=steps_for(on_progress),
     )
+
+
+_PATHS = frozenset({"text", "tasks", "against", "chat", "adapter", "replay", "scores", "out"})
+_TIMES = frozenset({"budget", "latency"})
+
+
+def options_said(**options: str | float | Path | None) -> list[str]:
+    """Options as they stand on a command line, by name; those that are not given, or are false, are left out."""
+    words: list[str] = []
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        text = str(value)
+        if name in _PATHS:
+            text = word_of(text)
+        elif name in _TIMES and isinstance(value, int | float):
+            text = f"{value:g}s"
+        option = f"--{name.replace('_', '-')}"
+        words += [option] if value is True else [option, text]
+    return words
 
 
 def steps_for(on_progress: Callable[[ProgressState], None]) -> Callable[[str, float], None]:

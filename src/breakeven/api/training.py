@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from breakeven.api.lab import paged, steps_for
+from breakeven.api.lab import options_said, paged, steps_for
 from breakeven.errors import UserError, expanded, word_of
 
 if TYPE_CHECKING:
+    from breakeven.lab.corpus import Document
+    from breakeven.lab.training.chat import Conversation
     from breakeven.measure.progress import ProgressState
     from breakeven.results.lab import Proof
     from breakeven.results.training import TrainStudy
@@ -21,15 +24,30 @@ STUDY_S = 600.0
 """Of all trainings of a study together, where nobody says."""
 
 
-def time_or_steps(seconds: float | None, steps: int | None) -> tuple[float | None, int | None]:
-    """Exactly one of both; three minutes where neither is given. Raises UserError for both, and for none of either."""
+def time_or_steps(
+    seconds: float | None, steps: int | None, usual_s: float = TRAINING_S
+) -> tuple[float | None, int | None]:
+    """Exactly one of both; `usual_s` where neither is given. Raises UserError for both, and for none of either."""
     if seconds is not None and steps is not None:
         raise UserError("--for and --steps both say how long; give one of them")
     if steps is not None and steps < 1:
         raise UserError(f"--steps {steps}: give 1 or more")
-    if seconds is not None and seconds <= 0:
+    if seconds is not None and not 0 < seconds < math.inf:
         raise UserError(f"--for {seconds:g}s: give a time such as 3m")
-    return (TRAINING_S if seconds is None and steps is None else seconds), steps
+    return (usual_s if seconds is None and steps is None else seconds), steps
+
+
+def check_sizes(*, rate: float | None, tokens: int | None, least_tokens: int = 2, **counts: int | None) -> None:
+    """Raise UserError for numbers that no training can have; None is one that is not given."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"--{name.replace('_', '-')} {count}: give 1 or more")
+    if tokens is not None and tokens < least_tokens:
+        raise UserError(
+            f"--tokens {tokens}: give {least_tokens} or more, for each token is predicted from those before it"
+        )
+    if rate is not None and not 0 < rate < math.inf:
+        raise UserError(f"--rate {rate:g}: give a number above 0")
 
 
 @paged
@@ -43,6 +61,7 @@ def tune(
     router: str = "frozen",
     adapter: Path | str | None = None,
     rank: int = 8,
+    quantized: bool = False,
     seconds: float | None = None,
     steps: int | None = None,
     seed: int = 0,
@@ -58,60 +77,44 @@ def tune(
     `model`: a .gguf file or a Hugging Face directory. `text`: a file or directory; `chat`: JSON lines of messages, of
     which the answers are learned. `adapt`: "all" matrices of attention and feed-forwards, "attention", "experts", or
     some of them in every layer, "experts:3,7". `router`: "frozen" or "train". `adapter`: a directory made elsewhere,
-    merged and proven instead of training one. `seconds` or `steps` of training; three minutes where neither is given.
-    `batch` rows of `tokens`, fewer where memory is short. Raises UserError for what cannot be tuned so, BreakevenError
-    naming the check that failed; then nothing is left at `out`. What was stopped goes on when the same is asked again.
+    merged and proven instead of training one. `quantized`: train beside the base in 4 bits, of a dense model. `seconds`
+    or `steps` of training; three minutes where neither is given. `batch` rows of `tokens`, fewer where memory is short.
+    Raises UserError for what cannot be tuned so, BreakevenError naming the check that failed; then nothing is left at
+    `out`. What was stopped goes on when the same is asked again.
     """
-    from breakeven.lab.corpus import read_documents
-    from breakeven.lab.training.chat import read_conversations
-    from breakeven.lab.training.tune import TuneOptions
     from breakeven.lab.training.tune import tune as made
+    from breakeven.lab.training.tune_proof import TuneOptions
 
-    if text is not None and chat is not None:
-        raise UserError("--text and --chat both say what to learn; give one of them")
-    if text is None and chat is None and adapter is None:
-        raise UserError("nothing to tune on; give a text (--text), conversations (--chat) or an adapter (--adapter)")
+    learned = _learned(text, chat, encoding, needed=adapter is None)
     if router not in ("frozen", "train"):
         raise UserError(f"--router {router}: give frozen or train")
-    if min(rank, batch) < 1 or tokens < 2 or not rate > 0:
-        raise UserError("--rank and --batch are at least 1, --tokens at least 2, --rate above 0")
+    check_sizes(rank=rank, batch=batch, rate=rate, tokens=tokens)
     kinds, experts = _adapted(adapt)
     usual = TuneOptions()
-    own = (kinds, experts, router, rank, seconds, steps, seed, batch, rate)
-    nothing = ("all", (), "frozen", usual.rank, None, None, usual.seed, usual.batch, usual.rate)
+    own = (kinds, experts, router, rank, quantized, seconds, steps, seed, batch, rate)
+    nothing = ("all", (), "frozen", usual.rank, False, None, None, usual.seed, usual.batch, usual.rate)
     if adapter is not None and own != nothing:
         raise UserError(
-            "--adapter brings what was trained elsewhere: leave out --for, --steps, --adapt, --router, --rank, --seed, "
-            "--batch and --rate"
+            "--adapter brings what was trained elsewhere: leave out --for, --steps, --adapt, --router, --rank, "
+            "--quantized, --seed, --batch and --rate"
         )
     if adapter is None:
         seconds, steps = time_or_steps(seconds, steps)
-    words = ["breakeven", "tune", word_of(model), "--out", word_of(out)]
-    options: dict[str, object] = {
-        "--text": None if text is None else word_of(text),
-        "--chat": None if chat is None else word_of(chat),
-        "--encoding": encoding,
-        "--adapter": None if adapter is None else word_of(adapter),
-        "--threads": threads,
-    }
+    words = ["breakeven", "tune", word_of(model)]
+    words += options_said(out=out, text=text, chat=chat, encoding=encoding, adapter=adapter, threads=threads)
     if adapter is None:
-        options |= {"--adapt": adapt, "--router": router, "--rank": rank, "--seed": seed, "--rate": rate}
-    options |= {"--tokens": tokens}
-    for option, value in options.items():
-        words += [] if value is None else [option, str(value)]
+        words += options_said(adapt=adapt, router=router, rank=rank, quantized=quantized, seed=seed, rate=rate)
+    words += options_said(tokens=tokens)
     return made(
         expanded(model),
         expanded(out),
-        read_conversations(expanded(chat))
-        if chat is not None
-        else []
-        if text is None
-        else read_documents(expanded(text), encoding),
+        learned,
         TuneOptions(
             adapt=kinds,
             experts=experts,
             router=router == "train",
             rank=rank,
+            quantized=quantized,
             seconds=seconds,
             steps=steps,
             seed=seed,
@@ -124,6 +127,59 @@ def tune(
         words=words,
         on_step=steps_for(on_progress),
     )
+
+
+def tune_elsewhere(
+    model: Path | str,
+    out: Path | str,
+    steps: int,
+    *,
+    text: Path | str | None = None,
+    chat: Path | str | None = None,
+    adapt: str = "all",
+    rank: int = 8,
+    seed: int = 0,
+    batch: int = 2,
+    rate: float = 5e-4,
+    tokens: int = 256,
+    encoding: str | None = None,
+) -> Sequence[str]:
+    """Write what `tune` would do as axolotl's configuration, beside the text that trains and the text that judges.
+
+    `model`: a Hugging Face directory; all else as in `tune`. The commands to give, in turn: the last proves what was
+    trained. Raises UserError for what cannot be said there; then nothing is left at `out`.
+    """
+    from breakeven.lab.training.elsewhere import write_for_axolotl
+    from breakeven.lab.training.work import Recipe
+
+    check_sizes(rank=rank, batch=batch, rate=rate, tokens=tokens, steps=steps)
+    return write_for_axolotl(
+        expanded(model),
+        expanded(out),
+        _learned(text, chat, encoding),
+        adapt=adapt,
+        rank=rank,
+        recipe=Recipe(seed=seed, rate=rate, batch=batch, steps=steps, weight_decay=0.0),
+        tokens=tokens,
+    )
+
+
+def _learned(
+    text: Path | str | None, chat: Path | str | None, encoding: str | None, *, needed: bool = True
+) -> Sequence[Document] | Sequence[Conversation]:
+    """What there is to learn. Raises UserError for both, and for neither where it is needed."""
+    from breakeven.lab.corpus import read_documents
+    from breakeven.lab.training.chat import read_conversations
+
+    if text is not None and chat is not None:
+        raise UserError("--text and --chat both say what to learn; give one of them")
+    if chat is not None:
+        return read_conversations(expanded(chat))
+    if text is not None:
+        return read_documents(expanded(text), encoding)
+    if needed:
+        raise UserError("nothing to tune on; give a text (--text), conversations (--chat) or an adapter (--adapter)")
+    return []
 
 
 def _adapted(adapt: str) -> tuple[str, tuple[int, ...]]:
@@ -166,6 +222,7 @@ def retrain(
     from breakeven.lab.training.retrain import RetrainOptions
     from breakeven.lab.training.retrain import retrain as retrained
 
+    check_sizes(batch=batch, rate=rate, tokens=tokens, least_tokens=8)
     seconds, steps = time_or_steps(seconds, steps)
     usual = RetrainOptions()
     options = RetrainOptions(
@@ -179,21 +236,19 @@ def retrain(
         threads=threads,
     )
     pairs = [(None, each) if isinstance(each, int) else each for each in only]
-    said = {
-        "--only": ",".join(f"{expert}" if layer is None else f"{layer}:{expert}" for layer, expert in pairs),
-        "--text": word_of(text),
-        "--replay": None if replay is None else word_of(replay),
-        "--encoding": encoding,
-        "--balance": balance,
-        "--seed": seed or None,
-        "--rate": rate,
-        "--tokens": tokens,
-        "--threads": threads,
-        "--out": word_of(out),
-    }
     words = ["breakeven", "experts", "retrain", word_of(model)]
-    for option, value in said.items():
-        words += [] if value is None else [option, str(value)]
+    words += options_said(
+        only=",".join(f"{expert}" if layer is None else f"{layer}:{expert}" for layer, expert in pairs),
+        text=text,
+        replay=replay,
+        encoding=encoding,
+        balance=balance,
+        seed=seed or None,
+        rate=rate,
+        tokens=tokens,
+        threads=threads,
+        out=out,
+    )
     return retrained(
         expanded(model),
         pairs,
@@ -226,19 +281,15 @@ def train(
     from breakeven.lab.training.study import train
     from breakeven.pages.training import write_study_page
 
-    if seconds is not None and steps is not None:
-        raise UserError("--for and --steps are two ways to say how long: give one of them")
+    seconds, steps = time_or_steps(seconds, steps, STUDY_S)
     path = expanded(study)
     place = expanded(out) if out is not None else path.with_suffix("")
-    words = ["breakeven", "train", word_of(study)]
-    words += [] if out is None else ["--out", word_of(out)]
-    words += [] if seed is None else ["--seed", str(seed)]
-    words += [] if threads is None else ["--threads", str(threads)]
+    words = ["breakeven", "train", word_of(study), *options_said(out=out, seed=seed, threads=threads)]
     result = train(
         path,
         place,
         words=words,
-        seconds=(STUDY_S if seconds is None else seconds) if steps is None else None,
+        seconds=seconds,
         steps=steps,
         seed=seed,
         threads=threads,

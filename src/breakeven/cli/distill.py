@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Full, Quiet, duration, print_json, trained_on
+from breakeven.cli.made import (
+    During,
+    Encoding,
+    OutDirectory,
+    ProofAsJson,
+    Seed,
+    Steps,
+    TrainThreads,
+    batch_of,
+    rate_of,
+    seconds_of,
+    tell_proof,
+    tokens_of,
+)
+from breakeven.cli.words import Full, Quiet, duration
 
 app = typer.Typer()
 
@@ -23,7 +37,7 @@ def distill(
     text: Annotated[
         Path, typer.Option("--text", metavar="FILE|DIR", help="Text to learn from: a file, or a folder a language.")
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to write the student to.")],
+    out: OutDirectory,
     fits: Annotated[
         str | None,
         typer.Option("--fits", metavar="SIZE", help='Memory of its device, such as 512MB: sizes "dense" or "moe".'),
@@ -38,10 +52,8 @@ def distill(
     ternary: Annotated[
         bool, typer.Option("--ternary", help="Train weights in -1, 0, 1 times a scale: two bits, held exactly.")
     ] = False,
-    seconds: Annotated[
-        str | None, typer.Option("--for", metavar="TIME", help="Time to train the student.", show_default="3m")
-    ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Instead: how many steps, to repeat a run.")] = None,
+    during: During = None,
+    steps: Steps = None,
     twin_steps: Annotated[
         int | None, typer.Option("--twin-steps", min=1, help="Of the twin that trains as long, to repeat a run.")
     ] = None,
@@ -49,26 +61,22 @@ def distill(
         int | None,
         typer.Option("--teacher-tokens", min=1, help="Of the text, to the teacher.", show_default="what --for allows"),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights and of the order of the text.")] = 0,
-    batch: Annotated[int | None, typer.Option("--batch", help="Rows of a step.", show_default="4")] = None,
-    rate: Annotated[float | None, typer.Option("--rate", help="Learning rate.", show_default="by size")] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", help="Of a row.", show_default="512")] = None,
-    encoding: Annotated[str | None, typer.Option("--encoding", help="Of the text, where it is not UTF-8.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; all cores unless given.")] = None,
+    seed: Seed = 0,
+    batch: Annotated[int | None, batch_of("4")] = None,
+    rate: Annotated[float | None, rate_of("by size")] = None,
+    tokens: Annotated[int | None, tokens_of("512")] = None,
+    encoding: Encoding = None,
+    threads: TrainThreads = None,
     full: Full = False,
     quiet: Quiet = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the proof as JSON.")] = False,
+    json: ProofAsJson = False,
 ) -> None:
     """Train a small student of what TEACHER finds likely, and prove what that won over a twin without teacher.
 
     Example: breakeven distill smollm2.gguf --into "dense 4x256" --trim-vocabulary --text text/en --out student
     """
-    from rich.console import Console
-
-    from breakeven.pages.progress import Progress
-
-    with trained_on(out), Progress(Console(stderr=True, highlight=False), quiet=quiet or json) as progress:
-        proof = breakeven.distill(
+    tell_proof(
+        lambda on_progress: breakeven.distill(
             teacher,
             into,
             text,
@@ -78,7 +86,7 @@ def distill(
             latency_s=None if latency is None else duration(latency, "--latency"),
             trim_vocabulary=trim_vocabulary,
             ternary=ternary,
-            seconds=None if seconds is None else duration(seconds, "--for"),
+            seconds=seconds_of(during),
             steps=steps,
             twin_steps=twin_steps,
             teacher_tokens=teacher_tokens,
@@ -88,15 +96,13 @@ def distill(
             tokens=tokens,
             encoding=encoding,
             threads=threads,
-            on_progress=progress.update,
-        )
-    if json:
-        print_json(proof)
-        return
-    from breakeven.pages.lab import show_proof
-    from breakeven.pages.lab_html import page_of_proof
-
-    show_proof(proof, Console(), page_of_proof(proof), full=full)
+            on_progress=on_progress,
+        ),
+        full=full,
+        quiet=quiet,
+        json=json,
+        training=out,
+    )
 
 
 def _size(text: str) -> int:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Assume, Full, Quiet, duration, print_json
+from breakeven.cli.made import Encoding, ProofAsJson, tell_proof
+from breakeven.cli.words import Assume, Full, Quiet, duration
 
 app = typer.Typer()
 
@@ -24,23 +25,19 @@ def export(
     text: Annotated[
         Path | None, typer.Option("--text", help="Compare quality on this file or directory.", metavar="FILE|DIR")
     ] = None,
-    encoding: Annotated[str | None, typer.Option("--encoding", help="Of texts that are not UTF-8.")] = None,
+    encoding: Encoding = None,
     budget: Annotated[str | None, typer.Option(help="Time for comparing quality on --text: 3m.")] = None,
     assume: Assume = False,
     full: Full = False,
     quiet: Quiet = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the proof as JSON.")] = False,
+    json: ProofAsJson = False,
 ) -> None:
     """Write MODEL in another form, and leave it standing only if engines compute the same with it.
 
     Example: breakeven export smollm2.gguf --to hf --out smollm2
     """
-    from rich.console import Console
-
-    from breakeven.pages.progress import Progress
-
-    with Progress(Console(stderr=True, highlight=False), quiet=quiet or json) as progress:
-        proof = breakeven.export(
+    tell_proof(
+        lambda on_progress: breakeven.export(
             model,
             to,
             out,
@@ -49,12 +46,9 @@ def export(
             encoding=encoding,
             budget_s=None if budget is None else duration(budget),
             assume=assume,
-            on_progress=progress.update,
-        )
-    if json:
-        print_json(proof)
-    else:
-        from breakeven.pages.lab import show_proof
-        from breakeven.pages.lab_html import page_of_proof
-
-        show_proof(proof, Console(), page_of_proof(proof), full=full)
+            on_progress=on_progress,
+        ),
+        full=full,
+        quiet=quiet,
+        json=json,
+    )

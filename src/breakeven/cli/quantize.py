@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Full, Quiet, duration, print_json
+from breakeven.cli.made import Encoding, tell_proof
+from breakeven.cli.words import Full, Quiet, duration
 
 app = typer.Typer()
 
@@ -26,7 +27,7 @@ def quantize(
             help="Text that importance is measured on, and the loss: a file, or a directory of a folder a language.",
         ),
     ] = None,
-    encoding: Annotated[str | None, typer.Option("--encoding", help="Of the text, where it is not UTF-8.")] = None,
+    encoding: Encoding = None,
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=1, help="Of the text, for importance at most.", show_default="4096")
     ] = None,
@@ -43,12 +44,8 @@ def quantize(
 
     Example: breakeven quantize smollm2.gguf --to Q4_K,Q2_K --text guide/ --out small/
     """
-    from rich.console import Console
-
-    from breakeven.pages.progress import Progress
-
-    with Progress(Console(stderr=True, highlight=False), quiet=quiet or json) as progress:
-        proofs = breakeven.quantize(
+    tell_proof(
+        lambda on_progress: breakeven.quantize(
             model,
             to.split(","),
             out,
@@ -58,13 +55,9 @@ def quantize(
             allow_fallback=allow_fallback,
             budget_s=duration(budget) if budget else None,
             threads=threads,
-            on_progress=progress.update,
-        )
-    if json:
-        print_json(proofs)
-        return
-    from breakeven.pages.lab import show_proof
-    from breakeven.pages.lab_html import page_of_proof
-
-    for proof in proofs:
-        show_proof(proof, Console(), page_of_proof(proof), full=full)
+            on_progress=on_progress,
+        ),
+        full=full,
+        quiet=quiet,
+        json=json,
+    )

@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Full, Quiet, Threads, duration, print_json, trained_on
+from breakeven.cli.made import (
+    During,
+    Encoding,
+    OutDirectory,
+    ProofAsJson,
+    Seed,
+    Steps,
+    TrainThreads,
+    batch_of,
+    rate_of,
+    seconds_of,
+    tell_proof,
+    tokens_of,
+)
+from breakeven.cli.words import Full, Quiet
 from breakeven.errors import UserError
 
 
@@ -23,46 +37,38 @@ def retrain(
     text: Annotated[
         Path, typer.Option("--text", help="What they should serve: a file, or a folder with one a language.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Directory to write.", metavar="DIR")],
+    out: OutDirectory,
     replay: Annotated[
         Path | None, typer.Option("--replay", help="Text of what must not be lost: read as much of, and judged.")
     ] = None,
     balance: Annotated[
         str | None, typer.Option("--balance", help="Keep choices even: aux (a loss) or bias (moved by the load).")
     ] = None,
-    during: Annotated[
-        str | None, typer.Option("--for", help="Time of training: 3m.", show_default="3m", metavar="TIME")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="So many steps instead: repeats a run exactly.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order in which text is read.")] = 0,
-    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Rows a step.", show_default="8")] = None,
-    rate: Annotated[float | None, typer.Option("--rate", help="Learning rate.", show_default="3e-4")] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", min=8, help="Tokens a row.", show_default="256")] = None,
-    encoding: Annotated[str | None, typer.Option("--encoding", help="Of texts that are not UTF-8.")] = None,
-    threads: Threads = None,
+    during: During = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    batch: Annotated[int | None, batch_of("8")] = None,
+    rate: Annotated[float | None, rate_of("3e-4")] = None,
+    tokens: Annotated[int | None, tokens_of("256", least=8)] = None,
+    encoding: Encoding = None,
+    threads: TrainThreads = None,
     full: Full = False,
     quiet: Quiet = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the proof as JSON.")] = False,
+    json: ProofAsJson = False,
 ) -> None:
     """Train some experts on a text, with their rows of the router; every other weight stays bit for bit.
 
     Example: breakeven experts retrain olmoe --only 3,7 --text text/de --replay text/en --for 3m --out olmoe-de
     """
-    from rich.console import Console
-
-    from breakeven.pages.progress import Progress
-
-    with trained_on(out), Progress(Console(stderr=True, highlight=False), quiet=quiet or json) as progress:
-        proof = breakeven.experts.retrain(
+    tell_proof(
+        lambda on_progress: breakeven.experts.retrain(
             model,
             _experts(only),
             text,
             out,
             replay=replay,
             balance=balance,
-            seconds=None if during is None else duration(during, "--for"),
+            seconds=seconds_of(during),
             steps=steps,
             seed=seed,
             batch=batch,
@@ -70,15 +76,13 @@ def retrain(
             tokens=tokens,
             encoding=encoding,
             threads=threads,
-            on_progress=progress.update,
-        )
-    if json:
-        print_json(proof)
-    else:
-        from breakeven.pages.lab import show_proof
-        from breakeven.pages.lab_html import page_of_proof
-
-        show_proof(proof, Console(), page_of_proof(proof), full=full)
+            on_progress=on_progress,
+        ),
+        full=full,
+        quiet=quiet,
+        json=json,
+        training=out,
+    )
 
 
 def _experts(text: str) -> list[int | tuple[int, int]]:

@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.words import Full, Quiet, Threads, duration, print_json, trained_on
+from breakeven.cli.made import (
+    During,
+    Encoding,
+    OutDirectory,
+    ProofAsJson,
+    Seed,
+    Steps,
+    TrainThreads,
+    batch_of,
+    rate_of,
+    seconds_of,
+    tell_proof,
+    tokens_of,
+)
+from breakeven.cli.words import Full, Quiet
+from breakeven.errors import UserError
 
 app = typer.Typer()
 
@@ -16,7 +31,7 @@ app = typer.Typer()
 @app.command()
 def tune(
     model: Annotated[Path, typer.Argument(help="A .gguf file, or a Hugging Face model's directory.")],
-    out: Annotated[Path, typer.Option("--out", help="Directory to write.", metavar="DIR")],
+    out: OutDirectory,
     text: Annotated[Path | None, typer.Option("--text", help="File or directory to learn.", metavar="FILE|DIR")] = None,
     chat: Annotated[
         Path | None, typer.Option("--chat", help="Conversations to learn the answers of.", metavar="FILE.jsonl")
@@ -26,29 +41,58 @@ def tune(
     adapter: Annotated[
         Path | None, typer.Option("--adapter", help="Merge and prove this instead: made elsewhere.", metavar="DIR")
     ] = None,
+    emit: Annotated[
+        str | None, typer.Option("--emit", help="Write the recipe for it instead: needs --steps.", metavar="axolotl")
+    ] = None,
     rank: Annotated[int, typer.Option(help="Of adapters.")] = 8,
-    seconds: Annotated[str | None, typer.Option("--for", help="Time to train: 3m.", show_default="3m")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps to train, in place of a time: repeats a run.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of adapters and the order of the text.")] = 0,
-    batch: Annotated[int, typer.Option(help="Rows a step, at most.")] = 2,
-    rate: Annotated[float, typer.Option(help="Learning rate.")] = 5e-4,
-    tokens: Annotated[int, typer.Option(help="Of a row.")] = 256,
-    encoding: Annotated[str | None, typer.Option("--encoding", help="Of texts that are not UTF-8.")] = None,
-    threads: Threads = None,
+    quantized: Annotated[
+        bool, typer.Option("--quantized", help="Train beside the base in 4 bits (QLoRA; dense models).")
+    ] = False,
+    during: During = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    batch: Annotated[int, batch_of("2")] = 2,
+    rate: Annotated[float, rate_of("5e-4")] = 5e-4,
+    tokens: Annotated[int, tokens_of("256")] = 256,
+    encoding: Encoding = None,
+    threads: TrainThreads = None,
     full: Full = False,
     quiet: Quiet = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the proof as JSON.")] = False,
+    json: ProofAsJson = False,
 ) -> None:
     """Train adapters on MODEL, merge them, and leave the result only if engines serve it and not MODEL.
 
     Example: breakeven tune smollm2.gguf --text text/de --for 3m --out german
     """
-    from rich.console import Console
-
-    from breakeven.pages.progress import Progress
-
-    with trained_on(out), Progress(Console(stderr=True, highlight=False), quiet=quiet or json) as progress:
-        proof = breakeven.tune(
+    if emit is not None:
+        given = {"--adapter": adapter, "--for": during, "--threads": threads, "--quantized": quantized or None}
+        if emit != "axolotl":
+            raise UserError(f"--emit {emit}: give axolotl")
+        if steps is None or router != "frozen" or any(value is not None for value in given.values()):
+            raise UserError(
+                "--emit axolotl: give --steps, for how fast it will be is not known here, and leave out --router "
+                f"train, {', '.join(given)}"
+            )
+        commands = breakeven.tune_elsewhere(
+            model,
+            out,
+            steps,
+            text=text,
+            chat=chat,
+            adapt=adapt,
+            rank=rank,
+            seed=seed,
+            batch=batch,
+            rate=rate,
+            tokens=tokens,
+            encoding=encoding,
+        )
+        typer.echo(f"{out}: written for axolotl. Where there is a GPU, then anywhere:")
+        for command in commands:
+            typer.echo(f"  {command}")
+        return
+    tell_proof(
+        lambda on_progress: breakeven.tune(
             model,
             out,
             text=text,
@@ -57,7 +101,8 @@ def tune(
             router=router,
             adapter=adapter,
             rank=rank,
-            seconds=None if seconds is None else duration(seconds, "--for"),
+            quantized=quantized,
+            seconds=seconds_of(during),
             steps=steps,
             seed=seed,
             batch=batch,
@@ -65,12 +110,10 @@ def tune(
             tokens=tokens,
             encoding=encoding,
             threads=threads,
-            on_progress=progress.update,
-        )
-    if json:
-        print_json(proof)
-    else:
-        from breakeven.pages.lab import show_proof
-        from breakeven.pages.lab_html import page_of_proof
-
-        show_proof(proof, Console(), page_of_proof(proof), full=full)
+            on_progress=on_progress,
+        ),
+        full=full,
+        quiet=quiet,
+        json=json,
+        training=out,
+    )

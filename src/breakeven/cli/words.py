@@ -152,18 +152,6 @@ def resumable(kept: str) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def trained_on(out: Path) -> Iterator[None]:
-    """A training that is interrupted says where it lies, and how it goes on."""
-    folder = out.parent / f"{out.name}.training"
-    try:
-        yield
-    except KeyboardInterrupt:
-        if folder.is_dir():
-            print(f"\n{folder} holds what was trained; the same command goes on from there", file=sys.stderr)
-        raise
-
-
 def print_json(content: object) -> None:
     """Print a result, indented."""
     import msgspec

@@ -18,8 +18,9 @@ import numpy as np
 from breakeven.answer.study.plan import QUESTION, CandidatePlan, Incoming, StudyPlan
 from breakeven.answer.study.price import Location
 from breakeven.answer.study.values import DAY_HOURS, HOURS, WEEK_HOURS, hourly
-from breakeven.answer.study.yaml_file import read_mapping, record_of
+from breakeven.answer.study.yaml_file import record_of
 from breakeven.errors import UserError, expanded
+from breakeven.model.readers.typed import read_mapping
 from breakeven.results.cost import Api, Pricing, Rented
 from breakeven.traffic.traces.read import read_trace
 from breakeven.traffic.traces.rows import TraceRows

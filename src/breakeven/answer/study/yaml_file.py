@@ -1,42 +1,19 @@
-"""What every YAML file that people type shares: how it is read, and how a wrong key or value is told."""
+"""A YAML file that people type as records: the first complaint of one, told by its key."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from breakeven.answer.study.values import HIDDEN, FilePart, keys_of
 from breakeven.errors import UserError, one_line
-from breakeven.model.readers.bounded import bounded_yaml, shown
+from breakeven.model.readers.bounded import shown
+from breakeven.model.readers.typed import missing_key, no_such_key, right_of, wrong_value
 
 _Part = TypeVar("_Part", bound=FilePart)
-
-MOST_BYTES = 1_000_000
-"""Such a file is typed by hand; a larger one is something else."""
-
-
-def read_mapping(path: Path, *, too_large: str, give: str, keys: str) -> dict[Any, Any]:
-    """The top of the file, a mapping.
-
-    `too_large`: what to do about a file that nobody typed; `give`: what to give instead of a file that cannot be read;
-    `keys`: which keys it must hold, and where they are explained. Raises UserError naming the file.
-    """
-    try:
-        if path.is_file() and path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path}: is {path.stat().st_size / 1e6:.0f} MB; {too_large}")
-        found = bounded_yaml(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {give}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not YAML ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds {shown(found)}, it must hold {keys}")
-    return found
 
 
 def record_of(part: type[_Part], found: Mapping[Any, Any], where: str, docs: str, missing: Mapping[str, str]) -> _Part:
@@ -65,19 +42,18 @@ def _complaint(error: ValidationError, part: type[FilePart], docs: str, missing:
     parts = [str(each) for each in detail["loc"]]
     key = one_line(".".join(parts))
     if detail["type"] == "unexpected_keyword_argument":
-        near = difflib.get_close_matches(parts[-1], keys_of(_part_at(part, parts[:-1])), n=1)
-        return f"{key}: no such key{f', did you mean {near[0]}?' if near else ''}; {docs}"
+        return no_such_key(key, keys_of(_part_at(part, parts[:-1])), docs)
     if detail["type"] == "missing":
-        return f"{key}: missing; {missing.get(parts[-1], 'add it')}; {docs}"
+        return missing_key(key, docs, missing.get(parts[-1], "add it"))
     if detail["type"] == HIDDEN:
         return f"{key}: it must be {detail['msg']}"
     if detail["type"] == "dataclass_type":
         there = ", ".join([*keys_of(_part_at(part, parts))][:4])
         return f"{key}: found {shown(detail['input'])}, it must be a mapping with keys such as {there}; {docs}"
-    right = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    right = right_of(detail["msg"])
     if isinstance(detail["input"], dict | list) and detail["input"]:
         return f"{key}: it must give {right}" if key else f"it must give {right}"
-    return f"{key}: found {shown(detail['input'])}, it must be {right}"
+    return wrong_value(key, detail["input"], right)
 
 
 def _part_at(part: type[FilePart], parts: list[str]) -> type[FilePart]:

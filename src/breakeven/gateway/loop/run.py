@@ -14,11 +14,11 @@ import msgspec
 from breakeven.answer.decide import Phase, decide
 from breakeven.answer.study.load import RANGE, read_study
 from breakeven.answer.study.plan import CandidatePlan, Incoming, QualityPlan, SchedulerLimits, ServiceLevel, StudyPlan
-from breakeven.answer.study.yaml_file import read_mapping
 from breakeven.errors import UserError
 from breakeven.gateway.loop.traffic import Logged, workload_of_log, write_trace
 from breakeven.gateway.plan.load import read_gateway
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, PolicyPlan
+from breakeven.model.readers.typed import read_mapping
 from breakeven.results.cost import Api
 from breakeven.results.decision import (
     DECISION_SCHEMA,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from breakeven.answer.study.load import check_format, check_kv, existing, location_of, machine_named, model_named
-from breakeven.answer.study.yaml_file import read_mapping, record_of
+from breakeven.answer.study.yaml_file import record_of
 from breakeven.errors import NotSupportedError, UserError, expanded
 from breakeven.gateway.plan.check import check_plan
 from breakeven.gateway.plan.model import (
@@ -21,6 +21,7 @@ from breakeven.gateway.plan.model import (
     PolicyPlan,
 )
 from breakeven.gateway.plan.reach import Certificate
+from breakeven.model.readers.typed import read_mapping
 from breakeven.results.decision import Kind
 
 PUBLIC_NAME = "breakeven"

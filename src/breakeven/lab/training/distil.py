@@ -30,6 +30,7 @@ from breakeven.lab.lockstep import kind_of_model
 from breakeven.lab.proof import sweep
 from breakeven.lab.training.distil_proof import Distilled, DistilOptions, DistilPlan, proven
 from breakeven.lab.training.hyena import HYENA, LEFT, asked_for, table, without_attention
+from breakeven.lab.training.shapes import student_shape
 from breakeven.lab.training.student import (
     ArmDone,
     ArmSpec,
@@ -80,6 +81,8 @@ def distil(
     dense = asked_for(into)
     if dense is not None and options.ternary:
         raise UserError("--ternary trains no hyena student: leave it out, or give a shape such as dense 4x256")
+    if not Path(into).exists():
+        student_shape(dense or into)
     with work_beside(out, _asked(source, into, blocks, options, words)) as work:
         taught = as_directory(source, work / "teacher", "the teacher")
         student, plan, rows = _prepared(dense or into, taught, blocks, parts, work, options, fits, on_step)

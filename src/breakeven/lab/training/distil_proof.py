@@ -125,7 +125,7 @@ def proven(
                 best_step=done.best_step,
             ),
             twin=Twin(equal_tokens=behind[0], equal_seconds=behind[-1]),
-            caveats=[*_told(student, plan, trained, behind, options), *said],
+            caveats=[*_told(student, plan, trained, behind, options), *parts.notes(), *said],
             threads=options.threads,
             on_step=on_step,
         )

@@ -31,7 +31,7 @@ HYENA = "hyena"
 LENGTHS = (64, 128, 256, 512, 1024)
 """Of texts and tasks; those longer than the rows trained on say how it goes on from there."""
 SPEED_LENGTHS = (256, 1024, 4096)
-_NAMED = re.compile(r"hyena\s+(\d+)x(\d+)", re.IGNORECASE)
+_NAMED = re.compile(r"hyena\s+(\d+\s*x\s*\d+(?:\s*x\s*\d+)?)", re.IGNORECASE)
 
 
 class HyenaAsked(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +94,7 @@ def asked_for(into: str) -> str | None:
     found = _NAMED.fullmatch(into.strip())
     if found is None and into.strip().lower().startswith("hyena"):
         raise UserError(f'--into {into!r}: give layers and width, such as "hyena 4x256"')
-    return None if found is None else f"dense {found[1]}x{found[2]}"
+    return None if found is None else f"dense {found[1]}"
 
 
 def without_attention(

@@ -13,7 +13,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch.nn import functional
 from breakeven.engines.inside.child import Say
 from breakeven.errors import BreakevenError, UserError
 from breakeven.lab.training.texts import Batches, Ids
-from breakeven.lab.training.work import Recipe, Trained, write_whole
+from breakeven.lab.training.work import STATE, Recipe, Trained, write_whole
 
 Loss = Callable[[torch.Tensor, NDArray[np.int64]], torch.Tensor]
 """Of token ids (B, T) and the numbers of their rows (B): what a step makes smaller, a scalar."""
@@ -126,7 +127,7 @@ class Trainer:
             self._seconds += time.perf_counter() - began
             self._step += 1
             if not math.isfinite(value):
-                raise BreakevenError(f"{self._name}: the loss is no number at step {self._step}; give a lower --rate")
+                self._no_number()
             self._losses.append([self._step, value])
             smooth = value if self._step == 1 else _SMOOTH * smooth + (1 - _SMOOTH) * value
             self._tell(smooth)
@@ -136,8 +137,8 @@ class Trainer:
             if self._step == n_steps or time.monotonic() - saved_at > _SAVE_EVERY_S:
                 self._save()
                 saved_at = time.monotonic()
-        best = min(self._checks, key=lambda check: check[1])
-        self._put(torch.load(self._folder / "best.pt", weights_only=True, map_location=self._device))
+        best = self._best_step()
+        self._put(self._read(_best(best)))
         self._model.eval()
         thin = max(1, math.ceil(len(self._losses) / _MOST_LOSSES))
         return Trained(
@@ -146,7 +147,7 @@ class Trainer:
             seconds=self._seconds,
             losses=self._losses[::thin],
             checks=self._checks,
-            best_step=int(best[0]),
+            best_step=best,
         )
 
     def _one(self) -> float:
@@ -174,17 +175,20 @@ class Trainer:
         assert recipe.seconds is not None
         self._model.train()
         timed, before = [], [each.detach().clone() for each in self._steered]
-        for _ in range(_TIMED_STEPS):
+        # What is dropped at random in training must not depend on whether steps were timed: `--steps` repeats a run.
+        with torch.random.fork_rng():
+            for _ in range(_TIMED_STEPS):
+                began = time.perf_counter()
+                self._one()
+                timed.append(time.perf_counter() - began)
+                self._optimizer.zero_grad(set_to_none=True)
             began = time.perf_counter()
-            self._one()
-            timed.append(time.perf_counter() - began)
-            self._optimizer.zero_grad(set_to_none=True)
+            self._choose()
+            choosing = time.perf_counter() - began
         with torch.no_grad():
             for each, value in zip(self._steered, before, strict=True):
                 each.copy_(value)
-        began = time.perf_counter()
-        self._choose()
-        apart = (recipe.checks + 1) * (time.perf_counter() - began)
+        apart = (recipe.checks + 1) * choosing
         n_steps = int((recipe.seconds - apart) / min(timed))
         if n_steps < _LEAST_STEPS:
             least = math.ceil(apart + _LEAST_STEPS * min(timed))
@@ -205,9 +209,21 @@ class Trainer:
     def _check(self) -> None:
         """Read the text that chooses, and keep the model if it never was better."""
         found = self._choose()
+        if not math.isfinite(found):
+            self._no_number()
         if not self._checks or found < min(check[1] for check in self._checks):
-            self._write("best.pt", self._taken())
+            self._write(_best(self._step), self._taken())
         self._checks.append([self._step, found])
+
+    def _best_step(self) -> int:
+        return int(min(self._checks, key=lambda check: check[1])[0])
+
+    def _no_number(self) -> NoReturn:
+        # What was saved would only end here again.
+        for path in (self._folder / STATE, *self._folder.glob(_best("*"))):
+            path.unlink(missing_ok=True)
+        do = "give a lower --rate" if self._step else "the model is damaged; fetch it again"
+        raise BreakevenError(f"{self._name}: the loss is no number at step {self._step}; {do}")
 
     def _taken(self) -> list[torch.Tensor]:
         return [each.detach() for each in (*self._parameters, *self._steered)]
@@ -219,7 +235,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._write(
-            "state.pt",
+            STATE,
             {
                 "parameters": self._taken(),
                 "optimizer": self._optimizer.state_dict(),
@@ -231,24 +247,40 @@ class Trainer:
                 "checks": self._checks,
             },
         )
+        # Not before: a run that is killed in between goes on from a state whose best is an older one.
+        for path in set(self._folder.glob(_best("*"))) - {self._folder / _best(self._best_step())}:
+            path.unlink()
 
     def _restore(self) -> bool:
         """Go on from what was saved; whether there was any."""
-        path = self._folder / "state.pt"
-        if not path.is_file():
+        if not (self._folder / STATE).is_file():
             return False
+        state: dict[str, Any] = self._read(STATE)
         try:
-            state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self._device)
             self._put(state["parameters"])
             self._optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["random"].cpu())
-        except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
-            raise UserError(f"{path}: damaged; remove {self._folder} to begin anew") from error
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise self._damaged(STATE) from error
         self._n_steps, self._step, self._seconds = state["n_steps"], state["step"], state["seconds"]
         self._losses, self._checks = state["losses"], state["checks"]
         return True
+
+    def _read(self, name: str) -> Any:
+        try:
+            return torch.load(self._folder / name, weights_only=True, map_location=self._device)
+        except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
+            raise self._damaged(name) from error
+
+    def _damaged(self, name: str) -> UserError:
+        return UserError(f"{self._folder / name}: damaged; remove {self._folder} to begin anew")
 
     def _write(self, name: str, content: object) -> None:
         held = io.BytesIO()
         torch.save(content, held)
         write_whole(self._folder / name, held.getbuffer())
+
+
+def _best(step: int | str) -> str:
+    """The file of the best checkpoint, by its step: one that was written after the last state is not taken for it."""
+    return f"best-{step}.pt"

@@ -25,6 +25,7 @@ from breakeven.errors import NotSupportedError, UserError, one_line
 from breakeven.lab.training.loop import mean_nats
 from breakeven.lab.training.texts import Ids
 from breakeven.lab.training.tune import ADAPTER_WEIGHTS
+from breakeven.lab.training.tune_proof import WITHOUT
 
 NAME = "default"
 """What PEFT calls the one adapter of a model."""
@@ -71,7 +72,7 @@ def attach_made(model: nn.Module, folder: Path, text_NT: Ids, say: Say) -> tuple
     without: dict[str, float] = {}
     if tried:
         with wrapped.disable_adapter():
-            without["without the adapter"] = mean_nats(wrapped, text_NT, 1)
+            without[WITHOUT] = mean_nats(wrapped, text_NT, 1)
     usual = next(iter(kept))
     best = min(tried, key=lambda words: tried[words]) if tried else usual
     if tried and tried[usual] - tried[best] < _TIE:

@@ -23,7 +23,7 @@ import numpy as np
 
 from breakeven.engines.inside.client import OnStep
 from breakeven.errors import BreakevenError, NotSupportedError, UserError
-from breakeven.lab.bridge.bridge import to_directory, to_gguf
+from breakeven.lab.bridge.bridge import to_gguf
 from breakeven.lab.bridge.directory_words import BESIDE_WEIGHTS, end_tokens, tokenizer_of
 from breakeven.lab.bridge.weights import Checkpoint, StoredRows
 from breakeven.lab.corpus import ALL, Block, blocks_of, read_documents
@@ -31,11 +31,12 @@ from breakeven.lab.export import checks_between
 from breakeven.lab.facts import facts_of, free_memory, sha256_of
 from breakeven.lab.lockstep import kind_of_model
 from breakeven.lab.proof import prove, sweep
-from breakeven.lab.training.texts import Ids, Split, rows_of, split
+from breakeven.lab.training.texts import Ids, Split, apart_from_each_other, rows_of, split
 from breakeven.lab.training.work import (
     Recipe,
     Trained,
     batch_that_trains,
+    directory_of,
     left_out,
     run_job,
     training_flops,
@@ -113,8 +114,9 @@ def retrain(
     that failed or where nothing got better: then nothing is left.
     """
     _check(model, only, out, options)
-    texts = split(_blocks(text, encoding))
-    kept = None if replay is None else split(_beside(texts, _blocks(replay, encoding)))
+    texts, kept = split(_blocks(text, encoding)), None
+    if replay is not None:
+        texts, kept = apart_from_each_other([texts, split(_beside(texts, _blocks(replay, encoding)))])
     sweep(out.parent)
     made = out.with_name(f".{out.name}.{os.getpid()}.made")
     gguf, again = (made.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("carried", "again"))
@@ -129,10 +131,12 @@ def retrain(
     proof = None
     try:
         with work_beside(out, asked) as folder:
-            directory, notes = _directory(model, folder, on_step)
+            directory, notes = directory_of(model, folder / "source", on_step)
             done = _trained(directory, only, texts, kept, folder, made, options, on_step)
             if done.trained.best_step:
-                judged = [*texts.judged(), *(kept.judged() if kept else [])]
+                parts = [each for each in (texts, kept) if each is not None]
+                judged = [document for each in parts for document in each.judged()]
+                notes += [note for each in parts for note in each.notes()]
                 _finish(directory, made)
                 chosen = dict(zip(done.layers, done.chosen, strict=True))
                 checks = [untouched(directory, made, chosen)]
@@ -184,8 +188,6 @@ def _check(model: Path, only: Only, out: Path, options: RetrainOptions) -> None:
         raise UserError(f"--only {over}: {model.name} has experts 0 to {count - 1}")
     if options.balance not in (None, *BALANCES):
         raise UserError(f"--balance {options.balance}: give one of {', '.join(BALANCES)}")
-    if options.tokens < 8 or options.batch < 1 or options.rate <= 0:
-        raise UserError("give --tokens of at least 8, a --batch of at least 1 and a --rate above 0")
     if options.tokens > facts.n_positions > 0:
         raise UserError(f"--tokens {options.tokens}: the model's context is {facts.n_positions}; give no more")
     if out.exists():
@@ -209,21 +211,6 @@ def _beside(texts: Split, blocks: Sequence[Block]) -> list[Block]:
 def _digest(texts: Split) -> str:
     parts = [[b.language, b.domain, b.document, b.text] for b in (*texts.train, *texts.choose, *texts.judge)]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
-
-
-def _directory(model: Path, folder: Path, on_step: OnStep) -> tuple[Path, list[str]]:
-    """The model as a directory: itself, or a GGUF's numbers in F32; and what a proof says of that."""
-    if model.is_dir():
-        return model, []
-    carried, begun, said = folder / "source", folder / "source.partial", folder / "source.json"
-    if not said.is_file():
-        on_step("writing it as a directory first", 0.0)
-        shutil.rmtree(carried, ignore_errors=True)
-        shutil.rmtree(begun, ignore_errors=True)
-        notes = to_directory(model, begun, dtype="f32").notes
-        begun.rename(carried)
-        write_whole(said, msgspec.json.encode(notes))
-    return carried, msgspec.json.decode(said.read_bytes(), type=list[str])
 
 
 def _trained(

@@ -18,22 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.errors import UserError
-from breakeven.lab.bridge.bridge import to_directory
 from breakeven.lab.bridge.directory_words import said_tokens, tokenizer_of
 from breakeven.lab.corpus import Block
 from breakeven.lab.facts import facts_of, free_memory, is_onnx
 from breakeven.lab.lockstep import kind_of_model
 from breakeven.lab.training.shapes import (
-    StudentShape,
+    ArmShape,
     config_of,
     largest_that_fits,
-    parse_shape,
     spec_of,
+    student_shape,
     weight_bytes,
 )
 from breakeven.lab.training.texts import Ids, Split, rows_of
 from breakeven.lab.training.vocabulary import Trimmed, trim
-from breakeven.lab.training.work import batch_that_trains, training_flops, write_whole
+from breakeven.lab.training.work import batch_that_trains, directory_of, training_flops, write_whole
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import total_params
 from breakeven.model.readers.hf import CONFIG, read_hf, read_json
@@ -130,16 +129,9 @@ def as_directory(model: Path, place: Path, who: str) -> Path:
 
     Raises UserError for what is no model that trains or teaches, and what `bridge.to_directory` raises.
     """
-    if kind_of_model(model) == "directory":
-        if is_onnx(model):
-            raise UserError(f"{model} is a graph of ONNX; give {who} as a directory with weights or a .gguf file")
-        return model
-    if not place.is_dir():
-        partial = place.with_name(f"{place.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        to_directory(model, partial, dtype="f32")
-        partial.replace(place)
-    return place
+    if kind_of_model(model) == "directory" and is_onnx(model):
+        raise UserError(f"{model} is a graph of ONNX; give {who} as a directory with weights or a .gguf file")
+    return directory_of(model, place)[0]
 
 
 def student_of(
@@ -161,7 +153,7 @@ def student_of(
     """
     if (path := Path(into)).exists():
         return _there(path, teacher, blocks, work, trimmed=trimmed, ternary=ternary, fits=fits)
-    asked = parse_shape(into)
+    asked = student_shape(into)
     words, kept = teacher, None
     if trimmed:
         words = work / "words"
@@ -179,19 +171,20 @@ def student_of(
         checks = [device, _memory_for(tokens)]
         checks += [_time_for(seconds, batch * tokens, tokens)] if seconds is not None else []
         shape = largest_that_fits(asked, vocab, positions, checks)
+        said = shape.words
     else:
-        shape = asked
+        shape, said = asked, " ".join(into.split())
         if (why := device(spec_of(shape, vocab, positions))) is not None:
-            raise UserError(f"--fits: {shape.words} {why}; give a smaller one, or the kind alone to have it sized")
+            raise UserError(f"--fits: {said} {why}; give a smaller one, or the kind alone to have it sized")
     directory = work / "student"
     _written(directory, shape, vocab, positions, teacher, words, kept)
     notes = [] if kept is None else [f"{kept.said()}. The text is cut as before, which was checked."]
     kept_K = None if kept is None else kept.kept_K
-    return Student(directory, spec_of(shape, vocab, positions), False, shape.words, kept_K, kept is None, tuple(notes))
+    return Student(directory, spec_of(shape, vocab, positions), False, said, kept_K, kept is None, tuple(notes))
 
 
 def _written(
-    directory: Path, shape: StudentShape, vocab: int, positions: int, teacher: Path, words: Path, kept: Trimmed | None
+    directory: Path, shape: ArmShape, vocab: int, positions: int, teacher: Path, words: Path, kept: Trimmed | None
 ) -> None:
     """The directory of a student that has no weights yet."""
     tokens: dict[str, object] = {}

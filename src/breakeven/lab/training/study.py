@@ -26,7 +26,7 @@ from breakeven.lab.bridge.directory_words import end_tokens, pieces_of, tokenize
 from breakeven.lab.corpus import Document, blocks_of, read_documents
 from breakeven.lab.export import checks_between
 from breakeven.lab.facts import free_memory
-from breakeven.lab.training.matching import config_of, spec_of
+from breakeven.lab.training.shapes import config_of, spec_of
 from breakeven.lab.training.study_file import ShapedArm, TrainingStudy, read_study_file
 from breakeven.lab.training.study_result import Left, StudyDone, StudyText, result_of
 from breakeven.lab.training.texts import Ids, rows_of, split
@@ -42,6 +42,8 @@ CHECKS = 4
 _END = "<|endoftext|>"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _BATCH = "batch.json"
+_LEAST_CONTEXT = 2048
+"""Positions of a model, whatever a row has, so that blocks of text which judge models fit."""
 
 
 class ArmJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +99,7 @@ def train(
     asked = {
         "text": _digest(documents),
         "study": msgspec.to_builtins(msgspec.structs.replace(file, text="")),
+        "tokenizer": None if study.tokenizer is None else _tokenizer_digest(study.tokenizer),
         "--for": seconds,
         "--steps": steps,
     }
@@ -105,7 +108,8 @@ def train(
         arms = study.arms(text.vocabulary)
         batch = _batch(file.batch, arms, text.vocabulary, file.tokens, folder)
         for arm in arms:
-            config = config_of(arm.shape, text.vocabulary, file.tokens, text.end)
+            positions = max(_LEAST_CONTEXT, file.tokens)
+            config = config_of(arm.shape, text.vocabulary, positions, {"eos_token_id": text.end})
             (folder / "arms" / arm.name).mkdir(parents=True, exist_ok=True)
             write_whole(folder / "arms" / arm.name / CONFIG, _json(config))
         job = StudyJob(
@@ -179,7 +183,9 @@ def _prepared(study: TrainingStudy, documents: Sequence[Document], folder: Path,
     words = folder / "tokenizer"
     on_step("cutting the text into tokens", 0.0)
     if study.tokenizer is None:
-        learn_tokenizer([block.text for block in parts.train], file.vocabulary, words)
+        # A study that goes on reads the rows it began with, whatever learns its words by then.
+        if not (words / _TOKENIZER_FILES[1]).is_file():
+            learn_tokenizer([block.text for block in parts.train], file.vocabulary, words)
         end: int | None = 0
     else:
         _copy_tokenizer(study.tokenizer, words)
@@ -221,6 +227,7 @@ def _prepared(study: TrainingStudy, documents: Sequence[Document], folder: Path,
         train_tokens=int(train_NT.size),
         vocabulary=max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
         end=end,
+        notes=parts.notes(),
     )
 
 
@@ -247,11 +254,15 @@ def learn_tokenizer(texts: Sequence[str], vocabulary: int, directory: Path) -> N
     write_whole(directory / "tokenizer_config.json", _json(beside))
 
 
-def _copy_tokenizer(source: Path, directory: Path) -> None:
+def _tokenizer_digest(source: Path) -> str:
     if not (source / _TOKENIZER_FILES[0]).is_file():
         raise UserError(
             f"{source}: holds no tokenizer.json; give a Hugging Face directory (of a GGUF: breakeven export --to hf)"
         )
+    return hashlib.sha256((source / _TOKENIZER_FILES[0]).read_bytes()).hexdigest()
+
+
+def _copy_tokenizer(source: Path, directory: Path) -> None:
     directory.mkdir(exist_ok=True)
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
@@ -297,6 +308,6 @@ def _left(arm: ShapedArm, rate: float, folder: Path, made: Path, out: Path, on_s
     if failed is not None:
         raise BreakevenError(
             f"{arm.name}.gguf does not compute what its directory does: {failed.name} by {failed.engine}: "
-            f"{failed.detail}; the trainings are kept in {folder}"
+            + failed.detail
         )
     return Left(path, out / gguf.name, checks, "; ".join(said) or None)

@@ -5,9 +5,8 @@ Read with msgspec and not as the other study files are: what reads those lies in
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,19 +14,10 @@ from typing import Literal
 import msgspec
 
 from breakeven.errors import UserError, expanded, one_line
-from breakeven.lab.training.matching import (
-    HELP,
-    MEASURES,
-    ArmShape,
-    ArmWish,
-    CountedAs,
-    amount,
-    checked,
-    match,
-    whole,
-    wish_of,
-)
-from breakeven.model.readers.bounded import MOST_TYPED_BYTES, bounded_yaml, read_bounded, shown
+from breakeven.lab.training.matching import MEASURES, CountedAs, amount, match
+from breakeven.lab.training.shapes import HELP, ArmShape, ArmWish, checked, whole, wish_of
+from breakeven.model.readers.bounded import MOST_TYPED_BYTES, shown
+from breakeven.model.readers.typed import missing_key, no_such_key, read_mapping, wrong_value
 
 DOCS = "docs/train.md lists the keys"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
@@ -36,6 +26,15 @@ _MOST_ARMS, _MOST_SEEDS, _MOST_ROW, _MOST_BATCH = 12, 32, 8192, 4096
 _VOCABULARY = (512, 65536)
 _SLOWEST, _FASTEST = 1e-6, 1.0
 """Learning rates."""
+_RIGHT = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+}
+"""What msgspec expects, in words."""
 
 
 class ArmRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -131,18 +130,18 @@ def read_study_file(path: Path, seed: int | None = None) -> TrainingStudy:
     """
     where = str(path)
     path = expanded(path)
+    found = read_mapping(
+        path,
+        most_bytes=MOST_TYPED_BYTES,
+        keys=f"keys such as `text:` and `arms:`; {DOCS}",
+        give="give a study, as docs/train.md shows",
+        where=where,
+    )
+    found = {key: _read_number(value) for key, value in found.items()}
     try:
-        found = bounded_yaml(read_bounded(path, MOST_TYPED_BYTES))
-    except OSError as error:
-        raise UserError(f"{where}: cannot be read ({error.strerror}); give a study, as docs/train.md shows") from error
-    except ValueError as error:
-        raise UserError(f"{where}: not YAML ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{where}: holds {shown(found)}, it must hold keys such as `text:` and `arms:`; {DOCS}")
-    try:
-        file = msgspec.convert({key: _read_number(value) for key, value in found.items()}, StudyFile)
+        file = msgspec.convert(found, StudyFile)
     except msgspec.ValidationError as error:
-        raise UserError(f"{where}: {_complaint(str(error))}; {DOCS}") from None
+        raise UserError(f"{where}: {_complaint(str(error), found)}") from None
     if seed is not None:
         file = msgspec.structs.replace(file, seed=seed)
     _check(file, where)
@@ -222,22 +221,29 @@ def _read_number(value: object) -> object:
     return float(value) if isinstance(value, str) and _POWER.fullmatch(value) else value
 
 
-def _complaint(text: str) -> str:
-    """What msgspec says, beginning with the key."""
+def _complaint(text: str, found: Mapping[object, object]) -> str:
+    """What msgspec says, in the words of every file that people type."""
     what, _, at = text.partition(" - at `$")
-    key = at.rstrip("`").lstrip(".")
-    key = re.sub(r"\[(\d+)\]", r".\1", key).replace("[...]", "")
+    key = re.sub(r"\[(\d+)\]", r".\1", at.rstrip("`").replace("[...]", "")).lstrip(".")
+
+    def inside(name: str) -> str:
+        return f"{key}.{name}" if key else name
+
     if unknown := re.search(r"unknown field `(.*)`", what):
-        part = ArmRecord if key else StudyFile
-        name = one_line(unknown[1], 60)
-        near = difflib.get_close_matches(name, part.__struct_fields__, n=1)
-        what = f"no such key{f', did you mean {near[0]}?' if near else ''}"
-        key = f"{key}.{name}" if key else name
-    elif missing := re.search(r"missing required field `(.*)`", what):
-        what, key = "missing, add it", f"{key}.{missing[1]}" if key else missing[1]
-    elif "enum value" in what:
-        what = f"it must be one of {', '.join(MEASURES)}"
-    return f"{key}: {what}" if key else what
+        known = (ArmRecord if key else StudyFile).__struct_fields__
+        return no_such_key(inside(one_line(unknown[1], 60)), known, DOCS)
+    if missing := re.search(r"missing required field `(.*)`", what):
+        return missing_key(inside(missing[1]), DOCS)
+    if not key:  # a key that is no text
+        return f"{what}; {DOCS}"
+    value: object = found
+    for part in key.split("."):
+        value = value[int(part)] if isinstance(value, list) else value.get(part) if isinstance(value, dict) else value
+    expected = re.match(r"Expected `(.*?)`", what)
+    right = f"one of {', '.join(MEASURES)}"
+    if expected is not None:
+        right = " or ".join(_RIGHT.get(each, each) for each in expected[1].split(" | ") if each != "null")
+    return f"{wrong_value(key, value, right)}; {DOCS}"
 
 
 def _existing(place: str, directory: Path, text: str) -> Path:

@@ -144,8 +144,8 @@ class _Study:
         if kept is None:
             kept = _Kept(done=self._trained(number, seed, rate, steps, folder, cost))
             write_whole(folder / "done.json", msgspec.json.encode(kept))
-            for name in ("state.pt", "best.pt"):
-                (folder / name).unlink(missing_ok=True)
+            for path in folder.glob("*.pt"):
+                path.unlink()
         self._done += cost
         return kept.done
 

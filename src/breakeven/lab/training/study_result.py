@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from breakeven.engines.inside.summary import entropy, max_over_mean
 from breakeven.lab.corpus import LEAST_BLOCKS, Block
 from breakeven.lab.training.contrast import Contrast, contrast, mean_of_seeds, seed_noise, speed_up
-from breakeven.lab.training.matching import TOLERANCE, spec_of
+from breakeven.lab.training.matching import TOLERANCE
+from breakeven.lab.training.shapes import spec_of
 from breakeven.lab.training.study_file import ShapedArm, TrainingStudy
 from breakeven.lab.training.work import training_flops
 from breakeven.model.arithmetic import active_params, total_params
@@ -79,6 +80,7 @@ class StudyText:
     train_tokens: int
     vocabulary: int
     end: int | None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +300,7 @@ def _caveats(
     short: bool,
 ) -> list[str]:
     """Sentences that must stand beside the numbers."""
-    said: list[str] = []
+    said = [*text.notes]
     others = [arm for arm in arms if arm.difference is not None]
     for arm in others:
         if arm.shape == arms[study.reference].shape and arm.verdict in ("better", "worse"):

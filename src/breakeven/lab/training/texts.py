@@ -34,6 +34,13 @@ class Split:
     train: list[Block]
     choose: list[Block]
     judge: list[Block]
+    repeated: int = 0
+    """Blocks left out, because they stand a second time in what is kept apart."""
+
+    def notes(self) -> list[str]:
+        """What must stand beside figures."""
+        said = f"{self.repeated} pieces of the text are repeated in what judges or chooses, so they trained nothing."
+        return [said] if self.repeated else []
 
     def judged(self) -> list[Document]:
         """What judges, as documents that `prove` and `evaluate` take; each block is one, and stays one block."""
@@ -67,7 +74,36 @@ def split(blocks: Sequence[Block]) -> Split:
         for number, block in enumerate(held):
             into = found.choose if number in chooses else found.judge if number in judges else found.train
             into.append(block)
+    return apart_from_each_other([found])[0]
+
+
+def apart_from_each_other(splits: Sequence[Split]) -> list[Split]:
+    """The same, where nothing trains or chooses that stands a second time in what any of them keeps to judge.
+
+    Copies of a file, or a text within the text beside it, would else be judged by what was learned by heart. Raises
+    UserError where too little is left.
+    """
+    judged = {_said(block) for each in splits for block in each.judge}
+    kept = judged | {_said(block) for each in splits for block in each.choose}
+    found = []
+    for each in splits:
+        train = [block for block in each.train if _said(block) not in kept]
+        choose = [block for block in each.choose if _said(block) not in judged]
+        trains, chooses = by_slice(train), by_slice(choose)
+        for (language, domain), held in by_slice(each.train).items():
+            left = trains.get((language, domain), [])
+            if len(left) < LEAST_TRAINING or (language, domain) not in chooses:
+                raise UserError(
+                    f"the text of {slice_name(language, domain)} repeats itself: of {len(held)} pieces to train on "
+                    f"{len(left)} are not also kept to choose or judge by: too few; leave copies out, or give more text"
+                )
+        repeated = each.repeated + len(each.train) - len(train) + len(each.choose) - len(choose)
+        found.append(Split(train, choose, each.judge, repeated))
     return found
+
+
+def _said(block: Block) -> str:
+    return " ".join(block.text.split())
 
 
 def rows_of(blocks: Sequence[Block], encode: Callable[[str], Sequence[int]], tokens: int, end: int | None) -> Ids:

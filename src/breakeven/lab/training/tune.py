@@ -12,21 +12,18 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
 from os import getpid
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from breakeven.engines.inside.client import OnStep
 from breakeven.engines.synthesis.write import check_room
 from breakeven.errors import NotSupportedError, UserError
-from breakeven.lab.bridge.bridge import to_directory
 from breakeven.lab.bridge.directory_words import BESIDE_WEIGHTS, end_tokens, tokenizer_of
 from breakeven.lab.bridge.weights import PLACE
 from breakeven.lab.corpus import Document, blocks_of, check_enough, sample
@@ -35,10 +32,21 @@ from breakeven.lab.lockstep import kind_of_model
 from breakeven.lab.proof import prove, sweep
 from breakeven.lab.training.chat import ChatWords, Conversation, as_blocks, rows_of_chat
 from breakeven.lab.training.texts import Ids, Split, rows_of, split
-from breakeven.lab.training.tune_proof import KINDS_OF, TuneDone, answers_of, changed_of, served_of, told_of
+from breakeven.lab.training.tune_proof import (
+    KINDS_OF,
+    TuneDone,
+    TuneJob,
+    TuneOptions,
+    answers_of,
+    changed_of,
+    doubts_of,
+    served_of,
+    told_of,
+)
 from breakeven.lab.training.work import (
     Recipe,
     batch_that_trains,
+    directory_of,
     run_job,
     training_flops,
     training_of,
@@ -53,42 +61,13 @@ ADAPTER, ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"
 _ADAPTER_CONFIG = "adapter_config.json"
 _BEGUN_ON_OTHERS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of an adapter (`init_lora_weights`) after which PEFT gives the base other weights."""
+_IN_FOUR_BITS = (
+    "trained beside a base of 4 bits (NF4, bitsandbytes), and put into the weights as they were before rounding"
+)
 _CHOOSE_ROWS = 8
+_OVER_FOUR_BITS = 4
+"""Times the memory that single precision takes of what four bits do; embedding and head stay as they are."""
 _PROBE_TOKENS, _PROBE_BYTES = 64, 128_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TuneOptions:
-    """What is adapted and how it is trained; exactly one of `seconds` and `steps` unless there is an `adapter`."""
-
-    adapt: str = "all"
-    experts: tuple[int, ...] = ()
-    router: bool = False
-    rank: int = 8
-    seconds: float | None = None
-    steps: int | None = None
-    seed: int = 0
-    batch: int = 2
-    rate: float = 5e-4
-    tokens: int = 256
-    threads: int | None = None
-    adapter: Path | None = None
-
-
-class TuneJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What the child does. `rows`: a file of arrays. `adapter`: made elsewhere; else `recipe` trains one."""
-
-    base: str
-    base_name: str
-    folder: str
-    made: str
-    rows: str
-    adapt: str
-    experts: list[int]
-    router: bool
-    rank: int
-    recipe: Recipe | None
-    adapter: str | None
 
 
 def tune(
@@ -115,7 +94,7 @@ def tune(
     with work_beside(out, _asked(model, facts, text, options)) as work:
         served = work / "served.gguf"
         try:
-            base, notes = _base(model, work, on_step)
+            base, notes = directory_of(model, work / "base", on_step)
             recipe = _recipe(base, work, options)
             rows = _rows(base, work, parts, conversations, options.tokens)
             if conversations:
@@ -131,11 +110,13 @@ def tune(
                 router=options.router,
                 rank=options.rank,
                 recipe=recipe,
+                quantized=options.quantized,
                 adapter=None if options.adapter is None else str(options.adapter),
             )
             done = run_job("tune_job", job, TuneDone, threads=options.threads, on_step=on_step)
             _finish(base, made)
             changed, said = changed_of(base, made, done, options.experts)
+            said += [*doubts_of(done), *([_IN_FOUR_BITS] if options.quantized else [])]
             checks = [*told_of(done, options.experts), changed, *answers_of(done.merged)]
             if all(check.passed for check in checks):
                 with np.load(rows) as arrays:
@@ -157,7 +138,7 @@ def tune(
                 text=parts.judged() if parts.judge else None,
                 checks=checks,
                 training=training,
-                caveats=[*notes, *said],
+                caveats=[*notes, *parts.notes(), *said],
                 threads=options.threads,
                 on_step=on_step,
             )
@@ -178,6 +159,8 @@ def _check(model: Path, out: Path, options: TuneOptions) -> FileFacts:
         raise UserError(f"--adapt {options.adapt}: give all, attention, experts, or experts:3,7")
     if options.adapt == "experts" and options.adapter is None and not facts.n_experts:
         raise NotSupportedError(f"{model.name} is dense, it has no experts to adapt; give --adapt all or attention")
+    if options.quantized:
+        _check_quantized(model, facts)
     if options.router and not facts.n_experts:
         raise NotSupportedError(f"{model.name} is dense, it has no router to train; leave --router out")
     over = [number for number in options.experts if not 0 <= number < facts.n_experts]
@@ -198,6 +181,19 @@ def _check(model: Path, out: Path, options: TuneOptions) -> FileFacts:
     # As a directory first where it is a file, what is made, and the same for llama.cpp.
     check_room(out, 4 * weights * (2 if model.is_dir() else 3) + (64 << 20), PLACE)
     return facts
+
+
+def _check_quantized(model: Path, facts: FileFacts) -> None:
+    if facts.n_experts:
+        raise NotSupportedError(
+            f"--quantized: {model.name} has experts, and bitsandbytes passes over stacked experts: they would be "
+            "loaded in 16 bits all the same; leave --quantized out"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise NotSupportedError(
+            "--quantized needs bitsandbytes, not installed here: pip install bitsandbytes (docs/tune.md), or leave "
+            "it out"
+        )
 
 
 def _check_precision(model: Path) -> None:
@@ -255,20 +251,6 @@ def _asked(
     return {"model": sha256_of(facts.path), "text": digest, **own, "adapter": adapter}
 
 
-def _base(model: Path, work: Path, on_step: OnStep) -> tuple[Path, list[str]]:
-    """The model as a directory in single precision, or as it is one, and what to say of that."""
-    if model.is_dir():
-        return model, []
-    base, notes = work / "base", work / "base.json"
-    if not (base.is_dir() and notes.is_file()):
-        on_step("writing it as a directory first", 0.0)
-        shutil.rmtree(base, ignore_errors=True)
-        carried = to_directory(model, base, dtype="f32")
-        write_whole(notes, json.dumps(carried.notes).encode())
-    said: list[str] = json.loads(notes.read_text())
-    return base, said
-
-
 def _recipe(base: Path, work: Path, options: TuneOptions) -> Recipe | None:
     facts, config = facts_of(base), _flat(read_json(base / CONFIG))
     # What is merged is loaded again beside itself, and then beside its base.
@@ -286,7 +268,7 @@ def _recipe(base: Path, work: Path, options: TuneOptions) -> Recipe | None:
         # Stacked experts are added up with their adapters, so that they stand in memory twice.
         stacked = facts.n_experts > 0 and options.adapt != "attention"
         batch = batch_that_trains(
-            weights * (2 if stacked else 1),
+            weights * (2 if stacked else 1) // (_OVER_FOUR_BITS if options.quantized else 1),
             weights // 50,
             _number(config, "hidden_size"),
             _number(config, "num_hidden_layers"),

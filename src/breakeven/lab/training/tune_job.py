@@ -29,7 +29,7 @@ from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
 from breakeven.engines.inside.child import Say
 from breakeven.errors import BreakevenError, NotSupportedError, UserError, one_line
@@ -37,8 +37,8 @@ from breakeven.lab.torch_scorer import load_model
 from breakeven.lab.training.loop import Trainer, device, mean_nats, next_token_loss
 from breakeven.lab.training.packings import NAME, attach_made
 from breakeven.lab.training.texts import Ids
-from breakeven.lab.training.tune import ADAPTER, ADAPTER_WEIGHTS, TuneJob
-from breakeven.lab.training.tune_proof import BASE_LOGITS, KINDS_OF, Attached, Merged, TuneDone, kind_of
+from breakeven.lab.training.tune import ADAPTER, ADAPTER_WEIGHTS
+from breakeven.lab.training.tune_proof import BASE_LOGITS, KINDS_OF, Attached, Merged, TuneDone, TuneJob, kind_of
 from breakeven.lab.training.work import Trained
 
 _AUXILIARY = 0.001
@@ -70,21 +70,45 @@ def run(spec: bytes, say: Say) -> TuneDone:
 def _tuned(job: TuneJob, say: Say) -> TuneDone:
     with np.load(job.rows) as arrays:
         rows = {name: arrays[name] for name in arrays.files}
-    model = load_model(Path(job.base)).to(device())
-    parts = _parts(model)
     trained: Trained | None = None
-    packings: dict[str, float] = {}
-    if job.adapter is None:
+    packings, learned = dict[str, float](), dict[str, torch.Tensor]()
+    if job.quantized:
+        trained, learned = _in_four_bits(job, rows, say)
+    # What fits beside nothing but four bits is merged and held against itself where there is room.
+    model = load_model(Path(job.base)).to("cpu" if job.quantized else device())
+    parts = _parts(model)
+    if job.quantized:
+        wrapped = _attach(model, parts, job)
+        peft.set_peft_model_state_dict(wrapped, learned)
+    elif job.adapter is None:
         wrapped = _attach(model, parts, job)
         say(_trains(wrapped, parts), 0.0)
         trained = _train(wrapped, job, rows, say)
     else:
         wrapped, packings = attach_made(model, Path(job.adapter), rows["choose"], say)
-    told = _told(wrapped, parts, trained is not None, job.experts)
+    told = _told(wrapped, parts, job.experts)
     _save_adapter(wrapped, Path(job.folder) / ADAPTER, job.base_name)
     merged = _merge(wrapped, Path(job.made), Path(job.folder), rows, say)
     shutil.copytree(Path(job.folder) / ADAPTER, Path(job.made) / ADAPTER)
     return TuneDone(peft=peft.__version__, attached=told, merged=merged, trained=trained, packings=packings)
+
+
+def _in_four_bits(job: TuneJob, rows: Mapping[str, NDArray[Any]], say: Say) -> tuple[Trained, dict[str, torch.Tensor]]:
+    """Adapters trained beside the base in NF4 (QLoRA, arXiv 2305.14314), and what they came to."""
+    kind = torch.bfloat16 if device().type == "cuda" else torch.float32
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=kind)
+    model = AutoModelForCausalLM.from_pretrained(
+        job.base, quantization_config=four, device_map={"": device()}, dtype=torch.float32, local_files_only=True
+    )
+    for module in model.modules():
+        # A reading of what chooses would repack the base, with scales in fewer bits, and training go on beside another.
+        module.support_avx512bf16_for_cpu = False
+    parts = _parts(model)
+    wrapped = _attach(model, parts, job)
+    say(_trains(wrapped, parts), 0.0)
+    trained = _train(wrapped, job, rows, say)
+    state = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    return trained, {name: tensor.detach().float().cpu() for name, tensor in state.items()}
 
 
 def _parts(model: nn.Module) -> list[_Part]:
@@ -191,10 +215,17 @@ def _train(wrapped: Any, job: TuneJob, rows: Mapping[str, NDArray[Any]], say: Sa
         nats, counts = _nats(wrapped, rows["choose"], rows["choose_heed"])
         return float(np.average(nats, weights=counts))
 
-    trainer = Trainer(
-        wrapped, recipe, rows["train"], loss, choose, Path(job.folder) / "run", say, name="tuning", masks=masks
-    )
-    return trainer.run()
+    folder = Path(job.folder) / "run"
+    trainer = Trainer(wrapped, recipe, rows["train"], loss, choose, folder, say, name="tuning", masks=masks)
+    trained = trainer.run()
+    if not trained.best_step:
+        # Going on would end here again.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise BreakevenError(
+            "the adapter changes nothing: the tuned model was worse at every check than the model as it was; give a "
+            "lower --rate, more text or time"
+        )
+    return trained
 
 
 def _trains(wrapped: Any, parts: Sequence[_Part]) -> str:
@@ -245,7 +276,7 @@ def _nats(model: Any, rows_NT: Ids, heed_NT: NDArray[np.bool_]) -> tuple[NDArray
     return np.array(found), heed_NT[:, 1:].sum(axis=1).astype(np.float64)
 
 
-def _told(wrapped: Any, parts: Sequence[_Part], ours: bool, experts: Sequence[int]) -> list[Attached]:
+def _told(wrapped: Any, parts: Sequence[_Part], experts: Sequence[int]) -> list[Attached]:
     """Of each kind of parameter, how many there are and how many have an adapter that does something.
 
     `experts`: those of a stack that trained alone, empty for all.
@@ -277,12 +308,9 @@ def _told(wrapped: Any, parts: Sequence[_Part], ours: bool, experts: Sequence[in
             row[2] += 1
             row[3] += part.weights
     if layers and sum(map(len, idle.values())) == len(layers):
-        why = (
-            "the tuned model was worse at every check than the model as it was; give a lower --rate, more text or time"
-            if ours
-            else "every B of it is zero: it was saved before it was trained"
+        raise BreakevenError(
+            "the adapter changes nothing: every B of it is zero, as before a training; give one that was trained"
         )
-        raise BreakevenError(f"the adapter changes nothing: {why}")
     return [
         Attached(kind, tensors, weights, adapted, adapted_weights, trained, idle.get(kind, []))
         for kind, (tensors, weights, adapted, adapted_weights, trained) in counts.items()
@@ -310,6 +338,7 @@ def _merge(wrapped: Any, made: Path, folder: Path, rows: Mapping[str, NDArray[An
     """
     say("merging", 0.0)
     wrapped.eval()
+    where = next(wrapped.parameters()).device
     probe = rows["probe"]
 
     def answers(model: Any) -> list[float]:
@@ -335,7 +364,7 @@ def _merge(wrapped: Any, made: Path, folder: Path, rows: Mapping[str, NDArray[An
         raise UserError(f"cannot write {made.name}: {one_line(str(error))}; free some space") from error
     del model, wrapped
     say("loading what was merged", 0.0)
-    again = _logits(load_model(made).to(device()), probe)
+    again = _logits(load_model(made).to(where), probe)
     (to_adapter, alike), (to_base, _), (to_again, _) = (_apart(each, merged) for each in (adapter, base, again))
     return Merged(
         tokens=probe.size,

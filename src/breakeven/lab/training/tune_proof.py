@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -20,11 +21,13 @@ from breakeven.lab.bridge.bridge import to_gguf
 from breakeven.lab.bridge.weights import Checkpoint, StoredRows
 from breakeven.lab.export import MOST_KL, checks_between, kl_and_top1
 from breakeven.lab.training.texts import Ids
-from breakeven.lab.training.work import Trained, left_out
+from breakeven.lab.training.work import Recipe, Trained, left_out
 from breakeven.results.lab import LabCheck
 from breakeven.stats.estimate import Estimate
 from breakeven.stats.intervals import MIN_PAIRS, mean_interval
 
+WITHOUT = "without the adapter"
+"""Beside the ways to read an adapter: the model as it was."""
 BASE_LOGITS = "base.npy"
 """What the base says of the tokens that models are compared on: (P, T, V)."""
 KINDS_OF = {
@@ -47,6 +50,42 @@ _EXPERT = re.compile(r"layers\.(\d+)\..*\.experts\.(\d+)\.")
 _NOT_BASE = 10 * MOST_KL
 _PIECE = 1 << 16
 """Rows compared at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneOptions:
+    """What is adapted and how it is trained; exactly one of `seconds` and `steps` unless there is an `adapter`."""
+
+    adapt: str = "all"
+    experts: tuple[int, ...] = ()
+    router: bool = False
+    rank: int = 8
+    seconds: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    batch: int = 2
+    rate: float = 5e-4
+    tokens: int = 256
+    quantized: bool = False
+    threads: int | None = None
+    adapter: Path | None = None
+
+
+class TuneJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What the child does. `rows`: a file of arrays. `adapter`: made elsewhere; else `recipe` trains one."""
+
+    base: str
+    base_name: str
+    folder: str
+    made: str
+    rows: str
+    adapt: str
+    experts: list[int]
+    router: bool
+    rank: int
+    recipe: Recipe | None
+    quantized: bool = False
+    adapter: str | None
 
 
 class Attached(msgspec.Struct, frozen=True):
@@ -127,6 +166,17 @@ def told_of(done: TuneDone, experts: Sequence[int]) -> list[LabCheck]:
         detail = f"{best}: {nats:.3f} nats a token of the text; {rest}"
         checks.insert(1, LabCheck(name="experts' packing", engine=f"PEFT {done.peft}", passed=True, detail=detail))
     return checks
+
+
+def doubts_of(done: TuneDone) -> list[str]:
+    """What to say of an adapter none of whose readings predicts better than the model without it."""
+    without = done.packings.get(WITHOUT)
+    if without is None or next(iter(done.packings.values())) < without:
+        return []
+    return [
+        "however its experts are read, the adapter predicts this text no better than the model without it: it is "
+        "packed in another way, or made for another model or other text"
+    ]
 
 
 def _not_base(engine: str, kl: float, tokens: int) -> LabCheck:

@@ -17,15 +17,20 @@ import msgspec
 
 from breakeven.engines.inside.child import Doing, Unable
 from breakeven.engines.inside.client import ChildProcess, OnStep
-from breakeven.errors import NotSupportedError, UserError, one_line
+from breakeven.errors import BreakevenError, NotSupportedError, UserError, one_line
 from breakeven.hardware.reader import available_threads
 from breakeven.hardware.system import locked_now
+from breakeven.lab.bridge.bridge import to_directory
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import Phase, flops_per_token
 from breakeven.results.lab import Training
 
 _ASKED = "asked.json"
 _LOCK = "lock"
+STATE = "state.pt"
+"""Where a trainer saves how far it got."""
+_WORTH = (STATE, "done.json")
+"""Files without which nothing was trained yet, so that there is nothing to go on with."""
 _R = TypeVar("_R", bound=msgspec.Struct)
 
 
@@ -80,10 +85,11 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
 
 @contextlib.contextmanager
 def work_beside(out: Path, asked: Mapping[str, object]) -> Iterator[Path]:
-    """The directory OUT.training, ours alone meanwhile; removed after success, kept when anything is raised.
+    """The directory OUT.training, ours alone meanwhile; removed after success, and by an error before any training.
 
-    `asked`: what makes this training this one, as plain JSON. Raises UserError where another process trains there, or
-    what lies there was asked otherwise, and for a place that cannot be written.
+    `asked`: what makes this training this one, as plain JSON. What was trained is kept when anything is raised, and an
+    error of ours says so; where nothing was, a command that asks otherwise begins anew. Raises UserError where another
+    process trains there, or what lies there was asked otherwise, and for a place that cannot be written.
     """
     if not out.name:
         raise UserError(f"--out {out}: give the name of a directory to make")
@@ -97,7 +103,16 @@ def work_beside(out: Path, asked: Mapping[str, object]) -> Iterator[Path]:
         if not locked_now(lock.fileno()):
             raise UserError(f"{folder}: another run trains here; wait for it, or choose another place with --out")
         _check_asked(folder, asked)
-        yield folder
+        try:
+            yield folder
+        except BreakevenError as error:
+            # Told before any training, the next command asks otherwise, and must not stumble over this one.
+            if not _trained_in(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                more = f"{folder} holds what was trained: the same command goes on with it, and others want it removed"
+                error.args = (f"{error}; {more}",)
+            raise
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -111,12 +126,25 @@ def _check_asked(folder: Path, asked: Mapping[str, object]) -> None:
         return
     except (OSError, msgspec.DecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove {folder} to begin anew") from error
-    if before != now:
+    if before == now:
+        return
+    if _trained_in(folder):
         other = next((key for key in now if not isinstance(before, dict) or before.get(key) != now[key]), "its text")
         raise UserError(
             f"{folder} holds a training that was stopped and was asked otherwise ({one_line(other)}); "
             "give the same command to go on, or remove it to begin anew"
         )
+    for each in folder.iterdir():
+        if each.is_dir():
+            shutil.rmtree(each, ignore_errors=True)
+        elif each.name != _LOCK:
+            each.unlink()
+    write_whole(path, msgspec.json.encode(asked))
+
+
+def _trained_in(folder: Path) -> bool:
+    """Whether there is anything to go on with."""
+    return any(path.is_file() for name in _WORTH for path in folder.rglob(name))
 
 
 def training_flops(spec: ModelSpec, tokens: int, row: int) -> float:
@@ -188,6 +216,24 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}; free some space and give it again") from error
+
+
+def directory_of(model: Path, place: Path, on_step: OnStep = lambda what, share: None) -> tuple[Path, list[str]]:
+    """The model as a directory: itself, or at `place` a GGUF's numbers in F32; and what a proof says of that.
+
+    Made once for a training, however often that goes on. Raises what `bridge.to_directory` raises.
+    """
+    if model.is_dir():
+        return model, []
+    begun, said = (place.with_name(f"{place.name}.{word}") for word in ("partial", "json"))
+    if not said.is_file():
+        on_step("writing it as a directory first", 0.0)
+        for folder in (place, begun):
+            shutil.rmtree(folder, ignore_errors=True)
+        notes = to_directory(model, begun, dtype="f32").notes
+        begun.rename(place)
+        write_whole(said, msgspec.json.encode(notes))
+    return place, msgspec.json.decode(said.read_bytes(), type=list[str])
 
 
 def run_job(

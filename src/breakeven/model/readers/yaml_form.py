@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,15 +10,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from breakeven.errors import UserError, one_line
 from breakeven.model.architecture import Gating, Norms, OutputGate, QkNorm
-from breakeven.model.readers.bounded import (
-    MOST_LAYERS,
-    MOST_PARAMS,
-    MOST_TYPED_BYTES,
-    MOST_WHOLE,
-    bounded_yaml,
-    read_bounded,
-    shown,
-)
+from breakeven.model.readers.bounded import MOST_LAYERS, MOST_PARAMS, MOST_TYPED_BYTES, MOST_WHOLE, shown
+from breakeven.model.readers.typed import missing_key, no_such_key, read_mapping, right_of, wrong_value
 from breakeven.model.readers.yaml_parts import MIXERS
 
 DOCS = "docs/models-yaml.md lists the keys"
@@ -276,14 +268,9 @@ class ModelFile(LayerKeys):
 
 def read_form(path: Path) -> ModelFile:
     """The checked contents of `path`; raises UserError naming file, key, what was found and what would be right."""
-    try:
-        found = bounded_yaml(read_bounded(path, MOST_TYPED_BYTES))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); give a YAML file") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not YAML ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds {shown(found)}, it must hold keys such as `hidden: 2048`; {DOCS}")
+    found = read_mapping(
+        path, most_bytes=MOST_TYPED_BYTES, keys=f"keys such as `hidden: 2048`; {DOCS}", give="give a YAML file"
+    )
     try:
         return ModelFile.model_validate(found)
     except ValidationError as error:
@@ -296,16 +283,15 @@ def _first(error: ValidationError) -> str:
     place = [part if isinstance(part, str) else shown(part) for part in detail["loc"] if part != "[key]"]
     key = ".".join(one_line(part, 60) for part in place)
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place[-1], _known(place[:-1]), n=1)
-        return f"{key}: no such key{f', did you mean {near[0]}?' if near else ''}; {DOCS}"
+        return no_such_key(key, _known(place[:-1]), DOCS)
     if detail["type"] == "missing":
-        return f"{key}: missing, add it; {DOCS}"
+        return missing_key(key, DOCS)
     if detail["type"] == "invalid_key":
         return f"{key}: a key must be a word; put it in quotes, or drop it"
-    right = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    right = right_of(detail["msg"])
     if detail["type"] in ("model_type", "dict_type"):
         right = f"a mapping with keys such as {', '.join(_known(place)[:3])}"
-    return f"{key}: found {shown(detail['input'])}, it must be {right}"
+    return wrong_value(key, detail["input"], right)
 
 
 def _known(place: list[str]) -> list[str]:
