@@ -15,6 +15,8 @@ from gateway_property_fixtures import CHAT, Gateway, backend, gateway, refused, 
 
 from breakeven.gateway.keys import store
 from breakeven.gateway.plan.limits import Limits
+from breakeven.gateway.route.replay import explain
+from breakeven.gateway.seen.read_log import records
 from breakeven.gateway.serve.ask import BadAskError, form_for, read_form
 from breakeven.wire.behaviours import whole
 from breakeven.wire.bounds import HeldBodies
@@ -411,7 +413,12 @@ def test_a_message_of_a_chat_server(world: World) -> None:
         4,
         9,
     )
-    assert line["finish"] == "tool_calls"
+    assert (line["finish"], line["translated_to"]) == ("tool_calls", CHAT)
+    ident = told["x-breakeven-request-id"]
+    until(lambda: any(one.id == ident for one in records(world[0].directory / "log")), "its record")
+    assert f"translated to {CHAT}" in explain(
+        next(one for one in records(world[0].directory / "log") if one.id == ident)
+    )
 
 
 def test_a_stream_of_messages_of_a_chat_server(world: World) -> None:
@@ -514,3 +521,28 @@ def test_a_failing_backend_is_left_for_one_of_another_api(tmp_path: Path) -> Non
                 status, told, answer = running.ask({**ASKED, "model": "m", "stream": stream}, path=MESSAGES)
                 assert (status, told["x-breakeven-backend"]) == (200, "chat")
                 assert b'"stop_reason":"end_turn"' in answer
+
+
+def test_a_copy_goes_to_a_backend_of_another_api_where_that_has_words_for_it(tmp_path: Path) -> None:
+    with ScriptedServer("ok") as native, ScriptedServer(step) as chat:
+        plan = {
+            "backends": [
+                backend("native", native.url, endpoints=[MESSAGES]),
+                backend("chat", chat.url, endpoints=["/v1/chat/completions"]),
+            ],
+            "policies": [{"model": "m", "backends": ["native"]}],
+            "experiments": [
+                {"name": "x", "kind": "shadow", "model": "m", "control": "native", "treatment": "chat", "share": 1.0}
+            ],
+        }
+        with gateway(tmp_path, plan) as running:
+
+            def copied(**more: object) -> int:
+                status, told, _ = running.ask({**ASKED, "model": "m", **more}, path=MESSAGES)
+                assert (status, told["x-breakeven-backend"]) == (200, "native")
+                return chat.seen.requests
+
+            until(lambda: copied() > 0, "a copy")  # an experiment begins a moment after its gateway
+            copied(mcp_servers=[{"name": "s"}])
+            until(lambda: copied() > 1, "another")
+            assert set(chat.seen.paths) == {"/v1/chat/completions"}

@@ -103,6 +103,8 @@ def _what(record: DecisionRecord) -> str:
     when = datetime.fromtimestamp(record.time_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     stream = ", streamed" if record.stream else ""
     copy = f", a copy of {record.shadow_of}" if record.shadow_of else ""
+    if record.translated_to:
+        copy = f", translated to {record.translated_to}{copy}"
     return f"{record.id}: {record.endpoint} for {record.model!r} at {when}{stream}{copy}"
 
 

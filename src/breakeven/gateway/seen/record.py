@@ -75,6 +75,8 @@ class DecisionRecord(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False)
     """The id of the request that this one copies."""
     group: str = ""
     """Equal for answers to one prompt that was asked several times over, to see how they vary."""
+    translated_to: str = ""
+    """The endpoint in whose words the backend was asked; empty: the client's own."""
     answer_hash: str = ""
     """A digest of the answer's text, where variability is looked at."""
     error: str = ""

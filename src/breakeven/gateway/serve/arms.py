@@ -23,6 +23,7 @@ from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
 from breakeven.gateway.shared.block import SharedGrid
 from breakeven.gateway.shared.layout import Treatment
+from breakeven.gateway.translate.said import CannotTranslateError
 from breakeven.wire.message import Headers, Request
 
 
@@ -148,6 +149,10 @@ class Arms:
         )
         request = Request("POST", forward.endpoint, "", forward.headers, forward.request_body, "", time.monotonic_ns())
         asked = Asked(dict(forward.asked.fields), forward.asked.form)
+        try:
+            asked.turn(forward.endpoint, lane.view.way(forward.endpoint))
+        except CannotTranslateError:
+            return
         choice = Choice(order=(), scores=[found], reason="experiment")
         copy = Forward(home, request, Nobody(), self._anyone, asked, ask, policy, choice)
         asked.model = forward.asked.model
