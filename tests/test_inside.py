@@ -96,6 +96,21 @@ def test_token_ids_and_a_limit_are_taken(moe_gguf: Path) -> None:
     assert traced.truncated == ("long",)
 
 
+def test_prompts_of_one_file_are_sequences_of_their_own_told_together(moe_gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text(f"{CODE.splitlines()[0]}\n{CODE.splitlines()[0]}\n")
+    together = breakeven.trace(str(moe_gguf), prompts=tmp_path / "own.txt", engine=None)
+    (text,) = together.texts
+    assert text.label == "own.txt"
+    alone = trace(moe_gguf, {"one": CODE.splitlines()[0]}).ids["one"]
+    twice = trace(moe_gguf, {"own": [CODE.splitlines()[0]] * 2}).ids["own"]
+    # The second begins anew: it is routed as the first was.
+    assert np.array_equal(twice, np.concatenate([alone, alone], axis=1))
+    assert together.tokens == twice.shape[1]
+    cut = trace(moe_gguf, {"own": [CODE.splitlines()[0]] * 2}, max_tokens=alone.shape[1] + 1)
+    assert cut.ids["own"].shape[1] == alone.shape[1] + 1
+    assert cut.truncated == ("own",)
+
+
 def test_a_dense_model_has_no_routing_to_trace(smollm2_gguf: Path) -> None:
     with pytest.raises(NotSupportedError, match=r"dense.*breakeven profile"):
         trace(smollm2_gguf, {"prose": PROSE})

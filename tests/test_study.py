@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
 from dataclasses import fields
@@ -103,6 +104,8 @@ def test_a_small_study_gets_its_defaults(tmp_path: Path) -> None:
         ({"load__prompt": None}, "load", "prompt: tokens such as 512"),
         ({"load__prompt": "many"}, "load.prompt", "found 'many', it must be tokens as 128"),
         ({"load__arrivals": "steps:2x30s"}, "load.arrivals", "poisson, constant or gamma"),
+        ({"load__arrivals": "agents"}, "load.arrivals", "poisson, constant or gamma"),
+        ({"load__trace_format": "azure"}, "load", "trace_format only beside a trace"),
         ({"load__low": "5/s"}, "load.low", "must hold that of now, 2/s"),
         ({"load__trace": "nowhere.csv", "load__rate": None}, "load.trace", "does not exist"),
         ({"candidates": []}, "candidates", "found [], it must be a list with at least one candidate"),
@@ -186,6 +189,15 @@ def test_a_trace_is_scaled_to_the_rate_and_draws_at_it(tmp_path: Path) -> None:
     schedule = draw(plan.workload, read_trace(plan.trace))
     assert schedule.prompt_N.tolist() == [10, 20, 30, 40]
     assert schedule.due_ns_N[-1] / 1e9 == pytest.approx(3 / 6, rel=1e-6)
+
+
+def test_a_study_says_the_unit_of_its_trace_where_rows_leave_it_open(tmp_path: Path) -> None:
+    rows = [{"timestamp": at, "input_length": 40, "output_length": 2} for at in (0.0, 20.5, 61.25)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"t\.jsonl, line 2, .*say .* with load\.trace_format in .*study\.yaml"):
+        read_study(written(tmp_path, changed(load={"trace": "t.jsonl"})))
+    plan = read_study(written(tmp_path, changed(load={"trace": "t.jsonl", "trace_format": "mooncake:s:16"})))
+    assert plan.load_per_s == pytest.approx(3 / 61.25)
 
 
 def test_a_trace_beyond_memory_is_represented_by_its_beginning(tmp_path: Path) -> None:
