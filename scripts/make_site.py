@@ -36,11 +36,14 @@ if (location.protocol === "file:") {
       this.frame.hidden = true
       document.documentElement.append(this.frame)
       const inside = this.frame.contentWindow
-      inside.postMessage = data => setTimeout(() => {
-        const told = new MessageEvent("message", { data })
-        this.dispatchEvent(told)
-        if (this.onmessage) this.onmessage(told)
-      })
+      // Both sides get copies, as from a Worker: neither may change what the other holds.
+      inside.postMessage = told => {
+        const event = new MessageEvent("message", { data: structuredClone(told) })
+        setTimeout(() => {
+          this.dispatchEvent(event)
+          if (this.onmessage) this.onmessage(event)
+        })
+      }
       const script = inside.document.createElement("script")
       script.src = new URL(url, document.baseURI)
       script.onload = () => {
@@ -51,8 +54,9 @@ if (location.protocol === "file:") {
       inside.document.documentElement.append(script)
     }
     postMessage(data) {
+      const inside = this.frame.contentWindow
       if (this.waiting) this.waiting.push(data)
-      else this.frame.contentWindow.dispatchEvent(new MessageEvent("message", { data }))
+      else setTimeout(() => inside.dispatchEvent(new MessageEvent("message", { data: structuredClone(data) })))
     }
     terminate() {
       this.frame.remove()
@@ -118,7 +122,8 @@ def staged(text: str, page: Path, target: Path) -> tuple[str, list[Path]]:
 
 def title_of(page: Path) -> str:
     """The first heading."""
-    return next(line[2:] for line in page.read_text("utf-8").splitlines() if line.startswith("# ")).replace('"', "'")
+    title = next(line[2:] for line in page.read_text("utf-8").splitlines() if line.startswith("# "))
+    return title.replace("`", "").replace('"', "'")
 
 
 def nav_of(pages: list[Path]) -> str:

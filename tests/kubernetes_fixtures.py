@@ -12,13 +12,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from decision_fixtures import candidate, cost_point, decision, exact
 
 from breakeven.answer.evaluate import model_of
 from breakeven.answer.study.load import read_study
 from breakeven.answer.study.plan import CandidatePlan
 from breakeven.gateway.cluster.files import manifests_of
-from breakeven.results.decision import CandidateResult, Decision, TrafficShare, Verdict
+from breakeven.results.decision import CandidateResult, Decision, Flip, TrafficShare, Verdict
 from breakeven.traffic.workload import Slo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,12 +78,22 @@ def of_names() -> list[tuple[str, str]]:
 
 def example() -> Decision:
     """What `breakeven decide examples/public-api-service.yaml` says, as the README shows it."""
-    return decided(
+    ours, hosted, larger = "Llama-3.1-8B on an L40S", "gpt-oss-120b from Groq", "Qwen3-14B on an H100"
+    made = decided(
         ROOT / "examples" / "public-api-service.yaml",
-        "Llama-3.1-8B on an L40S",
+        ours,
         machines=1,
-        sentence="Probably run Llama-3.1-8B on an L40S (dense) at 5.5 requests/s: $1.40 ($1.40 to $2.80) an hour.",
+        sentence=f"Probably run {ours} (dense) at 5.5 requests/s: $1.40 ($1.40 to $2.80) an hour.",
     )
+    changes = [
+        (1.27, hosted, ours, f"above 1.27 requests/s {ours} is the better choice, below it {hosted}"),
+        (11.6, ours, larger, f"above 11.6 requests/s {larger} is the better choice, below it {ours}"),
+    ]
+    flips = [
+        Flip(quantity="load", from_=before, to=after, at=exact(at), unit="req/s", meaning=meaning)
+        for at, before, after, meaning in changes
+    ]
+    return msgspec.structs.replace(made, flips=flips)
 
 
 def several_nodes(kind: str = "moe", devices: int = 16) -> Decision:

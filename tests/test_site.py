@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -61,3 +63,30 @@ def test_the_check_finds_what_leads_nowhere_and_what_is_fetched(site: ModuleType
     found = site.faults(tmp_path)
     assert len(found) == 3
     assert {line.rpartition(" ")[2] for line in found} == {"nowhere", "place", "elsewhere"}
+
+
+ASKS = """<script src="worker.js"></script><script>
+const asked = { words: ["a"] }
+const worker = new Worker("answers.js")
+worker.onmessage = event => { document.title = JSON.stringify([event.data.words, asked.words]) }
+worker.postMessage(asked)
+</script>"""
+ANSWERS = """addEventListener("message", event => {
+  event.data.words.push("b")
+  postMessage(event.data)
+})"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+async def test_the_search_of_a_page_that_is_a_file_has_a_worker(site: ModuleType, tmp_path: Path) -> None:
+    """Chromium starts none for a file. What crosses is copied: the search's page keeps what was typed in it."""
+    api = pytest.importorskip("playwright.async_api", reason="playwright is not installed (extra test)")
+    for name, text in (("index.html", ASKS), ("answers.js", ANSWERS), ("worker.js", site.WORKER)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    async with api.async_playwright() as player:
+        browser = await player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = await browser.new_page()
+        await page.goto((tmp_path / "index.html").as_uri())
+        await page.wait_for_function("document.title !== ''")
+        assert await page.title() == '[["a","b"],["a"]]'
+        await browser.close()
