@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.gateway.serve.ask import body_of
+from breakeven.gateway.serve.speech import told_of
 from breakeven.gateway.translate.chat import ChatWriter, chat_to_messages
 from breakeven.gateway.translate.messages_asked import messages_to_chat
 from breakeven.gateway.translate.messages_told import MessageWriter
@@ -285,7 +286,7 @@ def test_any_request_is_translated_or_refused(fields: Json) -> None:
         except CannotTranslateError:
             continue
         assert json.loads(body_of(turned.fields(msgspec.Raw(b'"s"'))))["model"] == "s"
-        assert all(32 <= byte < 127 for _, value in turned.told() for byte in value)
+        assert all(32 <= byte < 127 for _, value in told_of(turned, []) for byte in value)
 
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
@@ -580,7 +581,7 @@ def test_a_response_by_way_of_messages() -> None:
     assert turned.left == ("reasoning_effort",)
     assert turned.headers([]) == [(b"anthropic-version", b"2023-06-01")]
     assert turned.headers([(b"anthropic-version", b"x")]) == [(b"anthropic-version", b"x")]
-    assert turned.told()[0] == (b"x-breakeven-translated", b"/v1/messages")
+    assert told_of(turned, [])[0] == (b"x-breakeven-translated", b"/v1/messages")
 
 
 def test_a_stream_is_asked_for_its_usage() -> None:

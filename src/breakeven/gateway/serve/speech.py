@@ -22,6 +22,7 @@ from breakeven.gateway.plan.model import ENDPOINTS, BackendPlan
 from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, Fields, body_of, fields_for, form_for, raw
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import LESSONS_TAUGHT
+from breakeven.gateway.translate.table import Turned
 from breakeven.hardware.system import cache_home
 from breakeven.wire.dialects import Dialect
 from breakeven.wire.lessons import LESSONS, Lesson, as_number, from_number, lesson_of
@@ -176,12 +177,16 @@ class Question:
             self._speech.learn(self._lessons)
 
     def told(self) -> list[tuple[bytes, bytes]]:
-        """What the client is told of it: that it was translated, and what was left out."""
-        turned = self.turned
-        told = [] if turned is None else [(b"x-breakeven-translated", turned.way.encode())]
-        if left := [*(() if turned is None else turned.left), *self._left_out]:
-            told.append((LEFT_OUT, printable(", ".join(left)[:400]).encode("ascii", "replace")))
-        return told
+        """What the client is told of it."""
+        return told_of(self.turned, self._left_out)
+
+
+def told_of(turned: Turned | None, left_out: Iterable[str]) -> list[tuple[bytes, bytes]]:
+    """Headers that say in which API a backend was asked, where not in the client's, and what it was not told."""
+    headers = [] if turned is None else [(b"x-breakeven-translated", turned.way.encode())]
+    if left := [*(() if turned is None else turned.left), *left_out]:
+        headers.append((LEFT_OUT, printable(", ".join(left)[:400]).encode("ascii", "replace")))
+    return headers
 
 
 class _Memory(msgspec.Struct):
