@@ -23,7 +23,7 @@ from breakeven.errors import UserError
 from breakeven.gateway.keys import windows as windows_module
 from breakeven.gateway.keys.budgets import budget_path, load_budgets, save_budgets
 from breakeven.gateway.keys.entry import KeyEntry, KeyLimit, parse_limit, stamped
-from breakeven.gateway.keys.machines import SharedWindows
+from breakeven.gateway.keys.machines import AGAIN_S, EVERY_S, SharedWindows
 from breakeven.gateway.keys.windows import BUCKETS, OwnRow, Windows, put_row, row_buckets, row_sum
 from breakeven.gateway.plan.model import Redis
 from breakeven.gateway.shared.block import Shape, SharedBlock
@@ -293,6 +293,7 @@ def used(block: SharedBlock, slot: int, entry: KeyEntry, which: int = 0) -> int:
 def test_budgets_survive_a_restart_and_a_move_of_rows(tmp_path: Path) -> None:
     path = budget_path(tmp_path / "keys.json")
     assert path.name == "keys.budgets.json"
+    assert budget_path(tmp_path / "keys.json", tmp_path / "b") == tmp_path / "b"
     anna, bert = entry_of("anna", "10 usd/day"), entry_of("bert", "500 tokens/hour")
     before = SharedBlock(SHAPE)
     machine = load_budgets(path, before, [anna, bert], {"anna": 0, "bert": 1})
@@ -628,6 +629,29 @@ async def test_it_runs_beside_and_ends_when_cancelled(server: ValkeyServer) -> N
         run.cancel()
     assert all(isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*runs, return_exceptions=True))
     assert one.said == two.said == []
+
+
+async def test_an_exchange_that_was_late_is_made_again_soon_then_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("redis", reason="the redis package is not installed (breakeven[scale])")
+    monkeypatch.setenv("BREAKEVEN_REDIS_URL", "unix:///nowhere")
+    one, slept = Machine("a", BERT), []
+    answers = iter([True, False, False, True, True])
+
+    async def exchange() -> bool:
+        return next(answers)
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 5:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(one.shared, "exchange", exchange)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await one.shared.run()
+    assert slept == [EVERY_S, EVERY_S, AGAIN_S, EVERY_S, EVERY_S]
 
 
 async def test_fields_expire_in_redis(server: ValkeyServer) -> None:

@@ -134,10 +134,13 @@ class SharedWindows:
 
     async def run(self) -> None:
         """Exchange until cancelled."""
+        before = True
         try:
             while True:
                 well = await self.exchange()
-                await asyncio.sleep(self._every_s if well else AGAIN_S)
+                # An answer that was late is asked for again soon: others spend meanwhile. Who is away is left alone.
+                await asyncio.sleep(self._every_s if well or before else AGAIN_S)
+                before = well
         finally:
             await self._client.aclose()
 
