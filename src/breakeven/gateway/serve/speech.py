@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.gateway.plan.model import ENDPOINTS, BackendPlan
+from breakeven.gateway.plan.model import ENDPOINTS, BackendPlan, GatewayPlan
 from breakeven.gateway.serve.ask import WANTS_USAGE, Fields, body_of, raw
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import LESSONS_TAUGHT
@@ -169,3 +169,11 @@ def told(plan: BackendPlan) -> str:
 
 def _action(action: dict[str, Any]) -> str:
     return f"as {action['rename']}" if "rename" in action else f"{msgspec.json.encode(action['add']).decode()} added"
+
+
+def forget_former(before: GatewayPlan, after: GatewayPlan, block: SharedBlock, rows: Mapping[str, int]) -> None:
+    """What servers taught that a reload replaces under their names is not true of the new ones."""
+    former = {backend.name: _name(backend) for backend in before.backends}
+    for backend in after.backends:
+        if former.get(backend.name) != _name(backend):
+            block.known.put(0, rows[backend.name], LESSONS_TAUGHT, 0.0)
