@@ -256,7 +256,7 @@ def test_distinct_streams_get_distinct_prompts_and_candidates_the_same(tmp_path:
             precision=0.9,
             out=tmp_path / "out",
         )
-        asked_a, asked_b = ([str(body["prompt"]) for body in s.bodies if body.get("stream")] for s in (a, b))
+        asked_a, asked_b = ([str(body["prompt"]) for body in s.bodies if body["prompt"] != "Hello"] for s in (a, b))
     assert len(set(asked_a)) == len(asked_a)
     assert sorted(asked_a) == sorted(asked_b)
     done = [e for e in read_events(tmp_path / "out/events.jsonl") if isinstance(e, RequestDone)]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,8 +28,9 @@ import breakeven
 from breakeven.engines.backend import Backend
 from breakeven.engines.openai_url import connect, parse_url
 from breakeven.errors import UserError
-from breakeven.gateway.plan.model import BackendPlan
-from breakeven.gateway.serve.speech import remembered
+from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
+from breakeven.gateway.serve.speech import Speech, forget_former, remembered
+from breakeven.gateway.shared.block import Shape, SharedBlock
 from breakeven.measure.bodies import prepare_bodies
 from breakeven.measure.events import RequestDone
 from breakeven.measure.pool import Call, Pool
@@ -367,7 +369,9 @@ def test_each_kind_is_served_and_what_was_learned_is_kept_and_told(
         plan = {"backends": [_backend(name, server) for name, server in servers.items()]}
         # What is not known of one beforehand is learned.
         plan["backends"] += [_backend("strange", servers["mistral"], dialect="tgi")]
-        names = [*NAMES, "strange"]
+        stack.enter_context(_Bridge(tmp_path / "s", servers["tgi"].port))
+        plan["backends"] += [_backend("near", servers["tgi"], url="http://model.example/v1", socket="s", dialect="tgi")]
+        names = [*NAMES, "strange", "near"]
         with serving(tmp_path, plan) as gateway:
             for name in names:
                 for stream in (True, False):
@@ -384,6 +388,7 @@ def test_each_kind_is_served_and_what_was_learned_is_kept_and_told(
         command = [sys.executable, "-m", "breakeven.cli", "serve", str(tmp_path / "gateway.yaml"), "--check"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "strange: POST " in said
+    assert f"near: POST http://model.example/v1/chat/completions, through {tmp_path / 's'}, as tgi" in said
     assert "learned: no stream_options, learned: no seed, learned: no user" in said
     where = r"/deployments/m/chat/completions\?api-version=2024-10-21"
     assert re.search(rf"azure: POST \S+{where}, as azure, KEY_OF_ALL in api-key", said)
@@ -412,3 +417,24 @@ def test_nothing_is_kept_of_a_refusal_that_goes_on(tmp_path: Path, monkeypatch: 
         plan = BackendPlan(name="tgi", url=server.base_url, served_model="m")
     assert (told.status, told.body, asked) == (400, refusal, [1, None])
     assert remembered(plan) == ()
+
+
+def test_a_server_that_takes_anothers_name_at_a_reload_has_taught_nothing() -> None:
+    block = SharedBlock(Shape(workers=2, backends=2, keys=1, models=1, experiments=1))
+    one = BackendPlan(name="one", url="http://127.0.0.1:1/v1")
+    two = BackendPlan(name="two", url="http://127.0.0.1:2/v1")
+    for slot, plan in enumerate((one, two)):
+        Speech(plan, slot, block).learn([Lesson("seed")])
+    assert remembered(one) == (Lesson("seed"),)
+    moved = replace(two, url="http://127.0.0.1:3/v1")
+    before, after = (GatewayPlan(path=None, backends=plans) for plans in ((one, two), (one, moved)))
+    forget_former(before, after, block, {"one": 0, "two": 1})
+    assert [Speech(plan, slot, block).dialect.body for slot, plan in enumerate((one, moved))] == [{"seed": "drop"}, {}]
+
+
+def test_a_server_without_streams_is_connected_to() -> None:
+    with golden_server() as server:
+        refusal = whole(b'{"error": {"message": "this one does not stream"}}', status=400)
+        server.script = lambda asked: refusal if asked.stream else "ok"
+        backend = connect(f"{server.url}/v1#golden")
+    assert backend.engine == "unknown"

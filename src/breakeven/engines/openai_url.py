@@ -186,8 +186,11 @@ def _probed(backend: Backend, chats: bool) -> Backend:
 def _taught(backend: Backend, path: str, prompt: dict[str, Any]) -> Backend:
     """Asked as a run would ask, again without each field that a refusal names. Raises UserError for what it refuses."""
     taken: set[Lesson] = set()
+    streams = True
     while True:
-        asked = completion_fields(backend, max_tokens=1, temperature=1.0, top_k=40, seed=1, chat=path == CHAT)
+        asked = completion_fields(
+            backend, max_tokens=1, temperature=1.0, top_k=40, seed=1, stream=streams, chat=path == CHAT
+        )
         fields = {**asked, **prompt}
         try:
             _ask(backend, path, fields, _PROBE_TIMEOUT_S)
@@ -205,6 +208,8 @@ def _taught(backend: Backend, path: str, prompt: dict[str, Any]) -> Backend:
                 backend = replace(backend, settings={**backend.settings, "extra_fields": "refused"})
             elif left := [each for each in _LATER if each.field in fields]:
                 backend = _without(backend, left)
+            elif streams:
+                streams = False  # a run that streams will be told why it cannot
             else:
                 raise
         else:

@@ -239,7 +239,7 @@ def record_of(
         return record, charged
     name = leg.lane.name
     record.backend = name
-    record.translated_to = "" if leg.turned is None else leg.turned.way
+    record.translated_to = leg.question.translated_to
     if leg.first_ns and asked.streams:
         record.ttft_s = (leg.first_ns - arrived_ns) / _NS
         record.tpot_s = tpot_of(leg)

@@ -69,9 +69,9 @@ class Leg:
     """
 
     __slots__ = (
-        "_alive_ns", "_course", "_failing", "_forward", "_judged", "_length", "_line", "_opening", "_question",
+        "_alive_ns", "_course", "_failing", "_forward", "_judged", "_length", "_line", "_opening",
         "_reads_why", "_settled", "_size", "_streams", "ahead", "begun", "exchange", "first_ns", "head", "hedge",
-        "held", "kept", "lane", "last_ns", "nothing", "outcome", "retry_s", "running", "said_ns", "scrub", "single",
+        "held", "kept", "lane", "last_ns", "nothing", "outcome", "question", "retry_s", "running", "said_ns", "scrub", "single",
         "spell", "start_ns", "status", "tap", "tpot_factor", "ttft_factor",
     )  # fmt: skip
 
@@ -82,7 +82,7 @@ class Leg:
         self._forward, self._course, self.lane, self._line, self.hedge = forward, course, lane, line, hedge
         asked = forward.asked
         self.tap: Tap | TurnedTap = UNHEARD
-        self._question = Question(lane.speech, lane.model_raw, forward, lane.view.way(forward.endpoint))
+        self.question = Question(lane.speech, lane.model_raw, forward, lane.view.way(forward.endpoint))
         self.exchange: Exchange | None = None
         self.head: Headers = ()
         self.status = 0
@@ -115,12 +115,12 @@ class Leg:
         """Ask the backend."""
         upstream = self.lane.upstream
         assert upstream is not None
-        sent = self._question.sent()
+        sent = self.question.sent()
         self.exchange = upstream.send(sent.path, sent.headers, sent.body, self)
 
     def _asks_again(self) -> bool:
         """Whether this refusal names a field that its backend can be asked without, and it now is."""
-        if self._opening is None or not self._question.again(self.status, self._opening.held):
+        if self._opening is None or not self.question.again(self.status, self._opening.held):
             return False
         self.status, self.head, self.tap, self._opening = 0, (), UNHEARD, None
         self._length, self.first_ns, self.last_ns = -1, 0, 0
@@ -149,7 +149,7 @@ class Leg:
         streams = self._streams = status < 300 and (
             EVENTS in kind or (asked.streams and JSON not in kind and HTML not in kind)
         )
-        endpoint, turned = self._question.endpoint, self._question.turned
+        endpoint, turned = self.question.endpoint, self.question.turned
         drops = streams and not asked.wants_usage and asked.streams and endpoint in WANTS_USAGE and turned is None
         tap = tap_for(endpoint, coding, streams=streams, drop_usage=drops)
         self.tap = tap if turned is None else turned_tap(tap, turned, self._forward.id, self.ahead, status)
@@ -312,7 +312,7 @@ class Leg:
         """Its bytes go to the client from now on: whether this leg has won."""
         self.begun = True
         if self.status < 300:
-            self._question.went_well()
+            self.question.went_well()
         self.lane.decodes(self.ahead)
         if self._course.first_byte(self):
             self._forward.answer = self
@@ -335,7 +335,7 @@ class Leg:
         return data
 
     def _told(self) -> list[tuple[bytes, bytes]]:
-        return self._forward.told(self.lane) + self._question.told()
+        return self._forward.told(self.lane) + self.question.told()
 
     # What the course has done.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from breakeven.errors import UserError, printable
-from breakeven.gateway.plan.model import ENDPOINTS, BackendPlan
-from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, Fields, body_of, fields_for, form_for, raw
+from breakeven.gateway.plan.model import ENDPOINTS, BackendPlan, GatewayPlan
+from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, body_of, fields_for, form_for, raw
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import LESSONS_TAUGHT
-from breakeven.gateway.translate.table import Turned
+from breakeven.gateway.translate.table import Fields, Turned
 from breakeven.hardware.system import cache_home
 from breakeven.wire.dialects import Dialect
 from breakeven.wire.lessons import LESSONS, Lesson, as_number, from_number, lesson_of
@@ -176,6 +176,11 @@ class Question:
         if self._lessons:
             self._speech.learn(self._lessons)
 
+    @property
+    def translated_to(self) -> str:
+        """The API its backend was asked in, where that is not the client's; else empty."""
+        return "" if self.turned is None else self.endpoint
+
     def told(self) -> list[tuple[bytes, bytes]]:
         """What the client is told of it."""
         return told_of(self.turned, self._left_out)
@@ -254,3 +259,11 @@ def told(plan: BackendPlan) -> str:
 
 def _action(action: dict[str, Any]) -> str:
     return f"as {action['rename']}" if "rename" in action else f"{msgspec.json.encode(action['add']).decode()} added"
+
+
+def forget_former(before: GatewayPlan, after: GatewayPlan, block: SharedBlock, rows: Mapping[str, int]) -> None:
+    """What servers taught that a reload replaces under their names is not true of the new ones."""
+    former = {backend.name: _name(backend) for backend in before.backends}
+    for backend in after.backends:
+        if former.get(backend.name) != _name(backend):
+            block.known.put(0, rows[backend.name], LESSONS_TAUGHT, 0.0)

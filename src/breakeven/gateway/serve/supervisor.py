@@ -22,6 +22,7 @@ from breakeven.gateway.plan.check import check_reload
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.gateway.serve.loading import PlanReading, Rereading, ServedPlan, only_certificates, renewed
 from breakeven.gateway.serve.processes import run_worker
+from breakeven.gateway.serve.speech import forget_former
 from breakeven.gateway.serve.watcher import run_watcher, send_news
 from breakeven.gateway.shared.block import Shape, SharedBlock, Slots
 from breakeven.gateway.shared.layout import Global, Rows
@@ -299,6 +300,7 @@ class Supervisor:
                 return
             rows = self._name(loaded)
             prepare(loaded.plan, self.block, rows.backends)
+            forget_former(self.loaded.plan, loaded.plan, self.block, rows.backends)
         except Exception as error:  # a defect of ours must not end what serves
             self._not_reloaded(str(error) if isinstance(error, BreakevenError) else f"{type(error).__name__}: {error}")
             return
