@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 import breakeven  # noqa: E402
 from breakeven.errors import BreakevenError, UserError  # noqa: E402
+from breakeven.lab.bridge.bridge import to_gguf  # noqa: E402
 from breakeven.lab.bridge.weights import Checkpoint  # noqa: E402
 from breakeven.lab.training import loop, tune_job  # noqa: E402
 from breakeven.lab.training.tune import TuneJob  # noqa: E402
 from breakeven.lab.training.tune_proof import TuneDone  # noqa: E402
-from breakeven.lab.training.work import Recipe  # noqa: E402
+from breakeven.lab.training.work import Recipe, directory_of  # noqa: E402
 from breakeven.results.lab import Proof  # noqa: E402
 from tests.bridge_fixtures import CONFIGS, VOCAB  # noqa: E402
 from tests.lab_fixtures import texts  # noqa: E402
@@ -303,3 +304,20 @@ def test_adapters_of_a_dense_model_are_trained_beside_four_bits_and_put_into_the
     assert done.merged.adapter_kl < 1e-6
     assert done.merged.again_kl < 1e-9
     assert done.merged.base_kl > 1e-4
+
+
+def test_a_gguf_becomes_a_directory_to_train_on_once(base: Path, tmp_path: Path) -> None:
+    gguf = tmp_path / "toy.gguf"
+    to_gguf(base, gguf, dtype="f32")
+    told: list[str] = []
+    place, notes = directory_of(gguf, tmp_path / "base", lambda what, share: told.append(what))
+    config = place / "config.json"
+    was = config.stat().st_mtime_ns
+    assert directory_of(gguf, tmp_path / "base", lambda what, share: told.append(what)) == (place, notes)
+    assert config.stat().st_mtime_ns == was
+    assert told == ["writing it as a directory first"]
+    (tmp_path / "base.json").unlink()  # as a stop between both would leave it
+    assert directory_of(gguf, tmp_path / "base")[0] == place
+    assert config.stat().st_mtime_ns != was
+    assert directory_of(base, tmp_path / "other") == (base, [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "base.json", "toy.gguf"]
