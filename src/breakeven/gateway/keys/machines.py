@@ -36,6 +36,8 @@ AGAIN_S = 1.0
 """Between attempts while Redis is away."""
 IDLE_AT_ONCE = 50
 """Limits that nothing was spent on here since the last exchange, and are asked after in turn."""
+TOLD_AT_ONCE = 100
+"""Limits in one pipeline: its time limit must not depend on how many there are."""
 LONGEST_NAME, MOST_NAMED = 60, 20
 """Of what somebody else wrote, as far as it is told: characters, and hashes."""
 YOUNG_S, YOUNG_EACH_S = 5.0, 0.01
@@ -146,11 +148,19 @@ class SharedWindows:
 
     async def exchange(self) -> bool:
         """Add what was spent here, read what others spent; False when Redis did not answer."""
+        asked = self._due()
+        for start in range(0, len(asked), TOLD_AT_ONCE):
+            if not await self._tell(asked[start : start + TOLD_AT_ONCE]):
+                return False
+        if asked and self.away:
+            self.away = False
+            self._say("Redis is back: limits are shared between machines again")
+        return True
+
+    async def _tell(self, asked: list[tuple[KeyLimit, int]]) -> bool:
+        """The exchange of some limits; False when Redis did not answer."""
         from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, RedisError
 
-        asked = self._due()
-        if not asked:
-            return True
         pipe = self._client.pipeline(transaction=False)
         for limit, _ in asked:
             born, _told = self._told[limit.stamp]
@@ -170,7 +180,7 @@ class SharedWindows:
                 *pairs,
             )
         try:
-            # The client's own limit is per read; this one is for the whole exchange.
+            # The client's own limit is per read; this one is for all of them.
             async with asyncio.timeout(max(1.0, 10 * self._plan.timeout_s)):
                 answers = await pipe.execute(raise_on_error=False)
             # Of the server, not of one hash.
@@ -187,9 +197,6 @@ class SharedWindows:
             # Of one hash alone: it may hold anything, or not be ours to touch. The others are shared all the same.
             except (RedisError, ValueError, TypeError, LookupError) as error:
                 self._foreign(limit, f"{type(error).__name__}: {error}")
-        if self.away:
-            self.away = False
-            self._say("Redis is back: limits are shared between machines again")
         return True
 
     def _name(self, limit: KeyLimit) -> str:
