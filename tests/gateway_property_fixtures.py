@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 import yaml
 
-from breakeven.gateway.plan.model import ENDPOINTS
+from breakeven.gateway.plan.reach import ENDPOINTS
 from breakeven.wire.behaviours import chunk, head, whole
 from breakeven.wire.completions import ScriptedRequest
 from breakeven.wire.message import Request

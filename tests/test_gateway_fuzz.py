@@ -21,7 +21,7 @@ from gateway_property_fixtures import CHAT, JSON_TYPE, Gateway, backend, gateway
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from breakeven.gateway.plan.model import ENDPOINTS
+from breakeven.gateway.plan.reach import ENDPOINTS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "openapi.yaml"
 PATHS = (*ENDPOINTS, "/v1/models", "/v1/models/b", "/health", "/ready", "/", "*", "/v1/models/é", "http://x/v1/models")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from breakeven.gateway.plan.model import ENDPOINTS
+from breakeven.gateway.plan.reach import ENDPOINTS
 from breakeven.wire.message import error_body
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "openapi.yaml"

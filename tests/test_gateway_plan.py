@@ -23,10 +23,7 @@ from breakeven.gateway.plan.check import ALL_SET, check_plan, check_reload, is_l
 from breakeven.gateway.plan.limits import Limits
 from breakeven.gateway.plan.load import PUBLIC_NAME, read_gateway
 from breakeven.gateway.plan.model import (
-    ENDPOINTS,
-    LOCAL_ENDPOINTS,
     NAME,
-    USUAL_ENDPOINTS,
     AdminPlan,
     BackendPlan,
     ExperimentPlan,
@@ -39,7 +36,7 @@ from breakeven.gateway.plan.model import (
     Timeouts,
 )
 from breakeven.gateway.plan.origins import plan_of_decision
-from breakeven.gateway.plan.reach import value_of
+from breakeven.gateway.plan.reach import ENDPOINTS, LOCAL_ENDPOINTS, USUAL_ENDPOINTS, value_of
 from breakeven.gateway.plan.write import gateway_text, write_gateway
 from breakeven.gateway.route.policies import POLICIES
 from breakeven.gateway.serve.run import source_of

@@ -17,7 +17,7 @@ from gateway_property_fixtures import Gateway, backend, gateway, statuses
 
 from breakeven.gateway.keys import store
 from breakeven.gateway.live.admin import ROUTES as ADMIN_ROUTES
-from breakeven.gateway.plan.model import ENDPOINTS
+from breakeven.gateway.plan.reach import ENDPOINTS
 
 BODY = b'{"model": "b", "messages": []}'
 ROUTES = [("POST", path) for path in ENDPOINTS] + [("GET", "/v1/models"), ("GET", "/v1/models/b")]

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.gateway.keys import store
-from breakeven.gateway.plan.model import ENDPOINTS
+from breakeven.gateway.plan.reach import ENDPOINTS
 from breakeven.gateway.serve.opening import Scrub, headers_without
 
 BACKEND_KEY = "canary-of-the-backend-7f3a9c"

@@ -12,7 +12,7 @@ from gateway_property_fixtures import Gateway, backend, gateway, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from breakeven.gateway.plan.model import ENDPOINTS
+from breakeven.gateway.plan.reach import ENDPOINTS
 
 NAMES = [
     "api_base", "base_url", "api_key", "api_type", "api_version", "organization", "url", "uri", "host", "hostname",

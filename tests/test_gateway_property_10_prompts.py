@@ -14,7 +14,7 @@ import pytest
 from chaos_server import ChaosServer
 from gateway_property_fixtures import Gateway, backend, gateway, until
 
-from breakeven.gateway.plan.model import ENDPOINTS
+from breakeven.gateway.plan.reach import ENDPOINTS
 
 PROMPT = "canary-of-the-prompt-3f81"
 ANSWER = "canary-of-the-answer-77d0"

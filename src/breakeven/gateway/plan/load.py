@@ -12,15 +12,8 @@ from breakeven.answer.study.load import check_format, check_kv, existing, locati
 from breakeven.answer.study.yaml_file import record_of
 from breakeven.errors import NotSupportedError, UserError, expanded
 from breakeven.gateway.plan.check import check_plan
-from breakeven.gateway.plan.model import (
-    LOCAL_ENDPOINTS,
-    USUAL_ENDPOINTS,
-    BackendPlan,
-    GatewayPlan,
-    LocalPlan,
-    PolicyPlan,
-)
-from breakeven.gateway.plan.reach import Certificate
+from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan, PolicyPlan
+from breakeven.gateway.plan.reach import LOCAL_ENDPOINTS, USUAL_ENDPOINTS, Certificate
 from breakeven.model.readers.typed import read_mapping
 from breakeven.results.decision import Kind
 

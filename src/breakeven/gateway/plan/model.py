@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from breakeven.answer.study.price import PLACED, PRICE, ApiSpeed, EngineName, Location
@@ -39,7 +39,18 @@ from breakeven.answer.study.values import (
     whole,
 )
 from breakeven.gateway.plan.limits import Limits, OriginName, PageOrigin
-from breakeven.gateway.plan.reach import Certificate, DialectName, EnvName, Proxy, Url, Words, as_certificate, spoken
+from breakeven.gateway.plan.reach import (
+    USUAL_ENDPOINTS,
+    Certificate,
+    DialectName,
+    EndpointName,
+    EnvName,
+    Proxy,
+    Url,
+    Words,
+    as_certificate,
+    spoken,
+)
 from breakeven.hardware.placement import Placement
 from breakeven.results.cost import Api, Pricing
 from breakeven.results.decision import Kind
@@ -47,25 +58,6 @@ from breakeven.traffic.workload import Slo
 from breakeven.wire.dialects import Dialect, dialect_at
 from breakeven.wire.tls import TlsFiles
 
-Endpoint = Literal[
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/responses",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/v1/rerank",
-    "/v1/audio/transcriptions",
-    "/v1/audio/translations",
-    "/v1/audio/speech",
-    "/v1/images/generations",
-    "/v1/images/edits",
-    "/v1/images/variations",
-]
-ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
-USUAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions")
-LOCAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-"""What llama.cpp's server answers for any model; embeddings need a model made for them."""
 ExperimentKind = Literal["ab", "shadow", "canary"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,99}")
 """Names travel in headers, log lines and metric labels."""
@@ -74,12 +66,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,99}")
 def _name(value: object) -> object:
     if not isinstance(value, str) or not NAME.fullmatch(value):
         raise ValueError("a name of up to 100 letters, digits and . _ : / @ + - without spaces, such as qwen3-14b")
-    return value
-
-
-def _endpoint(value: object) -> object:
-    if value not in ENDPOINTS:
-        raise ValueError(f"one of {', '.join(get_args(Endpoint))}")
     return value
 
 
@@ -94,7 +80,6 @@ def _backends(value: object) -> object:
 
 
 Name = Annotated[str, read_by(_name)]
-EndpointName = Annotated[Endpoint, read_by(_endpoint)]
 Port = Annotated[int, whole(0, 65535)]
 
 

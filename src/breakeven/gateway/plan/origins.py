@@ -29,14 +29,8 @@ from breakeven.engines.start import format_of
 from breakeven.errors import UserError
 from breakeven.forecast.profiles import THIS, profile_named
 from breakeven.gateway.plan.load import PUBLIC_NAME, read_gateway
-from breakeven.gateway.plan.model import (
-    LOCAL_ENDPOINTS,
-    USUAL_ENDPOINTS,
-    BackendPlan,
-    GatewayPlan,
-    LocalPlan,
-    PolicyPlan,
-)
+from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan, PolicyPlan
+from breakeven.gateway.plan.reach import LOCAL_ENDPOINTS, USUAL_ENDPOINTS
 from breakeven.gateway.plan.write import write_gateway
 from breakeven.gateway.swap.needs import check_local
 from breakeven.hardware.placement import AUTO, placement_of

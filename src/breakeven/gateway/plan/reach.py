@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn, get_args
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
@@ -20,6 +20,25 @@ from breakeven.hardware.system import regular
 from breakeven.wire.dialects import Dialect, dialect_of, dialects, texts
 from breakeven.wire.lessons import Action
 
+Endpoint = Literal[
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/rerank",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/audio/speech",
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/images/variations",
+]
+ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
+USUAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions")
+LOCAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+"""What llama.cpp's server answers for any model; embeddings need a model made for them."""
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 A_URL = "a server's base URL, such as http://127.0.0.1:8080/v1"
 A_PROXY = "the URL of an HTTP proxy, such as http://proxy.example.org:3128"
@@ -129,3 +148,12 @@ def spoken(
         fields={},
         stream_options={},
     )
+
+
+def _endpoint(value: object) -> object:
+    if value not in ENDPOINTS:
+        raise ValueError(f"one of {', '.join(get_args(Endpoint))}")
+    return value
+
+
+EndpointName = Annotated[Endpoint, read_by(_endpoint)]

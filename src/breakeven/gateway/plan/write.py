@@ -17,7 +17,8 @@ import yaml
 from breakeven.answer.study.price import PlacementKeys, PriceTerms
 from breakeven.answer.study.values import FilePart, keys_of
 from breakeven.errors import UserError
-from breakeven.gateway.plan.model import LOCAL_ENDPOINTS, USUAL_ENDPOINTS, AdminPlan, BackendPlan, GatewayPlan
+from breakeven.gateway.plan.model import AdminPlan, BackendPlan, GatewayPlan
+from breakeven.gateway.plan.reach import LOCAL_ENDPOINTS, USUAL_ENDPOINTS
 from breakeven.hardware.placement import Placement
 from breakeven.results.cost import Api, Own, Rented
 from breakeven.traffic.workload import Slo

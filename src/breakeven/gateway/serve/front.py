@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import msgspec
 
 from breakeven.gateway.plan.limits import ANY_PAGE
-from breakeven.gateway.plan.model import ENDPOINTS
+from breakeven.gateway.plan.reach import ENDPOINTS
 from breakeven.gateway.serve.ask import Asked, BadAskError, Client, fields_of, is_form, read_form
 from breakeven.gateway.serve.desk import Desk
 from breakeven.gateway.serve.forward import JSON, say

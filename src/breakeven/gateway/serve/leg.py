@@ -71,8 +71,8 @@ class Leg:
     __slots__ = (
         "_alive_ns", "_course", "_failing", "_forward", "_judged", "_length", "_line", "_opening", "_reads_why",
         "_settled", "_size", "_streams", "ahead", "begun", "exchange", "first_ns", "head", "hedge", "held", "kept",
-        "lane", "last_ns", "nothing", "outcome", "question", "retry_s", "running", "said_ns", "scrub", "single", "spell",
-        "start_ns", "status", "tap", "tpot_factor", "ttft_factor",
+        "lane", "last_ns", "nothing", "outcome", "question", "retry_s", "running", "said_ns", "scrub", "single",
+        "spell", "start_ns", "status", "tap", "tpot_factor", "ttft_factor",
     )  # fmt: skip
 
     def __init__(

@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from breakeven.errors import UserError, printable
-from breakeven.gateway.plan.model import ENDPOINTS, BackendPlan, GatewayPlan
+from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
+from breakeven.gateway.plan.reach import ENDPOINTS
 from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, body_of, fields_for, form_for, raw
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import LESSONS_TAUGHT
