@@ -318,7 +318,7 @@ def test_the_recipe_is_written_for_axolotl_and_what_judges_kept_apart(tmp_path: 
     text = texts(tmp_path / "text", ("de", "en"), 24, 400)
     first, last = breakeven.tune_elsewhere(toy, out, 100, text=text, rank=4, seed=3)
     assert first == f"axolotl train {out / 'axolotl.yaml'}"
-    assert last == f"breakeven tune {toy} --adapter {out / 'adapter'} --text {out / 'judge'} --out DIR"
+    assert last == f"breakeven tune {toy} --adapter {out / 'adapter'} --text {out / 'judge'} --tokens 256 --out DIR"
     told = yaml.safe_load((out / "axolotl.yaml").read_text())
     assert told["lora_target_modules"] == ["o_proj", "q_proj"]
     assert told["lora_target_parameters"] == ["experts.gate_up_proj", "experts.down_proj"]

@@ -32,7 +32,11 @@ def distill(
     teacher: Annotated[str, typer.Argument(help="A .gguf file, or a Hugging Face model's directory.")],
     into: Annotated[
         str,
-        typer.Option("--into", metavar="SHAPE|DIR", help='"dense 4x256", "moe 4x256 8/2", or a model to go on with.'),
+        typer.Option(
+            "--into",
+            metavar="SHAPE|DIR",
+            help='"dense 4x256", "moe 4x256 8/2", "hyena 4x256", or a model to go on with.',
+        ),
     ],
     text: Annotated[
         Path, typer.Option("--text", metavar="FILE|DIR", help="Text to learn from: a file, or a folder a language.")
@@ -42,9 +46,11 @@ def distill(
         str | None,
         typer.Option("--fits", metavar="SIZE", help='Memory of its device, such as 512MB: sizes "dense" or "moe".'),
     ] = None,
-    machine: Annotated[str | None, typer.Option(help="The device for --fits.", show_default="this machine")] = None,
+    machine: Annotated[
+        str | None, typer.Option(help="Whose speed --latency means.", show_default="this machine")
+    ] = None,
     latency: Annotated[
-        str | None, typer.Option("--latency", metavar="TIME", help="Of a token on the device: 20ms.")
+        str | None, typer.Option("--latency", metavar="TIME", help="Of a token, with --fits: 20ms.")
     ] = None,
     trim_vocabulary: Annotated[
         bool, typer.Option("--trim-vocabulary", help="Keep only the tokens that the text uses.")

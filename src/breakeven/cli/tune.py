@@ -66,6 +66,7 @@ def tune(
     """
     if emit is not None:
         given = {"--adapter": adapter, "--for": during, "--threads": threads, "--quantized": quantized or None}
+        given["--json"] = json or None
         if emit != "axolotl":
             raise UserError(f"--emit {emit}: give axolotl")
         if steps is None or router != "frozen" or any(value is not None for value in given.values()):

@@ -54,6 +54,8 @@ def messages_to_chat(asked: Json, left: list[str]) -> Json:
     if tools := _tools(asked.get("tools"), chosen, left):
         made["tools"] = tools
         made |= _choice(chosen)
+    elif isinstance(chosen, dict) and chosen.get("type") in ("any", "tool"):
+        raise CannotTranslateError("tool_choice")
     if (form := _format(asked, left)) is not None:
         made["response_format"] = form
     return made

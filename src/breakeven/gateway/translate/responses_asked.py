@@ -114,6 +114,8 @@ def _tools(asked: Json, made: Json, left: list[str]) -> None:
         if chosen is not None:
             made["tool_choice"] = chosen
     else:
+        if chosen == "required" or isinstance(chosen, dict):
+            raise CannotTranslateError("tool_choice")
         made.pop("parallel_tool_calls", None)
 
 

@@ -106,6 +106,7 @@ def write_for_axolotl(
     finally:
         shutil.rmtree(made, ignore_errors=True)
     proven = ["breakeven", "tune", str(model), "--adapter", str(out / ADAPTER), "--text", str(out / JUDGE)]
+    proven += ["--tokens", str(tokens)]
     return [shlex.join(["axolotl", "train", str(out / CONFIGURATION)]), f"{shlex.join(proven)} --out DIR"]
 
 
