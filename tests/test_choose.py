@@ -232,6 +232,8 @@ def test_a_finer_file_stands_for_the_model_and_the_rest_is_named(tmp_path: Path)
     notes = breakeven.choose("rtx-3060", scores=[file]).notes
     assert any("of qwen3-8b in Q4_K_M you gave a finer file too" in note for note in notes)
     assert not any("no candidate here" in note for note in notes)
+    file.write_text(json.dumps({"model": "qwen3-8b-Q4_K_XL", "score": 0.4, "n": 50}))
+    assert breakeven.choose("rtx-3060", scores=[file]).picks, "a format of unknown bits says nothing, and stops nothing"
 
 
 def test_scores_in_a_language_that_was_not_asked_for_are_told_of(tmp_path: Path) -> None:
@@ -254,7 +256,8 @@ def test_hosted_models_are_abler_than_the_pick_and_priced(coded: ModelChoice) ->
         assert row.better is not None
         assert row.better > 0.5
         price = next(p for p in hosted_prices().prices if (p.model, p.host, p.name) == (row.model, row.host, row.name))
-        usd = (coded.use.prompt * price.usd_in + coded.use.output * price.usd_out) / 1e6
+        sent = coded.use.context - coded.use.output  # the history too: a host remembers nothing
+        usd = (sent * price.usd_in + coded.use.output * price.usd_out) / 1e6
         assert row.usd_per_1000_requests == pytest.approx(1000 * usd)
         assert row.quality.least <= row.quality.value <= row.quality.most
         assert row.requests_for_rent is None

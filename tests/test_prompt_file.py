@@ -210,13 +210,15 @@ def test_a_comparison_without_traffic_is_made_of_the_same_text(tmp_path: Path) -
         ('{"prompt": "a"}\n{"prom', ["line 2", "not a JSON object"]),
         ('{"prompt": ""}\n', ["line 1", "key prompt", "''"]),
         ('{"question": "a"}\n', ["line 1", "key prompt", "found nothing"]),
-        ('{"prompt": "a", "max_tokens": 0}\n', ["line 1", "key max_tokens", "1 token or more"]),
+        ('{"prompt": "a", "max_tokens": 0}\n', ["line 1", "key max_tokens", "1 to 100,000,000 tokens"]),
+        ('{"prompt": "a", "max_tokens": 4000000000}\n', ["line 1", "key max_tokens", "1 to 100,000,000 tokens"]),
         ('{"messages": []}\n', ["line 1", "key messages", "a list of messages"]),
         ('{"messages": [{"role": "robot", "content": "a"}]}\n', ["line 1", "messages[0].role", "robot"]),
         ('{"messages": [{"role": "user", "content": 5}]}\n', ["line 1", "messages[0].content", "5"]),
         ('{"messages": [{"role": "system", "content": "a"}]}\n', ["line 1", "asks nothing"]),
         ('{"messages": [{"role": "user", "content": "a"}], "tools": {}}\n', ["line 1", "key tools"]),
         ('{"conversations": [{"from": "me", "value": "a"}]}\n', ["line 1", "conversations[0]", "human"]),
+        ('{"conversations": [{"from": {"role": "user"}, "value": "a"}]}\n', ["line 1", "conversations[0]", "human"]),
         ('{"prompt": "a", "images": ["none.png"]}\n', ["line 1", "images[0]", "none.png"]),
         ('{"body": {"prompt": "a"}, "url": "/v1/embeddings"}\n', ["line 1", "key url", "/v1/embeddings"]),
         ('{"body": {"prompt": 7}}\n', ["line 1", "key body", "key prompt"]),
@@ -232,6 +234,13 @@ def test_bad_files_are_named(tmp_path: Path, text: str, says: list[str]) -> None
     for part in (*says, "own.jsonl"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_over_several_lines_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_bytes(b'[\n{"prompt": "caf\xe9"}\n]')
+    with pytest.raises(UserError, match=r"own\.json: is no whole JSON list"):
+        read_prompts(path)
 
 
 @pytest.mark.parametrize(

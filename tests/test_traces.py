@@ -254,6 +254,12 @@ SIMPLE = "at_s,prompt_tokens,output_tokens\n"
         ("at_s,prompt_tokens\n1,2\n", ["line 1", "lacks output_tokens"]),
         ("at_s,prompt_tokens,output_tokens,user\n1,2,3,4\n", ["line 2", "'user' is not known", "session"]),
         ("at_s,prompt_tokens,output_tokens,session,turn\n1,2,3,a,x\n", ["line 2", "column turn"]),
+        (
+            "at_s,prompt_tokens,output_tokens,session,turn\n1,2,3,a,5000000000\n",
+            ["line 2", "column turn", "100,000,000"],
+        ),
+        (SIMPLE + "9900000000,1,2\n", ["line 2", "column at_s"]),
+        (SIMPLE + f'1,2,"{"9" * 140_000}"\n', ["line 2", "no line of a CSV file"]),
         ("at_s,prompt_tokens,output_tokens,think_s\n1,2,3,-4\n", ["line 2", "column think_s"]),
         ('{"metadata": {"request_start_ns": 1}}\n', ["line 1", "profile_export.jsonl"]),
         ('{"metadata": {"guidellm_version": "0.8.1"}, "benchmarks": [', ["not a GuideLLM result"]),
@@ -274,6 +280,12 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     path.write_bytes(AZURE.encode() + b"2023-11-16 18:15:47,3,\xff\n")
     with pytest.raises(UserError, match=r"line 3, column 23: is not UTF-8"):
+        read_trace(path)
+    path.write_bytes(b"at_s,prompt_tokens,output_tokens\r1,2,3\r")
+    with pytest.raises(UserError, match="line 1: is no line of a CSV file"):
+        read_trace(path)
+    path.write_bytes(b'{\n"benchmarks": "\xff"\n}')
+    with pytest.raises(UserError, match=r"trace\.csv"):
         read_trace(path)
     path.write_bytes(b"\x1f\x8b\x08\x00abc")
     with pytest.raises(UserError, match="unpack it first"):

@@ -342,6 +342,8 @@ def test_the_recipe_is_written_for_axolotl_and_what_judges_kept_apart(tmp_path: 
     assert told["datasets"][0]["type"] == "chat_template"
     with pytest.raises(UserError, match="exists; choose another place"):
         breakeven.tune_elsewhere(toy, out, 100, text=text)
+    with pytest.raises(UserError, match="--tokens 100000: the model's context is"):
+        breakeven.tune_elsewhere(toy, tmp_path / "more", 100, text=text, tokens=100_000)
     with pytest.raises(UserError, match="axolotl is told no single experts"):
         breakeven.tune_elsewhere(toy, tmp_path / "more", 100, text=text, adapt="experts:1")
     with pytest.raises(UserError, match="--emit axolotl: give --steps"):

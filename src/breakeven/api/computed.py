@@ -214,10 +214,14 @@ def _long(
         "prompt": traffic.prompt,
         "output": traffic.output,
         "warm-up": traffic.warm_up,
+        "prompts": traffic.prompts,
+        "turns": None if traffic.turns == 1 else traffic.turns,
     }
     for option, value in given.items():
         if value is not None:
             raise UserError(f"{trace} is too long to be read whole: leave out --{option}, or cut the file")
+    if not 0 < traffic.speed <= 1e6:
+        raise UserError(f"--speed {traffic.speed:g}: give how many times as fast as recorded, such as 0.5")
     slo = parse_slo(traffic.slo) if traffic.slo else None
     return simulate_long_trace(
         steps,

@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.traffic.traces.rows import lines_of
+from breakeven.traffic.traces.rows import MOST_TOKENS, lines_of
 from breakeven.traffic.workload import OwnPrompts
 
 BYTES_PER_TOKEN = 4.0
@@ -153,7 +153,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     if first.startswith("["):
         try:
             items = msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), type=list[object])
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path}: is no whole JSON list ({error}); the file may be cut off") from error
         for k, item in enumerate(items):
             if not isinstance(item, dict):
@@ -241,8 +241,8 @@ def _members(messages: list[Message], tools: list[object] | None) -> bytes:
 def _output(place: str, row: dict[str, object]) -> int | None:
     for key in _OUTPUTS:
         if (value := row.get(key)) is not None:
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{place}, key {key}: expected 1 token or more, found {str(value)[:60]!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_TOKENS:
+                raise UserError(f"{place}, key {key}: expected 1 to {MOST_TOKENS:,} tokens, found {str(value)[:60]!r}")
             return value
     return None
 
@@ -271,7 +271,7 @@ def _speeches(place: str, found: object) -> list[Message]:
     for k, turn in enumerate(found):
         speaker = turn.get("from") if isinstance(turn, dict) else None
         text = turn.get("value") if isinstance(turn, dict) else None
-        if speaker not in _SPEAKERS or not isinstance(text, str):
+        if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(text, str):
             raise UserError(
                 f"{place}, key conversations[{k}]: expected from (one of {', '.join(_SPEAKERS)}) and value (text), "
                 f"found {str(turn)[:60]!r}"

@@ -83,7 +83,7 @@ def hosted_rows(
         return [], ["no hosted model on the list of prices keeps --context and --licence"]
     told, quality_WH, better_H = _drawn(prices, wish, worlds, pick, seed)
     quality_H = np.mean([[each.value.value for each in told[area]] for area in told], axis=0)
-    usd_H = np.array([each.usd(wish.prompt, wish.output) for each in prices])
+    usd_H = np.array([each.usd(_sent(wish), wish.output) for each in prices])
     # A guess from size wins many worlds by its wide band alone.
     scored_H = np.all([[each.source != "size" for each in told[area]] for area in told], axis=0)
     pick_name = None if worlds is None or pick is None else worlds.models[worlds.of_O[pick]]
@@ -134,12 +134,12 @@ def _row(
     place: Site,
 ) -> HostedRow:
     entry = find(price.model)
-    usd = price.usd(wish.prompt, wish.output)
+    usd = price.usd(_sent(wish), wish.output)
     low, high = np.percentile(quality_W, (2.5, 97.5))
     length = next((a for each in told if (a := answer_tokens(price.model, each.area, wish.own)) is not None), None)
     notes = ["; ".join(f"{each.area}: {each.note}" for each in told)]
     if length is not None and length.value.value > wish.output:
-        dear = 1000 * price.usd(wish.prompt, length.value.value)
+        dear = 1000 * price.usd(_sent(wish), length.value.value)
         notes.append(f"answers of {length.value.value:,.0f} tokens ({length.source}): {dear:.3g} dollars per 1,000")
     rent, most = place.usd_per_month, wish.max_usd_per_month
     return HostedRow(
@@ -162,6 +162,11 @@ def _row(
     )
 
 
+def _sent(wish: Wish) -> int:
+    """Tokens that a host is sent and bills: the history too, which here lies in the cache."""
+    return wish.context - wish.output
+
+
 def _cheapest(wish: Wish) -> tuple[HostedPrice, ...]:
     """The least price of each model for this use, of those whose context and licence are allowed."""
     best: dict[str, HostedPrice] = {}
@@ -171,6 +176,6 @@ def _cheapest(wish: Wish) -> tuple[HostedPrice, ...]:
         if wish.licences and (find(price.model).facts.licence or "").lower() not in wish.licences:
             continue
         held = best.get(price.model)
-        if held is None or price.usd(wish.prompt, wish.output) < held.usd(wish.prompt, wish.output):
+        if held is None or price.usd(_sent(wish), wish.output) < held.usd(_sent(wish), wish.output):
             best[price.model] = price
     return tuple(best[name] for name in sorted(best))

@@ -175,13 +175,17 @@ def _kernels(found: CandidateResult) -> str:
         return ""
 
 
+MOST_LISTED_CONTEXT = 1 << 24
+"""What a load draws is served whole: only the model's own context bounds it."""
+
+
 def _engine(name: str, found: CandidateResult, rate_per_s: float, decision: Decision) -> ClusterEngine:
     """As many replicas as its part of the load takes; at most what the interval's high end takes, and one to spare."""
     needed = next((p.replicas for p in found.cost if p.rate_per_s >= rate_per_s * (1 - 1e-9) and p.replicas), None)
     least = 1 if needed is None else max(1, math.ceil(needed.value))
     # Lengths of a trace lie in its file, which need not be here.
     lengths = decision.workload.prompt is not None and decision.workload.output is not None
-    context = context_of(decision.workload) if lengths else None
+    context = context_of(decision.workload, MOST_LISTED_CONTEXT) if lengths else None
     if context is not None and is_catalogued(bare(found)):
         context = min(context, lookup(bare(found)).context)
     return ClusterEngine(

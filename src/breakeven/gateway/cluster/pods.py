@@ -6,6 +6,7 @@ queue. An engine of more devices than a node has is a LeaderWorkerSet, a group o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -273,9 +274,10 @@ def _pod(engine: ClusterEngine, command: list[str], args: list[str], *, answers:
         mounts.append({"name": "secrets", "mountPath": "/run/breakeven/secrets", "readOnly": True})
         items = [{"key": ENGINE_KEY, "path": ENGINE_KEY}]
         volumes.append({"name": "secrets", "secret": {"secretName": SECRETS, "items": items}})
-    asked: Yaml = {
-        "requests": {"cpu": str(CPUS_PER_DEVICE * count), "memory": f"{MEMORY_PER_DEVICE_GI * count}Gi"},
-    }
+    # Without a device weights and caches lie in the host's memory.
+    held_gi = 0 if device else math.ceil((engine.found.memory_bytes or 0.0) / 2**30)
+    memory_gi = max(MEMORY_PER_DEVICE_GI * count, held_gi)
+    asked: Yaml = {"requests": {"cpu": str(CPUS_PER_DEVICE * count), "memory": f"{memory_gi}Gi"}}
     if device:
         asked["limits"] = {device: str(count)}
     container |= {
@@ -294,6 +296,13 @@ def _pod(engine: ClusterEngine, command: list[str], args: list[str], *, answers:
     }
     if device:
         pod["tolerations"] = [{"key": device, "operator": "Exists", "effect": "NoSchedule"}]
+    else:
+        # What was decided on is the whole machine: two replicas on one would share its memory's rate.
+        apart = {
+            "labelSelector": {"matchLabels": {"app.kubernetes.io/component": "engine"}},
+            "topologyKey": "kubernetes.io/hostname",
+        }
+        pod["affinity"] = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
     return pod
 
 

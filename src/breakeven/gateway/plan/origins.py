@@ -211,14 +211,14 @@ def _slug_of(machine: str) -> str | None:
     return machine
 
 
-def context_of(workload: Workload) -> int:
-    """Tokens a sequence: the longest prompt and answer that the workload draws, as a power of two."""
+def context_of(workload: Workload, most: int = MOST_CONTEXT) -> int:
+    """Tokens a sequence: the longest prompt and answer that the workload draws, as a power of two up to `most`."""
     longest = 0.0
     for length in (workload.prompt, workload.output):
         if length is not None:
             longest += length.high if length.high is not None else length.mean + 4 * length.sd
     needed: int = 1 << math.ceil(math.log2(max(1.0, longest * workload.turns)))
-    return min(MOST_CONTEXT, max(LEAST_CONTEXT, needed))
+    return min(most, max(LEAST_CONTEXT, needed))
 
 
 def _names(shown: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ from breakeven.lab.lockstep import kind_of_model
 from breakeven.lab.proof import sweep
 from breakeven.lab.training.chat import Conversation, as_blocks
 from breakeven.lab.training.texts import Split, split
+from breakeven.lab.training.tune import check_precision
 from breakeven.lab.training.tune_proof import KINDS_OF, kind_of
 from breakeven.lab.training.work import Recipe
 
@@ -51,6 +52,9 @@ def write_for_axolotl(
         raise UserError(f"{out} exists; choose another place with --out, or remove it")
     if kind_of_model(model) != "directory":
         raise UserError(f"{model.name}: axolotl reads directories; make one with breakeven export --to hf")
+    check_precision(model)
+    if tokens > (positions := facts_of(model).n_positions) > 0:
+        raise UserError(f"--tokens {tokens}: the model's context is {positions}; give no more")
     if adapt not in KINDS_OF:
         raise UserError(f"--adapt {adapt}: axolotl is told no single experts; give all, attention or experts")
     modules, stacks = _named(model, adapt)

@@ -153,7 +153,7 @@ def _check(model: Path, out: Path, options: TuneOptions) -> FileFacts:
     if out.exists():
         raise UserError(f"{out} exists; choose another place with --out, or remove it")
     if kind_of_model(model) == "directory":
-        _check_precision(model)
+        check_precision(model)
     facts = facts_of(model)
     if options.adapt not in KINDS_OF:
         raise UserError(f"--adapt {options.adapt}: give all, attention, experts, or experts:3,7")
@@ -196,7 +196,8 @@ def _check_quantized(model: Path, facts: FileFacts) -> None:
         )
 
 
-def _check_precision(model: Path) -> None:
+def check_precision(model: Path) -> None:
+    """Raises UserError for a directory whose weights are quantized."""
     config = _flat(read_json(model / CONFIG))
     packed = config.get("quantization_config")
     if packed is None:

@@ -95,7 +95,10 @@ def _named(score: OwnScore) -> OwnScore:
     found = _FILE_FORMAT.search(name := score.model.removesuffix(".gguf"))
     if found is None:
         return score
-    return msgspec.structs.replace(score, model=name[: found.start()], format=score.format or found[1].upper())
+    said = found[1].upper()
+    # Bits that nobody knows say nothing of what was lost: as if no format were named.
+    known = said if method_of(said).bits is not None else None
+    return msgspec.structs.replace(score, model=name[: found.start()], format=score.format or known)
 
 
 def _finest(scores: list[OwnScore]) -> tuple[tuple[OwnScore, ...], tuple[str, ...]]:

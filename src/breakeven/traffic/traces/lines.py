@@ -29,6 +29,7 @@ import numpy as np
 
 from breakeven.errors import UserError
 from breakeven.traffic.traces.rows import (
+    MOST_TOKENS,
     UNITS,
     TraceRows,
     check_one_unit,
@@ -86,7 +87,7 @@ def azure(path: Path) -> Iterator[TraceRow]:
             time_ns(path, number, cells["TIMESTAMP"]),
             tokens(path, number, "ContextTokens", cells["ContextTokens"]),
             tokens(path, number, "GeneratedTokens", cells["GeneratedTokens"]),
-            images=whole(path, number, IMAGES, cells.get(IMAGES, 0)),
+            images=whole(path, number, IMAGES, cells.get(IMAGES, 0), MOST_TOKENS),
         )
 
 
@@ -226,7 +227,7 @@ def simple(path: Path) -> Iterator[TraceRow]:
                 f"{path}, line {number}, column session: expected a name or number, found {session!r}"[:300]
             )
         given, pause = row.get("turn"), row.get("think_s")
-        turn = 0 if given in (None, "") else whole(path, number, "turn", given)
+        turn = 0 if given in (None, "") else whole(path, number, "turn", given, MOST_TOKENS)
         think_ns = -1 if pause in (None, "") else seconds_ns(path, number, "think_s", pause)
         if think_ns < -1:
             raise UserError(f"{path}, line {number}, column think_s: expected 0 s or more, found {pause}")

@@ -18,7 +18,16 @@ from typing import TypeVar
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.traffic.traces.rows import TraceRows, json_lines, new_tokens, seconds_ns, tokens, trace_rows, whole
+from breakeven.traffic.traces.rows import (
+    MOST_TOKENS,
+    TraceRows,
+    json_lines,
+    new_tokens,
+    seconds_ns,
+    tokens,
+    trace_rows,
+    whole,
+)
 
 
 def aiperf_read(path: Path) -> TraceRows:
@@ -53,7 +62,7 @@ def aiperf_read(path: Path) -> TraceRows:
         # The same conversation may be played several times; the correlation id tells one playing from another.
         session = meta.get("x_correlation_id") or meta.get("conversation_id")
         sessions.append(None if session is None else str(session))
-        turn.append(whole(path, number, "metadata.turn_index", meta.get("turn_index") or 0))
+        turn.append(whole(path, number, "metadata.turn_index", meta.get("turn_index") or 0, MOST_TOKENS))
     prompt = new_tokens(context, output, sessions, turn)
     ends = {(session, k): end for session, k, end in zip(sessions, turn, end_ns, strict=True)}
     before = [ends.get((session, k - 1)) for session, k in zip(sessions, turn, strict=True)]

@@ -202,23 +202,23 @@ def keys_of(path: Path) -> frozenset[str]:
     "outer.inner". Of a document that is broken, every key its beginning names. Raises UserError as `lines_of`.
     """
     lines = lines_of(path)
-    _, first = next(lines)
+    number, first = next(lines)
     start = first.lstrip()[:1]
     if start not in ("{", "["):
-        return frozenset(cell.strip() for cell in next(csv.reader([first])))
+        return frozenset(_cells(path, number, first))
     rows: list[object] = []
     try:
         if start == "{":
             rows.append(msgspec.json.decode(first))
         else:
             rows += _items(path)[:HEAD_ROWS]
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         rows = _whole(path)
     else:
         for _, line in islice(lines, HEAD_ROWS):
             try:
                 rows.append(msgspec.json.decode(line))
-            except (msgspec.DecodeError, RecursionError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 break  # whoever reads the rows says what is wrong with this one
     found: set[str] = set()
     for row in rows:
@@ -237,7 +237,7 @@ def _whole(path: Path) -> list[object]:
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     try:
         found: object = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return [{key.decode(): None for key in _KEY.findall(data[:_HEAD_BYTES])}]
     return found[:HEAD_ROWS] if isinstance(found, list) else [found]
 
@@ -280,6 +280,15 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
             ) from error
 
 
+def _cells(path: Path, number: int, line: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]))]
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {number}: is no line of a CSV file ({error}); save it as CSV with usual line ends"
+        ) from error
+
+
 def csv_lines(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells by column name of every row of a CSV file with a header that has the `needed` columns.
 
@@ -288,7 +297,7 @@ def csv_lines(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[s
     """
     names: list[str] = []
     for number, line in lines_of(path):
-        cells = [cell.strip() for cell in next(csv.reader([line]))]
+        cells = _cells(path, number, line)
         if not names:
             names = cells
             missing = [name for name in needed if name not in names]
@@ -331,7 +340,7 @@ def seconds_ns(path: Path, number: int, column: str, value: object, per_s: int =
         if isinstance(value, bool) or not isinstance(value, int | str | float):
             raise ValueError
         seconds = Decimal(str(value)) / per_s
-        if not seconds.is_finite() or abs(seconds) > 10 * _MOST_S:
+        if not seconds.is_finite() or abs(seconds) > 4 * _MOST_S:  # the difference of two fits 64 bits of ns
             raise ValueError
     except (ValueError, InvalidOperation) as error:
         raise _wrong(path, number, column, value, right) from error
@@ -342,16 +351,16 @@ UNITS = {1: "seconds", 1_000: "milliseconds", 1_000_000: "microseconds"}
 """Of each, in a second."""
 
 
-def whole(path: Path, number: int, column: str, value: object) -> int:
-    """A whole number of 0 or more below 2^62."""
+def whole(path: Path, number: int, column: str, value: object, most: int = (1 << 62) - 1) -> int:
+    """A whole number from 0 to `most`."""
     try:
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise ValueError
         result = int(value)
-        if not 0 <= result < 1 << 62:
+        if not 0 <= result <= most:
             raise ValueError
     except ValueError as error:
-        raise _wrong(path, number, column, value, "a whole number of 0 or more") from error
+        raise _wrong(path, number, column, value, f"a whole number from 0 to {most:,}") from error
     return result
 
 
