@@ -233,7 +233,7 @@ def test_a_finer_file_stands_for_the_model_and_the_rest_is_named(tmp_path: Path)
     assert any("of qwen3-8b in Q4_K_M you gave a finer file too" in note for note in notes)
     assert not any("no candidate here" in note for note in notes)
     file.write_text(json.dumps({"model": "qwen3-8b-Q4_K_XL", "score": 0.4, "n": 50}))
-    assert breakeven.choose("rtx-3060", scores=[file]).picks, "a format of unknown bits says nothing, and stops nothing"
+    assert breakeven.choose("rtx-3060", scores=[file]).rows, "a format of unknown bits says nothing, and stops nothing"
 
 
 def test_scores_in_a_language_that_was_not_asked_for_are_told_of(tmp_path: Path) -> None:
