@@ -39,7 +39,16 @@ from breakeven.traffic.draw import draw
 from breakeven.traffic.workload import Arrivals, Length, Workload
 from breakeven.wire.behaviours import whole
 from breakeven.wire.dialects import Dialect, at_odds, described, dialect_at, dialects
-from breakeven.wire.lessons import LESSONS, Lesson, as_number, from_number, lesson_of, refusal_text, with_lessons
+from breakeven.wire.lessons import (
+    LESSONS,
+    Lesson,
+    as_number,
+    from_number,
+    lesson_of,
+    may_repeat,
+    refusal_text,
+    with_lessons,
+)
 from breakeven.wire.target import endpoint_at, split_base
 
 NAMES = (
@@ -438,3 +447,17 @@ def test_a_server_without_streams_is_connected_to() -> None:
         server.script = lambda asked: refusal if asked.stream else "ok"
         backend = connect(f"{server.url}/v1#golden")
     assert backend.engine == "unknown"
+
+
+def test_a_refusal_that_repeats_what_was_sent_teaches_nobody_else() -> None:
+    assert may_repeat(b'{"seed": "unknown seed"}')
+    assert may_repeat(b'{"seed": "\\u0075nknown seed"}')
+    assert may_repeat(b" " * (1 << 17))
+    assert not may_repeat(b'{"seed": 7, "stream": true}')
+
+
+def test_a_refusal_as_deep_or_as_wide_as_a_client_makes_it_is_read() -> None:
+    deep = json.dumps({"detail": [{"input": "[" * 2000, "msg": "unknown field"}]}).encode()
+    assert lesson_of(422, deep, ["seed"]) is None
+    wide = [f"field{number}" + "x" * 30_000 for number in range(1000)]
+    assert lesson_of(422, b'{"detail": "unknown field seed"}', [*wide, "seed"]) is not None

@@ -365,6 +365,19 @@ def test_a_form_is_read_once_and_only_one_way() -> None:
     ):
         with pytest.raises(BadAskError):
             read_form(wrong, KIND)
+    for two_ways in (
+        form(b"xyz", MODEL, (b'Content-Disposition: form-data; name="x"; name="model"', b"other")),
+        form(
+            b"xyz",
+            MODEL,
+            (b'Content-Disposition: form-data; name="x"\r\nContent-Disposition: form-data; name="model"', b"y"),
+        ),
+        form(b"xyz", MODEL, (b"Content-Disposition: form-data; name*=undefined''x", b"y")),
+    ):
+        with pytest.raises(Refused):
+            read_form(two_ways, KIND)
+    with pytest.raises(Refused, match="boundary more than once"):
+        read_form(sent, KIND + b"; boundary=B")
     with pytest.raises(BadAskError, match="boundary"):
         read_form(sent, b"multipart/form-data")
 
@@ -377,8 +390,9 @@ def test_sound_and_plain_text_are_answers_and_errors_are_not(tmp_path: Path) -> 
             ScriptedServer("ok", pages={pages[name]: whole(body, kind=kind)}) as server,
             gateway(tmp_path / name, {"backends": [backend("b", server.url)]}) as running,
         ):
-            status, told, answer = running.ask({"model": "b", "input": "hi"}, path=pages[name])
-            assert (status, answer, told["content-type"]) == (200, body, kind)
+            for more in ({}, {"stream": True}):  # which some servers take no notice of
+                status, told, answer = running.ask({"model": "b", "input": "hi", **more}, path=pages[name])
+                assert (status, answer, told["content-type"]) == (200, body, kind)
     error = whole(b'{"error": {"message": "no voice", "code": 500}}')
     with (
         ScriptedServer("ok", pages={"/v1/audio/speech": error}) as server,

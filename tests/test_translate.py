@@ -645,3 +645,23 @@ def test_openais_own_types_take_our_responses_and_completions() -> None:
         for event in data_of(written(ChatWriter({}, FACTS), AnswerSaid(parts, finish))):
             strict(event, chunk)
         strict(ChatWriter({}, FACTS).whole(AnswerSaid(joined(parts), finish), COUNTS), completion)
+
+
+def test_what_is_too_deep_to_be_written_is_refused_before_it_is_sent() -> None:
+    def deep(depth: int) -> dict[str, msgspec.Raw]:
+        call = {
+            "id": "c",
+            "type": "function",
+            "function": {"name": "f", "arguments": '{"a":' * depth + "1" + "}" * depth},
+        }
+        return raw({"model": "m", "messages": [{"role": "assistant", "tool_calls": [call]}]})
+
+    kept = 0
+    for depth in range(100, 1100, 25):
+        try:
+            turned = Turned(CHAT, MESSAGES, deep(depth))
+        except CannotTranslateError:
+            continue
+        assert body_of(turned.fields(msgspec.Raw(b'"s"')))
+        kept += 1
+    assert 0 < kept < 40

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -64,6 +65,9 @@ LESSONS: tuple[Lesson, ...] = (
     Lesson("cache_prompt", alters=True),
 )
 """All that can be learned, each a bit where a backend's lessons are one number: new ones go to the end."""
+_FIELDS = {lesson.field: re.compile(rf"(?<![\w.]){lesson.field}(?!\w)") for lesson in LESSONS}
+"""Nothing else that was sent is looked for: its names are a client's, and may be a thousand long ones."""
+_MOST_WORDS = 64
 
 _UNKNOWN = re.compile(
     r"extra_forbidden|extra (?:inputs?|fields?|parameters?)|unrecogni[sz]ed|unsupported(?![_ ]value)|unknown|unexpected"
@@ -98,6 +102,17 @@ def lesson_of(status: int, body: bytes, sent: Collection[str], *, clients: bool 
     return None
 
 
+_TEACHES = 1 << 16
+"""Bytes of a request that may teach; what is longer is not looked through."""
+
+
+def may_repeat(body: bytes) -> bool:
+    """Whether a request itself has words of a refusal, which its server may only have repeated: it teaches nobody."""
+    if len(body) > _TEACHES or b"\\u" in body:
+        return True
+    return _UNKNOWN.search(body.decode(errors="replace")) is not None
+
+
 def _named(told: Any, depth: int = _DEEPEST) -> Iterator[str]:
     """Fields that the parts of a refusal name."""
     if depth == 0:
@@ -106,7 +121,7 @@ def _named(told: Any, depth: int = _DEEPEST) -> Iterator[str]:
         # Mistral: what its own server said, as text.
         try:
             told = msgspec.json.decode(told)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             return
     if isinstance(told, list):
         for each in told:
@@ -124,11 +139,12 @@ def _named(told: Any, depth: int = _DEEPEST) -> Iterator[str]:
 def _said(text: str, sent: Collection[str]) -> list[str]:
     """Fields that its sentences call unknown, the nearest to such a word first."""
     found: list[tuple[int, str]] = []
-    for word in _UNKNOWN.finditer(text):
+    fields = [(name, field) for name, field in _FIELDS.items() if name in sent]
+    for word in islice(_UNKNOWN.finditer(text), _MOST_WORDS):
         start = max(0, word.start() - _NEAR)
         around = text[start : word.end() + _NEAR]
-        for name in sent:
-            for place in re.finditer(rf"(?<![\w.]){re.escape(name)}(?!\w)", around):
+        for name, field in fields:
+            for place in field.finditer(around):
                 at = start + place.start()
                 found.append((min(abs(at - word.end()), abs(word.start() - at - len(name))), name))
     return [name for _, name in sorted(found)]
@@ -181,7 +197,7 @@ def _words(told: Any, depth: int = _DEEPEST) -> str:
         if told[:1] in "[{":
             try:
                 return _words(msgspec.json.decode(told), depth - 1) or told
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, RecursionError):
                 return told
         return told
     return ""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from email.message import Message
+from email.utils import collapse_rfc2231_value
 from importlib import import_module
 from typing import Any, Literal, Protocol
 
@@ -227,3 +229,16 @@ class Unpacker:
             if self._inner.eof:
                 data, self._inner = self._inner.unused_data, None
         return b"".join(found)
+
+
+def parameter(headers: Message, header: str, name: str) -> str | None:
+    """What a header says of `name`, None: nothing. Raises Refused where servers would differ in what they read."""
+    try:
+        found: list[Any] = [value for key, value in headers.get_params([], header) if key == name]
+        if len(found) > 1 or len(headers.get_all(header, [])) > 1:
+            raise Refused(400, "invalid_request", f"the form says {name} more than once in one place")
+        if not found:
+            return None
+        return found[0] if isinstance(found[0], str) else collapse_rfc2231_value(found[0])
+    except (ValueError, TypeError) as error:  # of charsets and parts that are none
+        raise Refused(400, "invalid_request", f"the form says {name} in a way that cannot be read") from error

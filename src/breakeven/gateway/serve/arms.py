@@ -147,7 +147,8 @@ class Arms:
         policy = PolicyPlan(
             model=forward.policy.model, backends=(name,), policy="copy", attempts=1, explore=0.0, queue_s=5.0
         )
-        request = Request("POST", forward.endpoint, "", forward.headers, forward.request_body, "", time.monotonic_ns())
+        query, now_ns = forward.query.removeprefix("?"), time.monotonic_ns()
+        request = Request("POST", forward.endpoint, query, forward.headers, forward.request_body, "", now_ns)
         asked = Asked(dict(forward.asked.fields), forward.asked.form)
         try:
             asked.turn(forward.endpoint, lane.view.way(forward.endpoint))

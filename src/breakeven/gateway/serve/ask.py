@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from email.message import Message
 from email.parser import BytesHeaderParser
-from email.utils import collapse_rfc2231_value
 from zlib import crc32
 
 import msgspec
@@ -17,6 +16,7 @@ import msgspec
 from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.route.view import Ask
 from breakeven.gateway.translate.table import Fields, Turned
+from breakeven.wire.message import parameter
 
 _DECODER = msgspec.json.Decoder(Fields)
 _ENCODER = msgspec.json.Encoder()
@@ -221,7 +221,7 @@ def is_form(content_type: bytes | None) -> bool:
 def read_form(body: bytes, content_type: bytes, deployment: str | None = None) -> Asked:
     """Take a form apart (RFC 7578): its texts are its fields, its files are nobody's business here.
 
-    Raises BadAskError for what is no form, or names no model or several.
+    Raises BadAskError for what is no form, or names no model or several; Refused for what can be read in two ways.
     """
     mark = b"\r\n--" + _boundary(content_type)
     pieces = (b"\r\n" + body).split(mark, _MOST_PARTS + 1)
@@ -234,11 +234,10 @@ def read_form(body: bytes, content_type: bytes, deployment: str | None = None) -
         at += len(mark)
         head, blank, value = piece.partition(b"\r\n\r\n")
         told = _part_head(head)
-        name = told.get_param("name", header="content-disposition")
+        name = parameter(told, "content-disposition", "name")
         if not blank or name is None or not piece.startswith(b"\r\n"):
             raise BadAskError("a part of the form has no name")
-        name = collapse_rfc2231_value(name)
-        is_file = told.get_filename() is not None
+        is_file = parameter(told, "content-disposition", "filename") is not None
         if name in fields or (is_file and name == "model"):
             # Backends would differ in which one they read.
             raise BadAskError(f"the form names {name[:100]!r} more than once, or as a file", name[:100])
@@ -260,7 +259,7 @@ def read_form(body: bytes, content_type: bytes, deployment: str | None = None) -
 def _boundary(content_type: bytes) -> bytes:
     told = Message()
     told["content-type"] = content_type.decode("latin-1")
-    boundary = told.get_boundary()
+    boundary = parameter(told, "content-type", "boundary")
     if not boundary or len(boundary) > 70 or not boundary.isascii():
         raise BadAskError("the form's Content-Type names no boundary of at most 70 characters")
     return boundary.encode()

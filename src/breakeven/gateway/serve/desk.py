@@ -199,7 +199,11 @@ class Desk:
         if choice.explored and order:
             order[0].counted(Count.EXPLORED)
         if order:
-            forward.begin(course)
+            try:
+                forward.begin(course)
+            except Exception:
+                course.gone()  # else nobody would: what it holds would be held for good
+                raise
             if experiments:
                 self.arms.follow(forward, course, experiments)
         elif choice.reason == "shed":

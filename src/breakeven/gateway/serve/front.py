@@ -98,7 +98,7 @@ class Front:
         if kind is not None and path.startswith(FORMS) and is_form(kind):
             _whole(
                 responder,
-                lambda: self._desk.ask(request, responder, client, path, read_form(body, kind, deployment)),
+                lambda: self._desk.ask(request, responder, client, path, _form_of(request, kind, deployment)),
             )
         elif len(body) > AT_ONCE:
             seen = partial(self._seen, request, responder, client, path, deployment)
@@ -209,12 +209,20 @@ def _place_of(path: str) -> tuple[str, str | None]:
     return "/v1/" + path.removeprefix(AZURE).removeprefix("v1/"), None
 
 
+def _form_of(request: Request, kind: bytes, deployment: str | None) -> Asked:
+    if sum(name == b"content-type" for name, _ in request.headers) > 1:
+        raise BadAskError("a form has one Content-Type")  # both would reach the backend
+    return read_form(request.body, kind, deployment)
+
+
 def _whole(responder: Responder, work: Callable[[], None]) -> None:
     """Work in a round of its own, where nobody else sees to the client when it fails."""
     try:
         work()
     except BadAskError as error:
         say(responder, 400, str(error), "invalid_request")
+    except Refused as refused:
+        say(responder, refused.status, refused.message, refused.code)
     except Exception:
         responder.abort()
         raise

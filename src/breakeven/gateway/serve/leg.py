@@ -146,10 +146,9 @@ class Leg:
             elif name == b"content-encoding":
                 coding = value.strip().lower()
         # Its own type says how an answer is read, and what was asked for only where that says little.
-        streams = self._streams = status < 300 and (
-            EVENTS in kind or (asked.streams and JSON not in kind and HTML not in kind)
-        )
         endpoint, turned = self.question.endpoint, self.question.turned
+        guessed = asked.streams and endpoint in WRITES and JSON not in kind and HTML not in kind
+        streams = self._streams = status < 300 and (EVENTS in kind or guessed)
         drops = streams and not asked.wants_usage and asked.streams and endpoint in WANTS_USAGE and turned is None
         tap = tap_for(endpoint, coding, streams=streams, drop_usage=drops)
         self.tap = tap if turned is None else turned_tap(tap, turned, self._forward.id, self.ahead, status)
@@ -311,7 +310,7 @@ class Leg:
     def _first(self) -> bool:
         """Its bytes go to the client from now on: whether this leg has won."""
         self.begun = True
-        if self.status < 300:
+        if self.status < 300 and not self.nothing:
             self.question.went_well()
         self.lane.decodes(self.ahead)
         if self._course.first_byte(self):

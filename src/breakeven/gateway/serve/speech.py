@@ -26,7 +26,7 @@ from breakeven.gateway.shared.layout import LESSONS_TAUGHT
 from breakeven.gateway.translate.table import Fields, Turned
 from breakeven.hardware.system import cache_home
 from breakeven.wire.dialects import Dialect
-from breakeven.wire.lessons import LESSONS, Lesson, as_number, from_number, lesson_of
+from breakeven.wire.lessons import LESSONS, Lesson, as_number, from_number, lesson_of, may_repeat
 from breakeven.wire.message import Headers
 from breakeven.wire.target import endpoint_at, split_base
 
@@ -131,7 +131,8 @@ class Question:
     """
 
     __slots__ = (
-        "_asked", "_fields", "_headers", "_left_out", "_lessons", "_model", "_query", "_speech", "endpoint", "turned",
+        "_asked", "_doubted", "_fields", "_headers", "_left_out", "_lessons", "_model", "_query", "_speech", "endpoint",
+        "turned",
     )  # fmt: skip
 
     def __init__(self, speech: Speech, model: msgspec.Raw, wanted: AskedFor, way: str) -> None:
@@ -139,18 +140,21 @@ class Question:
         self._speech, self._model, self._asked = speech, model, wanted.asked
         self.turned = turned = wanted.asked.turn(wanted.endpoint, way)
         self.endpoint = wanted.endpoint if turned is None else turned.way
-        self._headers = wanted.headers if turned is None else turned.headers(wanted.headers)
+        self._headers = wanted.headers
         self._query = wanted.query if turned is None else ""
         self._fields: Fields = {}
         self._left_out: list[str] = []
         self._lessons: tuple[Lesson, ...] = ()
+        self._doubted = False
 
     def sent(self) -> Sent:
         """As it goes out now."""
         asked, endpoint = self._asked, self.endpoint
         if self.turned is not None:
             fields = self.turned.fields(self._model)
-            sent = self._speech.sent(endpoint, self._headers, fields, (), self._lessons)
+            own = [name for name in asked.fields if name in fields]
+            sent = self._speech.sent(endpoint, self._headers, fields, own, self._lessons)
+            sent = sent._replace(headers=self.turned.headers(sent.headers))  # behind what the operator says
         elif asked.form is not None:
             sent = self._speech.sent_form(endpoint, self._headers, form_for(asked.form, self._model))
         else:
@@ -170,11 +174,12 @@ class Question:
         if lesson is None or lesson in self._lessons or (lesson.instead and self.endpoint != CHAT):
             return False
         self._lessons = (*self._lessons, lesson)
+        self._doubted = self._doubted or may_repeat(body_of(self._fields))
         return True
 
     def went_well(self) -> None:
         """It was answered: what its refusals taught is true."""
-        if self._lessons:
+        if self._lessons and not self._doubted:
             self._speech.learn(self._lessons)
 
     @property

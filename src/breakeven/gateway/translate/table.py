@@ -80,17 +80,18 @@ class Turned:
             made = TO_CHAT[endpoint](self._asked, left) if endpoint != CHAT else self._asked
             if way != CHAT:
                 made = FROM_CHAT[way](made, left)
-        except (TypeError, ValueError, LookupError, AttributeError):
+            elif self._asked.get("stream"):
+                made["stream_options"] = {"include_usage": True}
+            # Here, before a place is taken: what is as deep as can be read may be too deep to be written.
+            self._made: Fields = {name: msgspec.Raw(encode(value)) for name, value in made.items()}
+        except (*UNREADABLE, TypeError, ValueError, LookupError, AttributeError):
             # As deep as it is read; a backend that speaks this API would say more of it.
             raise CannotTranslateError("a field of a type that it cannot have") from None
-        if way == CHAT and self._asked.get("stream"):
-            made["stream_options"] = {"include_usage": True}
-        self._made = made
         self.left = tuple(dict.fromkeys(left))
 
     def fields(self, served_model: msgspec.Raw) -> Fields:
         """Of the body for a backend that calls the model so."""
-        return {"model": served_model, **{name: msgspec.Raw(encode(value)) for name, value in self._made.items()}}
+        return {"model": served_model, **self._made}
 
     def headers(self, given: Headers) -> Headers:
         """Those that its API wants beside the client's."""
