@@ -203,7 +203,7 @@ class Sender:
     def __init__(self) -> None:
         self.asked = read_body(b'{"model": "b", "stream": true, "messages": "hi"}')
         self.ask, self.client = new_ask(CHAT, self.asked, 10.0), Client(None, 0)
-        self.endpoint, self.headers, self.early, self.answer = CHAT, (), False, None
+        self.endpoint, self.headers, self.query, self.early, self.answer = CHAT, (), "", False, None
         self.responder = self.exchange = self
         self.waiting_body = False
         self.did: list[object] = []
