@@ -195,7 +195,8 @@ async def test_a_killed_engine_is_reported_with_what_was_measured(smollm2_gguf: 
 
         asyncio.get_running_loop().call_later(1.0, os.kill, pid, signal.SIGKILL)
         (done,) = await run_block(backend, [request])
-        assert done.error == "reset"
+        # On a busy machine it may die before it took the request.
+        assert done.error in ("reset", "unreachable")
         with pytest.raises(EngineError, match=r"killed by signal 9.*memory runs out"):
             server.check_alive()
     assert server.memory() == used, "the last reading before its death is kept"
