@@ -449,8 +449,8 @@ def test_parts_give_what_the_whole_gives(requests: Requests, policy: Policy, fle
     found = list(simulate_parts(iter(parts), MOE, policy, fleet))
     ends = np.sort(np.concatenate([run.end_s_N[run.served] for run in found]))
     assert ends == pytest.approx(np.sort(whole.end_s_N[whole.served]), rel=1e-9)
-    # A gap is the mean step of a stretch that runs alone, and the end of a part cuts a stretch in two: their means differ
-    # by what a step grows with its context.
+    # A gap is the mean step of a stretch that runs alone, and the end of a part cuts a stretch in two: their means
+    # differ by what a step grows with its context.
     for name, rel in {"ttft_s": 1e-9, "gap_s_N": 1e-3, "preempted_N": 1e-9, "cached_tokens_N": 1e-9}.items():
         values = np.sort(np.concatenate([getattr(run, name)[run.served] for run in found]))
         assert values == pytest.approx(np.sort(getattr(whole, name)[whole.served]), rel=rel, abs=1e-12)
