@@ -1,0 +1,1 @@
+"""Which experts a backend's requests reach, seen while it serves."""
