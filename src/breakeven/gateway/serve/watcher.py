@@ -231,8 +231,9 @@ class Watcher:
         def engine_of(name: str) -> EngineLoaded | None:
             return None if self.swapper is None else self.swapper.engines.get(name)
 
-        plan, _, rows = self.now
-        self.looking = ExpertsWatch(plan, self.block, rows.backends, self._looks, engine_of=engine_of)
+        self.looking = ExpertsWatch(
+            self.now.plan, self._looks, engine_of=engine_of, key_of=self.block.engine_key
+        )
         try:
             await self.looking.run()
         finally:
