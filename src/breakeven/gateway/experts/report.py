@@ -87,6 +87,11 @@ class BackendExperts(msgspec.Struct, kw_only=True):
     watched: dict[str, bool] = {}
     """Of what a bound is set for (`imbalance`, `drift`): whether it is passed; the alarms say so in words."""
 
+    @property
+    def cpu_share(self) -> float | None:
+        """CPU time that looking took over the engine's own; None: not available."""
+        return self.cpu_s / self.engine_cpu_s if self.cpu_s is not None and self.engine_cpu_s else None
+
 
 class ExpertsSeen(msgspec.Struct, kw_only=True):
     """All backends whose experts are seen, at one moment."""
