@@ -15,6 +15,7 @@ from breakeven.api.training import retrain
 from breakeven.errors import UserError, expanded, word_of
 
 if TYPE_CHECKING:
+    from breakeven.gateway.experts.report import ExpertsSeen
     from breakeven.lab.surgery.experts import Surgery
     from breakeven.measure.progress import ProgressState
     from breakeven.results.lab import ExpertScores
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 class ExpertVerbs:
     """`breakeven experts`: its verbs; never made.
 
-    `load` and `score` look at a model; `retrain` writes a directory. Each other writes a GGUF and its proof,
-    `OUT.proof.json`, or nothing. `text`: a file, or a folder with one folder a language, of which the proof tells what
+    `load` and `score` look at a model, `watch` at a gateway; `retrain` writes a directory. Each other writes a GGUF and
+    its proof, `OUT.proof.json`, or nothing. `text`: a file, or a folder with one folder a language, of which the proof tells what
     was lost; None: only that the engine runs what was made, on a built-in sample. `encoding`: of the text, None for
     UTF-8. `budget_s`: for the proof. Each raises UserError for a file, numbers or a place that do not allow it,
     NotSupportedError for a model whose experts are kept in a way not known, and BreakevenError naming what did not
@@ -353,6 +354,16 @@ class ExpertVerbs:
             ),
             out,
         )
+
+    @staticmethod
+    def watch(url: str, *, backend: str | None = None, key_env: str = "BREAKEVEN_ADMIN_SECRET") -> ExpertsSeen:
+        """What the gateway whose admin page is at `url` has seen of its experts while it serves.
+
+        `backend`: of it alone. `key_env`: the variable that holds the admin secret; not set: none is sent.
+        """
+        from breakeven.gateway.experts.asked import seen_at
+
+        return seen_at(url, key_env, backend)
 
 
 def _kept(scores: ExpertScores, out: Path | str | None) -> ExpertScores:

@@ -11,11 +11,13 @@ import typer
 
 import breakeven
 from breakeven.cli.retrain import retrain
+from breakeven.cli.watch import watch
 from breakeven.cli.words import Full, Quiet, Threads, duration, print_json
 from breakeven.errors import UserError
 
 app = typer.Typer(no_args_is_help=True)
 app.command()(retrain)
+app.command()(watch)
 
 Dense = Annotated[Path, typer.Argument(metavar="MODEL.gguf", help="A dense GGUF of the llama architecture.")]
 Moe = Annotated[Path, typer.Argument(metavar="MODEL.gguf", help="A Mixture-of-Experts GGUF.")]

@@ -55,8 +55,10 @@ class Passage:
     name: str = ""
 
 
-def print_parts(parts: Sequence[Passage], console: Console, *, full: bool, page: Path | None = None) -> None:
-    """Print `parts` in their order: all of them with `full`, else as many as one screen holds; then the page."""
+def print_parts(
+    parts: Sequence[Passage], console: Console, *, full: bool, page: Path | None = None, most: int = SCREEN_LINES
+) -> None:
+    """Print `parts` in their order: all of them with `full`, else as many as `most` lines hold; then the page."""
     drawn = [(part, _drawn(part.draw, console)) for part in parts]
     left_out: list[str] = []
 
@@ -70,7 +72,7 @@ def print_parts(parts: Sequence[Passage], console: Console, *, full: bool, page:
         if page is not None:
             say(f"Page: {page}")
 
-    while not full and sum(len(lines) for _, lines in drawn) + len(_drawn(end, console)) > SCREEN_LINES:
+    while not full and sum(len(lines) for _, lines in drawn) + len(_drawn(end, console)) > most:
         at = max(range(len(drawn)), key=lambda k: (drawn[k][0].rank, k))
         if drawn[at][0].rank == 0:
             break

@@ -84,6 +84,13 @@ class BackendExperts(msgspec.Struct, kw_only=True):
     drift_by_chance: float | None
     alarms: list[str]
     caveats: list[str]
+    watched: dict[str, bool] = {}
+    """Of what a bound is set for (`imbalance`, `drift`): whether it is passed; the alarms say so in words."""
+
+    @property
+    def cpu_share(self) -> float | None:
+        """CPU time that looking took over the engine's own; None: not available."""
+        return self.cpu_s / self.engine_cpu_s if self.cpu_s is not None and self.engine_cpu_s else None
 
 
 class ExpertsSeen(msgspec.Struct, kw_only=True):
@@ -93,3 +100,5 @@ class ExpertsSeen(msgspec.Struct, kw_only=True):
     version: str
     time_s: float
     backends: list[BackendExperts]
+    asked: list[str] = []
+    """Backends whose experts are to be seen, also those of which nothing has been seen yet."""

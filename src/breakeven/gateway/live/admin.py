@@ -31,6 +31,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from breakeven.errors import UserError
+from breakeven.gateway.experts.report import ExpertsSeen
 from breakeven.gateway.route.view import REASONS
 from breakeven.gateway.seen.metrics import CONTENT_TYPE
 from breakeven.gateway.seen.snapshot import SNAPSHOT_SCHEMA, Snapshot
@@ -39,7 +40,7 @@ from breakeven.wire.bounds import neighbours
 from breakeven.wire.listen import is_loopback_address, names_here, sent_from_here, without_port
 from breakeven.wire.message import Handler, Headers, Request, Responder, error_body
 
-SCRIPTS = ("history.js", "words.js", "draw.js", "charts.js", "tables.js", "decisions.js", "page.js")
+SCRIPTS = ("history.js", "words.js", "draw.js", "charts.js", "tables.js", "experts.js", "decisions.js", "page.js")
 """In the order in which they build on each other; one scope holds them all."""
 
 
@@ -80,7 +81,7 @@ LEAST_SECRET = 8
 """NIST SP 800-63B asks for 8 characters at least of a secret that a person chose."""
 SESSION_S = 12 * 3600
 COOKIE = "breakeven_admin"
-ROUTES = ("/", "/admin/state", "/admin/experiments", "/metrics", "/health", "/login")
+ROUTES = ("/", "/admin/state", "/admin/experiments", "/admin/experts", "/metrics", "/health", "/login")
 SAFE: tuple[tuple[bytes, bytes], ...] = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -97,6 +98,7 @@ def admin_handler(
     metrics: Callable[[], bytes],
     secret: str | None,
     *,
+    experts: Callable[[], ExpertsSeen] | None = None,
     admits: Callable[[bytes | None], bool] | None = None,
     now_s: Callable[[], float] = time.time,
     clock_s: Callable[[], float] = time.monotonic,
@@ -104,15 +106,15 @@ def admin_handler(
 ) -> Handler:
     """What answers on the admin port. `admits`: whether an Authorization header holds a key that may look as well.
 
-    `later` calls something after so many seconds of `clock_s`; by default the running loop does. Raises UserError for a
-    secret that is too short to be one.
+    `experts`: what is seen of the backends' experts; None: nothing. `later` calls something after so many seconds of
+    `clock_s`; by default the running loop does. Raises UserError for a secret that is too short to be one.
     """
     if secret is not None and len(secret) < LEAST_SECRET:
         raise UserError(
             f"the admin secret has {len(secret)} characters; give it at least {LEAST_SECRET}, "
             "such as the output of `openssl rand -hex 32`"
         )
-    return _Admin(state, metrics, secret, admits, now_s, clock_s, later).answer
+    return _Admin(state, metrics, experts, secret, admits, now_s, clock_s, later).answer
 
 
 def takes_body(request: Request) -> bool:
@@ -161,6 +163,7 @@ class _Admin:
         self,
         state: Callable[[], Snapshot],
         metrics: Callable[[], bytes],
+        experts: Callable[[], ExpertsSeen] | None,
         secret: str | None,
         admits: Callable[[bytes | None], bool] | None,
         now_s: Callable[[], float],
@@ -170,6 +173,7 @@ class _Admin:
         self.clock_s, self.later = clock_s, later
         self.guesses = _Guesses()
         self.state, self.metrics, self.admits, self.now_s = state, metrics, admits, now_s
+        self.experts = experts or (lambda: ExpertsSeen(version=__version__, time_s=now_s(), backends=[]))
         self.digest = None if secret is None else hashlib.sha256(secret.encode()).digest()
         self.page = whole_page()
         self.page_policy = page_policy(self.page)
@@ -240,6 +244,8 @@ class _Admin:
                     msgspec.json.encode({"schema": SNAPSHOT_SCHEMA, "experiments": self.state().experiments})
                 ),
             )
+        if path == "/admin/experts":
+            return self._get(request, responder, lambda: _json(msgspec.json.encode(self.experts())))
         if path == "/metrics":
             return self._get(request, responder, lambda: (self.metrics(), CONTENT_TYPE, BARE_POLICY))
         return _error(responder, 404, "no such page; there are " + ", ".join(ROUTES[:-1]), "not_found")

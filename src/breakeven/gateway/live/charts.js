@@ -151,28 +151,3 @@ function drawPredicted(id, predicted, actual, what) {
     v("text", { x: box.right, y: box.bottom + 17, "text-anchor": "end" }, "predicted →"),
     v("text", { x: box.left + 5, y: box.top + 14 }, "↑ actual")));
 }
-
-/** One bar an expert, with the line of an even share. */
-function drawExperts(snapshot) {
-  const some = snapshot.backends.filter((each) => each.expert_load !== null && each.expert_load !== undefined);
-  document.getElementById("experts-section").hidden = some.length === 0;
-  put("experts", ...some.map((backend) => {
-    const load = backend.expert_load;
-    const width = Math.max(240, Math.min(480, widths.get("page") - 32));
-    const box = { width, height: 150, left: 46, right: width - 10, top: 12, bottom: 128 };
-    const even = 1 / load.length;
-    const most = Math.max(...load);
-    const steps = ticks(most, 3);
-    const y = scale(0, steps[steps.length - 1], box.bottom, box.top);
-    const wide = (box.right - box.left) / load.length;
-    const bars = load.map((share, i) => v("rect", {
-      class: `bar ${colour(backend.name)}`, x: box.left + i * wide + wide * 0.08, width: wide * 0.84, y: y(share), height: box.bottom - y(share),
-    }));
-    const label = `Share of routed tokens by expert of ${backend.name}: the busiest has ${significant(most / even, 2)} times an even share`;
-    return h("figure", {}, h("h3", {}, backend.name), picture(box, label, acrossAxis(box, steps, y, (value) => `${significant(100 * value, 2)} %`), ...bars,
-      v("line", { class: "slo", x1: box.left, x2: box.right, y1: y(even), y2: y(even) }),
-      v("text", { x: box.left, y: box.bottom + 16 }, "expert 1"),
-      v("text", { x: box.right, y: box.bottom + 16, "text-anchor": "end" }, `${load.length}`)),
-    h("figcaption", {}, `Share of routed tokens. The busiest of ${load.length} experts has ${significant(most / even, 2)} times an even share (dotted).`));
-  }));
-}

@@ -19,6 +19,7 @@ async function look() {
     view.missed = 0;
     banner("");
     if (!view.paused && !document.hidden) draw();
+    await lookAtExperts();
   } catch (problem) {
     if (!(problem instanceof TypeError || problem instanceof DOMException || problem.message.startsWith("status"))) console.error(problem);
     view.missed += 1;

@@ -2,18 +2,19 @@
 
 Labels come from the operator's own files (backends, keys, public models, experiments) and from fixed lists, never from
 a request, so their number is bounded by what is configured. Keys are bounded besides: those with the most requests are
-named, the rest are one line, "other".
+named, the rest are one line, "other"; of experts no label names one, and layers are named up to a number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from breakeven.gateway.experts.report import BackendExperts, ExpertsSeen
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.gateway.shared.block import SharedBlock, SharedGrid
 from breakeven.gateway.shared.layout import (
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 PREFIX = "breakeven_gateway_"
 MOST_KEYS = 200
 """Keys with a line of their own. Prometheus' own advice is to keep a label below a few hundred values."""
+MOST_LAYERS = 128
+"""Layers with lines of their own; a backend with more has none but those of the whole."""
+MOST_REASONS = 16
 OTHER = "other"
 TPOT_BOUNDS_S = tuple(bound / 10 for bound in TIME_BOUNDS_S)
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -78,6 +82,21 @@ POLLED = {
     "engine_waiting": (Known.WAITING, "Requests the engine says are in its line."),
     "engine_kv_cache_share": (Known.KV_SHARE, "Share of the engine's memory for keys and values that is in use."),
 }
+SEEN: dict[str, tuple[str, Callable[[BackendExperts], float | None]]] = {
+    "imbalance": ("Busiest expert over the mean, of the worst layer; 1 is even.", lambda seen: seen.imbalance),
+    "entropy": ("Entropy of the load over that of an even one, mean over layers.", lambda seen: seen.entropy),
+    "dead": ("Experts that nothing reached where an even load would have.", lambda seen: seen.dead),
+    "hot": ("Experts above twice the mean by more than chance.", lambda seen: seen.hot),
+    "drift": ("Share of choices by which the last day differs from the week before.", lambda seen: seen.drift),
+    "drift_by_chance": ("What the drift of unchanged traffic would be.", lambda seen: seen.drift_by_chance),
+}
+"""Of one backend's experts, once something is seen of them."""
+SEEN_SUMS: dict[str, tuple[str, Callable[[BackendExperts], float | None]]] = {
+    "observed_requests": ("Requests whose routing was seen.", lambda seen: seen.requests),
+    "observed_tokens": ("Tokens whose routing was seen.", lambda seen: seen.tokens),
+    "cpu_seconds": ("CPU time that looking took.", lambda seen: seen.cpu_s),
+    "engine_cpu_seconds": ("CPU time that the engine took meanwhile.", lambda seen: seen.engine_cpu_s),
+}
 
 
 class PartState(msgspec.Struct, kw_only=True):
@@ -91,27 +110,43 @@ class PartState(msgspec.Struct, kw_only=True):
     next_try_s: float | None = None
 
 
-def render(block: SharedBlock, plan: GatewayPlan, rows: Rows, parts: Sequence[PartState] = ()) -> bytes:
+def render(
+    block: SharedBlock,
+    plan: GatewayPlan,
+    rows: Rows,
+    parts: Sequence[PartState] = (),
+    experts: ExpertsSeen | None = None,
+) -> bytes:
     """The page in Prometheus' text format. Costs some milliseconds; never called by a worker that serves.
 
-    `parts`: those of the watching process.
+    `parts`: those of the watching process. `experts`: what was seen of them.
     """
     # Imported here: it takes a while, and only the process that is asked for metrics needs it.
     from prometheus_client import generate_latest
 
-    return generate_latest(_Collector(block, plan, rows, parts))
+    return generate_latest(_Collector(block, plan, rows, parts, experts))
 
 
 class _Collector:
     """What `generate_latest` asks for: everything anew each time."""
 
-    def __init__(self, block: SharedBlock, plan: GatewayPlan, rows: Rows, parts: Sequence[PartState]) -> None:
+    def __init__(
+        self,
+        block: SharedBlock,
+        plan: GatewayPlan,
+        rows: Rows,
+        parts: Sequence[PartState],
+        experts: ExpertsSeen | None,
+    ) -> None:
         self.block, self.plan, self.rows, self.parts = block, plan, rows, parts
+        named = {backend.name for backend in plan.backends}
+        self.experts = [] if experts is None else [each for each in experts.backends if each.backend in named]
 
     def collect(self) -> Iterator[Metric]:
         yield from self._backends()
         yield from self._usage("key", self.block.key_usage, self.rows.keys)
         yield from self._usage("model", self.block.model_usage, self.rows.models)
+        yield from self._experts()
         yield from self._whole()
 
     def _backends(self) -> Iterator[Metric]:
@@ -213,6 +248,41 @@ class _Collector:
             streams.add_metric([name], total[Used.STREAMS])
         yield from (requests, tokens, usd, refused, streams)
 
+    def _experts(self) -> Iterator[Metric]:
+        """What is not known of a backend has no line."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        for name, (text, value_of) in SEEN.items():
+            gauge = GaugeMetricFamily(PREFIX + "experts_" + name, text, labels=["backend"])
+            for seen in self.experts:
+                if seen.layers and (value := value_of(seen)) is not None:
+                    gauge.add_metric([seen.backend], value)
+            yield gauge
+        for name, (text, value_of) in SEEN_SUMS.items():
+            counter = CounterMetricFamily(PREFIX + "experts_" + name, text, labels=["backend"])
+            for seen in self.experts:
+                if (value := value_of(seen)) is not None:
+                    counter.add_metric([seen.backend], value)
+            yield counter
+        labels = ["backend", "layer"]
+        imbalance = GaugeMetricFamily(PREFIX + "experts_layer_imbalance", "Busiest over the mean.", labels=labels)
+        entropy = GaugeMetricFamily(PREFIX + "experts_layer_entropy", "Over that of an even load.", labels=labels)
+        skipped = CounterMetricFamily(
+            PREFIX + "experts_skipped", "Requests that were to be looked at and were not.", labels=["backend", "reason"]
+        )
+        alarm = GaugeMetricFamily(
+            PREFIX + "experts_alarm", "1: a bound of the gateway file is passed.", labels=["backend", "what"]
+        )
+        for seen in self.experts:
+            for layer in seen.layers if len(seen.layers) <= MOST_LAYERS else ():
+                imbalance.add_metric([seen.backend, str(layer.layer)], layer.imbalance)
+                entropy.add_metric([seen.backend, str(layer.layer)], layer.entropy)
+            for reason, number in _most(seen.skipped):
+                skipped.add_metric([seen.backend, reason], number)
+            for what, passed in sorted(seen.watched.items()):
+                alarm.add_metric([seen.backend, what], float(passed))
+        yield from (imbalance, entropy, skipped, alarm)
+
     def _whole(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
@@ -247,6 +317,13 @@ class _Collector:
             ("key_file_unusable", "1 while the file of keys cannot be used.", whole.get(0, 0, Global.KEYS_UNUSABLE)),
         ):
             yield GaugeMetricFamily(PREFIX + name, text, value)
+
+
+def _most(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+    """By number, most first; what is past `MOST_REASONS` is summed up in one line."""
+    ranked = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(number for _, number in ranked[MOST_REASONS:])
+    return [*ranked[:MOST_REASONS], *([(OTHER, rest)] if rest else [])]
 
 
 def workers_of(block: SharedBlock) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from breakeven.errors import one_line
+from breakeven.gateway.experts.report import BackendExperts, ExpertsSeen, Source
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.seen.metrics import PartState, workers_of, worst_breaker
 from breakeven.gateway.seen.record import DecisionRecord
@@ -43,6 +44,21 @@ LONGEST_TEXT = 200
 """Of what a client may choose (a model's name, an error's text) as far as it is shown."""
 LONGEST_FINISH = 40
 """Of what a backend may say in a reason."""
+
+
+class ExpertsSummary(msgspec.Struct, kw_only=True):
+    """What was seen of one backend's experts, in a line; all of it is at `/admin/experts`."""
+
+    source: Source
+    requests: int | None
+    tokens: int
+    imbalance: float
+    entropy: float
+    dead: int
+    hot: int
+    drift: float | None
+    cpu_share: float | None
+    """CPU time that looking took over the engine's own; None: not available."""
 
 
 class BackendState(msgspec.Struct, kw_only=True):
@@ -91,6 +107,8 @@ class BackendState(msgspec.Struct, kw_only=True):
     """Share of routed tokens by expert, where the backend reports it."""
     load_progress: float | None = None
     usd_per_hour: float | None = None
+    experts: ExpertsSummary | None = None
+    """None: nothing is seen of them."""
 
 
 class KeyUsage(msgspec.Struct, kw_only=True):
@@ -177,6 +195,7 @@ def snapshot(
     recent: Iterable[DecisionRecord] = (),
     experiments: Sequence[ExperimentState] = (),
     expert_load: Mapping[str, Sequence[float]] | None = None,
+    experts: ExpertsSeen | None = None,
     warnings: Sequence[str] = (),
     parts: Sequence[PartState] = (),
     now_s: float | None = None,
@@ -184,10 +203,12 @@ def snapshot(
     """The gateway at `now_s` (Unix time; None: now). `recent`: newest first; their bodies are left out.
 
     `expert_load`: by backend, tokens routed to each expert in any unit; it is shown as shares.
+    `experts`: the report of which a line a backend is shown.
     """
     now_s = time.time() if now_s is None else now_s
     started_s = block.everywhere.get(0, 0, Global.STARTED_S)
     loads = expert_load or {}
+    seen = {each.backend: each for each in experts.backends} if experts is not None else {}
     missing = int(block.everywhere.get(0, 0, Global.MISSING))
     lacks = (
         [f"{missing} of the gateway's processes could not be started; it is tried again by itself"] if missing else []
@@ -200,7 +221,8 @@ def snapshot(
         draining=bool(block.everywhere.get(0, 0, Global.DRAINING)),
         generation=int(block.everywhere.get(0, 0, Global.GENERATION)),
         backends=[
-            _backend(each, block, rows.backends[each.name], _shares(loads.get(each.name))) for each in plan.backends
+            _backend(each, block, rows.backends[each.name], _shares(loads.get(each.name)), seen.get(each.name))
+            for each in plan.backends
         ],
         policies=[
             {
@@ -247,7 +269,9 @@ def standing_usd_per_hour(backend: BackendPlan) -> float | None:
     return machine_usd_per_hour(price, power_of(price))
 
 
-def _backend(backend: BackendPlan, block: SharedBlock, row: int, expert_load: list[float] | None) -> BackendState:
+def _backend(
+    backend: BackendPlan, block: SharedBlock, row: int, expert_load: list[float] | None, experts: BackendExperts | None
+) -> BackendState:
     total = [int(value) for value in block.count.totals(row)]
     polled = bool(block.known.get(0, row, Known.POLLED_S))
     state = state_of(backend, block, row)
@@ -293,6 +317,24 @@ def _backend(backend: BackendPlan, block: SharedBlock, row: int, expert_load: li
         expert_load=expert_load,
         load_progress=block.known.get(0, row, Known.PROGRESS) if state == "loading" else None,
         usd_per_hour=standing_usd_per_hour(backend),
+        experts=_summary(experts),
+    )
+
+
+def _summary(seen: BackendExperts | None) -> ExpertsSummary | None:
+    """None where nothing is seen, also where requests were only skipped."""
+    if seen is None or not seen.layers:
+        return None
+    return ExpertsSummary(
+        source=seen.source,
+        requests=seen.requests,
+        tokens=seen.tokens,
+        imbalance=seen.imbalance,
+        entropy=seen.entropy,
+        dead=seen.dead,
+        hot=seen.hot,
+        drift=seen.drift,
+        cpu_share=seen.cpu_share,
     )
 
 
