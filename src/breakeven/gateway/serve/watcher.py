@@ -242,8 +242,11 @@ class Watcher:
     def experts_seen(self) -> ExpertsSeen:
         """What was seen of them, of all backends."""
         now_s = time.time()
-        found = [] if self.looking is None else self.looking.report(now_s)
-        return ExpertsSeen(version=__version__, time_s=now_s, backends=found)
+        if (looking := self.looking) is None:
+            return ExpertsSeen(version=__version__, time_s=now_s, backends=[])
+        return ExpertsSeen(
+            version=__version__, time_s=now_s, backends=looking.report(now_s), asked=looking.asked
+        )
 
     async def _follow_keys(self, path: Path) -> None:
         """What is revoked does not open the page any more either."""
@@ -348,8 +351,9 @@ class Watcher:
         secret = value_of(self.now.plan.admin_secret_env) or None
         handler = admin_handler(
             self._state,
-            lambda: render(self.block, self.now.plan, self.now.rows, self.parts.states()),
+            lambda: render(self.block, self.now.plan, self.now.rows, self.parts.states(), self.experts_seen()),
             secret,
+            experts=self.experts_seen,
             admits=self._admits,
         )
         return HttpServer(handler, ADMIN_LIMITS, takes_body)
@@ -376,6 +380,7 @@ class Watcher:
             recent=reversed(self.recent),
             experiments=self.experiments,
             expert_load=self.poller.expert_load,
+            experts=self.experts_seen(),
             warnings=warnings,
             parts=self.parts.states(),
         )
