@@ -185,4 +185,3 @@ def _group(groups: dict[str, Group], name: str, shape: tuple[int, int]) -> Group
     if name not in groups and len([each for each in groups if each != OTHER]) >= MOST_NAMES:
         name = OTHER
     return groups.setdefault(name, Group(np.zeros(shape)))
-

@@ -25,9 +25,9 @@ from breakeven.engines.inside.routed import RoutingReader
 from breakeven.errors import BreakevenError, UserError, one_line
 from breakeven.gateway.experiment.answer import read
 from breakeven.gateway.experts.hand import CHAT, Handed, engine_behind
+from breakeven.gateway.experts.kept import path_of
 from breakeven.gateway.experts.report import BackendExperts
 from breakeven.gateway.experts.returned import choices_of
-from breakeven.gateway.experts.kept import path_of
 from breakeven.gateway.experts.tally import SeenExperts
 from breakeven.gateway.plan.experts import RETURN_FLAG, ExpertsPlan, seen_by
 from breakeven.gateway.plan.model import BackendPlan
@@ -256,9 +256,7 @@ class BackendLook:
 
     # One request, in a thread apart.
 
-    def looked_at(
-        self, note: Handed, asked: bytes, answer: bytes, engine: EngineLoaded | None, key: str
-    ) -> Routed:
+    def looked_at(self, note: Handed, asked: bytes, answer: bytes, engine: EngineLoaded | None, key: str) -> Routed:
         """What it chose. `engine`: as `check` gave it; `key`: what that asks for. Raises SkippedError."""
         with self.own_time():
             if engine is None:

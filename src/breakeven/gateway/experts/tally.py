@@ -283,9 +283,7 @@ class SeenExperts:
         return made
 
 
-def _layers(
-    seen: Gathered, per_token: int | None, drift_L: Floats | None, chance_L: Floats | None
-) -> list[LayerSeen]:
+def _layers(seen: Gathered, per_token: int | None, drift_L: Floats | None, chance_L: Floats | None) -> list[LayerSeen]:
     whole, n_experts = seen.whole, seen.n_experts
     shares_LE = np.nan_to_num(whole.shares_LE())
     error_LE = np.sqrt(whole.variance_LE())
