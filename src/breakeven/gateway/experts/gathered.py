@@ -59,8 +59,8 @@ class Sums:
     @classmethod
     def of(cls, n_layers: int, n_experts: int) -> Self:
         """None so far."""
-        cells = [np.zeros((n_layers, n_experts)) for _ in range(3)]
-        return cls(*cells, np.zeros(n_layers), np.zeros(n_layers))
+        one, two, three = (np.zeros((n_layers, n_experts)) for _ in range(3))
+        return cls(one, two, three, np.zeros(n_layers), np.zeros(n_layers))
 
     def add(self, choices_LE: Floats, tokens: int) -> None:
         """One request."""
@@ -75,8 +75,9 @@ class Sums:
 
     def plus(self, other: Sums) -> Sums:
         """Both together."""
-        arrays = [a + b for a, b in zip(self.arrays(), other.arrays(), strict=True)]
-        return Sums(*arrays, self.requests + other.requests, self.tokens + other.tokens)
+        both = [a + b for a, b in zip(self.arrays(), other.arrays(), strict=True)]
+        requests, tokens = self.requests + other.requests, self.tokens + other.tokens
+        return Sums(both[0], both[1], both[2], both[3], both[4], requests, tokens)
 
     def arrays(self) -> list[Floats]:
         """All of them, in the order in which they are made."""

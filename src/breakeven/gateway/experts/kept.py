@@ -146,7 +146,7 @@ class _Matrices:
         rows = [self._numbers(f"{name}.{index}") for index in (3, 4)]
         if any(row.shape != (self._n_layers,) for row in rows):
             raise ValueError(name)
-        return Sums(*cells, *rows, requests, tokens)
+        return Sums(cells[0], cells[1], cells[2], rows[0], rows[1], requests, tokens)
 
     def groups(self, what: str, told: Sequence[KeptGroup]) -> dict[str, Group]:
         """Keys, or languages."""

@@ -293,7 +293,7 @@ def _layers(seen: Gathered, per_token: int | None, drift_L: Floats | None, chanc
     found = []
     for row, layer in enumerate(seen.layers):
         shares_E = shares_LE[row]
-        dead = np.flatnonzero(shares_E == 0) if whole.all_L[row] / n_experts >= DEAD_FROM else []
+        dead = np.flatnonzero(shares_E == 0) if whole.all_L[row] / n_experts >= DEAD_FROM else np.array([], np.intp)
         # Without a variance nothing is sure, and a comparison with NaN says so.
         hot = np.flatnonzero(shares_E - SURE * error_LE[row] > HOT / n_experts)
         drift = None if drift_L is None or np.isnan(drift_L[row]) else float(drift_L[row])
