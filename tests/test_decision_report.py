@@ -116,7 +116,7 @@ def test_a_day_is_told_hour_by_hour() -> None:
     page = rendered("turns")
     assert "<h2>Hour by hour</h2>" in page
     assert page.count('<td class="n">llama-3.1-8b</td>') == 8
-    assert page.count('<td class="n">4.8 %</td>') == 8
+    assert page.count('<td class="n">$0.86</td>') == 8
     assert "Hour by hour" not in rendered("one_load")
 
 
