@@ -14,6 +14,9 @@ from breakeven.results.decision import (
     Advice,
     Assumption,
     CandidateResult,
+    Day,
+    DayBill,
+    DayHour,
     Decision,
     DecisionMap,
     Flip,
@@ -381,6 +384,33 @@ def one_load() -> Decision:
     only = dense()
     near = min(only.cost, key=lambda point: abs(point.rate_per_s - 4.0))
     return decision([msgspec.structs.replace(only, cost=[near], latency=only.latency[2:3])])
+
+
+def turns() -> Decision:
+    """A day: nothing for two hours, dense by night and MoE by day."""
+    small, large = dense(), moe()
+    hours_per_s = [0.0] * 2 + [3.0] * 8 + [40.0] * 14
+    night = DayHour(cheapest=small.name, usd=0.86, machines=1, used=0.28)
+    busy = DayHour(cheapest=large.name, usd=2.99, machines=1, used=0.64)
+    bill = DayBill(
+        candidate=large.name,
+        usd_per_day=span(71.76),
+        machines=[1] * 24,
+        utilisation=0.39,
+        off_peak_hours=10,
+        starts=0,
+        used=[0.0] * 2 + [0.048] * 8 + [0.64] * 14,
+    )
+    day = Day(
+        hours_per_s=hours_per_s,
+        bills=[bill],
+        by_hour=[large.name] * 2 + [small.name] * 8 + [large.name] * 14,
+        by_hour_usd_per_day=span(48.74),
+        single_over_by_hour=span(1.47),
+        hours=[DayHour()] * 2 + [night] * 8 + [busy] * 14,
+        sentences=["Taking turns is cheaper."],
+    )
+    return msgspec.structs.replace(decision([small, large], load_per_s=40.0), day=day)
 
 
 def hostile() -> Decision:

@@ -50,13 +50,13 @@ def model(name: str, engine: str = "vllm") -> StepModel:
 
 def naive_simulation(
     requests: Requests, model: StepModel, policy: Policy
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """First and last token of every request on one replica without limits on memory: one step after another."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """First token, last token and longest gap of every request on one replica with memory enough, step by step."""
     n = len(requests)
     table = table_for(requests, model, policy)  # how near it is to the model has a test of its own
     prompt, output = requests.prompt_tokens_N.tolist(), requests.output_tokens_N.tolist()
     arrival = [a + policy.front_s for a in requests.arrival_s_N.tolist()]
-    first, end = np.full(n, np.nan), np.full(n, np.nan)
+    first, end, gap = np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan)
     fits = [policy.slot_tokens is None or prompt[i] + output[i] <= policy.slot_tokens for i in range(n)]
     fits = [ok and (policy.chunked or prompt[i] <= policy.max_step_tokens) for i, ok in enumerate(fits)]
     todo = [i for i in range(n) if fits[i]]
@@ -89,15 +89,17 @@ def naive_simulation(
             left, d = left - k, 0
             if not left:
                 break
-        clock += sum(table.mixed_s(d, context, k, span) if k else table.decode_s(d, context) for d, k in passes)
+        step_s = sum(table.mixed_s(d, context, k, span) if k else table.decode_s(d, context) for d, k in passes)
+        clock += step_s
         for i in decoding:
             given[i] += 1
+            gap[i] = max(gap[i], step_s)
         for i, k in plan:
             read[i] += k
             if read[i] == prompt[i]:
-                given[i], first[i] = 1, clock
+                given[i], first[i], gap[i] = 1, clock, 0.0
         for i in list(here):
             if given[i] == output[i]:
                 end[i] = clock
                 here.remove(i)
-    return first, end
+    return first, end, gap

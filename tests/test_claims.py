@@ -32,9 +32,10 @@ from breakeven.answer.claims import (
 )
 from breakeven.cli.main import VERBS
 from breakeven.errors import UserError
+from breakeven.measure.progress import ProgressState, RatioRow
 from breakeven.pages.claims import markdown
 from breakeven.results.claims import Claim, ClaimFinding, ClaimPart, ClaimRun, Claims, ClaimSource
-from breakeven.results.comparison import NodeProfile, Pair
+from breakeven.results.comparison import Comparison, NodeProfile, Pair
 from breakeven.stats.estimate import Estimate
 from tests.cli_fixtures import run_here
 
@@ -373,6 +374,24 @@ def test_a_run_says_first_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(UserError, match="no engine"):
         breakeven.claims("arm", run=True, on_run=heard.append)
     assert heard == ["Measuring here, decode speed of llama-3.2-1b over olmoe-1b-7b: about 6 minutes, 10 GB of memory."]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_run_shows_how_it_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quiet: bool) -> None:
+    def measured(*args: object, on_progress, on_saved, **words: object) -> Comparison:
+        on_progress(ProgressState("loading", 1.0, subject="olmoe-1b-7b"))
+        on_progress(ProgressState("measuring", 60.0, budget_s=180.0, rows=(RatioRow(1, 0.5, 0.4, 0.6, 3),)))
+        on_saved(tmp_path)
+        raise UserError("stopped in this test")
+
+    monkeypatch.setattr("breakeven.api.measured.compare", measured)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    done = run_here("claims", "arm", "--run", *(["--quiet"] if quiet else []), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Measuring here, decode speed" in done.stderr
+    assert f"Saved in {tmp_path}." in done.stderr.replace("\n", "")
+    assert ("loading olmoe-1b-7b: 1 s" in done.stderr) is not quiet
+    assert ("0.500 (0.400-0.600) from 3 pairs" in done.stderr) is not quiet
 
 
 def test_a_sentence_about_a_processor_is_measured_on_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:

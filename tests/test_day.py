@@ -11,12 +11,13 @@ from breakeven.answer.day import day_of
 from breakeven.answer.decide import decide
 from breakeven.answer.study.load import read_study
 from breakeven.answer.study.plan import START_S, Scaling
+from breakeven.answer.words import turns_text
 from breakeven.answer.worlds import Contender, Doubt
 from breakeven.errors import UserError
 from breakeven.price.pricing import HOURS_PER_YEAR, Power, PricedTraffic
 from breakeven.price.staircase import in_proportion
 from breakeven.results.cost import Api, Own, Pricing, Rented
-from breakeven.results.decision import Kind
+from breakeven.results.decision import DayHour, Kind
 from breakeven.stats.estimate import Estimate
 
 TRAFFIC = PricedTraffic(prompt_tokens=1000, output_tokens=500)
@@ -79,6 +80,38 @@ def test_dense_at_night_and_moe_by_day_are_cheaper_than_either() -> None:
     assert "dense 0-12 h, moe 12-24 h" in told
     assert "moe is below 30% utilisation in 12 of 24 hours" in told
     assert "dense would cost 0.33 times as much" in told
+    assert day.hours[0] == DayHour(cheapest="dense", usd=1.0, machines=1, used=0.2)
+    assert day.hours[23] == DayHour(cheapest="moe", usd=3.0, machines=1, used=0.6)
+    assert [day.bills[0].used[h] for h in (0, 23)] == [0.02, 0.6]
+
+
+def test_nobody_changes_over_for_an_hour_in_which_nothing_is_asked() -> None:
+    dense = one("dense", Rented(usd_per_hour=1.0), 10.0, scale=Scaling(start_s=0.0))
+    moe = one("moe", Rented(usd_per_hour=3.0), 100.0, "moe", scale=Scaling(start_s=0.0))
+    day, _ = day_of([dense, moe], [0.0] * 4 + [2.0] * 8 + [60.0] * 12, 0)
+    # The day repeats: whoever serves its last hour stays for the first ones.
+    assert day.by_hour == ["moe"] * 4 + ["dense"] * 8 + ["moe"] * 12
+    assert day.by_hour_usd_per_day is not None
+    assert day.by_hour_usd_per_day.value == pytest.approx(8 + 36)
+    assert day.hours[0] == DayHour()
+    assert day.hours[4].cheapest == "dense"
+
+
+def test_who_may_not_stand_aside_is_never_the_cheapest_of_an_hour() -> None:
+    own = Own(usd=20_000.0, life_years=1, usd_per_kwh=0.2, idle_w=50, busy_w=100)
+    box = one("box", own, 10.0, power=Power(idle_w=50, busy_w=100))
+    day, _ = day_of([box], HOURS, 0)
+    assert set(day.hours) == {DayHour()}
+    assert day.bills[0].machines == [6] * 24
+    assert day.bills[0].used == pytest.approx([2 / 60] * 12 + [1.0] * 12)
+
+
+def test_hours_are_said_by_the_clock_and_counted_where_there_are_many_stretches() -> None:
+    names = ["a"] * 7 + ["b"] * 15 + ["a"] * 2
+    assert turns_text(names) == "a 0-7 and 22-24 h, b 7-22 h"
+    assert turns_text(names, {"a": "dense", "b": "moe"}) == "a (dense) 0-7 and 22-24 h, b (MoE) 7-22 h"
+    assert turns_text(["a", "b"] * 12) == "a in 12 of 24 hours, b in 12 of 24 hours"
+    assert turns_text(names * 7) == "a in 63 of 168 hours, b in 105 of 168 hours"
 
 
 def test_bought_machines_take_no_turns_but_those_there_already_do() -> None:

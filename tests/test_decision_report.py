@@ -29,7 +29,7 @@ from breakeven.results import decision as spec
 from breakeven.results.decision import Decision, Region
 from breakeven.results.store import encode, read, write
 
-DECISIONS = ("full", "no_difference", "nobody", "both", "many", "one_load", "hostile")
+DECISIONS = ("full", "no_difference", "nobody", "both", "many", "one_load", "turns", "hostile")
 PAGE = Path("out/report.html")
 ROOT = Path(__file__).parent.parent
 
@@ -105,6 +105,19 @@ def test_who_is_ruled_out_is_marked_and_told_why() -> None:
     assert "mixtral-8x7b on the desk *" in text
     assert "mixtral-8x7b on the desk: needs 28.6 GB, rtx-4090 has 24 GB; draws 420 W, the study allows 350 W" in text
     assert "*" not in printed(made.both(), 100)
+
+
+def test_a_day_is_told_hour_by_hour() -> None:
+    lines = [line.split() for line in printed(made.turns(), 140).splitlines()]
+    assert ["0-1", "h", "0", "-", "-", "-", "-", "1", "0", "%"] in lines
+    assert ["2-3", "h", "3", "llama-3.1-8b", "1", "28", "%", "$0.86", "1", "4.8", "%"] in lines
+    assert ["23-24", "h", "40", "qwen3-30b-a3b", "1", "64", "%", "$2.99", "1", "64", "%"] in lines
+    assert "every hour" in printed(made.turns(), 140, full=False)
+    page = rendered("turns")
+    assert "<h2>Hour by hour</h2>" in page
+    assert page.count('<td class="n">llama-3.1-8b</td>') == 8
+    assert page.count('<td class="n">$0.86</td>') == 8
+    assert "Hour by hour" not in rendered("one_load")
 
 
 def test_both_says_which_traffic_goes_to_whom() -> None:

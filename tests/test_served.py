@@ -18,15 +18,16 @@ import breakeven
 from breakeven.answer.study.load import read_study
 from breakeven.answer.study.price import PlacementKeys
 from breakeven.engines import start
-from breakeven.engines.kinds import ENGINES
+from breakeven.engines.devices import EngineDevice
+from breakeven.engines.kinds import ENGINES, engine_named
 from breakeven.engines.source import parse_source, parse_sources
 from breakeven.errors import UserError
 from breakeven.gateway.plan.load import read_gateway
 from breakeven.gateway.plan.write import write_gateway
 from breakeven.gateway.serve.run import source_of
-from breakeven.hardware.placement import Placement, split_served
+from breakeven.hardware.placement import AUTO, Placement, split_served
 from breakeven.hardware.reader import read_machine
-from breakeven.runs.served import EngineWords, read_through, served
+from breakeven.runs.served import EngineWords, ServedAs, check_fit, read_through, served
 from tests.cli_fixtures import run_here
 from tests.golden_server import Script, golden_server
 from tests.test_compare import write_config
@@ -212,6 +213,38 @@ def test_what_is_said_of_a_run_is_said_once_and_has_no_time(tmp_path: Path, monk
         "llama has no experts; --cpu-moe does nothing for it."
     ]
     assert [line for line in lines if "take turns" in line and line.endswith("at 1 GB/s.")]
+
+
+@pytest.mark.parametrize(
+    ("card_gb", "host_gb", "placement", "said"),
+    [
+        # Experts in host memory, all else on a card that would not hold both models whole.
+        (23.0, 64.0, Placement(gpu_layers="all", cpu_moe=99), None),
+        # A card that would hold both is of no help to experts that are told to lie in host memory.
+        (80.0, 26.0, Placement(gpu_layers="all", cpu_moe=99), "in the 26.0 GB that are free"),
+        (80.0, 64.0, AUTO, None),
+        # The second would be fitted into what the first has left.
+        (23.0, 64.0, AUTO, "on the device"),
+        # Half of the layers each: the card holds both halves, and not both models.
+        (23.0, 64.0, Placement(gpu_layers=24), None),
+        (None, 64.0, AUTO, "on the device"),
+    ],
+)
+def test_what_fits_side_by_side_is_counted_by_place(
+    card_gb: float | None, host_gb: float, placement: Placement, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = None if card_gb is None else round(card_gb * 1e9)
+    card = EngineDevice(engine="llama.cpp", place="CUDA0", description="a card", free_bytes=free)
+    monkeypatch.setattr("breakeven.runs.served.listed", lambda: [card])
+    machine: Any = SimpleNamespace(available_memory_bytes=round(host_gb * 1e9))
+    sources = parse_sources(["qwen3-30b-a3b", "moonlight-16b-a3b"])
+    ways = [ServedAs(engine_named("llama.cpp"), placement)] * 2
+    why = check_fit(sources, ways, ["Q4_K_M"] * 2, 4096, 1, machine, "f16")
+    if said is None:
+        assert why is None
+    else:
+        assert why is not None
+        assert f"do not fit side by side {said} (qwen3-30b-a3b 2" in why
 
 
 def test_calibrate_hands_them_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def stopped(path: Path, steps: int, after: int) -> dict[Path, int]:
 
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows trains without a process of its own for each study, and leaves out what llama.cpp says."""
-    from tests.test_distil_torch import here
+    from tests.test_distill_torch import here
 
     monkeypatch.setattr("breakeven.lab.training.study.run_job", here)
     monkeypatch.setattr("breakeven.lab.training.study.checks_between", lambda *_, **__: ([], []))

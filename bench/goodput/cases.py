@@ -54,7 +54,7 @@ class Case:
         return self.dense, self.moe
 
 
-# Prices: examples/public-api-service.yaml for the H100; a Mac mini with an M2 Pro at its list price over four years.
+# Where each comes from, and which have no source: docs/gateway-goodput.md.
 H100 = Rented(usd_per_hour=1.69, date="2026-04")
 L40S = Rented(usd_per_hour=0.86)
 MAC = Own(usd=1299.0, life_years=4.0, usd_per_kwh=0.1437, idle_w=7.0, busy_w=60.0)

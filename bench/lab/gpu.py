@@ -157,7 +157,7 @@ class Parts:
             steps=steps,
             ternary=ternary,
         )
-        done: ArmDone = self._job("distil_job", spec, ArmDone)
+        done: ArmDone = self._job("distill_job", spec, ArmDone)
         return done
 
     def _pair(self, word: str, *, ternary: bool) -> tuple[Estimate, ArmDone, ArmDone]:

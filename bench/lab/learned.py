@@ -101,7 +101,7 @@ def distilled_row(proof: Proof, took_s: float | None) -> Row:
     told += f"{said(None if twin is None else twin.equal_tokens)} at equal tokens"
     told += "; made before, time not measured" if took_s is None else f"; {took_s / 60:.1f} min in all"
     return Row(
-        "distil SmolLM2 for English, vocabulary trimmed",
+        "distill SmolLM2 for English, vocabulary trimmed",
         "10 min, interval above 0",
         missed(held) + told,
         proof.command,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from breakeven.api.computed import decide_from_log as decide_from_log
     from breakeven.api.computed import predict as predict
     from breakeven.api.computed import simulate as simulate
-    from breakeven.api.distil import distill as distill
+    from breakeven.api.distill import distill as distill
     from breakeven.api.experts import ExpertVerbs
     from breakeven.api.gateway import ExperimentVerbs, KeyVerbs
     from breakeven.api.gateway import explain as explain
@@ -98,7 +98,7 @@ _HOMES = {
     "cost": ("answer.cost", "cost"),
     "decide": ("api.computed", "decide"),
     "decide_from_log": ("api.computed", "decide_from_log"),
-    "distill": ("api.distil", "distill"),
+    "distill": ("api.distill", "distill"),
     "evaluate": ("api.lab", "evaluate"),
     "export": ("api.lab", "export"),
     "experiment": ("api.gateway", "ExperimentVerbs"),

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from breakeven.answer.regions import Standing
 from breakeven.answer.study.plan import Scaling
-from breakeven.answer.words import DAY_HOURS, rate_text, usd_text
+from breakeven.answer.words import DAY_HOURS, rate_text, turns_text, usd_text
 from breakeven.answer.worlds import COST_TIE, Contender, Doubt, Floats, factors, span_of
 from breakeven.price.pricing import machine_usd_per_hour, usd_per_added_request
 from breakeven.results.cost import Api, Own, Rented
-from breakeven.results.decision import Day, DayBill
+from breakeven.results.decision import Day, DayBill, DayHour
 from breakeven.stats.estimate import Estimate
 
 OFF_PEAK = 0.3
@@ -120,10 +120,13 @@ def day_of(contenders: Sequence[Contender], hours_per_s: Sequence[float], seed: 
     usd_CD = np.stack([each.usd(hours_H) / days for each in all_of])
     order = [int(i) for i in np.argsort(usd_CD[:, 0], kind="stable") if np.isfinite(usd_CD[i, 0])]
     bills = [_bill(all_of[i], usd_CD[i], hours_H) for i in order]
+    cost_CH = _costs(all_of, hours_H)
+    by_itself = _each_hour(all_of, cost_CH, hours_H)
     if not order:
-        return Day(hours_per_s=list(hours_per_s), bills=[], sentences=["Nobody carries every hour."]), Standing(None, 0)
+        nobody = ["Nobody carries every hour."]
+        return Day(hours_per_s=list(hours_per_s), bills=[], hours=by_itself, sentences=nobody), Standing(None, 0)
     best = order[0]
-    turns = _turns(all_of, hours_H)
+    turns = _turns(cost_CH, hours_H)
     mixed_D = sum((all_of[i].usd(hours_H, turns == i) / days for i in set(turns.tolist())), np.zeros(usd_CD.shape[1]))
     ratio_D = usd_CD[best] / mixed_D if len(set(turns.tolist())) > 1 else np.ones(1)
     worth = bool(np.isfinite(ratio_D[0]) and ratio_D[0] > 1 / (1 - WORTH_IT))
@@ -135,6 +138,7 @@ def day_of(contenders: Sequence[Contender], hours_per_s: Sequence[float], seed: 
     day = Day(
         hours_per_s=list(hours_per_s),
         bills=bills,
+        hours=by_itself,
         by_hour=[all_of[i].contender.name for i in turns.tolist()] if worth else [],
         by_hour_usd_per_day=_span(mixed_D) if worth else None,
         single_over_by_hour=_span(ratio_D) if worth else None,
@@ -143,8 +147,8 @@ def day_of(contenders: Sequence[Contender], hours_per_s: Sequence[float], seed: 
     return day, _standing(all_of, usd_CD, order)
 
 
-def _turns(all_of: Sequence[Hourly], hours_H: Floats) -> np.ndarray:
-    """Index of the cheapest in every hour, among those that may stand aside in others, as predicted."""
+def _costs(all_of: Sequence[Hourly], hours_H: Floats) -> Floats:
+    """What each costs in each hour alone, (C, H), as predicted; infinite for who may not stand aside in others."""
     cost_CH = np.full((len(all_of), len(hours_H)), np.inf)
     for i, each in enumerate(all_of):
         if each.turns:
@@ -152,7 +156,32 @@ def _turns(all_of: Sequence[Hourly], hours_H: Floats) -> np.ndarray:
                 mine_H = np.zeros(len(hours_H), bool)
                 mine_H[h] = True
                 cost_CH[i, h] = _running_usd(each, hours_H, mine_H)
-    return cost_CH.argmin(axis=0) if np.isfinite(cost_CH).any(axis=0).all() else np.zeros(len(hours_H), int)
+    return cost_CH
+
+
+def _each_hour(all_of: Sequence[Hourly], cost_CH: Floats, hours_H: Floats) -> list[DayHour]:
+    """The cheapest of each hour on its own, as predicted."""
+    found = []
+    for h, per_s in enumerate(hours_H.tolist()):
+        i = int(cost_CH[:, h].argmin())
+        each, usd = all_of[i], float(cost_CH[i, h])
+        if per_s <= 0 or not np.isfinite(usd):
+            found.append(DayHour())
+            continue
+        machines = 0 if each.contender.fleet is None else int(each.needed_DH[0, h])
+        used = per_s / (machines * float(each.full_D[0])) if machines else None
+        found.append(DayHour(cheapest=each.contender.name, usd=usd, machines=machines, used=used))
+    return found
+
+
+def _turns(cost_CH: Floats, hours_H: Floats) -> NDArray[np.int64]:
+    """Index of the cheapest in every hour. One in which nothing is asked stays with whoever served before it."""
+    asked = np.flatnonzero(hours_H > 0)
+    if not np.isfinite(cost_CH).any(axis=0).all() or not len(asked):
+        return np.zeros(len(hours_H), np.int64)
+    # The day repeats: its first hours follow the last one that was asked anything.
+    before_H = asked[np.searchsorted(asked, np.arange(len(hours_H)), side="right") - 1]
+    return np.asarray(cost_CH.argmin(axis=0)[before_H], np.int64)
 
 
 def _running_usd(each: Hourly, hours_H: Floats, mine_H: NDArray[np.bool_]) -> float:
@@ -182,6 +211,7 @@ def _bill(each: Hourly, usd_D: Floats, hours_H: Floats) -> DayBill:
         utilisation=whole,
         off_peak_hours=None if hosted else int((used_H < OFF_PEAK).sum()),
         starts=0 if each.scaling is None else int(np.maximum(running_H - np.roll(running_H, 1), 0).sum()),
+        used=[] if hosted else [float(u) if n else 0.0 for u, n in zip(used_H, running_H, strict=True)],
     )
 
 
@@ -240,25 +270,17 @@ def _other_kind(all_of: Sequence[Hourly], best: int, hours_H: Floats) -> list[in
     return [min(others)[1]] if others and np.isfinite(min(others)[0]) else []
 
 
-def _by_hour(all_of: Sequence[Hourly], turns: np.ndarray, mixed_D: Floats, single_D: Floats, worth: bool) -> str:
+def _by_hour(all_of: Sequence[Hourly], turns: NDArray[np.int64], mixed_D: Floats, single_D: Floats, worth: bool) -> str:
     able = [each for each in all_of if each.turns and np.isfinite(each.needed_DH[0]).all()]
     if len(able) < 2:
         return ""
     if len(set(turns.tolist())) < 2:
         return "By the hour nothing is saved: one candidate is the cheapest at every hour."
-    parts = [f"{all_of[i].contender.name} {_clock(turns == i)}" for i in dict.fromkeys(turns.tolist())]
+    who = turns_text([all_of[i].contender.name for i in turns.tolist()])
     bills = f"{usd_text(_span(mixed_D))} a day against {usd_text(_span(single_D))}"
     if not worth:
-        return f"Taking turns is not worth it ({', '.join(parts)}: {bills})."
-    return f"Taking turns is cheaper: {', '.join(parts)}: {bills}."
-
-
-def _clock(mine_H: np.ndarray) -> str:
-    """Hours of a day as people say them: "0-7 and 22-24 h"; how many of a week."""
-    if len(mine_H) != DAY_HOURS:
-        return f"in {int(mine_H.sum())} of {len(mine_H)} hours"
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], mine_H.astype(int), [0]))))
-    return " and ".join(f"{a}-{b}" for a, b in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)) + " h"
+        return f"Taking turns is not worth it ({who}: {bills})."
+    return f"Taking turns is cheaper: {who}: {bills}."
 
 
 def _standing(all_of: Sequence[Hourly], usd_CD: Floats, order: Sequence[int]) -> Standing:

@@ -6,6 +6,7 @@ Pure: the same numbers give the same words.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from types import MappingProxyType
 
 from breakeven.answer.mixes import Mix
@@ -36,8 +37,31 @@ def rate_text(per_s: float) -> str:
     return f"{per_s * 3600:.3g} requests an hour"
 
 
+MOST_STRETCHES = 3
+"""Of hours that one candidate serves, each said by the clock; of more the hours are counted."""
 PROBABLE = 0.9
+KIND_WORDS = {"moe": " (MoE)", "dense": " (dense)"}
 DAY_HOURS = 24
+
+
+def turns_text(by_hour: Sequence[str], kinds: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Who serves when, as people say it: "dense 0-7 and 22-24 h, moe 7-22 h"; of a week in how many hours."""
+    return ", ".join(
+        f"{name}{KIND_WORDS.get(kinds.get(name, ''), '')} {_clock([each == name for each in by_hour])}"
+        for name in dict.fromkeys(by_hour)
+    )
+
+
+def _clock(mine: Sequence[bool]) -> str:
+    stretches, at = [], 0
+    for serves, run in groupby(mine):
+        end = at + len(list(run))
+        if serves:
+            stretches.append(f"{at}-{end}")
+        at = end
+    if len(mine) != DAY_HOURS or len(stretches) > MOST_STRETCHES:
+        return f"in {sum(mine)} of {len(mine)} hours"
+    return " and ".join(stretches) + " h"
 
 
 def verdict_of(
@@ -103,7 +127,8 @@ def verdict_of(
     lies = f", {best.placement}" if best.placement and any(c.placed is not None for c in candidates) else ""
     sentence = f"{probably}{verb if probably else verb.capitalize()} {winner} ({kind}{lies}) {when}."
     if day is not None and day.by_hour_usd_per_day is not None:
-        sentence += f" Taking turns by the hour costs {usd_text(day.by_hour_usd_per_day)}."
+        who = turns_text(day.by_hour, kinds)
+        sentence += f" Taking turns by the hour costs {usd_text(day.by_hour_usd_per_day)}: {who}."
     return Verdict(outcome=outcome, winner=winner, sentence=sentence, because=because)
 
 
@@ -116,9 +141,8 @@ def _ranked(candidates: Sequence[CandidateResult]) -> list[str]:
 
 
 def _both(mix: Mix, kinds: Mapping[str, str]) -> Verdict:
-    words = {"moe": " (MoE)", "dense": " (dense)"}
     parts = "; ".join(
-        f"{s.share:.0%} ({s.traffic}) to {s.candidate}{words.get(kinds[s.candidate], '')}" for s in mix.shares
+        f"{s.share:.0%} ({s.traffic}) to {s.candidate}{KIND_WORDS.get(kinds[s.candidate], '')}" for s in mix.shares
     )
     because = [f"Together they cost {usd_text(mix.usd_per_hour)} an hour."]
     if mix.single is not None and mix.single_over_mix is not None:

@@ -31,6 +31,7 @@ from breakeven.traffic.workload import Slo, parse_slo
 if TYPE_CHECKING:
     from breakeven.answer.claims import RunSpec
     from breakeven.answer.study.plan import StudyPlan
+    from breakeven.measure.progress import ProgressState
     from breakeven.results.choose import ModelChoice
     from breakeven.results.claims import ClaimFinding, Claims
     from breakeven.results.decision import Decision, LogDecision
@@ -298,11 +299,12 @@ def claims(
     run: bool = False,
     on_claim: Callable[[str], None] = lambda name: None,
     on_run: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[ProgressState], None] = lambda state: None,
 ) -> Claims:
     """The sentences that people come with, judged by today's model: all, or the one called `name`.
 
-    `run`: also measure that one on this machine, where it can be; `on_run` hears first what it takes. Raises UserError
-    for an unknown name, and where nothing can be measured here.
+    `run`: also measure that one on this machine, where it can be; `on_run` hears first what it takes, and `on_progress`
+    how it goes on. Raises UserError for an unknown name, and where nothing can be measured here.
     """
     from breakeven.answer.claims import claim_named, judge_claims, run_of
 
@@ -319,21 +321,24 @@ def claims(
     on_run(
         f"Measuring here, {takes.measures}: about {takes.minutes:g} minutes, {takes.memory_bytes / 1e9:g} GB of memory."
     )
-    return judge_claims(name, _measured(spec, on_run), on_claim)
+    return judge_claims(name, _measured(spec, on_run, on_progress), on_claim)
 
 
-def _measured(run: RunSpec, on_run: Callable[[str], None]) -> list[ClaimFinding]:
+def _measured(
+    run: RunSpec, on_run: Callable[[str], None], on_progress: Callable[[ProgressState], None]
+) -> list[ClaimFinding]:
     """What a measurement on this machine says of a claim."""
     from breakeven.answer.claims import compared_findings, profiled_findings
     from breakeven.api.inspected import profile
     from breakeven.api.measured import compare
 
     if run.over is None:
-        return profiled_findings(run, profile(run.of).profiles)
+        return profiled_findings(run, profile(run.of, on_progress=on_progress).profiles)
     result = compare(
         [run.of, run.over],
         streams=run.streams,
         budget_s=60.0 * run.minutes / 2,
+        on_progress=on_progress,
         on_saved=lambda directory: on_run(f"Saved in {directory}."),
     )
     return compared_findings(run, result.pairs)

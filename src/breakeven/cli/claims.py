@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -33,21 +34,32 @@ def claims(
     """
     if markdown and (json or name is not None):
         raise UserError("--markdown prints the page of all claims; leave out NAME and --json")
-    shown = sys.stderr.isatty() and not quiet
+    shown = sys.stderr.isatty() and not quiet and not run
 
     def on_claim(current: str) -> None:
         if shown:
             sys.stderr.write(f"\r\x1b[K{current}")
             sys.stderr.flush()
 
-    result = breakeven.claims(name, run=run, on_claim=on_claim, on_run=lambda text: typer.echo(text, err=True))
+    from rich.console import Console
+
+    from breakeven.pages.progress import Progress
+
+    silent = quiet or json
+    # The list is judged in seconds; what is measured takes minutes, and is shown as `compare` and `profile` show it.
+    with Progress(Console(stderr=True, highlight=False), quiet=silent or not run) as progress:
+        result = breakeven.claims(
+            name,
+            run=run,
+            on_claim=on_claim,
+            on_run=partial(typer.echo, err=True) if silent else progress.tell,
+            on_progress=progress.update,
+        )
     if shown:
         sys.stderr.write("\r\x1b[K")
     if json:
         print_json(result)
         return
-    from rich.console import Console
-
     from breakeven.pages.claims import markdown as page
     from breakeven.pages.claims import print_claim, print_claims
     from breakeven.pages.terminal import say_on

@@ -8,20 +8,7 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.made import (
-    During,
-    Encoding,
-    OutDirectory,
-    ProofAsJson,
-    Seed,
-    Steps,
-    TrainThreads,
-    batch_of,
-    rate_of,
-    seconds_of,
-    tell_proof,
-    tokens_of,
-)
+from breakeven.cli import made
 from breakeven.cli.words import Full, Quiet, duration
 
 app = typer.Typer()
@@ -41,7 +28,7 @@ def distill(
     text: Annotated[
         Path, typer.Option("--text", metavar="FILE|DIR", help="Text to learn from: a file, or a folder a language.")
     ],
-    out: OutDirectory,
+    out: made.OutDirectory,
     fits: Annotated[
         str | None,
         typer.Option("--fits", metavar="SIZE", help='Memory of its device, such as 512MB: sizes "dense" or "moe".'),
@@ -58,8 +45,8 @@ def distill(
     ternary: Annotated[
         bool, typer.Option("--ternary", help="Train weights in -1, 0, 1 times a scale: two bits, held exactly.")
     ] = False,
-    during: During = None,
-    steps: Steps = None,
+    during: made.During = None,
+    steps: made.Steps = None,
     twin_steps: Annotated[
         int | None, typer.Option("--twin-steps", min=1, help="Of the twin that trains as long, to repeat a run.")
     ] = None,
@@ -67,21 +54,21 @@ def distill(
         int | None,
         typer.Option("--teacher-tokens", min=1, help="Of the text, to the teacher.", show_default="what --for allows"),
     ] = None,
-    seed: Seed = 0,
-    batch: Annotated[int | None, batch_of("4")] = None,
-    rate: Annotated[float | None, rate_of("by size")] = None,
-    tokens: Annotated[int | None, tokens_of("512")] = None,
-    encoding: Encoding = None,
-    threads: TrainThreads = None,
+    seed: made.Seed = 0,
+    batch: Annotated[int | None, made.batch_of("4")] = None,
+    rate: Annotated[float | None, made.rate_of("by size")] = None,
+    tokens: Annotated[int | None, made.tokens_of("512")] = None,
+    encoding: made.Encoding = None,
+    threads: made.TrainThreads = None,
     full: Full = False,
     quiet: Quiet = False,
-    json: ProofAsJson = False,
+    json: made.ProofAsJson = False,
 ) -> None:
     """Train a small student of what TEACHER finds likely, and prove what that won over a twin without teacher.
 
     Example: breakeven distill smollm2.gguf --into "dense 4x256" --trim-vocabulary --text text/en --out student
     """
-    tell_proof(
+    made.tell_proof(
         lambda on_progress: breakeven.distill(
             teacher,
             into,
@@ -92,7 +79,7 @@ def distill(
             latency_s=None if latency is None else duration(latency, "--latency"),
             trim_vocabulary=trim_vocabulary,
             ternary=ternary,
-            seconds=seconds_of(during),
+            seconds=made.seconds_of(during),
             steps=steps,
             twin_steps=twin_steps,
             teacher_tokens=teacher_tokens,

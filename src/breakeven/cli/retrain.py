@@ -9,20 +9,7 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.made import (
-    During,
-    Encoding,
-    OutDirectory,
-    ProofAsJson,
-    Seed,
-    Steps,
-    TrainThreads,
-    batch_of,
-    rate_of,
-    seconds_of,
-    tell_proof,
-    tokens_of,
-)
+from breakeven.cli import made
 from breakeven.cli.words import Full, Quiet
 from breakeven.errors import UserError
 
@@ -37,30 +24,30 @@ def retrain(
     text: Annotated[
         Path, typer.Option("--text", help="What they should serve: a file, or a folder with one a language.")
     ],
-    out: OutDirectory,
+    out: made.OutDirectory,
     replay: Annotated[
         Path | None, typer.Option("--replay", help="Text of what must not be lost: read as much of, and judged.")
     ] = None,
     balance: Annotated[
         str | None, typer.Option("--balance", help="Keep choices even: aux (a loss) or bias (moved by the load).")
     ] = None,
-    during: During = None,
-    steps: Steps = None,
-    seed: Seed = 0,
-    batch: Annotated[int | None, batch_of("8")] = None,
-    rate: Annotated[float | None, rate_of("3e-4")] = None,
-    tokens: Annotated[int | None, tokens_of("256", least=8)] = None,
-    encoding: Encoding = None,
-    threads: TrainThreads = None,
+    during: made.During = None,
+    steps: made.Steps = None,
+    seed: made.Seed = 0,
+    batch: Annotated[int | None, made.batch_of("8")] = None,
+    rate: Annotated[float | None, made.rate_of("3e-4")] = None,
+    tokens: Annotated[int | None, made.tokens_of("256", least=8)] = None,
+    encoding: made.Encoding = None,
+    threads: made.TrainThreads = None,
     full: Full = False,
     quiet: Quiet = False,
-    json: ProofAsJson = False,
+    json: made.ProofAsJson = False,
 ) -> None:
     """Train some experts on a text, with their rows of the router; every other weight stays bit for bit.
 
     Example: breakeven experts retrain olmoe --only 3,7 --text text/de --replay text/en --for 3m --out olmoe-de
     """
-    tell_proof(
+    made.tell_proof(
         lambda on_progress: breakeven.experts.retrain(
             model,
             _experts(only),
@@ -68,7 +55,7 @@ def retrain(
             out,
             replay=replay,
             balance=balance,
-            seconds=seconds_of(during),
+            seconds=made.seconds_of(during),
             steps=steps,
             seed=seed,
             batch=batch,

@@ -8,20 +8,7 @@ from typing import Annotated
 import typer
 
 import breakeven
-from breakeven.cli.made import (
-    During,
-    Encoding,
-    OutDirectory,
-    ProofAsJson,
-    Seed,
-    Steps,
-    TrainThreads,
-    batch_of,
-    rate_of,
-    seconds_of,
-    tell_proof,
-    tokens_of,
-)
+from breakeven.cli import made
 from breakeven.cli.words import Full, Quiet
 from breakeven.errors import UserError
 
@@ -31,7 +18,7 @@ app = typer.Typer()
 @app.command()
 def tune(
     model: Annotated[Path, typer.Argument(help="A .gguf file, or a Hugging Face model's directory.")],
-    out: OutDirectory,
+    out: made.OutDirectory,
     text: Annotated[Path | None, typer.Option("--text", help="File or directory to learn.", metavar="FILE|DIR")] = None,
     chat: Annotated[
         Path | None, typer.Option("--chat", help="Conversations to learn the answers of.", metavar="FILE.jsonl")
@@ -48,17 +35,17 @@ def tune(
     quantized: Annotated[
         bool, typer.Option("--quantized", help="Train beside the base in 4 bits (QLoRA; dense models).")
     ] = False,
-    during: During = None,
-    steps: Steps = None,
-    seed: Seed = 0,
-    batch: Annotated[int, batch_of("2")] = 2,
-    rate: Annotated[float, rate_of("5e-4")] = 5e-4,
-    tokens: Annotated[int, tokens_of("256")] = 256,
-    encoding: Encoding = None,
-    threads: TrainThreads = None,
+    during: made.During = None,
+    steps: made.Steps = None,
+    seed: made.Seed = 0,
+    batch: Annotated[int, made.batch_of("2")] = 2,
+    rate: Annotated[float, made.rate_of("5e-4")] = 5e-4,
+    tokens: Annotated[int, made.tokens_of("256")] = 256,
+    encoding: made.Encoding = None,
+    threads: made.TrainThreads = None,
     full: Full = False,
     quiet: Quiet = False,
-    json: ProofAsJson = False,
+    json: made.ProofAsJson = False,
 ) -> None:
     """Train adapters on MODEL, merge them, and leave the result only if engines serve it and not MODEL.
 
@@ -92,7 +79,7 @@ def tune(
         for command in commands:
             typer.echo(f"  {command}")
         return
-    tell_proof(
+    made.tell_proof(
         lambda on_progress: breakeven.tune(
             model,
             out,
@@ -103,7 +90,7 @@ def tune(
             adapter=adapter,
             rank=rank,
             quantized=quantized,
-            seconds=seconds_of(during),
+            seconds=made.seconds_of(during),
             steps=steps,
             seed=seed,
             batch=batch,

@@ -43,7 +43,7 @@ class TokenizersDifferError(NotSupportedError):
     def __init__(self, name: str, source: str, how: str) -> None:
         super().__init__(
             f"{name} and {source} have different tokenizers ({how}), so their predictions cannot be compared token by "
-            "token: leave --against out and compare bits per byte (to distil across tokenizers: TRL's GOLD trainer)"
+            "token: leave --against out and compare bits per byte (to distill across tokenizers: TRL's GOLD trainer)"
         )
         self.how = how
 

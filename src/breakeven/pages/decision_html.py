@@ -31,6 +31,7 @@ def write_decision_report(decision: Decision, path: Path) -> Path:
 def render_decision(decision: Decision) -> str:
     """The page of `decision` as HTML. Every text that came from outside is escaped."""
     figures = figures_of_decision(decision)
+    hours, by_hour = say.day_rows(decision.day)
     names = tuple(name for each in decision.candidates for name in (each.name, each.model, each.machine) if name)
     environment = environment_of_pages()
     environment.globals.update(kind=say.kind_words)
@@ -48,6 +49,9 @@ def render_decision(decision: Decision) -> str:
         ruled_out=[each for each in decision.candidates if each.ruled_out],
         now=say.at_load(decision),
         now_cells=lambda each: now_cells(each, decision.load_per_s),
+        hours=hours,
+        by_hour=[[Cell(text, "") for text in row] for row in by_hour],
+        hours_are="" if decision.day is None else say.day_words(decision.day),
         cost_cells=cost_cells,
         latency_cells=latency_cells,
         about=about,

@@ -12,9 +12,12 @@ from rich.console import Console
 
 from breakeven.pages.decision_words import (
     MONTH_HOURS,
+    NOTHING,
     at_load,
     band_line,
     cost_at,
+    day_rows,
+    day_words,
     delay_span,
     flip_line,
     kept_cell,
@@ -50,8 +53,6 @@ from breakeven.pages.words import number, percent_text
 from breakeven.results.decision import CandidateResult, Decision, LogDecision, LoggedFleet, ShareKept
 from breakeven.stats.estimate import Estimate
 
-NOTHING = "-"
-
 
 def print_decision(decision: Decision, console: Console, page: Path | None, *, full: bool = False) -> None:
     """Print `decision`: verdict, why, every candidate at the study's load, flips, what to measure, advice, page.
@@ -69,6 +70,7 @@ def print_decision(decision: Decision, console: Console, page: Path | None, *, f
         *listed_parts("Who gets what", shares, most=4, rank=1, rest=3),
         Passage(lambda say: _candidates(decision, console.width, say)),
         *(Passage(partial(_about, each, decision), 8, "each candidate") for each in decision.candidates),
+        Passage(partial(_hours, decision, console.width), 9, "every hour"),
         *listed_parts("Best by load", regions, most=len(regions), rank=6),
         *listed_parts("Where the answer changes", [flip_line(flip) for flip in decision.flips], most=2, rank=1),
         *listed_parts("Ruled out", ruled_out, most=3, rank=2, rest=4),
@@ -114,6 +116,17 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
         say("~: only just keeps the promise, or only just does not; a measurement would settle it.", "dim", 2)
     load = "this load" if decision.day is None else "that hour"
     say(f"A month is {number(MONTH_HOURS)} h of {load}. Brackets hold intervals.", "dim", 2)
+
+
+def _hours(decision: Decision, width: int, say: Say) -> None:
+    """The day hour by hour."""
+    heads, rows = day_rows(decision.day)
+    if decision.day is None or not rows:
+        return
+    say()
+    say(f"{day_words(decision.day)}.", "bold")
+    columns = [[head, *(shortened(row[k]) for row in rows)] for k, head in enumerate(heads)]
+    say_tables(packed(columns[0], [[column] for column in columns[1:]], width - 2), say)
 
 
 def _most_shares(decision: Decision) -> list[ShareKept]:

@@ -12,6 +12,7 @@ from breakeven.pages.words import NOT_AVAILABLE, bytes_text, count_text, decimal
 from breakeven.results.cost import Api, CostPoint, Own, Pricing
 from breakeven.results.decision import (
     CandidateResult,
+    Day,
     Decision,
     Flip,
     Kind,
@@ -31,6 +32,7 @@ ALL = 0.9995
 """Of the requests: shown as all of them."""
 NO_WINNER = "no difference worth your time"
 NOT_SEEN = "not in the range seen"
+NOTHING = "-"
 # Two loads this far apart are not the same load, and the numbers of one do not stand for the other.
 SAME_LOAD = 1.25
 
@@ -340,3 +342,33 @@ def traffic_rows(decision: Decision) -> list[tuple[str, str]]:
     keep = ("Share to keep it", f"at least {percent_text(decision.good_share)} of requests")
     at = next((index for index, (name, _) in enumerate(rows) if name == "Service level"), len(rows) - 1)
     return [("Load now", load_words(decision.load_per_s)), *rows[: at + 1], keep, *rows[at + 1 :]]
+
+
+def day_words(day: Day) -> str:
+    """What the table of the hours holds."""
+    beside = f", and beside it {day.bills[0].candidate} over the whole of it" if day.bills else ""
+    who = "Who is cheapest in each hour alone, of those that may stand aside in others"
+    return f"{who}{beside}; as predicted, starts apart"
+
+
+def day_rows(day: Day | None) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of a day by the hour: its load, who is cheapest in it alone, and the cheapest over the whole day.
+
+    No rows without a day, and of one that holds nothing by the hour.
+    """
+    if day is None or not day.hours:
+        return [], []
+    whole = day.bills[0] if day.bills and day.bills[0].used else None
+    rows = []
+    for h, (per_s, hour) in enumerate(zip(day.hours_per_s, day.hours, strict=True)):
+        before = f"day {h // 24 + 1}, " if len(day.hours) > 24 else ""
+        row = [f"{before}{h % 24}-{h % 24 + 1} h", load_text(per_s), hour.cheapest or NOTHING]
+        row += [str(hour.machines) if hour.machines else NOTHING, _share(hour.used)]
+        row += [NOTHING if hour.usd is None else usd(hour.usd)]
+        rows.append([*row, *([] if whole is None else [str(whole.machines[h]), _share(whole.used[h])])])
+    heads = ["hour", "req/s", "cheapest", "machines", "used", "$"]
+    return heads + ([] if whole is None else ["machines all day", "used all day"]), rows
+
+
+def _share(share: float | None) -> str:
+    return NOTHING if share is None else percent_text(share)

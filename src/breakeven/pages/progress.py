@@ -99,6 +99,11 @@ class Progress(Screen):
 
     _scale = SCALE_LOW
 
+    def tell(self, sentence: str) -> None:
+        """Say what stays, above what is drawn."""
+        if not self._quiet:
+            self._told(printable(sentence))
+
     def update(self, state: ProgressState) -> None:
         """Show `state`. Cheap enough to call for every block or megabyte."""
         if self._quiet:

@@ -190,6 +190,21 @@ class DayBill(msgspec.Struct, frozen=True, kw_only=True):
     """Hours in which less than 30 % of it is in use; None for an API."""
     starts: int
     """Machines started over all hours, each paid for while it starts."""
+    used: list[float] = []
+    """Share of the saturation throughput of those that run in use in each hour, 0 where none runs; empty for an API."""
+
+
+class DayHour(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is cheapest in one hour, of those that may stand aside in others: rented, by the token, or there already."""
+
+    cheapest: str | None = None
+    """None: nothing is asked in it, or none of them carries it."""
+    usd: float | None = None
+    """Dollars of it, as predicted; starts, and what is paid for in any case, left out."""
+    machines: int | None = None
+    """0 of an API."""
+    used: float | None = None
+    """Share of their saturation throughput in use; None for an API."""
 
 
 class Day(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,6 +217,8 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
     by_hour_usd_per_day: Estimate | None = None
     single_over_by_hour: Estimate | None = None
     """Bill of the best single candidate over that of changing over."""
+    hours: list[DayHour] = []
+    """Each hour on its own, in the order of `hours_per_s`."""
     sentences: list[str] = []
 
 

@@ -12,19 +12,19 @@ import psutil
 
 from breakeven.engines.devices import EngineDevice, listed, usual_engine
 from breakeven.engines.kinds import Engine, engine_named
-from breakeven.engines.memory import RESERVE, need_of
+from breakeven.engines.memory import ENGINE_BYTES, ENGINE_TOKEN_BYTES, REPACKED_SHARE, RESERVE, need_of
 from breakeven.engines.source import Source, slug
 from breakeven.engines.start import Running, kv_type, start
 from breakeven.errors import UserError
+from breakeven.forecast.placing import MARGIN_BYTES, DeviceRoom, place
 from breakeven.hardware.machine import Gpu, MachineSpec
-from breakeven.hardware.placement import AUTO, Placement, placement_of
+from breakeven.hardware.placement import AUTO, HOST, Placement, placement_of
 from breakeven.measure.devices import DeviceMemory, device_memory, with_peaks
 from breakeven.measure.events import BackendReady, BackendStopped
 from breakeven.measure.paired.plan import MIN_ROUNDS
+from breakeven.model.formats.named import OWN
 from breakeven.model.readers.gguf_file import parts
 
-FITTING_MARGIN_BYTES = 2**30
-"""What llama.cpp's own fitting leaves free on a device."""
 READ_PIECE_BYTES = 2**23
 READ_BYTES_PER_S = 1e9
 """How fast weights are taken to be read, to say how long loading takes before it was seen."""
@@ -116,25 +116,30 @@ def check_fit(
     """
     free = machine.available_memory_bytes
     needs: dict[str, int] = {}
-    host_bytes = 0.0
-    pools: dict[str, tuple[float, bool]] = {}
-    """By engine: what its candidates need on its devices, and whether they hold it."""
+    held: dict[str, float] = {}
+    """By place, all candidates together: side by side each must lie as it would alone, or whoever comes second would be
+    fitted into what is left."""
+    rooms: dict[str, float] = {}
+    unified: set[str] = set()
+    engines: set[str] = set()
     for source, way, weights in zip(sources, ways, formats, strict=True):
         if way.engine.check_memory is None or source.url is not None:
             continue
         way.engine.check_memory([source], weights, context, slots, free, kv, way.placement)
-        gpus = _gpus(way)
         needs[source.name] = need_of(source, weights, context, slots, kv)
-        if not gpus or any(gpu.kind == "igpu" for gpu in gpus):
-            host_bytes += needs[source.name]
-        if gpus:
-            # Side by side each must lie as it would alone: whoever comes second would be fitted into what is left.
-            wanted = need_of(source, weights, context, slots, kv, repacked=1.0) + pools.get(way.engine.name, (0.0,))[0]
-            room = sum(gpu.free_bytes or 0 for gpu in gpus) - FITTING_MARGIN_BYTES
-            pools[way.engine.name] = (wanted, wanted <= room)
-    together = len(needs) < 2 or (host_bytes <= RESERVE * free and all(fits for _, fits in pools.values()))
+        gpus = _gpus(way)
+        engines |= {way.engine.name for _ in gpus}
+        unified |= {gpu.place for gpu in gpus if gpu.kind == "igpu"}
+        for gpu in gpus:
+            # One that does not tell how much is free is never shared.
+            rooms[gpu.place] = -1.0 if gpu.free_bytes is None else max(0.0, gpu.free_bytes - MARGIN_BYTES)
+        for at, n_bytes in _by_place(source, way, weights, context, slots, kv, gpus).items():
+            held[at] = held.get(at, 0.0) + n_bytes
+    host_bytes = sum(n_bytes for at, n_bytes in held.items() if at == HOST or at in unified)
+    fits = all(held.get(at, 0.0) <= room for at, room in rooms.items())
+    together = len(needs) < 2 or (host_bytes <= RESERVE * free and fits)
     lent = sum("--rpc" in way.arguments and source.url is None for source, way in zip(sources, ways, strict=True)) > 1
-    if together and len(pools) < 2 and not lent:
+    if together and len(engines) < 2 and not lent:
         return None
     parts = ", ".join(f"{name} {need / 1e9:.1f} GB" for name, need in needs.items())
     extra_s = MIN_ROUNDS * sum(needs.values()) / READ_BYTES_PER_S
@@ -146,6 +151,28 @@ def check_fit(
         f"{why}, so they take turns: each is"
         f" loaded {MIN_ROUNDS} times or more, about {_time(extra_s)} beside the budget at 1 GB/s."
     )
+
+
+def _by_place(
+    source: Source, way: ServedAs, weights: str, context: int, slots: int, kv: str, gpus: Sequence[EngineDevice]
+) -> dict[str, float]:
+    """Bytes that one candidate holds in each place, lying as it would alone; of an unknown family, all on devices."""
+    if not gpus:
+        return {HOST: float(need_of(source, weights, context, slots, kv))}
+    if source.spec is None:
+        whole = need_of(source, weights, context, slots, kv, repacked=1.0)
+        free = [gpu.free_bytes or 1 for gpu in gpus]
+        return {gpu.place: whole * part / sum(free) for gpu, part in zip(gpus, free, strict=True)}
+    devices = [DeviceRoom(gpu.place, gpu.free_bytes or 0, gpu.kind == "igpu") for gpu in gpus]
+    own = source.path is not None and source.spec.stored is not None
+    placed = place(
+        source.spec, OWN if own else weights, devices, context=context, slots=slots, placement=way.placement, kv=kv
+    )
+    found = {at: memory.total for at, memory in placed.memory.items()}
+    # What a CPU reads is kept re-ordered, and the process is there wherever the model lies.
+    found[HOST] += (REPACKED_SHARE - 1) * placed.memory[HOST].weights + ENGINE_BYTES
+    found[HOST] += ENGINE_TOKEN_BYTES * source.spec.vocab
+    return found
 
 
 def read_through(path: Path | None) -> float:

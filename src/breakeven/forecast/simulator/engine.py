@@ -1,14 +1,14 @@
 """One replica as a pure state machine: requests in, steps taken, nothing but arithmetic in between.
 
 Steps that change nothing but contexts are taken in one go: m steps of D sequences take m times the step at the middle
-context, which is exact where the step model is linear in context. So the work grows with arrivals, prompts and ends,
-not with time. The state of a decoding sequence is implied by a counter of steps: it stands in a heap under the step at
-which it ends.
+context, and the last is the longest; exact where the step model is linear in context. So the work grows with arrivals,
+prompts and ends, not with time. The state of a decoding sequence is implied by a counter of steps: it stands in a heap
+under the step at which it ends.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from heapq import heapify, heappop, heappush
 from math import ceil, gcd, inf
@@ -17,7 +17,7 @@ from breakeven.forecast.simulator.policy import Policy, StepTable
 from breakeven.forecast.simulator.state import Blocks, Jobs, KeptPrompts
 
 Segment = tuple[float, float, int, int, int, int, int]
-"""start_s, step_s, steps, decoding, prompt tokens, waiting, tokens of keys and values in use."""
+"""start_s, step_s (mean), steps, decoding, prompt tokens, waiting, tokens of keys and values in use."""
 
 
 class Replica:
@@ -175,15 +175,14 @@ class Replica:
         """Take the blocks of request `i`'s whole prompt, if there are enough beside those `reserved` for this step."""
         jobs, blocks = self._jobs, self._blocks
         target = jobs.prompt[i] + jobs.given[i]
+        chunk_tokens = blocks.chunk * blocks.block
         ids: tuple[int, ...] = ()
         place = 0
         if jobs.prefix and self._policy.prefix_caching:
             # The last token of a prompt is always read: its output is what comes next.
-            chunk_tokens = blocks.chunk * blocks.block
             ids = jobs.prefix[i][: blocks.held(jobs.prefix[i], (target - 1) // chunk_tokens)]
             hit = len(ids) * chunk_tokens
         elif self._slots:
-            chunk_tokens = blocks.chunk * blocks.block
             place, chunks = self._slots.best(jobs.prefix[i], target, chunk_tokens)
             hit = chunks * chunk_tokens
         else:
@@ -213,7 +212,7 @@ class Replica:
         seconds = self._seconds(d, context, tokens, spans / tokens)
         for i, n in prompts:
             jobs.read[i] += n
-        self._pass(seconds, 1, tokens)
+        self._pass(seconds, 1, tokens, seconds)
         for i, _ in prompts:
             if jobs.read[i] == jobs.target[i]:
                 self._prefill.remove(i)
@@ -235,37 +234,41 @@ class Replica:
 
     def _decode(self, until_s: float) -> None:
         """Steps of the running sequences alone, until one ends, someone else may join or room runs out."""
-        table, d = self._table, len(self._running)
+        d, decode_s = len(self._running), self._table.decode_s
         m = self._heap[0][0] - self._step
         if self._waiting and self._policy.ahead and self._jobs.queued_s[self._waiting[0]] > self._planned_s:
             m = 1  # it came after this step was put together, and may join the next
-        context = self._context / d
-        seconds = table.decode_s(d, context)
-        if self.clock + m * seconds > until_s:
-            m = max(1, min(m, ceil((until_s - self.clock) / seconds)))
+        context, left_s = self._context / d, until_s - self.clock
+        seconds = longest_s = decode_s(d, context)
+        if m * seconds > left_s:
+            m = max(1, ceil(left_s / seconds))
+        if m > 1 and m * (mean_s := decode_s(d, context + 0.5 * (m - 1))) > left_s:
+            # Steps grow with their contexts, so that fewer may start before `until_s` than the first one says.
+            least = ceil(left_s / mean_s)
+            m = least + bisect_left(range(least, m), left_s, key=lambda k: k * decode_s(d, context + 0.5 * (k - 1)))
         available = self._blocks.available
         if d * ceil(m / self._blocks.block) > available:
             m = self._steps_within(m, available)
         if m > 1:
-            seconds = table.decode_s(d, context + 0.5 * (m - 1))
-        self._pass(seconds, m, 0)
+            seconds, longest_s = decode_s(d, context + 0.5 * (m - 1)), decode_s(d, context + m - 1)
+        self._pass(seconds, m, 0, longest_s)
 
-    def _pass(self, seconds: float, m: int, prompt_tokens: int) -> None:
-        """`m` steps of `seconds` each have run: clock, contexts, blocks, and the sequences that end."""
+    def _pass(self, seconds: float, m: int, prompt_tokens: int, longest_s: float) -> None:
+        """`m` steps of `seconds` on average have run, the longest last: clock, contexts, blocks, and who ends."""
         d = len(self._running)
         if d:
             self._blocks.take(self._growth(m))
         self.segments.append((self.clock, seconds, m, d, prompt_tokens, len(self._waiting), self._blocks.used_tokens))
         self.clock += m * seconds
-        self._planned_s = self.clock - seconds
+        self._planned_s = self.clock - longest_s
         self.busy_s += m * seconds
         self._step += m
         self._context += m * d
         peaks_s, peaks_at = self._peaks_s, self._peaks_at
-        while peaks_s and peaks_s[-1] <= seconds:
+        while peaks_s and peaks_s[-1] <= longest_s:
             peaks_s.pop()
             peaks_at.pop()
-        peaks_s.append(seconds)
+        peaks_s.append(longest_s)
         peaks_at.append(self._step)
         heap = self._heap
         while heap and heap[0][0] <= self._step:

@@ -229,7 +229,7 @@ def _check_words(path: Path, student: Path, teacher: Path, blocks: Sequence[Bloc
             raise UserError(
                 f"{path} cuts text otherwise than its teacher ({how} for one piece), so it cannot learn token by token "
                 'what the teacher finds likely; give a shape (--into "dense 4x256"), which takes the teacher\'s '
-                "tokenizer, or distil across tokenizers with TRL's GOLD trainer"
+                "tokenizer, or distill across tokenizers with TRL's GOLD trainer"
             )
 
 

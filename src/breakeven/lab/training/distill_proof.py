@@ -33,7 +33,7 @@ _SERVED_BLOCKS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class DistilOptions:
+class DistillOptions:
     """How a student is trained. `seconds` or `steps`: of the student. None of the others: found.
 
     `twin_steps`: of the twin that trains as long as teacher and student take together. `teacher_tokens`: of the text
@@ -53,7 +53,7 @@ class DistilOptions:
     ternary: bool = False
 
 
-class DistilPlan(msgspec.Struct, frozen=True, kw_only=True):
+class DistillPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured and decided before training, kept so that a run that goes on does the same."""
 
     shape: str | None
@@ -81,13 +81,13 @@ def proven(
     source: Path,
     taught: Path,
     student: Student,
-    plan: DistilPlan,
+    plan: DistillPlan,
     trained: Distilled,
     parts: Split,
     out: Path,
     work: Path,
     words: Sequence[str],
-    options: DistilOptions,
+    options: DistillOptions,
     on_step: OnStep,
 ) -> Proof:
     """The student at its place, with its proof: what it gained over its twins, and that llama.cpp serves it."""
@@ -147,7 +147,7 @@ def _behind(trained: Distilled, parts: Split, threads: int | None, on_step: OnSt
 
 
 def _served(
-    made: Path, name: str, work: Path, parts: Split, options: DistilOptions, on_step: OnStep
+    made: Path, name: str, work: Path, parts: Split, options: DistillOptions, on_step: OnStep
 ) -> tuple[list[LabCheck], list[str]]:
     """A GGUF beside the directory's weights, where its family is carried, held against transformers."""
     gguf = made / f"{name}.gguf"
@@ -168,7 +168,7 @@ def _served(
 
 
 def _told(
-    student: Student, plan: DistilPlan, trained: Distilled, behind: Sequence[Estimate], options: DistilOptions
+    student: Student, plan: DistillPlan, trained: Distilled, behind: Sequence[Estimate], options: DistillOptions
 ) -> list[str]:
     """Sentences that must stand beside the figures."""
     used, nats = plan.told.best

@@ -28,7 +28,7 @@ from breakeven.lab.corpus import Block, Document, blocks_of
 from breakeven.lab.facts import batch_that_fits, facts_of, sha256_of
 from breakeven.lab.lockstep import kind_of_model
 from breakeven.lab.proof import sweep
-from breakeven.lab.training.distil_proof import Distilled, DistilOptions, DistilPlan, proven
+from breakeven.lab.training.distill_proof import Distilled, DistillOptions, DistillPlan, proven
 from breakeven.lab.training.hyena import HYENA, LEFT, asked_for, table, without_attention
 from breakeven.lab.training.shapes import student_shape
 from breakeven.lab.training.student import (
@@ -54,14 +54,14 @@ _RATE_WIDTH = 256
 _LEAST_ROWS = 4
 
 
-def distil(
+def distill(
     teacher: Path | str,
     into: str,
     documents: Sequence[Document],
     out: Path,
     *,
     words: Sequence[str],
-    options: DistilOptions,
+    options: DistillOptions,
     fits: Fits | None = None,
     on_step: OnStep = lambda what, share: None,
 ) -> Proof:
@@ -106,7 +106,7 @@ def _source(teacher: Path | str) -> Path:
 
 
 def _asked(
-    source: Path, into: str, blocks: Sequence[Block], options: DistilOptions, words: Sequence[str]
+    source: Path, into: str, blocks: Sequence[Block], options: DistillOptions, words: Sequence[str]
 ) -> Mapping[str, object]:
     """What makes this training this one."""
     text = hashlib.sha256()
@@ -126,13 +126,13 @@ def _prepared(
     blocks: Sequence[Block],
     parts: Split,
     work: Path,
-    options: DistilOptions,
+    options: DistillOptions,
     fits: Fits | None,
     on_step: OnStep,
-) -> tuple[Student, DistilPlan, StudentRows]:
+) -> tuple[Student, DistillPlan, StudentRows]:
     """The student before it is trained, the text as rows, and the teacher measured on the text that chooses."""
     path = work / "plan.json"
-    plan = msgspec.json.decode(path.read_bytes(), type=DistilPlan) if path.is_file() else None
+    plan = msgspec.json.decode(path.read_bytes(), type=DistillPlan) if path.is_file() else None
     on_step("preparing the student", 0.0)
     student = student_of(
         plan.shape if plan is not None and plan.shape is not None else into,
@@ -167,19 +167,19 @@ def _prepared(
             on_step=on_step,
         )
         batch = batch_for(student.spec, options.tokens, min(options.batch, len(rows.train_NT)))
-        plan = DistilPlan(shape=student.shape, batch=batch, told=told)
+        plan = DistillPlan(shape=student.shape, batch=batch, told=told)
         write_whole(path, msgspec.json.encode(plan))
     return student, plan, rows
 
 
 def _beside_attention(
     student: Student,
-    plan: DistilPlan,
+    plan: DistillPlan,
     trained: Distilled,
     rows: StudentRows,
     parts: Split,
     work: Path,
-    options: DistilOptions,
+    options: DistillOptions,
     on_step: OnStep,
 ) -> Student:
     """The experiment: the same student with its attention replaced, in a folder beside it, and told in its notes."""
@@ -210,10 +210,10 @@ def _kept(student: Student, work: Path) -> str | None:
 def _trained(
     taught: Path,
     student: Student,
-    plan: DistilPlan,
+    plan: DistillPlan,
     rows: StudentRows,
     work: Path,
-    options: DistilOptions,
+    options: DistillOptions,
     on_step: OnStep,
 ) -> Distilled:
     """The twin, the cache, the student, and the twin that trains as long."""
@@ -245,7 +245,7 @@ def _trained(
             ternary=options.ternary,
             beaten_by=nats if least else None,
         )
-        return run_job("distil_job", spec, ArmDone, threads=options.threads, on_step=on_step)
+        return run_job("distill_job", spec, ArmDone, threads=options.threads, on_step=on_step)
 
     twin = arm("the twin, without teacher", "twin", some, options.steps, least=True)
     if twin.better is not None:
@@ -285,7 +285,7 @@ def _trained(
     return Distilled(taught_one, cached, seen.size * options.tokens, count * options.tokens, work / "made", twins)
 
 
-def _rows_to_read(plan: DistilPlan, options: DistilOptions, n_rows: int) -> int:
+def _rows_to_read(plan: DistillPlan, options: DistillOptions, n_rows: int) -> int:
     """Of the text, by the teacher; all students at equal tokens read the same."""
     if options.teacher_tokens is not None:
         wanted = math.ceil(options.teacher_tokens / options.tokens)

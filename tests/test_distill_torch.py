@@ -25,10 +25,10 @@ from bench.lab import gpu  # noqa: E402
 from breakeven.errors import UserError  # noqa: E402
 from breakeven.lab.corpus import Document, blocks_of, read_documents  # noqa: E402
 from breakeven.lab.facts import facts_of  # noqa: E402
-from breakeven.lab.training import distil as course  # noqa: E402
+from breakeven.lab.training import distill as course  # noqa: E402
 from breakeven.lab.training import hyena  # noqa: E402
-from breakeven.lab.training.distil_job import TEACHER_SHARE, run, taught_loss  # noqa: E402
-from breakeven.lab.training.distil_proof import Distilled, DistilOptions  # noqa: E402
+from breakeven.lab.training.distill_job import TEACHER_SHARE, run, taught_loss  # noqa: E402
+from breakeven.lab.training.distill_proof import Distilled, DistillOptions  # noqa: E402
 from breakeven.lab.training.shapes import ArmShape, config_of, spec_of, student_shape  # noqa: E402
 from breakeven.lab.training.student import ArmSpec, Student, rows_for, save_array  # noqa: E402
 from breakeven.lab.training.teacher import Cache, TeacherSpec, TeacherTold  # noqa: E402
@@ -96,9 +96,9 @@ def teacher(documents: list[Document], tmp_path_factory: pytest.TempPathFactory)
     return root / "made"
 
 
-def options(**changes: Any) -> DistilOptions:
+def options(**changes: Any) -> DistillOptions:
     usual = {"seconds": None, "steps": 16, "twin_steps": 18, "batch": 4, "tokens": TOKENS, "threads": 1}
-    return DistilOptions(**{**usual, **changes})
+    return DistillOptions(**{**usual, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_student_is_taught_proven_and_served(teacher: Path, documents: list[Document], tmp_path: Path) -> None:
     out = tmp_path / "student"
-    proof = course.distil(
+    proof = course.distill(
         teacher,
         "dense 1x256",
         documents,
@@ -156,7 +156,7 @@ def test_what_was_stopped_goes_on_to_the_same_curve(
             if stop is not None and what.startswith(stop) and next(told) == 4:
                 raise KeyboardInterrupt
 
-        course.distil(teacher, "dense 1x256", documents, out, words=[], options=few, on_step=on_step)
+        course.distill(teacher, "dense 1x256", documents, out, words=[], options=few, on_step=on_step)
 
     go(tmp_path / "whole")
     monkeypatch.setattr("breakeven.lab.training.loop._SAVE_EVERY_S", 0.0)
@@ -179,7 +179,7 @@ def test_a_teacher_no_better_than_a_plain_student_is_refused(documents: list[Doc
     config = transformers.AutoConfig.from_pretrained(bad)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(bad)
     with pytest.raises(UserError, match=r"no better on this text than a plain student: \d\.\d+ nats a token.* worse"):
-        course.distil(bad, "dense 1x256", documents, tmp_path / "out", words=[], options=options())
+        course.distill(bad, "dense 1x256", documents, tmp_path / "out", words=[], options=options())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad"]
 
 
@@ -190,9 +190,9 @@ def test_another_tokenizer_is_refused_and_gold_named(teacher: Path, documents: l
     content["model"]["merges"] = content["model"]["merges"][:2]
     (other / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="GOLD"):
-        course.distil(teacher, str(other), documents, tmp_path / "out", words=[], options=options())
+        course.distill(teacher, str(other), documents, tmp_path / "out", words=[], options=options())
     with pytest.raises(UserError, match="--trim-vocabulary makes a new student's tokenizer"):
-        course.distil(
+        course.distill(
             teacher, str(other), documents, tmp_path / "out2", words=[], options=options(trim_vocabulary=True)
         )
 
@@ -284,7 +284,7 @@ def test_the_experiment_without_attention_lies_beside_the_student_and_is_told(
 
     monkeypatch.setattr(course, "proven", proven)
     few = options(steps=8, twin_steps=8)
-    course.distil(teacher, "hyena 1x256", documents, tmp_path / "student", words=[], options=few)
+    course.distill(teacher, "hyena 1x256", documents, tmp_path / "student", words=[], options=few)
     assert beside == set(hyena.LEFT)
     assert any("not exported" in each for each in notes)
     assert [each.split()[:2] for each in notes if each.startswith(("text  ", "copy", "recall"))] == [

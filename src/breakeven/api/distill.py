@@ -54,8 +54,8 @@ def distill(
     distilled so, among it a teacher that is no better than a plain student; then nothing is left.
     """
     from breakeven.lab.corpus import read_documents
-    from breakeven.lab.training.distil import distil
-    from breakeven.lab.training.distil_proof import BATCH, TOKENS, DistilOptions
+    from breakeven.lab.training.distill import distill as made
+    from breakeven.lab.training.distill_proof import BATCH, TOKENS, DistillOptions
 
     seconds, steps = time_or_steps(seconds, steps)
     check_sizes(batch=batch, rate=rate, tokens=tokens, twin_steps=twin_steps, teacher_tokens=teacher_tokens)
@@ -78,13 +78,13 @@ def distill(
         trim_vocabulary=trim_vocabulary,
         ternary=ternary,
     )
-    return distil(
+    return made(
         teacher,
         into,
         read_documents(expanded(text), encoding),
         expanded(out),
         words=words,
-        options=DistilOptions(
+        options=DistillOptions(
             seconds=seconds,
             steps=steps,
             twin_steps=twin_steps,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lab_fixtures import texts
 
 import breakeven
-from breakeven.api.distil import _fits
+from breakeven.api.distill import _fits
 from breakeven.errors import UserError
 from breakeven.lab.training.shapes import (
     ArmShape,
