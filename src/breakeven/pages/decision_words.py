@@ -346,9 +346,9 @@ def traffic_rows(decision: Decision) -> list[tuple[str, str]]:
 
 def day_words(day: Day) -> str:
     """What the table of the hours holds."""
-    beside = f", and beside it {day.bills[0].candidate} over the whole of it" if day.bills else ""
+    whole = f"; all day: machines of {day.bills[0].candidate}, the cheapest over all hours" if day.bills else ""
     who = "Who is cheapest in each hour alone, of those that may stand aside in others"
-    return f"{who}{beside}; as predicted, starts apart"
+    return f"{who}{whole}; as predicted, starts apart"
 
 
 def day_rows(day: Day | None) -> tuple[list[str], list[list[str]]]:
@@ -367,7 +367,7 @@ def day_rows(day: Day | None) -> tuple[list[str], list[list[str]]]:
         row += [NOTHING if hour.usd is None else usd(hour.usd)]
         rows.append([*row, *([] if whole is None else [str(whole.machines[h]), _share(whole.used[h])])])
     heads = ["hour", "req/s", "cheapest", "machines", "used", "$"]
-    return heads + ([] if whole is None else ["machines all day", "used all day"]), rows
+    return heads + ([] if whole is None else ["all day", "used"]), rows
 
 
 def _share(share: float | None) -> str:
