@@ -292,6 +292,8 @@ class BackendLook:
             raise SkippedError(HAS_PICTURES)
         text = _rendered(engine.port, key, asked) if note.endpoint == CHAT else _prompt_of(asked)
         text += read(answer, thoughts=True).text
+        if not text:
+            raise SkippedError(NOT_TEXT)
         reader = self._reader
         if reader is None:
             assert engine.weights is not None
@@ -301,7 +303,10 @@ class BackendLook:
             if self._closed:  # while it loaded
                 self.let_go()
                 raise SkippedError(GONE)
-        found = reader.read(text[: LETTERS_A_TOKEN * self.experts.tokens])
+        try:
+            found = reader.read(text[: LETTERS_A_TOKEN * self.experts.tokens])
+        except UserError:  # nothing of it is a token
+            raise SkippedError(UNREADABLE) from None
         self.cpu_s += found.cpu_s
         return Routed(found.layers, found.choices_LE, found.tokens)
 
