@@ -21,12 +21,12 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
+from breakeven.engines.inside.routed import ReadRouting, RoutingReader
 from gateway_serve_fixtures import Gateway, ask, question, serving, wait
 from gateway_swap_fixtures import described
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.engines.inside.routed import ReadRouting, RoutingReader
 from breakeven.engines.source import parse_source
 from breakeven.engines.start import weights_of
 from breakeven.errors import EngineError, UserError
@@ -527,8 +527,7 @@ class Watching:
 
     @property
     def seen(self) -> Any:
-        found = self.part._looks["b"].seen.report(1e9)
-        return found
+        return self.part._looks["b"].seen.report(1e9)
 
     async def until(self, done: Callable[[], object]) -> None:
         for _ in range(2000):
@@ -894,7 +893,7 @@ def _unix_sockets(pid: int) -> int:
     inodes = set()
     for text in Path("/proc/net/unix").read_text().splitlines()[1:]:
         inodes.add(text.split()[6])
-    links = [os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir()]
+    links = [str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir()]
     return sum(link.startswith("socket:[") and link[8:-1] in inodes for link in links)
 
 
@@ -907,7 +906,7 @@ def test_workers_have_a_socket_more_and_never_numpy(tmp_path: Path) -> None:
             if observe:
                 backend["experts"] = {"observe": "100%"}
             with serving(tmp_path / str(observe), {"backends": [backend]}) as gateway:
-                wait(lambda: len(gateway.workers()) == 1, "no worker accepts")  # noqa: B023 (it is waited for here)
+                wait(lambda: len(gateway.workers()) == 1, "no worker accepts")
                 assert ask(gateway.url, question("one", "far")).status == 200
                 (worker,) = gateway.workers()
                 assert "numpy" not in Path(f"/proc/{worker}/maps").read_text()

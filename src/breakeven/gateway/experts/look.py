@@ -68,7 +68,7 @@ class SkippedError(Exception):
     """A request that is not looked at; the text is the reason."""
 
 
-class Routed(NamedTuple):
+class RoutedRequest(NamedTuple):
     """What one request chose: layers, choices (L, E) by layer and expert, tokens."""
 
     layers: Sequence[int]
@@ -255,9 +255,7 @@ class BackendLook:
 
     # One request, in a thread apart.
 
-    def looked_at(
-        self, note: Handed, asked: bytes, answer: bytes, engine: EngineLoaded | None, key: str
-    ) -> Routed:
+    def looked_at(self, note: Handed, asked: bytes, answer: bytes, engine: EngineLoaded | None, key: str) -> RoutedRequest:
         """What it chose. `engine`: as `check` gave it; `key`: what that asks for. Raises SkippedError."""
         with self.own_time():
             if engine is None:
@@ -272,7 +270,7 @@ class BackendLook:
             self.trouble = ""
             return found
 
-    def _returned(self, answer: bytes) -> Routed:
+    def _returned(self, answer: bytes) -> RoutedRequest:
         if self._shape is None:
             self._shape = _shape_of(self.plan.model)
         try:
@@ -284,9 +282,9 @@ class BackendLook:
             self.trouble = f"it returns no routing with its answers; start its engine with {RETURN_FLAG}"
             raise SkippedError(NOT_RETURNED)
         self.trouble = ""
-        return Routed(found.layers, found.choices_LE, found.tokens)
+        return RoutedRequest(found.layers, found.choices_LE, found.tokens)
 
-    def _read(self, note: Handed, asked: bytes, answer: bytes, engine: EngineLoaded, key: str) -> Routed:
+    def _read(self, note: Handed, asked: bytes, answer: bytes, engine: EngineLoaded, key: str) -> RoutedRequest:
         """Prompt and answer, read again. Raises SkippedError, BreakevenError and OSError."""
         if any(mark in asked for mark in PICTURES):
             raise SkippedError(HAS_PICTURES)
@@ -308,7 +306,7 @@ class BackendLook:
         except UserError:  # nothing of it is a token
             raise SkippedError(UNREADABLE) from None
         self.cpu_s += found.cpu_s
-        return Routed(found.layers, found.choices_LE, found.tokens)
+        return RoutedRequest(found.layers, found.choices_LE, found.tokens)
 
 
 def _rendered(port: int, key: str, asked: bytes) -> str:
