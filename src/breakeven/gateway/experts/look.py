@@ -255,7 +255,9 @@ class BackendLook:
 
     # One request, in a thread apart.
 
-    def looked_at(self, note: Handed, asked: bytes, answer: bytes, engine: EngineLoaded | None, key: str) -> RoutedRequest:
+    def looked_at(
+        self, note: Handed, asked: bytes, answer: bytes, engine: EngineLoaded | None, key: str
+    ) -> RoutedRequest:
         """What it chose. `engine`: as `check` gave it; `key`: what that asks for. Raises SkippedError."""
         with self.own_time():
             if engine is None:

@@ -1,0 +1,188 @@
+"""What the requests of one backend chose, added up by layer and expert: in all, by day, by key, by language.
+
+Tokens of one request choose alike, so requests and not tokens are taken to be independent: of every cell the sums are
+kept that give a share its clustered variance. With c the choices of an expert by one request, n its choices in the
+layer, N = sum n and p = sum c / N:
+
+    variance of p = R / (R - 1) * (sum c^2 - 2 p sum cn + p^2 sum n^2) / N^2        R requests
+
+(the ratio estimator of cluster sampling: Cochran, Sampling Techniques, 3rd edition, section 6.4). Two sets of requests
+are apart by their total variation distance, half the sum over experts of |p1 - p2|, mean over layers: the share of
+choices that would have to go elsewhere to make one the other. By chance it would be half the sum of
+sqrt(2 / pi) * sqrt(variance 1 + variance 2), the mean of a normal number's size.
+
+Pure: no clock and no socket. Memory: three numbers a cell in all and for each of 15 days, one for each of 33 keys and
+33 languages; of 128 layers of 512 experts 60 MB, of 48 of 128 6 MB.
+
+
+Pure: no clock, no socket, no file. Memory: three numbers a cell in all and for each of 15 days, one for each of 33 keys
+and 33 languages; of 128 layers of 512 experts 60 MB, of 48 of 128 6 MB.
+
+Legend: L layers that route, E experts
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+LEAST_REQUESTS = 20
+"""Fewer give no variance worth the name: neither drift nor who is apart is told."""
+LEAST_TOKENS = 1000
+DAYS = 15
+"""Days that are kept."""
+DAY_S = 86_400
+MOST_NAMES = 32
+"""Keys, and languages, with sums of their own."""
+OTHER = "other"
+LONGEST_NAME = 100
+_SIZE_OF_NORMAL = np.sqrt(2 / np.pi)
+
+
+@dataclass(slots=True)
+class Sums:
+    """Of some requests: choices, their squares and products by cell; choices and their squares by layer."""
+
+    choices_LE: Floats
+    squares_LE: Floats
+    products_LE: Floats
+    all_L: Floats
+    all_squares_L: Floats
+    requests: int = 0
+    tokens: int = 0
+
+    @classmethod
+    def of(cls, n_layers: int, n_experts: int) -> Self:
+        """None so far."""
+        one, two, three = (np.zeros((n_layers, n_experts)) for _ in range(3))
+        return cls(one, two, three, np.zeros(n_layers), np.zeros(n_layers))
+
+    def add(self, choices_LE: Floats, tokens: int) -> None:
+        """One request."""
+        all_L = choices_LE.sum(axis=1)
+        self.choices_LE += choices_LE
+        self.squares_LE += choices_LE**2
+        self.products_LE += choices_LE * all_L[:, None]
+        self.all_L += all_L
+        self.all_squares_L += all_L**2
+        self.requests += 1
+        self.tokens += tokens
+
+    def plus(self, other: Sums) -> Sums:
+        """Both together."""
+        both = [a + b for a, b in zip(self.arrays(), other.arrays(), strict=True)]
+        requests, tokens = self.requests + other.requests, self.tokens + other.tokens
+        return Sums(both[0], both[1], both[2], both[3], both[4], requests, tokens)
+
+    def arrays(self) -> list[Floats]:
+        """All of them, in the order in which they are made."""
+        return [self.choices_LE, self.squares_LE, self.products_LE, self.all_L, self.all_squares_L]
+
+    def shares_LE(self) -> Floats:
+        """Of each layer's choices; NaN for a layer without any."""
+        return shares_of(self.choices_LE)
+
+    def variance_LE(self) -> Floats:
+        """Of the shares, requests being independent; NaN below two requests."""
+        if self.requests < 2:
+            return np.full_like(self.choices_LE, np.nan)
+        p_LE, all_L1 = self.shares_LE(), self.all_L[:, None]
+        spread_LE = self.squares_LE - 2 * p_LE * self.products_LE + p_LE**2 * self.all_squares_L[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            variance: Floats = np.maximum(spread_LE, 0.0) / all_L1**2 * (self.requests / (self.requests - 1))
+        return variance
+
+    def enough(self) -> bool:
+        """Whether it can be held against others."""
+        return self.requests >= LEAST_REQUESTS and self.tokens >= LEAST_TOKENS
+
+
+def shares_of(choices_LE: Floats) -> Floats:
+    """Shares of each row; NaN for a row of zeros."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: Floats = choices_LE / choices_LE.sum(axis=1, keepdims=True)
+    return found
+
+
+def apart_L(one_LE: Floats, two_LE: Floats) -> Floats:
+    """Total variation distance of the shares of two, by layer."""
+    found: Floats = 0.5 * np.abs(one_LE - two_LE).sum(axis=1)
+    return found
+
+
+def by_chance_L(variance_one_LE: Floats, variance_two_LE: Floats) -> Floats:
+    """What it would be on average, were both drawn from the same requests."""
+    found: Floats = 0.5 * _SIZE_OF_NORMAL * np.sqrt(variance_one_LE + variance_two_LE).sum(axis=1)
+    return found
+
+
+@dataclass(slots=True)
+class Group:
+    """Requests under one name."""
+
+    choices_LE: Floats
+    requests: int = 0
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class Gathered:
+    """All requests of one shape: which layers route, as their source numbers them, and among how many experts."""
+
+    layers: tuple[int, ...]
+    n_experts: int
+    whole: Sums
+    days: dict[int, Sums] = field(default_factory=dict)
+    keys: dict[str, Group] = field(default_factory=dict)
+    languages: dict[str, Group] = field(default_factory=dict)
+    since_s: float = 0.0
+    until_s: float = 0.0
+
+    @classmethod
+    def of(cls, layers: tuple[int, ...], n_experts: int, at_s: float) -> Self:
+        """None so far."""
+        return cls(layers, n_experts, Sums.of(len(layers), n_experts), since_s=at_s, until_s=at_s)
+
+    def add(self, choices_LE: Floats, tokens: int, key: str, language: str, at_s: float) -> None:
+        """One request. The clock is believed as it is now: days long gone by it, or yet to come, are dropped."""
+        today = int(at_s // DAY_S)
+        for day in [day for day in self.days if not today - DAYS < day <= today + 1]:
+            del self.days[day]
+        shape = (len(self.layers), self.n_experts)
+        for sums in (self.whole, self.days.setdefault(today, Sums.of(*shape))):
+            sums.add(choices_LE, tokens)
+        for groups, name in ((self.keys, key), (self.languages, language)):
+            if name:
+                group = _group(groups, name, shape)
+                group.choices_LE += choices_LE
+                group.requests += 1
+                group.tokens += tokens
+        self.since_s = min(self.since_s, at_s)
+        self.until_s = max(self.until_s, at_s)
+
+    def widen(self, n_experts: int) -> None:
+        """Room for more experts, where only the highest number seen tells how many there are."""
+        more = n_experts - self.n_experts
+        if more <= 0:
+            return
+        room = ((0, 0), (0, more))
+        for sums in (self.whole, *self.days.values()):
+            sums.choices_LE = np.pad(sums.choices_LE, room)
+            sums.squares_LE = np.pad(sums.squares_LE, room)
+            sums.products_LE = np.pad(sums.products_LE, room)
+        for group in (*self.keys.values(), *self.languages.values()):
+            group.choices_LE = np.pad(group.choices_LE, room)
+        self.n_experts = n_experts
+
+
+def _group(groups: dict[str, Group], name: str, shape: tuple[int, int]) -> Group:
+    """The one of that name; beyond `MOST_NAMES` all are one."""
+    name = name[:LONGEST_NAME]
+    if name not in groups and len([each for each in groups if each != OTHER]) >= MOST_NAMES:
+        name = OTHER
+    return groups.setdefault(name, Group(np.zeros(shape)))
