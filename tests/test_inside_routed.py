@@ -157,10 +157,9 @@ def test_it_yields_to_everything_else(reader: RoutingReader) -> None:
 
 
 def test_what_cannot_be_read_is_refused(reader: RoutingReader, qwen: Path, tmp_path: Path) -> None:
-    if not reader.read("x").tokens - 1:  # no token is put before a text
-        with pytest.raises(UserError, match="no tokens"):
-            reader.read("")
-        assert reader.read("x").tokens == 1, "the process goes on"
+    with pytest.raises(UserError, match="no tokens"):
+        reader.read("")
+    assert reader.read("x").tokens == 1, "the process goes on"
     dense = synthesise(small("llama"), "F16", tmp_path / "dense.gguf")
     with pytest.raises(NotSupportedError, match=r"dense model \(llama.*Mixture-of-Experts"):
         RoutingReader(dense)
