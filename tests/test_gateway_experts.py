@@ -21,12 +21,12 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
-from breakeven.engines.inside.routed import ReadRouting, RoutingReader
 from gateway_serve_fixtures import Gateway, ask, question, serving, wait
 from gateway_swap_fixtures import described
 from hypothesis import given
 from hypothesis import strategies as st
 
+from breakeven.engines.inside.routed import ReadRouting, RoutingReader
 from breakeven.engines.source import parse_source
 from breakeven.engines.start import weights_of
 from breakeven.errors import EngineError, UserError
