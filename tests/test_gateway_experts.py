@@ -74,6 +74,12 @@ FILES = Path("/proc/self/fd")
 pytestmark = pytest.mark.skipif(not FILES.is_dir(), reason="descriptors are counted as Linux lists them")
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is seen is kept there: each test begins with nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 # The file.
 
 
@@ -547,6 +553,8 @@ class Watching:
 def templates(request: Request) -> Scene:
     """An engine's own template; of what says so it fails."""
     body = json.loads(request.body)
+    if not isinstance(body, dict):
+        return whole(b"{}", status=400)
     if body.get("fails"):
         return whole(b'{"error": "no"}', status=500)
     if body.get("odd"):
@@ -591,7 +599,7 @@ def test_a_chat_is_read_in_its_engines_template_with_its_answer(line: Line) -> N
 
 def test_what_cannot_be_read_is_skipped_by_reason_and_the_rest_goes_on(line: Line) -> None:
     async def scenario(w: Watching) -> None:
-        for asked in (chat(fails=True), chat(odd=True), b"no json"):
+        for asked in (chat(fails=True), chat(odd=True), b"[]"):
             w.give(asked)
         w.give(chat(content=[{"type": "image_url", "image_url": {"url": "data:"}}]))  # type: ignore[arg-type]
         for prompt in ([1, 2, 3], ["a", "b"], None):

@@ -25,9 +25,10 @@ from breakeven.engines.inside.routed import RoutingReader
 from breakeven.errors import BreakevenError, UserError, one_line
 from breakeven.gateway.experiment.answer import read
 from breakeven.gateway.experts.hand import CHAT, Handed, engine_behind
+from breakeven.gateway.experts.kept import path_of
 from breakeven.gateway.experts.report import BackendExperts
 from breakeven.gateway.experts.returned import choices_of
-from breakeven.gateway.experts.tally import SeenExperts, path_of
+from breakeven.gateway.experts.tally import SeenExperts
 from breakeven.gateway.plan.experts import RETURN_FLAG, ExpertsPlan, seen_by
 from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.swap.effects import EngineLoaded
