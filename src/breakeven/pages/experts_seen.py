@@ -181,6 +181,7 @@ def _backends(known: Sequence[BackendExperts], width: int, say: Say) -> None:
         ("tokens", lambda each: f"{each.tokens:,}"),
         ("CPU", lambda each: _share(each.cpu_share)),
     ]
+    heads = heads if width >= NARROW else heads[:5]  # the rest stands in sentences below
     groups = [[[head, *(cell(each) for each in known)]] for head, cell in heads]
     say_tables(packed(["backend", *(_name(each, 16) for each in known)], groups, width - 2), say)
 
