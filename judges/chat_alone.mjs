@@ -51,6 +51,13 @@ function ofResponse({ output, status, usage }) {
   return said(parts.map(({ text }) => text).join(''), calls, status, usage.input_tokens, usage.output_tokens);
 }
 
+// Its own `finalResponse` does not read the end of a response that is incomplete.
+async function ofEvents(events) {
+  let last = null;
+  for await (const event of events) last = event;
+  return ofResponse(last.response);
+}
+
 const asks = {
   chat: async (body) => ofChat(await gpt.chat.completions.create(body)),
   messages: async (body) => ofMessage(await claude.messages.create(body)),
@@ -59,7 +66,7 @@ const asks = {
 const streams = {
   chat: async (body) => ofChunks(await gpt.chat.completions.create({ ...body, stream: true, stream_options: { include_usage: true } })),
   messages: async (body) => ofMessage(await claude.messages.stream(body).finalMessage()),
-  responses: async (body) => ofResponse(await gpt.responses.stream(body).finalResponse()),
+  responses: async (body) => ofEvents(gpt.responses.stream(body)),
 };
 
 for (const [name, body] of JSON.parse(readFileSync(0, 'utf8'))) {

@@ -109,21 +109,29 @@ def of_message(answer: Any) -> list[Any]:
 
 def of_response(answer: Any) -> list[Any]:
     """A response."""
+    text, written = _written(answer)
+    usage = answer.usage
+    made = [[name, json.loads(arguments)] for name, arguments in written]
+    return said(text, made, answer.status, usage.input_tokens, usage.output_tokens)
+
+
+def _written(answer: Any) -> tuple[str, list[list[str]]]:
+    """A response's text, and its calls with the arguments as they were written."""
     items = [item if isinstance(item, dict) else item.model_dump() for item in answer.output]
     parts = [part for item in items if item["type"] == "message" for part in item["content"]]
-    calls = [[item["name"], json.loads(item["arguments"])] for item in items if item["type"] == "function_call"]
-    usage = answer.usage
-    return said("".join(part["text"] for part in parts), calls, answer.status, usage.input_tokens, usage.output_tokens)
+    calls = [[item["name"], item["arguments"]] for item in items if item["type"] == "function_call"]
+    return "".join(part["text"] for part in parts), calls
 
 
 def of_events(events: list[Any]) -> list[Any]:
     """A response's stream: its last event, which must say what the pieces before it said."""
-    found = of_response(events[-1].response)
+    last = events[-1].response
+    text, calls = _written(last)
     pieces = "".join(event.delta for event in events if event.type == "response.output_text.delta")
-    written = "".join(event.delta for event in events if event.type == "response.function_call_arguments.delta")
-    ended = "".join(event.arguments for event in events if event.type == "response.function_call_arguments.done")
-    assert (pieces, written) == (found[0], ended), "the pieces are not the whole"
-    return found
+    arguments = "".join(event.delta for event in events if event.type == "response.function_call_arguments.delta")
+    if (pieces, arguments) != (text, "".join(call[1] for call in calls)):
+        raise ValueError(f"{pieces!r} and {arguments!r} are not the whole, {text!r} and {calls}")
+    return of_response(last)
 
 
 def langchain(api: str, url: str, model: str, most: int) -> Ask:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,10 @@ from breakeven.wire.sse import event
 
 ARGUMENT = 'Zürich "8001"\n\\ 🦊'
 """Quotes, a line's end, a backslash and more than one byte a letter, within JSON within JSON."""
+USE = re.compile(r"use (?P<name>\w+) (?P<arguments>{.*})")
+"""A question that names a tool and what to call it with, as the programs are asked."""
+MOST_SAID = 4000
+"""Characters of an answer that repeats everything; of a program's, which says more, it repeats the last message."""
 USAGE = {"prompt_tokens": 21, "completion_tokens": 9, "total_tokens": 30, "prompt_tokens_details": {"cached_tokens": 4}}
 TOO_LONG = {"code": 400, "message": "the request exceeds the available context size, try increasing it"}
 
@@ -57,7 +62,8 @@ def filled(schema: dict[str, Any]) -> str:
 def message_of(asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The answer and why it ends."""
     last = told(asked["messages"][-1])
-    message: dict[str, Any] = {"role": "assistant", "content": " | ".join(map(told, asked["messages"]))}
+    everything = " | ".join(map(told, asked["messages"]))
+    message: dict[str, Any] = {"role": "assistant", "content": everything if len(everything) < MOST_SAID else last}
     if "think" in last:
         message["reasoning_content"] = "Hm. Näher."
     if "limit" in last:
@@ -67,6 +73,15 @@ def message_of(asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
         return {**message, "content": filled(form["json_schema"]["schema"])}, "stop"
     tools = asked.get("tools") if asked.get("tool_choice") != "none" else None
     if not tools or last.startswith("tool"):
+        return message, "stop"
+    if (named := USE.search(last)) is not None:
+        function = {"name": named["name"], "arguments": named["arguments"]}
+        return {
+            **message,
+            "content": None,
+            "tool_calls": [{"id": "call9", "type": "function", "function": function}],
+        }, "tool_calls"
+    if len(everything) >= MOST_SAID:
         return message, "stop"
     functions = [tool["function"] for tool in tools[: 2 if "both" in last else 1]]
     calls = [
